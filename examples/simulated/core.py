@@ -1,0 +1,131 @@
+"""An engine without its protocol: its health, its pace, and the tokens it makes."""
+
+from __future__ import annotations
+
+import asyncio
+import time
+from collections.abc import AsyncIterator, Mapping
+from dataclasses import replace
+from enum import Enum, auto
+from typing import Any
+
+from examples.simulated.ledger import Ledger
+from examples.simulated.options import Behaviour, EngineSpec, checked_changes
+
+DEFAULT_MAX_TOKENS = 8
+NIXL_SIDE_CHANNEL_PORT = 5600
+
+
+class Health(Enum):
+    """What the engine's health check goes by."""
+
+    SERVING = auto()
+    LOADING = auto()
+    DEAD = auto()
+    STOPPING = auto()
+
+
+class InferenceError(Exception):
+    """The engine cannot answer this request: not healthy, or `fail_rate` says so."""
+
+
+class EngineCore:
+    """What HTTP and gRPC engines have in common. Uses the running event loop's clock."""
+
+    def __init__(self, spec: EngineSpec, behaviour: Behaviour) -> None:
+        self.spec = spec
+        self.behaviour = behaviour
+        self.ledger = Ledger()
+        self.stopping = False
+        self.started_at = time.monotonic()
+        self._loaded_at = 0.0
+        self.load()
+        self._failures_due = 0.0
+        self._moving = asyncio.Event()
+        self._heed_hang()
+
+    def behave(self, **changes: object) -> None:
+        """Change some of the behaviour, from now on.
+
+        Raises:
+            ValueError: a name is not a behaviour's, or a value does not fit.
+        """
+        typed: dict[str, Any] = checked_changes(changes)
+        self.behaviour = replace(self.behaviour, **typed)
+        if "load_s" in typed:
+            self.load()
+        self._heed_hang()
+
+    def load(self) -> None:
+        """Begin to load, now."""
+        self._loaded_at = time.monotonic() + self.behaviour.load_s
+
+    @property
+    def health(self) -> Health:
+        if self.stopping:
+            return Health.STOPPING
+        if self.behaviour.dead_core:
+            return Health.DEAD
+        if time.monotonic() < self._loaded_at:
+            return Health.LOADING
+        return Health.SERVING
+
+    @property
+    def uptime_s(self) -> float:
+        return time.monotonic() - self.started_at
+
+    async def pause(self) -> None:
+        """The time before any answer: for ever while hanging, then `slow_s`."""
+        await self.moving()
+        if self.behaviour.slow_s:
+            await asyncio.sleep(self.behaviour.slow_s)
+
+    async def moving(self) -> None:
+        """Return when the engine does not hang."""
+        await self._moving.wait()
+
+    def admits(self, authorization: str | None) -> bool:
+        """Whether an `Authorization` value opens the engine."""
+        key = self.behaviour.require_key
+        return key is None or authorization == f"Bearer {key}"
+
+    def begin_inference(self) -> None:
+        """Refuse a request that cannot be answered.
+
+        Raises:
+            InferenceError: the engine is loading or dead, or it is this request's turn to fail.
+        """
+        if self.health in (Health.LOADING, Health.DEAD):
+            raise InferenceError(f"{self.spec.name} is {self.health.name.lower()}")
+        self._failures_due += self.behaviour.fail_rate
+        if self._failures_due >= 1:
+            self._failures_due -= 1
+            raise InferenceError(f"{self.spec.name} fails this request, as told")
+
+    def kv_handover(self, params: Mapping[str, Any], request_id: str) -> dict[str, Any] | None:
+        """vLLM's NIXL: where the KV blocks are, if a prefill is told to leave decoding to another engine."""
+        if not params.get("do_remote_decode"):
+            return None
+        return {
+            "do_remote_prefill": True,
+            "do_remote_decode": False,
+            "remote_engine_id": self.spec.kv_engine_id,
+            "remote_request_id": request_id,
+            "remote_block_ids": [1, 2],
+            "remote_host": "127.0.0.1",
+            "remote_port": NIXL_SIDE_CHANNEL_PORT,
+            "tp_size": 1,
+        }
+
+    async def tokens(self, count: int) -> AsyncIterator[str]:
+        """The answer, token by token; the first one is the engine's name."""
+        for number in range(count):
+            await asyncio.sleep(self.behaviour.token_interval_s)
+            await self.moving()
+            yield f" {number}" if number else self.spec.name
+
+    def _heed_hang(self) -> None:
+        if self.behaviour.hang:
+            self._moving.clear()
+        else:
+            self._moving.set()

@@ -1,0 +1,211 @@
+"""What a simulated engine is (`EngineSpec`), how it behaves (`Behaviour`), and both read from settings.
+
+An `EngineSpec` holds for an engine's life. A `Behaviour` can be changed while it runs. The command line, the
+control API and tests use the same names: the fields below.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass, fields
+from enum import StrEnum
+from pathlib import Path
+from typing import Annotated
+
+from pydantic import ConfigDict, Field, TypeAdapter
+
+Seconds = Annotated[float, Field(ge=0)]
+Share = Annotated[float, Field(ge=0, le=1)]
+Port = Annotated[int, Field(ge=1, le=65535)]
+
+
+class EngineKind(StrEnum):
+    """Which engine is simulated, and over which protocol."""
+
+    SGLANG_HTTP = "sglang-http"
+    SGLANG_GRPC = "sglang-grpc"
+    VLLM_HTTP = "vllm-http"
+    VLLM_GRPC = "vllm-grpc"
+    TRTLLM_HTTP = "trtllm-http"
+    TRTLLM_GRPC = "trtllm-grpc"
+    MLX_GRPC = "mlx-grpc"
+    TOKENSPEED_GRPC = "tokenspeed-grpc"
+    OPENAI_HTTP = "openai-http"
+    DYNAMO_HTTP = "dynamo-http"
+
+    @property
+    def is_grpc(self) -> bool:
+        return self.value.endswith("-grpc")
+
+    @property
+    def is_vllm(self) -> bool:
+        return self.value.startswith("vllm-")
+
+
+class Role(StrEnum):
+    """The part an engine plays in prefill-decode disaggregation."""
+
+    REGULAR = "regular"
+    PREFILL = "prefill"
+    DECODE = "decode"
+
+
+class Lie(StrEnum):
+    """What an engine answers instead of the truth.
+
+    All but `types` are told on every HTTP path, inference included. Over gRPC `garbage` and `huge` spoil
+    every message, the frame around it stays right; `endless` is the same as `huge`, and `redirect` and
+    `not_an_engine` speak HTTP/1.1 to a client that expects HTTP/2. Connections that are open keep the
+    protocol they have.
+    """
+
+    HUGE = "huge"
+    """64 MiB more than anybody wants."""
+    ENDLESS = "endless"
+    """A JSON list that never ends."""
+    EMPTY = "empty"
+    """Status 200 and no body; over gRPC, a message with no field set."""
+    GARBAGE = "garbage"
+    """Status 200, and a body that is neither JSON nor UTF-8, nor a protobuf message."""
+    TYPES = "types"
+    """The right keys with values of the wrong types, in what the engine says of itself."""
+    REDIRECT = "redirect"
+    """302 to another path, for ever."""
+    TRUNCATED = "truncated"
+    """Half an answer, then the connection closes."""
+    NOT_AN_ENGINE = "not_an_engine"
+    """A web server's welcome page, with 200, on every path."""
+    SLOW_DRIP = "slow_drip"
+    """The true answer, one byte each second."""
+
+
+DEFAULT_VERSIONS: Mapping[EngineKind, str] = {
+    EngineKind.SGLANG_HTTP: "0.5.23",
+    EngineKind.SGLANG_GRPC: "0.5.23",
+    EngineKind.VLLM_HTTP: "0.32.0",
+    EngineKind.VLLM_GRPC: "0.32.0",
+    EngineKind.TRTLLM_HTTP: "1.2.0",
+    EngineKind.TRTLLM_GRPC: "1.2.0",
+    EngineKind.TOKENSPEED_GRPC: "0.1.0",
+}
+KV_ROLES = {Role.REGULAR: "", Role.PREFILL: "kv_producer", Role.DECODE: "kv_consumer"}
+
+
+@dataclass(frozen=True, kw_only=True)
+class EngineSpec:
+    """What an engine is. Everything but `kind` and `socket` has a default; `name` is the socket's stem.
+
+    `kv_connector`, `kv_role` and `kv_engine_id` are vLLM's: a prefill or decode vLLM is given NixlConnector,
+    the role's `kv_role` and an engine id of its own where they are not set. `bootstrap_port` is SGLang's, who
+    names one even when it is not disaggregated. `leave_socket` says that a stopped engine leaves its socket
+    file behind, as vLLM over HTTP does. `dev_mode` makes vLLM over HTTP answer `/server_info`.
+    """
+
+    __pydantic_config__ = ConfigDict(extra="forbid")
+
+    kind: EngineKind
+    socket: Path
+    name: str = ""
+    model: str = "tiny"
+    role: Role = Role.REGULAR
+    version: str = ""
+    bootstrap_port: Port = 8998
+    kv_connector: str = ""
+    kv_role: str = ""
+    kv_engine_id: str = ""
+    dp_size: Annotated[int, Field(ge=1)] = 1
+    leave_socket: bool | None = None
+    dev_mode: bool = False
+
+    def __post_init__(self) -> None:
+        self._default("name", self.socket.stem)
+        self._default("version", DEFAULT_VERSIONS.get(self.kind, ""))
+        if self.kind.is_vllm and self.role is not Role.REGULAR:
+            self._default("kv_connector", "NixlConnector")
+            self._default("kv_role", KV_ROLES[self.role])
+        if self.kv_connector:
+            self._default("kv_engine_id", f"engine-of-{self.name}")
+        if self.leave_socket is None:
+            self._default("leave_socket", self.kind is EngineKind.VLLM_HTTP)
+
+    def _default(self, name: str, value: object) -> None:
+        if not getattr(self, name):
+            object.__setattr__(self, name, value)
+
+
+@dataclass(frozen=True, kw_only=True)
+class Behaviour:
+    """How an engine behaves now. The default is a healthy engine that answers as fast as it can.
+
+    Attributes:
+        listen_delay_s: The socket file exists and nobody listens for this long. Counts at the start only.
+        load_s: Listening, telling what it is, and not healthy for this long; set again, loading begins again.
+        hang: Connections are accepted, nothing is answered, and open streams stand still, until this is
+            false.
+        slow_s: Every answer comes this much later.
+        accept_close: Connections, the open ones too, are closed at once: an SSH forward whose far end is
+            dead.
+        dead_core: Says what it is, is never healthy, fails inference: a vLLM whose engine core died.
+        lie: What is answered instead of the truth.
+        require_key: A key to be shown as `Authorization: Bearer KEY` (gRPC: `authorization` metadata). Asked
+            for where the real engine asks; gRPC engines have none, there it guards all but health and
+            reflection.
+        fail_rate: The share of inference requests that fail; 0.25 fails every fourth.
+        token_interval_s: The time before each token.
+        grace_s: How long a graceful stop waits for requests in flight.
+    """
+
+    __pydantic_config__ = ConfigDict(extra="forbid")
+
+    listen_delay_s: Seconds = 0.0
+    load_s: Seconds = 0.0
+    hang: bool = False
+    slow_s: Seconds = 0.0
+    accept_close: bool = False
+    dead_core: bool = False
+    lie: Lie | None = None
+    require_key: str | None = None
+    fail_rate: Share = 0.0
+    token_interval_s: Seconds = 0.0
+    grace_s: Seconds = 5.0
+
+
+_SPECS = TypeAdapter(EngineSpec)
+_BEHAVIOURS = TypeAdapter(Behaviour)
+BEHAVIOUR_NAMES = frozenset(f.name for f in fields(Behaviour))
+
+
+def engine_from(settings: Mapping[str, object]) -> tuple[EngineSpec, Behaviour]:
+    """Read one flat mapping, values as text or typed.
+
+    Raises:
+        ValueError: a setting is unknown, missing or of the wrong type.
+    """
+    identity = {name: value for name, value in settings.items() if name not in BEHAVIOUR_NAMES}
+    conduct = {name: value for name, value in settings.items() if name in BEHAVIOUR_NAMES}
+    return _SPECS.validate_python(identity), _BEHAVIOURS.validate_python(conduct)
+
+
+def checked_changes(changes: Mapping[str, object]) -> dict[str, object]:
+    """The same changes with their values typed.
+
+    Raises:
+        ValueError: a name is not a behaviour's, or a value does not fit.
+    """
+    behaviour = _BEHAVIOURS.validate_python(dict(changes))
+    return {name: getattr(behaviour, name) for name in changes}
+
+
+def settings_from_text(text: str) -> dict[str, str | None]:
+    """Read `kind=vllm-grpc,socket=/run/r1.sock,lie=`; an empty value means none.
+
+    Raises:
+        ValueError: a part is not `name=value`.
+    """
+    settings: dict[str, str | None] = {}
+    for part in text.split(","):
+        name, equals, value = part.partition("=")
+        if not equals:
+            raise ValueError(f"{part!r} is not name=value")
+        settings[name.strip().replace("-", "_")] = value.strip() or None
+    return settings

@@ -1,0 +1,35 @@
+"""`tokenspeed.grpc.scheduler.TokenSpeedScheduler`, from its proto: SGLang's shape with another name."""
+
+from __future__ import annotations
+
+from typing import Any
+
+from google.protobuf.message import Message
+from smg_grpc_proto.generated import tokenspeed_scheduler_pb2
+
+from examples.simulated.pages import answer, sglang_server_args
+from examples.simulated.services.base import CONTEXT_LENGTH, model_facts
+from examples.simulated.services.sglang import SglangService, server_args_struct
+
+
+class TokenSpeedService(SglangService):
+    """Its own server offers health and reflection like the other engines'."""
+
+    messages = tokenspeed_scheduler_pb2
+    service = "TokenSpeedScheduler"
+
+    async def model_info(self, request: Any, context: Any) -> Message:
+        message: Message = tokenspeed_scheduler_pb2.GetModelInfoResponse(
+            tokenizer_path=self.core.spec.model, weight_version="default", **model_facts(self.core)
+        )
+        return message
+
+    async def server_info(self, request: Any, context: Any) -> Message:
+        message: Message = tokenspeed_scheduler_pb2.GetServerInfoResponse(
+            server_args=server_args_struct(sglang_server_args(self.core)),
+            scheduler_info=server_args_struct(answer("sglang_scheduler_info")),
+            tokenspeed_version=self.core.spec.version,
+            uptime_seconds=self.core.uptime_s,
+            max_total_num_tokens=CONTEXT_LENGTH,
+        )
+        return message

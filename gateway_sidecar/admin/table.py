@@ -1,0 +1,69 @@
+"""`status` for people: one table for each service, widest columns first to be read at 3 a.m."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import Any
+
+_COLUMNS = ("replica", "state", "for", "engine", "role", "model", "bridge", "reason")
+
+
+def render_status(status: dict[str, Any]) -> str:
+    """The answer of `/v1/status` as text."""
+    parts = []
+    bridge = status["bridge"]
+    if bridge["state"] != "up":
+        parts.append(f"BRIDGE DOWN: {bridge['reason']}")
+    parts += [f"PROBLEM: {problem}" for problem in status["problems"]]
+    parts += [_service(service) for service in status["services"]]
+    return "\n\n".join(parts)
+
+
+def _service(service: dict[str, Any]) -> str:
+    router = service["router"]
+    title = f"{service['name']}  {service['listen']}  router {router['type']} {router['state']}"
+    if router["pid"]:
+        title += f" (pid {router['pid']}, {router['url']}, {router['restarts']} restarts)"
+    lines = [title]
+    if router["reason"]:
+        lines.append(f"  router: {router['reason']}")
+    if service["source"]["blind"]:
+        lines.append(f"  SOURCE: {service['source']['blind']}; every replica stays as it was")
+    lines += [f"  refused: {name}: {reason}" for name, reason in service["source"]["refused"].items()]
+    rows = [_row(replica) for replica in service["replicas"]]
+    if not rows:
+        lines.append(f"  no replicas at {service['sockets']}")
+        return "\n".join(lines)
+    lines += [f"  {line}" for line in _table([_COLUMNS, *rows])]
+    return "\n".join(lines)
+
+
+def _row(replica: dict[str, Any]) -> tuple[str, ...]:
+    engine = "/".join(filter(None, (replica["runtime_type"], replica["connection_mode"])))
+    return (
+        replica["id"],
+        replica["state"],
+        age(replica["state_age_s"]),
+        engine or "-",
+        replica["worker_type"] or "-",
+        replica["model"] or "-",
+        replica["bridge"] or "-",
+        replica["reason"] or "",
+    )
+
+
+def _table(rows: Sequence[Sequence[str]]) -> list[str]:
+    widths = [max(len(row[i]) for row in rows) for i in range(len(rows[0]))]
+    return ["  ".join(cell.ljust(width) for cell, width in zip(row, widths, strict=True)).rstrip() for row in rows]
+
+
+def age(seconds: float) -> str:
+    """A duration in its two largest units: `2h05m`."""
+    whole = int(seconds)
+    if whole < 60:
+        return f"{whole}s"
+    if whole < 3600:
+        return f"{whole // 60}m{whole % 60:02}s"
+    if whole < 86400:
+        return f"{whole // 3600}h{whole % 3600 // 60:02}m"
+    return f"{whole // 86400}d{whole % 86400 // 3600:02}h"

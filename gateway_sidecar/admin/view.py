@@ -1,0 +1,77 @@
+"""What `status` and `plan` show: the daemon's state as plain data. Other tools rely on these names."""
+
+from __future__ import annotations
+
+import time
+from typing import Any
+
+from gateway_sidecar.control.daemon import Daemon
+from gateway_sidecar.control.service import Service
+from gateway_sidecar.control.tenure import Tenure
+
+
+def status(daemon: Daemon) -> dict[str, Any]:
+    """The whole daemon. `services[].replicas[]` may show an id twice while an old engine drains beside the new."""
+    return {
+        "services": [_service(name, service) for name, service in sorted(daemon.services.items())],
+        "bridge": {
+            "state": "up" if daemon.keeper.up else "down",
+            "pid": daemon.keeper.nginx.process.pid if daemon.keeper.nginx.process else None,
+            "reason": daemon.keeper.reason,
+            "ports": daemon.leases.size,
+            "leased": len(daemon.leases.leased),
+            "quarantined": len(daemon.leases.quarantined),
+            "reloads": daemon.keeper.nginx.reloads,
+        },
+        "problems": [f"{what}: {reason}" for what, reason in sorted(daemon.problems.items())],
+        "ready": daemon.ready,
+    }
+
+
+def _service(name: str, service: Service) -> dict[str, Any]:
+    router = service.router
+    listing = service.listing
+    return {
+        "name": name,
+        "listen": str(service.settings.listen),
+        "sockets": str(service.settings.replicas.sockets),
+        "source": {"blind": listing.blind if listing else None, "refused": dict(listing.refused) if listing else {}},
+        "router": {
+            "type": router.kind.name,
+            "state": router.state.value,
+            "url": router.ports.url,
+            "pid": router.pid,
+            "restarts": router.restarts,
+            "metrics_url": router.ports.metrics_url,
+            "reason": router.reason,
+        },
+        "replicas": [_replica(service, t) for t in sorted(service.tenures.values(), key=lambda t: (t.replica, -t.key))],
+    }
+
+
+def _replica(service: Service, tenure: Tenure) -> dict[str, Any]:
+    worker = service.book.workers.get(tenure.url) if tenure.url else None
+    facts = tenure.facts
+    kind = tenure.overrides.worker_type or (facts.worker_type if facts else None)
+    return {
+        "id": tenure.replica,
+        "state": tenure.state.value,
+        "state_age_s": round(time.monotonic() - tenure.state_since, 3),
+        "socket": str(tenure.sighting.socket),
+        "bridge": f"{tenure.host}:{tenure.port}" if tenure.port is not None else None,
+        "worker_id": worker.worker_id if worker else None,
+        "worker_type": kind.value if kind else None,
+        "connection_mode": facts.connection_mode.value if facts else None,
+        "runtime_type": facts.runtime_type.value if facts else None,
+        "model": (worker.model_id if worker else None) or (facts.model if facts else None),
+        "reason": tenure.reason or None,
+    }
+
+
+def plan(daemon: Daemon) -> list[dict[str, Any]]:
+    """What the daemon would do next, without doing it; at rest nothing."""
+    return [
+        {"service": name, "replica": replica, "action": action}
+        for name, service in sorted(daemon.services.items())
+        for replica, action in service.pending_actions()
+    ]

@@ -1,0 +1,154 @@
+"""The composition root: the only place that names concrete adapters."""
+
+from __future__ import annotations
+
+import asyncio
+import os
+import signal
+from collections.abc import Awaitable, Callable
+from functools import partial
+from pathlib import Path
+
+from gateway_sidecar.admin.api import serve_admin
+from gateway_sidecar.admin.exposition import serve_metrics
+from gateway_sidecar.bridges.nginx import BridgeSettings, Nginx, busy_ports
+from gateway_sidecar.config import ServiceSettings, Settings, load_overrides
+from gateway_sidecar.control.daemon import Daemon
+from gateway_sidecar.control.router_process import RouterProcess
+from gateway_sidecar.control.service import Service
+from gateway_sidecar.domain.leases import NoFreePort, PortLeases
+from gateway_sidecar.engines.probe import EngineProbe
+from gateway_sidecar.errors import ConfigError, ProcessError
+from gateway_sidecar.routers.base import RouterPorts
+from gateway_sidecar.routers.smg import Smg
+from gateway_sidecar.sources.socket_pattern import SocketPattern
+from gateway_sidecar.telemetry.metrics import Metrics
+
+
+class RealAdapters:
+    """Services built of SMG, nginx, socket patterns and the real probe (an `Adapters`)."""
+
+    def __init__(self, settings: Settings, nginx: Nginx, bridges: PortLeases, metrics: Metrics) -> None:
+        self._settings = settings
+        self._nginx = nginx
+        self._bridges = bridges
+        self._metrics = metrics
+        self._router_ports = PortLeases(range(settings.router_ports.first, settings.router_ports.last + 1))
+        self._probe = EngineProbe()
+
+    def service(self, settings: ServiceSettings, on_change: Callable[[], None]) -> Service:
+        """One service, not running yet."""
+        router = RouterProcess(
+            settings.name,
+            self.router_kind(settings),
+            self._settings.state_dir / "log" / f"router-{settings.name}.log",
+            partial(choose_ports, self._router_ports, settings.name),
+            self._metrics,
+            start_timeout_s=settings.router.start_timeout_s,
+            on_change=on_change,
+        )
+        return Service(
+            settings,
+            source=self.source(settings),
+            probe=self._probe,
+            links=self._nginx,
+            leases=self._bridges,
+            host=self._settings.bridges.host,
+            router=router,
+            metrics=self._metrics,
+            rescan_interval_s=self._settings.rescan_interval_s,
+            read_overrides=load_overrides,
+            on_leases=on_change,
+        )
+
+    def source(self, settings: ServiceSettings) -> SocketPattern:
+        """Where the service's replicas are learnt from."""
+        return SocketPattern(str(settings.replicas.sockets))
+
+    def router_kind(self, settings: ServiceSettings) -> Smg:
+        """The service's router as it is configured."""
+        it = settings.router
+        return Smg(it.command, it.policy, it.log_level, it.args, it.env, it.api_timeout_s, settings.drain.settle_s)
+
+
+def choose_ports(leases: PortLeases, service: str) -> RouterPorts:
+    """Two private ports that can be listened on: those that the service had, as long as nobody else took them.
+
+    Raises ProcessError when there are none.
+    """
+
+    def usable(owner: str) -> int:
+        while True:
+            try:
+                port = leases.acquire(owner)
+            except NoFreePort as error:
+                raise ProcessError(f"no free port for the router ({error}); widen router_ports") from error
+            if not busy_ports([("127.0.0.1", port)]):
+                return port
+            leases.release(port)
+
+    try:
+        return RouterPorts(usable(f"{service}/api"), usable(f"{service}/metrics"))
+    finally:
+        for port in leases.quarantined:
+            leases.settle(port)
+
+
+def build_daemon(config_path: Path, settings: Settings) -> Daemon:
+    """The daemon with all its parts. Raises BridgeError for a run_dir that nginx cannot use."""
+    metrics = Metrics()
+    workers = settings.bridges.nginx_workers
+    nginx = Nginx(
+        BridgeSettings(
+            host=settings.bridges.host,
+            first_port=settings.bridges.ports.first,
+            last_port=settings.bridges.ports.last,
+            command=settings.bridges.nginx,
+            worker_processes=str(os.cpu_count() or 1) if workers == "auto" else str(workers),
+            run_dir=settings.run_dir,
+            log_dir=settings.state_dir / "log",
+        )
+    )
+    bridges = PortLeases(range(settings.bridges.ports.first, settings.bridges.ports.last + 1))
+    adapters = RealAdapters(settings, nginx, bridges, metrics)
+    return Daemon(config_path, settings, nginx=nginx, leases=bridges, metrics=metrics, adapters=adapters)
+
+
+async def run_daemon(config_path: Path, settings: Settings) -> None:
+    """Runs the daemon until a signal ends it.
+
+    SIGTERM leaves nginx and the routers running for the next daemon; SIGINT (Ctrl-C) takes them down as well. SIGHUP
+    reads the configuration again.
+    """
+    daemon = build_daemon(config_path, settings)
+    loop = asyncio.get_running_loop()
+    reloads: set[asyncio.Task[object]] = set()
+
+    async def reload() -> None:
+        try:
+            await daemon.reload()
+        except ConfigError:
+            return  # It has been logged and counted; the old configuration stays.
+
+    def on_hup() -> None:
+        task: asyncio.Task[object] = asyncio.create_task(reload())
+        reloads.add(task)
+        task.add_done_callback(reloads.discard)
+
+    loop.add_signal_handler(signal.SIGTERM, partial(daemon.end, stop_all=False))
+    loop.add_signal_handler(signal.SIGINT, partial(daemon.end, stop_all=True))
+    loop.add_signal_handler(signal.SIGHUP, on_hup)
+
+    async def serve(started: Daemon) -> Callable[[], Awaitable[None]]:
+        admin = await serve_admin(started, settings.run_dir / "admin.sock")
+        listen = settings.metrics.listen
+        exposition = await serve_metrics(started, listen.host, listen.port) if listen else None
+
+        async def close() -> None:
+            await admin.cleanup()
+            if exposition is not None:
+                await exposition.cleanup()
+
+        return close
+
+    await daemon.run(serve)

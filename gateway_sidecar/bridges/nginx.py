@@ -1,0 +1,279 @@
+"""The daemon's own nginx: bridges as symlinks behind one static port range, and the service addresses.
+
+A scale event moves a symlink; nginx is never told. It is reloaded only when a service address is added, removed or
+moved to another router.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import errno
+import grp
+import os
+import pwd
+import resource
+import shutil
+import signal
+import socket
+import time
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+
+from gateway_sidecar.bridges.nginx_config import Capacity, NginxConfig, ServiceAddress
+from gateway_sidecar.errors import BridgeError, ProcessError
+from gateway_sidecar.supervision.logfile import ChildLog
+from gateway_sidecar.supervision.process import Identity, Process, session_members
+
+STREAM_MODULES = (
+    Path("/usr/lib/nginx/modules/ngx_stream_module.so"),
+    Path("/usr/lib64/nginx/modules/ngx_stream_module.so"),
+    Path("/usr/share/nginx/modules/ngx_stream_module.so"),
+)
+_LONGEST_SOCKET_PATH = 107
+_CURE = "on Debian and Ubuntu: apt-get install nginx-light libnginx-mod-stream"
+
+
+@dataclass(frozen=True, slots=True)
+class NginxProgram:
+    """The nginx to run; `stream_module` is None where `stream` is compiled in."""
+
+    path: str
+    version: str
+    stream_module: Path | None
+
+
+async def find_nginx(command: str) -> NginxProgram:
+    """Looks nginx and its stream module up. Raises BridgeError with the cure."""
+    path = shutil.which(command, path=os.environ.get("PATH", "") + ":/usr/sbin:/usr/local/sbin")
+    if path is None:
+        raise BridgeError(f"nginx was not found as '{command}'; {_CURE}")
+    code, output = await _run(path, "-V")
+    if code != 0:
+        raise BridgeError(f"{path} -V failed: {output.strip()[-200:]}")
+    version = output.split("nginx/", 1)[-1].split()[0]
+    words = output.split()
+    if "--with-stream" in words:
+        return NginxProgram(path, version, None)
+    modules = [w.partition("=")[2] for w in words if w.startswith("--modules-path=")]
+    for module in (*(Path(m) / "ngx_stream_module.so" for m in modules), *STREAM_MODULES):
+        if module.exists():
+            return NginxProgram(path, version, module)
+    raise BridgeError(f"{path} has no stream module; {_CURE}")
+
+
+@dataclass(frozen=True, slots=True)
+class BridgeSettings:
+    """Where the bridges live. Ports are inclusive."""
+
+    host: str
+    first_port: int
+    last_port: int
+    command: str
+    worker_processes: str
+    run_dir: Path
+    log_dir: Path
+
+
+class Nginx:
+    """One nginx for all services. `link` and `unlink` are all that a scale event needs."""
+
+    def __init__(self, settings: BridgeSettings) -> None:
+        self._settings = settings
+        self.links = settings.run_dir / "bridges"
+        self._directory = settings.run_dir / "nginx"
+        self._config_path = self._directory / "nginx.conf"
+        self.log = ChildLog(settings.log_dir / "nginx.log")
+        self._program: NginxProgram | None = None
+        self.process: Process | None = None
+        self.reloads = 0
+        if len(str(self.links / "65535.sock")) > _LONGEST_SOCKET_PATH:
+            raise BridgeError(f"run_dir: {settings.run_dir} is too long a path for Unix sockets; use a shorter one")
+
+    def prepare(self) -> None:
+        """Makes the directories that nginx and the links need."""
+        for path in (self.links, self._directory / "temp", self._settings.log_dir):
+            path.mkdir(parents=True, exist_ok=True)
+
+    def link(self, port: int, target: Path) -> None:
+        """Leads the bridge `port` to a replica's socket, at once and for new connections only."""
+        link = self.links / f"{port}.sock"
+        fresh = self.links / f".{port}.new"
+        fresh.unlink(missing_ok=True)
+        fresh.symlink_to(target)
+        fresh.replace(link)
+
+    def unlink(self, port: int) -> None:
+        """New connections to the bridge lead nowhere; open ones go on."""
+        (self.links / f"{port}.sock").unlink(missing_ok=True)
+
+    def linked(self) -> dict[int, Path]:
+        """Port -> target of every link there is."""
+        found = {}
+        for link in self.links.glob("*.sock"):
+            if link.stem.isdigit() and link.is_symlink():
+                found[int(link.stem)] = link.readlink()
+        return found
+
+    async def start(self, services: Sequence[ServiceAddress]) -> None:
+        """Starts nginx and returns when it listens. Raises BridgeError."""
+        self.prepare()
+        if self._program is None:
+            self._program = await find_nginx(self._settings.command)
+        busy = await asyncio.to_thread(busy_ports, self._addresses(services))
+        if busy:
+            raise BridgeError(_busy_message(busy))
+        await self._write(services)
+        try:
+            process = await Process.spawn(
+                [self._program.path, "-p", str(self._directory), "-c", str(self._config_path)],
+                log_fd=self.log.open_for_child(),
+                cwd=self._directory,
+            )
+        except ProcessError as error:
+            raise BridgeError(str(error)) from error
+        self.process = process
+        try:
+            await self._until_listening(services, process)
+        except BridgeError:
+            await process.stop(grace_s=1)
+            self.process = None
+            raise
+
+    async def adopt(self, identity: Identity, services: Sequence[ServiceAddress]) -> bool:
+        """Takes over the nginx of an earlier daemon; False if it is gone, its orphans stopped then."""
+        self.prepare()
+        self._program = await find_nginx(self._settings.command)
+        process = Process.adopt(identity)
+        if process is None:
+            await stop_orphans(identity)
+            return False
+        self.process = process
+        await self.apply(services)
+        return True
+
+    async def apply(self, services: Sequence[ServiceAddress]) -> bool:
+        """Makes nginx serve just these addresses; reloads it only if that changes anything."""
+        process = self.process
+        if process is None or not process.running:
+            raise BridgeError("nginx does not run")
+        if not await self._write(services):
+            return False
+        process.send(signal.SIGHUP)
+        self.reloads += 1
+        await self._until_listening(services, process)
+        return True
+
+    async def stop(self, grace_s: float) -> None:
+        """Lets open connections finish for `grace_s` seconds, then ends nginx."""
+        if self.process is not None:
+            await self.process.stop(grace_s=grace_s, sig=signal.SIGQUIT)
+            await stop_orphans(self.process.identity)
+            self.process = None
+
+    def _config(self, services: Sequence[ServiceAddress]) -> NginxConfig:
+        assert self._program is not None
+        soft, hard = resource.getrlimit(resource.RLIMIT_NOFILE)
+        listening = self._settings.last_port - self._settings.first_port + 1 + len(services)
+        capacity = Capacity.within(hard if hard != resource.RLIM_INFINITY else 1 << 20, listening)
+        if capacity.requests < 16:
+            raise BridgeError(
+                f"the limit of {hard} open files leaves no room beside {listening} listening ports; "
+                "raise it (systemd: LimitNOFILE=) or use a smaller bridges.ports"
+            )
+        need = capacity.worker_connections + 64
+        if soft < need:
+            resource.setrlimit(resource.RLIMIT_NOFILE, (min(need, hard) if hard > 0 else need, hard))
+        return NginxConfig(
+            host=self._settings.host,
+            first_port=self._settings.first_port,
+            last_port=self._settings.last_port,
+            links=self.links,
+            directory=self._directory,
+            log=self.log.path,
+            worker_processes=self._settings.worker_processes,
+            capacity=capacity,
+            services=sorted(services, key=lambda s: s.service),
+            stream_module=self._program.stream_module,
+            user=_own_user() if os.geteuid() == 0 else None,
+        )
+
+    async def _write(self, services: Sequence[ServiceAddress]) -> bool:
+        """Renders the configuration; True if it changed. Raises BridgeError, the old one kept, if nginx objects."""
+        text = self._config(services).text()
+        if self.process is not None and self._config_path.exists() and self._config_path.read_text() == text:
+            return False
+        fresh = self._config_path.with_suffix(".new")
+        fresh.write_text(text)
+        assert self._program is not None
+        code, output = await _run(self._program.path, "-t", "-q", "-p", str(self._directory), "-c", str(fresh))
+        # nginx -t binds nothing that a running nginx holds, so it tells syntax and files only.
+        if code != 0 and "[emerg] bind()" not in output:
+            raise BridgeError(f"nginx refuses its configuration {fresh}: {output.strip()[-500:]}")
+        fresh.replace(self._config_path)
+        return True
+
+    def _addresses(self, services: Sequence[ServiceAddress]) -> list[tuple[str, int]]:
+        bridges = range(self._settings.first_port, self._settings.last_port + 1)
+        return [(self._settings.host, port) for port in bridges] + [_split(s.listen) for s in services]
+
+    async def _until_listening(self, services: Sequence[ServiceAddress], process: Process) -> None:
+        wanted = [(self._settings.host, self._settings.last_port), *(_split(s.listen) for s in services)]
+        deadline = time.monotonic() + 10
+        # Asked of the kernel, not by connecting: a connection to an idle bridge is an error line in nginx's log.
+        while len(await asyncio.to_thread(busy_ports, wanted)) < len(wanted):
+            if not process.running or time.monotonic() > deadline:
+                last = " | ".join(self.log.tail(3)) or "it said nothing"
+                raise BridgeError(f"nginx does not listen: {last}")
+            await asyncio.sleep(0.005)
+
+
+async def stop_orphans(master: Identity) -> int:
+    """Ends the workers that a dead master left behind (they hold the ports); how many there were."""
+    if master.is_alive():
+        return 0
+    orphans = [p for member in session_members(master) if (p := Process.adopt(member)) is not None]
+    # TERM closes the listeners at once and the connections with them; a dead master's workers cannot be reloaded.
+    await asyncio.gather(*(orphan.stop(grace_s=2) for orphan in orphans))
+    return len(orphans)
+
+
+def busy_ports(addresses: Sequence[tuple[str, int]]) -> list[tuple[str, int, str]]:
+    """Which of the addresses cannot be listened on, and why. Blocks for about 5 us per address."""
+    busy = []
+    for host, port in addresses:
+        family = socket.AF_INET6 if ":" in host else socket.AF_INET
+        with socket.socket(family, socket.SOCK_STREAM) as probe:
+            probe.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
+            try:
+                probe.bind((host, port))
+                probe.listen(1)
+            except OSError as error:
+                busy.append((host, port, errno.errorcode.get(error.errno or 0, str(error))))
+    return busy
+
+
+def _busy_message(busy: Sequence[tuple[str, int, str]]) -> str:
+    shown = ", ".join(f"{host}:{port} ({why})" for host, port, why in busy[:5])
+    more = f" and {len(busy) - 5} more" if len(busy) > 5 else ""
+    return f"cannot listen on {shown}{more}; stop what uses them, or choose others (bridges.ports, services[].listen)"
+
+
+def _split(listen: str) -> tuple[str, int]:
+    host, _, port = listen.rpartition(":")
+    return host.strip("[]"), int(port)
+
+
+async def _run(*argv: str) -> tuple[int, str]:
+    process = await asyncio.create_subprocess_exec(
+        *argv,
+        stdin=asyncio.subprocess.DEVNULL,
+        stdout=asyncio.subprocess.PIPE,
+        stderr=asyncio.subprocess.STDOUT,
+    )
+    output, _ = await process.communicate()
+    return process.returncode or 0, output.decode("utf-8", "replace")
+
+
+def _own_user() -> str:
+    return f"{pwd.getpwuid(os.geteuid()).pw_name} {grp.getgrgid(os.getegid()).gr_name}"

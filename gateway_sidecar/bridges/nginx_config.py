@@ -1,0 +1,164 @@
+"""The text of nginx's configuration: bridges (`stream`) and service addresses (`http`). Pure."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+
+_CONNECTIONS_EACH = 4  # client, service address -> router, router -> bridge, bridge -> replica
+_SPARE = 64  # files that nginx opens for itself
+
+
+@dataclass(frozen=True, slots=True)
+class Capacity:
+    """What nginx is allowed to hold open, per worker process."""
+
+    worker_connections: int
+    requests: int
+
+    @classmethod
+    def within(cls, file_limit: int, listening: int, requests: int = 8192) -> Capacity:
+        """Room for `requests` requests at once, or for as many as the file limit leaves.
+
+        Each listening port takes one connection of every worker process.
+        """
+        wanted = listening + _CONNECTIONS_EACH * requests
+        most = file_limit - _SPARE
+        connections = min(wanted, most)
+        return cls(connections, max(0, (connections - listening) // _CONNECTIONS_EACH))
+
+
+@dataclass(frozen=True, slots=True)
+class ServiceAddress:
+    """One service's stable address and the router port behind it. `listen` is `host:port`."""
+
+    service: str
+    listen: str
+    router: str
+
+
+@dataclass(frozen=True, slots=True)
+class NginxConfig:
+    """All that the configuration depends on. `first_port`..`last_port` on `host` are the bridges."""
+
+    host: str
+    first_port: int
+    last_port: int
+    links: Path
+    directory: Path
+    log: Path
+    worker_processes: str
+    capacity: Capacity
+    services: Sequence[ServiceAddress]
+    stream_module: Path | None
+    user: str | None
+
+    def text(self) -> str:
+        """The whole configuration file."""
+        parts = [self._main(), self._stream(), self._http()]
+        return "\n".join(parts)
+
+    def _main(self) -> str:
+        lines = [
+            "# Written by gateway-sidecar. Changes made here are lost.",
+            "daemon off;",
+            f"worker_processes {self.worker_processes};",
+            f"worker_rlimit_nofile {self.capacity.worker_connections + _SPARE};",
+            f"pid {_quoted(self.directory / 'nginx.pid')};",
+            f"error_log {_quoted(self.log)} warn;",
+        ]
+        if self.user is not None:
+            lines.insert(2, f"user {self.user};")
+        if self.stream_module is not None:
+            lines.append(f"load_module {_quoted(self.stream_module)};")
+        lines.append(f"events {{ worker_connections {self.capacity.worker_connections}; multi_accept on; }}")
+        return "\n".join(lines) + "\n"
+
+    def _stream(self) -> str:
+        host = _bracketed(self.host)
+        ports = str(self.first_port)
+        if self.last_port != self.first_port:
+            ports += f"-{self.last_port}"
+        return f"""\
+stream {{
+    server {{
+        listen {host}:{ports} backlog=1024 so_keepalive=60s:10s:6;
+        tcp_nodelay on;
+        proxy_connect_timeout 2s;
+        proxy_timeout 24h;
+        proxy_pass unix:{self.links}/$server_port.sock;
+    }}
+}}
+"""
+
+    def _http(self) -> str:
+        temp = "\n".join(
+            f"    {kind}_temp_path {_quoted(self.directory / 'temp' / kind)};"
+            for kind in ("client_body", "proxy", "fastcgi", "uwsgi", "scgi")
+        )
+        servers = "".join(self._server(service) for service in self.services)
+        return f"""\
+http {{
+    access_log off;
+    server_tokens off;
+{temp}
+    map $http_upgrade $gateway_connection {{ default upgrade; '' ''; }}
+{servers}}}
+"""
+
+    def _server(self, service: ServiceAddress) -> str:
+        error = (
+            '{"error":{"message":"The router of service '
+            + service.service
+            + ' is not available; try again shortly.","type":"server_error",'
+            '"code":"router_unavailable","param":null}}'
+        )
+        return f"""
+    upstream {service.service} {{
+        server {service.router} max_fails=0;
+        keepalive 128;
+        keepalive_requests 1000000;
+        keepalive_timeout 30s;
+    }}
+    server {{
+        listen {service.listen} backlog=4096 so_keepalive=60s:10s:6;
+        server_name _;
+        keepalive_timeout 75s;
+        keepalive_requests 1000000;
+        client_max_body_size 0;
+        client_body_timeout 1h;
+        send_timeout 1h;
+        location / {{
+            proxy_pass http://{service.service};
+            proxy_http_version 1.1;
+            proxy_set_header Host $http_host;
+            proxy_set_header Upgrade $http_upgrade;
+            proxy_set_header Connection $gateway_connection;
+            proxy_set_header X-Forwarded-For $proxy_add_x_forwarded_for;
+            proxy_set_header X-Forwarded-Proto $scheme;
+            proxy_buffering off;
+            proxy_request_buffering off;
+            proxy_next_upstream off;
+            proxy_connect_timeout 2s;
+            proxy_read_timeout 24h;
+            proxy_send_timeout 24h;
+            proxy_socket_keepalive on;
+            error_page 502 504 = @unavailable;
+        }}
+        location @unavailable {{
+            internal;
+            default_type application/json;
+            add_header Retry-After 1 always;
+            return 503 '{error}';
+        }}
+    }}
+"""
+
+
+def _bracketed(host: str) -> str:
+    return f"[{host}]" if ":" in host else host
+
+
+def _quoted(path: Path) -> str:
+    return '"' + str(path).replace("\\", "\\\\").replace('"', '\\"') + '"'

@@ -1,0 +1,194 @@
+"""The command line. Exit codes: 0 done, 1 failed, 2 wrong usage, 78 the configuration cannot be used."""
+
+from __future__ import annotations
+
+import argparse
+import asyncio
+import json
+import os
+import sys
+from collections.abc import Sequence
+from pathlib import Path
+from urllib.parse import quote
+
+from gateway_sidecar import __version__
+from gateway_sidecar.admin.client import ask_daemon
+from gateway_sidecar.admin.table import render_status
+from gateway_sidecar.config import Settings, config_schema, load_config
+from gateway_sidecar.errors import AdminError, BridgeError, ConfigError, GatewaySidecarError
+
+DEFAULT_CONFIG = Path("/etc/gateway-sidecar/gateway-sidecar.yaml")
+EXIT_FAILED, EXIT_CONFIG = 1, 78
+
+
+def main(argv: Sequence[str] | None = None) -> None:
+    """Runs one command and exits with its code."""
+    arguments = _parser().parse_args(argv)
+    try:
+        code: int = arguments.command(arguments)
+    except ConfigError as error:
+        for problem in error.problems:
+            print(problem, file=sys.stderr)
+        code = EXIT_CONFIG
+    except GatewaySidecarError as error:
+        print(f"gateway-sidecar: {error}", file=sys.stderr)
+        code = EXIT_FAILED
+    except KeyboardInterrupt:
+        code = 130
+    except BrokenPipeError:
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())  # `status | head` is no error
+        code = 0
+    sys.exit(code)
+
+
+def _parser() -> argparse.ArgumentParser:
+    parser = argparse.ArgumentParser(
+        prog="gateway-sidecar",
+        description="Keeps an LLM router in step with engine replicas that come and go behind Unix sockets.",
+        epilog="Begin with `gateway-sidecar check`. Exit codes: 0 done, 1 failed, 2 wrong usage, 78 bad configuration.",
+    )
+    parser.add_argument("--version", action="version", version=f"gateway-sidecar {__version__}")
+    commands = parser.add_subparsers(title="commands", metavar="COMMAND", required=True)
+
+    def add(name: str, run: object, text: str, more: str = "") -> argparse.ArgumentParser:
+        command = commands.add_parser(name, help=text, description=f"{text[0].upper()}{text[1:]}. {more}".strip())
+        command.set_defaults(command=run)
+        command.add_argument(
+            "--config", type=Path, default=_default_config(), metavar="FILE",
+            help="the configuration (default: $GATEWAY_SIDECAR_CONFIG, else %(default)s)",
+        )  # fmt: skip
+        return command
+
+    add(
+        "run",
+        _run,
+        "run the daemon in the foreground",
+        "SIGTERM leaves nginx and the routers running for the next start; Ctrl-C takes them down too; "
+        "SIGHUP reads the configuration again.",
+    )
+    add("check", _check, "validate the configuration and this machine, and change nothing")
+    command = add("plan", _plan, "show what a running daemon, or a fresh one, would do next, and do none of it")
+    command.add_argument("--json", action="store_true", help="for programs")
+    command = add("status", _status, "show services, routers and replicas")
+    command.add_argument("--json", action="store_true", help="for programs")
+    command = add(
+        "drain",
+        _drain,
+        "take a replica out of rotation and return when it is safe to stop its engine",
+        "It stays out until its socket is replaced, or `resume`.",
+    )
+    command.add_argument("service", metavar="SERVICE")
+    command.add_argument("replica", metavar="REPLICA")
+    command.add_argument("--timeout", type=float, metavar="S", help="give up after S seconds (default: drain.timeout_s)")
+    command = add("resume", _resume, "take a drained replica back into rotation")
+    command.add_argument("service", metavar="SERVICE")
+    command.add_argument("replica", metavar="REPLICA")
+    add("reload", _reload, "have the daemon read its configuration again and report what changed")
+    schema = commands.add_parser("schema", help="print the JSON Schema of the configuration, for editors")
+    schema.set_defaults(command=_schema)
+    return parser
+
+
+def _default_config() -> Path:
+    return Path(os.environ.get("GATEWAY_SIDECAR_CONFIG", DEFAULT_CONFIG))
+
+
+def _admin_socket(arguments: argparse.Namespace) -> Path:
+    return load_config(arguments.config).run_dir / "admin.sock"
+
+
+def _run(arguments: argparse.Namespace) -> int:
+    from gateway_sidecar.app import run_daemon
+    from gateway_sidecar.telemetry.logs import get_logger, set_up_logs
+
+    settings = load_config(arguments.config)
+    set_up_logs(settings.log.format, settings.log.level)
+    try:
+        asyncio.run(run_daemon(arguments.config.absolute(), settings))
+    except (BridgeError, OSError) as error:
+        get_logger().critical("daemon.failed", reason=str(error))
+        return EXIT_FAILED
+    return 0
+
+
+def _check(arguments: argparse.Namespace) -> int:
+    from gateway_sidecar.check import check_machine
+
+    settings = load_config(arguments.config)
+    print(f"ok    {arguments.config}: {_summary(settings)}")
+    findings = asyncio.run(check_machine(settings))
+    for finding in findings:
+        print(finding.line())
+    return EXIT_FAILED if any(finding.failed for finding in findings) else 0
+
+
+def _summary(settings: Settings) -> str:
+    names = ", ".join(service.name for service in settings.services)
+    return f"{len(settings.services)} service{'s' * (len(settings.services) != 1)} ({names})"
+
+
+def _plan(arguments: argparse.Namespace) -> int:
+    from gateway_sidecar.fresh_plan import fresh_plan
+
+    settings = load_config(arguments.config)
+    try:
+        code, answer = ask_daemon(settings.run_dir / "admin.sock", "GET", "/v1/plan")
+        actions, whose = answer["actions"], "the running daemon"
+    except AdminError:
+        code, actions, whose = 200, asyncio.run(fresh_plan(settings)), "a fresh daemon"
+    if arguments.json:
+        print(json.dumps({"by": whose, "actions": actions}, indent=2))
+        return 0 if code == 200 else EXIT_FAILED
+    print(f"{whose} would do:" if actions else f"{whose} would do nothing: all is as it should be")
+    for action in actions:
+        print(f"  {action['service']}/{action['replica']}: {action['action']}")
+    return 0
+
+
+def _status(arguments: argparse.Namespace) -> int:
+    _, answer = ask_daemon(_admin_socket(arguments), "GET", "/v1/status")
+    print(json.dumps(answer, indent=2) if arguments.json else render_status(answer))
+    return 0
+
+
+def _drain(arguments: argparse.Namespace) -> int:
+    query = "" if arguments.timeout is None else f"?timeout_s={arguments.timeout:g}"
+    target = f"{_replica_target(arguments)}/drain{query}"
+    code, answer = ask_daemon(_admin_socket(arguments), "POST", target, timeout_s=None)
+    if code == 200:
+        print(f"{arguments.replica} is drained after {answer['took_s']:.1f} s: safe to stop")
+        return 0
+    if code == 504:
+        in_flight = "an unknown number of" if answer["in_flight"] is None else answer["in_flight"]
+        raise AdminError(
+            f"{arguments.replica} still has {in_flight} connections in flight after {answer['took_s']:.0f} s; "
+            "it stays out of rotation: drain it again to wait longer, or stop the engine and lose them"
+        )
+    raise AdminError(str(answer.get("error")))
+
+
+def _resume(arguments: argparse.Namespace) -> int:
+    code, answer = ask_daemon(_admin_socket(arguments), "POST", f"{_replica_target(arguments)}/resume")
+    if code != 200:
+        raise AdminError(str(answer.get("error")))
+    print(f"{arguments.replica} goes back into rotation")
+    return 0
+
+
+def _replica_target(arguments: argparse.Namespace) -> str:
+    return f"/v1/services/{quote(arguments.service, safe='')}/replicas/{quote(arguments.replica, safe='')}"
+
+
+def _reload(arguments: argparse.Namespace) -> int:
+    code, answer = ask_daemon(_admin_socket(arguments), "POST", "/v1/reload", timeout_s=60)
+    if code == 422:
+        raise ConfigError(list(answer["problems"]))
+    if code != 200:
+        raise AdminError(str(answer.get("error")))
+    print("changed: " + "; ".join(answer["changes"]) if answer["changes"] else "nothing changed")
+    return 0
+
+
+def _schema(_: argparse.Namespace) -> int:
+    print(json.dumps(config_schema(), indent=2))
+    return 0

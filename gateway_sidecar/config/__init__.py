@@ -1,0 +1,42 @@
+"""The configuration: YAML in, frozen settings out, every mistake reported at once with its line."""
+
+from gateway_sidecar.config.advice import advise
+from gateway_sidecar.config.load import load_config, parse_config
+from gateway_sidecar.config.models import (
+    BridgeSettings,
+    DrainSettings,
+    HealthSettings,
+    LogSettings,
+    MetricsSettings,
+    ProbeSettings,
+    RefusedSettings,
+    ReplicaSettings,
+    RouterSettings,
+    ServiceSettings,
+    Settings,
+)
+from gateway_sidecar.config.overrides import load_overrides
+from gateway_sidecar.config.schema import config_schema
+from gateway_sidecar.config.values import Endpoint, PathPattern, PortRange
+
+__all__ = [
+    "BridgeSettings",
+    "DrainSettings",
+    "Endpoint",
+    "HealthSettings",
+    "LogSettings",
+    "MetricsSettings",
+    "PathPattern",
+    "PortRange",
+    "ProbeSettings",
+    "RefusedSettings",
+    "ReplicaSettings",
+    "RouterSettings",
+    "ServiceSettings",
+    "Settings",
+    "advise",
+    "config_schema",
+    "load_config",
+    "load_overrides",
+    "parse_config",
+]

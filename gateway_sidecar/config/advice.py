@@ -1,0 +1,41 @@
+"""Settings that are allowed and still likely to end in trouble."""
+
+from __future__ import annotations
+
+import ipaddress
+
+from gateway_sidecar.config.models import Settings
+from gateway_sidecar.config.values import PortRange
+
+
+def advise(settings: Settings, ephemeral: PortRange | None) -> list[str]:
+    """One line, `setting: what is unwise; cure`, for each thing that a person should know.
+
+    `ephemeral` is the kernel's range for outgoing connections (`net.ipv4.ip_local_port_range`), or None where
+    it is not known.
+    """
+    warnings: list[str] = []
+    if ephemeral is not None:
+        cure = f"move it out, or shrink net.ipv4.ip_local_port_range ({ephemeral})"
+        for name, ports in [
+            ("bridges.ports", settings.bridges.ports),
+            ("router_ports", settings.router_ports),
+        ]:
+            if ports.overlaps(ephemeral):
+                warnings.append(f"{name}: any outgoing connection may take a port of {ports} first; {cure}")
+        for index, service in enumerate(settings.services):
+            if service.listen.port in ephemeral:
+                name = f"services[{index}].listen"
+                warnings.append(f"{name}: any outgoing connection may take port {service.listen.port} first; {cure}")
+    if not ipaddress.ip_address(settings.bridges.host).is_loopback:
+        warnings.append(
+            f"bridges.host: whoever reaches {settings.bridges.host} reaches the engines, past the router;"
+            " use 127.0.0.1, or a firewall"
+        )
+    for index, service in enumerate(settings.services):
+        if service.health.timeout_s > service.health.interval_s:
+            warnings.append(
+                f"services[{index}].health: timeout_s {service.health.timeout_s:g} is longer than interval_s"
+                f" {service.health.interval_s:g}, so questions come late; make it shorter"
+            )
+    return warnings

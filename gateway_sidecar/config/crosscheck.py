@@ -1,0 +1,192 @@
+"""Mistakes that lie between settings: two that may not be alike, or that stand in each other's way.
+
+Works on what the file says, not on finished settings, so that these are reported in the same go as mistakes
+in single settings. What is wrong in itself is left out here: its own problem line speaks for it.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, Generic, TypeVar
+
+from gateway_sidecar.config.models import BridgeSettings, MetricsSettings, Settings
+from gateway_sidecar.config.values import (
+    Endpoint,
+    PathPattern,
+    PortRange,
+    hosts_clash,
+    parse_bridge_host,
+    parse_directory,
+    parse_endpoint,
+    parse_name,
+    parse_pattern,
+    parse_ports,
+)
+from gateway_sidecar.config.yamltree import Location, Problem, Tree, path_text
+
+T = TypeVar("T")
+
+ROUTER_HOST = "127.0.0.1"
+PORTS_PER_ROUTER = 2
+"""One for the API, one for metrics."""
+
+_ABSENT = object()
+
+
+@dataclass(frozen=True, slots=True)
+class _Said(Generic[T]):
+    """One valid value and where it stands; `line` is None for a default, which stands nowhere."""
+
+    name: str
+    line: int | None
+    value: T
+
+    def __str__(self) -> str:
+        return f"{self.name} (line {self.line})" if self.line else f"{self.name} (default {self.value})"
+
+
+def cross_problems(tree: Tree) -> Iterator[Problem]:
+    """Every pair of settings that cannot both be."""
+    said = _Reading(tree)
+    listens = said.of_services(("listen",), parse_endpoint)
+    listens += said.of_top(("metrics", "listen"), parse_endpoint, MetricsSettings().listen)
+    yield from _same_names(said.of_services(("name",), parse_name))
+    yield from _same_addresses(listens)
+    yield from _ports(said, listens)
+    yield from _patterns(said)
+    yield from _directories(said)
+
+
+class _Reading:
+    """The valid values of a file that may be wrong elsewhere."""
+
+    def __init__(self, tree: Tree) -> None:
+        self._tree = tree
+        services = _at(tree.data, ("services",))
+        self.services = services if isinstance(services, list) else []
+
+    def of_top(self, location: Location, parse: Callable[[object], T], default: T | None) -> list[_Said[T]]:
+        """One value, or none where the file has an unusable one or turns it off."""
+        value = _at(self._tree.data, location)
+        if value is not _ABSENT:
+            return self._valid(location, parse, value)
+        around = _at(self._tree.data, location[:-1])
+        if default is None or not (around is _ABSENT or isinstance(around, dict)):
+            return []
+        return [_Said(path_text(location), None, default)]
+
+    def of_services(self, location: Location, parse: Callable[[object], T]) -> list[_Said[T]]:
+        """One setting's values over the services that have a valid one."""
+        found: list[_Said[T]] = []
+        for index, service in enumerate(self.services):
+            found += self._valid(("services", index, *location), parse, _at(service, location))
+        return found
+
+    def _valid(self, location: Location, parse: Callable[[object], T], value: object) -> list[_Said[T]]:
+        if value is _ABSENT or value is None:
+            return []
+        try:
+            return [_Said(path_text(location), self._tree.line(location), parse(value))]
+        except ValueError:
+            return []
+
+
+def _same_names(names: list[_Said[str]]) -> Iterator[Problem]:
+    for here, there in _first_pairs(names, str.__eq__):
+        yield _at_line(here, f"{here.value!r} is taken by {there}; give each service its own name")
+
+
+def _same_addresses(listens: list[_Said[Endpoint]]) -> Iterator[Problem]:
+    for here, there in _first_pairs(listens, Endpoint.clashes):
+        yield _at_line(here, f"{here.value} is taken by {there}; give each its own address or port")
+
+
+def _ports(said: _Reading, listens: list[_Said[Endpoint]]) -> Iterator[Problem]:
+    bridges = said.of_top(("bridges", "ports"), parse_ports, BridgeSettings().ports)
+    routers = said.of_top(("router_ports",), parse_ports, _default("router_ports"))
+    hosts = said.of_top(("bridges", "host"), parse_bridge_host, BridgeSettings().host)
+    bridge_host = hosts[0].value if hosts else BridgeSettings().host
+    for ports, host in [
+        *((ports, bridge_host) for ports in bridges),
+        *((ports, ROUTER_HOST) for ports in routers),
+    ]:
+        yield from _listens_in_range(listens, ports, host)
+    for bridge in bridges:
+        for router in routers:
+            if bridge.value.overlaps(router.value):
+                here, there = _blame(bridge, router)
+                yield _at_line(here, f"{here.value} overlaps {there}; use ranges with no port in common")
+    needed = PORTS_PER_ROUTER * len(said.services)
+    for router in routers:
+        if len(router.value) < needed:
+            few = f"{router.value} is too small for {len(said.services)} services"
+            yield _at_line(router, f"{few}; use at least {needed} ports, {PORTS_PER_ROUTER} for each")
+
+
+def _listens_in_range(listens: list[_Said[Endpoint]], ports: _Said[PortRange], host: str) -> Iterator[Problem]:
+    for listen in listens:
+        if listen.value.port in ports.value and hosts_clash(listen.value.host, host):
+            if listen.line is None:
+                yield _at_line(ports, f"{ports.value} holds the port of {listen}; move one of them")
+            else:
+                text = f"{listen.value} lies in {ports}: {ports.value}; use a port outside that range"
+                yield _at_line(listen, text)
+
+
+def _patterns(said: _Reading) -> Iterator[Problem]:
+    patterns = said.of_services(("replicas", "sockets"), parse_pattern)
+    for here, there in _first_pairs(patterns, lambda one, other: one.shared_path(other) is not None):
+        shared = here.value.shared_path(there.value)
+        text = f"{here.value} and {there} both match {shared}; give each service its own directory"
+        yield _at_line(here, text)
+    for run_dir in said.of_top(("run_dir",), parse_directory, _default("run_dir")):
+        for pattern in patterns:
+            yield from _own_sockets(pattern, run_dir.value)
+
+
+def _own_sockets(pattern: _Said[PathPattern], run_dir: Path) -> Iterator[Problem]:
+    for path in (run_dir / "admin.sock", run_dir / "bridges" / "24001.sock"):
+        if pattern.value.replica_of(path) is not None:
+            text = f"{pattern.value} matches the daemon's own {path}; keep replicas out of run_dir"
+            yield _at_line(pattern, text)
+
+
+def _directories(said: _Reading) -> Iterator[Problem]:
+    for state in said.of_top(("state_dir",), parse_directory, _default("state_dir")):
+        for run in said.of_top(("run_dir",), parse_directory, _default("run_dir")):
+            if state.value == run.value:
+                here, there = _blame(state, run)
+                text = f"{here.value} is {there} too; use two directories, as run_dir is emptied at boot"
+                yield _at_line(here, text)
+
+
+def _first_pairs(all_said: list[_Said[T]], same: Callable[[T, T], bool]) -> Iterator[tuple[_Said[T], _Said[T]]]:
+    """Each one that is the same as an earlier one, with the first such; a default comes before all."""
+    in_order = sorted(all_said, key=lambda said: said.line or 0)
+    for index, here in enumerate(in_order):
+        there = next((earlier for earlier in in_order[:index] if same(earlier.value, here.value)), None)
+        if there is not None:
+            yield here, there
+
+
+def _blame(one: _Said[T], other: _Said[T]) -> tuple[_Said[T], _Said[T]]:
+    """The one to report, and the one to point at: a default is never at fault, and a first comer neither."""
+    return (other, one) if (one.line or 0) <= (other.line or 0) else (one, other)
+
+
+def _at_line(said: _Said[Any], text: str) -> Problem:
+    return Problem(said.line, said.name, text)
+
+
+def _at(data: object, location: Location) -> object:
+    for part in location:
+        if not isinstance(data, dict) or part not in data:
+            return _ABSENT
+        data = data[part]
+    return data
+
+
+def _default(name: str) -> Any:
+    return Settings.model_fields[name].default

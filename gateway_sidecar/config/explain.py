@@ -1,0 +1,173 @@
+"""pydantic's errors -> problems in our words: the value, what is wrong with it, and the cure."""
+
+from __future__ import annotations
+
+import difflib
+import types
+from collections.abc import Callable, Iterator, Mapping
+from typing import Any, Union, get_args, get_origin
+
+import annotated_types
+from pydantic import BaseModel
+from pydantic.fields import FieldInfo
+from pydantic_core import ErrorDetails
+
+from gateway_sidecar.config.values import NotTextError, shorten, show
+from gateway_sidecar.config.yamltree import Location, Problem, Tree, path_text
+
+
+def explain(error: ErrorDetails, model: type[BaseModel], tree: Tree) -> Problem:
+    """The problem that one pydantic error stands for."""
+    location = tuple(error["loc"])
+    unknown = error["type"] == "extra_forbidden"
+    text = _unknown_key(location, model) if unknown else _text(error, location, model, tree)
+    return Problem(tree.line(location), path_text(location), text)
+
+
+def children(model: type[BaseModel]) -> Iterator[tuple[str, FieldInfo, type[BaseModel] | None]]:
+    """Each field's name, the field, and the model below it, seen through lists and None."""
+    for name, info in model.model_fields.items():
+        yield name, info, _model_in(info.annotation)
+
+
+def _text(error: ErrorDetails, location: Location, model: type[BaseModel], tree: Tree) -> str:
+    kind, value = error["type"], error["input"]
+    cause = error["ctx"]["error"] if kind == "value_error" else None
+    if cause is not None and not isinstance(cause, NotTextError):
+        return str(cause)
+    if kind == "missing":
+        return f"is missing; add it{_example(_field(location, model))}"
+    if value is None:
+        return "is empty; give it a value, or leave the line out for the default"
+    place = tree.places.get(location)
+    raw = place.raw if place is not None and not isinstance(value, str) else None
+    written = show(value) if raw is None else shorten(raw)
+    wanted = str(cause) if cause else _WANTED.get(kind, _bounds)(_field(location, model), location)
+    if (kind == "string_type" or cause) and not isinstance(value, (list, dict)):
+        sort = "true or false" if isinstance(value, bool) else "a number"
+        return f"{written} is {sort} to YAML, not a text; quote it: '{written}'"
+    if kind == "literal_error":
+        near = difflib.get_close_matches(str(value).lower(), _choices(_field(location, model)), 1)
+        hint = f" (did you mean {near[0]!r}?)" if near else ""
+        return f"{written} is not one of the choices{hint}; {wanted}"
+    if isinstance(value, (list, dict)):
+        written = "a list" if isinstance(value, list) else "a mapping"
+        return f"{written} cannot stand here; {wanted}"
+    what = _WRONG.get(kind, "cannot be used here")
+    return f"{written} {what}; {wanted}"
+
+
+_WRONG = {
+    "greater_than_equal": "is too small",
+    "greater_than": "is too small",
+    "less_than_equal": "is too large",
+    "finite_number": "is not a finite number",
+    "int_type": "is not a whole number",
+    "int_from_float": "is not a whole number",
+    "float_type": "is not a number",
+    "model_type": "is not a mapping",
+    "dict_type": "is not a mapping",
+    "tuple_type": "is not a list",
+}
+
+
+def _bounds(info: FieldInfo | None, location: Location) -> str:
+    low = high = above = None
+    for rule in info.metadata if info else ():
+        if isinstance(rule, annotated_types.Ge):
+            low = rule.ge
+        elif isinstance(rule, annotated_types.Gt):
+            above = rule.gt
+        elif isinstance(rule, annotated_types.Le):
+            high = rule.le
+    unit = " seconds" if str(location[-1] if location else "").endswith("_s") else ""
+    if above is not None:
+        return f"use more than {above} and at most {high}{unit}"
+    return f"use {low} to {high}{unit}"
+
+
+def _mapping(_info: FieldInfo | None, _location: Location) -> str:
+    return "write `key: value` lines below it"
+
+
+def _list(_info: FieldInfo | None, _location: Location) -> str:
+    return "write a list, one `- item` to a line"
+
+
+def _string(info: FieldInfo | None, _location: Location) -> str:
+    return f"use a text{_example(info)}"
+
+
+def _literal(info: FieldInfo | None, _location: Location) -> str:
+    choices = [str(choice) for choice in _choices(info)]
+    return f"use {', '.join(choices[:-1])} or {choices[-1]}" if len(choices) > 1 else f"use {choices[0]}"
+
+
+_WANTED: Mapping[str, Callable[[FieldInfo | None, Location], str]] = {
+    "model_type": _mapping,
+    "dict_type": _mapping,
+    "tuple_type": _list,
+    "string_type": _string,
+    "literal_error": _literal,
+}
+
+
+def _unknown_key(location: Location, model: type[BaseModel]) -> str:
+    parent, key = _model_at(location[:-1], model), str(location[-1])
+    known = list(parent.model_fields) if parent else []
+    near = difflib.get_close_matches(key.lower().replace("-", "_"), known, 1)
+    if near:
+        return f"unknown setting; did you mean {near[0]!r}?"
+    here = path_text(location[:-1])
+    if homes := [*(_homes(parent, key, here) if parent else ())] or [*_homes(model, key)]:
+        return f"unknown setting here; it belongs under {' or '.join(homes)}"
+    return f"unknown setting; use one of {', '.join(known)}"
+
+
+def _homes(model: type[BaseModel], key: str, prefix: str = "") -> Iterator[str]:
+    """The mappings that have a setting of this name."""
+    if key in model.model_fields:
+        yield prefix or "the top of the file"
+    for name, info, below in children(model):
+        if below is not None:
+            many = "[]" if get_origin(info.annotation) is tuple else ""
+            yield from _homes(below, key, f"{prefix}.{name}{many}" if prefix else f"{name}{many}")
+
+
+def _field(location: Location, model: type[BaseModel]) -> FieldInfo | None:
+    names = [part for part in location if isinstance(part, str)]
+    parent = _model_at(tuple(names[:-1]), model)
+    return parent.model_fields.get(names[-1]) if parent and names else None
+
+
+def _model_at(location: Location, model: type[BaseModel]) -> type[BaseModel] | None:
+    at: type[BaseModel] | None = model
+    for part in location:
+        if isinstance(part, str):
+            info = at.model_fields.get(part) if at else None
+            at = _model_in(info.annotation) if info else None
+    return at
+
+
+def _model_in(annotation: Any) -> type[BaseModel] | None:
+    if isinstance(annotation, type) and not get_args(annotation):
+        return annotation if issubclass(annotation, BaseModel) else None
+    if get_origin(annotation) in (tuple, list, Union, types.UnionType):
+        return next((found for arg in get_args(annotation) if (found := _model_in(arg))), None)
+    return None
+
+
+def _choices(info: FieldInfo | None) -> list[Any]:
+    found: list[Any] = []
+    waiting = [info.annotation] if info else []
+    for annotation in waiting:
+        arguments = list(get_args(annotation))
+        if arguments and not any(isinstance(argument, type) for argument in arguments):
+            found += [argument for argument in arguments if argument is not None and not get_args(argument)]
+        waiting += [argument for argument in arguments if get_args(argument)]
+    return found
+
+
+def _example(info: FieldInfo | None) -> str:
+    example = info.examples[0] if info and info.examples else None
+    return f", for example {example}" if isinstance(example, str) else ""

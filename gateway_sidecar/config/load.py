@@ -1,0 +1,99 @@
+"""A configuration file -> settings, or every mistake in it at once."""
+
+from __future__ import annotations
+
+import os
+import stat
+from dataclasses import dataclass
+from pathlib import Path
+from typing import TypeVar
+
+from pydantic import BaseModel, ValidationError
+
+from gateway_sidecar.config.crosscheck import cross_problems
+from gateway_sidecar.config.explain import explain
+from gateway_sidecar.config.models import Settings
+from gateway_sidecar.config.yamltree import Problem, Tree, read_tree
+from gateway_sidecar.errors import ConfigError
+
+M = TypeVar("M", bound=BaseModel)
+
+_MOST_BYTES = 1024 * 1024
+
+
+@dataclass(frozen=True, slots=True)
+class FileText:
+    """A file's bytes and who may change or read it."""
+
+    content: bytes
+    owner: int
+    mode: int
+
+
+def load_config(path: Path) -> Settings:
+    """Read and check the daemon's configuration.
+
+    Raises `ConfigError`, whose `problems` hold one line for each mistake, in the file's order.
+    """
+    return parse_config(read_file(path, _MOST_BYTES).content, str(path))
+
+
+def parse_config(content: bytes | str, name: str = "gateway-sidecar.yaml") -> Settings:
+    """The same for text that is at hand; `name` begins each problem line. Raises `ConfigError`."""
+    tree = read_tree(content.encode() if isinstance(content, str) else content)
+    if isinstance(tree.data, dict):
+        # `x-...` at the top is a place for anchors, as in compose files.
+        tree.data = {key: value for key, value in tree.data.items() if not key.startswith("x-")}
+    elif not tree.problems:
+        what = "is empty" if tree.data is None else "is not a mapping at the top"
+        problem = Problem(tree.line(()), "", f"{what}; begin with `services:` (docs/configuration.md)")
+        raise ConfigError([problem.render(name)])
+    return build(Settings, tree, name, list(cross_problems(tree)))
+
+
+def build(model: type[M], tree: Tree, name: str, further: list[Problem]) -> M:
+    """The model's value; or `ConfigError` with the tree's, the model's and `further` problems."""
+    problems = tree.problems + further
+    value: M | None = None
+    # A file whose YAML cannot be read at all has no settings to judge.
+    if tree.data is not None or not problems:
+        try:
+            value = model.model_validate(tree.data)
+        except ValidationError as error:
+            found = [detail for detail in error.errors() if tuple(detail["loc"]) not in tree.unread]
+            problems += [explain(detail, model, tree) for detail in found]
+    if value is None or problems:
+        unique = dict.fromkeys(sorted(problems, key=lambda problem: problem.line or 0))
+        raise ConfigError([problem.render(name) for problem in unique])
+    return value
+
+
+def read_file(path: Path, most_bytes: int) -> FileText:
+    """A regular file's content; never waits for a FIFO's writer. Raises `ConfigError`."""
+    try:
+        descriptor = os.open(path, os.O_RDONLY | os.O_NONBLOCK | os.O_CLOEXEC)
+    except FileNotFoundError:
+        raise _unreadable(path, "no such file; create it, or name another with --config") from None
+    except PermissionError:
+        raise _unreadable(path, f"may not be read by user {os.geteuid()}; change its owner or mode") from None
+    except (OSError, ValueError) as error:
+        raise _unreadable(path, f"cannot be opened: {error}; name a readable file") from None
+    try:
+        status = os.fstat(descriptor)
+        if stat.S_ISDIR(status.st_mode):
+            raise _unreadable(path, "is a directory; name the file in it")
+        if not stat.S_ISREG(status.st_mode):
+            raise _unreadable(path, "is not a regular file; copy it into one")
+        with os.fdopen(descriptor, "rb", closefd=False) as file:
+            content = file.read(most_bytes + 1)
+    except OSError as error:
+        raise _unreadable(path, f"cannot be read: {error.strerror}; check its disk") from None
+    finally:
+        os.close(descriptor)
+    if len(content) > most_bytes:
+        raise _unreadable(path, f"is larger than {most_bytes // 1024} KiB; this cannot be the right file")
+    return FileText(content, status.st_uid, stat.S_IMODE(status.st_mode))
+
+
+def _unreadable(path: Path, text: str) -> ConfigError:
+    return ConfigError([Problem(None, "", text).render(str(path))])

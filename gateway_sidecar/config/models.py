@@ -1,0 +1,305 @@
+"""The settings: what may be said, its defaults and its bounds. Frozen; equal settings compare equal.
+
+Durations are seconds, as each name says with `_s`.
+"""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Annotated, Any, Literal
+
+from pydantic import (
+    AfterValidator,
+    BaseModel,
+    BeforeValidator,
+    ConfigDict,
+    Field,
+    PlainSerializer,
+    PlainValidator,
+    WithJsonSchema,
+    field_validator,
+)
+
+from gateway_sidecar.config.smg_options import Policy, check_argument
+from gateway_sidecar.config.values import (
+    NAME_PATTERN,
+    Endpoint,
+    PathPattern,
+    PortRange,
+    parse_bridge_host,
+    parse_command,
+    parse_directory,
+    parse_endpoint,
+    parse_name,
+    parse_pattern,
+    parse_ports,
+    parse_run_dir,
+    show,
+)
+
+_TO_TEXT = PlainSerializer(str, return_type=str)
+_ABSOLUTE = {"type": "string", "pattern": r"^/[^\s\"'$;{}\\#%*?\[\]]+$"}
+_COMMAND = {"type": "string", "pattern": r"^(/.+|[^-/\s][^/\s]*)$"}
+
+EndpointValue = Annotated[
+    Endpoint,
+    PlainValidator(parse_endpoint),
+    _TO_TEXT,
+    WithJsonSchema(
+        {
+            "type": "string",
+            "pattern": r"^(localhost|[0-9]{1,3}(\.[0-9]{1,3}){3}|\[[0-9A-Fa-f:.]+\]):[0-9]{1,5}$",
+        }
+    ),
+]
+PortsValue = Annotated[
+    PortRange,
+    PlainValidator(parse_ports),
+    _TO_TEXT,
+    WithJsonSchema(
+        {
+            "anyOf": [
+                {"type": "string", "pattern": r"^[0-9]{1,5}(\s*-\s*[0-9]{1,5})?$"},
+                {"type": "integer", "minimum": 1, "maximum": 65535},
+            ]
+        }
+    ),
+]
+PatternValue = Annotated[
+    PathPattern,
+    PlainValidator(parse_pattern),
+    _TO_TEXT,
+    WithJsonSchema({"type": "string", "pattern": r"^/[^{}*?\[\]]*\{replica\}[^{}*?\[\]]*$"}),
+]
+DirectoryValue = Annotated[Path, PlainValidator(parse_directory), _TO_TEXT, WithJsonSchema(_ABSOLUTE)]
+RunDirValue = Annotated[Path, PlainValidator(parse_run_dir), _TO_TEXT, WithJsonSchema(_ABSOLUTE)]
+BridgeHostValue = Annotated[
+    str,
+    PlainValidator(parse_bridge_host),
+    WithJsonSchema(
+        {
+            "type": "string",
+            "pattern": r"^(localhost|[0-9]{1,3}(\.[0-9]{1,3}){3}|\[?[0-9A-Fa-f:.]*:[0-9A-Fa-f:.]*\]?)$",
+        }
+    ),
+]
+CommandValue = Annotated[str, PlainValidator(parse_command), WithJsonSchema(_COMMAND)]
+NameValue = Annotated[str, PlainValidator(parse_name), WithJsonSchema({"type": "string", "pattern": NAME_PATTERN})]
+
+
+ArgumentValue = Annotated[str, AfterValidator(check_argument)]
+
+
+def _without_nul(value: str) -> str:
+    if "\0" in value:
+        raise ValueError("holds a NUL character, which ends a text to the kernel; leave it out")
+    return value
+
+
+EnvironmentValue = Annotated[str, AfterValidator(_without_nul)]
+
+
+class Part(BaseModel):
+    """One mapping of the file: closed, frozen, and without conversions between YAML's types."""
+
+    model_config = ConfigDict(extra="forbid", frozen=True, strict=True, allow_inf_nan=False)
+
+
+def _number(default: float, low: float, high: float, description: str) -> Any:
+    return Field(default=default, ge=low, le=high, description=description)
+
+
+class LogSettings(Part):
+    """The daemon's own log, on standard error."""
+
+    format: Literal["auto", "json", "console"] = Field(
+        default="auto", description="`auto` is `console` on a terminal and `json` elsewhere."
+    )
+    level: Literal["debug", "info", "warning", "error"] = Field(
+        default="info", description="The least severe event that is written."
+    )
+
+
+class MetricsSettings(Part):
+    """Prometheus metrics, `/healthz` and `/readyz`."""
+
+    listen: EndpointValue | None = Field(
+        default=Endpoint("127.0.0.1", 9464),
+        description="Address of `/metrics`, `/healthz` and `/readyz`; `null` turns the listener off.",
+        examples=["127.0.0.1:9464", None],
+    )
+
+
+class BridgeSettings(Part):
+    """The nginx that leads from TCP ports to replica sockets, and from service addresses to routers."""
+
+    host: BridgeHostValue = Field(
+        default="127.0.0.1",
+        description="Address the bridges listen on, and by which the router knows its workers."
+        " Whoever reaches it reaches the engines.",
+        examples=["127.0.0.1"],
+    )
+    ports: PortsValue = Field(
+        default=PortRange(24001, 24999),
+        description="One port for each replica, with some to spare: a port rests after use. Keep the range"
+        " out of the kernel's ephemeral ports.",
+        examples=["24001-24999"],
+    )
+    nginx: CommandValue = Field(
+        default="nginx",
+        description="The nginx program: a name in PATH or an absolute path.",
+        examples=["nginx"],
+    )
+    nginx_workers: Literal["auto"] | int = Field(
+        default="auto",
+        description="nginx worker processes, 1 to 256; `auto` is one for each CPU.",
+        json_schema_extra={"anyOf": [{"const": "auto"}, {"type": "integer", "minimum": 1, "maximum": 256}]},
+    )
+
+    @field_validator("nginx_workers", mode="before")
+    @classmethod
+    def _workers(cls, value: object) -> object:
+        if value == "auto" or (isinstance(value, int) and not isinstance(value, bool) and 1 <= value <= 256):
+            return value
+        raise ValueError(f"{show(value)} is not a number of processes; use auto, or 1 to 256")
+
+
+class ReplicaSettings(Part):
+    """Where a service's replicas are found."""
+
+    sockets: PatternValue = Field(
+        description="Path of each replica's Unix socket. `{replica}` stands, once, for the replica's id, and"
+        " may be a directory, a file name or a part of one.",
+        examples=["/run/replicas/chat/{replica}.sock", "/run/replicas/{replica}/engine.sock"],
+    )
+
+
+class RouterSettings(Part):
+    """The process that balances a service's requests."""
+
+    type: Literal["smg"] = Field(default="smg", description="The kind of router; `smg` is the one there is.")
+    policy: Policy = Field(default="cache_aware", description="How a worker is chosen for a request.")
+    command: CommandValue = Field(
+        default="smg",
+        description="The router's program: a name, looked for beside the daemon's own Python and then in"
+        " PATH, or an absolute path.",
+        examples=["smg"],
+    )
+    args: Annotated[tuple[ArgumentValue, ...], Field(strict=False)] = Field(
+        default=(),
+        description="Further options of `smg launch`. Those that the daemon sets itself are refused by name.",
+        examples=[["--max-payload-size", "1073741824"]],
+    )
+    env: dict[str, EnvironmentValue] = Field(
+        default={},
+        repr=False,
+        description="Environment variables for the router, above the daemon's own.",
+        examples=[{"HF_HOME": "/var/cache/huggingface"}],
+    )
+    log_level: Literal["debug", "info", "warn", "error"] = Field(
+        default="info", description="The least severe event that the router writes."
+    )
+    start_timeout_s: float = _number(
+        30.0, 1, 600, "A started router that does not answer within this time is stopped and started again."
+    )
+    api_timeout_s: float = _number(5.0, 0.1, 60, "An answer from the router's API that takes longer counts as none.")
+
+    @field_validator("env")
+    @classmethod
+    def _env(cls, value: dict[str, str]) -> dict[str, str]:
+        for name in value:
+            if not name or "=" in name or "\0" in name:
+                raise ValueError(f"{show(name)} is not a variable's name; use one without = and NUL")
+        return value
+
+
+class ProbeSettings(Part):
+    """Asking a replica what it is."""
+
+    timeout_s: float = _number(2.0, 0.1, 60, "All questions of one probe together may take this long.")
+
+
+class HealthSettings(Part):
+    """Finding replicas that hang: they accept connections and never answer."""
+
+    interval_s: float = _number(10.0, 0.5, 3600, "Time from one health question to the next.")
+    timeout_s: float = _number(5.0, 0.1, 600, "A health question not answered in this time has failed.")
+    failures: int = _number(3, 1, 100, "A replica is taken out after this many failed health questions in a row.")
+
+
+class RefusedSettings(Part):
+    """Finding replicas whose socket file is left with nobody listening."""
+
+    failures: int = _number(3, 1, 100, "A replica is taken out after this many refused connections in a row.")
+    over_s: float = _number(0.5, 0, 60, "The refused connections in a row must also span this time.")
+
+
+class DrainSettings(Part):
+    """Letting requests in flight finish before a replica goes."""
+
+    timeout_s: float = _number(600.0, 0, 86400, "After this time requests still in flight are given up.")
+    settle_s: float = _number(
+        1.0, 0, 60, "A worker out of rotation stays with the router this long, for requests just being sent."
+    )
+
+
+class ServiceSettings(Part):
+    """One inference service: a stable address, one router, any number of replicas."""
+
+    name: NameValue = Field(
+        description="Its name in logs, metrics and commands: a-z, 0-9 and `-`, 63 characters at most.",
+        examples=["chat"],
+    )
+    listen: EndpointValue = Field(
+        description="The stable address that clients, or the gateway's own nginx, talk to. An IP address or"
+        " localhost, and a port; IPv6 in brackets.",
+        examples=["127.0.0.1:30000", "[::1]:30000"],
+    )
+    replicas: ReplicaSettings
+    router: RouterSettings = RouterSettings()
+    probe: ProbeSettings = ProbeSettings()
+    health: HealthSettings = HealthSettings()
+    refused: RefusedSettings = RefusedSettings()
+    drain: DrainSettings = DrainSettings()
+
+
+def _metrics_off(value: object) -> object:
+    return {"listen": None} if value is None or value is False else value
+
+
+class Settings(Part):
+    """The whole configuration of one daemon."""
+
+    state_dir: DirectoryValue = Field(
+        default=Path("/var/lib/gateway-sidecar"),
+        description="What must outlive a reboot: port leases and the router's logs.",
+        examples=["/var/lib/gateway-sidecar"],
+    )
+    run_dir: RunDirValue = Field(
+        default=Path("/run/gateway-sidecar"),
+        description="`admin.sock`, the bridges' links and nginx's files; 80 bytes at most.",
+        examples=["/run/gateway-sidecar"],
+    )
+    log: LogSettings = LogSettings()
+    metrics: Annotated[MetricsSettings, BeforeValidator(_metrics_off)] = MetricsSettings()
+    rescan_interval_s: float = _number(
+        2.0, 0.2, 60, "Every socket pattern is listed again this often, whatever inotify says or misses."
+    )
+    bridges: BridgeSettings = BridgeSettings()
+    router_ports: PortsValue = Field(
+        default=PortRange(23001, 23999),
+        description="Private ports on 127.0.0.1 for the routers: two for each that runs (API and metrics),"
+        " and two more while one is replaced.",
+        examples=["23001-23999"],
+    )
+    services: Annotated[tuple[ServiceSettings, ...], Field(strict=False)] = Field(
+        description="The services, one router each; at least one.", json_schema_extra={"minItems": 1}
+    )
+
+    # Before the items, as pydantic's own minimum counts only valid ones.
+    @field_validator("services", mode="before")
+    @classmethod
+    def _services(cls, value: object) -> object:
+        if value == []:
+            raise ValueError("is empty; list at least one service")
+        return value

@@ -1,0 +1,116 @@
+"""The file beside a socket, `<replica>.yaml`: what it adds to, or puts above, the engine's own answers.
+
+Whoever may place replica sockets may write it, so it is read with care: it can name a key file only of its
+own owner, and so gives nobody's secrets to an engine.
+"""
+
+from __future__ import annotations
+
+import os
+import re
+from collections.abc import Callable
+from pathlib import Path
+from typing import Literal
+
+from pydantic import Field, field_validator
+
+from gateway_sidecar.config.load import FileText, build, read_file
+from gateway_sidecar.config.models import Part
+from gateway_sidecar.config.values import show
+from gateway_sidecar.config.yamltree import Problem, Tree, read_tree
+from gateway_sidecar.domain.model import Overrides, WorkerType
+from gateway_sidecar.errors import ConfigError
+
+_MOST_BYTES = 64 * 1024
+_MOST_KEY_BYTES = 8 * 1024
+_MOST_LABELS = 64
+_OTHERS_MAY_READ = 0o044
+
+
+class OverridesFile(Part):
+    """The keys of a `<replica>.yaml`."""
+
+    labels: dict[str, str] = Field(
+        default={}, description="Labels of the worker, 64 at most.", examples=[{"rack": "b7"}]
+    )
+    api_key_file: str | None = Field(
+        default=None,
+        description="File with the engine's API key; relative to this file's directory, or absolute. It must"
+        " belong to this file's owner.",
+        examples=["r1.key"],
+    )
+    worker_type: Literal["regular", "prefill", "decode", "encode"] | None = Field(
+        default=None, description="The worker's part, where the engine's own answer is wrong or missing."
+    )
+    priority: int | None = Field(
+        default=None, ge=0, le=2**32 - 1, description="The router prefers workers of higher priority."
+    )
+    cost: float | None = Field(
+        default=None, gt=0, le=1_000_000, description="The router prefers workers of lower cost."
+    )
+
+    @field_validator("labels")
+    @classmethod
+    def _labels(cls, value: dict[str, str]) -> dict[str, str]:
+        if len(value) > _MOST_LABELS:
+            raise ValueError(f"{len(value)} labels are too many; use {_MOST_LABELS} at most")
+        for key in value:
+            if not re.fullmatch(r"[A-Za-z0-9]([A-Za-z0-9_./-]{0,251}[A-Za-z0-9])?", key):
+                raise ValueError(f"{show(key)} is not a label's name; use letters, digits and _ . / - inside")
+        return value
+
+
+def load_overrides(path: Path, warn: Callable[[str], object] = lambda _line: None) -> Overrides:
+    """Read `<replica>.yaml`; an empty file says nothing, and that is allowed.
+
+    `warn` is given a line for each thing that is unwise but usable. Raises `ConfigError` with one line for
+    each mistake; a missing file is one, so ask first whether it is there.
+    """
+    file = read_file(path, _MOST_BYTES)
+    tree = read_tree(file.content)
+    if tree.data is None and not tree.problems:
+        return Overrides()
+    if not tree.problems and not isinstance(tree.data, dict):
+        problem = Problem(tree.line(()), "", "is not a mapping at the top; write lines such as `priority: 10`")
+        raise ConfigError([problem.render(str(path))])
+    further: list[Problem] = []
+    key = _read_key(path, file, tree, further, warn)
+    said = build(OverridesFile, tree, str(path), further)
+    worker_type = WorkerType(said.worker_type) if said.worker_type else None
+    return Overrides(said.labels, key, worker_type, said.priority, said.cost)
+
+
+def _read_key(
+    path: Path, beside: FileText, tree: Tree, problems: list[Problem], warn: Callable[[str], object]
+) -> str | None:
+    named = tree.data.get("api_key_file") if isinstance(tree.data, dict) else None
+    if not isinstance(named, str):
+        return None
+    where = "api_key_file"
+    line = tree.line((where,))
+    # The file's own directory, not that of a link to it: a link must not redirect what another user wrote.
+    key_path = Path(os.path.realpath(path)).parent / named
+    try:
+        file = read_file(key_path, _MOST_KEY_BYTES)
+    except ConfigError as error:
+        text = error.problems[0].removeprefix(f"{key_path}: ").replace(", or name another with --config", "")
+        problems.append(Problem(line, where, f"{show(str(key_path))} {text}"))
+        return None
+    shown = show(str(key_path))
+    if file.owner != beside.owner and beside.owner not in (0, os.geteuid()):
+        text = f"{shown} belongs to user {file.owner}, this file to {beside.owner}; give both one owner"
+        problems.append(Problem(line, where, text))
+        return None
+    key = _key_text(file.content)
+    if key is None:
+        problems.append(Problem(line, where, f"{shown} is not one line of printable ASCII; put only the key in it"))
+    elif file.mode & _OTHERS_MAY_READ:
+        text = f"{shown} may be read by others (mode {file.mode:04o}); use chmod 0600"
+        warn(Problem(line, where, text).render(str(path)))
+    return key
+
+
+def _key_text(content: bytes) -> str | None:
+    """The key as an HTTP header can carry it; None where there is none."""
+    stripped = content.strip()
+    return stripped.decode("ascii") if re.fullmatch(rb"[\x21-\x7e]+", stripped) else None

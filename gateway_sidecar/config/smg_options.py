@@ -1,0 +1,74 @@
+"""What `router.policy` and `router.args` may say to SMG, and which options the daemon keeps to itself."""
+
+from __future__ import annotations
+
+from typing import Literal
+
+Policy = Literal[
+    "random",
+    "round_robin",
+    "passthrough",
+    "cache_aware",
+    "power_of_two",
+    "least_load",
+    "manual",
+    "consistent_hashing",
+    "prefix_hash",
+]
+
+_ADDRESS = "the daemon gives the router its private address; clients use `listen`"
+_METRICS = "the daemon gives the router's metrics a private address; `status --json` has it as metrics_url"
+_WORKERS = "the daemon registers the workers; replicas come from `replicas.sockets`"
+_FOREIGN = "it brings workers that the daemon does not know and would remove"
+_PD = "prefill, decode and encode workers are told apart by their own answers, and mixed in one router"
+_TLS = "the service address reaches the router over loopback in the clear; put TLS in front of `listen`"
+_RECOVERY = "the daemon decides by evidence when a worker goes; see `health` and `refused`"
+
+RESERVED: dict[str, str] = {
+    "--host": _ADDRESS,
+    "--port": _ADDRESS,
+    "--prometheus-host": _METRICS,
+    "--prometheus-port": _METRICS,
+    "--control-plane-api-keys": "the daemon makes a key of its own at every start",
+    "--enable-igw": "the daemon always sets it; without it gRPC workers get no traffic",
+    "--policy": "use `router.policy`",
+    "--log-json": "the daemon reads the router's log in this form",
+    "--log-level": "use `router.log_level`",
+    "--worker-urls": _WORKERS,
+    "--encode": _WORKERS,
+    "--prefill": _WORKERS,
+    "--decode": _WORKERS,
+    "--pd-disaggregation": _PD,
+    "--epd-disaggregation": _PD,
+    "--service-discovery": _FOREIGN,
+    "--discovery-provider": _FOREIGN,
+    "--enable-mesh": "it brings other gateways' workers, whose loopback addresses mean other engines here",
+    "--remove-unhealthy-workers": _RECOVERY,
+    "--worker-auto-recovery": _RECOVERY,
+    "--tls-cert-path": _TLS,
+    "--tls-key-path": _TLS,
+    "--": "it would end the options, and the daemon's own come after",
+    "--help": "the router would print its help and exit",
+    "-h": "the router would print its help and exit",
+}
+
+
+def check_argument(argument: str) -> str:
+    """The argument itself, if SMG may be given it; `ValueError` says whose it is otherwise.
+
+    SMG takes any unambiguous beginning for the whole option, so beginnings are refused too.
+    """
+    name = argument.partition("=")[0]
+    whole = name if name in RESERVED else _whole_option(name)
+    if whole is not None:
+        short = "" if name == whole else f" (short for {whole})"
+        raise ValueError(f"{name!r}{short} is the daemon's own; leave it out: {RESERVED[whole]}")
+    if "\0" in argument:
+        raise ValueError(f"{argument!r} holds a NUL character; leave it out")
+    return argument
+
+
+def _whole_option(name: str) -> str | None:
+    if not name.startswith("--"):
+        return None
+    return next((option for option in RESERVED if option.startswith(name)), None)

@@ -1,0 +1,124 @@
+"""Keeps nginx running and its service addresses right; started again when it ends, its orphans stopped first."""
+
+from __future__ import annotations
+
+import asyncio
+import time
+from collections.abc import Callable, Sequence
+
+from gateway_sidecar.bridges.nginx import Nginx, stop_orphans
+from gateway_sidecar.bridges.nginx_config import ServiceAddress
+from gateway_sidecar.domain.backoff import Backoff
+from gateway_sidecar.errors import BridgeError
+from gateway_sidecar.supervision.process import Identity
+from gateway_sidecar.telemetry.logs import get_logger
+from gateway_sidecar.telemetry.metrics import Metrics
+
+_RESTARTS = Backoff(first_s=0.1, most_s=10.0)
+
+
+class BridgeKeeper:
+    """One nginx, kept. `addresses` says what it has to serve; `touch` that this may have changed."""
+
+    def __init__(
+        self,
+        nginx: Nginx,
+        addresses: Callable[[], Sequence[ServiceAddress]],
+        metrics: Metrics,
+        on_change: Callable[[], None],
+    ) -> None:
+        self.nginx = nginx
+        self._addresses = addresses
+        self._metrics = metrics
+        self._on_change = on_change
+        self._logger = get_logger()
+        self._touched = asyncio.Event()
+        self._failures = 0
+        self.reason = "not started yet"
+        self.beat = time.monotonic()
+
+    @property
+    def up(self) -> bool:
+        """Whether nginx runs."""
+        return self.nginx.process is not None and self.nginx.process.running
+
+    def touch(self) -> None:
+        """The addresses may have changed."""
+        self._touched.set()
+
+    async def begin(self, earlier: Identity | None) -> None:
+        """Adopts the nginx of an earlier daemon, or starts one. Raises BridgeError."""
+        if earlier is not None and await self.nginx.adopt(earlier, self._addresses()):
+            self._logger.info("bridge.adopted", pid=earlier.pid)
+        else:
+            await self._start()
+        self._went(up=True)
+
+    async def run(self) -> None:
+        """Runs until cancelled. nginx itself goes on then."""
+        while True:
+            self.beat = time.monotonic()
+            if self.up:
+                await self._watch()
+            else:
+                await self._restart()
+
+    async def _watch(self) -> None:
+        process = self.nginx.process
+        assert process is not None
+        ended = asyncio.create_task(process.wait())
+        touched = asyncio.create_task(self._touched.wait())
+        try:
+            await asyncio.wait({ended, touched}, timeout=1.0, return_when=asyncio.FIRST_COMPLETED)
+        finally:
+            ended.cancel()
+            touched.cancel()
+        if not process.running:
+            last = await asyncio.to_thread(self.nginx.log.tail, 3)
+            self._logger.error("bridge.exited", pid=process.pid, exit_code=process.exit_code, last_lines=last)
+            self._went(up=False)
+            orphans = await stop_orphans(process.identity)
+            if orphans:
+                self._logger.warning("bridge.orphans_stopped", workers=orphans)
+        elif self._touched.is_set():
+            self._touched.clear()
+            await self._apply()
+
+    async def _apply(self) -> None:
+        try:
+            if await self.nginx.apply(self._addresses()):
+                self._metrics.bridge_reloads.inc()
+                self._logger.info("bridge.reloaded", services=[a.service for a in self._addresses()])
+            self.reason = ""
+        except BridgeError as error:
+            self.reason = str(error)
+            self._logger.error("bridge.not_reloaded", reason=self.reason)
+            self._on_change()
+
+    async def _restart(self) -> None:
+        await asyncio.sleep(_RESTARTS.delay_s(self._failures))
+        try:
+            await self._start()
+        except BridgeError as error:
+            self._failures += 1
+            self.reason = str(error)
+            self._logger.error(
+                "bridge.not_started", reason=self.reason, retry_in_s=round(_RESTARTS.delay_s(self._failures), 1)
+            )
+            self._on_change()
+            return
+        self._failures = 0
+        self._went(up=True)
+
+    async def _start(self) -> None:
+        began = time.monotonic()
+        self._touched.clear()
+        await self.nginx.start(self._addresses())
+        self._metrics.bridge_starts.inc()
+        assert self.nginx.process is not None
+        self._logger.info("bridge.started", pid=self.nginx.process.pid, took_s=round(time.monotonic() - began, 3))
+
+    def _went(self, *, up: bool) -> None:
+        self.reason = "" if up else "nginx ended"
+        self._metrics.bridge_up.set(up)
+        self._on_change()

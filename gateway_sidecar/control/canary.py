@@ -1,0 +1,38 @@
+"""A connection that is kept open to an engine for one purpose: to feel at once when the engine ends.
+
+The kernel closes it the moment the listening process dies, so a dead engine is noticed without asking it anything.
+It is a hint only: some servers close idle connections, and then the next probe finds them well.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import socket
+from collections.abc import Callable
+
+
+class _Canary(asyncio.Protocol):
+    def __init__(self, on_close: Callable[[], None]) -> None:
+        self._on_close = on_close
+
+    def connection_lost(self, exc: Exception | None) -> None:
+        self._on_close()
+
+
+async def open_canary(address: str, on_close: Callable[[], None]) -> asyncio.Transport:
+    """Connects; `on_close` is called once when the connection ends, whoever ends it. Raises OSError."""
+    loop = asyncio.get_running_loop()
+    transport, _ = await loop.create_unix_connection(lambda: _Canary(on_close), address)
+    return transport
+
+
+def is_refused(address: str) -> bool:
+    """Whether the kernel says that nobody listens at a Unix socket. Never blocks; about 30 us."""
+    with socket.socket(socket.AF_UNIX, socket.SOCK_STREAM | socket.SOCK_NONBLOCK) as touch:
+        try:
+            touch.connect(address)
+        except ConnectionRefusedError:
+            return True
+        except OSError:
+            return False  # Its backlog is full, or something else that does not prove death.
+    return False

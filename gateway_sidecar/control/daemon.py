@@ -1,0 +1,407 @@
+"""The daemon: its services, the bridge they share, what it writes down, and how it comes and goes.
+
+It may die at any line. nginx, the routers and every stream go on, and the next start takes them up again.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import time
+from collections.abc import Awaitable, Callable, Mapping
+from contextlib import suppress
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, Protocol
+
+from gateway_sidecar.bridges.connections import open_connections
+from gateway_sidecar.bridges.nginx import Nginx
+from gateway_sidecar.bridges.nginx_config import ServiceAddress
+from gateway_sidecar.config import ServiceSettings, Settings, load_config
+from gateway_sidecar.control import records
+from gateway_sidecar.control.bridge_keeper import BridgeKeeper
+from gateway_sidecar.control.service import Service, Source
+from gateway_sidecar.domain.leases import PortLeases
+from gateway_sidecar.errors import BridgeError, ConfigError, StateError
+from gateway_sidecar.routers.base import RouterKind
+from gateway_sidecar.supervision.logfile import ChildLog
+from gateway_sidecar.supervision.notify import SystemdNotifier
+from gateway_sidecar.supervision.process import rss_bytes
+from gateway_sidecar.telemetry.logs import get_logger, set_up_logs
+from gateway_sidecar.telemetry.metrics import Metrics
+
+_WRITE_GAP_S = 0.1
+_COUNT_GAP_S = 0.05
+_STALE_S = 10.0
+_FIXED = ("state_dir", "run_dir", "bridges", "router_ports", "metrics", "rescan_interval_s")
+
+
+class Adapters(Protocol):
+    """Builds the parts of a service from its settings."""
+
+    def service(self, settings: ServiceSettings, on_change: Callable[[], None]) -> Service: ...
+
+    def source(self, settings: ServiceSettings) -> Source: ...
+
+    def router_kind(self, settings: ServiceSettings) -> RouterKind: ...
+
+
+@dataclass(slots=True)
+class _Running:
+    service: Service
+    task: asyncio.Task[None]
+
+
+class Daemon:
+    """All services of one gateway."""
+
+    def __init__(
+        self,
+        config_path: Path,
+        settings: Settings,
+        *,
+        nginx: Nginx,
+        leases: PortLeases,
+        metrics: Metrics,
+        adapters: Adapters,
+    ) -> None:
+        self.config_path = config_path
+        self.settings = settings
+        self.metrics = metrics
+        self.leases = leases
+        self._adapters = adapters
+        self._running: dict[str, _Running] = {}
+        self.keeper = BridgeKeeper(nginx, self._addresses, metrics, self.note_change)
+        self._notifier = SystemdNotifier()
+        self._logger = get_logger()
+        self._dirty = asyncio.Event()
+        self._ending = asyncio.Event()
+        self._stop_all = False
+        self._reload_lock = asyncio.Lock()
+        self._beats: dict[str, float] = {}
+        self.problems: dict[str, str] = {}
+
+    # -- what others see
+
+    @property
+    def services(self) -> Mapping[str, Service]:
+        """Service name -> service."""
+        return {name: running.service for name, running in self._running.items()}
+
+    @property
+    def healthy(self) -> bool:
+        """Whether every loop makes progress."""
+        return time.monotonic() - self._stalest_beat() < _STALE_S
+
+    @property
+    def ready(self) -> bool:
+        """Whether the bridges run and every service has looked at its replicas and has a router that answers."""
+        return self.keeper.up and all(s.has_looked and s.router.up for s in self.services.values())
+
+    def note_change(self) -> None:
+        """Something that is written down has changed."""
+        self._dirty.set()
+
+    # -- life
+
+    async def run(self, serve: Callable[[Daemon], Awaitable[Callable[[], Awaitable[None]]]]) -> None:
+        """Runs until `end` is called. `serve` opens the admin and metrics listeners and returns what closes them.
+
+        Raises BridgeError if nginx cannot be started at all.
+        """
+        processes, leases = self._read_records()
+        for settings in self.settings.services:
+            self._add(settings)
+        await self._take_up(processes, leases)
+        close_listeners = await serve(self)
+        background = [
+            asyncio.create_task(loop)
+            for loop in (
+                self.keeper.run(),
+                self._write_loop(),
+                self._count_loop(),
+                self._log_loop(),
+                self._watch_loop(),
+            )
+        ]
+        for running in self._running.values():
+            running.task = asyncio.create_task(running.service.run())
+        self._notifier.ready()
+        self._logger.info("daemon.started", services=list(self._running))
+        try:
+            await self._until_ending(background)
+        finally:
+            self._notifier.stopping()
+            await close_listeners()
+            await self._end(background)
+
+    def end(self, *, stop_all: bool) -> None:
+        """Ends the daemon; with `stop_all` also the routers and nginx, else they go on for the next daemon."""
+        self._stop_all |= stop_all
+        self._ending.set()
+
+    async def _until_ending(self, background: list[asyncio.Task[None]]) -> None:
+        ending = asyncio.create_task(self._ending.wait())
+        while not ending.done():
+            loops = [*background, *(r.task for r in self._running.values())]
+            done, _ = await asyncio.wait([*loops, ending], return_when=asyncio.FIRST_COMPLETED, timeout=1.0)
+            for task in done - {ending}:
+                if not task.cancelled():
+                    task.result()  # A loop never ends by itself: let its error end us, and systemd start us again.
+
+    async def _end(self, background: list[asyncio.Task[None]]) -> None:
+        tasks = [*background, *(r.task for r in self._running.values())]
+        for task in tasks:
+            task.cancel()
+        await asyncio.gather(*tasks, return_exceptions=True)
+        if self._stop_all:
+            await asyncio.gather(*(r.service.router.stop(grace_s=10) for r in self._running.values()))
+            await self.keeper.nginx.stop(grace_s=5)
+            for port in self.keeper.nginx.linked():
+                self.keeper.nginx.unlink(port)
+            for record in (self._processes_path, self._leases_path):
+                record.unlink(missing_ok=True)
+        else:
+            with suppress(StateError):
+                self._write_records()
+            for running in self._running.values():
+                await running.service.router.let_go()
+            if self.keeper.nginx.process is not None:
+                self.keeper.nginx.process.let_go()
+        self._logger.info("daemon.stopped", left_running=not self._stop_all)
+
+    def _add(self, settings: ServiceSettings) -> Service:
+        service = self._adapters.service(settings, self.note_change)
+
+        async def not_yet() -> None:
+            return None
+
+        self._running[settings.name] = _Running(service, asyncio.create_task(not_yet()))
+        return service
+
+    def _addresses(self) -> list[ServiceAddress]:
+        return [
+            ServiceAddress(name, str(service.settings.listen), f"127.0.0.1:{service.router.ports.api}")
+            for name, service in self.services.items()
+        ]
+
+    # -- what an earlier daemon left
+
+    @property
+    def _processes_path(self) -> Path:
+        return self.settings.run_dir / "processes.json"
+
+    @property
+    def _leases_path(self) -> Path:
+        return self.settings.state_dir / "leases.json"
+
+    def _read_records(self) -> tuple[dict[str, Any], dict[str, Any]]:
+        found = []
+        for path in (self._processes_path, self._leases_path):
+            try:
+                found.append(records.read_record(path))
+            except StateError as error:
+                self._logger.warning("state.ignored", reason=str(error))
+                found.append({})
+        return found[0], found[1]
+
+    async def _take_up(self, processes: dict[str, Any], leases: dict[str, Any]) -> None:
+        for name, service in self.services.items():
+            try:
+                if row := processes.get("routers", {}).get(name):
+                    await service.router.adopt(records.router_from_json(row))
+            except StateError as error:
+                self._logger.warning("state.ignored", service=name, reason=str(error))
+        try:
+            nginx = processes.get("nginx")
+            earlier = records.identity_from_json(nginx) if nginx else None
+        except StateError as error:
+            self._logger.warning("state.ignored", reason=str(error))
+            earlier = None
+        await self.keeper.begin(earlier)
+        links = self.keeper.nginx.linked()
+        for name, service in self.services.items():
+            for row in leases.get("services", {}).get(name, []):
+                try:
+                    saved = records.tenure_from_json(row)
+                except StateError as error:
+                    self._logger.warning("state.ignored", service=name, reason=str(error))
+                    continue
+                if links.get(saved.port) == saved.sighting.socket:
+                    service.restore(saved)
+                    del links[saved.port]
+        for port in links:
+            # Nobody's any more: nothing new may come in, and the port rests until it is quiet.
+            self.keeper.nginx.unlink(port)
+            self.leases.quarantine(port)
+
+    def _write_records(self) -> None:
+        nginx = self.keeper.nginx.process
+        routers = {name: saved for name, s in self.services.items() if (saved := s.router.saved()) is not None}
+        records.write_record(
+            self._processes_path,
+            {
+                "nginx": records.identity_to_json(nginx.identity) if nginx is not None and nginx.running else None,
+                "routers": {name: records.router_to_json(saved) for name, saved in routers.items()},
+            },
+        )
+        records.write_record(
+            self._leases_path,
+            {"services": {n: [records.tenure_to_json(t) for t in s.saved()] for n, s in self.services.items()}},
+        )
+
+    # -- the loops
+
+    async def _write_loop(self) -> None:
+        while True:
+            await self._dirty.wait()
+            self._dirty.clear()
+            try:
+                await asyncio.to_thread(self._write_records)
+                if self.problems.pop("state", None):
+                    self._logger.info("state.written_again")
+            except StateError as error:
+                if self.problems.get("state") != str(error):
+                    self._logger.error("state.not_written", reason=str(error))
+                self.problems["state"] = str(error)
+                self._dirty.set()
+                await asyncio.sleep(1.0)
+            await asyncio.sleep(_WRITE_GAP_S)
+
+    async def _count_loop(self) -> None:
+        """Counts open connections, as long as somebody waits for a count."""
+        while True:
+            self._beats["count"] = time.monotonic()
+            resting = self.leases.quarantined
+            ports = set().union(resting, *(s.ports_to_count() for s in self.services.values()))
+            self.metrics.bridge_ports.labels("leased").set(len(self.leases.leased))
+            self.metrics.bridge_ports.labels("quarantined").set(len(resting))
+            self.metrics.bridge_ports.labels("free").set(self.leases.size - len(self.leases.leased) - len(resting))
+            began = time.monotonic()
+            if ports:
+                counts = await asyncio.to_thread(open_connections, ports)
+                for service in self.services.values():
+                    service.connections_counted(began, counts)
+                for port in resting:
+                    if counts[port] == 0:
+                        self.leases.settle(port)
+            await asyncio.sleep(max(_COUNT_GAP_S, 10 * (time.monotonic() - began)))
+
+    async def _log_loop(self) -> None:
+        """Passes on what nginx and the routers write, and how much memory the routers take."""
+        while True:
+            self._beats["log"] = time.monotonic()
+            for name, service in self.services.items():
+                for line in await asyncio.to_thread(service.router.log.new_lines):
+                    read = service.router.kind.read_log_line(line)
+                    if read is not None:
+                        getattr(self._logger, read.level)("router.said", service=name, text=read.message, **read.fields)
+                if service.router.pid is not None and (rss := rss_bytes(service.router.pid)) is not None:
+                    self.metrics.router_rss.labels(name).set(rss)
+            await self._pass_on_nginx(self.keeper.nginx.log)
+            await asyncio.sleep(1.0)
+
+    async def _pass_on_nginx(self, log: ChildLog) -> None:
+        lines = await asyncio.to_thread(log.new_lines)
+        # A dead socket makes nginx write a line for each connection: the first few tell the story.
+        for line in lines[:5]:
+            level = "error" if any(mark in line for mark in ("[emerg]", "[alert]", "[crit]")) else "info"
+            getattr(self._logger, level)("bridge.said", text=line)
+        if len(lines) > 5:
+            self._logger.info("bridge.said_more", lines=len(lines) - 5, path=str(log.path))
+
+    async def _watch_loop(self) -> None:
+        """Measures the event loop's lag, keeps systemd informed, and pets its watchdog while all loops move."""
+        period = min(1.0, (self._notifier.watchdog_s or 2.0) / 2)
+        while True:
+            due = time.monotonic() + period
+            await asyncio.sleep(period)
+            self.metrics.loop_lag.observe(max(0.0, time.monotonic() - due))
+            self._notifier.status(self.summary())
+            stale_s = time.monotonic() - self._stalest_beat()
+            if stale_s < _STALE_S:
+                self._notifier.alive()
+            else:
+                self._logger.error("daemon.wedged", stale_s=round(stale_s, 1))
+
+    def _stalest_beat(self) -> float:
+        beats = [self.keeper.beat, *self._beats.values(), *(s.stalest_beat() for s in self.services.values())]
+        return min(beats)
+
+    def summary(self) -> str:
+        """One line for `systemctl status`."""
+        parts = []
+        for name, service in self.services.items():
+            states = [t.state.value for t in service.tenures.values()]
+            counts = ", ".join(f"{states.count(s)} {s}" for s in dict.fromkeys(sorted(states))) or "no replicas"
+            parts.append(f"{name}: {counts}; router {service.router.state.value}")
+        return " | ".join(parts)
+
+    # -- reloads
+
+    async def reload(self) -> list[str]:
+        """Takes the configuration file in again and touches only what changed; what that was, in words.
+
+        Raises ConfigError, everything left as it was, if the file cannot be used or asks for what needs a restart.
+        """
+        async with self._reload_lock:
+            try:
+                fresh = load_config(self.config_path)
+                fixed = [name for name in _FIXED if getattr(fresh, name) != getattr(self.settings, name)]
+                if fixed:
+                    raise ConfigError(
+                        [
+                            f"{self.config_path}: {name}: cannot change while the daemon runs; restart it"
+                            for name in fixed
+                        ]
+                    )
+            except ConfigError as error:
+                self.metrics.reloads.labels("refused").inc()
+                self._logger.error("config.refused", problems=error.problems)
+                raise
+            self._notifier.reloading()
+            changes = await self._take_in(fresh)
+            self._notifier.ready()
+            self.metrics.reloads.labels("done").inc()
+            self._logger.info("config.reloaded", changes=changes)
+            return changes
+
+    async def _take_in(self, fresh: Settings) -> list[str]:
+        old = {s.name: s for s in self.settings.services}
+        new = {s.name: s for s in fresh.services}
+        changes = []
+        if fresh.log != self.settings.log:
+            set_up_logs(fresh.log.format, fresh.log.level)
+            changes.append("log")
+        self.settings = fresh
+        for name in old.keys() - new.keys():
+            await self._remove(name)
+            changes.append(f"{name}: removed")
+        for name in new.keys() - old.keys():
+            service = self._add(new[name])
+            self._running[name].task = asyncio.create_task(service.run())
+            changes.append(f"{name}: added")
+        for name in old.keys() & new.keys():
+            if old[name] != new[name]:
+                changed = [f for f in type(new[name]).model_fields if getattr(old[name], f) != getattr(new[name], f)]
+                self.services[name].settings = new[name]
+                changes.append(f"{name}: {', '.join(changed)}")
+                await self._change(self.services[name], changed)
+        self.keeper.touch()
+        self.note_change()
+        return changes
+
+    async def _change(self, service: Service, changed: list[str]) -> None:
+        service.reconfigure(service.settings)
+        if "replicas" in changed:
+            service.use_source(self._adapters.source(service.settings))
+        if "router" in changed:
+            await service.router.restart(self._adapters.router_kind(service.settings))
+
+    async def _remove(self, name: str) -> None:
+        running = self._running.pop(name)
+        running.task.cancel()
+        with suppress(asyncio.CancelledError):
+            await running.task
+        running.service.abandon()
+        await running.service.router.stop(grace_s=10)
+        self.metrics.forget_service(name)

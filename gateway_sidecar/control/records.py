@@ -1,0 +1,141 @@
+"""What the daemon writes down for the next one. A hint, never the truth: observation wins.
+
+Two files, each atomic, versioned and fsynced: `leases.json` in the state directory (which port belonged to whom) and
+`processes.json` in the runtime directory (which nginx and routers run, and the routers' keys; mode 0600).
+"""
+
+from __future__ import annotations
+
+import json
+import os
+from collections.abc import Mapping
+from dataclasses import asdict
+from pathlib import Path
+from typing import Any
+
+from gateway_sidecar.control.router_process import SavedRouter
+from gateway_sidecar.control.tenure import SavedTenure
+from gateway_sidecar.domain.model import (
+    ConnectionMode,
+    EngineFacts,
+    Occupant,
+    ReplicaId,
+    RuntimeType,
+    WorkerType,
+)
+from gateway_sidecar.errors import StateError
+from gateway_sidecar.routers.base import RouterPorts
+from gateway_sidecar.sources.listing import Sighting
+from gateway_sidecar.supervision.process import Identity
+
+_VERSION = 1
+_MOST_BYTES = 64 * 1024 * 1024
+
+
+def write_record(path: Path, content: Mapping[str, object]) -> None:
+    """Replaces the file whole, or leaves it as it was. Raises StateError. Blocks: call in a thread."""
+    fresh = path.with_name(f".{path.name}.new")
+    try:
+        path.parent.mkdir(parents=True, exist_ok=True)
+        fd = os.open(fresh, os.O_WRONLY | os.O_CREAT | os.O_TRUNC | os.O_CLOEXEC, 0o600)
+        with os.fdopen(fd, "w") as file:
+            json.dump({"version": _VERSION, **content}, file)
+            file.flush()
+            os.fsync(fd)
+        fresh.replace(path)
+        directory = os.open(path.parent, os.O_RDONLY | os.O_DIRECTORY | os.O_CLOEXEC)
+        try:
+            os.fsync(directory)
+        finally:
+            os.close(directory)
+    except OSError as error:
+        raise StateError(f"cannot write {path}: {error.strerror}") from error
+
+
+def read_record(path: Path) -> dict[str, Any]:
+    """What was written; empty if there is none. Raises StateError for a file that cannot be trusted."""
+    try:
+        with path.open("rb") as file:
+            raw = file.read(_MOST_BYTES)
+    except FileNotFoundError:
+        return {}
+    except OSError as error:
+        raise StateError(f"cannot read {path}: {error.strerror}") from error
+    try:
+        content = json.loads(raw)
+    except ValueError as error:
+        raise StateError(f"{path} is not whole: {error}") from error
+    version = content.get("version") if isinstance(content, dict) else None
+    if version != _VERSION:
+        raise StateError(f"{path} has version {version!r}; this daemon reads {_VERSION}")
+    return dict(content)
+
+
+def tenure_to_json(saved: SavedTenure) -> dict[str, object]:
+    """One tenure as plain data."""
+    return {
+        "replica": saved.sighting.replica,
+        "socket": str(saved.sighting.socket),
+        "occupant": asdict(saved.sighting.occupant),
+        "generation": saved.generation,
+        "port": saved.port,
+        "facts": asdict(saved.facts) if saved.facts else None,
+        "drain": saved.drain,
+    }
+
+
+def tenure_from_json(row: Mapping[str, Any]) -> SavedTenure:
+    """The tenure that was written down. Raises StateError for one of another form."""
+    try:
+        facts = row["facts"]
+        if facts is not None:
+            facts = EngineFacts(
+                **{
+                    **facts,
+                    "runtime_type": RuntimeType(facts["runtime_type"]),
+                    "connection_mode": ConnectionMode(facts["connection_mode"]),
+                    "worker_type": WorkerType(facts["worker_type"]),
+                }
+            )
+        return SavedTenure(
+            Sighting(ReplicaId(row["replica"]), Path(row["socket"]), Occupant(**row["occupant"])),
+            int(row["generation"]),
+            int(row["port"]),
+            facts,
+            bool(row["drain"]),
+        )
+    except (KeyError, TypeError, ValueError) as error:
+        raise StateError(f"a lease of a form that is not known: {error!r}") from error
+
+
+def identity_to_json(identity: Identity) -> dict[str, object]:
+    """One process's identity as plain data."""
+    return asdict(identity)
+
+
+def identity_from_json(row: Mapping[str, Any]) -> Identity:
+    """The identity that was written down. Raises StateError for one of another form."""
+    try:
+        return Identity(int(row["pid"]), int(row["start_ticks"]), str(row["boot_id"]))
+    except (KeyError, TypeError, ValueError) as error:
+        raise StateError(f"a process of a form that is not known: {error!r}") from error
+
+
+def router_to_json(saved: SavedRouter) -> dict[str, object]:
+    """One router as plain data, its key included."""
+    return {
+        "identity": identity_to_json(saved.identity),
+        "ports": asdict(saved.ports),
+        "key": saved.key,
+        "argv": list(saved.argv),
+    }
+
+
+def router_from_json(row: Mapping[str, Any]) -> SavedRouter:
+    """The router that was written down. Raises StateError for one of another form."""
+    try:
+        ports = RouterPorts(int(row["ports"]["api"]), int(row["ports"]["metrics"]))
+        argv = tuple(str(word) for word in row["argv"])
+        return SavedRouter(identity_from_json(row["identity"]), ports, str(row["key"]), argv)
+    except (KeyError, TypeError, ValueError) as error:
+        raise StateError(f"a router of a form that is not known: {error!r}") from error

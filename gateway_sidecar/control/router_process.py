@@ -1,0 +1,237 @@
+"""One router process: started or adopted, judged by its API, started again when it ends or stops answering."""
+
+from __future__ import annotations
+
+import asyncio
+import os
+import random
+import secrets
+import time
+from collections.abc import Callable
+from dataclasses import dataclass
+from enum import StrEnum
+from pathlib import Path
+
+from gateway_sidecar.domain.backoff import Backoff
+from gateway_sidecar.errors import ProcessError, RouterError
+from gateway_sidecar.routers.base import RouterClient, RouterKind, RouterPorts
+from gateway_sidecar.supervision.logfile import ChildLog
+from gateway_sidecar.supervision.process import Identity, Process
+from gateway_sidecar.telemetry.logs import get_logger
+from gateway_sidecar.telemetry.metrics import Metrics
+
+_RESTARTS = Backoff(first_s=0.2, most_s=30.0)
+_STEADY_S = 60.0  # a router that ran this long starts with a clean record
+
+
+class RouterState(StrEnum):
+    """Where a router stands; a word of `status`."""
+
+    STARTING = "starting"
+    UP = "up"
+    UNRESPONSIVE = "unresponsive"
+    BACKING_OFF = "backing_off"
+    STOPPED = "stopped"
+
+
+@dataclass(frozen=True, slots=True)
+class SavedRouter:
+    """What the next daemon needs to adopt a router."""
+
+    identity: Identity
+    ports: RouterPorts
+    key: str
+    argv: tuple[str, ...]
+
+
+class RouterProcess:
+    """Keeps one router running.
+
+    `on_change` is called whenever the state changes; `epoch` counts processes, so that what one of them said is
+    never taken for what its successor knows.
+    """
+
+    def __init__(
+        self,
+        service: str,
+        kind: RouterKind,
+        log_path: Path,
+        choose_ports: Callable[[], RouterPorts],
+        metrics: Metrics,
+        *,
+        start_timeout_s: float,
+        on_change: Callable[[], None],
+    ) -> None:
+        self.service = service
+        self.kind = kind
+        self.log = ChildLog(log_path)
+        self._choose_ports = choose_ports
+        self._metrics = metrics
+        self._start_timeout_s = start_timeout_s
+        self._on_change = on_change
+        self._logger = get_logger(service=service)
+        self.state = RouterState.STOPPED
+        self.reason = ""
+        self.epoch = 0
+        self.starts = 0
+        self.restarts = 0
+        self.process: Process | None = None
+        self.ports: RouterPorts = choose_ports()
+        self.client: RouterClient | None = None
+        self._key = ""
+        self._argv: tuple[str, ...] = ()
+        self._failures = 0
+        self._unresponsive = asyncio.Event()
+
+    @property
+    def pid(self) -> int | None:
+        """The router's process id while it runs."""
+        return self.process.pid if self.process is not None and self.process.running else None
+
+    @property
+    def up(self) -> bool:
+        """Whether its API answers."""
+        return self.state is RouterState.UP
+
+    def saved(self) -> SavedRouter | None:
+        """What to write down, so that a later daemon can adopt it."""
+        if self.process is None or not self.process.running:
+            return None
+        return SavedRouter(self.process.identity, self.ports, self._key, self._argv)
+
+    async def adopt(self, saved: SavedRouter) -> bool:
+        """Takes over the router of an earlier daemon if it is that very process and its API answers with our key."""
+        process = Process.adopt(saved.identity)
+        if process is None:
+            return False
+        client = self.kind.client(saved.ports, saved.key)
+        try:
+            await client.list_workers()
+        except RouterError as error:
+            await client.close()
+            self._logger.warning("router.not_adopted", pid=process.pid, reason=str(error))
+            await process.stop(grace_s=1)
+            return False
+        self.process, self.ports, self.client = process, saved.ports, client
+        self._key, self._argv = saved.key, saved.argv
+        self.epoch += 1
+        self._set(RouterState.UP)
+        self._logger.info("router.adopted", pid=process.pid, url=saved.ports.url)
+        return True
+
+    async def run(self) -> None:
+        """Runs until cancelled. The router itself goes on then: `stop` ends it."""
+        while True:
+            if not self.up and not await self._start():
+                await self._back_off()
+                continue
+            await self._until_lost()
+
+    async def restart(self, kind: RouterKind | None = None) -> None:
+        """Ends the router and starts it again, as `kind` has it from now on. Requests fail meanwhile."""
+        self.kind = kind or self.kind
+        if self.process is not None and self.process.running:
+            await self.process.stop(grace_s=10)
+
+    def report_unresponsive(self) -> None:
+        """Its API has not answered for too long: it is to be replaced, whatever its pid says."""
+        self._unresponsive.set()
+
+    async def stop(self, grace_s: float) -> None:
+        """Ends the router."""
+        if self.process is not None and self.process.running:
+            await self.process.stop(grace_s=grace_s)
+            self._logger.info("router.stopped", pid=self.process.pid)
+        if self.client is not None:
+            await self.client.close()
+        self._set(RouterState.STOPPED)
+
+    async def let_go(self) -> None:
+        """Leaves the router running for the next daemon."""
+        if self.process is not None:
+            self.process.let_go()
+        if self.client is not None:
+            await self.client.close()
+
+    async def _start(self) -> bool:
+        began = time.monotonic()
+        self._unresponsive.clear()
+        self._set(RouterState.STARTING)
+        key = secrets.token_urlsafe(32)
+        try:
+            ports = self._choose_ports()
+            command = self.kind.command(ports, key)
+            env = {**os.environ, **command.env}
+            process = await Process.spawn(command.argv, log_fd=self.log.open_for_child(), env=env)
+        except (ProcessError, OSError) as error:
+            self._failures += 1
+            self.reason = str(error)
+            self._logger.error("router.not_started", reason=self.reason)
+            return False
+        if self.client is not None:
+            await self.client.close()
+        self.process, self.ports, self._key, self._argv = process, ports, key, tuple(command.argv)
+        self.client = self.kind.client(ports, key)
+        self.starts += 1
+        self.restarts += self.starts > 1
+        self._metrics.router_starts.labels(self.service).inc()
+        while process.running and time.monotonic() - began < self._start_timeout_s:
+            try:
+                await self.client.list_workers()
+            except RouterError as error:
+                self.reason = str(error)
+                await asyncio.sleep(0.01)
+                continue
+            took = time.monotonic() - began
+            self.epoch += 1
+            self._metrics.router_start_seconds.labels(self.service).set(took)
+            self._logger.info("router.started", pid=process.pid, url=ports.url, took_s=round(took, 3))
+            self._set(RouterState.UP)
+            return True
+        await self._ended("did not answer within its start timeout" if process.running else "ended while starting")
+        return False
+
+    async def _until_lost(self) -> None:
+        assert self.process is not None
+        process, began = self.process, time.monotonic()
+        ended = asyncio.create_task(process.wait())
+        mute = asyncio.create_task(self._unresponsive.wait())
+        try:
+            await asyncio.wait({ended, mute}, return_when=asyncio.FIRST_COMPLETED)
+        finally:
+            ended.cancel()
+            mute.cancel()
+        if time.monotonic() - began > _STEADY_S:
+            self._failures = 0
+        await self._ended("its API stopped answering" if process.running else "ended")
+
+    async def _ended(self, what: str) -> None:
+        assert self.process is not None
+        if self.process.running:
+            self._set(RouterState.UNRESPONSIVE)
+            await self.process.stop(grace_s=0)
+        self._failures += 1
+        code = self.process.exit_code
+        self.reason = what if code is None else f"{what}, exit code {code}"
+        last = await asyncio.to_thread(self.log.tail, 5)
+        self._logger.error(
+            "router.exited", pid=self.process.pid, reason=self.reason, exit_code=code, last_lines=last,
+            restart_in_s=round(self._delay_s(), 2),
+        )  # fmt: skip
+        self._set(RouterState.BACKING_OFF)
+
+    def _delay_s(self) -> float:
+        # The first restart is at once: the fleet is waiting, and one exit proves nothing.
+        return _RESTARTS.delay_s(self._failures - 1)
+
+    async def _back_off(self) -> None:
+        self._set(RouterState.BACKING_OFF)
+        await asyncio.sleep(self._delay_s() * (1 - random.random() / 4))
+
+    def _set(self, state: RouterState) -> None:
+        if state is RouterState.UP:
+            self.reason = ""
+        self._metrics.router_up.labels(self.service).set(state is RouterState.UP)
+        if state is not self.state:
+            self.state = state
+            self._on_change()

@@ -1,0 +1,750 @@
+"""The loop of one service: observe -> plan -> execute, again and again, for whatever may have changed.
+
+Everything here is level-triggered: a key in the queue means "look at this tenure again", and what to do follows
+from what is observed then. Probes, the router's answers and the source only change what is observed.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import itertools
+import os
+import random
+import time
+from collections.abc import AsyncIterator, Callable, Coroutine, Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, Protocol
+
+from gateway_sidecar.config import ServiceSettings
+from gateway_sidecar.control.canary import is_refused, open_canary
+from gateway_sidecar.control.router_process import RouterProcess
+from gateway_sidecar.control.tenure import SavedTenure, Tenure, occupant_of, owner_of, worker_url
+from gateway_sidecar.control.work_queue import WorkQueue
+from gateway_sidecar.control.worker_book import WorkerBook
+from gateway_sidecar.domain.leases import NoFreePort, PortLeases
+from gateway_sidecar.domain.lifecycle import (
+    Against,
+    Crowd,
+    EvidencePolicy,
+    against,
+    loading_delay_s,
+    state_of,
+    suspect_delay_s,
+)
+from gateway_sidecar.domain.model import (
+    ConnectionMode,
+    EngineFacts,
+    Foreign,
+    Loading,
+    Overrides,
+    ProbeResult,
+    Ready,
+    Registered,
+    ReplicaId,
+    ReplicaState,
+    RuntimeType,
+    Unknown,
+    WorkerStatus,
+)
+from gateway_sidecar.domain.planning import (
+    Bridge,
+    Release,
+    Unbridge,
+    describe,
+    plan_occupant,
+    plan_strays,
+    plan_worker,
+)
+from gateway_sidecar.errors import ConfigError
+from gateway_sidecar.sources.listing import Listing, Sighting
+from gateway_sidecar.telemetry.logs import get_logger
+from gateway_sidecar.telemetry.metrics import Metrics
+
+_LEAST_LOOK_GAP_S = 0.003
+_PROBES_AT_ONCE = 32
+_TOUCH_GAP_S = 0.4
+_TROUBLED = (ReplicaState.UNREACHABLE, ReplicaState.FOREIGN)
+
+
+@dataclass(frozen=True, slots=True)
+class DrainReport:
+    """What came of a drain: whether it is safe to stop the engine now, and after how long."""
+
+    drained: bool
+    in_flight: int | None
+    took_s: float
+
+
+class Source(Protocol):
+    """Where replicas are learnt from."""
+
+    async def look(self) -> Listing:
+        """What is there now. Never raises; what cannot be seen is said to be unknown."""
+        ...
+
+    def hints(self) -> AsyncIterator[None]:
+        """Yields whenever a look may be worth while."""
+        ...
+
+
+class Probe(Protocol):
+    """Asks engines what they are. Never raises; what cannot be told is Unknown."""
+
+    async def identify(self, address: str, *, timeout_s: float, api_key: str | None = None) -> ProbeResult: ...
+
+    async def check_health(
+        self, address: str, facts: EngineFacts, *, timeout_s: float, api_key: str | None = None
+    ) -> ProbeResult: ...
+
+
+class Links(Protocol):
+    """The bridges' switchboard."""
+
+    def link(self, port: int, target: Path) -> None: ...
+
+    def unlink(self, port: int) -> None: ...
+
+
+def evidence_policy(settings: ServiceSettings) -> EvidencePolicy:
+    """How much evidence the operator wants before a replica is taken out."""
+    return EvidencePolicy(settings.refused.failures, settings.refused.over_s, settings.health.failures)
+
+
+class Service:
+    """One service of the daemon: its source, its tenures, its router's workers."""
+
+    def __init__(
+        self,
+        settings: ServiceSettings,
+        *,
+        source: Source,
+        probe: Probe,
+        links: Links,
+        leases: PortLeases,
+        host: str,
+        router: RouterProcess,
+        metrics: Metrics,
+        rescan_interval_s: float,
+        read_overrides: Callable[[Path], Overrides],
+        on_leases: Callable[[], None],
+    ) -> None:
+        self.settings = settings
+        self.name = settings.name
+        self.router = router
+        self._source = source
+        self._probe = probe
+        self._links = links
+        self._leases = leases
+        self._host = host
+        self._metrics = metrics
+        self._rescan_interval_s = rescan_interval_s
+        self._read_overrides = read_overrides
+        self._on_leases = on_leases
+        self._logger = get_logger(service=settings.name)
+        self._queue: WorkQueue[int] = WorkQueue(time.monotonic)
+        self._keys = itertools.count(1)
+        self.tenures: dict[int, Tenure] = {}
+        self._current: dict[ReplicaId, Tenure] = {}
+        self._by_url: dict[str, Tenure] = {}
+        self.listing: Listing | None = None
+        self._look_now = asyncio.Event()
+        self._new_source = asyncio.Event()
+        self._probe_slots = asyncio.Semaphore(_PROBES_AT_ONCE)
+        self._policy = evidence_policy(settings)
+        self._tasks: set[asyncio.Task[None]] = set()
+        self._beats = {"source": time.monotonic(), "reconcile": time.monotonic()}
+        self.has_looked = False
+        self.book = WorkerBook(
+            router,
+            metrics,
+            rescan_interval_s=rescan_interval_s,
+            api_timeout_s=settings.router.api_timeout_s,
+            on_change=self._on_worker,
+            on_listed=self._on_workers_listed,
+        )
+        metrics.count_replicas(self.name, ())
+
+    # -- life
+
+    def restore(self, saved: SavedTenure) -> None:
+        """Takes up a tenure that an earlier daemon left: same port, and no question to an engine already known.
+
+        Whether the occupant is still the same is decided by the first look at the source.
+        """
+        tenure = self._begin(saved.sighting, saved.generation)
+        if not self._leases.restore(saved.port, tenure.owner):
+            self._logger.warning("lease.not_restored", replica=saved.sighting.replica, port=saved.port)
+            return
+        tenure.port = saved.port
+        tenure.linked = True
+        tenure.drain = saved.drain
+        if saved.facts is not None and tenure.pin is not None:
+            self._identified(tenure, saved.facts)
+            tenure.result = Ready(saved.facts)
+            tenure.identify_next = False
+            tenure.probe_due = time.monotonic() + self.settings.health.interval_s * random.random()
+
+    async def run(self) -> None:
+        """Runs the service until cancelled. What it started goes on; `router` is stopped or let go by its owner."""
+        loops = (
+            self._reconcile_loop(),
+            self._look_loop(),
+            self._hint_loop(),
+            self.book.run(),
+            self.router.run(),
+        )
+        try:
+            async with asyncio.TaskGroup() as group:
+                for loop in loops:
+                    group.create_task(loop)
+        finally:
+            for task in self._tasks:
+                task.cancel()
+            await asyncio.gather(*self._tasks, return_exceptions=True)
+            await self.book.close()
+            for tenure in self.tenures.values():
+                tenure.unpin()
+
+    def reconfigure(self, settings: ServiceSettings) -> None:
+        """Takes new settings; what was observed stays."""
+        self.settings = settings
+        self._policy = evidence_policy(settings)
+        for key in self.tenures:
+            self._queue.add(key)
+
+    def use_source(self, source: Source) -> None:
+        """Learns replicas from another source from now on; those that it does not show are gone."""
+        self._source = source
+        self._new_source.set()
+        self._look_now.set()
+
+    def abandon(self) -> None:
+        """Leaves the bridges of a service that is no more: nothing new gets in, and the ports rest until quiet."""
+        for tenure in self.tenures.values():
+            if tenure.port is not None:
+                self._links.unlink(tenure.port)
+                self._leases.release(tenure.port)
+
+    def stalest_beat(self) -> float:
+        """When the loop that is most behind last made progress (monotonic seconds)."""
+        return min(*self._beats.values(), self.book.beat)
+
+    def reconsider(self) -> None:
+        """Something that all tenures depend on changed."""
+        self.book.hurry()
+        for key in self.tenures:
+            self._queue.add(key)
+
+    def pending_actions(self) -> list[tuple[str, str]]:
+        """What the next look at each tenure would do: (replica, action). Nothing is done."""
+        pending = []
+        for tenure in self.tenures.values():
+            seen = self.book.view(tenure.url)
+            steps = (plan_occupant(tenure.view(), [seen]), plan_worker(tenure.view(), seen))
+            pending += [(str(tenure.replica), describe(step)) for step in steps if step is not None]
+        strays = plan_strays(self.book.workers, self._known_urls(), complete=self.has_looked)
+        return pending + [("-", describe(step)) for step in strays]
+
+    def saved(self) -> list[SavedTenure]:
+        """What to write down for the next daemon."""
+        return [
+            SavedTenure(t.sighting, t.generation, t.port, t.facts, t.drain)
+            for t in self.tenures.values()
+            if t.port is not None
+        ]
+
+    # -- the source
+
+    async def _hint_loop(self) -> None:
+        while True:
+            self._new_source.clear()
+            hints = asyncio.create_task(self._follow_hints(self._source))
+            changed = asyncio.create_task(self._new_source.wait())
+            try:
+                await asyncio.wait({hints, changed}, return_when=asyncio.FIRST_COMPLETED)
+                if hints.done():
+                    hints.result()
+            except OSError as error:  # No inotify left, say: the rescan goes on alone.
+                self._logger.warning("source.hints_failed", reason=str(error))
+                await asyncio.sleep(10)
+            finally:
+                hints.cancel()
+                changed.cancel()
+
+    async def _follow_hints(self, source: Source) -> None:
+        async for _ in source.hints():
+            self._look_now.set()
+
+    async def _look_loop(self) -> None:
+        while True:
+            self._beats["source"] = time.monotonic()
+            self._look_now.clear()
+            began = time.monotonic()
+            await self._apply(await self._source.look())
+            # A crowd of hints must not keep us looking all the time.
+            await asyncio.sleep(max(_LEAST_LOOK_GAP_S, 2 * (time.monotonic() - began)))
+            try:
+                async with asyncio.timeout(self._rescan_interval_s):
+                    await self._look_now.wait()
+            except TimeoutError:
+                pass
+
+    async def _apply(self, listing: Listing) -> None:
+        before, self.listing = self.listing, listing
+        self._metrics.source_up.labels(self.name).set(listing.blind is None)
+        self._metrics.refused_names.labels(self.name).set(len(listing.refused))
+        if listing.blind is not None:
+            if before is None or before.blind != listing.blind:
+                self._logger.error("source.blind", reason=listing.blind, kept=len(self._current))
+            self.listing = Listing(before.present, refused=before.refused, blind=listing.blind) if before else listing
+            return
+        if before is not None and before.blind is not None:
+            self._logger.info("source.sighted", replicas=len(listing.present))
+        for name, reason in listing.refused.items():
+            if before is None or name not in before.refused:
+                self._logger.warning("replica.refused", replica=name, reason=reason)
+        for replica, tenure in list(self._current.items()):
+            if listing.is_gone(replica):
+                self._lose(tenure)
+        for sighting in listing.present.values():
+            current = self._current.get(sighting.replica)
+            if current is not None and current.sighting.occupant != sighting.occupant:
+                self._lose(current)
+                current = None
+            if current is None:
+                current = self._begin(sighting, 0)
+                await self._read_notes(current, sighting)
+            elif current.sighting.notes != sighting.notes:
+                await self._read_notes(current, sighting)
+            elif current.pin is None:
+                self._pin(current)
+        self.has_looked = True
+
+    def _begin(self, sighting: Sighting, generation: int) -> Tenure:
+        now = time.monotonic()
+        tenure = Tenure(
+            key=next(self._keys),
+            owner=owner_of(self.name, sighting, generation),
+            generation=generation,
+            replica=sighting.replica,
+            sighting=sighting,
+            seen_at=now,
+            pin=None,
+            state_since=now,
+            host=self._host,
+        )
+        self._pin(tenure)
+        self.tenures[tenure.key] = tenure
+        self._current[tenure.replica] = tenure
+        self._queue.add(tenure.key)
+        self._metrics.state_changes.labels(self.name, tenure.state.value).inc()
+        self._logger.info("replica.seen", replica=tenure.replica, socket=str(sighting.socket))
+        return tenure
+
+    def _pin(self, tenure: Tenure) -> None:
+        try:
+            pin = os.open(tenure.sighting.socket, os.O_PATH | os.O_CLOEXEC)
+        except OSError as error:
+            tenure.problem = f"cannot open {tenure.sighting.socket}: {error.strerror}"
+            return
+        if occupant_of(os.fstat(pin)) != tenure.sighting.occupant:
+            os.close(pin)  # Replaced since the look: the next one begins a new tenure.
+            self._look_now.set()
+            return
+        tenure.pin = pin
+        tenure.problem = None
+        self._queue.add(tenure.key)
+
+    async def _read_notes(self, tenure: Tenure, sighting: Sighting) -> None:
+        tenure.sighting = sighting
+        try:
+            tenure.overrides = (
+                await asyncio.to_thread(self._read_overrides, sighting.notes[0]) if sighting.notes else Overrides()
+            )
+            tenure.notes_problem = None
+        except ConfigError as error:
+            tenure.notes_problem = error.problems[0]
+            self._logger.error("replica.notes_refused", replica=tenure.replica, problems=error.problems)
+        self._queue.add(tenure.key)
+
+    def _lose(self, tenure: Tenure) -> None:
+        tenure.gone = True
+        self._current.pop(tenure.replica, None)
+        if tenure.probe is not None:
+            tenure.probe.cancel()
+        tenure.unpin()
+        self._reconcile(tenure)  # At once: every millisecond may cost a request.
+
+    # -- the plan
+
+    async def _reconcile_loop(self) -> None:
+        while True:
+            self._beats["reconcile"] = time.monotonic()
+            for count, key in enumerate(await self._queue.take(1.0)):
+                tenure = self.tenures.get(key)
+                if tenure is not None:
+                    self._reconcile(tenure)
+                if count % 64 == 63:
+                    await asyncio.sleep(0)  # A thousand at once must not hold up what is answered meanwhile.
+
+    def _reconcile(self, tenure: Tenure) -> None:
+        now = time.monotonic()
+        self._look_after(tenure, now)
+        seen = self.book.view(tenure.url)
+        self._note_settled(tenure, seen.listed and seen.worker is None and not seen.busy, now)
+        action = plan_occupant(tenure.view(), [seen])
+        match action:
+            case Bridge():
+                self._bridge(tenure)
+            case Unbridge():
+                self._unbridge(tenure)
+            case Release():
+                self._release(tenure)
+                return
+        step = plan_worker(tenure.view(), seen)
+        if step is not None:
+            self.book.start(step)
+        elif tenure.url is not None and seen.held:
+            self._queue.add_after(tenure.key, self.book.held_for_s(tenure.url))
+        self._update_state(tenure, now)
+        if tenure.drain and tenure.in_flight == 0 and not tenure.linked:
+            self._finish_drain(tenure)
+
+    def _note_settled(self, tenure: Tenure, is_out: bool, now: float) -> None:
+        if tenure.leaving is None or not is_out:
+            tenure.settled_at = tenure.in_flight = None
+        elif tenure.settled_at is None:
+            tenure.settled_at = now
+
+    def _bridge(self, tenure: Tenure) -> None:
+        try:
+            fresh = tenure.port is None
+            tenure.port = self._leases.acquire(tenure.owner)
+            self._links.link(tenure.port, tenure.sighting.socket)
+        except NoFreePort as error:
+            self._trouble(tenure, f"no free bridge port ({error}); widen bridges.ports")
+        except OSError as error:
+            self._trouble(tenure, f"cannot make the bridge's link: {error}")
+        else:
+            tenure.linked = True
+            tenure.problem = None
+            self._know_url(tenure)
+            if fresh:
+                self._on_leases()
+
+    def _trouble(self, tenure: Tenure, problem: str) -> None:
+        if tenure.problem != problem:
+            self._logger.error("replica.not_bridged", replica=tenure.replica, reason=problem)
+        tenure.problem = problem
+        self._queue.add_after(tenure.key, 1.0)
+
+    def _unbridge(self, tenure: Tenure) -> None:
+        assert tenure.port is not None
+        try:
+            self._links.unlink(tenure.port)
+        except OSError as error:
+            self._trouble(tenure, f"cannot remove the bridge's link: {error}")
+            return
+        tenure.linked = False
+
+    def _release(self, tenure: Tenure) -> None:
+        tenure.unpin()
+        del self.tenures[tenure.key]
+        if tenure.port is not None:
+            # Nobody holds a connection: that was the condition for letting go.
+            self._leases.release(tenure.port)
+            self._leases.settle(tenure.port)
+        if tenure.url is not None and self._by_url.get(tenure.url) is tenure:
+            del self._by_url[tenure.url]
+            self.book.forget(tenure.url)
+        if not any(other.replica == tenure.replica for other in self.tenures.values()):
+            self._metrics.forget_replica(self.name, tenure.replica)
+        self._count()
+        self._on_leases()
+        tenure.drained.set()
+        self._logger.info("replica.gone", replica=tenure.replica, port=tenure.port)
+
+    def _on_worker(self, url: str) -> None:
+        tenure = self._by_url.get(url)
+        if tenure is not None:
+            self._queue.add(tenure.key)
+
+    def _on_workers_listed(self) -> None:
+        for step in plan_strays(self.book.workers, self._known_urls(), complete=self.has_looked):
+            if not self.book.view(step.url).busy:
+                self._logger.warning("worker.stray", worker_url=step.url, worker_id=step.worker_id)
+                self.book.start(step)
+
+    def _known_urls(self) -> frozenset[str]:
+        known = set(self._by_url)
+        for tenure in self.tenures.values():
+            if tenure.facts is None and tenure.port is not None:
+                # Not asked yet: either kind of worker there may be this replica's.
+                known |= {worker_url(self._host, tenure.port, mode) for mode in ConnectionMode}
+        return frozenset(known)
+
+    # -- probes
+
+    def _look_after(self, tenure: Tenure, now: float) -> None:
+        """Keeps the occupant watched: the next probe when it is due, and the canary."""
+        if tenure.gone or tenure.replaced or tenure.drain or tenure.address is None or tenure.probe is not None:
+            return
+        if now < tenure.probe_due:
+            self._queue.add_after(tenure.key, tenure.probe_due - now)
+            if isinstance(tenure.result, Ready):
+                self._feel(tenure, now)
+            return
+        tenure.probe = self._spawn(self._ask(tenure, tenure.address))
+
+    async def _ask(self, tenure: Tenure, address: str) -> None:
+        known = tenure.facts or (tenure.result.facts if isinstance(tenure.result, Loading) else None)
+        identify = tenure.identify_next or known is None
+        async with self._probe_slots:
+            began = time.monotonic()
+            if identify or known is None:
+                result = await self._probe.identify(
+                    address, timeout_s=self.settings.probe.timeout_s, api_key=tenure.overrides.api_key
+                )
+            else:
+                result = await self._probe.check_health(
+                    address, known, timeout_s=self.settings.health.timeout_s, api_key=tenure.overrides.api_key
+                )
+        kind = "identify" if identify else "health"
+        self._metrics.probe_seconds.labels(self.name, kind).observe(time.monotonic() - began)
+        self._metrics.probes.labels(self.name, kind, type(result).__name__.lower()).inc()
+        tenure.probe = None
+        if not tenure.gone and not tenure.replaced:
+            self._learn(tenure, result, identify)
+            self._reconcile(tenure)
+
+    def _learn(self, tenure: Tenure, result: ProbeResult, identified: bool) -> None:
+        now = time.monotonic()
+        tenure.evidence = tenure.evidence.after(result, now)
+        if isinstance(result, Ready) and identified and tenure.facts not in (None, result.facts):
+            self._replace(tenure, result)
+            return
+        tenure.result = result
+        if isinstance(result, Ready):
+            if tenure.facts is None:
+                self._identified(tenure, result.facts)
+            tenure.condemned = tenure.identify_next = False
+            interval = self.settings.health.interval_s
+            tenure.probe_due = now + interval * (0.9 + 0.2 * random.random())
+            return
+        refused = against(result) is Against.REFUSED
+        if tenure.facts is not None and not tenure.condemned and tenure.evidence.is_strong(now, self._policy):
+            tenure.condemned = True
+            tenure.condemned_at = now
+            self._logger.warning(
+                "replica.condemned", replica=tenure.replica, worker_url=tenure.url, reason=result.reason,
+                failures=tenure.evidence.failures, over_s=round(now - tenure.evidence.since, 2),
+            )  # fmt: skip
+        if refused or tenure.condemned or tenure.facts is None:
+            # Whoever answers next may be somebody else.
+            tenure.identify_next = not (isinstance(result, Loading) and result.facts is not None)
+        tenure.probe_due = now + self._next_gap_s(tenure, result, now)
+
+    def _next_gap_s(self, tenure: Tenure, result: ProbeResult, now: float) -> float:
+        if tenure.facts is not None and not tenure.condemned:
+            return suspect_delay_s(tenure.evidence, self._policy)
+        if isinstance(result, Foreign):
+            return 5.0
+        age_s = now - (tenure.condemned_at if tenure.condemned else tenure.seen_at)
+        watched = sum(1 for t in self.tenures.values() if not isinstance(t.result, Ready) and not t.gone)
+        gap = loading_delay_s(result, age_s, Crowd(watched))
+        return max(gap, 1.0) if isinstance(result, Unknown) else gap
+
+    def _identified(self, tenure: Tenure, facts: EngineFacts) -> None:
+        tenure.facts = facts
+        self._know_url(tenure)
+        self._on_leases()
+
+    def _know_url(self, tenure: Tenure) -> None:
+        if tenure.url is not None:
+            self._by_url[tenure.url] = tenure
+
+    def _replace(self, tenure: Tenure, result: Ready) -> None:
+        """Another engine answers behind the same socket: its worker is a new one, on a port of its own."""
+        self._logger.info("replica.replaced", replica=tenure.replica, worker_url=tenure.url)
+        tenure.replaced = True
+        successor = self._begin(tenure.sighting, tenure.generation + 1)
+        successor.overrides = tenure.overrides
+        successor.result = result
+        successor.identify_next = False
+        successor.probe_due = time.monotonic() + self.settings.health.interval_s
+        self._identified(successor, result.facts)
+        tenure.unpin()
+
+    # -- feeling a replica's end
+
+    def _feel(self, tenure: Tenure, now: float) -> None:
+        if tenure.canary is not None or tenure.address is None or tenure.feeling:
+            return
+        if now < tenure.canary_due:
+            self._queue.add_after(tenure.key, tenure.canary_due - now)
+            return
+        assert tenure.facts is not None
+        if tenure.facts.runtime_type is RuntimeType.EXTERNAL:
+            # It may serve one connection at a time, and one that is kept open would keep it from serving.
+            tenure.canary_due = now + _TOUCH_GAP_S
+            self._queue.add_after(tenure.key, _TOUCH_GAP_S)
+            if is_refused(tenure.address):
+                self._suspect(tenure)
+            return
+        tenure.feeling = True
+        self._spawn(self._open_canary(tenure, tenure.address))
+
+    async def _open_canary(self, tenure: Tenure, address: str) -> None:
+        opened = time.monotonic()
+        try:
+            async with asyncio.timeout(self.settings.health.timeout_s):
+                canary = await open_canary(address, lambda: self._canary_ended(tenure, opened))
+        except (OSError, TimeoutError):
+            tenure.canary_due = time.monotonic() + _TOUCH_GAP_S
+            self._suspect(tenure)
+            return
+        finally:
+            tenure.feeling = False
+        if tenure.pin is None:
+            canary.abort()
+        else:
+            tenure.canary = canary
+
+    def _canary_ended(self, tenure: Tenure, opened: float) -> None:
+        if tenure.pin is None:
+            return  # We closed it ourselves.
+        tenure.canary = None
+        now = time.monotonic()
+        life_s, usual_s = now - opened, tenure.canary_life_s
+        tenure.canary_life_s = life_s
+        if life_s >= 2 and abs(life_s - usual_s) < 0.2 * usual_s:
+            tenure.canary_due = now  # The server closes idle connections after this time: no news.
+            self._queue.add(tenure.key)
+            return
+        tenure.canary_due = now + (0 if life_s >= 2 else _TOUCH_GAP_S)
+        self._suspect(tenure)
+
+    def _suspect(self, tenure: Tenure) -> None:
+        """Something happened to the engine: ask it again who it is, now."""
+        tenure.identify_next = True
+        tenure.probe_due = 0.0
+        self._queue.add(tenure.key)
+
+    # -- drains
+
+    async def drain(self, replica: ReplicaId, timeout_s: float) -> DrainReport:
+        """Takes a replica out of rotation; returns when nothing is in flight, or after `timeout_s` seconds.
+
+        Raises KeyError for a replica that is not there. The replica stays out until its socket is replaced or
+        `resume` is called.
+        """
+        tenure = self._current[replica]
+        if not tenure.drain:
+            tenure.drain = True
+            tenure.drained.clear()
+            if tenure.canary is not None:
+                tenure.canary.abort()
+                tenure.canary = None
+            self._on_leases()
+            self._reconcile(tenure)
+        began = time.monotonic()
+        try:
+            async with asyncio.timeout(timeout_s):
+                await tenure.drained.wait()
+        except TimeoutError:
+            self._metrics.drains.labels(self.name, "timeout").inc()
+            return DrainReport(False, tenure.in_flight, time.monotonic() - began)
+        return DrainReport(True, 0, time.monotonic() - began)
+
+    def resume(self, replica: ReplicaId) -> None:
+        """Takes a drained replica back into rotation. Raises KeyError for one that is not there."""
+        tenure = self._current[replica]
+        tenure.drain = False
+        tenure.settled_at = tenure.in_flight = None
+        self._on_leases()
+        self._suspect(tenure)
+
+    def _finish_drain(self, tenure: Tenure) -> None:
+        if not tenure.drained.is_set():
+            tenure.drained.set()
+            self._metrics.drains.labels(self.name, "drained").inc()
+            self._logger.info("replica.drained", replica=tenure.replica)
+
+    def ports_to_count(self) -> set[int]:
+        """Bridge ports whose open connections decide what happens next."""
+        return {
+            t.port
+            for t in self.tenures.values()
+            if t.port is not None and t.settled_at is not None and not t.drained.is_set()
+        }
+
+    def connections_counted(self, began: float, counts: Mapping[int, int]) -> None:
+        """Takes note of a count of open connections that was begun at `began`."""
+        for tenure in self.tenures.values():
+            if tenure.port is not None and tenure.settled_at is not None and tenure.settled_at <= began:
+                tenure.in_flight = counts.get(tenure.port, 0)
+                self._queue.add(tenure.key)
+
+    # -- what is shown
+
+    def _update_state(self, tenure: Tenure, now: float) -> None:
+        worker = self.book.workers.get(tenure.url) if tenure.url else None
+        state = state_of(
+            result=tenure.result,
+            leaving=tenure.gone or tenure.replaced or tenure.drain,
+            condemned=tenure.condemned,
+            worker=worker,
+        )
+        tenure.reason = self._reason(tenure, worker)
+        if state is tenure.state:
+            return
+        age_s = now - tenure.state_since
+        before, tenure.state, tenure.state_since = tenure.state, state, now
+        self._metrics.state_changes.labels(self.name, state.value).inc()
+        self._show_serving(tenure, state is ReplicaState.SERVING)
+        self._count()
+        facts: dict[str, object] = {"was": before.value, "for_s": round(age_s, 3)}
+        if tenure.reason:
+            facts["reason"] = tenure.reason
+        if state is ReplicaState.SERVING and worker is not None:
+            facts |= {"worker_id": worker.worker_id, "model": worker.model_id}
+            if not tenure.served:
+                tenure.served = True
+                self._metrics.serving_seconds.labels(self.name).observe(now - tenure.seen_at)
+                facts["since_seen_s"] = round(now - tenure.seen_at, 3)
+        log = self._logger.warning if state in _TROUBLED else self._logger.info
+        log(f"replica.{state.value}", replica=tenure.replica, worker_url=tenure.url, **facts)
+
+    def _reason(self, tenure: Tenure, worker: Registered | None) -> str:
+        if tenure.leaving is not None and (tenure.gone or tenure.replaced or tenure.drain):
+            waiting = "" if not tenure.in_flight else f", {tenure.in_flight} connections in flight"
+            done = ", drained: safe to stop" if tenure.drained.is_set() else waiting
+            return tenure.leaving.value + done
+        problem = tenure.problem or tenure.notes_problem
+        if problem:
+            return problem
+        if tenure.result is not None and not isinstance(tenure.result, Ready):
+            return tenure.result.reason
+        if isinstance(tenure.result, Ready) and (worker is None or worker.status is not WorkerStatus.READY):
+            if not self.router.up:
+                return f"waiting for the router ({self.router.state.value})"
+            held = self.book.trouble(tenure.url) if tenure.url else None
+            return held or (f"the router says {worker.status.value}" if worker else "not registered yet")
+        return ""
+
+    def _show_serving(self, tenure: Tenure, serving: bool) -> None:
+        if tenure.facts is not None:
+            kind = tenure.overrides.worker_type or tenure.facts.worker_type
+            self._metrics.replica_serving.labels(
+                self.name, tenure.replica, kind.value, tenure.facts.runtime_type.value
+            ).set(serving)
+
+    def _count(self) -> None:
+        self._metrics.count_replicas(self.name, (t.state for t in self.tenures.values()))
+
+    def _spawn(self, work: Coroutine[Any, Any, None]) -> asyncio.Task[None]:
+        task = asyncio.create_task(work)
+        self._tasks.add(task)
+        task.add_done_callback(self._tasks.discard)
+        return task

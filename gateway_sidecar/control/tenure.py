@@ -1,0 +1,143 @@
+"""One occupant's stay behind one replica socket: from first sight until nobody holds a connection to it."""
+
+from __future__ import annotations
+
+import asyncio
+import os
+from dataclasses import dataclass, field
+
+from gateway_sidecar.domain.lifecycle import Evidence
+from gateway_sidecar.domain.model import (
+    ConnectionMode,
+    EngineFacts,
+    Occupant,
+    Overrides,
+    ProbeResult,
+    Ready,
+    ReplicaId,
+    ReplicaState,
+)
+from gateway_sidecar.domain.planning import OccupantView, Why
+from gateway_sidecar.sources.listing import Sighting
+
+
+def occupant_of(stat: os.stat_result) -> Occupant:
+    """A socket's inode as the kernel describes it."""
+    return Occupant(stat.st_dev, stat.st_ino, stat.st_mtime_ns)
+
+
+def owner_of(service: str, sighting: Sighting, generation: int) -> str:
+    """The name a tenure's port is leased under."""
+    it = sighting.occupant
+    return f"{service}/{sighting.replica}/{it.device}:{it.inode}:{it.mtime_ns}/{generation}"
+
+
+def worker_url(host: str, port: int, mode: ConnectionMode) -> str:
+    """A bridge's address in the scheme that the engine behind it speaks."""
+    shown = f"[{host}]" if ":" in host else host
+    return f"{'grpc' if mode is ConnectionMode.GRPC else 'http'}://{shown}:{port}"
+
+
+@dataclass(frozen=True, slots=True)
+class SavedTenure:
+    """What the next daemon needs to go on with a tenure."""
+
+    sighting: Sighting
+    generation: int
+    port: int
+    facts: EngineFacts | None
+    drain: bool
+
+
+@dataclass(slots=True, eq=False)
+class Tenure:
+    """What is known of one occupant. Times are monotonic seconds.
+
+    owner: the name its port is leased under; unique, and the same after a restart of the daemon.
+    pin: an O_PATH descriptor of the socket. It keeps the inode from being recycled while we compare inodes, and
+        `/proc/self/fd/<pin>` is an address of this very occupant, however long the socket's path is.
+    settled_at: since when no router lists its worker any more, once it has to go.
+    in_flight: connections on its bridge, counted after it settled; None before.
+    """
+
+    key: int
+    owner: str
+    generation: int
+    replica: ReplicaId
+    sighting: Sighting
+    seen_at: float
+    pin: int | None
+    host: str
+    overrides: Overrides = field(default_factory=Overrides)
+    problem: str | None = None
+    notes_problem: str | None = None
+    port: int | None = None
+    linked: bool = False
+    facts: EngineFacts | None = None
+    result: ProbeResult | None = None
+    evidence: Evidence = field(default_factory=Evidence)
+    condemned: bool = False
+    condemned_at: float = 0.0
+    gone: bool = False
+    replaced: bool = False
+    drain: bool = False
+    drained: asyncio.Event = field(default_factory=asyncio.Event)
+    settled_at: float | None = None
+    in_flight: int | None = None
+    probe: asyncio.Task[None] | None = None
+    probe_due: float = 0.0
+    identify_next: bool = True
+    canary: asyncio.Transport | None = None
+    canary_due: float = 0.0
+    canary_life_s: float = 0.0
+    feeling: bool = False
+    state: ReplicaState = ReplicaState.SEEN
+    state_since: float = 0.0
+    reason: str = ""
+    served: bool = False
+
+    @property
+    def address(self) -> str | None:
+        """A connectable path of the occupant, short enough for any socket API; None if it could not be pinned."""
+        return None if self.pin is None else f"/proc/self/fd/{self.pin}"
+
+    @property
+    def url(self) -> str | None:
+        """The worker's URL: its bridge, in the scheme that the engine speaks."""
+        if self.port is None or self.facts is None:
+            return None
+        return worker_url(self.host, self.port, self.facts.connection_mode)
+
+    @property
+    def leaving(self) -> Why | None:
+        """Why it has to leave the router, if it has to."""
+        if self.replaced:
+            return Why.REPLACED
+        if self.gone:
+            return Why.SOCKET_GONE
+        if self.drain:
+            return Why.DRAIN
+        return Why.UNREACHABLE if self.condemned else None
+
+    def view(self) -> OccupantView:
+        """The occupant for the planner. Wanted is one that was ready when last asked and that we can describe."""
+        return OccupantView(
+            facts=self.facts,
+            wanted=isinstance(self.result, Ready) and self.leaving is None and self.notes_problem is None,
+            leaving=self.leaving,
+            gone=self.gone or self.replaced,
+            port=self.port,
+            linked=self.linked,
+            url=self.url,
+            overrides=self.overrides,
+            in_flight=self.in_flight,
+        )
+
+    def unpin(self) -> None:
+        """Closes what keeps the occupant pinned and watched."""
+        pin, self.pin = self.pin, None
+        if self.canary is not None:
+            self.canary.abort()
+            self.canary = None
+        if pin is not None:
+            os.close(pin)

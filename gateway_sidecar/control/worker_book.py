@@ -1,0 +1,305 @@
+"""What one router says of its workers, and the operations under way on them.
+
+One operation at a time per worker URL. What the router answered to one of ours is newer than a list that was asked
+for before; a list that cannot be had leaves everything as it was.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import time
+from collections.abc import Callable, Coroutine
+from dataclasses import dataclass, replace
+
+from gateway_sidecar.control.router_process import RouterProcess
+from gateway_sidecar.domain.backoff import Backoff
+from gateway_sidecar.domain.model import Registered, WorkerSpec, WorkerStatus
+from gateway_sidecar.domain.planning import Deregister, Register, WorkerView
+from gateway_sidecar.errors import RouterError, RouterUnavailable, WorkerExists
+from gateway_sidecar.routers.base import RouterClient
+from gateway_sidecar.telemetry.logs import get_logger
+from gateway_sidecar.telemetry.metrics import Metrics
+
+_RETRIES = Backoff(first_s=0.25, most_s=15.0)
+_FEW = 8
+_LEAST_POLL_S = 0.005
+_AT_ONCE = 32
+
+
+@dataclass(slots=True)
+class _Submission:
+    """A registration that the router accepted."""
+
+    worker_id: str
+    spec: WorkerSpec
+    since: float
+    confirmed: bool = False
+
+
+@dataclass(frozen=True, slots=True)
+class _Failure:
+    """Operations that failed in a row, and until when (monotonic seconds) the next one waits."""
+
+    count: int
+    until: float
+    reason: str
+
+
+class WorkerBook:
+    """The workers of one router process. `on_change` is called with each URL whose entry changed."""
+
+    def __init__(
+        self,
+        router: RouterProcess,
+        metrics: Metrics,
+        *,
+        rescan_interval_s: float,
+        api_timeout_s: float,
+        on_change: Callable[[str], None],
+        on_listed: Callable[[], None],
+    ) -> None:
+        self._router = router
+        self._metrics = metrics
+        self._interval_s = rescan_interval_s
+        self._mute_s = api_timeout_s
+        self._on_change = on_change
+        self._on_listed = on_listed
+        self._logger = get_logger(service=router.service)
+        self._epoch = -1
+        self._listed = False
+        self._listed_at = 0.0
+        self.workers: dict[str, Registered] = {}
+        self._submissions: dict[str, _Submission] = {}
+        self._answered_at: dict[str, float] = {}
+        self._busy: dict[str, asyncio.Task[None]] = {}
+        self._failures: dict[str, _Failure] = {}
+        self._slots = asyncio.Semaphore(_AT_ONCE)
+        self._hurry = asyncio.Event()
+        self.beat = time.monotonic()
+
+    @property
+    def listed(self) -> bool:
+        """Whether the router's list of workers is known."""
+        return self._listed and self._epoch == self._router.epoch and self._router.up
+
+    def view(self, url: str | None) -> WorkerView:
+        """One worker for the planner."""
+        if url is None:
+            return WorkerView(listed=self.listed)
+        submission = self._submissions.get(url)
+        return WorkerView(
+            listed=self.listed,
+            worker=self.workers.get(url),
+            registered_as=submission.spec if submission else None,
+            busy=url in self._busy,
+            held=self.held_for_s(url) > 0,
+        )
+
+    def held_for_s(self, url: str) -> float:
+        """How long the next try has to wait."""
+        failure = self._failures.get(url)
+        return max(0.0, failure.until - time.monotonic()) if failure else 0.0
+
+    def trouble(self, url: str) -> str | None:
+        """Why the last operation on this worker failed, if the last one did."""
+        failure = self._failures.get(url)
+        return failure.reason if failure else None
+
+    def forget(self, url: str) -> None:
+        """The URL's owner is gone for good."""
+        self._submissions.pop(url, None)
+        self._failures.pop(url, None)
+        self._answered_at.pop(url, None)
+
+    def start(self, action: Register | Deregister) -> None:
+        """Begins an operation; `on_change` follows when the router has answered."""
+        url = action.spec.url if isinstance(action, Register) else action.url
+        work = self._register(action.spec) if isinstance(action, Register) else self._deregister(action)
+        self._busy[url] = asyncio.create_task(self._operate(url, work))
+
+    async def run(self) -> None:
+        """Observes the router until cancelled."""
+        last_answer = time.monotonic()
+        while True:
+            self.beat = time.monotonic()
+            if not self._router.up or self._epoch != self._router.epoch:
+                self._lose()
+                if not self._router.up:
+                    last_answer = time.monotonic()
+                    await self._pause(0.1)
+                    continue
+                self._epoch = self._router.epoch
+            began = time.monotonic()
+            try:
+                await self._observe()
+                last_answer = time.monotonic()
+            except RouterError as error:
+                self._metrics.router_errors.labels(self._router.service).inc()
+                self._logger.warning("router.not_answering", reason=str(error))
+                if time.monotonic() - last_answer > self._mute_s:
+                    self._router.report_unresponsive()
+                    last_answer = time.monotonic()
+                await asyncio.sleep(0.2)
+                continue
+            took = time.monotonic() - began
+            # Never more than a quarter of the time for watching, however long the list.
+            await self._pause(max(_LEAST_POLL_S, 3 * took) if self._pending() else self._interval_s)
+
+    async def close(self) -> None:
+        """Ends the operations under way."""
+        for task in list(self._busy.values()):
+            task.cancel()
+        await asyncio.gather(*self._busy.values(), return_exceptions=True)
+
+    def hurry(self) -> None:
+        """Look again soon."""
+        self._hurry.set()
+
+    async def _pause(self, most_s: float) -> None:
+        try:
+            async with asyncio.timeout(most_s):
+                await self._hurry.wait()
+        except TimeoutError:
+            pass
+        self._hurry.clear()
+
+    def _pending(self) -> list[str]:
+        """URLs whose next word from the router is awaited."""
+        return [
+            url
+            for url, worker in self.workers.items()
+            if worker.status in (WorkerStatus.PENDING, WorkerStatus.DRAINING)
+            or (worker.status is WorkerStatus.NOT_READY and url in self._submissions)
+        ]
+
+    def _lose(self) -> None:
+        """Another process, or none: what the last one said is void."""
+        lost = list(self.workers)
+        self._listed = False
+        for book in (self.workers, self._submissions, self._answered_at, self._failures):
+            book.clear()
+        for url in lost:
+            self._on_change(url)
+
+    async def _observe(self) -> None:
+        client, epoch = self._router.client, self._router.epoch
+        assert client is not None
+        pending = self._pending()
+        asked_at = time.monotonic()
+        if self._listed and 0 < len(pending) <= _FEW and self._hurry_only():
+            for url in pending:
+                asked_at = time.monotonic()
+                found = await client.find(self.workers[url].worker_id) if url in self.workers else None
+                if epoch == self._router.epoch:
+                    self._learn(url, found, asked_at)
+            return
+        listed = await client.list_workers()
+        if epoch != self._router.epoch:
+            return
+        self._listed_at = asked_at
+        for url in self.workers.keys() - listed.keys():
+            if url in self._submissions and not self._submissions[url].confirmed:
+                # A worker that is being added may be missing from the list: ask for it by name.
+                self._learn(url, await client.find(self._submissions[url].worker_id), asked_at)
+            else:
+                self._learn(url, None, asked_at)
+        for url, worker in listed.items():
+            self._learn(url, worker, asked_at)
+        self._listed = True
+        self._on_listed()
+
+    def _hurry_only(self) -> bool:
+        """Whether the whole list is fresh enough to ask only for what is pending."""
+        return time.monotonic() - self._listed_at < self._interval_s
+
+    def _learn(self, url: str, worker: Registered | None, asked_at: float) -> None:
+        if self._answered_at.get(url, 0.0) >= asked_at or url in self._busy:
+            return  # An operation of ours is newer than this answer.
+        before = self.workers.get(url)
+        if worker == before:
+            return
+        if worker is None:
+            self.workers.pop(url, None)
+            submission = self._submissions.pop(url, None)
+            if submission is not None and not submission.confirmed:
+                self._fail(url, "the router dropped the registration")
+        else:
+            self.workers[url] = worker
+            submission = self._submissions.get(url)
+            if worker.status is WorkerStatus.READY:
+                self._failures.pop(url, None)
+                if submission is not None and not submission.confirmed:
+                    submission.confirmed = True
+                    self._metrics.registrations.labels(self._router.service, "ready").inc()
+            elif worker.status is WorkerStatus.FAILED and (before is None or before.status is not worker.status):
+                self._fail(url, worker.note or "the router gave it up")
+        self._on_change(url)
+
+    async def _operate(self, url: str, work: Coroutine[None, None, None]) -> None:
+        try:
+            async with self._slots:
+                await work
+        except RouterError as error:
+            self._fail(url, str(error))
+        finally:
+            del self._busy[url]
+            self._answered_at[url] = time.monotonic()
+            self._hurry.set()
+            self._on_change(url)
+
+    def _fail(self, url: str, reason: str) -> None:
+        before = self._failures.get(url)
+        count = before.count + 1 if before else 1
+        delay = _RETRIES.delay_s(count)
+        self._failures[url] = _Failure(count, time.monotonic() + delay, reason)
+        self._metrics.registrations.labels(self._router.service, "failed").inc()
+        self._logger.warning(
+            "worker.operation_failed",
+            worker_url=url,
+            reason=reason,
+            failures=count,
+            retry_in_s=round(delay, 2),
+        )
+
+    async def _register(self, spec: WorkerSpec) -> None:
+        epoch, client = self._router.epoch, self._client()
+        try:
+            worker_id = await client.register(spec)
+        except WorkerExists as exists:
+            # The list did not show it: a leftover that is still pending, or one that drains. Take it out; the next
+            # plan registers it anew.
+            if exists.worker_id is None:
+                raise
+            found = await client.find(exists.worker_id)
+            if found is not None and found.status is not WorkerStatus.DRAINING:
+                await client.deregister(exists.worker_id)
+            if found is not None and epoch == self._router.epoch:
+                self.workers[spec.url] = replace(found, status=WorkerStatus.DRAINING)
+            return
+        if epoch != self._router.epoch:
+            return
+        self._submissions[spec.url] = _Submission(worker_id, spec, time.monotonic())
+        self.workers[spec.url] = Registered(
+            worker_id=worker_id,
+            url=spec.url,
+            status=WorkerStatus.PENDING,
+            worker_type=spec.worker_type,
+            connection_mode=spec.connection_mode,
+            runtime_type=spec.runtime_type,
+        )
+
+    async def _deregister(self, action: Deregister) -> None:
+        epoch = self._router.epoch
+        await self._client().deregister(action.worker_id)
+        self._metrics.deregistrations.labels(self._router.service, action.why.name.lower()).inc()
+        if epoch != self._router.epoch:
+            return
+        self._submissions.pop(action.url, None)
+        worker = self.workers.get(action.url)
+        if worker is not None and worker.worker_id == action.worker_id:
+            self.workers[action.url] = replace(worker, status=WorkerStatus.DRAINING)
+
+    def _client(self) -> RouterClient:
+        if self._router.client is None or not self._router.up:
+            raise RouterUnavailable("the router is not up")
+        return self._router.client

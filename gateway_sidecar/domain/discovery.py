@@ -1,0 +1,272 @@
+"""What an engine's answers prove: Ready, Loading, Foreign or Unknown. Pure; `engines/` does the asking.
+
+A wrong identification is worse than a retry: whatever proves nothing is Unknown, and only an answer that no
+engine would give is Foreign. Readiness is told by health alone, never by an info call that happens to answer.
+"""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass
+from enum import Enum, StrEnum
+
+from gateway_sidecar.domain.model import EngineFacts, Foreign, Loading, ProbeResult, Ready, Unknown
+
+
+class Failure(Enum):
+    """Why a question got no answer that can be read."""
+
+    ABSENT = "no such socket"
+    NOT_A_SOCKET = "not a socket"
+    DENIED = "permission denied"
+    REFUSED = "connection refused"
+    CROWDED = "its queue of waiting connections is full"
+    CLOSED = "closed without an answer"
+    CUT = "closed in the middle of an answer"
+    MALFORMED = "malformed HTTP"
+    OTHER_PROTOCOL = "speaks another protocol"
+    TOO_LARGE = "answer too large"
+    UNREACHABLE = "cannot be reached"
+
+
+@dataclass(frozen=True, slots=True)
+class NoAnswer:
+    """A question that got no answer; `detail` adds what the failure's own words leave open."""
+
+    failure: Failure
+    detail: str = ""
+
+
+@dataclass(frozen=True, slots=True)
+class HttpAnswer:
+    """One HTTP answer, read to its end."""
+
+    status: int
+    body: bytes = b""
+
+
+@dataclass(frozen=True, slots=True)
+class RpcAnswer:
+    """One gRPC answer: the status code's name and, with OK, the message's fields that are set."""
+
+    code: str
+    fields: Mapping[str, object]
+    detail: str = ""
+
+    @property
+    def ok(self) -> bool:
+        """Whether the call succeeded."""
+        return self.code == "OK"
+
+
+class Protocol(Enum):
+    """What the first bytes from a server show, when the first thing it was sent is an HTTP/1.1 request."""
+
+    HTTP1 = "HTTP/1"
+    HTTP2 = "HTTP/2"
+    OTHER = "neither HTTP/1 nor HTTP/2"
+
+
+_FRAME_HEADER_BYTES = 9
+_LARGEST_DEFAULT_FRAME_BYTES = 16384
+_SETTINGS, _GOAWAY = 4, 7
+
+
+def protocol_of(first: bytes) -> Protocol | None:
+    """Tell the protocol from the first bytes of a server; None where more bytes are needed to tell.
+
+    An HTTP/2 server opens with a SETTINGS frame on stream 0 whatever the client said (RFC 9113, 3.4); one that
+    was offended first may send GOAWAY.
+    """
+    if first.startswith(b"HTTP/"):
+        return Protocol.HTTP1
+    if b"HTTP/".startswith(first):
+        return None
+    if len(first) < _FRAME_HEADER_BYTES:
+        return None if first.startswith(b"\0") else Protocol.OTHER
+    length, kind, stream = int.from_bytes(first[:3]), first[3], int.from_bytes(first[5:9])
+    frame = length <= _LARGEST_DEFAULT_FRAME_BYTES and kind in (_SETTINGS, _GOAWAY) and stream == 0
+    return Protocol.HTTP2 if frame else Protocol.OTHER
+
+
+def unanswered(silence: NoAnswer, asked: str = "") -> ProbeResult:
+    """Judge a question that got no readable answer. `asked` is set where the server had answered others before.
+
+    Refusing and accept-and-close are how an engine looks before it listens, directly or behind an SSH forward.
+    What would show a stranger at first sight proves nothing of one that was an engine a moment ago.
+    """
+    reason = f"{silence.failure.value}: {silence.detail}" if silence.detail else silence.failure.value
+    match silence.failure:
+        case Failure.REFUSED | Failure.CLOSED:
+            return Loading(reason)
+        case Failure.NOT_A_SOCKET:
+            return Foreign(reason)
+        case Failure.OTHER_PROTOCOL | Failure.TOO_LARGE if not asked:
+            return Foreign(reason)
+        case _:
+            return Unknown(f"{asked}: {reason}" if asked else reason)
+
+
+# --- HTTP ---------------------------------------------------------------------------------------------------
+
+
+def document(answer: HttpAnswer) -> object:
+    """Parse an answer's body as JSON; None where it is none (JSON's own null is of no use to us either)."""
+    try:
+        return json.loads(answer.body)
+    except (ValueError, RecursionError):  # ValueError includes bad UTF-8 and absurdly long integers
+        return None
+
+
+class OwnedBy(StrEnum):
+    """The `owned_by` values of `/v1/models` that name an engine."""
+
+    SGLANG = "sglang"
+    VLLM = "vllm"
+    TRTLLM = "tensorrt_llm"
+    DYNAMO = "nvidia"
+
+
+@dataclass(frozen=True, slots=True)
+class ModelList:
+    """An OpenAI model list. `owned_by` is the first model's."""
+
+    ids: tuple[str, ...]
+    owned_by: str | None = None
+
+    @property
+    def only(self) -> str | None:
+        """The model's name where there is exactly one: a list of several does not say which one is served."""
+        return self.ids[0] if len(self.ids) == 1 else None
+
+
+LONGEST_NAME = 1024
+"""Characters. No model, version or engine id is longer; what is longer is not one."""
+
+
+def name(value: object) -> str | None:
+    """A value as a name: a string that is not empty, not endless, and can be printed and sent on."""
+    if isinstance(value, str) and 0 < len(value) <= LONGEST_NAME and value.isprintable():
+        return value
+    return None
+
+
+def read_models(answer: HttpAnswer) -> ModelList | Loading | Foreign | Unknown:
+    """Read `GET /v1/models`.
+
+    An empty list is not yet evidence of an engine; nor is an empty body, which mlx_lm.server sends where it has
+    no model cache to list. The caller asks on.
+    """
+    if answer.status != 200:
+        return _refused("/v1/models", answer.status)
+    if not answer.body:
+        return ModelList(())
+    body = document(answer)
+    entries = body.get("data") if isinstance(body, dict) and body.get("object") == "list" else None
+    if not isinstance(entries, list) or not all(isinstance(entry, dict) for entry in entries):
+        return Foreign("HTTP, but /v1/models is no OpenAI model list")
+    ids = tuple(found for entry in entries if (found := name(entry.get("id"))))
+    if len(ids) != len(entries):
+        return Foreign("HTTP, but /v1/models lists a model without a usable id")
+    return ModelList(ids, name(entries[0].get("owned_by")) if entries else None)
+
+
+def _refused(path: str, status: int) -> Loading | Foreign | Unknown:
+    if status in (401, 403):
+        return Unknown(needs_key(f"{path} answers {status}"))
+    if status == 503:
+        return Loading(f"{path} answers 503")
+    if status in (408, 425, 429) or status >= 500:
+        return Unknown(f"{path} answers {status}")
+    return Foreign(f"HTTP, but no OpenAI API: {path} answers {status}")
+
+
+def needs_key(seen: str) -> str:
+    """The reason and the cure where an engine wants an API key, or another one."""
+    return f"{seen}: the engine wants an API key; set api_key in the replica's yaml file"
+
+
+def judge_http_health(facts: EngineFacts, answer: HttpAnswer) -> Ready | Loading | Unknown:
+    """Read `GET /health` of a known engine."""
+    if answer.status == 200:
+        return Ready(facts) if _is_plain(answer.body) else Unknown("/health answers 200 with no engine's words")
+    if answer.status == 503:
+        return Loading("/health answers 503", facts)
+    if answer.status in (401, 403):
+        return Unknown(needs_key(f"/health answers {answer.status}"))
+    return Unknown(f"/health answers {answer.status}, which tells nothing about readiness")
+
+
+def _is_plain(body: bytes) -> bool:
+    """Nothing, JSON or a word: a web page, which answers 200 everywhere, tells nothing about an engine."""
+    try:
+        return not body.decode().lstrip().startswith("<")
+    except UnicodeDecodeError:
+        return False
+
+
+# --- gRPC ---------------------------------------------------------------------------------------------------
+
+SERVING, NOT_SERVING = 1, 2
+"""`grpc.health.v1.HealthCheckResponse.ServingStatus`"""
+
+
+@dataclass(frozen=True, slots=True)
+class Serving:
+    """What a health answer says. `ready` None: it proves neither."""
+
+    ready: bool | None
+    reason: str
+
+
+HealthReader = Callable[[RpcAnswer], Serving]
+
+
+def read_standard_health(answer: RpcAnswer) -> Serving:
+    """Read `grpc.health.v1.Health/Check`."""
+    if not answer.ok:
+        return Serving(None, rpc_failure("grpc.health.v1", answer))
+    status = answer.fields.get("status", 0)  # 0, the default, is not sent
+    if status == SERVING:
+        return Serving(True, "SERVING")
+    if status == NOT_SERVING:
+        return Serving(False, "grpc.health.v1 says NOT_SERVING")
+    return Serving(None, f"grpc.health.v1 says status {status}")
+
+
+def judge_grpc_health(facts: EngineFacts, serving: Serving) -> Ready | Loading | Unknown:
+    """Judge a known engine by its health."""
+    if serving.ready is None:
+        return Unknown(serving.reason)
+    return Ready(facts) if serving.ready else Loading(serving.reason, facts)
+
+
+def rpc_failure(asked: str, answer: RpcAnswer) -> str:
+    """Say what a failed call means, with the cure where there is one."""
+    if answer.code in ("UNAUTHENTICATED", "PERMISSION_DENIED"):
+        return needs_key(f"{asked} answers {answer.code}")
+    return f"{asked} answers {answer.code}" + (f" ({answer.detail})" if answer.detail else "")
+
+
+# --- both ---------------------------------------------------------------------------------------------------
+
+
+def decisive(result: ProbeResult | NoAnswer) -> bool:
+    """Whether one side's result settles the matter: what is Foreign as HTTP may be an engine over gRPC."""
+    return not isinstance(result, NoAnswer | Foreign)
+
+
+def settle(results: Sequence[ProbeResult | NoAnswer], protocol: Protocol | None) -> ProbeResult:
+    """Judge a socket where no side is decisive: HTTP's result first, gRPC's after it.
+
+    `protocol` is what the first bytes showed.
+    """
+    silences = []
+    for result in results:
+        if not isinstance(result, NoAnswer):
+            return result
+        silences.append(result)
+    if protocol is Protocol.HTTP2:
+        return Unknown(f"speaks HTTP/2, but no gRPC call gets through: {silences[-1].detail}")
+    return unanswered(silences[0])

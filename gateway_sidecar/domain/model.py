@@ -1,0 +1,175 @@
+"""The project's words as frozen values. Nothing here does I/O, reads a clock or draws a random number."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from enum import StrEnum
+from typing import NewType
+
+ReplicaId = NewType("ReplicaId", str)
+"""What `{replica}` matched; unique within a service."""
+
+
+class WorkerType(StrEnum):
+    """The part a worker plays in its service (SMG's `worker_type`)."""
+
+    REGULAR = "regular"
+    PREFILL = "prefill"
+    DECODE = "decode"
+    ENCODE = "encode"
+
+
+class ConnectionMode(StrEnum):
+    """How the router speaks to a worker (SMG's `connection_mode`)."""
+
+    HTTP = "http"
+    GRPC = "grpc"
+
+
+class RuntimeType(StrEnum):
+    """The engine (SMG's `runtime_type`); `external` is any other OpenAI-compatible server."""
+
+    SGLANG = "sglang"
+    VLLM = "vllm"
+    TRTLLM = "trtllm"
+    MLX = "mlx"
+    TOKENSPEED = "tokenspeed"
+    EXTERNAL = "external"
+
+
+class ReplicaState(StrEnum):
+    """Where a replica stands; the words of `status`."""
+
+    SEEN = "seen"
+    LOADING = "loading"
+    REGISTERING = "registering"
+    SERVING = "serving"
+    DRAINING = "draining"
+    FOREIGN = "foreign"
+    UNREACHABLE = "unreachable"
+
+
+@dataclass(frozen=True, slots=True)
+class Occupant:
+    """Which socket inode is behind a path now.
+
+    `mtime_ns` is set when the socket is bound and by nothing a connection does, so it tells a recycled inode
+    number from the original even across a restart of the daemon.
+    """
+
+    device: int
+    inode: int
+    mtime_ns: int
+
+
+@dataclass(frozen=True, slots=True)
+class EngineFacts:
+    """What an engine says of itself; independent of the address it is reached at.
+
+    Field names are SMG's. `dp_size` is the engine's number of data-parallel ranks.
+    """
+
+    runtime_type: RuntimeType
+    connection_mode: ConnectionMode
+    worker_type: WorkerType = WorkerType.REGULAR
+    model: str | None = None
+    version: str | None = None
+    bootstrap_port: int | None = None
+    kv_connector: str | None = None
+    kv_role: str | None = None
+    kv_engine_id: str | None = None
+    dp_size: int = 1
+
+
+@dataclass(frozen=True, slots=True)
+class Ready:
+    """The probe's best news: an engine that we know and that says it is healthy."""
+
+    facts: EngineFacts
+
+
+@dataclass(frozen=True, slots=True)
+class Loading:
+    """An engine, or a socket waiting for one, that does not serve yet. A state with an age, not a failure.
+
+    `facts` is set where the engine already told what it is.
+    """
+
+    reason: str
+    facts: EngineFacts | None = None
+
+
+@dataclass(frozen=True, slots=True)
+class Foreign:
+    """Something answers, and it is not an inference engine that we can serve."""
+
+    reason: str
+
+
+@dataclass(frozen=True, slots=True)
+class Unknown:
+    """No answer within the deadline, or one that proves nothing. Changes nothing by itself."""
+
+    reason: str
+
+
+ProbeResult = Ready | Loading | Foreign | Unknown
+
+
+@dataclass(frozen=True, slots=True)
+class Overrides:
+    """What a `<replica>.yaml` beside the socket adds to or puts above the engine's own answers."""
+
+    labels: Mapping[str, str] = field(default_factory=dict)
+    api_key: str | None = field(default=None, repr=False)
+    worker_type: WorkerType | None = None
+    priority: int | None = None
+    cost: float | None = None
+
+
+@dataclass(frozen=True, slots=True)
+class WorkerSpec:
+    """All that a router must be told of one worker. Field names are SMG's."""
+
+    url: str
+    runtime_type: RuntimeType
+    connection_mode: ConnectionMode
+    worker_type: WorkerType = WorkerType.REGULAR
+    model_id: str | None = None
+    bootstrap_port: int | None = None
+    kv_connector: str | None = None
+    kv_role: str | None = None
+    kv_engine_id: str | None = None
+    labels: Mapping[str, str] = field(default_factory=dict)
+    api_key: str | None = field(default=None, repr=False)
+    priority: int | None = None
+    cost: float | None = None
+
+
+class WorkerStatus(StrEnum):
+    """What a router says of one worker."""
+
+    PENDING = "pending"
+    READY = "ready"
+    NOT_READY = "not_ready"
+    FAILED = "failed"
+    DRAINING = "draining"
+
+
+@dataclass(frozen=True, slots=True)
+class Registered:
+    """One worker as the router lists it. `note` is what the router adds, such as why it failed."""
+
+    worker_id: str
+    url: str
+    status: WorkerStatus
+    worker_type: WorkerType
+    connection_mode: ConnectionMode
+    runtime_type: RuntimeType
+    model_id: str | None = None
+    bootstrap_port: int | None = None
+    kv_connector: str | None = None
+    kv_role: str | None = None
+    kv_engine_id: str | None = None
+    note: str | None = None

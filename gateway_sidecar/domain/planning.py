@@ -1,0 +1,223 @@
+"""What is observed and what is wanted -> the next actions. Pure: no clock, no I/O.
+
+The invariants, whatever is interrupted and whatever is not known:
+
+1. Unknown removes nothing. A worker is deregistered only on positive evidence: its socket is gone, somebody asked
+   for a drain, the evidence against it is strong, it is another engine now, or no replica stands behind it.
+2. Grow before shrink. Bridge -> register -> Ready; deregister -> nothing in flight -> release the port.
+3. One operation at a time per worker; the plan never repeats what is under way.
+4. At rest the plan is empty.
+
+Every plan is made anew from what is observed, so a plan that was cut anywhere is simply planned again.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Mapping
+from dataclasses import dataclass
+from enum import StrEnum
+
+from gateway_sidecar.domain.model import (
+    EngineFacts,
+    Overrides,
+    Registered,
+    WorkerSpec,
+    WorkerStatus,
+)
+
+
+class Why(StrEnum):
+    """Why a worker leaves the router."""
+
+    SOCKET_GONE = "socket gone"
+    DRAIN = "drain requested"
+    UNREACHABLE = "strong evidence that the engine does not answer"
+    REPLACED = "another engine behind the socket"
+    CHANGED = "registered with other properties than the engine has"
+    FAILED = "the router gave it up"
+    FOREIGN = "no replica stands behind it"
+
+
+@dataclass(frozen=True, slots=True)
+class Bridge:
+    """Lease a port for the occupant and lead it to the socket."""
+
+
+@dataclass(frozen=True, slots=True)
+class Unbridge:
+    """Nothing new may reach the occupant: take the port's link away. Open connections go on."""
+
+
+@dataclass(frozen=True, slots=True)
+class Release:
+    """Nobody holds a connection any more: forget the occupant, its port goes into quarantine."""
+
+
+@dataclass(frozen=True, slots=True)
+class Register:
+    """Tell the router of the worker."""
+
+    spec: WorkerSpec
+
+
+@dataclass(frozen=True, slots=True)
+class Deregister:
+    """Take the worker out of the router."""
+
+    worker_id: str
+    url: str
+    why: Why
+
+
+_NOTHING_ADDED = Overrides()
+
+OccupantAction = Bridge | Unbridge | Release
+WorkerAction = Register | Deregister
+
+
+@dataclass(frozen=True, slots=True)
+class OccupantView:
+    """All that is known of one occupant of one replica.
+
+    `facts` is set once the engine was identified. `wanted` says that it was ready when last asked and nothing
+    strong speaks against it. `leaving` gives the reason why it must go, if it must.
+    `in_flight` counts established connections on its bridge; None where that is not known.
+    """
+
+    facts: EngineFacts | None
+    wanted: bool
+    leaving: Why | None
+    gone: bool
+    port: int | None
+    linked: bool
+    url: str | None
+    overrides: Overrides = _NOTHING_ADDED
+    in_flight: int | None = None
+
+
+@dataclass(frozen=True, slots=True)
+class WorkerView:
+    """One occupant's worker as one router knows it.
+
+    `listed` is False while the router's list is not known. A registration that the router accepted counts as a
+    pending worker, listed or not. `registered_as` is what we told the router of it, if it was us; `busy` an
+    operation that has not been answered yet; `held` a back-off.
+    """
+
+    listed: bool
+    worker: Registered | None = None
+    registered_as: WorkerSpec | None = None
+    busy: bool = False
+    held: bool = False
+
+
+def worker_spec(facts: EngineFacts, url: str, overrides: Overrides) -> WorkerSpec:
+    """What the router is told of an engine that is bridged at `url`."""
+    return WorkerSpec(
+        url=url,
+        runtime_type=facts.runtime_type,
+        connection_mode=facts.connection_mode,
+        worker_type=overrides.worker_type or facts.worker_type,
+        model_id=facts.model,
+        bootstrap_port=facts.bootstrap_port,
+        kv_connector=facts.kv_connector,
+        kv_role=facts.kv_role,
+        kv_engine_id=facts.kv_engine_id,
+        labels=overrides.labels,
+        api_key=overrides.api_key,
+        priority=overrides.priority,
+        cost=overrides.cost,
+    )
+
+
+def describe(action: OccupantAction | WorkerAction) -> str:
+    """One action in words, for people."""
+    match action:
+        case Register(spec):
+            return f"register {spec.url} as {spec.worker_type.value} {spec.runtime_type.value}"
+        case Deregister(_, url, why):
+            return f"deregister {url}: {why.value}"
+        case Bridge():
+            return "lease a port and bridge it to the socket"
+        case Unbridge():
+            return "close the bridge to new connections"
+        case Release():
+            return "release the port"
+
+
+def plan_occupant(view: OccupantView, workers: Iterable[WorkerView]) -> OccupantAction | None:
+    """The next step for the occupant's bridge. `workers` holds one view for each router of the service."""
+    if not view.gone and view.leaving in (None, Why.UNREACHABLE):
+        return None if view.linked else Bridge()
+    if view.linked and view.gone:
+        return Unbridge()
+    out = all(w.listed and w.worker is None and not w.busy for w in workers)
+    if not out or (view.port is not None and view.in_flight != 0):
+        return None
+    if view.gone:
+        return Release()
+    return Unbridge() if view.linked else None
+
+
+def plan_worker(view: OccupantView, seen: WorkerView) -> WorkerAction | None:
+    """The next step for the occupant's worker on one router.
+
+    | router says          | wanted             | leaving    | neither (not known yet) |
+    | -------------------- | ------------------ | ---------- | ----------------------- |
+    | list not known       | wait               | wait       | wait                    |
+    | not there            | register           | -          | -                       |
+    | ready, not ready     | keep, or replace   | deregister | keep                    |
+    | failed               | deregister         | deregister | keep                    |
+    | pending              | wait               | deregister | keep                    |
+    | draining             | wait               | wait       | wait                    |
+    """
+    if not seen.listed or seen.busy:
+        return None
+    worker = seen.worker
+    if worker is None:
+        if view.wanted and view.linked and not seen.held:
+            assert view.facts is not None
+            assert view.url is not None
+            return Register(worker_spec(view.facts, view.url, view.overrides))
+        return None
+    if worker.status is WorkerStatus.DRAINING or seen.held:
+        return None
+    if view.leaving is not None:
+        return Deregister(worker.worker_id, worker.url, view.leaving)
+    if not view.wanted:
+        return None
+    if worker.status is WorkerStatus.FAILED:
+        return Deregister(worker.worker_id, worker.url, Why.FAILED)
+    assert view.facts is not None
+    expected = worker_spec(view.facts, worker.url, view.overrides)
+    # What we told the router counts, not what it made of it: a router that names things in its own way must not
+    # be corrected for ever.
+    changed = seen.registered_as != expected if seen.registered_as else differs(worker, expected)
+    return Deregister(worker.worker_id, worker.url, Why.CHANGED) if changed else None
+
+
+def differs(worker: Registered, expected: WorkerSpec) -> bool:
+    """Whether the router treats a worker, whoever registered it, as something that it is not."""
+    if worker.status is WorkerStatus.PENDING:
+        return False  # Not all of its properties are listed yet.
+    return (
+        worker.worker_type is not expected.worker_type
+        or worker.connection_mode is not expected.connection_mode
+        or worker.runtime_type is not expected.runtime_type
+        or (expected.bootstrap_port is not None and worker.bootstrap_port != expected.bootstrap_port)
+        or (expected.kv_role is not None and worker.kv_role != expected.kv_role)
+    )
+
+
+def plan_strays(listed: Mapping[str, Registered], known_urls: frozenset[str], *, complete: bool) -> list[Deregister]:
+    """Workers that no replica stands behind.
+
+    `complete` says that the sources have been read whole at least once; before that a worker may be somebody's.
+    """
+    if not complete:
+        return []
+    return [
+        Deregister(worker.worker_id, url, Why.FOREIGN)
+        for url, worker in listed.items()
+        if url not in known_urls and worker.status is not WorkerStatus.DRAINING
+    ]

@@ -1,0 +1,67 @@
+"""The shape of an engine's entry: what it is asked, and how its answers read.
+
+Each engine's file fills in these tables; `http_probe.py` and `grpc_probe.py` follow them.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import dataclass
+
+from google.protobuf.message import Message
+
+from gateway_sidecar.domain.discovery import HealthReader, HttpAnswer, ModelList
+from gateway_sidecar.domain.model import EngineFacts, RuntimeType, Unknown
+from gateway_sidecar.engines.fields import Fields
+
+
+@dataclass(frozen=True, slots=True)
+class HttpDialect:
+    """An engine that speaks HTTP.
+
+    `questions`: each is a tuple of paths, the newest name first; the next is tried where one answers 404.
+    `read` gets the model list and one answer for each question, in order.
+    """
+
+    runtime_type: RuntimeType
+    owned_by: frozenset[str]
+    questions: tuple[tuple[str, ...], ...]
+    read: Callable[[ModelList, tuple[HttpAnswer, ...]], EngineFacts | Unknown]
+
+
+@dataclass(frozen=True, slots=True)
+class Rpc:
+    """One unary method: its full path and our own messages with the engine's field numbers."""
+
+    path: str
+    request: type[Message]
+    response: type[Message]
+
+
+@dataclass(frozen=True, slots=True)
+class OwnHealth:
+    """A health check of the engine's own, for engines without grpc.health.v1."""
+
+    rpc: Rpc
+    read: HealthReader
+
+
+@dataclass(frozen=True, slots=True)
+class GrpcDialect:
+    """An engine that speaks gRPC.
+
+    `services` are the names by which reflection knows it. `read` gets the fields of both info answers.
+    `own_health` is None where the engine has grpc.health.v1.
+    """
+
+    runtime_type: RuntimeType
+    services: frozenset[str]
+    server_info: Rpc
+    model_info: Rpc
+    read: Callable[[Fields, Fields], EngineFacts | Unknown]
+    own_health: OwnHealth | None = None
+
+    @property
+    def service(self) -> str:
+        """The engine's own name for its service, by which its health may be asked."""
+        return self.server_info.path.split("/")[1]

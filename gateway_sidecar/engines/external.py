@@ -1,0 +1,25 @@
+"""Any other OpenAI-compatible HTTP server, such as mlx_lm.server: a regular worker that tells little of itself."""
+
+from __future__ import annotations
+
+from gateway_sidecar.domain.discovery import HttpAnswer, ModelList, document
+from gateway_sidecar.domain.model import ConnectionMode, EngineFacts, Foreign, RuntimeType
+
+ELSEWHERE = "/server_info"
+"""A path that mlx_lm.server does not have."""
+
+
+def read_listed(models: ModelList) -> EngineFacts:
+    """Read a server that lists models. mlx_lm.server lists its whole cache: only a list of one names the model."""
+    return EngineFacts(RuntimeType.EXTERNAL, ConnectionMode.HTTP, model=models.only)
+
+
+def read_bare(elsewhere: HttpAnswer, health: HttpAnswer) -> EngineFacts | Foreign:
+    """Read a server whose `/v1/models` answers 200 and lists nothing, as mlx_lm.server does without a cache.
+
+    That alone proves no engine: it must also answer 404 elsewhere (a server that says 200 to everything is
+    none), and `/health` must be mlx_lm.server's, word for word.
+    """
+    if elsewhere.status == 404 and health.status == 200 and document(health) == {"status": "ok"}:
+        return EngineFacts(RuntimeType.EXTERNAL, ConnectionMode.HTTP)
+    return Foreign("HTTP, but /v1/models lists no model and nothing else shows an engine")

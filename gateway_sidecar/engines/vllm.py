@@ -1,0 +1,75 @@
+"""vLLM: its role is its `kv_role`. gRPC tells it; HTTP only in development mode (`/server_info`)."""
+
+from __future__ import annotations
+
+from gateway_sidecar.domain.discovery import HttpAnswer, ModelList, OwnedBy, document, needs_key
+from gateway_sidecar.domain.model import ConnectionMode, EngineFacts, RuntimeType, Unknown
+from gateway_sidecar.engines._pb import vllm_pb2
+from gateway_sidecar.engines.dialect import GrpcDialect, HttpDialect, Rpc
+from gateway_sidecar.engines.fields import Fields, dp_size, part, text, worker_type_by_kv_role
+
+SERVICE = "vllm.grpc.engine.VllmEngine"
+
+
+def read_http(models: ModelList, answers: tuple[HttpAnswer, ...]) -> EngineFacts | Unknown:
+    """Read `/server_info` and `/version`.
+
+    404 is a vLLM that was not started in development mode: it says nothing of its role, and is regular unless
+    the replica's yaml file says otherwise. Older development modes answer with text, which says no more.
+    """
+    info, version = answers
+    if info.status in (401, 403):
+        return Unknown(needs_key(f"/server_info answers {info.status}"))
+    if info.status not in (200, 404):
+        return Unknown(f"says it is vLLM, but /server_info answers {info.status}, so its role is not known")
+    told = document(info) if info.status == 200 else {}
+    config = part(told, "vllm_config") if isinstance(told, dict) else {}
+    transfer = part(config, "kv_transfer_config")
+    worker_type = worker_type_by_kv_role(transfer)
+    if isinstance(worker_type, Unknown):
+        return worker_type
+    told_version = document(version) if version.status == 200 else None
+    return EngineFacts(
+        runtime_type=RuntimeType.VLLM,
+        connection_mode=ConnectionMode.HTTP,
+        worker_type=worker_type,
+        model=models.ids[0] if models.ids else None,  # aliases and adapters are listed after it
+        version=text(told_version, "version") if isinstance(told_version, dict) else None,
+        kv_connector=text(transfer, "kv_connector"),
+        kv_role=text(transfer, "kv_role"),
+        kv_engine_id=text(transfer, "engine_id"),
+        dp_size=dp_size(part(config, "parallel_config"), "data_parallel_size"),
+    )
+
+
+def read_grpc(server_info: Fields, model_info: Fields) -> EngineFacts | Unknown:
+    """Read both info answers. A field that is not set is not sent: no `kv_role` means no KV transfer."""
+    worker_type = worker_type_by_kv_role(server_info)
+    if isinstance(worker_type, Unknown):
+        return worker_type
+    return EngineFacts(
+        runtime_type=RuntimeType.VLLM,
+        connection_mode=ConnectionMode.GRPC,
+        worker_type=worker_type,
+        model=text(model_info, "served_model_name") or text(model_info, "model_path"),
+        kv_connector=text(server_info, "kv_connector"),
+        kv_role=text(server_info, "kv_role"),
+        kv_engine_id=text(server_info, "kv_engine_id"),
+        dp_size=dp_size(server_info, "data_parallel_size"),
+    )
+
+
+HTTP = HttpDialect(
+    runtime_type=RuntimeType.VLLM,
+    owned_by=frozenset({OwnedBy.VLLM}),
+    questions=(("/server_info?config_format=json",), ("/version",)),
+    read=read_http,
+)
+
+GRPC = GrpcDialect(
+    runtime_type=RuntimeType.VLLM,
+    services=frozenset({SERVICE}),
+    server_info=Rpc(f"/{SERVICE}/GetServerInfo", vllm_pb2.GetServerInfoRequest, vllm_pb2.GetServerInfoResponse),
+    model_info=Rpc(f"/{SERVICE}/GetModelInfo", vllm_pb2.GetModelInfoRequest, vllm_pb2.GetModelInfoResponse),
+    read=read_grpc,
+)

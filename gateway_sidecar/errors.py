@@ -1,0 +1,77 @@
+"""Every error this package raises, in one tree.
+
+    GatewaySidecarError
+    ├── ConfigError             the configuration file: every problem at once, with lines
+    ├── SourceUnavailable       a source could not be read; says nothing about its replicas
+    ├── RouterError
+    │   ├── RouterUnavailable   no answer, or an answer that makes no sense; says nothing about workers
+    │   ├── RouterRefused       the router answered, and the answer is no
+    │   └── WorkerExists        the router has a worker at that URL already
+    ├── BridgeError             nginx cannot be found, configured or started
+    ├── ProcessError            a child process cannot be started
+    ├── StateError              a saved state file cannot be read or written
+    └── AdminError              the daemon's admin socket cannot be reached, or says no
+
+Adapters translate foreign errors into these once, at their edge.
+"""
+
+from __future__ import annotations
+
+
+class GatewaySidecarError(Exception):
+    """The root of the tree."""
+
+
+class ConfigError(GatewaySidecarError):
+    """The configuration cannot be used.
+
+    `problems` holds one complete, printable line for each mistake.
+    """
+
+    def __init__(self, problems: list[str]) -> None:
+        super().__init__("\n".join(problems))
+        self.problems = problems
+
+
+class SourceUnavailable(GatewaySidecarError):
+    """A source could not be read just now. Unknown is not empty."""
+
+
+class RouterError(GatewaySidecarError):
+    """Something between us and the router's API."""
+
+
+class RouterUnavailable(RouterError):
+    """The router did not answer, or not in a form that can be trusted."""
+
+
+class RouterRefused(RouterError):
+    """The router answered with an error of its own."""
+
+    def __init__(self, message: str, status: int) -> None:
+        super().__init__(message)
+        self.status = status
+
+
+class WorkerExists(RouterError):
+    """The router already has a worker at this URL; `worker_id` names it where the router said so."""
+
+    def __init__(self, url: str, worker_id: str | None) -> None:
+        super().__init__(f"the router already has a worker at {url}")
+        self.worker_id = worker_id
+
+
+class BridgeError(GatewaySidecarError):
+    """The bridge process (nginx) cannot be found, configured or started."""
+
+
+class ProcessError(GatewaySidecarError):
+    """A child process cannot be started."""
+
+
+class StateError(GatewaySidecarError):
+    """A saved state file cannot be read or written."""
+
+
+class AdminError(GatewaySidecarError):
+    """The daemon's admin socket cannot be reached, or it refused the request."""

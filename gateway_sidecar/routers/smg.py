@@ -1,0 +1,343 @@
+"""SMG, the Shepherd Model Gateway: its command line, its REST dialect, its log.
+
+What is relied on was measured on smg 1.13: a POST is accepted (202) long before the worker is ready, `GET
+/workers/{id}` shows one that the list does not, a DELETE makes it `draining` at once, and `failed` is final.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import json
+import math
+import os
+import re
+import shutil
+import sys
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import aiohttp
+
+from gateway_sidecar.domain.model import (
+    ConnectionMode,
+    Registered,
+    RuntimeType,
+    WorkerSpec,
+    WorkerStatus,
+    WorkerType,
+)
+from gateway_sidecar.errors import ProcessError, RouterRefused, RouterUnavailable, WorkerExists
+from gateway_sidecar.routers import with_key
+from gateway_sidecar.routers.base import LaunchCommand, LogLine, RouterPorts
+
+_MOST_ANSWER_BYTES = 64 * 1024 * 1024
+_CONNECTION_ATTEMPTS = 3
+_ID_IN_TEXT = re.compile(r"[0-9a-f]{8}(?:-[0-9a-f]{4}){3}-[0-9a-f]{12}")
+_LEAST_READY_FIRST = (
+    WorkerStatus.FAILED,
+    WorkerStatus.DRAINING,
+    WorkerStatus.PENDING,
+    WorkerStatus.NOT_READY,
+    WorkerStatus.READY,
+)
+
+
+def find_smg(command: str) -> Path:
+    """The `smg` to run: a path as it is, else the one beside this interpreter, else on PATH. Raises ProcessError."""
+    if "/" in command:
+        path = Path(command)
+        if not os.access(path, os.X_OK):
+            raise ProcessError(f"router.command: {command} is not an executable file")
+        return path
+    beside = Path(sys.executable).parent / command
+    found = beside if os.access(beside, os.X_OK) else shutil.which(command)
+    if found is None:
+        raise ProcessError(
+            f"router.command: '{command}' is neither beside {sys.executable} nor on PATH; "
+            "pip install 'gateway-sidecar[smg]' into the daemon's environment, or give its path"
+        )
+    return Path(found)
+
+
+def launch_command(
+    program: Path,
+    ports: RouterPorts,
+    *,
+    key: str,
+    policy: str,
+    log_level: str,
+    args: Sequence[str] = (),
+    env: Mapping[str, str] | None = None,
+) -> LaunchCommand:
+    """The command that starts SMG on private loopback ports, its key kept off the command line."""
+    options = [
+        "launch",
+        *("--host", "127.0.0.1", "--port", str(ports.api)),
+        *("--prometheus-host", "127.0.0.1", "--prometheus-port", str(ports.metrics)),
+        "--enable-igw",  # without it a gRPC worker that is registered at run time gets no traffic
+        *("--policy", policy),
+        *("--log-json", "--log-level", log_level),
+        *args,
+    ]
+    interpreter = _python_of(program)
+    if interpreter is None:
+        # Not a Python entry point: the key can go nowhere but on the command line.
+        keys = ["--control-plane-api-keys", f"gateway-sidecar:gateway-sidecar:admin:{key}"]
+        return LaunchCommand([str(program), *options, *keys], dict(env or {}))
+    argv = [*interpreter, with_key.__file__, str(program), *options]
+    return LaunchCommand(argv, {**(env or {}), with_key.KEY_VARIABLE: key})
+
+
+def _python_of(program: Path) -> list[str] | None:
+    """The interpreter named in a script's first line, if it is a Python; None for any other program."""
+    with program.open("rb") as file:
+        first = file.readline(512)
+    if not first.startswith(b"#!"):
+        return None
+    words = first[2:].decode("utf-8", "replace").split()
+    return words if any(Path(word).name.startswith("python") for word in words) else None
+
+
+class SmgClient:
+    """The REST API of one SMG process."""
+
+    def __init__(self, url: str, key: str, *, timeout_s: float, settle_s: int) -> None:
+        self._url = url
+        self._settle_s = settle_s
+        self._timeout = aiohttp.ClientTimeout(total=timeout_s)
+        self._headers = {"Authorization": f"Bearer {key}"}
+        self._session: aiohttp.ClientSession | None = None
+
+    async def list_workers(self) -> Mapping[str, Registered]:
+        """Worker URL -> worker; of several under one URL, such as data-parallel ranks, the least ready one."""
+        answer = await self._ask("GET", "/workers")
+        rows = answer.get("workers")
+        if not isinstance(rows, list):
+            raise RouterUnavailable(f"{self._url}/workers: no list of workers in the answer")
+        found: dict[str, Registered] = {}
+        for row in rows:
+            worker = _read_worker(row)
+            other = found.get(worker.url)
+            if other is None or _readiness(worker) < _readiness(other):
+                found[worker.url] = worker
+        return found
+
+    async def register(self, spec: WorkerSpec) -> str:
+        """Asks for a worker; its id. Accepted is not done. Raises WorkerExists if the URL is taken."""
+        body: dict[str, object] = {
+            "url": spec.url,
+            "worker_type": spec.worker_type.value,
+            "connection_mode": spec.connection_mode.value,
+            "runtime_type": spec.runtime_type.value,
+            "labels": dict(spec.labels),
+            "max_connection_attempts": _CONNECTION_ATTEMPTS,
+            "health": {"drain_settle_secs": self._settle_s},
+        }
+        optional = {
+            "model_id": spec.model_id,
+            "bootstrap_port": spec.bootstrap_port,
+            "kv_connector": spec.kv_connector,
+            "kv_role": spec.kv_role,
+            "kv_engine_id": spec.kv_engine_id,
+            "api_key": spec.api_key,
+            "priority": spec.priority,
+            "cost": spec.cost,
+        }
+        body |= {name: value for name, value in optional.items() if value is not None}
+        try:
+            answer = await self._ask("POST", "/workers", body)
+        except RouterRefused as refusal:
+            if refusal.status == 409:
+                named = _ID_IN_TEXT.search(str(refusal))
+                raise WorkerExists(spec.url, named[0] if named else None) from refusal
+            raise
+        worker_id = answer.get("worker_id")
+        if not isinstance(worker_id, str):
+            raise RouterUnavailable(f"{self._url}/workers: accepted {spec.url} without a worker_id")
+        return worker_id
+
+    async def find(self, worker_id: str) -> Registered | None:
+        """One worker, even one that is not listed yet; None if the router does not know it."""
+        try:
+            return _read_worker(await self._ask("GET", f"/workers/{worker_id}"))
+        except RouterRefused as refusal:
+            if refusal.status == 404:
+                return None
+            raise
+
+    async def deregister(self, worker_id: str) -> None:
+        """Asks for a worker's removal: no new requests from now on. One that is not there is no error."""
+        try:
+            await self._ask("DELETE", f"/workers/{worker_id}")
+        except RouterRefused as refusal:
+            if refusal.status != 404:
+                raise
+
+    async def close(self) -> None:
+        """Closes the client's connections."""
+        if self._session is not None:
+            await self._session.close()
+
+    async def _ask(self, method: str, path: str, body: Mapping[str, object] | None = None) -> dict[str, Any]:
+        if self._session is None:
+            self._session = aiohttp.ClientSession(
+                timeout=self._timeout, headers=self._headers, connector=aiohttp.TCPConnector(limit=64)
+            )
+        try:
+            async with self._session.request(method, self._url + path, json=body) as response:
+                raw = await response.content.read(_MOST_ANSWER_BYTES + 1)
+                while not response.content.at_eof() and len(raw) <= _MOST_ANSWER_BYTES:
+                    raw += await response.content.read(_MOST_ANSWER_BYTES)
+                status = response.status
+        except (aiohttp.ClientError, TimeoutError, OSError) as error:
+            what = str(error) or type(error).__name__
+            raise RouterUnavailable(f"{method} {self._url}{path}: {what}") from error
+        if len(raw) > _MOST_ANSWER_BYTES:
+            raise RouterUnavailable(f"{method} {self._url}{path}: the answer is larger than {_MOST_ANSWER_BYTES} bytes")
+        if status in (401, 403):
+            raise RouterUnavailable(f"{method} {self._url}{path}: {status}, this is not the router with our key")
+        try:
+            answer = json.loads(raw) if raw else {}
+        except ValueError as error:
+            raise RouterUnavailable(f"{method} {self._url}{path}: {status} and no JSON: {raw[:200]!r}") from error
+        if status >= 500:
+            raise RouterUnavailable(f"{method} {self._url}{path}: {status}: {_error_text(answer)}")
+        if status >= 400:
+            raise RouterRefused(f"{method} {path}: {status}: {_error_text(answer)}", status)
+        if not isinstance(answer, dict):
+            raise RouterUnavailable(f"{method} {self._url}{path}: not a JSON object")
+        return answer
+
+
+def _readiness(worker: Registered) -> int:
+    return _LEAST_READY_FIRST.index(worker.status)
+
+
+def _error_text(answer: object) -> str:
+    if isinstance(answer, dict):
+        error = answer.get("error")
+        return str(error.get("message", error) if isinstance(error, dict) else error)[:500]
+    return str(answer)[:500]
+
+
+def _read_worker(row: object) -> Registered:
+    """One row of SMG's list. Raises RouterUnavailable where it has not the form that SMG 1.13 gives it."""
+    if not isinstance(row, dict):
+        raise RouterUnavailable(f"a worker that is no object: {row!r:.200}")
+    try:
+        job = row.get("job_status")
+        failed = isinstance(job, dict) and job.get("status") == "failed"
+        status = WorkerStatus.FAILED if failed and row["status"] == "pending" else WorkerStatus(row["status"])
+        runtime = row.get("runtime_type")
+        return Registered(
+            worker_id=str(row["id"]),
+            url=_base_url(str(row["url"])),
+            status=status,
+            worker_type=WorkerType(row["worker_type"]),
+            connection_mode=ConnectionMode(row["connection_mode"]),
+            # A worker that is still being added has not got its runtime_type yet.
+            runtime_type=RuntimeType(runtime) if runtime in set(RuntimeType) else RuntimeType.EXTERNAL,
+            model_id=_text(row.get("model_id")),
+            bootstrap_port=row.get("bootstrap_port") if isinstance(row.get("bootstrap_port"), int) else None,
+            kv_connector=_text(row.get("kv_connector")),
+            kv_role=_text(row.get("kv_role")),
+            kv_engine_id=_text(row.get("kv_engine_id")),
+            note=_text(job.get("message")) if isinstance(job, dict) else None,
+        )
+    except (KeyError, ValueError) as error:
+        raise RouterUnavailable(f"a worker in a form that is not known: {error}: {row!r:.300}") from error
+
+
+def _base_url(url: str) -> str:
+    """`URL@rank` of a data-parallel worker -> URL."""
+    base, at, rank = url.rpartition("@")
+    return base if at and rank.isdigit() else url
+
+
+def _text(value: object) -> str | None:
+    return value if isinstance(value, str) and value else None
+
+
+_LEVELS = {"ERROR": "error", "WARN": "warning", "INFO": "info", "DEBUG": "debug", "TRACE": "debug"}
+
+
+def read_log_line(line: str) -> LogLine | None:
+    """One line of `--log-json` output; None for what is not worth passing on (the banner)."""
+    try:
+        row = json.loads(line)
+    except ValueError:
+        # The banner, a Python traceback, a Rust panic. The banner is drawn in Braille.
+        return LogLine("warning", line.strip()) if line.isascii() and not line.startswith(" ") else None
+    if not isinstance(row, dict):
+        return LogLine("warning", line.strip())
+    known = (
+        "timestamp",
+        "level",
+        "message",
+        "filename",
+        "line_number",
+        "target",
+        "threadName",
+        "threadId",
+        "span",
+        "spans",
+    )
+    fields = {name: value for name, value in row.items() if name not in known}
+    return LogLine(_LEVELS.get(str(row.get("level")), "info"), str(row.get("message", "")), fields)
+
+
+async def version_of(program: Path) -> str:
+    """What `smg --version` says. Raises ProcessError."""
+    try:
+        process = await asyncio.create_subprocess_exec(
+            str(program),
+            "--version",
+            stdin=asyncio.subprocess.DEVNULL,
+            stdout=asyncio.subprocess.PIPE,
+            stderr=asyncio.subprocess.STDOUT,
+        )
+        async with asyncio.timeout(30):
+            output, _ = await process.communicate()
+    except (OSError, TimeoutError) as error:
+        raise ProcessError(f"{program} --version: {error or 'no answer within 30 s'}") from error
+    if process.returncode != 0:
+        raise ProcessError(
+            f"{program} --version ended with {process.returncode}: {output[-200:].decode('utf-8', 'replace')}"
+        )
+    return output.decode("utf-8", "replace").strip()
+
+
+@dataclass(frozen=True, slots=True)
+class Smg:
+    """SMG as one service has it configured (a `RouterKind`)."""
+
+    program: str
+    policy: str
+    log_level: str
+    args: tuple[str, ...]
+    env: Mapping[str, str]
+    api_timeout_s: float
+    settle_s: float
+    name: str = "smg"
+
+    def command(self, ports: RouterPorts, key: str) -> LaunchCommand:
+        """How to start it. Raises ProcessError if its program cannot be found."""
+        return launch_command(
+            find_smg(self.program),
+            ports,
+            key=key,
+            policy=self.policy,
+            log_level=self.log_level,
+            args=self.args,
+            env=self.env,
+        )
+
+    def client(self, ports: RouterPorts, key: str) -> SmgClient:
+        """A client for its API."""
+        return SmgClient(ports.url, key, timeout_s=self.api_timeout_s, settle_s=math.ceil(self.settle_s))
+
+    def read_log_line(self, line: str) -> LogLine | None:
+        """One line of its output; None for what is not worth passing on."""
+        return read_log_line(line)

@@ -1,0 +1,149 @@
+"""Replicas as sockets that match a path pattern with one `{replica}` in it.
+
+inotify only hurries the next look; `look` itself reads the directory and is the truth. A directory that does not
+exist is empty (the kernel says so); one that cannot be read is unknown.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import errno
+import os
+import re
+import stat
+from collections.abc import AsyncIterator, Iterator
+from pathlib import Path
+
+from asyncinotify import Inotify, Mask
+
+from gateway_sidecar.domain.model import Occupant, ReplicaId
+from gateway_sidecar.sources.listing import Listing, Sighting
+
+PLACEHOLDER = "{replica}"
+MOST_NAME_BYTES = 200
+_PATIENCE_S = 5.0
+_GONE = (errno.ENOENT, errno.ENOTDIR)
+_APPEARS = Mask.CREATE | Mask.MOVED_TO | Mask.ONLYDIR
+_CHANGES = _APPEARS | Mask.DELETE | Mask.MOVED_FROM | Mask.ATTRIB | Mask.CLOSE_WRITE | Mask.DELETE_SELF | Mask.MOVE_SELF
+_LOST = Mask.IGNORED | Mask.DELETE_SELF | Mask.MOVE_SELF | Mask.Q_OVERFLOW | Mask.UNMOUNT
+
+
+class SocketPattern:
+    """Looks at every path that a pattern such as `/run/replicas/{replica}.sock` matches."""
+
+    def __init__(self, pattern: str) -> None:
+        before, _, after = pattern.partition(PLACEHOLDER)
+        directory, _, prefix = before.rpartition("/")
+        suffix, slash, rest = after.partition("/")
+        self.pattern = pattern
+        self.directory = Path(directory or "/")
+        self._below = Path(rest) if slash else None
+        self._looking: asyncio.Task[Listing] | None = None
+        self._name = re.compile(re.escape(prefix) + "(.+)" + re.escape(suffix), re.DOTALL)
+
+    async def look(self) -> Listing:
+        """What is there now. Never raises. A file system that does not answer leaves everything unknown."""
+        if self._looking is None:
+            self._looking = asyncio.create_task(asyncio.to_thread(self.look_now))
+        done, _ = await asyncio.wait({self._looking}, timeout=_PATIENCE_S)
+        if not done:
+            return Listing(blind=f"the file system of {self.directory} does not answer")
+        self._looking = None
+        return done.pop().result()
+
+    def look_now(self) -> Listing:
+        """Reads the file system once. Never raises; what cannot be read is unknown. Blocks: call in a thread."""
+        present: dict[ReplicaId, Sighting] = {}
+        unknown: set[ReplicaId] = set()
+        refused: dict[str, str] = {}
+        try:
+            names = list(self._names())
+        except OSError as error:
+            if error.errno in _GONE:
+                return Listing()
+            return Listing(blind=f"cannot list {self.directory}: {error.strerror}")
+        for name, raw_id in names:
+            reason = _unusable(raw_id)
+            if reason:
+                refused[raw_id.encode("unicode_escape", "surrogateescape").decode("ascii")] = reason
+                continue
+            replica = ReplicaId(raw_id)
+            socket = self.directory / name if self._below is None else self.directory / name / self._below
+            try:
+                found = socket.stat()
+                if not stat.S_ISSOCK(found.st_mode):
+                    refused[raw_id] = f"{socket} is not a socket"
+                    continue
+                occupant = Occupant(found.st_dev, found.st_ino, found.st_mtime_ns)
+                present[replica] = Sighting(replica, socket, occupant, self._notes(socket, replica))
+            except OSError as error:
+                if error.errno not in _GONE:
+                    unknown.add(replica)
+                    refused[raw_id] = f"cannot look at {socket}: {error.strerror}"
+        return Listing(present, frozenset(unknown), refused)
+
+    def _names(self) -> Iterator[tuple[str, str]]:
+        with os.scandir(self.directory) as entries:
+            for entry in entries:
+                match = self._name.fullmatch(entry.name)
+                if match:
+                    yield entry.name, match[1]
+
+    def _notes(self, socket: Path, replica: ReplicaId) -> tuple[Path, int] | None:
+        path = socket.with_name(f"{replica}.yaml")
+        try:
+            return path, path.stat().st_mtime_ns
+        except OSError:
+            return None
+
+    async def hints(self) -> AsyncIterator[None]:
+        """Yields whenever a look may be worth while. May miss things, and may yield for nothing."""
+        with Inotify() as inotify:
+            watched: set[Path] = set()
+            self._watch(inotify, watched)
+            while True:
+                yield
+                event = await inotify.get()
+                place = event.watch.path if event.watch else None
+                if place == self.directory and not event.mask & _LOST:
+                    if self._below is not None and event.mask & Mask.ISDIR and event.name:
+                        self._watch_one(inotify, watched, self.directory / event.name / self._below.parent)
+                elif place is not None and place not in self.directory.parents and place != self.directory:
+                    if event.mask & _LOST:
+                        watched.discard(place)
+                else:
+                    watched.clear()
+                    self._watch(inotify, watched)
+
+    def _watch(self, inotify: Inotify, watched: set[Path]) -> None:
+        """Watches the directory and its ancestors (to see it replaced), and the directories of replicas in it."""
+        wanted = {self.directory, *self.directory.parents}
+        if self._below is not None:
+            try:
+                wanted |= {self.directory / name / self._below.parent for name, _ in self._names()}
+            except OSError:
+                pass  # The rescan says what is wrong with it.
+        for path in wanted - watched:
+            self._watch_one(inotify, watched, path)
+
+    def _watch_one(self, inotify: Inotify, watched: set[Path], path: Path) -> None:
+        # An ancestor is watched for its entries only: a busy /tmp must not wake us with every write.
+        is_ancestor = path in self.directory.parents
+        try:
+            inotify.add_watch(path, _APPEARS if is_ancestor else _CHANGES)
+        except OSError:
+            return  # Not there, or not readable: the rescan says so.
+        watched.add(path)
+
+
+def _unusable(raw_id: str) -> str | None:
+    """Why a name cannot be a replica's id; None where it can."""
+    try:
+        size = len(raw_id.encode())
+    except UnicodeEncodeError:
+        return "its name is not valid UTF-8"
+    if not raw_id.isprintable():
+        return "its name has control characters"
+    if size > MOST_NAME_BYTES:
+        return f"its name has {size} bytes; {MOST_NAME_BYTES} is the most"
+    return None

@@ -1,0 +1,192 @@
+"""Child processes that outlive the daemon: start, adopt, watch, stop.
+
+A process is ours only if its pid, its start time and the machine's boot id match what was written down when it was
+started. Nothing is ever killed by name or by port.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import contextlib
+import os
+import signal
+import subprocess
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+
+from gateway_sidecar.errors import ProcessError
+
+_BOOT_ID = Path("/proc/sys/kernel/random/boot_id")
+
+
+def boot_id() -> str:
+    """This boot of this machine."""
+    return _BOOT_ID.read_text().strip()
+
+
+def start_ticks(pid: int) -> int | None:
+    """When the process started, in clock ticks since boot; None if there is no such process, or only its corpse."""
+    try:
+        stat = Path(f"/proc/{pid}/stat").read_bytes()
+    except (FileNotFoundError, ProcessLookupError):
+        return None
+    fields = stat[stat.rindex(b")") + 2 :].split()
+    return None if fields[0] in (b"Z", b"X") else int(fields[19])
+
+
+@dataclass(frozen=True, slots=True)
+class Identity:
+    """What tells one process from every other that has or had its pid."""
+
+    pid: int
+    start_ticks: int
+    boot_id: str
+
+    @classmethod
+    def of(cls, pid: int) -> Identity | None:
+        """The identity of a live process; None if there is none."""
+        ticks = start_ticks(pid)
+        return None if ticks is None else cls(pid, ticks, boot_id())
+
+    def is_alive(self) -> bool:
+        """Whether this very process still runs."""
+        return start_ticks(self.pid) == self.start_ticks and boot_id() == self.boot_id
+
+
+class Process:
+    """One process of ours, started by us or adopted. Knows at once when it ends."""
+
+    def __init__(self, identity: Identity, pidfd: int, popen: subprocess.Popen[bytes] | None) -> None:
+        self.identity = identity
+        self._pidfd = pidfd
+        self._popen = popen
+        self._ended = asyncio.Event()
+        self.exit_code: int | None = None
+        asyncio.get_running_loop().add_reader(pidfd, self._on_end)
+
+    @property
+    def pid(self) -> int:
+        """The process id."""
+        return self.identity.pid
+
+    @property
+    def running(self) -> bool:
+        """False once the kernel has said that it ended."""
+        return not self._ended.is_set()
+
+    @classmethod
+    def adopt(cls, identity: Identity) -> Process | None:
+        """Takes over a process that an earlier daemon started; None if that very process is gone."""
+        try:
+            pidfd = os.pidfd_open(identity.pid)
+        except ProcessLookupError:
+            return None
+        # Checked after the pidfd is open: from here on the pid cannot be recycled under us.
+        if not identity.is_alive():
+            os.close(pidfd)
+            return None
+        return cls(identity, pidfd, None)
+
+    @classmethod
+    async def spawn(
+        cls,
+        argv: Sequence[str],
+        *,
+        log_fd: int,
+        env: Mapping[str, str] | None = None,
+        cwd: Path | None = None,
+    ) -> Process:
+        """Starts a process in a session of its own, its output on `log_fd` (closed here). Raises ProcessError."""
+
+        def start() -> subprocess.Popen[bytes]:
+            try:
+                return subprocess.Popen(
+                    argv,
+                    stdin=subprocess.DEVNULL,
+                    stdout=log_fd,
+                    stderr=log_fd,
+                    env=env,
+                    cwd=cwd,
+                    start_new_session=True,
+                )
+            finally:
+                os.close(log_fd)
+
+        try:
+            popen = await asyncio.to_thread(start)
+        except OSError as error:
+            raise ProcessError(f"cannot start {argv[0]}: {error.strerror}") from error
+        # It cannot be reaped before we wait for it, so its pid is safe to open.
+        pidfd = os.pidfd_open(popen.pid)
+        identity = Identity.of(popen.pid)
+        if identity is None:
+            identity = Identity(popen.pid, 0, boot_id())
+        return cls(identity, pidfd, popen)
+
+    async def wait(self) -> None:
+        """Returns when it has ended."""
+        await self._ended.wait()
+
+    def send(self, sig: signal.Signals) -> None:
+        """Sends a signal to this very process; nothing if it has ended."""
+        if self.running:
+            with contextlib.suppress(ProcessLookupError):
+                signal.pidfd_send_signal(self._pidfd, sig)
+
+    async def stop(self, *, grace_s: float, sig: signal.Signals = signal.SIGTERM) -> None:
+        """Asks it to end, and after `grace_s` seconds makes it."""
+        self.send(sig)
+        try:
+            async with asyncio.timeout(grace_s):
+                await self.wait()
+        except TimeoutError:
+            self.send(signal.SIGKILL)
+            await self.wait()
+
+    def let_go(self) -> None:
+        """Forgets the process and leaves it running."""
+        if self.running:
+            asyncio.get_running_loop().remove_reader(self._pidfd)
+            os.close(self._pidfd)
+            if self._popen is not None:
+                # Popen warns of a child that was not waited for; this one is meant to outlive us.
+                self._popen.returncode = 0
+
+    def _on_end(self) -> None:
+        asyncio.get_running_loop().remove_reader(self._pidfd)
+        os.close(self._pidfd)
+        if self._popen is not None:
+            self.exit_code = self._popen.wait()
+        self._ended.set()
+
+
+def rss_bytes(pid: int) -> int | None:
+    """Resident memory of a process in bytes; None if it is gone."""
+    try:
+        fields = Path(f"/proc/{pid}/statm").read_text().split()
+    except OSError:
+        return None
+    return int(fields[1]) * os.sysconf("SC_PAGE_SIZE")
+
+
+def session_members(leader: Identity) -> list[Identity]:
+    """Live processes of the session that `leader` opened, itself excluded, whether or not it still lives.
+
+    The kernel does not give a pid to anyone else while it names a session, so this finds a dead master's workers
+    and nobody else's.
+    """
+    if leader.boot_id != boot_id():
+        return []
+    members = []
+    for entry in Path("/proc").iterdir():
+        if not entry.name.isdigit() or int(entry.name) == leader.pid:
+            continue
+        try:
+            stat = (entry / "stat").read_bytes()
+        except OSError:
+            continue
+        fields = stat[stat.rindex(b")") + 2 :].split()
+        if int(fields[3]) == leader.pid and int(fields[19]) >= leader.start_ticks and fields[0] not in b"ZX":
+            members.append(Identity(int(entry.name), int(fields[19]), leader.boot_id))
+    return members

@@ -1,0 +1,39 @@
+"""structlog, set up once: one event per fact, JSON or console, on standard error."""
+
+from __future__ import annotations
+
+import logging
+import sys
+from typing import TextIO
+
+import structlog
+
+_LEVELS = {"debug": logging.DEBUG, "info": logging.INFO, "warning": logging.WARNING, "error": logging.ERROR}
+
+
+def set_up_logs(form: str, level: str, stream: TextIO | None = None) -> None:
+    """Sends every event to `stream`. `form` is auto, json or console; auto is console on a terminal."""
+    target = sys.stderr if stream is None else stream
+    as_json = form == "json" or (form == "auto" and not target.isatty())
+    last: list[structlog.typing.Processor] = (
+        [structlog.processors.dict_tracebacks, structlog.processors.JSONRenderer(ensure_ascii=False)]
+        if as_json
+        else [structlog.dev.ConsoleRenderer(colors=target.isatty())]
+    )
+    structlog.configure(
+        processors=[
+            structlog.contextvars.merge_contextvars,
+            structlog.processors.add_log_level,
+            structlog.processors.TimeStamper(fmt="iso", utc=True),
+            *last,
+        ],
+        wrapper_class=structlog.make_filtering_bound_logger(_LEVELS[level]),
+        logger_factory=structlog.WriteLoggerFactory(target),
+        cache_logger_on_first_use=False,
+    )
+
+
+def get_logger(**facts: object) -> structlog.typing.FilteringBoundLogger:
+    """A logger that adds `facts` to each of its events."""
+    logger: structlog.typing.FilteringBoundLogger = structlog.get_logger(**facts)
+    return logger

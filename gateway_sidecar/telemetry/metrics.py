@@ -1,0 +1,100 @@
+"""Every Prometheus metric of the daemon. The series of vanished replicas and services disappear with them."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable
+
+from prometheus_client import CollectorRegistry, Counter, Gauge, Histogram, Info
+from prometheus_client.gc_collector import GCCollector
+from prometheus_client.platform_collector import PlatformCollector
+from prometheus_client.process_collector import ProcessCollector
+
+from gateway_sidecar import __version__
+from gateway_sidecar.domain.model import ReplicaState
+
+_PROBE_BUCKETS = (0.001, 0.0025, 0.005, 0.01, 0.025, 0.05, 0.1, 0.25, 0.5, 1, 2, 5)
+_SERVING_BUCKETS = (0.01, 0.025, 0.05, 0.1, 0.25, 0.5, 1, 2.5, 5, 10, 30, 60, 120, 300, 600, 1200, 1800, 3600)
+
+
+class Metrics:
+    """One registry with everything that is counted."""
+
+    def __init__(self) -> None:
+        self.registry = CollectorRegistry()
+        for collect in (ProcessCollector, PlatformCollector, GCCollector):
+            collect(registry=self.registry)
+        prefix = "gateway_sidecar_"
+
+        def counter(name: str, text: str, *labels: str) -> Counter:
+            return Counter(prefix + name, text, labels, registry=self.registry)
+
+        def gauge(name: str, text: str, *labels: str) -> Gauge:
+            return Gauge(prefix + name, text, labels, registry=self.registry)
+
+        self.replicas = gauge("replicas", "Replicas by state.", "service", "state")
+        self.replica_serving = gauge(
+            "replica_serving",
+            "1 while the replica serves.",
+            "service",
+            "replica",
+            "worker_type",
+            "runtime_type",
+        )
+        self.state_changes = counter("replica_state_changes", "State changes.", "service", "state")
+        self.probes = counter("probes", "Probes by what was asked and what came of it.", "service", "kind", "outcome")
+        self.probe_seconds = Histogram(
+            prefix + "probe_duration_seconds",
+            "Duration of a probe.",
+            ("service", "kind"),
+            buckets=_PROBE_BUCKETS,
+            registry=self.registry,
+        )
+        self.serving_seconds = Histogram(
+            prefix + "socket_to_serving_seconds",
+            "From the first sight of a socket to its worker being ready in the router; loading included.",
+            ("service",),
+            buckets=_SERVING_BUCKETS,
+            registry=self.registry,
+        )
+        self.registrations = counter("registrations", "Registrations by outcome.", "service", "outcome")
+        self.deregistrations = counter("deregistrations", "Deregistrations by reason.", "service", "reason")
+        self.drains = counter("drains", "Drains by outcome.", "service", "outcome")
+        self.refused_names = gauge("refused_replicas", "Files that match and cannot be replicas.", "service")
+        self.source_up = gauge("source_up", "1 while the service's sockets can be listed.", "service")
+        self.router_up = gauge("router_up", "1 while the router's API answers.", "service")
+        self.router_starts = counter("router_starts", "Router processes started.", "service")
+        self.router_start_seconds = gauge(
+            "router_start_duration_seconds", "Launch to first answer of the running router.", "service"
+        )
+        self.router_rss = gauge("router_resident_memory_bytes", "Resident memory of the router.", "service")
+        self.router_errors = counter("router_api_errors", "Requests to the router that failed.", "service")
+        self.bridge_ports = gauge("bridge_ports", "Bridge ports by use.", "use")
+        self.bridge_up = gauge("bridge_up", "1 while nginx runs.")
+        self.bridge_reloads = counter("bridge_reloads", "Reloads of nginx; scale events cause none.")
+        self.bridge_starts = counter("bridge_starts", "Times nginx was started.")
+        self.loop_lag = Histogram(
+            prefix + "loop_lag_seconds",
+            "How late the event loop runs what is due.",
+            buckets=(0.001, 0.005, 0.01, 0.025, 0.05, 0.1, 0.25, 0.5, 1, 2.5),
+            registry=self.registry,
+        )
+        self.reloads = counter("config_reloads", "Reloads of the configuration by outcome.", "outcome")
+        Info(prefix + "build", "What runs.", registry=self.registry).info({"version": __version__})
+
+    def forget_replica(self, service: str, replica: str) -> None:
+        """Removes a vanished replica's series."""
+        self.replica_serving.remove_by_labels({"service": service, "replica": replica})
+
+    def forget_service(self, service: str) -> None:
+        """Removes a removed service's series."""
+        for metric in vars(self).values():
+            if isinstance(metric, Counter | Gauge | Histogram) and "service" in metric._labelnames:
+                metric.remove_by_labels({"service": service})
+
+    def count_replicas(self, service: str, states: Iterable[ReplicaState]) -> None:
+        """Sets the number of replicas in each state, zero included."""
+        counts = dict.fromkeys(ReplicaState, 0)
+        for state in states:
+            counts[state] += 1
+        for state, count in counts.items():
+            self.replicas.labels(service, state.value).set(count)

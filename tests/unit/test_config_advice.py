@@ -1,0 +1,39 @@
+from __future__ import annotations
+
+from gateway_sidecar.config import PortRange, advise, parse_config
+
+MINIMAL = """\
+services:
+  - name: chat
+    listen: 127.0.0.1:30000
+    replicas:
+      sockets: /run/replicas/chat/{replica}.sock
+"""
+LINUX = PortRange(32768, 60999)
+
+
+def advice(text: str, ephemeral: PortRange | None = LINUX) -> list[str]:
+    return [line.split(":")[0] for line in advise(parse_config(text), ephemeral)]
+
+
+def test_the_defaults_are_wise() -> None:
+    """An untouched Linux machine with the least configuration hears nothing."""
+    assert advice(MINIMAL) == []
+
+
+def test_ports_that_outgoing_connections_may_take_are_named() -> None:
+    """The daemon would start on most days only."""
+    text = f"bridges: {{ports: 40000-40100}}\nrouter_ports: 32000-33000\n{MINIMAL}".replace("30000", "35000")
+    assert advice(text) == ["bridges.ports", "router_ports", "services[0].listen"]
+    assert advice(text, None) == []
+    assert advice(MINIMAL, PortRange(1024, 65535)) == ["bridges.ports", "router_ports", "services[0].listen"]
+
+
+def test_bridges_that_others_can_reach_are_named() -> None:
+    """A bridge has no key: whoever reaches it reaches the engine."""
+    assert advice("bridges: {host: 10.0.0.5}\n" + MINIMAL) == ["bridges.host"]
+
+
+def test_health_questions_that_overtake_each_other_are_named() -> None:
+    """A question should be over before the next is due."""
+    assert advice(MINIMAL + "    health: {interval_s: 1, timeout_s: 2}\n") == ["services[0].health"]

@@ -1,0 +1,149 @@
+from __future__ import annotations
+
+import os
+from pathlib import Path
+
+import pytest
+
+from gateway_sidecar.config import load_overrides
+from gateway_sidecar.domain.model import Overrides, WorkerType
+from gateway_sidecar.errors import ConfigError
+
+
+@pytest.fixture
+def beside(tmp_path: Path) -> Path:
+    return tmp_path / "r1.yaml"
+
+
+def problems(path: Path) -> list[str]:
+    with pytest.raises(ConfigError) as caught:
+        load_overrides(path)
+    return [line.replace(str(path), "r1.yaml") for line in caught.value.problems]
+
+
+def write_key(beside: Path, content: bytes = b"sk-123\n", mode: int = 0o600) -> Path:
+    key = beside.parent / "r1.key"
+    key.write_bytes(content)
+    key.chmod(mode)
+    return key
+
+
+def test_everything_that_can_be_said(beside: Path) -> None:
+    """Labels, the engine's key, its part, priority and cost; the key is stripped and never printed."""
+    write_key(beside)
+    beside.write_text(
+        "labels: {rack: b7, zone: '1'}\napi_key_file: r1.key\nworker_type: decode\npriority: 10\ncost: 2\n"
+    )
+    overrides = load_overrides(beside)
+    assert overrides == Overrides({"rack": "b7", "zone": "1"}, "sk-123", WorkerType.DECODE, 10, 2.0)
+    assert "sk-123" not in repr(overrides)
+
+
+@pytest.mark.parametrize("text", ["", "# nothing yet\n", "{}\n"])
+def test_a_file_that_says_nothing_changes_nothing(beside: Path, text: str) -> None:
+    """An empty file is a file about to be written."""
+    beside.write_text(text)
+    assert load_overrides(beside) == Overrides()
+
+
+def test_every_mistake_at_once(beside: Path) -> None:
+    """The same style as the configuration's: line, path, value, cure."""
+    beside.write_text(
+        "labels: {rack: 7, 'a b': x}\napi_key_file: missing.key\nworker_typ: decode\npriority: -1\ncost: 0\n"
+        "worker_type: Decode\n"
+    )
+    key = beside.parent.resolve() / "missing.key"
+    assert problems(beside) == [
+        "r1.yaml:1: labels.rack: 7 is a number to YAML, not a text; quote it: '7'",
+        f"r1.yaml:2: api_key_file: {str(key)!r} no such file; create it",
+        "r1.yaml:3: worker_typ: unknown setting; did you mean 'worker_type'?",
+        "r1.yaml:4: priority: -1 is too small; use 0 to 4294967295",
+        "r1.yaml:5: cost: 0 is too small; use more than 0 and at most 1000000",
+        "r1.yaml:6: worker_type: 'Decode' is not one of the choices (did you mean 'decode'?); use regular,"
+        " prefill, decode or encode",
+    ]
+
+
+@pytest.mark.parametrize(
+    ("text", "expected"),
+    [
+        ("- a\n", "r1.yaml:1: is not a mapping at the top; write lines such as `priority: 10`"),
+        ("labels: {'a b': x}\n", "r1.yaml:1: labels: 'a b' is not a label's name; use letters"),
+        ("labels: x\n", "r1.yaml:1: labels: 'x' is not a mapping; write `key: value` lines below it"),
+        (
+            "priority: 1\npriority: 2\n",
+            "r1.yaml:2: priority: is given twice, first in line 1; keep one of them",
+        ),
+        ("a: [\n", "r1.yaml:2: is not YAML: "),
+        ("#" * 65537, "r1.yaml: is larger than 64 KiB"),
+        (
+            "labels: {" + ", ".join(f"l{n}: x" for n in range(65)) + "}\n",
+            "r1.yaml:1: labels: 65 labels are too",
+        ),
+    ],
+)
+def test_a_file_that_cannot_be_used_says_why(beside: Path, text: str, expected: str) -> None:
+    """Whoever placed the socket wrote it, not the gateway's operator: say it well."""
+    beside.write_text(text)
+    (found,) = problems(beside)
+    assert found.startswith(expected)
+
+
+@pytest.mark.parametrize("content", [b"", b" \n", b"two words", b"one\ntwo", b"caf\xc3\xa9", b"x" * 8193])
+def test_a_key_that_no_header_can_carry_is_refused(beside: Path, content: bytes) -> None:
+    """The key becomes an HTTP header as it stands; it is not shown in the message."""
+    write_key(beside, content)
+    beside.write_text("\napi_key_file: r1.key\n")
+    (found,) = problems(beside)
+    assert found.startswith("r1.yaml:2: api_key_file: ")
+    assert "two" not in found
+
+
+def test_a_key_that_others_can_read_is_used_with_a_warning(beside: Path) -> None:
+    """It is unwise, and it is not ours to break the service for it."""
+    write_key(beside, mode=0o644)
+    beside.write_text("api_key_file: r1.key\n")
+    warnings: list[str] = []
+    assert load_overrides(beside, warnings.append).api_key == "sk-123"
+    assert len(warnings) == 1
+    assert "may be read by others (mode 0644); use chmod 0600" in warnings[0]
+
+
+def test_an_absolute_key_path_is_taken_as_it_is(beside: Path, tmp_path: Path) -> None:
+    """Keys may be kept elsewhere."""
+    key = write_key(beside)
+    beside = tmp_path / "sub" / "r2.yaml"
+    beside.parent.mkdir()
+    beside.write_text(f"api_key_file: {key}\n")
+    assert load_overrides(beside).api_key == "sk-123"
+
+
+def test_a_link_is_read_as_if_it_stood_where_it_leads(beside: Path, tmp_path: Path) -> None:
+    """A link must not choose which key another user's file names."""
+    real = tmp_path / "real" / "r1.yaml"
+    real.parent.mkdir()
+    real.write_text("api_key_file: r1.key\n")
+    write_key(beside, b"of-the-link")
+    write_key(real, b"of-the-file")
+    beside.symlink_to(real)
+    assert load_overrides(beside).api_key == "of-the-file"
+
+
+def test_a_key_file_that_blocks_or_is_missing_is_one_problem(beside: Path) -> None:
+    """A FIFO would hold the daemon for ever."""
+    os.mkfifo(beside.parent / "r1.key")
+    beside.write_text("api_key_file: r1.key\n")
+    (found,) = problems(beside)
+    assert "is not a regular file" in found
+
+
+@pytest.mark.skipif(os.geteuid() != 0, reason="giving a file to another user needs root")
+def test_nobody_lends_himself_another_users_secret(beside: Path) -> None:
+    """The daemon may read more than the user who places sockets; it must not hand that to his engine."""
+    key = write_key(beside)
+    beside.write_text("api_key_file: r1.key\n")
+    os.chown(beside, 4711, 4711)
+    (found,) = problems(beside)
+    assert found.endswith("belongs to user 0, this file to 4711; give both one owner")
+    os.chown(key, 4711, 4711)
+    assert load_overrides(beside).api_key == "sk-123"

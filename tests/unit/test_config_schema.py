@@ -1,0 +1,167 @@
+from __future__ import annotations
+
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import jsonschema
+import pytest
+import yaml
+
+from gateway_sidecar.config import Settings, config_schema, load_config, parse_config
+from gateway_sidecar.config.overrides import OverridesFile
+from gateway_sidecar.errors import ConfigError
+
+ROOT = Path(__file__).parents[2]
+EXAMPLES = sorted((ROOT / "examples").glob("*.yaml"))
+DOCUMENT = (ROOT / "docs" / "configuration.md").read_text()
+SERVICE = "services: [{name: a, listen: '127.0.0.1:1', replicas: {sockets: '/run/a/{replica}'}}]\n"
+
+Schema = dict[str, Any]
+
+
+def validate(text: str) -> None:
+    jsonschema.Draft202012Validator(config_schema()).validate(yaml.safe_load(text))
+
+
+def rows(schema: Schema, node: Schema, prefix: str = "") -> Iterator[str]:
+    """One table row of the reference for each setting."""
+    for name, field in node["properties"].items():
+        inner = field.get("anyOf", [field])[0]
+        items = "[]" if "$ref" in inner.get("items", {}) else ""
+        reference = inner.get("$ref") or inner.get("items", {}).get("$ref")
+        path = f"{prefix}{name}{items}"
+        if reference:
+            yield from rows(schema, schema["$defs"][reference.rpartition("/")[2]], f"{path}.")
+        else:
+            default = f"`{inline(field['default'])}`" if "default" in field else "required"
+            yield f"| `{path}` | {default} | {field['description']}{bounds(name, field)} |"
+
+
+def inline(value: object) -> str:
+    """A value as it is written in YAML, on one line."""
+    return yaml.safe_dump(value, default_flow_style=True, width=200).strip().removesuffix("...").strip()
+
+
+def bounds(name: str, field: Schema) -> str:
+    """What may be said, where the description does not say it."""
+    unit = " seconds" if name.endswith("_s") else ""
+    for kind in field.get("anyOf", [field]):
+        if "enum" in kind:
+            return f" One of {', '.join(f'`{choice}`' for choice in kind['enum'])}."
+        if "minimum" in kind and "anyOf" not in field:
+            return f" {kind['minimum']:g} to {kind['maximum']:g}{unit}."
+    return ""
+
+
+@pytest.mark.parametrize("path", EXAMPLES, ids=lambda path: path.name)
+def test_the_examples_are_valid(path: Path) -> None:
+    """For the daemon, and for an editor."""
+    load_config(path)
+    validate(path.read_text())
+
+
+def test_what_is_commented_out_in_the_example_is_the_default() -> None:
+    """A person may uncomment any line and change nothing."""
+    lines = (ROOT / "examples" / "gateway-sidecar.yaml").read_text().splitlines()
+    head = next(index for index, line in enumerate(lines) if line.startswith("# state_dir"))
+    tail = next(index for index, line in enumerate(lines) if "A second service" in line)
+    text = "\n".join(line.replace("# ", "", 1) if is_setting(line) else line for line in lines[head:tail])
+    default = load_config(ROOT / "examples" / "minimal.yaml")
+    assert parse_config(text) == default
+
+
+def is_setting(line: str) -> bool:
+    """A commented setting, and not one of those that show what could be given."""
+    name = line.strip().removeprefix("# ").partition(":")[0].strip()
+    return line.strip().startswith("# ") and name.replace("_", "").isalpha() and name not in ("args", "env")
+
+
+def test_the_schema_is_one() -> None:
+    """Editors take draft 2020-12."""
+    schema = config_schema()
+    assert schema["$schema"] == "https://json-schema.org/draft/2020-12/schema"
+    jsonschema.Draft202012Validator.check_schema(schema)
+
+
+@pytest.mark.parametrize(
+    "text",
+    [
+        SERVICE,
+        SERVICE + "metrics: null\n",
+        SERVICE + "metrics: off\n",
+        SERVICE + "x-anchors: {a: 1}\n",
+        SERVICE + "bridges: {ports: 24001, nginx_workers: 4, host: '::1', nginx: /usr/sbin/nginx}\n",
+        SERVICE + "rescan_interval_s: 1\n",
+        SERVICE.replace("127.0.0.1:1", "[::1]:1").replace("name: a", "router: {args: [--x], env: {A: b}}, name: a"),
+    ],
+)
+def test_the_schema_takes_what_the_daemon_takes(text: str) -> None:
+    """An editor must not underline what works."""
+    parse_config(text)
+    validate(text)
+
+
+@pytest.mark.parametrize(
+    "text",
+    [
+        "{}",
+        "services: []",
+        SERVICE + "unknown: 1\n",
+        SERVICE + "log: {level: loud}\n",
+        SERVICE + "rescan_interval_s: 0\n",
+        SERVICE + "state_dir: relative\n",
+        SERVICE + "bridges: {ports: a-b}\n",
+        SERVICE + "bridges: {ports: true}\n",
+        SERVICE + "bridges: {nginx: bin/nginx}\n",
+        SERVICE + "bridges: {host: gateway1}\n",
+        SERVICE + "bridges: {nginx_workers: 0}\n",
+        SERVICE.replace("127.0.0.1:1", "gateway1:1"),
+        SERVICE.replace("{replica}", "*"),
+        SERVICE.replace("{replica}", "{replica}/{replica}"),
+        SERVICE.replace("name: a", "name: A"),
+        SERVICE.replace("name: a", "name: a, health: {failures: 1.5}"),
+        SERVICE.replace("name: a", "name: a, router: {env: {A: 1}}"),
+        SERVICE.replace("name: a", "name: a, router: {policy: best}"),
+        SERVICE.replace("name: a", "name: a, drain:"),
+    ],
+)
+def test_the_schema_refuses_what_the_daemon_refuses(text: str) -> None:
+    """An editor shows the mistake while it is typed."""
+    with pytest.raises(ConfigError):
+        parse_config(text)
+    with pytest.raises(jsonschema.ValidationError):
+        validate(text)
+
+
+def test_every_setting_has_a_description_that_editors_show() -> None:
+    """Hovering over a setting explains it."""
+    schema = config_schema()
+    for node in [schema, *schema["$defs"].values()]:
+        assert node["description"]
+    for row in rows(schema, schema):
+        assert row.count(" | ") == 2
+
+
+def today() -> list[str]:
+    """Every row that the reference must have."""
+    overrides = OverridesFile.model_json_schema()
+    return [*rows(config_schema(), config_schema()), *rows(overrides, overrides)]
+
+
+@pytest.mark.parametrize("row", today(), ids=lambda row: row.split("`")[1])
+def test_the_reference_has_every_setting(row: str) -> None:
+    """With its default, its bounds and its meaning, word for word as editors show them."""
+    assert row in DOCUMENT
+
+
+def test_the_reference_has_no_setting_that_is_gone() -> None:
+    """Every row of its tables is a setting of today."""
+    written = [line for line in DOCUMENT.splitlines() if line.startswith("| `")]
+    assert sorted(written) == sorted(today())
+
+
+def test_the_documents_example_works() -> None:
+    """The first configuration that a newcomer copies is valid."""
+    block = DOCUMENT.split("```yaml\n")[1].split("```")[0]
+    assert isinstance(parse_config(block), Settings)
