@@ -1,7 +1,7 @@
 """A real engine on any CPU: MLX with a tiny random Llama, served over gRPC by SMG's own servicer.
 
     pip install "smg-grpc-servicer[mlx]" "mlx[cpu]" mlx-lm==0.31.3
-    python -m examples.mlx_engine --cache /tmp/models --socket /run/replicas/chat/r1.sock
+    python -m examples.mlx_engine --cache models --socket /run/replicas/chat/r1.sock
 
 The model is made once in the cache directory, from a fixed seed. What it writes is random words; that it is a
 real engine, which loads, generates, streams and cancels, is the point.

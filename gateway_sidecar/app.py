@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import fcntl
 import os
 import signal
 from collections.abc import Awaitable, Callable
@@ -12,13 +13,13 @@ from pathlib import Path
 from gateway_sidecar.admin.api import serve_admin
 from gateway_sidecar.admin.exposition import serve_metrics
 from gateway_sidecar.bridges.nginx import BridgeSettings, Nginx, busy_ports
-from gateway_sidecar.config import ServiceSettings, Settings, load_overrides
+from gateway_sidecar.config import PortRange, ServiceSettings, Settings, load_overrides
 from gateway_sidecar.control.daemon import Daemon
 from gateway_sidecar.control.router_process import RouterProcess
 from gateway_sidecar.control.service import Service
 from gateway_sidecar.domain.leases import NoFreePort, PortLeases
 from gateway_sidecar.engines.probe import EngineProbe
-from gateway_sidecar.errors import ConfigError, ProcessError
+from gateway_sidecar.errors import ConfigError, ProcessError, StateError
 from gateway_sidecar.routers.base import RouterPorts
 from gateway_sidecar.routers.smg import Smg
 from gateway_sidecar.sources.socket_pattern import SocketPattern
@@ -33,7 +34,7 @@ class RealAdapters:
         self._nginx = nginx
         self._bridges = bridges
         self._metrics = metrics
-        self._router_ports = PortLeases(range(settings.router_ports.first, settings.router_ports.last + 1))
+        self._router_ports = RouterPortLeases(settings.router_ports)
         self._probe = EngineProbe()
 
     def service(self, settings: ServiceSettings, on_change: Callable[[], None]) -> Service:
@@ -42,10 +43,9 @@ class RealAdapters:
             settings.name,
             self.router_kind(settings),
             self._settings.state_dir / "log" / f"router-{settings.name}.log",
-            partial(choose_ports, self._router_ports, settings.name),
+            self._router_ports,
             self._metrics,
             start_timeout_s=settings.router.start_timeout_s,
-            on_change=on_change,
         )
         return Service(
             settings,
@@ -58,7 +58,7 @@ class RealAdapters:
             metrics=self._metrics,
             rescan_interval_s=self._settings.rescan_interval_s,
             read_overrides=load_overrides,
-            on_leases=on_change,
+            on_change=on_change,
         )
 
     def source(self, settings: ServiceSettings) -> SocketPattern:
@@ -71,27 +71,34 @@ class RealAdapters:
         return Smg(it.command, it.policy, it.log_level, it.args, it.env, it.api_timeout_s, settings.drain.settle_s)
 
 
-def choose_ports(leases: PortLeases, service: str) -> RouterPorts:
-    """Two private ports that can be listened on: those that the service had, as long as nobody else took them.
+class RouterPortLeases:
+    """The private ports of all routers (a `PrivatePorts`)."""
 
-    Raises ProcessError when there are none.
-    """
+    def __init__(self, ports: PortRange) -> None:
+        self._leases = PortLeases(range(ports.first, ports.last + 1))
 
-    def usable(owner: str) -> int:
+    def choose(self, service: str) -> RouterPorts:
+        """Two ports that can be listened on; the service's own, unless somebody took them. Raises ProcessError."""
+        try:
+            return RouterPorts(self._usable(f"{service}/api"), self._usable(f"{service}/metrics"))
+        finally:
+            for port in self._leases.quarantined:
+                self._leases.settle(port)  # It was looked at and left to whoever uses it.
+
+    def restore(self, service: str, ports: RouterPorts) -> None:
+        """The service's router, started by an earlier daemon, listens on these."""
+        self._leases.restore(ports.api, f"{service}/api")
+        self._leases.restore(ports.metrics, f"{service}/metrics")
+
+    def _usable(self, owner: str) -> int:
         while True:
             try:
-                port = leases.acquire(owner)
+                port = self._leases.acquire(owner)
             except NoFreePort as error:
                 raise ProcessError(f"no free port for the router ({error}); widen router_ports") from error
             if not busy_ports([("127.0.0.1", port)]):
                 return port
-            leases.release(port)
-
-    try:
-        return RouterPorts(usable(f"{service}/api"), usable(f"{service}/metrics"))
-    finally:
-        for port in leases.quarantined:
-            leases.settle(port)
+            self._leases.release(port)
 
 
 def build_daemon(config_path: Path, settings: Settings) -> Daemon:
@@ -114,12 +121,34 @@ def build_daemon(config_path: Path, settings: Settings) -> Daemon:
     return Daemon(config_path, settings, nginx=nginx, leases=bridges, metrics=metrics, adapters=adapters)
 
 
+def take_lock(run_dir: Path) -> int:
+    """Keeps every other daemon out of `run_dir` for as long as the returned descriptor is open.
+
+    Raises StateError if another one is there, or the directory cannot be used.
+    """
+    try:
+        run_dir.mkdir(parents=True, exist_ok=True)
+        lock = os.open(run_dir / "lock", os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, 0o600)
+    except OSError as error:
+        raise StateError(f"run_dir: cannot use {run_dir}: {error.strerror}") from error
+    try:
+        fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
+    except BlockingIOError:
+        pid = os.pread(lock, 32, 0).decode("ascii", "replace").strip()
+        os.close(lock)
+        raise StateError(f"another gateway-sidecar (pid {pid}) runs with run_dir {run_dir}; stop it first") from None
+    os.ftruncate(lock, 0)
+    os.pwrite(lock, f"{os.getpid()}\n".encode(), 0)
+    return lock
+
+
 async def run_daemon(config_path: Path, settings: Settings) -> None:
     """Runs the daemon until a signal ends it.
 
     SIGTERM leaves nginx and the routers running for the next daemon; SIGINT (Ctrl-C) takes them down as well. SIGHUP
     reads the configuration again.
     """
+    lock = take_lock(settings.run_dir)
     daemon = build_daemon(config_path, settings)
     loop = asyncio.get_running_loop()
     reloads: set[asyncio.Task[object]] = set()
@@ -151,4 +180,7 @@ async def run_daemon(config_path: Path, settings: Settings) -> None:
 
         return close
 
-    await daemon.run(serve)
+    try:
+        await daemon.run(serve)
+    finally:
+        os.close(lock)

@@ -79,7 +79,9 @@ def _parser() -> argparse.ArgumentParser:
     )
     command.add_argument("service", metavar="SERVICE")
     command.add_argument("replica", metavar="REPLICA")
-    command.add_argument("--timeout", type=float, metavar="S", help="give up after S seconds (default: drain.timeout_s)")
+    command.add_argument(
+        "--timeout", type=float, metavar="S", help="give up after S seconds (default: drain.timeout_s)"
+    )
     command = add("resume", _resume, "take a drained replica back into rotation")
     command.add_argument("service", metavar="SERVICE")
     command.add_argument("replica", metavar="REPLICA")

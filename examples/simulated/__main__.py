@@ -99,7 +99,7 @@ def _parser() -> argparse.ArgumentParser:
 
 def _add_option(group: Any, described: Field[Any]) -> None:
     flag = f"--{described.name.replace('_', '-')}"
-    if isinstance(described.default, bool) or "bool" in str(described.type):
+    if described.type in ("bool", "bool | None"):
         group.add_argument(flag, action=argparse.BooleanOptionalAction, default=None)
     else:
         default = "" if described.default in (MISSING, None, "") else f"default {described.default}"

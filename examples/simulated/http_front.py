@@ -16,6 +16,7 @@ from examples.simulated.ledger import RecordedRequest
 from examples.simulated.pages import Page, Site
 
 KEEPALIVE_S = 75.0
+CLOSING_S = 0.1
 
 
 class _NotHttp(logging.Filter):
@@ -59,8 +60,8 @@ class HttpFront:
                 connection.transport.abort()
 
     async def stop(self) -> None:
-        """Close what is left open."""
-        await self._server.shutdown(timeout=0)
+        """Close what is left open; an answer on its way out gets a moment."""
+        await self._server.shutdown(timeout=CLOSING_S)
 
     async def _respond(self, request: web.BaseRequest) -> web.StreamResponse:
         self._core.ledger.called(request.path)

@@ -10,9 +10,9 @@ from collections.abc import Mapping
 from dataclasses import dataclass, fields
 from enum import StrEnum
 from pathlib import Path
-from typing import Annotated
+from typing import Annotated, TypeVar
 
-from pydantic import ConfigDict, Field, TypeAdapter
+from pydantic import ConfigDict, Field, TypeAdapter, ValidationError
 
 Seconds = Annotated[float, Field(ge=0)]
 Share = Annotated[float, Field(ge=0, le=1)]
@@ -172,6 +172,7 @@ class Behaviour:
 
 _SPECS = TypeAdapter(EngineSpec)
 _BEHAVIOURS = TypeAdapter(Behaviour)
+_Described = TypeVar("_Described")
 BEHAVIOUR_NAMES = frozenset(f.name for f in fields(Behaviour))
 
 
@@ -183,7 +184,7 @@ def engine_from(settings: Mapping[str, object]) -> tuple[EngineSpec, Behaviour]:
     """
     identity = {name: value for name, value in settings.items() if name not in BEHAVIOUR_NAMES}
     conduct = {name: value for name, value in settings.items() if name in BEHAVIOUR_NAMES}
-    return _SPECS.validate_python(identity), _BEHAVIOURS.validate_python(conduct)
+    return _validated(_SPECS, identity), _validated(_BEHAVIOURS, conduct)
 
 
 def checked_changes(changes: Mapping[str, object]) -> dict[str, object]:
@@ -192,7 +193,7 @@ def checked_changes(changes: Mapping[str, object]) -> dict[str, object]:
     Raises:
         ValueError: a name is not a behaviour's, or a value does not fit.
     """
-    behaviour = _BEHAVIOURS.validate_python(dict(changes))
+    behaviour = _validated(_BEHAVIOURS, changes)
     return {name: getattr(behaviour, name) for name in changes}
 
 
@@ -209,3 +210,11 @@ def settings_from_text(text: str) -> dict[str, str | None]:
             raise ValueError(f"{part!r} is not name=value")
         settings[name.strip().replace("-", "_")] = value.strip() or None
     return settings
+
+
+def _validated(described: TypeAdapter[_Described], settings: Mapping[str, object]) -> _Described:
+    try:
+        return described.validate_python(dict(settings))
+    except ValidationError as error:
+        problems = [f"{'.'.join(map(str, each['loc']))}: {each['msg']}" for each in error.errors()]
+        raise ValueError("; ".join(problems)) from None

@@ -39,10 +39,10 @@ def _service(name: str, service: Service) -> dict[str, Any]:
         "router": {
             "type": router.kind.name,
             "state": router.state.value,
-            "url": router.ports.url,
+            "url": router.ports.url if router.ports else None,
             "pid": router.pid,
             "restarts": router.restarts,
-            "metrics_url": router.ports.metrics_url,
+            "metrics_url": router.ports.metrics_url if router.ports else None,
             "reason": router.reason,
         },
         "replicas": [_replica(service, t) for t in sorted(service.tenures.values(), key=lambda t: (t.replica, -t.key))],

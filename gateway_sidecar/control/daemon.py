@@ -21,7 +21,7 @@ from gateway_sidecar.control import records
 from gateway_sidecar.control.bridge_keeper import BridgeKeeper
 from gateway_sidecar.control.service import Service, Source
 from gateway_sidecar.domain.leases import PortLeases
-from gateway_sidecar.errors import BridgeError, ConfigError, StateError
+from gateway_sidecar.errors import ConfigError, StateError
 from gateway_sidecar.routers.base import RouterKind
 from gateway_sidecar.supervision.logfile import ChildLog
 from gateway_sidecar.supervision.notify import SystemdNotifier
@@ -100,6 +100,7 @@ class Daemon:
     def note_change(self) -> None:
         """Something that is written down has changed."""
         self._dirty.set()
+        self.keeper.touch()
 
     # -- life
 
@@ -154,8 +155,9 @@ class Daemon:
             task.cancel()
         await asyncio.gather(*tasks, return_exceptions=True)
         if self._stop_all:
-            await asyncio.gather(*(r.service.router.stop(grace_s=10) for r in self._running.values()))
+            # nginx first: it lets the requests in flight finish, and then nothing is in flight in a router either.
             await self.keeper.nginx.stop(grace_s=5)
+            await asyncio.gather(*(r.service.router.stop(grace_s=0.5) for r in self._running.values()))
             for port in self.keeper.nginx.linked():
                 self.keeper.nginx.unlink(port)
             for record in (self._processes_path, self._leases_path):
@@ -182,6 +184,7 @@ class Daemon:
         return [
             ServiceAddress(name, str(service.settings.listen), f"127.0.0.1:{service.router.ports.api}")
             for name, service in self.services.items()
+            if service.router.ports is not None
         ]
 
     # -- what an earlier daemon left
@@ -211,6 +214,7 @@ class Daemon:
                     await service.router.adopt(records.router_from_json(row))
             except StateError as error:
                 self._logger.warning("state.ignored", service=name, reason=str(error))
+            service.router.reserve_ports()
         try:
             nginx = processes.get("nginx")
             earlier = records.identity_from_json(nginx) if nginx else None
@@ -378,6 +382,7 @@ class Daemon:
             changes.append(f"{name}: removed")
         for name in new.keys() - old.keys():
             service = self._add(new[name])
+            service.router.reserve_ports()
             self._running[name].task = asyncio.create_task(service.run())
             changes.append(f"{name}: added")
         for name in old.keys() & new.keys():

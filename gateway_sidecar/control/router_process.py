@@ -11,6 +11,7 @@ from collections.abc import Callable
 from dataclasses import dataclass
 from enum import StrEnum
 from pathlib import Path
+from typing import Protocol
 
 from gateway_sidecar.domain.backoff import Backoff
 from gateway_sidecar.errors import ProcessError, RouterError
@@ -44,10 +45,22 @@ class SavedRouter:
     argv: tuple[str, ...]
 
 
+class PrivatePorts(Protocol):
+    """Where a router's private ports come from."""
+
+    def choose(self, service: str) -> RouterPorts:
+        """Two ports that can be listened on; the service's own, unless somebody took them. Raises ProcessError."""
+        ...
+
+    def restore(self, service: str, ports: RouterPorts) -> None:
+        """The service's router, started by an earlier daemon, listens on these."""
+        ...
+
+
 class RouterProcess:
     """Keeps one router running.
 
-    `on_change` is called whenever the state changes; `epoch` counts processes, so that what one of them said is
+    Each of `on_change` is called whenever the state changes; `epoch` counts processes, so that what one of them said is
     never taken for what its successor knows.
     """
 
@@ -56,19 +69,18 @@ class RouterProcess:
         service: str,
         kind: RouterKind,
         log_path: Path,
-        choose_ports: Callable[[], RouterPorts],
+        private_ports: PrivatePorts,
         metrics: Metrics,
         *,
         start_timeout_s: float,
-        on_change: Callable[[], None],
     ) -> None:
         self.service = service
         self.kind = kind
         self.log = ChildLog(log_path)
-        self._choose_ports = choose_ports
+        self._private_ports = private_ports
         self._metrics = metrics
         self._start_timeout_s = start_timeout_s
-        self._on_change = on_change
+        self.on_change: list[Callable[[], None]] = []
         self._logger = get_logger(service=service)
         self.state = RouterState.STOPPED
         self.reason = ""
@@ -76,7 +88,7 @@ class RouterProcess:
         self.starts = 0
         self.restarts = 0
         self.process: Process | None = None
-        self.ports: RouterPorts = choose_ports()
+        self.ports: RouterPorts | None = None
         self.client: RouterClient | None = None
         self._key = ""
         self._argv: tuple[str, ...] = ()
@@ -95,7 +107,7 @@ class RouterProcess:
 
     def saved(self) -> SavedRouter | None:
         """What to write down, so that a later daemon can adopt it."""
-        if self.process is None or not self.process.running:
+        if self.process is None or not self.process.running or self.ports is None:
             return None
         return SavedRouter(self.process.identity, self.ports, self._key, self._argv)
 
@@ -112,12 +124,21 @@ class RouterProcess:
             self._logger.warning("router.not_adopted", pid=process.pid, reason=str(error))
             await process.stop(grace_s=1)
             return False
+        self._private_ports.restore(self.service, saved.ports)
         self.process, self.ports, self.client = process, saved.ports, client
         self._key, self._argv = saved.key, saved.argv
         self.epoch += 1
         self._set(RouterState.UP)
         self._logger.info("router.adopted", pid=process.pid, url=saved.ports.url)
         return True
+
+    def reserve_ports(self) -> None:
+        """Decides on the ports before the router is started, so that the service address can name them.
+
+        Raises ProcessError if there are none.
+        """
+        if self.ports is None:
+            self.ports = self._private_ports.choose(self.service)
 
     async def run(self) -> None:
         """Runs until cancelled. The router itself goes on then: `stop` ends it."""
@@ -159,7 +180,7 @@ class RouterProcess:
         self._set(RouterState.STARTING)
         key = secrets.token_urlsafe(32)
         try:
-            ports = self._choose_ports()
+            ports = self._private_ports.choose(self.service)
             command = self.kind.command(ports, key)
             env = {**os.environ, **command.env}
             process = await Process.spawn(command.argv, log_fd=self.log.open_for_child(), env=env)
@@ -234,4 +255,5 @@ class RouterProcess:
         self._metrics.router_up.labels(self.service).set(state is RouterState.UP)
         if state is not self.state:
             self.state = state
-            self._on_change()
+            for tell in self.on_change:
+                tell()

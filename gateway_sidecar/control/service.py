@@ -9,43 +9,26 @@ from __future__ import annotations
 import asyncio
 import itertools
 import os
-import random
 import time
-from collections.abc import AsyncIterator, Callable, Coroutine, Mapping
+from collections.abc import AsyncIterator, Callable, Mapping
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, Protocol
+from typing import Protocol
 
 from gateway_sidecar.config import ServiceSettings
-from gateway_sidecar.control.canary import is_refused, open_canary
+from gateway_sidecar.control.replica_log import ReplicaLog
 from gateway_sidecar.control.router_process import RouterProcess
 from gateway_sidecar.control.tenure import SavedTenure, Tenure, occupant_of, owner_of, worker_url
+from gateway_sidecar.control.watcher import Probe, Watcher
 from gateway_sidecar.control.work_queue import WorkQueue
 from gateway_sidecar.control.worker_book import WorkerBook
 from gateway_sidecar.domain.leases import NoFreePort, PortLeases
-from gateway_sidecar.domain.lifecycle import (
-    Against,
-    Crowd,
-    EvidencePolicy,
-    against,
-    loading_delay_s,
-    state_of,
-    suspect_delay_s,
-)
 from gateway_sidecar.domain.model import (
     ConnectionMode,
     EngineFacts,
-    Foreign,
-    Loading,
     Overrides,
-    ProbeResult,
     Ready,
-    Registered,
     ReplicaId,
-    ReplicaState,
-    RuntimeType,
-    Unknown,
-    WorkerStatus,
 )
 from gateway_sidecar.domain.planning import (
     Bridge,
@@ -62,9 +45,6 @@ from gateway_sidecar.telemetry.logs import get_logger
 from gateway_sidecar.telemetry.metrics import Metrics
 
 _LEAST_LOOK_GAP_S = 0.003
-_PROBES_AT_ONCE = 32
-_TOUCH_GAP_S = 0.4
-_TROUBLED = (ReplicaState.UNREACHABLE, ReplicaState.FOREIGN)
 
 
 @dataclass(frozen=True, slots=True)
@@ -88,27 +68,12 @@ class Source(Protocol):
         ...
 
 
-class Probe(Protocol):
-    """Asks engines what they are. Never raises; what cannot be told is Unknown."""
-
-    async def identify(self, address: str, *, timeout_s: float, api_key: str | None = None) -> ProbeResult: ...
-
-    async def check_health(
-        self, address: str, facts: EngineFacts, *, timeout_s: float, api_key: str | None = None
-    ) -> ProbeResult: ...
-
-
 class Links(Protocol):
     """The bridges' switchboard."""
 
     def link(self, port: int, target: Path) -> None: ...
 
     def unlink(self, port: int) -> None: ...
-
-
-def evidence_policy(settings: ServiceSettings) -> EvidencePolicy:
-    """How much evidence the operator wants before a replica is taken out."""
-    return EvidencePolicy(settings.refused.failures, settings.refused.over_s, settings.health.failures)
 
 
 class Service:
@@ -127,20 +92,19 @@ class Service:
         metrics: Metrics,
         rescan_interval_s: float,
         read_overrides: Callable[[Path], Overrides],
-        on_leases: Callable[[], None],
+        on_change: Callable[[], None],
     ) -> None:
         self.settings = settings
         self.name = settings.name
         self.router = router
         self._source = source
-        self._probe = probe
         self._links = links
         self._leases = leases
         self._host = host
         self._metrics = metrics
         self._rescan_interval_s = rescan_interval_s
         self._read_overrides = read_overrides
-        self._on_leases = on_leases
+        self._on_change = on_change
         self._logger = get_logger(service=settings.name)
         self._queue: WorkQueue[int] = WorkQueue(time.monotonic)
         self._keys = itertools.count(1)
@@ -150,9 +114,6 @@ class Service:
         self.listing: Listing | None = None
         self._look_now = asyncio.Event()
         self._new_source = asyncio.Event()
-        self._probe_slots = asyncio.Semaphore(_PROBES_AT_ONCE)
-        self._policy = evidence_policy(settings)
-        self._tasks: set[asyncio.Task[None]] = set()
         self._beats = {"source": time.monotonic(), "reconcile": time.monotonic()}
         self.has_looked = False
         self.book = WorkerBook(
@@ -163,7 +124,18 @@ class Service:
             on_change=self._on_worker,
             on_listed=self._on_workers_listed,
         )
-        metrics.count_replicas(self.name, ())
+        router.on_change += [on_change, self.book.hurry]
+        self._log = ReplicaLog(self.name, router, self.book, metrics, self.tenures.values)
+        self._watcher = Watcher(
+            settings,
+            probe,
+            self._queue,
+            metrics,
+            tenures=self.tenures.values,
+            on_news=self._reconcile,
+            on_identified=self._identified,
+            on_replaced=self._replace,
+        )
 
     # -- life
 
@@ -182,8 +154,7 @@ class Service:
         if saved.facts is not None and tenure.pin is not None:
             self._identified(tenure, saved.facts)
             tenure.result = Ready(saved.facts)
-            tenure.identify_next = False
-            tenure.probe_due = time.monotonic() + self.settings.health.interval_s * random.random()
+            self._watcher.trust_until_next(tenure)
 
     async def run(self) -> None:
         """Runs the service until cancelled. What it started goes on; `router` is stopped or let go by its owner."""
@@ -199,9 +170,7 @@ class Service:
                 for loop in loops:
                     group.create_task(loop)
         finally:
-            for task in self._tasks:
-                task.cancel()
-            await asyncio.gather(*self._tasks, return_exceptions=True)
+            await self._watcher.close()
             await self.book.close()
             for tenure in self.tenures.values():
                 tenure.unpin()
@@ -209,9 +178,8 @@ class Service:
     def reconfigure(self, settings: ServiceSettings) -> None:
         """Takes new settings; what was observed stays."""
         self.settings = settings
-        self._policy = evidence_policy(settings)
-        for key in self.tenures:
-            self._queue.add(key)
+        self._watcher.reconfigure(settings)
+        self._reconsider()
 
     def use_source(self, source: Source) -> None:
         """Learns replicas from another source from now on; those that it does not show are gone."""
@@ -229,12 +197,6 @@ class Service:
     def stalest_beat(self) -> float:
         """When the loop that is most behind last made progress (monotonic seconds)."""
         return min(*self._beats.values(), self.book.beat)
-
-    def reconsider(self) -> None:
-        """Something that all tenures depend on changed."""
-        self.book.hurry()
-        for key in self.tenures:
-            self._queue.add(key)
 
     def pending_actions(self) -> list[tuple[str, str]]:
         """What the next look at each tenure would do: (replica, action). Nothing is done."""
@@ -338,8 +300,7 @@ class Service:
         self.tenures[tenure.key] = tenure
         self._current[tenure.replica] = tenure
         self._queue.add(tenure.key)
-        self._metrics.state_changes.labels(self.name, tenure.state.value).inc()
-        self._logger.info("replica.seen", replica=tenure.replica, socket=str(sighting.socket))
+        self._log.begun(tenure)
         return tenure
 
     def _pin(self, tenure: Tenure) -> None:
@@ -378,9 +339,18 @@ class Service:
 
     # -- the plan
 
+    def _reconsider(self) -> None:
+        for key in self.tenures:
+            self._queue.add(key)
+
     async def _reconcile_loop(self) -> None:
+        all_due = 0.0
         while True:
-            self._beats["reconcile"] = time.monotonic()
+            now = self._beats["reconcile"] = time.monotonic()
+            if now >= all_due:
+                # Whatever was missed, and whoever forgot to say so: the whole of it is looked at again.
+                self._reconsider()
+                all_due = now + self._rescan_interval_s
             for count, key in enumerate(await self._queue.take(1.0)):
                 tenure = self.tenures.get(key)
                 if tenure is not None:
@@ -389,10 +359,9 @@ class Service:
                     await asyncio.sleep(0)  # A thousand at once must not hold up what is answered meanwhile.
 
     def _reconcile(self, tenure: Tenure) -> None:
-        now = time.monotonic()
-        self._look_after(tenure, now)
+        self._watcher.look_after(tenure)
         seen = self.book.view(tenure.url)
-        self._note_settled(tenure, seen.listed and seen.worker is None and not seen.busy, now)
+        self._note_settled(tenure, seen.listed and seen.worker is None and not seen.busy)
         action = plan_occupant(tenure.view(), [seen])
         match action:
             case Bridge():
@@ -407,15 +376,15 @@ class Service:
             self.book.start(step)
         elif tenure.url is not None and seen.held:
             self._queue.add_after(tenure.key, self.book.held_for_s(tenure.url))
-        self._update_state(tenure, now)
+        self._log.update(tenure)
         if tenure.drain and tenure.in_flight == 0 and not tenure.linked:
             self._finish_drain(tenure)
 
-    def _note_settled(self, tenure: Tenure, is_out: bool, now: float) -> None:
+    def _note_settled(self, tenure: Tenure, is_out: bool) -> None:
         if tenure.leaving is None or not is_out:
             tenure.settled_at = tenure.in_flight = None
         elif tenure.settled_at is None:
-            tenure.settled_at = now
+            tenure.settled_at = time.monotonic()
 
     def _bridge(self, tenure: Tenure) -> None:
         try:
@@ -431,7 +400,7 @@ class Service:
             tenure.problem = None
             self._know_url(tenure)
             if fresh:
-                self._on_leases()
+                self._on_change()
 
     def _trouble(self, tenure: Tenure, problem: str) -> None:
         if tenure.problem != problem:
@@ -458,19 +427,18 @@ class Service:
         if tenure.url is not None and self._by_url.get(tenure.url) is tenure:
             del self._by_url[tenure.url]
             self.book.forget(tenure.url)
-        if not any(other.replica == tenure.replica for other in self.tenures.values()):
-            self._metrics.forget_replica(self.name, tenure.replica)
-        self._count()
-        self._on_leases()
+        self._on_change()
         tenure.drained.set()
-        self._logger.info("replica.gone", replica=tenure.replica, port=tenure.port)
+        self._log.ended(tenure)
 
     def _on_worker(self, url: str) -> None:
         tenure = self._by_url.get(url)
         if tenure is not None:
             self._queue.add(tenure.key)
 
-    def _on_workers_listed(self) -> None:
+    def _on_workers_listed(self, first: bool) -> None:
+        if first:
+            self._reconsider()
         for step in plan_strays(self.book.workers, self._known_urls(), complete=self.has_looked):
             if not self.book.view(step.url).busy:
                 self._logger.warning("worker.stray", worker_url=step.url, worker_id=step.worker_id)
@@ -484,81 +452,12 @@ class Service:
                 known |= {worker_url(self._host, tenure.port, mode) for mode in ConnectionMode}
         return frozenset(known)
 
-    # -- probes
-
-    def _look_after(self, tenure: Tenure, now: float) -> None:
-        """Keeps the occupant watched: the next probe when it is due, and the canary."""
-        if tenure.gone or tenure.replaced or tenure.drain or tenure.address is None or tenure.probe is not None:
-            return
-        if now < tenure.probe_due:
-            self._queue.add_after(tenure.key, tenure.probe_due - now)
-            if isinstance(tenure.result, Ready):
-                self._feel(tenure, now)
-            return
-        tenure.probe = self._spawn(self._ask(tenure, tenure.address))
-
-    async def _ask(self, tenure: Tenure, address: str) -> None:
-        known = tenure.facts or (tenure.result.facts if isinstance(tenure.result, Loading) else None)
-        identify = tenure.identify_next or known is None
-        async with self._probe_slots:
-            began = time.monotonic()
-            if identify or known is None:
-                result = await self._probe.identify(
-                    address, timeout_s=self.settings.probe.timeout_s, api_key=tenure.overrides.api_key
-                )
-            else:
-                result = await self._probe.check_health(
-                    address, known, timeout_s=self.settings.health.timeout_s, api_key=tenure.overrides.api_key
-                )
-        kind = "identify" if identify else "health"
-        self._metrics.probe_seconds.labels(self.name, kind).observe(time.monotonic() - began)
-        self._metrics.probes.labels(self.name, kind, type(result).__name__.lower()).inc()
-        tenure.probe = None
-        if not tenure.gone and not tenure.replaced:
-            self._learn(tenure, result, identify)
-            self._reconcile(tenure)
-
-    def _learn(self, tenure: Tenure, result: ProbeResult, identified: bool) -> None:
-        now = time.monotonic()
-        tenure.evidence = tenure.evidence.after(result, now)
-        if isinstance(result, Ready) and identified and tenure.facts not in (None, result.facts):
-            self._replace(tenure, result)
-            return
-        tenure.result = result
-        if isinstance(result, Ready):
-            if tenure.facts is None:
-                self._identified(tenure, result.facts)
-            tenure.condemned = tenure.identify_next = False
-            interval = self.settings.health.interval_s
-            tenure.probe_due = now + interval * (0.9 + 0.2 * random.random())
-            return
-        refused = against(result) is Against.REFUSED
-        if tenure.facts is not None and not tenure.condemned and tenure.evidence.is_strong(now, self._policy):
-            tenure.condemned = True
-            tenure.condemned_at = now
-            self._logger.warning(
-                "replica.condemned", replica=tenure.replica, worker_url=tenure.url, reason=result.reason,
-                failures=tenure.evidence.failures, over_s=round(now - tenure.evidence.since, 2),
-            )  # fmt: skip
-        if refused or tenure.condemned or tenure.facts is None:
-            # Whoever answers next may be somebody else.
-            tenure.identify_next = not (isinstance(result, Loading) and result.facts is not None)
-        tenure.probe_due = now + self._next_gap_s(tenure, result, now)
-
-    def _next_gap_s(self, tenure: Tenure, result: ProbeResult, now: float) -> float:
-        if tenure.facts is not None and not tenure.condemned:
-            return suspect_delay_s(tenure.evidence, self._policy)
-        if isinstance(result, Foreign):
-            return 5.0
-        age_s = now - (tenure.condemned_at if tenure.condemned else tenure.seen_at)
-        watched = sum(1 for t in self.tenures.values() if not isinstance(t.result, Ready) and not t.gone)
-        gap = loading_delay_s(result, age_s, Crowd(watched))
-        return max(gap, 1.0) if isinstance(result, Unknown) else gap
+    # -- who is there
 
     def _identified(self, tenure: Tenure, facts: EngineFacts) -> None:
         tenure.facts = facts
         self._know_url(tenure)
-        self._on_leases()
+        self._on_change()
 
     def _know_url(self, tenure: Tenure) -> None:
         if tenure.url is not None:
@@ -571,65 +470,9 @@ class Service:
         successor = self._begin(tenure.sighting, tenure.generation + 1)
         successor.overrides = tenure.overrides
         successor.result = result
-        successor.identify_next = False
-        successor.probe_due = time.monotonic() + self.settings.health.interval_s
+        self._watcher.trust_until_next(successor)
         self._identified(successor, result.facts)
         tenure.unpin()
-
-    # -- feeling a replica's end
-
-    def _feel(self, tenure: Tenure, now: float) -> None:
-        if tenure.canary is not None or tenure.address is None or tenure.feeling:
-            return
-        if now < tenure.canary_due:
-            self._queue.add_after(tenure.key, tenure.canary_due - now)
-            return
-        assert tenure.facts is not None
-        if tenure.facts.runtime_type is RuntimeType.EXTERNAL:
-            # It may serve one connection at a time, and one that is kept open would keep it from serving.
-            tenure.canary_due = now + _TOUCH_GAP_S
-            self._queue.add_after(tenure.key, _TOUCH_GAP_S)
-            if is_refused(tenure.address):
-                self._suspect(tenure)
-            return
-        tenure.feeling = True
-        self._spawn(self._open_canary(tenure, tenure.address))
-
-    async def _open_canary(self, tenure: Tenure, address: str) -> None:
-        opened = time.monotonic()
-        try:
-            async with asyncio.timeout(self.settings.health.timeout_s):
-                canary = await open_canary(address, lambda: self._canary_ended(tenure, opened))
-        except (OSError, TimeoutError):
-            tenure.canary_due = time.monotonic() + _TOUCH_GAP_S
-            self._suspect(tenure)
-            return
-        finally:
-            tenure.feeling = False
-        if tenure.pin is None:
-            canary.abort()
-        else:
-            tenure.canary = canary
-
-    def _canary_ended(self, tenure: Tenure, opened: float) -> None:
-        if tenure.pin is None:
-            return  # We closed it ourselves.
-        tenure.canary = None
-        now = time.monotonic()
-        life_s, usual_s = now - opened, tenure.canary_life_s
-        tenure.canary_life_s = life_s
-        if life_s >= 2 and abs(life_s - usual_s) < 0.2 * usual_s:
-            tenure.canary_due = now  # The server closes idle connections after this time: no news.
-            self._queue.add(tenure.key)
-            return
-        tenure.canary_due = now + (0 if life_s >= 2 else _TOUCH_GAP_S)
-        self._suspect(tenure)
-
-    def _suspect(self, tenure: Tenure) -> None:
-        """Something happened to the engine: ask it again who it is, now."""
-        tenure.identify_next = True
-        tenure.probe_due = 0.0
-        self._queue.add(tenure.key)
 
     # -- drains
 
@@ -646,7 +489,7 @@ class Service:
             if tenure.canary is not None:
                 tenure.canary.abort()
                 tenure.canary = None
-            self._on_leases()
+            self._on_change()
             self._reconcile(tenure)
         began = time.monotonic()
         try:
@@ -662,8 +505,8 @@ class Service:
         tenure = self._current[replica]
         tenure.drain = False
         tenure.settled_at = tenure.in_flight = None
-        self._on_leases()
-        self._suspect(tenure)
+        self._on_change()
+        self._watcher.suspect(tenure)
 
     def _finish_drain(self, tenure: Tenure) -> None:
         if not tenure.drained.is_set():
@@ -685,66 +528,3 @@ class Service:
             if tenure.port is not None and tenure.settled_at is not None and tenure.settled_at <= began:
                 tenure.in_flight = counts.get(tenure.port, 0)
                 self._queue.add(tenure.key)
-
-    # -- what is shown
-
-    def _update_state(self, tenure: Tenure, now: float) -> None:
-        worker = self.book.workers.get(tenure.url) if tenure.url else None
-        state = state_of(
-            result=tenure.result,
-            leaving=tenure.gone or tenure.replaced or tenure.drain,
-            condemned=tenure.condemned,
-            worker=worker,
-        )
-        tenure.reason = self._reason(tenure, worker)
-        if state is tenure.state:
-            return
-        age_s = now - tenure.state_since
-        before, tenure.state, tenure.state_since = tenure.state, state, now
-        self._metrics.state_changes.labels(self.name, state.value).inc()
-        self._show_serving(tenure, state is ReplicaState.SERVING)
-        self._count()
-        facts: dict[str, object] = {"was": before.value, "for_s": round(age_s, 3)}
-        if tenure.reason:
-            facts["reason"] = tenure.reason
-        if state is ReplicaState.SERVING and worker is not None:
-            facts |= {"worker_id": worker.worker_id, "model": worker.model_id}
-            if not tenure.served:
-                tenure.served = True
-                self._metrics.serving_seconds.labels(self.name).observe(now - tenure.seen_at)
-                facts["since_seen_s"] = round(now - tenure.seen_at, 3)
-        log = self._logger.warning if state in _TROUBLED else self._logger.info
-        log(f"replica.{state.value}", replica=tenure.replica, worker_url=tenure.url, **facts)
-
-    def _reason(self, tenure: Tenure, worker: Registered | None) -> str:
-        if tenure.leaving is not None and (tenure.gone or tenure.replaced or tenure.drain):
-            waiting = "" if not tenure.in_flight else f", {tenure.in_flight} connections in flight"
-            done = ", drained: safe to stop" if tenure.drained.is_set() else waiting
-            return tenure.leaving.value + done
-        problem = tenure.problem or tenure.notes_problem
-        if problem:
-            return problem
-        if tenure.result is not None and not isinstance(tenure.result, Ready):
-            return tenure.result.reason
-        if isinstance(tenure.result, Ready) and (worker is None or worker.status is not WorkerStatus.READY):
-            if not self.router.up:
-                return f"waiting for the router ({self.router.state.value})"
-            held = self.book.trouble(tenure.url) if tenure.url else None
-            return held or (f"the router says {worker.status.value}" if worker else "not registered yet")
-        return ""
-
-    def _show_serving(self, tenure: Tenure, serving: bool) -> None:
-        if tenure.facts is not None:
-            kind = tenure.overrides.worker_type or tenure.facts.worker_type
-            self._metrics.replica_serving.labels(
-                self.name, tenure.replica, kind.value, tenure.facts.runtime_type.value
-            ).set(serving)
-
-    def _count(self) -> None:
-        self._metrics.count_replicas(self.name, (t.state for t in self.tenures.values()))
-
-    def _spawn(self, work: Coroutine[Any, Any, None]) -> asyncio.Task[None]:
-        task = asyncio.create_task(work)
-        self._tasks.add(task)
-        task.add_done_callback(self._tasks.discard)
-        return task

@@ -46,7 +46,8 @@ class _Failure:
 
 
 class WorkerBook:
-    """The workers of one router process. `on_change` is called with each URL whose entry changed."""
+    """The workers of one router process. `on_change` is called with each URL whose entry changed, `on_listed` after
+    each whole list, with True for the first of a router process."""
 
     def __init__(
         self,
@@ -56,7 +57,7 @@ class WorkerBook:
         rescan_interval_s: float,
         api_timeout_s: float,
         on_change: Callable[[str], None],
-        on_listed: Callable[[], None],
+        on_listed: Callable[[bool], None],
     ) -> None:
         self._router = router
         self._metrics = metrics
@@ -205,8 +206,8 @@ class WorkerBook:
                 self._learn(url, None, asked_at)
         for url, worker in listed.items():
             self._learn(url, worker, asked_at)
-        self._listed = True
-        self._on_listed()
+        first, self._listed = not self._listed, True
+        self._on_listed(first)
 
     def _hurry_only(self) -> bool:
         """Whether the whole list is fresh enough to ask only for what is pending."""

@@ -122,7 +122,8 @@ def state_of(
     if leaving:
         return ReplicaState.DRAINING
     if condemned:
-        return ReplicaState.LOADING if isinstance(result, Loading) else ReplicaState.UNREACHABLE
+        said_so = isinstance(result, Loading) and result.facts is not None
+        return ReplicaState.LOADING if said_so else ReplicaState.UNREACHABLE
     if worker is not None and worker.status is WorkerStatus.READY:
         return ReplicaState.SERVING
     match result:

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
+
 from google.protobuf.message import DecodeError, Message
 from google.protobuf.struct_pb2 import Struct, Value
 
@@ -27,9 +29,9 @@ def _value(value: object) -> object:
         return {key: _scalar(item) for key, item in value.fields.items()}
     if isinstance(value, Message):
         return _fields(value)
-    if isinstance(value, str | int | float):
-        return value
-    return tuple(_value(item) for item in value) if hasattr(value, "__iter__") else None
+    if isinstance(value, Sequence) and not isinstance(value, str | bytes):
+        return tuple(_value(item) for item in value)
+    return value
 
 
 def _scalar(value: Value) -> object:

@@ -7,6 +7,7 @@ exist is empty (the kernel says so); one that cannot be read is unknown.
 from __future__ import annotations
 
 import asyncio
+import contextlib
 import errno
 import os
 import re
@@ -119,10 +120,8 @@ class SocketPattern:
         """Watches the directory and its ancestors (to see it replaced), and the directories of replicas in it."""
         wanted = {self.directory, *self.directory.parents}
         if self._below is not None:
-            try:
+            with contextlib.suppress(OSError):  # The rescan says what is wrong with it.
                 wanted |= {self.directory / name / self._below.parent for name, _ in self._names()}
-            except OSError:
-                pass  # The rescan says what is wrong with it.
         for path in wanted - watched:
             self._watch_one(inotify, watched, path)
 

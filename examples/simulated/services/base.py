@@ -40,6 +40,7 @@ class EngineService:
     messages: ClassVar[ModuleType]
     service: ClassVar[str]
     offers_health: ClassVar[bool] = True
+    abort_answer: ClassVar[Mapping[str, Any]] = {"success": True}
 
     def __init__(self, core: EngineCore) -> None:
         self.core = core
@@ -95,9 +96,11 @@ class EngineService:
         return message
 
     async def model_info(self, request: Any, context: Any) -> Message:
+        """GetModelInfo."""
         raise NotImplementedError
 
     async def server_info(self, request: Any, context: Any) -> Message:
+        """GetServerInfo; it is answered while the engine loads, too."""
         raise NotImplementedError
 
     async def generate(self, request: Any, context: Any) -> AsyncIterator[Message]:
@@ -125,7 +128,7 @@ class EngineService:
         except InferenceError as failure:
             await context.abort(grpc.StatusCode.INTERNAL, str(failure))
         finally:
-            del self._aborts[asked.request_id]
+            self._aborts.pop(asked.request_id, None)
 
     async def abort(self, request: Any, context: Any) -> Message:
         """Give up the requests named."""
@@ -135,9 +138,8 @@ class EngineService:
         message: Message = self.messages.AbortResponse(**self.abort_answer)
         return message
 
-    abort_answer: ClassVar[Mapping[str, Any]] = {"success": True}
-
     def aborted_ids(self, request: Any) -> list[str]:
+        """The requests that an AbortRequest names."""
         return [request.request_id]
 
     async def health_check(self, request: Any, context: Any) -> Message:

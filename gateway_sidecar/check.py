@@ -1,0 +1,171 @@
+"""`gateway-sidecar check`: looks at this machine with the daemon's eyes, and changes nothing."""
+
+from __future__ import annotations
+
+import asyncio
+import os
+import resource
+import stat
+from collections.abc import Iterator
+from dataclasses import dataclass
+from enum import StrEnum
+from pathlib import Path
+
+from gateway_sidecar.admin.client import ask_daemon
+from gateway_sidecar.bridges.nginx import busy_ports, find_nginx
+from gateway_sidecar.bridges.nginx_config import Capacity
+from gateway_sidecar.config import PortRange, ServiceSettings, Settings, advise, load_overrides
+from gateway_sidecar.errors import AdminError, BridgeError, ConfigError, ProcessError
+from gateway_sidecar.routers.smg import find_smg, version_of
+from gateway_sidecar.sources.socket_pattern import SocketPattern
+
+_EPHEMERAL = Path("/proc/sys/net/ipv4/ip_local_port_range")
+
+
+class Level(StrEnum):
+    """How bad a finding is."""
+
+    OK = "ok"
+    WARN = "warn"
+    FAIL = "FAIL"
+
+
+@dataclass(frozen=True, slots=True)
+class Finding:
+    """One thing that was looked at, and how it is."""
+
+    level: Level
+    text: str
+
+    @property
+    def failed(self) -> bool:
+        """Whether the daemon could not work like this."""
+        return self.level is Level.FAIL
+
+    def line(self) -> str:
+        """The finding as `check` prints it."""
+        return f"{self.level.value:<5} {self.text}"
+
+
+async def check_machine(settings: Settings) -> list[Finding]:
+    """Everything that can be known without starting anything."""
+    running = _is_running(settings)
+    findings = [Finding(Level.WARN, text) for text in _advice(settings)]
+    findings += await _nginx(settings)
+    findings += await _routers(settings)
+    findings += _ports(settings, running)
+    findings += _files(settings)
+    findings += [_directory("state_dir", settings.state_dir), _directory("run_dir", settings.run_dir)]
+    for service in settings.services:
+        findings += await asyncio.to_thread(_sockets, service)
+    if running:
+        findings.append(Finding(Level.OK, f"a daemon runs with run_dir {settings.run_dir}; its own ports are not busy"))
+    return findings
+
+
+def _is_running(settings: Settings) -> bool:
+    try:
+        ask_daemon(settings.run_dir / "admin.sock", "GET", "/v1/plan")
+    except AdminError:
+        return False
+    return True
+
+
+def _advice(settings: Settings) -> list[str]:
+    try:
+        low, high = (int(word) for word in _EPHEMERAL.read_text().split())
+    except (OSError, ValueError):
+        return []
+    return advise(settings, PortRange(low, high))
+
+
+async def _nginx(settings: Settings) -> list[Finding]:
+    try:
+        program = await find_nginx(settings.bridges.nginx)
+    except BridgeError as error:
+        return [Finding(Level.FAIL, f"bridges.nginx: {error}")]
+    module = f"stream module {program.stream_module}" if program.stream_module else "stream built in"
+    return [Finding(Level.OK, f"nginx {program.version} at {program.path}, {module}")]
+
+
+async def _routers(settings: Settings) -> list[Finding]:
+    findings = []
+    for command in sorted({service.router.command for service in settings.services}):
+        try:
+            program = find_smg(command)
+            findings.append(Finding(Level.OK, f"router {program}: {await version_of(program)}"))
+        except ProcessError as error:
+            findings.append(Finding(Level.FAIL, str(error)))
+    return findings
+
+
+def _ports(settings: Settings, running: bool) -> list[Finding]:
+    if running:
+        return []
+    bridges = settings.bridges
+    wanted = [(bridges.host, port) for port in range(bridges.ports.first, bridges.ports.last + 1)]
+    wanted += [(s.listen.host, s.listen.port) for s in settings.services]
+    if settings.metrics.listen:
+        wanted.append((settings.metrics.listen.host, settings.metrics.listen.port))
+    busy = busy_ports(wanted)
+    findings = [Finding(Level.FAIL, f"cannot listen on {host}:{port}: {why}") for host, port, why in busy[:10]]
+    if len(busy) > 10:
+        findings.append(Finding(Level.FAIL, f"nor on {len(busy) - 10} further addresses"))
+    return findings or [Finding(Level.OK, f"{len(wanted)} addresses are free to listen on")]
+
+
+def _files(settings: Settings) -> list[Finding]:
+    _, hard = resource.getrlimit(resource.RLIMIT_NOFILE)
+    limit = hard if hard != resource.RLIM_INFINITY else 1 << 20
+    listening = len(settings.bridges.ports) + len(settings.services)
+    capacity = Capacity.within(limit, listening)
+    text = f"{limit} open files allowed: room for {capacity.requests} requests at once in each nginx worker process"
+    if capacity.requests < 16:
+        return [Finding(Level.FAIL, f"{text}; raise it (systemd: LimitNOFILE=) or use a smaller bridges.ports")]
+    if capacity.requests < 1024:
+        return [Finding(Level.WARN, f"{text}; raise it (systemd: LimitNOFILE=)")]
+    return [Finding(Level.OK, text)]
+
+
+def _directory(name: str, path: Path) -> Finding:
+    nearest = next(p for p in (path, *path.parents) if p.exists())
+    if nearest != path and os.access(nearest, os.W_OK | os.X_OK):
+        return Finding(Level.OK, f"{name}: {path} will be made")
+    if not nearest.is_dir():
+        return Finding(Level.FAIL, f"{name}: {nearest} is not a directory")
+    if not os.access(nearest, os.W_OK | os.X_OK):
+        return Finding(
+            Level.FAIL, f"{name}: {nearest} is not writable for uid {os.geteuid()}; chown it, or choose another"
+        )
+    return Finding(Level.OK, f"{name}: {path} is writable")
+
+
+def _sockets(service: ServiceSettings) -> list[Finding]:
+    return list(_look_at_sockets(service))
+
+
+def _look_at_sockets(service: ServiceSettings) -> Iterator[Finding]:
+    pattern = SocketPattern(str(service.replicas.sockets))
+    listing = pattern.look_now()
+    if listing.blind:
+        yield Finding(Level.FAIL, f"{service.name}: {listing.blind}; give uid {os.geteuid()} r and x on it")
+        return
+    for name, reason in listing.refused.items():
+        yield Finding(Level.WARN, f"{service.name}: replica '{name}' is refused: {reason}")
+    for sighting in listing.present.values():
+        mode = stat.S_IMODE(sighting.socket.stat().st_mode)
+        if not os.access(sighting.socket, os.W_OK):
+            yield Finding(
+                Level.FAIL,
+                f"{service.name}: no permission to connect to {sighting.socket} (mode {mode:04o}); "
+                f"give uid {os.geteuid()} w on it and x on its directories",
+            )
+        if sighting.notes:
+            try:
+                load_overrides(sighting.notes[0])
+            except ConfigError as error:
+                yield from (Finding(Level.FAIL, problem) for problem in error.problems)
+    if not pattern.directory.exists():
+        yield Finding(Level.WARN, f"{service.name}: {pattern.directory} does not exist yet; it is waited for")
+    else:
+        yield Finding(Level.OK, f"{service.name}: {len(listing.present)} sockets match {service.replicas.sockets}")

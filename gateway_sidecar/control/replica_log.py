@@ -1,0 +1,107 @@
+"""Tells the operator where each replica stands: one log event for each change of state, and the metrics."""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Callable, Iterable
+
+from gateway_sidecar.control.router_process import RouterProcess
+from gateway_sidecar.control.tenure import Tenure
+from gateway_sidecar.control.worker_book import WorkerBook
+from gateway_sidecar.domain.lifecycle import state_of
+from gateway_sidecar.domain.model import Ready, Registered, ReplicaState, WorkerStatus
+from gateway_sidecar.telemetry.logs import get_logger
+from gateway_sidecar.telemetry.metrics import Metrics
+
+_TROUBLED = (ReplicaState.UNREACHABLE, ReplicaState.FOREIGN)
+
+
+class ReplicaLog:
+    """The story of one service's replicas."""
+
+    def __init__(
+        self,
+        service: str,
+        router: RouterProcess,
+        book: WorkerBook,
+        metrics: Metrics,
+        tenures: Callable[[], Iterable[Tenure]],
+    ) -> None:
+        self._service = service
+        self._router = router
+        self._book = book
+        self._metrics = metrics
+        self._tenures = tenures
+        self._logger = get_logger(service=service)
+        self._count()
+
+    def begun(self, tenure: Tenure) -> None:
+        """A socket was seen for the first time, or another engine behind it."""
+        self._metrics.state_changes.labels(self._service, tenure.state.value).inc()
+        self._logger.info("replica.seen", replica=tenure.replica, socket=str(tenure.sighting.socket))
+        self._count()
+
+    def ended(self, tenure: Tenure) -> None:
+        """Nobody holds a connection to the occupant any more."""
+        if not any(other.replica == tenure.replica for other in self._tenures()):
+            self._metrics.forget_replica(self._service, tenure.replica)
+        self._count()
+        self._logger.info("replica.gone", replica=tenure.replica, port=tenure.port)
+
+    def update(self, tenure: Tenure) -> None:
+        """Tells of a change of state, if there is one."""
+        worker = self._book.workers.get(tenure.url) if tenure.url else None
+        state = state_of(
+            result=tenure.result,
+            leaving=tenure.gone or tenure.replaced or tenure.drain,
+            condemned=tenure.condemned,
+            worker=worker,
+        )
+        tenure.reason = self._reason(tenure, worker)
+        if state is not tenure.state:
+            self._change(tenure, state, worker)
+
+    def _change(self, tenure: Tenure, state: ReplicaState, worker: Registered | None) -> None:
+        now = time.monotonic()
+        facts: dict[str, object] = {"was": tenure.state.value, "for_s": round(now - tenure.state_since, 3)}
+        tenure.state, tenure.state_since = state, now
+        self._metrics.state_changes.labels(self._service, state.value).inc()
+        self._count()
+        if tenure.facts is not None:
+            kind = tenure.overrides.worker_type or tenure.facts.worker_type
+            self._metrics.replica_serving.labels(
+                self._service, tenure.replica, kind.value, tenure.facts.runtime_type.value
+            ).set(state is ReplicaState.SERVING)
+        if tenure.reason:
+            facts["reason"] = tenure.reason
+        if state is ReplicaState.SERVING and worker is not None:
+            facts |= {"worker_id": worker.worker_id, "model": worker.model_id}
+            if not tenure.served:
+                tenure.served = True
+                self._metrics.serving_seconds.labels(self._service).observe(now - tenure.seen_at)
+                facts["since_seen_s"] = round(now - tenure.seen_at, 3)
+        log = self._logger.warning if state in _TROUBLED else self._logger.info
+        log(f"replica.{state.value}", replica=tenure.replica, worker_url=tenure.url, **facts)
+
+    def _reason(self, tenure: Tenure, worker: Registered | None) -> str:
+        if tenure.leaving is not None and (tenure.gone or tenure.replaced or tenure.drain):
+            if tenure.drained.is_set():
+                return f"{tenure.leaving.value}; drained, safe to stop"
+            waiting = f"; {tenure.in_flight} connections in flight" if tenure.in_flight else ""
+            return tenure.leaving.value + waiting
+        problem = tenure.problem or tenure.notes_problem
+        if problem:
+            return problem
+        if tenure.result is None:
+            return ""
+        if not isinstance(tenure.result, Ready):
+            return tenure.result.reason
+        if worker is not None and worker.status is WorkerStatus.READY:
+            return ""
+        if not self._router.up:
+            return f"waiting for the router ({self._router.state.value})"
+        trouble = self._book.trouble(tenure.url) if tenure.url else None
+        return trouble or (f"the router says {worker.status.value}" if worker else "not registered yet")
+
+    def _count(self) -> None:
+        self._metrics.count_replicas(self._service, (t.state for t in self._tenures()))

@@ -1,0 +1,225 @@
+"""Keeps every occupant of one service watched: when to ask it, what, and what its answers and its silence prove.
+
+An engine is asked what it is once, and again only when something happened to it. In between its health is asked now
+and then, and a connection that is kept open tells at once when it ends.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import random
+import time
+from collections.abc import Callable, Coroutine, Iterable
+from typing import Any, Protocol
+
+from gateway_sidecar.config import ServiceSettings
+from gateway_sidecar.control.canary import is_refused, open_canary
+from gateway_sidecar.control.tenure import Tenure
+from gateway_sidecar.control.work_queue import WorkQueue
+from gateway_sidecar.domain.lifecycle import (
+    Against,
+    Crowd,
+    EvidencePolicy,
+    against,
+    loading_delay_s,
+    suspect_delay_s,
+)
+from gateway_sidecar.domain.model import EngineFacts, Foreign, Loading, ProbeResult, Ready, RuntimeType, Unknown
+from gateway_sidecar.telemetry.logs import get_logger
+from gateway_sidecar.telemetry.metrics import Metrics
+
+_PROBES_AT_ONCE = 32
+_TOUCH_GAP_S = 0.4
+_FOREIGN_GAP_S = 5.0
+_UNKNOWN_GAP_S = 1.0
+_ONE_AT_A_TIME = frozenset({RuntimeType.EXTERNAL})
+"""Engines that may serve one connection at a time: one that is kept open would keep them from serving."""
+
+
+class Probe(Protocol):
+    """Asks engines what they are. Never raises; what cannot be told is Unknown."""
+
+    async def identify(self, address: str, *, timeout_s: float, api_key: str | None = None) -> ProbeResult: ...
+
+    async def check_health(
+        self, address: str, facts: EngineFacts, *, timeout_s: float, api_key: str | None = None
+    ) -> ProbeResult: ...
+
+
+class Watcher:
+    """Probes the tenures of one service. Changes only what is known of them; what follows is the service's business.
+
+    on_news: something is known of a tenure that was not before.
+    on_identified: a tenure's engine has said what it is.
+    on_replaced: another engine, ready, answers behind a tenure's socket.
+    """
+
+    def __init__(
+        self,
+        settings: ServiceSettings,
+        probe: Probe,
+        queue: WorkQueue[int],
+        metrics: Metrics,
+        *,
+        tenures: Callable[[], Iterable[Tenure]],
+        on_news: Callable[[Tenure], None],
+        on_identified: Callable[[Tenure, EngineFacts], None],
+        on_replaced: Callable[[Tenure, Ready], None],
+    ) -> None:
+        self._probe = probe
+        self._queue = queue
+        self._metrics = metrics
+        self._tenures = tenures
+        self._on_news = on_news
+        self._on_identified = on_identified
+        self._on_replaced = on_replaced
+        self._logger = get_logger(service=settings.name)
+        self._slots = asyncio.Semaphore(_PROBES_AT_ONCE)
+        self._tasks: set[asyncio.Task[None]] = set()
+        self.reconfigure(settings)
+
+    def reconfigure(self, settings: ServiceSettings) -> None:
+        """Takes new time-outs and thresholds."""
+        self._settings = settings
+        self._policy = EvidencePolicy(settings.refused.failures, settings.refused.over_s, settings.health.failures)
+
+    async def close(self) -> None:
+        """Ends the probes under way."""
+        tasks = list(self._tasks)
+        for task in tasks:
+            task.cancel()
+        await asyncio.gather(*tasks, return_exceptions=True)
+
+    def look_after(self, tenure: Tenure) -> None:
+        """Begins whatever is due for this tenure, and queues it for when the next thing is."""
+        if tenure.gone or tenure.replaced or tenure.drain or tenure.address is None or tenure.probe is not None:
+            return
+        now = time.monotonic()
+        if now >= tenure.probe_due:
+            tenure.probe = self._spawn(self._ask(tenure, tenure.address))
+            return
+        self._queue.add_after(tenure.key, tenure.probe_due - now)
+        if isinstance(tenure.result, Ready):
+            self._feel(tenure, tenure.result.facts, now)
+
+    def suspect(self, tenure: Tenure) -> None:
+        """Something happened to the engine: ask it again who it is, now."""
+        tenure.identify_next = True
+        tenure.probe_due = 0.0
+        self._queue.add(tenure.key)
+
+    def trust_until_next(self, tenure: Tenure) -> None:
+        """The engine is known to be well; the next question comes after the usual interval, spread a little."""
+        tenure.identify_next = False
+        tenure.probe_due = time.monotonic() + self._settings.health.interval_s * (0.9 + 0.2 * random.random())
+
+    async def _ask(self, tenure: Tenure, address: str) -> None:
+        known = tenure.facts or (tenure.result.facts if isinstance(tenure.result, Loading) else None)
+        api_key = tenure.overrides.api_key
+        async with self._slots:
+            began = time.monotonic()
+            if tenure.identify_next or known is None:
+                kind = "identify"
+                result = await self._probe.identify(address, timeout_s=self._settings.probe.timeout_s, api_key=api_key)
+            else:
+                kind = "health"
+                result = await self._probe.check_health(
+                    address, known, timeout_s=self._settings.health.timeout_s, api_key=api_key
+                )
+        self._metrics.probe_seconds.labels(self._settings.name, kind).observe(time.monotonic() - began)
+        self._metrics.probes.labels(self._settings.name, kind, type(result).__name__.lower()).inc()
+        tenure.probe = None
+        if not tenure.gone and not tenure.replaced:
+            self._learn(tenure, result, identified=kind == "identify")
+            self._on_news(tenure)
+
+    def _learn(self, tenure: Tenure, result: ProbeResult, *, identified: bool) -> None:
+        now = time.monotonic()
+        tenure.evidence = tenure.evidence.after(result, now)
+        if isinstance(result, Ready):
+            if identified and tenure.facts not in (None, result.facts):
+                self._on_replaced(tenure, result)
+                return
+            tenure.result = result
+            tenure.condemned = False
+            if tenure.facts is None:
+                self._on_identified(tenure, result.facts)
+            self.trust_until_next(tenure)
+            return
+        tenure.result = result
+        if tenure.facts is not None and not tenure.condemned and tenure.evidence.is_strong(now, self._policy):
+            tenure.condemned = True
+            tenure.condemned_at = now
+            self._logger.warning(
+                "replica.condemned",
+                replica=tenure.replica,
+                worker_url=tenure.url,
+                reason=result.reason,
+                failures=tenure.evidence.failures,
+                over_s=round(now - tenure.evidence.since, 2),
+            )
+        if against(result) is Against.REFUSED or tenure.condemned or tenure.facts is None:
+            # Whoever answers next may be somebody else, unless this answer was the engine's own.
+            tenure.identify_next = not (isinstance(result, Loading) and result.facts is not None)
+        tenure.probe_due = now + self._next_gap_s(tenure, result, now)
+
+    def _next_gap_s(self, tenure: Tenure, result: ProbeResult, now: float) -> float:
+        if tenure.facts is not None and not tenure.condemned:
+            return suspect_delay_s(tenure.evidence, self._policy)
+        if isinstance(result, Foreign):
+            return _FOREIGN_GAP_S
+        age_s = now - (tenure.condemned_at if tenure.condemned else tenure.seen_at)
+        watched = sum(1 for t in self._tenures() if not isinstance(t.result, Ready) and not t.gone)
+        gap_s = loading_delay_s(result, age_s, Crowd(watched))
+        return max(gap_s, _UNKNOWN_GAP_S) if isinstance(result, Unknown) else gap_s
+
+    def _feel(self, tenure: Tenure, facts: EngineFacts, now: float) -> None:
+        """Makes sure that the engine's end will be noticed at once, or within a moment."""
+        if tenure.canary is not None or tenure.address is None or tenure.feeling:
+            return
+        if now < tenure.canary_due:
+            self._queue.add_after(tenure.key, tenure.canary_due - now)
+        elif facts.runtime_type in _ONE_AT_A_TIME:
+            tenure.canary_due = now + _TOUCH_GAP_S
+            self._queue.add_after(tenure.key, _TOUCH_GAP_S)
+            if is_refused(tenure.address):
+                self.suspect(tenure)
+        else:
+            tenure.feeling = True
+            self._spawn(self._open_canary(tenure, tenure.address))
+
+    async def _open_canary(self, tenure: Tenure, address: str) -> None:
+        opened = time.monotonic()
+        try:
+            async with asyncio.timeout(self._settings.health.timeout_s):
+                canary = await open_canary(address, lambda: self._canary_ended(tenure, opened))
+        except (OSError, TimeoutError):
+            tenure.canary_due = time.monotonic() + _TOUCH_GAP_S
+            self.suspect(tenure)
+            return
+        finally:
+            tenure.feeling = False
+        if tenure.pin is None or tenure.drain:
+            canary.abort()
+        else:
+            tenure.canary = canary
+
+    def _canary_ended(self, tenure: Tenure, opened: float) -> None:
+        if tenure.pin is None or tenure.drain:
+            return  # We closed it ourselves.
+        tenure.canary = None
+        now = time.monotonic()
+        life_s, usual_s = now - opened, tenure.canary_life_s
+        tenure.canary_life_s = life_s
+        if life_s >= 2 and abs(life_s - usual_s) < 0.2 * usual_s:
+            tenure.canary_due = now  # The server closes idle connections after this time: no news.
+            self._queue.add(tenure.key)
+            return
+        tenure.canary_due = now + (0 if life_s >= 2 else _TOUCH_GAP_S)
+        self.suspect(tenure)
+
+    def _spawn(self, work: Coroutine[Any, Any, None]) -> asyncio.Task[None]:
+        task = asyncio.create_task(work)
+        self._tasks.add(task)
+        task.add_done_callback(self._tasks.discard)
+        return task

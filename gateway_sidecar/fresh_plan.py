@@ -1,0 +1,57 @@
+"""What a fresh daemon would do, without doing it: engines are asked what they are, and that is all."""
+
+from __future__ import annotations
+
+import asyncio
+import os
+
+from gateway_sidecar.config import ServiceSettings, Settings, load_overrides
+from gateway_sidecar.domain.model import Overrides, Ready
+from gateway_sidecar.domain.planning import Register, describe, worker_spec
+from gateway_sidecar.engines.probe import EngineProbe
+from gateway_sidecar.sources.listing import Sighting
+from gateway_sidecar.sources.socket_pattern import SocketPattern
+
+_AT_ONCE = 32
+
+
+async def fresh_plan(settings: Settings) -> list[dict[str, str]]:
+    """The actions of a daemon that starts now, in order, each with its service and replica ('-' for all)."""
+    actions = [_row("-", "-", f"start nginx with {len(settings.bridges.ports)} bridges on {settings.bridges.host}")]
+    for service in settings.services:
+        actions.append(_row(service.name, "-", f"start {service.router.type} and serve it at {service.listen}"))
+        actions += await _service_plan(service)
+    return actions
+
+
+def _row(service: str, replica: str, action: str) -> dict[str, str]:
+    return {"service": service, "replica": replica, "action": action}
+
+
+async def _service_plan(service: ServiceSettings) -> list[dict[str, str]]:
+    listing = await SocketPattern(str(service.replicas.sockets)).look()
+    if listing.blind:
+        return [_row(service.name, "-", f"nothing for its replicas: {listing.blind}")]
+    slots = asyncio.Semaphore(_AT_ONCE)
+
+    async def one(sighting: Sighting) -> str:
+        async with slots:
+            return await _replica_plan(service, sighting)
+
+    found = await asyncio.gather(*(one(sighting) for sighting in listing.present.values()))
+    rows = [_row(service.name, replica, action) for replica, action in zip(listing.present, found, strict=True)]
+    return rows + [_row(service.name, name, f"refuse: {reason}") for name, reason in listing.refused.items()]
+
+
+async def _replica_plan(service: ServiceSettings, sighting: Sighting) -> str:
+    overrides = load_overrides(sighting.notes[0]) if sighting.notes else Overrides()
+    pin = os.open(sighting.socket, os.O_PATH | os.O_CLOEXEC)
+    try:
+        address = f"/proc/self/fd/{pin}"
+        result = await EngineProbe().identify(address, timeout_s=service.probe.timeout_s, api_key=overrides.api_key)
+    finally:
+        os.close(pin)
+    if isinstance(result, Ready):
+        scheme = result.facts.connection_mode.value
+        return "bridge, then " + describe(Register(worker_spec(result.facts, f"{scheme}://<bridge>", overrides)))
+    return f"bridge, then wait: {type(result).__name__.lower()}: {result.reason}"

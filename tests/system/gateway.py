@@ -1,0 +1,226 @@
+"""Runs the real daemon with the real nginx and the real SMG in a directory and on ports of its own."""
+
+from __future__ import annotations
+
+import asyncio
+import itertools
+import json
+import os
+import shutil
+import signal
+import socket
+import sys
+import tempfile
+from collections.abc import Callable, Iterator
+from contextlib import suppress
+from pathlib import Path
+from typing import Any
+
+import aiohttp
+import yaml
+
+Status = dict[str, Any]
+BRIDGES = 40
+_BLOCK = BRIDGES + 20
+_blocks = itertools.count(10_000 + os.getpid() % 150 * _BLOCK, _BLOCK)
+
+
+def free_block() -> int:
+    """The first of a block of ports that nobody listens on."""
+    for first in _blocks:
+        if all(_is_free(port) for port in range(first, first + _BLOCK)):
+            return first
+    raise AssertionError("no ports left")
+
+
+def _is_free(port: int) -> bool:
+    with socket.socket() as probe:
+        probe.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
+        try:
+            probe.bind(("127.0.0.1", port))
+        except OSError:
+            return False
+    return True
+
+
+class Gateway:
+    """One gateway machine: a daemon that can be started, stopped, killed and asked."""
+
+    def __init__(self, *, services: tuple[str, ...] = ("chat",), **settings: Any) -> None:
+        # Short, because a Unix socket's path is.
+        self.directory = Path(tempfile.mkdtemp(prefix="gw-", dir="/tmp"))
+        first = free_block()
+        self.ports = {name: first + index for index, name in enumerate(services)}
+        self.metrics_port = first + 9
+        self.config_path = self.directory / "gateway-sidecar.yaml"
+        self.settings: dict[str, Any] = {
+            "state_dir": str(self.directory / "state"),
+            "run_dir": str(self.directory / "run"),
+            "log": {"format": "json", "level": "debug"},
+            "metrics": {"listen": f"127.0.0.1:{self.metrics_port}"},
+            "bridges": {"ports": f"{first + 20}-{first + 20 + BRIDGES - 1}", "nginx_workers": 1},
+            "router_ports": f"{first + 10}-{first + 19}",
+            "services": [self.service(name) for name in services],
+            **settings,
+        }
+        for name in services:
+            self.sockets(name).mkdir(parents=True)
+        self.process: asyncio.subprocess.Process | None = None
+        self._session: aiohttp.ClientSession | None = None
+        self._starts = 0
+
+    # -- where things are
+
+    def sockets(self, service: str = "chat") -> Path:
+        return self.directory / "replicas" / service
+
+    def socket(self, replica: str, service: str = "chat") -> Path:
+        return self.sockets(service) / f"{replica}.sock"
+
+    def service(self, name: str) -> dict[str, Any]:
+        return {
+            "name": name,
+            "listen": f"127.0.0.1:{self.ports[name]}",
+            "replicas": {"sockets": f"{self.sockets(name)}/{{replica}}.sock"},
+        }
+
+    def url(self, service: str = "chat") -> str:
+        return f"http://127.0.0.1:{self.ports[service]}"
+
+    @property
+    def log_path(self) -> Path:
+        return self.directory / f"daemon-{self._starts}.log"
+
+    # -- life
+
+    def configure(self, **settings: Any) -> None:
+        self.settings |= settings
+        self.config_path.write_text(yaml.safe_dump(self.settings))
+
+    async def start(self, *, ready: bool = True, env: dict[str, str] | None = None) -> None:
+        self.configure()
+        self._starts += 1
+        with self.log_path.open("wb") as log:
+            self.process = await asyncio.create_subprocess_exec(
+                sys.executable, "-m", "gateway_sidecar", "run", "--config", str(self.config_path),
+                stdout=log, stderr=log, env={**os.environ, **(env or {})},
+            )  # fmt: skip
+        if ready:
+            await self.until(lambda status: status["ready"], within_s=30)
+
+    async def terminate(self) -> int:
+        """SIGTERM: the daemon ends, nginx and the routers go on."""
+        assert self.process is not None
+        self.process.terminate()
+        return await self.process.wait()
+
+    async def kill(self) -> None:
+        assert self.process is not None
+        self.process.kill()
+        await self.process.wait()
+
+    async def close(self) -> None:
+        """Ends all that was started here, and nothing else."""
+        if self._session is not None:
+            await self._session.close()
+        if self.process is not None and self.process.returncode is None:
+            self.process.terminate()
+            await self.process.wait()
+        for pid in self._left_running():
+            with suppress(ProcessLookupError):
+                os.kill(pid, signal.SIGKILL)
+        shutil.rmtree(self.directory)
+
+    def _left_running(self) -> Iterator[int]:
+        try:
+            record = json.loads((self.directory / "run" / "processes.json").read_text())
+        except (OSError, ValueError):
+            return
+        for row in (record["nginx"], *(router["identity"] for router in record["routers"].values())):
+            if row is not None:
+                children = Path(f"/proc/{row['pid']}/task/{row['pid']}/children")
+                with suppress(OSError):
+                    yield from map(int, children.read_text().split())
+                yield int(row["pid"])
+
+    # -- asking it
+
+    @property
+    def session(self) -> aiohttp.ClientSession:
+        if self._session is None:
+            connector = aiohttp.UnixConnector(str(self.directory / "run" / "admin.sock"))
+            self._session = aiohttp.ClientSession(connector=connector)
+        return self._session
+
+    async def status(self) -> Status:
+        async with self.session.get("http://daemon/v1/status") as response:
+            answer: Status = await response.json()
+            return answer
+
+    async def until(self, condition: Callable[[Status], bool], *, within_s: float = 10.0) -> Status:
+        """The first status for which the condition holds."""
+        status: Status | None = None
+        try:
+            async with asyncio.timeout(within_s):
+                while True:
+                    with suppress(aiohttp.ClientError):
+                        status = await self.status()
+                        if condition(status):
+                            return status
+                    if self.process is not None and self.process.returncode is not None:
+                        raise AssertionError(f"the daemon ended: {self.log()[-3000:]}")
+                    await asyncio.sleep(0.01)
+        except TimeoutError:
+            shown = json.dumps(status, indent=1)
+            raise AssertionError(f"not within {within_s} s: {shown}\n{self.log()[-3000:]}") from None
+
+    async def until_states(self, within_s: float = 10.0, service: str = "chat", **states: str) -> Status:
+        """Waits until the service has just these replicas in these states (names with '-' as '_')."""
+        return await self.until(lambda status: states_of(status, service) == states, within_s=within_s)
+
+    async def cli(self, *arguments: str, config: bool = True) -> tuple[int, str, str]:
+        """Runs one command; its exit code, stdout and stderr."""
+        where = ("--config", str(self.config_path)) if config else ()
+        process = await asyncio.create_subprocess_exec(
+            sys.executable, "-m", "gateway_sidecar", *arguments, *where,
+            stdout=asyncio.subprocess.PIPE, stderr=asyncio.subprocess.PIPE,
+        )  # fmt: skip
+        out, err = await process.communicate()
+        return process.returncode or 0, out.decode(), err.decode()
+
+    def log(self) -> str:
+        return self.log_path.read_text()
+
+    def events(self, name: str) -> list[dict[str, Any]]:
+        """The daemon's log events of one name."""
+        rows = [json.loads(line) for line in self.log().splitlines() if line.startswith("{")]
+        return [row for row in rows if row.get("event") == name]
+
+    def router_key(self, service: str = "chat") -> str:
+        record = json.loads((self.directory / "run" / "processes.json").read_text())
+        return str(record["routers"][service]["key"])
+
+    async def workers(self, service: str = "chat") -> list[dict[str, Any]]:
+        """What SMG itself lists, asked with the daemon's key."""
+        router = service_of(await self.status(), service)["router"]
+        headers = {"Authorization": f"Bearer {self.router_key(service)}"}
+        async with (
+            aiohttp.ClientSession(headers=headers) as session,
+            session.get(f"{router['url']}/workers") as response,
+        ):
+            return list((await response.json())["workers"])
+
+
+def service_of(status: Status, name: str = "chat") -> dict[str, Any]:
+    """One service's part of the status."""
+    return next(service for service in status["services"] if service["name"] == name)
+
+
+def states_of(status: Status, service: str = "chat") -> dict[str, str]:
+    """Replica id -> state."""
+    return {replica["id"]: replica["state"] for replica in service_of(status, service)["replicas"]}
+
+
+def replica_of(status: Status, replica: str, service: str = "chat") -> dict[str, Any]:
+    """One replica's row of the status."""
+    return next(row for row in service_of(status, service)["replicas"] if row["id"] == replica)

@@ -1,0 +1,124 @@
+"""The main job: a socket appears, and a client's request reaches it through the router."""
+
+from __future__ import annotations
+
+import asyncio
+
+import pytest
+from openai import AsyncOpenAI
+
+from examples.simulated import EngineKind, Role
+from tests.system.conftest import StartEngine
+from tests.system.gateway import Gateway, replica_of, service_of
+
+
+async def ask(gateway: Gateway, model: str, *, stream: bool, service: str = "chat", tokens: int = 4) -> str:
+    """One chat through the service address with the `openai` client; the answer's text."""
+    async with AsyncOpenAI(base_url=f"{gateway.url(service)}/v1", api_key="none", max_retries=0) as client:
+        messages = [{"role": "user", "content": "hello"}]
+        if not stream:
+            answer = await client.chat.completions.create(model=model, messages=messages, max_tokens=tokens)
+            return answer.choices[0].message.content or ""
+        parts = []
+        chunks = await client.chat.completions.create(model=model, messages=messages, max_tokens=tokens, stream=True)
+        async for chunk in chunks:
+            parts += [choice.delta.content or "" for choice in chunk.choices]
+        assert len([part for part in parts if part]) > 1, "the stream came in one piece"
+        return "".join(parts)
+
+
+@pytest.mark.parametrize(
+    ("kind", "runtime_type", "connection_mode"),
+    [
+        (EngineKind.SGLANG_HTTP, "sglang", "http"),
+        (EngineKind.SGLANG_GRPC, "sglang", "grpc"),
+        (EngineKind.VLLM_HTTP, "vllm", "http"),
+        (EngineKind.VLLM_GRPC, "vllm", "grpc"),
+        (EngineKind.TRTLLM_HTTP, "trtllm", "http"),
+        (EngineKind.TRTLLM_GRPC, "trtllm", "grpc"),
+        (EngineKind.MLX_GRPC, "mlx", "grpc"),
+        (EngineKind.TOKENSPEED_GRPC, "tokenspeed", "grpc"),
+        (EngineKind.OPENAI_HTTP, "external", "http"),
+    ],
+)
+async def test_every_engine_answers_chats(
+    gateway: Gateway, engine: StartEngine, kind: EngineKind, runtime_type: str, connection_mode: str
+) -> None:
+    """A replica is asked what it is, and a client reaches it through the service address, streamed and not."""
+    await engine(gateway.socket("r1"), kind)
+    status = await gateway.until_states(r1="serving")
+    row = replica_of(status, "r1")
+    assert (row["runtime_type"], row["connection_mode"]) == (runtime_type, connection_mode)
+    assert row["worker_type"] == "regular"
+    assert row["model"] == "tiny"
+    assert row["bridge"] is not None
+    assert row["worker_id"] is not None
+    assert "r1" in await ask(gateway, "tiny", stream=False)
+    assert "r1" in await ask(gateway, "tiny", stream=True)
+
+
+async def test_scale_to_zero_and_back_many_times(gateway: Gateway, engine: StartEngine) -> None:
+    """To zero and back works any number of times, and nginx is never reloaded for it."""
+    for round_number in range(4):
+        one = await engine(gateway.socket(f"r{round_number}"))
+        two = await engine(gateway.socket("same"))
+        await gateway.until_states(**{f"r{round_number}": "serving", "same": "serving"})
+        assert await ask(gateway, "tiny", stream=False)
+        await one.stop()
+        await two.stop()
+        status = await gateway.until_states(within_s=15)
+        assert service_of(status)["replicas"] == []
+        assert await gateway.workers() == []
+    assert (await gateway.status())["bridge"]["reloads"] == 0
+
+
+async def test_prefill_and_decode_pair_answers(gateway: Gateway, engine: StartEngine) -> None:
+    """Roles come from the engines themselves; a pair of them answers a chat."""
+    prefill = await engine(gateway.socket("p1"), role=Role.PREFILL, bootstrap_port=8998)
+    decode = await engine(gateway.socket("d1"), role=Role.DECODE)
+    status = await gateway.until_states(p1="serving", d1="serving")
+    assert replica_of(status, "p1")["worker_type"] == "prefill"
+    assert replica_of(status, "d1")["worker_type"] == "decode"
+    by_type = {worker["worker_type"]: worker for worker in await gateway.workers()}
+    assert by_type["prefill"]["bootstrap_port"] == 8998
+    assert await ask(gateway, "tiny", stream=False)
+    assert prefill.ledger.completed >= 1
+    assert decode.ledger.completed >= 1
+
+
+async def test_vllm_pair_on_grpc_carries_its_kv_fields(gateway: Gateway, engine: StartEngine) -> None:
+    """vLLM's roles and `kv_*` fields reach the router as the engine says them."""
+    kv = {"kv_connector": "NixlConnector"}
+    await engine(gateway.socket("p1"), EngineKind.VLLM_GRPC, role=Role.PREFILL, **kv)
+    await engine(gateway.socket("d1"), EngineKind.VLLM_GRPC, role=Role.DECODE, **kv)
+    await gateway.until_states(p1="serving", d1="serving")
+    by_type = {worker["worker_type"]: worker for worker in await gateway.workers()}
+    assert by_type["prefill"]["kv_connector"] == "NixlConnector"
+    assert by_type["prefill"]["kv_role"] == "kv_producer"
+    assert by_type["decode"]["kv_role"] == "kv_consumer"
+    assert await ask(gateway, "tiny", stream=False)
+
+
+async def test_mixed_fleet_in_one_service(gateway: Gateway, engine: StartEngine) -> None:
+    """HTTP and gRPC, SGLang and vLLM, side by side: each is probed for itself and each answers."""
+    await engine(gateway.socket("h"), EngineKind.SGLANG_HTTP, model="one")
+    await engine(gateway.socket("g"), EngineKind.VLLM_GRPC, model="two")
+    await gateway.until_states(h="serving", g="serving")
+    answers = await asyncio.gather(ask(gateway, "one", stream=True), ask(gateway, "two", stream=True))
+    assert [name in answer for name, answer in zip("hg", answers, strict=True)] == [True, True]
+
+
+async def test_loading_engine_is_loading_until_it_serves(gateway: Gateway, engine: StartEngine) -> None:
+    """Answering an info call is not readiness: 503 and NOT_SERVING are Loading, a state with an age."""
+    for name, kind in (("h", EngineKind.SGLANG_HTTP), ("g", EngineKind.VLLM_GRPC)):
+        loading = await engine(gateway.socket(name), kind, load_s=3600)
+        status = await gateway.until(lambda s, name=name: replica_of_or_none(s, name) == "loading")
+        assert replica_of(status, name)["worker_id"] is None
+        assert await gateway.workers() == [] or name == "g"
+        loading.behave(load_s=0)
+        await gateway.until(lambda s, name=name: replica_of_or_none(s, name) == "serving")
+
+
+def replica_of_or_none(status: dict[str, object], name: str) -> str | None:
+    rows = [row for row in service_of(status)["replicas"] if row["id"] == name]
+    return str(rows[0]["state"]) if rows else None
