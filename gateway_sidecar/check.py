@@ -16,7 +16,7 @@ from gateway_sidecar.bridges.nginx import busy_ports, find_nginx
 from gateway_sidecar.bridges.nginx_config import Capacity
 from gateway_sidecar.config import PortRange, ServiceSettings, Settings, advise, load_overrides
 from gateway_sidecar.errors import AdminError, BridgeError, ConfigError, ProcessError
-from gateway_sidecar.routers.smg import find_smg, version_of
+from gateway_sidecar.routers.smg import find_smg, python_of, version_of
 from gateway_sidecar.sources.socket_pattern import SocketPattern
 
 _EPHEMERAL = Path("/proc/sys/net/ipv4/ip_local_port_range")
@@ -94,6 +94,9 @@ async def _routers(settings: Settings) -> list[Finding]:
         try:
             program = find_smg(command)
             findings.append(Finding(Level.OK, f"router {program}: {await version_of(program)}"))
+            if python_of(program) is None:
+                text = f"router.command: {program} is no Python script, so its control-plane key will show in `ps`"
+                findings.append(Finding(Level.WARN, f"{text}; name the `smg` script itself"))
         except ProcessError as error:
             findings.append(Finding(Level.FAIL, str(error)))
     return findings

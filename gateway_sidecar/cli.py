@@ -7,8 +7,9 @@ import asyncio
 import json
 import os
 import sys
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from pathlib import Path
+from typing import TYPE_CHECKING
 from urllib.parse import quote
 
 from gateway_sidecar import __version__
@@ -16,6 +17,9 @@ from gateway_sidecar.admin.client import ask_daemon
 from gateway_sidecar.admin.table import render_status
 from gateway_sidecar.config import Settings, config_schema, load_config
 from gateway_sidecar.errors import AdminError, BridgeError, ConfigError, GatewaySidecarError
+
+if TYPE_CHECKING:
+    from gateway_sidecar.install import Step
 
 DEFAULT_CONFIG = Path("/etc/gateway-sidecar/gateway-sidecar.yaml")
 EXIT_FAILED, EXIT_CONFIG = 1, 78
@@ -86,6 +90,14 @@ def _parser() -> argparse.ArgumentParser:
     command.add_argument("service", metavar="SERVICE")
     command.add_argument("replica", metavar="REPLICA")
     add("reload", _reload, "have the daemon read its configuration again and report what changed")
+    for name, text in (
+        ("install", "put the systemd unit, the user, directories and an example configuration in place"),
+        ("uninstall", "stop the daemon and all that it started, and remove the unit"),
+    ):
+        command = commands.add_parser(name, help=text, description=f"{text[0].upper()}{text[1:]}.")
+        command.set_defaults(command=_install if name == "install" else _uninstall)
+        command.add_argument("--root", type=Path, default=Path("/"), metavar="DIR", help="another root directory")
+        command.add_argument("--dry-run", action="store_true", help="only say what would be done")
     schema = commands.add_parser("schema", help="print the JSON Schema of the configuration, for editors")
     schema.set_defaults(command=_schema)
     return parser
@@ -189,6 +201,26 @@ def _reload(arguments: argparse.Namespace) -> int:
         raise AdminError(str(answer.get("error")))
     print("changed: " + "; ".join(answer["changes"]) if answer["changes"] else "nothing changed")
     return 0
+
+
+def _install(arguments: argparse.Namespace) -> int:
+    from gateway_sidecar.install import install
+
+    return _print_steps(install(arguments.root, dry_run=arguments.dry_run))
+
+
+def _uninstall(arguments: argparse.Namespace) -> int:
+    from gateway_sidecar.install import uninstall
+
+    return _print_steps(uninstall(arguments.root, dry_run=arguments.dry_run))
+
+
+def _print_steps(steps: Iterable[Step]) -> int:
+    failed = False
+    for step in steps:
+        print(step)
+        failed |= step.failed
+    return EXIT_FAILED if failed else 0
 
 
 def _schema(_: argparse.Namespace) -> int:

@@ -10,6 +10,7 @@
     ├── BridgeError             nginx cannot be found, configured or started
     ├── ProcessError            a child process cannot be started
     ├── StateError              a saved state file cannot be read or written
+    ├── InstallError            `install` cannot put a file, a directory or the user in place
     └── AdminError              the daemon's admin socket cannot be reached, or says no
 
 Adapters translate foreign errors into these once, at their edge.
@@ -71,6 +72,10 @@ class ProcessError(GatewaySidecarError):
 
 class StateError(GatewaySidecarError):
     """A saved state file cannot be read or written."""
+
+
+class InstallError(GatewaySidecarError):
+    """`install` or `uninstall` cannot do its work."""
 
 
 class AdminError(GatewaySidecarError):

@@ -17,7 +17,7 @@ from enum import StrEnum
 from importlib.resources import files
 from pathlib import Path
 
-from gateway_sidecar.errors import GatewaySidecarError
+from gateway_sidecar.errors import InstallError
 
 UNIT = Path("etc/systemd/system/gateway-sidecar.service")
 SYSUSERS = Path("etc/sysusers.d/gateway-sidecar.conf")
@@ -31,10 +31,6 @@ _SERVICE = "gateway-sidecar.service"
 _COMMAND_IN_UNIT = "/usr/bin/env gateway-sidecar"
 _HIDDEN_BY_UNIT = ("/home", "/root", "/run/user", "/tmp", "/var/tmp")
 _PLAIN = re.compile(r"[A-Za-z0-9/._+@:-]+")
-
-
-class InstallError(GatewaySidecarError):
-    """Something cannot be put in place; the message says what, why and what next."""
 
 
 class Did(StrEnum):
@@ -57,6 +53,11 @@ class Step:
     did: Did
     what: str
     why: str = ""
+
+    @property
+    def failed(self) -> bool:
+        """Whether somebody has to do this by hand."""
+        return self.did is Did.FAILED
 
     def __str__(self) -> str:
         return f"{self.did:<9}  {self.what}" + (f"  ({self.why})" if self.why else "")

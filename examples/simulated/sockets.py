@@ -14,7 +14,8 @@ def bind(path: Path) -> socket.socket:
     """Bind `path`, open to everybody (0666), in place of whatever file is there; nobody listens yet.
 
     A path that is too long for an address is bound through its directory's file descriptor, so the file is
-    created under its final name, as a watcher of a real engine would see it.
+    created under its final name, as a watcher of a real engine would see it. Only where the name alone is too
+    long is it bound under a hidden short name and renamed.
     """
     path.unlink(missing_ok=True)
     sock = socket.socket(socket.AF_UNIX, socket.SOCK_STREAM | socket.SOCK_NONBLOCK)
@@ -48,6 +49,12 @@ def identity_of(path: Path) -> tuple[int, int]:
 def _bind_in_directory(sock: socket.socket, path: Path) -> None:
     directory = os.open(path.parent, os.O_PATH | os.O_DIRECTORY | os.O_CLOEXEC)
     try:
-        sock.bind(f"/proc/self/fd/{directory}/{path.name}")
+        address = f"/proc/self/fd/{directory}/{path.name}"
+        if len(os.fsencode(address)) <= LONGEST_ADDRESS:
+            sock.bind(address)
+            return
+        short = path.with_name(f".{os.getpid()}-{sock.fileno()}")
+        sock.bind(f"/proc/self/fd/{directory}/{short.name}")
+        short.rename(path)
     finally:
         os.close(directory)

@@ -131,8 +131,8 @@ def _listens_in_range(listens: list[_Said[Endpoint]], ports: _Said[PortRange], h
             if listen.line is None:
                 yield _at_line(ports, f"{ports.value} holds the port of {listen}; move one of them")
             else:
-                text = f"{listen.value} lies in {ports}: {ports.value}; use a port outside that range"
-                yield _at_line(listen, text)
+                where = ports if ports.line is None else f"{ports}, {ports.value}"
+                yield _at_line(listen, f"{listen.value} lies in {where}; use a port outside that range")
 
 
 def _patterns(said: _Reading) -> Iterator[Problem]:

@@ -197,7 +197,7 @@ class RouterSettings(Part):
         examples=[{"HF_HOME": "/var/cache/huggingface"}],
     )
     log_level: Literal["debug", "info", "warn", "error"] = Field(
-        default="info", description="The least severe event that the router writes."
+        default="warn", description="The least severe event that the router writes; `info` is two lines a request."
     )
     start_timeout_s: float = _number(
         30.0, 1, 600, "A started router that does not answer within this time is stopped and started again."

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import asyncio
-import os
 import random
 import secrets
 import time
@@ -182,13 +181,14 @@ class RouterProcess:
         try:
             ports = self._private_ports.choose(self.service)
             command = self.kind.command(ports, key)
-            env = {**os.environ, **command.env}
-            process = await Process.spawn(command.argv, log_fd=self.log.open_for_child(), env=env)
+            process = await Process.spawn(command.argv, log_fd=self.log.open_for_child(), env=command.env)
         except (ProcessError, OSError) as error:
             self._failures += 1
             self.reason = str(error)
             self._logger.error("router.not_started", reason=self.reason)
             return False
+        if command.shows_key:
+            self._logger.warning("router.key_visible", program=command.argv[0])
         if self.client is not None:
             await self.client.close()
         self.process, self.ports, self._key, self._argv = process, ports, key, tuple(command.argv)

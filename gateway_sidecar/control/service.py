@@ -376,9 +376,9 @@ class Service:
             self.book.start(step)
         elif tenure.url is not None and seen.held:
             self._queue.add_after(tenure.key, self.book.held_for_s(tenure.url))
-        self._log.update(tenure)
         if tenure.drain and tenure.in_flight == 0 and not tenure.linked:
             self._finish_drain(tenure)
+        self._log.update(tenure)
 
     def _note_settled(self, tenure: Tenure, is_out: bool) -> None:
         if tenure.leaving is None or not is_out:

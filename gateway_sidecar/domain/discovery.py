@@ -102,10 +102,12 @@ def unanswered(silence: NoAnswer, asked: str = "") -> ProbeResult:
             return Loading(reason)
         case Failure.NOT_A_SOCKET:
             return Foreign(reason)
-        case Failure.OTHER_PROTOCOL | Failure.TOO_LARGE if not asked:
+        case Failure.OTHER_PROTOCOL | Failure.TOO_LARGE | Failure.MALFORMED | Failure.CUT if asked:
+            return Unknown(f"{asked}: {reason}")
+        case Failure.OTHER_PROTOCOL | Failure.TOO_LARGE:
             return Foreign(reason)
         case _:
-            return Unknown(f"{asked}: {reason}" if asked else reason)
+            return Unknown(reason)
 
 
 # --- HTTP ---------------------------------------------------------------------------------------------------

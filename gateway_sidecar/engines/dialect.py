@@ -10,8 +10,9 @@ from dataclasses import dataclass
 
 from google.protobuf.message import Message
 
-from gateway_sidecar.domain.discovery import HealthReader, HttpAnswer, ModelList
+from gateway_sidecar.domain.discovery import HealthReader, HttpAnswer, ModelList, read_standard_health
 from gateway_sidecar.domain.model import EngineFacts, RuntimeType, Unknown
+from gateway_sidecar.engines._pb import grpc_pb2
 from gateway_sidecar.engines.fields import Fields
 
 
@@ -39,19 +40,25 @@ class Rpc:
 
 
 @dataclass(frozen=True, slots=True)
-class OwnHealth:
-    """A health check of the engine's own, for engines without grpc.health.v1."""
+class HealthCheck:
+    """A call that asks for health, and how its answer reads."""
 
     rpc: Rpc
     read: HealthReader
+
+
+STANDARD_HEALTH = HealthCheck(
+    Rpc("/grpc.health.v1.Health/Check", grpc_pb2.HealthCheckRequest, grpc_pb2.HealthCheckResponse),
+    read_standard_health,
+)
 
 
 @dataclass(frozen=True, slots=True)
 class GrpcDialect:
     """An engine that speaks gRPC.
 
-    `services` are the names by which reflection knows it. `read` gets the fields of both info answers.
-    `own_health` is None where the engine has grpc.health.v1.
+    `services` are the names by which reflection knows it. `read` gets the fields of both info answers. `health`
+    is another one only where the engine has no grpc.health.v1, and never one that makes the engine generate.
     """
 
     runtime_type: RuntimeType
@@ -59,7 +66,7 @@ class GrpcDialect:
     server_info: Rpc
     model_info: Rpc
     read: Callable[[Fields, Fields], EngineFacts | Unknown]
-    own_health: OwnHealth | None = None
+    health: HealthCheck = STANDARD_HEALTH
 
     @property
     def service(self) -> str:

@@ -6,6 +6,7 @@ Connections are never shared between probes: gRPC's global pool knows addresses,
 from __future__ import annotations
 
 import asyncio
+import os
 from types import TracebackType
 from typing import Self
 from urllib.parse import quote
@@ -26,12 +27,10 @@ from gateway_sidecar.domain.discovery import (
 from gateway_sidecar.domain.model import EngineFacts, Foreign, Loading, ProbeResult, Unknown
 from gateway_sidecar.engines import mlx, sglang, tokenspeed, trtllm, vllm
 from gateway_sidecar.engines._pb import grpc_pb2
-from gateway_sidecar.engines.dialect import GrpcDialect, Rpc
+from gateway_sidecar.engines.dialect import STANDARD_HEALTH, GrpcDialect, HealthCheck, Rpc
 from gateway_sidecar.engines.messages import decode
 
 DIALECTS: tuple[GrpcDialect, ...] = (sglang.GRPC, vllm.GRPC, mlx.GRPC, trtllm.GRPC, tokenspeed.GRPC)
-
-HEALTH = Rpc("/grpc.health.v1.Health/Check", grpc_pb2.HealthCheckRequest, grpc_pb2.HealthCheckResponse)
 
 # A stream in its proto. One request, then one answer and the end: on the wire that is a unary call.
 REFLECTION = Rpc(
@@ -53,9 +52,21 @@ _OPTIONS = (
 )
 
 
-def dialect_of(facts: EngineFacts) -> GrpcDialect:
-    """The entry of an engine that was identified before."""
-    return next(dialect for dialect in DIALECTS if dialect.runtime_type is facts.runtime_type)
+def _connect_within(timeout_s: float) -> tuple[tuple[str, int], ...]:
+    """How long gRPC holds on to a connection without an HTTP/2 greeting, its channel closed or not: else 20 s."""
+    timeout_ms = max(int(timeout_s * 1000), 100)
+    return ("grpc.initial_reconnect_backoff_ms", timeout_ms), ("grpc.min_reconnect_backoff_ms", timeout_ms)
+
+
+def dialect_of(facts: EngineFacts) -> GrpcDialect | None:
+    """The entry of an engine that was identified before; None for one that nobody here speaks gRPC with."""
+    return next((dialect for dialect in DIALECTS if dialect.runtime_type is facts.runtime_type), None)
+
+
+def health_of(facts: EngineFacts) -> HealthCheck:
+    """What a known engine's health is asked by."""
+    dialect = dialect_of(facts)
+    return dialect.health if dialect else STANDARD_HEALTH
 
 
 class GrpcConversation:
@@ -64,9 +75,11 @@ class GrpcConversation:
     `loading` is set as soon as the server says that it does not serve yet; it holds whatever else is asked.
     """
 
-    def __init__(self, address: str, *, api_key: str | None) -> None:
+    def __init__(self, address: str, *, api_key: str | None, timeout_s: float) -> None:
         self.loading: Loading | None = None
-        self._channel = grpc.aio.insecure_channel(f"unix:{quote(address)}", options=_OPTIONS)
+        self._channel = grpc.aio.insecure_channel(
+            f"unix:{quote(os.fsencode(address))}", options=(*_OPTIONS, *_connect_within(timeout_s))
+        )
         self._metadata = (("authorization", f"Bearer {api_key}"),) if api_key is not None else ()
 
     async def __aenter__(self) -> Self:
@@ -80,7 +93,7 @@ class GrpcConversation:
     async def identify(self) -> ProbeResult | NoAnswer:
         """Name the engine, read its facts, judge its health; NoAnswer where the transport does not come up."""
         listing, overall = await asyncio.gather(
-            self._call(REFLECTION, grpc_pb2.ServerReflectionRequest(list_services="")), self._call(HEALTH)
+            self._call(REFLECTION, grpc_pb2.ServerReflectionRequest(list_services="")), self._call(STANDARD_HEALTH.rpc)
         )
         if listing.code == "UNAVAILABLE":
             return NoAnswer(Failure.CLOSED, listing.detail)
@@ -96,8 +109,10 @@ class GrpcConversation:
 
     async def check_health(self, facts: EngineFacts) -> ProbeResult:
         """Ask a known engine for its health alone."""
+        overall = await self._call(STANDARD_HEALTH.rpc)
         dialect = dialect_of(facts)
-        return judge_grpc_health(facts, await self._serving(dialect, await self._call(HEALTH)))
+        serving = await self._serving(dialect, overall) if dialect else read_standard_health(overall)
+        return judge_grpc_health(facts, serving)
 
     async def _dialect(self, listing: RpcAnswer) -> GrpcDialect | Foreign | Unknown:
         """The one engine that reflection names or, where it names none, whose info call is answered.
@@ -127,10 +142,10 @@ class GrpcConversation:
 
     async def _serving(self, dialect: GrpcDialect, overall: RpcAnswer) -> Serving:
         """Health as a whole; else by the engine's name; else, without grpc.health.v1, by its own check."""
-        if dialect.own_health is not None and overall.code == "UNIMPLEMENTED":
-            return dialect.own_health.read(await self._call(dialect.own_health.rpc))
+        if overall.code == "UNIMPLEMENTED":
+            return dialect.health.read(await self._call(dialect.health.rpc))
         if overall.code == "NOT_FOUND":
-            overall = await self._call(HEALTH, grpc_pb2.HealthCheckRequest(service=dialect.service))
+            overall = await self._call(STANDARD_HEALTH.rpc, grpc_pb2.HealthCheckRequest(service=dialect.service))
         return read_standard_health(overall)
 
     async def _call(self, rpc: Rpc, request: Message | None = None) -> RpcAnswer:

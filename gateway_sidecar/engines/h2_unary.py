@@ -1,4 +1,4 @@
-"""One unary gRPC call with an empty request, as a few fixed bytes on a bare socket: the cheap repeat of a health check.
+"""One unary gRPC call with an empty request, as a few fixed bytes on a bare socket: the cheap health check.
 
 A gRPC channel costs ten times as much, and a daemon asks each replica for its health again and again. Only the plain
 case is read here, an uncompressed answer in a DATA frame; whatever else comes (an error status, padding, GOAWAY) is
@@ -9,14 +9,12 @@ Frames: RFC 9113, 4.1. Header encoding: RFC 7541, literals without indexing. Mes
 
 from __future__ import annotations
 
-import asyncio
-import contextlib
 import socket
 from dataclasses import dataclass
 from functools import lru_cache
 
 from gateway_sidecar.domain.discovery import Failure, NoAnswer, Protocol, protocol_of
-from gateway_sidecar.engines.unix_http import connect
+from gateway_sidecar.engines.unix_socket import connect, receive, send
 
 _PREFACE = b"PRI * HTTP/2.0\r\n\r\nSM\r\n\r\n"
 _DATA, _HEADERS, _SETTINGS, _PING, _WINDOW_UPDATE = 0, 1, 4, 6, 8
@@ -31,37 +29,51 @@ class Unclear:
     """An answer that this module does not read."""
 
 
+async def greet(address: str) -> NoAnswer | None:
+    """Open HTTP/2 and see whether the server does as well: None where it does.
+
+    Cheap, and gone at once when cancelled: gRPC clings to a server that accepts and says nothing for 20 s.
+    """
+    connected = await connect(address)
+    if isinstance(connected, NoAnswer):
+        return connected
+    with connected:
+        await send(connected, _PREFACE + _frame(_SETTINGS, 0, 0, b""))
+        received = b""
+        while (protocol := protocol_of(received)) is None:
+            chunk = await receive(connected)
+            if not chunk:
+                return NoAnswer(Failure.CUT if received else Failure.CLOSED)
+            received += chunk
+    return None if protocol is Protocol.HTTP2 else NoAnswer(Failure.OTHER_PROTOCOL, repr(received[:20]))
+
+
 async def call(address: str, path: str, api_key: str | None) -> bytes | NoAnswer | Unclear:
     """Call a method; the answer's message, why there is none, or that the library must be asked."""
     connected = await connect(address)
     if isinstance(connected, NoAnswer):
         return connected
     with connected:
-        # A server that closed early may have answered before it did: what counts is what can be read.
-        with contextlib.suppress(OSError):
-            await asyncio.get_running_loop().sock_sendall(connected, _request(path, api_key))
+        await send(connected, request_of(path, api_key))
         return await _answer(connected)
 
 
 async def _answer(sock: socket.socket) -> bytes | NoAnswer | Unclear:
     received = b""
     while len(received) < _LARGEST_ANSWER_BYTES:
-        try:
-            chunk = await asyncio.get_running_loop().sock_recv(sock, _LARGEST_ANSWER_BYTES)
-        except OSError:
-            chunk = b""
+        chunk = await receive(sock)
         if not chunk:
             return Unclear() if received else NoAnswer(Failure.CLOSED)
         received += chunk
         if protocol_of(received) in (Protocol.HTTP1, Protocol.OTHER):
             return NoAnswer(Failure.OTHER_PROTOCOL, repr(received[:20]))
-        found = _message(received)
+        found = first_message(received)
         if found is not None:
             return found
     return Unclear()
 
 
-def _message(received: bytes) -> bytes | Unclear | None:
+def first_message(received: bytes) -> bytes | Unclear | None:
     """The first message on our stream; None while it is not complete."""
     position = 0
     while len(received) >= position + _FRAME_HEADER_BYTES:
@@ -85,7 +97,7 @@ def _uncompressed(payload: bytes, flags: int) -> bytes | Unclear:
 
 
 @lru_cache(maxsize=64)
-def _request(path: str, api_key: str | None) -> bytes:
+def request_of(path: str, api_key: str | None) -> bytes:
     headers = (
         b"\x83\x86"  # :method POST, :scheme http
         + (b"\x04" + _string(path))  # :path

@@ -35,7 +35,7 @@ def _value(value: object) -> object:
 
 
 def _scalar(value: Value) -> object:
-    """A string, number or bool of a Struct; nested ones are not used and read as absent."""
+    """A string, number or bool of a Struct. A nested value is not opened, but does not read as absent either."""
     match value.WhichOneof("kind"):
         case "string_value":
             return value.string_value
@@ -43,5 +43,7 @@ def _scalar(value: Value) -> object:
             return value.number_value
         case "bool_value":
             return value.bool_value
-        case _:
+        case "null_value" | None:
             return None
+        case nested:
+            return (nested,)

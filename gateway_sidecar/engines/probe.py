@@ -11,6 +11,8 @@ are asked at the same time, and the first that gets through decides.
 from __future__ import annotations
 
 import asyncio
+import os
+import re
 
 from gateway_sidecar.domain.discovery import (
     Failure,
@@ -18,21 +20,23 @@ from gateway_sidecar.domain.discovery import (
     Protocol,
     decisive,
     judge_grpc_health,
-    read_standard_health,
     settle,
     unanswered,
 )
 from gateway_sidecar.domain.model import ConnectionMode, EngineFacts, Foreign, ProbeResult, Unknown
 from gateway_sidecar.engines import h2_unary, http_probe
-from gateway_sidecar.engines.grpc_probe import HEALTH, GrpcConversation, dialect_of
+from gateway_sidecar.engines.grpc_probe import GrpcConversation, health_of
 from gateway_sidecar.engines.messages import decode
-from gateway_sidecar.engines.unix_http import LONGEST_ADDRESS_BYTES, UnixHttp, connect
+from gateway_sidecar.engines.unix_http import UnixHttp
+from gateway_sidecar.engines.unix_socket import LONGEST_ADDRESS_BYTES, connect
 
 HEDGE_S = 0.05
 """A server that has shown no byte for so long is asked over gRPC as well."""
 
 LARGEST_ANSWERS_BYTES = 4 * 1024 * 1024
 """All HTTP answers of one probe together. A real SGLang's `/server_info` has 20 KiB per data-parallel rank."""
+
+_HEADER_SAFE = re.compile(r"[!-~]+")
 
 
 class EngineProbe:
@@ -47,12 +51,12 @@ class EngineProbe:
         unusable = _unusable(address, api_key)
         if unusable is not None:
             return unusable
-        sight = _FirstSight(address, api_key)
+        sight = _FirstSight(address, api_key, timeout_s)
         try:
             async with asyncio.timeout(timeout_s):
                 return await sight.verdict()
         except TimeoutError:
-            return sight.overdue(timeout_s)
+            return sight.overdue()
 
     async def check_health(
         self, address: str, facts: EngineFacts, *, timeout_s: float, api_key: str | None = None
@@ -64,21 +68,26 @@ class EngineProbe:
         unusable = _unusable(address, api_key)
         if unusable is not None:
             return unusable
-        ask = _grpc_health if facts.connection_mode is ConnectionMode.GRPC else _http_health
         try:
             async with asyncio.timeout(timeout_s):
-                return await ask(address, facts, api_key)
+                if facts.connection_mode is ConnectionMode.GRPC:
+                    return await _grpc_health(address, facts, api_key, timeout_s)
+                return await _http_health(address, facts, api_key)
         except TimeoutError:
             return Unknown(f"no answer about its health within {timeout_s:g} s")
 
 
 def _unusable(address: str, api_key: str | None) -> Unknown | None:
-    if len(address.encode(errors="surrogateescape")) > LONGEST_ADDRESS_BYTES:
-        return Unknown(f"the address is longer than {LONGEST_ADDRESS_BYTES} bytes; pass a shorter path to it")
-    if not address or "\0" in address:
+    try:
+        encoded = os.fsencode(address)
+    except UnicodeEncodeError:
+        encoded = b""
+    if not encoded or b"\0" in encoded:
         return Unknown("the address is no path")
-    if api_key is not None and not (api_key.isascii() and api_key.isprintable()):
-        return Unknown("the api_key has characters that no header can carry; use printable ASCII")
+    if len(encoded) > LONGEST_ADDRESS_BYTES:
+        return Unknown(f"the address is longer than {LONGEST_ADDRESS_BYTES} bytes; pass a shorter path to it")
+    if api_key is not None and not _HEADER_SAFE.fullmatch(api_key):
+        return Unknown("the api_key has characters that a header cannot carry; use printable ASCII without spaces")
     return None
 
 
@@ -93,15 +102,14 @@ async def _http_health(address: str, facts: EngineFacts, api_key: str | None) ->
         http.close()
 
 
-async def _grpc_health(address: str, facts: EngineFacts, api_key: str | None) -> ProbeResult:
-    own = dialect_of(facts).own_health
-    rpc, read = (own.rpc, own.read) if own else (HEALTH, read_standard_health)
-    answer = await h2_unary.call(address, rpc.path, api_key)
+async def _grpc_health(address: str, facts: EngineFacts, api_key: str | None, timeout_s: float) -> ProbeResult:
+    health = health_of(facts)
+    answer = await h2_unary.call(address, health.rpc.path, api_key)
     if isinstance(answer, NoAnswer):
-        return unanswered(answer, "health")
+        return unanswered(answer, health.rpc.path)
     if isinstance(answer, bytes):
-        return judge_grpc_health(facts, read(decode(rpc.response, answer)))
-    async with GrpcConversation(address, api_key=api_key) as grpc:
+        return judge_grpc_health(facts, health.read(decode(health.rpc.response, answer)))
+    async with GrpcConversation(address, api_key=api_key, timeout_s=timeout_s) as grpc:
         return await grpc.check_health(facts)
 
 
@@ -111,9 +119,10 @@ Outcome = ProbeResult | NoAnswer
 class _FirstSight:
     """One identification under way; what was learnt so far is still there when the deadline strikes."""
 
-    def __init__(self, address: str, api_key: str | None) -> None:
+    def __init__(self, address: str, api_key: str | None, timeout_s: float) -> None:
         self._address = address
         self._api_key = api_key
+        self._timeout_s = timeout_s
         self._http: UnixHttp | None = None
         self._grpc: GrpcConversation | None = None
         self._as_http: Outcome | None = None
@@ -133,43 +142,54 @@ class _FirstSight:
             await asyncio.gather(*tasks, return_exceptions=True)
             self._http.close()
 
-    def overdue(self, timeout_s: float) -> ProbeResult:
+    def overdue(self) -> ProbeResult:
         """Judge what is known by now, when the time is up."""
         if self._http is None:
-            return unanswered(NoAnswer(Failure.CROWDED, f"for {timeout_s:g} s"))
+            return unanswered(NoAnswer(Failure.CROWDED, f"for {self._timeout_s:g} s"))
         if isinstance(self._as_http, Foreign):
             return self._as_http
         if self._grpc is not None and self._grpc.loading is not None:
             return self._grpc.loading
-        shows = self._http.protocol.result() if self._http.protocol.done() else None
-        asked = self._http.asked if shows is Protocol.HTTP1 else "gRPC" if shows else "HTTP or gRPC"
-        return Unknown(f"no answer to {asked} within {timeout_s:g} s")
+        match self._shown():
+            case Protocol.HTTP1:
+                asked = self._http.asked
+            case Protocol.HTTP2:
+                asked = "gRPC"
+            case _:
+                asked = "HTTP or gRPC"
+        return Unknown(f"no answer to {asked} within {self._timeout_s:g} s")
 
     async def _decide(self, http: UnixHttp, tasks: list[asyncio.Task[Outcome]]) -> ProbeResult:
         """Let HTTP go on alone where the first bytes are HTTP/1, or there are none; else ask gRPC as well."""
         (asking_http,) = tasks
         await asyncio.wait({http.protocol}, timeout=HEDGE_S)
-        protocol = http.protocol.result() if http.protocol.done() else None
-        if http.protocol.done() and protocol is not Protocol.HTTP2:
+        if http.protocol.done() and self._shown() is not Protocol.HTTP2:
             alone = await asking_http
-            if decisive(alone) or not await self._may_speak_grpc():
-                return settle((alone,), protocol)
+            if decisive(alone):
+                return settle((alone,), self._shown())
         asking_grpc = asyncio.create_task(self._ask_grpc())
         tasks.append(asking_grpc)
         for first in asyncio.as_completed(tuple(tasks)):
             result = await first
-            if not isinstance(result, NoAnswer) and decisive(result):
-                return result
-        return settle((asking_http.result(), asking_grpc.result()), protocol)
+            if decisive(result):
+                return settle((result,), self._shown())
+        return settle((asking_http.result(), asking_grpc.result()), self._shown())
 
-    async def _may_speak_grpc(self) -> bool:
-        """Find out with a few bytes whether a gRPC channel could get anywhere: most often it could not."""
-        return not isinstance(await h2_unary.call(self._address, HEALTH.path, self._api_key), NoAnswer)
+    def _shown(self) -> Protocol | None:
+        """The protocol that the first bytes showed; None where there are none (yet)."""
+        if self._http is None or not self._http.protocol.done():
+            return None
+        return self._http.protocol.result()
 
     async def _ask_http(self, http: UnixHttp) -> Outcome:
         self._as_http = await http_probe.identify(http)
         return self._as_http
 
     async def _ask_grpc(self) -> Outcome:
-        async with GrpcConversation(self._address, api_key=self._api_key) as self._grpc:
+        if self._shown() is not Protocol.HTTP2:
+            silence = await h2_unary.greet(self._address)
+            if silence is not None:
+                return silence
+        conversation = GrpcConversation(self._address, api_key=self._api_key, timeout_s=self._timeout_s)
+        async with conversation as self._grpc:
             return await self._grpc.identify()

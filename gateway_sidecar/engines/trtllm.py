@@ -13,7 +13,7 @@ from gateway_sidecar.domain.discovery import (
 )
 from gateway_sidecar.domain.model import ConnectionMode, EngineFacts, RuntimeType, Unknown
 from gateway_sidecar.engines._pb import trtllm_pb2
-from gateway_sidecar.engines.dialect import GrpcDialect, HttpDialect, OwnHealth, Rpc
+from gateway_sidecar.engines.dialect import GrpcDialect, HealthCheck, HttpDialect, Rpc
 from gateway_sidecar.engines.fields import Fields, text
 
 SERVICE = "trtllm.TrtllmService"
@@ -67,7 +67,7 @@ GRPC = GrpcDialect(
     server_info=Rpc(f"/{SERVICE}/GetServerInfo", trtllm_pb2.GetServerInfoRequest, trtllm_pb2.GetServerInfoResponse),
     model_info=Rpc(f"/{SERVICE}/GetModelInfo", trtllm_pb2.GetModelInfoRequest, trtllm_pb2.GetModelInfoResponse),
     read=read_grpc,
-    own_health=OwnHealth(
+    health=HealthCheck(
         Rpc(f"/{SERVICE}/HealthCheck", trtllm_pb2.HealthCheckRequest, trtllm_pb2.HealthCheckResponse),
         read_health,
     ),

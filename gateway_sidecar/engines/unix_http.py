@@ -8,70 +8,18 @@ is decompressed, and one budget limits the bytes of all answers together.
 from __future__ import annotations
 
 import asyncio
-import contextlib
-import errno
-import os
 import socket
-import stat
 
 import h11
 
 from gateway_sidecar.domain.discovery import Failure, HttpAnswer, NoAnswer, Protocol, protocol_of
+from gateway_sidecar.engines.unix_socket import connect, receive, send
 
-LONGEST_ADDRESS_BYTES = 107
-"""`sun_path` holds 108 with its closing zero."""
+_MOST_EVENTS = 10_000
+"""Pieces of one answer. A body in chunks of one byte would keep the event loop busy for seconds."""
 
-_CHUNK_BYTES = 65536
-_CONNECT_RETRY_S = 0.02
 _LONGEST_DETAIL = 80
 _HEADERS = (("Host", "localhost"), ("Accept", "application/json"), ("User-Agent", "gateway-sidecar"))
-
-_BY_ERRNO = {
-    errno.ENOENT: NoAnswer(Failure.ABSENT),
-    errno.ENOTDIR: NoAnswer(Failure.ABSENT),
-    errno.EACCES: NoAnswer(
-        Failure.DENIED,
-        "the daemon's user needs w on the socket and x on every directory above it",
-    ),
-    errno.ECONNRESET: NoAnswer(Failure.CLOSED),
-}
-
-
-async def connect(address: str) -> socket.socket | NoAnswer:
-    """Connect, or tell why not.
-
-    A full queue of waiting connections is not a refusal: a busy or hung engine looks like that, and it is asked
-    again until the caller's deadline. asyncio's own connect would take it for success.
-    """
-    sock = socket.socket(socket.AF_UNIX, socket.SOCK_STREAM | socket.SOCK_NONBLOCK | socket.SOCK_CLOEXEC)
-    try:
-        while True:
-            try:
-                sock.connect(address)
-            except BlockingIOError:
-                await asyncio.sleep(_CONNECT_RETRY_S)
-            else:
-                return sock
-    except OSError as error:
-        sock.close()
-        return _connect_failure(error, address)
-    except BaseException:
-        sock.close()
-        raise
-
-
-def _connect_failure(error: OSError, address: str) -> NoAnswer:
-    if error.errno == errno.ECONNREFUSED:
-        return NoAnswer(Failure.REFUSED if _is_socket(address) else Failure.NOT_A_SOCKET)
-    return _BY_ERRNO.get(error.errno or 0, NoAnswer(Failure.UNREACHABLE, os.strerror(error.errno or 0)))
-
-
-def _is_socket(address: str) -> bool:
-    """Connecting to a plain file is refused too. A file that went meanwhile was most likely a socket."""
-    try:
-        return stat.S_ISSOCK(os.stat(address).st_mode)  # noqa: PTH116
-    except OSError:
-        return True
 
 
 class UnixHttp:
@@ -117,9 +65,7 @@ class UnixHttp:
         headers = [*self._headers, ("Connection", "close")] if last else self._headers
         request = self._http.send(h11.Request(method="GET", target=path, headers=headers))
         self._http.send(h11.EndOfMessage())
-        # A server that closed early may have answered before it did: what counts is what can be read.
-        with contextlib.suppress(OSError):
-            await asyncio.get_running_loop().sock_sendall(self._sock, request or b"")
+        await send(self._sock, request or b"")
         answer = await self._read(self._sock)
         if not self.protocol.done():
             self.protocol.set_result(None)
@@ -135,7 +81,7 @@ class UnixHttp:
         """Read one response."""
         status, body = 0, bytearray()
         started = ended = False
-        while True:
+        for _ in range(_MOST_EVENTS):
             try:
                 event = self._http.next_event()
             except h11.RemoteProtocolError as error:
@@ -153,15 +99,16 @@ class UnixHttp:
                     return received
                 started, ended = True, not received
                 self._http.receive_data(received)
+        return NoAnswer(Failure.TOO_LARGE, "in too many pieces")
 
     async def _receive(self, sock: socket.socket, *, first: bool) -> bytes | NoAnswer:
         """Receive what there is; b"" is the end. The first bytes of all show the protocol."""
-        chunk = await self._chunk(sock)
+        chunk = await receive(sock)
         if first:
             if not chunk:
                 return NoAnswer(Failure.CLOSED)
             while (protocol := protocol_of(chunk)) is None:
-                more = await self._chunk(sock)
+                more = await receive(sock)
                 if not more:
                     return NoAnswer(Failure.CUT)
                 chunk += more
@@ -171,9 +118,3 @@ class UnixHttp:
                 return NoAnswer(Failure.OTHER_PROTOCOL, repr(chunk[:20]))
         self._budget_bytes -= len(chunk)
         return chunk if self._budget_bytes >= 0 else NoAnswer(Failure.TOO_LARGE)
-
-    async def _chunk(self, sock: socket.socket) -> bytes:
-        try:
-            return await asyncio.get_running_loop().sock_recv(sock, _CHUNK_BYTES)
-        except OSError:
-            return b""  # a reset: it closed with our request unread

@@ -11,10 +11,14 @@ from gateway_sidecar.domain.model import Registered, WorkerSpec
 
 @dataclass(frozen=True, slots=True)
 class LaunchCommand:
-    """How to start a router. `env` is added to the daemon's own; it may hold secrets, `argv` does not."""
+    """How to start a router. `env` is added to the daemon's own and may hold secrets.
+
+    `argv` holds the control-plane key only where there is no other way; `shows_key` says so.
+    """
 
     argv: Sequence[str]
     env: Mapping[str, str] = field(default_factory=dict, repr=False)
+    shows_key: bool = False
 
 
 @dataclass(frozen=True, slots=True)

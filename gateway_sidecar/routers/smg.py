@@ -1,7 +1,12 @@
 """SMG, the Shepherd Model Gateway: its command line, its REST dialect, its log.
 
 What is relied on was measured on smg 1.13: a POST is accepted (202) long before the worker is ready, `GET
-/workers/{id}` shows one that the list does not, a DELETE makes it `draining` at once, and `failed` is final.
+/workers/{id}` shows one that the list does not, a DELETE makes it `draining` at once, and `failed` is final. Three things are
+put right here, so that nobody else has to know of them:
+
+* a gRPC worker is `ready` before SMG has its model's tokenizer, and requests get 503 until then: not ready yet;
+* `external` means a hosted provider to SMG; a plain OpenAI-compatible server is `generic`;
+* a TensorRT-LLM gRPC worker gets a tokenizer only if its labels name one, whatever they name.
 """
 
 from __future__ import annotations
@@ -14,7 +19,7 @@ import re
 import shutil
 import sys
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -34,6 +39,8 @@ from gateway_sidecar.routers.base import LaunchCommand, LogLine, RouterPorts
 
 _MOST_ANSWER_BYTES = 64 * 1024 * 1024
 _CONNECTION_ATTEMPTS = 3
+_GENERIC = "generic"
+_OWN_TOKENIZER = frozenset(("--tokenizer-path", "--model-path", "--disable-tokenizer-autoload"))
 _ID_IN_TEXT = re.compile(r"[0-9a-f]{8}(?:-[0-9a-f]{4}){3}-[0-9a-f]{12}")
 _LEAST_READY_FIRST = (
     WorkerStatus.FAILED,
@@ -81,16 +88,16 @@ def launch_command(
         *("--log-json", "--log-level", log_level),
         *args,
     ]
-    interpreter = _python_of(program)
+    interpreter = python_of(program)
     if interpreter is None:
         # Not a Python entry point: the key can go nowhere but on the command line.
         keys = ["--control-plane-api-keys", f"gateway-sidecar:gateway-sidecar:admin:{key}"]
-        return LaunchCommand([str(program), *options, *keys], dict(env or {}))
+        return LaunchCommand([str(program), *options, *keys], dict(env or {}), shows_key=True)
     argv = [*interpreter, with_key.__file__, str(program), *options]
     return LaunchCommand(argv, {**(env or {}), with_key.KEY_VARIABLE: key})
 
 
-def _python_of(program: Path) -> list[str] | None:
+def python_of(program: Path) -> list[str] | None:
     """The interpreter named in a script's first line, if it is a Python; None for any other program."""
     with program.open("rb") as file:
         first = file.readline(512)
@@ -103,8 +110,10 @@ def _python_of(program: Path) -> list[str] | None:
 class SmgClient:
     """The REST API of one SMG process."""
 
-    def __init__(self, url: str, key: str, *, timeout_s: float, settle_s: int) -> None:
+    def __init__(self, url: str, key: str, *, timeout_s: float, settle_s: int, loads_tokenizers: bool = True) -> None:
         self._url = url
+        self._loads_tokenizers = loads_tokenizers
+        self._tokenizers: set[str] = set()
         self._settle_s = settle_s
         self._timeout = aiohttp.ClientTimeout(total=timeout_s)
         self._headers = {"Authorization": f"Bearer {key}"}
@@ -118,7 +127,7 @@ class SmgClient:
             raise RouterUnavailable(f"{self._url}/workers: no list of workers in the answer")
         found: dict[str, Registered] = {}
         for row in rows:
-            worker = _read_worker(row)
+            worker = await self._with_tokenizer(_read_worker(row))
             other = found.get(worker.url)
             if other is None or _readiness(worker) < _readiness(other):
                 found[worker.url] = worker
@@ -130,8 +139,8 @@ class SmgClient:
             "url": spec.url,
             "worker_type": spec.worker_type.value,
             "connection_mode": spec.connection_mode.value,
-            "runtime_type": spec.runtime_type.value,
-            "labels": dict(spec.labels),
+            "runtime_type": _GENERIC if spec.runtime_type is RuntimeType.EXTERNAL else spec.runtime_type.value,
+            "labels": _labels(spec),
             "max_connection_attempts": _CONNECTION_ATTEMPTS,
             "health": {"drain_settle_secs": self._settle_s},
         }
@@ -161,7 +170,7 @@ class SmgClient:
     async def find(self, worker_id: str) -> Registered | None:
         """One worker, even one that is not listed yet; None if the router does not know it."""
         try:
-            return _read_worker(await self._ask("GET", f"/workers/{worker_id}"))
+            return await self._with_tokenizer(_read_worker(await self._ask("GET", f"/workers/{worker_id}")))
         except RouterRefused as refusal:
             if refusal.status == 404:
                 return None
@@ -179,6 +188,22 @@ class SmgClient:
         """Closes the client's connections."""
         if self._session is not None:
             await self._session.close()
+
+    async def _with_tokenizer(self, worker: Registered) -> Registered:
+        """A gRPC worker whose model has no tokenizer yet is not ready, whatever the list says."""
+        if (
+            not self._loads_tokenizers
+            or worker.connection_mode is not ConnectionMode.GRPC
+            or worker.status is not WorkerStatus.READY
+            or worker.model_id in self._tokenizers
+        ):
+            return worker
+        rows = (await self._ask("GET", "/v1/tokenizers")).get("tokenizers")
+        if isinstance(rows, list):
+            self._tokenizers = {str(row.get("name")) for row in rows if isinstance(row, dict)}
+        if worker.model_id in self._tokenizers:
+            return worker
+        return replace(worker, status=WorkerStatus.NOT_READY, note="the router has not loaded its tokenizer yet")
 
     async def _ask(self, method: str, path: str, body: Mapping[str, object] | None = None) -> dict[str, Any]:
         if self._session is None:
@@ -209,6 +234,12 @@ class SmgClient:
         if not isinstance(answer, dict):
             raise RouterUnavailable(f"{method} {self._url}{path}: not a JSON object")
         return answer
+
+
+def _labels(spec: WorkerSpec) -> dict[str, str]:
+    if spec.runtime_type is RuntimeType.TRTLLM and spec.connection_mode is ConnectionMode.GRPC:
+        return {"tokenizer_path": spec.model_id or "engine", **spec.labels}
+    return dict(spec.labels)
 
 
 def _readiness(worker: Registered) -> int:
@@ -336,7 +367,13 @@ class Smg:
 
     def client(self, ports: RouterPorts, key: str) -> SmgClient:
         """A client for its API."""
-        return SmgClient(ports.url, key, timeout_s=self.api_timeout_s, settle_s=math.ceil(self.settle_s))
+        return SmgClient(
+            ports.url,
+            key,
+            timeout_s=self.api_timeout_s,
+            settle_s=math.ceil(self.settle_s),
+            loads_tokenizers=not any(word.partition("=")[0] in _OWN_TOKENIZER for word in self.args),
+        )
 
     def read_log_line(self, line: str) -> LogLine | None:
         """One line of its output; None for what is not worth passing on."""

@@ -17,6 +17,9 @@ from pathlib import Path
 
 from gateway_sidecar.errors import ProcessError
 
+_OURS_ALONE = ("NOTIFY_SOCKET", "WATCHDOG_USEC", "WATCHDOG_PID", "LISTEN_FDS", "LISTEN_PID", "INVOCATION_ID")
+"""What systemd tells the daemon and no child of it."""
+
 _BOOT_ID = Path("/proc/sys/kernel/random/boot_id")
 
 
@@ -97,7 +100,11 @@ class Process:
         env: Mapping[str, str] | None = None,
         cwd: Path | None = None,
     ) -> Process:
-        """Starts a process in a session of its own, its output on `log_fd` (closed here). Raises ProcessError."""
+        """Starts a process in a session of its own, its output on `log_fd` (closed here). Raises ProcessError.
+
+        It gets the daemon's environment, less what systemd told the daemon alone, with `env` on top.
+        """
+        inherited = {name: value for name, value in os.environ.items() if name not in _OURS_ALONE}
 
         def start() -> subprocess.Popen[bytes]:
             try:
@@ -106,7 +113,7 @@ class Process:
                     stdin=subprocess.DEVNULL,
                     stdout=log_fd,
                     stderr=log_fd,
-                    env=env,
+                    env={**inherited, **(env or {})},
                     cwd=cwd,
                     start_new_session=True,
                 )

@@ -102,7 +102,9 @@ PUBLISHED = {
 
 def message(service: str, name: str, value: Mapping[str, Json]) -> Message:
     """A published message from its JSON form."""
-    return json_format.ParseDict(dict(value), getattr(PUBLISHED[service], name)())
+    empty: Message = getattr(PUBLISHED[service], name)()
+    json_format.ParseDict(dict(value), empty)
+    return empty
 
 
 @dataclass
@@ -157,12 +159,12 @@ class GrpcReplay:
             asked = health_pb2.HealthCheckRequest.FromString(request).service
             if asked not in self.health:
                 await context.abort(grpc.StatusCode.NOT_FOUND, f"unknown service {asked!r}")
-            return health_pb2.HealthCheckResponse(status=self.health[asked]).SerializeToString()
+            return _wire(health_pb2.HealthCheckResponse(status=self.health[asked]))
         if service == REFLECTION and self.listed is not None:
             return _listing(self.listed)
         if service == self.service and method in self.answers:
             told = self.answers[method]
-            return told if isinstance(told, bytes) else told.SerializeToString()
+            return told if isinstance(told, bytes) else _wire(told)
         await context.abort(grpc.StatusCode.UNIMPLEMENTED, "Method not found!")
         raise AssertionError("abort always raises")
 
@@ -170,7 +172,11 @@ class GrpcReplay:
 def _listing(names: Sequence[str]) -> bytes:
     services = [reflection_pb2.ServiceResponse(name=name) for name in names]
     listed = reflection_pb2.ListServiceResponse(service=services)
-    return reflection_pb2.ServerReflectionResponse(list_services_response=listed).SerializeToString()
+    return _wire(reflection_pb2.ServerReflectionResponse(list_services_response=listed))
+
+
+def _wire(sent: Message) -> bytes:
+    return sent.SerializeToString()
 
 
 class _AnyMethod(grpc.GenericRpcHandler):  # type: ignore[misc]

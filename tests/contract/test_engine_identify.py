@@ -341,7 +341,7 @@ async def test_the_key_is_sent_with_every_question(probe: EngineProbe, tmp_path:
 async def test_a_key_that_no_header_can_carry_is_refused(probe: EngineProbe, path: Path) -> None:
     """A line break in a key must not become a header of its own."""
     async with HttpReplay.of("vllm-http").serve(path):
-        for key in ("a\r\nX: y", "schlüssel"):
+        for key in ("a\r\nX: y", "schlüssel", "", " a", "a b"):
             assert isinstance(await probe.identify(str(path), timeout_s=TIMEOUT_S, api_key=key), Unknown)
 
 
@@ -370,7 +370,7 @@ async def test_an_address_may_be_any_path(
     """Spaces, percent signs and colons are a path's own business; a deep path is reached through a short one."""
     deep = tmp_path / ("d" * 100)
     deep.mkdir()
-    odd = deep / "50% of: a%20b c#d?e.sock"
+    odd = deep / os.fsdecode(b"50% of: a%20b c#d?e \xff.sock")
     odd.symlink_to(path)
     monkeypatch.chdir(deep)
     async with server.serve(path):
@@ -385,7 +385,7 @@ async def test_an_address_may_be_any_path(
         assert "107 bytes" in seen.reason
 
 
-@pytest.mark.parametrize("address", ["", "a\0b"])
+@pytest.mark.parametrize("address", ["", "a\0b", "a\ud800"])
 async def test_what_is_no_path_is_unknown(probe: EngineProbe, address: str) -> None:
     """A bad address is an answer, not an exception."""
     assert isinstance(await probe.identify(address, timeout_s=TIMEOUT_S), Unknown)

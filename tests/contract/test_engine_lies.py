@@ -1,9 +1,10 @@
-"""The probe against sockets that refuse, hang and lie: a verdict within the deadline, never Ready, nothing left over."""
+"""The probe against sockets that refuse, hang and lie: a verdict in time, never Ready, and nothing left over."""
 
 from __future__ import annotations
 
 import asyncio
 import contextlib
+import errno
 import gc
 import json
 import os
@@ -104,11 +105,12 @@ async def test_a_full_queue_of_connections_is_busy_and_not_closed(probe: EngineP
         listening = stack.enter_context(socket.socket(socket.AF_UNIX))
         listening.bind(str(path))
         listening.listen(0)
-        with pytest.raises(BlockingIOError):
-            while True:
-                client = stack.enter_context(socket.socket(socket.AF_UNIX))
-                client.setblocking(False)
-                client.connect(str(path))
+        error = 0
+        while error == 0:
+            client = stack.enter_context(socket.socket(socket.AF_UNIX))
+            client.setblocking(False)
+            error = client.connect_ex(str(path))
+        assert error == errno.EAGAIN
         seen = await ask_all(probe, path, SHORT_S)
         assert all(isinstance(result, Unknown) for result in seen)
         assert isinstance(seen[0], Unknown)
@@ -132,13 +134,22 @@ def say(*parts: bytes, wait: bool = True) -> Talk:
 
 
 def say_and_hold(*parts: bytes) -> Talk:
-    """Says something at once, and then nothing more."""
+    """Says something at once, and then nothing more until the other side goes."""
 
     async def talk(reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
         await say(*parts)(reader, writer)
-        await asyncio.Event().wait()
+        while await reader.read(65536):
+            pass
 
     return talk
+
+
+async def turn_away_http2(reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
+    """Opens with HTTP/2 for an HTTP/1 request, and says nothing to HTTP/2's own preface."""
+    if await reader.read(1) == b"G":
+        writer.write(SETTINGS)
+    while await reader.read(65536):
+        pass
 
 
 def repeat(start: bytes, part: bytes) -> Talk:
@@ -220,8 +231,11 @@ LIES: dict[str, Lie] = {
         Foreign,
         reason="too large",
     ),
+    "endless chunks of one byte": Lie(
+        repeat(b"HTTP/1.1 200 OK\r\nTransfer-Encoding: chunked\r\n\r\n", b"1\r\n[\r\n" * 1000), Foreign, reason="pieces"
+    ),
     "endless headers": Lie(repeat(b"HTTP/1.1 200 OK\r\n", b"X: y\r\n" * 1000), Unknown, reason="malformed HTTP"),
-    "endless 100 Continue": Lie(repeat(b"", b"HTTP/1.1 100 Continue\r\n\r\n" * 1000), Foreign, reason="too large"),
+    "endless 100 Continue": Lie(repeat(b"", b"HTTP/1.1 100 Continue\r\n\r\n" * 1000), Foreign, reason="pieces"),
     "compressed": Lie(say(http_ok(b"\x1f\x8b\x08\0\0", b"Content-Encoding: gzip\r\n")), Foreign),
     "deep JSON": Lie(say(http_ok(b"[" * MIB)), Foreign, reason="no OpenAI model list"),
     "JSON of another kind": Lie(say(http_ok(b'[{"object": "list"}]')), Foreign),
@@ -234,6 +248,7 @@ LIES: dict[str, Lie] = {
     "model with half a character": Lie(say(http_ok(models(id="\ud800", owned_by="vllm"))), Foreign),
     "vLLM in every answer, even of its health": Lie(say(http_ok(b"<p>vllm</p>")), Foreign),
     "HTTP/2 and then nothing": Lie(say_and_hold(SETTINGS), Unknown, hangs=True, reason="no answer to gRPC"),
+    "HTTP/2 for HTTP/1 alone": Lie(turn_away_http2, Unknown, hangs=True, reason="no answer to gRPC"),
     "HTTP/2 and then the end": Lie(say(SETTINGS), Unknown, reason="no gRPC call gets through"),
     "HTTP/2 with a frame of 16 MiB": Lie(say_and_hold(SETTINGS, b"\xff\xff\xff\0\0\0\0\0\x01"), Unknown, hangs=True),
     "HTTP/2 with a wrong frame first": Lie(say_and_hold(b"\0\0\x04\0\x01\0\0\0\x01\0\0\0\0"), Foreign),

@@ -1,0 +1,95 @@
+"""`python -m examples.demo`, which is `make run`."""
+
+from __future__ import annotations
+
+import asyncio
+import os
+import signal
+import sys
+from contextlib import suppress
+
+import aiohttp
+
+from examples.demo.engines import Engines
+from examples.demo.gateway import DemoFailed, Gateway
+from examples.demo.show import Show, what_next
+from examples.demo.watch import Watch
+
+EXIT_FAILED = 1
+_ENGINES = ("simulated", "mlx")
+
+
+def main() -> int:
+    """Runs the demo; 0 if all went as it should, 1 if not, 130 for Ctrl-C before the end of the show."""
+    engine = os.environ.get("ENGINE") or "simulated"
+    if engine not in _ENGINES:
+        print(f"ENGINE={engine} is not one of {', '.join(_ENGINES)}", file=sys.stderr)
+        return 2
+    once = os.environ.get("DEMO") == "once" or not (sys.stdin.isatty() and sys.stdout.isatty())
+    return asyncio.run(_demo(with_mlx=engine == "mlx", once=once))
+
+
+async def _demo(*, with_mlx: bool, once: bool) -> int:
+    told_to_end = asyncio.Event()
+    for sig in (signal.SIGINT, signal.SIGTERM, signal.SIGHUP):
+        asyncio.get_running_loop().add_signal_handler(sig, told_to_end.set)
+    try:
+        gateway = Gateway()
+    except DemoFailed as failed:
+        print(f"demo: FAILED: {failed}", file=sys.stderr)
+        return EXIT_FAILED
+    print("gateway-sidecar: the real daemon, nginx and SMG" + ("" if with_mlx else "; the engines are simulated"))
+    print(f"everything is in {gateway.directory} and goes away with the demo", flush=True)
+    performing = asyncio.create_task(_perform(gateway, with_mlx=with_mlx, once=once))
+    ending = asyncio.create_task(told_to_end.wait())
+    await asyncio.wait({performing, ending}, return_when=asyncio.FIRST_COMPLETED)
+    ending.cancel()
+    if not performing.done():
+        print("\nending; nothing is left running", flush=True)
+        performing.cancel()
+    with suppress(asyncio.CancelledError):
+        return await performing
+    return 128 + signal.SIGINT
+
+
+async def _perform(gateway: Gateway, *, with_mlx: bool, once: bool) -> int:
+    engines, watch = Engines(gateway), Watch(gateway)
+    watching = asyncio.create_task(watch.run())
+    keep = False
+    try:
+        timeout = aiohttp.ClientTimeout(total=60)
+        async with aiohttp.ClientSession(timeout=timeout) as session:
+            await Show(gateway, engines, watch, session).run(with_mlx=with_mlx)
+        if once:
+            print("\ndemo: done, all went as it should. `make run` on a terminal goes on, and says what to try.")
+            return 0
+        await _stay(gateway, engines, watch)
+    except Exception as error:  # noqa: BLE001 - whatever it is: say it, show the log, and clean up
+        what = str(error) if isinstance(error, DemoFailed) else repr(error)
+        print(f"\ndemo: FAILED: {what}\nthe daemon's last words:\n{gateway.last_words()}", file=sys.stderr)
+        keep = True
+        return EXIT_FAILED
+    finally:
+        watching.cancel()
+        await asyncio.gather(watching, return_exceptions=True)
+        await engines.close()
+        await gateway.stop()
+        if keep:
+            print(f"its files are kept in {gateway.directory}", file=sys.stderr)
+        else:
+            gateway.remove()
+    return 0
+
+
+async def _stay(gateway: Gateway, engines: Engines, watch: Watch) -> None:
+    """Goes on until Ctrl-C, showing what happens."""
+    await engines.open_control()
+    print(what_next(gateway, engines))
+    print("\nRunning. Changes are shown here as they happen; Ctrl-C ends it all.\n", flush=True)
+    watch.restart_clock()
+    with suppress(asyncio.CancelledError):  # Ctrl-C: that is how it ends
+        await watch.until_failed()
+
+
+if __name__ == "__main__":
+    sys.exit(main())

@@ -1,0 +1,146 @@
+#!/bin/sh
+# Puts in place what this project needs on a Debian or Ubuntu machine, and does nothing where all is there:
+# a virtual environment with the package and its tools, and with these words as well
+#
+#   nginx   nginx and its stream module
+#   mlx     a second environment with a real MLX engine
+#
+# VENV and MLX_VENV say where; PYTHON says with which interpreter. System packages are installed with apt-get, as
+# root or with sudo.
+set -eu
+cd "$(dirname "$0")/.."
+
+venv=${VENV:-.venv}
+mlx_venv=${MLX_VENV:-.venv-mlx}
+wanted=" $* "
+python=
+as_root=
+packages=
+had_nginx=yes
+policy=/usr/sbin/policy-rc.d
+own_policy=
+
+say() { printf 'setup: %s\n' "$*" >&2; }
+fail() { say "$*"; exit 1; }
+wants() { case $wanted in *" $1 "*) ;; *) return 1 ;; esac; }
+
+# -- Python
+
+makes_environments() {
+    "$1" -c 'import sys, venv, ensurepip; sys.exit(sys.version_info < (3, 11))' 2>/dev/null
+}
+
+find_python() {
+    for python in "${PYTHON:-python3}" python3.13 python3.12 python3.11 /usr/bin/python3; do
+        makes_environments "$python" && return
+        [ -z "${PYTHON:-}" ] || fail "PYTHON=$PYTHON is no Python from 3.11 on with venv and ensurepip"
+    done
+    python=
+    return 1
+}
+
+works() { "$1/bin/python" -c 'import pip' 2>/dev/null; }
+
+need_python() { ! works "$venv" || { wants mlx && ! works "$mlx_venv"; }; }
+
+# environment DIRECTORY STAMP REQUIREMENT...: makes it, unless it was made of just this
+environment() {
+    directory=$1 stamp=$2
+    shift 2
+    if works "$directory" && [ "$(cat "$directory/.made-of" 2>/dev/null)" = "$stamp" ]; then return; fi
+    if ! works "$directory"; then
+        say "making $directory with $("$python" --version)"
+        "$python" -m venv --clear "$directory"
+    fi
+    say "installing Python packages into $directory; this takes about half a minute"
+    "$directory/bin/python" -m pip install --quiet --disable-pip-version-check "$@"
+    printf '%s\n' "$stamp" >"$directory/.made-of"
+}
+
+# -- nginx
+
+find_nginx() { PATH=$PATH:/usr/sbin:/usr/local/sbin command -v nginx; }
+
+has_stream() {
+    options=$("$(find_nginx)" -V 2>&1)
+    case " $options " in *" --with-stream "*) return ;; esac
+    for modules in $(printf '%s\n' "$options" | tr ' ' '\n' | sed -n 's/^--modules-path=//p') \
+        /usr/lib/nginx/modules /usr/lib64/nginx/modules /usr/share/nginx/modules; do
+        [ ! -e "$modules/ngx_stream_module.so" ] || return 0
+    done
+    return 1
+}
+
+# -- system packages
+
+become_root() {
+    command -v apt-get >/dev/null || fail "no apt-get here: install by hand what is missing:$packages"
+    [ "$(id -u)" -ne 0 ] || return 0
+    command -v sudo >/dev/null || fail "as root, run: apt-get install$packages"
+    as_root=sudo
+    [ -t 0 ] || as_root="sudo -n" # nobody is there to type a password
+    $as_root true || fail "sudo does not let us; as root, run: apt-get install$packages"
+}
+
+keep_services_stopped() {
+    [ ! -e "$policy" ] || return 0
+    own_policy=yes
+    trap restore_policy EXIT
+    trap 'exit 1' HUP INT TERM
+    printf '#!/bin/sh\nexit 101\n' | $as_root tee "$policy" >/dev/null
+    $as_root chmod 755 "$policy"
+}
+
+restore_policy() {
+    [ -z "$own_policy" ] || $as_root rm -f "$policy"
+    own_policy=
+}
+
+apt() {
+    # The lock may be held for a while on a machine that has just been made.
+    $as_root env DEBIAN_FRONTEND=noninteractive apt-get -qq -o DPkg::Lock::Timeout=300 "$@" >&2
+}
+
+install_packages() {
+    become_root
+    say "installing with apt-get:$packages"
+    apt update || say "apt-get update failed; going on with the package lists that are there"
+    if ! apt-cache show nginx-light >/dev/null 2>&1; then
+        packages=$(printf '%s' "$packages" | sed 's/nginx-light/nginx/')
+    fi
+    keep_services_stopped
+    # shellcheck disable=SC2086
+    apt install -y --no-install-recommends $packages || fail "apt-get cannot install$packages"
+    restore_policy
+    if [ "$had_nginx" = no ] && command -v systemctl >/dev/null; then
+        # The daemon runs an nginx of its own; the distribution's would only take port 80 at the next boot.
+        $as_root systemctl disable --quiet nginx || say "the service nginx is enabled, and is not needed here"
+    fi
+}
+
+# --
+
+if need_python && ! find_python; then packages=" python3 python3-venv"; fi
+if wants nginx; then
+    if ! find_nginx >/dev/null; then
+        had_nginx=no
+        packages="$packages nginx-light libnginx-mod-stream"
+    elif ! has_stream; then
+        packages="$packages libnginx-mod-stream"
+    fi
+fi
+if [ -n "$packages" ]; then install_packages; fi
+
+if need_python && [ -z "$python" ] && ! find_python; then
+    packages=" python3.11 python3.11-venv" # Ubuntu 22.04, whose own python3 is older
+    apt-cache show python3.11-venv >/dev/null 2>&1 && install_packages
+    find_python || fail "no Python from 3.11 on; install one with its venv module, or name it: make PYTHON=/its/path"
+fi
+if wants nginx && ! { find_nginx >/dev/null && has_stream; }; then fail "nginx or its stream module is still missing"; fi
+
+environment "$venv" "$(pwd) $(cksum <pyproject.toml)" -e '.[dev]'
+if wants mlx; then
+    # As in examples/mlx_engine.py.
+    environment "$mlx_venv" "smg-grpc-servicer[mlx] mlx[cpu] mlx-lm==0.31.3" \
+        "smg-grpc-servicer[mlx]" "mlx[cpu]" mlx-lm==0.31.3
+fi

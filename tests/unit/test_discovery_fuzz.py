@@ -1,0 +1,261 @@
+"""Arbitrary answers: reading never raises, and never finds an engine without enough evidence."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+from typing import Any
+
+from google.protobuf.message import Message
+from hypothesis import given
+from hypothesis import strategies as st
+
+from gateway_sidecar.domain.discovery import (
+    Failure,
+    HttpAnswer,
+    ModelList,
+    NoAnswer,
+    Protocol,
+    RpcAnswer,
+    judge_http_health,
+    protocol_of,
+    read_models,
+    read_standard_health,
+    settle,
+)
+from gateway_sidecar.domain.model import (
+    ConnectionMode,
+    EngineFacts,
+    Foreign,
+    Loading,
+    ProbeResult,
+    Ready,
+    RuntimeType,
+    Unknown,
+    WorkerType,
+)
+from gateway_sidecar.engines import external
+from gateway_sidecar.engines.dialect import STANDARD_HEALTH, GrpcDialect, HttpDialect
+from gateway_sidecar.engines.grpc_probe import DIALECTS as GRPC_DIALECTS
+from gateway_sidecar.engines.grpc_probe import REFLECTION
+from gateway_sidecar.engines.h2_unary import Unclear, first_message, request_of
+from gateway_sidecar.engines.http_probe import DIALECTS as HTTP_DIALECTS
+from gateway_sidecar.engines.messages import decode
+
+FIXTURES = Path(__file__).parents[1] / "fixtures" / "engines"
+FACTS = EngineFacts(RuntimeType.VLLM, ConnectionMode.HTTP)
+
+TELLING_WORDS = ("list", "vllm", "sglang", "nvidia", "null", "prefill", "kv_producer", "ok", "mlx-grpc", "m", "")
+TELLING_NUMBERS = (0, -1, 1, 8998, 8998.5, 65535, 65536, 1e300, float("nan"), float("inf"), True, 2**70)
+scalars = st.one_of(
+    st.none(),
+    st.booleans(),
+    st.integers(),
+    st.floats(),
+    st.text(max_size=20),
+    st.sampled_from(TELLING_WORDS),
+    st.sampled_from(TELLING_NUMBERS),
+)
+telling_keys = st.sampled_from(
+    (
+        *("object", "data", "id", "owned_by", "status", "version", "model_path", "served_model_name", "server_args"),
+        *("disaggregation_mode", "disaggregation_bootstrap_port", "dp_size", "vllm_config", "kv_transfer_config"),
+        *("parallel_config", "data_parallel_size", "kv_role", "kv_connector", "engine_id", "server_type", "model_id"),
+    )
+)
+json_values = st.recursive(
+    scalars,
+    lambda inner: st.lists(inner, max_size=4) | st.dictionaries(telling_keys | st.text(max_size=5), inner, max_size=6),
+    max_leaves=25,
+)
+json_objects = st.dictionaries(telling_keys, json_values, max_size=8)
+bodies = st.binary(max_size=200) | json_values.map(lambda value: json.dumps(value).encode())
+statuses = st.sampled_from((200, 204, 302, 401, 403, 404, 429, 500, 503)) | st.integers(100, 999)
+http_answers = st.builds(HttpAnswer, status=statuses, body=bodies)
+codes = st.sampled_from(("OK", "UNIMPLEMENTED", "UNAVAILABLE", "UNAUTHENTICATED", "NOT_FOUND", "INTERNAL"))
+
+
+def check(facts: EngineFacts) -> None:
+    """What holds for facts, whatever they were read from."""
+    hash(facts)
+    assert 1 <= facts.dp_size <= 65536
+    for name in (facts.model, facts.version, facts.kv_connector, facts.kv_role, facts.kv_engine_id):
+        assert name is None or (0 < len(name) <= 1024 and name.isprintable() and name.encode())
+    assert type(facts.bootstrap_port) is int or facts.bootstrap_port is None
+    assert facts.bootstrap_port is None or 1 <= facts.bootstrap_port <= 65535
+    if facts.worker_type is WorkerType.PREFILL and facts.runtime_type is not RuntimeType.VLLM:
+        assert facts.bootstrap_port is not None
+
+
+@given(http_answers)
+def test_any_model_list_is_read(answer: HttpAnswer) -> None:
+    """Whatever a server sends as its models, a list comes out only of a well-formed 200."""
+    models = read_models(answer)
+    if isinstance(models, ModelList):
+        assert answer.status == 200
+        check(external.read_listed(models))
+
+
+@given(
+    st.sampled_from(HTTP_DIALECTS),
+    st.lists(st.text("abc", min_size=1), max_size=3),
+    st.sampled_from(("sglang", "nvidia", "vllm", "tensorrt_llm")),
+    st.lists(http_answers, min_size=2, max_size=2),
+)
+def test_any_http_answers_are_read(dialect: HttpDialect, ids: list[str], owner: str, answers: list[HttpAnswer]) -> None:
+    """Facts or a reason, never an exception, and no fact that does not hold water."""
+    read = dialect.read(ModelList(tuple(ids), owner), tuple(answers[: len(dialect.questions)]))
+    if isinstance(read, EngineFacts):
+        check(read)
+
+
+@given(st.sampled_from(GRPC_DIALECTS), json_objects, json_objects)
+def test_any_grpc_fields_are_read(
+    dialect: GrpcDialect, server_info: dict[str, object], model_info: dict[str, object]
+) -> None:
+    """Facts or a reason, never an exception, and no fact that does not hold water."""
+    read = dialect.read(server_info, model_info)
+    if isinstance(read, EngineFacts):
+        check(read)
+        assert read.runtime_type is dialect.runtime_type
+
+
+@given(
+    st.sampled_from(("disaggregation_mode", "disaggregation_bootstrap_port", "model_path", "dp_size", "version")),
+    json_values,
+)
+def test_a_real_answer_with_one_wrong_value_is_read(key: str, value: Any) -> None:
+    """SGLang's real `/server_info` with any value in any place that matters."""
+    body = json.loads((FIXTURES / "sglang-http.json").read_text())["/server_info"]["body"] | {key: value}
+    (sglang,) = (known for known in HTTP_DIALECTS if known.runtime_type is RuntimeType.SGLANG)
+    answer = HttpAnswer(200, json.dumps(body).encode())
+    read = sglang.read(ModelList(("m",), "sglang"), (answer,))
+    if isinstance(read, EngineFacts):
+        check(read)
+        if key == "disaggregation_mode":
+            assert value in ("null", "decode", "prefill", "encode", None, "")
+
+
+@given(http_answers)
+def test_only_200_is_ready_over_http(answer: HttpAnswer) -> None:
+    """Readiness needs the engine's own yes."""
+    assert isinstance(judge_http_health(FACTS, answer), Ready) <= (answer.status == 200)
+
+
+@given(codes, json_objects)
+def test_only_serving_is_ready_over_grpc(code: str, fields: dict[str, object]) -> None:
+    """Readiness needs the engine's own yes."""
+    answer = RpcAnswer(code, fields)
+    assert bool(read_standard_health(answer).ready) <= (code == "OK" and fields.get("status") == 1)
+    for dialect in GRPC_DIALECTS:
+        assert bool(dialect.health.read(answer).ready) <= (code == "OK")
+
+
+results: st.SearchStrategy[ProbeResult | NoAnswer] = st.one_of(
+    st.sampled_from((Ready(FACTS), Loading("x"), Loading("x", FACTS), Foreign("x"), Unknown("x"))),
+    st.sampled_from(Failure).map(NoAnswer),
+)
+
+
+@given(st.lists(results, min_size=1, max_size=2), st.none() | st.sampled_from(Protocol))
+def test_nothing_becomes_ready_by_being_put_together(
+    sides: list[ProbeResult | NoAnswer], protocol: Protocol | None
+) -> None:
+    """A verdict on both sides is Ready only where one side is."""
+    assert isinstance(settle(sides, protocol), Ready) <= (Ready(FACTS) in sides)
+
+
+responses: list[type[Message]] = [
+    STANDARD_HEALTH.rpc.response,
+    REFLECTION.response,
+    *(
+        rpc.response
+        for dialect in GRPC_DIALECTS
+        for rpc in (dialect.server_info, dialect.model_info, dialect.health.rpc)
+    ),
+]
+
+
+@given(st.sampled_from(responses), st.binary(max_size=100))
+def test_any_bytes_are_decoded(response: type[Message], wire: bytes) -> None:
+    """What is no such message is an answer that is not OK."""
+    answer = decode(response, wire)
+    assert answer.ok or not answer.fields
+
+
+@given(st.binary(max_size=40), st.binary(max_size=40))
+def test_a_protocol_once_told_stays(first: bytes, more: bytes) -> None:
+    """Bytes that come later do not change what the first ones showed."""
+    told = protocol_of(first)
+    assert told is None or protocol_of(first + more) is told
+
+
+def frame(kind: int, flags: int, payload: bytes, stream: int = 1) -> bytes:
+    return len(payload).to_bytes(3) + bytes((kind, flags)) + stream.to_bytes(4) + payload
+
+
+SERVING = b"\x08\x01"
+ANSWER = (
+    frame(4, 0, b"\0\x04\0\x40\0\0", 0)
+    + frame(4, 1, b"", 0)
+    + frame(8, 0, bytes(4), 0)
+    + frame(1, 4, b"\x88")
+    + frame(0, 0, b"\0\0\0\0\x02" + SERVING)
+)
+
+
+@given(st.integers(0, len(ANSWER)), st.binary(max_size=20))
+def test_a_message_is_found_when_it_is_whole_and_not_before(length: int, more: bytes) -> None:
+    """However the network cuts an answer, the message comes out once, whole."""
+    found = first_message(ANSWER[:length])
+    assert found == (SERVING if length == len(ANSWER) else None)
+    assert first_message(ANSWER + more) == SERVING
+
+
+@given(st.binary(max_size=60))
+def test_any_frames_are_read(received: bytes) -> None:
+    """A message, not yet, or a question for the library; never an exception."""
+    found = first_message(received)
+    assert found is None or isinstance(found, bytes | Unclear)
+
+
+@given(
+    st.sampled_from(
+        (
+            frame(1, 5, b"\x88"),  # trailers only: an error status
+            frame(0, 8, b"\x01\0\0\0\0\x02" + SERVING + b"\0"),  # padded
+            frame(0, 0, b"\x01\0\0\0\x02" + SERVING),  # compressed
+            frame(0, 0, b"\0\0\0\0\x09" + SERVING),  # the message goes on in the next frame
+            frame(0, 0, b"\0\0"),  # not even a message's length
+            frame(3, 0, bytes(4)),  # RST_STREAM
+            frame(7, 0, bytes(8), 0),  # GOAWAY
+            frame(5, 4, b"\0\0\0\x02\x88"),  # PUSH_PROMISE
+        )
+    )
+)
+def test_what_is_not_the_plain_case_is_left_to_the_library(unusual: bytes) -> None:
+    """The cheap reader reads one thing only."""
+    assert first_message(unusual) == Unclear()
+
+
+def header_block(request: bytes) -> bytes:
+    """What is between the frame header of HEADERS and that of DATA, behind the preface and an empty SETTINGS."""
+    start = len(b"PRI * HTTP/2.0\r\n\r\nSM\r\n\r\n") + 9
+    length = int.from_bytes(request[start : start + 3])
+    return request[start + 9 : start + 9 + length]
+
+
+@given(st.text(st.characters(min_codepoint=33, max_codepoint=126), min_size=1, max_size=20000))
+def test_a_key_of_any_length_is_sent_whole(key: str) -> None:
+    """HPACK lengths above 126 take more than one byte (RFC 7541, 5.1)."""
+    path = STANDARD_HEALTH.rpc.path
+    field = header_block(request_of(path, key)).removeprefix(header_block(request_of(path, None)))
+    assert field[:2] == b"\x1f\x08"
+    length, rest = field[2], field[3:]
+    shift = 0
+    while length >= 127 and shift >= 0:
+        length += (rest[0] & 0x7F) << shift
+        shift = shift + 7 if rest[0] & 0x80 else -1
+        rest = rest[1:]
+    assert rest == f"Bearer {key}".encode()
+    assert length == len(rest)
