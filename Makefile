@@ -56,7 +56,7 @@ proto:
 ## make install  as root: the package into PREFIX (/opt/gateway-sidecar), and from there the systemd unit and its files
 install:
 	@$(SETUP) nginx
-	$(PY) -m venv "$(PREFIX)"
+	$(or $(PYTHON),$(PY)) -m venv "$(PREFIX)"
 	"$(PREFIX)/bin/python" -m pip install --quiet --disable-pip-version-check '.[smg]'
 	"$(PREFIX)/bin/gateway-sidecar" install $(ARGS)
 

@@ -103,7 +103,7 @@ class BareNginx:
     Use it as an async context manager.
     """
 
-    def __init__(self, directory: Path, sockets: Mapping[int, Path], *, worker_processes: int) -> None:
+    def __init__(self, directory: Path, sockets: Mapping[int, Path], *, worker_processes: int = 1) -> None:
         self._directory = directory / f"bare-nginx-{next(iter(sockets))}"
         self._sockets = sockets
         self._worker_processes = worker_processes

@@ -16,6 +16,7 @@ from __future__ import annotations
 
 import asyncio
 import random
+from collections.abc import Iterable
 from pathlib import Path
 from tempfile import TemporaryDirectory
 
@@ -36,11 +37,11 @@ _CASES = [
 
 
 class _Floor:
-    """A bare SMG with one bridge, whose socket is each run's engine."""
+    """A bare SMG, and one socket that is each run's engine. Every run has a port of its own, as ours has."""
 
-    def __init__(self, smg: BareSmg, port: int, socket: Path, engines: EngineHost) -> None:
+    def __init__(self, smg: BareSmg, ports: Iterable[int], socket: Path, engines: EngineHost) -> None:
         self._smg = smg
-        self._port = port
+        self._ports = iter(ports)
         self._socket = socket
         self._engines = engines
 
@@ -51,7 +52,7 @@ class _Floor:
             (listening_at,) = await self._engines.start(
                 settings(self._socket, kind, name="floor", model=MODEL, listen_delay_s=listen_delay_s)
             )
-            worker = await self._smg.workers.add(worker_body(self._port, kind, MODEL))
+            worker = await self._smg.workers.add(worker_body(next(self._ports), kind, MODEL))
             took_s = await answered - listening_at
         await self._smg.workers.delete(worker)
         await self._smg.workers.until_ready(0)
@@ -79,14 +80,15 @@ async def run(scale: Scale) -> list[Row]:
     rows = []
     with TemporaryDirectory(prefix="bench-", dir="/tmp") as place:
         directory = Path(place)
-        port, socket = free_ports(1), directory / "floor.sock"
+        first, socket = free_ports(runs * len(_CASES)), directory / "floor.sock"
+        ports = range(first, first + runs * len(_CASES))
         async with (
             EngineHost(directory / "engines.log") as engines,
             BareSmg(directory) as smg,
-            BareNginx(directory, {port: socket}, worker_processes=1),
+            BareNginx(directory, dict.fromkeys(ports, socket)),
             running_gateway(settle_s=0) as ours,
         ):
-            floor = _Floor(smg, port, socket, engines)
+            floor = _Floor(smg, ports, socket, engines)
             for kind, later in _CASES:
                 spread = random.Random(1)
                 delays = [spread.uniform(0.1, 0.5) if later else 0.0 for _ in range(runs)]

@@ -74,17 +74,18 @@ async def _measured(kind: EngineKind, rounds: int) -> Row:
     floors, listed, times = [], [], []
     with TemporaryDirectory(prefix="bench-", dir="/tmp") as place:
         directory = Path(place)
-        first = free_ports(_REPLICAS)
-        ports = range(first, first + _REPLICAS)
+        # Ports of its own for each round, as the daemon's replicas have: no connection is there from the round before.
+        first = free_ports(rounds * _REPLICAS)
+        ports = [range(start, start + _REPLICAS) for start in range(first, first + rounds * _REPLICAS, _REPLICAS)]
         async with EngineHost(directory / "engines.log") as engines:
             sockets = await stage(engines, directory / "staged", [kind] * _REPLICAS)
             async with (
                 BareSmg(directory) as smg,
-                BareNginx(directory, dict(zip(ports, sockets, strict=True)), worker_processes=1),
+                BareNginx(directory, {port: path for each in ports for port, path in zip(each, sockets, strict=True)}),
                 running_gateway(settle_s=0) as ours,
             ):
                 for number in range(rounds):
-                    floors.append(await _floor(smg, ports, kind))
+                    floors.append(await _floor(smg, ports[number], kind))
                     listed_s, took_s = await _ours(ours, sockets, f"round{number}")
                     listed.append(listed_s)
                     times.append(took_s)

@@ -76,7 +76,7 @@ async def run(scale: Scale) -> list[Row]:
             sockets = await stage(engines, directory / "staged", kinds)
             async with (
                 BareSmg(directory) as smg,
-                BareNginx(directory, dict(zip(ports, sockets, strict=True)), worker_processes=1),
+                BareNginx(directory, dict(zip(ports, sockets, strict=True))),
                 running_gateway(settle_s=0) as ours,
             ):
                 for number in range(scale.pick(3, 1)):

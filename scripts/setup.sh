@@ -98,7 +98,7 @@ restore_policy() {
 
 apt() {
     # The lock may be held for a while on a machine that has just been made.
-    $as_root env DEBIAN_FRONTEND=noninteractive apt-get -qq -o DPkg::Lock::Timeout=300 "$@" >&2
+    $as_root env DEBIAN_FRONTEND=noninteractive apt-get -qq -o DPkg::Lock::Timeout=300 "$@" >/dev/null
 }
 
 install_packages() {

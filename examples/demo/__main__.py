@@ -45,7 +45,7 @@ async def _demo(*, with_mlx: bool, once: bool) -> int:
     await asyncio.wait({performing, ending}, return_when=asyncio.FIRST_COMPLETED)
     ending.cancel()
     if not performing.done():
-        print("\nending; nothing is left running", flush=True)
+        print("\nending all that was started", flush=True)
         performing.cancel()
     with suppress(asyncio.CancelledError):
         return await performing

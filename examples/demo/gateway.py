@@ -63,6 +63,7 @@ class Gateway:
                     "listen": f"127.0.0.1:{port}",
                     "replicas": {"sockets": f"{self.sockets(name)}/{{replica}}.sock"},
                     "router": {"policy": "round_robin"},
+                    "health": {"interval_s": 2, "timeout_s": 1},  # a visitor does not wait half a minute
                 }
                 for name, port in self.ports.items()
             ],

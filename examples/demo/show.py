@@ -19,6 +19,7 @@ from examples.demo.watch import Watch
 
 MODEL = "tiny"
 _TOKEN_S = 0.04
+_MOST_CHATS = 20
 
 
 class Show:
@@ -59,9 +60,12 @@ class Show:
         await self._engines.start("chat", "r2", "vllm-grpc", model=MODEL, token_interval_s=_TOKEN_S)
         await self._watch.states("chat", r1="serving", r2="serving")
         print("  A simulated engine answers with its own name and then counts. Streamed, through the service address:")
-        seen = {(await self._chat("chat", MODEL)).split()[0] for _ in range(2)}
-        if seen != {"r1", "r2"}:
-            raise DemoFailed(f"two chats, two replicas, and only {seen} answered")
+        waiting = {"r1", "r2"}
+        for _ in range(_MOST_CHATS):  # the router draws lots between HTTP and gRPC
+            waiting -= {(await self._chat("chat", MODEL)).split()[0]}
+            if not waiting:
+                return
+        raise DemoFailed(f"{_MOST_CHATS} chats, and none was answered by {waiting}")
 
     async def _pair(self) -> None:
         self._act("A prefill and a decode engine: they say themselves what they are, and the router pairs them")
@@ -147,7 +151,7 @@ class Show:
 
     async def _chat(self, service: str, model: str, tokens: int = 12) -> str:
         """One chat, shown token by token; the whole answer."""
-        parts = []
+        parts: list[str] = []
         try:
             async for token in chat(self._session, self._gateway.url(service), model, tokens):
                 print(token if parts else f"    > {token}", end="", flush=True)
@@ -162,7 +166,7 @@ class Show:
     async def _cli(self, *arguments: str) -> None:
         print(f"  $ gateway-sidecar {' '.join(arguments)}", flush=True)
         for line in (await self._gateway.cli(*arguments)).splitlines():
-            print(f"    {line}", flush=True)
+            print(f"    {line}" if line else "", flush=True)
 
 
 def _states(status: dict[str, object]) -> dict[str, str]:

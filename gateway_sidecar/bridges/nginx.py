@@ -87,6 +87,7 @@ class Nginx:
         self._program: NginxProgram | None = None
         self.process: Process | None = None
         self.reloads = 0
+        self._served: set[str] = set()
         if len(str(self.links / "65535.sock")) > _LONGEST_SOCKET_PATH:
             raise BridgeError(f"run_dir: {settings.run_dir} is too long a path for Unix sockets; use a shorter one")
 
@@ -115,6 +116,10 @@ class Nginx:
                 found[int(link.stem)] = link.readlink()
         return found
 
+    def linked_at(self, port: int) -> int:
+        """When the port's link was made, in nanoseconds of the file system's clock."""
+        return (self.links / f"{port}.sock").lstat().st_mtime_ns
+
     async def start(self, services: Sequence[ServiceAddress]) -> None:
         """Starts nginx and returns when it listens. Raises BridgeError."""
         self.prepare()
@@ -133,6 +138,7 @@ class Nginx:
         except ProcessError as error:
             raise BridgeError(str(error)) from error
         self.process = process
+        self._served = {s.listen for s in services}
         try:
             await self._until_listening(services, process)
         except BridgeError:
@@ -162,6 +168,9 @@ class Nginx:
         process.send(signal.SIGHUP)
         self.reloads += 1
         await self._until_listening(services, process)
+        left = [_split(listen) for listen in self._served - {s.listen for s in services}]
+        self._served = {s.listen for s in services}
+        await _until_free(left)
         return True
 
     async def stop(self, grace_s: float) -> None:
@@ -226,6 +235,13 @@ class Nginx:
                 last = " | ".join(self.log.tail(3)) or "it said nothing"
                 raise BridgeError(f"nginx does not listen: {last}")
             await asyncio.sleep(0.005)
+
+
+async def _until_free(addresses: Sequence[tuple[str, int]]) -> None:
+    """Returns when nginx has let go of the addresses that it does not serve any more, or after 2 s."""
+    deadline = time.monotonic() + 2
+    while await asyncio.to_thread(busy_ports, addresses) and time.monotonic() < deadline:
+        await asyncio.sleep(0.005)
 
 
 async def stop_orphans(master: Identity) -> int:

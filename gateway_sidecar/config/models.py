@@ -216,7 +216,13 @@ class RouterSettings(Part):
 class ProbeSettings(Part):
     """Asking a replica what it is."""
 
-    timeout_s: float = _number(2.0, 0.1, 60, "All questions of one probe together may take this long.")
+    timeout_s: float = _number(
+        5.0,
+        0.1,
+        60,
+        "All questions of one probe together may take this long. SGLang over HTTP generates a token for its `/health`"
+        " and needs a second or more.",
+    )
 
 
 class HealthSettings(Part):

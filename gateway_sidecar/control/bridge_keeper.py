@@ -33,6 +33,7 @@ class BridgeKeeper:
         self._on_change = on_change
         self._logger = get_logger()
         self._touched = asyncio.Event()
+        self._applying = asyncio.Lock()
         self._failures = 0
         self.reason = "not started yet"
         self.beat = time.monotonic()
@@ -82,18 +83,19 @@ class BridgeKeeper:
                 self._logger.warning("bridge.orphans_stopped", workers=orphans)
         elif self._touched.is_set():
             self._touched.clear()
-            await self._apply()
+            await self.apply()
 
-    async def _apply(self) -> None:
-        try:
-            if await self.nginx.apply(self._addresses()):
-                self._metrics.bridge_reloads.inc()
-                self._logger.info("bridge.reloaded", services=[a.service for a in self._addresses()])
-            self.reason = ""
-        except BridgeError as error:
-            self.reason = str(error)
-            self._logger.error("bridge.not_reloaded", reason=self.reason)
-            self._on_change()
+    async def apply(self) -> None:
+        """Makes nginx serve the addresses as they are now, if it does not already; what fails is told and kept."""
+        async with self._applying:
+            try:
+                if await self.nginx.apply(self._addresses()):
+                    self._metrics.bridge_reloads.inc()
+                    self._logger.info("bridge.reloaded", services=[a.service for a in self._addresses()])
+                self.reason = ""
+            except BridgeError as error:
+                self.reason = str(error)
+                self._logger.error("bridge.not_reloaded", reason=self.reason)
 
     async def _restart(self) -> None:
         await asyncio.sleep(_RESTARTS.delay_s(self._failures))

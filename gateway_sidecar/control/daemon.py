@@ -29,7 +29,7 @@ from gateway_sidecar.supervision.process import rss_bytes
 from gateway_sidecar.telemetry.logs import get_logger, set_up_logs
 from gateway_sidecar.telemetry.metrics import Metrics
 
-_WRITE_GAP_S = 0.1
+_WRITE_GAP_S = 0.05
 _COUNT_GAP_S = 0.05
 _STALE_S = 10.0
 _FIXED = ("state_dir", "run_dir", "bridges", "router_ports", "metrics", "rescan_interval_s")
@@ -79,6 +79,10 @@ class Daemon:
         self._reload_lock = asyncio.Lock()
         self._beats: dict[str, float] = {}
         self.problems: dict[str, str] = {}
+        ports = metrics.bridge_ports
+        ports.labels("leased").set_function(lambda: len(leases.leased))
+        ports.labels("quarantined").set_function(lambda: len(leases.quarantined))
+        ports.labels("free").set_function(lambda: leases.size - len(leases.leased) - len(leases.quarantined))
 
     # -- what others see
 
@@ -233,6 +237,12 @@ class Daemon:
                 if links.get(saved.port) == saved.sighting.socket:
                     service.restore(saved)
                     del links[saved.port]
+        for port, socket in list(links.items()):
+            # A lease that the last daemon had no time to write down: its link tells enough.
+            if any(
+                service.claim(port, socket, self.keeper.nginx.linked_at(port)) for service in self.services.values()
+            ):
+                del links[port]
         for port in links:
             # Nobody's any more: nothing new may come in, and the port rests until it is quiet.
             self.keeper.nginx.unlink(port)
@@ -277,9 +287,6 @@ class Daemon:
             self._beats["count"] = time.monotonic()
             resting = self.leases.quarantined
             ports = set().union(resting, *(s.ports_to_count() for s in self.services.values()))
-            self.metrics.bridge_ports.labels("leased").set(len(self.leases.leased))
-            self.metrics.bridge_ports.labels("quarantined").set(len(resting))
-            self.metrics.bridge_ports.labels("free").set(self.leases.size - len(self.leases.leased) - len(resting))
             began = time.monotonic()
             if ports:
                 counts = await asyncio.to_thread(open_connections, ports)
@@ -391,7 +398,7 @@ class Daemon:
                 self.services[name].settings = new[name]
                 changes.append(f"{name}: {', '.join(changed)}")
                 await self._change(self.services[name], changed)
-        self.keeper.touch()
+        await self.keeper.apply()
         self.note_change()
         return changes
 

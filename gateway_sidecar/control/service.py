@@ -156,6 +156,24 @@ class Service:
             tenure.result = Ready(saved.facts)
             self._watcher.trust_until_next(tenure)
 
+    def claim(self, port: int, socket: Path, linked_at_ns: int) -> bool:
+        """Takes up a bridge of this service that an earlier daemon had no time to write down; False if it is none.
+
+        A socket that was bound before the link was made is the one that it was made for.
+        """
+        replica = self.settings.replicas.sockets.replica_of(socket)
+        if replica is None or ReplicaId(replica) in self._current:
+            return False
+        try:
+            occupant = occupant_of(socket.stat())
+        except OSError:
+            return False
+        if occupant.mtime_ns > linked_at_ns:
+            return False
+        sighting = Sighting(ReplicaId(replica), socket, occupant)
+        self.restore(SavedTenure(sighting, 0, port, None, False))
+        return True
+
     async def run(self) -> None:
         """Runs the service until cancelled. What it started goes on; `router` is stopped or let go by its owner."""
         loops = (

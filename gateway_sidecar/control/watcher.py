@@ -81,7 +81,9 @@ class Watcher:
     def reconfigure(self, settings: ServiceSettings) -> None:
         """Takes new time-outs and thresholds."""
         self._settings = settings
-        self._policy = EvidencePolicy(settings.refused.failures, settings.refused.over_s, settings.health.failures)
+        self._policy = EvidencePolicy(
+            settings.refused.failures, settings.refused.over_s, settings.health.failures, settings.health.timeout_s
+        )
 
     async def close(self) -> None:
         """Ends the probes under way."""

@@ -219,6 +219,9 @@ class WorkerBook:
         before = self.workers.get(url)
         if worker == before:
             return
+        submission = self._submissions.get(url)
+        if submission is not None and worker is not None and submission.worker_id != worker.worker_id:
+            del self._submissions[url]  # Not the one that we registered: what we told of that one proves nothing.
         if worker is None:
             self.workers.pop(url, None)
             submission = self._submissions.pop(url, None)

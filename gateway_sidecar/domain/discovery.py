@@ -99,7 +99,7 @@ def unanswered(silence: NoAnswer, asked: str = "") -> ProbeResult:
     reason = f"{silence.failure.value}: {silence.detail}" if silence.detail else silence.failure.value
     match silence.failure:
         case Failure.REFUSED | Failure.CLOSED:
-            return Loading(reason)
+            return Loading(reason, refused=True)
         case Failure.NOT_A_SOCKET:
             return Foreign(reason)
         case Failure.OTHER_PROTOCOL | Failure.TOO_LARGE | Failure.MALFORMED | Failure.CUT if asked:

@@ -1,18 +1,21 @@
 """One replica's life: the evidence for and against it, and when to look again.
 
-Silence is not death and busy is not dead: a registered worker stays until the evidence is strong. Two kinds of
-evidence count, each with its own threshold, because they prove different things:
+Silence is not death and busy is not dead: a registered worker stays until the evidence is strong. A failed probe
+proves one of three things, each with its own threshold:
 
 * *refused*: nobody listens (connection refused, or closed before an answer). The kernel says so; it takes a few
   tries only because an engine may be restarting.
-* *silent*: it accepts and does not answer in time, or says itself that it is not ready. It may be busy.
+* *not ready*: the engine itself says so. It is believed after a few times.
+* *silent*: it accepts and does not answer in time. It may be busy: it takes as many failures, and as long, as if
+  each had waited for its whole time-out.
 
-One good answer clears both.
+Failures in a row count together, whatever their kind; the threshold is that of the latest. One good answer clears
+them all.
 """
 
 from __future__ import annotations
 
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from enum import StrEnum
 
 from gateway_sidecar.domain.model import (
@@ -30,21 +33,23 @@ class Against(StrEnum):
     """What a failed probe proves."""
 
     REFUSED = "refused"
+    NOT_READY = "not ready"
     SILENT = "silent"
 
 
 @dataclass(frozen=True, slots=True)
 class EvidencePolicy:
-    """How much evidence takes a registered worker out of rotation."""
+    """How much evidence takes a registered worker out of rotation. `failures` is for all but refused connections."""
 
     refused_failures: int = 3
     refused_over_s: float = 0.5
-    silent_failures: int = 3
+    failures: int = 3
+    timeout_s: float = 5.0
 
 
 @dataclass(frozen=True, slots=True)
 class Evidence:
-    """Consecutive failures of one kind and when they began (monotonic seconds)."""
+    """Failed probes in a row: how many, since when (monotonic seconds), and what the latest proves."""
 
     kind: Against | None = None
     failures: int = 0
@@ -55,23 +60,29 @@ class Evidence:
         kind = against(result)
         if kind is None:
             return Evidence()
-        if kind is not self.kind:
-            return Evidence(kind, 1, now)
-        return replace(self, failures=self.failures + 1)
+        return Evidence(kind, self.failures + 1, self.since if self.failures else now)
 
     def is_strong(self, now: float, policy: EvidencePolicy) -> bool:
         """Whether a registered worker has to leave."""
-        if self.kind is Against.REFUSED:
-            return self.failures >= policy.refused_failures and now - self.since >= policy.refused_over_s
-        return self.kind is Against.SILENT and self.failures >= policy.silent_failures
+        match self.kind:
+            case Against.REFUSED:
+                return self.failures >= policy.refused_failures and now - self.since >= policy.refused_over_s
+            case Against.NOT_READY:
+                return self.failures >= policy.failures
+            case Against.SILENT:
+                # The first of them ended when it was noted, so its own time-out is not in the span.
+                patience_s = (policy.failures - 1) * policy.timeout_s
+                return self.failures >= policy.failures and now - self.since >= patience_s
+            case None:
+                return False
 
 
 def against(result: ProbeResult) -> Against | None:
     """Which kind of evidence a result is; None for an engine that is ready."""
     if isinstance(result, Ready):
         return None
-    if isinstance(result, Loading) and result.facts is None:
-        return Against.REFUSED
+    if isinstance(result, Loading):
+        return Against.REFUSED if result.refused else Against.NOT_READY
     return Against.SILENT
 
 
@@ -122,7 +133,7 @@ def state_of(
     if leaving:
         return ReplicaState.DRAINING
     if condemned:
-        said_so = isinstance(result, Loading) and result.facts is not None
+        said_so = isinstance(result, Loading) and not result.refused
         return ReplicaState.LOADING if said_so else ReplicaState.UNREACHABLE
     if worker is not None and worker.status is WorkerStatus.READY:
         return ReplicaState.SERVING

@@ -93,11 +93,13 @@ class Ready:
 class Loading:
     """An engine, or a socket waiting for one, that does not serve yet. A state with an age, not a failure.
 
-    `facts` is set where the engine already told what it is.
+    `facts` is set where the engine already told what it is; `refused` where nobody answered at all: the connection
+    was refused, or closed before an answer.
     """
 
     reason: str
     facts: EngineFacts | None = None
+    refused: bool = False
 
 
 @dataclass(frozen=True, slots=True)

@@ -98,6 +98,7 @@ def _uncompressed(payload: bytes, flags: int) -> bytes | Unclear:
 
 @lru_cache(maxsize=64)
 def request_of(path: str, api_key: str | None) -> bytes:
+    """Everything a client says in such a call. Few differ: one for each method and key."""
     headers = (
         b"\x83\x86"  # :method POST, :scheme http
         + (b"\x04" + _string(path))  # :path

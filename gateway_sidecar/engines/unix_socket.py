@@ -39,7 +39,7 @@ async def connect(address: str) -> socket.socket | NoAnswer:
     except OSError as failed:  # no descriptor left: our trouble, and no evidence about the engine
         return NoAnswer(Failure.UNREACHABLE, os.strerror(failed.errno or 0))
     try:
-        while (error := sock.connect_ex(address)) == errno.EAGAIN:  # noqa: ASYNC110 - nothing tells when there is room
+        while (error := sock.connect_ex(address)) == errno.EAGAIN:
             await asyncio.sleep(_CONNECT_RETRY_S)
     except asyncio.CancelledError:
         sock.close()

@@ -1,8 +1,9 @@
 """SMG, the Shepherd Model Gateway: its command line, its REST dialect, its log.
 
 What is relied on was measured on smg 1.13: a POST is accepted (202) long before the worker is ready, `GET
-/workers/{id}` shows one that the list does not, a DELETE makes it `draining` at once, and `failed` is final. Three things are
-put right here, so that nobody else has to know of them:
+/workers/{id}` shows one that the list does not, a DELETE makes it `draining` at once, and `failed` is final.
+
+Three things are put right here, so that nobody else has to know of them:
 
 * a gRPC worker is `ready` before SMG has its model's tokenizer, and requests get 503 until then: not ready yet;
 * `external` means a hosted provider to SMG; a plain OpenAI-compatible server is `generic`;

@@ -11,6 +11,7 @@ import signal
 import socket
 import sys
 import tempfile
+import time
 from collections.abc import Callable, Iterator
 from contextlib import suppress
 from pathlib import Path
@@ -174,9 +175,13 @@ class Gateway:
             shown = json.dumps(status, indent=1)
             raise AssertionError(f"not within {within_s} s: {shown}\n{self.log()[-3000:]}") from None
 
-    async def until_states(self, within_s: float = 10.0, service: str = "chat", **states: str) -> Status:
-        """Waits until the service has just these replicas in these states (names with '-' as '_')."""
-        return await self.until(lambda status: states_of(status, service) == states, within_s=within_s)
+    async def until_states(self, wanted: dict[str, str], *, within_s: float = 10.0, service: str = "chat") -> Status:
+        """Waits until the service has just these replicas in these states."""
+        return await self.until(lambda status: states_of(status, service) == wanted, within_s=within_s)
+
+    async def until_state(self, replica: str, *wanted: str, within_s: float = 10.0, service: str = "chat") -> Status:
+        """Waits until one replica is in one of these states, whatever the others do."""
+        return await self.until(lambda s: states_of(s, service).get(replica) in wanted, within_s=within_s)
 
     async def cli(self, *arguments: str, config: bool = True) -> tuple[int, str, str]:
         """Runs one command; its exit code, stdout and stderr."""
@@ -199,6 +204,16 @@ class Gateway:
     def router_key(self, service: str = "chat") -> str:
         record = json.loads((self.directory / "run" / "processes.json").read_text())
         return str(record["routers"][service]["key"])
+
+    async def until_workers(
+        self, condition: Callable[[list[dict[str, Any]]], bool], *, within_s: float = 10.0
+    ) -> list[dict[str, Any]]:
+        """SMG's own list of workers, once the condition holds for it."""
+        end = time.monotonic() + within_s
+        while not condition(workers := await self.workers()):
+            assert time.monotonic() < end, f"not within {within_s} s: {workers}"
+            await asyncio.sleep(0.005)
+        return workers
 
     async def workers(self, service: str = "chat") -> list[dict[str, Any]]:
         """What SMG itself lists, asked with the daemon's key."""

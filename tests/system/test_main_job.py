@@ -5,26 +5,11 @@ from __future__ import annotations
 import asyncio
 
 import pytest
-from openai import AsyncOpenAI
 
 from examples.simulated import EngineKind, Role
+from tests.system.clients import ask
 from tests.system.conftest import StartEngine
 from tests.system.gateway import Gateway, replica_of, service_of
-
-
-async def ask(gateway: Gateway, model: str, *, stream: bool, service: str = "chat", tokens: int = 4) -> str:
-    """One chat through the service address with the `openai` client; the answer's text."""
-    async with AsyncOpenAI(base_url=f"{gateway.url(service)}/v1", api_key="none", max_retries=0) as client:
-        messages = [{"role": "user", "content": "hello"}]
-        if not stream:
-            answer = await client.chat.completions.create(model=model, messages=messages, max_tokens=tokens)
-            return answer.choices[0].message.content or ""
-        parts = []
-        chunks = await client.chat.completions.create(model=model, messages=messages, max_tokens=tokens, stream=True)
-        async for chunk in chunks:
-            parts += [choice.delta.content or "" for choice in chunk.choices]
-        assert len([part for part in parts if part]) > 1, "the stream came in one piece"
-        return "".join(parts)
 
 
 @pytest.mark.parametrize(
@@ -46,7 +31,7 @@ async def test_every_engine_answers_chats(
 ) -> None:
     """A replica is asked what it is, and a client reaches it through the service address, streamed and not."""
     await engine(gateway.socket("r1"), kind)
-    status = await gateway.until_states(r1="serving")
+    status = await gateway.until_states({"r1": "serving"})
     row = replica_of(status, "r1")
     assert (row["runtime_type"], row["connection_mode"]) == (runtime_type, connection_mode)
     assert row["worker_type"] == "regular"
@@ -62,11 +47,11 @@ async def test_scale_to_zero_and_back_many_times(gateway: Gateway, engine: Start
     for round_number in range(4):
         one = await engine(gateway.socket(f"r{round_number}"))
         two = await engine(gateway.socket("same"))
-        await gateway.until_states(**{f"r{round_number}": "serving", "same": "serving"})
+        await gateway.until_states({f"r{round_number}": "serving", "same": "serving"})
         assert await ask(gateway, "tiny", stream=False)
         await one.stop()
         await two.stop()
-        status = await gateway.until_states(within_s=15)
+        status = await gateway.until_states({}, within_s=15)
         assert service_of(status)["replicas"] == []
         assert await gateway.workers() == []
     assert (await gateway.status())["bridge"]["reloads"] == 0
@@ -76,7 +61,7 @@ async def test_prefill_and_decode_pair_answers(gateway: Gateway, engine: StartEn
     """Roles come from the engines themselves; a pair of them answers a chat."""
     prefill = await engine(gateway.socket("p1"), role=Role.PREFILL, bootstrap_port=8998)
     decode = await engine(gateway.socket("d1"), role=Role.DECODE)
-    status = await gateway.until_states(p1="serving", d1="serving")
+    status = await gateway.until_states({"p1": "serving", "d1": "serving"})
     assert replica_of(status, "p1")["worker_type"] == "prefill"
     assert replica_of(status, "d1")["worker_type"] == "decode"
     by_type = {worker["worker_type"]: worker for worker in await gateway.workers()}
@@ -91,7 +76,7 @@ async def test_vllm_pair_on_grpc_carries_its_kv_fields(gateway: Gateway, engine:
     kv = {"kv_connector": "NixlConnector"}
     await engine(gateway.socket("p1"), EngineKind.VLLM_GRPC, role=Role.PREFILL, **kv)
     await engine(gateway.socket("d1"), EngineKind.VLLM_GRPC, role=Role.DECODE, **kv)
-    await gateway.until_states(p1="serving", d1="serving")
+    await gateway.until_states({"p1": "serving", "d1": "serving"})
     by_type = {worker["worker_type"]: worker for worker in await gateway.workers()}
     assert by_type["prefill"]["kv_connector"] == "NixlConnector"
     assert by_type["prefill"]["kv_role"] == "kv_producer"
@@ -103,7 +88,7 @@ async def test_mixed_fleet_in_one_service(gateway: Gateway, engine: StartEngine)
     """HTTP and gRPC, SGLang and vLLM, side by side: each is probed for itself and each answers."""
     await engine(gateway.socket("h"), EngineKind.SGLANG_HTTP, model="one")
     await engine(gateway.socket("g"), EngineKind.VLLM_GRPC, model="two")
-    await gateway.until_states(h="serving", g="serving")
+    await gateway.until_states({"h": "serving", "g": "serving"})
     answers = await asyncio.gather(ask(gateway, "one", stream=True), ask(gateway, "two", stream=True))
     assert [name in answer for name, answer in zip("hg", answers, strict=True)] == [True, True]
 
@@ -112,13 +97,8 @@ async def test_loading_engine_is_loading_until_it_serves(gateway: Gateway, engin
     """Answering an info call is not readiness: 503 and NOT_SERVING are Loading, a state with an age."""
     for name, kind in (("h", EngineKind.SGLANG_HTTP), ("g", EngineKind.VLLM_GRPC)):
         loading = await engine(gateway.socket(name), kind, load_s=3600)
-        status = await gateway.until(lambda s, name=name: replica_of_or_none(s, name) == "loading")
+        status = await gateway.until_state(name, "loading")
         assert replica_of(status, name)["worker_id"] is None
         assert await gateway.workers() == [] or name == "g"
         loading.behave(load_s=0)
-        await gateway.until(lambda s, name=name: replica_of_or_none(s, name) == "serving")
-
-
-def replica_of_or_none(status: dict[str, object], name: str) -> str | None:
-    rows = [row for row in service_of(status)["replicas"] if row["id"] == name]
-    return str(rows[0]["state"]) if rows else None
+        await gateway.until_state(name, "serving")

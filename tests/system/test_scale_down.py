@@ -3,64 +3,29 @@
 from __future__ import annotations
 
 import asyncio
-import itertools
-import json
 import time
-from collections.abc import Callable
-
-import aiohttp
+from typing import Any
 
 from examples.simulated import EngineKind, Role
+from tests.system.clients import ask, stream_chat
 from tests.system.conftest import MakeGateway, StartEngine
 from tests.system.gateway import Gateway, replica_of, service_of, states_of
-from tests.system.test_main_job import ask
 
-_prompts = itertools.count()
 SHORT_HEALTH = {"interval_s": 0.5, "timeout_s": 0.3, "failures": 3}
 
 
-async def stream_chat(gateway: Gateway, tokens: int, started: asyncio.Event | None = None) -> str:
-    """One streamed chat; raises if it does not run to its very end."""
-    # A prompt of its own, so that cache-aware routing spreads the chats.
-    messages = [{"role": "user", "content": f"{next(_prompts)} {'x' * 50}"}]
-    body = {"model": "tiny", "messages": messages, "max_tokens": tokens, "stream": True}
-    text, done = "", False
-    async with (
-        aiohttp.ClientSession() as session,
-        session.post(f"{gateway.url()}/v1/chat/completions", json=body) as response,
-    ):
-        assert response.status == 200, await response.text()
-        async for raw in response.content:
-            line = raw.decode().strip().removeprefix("data: ")
-            if line == "[DONE]":
-                done = True
-            elif line:
-                text += json.loads(line)["choices"][0]["delta"].get("content") or ""
-                if started is not None:
-                    started.set()
-    assert done, f"the stream broke off after {text!r}"
-    return text
-
-
-async def until_workers(gateway: Gateway, wanted: Callable[[list[str]], bool], within_s: float) -> float:
-    """Waits until SMG's own list of worker states is as wanted; how long that took."""
-    began = time.monotonic()
-    while True:
-        states = [worker["status"] for worker in await gateway.workers()]
-        took = time.monotonic() - began
-        if wanted(states):
-            return took
-        assert took < within_s, f"still {states} after {took:.2f} s"
-        await asyncio.sleep(0.005)
+def none_ready(workers: list[dict[str, Any]]) -> bool:
+    """No new request goes to any worker."""
+    return all(worker["status"] != "ready" for worker in workers)
 
 
 async def test_unlinked_socket_is_out_at_once(gateway: Gateway, engine: StartEngine) -> None:
     """A socket that is gone is positive evidence: no request goes there any more, at once."""
     await engine(gateway.socket("r1"))
-    await gateway.until_states(r1="serving")
+    await gateway.until_states({"r1": "serving"})
     gateway.socket("r1").unlink()
-    await until_workers(gateway, lambda states: "ready" not in states, within_s=1)
-    await gateway.until_states()
+    await gateway.until_workers(none_ready, within_s=1)
+    await gateway.until_states({})
 
 
 async def test_streams_on_an_unlinked_replica_and_on_its_neighbours_finish(
@@ -68,17 +33,17 @@ async def test_streams_on_an_unlinked_replica_and_on_its_neighbours_finish(
 ) -> None:
     """Streams in flight go on to their end, on the replica that leaves and on every other."""
     leaving = await engine(gateway.socket("r1"), token_interval_s=0.05)
-    await gateway.until_states(r1="serving")
+    await gateway.until_states({"r1": "serving"})
     started = asyncio.Event()
     stream = asyncio.create_task(stream_chat(gateway, 60, started))
     await started.wait()
     await engine(gateway.socket("r2"))
-    await gateway.until_states(r1="serving", r2="serving")
+    await gateway.until_states({"r1": "serving", "r2": "serving"})
     gateway.socket("r1").unlink()
-    status = await gateway.until(lambda s: replica_of(s, "r1")["state"] == "draining")
+    status = await gateway.until_state("r1", "draining")
     assert "r2" in await ask(gateway, "tiny", stream=False)
     assert (await stream).split()[-1] == "59"
-    status = await gateway.until_states(r2="serving")
+    status = await gateway.until_states({"r2": "serving"})
     assert leaving.ledger.aborted == 0
     assert status["bridge"]["leased"] == 1
 
@@ -87,15 +52,15 @@ async def test_dead_listener_is_out_within_about_a_second(gateway: Gateway, engi
     """The socket file stays and nobody listens: out after refused connects."""
     for name, kind in (("h", EngineKind.SGLANG_HTTP), ("g", EngineKind.VLLM_GRPC), ("x", EngineKind.OPENAI_HTTP)):
         dying = await engine(gateway.socket(name), kind)
-        await gateway.until(lambda s, name=name: states_of(s).get(name) == "serving")
+        await gateway.until_state(name, "serving")
         await dying.kill()
         began = time.monotonic()
-        status = await gateway.until(lambda s, name=name: states_of(s).get(name) == "unreachable", within_s=3)
+        status = await gateway.until_state(name, "unreachable", within_s=3)
         assert replica_of(status, name)["reason"] == "connection refused"
-        await until_workers(gateway, lambda states: "ready" not in states, within_s=3)
+        await gateway.until_workers(none_ready, within_s=3)
         assert time.monotonic() - began < 3
         gateway.socket(name).unlink()
-        await gateway.until_states()
+        await gateway.until_states({})
 
 
 async def test_hung_engine_is_out_after_the_evidence_and_back_when_it_answers(
@@ -106,14 +71,14 @@ async def test_hung_engine_is_out_after_the_evidence_and_back_when_it_answers(
     gateway.settings["services"][0]["health"] = SHORT_HEALTH
     await gateway.start()
     hanging = await engine(gateway.socket("r1"))
-    before = replica_of(await gateway.until_states(r1="serving"), "r1")
+    before = replica_of(await gateway.until_states({"r1": "serving"}), "r1")
     hanging.behave(hang=True)
-    status = await gateway.until_states(r1="unreachable")
+    status = await gateway.until_states({"r1": "unreachable"})
     assert "no answer" in replica_of(status, "r1")["reason"]
     [condemned] = gateway.events("replica.condemned")
     assert condemned["failures"] == 3
     hanging.behave(hang=False)
-    after = replica_of(await gateway.until_states(r1="serving"), "r1")
+    after = replica_of(await gateway.until_states({"r1": "serving"}), "r1")
     assert after["bridge"] == before["bridge"], "an unchanged replica keeps its port"
     assert "r1" in await ask(gateway, "tiny", stream=False)
 
@@ -124,7 +89,7 @@ async def test_engine_that_was_silent_once_stays(make_gateway: MakeGateway, engi
     gateway.settings["services"][0]["health"] = SHORT_HEALTH
     await gateway.start()
     busy = await engine(gateway.socket("r1"))
-    before = replica_of(await gateway.until_states(r1="serving"), "r1")
+    before = replica_of(await gateway.until_states({"r1": "serving"}), "r1")
     health_before = busy.ledger.calls["/health"]
     busy.behave(hang=True)
     await busy.until(lambda seen: seen.calls["/health"] > health_before)
@@ -139,7 +104,7 @@ async def test_engine_that_was_silent_once_stays(make_gateway: MakeGateway, engi
 async def test_other_role_behind_the_same_socket_is_another_worker(gateway: Gateway, engine: StartEngine) -> None:
     """The occupant, not the address: the old worker goes, a new one with the right role comes."""
     first = await engine(gateway.socket("r1"))
-    before = replica_of(await gateway.until_states(r1="serving"), "r1")
+    before = replica_of(await gateway.until_states({"r1": "serving"}), "r1")
     await first.stop()
     await engine(gateway.socket("r1"), role=Role.PREFILL, bootstrap_port=9001)
     status = await gateway.until(
@@ -147,7 +112,7 @@ async def test_other_role_behind_the_same_socket_is_another_worker(gateway: Gate
     )
     rows = [row for row in service_of(status)["replicas"] if row["state"] == "serving"]
     assert rows[0]["bridge"] != before["bridge"], "a port is not reused while anyone may still hold it"
-    await gateway.until_states(r1="serving")
+    await gateway.until_states({"r1": "serving"})
     [worker] = [w for w in await gateway.workers() if w["status"] == "ready"]
     assert (worker["worker_type"], worker["bootstrap_port"]) == ("prefill", 9001)
 
@@ -156,7 +121,7 @@ async def test_drain_returns_when_it_is_safe_to_stop(gateway: Gateway, engine: S
     """Out of rotation at once, wait for what is in flight, and no request after the drain."""
     draining = await engine(gateway.socket("r1"), token_interval_s=0.05)
     await engine(gateway.socket("r2"))
-    await gateway.until_states(r1="serving", r2="serving")
+    await gateway.until_states({"r1": "serving", "r2": "serving"})
     streams: list[asyncio.Task[str]] = []
     while draining.ledger.in_flight == 0:
         started = asyncio.Event()
@@ -174,13 +139,13 @@ async def test_drain_returns_when_it_is_safe_to_stop(gateway: Gateway, engine: S
     assert draining.ledger.received == received
     assert replica_of(await gateway.status(), "r1")["reason"] == "drain requested; drained, safe to stop"
     await draining.stop()
-    await gateway.until_states(r2="serving")
+    await gateway.until_states({"r2": "serving"})
 
 
 async def test_drain_gives_up_in_words_and_resume_takes_back(gateway: Gateway, engine: StartEngine) -> None:
     """A drain that takes too long says what is still in flight; a drained replica can be taken back."""
     slow = await engine(gateway.socket("r1"), token_interval_s=0.05)
-    await gateway.until_states(r1="serving")
+    await gateway.until_states({"r1": "serving"})
     started = asyncio.Event()
     stream = asyncio.create_task(stream_chat(gateway, 80, started))
     await started.wait()
@@ -191,7 +156,7 @@ async def test_drain_gives_up_in_words_and_resume_takes_back(gateway: Gateway, e
     assert slow.ledger.aborted == 0
     assert (await gateway.cli("drain", "chat", "r1"))[0] == 0
     assert (await gateway.cli("resume", "chat", "r1"))[0] == 0
-    await gateway.until_states(r1="serving")
+    await gateway.until_states({"r1": "serving"})
     assert "r1" in await ask(gateway, "tiny", stream=False)
 
 
@@ -200,13 +165,13 @@ async def test_unchanged_replica_keeps_port_and_worker_while_neighbours_come_and
 ) -> None:
     """An unchanged replica keeps its port, its worker id and so its prefix cache."""
     await engine(gateway.socket("steady"))
-    before = replica_of(await gateway.until_states(steady="serving"), "steady")
+    before = replica_of(await gateway.until_states({"steady": "serving"}), "steady")
     for _ in range(3):
         neighbours = [await engine(gateway.socket(f"n{i}")) for i in range(10)]
         await gateway.until(lambda s: list(states_of(s).values()).count("serving") == 11)
         for neighbour in neighbours:
             await neighbour.stop()
-        await gateway.until_states(steady="serving", within_s=15)
+        await gateway.until_states({"steady": "serving"}, within_s=15)
     after = replica_of(await gateway.status(), "steady")
     assert (after["bridge"], after["worker_id"]) == (before["bridge"], before["worker_id"])
     assert (await gateway.status())["bridge"]["reloads"] == 0

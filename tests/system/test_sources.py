@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import asyncio
 import os
 import shutil
 import socket
@@ -12,9 +11,9 @@ from pathlib import Path
 import pytest
 
 from examples.simulated import EngineKind, Lie
+from tests.system.clients import ask
 from tests.system.conftest import MakeGateway, StartEngine
 from tests.system.gateway import Gateway, replica_of, service_of, states_of
-from tests.system.test_main_job import ask
 
 
 async def test_directory_may_come_late_and_be_replaced(make_gateway: MakeGateway, engine: StartEngine) -> None:
@@ -24,12 +23,12 @@ async def test_directory_may_come_late_and_be_replaced(make_gateway: MakeGateway
     await gateway.start()
     gateway.sockets().mkdir(parents=True)
     first = await engine(gateway.socket("r1"))
-    await gateway.until_states(r1="serving")
+    await gateway.until_states({"r1": "serving"})
     gateway.sockets().rename(gateway.sockets().with_name("old"))
-    await gateway.until_states()
+    await gateway.until_states({})
     gateway.sockets().mkdir()
     await engine(gateway.socket("r2"))
-    await gateway.until_states(r2="serving")
+    await gateway.until_states({"r2": "serving"})
     await first.stop(grace_s=0)
 
 
@@ -37,7 +36,7 @@ async def test_directory_may_come_late_and_be_replaced(make_gateway: MakeGateway
 async def test_unreadable_directory_keeps_every_worker(gateway: Gateway, engine: StartEngine) -> None:
     """Unknown is not empty."""
     await engine(gateway.socket("r1"))
-    await gateway.until_states(r1="serving")
+    await gateway.until_states({"r1": "serving"})
     gateway.sockets().chmod(0)
     try:
         status = await gateway.until(lambda s: service_of(s)["source"]["blind"] is not None)
@@ -52,7 +51,7 @@ async def test_unreadable_directory_keeps_every_worker(gateway: Gateway, engine:
 async def test_directory_that_cannot_be_listed_keeps_every_worker(gateway: Gateway, engine: StartEngine) -> None:
     """Unknown is not empty, for root too: a loop of links cannot be listed."""
     await engine(gateway.socket("r1"))
-    before = replica_of(await gateway.until_states(r1="serving"), "r1")
+    before = replica_of(await gateway.until_states({"r1": "serving"}), "r1")
     aside = gateway.sockets().with_name("aside")
     # The swap is one step, so that at no time the directory is simply not there.
     loop = gateway.sockets().with_name("loop")
@@ -86,7 +85,7 @@ async def test_odd_names_are_served_or_refused_by_name(gateway: Gateway, engine:
         with socket.socket(socket.AF_UNIX) as odd:
             odd.bind(directory + b"/" + raw)
     gateway.socket("plain-file").write_text("not a socket")
-    status = await gateway.until_states(**dict.fromkeys(good, "serving"), within_s=15)
+    status = await gateway.until_states(dict.fromkeys(good, "serving"), within_s=15)
     refused = service_of(status)["source"]["refused"]
     assert "control characters" in refused["line\\nbreak"]
     assert "not valid UTF-8" in refused["\\udcff\\udcfe"]
@@ -104,9 +103,9 @@ async def test_replica_as_a_directory_of_the_pattern(make_gateway: MakeGateway, 
     for name in ("r1", "r2"):
         (gateway.sockets() / name).mkdir()
         await engine(gateway.sockets() / name / "replica.sock", name=name)
-    await gateway.until_states(r1="serving", r2="serving")
+    await gateway.until_states({"r1": "serving", "r2": "serving"})
     shutil.rmtree(gateway.sockets() / "r1")
-    await gateway.until_states(r2="serving")
+    await gateway.until_states({"r2": "serving"})
 
 
 async def test_notes_beside_the_socket(gateway: Gateway, engine: StartEngine) -> None:
@@ -119,7 +118,7 @@ async def test_notes_beside_the_socket(gateway: Gateway, engine: StartEngine) ->
     status = await gateway.until(lambda s: "did you mean" in str(replica_or_empty(s).get("reason")))
     assert "worker_type" in replica_of(status, "r1")["reason"]
     notes.write_text("labels: {rack: b7}\nworker_type: decode\npriority: 7\ncost: 2.5\napi_key_file: r1.key\n")
-    status = await gateway.until_states(r1="serving")
+    status = await gateway.until_states({"r1": "serving"})
     assert replica_of(status, "r1")["worker_type"] == "decode"
     [worker] = await gateway.workers()
     assert worker["labels"]["rack"] == "b7"
@@ -127,9 +126,8 @@ async def test_notes_beside_the_socket(gateway: Gateway, engine: StartEngine) ->
     assert "sekrit" not in gateway.log() + str(await gateway.status())
     notes.write_text("labels: {rack: b8}\napi_key_file: r1.key\n")
     await gateway.until(lambda s: replica_of(s, "r1")["worker_type"] == "regular")
-    while not any(w["labels"].get("rack") == "b8" and w["status"] == "ready" for w in await gateway.workers()):
-        await asyncio.sleep(0.02)
-    await gateway.until_states(r1="serving")
+    await gateway.until_workers(lambda workers: any(w["labels"].get("rack") == "b8" for w in workers))
+    await gateway.until_states({"r1": "serving"})
 
 
 def replica_or_empty(status: dict[str, object]) -> dict[str, object]:
@@ -144,18 +142,18 @@ async def test_liars_neither_serve_nor_hold_anybody_up(gateway: Gateway, engine:
     await engine(gateway.socket("honest"), EngineKind.VLLM_HTTP)
     status = await gateway.until(lambda s: states_of(s).get("honest") == "serving" and "liar" in states_of(s))
     if lie is not Lie.TYPES:  # Wrong types in fields that do not matter prove nothing against an engine.
-        status = await gateway.until(lambda s: replica_of(s, "liar")["state"] in ("foreign", "unreachable", "loading"))
+        status = await gateway.until_state("liar", "foreign", "unreachable", "loading")
         assert replica_of(status, "liar")["reason"]
     liar.behave(lie=None)
-    await gateway.until_states(within_s=20, liar="serving", honest="serving")
+    await gateway.until_states({"liar": "serving", "honest": "serving"}, within_s=20)
 
 
 async def test_accepting_and_closing_is_loading(gateway: Gateway, engine: StartEngine) -> None:
     """The near end of an SSH forward whose far end does not listen yet: Loading, and cheap."""
     far = await engine(gateway.socket("r1"), accept_close=True)
-    status = await gateway.until_states(r1="loading")
+    status = await gateway.until_states({"r1": "loading"})
     assert "closed" in replica_of(status, "r1")["reason"]
     far.behave(accept_close=False)
-    await gateway.until_states(r1="serving")
+    await gateway.until_states({"r1": "serving"})
     far.behave(accept_close=True)
-    await gateway.until_states(r1="unreachable", within_s=20)
+    await gateway.until_states({"r1": "unreachable"}, within_s=20)

@@ -1,0 +1,138 @@
+"""Figure: the bridge's requests/s and CPU per request, against a plain hand-written nginx stream proxy.
+
+One upstream, a tiny nginx on a Unix socket that answers `{}`; `wrk` in front, 32 connections. One nginx worker process
+on either side, and the two alternate round by round; the medians are compared.
+
+floor  A stream proxy with one `listen` and one `proxy_pass unix:...`.
+ours   The daemon's own nginx, its port range of 400 and its symlink, to the same socket.
+
+Two kinds of traffic: connections that are kept, and a new connection for each request (where the bridge has its work).
+CPU per request is the time that the proxy's processes used, from /proc, by the requests that wrk counted. A ratio is ours
+to the floor's, so that more is better: requests/s ours / floor, CPU per request floor / ours.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import os
+import re
+import shutil
+from collections.abc import AsyncIterator
+from contextlib import asynccontextmanager
+from dataclasses import dataclass
+from pathlib import Path
+from tempfile import TemporaryDirectory
+
+from bench import processes
+from bench.bare import BareNginx
+from bench.gateway import replicas_of, running_gateway
+from bench.ports import free_ports
+from bench.report import Row, Scale, median
+from gateway_sidecar.bridges.nginx import find_nginx
+
+NAME = "bridge-cost"
+_LEAST_RATIO = 0.95
+_CONNECTIONS = 32
+_ROUND_S = 2
+_COUNTS = re.compile(r"(\d+) requests in ([\d.]+)(ms|s|m)")
+
+
+@dataclass(frozen=True, slots=True)
+class _Round:
+    requests_per_s: float
+    cpu_us: float
+
+
+@asynccontextmanager
+async def _upstream(directory: Path, socket: Path) -> AsyncIterator[None]:
+    """An nginx that answers everything with `{}`, and `/v1/models` as an OpenAI-compatible server does."""
+    directory.mkdir()
+    config = directory / "nginx.conf"
+    config.write_text(f"""
+daemon off;
+worker_processes 1;
+pid nginx.pid;
+error_log error.log;
+{"user root;" if os.geteuid() == 0 else ""}
+events {{ worker_connections 4096; }}
+http {{
+    access_log off;
+    keepalive_requests 1000000000;
+    {" ".join(f"{kind}_temp_path {directory}/{kind};" for kind in ("client_body", "proxy", "fastcgi", "uwsgi", "scgi"))}
+    default_type application/json;
+    server {{
+        listen unix:{socket} backlog=4096;
+        location = /v1/models {{ return 200 '{{"object":"list","data":[{{"id":"tiny","object":"model"}}]}}'; }}
+        location / {{ return 200 '{{}}'; }}
+    }}
+}}
+""")
+    program = await find_nginx("nginx")
+    process = await processes.start([program.path, "-p", str(directory), "-c", str(config)], directory / "output.log")
+    try:
+        async with asyncio.timeout(10):
+            while not socket.exists():
+                await asyncio.sleep(0.01)
+        socket.chmod(0o666)
+        yield
+    finally:
+        await processes.end(process)
+
+
+async def _round(port: int, pids: list[int], *, kept: bool) -> _Round:
+    """One run of wrk against a port, and what the proxy used meanwhile."""
+    options = [] if kept else ["-H", "Connection: close"]
+    before = processes.cpu_s(*pids)
+    process = await asyncio.create_subprocess_exec(
+        "wrk", "-t1", f"-c{_CONNECTIONS}", f"-d{_ROUND_S}s", *options, f"http://127.0.0.1:{port}/",
+        stdout=asyncio.subprocess.PIPE,
+    )  # fmt: skip
+    output, _ = await process.communicate()
+    used_s = processes.cpu_s(*pids) - before
+    found = _COUNTS.search(output.decode())
+    if found is None or found[3] != "s" or b"Non-2xx" in output:
+        raise RuntimeError(f"wrk: {output.decode()}")
+    return _Round(int(found[1]) / float(found[2]), used_s / int(found[1]) * 1e6)
+
+
+async def run(scale: Scale) -> list[Row]:
+    """7 rounds of 2 s for each side and kind of traffic; 2 with `--quick`."""
+    if shutil.which("wrk") is None:
+        return [Row.not_measured(NAME, "wrk is missing: apt-get install wrk")]
+    with TemporaryDirectory(prefix="bench-", dir="/tmp") as place:
+        directory = Path(place)
+        async with running_gateway(nginx_workers=1) as ours, _upstream(directory / "up", ours.socket("r1")):
+            plain = free_ports(1)
+            async with BareNginx(directory, {plain: ours.socket("r1")}) as bare:
+                await ours.until(lambda rows: "r1" in rows and rows["r1"]["bridge"] is not None)
+                bridge = int(replicas_of(await ours.gateway.status())["r1"]["bridge"].rpartition(":")[2])
+                our_pids = await ours.nginx_pids()
+                rows = []
+                for kept in (True, False):
+                    floors, times = [], []
+                    for _ in range(scale.pick(7, 2)):
+                        floors.append(await _round(plain, bare.pids, kept=kept))
+                        times.append(await _round(bridge, our_pids, kept=kept))
+                    rows += _rows(kept, floors, times)
+    return rows
+
+
+def _rows(kept: bool, floors: list[_Round], times: list[_Round]) -> list[Row]:
+    case = "kept connections" if kept else "a connection each"
+    rates = [median([r.requests_per_s for r in side]) for side in (floors, times)]
+    cpus = [median([r.cpu_us for r in side]) for side in (floors, times)]
+    numbers = {
+        "rounds": len(times),
+        "floor_requests_per_s": [round(r.requests_per_s) for r in floors],
+        "ours_requests_per_s": [round(r.requests_per_s) for r in times],
+        "floor_cpu_us": [round(r.cpu_us, 2) for r in floors],
+        "ours_cpu_us": [round(r.cpu_us, 2) for r in times],
+    }
+    rate, cpu = rates[1] / rates[0], cpus[0] / cpus[1]
+    bar = f">= {_LEAST_RATIO:g} x floor"
+    return [
+        Row(NAME, f"requests/s, {case}", bar, f"{rates[0]:.0f}/s", f"{rates[1]:.0f}/s", f"{rate:.2f} x",
+            rate >= _LEAST_RATIO, numbers),
+        Row(NAME, f"CPU per request, {case}", bar, f"{cpus[0]:.1f} us", f"{cpus[1]:.1f} us", f"{cpu:.2f} x",
+            cpu >= _LEAST_RATIO, numbers),
+    ]  # fmt: skip

@@ -1,0 +1,53 @@
+"""Clients of a service address."""
+
+from __future__ import annotations
+
+import asyncio
+import itertools
+import json
+
+import aiohttp
+from openai import AsyncOpenAI
+from openai.types.chat import ChatCompletionMessageParam
+
+from tests.system.gateway import Gateway
+
+_prompts = itertools.count()
+
+
+async def ask(gateway: Gateway, model: str, *, stream: bool, service: str = "chat", tokens: int = 4) -> str:
+    """One chat through the service address with the `openai` client; the answer's text."""
+    async with AsyncOpenAI(base_url=f"{gateway.url(service)}/v1", api_key="none", max_retries=0) as client:
+        messages: list[ChatCompletionMessageParam] = [{"role": "user", "content": "hello"}]
+        if not stream:
+            answer = await client.chat.completions.create(model=model, messages=messages, max_tokens=tokens)
+            return answer.choices[0].message.content or ""
+        parts: list[str] = []
+        chunks = await client.chat.completions.create(model=model, messages=messages, max_tokens=tokens, stream=True)
+        async for chunk in chunks:
+            parts += [choice.delta.content or "" for choice in chunk.choices]
+        assert len([part for part in parts if part]) > 1, "the stream came in one piece"
+        return "".join(parts)
+
+
+async def stream_chat(gateway: Gateway, tokens: int, started: asyncio.Event | None = None) -> str:
+    """One streamed chat; raises if it does not run to its very end."""
+    # A prompt of its own, so that cache-aware routing spreads the chats.
+    messages = [{"role": "user", "content": f"{next(_prompts)} {'x' * 50}"}]
+    body = {"model": "tiny", "messages": messages, "max_tokens": tokens, "stream": True}
+    text, done = "", False
+    async with (
+        aiohttp.ClientSession() as session,
+        session.post(f"{gateway.url()}/v1/chat/completions", json=body) as response,
+    ):
+        assert response.status == 200, await response.text()
+        async for raw in response.content:
+            line = raw.decode().strip().removeprefix("data: ")
+            if line == "[DONE]":
+                done = True
+            elif line:
+                text += json.loads(line)["choices"][0]["delta"].get("content") or ""
+                if started is not None:
+                    started.set()
+    assert done, f"the stream broke off after {text!r}"
+    return text

@@ -1,0 +1,293 @@
+"""What an operator does: check, plan, status, reload, drain by wrong names, metrics, restart."""
+
+from __future__ import annotations
+
+import asyncio
+import json
+import signal
+import socket
+
+import aiohttp
+import pytest
+from prometheus_client.parser import text_string_to_metric_families
+
+from tests.system.clients import ask, stream_chat
+from tests.system.conftest import MakeGateway, StartEngine
+from tests.system.gateway import Gateway, replica_of, service_of, states_of
+
+REPLICA_KEYS = {
+    "id", "state", "state_age_s", "socket", "bridge", "worker_id", "worker_type", "connection_mode", "runtime_type",
+    "model", "reason",
+}  # fmt: skip
+
+
+async def test_status_has_the_promised_names(gateway: Gateway, engine: StartEngine) -> None:
+    """Other tools rely on these names."""
+    await engine(gateway.socket("r1"))
+    await gateway.until_states({"r1": "serving"})
+    code, out, err = await gateway.cli("status", "--json")
+    assert (code, err) == (0, "")
+    status = json.loads(out)
+    service = service_of(status)
+    assert {"name", "listen", "router", "replicas"} <= service.keys()
+    assert {"type", "state", "url", "pid", "restarts", "metrics_url"} <= service["router"].keys()
+    assert service["replicas"][0].keys() >= REPLICA_KEYS
+    code, out, _ = await gateway.cli("status")
+    assert code == 0
+    assert "serving" in out
+    assert "sglang/http" in out
+
+
+async def test_plan_of_a_fresh_and_of_a_running_daemon(make_gateway: MakeGateway, engine: StartEngine) -> None:
+    """The plan is told and not carried out; at rest it is empty."""
+    gateway = make_gateway()
+    gateway.configure()
+    await engine(gateway.socket("r1"))
+    await engine(gateway.socket("r2"), load_s=3600)
+    code, out, _ = await gateway.cli("plan")
+    assert code == 0
+    assert "chat/r1: bridge, then register http://<bridge> as regular sglang" in out
+    assert "chat/r2: bridge, then wait: loading" in out
+    assert not (gateway.directory / "run").exists()
+    await gateway.start()
+    await gateway.until_states({"r1": "serving", "r2": "loading"})
+    code, out, _ = await gateway.cli("plan", "--json")
+    assert json.loads(out) == {"by": "the running daemon", "actions": []}
+
+
+async def test_check_explains_and_changes_nothing(make_gateway: MakeGateway) -> None:
+    """Taken ports, missing programs and directories are named; nothing is made."""
+    gateway = make_gateway()
+    gateway.configure()
+    code, out, _ = await gateway.cli("check")
+    assert code == 0, out
+    assert "stream" in out
+    assert not (gateway.directory / "run").exists()
+    with socket.socket() as taken:
+        taken.bind(("127.0.0.1", gateway.ports["chat"]))
+        taken.listen()
+        gateway.settings["bridges"]["nginx"] = "/nowhere/nginx"
+        gateway.settings["services"][0]["router"] = {"command": "/nowhere/smg"}
+        gateway.configure()
+        code, out, _ = await gateway.cli("check")
+    assert code == 1
+    assert f"FAIL  cannot listen on 127.0.0.1:{gateway.ports['chat']}: EADDRINUSE" in out
+    assert "apt-get install nginx-light libnginx-mod-stream" in out
+    assert "/nowhere/smg is not an executable file" in out
+
+
+async def test_reload_touches_only_what_changed(make_gateway: MakeGateway, engine: StartEngine) -> None:
+    """A new service comes, a changed one stays connected, a removed one goes; no stream breaks."""
+    gateway = make_gateway(services=("chat", "code"))
+    both = gateway.settings["services"]
+    gateway.settings["services"] = both[:1]
+    await gateway.start()
+    await engine(gateway.socket("r1"), token_interval_s=0.05)
+    before = service_of(await gateway.until_states({"r1": "serving"}))
+    started = asyncio.Event()
+    stream = asyncio.create_task(stream_chat(gateway, 60, started))
+    await started.wait()
+    gateway.configure(services=both)
+    code, out, _ = await gateway.cli("reload")
+    assert (code, out) == (0, "changed: code: added\n")
+    await engine(gateway.socket("r2", "code"))
+    await gateway.until_states({"r2": "serving"}, service="code")
+    assert "r2" in await ask(gateway, "tiny", stream=False, service="code")
+    assert (await gateway.cli("reload"))[1] == "nothing changed\n"
+    both[0]["health"] = {"interval_s": 3}
+    gateway.configure(services=both[:1])
+    code, out, _ = await gateway.cli("reload")
+    assert (code, out) == (0, "changed: code: removed; chat: health\n")
+    status = await gateway.until(lambda s: [x["name"] for x in s["services"]] == ["chat"])
+    assert service_of(status)["router"]["pid"] == before["router"]["pid"]
+    assert replica_of(status, "r1")["worker_id"] == before["replicas"][0]["worker_id"]
+    assert (await stream).split()[-1] == "59"
+    with pytest.raises(aiohttp.ClientConnectorError):
+        async with aiohttp.ClientSession() as session:
+            await session.get(gateway.url("code"))
+
+
+async def test_bad_config_changes_nothing_and_says_why(gateway: Gateway, engine: StartEngine) -> None:
+    """By SIGHUP and by command: the old configuration stays, the reasons are told with their lines."""
+    await engine(gateway.socket("r1"))
+    before = await gateway.until_states({"r1": "serving"})
+    gateway.config_path.write_text(gateway.config_path.read_text().replace("listen: 127", "lisen: 127"))
+    code, _, err = await gateway.cli("reload")
+    assert code == 78
+    assert "did you mean 'listen'" in err
+    gateway.configure(state_dir=str(gateway.directory / "other"))
+    code, _, err = await gateway.cli("reload")
+    assert code == 78
+    assert "state_dir: cannot change while the daemon runs" in err
+    assert gateway.process is not None
+    gateway.process.send_signal(signal.SIGHUP)
+    while len(gateway.events("config.refused")) < 2:
+        await asyncio.sleep(0.01)
+    after = await gateway.status()
+    assert service_of(after)["router"] == service_of(before)["router"]
+    assert states_of(after) == {"r1": "serving"}
+
+
+async def test_config_with_ten_mistakes_gets_ten_messages(make_gateway: MakeGateway) -> None:
+    """Every mistake in one go, each with its line; exit code 78."""
+    gateway = make_gateway()
+    gateway.config_path.write_text(
+        "state_dir: relative/path\n"
+        "rescan_interval_s: -1\n"
+        "metrics: {listen: 127.0.0.1:99999}\n"
+        "bridges: {ports: 24001-99999}\n"
+        "colour: blue\n"
+        "services:\n"
+        "  - name: Chat Room\n"
+        "    listen: example.org:30000\n"
+        "    replicas: {sockets: /run/replicas/chat.sock}\n"
+        "    router: {policy: fastest, args: [--port, '1']}\n"
+    )
+    for command in ("check", "run"):
+        code, _, err = await gateway.cli(command)
+        assert code == 78
+        lines = err.splitlines()
+        assert len(lines) == 10, err
+        numbers = [int(line.removeprefix(f"{gateway.config_path}:").split(":")[0]) for line in lines]
+        assert sorted(numbers) == [1, 2, 3, 4, 5, 7, 8, 9, 10, 10]
+
+
+async def test_unknown_names_are_answered_with_known_ones(gateway: Gateway, engine: StartEngine) -> None:
+    """An error says what there is."""
+    await engine(gateway.socket("r1"))
+    await gateway.until_states({"r1": "serving"})
+    assert "no service 'chta'; there are: chat" in (await gateway.cli("drain", "chta", "r1"))[2]
+    assert "no replica 'r2'; there are: r1" in (await gateway.cli("drain", "chat", "r2"))[2]
+    assert "timeout_s" in (await gateway.cli("drain", "chat", "r1", "--timeout", "-3"))[2]
+
+
+async def test_commands_without_a_daemon_say_so(make_gateway: MakeGateway) -> None:
+    """Nobody there is an error in words, exit code 1."""
+    gateway = make_gateway()
+    gateway.configure()
+    code, _, err = await gateway.cli("status")
+    assert code == 1
+    assert "the daemon does not run" in err
+
+
+async def test_second_daemon_is_kept_out(gateway: Gateway) -> None:
+    """Two daemons never share a run_dir."""
+    assert gateway.process is not None
+    code, _, err = await gateway.cli("run")
+    assert code == 1
+    assert f"another gateway-sidecar (pid {gateway.process.pid}) runs" in err
+
+
+async def metrics_of(gateway: Gateway) -> dict[tuple[str, frozenset[tuple[str, str]]], float]:
+    async with (
+        aiohttp.ClientSession() as session,
+        session.get(f"http://127.0.0.1:{gateway.metrics_port}/metrics") as response,
+    ):
+        text = await response.text()
+    return {
+        (sample.name, frozenset(sample.labels.items())): sample.value
+        for family in text_string_to_metric_families(text)
+        for sample in family.samples
+    }
+
+
+async def test_metrics_tell_the_story_and_forget_the_gone(gateway: Gateway, engine: StartEngine) -> None:
+    """Replicas by state, changes, probes, times; the series of a vanished replica disappear."""
+    one = await engine(gateway.socket("r1"))
+    await gateway.until_states({"r1": "serving"})
+    found = await metrics_of(gateway)
+
+    def value(name: str, **labels: str) -> float | None:
+        return found.get((f"gateway_sidecar_{name}", frozenset(labels.items())))
+
+    assert value("replicas", service="chat", state="serving") == 1
+    assert value("replica_state_changes_total", service="chat", state="serving") == 1
+    assert value("registrations_total", service="chat", outcome="ready") == 1
+    assert value("router_up", service="chat") == 1
+    assert value("bridge_ports", use="leased") == 1
+    assert value("socket_to_serving_seconds_count", service="chat") == 1
+    assert (value("probes_total", service="chat", kind="identify", outcome="ready") or 0) >= 1
+    assert any("r1" in dict(labels).values() for _, labels in found)
+    await one.stop()
+    await gateway.until_states({})
+    found = await metrics_of(gateway)
+    assert not any("r1" in dict(labels).values() for _, labels in found)
+    assert value("replicas", service="chat", state="serving") == 0
+    assert value("deregistrations_total", service="chat", reason="socket_gone") == 1
+    for path in ("/healthz", "/readyz"):
+        async with (
+            aiohttp.ClientSession() as session,
+            session.get(f"http://127.0.0.1:{gateway.metrics_port}{path}") as response,
+        ):
+            assert response.status == 200
+
+
+async def test_router_restart_by_config_change_keeps_replicas(gateway: Gateway, engine: StartEngine) -> None:
+    """A changed policy gives the service a router with that policy and all of its workers."""
+    await engine(gateway.socket("r1"))
+    before = service_of(await gateway.until_states({"r1": "serving"}))
+    gateway.settings["services"][0]["router"] = {"policy": "round_robin"}
+    gateway.configure()
+    assert (await gateway.cli("reload"))[1] == "changed: chat: router\n"
+    await gateway.until(
+        lambda s: (
+            service_of(s)["router"]["pid"] not in (None, before["router"]["pid"]) and states_of(s) == {"r1": "serving"}
+        ),
+        within_s=20,
+    )
+    assert "r1" in await ask(gateway, "tiny", stream=False)
+
+
+async def test_daemon_killed_and_started_again_adopts_everything(gateway: Gateway, engine: StartEngine) -> None:
+    """SIGKILL: nginx, router and streams go on; the next daemon deregisters and re-probes nobody."""
+    engines = [await engine(gateway.socket(f"r{i}"), token_interval_s=0.05) for i in range(3)]
+    wanted = {f"r{i}": "serving" for i in range(3)}
+    before = await gateway.until_states(wanted)
+    identified = [sum(one.ledger.calls[p] for p in ("/server_info", "/v1/models")) for one in engines]
+    started = asyncio.Event()
+    stream = asyncio.create_task(stream_chat(gateway, 80, started))
+    await started.wait()
+    await gateway.kill()
+    assert "r" in await ask(gateway, "tiny", stream=False)
+    await gateway.start()
+    after = await gateway.until_states(wanted)
+    assert service_of(after)["router"]["pid"] == service_of(before)["router"]["pid"]
+    assert after["bridge"]["pid"] == before["bridge"]["pid"]
+    for name in wanted:
+        for key in ("worker_id", "bridge"):
+            assert replica_of(after, name)[key] == replica_of(before, name)[key]
+    assert [sum(one.ledger.calls[p] for p in ("/server_info", "/v1/models")) for one in engines] == identified
+    assert (await stream).split()[-1] == "79"
+
+
+async def test_replica_that_left_while_the_daemon_was_away(gateway: Gateway, engine: StartEngine) -> None:
+    """What changed meanwhile is found at the start: the gone are taken out, the new let in, the rest left alone."""
+    gone = await engine(gateway.socket("gone"))
+    await engine(gateway.socket("stays"))
+    changed = await engine(gateway.socket("changed"))
+    before = await gateway.until_states({"gone": "serving", "stays": "serving", "changed": "serving"})
+    await gateway.terminate()
+    await gone.stop()
+    await changed.stop()
+    await engine(gateway.socket("changed"), model="other")
+    await engine(gateway.socket("new"))
+    await gateway.start()
+    after = await gateway.until_states({"stays": "serving", "changed": "serving", "new": "serving"}, within_s=15)
+    assert replica_of(after, "stays")["worker_id"] == replica_of(before, "stays")["worker_id"]
+    assert replica_of(after, "changed")["model"] == "other"
+    await gateway.until_workers(lambda workers: len(workers) == 3)
+
+
+async def test_interrupt_takes_everything_down(gateway: Gateway, engine: StartEngine) -> None:
+    """Ctrl-C in the foreground leaves no process and no link behind."""
+    await engine(gateway.socket("r1"))
+    status = await gateway.until_states({"r1": "serving"})
+    pids = [service_of(status)["router"]["pid"], status["bridge"]["pid"]]
+    assert gateway.process is not None
+    gateway.process.send_signal(signal.SIGINT)
+    assert await gateway.process.wait() == 0
+    assert gateway.events("daemon.stopped")[0]["left_running"] is False
+    from gateway_sidecar.supervision.process import start_ticks
+
+    assert [start_ticks(pid) for pid in pids] == [None, None]
+    assert list((gateway.directory / "run" / "bridges").iterdir()) == []

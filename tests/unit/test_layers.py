@@ -1,0 +1,88 @@
+"""Imports point down, adapters do not know each other, and what decides knows nothing of the world."""
+
+from __future__ import annotations
+
+import ast
+from collections.abc import Iterator
+from pathlib import Path
+
+import gateway_sidecar
+
+PACKAGE = Path(gateway_sidecar.__file__).parent
+LAYERS: tuple[frozenset[str], ...] = tuple(
+    frozenset(layer.split())
+    for layer in (
+        "__main__",
+        "cli",
+        "app check fresh_plan install",
+        "admin",
+        "control",
+        "bridges engines routers sources",
+        "config supervision telemetry",
+        "domain",
+        "errors",
+    )
+)
+"""Highest first. A module imports from lower layers and from its own package, and from no neighbour in its layer."""
+
+PURE = {*("__future__", "collections", "dataclasses", "enum", "functools", "itertools", "json", "math", "re", "typing")}
+"""What the domain may take from outside: nothing that reads a clock, draws a number or touches the world."""
+
+Import = tuple[Path, int, str]
+
+
+def imports() -> Iterator[Import]:
+    """(file, line, full name of what is imported) for every import in the package, wherever in a file it stands."""
+    for path in sorted(PACKAGE.rglob("*.py")):
+        for node in ast.walk(ast.parse(path.read_bytes())):
+            if isinstance(node, ast.Import):
+                yield from ((path, node.lineno, alias.name) for alias in node.names)
+            elif isinstance(node, ast.ImportFrom):
+                base = "." * node.level + (node.module or "")
+                yield from ((path, node.lineno, f"{base}.{alias.name}") for alias in node.names)
+
+
+def unit_of(path: Path) -> str:
+    """The package or module directly below gateway_sidecar that a file belongs to."""
+    return path.relative_to(PACKAGE).parts[0].removesuffix(".py")
+
+
+def shown(import_: Import) -> str:
+    path, line, name = import_
+    return f"{path.relative_to(PACKAGE.parent)}:{line} imports {name}"
+
+
+def rank(unit: str) -> int:
+    return next(number for number, layer in enumerate(LAYERS) if unit in layer)
+
+
+def test_every_part_has_its_layer() -> None:
+    """Whoever adds a part decides where it stands; whoever removes one says so here."""
+    parts = {unit_of(path) for path in PACKAGE.rglob("*.py")} - {"__init__"}
+    assert parts == frozenset().union(*LAYERS)
+
+
+def test_imports_point_down() -> None:
+    """A layer knows those below it, and adapters do not know each other."""
+    upward = []
+    for path, line, name in imports():
+        own, other = unit_of(path), name.split(".")[1:2]
+        if name.startswith("gateway_sidecar.") and other != ["__version__"]:
+            assert own != "__init__", "the package itself imports none of its parts"
+            if other != [own] and rank(other[0]) <= rank(own):
+                upward.append(shown((path, line, name)))
+    assert upward == []
+
+
+def test_imports_are_absolute_and_stay_inside() -> None:
+    """Relative imports would slip past this test; what is shipped does not need what is not."""
+    outside = ("examples", "tests", "bench")
+    found = [each for each in imports() if each[2].startswith(".") or each[2].split(".")[0] in outside]
+    assert [shown(each) for each in found] == []
+
+
+def test_the_domain_is_pure() -> None:
+    """No clock, no randomness, no I/O: they are passed in."""
+    allowed = PURE | {"gateway_sidecar"}
+    impure = [each for each in imports() if unit_of(each[0]) == "domain" and each[2].split(".")[0] not in allowed]
+    assert [shown(each) for each in impure] == []
