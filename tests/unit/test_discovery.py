@@ -291,7 +291,7 @@ def test_first_side_that_gets_through_decides() -> None:
     assert not decisive(closed)
     assert settle((closed, Foreign("grpc")), Protocol.HTTP2) == Foreign("grpc")
     assert settle((Foreign("http"), cut), Protocol.HTTP1) == Foreign("http")
-    assert settle((closed, cut), None) == Loading("closed without an answer")
+    assert settle((closed, cut), None) == Loading("closed without an answer", refused=True)
     assert isinstance(settle((NoAnswer(Failure.OTHER_PROTOCOL), closed), Protocol.HTTP2), Unknown)
 
 

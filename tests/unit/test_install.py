@@ -8,13 +8,13 @@ from pathlib import Path
 import pytest
 
 from gateway_sidecar.config import load_config
+from gateway_sidecar.errors import InstallError
 from gateway_sidecar.install import (
     CONFIG,
     SYSUSERS,
     TMPFILES,
     UNIT,
     Did,
-    InstallError,
     install,
     own_command,
     uninstall,

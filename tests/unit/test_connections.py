@@ -1,0 +1,47 @@
+"""Counting open connections on bridge ports."""
+
+from __future__ import annotations
+
+import socket
+from pathlib import Path
+
+from gateway_sidecar.bridges.connections import open_connections
+from gateway_sidecar.bridges.nginx import busy_ports
+
+
+def test_real_connections_are_counted_until_both_sides_are_done() -> None:
+    """A half-closed stream is still somebody's; a listening or a closed socket is nobody's."""
+    with socket.create_server(("127.0.0.1", 0)) as server:
+        port = server.getsockname()[1]
+        assert open_connections({port}) == {}
+        client = socket.create_connection(("127.0.0.1", port))
+        served, _ = server.accept()
+        assert open_connections({port}) == {port: 1}
+        assert open_connections({port + 1}) == {}
+        client.shutdown(socket.SHUT_WR)
+        assert open_connections({port}) == {port: 1}
+        served.close()
+        client.close()
+        assert open_connections({port}) == {}
+
+
+def test_the_kernels_table_is_read_as_it_is(tmp_path: Path) -> None:
+    """Ports and states are hexadecimal; a machine without IPv6 has one table."""
+    table = tmp_path / "tcp"
+    table.write_text(
+        "  sl  local_address rem_address   st tx_queue rx_queue tr tm->when retrnsmt\n"
+        "   0: 0100007F:5DC1 0100007F:A001 01 00000000:00000000 00:00000000 00000000\n"
+        "   1: 0100007F:5DC1 0100007F:A002 08 00000000:00000000 00:00000000 00000000\n"
+        "   2: 0100007F:5DC1 0100007F:A003 06 00000000:00000000 00:00000000 00000000\n"
+        "   3: 0100007F:5DC1 00000000:0000 0A 00000000:00000000 00:00000000 00000000\n"
+        "   4: 0100007F:A001 0100007F:5DC1 01 00000000:00000000 00:00000000 00000000\n"
+    )
+    assert open_connections({0x5DC1}, (table, tmp_path / "tcp6")) == {24001: 2}
+
+
+def test_busy_ports_are_named() -> None:
+    """One busy port in the range would fail nginx's whole start."""
+    with socket.create_server(("127.0.0.1", 0)) as server:
+        port = server.getsockname()[1]
+        assert busy_ports([("127.0.0.1", port)]) == [("127.0.0.1", port, "EADDRINUSE")]
+    assert busy_ports([("192.0.2.1", 1)])[0][2] == "EADDRNOTAVAIL"

@@ -1,0 +1,82 @@
+"""What is written down: whole or not at all, and never trusted more than it deserves."""
+
+from __future__ import annotations
+
+import os
+from pathlib import Path
+
+import pytest
+
+from gateway_sidecar.control import records
+from gateway_sidecar.control.router_process import SavedRouter
+from gateway_sidecar.control.tenure import SavedTenure
+from gateway_sidecar.domain.model import ConnectionMode, EngineFacts, Occupant, ReplicaId, RuntimeType, WorkerType
+from gateway_sidecar.errors import StateError
+from gateway_sidecar.routers.base import RouterPorts
+from gateway_sidecar.sources.listing import Sighting
+from gateway_sidecar.supervision.process import Identity
+
+FACTS = EngineFacts(
+    RuntimeType.SGLANG, ConnectionMode.GRPC, WorkerType.PREFILL, "tiny", "0.5", 8998, "Nixl", "kv", "e", 2
+)
+SIGHTING = Sighting(ReplicaId("größe"), Path("/run/r 1.sock"), Occupant(1, 2, 3))
+
+
+@pytest.mark.parametrize("facts", [FACTS, None])
+def test_a_tenure_comes_back_as_it_was(facts: EngineFacts | None) -> None:
+    """Nothing of a lease is lost on the way to disk and back."""
+    saved = SavedTenure(SIGHTING, 4, 24001, facts, True)
+    assert records.tenure_from_json(records.tenure_to_json(saved)) == saved
+
+
+def test_a_router_comes_back_as_it_was() -> None:
+    """The key and the identity are what adoption stands on."""
+    saved = SavedRouter(Identity(7, 8, "boot"), RouterPorts(23001, 23002), "key", ("smg", "launch"))
+    assert records.router_from_json(records.router_to_json(saved)) == saved
+
+
+def test_written_whole_and_private(tmp_path: Path) -> None:
+    """Readable by the daemon alone; an older record is replaced in one step."""
+    path = tmp_path / "state" / "leases.json"
+    for number in (1, 2):
+        records.write_record(path, {"number": number})
+        assert records.read_record(path)["number"] == number
+    assert path.stat().st_mode & 0o777 == 0o600
+    assert os.listdir(path.parent) == ["leases.json"]
+
+
+def test_no_record_is_an_empty_one(tmp_path: Path) -> None:
+    """The first start of all is nothing to complain of."""
+    assert records.read_record(tmp_path / "none.json") == {}
+
+
+@pytest.mark.parametrize(
+    ("content", "reason"),
+    [
+        (b"", "not whole"), (b'{"version": 1, "serv', "not whole"), (b"\xff\x00garbage", "not whole"),
+        (b"[]", "version None"), (b'{"version": 99}', "version 99"), (b'{"services": {}}', "version None"),
+    ],
+)  # fmt: skip
+def test_what_cannot_be_trusted_is_named(tmp_path: Path, content: bytes, reason: str) -> None:
+    """Truncated, garbage, or from a newer version: said, and not used."""
+    path = tmp_path / "leases.json"
+    path.write_bytes(content)
+    with pytest.raises(StateError, match=reason):
+        records.read_record(path)
+
+
+def test_what_cannot_be_written_is_named(tmp_path: Path) -> None:
+    """A state directory that is a file, say."""
+    (tmp_path / "state").write_text("in the way")
+    with pytest.raises(StateError, match="cannot write"):
+        records.write_record(tmp_path / "state" / "leases.json", {})
+
+
+@pytest.mark.parametrize(
+    "change", [{"port": "x"}, {"occupant": {"device": 1}}, {"facts": {"runtime_type": "gpt"}}, {"facts": 3}]
+)
+def test_a_lease_of_another_form_is_named(change: dict[str, object]) -> None:
+    """A record by somebody else's hand does not stop the daemon."""
+    row = records.tenure_to_json(SavedTenure(SIGHTING, 0, 1, FACTS, False)) | change
+    with pytest.raises(StateError):
+        records.tenure_from_json(row)
