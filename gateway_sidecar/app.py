@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import fcntl
+import math
 import os
 import signal
 from collections.abc import Awaitable, Callable
@@ -68,7 +69,12 @@ class RealAdapters:
     def router_kind(self, settings: ServiceSettings) -> Smg:
         """The service's router as it is configured."""
         it = settings.router
-        return Smg(it.command, it.policy, it.log_level, it.args, it.env, it.api_timeout_s, settings.drain.settle_s)
+        health = {
+            "timeout_secs": math.ceil(settings.health.timeout_s),
+            "failure_threshold": settings.health.failures,
+            "drain_settle_secs": math.ceil(settings.drain.settle_s),
+        }
+        return Smg(it.command, it.policy, it.log_level, it.args, it.env, it.api_timeout_s, health)
 
 
 class RouterPortLeases:

@@ -31,6 +31,7 @@ from gateway_sidecar.telemetry.metrics import Metrics
 
 _WRITE_GAP_S = 0.05
 _COUNT_GAP_S = 0.05
+_COUNT_REST_S = 0.2
 _STALE_S = 10.0
 _FIXED = ("state_dir", "run_dir", "bridges", "router_ports", "metrics", "rescan_interval_s")
 
@@ -295,7 +296,9 @@ class Daemon:
                 for port in resting:
                     if counts[port] == 0:
                         self.leases.settle(port)
-            await asyncio.sleep(max(_COUNT_GAP_S, 10 * (time.monotonic() - began)))
+                await asyncio.sleep(max(_COUNT_GAP_S, 10 * (time.monotonic() - began)))
+            else:
+                await asyncio.sleep(_COUNT_REST_S)
 
     async def _log_loop(self) -> None:
         """Passes on what nginx and the routers write, and how much memory the routers take."""

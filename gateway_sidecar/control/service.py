@@ -45,6 +45,7 @@ from gateway_sidecar.telemetry.logs import get_logger
 from gateway_sidecar.telemetry.metrics import Metrics
 
 _LEAST_LOOK_GAP_S = 0.003
+_RECONSIDER_RESCANS = 5
 
 
 @dataclass(frozen=True, slots=True)
@@ -368,7 +369,7 @@ class Service:
             if now >= all_due:
                 # Whatever was missed, and whoever forgot to say so: the whole of it is looked at again.
                 self._reconsider()
-                all_due = now + self._rescan_interval_s
+                all_due = now + _RECONSIDER_RESCANS * self._rescan_interval_s
             for count, key in enumerate(await self._queue.take(1.0)):
                 tenure = self.tenures.get(key)
                 if tenure is not None:

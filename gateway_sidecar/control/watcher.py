@@ -131,9 +131,15 @@ class Watcher:
         self._metrics.probe_seconds.labels(self._settings.name, kind).observe(time.monotonic() - began)
         self._metrics.probes.labels(self._settings.name, kind, type(result).__name__.lower()).inc()
         tenure.probe = None
-        if not tenure.gone and not tenure.replaced:
-            self._learn(tenure, result, identified=kind == "identify")
-            self._on_news(tenure)
+        if tenure.gone or tenure.replaced:
+            return
+        if kind == "health" and isinstance(result, Ready) and isinstance(tenure.result, Ready):
+            # Well as before, the usual case by far: nothing to plan.
+            self.trust_until_next(tenure)
+            self.look_after(tenure)
+            return
+        self._learn(tenure, result, identified=kind == "identify")
+        self._on_news(tenure)
 
     def _learn(self, tenure: Tenure, result: ProbeResult, *, identified: bool) -> None:
         now = time.monotonic()

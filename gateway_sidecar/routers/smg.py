@@ -14,7 +14,6 @@ from __future__ import annotations
 
 import asyncio
 import json
-import math
 import os
 import re
 import shutil
@@ -111,27 +110,45 @@ def python_of(program: Path) -> list[str] | None:
 class SmgClient:
     """The REST API of one SMG process."""
 
-    def __init__(self, url: str, key: str, *, timeout_s: float, settle_s: int, loads_tokenizers: bool = True) -> None:
+    def __init__(
+        self,
+        url: str,
+        key: str,
+        *,
+        timeout_s: float,
+        health: Mapping[str, int],
+        loads_tokenizers: bool = True,
+    ) -> None:
         self._url = url
+        self._health = dict(health)
         self._loads_tokenizers = loads_tokenizers
         self._tokenizers: set[str] = set()
-        self._settle_s = settle_s
+        self._list_raw = b""
+        self._list: Mapping[str, Registered] = {}
+        self._list_settled = False
         self._timeout = aiohttp.ClientTimeout(total=timeout_s)
         self._headers = {"Authorization": f"Bearer {key}"}
         self._session: aiohttp.ClientSession | None = None
 
     async def list_workers(self) -> Mapping[str, Registered]:
         """Worker URL -> worker; of several under one URL, such as data-parallel ranks, the least ready one."""
-        answer = await self._ask("GET", "/workers")
+        raw = await self._ask_raw("GET", "/workers")
+        if raw == self._list_raw and self._list_settled:
+            return self._list  # At rest nothing changes: do not read the same list again and again.
+        answer = _as_object(raw, f"{self._url}/workers")
         rows = answer.get("workers")
         if not isinstance(rows, list):
             raise RouterUnavailable(f"{self._url}/workers: no list of workers in the answer")
         found: dict[str, Registered] = {}
+        settled = True
         for row in rows:
-            worker = await self._with_tokenizer(_read_worker(row))
+            listed = _read_worker(row)
+            worker = await self._with_tokenizer(listed)
+            settled = settled and worker is listed
             other = found.get(worker.url)
             if other is None or _readiness(worker) < _readiness(other):
                 found[worker.url] = worker
+        self._list_raw, self._list, self._list_settled = raw, found, settled
         return found
 
     async def register(self, spec: WorkerSpec) -> str:
@@ -143,7 +160,7 @@ class SmgClient:
             "runtime_type": _GENERIC if spec.runtime_type is RuntimeType.EXTERNAL else spec.runtime_type.value,
             "labels": _labels(spec),
             "max_connection_attempts": _CONNECTION_ATTEMPTS,
-            "health": {"drain_settle_secs": self._settle_s},
+            "health": self._health,
         }
         optional = {
             "model_id": spec.model_id,
@@ -207,34 +224,42 @@ class SmgClient:
         return replace(worker, status=WorkerStatus.NOT_READY, note="the router has not loaded its tokenizer yet")
 
     async def _ask(self, method: str, path: str, body: Mapping[str, object] | None = None) -> dict[str, Any]:
+        return _as_object(await self._ask_raw(method, path, body), f"{method} {self._url}{path}")
+
+    async def _ask_raw(self, method: str, path: str, body: Mapping[str, object] | None = None) -> bytes:
+        """The body of a good answer. Raises RouterRefused for a 4xx, RouterUnavailable for anything else."""
         if self._session is None:
             self._session = aiohttp.ClientSession(
                 timeout=self._timeout, headers=self._headers, connector=aiohttp.TCPConnector(limit=64)
             )
+        what = f"{method} {self._url}{path}"
         try:
             async with self._session.request(method, self._url + path, json=body) as response:
-                raw = await response.content.read(_MOST_ANSWER_BYTES + 1)
-                while not response.content.at_eof() and len(raw) <= _MOST_ANSWER_BYTES:
-                    raw += await response.content.read(_MOST_ANSWER_BYTES)
+                raw = b""
+                while chunk := await response.content.readany():
+                    raw += chunk
+                    if len(raw) > _MOST_ANSWER_BYTES:
+                        raise RouterUnavailable(f"{what}: the answer is larger than {_MOST_ANSWER_BYTES} bytes")
                 status = response.status
         except (aiohttp.ClientError, TimeoutError, OSError) as error:
-            what = str(error) or type(error).__name__
-            raise RouterUnavailable(f"{method} {self._url}{path}: {what}") from error
-        if len(raw) > _MOST_ANSWER_BYTES:
-            raise RouterUnavailable(f"{method} {self._url}{path}: the answer is larger than {_MOST_ANSWER_BYTES} bytes")
+            raise RouterUnavailable(f"{what}: {str(error) or type(error).__name__}") from error
         if status in (401, 403):
-            raise RouterUnavailable(f"{method} {self._url}{path}: {status}, this is not the router with our key")
-        try:
-            answer = json.loads(raw) if raw else {}
-        except ValueError as error:
-            raise RouterUnavailable(f"{method} {self._url}{path}: {status} and no JSON: {raw[:200]!r}") from error
+            raise RouterUnavailable(f"{what}: {status}, this is not the router with our key")
         if status >= 500:
-            raise RouterUnavailable(f"{method} {self._url}{path}: {status}: {_error_text(answer)}")
+            raise RouterUnavailable(f"{what}: {status}: {_error_text(raw)}")
         if status >= 400:
-            raise RouterRefused(f"{method} {path}: {status}: {_error_text(answer)}", status)
-        if not isinstance(answer, dict):
-            raise RouterUnavailable(f"{method} {self._url}{path}: not a JSON object")
-        return answer
+            raise RouterRefused(f"{method} {path}: {status}: {_error_text(raw)}", status)
+        return raw
+
+
+def _as_object(raw: bytes, what: str) -> dict[str, Any]:
+    try:
+        answer = json.loads(raw) if raw else {}
+    except ValueError as error:
+        raise RouterUnavailable(f"{what}: no JSON: {raw[:200]!r}") from error
+    if not isinstance(answer, dict):
+        raise RouterUnavailable(f"{what}: not a JSON object: {raw[:200]!r}")
+    return answer
 
 
 def _labels(spec: WorkerSpec) -> dict[str, str]:
@@ -247,11 +272,14 @@ def _readiness(worker: Registered) -> int:
     return _LEAST_READY_FIRST.index(worker.status)
 
 
-def _error_text(answer: object) -> str:
-    if isinstance(answer, dict):
-        error = answer.get("error")
-        return str(error.get("message", error) if isinstance(error, dict) else error)[:500]
-    return str(answer)[:500]
+def _error_text(raw: bytes) -> str:
+    """What an error answer says: `{"error": TEXT}` on the admin routes, `{"error": {"message": TEXT}}` elsewhere."""
+    try:
+        answer = json.loads(raw)
+    except ValueError:
+        return raw[:200].decode("utf-8", "replace")
+    error = answer.get("error", answer) if isinstance(answer, dict) else answer
+    return str(error.get("message", error) if isinstance(error, dict) else error)[:500]
 
 
 def _read_worker(row: object) -> Registered:
@@ -343,7 +371,10 @@ async def version_of(program: Path) -> str:
 
 @dataclass(frozen=True, slots=True)
 class Smg:
-    """SMG as one service has it configured (a `RouterKind`)."""
+    """SMG as one service has it configured (a `RouterKind`).
+
+    health: SMG's own per-worker settings; its checks matter only while the daemon is away.
+    """
 
     program: str
     policy: str
@@ -351,7 +382,7 @@ class Smg:
     args: tuple[str, ...]
     env: Mapping[str, str]
     api_timeout_s: float
-    settle_s: float
+    health: Mapping[str, int]
     name: str = "smg"
 
     def command(self, ports: RouterPorts, key: str) -> LaunchCommand:
@@ -372,7 +403,7 @@ class Smg:
             ports.url,
             key,
             timeout_s=self.api_timeout_s,
-            settle_s=math.ceil(self.settle_s),
+            health=self.health,
             loads_tokenizers=not any(word.partition("=")[0] in _OWN_TOKENIZER for word in self.args),
         )
 

@@ -12,7 +12,7 @@ import errno
 import os
 import re
 import stat
-from collections.abc import AsyncIterator, Iterator
+from collections.abc import AsyncIterator, Container
 from pathlib import Path
 
 from asyncinotify import Inotify, Mask
@@ -39,6 +39,9 @@ class SocketPattern:
         self.pattern = pattern
         self.directory = Path(directory or "/")
         self._below = Path(rest) if slash else None
+        self._prefix = f"{directory}/"
+        self._rest = slash + rest
+        self._last: dict[ReplicaId, Sighting] = {}
         self._looking: asyncio.Task[Listing] | None = None
         self._name = re.compile(re.escape(prefix) + "(.+)" + re.escape(suffix), re.DOTALL)
 
@@ -58,44 +61,51 @@ class SocketPattern:
         unknown: set[ReplicaId] = set()
         refused: dict[str, str] = {}
         try:
-            names = list(self._names())
+            with os.scandir(self.directory) as entries:
+                names = {entry.name for entry in entries}
         except OSError as error:
             if error.errno in _GONE:
                 return Listing()
             return Listing(blind=f"cannot list {self.directory}: {error.strerror}")
-        for name, raw_id in names:
-            reason = _unusable(raw_id)
-            if reason:
-                refused[raw_id.encode("unicode_escape", "surrogateescape").decode("ascii")] = reason
+        for name in names:
+            match = self._name.fullmatch(name)
+            if match is None:
                 continue
-            replica = ReplicaId(raw_id)
-            socket = self.directory / name if self._below is None else self.directory / name / self._below
+            reason = _unusable(match[1])
+            if reason:
+                refused[match[1].encode("unicode_escape", "surrogateescape").decode("ascii")] = reason
+                continue
+            replica = ReplicaId(match[1])
             try:
-                found = socket.stat()
-                if not stat.S_ISSOCK(found.st_mode):
-                    refused[raw_id] = f"{socket} is not a socket"
-                    continue
-                occupant = Occupant(found.st_dev, found.st_ino, found.st_mtime_ns)
-                present[replica] = Sighting(replica, socket, occupant, self._notes(socket, replica))
+                sighting = self._look_at(name, replica, names)
+            except _NotASocketError as error:
+                refused[replica] = str(error)
             except OSError as error:
                 if error.errno not in _GONE:
                     unknown.add(replica)
-                    refused[raw_id] = f"cannot look at {socket}: {error.strerror}"
+                    refused[replica] = f"cannot look at {self._path(name)}: {error.strerror}"
+            else:
+                present[replica] = sighting
+        self._last = present
         return Listing(present, frozenset(unknown), refused)
 
-    def _names(self) -> Iterator[tuple[str, str]]:
-        with os.scandir(self.directory) as entries:
-            for entry in entries:
-                match = self._name.fullmatch(entry.name)
-                if match:
-                    yield entry.name, match[1]
+    def _path(self, name: str) -> str:
+        return f"{self._prefix}{name}{self._rest}"
 
-    def _notes(self, socket: Path, replica: ReplicaId) -> tuple[Path, int] | None:
-        path = socket.with_name(f"{replica}.yaml")
-        try:
-            return path, path.stat().st_mtime_ns
-        except OSError:
-            return None
+    def _look_at(self, name: str, replica: ReplicaId, names: Container[str]) -> Sighting:
+        path = self._path(name)
+        found = os.stat(path)  # noqa: PTH116 - looked at every few seconds for ever: no Path objects for that
+        if not stat.S_ISSOCK(found.st_mode):
+            raise _NotASocketError(f"{path} is not a socket")
+        occupant = Occupant(found.st_dev, found.st_ino, found.st_mtime_ns)
+        beside = f"{replica}.yaml"
+        notes = None
+        if self._below is not None or beside in names:
+            notes = _notes(f"{path.rpartition('/')[0]}/{beside}")
+        last = self._last.get(replica)
+        if last is not None and last.occupant == occupant and last.notes == notes:
+            return last
+        return Sighting(replica, Path(path), occupant, notes)
 
     async def hints(self) -> AsyncIterator[None]:
         """Yields whenever a look may be worth while. May miss things, and may yield for nothing."""
@@ -121,7 +131,8 @@ class SocketPattern:
         wanted = {self.directory, *self.directory.parents}
         if self._below is not None:
             with contextlib.suppress(OSError):  # The rescan says what is wrong with it.
-                wanted |= {self.directory / name / self._below.parent for name, _ in self._names()}
+                names = [name for name in os.listdir(self.directory) if self._name.fullmatch(name)]
+                wanted |= {self.directory / name / self._below.parent for name in names}
         for path in wanted - watched:
             self._watch_one(inotify, watched, path)
 
@@ -133,6 +144,17 @@ class SocketPattern:
         except OSError:
             return  # Not there, or not readable: the rescan says so.
         watched.add(path)
+
+
+class _NotASocketError(Exception):
+    """A file that matches the pattern and is something else."""
+
+
+def _notes(path: str) -> tuple[Path, int] | None:
+    try:
+        return Path(path), os.stat(path).st_mtime_ns  # noqa: PTH116 - as above
+    except OSError:
+        return None
 
 
 def _unusable(raw_id: str) -> str | None:

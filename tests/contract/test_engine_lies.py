@@ -74,7 +74,7 @@ async def test_a_refused_connection_is_an_engine_that_does_not_listen_yet(probe:
     """vLLM shows its socket file twenty seconds before it listens."""
     with socket.socket(socket.AF_UNIX) as bound:
         bound.bind(str(path))
-        assert await ask_all(probe, path, AMPLE_S) == [Loading("connection refused")] * 3
+        assert await ask_all(probe, path, AMPLE_S) == [Loading("connection refused", refused=True)] * 3
 
 
 async def test_a_plain_file_is_foreign(probe: EngineProbe, path: Path) -> None:
