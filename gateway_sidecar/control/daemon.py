@@ -9,7 +9,7 @@ import asyncio
 import time
 from collections.abc import Awaitable, Callable, Mapping
 from contextlib import suppress
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any, Protocol
 
@@ -95,7 +95,7 @@ class Daemon:
     @property
     def healthy(self) -> bool:
         """Whether every loop makes progress."""
-        return time.monotonic() - self._stalest_beat() < _STALE_S
+        return self._stale_s() < self._stale_limit_s
 
     @property
     def ready(self) -> bool:
@@ -235,9 +235,14 @@ class Daemon:
                 except StateError as error:
                     self._logger.warning("state.ignored", service=name, reason=str(error))
                     continue
-                if links.get(saved.port) == saved.sighting.socket:
-                    service.restore(saved)
-                    del links[saved.port]
+                link = links.pop(saved.port, None)
+                if link == saved.sighting.socket:
+                    service.restore(saved, linked=True)
+                else:
+                    # Unbridged: it was leaving, or drained. Its port is still somebody's until that is seen through.
+                    if link is not None:
+                        self.keeper.nginx.unlink(saved.port)
+                    service.restore(replace(saved, leaving=saved.leaving or not saved.drain), linked=False)
         for port, socket in list(links.items()):
             # A lease that the last daemon had no time to write down: its link tells enough.
             if any(
@@ -331,15 +336,20 @@ class Daemon:
             await asyncio.sleep(period)
             self.metrics.loop_lag.observe(max(0.0, time.monotonic() - due))
             self._notifier.status(self.summary())
-            stale_s = time.monotonic() - self._stalest_beat()
-            if stale_s < _STALE_S:
+            stale_s = self._stale_s()
+            if stale_s < self._stale_limit_s:
                 self._notifier.alive()
             else:
                 self._logger.error("daemon.wedged", stale_s=round(stale_s, 1))
 
-    def _stalest_beat(self) -> float:
+    @property
+    def _stale_limit_s(self) -> float:
+        return _STALE_S + self.settings.rescan_interval_s
+
+    def _stale_s(self) -> float:
+        """How long ago the loop that is most behind made progress."""
         beats = [self.keeper.beat, *self._beats.values(), *(s.stalest_beat() for s in self.services.values())]
-        return min(beats)
+        return time.monotonic() - min(beats)
 
     def summary(self) -> str:
         """One line for `systemctl status`."""
@@ -407,10 +417,13 @@ class Daemon:
 
     async def _change(self, service: Service, changed: list[str]) -> None:
         service.reconfigure(service.settings)
+        service.router.kind = self._adapters.router_kind(service.settings)
         if "replicas" in changed:
             service.use_source(self._adapters.source(service.settings))
         if "router" in changed:
-            await service.router.restart(self._adapters.router_kind(service.settings))
+            await service.router.restart()
+        else:
+            await service.router.renew_client()
 
     async def _remove(self, name: str) -> None:
         running = self._running.pop(name)

@@ -81,6 +81,7 @@ def tenure_to_json(saved: SavedTenure) -> dict[str, object]:
         "port": saved.port,
         "facts": asdict(saved.facts) if saved.facts else None,
         "drain": saved.drain,
+        "leaving": saved.leaving,
     }
 
 
@@ -103,6 +104,7 @@ def tenure_from_json(row: Mapping[str, Any]) -> SavedTenure:
             int(row["port"]),
             facts,
             bool(row["drain"]),
+            bool(row["leaving"]),
         )
     except (KeyError, TypeError, ValueError) as error:
         raise StateError(f"a lease of a form that is not known: {error!r}") from error

@@ -147,9 +147,14 @@ class RouterProcess:
                 continue
             await self._until_lost()
 
-    async def restart(self, kind: RouterKind | None = None) -> None:
-        """Ends the router and starts it again, as `kind` has it from now on. Requests fail meanwhile."""
-        self.kind = kind or self.kind
+    async def renew_client(self) -> None:
+        """Talks to the router as `kind` has it now."""
+        if self.client is not None and self.ports is not None:
+            old, self.client = self.client, self.kind.client(self.ports, self._key)
+            await old.close()
+
+    async def restart(self) -> None:
+        """Ends the router and starts it again, as `kind` has it now. Requests fail meanwhile."""
         if self.process is not None and self.process.running:
             await self.process.stop(grace_s=10)
 

@@ -10,10 +10,10 @@ import asyncio
 import itertools
 import os
 import time
-from collections.abc import AsyncIterator, Callable, Mapping
+from collections.abc import AsyncIterator, Callable, Coroutine, Mapping
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Protocol
+from typing import Any, Protocol
 
 from gateway_sidecar.config import ServiceSettings
 from gateway_sidecar.control.replica_log import ReplicaLog
@@ -140,19 +140,22 @@ class Service:
 
     # -- life
 
-    def restore(self, saved: SavedTenure) -> None:
+    def restore(self, saved: SavedTenure, *, linked: bool) -> None:
         """Takes up a tenure that an earlier daemon left: same port, and no question to an engine already known.
 
-        Whether the occupant is still the same is decided by the first look at the source.
+        Whether the occupant is still the same is decided by the first look at the source. `linked` says whether
+        the bridge still leads to it.
         """
-        tenure = self._begin(saved.sighting, saved.generation)
-        if not self._leases.restore(saved.port, tenure.owner):
+        owner = owner_of(self.name, saved.sighting, saved.generation)
+        if not self._leases.restore(saved.port, owner):
             self._logger.warning("lease.not_restored", replica=saved.sighting.replica, port=saved.port)
             return
+        tenure = self._begin(saved.sighting, saved.generation, gone=saved.leaving)
         tenure.port = saved.port
-        tenure.linked = True
+        tenure.linked = linked
         tenure.drain = saved.drain
-        if saved.facts is not None and tenure.pin is not None:
+        tenure.notes_read = False
+        if saved.facts is not None:
             self._identified(tenure, saved.facts)
             tenure.result = Ready(saved.facts)
             self._watcher.trust_until_next(tenure)
@@ -172,32 +175,37 @@ class Service:
         if occupant.mtime_ns > linked_at_ns:
             return False
         sighting = Sighting(ReplicaId(replica), socket, occupant)
-        self.restore(SavedTenure(sighting, 0, port, None, False))
+        self.restore(SavedTenure(sighting, 0, port, None, False), linked=True)
         return True
 
     async def run(self) -> None:
         """Runs the service until cancelled. What it started goes on; `router` is stopped or let go by its owner."""
-        loops = (
-            self._reconcile_loop(),
-            self._look_loop(),
-            self._hint_loop(),
-            self.book.run(),
-            self.router.run(),
-        )
+        loops = (self._reconcile_loop, self._look_loop, self._hint_loop, self.book.run, self.router.run)
         try:
             async with asyncio.TaskGroup() as group:
                 for loop in loops:
-                    group.create_task(loop)
+                    group.create_task(self._keep_running(loop))
         finally:
             await self._watcher.close()
             await self.book.close()
             for tenure in self.tenures.values():
                 tenure.unpin()
 
+    async def _keep_running(self, loop: Callable[[], Coroutine[Any, Any, None]]) -> None:
+        """A fault of ours in one loop is told and counted, and touches neither the others nor another service."""
+        while True:
+            try:
+                await loop()
+            except Exception:  # the loop's edge
+                self._metrics.loop_failures.labels(self.name).inc()
+                self._logger.exception("loop.failed", loop=loop.__qualname__)
+                await asyncio.sleep(1.0)
+
     def reconfigure(self, settings: ServiceSettings) -> None:
         """Takes new settings; what was observed stays."""
         self.settings = settings
         self._watcher.reconfigure(settings)
+        self.book.reconfigure(settings.router.api_timeout_s)
         self._reconsider()
 
     def use_source(self, source: Source) -> None:
@@ -230,7 +238,7 @@ class Service:
     def saved(self) -> list[SavedTenure]:
         """What to write down for the next daemon."""
         return [
-            SavedTenure(t.sighting, t.generation, t.port, t.facts, t.drain)
+            SavedTenure(t.sighting, t.generation, t.port, t.facts, t.drain, t.gone or t.replaced)
             for t in self.tenures.values()
             if t.port is not None
         ]
@@ -295,14 +303,13 @@ class Service:
                 current = None
             if current is None:
                 current = self._begin(sighting, 0)
-                await self._read_notes(current, sighting)
-            elif current.sighting.notes != sighting.notes:
-                await self._read_notes(current, sighting)
             elif current.pin is None:
                 self._pin(current)
+            if not current.notes_read or current.sighting.notes != sighting.notes:
+                await self._read_notes(current, sighting)
         self.has_looked = True
 
-    def _begin(self, sighting: Sighting, generation: int) -> Tenure:
+    def _begin(self, sighting: Sighting, generation: int, *, gone: bool = False) -> Tenure:
         now = time.monotonic()
         tenure = Tenure(
             key=next(self._keys),
@@ -314,10 +321,13 @@ class Service:
             pin=None,
             state_since=now,
             host=self._host,
+            gone=gone,
+            notes_read=sighting.notes is None,
         )
-        self._pin(tenure)
         self.tenures[tenure.key] = tenure
-        self._current[tenure.replica] = tenure
+        if not gone:
+            self._pin(tenure)
+            self._current[tenure.replica] = tenure
         self._queue.add(tenure.key)
         self._log.begun(tenure)
         return tenure
@@ -342,9 +352,9 @@ class Service:
             tenure.overrides = (
                 await asyncio.to_thread(self._read_overrides, sighting.notes[0]) if sighting.notes else Overrides()
             )
-            tenure.notes_problem = None
+            tenure.notes_read, tenure.notes_problem = True, None
         except ConfigError as error:
-            tenure.notes_problem = error.problems[0]
+            tenure.notes_read, tenure.notes_problem = True, error.problems[0]
             self._logger.error("replica.notes_refused", replica=tenure.replica, problems=error.problems)
         self._queue.add(tenure.key)
 
@@ -488,6 +498,7 @@ class Service:
         tenure.replaced = True
         successor = self._begin(tenure.sighting, tenure.generation + 1)
         successor.overrides = tenure.overrides
+        successor.notes_read, successor.notes_problem = tenure.notes_read, tenure.notes_problem
         successor.result = result
         self._watcher.trust_until_next(successor)
         self._identified(successor, result.facts)

@@ -40,13 +40,14 @@ def worker_url(host: str, port: int, mode: ConnectionMode) -> str:
 
 @dataclass(frozen=True, slots=True)
 class SavedTenure:
-    """What the next daemon needs to go on with a tenure."""
+    """What the next daemon needs to go on with a tenure. `leaving` says that the occupant was gone already."""
 
     sighting: Sighting
     generation: int
     port: int
     facts: EngineFacts | None
     drain: bool
+    leaving: bool = False
 
 
 @dataclass(slots=True, eq=False)
@@ -70,6 +71,7 @@ class Tenure:
     host: str
     overrides: Overrides = field(default_factory=Overrides)
     problem: str | None = None
+    notes_read: bool = False
     notes_problem: str | None = None
     port: int | None = None
     linked: bool = False
@@ -109,6 +111,11 @@ class Tenure:
         return worker_url(self.host, self.port, self.facts.connection_mode)
 
     @property
+    def can_be_described(self) -> bool:
+        """Whether what the operator wrote beside the socket is known, so that the router is told the right thing."""
+        return self.notes_read and self.notes_problem is None
+
+    @property
     def leaving(self) -> Why | None:
         """Why it has to leave the router, if it has to."""
         if self.replaced:
@@ -123,7 +130,7 @@ class Tenure:
         """The occupant for the planner. Wanted is one that was ready when last asked and that we can describe."""
         return OccupantView(
             facts=self.facts,
-            wanted=isinstance(self.result, Ready) and self.leaving is None and self.notes_problem is None,
+            wanted=isinstance(self.result, Ready) and self.leaving is None and self.can_be_described,
             leaving=self.leaving,
             gone=self.gone or self.replaced,
             port=self.port,

@@ -98,6 +98,8 @@ class Watcher:
         """Begins whatever is due for this tenure, and queues it for when the next thing is."""
         if tenure.gone or tenure.replaced or tenure.drain or tenure.address is None or tenure.probe is not None:
             return
+        if tenure.facts is None and not tenure.can_be_described:
+            return  # Its notes may hold the key that the engine wants.
         now = time.monotonic()
         if now >= tenure.probe_due:
             tenure.probe = self._spawn(self._ask(tenure, tenure.address))

@@ -78,6 +78,10 @@ class WorkerBook:
         self._hurry = asyncio.Event()
         self.beat = time.monotonic()
 
+    def reconfigure(self, api_timeout_s: float) -> None:
+        """Takes a new bound for how long the router may be silent."""
+        self._mute_s = api_timeout_s
+
     @property
     def listed(self) -> bool:
         """Whether the router's list of workers is known."""
@@ -206,6 +210,8 @@ class WorkerBook:
                 self._learn(url, None, asked_at)
         for url, worker in listed.items():
             self._learn(url, worker, asked_at)
+        for url in [u for u, at in self._answered_at.items() if at < asked_at and u not in self.workers]:
+            del self._answered_at[url]
         first, self._listed = not self._listed, True
         self._on_listed(first)
 

@@ -78,6 +78,7 @@ class Metrics:
             buckets=(0.001, 0.005, 0.01, 0.025, 0.05, 0.1, 0.25, 0.5, 1, 2.5),
             registry=self.registry,
         )
+        self.loop_failures = counter("loop_failures", "Faults of the daemon's own that a loop survived.", "service")
         self.reloads = counter("config_reloads", "Reloads of the configuration by outcome.", "outcome")
         Info(prefix + "build", "What runs.", registry=self.registry).info({"version": __version__})
 
