@@ -13,6 +13,7 @@ from pathlib import Path
 
 from gateway_sidecar.admin.api import serve_admin
 from gateway_sidecar.admin.exposition import serve_metrics
+from gateway_sidecar.admin.hold import serve_hold
 from gateway_sidecar.bridges.nginx import BridgeSettings, Nginx, busy_ports
 from gateway_sidecar.config import PortRange, ServiceSettings, Settings, load_overrides
 from gateway_sidecar.control.daemon import Daemon
@@ -176,11 +177,13 @@ async def run_daemon(config_path: Path, settings: Settings) -> None:
 
     async def serve(started: Daemon) -> Callable[[], Awaitable[None]]:
         admin = await serve_admin(started, settings.run_dir / "admin.sock")
+        hold = await serve_hold(started, settings.run_dir / "hold.sock")
         listen = settings.metrics.listen
         exposition = await serve_metrics(started, listen.host, listen.port) if listen else None
 
         async def close() -> None:
             await admin.cleanup()
+            await hold.cleanup()
             if exposition is not None:
                 await exposition.cleanup()
 

@@ -45,6 +45,7 @@ def _service(name: str, service: Service) -> dict[str, Any]:
             "metrics_url": router.ports.metrics_url if router.ports else None,
             "reason": router.reason,
         },
+        "waiting": service.room.waiting,
         "replicas": [_replica(service, t) for t in sorted(service.tenures.values(), key=lambda t: (t.replica, -t.key))],
     }
 

@@ -81,6 +81,7 @@ class Nginx:
     def __init__(self, settings: BridgeSettings) -> None:
         self._settings = settings
         self.links = settings.run_dir / "bridges"
+        self.gates = settings.run_dir / "gates"
         self._directory = settings.run_dir / "nginx"
         self._config_path = self._directory / "nginx.conf"
         self.log = ChildLog(settings.log_dir / "nginx.log")
@@ -93,7 +94,8 @@ class Nginx:
 
     def prepare(self) -> None:
         """Makes the directories that nginx and the links need."""
-        for path in (self.links, self._directory / "temp", self._settings.log_dir):
+        temp = self._settings.log_dir.parent / "nginx-temp"
+        for path in (self.links, self.gates, self._directory, temp, self._settings.log_dir):
             path.mkdir(parents=True, exist_ok=True)
 
     def link(self, port: int, target: Path) -> None:
@@ -107,6 +109,14 @@ class Nginx:
     def unlink(self, port: int) -> None:
         """New connections to the bridge lead nowhere; open ones go on."""
         (self.links / f"{port}.sock").unlink(missing_ok=True)
+
+    def close_gate(self, service: str) -> None:
+        """From now on the service's new requests go to the waiting room."""
+        (self.gates / service).touch()
+
+    def open_gate(self, service: str) -> None:
+        """From now on they go to the router again."""
+        (self.gates / service).unlink(missing_ok=True)
 
     def linked(self) -> dict[int, Path]:
         """Port -> target of every link there is."""
@@ -199,6 +209,9 @@ class Nginx:
             last_port=self._settings.last_port,
             links=self.links,
             directory=self._directory,
+            temp=self._settings.log_dir.parent / "nginx-temp",
+            gates=self.gates,
+            waiting_room=self._settings.run_dir / "hold.sock",
             log=self.log.path,
             worker_processes=self._settings.worker_processes,
             capacity=capacity,

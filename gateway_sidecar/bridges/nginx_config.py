@@ -8,6 +8,11 @@ from pathlib import Path
 
 _CONNECTIONS_EACH = 4  # client, service address -> router, router -> bridge, bridge -> replica
 _SPARE = 64  # files that nginx opens for itself
+_CLOSED = 598  # our own status, inside nginx only: the service's gate is closed
+_UNAVAILABLE = (
+    '{"error":{"message":"The router of service SERVICE is not available; try again shortly.",'
+    '"type":"server_error","code":"router_unavailable","param":null}}'
+)
 
 
 @dataclass(frozen=True, slots=True)
@@ -40,13 +45,22 @@ class ServiceAddress:
 
 @dataclass(frozen=True, slots=True)
 class NginxConfig:
-    """All that the configuration depends on. `first_port`..`last_port` on `host` are the bridges."""
+    """All that the configuration depends on.
+
+    first_port..last_port: the bridges, on `host`.
+    gates: a file named after a service in this directory sends its requests to the waiting room.
+    waiting_room: the Unix socket of the waiting room.
+    temp: where bodies that do not fit into memory are kept.
+    """
 
     host: str
     first_port: int
     last_port: int
     links: Path
     directory: Path
+    temp: Path
+    gates: Path
+    waiting_room: Path
     log: Path
     worker_processes: str
     capacity: Capacity
@@ -94,7 +108,7 @@ stream {{
 
     def _http(self) -> str:
         temp = "\n".join(
-            f"    {kind}_temp_path {_quoted(self.directory / 'temp' / kind)};"
+            f"    {kind}_temp_path {_quoted(self.temp / kind)};"
             for kind in ("client_body", "proxy", "fastcgi", "uwsgi", "scgi")
         )
         servers = "".join(self._server(service) for service in self.services)
@@ -108,12 +122,9 @@ http {{
 """
 
     def _server(self, service: ServiceAddress) -> str:
-        error = (
-            '{"error":{"message":"The router of service '
-            + service.service
-            + ' is not available; try again shortly.","type":"server_error",'
-            '"code":"router_unavailable","param":null}}'
-        )
+        # A request that the router cannot take goes to the waiting room, without its body; from there nginx sends
+        # the original on to @router. For that nginx must hold the body itself: a client's upload is buffered, an
+        # answer never is.
         return f"""
     upstream {service.service} {{
         server {service.router} max_fails=0;
@@ -127,30 +138,46 @@ http {{
         keepalive_timeout 75s;
         keepalive_requests 1000000;
         client_max_body_size 0;
+        client_body_buffer_size 256k;
         client_body_timeout 1h;
         send_timeout 1h;
+        recursive_error_pages on;
+        proxy_http_version 1.1;
+        proxy_set_header Host $http_host;
+        proxy_set_header Upgrade $http_upgrade;
+        proxy_set_header Connection $gateway_connection;
+        proxy_set_header X-Forwarded-For $proxy_add_x_forwarded_for;
+        proxy_set_header X-Forwarded-Proto $scheme;
+        proxy_buffering off;
+        proxy_next_upstream off;
+        proxy_connect_timeout 2s;
+        proxy_read_timeout 24h;
+        proxy_send_timeout 24h;
+        proxy_socket_keepalive on;
         location / {{
+            error_page 502 504 {_CLOSED} = @hold;
+            if (-f {_quoted(self.gates / service.service)}) {{ return {_CLOSED}; }}
             proxy_pass http://{service.service};
-            proxy_http_version 1.1;
-            proxy_set_header Host $http_host;
-            proxy_set_header Upgrade $http_upgrade;
-            proxy_set_header Connection $gateway_connection;
-            proxy_set_header X-Forwarded-For $proxy_add_x_forwarded_for;
-            proxy_set_header X-Forwarded-Proto $scheme;
-            proxy_buffering off;
-            proxy_request_buffering off;
-            proxy_next_upstream off;
-            proxy_connect_timeout 2s;
-            proxy_read_timeout 24h;
-            proxy_send_timeout 24h;
-            proxy_socket_keepalive on;
+        }}
+        location @router {{
+            error_page 502 504 = @hold;
+            proxy_pass http://{service.service};
+        }}
+        location @hold {{
+            internal;
             error_page 502 504 = @unavailable;
+            proxy_pass http://unix:{self.waiting_room};
+            proxy_pass_request_body off;
+            proxy_pass_request_headers off;
+            proxy_set_header Content-Length "";
+            proxy_set_header X-Service {service.service};
+            proxy_set_header X-Router-Connected $upstream_connect_time;
         }}
         location @unavailable {{
             internal;
             default_type application/json;
             add_header Retry-After 1 always;
-            return 503 '{error}';
+            return 503 '{_UNAVAILABLE.replace("SERVICE", service.service)}';
         }}
     }}
 """

@@ -249,6 +249,18 @@ class DrainSettings(Part):
     )
 
 
+class HoldSettings(Part):
+    """The waiting room: requests that come while the router is away wait for it, and then go on."""
+
+    timeout_s: float = _number(30.0, 0, 3600, "A request waits this long, then gets 503 with Retry-After.")
+    max_waiting: int = _number(1000, 0, 100000, "So many may wait at once; the next one gets 503 with Retry-After.")
+    retry_in_flight: bool = Field(
+        default=False,
+        description="Whether a request that a router had taken, and not begun to answer, when it died is sent again."
+        " An engine may then work on it twice.",
+    )
+
+
 class ServiceSettings(Part):
     """One inference service: a stable address, one router, any number of replicas."""
 
@@ -267,6 +279,7 @@ class ServiceSettings(Part):
     health: HealthSettings = HealthSettings()
     refused: RefusedSettings = RefusedSettings()
     drain: DrainSettings = DrainSettings()
+    hold: HoldSettings = HoldSettings()
 
 
 def _metrics_off(value: object) -> object:

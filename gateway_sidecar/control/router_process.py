@@ -233,8 +233,9 @@ class RouterProcess:
 
     async def _ended(self, what: str) -> None:
         assert self.process is not None
+        # Said first, before anything is waited for: requests must not be sent where nobody is.
+        self._set(RouterState.UNRESPONSIVE if self.process.running else RouterState.BACKING_OFF)
         if self.process.running:
-            self._set(RouterState.UNRESPONSIVE)
             await self.process.stop(grace_s=0)
         self._failures += 1
         code = self.process.exit_code

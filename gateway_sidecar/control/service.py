@@ -19,6 +19,7 @@ from gateway_sidecar.config import ServiceSettings
 from gateway_sidecar.control.replica_log import ReplicaLog
 from gateway_sidecar.control.router_process import RouterProcess
 from gateway_sidecar.control.tenure import SavedTenure, Tenure, occupant_of, owner_of, worker_url
+from gateway_sidecar.control.waiting_room import Gates, WaitingRoom
 from gateway_sidecar.control.watcher import Probe, Watcher
 from gateway_sidecar.control.work_queue import WorkQueue
 from gateway_sidecar.control.worker_book import WorkerBook
@@ -29,6 +30,7 @@ from gateway_sidecar.domain.model import (
     Overrides,
     Ready,
     ReplicaId,
+    WorkerStatus,
 )
 from gateway_sidecar.domain.planning import (
     Bridge,
@@ -46,6 +48,7 @@ from gateway_sidecar.telemetry.metrics import Metrics
 
 _LEAST_LOOK_GAP_S = 0.003
 _RECONSIDER_RESCANS = 5
+_MOST_PATIENCE_S = 10.0
 
 
 @dataclass(frozen=True, slots=True)
@@ -69,7 +72,7 @@ class Source(Protocol):
         ...
 
 
-class Links(Protocol):
+class Links(Gates, Protocol):
     """The bridges' switchboard."""
 
     def link(self, port: int, target: Path) -> None: ...
@@ -117,6 +120,7 @@ class Service:
         self._new_source = asyncio.Event()
         self._beats = {"source": time.monotonic(), "reconcile": time.monotonic()}
         self.has_looked = False
+        self._router_up_at = time.monotonic()
         self.book = WorkerBook(
             router,
             metrics,
@@ -125,7 +129,8 @@ class Service:
             on_change=self._on_worker,
             on_listed=self._on_workers_listed,
         )
-        router.on_change += [on_change, self.book.hurry]
+        self.room = WaitingRoom(self.name, settings.hold, links, metrics)
+        router.on_change += [on_change, self.book.hurry, self._on_router]
         self._log = ReplicaLog(self.name, router, self.book, metrics, self.tenures.values)
         self._watcher = Watcher(
             settings,
@@ -206,6 +211,7 @@ class Service:
         self.settings = settings
         self._watcher.reconfigure(settings)
         self.book.reconfigure(settings.router.api_timeout_s)
+        self.room.settings = settings.hold
         self._reconsider()
 
     def use_source(self, source: Source) -> None:
@@ -386,6 +392,7 @@ class Service:
                     self._reconcile(tenure)
                 if count % 64 == 63:
                     await asyncio.sleep(0)  # A thousand at once must not hold up what is answered meanwhile.
+            self._open_when_complete()
 
     def _reconcile(self, tenure: Tenure) -> None:
         self._watcher.look_after(tenure)
@@ -459,6 +466,25 @@ class Service:
         self._on_change()
         tenure.drained.set()
         self._log.ended(tenure)
+
+    def _on_router(self) -> None:
+        if self.router.up:
+            self._router_up_at = time.monotonic()
+        else:
+            self.room.close()
+
+    def _open_when_complete(self) -> None:
+        """Lets requests in again once the router has everybody back, or after a while whoever it has."""
+        if self.room.is_open or not self.book.listed or not self.has_looked:
+            return
+        waited_s = time.monotonic() - self._router_up_at
+        missing = [t for t in self.tenures.values() if t.view().wanted and not self._is_ready(t)]
+        if not missing or waited_s > _MOST_PATIENCE_S:
+            self.room.open()
+
+    def _is_ready(self, tenure: Tenure) -> bool:
+        worker = self.book.workers.get(tenure.url) if tenure.url else None
+        return worker is not None and worker.status is WorkerStatus.READY
 
     def _on_worker(self, url: str) -> None:
         tenure = self._by_url.get(url)

@@ -68,6 +68,10 @@ class Metrics:
         )
         self.router_rss = gauge("router_resident_memory_bytes", "Resident memory of the router.", "service")
         self.router_errors = counter("router_api_errors", "Requests to the router that failed.", "service")
+        self.waiting_requests = gauge("waiting_requests", "Requests that wait for the router now.", "service")
+        self.waited_requests = counter(
+            "waited_requests", "Requests that came to the waiting room, by what became of them.", "service", "outcome"
+        )
         self.bridge_ports = gauge("bridge_ports", "Bridge ports by use.", "use")
         self.bridge_up = gauge("bridge_up", "1 while nginx runs.")
         self.bridge_reloads = counter("bridge_reloads", "Reloads of nginx; scale events cause none.")

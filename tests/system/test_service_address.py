@@ -5,16 +5,14 @@ from __future__ import annotations
 import asyncio
 import io
 import json
-import os
-import signal
 from pathlib import Path
 
 import aiohttp
 
 from examples.simulated import EngineKind
-from tests.system.clients import ask, stream_chat
+from tests.system.clients import ask
 from tests.system.conftest import MakeGateway, StartEngine
-from tests.system.gateway import Gateway, service_of, states_of
+from tests.system.gateway import Gateway, service_of
 
 
 async def test_stream_is_not_buffered(gateway: Gateway, engine: StartEngine) -> None:
@@ -90,28 +88,6 @@ async def test_connection_to_the_router_is_kept(gateway: Gateway, engine: StartE
     rows = [line.split() for line in Path("/proc/net/tcp").read_text().splitlines()[1:]]
     closed = [row for row in rows if row[2].endswith(f":{router_port:04X}") and row[3] == "06"]
     assert len(closed) < 10, "a connection to the router is left in TIME_WAIT for each request"
-
-
-async def test_router_down_is_said_in_openai_form(gateway: Gateway, engine: StartEngine) -> None:
-    """While the router is away clients get 503 with Retry-After and an error body they know."""
-    await engine(gateway.socket("r1"))
-    await gateway.until_states({"r1": "serving"})
-    os.kill(service_of(await gateway.status())["router"]["pid"], signal.SIGKILL)
-    async with aiohttp.ClientSession() as session:
-        seen = set()
-        for _ in range(200):
-            body = {"model": "tiny", "messages": [{"role": "user", "content": "x"}], "max_tokens": 1}
-            async with session.post(f"{gateway.url()}/v1/chat/completions", json=body) as response:
-                seen.add(response.status)
-                if response.status == 503 and "Retry-After" in response.headers:
-                    answer = json.loads(await response.read())
-                    assert answer["error"]["code"] == "router_unavailable"
-                    break
-            await asyncio.sleep(0.002)
-    await gateway.until(
-        lambda s: service_of(s)["router"]["restarts"] == 1 and states_of(s) == {"r1": "serving"} and s["ready"]
-    )
-    assert await stream_chat(gateway, 3)
 
 
 async def test_two_services_do_not_touch_each_other(make_gateway: MakeGateway, engine: StartEngine) -> None:

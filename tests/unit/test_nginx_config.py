@@ -15,6 +15,9 @@ def config(**changes: object) -> str:
         "last_port": 24999,
         "links": Path("/run/g/bridges"),
         "directory": Path("/run/g/nginx"),
+        "temp": Path("/var/lib/g/nginx-temp"),
+        "gates": Path("/run/g/gates"),
+        "waiting_room": Path("/run/g/hold.sock"),
         "log": Path("/var/lib/g/nginx.log"),
         "worker_processes": "2",
         "capacity": Capacity.within(65536, 1000),
@@ -43,7 +46,6 @@ def test_streams_are_left_alone() -> None:
     text = config()
     for line in (
         "proxy_buffering off;",
-        "proxy_request_buffering off;",
         "client_max_body_size 0;",
         "proxy_http_version 1.1;",
         "proxy_read_timeout 24h;",

@@ -1,0 +1,202 @@
+"""Waiting instead of failing: what clients see while a router is away."""
+
+from __future__ import annotations
+
+import asyncio
+import hashlib
+import io
+import json
+import os
+import signal
+import time
+from collections import Counter
+from contextlib import suppress
+from functools import partial
+
+import aiohttp
+
+from examples.simulated import EngineKind
+from tests.system.clients import stream_chat
+from tests.system.conftest import MakeGateway, StartEngine
+from tests.system.gateway import Gateway, Status, service_of, states_of
+
+BODY = {"model": "tiny", "messages": [{"role": "user", "content": "x"}], "max_tokens": 2}
+
+
+def router_pid(status: Status) -> int:
+    return int(service_of(status)["router"]["pid"])
+
+
+def broken_router(gateway: Gateway) -> None:
+    """Lets every further start of the router fail, until `mend_router`."""
+    path = gateway.directory / "smg"
+    path.write_text("#!/bin/sh\nexit 1\n")
+
+
+def use_own_router_script(gateway: Gateway) -> None:
+    """A router command that the test can break and mend."""
+    mend_router(gateway)
+    gateway.settings["services"][0]["router"] = {"command": str(gateway.directory / "smg")}
+
+
+def mend_router(gateway: Gateway) -> None:
+    import sys
+    from pathlib import Path
+
+    path = gateway.directory / "smg"
+    path.write_text(f'#!/bin/sh\nexec {Path(sys.executable).parent / "smg"} "$@"\n')
+    path.chmod(0o755)
+
+
+def is_back(status: Status, *, restarts: int, wanted: dict[str, str]) -> bool:
+    """The router was started again so many times, and has everybody."""
+    router = service_of(status)["router"]
+    return bool(status["ready"]) and router["restarts"] == restarts and states_of(status) == wanted
+
+
+async def post(session: aiohttp.ClientSession, gateway: Gateway, body: object = BODY) -> tuple[int, str]:
+    async with session.post(f"{gateway.url()}/v1/chat/completions", json=body) as response:
+        return response.status, await response.text()
+
+
+async def test_requests_wait_for_the_router_and_then_succeed(make_gateway: MakeGateway, engine: StartEngine) -> None:
+    """While the router is down new requests wait, body untouched, and are answered when it is back."""
+    gateway = make_gateway()
+    use_own_router_script(gateway)
+    await gateway.start()
+    here = await engine(gateway.socket("r1"))
+    status = await gateway.until_states({"r1": "serving"})
+    broken_router(gateway)
+    os.kill(router_pid(status), signal.SIGKILL)
+    await gateway.until(lambda s: service_of(s)["router"]["state"] == "backing_off")
+    content = os.urandom(1_000_000).hex()
+    big = dict(BODY, messages=[{"role": "user", "content": content}])
+    async with aiohttp.ClientSession() as session:
+        waiting = [asyncio.create_task(post(session, gateway)) for _ in range(50)]
+        data = io.BytesIO(json.dumps(big).encode())
+        sending = asyncio.create_task(
+            session.post(
+                f"{gateway.url()}/v1/chat/completions", data=data, headers={"Content-Type": "application/json"}
+            )
+        )
+        leaving = asyncio.create_task(post(session, gateway))
+        await gateway.until(lambda s: service_of(s)["waiting"] == 52)
+        leaving.cancel()
+        await gateway.until(lambda s: service_of(s)["waiting"] == 51)
+        mend_router(gateway)
+        answers = await asyncio.gather(*waiting)
+        async with await sending as response:
+            assert response.status == 200
+    assert Counter(code for code, _ in answers) == {200: 50}
+    sent = hashlib.sha256(content.encode()).digest()
+    got = [hashlib.sha256(r.body["messages"][0]["content"].encode()).digest() for r in here.ledger.requests]
+    assert sent in got, "the body arrived as it was sent"
+    assert here.ledger.received == 51, "each was sent once"
+
+
+async def test_waiting_is_bounded_in_number_and_time(make_gateway: MakeGateway, engine: StartEngine) -> None:
+    """Limits reached: 503 with Retry-After and an OpenAI-style error body."""
+    gateway = make_gateway()
+    use_own_router_script(gateway)
+    gateway.settings["services"][0]["hold"] = {"timeout_s": 0.5, "max_waiting": 3}
+    await gateway.start()
+    await engine(gateway.socket("r1"))
+    status = await gateway.until_states({"r1": "serving"})
+    broken_router(gateway)
+    os.kill(router_pid(status), signal.SIGKILL)
+    await gateway.until(lambda s: service_of(s)["router"]["state"] == "backing_off")
+    async with aiohttp.ClientSession() as session:
+
+        async def refused() -> tuple[float, str]:
+            began = time.monotonic()
+            async with session.post(f"{gateway.url()}/v1/chat/completions", json=BODY) as response:
+                assert response.status == 503
+                assert int(response.headers["Retry-After"]) >= 1
+                error = (await response.json())["error"]
+            assert error["type"] == "server_error"
+            assert error["code"] == "router_unavailable"
+            return time.monotonic() - began, error["message"]
+
+        found = sorted(await asyncio.gather(*(refused() for _ in range(5))))
+        assert [message for _, message in found[:2]] == ["Too many requests are waiting for the router."] * 2
+        assert all("not back within 0.5 s" in message for _, message in found[2:])
+        assert found[2][0] >= 0.5
+        await gateway.kill()
+        _, message = await refused()
+        assert "not available" in message, "without a daemon nginx says it by itself"
+
+
+async def test_router_killed_again_and_again_under_load(gateway: Gateway, engine: StartEngine) -> None:
+    """Only what a router had taken when it died may fail; everything else waits and is answered."""
+    for i in range(4):
+        await engine(gateway.socket(f"r{i}"), EngineKind.VLLM_GRPC if i % 2 else EngineKind.SGLANG_HTTP)
+    wanted = {f"r{i}": "serving" for i in range(4)}
+    await gateway.until_states(wanted)
+    outcomes: Counter[str] = Counter()
+    stop = asyncio.Event()
+
+    async def client() -> None:
+        async with aiohttp.ClientSession() as session:
+            while not stop.is_set():
+                code, text = await post(session, gateway)
+                outcomes[str(code) if code == 200 else f"{code} {json.loads(text)['error']['code']}"] += 1
+
+    clients = [asyncio.create_task(client()) for _ in range(8)]
+    kills = 4
+    for count in range(1, kills + 1):
+        answered = outcomes["200"]
+        while outcomes["200"] < answered + 50:
+            await asyncio.sleep(0.01)
+        os.kill(router_pid(await gateway.status()), signal.SIGKILL)
+        await gateway.until(partial(is_back, restarts=count, wanted=wanted), within_s=20)
+    stop.set()
+    await asyncio.gather(*clients)
+    assert outcomes.pop("200") >= kills * 50
+    assert outcomes.pop("502 router_lost", 0) <= kills * len(clients)
+    assert not outcomes
+
+
+async def test_retry_in_flight_sends_again_what_was_not_answered(
+    make_gateway: MakeGateway, engine: StartEngine
+) -> None:
+    """With `retry_in_flight` not even what the dead router had taken fails."""
+    gateway = make_gateway()
+    gateway.settings["services"][0]["hold"] = {"retry_in_flight": True}
+    await gateway.start()
+    slow = await engine(gateway.socket("r1"), token_interval_s=0.7)
+    status = await gateway.until_states({"r1": "serving"})
+    async with aiohttp.ClientSession() as session:
+        asked = [asyncio.create_task(post(session, gateway)) for _ in range(5)]
+        await slow.until(lambda seen: seen.in_flight == 5)
+        os.kill(router_pid(status), signal.SIGKILL)
+        assert Counter(code for code, _ in await asyncio.gather(*asked)) == {200: 5}
+
+
+async def test_stream_that_had_begun_ends_and_the_next_works(gateway: Gateway, engine: StartEngine) -> None:
+    """A stream cannot be taken up again: it ends at once, and is not answered twice."""
+    here = await engine(gateway.socket("r1"), token_interval_s=0.05)
+    status = await gateway.until_states({"r1": "serving"})
+    started = asyncio.Event()
+    stream = asyncio.create_task(stream_chat(gateway, 200, started))
+    await started.wait()
+    os.kill(router_pid(status), signal.SIGKILL)
+    with suppress(aiohttp.ClientPayloadError, AssertionError):
+        await asyncio.wait_for(stream, 5)
+        raise RuntimeError("the stream ended as if nothing had happened")
+    await gateway.until(partial(is_back, restarts=1, wanted={"r1": "serving"}))
+    assert await stream_chat(gateway, 3)
+    assert here.ledger.received == 2
+
+
+async def test_requests_wait_while_the_daemon_starts(make_gateway: MakeGateway, engine: StartEngine) -> None:
+    """The service address is there before the router: who comes early waits."""
+    gateway = make_gateway()
+    await engine(gateway.socket("r1"))
+    await gateway.start(ready=False)
+    while True:
+        with suppress(aiohttp.ClientConnectorError):
+            async with aiohttp.ClientSession() as session:
+                code, text = await post(session, gateway)
+            break
+        await asyncio.sleep(0.002)
+    assert code == 200, text
