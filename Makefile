@@ -8,7 +8,7 @@ DEMO ?=
 ARGS ?=
 
 PY := $(VENV)/bin/python
-SETUP := VENV="$(VENV)" MLX_VENV="$(MLX_VENV)" PYTHON="$(PYTHON)" scripts/setup.sh
+SETUP := VENV="$(VENV)" MLX_VENV="$(MLX_VENV)" PREFIX="$(PREFIX)" PYTHON="$(PYTHON)" scripts/setup.sh
 export MLX_PYTHON ?= $(abspath $(MLX_VENV)/bin/python)
 
 .PHONY: help run test check format bench proto mlx install dist clean
@@ -18,30 +18,30 @@ help:
 
 ## make run      the demo: the real daemon with simulated engines; ENGINE=mlx adds a real one, DEMO=once ends by itself
 run:
-	@$(SETUP) nginx $(filter mlx,$(ENGINE))
+	@$(SETUP) dev nginx $(filter mlx,$(ENGINE))
 	@ENGINE="$(ENGINE)" DEMO="$(DEMO)" $(PY) -m examples.demo
 
 ## make test     all tests, with the real nginx and the real SMG; ARGS='-k drain' for some of them
 test:
-	@$(SETUP) nginx
+	@$(SETUP) dev nginx
 	@$(PY) -m pytest $(ARGS)
 
 ## make check    lint, format and types
 check:
-	@$(SETUP)
+	@$(SETUP) dev
 	$(PY) -m ruff check .
 	$(PY) -m ruff format --check .
 	$(PY) -m mypy
 
 ## make format   put the format right, and what lint can put right by itself
 format:
-	@$(SETUP)
+	@$(SETUP) dev
 	$(PY) -m ruff check --fix .
 	$(PY) -m ruff format .
 
 ## make bench    the figures in README.md
 bench:
-	@$(SETUP) nginx
+	@$(SETUP) dev nginx
 	@$(PY) -m bench $(ARGS)
 
 ## make mlx      a real MLX engine in .venv-mlx, for its contract test and for ENGINE=mlx
@@ -50,19 +50,17 @@ mlx:
 
 ## make proto    write gateway_sidecar/engines/_pb anew from proto/
 proto:
-	@$(SETUP)
+	@$(SETUP) dev
 	PYTHON=$(PY) proto/generate.sh
 
 ## make install  as root: the package into PREFIX (/opt/gateway-sidecar), and from there the systemd unit and its files
 install:
-	@$(SETUP) nginx
-	$(or $(PYTHON),$(PY)) -m venv "$(PREFIX)"
-	"$(PREFIX)/bin/python" -m pip install --quiet --disable-pip-version-check '.[smg]'
+	@$(SETUP) nginx app
 	"$(PREFIX)/bin/gateway-sidecar" install $(ARGS)
 
 ## make dist     wheel and source archive, into dist/
 dist:
-	@$(SETUP)
+	@$(SETUP) dev
 	@$(PY) -m pip install --quiet --disable-pip-version-check build
 	@rm -rf build dist
 	$(PY) -m build --outdir dist .

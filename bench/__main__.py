@@ -14,7 +14,8 @@ from bench import at_rest, bridge_cost, first_answer, hundred_at_once, neighbour
 from bench.report import Row, Scale, as_json, table
 
 FIGURES: Mapping[str, Callable[[Scale], Awaitable[list[Row]]]] = {
-    module.NAME: module.run for module in (first_answer, hundred_at_once, unlinked, scale_events, bridge_cost, at_rest, neighbours)
+    module.NAME: module.run
+    for module in (first_answer, hundred_at_once, unlinked, scale_events, bridge_cost, at_rest, neighbours)
 }
 
 

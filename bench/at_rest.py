@@ -10,12 +10,11 @@ from __future__ import annotations
 
 import asyncio
 import time
-from pathlib import Path
-from tempfile import TemporaryDirectory
 
 from bench import processes
 from bench.engines import EngineHost, EngineKind
 from bench.gateway import Ours, running_gateway
+from bench.place import scratch_directory
 from bench.report import Row, Scale
 from bench.staged import show, stage
 
@@ -27,10 +26,9 @@ _KINDS = [EngineKind.SGLANG_HTTP, EngineKind.VLLM_GRPC, EngineKind.VLLM_HTTP, En
 
 
 async def run(scale: Scale) -> list[Row]:
-    """30 s; 20 s with `--quick`."""
-    interval_s = scale.pick(30, 20)
-    with TemporaryDirectory(prefix="bench-", dir="/tmp") as place:
-        directory = Path(place)
+    """30 s; 10 s with `--quick`."""
+    interval_s = scale.pick(30, 10)
+    with scratch_directory() as directory:
         async with EngineHost(directory / "engines.log") as engines, running_gateway() as ours:
             sockets = await stage(engines, directory / "staged", _KINDS * (_REPLICAS // len(_KINDS)))
             names = [f"r{number}" for number in range(_REPLICAS)]

@@ -30,9 +30,15 @@ class EngineHost:
     async def __aenter__(self) -> Self:
         with self._log.open("ab") as errors:
             self._process = await asyncio.create_subprocess_exec(
-                sys.executable, "-m", "bench.engine_host",
-                stdin=asyncio.subprocess.PIPE, stdout=asyncio.subprocess.PIPE, stderr=errors, limit=1 << 24,
-            )  # fmt: skip
+                sys.executable,
+                "-m",
+                "bench.engine_host",
+                stdin=asyncio.subprocess.PIPE,
+                stdout=asyncio.subprocess.PIPE,
+                stderr=errors,
+                limit=1 << 24,
+                start_new_session=True,
+            )
         self._reading = asyncio.create_task(self._read())
         return self
 

@@ -18,12 +18,12 @@ import asyncio
 import random
 from collections.abc import Iterable
 from pathlib import Path
-from tempfile import TemporaryDirectory
 
 from bench.bare import BareNginx, BareSmg, worker_body
 from bench.chat import MODEL, first_200
 from bench.engines import EngineHost, EngineKind, settings
 from bench.gateway import Ours, running_gateway
+from bench.place import scratch_directory
 from bench.ports import free_ports
 from bench.report import Row, Scale, in_ms, median, percentile, rounded_ms
 from bench.wire import Connection
@@ -31,9 +31,7 @@ from bench.wire import Connection
 NAME = "first-answer"
 _P50_OVER_FLOOR_S = 0.060
 _P99_S = 0.300
-_CASES = [
-    (kind, later) for kind in (EngineKind.SGLANG_HTTP, EngineKind.VLLM_HTTP, EngineKind.VLLM_GRPC) for later in (False, True)
-]
+_CASES = [(kind, later) for kind in (EngineKind.SGLANG_HTTP, EngineKind.VLLM_GRPC) for later in (False, True)]
 
 
 class _Floor:
@@ -75,11 +73,10 @@ async def _ours(ours: Ours, engines: EngineHost, replica: str, kind: EngineKind,
 
 
 async def run(scale: Scale) -> list[Row]:
-    """30 runs of each case; 8 with `--quick`."""
-    runs = scale.pick(30, 8)
+    """30 runs of each case; 6 with `--quick`."""
+    runs = scale.pick(30, 6)
     rows = []
-    with TemporaryDirectory(prefix="bench-", dir="/tmp") as place:
-        directory = Path(place)
+    with scratch_directory() as directory:
         first, socket = free_ports(runs * len(_CASES)), directory / "floor.sock"
         ports = range(first, first + runs * len(_CASES))
         async with (
@@ -111,5 +108,10 @@ def _row(kind: EngineKind, later: bool, floors: list[float], times: list[float])
         f"p50 {in_ms(p50)}, p99 {in_ms(p99)}",
         f"floor {over_s * 1000:+.1f} ms",
         over_s <= _P50_OVER_FLOOR_S and p99 < _P99_S,
-        {"runs": len(times), "p50_over_floor_ms": round(over_s * 1000, 3), "floor_ms": rounded_ms(floors), "ours_ms": rounded_ms(times)},
+        {
+            "runs": len(times),
+            "p50_over_floor_ms": round(over_s * 1000, 3),
+            "floor_ms": rounded_ms(floors),
+            "ours_ms": rounded_ms(times),
+        },
     )

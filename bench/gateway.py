@@ -34,6 +34,10 @@ class Ours:
         """A connection to the service address."""
         return Connection("127.0.0.1", self.gateway.ports["chat"])
 
+    def troubles(self) -> list[str]:
+        """The daemon's last 100 log lines that are more than information."""
+        return [line for line in self.gateway.log().splitlines() if '"level": "info"' not in line][-100:]
+
     @property
     def pid(self) -> int:
         """The daemon's."""

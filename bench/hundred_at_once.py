@@ -13,7 +13,6 @@ from __future__ import annotations
 import asyncio
 import time
 from pathlib import Path
-from tempfile import TemporaryDirectory
 
 import aiohttp
 
@@ -21,6 +20,7 @@ from bench.bare import BareNginx, BareSmg, worker_body
 from bench.chat import MODEL
 from bench.engines import EngineHost, EngineKind
 from bench.gateway import Ours, running_gateway
+from bench.place import scratch_directory
 from bench.ports import free_ports
 from bench.report import Row, Scale, in_ms, median, rounded_ms
 from bench.staged import hide, show, stage
@@ -66,14 +66,13 @@ async def _ours(ours: Ours, sockets: list[Path], round_name: str) -> tuple[float
 
 
 async def run(scale: Scale) -> list[Row]:
-    """3 rounds of each kind; 1 with `--quick`."""
-    return [await _measured(kind, scale.pick(3, 1)) for kind in _KINDS]
+    """5 rounds of each kind; 2 with `--quick`."""
+    return [await _measured(kind, scale.pick(5, 2)) for kind in _KINDS]
 
 
 async def _measured(kind: EngineKind, rounds: int) -> Row:
     floors, listed, times = [], [], []
-    with TemporaryDirectory(prefix="bench-", dir="/tmp") as place:
-        directory = Path(place)
+    with scratch_directory() as directory:
         # Ports of its own for each round, as the daemon's replicas have: no connection is there from the round before.
         first = free_ports(rounds * _REPLICAS)
         ports = [range(start, start + _REPLICAS) for start in range(first, first + rounds * _REPLICAS, _REPLICAS)]

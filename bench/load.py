@@ -15,7 +15,7 @@ from typing import Self
 from bench.chat import PATH, chat, flaw
 from bench.wire import Connection, ExchangeFailed
 
-_WORDS = "river stone lamp cloud paper green seven winter copper garden signal motor violet anchor bridge".split()
+_WORDS = ("river", "stone", "lamp", "cloud", "paper", "green", "seven", "winter", "copper", "garden", "signal", "motor")
 
 
 @dataclass(frozen=True, slots=True)

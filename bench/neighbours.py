@@ -7,11 +7,9 @@ Floor: a bare SMG whose other workers come and go changes nothing about one that
 
 from __future__ import annotations
 
-from pathlib import Path
-from tempfile import TemporaryDirectory
-
 from bench.engines import EngineHost, EngineKind
 from bench.gateway import Ours, replicas_of, running_gateway
+from bench.place import scratch_directory
 from bench.report import Row, Scale
 from bench.staged import hide, show, stage
 
@@ -27,12 +25,15 @@ async def _identity(ours: Ours) -> tuple[str, str, str]:
     return row["bridge"], row["worker_id"], str(await ours.workers.status(row["worker_id"]))
 
 
-async def run(scale: Scale) -> list[Row]:
+async def _until_serving(ours: Ours, replicas: set[str]) -> None:
+    """Returns when just these serve; others may still be draining."""
+    await ours.until(lambda rows: {name for name, row in rows.items() if row["state"] == "serving"} == replicas)
+
+
+async def run(_scale: Scale) -> list[Row]:
     """Always 50 neighbours."""
-    del scale
     kinds = [EngineKind.SGLANG_HTTP, EngineKind.VLLM_GRPC] * (_WAVE // 2)
-    with TemporaryDirectory(prefix="bench-", dir="/tmp") as place:
-        directory = Path(place)
+    with scratch_directory() as directory:
         async with EngineHost(directory / "engines.log") as engines, running_gateway(settle_s=0) as ours:
             stays, *others = await stage(engines, directory / "staged", [EngineKind.SGLANG_HTTP, *kinds])
             show([stays], [ours.socket(_STAYS)])
@@ -41,10 +42,10 @@ async def run(scale: Scale) -> list[Row]:
             for first in range(0, _NEIGHBOURS, _WAVE):
                 names = [f"n{first + number}" for number in range(_WAVE)]
                 show(others, map(ours.socket, names))
-                await ours.until_serving(_STAYS, *names)
+                await _until_serving(ours, {_STAYS, *names})
                 seen.append(await _identity(ours))
                 hide(map(ours.socket, names))
-                await ours.until(lambda rows: [name for name in rows if rows[name]["state"] == "serving"] == [_STAYS])
+                await _until_serving(ours, {_STAYS})
                 seen.append(await _identity(ours))
             await ours.until_serving(_STAYS)
             seen.append(await _identity(ours))

@@ -12,10 +12,19 @@ _PAGE_BYTES = os.sysconf("SC_PAGE_SIZE")
 
 
 async def start(argv: Sequence[str], log: Path, env: Mapping[str, str] | None = None) -> asyncio.subprocess.Process:
-    """Start a child whose output goes to `log`."""
+    """Start a child whose output goes to `log`.
+
+    In a session of its own, as the daemon starts its own: where the kernel shares out the CPU by sessions, a floor that
+    shared one with the benchmark would be scheduled otherwise.
+    """
     with log.open("ab") as output:
         return await asyncio.create_subprocess_exec(
-            *argv, stdin=asyncio.subprocess.DEVNULL, stdout=output, stderr=output, env={**os.environ, **(env or {})}
+            *argv,
+            stdin=asyncio.subprocess.DEVNULL,
+            stdout=output,
+            stderr=output,
+            env={**os.environ, **(env or {})},
+            start_new_session=True,
         )
 
 

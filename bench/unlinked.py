@@ -12,12 +12,12 @@ from __future__ import annotations
 import asyncio
 import time
 from pathlib import Path
-from tempfile import TemporaryDirectory
 
 from bench.bare import BareNginx, BareSmg, Workers, worker_body
 from bench.chat import MODEL
 from bench.engines import EngineHost, EngineKind
 from bench.gateway import Ours, replicas_of, running_gateway
+from bench.place import scratch_directory
 from bench.ports import free_ports
 from bench.report import Row, Scale, in_ms, median, percentile, rounded_ms
 from bench.staged import hide, show, stage
@@ -68,8 +68,7 @@ async def run(scale: Scale) -> list[Row]:
     floors: list[float] = []
     times: list[float] = []
     kinds = [EngineKind.SGLANG_HTTP, EngineKind.VLLM_GRPC] * (_REPLICAS // 2)
-    with TemporaryDirectory(prefix="bench-", dir="/tmp") as place:
-        directory = Path(place)
+    with scratch_directory() as directory:
         first = free_ports(_REPLICAS)
         ports = range(first, first + _REPLICAS)
         async with EngineHost(directory / "engines.log") as engines:

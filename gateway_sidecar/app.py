@@ -39,16 +39,13 @@ class RealAdapters:
         self._router_ports = RouterPortLeases(settings.router_ports)
         self._probe = EngineProbe()
 
-    def service(self, settings: ServiceSettings, on_change: Callable[[], None]) -> Service:
+    def service(
+        self,
+        settings: ServiceSettings,
+        on_change: Callable[[], None],
+        move_address: Callable[[], Awaitable[None]],
+    ) -> Service:
         """One service, not running yet."""
-        router = RouterProcess(
-            settings.name,
-            self.router_kind(settings),
-            self._settings.state_dir / "log" / f"router-{settings.name}.log",
-            self._router_ports,
-            self._metrics,
-            start_timeout_s=settings.router.start_timeout_s,
-        )
         return Service(
             settings,
             source=self.source(settings),
@@ -56,11 +53,24 @@ class RealAdapters:
             links=self._nginx,
             leases=self._bridges,
             host=self._settings.bridges.host,
-            router=router,
+            make_router=self.router,
             metrics=self._metrics,
             rescan_interval_s=self._settings.rescan_interval_s,
             read_overrides=load_overrides,
             on_change=on_change,
+            move_address=move_address,
+        )
+
+    def router(self, settings: ServiceSettings, slot: str) -> RouterProcess:
+        """One router of a service, not started yet."""
+        return RouterProcess(
+            settings.name,
+            slot,
+            self.router_kind(settings),
+            self._settings.state_dir / "log" / f"router-{slot}.log",
+            self._router_ports,
+            self._metrics,
+            start_timeout_s=settings.router.start_timeout_s,
         )
 
     def source(self, settings: ServiceSettings) -> SocketPattern:
@@ -84,18 +94,18 @@ class RouterPortLeases:
     def __init__(self, ports: PortRange) -> None:
         self._leases = PortLeases(range(ports.first, ports.last + 1))
 
-    def choose(self, service: str) -> RouterPorts:
-        """Two ports that can be listened on; the service's own, unless somebody took them. Raises ProcessError."""
+    def choose(self, slot: str) -> RouterPorts:
+        """Two ports that can be listened on; the slot's own, unless somebody took them. Raises ProcessError."""
         try:
-            return RouterPorts(self._usable(f"{service}/api"), self._usable(f"{service}/metrics"))
+            return RouterPorts(self._usable(f"{slot}/api"), self._usable(f"{slot}/metrics"))
         finally:
             for port in self._leases.quarantined:
                 self._leases.settle(port)  # It was looked at and left to whoever uses it.
 
-    def restore(self, service: str, ports: RouterPorts) -> None:
-        """The service's router, started by an earlier daemon, listens on these."""
-        self._leases.restore(ports.api, f"{service}/api")
-        self._leases.restore(ports.metrics, f"{service}/metrics")
+    def restore(self, slot: str, ports: RouterPorts) -> None:
+        """The slot's router, started by an earlier daemon, listens on these."""
+        self._leases.restore(ports.api, f"{slot}/api")
+        self._leases.restore(ports.metrics, f"{slot}/metrics")
 
     def _usable(self, owner: str) -> int:
         while True:

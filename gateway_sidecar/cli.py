@@ -7,15 +7,16 @@ import asyncio
 import json
 import os
 import sys
+import time
 from collections.abc import Iterable, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING
 from urllib.parse import quote
 
 from gateway_sidecar import __version__
-from gateway_sidecar.admin.client import ask_daemon
+from gateway_sidecar.admin.client import ask_daemon, is_listening
 from gateway_sidecar.admin.table import render_status
-from gateway_sidecar.config import Settings, config_schema, load_config
+from gateway_sidecar.config import Settings, config_schema, load_config, run_dir_of
 from gateway_sidecar.errors import AdminError, BridgeError, ConfigError, GatewaySidecarError
 
 if TYPE_CHECKING:
@@ -89,6 +90,11 @@ def _parser() -> argparse.ArgumentParser:
     command = add("resume", _resume, "take a drained replica back into rotation")
     command.add_argument("service", metavar="SERVICE")
     command.add_argument("replica", metavar="REPLICA")
+    command = add("router", _router, "replace a service's router by a new one without failing a request")
+    command.add_argument("action", choices=["restart"], metavar="restart")
+    command.add_argument("service", metavar="SERVICE")
+    command = add("stop", _stop, "end the daemon", "nginx, the routers and every stream go on, unless --all is given.")
+    command.add_argument("--all", action="store_true", help="nginx and the routers as well, after what is in flight")
     add("reload", _reload, "have the daemon read its configuration again and report what changed")
     for name, text in (
         ("install", "put the systemd unit, the user, directories and an example configuration in place"),
@@ -108,7 +114,7 @@ def _default_config() -> Path:
 
 
 def _admin_socket(arguments: argparse.Namespace) -> Path:
-    return load_config(arguments.config).run_dir / "admin.sock"
+    return run_dir_of(arguments.config) / "admin.sock"
 
 
 def _run(arguments: argparse.Namespace) -> int:
@@ -193,8 +199,26 @@ def _replica_target(arguments: argparse.Namespace) -> str:
     return f"/v1/services/{quote(arguments.service, safe='')}/replicas/{quote(arguments.replica, safe='')}"
 
 
+def _router(arguments: argparse.Namespace) -> int:
+    target = f"/v1/services/{quote(arguments.service, safe='')}/router/restart"
+    code, answer = ask_daemon(_admin_socket(arguments), "POST", target, timeout_s=None)
+    if code != 200:
+        raise AdminError(str(answer.get("error")))
+    print(f"{arguments.service} has a new router (pid {answer['pid']}) after {answer['took_s']:.1f} s")
+    return 0
+
+
+def _stop(arguments: argparse.Namespace) -> int:
+    socket = _admin_socket(arguments)
+    ask_daemon(socket, "POST", f"/v1/stop?all={'true' if arguments.all else 'false'}")
+    while socket.exists() and is_listening(socket):
+        time.sleep(0.05)
+    print("stopped, with nginx and all routers" if arguments.all else "stopped; nginx and the routers go on")
+    return 0
+
+
 def _reload(arguments: argparse.Namespace) -> int:
-    code, answer = ask_daemon(_admin_socket(arguments), "POST", "/v1/reload", timeout_s=60)
+    code, answer = ask_daemon(_admin_socket(arguments), "POST", "/v1/reload", timeout_s=None)
     if code == 422:
         raise ConfigError(list(answer["problems"]))
     if code != 200:

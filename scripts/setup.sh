@@ -1,17 +1,18 @@
 #!/bin/sh
-# Puts in place what this project needs on a Debian or Ubuntu machine, and does nothing where all is there:
-# a virtual environment with the package and its tools, and with these words as well
+# Puts in place what this project needs on a Debian or Ubuntu machine, and does nothing where it is there already:
 #
+#   dev     the package and its tools, in the virtual environment VENV
 #   nginx   nginx and its stream module
-#   mlx     a second environment with a real MLX engine
+#   mlx     a real MLX engine, in the virtual environment MLX_VENV
+#   app     the package and SMG as an operator wants them, in the virtual environment PREFIX
 #
-# VENV and MLX_VENV say where; PYTHON says with which interpreter. System packages are installed with apt-get, as
-# root or with sudo.
+# PYTHON names the interpreter to use. System packages are installed with apt-get, as root or with sudo.
 set -eu
 cd "$(dirname "$0")/.."
 
 venv=${VENV:-.venv}
 mlx_venv=${MLX_VENV:-.venv-mlx}
+prefix=${PREFIX:-/opt/gateway-sidecar}
 wanted=" $* "
 python=
 as_root=
@@ -41,7 +42,9 @@ find_python() {
 
 works() { "$1/bin/python" -c 'import pip' 2>/dev/null; }
 
-need_python() { ! works "$venv" || { wants mlx && ! works "$mlx_venv"; }; }
+need_python() {
+    { wants dev && ! works "$venv"; } || { wants mlx && ! works "$mlx_venv"; } || { wants app && ! works "$prefix"; }
+}
 
 # environment DIRECTORY STAMP REQUIREMENT...: makes it, unless it was made of just this
 environment() {
@@ -138,9 +141,14 @@ if need_python && [ -z "$python" ] && ! find_python; then
 fi
 if wants nginx && ! { find_nginx >/dev/null && has_stream; }; then fail "nginx or its stream module is still missing"; fi
 
-environment "$venv" "$(pwd) $(cksum <pyproject.toml)" -e '.[dev]'
+if wants dev; then environment "$venv" "$(pwd) $(cksum <pyproject.toml)" -e '.[dev]'; fi
 if wants mlx; then
     # As in examples/mlx_engine.py.
     environment "$mlx_venv" "smg-grpc-servicer[mlx] mlx[cpu] mlx-lm==0.31.3" \
         "smg-grpc-servicer[mlx]" "mlx[cpu]" mlx-lm==0.31.3
+fi
+if wants app; then
+    rm -rf build # what an older build left there would be installed too
+    environment "$prefix" "$(date)" '.[smg]'
+    rm -rf build gateway_sidecar.egg-info # another user's, perhaps
 fi

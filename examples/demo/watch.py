@@ -33,10 +33,12 @@ class Watch:
         while self._failed is None:
             try:
                 status = await self._gateway.status()
+                if status is not None:
+                    self._show(status)
             except DemoFailed as failed:
                 self._failed, status = failed, None
-            if status is not None:
-                self._show(status)
+            except OSError as error:
+                self._failed, status = DemoFailed(f"nobody reads what is printed: {error.strerror}"), None
             async with self._changed:
                 self._status = status
                 self._changed.notify_all()

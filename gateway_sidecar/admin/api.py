@@ -1,7 +1,11 @@
-"""The admin API on a Unix socket: status, plan, drain, resume, reload. Who may open the socket may do all of it."""
+"""The admin API on a Unix socket: status, plan, drain, resume, reload, router restart, stop.
+
+Who may open the socket may do all of it.
+"""
 
 from __future__ import annotations
 
+import time
 from pathlib import Path
 
 from aiohttp import web
@@ -9,7 +13,7 @@ from aiohttp import web
 from gateway_sidecar.admin import view
 from gateway_sidecar.control.daemon import Daemon
 from gateway_sidecar.domain.model import ReplicaId
-from gateway_sidecar.errors import ConfigError
+from gateway_sidecar.errors import ConfigError, RouterUnavailable
 
 _DAEMON = web.AppKey("daemon", Daemon)
 _LONGEST_DRAIN_S = 86400.0
@@ -22,6 +26,8 @@ async def serve_admin(daemon: Daemon, path: Path) -> web.AppRunner:
     app.router.add_get("/v1/status", _status)
     app.router.add_get("/v1/plan", _plan)
     app.router.add_post("/v1/reload", _reload)
+    app.router.add_post("/v1/stop", _stop)
+    app.router.add_post("/v1/services/{service}/router/restart", _restart_router)
     app.router.add_post("/v1/services/{service}/replicas/{replica}/drain", _drain)
     app.router.add_post("/v1/services/{service}/replicas/{replica}/resume", _resume)
     runner = web.AppRunner(app, access_log=None, shutdown_timeout=0.5)
@@ -50,6 +56,23 @@ async def _reload(request: web.Request) -> web.Response:
     except ConfigError as error:
         return web.json_response({"error": "the configuration was refused", "problems": error.problems}, status=422)
     return web.json_response({"changes": changes})
+
+
+async def _stop(request: web.Request) -> web.Response:
+    request.app[_DAEMON].end(stop_all=request.query.get("all") == "true")
+    return web.json_response({"stopping": True}, status=202)
+
+
+async def _restart_router(request: web.Request) -> web.Response:
+    service = request.app[_DAEMON].services.get(request.match_info["service"])
+    if service is None:
+        return _unknown_service(request)
+    began = time.monotonic()
+    try:
+        await service.replace_router()
+    except RouterUnavailable as error:
+        return _problem(409, str(error))
+    return web.json_response({"pid": service.router.pid, "took_s": round(time.monotonic() - began, 3)})
 
 
 async def _drain(request: web.Request) -> web.Response:

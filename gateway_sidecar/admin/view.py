@@ -30,7 +30,7 @@ def status(daemon: Daemon) -> dict[str, Any]:
 
 def _service(name: str, service: Service) -> dict[str, Any]:
     router = service.router
-    listing = service.listing
+    listing = service.follower.listing
     return {
         "name": name,
         "listen": str(service.settings.listen),

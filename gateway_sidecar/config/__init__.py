@@ -1,7 +1,7 @@
 """The configuration: YAML in, frozen settings out, every mistake reported at once with its line."""
 
 from gateway_sidecar.config.advice import advise
-from gateway_sidecar.config.load import load_config, parse_config
+from gateway_sidecar.config.load import line_of, load_config, parse_config, run_dir_of
 from gateway_sidecar.config.models import (
     BridgeSettings,
     DrainSettings,
@@ -38,7 +38,9 @@ __all__ = [
     "Settings",
     "advise",
     "config_schema",
+    "line_of",
     "load_config",
     "load_overrides",
     "parse_config",
+    "run_dir_of",
 ]

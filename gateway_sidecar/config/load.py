@@ -38,6 +38,26 @@ def load_config(path: Path) -> Settings:
     return parse_config(read_file(path, _MOST_BYTES).content, str(path))
 
 
+def run_dir_of(path: Path) -> Path:
+    """Where the daemon of this file has its admin socket, even if the file has been broken since it started.
+
+    Raises `ConfigError` only if the file cannot be read, or says nothing usable of `run_dir`.
+    """
+    try:
+        return load_config(path).run_dir
+    except ConfigError as error:
+        data = read_tree(read_file(path, _MOST_BYTES).content).data
+        found = data.get("run_dir", Settings.model_fields["run_dir"].default) if isinstance(data, dict) else None
+        if not isinstance(found, str | Path):
+            raise error from None
+        return Path(found)
+
+
+def line_of(path: Path, setting: str) -> int:
+    """The line of a top-level setting; that of the file's beginning if it is not there."""
+    return read_tree(read_file(path, _MOST_BYTES).content).line((setting,))
+
+
 def parse_config(content: bytes | str, name: str = "gateway-sidecar.yaml") -> Settings:
     """The same for text that is at hand; `name` begins each problem line. Raises `ConfigError`."""
     tree = read_tree(content.encode() if isinstance(content, str) else content)

@@ -203,6 +203,11 @@ class RouterSettings(Part):
         30.0, 1, 600, "A started router that does not answer within this time is stopped and started again."
     )
     api_timeout_s: float = _number(5.0, 0.1, 60, "An answer from the router's API that takes longer counts as none.")
+    memory_limit_mb: Annotated[int, Field(ge=16, le=1048576)] | None = Field(
+        default=None,
+        description="A router whose resident memory grows beyond this many MiB is replaced by a new one, without"
+        " failing a request; `null` sets no limit.",
+    )
 
     @field_validator("env")
     @classmethod

@@ -16,16 +16,18 @@ from typing import Any, Protocol
 from gateway_sidecar.bridges.connections import open_connections
 from gateway_sidecar.bridges.nginx import Nginx
 from gateway_sidecar.bridges.nginx_config import ServiceAddress
-from gateway_sidecar.config import ServiceSettings, Settings, load_config
+from gateway_sidecar.config import ServiceSettings, Settings, line_of, load_config
 from gateway_sidecar.control import records
 from gateway_sidecar.control.bridge_keeper import BridgeKeeper
-from gateway_sidecar.control.service import Service, Source
+from gateway_sidecar.control.follower import Source
+from gateway_sidecar.control.router_process import RouterProcess
+from gateway_sidecar.control.service import Service
 from gateway_sidecar.domain.leases import PortLeases
-from gateway_sidecar.errors import ConfigError, StateError
+from gateway_sidecar.errors import ConfigError, RouterUnavailable, StateError
 from gateway_sidecar.routers.base import RouterKind
 from gateway_sidecar.supervision.logfile import ChildLog
 from gateway_sidecar.supervision.notify import SystemdNotifier
-from gateway_sidecar.supervision.process import rss_bytes
+from gateway_sidecar.supervision.process import Process, rss_bytes, writers_of
 from gateway_sidecar.telemetry.logs import get_logger, set_up_logs
 from gateway_sidecar.telemetry.metrics import Metrics
 
@@ -39,7 +41,12 @@ _FIXED = ("state_dir", "run_dir", "bridges", "router_ports", "metrics", "rescan_
 class Adapters(Protocol):
     """Builds the parts of a service from its settings."""
 
-    def service(self, settings: ServiceSettings, on_change: Callable[[], None]) -> Service: ...
+    def service(
+        self,
+        settings: ServiceSettings,
+        on_change: Callable[[], None],
+        move_address: Callable[[], Awaitable[None]],
+    ) -> Service: ...
 
     def source(self, settings: ServiceSettings) -> Source: ...
 
@@ -100,7 +107,7 @@ class Daemon:
     @property
     def ready(self) -> bool:
         """Whether the bridges run and every service has looked at its replicas and has a router that answers."""
-        return self.keeper.up and all(s.has_looked and s.router.up for s in self.services.values())
+        return self.keeper.up and all(s.follower.has_looked and s.router.up for s in self.services.values())
 
     def note_change(self) -> None:
         """Something that is written down has changed."""
@@ -118,7 +125,11 @@ class Daemon:
         for settings in self.settings.services:
             self._add(settings)
         await self._take_up(processes, leases)
-        close_listeners = await serve(self)
+        try:
+            close_listeners = await serve(self)
+        except OSError:
+            await self._end([])
+            raise
         background = [
             asyncio.create_task(loop)
             for loop in (
@@ -162,28 +173,30 @@ class Daemon:
         if self._stop_all:
             # nginx first: it lets the requests in flight finish, and then nothing is in flight in a router either.
             await self.keeper.nginx.stop(grace_s=5)
-            await asyncio.gather(*(r.service.router.stop(grace_s=0.5) for r in self._running.values()))
+            await asyncio.gather(*(router.stop(grace_s=0.5) for router in self._routers()))
             for port in self.keeper.nginx.linked():
                 self.keeper.nginx.unlink(port)
             for record in (self._processes_path, self._leases_path):
                 record.unlink(missing_ok=True)
         else:
-            with suppress(StateError):
-                self._write_records()
-            for running in self._running.values():
-                await running.service.router.let_go()
+            self._try_to_write()
+            for router in self._routers():
+                await router.let_go()
             if self.keeper.nginx.process is not None:
                 self.keeper.nginx.process.let_go()
         self._logger.info("daemon.stopped", left_running=not self._stop_all)
 
     def _add(self, settings: ServiceSettings) -> Service:
-        service = self._adapters.service(settings, self.note_change)
+        service = self._adapters.service(settings, self.note_change, self.keeper.apply)
 
         async def not_yet() -> None:
             return None
 
         self._running[settings.name] = _Running(service, asyncio.create_task(not_yet()))
         return service
+
+    def _routers(self) -> list[RouterProcess]:
+        return [router for service in self.services.values() for router in service.routers]
 
     def _addresses(self) -> list[ServiceAddress]:
         return [
@@ -226,7 +239,10 @@ class Daemon:
         except StateError as error:
             self._logger.warning("state.ignored", reason=str(error))
             earlier = None
-        await self.keeper.begin(earlier)
+        await self._end_others(processes.get("others", []))
+        await self._end_unrecorded()
+        await self.keeper.begin(earlier or next(iter(writers_of(self.keeper.nginx.log.path)), None))
+        await asyncio.to_thread(self._try_to_write)
         links = self.keeper.nginx.linked()
         for name, service in self.services.items():
             for row in leases.get("services", {}).get(name, []):
@@ -254,14 +270,43 @@ class Daemon:
             self.keeper.nginx.unlink(port)
             self.leases.quarantine(port)
 
+    async def _end_others(self, rows: list[Any]) -> None:
+        """Ends what was left of a router's replacement that the last daemon did not live to finish."""
+        for row in rows:
+            with suppress(StateError):
+                process = Process.adopt(records.identity_from_json(row))
+                if process is not None:
+                    self._logger.info("router.leftover_stopped", pid=process.pid)
+                    await process.stop(grace_s=5)
+
+    async def _end_unrecorded(self) -> None:
+        """Ends routers that a daemon started and did not live to write down: nobody has their keys."""
+        kept = {router.pid for router in self._routers()}
+        for router in self._routers():
+            logs = (router.log.path, router.log.path.with_name(f"router-{router.service}.next.log"),
+                    router.log.path.with_name(f"router-{router.service}.log"))  # fmt: skip
+            found = {identity for log in logs for identity in await asyncio.to_thread(writers_of, log)}
+            for identity in found:
+                process = None if identity.pid in kept else Process.adopt(identity)
+                if process is not None:
+                    self._logger.warning("router.leftover_stopped", service=router.service, pid=process.pid)
+                    await process.stop(grace_s=5)
+
+    def _try_to_write(self) -> None:
+        with suppress(StateError):
+            self._write_records()
+
     def _write_records(self) -> None:
         nginx = self.keeper.nginx.process
         routers = {name: saved for name, s in self.services.items() if (saved := s.router.saved()) is not None}
+        # Successors and predecessors, in the middle of a replacement: the next daemon ends them.
+        others = [saved for router in self._routers() if (saved := router.saved()) and saved not in routers.values()]
         records.write_record(
             self._processes_path,
             {
                 "nginx": records.identity_to_json(nginx.identity) if nginx is not None and nginx.running else None,
                 "routers": {name: records.router_to_json(saved) for name, saved in routers.items()},
+                "others": [records.identity_to_json(saved.identity) for saved in others],
             },
         )
         records.write_record(
@@ -310,12 +355,15 @@ class Daemon:
         while True:
             self._beats["log"] = time.monotonic()
             for name, service in self.services.items():
-                for line in await asyncio.to_thread(service.router.log.new_lines):
-                    read = service.router.kind.read_log_line(line)
-                    if read is not None:
-                        getattr(self._logger, read.level)("router.said", service=name, text=read.message, **read.fields)
+                for router in service.routers:
+                    for line in await asyncio.to_thread(router.log.new_lines):
+                        read = router.kind.read_log_line(line)
+                        if read is not None:
+                            log = getattr(self._logger, read.level)
+                            log("router.said", service=name, text=read.message, **read.fields)
                 if service.router.pid is not None and (rss := rss_bytes(service.router.pid)) is not None:
                     self.metrics.router_rss.labels(name).set(rss)
+                    service.note_router_memory(rss)
             await self._pass_on_nginx(self.keeper.nginx.log)
             await asyncio.sleep(1.0)
 
@@ -372,11 +420,9 @@ class Daemon:
                 fresh = load_config(self.config_path)
                 fixed = [name for name in _FIXED if getattr(fresh, name) != getattr(self.settings, name)]
                 if fixed:
+                    cannot = "cannot change while the daemon runs; restart it"
                     raise ConfigError(
-                        [
-                            f"{self.config_path}: {name}: cannot change while the daemon runs; restart it"
-                            for name in fixed
-                        ]
+                        [f"{self.config_path}:{line_of(self.config_path, name)}: {name}: {cannot}" for name in fixed]
                     )
             except ConfigError as error:
                 self.metrics.reloads.labels("refused").inc()
@@ -409,21 +455,26 @@ class Daemon:
             if old[name] != new[name]:
                 changed = [f for f in type(new[name]).model_fields if getattr(old[name], f) != getattr(new[name], f)]
                 self.services[name].settings = new[name]
-                changes.append(f"{name}: {', '.join(changed)}")
-                await self._change(self.services[name], changed)
+                came_of_it = await self._change(self.services[name], changed)
+                changes.append(f"{name}: {', '.join(changed)}{came_of_it}")
         await self.keeper.apply()
         self.note_change()
         return changes
 
-    async def _change(self, service: Service, changed: list[str]) -> None:
+    async def _change(self, service: Service, changed: list[str]) -> str:
+        """Gives a running service its new settings; what came of it beyond that, in words."""
         service.reconfigure(service.settings)
-        service.router.kind = self._adapters.router_kind(service.settings)
         if "replicas" in changed:
             service.use_source(self._adapters.source(service.settings))
-        if "router" in changed:
-            await service.router.restart()
-        else:
-            await service.router.renew_client()
+        if "router" not in changed:
+            await service.router.renew_client(self._adapters.router_kind(service.settings))
+            return ""
+        try:
+            await service.replace_router()
+        except RouterUnavailable as error:
+            self._logger.error("router.not_replaced", service=service.name, reason=str(error))
+            return f" ({error})"
+        return ""
 
     async def _remove(self, name: str) -> None:
         running = self._running.pop(name)
@@ -431,5 +482,5 @@ class Daemon:
         with suppress(asyncio.CancelledError):
             await running.task
         running.service.abandon()
-        await running.service.router.stop(grace_s=10)
+        await asyncio.gather(*(router.stop(grace_s=10) for router in running.service.routers))
         self.metrics.forget_service(name)

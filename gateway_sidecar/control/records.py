@@ -126,10 +126,10 @@ def identity_from_json(row: Mapping[str, Any]) -> Identity:
 def router_to_json(saved: SavedRouter) -> dict[str, object]:
     """One router as plain data, its key included."""
     return {
+        "slot": saved.slot,
         "identity": identity_to_json(saved.identity),
         "ports": asdict(saved.ports),
         "key": saved.key,
-        "argv": list(saved.argv),
     }
 
 
@@ -137,7 +137,6 @@ def router_from_json(row: Mapping[str, Any]) -> SavedRouter:
     """The router that was written down. Raises StateError for one of another form."""
     try:
         ports = RouterPorts(int(row["ports"]["api"]), int(row["ports"]["metrics"]))
-        argv = tuple(str(word) for word in row["argv"])
-        return SavedRouter(identity_from_json(row["identity"]), ports, str(row["key"]), argv)
+        return SavedRouter(str(row["slot"]), identity_from_json(row["identity"]), ports, str(row["key"]))
     except (KeyError, TypeError, ValueError) as error:
         raise StateError(f"a router of a form that is not known: {error!r}") from error

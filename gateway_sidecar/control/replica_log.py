@@ -5,9 +5,8 @@ from __future__ import annotations
 import time
 from collections.abc import Callable, Iterable
 
-from gateway_sidecar.control.router_process import RouterProcess
+from gateway_sidecar.control.router_unit import RouterUnit
 from gateway_sidecar.control.tenure import Tenure
-from gateway_sidecar.control.worker_book import WorkerBook
 from gateway_sidecar.domain.lifecycle import state_of
 from gateway_sidecar.domain.model import Ready, Registered, ReplicaState, WorkerStatus
 from gateway_sidecar.telemetry.logs import get_logger
@@ -22,35 +21,35 @@ class ReplicaLog:
     def __init__(
         self,
         service: str,
-        router: RouterProcess,
-        book: WorkerBook,
         metrics: Metrics,
         tenures: Callable[[], Iterable[Tenure]],
+        active: Callable[[], RouterUnit],
     ) -> None:
         self._service = service
-        self._router = router
-        self._book = book
+        self._active = active
         self._metrics = metrics
         self._tenures = tenures
         self._logger = get_logger(service=service)
-        self._count()
+        self._counts = dict.fromkeys(ReplicaState, 0)
+        for state in ReplicaState:
+            self._count(state, 0)
 
     def begun(self, tenure: Tenure) -> None:
         """A socket was seen for the first time, or another engine behind it."""
         self._metrics.state_changes.labels(self._service, tenure.state.value).inc()
         self._logger.info("replica.seen", replica=tenure.replica, socket=str(tenure.sighting.socket))
-        self._count()
+        self._count(tenure.state, +1)
 
     def ended(self, tenure: Tenure) -> None:
         """Nobody holds a connection to the occupant any more."""
         if not any(other.replica == tenure.replica for other in self._tenures()):
             self._metrics.forget_replica(self._service, tenure.replica)
-        self._count()
+        self._count(tenure.state, -1)
         self._logger.info("replica.gone", replica=tenure.replica, port=tenure.port)
 
     def update(self, tenure: Tenure) -> None:
         """Tells of a change of state, if there is one."""
-        worker = self._book.workers.get(tenure.url) if tenure.url else None
+        worker = self._active().book.workers.get(tenure.url) if tenure.url else None
         state = state_of(
             result=tenure.result,
             leaving=tenure.gone or tenure.replaced or tenure.drain,
@@ -64,9 +63,10 @@ class ReplicaLog:
     def _change(self, tenure: Tenure, state: ReplicaState, worker: Registered | None) -> None:
         now = time.monotonic()
         facts: dict[str, object] = {"was": tenure.state.value, "for_s": round(now - tenure.state_since, 3)}
+        self._count(tenure.state, -1)
+        self._count(state, +1)
         tenure.state, tenure.state_since = state, now
         self._metrics.state_changes.labels(self._service, state.value).inc()
-        self._count()
         if tenure.facts is not None:
             kind = tenure.overrides.worker_type or tenure.facts.worker_type
             self._metrics.replica_serving.labels(
@@ -98,10 +98,11 @@ class ReplicaLog:
             return tenure.result.reason
         if worker is not None and worker.status is WorkerStatus.READY:
             return ""
-        if not self._router.up:
-            return f"waiting for the router ({self._router.state.value})"
-        trouble = self._book.trouble(tenure.url) if tenure.url else None
+        if not self._active().router.up:
+            return f"waiting for the router ({self._active().router.state.value})"
+        trouble = self._active().book.trouble(tenure.url) if tenure.url else None
         return trouble or (f"the router says {worker.status.value}" if worker else "not registered yet")
 
-    def _count(self) -> None:
-        self._metrics.count_replicas(self._service, (t.state for t in self._tenures()))
+    def _count(self, state: ReplicaState, change: int) -> None:
+        self._counts[state] += change
+        self._metrics.replicas.labels(self._service, state.value).set(self._counts[state])

@@ -38,26 +38,26 @@ class RouterState(StrEnum):
 class SavedRouter:
     """What the next daemon needs to adopt a router."""
 
+    slot: str
     identity: Identity
     ports: RouterPorts
     key: str
-    argv: tuple[str, ...]
 
 
 class PrivatePorts(Protocol):
     """Where a router's private ports come from."""
 
-    def choose(self, service: str) -> RouterPorts:
-        """Two ports that can be listened on; the service's own, unless somebody took them. Raises ProcessError."""
+    def choose(self, slot: str) -> RouterPorts:
+        """Two ports that can be listened on; the slot's own, unless somebody took them. Raises ProcessError."""
         ...
 
-    def restore(self, service: str, ports: RouterPorts) -> None:
-        """The service's router, started by an earlier daemon, listens on these."""
+    def restore(self, slot: str, ports: RouterPorts) -> None:
+        """The slot's router, started by an earlier daemon, listens on these."""
         ...
 
 
 class RouterProcess:
-    """Keeps one router running.
+    """Keeps one router running. `slot` tells a service's router from the successor that is started beside it.
 
     Each of `on_change` is called whenever the state changes; `epoch` counts processes, so that what one of them said is
     never taken for what its successor knows.
@@ -66,6 +66,7 @@ class RouterProcess:
     def __init__(
         self,
         service: str,
+        slot: str,
         kind: RouterKind,
         log_path: Path,
         private_ports: PrivatePorts,
@@ -74,6 +75,7 @@ class RouterProcess:
         start_timeout_s: float,
     ) -> None:
         self.service = service
+        self.slot = slot
         self.kind = kind
         self.log = ChildLog(log_path)
         self._private_ports = private_ports
@@ -90,7 +92,6 @@ class RouterProcess:
         self.ports: RouterPorts | None = None
         self.client: RouterClient | None = None
         self._key = ""
-        self._argv: tuple[str, ...] = ()
         self._failures = 0
         self._unresponsive = asyncio.Event()
 
@@ -108,7 +109,7 @@ class RouterProcess:
         """What to write down, so that a later daemon can adopt it."""
         if self.process is None or not self.process.running or self.ports is None:
             return None
-        return SavedRouter(self.process.identity, self.ports, self._key, self._argv)
+        return SavedRouter(self.slot, self.process.identity, self.ports, self._key)
 
     async def adopt(self, saved: SavedRouter) -> bool:
         """Takes over the router of an earlier daemon if it is that very process and its API answers with our key."""
@@ -123,9 +124,9 @@ class RouterProcess:
             self._logger.warning("router.not_adopted", pid=process.pid, reason=str(error))
             await process.stop(grace_s=1)
             return False
-        self._private_ports.restore(self.service, saved.ports)
+        self._private_ports.restore(self.slot, saved.ports)
         self.process, self.ports, self.client = process, saved.ports, client
-        self._key, self._argv = saved.key, saved.argv
+        self._key, self.slot = saved.key, saved.slot
         self.epoch += 1
         self._set(RouterState.UP)
         self._logger.info("router.adopted", pid=process.pid, url=saved.ports.url)
@@ -137,7 +138,7 @@ class RouterProcess:
         Raises ProcessError if there are none.
         """
         if self.ports is None:
-            self.ports = self._private_ports.choose(self.service)
+            self.ports = self._private_ports.choose(self.slot)
 
     async def run(self) -> None:
         """Runs until cancelled. The router itself goes on then: `stop` ends it."""
@@ -147,16 +148,12 @@ class RouterProcess:
                 continue
             await self._until_lost()
 
-    async def renew_client(self) -> None:
-        """Talks to the router as `kind` has it now."""
+    async def renew_client(self, kind: RouterKind) -> None:
+        """Talks to the router as `kind` has it, from now on."""
+        self.kind = kind
         if self.client is not None and self.ports is not None:
             old, self.client = self.client, self.kind.client(self.ports, self._key)
             await old.close()
-
-    async def restart(self) -> None:
-        """Ends the router and starts it again, as `kind` has it now. Requests fail meanwhile."""
-        if self.process is not None and self.process.running:
-            await self.process.stop(grace_s=10)
 
     def report_unresponsive(self) -> None:
         """Its API has not answered for too long: it is to be replaced, whatever its pid says."""
@@ -171,6 +168,11 @@ class RouterProcess:
             await self.client.close()
         self._set(RouterState.STOPPED)
 
+    async def close_client(self) -> None:
+        """Ends our own connections to the router, which would count as somebody's."""
+        if self.client is not None:
+            await self.client.close()
+
     async def let_go(self) -> None:
         """Leaves the router running for the next daemon."""
         if self.process is not None:
@@ -184,7 +186,7 @@ class RouterProcess:
         self._set(RouterState.STARTING)
         key = secrets.token_urlsafe(32)
         try:
-            ports = self._private_ports.choose(self.service)
+            ports = self._private_ports.choose(self.slot)
             command = self.kind.command(ports, key)
             process = await Process.spawn(command.argv, log_fd=self.log.open_for_child(), env=command.env)
         except (ProcessError, OSError) as error:
@@ -196,8 +198,10 @@ class RouterProcess:
             self._logger.warning("router.key_visible", program=command.argv[0])
         if self.client is not None:
             await self.client.close()
-        self.process, self.ports, self._key, self._argv = process, ports, key, tuple(command.argv)
+        self.process, self.ports, self._key = process, ports, key
         self.client = self.kind.client(ports, key)
+        for tell in self.on_change:
+            tell()  # It runs: that has to be written down before anything can happen to us.
         self.starts += 1
         self.restarts += self.starts > 1
         self._metrics.router_starts.labels(self.service).inc()

@@ -10,14 +10,18 @@ import asyncio
 import itertools
 import os
 import time
-from collections.abc import AsyncIterator, Callable, Coroutine, Mapping
+from collections.abc import Awaitable, Callable, Mapping
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, Protocol
+from typing import Protocol
 
+from gateway_sidecar.bridges.connections import open_connections
 from gateway_sidecar.config import ServiceSettings
+from gateway_sidecar.control.follower import Source, SourceFollower
+from gateway_sidecar.control.guard import keep_running
 from gateway_sidecar.control.replica_log import ReplicaLog
 from gateway_sidecar.control.router_process import RouterProcess
+from gateway_sidecar.control.router_unit import RouterUnit
 from gateway_sidecar.control.tenure import SavedTenure, Tenure, occupant_of, owner_of, worker_url
 from gateway_sidecar.control.waiting_room import Gates, WaitingRoom
 from gateway_sidecar.control.watcher import Probe, Watcher
@@ -30,25 +34,27 @@ from gateway_sidecar.domain.model import (
     Overrides,
     Ready,
     ReplicaId,
-    WorkerStatus,
 )
 from gateway_sidecar.domain.planning import (
     Bridge,
     Release,
     Unbridge,
+    WorkerView,
     describe,
     plan_occupant,
     plan_strays,
     plan_worker,
 )
-from gateway_sidecar.errors import ConfigError
+from gateway_sidecar.errors import ConfigError, RouterUnavailable
 from gateway_sidecar.sources.listing import Listing, Sighting
 from gateway_sidecar.telemetry.logs import get_logger
 from gateway_sidecar.telemetry.metrics import Metrics
 
-_LEAST_LOOK_GAP_S = 0.003
 _RECONSIDER_RESCANS = 5
 _MOST_PATIENCE_S = 10.0
+_OUTGROWN_GAP_S = 600.0
+_POLL_S = 0.02
+_QUIET_LOOKS, _QUIET_GAP_S = 3, 0.3
 
 
 @dataclass(frozen=True, slots=True)
@@ -58,18 +64,6 @@ class DrainReport:
     drained: bool
     in_flight: int | None
     took_s: float
-
-
-class Source(Protocol):
-    """Where replicas are learnt from."""
-
-    async def look(self) -> Listing:
-        """What is there now. Never raises; what cannot be seen is said to be unknown."""
-        ...
-
-    def hints(self) -> AsyncIterator[None]:
-        """Yields whenever a look may be worth while."""
-        ...
 
 
 class Links(Gates, Protocol):
@@ -92,16 +86,17 @@ class Service:
         links: Links,
         leases: PortLeases,
         host: str,
-        router: RouterProcess,
+        make_router: Callable[[ServiceSettings, str], RouterProcess],
         metrics: Metrics,
         rescan_interval_s: float,
         read_overrides: Callable[[Path], Overrides],
         on_change: Callable[[], None],
+        move_address: Callable[[], Awaitable[None]],
     ) -> None:
         self.settings = settings
         self.name = settings.name
-        self.router = router
-        self._source = source
+        self._make_router = make_router
+        self._move_address = move_address
         self._links = links
         self._leases = leases
         self._host = host
@@ -115,23 +110,19 @@ class Service:
         self.tenures: dict[int, Tenure] = {}
         self._current: dict[ReplicaId, Tenure] = {}
         self._by_url: dict[str, Tenure] = {}
-        self.listing: Listing | None = None
-        self._look_now = asyncio.Event()
-        self._new_source = asyncio.Event()
-        self._beats = {"source": time.monotonic(), "reconcile": time.monotonic()}
-        self.has_looked = False
-        self._router_up_at = time.monotonic()
-        self.book = WorkerBook(
-            router,
-            metrics,
-            rescan_interval_s=rescan_interval_s,
-            api_timeout_s=settings.router.api_timeout_s,
-            on_change=self._on_worker,
-            on_listed=self._on_workers_listed,
+        self._beat = time.monotonic()
+        self.follower = SourceFollower(
+            self.name, source, metrics, rescan_interval_s=rescan_interval_s, take_in=self._take_in
         )
+        self._replacing = asyncio.Lock()
+        self._outgrown: asyncio.Task[None] | None = None
+        self._may_outgrow_at = 0.0
+        self._router_up_at = time.monotonic()
         self.room = WaitingRoom(self.name, settings.hold, links, metrics)
-        router.on_change += [on_change, self.book.hurry, self._on_router]
-        self._log = ReplicaLog(self.name, router, self.book, metrics, self.tenures.values)
+        self._active = self._make_unit(self.name)
+        self._active.router.on_change.append(self._on_router)
+        self._units = [self._active]
+        self._log = ReplicaLog(self.name, metrics, self.tenures.values, lambda: self._active)
         self._watcher = Watcher(
             settings,
             probe,
@@ -142,6 +133,21 @@ class Service:
             on_identified=self._identified,
             on_replaced=self._replace,
         )
+
+    @property
+    def router(self) -> RouterProcess:
+        """The router that the service address leads to."""
+        return self._active.router
+
+    @property
+    def book(self) -> WorkerBook:
+        """What that router says of its workers."""
+        return self._active.book
+
+    @property
+    def routers(self) -> list[RouterProcess]:
+        """All routers of the service: during a replacement there are two."""
+        return [unit.router for unit in self._units]
 
     # -- life
 
@@ -160,6 +166,7 @@ class Service:
         tenure.linked = linked
         tenure.drain = saved.drain
         tenure.notes_read = False
+        tenure.served = True  # How long it took to serve was told by the daemon that saw it come.
         if saved.facts is not None:
             self._identified(tenure, saved.facts)
             tenure.result = Ready(saved.facts)
@@ -185,40 +192,32 @@ class Service:
 
     async def run(self) -> None:
         """Runs the service until cancelled. What it started goes on; `router` is stopped or let go by its owner."""
-        loops = (self._reconcile_loop, self._look_loop, self._hint_loop, self.book.run, self.router.run)
+        for unit in self._units:
+            unit.start()
+        loops = (self._reconcile_loop, self.follower.look, self.follower.follow_hints)
         try:
             async with asyncio.TaskGroup() as group:
                 for loop in loops:
-                    group.create_task(self._keep_running(loop))
+                    group.create_task(keep_running(self.name, loop, self._metrics))
         finally:
             await self._watcher.close()
-            await self.book.close()
+            for unit in self._units:
+                await unit.halt()
             for tenure in self.tenures.values():
                 tenure.unpin()
-
-    async def _keep_running(self, loop: Callable[[], Coroutine[Any, Any, None]]) -> None:
-        """A fault of ours in one loop is told and counted, and touches neither the others nor another service."""
-        while True:
-            try:
-                await loop()
-            except Exception:  # the loop's edge
-                self._metrics.loop_failures.labels(self.name).inc()
-                self._logger.exception("loop.failed", loop=loop.__qualname__)
-                await asyncio.sleep(1.0)
 
     def reconfigure(self, settings: ServiceSettings) -> None:
         """Takes new settings; what was observed stays."""
         self.settings = settings
         self._watcher.reconfigure(settings)
-        self.book.reconfigure(settings.router.api_timeout_s)
+        for unit in self._units:
+            unit.book.reconfigure(settings.router.api_timeout_s)
         self.room.settings = settings.hold
         self._reconsider()
 
     def use_source(self, source: Source) -> None:
         """Learns replicas from another source from now on; those that it does not show are gone."""
-        self._source = source
-        self._new_source.set()
-        self._look_now.set()
+        self.follower.use(source)
 
     def abandon(self) -> None:
         """Leaves the bridges of a service that is no more: nothing new gets in, and the ports rest until quiet."""
@@ -229,17 +228,21 @@ class Service:
 
     def stalest_beat(self) -> float:
         """When the loop that is most behind last made progress (monotonic seconds)."""
-        return min(*self._beats.values(), self.book.beat)
+        return min(self._beat, self.follower.beat, *(unit.book.beat for unit in self._units))
 
     def pending_actions(self) -> list[tuple[str, str]]:
         """What the next look at each tenure would do: (replica, action). Nothing is done."""
         pending = []
         for tenure in self.tenures.values():
-            seen = self.book.view(tenure.url)
-            steps = (plan_occupant(tenure.view(), [seen]), plan_worker(tenure.view(), seen))
+            view = tenure.view()
+            seen = [unit.book.view(tenure.url) for unit in self._units]
+            steps = [plan_occupant(view, seen), *(plan_worker(view, one) for one in seen)]
             pending += [(str(tenure.replica), describe(step)) for step in steps if step is not None]
-        strays = plan_strays(self.book.workers, self._known_urls(), complete=self.has_looked)
-        return pending + [("-", describe(step)) for step in strays]
+        known = self._known_urls()
+        for unit in self._units:
+            strays = plan_strays(unit.book.workers, known, complete=self.follower.has_looked)
+            pending += [("-", describe(step)) for step in strays]
+        return pending
 
     def saved(self) -> list[SavedTenure]:
         """What to write down for the next daemon."""
@@ -251,54 +254,7 @@ class Service:
 
     # -- the source
 
-    async def _hint_loop(self) -> None:
-        while True:
-            self._new_source.clear()
-            hints = asyncio.create_task(self._follow_hints(self._source))
-            changed = asyncio.create_task(self._new_source.wait())
-            try:
-                await asyncio.wait({hints, changed}, return_when=asyncio.FIRST_COMPLETED)
-                if hints.done():
-                    hints.result()
-            except OSError as error:  # No inotify left, say: the rescan goes on alone.
-                self._logger.warning("source.hints_failed", reason=str(error))
-                await asyncio.sleep(10)
-            finally:
-                hints.cancel()
-                changed.cancel()
-
-    async def _follow_hints(self, source: Source) -> None:
-        async for _ in source.hints():
-            self._look_now.set()
-
-    async def _look_loop(self) -> None:
-        while True:
-            self._beats["source"] = time.monotonic()
-            self._look_now.clear()
-            began = time.monotonic()
-            await self._apply(await self._source.look())
-            # A crowd of hints must not keep us looking all the time.
-            await asyncio.sleep(max(_LEAST_LOOK_GAP_S, 2 * (time.monotonic() - began)))
-            try:
-                async with asyncio.timeout(self._rescan_interval_s):
-                    await self._look_now.wait()
-            except TimeoutError:
-                pass
-
-    async def _apply(self, listing: Listing) -> None:
-        before, self.listing = self.listing, listing
-        self._metrics.source_up.labels(self.name).set(listing.blind is None)
-        self._metrics.refused_names.labels(self.name).set(len(listing.refused))
-        if listing.blind is not None:
-            if before is None or before.blind != listing.blind:
-                self._logger.error("source.blind", reason=listing.blind, kept=len(self._current))
-            self.listing = Listing(before.present, refused=before.refused, blind=listing.blind) if before else listing
-            return
-        if before is not None and before.blind is not None:
-            self._logger.info("source.sighted", replicas=len(listing.present))
-        for name, reason in listing.refused.items():
-            if before is None or name not in before.refused:
-                self._logger.warning("replica.refused", replica=name, reason=reason)
+    async def _take_in(self, listing: Listing) -> None:
         for replica, tenure in list(self._current.items()):
             if listing.is_gone(replica):
                 self._lose(tenure)
@@ -308,12 +264,16 @@ class Service:
                 self._lose(current)
                 current = None
             if current is None:
-                current = self._begin(sighting, 0)
+                current = self._begin(sighting, self._fresh_generation(sighting))
             elif current.pin is None:
                 self._pin(current)
             if not current.notes_read or current.sighting.notes != sighting.notes:
                 await self._read_notes(current, sighting)
-        self.has_looked = True
+
+    def _fresh_generation(self, sighting: Sighting) -> int:
+        """A socket that came back, the same inode, is a new stay: its old one may still be draining."""
+        same = (t.generation for t in self.tenures.values() if t.sighting.occupant == sighting.occupant)
+        return max(same, default=-1) + 1
 
     def _begin(self, sighting: Sighting, generation: int, *, gone: bool = False) -> Tenure:
         now = time.monotonic()
@@ -346,7 +306,7 @@ class Service:
             return
         if occupant_of(os.fstat(pin)) != tenure.sighting.occupant:
             os.close(pin)  # Replaced since the look: the next one begins a new tenure.
-            self._look_now.set()
+            self.follower.look_soon()
             return
         tenure.pin = pin
         tenure.problem = None
@@ -381,7 +341,7 @@ class Service:
     async def _reconcile_loop(self) -> None:
         all_due = 0.0
         while True:
-            now = self._beats["reconcile"] = time.monotonic()
+            now = self._beat = time.monotonic()
             if now >= all_due:
                 # Whatever was missed, and whoever forgot to say so: the whole of it is looked at again.
                 self._reconsider()
@@ -396,9 +356,9 @@ class Service:
 
     def _reconcile(self, tenure: Tenure) -> None:
         self._watcher.look_after(tenure)
-        seen = self.book.view(tenure.url)
-        self._note_settled(tenure, seen.listed and seen.worker is None and not seen.busy)
-        action = plan_occupant(tenure.view(), [seen])
+        seen = self._seen(tenure)
+        self._note_settled(tenure, all(w.listed and w.worker is None and not w.busy for w in seen.values()))
+        action = plan_occupant(tenure.view(), seen.values())
         match action:
             case Bridge():
                 self._bridge(tenure)
@@ -407,14 +367,21 @@ class Service:
             case Release():
                 self._release(tenure)
                 return
-        step = plan_worker(tenure.view(), seen)
-        if step is not None:
-            self.book.start(step)
-        elif tenure.url is not None and seen.held:
-            self._queue.add_after(tenure.key, self.book.held_for_s(tenure.url))
+        view = tenure.view()
+        for unit, worker in seen.items():
+            step = plan_worker(view, worker)
+            if step is not None:
+                unit.book.start(step)
+            elif tenure.url is not None and worker.held:
+                self._queue.add_after(tenure.key, unit.book.held_for_s(tenure.url))
         if tenure.drain and tenure.in_flight == 0 and not tenure.linked:
             self._finish_drain(tenure)
         self._log.update(tenure)
+
+    def _seen(self, tenure: Tenure) -> dict[RouterUnit, WorkerView]:
+        """The tenure's worker as each router knows it. A successor that is not up yet knows nobody."""
+        units = [unit for unit in self._units if unit is self._active or unit.router.up]
+        return {unit: unit.book.view(tenure.url) for unit in units}
 
     def _note_settled(self, tenure: Tenure, is_out: bool) -> None:
         if tenure.leaving is None or not is_out:
@@ -462,7 +429,8 @@ class Service:
             self._leases.settle(tenure.port)
         if tenure.url is not None and self._by_url.get(tenure.url) is tenure:
             del self._by_url[tenure.url]
-            self.book.forget(tenure.url)
+            for unit in self._units:
+                unit.book.forget(tenure.url)
         self._on_change()
         tenure.drained.set()
         self._log.ended(tenure)
@@ -475,29 +443,25 @@ class Service:
 
     def _open_when_complete(self) -> None:
         """Lets requests in again once the router has everybody back, or after a while whoever it has."""
-        if self.room.is_open or not self.book.listed or not self.has_looked:
+        if self.room.is_open or not self.book.listed or not self.follower.has_looked:
             return
         waited_s = time.monotonic() - self._router_up_at
-        missing = [t for t in self.tenures.values() if t.view().wanted and not self._is_ready(t)]
+        missing = [t for t in self.tenures.values() if t.view().wanted and not self._active.is_ready(t.url)]
         if not missing or waited_s > _MOST_PATIENCE_S:
             self.room.open()
-
-    def _is_ready(self, tenure: Tenure) -> bool:
-        worker = self.book.workers.get(tenure.url) if tenure.url else None
-        return worker is not None and worker.status is WorkerStatus.READY
 
     def _on_worker(self, url: str) -> None:
         tenure = self._by_url.get(url)
         if tenure is not None:
             self._queue.add(tenure.key)
 
-    def _on_workers_listed(self, first: bool) -> None:
+    def _on_listed(self, unit: RouterUnit, first: bool) -> None:
         if first:
             self._reconsider()
-        for step in plan_strays(self.book.workers, self._known_urls(), complete=self.has_looked):
-            if not self.book.view(step.url).busy:
+        for step in plan_strays(unit.book.workers, self._known_urls(), complete=self.follower.has_looked):
+            if not unit.book.view(step.url).busy:
                 self._logger.warning("worker.stray", worker_url=step.url, worker_id=step.worker_id)
-                self.book.start(step)
+                unit.book.start(step)
 
     def _known_urls(self) -> frozenset[str]:
         known = set(self._by_url)
@@ -506,6 +470,85 @@ class Service:
                 # Not asked yet: either kind of worker there may be this replica's.
                 known |= {worker_url(self._host, tenure.port, mode) for mode in ConnectionMode}
         return frozenset(known)
+
+    # -- the router and its successor
+
+    def _make_unit(self, slot: str) -> RouterUnit:
+        router = self._make_router(self.settings, slot)
+        router.on_change.append(self._on_change)
+        return RouterUnit(
+            router,
+            self._metrics,
+            rescan_interval_s=self._rescan_interval_s,
+            api_timeout_s=self.settings.router.api_timeout_s,
+            on_worker=self._on_worker,
+            on_listed=self._on_listed,
+        )
+
+    async def replace_router(self) -> None:
+        """Puts a new router, as the settings have it now, in the place of the old one. No request fails.
+
+        The new one is started beside the old and given every worker; then the service address moves, the old one
+        finishes its streams, and ends. Raises RouterUnavailable, the old one kept, if the new one does not get there.
+        """
+        async with self._replacing:
+            old = self._active
+            new = self._make_unit(self.name if old.router.slot != self.name else f"{self.name}.next")
+            self._units.append(new)
+            new.start()
+            try:
+                await self._until_equal(old, new)
+            except TimeoutError:
+                self._units.remove(new)
+                await new.halt()
+                await new.router.stop(grace_s=0)
+                why = new.router.reason or "it did not get every worker ready in time"
+                raise RouterUnavailable(f"the new router was not put in place: {why}") from None
+            self._active = new
+            old.router.on_change.remove(self._on_router)
+            new.router.on_change.append(self._on_router)
+            await self._move_address()
+            self._logger.info("router.replaced", pid=new.router.pid, old_pid=old.router.pid)
+            await self._retire(old)
+
+    def note_router_memory(self, rss_bytes: int) -> None:
+        """Replaces a router that has outgrown its limit."""
+        limit_mb = self.settings.router.memory_limit_mb
+        if limit_mb is None or rss_bytes <= limit_mb * 1024 * 1024 or self._replacing.locked():
+            return
+        now = time.monotonic()
+        if now < self._may_outgrow_at:
+            return  # A limit that a fresh router exceeds must not make us replace it for ever.
+        self._may_outgrow_at = now + _OUTGROWN_GAP_S
+        self._logger.warning("router.outgrown", memory_mb=rss_bytes >> 20, limit_mb=limit_mb)
+        self._outgrown = asyncio.create_task(self._replace_outgrown())
+
+    async def _replace_outgrown(self) -> None:
+        try:
+            await self.replace_router()
+        except RouterUnavailable as error:
+            self._logger.error("router.not_replaced", reason=str(error))
+
+    async def _until_equal(self, old: RouterUnit, new: RouterUnit) -> None:
+        """Returns when the new router has every worker that the old one has. Raises TimeoutError."""
+        async with asyncio.timeout(self.settings.router.start_timeout_s + _MOST_PATIENCE_S):
+            while not new.book.listed or any(
+                old.is_ready(t.url) and not new.is_ready(t.url) for t in self.tenures.values() if t.leaving is None
+            ):
+                await asyncio.sleep(_POLL_S)
+
+    async def _retire(self, old: RouterUnit) -> None:
+        await old.halt()
+        port = old.router.ports.api if old.router.ports else 0
+        await old.router.close_client()
+        deadline = time.monotonic() + self.settings.drain.timeout_s
+        quiet = 0
+        while quiet < _QUIET_LOOKS and time.monotonic() < deadline:
+            quiet = 0 if (await asyncio.to_thread(open_connections, {port}))[port] else quiet + 1
+            await asyncio.sleep(_QUIET_GAP_S)
+        self._units.remove(old)
+        await old.router.stop(grace_s=10)
+        self._on_change()
 
     # -- who is there
 

@@ -23,6 +23,8 @@ from gateway_sidecar.telemetry.metrics import Metrics
 _RETRIES = Backoff(first_s=0.25, most_s=15.0)
 _FEW = 8
 _LEAST_POLL_S = 0.005
+_PATIENCE_S = 1.0
+_SETTLES_S = 0.1
 _AT_ONCE = 32
 
 
@@ -72,6 +74,7 @@ class WorkerBook:
         self.workers: dict[str, Registered] = {}
         self._submissions: dict[str, _Submission] = {}
         self._answered_at: dict[str, float] = {}
+        self._settling: dict[str, float] = {}
         self._busy: dict[str, asyncio.Task[None]] = {}
         self._failures: dict[str, _Failure] = {}
         self._slots = asyncio.Semaphore(_AT_ONCE)
@@ -115,6 +118,7 @@ class WorkerBook:
         self._submissions.pop(url, None)
         self._failures.pop(url, None)
         self._answered_at.pop(url, None)
+        self._settling.pop(url, None)
 
     def start(self, action: Register | Deregister) -> None:
         """Begins an operation; `on_change` follows when the router has answered."""
@@ -181,7 +185,7 @@ class WorkerBook:
         """Another process, or none: what the last one said is void."""
         lost = list(self.workers)
         self._listed = False
-        for book in (self.workers, self._submissions, self._answered_at, self._failures):
+        for book in (self.workers, self._submissions, self._answered_at, self._settling, self._failures):
             book.clear()
         for url in lost:
             self._on_change(url)
@@ -203,17 +207,25 @@ class WorkerBook:
             return
         self._listed_at = asked_at
         for url in self.workers.keys() - listed.keys():
-            if url in self._submissions and not self._submissions[url].confirmed:
-                # A worker that is being added may be missing from the list: ask for it by name.
-                self._learn(url, await client.find(self._submissions[url].worker_id), asked_at)
-            else:
+            submission = self._submissions.get(url)
+            if submission is None or submission.confirmed:
                 self._learn(url, None, asked_at)
+            elif asked_at - submission.since > _PATIENCE_S:
+                # A worker that is being added may be missing from the list: ask for it by name.
+                self._learn(url, await client.find(submission.worker_id), asked_at)
         for url, worker in listed.items():
             self._learn(url, worker, asked_at)
         for url in [u for u, at in self._answered_at.items() if at < asked_at and u not in self.workers]:
             del self._answered_at[url]
         first, self._listed = not self._listed, True
         self._on_listed(first)
+
+    def _is_settling(self, url: str, asked_at: float) -> bool:
+        until = self._settling.get(url)
+        if until is not None and until <= asked_at:
+            del self._settling[url]
+            return False
+        return until is not None
 
     def _hurry_only(self) -> bool:
         """Whether the whole list is fresh enough to ask only for what is pending."""
@@ -222,6 +234,8 @@ class WorkerBook:
     def _learn(self, url: str, worker: Registered | None, asked_at: float) -> None:
         if self._answered_at.get(url, 0.0) >= asked_at or url in self._busy:
             return  # An operation of ours is newer than this answer.
+        if worker is not None and worker.status is not WorkerStatus.DRAINING and self._is_settling(url, asked_at):
+            return  # A removal that was accepted shows in the list a moment later.
         before = self.workers.get(url)
         if worker == before:
             return
@@ -305,6 +319,7 @@ class WorkerBook:
         if epoch != self._router.epoch:
             return
         self._submissions.pop(action.url, None)
+        self._settling[action.url] = time.monotonic() + _SETTLES_S
         worker = self.workers.get(action.url)
         if worker is not None and worker.worker_id == action.worker_id:
             self.workers[action.url] = replace(worker, status=WorkerStatus.DRAINING)

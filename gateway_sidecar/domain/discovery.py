@@ -186,7 +186,7 @@ def _refused(path: str, status: int) -> Loading | Foreign | Unknown:
 
 def needs_key(seen: str) -> str:
     """The reason and the cure where an engine wants an API key, or another one."""
-    return f"{seen}: the engine wants an API key; set api_key in the replica's yaml file"
+    return f"{seen}: the engine wants an API key; set api_key_file in the replica's yaml file"
 
 
 def judge_http_health(facts: EngineFacts, answer: HttpAnswer) -> Ready | Loading | Unknown:

@@ -320,6 +320,9 @@ def _text(value: object) -> str | None:
     return value if isinstance(value, str) and value else None
 
 
+_EVERY_START = ("SECURITY POSTURE", "libturbojpeg not found")
+"""Warnings that SMG gives at every start, and that the daemon has an answer to, or nobody needs."""
+
 _LEVELS = {"ERROR": "error", "WARN": "warning", "INFO": "info", "DEBUG": "debug", "TRACE": "debug"}
 
 
@@ -345,7 +348,9 @@ def read_log_line(line: str) -> LogLine | None:
         "spans",
     )
     fields = {name: value for name, value in row.items() if name not in known}
-    return LogLine(_LEVELS.get(str(row.get("level")), "info"), str(row.get("message", "")), fields)
+    message = str(row.get("message", ""))
+    level = "debug" if message.startswith(_EVERY_START) else _LEVELS.get(str(row.get("level")), "info")
+    return LogLine(level, message, fields)
 
 
 async def version_of(program: Path) -> str:

@@ -168,6 +168,28 @@ class Process:
         self._ended.set()
 
 
+def writers_of(log: Path) -> list[Identity]:
+    """Processes that were started with their output on this very log: session leaders whose stdout and stderr it is.
+
+    That is how we start ours and nobody else does, so this finds those that no record tells of: a daemon may die
+    between a start and its record.
+    """
+    found = []
+    for entry in Path("/proc").iterdir():
+        if not entry.name.isdigit():
+            continue
+        try:
+            outputs = {(entry / "fd" / fd).readlink() for fd in ("1", "2")}
+            is_leader = os.getsid(int(entry.name)) == int(entry.name)
+        except OSError:
+            continue  # Gone, or another user's.
+        if is_leader and {str(path).removesuffix(" (deleted)") for path in outputs} == {str(log)}:
+            identity = Identity.of(int(entry.name))
+            if identity is not None:
+                found.append(identity)
+    return found
+
+
 def rss_bytes(pid: int) -> int | None:
     """Resident memory of a process in bytes; None if it is gone."""
     try:

@@ -2,15 +2,12 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable
-
 from prometheus_client import CollectorRegistry, Counter, Gauge, Histogram, Info
 from prometheus_client.gc_collector import GCCollector
 from prometheus_client.platform_collector import PlatformCollector
 from prometheus_client.process_collector import ProcessCollector
 
 from gateway_sidecar import __version__
-from gateway_sidecar.domain.model import ReplicaState
 
 _PROBE_BUCKETS = (0.001, 0.0025, 0.005, 0.01, 0.025, 0.05, 0.1, 0.25, 0.5, 1, 2, 5)
 _SERVING_BUCKETS = (0.01, 0.025, 0.05, 0.1, 0.25, 0.5, 1, 2.5, 5, 10, 30, 60, 120, 300, 600, 1200, 1800, 3600)
@@ -95,11 +92,3 @@ class Metrics:
         for metric in vars(self).values():
             if isinstance(metric, Counter | Gauge | Histogram) and "service" in metric._labelnames:
                 metric.remove_by_labels({"service": service})
-
-    def count_replicas(self, service: str, states: Iterable[ReplicaState]) -> None:
-        """Sets the number of replicas in each state, zero included."""
-        counts = dict.fromkeys(ReplicaState, 0)
-        for state in states:
-            counts[state] += 1
-        for state, count in counts.items():
-            self.replicas.labels(service, state.value).set(count)

@@ -449,7 +449,7 @@ async def test_not_serving_is_loading_even_where_the_rest_hangs(probe: EnginePro
 def open_files() -> int:
     """Descriptors of this process; the one that lists them is always among them."""
     gc.collect()
-    return len(os.listdir("/proc/self/fd"))  # noqa: PTH208
+    return len(os.listdir("/proc/self/fd"))
 
 
 async def settled(condition: Callable[[], bool], within_s: float = 10.0) -> bool:

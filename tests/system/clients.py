@@ -30,11 +30,11 @@ async def ask(gateway: Gateway, model: str, *, stream: bool, service: str = "cha
         return "".join(parts)
 
 
-async def stream_chat(gateway: Gateway, tokens: int, started: asyncio.Event | None = None) -> str:
+async def stream_chat(gateway: Gateway, tokens: int, started: asyncio.Event | None = None, model: str = "tiny") -> str:
     """One streamed chat; raises if it does not run to its very end."""
     # A prompt of its own, so that cache-aware routing spreads the chats.
     messages = [{"role": "user", "content": f"{next(_prompts)} {'x' * 50}"}]
-    body = {"model": "tiny", "messages": messages, "max_tokens": tokens, "stream": True}
+    body = {"model": model, "messages": messages, "max_tokens": tokens, "stream": True}
     text, done = "", False
     async with (
         aiohttp.ClientSession() as session,

@@ -137,12 +137,15 @@ class Gateway:
             record = json.loads((self.directory / "run" / "processes.json").read_text())
         except (OSError, ValueError):
             return
-        for row in (record["nginx"], *(router["identity"] for router in record["routers"].values())):
+        routers = [router["identity"] for router in record["routers"].values()]
+        for row in (record["nginx"], *routers, *record["others"]):
             if row is not None:
                 children = Path(f"/proc/{row['pid']}/task/{row['pid']}/children")
+                workers: list[int] = []
                 with suppress(OSError):
-                    yield from map(int, children.read_text().split())
-                yield int(row["pid"])
+                    workers = [int(pid) for pid in children.read_text().split()]
+                yield int(row["pid"])  # The master first: it would start a worker anew.
+                yield from workers
 
     # -- asking it
 

@@ -31,7 +31,7 @@ def test_a_tenure_comes_back_as_it_was(facts: EngineFacts | None) -> None:
 
 def test_a_router_comes_back_as_it_was() -> None:
     """The key and the identity are what adoption stands on."""
-    saved = SavedRouter(Identity(7, 8, "boot"), RouterPorts(23001, 23002), "key", ("smg", "launch"))
+    saved = SavedRouter("chat.next", Identity(7, 8, "boot"), RouterPorts(23001, 23002), "key")
     assert records.router_from_json(records.router_to_json(saved)) == saved
 
 

@@ -1,0 +1,118 @@
+"""Follows one source: looks whenever it hints, and every few seconds whatever it says. Unknown is not empty."""
+
+from __future__ import annotations
+
+import asyncio
+import time
+from collections.abc import AsyncIterator, Awaitable, Callable
+from typing import Protocol
+
+from gateway_sidecar.sources.listing import Listing
+from gateway_sidecar.telemetry.logs import get_logger
+from gateway_sidecar.telemetry.metrics import Metrics
+
+_LEAST_GAP_S = 0.003
+
+
+class Source(Protocol):
+    """Where replicas are learnt from."""
+
+    async def look(self) -> Listing:
+        """What is there now. Never raises; what cannot be seen is said to be unknown."""
+        ...
+
+    def hints(self) -> AsyncIterator[None]:
+        """Yields whenever a look may be worth while."""
+        ...
+
+
+class SourceFollower:
+    """Hands every listing in which something could be seen to `take_in`.
+
+    `listing` is the latest; while the source is blind, the last one that was not, with the reason added.
+    """
+
+    def __init__(
+        self,
+        service: str,
+        source: Source,
+        metrics: Metrics,
+        *,
+        rescan_interval_s: float,
+        take_in: Callable[[Listing], Awaitable[None]],
+    ) -> None:
+        self._service = service
+        self._source = source
+        self._metrics = metrics
+        self._rescan_interval_s = rescan_interval_s
+        self._take_in = take_in
+        self._logger = get_logger(service=service)
+        self._look_now = asyncio.Event()
+        self._new_source = asyncio.Event()
+        self.listing: Listing | None = None
+        self.has_looked = False
+        self.beat = time.monotonic()
+
+    def look_soon(self) -> None:
+        """Something was seen that the next look should settle."""
+        self._look_now.set()
+
+    def use(self, source: Source) -> None:
+        """Follows another source from now on."""
+        self._source = source
+        self._new_source.set()
+        self._look_now.set()
+
+    async def follow_hints(self) -> None:
+        """Runs until cancelled."""
+        while True:
+            self._new_source.clear()
+            hints = asyncio.create_task(self._take_hints(self._source))
+            changed = asyncio.create_task(self._new_source.wait())
+            try:
+                await asyncio.wait({hints, changed}, return_when=asyncio.FIRST_COMPLETED)
+                if hints.done():
+                    hints.result()
+            except OSError as error:  # No inotify left, say: the rescan goes on alone.
+                self._logger.warning("source.hints_failed", reason=str(error))
+                await asyncio.sleep(10)
+            finally:
+                hints.cancel()
+                changed.cancel()
+
+    async def look(self) -> None:
+        """Runs until cancelled."""
+        while True:
+            self.beat = time.monotonic()
+            self._look_now.clear()
+            began = time.monotonic()
+            await self._see(await self._source.look())
+            # A crowd of hints must not keep us looking all the time.
+            await asyncio.sleep(max(_LEAST_GAP_S, 2 * (time.monotonic() - began)))
+            try:
+                async with asyncio.timeout(self._rescan_interval_s):
+                    await self._look_now.wait()
+            except TimeoutError:
+                pass
+
+    async def _take_hints(self, source: Source) -> None:
+        async for _ in source.hints():
+            self._look_now.set()
+
+    async def _see(self, listing: Listing) -> None:
+        before = self.listing
+        self._metrics.source_up.labels(self._service).set(listing.blind is None)
+        if listing.blind is not None:
+            if before is None or before.blind != listing.blind:
+                self._logger.error("source.blind", reason=listing.blind)
+            self.listing = Listing(before.present, refused=before.refused, blind=listing.blind) if before else listing
+            return
+        self.listing = listing
+        if before is not None and before.blind is not None:
+            self._logger.info("source.sighted", replicas=len(listing.present))
+        self._metrics.refused_names.labels(self._service).set(len(listing.refused))
+        for name, reason in listing.refused.items():
+            if before is None or name not in before.refused:
+                self._logger.warning("replica.refused", replica=name, reason=reason)
+        await self._take_in(listing)
+        self.has_looked = True

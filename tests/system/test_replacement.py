@@ -1,0 +1,189 @@
+"""A router is replaced by another without a gap, and everything can be taken down in order."""
+
+from __future__ import annotations
+
+import asyncio
+import json
+from collections import Counter
+
+import aiohttp
+
+from examples.simulated import EngineKind
+from gateway_sidecar.supervision.process import start_ticks
+from tests.system.clients import stream_chat
+from tests.system.conftest import MakeGateway, StartEngine
+from tests.system.gateway import Gateway, Status, replica_of, service_of, states_of
+
+BODY = {"model": "tiny", "messages": [{"role": "user", "content": "x"}], "max_tokens": 2}
+
+
+class Load:
+    """Clients that ask again and again until they are told to stop."""
+
+    def __init__(self, gateway: Gateway, clients: int = 6) -> None:
+        self._gateway = gateway
+        self._stop = asyncio.Event()
+        self.outcomes: Counter[str] = Counter()
+        self._clients = [asyncio.create_task(self._client(stream=i % 2 == 0)) for i in range(clients)]
+
+    async def _client(self, *, stream: bool) -> None:
+        async with aiohttp.ClientSession() as session:
+            while not self._stop.is_set():
+                if stream:
+                    await stream_chat(self._gateway, 3)
+                    self.outcomes["200"] += 1
+                    continue
+                async with session.post(f"{self._gateway.url()}/v1/chat/completions", json=BODY) as response:
+                    text = await response.text()
+                    self.outcomes[str(response.status) if response.status == 200 else text] += 1
+
+    async def answered(self, more: int) -> None:
+        """Waits for so many more answers."""
+        wanted = self.outcomes["200"] + more
+        while self.outcomes["200"] < wanted:
+            assert not any(client.done() for client in self._clients), "a client failed"
+            await asyncio.sleep(0.01)
+
+    async def stop(self) -> Counter[str]:
+        self._stop.set()
+        await asyncio.gather(*self._clients)
+        return self.outcomes
+
+
+def router_is_new(status: Status, *, old: int) -> bool:
+    router = service_of(status)["router"]
+    return router["state"] == "up" and router["pid"] not in (None, old)
+
+
+async def test_router_is_replaced_without_a_failed_request(gateway: Gateway, engine: StartEngine) -> None:
+    """The new one has every worker before the service address moves; the old one finishes its streams."""
+    for i in range(4):
+        kind = EngineKind.VLLM_GRPC if i % 2 else EngineKind.SGLANG_HTTP
+        await engine(gateway.socket(f"r{i}"), kind)
+    slow = await engine(gateway.socket("slow"), model="slow", token_interval_s=0.05)
+    wanted = {"slow": "serving", **{f"r{i}": "serving" for i in range(4)}}
+    before = await gateway.until_states(wanted)
+    load = Load(gateway)
+    await load.answered(20)
+    started = asyncio.Event()
+    stream = asyncio.create_task(stream_chat(gateway, 60, started, model="slow"))
+    await started.wait()
+    old_pid = service_of(before)["router"]["pid"]
+    for _ in range(2):
+        code, out, err = await gateway.cli("router", "restart", "chat")
+        assert (code, err) == (0, "")
+        assert "has a new router" in out
+        await load.answered(20)
+    assert (await stream).split()[-1] == "59"
+    assert (await load.stop()).keys() == {"200"}
+    after = await gateway.until_states(wanted)
+    assert router_is_new(after, old=old_pid)
+    assert start_ticks(old_pid) is None
+    assert slow.ledger.aborted == 0
+    for name in wanted:
+        assert replica_of(after, name)["bridge"] == replica_of(before, name)["bridge"]
+    assert len(await gateway.workers()) == 5
+
+
+async def test_router_that_will_not_start_leaves_the_old_one(make_gateway: MakeGateway, engine: StartEngine) -> None:
+    """A replacement that fails changes nothing, and says why."""
+    gateway = make_gateway()
+    await gateway.start()
+    await engine(gateway.socket("r1"))
+    before = await gateway.until_states({"r1": "serving"})
+    broken = gateway.directory / "smg"
+    broken.write_text("#!/bin/sh\nexit 5\n")
+    broken.chmod(0o755)
+    gateway.settings["services"][0]["router"] = {"command": str(broken), "start_timeout_s": 1}
+    gateway.configure()
+    code, out, _ = await gateway.cli("reload")
+    assert code == 0
+    assert "the new router was not put in place" in out
+    assert "exit code 5" in out
+    after = await gateway.status()
+    assert service_of(after)["router"]["pid"] == service_of(before)["router"]["pid"]
+    assert states_of(after) == {"r1": "serving"}
+    assert await stream_chat(gateway, 3)
+
+
+async def test_router_that_outgrows_its_limit_is_replaced(make_gateway: MakeGateway, engine: StartEngine) -> None:
+    """Resident memory is watched; beyond the limit a new router takes over."""
+    gateway = make_gateway()
+    await gateway.start()
+    await engine(gateway.socket("r1"))
+    before = service_of(await gateway.until_states({"r1": "serving"}))["router"]["pid"]
+    gateway.settings["services"][0]["router"] = {"memory_limit_mb": 10_000}
+    gateway.configure()
+    assert (await gateway.cli("reload"))[0] == 0
+    calm = service_of(await gateway.until_states({"r1": "serving"}))["router"]["pid"]
+    assert calm != before, "a changed router setting makes a new router"
+    assert gateway.events("router.outgrown") == []
+    gateway.settings["services"][0]["router"] = {"memory_limit_mb": 16, "args": ["--max-tree-size", "1000"]}
+    gateway.configure()
+    await gateway.cli("reload")
+    while not gateway.events("router.outgrown"):
+        assert service_of(await gateway.status())["router"]["pid"] is not None
+        await asyncio.sleep(0.05)
+    assert gateway.events("router.outgrown")[0]["limit_mb"] == 16
+    assert await stream_chat(gateway, 3)
+
+
+async def test_daemon_that_dies_in_a_replacement_leaves_one_router(gateway: Gateway, engine: StartEngine) -> None:
+    """The next daemon adopts the router in service and ends the other."""
+    for i in range(3):
+        await engine(gateway.socket(f"r{i}"))
+    wanted = {f"r{i}": "serving" for i in range(3)}
+    before = await gateway.until_states(wanted)
+    replacing = asyncio.create_task(gateway.cli("router", "restart", "chat"))
+    record = gateway.directory / "run" / "processes.json"
+    while not (others := json.loads(record.read_text())["others"]):
+        await asyncio.sleep(0.001)
+    await gateway.kill()
+    await replacing
+    await gateway.start()
+    await gateway.until_states(wanted)
+    after = await gateway.status()
+    pids = {service_of(before)["router"]["pid"], *(row["pid"] for row in others)}
+    alive = {pid for pid in pids if start_ticks(pid) is not None}
+    assert alive == {service_of(after)["router"]["pid"]}
+    assert await stream_chat(gateway, 3)
+
+
+async def test_stop_leaves_everything_running_and_stop_all_nothing(gateway: Gateway, engine: StartEngine) -> None:
+    """`stop` ends the daemon alone; `stop --all` lets the streams finish and takes all down in order."""
+    await engine(gateway.socket("r1"), token_interval_s=0.05)
+    status = await gateway.until_states({"r1": "serving"})
+    pids = [service_of(status)["router"]["pid"], status["bridge"]["pid"]]
+    assert (await gateway.cli("stop"))[1] == "stopped; nginx and the routers go on\n"
+    assert all(start_ticks(pid) is not None for pid in pids)
+    assert await stream_chat(gateway, 3)
+    await gateway.start()
+    started = asyncio.Event()
+    stream = asyncio.create_task(stream_chat(gateway, 40, started))
+    await started.wait()
+    assert (await gateway.cli("stop", "--all"))[1] == "stopped, with nginx and all routers\n"
+    assert (await stream).split()[-1] == "39"
+    assert gateway.process is not None
+    await gateway.process.wait()
+    assert [start_ticks(pid) for pid in pids] == [None, None]
+
+
+async def test_socket_that_goes_and_comes_back_is_a_new_stay(gateway: Gateway, engine: StartEngine) -> None:
+    """The same inode, moved away and back while a stream holds its old bridge: two stays that do not fight."""
+    await engine(gateway.socket("r1"), token_interval_s=0.05)
+    before = replica_of(await gateway.until_states({"r1": "serving"}), "r1")
+    started = asyncio.Event()
+    stream = asyncio.create_task(stream_chat(gateway, 60, started))
+    await started.wait()
+    aside = gateway.directory / "aside.sock"
+    gateway.socket("r1").rename(aside)
+    await gateway.until_state("r1", "draining")
+    aside.rename(gateway.socket("r1"))
+    status = await gateway.until(
+        lambda s: sorted(r["state"] for r in service_of(s)["replicas"]) == ["draining", "serving"]
+    )
+    serving = next(r for r in service_of(status)["replicas"] if r["state"] == "serving")
+    assert serving["bridge"] != before["bridge"]
+    assert (await stream).split()[-1] == "59"
+    status = await gateway.until_states({"r1": "serving"})
+    assert replica_of(status, "r1")["worker_id"] == serving["worker_id"]
