@@ -54,6 +54,7 @@ class RealAdapters:
             leases=self._bridges,
             host=self._settings.bridges.host,
             make_router=self.router,
+            choose_ports=self._router_ports.choose,
             metrics=self._metrics,
             rescan_interval_s=self._settings.rescan_interval_s,
             read_overrides=load_overrides,

@@ -20,7 +20,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
-from gateway_sidecar.bridges.nginx_config import Capacity, NginxConfig, ServiceAddress
+from gateway_sidecar.bridges.nginx_config import SUCCESSOR, Capacity, NginxConfig, ServiceAddress
 from gateway_sidecar.errors import BridgeError, ProcessError
 from gateway_sidecar.supervision.logfile import ChildLog
 from gateway_sidecar.supervision.process import Identity, Process, session_members
@@ -117,6 +117,14 @@ class Nginx:
     def open_gate(self, service: str) -> None:
         """From now on they go to the router again."""
         (self.gates / service).unlink(missing_ok=True)
+
+    def point(self, service: str, slot: str) -> None:
+        """From now on the service's new requests go to the router in this slot."""
+        switch = self.gates / (service + SUCCESSOR)
+        if slot == service:
+            switch.unlink(missing_ok=True)
+        else:
+            switch.touch()
 
     def linked(self) -> dict[int, Path]:
         """Port -> target of every link there is."""

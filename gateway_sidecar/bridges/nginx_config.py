@@ -7,6 +7,9 @@ from dataclasses import dataclass
 from pathlib import Path
 
 _CONNECTIONS_EACH = 4  # client, service address -> router, router -> bridge, bridge -> replica
+SUCCESSOR = ".next"
+"""What is added to a service's name to name its second router slot, and the switch that leads to it."""
+
 _SPARE = 64  # files that nginx opens for itself
 _CLOSED = 598  # our own status, inside nginx only: the service's gate is closed
 _UNAVAILABLE = (
@@ -36,11 +39,12 @@ class Capacity:
 
 @dataclass(frozen=True, slots=True)
 class ServiceAddress:
-    """One service's stable address and the router port behind it. `listen` is `host:port`."""
+    """One service's stable address, and where its router and that router's successor listen (`host:port`)."""
 
     service: str
     listen: str
     router: str
+    successor: str
 
 
 @dataclass(frozen=True, slots=True)
@@ -48,7 +52,9 @@ class NginxConfig:
     """All that the configuration depends on.
 
     first_port..last_port: the bridges, on `host`.
-    gates: a file named after a service in this directory sends its requests to the waiting room.
+    gates: a file named after a service in this directory sends its requests to the waiting room; one named after
+        its second slot leads to the router there. Neither needs a reload, which would cost clients their
+        kept connections.
     waiting_room: the Unix socket of the waiting room.
     temp: where bodies that do not fit into memory are kept.
     """
@@ -125,14 +131,15 @@ http {{
         # A request that the router cannot take goes to the waiting room, without its body; from there nginx sends
         # the original on to @router. For that nginx must hold the body itself: a client's upload is buffered, an
         # answer never is.
+        switch = f"""\
+            set $gateway_router {service.service};
+            if (-f {_quoted(self.gates / (service.service + SUCCESSOR))}) {{
+                set $gateway_router {service.service}{SUCCESSOR};
+            }}
+            proxy_pass http://$gateway_router;
+"""
         return f"""
-    upstream {service.service} {{
-        server {service.router} max_fails=0;
-        keepalive 128;
-        keepalive_requests 1000000;
-        keepalive_timeout 30s;
-    }}
-    server {{
+{_upstream(service.service, service.router)}{_upstream(service.service + SUCCESSOR, service.successor)}    server {{
         listen {service.listen} backlog=4096 so_keepalive=60s:10s:6;
         server_name _;
         keepalive_timeout 75s;
@@ -157,12 +164,10 @@ http {{
         location / {{
             error_page 502 504 {_CLOSED} = @hold;
             if (-f {_quoted(self.gates / service.service)}) {{ return {_CLOSED}; }}
-            proxy_pass http://{service.service};
-        }}
+{switch}        }}
         location @router {{
             error_page 502 504 = @hold;
-            proxy_pass http://{service.service};
-        }}
+{switch}        }}
         location @hold {{
             internal;
             error_page 502 504 = @unavailable;
@@ -179,6 +184,17 @@ http {{
             add_header Retry-After 1 always;
             return 503 '{_UNAVAILABLE.replace("SERVICE", service.service)}';
         }}
+    }}
+"""
+
+
+def _upstream(name: str, address: str) -> str:
+    return f"""\
+    upstream {name} {{
+        server {address} max_fails=0;
+        keepalive 128;
+        keepalive_requests 1000000;
+        keepalive_timeout 5s;
     }}
 """
 

@@ -124,12 +124,10 @@ class Daemon:
         processes, leases = self._read_records()
         for settings in self.settings.services:
             self._add(settings)
+        # Before nginx: an address that is taken ends us here, with nothing begun, and the first client that has to
+        # wait finds the waiting room there.
+        close_listeners = await serve(self)
         await self._take_up(processes, leases)
-        try:
-            close_listeners = await serve(self)
-        except OSError:
-            await self._end([])
-            raise
         background = [
             asyncio.create_task(loop)
             for loop in (
@@ -200,9 +198,8 @@ class Daemon:
 
     def _addresses(self) -> list[ServiceAddress]:
         return [
-            ServiceAddress(name, str(service.settings.listen), f"127.0.0.1:{service.router.ports.api}")
+            ServiceAddress(name, str(service.settings.listen), *service.router_addresses())
             for name, service in self.services.items()
-            if service.router.ports is not None
         ]
 
     # -- what an earlier daemon left
@@ -226,13 +223,14 @@ class Daemon:
         return found[0], found[1]
 
     async def _take_up(self, processes: dict[str, Any], leases: dict[str, Any]) -> None:
+        self.keeper.nginx.prepare()
         for name, service in self.services.items():
             try:
                 if row := processes.get("routers", {}).get(name):
                     await service.router.adopt(records.router_from_json(row))
             except StateError as error:
                 self._logger.warning("state.ignored", service=name, reason=str(error))
-            service.router.reserve_ports()
+            service.prepare()
         try:
             nginx = processes.get("nginx")
             earlier = records.identity_from_json(nginx) if nginx else None
@@ -448,7 +446,7 @@ class Daemon:
             changes.append(f"{name}: removed")
         for name in new.keys() - old.keys():
             service = self._add(new[name])
-            service.router.reserve_ports()
+            service.prepare()
             self._running[name].task = asyncio.create_task(service.run())
             changes.append(f"{name}: added")
         for name in old.keys() & new.keys():

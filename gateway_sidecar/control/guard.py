@@ -12,6 +12,14 @@ from gateway_sidecar.telemetry.metrics import Metrics
 _PAUSE_S = 1.0
 
 
+async def cancelled(*tasks: asyncio.Task[None] | None) -> None:
+    """Cancels the tasks there are and waits for their end."""
+    there = [task for task in tasks if task is not None]
+    for task in there:
+        task.cancel()
+    await asyncio.gather(*there, return_exceptions=True)
+
+
 async def keep_running(service: str, loop: Callable[[], Coroutine[Any, Any, None]], metrics: Metrics) -> None:
     """Runs `loop` until cancelled, and again a second after each fault."""
     while True:

@@ -132,14 +132,6 @@ class RouterProcess:
         self._logger.info("router.adopted", pid=process.pid, url=saved.ports.url)
         return True
 
-    def reserve_ports(self) -> None:
-        """Decides on the ports before the router is started, so that the service address can name them.
-
-        Raises ProcessError if there are none.
-        """
-        if self.ports is None:
-            self.ports = self._private_ports.choose(self.slot)
-
     async def run(self) -> None:
         """Runs until cancelled. The router itself goes on then: `stop` ends it."""
         while True:

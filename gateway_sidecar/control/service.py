@@ -16,9 +16,10 @@ from pathlib import Path
 from typing import Protocol
 
 from gateway_sidecar.bridges.connections import open_connections
+from gateway_sidecar.bridges.nginx_config import SUCCESSOR
 from gateway_sidecar.config import ServiceSettings
 from gateway_sidecar.control.follower import Source, SourceFollower
-from gateway_sidecar.control.guard import keep_running
+from gateway_sidecar.control.guard import cancelled, keep_running
 from gateway_sidecar.control.replica_log import ReplicaLog
 from gateway_sidecar.control.router_process import RouterProcess
 from gateway_sidecar.control.router_unit import RouterUnit
@@ -46,6 +47,7 @@ from gateway_sidecar.domain.planning import (
     plan_worker,
 )
 from gateway_sidecar.errors import ConfigError, RouterUnavailable
+from gateway_sidecar.routers.base import RouterPorts
 from gateway_sidecar.sources.listing import Listing, Sighting
 from gateway_sidecar.telemetry.logs import get_logger
 from gateway_sidecar.telemetry.metrics import Metrics
@@ -54,7 +56,7 @@ _RECONSIDER_RESCANS = 5
 _MOST_PATIENCE_S = 10.0
 _OUTGROWN_GAP_S = 600.0
 _POLL_S = 0.02
-_QUIET_LOOKS, _QUIET_GAP_S = 3, 0.3
+_QUIET_GAP_S = 0.2
 
 
 @dataclass(frozen=True, slots=True)
@@ -73,6 +75,8 @@ class Links(Gates, Protocol):
 
     def unlink(self, port: int) -> None: ...
 
+    def point(self, service: str, slot: str) -> None: ...
+
 
 class Service:
     """One service of the daemon: its source, its tenures, its router's workers."""
@@ -87,6 +91,7 @@ class Service:
         leases: PortLeases,
         host: str,
         make_router: Callable[[ServiceSettings, str], RouterProcess],
+        choose_ports: Callable[[str], RouterPorts],
         metrics: Metrics,
         rescan_interval_s: float,
         read_overrides: Callable[[Path], Overrides],
@@ -96,7 +101,9 @@ class Service:
         self.settings = settings
         self.name = settings.name
         self._make_router = make_router
+        self._choose_ports = choose_ports
         self._move_address = move_address
+        self._reserved: dict[str, RouterPorts] = {}
         self._links = links
         self._leases = leases
         self._host = host
@@ -116,6 +123,7 @@ class Service:
         )
         self._replacing = asyncio.Lock()
         self._outgrown: asyncio.Task[None] | None = None
+        self._retiring: asyncio.Task[None] | None = None
         self._may_outgrow_at = 0.0
         self._router_up_at = time.monotonic()
         self.room = WaitingRoom(self.name, settings.hold, links, metrics)
@@ -149,7 +157,28 @@ class Service:
         """All routers of the service: during a replacement there are two."""
         return [unit.router for unit in self._units]
 
+    @property
+    def slots(self) -> tuple[str, str]:
+        """The names of the two places a router of this service can be in."""
+        return self.name, self.name + SUCCESSOR
+
+    def router_addresses(self) -> tuple[str, str]:
+        """Where the routers in the two slots listen, or would."""
+        ports = self._reserved | {unit.router.slot: p for unit in self._units if (p := unit.router.ports) is not None}
+        first, second = (f"127.0.0.1:{ports[slot].api}" for slot in self.slots)
+        return first, second
+
     # -- life
+
+    def prepare(self) -> None:
+        """Decides on the ports of both slots, and leads the service address to the router that is, or will be.
+
+        Raises ProcessError if there are no ports.
+        """
+        for slot in self.slots:
+            if slot != self.router.slot or self.router.ports is None:
+                self._reserved[slot] = self._choose_ports(slot)
+        self._links.point(self.name, self.router.slot)
 
     def restore(self, saved: SavedTenure, *, linked: bool) -> None:
         """Takes up a tenure that an earlier daemon left: same port, and no question to an engine already known.
@@ -200,6 +229,7 @@ class Service:
                 for loop in loops:
                     group.create_task(keep_running(self.name, loop, self._metrics))
         finally:
+            await cancelled(self._outgrown, self._retiring)
             await self._watcher.close()
             for unit in self._units:
                 await unit.halt()
@@ -488,28 +518,36 @@ class Service:
     async def replace_router(self) -> None:
         """Puts a new router, as the settings have it now, in the place of the old one. No request fails.
 
-        The new one is started beside the old and given every worker; then the service address moves, the old one
-        finishes its streams, and ends. Raises RouterUnavailable, the old one kept, if the new one does not get there.
+        The new one is started beside the old and given every worker; then the service address leads to it, and the
+        old one finishes what it has begun, in the background. Raises RouterUnavailable, the old one kept, if the new
+        one does not get there.
         """
-        async with self._replacing:
+        await self._replacing.acquire()
+        try:
             old = self._active
-            new = self._make_unit(self.name if old.router.slot != self.name else f"{self.name}.next")
+            first, second = self.slots
+            new = self._make_unit(second if old.router.slot == first else first)
             self._units.append(new)
             new.start()
             try:
                 await self._until_equal(old, new)
+                await self._move_address()  # Changes nothing, unless the successor had to take another port.
             except TimeoutError:
                 self._units.remove(new)
                 await new.halt()
                 await new.router.stop(grace_s=0)
                 why = new.router.reason or "it did not get every worker ready in time"
                 raise RouterUnavailable(f"the new router was not put in place: {why}") from None
+            self._links.point(self.name, new.router.slot)
             self._active = new
             old.router.on_change.remove(self._on_router)
             new.router.on_change.append(self._on_router)
-            await self._move_address()
+            self._on_change()
             self._logger.info("router.replaced", pid=new.router.pid, old_pid=old.router.pid)
-            await self._retire(old)
+            self._retiring = asyncio.create_task(self._retire(old))
+        except BaseException:
+            self._replacing.release()
+            raise
 
     def note_router_memory(self, rss_bytes: int) -> None:
         """Replaces a router that has outgrown its limit."""
@@ -538,17 +576,20 @@ class Service:
                 await asyncio.sleep(_POLL_S)
 
     async def _retire(self, old: RouterUnit) -> None:
-        await old.halt()
-        port = old.router.ports.api if old.router.ports else 0
-        await old.router.close_client()
-        deadline = time.monotonic() + self.settings.drain.timeout_s
-        quiet = 0
-        while quiet < _QUIET_LOOKS and time.monotonic() < deadline:
-            quiet = 0 if (await asyncio.to_thread(open_connections, {port}))[port] else quiet + 1
-            await asyncio.sleep(_QUIET_GAP_S)
-        self._units.remove(old)
-        await old.router.stop(grace_s=10)
-        self._on_change()
+        """Ends a router that gets no new requests any more once nobody is connected to it."""
+        try:
+            await old.halt()
+            await old.router.close_client()
+            ports = {old.router.ports.api} if old.router.ports else set()
+            deadline = time.monotonic() + self.settings.drain.timeout_s
+            # Kept connections of nginx, idle for 5 s at the most, count as somebody's too.
+            while await asyncio.to_thread(open_connections, ports) and time.monotonic() < deadline:
+                await asyncio.sleep(_QUIET_GAP_S)
+            await old.router.stop(grace_s=0.5)
+        finally:
+            self._units.remove(old)
+            self._on_change()
+            self._replacing.release()
 
     # -- who is there
 

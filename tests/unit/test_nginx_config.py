@@ -21,7 +21,7 @@ def config(**changes: object) -> str:
         "log": Path("/var/lib/g/nginx.log"),
         "worker_processes": "2",
         "capacity": Capacity.within(65536, 1000),
-        "services": [ServiceAddress("chat", "127.0.0.1:30000", "127.0.0.1:23001")],
+        "services": [ServiceAddress("chat", "127.0.0.1:30000", "127.0.0.1:23001", "127.0.0.1:23003")],
         "stream_module": Path("/usr/lib/nginx/modules/ngx_stream_module.so"),
         "user": None,
     }
