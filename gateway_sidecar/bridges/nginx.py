@@ -283,8 +283,7 @@ def busy_ports(addresses: Sequence[tuple[str, int]]) -> list[tuple[str, int, str
         with socket.socket(family, socket.SOCK_STREAM) as probe:
             probe.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
             try:
-                probe.bind((host, port))
-                probe.listen(1)
+                probe.bind((host, port))  # Refused while anybody listens. We do not: a client would find us.
             except OSError as error:
                 busy.append((host, port, errno.errorcode.get(error.errno or 0, str(error))))
     return busy
