@@ -13,6 +13,7 @@ import aiohttp
 
 from bench import processes
 from bench.bare import Workers
+from bench.place import BASE
 from bench.ports import free_ports
 from bench.wire import Connection
 from tests.system.gateway import Gateway, Status, service_of
@@ -95,6 +96,7 @@ async def running_gateway(
     """A gateway with the default settings but for the ports, which waits `settle_s` after a worker is taken out."""
     first = free_ports(bridges)
     gateway = Gateway(
+        base=BASE,
         log={"format": "json", "level": "info"},
         bridges={"ports": f"{first}-{first + bridges - 1}", "nginx_workers": nginx_workers},
     )

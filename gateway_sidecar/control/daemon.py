@@ -31,7 +31,7 @@ from gateway_sidecar.supervision.process import Process, rss_bytes, writers_of
 from gateway_sidecar.telemetry.logs import get_logger, set_up_logs
 from gateway_sidecar.telemetry.metrics import Metrics
 
-_WRITE_GAP_S = 0.05
+_WRITE_GAP_S = 0.2
 _COUNT_GAP_S = 0.05
 _COUNT_REST_S = 0.2
 _STALE_S = 10.0

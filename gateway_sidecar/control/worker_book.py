@@ -25,7 +25,7 @@ _FEW = 8
 _LEAST_POLL_S = 0.005
 _PATIENCE_S = 1.0
 _SETTLES_S = 0.1
-_AT_ONCE = 32
+_AT_ONCE = 8
 
 
 @dataclass(slots=True)

@@ -47,9 +47,9 @@ def _is_free(port: int) -> bool:
 class Gateway:
     """One gateway machine: a daemon that can be started, stopped, killed and asked."""
 
-    def __init__(self, *, services: tuple[str, ...] = ("chat",), **settings: Any) -> None:
+    def __init__(self, *, services: tuple[str, ...] = ("chat",), base: Path = Path("/tmp"), **settings: Any) -> None:
         # Short, because a Unix socket's path is.
-        self.directory = Path(tempfile.mkdtemp(prefix="gw-", dir="/tmp"))
+        self.directory = Path(tempfile.mkdtemp(prefix="gw-", dir=base))
         first = free_block()
         self.ports = {name: first + index for index, name in enumerate(services)}
         self.metrics_port = first + 9
