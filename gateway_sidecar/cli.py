@@ -118,13 +118,15 @@ def _admin_socket(arguments: argparse.Namespace) -> Path:
 
 
 def _run(arguments: argparse.Namespace) -> int:
+    import uvloop
+
     from gateway_sidecar.app import run_daemon
     from gateway_sidecar.telemetry.logs import get_logger, set_up_logs
 
     settings = load_config(arguments.config)
     set_up_logs(settings.log.format, settings.log.level)
     try:
-        asyncio.run(run_daemon(arguments.config.absolute(), settings))
+        uvloop.run(run_daemon(arguments.config.absolute(), settings))
     except (BridgeError, OSError) as error:
         get_logger().critical("daemon.failed", reason=str(error))
         return EXIT_FAILED

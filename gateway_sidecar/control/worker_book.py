@@ -25,7 +25,7 @@ _FEW = 8
 _LEAST_POLL_S = 0.005
 _PATIENCE_S = 1.0
 _SETTLES_S = 0.1
-_AT_ONCE = 8
+_AT_ONCE = 32
 
 
 @dataclass(slots=True)
@@ -151,8 +151,7 @@ class WorkerBook:
                 await asyncio.sleep(0.2)
                 continue
             took = time.monotonic() - began
-            # Never more than a quarter of the time for watching, however long the list.
-            await self._pause(max(_LEAST_POLL_S, 3 * took) if self._pending() else self._interval_s)
+            await self._pause(self._next_gap_s(took))
 
     async def close(self) -> None:
         """Ends the operations under way."""
@@ -171,6 +170,16 @@ class WorkerBook:
         except TimeoutError:
             pass
         self._hurry.clear()
+
+    def _next_gap_s(self, took_s: float) -> float:
+        """How soon to look again: at once while something is about to change, and ever later while it does not."""
+        pending = self._pending()
+        if not pending:
+            return self._interval_s
+        age_s = time.monotonic() - max(self._answered_at.get(url, 0.0) for url in pending)
+        if age_s > 10:
+            return min(1.0, self._interval_s)
+        return max(_LEAST_POLL_S, took_s) if age_s < 1 else max(0.1, took_s)
 
     def _pending(self) -> list[str]:
         """URLs whose next word from the router is awaited."""

@@ -1,6 +1,6 @@
 """GET requests over a Unix socket: one connection for all of them, as long as the server keeps it open.
 
-The lean way (h11 on a bare socket) for two reasons besides its cost: connect errors reach us as they are, and
+The lean way (httptools on a bare socket) for two reasons besides its cost: connect errors reach us as they are, and
 the first bytes show which protocol the server speaks. Redirects are not followed, no proxy is looked up, nothing
 is decompressed, and one budget limits the bytes of all answers together.
 """
@@ -10,16 +10,64 @@ from __future__ import annotations
 import asyncio
 import socket
 
-import h11
+import httptools
 
 from gateway_sidecar.domain.discovery import Failure, HttpAnswer, NoAnswer, Protocol, protocol_of
 from gateway_sidecar.engines.unix_socket import connect, receive, send
 
-_MOST_EVENTS = 10_000
+_MOST_PIECES = 10_000
 """Pieces of one answer. A body in chunks of one byte would keep the event loop busy for seconds."""
 
+_MOST_INTERIM = 100
+_LONGEST_HEAD_BYTES = 65536
 _LONGEST_DETAIL = 80
-_HEADERS = (("Host", "localhost"), ("Accept", "application/json"), ("User-Agent", "gateway-sidecar"))
+_HEADERS = "Host: localhost\r\nAccept: application/json\r\nUser-Agent: gateway-sidecar\r\n"
+_SIZED = frozenset((b"content-length", b"transfer-encoding"))
+
+
+class _TooManyPiecesError(Exception):
+    """Raised out of the parser to stop it."""
+
+
+class _Response:
+    """What httptools finds in the bytes of one response."""
+
+    def __init__(self) -> None:
+        self.parser = httptools.HttpResponseParser(self)
+        self.body = bytearray()
+        self.has_headers = self.is_sized = self.is_complete = self.has_more = False
+        self._pieces = self._begun = 0
+
+    def on_message_begin(self) -> None:
+        """Another one after the first is nothing that was asked for."""
+        self.has_more = self.is_complete
+        self._begun += 1
+        if self._begun > _MOST_INTERIM:
+            raise _TooManyPiecesError
+
+    def on_header(self, name: bytes, _value: bytes) -> None:
+        """Whether anything but the end of the connection tells where the body ends."""
+        self.is_sized = self.is_sized or name.lower() in _SIZED
+
+    def on_headers_complete(self) -> None:
+        """From here on the status is known."""
+        # An interim answer (100, 103) is followed by the real one.
+        self.has_headers = self.parser.get_status_code() >= 200
+
+    def on_body(self, piece: bytes) -> None:
+        """A piece of the body."""
+        self._pieces += 1
+        if self._pieces > _MOST_PIECES:
+            raise _TooManyPiecesError
+        self.body += piece
+
+    def on_message_complete(self) -> None:
+        """The whole of a response, unless it was an interim one."""
+        self.is_complete = self.has_headers
+
+    def answer(self) -> HttpAnswer:
+        """The response as a value."""
+        return HttpAnswer(self.parser.get_status_code(), bytes(self.body))
 
 
 class UnixHttp:
@@ -33,13 +81,10 @@ class UnixHttp:
         self.protocol: asyncio.Future[Protocol | None] = asyncio.get_running_loop().create_future()
         self._address = address
         self._sock: socket.socket | None = sock
-        self._http = h11.Connection(h11.CLIENT)
         self._used = False
         self.asked = ""
         self._budget_bytes = budget_bytes
-        self._headers = list(_HEADERS)
-        if api_key is not None:
-            self._headers.append(("Authorization", f"Bearer {api_key}"))
+        self._headers = _HEADERS if api_key is None else f"{_HEADERS}Authorization: Bearer {api_key}\r\n"
 
     def close(self) -> None:
         """Close the connection, if there is one."""
@@ -61,45 +106,47 @@ class UnixHttp:
             connected = await connect(self._address)
             if isinstance(connected, NoAnswer):
                 return connected
-            self._sock, self._http, self._used = connected, h11.Connection(h11.CLIENT), False
-        headers = [*self._headers, ("Connection", "close")] if last else self._headers
-        request = self._http.send(h11.Request(method="GET", target=path, headers=headers))
-        self._http.send(h11.EndOfMessage())
-        await send(self._sock, request or b"")
-        answer = await self._read(self._sock)
+            self._sock, self._used = connected, False
+        closing = "Connection: close\r\n" if last else ""
+        await send(self._sock, f"GET {path} HTTP/1.1\r\n{self._headers}{closing}\r\n".encode("ascii"))
+        response = _Response()
+        answer = await self._read(self._sock, response)
         if not self.protocol.done():
             self.protocol.set_result(None)
-        both_done = self._http.our_state is h11.DONE and self._http.their_state is h11.DONE
-        if isinstance(answer, HttpAnswer) and both_done and not self._http.trailing_data[0]:
-            self._http.start_next_cycle()
+        kept = response.is_complete and not response.has_more and not last and response.parser.should_keep_alive()
+        if isinstance(answer, HttpAnswer) and kept:
             self._used = True
         else:
             self.close()
         return answer
 
-    async def _read(self, sock: socket.socket) -> HttpAnswer | NoAnswer:
+    async def _read(self, sock: socket.socket, response: _Response) -> HttpAnswer | NoAnswer:
         """Read one response."""
-        status, body = 0, bytearray()
-        started = ended = False
-        for _ in range(_MOST_EVENTS):
+        started, head_bytes = False, 0
+        while not response.is_complete:
+            received = await self._receive(sock, first=not started)
+            if isinstance(received, NoAnswer):
+                return received
+            started = True
+            if not received:
+                # The end of the connection is the end of a body that nothing else ends.
+                whole = response.has_headers and not response.is_sized
+                return response.answer() if whole else NoAnswer(Failure.CUT)
             try:
-                event = self._http.next_event()
-            except h11.RemoteProtocolError as error:
-                failure = Failure.CUT if ended else Failure.MALFORMED
-                return NoAnswer(failure, str(error)[:_LONGEST_DETAIL])
-            if isinstance(event, h11.Response):
-                status = event.status_code
-            elif isinstance(event, h11.Data):
-                body += event.data
-            elif isinstance(event, h11.EndOfMessage):
-                return HttpAnswer(status, bytes(body))
-            elif event is h11.NEED_DATA:
-                received = await self._receive(sock, first=not started)
-                if isinstance(received, NoAnswer):
-                    return received
-                started, ended = True, not received
-                self._http.receive_data(received)
-        return NoAnswer(Failure.TOO_LARGE, "in too many pieces")
+                response.parser.feed_data(received)
+            except httptools.HttpParserCallbackError:
+                return NoAnswer(Failure.TOO_LARGE, "in too many pieces")
+            except httptools.HttpParserUpgrade:
+                return NoAnswer(Failure.MALFORMED, "an upgrade that nobody asked for")
+            except httptools.HttpParserError as error:
+                if not response.is_complete:
+                    return NoAnswer(Failure.MALFORMED, str(error)[:_LONGEST_DETAIL])
+                response.has_more = True
+            if not response.has_headers:
+                head_bytes += len(received)
+                if head_bytes > _LONGEST_HEAD_BYTES:
+                    return NoAnswer(Failure.MALFORMED, "headers without an end")
+        return response.answer()
 
     async def _receive(self, sock: socket.socket, *, first: bool) -> bytes | NoAnswer:
         """Receive what there is; b"" is the end. The first bytes of all show the protocol."""
