@@ -131,7 +131,8 @@ def _files(settings: Settings) -> list[Finding]:
 
 
 def _directory(name: str, path: Path) -> Finding:
-    nearest = next(p for p in (path, *path.parents) if p.exists())
+    # os.path.exists, as it does not raise for what lies behind a closed directory.
+    nearest = next(p for p in (path, *path.parents) if os.path.exists(p))  # noqa: PTH110
     if nearest != path and os.access(nearest, os.W_OK | os.X_OK):
         return Finding(Level.OK, f"{name}: {path} will be made")
     if not nearest.is_dir():
@@ -156,7 +157,10 @@ def _look_at_sockets(service: ServiceSettings) -> Iterator[Finding]:
     for name, reason in listing.refused.items():
         yield Finding(Level.WARN, f"{service.name}: replica '{name}' is refused: {reason}")
     for sighting in listing.present.values():
-        mode = stat.S_IMODE(sighting.socket.stat().st_mode)
+        try:
+            mode = stat.S_IMODE(sighting.socket.stat().st_mode)
+        except OSError:
+            continue  # It went while we looked.
         if not os.access(sighting.socket, os.W_OK):
             yield Finding(
                 Level.FAIL,

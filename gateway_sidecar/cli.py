@@ -6,15 +6,16 @@ import argparse
 import asyncio
 import json
 import os
+import select
 import sys
-import time
 from collections.abc import Iterable, Sequence
+from contextlib import suppress
 from pathlib import Path
 from typing import TYPE_CHECKING
 from urllib.parse import quote
 
 from gateway_sidecar import __version__
-from gateway_sidecar.admin.client import ask_daemon, is_listening
+from gateway_sidecar.admin.client import ask_daemon
 from gateway_sidecar.admin.table import render_status
 from gateway_sidecar.config import Settings, config_schema, load_config, run_dir_of
 from gateway_sidecar.errors import AdminError, BridgeError, ConfigError, GatewaySidecarError
@@ -43,6 +44,10 @@ def main(argv: Sequence[str] | None = None) -> None:
     except BrokenPipeError:
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())  # `status | head` is no error
         code = 0
+    except OSError as error:
+        where = f"{error.filename}: " if error.filename else ""
+        print(f"gateway-sidecar: {where}{error.strerror or error}", file=sys.stderr)
+        code = EXIT_FAILED
     sys.exit(code)
 
 
@@ -198,11 +203,11 @@ def _resume(arguments: argparse.Namespace) -> int:
 
 
 def _replica_target(arguments: argparse.Namespace) -> str:
-    return f"/v1/services/{quote(arguments.service, safe='')}/replicas/{quote(arguments.replica, safe='')}"
+    return f"/v1/services/{_quoted(arguments.service)}/replicas/{_quoted(arguments.replica)}"
 
 
 def _router(arguments: argparse.Namespace) -> int:
-    target = f"/v1/services/{quote(arguments.service, safe='')}/router/restart"
+    target = f"/v1/services/{_quoted(arguments.service)}/router/restart"
     code, answer = ask_daemon(_admin_socket(arguments), "POST", target, timeout_s=None)
     if code != 200:
         raise AdminError(str(answer.get("error")))
@@ -212,11 +217,16 @@ def _router(arguments: argparse.Namespace) -> int:
 
 def _stop(arguments: argparse.Namespace) -> int:
     socket = _admin_socket(arguments)
-    ask_daemon(socket, "POST", f"/v1/stop?all={'true' if arguments.all else 'false'}")
-    while socket.exists() and is_listening(socket):
-        time.sleep(0.05)
+    _, answer = ask_daemon(socket, "POST", f"/v1/stop?all={'true' if arguments.all else 'false'}")
+    with suppress(ProcessLookupError):
+        daemon = os.pidfd_open(answer["pid"])
+        select.select([daemon], [], [])
     print("stopped, with nginx and all routers" if arguments.all else "stopped; nginx and the routers go on")
     return 0
+
+
+def _quoted(name: str) -> str:
+    return quote(os.fsencode(name), safe="")
 
 
 def _reload(arguments: argparse.Namespace) -> int:

@@ -9,6 +9,7 @@ from gateway_sidecar.config import ServiceSettings, Settings, load_overrides
 from gateway_sidecar.domain.model import Overrides, Ready
 from gateway_sidecar.domain.planning import Register, describe, worker_spec
 from gateway_sidecar.engines.probe import EngineProbe
+from gateway_sidecar.errors import ConfigError
 from gateway_sidecar.sources.listing import Sighting
 from gateway_sidecar.sources.socket_pattern import SocketPattern
 
@@ -44,8 +45,13 @@ async def _service_plan(service: ServiceSettings) -> list[dict[str, str]]:
 
 
 async def _replica_plan(service: ServiceSettings, sighting: Sighting) -> str:
-    overrides = load_overrides(sighting.notes[0]) if sighting.notes else Overrides()
-    pin = os.open(sighting.socket, os.O_PATH | os.O_CLOEXEC)
+    try:
+        overrides = load_overrides(sighting.notes[0]) if sighting.notes else Overrides()
+        pin = os.open(sighting.socket, os.O_PATH | os.O_CLOEXEC)
+    except ConfigError as error:
+        return f"wait for its notes to be mended: {error.problems[0]}"
+    except OSError as error:
+        return f"wait: cannot open {sighting.socket}: {error.strerror}"
     try:
         address = f"/proc/self/fd/{pin}"
         result = await EngineProbe().identify(address, timeout_s=service.probe.timeout_s, api_key=overrides.api_key)

@@ -5,6 +5,7 @@ Who may open the socket may do all of it.
 
 from __future__ import annotations
 
+import os
 import time
 from pathlib import Path
 
@@ -60,7 +61,7 @@ async def _reload(request: web.Request) -> web.Response:
 
 async def _stop(request: web.Request) -> web.Response:
     request.app[_DAEMON].end(stop_all=request.query.get("all") == "true")
-    return web.json_response({"stopping": True}, status=202)
+    return web.json_response({"pid": os.getpid()}, status=202)
 
 
 async def _restart_router(request: web.Request) -> web.Response:

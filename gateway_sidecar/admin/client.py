@@ -22,16 +22,6 @@ class _UnixConnection(http.client.HTTPConnection):
         self.sock.connect(str(self._path))
 
 
-def is_listening(path: Path) -> bool:
-    """Whether anybody accepts connections at a Unix socket."""
-    with socket.socket(socket.AF_UNIX, socket.SOCK_STREAM) as probe:
-        try:
-            probe.connect(str(path))
-        except OSError:
-            return False
-    return True
-
-
 def ask_daemon(path: Path, method: str, target: str, *, timeout_s: float | None = 10.0) -> tuple[int, dict[str, Any]]:
     """Status code and JSON answer of the daemon behind the socket `path`. Raises AdminError."""
     connection = _UnixConnection(path, timeout_s)

@@ -5,6 +5,7 @@ from __future__ import annotations
 import time
 from typing import Any
 
+from gateway_sidecar.config import Endpoint
 from gateway_sidecar.control.daemon import Daemon
 from gateway_sidecar.control.service import Service
 from gateway_sidecar.control.tenure import Tenure
@@ -59,7 +60,7 @@ def _replica(service: Service, tenure: Tenure) -> dict[str, Any]:
         "state": tenure.state.value,
         "state_age_s": round(time.monotonic() - tenure.state_since, 3),
         "socket": str(tenure.sighting.socket),
-        "bridge": f"{tenure.host}:{tenure.port}" if tenure.port is not None else None,
+        "bridge": str(Endpoint(tenure.host, tenure.port)) if tenure.port is not None else None,
         "worker_id": worker.worker_id if worker else None,
         "worker_type": kind.value if kind else None,
         "connection_mode": facts.connection_mode.value if facts else None,

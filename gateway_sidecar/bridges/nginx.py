@@ -11,6 +11,7 @@ import errno
 import grp
 import os
 import pwd
+import re
 import resource
 import shutil
 import signal
@@ -31,6 +32,7 @@ STREAM_MODULES = (
     Path("/usr/share/nginx/modules/ngx_stream_module.so"),
 )
 _LONGEST_SOCKET_PATH = 107
+_LISTENS = re.compile(r"listen (\S+) backlog=4096")
 _CURE = "on Debian and Ubuntu: apt-get install nginx-light libnginx-mod-stream"
 
 
@@ -48,9 +50,12 @@ async def find_nginx(command: str) -> NginxProgram:
     path = shutil.which(command, path=os.environ.get("PATH", "") + ":/usr/sbin:/usr/local/sbin")
     if path is None:
         raise BridgeError(f"nginx was not found as '{command}'; {_CURE}")
-    code, output = await _run(path, "-V")
-    if code != 0:
-        raise BridgeError(f"{path} -V failed: {output.strip()[-200:]}")
+    try:
+        code, output = await _run(path, "-V")
+    except OSError as error:
+        raise BridgeError(f"{path} cannot be run: {error.strerror}; {_CURE}") from error
+    if code != 0 or "nginx/" not in output:
+        raise BridgeError(f"{path} is no nginx: `-V` says {output.strip()[-200:]!r}; {_CURE}")
     version = output.split("nginx/", 1)[-1].split()[0]
     words = output.split()
     if "--with-stream" in words:
@@ -126,6 +131,10 @@ class Nginx:
         else:
             switch.touch()
 
+    def pointed(self, service: str) -> str:
+        """The slot of the router that the service's requests go to."""
+        return service + SUCCESSOR if (self.gates / (service + SUCCESSOR)).exists() else service
+
     def linked(self) -> dict[int, Path]:
         """Port -> target of every link there is."""
         found = {}
@@ -173,6 +182,7 @@ class Nginx:
             await stop_orphans(identity)
             return False
         self.process = process
+        self._served = set(_LISTENS.findall(self._config_path.read_text())) if self._config_path.exists() else set()
         await self.apply(services)
         return True
 
@@ -181,6 +191,9 @@ class Nginx:
         process = self.process
         if process is None or not process.running:
             raise BridgeError("nginx does not run")
+        fresh = [_split(s.listen) for s in services if self._served and s.listen not in self._served]
+        if busy := await asyncio.to_thread(busy_ports, fresh):
+            raise BridgeError(_busy_message(busy))
         if not await self._write(services):
             return False
         process.send(signal.SIGHUP)
@@ -230,6 +243,7 @@ class Nginx:
 
     async def _write(self, services: Sequence[ServiceAddress]) -> bool:
         """Renders the configuration; True if it changed. Raises BridgeError, the old one kept, if nginx objects."""
+        self.prepare()
         text = self._config(services).text()
         if self.process is not None and self._config_path.exists() and self._config_path.read_text() == text:
             return False

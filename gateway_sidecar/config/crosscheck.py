@@ -29,7 +29,7 @@ from gateway_sidecar.config.yamltree import Location, Problem, Tree, path_text
 T = TypeVar("T")
 
 ROUTER_HOST = "127.0.0.1"
-PORTS_PER_ROUTER = 2
+PORTS_PER_ROUTER = 4
 """One for the API, one for metrics."""
 
 _ABSENT = object()

@@ -312,8 +312,8 @@ class Settings(Part):
     bridges: BridgeSettings = BridgeSettings()
     router_ports: PortsValue = Field(
         default=PortRange(23001, 23999),
-        description="Private ports on 127.0.0.1 for the routers: two for each that runs (API and metrics),"
-        " and two more while one is replaced.",
+        description="Private ports on 127.0.0.1 for the routers: four for each service (API and metrics,"
+        " of the router that runs and of the one that may replace it).",
         examples=["23001-23999"],
     )
     services: Annotated[tuple[ServiceSettings, ...], Field(strict=False)] = Field(

@@ -47,10 +47,15 @@ class BridgeKeeper:
         """The addresses may have changed."""
         self._touched.set()
 
-    async def begin(self, earlier: Identity | None) -> None:
-        """Adopts the nginx of an earlier daemon, or starts one. Raises BridgeError."""
-        if earlier is not None and await self.nginx.adopt(earlier, self._addresses()):
-            self._logger.info("bridge.adopted", pid=earlier.pid)
+    async def begin(self, candidates: Sequence[Identity]) -> None:
+        """Adopts the nginx of an earlier daemon, the first of the candidates that lives, or starts one.
+
+        Raises BridgeError.
+        """
+        for earlier in candidates:
+            if await self.nginx.adopt(earlier, self._addresses()):
+                self._logger.info("bridge.adopted", pid=earlier.pid)
+                break
         else:
             await self._start()
         self._went(up=True)
@@ -93,7 +98,7 @@ class BridgeKeeper:
                     self._metrics.bridge_reloads.inc()
                     self._logger.info("bridge.reloaded", services=[a.service for a in self._addresses()])
                 self.reason = ""
-            except BridgeError as error:
+            except (BridgeError, OSError) as error:
                 self.reason = str(error)
                 self._logger.error("bridge.not_reloaded", reason=self.reason)
 
@@ -101,7 +106,7 @@ class BridgeKeeper:
         await asyncio.sleep(_RESTARTS.delay_s(self._failures))
         try:
             await self._start()
-        except BridgeError as error:
+        except (BridgeError, OSError) as error:
             self._failures += 1
             self.reason = str(error)
             self._logger.error(

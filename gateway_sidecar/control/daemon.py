@@ -20,10 +20,11 @@ from gateway_sidecar.config import ServiceSettings, Settings, line_of, load_conf
 from gateway_sidecar.control import records
 from gateway_sidecar.control.bridge_keeper import BridgeKeeper
 from gateway_sidecar.control.follower import Source
+from gateway_sidecar.control.guard import keep_running
 from gateway_sidecar.control.router_process import RouterProcess
 from gateway_sidecar.control.service import Service
 from gateway_sidecar.domain.leases import PortLeases
-from gateway_sidecar.errors import ConfigError, RouterUnavailable, StateError
+from gateway_sidecar.errors import ConfigError, ProcessError, RouterUnavailable, StateError
 from gateway_sidecar.routers.base import RouterKind
 from gateway_sidecar.supervision.logfile import ChildLog
 from gateway_sidecar.supervision.notify import SystemdNotifier
@@ -129,14 +130,8 @@ class Daemon:
         close_listeners = await serve(self)
         await self._take_up(processes, leases)
         background = [
-            asyncio.create_task(loop)
-            for loop in (
-                self.keeper.run(),
-                self._write_loop(),
-                self._count_loop(),
-                self._log_loop(),
-                self._watch_loop(),
-            )
+            asyncio.create_task(keep_running("-", loop, self.metrics))
+            for loop in (self.keeper.run, self._write_loop, self._count_loop, self._log_loop, self._watch_loop)
         ]
         for running in self._running.values():
             running.task = asyncio.create_task(running.service.run())
@@ -177,15 +172,19 @@ class Daemon:
             for record in (self._processes_path, self._leases_path):
                 record.unlink(missing_ok=True)
         else:
-            self._try_to_write()
+            with suppress(StateError):
+                await self._write_records()
             for router in self._routers():
                 await router.let_go()
             if self.keeper.nginx.process is not None:
                 self.keeper.nginx.process.let_go()
         self._logger.info("daemon.stopped", left_running=not self._stop_all)
 
-    def _add(self, settings: ServiceSettings) -> Service:
+    def _add(self, settings: ServiceSettings, *, prepare: bool = False) -> Service:
+        """One more service, not running yet. Raises ProcessError, nothing added, if it cannot be prepared."""
         service = self._adapters.service(settings, self.note_change, self.keeper.apply)
+        if prepare:
+            service.prepare()
 
         async def not_yet() -> None:
             return None
@@ -225,11 +224,7 @@ class Daemon:
     async def _take_up(self, processes: dict[str, Any], leases: dict[str, Any]) -> None:
         self.keeper.nginx.prepare()
         for name, service in self.services.items():
-            try:
-                if row := processes.get("routers", {}).get(name):
-                    await service.router.adopt(records.router_from_json(row))
-            except StateError as error:
-                self._logger.warning("state.ignored", service=name, reason=str(error))
+            await self._adopt_routers(service, processes.get("routers", {}).get(name, []))
             service.prepare()
         try:
             nginx = processes.get("nginx")
@@ -237,10 +232,11 @@ class Daemon:
         except StateError as error:
             self._logger.warning("state.ignored", reason=str(error))
             earlier = None
-        await self._end_others(processes.get("others", []))
         await self._end_unrecorded()
-        await self.keeper.begin(earlier or next(iter(writers_of(self.keeper.nginx.log.path)), None))
-        await asyncio.to_thread(self._try_to_write)
+        unrecorded = await asyncio.to_thread(writers_of, self.keeper.nginx.log.path)
+        await self.keeper.begin([*([earlier] if earlier else []), *unrecorded])
+        with suppress(StateError):  # The write loop tries again, and tells.
+            await self._write_records()
         links = self.keeper.nginx.linked()
         for name, service in self.services.items():
             for row in leases.get("services", {}).get(name, []):
@@ -268,14 +264,19 @@ class Daemon:
             self.keeper.nginx.unlink(port)
             self.leases.quarantine(port)
 
-    async def _end_others(self, rows: list[Any]) -> None:
-        """Ends what was left of a router's replacement that the last daemon did not live to finish."""
+    async def _adopt_routers(self, service: Service, rows: list[Any]) -> None:
+        """Takes up the router that the service address leads to; one that was leaving goes on leaving."""
+        in_service = self.keeper.nginx.pointed(service.name)
         for row in rows:
-            with suppress(StateError):
-                process = Process.adopt(records.identity_from_json(row))
-                if process is not None:
-                    self._logger.info("router.leftover_stopped", pid=process.pid)
-                    await process.stop(grace_s=5)
+            try:
+                saved = records.router_from_json(row)
+            except StateError as error:
+                self._logger.warning("state.ignored", service=service.name, reason=str(error))
+                continue
+            if saved.slot == in_service:
+                await service.router.adopt(saved)
+            else:
+                await service.adopt_leaving(saved)
 
     async def _end_unrecorded(self) -> None:
         """Ends routers that a daemon started and did not live to write down: nobody has their keys."""
@@ -290,27 +291,32 @@ class Daemon:
                     self._logger.warning("router.leftover_stopped", service=router.service, pid=process.pid)
                     await process.stop(grace_s=5)
 
-    def _try_to_write(self) -> None:
-        with suppress(StateError):
-            self._write_records()
+    async def _write_records(self) -> None:
+        """Writes all of it down now. Raises StateError; what can be written is."""
+        failed: StateError | None = None
+        for path, content in self._snapshot():
+            try:
+                await asyncio.to_thread(records.write_record, path, content)
+            except StateError as error:
+                failed = error
+        if failed is not None:
+            raise failed
 
-    def _write_records(self) -> None:
+    def _snapshot(self) -> list[tuple[Path, dict[str, object]]]:
+        """What there is to write down, taken in one go; the writing itself happens in a thread."""
         nginx = self.keeper.nginx.process
-        routers = {name: saved for name, s in self.services.items() if (saved := s.router.saved()) is not None}
-        # Successors and predecessors, in the middle of a replacement: the next daemon ends them.
-        others = [saved for router in self._routers() if (saved := router.saved()) and saved not in routers.values()]
-        records.write_record(
-            self._processes_path,
-            {
-                "nginx": records.identity_to_json(nginx.identity) if nginx is not None and nginx.running else None,
-                "routers": {name: records.router_to_json(saved) for name, saved in routers.items()},
-                "others": [records.identity_to_json(saved.identity) for saved in others],
-            },
-        )
-        records.write_record(
-            self._leases_path,
-            {"services": {n: [records.tenure_to_json(t) for t in s.saved()] for n, s in self.services.items()}},
-        )
+        routers = {
+            name: [records.router_to_json(saved) for router in s.routers if (saved := router.saved()) is not None]
+            for name, s in self.services.items()
+        }
+        processes: dict[str, object] = {
+            "nginx": records.identity_to_json(nginx.identity) if nginx is not None and nginx.running else None,
+            "routers": routers,
+        }
+        leases: dict[str, object] = {
+            "services": {n: [records.tenure_to_json(t) for t in s.saved()] for n, s in self.services.items()}
+        }
+        return [(self._processes_path, processes), (self._leases_path, leases)]
 
     # -- the loops
 
@@ -319,7 +325,7 @@ class Daemon:
             await self._dirty.wait()
             self._dirty.clear()
             try:
-                await asyncio.to_thread(self._write_records)
+                await self._write_records()
                 if self.problems.pop("state", None):
                     self._logger.info("state.written_again")
             except StateError as error:
@@ -340,7 +346,7 @@ class Daemon:
             if ports:
                 counts = await asyncio.to_thread(open_connections, ports)
                 for service in self.services.values():
-                    service.connections_counted(began, counts)
+                    service.connections_counted(began, ports, counts)
                 for port in resting:
                     if counts[port] == 0:
                         self.leases.settle(port)
@@ -445,8 +451,12 @@ class Daemon:
             await self._remove(name)
             changes.append(f"{name}: removed")
         for name in new.keys() - old.keys():
-            service = self._add(new[name])
-            service.prepare()
+            try:
+                service = self._add(new[name], prepare=True)
+            except ProcessError as error:
+                self._logger.error("service.not_added", service=name, reason=str(error))
+                changes.append(f"{name}: not added ({error})")
+                continue
             self._running[name].task = asyncio.create_task(service.run())
             changes.append(f"{name}: added")
         for name in old.keys() & new.keys():
@@ -455,7 +465,12 @@ class Daemon:
                 self.services[name].settings = new[name]
                 came_of_it = await self._change(self.services[name], changed)
                 changes.append(f"{name}: {', '.join(changed)}{came_of_it}")
+        self.settings = fresh.model_copy(
+            update={"services": tuple(s for s in fresh.services if s.name in self.services)}
+        )
         await self.keeper.apply()
+        if self.keeper.reason:
+            changes.append(f"nginx: {self.keeper.reason}")
         self.note_change()
         return changes
 

@@ -63,11 +63,15 @@ def read_record(path: Path) -> dict[str, Any]:
         raise StateError(f"cannot read {path}: {error.strerror}") from error
     try:
         content = json.loads(raw)
-    except ValueError as error:
+    except (ValueError, RecursionError) as error:
         raise StateError(f"{path} is not whole: {error}") from error
     version = content.get("version") if isinstance(content, dict) else None
     if version != _VERSION:
         raise StateError(f"{path} has version {version!r}; this daemon reads {_VERSION}")
+    for name in ("routers", "services"):
+        by_service = content.get(name, {})
+        if not isinstance(by_service, dict) or not all(isinstance(rows, list) for rows in by_service.values()):
+            raise StateError(f"{path}: {name} is not a mapping of lists")
     return dict(content)
 
 
@@ -82,6 +86,7 @@ def tenure_to_json(saved: SavedTenure) -> dict[str, object]:
         "replica": saved.sighting.replica,
         "socket": str(saved.sighting.socket),
         "occupant": _fields(saved.sighting.occupant),
+        "notes": [str(saved.sighting.notes[0]), saved.sighting.notes[1]] if saved.sighting.notes else None,
         "generation": saved.generation,
         "port": saved.port,
         "facts": _fields(saved.facts) if saved.facts else None,
@@ -104,7 +109,12 @@ def tenure_from_json(row: Mapping[str, Any]) -> SavedTenure:
                 }
             )
         return SavedTenure(
-            Sighting(ReplicaId(row["replica"]), Path(row["socket"]), Occupant(**row["occupant"])),
+            Sighting(
+                ReplicaId(row["replica"]),
+                Path(row["socket"]),
+                Occupant(**row["occupant"]),
+                (Path(row["notes"][0]), int(row["notes"][1])) if row["notes"] else None,
+            ),
             int(row["generation"]),
             int(row["port"]),
             facts,

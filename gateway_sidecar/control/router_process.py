@@ -127,6 +127,7 @@ class RouterProcess:
         self._private_ports.restore(self.slot, saved.ports)
         self.process, self.ports, self.client = process, saved.ports, client
         self._key, self.slot = saved.key, saved.slot
+        self.log = ChildLog(self.log.path.with_name(f"router-{saved.slot}.log"))
         self.epoch += 1
         self._set(RouterState.UP)
         self._logger.info("router.adopted", pid=process.pid, url=saved.ports.url)
@@ -254,7 +255,6 @@ class RouterProcess:
     def _set(self, state: RouterState) -> None:
         if state is RouterState.UP:
             self.reason = ""
-        self._metrics.router_up.labels(self.service).set(state is RouterState.UP)
         if state is not self.state:
             self.state = state
             for tell in self.on_change:

@@ -10,7 +10,7 @@ import asyncio
 import itertools
 import os
 import time
-from collections.abc import Awaitable, Callable, Mapping
+from collections.abc import Awaitable, Callable, Container, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Protocol
@@ -21,7 +21,7 @@ from gateway_sidecar.config import ServiceSettings
 from gateway_sidecar.control.follower import Source, SourceFollower
 from gateway_sidecar.control.guard import cancelled, keep_running
 from gateway_sidecar.control.replica_log import ReplicaLog
-from gateway_sidecar.control.router_process import RouterProcess
+from gateway_sidecar.control.router_process import RouterProcess, SavedRouter
 from gateway_sidecar.control.router_unit import RouterUnit
 from gateway_sidecar.control.tenure import SavedTenure, Tenure, occupant_of, owner_of, worker_url
 from gateway_sidecar.control.waiting_room import Gates, WaitingRoom
@@ -40,6 +40,7 @@ from gateway_sidecar.domain.planning import (
     Bridge,
     Release,
     Unbridge,
+    Why,
     WorkerView,
     describe,
     plan_occupant,
@@ -194,7 +195,6 @@ class Service:
         tenure.port = saved.port
         tenure.linked = linked
         tenure.drain = saved.drain
-        tenure.notes_read = False
         tenure.served = True  # How long it took to serve was told by the daemon that saw it come.
         if saved.facts is not None:
             self._identified(tenure, saved.facts)
@@ -221,8 +221,10 @@ class Service:
 
     async def run(self) -> None:
         """Runs the service until cancelled. What it started goes on; `router` is stopped or let go by its owner."""
-        for unit in self._units:
-            unit.start()
+        for tenure in list(self.tenures.values()):
+            if not tenure.notes_read:
+                await self._read_notes(tenure, tenure.sighting)
+        self._active.start()
         loops = (self._reconcile_loop, self.follower.look, self.follower.follow_hints)
         try:
             async with asyncio.TaskGroup() as group:
@@ -416,6 +418,7 @@ class Service:
     def _note_settled(self, tenure: Tenure, is_out: bool) -> None:
         if tenure.leaving is None or not is_out:
             tenure.settled_at = tenure.in_flight = None
+            tenure.drained.clear()
         elif tenure.settled_at is None:
             tenure.settled_at = time.monotonic()
 
@@ -466,6 +469,7 @@ class Service:
         self._log.ended(tenure)
 
     def _on_router(self) -> None:
+        self._metrics.router_up.labels(self.name).set(self.router.up)
         if self.router.up:
             self._router_up_at = time.monotonic()
         else:
@@ -473,11 +477,11 @@ class Service:
 
     def _open_when_complete(self) -> None:
         """Lets requests in again once the router has everybody back, or after a while whoever it has."""
-        if self.room.is_open or not self.book.listed or not self.follower.has_looked:
+        if self.room.is_open or not self.book.listed:
             return
         waited_s = time.monotonic() - self._router_up_at
         missing = [t for t in self.tenures.values() if t.view().wanted and not self._active.is_ready(t.url)]
-        if not missing or waited_s > _MOST_PATIENCE_S:
+        if (self.follower.has_looked and not missing) or waited_s > _MOST_PATIENCE_S:
             self.room.open()
 
     def _on_worker(self, url: str) -> None:
@@ -532,14 +536,17 @@ class Service:
             try:
                 await self._until_equal(old, new)
                 await self._move_address()  # Changes nothing, unless the successor had to take another port.
-            except TimeoutError:
-                self._units.remove(new)
+                self._links.point(self.name, new.router.slot)
+            except (TimeoutError, OSError, asyncio.CancelledError) as error:
                 await new.halt()
                 await new.router.stop(grace_s=0)
-                why = new.router.reason or "it did not get every worker ready in time"
-                raise RouterUnavailable(f"the new router was not put in place: {why}") from None
-            self._links.point(self.name, new.router.slot)
+                self._units.remove(new)
+                if isinstance(error, asyncio.CancelledError):
+                    raise
+                why = str(error) or new.router.reason or "it did not get every worker ready in time"
+                raise RouterUnavailable(f"the new router was not put in place: {why}") from error
             self._active = new
+            self._router_up_at = time.monotonic()
             old.router.on_change.remove(self._on_router)
             new.router.on_change.append(self._on_router)
             self._on_change()
@@ -567,6 +574,14 @@ class Service:
         except RouterUnavailable as error:
             self._logger.error("router.not_replaced", reason=str(error))
 
+    async def adopt_leaving(self, saved: SavedRouter) -> None:
+        """Takes over a router that an earlier daemon had replaced, or had not put in place: it may finish and go."""
+        unit = self._make_unit(saved.slot)
+        if await unit.router.adopt(saved):
+            await self._replacing.acquire()
+            self._units.append(unit)
+            self._retiring = asyncio.create_task(self._retire(unit))
+
     async def _until_equal(self, old: RouterUnit, new: RouterUnit) -> None:
         """Returns when the new router has every worker that the old one has. Raises TimeoutError."""
         async with asyncio.timeout(self.settings.router.start_timeout_s + _MOST_PATIENCE_S):
@@ -586,8 +601,8 @@ class Service:
             while await asyncio.to_thread(open_connections, ports) and time.monotonic() < deadline:
                 await asyncio.sleep(_QUIET_GAP_S)
             await old.router.stop(grace_s=0.5)
+            self._units.remove(old)  # Not before: as long as it runs it is ours to write down, or to end.
         finally:
-            self._units.remove(old)
             self._on_change()
             self._replacing.release()
 
@@ -644,6 +659,7 @@ class Service:
         """Takes a drained replica back into rotation. Raises KeyError for one that is not there."""
         tenure = self._current[replica]
         tenure.drain = False
+        tenure.drained.clear()
         tenure.settled_at = tenure.in_flight = None
         self._on_change()
         self._watcher.suspect(tenure)
@@ -659,12 +675,17 @@ class Service:
         return {
             t.port
             for t in self.tenures.values()
-            if t.port is not None and t.settled_at is not None and not t.drained.is_set()
+            if t.port is not None and t.settled_at is not None and t.leaving is not Why.UNREACHABLE and t.in_flight != 0
         }
 
-    def connections_counted(self, began: float, counts: Mapping[int, int]) -> None:
-        """Takes note of a count of open connections that was begun at `began`."""
+    def connections_counted(self, began: float, counted: Container[int], counts: Mapping[int, int]) -> None:
+        """Takes note of a count, begun at `began`, of the open connections on the ports `counted`."""
         for tenure in self.tenures.values():
-            if tenure.port is not None and tenure.settled_at is not None and tenure.settled_at <= began:
+            if (
+                tenure.port is not None
+                and tenure.port in counted
+                and tenure.settled_at is not None
+                and tenure.settled_at <= began
+            ):
                 tenure.in_flight = counts.get(tenure.port, 0)
                 self._queue.add(tenure.key)

@@ -77,6 +77,7 @@ class Watcher:
         self._on_replaced = on_replaced
         self._logger = get_logger(service=settings.name)
         self._slots = asyncio.Semaphore(_PROBES_AT_ONCE)
+        self._patient_slots = asyncio.Semaphore(_PROBES_AT_ONCE)
         self._tasks: set[asyncio.Task[None]] = set()
         self.reconfigure(settings)
 
@@ -129,7 +130,8 @@ class Watcher:
     async def _ask(self, tenure: Tenure, address: str) -> None:
         known = tenure.facts or (tenure.result.facts if isinstance(tenure.result, Loading) else None)
         api_key = tenure.overrides.api_key
-        async with self._slots:
+        # Those that did not answer last time have a queue of their own: they must not hold up the others.
+        async with self._patient_slots if isinstance(tenure.result, Unknown) else self._slots:
             began = time.monotonic()
             if tenure.identify_next or known is None:
                 kind = "identify"

@@ -45,6 +45,7 @@ class _Failure:
     count: int
     until: float
     reason: str
+    removing: bool
 
 
 class WorkerBook:
@@ -95,12 +96,14 @@ class WorkerBook:
         if url is None:
             return WorkerView(listed=self.listed)
         submission = self._submissions.get(url)
+        held = self.held_for_s(url) > 0
         return WorkerView(
             listed=self.listed,
             worker=self.workers.get(url),
             registered_as=submission.spec if submission else None,
             busy=url in self._busy,
-            held=self.held_for_s(url) > 0,
+            held=held,
+            held_leaving=held and self._failures[url].removing,
         )
 
     def held_for_s(self, url: str) -> float:
@@ -124,7 +127,7 @@ class WorkerBook:
         """Begins an operation; `on_change` follows when the router has answered."""
         url = action.spec.url if isinstance(action, Register) else action.url
         work = self._register(action.spec) if isinstance(action, Register) else self._deregister(action)
-        self._busy[url] = asyncio.create_task(self._operate(url, work))
+        self._busy[url] = asyncio.create_task(self._operate(url, work, isinstance(action, Deregister)))
 
     async def run(self) -> None:
         """Observes the router until cancelled."""
@@ -265,26 +268,27 @@ class WorkerBook:
                     submission.confirmed = True
                     self._metrics.registrations.labels(self._router.service, "ready").inc()
             elif worker.status is WorkerStatus.FAILED and (before is None or before.status is not worker.status):
-                self._fail(url, worker.note or "the router gave it up")
+                removing = before is not None and before.status is WorkerStatus.DRAINING
+                self._fail(url, worker.note or "the router gave it up", removing=removing)
         self._on_change(url)
 
-    async def _operate(self, url: str, work: Coroutine[None, None, None]) -> None:
+    async def _operate(self, url: str, work: Coroutine[None, None, None], removing: bool) -> None:
         try:
             async with self._slots:
                 await work
         except RouterError as error:
-            self._fail(url, str(error))
+            self._fail(url, str(error), removing=removing)
         finally:
             del self._busy[url]
             self._answered_at[url] = time.monotonic()
             self._hurry.set()
             self._on_change(url)
 
-    def _fail(self, url: str, reason: str) -> None:
+    def _fail(self, url: str, reason: str, *, removing: bool = False) -> None:
         before = self._failures.get(url)
         count = before.count + 1 if before else 1
         delay = _RETRIES.delay_s(count)
-        self._failures[url] = _Failure(count, time.monotonic() + delay, reason)
+        self._failures[url] = _Failure(count, time.monotonic() + delay, reason, removing)
         self._metrics.registrations.labels(self._router.service, "failed").inc()
         self._logger.warning(
             "worker.operation_failed",

@@ -106,6 +106,8 @@ def unanswered(silence: NoAnswer, asked: str = "") -> ProbeResult:
             return Unknown(f"{asked}: {reason}")
         case Failure.OTHER_PROTOCOL | Failure.TOO_LARGE:
             return Foreign(reason)
+        case Failure.UNREACHABLE:
+            return Unknown(reason, ours=True)
         case _:
             return Unknown(reason)
 

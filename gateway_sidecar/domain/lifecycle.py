@@ -25,6 +25,7 @@ from gateway_sidecar.domain.model import (
     Ready,
     Registered,
     ReplicaState,
+    Unknown,
     WorkerStatus,
 )
 
@@ -57,6 +58,8 @@ class Evidence:
 
     def after(self, result: ProbeResult, now: float) -> Evidence:
         """The evidence once `result` is known too. A good answer wipes it out."""
+        if isinstance(result, Unknown) and result.ours:
+            return self
         kind = against(result)
         if kind is None:
             return Evidence()

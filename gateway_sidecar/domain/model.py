@@ -111,9 +111,13 @@ class Foreign:
 
 @dataclass(frozen=True, slots=True)
 class Unknown:
-    """No answer within the deadline, or one that proves nothing. Changes nothing by itself."""
+    """No answer within the deadline, or one that proves nothing. Changes nothing by itself.
+
+    `ours` says that the trouble is the daemon's own (no descriptors left, say): no evidence about the engine at all.
+    """
 
     reason: str
+    ours: bool = False
 
 
 ProbeResult = Ready | Loading | Foreign | Unknown

@@ -101,7 +101,7 @@ class WorkerView:
 
     `listed` is False while the router's list is not known. A registration that the router accepted counts as a
     pending worker, listed or not. `registered_as` is what we told the router of it, if it was us; `busy` an
-    operation that has not been answered yet; `held` a back-off.
+    operation that has not been answered yet; `held` a back-off, `held_leaving` one after a removal that failed.
     """
 
     listed: bool
@@ -109,6 +109,7 @@ class WorkerView:
     registered_as: WorkerSpec | None = None
     busy: bool = False
     held: bool = False
+    held_leaving: bool = False
 
 
 def worker_spec(facts: EngineFacts, url: str, overrides: Overrides) -> WorkerSpec:
@@ -180,11 +181,12 @@ def plan_worker(view: OccupantView, seen: WorkerView) -> WorkerAction | None:
             assert view.url is not None
             return Register(worker_spec(view.facts, view.url, view.overrides))
         return None
-    if worker.status is WorkerStatus.DRAINING or seen.held:
+    if worker.status is WorkerStatus.DRAINING:
         return None
     if view.leaving is not None:
-        return Deregister(worker.worker_id, worker.url, view.leaving)
-    if not view.wanted:
+        # A back-off that began before it had to leave does not count.
+        return None if seen.held_leaving else Deregister(worker.worker_id, worker.url, view.leaving)
+    if not view.wanted or seen.held:
         return None
     if worker.status is WorkerStatus.FAILED:
         return Deregister(worker.worker_id, worker.url, Why.FAILED)

@@ -255,7 +255,7 @@ class SmgClient:
 def _as_object(raw: bytes, what: str) -> dict[str, Any]:
     try:
         answer = json.loads(raw) if raw else {}
-    except ValueError as error:
+    except (ValueError, RecursionError) as error:
         raise RouterUnavailable(f"{what}: no JSON: {raw[:200]!r}") from error
     if not isinstance(answer, dict):
         raise RouterUnavailable(f"{what}: not a JSON object: {raw[:200]!r}")
@@ -276,7 +276,7 @@ def _error_text(raw: bytes) -> str:
     """What an error answer says: `{"error": TEXT}` on the admin routes, `{"error": {"message": TEXT}}` elsewhere."""
     try:
         answer = json.loads(raw)
-    except ValueError:
+    except (ValueError, RecursionError):
         return raw[:200].decode("utf-8", "replace")
     error = answer.get("error", answer) if isinstance(answer, dict) else answer
     return str(error.get("message", error) if isinstance(error, dict) else error)[:500]
@@ -290,13 +290,14 @@ def _read_worker(row: object) -> Registered:
         job = row.get("job_status")
         failed = isinstance(job, dict) and job.get("status") == "failed"
         status = WorkerStatus.FAILED if failed and row["status"] == "pending" else WorkerStatus(row["status"])
-        runtime = row.get("runtime_type")
+        runtime, mode = row.get("runtime_type"), row["connection_mode"]
         return Registered(
             worker_id=str(row["id"]),
             url=_base_url(str(row["url"])),
             status=status,
             worker_type=WorkerType(row["worker_type"]),
-            connection_mode=ConnectionMode(row["connection_mode"]),
+            # One that somebody else registered may speak what we do not; it is a stray all the same.
+            connection_mode=ConnectionMode(mode) if mode in set(ConnectionMode) else ConnectionMode.HTTP,
             # A worker that is still being added has not got its runtime_type yet.
             runtime_type=RuntimeType(runtime) if runtime in set(RuntimeType) else RuntimeType.EXTERNAL,
             model_id=_text(row.get("model_id")),
@@ -306,7 +307,7 @@ def _read_worker(row: object) -> Registered:
             kv_engine_id=_text(row.get("kv_engine_id")),
             note=_text(job.get("message")) if isinstance(job, dict) else None,
         )
-    except (KeyError, ValueError) as error:
+    except (KeyError, TypeError, ValueError) as error:
         raise RouterUnavailable(f"a worker in a form that is not known: {error}: {row!r:.300}") from error
 
 

@@ -6,6 +6,7 @@ previous file is kept.
 
 from __future__ import annotations
 
+import contextlib
 import os
 import shutil
 from pathlib import Path
@@ -32,6 +33,12 @@ class ChildLog:
 
         Cuts the file when it has outgrown its bound. Blocks: call in a thread.
         """
+        try:
+            return self._new_lines()
+        except OSError:
+            return []  # Full disk, no descriptors: the next look may do better, and nobody dies of a log.
+
+    def _new_lines(self) -> list[str]:
         try:
             size = self.path.stat().st_size
         except FileNotFoundError:
@@ -65,6 +72,7 @@ class ChildLog:
 
     def _cut(self) -> None:
         # Copy, then truncate: what the child writes between the two is lost, at most a line or so.
-        shutil.copyfile(self.path, self.path.with_name(self.path.name + ".1"))
+        with contextlib.suppress(OSError):
+            shutil.copyfile(self.path, self.path.with_name(self.path.name + ".1"))
         os.truncate(self.path, 0)
         self._offset = 0

@@ -83,7 +83,7 @@ class Process:
         """Takes over a process that an earlier daemon started; None if that very process is gone."""
         try:
             pidfd = os.pidfd_open(identity.pid)
-        except ProcessLookupError:
+        except (OSError, OverflowError):  # Gone, or no pid at all.
             return None
         # Checked after the pidfd is open: from here on the pid cannot be recycled under us.
         if not identity.is_alive():
@@ -125,7 +125,12 @@ class Process:
         except OSError as error:
             raise ProcessError(f"cannot start {argv[0]}: {error.strerror}") from error
         # It cannot be reaped before we wait for it, so its pid is safe to open.
-        pidfd = os.pidfd_open(popen.pid)
+        try:
+            pidfd = os.pidfd_open(popen.pid)
+        except OSError as error:
+            popen.kill()
+            popen.wait()
+            raise ProcessError(f"cannot watch {argv[0]}: {error.strerror}") from error
         identity = Identity.of(popen.pid)
         if identity is None:
             identity = Identity(popen.pid, 0, boot_id())
@@ -175,6 +180,7 @@ def writers_of(log: Path) -> list[Identity]:
     between a start and its record.
     """
     found = []
+    log = log.resolve()
     for entry in Path("/proc").iterdir():
         if not entry.name.isdigit():
             continue

@@ -69,6 +69,7 @@ class Gateway:
         self.process: asyncio.subprocess.Process | None = None
         self._session: aiohttp.ClientSession | None = None
         self._starts = 0
+        self.last_status: Status = {}
 
     # -- where things are
 
@@ -137,8 +138,8 @@ class Gateway:
             record = json.loads((self.directory / "run" / "processes.json").read_text())
         except (OSError, ValueError):
             return
-        routers = [router["identity"] for router in record["routers"].values()]
-        for row in (record["nginx"], *routers, *record["others"]):
+        routers = [router["identity"] for rows in record["routers"].values() for router in rows]
+        for row in (record["nginx"], *routers):
             if row is not None:
                 children = Path(f"/proc/{row['pid']}/task/{row['pid']}/children")
                 workers: list[int] = []
@@ -158,8 +159,9 @@ class Gateway:
 
     async def status(self) -> Status:
         async with self.session.get("http://daemon/v1/status") as response:
-            answer: Status = await response.json()
-            return answer
+            status: Status = await response.json()
+            self.last_status = status
+            return status
 
     async def until(self, condition: Callable[[Status], bool], *, within_s: float = 10.0) -> Status:
         """The first status for which the condition holds."""
@@ -206,7 +208,8 @@ class Gateway:
 
     def router_key(self, service: str = "chat") -> str:
         record = json.loads((self.directory / "run" / "processes.json").read_text())
-        return str(record["routers"][service]["key"])
+        url = str(service_of(self.last_status, service)["router"]["url"])
+        return next(str(r["key"]) for r in record["routers"][service] if url.endswith(f":{r['ports']['api']}"))
 
     async def until_workers(
         self, condition: Callable[[list[dict[str, Any]]], bool], *, within_s: float = 10.0

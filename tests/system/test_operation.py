@@ -247,6 +247,9 @@ async def test_daemon_killed_and_started_again_adopts_everything(gateway: Gatewa
     started = asyncio.Event()
     stream = asyncio.create_task(stream_chat(gateway, 80, started))
     await started.wait()
+    leases = gateway.directory / "state" / "leases.json"
+    while sum(row["facts"] is not None for row in json.loads(leases.read_text())["services"]["chat"]) < 3:
+        await asyncio.sleep(0.01)
     await gateway.kill()
     assert "r" in await ask(gateway, "tiny", stream=False)
     await gateway.start()

@@ -138,15 +138,17 @@ async def test_daemon_that_dies_in_a_replacement_leaves_one_router(gateway: Gate
     before = await gateway.until_states(wanted)
     replacing = asyncio.create_task(gateway.cli("router", "restart", "chat"))
     record = gateway.directory / "run" / "processes.json"
-    while not (others := json.loads(record.read_text())["others"]):
+    while len(routers := json.loads(record.read_text())["routers"]["chat"]) < 2:
         await asyncio.sleep(0.001)
     await gateway.kill()
     await replacing
     await gateway.start()
     await gateway.until_states(wanted)
     after = await gateway.status()
-    pids = {service_of(before)["router"]["pid"], *(row["pid"] for row in others)}
-    alive = {pid for pid in pids if start_ticks(pid) is not None}
+    pids = {service_of(before)["router"]["pid"], *(row["identity"]["pid"] for row in routers)}
+    assert len(pids) == 2
+    while len(alive := {pid for pid in pids if start_ticks(pid) is not None}) > 1:
+        await asyncio.sleep(0.05)
     assert alive == {service_of(after)["router"]["pid"]}
     assert await stream_chat(gateway, 3)
 

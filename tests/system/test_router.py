@@ -63,8 +63,7 @@ async def test_key_is_never_on_the_command_line_while_starting(make_gateway: Mak
     gateway = make_gateway()
     await gateway.start(ready=False)
     seen: set[str] = set()
-    record = gateway.directory / "run" / "processes.json"
-    while not (record.exists() and '"chat"' in record.read_text()):
+    while not gateway.events("router.started"):
         for entry in Path("/proc").iterdir():
             if entry.name.isdigit():
                 try:

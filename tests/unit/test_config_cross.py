@@ -71,7 +71,7 @@ A = service("a", "127.0.0.1:30000")
         (
             "router_ports: 23001-23003\n",
             (A, service("b", "127.0.0.1:30001")),
-            "c:1: router_ports: 23001-23003 is too small for 2 services; use at least 4 ports, 2 for each",
+            "c:1: router_ports: 23001-23003 is too small for 2 services; use at least 8 ports, 4 for each",
         ),
         (
             "",

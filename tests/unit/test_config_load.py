@@ -111,7 +111,7 @@ def test_ten_mistakes_get_ten_lines_in_one_go() -> None:
         ("rescan_interval_s: '2'", "rescan_interval_s: '2' is not a number; use 0.2 to 60 seconds"),
         ("rescan_interval_s: 3600", "rescan_interval_s: 3600 is too large; use 0.2 to 60 seconds"),
         ("rescan_interval_s: yes", "rescan_interval_s: yes is not a number; use 0.2 to 60 seconds"),
-        ("router_ports: 23001", "router_ports: 23001 is too small for 1 services; use at least 2 ports"),
+        ("router_ports: 23001", "router_ports: 23001 is too small for 1 services; use at least 4 ports"),
         (
             "run_dir: /run/with space",
             "run_dir: '/run/with space' holds ' ', which nginx's configuration cannot",
