@@ -14,6 +14,7 @@ from gateway_sidecar.supervision.process import Identity
 from gateway_sidecar.telemetry.logs import get_logger
 from gateway_sidecar.telemetry.metrics import Metrics
 
+_RETRY_S = 5.0
 _RESTARTS = Backoff(first_s=0.1, most_s=10.0)
 
 
@@ -35,6 +36,7 @@ class BridgeKeeper:
         self._touched = asyncio.Event()
         self._applying = asyncio.Lock()
         self._failures = 0
+        self._retry_at = 0.0
         self.reason = "not started yet"
         self.beat = time.monotonic()
 
@@ -86,7 +88,7 @@ class BridgeKeeper:
             orphans = await stop_orphans(process.identity)
             if orphans:
                 self._logger.warning("bridge.orphans_stopped", workers=orphans)
-        elif self._touched.is_set():
+        elif self._touched.is_set() or (self.reason and time.monotonic() > self._retry_at):
             self._touched.clear()
             await self.apply()
 
@@ -99,8 +101,10 @@ class BridgeKeeper:
                     self._logger.info("bridge.reloaded", services=[a.service for a in self._addresses()])
                 self.reason = ""
             except (BridgeError, OSError) as error:
+                self._retry_at = time.monotonic() + _RETRY_S
+                if self.reason != str(error):
+                    self._logger.error("bridge.not_reloaded", reason=str(error), retry_in_s=_RETRY_S)
                 self.reason = str(error)
-                self._logger.error("bridge.not_reloaded", reason=self.reason)
 
     async def _restart(self) -> None:
         await asyncio.sleep(_RESTARTS.delay_s(self._failures))

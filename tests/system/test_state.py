@@ -1,0 +1,129 @@
+"""Saved state is a hint, processes are what they are: whatever is lost, truncated or killed, the service goes on."""
+
+from __future__ import annotations
+
+import asyncio
+import json
+import os
+import shutil
+import signal
+from pathlib import Path
+
+import pytest
+
+from gateway_sidecar.supervision.process import start_ticks
+from tests.system.clients import ask, stream_chat
+from tests.system.conftest import StartEngine
+from tests.system.gateway import Gateway, replica_of, service_of, states_of
+
+GARBAGE = {
+    "truncated": '{"version": 1, "services": {"chat": [{"repl',
+    "empty": "",
+    "bytes": "\x00\x01 no JSON",
+    "newer": '{"version": 99}',
+    "other form": '{"version": 1, "services": null, "routers": [], "nginx": {"pid": -1, "start_ticks": 1}}',
+    "foreign rows": '{"version": 1, "services": {"chat": [{"port": "x"}, 7]}, "routers": {"chat": [{"pid": 1}]}}',
+}
+
+
+@pytest.mark.parametrize("text", GARBAGE.values(), ids=GARBAGE)
+async def test_garbage_records_are_told_and_ignored(gateway: Gateway, engine: StartEngine, text: str) -> None:
+    """Truncated, garbage, from a newer version: the daemon starts, says so, and everybody serves."""
+    await engine(gateway.socket("r1"))
+    before = await gateway.until_states({"r1": "serving"})
+    await gateway.terminate()
+    (gateway.directory / "state" / "leases.json").write_text(text)
+    await gateway.start()
+    after = await gateway.until_states({"r1": "serving"})
+    assert gateway.events("state.ignored") or text == GARBAGE["other form"]
+    assert replica_of(after, "r1")["worker_id"] == replica_of(before, "r1")["worker_id"]
+    await gateway.terminate()
+    (gateway.directory / "run" / "processes.json").write_text(text)
+    await gateway.start()
+    await gateway.until_states({"r1": "serving"}, within_s=20)
+    assert await stream_chat(gateway, 3)
+
+
+async def test_processes_that_no_record_tells_of_are_found(gateway: Gateway, engine: StartEngine) -> None:
+    """A daemon may die between a start and its record: nginx is adopted all the same, a router without key ended."""
+    await engine(gateway.socket("r1"))
+    before = await gateway.until_states({"r1": "serving"})
+    await gateway.kill()
+    (gateway.directory / "run" / "processes.json").unlink()
+    await gateway.start()
+    after = await gateway.until_states({"r1": "serving"}, within_s=20)
+    assert after["bridge"]["pid"] == before["bridge"]["pid"]
+    assert start_ticks(service_of(before)["router"]["pid"]) is None
+    assert replica_of(after, "r1")["bridge"] == replica_of(before, "r1")["bridge"]
+
+
+async def test_record_of_a_dead_nginx_does_not_hide_the_living_one(gateway: Gateway, engine: StartEngine) -> None:
+    """The daemon died after it had started nginx again and before it could write that down."""
+    await engine(gateway.socket("r1"))
+    before = await gateway.until_states({"r1": "serving"})
+    await gateway.kill()
+    path = gateway.directory / "run" / "processes.json"
+    record = json.loads(path.read_text())
+    record["nginx"]["start_ticks"] -= 1
+    path.write_text(json.dumps(record))
+    await gateway.start()
+    assert (await gateway.until_states({"r1": "serving"}))["bridge"]["pid"] == before["bridge"]["pid"]
+
+
+async def test_state_directory_removed_while_running(gateway: Gateway, engine: StartEngine) -> None:
+    """Everything goes on, and is written down again with the next change."""
+    await engine(gateway.socket("r1"))
+    await gateway.until_states({"r1": "serving"})
+    shutil.rmtree(gateway.directory / "state")
+    shutil.rmtree(gateway.directory / "run" / "nginx")
+    await engine(gateway.socket("r2"))
+    await gateway.until_states({"r1": "serving", "r2": "serving"})
+    leases = gateway.directory / "state" / "leases.json"
+    while not leases.exists() or len(json.loads(leases.read_text())["services"]["chat"]) < 2:
+        await asyncio.sleep(0.01)
+    assert await stream_chat(gateway, 3)
+    pid = service_of(await gateway.status())["router"]["pid"]
+    os.kill(pid, signal.SIGKILL)
+    await gateway.until(lambda s: service_of(s)["router"]["pid"] not in (None, pid) and s["ready"])
+    await gateway.until_states({"r1": "serving", "r2": "serving"})
+
+
+async def test_state_that_cannot_be_written_is_told_and_survived(gateway: Gateway, engine: StartEngine) -> None:
+    """A full or read-only disk: keep serving with what is known, and say so."""
+    await engine(gateway.socket("r1"))
+    await gateway.until_states({"r1": "serving"})
+    state = gateway.directory / "state"
+    state.rename(gateway.directory / "aside")
+    state.write_text("in the way")
+    await engine(gateway.socket("r2"))
+    status = await gateway.until(lambda s: bool(s["problems"]) and states_of(s).get("r2") == "serving")
+    assert "cannot write" in status["problems"][0]
+    assert "r" in await ask(gateway, "tiny", stream=False)
+    state.unlink()
+    await gateway.until(lambda s: not s["problems"])
+
+
+async def test_nginx_master_killed_and_its_orphans_stopped(gateway: Gateway, engine: StartEngine) -> None:
+    """The workers that a dead master leaves hold the ports: they are stopped, and the bridges are back."""
+    await engine(gateway.socket("r1"))
+    before = await gateway.until_states({"r1": "serving"})
+    master = before["bridge"]["pid"]
+    workers = [int(pid) for pid in Path(f"/proc/{master}/task/{master}/children").read_text().split()]
+    os.kill(master, signal.SIGKILL)
+    after = await gateway.until(lambda s: s["bridge"]["state"] == "up" and s["bridge"]["pid"] != master, within_s=5)
+    assert all(start_ticks(pid) is None for pid in workers)
+    assert await stream_chat(gateway, 3)
+    assert replica_of(after, "r1")["worker_id"] == replica_of(before, "r1")["worker_id"]
+    assert gateway.events("bridge.orphans_stopped")[0]["workers"] == len(workers)
+
+
+async def test_drained_then_resumed_replica_is_released_when_it_goes(gateway: Gateway, engine: StartEngine) -> None:
+    """A drain that was taken back leaves nothing behind."""
+    here = await engine(gateway.socket("r1"))
+    await gateway.until_states({"r1": "serving"})
+    assert (await gateway.cli("drain", "chat", "r1"))[0] == 0
+    assert (await gateway.cli("resume", "chat", "r1"))[0] == 0
+    await gateway.until_states({"r1": "serving"})
+    await here.stop()
+    status = await gateway.until_states({})
+    assert (status["bridge"]["leased"], status["bridge"]["quarantined"]) == (0, 0)
