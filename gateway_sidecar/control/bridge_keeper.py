@@ -37,13 +37,14 @@ class BridgeKeeper:
         self._applying = asyncio.Lock()
         self._failures = 0
         self._retry_at = 0.0
+        self._listens = False
         self.reason = "not started yet"
         self.beat = time.monotonic()
 
     @property
     def up(self) -> bool:
-        """Whether nginx runs."""
-        return self.nginx.process is not None and self.nginx.process.running
+        """Whether nginx runs, and listens."""
+        return self._listens and self.nginx.process is not None and self.nginx.process.running
 
     def touch(self) -> None:
         """The addresses may have changed."""
@@ -130,6 +131,7 @@ class BridgeKeeper:
         self._logger.info("bridge.started", pid=self.nginx.process.pid, took_s=round(time.monotonic() - began, 3))
 
     def _went(self, *, up: bool) -> None:
+        self._listens = up
         self.reason = "" if up else "nginx ended"
         self._metrics.bridge_up.set(up)
         self._on_change()
