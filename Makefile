@@ -41,7 +41,7 @@ format:
 
 ## make bench    the figures in README.md
 bench:
-	@$(SETUP) dev nginx
+	@$(SETUP) dev nginx wrk
 	@$(PY) -m bench $(ARGS)
 
 ## make mlx      a real MLX engine in .venv-mlx, for its contract test and for ENGINE=mlx

@@ -3,6 +3,7 @@
 #
 #   dev     the package and its tools, in the virtual environment VENV
 #   nginx   nginx and its stream module
+#   wrk     the load generator of the bridge's benchmark
 #   mlx     a real MLX engine, in the virtual environment MLX_VENV
 #   app     the package and SMG as an operator wants them, in the virtual environment PREFIX
 #
@@ -132,6 +133,7 @@ if wants nginx; then
         packages="$packages libnginx-mod-stream"
     fi
 fi
+if wants wrk && ! command -v wrk >/dev/null; then packages="$packages wrk"; fi
 if [ -n "$packages" ]; then install_packages; fi
 
 if need_python && [ -z "$python" ] && ! find_python; then
