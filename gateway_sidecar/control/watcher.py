@@ -166,8 +166,6 @@ class Watcher:
             if tenure.facts is None:
                 self._on_identified(tenure, result.facts)
             self.trust_until_next(tenure)
-            # Not at once: whoever came in a crowd is to be served first.
-            tenure.canary_due = max(tenure.canary_due, now + _TOUCH_GAP_S)
             return
         tenure.result = result
         if tenure.facts is not None and not tenure.condemned and tenure.evidence.is_strong(now, self._policy):

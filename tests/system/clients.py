@@ -5,6 +5,8 @@ from __future__ import annotations
 import asyncio
 import itertools
 import json
+from contextlib import suppress
+from pathlib import Path
 
 import aiohttp
 from openai import AsyncOpenAI
@@ -51,3 +53,20 @@ async def stream_chat(gateway: Gateway, tokens: int, started: asyncio.Event | No
                     started.set()
     assert done, f"the stream broke off after {text!r}"
     return text
+
+
+async def pipe(reader: asyncio.StreamReader, writer: asyncio.StreamWriter, path: Path) -> None:
+    """Carries one connection on to a Unix socket, as a forward does; closes it if nobody is there."""
+    try:
+        far_reader, far_writer = await asyncio.open_unix_connection(str(path))
+    except OSError:
+        writer.close()
+        return
+
+    async def copy(source: asyncio.StreamReader, target: asyncio.StreamWriter) -> None:
+        with suppress(ConnectionError):
+            while data := await source.read(65536):
+                target.write(data)
+        target.close()
+
+    await asyncio.gather(copy(reader, far_writer), copy(far_reader, writer))

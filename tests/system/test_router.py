@@ -14,7 +14,7 @@ import aiohttp
 import pytest
 
 from examples.simulated import EngineKind
-from tests.system.clients import ask, stream_chat
+from tests.system.clients import ask, pipe, stream_chat
 from tests.system.conftest import MakeGateway, StartEngine
 from tests.system.gateway import Gateway, replica_of, service_of, states_of
 
@@ -159,7 +159,7 @@ async def test_lost_workers_come_back_and_strays_go(gateway: Gateway, engine: St
     )
     # A worker that nobody's socket stands behind: here an address of the range that leads nowhere of ours.
     forward = await asyncio.start_server(
-        lambda r, w: asyncio.ensure_future(_pipe(r, w, stranger.spec.socket)), "127.0.0.1", 0
+        lambda r, w: asyncio.ensure_future(pipe(r, w, stranger.spec.socket)), "127.0.0.1", 0
     )
     async with forward:
         port = forward.sockets[0].getsockname()[1]
@@ -170,17 +170,6 @@ async def test_lost_workers_come_back_and_strays_go(gateway: Gateway, engine: St
             lambda workers: [w["id"] for w in workers] == [replica_of(status, "r1")["worker_id"]]
         )
     assert gateway.events("worker.stray")[0]["worker_url"] == f"http://127.0.0.1:{port}"
-
-
-async def _pipe(reader: asyncio.StreamReader, writer: asyncio.StreamWriter, path: Path) -> None:
-    far_reader, far_writer = await asyncio.open_unix_connection(str(path))
-
-    async def copy(source: asyncio.StreamReader, target: asyncio.StreamWriter) -> None:
-        while data := await source.read(65536):
-            target.write(data)
-        target.close()
-
-    await asyncio.gather(copy(reader, far_writer), copy(far_reader, writer))
 
 
 async def test_wrongly_registered_worker_is_corrected(gateway: Gateway, engine: StartEngine) -> None:

@@ -7,7 +7,7 @@ import time
 from typing import Any
 
 from examples.simulated import EngineKind, Role
-from tests.system.clients import ask, stream_chat
+from tests.system.clients import ask, pipe, stream_chat
 from tests.system.conftest import MakeGateway, StartEngine
 from tests.system.gateway import Gateway, replica_of, service_of, states_of
 
@@ -115,6 +115,28 @@ async def test_other_role_behind_the_same_socket_is_another_worker(gateway: Gate
     await gateway.until_states({"r1": "serving"})
     [worker] = [w for w in await gateway.workers() if w["status"] == "ready"]
     assert (worker["worker_type"], worker["bootstrap_port"]) == ("prefill", 9001)
+
+
+async def test_other_engine_behind_the_same_forward_is_another_worker(gateway: Gateway, engine: StartEngine) -> None:
+    """The socket is a forward's and stays; what it leads to is another engine now: replaced, with the right role."""
+    far = gateway.directory / "far.sock"
+    first = await engine(far)
+    forward = await asyncio.start_unix_server(
+        lambda r, w: asyncio.ensure_future(pipe(r, w, far)), str(gateway.socket("r1"))
+    )
+    async with forward:
+        before = replica_of(await gateway.until_states({"r1": "serving"}), "r1")
+        assert "far" in await ask(gateway, "tiny", stream=False)
+        await first.kill()
+        await engine(far, EngineKind.VLLM_GRPC, model="other")
+        status = await gateway.until(
+            lambda s: [(r["model"], r["state"]) for r in service_of(s)["replicas"]] == [("other", "serving")]
+        )
+        after = replica_of(status, "r1")
+        assert (after["runtime_type"], after["connection_mode"]) == ("vllm", "grpc")
+        assert after["bridge"] != before["bridge"]
+        assert [w["url"] for w in await gateway.workers()] == [f"grpc://{after['bridge']}"]
+        assert "far" in await ask(gateway, "other", stream=False)
 
 
 async def test_drain_returns_when_it_is_safe_to_stop(gateway: Gateway, engine: StartEngine) -> None:
