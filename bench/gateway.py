@@ -119,7 +119,7 @@ async def _router_record(gateway: Gateway) -> dict[str, Any]:
     path = gateway.directory / "run" / "processes.json"
     async with asyncio.timeout(10):
         while True:
-            with suppress(OSError, KeyError):
-                record: dict[str, Any] = json.loads(path.read_text())["routers"]["chat"]
+            with suppress(OSError, KeyError, IndexError):
+                record: dict[str, Any] = json.loads(path.read_text())["routers"]["chat"][0]
                 return record
             await asyncio.sleep(0.02)

@@ -132,7 +132,7 @@ class Gateway:
         """Ends what a daemon that was killed has left running; each process only if it is the very one it started."""
         try:
             record = read_record(self._run_dir / "processes.json")
-            rows = [row["identity"] for row in record.get("routers", {}).values()]
+            rows = [router["identity"] for routers in record.get("routers", {}).values() for router in routers]
             identities = [identity_from_json(row) for row in (*rows, record.get("nginx")) if row]
         except StateError:
             return

@@ -69,7 +69,6 @@ class Gateway:
         self.process: asyncio.subprocess.Process | None = None
         self._session: aiohttp.ClientSession | None = None
         self._starts = 0
-        self.last_status: Status = {}
 
     # -- where things are
 
@@ -160,7 +159,6 @@ class Gateway:
     async def status(self) -> Status:
         async with self.session.get("http://daemon/v1/status") as response:
             status: Status = await response.json()
-            self.last_status = status
             return status
 
     async def until(self, condition: Callable[[Status], bool], *, within_s: float = 10.0) -> Status:
@@ -206,10 +204,16 @@ class Gateway:
         rows = [json.loads(line) for line in self.log().splitlines() if line.startswith("{")]
         return [row for row in rows if row.get("event") == name]
 
-    def router_key(self, service: str = "chat") -> str:
-        record = json.loads((self.directory / "run" / "processes.json").read_text())
-        url = str(service_of(self.last_status, service)["router"]["url"])
-        return next(str(r["key"]) for r in record["routers"][service] if url.endswith(f":{r['ports']['api']}"))
+    async def router_key(self, service: str = "chat") -> str:
+        """The control-plane key of the router in service, once the daemon has written it down."""
+        url = str(service_of(await self.status(), service)["router"]["url"])
+        async with asyncio.timeout(5):
+            while True:
+                record = json.loads((self.directory / "run" / "processes.json").read_text())
+                for row in record["routers"].get(service, []):
+                    if url.endswith(f":{row['ports']['api']}"):
+                        return str(row["key"])
+                await asyncio.sleep(0.01)
 
     async def until_workers(
         self, condition: Callable[[list[dict[str, Any]]], bool], *, within_s: float = 10.0
@@ -224,7 +228,7 @@ class Gateway:
     async def workers(self, service: str = "chat") -> list[dict[str, Any]]:
         """What SMG itself lists, asked with the daemon's key."""
         router = service_of(await self.status(), service)["router"]
-        headers = {"Authorization": f"Bearer {self.router_key(service)}"}
+        headers = {"Authorization": f"Bearer {await self.router_key(service)}"}
         async with (
             aiohttp.ClientSession(headers=headers) as session,
             session.get(f"{router['url']}/workers") as response,

@@ -27,7 +27,7 @@ def router_of(status: dict[str, Any], service: str = "chat") -> dict[str, Any]:
 async def as_admin(gateway: Gateway, method: str, path: str, body: object = None) -> tuple[int, Any]:
     """One request to SMG's own API with the daemon's key."""
     url = router_of(await gateway.status())["url"] + path
-    headers = {"Authorization": f"Bearer {gateway.router_key()}"}
+    headers = {"Authorization": f"Bearer {await gateway.router_key()}"}
     async with (
         aiohttp.ClientSession(headers=headers) as session,
         session.request(method, url, json=body) as response,
@@ -39,7 +39,7 @@ async def test_router_is_private_and_its_key_secret(gateway: Gateway) -> None:
     """Loopback only, a key that only the daemon can read: not in `ps`, not in the log, not in status."""
     status = await gateway.status()
     router = router_of(status)
-    key = gateway.router_key()
+    key = await gateway.router_key()
     assert len(key) >= 32
     async with aiohttp.ClientSession() as session:
         async with session.get(f"{router['url']}/workers") as response:
@@ -75,7 +75,8 @@ async def test_key_is_never_on_the_command_line_while_starting(make_gateway: Mak
         await asyncio.sleep(0.001)
     await gateway.until(lambda status: bool(status["ready"]))
     assert seen, "the router's command line was never seen"
-    assert not any(gateway.router_key() in line or "--control-plane-api-keys" in line for line in seen)
+    key = await gateway.router_key()
+    assert not any(key in line or "--control-plane-api-keys" in line for line in seen)
 
 
 async def test_killed_router_is_started_again_with_every_worker(gateway: Gateway, engine: StartEngine) -> None:
