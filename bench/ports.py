@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 import os
-import socket
+
+from gateway_sidecar.bridges.nginx import busy_ports
 
 _FIRST, _LAST = 19_200, 32_000
 _next = _FIRST + os.getpid() % 40 * 100
@@ -15,19 +16,9 @@ def free_ports(count: int) -> int:
     for _ in range(_FIRST, _LAST):
         if _next + count > _LAST:
             _next = _FIRST
-        busy = [port for port in range(_next, _next + count) if not _is_free(port)]
+        busy = [port for _, port, _ in busy_ports([("127.0.0.1", port) for port in range(_next, _next + count)])]
         if not busy:
             _next += count
             return _next - count
         _next = busy[-1] + 1
     raise RuntimeError(f"there are no {count} free ports in a row between {_FIRST} and {_LAST}")
-
-
-def _is_free(port: int) -> bool:
-    with socket.socket() as probe:
-        probe.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
-        try:
-            probe.bind(("127.0.0.1", port))
-        except OSError:
-            return False
-    return True

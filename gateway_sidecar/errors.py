@@ -2,7 +2,6 @@
 
     GatewaySidecarError
     ├── ConfigError             the configuration file: every problem at once, with lines
-    ├── SourceUnavailable       a source could not be read; says nothing about its replicas
     ├── RouterError
     │   ├── RouterUnavailable   no answer, or an answer that makes no sense; says nothing about workers
     │   ├── RouterRefused       the router answered, and the answer is no
@@ -32,10 +31,6 @@ class ConfigError(GatewaySidecarError):
     def __init__(self, problems: list[str]) -> None:
         super().__init__("\n".join(problems))
         self.problems = problems
-
-
-class SourceUnavailable(GatewaySidecarError):
-    """A source could not be read just now. Unknown is not empty."""
 
 
 class RouterError(GatewaySidecarError):

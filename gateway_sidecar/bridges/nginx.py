@@ -1,7 +1,7 @@
 """The daemon's own nginx: bridges as symlinks behind one static port range, and the service addresses.
 
-A scale event moves a symlink; nginx is never told. It is reloaded only when a service address is added, removed or
-moved to another router.
+A scale event moves a symlink; nginx is never told. A router's replacement moves a switch file. nginx is reloaded
+only when a service address is added or removed, or a router had to take another port.
 """
 
 from __future__ import annotations

@@ -50,7 +50,7 @@ class Unbridge:
 
 @dataclass(frozen=True, slots=True)
 class Release:
-    """Nobody holds a connection any more: forget the occupant, its port goes into quarantine."""
+    """Nobody holds a connection any more: forget the occupant, its port may be used again."""
 
 
 @dataclass(frozen=True, slots=True)

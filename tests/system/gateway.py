@@ -8,7 +8,6 @@ import json
 import os
 import shutil
 import signal
-import socket
 import sys
 import tempfile
 import time
@@ -20,6 +19,8 @@ from typing import Any
 import aiohttp
 import yaml
 
+from gateway_sidecar.bridges.nginx import busy_ports
+
 Status = dict[str, Any]
 BRIDGES = 40
 _BLOCK = BRIDGES + 20
@@ -29,19 +30,9 @@ _blocks = itertools.count(10_000 + os.getpid() % 150 * _BLOCK, _BLOCK)
 def free_block() -> int:
     """The first of a block of ports that nobody listens on."""
     for first in _blocks:
-        if all(_is_free(port) for port in range(first, first + _BLOCK)):
+        if not busy_ports([("127.0.0.1", port) for port in range(first, first + _BLOCK)]):
             return first
     raise AssertionError("no ports left")
-
-
-def _is_free(port: int) -> bool:
-    with socket.socket() as probe:
-        probe.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
-        try:
-            probe.bind(("127.0.0.1", port))
-        except OSError:
-            return False
-    return True
 
 
 class Gateway:
