@@ -70,7 +70,7 @@ async def _restart_router(request: web.Request) -> web.Response:
         return _unknown_service(request)
     began = time.monotonic()
     try:
-        await service.replace_router()
+        await service.slots.replace()
     except RouterUnavailable as error:
         return _problem(409, str(error))
     return web.json_response({"pid": service.router.pid, "took_s": round(time.monotonic() - began, 3)})

@@ -155,7 +155,8 @@ class Nginx:
         busy = await asyncio.to_thread(busy_ports, self._addresses(services))
         if busy:
             raise BridgeError(_busy_message(busy))
-        await self._write(services)
+        # Not tried out before: `nginx -t` listens for a moment, and would take clients' connections down with it.
+        self._config_path.write_text(self._config(services).text())
         try:
             process = await Process.spawn(
                 [self._program.path, "-p", str(self._directory), "-c", str(self._config_path)],
@@ -194,7 +195,7 @@ class Nginx:
         fresh = [_split(s.listen) for s in services if self._served and s.listen not in self._served]
         if busy := await asyncio.to_thread(busy_ports, fresh):
             raise BridgeError(_busy_message(busy))
-        if not await self._write(services):
+        if not await self._rewrite(services):
             return False
         process.send(signal.SIGHUP)
         self.reloads += 1
@@ -241,11 +242,11 @@ class Nginx:
             user=_own_user() if os.geteuid() == 0 else None,
         )
 
-    async def _write(self, services: Sequence[ServiceAddress]) -> bool:
+    async def _rewrite(self, services: Sequence[ServiceAddress]) -> bool:
         """Renders the configuration; True if it changed. Raises BridgeError, the old one kept, if nginx objects."""
         self.prepare()
         text = self._config(services).text()
-        if self.process is not None and self._config_path.exists() and self._config_path.read_text() == text:
+        if self._config_path.exists() and self._config_path.read_text() == text:
             return False
         fresh = self._config_path.with_suffix(".new")
         fresh.write_text(text)

@@ -184,7 +184,7 @@ class Daemon:
         """One more service, not running yet. Raises ProcessError, nothing added, if it cannot be prepared."""
         service = self._adapters.service(settings, self.note_change, self.keeper.apply)
         if prepare:
-            service.prepare()
+            service.slots.prepare()
 
         async def not_yet() -> None:
             return None
@@ -197,7 +197,7 @@ class Daemon:
 
     def _addresses(self) -> list[ServiceAddress]:
         return [
-            ServiceAddress(name, str(service.settings.listen), *service.router_addresses())
+            ServiceAddress(name, str(service.settings.listen), *service.slots.addresses())
             for name, service in self.services.items()
         ]
 
@@ -225,7 +225,7 @@ class Daemon:
         self.keeper.nginx.prepare()
         for name, service in self.services.items():
             await self._adopt_routers(service, processes.get("routers", {}).get(name, []))
-            service.prepare()
+            service.slots.prepare()
         try:
             nginx = processes.get("nginx")
             earlier = records.identity_from_json(nginx) if nginx else None
@@ -276,7 +276,7 @@ class Daemon:
             if saved.slot == in_service:
                 await service.router.adopt(saved)
             else:
-                await service.adopt_leaving(saved)
+                await service.slots.adopt_leaving(saved)
 
     async def _end_unrecorded(self) -> None:
         """Ends routers that a daemon started and did not live to write down: nobody has their keys."""
@@ -367,7 +367,7 @@ class Daemon:
                             log("router.said", service=name, text=read.message, **read.fields)
                 if service.router.pid is not None and (rss := rss_bytes(service.router.pid)) is not None:
                     self.metrics.router_rss.labels(name).set(rss)
-                    service.note_router_memory(rss)
+                    service.slots.note_memory(rss)
             await self._pass_on_nginx(self.keeper.nginx.log)
             await asyncio.sleep(1.0)
 
@@ -483,7 +483,7 @@ class Daemon:
             await service.router.renew_client(self._adapters.router_kind(service.settings))
             return ""
         try:
-            await service.replace_router()
+            await service.slots.replace()
         except RouterUnavailable as error:
             self._logger.error("router.not_replaced", service=service.name, reason=str(error))
             return f" ({error})"

@@ -15,13 +15,12 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Protocol
 
-from gateway_sidecar.bridges.connections import open_connections
-from gateway_sidecar.bridges.nginx_config import SUCCESSOR
 from gateway_sidecar.config import ServiceSettings
 from gateway_sidecar.control.follower import Source, SourceFollower
-from gateway_sidecar.control.guard import cancelled, keep_running
+from gateway_sidecar.control.guard import keep_running
 from gateway_sidecar.control.replica_log import ReplicaLog
-from gateway_sidecar.control.router_process import RouterProcess, SavedRouter
+from gateway_sidecar.control.router_process import RouterProcess
+from gateway_sidecar.control.router_slots import MOST_PATIENCE_S, RouterSlots
 from gateway_sidecar.control.router_unit import RouterUnit
 from gateway_sidecar.control.tenure import SavedTenure, Tenure, occupant_of, owner_of, worker_url
 from gateway_sidecar.control.waiting_room import Gates, WaitingRoom
@@ -47,17 +46,13 @@ from gateway_sidecar.domain.planning import (
     plan_strays,
     plan_worker,
 )
-from gateway_sidecar.errors import ConfigError, RouterUnavailable
+from gateway_sidecar.errors import ConfigError
 from gateway_sidecar.routers.base import RouterPorts
 from gateway_sidecar.sources.listing import Listing, Sighting
 from gateway_sidecar.telemetry.logs import get_logger
 from gateway_sidecar.telemetry.metrics import Metrics
 
 _RECONSIDER_RESCANS = 5
-_MOST_PATIENCE_S = 10.0
-_OUTGROWN_GAP_S = 600.0
-_POLL_S = 0.02
-_QUIET_GAP_S = 0.2
 
 
 @dataclass(frozen=True, slots=True)
@@ -102,9 +97,6 @@ class Service:
         self.settings = settings
         self.name = settings.name
         self._make_router = make_router
-        self._choose_ports = choose_ports
-        self._move_address = move_address
-        self._reserved: dict[str, RouterPorts] = {}
         self._links = links
         self._leases = leases
         self._host = host
@@ -122,16 +114,19 @@ class Service:
         self.follower = SourceFollower(
             self.name, source, metrics, rescan_interval_s=rescan_interval_s, take_in=self._take_in
         )
-        self._replacing = asyncio.Lock()
-        self._outgrown: asyncio.Task[None] | None = None
-        self._retiring: asyncio.Task[None] | None = None
-        self._may_outgrow_at = 0.0
         self._router_up_at = time.monotonic()
         self.room = WaitingRoom(self.name, settings.hold, links, metrics)
-        self._active = self._make_unit(self.name)
-        self._active.router.on_change.append(self._on_router)
-        self._units = [self._active]
-        self._log = ReplicaLog(self.name, metrics, self.tenures.values, lambda: self._active)
+        self.slots = RouterSlots(
+            settings,
+            make_unit=self._make_unit,
+            choose_ports=choose_ports,
+            point=links.point,
+            move_address=move_address,
+            staying=self._staying_urls,
+            on_active=self._on_router,
+            on_change=on_change,
+        )
+        self._log = ReplicaLog(self.name, metrics, self.tenures.values, lambda: self.slots.active)
         self._watcher = Watcher(
             settings,
             probe,
@@ -146,40 +141,19 @@ class Service:
     @property
     def router(self) -> RouterProcess:
         """The router that the service address leads to."""
-        return self._active.router
+        return self.slots.active.router
 
     @property
     def book(self) -> WorkerBook:
         """What that router says of its workers."""
-        return self._active.book
+        return self.slots.active.book
 
     @property
     def routers(self) -> list[RouterProcess]:
         """All routers of the service: during a replacement there are two."""
-        return [unit.router for unit in self._units]
-
-    @property
-    def slots(self) -> tuple[str, str]:
-        """The names of the two places a router of this service can be in."""
-        return self.name, self.name + SUCCESSOR
-
-    def router_addresses(self) -> tuple[str, str]:
-        """Where the routers in the two slots listen, or would."""
-        ports = self._reserved | {unit.router.slot: p for unit in self._units if (p := unit.router.ports) is not None}
-        first, second = (f"127.0.0.1:{ports[slot].api}" for slot in self.slots)
-        return first, second
+        return [unit.router for unit in self.slots.units]
 
     # -- life
-
-    def prepare(self) -> None:
-        """Decides on the ports of both slots, and leads the service address to the router that is, or will be.
-
-        Raises ProcessError if there are no ports.
-        """
-        for slot in self.slots:
-            if slot != self.router.slot or self.router.ports is None:
-                self._reserved[slot] = self._choose_ports(slot)
-        self._links.point(self.name, self.router.slot)
 
     def restore(self, saved: SavedTenure, *, linked: bool) -> None:
         """Takes up a tenure that an earlier daemon left: same port, and no question to an engine already known.
@@ -224,25 +198,23 @@ class Service:
         for tenure in list(self.tenures.values()):
             if not tenure.notes_read:
                 await self._read_notes(tenure, tenure.sighting)
-        self._active.start()
+        self.slots.start()
         loops = (self._reconcile_loop, self.follower.look, self.follower.follow_hints)
         try:
             async with asyncio.TaskGroup() as group:
                 for loop in loops:
                     group.create_task(keep_running(self.name, loop, self._metrics))
         finally:
-            await cancelled(self._outgrown, self._retiring)
+            await self.slots.close()
             await self._watcher.close()
-            for unit in self._units:
-                await unit.halt()
             for tenure in self.tenures.values():
                 tenure.unpin()
 
     def reconfigure(self, settings: ServiceSettings) -> None:
         """Takes new settings; what was observed stays."""
-        self.settings = settings
+        self.settings = self.slots.settings = settings
         self._watcher.reconfigure(settings)
-        for unit in self._units:
+        for unit in self.slots.units:
             unit.book.reconfigure(settings.router.api_timeout_s)
         self.room.settings = settings.hold
         self._reconsider()
@@ -260,18 +232,18 @@ class Service:
 
     def stalest_beat(self) -> float:
         """When the loop that is most behind last made progress (monotonic seconds)."""
-        return min(self._beat, self.follower.beat, *(unit.book.beat for unit in self._units))
+        return min(self._beat, self.follower.beat, *(unit.book.beat for unit in self.slots.units))
 
     def pending_actions(self) -> list[tuple[str, str]]:
         """What the next look at each tenure would do: (replica, action). Nothing is done."""
         pending = []
         for tenure in self.tenures.values():
             view = tenure.view()
-            seen = [unit.book.view(tenure.url) for unit in self._units]
+            seen = [unit.book.view(tenure.url) for unit in self.slots.units]
             steps = [plan_occupant(view, seen), *(plan_worker(view, one) for one in seen)]
             pending += [(str(tenure.replica), describe(step)) for step in steps if step is not None]
         known = self._known_urls()
-        for unit in self._units:
+        for unit in self.slots.units:
             strays = plan_strays(unit.book.workers, known, complete=self.follower.has_looked)
             pending += [("-", describe(step)) for step in strays]
         return pending
@@ -412,7 +384,7 @@ class Service:
 
     def _seen(self, tenure: Tenure) -> dict[RouterUnit, WorkerView]:
         """The tenure's worker as each router knows it. A successor that is not up yet knows nobody."""
-        units = [unit for unit in self._units if unit is self._active or unit.router.up]
+        units = [unit for unit in self.slots.units if unit is self.slots.active or unit.router.up]
         return {unit: unit.book.view(tenure.url) for unit in units}
 
     def _note_settled(self, tenure: Tenure, is_out: bool) -> None:
@@ -462,7 +434,7 @@ class Service:
             self._leases.settle(tenure.port)
         if tenure.url is not None and self._by_url.get(tenure.url) is tenure:
             del self._by_url[tenure.url]
-            for unit in self._units:
+            for unit in self.slots.units:
                 unit.book.forget(tenure.url)
         self._on_change()
         tenure.drained.set()
@@ -480,8 +452,8 @@ class Service:
         if self.room.is_open or not self.book.listed:
             return
         waited_s = time.monotonic() - self._router_up_at
-        missing = [t for t in self.tenures.values() if t.view().wanted and not self._active.is_ready(t.url)]
-        if (self.follower.has_looked and not missing) or waited_s > _MOST_PATIENCE_S:
+        missing = [t for t in self.tenures.values() if t.view().wanted and not self.slots.active.is_ready(t.url)]
+        if (self.follower.has_looked and not missing) or waited_s > MOST_PATIENCE_S:
             self.room.open()
 
     def _on_worker(self, url: str) -> None:
@@ -505,8 +477,6 @@ class Service:
                 known |= {worker_url(self._host, tenure.port, mode) for mode in ConnectionMode}
         return frozenset(known)
 
-    # -- the router and its successor
-
     def _make_unit(self, slot: str) -> RouterUnit:
         router = self._make_router(self.settings, slot)
         router.on_change.append(self._on_change)
@@ -519,92 +489,8 @@ class Service:
             on_listed=self._on_listed,
         )
 
-    async def replace_router(self) -> None:
-        """Puts a new router, as the settings have it now, in the place of the old one. No request fails.
-
-        The new one is started beside the old and given every worker; then the service address leads to it, and the
-        old one finishes what it has begun, in the background. Raises RouterUnavailable, the old one kept, if the new
-        one does not get there.
-        """
-        await self._replacing.acquire()
-        try:
-            old = self._active
-            first, second = self.slots
-            new = self._make_unit(second if old.router.slot == first else first)
-            self._units.append(new)
-            new.start()
-            try:
-                await self._until_equal(old, new)
-                await self._move_address()  # Changes nothing, unless the successor had to take another port.
-                self._links.point(self.name, new.router.slot)
-            except (TimeoutError, OSError, asyncio.CancelledError) as error:
-                await new.halt()
-                await new.router.stop(grace_s=0)
-                self._units.remove(new)
-                if isinstance(error, asyncio.CancelledError):
-                    raise
-                why = str(error) or new.router.reason or "it did not get every worker ready in time"
-                raise RouterUnavailable(f"the new router was not put in place: {why}") from error
-            self._active = new
-            self._router_up_at = time.monotonic()
-            old.router.on_change.remove(self._on_router)
-            new.router.on_change.append(self._on_router)
-            self._on_change()
-            self._logger.info("router.replaced", pid=new.router.pid, old_pid=old.router.pid)
-            self._retiring = asyncio.create_task(self._retire(old))
-        except BaseException:
-            self._replacing.release()
-            raise
-
-    def note_router_memory(self, rss_bytes: int) -> None:
-        """Replaces a router that has outgrown its limit."""
-        limit_mb = self.settings.router.memory_limit_mb
-        if limit_mb is None or rss_bytes <= limit_mb * 1024 * 1024 or self._replacing.locked():
-            return
-        now = time.monotonic()
-        if now < self._may_outgrow_at:
-            return  # A limit that a fresh router exceeds must not make us replace it for ever.
-        self._may_outgrow_at = now + _OUTGROWN_GAP_S
-        self._logger.warning("router.outgrown", memory_mb=rss_bytes >> 20, limit_mb=limit_mb)
-        self._outgrown = asyncio.create_task(self._replace_outgrown())
-
-    async def _replace_outgrown(self) -> None:
-        try:
-            await self.replace_router()
-        except RouterUnavailable as error:
-            self._logger.error("router.not_replaced", reason=str(error))
-
-    async def adopt_leaving(self, saved: SavedRouter) -> None:
-        """Takes over a router that an earlier daemon had replaced, or had not put in place: it may finish and go."""
-        unit = self._make_unit(saved.slot)
-        if await unit.router.adopt(saved):
-            await self._replacing.acquire()
-            self._units.append(unit)
-            self._retiring = asyncio.create_task(self._retire(unit))
-
-    async def _until_equal(self, old: RouterUnit, new: RouterUnit) -> None:
-        """Returns when the new router has every worker that the old one has. Raises TimeoutError."""
-        async with asyncio.timeout(self.settings.router.start_timeout_s + _MOST_PATIENCE_S):
-            while not new.book.listed or any(
-                old.is_ready(t.url) and not new.is_ready(t.url) for t in self.tenures.values() if t.leaving is None
-            ):
-                await asyncio.sleep(_POLL_S)
-
-    async def _retire(self, old: RouterUnit) -> None:
-        """Ends a router that gets no new requests any more once nobody is connected to it."""
-        try:
-            await old.halt()
-            await old.router.close_client()
-            ports = {old.router.ports.api} if old.router.ports else set()
-            deadline = time.monotonic() + self.settings.drain.timeout_s
-            # Kept connections of nginx, idle for 5 s at the most, count as somebody's too.
-            while await asyncio.to_thread(open_connections, ports) and time.monotonic() < deadline:
-                await asyncio.sleep(_QUIET_GAP_S)
-            await old.router.stop(grace_s=0.5)
-            self._units.remove(old)  # Not before: as long as it runs it is ours to write down, or to end.
-        finally:
-            self._on_change()
-            self._replacing.release()
+    def _staying_urls(self) -> list[str]:
+        return [t.url for t in self.tenures.values() if t.leaving is None and t.url is not None]
 
     # -- who is there
 

@@ -1,0 +1,189 @@
+"""The two places that a service's router can be in: one in service, and for a while its successor beside it.
+
+Both are in nginx's configuration from the start, so that a replacement needs no reload: the successor is started in
+the free slot, is given every worker, and then the service address is switched to it.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import time
+from collections.abc import Awaitable, Callable, Iterable
+
+from gateway_sidecar.bridges.connections import open_connections
+from gateway_sidecar.bridges.nginx_config import SUCCESSOR
+from gateway_sidecar.config import ServiceSettings
+from gateway_sidecar.control.guard import cancelled
+from gateway_sidecar.control.router_process import SavedRouter
+from gateway_sidecar.control.router_unit import RouterUnit
+from gateway_sidecar.errors import RouterUnavailable
+from gateway_sidecar.routers.base import RouterPorts
+from gateway_sidecar.telemetry.logs import get_logger
+
+MOST_PATIENCE_S = 10.0
+"""How long a router is waited for, once it answers, until it has every worker."""
+
+_OUTGROWN_GAP_S = 600.0
+_POLL_S = 0.02
+_QUIET_GAP_S = 0.2
+
+
+class RouterSlots:
+    """The routers of one service.
+
+    make_unit: a router for one slot, as the settings have it now, not started yet.
+    choose_ports: the private ports of a slot. Raises ProcessError.
+    point: leads the service address to a slot.
+    move_address: makes the service address lead to the slots' ports, should those have changed.
+    staying: the URLs of the workers that are to stay: what a successor needs before it may take over.
+    on_active: called when the router in service changed its state.
+    on_change: called when something changed that is written down.
+    """
+
+    def __init__(
+        self,
+        settings: ServiceSettings,
+        *,
+        make_unit: Callable[[str], RouterUnit],
+        choose_ports: Callable[[str], RouterPorts],
+        point: Callable[[str, str], None],
+        move_address: Callable[[], Awaitable[None]],
+        staying: Callable[[], Iterable[str]],
+        on_active: Callable[[], None],
+        on_change: Callable[[], None],
+    ) -> None:
+        self.settings = settings
+        self.service = settings.name
+        self._make_unit = make_unit
+        self._choose_ports = choose_ports
+        self._point = point
+        self._move_address = move_address
+        self._staying = staying
+        self._on_active = on_active
+        self._on_change = on_change
+        self._logger = get_logger(service=settings.name)
+        self._reserved: dict[str, RouterPorts] = {}
+        self._replacing = asyncio.Lock()
+        self._outgrown: asyncio.Task[None] | None = None
+        self._retiring: asyncio.Task[None] | None = None
+        self._may_outgrow_at = 0.0
+        self.active = make_unit(self.service)
+        self.active.router.on_change.append(on_active)
+        self.units = [self.active]
+
+    @property
+    def names(self) -> tuple[str, str]:
+        """The slots' names."""
+        return self.service, self.service + SUCCESSOR
+
+    def addresses(self) -> tuple[str, str]:
+        """Where the routers in the two slots listen, or would."""
+        ports = self._reserved | {unit.router.slot: p for unit in self.units if (p := unit.router.ports) is not None}
+        first, second = (f"127.0.0.1:{ports[slot].api}" for slot in self.names)
+        return first, second
+
+    def prepare(self) -> None:
+        """Decides on the ports of both slots, and leads the service address to the router that is, or will be.
+
+        Raises ProcessError if there are no ports.
+        """
+        active = self.active.router
+        for slot in self.names:
+            if slot != active.slot or active.ports is None:
+                self._reserved[slot] = self._choose_ports(slot)
+        self._point(self.service, active.slot)
+
+    def start(self) -> None:
+        """Begins to keep the router running."""
+        self.active.start()
+
+    async def close(self) -> None:
+        """Stops keeping the routers; the processes go on."""
+        await cancelled(self._outgrown, self._retiring)
+        for unit in self.units:
+            await unit.halt()
+
+    async def replace(self) -> None:
+        """Puts a new router, as the settings have it now, in the place of the old one. No request fails.
+
+        The new one is started beside the old and given every worker; then the service address leads to it, and the
+        old one finishes what it has begun, in the background. Raises RouterUnavailable, the old one kept, if the new
+        one does not get there.
+        """
+        await self._replacing.acquire()
+        try:
+            old = self.active
+            first, second = self.names
+            new = self._make_unit(second if old.router.slot == first else first)
+            self.units.append(new)
+            new.start()
+            try:
+                await self._until_equal(old, new)
+                await self._move_address()  # Changes nothing, unless the successor had to take another port.
+                self._point(self.service, new.router.slot)
+            except (TimeoutError, OSError, asyncio.CancelledError) as error:
+                await new.halt()
+                await new.router.stop(grace_s=0)
+                self.units.remove(new)
+                if isinstance(error, asyncio.CancelledError):
+                    raise
+                why = str(error) or new.router.reason or "it did not get every worker ready in time"
+                raise RouterUnavailable(f"the new router was not put in place: {why}") from error
+            self.active = new
+            old.router.on_change.remove(self._on_active)
+            new.router.on_change.append(self._on_active)
+            self._on_active()
+            self._on_change()
+            self._logger.info("router.replaced", pid=new.router.pid, old_pid=old.router.pid)
+            self._retiring = asyncio.create_task(self._retire(old))
+        except BaseException:
+            self._replacing.release()
+            raise
+
+    def note_memory(self, rss_bytes: int) -> None:
+        """Replaces a router that has outgrown its limit."""
+        limit_mb = self.settings.router.memory_limit_mb
+        if limit_mb is None or rss_bytes <= limit_mb * 1024 * 1024 or self._replacing.locked():
+            return
+        now = time.monotonic()
+        if now < self._may_outgrow_at:
+            return  # A limit that a fresh router exceeds must not make us replace it for ever.
+        self._may_outgrow_at = now + _OUTGROWN_GAP_S
+        self._logger.warning("router.outgrown", memory_mb=rss_bytes >> 20, limit_mb=limit_mb)
+        self._outgrown = asyncio.create_task(self._replace_outgrown())
+
+    async def adopt_leaving(self, saved: SavedRouter) -> None:
+        """Takes over a router that an earlier daemon had replaced, or had not put in place: it may finish and go."""
+        unit = self._make_unit(saved.slot)
+        if await unit.router.adopt(saved):
+            await self._replacing.acquire()
+            self.units.append(unit)
+            self._retiring = asyncio.create_task(self._retire(unit))
+
+    async def _replace_outgrown(self) -> None:
+        try:
+            await self.replace()
+        except RouterUnavailable as error:
+            self._logger.error("router.not_replaced", reason=str(error))
+
+    async def _until_equal(self, old: RouterUnit, new: RouterUnit) -> None:
+        """Returns when the new router has every worker that the old one has. Raises TimeoutError."""
+        async with asyncio.timeout(self.settings.router.start_timeout_s + MOST_PATIENCE_S):
+            while not new.book.listed or any(old.is_ready(url) and not new.is_ready(url) for url in self._staying()):
+                await asyncio.sleep(_POLL_S)
+
+    async def _retire(self, old: RouterUnit) -> None:
+        """Ends a router that gets no new requests any more once nobody is connected to it."""
+        try:
+            await old.halt()
+            await old.router.close_client()
+            ports = {old.router.ports.api} if old.router.ports else set()
+            deadline = time.monotonic() + self.settings.drain.timeout_s
+            # Kept connections of nginx, idle for 5 s at the most, count as somebody's too.
+            while await asyncio.to_thread(open_connections, ports) and time.monotonic() < deadline:
+                await asyncio.sleep(_QUIET_GAP_S)
+            await old.router.stop(grace_s=0.5)
+            self.units.remove(old)  # Not before: as long as it runs it is ours to write down, or to end.
+        finally:
+            self._on_change()
+            self._replacing.release()
