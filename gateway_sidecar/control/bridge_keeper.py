@@ -34,6 +34,7 @@ class BridgeKeeper:
         self._on_change = on_change
         self._logger = get_logger()
         self._touched = asyncio.Event()
+        self._applied: Sequence[ServiceAddress] = ()
         self._applying = asyncio.Lock()
         self._failures = 0
         self._retry_at = 0.0
@@ -91,15 +92,18 @@ class BridgeKeeper:
                 self._logger.warning("bridge.orphans_stopped", workers=orphans)
         elif self._touched.is_set() or (self.reason and time.monotonic() > self._retry_at):
             self._touched.clear()
-            await self.apply()
+            if self.reason or self._addresses() != self._applied:
+                await self.apply()
 
     async def apply(self) -> None:
         """Makes nginx serve the addresses as they are now, if it does not already; what fails is told and kept."""
         async with self._applying:
             try:
-                if await self.nginx.apply(self._addresses()):
+                wanted = self._addresses()
+                if await self.nginx.apply(wanted):
                     self._metrics.bridge_reloads.inc()
-                    self._logger.info("bridge.reloaded", services=[a.service for a in self._addresses()])
+                    self._logger.info("bridge.reloaded", services=[a.service for a in wanted])
+                self._applied = wanted
                 self.reason = ""
             except (BridgeError, OSError) as error:
                 self._retry_at = time.monotonic() + _RETRY_S
@@ -125,7 +129,9 @@ class BridgeKeeper:
     async def _start(self) -> None:
         began = time.monotonic()
         self._touched.clear()
-        await self.nginx.start(self._addresses())
+        wanted = self._addresses()
+        await self.nginx.start(wanted)
+        self._applied = wanted
         self._metrics.bridge_starts.inc()
         assert self.nginx.process is not None
         self._logger.info("bridge.started", pid=self.nginx.process.pid, took_s=round(time.monotonic() - began, 3))

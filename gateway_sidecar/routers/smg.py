@@ -13,7 +13,6 @@ Three things are put right here, so that nobody else has to know of them:
 from __future__ import annotations
 
 import asyncio
-import json
 import os
 import re
 import shutil
@@ -24,6 +23,7 @@ from pathlib import Path
 from typing import Any
 
 import aiohttp
+import orjson
 
 from gateway_sidecar.domain.model import (
     ConnectionMode,
@@ -230,7 +230,10 @@ class SmgClient:
         """The body of a good answer. Raises RouterRefused for a 4xx, RouterUnavailable for anything else."""
         if self._session is None:
             self._session = aiohttp.ClientSession(
-                timeout=self._timeout, headers=self._headers, connector=aiohttp.TCPConnector(limit=64)
+                timeout=self._timeout,
+                headers=self._headers,
+                connector=aiohttp.TCPConnector(limit=64),
+                json_serialize=lambda body: orjson.dumps(body).decode(),
             )
         what = f"{method} {self._url}{path}"
         try:
@@ -254,8 +257,8 @@ class SmgClient:
 
 def _as_object(raw: bytes, what: str) -> dict[str, Any]:
     try:
-        answer = json.loads(raw) if raw else {}
-    except (ValueError, RecursionError) as error:
+        answer = orjson.loads(raw) if raw else {}
+    except ValueError as error:
         raise RouterUnavailable(f"{what}: no JSON: {raw[:200]!r}") from error
     if not isinstance(answer, dict):
         raise RouterUnavailable(f"{what}: not a JSON object: {raw[:200]!r}")
@@ -275,8 +278,8 @@ def _readiness(worker: Registered) -> int:
 def _error_text(raw: bytes) -> str:
     """What an error answer says: `{"error": TEXT}` on the admin routes, `{"error": {"message": TEXT}}` elsewhere."""
     try:
-        answer = json.loads(raw)
-    except (ValueError, RecursionError):
+        answer = orjson.loads(raw)
+    except ValueError:
         return raw[:200].decode("utf-8", "replace")
     error = answer.get("error", answer) if isinstance(answer, dict) else answer
     return str(error.get("message", error) if isinstance(error, dict) else error)[:500]
@@ -330,7 +333,7 @@ _LEVELS = {"ERROR": "error", "WARN": "warning", "INFO": "info", "DEBUG": "debug"
 def read_log_line(line: str) -> LogLine | None:
     """One line of `--log-json` output; None for what is not worth passing on (the banner)."""
     try:
-        row = json.loads(line)
+        row = orjson.loads(line)
     except ValueError:
         # The banner, a Python traceback, a Rust panic. The banner is drawn in Braille.
         return LogLine("warning", line.strip()) if line.isascii() and not line.startswith(" ") else None

@@ -2,10 +2,13 @@
 
 from __future__ import annotations
 
+import json
 import logging
 import sys
+from collections.abc import Callable
 from typing import TextIO
 
+import orjson
 import structlog
 
 _LEVELS = {"debug": logging.DEBUG, "info": logging.INFO, "warning": logging.WARNING, "error": logging.ERROR}
@@ -16,7 +19,7 @@ def set_up_logs(form: str, level: str, stream: TextIO | None = None) -> None:
     target = sys.stderr if stream is None else stream
     as_json = form == "json" or (form == "auto" and not target.isatty())
     last: list[structlog.typing.Processor] = (
-        [structlog.processors.dict_tracebacks, structlog.processors.JSONRenderer(ensure_ascii=False)]
+        [structlog.processors.dict_tracebacks, structlog.processors.JSONRenderer(serializer=_as_json)]
         if as_json
         else [structlog.dev.ConsoleRenderer(colors=target.isatty())]
     )
@@ -31,6 +34,13 @@ def set_up_logs(form: str, level: str, stream: TextIO | None = None) -> None:
         logger_factory=structlog.WriteLoggerFactory(target),
         cache_logger_on_first_use=False,
     )
+
+
+def _as_json(event: object, default: Callable[[object], object]) -> str:
+    try:
+        return orjson.dumps(event, default=default).decode()
+    except orjson.JSONEncodeError:  # Half a surrogate pair, out of some engine's mouth: escaped, it can be written.
+        return json.dumps(event, default=default)
 
 
 def get_logger(**facts: object) -> structlog.typing.FilteringBoundLogger:

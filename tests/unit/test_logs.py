@@ -1,0 +1,40 @@
+"""Log lines: one JSON object for each event, whatever is in it."""
+
+from __future__ import annotations
+
+import io
+import json
+from collections.abc import Iterator
+
+import pytest
+import structlog
+
+from gateway_sidecar.telemetry.logs import get_logger, set_up_logs
+
+
+@pytest.fixture
+def output() -> Iterator[io.StringIO]:
+    stream = io.StringIO()
+    set_up_logs("json", "info", stream)
+    yield stream
+    structlog.reset_defaults()
+
+
+def test_event_is_one_line_of_json_with_its_facts(output: io.StringIO) -> None:
+    get_logger(service="chat").info("replica.seen", replica="größe", port=24001)
+    (line,) = output.getvalue().splitlines()
+    event = json.loads(line)
+    assert {"event": "replica.seen", "service": "chat", "replica": "größe", "port": 24001}.items() <= event.items()
+    assert event["level"] == "info"
+    assert "größe" in line
+
+
+def test_text_that_is_no_unicode_is_escaped_and_not_lost(output: io.StringIO) -> None:
+    get_logger().error("router.said", text="half \ud83d a pair")
+    assert json.loads(output.getvalue())["text"] == "half \ud83d a pair"
+    output.getvalue().encode()
+
+
+def test_levels_below_the_chosen_one_are_not_written(output: io.StringIO) -> None:
+    get_logger().debug("nothing")
+    assert output.getvalue() == ""
