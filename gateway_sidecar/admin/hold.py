@@ -10,7 +10,9 @@ from pathlib import Path
 from aiohttp import web
 
 from gateway_sidecar.control.daemon import Daemon
+from gateway_sidecar.control.service import Service
 from gateway_sidecar.control.waiting_room import Answer, Verdict
+from gateway_sidecar.domain.planning import Missing
 
 _DAEMON = web.AppKey("daemon", Daemon)
 _STATUS = {Verdict.FULL: 503, Verdict.TOO_LONG: 503, Verdict.LOST: 502}
@@ -32,7 +34,10 @@ async def serve_hold(daemon: Daemon, path: Path) -> web.AppRunner:
 async def _hold(request: web.Request) -> web.Response:
     service = request.app[_DAEMON].services.get(request.headers.get("X-Service", ""))
     if service is None:
-        return _error(Answer(Verdict.FULL, "There is no such service."))
+        return _error(Answer(Verdict.FULL, "There is no such service.", "no_service"))
+    asleep = _while_asleep(request, service)
+    if asleep is not None:
+        return asleep
     # nginx writes the time that connecting took, and `-` where it came to no connection.
     connected = request.headers.get("X-Router-Connected", "").rsplit(",", 1)[-1].strip()
     answer = await service.room.wait(accepted=connected not in ("", "-"))
@@ -41,7 +46,21 @@ async def _hold(request: web.Request) -> web.Response:
     return _error(answer)
 
 
+def _while_asleep(request: web.Request, service: Service) -> web.Response | None:
+    """The answer to a request that needs no replica, while none serves: those that only ask do not wait."""
+    if service.room.missing in (None, Missing.ROUTER) or request.headers.get("X-Request-Upgrade"):
+        return None
+    if request.method not in ("GET", "HEAD", "OPTIONS"):
+        return None
+    if request.path != "/v1/models":
+        return web.Response(headers={"X-Accel-Redirect": "@router"})
+    models = [
+        {"id": model, "object": "model", "created": 0, "owned_by": "gateway-sidecar", "status": "asleep"}
+        for model in service.models
+    ]
+    return web.json_response({"object": "list", "data": models})
+
+
 def _error(answer: Answer) -> web.Response:
-    code = "router_lost" if answer.verdict is Verdict.LOST else "router_unavailable"
-    body = {"error": {"message": answer.message, "type": "server_error", "code": code, "param": None}}
+    body = {"error": {"message": answer.message, "type": "server_error", "code": answer.code, "param": None}}
     return web.json_response(body, status=_STATUS[answer.verdict], headers={"Retry-After": str(answer.retry_after_s)})

@@ -27,6 +27,8 @@ def _service(service: dict[str, Any]) -> str:
     lines = [title]
     if router["reason"]:
         lines.append(f"  router: {router['reason']}")
+    if service["missing"] not in (None, "router"):
+        lines.append(f"  {service['reason']}; {service['waiting']} requests wait")
     if service["source"]["blind"]:
         lines.append(f"  SOURCE: {service['source']['blind']}; every replica stays as it was")
     lines += [f"  refused: {name}: {reason}" for name, reason in service["source"]["refused"].items()]

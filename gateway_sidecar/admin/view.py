@@ -47,6 +47,8 @@ def _service(name: str, service: Service) -> dict[str, Any]:
             "reason": router.reason,
         },
         "waiting": service.room.waiting,
+        "missing": service.room.missing.value if service.room.missing else None,
+        "reason": service.room.describe(),
         "replicas": [_replica(service, t) for t in sorted(service.tenures.values(), key=lambda t: (t.replica, -t.key))],
     }
 

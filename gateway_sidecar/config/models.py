@@ -255,9 +255,12 @@ class DrainSettings(Part):
 
 
 class HoldSettings(Part):
-    """The waiting room: requests that come while the router is away wait for it, and then go on."""
+    """The waiting room: requests that come while the router is away, or no replica serves, wait and then go on."""
 
-    timeout_s: float = _number(30.0, 0, 3600, "A request waits this long, then gets 503 with Retry-After.")
+    timeout_s: float = _number(30.0, 0, 3600, "A request waits this long for a router, then gets 503 with Retry-After.")
+    asleep_s: float = _number(
+        30.0, 0, 3600, "A request waits this long for a replica while none serves, then gets 503 with Retry-After."
+    )
     max_waiting: int = _number(1000, 0, 100000, "So many may wait at once; the next one gets 503 with Retry-After.")
     retry_in_flight: bool = Field(
         default=False,

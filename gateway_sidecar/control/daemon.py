@@ -239,6 +239,7 @@ class Daemon:
             await self._write_records()
         links = self.keeper.nginx.linked()
         for name, service in self.services.items():
+            service.models = [str(model) for model in leases.get("models", {}).get(name, [])]
             for row in leases.get("services", {}).get(name, []):
                 try:
                     saved = records.tenure_from_json(row)
@@ -314,7 +315,8 @@ class Daemon:
             "routers": routers,
         }
         leases: dict[str, object] = {
-            "services": {n: [records.tenure_to_json(t) for t in s.saved()] for n, s in self.services.items()}
+            "services": {n: [records.tenure_to_json(t) for t in s.saved()] for n, s in self.services.items()},
+            "models": {n: s.models for n, s in self.services.items()},
         }
         return [(self._processes_path, processes), (self._leases_path, leases)]
 

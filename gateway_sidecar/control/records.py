@@ -68,7 +68,7 @@ def read_record(path: Path) -> dict[str, Any]:
     version = content.get("version") if isinstance(content, dict) else None
     if version != _VERSION:
         raise StateError(f"{path} has version {version!r}; this daemon reads {_VERSION}")
-    for name in ("routers", "services"):
+    for name in ("routers", "services", "models"):
         by_service = content.get(name, {})
         if not isinstance(by_service, dict) or not all(isinstance(rows, list) for rows in by_service.values()):
             raise StateError(f"{path}: {name} is not a mapping of lists")

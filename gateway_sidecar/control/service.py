@@ -10,7 +10,7 @@ import asyncio
 import itertools
 import os
 import time
-from collections.abc import Awaitable, Callable, Container, Mapping
+from collections.abc import Awaitable, Callable, Container, Iterator, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Protocol
@@ -33,15 +33,20 @@ from gateway_sidecar.domain.model import (
     EngineFacts,
     Overrides,
     Ready,
+    Registered,
     ReplicaId,
+    WorkerStatus,
 )
 from gateway_sidecar.domain.planning import (
     Bridge,
+    Deregister,
+    Missing,
     Release,
     Unbridge,
     Why,
     WorkerView,
     describe,
+    missing_role,
     plan_occupant,
     plan_strays,
     plan_worker,
@@ -115,6 +120,8 @@ class Service:
             self.name, source, metrics, rescan_interval_s=rescan_interval_s, take_in=self._take_in
         )
         self._router_up_at = time.monotonic()
+        self._is_catching_up = True
+        self.models: list[str] = []
         self.room = WaitingRoom(self.name, settings.hold, links, metrics)
         self.slots = RouterSlots(
             settings,
@@ -356,7 +363,7 @@ class Service:
                     self._reconcile(tenure)
                 if count % 64 == 63:
                     await asyncio.sleep(0)  # A thousand at once must not hold up what is answered meanwhile.
-            self._open_when_complete()
+            self._tend_room()
 
     def _reconcile(self, tenure: Tenure) -> None:
         self._watcher.look_after(tenure)
@@ -375,6 +382,8 @@ class Service:
         for unit, worker in seen.items():
             step = plan_worker(view, worker)
             if step is not None:
+                if isinstance(step, Deregister):
+                    self._tend_room()  # If it was the last one, requests have to wait before it goes.
                 unit.book.start(step)
             elif tenure.url is not None and worker.held:
                 self._queue.add_after(tenure.key, unit.book.held_for_s(tenure.url))
@@ -444,17 +453,45 @@ class Service:
         self._metrics.router_up.labels(self.name).set(self.router.up)
         if self.router.up:
             self._router_up_at = time.monotonic()
+            self._is_catching_up = True
         else:
-            self.room.close()
+            self.room.close(Missing.ROUTER)
 
-    def _open_when_complete(self) -> None:
-        """Lets requests in again once the router has everybody back, or after a while whoever it has."""
-        if self.room.is_open or not self.book.listed:
+    def _tend_room(self) -> None:
+        """Lets requests wait while nobody can answer them, and in again when somebody can.
+
+        A router that has just begun has to have everybody back first, or whoever it has after a while.
+        """
+        if not self.book.listed or (self._is_catching_up and not self._is_complete()):
             return
-        waited_s = time.monotonic() - self._router_up_at
-        missing = [t for t in self.tenures.values() if t.view().wanted and not self.slots.active.is_ready(t.url)]
-        if (self.follower.has_looked and not missing) or waited_s > MOST_PATIENCE_S:
+        self._is_catching_up = False
+        missing = missing_role(worker.worker_type for worker in self._staying_workers())
+        if missing is None:
             self.room.open()
+            return
+        if self.room.is_open:
+            present = (w for w in self.book.workers.values() if w.status is not WorkerStatus.PENDING)
+            self.models = sorted({w.model_id for w in present if w.model_id})
+            self._on_change()
+        self.room.close(missing)
+
+    def _staying_workers(self) -> Iterator[Registered]:
+        """The workers that get requests and go on to. One that may yet turn out to be somebody's is one of them."""
+        for url, worker in self.book.workers.items():
+            if worker.status is WorkerStatus.READY:
+                tenure = self._by_url.get(url)
+                if tenure is None:
+                    is_somebodys = not self.follower.has_looked or url in self._known_urls()
+                    if is_somebodys:
+                        yield worker
+                elif tenure.leaving is None:
+                    yield worker
+
+    def _is_complete(self) -> bool:
+        if time.monotonic() - self._router_up_at > MOST_PATIENCE_S:
+            return True
+        wanted = (t.url for t in self.tenures.values() if t.view().wanted)
+        return self.follower.has_looked and all(self.slots.active.is_ready(url) for url in wanted)
 
     def _on_worker(self, url: str) -> None:
         tenure = self._by_url.get(url)

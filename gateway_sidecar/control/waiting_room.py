@@ -1,4 +1,4 @@
-"""Where requests wait while a service's router is away: bounded in number and time, and never with their bodies.
+"""Where requests wait while a service cannot answer: bounded in number and time, and never with their bodies.
 
 nginx keeps the request and asks here whether it may go on. Nothing of it is read, stored or changed.
 """
@@ -6,12 +6,15 @@ nginx keeps the request and asks here whether it may go on. Nothing of it is rea
 from __future__ import annotations
 
 import asyncio
+import time
 from collections.abc import Callable
 from dataclasses import dataclass
 from enum import StrEnum
+from functools import partial
 from typing import Protocol
 
 from gateway_sidecar.config import HoldSettings
+from gateway_sidecar.domain.planning import Missing
 from gateway_sidecar.telemetry.logs import get_logger
 from gateway_sidecar.telemetry.metrics import Metrics
 
@@ -33,7 +36,25 @@ class Answer:
 
     verdict: Verdict
     message: str = ""
+    code: str = ""
     retry_after_s: int = 1
+
+
+_GO_ON = Answer(Verdict.GO_ON)
+
+_CODES = {
+    Missing.ROUTER: "router_unavailable",
+    Missing.REPLICA: "no_replica",
+    Missing.PREFILL: "waiting_for_prefill",
+    Missing.DECODE: "waiting_for_decode",
+}
+
+_WORDS = {
+    Missing.ROUTER: "the router of service {} is away",
+    Missing.REPLICA: "no replica of service {} serves",
+    Missing.PREFILL: "service {} is waiting for prefill: it has decode replicas only",
+    Missing.DECODE: "service {} is waiting for decode: it has prefill replicas only",
+}
 
 
 class Gates(Protocol):
@@ -45,66 +66,101 @@ class Gates(Protocol):
 
 
 class WaitingRoom:
-    """One service's waiting room. Its gate is closed while the router cannot take requests."""
+    """One service's waiting room. Its gate is closed while the service cannot answer; `missing` says what it lacks."""
 
     def __init__(self, service: str, settings: HoldSettings, gates: Gates, metrics: Metrics) -> None:
         self._service = service
         self._gates = gates
         self._metrics = metrics
         self._logger = get_logger(service=service)
-        self._open = asyncio.Event()
+        self._changed = asyncio.Event()
+        self._is_switched = False  # How an earlier daemon left the gate is not known.
+        self.missing: Missing | None = Missing.ROUTER
         self.waiting = 0
         self.settings = settings
+        for each in Missing:
+            metrics.service_missing.labels(service, each.value).set_function(partial(self._lacks, each))
         metrics.waiting_requests.labels(service).set_function(lambda: self.waiting)
 
     @property
     def is_open(self) -> bool:
         """Whether requests go straight to the router."""
-        return self._open.is_set()
+        return self.missing is None
 
-    def close(self) -> None:
-        """The router is away: new requests wait."""
-        self._open.clear()
-        self._switch(self._gates.close_gate)
+    def describe(self) -> str | None:
+        """What the service lacks, in words; None if it lacks nothing."""
+        return None if self.missing is None else _WORDS[self.missing].format(self._service)
+
+    def close(self, missing: Missing) -> None:
+        """New requests wait from now on."""
+        if self.missing is None or not self._is_switched:
+            self._switch(self._gates.close_gate)
+        if self.missing is not missing:
+            self._change(missing)
 
     def open(self) -> None:
-        """The router takes requests: all that waited go on, new ones go straight there."""
-        if not self._open.is_set():
+        """Requests are answered: all that waited go on, new ones go straight to the router."""
+        if self.missing is not None or not self._is_switched:
             # The gate first: who is let go on must not come back.
             self._switch(self._gates.open_gate)
-            self._open.set()
+            self._change(None)
 
     async def wait(self, *, accepted: bool) -> Answer:
         """Returns when the request may go on, or why it may not.
 
         `accepted` says that a router had taken the request before it was lost: it may have begun to work on it.
         """
+        missing = self.missing or Missing.ROUTER
         answer = await self._wait(accepted)
-        self._metrics.waited_requests.labels(self._service, answer.verdict.value).inc()
+        self._metrics.waited_requests.labels(self._service, missing.value, answer.verdict.value).inc()
         return answer
 
     async def _wait(self, accepted: bool) -> Answer:
         if accepted and not self.settings.retry_in_flight:
             # A dying router's sockets live on for a moment. A client that tries again at once shall not meet them.
             await asyncio.sleep(2 * _MOMENT_S)
-            return Answer(Verdict.LOST, "The router ended while it worked on this request.")
+            return Answer(Verdict.LOST, "The router ended while it worked on this request.", "router_lost")
         if self.waiting >= self.settings.max_waiting:
-            return Answer(Verdict.FULL, "Too many requests are waiting for the router.")
+            return self._refusal(Verdict.FULL, "and too many requests are waiting")
         self.waiting += 1
         try:
-            async with asyncio.timeout(self.settings.timeout_s):
-                if self._open.is_set():
-                    # It came because the router refused it: that it is gone will be noticed in a moment.
-                    await asyncio.sleep(_MOMENT_S)
-                await self._open.wait()
-        except TimeoutError:
-            return Answer(Verdict.TOO_LONG, f"The router was not back within {self.settings.timeout_s:g} s.", 5)
+            if self.is_open:
+                # It came because the router refused it: that it is gone will be noticed in a moment.
+                await asyncio.sleep(_MOMENT_S)
+            return await self._until_open(time.monotonic())
         finally:
             self.waiting -= 1
-        return Answer(Verdict.GO_ON)
+
+    async def _until_open(self, came: float) -> Answer:
+        while not self.is_open:
+            patience_s = self._patience_s()
+            try:
+                async with asyncio.timeout(came + patience_s - time.monotonic()):
+                    await self._changed.wait()
+            except TimeoutError:
+                return self._refusal(Verdict.TOO_LONG, f"and the request has waited for {patience_s:g} s")
+        return _GO_ON
+
+    def _patience_s(self) -> float:
+        return self.settings.timeout_s if self.missing is Missing.ROUTER else self.settings.asleep_s
+
+    def _refusal(self, verdict: Verdict, more: str) -> Answer:
+        missing = self.missing or Missing.ROUTER
+        words = _WORDS[missing].format(self._service)
+        return Answer(verdict, f"{words[0].upper()}{words[1:]}, {more}; try again later.", _CODES[missing], 5)
+
+    def _lacks(self, what: Missing) -> bool:
+        return self.missing is what
+
+    def _change(self, missing: Missing | None) -> None:
+        self.missing = missing
+        changed, self._changed = self._changed, asyncio.Event()
+        changed.set()
 
     def _switch(self, switch: Callable[[str], None]) -> None:
+        self._is_switched = True
         try:
             switch(self._service)
         except OSError as error:
+            self._is_switched = False
             self._logger.error("gate.not_switched", reason=str(error))

@@ -23,6 +23,7 @@ from gateway_sidecar.domain.model import (
     Registered,
     WorkerSpec,
     WorkerStatus,
+    WorkerType,
 )
 
 
@@ -209,6 +210,30 @@ def differs(worker: Registered, expected: WorkerSpec) -> bool:
         or (expected.bootstrap_port is not None and worker.bootstrap_port != expected.bootstrap_port)
         or (expected.kv_role is not None and worker.kv_role != expected.kv_role)
     )
+
+
+class Missing(StrEnum):
+    """What a service lacks to answer a request."""
+
+    ROUTER = "router"
+    REPLICA = "replica"
+    PREFILL = "prefill"
+    DECODE = "decode"
+
+
+def missing_role(serving: Iterable[WorkerType]) -> Missing | None:
+    """What is missing beside the workers that serve; None if requests can be answered.
+
+    Prefill and decode workers answer only together; an encode worker answers nothing by itself.
+    """
+    seen = set()
+    for role in serving:
+        seen.add(role)
+        if role is WorkerType.REGULAR or seen >= {WorkerType.PREFILL, WorkerType.DECODE}:
+            return None
+    if WorkerType.PREFILL in seen:
+        return Missing.DECODE
+    return Missing.PREFILL if WorkerType.DECODE in seen else Missing.REPLICA
 
 
 def plan_strays(listed: Mapping[str, Registered], known_urls: frozenset[str], *, complete: bool) -> list[Deregister]:

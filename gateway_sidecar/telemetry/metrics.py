@@ -65,9 +65,18 @@ class Metrics:
         )
         self.router_rss = gauge("router_resident_memory_bytes", "Resident memory of the router.", "service")
         self.router_errors = counter("router_api_errors", "Requests to the router that failed.", "service")
-        self.waiting_requests = gauge("waiting_requests", "Requests that wait for the router now.", "service")
+        self.waiting_requests = gauge(
+            "waiting_requests", "Requests that wait for the router or a replica now.", "service"
+        )
         self.waited_requests = counter(
-            "waited_requests", "Requests that came to the waiting room, by what became of them.", "service", "outcome"
+            "waited_requests",
+            "Requests that came to the waiting room, by what they waited for and what became of them.",
+            "service",
+            "missing",
+            "outcome",
+        )
+        self.service_missing = gauge(
+            "service_missing", "1 while the service lacks this, so that requests wait.", "service", "missing"
         )
         self.bridge_ports = gauge("bridge_ports", "Bridge ports by use.", "use")
         self.bridge_up = gauge("bridge_up", "1 while nginx runs.")

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import fcntl
 import itertools
 import json
 import os
@@ -24,15 +25,32 @@ from gateway_sidecar.bridges.nginx import busy_ports
 Status = dict[str, Any]
 BRIDGES = 40
 _BLOCK = BRIDGES + 20
-_blocks = itertools.count(10_000 + os.getpid() % 150 * _BLOCK, _BLOCK)
+_starts = list(range(10_000, 19_000, _BLOCK))
+_blocks = itertools.islice(itertools.cycle(_starts), os.getpid() % len(_starts), None)
 
 
-def free_block() -> int:
-    """The first of a block of ports that nobody listens on."""
-    for first in _blocks:
-        if not busy_ports([("127.0.0.1", port) for port in range(first, first + _BLOCK)]):
-            return first
-    raise AssertionError("no ports left")
+class PortBlock:
+    """Ports that nobody listens on, `first` and the next ones; no other run of the tests on this machine has them."""
+
+    def __init__(self) -> None:
+        locks = Path(tempfile.gettempdir()) / "gateway-sidecar-test-ports"
+        locks.mkdir(exist_ok=True)
+        for first in itertools.islice(_blocks, len(_starts)):
+            self._lock = (locks / str(first)).open("w")
+            try:
+                fcntl.flock(self._lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
+            except BlockingIOError:
+                self._lock.close()
+                continue
+            if not busy_ports([("127.0.0.1", port) for port in range(first, first + _BLOCK)]):
+                self.first = first
+                return
+            self._lock.close()
+        raise AssertionError("no ports left")
+
+    def release(self) -> None:
+        """Others may use them."""
+        self._lock.close()
 
 
 class Gateway:
@@ -41,7 +59,8 @@ class Gateway:
     def __init__(self, *, services: tuple[str, ...] = ("chat",), base: Path = Path("/tmp"), **settings: Any) -> None:
         # Short, because a Unix socket's path is.
         self.directory = Path(tempfile.mkdtemp(prefix="gw-", dir=base))
-        first = free_block()
+        self._ports = PortBlock()
+        first = self._ports.first
         self.ports = {name: first + index for index, name in enumerate(services)}
         self.metrics_port = first + 9
         self.config_path = self.directory / "gateway-sidecar.yaml"
@@ -122,6 +141,7 @@ class Gateway:
             with suppress(ProcessLookupError):
                 os.kill(pid, signal.SIGKILL)
         shutil.rmtree(self.directory)
+        self._ports.release()
 
     def _left_running(self) -> Iterator[int]:
         try:

@@ -32,7 +32,7 @@ async def test_stream_is_not_buffered(gateway: Gateway, engine: StartEngine) -> 
 
 
 async def test_large_body_goes_through_whole(gateway: Gateway, engine: StartEngine) -> None:
-    """Bodies are not limited and not stored on the way."""
+    """Bodies are not limited; what does not fit into memory waits in a file."""
     big = await engine(gateway.socket("r1"))
     await gateway.until_states({"r1": "serving"})
     content = "x" * (20 * 1024 * 1024)
@@ -63,8 +63,10 @@ async def test_client_that_leaves_is_felt_by_the_engine(gateway: Gateway, engine
         await busy.until(lambda seen: seen.aborted == 1)
 
 
-async def test_websocket_upgrade_reaches_the_router(gateway: Gateway) -> None:
+async def test_websocket_upgrade_reaches_the_router(gateway: Gateway, engine: StartEngine) -> None:
     """An upgrade is passed on: the router itself answers it."""
+    await engine(gateway.socket("r1"))
+    await gateway.until_states({"r1": "serving"})
     reader, writer = await asyncio.open_connection("127.0.0.1", gateway.ports["chat"])
     writer.write(
         b"GET /v1/realtime?model=none HTTP/1.1\r\nHost: x\r\nUpgrade: websocket\r\nConnection: Upgrade\r\n"

@@ -118,8 +118,8 @@ async def test_waiting_is_bounded_in_number_and_time(make_gateway: MakeGateway, 
             return time.monotonic() - began, error["message"]
 
         found = sorted(await asyncio.gather(*(refused() for _ in range(5))))
-        assert [message for _, message in found[:2]] == ["Too many requests are waiting for the router."] * 2
-        assert all("not back within 0.5 s" in message for _, message in found[2:])
+        assert all("too many requests are waiting" in message for _, message in found[:2])
+        assert all("has waited for 0.5 s" in message for _, message in found[2:])
         assert found[2][0] >= 0.5
         await gateway.kill()
         _, message = await refused()

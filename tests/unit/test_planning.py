@@ -20,6 +20,7 @@ from gateway_sidecar.domain.model import (
 from gateway_sidecar.domain.planning import (
     Bridge,
     Deregister,
+    Missing,
     OccupantAction,
     OccupantView,
     Register,
@@ -30,6 +31,7 @@ from gateway_sidecar.domain.planning import (
     WorkerView,
     describe,
     differs,
+    missing_role,
     plan_occupant,
     plan_strays,
     plan_worker,
@@ -312,3 +314,21 @@ def test_without_positive_evidence_nobody_is_removed(events: list[str]) -> None:
     for event in events:
         happen(world, event)
     assert world.removals == []
+
+
+@pytest.mark.parametrize(
+    ("serving", "missing"),
+    [
+        ([], Missing.REPLICA),
+        ([WorkerType.ENCODE], Missing.REPLICA),
+        ([WorkerType.PREFILL, WorkerType.PREFILL], Missing.DECODE),
+        ([WorkerType.DECODE, WorkerType.ENCODE], Missing.PREFILL),
+        ([WorkerType.DECODE, WorkerType.PREFILL], None),
+        ([WorkerType.PREFILL, WorkerType.REGULAR], None),
+        ([WorkerType.REGULAR], None),
+    ],
+)
+def test_service_answers_with_a_regular_worker_or_a_whole_pair(
+    serving: list[WorkerType], missing: Missing | None
+) -> None:
+    assert missing_role(serving) is missing
