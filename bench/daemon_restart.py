@@ -1,8 +1,8 @@
 """Figures: the daemon is killed (SIGKILL) and started again, 50 times, under steady load, streamed and not.
 
 Eight replicas, half HTTP and half gRPC. A kill follows half a second after the daemon said that it was ready. Clients
-ask the service address without a pause; some of them read streams of several seconds, which begin before one kill and
-end after another. A request fails if it is not answered 200, whole and with its last token.
+ask the service address without a pause; four more read streams of several seconds, which begin before one kill and end
+after another. A request fails if it is not answered 200, whole and with its last token.
 
 again   From the launch of the new daemon to its first answer to `status` (a Python start of its own included), and to
         `ready`.
@@ -23,16 +23,17 @@ import aiohttp
 from bench.chat import MODEL
 from bench.engines import EngineHost, EngineKind, settings
 from bench.gateway import Ours, running_gateway
-from bench.load import SHAPES, Load, Shape
+from bench.load import Load, Shape
 from bench.place import scratch_directory
 from bench.report import Row, Scale, in_ms, median, percentile, rounded_ms
 
 NAME = "daemon-restart"
 _REPLICAS = 8
 _CLIENTS = 12
+_STREAMS = 4
 _REST_S = 0.5
 _KINDS = (EngineKind.SGLANG_HTTP, EngineKind.VLLM_GRPC)
-_ACROSS = Shape("stream across restarts", tokens=300, stream=True, weight=15)  # 6 s and more
+_ACROSS = Shape("stream across restarts", tokens=300, stream=True, weight=1)  # 6 s and more
 _IDENTIFIES = ("/server_info", "/get_server_info", "/get_model_info", "/v1/models", "GetServerInfo", "GetModelInfo")
 
 
@@ -86,7 +87,10 @@ async def run(scale: Scale) -> list[Row]:
             kills: list[float] = []
             answers, readies = [], []
             address = "127.0.0.1", ours.gateway.ports["chat"]
-            async with Load(*address, clients=_CLIENTS, shapes=(*SHAPES, _ACROSS)) as load:
+            async with (
+                Load(*address, clients=_CLIENTS) as load,
+                Load(*address, clients=_STREAMS, shapes=(_ACROSS,)) as streams,
+            ):
                 for _ in range(restarts):
                     await asyncio.sleep(_REST_S)
                     kills.append(time.monotonic())
@@ -98,19 +102,21 @@ async def run(scale: Scale) -> list[Row]:
             asked = await _asked(engines) - asked
             troubles = ours.troubles()
     same = _stable(before) == _stable(after)
-    spans = _spanning(load.long_ones, kills)
+    spans = _spanning([*load.long_ones, *streams.long_ones], kills)
+    failures = [*load.failures, *streams.failures]
+    requests = load.requests + streams.requests
     across = [count for count in spans if count]
-    failed = [failure for failure in load.failures if "stream" not in failure.shape]
-    broken = [failure for failure in load.failures if "stream" in failure.shape]
+    failed = [failure for failure in failures if "stream" not in failure.shape]
+    broken = [failure for failure in failures if "stream" in failure.shape]
     numbers: dict[str, object] = {
         "restarts": restarts,
-        "requests": load.requests,
-        "answered": dict(load.answered),
-        "failures": [asdict(failure) for failure in load.failures[:50]],
-        "daemon_said": troubles if load.failures or not same else [],
+        "requests": requests,
+        "answered": dict(load.answered + streams.answered),
+        "failures": [asdict(failure) for failure in failures[:50]],
+        "daemon_said": troubles if failures or not same else [],
     }
     return [
-        Row(NAME, f"{restarts} kills: failed requests", "0 failed", "-", f"{len(failed)} of {load.requests}",
+        Row(NAME, f"{restarts} kills: failed requests", "0 failed", "-", f"{len(failed)} of {requests}",
             f"{len(failed)} failed", not failed, numbers),
         Row(NAME, "broken streams", "0 broken", "-",
             f"{len(broken)} broken; {len(across)} ran across kills, up to {max(spans, default=0)} each",
