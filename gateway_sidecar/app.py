@@ -25,6 +25,7 @@ from gateway_sidecar.errors import ConfigError, ProcessError, StateError
 from gateway_sidecar.routers.base import RouterPorts
 from gateway_sidecar.routers.smg import Smg
 from gateway_sidecar.sources.socket_pattern import SocketPattern
+from gateway_sidecar.supervision.logfile import ChildLog
 from gateway_sidecar.telemetry.metrics import Metrics
 
 
@@ -68,7 +69,10 @@ class RealAdapters:
             settings.name,
             slot,
             self.router_kind(settings),
-            self._settings.state_dir / "log" / f"router-{slot}.log",
+            ChildLog(
+                self._settings.state_dir / "log" / f"router-{slot}.log",
+                spare=self._settings.run_dir / "log" / f"router-{slot}.log",
+            ),
             self._router_ports,
             self._metrics,
             start_timeout_s=settings.router.start_timeout_s,
@@ -131,7 +135,7 @@ def build_daemon(config_path: Path, settings: Settings) -> Daemon:
             command=settings.bridges.nginx,
             worker_processes=str(os.cpu_count() or 1) if workers == "auto" else str(workers),
             run_dir=settings.run_dir,
-            log_dir=settings.state_dir / "log",
+            state_dir=settings.state_dir,
         )
     )
     bridges = PortLeases(range(settings.bridges.ports.first, settings.bridges.ports.last + 1))

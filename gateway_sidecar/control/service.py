@@ -115,6 +115,7 @@ class Service:
         self.tenures: dict[int, Tenure] = {}
         self._current: dict[ReplicaId, Tenure] = {}
         self._by_url: dict[str, Tenure] = {}
+        self._preferred: dict[ReplicaId, int] = {}
         self._beat = time.monotonic()
         self.follower = SourceFollower(
             self.name, source, metrics, rescan_interval_s=rescan_interval_s, take_in=self._take_in
@@ -181,6 +182,11 @@ class Service:
             self._identified(tenure, saved.facts)
             tenure.result = Ready(saved.facts)
             self._watcher.trust_until_next(tenure)
+
+    def prefer(self, saved: SavedTenure) -> None:
+        """A replica of this name had this port before the machine was started anew: it gets it again if it can."""
+        self._preferred[saved.sighting.replica] = saved.port
+        self._leases.save_for_last(saved.port)
 
     def claim(self, port: int, socket: Path, linked_at_ns: int) -> bool:
         """Takes up a bridge of this service that an earlier daemon had no time to write down; False if it is none.
@@ -406,7 +412,7 @@ class Service:
     def _bridge(self, tenure: Tenure) -> None:
         try:
             fresh = tenure.port is None
-            tenure.port = self._leases.acquire(tenure.owner)
+            tenure.port = self._leases.acquire(tenure.owner, self._preferred.get(tenure.replica))
             self._links.link(tenure.port, tenure.sighting.socket)
         except NoFreePort as error:
             self._trouble(tenure, f"no free bridge port ({error}); widen bridges.ports")
