@@ -180,6 +180,7 @@ http {{
             proxy_set_header Content-Length "";
             proxy_set_header X-Service {service.service};
             proxy_set_header X-Router-Connected $upstream_connect_time;
+            proxy_set_header X-Router-Took $upstream_response_time;
             proxy_set_header X-Request-Upgrade $http_upgrade;
         }}
         location @unavailable {{

@@ -20,6 +20,7 @@ from gateway_sidecar.telemetry.logs import get_logger
 from gateway_sidecar.telemetry.metrics import Metrics
 
 _RESTARTS = Backoff(first_s=0.2, most_s=30.0)
+_CONNECT_S = 1.0
 _STEADY_S = 60.0  # a router that ran this long starts with a clean record
 
 
@@ -148,6 +149,18 @@ class RouterProcess:
         if self.client is not None and self.ports is not None:
             old, self.client = self.client, self.kind.client(self.ports, self._key)
             await old.close()
+
+    async def accepts_connections(self) -> bool:
+        """Whether it takes a new connection now, whatever it says on old ones."""
+        if self.ports is None:
+            return False
+        try:
+            async with asyncio.timeout(_CONNECT_S):
+                _, writer = await asyncio.open_connection("127.0.0.1", self.ports.api)
+        except OSError:
+            return False
+        writer.transport.abort()
+        return True
 
     def report_unresponsive(self) -> None:
         """Its API has not answered for too long: it is to be replaced, whatever its pid says."""

@@ -123,7 +123,14 @@ class Service:
         self._router_up_at = time.monotonic()
         self._is_catching_up = True
         self.models: list[str] = []
-        self.room = WaitingRoom(self.name, settings.hold, links, metrics)
+        self.room = WaitingRoom(
+            self.name,
+            settings.hold,
+            links,
+            metrics,
+            accepts=lambda: self.router.accepts_connections(),
+            on_trusted=self._tend_room,
+        )
         self.slots = RouterSlots(
             settings,
             make_unit=self._make_unit,
@@ -218,6 +225,7 @@ class Service:
                 for loop in loops:
                     group.create_task(keep_running(self.name, loop, self._metrics))
         finally:
+            await self.room.end()
             await self.slots.close()
             await self._watcher.close()
             for tenure in self.tenures.values():
@@ -468,7 +476,10 @@ class Service:
 
         A router that has just begun has to have everybody back first, or whoever it has after a while.
         """
-        if not self.book.listed or (self._is_catching_up and not self._is_complete()):
+        up_for_s = time.monotonic() - self._router_up_at
+        if self.router.up and min(self.room.refused_for_s, up_for_s) > self.settings.router.api_timeout_s:
+            self.router.report_unresponsive()  # What it still says on old connections is no use to anybody.
+        if self.room.is_doubting or not self.book.listed or (self._is_catching_up and not self._is_complete()):
             return
         self._is_catching_up = False
         missing = missing_role(worker.worker_type for worker in self._staying_workers())
