@@ -123,6 +123,8 @@ def _admin_socket(arguments: argparse.Namespace) -> Path:
 
 
 def _run(arguments: argparse.Namespace) -> int:
+    import faulthandler
+
     import uvloop
 
     from gateway_sidecar.app import run_daemon
@@ -130,6 +132,7 @@ def _run(arguments: argparse.Namespace) -> int:
 
     settings = load_config(arguments.config)
     set_up_logs(settings.log.format, settings.log.level)
+    faulthandler.enable()  # systemd's watchdog sends SIGABRT: the log is to show where we hung.
     try:
         uvloop.run(run_daemon(arguments.config.absolute(), settings))
     except (BridgeError, OSError) as error:
