@@ -164,8 +164,8 @@ def take_lock(run_dir: Path) -> int:
     return lock
 
 
-async def run_daemon(config_path: Path, settings: Settings) -> None:
-    """Runs the daemon until a signal ends it.
+async def run_daemon(config_path: Path, settings: Settings) -> bool:
+    """Runs the daemon until a signal or a command ends it; whether it was a command.
 
     SIGTERM leaves nginx and the routers running for the next daemon; SIGINT (Ctrl-C) takes them down as well. SIGHUP
     reads the configuration again.
@@ -208,3 +208,4 @@ async def run_daemon(config_path: Path, settings: Settings) -> None:
         await daemon.run(serve)
     finally:
         os.close(lock)
+    return daemon.ended_by_command

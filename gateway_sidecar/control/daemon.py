@@ -24,6 +24,7 @@ from gateway_sidecar.control.guard import keep_running
 from gateway_sidecar.control.record_keeper import Record, RecordKeeper
 from gateway_sidecar.control.router_process import RouterProcess
 from gateway_sidecar.control.service import Service
+from gateway_sidecar.control.takedown import take_down
 from gateway_sidecar.domain.leases import PortLeases
 from gateway_sidecar.errors import ConfigError, ProcessError, RouterUnavailable, StateError
 from gateway_sidecar.routers.base import RouterKind
@@ -36,6 +37,9 @@ from gateway_sidecar.telemetry.metrics import Metrics
 _COUNT_GAP_S = 0.05
 _COUNT_REST_S = 0.2
 _STALE_S = 10.0
+DEFAULT_STOP_S = 30.0
+"""What is in flight when everything is taken down may take so long."""
+
 _MEND_GAP_S = 5.0
 _FIXED = ("state_dir", "run_dir", "bridges", "router_ports", "metrics", "rescan_interval_s")
 
@@ -85,6 +89,9 @@ class Daemon:
         self._logger = get_logger()
         self._ending = asyncio.Event()
         self._stop_all = False
+        self._stop_timeout_s = DEFAULT_STOP_S
+        self._at_once = asyncio.Event()
+        self.ended_by_command = False
         self._reload_lock = asyncio.Lock()
         self._beats: dict[str, float] = {}
         self.problems: dict[str, str] = {}
@@ -151,13 +158,19 @@ class Daemon:
         try:
             await self._until_ending(background)
         finally:
-            self._notifier.stopping()
+            self._notifier.stopping(within_s=self._stop_timeout_s if self._stop_all else 0.0)
             await close_listeners()
             await self._end(background)
 
-    def end(self, *, stop_all: bool) -> None:
-        """Ends the daemon; with `stop_all` also the routers and nginx, else they go on for the next daemon."""
+    def end(self, *, stop_all: bool, timeout_s: float = DEFAULT_STOP_S) -> None:
+        """Ends the daemon; with `stop_all` also the routers and nginx, else they go on for the next daemon.
+
+        timeout_s: how long they may take for what is in flight. Asked again, all is ended at once.
+        """
+        if self._ending.is_set():
+            self._at_once.set()
         self._stop_all |= stop_all
+        self._stop_timeout_s = timeout_s
         self._ending.set()
 
     async def _until_ending(self, background: list[asyncio.Task[None]]) -> None:
@@ -175,9 +188,11 @@ class Daemon:
             task.cancel()
         await asyncio.gather(*tasks, return_exceptions=True)
         if self._stop_all:
-            # nginx first: it lets the requests in flight finish, and then nothing is in flight in a router either.
-            await self.keeper.nginx.stop(grace_s=5)
-            await asyncio.gather(*(router.stop(grace_s=0.5) for router in self._routers()))
+            cut = await take_down(
+                self.keeper.nginx, self._routers(), timeout_s=self._stop_timeout_s, at_once=self._at_once
+            )
+            if cut:
+                self._logger.warning("daemon.cut_off", connections=cut, after_s=self._stop_timeout_s)
             for port in self.keeper.nginx.linked():
                 self.keeper.nginx.unlink(port)
             for record in (self._processes_path, self._leases_path):

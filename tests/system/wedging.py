@@ -1,6 +1,6 @@
 """The daemon with a fault that SIGUSR1 throws: `WEDGE=loop python -m tests.system.wedging run --config FILE`.
 
-`WEDGE` is loop, look or reconcile. What is shipped has no such switch: the real parts are replaced here by ones that can hang.
+`WEDGE` is loop, look or reconcile. What is shipped has no such switch: parts are replaced here by ones that can hang.
 """
 
 from __future__ import annotations
@@ -50,9 +50,9 @@ def main() -> None:
     """Runs the command line with these parts in place."""
     run = app.run_daemon
 
-    async def run_daemon(config_path: Path, settings: Settings) -> None:
+    async def run_daemon(config_path: Path, settings: Settings) -> bool:
         asyncio.get_running_loop().add_signal_handler(signal.SIGUSR1, _throw)
-        await run(config_path, settings)
+        return await run(config_path, settings)
 
     vars(app).update(run_daemon=run_daemon, SocketPattern=WedgingPattern)
     vars(service).update(WorkQueue=WedgingQueue)
