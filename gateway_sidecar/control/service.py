@@ -12,6 +12,7 @@ import os
 import time
 from collections.abc import Awaitable, Callable, Container, Iterator, Mapping
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 from typing import Protocol
 
@@ -54,10 +55,12 @@ from gateway_sidecar.domain.planning import (
 from gateway_sidecar.errors import ConfigError
 from gateway_sidecar.routers.base import RouterPorts
 from gateway_sidecar.sources.listing import Listing, Sighting
+from gateway_sidecar.supervision.own_thread import OwnThread
 from gateway_sidecar.telemetry.logs import get_logger
 from gateway_sidecar.telemetry.metrics import Metrics
 
 _RECONSIDER_RESCANS = 5
+_NOTES_PATIENCE_S = 2.0
 
 
 @dataclass(frozen=True, slots=True)
@@ -108,6 +111,7 @@ class Service:
         self._metrics = metrics
         self._rescan_interval_s = rescan_interval_s
         self._read_overrides = read_overrides
+        self._notes_thread = OwnThread(f"notes {settings.name}")
         self._on_change = on_change
         self._logger = get_logger(service=settings.name)
         self._queue: WorkQueue[int] = WorkQueue(time.monotonic)
@@ -215,9 +219,7 @@ class Service:
 
     async def run(self) -> None:
         """Runs the service until cancelled. What it started goes on; `router` is stopped or let go by its owner."""
-        for tenure in list(self.tenures.values()):
-            if not tenure.notes_read:
-                await self._read_notes(tenure, tenure.sighting)
+        await self._describe([(t, t.sighting) for t in self.tenures.values() if not t.notes_read])
         self.slots.start()
         loops = (self._reconcile_loop, self.follower.look, self.follower.follow_hints)
         try:
@@ -283,6 +285,7 @@ class Service:
         for replica, tenure in list(self._current.items()):
             if listing.is_gone(replica):
                 self._lose(tenure)
+        undescribed = []
         for sighting in listing.present.values():
             current = self._current.get(sighting.replica)
             if current is not None and current.sighting.occupant != sighting.occupant:
@@ -293,7 +296,14 @@ class Service:
             elif current.pin is None:
                 self._pin(current)
             if not current.notes_read or current.sighting.notes != sighting.notes:
-                await self._read_notes(current, sighting)
+                undescribed.append((current, sighting))
+        await self._describe(undescribed)
+
+    async def _describe(self, undescribed: list[tuple[Tenure, Sighting]]) -> None:
+        """Reads what was written beside sockets; where the disk hangs the next look tries again."""
+        for tenure, sighting in sorted(undescribed, key=lambda pair: pair[1].notes is not None):
+            if not await self._read_notes(tenure, sighting):
+                return
 
     def _fresh_generation(self, sighting: Sighting) -> int:
         """A socket that came back, the same inode, is a new stay: its old one may still be draining."""
@@ -337,17 +347,25 @@ class Service:
         tenure.problem = None
         self._queue.add(tenure.key)
 
-    async def _read_notes(self, tenure: Tenure, sighting: Sighting) -> None:
-        tenure.sighting = sighting
+    async def _read_notes(self, tenure: Tenure, sighting: Sighting) -> bool:
+        """False if the file does not come in time: what was known of the tenure stays."""
         try:
-            tenure.overrides = (
-                await asyncio.to_thread(self._read_overrides, sighting.notes[0]) if sighting.notes else Overrides()
-            )
-            tenure.notes_read, tenure.notes_problem = True, None
+            overrides, problem = Overrides(), None
+            if sighting.notes is not None:
+                read = partial(self._read_overrides, sighting.notes[0])
+                overrides = await self._notes_thread.run(read, patience_s=_NOTES_PATIENCE_S)
         except ConfigError as error:
-            tenure.notes_read, tenure.notes_problem = True, error.problems[0]
+            overrides, problem = tenure.overrides, error.problems[0]
             self._logger.error("replica.notes_refused", replica=tenure.replica, problems=error.problems)
+        except TimeoutError:
+            if not tenure.notes_read:
+                tenure.notes_problem = "the file system of its .yaml does not answer"
+                self._queue.add(tenure.key)
+            return False
+        tenure.sighting, tenure.overrides = sighting, overrides
+        tenure.notes_read, tenure.notes_problem = True, problem
         self._queue.add(tenure.key)
+        return True
 
     def _lose(self, tenure: Tenure) -> None:
         tenure.gone = True

@@ -13,7 +13,7 @@ import pytest
 from examples.simulated import EngineKind
 from tests.system.clients import stream_chat
 from tests.system.conftest import MakeGateway, StartEngine
-from tests.system.gateway import Gateway, Status, replica_of, service_of
+from tests.system.gateway import Gateway, Status, replica_of, service_of, states_of
 from tests.system.supervisor import Supervisor
 from tests.system.test_replacement import Load
 
@@ -67,6 +67,27 @@ async def test_wedged_daemon_is_started_again_and_nothing_is_lost(
     assert ("daemon.wedged" in log) == (wedge != "loop"), "a loop that hangs whole cannot say so itself"
     assert "Fatal Python error: Aborted" in log, "where it hung is in the log"
     assert supervisor.exits == [-signal.SIGABRT, 0]
+
+
+async def test_notes_that_hang_hold_up_their_replica_alone(make_gateway: MakeGateway, engine: StartEngine) -> None:
+    """Others come, serve and go; the daemon is not stuck; what was told of the replica is used as soon as it can be."""
+    gateway = make_gateway(rescan_interval_s=0.5)
+    async with supervised(gateway, "notes") as supervisor:
+        gateway.socket("hung").with_suffix(".yaml").write_text("priority: 7\n")
+        await engine(gateway.socket("hung"))
+        await supervisor.until(supervisor.ready.is_set, within_s=20)
+        gone = await engine(gateway.socket("r1"))
+        status = await gateway.until(lambda s: states_of(s).get("r1") == "serving" and "hung" in states_of(s))
+        assert states_of(status)["hung"] != "serving"
+        await gateway.until(lambda s: "does not answer" in (replica_of(s, "hung")["reason"] or ""))
+        await gone.stop()
+        await gateway.until(lambda s: "r1" not in states_of(s))
+        await asyncio.sleep(13)  # Longer than a loop may be stuck.
+        assert supervisor.starts == 1
+        assert gateway.events("daemon.wedged") == []
+        gateway.socket("hung").with_suffix(".well").touch()
+        await gateway.until_states({"hung": "serving"})
+        assert (await gateway.workers())[0]["priority"] == 7
 
 
 async def test_healthy_daemon_is_never_aborted(make_gateway: MakeGateway, engine: StartEngine) -> None:

@@ -1,6 +1,7 @@
 """The daemon with a fault that SIGUSR1 throws: `WEDGE=loop python -m tests.system.wedging run --config FILE`.
 
-`WEDGE` is loop, look or reconcile. What is shipped has no such switch: parts are replaced here by ones that can hang.
+`WEDGE` is loop, look or reconcile, or notes, which hang from the beginning. What is shipped has no such switch: parts
+are replaced here by ones that can hang.
 """
 
 from __future__ import annotations
@@ -12,9 +13,10 @@ import time
 from pathlib import Path
 
 from gateway_sidecar import app, cli
-from gateway_sidecar.config import Settings
+from gateway_sidecar.config import Settings, load_overrides
 from gateway_sidecar.control import service
 from gateway_sidecar.control.work_queue import K, WorkQueue
+from gateway_sidecar.domain.model import Overrides
 from gateway_sidecar.sources.listing import Listing
 from gateway_sidecar.sources.socket_pattern import SocketPattern
 
@@ -40,6 +42,13 @@ class WedgingQueue(WorkQueue[K]):
         return await super().take(most_s)
 
 
+def _hanging_notes(path: Path) -> Overrides:
+    """Notes on a disk that hangs until the fault is taken back."""
+    while os.environ["WEDGE"] == "notes" and path.name == "hung.yaml" and not path.with_suffix(".well").exists():
+        time.sleep(0.05)
+    return load_overrides(path)
+
+
 def _throw() -> None:
     _thrown.set()
     if os.environ["WEDGE"] == "loop":
@@ -54,7 +63,7 @@ def main() -> None:
         asyncio.get_running_loop().add_signal_handler(signal.SIGUSR1, _throw)
         return await run(config_path, settings)
 
-    vars(app).update(run_daemon=run_daemon, SocketPattern=WedgingPattern)
+    vars(app).update(run_daemon=run_daemon, SocketPattern=WedgingPattern, load_overrides=_hanging_notes)
     vars(service).update(WorkQueue=WedgingQueue)
     cli.main()
 
