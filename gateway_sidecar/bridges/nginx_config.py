@@ -20,6 +20,12 @@ _UNAVAILABLE = (
     '"type":"server_error","code":"router_unavailable","param":null}}'
 )
 
+_FAILED = (
+    '{"error":{"message":"The gateway cannot take this request now, perhaps for want of disk space; try again.",'
+    '"type":"server_error","code":"gateway_unavailable","param":null}}'
+)
+"""For what nginx itself cannot do, such as write a large body to a full disk. A router's own 500 is left as it is."""
+
 
 @dataclass(frozen=True, slots=True)
 class Capacity:
@@ -166,10 +172,12 @@ http {{
         proxy_socket_keepalive on;
         location / {{
             error_page 502 504 {_CLOSED} = @hold;
+            error_page 500 = @failed;
             if (-f {_quoted(self.gates / service.service)}) {{ return {_CLOSED}; }}
 {switch}        }}
         location @router {{
             error_page 502 504 = @hold;
+            error_page 500 = @failed;
 {switch}        }}
         location @hold {{
             internal;
@@ -182,6 +190,12 @@ http {{
             proxy_set_header X-Router-Connected $upstream_connect_time;
             proxy_set_header X-Router-Took $upstream_response_time;
             proxy_set_header X-Request-Upgrade $http_upgrade;
+        }}
+        location @failed {{
+            internal;
+            default_type application/json;
+            add_header Retry-After 5 always;
+            return 503 '{_FAILED}';
         }}
         location @unavailable {{
             internal;

@@ -113,6 +113,7 @@ class BridgeKeeper:
 
     async def _restart(self) -> None:
         await asyncio.sleep(_RESTARTS.delay_s(self._failures))
+        self.beat = time.monotonic()
         try:
             await self._start()
         except (BridgeError, OSError) as error:

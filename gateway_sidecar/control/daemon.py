@@ -431,7 +431,9 @@ class Daemon:
 
     @property
     def _stale_limit_s(self) -> float:
-        return _STALE_S + self.settings.rescan_interval_s
+        # A router that is waited for is no fault of ours.
+        slowest_s = max((s.settings.router.api_timeout_s for s in self.services.values()), default=0.0)
+        return _STALE_S + self.settings.rescan_interval_s + slowest_s
 
     def _stale_s(self) -> float:
         """How long ago the loop that is most behind made progress."""

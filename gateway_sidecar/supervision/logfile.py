@@ -38,8 +38,6 @@ class ChildLog:
         self._most_bytes = most_bytes
         self._offset: int | None = None
         self._threads = {place: OwnThread(f"log {place}") for place in self.places}
-        with contextlib.suppress(OSError):
-            self._offset = path.stat().st_size
 
     @property
     def places(self) -> tuple[Path, ...]:
@@ -111,8 +109,10 @@ class ChildLog:
         except FileNotFoundError:
             self._offset = 0
             return []
-        if self._offset is None or size < self._offset:
-            self._offset = 0  # New to us, or somebody else cut it.
+        if self._offset is None:
+            self._offset = size  # What was there before us was an earlier daemon's to read.
+        if size < self._offset:
+            self._offset = 0  # Somebody else cut it.
         if size == self._offset:
             return []
         start = max(self._offset, size - _MOST_READ)

@@ -116,15 +116,23 @@ async def test_disk_that_cannot_be_written_while_the_daemon_runs(
     assert await record_up(gateway, "run") == 1
     for _ in range(20):
         assert await stream_chat(gateway, 3)
+    content = "x" * 400_000  # More than nginx keeps in memory.
+    body = {"model": "tiny", "messages": [{"role": "user", "content": content}], "max_tokens": 2}
+    async with (
+        aiohttp.ClientSession() as session,
+        session.post(f"{gateway.url()}/v1/chat/completions", json=body) as response,
+    ):
+        assert response.status == 503, "the nginx that runs has nowhere to put it"
+        assert (await response.json())["error"]["code"] == "gateway_unavailable"
     os.kill(service_of(before)["router"]["pid"], signal.SIGKILL)
     await gateway.until(lambda s: is_new(s, service_of(before)["router"]["pid"], wanted), within_s=20)
     os.kill(before["bridge"]["pid"], signal.SIGKILL)
     await gateway.until(lambda s: s["bridge"]["state"] == "up" and s["bridge"]["pid"] != before["bridge"]["pid"])
-    async with aiohttp.ClientSession() as session:
-        content = "x" * 400_000  # More than nginx keeps in memory.
-        body = {"model": "tiny", "messages": [{"role": "user", "content": content}], "max_tokens": 2}
-        async with session.post(f"{gateway.url()}/v1/chat/completions", json=body) as response:
-            assert response.status == 200, "an nginx that was started meanwhile keeps its bodies elsewhere"
+    async with (
+        aiohttp.ClientSession() as session,
+        session.post(f"{gateway.url()}/v1/chat/completions", json=body) as response,
+    ):
+        assert response.status == 200, "an nginx that was started meanwhile keeps its bodies elsewhere"
     assert len(gateway.events("state.not_written")) == 1
     mend(disk)
     await gateway.until(lambda s: not any(line.startswith("state:") for line in s["problems"]))

@@ -49,11 +49,9 @@ async def test_wedged_daemon_is_started_again_and_nothing_is_lost(
         stream = asyncio.create_task(stream_chat(gateway, 400, started))
         await started.wait()
         assert supervisor.process is not None
-        stuck, thrown_at = supervisor.process.pid, time.monotonic()
-        os.kill(stuck, signal.SIGUSR1)
-        await supervisor.until(lambda: bool(supervisor.aborted_after_s), within_s=30)
+        os.kill(supervisor.process.pid, signal.SIGUSR1)
         # A single loop is given as long as a slow disk or a slow router may take before it counts as stuck.
-        assert time.monotonic() - thrown_at < 20
+        await supervisor.until(lambda: bool(supervisor.aborted_after_s), within_s=40)
         pinged_to = max(at for at in supervisor.pings if at < time.monotonic() - WATCHDOG_S)
         await supervisor.until(lambda: supervisor.starts == 2 and supervisor.ready.is_set(), within_s=20)
         assert supervisor.exits == [-signal.SIGABRT]
@@ -88,6 +86,23 @@ async def test_notes_that_hang_hold_up_their_replica_alone(make_gateway: MakeGat
         gateway.socket("hung").with_suffix(".well").touch()
         await gateway.until_states({"hung": "serving"})
         assert (await gateway.workers())[0]["priority"] == 7
+
+
+async def test_router_that_is_slow_to_answer_is_no_stuck_daemon(make_gateway: MakeGateway, engine: StartEngine) -> None:
+    """A router may be given a minute for an answer: whoever waits for it that long is not wedged."""
+    gateway = make_gateway(rescan_interval_s=0.5)
+    gateway.settings["services"][0]["router"] = {"api_timeout_s": 18}
+    async with supervised(gateway, "none") as supervisor:
+        await engine(gateway.socket("r1"))
+        status = await gateway.until_states({"r1": "serving"}, within_s=30)
+        old = service_of(status)["router"]["pid"]
+        os.kill(old, signal.SIGSTOP)
+        await gateway.until(
+            lambda s: service_of(s)["router"]["pid"] not in (None, old) and states_of(s) == {"r1": "serving"},
+            within_s=60,
+        )
+        assert gateway.events("daemon.wedged") == []
+        assert supervisor.starts == 1
 
 
 async def test_healthy_daemon_is_never_aborted(make_gateway: MakeGateway, engine: StartEngine) -> None:
