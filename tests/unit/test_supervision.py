@@ -137,6 +137,7 @@ async def test_the_log_is_bounded_and_its_writer_goes_on(tmp_path: Path) -> None
 def test_a_flood_is_read_in_part_and_the_newest_wins(tmp_path: Path) -> None:
     """However much was written, one reading stays small."""
     log = ChildLog(tmp_path / "log")
+    assert log.new_lines() == []
     write(log.path, "x" * 99 + "\n")
     write(log.path, "".join(f"{n:099}\n" for n in range(50_000)))
     lines = log.new_lines()
