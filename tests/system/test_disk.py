@@ -8,6 +8,7 @@ import os
 import shutil
 import signal
 import subprocess
+import sys
 from collections.abc import Callable, Iterator
 from pathlib import Path
 
@@ -191,6 +192,28 @@ async def test_children_survive_a_disk_that_fills_under_their_logs(
     assert service_of(after)["router"]["pid"] == service_of(before)["router"]["pid"]
     assert after["bridge"]["pid"] == before["bridge"]["pid"]
     assert gateway.events("loop.failed") == []
+
+
+async def test_daemon_whose_own_log_goes_nowhere_goes_on(make_gateway: MakeGateway, engine: StartEngine) -> None:
+    """Its standard error is a full disk: it starts, serves, drains and ends as ever."""
+    gateway = make_gateway()
+    gateway.configure()
+    full = os.open("/dev/full", os.O_WRONLY)
+    gateway.process = await asyncio.create_subprocess_exec(
+        sys.executable, "-m", "gateway_sidecar", "run", "--config", str(gateway.config_path), stdout=full, stderr=full
+    )
+    os.close(full)
+    gateway.log_path.touch()
+    await gateway.until(lambda s: bool(s["ready"]), within_s=30)
+    gone = await engine(gateway.socket("r1"))
+    status = await gateway.until_states({"r1": "serving"})
+    os.kill(service_of(status)["router"]["pid"], signal.SIGKILL)
+    await gateway.until(lambda s: is_new(s, service_of(status)["router"]["pid"], {"r1": "serving"}))
+    assert await stream_chat(gateway, 3)
+    await gone.stop()
+    await gateway.until_states({})
+    assert (await metrics_of(gateway))["gateway_sidecar_bridge_up", frozenset()] == 1
+    assert await gateway.terminate() == 0
 
 
 async def test_everything_in_the_state_directory_is_made_again(gateway: Gateway, engine: StartEngine) -> None:

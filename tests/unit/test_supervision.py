@@ -168,3 +168,7 @@ def test_systemd_is_told(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Non
         notifier.status("chat: 2 serving")
         notifier.alive()
         assert [systemd.recv(100) for _ in range(3)] == [b"READY=1", b"STATUS=chat: 2 serving", b"WATCHDOG=1"]
+        notifier.stopping(within_s=0)
+        notifier.stopping(within_s=30)
+        assert systemd.recv(100) == b"STOPPING=1"
+        assert systemd.recv(100) == b"STOPPING=1\nEXTEND_TIMEOUT_USEC=45000000", "time for what is in flight"
