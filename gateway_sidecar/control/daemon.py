@@ -195,10 +195,11 @@ class Daemon:
                 self._logger.warning("daemon.cut_off", connections=cut, after_s=self._stop_timeout_s)
             for port in self.keeper.nginx.linked():
                 self.keeper.nginx.unlink(port)
-            for record in (self._processes_path, self._leases_path):
-                record.unlink(missing_ok=True)
+            with suppress(OSError):  # A disk that cannot be written: what is left says nothing that lives.
+                for record in (self._processes_path, self._leases_path):
+                    record.unlink(missing_ok=True)
         else:
-            await self._write_records()
+            await asyncio.gather(*(keeper.write() for keeper in self._records.values()))
             for router in self._routers():
                 await router.let_go()
             if self.keeper.nginx.process is not None:
@@ -257,7 +258,8 @@ class Daemon:
         await self._end_unrecorded()
         unrecorded = await asyncio.to_thread(writers_of, *self.keeper.nginx.log.places)
         await self.keeper.begin([*([earlier] if earlier else []), *unrecorded])
-        await self._write_records()
+        # Not the leases: they are taken up below, and until then the file has what we have not.
+        await self._records["run"].write()
         links = self.keeper.nginx.linked()
         for name, service in self.services.items():
             service.models = [str(model) for model in leases.get("models", {}).get(name, [])]
@@ -327,10 +329,6 @@ class Daemon:
                 if process is not None:
                     self._logger.warning("router.leftover_stopped", service=router.service, pid=process.pid)
                     await process.stop(grace_s=5)
-
-    async def _write_records(self) -> None:
-        """Writes all of it down now; what cannot be is told, and tried again by its loop."""
-        await asyncio.gather(*(keeper.write() for keeper in self._records.values()), return_exceptions=True)
 
     def _processes(self) -> dict[str, object]:
         nginx = self.keeper.nginx.process

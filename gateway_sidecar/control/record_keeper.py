@@ -79,15 +79,13 @@ class RecordKeeper:
         while True:
             await self._until_due()
             self._dirty.clear()
-            try:
-                await self.write()
-            except StateError:
+            if not await self.write():
                 self._dirty.set()
                 await asyncio.sleep(_RETRY_S)
             await asyncio.sleep(_GAP_S)
 
-    async def write(self) -> None:
-        """Writes it now, and tells if that begins or ceases to fail. Raises StateError."""
+    async def write(self) -> bool:
+        """Writes it now; whether it could, and it is told if that begins or ceases to fail."""
         try:
             await self.record.write()
         except StateError as error:
@@ -95,11 +93,12 @@ class RecordKeeper:
             if self._problems.get(self.record.name) != str(error):
                 self._logger.error("state.not_written", reason=str(error))
             self._problems[self.record.name] = str(error)
-            raise
+            return False
         self._up.set(1)
         self._written_at = time.monotonic()
         if self._problems.pop(self.record.name, None):
             self._logger.info("state.written_again", path=str(self.record.path))
+        return True
 
     async def _until_due(self) -> None:
         while not self._dirty.is_set():

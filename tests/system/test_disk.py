@@ -170,6 +170,10 @@ async def test_daemon_that_starts_on_a_disk_that_cannot_be_written(
     mend(disk)
     await gateway.until(lambda s: not any(line.startswith("state:") for line in s["problems"]))
     assert len(gateway.events("state.written_again")) == 1
+    spoil(disk)
+    assert (await gateway.cli("stop", "--all"))[1] == "stopped, with nginx and all routers\n"
+    assert gateway.process is not None
+    assert await gateway.process.wait() == 79
 
 
 async def test_children_survive_a_disk_that_fills_under_their_logs(
