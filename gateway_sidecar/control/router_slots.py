@@ -38,6 +38,7 @@ class RouterSlots:
     staying: the URLs of the workers that are to stay: what a successor needs before it may take over.
     on_active: called when the router in service changed its state.
     on_change: called when something changed that is written down.
+    on_retired: called when a router that was replaced has ended.
     """
 
     def __init__(
@@ -51,6 +52,7 @@ class RouterSlots:
         staying: Callable[[], Iterable[str]],
         on_active: Callable[[], None],
         on_change: Callable[[], None],
+        on_retired: Callable[[], None],
     ) -> None:
         self.settings = settings
         self.service = settings.name
@@ -61,6 +63,7 @@ class RouterSlots:
         self._staying = staying
         self._on_active = on_active
         self._on_change = on_change
+        self._on_retired = on_retired
         self._logger = get_logger(service=settings.name)
         self._reserved: dict[str, RouterPorts] = {}
         self._replacing = asyncio.Lock()
@@ -72,14 +75,19 @@ class RouterSlots:
         self.units = [self.active]
 
     @property
+    def watched(self) -> list[RouterUnit]:
+        """The routers that are to have the workers; a retiring one is not."""
+        return [unit for unit in self.units if not unit.retiring]
+
+    @property
     def names(self) -> tuple[str, str]:
         """The slots' names."""
         return self.service, self.service + SUCCESSOR
 
     def addresses(self) -> tuple[str, str]:
         """Where the routers in the two slots listen, or would."""
-        ports = self._reserved | {unit.router.slot: p for unit in self.units if (p := unit.router.ports) is not None}
-        first, second = (f"127.0.0.1:{ports[slot].api}" for slot in self.names)
+        self._reserve_what_is_used()
+        first, second = (f"127.0.0.1:{self._reserved[slot].api}" for slot in self.names)
         return first, second
 
     def prepare(self) -> None:
@@ -87,11 +95,15 @@ class RouterSlots:
 
         Raises ProcessError if there are no ports.
         """
-        active = self.active.router
+        self._reserve_what_is_used()
         for slot in self.names:
-            if slot != active.slot or active.ports is None:
+            if slot not in self._reserved:
                 self._reserved[slot] = self._choose_ports(slot)
-        self._point(self.service, active.slot)
+        self._point(self.service, self.active.router.slot)
+
+    def _reserve_what_is_used(self) -> None:
+        """A slot keeps the ports of the router that was in it last: nginx knows those."""
+        self._reserved |= {unit.router.slot: p for unit in self.units if (p := unit.router.ports) is not None}
 
     def start(self) -> None:
         """Begins to keep the router running."""
@@ -174,6 +186,7 @@ class RouterSlots:
 
     async def _retire(self, old: RouterUnit) -> None:
         """Ends a router that gets no new requests any more once nobody is connected to it."""
+        old.retiring = True
         try:
             await old.halt()
             await old.router.close_client()
@@ -184,6 +197,7 @@ class RouterSlots:
                 await asyncio.sleep(_QUIET_GAP_S)
             await old.router.stop(grace_s=0.5)
             self.units.remove(old)  # Not before: as long as it runs it is ours to write down, or to end.
+            self._on_retired()
         finally:
             self._on_change()
             self._replacing.release()

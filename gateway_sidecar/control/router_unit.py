@@ -41,6 +41,8 @@ class RouterUnit:
         )
         router.on_change.append(self.book.hurry)
         self._task: asyncio.Task[None] | None = None
+        self.retiring = False
+        """It only finishes what it has begun, and nobody watches it any more: what its book says is old."""
 
     def start(self) -> None:
         """Begins to keep the router running and to watch its workers."""

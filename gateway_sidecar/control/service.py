@@ -132,6 +132,7 @@ class Service:
             staying=self._staying_urls,
             on_active=self._on_router,
             on_change=on_change,
+            on_retired=self._reconsider,
         )
         self._log = ReplicaLog(self.name, metrics, self.tenures.values, lambda: self.slots.active)
         self._watcher = Watcher(
@@ -239,18 +240,18 @@ class Service:
 
     def stalest_beat(self) -> float:
         """When the loop that is most behind last made progress (monotonic seconds)."""
-        return min(self._beat, self.follower.beat, *(unit.book.beat for unit in self.slots.units))
+        return min(self._beat, self.follower.beat, *(unit.book.beat for unit in self.slots.watched))
 
     def pending_actions(self) -> list[tuple[str, str]]:
         """What the next look at each tenure would do: (replica, action). Nothing is done."""
         pending = []
         for tenure in self.tenures.values():
             view = tenure.view()
-            seen = [unit.book.view(tenure.url) for unit in self.slots.units]
+            seen = [unit.book.view(tenure.url) for unit in self.slots.watched]
             steps = [plan_occupant(view, seen), *(plan_worker(view, one) for one in seen)]
             pending += [(str(tenure.replica), describe(step)) for step in steps if step is not None]
         known = self._known_urls()
-        for unit in self.slots.units:
+        for unit in self.slots.watched:
             strays = plan_strays(unit.book.workers, known, complete=self.follower.has_looked)
             pending += [("-", describe(step)) for step in strays]
         return pending
@@ -375,7 +376,7 @@ class Service:
                 self._bridge(tenure)
             case Unbridge():
                 self._unbridge(tenure)
-            case Release():
+            case Release() if self.slots.watched == self.slots.units:
                 self._release(tenure)
                 return
         view = tenure.view()
@@ -392,8 +393,12 @@ class Service:
         self._log.update(tenure)
 
     def _seen(self, tenure: Tenure) -> dict[RouterUnit, WorkerView]:
-        """The tenure's worker as each router knows it. A successor that is not up yet knows nobody."""
-        units = [unit for unit in self.slots.units if unit is self.slots.active or unit.router.up]
+        """The tenure's worker as each router knows it. A successor that is not up yet knows nobody.
+
+        A router that was replaced and finishes what it has is not asked: nobody can be registered there any more, and
+        its last requests keep neither a drain waiting, whose bridge is closed to them, nor anybody else.
+        """
+        units = [unit for unit in self.slots.watched if unit is self.slots.active or unit.router.up]
         return {unit: unit.book.view(tenure.url) for unit in units}
 
     def _note_settled(self, tenure: Tenure, is_out: bool) -> None:
@@ -579,8 +584,10 @@ class Service:
         return DrainReport(True, 0, time.monotonic() - began)
 
     def resume(self, replica: ReplicaId) -> None:
-        """Takes a drained replica back into rotation. Raises KeyError for one that is not there."""
+        """Takes a drained replica back into rotation, once it answers. Raises KeyError for one that is not there."""
         tenure = self._current[replica]
+        if tenure.drain:
+            tenure.result = None  # Nobody asked it while it was drained; it may be down by now.
         tenure.drain = False
         tenure.drained.clear()
         tenure.settled_at = tenure.in_flight = None
