@@ -39,6 +39,8 @@ from gateway_sidecar.routers.base import LaunchCommand, LogLine, RouterPorts
 
 _MOST_ANSWER_BYTES = 64 * 1024 * 1024
 _CONNECTION_ATTEMPTS = 3
+_CONNECTION_GAP_S = 1
+"""Between those attempts: SMG's own 30 s keep an engine that was away for a moment out for half a minute."""
 _GENERIC = "generic"
 _OWN_TOKENIZER = frozenset(("--tokenizer-path", "--model-path", "--disable-tokenizer-autoload"))
 _ID_IN_TEXT = re.compile(r"[0-9a-f]{8}(?:-[0-9a-f]{4}){3}-[0-9a-f]{12}")
@@ -84,6 +86,7 @@ def launch_command(
         *("--host", "127.0.0.1", "--port", str(ports.api)),
         *("--prometheus-host", "127.0.0.1", "--prometheus-port", str(ports.metrics)),
         "--enable-igw",  # without it a gRPC worker that is registered at run time gets no traffic
+        *("--worker-startup-check-interval", str(_CONNECTION_GAP_S)),
         *("--policy", policy),
         *("--log-json", "--log-level", log_level),
         *args,
