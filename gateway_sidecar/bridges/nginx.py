@@ -21,7 +21,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
-from gateway_sidecar.bridges.nginx_config import SUCCESSOR, Capacity, NginxConfig, ServiceAddress
+from gateway_sidecar.bridges.nginx_config import SUCCESSOR, TEMPORARY, Capacity, NginxConfig, ServiceAddress
 from gateway_sidecar.errors import BridgeError, ProcessError
 from gateway_sidecar.supervision.logfile import ChildLog
 from gateway_sidecar.supervision.process import Identity, Process, session_members
@@ -88,6 +88,7 @@ class Nginx:
         self.links = settings.run_dir / "bridges"
         self.gates = settings.run_dir / "gates"
         self._directory = settings.run_dir / "nginx"
+        self._temp = settings.log_dir.parent / "nginx-temp"
         self._config_path = self._directory / "nginx.conf"
         self.log = ChildLog(settings.log_dir / "nginx.log")
         self._program: NginxProgram | None = None
@@ -98,9 +99,13 @@ class Nginx:
             raise BridgeError(f"run_dir: {settings.run_dir} is too long a path for Unix sockets; use a shorter one")
 
     def prepare(self) -> None:
-        """Makes the directories that nginx and the links need."""
-        temp = self._settings.log_dir.parent / "nginx-temp"
-        for path in (self.links, self.gates, self._directory, temp, self._settings.log_dir):
+        """Makes the directories that nginx and the links need, whichever is missing.
+
+        nginx makes those for bodies at its start only; should they vanish later, it would answer 500 to what does not
+        fit into memory.
+        """
+        bodies = (self._temp / kind for kind in TEMPORARY)
+        for path in (self.links, self.gates, self._directory, *bodies, self._settings.log_dir):
             path.mkdir(parents=True, exist_ok=True)
 
     def link(self, port: int, target: Path) -> None:
@@ -231,7 +236,7 @@ class Nginx:
             last_port=self._settings.last_port,
             links=self.links,
             directory=self._directory,
-            temp=self._settings.log_dir.parent / "nginx-temp",
+            temp=self._temp,
             gates=self.gates,
             waiting_room=self._settings.run_dir / "hold.sock",
             log=self.log.path,

@@ -10,6 +10,9 @@ _CONNECTIONS_EACH = 4  # client, service address -> router, router -> bridge, br
 SUCCESSOR = ".next"
 """What is added to a service's name to name its second router slot, and the switch that leads to it."""
 
+TEMPORARY = ("client_body", "proxy", "fastcgi", "uwsgi", "scgi")
+"""The directories for what does not fit into memory."""
+
 _SPARE = 64  # files that nginx opens for itself
 _CLOSED = 598  # our own status, inside nginx only: the service's gate is closed
 _UNAVAILABLE = (
@@ -115,7 +118,7 @@ stream {{
     def _http(self) -> str:
         temp = "\n".join(
             f"    {kind}_temp_path {_quoted(self.temp / kind)};"
-            for kind in ("client_body", "proxy", "fastcgi", "uwsgi", "scgi")
+            for kind in TEMPORARY
         )
         servers = "".join(self._server(service) for service in self.services)
         return f"""\

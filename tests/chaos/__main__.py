@@ -10,7 +10,7 @@ import sys
 import time
 from collections import Counter
 
-from tests.chaos.check import check, story, summary
+from tests.chaos.check import check, failures, story, summary
 from tests.chaos.schedule import Mix, make_schedule
 from tests.chaos.stage import Stage
 
@@ -53,7 +53,8 @@ def main() -> int:
         print(line)
     if options.keep or violations:
         stories = stage.gateway.directory / "violations.txt"
-        stories.write_text("\n\n".join([str(schedule), *(story(history, violation) for violation in violations)]))
+        told = [story(history, violation) for violation in violations]
+        stories.write_text("\n\n".join([str(schedule), *told, "ALL THAT FAILED", *failures(history)]))
         print(f"stories          {stories}")
     else:
         shutil.rmtree(stage.gateway.directory)

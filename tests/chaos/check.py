@@ -113,6 +113,10 @@ def _may_blame(request: Request, fault: Fault, faults: Sequence[Fault], engines:
             if request.service == fault.service and _overlap(request, fault.began, fault.ended) and _is_lost(request):
                 return True
             return request.service == fault.service and _nobody_holds(request, fault, faults)
+        case "state removed":
+            # nginx has nowhere to put what does not fit into memory, until the daemon has made the place again.
+            own = request.outcome == "status" and request.status == 500 and "<center>nginx</center>" in request.detail
+            return own and request.large and _overlap(request, fault.began, _felt(fault, faults, 1.0))
         case "sockets away":
             nobody = request.outcome == "status" and request.status in (404, 503) and "router_" not in request.detail
             return request.service == fault.service and nobody and _overlap(request, fault.began, _felt(fault, faults))
@@ -144,13 +148,13 @@ def _nobody_holds(request: Request, router: Fault, faults: Sequence[Fault]) -> b
     return away and _overlap(request, router.began, router.ended)
 
 
-def _felt(fault: Fault, faults: Sequence[Fault]) -> float:
-    """Until when a fault of an engine, or of all of them, may be felt: while nobody is there to react, longer."""
-    end = fault.ended + EVIDENCE_S
+def _felt(fault: Fault, faults: Sequence[Fault], after_s: float = EVIDENCE_S) -> float:
+    """Until when a fault may be felt that somebody has to react to: while nobody is there to do so, longer."""
+    end = fault.ended + after_s
     blind = [f for f in faults if f.kind in ("daemon away", "router killed", "router lost", "nginx killed")]
     for other in sorted(blind, key=lambda f: f.began):
-        if other.began <= end and other.ended > end - EVIDENCE_S:
-            end = max(end, other.ended + EVIDENCE_S)
+        if other.began <= end and other.ended > end - after_s:
+            end = max(end, other.ended + after_s)
     return end
 
 
@@ -335,6 +339,17 @@ def summary(history: History) -> list[str]:
     lines.append(f"drained/released {_counts(Counter(out.why for out in history.out))}")
     lines.append(f"held             {len(history.held)} connections")
     lines.append(f"rests            {len(rests)}, settled after {max(took, default=0):.1f} s at the most")
+    return lines
+
+
+def failures(history: History) -> list[str]:
+    """Every request that failed, and what it is blamed on."""
+    on = _engines_of_requests(history)
+    lines = []
+    for request in history.requests:
+        if request.outcome != "ok":
+            engines = on.get(request.number, frozenset())
+            lines.append(f"{request}\n    on {sorted(engines)}: {explain(request, history.faults, engines)}")
     return lines
 
 

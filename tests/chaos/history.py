@@ -24,6 +24,7 @@ class Request:
     status: int | None = None
     detail: str = ""
     engine: str | None = None
+    large: bool = False
 
 
 @dataclass(frozen=True, slots=True)

@@ -100,7 +100,7 @@ class Load:
             outcome, detail = "broken", "the stream ended before [DONE]"
         return Request(
             number, target.service, target.model, stream, began, time.monotonic(), outcome, status, detail[:_DETAIL],
-            answer.engine,
+            answer.engine, len(padding) == _LARGE,
         )  # fmt: skip
 
 

@@ -9,6 +9,7 @@ import shutil
 import signal
 from pathlib import Path
 
+import aiohttp
 import pytest
 
 from gateway_sidecar.supervision.process import start_ticks
@@ -82,6 +83,14 @@ async def test_state_directory_removed_while_running(gateway: Gateway, engine: S
     while not leases.exists() or len(json.loads(leases.read_text())["services"]["chat"]) < 2:
         await asyncio.sleep(0.01)
     assert await stream_chat(gateway, 3)
+    while not (gateway.directory / "state" / "nginx-temp" / "client_body").exists():
+        await asyncio.sleep(0.01)
+    large = {"model": "tiny", "messages": [{"role": "user", "content": "x" * 1_000_000}], "max_tokens": 2}
+    async with (
+        aiohttp.ClientSession() as session,
+        session.post(f"{gateway.url()}/v1/chat/completions", json=large) as response,
+    ):
+        assert response.status == 200, await response.text()
     pid = service_of(await gateway.status())["router"]["pid"]
     os.kill(pid, signal.SIGKILL)
     await gateway.until(lambda s: service_of(s)["router"]["pid"] not in (None, pid) and s["ready"])
