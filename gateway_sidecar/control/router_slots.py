@@ -9,6 +9,7 @@ from __future__ import annotations
 import asyncio
 import time
 from collections.abc import Awaitable, Callable, Iterable
+from contextlib import suppress
 
 from gateway_sidecar.bridges.connections import open_connections
 from gateway_sidecar.bridges.nginx_config import SUCCESSOR
@@ -76,7 +77,7 @@ class RouterSlots:
 
     @property
     def watched(self) -> list[RouterUnit]:
-        """The routers that are to have the workers; a retiring one is not."""
+        """The routers that are to have every worker; a retiring one only loses some."""
         return [unit for unit in self.units if not unit.retiring]
 
     @property
@@ -185,17 +186,18 @@ class RouterSlots:
                 await asyncio.sleep(_POLL_S)
 
     async def _retire(self, old: RouterUnit) -> None:
-        """Ends a router that gets no new requests any more once nobody is connected to it."""
-        old.retiring = True
+        """Ends a router that gets no new requests any more once nobody is connected to it, or if it hangs."""
         try:
-            await old.halt()
-            await old.router.close_client()
+            await old.retire()
             ports = {old.router.ports.api} if old.router.ports else set()
             deadline = time.monotonic() + self.settings.drain.timeout_s
             # Kept connections of nginx, idle for 5 s at the most, count as somebody's too.
             while await asyncio.to_thread(open_connections, ports) and time.monotonic() < deadline:
-                await asyncio.sleep(_QUIET_GAP_S)
-            await old.router.stop(grace_s=0.5)
+                with suppress(TimeoutError):
+                    async with asyncio.timeout(_QUIET_GAP_S):
+                        await old.hangs.wait()
+                        break
+            await old.router.stop(grace_s=0 if old.hangs.is_set() else 0.5)
             self.units.remove(old)  # Not before: as long as it runs it is ours to write down, or to end.
             self._on_retired()
         finally:

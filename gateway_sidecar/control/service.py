@@ -376,13 +376,16 @@ class Service:
                 self._bridge(tenure)
             case Unbridge():
                 self._unbridge(tenure)
-            case Release() if self.slots.watched == self.slots.units:
+            case Release():
                 self._release(tenure)
                 return
         view = tenure.view()
         for unit, worker in seen.items():
             step = plan_worker(view, worker)
-            if step is not None:
+            if unit.retiring:
+                if isinstance(step, Deregister):
+                    unit.dismiss(step)
+            elif step is not None:
                 if isinstance(step, Deregister):
                     self._tend_room()  # If it was the last one, requests have to wait before it goes.
                 unit.book.start(step)
@@ -393,13 +396,9 @@ class Service:
         self._log.update(tenure)
 
     def _seen(self, tenure: Tenure) -> dict[RouterUnit, WorkerView]:
-        """The tenure's worker as each router knows it. A successor that is not up yet knows nobody.
-
-        A router that was replaced and finishes what it has is not asked: nobody can be registered there any more, and
-        its last requests keep neither a drain waiting, whose bridge is closed to them, nor anybody else.
-        """
-        units = [unit for unit in self.slots.watched if unit is self.slots.active or unit.router.up]
-        return {unit: unit.book.view(tenure.url) for unit in units}
+        """The tenure's worker as each router knows it. A successor that is not up yet knows nobody."""
+        units = [unit for unit in self.slots.units if unit is self.slots.active or unit.retiring or unit.router.up]
+        return {unit: unit.view(tenure.url) for unit in units}
 
     def _note_settled(self, tenure: Tenure, is_out: bool) -> None:
         if tenure.leaving is None or not is_out:
