@@ -116,10 +116,7 @@ stream {{
 """
 
     def _http(self) -> str:
-        temp = "\n".join(
-            f"    {kind}_temp_path {_quoted(self.temp / kind)};"
-            for kind in TEMPORARY
-        )
+        temp = "\n".join(f"    {kind}_temp_path {_quoted(self.temp / kind)};" for kind in TEMPORARY)
         servers = "".join(self._server(service) for service in self.services)
         return f"""\
 http {{

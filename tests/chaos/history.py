@@ -42,9 +42,9 @@ class Served:
 class Fault:
     """Something that was done, from its first effect to when it was over.
 
-    kind: `engine ended`, `engine misbehaved`, `router killed`, `router lost` (frozen, and killed for it), `router frozen`
-        (and thawed in time), `nginx killed`, `daemon away`, `sockets away`, `state removed`, or a mere operation:
-        `router restart`, `reload`.
+    kind: `engine ended`, `engine misbehaved`, `router killed`, `router lost` (frozen, and killed for it), `router
+        frozen` (and thawed in time), `nginx killed`, `daemon away`, `sockets away`, `state removed`, or a mere
+        operation: `router restart`, `reload`.
     """
 
     kind: str
@@ -134,6 +134,16 @@ class Rest:
 
 
 @dataclass(frozen=True, slots=True)
+class Muster:
+    """At rest so many chats were asked for that everybody who serves must have had some."""
+
+    began: float
+    ended: float
+    asked: int
+    expected: tuple[Expected, ...]
+
+
+@dataclass(frozen=True, slots=True)
 class Held:
     """A connection that a client kept open to a bridge port; `answers` are the engines that answered on it, in turn."""
 
@@ -180,6 +190,7 @@ class History:
     snapshots: list[Snapshot] = field(default_factory=list)
     listings: list[Listing] = field(default_factory=list)
     rests: list[Rest] = field(default_factory=list)
+    musters: list[Muster] = field(default_factory=list)
     held: list[Held] = field(default_factory=list)
     log: list[LogLine] = field(default_factory=list)
     failures: list[str] = field(default_factory=list)

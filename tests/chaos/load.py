@@ -50,6 +50,13 @@ class Load:
         self._stop.set()
         await asyncio.gather(*self._clients)
 
+    async def ask_once(self, target: Target) -> Request:
+        """One chat beside the clients', reported like theirs."""
+        async with aiohttp.ClientSession(timeout=aiohttp.ClientTimeout(total=PATIENCE_S)) as session:
+            request = await self._ask(session, target)
+        self._report(request)
+        return request
+
     async def _client(self, target: Target) -> None:
         timeout = aiohttp.ClientTimeout(total=PATIENCE_S)
         while not self._stop.is_set():

@@ -1,7 +1,7 @@
 """From a seed to a schedule: pure, so that the same seed always means the same events.
 
-Validity: nothing happens to anchors; engines of the calm model only come and go in order; an event finds its replica in a
-state it makes sense in, assuming that the events before it took as long as they say.
+Validity: nothing happens to anchors; engines of the calm model only come and go in order; an event finds its replica in
+a state it makes sense in, assuming that the events before it took as long as they say.
 """
 
 from __future__ import annotations

@@ -21,6 +21,7 @@ import aiohttp
 
 from tests.chaos.check import check, story, summary
 from tests.chaos.growth import Tolerance, judge_all
+from tests.chaos.history import History
 from tests.chaos.schedule import Mix, make_schedule
 from tests.chaos.stage import Stage
 
@@ -85,7 +86,7 @@ def main() -> int:
     return 1 if words else 0
 
 
-async def _soak(stage: Stage, series: Series) -> object:
+async def _soak(stage: Stage, series: Series) -> History:
     sampling = asyncio.create_task(_sample(stage, series))
     try:
         return await stage.play()

@@ -8,6 +8,7 @@ import os
 import shutil
 import signal
 import time
+from collections import Counter
 from collections.abc import Awaitable, Callable, Iterator
 from contextlib import suppress
 from dataclasses import dataclass
@@ -19,7 +20,7 @@ import aiohttp
 
 from examples.simulated import EngineKind, Role
 from gateway_sidecar.bridges.connections import open_connections
-from tests.chaos.check import expected_is_there
+from tests.chaos.check import GRACE_S, expected_is_there
 from tests.chaos.engines import EngineHost, read_journal
 from tests.chaos.events import (
     CALM,
@@ -55,6 +56,7 @@ from tests.chaos.history import (
     History,
     Listing,
     LogLine,
+    Muster,
     Out,
     Remains,
     Rest,
@@ -69,6 +71,8 @@ from tests.system.gateway import Gateway, Status
 NEVER = float("inf")
 REST_S = 15.0
 _STAY_S = 1.5
+_SLOW_S = 12.0
+_MUSTER_S = 15.0
 _EMPTY_S = 40.0
 _LATEST_S = 60.0
 _RUNTIMES = {"sglang": "sglang", "vllm": "vllm", "openai": "generic"}
@@ -88,11 +92,14 @@ class _Behind:
 class Stage:
     """Plays one schedule. What happened is in `history`."""
 
-    def __init__(self, schedule: Schedule, *, clients: int = 10, tell: Tell = lambda _text: None) -> None:
+    def __init__(
+        self, schedule: Schedule, *, clients: int = 10, muster_every: int = 4, tell: Tell = lambda _text: None
+    ) -> None:
         self.schedule = schedule
         self.history = History(schedule.seed)
         self._tell = tell
         self._clients = clients
+        self._muster_every = muster_every
         self.gateway = Gateway(services=SERVICES)
         for service in self.gateway.settings["services"]:
             service["health"] = {"interval_s": 1.0, "timeout_s": 1.5, "failures": 3}
@@ -121,6 +128,8 @@ class Stage:
             for number, one in enumerate(self.schedule.rounds, 1):
                 await self._play_round(one)
                 await self._rest(number)
+                if self._muster_every and (number % self._muster_every == 0 or number == len(self.schedule.rounds)):
+                    await self._muster(load)
             await load.stop()
             await self._empty_out()
             for task in watching:
@@ -157,11 +166,14 @@ class Stage:
     async def _play_place(self, began: float, events: list[Event]) -> None:
         for event in events:
             await asyncio.sleep(max(0.0, began + event.at - time.monotonic()))
+            start = time.monotonic()
             try:
                 async with asyncio.timeout(_LATEST_S):
                     await self._do(event)
             except TimeoutError:
                 self.history.failures.append(f"{time.monotonic():.2f}: did not come to an end: {event}")
+            if (took := time.monotonic() - start) > _SLOW_S:
+                self._tell(f"         took {took:.1f} s: {event}")
 
     async def _do(self, event: Event) -> None:
         match event:
@@ -241,6 +253,26 @@ class Stage:
         outcomes = [request.outcome for request in self.history.requests]
         counts = ", ".join(f"{outcomes.count(one)} {one}" for one in sorted(set(outcomes)))
         self._tell(f"round {number}: at rest after {took:.1f} s with {len(wanted)} serving; chats: {counts}")
+
+    async def _muster(self, load: Load) -> None:
+        """Asks until everybody who serves has answered; a router gets the time it needs to trust an engine again."""
+        expected = self._expected()
+        models = {(service, replica): b.engine.model for (service, replica), b in self._behind.items()}
+        missing = {one.engine for one in expected if one.worker_type != Role.PREFILL.value}
+        rest = self.history.rests.pop()
+        await asyncio.sleep(max(0.0, rest.began + GRACE_S + 0.5 - time.monotonic()))
+        began, asked = time.monotonic(), 0
+        while missing and time.monotonic() < began + _MUSTER_S:
+            groups = Counter((one.service, models[one.service, one.replica]) for one in expected)
+            targets = [Target(s, self.gateway.url(s), m) for (s, m), count in groups.items() for _ in range(3 * count)]
+            asked += len(targets)
+            answers = await asyncio.gather(*(load.ask_once(target) for target in targets))
+            missing -= {answer.engine for answer in answers if answer.engine is not None}
+        ended = time.monotonic()
+        self.history.musters.append(Muster(began, ended, asked, expected))
+        self.history.rests.append(Rest(rest.began, ended, rest.expected))
+        who = f"silent: {', '.join(sorted(missing))}" if missing else "everybody has answered"
+        self._tell(f"         {who} after {ended - began:.1f} s and {asked} chats")
 
     async def _empty_out(self) -> None:
         """The load is over: whoever left has nobody on it any more, and ports have to come back."""
@@ -387,6 +419,7 @@ class Stage:
         self._behind.pop(key)
         while not (
             (latest := self.history.snapshots[-1]).at > began + 0.1
+            and latest.ready  # A daemon that has just been started does not know them yet.
             and not any((row.service, row.replica) == key for row in latest.rows)
         ):
             await asyncio.sleep(0.05)
@@ -677,7 +710,8 @@ def _stat(pid: int) -> str:
 def _is_ours(pid: int, word: str) -> bool:
     """Whether this process lives and is what we take it for: pids are used again."""
     stat = _stat(pid)
-    return word in stat.partition("(")[2].rpartition(")")[0] and not stat.rpartition(") ")[2].startswith(("Z", "X", "?"))
+    name, _, state = stat.partition("(")[2].rpartition(") ")
+    return word in name and not state.startswith(("Z", "X", "?"))
 
 
 def _processes_of(directory: Path) -> list[str]:
@@ -694,6 +728,3 @@ def _find(text: str) -> Iterator[str]:
             output = str((entry / "fd" / "1").readlink()) if (entry / "fd" / "1").exists() else ""
             if text in command or text in output:
                 yield f"{entry.name} {command}"
-
-
-__all__ = ["Stage", "Role"]
