@@ -391,7 +391,7 @@ class Service:
                 unit.book.start(step)
             elif tenure.url is not None and worker.held:
                 self._queue.add_after(tenure.key, unit.book.held_for_s(tenure.url))
-        if tenure.drain and tenure.in_flight == 0 and not tenure.linked:
+        if tenure.drain and not tenure.linked and (tenure.in_flight == 0 or tenure.port is None):
             self._finish_drain(tenure)
         self._log.update(tenure)
 

@@ -327,3 +327,17 @@ async def test_engine_that_hangs_while_it_is_registered_is_back_soon(gateway: Ga
         await gateway.until_states({"r1": "serving"}, within_s=12)
         await here.stop()
         await gateway.until_states({})
+
+
+async def test_replica_without_a_bridge_is_drained_at_once(make_gateway: MakeGateway, engine: StartEngine) -> None:
+    """Nobody can be on it: there is nothing to wait for, whether it waits for a port or has only just been seen."""
+    gateway = make_gateway()
+    first = gateway.settings["bridges"]["ports"].split("-")[0]
+    gateway.settings["bridges"]["ports"] = first
+    await gateway.start()
+    await engine(gateway.socket("r1"))
+    await gateway.until_states({"r1": "serving"})
+    await engine(gateway.socket("r2"))
+    await gateway.until(lambda s: any("no free bridge port" in (r["reason"] or "") for r in service_of(s)["replicas"]))
+    code, out, err = await gateway.cli("drain", "chat", "r2", "--timeout", "5")
+    assert code == 0, (out, err)
