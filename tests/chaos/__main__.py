@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import argparse
 import asyncio
+import pickle
 import random
 import shutil
 import sys
@@ -53,6 +54,7 @@ def main() -> int:
         print(line)
     if options.keep or violations:
         stories = stage.gateway.directory / "violations.txt"
+        (stage.gateway.directory / "history.pickle").write_bytes(pickle.dumps(history))
         told = [story(history, violation) for violation in violations]
         stories.write_text("\n\n".join([str(schedule), *told, "ALL THAT FAILED", *failures(history)]))
         print(f"stories          {stories}")
