@@ -513,8 +513,8 @@ class Service:
     def _known_urls(self) -> frozenset[str]:
         known = set(self._by_url)
         for tenure in self.tenures.values():
-            if tenure.facts is None and tenure.port is not None:
-                # Not asked yet: either kind of worker there may be this replica's.
+            if tenure.facts is None and tenure.port is not None and not self._watcher.is_proven_ill(tenure):
+                # It has not said what it is: either kind of worker there may be this replica's, of an earlier daemon.
                 known |= {worker_url(self._host, tenure.port, mode) for mode in ConnectionMode}
         return frozenset(known)
 
