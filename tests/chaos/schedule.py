@@ -106,6 +106,8 @@ class _Maker:
             self._anchor(CHAT, "c0", EngineKind.SGLANG_HTTP, CALM),
             self._anchor(CHAT, "c1", EngineKind.VLLM_GRPC, CALM),
             self._anchor(CHAT, "w0", EngineKind.VLLM_HTTP, WILD),
+            # SMG decides for HTTP or gRPC first and stays with that: each model needs somebody of both.
+            self._anchor(CHAT, "v0", EngineKind.SGLANG_GRPC, WILD),
             self._anchor(PAIRS, "p0", pair_kind, WILD, Role.PREFILL),
             self._anchor(PAIRS, "d0", pair_kind, WILD, Role.DECODE),
         ]

@@ -104,7 +104,7 @@ class Stage:
         for service in self.gateway.settings["services"]:
             service["health"] = {"interval_s": 1.0, "timeout_s": 1.5, "failures": 3}
             service["router"] = {"api_timeout_s": 3.0}
-            service["drain"] = {"timeout_s": 30.0, "settle_s": 0.5}
+            service["drain"] = {"timeout_s": 30.0}
         self._hosts = {n: EngineHost(self.gateway.directory, n) for n in (0, *WILD_HOSTS)}
         self._behind: dict[tuple[str, str], _Behind] = {}
         self._here = {service: asyncio.Event() for service in SERVICES}
@@ -640,7 +640,7 @@ class Stage:
     async def _reload(self, event: Reload) -> None:
         began = time.monotonic()
         for service in self.gateway.settings["services"]:
-            service["drain"] = {"timeout_s": event.drain_s, "settle_s": 0.5}
+            service["drain"] = {"timeout_s": event.drain_s}
         if event.router:
             router = self.gateway.settings["services"][0]["router"]
             policy = "round_robin" if router.get("policy", "cache_aware") == "cache_aware" else "cache_aware"
