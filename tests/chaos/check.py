@@ -126,6 +126,11 @@ def _may_blame(request: Request, fault: Fault, faults: Sequence[Fault], engines:
         case "sockets away":
             nobody = request.outcome == "status" and request.status in (404, 503) and "router_" not in request.detail
             return request.service == fault.service and nobody and _overlap(request, fault.began, _felt(fault, faults))
+        case "unlinked unseen":
+            # SMG tries other engines, but no other prefill or decode engine: a pair needs the daemon for that.
+            if not fault.service == request.service == PAIRS or request.outcome != "status":
+                return False
+            return "router_" not in request.detail and _overlap(request, fault.began, fault.ended)
         case "engine ended" | "engine misbehaved":
             if fault.service != request.service or fault.model != request.model:
                 return False

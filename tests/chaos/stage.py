@@ -415,7 +415,7 @@ class Stage:
             return
         await self._here[event.service].wait()
         self._path(*key).unlink()
-        began = time.monotonic()
+        began, seen = time.monotonic(), self._daemon_up.is_set()
         self._behind.pop(key)
         while not (
             (latest := self.history.snapshots[-1]).at > began + 0.1
@@ -423,6 +423,8 @@ class Stage:
             and not any((row.service, row.replica) == key for row in latest.rows)
         ):
             await asyncio.sleep(0.05)
+        if not seen:
+            self._engine_fault("unlinked unseen", event.service, behind.engine, began)
         self.history.out.append(Out(behind.engine.name, time.monotonic(), NEVER, "released"))
         with suppress(OSError):
             await self._hosts[behind.engine.host].ask("DELETE", f"/{behind.engine.name}", grace_s="0", unlink="false")

@@ -140,6 +140,16 @@ def test_sockets_that_are_away_excuse_only_that_nobody_is_there() -> None:
     assert failed(LOST, away) != []
 
 
+def test_a_socket_that_goes_unseen_excuses_only_pairs() -> None:
+    """Anybody else's request SMG has to send elsewhere."""
+    unseen = Fault("unlinked unseen", 10.5, 12.0, "pairs", "p1-1", "calm")
+    answer = replace(OK, service="pairs", outcome="status", status=502, detail="Transport error")
+    assert failed(answer, unseen) == []
+    assert failed(replace(answer, service="chat"), replace(unseen, service="chat")) != []
+    assert failed(replace(answer, outcome="broken"), unseen) != []
+    assert failed(replace(answer, began=13.0, ended=13.1), unseen) != []
+
+
 def test_lost_state_excuses_only_what_does_not_fit_into_memory() -> None:
     removed = Fault("state removed", 9.5, 10.5)
     large = replace(OK, outcome="status", status=500, detail="<center>nginx</center>", large=True)
