@@ -33,6 +33,8 @@ EXPLAINED_ERRORS: dict[str, frozenset[str]] = {
     "router.not_answering": frozenset({"router killed", "router lost", "router frozen"}),
     "bridge.exited": frozenset({"nginx killed"}),
     "bridge.not_started": frozenset({"nginx killed"}),
+    "bridge.not_reloaded": frozenset({"nginx killed"}),
+    "router.not_replaced": frozenset({"router killed", "router lost", "router frozen"}),
     "state.not_written": frozenset({"state removed"}),
     "replica.notes_refused": frozenset(),
 }

@@ -69,6 +69,7 @@ class Mix:
     shared_gap_s: float = 5.0
     calm_slots: int = 6
     wild_slots: int = 8
+    pair_slots: int = 2
     shared: tuple[str, ...] = (
         "kill daemon", "stop daemon", "kill router", "freeze router", "restart router", "kill nginx", "reload",
         "remove state", "move sockets", "kill host",
@@ -114,7 +115,7 @@ class _Maker:
         self._slots = [
             *(_Slot(CHAT, f"c{n}", CALM, (Role.REGULAR,), _KINDS) for n in range(2, 2 + mix.calm_slots)),
             *(_Slot(CHAT, f"w{n}", WILD, (Role.REGULAR,), _KINDS) for n in range(1, 1 + mix.wild_slots)),
-            *(_Slot(PAIRS, f"p{n}", WILD, (Role.PREFILL, Role.DECODE), pair) for n in range(1, 3)),
+            *(_Slot(PAIRS, f"p{n}", WILD, (Role.PREFILL, Role.DECODE), pair) for n in range(1, 1 + mix.pair_slots)),
         ]
         self._shared_free: dict[str, float] = {}
 

@@ -29,7 +29,13 @@ _PAGE_KB = os.sysconf("SC_PAGE_SIZE") / 1024
 _GAP_S = 2.0
 _RESTING_S = 2.5
 MIX = Mix(
-    round_s=30.0, slot_gap_s=0.25, shared_gap_s=6.0, calm_slots=16, wild_slots=0, shared=("restart router", "reload")
+    round_s=30.0,
+    slot_gap_s=0.25,
+    shared_gap_s=6.0,
+    calm_slots=16,
+    wild_slots=0,
+    pair_slots=0,
+    shared=("restart router", "reload"),
 )
 TOLERANCES = {
     "daemon resident kB": Tolerance(3000, share=0.05),

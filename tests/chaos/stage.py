@@ -149,12 +149,12 @@ class Stage:
         await self.gateway.until(lambda status: expected_is_there(wanted, _rows(status)), within_s=30)
 
     async def _tear_down(self) -> None:
+        await self.gateway.close(keep_files=True)
         self._collect()
         for host in self._hosts.values():
             await host.kill()
         if self._calls is not None:
             await self._calls.close()
-        await self.gateway.session.close()
 
     async def _play_round(self, one: Round) -> None:
         began = time.monotonic()
