@@ -5,8 +5,11 @@ from __future__ import annotations
 import socket
 from pathlib import Path
 
+import pytest
+
 from gateway_sidecar.bridges.connections import open_connections
 from gateway_sidecar.bridges.nginx import busy_ports
+from gateway_sidecar.control.daemon import count_pause_s
 
 
 def test_real_connections_are_counted_until_both_sides_are_done() -> None:
@@ -45,3 +48,10 @@ def test_busy_ports_are_named() -> None:
         port = server.getsockname()[1]
         assert busy_ports([("127.0.0.1", port)]) == [("127.0.0.1", port, "EADDRINUSE")]
     assert busy_ports([("192.0.2.1", 1)])[0][2] == "EADDRNOTAVAIL"
+
+
+def test_counts_go_on_however_long_one_took() -> None:
+    """A busy machine makes a count slow; whoever waits for the next one must not wait ten times as long."""
+    assert count_pause_s(0.0) == pytest.approx(0.05)
+    assert count_pause_s(0.02) == pytest.approx(0.2)
+    assert count_pause_s(30.0) == pytest.approx(1.0)
