@@ -9,6 +9,7 @@ import logging
 from aiohttp import web
 from aiohttp.http_exceptions import HttpProcessingError
 
+from examples.simulated.bootstrap import Rendezvous
 from examples.simulated.completions import NATIVE_PATHS, OPENAI_PATHS, respond
 from examples.simulated.core import EngineCore, InferenceError
 from examples.simulated.http_lies import TELLERS
@@ -92,6 +93,7 @@ class HttpFront:
         try:
             with self._core.ledger.inference(RecordedRequest(request.path, ask)):
                 self._core.begin_inference()
+                await self._core.meet(Rendezvous.of_json(ask))
                 return await respond(answer, request, self._signature)
         except InferenceError as failure:
             return self._send(Page({"error": {"message": str(failure), "code": 500}}, 500))

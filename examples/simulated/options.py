@@ -95,10 +95,13 @@ KV_ROLES = {Role.REGULAR: "", Role.PREFILL: "kv_producer", Role.DECODE: "kv_cons
 class EngineSpec:
     """What an engine is. Everything but `kind` and `socket` has a default; `name` is the socket's stem.
 
-    `kv_connector`, `kv_role` and `kv_engine_id` are vLLM's: a prefill or decode vLLM is given NixlConnector,
-    the role's `kv_role` and an engine id of its own where they are not set. `bootstrap_port` is SGLang's, who
-    names one even when it is not disaggregated. `leave_socket` says that a stopped engine leaves its socket
-    file behind, as vLLM over HTTP does. `dev_mode` makes vLLM over HTTP answer `/server_info`.
+    `kv_connector`, `kv_role` and `kv_engine_id` are vLLM's: a prefill or decode vLLM is given
+    NixlConnector, the role's `kv_role` and an engine id of its own where they are not set. `bootstrap_port`
+    is SGLang's, who names one even when it is not disaggregated. With a `transfer_timeout_s` a
+    disaggregated SGLang really meets its peer (`bootstrap.py`): a prefill engine listens on
+    `bootstrap_listen`, a decode engine connects to where its requests say, and a request whose engines do
+    not meet in that time fails. `leave_socket` says that a stopped engine leaves its socket file behind, as
+    vLLM over HTTP does. `dev_mode` makes vLLM over HTTP answer `/server_info`.
     """
 
     __pydantic_config__ = ConfigDict(extra="forbid")
@@ -110,6 +113,8 @@ class EngineSpec:
     role: Role = Role.REGULAR
     version: str = ""
     bootstrap_port: Port = 8998
+    bootstrap_listen: str = "127.0.0.1"
+    transfer_timeout_s: Seconds = 0.0
     kv_connector: str = ""
     kv_role: str = ""
     kv_engine_id: str = ""
