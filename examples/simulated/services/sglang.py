@@ -24,6 +24,7 @@ class SglangService(EngineService):
 
     messages = sglang_scheduler_pb2
     service = "SglangScheduler"
+    rendezvous_field = "disaggregated_params"
 
     def asked(self, request: Any) -> Asked:
         return Asked(
@@ -34,9 +35,9 @@ class SglangService(EngineService):
         )
 
     def rendezvous(self, request: Any) -> Rendezvous | None:
-        if not request.HasField("disaggregated_params"):
+        if not request.HasField(self.rendezvous_field):
             return None
-        params = request.disaggregated_params
+        params = getattr(request, self.rendezvous_field)
         return Rendezvous(params.bootstrap_host, params.bootstrap_port, params.bootstrap_room)
 
     async def model_info(self, request: Any, context: Any) -> Message:
