@@ -1,0 +1,75 @@
+"""Network namespaces for tests: networks of their own, made and removed here."""
+
+from __future__ import annotations
+
+import itertools
+import os
+import subprocess
+from collections.abc import Iterator
+from contextlib import ExitStack, contextmanager
+
+_numbers = itertools.count()
+
+
+class Namespace:
+    """One network namespace, with its loopback up."""
+
+    def __init__(self, name: str) -> None:
+        self.name = name
+
+    @property
+    def enter(self) -> list[str]:
+        """What to put before a command that is to run inside."""
+        return ["ip", "netns", "exec", self.name]
+
+    def ip(self, *words: str) -> str:
+        """`ip WORDS` inside."""
+        return run("ip", "-n", self.name, *words)
+
+    def addresses(self, interface: str) -> list[str]:
+        """`ADDRESS/LENGTH` of everything on an interface but link-local ones; empty if there is none such."""
+        try:
+            rows = self.ip("-o", "addr", "show", "dev", interface).splitlines()
+        except subprocess.CalledProcessError:
+            return []
+        return sorted(row.split()[3] for row in rows if not row.split()[3].startswith("fe80"))
+
+
+def run(*command: str) -> str:
+    """A command's output; it must succeed."""
+    return subprocess.run(command, check=True, capture_output=True, text=True).stdout
+
+
+def why_not() -> str | None:
+    """Why namespaces cannot be made here; None where they can."""
+    if os.geteuid() != 0:
+        return "network namespaces need root"
+    try:
+        with namespaces(1) as (one,):
+            one.ip("link", "add", "x0", "type", "bridge")
+    except (OSError, subprocess.CalledProcessError) as error:
+        return f"network namespaces cannot be made here: {getattr(error, 'stderr', None) or error}"
+    return None
+
+
+@contextmanager
+def namespaces(count: int) -> Iterator[list[Namespace]]:
+    """So many namespaces, gone afterwards with all that is in them."""
+    with ExitStack() as stack:
+        made = []
+        for _ in range(count):
+            name = f"gwsc-{os.getpid()}-{next(_numbers)}"
+            run("ip", "netns", "add", name)
+            stack.callback(run, "ip", "netns", "del", name)
+            run("ip", "-n", name, "link", "set", "lo", "up")
+            made.append(Namespace(name))
+        yield made
+
+
+def join(one: Namespace, address: str, other: Namespace, other_address: str) -> None:
+    """A cable between two namespaces, `ADDRESS/LENGTH` at each end; the interfaces are called after each other."""
+    here, there = f"to-{other.name.rpartition('-')[2]}", f"to-{one.name.rpartition('-')[2]}"
+    run("ip", "-n", one.name, "link", "add", here, "type", "veth", "peer", "name", there, "netns", other.name)
+    for space, interface, its in ((one, here, address), (other, there, other_address)):
+        space.ip("addr", "add", its, "dev", interface, *(["nodad"] if ":" in its else []))
+        space.ip("link", "set", interface, "up")
