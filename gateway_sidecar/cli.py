@@ -109,6 +109,10 @@ def _parser() -> argparse.ArgumentParser:
         command.set_defaults(command=_install if name == "install" else _uninstall)
         command.add_argument("--root", type=Path, default=Path("/"), metavar="DIR", help="another root directory")
         command.add_argument("--dry-run", action="store_true", help="only say what would be done")
+        if name == "install":
+            command.add_argument(
+                "--peers", action="store_true", help="let the daemon put replicas' own addresses on this machine"
+            )
     schema = commands.add_parser("schema", help="print the JSON Schema of the configuration, for editors")
     schema.set_defaults(command=_schema)
     return parser
@@ -242,7 +246,7 @@ def _reload(arguments: argparse.Namespace) -> int:
 def _install(arguments: argparse.Namespace) -> int:
     from gateway_sidecar.install import install
 
-    return _print_steps(install(arguments.root, dry_run=arguments.dry_run))
+    return _print_steps(install(arguments.root, peers=arguments.peers, dry_run=arguments.dry_run))
 
 
 def _uninstall(arguments: argparse.Namespace) -> int:

@@ -9,7 +9,7 @@ from collections.abc import Collection, Container, Iterator
 from ipaddress import IPv4Address, IPv6Address
 from pathlib import Path
 
-from gateway_sidecar.config import Endpoint
+from gateway_sidecar.domain.model import PeerAddress
 
 _OPEN = frozenset((b"01", b"04", b"05", b"08"))  # established, fin-wait-1, fin-wait-2, close-wait
 _TABLES = (Path("/proc/self/net/tcp"), Path("/proc/self/net/tcp6"))
@@ -29,10 +29,10 @@ def open_connections(ports: Container[int], tables: tuple[Path, ...] = _TABLES) 
     return found
 
 
-def connections_at(endpoints: Collection[Endpoint], tables: tuple[Path, ...] = _TABLES) -> Counter[Endpoint]:
+def connections_at(addresses: Collection[PeerAddress], tables: tuple[Path, ...] = _TABLES) -> Counter[PeerAddress]:
     """Address -> open connections that end there, for addresses of this machine and of others alike. Blocks."""
-    wanted = {text: endpoint for endpoint in endpoints for text in _kernel_texts(endpoint)}
-    found: Counter[Endpoint] = Counter()
+    wanted = {text: address for address in addresses for text in _kernel_texts(address)}
+    found: Counter[PeerAddress] = Counter()
     for local, remote, state in _rows(tables):
         if state not in _OPEN:
             continue
@@ -54,12 +54,12 @@ def kernel_address(text: bytes) -> IPv4Address | IPv6Address:
     return address.ipv4_mapped or address
 
 
-def _kernel_texts(endpoint: Endpoint) -> Iterator[bytes]:
+def _kernel_texts(address: PeerAddress) -> Iterator[bytes]:
     """An address as the kernel's tables write it: IPv4 as such, and as an IPv6 socket has it."""
-    packed = ipaddress.ip_address(endpoint.host).packed
-    for each in (packed,) if len(packed) == 16 else (packed, IPv6Address(f"::ffff:{endpoint.host}").packed):
+    packed = ipaddress.ip_address(address.host).packed
+    for each in (packed,) if len(packed) == 16 else (packed, IPv6Address(f"::ffff:{address.host}").packed):
         words = (int.from_bytes(each[at : at + 4], sys.byteorder) for at in range(0, len(each), 4))
-        yield f"{''.join(f'{word:08X}' for word in words)}:{endpoint.port:04X}".encode()
+        yield f"{''.join(f'{word:08X}' for word in words)}:{address.port:04X}".encode()
 
 
 def _same_host(one: bytes, other: bytes) -> bool:

@@ -10,6 +10,7 @@ _CONNECTIONS_EACH = 4  # client, service address -> router, router -> bridge, br
 SUCCESSOR = ".next"
 """What is added to a service's name to name its second router slot, and the switch that leads to it."""
 
+_PEER_CONNECTIONS = 4096  # two for each request; 1.5 MB
 _SPARE = 64  # files that nginx opens for itself
 _CLOSED = 598  # our own status, inside nginx only: the service's gate is closed
 _UNAVAILABLE = (
@@ -186,6 +187,34 @@ http {{
             return 503 '{_UNAVAILABLE.replace("SERVICE", service.service)}';
         }}
     }}
+"""
+
+
+def peer_config(host: str, port: int, link: Path, directory: Path, stream_module: Path | None) -> str:
+    """The whole configuration of the nginx that serves one address of a replica, to this machine and nobody else.
+
+    A connection from this machine to an address of its own comes from that very address; whoever else can send
+    packets here does not have it.
+    """
+    load = f"load_module {_quoted(stream_module)};\n" if stream_module is not None else ""
+    return f"""\
+# Written by gateway-sidecar. Changes made here are lost.
+daemon off;
+master_process off;
+pid {_quoted(directory / "nginx.pid")};
+error_log stderr warn;
+{load}events {{ worker_connections {_PEER_CONNECTIONS}; multi_accept on; }}
+stream {{
+    server {{
+        listen {_bracketed(host)}:{port} backlog=1024 so_keepalive=60s:10s:6;
+        allow {host};
+        deny all;
+        tcp_nodelay on;
+        proxy_connect_timeout 2s;
+        proxy_timeout 24h;
+        proxy_pass unix:{link};
+    }}
+}}
 """
 
 

@@ -82,6 +82,9 @@ class Metrics:
         self.bridge_up = gauge("bridge_up", "1 while nginx runs.")
         self.bridge_reloads = counter("bridge_reloads", "Reloads of nginx; scale events cause none.")
         self.bridge_starts = counter("bridge_starts", "Times nginx was started.")
+        self.peer_addresses = gauge(
+            "peer_addresses", "Addresses that replicas are advertised under, by state.", "state"
+        )
         self.loop_lag = Histogram(
             prefix + "loop_lag_seconds",
             "How late the event loop runs what is due.",

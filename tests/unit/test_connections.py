@@ -7,7 +7,7 @@ from pathlib import Path
 
 from gateway_sidecar.bridges.connections import connections_at, kernel_address, open_connections
 from gateway_sidecar.bridges.nginx import busy_ports
-from gateway_sidecar.config import Endpoint
+from gateway_sidecar.domain.model import PeerAddress
 
 
 def test_real_connections_are_counted_until_both_sides_are_done() -> None:
@@ -65,8 +65,8 @@ def test_connections_are_counted_by_address(tmp_path: Path) -> None:
         "   0: 000000FD000000000000000005000000:1F40 000000FD000000000000000005000000:A000 01 00:0 0:0 0 0\n"
         "   1: 0000000000000000FFFF00000207A8C0:A1E2 0000000000000000FFFF00000600000A:1F40 08 00:0 0:0 0 0\n"
     )
-    here, there, six = Endpoint("10.0.0.5", 8000), Endpoint("10.0.0.6", 8000), Endpoint("fd00::5", 8000)
-    assert connections_at({here, there, six, Endpoint("10.0.0.7", 8000)}, (tcp, tcp6)) == {here: 1, there: 2, six: 1}
+    here, there, six = PeerAddress("10.0.0.5", 8000), PeerAddress("10.0.0.6", 8000), PeerAddress("fd00::5", 8000)
+    assert connections_at({here, there, six, PeerAddress("10.0.0.7", 8000)}, (tcp, tcp6)) == {here: 1, there: 2, six: 1}
 
 
 def test_the_kernels_addresses_are_read() -> None:
