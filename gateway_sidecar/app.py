@@ -9,14 +9,18 @@ import os
 import signal
 from collections.abc import Awaitable, Callable
 from functools import partial
+from ipaddress import ip_network
 from pathlib import Path
 
 from gateway_sidecar.admin.api import serve_admin
 from gateway_sidecar.admin.exposition import serve_metrics
 from gateway_sidecar.admin.hold import serve_hold
-from gateway_sidecar.bridges.nginx import BridgeSettings, Nginx, busy_ports
+from gateway_sidecar.bridges.addresses import ClaimRules, PeerAddresses
+from gateway_sidecar.bridges.nginx import BridgeSettings, Nginx, busy_ports, find_nginx
+from gateway_sidecar.bridges.peer_nginx import PeerNginx, PeerPlaces, left_running
 from gateway_sidecar.config import PortRange, ServiceSettings, Settings, load_overrides
 from gateway_sidecar.control.daemon import Daemon
+from gateway_sidecar.control.peer_keeper import PeerKeeper
 from gateway_sidecar.control.router_process import RouterProcess
 from gateway_sidecar.control.service import Service
 from gateway_sidecar.domain.leases import NoFreePort, PortLeases
@@ -25,16 +29,21 @@ from gateway_sidecar.errors import ConfigError, ProcessError, StateError
 from gateway_sidecar.routers.base import RouterPorts
 from gateway_sidecar.routers.smg import Smg
 from gateway_sidecar.sources.socket_pattern import SocketPattern
+from gateway_sidecar.supervision.logfile import ChildLog
+from gateway_sidecar.supervision.privileges import CAP_NET_ADMIN, keep_to_ourselves
 from gateway_sidecar.telemetry.metrics import Metrics
 
 
 class RealAdapters:
     """Services built of SMG, nginx, socket patterns and the real probe (an `Adapters`)."""
 
-    def __init__(self, settings: Settings, nginx: Nginx, bridges: PortLeases, metrics: Metrics) -> None:
+    def __init__(
+        self, settings: Settings, nginx: Nginx, bridges: PortLeases, peers: PeerKeeper, metrics: Metrics
+    ) -> None:
         self._settings = settings
         self._nginx = nginx
         self._bridges = bridges
+        self._peers = peers
         self._metrics = metrics
         self._router_ports = RouterPortLeases(settings.router_ports)
         self._probe = EngineProbe()
@@ -52,6 +61,7 @@ class RealAdapters:
             probe=self._probe,
             links=self._nginx,
             leases=self._bridges,
+            peers=self._peers,
             host=self._settings.bridges.host,
             make_router=self.router,
             choose_ports=self._router_ports.choose,
@@ -135,8 +145,17 @@ def build_daemon(config_path: Path, settings: Settings) -> Daemon:
         )
     )
     bridges = PortLeases(range(settings.bridges.ports.first, settings.bridges.ports.last + 1))
-    adapters = RealAdapters(settings, nginx, bridges, metrics)
-    return Daemon(config_path, settings, nginx=nginx, leases=bridges, metrics=metrics, adapters=adapters)
+    peers = _peer_keeper(settings, nginx, metrics)
+    adapters = RealAdapters(settings, nginx, bridges, peers, metrics)
+    return Daemon(config_path, settings, nginx=nginx, leases=bridges, peers=peers, metrics=metrics, adapters=adapters)
+
+
+def _peer_keeper(settings: Settings, nginx: Nginx, metrics: Metrics) -> PeerKeeper:
+    networks = [ip_network(text) for text in settings.peers.networks]
+    claims = PeerAddresses(ClaimRules(settings.peers.interface, networks, settings.run_dir))
+    log = ChildLog(settings.state_dir / "log" / "peers.log")
+    places = PeerPlaces(settings.run_dir / "peers", nginx.links, log, partial(find_nginx, settings.bridges.nginx))
+    return PeerKeeper(claims, partial(PeerNginx, places), partial(left_running, places), log, metrics)
 
 
 def take_lock(run_dir: Path) -> int:
@@ -167,6 +186,7 @@ async def run_daemon(config_path: Path, settings: Settings) -> None:
     reads the configuration again.
     """
     lock = take_lock(settings.run_dir)
+    keep_to_ourselves(CAP_NET_ADMIN)
     daemon = build_daemon(config_path, settings)
     loop = asyncio.get_running_loop()
     reloads: set[asyncio.Task[object]] = set()

@@ -2,12 +2,19 @@
 
 from __future__ import annotations
 
+import ctypes
 import itertools
 import os
+import socket
 import subprocess
 from collections.abc import Iterator
 from contextlib import ExitStack, contextmanager
+from pathlib import Path
+from typing import Any
 
+AddressInfo = tuple[Any, ...]
+_LIBC = ctypes.CDLL(None, use_errno=True)
+_CLONE_NEWNET = 0x40000000
 _numbers = itertools.count()
 
 
@@ -26,6 +33,15 @@ class Namespace:
         """`ip WORDS` inside."""
         return run("ip", "-n", self.name, *words)
 
+    def socket(self, info: AddressInfo) -> socket.socket:
+        """A socket inside, for a client outside."""
+        with Path("/proc/thread-self/ns/net").open() as outside, Path(f"/run/netns/{self.name}").open() as inside:
+            _enter(inside.fileno())
+            try:
+                return socket.socket(info[0], info[1], info[2])
+            finally:
+                _enter(outside.fileno())
+
     def addresses(self, interface: str) -> list[str]:
         """`ADDRESS/LENGTH` of everything on an interface but link-local ones; empty if there is none such."""
         try:
@@ -33,6 +49,12 @@ class Namespace:
         except subprocess.CalledProcessError:
             return []
         return sorted(row.split()[3] for row in rows if not row.split()[3].startswith("fe80"))
+
+
+def _enter(namespace: int) -> None:
+    """Moves this thread, and no other, to a network namespace."""
+    if _LIBC.setns(namespace, _CLONE_NEWNET) != 0:
+        raise OSError(ctypes.get_errno(), "setns")
 
 
 def run(*command: str) -> str:
@@ -73,3 +95,35 @@ def join(one: Namespace, address: str, other: Namespace, other_address: str) -> 
     for space, interface, its in ((one, here, address), (other, there, other_address)):
         space.ip("addr", "add", its, "dev", interface, *(["nodad"] if ":" in its else []))
         space.ip("link", "set", interface, "up")
+
+
+class Lan:
+    """A network of its own that namespaces are plugged into; nothing else reaches it."""
+
+    def __init__(self, switch: Namespace) -> None:
+        self._switch = switch
+        switch.ip("link", "add", "lan", "type", "bridge")
+        switch.ip("link", "set", "lan", "up")
+
+    def plug(self, host: Namespace, *addresses: str) -> None:
+        """Gives a host its `ADDRESS/LENGTH`s on the network."""
+        port = f"p-{host.name.rpartition('-')[2]}"
+        run(
+            "ip",
+            "-n",
+            host.name,
+            "link",
+            "add",
+            "eth0",
+            "type",
+            "veth",
+            "peer",
+            "name",
+            port,
+            "netns",
+            self._switch.name,
+        )
+        self._switch.ip("link", "set", port, "master", "lan", "up")
+        for address in addresses:
+            host.ip("addr", "add", address, "dev", "eth0", *(["nodad"] if ":" in address else []))
+        host.ip("link", "set", "eth0", "up")

@@ -49,7 +49,7 @@ def _row(replica: dict[str, Any]) -> tuple[str, ...]:
         engine or "-",
         replica["worker_type"] or "-",
         replica["model"] or "-",
-        replica["bridge"] or "-",
+        replica["advertise"] or replica["bridge"] or "-",
         replica["reason"] or "",
     )
 

@@ -24,9 +24,13 @@ def status(daemon: Daemon) -> dict[str, Any]:
             "quarantined": len(daemon.leases.quarantined),
             "reloads": daemon.keeper.nginx.reloads,
         },
-        "problems": [f"{what}: {reason}" for what, reason in sorted(daemon.problems.items())],
+        "problems": [f"{what}: {reason}" for what, reason in sorted(_problems(daemon).items())],
         "ready": daemon.ready,
     }
+
+
+def _problems(daemon: Daemon) -> dict[str, str]:
+    return daemon.problems | ({"peers": daemon.peers.problem} if daemon.peers.problem else {})
 
 
 def _service(name: str, service: Service) -> dict[str, Any]:
@@ -63,6 +67,8 @@ def _replica(service: Service, tenure: Tenure) -> dict[str, Any]:
         "state_age_s": round(time.monotonic() - tenure.state_since, 3),
         "socket": str(tenure.sighting.socket),
         "bridge": str(Endpoint(tenure.host, tenure.port)) if tenure.port is not None else None,
+        "advertise": str(tenure.peer) if tenure.peer else None,
+        "direct": tenure.peer.direct if tenure.peer else False,
         "worker_id": worker.worker_id if worker else None,
         "worker_type": kind.value if kind else None,
         "connection_mode": facts.connection_mode.value if facts else None,

@@ -7,13 +7,14 @@ from __future__ import annotations
 
 import asyncio
 import time
-from collections.abc import Awaitable, Callable, Mapping
+from collections import Counter
+from collections.abc import Awaitable, Callable, Collection, Mapping
 from contextlib import suppress
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any, Protocol
 
-from gateway_sidecar.bridges.connections import open_connections
+from gateway_sidecar.bridges.connections import connections_at, open_connections
 from gateway_sidecar.bridges.nginx import Nginx
 from gateway_sidecar.bridges.nginx_config import ServiceAddress
 from gateway_sidecar.config import ServiceSettings, Settings, line_of, load_config
@@ -21,9 +22,11 @@ from gateway_sidecar.control import records
 from gateway_sidecar.control.bridge_keeper import BridgeKeeper
 from gateway_sidecar.control.follower import Source
 from gateway_sidecar.control.guard import keep_running
+from gateway_sidecar.control.peer_keeper import PeerKeeper
 from gateway_sidecar.control.router_process import RouterProcess
 from gateway_sidecar.control.service import Service
 from gateway_sidecar.domain.leases import PortLeases
+from gateway_sidecar.domain.model import PeerAddress
 from gateway_sidecar.errors import ConfigError, ProcessError, RouterUnavailable, StateError
 from gateway_sidecar.routers.base import RouterKind
 from gateway_sidecar.supervision.logfile import ChildLog
@@ -36,7 +39,7 @@ _WRITE_GAP_S = 0.2
 _COUNT_GAP_S = 0.05
 _COUNT_REST_S = 0.2
 _STALE_S = 10.0
-_FIXED = ("state_dir", "run_dir", "bridges", "router_ports", "metrics", "rescan_interval_s")
+_FIXED = ("state_dir", "run_dir", "bridges", "peers", "router_ports", "metrics", "rescan_interval_s")
 
 
 class Adapters(Protocol):
@@ -70,6 +73,7 @@ class Daemon:
         *,
         nginx: Nginx,
         leases: PortLeases,
+        peers: PeerKeeper,
         metrics: Metrics,
         adapters: Adapters,
     ) -> None:
@@ -77,6 +81,8 @@ class Daemon:
         self.settings = settings
         self.metrics = metrics
         self.leases = leases
+        self.peers = peers
+        peers.has_looked = lambda: all(s.follower.has_looked for s in self.services.values())
         self._adapters = adapters
         self._running: dict[str, _Running] = {}
         self.keeper = BridgeKeeper(nginx, self._addresses, metrics, self.note_change)
@@ -131,7 +137,14 @@ class Daemon:
         await self._take_up(processes, leases)
         background = [
             asyncio.create_task(keep_running("-", loop, self.metrics))
-            for loop in (self.keeper.run, self._write_loop, self._count_loop, self._log_loop, self._watch_loop)
+            for loop in (
+                self.keeper.run,
+                self.peers.run,
+                self._write_loop,
+                self._count_loop,
+                self._log_loop,
+                self._watch_loop,
+            )
         ]
         for running in self._running.values():
             running.task = asyncio.create_task(running.service.run())
@@ -167,6 +180,7 @@ class Daemon:
             # nginx first: it lets the requests in flight finish, and then nothing is in flight in a router either.
             await self.keeper.nginx.stop(grace_s=5)
             await asyncio.gather(*(router.stop(grace_s=0.5) for router in self._routers()))
+            await self.peers.close()
             for port in self.keeper.nginx.linked():
                 self.keeper.nginx.unlink(port)
             for record in (self._processes_path, self._leases_path):
@@ -178,6 +192,7 @@ class Daemon:
                 await router.let_go()
             if self.keeper.nginx.process is not None:
                 self.keeper.nginx.process.let_go()
+            self.peers.let_go()
         self._logger.info("daemon.stopped", left_running=not self._stop_all)
 
     def _add(self, settings: ServiceSettings, *, prepare: bool = False) -> Service:
@@ -237,6 +252,7 @@ class Daemon:
         await self.keeper.begin([*([earlier] if earlier else []), *unrecorded])
         with suppress(StateError):  # The write loop tries again, and tells.
             await self._write_records()
+        await self.peers.begin()
         links = self.keeper.nginx.linked()
         for name, service in self.services.items():
             service.models = [str(model) for model in leases.get("models", {}).get(name, [])]
@@ -343,12 +359,13 @@ class Daemon:
         while True:
             self._beats["count"] = time.monotonic()
             resting = self.leases.quarantined
-            ports = set().union(resting, *(s.ports_to_count() for s in self.services.values()))
+            places: set[int | PeerAddress] = set()
+            places.update(resting, *(s.places_to_count() for s in self.services.values()))
             began = time.monotonic()
-            if ports:
-                counts = await asyncio.to_thread(open_connections, ports)
+            if places:
+                counts = await asyncio.to_thread(_count, places)
                 for service in self.services.values():
-                    service.connections_counted(began, ports, counts)
+                    service.connections_counted(began, places, counts)
                 for port in resting:
                     if counts[port] == 0:
                         self.leases.settle(port)
@@ -371,6 +388,7 @@ class Daemon:
                     self.metrics.router_rss.labels(name).set(rss)
                     service.slots.note_memory(rss)
             await self._pass_on_nginx(self.keeper.nginx.log)
+            await self._pass_on_nginx(self.peers.log)
             await asyncio.sleep(1.0)
 
     async def _pass_on_nginx(self, log: ChildLog) -> None:
@@ -402,7 +420,12 @@ class Daemon:
 
     def _stale_s(self) -> float:
         """How long ago the loop that is most behind made progress."""
-        beats = [self.keeper.beat, *self._beats.values(), *(s.stalest_beat() for s in self.services.values())]
+        beats = [
+            self.keeper.beat,
+            self.peers.beat,
+            *self._beats.values(),
+            *(s.stalest_beat() for s in self.services.values()),
+        ]
         return time.monotonic() - min(beats)
 
     def summary(self) -> str:
@@ -499,3 +522,12 @@ class Daemon:
         running.service.abandon()
         await asyncio.gather(*(router.stop(grace_s=10) for router in running.service.routers))
         self.metrics.forget_service(name)
+
+
+def _count(places: Collection[int | PeerAddress]) -> Counter[int | PeerAddress]:
+    """Open connections by bridge port and by advertised address. Blocks."""
+    found: Counter[int | PeerAddress] = Counter()
+    found.update(open_connections({place for place in places if isinstance(place, int)}))
+    if addresses := {place for place in places if isinstance(place, PeerAddress)}:
+        found.update(connections_at(addresses))
+    return found

@@ -1,6 +1,7 @@
 """Keeps the addresses by which replicas are known to their peers: claimed, listened on, given back.
 
-A place is one such address, used by one tenure at a time. What is wanted is said again and again (`want`), and the
+A place is one such address, used by one tenure at a time: it is the worker's URL. One that this machine reaches itself
+(`direct`) is only kept for its owner. What is wanted is said again and again (`want`), and the
 loop brings it about: claim the address, start its nginx, start it again when it ends. A place that nobody wants any
 more is closed when nobody is connected to it. What an earlier daemon left is found by looking, not by a record, and
 is closed only once every service has looked at its replicas.
@@ -22,6 +23,7 @@ from gateway_sidecar.domain.backoff import Backoff
 from gateway_sidecar.domain.claims import Address
 from gateway_sidecar.domain.model import PeerAddress
 from gateway_sidecar.errors import AddressRefused, BridgeError
+from gateway_sidecar.supervision.logfile import ChildLog
 from gateway_sidecar.telemetry.logs import get_logger
 from gateway_sidecar.telemetry.metrics import Metrics
 
@@ -44,9 +46,17 @@ class Claims(Protocol):
     def keep_only(self, wanted: frozenset[Address]) -> frozenset[Address]: ...
 
 
+@dataclass(frozen=True, slots=True)
+class PeerState:
+    """How it stands with an address that was asked for: whether it is kept for the one who asked, and what is amiss."""
+
+    ours: bool
+    problem: str | None = None
+
+
 @dataclass(slots=True, eq=False)
 class _Place:
-    """One address. `owner` is None for what an earlier daemon left and nobody has asked for yet."""
+    """One address that is bridged. `owner` is None for what an earlier daemon left and nobody has asked for yet."""
 
     address: PeerAddress
     host: Address
@@ -71,15 +81,18 @@ class PeerKeeper:
         claims: Claims,
         make_nginx: Callable[[PeerAddress, int], PeerNginx],
         find_left: Callable[[], list[LeftRunning]],
+        log: ChildLog,
         metrics: Metrics,
     ) -> None:
+        self.log = log
         self._claims = claims
         self._make_nginx = make_nginx
         self._find_left = find_left
         self._metrics = metrics
         self._logger = get_logger()
-        self._places: dict[PeerAddress, _Place] = {}
-        self._listeners: list[Callable[[PeerAddress], None]] = []
+        self._places: dict[str, _Place] = {}
+        self._direct: dict[str, tuple[str, str]] = {}
+        self._listeners: list[Callable[[], None]] = []
         self._wake = asyncio.Event()
         self._changing = asyncio.Lock()
         self._slots = asyncio.Semaphore(_AT_ONCE)
@@ -92,33 +105,51 @@ class PeerKeeper:
         for state in ("up", "down", "refused"):
             metrics.peer_addresses.labels(state).set_function(partial(self._count, state))
 
-    def listen(self, listener: Callable[[PeerAddress], None]) -> None:
-        """`listener` is called with each address whose place has changed."""
+    def listen(self, listener: Callable[[], None]) -> None:
+        """`listener` is called when a place has changed."""
         self._listeners.append(listener)
 
-    def want(self, address: PeerAddress, owner: str, replica: str, port: int) -> str | None:
-        """Asks for `address` to lead to the bridge `port`; None when it does, else why it does not (yet).
+    def unlisten(self, listener: Callable[[], None]) -> None:
+        """Takes a listener back."""
+        self._listeners.remove(listener)
+
+    def want(self, address: PeerAddress, owner: str, replica: str, port: int) -> PeerState:
+        """Asks for `address` to be kept for `owner` and, unless it is direct, to lead to the bridge `port`.
 
         To be said again at every look, until `leave`.
         """
-        place = self._places.get(address)
+        name = str(address)
+        place = self._places.get(name)
+        if address.direct:
+            holder, its = self._direct.get(name) or (place and (place.owner, place.replica)) or (owner, replica)
+            if holder != owner:
+                return _taken(address, its)
+            self._direct[name] = (owner, replica)
+            return PeerState(ours=True)
+        if name in self._direct:
+            return _taken(address, self._direct[name][1])
         if place is None:
             host = ipaddress.ip_address(address.host)
             nginx = self._make_nginx(address, port)
-            place = self._places[address] = _Place(address, host, owner, replica, port, nginx, wanted=True)
+            place = self._places[name] = _Place(address, host, owner, replica, port, nginx, wanted=True)
             self._wake.set()
         if place.owner is None and place.port == port:
             place.owner, place.replica = owner, replica
         if place.owner != owner:
-            return f"{address} is still used by {place.replica}; it is free when nobody is connected to that one"
+            return _taken(address, place.replica)
         if not place.wanted:
             place.wanted, place.due = True, 0.0
             self._wake.set()
-        return None if place.up else place.reason
+        return PeerState(ours=True, problem=None if place.up else place.reason)
 
     def leave(self, address: PeerAddress, owner: str) -> None:
         """The owner does not need it any more."""
-        place = self._places.get(address)
+        if address.direct:
+            if self._direct.get(str(address), ("", ""))[0] == owner:
+                del self._direct[str(address)]
+                self._tell()
+            return
+        place = self._places.get(str(address))
         if place is not None and place.owner == owner:
             place.wanted, place.due = False, 0.0
             self._wake.set()
@@ -130,7 +161,7 @@ class PeerKeeper:
             if nginx.adopt(left.identity):
                 host = ipaddress.ip_address(left.address.host)
                 place = _Place(left.address, host, None, "an earlier replica", left.port, nginx, wanted=False)
-                self._places[left.address] = place
+                self._places[str(left.address)] = place
                 self._went_up(place)
                 self._logger.info("peer.adopted", address=str(left.address), pid=left.identity.pid)
 
@@ -234,7 +265,7 @@ class PeerKeeper:
                 self._went_up(place)
                 pid = place.nginx.process.pid if place.nginx.process else None
                 self._logger.info("peer.up", address=str(place.address), replica=place.replica, pid=pid)
-        self._tell(place.address)
+        self._tell()
 
     def _failed(self, place: _Place, error: Exception) -> None:
         place.failures += 1
@@ -266,7 +297,7 @@ class PeerKeeper:
         if counts[place.address] and place.nginx.running:
             place.due = time.monotonic() + _QUIET_GAP_S
             return
-        del self._places[place.address]
+        del self._places[str(place.address)]
         if place.watch is not None:
             place.watch.cancel()
         await place.nginx.stop()
@@ -278,7 +309,7 @@ class PeerKeeper:
         except BridgeError as error:
             self._logger.error("peer.not_given_back", reason=str(error))
         self._logger.info("peer.closed", address=str(place.address), replica=place.replica)
-        self._tell(place.address)
+        self._tell()
 
     def _give_back(self, host: Address, kept: Iterable[Address]) -> None:
         if not (wanted := frozenset(kept)):
@@ -286,10 +317,15 @@ class PeerKeeper:
         else:
             self._claims.release(host)
 
-    def _tell(self, address: PeerAddress) -> None:
+    def _tell(self) -> None:
         for listener in self._listeners:
-            listener(address)
+            listener()
 
     def _count(self, state: str) -> int:
         states = ("refused" if p.refused else "up" if p.up else "down" for p in self._places.values())
         return sum(1 for each in states if each == state)
+
+
+def _taken(address: PeerAddress, replica: str) -> PeerState:
+    text = f"{address} is still used by {replica}; it is free when nobody is connected to that one any more"
+    return PeerState(ours=False, problem=text)

@@ -18,11 +18,12 @@ from typing import Protocol
 from gateway_sidecar.config import ServiceSettings
 from gateway_sidecar.control.follower import Source, SourceFollower
 from gateway_sidecar.control.guard import keep_running
+from gateway_sidecar.control.peer_keeper import PeerState
 from gateway_sidecar.control.replica_log import ReplicaLog
 from gateway_sidecar.control.router_process import RouterProcess
 from gateway_sidecar.control.router_slots import MOST_PATIENCE_S, RouterSlots
 from gateway_sidecar.control.router_unit import RouterUnit
-from gateway_sidecar.control.tenure import SavedTenure, Tenure, occupant_of, owner_of, worker_url
+from gateway_sidecar.control.tenure import SavedTenure, Tenure, occupant_of, owner_of
 from gateway_sidecar.control.waiting_room import Gates, WaitingRoom
 from gateway_sidecar.control.watcher import Probe, Watcher
 from gateway_sidecar.control.work_queue import WorkQueue
@@ -32,6 +33,7 @@ from gateway_sidecar.domain.model import (
     ConnectionMode,
     EngineFacts,
     Overrides,
+    PeerAddress,
     Ready,
     Registered,
     ReplicaId,
@@ -79,6 +81,18 @@ class Links(Gates, Protocol):
     def point(self, service: str, slot: str) -> None: ...
 
 
+class Peers(Protocol):
+    """The addresses that replicas are advertised under."""
+
+    def want(self, address: PeerAddress, owner: str, replica: str, port: int) -> PeerState: ...
+
+    def leave(self, address: PeerAddress, owner: str) -> None: ...
+
+    def listen(self, listener: Callable[[], None]) -> None: ...
+
+    def unlisten(self, listener: Callable[[], None]) -> None: ...
+
+
 class Service:
     """One service of the daemon: its source, its tenures, its router's workers."""
 
@@ -90,6 +104,7 @@ class Service:
         probe: Probe,
         links: Links,
         leases: PortLeases,
+        peers: Peers,
         host: str,
         make_router: Callable[[ServiceSettings, str], RouterProcess],
         choose_ports: Callable[[str], RouterPorts],
@@ -104,6 +119,7 @@ class Service:
         self._make_router = make_router
         self._links = links
         self._leases = leases
+        self._peers = peers
         self._host = host
         self._metrics = metrics
         self._rescan_interval_s = rescan_interval_s
@@ -174,6 +190,8 @@ class Service:
             return
         tenure = self._begin(saved.sighting, saved.generation, gone=saved.leaving)
         tenure.port = saved.port
+        tenure.peer = saved.peer
+        self._ask_for_address(tenure)
         tenure.linked = linked
         tenure.drain = saved.drain
         tenure.served = True  # How long it took to serve was told by the daemon that saw it come.
@@ -206,12 +224,14 @@ class Service:
             if not tenure.notes_read:
                 await self._read_notes(tenure, tenure.sighting)
         self.slots.start()
+        self._peers.listen(self._reconsider_addresses)
         loops = (self._reconcile_loop, self.follower.look, self.follower.follow_hints)
         try:
             async with asyncio.TaskGroup() as group:
                 for loop in loops:
                     group.create_task(keep_running(self.name, loop, self._metrics))
         finally:
+            self._peers.unlisten(self._reconsider_addresses)
             await self.slots.close()
             await self._watcher.close()
             for tenure in self.tenures.values():
@@ -236,6 +256,8 @@ class Service:
             if tenure.port is not None:
                 self._links.unlink(tenure.port)
                 self._leases.release(tenure.port)
+            if tenure.peer is not None:
+                self._peers.leave(tenure.peer, tenure.owner)
 
     def stalest_beat(self) -> float:
         """When the loop that is most behind last made progress (monotonic seconds)."""
@@ -258,7 +280,7 @@ class Service:
     def saved(self) -> list[SavedTenure]:
         """What to write down for the next daemon."""
         return [
-            SavedTenure(t.sighting, t.generation, t.port, t.facts, t.drain, t.gone or t.replaced)
+            SavedTenure(t.sighting, t.generation, t.port, t.facts, t.drain, t.gone or t.replaced, t.peer)
             for t in self.tenures.values()
             if t.port is not None
         ]
@@ -326,14 +348,41 @@ class Service:
     async def _read_notes(self, tenure: Tenure, sighting: Sighting) -> None:
         tenure.sighting = sighting
         try:
-            tenure.overrides = (
-                await asyncio.to_thread(self._read_overrides, sighting.notes[0]) if sighting.notes else Overrides()
-            )
-            tenure.notes_read, tenure.notes_problem = True, None
+            said = await asyncio.to_thread(self._read_overrides, sighting.notes[0]) if sighting.notes else Overrides()
         except ConfigError as error:
             tenure.notes_read, tenure.notes_problem = True, error.problems[0]
             self._logger.error("replica.notes_refused", replica=tenure.replica, problems=error.problems)
+        else:
+            tenure.notes_read, tenure.notes_problem = True, None
+            if said.peer != tenure.peer and not tenure.gone:
+                tenure = self._move(tenure, said.peer)
+            tenure.overrides = said
         self._queue.add(tenure.key)
+
+    def _move(self, tenure: Tenure, peer: PeerAddress | None) -> Tenure:
+        """The replica is advertised under another address: a new stay, if a router knows of this one."""
+        if not any(w.worker is not None or w.busy for w in self._seen(tenure).values()):
+            if tenure.url is not None and self._by_url.get(tenure.url) is tenure:
+                del self._by_url[tenure.url]
+            if tenure.peer is not None:
+                self._peers.leave(tenure.peer, tenure.owner)
+            tenure.peer, tenure.peer_is_ours, tenure.peer_problem = peer, False, None
+            self._ask_for_address(tenure)
+            self._know_url(tenure)
+            return tenure
+        self._logger.info("replica.moved", replica=tenure.replica, worker_url=tenure.url, advertise=str(peer or "-"))
+        tenure.replaced = tenure.moved = True
+        successor = self._begin(tenure.sighting, tenure.generation + 1)
+        successor.peer, successor.notes_read = peer, True
+        successor.drain = tenure.drain
+        successor.result = tenure.result
+        if isinstance(tenure.result, Ready):
+            self._watcher.trust_until_next(successor)
+        if tenure.facts is not None:
+            self._identified(successor, tenure.facts)
+        tenure.unpin()
+        self._queue.add(tenure.key)
+        return successor
 
     def _lose(self, tenure: Tenure) -> None:
         tenure.gone = True
@@ -365,8 +414,25 @@ class Service:
                     await asyncio.sleep(0)  # A thousand at once must not hold up what is answered meanwhile.
             self._tend_room()
 
+    def _reconsider_addresses(self) -> None:
+        for tenure in self.tenures.values():
+            if tenure.peer is not None:
+                self._queue.add(tenure.key)
+
+    def _ask_for_address(self, tenure: Tenure) -> None:
+        """Says, again, that the tenure's address is wanted, and learns how it stands with it."""
+        if tenure.peer is None or tenure.port is None:
+            return
+        state = self._peers.want(tenure.peer, tenure.owner, f"{self.name}/{tenure.replica}", tenure.port)
+        came = state.ours and not tenure.peer_is_ours
+        tenure.peer_is_ours, tenure.peer_problem = state.ours, state.problem
+        if came:
+            self._know_url(tenure)
+            self._on_change()
+
     def _reconcile(self, tenure: Tenure) -> None:
         self._watcher.look_after(tenure)
+        self._ask_for_address(tenure)
         seen = self._seen(tenure)
         self._note_settled(tenure, all(w.listed and w.worker is None and not w.busy for w in seen.values()))
         action = plan_occupant(tenure.view(), seen.values())
@@ -415,6 +481,7 @@ class Service:
         else:
             tenure.linked = True
             tenure.problem = None
+            self._ask_for_address(tenure)
             self._know_url(tenure)
             if fresh:
                 self._on_change()
@@ -445,6 +512,8 @@ class Service:
             del self._by_url[tenure.url]
             for unit in self.slots.units:
                 unit.book.forget(tenure.url)
+        if tenure.peer is not None:
+            self._peers.leave(tenure.peer, tenure.owner)
         self._on_change()
         tenure.drained.set()
         self._log.ended(tenure)
@@ -509,9 +578,9 @@ class Service:
     def _known_urls(self) -> frozenset[str]:
         known = set(self._by_url)
         for tenure in self.tenures.values():
-            if tenure.facts is None and tenure.port is not None:
+            if tenure.facts is None:
                 # Not asked yet: either kind of worker there may be this replica's.
-                known |= {worker_url(self._host, tenure.port, mode) for mode in ConnectionMode}
+                known |= {url for mode in ConnectionMode if (url := tenure.url_as(mode)) is not None}
         return frozenset(known)
 
     def _make_unit(self, slot: str) -> RouterUnit:
@@ -545,7 +614,7 @@ class Service:
         self._logger.info("replica.replaced", replica=tenure.replica, worker_url=tenure.url)
         tenure.replaced = True
         successor = self._begin(tenure.sighting, tenure.generation + 1)
-        successor.overrides = tenure.overrides
+        successor.overrides, successor.peer = tenure.overrides, tenure.peer
         successor.notes_read, successor.notes_problem = tenure.notes_read, tenure.notes_problem
         successor.result = result
         self._watcher.trust_until_next(successor)
@@ -593,22 +662,26 @@ class Service:
             self._metrics.drains.labels(self.name, "drained").inc()
             self._logger.info("replica.drained", replica=tenure.replica)
 
-    def ports_to_count(self) -> set[int]:
-        """Bridge ports whose open connections decide what happens next."""
-        return {
-            t.port
+    def places_to_count(self) -> set[int | PeerAddress]:
+        """Bridge ports and advertised addresses whose open connections decide what happens next."""
+        waiting = (
+            t.counted_at
             for t in self.tenures.values()
-            if t.port is not None and t.settled_at is not None and t.leaving is not Why.UNREACHABLE and t.in_flight != 0
-        }
+            if t.settled_at is not None and t.leaving is not Why.UNREACHABLE and t.in_flight != 0
+        )
+        return set().union(*waiting)
 
-    def connections_counted(self, began: float, counted: Container[int], counts: Mapping[int, int]) -> None:
-        """Takes note of a count, begun at `began`, of the open connections on the ports `counted`."""
+    def connections_counted(
+        self, began: float, counted: Container[int | PeerAddress], counts: Mapping[int | PeerAddress, int]
+    ) -> None:
+        """Takes note of a count, begun at `began`, of the open connections at the places `counted`."""
         for tenure in self.tenures.values():
+            places = tenure.counted_at
             if (
-                tenure.port is not None
-                and tenure.port in counted
+                places
+                and all(place in counted for place in places)
                 and tenure.settled_at is not None
                 and tenure.settled_at <= began
             ):
-                tenure.in_flight = counts.get(tenure.port, 0)
+                tenure.in_flight = sum(counts.get(place, 0) for place in places)
                 self._queue.add(tenure.key)

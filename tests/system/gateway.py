@@ -21,6 +21,7 @@ import aiohttp
 import yaml
 
 from gateway_sidecar.bridges.nginx import busy_ports
+from tests.namespaces import Namespace
 
 Status = dict[str, Any]
 BRIDGES = 40
@@ -76,6 +77,7 @@ class Gateway:
         }
         for name in services:
             self.sockets(name).mkdir(parents=True)
+        self.namespace: Namespace | None = None
         self.process: asyncio.subprocess.Process | None = None
         self._session: aiohttp.ClientSession | None = None
         self._starts = 0
@@ -113,6 +115,7 @@ class Gateway:
         self._starts += 1
         with self.log_path.open("wb") as log:
             self.process = await asyncio.create_subprocess_exec(
+                *(self.namespace.enter if self.namespace else ()),
                 sys.executable, "-m", "gateway_sidecar", "run", "--config", str(self.config_path),
                 stdout=log, stderr=log, env={**os.environ, **(env or {})},
             )  # fmt: skip
@@ -144,6 +147,8 @@ class Gateway:
         self._ports.release()
 
     def _left_running(self) -> Iterator[int]:
+        for pid_file in (self.directory / "run" / "peers").glob("*/nginx.pid"):
+            yield int(pid_file.read_text())
         try:
             record = json.loads((self.directory / "run" / "processes.json").read_text())
         except (OSError, ValueError):
@@ -166,6 +171,11 @@ class Gateway:
             connector = aiohttp.UnixConnector(str(self.directory / "run" / "admin.sock"))
             self._session = aiohttp.ClientSession(connector=connector)
         return self._session
+
+    def client(self, **options: Any) -> aiohttp.ClientSession:
+        """An HTTP client on the gateway's own network."""
+        connector = aiohttp.TCPConnector(socket_factory=self.namespace.socket) if self.namespace else None
+        return aiohttp.ClientSession(connector=connector, **options)
 
     async def status(self) -> Status:
         async with self.session.get("http://daemon/v1/status") as response:
@@ -241,7 +251,7 @@ class Gateway:
         router = service_of(await self.status(), service)["router"]
         headers = {"Authorization": f"Bearer {await self.router_key(service)}"}
         async with (
-            aiohttp.ClientSession(headers=headers) as session,
+            self.client(headers=headers) as session,
             session.get(f"{router['url']}/workers") as response,
         ):
             return list((await response.json())["workers"])
