@@ -236,9 +236,10 @@ def far_ends(net: Path = Path("/proc/self/net")) -> frozenset[Address]:
         except OSError:
             continue  # No IPv6 on this machine.
         for row in rows:
-            _, _, remote, state, _ = row.split(maxsplit=4)
+            _, local, remote, state, _ = row.split(maxsplit=4)
             if name.startswith("udp") or state not in _IDLE:
                 address = kernel_address(remote)
-                if not address.is_unspecified:
+                # One from an address to itself is a bridge's, even where the address was taken away meanwhile.
+                if not address.is_unspecified and address != kernel_address(local):
                     found.add(address)
     return frozenset(found)

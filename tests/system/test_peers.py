@@ -3,6 +3,9 @@
 from __future__ import annotations
 
 import asyncio
+import os
+import signal
+import sys
 from collections.abc import AsyncIterator, Awaitable, Callable
 from contextlib import ExitStack
 from typing import Any
@@ -11,6 +14,7 @@ import pytest
 import pytest_asyncio
 
 from examples.simulated import EngineKind
+from gateway_sidecar.supervision.process import start_ticks
 from tests.namespaces import Lan, Namespace, namespaces, why_not
 from tests.system.clients import stream_chat
 from tests.system.conftest import MakeGateway
@@ -123,3 +127,254 @@ async def test_a_pair_meets_on_its_own_network(site: Site, start_on: StartOn, ki
     await prefill.stop()
     await site.gateway.until_states({"d1": "serving"})
     await site.until_nothing_is_left()
+
+
+def url_of(workers: list[dict[str, Any]], worker_type: str) -> str:
+    return next(str(worker["url"]) for worker in workers if worker["worker_type"] == worker_type)
+
+
+def url_ids(workers: list[dict[str, Any]]) -> dict[str, str]:
+    return {worker["url"]: worker["id"] for worker in workers if worker["status"] == "ready"}
+
+
+def fresh(before: dict[str, str]) -> Callable[[list[dict[str, Any]]], bool]:
+    """Whether the prefill engine's worker is another one than before."""
+    url = "http://10.0.0.5:8000"
+    return lambda workers: url_ids(workers).get(url) not in (None, before[url])
+
+
+def peer_pid(site: Site, address: str = "10.0.0.5:8000") -> int:
+    return int((site.gateway.directory / "run" / "peers" / address / "nginx.pid").read_text())
+
+
+async def start_pair(site: Site, start_on: StartOn, **of_prefill: Any) -> tuple[EngineProcess, EngineProcess]:
+    """A prefill engine at 10.0.0.5, advertised, and a decode engine; both serve."""
+    site.note("p1", "advertise: 10.0.0.5:8000\n")
+    prefill = await start_on("5", "p1", role="prefill", **of_prefill)
+    decode = await start_on("6", "d1", role="decode", **of_prefill)
+    await site.gateway.until_states({"p1": "serving", "d1": "serving"})
+    return prefill, decode
+
+
+async def test_without_an_address_a_pair_does_not_meet(site: Site, start_on: StartOn) -> None:
+    """What `advertise` is for: else the decode engine looks for the prefill engine on itself."""
+    await start_on("5", "p1", role="prefill")
+    await start_on("6", "d1", role="decode")
+    await site.gateway.until_states({"p1": "serving", "d1": "serving"})
+    code, text = await site.chat()
+    assert code == 500
+    assert "cannot reach http://127.0.0.1:8998" in text
+    assert OURS not in site.space.ip("link")
+
+
+async def test_an_address_that_the_gateway_needs_is_refused_and_direct_is_the_cure(
+    site: Site, start_on: StartOn
+) -> None:
+    """The replica waits, with the reason where one looks for it; nothing on the machine is changed."""
+    site.lan.plug(site.space, "10.0.0.1/24")
+    before = site.space.ip("-4", "addr")
+    await start_pair_at_once(site, start_on)
+    status = await site.gateway.until(lambda s: "direct: true" in (replica_of(s, "p1")["reason"] or ""))
+    row = replica_of(status, "p1")
+    assert row["state"] != "serving"
+    assert row["reason"].startswith("10.0.0.5 lies in 10.0.0.0/24, which this machine is connected to by eth0")
+    await site.gateway.until_state("d1", "serving")
+    assert [worker["worker_type"] for worker in await site.gateway.workers()] == ["decode"]
+    refused = site.gateway.events("peer.refused")
+    assert refused[0]["address"] == "10.0.0.5:8000"
+    assert refused[0]["replica"] == "chat/p1"
+    assert 'gateway_sidecar_peer_addresses{state="refused"} 1.0' in await metrics(site)
+    assert site.space.ip("-4", "addr") == before
+    front = await asyncio.create_subprocess_exec(
+        *site.hosts["5"].enter, sys.executable, "-m", "tests.system.tcp_front",
+        "10.0.0.5", "8000", str(site.gateway.socket("p1")), stdout=asyncio.subprocess.PIPE,
+    )  # fmt: skip
+    assert front.stdout is not None
+    assert await front.stdout.readline() == b"ready\n"
+    try:
+        site.note("p1", "advertise: 10.0.0.5:8000\ndirect: true\n")
+        status = await site.gateway.until_states({"p1": "serving", "d1": "serving"})
+        assert replica_of(status, "p1")["direct"] is True
+        assert url_of(await site.gateway.workers(), "prefill") == "http://10.0.0.5:8000"
+        code, text = await site.chat()
+        assert code == 200, text
+        assert site.space.ip("-4", "addr") == before
+        assert site.bridges() == []
+        code, out, err = await site.gateway.cli("drain", "chat", "p1")
+        assert (code, err) == (0, ""), "connections to the engine itself are counted too"
+        assert "safe to stop" in out
+    finally:
+        front.terminate()
+        await front.wait()
+
+
+async def start_pair_at_once(site: Site, start_on: StartOn) -> None:
+    site.note("p1", "advertise: 10.0.0.5:8000\n")
+    await start_on("5", "p1", role="prefill")
+    await start_on("6", "d1", role="decode")
+
+
+async def metrics(site: Site) -> str:
+    async with (
+        site.gateway.client() as client,
+        client.get(f"http://127.0.0.1:{site.gateway.metrics_port}/metrics") as answer,
+    ):
+        return await answer.text()
+
+
+async def test_a_killed_daemon_leaves_the_address_and_the_next_takes_it_up(site: Site, start_on: StartOn) -> None:
+    """Same address, same nginx, and a stream that was in flight ends well."""
+    await start_pair(site, start_on, token_interval_s=0.05)
+    pid = peer_pid(site)
+    started = asyncio.Event()
+    stream = asyncio.create_task(stream_chat(site.gateway, 60, started))
+    await started.wait()
+    await site.gateway.kill()
+    assert site.space.addresses(OURS) == ["10.0.0.5/32"]
+    await site.gateway.start()
+    await site.gateway.until_states({"p1": "serving", "d1": "serving"})
+    assert (await stream).split()[-1] == "59"
+    assert peer_pid(site) == pid
+    assert start_ticks(pid) is not None
+    assert site.gateway.events("worker.stray") == []
+    assert (await site.chat())[0] == 200
+
+
+async def test_what_a_killed_daemon_left_of_a_replica_that_is_gone_is_removed(site: Site, start_on: StartOn) -> None:
+    """Found by looking: no record tells of the second address, which the daemon did not live to use."""
+    prefill, _ = await start_pair(site, start_on)
+    pid = peer_pid(site)
+    await site.gateway.kill()
+    site.space.ip("addr", "add", "10.0.0.99/32", "dev", OURS)
+    await prefill.stop()
+    await site.gateway.start()
+    await site.gateway.until_states({"d1": "serving"}, within_s=20)
+    await site.until_nothing_is_left()
+    assert start_ticks(pid) is None
+
+
+async def test_stopping_leaves_the_address_and_stopping_all_takes_it_away(site: Site, start_on: StartOn) -> None:
+    """Like nginx and the routers: they outlive the daemon, and not the operator's wish."""
+    await start_pair(site, start_on)
+    assert await site.gateway.terminate() == 0
+    assert site.space.addresses(OURS) == ["10.0.0.5/32"]
+    await site.gateway.start()
+    await site.gateway.until_states({"p1": "serving", "d1": "serving"})
+    assert (await site.chat())[0] == 200
+    code, out, _ = await site.gateway.cli("stop", "--all")
+    assert (code, out) == (0, "stopped, with nginx and all routers\n")
+    await site.until_nothing_is_left()
+
+
+async def test_an_address_or_its_nginx_that_is_taken_away_comes_back(site: Site, start_on: StartOn) -> None:
+    """Level, not edge."""
+    await start_pair(site, start_on)
+    pid = peer_pid(site)
+    os.kill(pid, signal.SIGKILL)
+    async with asyncio.timeout(10):
+        while not site.gateway.events("peer.exited") or peer_pid(site) == pid:
+            await asyncio.sleep(0.02)
+        while (await site.chat())[0] != 200:
+            await asyncio.sleep(0.02)
+    site.space.ip("addr", "del", "10.0.0.5/32", "dev", OURS)
+    async with asyncio.timeout(15):
+        while site.space.addresses(OURS) != ["10.0.0.5/32"]:
+            await asyncio.sleep(0.05)
+    assert (await site.chat())[0] == 200
+
+
+async def test_a_drain_waits_for_what_is_in_flight_at_the_address(site: Site, start_on: StartOn) -> None:
+    """A drained prefill engine keeps its address, so that `resume` brings it back at once."""
+    site.note("r1", "advertise: 10.0.0.5:8000\n")
+    await start_on("5", "r1", token_interval_s=0.05)
+    await site.gateway.until_states({"r1": "serving"})
+    started = asyncio.Event()
+    stream = asyncio.create_task(stream_chat(site.gateway, 40, started))
+    await started.wait()
+    code, _, err = await site.gateway.cli("drain", "chat", "r1", "--timeout", "0.5")
+    assert code == 1
+    assert "connections in flight" in err
+    assert not stream.done()
+    code, out, _ = await site.gateway.cli("drain", "chat", "r1")
+    assert code == 0
+    assert stream.done(), out
+    assert (await stream).split()[-1] == "39"
+    assert site.space.addresses(OURS) == ["10.0.0.5/32"]
+    assert (await site.gateway.cli("resume", "chat", "r1"))[0] == 0
+    await site.gateway.until_states({"r1": "serving"})
+    assert (await site.chat())[0] == 200
+
+
+async def test_an_engine_that_is_restarted_gets_its_address_back(site: Site, start_on: StartOn) -> None:
+    """The same URL, another engine: its worker is registered when the old one's is out and quiet."""
+    prefill, _ = await start_pair(site, start_on)
+    for _ in range(3):
+        before = url_ids(await site.gateway.workers())
+        await prefill.kill()
+        site.gateway.socket("p1").unlink()
+        prefill = await start_on("5", "p1", role="prefill")
+        await site.gateway.until_workers(fresh(before), within_s=20)
+        await site.gateway.until_states({"p1": "serving", "d1": "serving"}, within_s=20)
+        code, text = await site.chat()
+        assert code == 200, text
+    assert url_of(await site.gateway.workers(), "prefill") == "http://10.0.0.5:8000"
+
+
+async def test_two_replicas_share_a_host_and_not_an_address(site: Site, start_on: StartOn) -> None:
+    """Two engines of one machine, two ports; a third that claims a taken one waits, and says for whom."""
+    for name, port in (("r1", 8000), ("r2", 8001), ("r3", 8001)):
+        site.note(name, f"advertise: 10.0.0.5:{port}\n")
+    first = await start_on("5", "r1")
+    second = await start_on("5", "r2")
+    await site.gateway.until_states({"r1": "serving", "r2": "serving"})
+    await start_on("5", "r3")
+    status = await site.gateway.until(
+        lambda s: any("still used by chat/r2" in (r["reason"] or "") for r in s["services"][0]["replicas"])
+    )
+    assert replica_of(status, "r3")["state"] != "serving"
+    await first.stop()
+    await site.gateway.until_state("r2", "serving")
+    await second.stop()
+    await site.gateway.until_states({"r3": "serving"}, within_s=20)
+    assert site.bridges() == ["10.0.0.5:8001"]
+    assert site.space.addresses(OURS) == ["10.0.0.5/32"]
+    assert (await site.chat())[0] == 200
+
+
+async def test_a_replica_that_is_advertised_anew_moves(site: Site, start_on: StartOn) -> None:
+    """Another address is another worker; the old one is given back."""
+    await start_pair(site, start_on)
+    site.hosts["5"].ip("addr", "add", "10.0.0.55/24", "dev", "eth0")
+    site.note("p1", "advertise: 10.0.0.55:9000\n")
+    workers = await site.gateway.until_workers(
+        lambda ws: sorted(w["url"] for w in ws if w["worker_type"] == "prefill") == ["http://10.0.0.55:9000"],
+        within_s=20,
+    )
+    assert len(workers) == 2
+    await site.gateway.until_states({"p1": "serving", "d1": "serving"}, within_s=20)
+    async with asyncio.timeout(10):
+        while site.bridges() != ["10.0.0.55:9000"]:
+            await asyncio.sleep(0.02)
+    assert site.space.addresses(OURS) == ["10.0.0.55/32"]
+    code, text = await site.chat()
+    assert code == 200, text
+
+
+async def test_the_address_serves_the_gateway_alone(site: Site, start_on: StartOn) -> None:
+    """Somebody who can send packets to the gateway does not reach the engines by it."""
+    await start_pair(site, start_on)
+    site.lan.plug(site.space, "10.9.9.1/24")
+    site.hosts["7"].ip("addr", "flush", "dev", "eth0")
+    site.hosts["7"].ip("addr", "add", "10.9.9.2/24", "dev", "eth0")
+    site.hosts["7"].ip("route", "add", "10.0.0.5/32", "via", "10.9.9.1")
+    code = (
+        "import socket; s = socket.create_connection(('10.0.0.5', 8000), 5);"
+        " s.sendall(b'GET /health HTTP/1.0\\r\\n\\r\\n'); print(s.recv(100))"
+    )
+    process = await asyncio.create_subprocess_exec(
+        *site.hosts["7"].enter, sys.executable, "-c", code,
+        stdout=asyncio.subprocess.PIPE, stderr=asyncio.subprocess.PIPE,
+    )  # fmt: skip
+    out, err = await process.communicate()
+    assert out in (b"", b"b''\n"), "accepted, and closed without an answer"
+    assert out or b"ConnectionResetError" in err
