@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import ctypes
+from pathlib import Path
 
 _PR_CAP_AMBIENT = 47
 _PR_CAP_AMBIENT_LOWER = 3
@@ -18,3 +19,11 @@ def keep_to_ourselves(capability: int) -> None:
     libc = ctypes.CDLL(None, use_errno=True)
     # Fails only on a kernel that has no ambient capabilities, and so none to inherit.
     libc.prctl(_PR_CAP_AMBIENT, _PR_CAP_AMBIENT_LOWER, capability, 0, 0)
+
+
+def has_capability(capability: int) -> bool:
+    """Whether this process has it in effect."""
+    for line in Path("/proc/self/status").read_text().splitlines():
+        if line.startswith("CapEff:"):
+            return bool(int(line.split()[1], 16) >> capability & 1)
+    return False
