@@ -53,17 +53,18 @@ class Rendezvous:
 
 
 class Bootstrap:
-    """One engine's part in it; does nothing for an engine whose `transfer_timeout_s` is 0."""
+    """One engine's part in it; nothing for a vLLM, or where `transfer_timeout_s` is 0."""
 
     def __init__(self, spec: EngineSpec, ledger: Ledger) -> None:
         self._spec = spec
         self._ledger = ledger
         self._rooms: dict[int, asyncio.Future[None]] = {}
         self._runner: web.ServerRunner | None = None
+        self._meets = spec.transfer_timeout_s > 0 and spec.role is not Role.REGULAR and spec.kind.meets_peers
 
     async def start(self) -> None:
         """Listen, if this is a prefill engine. Raises OSError if it cannot."""
-        if not self._spec.transfer_timeout_s or self._spec.role is not Role.PREFILL:
+        if not self._meets or self._spec.role is not Role.PREFILL:
             return
         self._runner = web.ServerRunner(web.Server(self._admit, access_log=None))
         await self._runner.setup()
@@ -76,7 +77,7 @@ class Bootstrap:
 
     async def meet(self, where: Rendezvous | None) -> None:
         """Return when both engines have the request. Raises TransferError."""
-        if not self._spec.transfer_timeout_s or self._spec.role is Role.REGULAR:
+        if not self._meets:
             return
         if where is None:
             raise TransferError(f"{self._spec.name} is disaggregated, and the request names no bootstrap room")

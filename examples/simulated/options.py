@@ -38,6 +38,11 @@ class EngineKind(StrEnum):
         return self.value.endswith("-grpc")
 
     @property
+    def meets_peers(self) -> bool:
+        """Whether a decode engine of this kind goes to its prefill engine itself (`bootstrap.py`)."""
+        return self.value.startswith(("sglang-", "tokenspeed-"))
+
+    @property
     def is_vllm(self) -> bool:
         return self.value.startswith("vllm-")
 

@@ -61,6 +61,14 @@ class OverridesFile(Part):
         " bridged.",
     )
 
+    bootstrap_port: int | None = Field(
+        default=None,
+        ge=1,
+        le=65535,
+        description="Port where a decode engine finds this prefill engine, where the engine does not say it: vLLM with"
+        " Mooncake. SMG takes 8998 otherwise.",
+    )
+
     @field_validator("labels")
     @classmethod
     def _labels(cls, value: dict[str, str]) -> dict[str, str]:
@@ -93,7 +101,7 @@ def load_overrides(path: Path, warn: Callable[[str], object] = lambda _line: Non
     said = build(OverridesFile, tree, str(path), further)
     worker_type = WorkerType(said.worker_type) if said.worker_type else None
     peer = PeerAddress(said.advertise.host, said.advertise.port, said.direct) if said.advertise else None
-    return Overrides(said.labels, key, worker_type, said.priority, said.cost, peer)
+    return Overrides(said.labels, key, worker_type, said.priority, said.cost, peer, said.bootstrap_port)
 
 
 def _read_key(

@@ -148,6 +148,7 @@ class Overrides:
     priority: int | None = None
     cost: float | None = None
     peer: PeerAddress | None = None
+    bootstrap_port: int | None = None
 
 
 @dataclass(frozen=True, slots=True)

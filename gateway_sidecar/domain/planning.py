@@ -124,7 +124,7 @@ def worker_spec(facts: EngineFacts, url: str, overrides: Overrides) -> WorkerSpe
         connection_mode=facts.connection_mode,
         worker_type=overrides.worker_type or facts.worker_type,
         model_id=facts.model,
-        bootstrap_port=facts.bootstrap_port,
+        bootstrap_port=overrides.bootstrap_port or facts.bootstrap_port,
         kv_connector=facts.kv_connector,
         kv_role=facts.kv_role,
         kv_engine_id=facts.kv_engine_id,

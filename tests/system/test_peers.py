@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import json
 import os
 import signal
 import sys
@@ -378,3 +379,36 @@ async def test_the_address_serves_the_gateway_alone(site: Site, start_on: StartO
     out, err = await process.communicate()
     assert out in (b"", b"b''\n"), "accepted, and closed without an answer"
     assert out or b"ConnectionResetError" in err
+
+
+async def test_vllm_with_mooncake_is_sent_to_the_advertised_address(site: Site, start_on: StartOn) -> None:
+    """By contract: what SMG makes of URL, `kv_*` fields and bootstrap port is what the decode engine is asked with."""
+    kv = {"kv_connector": "MooncakeConnector"}
+    site.note("p1", "advertise: 10.0.0.5:8000\nbootstrap_port: 9001\n")
+    prefill = await start_on("5", "p1", EngineKind.VLLM_GRPC, role="prefill", kv_engine_id="engine-5", **kv)
+    decode = await start_on("6", "d1", EngineKind.VLLM_GRPC, role="decode", **kv)
+    await site.gateway.until_states({"p1": "serving", "d1": "serving"})
+    code, text = await site.chat()
+    assert code == 200, text
+    (asked_first,) = [json.loads(body["kv_transfer_params_json"]) for body in await prefill.requests()]
+    (asked_then,) = [json.loads(body["kv_transfer_params_json"]) for body in await decode.requests()]
+    assert asked_first["do_remote_decode"] is True
+    assert asked_then["do_remote_prefill"] is True
+    assert asked_then["remote_bootstrap_addr"] == "http://10.0.0.5:9001"
+    assert asked_then["remote_engine_id"] == "engine-5"
+    assert asked_then["transfer_id"] == asked_first["transfer_id"]
+
+
+async def test_vllm_with_nixl_needs_no_address(site: Site, start_on: StartOn) -> None:
+    """By contract: the prefill engine's own answer says where it is, and SMG hands it on as it stands."""
+    prefill = await start_on("5", "p1", EngineKind.VLLM_GRPC, role="prefill", kv_engine_id="engine-5")
+    decode = await start_on("6", "d1", EngineKind.VLLM_GRPC, role="decode")
+    await site.gateway.until_states({"p1": "serving", "d1": "serving"})
+    code, text = await site.chat()
+    assert code == 200, text
+    (asked_first,) = [json.loads(body["kv_transfer_params_json"]) for body in await prefill.requests()]
+    (asked_then,) = [json.loads(body["kv_transfer_params_json"]) for body in await decode.requests()]
+    assert asked_first["do_remote_decode"] is True
+    assert asked_then["remote_engine_id"] == "engine-5"
+    assert asked_then["remote_block_ids"] == [1, 2]
+    assert site.bridges() == []

@@ -178,3 +178,11 @@ def test_mistakes_in_an_address(beside: Path) -> None:
         "r1.yaml:2: direct: true says that this machine reaches the replica itself, but not where;"
         " add advertise: HOST:PORT"
     ]
+
+
+def test_where_the_bootstrap_server_is(beside: Path) -> None:
+    """vLLM does not say it."""
+    beside.write_text("bootstrap_port: 9001\n")
+    assert load_overrides(beside).bootstrap_port == 9001
+    beside.write_text("bootstrap_port: 0\n")
+    assert problems(beside) == ["r1.yaml:1: bootstrap_port: 0 is too small; use 1 to 65535"]
