@@ -53,6 +53,7 @@ def _service(name: str, service: Service) -> dict[str, Any]:
         "waiting": service.room.waiting,
         "missing": service.room.missing.value if service.room.missing else None,
         "reason": service.room.describe(),
+        "unanswered": dict(service.roles.lacking),
         "replicas": [_replica(service, t) for t in sorted(service.tenures.values(), key=lambda t: (t.replica, -t.key))],
     }
 

@@ -278,6 +278,13 @@ class DrainSettings(Part):
     settle_s: float = _number(
         1.0, 0, 60, "A worker out of rotation stays with the router this long, for requests just being sent."
     )
+    handover_s: float = _number(
+        5.0,
+        0,
+        600,
+        "A drained prefill engine of vLLM is safe to stop this long after its last answer: decode engines may still"
+        " fetch its KV blocks.",
+    )
 
 
 class HoldSettings(Part):

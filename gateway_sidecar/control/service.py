@@ -20,6 +20,7 @@ from gateway_sidecar.control.follower import Source, SourceFollower
 from gateway_sidecar.control.guard import keep_running
 from gateway_sidecar.control.peer_keeper import PeerState
 from gateway_sidecar.control.replica_log import ReplicaLog
+from gateway_sidecar.control.role_watch import RoleWatch
 from gateway_sidecar.control.router_process import RouterProcess
 from gateway_sidecar.control.router_slots import MOST_PATIENCE_S, RouterSlots
 from gateway_sidecar.control.router_unit import RouterUnit
@@ -38,6 +39,7 @@ from gateway_sidecar.domain.model import (
     Registered,
     ReplicaId,
     WorkerStatus,
+    WorkerType,
 )
 from gateway_sidecar.domain.planning import (
     Bridge,
@@ -64,11 +66,15 @@ _RECONSIDER_RESCANS = 5
 
 @dataclass(frozen=True, slots=True)
 class DrainReport:
-    """What came of a drain: whether it is safe to stop the engine now, and after how long."""
+    """What came of a drain: whether it is safe to stop the engine now, and after how long.
+
+    `missed` says what the service cannot answer without it: one line for each model.
+    """
 
     drained: bool
     in_flight: int | None
     took_s: float
+    missed: tuple[str, ...] = ()
 
 
 class Links(Gates, Protocol):
@@ -149,6 +155,7 @@ class Service:
             on_active=self._on_router,
             on_change=on_change,
         )
+        self.roles = RoleWatch(self.name, metrics)
         self._log = ReplicaLog(self.name, metrics, self.tenures.values, lambda: self.slots.active)
         self._watcher = Watcher(
             settings,
@@ -413,6 +420,8 @@ class Service:
                 if count % 64 == 63:
                     await asyncio.sleep(0)  # A thousand at once must not hold up what is answered meanwhile.
             self._tend_room()
+            if self.book.listed:
+                self.roles.look(self.book.workers.values(), time.monotonic())
 
     def _reconsider_addresses(self) -> None:
         for tenure in self.tenures.values():
@@ -454,7 +463,11 @@ class Service:
             elif tenure.url is not None and worker.held:
                 self._queue.add_after(tenure.key, unit.book.held_for_s(tenure.url))
         if tenure.drain and tenure.in_flight == 0 and not tenure.linked:
-            self._finish_drain(tenure)
+            left_s = self._handover_left_s(tenure)
+            if left_s > 0:
+                self._queue.add_after(tenure.key, left_s)
+            else:
+                self._finish_drain(tenure)
         self._log.update(tenure)
 
     def _seen(self, tenure: Tenure) -> dict[RouterUnit, WorkerView]:
@@ -464,7 +477,7 @@ class Service:
 
     def _note_settled(self, tenure: Tenure, is_out: bool) -> None:
         if tenure.leaving is None or not is_out:
-            tenure.settled_at = tenure.in_flight = None
+            tenure.settled_at = tenure.in_flight = tenure.quiet_since = None
             tenure.drained.clear()
         elif tenure.settled_at is None:
             tenure.settled_at = time.monotonic()
@@ -630,6 +643,7 @@ class Service:
         `resume` is called.
         """
         tenure = self._current[replica]
+        missed = tuple(self.roles.without(self.book.workers.values(), tenure.url))
         if not tenure.drain:
             tenure.drain = True
             tenure.drained.clear()
@@ -644,17 +658,25 @@ class Service:
                 await tenure.drained.wait()
         except TimeoutError:
             self._metrics.drains.labels(self.name, "timeout").inc()
-            return DrainReport(False, tenure.in_flight, time.monotonic() - began)
-        return DrainReport(True, 0, time.monotonic() - began)
+            return DrainReport(False, tenure.in_flight, time.monotonic() - began, missed)
+        return DrainReport(True, 0, time.monotonic() - began, missed)
 
     def resume(self, replica: ReplicaId) -> None:
         """Takes a drained replica back into rotation. Raises KeyError for one that is not there."""
         tenure = self._current[replica]
         tenure.drain = False
         tenure.drained.clear()
-        tenure.settled_at = tenure.in_flight = None
+        tenure.settled_at = tenure.in_flight = tenure.quiet_since = None
         self._on_change()
         self._watcher.suspect(tenure)
+
+    def _handover_left_s(self, tenure: Tenure) -> float:
+        """How long a quiet engine is still needed: vLLM's prefill answers before its KV blocks are fetched."""
+        facts = tenure.facts
+        hands_over = facts is not None and facts.kv_connector is not None and facts.worker_type is WorkerType.PREFILL
+        if not hands_over or tenure.quiet_since is None:
+            return 0.0
+        return tenure.quiet_since + self.settings.drain.handover_s - time.monotonic()
 
     def _finish_drain(self, tenure: Tenure) -> None:
         if not tenure.drained.is_set():
@@ -684,4 +706,6 @@ class Service:
                 and tenure.settled_at <= began
             ):
                 tenure.in_flight = sum(counts.get(place, 0) for place in places)
+                if tenure.in_flight == 0 and tenure.quiet_since is None:
+                    tenure.quiet_since = began
                 self._queue.add(tenure.key)

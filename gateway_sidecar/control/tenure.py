@@ -61,6 +61,7 @@ class Tenure:
         `/proc/self/fd/<pin>` is an address of this very occupant, however long the socket's path is.
     settled_at: since when no router lists its worker any more, once it has to go.
     in_flight: connections on its bridge, counted after it settled; None before.
+    quiet_since: since when that has been zero.
     peer: the address that it is advertised under; the same for the whole stay, once a router was told of it.
     peer_is_ours: whether that address is kept for this stay; until then it has no URL.
     peer_problem: why the address does not lead to it.
@@ -95,6 +96,7 @@ class Tenure:
     drained: asyncio.Event = field(default_factory=asyncio.Event)
     settled_at: float | None = None
     in_flight: int | None = None
+    quiet_since: float | None = None
     probe: asyncio.Task[None] | None = None
     probe_due: float = 0.0
     identify_next: bool = True

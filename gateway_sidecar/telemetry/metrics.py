@@ -53,6 +53,9 @@ class Metrics:
             buckets=_SERVING_BUCKETS,
             registry=self.registry,
         )
+        self.unanswered_models = gauge(
+            "unanswered_models", "Models with half a prefill-decode pair and nobody else to answer.", "service"
+        )
         self.registrations = counter("registrations", "Registrations by outcome.", "service", "outcome")
         self.deregistrations = counter("deregistrations", "Deregistrations by reason.", "service", "reason")
         self.drains = counter("drains", "Drains by outcome.", "service", "outcome")

@@ -21,6 +21,7 @@ from tests.system.clients import stream_chat
 from tests.system.conftest import MakeGateway
 from tests.system.engine_process import EngineProcess
 from tests.system.gateway import Gateway, replica_of
+from tests.system.test_replacement import Load
 
 WHY_NOT = why_not()
 pytestmark = pytest.mark.skipif(WHY_NOT is not None, reason=str(WHY_NOT))
@@ -412,3 +413,35 @@ async def test_vllm_with_nixl_needs_no_address(site: Site, start_on: StartOn) ->
     assert asked_then["remote_engine_id"] == "engine-5"
     assert asked_then["remote_block_ids"] == [1, 2]
     assert site.bridges() == []
+
+
+async def test_each_role_scales_by_itself_without_a_failed_request(site: Site, start_on: StartOn) -> None:
+    """Grown, shrunk and replaced under load: decode engines, then the prefill engine that all of them fetch from."""
+    first, decode = await start_pair(site, start_on)
+    load = Load(site.gateway, clients=4)
+    await load.answered(10)
+    await start_on("7", "d2", role="decode")
+    await site.gateway.until_state("d2", "serving")
+    await load.answered(10)
+    await drained(site, "d1")
+    await decode.stop()
+    await load.answered(10)
+    site.note("p2", "advertise: 10.0.0.6:8000\n")
+    second = await start_on("6", "p2", role="prefill")
+    await site.gateway.until_state("p2", "serving")
+    await load.answered(10)
+    await drained(site, "p1")
+    assert site.space.addresses(OURS) == ["10.0.0.5/32", "10.0.0.6/32"]
+    await first.stop()
+    await load.answered(20)
+    assert (await load.stop()).keys() == {"200"}
+    await site.gateway.until_states({"p2": "serving", "d2": "serving"})
+    assert sum((await second.seen())["transfers"].values()) > 0
+    async with asyncio.timeout(10):
+        while site.space.addresses(OURS) != ["10.0.0.6/32"]:
+            await asyncio.sleep(0.02)
+
+
+async def drained(site: Site, replica: str) -> None:
+    code, _, err = await site.gateway.cli("drain", "chat", replica)
+    assert (code, err) == (0, "")

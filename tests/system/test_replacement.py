@@ -6,8 +6,6 @@ import asyncio
 import json
 from collections import Counter
 
-import aiohttp
-
 from examples.simulated import EngineKind
 from gateway_sidecar.supervision.process import start_ticks
 from tests.system.clients import stream_chat
@@ -27,7 +25,7 @@ class Load:
         self._clients = [asyncio.create_task(self._client(stream=i % 2 == 0)) for i in range(clients)]
 
     async def _client(self, *, stream: bool) -> None:
-        async with aiohttp.ClientSession() as session:
+        async with self._gateway.client() as session:
             while not self._stop.is_set():
                 if stream:
                     await stream_chat(self._gateway, 3)
