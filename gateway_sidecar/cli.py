@@ -187,7 +187,7 @@ def _drain(arguments: argparse.Namespace) -> int:
     target = f"{_replica_target(arguments)}/drain{query}"
     code, answer = ask_daemon(_admin_socket(arguments), "POST", target, timeout_s=None)
     for line in answer.get("missed", ()):
-        print(f"without {arguments.replica} requests get 503: {line}", file=sys.stderr)
+        print(f"without {arguments.replica} nobody answers for {line}", file=sys.stderr)
     if code == 200:
         print(f"{arguments.replica} is drained after {answer['took_s']:.1f} s: safe to stop")
         return 0

@@ -29,10 +29,11 @@ def _service(service: dict[str, Any]) -> str:
         lines.append(f"  router: {router['reason']}")
     if service["missing"] not in (None, "router"):
         lines.append(f"  {service['reason']}; {service['waiting']} requests wait")
+    elif service["missing"] is None:
+        lines += [f"  UNANSWERED: model {model}: {why}" for model, why in service["unanswered"].items()]
     if service["source"]["blind"]:
         lines.append(f"  SOURCE: {service['source']['blind']}; every replica stays as it was")
     lines += [f"  refused: {name}: {reason}" for name, reason in service["source"]["refused"].items()]
-    lines += [f"  UNANSWERED: model {model}: {why}" for model, why in service["unanswered"].items()]
     rows = [_row(replica) for replica in service["replicas"]]
     if not rows:
         lines.append(f"  no replicas at {service['sockets']}")

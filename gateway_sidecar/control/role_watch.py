@@ -13,7 +13,7 @@ _PATIENCE_S = 2.0
 
 
 class RoleWatch:
-    """One service's. `lacking` is model -> why its requests get 503; told in the log when it lasts for two seconds."""
+    """One service's. `lacking` is model -> why nobody answers for it; told in the log when it lasts for two seconds."""
 
     def __init__(self, service: str, metrics: Metrics) -> None:
         self._gauge = metrics.unanswered_models.labels(service)

@@ -26,9 +26,16 @@ async def chat(gateway: Gateway) -> int:
 @pytest.mark.parametrize("kind", [EngineKind.SGLANG_HTTP, EngineKind.SGLANG_GRPC])
 @pytest.mark.parametrize(("first", "second"), [(Role.PREFILL, Role.DECODE), (Role.DECODE, Role.PREFILL)])
 async def test_half_a_pair_is_told(
-    gateway: Gateway, engine: StartEngine, kind: EngineKind, first: Role, second: Role
+    make_gateway: MakeGateway, engine: StartEngine, kind: EngineKind, first: Role, second: Role
 ) -> None:
-    """A replica that serves is no service: status, metric and log say what is missing, until it is there."""
+    """A replica that serves is no service: status, metric and log say what is missing, until it is there.
+
+    Beside another model that is answered, so that the service as a whole lets requests through.
+    """
+    gateway = make_gateway()
+    await gateway.start()
+    await engine(gateway.socket("r1"), model="other")
+    await gateway.until_states({"r1": "serving"})
     await engine(gateway.socket("one"), kind, role=first)
     status = await gateway.until(lambda s: bool(service_of(s)["unanswered"]))
     assert service_of(status)["unanswered"] == {"tiny": f"1 {first.value} worker and no {second.value} worker"}
@@ -60,13 +67,16 @@ async def test_two_halves_that_do_not_pair_are_told(gateway: Gateway, engine: St
     await engine(gateway.socket("p1"), EngineKind.SGLANG_HTTP, role=Role.PREFILL)
     await engine(gateway.socket("d1"), EngineKind.SGLANG_GRPC, role=Role.DECODE)
     await gateway.until_states({"p1": "serving", "d1": "serving"})
-    status = await gateway.until(lambda s: bool(service_of(s)["unanswered"]))
+    status = await gateway.until(lambda s: bool(service_of(s)["unanswered"]) and service_of(s)["missing"] is None)
     assert service_of(status)["unanswered"]["tiny"].endswith("do not pair")
     assert await chat(gateway) == 503
 
 
-async def test_draining_the_last_of_a_role_says_so(gateway: Gateway, engine: StartEngine) -> None:
+async def test_draining_the_last_of_a_role_says_so(make_gateway: MakeGateway, engine: StartEngine) -> None:
     """It is done, as it was asked for; who asked learns what it means."""
+    gateway = make_gateway()
+    gateway.settings["services"][0]["hold"] = {"asleep_s": 0}
+    await gateway.start()
     for name, role in (("p1", Role.PREFILL), ("d1", Role.DECODE), ("d2", Role.DECODE)):
         await engine(gateway.socket(name), role=role)
     await gateway.until_states({"p1": "serving", "d1": "serving", "d2": "serving"})
@@ -75,7 +85,7 @@ async def test_draining_the_last_of_a_role_says_so(gateway: Gateway, engine: Sta
     assert await chat(gateway) == 200
     code, _, err = await gateway.cli("drain", "chat", "p1")
     assert code == 0
-    assert err == "without p1 requests get 503: tiny: 1 decode worker and no prefill worker\n"
+    assert err == "without p1 nobody answers for tiny: 1 decode worker and no prefill worker\n"
     assert await chat(gateway) == 503
 
 
