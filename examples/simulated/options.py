@@ -160,6 +160,7 @@ class Behaviour:
         require_key: A key to be shown as `Authorization: Bearer KEY` (gRPC: `authorization` metadata). Asked
             for where the real engine asks; gRPC engines have none, there it guards all but health and
             reflection.
+        guard_all: The key is asked for everywhere, health and reflection too, as by a proxy before the engine.
         fail_rate: The share of inference requests that fail; 0.25 fails every fourth.
         token_interval_s: The time before each token.
         grace_s: How long a graceful stop waits for requests in flight.
@@ -175,6 +176,7 @@ class Behaviour:
     dead_core: bool = False
     lie: Lie | None = None
     require_key: str | None = None
+    guard_all: bool = False
     fail_rate: Share = 0.0
     token_interval_s: Seconds = 0.0
     grace_s: Seconds = 5.0

@@ -31,6 +31,9 @@ STREAM_MODULES = (
     Path("/usr/lib64/nginx/modules/ngx_stream_module.so"),
     Path("/usr/share/nginx/modules/ngx_stream_module.so"),
 )
+KEYED, ENGINE_LINK = "keyed", "engine.sock"
+"""Where the nginx that show API keys run, below `run_dir`, and the link in each one's directory."""
+
 _LONGEST_SOCKET_PATH = 107
 _LISTENS = re.compile(r"listen (\S+) backlog=4096")
 _CURE = "on Debian and Ubuntu: apt-get install nginx-light libnginx-mod-stream"
@@ -140,7 +143,7 @@ class Nginx:
         found = {}
         for link in self.links.glob("*.sock"):
             if link.stem.isdigit() and link.is_symlink():
-                found[int(link.stem)] = link.readlink()
+                found[int(link.stem)] = engine_behind(link.readlink())
         return found
 
     def linked_at(self, port: int) -> int:
@@ -271,6 +274,16 @@ class Nginx:
                 last = " | ".join(self.log.tail(3)) or "it said nothing"
                 raise BridgeError(f"nginx does not listen: {last}")
             await asyncio.sleep(0.005)
+
+
+def engine_behind(target: Path) -> Path:
+    """The engine's own socket, where a link leads to it by way of the nginx that shows its key."""
+    if target.parent.parent.name != KEYED:
+        return target
+    try:
+        return target.with_name(ENGINE_LINK).readlink()
+    except OSError:
+        return target
 
 
 async def _until_free(addresses: Sequence[tuple[str, int]]) -> None:

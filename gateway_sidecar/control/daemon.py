@@ -22,6 +22,7 @@ from gateway_sidecar.control import records
 from gateway_sidecar.control.bridge_keeper import BridgeKeeper
 from gateway_sidecar.control.follower import Source
 from gateway_sidecar.control.guard import keep_running
+from gateway_sidecar.control.key_keeper import KeyKeeper
 from gateway_sidecar.control.peer_keeper import PeerKeeper
 from gateway_sidecar.control.router_process import RouterProcess
 from gateway_sidecar.control.service import Service
@@ -74,6 +75,7 @@ class Daemon:
         nginx: Nginx,
         leases: PortLeases,
         peers: PeerKeeper,
+        keys: KeyKeeper,
         metrics: Metrics,
         adapters: Adapters,
     ) -> None:
@@ -82,7 +84,8 @@ class Daemon:
         self.metrics = metrics
         self.leases = leases
         self.peers = peers
-        peers.has_looked = lambda: all(s.follower.has_looked for s in self.services.values())
+        self.keys = keys
+        peers.has_looked = keys.has_looked = lambda: all(s.follower.has_looked for s in self.services.values())
         self._adapters = adapters
         self._running: dict[str, _Running] = {}
         self.keeper = BridgeKeeper(nginx, self._addresses, metrics, self.note_change)
@@ -140,6 +143,7 @@ class Daemon:
             for loop in (
                 self.keeper.run,
                 self.peers.run,
+                self.keys.run,
                 self._write_loop,
                 self._count_loop,
                 self._log_loop,
@@ -181,6 +185,7 @@ class Daemon:
             await self.keeper.nginx.stop(grace_s=5)
             await asyncio.gather(*(router.stop(grace_s=0.5) for router in self._routers()))
             await self.peers.close()
+            await self.keys.close()
             for port in self.keeper.nginx.linked():
                 self.keeper.nginx.unlink(port)
             for record in (self._processes_path, self._leases_path):
@@ -193,6 +198,7 @@ class Daemon:
             if self.keeper.nginx.process is not None:
                 self.keeper.nginx.process.let_go()
             self.peers.let_go()
+            self.keys.let_go()
         self._logger.info("daemon.stopped", left_running=not self._stop_all)
 
     def _add(self, settings: ServiceSettings, *, prepare: bool = False) -> Service:
@@ -253,6 +259,7 @@ class Daemon:
         with suppress(StateError):  # The write loop tries again, and tells.
             await self._write_records()
         await self.peers.begin()
+        await self.keys.begin()
         links = self.keeper.nginx.linked()
         for name, service in self.services.items():
             service.models = [str(model) for model in leases.get("models", {}).get(name, [])]
@@ -423,6 +430,7 @@ class Daemon:
         beats = [
             self.keeper.beat,
             self.peers.beat,
+            self.keys.beat,
             *self._beats.values(),
             *(s.stalest_beat() for s in self.services.values()),
         ]

@@ -15,9 +15,11 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Protocol
 
+from gateway_sidecar.bridges.keyed_nginx import Keyed
 from gateway_sidecar.config import ServiceSettings
 from gateway_sidecar.control.follower import Source, SourceFollower
 from gateway_sidecar.control.guard import keep_running
+from gateway_sidecar.control.key_keeper import KeyState
 from gateway_sidecar.control.peer_keeper import PeerState
 from gateway_sidecar.control.replica_log import ReplicaLog
 from gateway_sidecar.control.role_watch import RoleWatch
@@ -99,6 +101,18 @@ class Peers(Protocol):
     def unlisten(self, listener: Callable[[], None]) -> None: ...
 
 
+class Keys(Protocol):
+    """What shows engines their API keys."""
+
+    def want(self, port: int, to: Keyed) -> KeyState: ...
+
+    def leave(self, port: int) -> None: ...
+
+    def listen(self, listener: Callable[[], None]) -> None: ...
+
+    def unlisten(self, listener: Callable[[], None]) -> None: ...
+
+
 class Service:
     """One service of the daemon: its source, its tenures, its router's workers."""
 
@@ -111,6 +125,7 @@ class Service:
         links: Links,
         leases: PortLeases,
         peers: Peers,
+        keys: Keys,
         host: str,
         make_router: Callable[[ServiceSettings, str], RouterProcess],
         choose_ports: Callable[[str], RouterPorts],
@@ -126,6 +141,7 @@ class Service:
         self._links = links
         self._leases = leases
         self._peers = peers
+        self._keys_shown = keys
         self._host = host
         self._metrics = metrics
         self._rescan_interval_s = rescan_interval_s
@@ -232,6 +248,7 @@ class Service:
                 await self._read_notes(tenure, tenure.sighting)
         self.slots.start()
         self._peers.listen(self._reconsider_addresses)
+        self._keys_shown.listen(self._reconsider_keys)
         loops = (self._reconcile_loop, self.follower.look, self.follower.follow_hints)
         try:
             async with asyncio.TaskGroup() as group:
@@ -239,6 +256,7 @@ class Service:
                     group.create_task(keep_running(self.name, loop, self._metrics))
         finally:
             self._peers.unlisten(self._reconsider_addresses)
+            self._keys_shown.unlisten(self._reconsider_keys)
             await self.slots.close()
             await self._watcher.close()
             for tenure in self.tenures.values():
@@ -263,6 +281,7 @@ class Service:
             if tenure.port is not None:
                 self._links.unlink(tenure.port)
                 self._leases.release(tenure.port)
+                self._keys_shown.leave(tenure.port)
             if tenure.peer is not None:
                 self._peers.leave(tenure.peer, tenure.owner)
 
@@ -439,9 +458,42 @@ class Service:
             self._know_url(tenure)
             self._on_change()
 
+    def _reconsider_keys(self) -> None:
+        for tenure in self.tenures.values():
+            if tenure.overrides.api_key is not None:
+                self._queue.add(tenure.key)
+
+    def _show_key(self, tenure: Tenure) -> None:
+        """Leads the bridge by way of the nginx that shows the engine's key; back to the engine if it has none."""
+        key, facts, port = tenure.overrides.api_key, tenure.facts, tenure.port
+        if port is None or not tenure.linked or not tenure.can_be_described:
+            return
+        socket = tenure.sighting.socket
+        if key is None:
+            tenure.key_problem = None
+            if tenure.leads_to != socket:
+                self._lead(tenure, port, socket)
+                self._keys_shown.leave(port)
+            return
+        if facts is None:
+            return
+        state = self._keys_shown.want(port, Keyed(socket, key, facts.connection_mode is ConnectionMode.GRPC))
+        tenure.key_problem = state.problem
+        if state.listens_at is not None and tenure.leads_to != state.listens_at:
+            self._lead(tenure, port, state.listens_at)
+
+    def _lead(self, tenure: Tenure, port: int, target: Path) -> None:
+        try:
+            self._links.link(port, target)
+        except OSError as error:
+            self._trouble(tenure, f"cannot make the bridge's link: {error}")
+        else:
+            tenure.leads_to = target
+
     def _reconcile(self, tenure: Tenure) -> None:
         self._watcher.look_after(tenure)
         self._ask_for_address(tenure)
+        self._show_key(tenure)
         seen = self._seen(tenure)
         self._note_settled(tenure, all(w.listed and w.worker is None and not w.busy for w in seen.values()))
         action = plan_occupant(tenure.view(), seen.values())
@@ -493,7 +545,9 @@ class Service:
             self._trouble(tenure, f"cannot make the bridge's link: {error}")
         else:
             tenure.linked = True
+            tenure.leads_to = tenure.sighting.socket
             tenure.problem = None
+            self._show_key(tenure)
             self._ask_for_address(tenure)
             self._know_url(tenure)
             if fresh:
@@ -521,6 +575,7 @@ class Service:
             # Nobody holds a connection: that was the condition for letting go.
             self._leases.release(tenure.port)
             self._leases.settle(tenure.port)
+            self._keys_shown.leave(tenure.port)
         if tenure.url is not None and self._by_url.get(tenure.url) is tenure:
             del self._by_url[tenure.url]
             for unit in self.slots.units:

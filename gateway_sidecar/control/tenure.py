@@ -5,6 +5,7 @@ from __future__ import annotations
 import asyncio
 import os
 from dataclasses import dataclass, field
+from pathlib import Path
 
 from gateway_sidecar.domain.lifecycle import Evidence
 from gateway_sidecar.domain.model import (
@@ -65,6 +66,8 @@ class Tenure:
     peer: the address that it is advertised under; the same for the whole stay, once a router was told of it.
     peer_is_ours: whether that address is kept for this stay; until then it has no URL.
     peer_problem: why the address does not lead to it.
+    key_problem: why the engine is not shown its API key.
+    leads_to: what the bridge's link leads to: the socket, or the nginx that shows the key.
     """
 
     key: int
@@ -83,7 +86,9 @@ class Tenure:
     peer: PeerAddress | None = None
     peer_is_ours: bool = False
     peer_problem: str | None = None
+    key_problem: str | None = None
     linked: bool = False
+    leads_to: Path | None = None
     facts: EngineFacts | None = None
     result: ProbeResult | None = None
     evidence: Evidence = field(default_factory=Evidence)
@@ -162,7 +167,8 @@ class Tenure:
             url=self.url,
             overrides=self.overrides,
             in_flight=self.in_flight,
-            reachable=self.peer is None or (self.peer_is_ours and self.peer_problem is None),
+            reachable=self.key_problem is None
+            and (self.peer is None or (self.peer_is_ours and self.peer_problem is None)),
         )
 
     def unpin(self) -> None:

@@ -147,8 +147,9 @@ class Gateway:
         self._ports.release()
 
     def _left_running(self) -> Iterator[int]:
-        for pid_file in (self.directory / "run" / "peers").glob("*/nginx.pid"):
-            yield int(pid_file.read_text())
+        for kind in ("peers", "keyed"):
+            for pid_file in (self.directory / "run" / kind).glob("*/nginx.pid"):
+                yield int(pid_file.read_text())
         try:
             record = json.loads((self.directory / "run" / "processes.json").read_text())
         except (OSError, ValueError):
