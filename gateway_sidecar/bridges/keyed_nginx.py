@@ -15,7 +15,7 @@ import time
 from dataclasses import dataclass
 from pathlib import Path
 
-from gateway_sidecar.bridges.nginx import ENGINE_LINK, KEYED
+from gateway_sidecar.bridges.nginx import ENGINE_LINK, KEYED, own_user, stop_orphans
 from gateway_sidecar.bridges.nginx_config import keyed_config
 from gateway_sidecar.bridges.peer_nginx import PeerPlaces
 from gateway_sidecar.errors import BridgeError, ProcessError
@@ -56,15 +56,17 @@ class KeyedNginx:
         program = await self._places.find()
         config = self._directory / "nginx.conf"
         try:
-            text = keyed_config(self._directory, to.key, grpc=to.grpc, stream_module=program.stream_module)
+            text = keyed_config(self._directory, to.key, grpc=to.grpc, user=own_user() if os.geteuid() == 0 else None)
             same = self.running and config.read_text() == text
             await asyncio.to_thread(self._write, text, to.socket)
             if same:
                 return
             if self.running:
                 assert self.process is not None
-                self.process.send(signal.SIGHUP)  # Without a master it reads the file again and keeps its connections.
+                self.process.send(signal.SIGHUP)  # Connections that are open keep the old key, new ones get the new.
                 return
+            if self.process is not None:
+                await stop_orphans(self.process.identity)
             self.listens_at.unlink(missing_ok=True)
             argv = [program.path, "-p", str(self._directory), "-c", str(config)]
             log_fd = self._places.log.open_for_child()
@@ -89,6 +91,7 @@ class KeyedNginx:
         """Ends it, with the connections it has."""
         if self.process is not None:
             await self.process.stop(grace_s=_STOP_S)
+            await stop_orphans(self.process.identity)
             self.process = None
         for name in ("nginx.conf", "nginx.pid", "in.sock", ENGINE_LINK):
             (self._directory / name).unlink(missing_ok=True)

@@ -242,7 +242,7 @@ class Nginx:
             capacity=capacity,
             services=sorted(services, key=lambda s: s.service),
             stream_module=self._program.stream_module,
-            user=_own_user() if os.geteuid() == 0 else None,
+            user=own_user() if os.geteuid() == 0 else None,
         )
 
     async def _rewrite(self, services: Sequence[ServiceAddress]) -> bool:
@@ -339,5 +339,6 @@ async def _run(*argv: str) -> tuple[int, str]:
     return process.returncode or 0, output.decode("utf-8", "replace")
 
 
-def _own_user() -> str:
+def own_user() -> str:
+    """The user and group that we are, as nginx's `user` directive takes them."""
     return f"{pwd.getpwuid(os.geteuid()).pw_name} {grp.getgrgid(os.getegid()).gr_name}"

@@ -216,12 +216,13 @@ stream {{
 """
 
 
-def keyed_config(directory: Path, key: str, *, grpc: bool, stream_module: Path | None) -> str:
+def keyed_config(directory: Path, key: str, *, grpc: bool, user: str | None) -> str:
     """The whole configuration of the nginx that shows one engine its API key, with every request.
+
+    It has a master: without one nginx cannot be told of another key (it loses count of its connections).
 
     It listens on `in.sock` in its directory and passes on to `engine.sock` there, a link to the engine's own socket.
     """
-    load = f"load_module {_quoted(stream_module)};\n" if stream_module is not None else ""
     literal = key.replace("\\", "\\\\").replace('"', '\\"')
     temp = "\n".join(f"    {kind}_temp_path {_quoted(directory / 'temp')};" for kind in _TEMPS)
     if grpc:
@@ -245,10 +246,11 @@ def keyed_config(directory: Path, key: str, *, grpc: bool, stream_module: Path |
     return f"""\
 # Written by gateway-sidecar. Changes made here are lost.
 daemon off;
-master_process off;
+worker_processes 1;
+{f"user {user};" if user else ""}
 pid {_quoted(directory / "nginx.pid")};
 error_log stderr warn;
-{load}events {{ worker_connections {_PEER_CONNECTIONS}; multi_accept on; }}
+events {{ worker_connections {_PEER_CONNECTIONS}; multi_accept on; }}
 http {{
     access_log off;
     server_tokens off;

@@ -149,7 +149,7 @@ class Gateway:
     def _left_running(self) -> Iterator[int]:
         for kind in ("peers", "keyed"):
             for pid_file in (self.directory / "run" / kind).glob("*/nginx.pid"):
-                yield int(pid_file.read_text())
+                yield from with_children(int(pid_file.read_text()))
         try:
             record = json.loads((self.directory / "run" / "processes.json").read_text())
         except (OSError, ValueError):
@@ -157,12 +157,7 @@ class Gateway:
         routers = [router["identity"] for rows in record["routers"].values() for router in rows]
         for row in (record["nginx"], *routers):
             if row is not None:
-                children = Path(f"/proc/{row['pid']}/task/{row['pid']}/children")
-                workers: list[int] = []
-                with suppress(OSError):
-                    workers = [int(pid) for pid in children.read_text().split()]
-                yield int(row["pid"])  # The master first: it would start a worker anew.
-                yield from workers
+                yield from with_children(int(row["pid"]))
 
     # -- asking it
 
@@ -256,6 +251,16 @@ class Gateway:
             session.get(f"{router['url']}/workers") as response,
         ):
             return list((await response.json())["workers"])
+
+
+def with_children(pid: int) -> Iterator[int]:
+    """A process and its children. The master of an nginx first: it would start a worker anew."""
+    children = Path(f"/proc/{pid}/task/{pid}/children")
+    found: list[int] = []
+    with suppress(OSError):
+        found = [int(child) for child in children.read_text().split()]
+    yield pid
+    yield from found
 
 
 def service_of(status: Status, name: str = "chat") -> dict[str, Any]:

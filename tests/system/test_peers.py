@@ -203,8 +203,9 @@ async def test_an_address_that_the_gateway_needs_is_refused_and_direct_is_the_cu
         assert site.space.ip("-4", "addr") == before
         assert site.bridges() == []
         code, out, err = await site.gateway.cli("drain", "chat", "p1")
-        assert (code, err) == (0, ""), "connections to the engine itself are counted too"
+        assert code == 0, "connections to the engine itself are counted too"
         assert "safe to stop" in out
+        assert "nobody answers for tiny" in err
     finally:
         front.terminate()
         await front.wait()
