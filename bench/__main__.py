@@ -10,12 +10,38 @@ import traceback
 from collections.abc import Awaitable, Callable, Mapping, Sequence
 from pathlib import Path
 
-from bench import at_rest, bridge_cost, first_answer, hundred_at_once, neighbours, scale_events, unlinked
+from bench import (
+    at_rest,
+    bridge_cost,
+    daemon_restart,
+    first_answer,
+    hundred_at_once,
+    neighbours,
+    nginx_kill,
+    router_kill,
+    router_kills_under_load,
+    router_replacement,
+    scale_events,
+    unlinked,
+)
 from bench.report import Row, Scale, as_json, table
 
 FIGURES: Mapping[str, Callable[[Scale], Awaitable[list[Row]]]] = {
     module.NAME: module.run
-    for module in (first_answer, hundred_at_once, unlinked, scale_events, bridge_cost, at_rest, neighbours)
+    for module in (
+        first_answer,
+        hundred_at_once,
+        unlinked,
+        scale_events,
+        bridge_cost,
+        at_rest,
+        neighbours,
+        daemon_restart,
+        router_kill,
+        router_kills_under_load,
+        router_replacement,
+        nginx_kill,
+    )
 }
 
 

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import json
-from collections.abc import AsyncIterator, Callable
+from collections.abc import AsyncIterator, Callable, Mapping
 from contextlib import asynccontextmanager, suppress
 from pathlib import Path
 from typing import Any
@@ -76,6 +76,23 @@ class Ours:
         wanted = dict.fromkeys(replicas, "serving")
         await self.until(lambda rows: {n: row["state"] for n, row in rows.items()} == wanted, within_s=within_s)
 
+    async def router_pid(self) -> int | None:
+        """The router's, while one runs."""
+        pid: int | None = service_of(await self.gateway.status())["router"]["pid"]
+        return pid
+
+    async def other_router(self, old_pid: int, *, within_s: float = 30.0) -> Workers:
+        """The workers of the router that comes after this one, as soon as the daemon has written it down.
+
+        Raises TimeoutError. The caller closes them.
+        """
+        async with asyncio.timeout(within_s):
+            while True:
+                record = await _router_record(self.gateway)
+                if record["identity"]["pid"] != old_pid:
+                    return Workers(int(record["ports"]["api"]), str(record["key"]))
+                await asyncio.sleep(0.005)
+
     async def drain(self, replica: str) -> None:
         """Returns when it is safe to stop the replica's engine. Raises RuntimeError if it is not."""
         url = f"http://daemon/v1/services/chat/replicas/{replica}/drain"
@@ -91,9 +108,16 @@ def replicas_of(status: Status) -> dict[str, dict[str, Any]]:
 
 @asynccontextmanager
 async def running_gateway(
-    *, bridges: int = 400, nginx_workers: int | str = "auto", settle_s: float | None = None
+    *,
+    bridges: int = 400,
+    nginx_workers: int | str = "auto",
+    settle_s: float | None = None,
+    hold: Mapping[str, object] | None = None,
 ) -> AsyncIterator[Ours]:
-    """A gateway with the default settings but for the ports, which waits `settle_s` after a worker is taken out."""
+    """A gateway with the default settings but for the ports, which waits `settle_s` after a worker is taken out.
+
+    hold: settings of the waiting room.
+    """
     first = free_ports(bridges)
     gateway = Gateway(
         base=BASE,
@@ -102,6 +126,8 @@ async def running_gateway(
     )
     if settle_s is not None:
         gateway.settings["services"][0]["drain"] = {"settle_s": settle_s}
+    if hold is not None:
+        gateway.settings["services"][0]["hold"] = dict(hold)
     try:
         await gateway.start()
         record = await _router_record(gateway)

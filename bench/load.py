@@ -9,12 +9,14 @@ import asyncio
 import random
 import time
 from collections import Counter
+from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Self
 
 from bench.chat import PATH, chat, flaw
 from bench.wire import Connection, ExchangeFailed
 
+_LONG = 80  # tokens; how long such an answer ran is kept
 _WORDS = ("river", "stone", "lamp", "cloud", "paper", "green", "seven", "winter", "copper", "garden", "signal", "motor")
 
 
@@ -46,14 +48,16 @@ class Failure:
 
 
 class Load:
-    """`clients` clients until the end of the `async with`."""
+    """`clients` clients until the end of the `async with`. `long_ones` holds (sent, ended) of each long answer."""
 
-    def __init__(self, host: str, port: int, *, clients: int) -> None:
+    def __init__(self, host: str, port: int, *, clients: int, shapes: Sequence[Shape] = SHAPES) -> None:
         self._address = host, port
+        self._shapes = shapes
         self._count = clients
         self._ending = False
         self.answered: Counter[str] = Counter()
         self.failures: list[Failure] = []
+        self.long_ones: list[tuple[float, float]] = []
 
     async def __aenter__(self) -> Self:
         self.began = time.monotonic()
@@ -78,10 +82,10 @@ class Load:
 
     async def _client(self, number: int) -> None:
         chance = random.Random(number)
-        weights = [shape.weight for shape in SHAPES]
+        weights = [shape.weight for shape in self._shapes]
         async with Connection(*self._address) as connection:
             while not self._ending:
-                (shape,) = chance.choices(SHAPES, weights)
+                (shape,) = chance.choices(self._shapes, weights)
                 # Always another beginning: a router that keeps prefixes together is to use all replicas.
                 text = " ".join(chance.choices(_WORDS, k=12))
                 await self._ask(connection, shape, text)
@@ -95,5 +99,7 @@ class Load:
             reason = f"{error}; got {error.got[-200:]!r}"
         if reason is None:
             self.answered[shape.name] += 1
+            if shape.tokens >= _LONG:
+                self.long_ones.append((sent_at, time.monotonic()))
         else:
             self.failures.append(Failure(shape.name, sent_at, time.monotonic(), reason))

@@ -88,7 +88,10 @@ class RealAdapters:
             settings.name,
             slot,
             self.router_kind(settings),
-            self._settings.state_dir / "log" / f"router-{slot}.log",
+            ChildLog(
+                self._settings.state_dir / "log" / f"router-{slot}.log",
+                spare=self._settings.run_dir / "log" / f"router-{slot}.log",
+            ),
             self._router_ports,
             self._metrics,
             start_timeout_s=settings.router.start_timeout_s,
@@ -151,11 +154,11 @@ def build_daemon(config_path: Path, settings: Settings) -> Daemon:
             command=settings.bridges.nginx,
             worker_processes=str(os.cpu_count() or 1) if workers == "auto" else str(workers),
             run_dir=settings.run_dir,
-            log_dir=settings.state_dir / "log",
+            state_dir=settings.state_dir,
         )
     )
     bridges = PortLeases(range(settings.bridges.ports.first, settings.bridges.ports.last + 1))
-    log = ChildLog(settings.state_dir / "log" / "peers.log")
+    log = ChildLog(settings.state_dir / "log" / "peers.log", spare=settings.run_dir / "log" / "peers.log")
     find = partial(find_nginx, settings.bridges.nginx)
     peers = _peer_keeper(settings, PeerPlaces(settings.run_dir / "peers", nginx.links, log, find), metrics)
     keyed = PeerPlaces(settings.run_dir, nginx.links, log, find)
@@ -200,8 +203,8 @@ def take_lock(run_dir: Path) -> int:
     return lock
 
 
-async def run_daemon(config_path: Path, settings: Settings) -> None:
-    """Runs the daemon until a signal ends it.
+async def run_daemon(config_path: Path, settings: Settings) -> bool:
+    """Runs the daemon until a signal or a command ends it; whether it was a command.
 
     SIGTERM leaves nginx and the routers running for the next daemon; SIGINT (Ctrl-C) takes them down as well. SIGHUP
     reads the configuration again.
@@ -245,3 +248,4 @@ async def run_daemon(config_path: Path, settings: Settings) -> None:
         await daemon.run(serve)
     finally:
         os.close(lock)
+    return daemon.ended_by_command

@@ -1,4 +1,7 @@
-"""The command line. Exit codes: 0 done, 1 failed, 2 wrong usage, 78 the configuration cannot be used."""
+"""The command line.
+
+Exit codes: 0 done, 1 failed, 2 wrong usage, 78 the configuration cannot be used, 79 (`run` alone) ended by `stop`.
+"""
 
 from __future__ import annotations
 
@@ -24,7 +27,7 @@ if TYPE_CHECKING:
     from gateway_sidecar.install import Step
 
 DEFAULT_CONFIG = Path("/etc/gateway-sidecar/gateway-sidecar.yaml")
-EXIT_FAILED, EXIT_CONFIG = 1, 78
+EXIT_FAILED, EXIT_CONFIG, EXIT_STOPPED = 1, 78, 79
 
 
 def main(argv: Sequence[str] | None = None) -> None:
@@ -100,6 +103,10 @@ def _parser() -> argparse.ArgumentParser:
     command.add_argument("service", metavar="SERVICE")
     command = add("stop", _stop, "end the daemon", "nginx, the routers and every stream go on, unless --all is given.")
     command.add_argument("--all", action="store_true", help="nginx and the routers as well, after what is in flight")
+    command.add_argument(
+        "--timeout", type=float, default=30.0, metavar="S",
+        help="with --all: end what is still in flight after S seconds (default: %(default)g)",
+    )  # fmt: skip
     add("reload", _reload, "have the daemon read its configuration again and report what changed")
     for name, text in (
         ("install", "put the systemd unit, the user, directories and an example configuration in place"),
@@ -127,6 +134,8 @@ def _admin_socket(arguments: argparse.Namespace) -> Path:
 
 
 def _run(arguments: argparse.Namespace) -> int:
+    import faulthandler
+
     import uvloop
 
     from gateway_sidecar.app import run_daemon
@@ -134,12 +143,14 @@ def _run(arguments: argparse.Namespace) -> int:
 
     settings = load_config(arguments.config)
     set_up_logs(settings.log.format, settings.log.level)
+    faulthandler.enable()  # systemd's watchdog sends SIGABRT: the log is to show where we hung.
     try:
-        uvloop.run(run_daemon(arguments.config.absolute(), settings))
+        by_command = uvloop.run(run_daemon(arguments.config.absolute(), settings))
     except (BridgeError, OSError) as error:
         get_logger().critical("daemon.failed", reason=str(error))
         return EXIT_FAILED
-    return 0
+    # Told apart from a signal, so that systemd starts a daemon again that somebody's SIGTERM ended, and no other.
+    return EXIT_STOPPED if by_command else 0
 
 
 def _check(arguments: argparse.Namespace) -> int:
@@ -223,7 +234,10 @@ def _router(arguments: argparse.Namespace) -> int:
 
 def _stop(arguments: argparse.Namespace) -> int:
     socket = _admin_socket(arguments)
-    _, answer = ask_daemon(socket, "POST", f"/v1/stop?all={'true' if arguments.all else 'false'}")
+    query = f"all=true&timeout_s={arguments.timeout:g}" if arguments.all else "all=false"
+    code, answer = ask_daemon(socket, "POST", f"/v1/stop?{query}")
+    if code != 202:
+        raise AdminError(str(answer.get("error")))
     with suppress(ProcessLookupError):
         daemon = os.pidfd_open(answer["pid"])
         select.select([daemon], [], [])

@@ -12,7 +12,7 @@ from pathlib import Path
 from aiohttp import web
 
 from gateway_sidecar.admin import view
-from gateway_sidecar.control.daemon import Daemon
+from gateway_sidecar.control.daemon import DEFAULT_STOP_S, Daemon
 from gateway_sidecar.domain.model import ReplicaId
 from gateway_sidecar.errors import ConfigError, RouterUnavailable
 
@@ -60,7 +60,12 @@ async def _reload(request: web.Request) -> web.Response:
 
 
 async def _stop(request: web.Request) -> web.Response:
-    request.app[_DAEMON].end(stop_all=request.query.get("all") == "true")
+    text = request.query.get("timeout_s", str(DEFAULT_STOP_S))
+    timeout_s = _seconds(text)
+    if timeout_s is None:
+        return _bad_timeout(text)
+    request.app[_DAEMON].ended_by_command = True
+    request.app[_DAEMON].end(stop_all=request.query.get("all") == "true", timeout_s=timeout_s)
     return web.json_response({"pid": os.getpid()}, status=202)
 
 
@@ -81,12 +86,9 @@ async def _drain(request: web.Request) -> web.Response:
     if service is None:
         return _unknown_service(request)
     text = request.query.get("timeout_s", str(service.settings.drain.timeout_s))
-    try:
-        timeout_s = float(text)
-    except ValueError:
-        timeout_s = -1.0
-    if not 0 <= timeout_s <= _LONGEST_DRAIN_S:
-        return _problem(400, f"timeout_s: '{text}' is not a number of seconds from 0 to {_LONGEST_DRAIN_S:.0f}")
+    timeout_s = _seconds(text)
+    if timeout_s is None:
+        return _bad_timeout(text)
     try:
         report = await service.drain(ReplicaId(request.match_info["replica"]), timeout_s)
     except KeyError:
@@ -111,6 +113,19 @@ async def _resume(request: web.Request) -> web.Response:
     except KeyError:
         return _unknown_replica(request)
     return web.json_response({"resumed": True})
+
+
+def _seconds(text: str) -> float | None:
+    """A time that is allowed; None for any other text."""
+    try:
+        seconds = float(text)
+    except ValueError:
+        return None
+    return seconds if 0 <= seconds <= _LONGEST_DRAIN_S else None
+
+
+def _bad_timeout(text: str) -> web.Response:
+    return _problem(400, f"timeout_s: '{text}' is not a number of seconds from 0 to {_LONGEST_DRAIN_S:.0f}")
 
 
 def _unknown_service(request: web.Request) -> web.Response:

@@ -5,13 +5,14 @@
 
 from __future__ import annotations
 
+import re
 from pathlib import Path
 
 from aiohttp import web
 
 from gateway_sidecar.control.daemon import Daemon
 from gateway_sidecar.control.service import Service
-from gateway_sidecar.control.waiting_room import Answer, Verdict
+from gateway_sidecar.control.waiting_room import Answer, History, Verdict
 from gateway_sidecar.domain.planning import Missing
 
 _DAEMON = web.AppKey("daemon", Daemon)
@@ -35,15 +36,33 @@ async def _hold(request: web.Request) -> web.Response:
     service = request.app[_DAEMON].services.get(request.headers.get("X-Service", ""))
     if service is None:
         return _error(Answer(Verdict.FULL, "There is no such service.", "no_service"))
-    asleep = _while_asleep(request, service)
+    so_far = read_history(request.headers.get("X-Router-Connected", ""), request.headers.get("X-Router-Took", ""))
+    asleep = None if so_far.tries else _while_asleep(request, service)
     if asleep is not None:
         return asleep
-    # nginx writes the time that connecting took, and `-` where it came to no connection.
-    connected = request.headers.get("X-Router-Connected", "").rsplit(",", 1)[-1].strip()
-    answer = await service.room.wait(accepted=connected not in ("", "-"))
+    answer = await service.room.wait(so_far)
     if answer.verdict is Verdict.GO_ON:
         return web.Response(headers={"X-Accel-Redirect": "@router"})
     return _error(answer)
+
+
+def read_history(connected: str, took: str) -> History:
+    """What nginx tells of a request: the times that connecting, and answering, took at each place where it was.
+
+    Places stand in order, with colons between; the last one was a router, the one before it was here, and so on. Where
+    it came to no connection there is a `-`.
+    """
+    if not connected:
+        return History()
+    places = [place.strip() for place in connected.split(" : ")]
+    times = [place.strip() for place in took.split(" : ")]
+    waits = [float(text) for text in times[-2::-2] if re.fullmatch(r"[0-9.]+", text)]
+    return History(
+        tries=len(places[-1::-2]),
+        accepted=places[-1].rpartition(",")[2].strip() != "-",
+        let_go=len(places[-2::-2]),
+        waited_s=sum(waits),
+    )
 
 
 def _while_asleep(request: web.Request, service: Service) -> web.Response | None:

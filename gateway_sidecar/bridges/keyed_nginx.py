@@ -69,7 +69,7 @@ class KeyedNginx:
                 await stop_orphans(self.process.identity)
             self.listens_at.unlink(missing_ok=True)
             argv = [program.path, "-p", str(self._directory), "-c", str(config)]
-            log_fd = self._places.log.open_for_child()
+            log_fd = await self._places.log.open_for_child()
             process = await Process.spawn(argv, log_fd=log_fd, cwd=self._directory)
         except (OSError, ProcessError) as error:
             raise BridgeError(f"cannot start the nginx that shows the API key: {error}") from error
@@ -125,7 +125,7 @@ class KeyedNginx:
 def keyed_left_running(places: PeerPlaces) -> dict[int, Identity]:
     """Those of an earlier daemon that still run, by the port of their bridge. Blocks: call in a thread."""
     found = {}
-    for identity in writers_of(places.log.path):
+    for identity in writers_of(*places.log.places):
         try:
             directory = Path(f"/proc/{identity.pid}/cwd").readlink()
         except OSError:

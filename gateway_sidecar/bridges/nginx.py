@@ -7,6 +7,7 @@ only when a service address is added or removed, or a router had to take another
 from __future__ import annotations
 
 import asyncio
+import contextlib
 import errno
 import grp
 import os
@@ -19,11 +20,13 @@ import socket
 import time
 from collections.abc import Sequence
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 
-from gateway_sidecar.bridges.nginx_config import SUCCESSOR, Capacity, NginxConfig, ServiceAddress
+from gateway_sidecar.bridges.nginx_config import BODIES, SUCCESSOR, Capacity, NginxConfig, ServiceAddress
 from gateway_sidecar.errors import BridgeError, ProcessError
-from gateway_sidecar.supervision.logfile import ChildLog
+from gateway_sidecar.supervision.logfile import ChildLog, try_writing
+from gateway_sidecar.supervision.own_thread import OwnThread
 from gateway_sidecar.supervision.process import Identity, Process, session_members
 
 STREAM_MODULES = (
@@ -35,6 +38,9 @@ KEYED, ENGINE_LINK = "keyed", "engine.sock"
 """Where the nginx that show API keys run, below `run_dir`, and the link in each one's directory."""
 
 _LONGEST_SOCKET_PATH = 107
+_PATIENCE_S = 2.0
+_ROOM_BYTES = 256 * 1024
+TEMP = "nginx-temp"
 _LISTENS = re.compile(r"listen (\S+) backlog=4096")
 _CURE = "on Debian and Ubuntu: apt-get install nginx-light libnginx-mod-stream"
 
@@ -72,7 +78,10 @@ async def find_nginx(command: str) -> NginxProgram:
 
 @dataclass(frozen=True, slots=True)
 class BridgeSettings:
-    """Where the bridges live. Ports are inclusive."""
+    """Where the bridges live. Ports are inclusive.
+
+    state_dir: for the log, and for bodies that do not fit into memory; if it cannot be written, run_dir takes them.
+    """
 
     host: str
     first_port: int
@@ -80,7 +89,7 @@ class BridgeSettings:
     command: str
     worker_processes: str
     run_dir: Path
-    log_dir: Path
+    state_dir: Path
 
 
 class Nginx:
@@ -92,7 +101,9 @@ class Nginx:
         self.gates = settings.run_dir / "gates"
         self._directory = settings.run_dir / "nginx"
         self._config_path = self._directory / "nginx.conf"
-        self.log = ChildLog(settings.log_dir / "nginx.log")
+        self.log = ChildLog(settings.state_dir / "log" / "nginx.log", spare=settings.run_dir / "log" / "nginx.log")
+        self._temp = settings.state_dir / TEMP
+        self._state_thread = OwnThread("nginx-temp")
         self._program: NginxProgram | None = None
         self.process: Process | None = None
         self.reloads = 0
@@ -101,9 +112,8 @@ class Nginx:
             raise BridgeError(f"run_dir: {settings.run_dir} is too long a path for Unix sockets; use a shorter one")
 
     def prepare(self) -> None:
-        """Makes the directories that nginx and the links need."""
-        temp = self._settings.log_dir.parent / "nginx-temp"
-        for path in (self.links, self.gates, self._directory, temp, self._settings.log_dir):
+        """Makes the directories in run_dir that nginx and the links need."""
+        for path in (self.links, self.gates, self._directory):
             path.mkdir(parents=True, exist_ok=True)
 
     def link(self, port: int, target: Path) -> None:
@@ -158,12 +168,18 @@ class Nginx:
         busy = await asyncio.to_thread(busy_ports, self._addresses(services))
         if busy:
             raise BridgeError(_busy_message(busy))
-        # Not tried out before: `nginx -t` listens for a moment, and would take clients' connections down with it.
-        self._config_path.write_text(self._config(services).text())
+        log_fd = await self.log.open_for_child()
+        try:
+            self._temp = await self._temp_directory()
+            # Not tried out before: `nginx -t` listens for a moment, and would take clients' connections down with it.
+            self._config_path.write_text(self._config(services).text())
+        except (BridgeError, OSError):
+            os.close(log_fd)
+            raise
         try:
             process = await Process.spawn(
                 [self._program.path, "-p", str(self._directory), "-c", str(self._config_path)],
-                log_fd=self.log.open_for_child(),
+                log_fd=log_fd,
                 cwd=self._directory,
             )
         except ProcessError as error:
@@ -186,7 +202,11 @@ class Nginx:
             await stop_orphans(identity)
             return False
         self.process = process
-        self._served = set(_LISTENS.findall(self._config_path.read_text())) if self._config_path.exists() else set()
+        text = self._config_path.read_text() if self._config_path.exists() else ""
+        self._served = set(_LISTENS.findall(text))
+        self.log.follow(process.pid)
+        spare = self._settings.run_dir / TEMP
+        self._temp = spare if f'"{spare}/' in text else self._settings.state_dir / TEMP
         await self.apply(services)
         return True
 
@@ -234,10 +254,10 @@ class Nginx:
             last_port=self._settings.last_port,
             links=self.links,
             directory=self._directory,
-            temp=self._settings.log_dir.parent / "nginx-temp",
+            temp=self._temp,
             gates=self.gates,
             waiting_room=self._settings.run_dir / "hold.sock",
-            log=self.log.path,
+            log=self.log.file or Path(os.devnull),
             worker_processes=self._settings.worker_processes,
             capacity=capacity,
             services=sorted(services, key=lambda s: s.service),
@@ -261,6 +281,24 @@ class Nginx:
         fresh.replace(self._config_path)
         return True
 
+    async def _temp_directory(self) -> Path:
+        """Where bodies go that do not fit into memory: on the state disk if that takes them."""
+        try:
+            await self._state_thread.run(
+                partial(try_writing, self._settings.state_dir / TEMP, _ROOM_BYTES), patience_s=_PATIENCE_S
+            )
+        except OSError:  # A TimeoutError is one, too.
+            (self._settings.run_dir / TEMP).mkdir(exist_ok=True)
+            return self._settings.run_dir / TEMP
+        return self._settings.state_dir / TEMP
+
+    async def mend_temp(self) -> None:
+        """Makes the directory for bodies again if somebody removed it; nginx itself makes it only when it starts."""
+        with contextlib.suppress(OSError):
+            await self._state_thread.run(
+                lambda: (self._temp / BODIES).mkdir(mode=0o700, parents=True, exist_ok=True), patience_s=_PATIENCE_S
+            )
+
     def _addresses(self, services: Sequence[ServiceAddress]) -> list[tuple[str, int]]:
         bridges = range(self._settings.first_port, self._settings.last_port + 1)
         return [(self._settings.host, port) for port in bridges] + [_split(s.listen) for s in services]
@@ -271,7 +309,7 @@ class Nginx:
         # Asked of the kernel, not by connecting: a connection to an idle bridge is an error line in nginx's log.
         while len(await asyncio.to_thread(busy_ports, wanted)) < len(wanted):
             if not process.running or time.monotonic() > deadline:
-                last = " | ".join(self.log.tail(3)) or "it said nothing"
+                last = " | ".join(await self.log.read_tail(3)) or "it said nothing"
                 raise BridgeError(f"nginx does not listen: {last}")
             await asyncio.sleep(0.005)
 

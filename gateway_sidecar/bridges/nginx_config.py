@@ -10,14 +10,23 @@ _CONNECTIONS_EACH = 4  # client, service address -> router, router -> bridge, br
 SUCCESSOR = ".next"
 """What is added to a service's name to name its second router slot, and the switch that leads to it."""
 
+BODIES = "client_body"
+"""The directory, below the one for temporary files, that bodies go to."""
+
 _PEER_CONNECTIONS = 4096  # two for each request; 1.5 MB
-_TEMPS = ("client_body", "proxy", "fastcgi", "uwsgi", "scgi")
+_TEMPS = (BODIES, "proxy", "fastcgi", "uwsgi", "scgi")
 _SPARE = 64  # files that nginx opens for itself
 _CLOSED = 598  # our own status, inside nginx only: the service's gate is closed
 _UNAVAILABLE = (
     '{"error":{"message":"The router of service SERVICE is not available; try again shortly.",'
     '"type":"server_error","code":"router_unavailable","param":null}}'
 )
+
+_FAILED = (
+    '{"error":{"message":"The gateway cannot take this request now, perhaps for want of disk space; try again.",'
+    '"type":"server_error","code":"gateway_unavailable","param":null}}'
+)
+"""For what nginx itself cannot do, such as write a large body to a full disk. A router's own 500 is left as it is."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -162,10 +171,12 @@ http {{
         proxy_socket_keepalive on;
         location / {{
             error_page 502 504 {_CLOSED} = @hold;
+            error_page 500 = @failed;
             if (-f {_quoted(self.gates / service.service)}) {{ return {_CLOSED}; }}
 {switch}        }}
         location @router {{
             error_page 502 504 = @hold;
+            error_page 500 = @failed;
 {switch}        }}
         location @hold {{
             internal;
@@ -176,7 +187,14 @@ http {{
             proxy_set_header Content-Length "";
             proxy_set_header X-Service {service.service};
             proxy_set_header X-Router-Connected $upstream_connect_time;
+            proxy_set_header X-Router-Took $upstream_response_time;
             proxy_set_header X-Request-Upgrade $http_upgrade;
+        }}
+        location @failed {{
+            internal;
+            default_type application/json;
+            add_header Retry-After 5 always;
+            return 503 '{_FAILED}';
         }}
         location @unavailable {{
             internal;

@@ -63,7 +63,7 @@ class PeerNginx:
             self._directory.mkdir(parents=True, exist_ok=True)
             config.write_text(self._config(program.stream_module))
             argv = [program.path, "-p", str(self._directory), "-c", str(config)]
-            log_fd = self._places.log.open_for_child()
+            log_fd = await self._places.log.open_for_child()
             process = await Process.spawn(argv, log_fd=log_fd, cwd=self._directory)
         except (OSError, ProcessError) as error:
             raise BridgeError(f"cannot start nginx for {self._address}: {error}") from error
@@ -109,7 +109,7 @@ class LeftRunning:
 def left_running(places: PeerPlaces) -> list[LeftRunning]:
     """All that an earlier daemon started and that still run. Blocks: call in a thread."""
     found = []
-    for identity in writers_of(places.log.path):
+    for identity in writers_of(*places.log.places):
         try:
             directory = Path(f"/proc/{identity.pid}/cwd").readlink()
             endpoint = parse_endpoint(directory.name)

@@ -84,7 +84,7 @@ class BridgeKeeper:
             ended.cancel()
             touched.cancel()
         if not process.running:
-            last = await asyncio.to_thread(self.nginx.log.tail, 3)
+            last = await self.nginx.log.read_tail(3)
             self._logger.error("bridge.exited", pid=process.pid, exit_code=process.exit_code, last_lines=last)
             self._went(up=False)
             orphans = await stop_orphans(process.identity)
@@ -113,6 +113,7 @@ class BridgeKeeper:
 
     async def _restart(self) -> None:
         await asyncio.sleep(_RESTARTS.delay_s(self._failures))
+        self.beat = time.monotonic()
         try:
             await self._start()
         except (BridgeError, OSError) as error:
@@ -134,6 +135,9 @@ class BridgeKeeper:
         self._applied = wanted
         self._metrics.bridge_starts.inc()
         assert self.nginx.process is not None
+        if self.nginx.log.trouble:
+            to = str(self.nginx.log.file) if self.nginx.log.file else None
+            self._logger.error("bridge.log_elsewhere", reason=self.nginx.log.trouble, path=to)
         self._logger.info("bridge.started", pid=self.nginx.process.pid, took_s=round(time.monotonic() - began, 3))
 
     def _went(self, *, up: bool) -> None:

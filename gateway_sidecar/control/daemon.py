@@ -24,22 +24,27 @@ from gateway_sidecar.control.follower import Source
 from gateway_sidecar.control.guard import keep_running
 from gateway_sidecar.control.key_keeper import KeyKeeper
 from gateway_sidecar.control.peer_keeper import PeerKeeper
+from gateway_sidecar.control.record_keeper import Record, RecordKeeper
 from gateway_sidecar.control.router_process import RouterProcess
 from gateway_sidecar.control.service import Service
+from gateway_sidecar.control.takedown import take_down
 from gateway_sidecar.domain.leases import PortLeases
 from gateway_sidecar.domain.model import PeerAddress
 from gateway_sidecar.errors import ConfigError, ProcessError, RouterUnavailable, StateError
 from gateway_sidecar.routers.base import RouterKind
 from gateway_sidecar.supervision.logfile import ChildLog
 from gateway_sidecar.supervision.notify import SystemdNotifier
-from gateway_sidecar.supervision.process import Process, rss_bytes, writers_of
+from gateway_sidecar.supervision.process import Process, boot_id, rss_bytes, writers_of
 from gateway_sidecar.telemetry.logs import get_logger, set_up_logs
 from gateway_sidecar.telemetry.metrics import Metrics
 
-_WRITE_GAP_S = 0.2
 _COUNT_GAP_S = 0.05
 _COUNT_REST_S = 0.2
 _STALE_S = 10.0
+DEFAULT_STOP_S = 30.0
+"""What is in flight when everything is taken down may take so long."""
+
+_MEND_GAP_S = 5.0
 _FIXED = ("state_dir", "run_dir", "bridges", "peers", "router_ports", "metrics", "rescan_interval_s")
 
 
@@ -91,12 +96,18 @@ class Daemon:
         self.keeper = BridgeKeeper(nginx, self._addresses, metrics, self.note_change)
         self._notifier = SystemdNotifier()
         self._logger = get_logger()
-        self._dirty = asyncio.Event()
         self._ending = asyncio.Event()
         self._stop_all = False
+        self._stop_timeout_s = DEFAULT_STOP_S
+        self._at_once = asyncio.Event()
+        self.ended_by_command = False
         self._reload_lock = asyncio.Lock()
         self._beats: dict[str, float] = {}
         self.problems: dict[str, str] = {}
+        self._records = {
+            "run": RecordKeeper(Record("run", self._processes_path, self._processes), self.problems, metrics),
+            "state": RecordKeeper(Record("state", self._leases_path, self._leases), self.problems, metrics),
+        }
         ports = metrics.bridge_ports
         ports.labels("leased").set_function(lambda: len(leases.leased))
         ports.labels("quarantined").set_function(lambda: len(leases.quarantined))
@@ -121,7 +132,8 @@ class Daemon:
 
     def note_change(self) -> None:
         """Something that is written down has changed."""
-        self._dirty.set()
+        for keeper in self._records.values():
+            keeper.touch()
         self.keeper.touch()
 
     # -- life
@@ -131,7 +143,7 @@ class Daemon:
 
         Raises BridgeError if nginx cannot be started at all.
         """
-        processes, leases = self._read_records()
+        processes, leases = [await self._read(keeper.record) for keeper in self._records.values()]
         for settings in self.settings.services:
             self._add(settings)
         # Before nginx: an address that is taken ends us here, with nothing begun, and the first client that has to
@@ -141,10 +153,10 @@ class Daemon:
         background = [
             asyncio.create_task(keep_running("-", loop, self.metrics))
             for loop in (
+                *(keeper.run for keeper in self._records.values()),
                 self.keeper.run,
                 self.peers.run,
                 self.keys.run,
-                self._write_loop,
                 self._count_loop,
                 self._log_loop,
                 self._watch_loop,
@@ -157,13 +169,19 @@ class Daemon:
         try:
             await self._until_ending(background)
         finally:
-            self._notifier.stopping()
+            self._notifier.stopping(within_s=self._stop_timeout_s if self._stop_all else 0.0)
             await close_listeners()
             await self._end(background)
 
-    def end(self, *, stop_all: bool) -> None:
-        """Ends the daemon; with `stop_all` also the routers and nginx, else they go on for the next daemon."""
+    def end(self, *, stop_all: bool, timeout_s: float = DEFAULT_STOP_S) -> None:
+        """Ends the daemon; with `stop_all` also the routers and nginx, else they go on for the next daemon.
+
+        timeout_s: how long they may take for what is in flight. Asked again, all is ended at once.
+        """
+        if self._ending.is_set():
+            self._at_once.set()
         self._stop_all |= stop_all
+        self._stop_timeout_s = timeout_s
         self._ending.set()
 
     async def _until_ending(self, background: list[asyncio.Task[None]]) -> None:
@@ -181,18 +199,20 @@ class Daemon:
             task.cancel()
         await asyncio.gather(*tasks, return_exceptions=True)
         if self._stop_all:
-            # nginx first: it lets the requests in flight finish, and then nothing is in flight in a router either.
-            await self.keeper.nginx.stop(grace_s=5)
-            await asyncio.gather(*(router.stop(grace_s=0.5) for router in self._routers()))
+            cut = await take_down(
+                self.keeper.nginx, self._routers(), timeout_s=self._stop_timeout_s, at_once=self._at_once
+            )
+            if cut:
+                self._logger.warning("daemon.cut_off", connections=cut, after_s=self._stop_timeout_s)
             await self.peers.close()
             await self.keys.close()
             for port in self.keeper.nginx.linked():
                 self.keeper.nginx.unlink(port)
-            for record in (self._processes_path, self._leases_path):
-                record.unlink(missing_ok=True)
+            with suppress(OSError):  # A disk that cannot be written: what is left says nothing that lives.
+                for record in (self._processes_path, self._leases_path):
+                    record.unlink(missing_ok=True)
         else:
-            with suppress(StateError):
-                await self._write_records()
+            await asyncio.gather(*(keeper.write() for keeper in self._records.values()))
             for router in self._routers():
                 await router.let_go()
             if self.keeper.nginx.process is not None:
@@ -232,15 +252,12 @@ class Daemon:
     def _leases_path(self) -> Path:
         return self.settings.state_dir / "leases.json"
 
-    def _read_records(self) -> tuple[dict[str, Any], dict[str, Any]]:
-        found = []
-        for path in (self._processes_path, self._leases_path):
-            try:
-                found.append(records.read_record(path))
-            except StateError as error:
-                self._logger.warning("state.ignored", reason=str(error))
-                found.append({})
-        return found[0], found[1]
+    async def _read(self, record: Record) -> dict[str, Any]:
+        try:
+            return await record.read()
+        except StateError as error:
+            self._logger.warning("state.ignored", reason=str(error))
+            return {}
 
     async def _take_up(self, processes: dict[str, Any], leases: dict[str, Any]) -> None:
         self.keeper.nginx.prepare()
@@ -254,15 +271,19 @@ class Daemon:
             self._logger.warning("state.ignored", reason=str(error))
             earlier = None
         await self._end_unrecorded()
-        unrecorded = await asyncio.to_thread(writers_of, self.keeper.nginx.log.path)
+        unrecorded = await asyncio.to_thread(writers_of, *self.keeper.nginx.log.places)
         await self.keeper.begin([*([earlier] if earlier else []), *unrecorded])
-        with suppress(StateError):  # The write loop tries again, and tells.
-            await self._write_records()
+        # Not the leases: they are taken up below, and until then the file has what we have not.
+        await self._records["run"].write()
         await self.peers.begin()
         await self.keys.begin()
         links = self.keeper.nginx.linked()
         for name, service in self.services.items():
             service.models = [str(model) for model in leases.get("models", {}).get(name, [])]
+        if leases.get("boot_id", boot_id()) != boot_id():
+            self._after_reboot(leases, links)
+            return
+        for name, service in self.services.items():
             for row in leases.get("services", {}).get(name, []):
                 try:
                     saved = records.tenure_from_json(row)
@@ -288,6 +309,17 @@ class Daemon:
             self.keeper.nginx.unlink(port)
             self.leases.quarantine(port)
 
+    def _after_reboot(self, leases: dict[str, Any], links: Mapping[int, Path]) -> None:
+        """Nothing of what was written down lives any more, and nobody is connected: only the ports are worth a wish."""
+        for port in links:
+            self.keeper.nginx.unlink(port)
+        for name, service in self.services.items():
+            for row in leases.get("services", {}).get(name, []):
+                try:
+                    service.prefer(records.tenure_from_json(row))
+                except StateError as error:
+                    self._logger.warning("state.ignored", service=name, reason=str(error))
+
     async def _adopt_routers(self, service: Service, rows: list[Any]) -> None:
         """Takes up the router that the service address leads to; one that was leaving goes on leaving."""
         in_service = self.keeper.nginx.pointed(service.name)
@@ -306,60 +338,34 @@ class Daemon:
         """Ends routers that a daemon started and did not live to write down: nobody has their keys."""
         kept = {router.pid for router in self._routers()}
         for router in self._routers():
-            logs = (router.log.path, router.log.path.with_name(f"router-{router.service}.next.log"),
-                    router.log.path.with_name(f"router-{router.service}.log"))  # fmt: skip
-            found = {identity for log in logs for identity in await asyncio.to_thread(writers_of, log)}
+            names = [f"router-{slot}.log" for slot in self.services[router.service].slots.names]
+            logs = [place.with_name(name) for place in router.log.places for name in names]
+            found = set(await asyncio.to_thread(writers_of, *logs))
             for identity in found:
                 process = None if identity.pid in kept else Process.adopt(identity)
                 if process is not None:
                     self._logger.warning("router.leftover_stopped", service=router.service, pid=process.pid)
                     await process.stop(grace_s=5)
 
-    async def _write_records(self) -> None:
-        """Writes all of it down now. Raises StateError; what can be written is."""
-        failed: StateError | None = None
-        for path, content in self._snapshot():
-            try:
-                await asyncio.to_thread(records.write_record, path, content)
-            except StateError as error:
-                failed = error
-        if failed is not None:
-            raise failed
-
-    def _snapshot(self) -> list[tuple[Path, dict[str, object]]]:
-        """What there is to write down, taken in one go; the writing itself happens in a thread."""
+    def _processes(self) -> dict[str, object]:
         nginx = self.keeper.nginx.process
         routers = {
             name: [records.router_to_json(saved) for router in s.routers if (saved := router.saved()) is not None]
             for name, s in self.services.items()
         }
-        processes: dict[str, object] = {
+        return {
             "nginx": records.identity_to_json(nginx.identity) if nginx is not None and nginx.running else None,
             "routers": routers,
         }
-        leases: dict[str, object] = {
+
+    def _leases(self) -> dict[str, object]:
+        return {
+            "boot_id": boot_id(),
             "services": {n: [records.tenure_to_json(t) for t in s.saved()] for n, s in self.services.items()},
             "models": {n: s.models for n, s in self.services.items()},
         }
-        return [(self._processes_path, processes), (self._leases_path, leases)]
 
     # -- the loops
-
-    async def _write_loop(self) -> None:
-        while True:
-            await self._dirty.wait()
-            self._dirty.clear()
-            try:
-                await self._write_records()
-                if self.problems.pop("state", None):
-                    self._logger.info("state.written_again")
-            except StateError as error:
-                if self.problems.get("state") != str(error):
-                    self._logger.error("state.not_written", reason=str(error))
-                self.problems["state"] = str(error)
-                self._dirty.set()
-                await asyncio.sleep(1.0)
-            await asyncio.sleep(_WRITE_GAP_S)
 
     async def _count_loop(self) -> None:
         """Counts open connections, as long as somebody waits for a count."""
@@ -382,30 +388,49 @@ class Daemon:
 
     async def _log_loop(self) -> None:
         """Passes on what nginx and the routers write, and how much memory the routers take."""
+        mend_at = 0.0
         while True:
             self._beats["log"] = time.monotonic()
-            for name, service in self.services.items():
-                for router in service.routers:
-                    for line in await asyncio.to_thread(router.log.new_lines):
-                        read = router.kind.read_log_line(line)
-                        if read is not None:
-                            log = getattr(self._logger, read.level)
-                            log("router.said", service=name, text=read.message, **read.fields)
+            routers = [(service, router) for service in self.services.values() for router in service.routers]
+            # Beside each other: a disk that hangs costs each of them its patience.
+            await asyncio.gather(
+                self._pass_on_nginx(self.keeper.nginx.log), *(self._pass_on(router) for _, router in routers)
+            )
+            for name, service in list(self.services.items()):
                 if service.router.pid is not None and (rss := rss_bytes(service.router.pid)) is not None:
                     self.metrics.router_rss.labels(name).set(rss)
                     service.slots.note_memory(rss)
-            await self._pass_on_nginx(self.keeper.nginx.log)
             await self._pass_on_nginx(self.peers.log)
+            if time.monotonic() >= mend_at:
+                mend_at = time.monotonic() + _MEND_GAP_S
+                await self.keeper.nginx.mend_temp()
+            self._note_logs(
+                {f"log of router {router.slot}": router.log.trouble for _, router in routers}
+                | {"log of nginx": self.keeper.nginx.log.trouble}
+            )
             await asyncio.sleep(1.0)
 
+    def _note_logs(self, troubles: Mapping[str, str]) -> None:
+        """A child keeps the log that it was started with: it is a problem until the child is started again."""
+        for name in [name for name in self.problems if name.startswith("log of ") and not troubles.get(name)]:
+            del self.problems[name]
+        self.problems |= {name: trouble for name, trouble in troubles.items() if trouble}
+
+    async def _pass_on(self, router: RouterProcess) -> None:
+        for line in await router.log.read():
+            read = router.kind.read_log_line(line)
+            if read is not None:
+                log = getattr(self._logger, read.level)
+                log("router.said", service=router.service, text=read.message, **read.fields)
+
     async def _pass_on_nginx(self, log: ChildLog) -> None:
-        lines = await asyncio.to_thread(log.new_lines)
+        lines = await log.read()
         # A dead socket makes nginx write a line for each connection: the first few tell the story.
         for line in lines[:5]:
             level = "error" if any(mark in line for mark in ("[emerg]", "[alert]", "[crit]")) else "info"
             getattr(self._logger, level)("bridge.said", text=line)
         if len(lines) > 5:
-            self._logger.info("bridge.said_more", lines=len(lines) - 5, path=str(log.path))
+            self._logger.info("bridge.said_more", lines=len(lines) - 5, path=str(log.file))
 
     async def _watch_loop(self) -> None:
         """Measures the event loop's lag, keeps systemd informed, and pets its watchdog while all loops move."""
@@ -423,7 +448,9 @@ class Daemon:
 
     @property
     def _stale_limit_s(self) -> float:
-        return _STALE_S + self.settings.rescan_interval_s
+        # A router that is waited for is no fault of ours.
+        slowest_s = max((s.settings.router.api_timeout_s for s in self.services.values()), default=0.0)
+        return _STALE_S + self.settings.rescan_interval_s + slowest_s
 
     def _stale_s(self) -> float:
         """How long ago the loop that is most behind made progress."""

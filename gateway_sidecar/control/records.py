@@ -6,6 +6,7 @@ Two files, each atomic, versioned and fsynced: `leases.json` in the state direct
 
 from __future__ import annotations
 
+import contextlib
 import json
 import os
 from collections.abc import Mapping
@@ -50,6 +51,8 @@ def write_record(path: Path, content: Mapping[str, object]) -> None:
         finally:
             os.close(directory)
     except OSError as error:
+        with contextlib.suppress(OSError):
+            fresh.unlink(missing_ok=True)  # Half of a record would take the place that the whole one needs.
         raise StateError(f"cannot write {path}: {error.strerror}") from error
 
 

@@ -9,7 +9,6 @@ import time
 from collections.abc import Callable
 from dataclasses import dataclass
 from enum import StrEnum
-from pathlib import Path
 from typing import Protocol
 
 from gateway_sidecar.domain.backoff import Backoff
@@ -21,6 +20,7 @@ from gateway_sidecar.telemetry.logs import get_logger
 from gateway_sidecar.telemetry.metrics import Metrics
 
 _RESTARTS = Backoff(first_s=0.2, most_s=30.0)
+_CONNECT_S = 1.0
 _STEADY_S = 60.0  # a router that ran this long starts with a clean record
 
 
@@ -68,7 +68,7 @@ class RouterProcess:
         service: str,
         slot: str,
         kind: RouterKind,
-        log_path: Path,
+        log: ChildLog,
         private_ports: PrivatePorts,
         metrics: Metrics,
         *,
@@ -77,7 +77,7 @@ class RouterProcess:
         self.service = service
         self.slot = slot
         self.kind = kind
-        self.log = ChildLog(log_path)
+        self.log = log
         self._private_ports = private_ports
         self._metrics = metrics
         self._start_timeout_s = start_timeout_s
@@ -126,8 +126,10 @@ class RouterProcess:
             return False
         self._private_ports.restore(self.slot, saved.ports)
         self.process, self.ports, self.client = process, saved.ports, client
+        if saved.slot != self.slot:
+            self.log = self.log.beside(f"router-{saved.slot}.log")
         self._key, self.slot = saved.key, saved.slot
-        self.log = ChildLog(self.log.path.with_name(f"router-{saved.slot}.log"))
+        self.log.follow(process.pid)
         self.epoch += 1
         self._set(RouterState.UP)
         self._logger.info("router.adopted", pid=process.pid, url=saved.ports.url)
@@ -147,6 +149,18 @@ class RouterProcess:
         if self.client is not None and self.ports is not None:
             old, self.client = self.client, self.kind.client(self.ports, self._key)
             await old.close()
+
+    async def accepts_connections(self) -> bool:
+        """Whether it takes a new connection now, whatever it says on old ones."""
+        if self.ports is None:
+            return False
+        try:
+            async with asyncio.timeout(_CONNECT_S):
+                _, writer = await asyncio.open_connection("127.0.0.1", self.ports.api)
+        except OSError:
+            return False
+        writer.transport.abort()
+        return True
 
     def report_unresponsive(self) -> None:
         """Its API has not answered for too long: it is to be replaced, whatever its pid says."""
@@ -181,7 +195,11 @@ class RouterProcess:
         try:
             ports = self._private_ports.choose(self.slot)
             command = self.kind.command(ports, key)
-            process = await Process.spawn(command.argv, log_fd=self.log.open_for_child(), env=command.env)
+            log_fd = await self.log.open_for_child()
+            if self.log.trouble:
+                to = str(self.log.file) if self.log.file else None
+                self._logger.error("router.log_elsewhere", reason=self.log.trouble, path=to)
+            process = await Process.spawn(command.argv, log_fd=log_fd, env=command.env)
         except (ProcessError, OSError) as error:
             self._failures += 1
             self.reason = str(error)
@@ -237,7 +255,7 @@ class RouterProcess:
         self._failures += 1
         code = self.process.exit_code
         self.reason = what if code is None else f"{what}, exit code {code}"
-        last = await asyncio.to_thread(self.log.tail, 5)
+        last = await self.log.read_tail(5)
         self._logger.error(
             "router.exited", pid=self.process.pid, reason=self.reason, exit_code=code, last_lines=last,
             restart_in_s=round(self._delay_s(), 2),

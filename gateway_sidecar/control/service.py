@@ -12,6 +12,7 @@ import os
 import time
 from collections.abc import Awaitable, Callable, Container, Iterator, Mapping
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 from typing import Protocol
 
@@ -60,10 +61,12 @@ from gateway_sidecar.domain.planning import (
 from gateway_sidecar.errors import ConfigError
 from gateway_sidecar.routers.base import RouterPorts
 from gateway_sidecar.sources.listing import Listing, Sighting
+from gateway_sidecar.supervision.own_thread import OwnThread
 from gateway_sidecar.telemetry.logs import get_logger
 from gateway_sidecar.telemetry.metrics import Metrics
 
 _RECONSIDER_RESCANS = 5
+_NOTES_PATIENCE_S = 2.0
 
 
 @dataclass(frozen=True, slots=True)
@@ -146,6 +149,7 @@ class Service:
         self._metrics = metrics
         self._rescan_interval_s = rescan_interval_s
         self._read_overrides = read_overrides
+        self._notes_thread = OwnThread(f"notes {settings.name}")
         self._on_change = on_change
         self._logger = get_logger(service=settings.name)
         self._queue: WorkQueue[int] = WorkQueue(time.monotonic)
@@ -153,6 +157,7 @@ class Service:
         self.tenures: dict[int, Tenure] = {}
         self._current: dict[ReplicaId, Tenure] = {}
         self._by_url: dict[str, Tenure] = {}
+        self._preferred: dict[ReplicaId, int] = {}
         self._beat = time.monotonic()
         self.follower = SourceFollower(
             self.name, source, metrics, rescan_interval_s=rescan_interval_s, take_in=self._take_in
@@ -160,7 +165,14 @@ class Service:
         self._router_up_at = time.monotonic()
         self._is_catching_up = True
         self.models: list[str] = []
-        self.room = WaitingRoom(self.name, settings.hold, links, metrics)
+        self.room = WaitingRoom(
+            self.name,
+            settings.hold,
+            links,
+            metrics,
+            accepts=lambda: self.router.accepts_connections(),
+            on_trusted=self._tend_room,
+        )
         self.slots = RouterSlots(
             settings,
             make_unit=self._make_unit,
@@ -223,6 +235,11 @@ class Service:
             tenure.result = Ready(saved.facts)
             self._watcher.trust_until_next(tenure)
 
+    def prefer(self, saved: SavedTenure) -> None:
+        """A replica of this name had this port before the machine was started anew: it gets it again if it can."""
+        self._preferred[saved.sighting.replica] = saved.port
+        self._leases.save_for_last(saved.port)
+
     def claim(self, port: int, socket: Path, linked_at_ns: int) -> bool:
         """Takes up a bridge of this service that an earlier daemon had no time to write down; False if it is none.
 
@@ -243,9 +260,7 @@ class Service:
 
     async def run(self) -> None:
         """Runs the service until cancelled. What it started goes on; `router` is stopped or let go by its owner."""
-        for tenure in list(self.tenures.values()):
-            if not tenure.notes_read:
-                await self._read_notes(tenure, tenure.sighting)
+        await self._describe([(t, t.sighting) for t in self.tenures.values() if not t.notes_read])
         self.slots.start()
         self._peers.listen(self._reconsider_addresses)
         self._keys_shown.listen(self._reconsider_keys)
@@ -257,6 +272,7 @@ class Service:
         finally:
             self._peers.unlisten(self._reconsider_addresses)
             self._keys_shown.unlisten(self._reconsider_keys)
+            await self.room.end()
             await self.slots.close()
             await self._watcher.close()
             for tenure in self.tenures.values():
@@ -317,6 +333,7 @@ class Service:
         for replica, tenure in list(self._current.items()):
             if listing.is_gone(replica):
                 self._lose(tenure)
+        undescribed = []
         for sighting in listing.present.values():
             current = self._current.get(sighting.replica)
             if current is not None and current.sighting.occupant != sighting.occupant:
@@ -327,7 +344,14 @@ class Service:
             elif current.pin is None:
                 self._pin(current)
             if not current.notes_read or current.sighting.notes != sighting.notes:
-                await self._read_notes(current, sighting)
+                undescribed.append((current, sighting))
+        await self._describe(undescribed)
+
+    async def _describe(self, undescribed: list[tuple[Tenure, Sighting]]) -> None:
+        """Reads what was written beside sockets; where the disk hangs the next look tries again."""
+        for tenure, sighting in sorted(undescribed, key=lambda pair: pair[1].notes is not None):
+            if not await self._read_notes(tenure, sighting):
+                return
 
     def _fresh_generation(self, sighting: Sighting) -> int:
         """A socket that came back, the same inode, is a new stay: its old one may still be draining."""
@@ -371,19 +395,27 @@ class Service:
         tenure.problem = None
         self._queue.add(tenure.key)
 
-    async def _read_notes(self, tenure: Tenure, sighting: Sighting) -> None:
-        tenure.sighting = sighting
+    async def _read_notes(self, tenure: Tenure, sighting: Sighting) -> bool:
+        """False if the file does not come in time: what was known of the tenure stays."""
         try:
-            said = await asyncio.to_thread(self._read_overrides, sighting.notes[0]) if sighting.notes else Overrides()
+            overrides, problem = Overrides(), None
+            if sighting.notes is not None:
+                read = partial(self._read_overrides, sighting.notes[0])
+                overrides = await self._notes_thread.run(read, patience_s=_NOTES_PATIENCE_S)
         except ConfigError as error:
-            tenure.notes_read, tenure.notes_problem = True, error.problems[0]
+            overrides, problem = tenure.overrides, error.problems[0]
             self._logger.error("replica.notes_refused", replica=tenure.replica, problems=error.problems)
-        else:
-            tenure.notes_read, tenure.notes_problem = True, None
-            if said.peer != tenure.peer and not tenure.gone:
-                tenure = self._move(tenure, said.peer)
-            tenure.overrides = said
+        except TimeoutError:
+            if not tenure.notes_read:
+                tenure.notes_problem = "the file system of its .yaml does not answer"
+                self._queue.add(tenure.key)
+            return False
+        tenure.sighting, tenure.notes_read, tenure.notes_problem = sighting, True, problem
+        if problem is None and overrides.peer != tenure.peer and not tenure.gone:
+            tenure = self._move(tenure, overrides.peer)
+        tenure.overrides = overrides
         self._queue.add(tenure.key)
+        return True
 
     def _move(self, tenure: Tenure, peer: PeerAddress | None) -> Tenure:
         """The replica is advertised under another address: a new stay, if a router knows of this one."""
@@ -537,7 +569,7 @@ class Service:
     def _bridge(self, tenure: Tenure) -> None:
         try:
             fresh = tenure.port is None
-            tenure.port = self._leases.acquire(tenure.owner)
+            tenure.port = self._leases.acquire(tenure.owner, self._preferred.get(tenure.replica))
             self._links.link(tenure.port, tenure.sighting.socket)
         except NoFreePort as error:
             self._trouble(tenure, f"no free bridge port ({error}); widen bridges.ports")
@@ -599,7 +631,10 @@ class Service:
 
         A router that has just begun has to have everybody back first, or whoever it has after a while.
         """
-        if not self.book.listed or (self._is_catching_up and not self._is_complete()):
+        up_for_s = time.monotonic() - self._router_up_at
+        if self.router.up and min(self.room.refused_for_s, up_for_s) > self.settings.router.api_timeout_s:
+            self.router.report_unresponsive()  # What it still says on old connections is no use to anybody.
+        if self.room.is_doubting or not self.book.listed or (self._is_catching_up and not self._is_complete()):
             return
         self._is_catching_up = False
         missing = missing_role(worker.worker_type for worker in self._staying_workers())

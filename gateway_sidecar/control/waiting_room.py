@@ -7,18 +7,21 @@ from __future__ import annotations
 
 import asyncio
 import time
-from collections.abc import Callable
+from collections.abc import Awaitable, Callable
 from dataclasses import dataclass
 from enum import StrEnum
 from functools import partial
 from typing import Protocol
 
 from gateway_sidecar.config import HoldSettings
+from gateway_sidecar.control.guard import cancelled
 from gateway_sidecar.domain.planning import Missing
 from gateway_sidecar.telemetry.logs import get_logger
 from gateway_sidecar.telemetry.metrics import Metrics
 
 _MOMENT_S = 0.05
+_MOST_TRIES = 4
+"""How often a request may be let go on. nginx gives one up, with an error page of its own, at its fifth return."""
 
 
 class Verdict(StrEnum):
@@ -57,6 +60,26 @@ _WORDS = {
 }
 
 
+@dataclass(frozen=True, slots=True)
+class History:
+    """What became of a request so far.
+
+    tries: how often it was sent to a router.
+    accepted: whether the last one had taken it, and so may have begun to work on it.
+    let_go: how often it was let go on from here. waited_s: for how long it was kept here.
+    """
+
+    tries: int = 0
+    accepted: bool = False
+    let_go: int = 0
+    waited_s: float = 0.0
+
+    @property
+    def refused(self) -> bool:
+        """Whether the last router did not even take the connection."""
+        return self.tries > 0 and not self.accepted
+
+
 class Gates(Protocol):
     """nginx's switch for each service."""
 
@@ -66,14 +89,31 @@ class Gates(Protocol):
 
 
 class WaitingRoom:
-    """One service's waiting room. Its gate is closed while the service cannot answer; `missing` says what it lacks."""
+    """One service's waiting room. Its gate is closed while the service cannot answer; `missing` says what it lacks.
 
-    def __init__(self, service: str, settings: HoldSettings, gates: Gates, metrics: Metrics) -> None:
+    accepts: whether the router takes a new connection now.
+    on_trusted: called when a router that had refused one does.
+    """
+
+    def __init__(
+        self,
+        service: str,
+        settings: HoldSettings,
+        gates: Gates,
+        metrics: Metrics,
+        *,
+        accepts: Callable[[], Awaitable[bool]],
+        on_trusted: Callable[[], None],
+    ) -> None:
         self._service = service
         self._gates = gates
         self._metrics = metrics
         self._logger = get_logger(service=service)
         self._changed = asyncio.Event()
+        self._accepts = accepts
+        self._on_trusted = on_trusted
+        self._doubt: asyncio.Task[None] | None = None
+        self._doubted_since = 0.0
         self._is_switched = False  # How an earlier daemon left the gate is not known.
         self.missing: Missing | None = Missing.ROUTER
         self.waiting = 0
@@ -87,6 +127,16 @@ class WaitingRoom:
         """Whether requests go straight to the router."""
         return self.missing is None
 
+    @property
+    def is_doubting(self) -> bool:
+        """Whether the router refused a connection and has not been seen to take one since."""
+        return self._doubt is not None
+
+    @property
+    def refused_for_s(self) -> float:
+        """How long the router has refused connections, though it may run and answer on old ones; 0 if it does not."""
+        return time.monotonic() - self._doubted_since if self.is_doubting else 0.0
+
     def describe(self) -> str | None:
         """What the service lacks, in words; None if it lacks nothing."""
         return None if self.missing is None else _WORDS[self.missing].format(self._service)
@@ -99,35 +149,40 @@ class WaitingRoom:
             self._change(missing)
 
     def open(self) -> None:
-        """Requests are answered: all that waited go on, new ones go straight to the router."""
-        if self.missing is not None or not self._is_switched:
+        """Requests are answered: all that waited go on, new ones go straight to the router.
+
+        Not while the router refuses them.
+        """
+        if not self.is_doubting and (self.missing is not None or not self._is_switched):
             # The gate first: who is let go on must not come back.
             self._switch(self._gates.open_gate)
             self._change(None)
 
-    async def wait(self, *, accepted: bool) -> Answer:
-        """Returns when the request may go on, or why it may not.
-
-        `accepted` says that a router had taken the request before it was lost: it may have begun to work on it.
-        """
+    async def wait(self, so_far: History) -> Answer:
+        """Returns when the request may go on, or why it may not."""
         missing = self.missing or Missing.ROUTER
-        answer = await self._wait(accepted)
+        answer = await self._wait(so_far)
         self._metrics.waited_requests.labels(self._service, missing.value, answer.verdict.value).inc()
         return answer
 
-    async def _wait(self, accepted: bool) -> Answer:
-        if accepted and not self.settings.retry_in_flight:
+    async def end(self) -> None:
+        """Ends what goes on in the background."""
+        await cancelled(self._doubt)
+
+    async def _wait(self, so_far: History) -> Answer:
+        if so_far.accepted and not self.settings.retry_in_flight:
             # A dying router's sockets live on for a moment. A client that tries again at once shall not meet them.
             await asyncio.sleep(2 * _MOMENT_S)
             return Answer(Verdict.LOST, "The router ended while it worked on this request.", "router_lost")
         if self.waiting >= self.settings.max_waiting:
             return self._refusal(Verdict.FULL, "and too many requests are waiting")
+        if so_far.let_go >= _MOST_TRIES:
+            return self._refusal(Verdict.TOO_LONG, f"and the request was refused {so_far.tries} times")
+        if so_far.refused and self.is_open:
+            self._begin_to_doubt()
         self.waiting += 1
         try:
-            if self.is_open:
-                # It came because the router refused it: that it is gone will be noticed in a moment.
-                await asyncio.sleep(_MOMENT_S)
-            return await self._until_open(time.monotonic())
+            return await self._until_open(time.monotonic() - so_far.waited_s)
         finally:
             self.waiting -= 1
 
@@ -148,6 +203,23 @@ class WaitingRoom:
         missing = self.missing or Missing.ROUTER
         words = _WORDS[missing].format(self._service)
         return Answer(verdict, f"{words[0].upper()}{words[1:]}, {more}; try again later.", _CODES[missing], 5)
+
+    def _begin_to_doubt(self) -> None:
+        """A router that refuses is gone, which will be noticed in a moment, or is not what it seems."""
+        self._doubted_since = time.monotonic()
+        self._doubt = asyncio.create_task(self._until_accepting())
+        self.close(Missing.ROUTER)
+
+    async def _until_accepting(self) -> None:
+        told = False
+        await asyncio.sleep(_MOMENT_S)
+        while not await self._accepts():
+            if not told and self.refused_for_s > 1:
+                told = True
+                self._logger.warning("router.refusing", waiting=self.waiting)
+            await asyncio.sleep(_MOMENT_S)
+        self._doubt = None
+        self._on_trusted()
 
     def _lacks(self, what: Missing) -> bool:
         return self.missing is what

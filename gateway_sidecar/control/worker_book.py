@@ -209,7 +209,7 @@ class WorkerBook:
         asked_at = time.monotonic()
         if self._listed and 0 < len(pending) <= _FEW and self._hurry_only():
             for url in pending:
-                asked_at = time.monotonic()
+                asked_at = self.beat = time.monotonic()
                 found = await client.find(self.workers[url].worker_id) if url in self.workers else None
                 if epoch == self._router.epoch:
                     self._learn(url, found, asked_at)
@@ -224,6 +224,7 @@ class WorkerBook:
                 self._learn(url, None, asked_at)
             elif asked_at - submission.since > _PATIENCE_S:
                 # A worker that is being added may be missing from the list: ask for it by name.
+                self.beat = time.monotonic()
                 self._learn(url, await client.find(submission.worker_id), asked_at)
         for url, worker in listed.items():
             self._learn(url, worker, asked_at)

@@ -46,11 +46,17 @@ class PortLeases:
         """The owner's port, if it has one."""
         return self._by_owner.get(owner)
 
-    def acquire(self, owner: str) -> int:
-        """The owner's port: the one it has, or the one that was free the longest. Raises NoFreePort."""
+    def acquire(self, owner: str, preferred: int | None = None) -> int:
+        """The owner's port: the one it has, the one preferred if that is free, or the one that was free the longest.
+
+        Raises NoFreePort.
+        """
         port = self._by_owner.get(owner)
         if port is not None:
             return port
+        if preferred is not None and preferred in self._free:
+            self._free.remove(preferred)
+            return self._give(preferred, owner)
         if not self._free:
             raise NoFreePort(f"{len(self._owners)} ports leased, {len(self._quarantined)} in quarantine")
         return self._give(self._free.popleft(), owner)
@@ -65,6 +71,12 @@ class PortLeases:
             self._free.remove(port)
         self._give(port, owner)
         return True
+
+    def save_for_last(self, port: int) -> None:
+        """Gives a free port out when no other is left, or to whoever prefers it."""
+        if port in self._free:
+            self._free.remove(port)
+            self._free.append(port)
 
     def quarantine(self, port: int) -> None:
         """Takes a free port out of use until it settles (a port that was in use before a restart)."""

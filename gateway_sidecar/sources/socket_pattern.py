@@ -6,19 +6,20 @@ exist is empty (the kernel says so); one that cannot be read is unknown.
 
 from __future__ import annotations
 
-import asyncio
 import contextlib
 import errno
 import os
 import re
 import stat
-from collections.abc import AsyncIterator, Container
+from collections.abc import AsyncIterator, Callable, Container
+from functools import partial
 from pathlib import Path
 
 from asyncinotify import Inotify, Mask
 
 from gateway_sidecar.domain.model import Occupant, ReplicaId
 from gateway_sidecar.sources.listing import Listing, Sighting
+from gateway_sidecar.supervision.own_thread import OwnThread
 
 PLACEHOLDER = "{replica}"
 MOST_NAME_BYTES = 200
@@ -42,18 +43,16 @@ class SocketPattern:
         self._prefix = f"{directory}/"
         self._rest = slash + rest
         self._last: dict[ReplicaId, Sighting] = {}
-        self._looking: asyncio.Task[Listing] | None = None
+        self._thread = OwnThread(f"source {pattern}")
+        self._watcher = OwnThread(f"hints {pattern}")
         self._name = re.compile(re.escape(prefix) + "(.+)" + re.escape(suffix), re.DOTALL)
 
     async def look(self) -> Listing:
         """What is there now. Never raises. A file system that does not answer leaves everything unknown."""
-        if self._looking is None:
-            self._looking = asyncio.create_task(asyncio.to_thread(self.look_now))
-        done, _ = await asyncio.wait({self._looking}, timeout=_PATIENCE_S)
-        if not done:
+        try:
+            return await self._thread.run(self.look_now, patience_s=_PATIENCE_S)
+        except TimeoutError:
             return Listing(blind=f"the file system of {self.directory} does not answer")
-        self._looking = None
-        return done.pop().result()
 
     def look_now(self) -> Listing:
         """Reads the file system once. Never raises; what cannot be read is unknown. Blocks: call in a thread."""
@@ -108,23 +107,31 @@ class SocketPattern:
         return Sighting(replica, Path(path), occupant, notes)
 
     async def hints(self) -> AsyncIterator[None]:
-        """Yields whenever a look may be worth while. May miss things, and may yield for nothing."""
+        """Yields whenever a look may be worth while. May miss things, and may yield for nothing.
+
+        Raises OSError if inotify cannot be had, or the file system does not answer.
+        """
         with Inotify() as inotify:
             watched: set[Path] = set()
-            self._watch(inotify, watched)
+            await self._in_thread(self._watch, inotify, watched)
             while True:
                 yield
                 event = await inotify.get()
                 place = event.watch.path if event.watch else None
                 if place == self.directory and not event.mask & _LOST:
                     if self._below is not None and event.mask & Mask.ISDIR and event.name:
-                        self._watch_one(inotify, watched, self.directory / event.name / self._below.parent)
+                        below = self.directory / event.name / self._below.parent
+                        await self._in_thread(self._watch_one, inotify, watched, below)
                 elif place is not None and place not in self.directory.parents and place != self.directory:
                     if event.mask & _LOST:
                         watched.discard(place)
                 else:
                     watched.clear()
-                    self._watch(inotify, watched)
+                    await self._in_thread(self._watch, inotify, watched)
+
+    async def _in_thread(self, work: Callable[..., None], *arguments: object) -> None:
+        """To watch a path is to look it up, which may hang."""
+        await self._watcher.run(partial(work, *arguments), patience_s=_PATIENCE_S)
 
     def _watch(self, inotify: Inotify, watched: set[Path]) -> None:
         """Watches the directory and its ancestors (to see it replaced), and the directories of replicas in it."""

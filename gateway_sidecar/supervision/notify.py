@@ -6,6 +6,8 @@ import os
 import socket
 import time
 
+_SPARE_S = 15.0
+
 
 class SystemdNotifier:
     """The sd_notify protocol; does nothing where systemd did not ask for it."""
@@ -25,9 +27,10 @@ class SystemdNotifier:
         """A new configuration is being taken in; `ready` ends it."""
         self._send(f"RELOADING=1\nMONOTONIC_USEC={time.monotonic_ns() // 1000}")
 
-    def stopping(self) -> None:
-        """The daemon is on its way out."""
-        self._send("STOPPING=1")
+    def stopping(self, *, within_s: float) -> None:
+        """The daemon is on its way out; it may take so long, and a little."""
+        extension = f"\nEXTEND_TIMEOUT_USEC={int((within_s + _SPARE_S) * 1e6)}" if within_s else ""
+        self._send(f"STOPPING=1{extension}")
 
     def status(self, line: str) -> None:
         """The line that `systemctl status` shows."""

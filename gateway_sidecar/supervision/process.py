@@ -173,14 +173,14 @@ class Process:
         self._ended.set()
 
 
-def writers_of(log: Path) -> list[Identity]:
-    """Processes that were started with their output on this very log: session leaders whose stdout and stderr it is.
+def writers_of(*logs: Path) -> list[Identity]:
+    """Processes that were started with their output on one of these: session leaders whose stdout and stderr it is.
 
     That is how we start ours and nobody else does, so this finds those that no record tells of: a daemon may die
     between a start and its record.
     """
     found = []
-    log = log.resolve()
+    resolved = {str(log.resolve()) for log in logs}
     for entry in Path("/proc").iterdir():
         if not entry.name.isdigit():
             continue
@@ -189,7 +189,7 @@ def writers_of(log: Path) -> list[Identity]:
             is_leader = os.getsid(int(entry.name)) == int(entry.name)
         except OSError:
             continue  # Gone, or another user's.
-        if is_leader and {str(path).removesuffix(" (deleted)") for path in outputs} == {str(log)}:
+        if is_leader and len(outputs) == 1 and str(*outputs).removesuffix(" (deleted)") in resolved:
             identity = Identity.of(int(entry.name))
             if identity is not None:
                 found.append(identity)

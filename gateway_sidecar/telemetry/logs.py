@@ -6,7 +6,8 @@ import json
 import logging
 import sys
 from collections.abc import Callable
-from typing import TextIO
+from contextlib import suppress
+from typing import TextIO, cast
 
 import orjson
 import structlog
@@ -31,9 +32,25 @@ def set_up_logs(form: str, level: str, stream: TextIO | None = None) -> None:
             *last,
         ],
         wrapper_class=structlog.make_filtering_bound_logger(_LEVELS[level]),
-        logger_factory=structlog.WriteLoggerFactory(target),
+        logger_factory=structlog.WriteLoggerFactory(cast(TextIO, _NeverRaising(target))),
         cache_logger_on_first_use=False,
     )
+
+
+class _NeverRaising:
+    """A stream whose reader may go and whose disk may be full: nobody stops working for want of a log line."""
+
+    def __init__(self, stream: TextIO) -> None:
+        self._stream = stream
+
+    def write(self, text: str) -> int:
+        with suppress(OSError):
+            self._stream.write(text)
+        return len(text)
+
+    def flush(self) -> None:
+        with suppress(OSError):
+            self._stream.flush()
 
 
 def _as_json(event: object, default: Callable[[object], object]) -> str:

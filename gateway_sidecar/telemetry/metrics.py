@@ -88,6 +88,9 @@ class Metrics:
         self.peer_addresses = gauge(
             "peer_addresses", "Addresses that replicas are advertised under, by state.", "state"
         )
+        self.record_up = gauge(
+            "record_up", "1 while what the next daemon has to know can be written down.", "directory"
+        )
         self.loop_lag = Histogram(
             prefix + "loop_lag_seconds",
             "How late the event loop runs what is due.",

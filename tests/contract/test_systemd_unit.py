@@ -8,6 +8,7 @@ from pathlib import Path
 
 import pytest
 
+from gateway_sidecar.cli import EXIT_CONFIG, EXIT_STOPPED
 from gateway_sidecar.install import PEERS, SYSUSERS, TMPFILES, UNIT, install, own_command
 
 SOURCE = Path(__file__).parents[2] / "systemd" / "gateway-sidecar.service"
@@ -57,10 +58,10 @@ def test_nginx_and_routers_outlive_the_daemon() -> None:
 
 
 def test_a_dead_or_stuck_daemon_is_started_again() -> None:
-    """Always and without giving up, but for a configuration that cannot work."""
+    """Always and without giving up, but for a configuration that cannot work, and for an operator's `stop`."""
     unit = set(directives(SOURCE.read_text()))
     assert {"Type=notify", "NotifyAccess=main", "Restart=always", "StartLimitIntervalSec=0"} <= unit
-    assert "RestartPreventExitStatus=78" in unit
+    assert {f"RestartPreventExitStatus={EXIT_CONFIG} {EXIT_STOPPED}", f"SuccessExitStatus={EXIT_STOPPED}"} <= unit
     assert any(re.fullmatch(r"WatchdogSec=\d+", line) for line in unit)
 
 

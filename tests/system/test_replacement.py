@@ -4,7 +4,13 @@ from __future__ import annotations
 
 import asyncio
 import json
+import signal
+import time
 from collections import Counter
+from contextlib import suppress
+
+import aiohttp
+import pytest
 
 from examples.simulated import EngineKind
 from gateway_sidecar.supervision.process import start_ticks
@@ -168,6 +174,53 @@ async def test_stop_leaves_everything_running_and_stop_all_nothing(gateway: Gate
     assert gateway.process is not None
     await gateway.process.wait()
     assert [start_ticks(pid) for pid in pids] == [None, None]
+
+
+async def test_stop_all_is_bounded_and_takes_no_new_requests(gateway: Gateway, engine: StartEngine) -> None:
+    """A stream that does not end in time is cut; meanwhile nobody new is let in, and an engine is still reached."""
+    await engine(gateway.socket("r1"), token_interval_s=0.05)
+    status = await gateway.until_states({"r1": "serving"})
+    pids = [service_of(status)["router"]["pid"], status["bridge"]["pid"]]
+    started = asyncio.Event()
+    stream = asyncio.create_task(stream_chat(gateway, 10_000, started))
+    await started.wait()
+    assert "timeout_s" in (await gateway.cli("stop", "--all", "--timeout", "-1"))[2]
+    began = time.monotonic()
+    stopping = asyncio.create_task(gateway.cli("stop", "--all", "--timeout", "3"))
+    with suppress(aiohttp.ClientConnectorError):
+        async with aiohttp.ClientSession() as session:
+            while True:
+                async with session.post(f"{gateway.url()}/v1/chat/completions", json=BODY) as response:
+                    assert response.status == 200
+    assert not stream.done(), "the address is closed while the stream goes on"
+    assert (await stopping)[1] == "stopped, with nginx and all routers\n"
+    assert 3 < time.monotonic() - began < 10
+    with pytest.raises((AssertionError, aiohttp.ClientError)):
+        await stream
+    assert gateway.events("daemon.cut_off")[0]["connections"] >= 1
+    assert gateway.process is not None
+    assert await gateway.process.wait() == 79
+    assert [start_ticks(pid) for pid in pids] == [None, None]
+
+
+async def test_second_interrupt_does_not_wait(gateway: Gateway, engine: StartEngine) -> None:
+    """Ctrl-C waits for what is in flight; Ctrl-C again does not."""
+    await engine(gateway.socket("r1"), token_interval_s=0.05)
+    await gateway.until_states({"r1": "serving"})
+    started = asyncio.Event()
+    stream = asyncio.create_task(stream_chat(gateway, 10_000, started))
+    await started.wait()
+    assert gateway.process is not None
+    gateway.process.send_signal(signal.SIGINT)
+    with suppress(aiohttp.ClientError):
+        while True:
+            await gateway.status()  # Until the daemon is on its way out.
+            await asyncio.sleep(0.02)
+    gateway.process.send_signal(signal.SIGINT)
+    async with asyncio.timeout(15):
+        assert await gateway.process.wait() == 0
+    with pytest.raises((AssertionError, aiohttp.ClientError)):
+        await stream
 
 
 async def test_socket_that_goes_and_comes_back_is_a_new_stay(gateway: Gateway, engine: StartEngine) -> None:

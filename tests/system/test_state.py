@@ -70,6 +70,30 @@ async def test_record_of_a_dead_nginx_does_not_hide_the_living_one(gateway: Gate
     assert (await gateway.until_states({"r1": "serving"}))["bridge"]["pid"] == before["bridge"]["pid"]
 
 
+async def test_leases_are_never_lost_while_a_daemon_starts(gateway: Gateway, engine: StartEngine) -> None:
+    """A daemon may die at any line, in its start too: until it has taken the leases up, the file keeps them."""
+    for name in ("r1", "r2", "r3"):
+        await engine(gateway.socket(name))
+    wanted = {"r1": "serving", "r2": "serving", "r3": "serving"}
+    await gateway.until_states(wanted)
+    leases = gateway.directory / "state" / "leases.json"
+
+    def rows() -> int:
+        return sum(row["facts"] is not None for row in json.loads(leases.read_text())["services"]["chat"])
+
+    while rows() < 3:
+        await asyncio.sleep(0.01)
+    await gateway.kill()
+    await gateway.start(ready=False)
+    seen: set[int] = set()
+    watching = asyncio.create_task(gateway.until_states(wanted, within_s=30))
+    while not watching.done():
+        seen.add(rows())
+        await asyncio.sleep(0.001)
+    await watching
+    assert seen == {3}
+
+
 async def test_state_directory_removed_while_running(gateway: Gateway, engine: StartEngine) -> None:
     """Everything goes on, and is written down again with the next change."""
     await engine(gateway.socket("r1"))

@@ -14,6 +14,7 @@ from contextlib import suppress
 from functools import partial
 
 import aiohttp
+import pytest
 
 from examples.simulated import EngineKind
 from tests.system.clients import stream_chat
@@ -154,6 +155,54 @@ async def test_router_killed_again_and_again_under_load(gateway: Gateway, engine
     assert outcomes.pop("200") >= kills * 50
     assert outcomes.pop("502 router_lost", 0) <= kills * len(clients)
     assert not outcomes
+
+
+async def kill_sockets(port: int) -> bool:
+    """Takes a router's listening socket and its connections from it, while it goes on running."""
+    for what in ("-tln", "-tn"):
+        process = await asyncio.create_subprocess_exec(
+            "ss", "-K", what, f"sport = :{port}", stdout=asyncio.subprocess.DEVNULL, stderr=asyncio.subprocess.DEVNULL
+        )
+        await process.wait()
+    with suppress(ConnectionRefusedError):
+        _, writer = await asyncio.open_connection("127.0.0.1", port)
+        writer.close()
+        return False
+    return True
+
+
+async def test_router_that_runs_and_refuses_is_waited_for_within_the_bounds(
+    make_gateway: MakeGateway, engine: StartEngine
+) -> None:
+    """A router without its listening socket: requests wait as for one that is away, then 503 in OpenAI's form."""
+    gateway = make_gateway()
+    gateway.settings["services"][0]["hold"] = {"timeout_s": 1.5}
+    gateway.settings["services"][0]["router"] = {"api_timeout_s": 6}
+    await gateway.start()
+    await engine(gateway.socket("r1"))
+    status = await gateway.until_states({"r1": "serving"})
+    if not await kill_sockets(int(service_of(status)["router"]["url"].rpartition(":")[2])):
+        pytest.skip("this kernel does not let anybody destroy a socket")
+    async with aiohttp.ClientSession() as session:
+
+        async def refused() -> float:
+            began = time.monotonic()
+            async with session.post(f"{gateway.url()}/v1/chat/completions", json=BODY) as response:
+                text = await response.text()
+                assert response.status == 503, text
+                assert int(response.headers["Retry-After"]) >= 1
+            assert json.loads(text)["error"]["code"] == "router_unavailable"
+            return time.monotonic() - began
+
+        for waited_s in await asyncio.gather(*(refused() for _ in range(5))):
+            assert 1.4 < waited_s < 4
+        gateway.settings["services"][0]["hold"] = {"timeout_s": 30}
+        gateway.configure()
+        assert (await gateway.cli("reload"))[0] == 0
+        answers = await asyncio.gather(*(post(session, gateway) for _ in range(5)))
+    assert Counter(code for code, _ in answers) == {200: 5}, "it is started again, and whoever waited is answered"
+    await gateway.until(partial(is_back, restarts=1, wanted={"r1": "serving"}))
+    assert gateway.events("router.refusing")
 
 
 async def test_retry_in_flight_sends_again_what_was_not_answered(

@@ -95,6 +95,26 @@ def test_imports_are_absolute_and_stay_inside() -> None:
     assert [shown(each) for each in found] == []
 
 
+WALL_CLOCKS = {"time", "time_ns", "localtime", "gmtime", "ctime", "now", "utcnow", "today", "CLOCK_REALTIME"}
+
+
+def test_nobody_looks_at_the_wall_clock() -> None:
+    """A clock that jumps changes nothing: whatever is decided is decided by the monotonic one."""
+    found = []
+    for path in sorted(PACKAGE.rglob("*.py")):
+        for node in ast.walk(ast.parse(path.read_bytes())):
+            if (
+                isinstance(node, ast.Attribute)
+                and node.attr in WALL_CLOCKS
+                and isinstance(node.value, ast.Name)
+                and node.value.id in {"time", "datetime", "date"}
+            ):
+                found.append(f"{path.relative_to(PACKAGE.parent)}:{node.lineno} {node.value.id}.{node.attr}")
+            if isinstance(node, ast.ImportFrom) and node.module in {"time", "datetime"}:
+                found.append(f"{path.relative_to(PACKAGE.parent)}:{node.lineno} from {node.module} import ...")
+    assert found == []
+
+
 def test_the_domain_is_pure() -> None:
     """No clock, no randomness, no I/O: they are passed in."""
     allowed = PURE | {"gateway_sidecar"}

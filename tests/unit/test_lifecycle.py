@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from itertools import pairwise
+
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
@@ -106,6 +108,26 @@ def test_loading_is_asked_often_at_first_and_then_cheaply() -> None:
     assert loading_delay_s(NOT_READY, 60.0, one) == pytest.approx(0.5)
     assert loading_delay_s(NOT_READY, 1800.0, one) == pytest.approx(1.0)
     assert loading_delay_s(REFUSED, 60.0, Crowd(100)) == pytest.approx(2.0), "together under 50 a second"
+
+
+def asked_during(hours: float, result: Loading, loading: int = 1) -> list[float]:
+    """When an engine is asked that is not ready for so long: seconds since it was first seen."""
+    moments, now = [], 0.0
+    while now < hours * 3600:
+        moments.append(now)
+        now += loading_delay_s(result, now, Crowd(loading))
+    return moments
+
+
+def test_half_an_hour_of_loading_question_by_question() -> None:
+    """Asked within 5 % of its age, so that its end is noticed soon, and after two minutes once a second at the most."""
+    moments = asked_during(0.5, NOT_READY)
+    gaps = [after - before for before, after in pairwise(moments)]
+    assert all(gap <= max(0.05 * at, 0.02) + 1e-9 for at, gap in zip(moments, gaps, strict=False))
+    assert len([at for at in moments if at > 120]) <= 1681, "once a second"
+    assert len(moments) < 2000
+    crowd = asked_during(0.5, NOT_READY, loading=200)
+    assert len(crowd) <= 1800 / 4 + 1, "two hundred that load share 50 questions a second"
 
 
 def test_suspect_is_asked_soon_enough_for_the_evidence() -> None:

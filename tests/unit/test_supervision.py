@@ -19,7 +19,7 @@ SLEEP = [sys.executable, "-c", "import time; print('up', flush=True); time.sleep
 
 
 async def spawn(log: ChildLog, *argv: str) -> Process:
-    return await Process.spawn(argv, log_fd=log.open_for_child())
+    return await Process.spawn(argv, log_fd=await log.open_for_child())
 
 
 async def test_a_process_that_ends_is_noticed_with_its_code(tmp_path: Path) -> None:
@@ -95,7 +95,7 @@ async def test_a_child_learns_nothing_that_systemd_told_us_alone(
     monkeypatch.setenv("WATCHDOG_USEC", "1")
     log = ChildLog(tmp_path / "log")
     program = "import os; print(sorted(n for n in os.environ if n in ('NOTIFY_SOCKET', 'WATCHDOG_USEC', 'MINE')))"
-    process = await Process.spawn([sys.executable, "-c", program], log_fd=log.open_for_child(), env={"MINE": "1"})
+    process = await Process.spawn([sys.executable, "-c", program], log_fd=await log.open_for_child(), env={"MINE": "1"})
     await process.wait()
     assert log.new_lines() == ["['MINE']"]
 
@@ -117,10 +117,10 @@ def test_lines_are_read_once_and_only_whole(tmp_path: Path) -> None:
     assert log.tail(2) == ["two", "three"]
 
 
-def test_the_log_is_bounded_and_its_writer_goes_on(tmp_path: Path) -> None:
+async def test_the_log_is_bounded_and_its_writer_goes_on(tmp_path: Path) -> None:
     """The file is cut under a writer that knows nothing of it; one earlier file is kept."""
     log = ChildLog(tmp_path / "log", most_bytes=1000)
-    fd = log.open_for_child()
+    fd = await log.open_for_child()
     try:
         seen = 0
         for number in range(500):
@@ -137,6 +137,7 @@ def test_the_log_is_bounded_and_its_writer_goes_on(tmp_path: Path) -> None:
 def test_a_flood_is_read_in_part_and_the_newest_wins(tmp_path: Path) -> None:
     """However much was written, one reading stays small."""
     log = ChildLog(tmp_path / "log")
+    assert log.new_lines() == []
     write(log.path, "x" * 99 + "\n")
     write(log.path, "".join(f"{n:099}\n" for n in range(50_000)))
     lines = log.new_lines()
@@ -167,3 +168,7 @@ def test_systemd_is_told(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Non
         notifier.status("chat: 2 serving")
         notifier.alive()
         assert [systemd.recv(100) for _ in range(3)] == [b"READY=1", b"STATUS=chat: 2 serving", b"WATCHDOG=1"]
+        notifier.stopping(within_s=0)
+        notifier.stopping(within_s=30)
+        assert systemd.recv(100) == b"STOPPING=1"
+        assert systemd.recv(100) == b"STOPPING=1\nEXTEND_TIMEOUT_USEC=45000000", "time for what is in flight"

@@ -1,0 +1,39 @@
+"""Takes everything down in order, so that what is in flight can end: addresses first, then routers, bridges last."""
+
+from __future__ import annotations
+
+import asyncio
+import time
+from collections.abc import Sequence
+from contextlib import suppress
+
+from gateway_sidecar.bridges.connections import open_connections
+from gateway_sidecar.bridges.nginx import Nginx
+from gateway_sidecar.control.router_process import RouterProcess
+from gateway_sidecar.errors import BridgeError
+
+_POLL_S = 0.1
+_ROUTER_GRACE_S = 0.5
+_NGINX_GRACE_S = 1.0
+
+
+async def take_down(nginx: Nginx, routers: Sequence[RouterProcess], *, timeout_s: float, at_once: asyncio.Event) -> int:
+    """Ends nginx and the routers, after `timeout_s` seconds or when `at_once` is set whatever is still in flight.
+
+    Returns how many connections were cut. Bridges go last: a router may open connections to engines to the end.
+    """
+    deadline = time.monotonic() + timeout_s
+    with suppress(BridgeError, OSError):  # nginx is gone already, or its configuration cannot be written.
+        await nginx.apply([])
+    await asyncio.gather(*(router.close_client() for router in routers))
+    ports = {router.ports.api for router in routers if router.ports is not None and router.pid is not None}
+    while left := (await asyncio.to_thread(open_connections, ports)).total():
+        rest_s = deadline - time.monotonic()
+        if rest_s <= 0 or at_once.is_set():
+            break
+        with suppress(TimeoutError):
+            async with asyncio.timeout(min(_POLL_S, rest_s)):
+                await at_once.wait()
+    await asyncio.gather(*(router.stop(grace_s=_ROUTER_GRACE_S) for router in routers))
+    await nginx.stop(grace_s=_NGINX_GRACE_S)
+    return left

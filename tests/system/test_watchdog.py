@@ -1,0 +1,120 @@
+"""A daemon that is stuck is noticed by its supervisor, is started again, and nobody else notices."""
+
+from __future__ import annotations
+
+import asyncio
+import os
+import signal
+import sys
+import time
+
+import pytest
+
+from examples.simulated import EngineKind
+from tests.system.clients import stream_chat
+from tests.system.conftest import MakeGateway, StartEngine
+from tests.system.gateway import Gateway, Status, replica_of, service_of, states_of
+from tests.system.supervisor import Supervisor
+from tests.system.test_replacement import Load
+
+WATCHDOG_S = 2.0
+
+
+def supervised(gateway: Gateway, wedge: str) -> Supervisor:
+    gateway.configure()
+    argv = [sys.executable, "-m", "tests.system.wedging", "run", "--config", str(gateway.config_path)]
+    return Supervisor(argv, gateway.log_path, watchdog_s=WATCHDOG_S, env={"WEDGE": wedge})
+
+
+def what_stays(status: Status, names: list[str]) -> list[object]:
+    rows = [(name, replica_of(status, name)["bridge"], replica_of(status, name)["worker_id"]) for name in names]
+    return [status["bridge"]["pid"], service_of(status)["router"]["pid"], rows]
+
+
+@pytest.mark.parametrize("wedge", ["loop", "look", "reconcile"])
+async def test_wedged_daemon_is_started_again_and_nothing_is_lost(
+    make_gateway: MakeGateway, engine: StartEngine, wedge: str
+) -> None:
+    """Its pings stop, whether all of it hangs or one loop of one service; meanwhile requests and streams go on."""
+    gateway = make_gateway(rescan_interval_s=0.5)
+    names = [f"r{i}" for i in range(4)]
+    async with supervised(gateway, wedge) as supervisor:
+        for i, name in enumerate(names):
+            kind = EngineKind.VLLM_GRPC if i % 2 else EngineKind.SGLANG_HTTP
+            await engine(gateway.socket(name), kind, token_interval_s=0.05)
+        wanted = dict.fromkeys(names, "serving")
+        before = await gateway.until_states(wanted, within_s=30)
+        await supervisor.until(lambda: len(supervisor.pings) > 3, within_s=10)
+        load, started = Load(gateway, clients=4), asyncio.Event()
+        stream = asyncio.create_task(stream_chat(gateway, 400, started))
+        await started.wait()
+        assert supervisor.process is not None
+        os.kill(supervisor.process.pid, signal.SIGUSR1)
+        # A single loop is given as long as a slow disk or a slow router may take before it counts as stuck.
+        await supervisor.until(lambda: bool(supervisor.aborted_after_s), within_s=40)
+        pinged_to = max(at for at in supervisor.pings if at < time.monotonic() - WATCHDOG_S)
+        await supervisor.until(lambda: supervisor.starts == 2 and supervisor.ready.is_set(), within_s=20)
+        assert supervisor.exits == [-signal.SIGABRT]
+        after = await gateway.until_states(wanted, within_s=20)
+        assert what_stays(after, names) == what_stays(before, names)
+        await load.answered(20)
+        assert (await load.stop()).keys() == {"200"}
+        assert (await stream).split()[-1] == "399"
+        await supervisor.until(lambda: supervisor.pings[-1] > pinged_to + WATCHDOG_S, within_s=10)
+        log = gateway.log()
+    assert ("daemon.wedged" in log) == (wedge != "loop"), "a loop that hangs whole cannot say so itself"
+    assert "Fatal Python error: Aborted" in log, "where it hung is in the log"
+    assert supervisor.exits == [-signal.SIGABRT, 0]
+
+
+async def test_notes_that_hang_hold_up_their_replica_alone(make_gateway: MakeGateway, engine: StartEngine) -> None:
+    """Others come, serve and go; the daemon is not stuck; what was told of the replica is used as soon as it can be."""
+    gateway = make_gateway(rescan_interval_s=0.5)
+    async with supervised(gateway, "notes") as supervisor:
+        gateway.socket("hung").with_suffix(".yaml").write_text("priority: 7\n")
+        await engine(gateway.socket("hung"))
+        await supervisor.until(supervisor.ready.is_set, within_s=20)
+        gone = await engine(gateway.socket("r1"))
+        status = await gateway.until(lambda s: states_of(s).get("r1") == "serving" and "hung" in states_of(s))
+        assert states_of(status)["hung"] != "serving"
+        await gateway.until(lambda s: "does not answer" in (replica_of(s, "hung")["reason"] or ""))
+        await gone.stop()
+        await gateway.until(lambda s: "r1" not in states_of(s))
+        await asyncio.sleep(13)  # Longer than a loop may be stuck.
+        assert supervisor.starts == 1
+        assert gateway.events("daemon.wedged") == []
+        gateway.socket("hung").with_suffix(".well").touch()
+        await gateway.until_states({"hung": "serving"})
+        assert (await gateway.workers())[0]["priority"] == 7
+
+
+async def test_router_that_is_slow_to_answer_is_no_stuck_daemon(make_gateway: MakeGateway, engine: StartEngine) -> None:
+    """A router may be given a minute for an answer: whoever waits for it that long is not wedged."""
+    gateway = make_gateway(rescan_interval_s=0.5)
+    gateway.settings["services"][0]["router"] = {"api_timeout_s": 18}
+    async with supervised(gateway, "none") as supervisor:
+        await engine(gateway.socket("r1"))
+        status = await gateway.until_states({"r1": "serving"}, within_s=30)
+        old = service_of(status)["router"]["pid"]
+        os.kill(old, signal.SIGSTOP)
+        await gateway.until(
+            lambda s: service_of(s)["router"]["pid"] not in (None, old) and states_of(s) == {"r1": "serving"},
+            within_s=60,
+        )
+        assert gateway.events("daemon.wedged") == []
+        assert supervisor.starts == 1
+
+
+async def test_healthy_daemon_is_never_aborted(make_gateway: MakeGateway, engine: StartEngine) -> None:
+    """Pings come at half the watchdog's time or more often, under load and through a router's death."""
+    gateway = make_gateway()
+    async with supervised(gateway, "none") as supervisor:
+        await engine(gateway.socket("r1"))
+        status = await gateway.until_states({"r1": "serving"}, within_s=30)
+        os.kill(service_of(status)["router"]["pid"], signal.SIGKILL)
+        await gateway.until(lambda s: service_of(s)["router"]["restarts"] == 1 and bool(s["ready"]))
+        count = len(supervisor.pings)
+        await supervisor.until(lambda: len(supervisor.pings) >= count + 6, within_s=4 * WATCHDOG_S)
+        assert supervisor.starts == 1
+        assert any("serving" in line for line in supervisor.statuses)
+    assert supervisor.aborted_after_s == []

@@ -1,0 +1,80 @@
+"""What nginx tells the waiting room of a request, and what comes of it."""
+
+from __future__ import annotations
+
+import asyncio
+
+import pytest
+
+from gateway_sidecar.admin.hold import read_history
+from gateway_sidecar.config import HoldSettings
+from gateway_sidecar.control.waiting_room import History, Verdict, WaitingRoom
+from gateway_sidecar.telemetry.metrics import Metrics
+
+TOLD = [
+    ("", "", History()),
+    ("-", "0.000", History(tries=1)),
+    ("0.001", "3.100", History(tries=1, accepted=True)),
+    ("- : 0.000 : -", "0.000 : 0.512 : 0.001", History(tries=2, let_go=1, waited_s=0.512)),
+    ("0.000 : -", "2.000 : 0.000", History(tries=1, let_go=1, waited_s=2.0)),
+    ("0.000 : 0.000", "2.000 : 9.500", History(tries=1, accepted=True, let_go=1, waited_s=2.0)),
+    ("- : 0.000 : - : 0.000 : -", "0.0 : 1.000 : 2.001 : 0.500 : -", History(tries=3, let_go=2, waited_s=1.5)),
+]
+
+
+@pytest.mark.parametrize(("connected", "took", "meant"), TOLD)
+def test_history_of_a_request(connected: str, took: str, meant: History) -> None:
+    """Where it was, how long it waited here, and whether the last router had taken it."""
+    assert read_history(connected, took) == meant
+
+
+class Gates:
+    """A gate that only remembers."""
+
+    closed = False
+
+    def close_gate(self, service: str) -> None:
+        self.closed = True
+
+    def open_gate(self, service: str) -> None:
+        self.closed = False
+
+
+def room(gates: Gates, accepting: asyncio.Event, timeout_s: float = 30.0) -> WaitingRoom:
+    async def accepts() -> bool:
+        return accepting.is_set()
+
+    made = WaitingRoom(
+        "chat", HoldSettings(timeout_s=timeout_s), gates, Metrics(), accepts=accepts, on_trusted=lambda: made.open()
+    )
+    return made
+
+
+async def test_refusal_closes_the_gate_until_a_connection_is_taken() -> None:
+    """What one request met the next ones are spared."""
+    gates, accepting = Gates(), asyncio.Event()
+    here = room(gates, accepting)
+    here.open()
+    first = asyncio.create_task(here.wait(History(tries=1)))
+    await asyncio.sleep(0)
+    assert gates.closed
+    here.open()
+    assert gates.closed, "not before it is trusted again"
+    assert not first.done()
+    accepting.set()
+    assert (await first).verdict is Verdict.GO_ON
+    assert not gates.closed
+    await here.end()
+
+
+async def test_time_is_bounded_over_all_returns_and_so_is_their_number() -> None:
+    """A request that comes back goes on with the time it has left, and does not come back for ever."""
+    gates, accepting = Gates(), asyncio.Event()
+    here = room(gates, accepting)
+    answer = await here.wait(History(tries=2, let_go=1, waited_s=29.99))
+    assert answer.verdict is Verdict.TOO_LONG
+    here.open()
+    answer = await here.wait(History(tries=5, let_go=4, waited_s=1.0))
+    assert answer.verdict is Verdict.TOO_LONG
+    assert "refused 5 times" in answer.message
+    await here.end()
