@@ -105,3 +105,22 @@ async def test_a_drained_vllm_prefill_engine_is_kept_for_what_is_fetched_from_it
             took[name] = (await answer.json())["took_s"]
             assert answer.status == 200
     assert took["p1"] >= 4
+
+
+@pytest.mark.parametrize("kind", [EngineKind.SGLANG_GRPC, EngineKind.TOKENSPEED_GRPC])
+async def test_an_encode_worker_is_registered_as_such_and_answers_nobody(
+    gateway: Gateway, engine: StartEngine, kind: EngineKind
+) -> None:
+    """Its part is told by its yaml file; beside a pair it is one worker more."""
+    gateway.socket("e1").with_suffix(".yaml").write_text("worker_type: encode\nbootstrap_port: 9005\n")
+    await engine(gateway.socket("e1"), kind)
+    status = await gateway.until_states({"e1": "serving"})
+    assert service_of(status)["missing"] == "replica"
+    (worker,) = await gateway.workers()
+    assert (worker["worker_type"], worker["bootstrap_port"]) == ("encode", 9005)
+    await engine(gateway.socket("p1"), kind, role=Role.PREFILL)
+    await engine(gateway.socket("d1"), kind, role=Role.DECODE)
+    await gateway.until(lambda s: service_of(s)["missing"] is None)
+    assert await chat(gateway) == 200
+    assert (await gateway.cli("drain", "chat", "e1"))[0] == 0
+    assert await chat(gateway) == 200
