@@ -102,6 +102,7 @@ class KeyedNginx:
             self.process.let_go()
 
     def _write(self, text: str, socket: Path) -> None:
+        self._directory.parent.mkdir(mode=0o700, parents=True, exist_ok=True)  # Whoever gets in needs no key.
         (self._directory / "temp").mkdir(parents=True, exist_ok=True)
         link, fresh = self._directory / ENGINE_LINK, self._directory / f".{ENGINE_LINK}.new"
         if not link.is_symlink() or link.readlink() != socket:
