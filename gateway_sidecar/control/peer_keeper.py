@@ -185,11 +185,13 @@ class PeerKeeper:
             if place.watch is not None:
                 place.watch.cancel()
         await asyncio.gather(*(place.nginx.stop() for place in self._places.values()))
+        were_used = bool(self._places)
         self._places.clear()
         try:
             await asyncio.to_thread(self._claims.keep_only, frozenset())
         except BridgeError as error:
-            self._logger.error("peer.not_given_back", reason=str(error))
+            if were_used:
+                self._logger.error("peer.not_given_back", reason=str(error))
 
     def let_go(self) -> None:
         """Leaves everything running for the next daemon."""
@@ -230,9 +232,9 @@ class PeerKeeper:
         try:
             left = await asyncio.to_thread(self._claims.keep_only, kept)
         except BridgeError as error:
-            if self.problem != str(error):
+            if kept:  # An interface that we do not use is none of our business.
                 self._logger.error("peer.not_given_back", reason=str(error))
-            self.problem = str(error)
+                self.problem = str(error)
         else:
             self.problem = ""
             if left:
