@@ -13,7 +13,7 @@ SUCCESSOR = ".next"
 BODIES = "client_body"
 """The directory, below the one for temporary files, that bodies go to."""
 
-_PEER_CONNECTIONS = 4096  # two for each request; 1.5 MB
+_PEER_CONNECTIONS = 4096  # two for each request
 _TEMPS = (BODIES, "proxy", "fastcgi", "uwsgi", "scgi")
 _SPARE = 64  # files that nginx opens for itself
 _CLOSED = 598  # our own status, inside nginx only: the service's gate is closed

@@ -1,6 +1,6 @@
 """One small nginx for one address by which a replica's peers know it: it listens there and leads to a bridge's link.
 
-It is a process of its own, without a master (2 MB), so that it comes and goes with its replica and the nginx that
+It is a process of its own, without a master (3 MB), so that it comes and goes with its replica and the nginx that
 serves all others is never reloaded for it. It serves connections of this machine only. It is found again without a
 record: by the log that all of them write to, and by the directory that it runs in, named after its address.
 """

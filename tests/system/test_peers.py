@@ -64,7 +64,7 @@ class Site:
 
     async def until_nothing_is_left(self) -> None:
         """No interface, no address, no nginx."""
-        async with asyncio.timeout(10):
+        async with asyncio.timeout(30):
             while OURS in self.space.ip("link") or self.bridges():
                 await asyncio.sleep(0.02)
 
@@ -111,7 +111,7 @@ async def test_a_pair_meets_on_its_own_network(site: Site, start_on: StartOn, ki
     site.note("p1", f"advertise: '{shown}:8000'\n")
     prefill = await start_on("5", "p1", kind, role="prefill", bootstrap_listen="::" if ":" in host else "0.0.0.0")
     decode = await start_on("6", "d1", kind, role="decode")
-    status = await site.gateway.until_states({"p1": "serving", "d1": "serving"})
+    status = await site.gateway.until_states({"p1": "serving", "d1": "serving"}, within_s=30)
     assert replica_of(status, "p1")["advertise"] == f"{shown}:8000"
     scheme = "grpc" if kind.is_grpc else "http"
     by_type = {worker["worker_type"]: worker["url"] for worker in await site.gateway.workers()}
@@ -127,7 +127,7 @@ async def test_a_pair_meets_on_its_own_network(site: Site, start_on: StartOn, ki
     assert list((await decode.seen())["transfers"].values()) == [4]
     assert site.space.addresses(OURS) == [f"{host}/{128 if ':' in host else 32}"]
     await prefill.stop()
-    await site.gateway.until_states({"d1": "serving"})
+    await site.gateway.until_states({"d1": "serving"}, within_s=30)
     await site.until_nothing_is_left()
 
 
@@ -154,7 +154,7 @@ async def start_pair(site: Site, start_on: StartOn, **of_prefill: Any) -> tuple[
     site.note("p1", "advertise: 10.0.0.5:8000\n")
     prefill = await start_on("5", "p1", role="prefill", **of_prefill)
     decode = await start_on("6", "d1", role="decode", **of_prefill)
-    await site.gateway.until_states({"p1": "serving", "d1": "serving"})
+    await site.gateway.until_states({"p1": "serving", "d1": "serving"}, within_s=30)
     return prefill, decode
 
 
@@ -162,7 +162,7 @@ async def test_without_an_address_a_pair_does_not_meet(site: Site, start_on: Sta
     """What `advertise` is for: else the decode engine looks for the prefill engine on itself."""
     await start_on("5", "p1", role="prefill")
     await start_on("6", "d1", role="decode")
-    await site.gateway.until_states({"p1": "serving", "d1": "serving"})
+    await site.gateway.until_states({"p1": "serving", "d1": "serving"}, within_s=30)
     code, text = await site.chat()
     assert code == 500
     assert "cannot reach http://127.0.0.1:8998" in text
@@ -180,7 +180,7 @@ async def test_an_address_that_the_gateway_needs_is_refused_and_direct_is_the_cu
     row = replica_of(status, "p1")
     assert row["state"] != "serving"
     assert row["reason"].startswith("10.0.0.5 lies in 10.0.0.0/24, which this machine is connected to by eth0")
-    await site.gateway.until_state("d1", "serving")
+    await site.gateway.until_state("d1", "serving", within_s=30)
     assert [worker["worker_type"] for worker in await site.gateway.workers()] == ["decode"]
     refused = site.gateway.events("peer.refused")
     assert refused[0]["address"] == "10.0.0.5:8000"
@@ -195,7 +195,7 @@ async def test_an_address_that_the_gateway_needs_is_refused_and_direct_is_the_cu
     assert await front.stdout.readline() == b"ready\n"
     try:
         site.note("p1", "advertise: 10.0.0.5:8000\ndirect: true\n")
-        status = await site.gateway.until_states({"p1": "serving", "d1": "serving"})
+        status = await site.gateway.until_states({"p1": "serving", "d1": "serving"}, within_s=30)
         assert replica_of(status, "p1")["direct"] is True
         assert url_of(await site.gateway.workers(), "prefill") == "http://10.0.0.5:8000"
         code, text = await site.chat()
@@ -235,7 +235,7 @@ async def test_a_killed_daemon_leaves_the_address_and_the_next_takes_it_up(site:
     await site.gateway.kill()
     assert site.space.addresses(OURS) == ["10.0.0.5/32"]
     await site.gateway.start()
-    await site.gateway.until_states({"p1": "serving", "d1": "serving"})
+    await site.gateway.until_states({"p1": "serving", "d1": "serving"}, within_s=30)
     assert (await stream).split()[-1] == "59"
     assert peer_pid(site) == pid
     assert start_ticks(pid) is not None
@@ -251,7 +251,7 @@ async def test_what_a_killed_daemon_left_of_a_replica_that_is_gone_is_removed(si
     site.space.ip("addr", "add", "10.0.0.99/32", "dev", OURS)
     await prefill.stop()
     await site.gateway.start()
-    await site.gateway.until_states({"d1": "serving"}, within_s=20)
+    await site.gateway.until_states({"d1": "serving"}, within_s=30)
     await site.until_nothing_is_left()
     assert start_ticks(pid) is None
 
@@ -262,7 +262,7 @@ async def test_stopping_leaves_the_address_and_stopping_all_takes_it_away(site: 
     assert await site.gateway.terminate() == 0
     assert site.space.addresses(OURS) == ["10.0.0.5/32"]
     await site.gateway.start()
-    await site.gateway.until_states({"p1": "serving", "d1": "serving"})
+    await site.gateway.until_states({"p1": "serving", "d1": "serving"}, within_s=30)
     assert (await site.chat())[0] == 200
     code, out, _ = await site.gateway.cli("stop", "--all")
     assert (code, out) == (0, "stopped, with nginx and all routers\n")
@@ -274,13 +274,13 @@ async def test_an_address_or_its_nginx_that_is_taken_away_comes_back(site: Site,
     await start_pair(site, start_on)
     pid = peer_pid(site)
     os.kill(pid, signal.SIGKILL)
-    async with asyncio.timeout(10):
+    async with asyncio.timeout(30):
         while not site.gateway.events("peer.exited") or peer_pid(site) == pid:
             await asyncio.sleep(0.02)
         while (await site.chat())[0] != 200:
             await asyncio.sleep(0.02)
     site.space.ip("addr", "del", "10.0.0.5/32", "dev", OURS)
-    async with asyncio.timeout(15):
+    async with asyncio.timeout(30):
         while site.space.addresses(OURS) != ["10.0.0.5/32"]:
             await asyncio.sleep(0.05)
     assert (await site.chat())[0] == 200
@@ -290,7 +290,7 @@ async def test_a_drain_waits_for_what_is_in_flight_at_the_address(site: Site, st
     """A drained prefill engine keeps its address, so that `resume` brings it back at once."""
     site.note("r1", "advertise: 10.0.0.5:8000\n")
     await start_on("5", "r1", token_interval_s=0.05)
-    await site.gateway.until_states({"r1": "serving"})
+    await site.gateway.until_states({"r1": "serving"}, within_s=30)
     started = asyncio.Event()
     stream = asyncio.create_task(stream_chat(site.gateway, 40, started))
     await started.wait()
@@ -304,7 +304,7 @@ async def test_a_drain_waits_for_what_is_in_flight_at_the_address(site: Site, st
     assert (await stream).split()[-1] == "39"
     assert site.space.addresses(OURS) == ["10.0.0.5/32"]
     assert (await site.gateway.cli("resume", "chat", "r1"))[0] == 0
-    await site.gateway.until_states({"r1": "serving"})
+    await site.gateway.until_states({"r1": "serving"}, within_s=30)
     assert (await site.chat())[0] == 200
 
 
@@ -316,8 +316,8 @@ async def test_an_engine_that_is_restarted_gets_its_address_back(site: Site, sta
         await prefill.kill()
         site.gateway.socket("p1").unlink()
         prefill = await start_on("5", "p1", role="prefill")
-        await site.gateway.until_workers(fresh(before), within_s=20)
-        await site.gateway.until_states({"p1": "serving", "d1": "serving"}, within_s=20)
+        await site.gateway.until_workers(fresh(before), within_s=30)
+        await site.gateway.until_states({"p1": "serving", "d1": "serving"}, within_s=30)
         code, text = await site.chat()
         assert code == 200, text
     assert url_of(await site.gateway.workers(), "prefill") == "http://10.0.0.5:8000"
@@ -329,16 +329,16 @@ async def test_two_replicas_share_a_host_and_not_an_address(site: Site, start_on
         site.note(name, f"advertise: 10.0.0.5:{port}\n")
     first = await start_on("5", "r1")
     second = await start_on("5", "r2")
-    await site.gateway.until_states({"r1": "serving", "r2": "serving"})
+    await site.gateway.until_states({"r1": "serving", "r2": "serving"}, within_s=30)
     await start_on("5", "r3")
     status = await site.gateway.until(
         lambda s: any("still used by chat/r2" in (r["reason"] or "") for r in s["services"][0]["replicas"])
     )
     assert replica_of(status, "r3")["state"] != "serving"
     await first.stop()
-    await site.gateway.until_state("r2", "serving")
+    await site.gateway.until_state("r2", "serving", within_s=30)
     await second.stop()
-    await site.gateway.until_states({"r3": "serving"}, within_s=20)
+    await site.gateway.until_states({"r3": "serving"}, within_s=30)
     assert site.bridges() == ["10.0.0.5:8001"]
     assert site.space.addresses(OURS) == ["10.0.0.5/32"]
     assert (await site.chat())[0] == 200
@@ -351,11 +351,11 @@ async def test_a_replica_that_is_advertised_anew_moves(site: Site, start_on: Sta
     site.note("p1", "advertise: 10.0.0.55:9000\n")
     workers = await site.gateway.until_workers(
         lambda ws: sorted(w["url"] for w in ws if w["worker_type"] == "prefill") == ["http://10.0.0.55:9000"],
-        within_s=20,
+        within_s=30,
     )
     assert len(workers) == 2
-    await site.gateway.until_states({"p1": "serving", "d1": "serving"}, within_s=20)
-    async with asyncio.timeout(10):
+    await site.gateway.until_states({"p1": "serving", "d1": "serving"}, within_s=30)
+    async with asyncio.timeout(30):
         while site.bridges() != ["10.0.0.55:9000"]:
             await asyncio.sleep(0.02)
     assert site.space.addresses(OURS) == ["10.0.0.55/32"]
@@ -389,7 +389,7 @@ async def test_vllm_with_mooncake_is_sent_to_the_advertised_address(site: Site, 
     site.note("p1", "advertise: 10.0.0.5:8000\nbootstrap_port: 9001\n")
     prefill = await start_on("5", "p1", EngineKind.VLLM_GRPC, role="prefill", kv_engine_id="engine-5", **kv)
     decode = await start_on("6", "d1", EngineKind.VLLM_GRPC, role="decode", **kv)
-    await site.gateway.until_states({"p1": "serving", "d1": "serving"})
+    await site.gateway.until_states({"p1": "serving", "d1": "serving"}, within_s=30)
     code, text = await site.chat()
     assert code == 200, text
     (asked_first,) = [json.loads(body["kv_transfer_params_json"]) for body in await prefill.requests()]
@@ -405,7 +405,7 @@ async def test_vllm_with_nixl_needs_no_address(site: Site, start_on: StartOn) ->
     """By contract: the prefill engine's own answer says where it is, and SMG hands it on as it stands."""
     prefill = await start_on("5", "p1", EngineKind.VLLM_GRPC, role="prefill", kv_engine_id="engine-5")
     decode = await start_on("6", "d1", EngineKind.VLLM_GRPC, role="decode")
-    await site.gateway.until_states({"p1": "serving", "d1": "serving"})
+    await site.gateway.until_states({"p1": "serving", "d1": "serving"}, within_s=30)
     code, text = await site.chat()
     assert code == 200, text
     (asked_first,) = [json.loads(body["kv_transfer_params_json"]) for body in await prefill.requests()]
@@ -422,23 +422,23 @@ async def test_each_role_scales_by_itself_without_a_failed_request(site: Site, s
     load = Load(site.gateway, clients=4)
     await load.answered(10)
     await start_on("7", "d2", role="decode")
-    await site.gateway.until_state("d2", "serving")
+    await site.gateway.until_state("d2", "serving", within_s=30)
     await load.answered(10)
     await drained(site, "d1")
     await decode.stop()
     await load.answered(10)
     site.note("p2", "advertise: 10.0.0.6:8000\n")
     second = await start_on("6", "p2", role="prefill")
-    await site.gateway.until_state("p2", "serving")
+    await site.gateway.until_state("p2", "serving", within_s=30)
     await load.answered(10)
     await drained(site, "p1")
     assert site.space.addresses(OURS) == ["10.0.0.5/32", "10.0.0.6/32"]
     await first.stop()
     await load.answered(20)
     assert (await load.stop()).keys() == {"200"}
-    await site.gateway.until_states({"p2": "serving", "d2": "serving"})
+    await site.gateway.until_states({"p2": "serving", "d2": "serving"}, within_s=30)
     assert sum((await second.seen())["transfers"].values()) > 0
-    async with asyncio.timeout(10):
+    async with asyncio.timeout(30):
         while site.space.addresses(OURS) != ["10.0.0.6/32"]:
             await asyncio.sleep(0.02)
 
