@@ -5,13 +5,15 @@ MLX_VENV ?= .venv-mlx
 PREFIX ?= /opt/gateway-sidecar
 ENGINE ?= simulated
 DEMO ?=
+MINUTES ?= 10
+SEED ?=
 ARGS ?=
 
 PY := $(VENV)/bin/python
 SETUP := VENV="$(VENV)" MLX_VENV="$(MLX_VENV)" PREFIX="$(PREFIX)" PYTHON="$(PYTHON)" scripts/setup.sh
 export MLX_PYTHON ?= $(abspath $(MLX_VENV)/bin/python)
 
-.PHONY: help run test check format bench proto mlx install dist clean
+.PHONY: help run test check format bench chaos soak proto mlx install dist clean
 
 help:
 	@sed -n 's/^## //p' Makefile
@@ -43,6 +45,16 @@ format:
 bench:
 	@$(SETUP) dev nginx wrk
 	@$(PY) -m bench $(ARGS)
+
+## make chaos    random faults under load on the real thing; MINUTES=10, and SEED=n to play one again
+chaos:
+	@$(SETUP) dev nginx
+	@$(PY) -m tests.chaos --minutes $(MINUTES) $(if $(SEED),--seed $(SEED)) $(ARGS)
+
+## make soak     an hour's changes in MINUTES=10; nothing may grow
+soak:
+	@$(SETUP) dev nginx
+	@$(PY) -m tests.chaos.soak --minutes $(MINUTES) $(if $(SEED),--seed $(SEED)) $(ARGS)
 
 ## make mlx      a real MLX engine in .venv-mlx, for its contract test and for ENGINE=mlx
 mlx:

@@ -48,6 +48,7 @@ class Ledger:
         in_flight: Begun and not yet ended.
         transfers: Meetings of a prefill and a decode engine, by the address of the other one.
         requests: The last inference requests, newest last.
+        on_inference: Told of each inference request when it begins ("begun") and ends (as what it ended).
     """
 
     connections: int = 0
@@ -59,6 +60,7 @@ class Ledger:
     transfers: Counter[str] = field(default_factory=Counter)
     calls: Counter[str] = field(default_factory=Counter)
     requests: deque[RecordedRequest] = field(default_factory=lambda: deque(maxlen=REQUESTS_KEPT))
+    on_inference: Callable[[RecordedRequest, str], None] | None = None
     _changed: asyncio.Event = field(default_factory=asyncio.Event, repr=False)
 
     def connected(self) -> None:
@@ -79,7 +81,7 @@ class Ledger:
         self.received += 1
         self.in_flight += 1
         self.requests.append(request)
-        self._tell()
+        self._tell(request, "begun")
         outcome = "failed"
         try:
             yield
@@ -90,7 +92,7 @@ class Ledger:
         finally:
             self.in_flight -= 1
             setattr(self, outcome, getattr(self, outcome) + 1)
-            self._tell()
+            self._tell(request, outcome)
 
     async def until(self, condition: Callable[[Ledger], bool], *, within_s: float = 5.0) -> None:
         """Wait until the counters are as wanted.
@@ -115,6 +117,8 @@ class Ledger:
             "calls": dict(self.calls),
         }
 
-    def _tell(self) -> None:
+    def _tell(self, request: RecordedRequest | None = None, what: str = "") -> None:
+        if request is not None and self.on_inference is not None:
+            self.on_inference(request, what)
         self._changed.set()
         self._changed = asyncio.Event()

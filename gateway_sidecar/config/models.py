@@ -276,7 +276,11 @@ class DrainSettings(Part):
 
     timeout_s: float = _number(600.0, 0, 86400, "After this time requests still in flight are given up.")
     settle_s: float = _number(
-        1.0, 0, 60, "A worker out of rotation stays with the router this long, for requests just being sent."
+        0.0,
+        0,
+        60,
+        "A worker out of rotation stays with the router this long. While the last HTTP, or the last gRPC, worker of a"
+        " model does, SMG answers 503 to part of the requests, even if others serve the model.",
     )
     handover_s: float = _number(
         5.0,

@@ -40,12 +40,18 @@ from gateway_sidecar.telemetry.metrics import Metrics
 
 _COUNT_GAP_S = 0.05
 _COUNT_REST_S = 0.2
+_COUNT_MOST_S = 1.0
 _STALE_S = 10.0
 DEFAULT_STOP_S = 30.0
 """What is in flight when everything is taken down may take so long."""
 
 _MEND_GAP_S = 5.0
 _FIXED = ("state_dir", "run_dir", "bridges", "peers", "router_ports", "metrics", "rescan_interval_s")
+
+
+def count_pause_s(took_s: float) -> float:
+    """The pause after a count of connections: a tenth of the time is spent on counting, but drains wait for counts."""
+    return min(max(_COUNT_GAP_S, 10 * took_s), _COUNT_MOST_S)
 
 
 class Adapters(Protocol):
@@ -382,7 +388,7 @@ class Daemon:
                 for port in resting:
                     if counts[port] == 0:
                         self.leases.settle(port)
-                await asyncio.sleep(max(_COUNT_GAP_S, 10 * (time.monotonic() - began)))
+                await asyncio.sleep(count_pause_s(time.monotonic() - began))
             else:
                 await asyncio.sleep(_COUNT_REST_S)
 

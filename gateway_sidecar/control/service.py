@@ -182,6 +182,7 @@ class Service:
             staying=self._staying_urls,
             on_active=self._on_router,
             on_change=on_change,
+            on_retired=self._reconsider,
         )
         self.roles = RoleWatch(self.name, metrics)
         self._log = ReplicaLog(self.name, metrics, self.tenures.values, lambda: self.slots.active)
@@ -303,18 +304,18 @@ class Service:
 
     def stalest_beat(self) -> float:
         """When the loop that is most behind last made progress (monotonic seconds)."""
-        return min(self._beat, self.follower.beat, *(unit.book.beat for unit in self.slots.units))
+        return min(self._beat, self.follower.beat, *(unit.book.beat for unit in self.slots.watched))
 
     def pending_actions(self) -> list[tuple[str, str]]:
         """What the next look at each tenure would do: (replica, action). Nothing is done."""
         pending = []
         for tenure in self.tenures.values():
             view = tenure.view()
-            seen = [unit.book.view(tenure.url) for unit in self.slots.units]
+            seen = [unit.book.view(tenure.url) for unit in self.slots.watched]
             steps = [plan_occupant(view, seen), *(plan_worker(view, one) for one in seen)]
             pending += [(str(tenure.replica), describe(step)) for step in steps if step is not None]
         known = self._known_urls()
-        for unit in self.slots.units:
+        for unit in self.slots.watched:
             strays = plan_strays(unit.book.workers, known, complete=self.follower.has_looked)
             pending += [("-", describe(step)) for step in strays]
         return pending
@@ -540,13 +541,16 @@ class Service:
         view = tenure.view()
         for unit, worker in seen.items():
             step = plan_worker(view, worker)
-            if step is not None:
+            if unit.retiring:
+                if isinstance(step, Deregister):
+                    unit.dismiss(step)
+            elif step is not None:
                 if isinstance(step, Deregister):
                     self._tend_room()  # If it was the last one, requests have to wait before it goes.
                 unit.book.start(step)
             elif tenure.url is not None and worker.held:
                 self._queue.add_after(tenure.key, unit.book.held_for_s(tenure.url))
-        if tenure.drain and tenure.in_flight == 0 and not tenure.linked:
+        if tenure.drain and not tenure.linked and (tenure.in_flight == 0 or tenure.port is None):
             left_s = self._handover_left_s(tenure)
             if left_s > 0:
                 self._queue.add_after(tenure.key, left_s)
@@ -556,8 +560,8 @@ class Service:
 
     def _seen(self, tenure: Tenure) -> dict[RouterUnit, WorkerView]:
         """The tenure's worker as each router knows it. A successor that is not up yet knows nobody."""
-        units = [unit for unit in self.slots.units if unit is self.slots.active or unit.router.up]
-        return {unit: unit.book.view(tenure.url) for unit in units}
+        units = [unit for unit in self.slots.units if unit is self.slots.active or unit.retiring or unit.router.up]
+        return {unit: unit.view(tenure.url) for unit in units}
 
     def _note_settled(self, tenure: Tenure, is_out: bool) -> None:
         if tenure.leaving is None or not is_out:
@@ -681,8 +685,8 @@ class Service:
     def _known_urls(self) -> frozenset[str]:
         known = set(self._by_url)
         for tenure in self.tenures.values():
-            if tenure.facts is None:
-                # Not asked yet: either kind of worker there may be this replica's.
+            if tenure.facts is None and not self._watcher.is_proven_ill(tenure):
+                # It has not said what it is: either kind of worker there may be this replica's, of an earlier daemon.
                 known |= {url for mode in ConnectionMode if (url := tenure.url_as(mode)) is not None}
         return frozenset(known)
 
@@ -752,8 +756,10 @@ class Service:
         return DrainReport(True, 0, time.monotonic() - began, missed)
 
     def resume(self, replica: ReplicaId) -> None:
-        """Takes a drained replica back into rotation. Raises KeyError for one that is not there."""
+        """Takes a drained replica back into rotation, once it answers. Raises KeyError for one that is not there."""
         tenure = self._current[replica]
+        if tenure.drain:
+            tenure.result = None  # Nobody asked it while it was drained; it may be down by now.
         tenure.drain = False
         tenure.drained.clear()
         tenure.settled_at = tenure.in_flight = tenure.quiet_since = None

@@ -109,6 +109,10 @@ class Watcher:
         if isinstance(tenure.result, Ready):
             self._feel(tenure, tenure.result.facts, now)
 
+    def is_proven_ill(self, tenure: Tenure) -> bool:
+        """Whether the evidence against its engine is strong now."""
+        return tenure.evidence.is_strong(time.monotonic(), self._policy)
+
     def suspect(self, tenure: Tenure) -> None:
         """Something happened to the engine: ask it again who it is, now."""
         tenure.identify_next = True

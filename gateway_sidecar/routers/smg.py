@@ -41,6 +41,10 @@ from gateway_sidecar.routers.smg_ranks import Rank, RankBook
 
 _MOST_ANSWER_BYTES = 64 * 1024 * 1024
 _CONNECTION_ATTEMPTS = 3
+_CONNECTION_GAP_S = 1
+"""Between those attempts: SMG's own 30 s keep an engine that was away for a moment out for half a minute."""
+_SHUT_OUT_S = 5
+"""SMG gives a worker nothing after ten failures. Its own 60 s would be a minute of 503 for engines that are well."""
 _GENERIC = "generic"
 _OWN_TOKENIZER = frozenset(("--tokenizer-path", "--model-path", "--disable-tokenizer-autoload"))
 _ID_IN_TEXT = re.compile(r"[0-9a-f]{8}(?:-[0-9a-f]{4}){3}-[0-9a-f]{12}")
@@ -79,6 +83,8 @@ def launch_command(
         *("--host", "127.0.0.1", "--port", str(ports.api)),
         *("--prometheus-host", "127.0.0.1", "--prometheus-port", str(ports.metrics)),
         "--enable-igw",  # without it a gRPC worker that is registered at run time gets no traffic
+        *("--worker-startup-check-interval", str(_CONNECTION_GAP_S)),
+        *("--cb-timeout-duration-secs", str(_SHUT_OUT_S)),
         *("--policy", policy),
         *("--log-json", "--log-level", log_level),
         *args,
@@ -205,9 +211,10 @@ class SmgClient:
                     raise
 
     async def close(self) -> None:
-        """Closes the client's connections."""
-        if self._session is not None:
-            await self._session.close()
+        """Closes the client's connections; the next question opens new ones."""
+        session, self._session = self._session, None
+        if session is not None:
+            await session.close()
 
     async def _with_tokenizer(self, worker: Registered) -> Registered:
         """A gRPC worker whose model has no tokenizer yet is not ready, whatever the list says."""

@@ -133,7 +133,7 @@ class Gateway:
         self.process.kill()
         await self.process.wait()
 
-    async def close(self) -> None:
+    async def close(self, *, keep_files: bool = False) -> None:
         """Ends all that was started here, and nothing else."""
         if self._session is not None:
             await self._session.close()
@@ -143,7 +143,8 @@ class Gateway:
         for pid in self._left_running():
             with suppress(ProcessLookupError):
                 os.kill(pid, signal.SIGKILL)
-        shutil.rmtree(self.directory)
+        if not keep_files:
+            shutil.rmtree(self.directory)
         self._ports.release()
 
     def _left_running(self) -> Iterator[int]:

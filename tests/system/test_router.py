@@ -7,6 +7,7 @@ import os
 import signal
 import sys
 import time
+from contextlib import suppress
 from pathlib import Path
 from typing import Any
 
@@ -227,3 +228,25 @@ async def test_engine_that_dies_while_it_is_being_registered(
     await engine(gateway.socket("r1"), kind)
     await gateway.until_states({"r1": "serving"})
     assert "r1" in await ask(gateway, "tiny", stream=False)
+
+
+async def test_engine_that_failed_for_a_moment_gets_requests_again_soon(gateway: Gateway, engine: StartEngine) -> None:
+    """SMG shuts a worker out after ten failures; it has to look again after seconds, not after a minute."""
+    for name, kind in (("h", EngineKind.SGLANG_HTTP), ("g", EngineKind.VLLM_GRPC)):
+        here = await engine(gateway.socket(name), kind, model=name, fail_rate=1.0)
+        await gateway.until_state(name, "serving")
+        shut_out = False
+        while not shut_out:
+            with suppress(AssertionError):
+                await stream_chat(gateway, 2, model=name)
+            received = here.ledger.received
+            with suppress(AssertionError):
+                await stream_chat(gateway, 2, model=name)
+            shut_out = here.ledger.received == received
+        here.behave(fail_rate=0.0)
+        async with asyncio.timeout(12):
+            while True:
+                with suppress(AssertionError):
+                    await stream_chat(gateway, 2, model=name)
+                    break
+                await asyncio.sleep(0.1)

@@ -5,8 +5,11 @@ from __future__ import annotations
 import socket
 from pathlib import Path
 
+import pytest
+
 from gateway_sidecar.bridges.connections import connections_at, kernel_address, open_connections
 from gateway_sidecar.bridges.nginx import busy_ports
+from gateway_sidecar.control.daemon import count_pause_s
 from gateway_sidecar.domain.model import PeerAddress
 
 
@@ -74,3 +77,10 @@ def test_the_kernels_addresses_are_read() -> None:
     assert str(kernel_address(b"0500000A:1F40")) == "10.0.0.5"
     assert str(kernel_address(b"000000FD000000000000000005000000:1F40")) == "fd00::5"
     assert str(kernel_address(b"0000000000000000FFFF00000600000A:1F40")) == "10.0.0.6"
+
+
+def test_counts_go_on_however_long_one_took() -> None:
+    """A busy machine makes a count slow; whoever waits for the next one must not wait ten times as long."""
+    assert count_pause_s(0.0) == pytest.approx(0.05)
+    assert count_pause_s(0.02) == pytest.approx(0.2)
+    assert count_pause_s(30.0) == pytest.approx(1.0)
