@@ -7,17 +7,22 @@ import os
 import resource
 import stat
 from collections.abc import Iterator
+from contextlib import suppress
 from dataclasses import dataclass
 from enum import StrEnum
+from ipaddress import ip_address, ip_network
 from pathlib import Path
 
 from gateway_sidecar.admin.client import ask_daemon
+from gateway_sidecar.bridges.addresses import ClaimRules, PeerAddresses
 from gateway_sidecar.bridges.nginx import busy_ports, find_nginx
 from gateway_sidecar.bridges.nginx_config import Capacity
 from gateway_sidecar.config import PortRange, ServiceSettings, Settings, advise, load_overrides
+from gateway_sidecar.domain.model import PeerAddress
 from gateway_sidecar.errors import AdminError, BridgeError, ConfigError, ProcessError
 from gateway_sidecar.routers.smg import find_smg, python_of, version_of
 from gateway_sidecar.sources.socket_pattern import SocketPattern
+from gateway_sidecar.supervision.privileges import CAP_NET_ADMIN, has_capability
 
 _EPHEMERAL = Path("/proc/sys/net/ipv4/ip_local_port_range")
 
@@ -58,6 +63,7 @@ async def check_machine(settings: Settings) -> list[Finding]:
     findings += [_directory("state_dir", settings.state_dir), _directory("run_dir", settings.run_dir)]
     for service in settings.services:
         findings += await asyncio.to_thread(_sockets, service)
+    findings += await asyncio.to_thread(_peers, settings)
     if running:
         findings.append(Finding(Level.OK, f"a daemon runs with run_dir {settings.run_dir}; its own ports are not busy"))
     return findings
@@ -142,6 +148,36 @@ def _directory(name: str, path: Path) -> Finding:
             Level.FAIL, f"{name}: {nearest} is not writable for uid {os.geteuid()}; chown it, or choose another"
         )
     return Finding(Level.OK, f"{name}: {path} is writable")
+
+
+def _peers(settings: Settings) -> list[Finding]:
+    """Whether the addresses that replicas advertise could be claimed; nothing where none does."""
+    advertised = sorted(set(_advertised(settings)), key=str)
+    if not advertised:
+        return []
+    networks = [ip_network(text) for text in settings.peers.networks]
+    addresses = PeerAddresses(ClaimRules(settings.peers.interface, networks, settings.run_dir))
+    findings = []
+    for peer in advertised:
+        try:
+            reason = addresses.look(ip_address(peer.host))
+        except BridgeError as error:
+            return [Finding(Level.FAIL, f"peers: {error}")]
+        level = Level.OK if reason is None else Level.FAIL
+        findings.append(Finding(level, f"peers: {reason or f'{peer} may be claimed on {settings.peers.interface}'}"))
+    if not has_capability(CAP_NET_ADMIN):
+        text = "peers: claiming addresses needs CAP_NET_ADMIN, which this user lacks; gateway-sidecar install --peers"
+        findings.append(Finding(Level.WARN, text))
+    return findings
+
+
+def _advertised(settings: Settings) -> Iterator[PeerAddress]:
+    for service in settings.services:
+        for sighting in SocketPattern(str(service.replicas.sockets)).look_now().present.values():
+            with suppress(ConfigError):  # It has been told of.
+                peer = load_overrides(sighting.notes[0]).peer if sighting.notes else None
+                if peer is not None and not peer.direct:
+                    yield peer
 
 
 def _sockets(service: ServiceSettings) -> list[Finding]:

@@ -6,7 +6,8 @@
     │   ├── RouterUnavailable   no answer, or an answer that makes no sense; says nothing about workers
     │   ├── RouterRefused       the router answered, and the answer is no
     │   └── WorkerExists        the router has a worker at that URL already
-    ├── BridgeError             nginx cannot be found, configured or started
+    ├── BridgeError             nginx cannot be found, configured or started, or an address cannot be claimed
+    │   └── AddressRefused      this machine needs that address itself
     ├── ProcessError            a child process cannot be started
     ├── StateError              a saved state file cannot be read or written
     ├── InstallError            `install` cannot put a file, a directory or the user in place
@@ -58,7 +59,11 @@ class WorkerExists(RouterError):
 
 
 class BridgeError(GatewaySidecarError):
-    """The bridge process (nginx) cannot be found, configured or started."""
+    """The bridge process (nginx) cannot be found, configured or started, or an address cannot be claimed."""
+
+
+class AddressRefused(BridgeError):
+    """A replica's address that this machine must not make its own; the text says why, and what to do."""
 
 
 class ProcessError(GatewaySidecarError):

@@ -21,7 +21,7 @@ async def fresh_plan(settings: Settings) -> list[dict[str, str]]:
     actions = [_row("-", "-", f"start nginx with {len(settings.bridges.ports)} bridges on {settings.bridges.host}")]
     for service in settings.services:
         actions.append(_row(service.name, "-", f"start {service.router.type} and serve it at {service.listen}"))
-        actions += await _service_plan(service)
+        actions += await _service_plan(service, settings.peers.interface)
     return actions
 
 
@@ -29,7 +29,7 @@ def _row(service: str, replica: str, action: str) -> dict[str, str]:
     return {"service": service, "replica": replica, "action": action}
 
 
-async def _service_plan(service: ServiceSettings) -> list[dict[str, str]]:
+async def _service_plan(service: ServiceSettings, interface: str) -> list[dict[str, str]]:
     listing = await SocketPattern(str(service.replicas.sockets)).look()
     if listing.blind:
         return [_row(service.name, "-", f"nothing for its replicas: {listing.blind}")]
@@ -37,14 +37,14 @@ async def _service_plan(service: ServiceSettings) -> list[dict[str, str]]:
 
     async def one(sighting: Sighting) -> str:
         async with slots:
-            return await _replica_plan(service, sighting)
+            return await _replica_plan(service, sighting, interface)
 
     found = await asyncio.gather(*(one(sighting) for sighting in listing.present.values()))
     rows = [_row(service.name, replica, action) for replica, action in zip(listing.present, found, strict=True)]
     return rows + [_row(service.name, name, f"refuse: {reason}") for name, reason in listing.refused.items()]
 
 
-async def _replica_plan(service: ServiceSettings, sighting: Sighting) -> str:
+async def _replica_plan(service: ServiceSettings, sighting: Sighting, interface: str) -> str:
     try:
         overrides = load_overrides(sighting.notes[0]) if sighting.notes else Overrides()
         pin = os.open(sighting.socket, os.O_PATH | os.O_CLOEXEC)
@@ -59,5 +59,9 @@ async def _replica_plan(service: ServiceSettings, sighting: Sighting) -> str:
         os.close(pin)
     if isinstance(result, Ready):
         scheme = result.facts.connection_mode.value
-        return "bridge, then " + describe(Register(worker_spec(result.facts, f"{scheme}://<bridge>", overrides)))
+        peer = overrides.peer
+        step = describe(Register(worker_spec(result.facts, f"{scheme}://{peer or '<bridge>'}", overrides)))
+        if peer is None:
+            return f"bridge, then {step}"
+        return step if peer.direct else f"bridge at {peer} on {interface}, then {step}"
     return f"bridge, then wait: {type(result).__name__.lower()}: {result.reason}"

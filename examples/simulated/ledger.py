@@ -46,6 +46,7 @@ class Ledger:
         aborted: Its connection went, it was cancelled, or an Abort RPC named it.
         failed: Refused by the engine: loading, dead, or `fail_rate`.
         in_flight: Begun and not yet ended.
+        transfers: Meetings of a prefill and a decode engine, by the address of the other one.
         requests: The last inference requests, newest last.
         on_inference: Told of each inference request when it begins ("begun") and ends (as what it ended).
     """
@@ -56,6 +57,7 @@ class Ledger:
     aborted: int = 0
     failed: int = 0
     in_flight: int = 0
+    transfers: Counter[str] = field(default_factory=Counter)
     calls: Counter[str] = field(default_factory=Counter)
     requests: deque[RecordedRequest] = field(default_factory=lambda: deque(maxlen=REQUESTS_KEPT))
     on_inference: Callable[[RecordedRequest, str], None] | None = None
@@ -67,6 +69,10 @@ class Ledger:
 
     def called(self, call: str) -> None:
         self.calls[call] += 1
+        self._tell()
+
+    def transferred(self, peer: str) -> None:
+        self.transfers[peer] += 1
         self._tell()
 
     @contextmanager
@@ -107,6 +113,7 @@ class Ledger:
             "aborted": self.aborted,
             "failed": self.failed,
             "in_flight": self.in_flight,
+            "transfers": dict(self.transfers),
             "calls": dict(self.calls),
         }
 

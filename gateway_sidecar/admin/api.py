@@ -94,7 +94,12 @@ async def _drain(request: web.Request) -> web.Response:
     except KeyError:
         return _unknown_replica(request)
     return web.json_response(
-        {"drained": report.drained, "in_flight": report.in_flight, "took_s": round(report.took_s, 3)},
+        {
+            "drained": report.drained,
+            "in_flight": report.in_flight,
+            "took_s": round(report.took_s, 3),
+            "missed": list(report.missed),
+        },
         status=200 if report.drained else 504,
     )
 

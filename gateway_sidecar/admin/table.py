@@ -29,6 +29,8 @@ def _service(service: dict[str, Any]) -> str:
         lines.append(f"  router: {router['reason']}")
     if service["missing"] not in (None, "router"):
         lines.append(f"  {service['reason']}; {service['waiting']} requests wait")
+    elif service["missing"] is None:
+        lines += [f"  UNANSWERED: model {model}: {why}" for model, why in service["unanswered"].items()]
     if service["source"]["blind"]:
         lines.append(f"  SOURCE: {service['source']['blind']}; every replica stays as it was")
     lines += [f"  refused: {name}: {reason}" for name, reason in service["source"]["refused"].items()]
@@ -49,7 +51,7 @@ def _row(replica: dict[str, Any]) -> tuple[str, ...]:
         engine or "-",
         replica["worker_type"] or "-",
         replica["model"] or "-",
-        replica["bridge"] or "-",
+        replica["advertise"] or replica["bridge"] or "-",
         replica["reason"] or "",
     )
 

@@ -24,9 +24,13 @@ def status(daemon: Daemon) -> dict[str, Any]:
             "quarantined": len(daemon.leases.quarantined),
             "reloads": daemon.keeper.nginx.reloads,
         },
-        "problems": [f"{what}: {reason}" for what, reason in sorted(daemon.problems.items())],
+        "problems": [f"{what}: {reason}" for what, reason in sorted(_problems(daemon).items())],
         "ready": daemon.ready,
     }
+
+
+def _problems(daemon: Daemon) -> dict[str, str]:
+    return daemon.problems | ({"peers": daemon.peers.problem} if daemon.peers.problem else {})
 
 
 def _service(name: str, service: Service) -> dict[str, Any]:
@@ -49,6 +53,7 @@ def _service(name: str, service: Service) -> dict[str, Any]:
         "waiting": service.room.waiting,
         "missing": service.room.missing.value if service.room.missing else None,
         "reason": service.room.describe(),
+        "unanswered": dict(service.roles.lacking),
         "replicas": [_replica(service, t) for t in sorted(service.tenures.values(), key=lambda t: (t.replica, -t.key))],
     }
 
@@ -63,6 +68,8 @@ def _replica(service: Service, tenure: Tenure) -> dict[str, Any]:
         "state_age_s": round(time.monotonic() - tenure.state_since, 3),
         "socket": str(tenure.sighting.socket),
         "bridge": str(Endpoint(tenure.host, tenure.port)) if tenure.port is not None else None,
+        "advertise": str(tenure.peer) if tenure.peer else None,
+        "direct": tenure.peer.direct if tenure.peer else False,
         "worker_id": worker.worker_id if worker else None,
         "worker_type": kind.value if kind else None,
         "connection_mode": facts.connection_mode.value if facts else None,

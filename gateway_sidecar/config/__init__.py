@@ -9,6 +9,7 @@ from gateway_sidecar.config.models import (
     HoldSettings,
     LogSettings,
     MetricsSettings,
+    PeersSettings,
     ProbeSettings,
     RefusedSettings,
     ReplicaSettings,
@@ -18,7 +19,7 @@ from gateway_sidecar.config.models import (
 )
 from gateway_sidecar.config.overrides import load_overrides
 from gateway_sidecar.config.schema import config_schema
-from gateway_sidecar.config.values import Endpoint, PathPattern, PortRange
+from gateway_sidecar.config.values import Endpoint, PathPattern, PortRange, parse_endpoint
 
 __all__ = [
     "BridgeSettings",
@@ -29,6 +30,7 @@ __all__ = [
     "LogSettings",
     "MetricsSettings",
     "PathPattern",
+    "PeersSettings",
     "PortRange",
     "ProbeSettings",
     "RefusedSettings",
@@ -42,5 +44,6 @@ __all__ = [
     "load_config",
     "load_overrides",
     "parse_config",
+    "parse_endpoint",
     "run_dir_of",
 ]

@@ -22,6 +22,7 @@ from pydantic import (
 
 from gateway_sidecar.config.smg_options import Policy, check_argument
 from gateway_sidecar.config.values import (
+    INTERFACE_PATTERN,
     NAME_PATTERN,
     Endpoint,
     PathPattern,
@@ -30,7 +31,9 @@ from gateway_sidecar.config.values import (
     parse_command,
     parse_directory,
     parse_endpoint,
+    parse_interface,
     parse_name,
+    parse_network,
     parse_pattern,
     parse_ports,
     parse_run_dir,
@@ -84,6 +87,12 @@ BridgeHostValue = Annotated[
     ),
 ]
 CommandValue = Annotated[str, PlainValidator(parse_command), WithJsonSchema(_COMMAND)]
+InterfaceValue = Annotated[
+    str, PlainValidator(parse_interface), WithJsonSchema({"type": "string", "pattern": INTERFACE_PATTERN})
+]
+NetworkValue = Annotated[
+    str, PlainValidator(parse_network), WithJsonSchema({"type": "string", "pattern": r"^[0-9A-Fa-f.:]+(/[0-9]{1,3})?$"})
+]
 NameValue = Annotated[str, PlainValidator(parse_name), WithJsonSchema({"type": "string", "pattern": NAME_PATTERN})]
 
 
@@ -162,6 +171,23 @@ class BridgeSettings(Part):
         if value == "auto" or (isinstance(value, int) and not isinstance(value, bool) and 1 <= value <= 256):
             return value
         raise ValueError(f"{show(value)} is not a number of processes; use auto, or 1 to 256")
+
+
+class PeersSettings(Part):
+    """Replicas that their peers must find under an address of their own: `advertise` in a `<replica>.yaml`."""
+
+    interface: InterfaceValue = Field(
+        default="gwsc0",
+        description="The interface that advertised addresses are put on. It belongs to this daemon alone: two daemons"
+        " on one machine need two names.",
+        examples=["gwsc0"],
+    )
+    networks: Annotated[tuple[NetworkValue, ...], Field(strict=False)] = Field(
+        default=("10.0.0.0/8", "100.64.0.0/10", "172.16.0.0/12", "192.168.0.0/16", "fc00::/7"),
+        description="Only addresses in these networks may be advertised and bridged: name the replicas' own. Whatever"
+        " this machine needs itself is refused all the same.",
+        examples=[["10.0.0.0/24"]],
+    )
 
 
 class ReplicaSettings(Part):
@@ -256,6 +282,13 @@ class DrainSettings(Part):
         "A worker out of rotation stays with the router this long. While the last HTTP, or the last gRPC, worker of a"
         " model does, SMG answers 503 to part of the requests, even if others serve the model.",
     )
+    handover_s: float = _number(
+        5.0,
+        0,
+        600,
+        "A drained prefill engine of vLLM is safe to stop this long after its last answer: decode engines may still"
+        " fetch its KV blocks.",
+    )
 
 
 class HoldSettings(Part):
@@ -317,6 +350,7 @@ class Settings(Part):
         2.0, 0.2, 60, "Every socket pattern is listed again this often, whatever inotify says or misses."
     )
     bridges: BridgeSettings = BridgeSettings()
+    peers: PeersSettings = PeersSettings()
     router_ports: PortsValue = Field(
         default=PortRange(23001, 23999),
         description="Private ports on 127.0.0.1 for the routers: four for each service (API and metrics,"

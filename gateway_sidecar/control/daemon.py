@@ -7,13 +7,14 @@ from __future__ import annotations
 
 import asyncio
 import time
-from collections.abc import Awaitable, Callable, Mapping
+from collections import Counter
+from collections.abc import Awaitable, Callable, Collection, Mapping
 from contextlib import suppress
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any, Protocol
 
-from gateway_sidecar.bridges.connections import open_connections
+from gateway_sidecar.bridges.connections import connections_at, open_connections
 from gateway_sidecar.bridges.nginx import Nginx
 from gateway_sidecar.bridges.nginx_config import ServiceAddress
 from gateway_sidecar.config import ServiceSettings, Settings, line_of, load_config
@@ -21,11 +22,14 @@ from gateway_sidecar.control import records
 from gateway_sidecar.control.bridge_keeper import BridgeKeeper
 from gateway_sidecar.control.follower import Source
 from gateway_sidecar.control.guard import keep_running
+from gateway_sidecar.control.key_keeper import KeyKeeper
+from gateway_sidecar.control.peer_keeper import PeerKeeper
 from gateway_sidecar.control.record_keeper import Record, RecordKeeper
 from gateway_sidecar.control.router_process import RouterProcess
 from gateway_sidecar.control.service import Service
 from gateway_sidecar.control.takedown import take_down
 from gateway_sidecar.domain.leases import PortLeases
+from gateway_sidecar.domain.model import PeerAddress
 from gateway_sidecar.errors import ConfigError, ProcessError, RouterUnavailable, StateError
 from gateway_sidecar.routers.base import RouterKind
 from gateway_sidecar.supervision.logfile import ChildLog
@@ -42,7 +46,7 @@ DEFAULT_STOP_S = 30.0
 """What is in flight when everything is taken down may take so long."""
 
 _MEND_GAP_S = 5.0
-_FIXED = ("state_dir", "run_dir", "bridges", "router_ports", "metrics", "rescan_interval_s")
+_FIXED = ("state_dir", "run_dir", "bridges", "peers", "router_ports", "metrics", "rescan_interval_s")
 
 
 def count_pause_s(took_s: float) -> float:
@@ -81,6 +85,8 @@ class Daemon:
         *,
         nginx: Nginx,
         leases: PortLeases,
+        peers: PeerKeeper,
+        keys: KeyKeeper,
         metrics: Metrics,
         adapters: Adapters,
     ) -> None:
@@ -88,6 +94,9 @@ class Daemon:
         self.settings = settings
         self.metrics = metrics
         self.leases = leases
+        self.peers = peers
+        self.keys = keys
+        peers.has_looked = keys.has_looked = lambda: all(s.follower.has_looked for s in self.services.values())
         self._adapters = adapters
         self._running: dict[str, _Running] = {}
         self.keeper = BridgeKeeper(nginx, self._addresses, metrics, self.note_change)
@@ -152,6 +161,8 @@ class Daemon:
             for loop in (
                 *(keeper.run for keeper in self._records.values()),
                 self.keeper.run,
+                self.peers.run,
+                self.keys.run,
                 self._count_loop,
                 self._log_loop,
                 self._watch_loop,
@@ -199,6 +210,8 @@ class Daemon:
             )
             if cut:
                 self._logger.warning("daemon.cut_off", connections=cut, after_s=self._stop_timeout_s)
+            await self.peers.close()
+            await self.keys.close()
             for port in self.keeper.nginx.linked():
                 self.keeper.nginx.unlink(port)
             with suppress(OSError):  # A disk that cannot be written: what is left says nothing that lives.
@@ -210,6 +223,8 @@ class Daemon:
                 await router.let_go()
             if self.keeper.nginx.process is not None:
                 self.keeper.nginx.process.let_go()
+            self.peers.let_go()
+            self.keys.let_go()
         self._logger.info("daemon.stopped", left_running=not self._stop_all)
 
     def _add(self, settings: ServiceSettings, *, prepare: bool = False) -> Service:
@@ -266,6 +281,8 @@ class Daemon:
         await self.keeper.begin([*([earlier] if earlier else []), *unrecorded])
         # Not the leases: they are taken up below, and until then the file has what we have not.
         await self._records["run"].write()
+        await self.peers.begin()
+        await self.keys.begin()
         links = self.keeper.nginx.linked()
         for name, service in self.services.items():
             service.models = [str(model) for model in leases.get("models", {}).get(name, [])]
@@ -361,12 +378,13 @@ class Daemon:
         while True:
             self._beats["count"] = time.monotonic()
             resting = self.leases.quarantined
-            ports = set().union(resting, *(s.ports_to_count() for s in self.services.values()))
+            places: set[int | PeerAddress] = set()
+            places.update(resting, *(s.places_to_count() for s in self.services.values()))
             began = time.monotonic()
-            if ports:
-                counts = await asyncio.to_thread(open_connections, ports)
+            if places:
+                counts = await asyncio.to_thread(_count, places)
                 for service in self.services.values():
-                    service.connections_counted(began, ports, counts)
+                    service.connections_counted(began, places, counts)
                 for port in resting:
                     if counts[port] == 0:
                         self.leases.settle(port)
@@ -388,6 +406,7 @@ class Daemon:
                 if service.router.pid is not None and (rss := rss_bytes(service.router.pid)) is not None:
                     self.metrics.router_rss.labels(name).set(rss)
                     service.slots.note_memory(rss)
+            await self._pass_on_nginx(self.peers.log)
             if time.monotonic() >= mend_at:
                 mend_at = time.monotonic() + _MEND_GAP_S
                 await self.keeper.nginx.mend_temp()
@@ -441,7 +460,13 @@ class Daemon:
 
     def _stale_s(self) -> float:
         """How long ago the loop that is most behind made progress."""
-        beats = [self.keeper.beat, *self._beats.values(), *(s.stalest_beat() for s in self.services.values())]
+        beats = [
+            self.keeper.beat,
+            self.peers.beat,
+            self.keys.beat,
+            *self._beats.values(),
+            *(s.stalest_beat() for s in self.services.values()),
+        ]
         return time.monotonic() - min(beats)
 
     def summary(self) -> str:
@@ -538,3 +563,12 @@ class Daemon:
         running.service.abandon()
         await asyncio.gather(*(router.stop(grace_s=10) for router in running.service.routers))
         self.metrics.forget_service(name)
+
+
+def _count(places: Collection[int | PeerAddress]) -> Counter[int | PeerAddress]:
+    """Open connections by bridge port and by advertised address. Blocks."""
+    found: Counter[int | PeerAddress] = Counter()
+    found.update(open_connections({place for place in places if isinstance(place, int)}))
+    if addresses := {place for place in places if isinstance(place, PeerAddress)}:
+        found.update(connections_at(addresses))
+    return found

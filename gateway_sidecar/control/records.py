@@ -20,6 +20,7 @@ from gateway_sidecar.domain.model import (
     ConnectionMode,
     EngineFacts,
     Occupant,
+    PeerAddress,
     ReplicaId,
     RuntimeType,
     WorkerType,
@@ -95,6 +96,7 @@ def tenure_to_json(saved: SavedTenure) -> dict[str, object]:
         "facts": _fields(saved.facts) if saved.facts else None,
         "drain": saved.drain,
         "leaving": saved.leaving,
+        "peer": [saved.peer.host, saved.peer.port, saved.peer.direct] if saved.peer else None,
     }
 
 
@@ -123,8 +125,9 @@ def tenure_from_json(row: Mapping[str, Any]) -> SavedTenure:
             facts,
             bool(row["drain"]),
             bool(row["leaving"]),
+            PeerAddress(str(peer[0]), int(peer[1]), bool(peer[2])) if (peer := row.get("peer")) else None,
         )
-    except (KeyError, TypeError, ValueError) as error:
+    except (KeyError, TypeError, ValueError, IndexError) as error:
         raise StateError(f"a lease of a form that is not known: {error!r}") from error
 
 

@@ -124,6 +124,21 @@ ProbeResult = Ready | Loading | Foreign | Unknown
 
 
 @dataclass(frozen=True, slots=True)
+class PeerAddress:
+    """Where a replica's peers find it. `host` is an IP address in its shortest spelling, without brackets.
+
+    `direct` says that this machine reaches the replica there itself, so that nothing is bridged.
+    """
+
+    host: str
+    port: int
+    direct: bool = False
+
+    def __str__(self) -> str:
+        return f"[{self.host}]:{self.port}" if ":" in self.host else f"{self.host}:{self.port}"
+
+
+@dataclass(frozen=True, slots=True)
 class Overrides:
     """What a `<replica>.yaml` beside the socket adds to or puts above the engine's own answers."""
 
@@ -132,6 +147,8 @@ class Overrides:
     worker_type: WorkerType | None = None
     priority: int | None = None
     cost: float | None = None
+    peer: PeerAddress | None = None
+    bootstrap_port: int | None = None
 
 
 @dataclass(frozen=True, slots=True)

@@ -53,6 +53,9 @@ class Metrics:
             buckets=_SERVING_BUCKETS,
             registry=self.registry,
         )
+        self.unanswered_models = gauge(
+            "unanswered_models", "Models with half a prefill-decode pair and nobody else to answer.", "service"
+        )
         self.registrations = counter("registrations", "Registrations by outcome.", "service", "outcome")
         self.deregistrations = counter("deregistrations", "Deregistrations by reason.", "service", "reason")
         self.drains = counter("drains", "Drains by outcome.", "service", "outcome")
@@ -82,6 +85,9 @@ class Metrics:
         self.bridge_up = gauge("bridge_up", "1 while nginx runs.")
         self.bridge_reloads = counter("bridge_reloads", "Reloads of nginx; scale events cause none.")
         self.bridge_starts = counter("bridge_starts", "Times nginx was started.")
+        self.peer_addresses = gauge(
+            "peer_addresses", "Addresses that replicas are advertised under, by state.", "state"
+        )
         self.record_up = gauge(
             "record_up", "1 while what the next daemon has to know can be written down.", "directory"
         )

@@ -8,7 +8,6 @@ import json
 from contextlib import suppress
 from pathlib import Path
 
-import aiohttp
 from openai import AsyncOpenAI
 from openai.types.chat import ChatCompletionMessageParam
 
@@ -39,7 +38,7 @@ async def stream_chat(gateway: Gateway, tokens: int, started: asyncio.Event | No
     body = {"model": model, "messages": messages, "max_tokens": tokens, "stream": True}
     text, done = "", False
     async with (
-        aiohttp.ClientSession() as session,
+        gateway.client() as session,
         session.post(f"{gateway.url()}/v1/chat/completions", json=body) as response,
     ):
         assert response.status == 200, await response.text()

@@ -31,7 +31,7 @@ class Load:
         self._clients = [asyncio.create_task(self._client(stream=i % 2 == 0)) for i in range(clients)]
 
     async def _client(self, *, stream: bool) -> None:
-        async with aiohttp.ClientSession() as session:
+        async with self._gateway.client() as session:
             while not self._stop.is_set():
                 if stream:
                     await stream_chat(self._gateway, 3)

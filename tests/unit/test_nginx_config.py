@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from pathlib import Path
 
-from gateway_sidecar.bridges.nginx_config import Capacity, NginxConfig, ServiceAddress
+from gateway_sidecar.bridges.nginx_config import Capacity, NginxConfig, ServiceAddress, peer_config
 
 
 def config(**changes: object) -> str:
@@ -64,3 +64,12 @@ def test_capacity_follows_the_file_limit() -> None:
 def test_same_settings_give_the_same_text() -> None:
     """What is compared with the file on disk must not change by itself."""
     assert config() == config()
+
+
+def test_an_advertised_address_serves_this_machine_alone() -> None:
+    """Connections of this machine to an address of its own come from that address."""
+    text = peer_config("fd00::5", 8000, Path("/run/g/bridges/24001.sock"), Path("/run/g/peers/x"), None)
+    assert "listen [fd00::5]:8000 " in text
+    assert text.index("allow fd00::5;") < text.index("deny all;")
+    assert "proxy_pass unix:/run/g/bridges/24001.sock;" in text
+    assert "load_module" not in text

@@ -10,7 +10,15 @@ import pytest
 from gateway_sidecar.control import records
 from gateway_sidecar.control.router_process import SavedRouter
 from gateway_sidecar.control.tenure import SavedTenure
-from gateway_sidecar.domain.model import ConnectionMode, EngineFacts, Occupant, ReplicaId, RuntimeType, WorkerType
+from gateway_sidecar.domain.model import (
+    ConnectionMode,
+    EngineFacts,
+    Occupant,
+    PeerAddress,
+    ReplicaId,
+    RuntimeType,
+    WorkerType,
+)
 from gateway_sidecar.errors import StateError
 from gateway_sidecar.routers.base import RouterPorts
 from gateway_sidecar.sources.listing import Sighting
@@ -23,10 +31,18 @@ SIGHTING = Sighting(ReplicaId("größe"), Path("/run/r 1.sock"), Occupant(1, 2, 
 
 
 @pytest.mark.parametrize("facts", [FACTS, None])
-def test_a_tenure_comes_back_as_it_was(facts: EngineFacts | None) -> None:
+@pytest.mark.parametrize("peer", [PeerAddress("fd00::5", 8000), PeerAddress("10.0.0.5", 1, direct=True), None])
+def test_a_tenure_comes_back_as_it_was(facts: EngineFacts | None, peer: PeerAddress | None) -> None:
     """Nothing of a lease is lost on the way to disk and back."""
-    saved = SavedTenure(SIGHTING, 4, 24001, facts, True)
+    saved = SavedTenure(SIGHTING, 4, 24001, facts, True, peer=peer)
     assert records.tenure_from_json(records.tenure_to_json(saved)) == saved
+
+
+def test_a_lease_of_a_daemon_that_knew_no_addresses_is_read() -> None:
+    """An update keeps every port."""
+    row = records.tenure_to_json(SavedTenure(SIGHTING, 4, 24001, FACTS, True))
+    del row["peer"]
+    assert records.tenure_from_json(row) == SavedTenure(SIGHTING, 4, 24001, FACTS, True)
 
 
 def test_a_router_comes_back_as_it_was() -> None:
