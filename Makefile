@@ -23,7 +23,7 @@ run:
 
 ## make test     all tests, with the real nginx and the real SMG; ARGS='-k drain' for some of them
 test:
-	@$(SETUP) dev nginx
+	@$(SETUP) dev nginx sshd
 	@$(PY) -m pytest $(ARGS)
 
 ## make check    lint, format and types
@@ -41,7 +41,7 @@ format:
 
 ## make bench    the figures in README.md
 bench:
-	@$(SETUP) dev nginx wrk
+	@$(SETUP) dev nginx wrk sshd
 	@$(PY) -m bench $(ARGS)
 
 ## make mlx      a real MLX engine in .venv-mlx, for its contract test and for ENGINE=mlx
