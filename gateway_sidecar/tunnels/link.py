@@ -25,6 +25,8 @@ _LOOK_S = 2.0
 _UP_POLL_S = 0.02
 _GRACE_S = 3.0
 _MOST_LOG_BYTES = 256 * 1024
+_ENVIRONMENT = {"SHELL": "/bin/sh"}
+"""What ssh gives a ProxyCommand to; the daemon's user may have one that lets nobody in."""
 
 
 class Link:
@@ -144,7 +146,7 @@ class Link:
             with contextlib.suppress(FileNotFoundError):
                 self._log_file.path.unlink()
             descriptor = await asyncio.to_thread(self._log_file.open_for_child)
-            process = await Process.spawn(argv, log_fd=descriptor, cwd=self._directory)
+            process = await Process.spawn(argv, log_fd=descriptor, cwd=self._directory, env=_ENVIRONMENT)
         except ProcessError as error:
             raise TunnelFault(PathState.LOCAL_TROUBLE, str(error)) from error
         except OSError as error:

@@ -123,7 +123,8 @@ class OpenSsh:
                 yield "  SessionType none\n  StdinNull yes\n  ExitOnForwardFailure yes"
             if number:
                 err = shlex.quote(f"{link}.hop{number - 1}")
-                command = f"exec {shlex.quote(str(self._program))} -F {link}.conf -W [%h]:%p hop{number - 1}"
+                program = shlex.quote(str(self._program)).replace("%", "%%")
+                command = f"{program} -F {link}.conf -W [%h]:%p hop{number - 1}"
                 yield f"  ProxyCommand {command} 2>{err}"
         yield "Host *"
         yield f"  ServerAliveInterval {route.keepalive_s}"
