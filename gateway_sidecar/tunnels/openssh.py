@@ -86,7 +86,9 @@ class OpenSsh:
     def why_ended(self, link: str, route: SshRoute) -> PathStatus:
         """Judges by what each client of the connection said last, the nearest first."""
         hops = [_lines(self._directory / f"{link}.hop{number}") for number in range(len(route.servers) - 1)]
-        return diagnose(route, [*hops, _lines(self._directory / f"{link}.log")])
+        own = _lines(self._directory / f"{link}.log")
+        # What engines that do not listen yet make the master say is about them, and not about the connection.
+        return diagnose(route, [*hops, [line for line in own if not line.startswith("channel ")]])
 
     async def _ask(self, link: str, what: str, local: str, remote: str) -> None:
         argv = (str(self._program), "-F", f"{link}.conf", "-O", what, "-L", f"./{local}:{remote}", "target")
@@ -199,8 +201,7 @@ def _lines(path: Path) -> list[str]:
             text = file.read().decode("utf-8", "replace")
     except OSError:
         return []
-    # What engines that do not listen yet make the master say is about them, and not about the connection.
-    return [line.strip() for line in text.splitlines() if line.strip() and not line.startswith("channel ")]
+    return [line.strip() for line in text.splitlines() if line.strip()]
 
 
 def _quoted(path: str) -> str:
