@@ -17,6 +17,8 @@ from gateway_sidecar.admin.hold import serve_hold
 from gateway_sidecar.bridges.nginx import BridgeSettings, Nginx, busy_ports
 from gateway_sidecar.config import PortRange, ServiceSettings, Settings, load_overrides
 from gateway_sidecar.control.daemon import Daemon
+from gateway_sidecar.control.follower import Source
+from gateway_sidecar.control.guard import keep_running
 from gateway_sidecar.control.router_process import RouterProcess
 from gateway_sidecar.control.service import Service
 from gateway_sidecar.domain.leases import NoFreePort, PortLeases
@@ -24,18 +26,22 @@ from gateway_sidecar.engines.probe import EngineProbe
 from gateway_sidecar.errors import ConfigError, ProcessError, StateError
 from gateway_sidecar.routers.base import RouterPorts
 from gateway_sidecar.routers.smg import Smg
-from gateway_sidecar.sources.socket_pattern import SocketPattern
+from gateway_sidecar.sources.build import source_of
 from gateway_sidecar.supervision.logfile import ChildLog
 from gateway_sidecar.telemetry.metrics import Metrics
+from gateway_sidecar.tunnels.fleet import TunnelFleet
 
 
 class RealAdapters:
     """Services built of SMG, nginx, socket patterns and the real probe (an `Adapters`)."""
 
-    def __init__(self, settings: Settings, nginx: Nginx, bridges: PortLeases, metrics: Metrics) -> None:
+    def __init__(
+        self, settings: Settings, nginx: Nginx, bridges: PortLeases, tunnels: TunnelFleet, metrics: Metrics
+    ) -> None:
         self._settings = settings
         self._nginx = nginx
         self._bridges = bridges
+        self._tunnels = tunnels
         self._metrics = metrics
         self._router_ports = RouterPortLeases(settings.router_ports)
         self._probe = EngineProbe()
@@ -59,6 +65,7 @@ class RealAdapters:
             metrics=self._metrics,
             rescan_interval_s=self._settings.rescan_interval_s,
             read_overrides=load_overrides,
+            path_of=self._tunnels.status,
             on_change=on_change,
             move_address=move_address,
         )
@@ -78,9 +85,9 @@ class RealAdapters:
             start_timeout_s=settings.router.start_timeout_s,
         )
 
-    def source(self, settings: ServiceSettings) -> SocketPattern:
+    def source(self, settings: ServiceSettings) -> Source:
         """Where the service's replicas are learnt from."""
-        return SocketPattern(str(settings.replicas.sockets))
+        return source_of(settings, self._tunnels.socket_of)
 
     def router_kind(self, settings: ServiceSettings) -> Smg:
         """The service's router as it is configured."""
@@ -139,8 +146,11 @@ def build_daemon(config_path: Path, settings: Settings) -> Daemon:
         )
     )
     bridges = PortLeases(range(settings.bridges.ports.first, settings.bridges.ports.last + 1))
-    adapters = RealAdapters(settings, nginx, bridges, metrics)
-    return Daemon(config_path, settings, nginx=nginx, leases=bridges, metrics=metrics, adapters=adapters)
+    tunnels = TunnelFleet(settings.run_dir / "tunnels", lambda loop: keep_running("-", loop, metrics))
+    adapters = RealAdapters(settings, nginx, bridges, tunnels, metrics)
+    return Daemon(
+        config_path, settings, nginx=nginx, leases=bridges, tunnels=tunnels, metrics=metrics, adapters=adapters
+    )
 
 
 def take_lock(run_dir: Path) -> int:

@@ -184,6 +184,13 @@ class ReplicaSettings(Part):
     )
     ssh_defaults: SshDefaults = SshDefaults()
 
+    @field_validator("sockets", mode="before")
+    @classmethod
+    def _said(cls, value: object) -> object:
+        if value is None:
+            raise ValueError("is empty; give it a value, or leave the line out")
+        return value
+
     @model_validator(mode="after")
     def _complete(self) -> ReplicaSettings:
         if self.sockets is None and self.inventory is None and not self.ssh:

@@ -52,7 +52,9 @@ def parse_plain_path(value: object) -> str:
     cure = "use an absolute path such as /etc/gateway-sidecar/id_ed25519"
     path = str(parse_path(value, cure))
     if not _SAFE_PATH.fullmatch(path):
-        raise ValueError(f"{show(path)} holds a character that ssh gives a meaning; use letters, digits and - _ . / only")
+        raise ValueError(
+            f"{show(path)} holds a character that ssh gives a meaning; use letters, digits and - _ . / only"
+        )
     return path
 
 
@@ -123,8 +125,8 @@ class SshServerSettings(Part):
     )
     host_key: HostKeyValue | None = Field(
         default=None,
-        description=f"The host's public key itself; or `{FIRST_USE}`: a host that `known_hosts` does not list is believed"
-        " and entered there.",
+        description=f"The host's public key itself; or `{FIRST_USE}`: a host that `known_hosts` does not list is"
+        " believed and entered there.",
         examples=["ssh-ed25519 AAAAC3NzaC1lZDI1NTE5AAAA", FIRST_USE],
     )
 
@@ -155,9 +157,7 @@ class SshDefaults(Part):
         description="A server that was silent for this long is asked for a sign of life. A path is dead after this time"
         " for each question allowed to fail, and once more.",
     )
-    keepalive_failures: int = Field(
-        default=2, ge=1, le=20, description="So many questions in a row may go unanswered."
-    )
+    keepalive_failures: int = Field(default=2, ge=1, le=20, description="So many questions in a row may go unanswered.")
     connect_timeout_s: int = Field(default=10, ge=1, le=300, description="Time for one server to let us in.")
     engine: Literal["auto", "openssh", "asyncssh"] = Field(
         default="auto",

@@ -57,7 +57,11 @@ class Metrics:
         self.deregistrations = counter("deregistrations", "Deregistrations by reason.", "service", "reason")
         self.drains = counter("drains", "Drains by outcome.", "service", "outcome")
         self.refused_names = gauge("refused_replicas", "Files that match and cannot be replicas.", "service")
-        self.source_up = gauge("source_up", "1 while the service's sockets can be listed.", "service")
+        self.source_up = gauge("source_up", "1 while the service's sources can be read whole.", "service")
+        self.tunnel_state = gauge(
+            "tunnel_state", "1 for the state that a replica's SSH tunnel is in.", "service", "replica", "state"
+        )
+        self.tunnel_links = gauge("tunnel_connections", "SSH connections by whether they are up.", "state")
         self.router_up = gauge("router_up", "1 while the router's API answers.", "service")
         self.router_starts = counter("router_starts", "Router processes started.", "service")
         self.router_start_seconds = gauge(
@@ -95,9 +99,15 @@ class Metrics:
         self.reloads = counter("config_reloads", "Reloads of the configuration by outcome.", "outcome")
         Info(prefix + "build", "What runs.", registry=self.registry).info({"version": __version__})
 
+    def note_tunnel(self, service: str, replica: str, state: str) -> None:
+        """Says which state a replica's tunnel is in, and that it is in no other."""
+        self.tunnel_state.remove_by_labels({"service": service, "replica": replica})
+        self.tunnel_state.labels(service, replica, state).set(1)
+
     def forget_replica(self, service: str, replica: str) -> None:
         """Removes a vanished replica's series."""
-        self.replica_serving.remove_by_labels({"service": service, "replica": replica})
+        for metric in (self.replica_serving, self.tunnel_state):
+            metric.remove_by_labels({"service": service, "replica": replica})
 
     def forget_service(self, service: str) -> None:
         """Removes a removed service's series."""

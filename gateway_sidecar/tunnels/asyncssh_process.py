@@ -224,9 +224,12 @@ async def _serve(name: str) -> PathStatus:
             ended.set_result(connections.why_lost())
 
     watching = asyncio.create_task(watch())
-    asyncio.get_running_loop().add_signal_handler(
-        signal.SIGTERM, lambda: ended.done() or ended.set_result(PathStatus(PathState.CLOSED, "ended by the daemon"))
-    )
+
+    def stop() -> None:
+        if not ended.done():
+            ended.set_result(PathStatus(PathState.CLOSED, "ended by the daemon"))
+
+    asyncio.get_running_loop().add_signal_handler(signal.SIGTERM, stop)
     try:
         return await ended
     finally:

@@ -35,6 +35,7 @@ class Missing:
     name = "missing"
 
     def __init__(self, cure: str) -> None:
+        self.cure = cure
         self._fault = TunnelFault(PathState.NOT_INSTALLED, cure)
 
     def command(self, link: str, route: SshRoute) -> list[str]:
@@ -68,10 +69,10 @@ def choose_engine(wanted: str, directory: Path) -> Engine:
 class TunnelFleet:
     """Keeps a connection for each route that a wanted tunnel takes, and the tunnels' sockets in `directory`."""
 
-    def __init__(self, directory: Path, guard: Guard, on_change: Callable[[], None]) -> None:
+    def __init__(self, directory: Path, guard: Guard) -> None:
         self.directory = directory
+        self.on_change: Callable[[], None] = lambda: None
         self._guard = guard
-        self._on_change = on_change
         self._links: dict[str, Link] = {}
         self._tasks: dict[str, asyncio.Task[None]] = {}
         self._ending: set[asyncio.Task[None]] = set()
@@ -155,7 +156,12 @@ class TunnelFleet:
     def _begin(self, name: str, route: SshRoute, engine: Engine) -> Link:
         earlier = self._earlier.pop(name, [])
         link = Link(
-            name, route, engine, self.directory, adopted=earlier[0] if earlier else None, on_change=self._on_change
+            name,
+            route,
+            engine,
+            self.directory,
+            adopted=earlier[0] if earlier else None,
+            on_change=lambda: self.on_change(),
         )
         self._links[name] = link
         self._tasks[name] = asyncio.create_task(self._guard(link.run))

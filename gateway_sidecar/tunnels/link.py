@@ -150,7 +150,9 @@ class Link:
         except ProcessError as error:
             raise TunnelFault(PathState.LOCAL_TROUBLE, str(error)) from error
         except OSError as error:
-            raise TunnelFault(PathState.LOCAL_TROUBLE, f"cannot write {self._log_file.path}: {error.strerror}") from error
+            raise TunnelFault(
+                PathState.LOCAL_TROUBLE, f"cannot write {self._log_file.path}: {error.strerror}"
+            ) from error
         self.starts += 1
         return process
 

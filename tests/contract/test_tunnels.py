@@ -49,7 +49,7 @@ class World:
         async def guard(loop: Callable[[], Coroutine[Any, Any, None]]) -> None:
             await loop()
 
-        fleet = TunnelFleet(self.directory, guard, lambda: None)
+        fleet = TunnelFleet(self.directory, guard)
         fleet.prepare()
         return fleet
 
@@ -239,7 +239,9 @@ async def test_unknown_host_key_is_refused_unless_asked(world: World, sshd: Sshd
 async def test_host_key_in_the_settings(world: World, sshd: Sshd, engine: SshEngine, tmp_path: Path) -> None:
     """The key itself may be given; another than that is a changed one."""
     sshd.known_hosts.unlink()
-    right = Tunnel("chat/r1", route_to(sshd, engine, known_hosts=None, host_key=public_of(sshd.host_key)), "127.0.0.1:1")
+    right = Tunnel(
+        "chat/r1", route_to(sshd, engine, known_hosts=None, host_key=public_of(sshd.host_key)), "127.0.0.1:1"
+    )
     world.want(right)
     await world.until(right, PathState.UP)
     other = public_of(make_key(tmp_path / "other"))
