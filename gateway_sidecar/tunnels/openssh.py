@@ -42,7 +42,8 @@ _COMMON = """\
 
 _SAYS = (
     # Worst first: a changed key makes ssh say more than one of these.
-    (PathState.HOST_KEY_CHANGED, r"REMOTE HOST IDENTIFICATION HAS CHANGED|[Hh]ost key for .* has changed"),
+    (PathState.HOST_KEY_CHANGED, r"[Hh]ost key for .* has changed"),
+    (PathState.HOST_KEY_CHANGED, r"REMOTE HOST IDENTIFICATION HAS CHANGED"),
     (PathState.HOST_KEY_UNKNOWN, r"host key is known for|[Hh]ost key verification failed"),
     (PathState.NAME_UNKNOWN, r"Could not resolve hostname|Name or service not known|name resolution"),
     (PathState.AUTH_FAILED, r"Permission denied \(|Too many authentication failures|no .*authentication methods"),
@@ -188,7 +189,7 @@ def diagnose(route: SshRoute, said: Sequence[Sequence[str]]) -> PathStatus:
 def _fault(lines: Sequence[str]) -> tuple[PathStatus | None, bool]:
     """The worst of what one client said, and whether that is about a connection beyond its server."""
     for state, pattern in _SAYS:
-        for line in reversed(lines):
+        for line in lines:
             if re.search(pattern, line):
                 return PathStatus(state, line.strip()), bool(_BEYOND.search(line))
     return None, False

@@ -12,6 +12,7 @@ from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
+import asyncssh
 import pytest
 import pytest_asyncio
 
@@ -373,3 +374,48 @@ async def test_end_leaves_nothing(world: World, sshd: Sshd, engine: SshEngine) -
     await world.fleet.end()
     assert start_ticks(pid) is None
     assert list(world.directory.iterdir()) == []
+
+
+async def test_machine_without_ssh_says_what_to_install(
+    world: World, sshd: Sshd, monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+) -> None:
+    """And goes on by itself once it is there."""
+    monkeypatch.setenv("PATH", str(tmp_path))
+    tunnel = Tunnel("chat/r1", route_to(sshd, "openssh"), "127.0.0.1:1")
+    world.want(tunnel)
+    assert "openssh-client" in (await world.until(tunnel, PathState.NOT_INSTALLED)).reason
+    (tmp_path / "ssh").symlink_to("/usr/bin/ssh")
+    async with asyncio.timeout(20):
+        while not world.fleet.status(tunnel).is_up:
+            world.want(tunnel)
+            await asyncio.sleep(0.1)
+
+
+class FarPython(asyncssh.SSHServer):
+    """asyncssh's server, which lets everybody with a key of ours in and forwards everything."""
+
+    def connection_requested(self, *_: object) -> bool:
+        return True
+
+    def unix_connection_requested(self, _: str) -> bool:
+        return True
+
+
+async def test_another_make_of_server(world: World, engine: SshEngine, tmp_path: Path) -> None:
+    """asyncssh's: nothing here is OpenSSH's own way alone, its end included."""
+    host_key, user_key = make_key(tmp_path / "host"), make_key(tmp_path / "user")
+    server = await asyncssh.listen(
+        "127.0.0.1",
+        0,
+        server_factory=FarPython,
+        server_host_keys=[str(host_key)],
+        authorized_client_keys=f"{user_key}.pub",
+    )
+    target = SshServer("127.0.0.1", server.get_port(), "any", str(user_key), host_key=public_of(host_key))
+    route = SshRoute((target,), keepalive_s=1, connect_timeout_s=3, engine=engine)
+    tunnel = Tunnel("chat/r1", route, f"127.0.0.1:{await world.listen(b'one')}")
+    world.want(tunnel)
+    await world.until(tunnel, PathState.UP)
+    assert await world.hear(tunnel) == b"one"
+    server.close()
+    await server.wait_closed()
