@@ -8,8 +8,8 @@ openssh   The daemon's tunnel, made by the OpenSSH client.
 asyncssh  The daemon's tunnel, made by asyncssh.
 
 CPU is that of the process which holds the tunnel on this side, from the kernel's scheduler statistics (nanoseconds),
-while 20 streams carry 50 tokens a second each. Tokens/s is what 20 streams carry that are read as fast as they come; the
-source, sshd and this reader share the machine's cores with the tunnel.
+while 20 streams carry 50 tokens a second each. Tokens/s is what 20 streams carry that are read as fast as they come;
+the source, sshd and this reader share the machine's cores with the tunnel.
 
 At rest: 200 forwards that nobody uses, over one connection and over 25, and for comparison one hand-run process for
 each forward. Memory is proportional (PSS), as processes share the program's pages.
@@ -178,8 +178,8 @@ def _cost_rows(found: Measured) -> list[Row]:
         here, there = (median([each[0] for each in of]) for of in (ours, floor))
         fast, plain = (median([each[1] for each in of]) for of in (ours, floor))
         rows += [
-            Row(NAME, f"CPU for 10,000 tokens, {way}", f"<= {_MOST_RATIO:g} x floor" if held else "-", f"{there:.0f} ms",
-                f"{here:.0f} ms", f"{cpu:.2f} x", cpu <= _MOST_RATIO if held else None, numbers),
+            Row(NAME, f"CPU for 10,000 tokens, {way}", f"<= {_MOST_RATIO:g} x floor" if held else "-",
+                f"{there:.0f} ms", f"{here:.0f} ms", f"{cpu:.2f} x", cpu <= _MOST_RATIO if held else None, numbers),
             Row(NAME, f"tokens/s, {way}", "-", f"{plain:.0f}", f"{fast:.0f}", f"{speed:.2f} x", None, numbers),
         ]  # fmt: skip
     return rows

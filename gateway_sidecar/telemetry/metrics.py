@@ -61,6 +61,7 @@ class Metrics:
         self.tunnel_state = gauge(
             "tunnel_state", "1 for the state that a replica's SSH tunnel is in.", "service", "replica", "state"
         )
+        self._tunnel_states: dict[tuple[str, str], str] = {}
         self.tunnel_links = gauge("tunnel_connections", "SSH connections by whether they are up.", "state")
         self.router_up = gauge("router_up", "1 while the router's API answers.", "service")
         self.router_starts = counter("router_starts", "Router processes started.", "service")
@@ -101,16 +102,26 @@ class Metrics:
 
     def note_tunnel(self, service: str, replica: str, state: str) -> None:
         """Says which state a replica's tunnel is in, and that it is in no other."""
-        self.tunnel_state.remove_by_labels({"service": service, "replica": replica})
-        self.tunnel_state.labels(service, replica, state).set(1)
+        if self._tunnel_states.get((service, replica)) != state:
+            self._forget_tunnel(service, replica)
+            self._tunnel_states[service, replica] = state
+            self.tunnel_state.labels(service, replica, state).set(1)
+
+    def _forget_tunnel(self, service: str, replica: str) -> None:
+        state = self._tunnel_states.pop((service, replica), None)
+        if state is not None:
+            self.tunnel_state.remove(service, replica, state)
 
     def forget_replica(self, service: str, replica: str) -> None:
         """Removes a vanished replica's series."""
-        for metric in (self.replica_serving, self.tunnel_state):
-            metric.remove_by_labels({"service": service, "replica": replica})
+        self.replica_serving.remove_by_labels({"service": service, "replica": replica})
+        self._forget_tunnel(service, replica)
 
     def forget_service(self, service: str) -> None:
         """Removes a removed service's series."""
+        for of, replica in list(self._tunnel_states):
+            if of == service:
+                self._forget_tunnel(of, replica)
         for metric in vars(self).values():
             if isinstance(metric, Counter | Gauge | Histogram) and "service" in metric._labelnames:
                 metric.remove_by_labels({"service": service})

@@ -13,6 +13,7 @@ import os
 import stat
 from collections.abc import Sequence
 from dataclasses import asdict
+from functools import lru_cache
 from pathlib import Path
 from typing import Protocol
 
@@ -54,11 +55,13 @@ class Engine(Protocol):
         ...
 
 
+@lru_cache(4096)
 def link_name(route: SshRoute, engine: str) -> str:
     """The name of a route's connection."""
     return _digest([asdict(route), engine])
 
 
+@lru_cache(4096)
 def socket_name(tunnel: Tunnel) -> str:
     """The file name of a tunnel's socket."""
     return f"{_digest(asdict(tunnel))}.sock"

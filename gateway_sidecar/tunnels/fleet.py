@@ -77,6 +77,7 @@ class TunnelFleet:
         self._tasks: dict[str, asyncio.Task[None]] = {}
         self._ending: set[asyncio.Task[None]] = set()
         self._leaving: set[str] = set()
+        self._tidy = False
         self._earlier: dict[str, list[Identity]] = {}
         self._by_tunnel: dict[Tunnel, tuple[Link, str]] = {}
         self._engines: dict[str, tuple[float, Engine]] = {}
@@ -126,7 +127,9 @@ class TunnelFleet:
                 link.wanted = wanted
                 link.touch()
         self._by_tunnel = {t: (self._links[name], local) for t, (name, local) in places.items() if name in self._links}
-        if complete and self._earlier:
+        if complete and not self._tidy:
+            self._tidy = True
+            self._remove_leftovers({local for wanted in by_link.values() for local in wanted})
             self._spawn(self._end_earlier())
 
     async def end(self) -> None:
@@ -189,6 +192,13 @@ class TunnelFleet:
                     self._logger.warning("tunnel.leftover_stopped", pid=process.pid)
                     await process.stop(grace_s=3)
             for path in self.directory.glob(f"{name}.*"):
+                path.unlink(missing_ok=True)
+
+    def _remove_leftovers(self, wanted: Collection[str]) -> None:
+        """Files that an earlier daemon's connections left: a socket nobody wants must not be found there."""
+        kept = {*self._links, *self._leaving, *self._earlier}
+        for path in self.directory.iterdir():
+            if path.name not in wanted and path.name.partition(".")[0] not in kept:
                 path.unlink(missing_ok=True)
 
     def _spawn(self, work: Coroutine[Any, Any, None]) -> None:

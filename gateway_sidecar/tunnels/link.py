@@ -121,7 +121,9 @@ class Link:
     async def _begin(self) -> Process:
         """Takes up the process that there is, or starts one; returns when it is connected. Raises TunnelFault."""
         earlier, self._earlier = self._earlier, None
-        process = Process.adopt(earlier) if earlier is not None else None
+        process = self._process if self._process is not None and self._process.running else None
+        if process is None and earlier is not None:
+            process = Process.adopt(earlier)
         adopted = process is not None
         if process is None:
             process = await self._start()

@@ -45,6 +45,7 @@ class World:
         self.directory = directory
         self.fleet = self.new_fleet()
         self.servers: list[asyncio.Server] = []
+        self.talks: dict[asyncio.Task[None], asyncio.StreamWriter] = {}
 
     def new_fleet(self) -> TunnelFleet:
         async def guard(loop: Callable[[], Coroutine[Any, Any, None]]) -> None:
@@ -58,11 +59,14 @@ class World:
         """Something far away that says `word` to whoever connects and then everything back; its port."""
 
         async def talk(reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
+            task = asyncio.current_task()
+            assert task is not None
+            self.talks[task] = writer
             writer.write(word)
             with suppress(ConnectionError):
                 while data := await reader.read(4096):
                     writer.write(data)
-            writer.close()
+            writer.transport.abort()
 
         server = await asyncio.start_server(talk, "127.0.0.1", port)
         self.servers.append(server)
@@ -88,6 +92,15 @@ class World:
         except OSError:
             return b""
 
+    async def close(self) -> None:
+        """Ends all of it, and waits for the end of what was said far away."""
+        await self.fleet.end()
+        for server in self.servers:
+            server.close()
+        for writer in self.talks.values():
+            writer.transport.abort()
+        await asyncio.gather(*self.talks, return_exceptions=True)
+
     def want(self, *tunnels: Tunnel) -> None:
         self.fleet.want(tunnels, complete=True)
 
@@ -96,9 +109,7 @@ class World:
 async def world(tmp_path: Path) -> AsyncIterator[World]:
     made = World(tmp_path / "tunnels")
     yield made
-    await made.fleet.end()
-    for server in made.servers:
-        server.close()
+    await made.close()
 
 
 def route_to(sshd: Sshd, engine: SshEngine, **changes: Any) -> SshRoute:
@@ -362,6 +373,25 @@ async def test_leftover_that_nobody_wants_is_ended(world: World, sshd: Sshd, eng
     async with asyncio.timeout(10):
         while start_ticks(pid) is not None:
             await asyncio.sleep(0.02)
+
+
+async def test_files_that_an_earlier_daemon_left_are_removed(world: World, sshd: Sshd, engine: SshEngine) -> None:
+    """Once it is known who wants what; what is wanted, or was taken up, keeps its own."""
+    route = route_to(sshd, engine)
+    one, two = Tunnel("chat/r1", route, "127.0.0.1:1"), Tunnel("chat/r2", route, "127.0.0.1:2")
+    world.want(one, two)
+    await world.until(one, PathState.UP)
+    await world.until(two, PathState.UP)
+    await world.fleet.let_go()
+    (world.directory / "0123456789ab.log").touch()
+    world.fleet = world.new_fleet()
+    world.fleet.want([one], complete=False)
+    assert world.fleet.socket_of(two).exists()
+    world.want(one)
+    assert not world.fleet.socket_of(two).exists()
+    assert not (world.directory / "0123456789ab.log").exists()
+    await world.until(one, PathState.UP)
+    assert world.fleet.socket_of(one).exists()
 
 
 async def test_end_leaves_nothing(world: World, sshd: Sshd, engine: SshEngine) -> None:
