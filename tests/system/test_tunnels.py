@@ -219,6 +219,52 @@ async def test_id_in_two_sources_is_that_of_the_first(
     assert [row["replica"] for row in gateway.events("replica.refused")] == ["r1"]
 
 
+async def test_check_looks_at_keys_hosts_and_files(make_gateway: MakeGateway, sshd: Sshd) -> None:
+    """What a daemon would stumble over, before there is one; and what a fresh one would do."""
+    gateway = with_inventory(make_gateway, sshd)
+    write(gateway, "a.json", {"r1": behind(sshd, Path("/far.sock"))})
+    gateway.configure()
+    code, out, _ = await gateway.cli("check")
+    assert code == 0, out
+    assert "chat: inventory lists 1 replicas, 1 behind SSH servers" in out
+    _, plan, _ = await gateway.cli("plan")
+    assert f"chat/r1: open an SSH tunnel to /far.sock at {sshd.host}:{sshd.port} and bridge it" in plan
+    sshd.user_key.chmod(0o644)
+    sshd.known_hosts.unlink()
+    write(gateway, "b.json", "{")
+    code, out, _ = await gateway.cli("check")
+    assert code == 1
+    for trouble in (
+        f"key_file {sshd.user_key} may be read by others (mode 0644); use chmod 0600",
+        f"known_hosts {sshd.known_hosts} cannot be read; enter the hosts' keys there",
+        f"chat: inventory: {inventory_of(gateway)}/b.json:1: is not YAML",
+    ):
+        assert trouble in out
+
+
+async def test_reload_adds_a_source_to_a_running_service(
+    make_gateway: MakeGateway, sshd: Sshd, engine: StartEngine, tmp_path: Path
+) -> None:
+    """Replicas of the settings themselves; those that were there before keep port and worker."""
+    gateway = make_gateway()
+    await engine(gateway.socket("r1"))
+    await engine(tmp_path / "far.sock")
+    await gateway.start()
+    before = replica_of(await gateway.until_states({"r1": "serving"}), "r1")
+    gateway.settings["services"][0]["replicas"] |= {
+        "ssh": {"r2": {"host": sshd.host, "port": sshd.port, "user": "root", "forward": str(tmp_path / "far.sock")}},
+        "ssh_defaults": {"key_file": str(sshd.user_key), "known_hosts": str(sshd.known_hosts)},
+    }
+    gateway.configure()
+    code, out, err = await gateway.cli("reload")
+    assert code == 0, err
+    status = await gateway.until_states({"r1": "serving", "r2": "serving"})
+    assert "chat: replicas" in out
+    assert replica_of(status, "r2")["source"] == "ssh"
+    after = replica_of(status, "r1")
+    assert [after[k] for k in ("bridge", "worker_id")] == [before[k] for k in ("bridge", "worker_id")]
+
+
 def ip(*words: str) -> None:
     subprocess.run(["ip", *words], check=True, capture_output=True)
 
