@@ -46,7 +46,7 @@ _REPLICAS_A_HOST = 8
 
 
 async def run(scale: Scale) -> list[Row]:
-    """Nine rounds of 4 s for each way; three with `--quick`."""
+    """Five rounds of 4 s for each way; three of 2 s with `--quick`."""
     if SSHD is None:
         return [Row.not_measured(NAME, "openssh-server is not installed")]
     set_up_logs("console", "error")
@@ -54,8 +54,8 @@ async def run(scale: Scale) -> list[Row]:
         sshd = Sshd(directory / "sshd")
         sshd.start()
         try:
-            rows = await _cost(directory, sshd, scale.pick(9, 3), scale.pick(4, 2))
-            return rows + await _at_rest(directory, sshd, scale.pick(20, 5))
+            rows = await _cost(directory, sshd, scale.pick(5, 3), scale.pick(4, 2))
+            return rows + await _at_rest(directory, sshd, scale.pick(10, 5))
         finally:
             sshd.kill()
 

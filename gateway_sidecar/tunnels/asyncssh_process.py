@@ -64,6 +64,16 @@ def _trusted(server: SshServer) -> list[asyncssh.SSHKey]:
     return list(asyncssh.match_known_hosts(known, server.host, "", server.port)[0])
 
 
+async def _keys_of_agent(server: SshServer) -> list[str | asyncssh.SSHKeyPair]:
+    """The keys that the agent named in the settings has. The connection to it stays open, as signing needs it."""
+    path = os.environ.get("SSH_AUTH_SOCK", "") if server.agent == "SSH_AUTH_SOCK" else server.agent
+    try:
+        agent = await asyncssh.connect_agent(path or "")
+        return list(await agent.get_keys())
+    except (OSError, ValueError) as error:
+        raise TunnelFault(PathState.KEY_UNUSABLE, f"agent {server.agent}: {error}") from error
+
+
 class _Connections:
     """The connections on the way, each over the one before."""
 
@@ -105,8 +115,10 @@ class _Connections:
         except (OSError, asyncssh.KeyImportError, ValueError) as error:
             raise TunnelFault(PathState.HOST_KEY_UNKNOWN, f"{server.known_hosts or 'host_key'}: {error}") from error
         client = _Client(server, trusted)
-        agent = os.environ.get("SSH_AUTH_SOCK") if server.agent == "SSH_AUTH_SOCK" else server.agent
         try:
+            keys: list[str | asyncssh.SSHKeyPair] = (
+                [server.key_file] if server.key_file else await _keys_of_agent(server)
+            )
             connection, _ = await asyncssh.create_connection(
                 lambda: client,
                 server.host,
@@ -115,8 +127,8 @@ class _Connections:
                 config=None,
                 known_hosts=(trusted, [], []),
                 username=server.user or getpass.getuser(),
-                client_keys=[server.key_file] if server.key_file else None if agent else [],
-                agent_path=agent,
+                client_keys=keys,
+                agent_path=None,
                 agent_forwarding=False,
                 preferred_auth="publickey",
                 connect_timeout=self._route.connect_timeout_s,

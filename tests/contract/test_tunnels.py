@@ -406,6 +406,72 @@ async def test_end_leaves_nothing(world: World, sshd: Sshd, engine: SshEngine) -
     assert list(world.directory.iterdir()) == []
 
 
+async def test_key_from_an_agent(world: World, sshd: Sshd, engine: SshEngine, tmp_path: Path) -> None:
+    """Only if one is named: the key's file is not needed then."""
+    socket = tmp_path / "agent.sock"
+    agent = await asyncio.create_subprocess_exec(
+        "ssh-agent", "-D", "-a", str(socket), stdout=asyncio.subprocess.DEVNULL
+    )  # fmt: skip
+    try:
+        while not socket.exists():
+            await asyncio.sleep(0.02)
+        add = await asyncio.create_subprocess_exec(
+            "ssh-add", "-q", str(sshd.user_key), env={**os.environ, "SSH_AUTH_SOCK": str(socket)}
+        )
+        assert await add.wait() == 0
+        with_agent = Tunnel("chat/r1", route_to(sshd, engine, key_file=None, agent=str(socket)), "127.0.0.1:1")
+        world.want(with_agent)
+        await world.until(with_agent, PathState.UP)
+    finally:
+        agent.terminate()
+        await agent.wait()
+
+
+async def test_agent_that_is_not_named_is_not_asked(
+    world: World, sshd: Sshd, engine: SshEngine, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Whatever the daemon's environment says."""
+    asked = asyncio.Event()
+
+    async def talk(_: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
+        asked.set()
+        writer.transport.abort()
+
+    world.servers.append(await asyncio.start_unix_server(talk, tmp_path / "agent.sock"))
+    monkeypatch.setenv("SSH_AUTH_SOCK", str(tmp_path / "agent.sock"))
+    other = make_key(tmp_path / "other")
+    tunnel = Tunnel("chat/r1", route_to(sshd, engine, key_file=str(other)), "127.0.0.1:1")
+    world.want(tunnel)
+    await world.until(tunnel, PathState.AUTH_FAILED)
+    assert not asked.is_set()
+
+
+async def test_server_that_forbids_forwarding(world: World, tmp_path: Path) -> None:
+    """OpenSSH's client says so, and the tunnel's status passes it on."""
+    sshd = Sshd(tmp_path / "strict", options="AllowTcpForwarding no")
+    sshd.start()
+    try:
+        tunnel = Tunnel("chat/r1", route_to(sshd, "openssh"), f"127.0.0.1:{await world.listen(b'one')}")
+        world.want(tunnel)
+        await world.until(tunnel, PathState.UP)
+        assert await world.hear(tunnel) == b""
+        async with asyncio.timeout(10):
+            while "administratively prohibited" not in world.fleet.status(tunnel).reason:
+                await asyncio.sleep(0.05)
+    finally:
+        sshd.kill()
+
+
+async def test_nothing_secret_in_the_command_line(world: World, sshd: Sshd, engine: SshEngine) -> None:
+    """Nor a user, a host or a key's path: whoever may run `ps` learns nothing of the way."""
+    tunnel = Tunnel("chat/r1", route_to(sshd, engine), "127.0.0.1:1")
+    world.want(tunnel)
+    await world.until(tunnel, PathState.UP)
+    (link,) = world.fleet.links
+    command = Path(f"/proc/{link.pid}/cmdline").read_text()
+    assert not [word for word in (str(sshd.user_key), str(sshd.port), "root", "127.0.0.1") if word in command]
+
+
 async def test_machine_without_ssh_says_what_to_install(
     world: World, sshd: Sshd, monkeypatch: pytest.MonkeyPatch, tmp_path: Path
 ) -> None:
