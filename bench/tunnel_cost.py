@@ -1,15 +1,16 @@
 """Figures: what tokens cost that go through a tunnel, and what 200 tunnels cost at rest.
 
-An sshd of our own on a loopback port, a source of tokens of 150 bytes behind it, and three ways there, in turns within
-each round, so that a machine that slows down does not speak for one of them:
+An sshd of our own on a loopback port, a source of tokens of 150 bytes behind it, and three ways there:
 
 floor     `ssh -N -L` as a person would run it, one process for the forward.
 openssh   The daemon's tunnel, made by the OpenSSH client.
 asyncssh  The daemon's tunnel, made by asyncssh.
 
 CPU is that of the process which holds the tunnel on this side, from the kernel's scheduler statistics (nanoseconds),
-while 20 streams carry 50 tokens a second each. Tokens/s is what 20 streams carry that are read as fast as they come;
-the source, sshd and this reader share the machine's cores with the tunnel.
+while 20 streams carry 50 tokens a second each. Ours and the floor are measured in the very same seconds, side by side:
+how many tokens a process finds waiting when it wakes depends on whatever else the machine does. Tokens/s is what 20
+streams carry that are read as fast as they come, in turns; the source, sshd and this reader share the machine's cores
+with the tunnel.
 
 At rest: 200 forwards that nobody uses, over one connection and over 25, and for comparison one hand-run process for
 each forward. Memory is proportional (PSS), as processes share the program's pages.
@@ -23,7 +24,7 @@ import sys
 import time
 from collections.abc import AsyncIterator, Callable, Coroutine, Mapping
 from contextlib import AsyncExitStack, asynccontextmanager
-from dataclasses import replace
+from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from shutil import copy
 from typing import Any
@@ -127,23 +128,42 @@ async def _cost(directory: Path, sshd: Sshd, rounds: int, round_s: float) -> lis
         await processes.end(source)
 
 
-Measured = Mapping[str, list[tuple[float, float]]]
-"""Way -> (CPU in ms for 10,000 tokens, tokens/s) of each round."""
+@dataclass(frozen=True, slots=True)
+class _Round:
+    """CPU in ms for 10,000 tokens and tokens/s, by hand and ours."""
+
+    floor_cpu_ms: float
+    cpu_ms: float
+    floor_tokens_s: float
+    tokens_s: float
+
+
+Measured = Mapping[str, list[_Round]]
 
 
 async def _rounds(ways: Mapping[str, tuple[Path, int]], rounds: int, round_s: float) -> Measured:
-    found: dict[str, list[tuple[float, float]]] = {way: [] for way in ways}
+    floor = ways["by hand"]
+    found: dict[str, list[_Round]] = {way: [] for way in ways if way != "by hand"}
     for number in range(rounds):
-        names = list(ways)
-        for way in names[number % len(names) :] + names[: number % len(names)]:
-            path, pid = ways[way]
-            used = _cpu_ns(pid)
-            tokens = await _read(path, _TOKENS_A_SECOND, round_s)
-            cpu_ms = (_cpu_ns(pid) - used) / 1e6 / tokens * 10_000
-            began = time.monotonic()
-            most = await _read(path, 0, round_s / 2)
-            found[way].append((cpu_ms, most / (time.monotonic() - began)))
+        for way, rows in found.items():
+            cpu = await asyncio.gather(*(_cpu_ms(each, round_s) for each in (floor, ways[way])))
+            in_turn = (floor, ways[way]) if number % 2 else (ways[way], floor)
+            speeds = [await _speed(each, round_s / 2) for each in in_turn]
+            rows.append(_Round(*cpu, *(speeds if number % 2 else reversed(speeds))))
     return found
+
+
+async def _cpu_ms(way: tuple[Path, int], seconds: float) -> float:
+    path, pid = way
+    used = _cpu_ns(pid)
+    tokens = await _read(path, _TOKENS_A_SECOND, seconds)
+    return (_cpu_ns(pid) - used) / 1e6 / tokens * 10_000
+
+
+async def _speed(way: tuple[Path, int], seconds: float) -> float:
+    began = time.monotonic()
+    tokens = await _read(way[0], 0, seconds)
+    return tokens / (time.monotonic() - began)
 
 
 async def _read(path: Path, rate: float, seconds: float) -> int:
@@ -162,21 +182,14 @@ async def _read(path: Path, rate: float, seconds: float) -> int:
 
 
 def _cost_rows(found: Measured) -> list[Row]:
-    floor = found["by hand"]
     rows = []
-    for way in list(found)[1:]:
-        ours = found[way]
-        cpu = median([mine[0] / theirs[0] for mine, theirs in zip(ours, floor, strict=True)])
-        speed = median([mine[1] / theirs[1] for mine, theirs in zip(ours, floor, strict=True)])
+    for way, rounds in found.items():
+        cpu = median([each.cpu_ms / each.floor_cpu_ms for each in rounds])
+        speed = median([each.tokens_s / each.floor_tokens_s for each in rounds])
         held = way == "openssh"
-        numbers = {
-            "cpu_ms_per_10000_tokens": [round(mine[0], 2) for mine in ours],
-            "floor_cpu_ms_per_10000_tokens": [round(mine[0], 2) for mine in floor],
-            "tokens_per_s": [round(mine[1]) for mine in ours],
-            "floor_tokens_per_s": [round(mine[1]) for mine in floor],
-        }
-        here, there = (median([each[0] for each in of]) for of in (ours, floor))
-        fast, plain = (median([each[1] for each in of]) for of in (ours, floor))
+        numbers = {"rounds": [asdict(each) for each in rounds]}
+        there, here = (median([each.floor_cpu_ms for each in rounds]), median([each.cpu_ms for each in rounds]))
+        plain, fast = (median([each.floor_tokens_s for each in rounds]), median([each.tokens_s for each in rounds]))
         rows += [
             Row(NAME, f"CPU for 10,000 tokens, {way}", f"<= {_MOST_RATIO:g} x floor" if held else "-",
                 f"{there:.0f} ms", f"{here:.0f} ms", f"{cpu:.2f} x", cpu <= _MOST_RATIO if held else None, numbers),
