@@ -2,16 +2,19 @@
 
 from __future__ import annotations
 
-import asyncio
 import os
 import stat
 from collections.abc import AsyncIterator, Callable, Mapping
+from functools import partial
 from pathlib import Path
 
 from gateway_sidecar.config import Described
 from gateway_sidecar.domain.model import Occupant, ReplicaId
 from gateway_sidecar.domain.tunnels import Tunnel
 from gateway_sidecar.sources.listing import Listing, Sighting
+from gateway_sidecar.supervision.own_thread import OwnThread
+
+_PATIENCE_S = 5.0
 
 SocketOf = Callable[[Tunnel], Path]
 """Where a tunnel's socket is."""
@@ -51,10 +54,15 @@ class FixedReplicas:
         self.name = name
         self._described = described
         self._socket_of = socket_of
+        self._thread = OwnThread(f"source {name}")
 
     async def look(self) -> Listing:
         """What is there now. Never raises."""
-        return await asyncio.to_thread(listing_of, self._described, self.name, self._socket_of)
+        look = partial(listing_of, self._described, self.name, self._socket_of)
+        try:
+            return await self._thread.run(look, patience_s=_PATIENCE_S)
+        except TimeoutError:
+            return Listing(blind="the file system of a replica's socket does not answer")
 
     async def hints(self) -> AsyncIterator[None]:
         """Yields once: nothing changes."""

@@ -7,12 +7,12 @@ with it.
 
 from __future__ import annotations
 
-import asyncio
 import os
 import stat
 from collections.abc import AsyncIterator, Callable, Mapping
 from contextlib import suppress
 from dataclasses import dataclass, field
+from functools import partial
 from pathlib import Path
 
 from asyncinotify import Inotify, Mask
@@ -22,6 +22,7 @@ from gateway_sidecar.domain.model import ReplicaId
 from gateway_sidecar.errors import ConfigError
 from gateway_sidecar.sources.described import SocketOf, listing_of
 from gateway_sidecar.sources.listing import Listing
+from gateway_sidecar.supervision.own_thread import OwnThread
 
 SUFFIXES = (".yaml", ".yml", ".json")
 _PATIENCE_S = 5.0
@@ -51,17 +52,15 @@ class Inventory:
         self._socket_of = socket_of
         self._files: dict[Path, _File] = {}
         self._owner: dict[ReplicaId, Path] = {}
-        self._looking: asyncio.Task[Listing] | None = None
+        self._thread = OwnThread(f"source {path}")
+        self._watcher = OwnThread(f"hints {path}")
 
     async def look(self) -> Listing:
         """What is there now. Never raises. A file system that does not answer leaves everything unknown."""
-        if self._looking is None:
-            self._looking = asyncio.create_task(asyncio.to_thread(self.look_now))
-        done, _ = await asyncio.wait({self._looking}, timeout=_PATIENCE_S)
-        if not done:
+        try:
+            return await self._thread.run(self.look_now, patience_s=_PATIENCE_S)
+        except TimeoutError:
             return Listing(blind=f"the file system of {self.path} does not answer")
-        self._looking = None
-        return done.pop().result()
 
     def look_now(self) -> Listing:
         """Reads what has changed. Never raises. Blocks: call in a thread."""
@@ -128,15 +127,21 @@ class Inventory:
         return Listing(listing.present, listing.unknown, {**listing.refused, **refused}, unseen)
 
     async def hints(self) -> AsyncIterator[None]:
-        """Yields whenever a look may be worth while. May miss things, and may yield for nothing."""
+        """Yields whenever a look may be worth while. May miss things, and may yield for nothing.
+
+        Raises OSError if inotify cannot be had, or the file system does not answer.
+        """
         with Inotify() as inotify:
             while True:
-                for place in (self.path, self.path.parent):
-                    with suppress(OSError):  # The rescan says what is wrong with it.
-                        if place.is_dir():
-                            inotify.add_watch(place, _CHANGES)
+                await self._watcher.run(partial(self._watch, inotify), patience_s=_PATIENCE_S)
                 yield
                 event = await inotify.get()
                 # In the directory around it, only what bears its name matters.
                 while event.watch and event.watch.path != self.path and event.name != Path(self.path.name):
                     event = await inotify.get()
+
+    def _watch(self, inotify: Inotify) -> None:
+        for place in (self.path, self.path.parent):
+            with suppress(OSError):  # The rescan says what is wrong with it.
+                if place.is_dir():
+                    inotify.add_watch(place, _CHANGES)

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
+import os
 import random
 import socket
 import time
@@ -145,18 +146,23 @@ class Link:
     async def _start(self) -> Process:
         argv = await asyncio.to_thread(self._engine.command, self.name, self.route)
         try:
-            with contextlib.suppress(FileNotFoundError):
-                self._log_file.path.unlink()
-            descriptor = await asyncio.to_thread(self._log_file.open_for_child)
+            descriptor = await asyncio.to_thread(self._fresh_log)
             process = await Process.spawn(argv, log_fd=descriptor, cwd=self._directory, env=_ENVIRONMENT)
         except ProcessError as error:
             raise TunnelFault(PathState.LOCAL_TROUBLE, str(error)) from error
         except OSError as error:
-            raise TunnelFault(
-                PathState.LOCAL_TROUBLE, f"cannot write {self._log_file.path}: {error.strerror}"
-            ) from error
+            reason = f"cannot write {self._log_file.path}: {error.strerror}"
+            raise TunnelFault(PathState.LOCAL_TROUBLE, reason) from error
         self.starts += 1
         return process
+
+    def _fresh_log(self) -> int:
+        """An empty file for what the process will say; how the next daemon knows the process, too."""
+        path = self._log_file.path
+        path.unlink(missing_ok=True)
+        descriptor = os.open(path, os.O_WRONLY | os.O_CREAT | os.O_APPEND | os.O_CLOEXEC, 0o640)
+        self._log_file.new_lines()  # From here on all of it is read.
+        return descriptor
 
     async def _answers(self) -> bool:
         """Whether somebody listens on the control socket: from when the far side has let us in."""
