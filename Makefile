@@ -25,7 +25,7 @@ run:
 
 ## make test     all tests, with the real nginx and the real SMG; ARGS='-k drain' for some of them
 test:
-	@$(SETUP) dev nginx
+	@$(SETUP) dev nginx sshd
 	@$(PY) -m pytest $(ARGS)
 
 ## make check    lint, format and types
@@ -43,7 +43,7 @@ format:
 
 ## make bench    the figures in README.md
 bench:
-	@$(SETUP) dev nginx wrk
+	@$(SETUP) dev nginx wrk sshd
 	@$(PY) -m bench $(ARGS)
 
 ## make chaos    random faults under load on the real thing; MINUTES=10, and SEED=n to play one again

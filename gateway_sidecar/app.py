@@ -21,6 +21,8 @@ from gateway_sidecar.bridges.nginx import BridgeSettings, Nginx, busy_ports, fin
 from gateway_sidecar.bridges.peer_nginx import PeerNginx, PeerPlaces, left_running
 from gateway_sidecar.config import PortRange, ServiceSettings, Settings, load_overrides
 from gateway_sidecar.control.daemon import Daemon
+from gateway_sidecar.control.follower import Source
+from gateway_sidecar.control.guard import keep_running
 from gateway_sidecar.control.key_keeper import KeyKeeper
 from gateway_sidecar.control.peer_keeper import PeerKeeper
 from gateway_sidecar.control.router_process import RouterProcess
@@ -30,10 +32,11 @@ from gateway_sidecar.engines.probe import EngineProbe
 from gateway_sidecar.errors import ConfigError, ProcessError, StateError
 from gateway_sidecar.routers.base import RouterPorts
 from gateway_sidecar.routers.smg import Smg
-from gateway_sidecar.sources.socket_pattern import SocketPattern
+from gateway_sidecar.sources.build import source_of
 from gateway_sidecar.supervision.logfile import ChildLog
 from gateway_sidecar.supervision.privileges import CAP_NET_ADMIN, keep_to_ourselves
 from gateway_sidecar.telemetry.metrics import Metrics
+from gateway_sidecar.tunnels.fleet import TunnelFleet
 
 
 class RealAdapters:
@@ -46,6 +49,7 @@ class RealAdapters:
         bridges: PortLeases,
         peers: PeerKeeper,
         keys: KeyKeeper,
+        tunnels: TunnelFleet,
         metrics: Metrics,
     ) -> None:
         self._settings = settings
@@ -53,6 +57,7 @@ class RealAdapters:
         self._bridges = bridges
         self._peers = peers
         self._keys = keys
+        self._tunnels = tunnels
         self._metrics = metrics
         self._router_ports = RouterPortLeases(settings.router_ports)
         self._probe = EngineProbe()
@@ -78,6 +83,7 @@ class RealAdapters:
             metrics=self._metrics,
             rescan_interval_s=self._settings.rescan_interval_s,
             read_overrides=load_overrides,
+            path_of=self._tunnels.status,
             on_change=on_change,
             move_address=move_address,
         )
@@ -97,9 +103,9 @@ class RealAdapters:
             start_timeout_s=settings.router.start_timeout_s,
         )
 
-    def source(self, settings: ServiceSettings) -> SocketPattern:
+    def source(self, settings: ServiceSettings) -> Source:
         """Where the service's replicas are learnt from."""
-        return SocketPattern(str(settings.replicas.sockets))
+        return source_of(settings, self._tunnels.socket_of)
 
     def router_kind(self, settings: ServiceSettings) -> Smg:
         """The service's router as it is configured."""
@@ -163,7 +169,8 @@ def build_daemon(config_path: Path, settings: Settings) -> Daemon:
     peers = _peer_keeper(settings, PeerPlaces(settings.run_dir / "peers", nginx.links, log, find), metrics)
     keyed = PeerPlaces(settings.run_dir, nginx.links, log, find)
     keys = KeyKeeper(partial(KeyedNginx, keyed), partial(keyed_left_running, keyed))
-    adapters = RealAdapters(settings, nginx, bridges, peers, keys, metrics)
+    tunnels = TunnelFleet(settings.run_dir / "tunnels", lambda loop: keep_running("-", loop, metrics))
+    adapters = RealAdapters(settings, nginx, bridges, peers, keys, tunnels, metrics)
     return Daemon(
         config_path,
         settings,
@@ -171,6 +178,7 @@ def build_daemon(config_path: Path, settings: Settings) -> Daemon:
         leases=bridges,
         peers=peers,
         keys=keys,
+        tunnels=tunnels,
         metrics=metrics,
         adapters=adapters,
     )

@@ -21,8 +21,11 @@ from gateway_sidecar.config import PortRange, ServiceSettings, Settings, advise,
 from gateway_sidecar.domain.model import PeerAddress
 from gateway_sidecar.errors import AdminError, BridgeError, ConfigError, ProcessError
 from gateway_sidecar.routers.smg import find_smg, python_of, version_of
+from gateway_sidecar.sources.build import sources_of
+from gateway_sidecar.sources.listing import Sighting
 from gateway_sidecar.sources.socket_pattern import SocketPattern
 from gateway_sidecar.supervision.privileges import CAP_NET_ADMIN, has_capability
+from gateway_sidecar.tunnels.inspect import engine_troubles, file_troubles
 
 _EPHEMERAL = Path("/proc/sys/net/ipv4/ip_local_port_range")
 
@@ -62,7 +65,9 @@ async def check_machine(settings: Settings) -> list[Finding]:
     findings += _files(settings)
     findings += [_directory("state_dir", settings.state_dir), _directory("run_dir", settings.run_dir)]
     for service in settings.services:
-        findings += await asyncio.to_thread(_sockets, service)
+        if service.replicas.sockets is not None:
+            findings += await asyncio.to_thread(_sockets, service)
+        findings += await _described(service, settings.run_dir)
     findings += await asyncio.to_thread(_peers, settings)
     if running:
         findings.append(Finding(Level.OK, f"a daemon runs with run_dir {settings.run_dir}; its own ports are not busy"))
@@ -193,16 +198,7 @@ def _look_at_sockets(service: ServiceSettings) -> Iterator[Finding]:
     for name, reason in listing.refused.items():
         yield Finding(Level.WARN, f"{service.name}: replica '{name}' is refused: {reason}")
     for sighting in listing.present.values():
-        try:
-            mode = stat.S_IMODE(sighting.socket.stat().st_mode)
-        except OSError:
-            continue  # It went while we looked.
-        if not os.access(sighting.socket, os.W_OK):
-            yield Finding(
-                Level.FAIL,
-                f"{service.name}: no permission to connect to {sighting.socket} (mode {mode:04o}); "
-                f"give uid {os.geteuid()} w on it and x on its directories",
-            )
+        yield from _access(service, sighting)
         if sighting.notes:
             try:
                 load_overrides(sighting.notes[0])
@@ -212,3 +208,36 @@ def _look_at_sockets(service: ServiceSettings) -> Iterator[Finding]:
         yield Finding(Level.WARN, f"{service.name}: {pattern.directory} does not exist yet; it is waited for")
     else:
         yield Finding(Level.OK, f"{service.name}: {len(listing.present)} sockets match {service.replicas.sockets}")
+
+
+def _access(service: ServiceSettings, sighting: Sighting) -> Iterator[Finding]:
+    try:
+        mode = stat.S_IMODE(sighting.socket.stat().st_mode)
+    except OSError:
+        return  # It went while we looked.
+    if not os.access(sighting.socket, os.W_OK):
+        yield Finding(
+            Level.FAIL,
+            f"{service.name}: no permission to connect to {sighting.socket} (mode {mode:04o}); "
+            f"give uid {os.geteuid()} w on it and x on its directories",
+        )
+
+
+async def _described(service: ServiceSettings, run_dir: Path) -> list[Finding]:
+    """The replicas that the settings or an inventory describe: their files, and what their tunnels need."""
+    findings = []
+    for name, source in sources_of(service, lambda tunnel: run_dir / "tunnels" / tunnel.owner).items():
+        if name == "sockets":
+            continue
+        listing = await source.look()
+        tunnels = [sighting.tunnel for sighting in listing.present.values() if sighting.tunnel is not None]
+        troubles = [trouble for trouble in (listing.blind, *listing.unseen.values()) if trouble]
+        troubles += [f"'{replica}' is refused: {reason}" for replica, reason in listing.refused.items()]
+        troubles += await asyncio.to_thread(lambda them: [*engine_troubles(them), *file_troubles(them)], tunnels)
+        findings += [Finding(Level.FAIL, f"{service.name}: {name}: {trouble}") for trouble in troubles]
+        for sighting in listing.present.values():
+            if sighting.tunnel is None:
+                findings += _access(service, sighting)
+        text = f"{service.name}: {name} lists {len(listing.present)} replicas, {len(tunnels)} behind SSH servers"
+        findings.append(Finding(Level.OK, text))
+    return findings

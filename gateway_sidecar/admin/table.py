@@ -36,7 +36,7 @@ def _service(service: dict[str, Any]) -> str:
     lines += [f"  refused: {name}: {reason}" for name, reason in service["source"]["refused"].items()]
     rows = [_row(replica) for replica in service["replicas"]]
     if not rows:
-        lines.append(f"  no replicas at {service['sockets']}")
+        lines.append(f"  no replicas at {service['sockets']}" if service["sockets"] else "  no replicas")
         return "\n".join(lines)
     lines += [f"  {line}" for line in _table([_COLUMNS, *rows])]
     return "\n".join(lines)

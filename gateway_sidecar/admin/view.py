@@ -9,6 +9,8 @@ from gateway_sidecar.config import Endpoint
 from gateway_sidecar.control.daemon import Daemon
 from gateway_sidecar.control.service import Service
 from gateway_sidecar.control.tenure import Tenure
+from gateway_sidecar.control.watcher import far_end_of
+from gateway_sidecar.sources.listing import Listing
 
 
 def status(daemon: Daemon) -> dict[str, Any]:
@@ -39,8 +41,8 @@ def _service(name: str, service: Service) -> dict[str, Any]:
     return {
         "name": name,
         "listen": str(service.settings.listen),
-        "sockets": str(service.settings.replicas.sockets),
-        "source": {"blind": listing.blind if listing else None, "refused": dict(listing.refused) if listing else {}},
+        "sockets": str(service.settings.replicas.sockets) if service.settings.replicas.sockets else None,
+        "source": _source(listing),
         "router": {
             "type": router.kind.name,
             "state": router.state.value,
@@ -56,6 +58,21 @@ def _service(name: str, service: Service) -> dict[str, Any]:
         "unanswered": dict(service.roles.lacking),
         "replicas": [_replica(service, t) for t in sorted(service.tenures.values(), key=lambda t: (t.replica, -t.key))],
     }
+
+
+def _source(listing: Listing | None) -> dict[str, Any]:
+    if listing is None:
+        return {"blind": None, "refused": {}}
+    unseen = "; ".join(f"{source}: {why}" for source, why in listing.unseen.items())
+    return {"blind": listing.blind or unseen or None, "refused": dict(listing.refused)}
+
+
+def _tunnel(service: Service, tenure: Tenure) -> dict[str, Any] | None:
+    tunnel = tenure.sighting.tunnel
+    if tunnel is None:
+        return None
+    path = far_end_of(service.path_of(tunnel), tunnel, tenure.result)
+    return {"to": str(tunnel), "state": path.state.value, "reason": path.reason or None}
 
 
 def _replica(service: Service, tenure: Tenure) -> dict[str, Any]:
@@ -76,6 +93,8 @@ def _replica(service: Service, tenure: Tenure) -> dict[str, Any]:
         "runtime_type": facts.runtime_type.value if facts else None,
         "model": (worker.model_id if worker else None) or (facts.model if facts else None),
         "reason": tenure.reason or None,
+        "source": tenure.sighting.source,
+        "tunnel": _tunnel(service, tenure),
     }
 
 

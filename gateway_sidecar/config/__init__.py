@@ -1,6 +1,7 @@
 """The configuration: YAML in, frozen settings out, every mistake reported at once with its line."""
 
 from gateway_sidecar.config.advice import advise
+from gateway_sidecar.config.inventory import Described, read_inventory
 from gateway_sidecar.config.load import line_of, load_config, parse_config, run_dir_of
 from gateway_sidecar.config.models import (
     BridgeSettings,
@@ -19,10 +20,12 @@ from gateway_sidecar.config.models import (
 )
 from gateway_sidecar.config.overrides import load_overrides
 from gateway_sidecar.config.schema import config_schema
+from gateway_sidecar.config.tunnels import SshDefaults, tunnel_to
 from gateway_sidecar.config.values import Endpoint, PathPattern, PortRange, parse_endpoint
 
 __all__ = [
     "BridgeSettings",
+    "Described",
     "DrainSettings",
     "Endpoint",
     "HealthSettings",
@@ -38,6 +41,7 @@ __all__ = [
     "RouterSettings",
     "ServiceSettings",
     "Settings",
+    "SshDefaults",
     "advise",
     "config_schema",
     "line_of",
@@ -45,5 +49,7 @@ __all__ = [
     "load_overrides",
     "parse_config",
     "parse_endpoint",
+    "read_inventory",
     "run_dir_of",
+    "tunnel_to",
 ]

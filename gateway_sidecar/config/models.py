@@ -10,17 +10,18 @@ from typing import Annotated, Any, Literal
 
 from pydantic import (
     AfterValidator,
-    BaseModel,
     BeforeValidator,
-    ConfigDict,
     Field,
     PlainSerializer,
     PlainValidator,
     WithJsonSchema,
     field_validator,
+    model_validator,
 )
 
+from gateway_sidecar.config.part import Part
 from gateway_sidecar.config.smg_options import Policy, check_argument
+from gateway_sidecar.config.tunnels import PlainPathValue, SshDefaults, SshReplicas, tunnel_to
 from gateway_sidecar.config.values import (
     INTERFACE_PATTERN,
     NAME_PATTERN,
@@ -108,12 +109,6 @@ def _without_nul(value: str) -> str:
 EnvironmentValue = Annotated[str, AfterValidator(_without_nul)]
 
 
-class Part(BaseModel):
-    """One mapping of the file: closed, frozen, and without conversions between YAML's types."""
-
-    model_config = ConfigDict(extra="forbid", frozen=True, strict=True, allow_inf_nan=False)
-
-
 def _number(default: float, low: float, high: float, description: str) -> Any:
     return Field(default=default, ge=low, le=high, description=description)
 
@@ -191,13 +186,47 @@ class PeersSettings(Part):
 
 
 class ReplicaSettings(Part):
-    """Where a service's replicas are found."""
+    """Where a service's replicas are found: at least one of `sockets`, `ssh` and `inventory`.
 
-    sockets: PatternValue = Field(
+    A replica that two of them name is the one of the first, in this order.
+    """
+
+    sockets: PatternValue | None = Field(
+        default=None,
         description="Path of each replica's Unix socket. `{replica}` stands, once, for the replica's id, and"
         " may be a directory, a file name or a part of one.",
         examples=["/run/replicas/chat/{replica}.sock", "/run/replicas/{replica}/engine.sock"],
     )
+    ssh: SshReplicas = Field(
+        default={},
+        description="Replicas behind SSH servers, by id; the daemon opens a tunnel to each.",
+        examples=[{"r1": {"host": "gpu7.example.net", "forward": "127.0.0.1:8000"}}],
+    )
+    inventory: PlainPathValue | None = Field(
+        default=None,
+        description="A YAML or JSON file, or a directory of them (`.yaml`, `.yml`, `.json`), that lists replicas: `id:"
+        " {socket: PATH}` or `id: {ssh: {...}}`. Changes apply at once.",
+        examples=["/etc/gateway-sidecar/chat.d"],
+    )
+    ssh_defaults: SshDefaults = SshDefaults()
+
+    @field_validator("sockets", mode="before")
+    @classmethod
+    def _said(cls, value: object) -> object:
+        if value is None:
+            raise ValueError("is empty; give it a value, or leave the line out")
+        return value
+
+    @model_validator(mode="after")
+    def _complete(self) -> ReplicaSettings:
+        if self.sockets is None and self.inventory is None and not self.ssh:
+            raise ValueError("says nowhere where replicas are; set sockets, ssh or inventory")
+        for replica, ssh in self.ssh.items():
+            try:
+                tunnel_to(replica, ssh, self.ssh_defaults)
+            except ValueError as error:
+                raise ValueError(f"ssh.{replica}: {error}") from None
+        return self
 
 
 class RouterSettings(Part):

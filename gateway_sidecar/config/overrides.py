@@ -15,7 +15,7 @@ from typing import Annotated, Literal
 from pydantic import Field, PlainValidator, field_validator
 
 from gateway_sidecar.config.load import FileText, build, read_file
-from gateway_sidecar.config.models import Part
+from gateway_sidecar.config.part import Part
 from gateway_sidecar.config.values import Endpoint, parse_peer_address, show
 from gateway_sidecar.config.yamltree import Problem, Tree, read_tree
 from gateway_sidecar.domain.model import Overrides, PeerAddress, WorkerType
@@ -94,19 +94,25 @@ def load_overrides(path: Path, warn: Callable[[str], object] = lambda _line: Non
         problem = Problem(tree.line(()), "", "is not a mapping at the top; write lines such as `priority: 10`")
         raise ConfigError([problem.render(str(path))])
     further: list[Problem] = []
-    key = _read_key(path, file, tree, further, warn)
+    key = read_key(path, file, tree, further, warn)
     if isinstance(tree.data, dict) and tree.data.get("direct") is True and tree.data.get("advertise") is None:
         text = "true says that this machine reaches the replica itself, but not where; add advertise: HOST:PORT"
         further.append(Problem(tree.line(("direct",)), "direct", text))
     said = build(OverridesFile, tree, str(path), further)
+    return with_key(said, key)
+
+
+def with_key(said: OverridesFile, key: str | None) -> Overrides:
+    """What was said, and the key that it names."""
     worker_type = WorkerType(said.worker_type) if said.worker_type else None
     peer = PeerAddress(said.advertise.host, said.advertise.port, said.direct) if said.advertise else None
     return Overrides(said.labels, key, worker_type, said.priority, said.cost, peer, said.bootstrap_port)
 
 
-def _read_key(
+def read_key(
     path: Path, beside: FileText, tree: Tree, problems: list[Problem], warn: Callable[[str], object]
 ) -> str | None:
+    """The engine's key from the file that `tree` names; what is wrong with it goes into `problems`."""
     named = tree.data.get("api_key_file") if isinstance(tree.data, dict) else None
     if not isinstance(named, str):
         return None

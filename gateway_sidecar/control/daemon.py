@@ -37,6 +37,7 @@ from gateway_sidecar.supervision.notify import SystemdNotifier
 from gateway_sidecar.supervision.process import Process, boot_id, rss_bytes, writers_of
 from gateway_sidecar.telemetry.logs import get_logger, set_up_logs
 from gateway_sidecar.telemetry.metrics import Metrics
+from gateway_sidecar.tunnels.fleet import TunnelFleet
 
 _COUNT_GAP_S = 0.05
 _COUNT_REST_S = 0.2
@@ -46,6 +47,7 @@ DEFAULT_STOP_S = 30.0
 """What is in flight when everything is taken down may take so long."""
 
 _MEND_GAP_S = 5.0
+_TUNNEL_GAP_S = 0.05
 _FIXED = ("state_dir", "run_dir", "bridges", "peers", "router_ports", "metrics", "rescan_interval_s")
 
 
@@ -87,6 +89,7 @@ class Daemon:
         leases: PortLeases,
         peers: PeerKeeper,
         keys: KeyKeeper,
+        tunnels: TunnelFleet,
         metrics: Metrics,
         adapters: Adapters,
     ) -> None:
@@ -97,6 +100,9 @@ class Daemon:
         self.peers = peers
         self.keys = keys
         peers.has_looked = keys.has_looked = lambda: all(s.follower.has_looked for s in self.services.values())
+        self.tunnels = tunnels
+        tunnels.on_change = self._tunnel_changed
+        self._tunnels_due = asyncio.Event()
         self._adapters = adapters
         self._running: dict[str, _Running] = {}
         self.keeper = BridgeKeeper(nginx, self._addresses, metrics, self.note_change)
@@ -140,6 +146,7 @@ class Daemon:
         """Something that is written down has changed."""
         for keeper in self._records.values():
             keeper.touch()
+        self._tunnels_due.set()
         self.keeper.touch()
 
     # -- life
@@ -166,6 +173,7 @@ class Daemon:
                 self._count_loop,
                 self._log_loop,
                 self._watch_loop,
+                self._tunnel_loop,
             )
         ]
         for running in self._running.values():
@@ -212,6 +220,7 @@ class Daemon:
                 self._logger.warning("daemon.cut_off", connections=cut, after_s=self._stop_timeout_s)
             await self.peers.close()
             await self.keys.close()
+            await self.tunnels.end()
             for port in self.keeper.nginx.linked():
                 self.keeper.nginx.unlink(port)
             with suppress(OSError):  # A disk that cannot be written: what is left says nothing that lives.
@@ -221,6 +230,7 @@ class Daemon:
             await asyncio.gather(*(keeper.write() for keeper in self._records.values()))
             for router in self._routers():
                 await router.let_go()
+            await self.tunnels.let_go()
             if self.keeper.nginx.process is not None:
                 self.keeper.nginx.process.let_go()
             self.peers.let_go()
@@ -267,6 +277,7 @@ class Daemon:
 
     async def _take_up(self, processes: dict[str, Any], leases: dict[str, Any]) -> None:
         self.keeper.nginx.prepare()
+        await asyncio.to_thread(self.tunnels.prepare)
         for name, service in self.services.items():
             await self._adopt_routers(service, processes.get("routers", {}).get(name, []))
             service.slots.prepare()
@@ -391,6 +402,32 @@ class Daemon:
                 await asyncio.sleep(count_pause_s(time.monotonic() - began))
             else:
                 await asyncio.sleep(_COUNT_REST_S)
+
+    async def _tunnel_loop(self) -> None:
+        """Keeps the tunnels that replicas need; one that is gone needs its own until it has drained."""
+        while True:
+            self._beats["tunnels"] = time.monotonic()
+            self._tunnels_due.clear()
+            needed = {t.sighting.tunnel for s in self.services.values() for t in s.tenures.values()}
+            everybody_known = all(s.follower.has_looked for s in self.services.values())
+            self.tunnels.want({tunnel for tunnel in needed if tunnel is not None}, complete=everybody_known)
+            self._measure_tunnels()
+            await asyncio.sleep(_TUNNEL_GAP_S)
+            with suppress(TimeoutError):
+                async with asyncio.timeout(1.0):
+                    await self._tunnels_due.wait()
+
+    def _tunnel_changed(self) -> None:
+        self._tunnels_due.set()
+        for service in self.services.values():
+            service.tunnels_changed()
+
+    def _measure_tunnels(self) -> None:
+        states = [link.status.is_up for link in self.tunnels.links]
+        self.metrics.tunnel_links.labels("up").set(states.count(True))
+        self.metrics.tunnel_links.labels("down").set(states.count(False))
+        for service in self.services.values():
+            service.measure_tunnels()
 
     async def _log_loop(self) -> None:
         """Passes on what nginx and the routers write, and how much memory the routers take."""

@@ -29,7 +29,7 @@ from gateway_sidecar.control.router_slots import MOST_PATIENCE_S, RouterSlots
 from gateway_sidecar.control.router_unit import RouterUnit
 from gateway_sidecar.control.tenure import SavedTenure, Tenure, occupant_of, owner_of
 from gateway_sidecar.control.waiting_room import Gates, WaitingRoom
-from gateway_sidecar.control.watcher import Probe, Watcher
+from gateway_sidecar.control.watcher import PathOf, Probe, Watcher, far_end_of
 from gateway_sidecar.control.work_queue import WorkQueue
 from gateway_sidecar.control.worker_book import WorkerBook
 from gateway_sidecar.domain.leases import NoFreePort, PortLeases
@@ -135,6 +135,7 @@ class Service:
         metrics: Metrics,
         rescan_interval_s: float,
         read_overrides: Callable[[Path], Overrides],
+        path_of: PathOf,
         on_change: Callable[[], None],
         move_address: Callable[[], Awaitable[None]],
     ) -> None:
@@ -150,6 +151,7 @@ class Service:
         self._rescan_interval_s = rescan_interval_s
         self._read_overrides = read_overrides
         self._notes_thread = OwnThread(f"notes {settings.name}")
+        self.path_of = path_of
         self._on_change = on_change
         self._logger = get_logger(service=settings.name)
         self._queue: WorkQueue[int] = WorkQueue(time.monotonic)
@@ -195,6 +197,7 @@ class Service:
             on_news=self._reconcile,
             on_identified=self._identified,
             on_replaced=self._replace,
+            path_of=path_of,
         )
 
     @property
@@ -246,7 +249,8 @@ class Service:
 
         A socket that was bound before the link was made is the one that it was made for.
         """
-        replica = self.settings.replicas.sockets.replica_of(socket)
+        pattern = self.settings.replicas.sockets
+        replica = pattern.replica_of(socket) if pattern is not None else None
         if replica is None or ReplicaId(replica) in self._current:
             return False
         try:
@@ -261,7 +265,8 @@ class Service:
 
     async def run(self) -> None:
         """Runs the service until cancelled. What it started goes on; `router` is stopped or let go by its owner."""
-        await self._describe([(t, t.sighting) for t in self.tenures.values() if not t.notes_read])
+        undescribed = [t for t in self.tenures.values() if not t.notes_read and not t.sighting.described]
+        await self._describe([(tenure, tenure.sighting) for tenure in undescribed])
         self.slots.start()
         self._peers.listen(self._reconsider_addresses)
         self._keys_shown.listen(self._reconsider_keys)
@@ -332,7 +337,7 @@ class Service:
 
     async def _take_in(self, listing: Listing) -> None:
         for replica, tenure in list(self._current.items()):
-            if listing.is_gone(replica):
+            if listing.is_gone(replica, tenure.sighting.source):
                 self._lose(tenure)
         undescribed = []
         for sighting in listing.present.values():
@@ -342,9 +347,9 @@ class Service:
                 current = None
             if current is None:
                 current = self._begin(sighting, self._fresh_generation(sighting))
-            elif current.pin is None:
+            elif current.address is None:
                 self._pin(current)
-            if not current.notes_read or current.sighting.notes != sighting.notes:
+            if not current.notes_read or not current.sighting.says_as_much_as(sighting):
                 undescribed.append((current, sighting))
         await self._describe(undescribed)
 
@@ -372,7 +377,7 @@ class Service:
             state_since=now,
             host=self._host,
             gone=gone,
-            notes_read=sighting.notes is None,
+            notes_read=sighting.notes is None and not sighting.described,
         )
         self.tenures[tenure.key] = tenure
         if not gone:
@@ -383,6 +388,8 @@ class Service:
         return tenure
 
     def _pin(self, tenure: Tenure) -> None:
+        if tenure.sighting.tunnel is not None:
+            return
         try:
             pin = os.open(tenure.sighting.socket, os.O_PATH | os.O_CLOEXEC)
         except OSError as error:
@@ -399,7 +406,7 @@ class Service:
     async def _read_notes(self, tenure: Tenure, sighting: Sighting) -> bool:
         """False if the file does not come in time: what was known of the tenure stays."""
         try:
-            overrides, problem = Overrides(), None
+            overrides, problem = sighting.overrides or Overrides(), None
             if sighting.notes is not None:
                 read = partial(self._read_overrides, sighting.notes[0])
                 overrides = await self._notes_thread.run(read, patience_s=_NOTES_PATIENCE_S)
@@ -450,6 +457,20 @@ class Service:
             tenure.probe.cancel()
         tenure.unpin()
         self._reconcile(tenure)  # At once: every millisecond may cost a request.
+
+    def tunnels_changed(self) -> None:
+        """A tunnel came up or went down: whoever is behind one that is not what it was is asked again now."""
+        for tenure in self.tenures.values():
+            tunnel = tenure.sighting.tunnel
+            if tunnel is not None and self.path_of(tunnel).is_up is not isinstance(tenure.result, Ready):
+                self._watcher.suspect(tenure)
+
+    def measure_tunnels(self) -> None:
+        """Brings the metric of the tunnels' states up to date."""
+        for tenure in self._current.values():
+            if tenure.sighting.tunnel is not None:
+                path = far_end_of(self.path_of(tenure.sighting.tunnel), tenure.sighting.tunnel, tenure.result)
+                self._metrics.note_tunnel(self.name, tenure.replica, path.state)
 
     # -- the plan
 

@@ -31,7 +31,8 @@ def occupant_of(stat: os.stat_result) -> Occupant:
 def owner_of(service: str, sighting: Sighting, generation: int) -> str:
     """The name a tenure's port is leased under."""
     it = sighting.occupant
-    return f"{service}/{sighting.replica}/{it.device}:{it.inode}:{it.mtime_ns}/{generation}"
+    place = it.tunnel or f"{it.device}:{it.inode}:{it.mtime_ns}"
+    return f"{service}/{sighting.replica}/{place}/{generation}"
 
 
 def worker_url(host: str, port: int, mode: ConnectionMode) -> str:
@@ -116,7 +117,12 @@ class Tenure:
 
     @property
     def address(self) -> str | None:
-        """A connectable path of the occupant, short enough for any socket API; None if it could not be pinned."""
+        """A connectable path of the occupant, short enough for any socket API; None if there is none.
+
+        A tunnel's socket is ours and stays at its short path, whatever inode it has: it is not pinned.
+        """
+        if self.sighting.tunnel is not None:
+            return None if self.gone or self.replaced else str(self.sighting.socket)
         return None if self.pin is None else f"/proc/self/fd/{self.pin}"
 
     @property

@@ -52,15 +52,17 @@ class ReplicaState(StrEnum):
 
 @dataclass(frozen=True, slots=True)
 class Occupant:
-    """Which socket inode is behind a path now.
+    """What is behind a path now: a socket's inode, or a tunnel of ours whatever inode it has.
 
     `mtime_ns` is set when the socket is bound and by nothing a connection does, so it tells a recycled inode
-    number from the original even across a restart of the daemon.
+    number from the original even across a restart of the daemon. A tunnel that comes back binds its socket anew, and
+    leads to the same place: it is named instead, and the rest is 0.
     """
 
     device: int
     inode: int
     mtime_ns: int
+    tunnel: str = ""
 
 
 @dataclass(frozen=True, slots=True)

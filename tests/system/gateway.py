@@ -21,6 +21,7 @@ import aiohttp
 import yaml
 
 from gateway_sidecar.bridges.nginx import busy_ports
+from gateway_sidecar.supervision.process import writers_below
 from tests.namespaces import Namespace
 
 Status = dict[str, Any]
@@ -140,7 +141,8 @@ class Gateway:
         if self.process is not None and self.process.returncode is None:
             self.process.terminate()
             await self.process.wait()
-        for pid in self._left_running():
+        tunnels = [one.pid for found in writers_below(self.directory / "run" / "tunnels").values() for one in found]
+        for pid in (*self._left_running(), *tunnels):
             with suppress(ProcessLookupError):
                 os.kill(pid, signal.SIGKILL)
         if not keep_files:
