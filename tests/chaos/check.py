@@ -123,7 +123,7 @@ def _may_blame(request: Request, fault: Fault, faults: Sequence[Fault], engines:
             return request.service == fault.service and _nobody_holds(request, fault, faults)
         case "state removed":
             # nginx has nowhere to put what does not fit into memory, until the daemon has made the place again.
-            own = request.outcome == "status" and request.status == 500 and "<center>nginx</center>" in request.detail
+            own = request.outcome == "status" and request.status == 503 and "gateway_unavailable" in request.detail
             return own and request.large and _overlap(request, fault.began, _felt(fault, faults, 1.0))
         case "sockets away":
             nobody = request.outcome == "status" and request.status in (404, 503) and "router_" not in request.detail

@@ -215,7 +215,7 @@ class Stage:
             case RemoveState():
                 shutil.rmtree(self.gateway.directory / "state", ignore_errors=True)
                 now = time.monotonic()
-                self.history.faults.append(Fault("state removed", now, now + 2))
+                self.history.faults.append(Fault("state removed", now, now + 5))
             case MoveSockets():
                 await self._move_sockets(event)
             case _:

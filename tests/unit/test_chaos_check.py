@@ -152,7 +152,7 @@ def test_a_socket_that_goes_unseen_excuses_only_pairs() -> None:
 
 def test_lost_state_excuses_only_what_does_not_fit_into_memory() -> None:
     removed = Fault("state removed", 9.5, 10.5)
-    large = replace(OK, outcome="status", status=500, detail="<center>nginx</center>", large=True)
+    large = replace(OK, outcome="status", status=503, detail='"code":"gateway_unavailable"', large=True)
     assert failed(large, removed) == []
     assert failed(replace(large, large=False), removed) != []
     assert failed(replace(large, began=13.0, ended=13.1), removed) != []
