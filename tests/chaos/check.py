@@ -76,7 +76,7 @@ def _requests(history: History) -> Iterator[Violation]:
             if request.engine is None or models.get(request.engine, request.model) != request.model:
                 yield Violation("answered by the right model", request.began, f"{request} by {request.engine}")
             continue
-        late = any(rest.began + GRACE_S < request.began < rest.ended for rest in history.rests)
+        late = any(rest.began + GRACE_S < request.began and request.ended < rest.ended for rest in history.rests)
         if late or explain(request, history.faults, on.get(request.number, frozenset())) is None:
             engines = ", ".join(sorted(on.get(request.number, ()))) or "no engine known"
             yield Violation("no failure without its cause", request.ended, f"{request}; on {engines}")

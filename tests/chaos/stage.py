@@ -326,7 +326,9 @@ class Stage:
             await asyncio.sleep(0.25)
 
     async def _watch_workers(self) -> None:
-        async with aiohttp.ClientSession(timeout=aiohttp.ClientTimeout(total=2)) as session:
+        # A connection that is kept would keep an old router from ending.
+        connector = aiohttp.TCPConnector(force_close=True)
+        async with aiohttp.ClientSession(timeout=aiohttp.ClientTimeout(total=2), connector=connector) as session:
             while True:
                 for service in SERVICES:
                     with suppress(aiohttp.ClientError, OSError, TimeoutError, ValueError, KeyError):

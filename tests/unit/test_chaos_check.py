@@ -15,6 +15,7 @@ from tests.chaos.history import (
     History,
     Listing,
     LogLine,
+    Muster,
     Out,
     Remains,
     Request,
@@ -164,6 +165,28 @@ def test_an_answer_by_another_model_is_a_violation() -> None:
     assert laws(history) == ["answered by the right model"]
     history.requests = [replace(OK, engine=None)]
     assert laws(history) == ["answered by the right model"]
+
+
+def test_long_after_the_faults_nothing_may_fail() -> None:
+    """Not even on an engine that was at fault: whoever serves then is well."""
+    history = clean()
+    history.rests = [Rest(20.0, 40.0, (C0,))]
+    history.served.append(Served("c0-0", 2, 31.0, 31.5, "completed"))
+    history.faults = [Fault("engine misbehaved", 1.0, 31.2, "chat", "c0-0", "calm")]
+    history.requests = [replace(OK, number=2, began=31.0, ended=31.6, outcome="broken")]
+    assert laws(history) == ["no failure without its cause"]
+    history.requests = [replace(history.requests[0], ended=40.5)]
+    history.faults = [Fault("engine ended", 40.4, 40.5, "chat", "c0-0", "calm")]
+    assert laws(history) == [], "the next round had begun"
+
+
+def test_who_serves_gets_requests() -> None:
+    """To be called serving is not enough."""
+    history = clean()
+    history.musters = [Muster(21.0, 23.0, 9, (C0,))]
+    assert laws(history) == ["who serves gets requests"]
+    history.served.append(Served("c0-0", 2, 21.5, 21.6, "completed"))
+    assert laws(history) == []
 
 
 # -- drains
