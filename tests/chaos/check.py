@@ -126,7 +126,10 @@ def _may_blame(request: Request, fault: Fault, faults: Sequence[Fault], engines:
             own = request.outcome == "status" and request.status == 503 and "gateway_unavailable" in request.detail
             return own and request.large and _overlap(request, fault.began, _felt(fault, faults, 1.0))
         case "sockets away":
-            nobody = request.outcome == "status" and request.status in (404, 503) and "router_" not in request.detail
+            # With no daemon there SMG still believes in all of them, and tries one after the other.
+            unseen = any(f.kind == "daemon away" and _overlap(request, f.began, f.ended) for f in faults)
+            codes = (404, 500, 502, 503) if unseen else (404, 503)
+            nobody = request.outcome == "status" and request.status in codes and "router_" not in request.detail
             return request.service == fault.service and nobody and _overlap(request, fault.began, _felt(fault, faults))
         case "unlinked unseen":
             # SMG tries other engines, but no other prefill or decode engine: a pair needs the daemon for that.

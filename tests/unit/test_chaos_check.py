@@ -138,6 +138,9 @@ def test_sockets_that_are_away_excuse_only_that_nobody_is_there() -> None:
     away = Fault("sockets away", 9.0, 10.5, "chat")
     assert failed(replace(OK, outcome="status", status=404, detail="model_not_found"), away) == []
     assert failed(BROKEN, away) != [], "what was in flight goes on"
+    tried = replace(OK, outcome="status", status=500, detail="error sending request")
+    assert failed(tried, away) != [], "the daemon takes them out"
+    assert failed(tried, away, Fault("daemon away", 9.0, 12.0)) == []
     assert failed(LOST, away) != []
 
 
