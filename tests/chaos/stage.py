@@ -451,11 +451,14 @@ class Stage:
             return
         drained = time.monotonic()
         await asyncio.sleep(event.for_s)
-        resumed = time.monotonic()
+        resumed, moved = time.monotonic(), len(self._moves(key[0]))
         while True:
             code, _ = await self._call("POST", f"services/{key[0]}/replicas/{key[1]}/resume")
-            if code in (200, 404):
-                break  # 404: its socket was moved away meanwhile; it comes back undrained.
+            # 404 is also what a daemon says that has only just begun and knows nobody yet.
+            if code == 200 or (code == 404 and not behind.drained):
+                break
+            if code == 404 and len(self._moves(key[0])) > moved:
+                break  # Its socket was moved away meanwhile; it comes back undrained.
             await asyncio.sleep(0.1)
         behind.drained = False
         self.history.out.append(Out(behind.engine.name, drained, resumed, "drained"))
