@@ -94,7 +94,7 @@ class RouterUnit:
     async def _dismiss(self) -> None:
         client = self.router.client
         while self._dismissals and client is not None:
-            url, action = next(iter(self._dismissals.items()))
+            url, action = self._dismissals.popitem()
             try:
                 await client.deregister(action.worker_id)
             except RouterUnavailable:
@@ -102,10 +102,10 @@ class RouterUnit:
                 return
             except RouterRefused as refusal:
                 self._logger.warning("worker.operation_failed", worker_url=url, reason=str(refusal), failures=1)
-            del self._dismissals[url]
             self.book.workers.pop(url, None)
             self._on_worker(url)
-        await self.router.close_client()
+            if not self._dismissals:
+                await self.router.close_client()
 
     def is_ready(self, url: str | None) -> bool:
         """Whether the router sends requests to the worker at `url`."""

@@ -76,7 +76,7 @@ def _requests(history: History) -> Iterator[Violation]:
             if request.engine is None or models.get(request.engine, request.model) != request.model:
                 yield Violation("answered by the right model", request.began, f"{request} by {request.engine}")
             continue
-        late = any(rest.began + GRACE_S < request.began < rest.ended for rest in history.rests)
+        late = any(rest.began + GRACE_S < request.began and request.ended < rest.ended for rest in history.rests)
         if late or explain(request, history.faults, on.get(request.number, frozenset())) is None:
             engines = ", ".join(sorted(on.get(request.number, ()))) or "no engine known"
             yield Violation("no failure without its cause", request.ended, f"{request}; on {engines}")
@@ -123,10 +123,13 @@ def _may_blame(request: Request, fault: Fault, faults: Sequence[Fault], engines:
             return request.service == fault.service and _nobody_holds(request, fault, faults)
         case "state removed":
             # nginx has nowhere to put what does not fit into memory, until the daemon has made the place again.
-            own = request.outcome == "status" and request.status == 500 and "<center>nginx</center>" in request.detail
+            own = request.outcome == "status" and request.status == 503 and "gateway_unavailable" in request.detail
             return own and request.large and _overlap(request, fault.began, _felt(fault, faults, 1.0))
         case "sockets away":
-            nobody = request.outcome == "status" and request.status in (404, 503) and "router_" not in request.detail
+            # With no daemon there SMG still believes in all of them, and tries one after the other.
+            unseen = any(f.kind == "daemon away" and _overlap(request, f.began, f.ended) for f in faults)
+            codes = (404, 500, 502, 503) if unseen else (404, 503)
+            nobody = request.outcome == "status" and request.status in codes and "router_" not in request.detail
             return request.service == fault.service and nobody and _overlap(request, fault.began, _felt(fault, faults))
         case "unlinked unseen":
             # SMG tries other engines, but no other prefill or decode engine: a pair needs the daemon for that.

@@ -215,7 +215,7 @@ class Stage:
             case RemoveState():
                 shutil.rmtree(self.gateway.directory / "state", ignore_errors=True)
                 now = time.monotonic()
-                self.history.faults.append(Fault("state removed", now, now + 2))
+                self.history.faults.append(Fault("state removed", now, now + 5))
             case MoveSockets():
                 await self._move_sockets(event)
             case _:
@@ -326,7 +326,9 @@ class Stage:
             await asyncio.sleep(0.25)
 
     async def _watch_workers(self) -> None:
-        async with aiohttp.ClientSession(timeout=aiohttp.ClientTimeout(total=2)) as session:
+        # A connection that is kept would keep an old router from ending.
+        connector = aiohttp.TCPConnector(force_close=True)
+        async with aiohttp.ClientSession(timeout=aiohttp.ClientTimeout(total=2), connector=connector) as session:
             while True:
                 for service in SERVICES:
                     with suppress(aiohttp.ClientError, OSError, TimeoutError, ValueError, KeyError):
@@ -449,11 +451,14 @@ class Stage:
             return
         drained = time.monotonic()
         await asyncio.sleep(event.for_s)
-        resumed = time.monotonic()
+        resumed, moved = time.monotonic(), len(self._moves(key[0]))
         while True:
             code, _ = await self._call("POST", f"services/{key[0]}/replicas/{key[1]}/resume")
-            if code in (200, 404):
-                break  # 404: its socket was moved away meanwhile; it comes back undrained.
+            # 404 is also what a daemon says that has only just begun and knows nobody yet.
+            if code == 200 or (code == 404 and not behind.drained):
+                break
+            if code == 404 and len(self._moves(key[0])) > moved:
+                break  # Its socket was moved away meanwhile; it comes back undrained.
             await asyncio.sleep(0.1)
         behind.drained = False
         self.history.out.append(Out(behind.engine.name, drained, resumed, "drained"))

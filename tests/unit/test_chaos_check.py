@@ -15,6 +15,7 @@ from tests.chaos.history import (
     History,
     Listing,
     LogLine,
+    Muster,
     Out,
     Remains,
     Request,
@@ -137,6 +138,9 @@ def test_sockets_that_are_away_excuse_only_that_nobody_is_there() -> None:
     away = Fault("sockets away", 9.0, 10.5, "chat")
     assert failed(replace(OK, outcome="status", status=404, detail="model_not_found"), away) == []
     assert failed(BROKEN, away) != [], "what was in flight goes on"
+    tried = replace(OK, outcome="status", status=500, detail="error sending request")
+    assert failed(tried, away) != [], "the daemon takes them out"
+    assert failed(tried, away, Fault("daemon away", 9.0, 12.0)) == []
     assert failed(LOST, away) != []
 
 
@@ -152,7 +156,7 @@ def test_a_socket_that_goes_unseen_excuses_only_pairs() -> None:
 
 def test_lost_state_excuses_only_what_does_not_fit_into_memory() -> None:
     removed = Fault("state removed", 9.5, 10.5)
-    large = replace(OK, outcome="status", status=500, detail="<center>nginx</center>", large=True)
+    large = replace(OK, outcome="status", status=503, detail='"code":"gateway_unavailable"', large=True)
     assert failed(large, removed) == []
     assert failed(replace(large, large=False), removed) != []
     assert failed(replace(large, began=13.0, ended=13.1), removed) != []
@@ -164,6 +168,28 @@ def test_an_answer_by_another_model_is_a_violation() -> None:
     assert laws(history) == ["answered by the right model"]
     history.requests = [replace(OK, engine=None)]
     assert laws(history) == ["answered by the right model"]
+
+
+def test_long_after_the_faults_nothing_may_fail() -> None:
+    """Not even on an engine that was at fault: whoever serves then is well."""
+    history = clean()
+    history.rests = [Rest(20.0, 40.0, (C0,))]
+    history.served.append(Served("c0-0", 2, 31.0, 31.5, "completed"))
+    history.faults = [Fault("engine misbehaved", 1.0, 31.2, "chat", "c0-0", "calm")]
+    history.requests = [replace(OK, number=2, began=31.0, ended=31.6, outcome="broken")]
+    assert laws(history) == ["no failure without its cause"]
+    history.requests = [replace(history.requests[0], ended=40.5)]
+    history.faults = [Fault("engine ended", 40.4, 40.5, "chat", "c0-0", "calm")]
+    assert laws(history) == [], "the next round had begun"
+
+
+def test_who_serves_gets_requests() -> None:
+    """To be called serving is not enough."""
+    history = clean()
+    history.musters = [Muster(21.0, 23.0, 9, (C0,))]
+    assert laws(history) == ["who serves gets requests"]
+    history.served.append(Served("c0-0", 2, 21.5, 21.6, "completed"))
+    assert laws(history) == []
 
 
 # -- drains
