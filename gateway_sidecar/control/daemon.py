@@ -109,6 +109,7 @@ class Daemon:
         self._notifier = SystemdNotifier()
         self._logger = get_logger()
         self._ending = asyncio.Event()
+        self.taken_up = asyncio.Event()
         self._stop_all = False
         self._stop_timeout_s = DEFAULT_STOP_S
         self._at_once = asyncio.Event()
@@ -163,6 +164,7 @@ class Daemon:
         # wait finds the waiting room there.
         close_listeners = await serve(self)
         await self._take_up(processes, leases)
+        self.taken_up.set()
         background = [
             asyncio.create_task(keep_running("-", loop, self.metrics))
             for loop in (
@@ -397,7 +399,7 @@ class Daemon:
                 for service in self.services.values():
                     service.connections_counted(began, places, counts)
                 for port in resting:
-                    if counts[port] == 0:
+                    if counts[port] == 0 and not any(s.may_hear_of(port) for s in self.services.values()):
                         self.leases.settle(port)
                 await asyncio.sleep(count_pause_s(time.monotonic() - began))
             else:
