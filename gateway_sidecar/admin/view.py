@@ -68,11 +68,10 @@ def _source(listing: Listing | None) -> dict[str, Any]:
 
 
 def _tunnel(service: Service, tenure: Tenure) -> dict[str, Any] | None:
-    tunnel = tenure.sighting.tunnel
-    if tunnel is None:
+    path = far_end_of(tenure, service.path_of)
+    if path is None:
         return None
-    path = far_end_of(service.path_of(tunnel), tunnel, tenure.result)
-    return {"to": str(tunnel), "state": path.state.value, "reason": path.reason or None}
+    return {"to": str(tenure.sighting.tunnel), "state": path.state.value, "reason": path.reason or None}
 
 
 def _replica(service: Service, tenure: Tenure) -> dict[str, Any]:

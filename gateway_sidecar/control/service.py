@@ -469,8 +469,8 @@ class Service:
     def measure_tunnels(self) -> None:
         """Brings the metric of the tunnels' states up to date."""
         for tenure in self._current.values():
-            if tenure.sighting.tunnel is not None:
-                path = far_end_of(self.path_of(tenure.sighting.tunnel), tenure.sighting.tunnel, tenure.result)
+            path = far_end_of(tenure, self.path_of)
+            if path is not None:
                 self._metrics.note_tunnel(self.name, tenure.replica, path.state)
 
     # -- the plan
