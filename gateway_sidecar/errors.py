@@ -7,6 +7,7 @@
     │   ├── RouterRefused       the router answered, and the answer is no
     │   └── WorkerExists        the router has a worker at that URL already
     ├── BridgeError             nginx cannot be found, configured or started
+    ├── FrontDoorError          a key file or a certificate cannot be used: a line for each mistake
     ├── ProcessError            a child process cannot be started
     ├── StateError              a saved state file cannot be read or written
     ├── InstallError            `install` cannot put a file, a directory or the user in place
@@ -59,6 +60,14 @@ class WorkerExists(RouterError):
 
 class BridgeError(GatewaySidecarError):
     """The bridge process (nginx) cannot be found, configured or started."""
+
+
+class FrontDoorError(GatewaySidecarError):
+    """A front door's keys or its certificate cannot be used. `problems` holds a printable line for each mistake."""
+
+    def __init__(self, problems: list[str]) -> None:
+        super().__init__("; ".join(problems))
+        self.problems = problems
 
 
 class ProcessError(GatewaySidecarError):

@@ -24,7 +24,9 @@ def status(daemon: Daemon) -> dict[str, Any]:
             "quarantined": len(daemon.leases.quarantined),
             "reloads": daemon.keeper.nginx.reloads,
         },
-        "problems": [f"{what}: {reason}" for what, reason in sorted(daemon.problems.items())],
+        "problems": [
+            f"{what}: {reason}" for what, reason in sorted({**daemon.problems, **daemon.doors.problems}.items())
+        ],
         "ready": daemon.ready,
     }
 

@@ -6,6 +6,11 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
+from gateway_sidecar.bridges import front_door
+from gateway_sidecar.bridges.front_door import DoorPlaces, FrontDoor
+from gateway_sidecar.config import FrontendSettings
+
+_PLAIN_DOOR = FrontendSettings()
 _CONNECTIONS_EACH = 4  # client, service address -> router, router -> bridge, bridge -> replica
 SUCCESSOR = ".next"
 """What is added to a service's name to name its second router slot, and the switch that leads to it."""
@@ -54,6 +59,17 @@ class ServiceAddress:
     listen: str
     router: str
     successor: str
+    frontend: FrontendSettings = _PLAIN_DOOR
+
+    @property
+    def listens(self) -> Sequence[str]:
+        """All the addresses that nginx listens on for it; services with names may share public ones."""
+        return [self.listen, *map(str, self.frontend.listen), *map(str, self.frontend.redirect)]
+
+    @property
+    def needs_lua(self) -> bool:
+        """Whether nginx needs its Lua module for it."""
+        return self.frontend.auth is not None and self.frontend.auth.keys_file is not None
 
 
 @dataclass(frozen=True, slots=True)
@@ -82,6 +98,8 @@ class NginxConfig:
     services: Sequence[ServiceAddress]
     stream_module: Path | None
     user: str | None
+    doors: DoorPlaces
+    lua_modules: Sequence[Path] = ()
 
     def text(self) -> str:
         """The whole configuration file."""
@@ -101,6 +119,8 @@ class NginxConfig:
             lines.insert(2, f"user {self.user};")
         if self.stream_module is not None:
             lines.append(f"load_module {_quoted(self.stream_module)};")
+        if self._needs_lua:
+            lines += [f"load_module {_quoted(module)};" for module in self.lua_modules]
         lines.append(f"events {{ worker_connections {self.capacity.worker_connections}; multi_accept on; }}")
         return "\n".join(lines) + "\n"
 
@@ -126,17 +146,33 @@ stream {{
             f"    {kind}_temp_path {_quoted(self.temp / kind)};"
             for kind in (BODIES, "proxy", "fastcgi", "uwsgi", "scgi")
         )
-        servers = "".join(self._server(service) for service in self.services)
+        doors = {service.service: FrontDoor(service.service, service.frontend, self.doors) for service in self.services}
+        servers = "".join(self._server(service, doors[service.service]) for service in self.services)
+        lua = ""
+        if self._needs_lua:
+            lua = f"""\
+    lua_package_path "{self.directory}/?.lua;;";
+    init_by_lua_block {{ require("front_door") }}
+"""
         return f"""\
 http {{
     access_log off;
     server_tokens off;
+    variables_hash_max_size 8192;
+    variables_hash_bucket_size 256;
+    map_hash_bucket_size 512;
+    server_names_hash_max_size 8192;
+    server_names_hash_bucket_size 512;
 {temp}
     map $http_upgrade $gateway_connection {{ default upgrade; '' ''; }}
-{servers}}}
+{lua}{servers}{front_door.other_servers(list(doors.values()))}}}
 """
 
-    def _server(self, service: ServiceAddress) -> str:
+    @property
+    def _needs_lua(self) -> bool:
+        return any(service.needs_lua for service in self.services)
+
+    def _server(self, service: ServiceAddress, door: FrontDoor) -> str:
         # A request that the router cannot take goes to the waiting room, without its body; from there nginx sends
         # the original on to @router. For that nginx must hold the body itself: a client's upload is buffered, an
         # answer never is.
@@ -147,13 +183,18 @@ http {{
             }}
             proxy_pass http://$gateway_router;
 """
+        # What a location says of its own, it does not inherit.
+        refusals = "".join(f"            {line}\n" for line in door.errors())
+        headers = "".join(f"            {line}\n" for line in door.headers())
+        asked = "            auth_request off;\n" if service.frontend.auth and service.frontend.auth.url else ""
+        upstreams = _upstream(service.service, service.router) + _upstream(
+            service.service + SUCCESSOR, service.successor
+        )
         return f"""
-{_upstream(service.service, service.router)}{_upstream(service.service + SUCCESSOR, service.successor)}    server {{
-        listen {service.listen} backlog=4096 so_keepalive=60s:10s:6;
-        server_name _;
-        keepalive_timeout 75s;
+{door.http()}{upstreams}    server {{
+        listen {service.listen} {front_door.LISTEN_OPTIONS};
+{front_door.listen_lines(door)}        keepalive_timeout 75s;
         keepalive_requests 1000000;
-        client_max_body_size 0;
         client_body_buffer_size 256k;
         client_body_timeout 1h;
         send_timeout 1h;
@@ -170,18 +211,19 @@ http {{
         proxy_read_timeout 24h;
         proxy_send_timeout 24h;
         proxy_socket_keepalive on;
-        location / {{
-            error_page 502 504 {_CLOSED} = @hold;
+{door.server()}        location / {{
+{refusals}            error_page 502 504 {_CLOSED} = @hold;
             error_page 500 = @failed;
             if (-f {_quoted(self.gates / service.service)}) {{ return {_CLOSED}; }}
 {switch}        }}
         location @router {{
-            error_page 502 504 = @hold;
+{asked}{refusals}            error_page 502 504 = @hold;
             error_page 500 = @failed;
 {switch}        }}
         location @hold {{
             internal;
-            error_page 502 504 = @unavailable;
+{refusals}            error_page 502 504 = @unavailable;
+            error_page 500 = @failed;
             proxy_pass http://unix:{self.waiting_room};
             proxy_pass_request_body off;
             proxy_pass_request_headers off;
@@ -194,16 +236,16 @@ http {{
         location @failed {{
             internal;
             default_type application/json;
-            add_header Retry-After 5 always;
-            return 503 '{_FAILED}';
+{headers}            add_header Retry-After 5 always;
+{door.failed()}            return 503 '{_FAILED}';
         }}
         location @unavailable {{
             internal;
             default_type application/json;
-            add_header Retry-After 1 always;
+{headers}            add_header Retry-After 1 always;
             return 503 '{_UNAVAILABLE.replace("SERVICE", service.service)}';
         }}
-    }}
+{door.locations()}    }}
 """
 
 

@@ -1,6 +1,13 @@
 """The configuration: YAML in, frozen settings out, every mistake reported at once with its line."""
 
 from gateway_sidecar.config.advice import advise
+from gateway_sidecar.config.frontend import (
+    AuthSettings,
+    CorsSettings,
+    FrontendSettings,
+    LimitSettings,
+    TlsSettings,
+)
 from gateway_sidecar.config.load import line_of, load_config, parse_config, run_dir_of
 from gateway_sidecar.config.models import (
     BridgeSettings,
@@ -21,11 +28,15 @@ from gateway_sidecar.config.schema import config_schema
 from gateway_sidecar.config.values import Endpoint, PathPattern, PortRange
 
 __all__ = [
+    "AuthSettings",
     "BridgeSettings",
+    "CorsSettings",
     "DrainSettings",
     "Endpoint",
+    "FrontendSettings",
     "HealthSettings",
     "HoldSettings",
+    "LimitSettings",
     "LogSettings",
     "MetricsSettings",
     "PathPattern",
@@ -36,6 +47,7 @@ __all__ = [
     "RouterSettings",
     "ServiceSettings",
     "Settings",
+    "TlsSettings",
     "advise",
     "config_schema",
     "line_of",

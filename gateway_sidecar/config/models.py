@@ -10,9 +10,7 @@ from typing import Annotated, Any, Literal
 
 from pydantic import (
     AfterValidator,
-    BaseModel,
     BeforeValidator,
-    ConfigDict,
     Field,
     PlainSerializer,
     PlainValidator,
@@ -20,6 +18,8 @@ from pydantic import (
     field_validator,
 )
 
+from gateway_sidecar.config.frontend import FrontendSettings
+from gateway_sidecar.config.part import Part
 from gateway_sidecar.config.smg_options import Policy, check_argument
 from gateway_sidecar.config.values import (
     NAME_PATTERN,
@@ -97,12 +97,6 @@ def _without_nul(value: str) -> str:
 
 
 EnvironmentValue = Annotated[str, AfterValidator(_without_nul)]
-
-
-class Part(BaseModel):
-    """One mapping of the file: closed, frozen, and without conversions between YAML's types."""
-
-    model_config = ConfigDict(extra="forbid", frozen=True, strict=True, allow_inf_nan=False)
 
 
 def _number(default: float, low: float, high: float, description: str) -> Any:
@@ -288,6 +282,7 @@ class ServiceSettings(Part):
     refused: RefusedSettings = RefusedSettings()
     drain: DrainSettings = DrainSettings()
     hold: HoldSettings = HoldSettings()
+    frontend: FrontendSettings = FrontendSettings()
 
 
 def _metrics_off(value: object) -> object:

@@ -15,7 +15,7 @@ from typing import Literal
 from pydantic import Field, field_validator
 
 from gateway_sidecar.config.load import FileText, build, read_file
-from gateway_sidecar.config.models import Part
+from gateway_sidecar.config.part import Part
 from gateway_sidecar.config.values import show
 from gateway_sidecar.config.yamltree import Problem, Tree, read_tree
 from gateway_sidecar.domain.model import Overrides, WorkerType

@@ -16,10 +16,11 @@ from typing import Any, Protocol
 from gateway_sidecar.bridges.connections import open_connections
 from gateway_sidecar.bridges.nginx import Nginx
 from gateway_sidecar.bridges.nginx_config import ServiceAddress
-from gateway_sidecar.config import ServiceSettings, Settings, line_of, load_config
+from gateway_sidecar.config import FrontendSettings, ServiceSettings, Settings, line_of, load_config
 from gateway_sidecar.control import records
 from gateway_sidecar.control.bridge_keeper import BridgeKeeper
 from gateway_sidecar.control.follower import Source
+from gateway_sidecar.control.front_doors import FrontDoors
 from gateway_sidecar.control.guard import keep_running
 from gateway_sidecar.control.record_keeper import Record, RecordKeeper
 from gateway_sidecar.control.router_process import RouterProcess
@@ -85,6 +86,7 @@ class Daemon:
         self._adapters = adapters
         self._running: dict[str, _Running] = {}
         self.keeper = BridgeKeeper(nginx, self._addresses, metrics, self.note_change)
+        self.doors = FrontDoors(nginx.doors, self._frontends, metrics, rescan_interval_s=settings.rescan_interval_s)
         self._notifier = SystemdNotifier()
         self._logger = get_logger()
         self._ending = asyncio.Event()
@@ -146,6 +148,7 @@ class Daemon:
             for loop in (
                 *(keeper.run for keeper in self._records.values()),
                 self.keeper.run,
+                self.doors.run,
                 self._count_loop,
                 self._log_loop,
                 self._watch_loop,
@@ -221,9 +224,12 @@ class Daemon:
     def _routers(self) -> list[RouterProcess]:
         return [router for service in self.services.values() for router in service.routers]
 
+    def _frontends(self) -> dict[str, FrontendSettings]:
+        return {name: service.settings.frontend for name, service in self.services.items()}
+
     def _addresses(self) -> list[ServiceAddress]:
         return [
-            ServiceAddress(name, str(service.settings.listen), *service.slots.addresses())
+            ServiceAddress(name, str(service.settings.listen), *service.slots.addresses(), service.settings.frontend)
             for name, service in self.services.items()
         ]
 
@@ -246,6 +252,7 @@ class Daemon:
 
     async def _take_up(self, processes: dict[str, Any], leases: dict[str, Any]) -> None:
         self.keeper.nginx.prepare()
+        await self.doors.look()
         for name, service in self.services.items():
             await self._adopt_routers(service, processes.get("routers", {}).get(name, []))
             service.slots.prepare()
@@ -435,7 +442,11 @@ class Daemon:
 
     def _stale_s(self) -> float:
         """How long ago the loop that is most behind made progress."""
-        beats = [self.keeper.beat, *self._beats.values(), *(s.stalest_beat() for s in self.services.values())]
+        beats = [
+            self.keeper.beat,
+            *self._beats.values(),
+            *(s.stalest_beat() for s in self.services.values()),
+        ]
         return time.monotonic() - min(beats)
 
     def summary(self) -> str:
@@ -503,6 +514,7 @@ class Daemon:
         self.settings = fresh.model_copy(
             update={"services": tuple(s for s in fresh.services if s.name in self.services)}
         )
+        await self.doors.look()
         await self.keeper.apply()
         if self.keeper.reason:
             changes.append(f"nginx: {self.keeper.reason}")

@@ -17,7 +17,7 @@ LAYERS: tuple[frozenset[str], ...] = tuple(
         "app check fresh_plan install",
         "admin",
         "control",
-        "bridges engines routers sources",
+        "bridges doors engines routers sources",
         "config supervision telemetry",
         "domain",
         "errors",

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from pathlib import Path
 
+from gateway_sidecar.bridges.front_door import DoorPlaces
 from gateway_sidecar.bridges.nginx_config import Capacity, NginxConfig, ServiceAddress
 
 
@@ -24,6 +25,7 @@ def config(**changes: object) -> str:
         "services": [ServiceAddress("chat", "127.0.0.1:30000", "127.0.0.1:23001", "127.0.0.1:23003")],
         "stream_module": Path("/usr/lib/nginx/modules/ngx_stream_module.so"),
         "user": None,
+        "doors": DoorPlaces(Path("/run/g/doors")),
     }
     return NginxConfig(**(settings | changes)).text()  # type: ignore[arg-type]
 
