@@ -184,8 +184,8 @@ class FrontDoor:
                 "add_header Access-Control-Expose-Headers Retry-After always;",
                 "add_header Vary Origin always;",
             ]
-        if it.tls is not None and it.tls.hsts_s:
-            lines.append(f'add_header Strict-Transport-Security "max-age={it.tls.hsts_s}" always;')
+        if it.tls is not None and it.tls.hsts_days:
+            lines.append(f'add_header Strict-Transport-Security "max-age={it.tls.hsts_days * 86400}" always;')
         return lines
 
     def locations(self) -> str:

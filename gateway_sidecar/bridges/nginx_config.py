@@ -164,7 +164,8 @@ http {{
     server_names_hash_max_size 8192;
     server_names_hash_bucket_size 512;
 {temp}
-    map $http_upgrade $gateway_connection {{ default upgrade; '' ''; }}
+    map $http_upgrade $gateway_upgrade {{ default ''; ~*^websocket$ $http_upgrade; }}
+    map $gateway_upgrade $gateway_connection {{ default upgrade; '' ''; }}
 {lua}{servers}{front_door.other_servers(list(doors.values()))}}}
 """
 
@@ -173,9 +174,11 @@ http {{
         return any(service.needs_lua for service in self.services)
 
     def _server(self, service: ServiceAddress, door: FrontDoor) -> str:
-        # A request that the router cannot take goes to the waiting room, without its body; from there nginx sends
-        # the original on to @router. For that nginx must hold the body itself: a client's upload is buffered, an
-        # answer never is.
+        # Of all protocols that a client may ask for only WebSocket is passed on: any other (h2c) could carry requests
+        # that nobody judges.
+        # A request that the router cannot take goes to the waiting room, without its body; from there nginx sends the
+        # original on to @router. For that nginx must hold the body itself: a client's upload is buffered, an answer
+        # never is.
         switch = f"""\
             set $gateway_router {service.service};
             if (-f {_quoted(self.gates / (service.service + SUCCESSOR))}) {{
@@ -201,7 +204,7 @@ http {{
         recursive_error_pages on;
         proxy_http_version 1.1;
         proxy_set_header Host $http_host;
-        proxy_set_header Upgrade $http_upgrade;
+        proxy_set_header Upgrade $gateway_upgrade;
         proxy_set_header Connection $gateway_connection;
         proxy_set_header X-Forwarded-For $proxy_add_x_forwarded_for;
         proxy_set_header X-Forwarded-Proto $scheme;
@@ -231,7 +234,7 @@ http {{
             proxy_set_header X-Service {service.service};
             proxy_set_header X-Router-Connected $upstream_connect_time;
             proxy_set_header X-Router-Took $upstream_response_time;
-            proxy_set_header X-Request-Upgrade $http_upgrade;
+            proxy_set_header X-Request-Upgrade $gateway_upgrade;
         }}
         location @failed {{
             internal;

@@ -40,6 +40,11 @@ def advise(settings: Settings, ephemeral: PortRange | None) -> list[str]:
                 f" {service.health.interval_s:g}, so questions come late; make it shorter"
             )
         warnings += _door_advice(f"services[{index}].frontend", service.frontend)
+        if service.frontend.auth is not None and not ipaddress.ip_address(service.listen.host).is_loopback:
+            warnings.append(
+                f"services[{index}].listen: {service.listen} speaks HTTP, so keys are readable on the way;"
+                " use 127.0.0.1 here, and frontend.listen with tls for others"
+            )
     return warnings
 
 

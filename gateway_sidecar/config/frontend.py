@@ -77,24 +77,31 @@ class TlsSettings(Part):
     warn_days: float = Field(
         default=14.0, ge=0, le=365, description="`status` and the log warn so many days before the certificate expires."
     )
-    hsts_s: int = Field(
+    hsts_days: int = Field(
         default=0,
         ge=0,
-        le=63072000,
-        description="Browsers are told to use HTTPS alone for so long (Strict-Transport-Security); 0 says nothing.",
+        le=730,
+        description="Browsers are told to use HTTPS alone so many days (Strict-Transport-Security); 0 says nothing.",
     )
 
 
 class CorsSettings(Part):
     """Browsers that run a page of another origin."""
 
-    origins: Annotated[tuple[OriginValue, ...], Field(strict=False, min_length=1)] = Field(
+    origins: Annotated[tuple[OriginValue, ...], Field(strict=False)] = Field(
         description="The origins whose pages may call; `*` is any. Cookies are never allowed.",
         examples=[["https://chat.example.com"]],
     )
     max_age_s: int = Field(
         default=600, ge=0, le=86400, description="A browser may remember the permission for so long."
     )
+
+    @field_validator("origins", mode="before")
+    @classmethod
+    def _some(cls, value: object) -> object:
+        if value == []:
+            raise ValueError("is empty; name an origin, or leave cors out")
+        return value
 
 
 class AuthSettings(Part):

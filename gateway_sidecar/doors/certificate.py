@@ -9,6 +9,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from cryptography import x509
+from cryptography.exceptions import UnsupportedAlgorithm
 from cryptography.hazmat.primitives.asymmetric.types import PrivateKeyTypes
 from cryptography.hazmat.primitives.serialization import Encoding, PublicFormat, load_pem_private_key
 
@@ -37,8 +38,8 @@ def read_certificate(certificate: Path, key: Path, now: float) -> Certificate:
     chain_text, key_text = _read(certificate), _read(key, secret=True)
     try:
         chain = x509.load_pem_x509_certificates(chain_text)
-    except ValueError as error:
-        raise _bad(certificate, f"holds no certificate in PEM ({error})") from None
+    except ValueError:
+        raise _bad(certificate, "holds no certificate in PEM; put the chain there, from -----BEGIN on") from None
     private = _private_key(key, key_text)
     first = chain[0]
     if _public(private) != first.public_key().public_bytes(Encoding.DER, PublicFormat.SubjectPublicKeyInfo):
@@ -70,9 +71,8 @@ def _private_key(path: Path, text: bytes) -> PrivateKeyTypes:
         raise _bad(
             path, "is guarded by a passphrase, and nobody is there to type it; remove it (openssl pkey)"
         ) from None
-    except ValueError as error:
-        reason = str(error).partition("\n")[0].partition(". ")[0]
-        raise _bad(path, f"holds no private key in PEM ({reason})") from None
+    except (ValueError, UnsupportedAlgorithm):
+        raise _bad(path, "holds no private key in PEM that can be used; put the certificate's own there") from None
 
 
 def _public(key: PrivateKeyTypes) -> bytes:

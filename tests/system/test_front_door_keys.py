@@ -226,6 +226,27 @@ async def test_what_goes_on_to_the_router(tmp_path: Path, passed: bool) -> None:
             assert {name: seen[-1].get(name) for name in headers} == (headers if passed else dict.fromkeys(headers))
 
 
+@pytest.mark.parametrize(("asked", "passed"), [("websocket", True), ("WebSocket", True), ("h2c", False)])
+async def test_no_protocol_but_websocket_is_passed_on(tmp_path: Path, asked: str, passed: bool) -> None:
+    """In another one, such as HTTP/2, requests could be sent that nobody judges."""
+    seen: list[dict[str, str]] = []
+
+    async def router(request: web.Request) -> web.Response:
+        seen.append(dict(request.headers))
+        return web.json_response({})
+
+    headers = {"Upgrade": asked, "Connection": "Upgrade", "HTTP2-Settings": "AAMAAABkAAQCAAAAAAIAAAAA"}
+    async with (
+        listening(router) as behind,
+        bare_nginx(tmp_path, DoorPlaces(tmp_path), behind, FrontendSettings()) as url,
+        aiohttp.ClientSession() as session,
+        session.get(f"{url}/v1/realtime", headers=headers) as response,
+    ):
+        assert response.status == 200
+    assert ("Upgrade" in seen[0]) is passed
+    assert ("upgrade" in seen[0].get("Connection", "")) is passed
+
+
 async def test_public_paths_need_no_key(make_gateway: MakeGateway, engine: StartEngine) -> None:
     """And nothing beside them."""
     gateway = make_gateway()

@@ -12,7 +12,9 @@ from gateway_sidecar.telemetry.metrics import Metrics
 REPOSITORY = Path(__file__).parents[2]
 README = (REPOSITORY / "README.md").read_text("utf-8")
 DOCUMENTS = [REPOSITORY / "README.md", *sorted((REPOSITORY / "docs").glob("*.md"))]
-_AN_EVENT = re.compile(r'"((?:bridge|config|daemon|gate|lease|loop|replica|router|source|state|worker)\.[a-z_]+)"')
+_AN_EVENT = re.compile(
+    r'"((?:bridge|config|daemon|frontend|gate|lease|loop|replica|router|source|state|worker)\.[a-z_]+)"'
+)
 
 
 def test_every_metric_is_in_the_table_and_no_other() -> None:
