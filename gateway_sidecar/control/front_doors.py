@@ -19,7 +19,7 @@ from asyncinotify import Inotify, Mask
 from gateway_sidecar.bridges.front_door import DoorPlaces
 from gateway_sidecar.config import FrontendSettings, TlsSettings
 from gateway_sidecar.doors.certificate import read_certificate
-from gateway_sidecar.doors.keys import read_keys
+from gateway_sidecar.doors.keys import Keys, read_keys
 from gateway_sidecar.doors.publish import publish_keys, publish_pem, withdraw_keys
 from gateway_sidecar.errors import FrontDoorError
 from gateway_sidecar.telemetry.logs import get_logger
@@ -39,6 +39,8 @@ class _Seen:
 
     keys: Signature = ()
     keys_file: Path | None = None
+    links: Keys | None = None
+    links_at: int | None = None
     pair: Signature = ()
     tls: TlsSettings | None = None
     expires_at: float | None = None
@@ -125,18 +127,21 @@ class FrontDoors:
                 await asyncio.to_thread(withdraw_keys, directory)
                 self._settle(service, seen, KEYS)
                 self._metrics.frontend_keys.remove_by_labels({"service": service})
-            seen.keys_file, seen.keys = None, ()
+            seen.keys_file, seen.keys, seen.links = None, (), None
             return
         signature = await asyncio.to_thread(_signature, file)
-        if seen.keys_file == file and seen.keys == signature and not self._is_due(seen, KEYS):
+        is_ours = seen.links is not None and seen.links_at == await asyncio.to_thread(_changed_at, directory)
+        if seen.keys_file == file and seen.keys == signature and is_ours and not self._is_due(seen, KEYS):
             return
         if seen.keys_file not in (None, file):
             # Another file has other keys: those of the old one must not stay, should the new one be bad.
             await asyncio.to_thread(withdraw_keys, directory)
+            is_ours = False
         seen.keys_file, seen.keys, seen.looked_at = file, signature, time.monotonic()
         try:
             keys = await asyncio.to_thread(read_keys, file)
-            added, removed = await asyncio.to_thread(publish_keys, directory, keys)
+            added, removed = await asyncio.to_thread(publish_keys, directory, keys, seen.links if is_ours else None)
+            seen.links, seen.links_at = keys, await asyncio.to_thread(_changed_at, directory)
         except (FrontDoorError, OSError) as error:
             self._refuse(service, seen, KEYS, error)
             return
@@ -221,6 +226,12 @@ def _files(frontends: Iterable[FrontendSettings]) -> Iterable[Path]:
 def _signature(*paths: Path) -> Signature:
     """What a file's change changes; None for one that cannot be looked at."""
     return tuple(_stat(path) for path in paths)
+
+
+def _changed_at(directory: Path) -> int | None:
+    """When a name in it was last added or removed; None if it is not there."""
+    found = _stat(directory)
+    return None if found is None else found[3]
 
 
 def _stat(path: Path) -> tuple[int, ...] | None:
