@@ -6,7 +6,6 @@ import asyncio
 import os
 import resource
 import stat
-import time
 from collections.abc import Iterator
 from dataclasses import dataclass
 from enum import StrEnum
@@ -16,7 +15,7 @@ from gateway_sidecar.admin.client import ask_daemon
 from gateway_sidecar.bridges.nginx import LUA_CURE, NginxProgram, busy_ports, find_nginx
 from gateway_sidecar.bridges.nginx_config import Capacity
 from gateway_sidecar.config import FrontendSettings, PortRange, ServiceSettings, Settings, advise, load_overrides
-from gateway_sidecar.doors.certificate import read_certificate
+from gateway_sidecar.doors.certificate import read_certificate, today
 from gateway_sidecar.doors.keys import read_keys
 from gateway_sidecar.errors import AdminError, BridgeError, ConfigError, FrontDoorError, ProcessError
 from gateway_sidecar.routers.smg import find_smg, python_of, version_of
@@ -93,11 +92,11 @@ async def _nginx(settings: Settings) -> list[Finding]:
     return found + [
         Finding(Level.FAIL, f"{service.name}: {text}")
         for service in settings.services
-        for text in _lacking(program, service.frontend)
+        for text in lacking(program, service.frontend)
     ]
 
 
-def _lacking(program: NginxProgram, door: FrontendSettings) -> Iterator[str]:
+def lacking(program: NginxProgram, door: FrontendSettings) -> Iterator[str]:
     """What this front door needs and nginx does not have."""
     if door.auth is not None and door.auth.keys_file is not None and program.lua_modules is None:
         yield f"frontend.auth.keys_file needs nginx's Lua module; {LUA_CURE}"
@@ -117,18 +116,19 @@ def _front_door(service: ServiceSettings) -> Iterator[Finding]:
         if door.auth is not None and door.auth.keys_file is not None:
             keys = read_keys(door.auth.keys_file)
             yield Finding(
-                Level.OK if keys else Level.WARN, f"{service.name}: {len(keys)} keys in {door.auth.keys_file}"
+                Level.OK if keys else Level.WARN,
+                f"{service.name}: {len(keys)} key{'s' * (len(keys) != 1)} in {door.auth.keys_file}",
             )
     except FrontDoorError as error:
         yield from (Finding(Level.FAIL, f"{service.name}: {problem}") for problem in error.problems)
     if door.tls is None:
         return
     try:
-        pair = read_certificate(door.tls.certificate, door.tls.key, time.time())
+        pair = read_certificate(door.tls.certificate, door.tls.key, today())
     except FrontDoorError as error:
         yield from (Finding(Level.FAIL, f"{service.name}: {problem}") for problem in error.problems)
         return
-    days = (pair.expires_at - time.time()) / 86400
+    days = (pair.expires_at - today()) / 86400
     soon = days <= door.tls.warn_days
     text = f"{service.name}: {door.tls.certificate} expires in {days:.0f} days"
     yield Finding(Level.WARN if soon else Level.OK, f"{text}; renew it" if soon else text)
@@ -173,7 +173,8 @@ def _ports(settings: Settings, running: bool) -> list[Finding]:
 def _files(settings: Settings) -> list[Finding]:
     _, hard = resource.getrlimit(resource.RLIMIT_NOFILE)
     limit = hard if hard != resource.RLIM_INFINITY else 1 << 20
-    listening = len(settings.bridges.ports) + len(settings.services)
+    public = {it for s in settings.services for it in (*s.frontend.listen, *s.frontend.redirect)}
+    listening = len(settings.bridges.ports) + len(settings.services) + len(public)
     capacity = Capacity.within(limit, listening)
     text = f"{limit} open files allowed: room for {capacity.requests} requests at once in each nginx worker process"
     if capacity.requests < 16:

@@ -37,6 +37,7 @@ def _service(name: str, service: Service) -> dict[str, Any]:
     return {
         "name": name,
         "listen": str(service.settings.listen),
+        "public": [str(address) for address in service.settings.frontend.listen],
         "sockets": str(service.settings.replicas.sockets),
         "source": {"blind": listing.blind if listing else None, "refused": dict(listing.refused) if listing else {}},
         "router": {

@@ -87,6 +87,14 @@ async def find_nginx(command: str) -> NginxProgram:
     return NginxProgram(path, version, stream[0], lua, compiled)
 
 
+def needed_lua(program: NginxProgram, services: Sequence[ServiceAddress]) -> Sequence[Path]:
+    """The modules to load for these services. Raises BridgeError if one needs Lua and there is none."""
+    lacking = next((service.service for service in services if service.needs_lua), None)
+    if lacking is not None and program.lua_modules is None:
+        raise BridgeError(f"{lacking}: frontend.auth.keys_file needs nginx's Lua module; {LUA_CURE}")
+    return program.lua_modules or ()
+
+
 def _modules(places: Sequence[Path], *names: str) -> Sequence[Path] | None:
     """The files of these modules, if all of them are in one of the places."""
     for place in places:
@@ -262,8 +270,7 @@ class Nginx:
     def _config(self, services: Sequence[ServiceAddress]) -> NginxConfig:
         assert self._program is not None
         soft, hard = resource.getrlimit(resource.RLIMIT_NOFILE)
-        if self._program.lua_modules is None and (lacking := next((s for s in services if s.needs_lua), None)):
-            raise BridgeError(f"{lacking.service}: frontend.auth.keys_file needs nginx's Lua module; {LUA_CURE}")
+        lua_modules = needed_lua(self._program, services)
         listening = self._settings.last_port - self._settings.first_port + 1 + len(_listens(services))
         capacity = Capacity.within(hard if hard != resource.RLIM_INFINITY else 1 << 20, listening)
         if capacity.requests < 16:
@@ -290,7 +297,7 @@ class Nginx:
             stream_module=self._program.stream_module,
             user=_own_user() if os.geteuid() == 0 else None,
             doors=self.doors,
-            lua_modules=self._program.lua_modules or (),
+            lua_modules=lua_modules,
         )
 
     def _write_lua(self) -> None:

@@ -18,6 +18,9 @@ SUCCESSOR = ".next"
 BODIES = "client_body"
 """The directory, below the one for temporary files, that bodies go to."""
 
+_ORDERS = "X-Accel-Redirect X-Accel-Limit-Rate X-Accel-Buffering X-Accel-Charset X-Accel-Expires"
+"""Headers of an answer by which nginx would let a router, or an engine behind it, lead a request elsewhere."""
+
 _SPARE = 64  # files that nginx opens for itself
 _CLOSED = 598  # our own status, inside nginx only: the service's gate is closed
 _UNAVAILABLE = (
@@ -214,6 +217,7 @@ http {{
         proxy_read_timeout 24h;
         proxy_send_timeout 24h;
         proxy_socket_keepalive on;
+        proxy_ignore_headers {_ORDERS};
 {door.server()}        location / {{
 {refusals}            error_page 502 504 {_CLOSED} = @hold;
             error_page 500 = @failed;
@@ -225,6 +229,7 @@ http {{
 {switch}        }}
         location @hold {{
             internal;
+            proxy_ignore_headers X-Accel-Expires;
 {refusals}            error_page 502 504 = @unavailable;
             error_page 500 = @failed;
             proxy_pass http://unix:{self.waiting_room};

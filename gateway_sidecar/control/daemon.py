@@ -198,6 +198,7 @@ class Daemon:
                 self._logger.warning("daemon.cut_off", connections=cut, after_s=self._stop_timeout_s)
             for port in self.keeper.nginx.linked():
                 self.keeper.nginx.unlink(port)
+            await asyncio.to_thread(self.doors.withdraw)
             with suppress(OSError):  # A disk that cannot be written: what is left says nothing that lives.
                 for record in (self._processes_path, self._leases_path):
                     record.unlink(missing_ok=True)

@@ -18,7 +18,7 @@ from asyncinotify import Inotify, Mask
 
 from gateway_sidecar.bridges.front_door import DoorPlaces
 from gateway_sidecar.config import FrontendSettings, TlsSettings
-from gateway_sidecar.doors.certificate import read_certificate
+from gateway_sidecar.doors.certificate import read_certificate, today
 from gateway_sidecar.doors.keys import Keys, read_keys
 from gateway_sidecar.doors.publish import publish_keys, publish_pem, withdraw_keys
 from gateway_sidecar.errors import FrontDoorError
@@ -58,7 +58,7 @@ class FrontDoors:
         metrics: Metrics,
         *,
         rescan_interval_s: float,
-        now: Callable[[], float] = time.time,
+        now: Callable[[], float] = today,
     ) -> None:
         self._places = places
         self._wanted = wanted
@@ -106,6 +106,12 @@ class FrontDoors:
             finally:
                 hints.cancel()
                 await asyncio.gather(hints, return_exceptions=True)
+
+    def withdraw(self) -> None:
+        """Takes every key and certificate away: nginx has ended. Blocks."""
+        for service in self._seen:
+            with suppress(OSError):
+                self._withdraw(service)
 
     async def _take_hints(self, directories: Iterable[Path]) -> None:
         try:

@@ -5,6 +5,7 @@ from __future__ import annotations
 import datetime
 import os
 import ssl
+import time
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -31,6 +32,11 @@ class Certificate:
     def covers(self, name: str) -> bool:
         """Whether it is for this host name; `*.` stands for one label, as browsers have it."""
         return name.lower() in self.names or f"*.{name.lower().partition('.')[2]}" in self.names
+
+
+def today() -> float:
+    """Seconds since 1970. Certificates are dated by the wall clock; a clock that is wrong keeps what is served."""
+    return time.time()
 
 
 def read_certificate(certificate: Path, key: Path, now: float) -> Certificate:

@@ -247,6 +247,25 @@ async def test_no_protocol_but_websocket_is_passed_on(tmp_path: Path, asked: str
     assert ("upgrade" in seen[0].get("Connection", "")) is passed
 
 
+async def test_an_answer_leads_a_request_nowhere(tmp_path: Path) -> None:
+    """nginx takes no orders from a router, or from an engine behind it: else an answer could reach control routes."""
+    seen: list[str] = []
+
+    async def router(request: web.Request) -> web.Response:
+        seen.append(request.path)
+        return web.Response(text="mine", headers={"X-Accel-Redirect": "/workers", "X-Accel-Limit-Rate": "1"})
+
+    async with (
+        listening(router) as behind,
+        bare_nginx(tmp_path, DoorPlaces(tmp_path), behind, FrontendSettings()) as url,
+        aiohttp.ClientSession() as session,
+        session.get(f"{url}/v1/models") as response,
+    ):
+        assert await response.text() == "mine"
+        assert not [name for name in response.headers if name.lower().startswith("x-accel")]
+    assert seen == ["/v1/models"]
+
+
 async def test_public_paths_need_no_key(make_gateway: MakeGateway, engine: StartEngine) -> None:
     """And nothing beside them."""
     gateway = make_gateway()
@@ -256,6 +275,25 @@ async def test_public_paths_need_no_key(make_gateway: MakeGateway, engine: Start
         for path, wanted in {"/health": 200, "/v1/models": 401, "/health_generate": 401, "/healthx": 404}.items():
             async with session.get(f"{gateway.url()}{path}") as response:
                 assert response.status == wanted, path
+
+
+async def test_keys_are_asked_for_from_a_reload_on(make_gateway: MakeGateway, engine: StartEngine) -> None:
+    """nginx takes its Lua module in without a restart, and lets it go again."""
+    gateway = make_gateway()
+    await serving(gateway, engine)
+    assert (await post(gateway, None))[0] == 200
+    pid = (await gateway.status())["bridge"]["pid"]
+    key = add_key(guarded(gateway), "alice")
+    gateway.configure()
+    assert (await gateway.cli("reload"))[:2] == (0, "changed: chat: frontend\n")
+    await until_status(gateway, "wrong", 401)
+    assert (await post(gateway, key))[0] == 200
+    gateway.settings["services"][0]["frontend"] = {}
+    gateway.configure()
+    assert (await gateway.cli("reload"))[0] == 0
+    await until_status(gateway, "wrong", 200)
+    assert not (gateway.directory / "run" / "doors" / "chat.keys").exists()
+    assert (await gateway.status())["bridge"]["pid"] == pid
 
 
 async def test_nobody_waits_without_a_key(make_gateway: MakeGateway, engine: StartEngine) -> None:

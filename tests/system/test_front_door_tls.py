@@ -19,6 +19,7 @@ from cryptography.hazmat.primitives import hashes, serialization
 from cryptography.hazmat.primitives.asymmetric import ec
 from cryptography.x509.oid import NameOID
 
+from gateway_sidecar.doors.keys import add_key
 from tests.system.conftest import MakeGateway, StartEngine
 from tests.system.gateway import Gateway, Status
 
@@ -166,6 +167,31 @@ async def test_expiry_is_told_in_time(make_gateway: MakeGateway) -> None:
     assert gateway.events("frontend.certificate_expires")
 
 
+async def test_check_has_a_line_for_each_mistake(make_gateway: MakeGateway) -> None:
+    """In the files that the configuration names; and says what is well."""
+    gateway = make_gateway()
+    file = gateway.directory / "chat.keys"
+    add_key(file, "alice")
+    public(gateway, names=(NAME, "other.example.com"), auth={"keys_file": str(file)})
+    certificate(gateway.directory / "tls", NAME, stem="s0")
+    gateway.configure()
+    code, out, _ = await gateway.cli("check")
+    assert code == 0, out
+    assert f"ok    chat: 1 key in {file}" in out
+    assert re.search(r"ok    chat: .*s0\.pem expires in 90 days", out)
+    assert re.search(r"warn  chat: .*s0\.pem is not for other\.example\.com; browsers will refuse it", out)
+    file.write_text("alice\nbob:123\n")
+    (gateway.directory / "tls" / "s0.pem").write_text("rubbish")
+    code, out, _ = await gateway.cli("check")
+    assert code == 1
+    failed = [line for line in out.splitlines() if line.startswith("FAIL")]
+    assert [line.partition("; ")[0] for line in failed] == [
+        f"FAIL  chat: {file}:1: is not NAME:SHA256",
+        f"FAIL  chat: {file}:2: is not NAME:SHA256",
+        f"FAIL  chat: {gateway.directory}/tls/s0.pem: holds no certificate in PEM",
+    ]
+
+
 async def test_the_daemon_may_be_dead(make_gateway: MakeGateway, engine: StartEngine) -> None:
     """New handshakes need nginx alone."""
     gateway = make_gateway()
@@ -175,6 +201,19 @@ async def test_the_daemon_may_be_dead(make_gateway: MakeGateway, engine: StartEn
     await gateway.until_states({"r1": "serving"})
     await gateway.kill()
     assert (await fetch(f"https://127.0.0.1:{port}/v1/models"))[0] == 200
+
+
+async def test_nothing_secret_is_left_behind(make_gateway: MakeGateway) -> None:
+    """`stop --all` takes certificate, key and hashes out of run_dir."""
+    gateway = make_gateway()
+    file = gateway.directory / "chat.keys"
+    add_key(file, "alice")
+    public(gateway, auth={"keys_file": str(file)})
+    await gateway.start()
+    doors = gateway.directory / "run" / "doors"
+    assert sorted(path.name for path in doors.iterdir()) == ["chat.keys", "chat.pem"]
+    assert (await gateway.cli("stop", "--all"))[0] == 0
+    assert list(doors.iterdir()) == []
 
 
 async def test_old_protocols_are_refused(make_gateway: MakeGateway) -> None:
