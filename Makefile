@@ -5,13 +5,15 @@ MLX_VENV ?= .venv-mlx
 PREFIX ?= /opt/gateway-sidecar
 ENGINE ?= simulated
 DEMO ?=
+MINUTES ?= 10
+SEED ?=
 ARGS ?=
 
 PY := $(VENV)/bin/python
 SETUP := VENV="$(VENV)" MLX_VENV="$(MLX_VENV)" PREFIX="$(PREFIX)" PYTHON="$(PYTHON)" scripts/setup.sh
 export MLX_PYTHON ?= $(abspath $(MLX_VENV)/bin/python)
 
-.PHONY: help run test check format bench proto mlx install dist clean
+.PHONY: help run test check format bench chaos soak proto mlx install dist clean
 
 help:
 	@sed -n 's/^## //p' Makefile
@@ -23,7 +25,7 @@ run:
 
 ## make test     all tests, with the real nginx and the real SMG; ARGS='-k drain' for some of them
 test:
-	@$(SETUP) dev nginx
+	@$(SETUP) dev nginx sshd
 	@$(PY) -m pytest $(ARGS)
 
 ## make check    lint, format and types
@@ -41,8 +43,18 @@ format:
 
 ## make bench    the figures in README.md
 bench:
-	@$(SETUP) dev nginx wrk
+	@$(SETUP) dev nginx wrk sshd
 	@$(PY) -m bench $(ARGS)
+
+## make chaos    random faults under load on the real thing; MINUTES=10, and SEED=n to play one again
+chaos:
+	@$(SETUP) dev nginx
+	@$(PY) -m tests.chaos --minutes $(MINUTES) $(if $(SEED),--seed $(SEED)) $(ARGS)
+
+## make soak     an hour's changes in MINUTES=10; nothing may grow
+soak:
+	@$(SETUP) dev nginx
+	@$(PY) -m tests.chaos.soak --minutes $(MINUTES) $(if $(SEED),--seed $(SEED)) $(ARGS)
 
 ## make mlx      a real MLX engine in .venv-mlx, for its contract test and for ENGINE=mlx
 mlx:

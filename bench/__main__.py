@@ -23,6 +23,8 @@ from bench import (
     router_kills_under_load,
     router_replacement,
     scale_events,
+    tunnel_cost,
+    tunnel_path,
     unlinked,
 )
 from bench.report import Row, Scale, as_json, table
@@ -43,6 +45,8 @@ FIGURES: Mapping[str, Callable[[Scale], Awaitable[list[Row]]]] = {
         router_kills_under_load,
         router_replacement,
         nginx_kill,
+        tunnel_cost,
+        tunnel_path,
     )
 }
 

@@ -9,14 +9,22 @@ import os
 import signal
 from collections.abc import Awaitable, Callable
 from functools import partial
+from ipaddress import ip_network
 from pathlib import Path
 
 from gateway_sidecar.admin.api import serve_admin
 from gateway_sidecar.admin.exposition import serve_metrics
 from gateway_sidecar.admin.hold import serve_hold
-from gateway_sidecar.bridges.nginx import BridgeSettings, Nginx, busy_ports
+from gateway_sidecar.bridges.addresses import ClaimRules, PeerAddresses
+from gateway_sidecar.bridges.keyed_nginx import KeyedNginx, keyed_left_running
+from gateway_sidecar.bridges.nginx import BridgeSettings, Nginx, busy_ports, find_nginx
+from gateway_sidecar.bridges.peer_nginx import PeerNginx, PeerPlaces, left_running
 from gateway_sidecar.config import PortRange, ServiceSettings, Settings, load_overrides
 from gateway_sidecar.control.daemon import Daemon
+from gateway_sidecar.control.follower import Source
+from gateway_sidecar.control.guard import keep_running
+from gateway_sidecar.control.key_keeper import KeyKeeper
+from gateway_sidecar.control.peer_keeper import PeerKeeper
 from gateway_sidecar.control.router_process import RouterProcess
 from gateway_sidecar.control.service import Service
 from gateway_sidecar.domain.leases import NoFreePort, PortLeases
@@ -24,18 +32,32 @@ from gateway_sidecar.engines.probe import EngineProbe
 from gateway_sidecar.errors import ConfigError, ProcessError, StateError
 from gateway_sidecar.routers.base import RouterPorts
 from gateway_sidecar.routers.smg import Smg
-from gateway_sidecar.sources.socket_pattern import SocketPattern
+from gateway_sidecar.sources.build import source_of
 from gateway_sidecar.supervision.logfile import ChildLog
+from gateway_sidecar.supervision.privileges import CAP_NET_ADMIN, keep_to_ourselves
 from gateway_sidecar.telemetry.metrics import Metrics
+from gateway_sidecar.tunnels.fleet import TunnelFleet
 
 
 class RealAdapters:
     """Services built of SMG, nginx, socket patterns and the real probe (an `Adapters`)."""
 
-    def __init__(self, settings: Settings, nginx: Nginx, bridges: PortLeases, metrics: Metrics) -> None:
+    def __init__(
+        self,
+        settings: Settings,
+        nginx: Nginx,
+        bridges: PortLeases,
+        peers: PeerKeeper,
+        keys: KeyKeeper,
+        tunnels: TunnelFleet,
+        metrics: Metrics,
+    ) -> None:
         self._settings = settings
         self._nginx = nginx
         self._bridges = bridges
+        self._peers = peers
+        self._keys = keys
+        self._tunnels = tunnels
         self._metrics = metrics
         self._router_ports = RouterPortLeases(settings.router_ports)
         self._probe = EngineProbe()
@@ -53,12 +75,15 @@ class RealAdapters:
             probe=self._probe,
             links=self._nginx,
             leases=self._bridges,
+            peers=self._peers,
+            keys=self._keys,
             host=self._settings.bridges.host,
             make_router=self.router,
             choose_ports=self._router_ports.choose,
             metrics=self._metrics,
             rescan_interval_s=self._settings.rescan_interval_s,
             read_overrides=load_overrides,
+            path_of=self._tunnels.status,
             on_change=on_change,
             move_address=move_address,
         )
@@ -78,9 +103,9 @@ class RealAdapters:
             start_timeout_s=settings.router.start_timeout_s,
         )
 
-    def source(self, settings: ServiceSettings) -> SocketPattern:
+    def source(self, settings: ServiceSettings) -> Source:
         """Where the service's replicas are learnt from."""
-        return SocketPattern(str(settings.replicas.sockets))
+        return source_of(settings, self._tunnels.socket_of)
 
     def router_kind(self, settings: ServiceSettings) -> Smg:
         """The service's router as it is configured."""
@@ -139,8 +164,30 @@ def build_daemon(config_path: Path, settings: Settings) -> Daemon:
         )
     )
     bridges = PortLeases(range(settings.bridges.ports.first, settings.bridges.ports.last + 1))
-    adapters = RealAdapters(settings, nginx, bridges, metrics)
-    return Daemon(config_path, settings, nginx=nginx, leases=bridges, metrics=metrics, adapters=adapters)
+    log = ChildLog(settings.state_dir / "log" / "peers.log", spare=settings.run_dir / "log" / "peers.log")
+    find = partial(find_nginx, settings.bridges.nginx)
+    peers = _peer_keeper(settings, PeerPlaces(settings.run_dir / "peers", nginx.links, log, find), metrics)
+    keyed = PeerPlaces(settings.run_dir, nginx.links, log, find)
+    keys = KeyKeeper(partial(KeyedNginx, keyed), partial(keyed_left_running, keyed))
+    tunnels = TunnelFleet(settings.run_dir / "tunnels", lambda loop: keep_running("-", loop, metrics))
+    adapters = RealAdapters(settings, nginx, bridges, peers, keys, tunnels, metrics)
+    return Daemon(
+        config_path,
+        settings,
+        nginx=nginx,
+        leases=bridges,
+        peers=peers,
+        keys=keys,
+        tunnels=tunnels,
+        metrics=metrics,
+        adapters=adapters,
+    )
+
+
+def _peer_keeper(settings: Settings, places: PeerPlaces, metrics: Metrics) -> PeerKeeper:
+    networks = [ip_network(text) for text in settings.peers.networks]
+    claims = PeerAddresses(ClaimRules(settings.peers.interface, networks, settings.run_dir))
+    return PeerKeeper(claims, partial(PeerNginx, places), partial(left_running, places), places.log, metrics)
 
 
 def take_lock(run_dir: Path) -> int:
@@ -171,6 +218,7 @@ async def run_daemon(config_path: Path, settings: Settings) -> bool:
     reads the configuration again.
     """
     lock = take_lock(settings.run_dir)
+    keep_to_ourselves(CAP_NET_ADMIN)
     daemon = build_daemon(config_path, settings)
     loop = asyncio.get_running_loop()
     reloads: set[asyncio.Task[object]] = set()

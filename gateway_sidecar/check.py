@@ -7,19 +7,27 @@ import os
 import resource
 import stat
 from collections.abc import Iterator
+from contextlib import suppress
 from dataclasses import dataclass
 from enum import StrEnum
+from ipaddress import ip_address, ip_network
 from pathlib import Path
 
 from gateway_sidecar.admin.client import ask_daemon
+from gateway_sidecar.bridges.addresses import ClaimRules, PeerAddresses
 from gateway_sidecar.bridges.nginx import LUA_CURE, NginxProgram, busy_ports, find_nginx
 from gateway_sidecar.bridges.nginx_config import Capacity
 from gateway_sidecar.config import FrontendSettings, PortRange, ServiceSettings, Settings, advise, load_overrides
+from gateway_sidecar.domain.model import PeerAddress
 from gateway_sidecar.doors.certificate import read_certificate, today
 from gateway_sidecar.doors.keys import read_keys
 from gateway_sidecar.errors import AdminError, BridgeError, ConfigError, FrontDoorError, ProcessError
 from gateway_sidecar.routers.smg import find_smg, python_of, version_of
+from gateway_sidecar.sources.build import sources_of
+from gateway_sidecar.sources.listing import Sighting
 from gateway_sidecar.sources.socket_pattern import SocketPattern
+from gateway_sidecar.supervision.privileges import CAP_NET_ADMIN, has_capability
+from gateway_sidecar.tunnels.inspect import engine_troubles, file_troubles
 
 _EPHEMERAL = Path("/proc/sys/net/ipv4/ip_local_port_range")
 
@@ -59,8 +67,11 @@ async def check_machine(settings: Settings) -> list[Finding]:
     findings += _files(settings)
     findings += [_directory("state_dir", settings.state_dir), _directory("run_dir", settings.run_dir)]
     for service in settings.services:
-        findings += await asyncio.to_thread(_sockets, service)
+        if service.replicas.sockets is not None:
+            findings += await asyncio.to_thread(_sockets, service)
+        findings += await _described(service, settings.run_dir)
         findings += await asyncio.to_thread(lambda it: list(_front_door(it)), service)
+    findings += await asyncio.to_thread(_peers, settings)
     if running:
         findings.append(Finding(Level.OK, f"a daemon runs with run_dir {settings.run_dir}; its own ports are not busy"))
     return findings
@@ -198,6 +209,36 @@ def _directory(name: str, path: Path) -> Finding:
     return Finding(Level.OK, f"{name}: {path} is writable")
 
 
+def _peers(settings: Settings) -> list[Finding]:
+    """Whether the addresses that replicas advertise could be claimed; nothing where none does."""
+    advertised = sorted(set(_advertised(settings)), key=str)
+    if not advertised:
+        return []
+    networks = [ip_network(text) for text in settings.peers.networks]
+    addresses = PeerAddresses(ClaimRules(settings.peers.interface, networks, settings.run_dir))
+    findings = []
+    for peer in advertised:
+        try:
+            reason = addresses.look(ip_address(peer.host))
+        except BridgeError as error:
+            return [Finding(Level.FAIL, f"peers: {error}")]
+        level = Level.OK if reason is None else Level.FAIL
+        findings.append(Finding(level, f"peers: {reason or f'{peer} may be claimed on {settings.peers.interface}'}"))
+    if not has_capability(CAP_NET_ADMIN):
+        text = "peers: claiming addresses needs CAP_NET_ADMIN, which this user lacks; gateway-sidecar install --peers"
+        findings.append(Finding(Level.WARN, text))
+    return findings
+
+
+def _advertised(settings: Settings) -> Iterator[PeerAddress]:
+    for service in settings.services:
+        for sighting in SocketPattern(str(service.replicas.sockets)).look_now().present.values():
+            with suppress(ConfigError):  # It has been told of.
+                peer = load_overrides(sighting.notes[0]).peer if sighting.notes else None
+                if peer is not None and not peer.direct:
+                    yield peer
+
+
 def _sockets(service: ServiceSettings) -> list[Finding]:
     return list(_look_at_sockets(service))
 
@@ -211,16 +252,7 @@ def _look_at_sockets(service: ServiceSettings) -> Iterator[Finding]:
     for name, reason in listing.refused.items():
         yield Finding(Level.WARN, f"{service.name}: replica '{name}' is refused: {reason}")
     for sighting in listing.present.values():
-        try:
-            mode = stat.S_IMODE(sighting.socket.stat().st_mode)
-        except OSError:
-            continue  # It went while we looked.
-        if not os.access(sighting.socket, os.W_OK):
-            yield Finding(
-                Level.FAIL,
-                f"{service.name}: no permission to connect to {sighting.socket} (mode {mode:04o}); "
-                f"give uid {os.geteuid()} w on it and x on its directories",
-            )
+        yield from _access(service, sighting)
         if sighting.notes:
             try:
                 load_overrides(sighting.notes[0])
@@ -230,3 +262,36 @@ def _look_at_sockets(service: ServiceSettings) -> Iterator[Finding]:
         yield Finding(Level.WARN, f"{service.name}: {pattern.directory} does not exist yet; it is waited for")
     else:
         yield Finding(Level.OK, f"{service.name}: {len(listing.present)} sockets match {service.replicas.sockets}")
+
+
+def _access(service: ServiceSettings, sighting: Sighting) -> Iterator[Finding]:
+    try:
+        mode = stat.S_IMODE(sighting.socket.stat().st_mode)
+    except OSError:
+        return  # It went while we looked.
+    if not os.access(sighting.socket, os.W_OK):
+        yield Finding(
+            Level.FAIL,
+            f"{service.name}: no permission to connect to {sighting.socket} (mode {mode:04o}); "
+            f"give uid {os.geteuid()} w on it and x on its directories",
+        )
+
+
+async def _described(service: ServiceSettings, run_dir: Path) -> list[Finding]:
+    """The replicas that the settings or an inventory describe: their files, and what their tunnels need."""
+    findings = []
+    for name, source in sources_of(service, lambda tunnel: run_dir / "tunnels" / tunnel.owner).items():
+        if name == "sockets":
+            continue
+        listing = await source.look()
+        tunnels = [sighting.tunnel for sighting in listing.present.values() if sighting.tunnel is not None]
+        troubles = [trouble for trouble in (listing.blind, *listing.unseen.values()) if trouble]
+        troubles += [f"'{replica}' is refused: {reason}" for replica, reason in listing.refused.items()]
+        troubles += await asyncio.to_thread(lambda them: [*engine_troubles(them), *file_troubles(them)], tunnels)
+        findings += [Finding(Level.FAIL, f"{service.name}: {name}: {trouble}") for trouble in troubles]
+        for sighting in listing.present.values():
+            if sighting.tunnel is None:
+                findings += _access(service, sighting)
+        text = f"{service.name}: {name} lists {len(listing.present)} replicas, {len(tunnels)} behind SSH servers"
+        findings.append(Finding(Level.OK, text))
+    return findings

@@ -120,6 +120,10 @@ def _parser() -> argparse.ArgumentParser:
         command.set_defaults(command=_install if name == "install" else _uninstall)
         command.add_argument("--root", type=Path, default=Path("/"), metavar="DIR", help="another root directory")
         command.add_argument("--dry-run", action="store_true", help="only say what would be done")
+        if name == "install":
+            command.add_argument(
+                "--peers", action="store_true", help="let the daemon put replicas' own addresses on this machine"
+            )
     _add_key_commands(commands.add_parser("key", help="make, revoke and list the keys of frontend.auth.keys_file"))
     schema = commands.add_parser("schema", help="print the JSON Schema of the configuration, for editors")
     schema.set_defaults(command=_schema)
@@ -240,6 +244,8 @@ def _drain(arguments: argparse.Namespace) -> int:
     query = "" if arguments.timeout is None else f"?timeout_s={arguments.timeout:g}"
     target = f"{_replica_target(arguments)}/drain{query}"
     code, answer = ask_daemon(_admin_socket(arguments), "POST", target, timeout_s=None)
+    for line in answer.get("missed", ()):
+        print(f"without {arguments.replica} nobody answers for {line}", file=sys.stderr)
     if code == 200:
         print(f"{arguments.replica} is drained after {answer['took_s']:.1f} s: safe to stop")
         return 0
@@ -303,7 +309,7 @@ def _reload(arguments: argparse.Namespace) -> int:
 def _install(arguments: argparse.Namespace) -> int:
     from gateway_sidecar.install import install
 
-    return _print_steps(install(arguments.root, dry_run=arguments.dry_run))
+    return _print_steps(install(arguments.root, peers=arguments.peers, dry_run=arguments.dry_run))
 
 
 def _uninstall(arguments: argparse.Namespace) -> int:

@@ -6,7 +6,8 @@
     │   ├── RouterUnavailable   no answer, or an answer that makes no sense; says nothing about workers
     │   ├── RouterRefused       the router answered, and the answer is no
     │   └── WorkerExists        the router has a worker at that URL already
-    ├── BridgeError             nginx cannot be found, configured or started
+    ├── BridgeError             nginx cannot be found, configured or started, or an address cannot be claimed
+    │   └── AddressRefused      this machine needs that address itself
     ├── FrontDoorError          a key file or a certificate cannot be used: a line for each mistake
     ├── ProcessError            a child process cannot be started
     ├── StateError              a saved state file cannot be read or written
@@ -59,7 +60,11 @@ class WorkerExists(RouterError):
 
 
 class BridgeError(GatewaySidecarError):
-    """The bridge process (nginx) cannot be found, configured or started."""
+    """The bridge process (nginx) cannot be found, configured or started, or an address cannot be claimed."""
+
+
+class AddressRefused(BridgeError):
+    """A replica's address that this machine must not make its own; the text says why, and what to do."""
 
 
 class FrontDoorError(GatewaySidecarError):

@@ -4,14 +4,15 @@ from __future__ import annotations
 
 import asyncio
 import os
+from pathlib import Path
 
 from gateway_sidecar.config import ServiceSettings, Settings, load_overrides
 from gateway_sidecar.domain.model import Overrides, Ready
 from gateway_sidecar.domain.planning import Register, describe, worker_spec
 from gateway_sidecar.engines.probe import EngineProbe
 from gateway_sidecar.errors import ConfigError
+from gateway_sidecar.sources.build import source_of
 from gateway_sidecar.sources.listing import Sighting
-from gateway_sidecar.sources.socket_pattern import SocketPattern
 
 _AT_ONCE = 32
 
@@ -21,7 +22,7 @@ async def fresh_plan(settings: Settings) -> list[dict[str, str]]:
     actions = [_row("-", "-", f"start nginx with {len(settings.bridges.ports)} bridges on {settings.bridges.host}")]
     for service in settings.services:
         actions.append(_row(service.name, "-", f"start {service.router.type} and serve it at {service.listen}"))
-        actions += await _service_plan(service)
+        actions += await _service_plan(service, settings.peers.interface)
     return actions
 
 
@@ -29,24 +30,27 @@ def _row(service: str, replica: str, action: str) -> dict[str, str]:
     return {"service": service, "replica": replica, "action": action}
 
 
-async def _service_plan(service: ServiceSettings) -> list[dict[str, str]]:
-    listing = await SocketPattern(str(service.replicas.sockets)).look()
+async def _service_plan(service: ServiceSettings, interface: str) -> list[dict[str, str]]:
+    listing = await source_of(service, lambda tunnel: Path(f"/{tunnel.owner}")).look()
     if listing.blind:
         return [_row(service.name, "-", f"nothing for its replicas: {listing.blind}")]
+    unseen = [_row(service.name, "-", f"nothing for {source}: {why}") for source, why in listing.unseen.items()]
     slots = asyncio.Semaphore(_AT_ONCE)
 
     async def one(sighting: Sighting) -> str:
         async with slots:
-            return await _replica_plan(service, sighting)
+            return await _replica_plan(service, sighting, interface)
 
     found = await asyncio.gather(*(one(sighting) for sighting in listing.present.values()))
     rows = [_row(service.name, replica, action) for replica, action in zip(listing.present, found, strict=True)]
-    return rows + [_row(service.name, name, f"refuse: {reason}") for name, reason in listing.refused.items()]
+    return unseen + rows + [_row(service.name, name, f"refuse: {reason}") for name, reason in listing.refused.items()]
 
 
-async def _replica_plan(service: ServiceSettings, sighting: Sighting) -> str:
+async def _replica_plan(service: ServiceSettings, sighting: Sighting, interface: str) -> str:
+    if sighting.tunnel is not None:
+        return f"open an SSH tunnel to {sighting.tunnel} and bridge it, then ask the engine"
     try:
-        overrides = load_overrides(sighting.notes[0]) if sighting.notes else Overrides()
+        overrides = load_overrides(sighting.notes[0]) if sighting.notes else sighting.overrides or Overrides()
         pin = os.open(sighting.socket, os.O_PATH | os.O_CLOEXEC)
     except ConfigError as error:
         return f"wait for its notes to be mended: {error.problems[0]}"
@@ -59,5 +63,9 @@ async def _replica_plan(service: ServiceSettings, sighting: Sighting) -> str:
         os.close(pin)
     if isinstance(result, Ready):
         scheme = result.facts.connection_mode.value
-        return "bridge, then " + describe(Register(worker_spec(result.facts, f"{scheme}://<bridge>", overrides)))
+        peer = overrides.peer
+        step = describe(Register(worker_spec(result.facts, f"{scheme}://{peer or '<bridge>'}", overrides)))
+        if peer is None:
+            return f"bridge, then {step}"
+        return step if peer.direct else f"bridge at {peer} on {interface}, then {step}"
     return f"bridge, then wait: {type(result).__name__.lower()}: {result.reason}"

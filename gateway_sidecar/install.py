@@ -17,9 +17,12 @@ from enum import StrEnum
 from importlib.resources import files
 from pathlib import Path
 
-from gateway_sidecar.errors import InstallError
+from gateway_sidecar.bridges.addresses import ClaimRules, PeerAddresses
+from gateway_sidecar.config import load_config
+from gateway_sidecar.errors import BridgeError, ConfigError, InstallError
 
 UNIT = Path("etc/systemd/system/gateway-sidecar.service")
+PEERS = Path("etc/systemd/system/gateway-sidecar.service.d/peers.conf")
 SYSUSERS = Path("etc/sysusers.d/gateway-sidecar.conf")
 TMPFILES = Path("etc/tmpfiles.d/gateway-sidecar.conf")
 CONFIG = Path("etc/gateway-sidecar/gateway-sidecar.yaml")
@@ -67,17 +70,21 @@ def install(
     root: Path = Path("/"),
     *,
     command: Sequence[str] | None = None,
+    peers: bool = False,
     dry_run: bool = False,
     run: Run | None = None,
 ) -> Iterator[Step]:
     """Put everything in place below `root`; with `dry_run` only say what would be done.
 
-    `command` starts this program (default: the one that belongs to this Python). `run` starts the system's own
-    tools; by default they are started only for the running system, as they act on no other. Raises InstallError.
+    `peers` adds the privilege that replicas with `advertise` need. `command` starts this program (default: the one
+    that belongs to this Python). `run` starts the system's own tools; by default they are started only for the running
+    system, as they act on no other. Raises InstallError.
     """
     command = list(command or own_command())
     place = _Place(root, dry_run, run or (_run if root == Path("/") else None))
     yield place.write(UNIT, unit_text(command), 0o644)
+    if peers:
+        yield place.write(PEERS, _shipped("systemd/peers.conf"), 0o644)
     yield place.write(SYSUSERS, _shipped("systemd/gateway-sidecar.sysusers"), 0o644)
     yield place.write(TMPFILES, _shipped("systemd/gateway-sidecar.tmpfiles"), 0o644)
     yield place.directory(CONFIG.parent)
@@ -106,12 +113,33 @@ def uninstall(root: Path = Path("/"), *, dry_run: bool = False, run: Run | None 
             nothing_left = step.did is Did.FAILED and "not loaded" in step.why
             yield Step(Did.UNCHANGED, step.what, "nothing is left running") if nothing_left else step
         yield from place.systemctl("disable", _SERVICE)
+    if root == Path("/"):
+        yield from _give_addresses_back(root / CONFIG, dry_run=dry_run)
     for path in (UNIT, SYSUSERS, TMPFILES):
         yield place.remove(path)
+    if (root / PEERS).exists():
+        yield place.remove(PEERS)
     yield from place.systemctl("daemon-reload")
     for kept in (CONFIG, Path("var/lib/gateway-sidecar")):
         if (root / kept).exists():
             yield Step(Did.KEPT, f"/{kept}", "remove it by hand if it is not wanted again")
+
+
+def _give_addresses_back(config: Path, *, dry_run: bool) -> Iterator[Step]:
+    """The addresses of replicas that the daemon made this machine's own."""
+    try:
+        settings = load_config(config)
+        addresses = PeerAddresses(ClaimRules(settings.peers.interface, (), settings.run_dir))
+        held = addresses.held()
+        what = f"{', '.join(sorted(map(str, held)))} on {settings.peers.interface}"
+        if held and not dry_run:
+            addresses.keep_only(frozenset())
+        if held:
+            yield Step(Did.REMOVED, what, "dry run: not done" if dry_run else "")
+    except ConfigError:
+        return  # Without the file there is no telling which interface it was; no daemon ran with it either.
+    except BridgeError as error:
+        yield Step(Did.NOTE, "addresses of replicas were left alone", str(error))
 
 
 def own_command() -> list[str]:

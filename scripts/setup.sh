@@ -4,6 +4,7 @@
 #   dev     the package and its tools, in the virtual environment VENV
 #   nginx   nginx, its stream module, and the Lua module that front doors with keys need
 #   wrk     the load generator of the bridge's benchmark
+#   sshd    the OpenSSH client and server, for the tests of SSH tunnels; no service is started
 #   mlx     a real MLX engine, in the virtual environment MLX_VENV
 #   app     the package and SMG as an operator wants them, in the virtual environment PREFIX
 #
@@ -19,6 +20,7 @@ python=
 as_root=
 packages=
 had_nginx=yes
+had_sshd=yes
 policy=/usr/sbin/policy-rc.d
 own_policy=
 
@@ -126,6 +128,9 @@ install_packages() {
     # shellcheck disable=SC2086
     apt install -y --no-install-recommends $packages || fail "apt-get cannot install$packages"
     restore_policy
+    if [ "$had_sshd" = no ] && command -v systemctl >/dev/null; then
+        $as_root systemctl disable --quiet ssh || say "the service ssh is enabled, and is not needed here"
+    fi
     if [ "$had_nginx" = no ] && command -v systemctl >/dev/null; then
         # The daemon runs an nginx of its own; the distribution's would only take port 80 at the next boot.
         $as_root systemctl disable --quiet nginx || say "the service nginx is enabled, and is not needed here"
@@ -142,6 +147,13 @@ if wants nginx; then
     else
         has_stream || packages="$packages libnginx-mod-stream"
         has_lua || packages="$packages libnginx-mod-http-lua"
+    fi
+fi
+if wants sshd; then
+    command -v ssh >/dev/null || packages="$packages openssh-client"
+    if [ ! -x /usr/sbin/sshd ]; then
+        had_sshd=no
+        packages="$packages openssh-server"
     fi
 fi
 if wants wrk && ! command -v wrk >/dev/null; then packages="$packages wrk"; fi

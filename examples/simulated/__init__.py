@@ -14,11 +14,12 @@ hanging and lying (`Behaviour`); streams at a chosen pace. Every inference answe
 name, so a test can tell which replica spoke. The tokenizer is a real one, so a chat through a real router
 really is encoded and decoded.
 
-Not simulated: a model. There is no KV cache and none is transferred; prefill and decode only exchange and
-record the parameters that a router passes between them. Stop strings, sampling, tools, log-probabilities,
-embeddings, several choices, KV events and LoRA are left out; an answer is always exactly as long as it may
-be. SGLang's real `/server_info` has some 550 keys, here are those that anybody reads. TensorRT-LLM,
-TokenSpeed and Dynamo answer after their sources, not after observation.
+Not simulated: a model. There is no KV cache and none is transferred; prefill and decode exchange and record
+the parameters that a router passes between them, and SGLang's meet over TCP where they are told to
+(`bootstrap.py`). Stop strings, sampling, tools, log-probabilities, embeddings, several choices, KV events
+and LoRA are left out; an answer is always exactly as long as it may be. SGLang's real `/server_info` has
+some 550 keys, here are those that anybody reads. TensorRT-LLM, TokenSpeed and Dynamo answer after their
+sources, not after observation.
 """
 
 from __future__ import annotations

@@ -9,6 +9,7 @@ from dataclasses import replace
 from enum import Enum, auto
 from typing import Any
 
+from examples.simulated.bootstrap import Bootstrap, Rendezvous, TransferError
 from examples.simulated.ledger import Ledger
 from examples.simulated.options import Behaviour, EngineSpec, checked_changes
 
@@ -26,7 +27,7 @@ class Health(Enum):
 
 
 class InferenceError(Exception):
-    """The engine cannot answer this request: not healthy, or `fail_rate` says so."""
+    """The engine cannot answer this request: not healthy, `fail_rate` says so, or its peer was not met."""
 
 
 class EngineCore:
@@ -36,6 +37,7 @@ class EngineCore:
         self.spec = spec
         self.behaviour = behaviour
         self.ledger = Ledger()
+        self.bootstrap = Bootstrap(spec, self.ledger)
         self.stopping = False
         self.started_at = time.monotonic()
         self._loaded_at = 0.0
@@ -101,6 +103,17 @@ class EngineCore:
         if self._failures_due >= 1:
             self._failures_due -= 1
             raise InferenceError(f"{self.spec.name} fails this request, as told")
+
+    async def meet(self, where: Rendezvous | None) -> None:
+        """Wait for the other half of a disaggregated pair.
+
+        Raises:
+            InferenceError: it was not met in time.
+        """
+        try:
+            await self.bootstrap.meet(where)
+        except TransferError as failure:
+            raise InferenceError(str(failure)) from failure
 
     def kv_handover(self, params: Mapping[str, Any], request_id: str) -> dict[str, Any] | None:
         """vLLM's NIXL: where the KV blocks are, if a prefill is told to leave decoding to another engine."""

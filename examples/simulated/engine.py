@@ -50,6 +50,7 @@ class SimulatedEngine:
         Raises:
             OSError: the socket cannot be bound.
         """
+        await self._core.bootstrap.start()
         self._door = Door(self._core, self._front.connection)
         await self._front.start()
         if self.behaviour.listen_delay_s:
@@ -120,6 +121,7 @@ class SimulatedEngine:
     async def _end(self) -> None:
         """Close what is open, and see the last requests counted."""
         await self._front.stop()
+        await self._core.bootstrap.stop()
         with suppress(TimeoutError):
             await self.until(_idle, within_s=LAST_REQUESTS_S)
 

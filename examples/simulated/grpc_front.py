@@ -103,7 +103,8 @@ class _Doorkeeper(grpc.aio.ServerInterceptor):  # type: ignore[misc]  # grpcio h
         self._core.ledger.called(method.removeprefix("/"))
         await self._core.pause()
         shown = dict(details.invocation_metadata).get("authorization")
-        if method.startswith(UNGUARDED) or self._core.admits(shown):
+        open_to_all = method.startswith(UNGUARDED) and not self._core.behaviour.guard_all
+        if open_to_all or self._core.admits(shown):
             return await continuation(details)
         return grpc.unary_unary_rpc_method_handler(_refuse)
 

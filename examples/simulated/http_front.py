@@ -9,6 +9,7 @@ import logging
 from aiohttp import web
 from aiohttp.http_exceptions import HttpProcessingError
 
+from examples.simulated.bootstrap import Rendezvous
 from examples.simulated.completions import NATIVE_PATHS, OPENAI_PATHS, respond
 from examples.simulated.core import EngineCore, InferenceError
 from examples.simulated.http_lies import TELLERS
@@ -69,11 +70,14 @@ class HttpFront:
         tell = TELLERS.get(self._core.behaviour.lie)
         if tell is not None:
             return await tell(request, _encode(self._page(request).body))
-        if self._site.guards(request.path) and not self._core.admits(request.headers.get("Authorization")):
+        if self._guards(request.path) and not self._core.admits(request.headers.get("Authorization")):
             return self._send(Page({"error": "Unauthorized"}, 401))
         if request.method == "POST" and request.path in self._answers:
             return await self._infer(request)
         return self._send(self._page(request))
+
+    def _guards(self, path: str) -> bool:
+        return self._core.behaviour.guard_all or self._site.guards(path)
 
     def _page(self, request: web.BaseRequest) -> Page:
         if request.method not in ("GET", "HEAD"):
@@ -92,6 +96,7 @@ class HttpFront:
         try:
             with self._core.ledger.inference(RecordedRequest(request.path, ask)):
                 self._core.begin_inference()
+                await self._core.meet(Rendezvous.of_json(ask))
                 return await respond(answer, request, self._signature)
         except InferenceError as failure:
             return self._send(Page({"error": {"message": str(failure), "code": 500}}, 500))

@@ -46,7 +46,9 @@ class Ledger:
         aborted: Its connection went, it was cancelled, or an Abort RPC named it.
         failed: Refused by the engine: loading, dead, or `fail_rate`.
         in_flight: Begun and not yet ended.
+        transfers: Meetings of a prefill and a decode engine, by the address of the other one.
         requests: The last inference requests, newest last.
+        on_inference: Told of each inference request when it begins ("begun") and ends (as what it ended).
     """
 
     connections: int = 0
@@ -55,8 +57,10 @@ class Ledger:
     aborted: int = 0
     failed: int = 0
     in_flight: int = 0
+    transfers: Counter[str] = field(default_factory=Counter)
     calls: Counter[str] = field(default_factory=Counter)
     requests: deque[RecordedRequest] = field(default_factory=lambda: deque(maxlen=REQUESTS_KEPT))
+    on_inference: Callable[[RecordedRequest, str], None] | None = None
     _changed: asyncio.Event = field(default_factory=asyncio.Event, repr=False)
 
     def connected(self) -> None:
@@ -67,13 +71,17 @@ class Ledger:
         self.calls[call] += 1
         self._tell()
 
+    def transferred(self, peer: str) -> None:
+        self.transfers[peer] += 1
+        self._tell()
+
     @contextmanager
     def inference(self, request: RecordedRequest) -> Iterator[None]:
         """Count one inference request from its first to its last byte."""
         self.received += 1
         self.in_flight += 1
         self.requests.append(request)
-        self._tell()
+        self._tell(request, "begun")
         outcome = "failed"
         try:
             yield
@@ -84,7 +92,7 @@ class Ledger:
         finally:
             self.in_flight -= 1
             setattr(self, outcome, getattr(self, outcome) + 1)
-            self._tell()
+            self._tell(request, outcome)
 
     async def until(self, condition: Callable[[Ledger], bool], *, within_s: float = 5.0) -> None:
         """Wait until the counters are as wanted.
@@ -105,9 +113,12 @@ class Ledger:
             "aborted": self.aborted,
             "failed": self.failed,
             "in_flight": self.in_flight,
+            "transfers": dict(self.transfers),
             "calls": dict(self.calls),
         }
 
-    def _tell(self) -> None:
+    def _tell(self, request: RecordedRequest | None = None, what: str = "") -> None:
+        if request is not None and self.on_inference is not None:
+            self.on_inference(request, what)
         self._changed.set()
         self._changed = asyncio.Event()

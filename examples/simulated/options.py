@@ -38,6 +38,11 @@ class EngineKind(StrEnum):
         return self.value.endswith("-grpc")
 
     @property
+    def meets_peers(self) -> bool:
+        """Whether a decode engine of this kind goes to its prefill engine itself (`bootstrap.py`)."""
+        return self.value.startswith(("sglang-", "tokenspeed-"))
+
+    @property
     def is_vllm(self) -> bool:
         return self.value.startswith("vllm-")
 
@@ -95,10 +100,13 @@ KV_ROLES = {Role.REGULAR: "", Role.PREFILL: "kv_producer", Role.DECODE: "kv_cons
 class EngineSpec:
     """What an engine is. Everything but `kind` and `socket` has a default; `name` is the socket's stem.
 
-    `kv_connector`, `kv_role` and `kv_engine_id` are vLLM's: a prefill or decode vLLM is given NixlConnector,
-    the role's `kv_role` and an engine id of its own where they are not set. `bootstrap_port` is SGLang's, who
-    names one even when it is not disaggregated. `leave_socket` says that a stopped engine leaves its socket
-    file behind, as vLLM over HTTP does. `dev_mode` makes vLLM over HTTP answer `/server_info`.
+    `kv_connector`, `kv_role` and `kv_engine_id` are vLLM's: a prefill or decode vLLM is given
+    NixlConnector, the role's `kv_role` and an engine id of its own where they are not set. `bootstrap_port`
+    is SGLang's, who names one even when it is not disaggregated. With a `transfer_timeout_s` a
+    disaggregated SGLang really meets its peer (`bootstrap.py`): a prefill engine listens on
+    `bootstrap_listen`, a decode engine connects to where its requests say, and a request whose engines do
+    not meet in that time fails. `leave_socket` says that a stopped engine leaves its socket file behind, as
+    vLLM over HTTP does. `dev_mode` makes vLLM over HTTP answer `/server_info`.
     """
 
     __pydantic_config__ = ConfigDict(extra="forbid")
@@ -110,6 +118,8 @@ class EngineSpec:
     role: Role = Role.REGULAR
     version: str = ""
     bootstrap_port: Port = 8998
+    bootstrap_listen: str = "127.0.0.1"
+    transfer_timeout_s: Seconds = 0.0
     kv_connector: str = ""
     kv_role: str = ""
     kv_engine_id: str = ""
@@ -150,6 +160,7 @@ class Behaviour:
         require_key: A key to be shown as `Authorization: Bearer KEY` (gRPC: `authorization` metadata). Asked
             for where the real engine asks; gRPC engines have none, there it guards all but health and
             reflection.
+        guard_all: The key is asked for everywhere, health and reflection too, as by a proxy before the engine.
         fail_rate: The share of inference requests that fail; 0.25 fails every fourth.
         token_interval_s: The time before each token.
         grace_s: How long a graceful stop waits for requests in flight.
@@ -165,6 +176,7 @@ class Behaviour:
     dead_core: bool = False
     lie: Lie | None = None
     require_key: str | None = None
+    guard_all: bool = False
     fail_rate: Share = 0.0
     token_interval_s: Seconds = 0.0
     grace_s: Seconds = 5.0

@@ -10,6 +10,7 @@ import time
 from pathlib import Path
 
 from aiohttp import web
+from aiohttp.typedefs import Handler
 
 from gateway_sidecar.admin import view
 from gateway_sidecar.control.daemon import DEFAULT_STOP_S, Daemon
@@ -22,7 +23,7 @@ _LONGEST_DRAIN_S = 86400.0
 
 async def serve_admin(daemon: Daemon, path: Path) -> web.AppRunner:
     """Listens on `path` (mode 0660); the caller cleans the runner up."""
-    app = web.Application()
+    app = web.Application(middlewares=[_once_it_knows])
     app[_DAEMON] = daemon
     app.router.add_get("/v1/status", _status)
     app.router.add_get("/v1/plan", _plan)
@@ -37,6 +38,13 @@ async def serve_admin(daemon: Daemon, path: Path) -> web.AppRunner:
     await web.UnixSite(runner, str(path)).start()
     path.chmod(0o660)
     return runner
+
+
+@web.middleware
+async def _once_it_knows(request: web.Request, handler: Handler) -> web.StreamResponse:
+    """A daemon that has just begun answers when it has taken up what an earlier one left: before, all looks empty."""
+    await request.app[_DAEMON].taken_up.wait()
+    return await handler(request)
 
 
 def _problem(status: int, message: str) -> web.Response:
@@ -94,7 +102,12 @@ async def _drain(request: web.Request) -> web.Response:
     except KeyError:
         return _unknown_replica(request)
     return web.json_response(
-        {"drained": report.drained, "in_flight": report.in_flight, "took_s": round(report.took_s, 3)},
+        {
+            "drained": report.drained,
+            "in_flight": report.in_flight,
+            "took_s": round(report.took_s, 3),
+            "missed": list(report.missed),
+        },
         status=200 if report.drained else 504,
     )
 

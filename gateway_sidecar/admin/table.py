@@ -30,12 +30,14 @@ def _service(service: dict[str, Any]) -> str:
         lines.append(f"  router: {router['reason']}")
     if service["missing"] not in (None, "router"):
         lines.append(f"  {service['reason']}; {service['waiting']} requests wait")
+    elif service["missing"] is None:
+        lines += [f"  UNANSWERED: model {model}: {why}" for model, why in service["unanswered"].items()]
     if service["source"]["blind"]:
         lines.append(f"  SOURCE: {service['source']['blind']}; every replica stays as it was")
     lines += [f"  refused: {name}: {reason}" for name, reason in service["source"]["refused"].items()]
     rows = [_row(replica) for replica in service["replicas"]]
     if not rows:
-        lines.append(f"  no replicas at {service['sockets']}")
+        lines.append(f"  no replicas at {service['sockets']}" if service["sockets"] else "  no replicas")
         return "\n".join(lines)
     lines += [f"  {line}" for line in _table([_COLUMNS, *rows])]
     return "\n".join(lines)
@@ -50,7 +52,7 @@ def _row(replica: dict[str, Any]) -> tuple[str, ...]:
         engine or "-",
         replica["worker_type"] or "-",
         replica["model"] or "-",
-        replica["bridge"] or "-",
+        replica["advertise"] or replica["bridge"] or "-",
         replica["reason"] or "",
     )
 

@@ -9,6 +9,8 @@ from gateway_sidecar.config import Endpoint
 from gateway_sidecar.control.daemon import Daemon
 from gateway_sidecar.control.service import Service
 from gateway_sidecar.control.tenure import Tenure
+from gateway_sidecar.control.watcher import far_end_of
+from gateway_sidecar.sources.listing import Listing
 
 
 def status(daemon: Daemon) -> dict[str, Any]:
@@ -24,11 +26,14 @@ def status(daemon: Daemon) -> dict[str, Any]:
             "quarantined": len(daemon.leases.quarantined),
             "reloads": daemon.keeper.nginx.reloads,
         },
-        "problems": [
-            f"{what}: {reason}" for what, reason in sorted({**daemon.problems, **daemon.doors.problems}.items())
-        ],
+        "problems": [f"{what}: {reason}" for what, reason in sorted(_problems(daemon).items())],
         "ready": daemon.ready,
     }
+
+
+def _problems(daemon: Daemon) -> dict[str, str]:
+    peers = {"peers": daemon.peers.problem} if daemon.peers.problem else {}
+    return {**daemon.problems, **daemon.doors.problems, **peers}
 
 
 def _service(name: str, service: Service) -> dict[str, Any]:
@@ -38,8 +43,8 @@ def _service(name: str, service: Service) -> dict[str, Any]:
         "name": name,
         "listen": str(service.settings.listen),
         "public": [str(address) for address in service.settings.frontend.listen],
-        "sockets": str(service.settings.replicas.sockets),
-        "source": {"blind": listing.blind if listing else None, "refused": dict(listing.refused) if listing else {}},
+        "sockets": str(service.settings.replicas.sockets) if service.settings.replicas.sockets else None,
+        "source": _source(listing),
         "router": {
             "type": router.kind.name,
             "state": router.state.value,
@@ -52,8 +57,24 @@ def _service(name: str, service: Service) -> dict[str, Any]:
         "waiting": service.room.waiting,
         "missing": service.room.missing.value if service.room.missing else None,
         "reason": service.room.describe(),
+        "unanswered": dict(service.roles.lacking),
         "replicas": [_replica(service, t) for t in sorted(service.tenures.values(), key=lambda t: (t.replica, -t.key))],
     }
+
+
+def _source(listing: Listing | None) -> dict[str, Any]:
+    if listing is None:
+        return {"blind": None, "refused": {}}
+    unseen = "; ".join(f"{source}: {why}" for source, why in listing.unseen.items())
+    return {"blind": listing.blind or unseen or None, "refused": dict(listing.refused)}
+
+
+def _tunnel(service: Service, tenure: Tenure) -> dict[str, Any] | None:
+    tunnel = tenure.sighting.tunnel
+    if tunnel is None:
+        return None
+    path = far_end_of(service.path_of(tunnel), tunnel, tenure.result)
+    return {"to": str(tunnel), "state": path.state.value, "reason": path.reason or None}
 
 
 def _replica(service: Service, tenure: Tenure) -> dict[str, Any]:
@@ -66,12 +87,16 @@ def _replica(service: Service, tenure: Tenure) -> dict[str, Any]:
         "state_age_s": round(time.monotonic() - tenure.state_since, 3),
         "socket": str(tenure.sighting.socket),
         "bridge": str(Endpoint(tenure.host, tenure.port)) if tenure.port is not None else None,
+        "advertise": str(tenure.peer) if tenure.peer else None,
+        "direct": tenure.peer.direct if tenure.peer else False,
         "worker_id": worker.worker_id if worker else None,
         "worker_type": kind.value if kind else None,
         "connection_mode": facts.connection_mode.value if facts else None,
         "runtime_type": facts.runtime_type.value if facts else None,
         "model": (worker.model_id if worker else None) or (facts.model if facts else None),
         "reason": tenure.reason or None,
+        "source": tenure.sighting.source,
+        "tunnel": _tunnel(service, tenure),
     }
 
 

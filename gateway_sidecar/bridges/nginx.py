@@ -36,6 +36,9 @@ STREAM_MODULES = (
     Path("/usr/lib64/nginx/modules/ngx_stream_module.so"),
     Path("/usr/share/nginx/modules/ngx_stream_module.so"),
 )
+KEYED, ENGINE_LINK = "keyed", "engine.sock"
+"""Where the nginx that show API keys run, below `run_dir`, and the link in each one's directory."""
+
 _LONGEST_SOCKET_PATH = 107
 _PATIENCE_S = 2.0
 _ROOM_BYTES = 256 * 1024
@@ -183,7 +186,7 @@ class Nginx:
         found = {}
         for link in self.links.glob("*.sock"):
             if link.stem.isdigit() and link.is_symlink():
-                found[int(link.stem)] = link.readlink()
+                found[int(link.stem)] = engine_behind(link.readlink())
         return found
 
     def linked_at(self, port: int) -> int:
@@ -295,7 +298,7 @@ class Nginx:
             capacity=capacity,
             services=sorted(services, key=lambda s: s.service),
             stream_module=self._program.stream_module,
-            user=_own_user() if os.geteuid() == 0 else None,
+            user=own_user() if os.geteuid() == 0 else None,
             doors=self.doors,
             lua_modules=lua_modules,
         )
@@ -359,6 +362,16 @@ class Nginx:
             await asyncio.sleep(0.005)
 
 
+def engine_behind(target: Path) -> Path:
+    """The engine's own socket, where a link leads to it by way of the nginx that shows its key."""
+    if target.parent.parent.name != KEYED:
+        return target
+    try:
+        return target.with_name(ENGINE_LINK).readlink()
+    except OSError:
+        return target
+
+
 async def _until_free(addresses: Sequence[tuple[str, int]]) -> None:
     """Returns when nginx has let go of the addresses that it does not serve any more, or after 2 s."""
     deadline = time.monotonic() + 2
@@ -416,5 +429,6 @@ async def _run(*argv: str) -> tuple[int, str]:
     return process.returncode or 0, output.decode("utf-8", "replace")
 
 
-def _own_user() -> str:
+def own_user() -> str:
+    """The user and group that we are, as nginx's `user` directive takes them."""
     return f"{pwd.getpwuid(os.geteuid()).pw_name} {grp.getgrgid(os.getegid()).gr_name}"

@@ -21,6 +21,8 @@ BODIES = "client_body"
 _ORDERS = "X-Accel-Redirect X-Accel-Limit-Rate X-Accel-Buffering X-Accel-Charset X-Accel-Expires"
 """Headers of an answer by which nginx would let a router, or an engine behind it, lead a request elsewhere."""
 
+_PEER_CONNECTIONS = 4096  # two for each request
+_TEMPS = (BODIES, "proxy", "fastcgi", "uwsgi", "scgi")
 _SPARE = 64  # files that nginx opens for itself
 _CLOSED = 598  # our own status, inside nginx only: the service's gate is closed
 _UNAVAILABLE = (
@@ -145,10 +147,7 @@ stream {{
 """
 
     def _http(self) -> str:
-        temp = "\n".join(
-            f"    {kind}_temp_path {_quoted(self.temp / kind)};"
-            for kind in (BODIES, "proxy", "fastcgi", "uwsgi", "scgi")
-        )
+        temp = "\n".join(f"    {kind}_temp_path {_quoted(self.temp / kind)};" for kind in _TEMPS)
         doors = {service.service: FrontDoor(service.service, service.frontend, self.doors) for service in self.services}
         servers = "".join(self._server(service, doors[service.service]) for service in self.services)
         lua = ""
@@ -254,6 +253,90 @@ http {{
             return 503 '{_UNAVAILABLE.replace("SERVICE", service.service)}';
         }}
 {door.locations()}    }}
+"""
+
+
+def peer_config(host: str, port: int, link: Path, directory: Path, stream_module: Path | None) -> str:
+    """The whole configuration of the nginx that serves one address of a replica, to this machine and nobody else.
+
+    A connection from this machine to an address of its own comes from that very address; whoever else can send
+    packets here does not have it.
+    """
+    load = f"load_module {_quoted(stream_module)};\n" if stream_module is not None else ""
+    return f"""\
+# Written by gateway-sidecar. Changes made here are lost.
+daemon off;
+master_process off;
+pid {_quoted(directory / "nginx.pid")};
+error_log stderr warn;
+{load}events {{ worker_connections {_PEER_CONNECTIONS}; multi_accept on; }}
+stream {{
+    server {{
+        listen {_bracketed(host)}:{port} backlog=1024 so_keepalive=60s:10s:6;
+        allow {host};
+        deny all;
+        tcp_nodelay on;
+        proxy_connect_timeout 2s;
+        proxy_timeout 24h;
+        proxy_pass unix:{link};
+    }}
+}}
+"""
+
+
+def keyed_config(directory: Path, key: str, *, grpc: bool, user: str | None) -> str:
+    """The whole configuration of the nginx that shows one engine its API key, with every request.
+
+    It has a master: without one nginx cannot be told of another key (it loses count of its connections).
+
+    It listens on `in.sock` in its directory and passes on to `engine.sock` there, a link to the engine's own socket.
+    """
+    literal = key.replace("\\", "\\\\").replace('"', '\\"')
+    temp = "\n".join(f"    {kind}_temp_path {_quoted(directory / 'temp')};" for kind in _TEMPS)
+    if grpc:
+        passes = f"""\
+            grpc_pass grpc://unix:{directory}/engine.sock;
+            grpc_set_header Authorization $gateway_key;
+            grpc_read_timeout 24h;
+            grpc_send_timeout 24h;"""
+    else:
+        passes = f"""\
+            proxy_pass http://unix:{directory}/engine.sock:;
+            proxy_http_version 1.1;
+            proxy_set_header Authorization $gateway_key;
+            proxy_set_header Host $http_host;
+            proxy_set_header Upgrade $http_upgrade;
+            proxy_set_header Connection $gateway_connection;
+            proxy_buffering off;
+            proxy_request_buffering off;
+            proxy_read_timeout 24h;
+            proxy_send_timeout 24h;"""
+    return f"""\
+# Written by gateway-sidecar. Changes made here are lost.
+daemon off;
+worker_processes 1;
+{f"user {user};" if user else ""}
+pid {_quoted(directory / "nginx.pid")};
+error_log stderr warn;
+events {{ worker_connections {_PEER_CONNECTIONS}; multi_accept on; }}
+http {{
+    access_log off;
+    server_tokens off;
+{temp}
+    map $http_upgrade $gateway_connection {{ default upgrade; '' ''; }}
+    geo $gateway_key {{ default "Bearer {literal}"; }}  # not a map, which would read a $ in it
+    server {{
+        listen unix:{directory}/in.sock{" http2" if grpc else ""};
+        client_max_body_size 0;
+        client_body_timeout 24h;
+        send_timeout 24h;
+        keepalive_timeout 75s;
+        keepalive_requests 1000000;
+        location / {{
+{passes}
+        }}
+    }}
+}}
 """
 
 

@@ -8,6 +8,7 @@ from gateway_sidecar.config.frontend import (
     LimitSettings,
     TlsSettings,
 )
+from gateway_sidecar.config.inventory import Described, read_inventory
 from gateway_sidecar.config.load import line_of, load_config, parse_config, run_dir_of
 from gateway_sidecar.config.models import (
     BridgeSettings,
@@ -16,6 +17,7 @@ from gateway_sidecar.config.models import (
     HoldSettings,
     LogSettings,
     MetricsSettings,
+    PeersSettings,
     ProbeSettings,
     RefusedSettings,
     ReplicaSettings,
@@ -25,12 +27,14 @@ from gateway_sidecar.config.models import (
 )
 from gateway_sidecar.config.overrides import load_overrides
 from gateway_sidecar.config.schema import config_schema
-from gateway_sidecar.config.values import Endpoint, PathPattern, PortRange
+from gateway_sidecar.config.tunnels import SshDefaults, tunnel_to
+from gateway_sidecar.config.values import Endpoint, PathPattern, PortRange, parse_endpoint
 
 __all__ = [
     "AuthSettings",
     "BridgeSettings",
     "CorsSettings",
+    "Described",
     "DrainSettings",
     "Endpoint",
     "FrontendSettings",
@@ -40,6 +44,7 @@ __all__ = [
     "LogSettings",
     "MetricsSettings",
     "PathPattern",
+    "PeersSettings",
     "PortRange",
     "ProbeSettings",
     "RefusedSettings",
@@ -47,6 +52,7 @@ __all__ = [
     "RouterSettings",
     "ServiceSettings",
     "Settings",
+    "SshDefaults",
     "TlsSettings",
     "advise",
     "config_schema",
@@ -54,5 +60,8 @@ __all__ = [
     "load_config",
     "load_overrides",
     "parse_config",
+    "parse_endpoint",
+    "read_inventory",
     "run_dir_of",
+    "tunnel_to",
 ]

@@ -16,12 +16,15 @@ from pydantic import (
     PlainValidator,
     WithJsonSchema,
     field_validator,
+    model_validator,
 )
 
 from gateway_sidecar.config.frontend import FrontendSettings
 from gateway_sidecar.config.part import Part
 from gateway_sidecar.config.smg_options import Policy, check_argument
+from gateway_sidecar.config.tunnels import PlainPathValue, SshDefaults, SshReplicas, tunnel_to
 from gateway_sidecar.config.values import (
+    INTERFACE_PATTERN,
     NAME_PATTERN,
     Endpoint,
     PathPattern,
@@ -30,7 +33,9 @@ from gateway_sidecar.config.values import (
     parse_command,
     parse_directory,
     parse_endpoint,
+    parse_interface,
     parse_name,
+    parse_network,
     parse_pattern,
     parse_ports,
     parse_run_dir,
@@ -84,6 +89,12 @@ BridgeHostValue = Annotated[
     ),
 ]
 CommandValue = Annotated[str, PlainValidator(parse_command), WithJsonSchema(_COMMAND)]
+InterfaceValue = Annotated[
+    str, PlainValidator(parse_interface), WithJsonSchema({"type": "string", "pattern": INTERFACE_PATTERN})
+]
+NetworkValue = Annotated[
+    str, PlainValidator(parse_network), WithJsonSchema({"type": "string", "pattern": r"^[0-9A-Fa-f.:]+(/[0-9]{1,3})?$"})
+]
 NameValue = Annotated[str, PlainValidator(parse_name), WithJsonSchema({"type": "string", "pattern": NAME_PATTERN})]
 
 
@@ -158,14 +169,65 @@ class BridgeSettings(Part):
         raise ValueError(f"{show(value)} is not a number of processes; use auto, or 1 to 256")
 
 
-class ReplicaSettings(Part):
-    """Where a service's replicas are found."""
+class PeersSettings(Part):
+    """Replicas that their peers must find under an address of their own: `advertise` in a `<replica>.yaml`."""
 
-    sockets: PatternValue = Field(
+    interface: InterfaceValue = Field(
+        default="gwsc0",
+        description="The interface that advertised addresses are put on. It belongs to this daemon alone: two daemons"
+        " on one machine need two names.",
+        examples=["gwsc0"],
+    )
+    networks: Annotated[tuple[NetworkValue, ...], Field(strict=False)] = Field(
+        default=("10.0.0.0/8", "100.64.0.0/10", "172.16.0.0/12", "192.168.0.0/16", "fc00::/7"),
+        description="Only addresses in these networks may be advertised and bridged: name the replicas' own. Whatever"
+        " this machine needs itself is refused all the same.",
+        examples=[["10.0.0.0/24"]],
+    )
+
+
+class ReplicaSettings(Part):
+    """Where a service's replicas are found: at least one of `sockets`, `ssh` and `inventory`.
+
+    A replica that two of them name is the one of the first, in this order.
+    """
+
+    sockets: PatternValue | None = Field(
+        default=None,
         description="Path of each replica's Unix socket. `{replica}` stands, once, for the replica's id, and"
         " may be a directory, a file name or a part of one.",
         examples=["/run/replicas/chat/{replica}.sock", "/run/replicas/{replica}/engine.sock"],
     )
+    ssh: SshReplicas = Field(
+        default={},
+        description="Replicas behind SSH servers, by id; the daemon opens a tunnel to each.",
+        examples=[{"r1": {"host": "gpu7.example.net", "forward": "127.0.0.1:8000"}}],
+    )
+    inventory: PlainPathValue | None = Field(
+        default=None,
+        description="A YAML or JSON file, or a directory of them (`.yaml`, `.yml`, `.json`), that lists replicas: `id:"
+        " {socket: PATH}` or `id: {ssh: {...}}`. Changes apply at once.",
+        examples=["/etc/gateway-sidecar/chat.d"],
+    )
+    ssh_defaults: SshDefaults = SshDefaults()
+
+    @field_validator("sockets", mode="before")
+    @classmethod
+    def _said(cls, value: object) -> object:
+        if value is None:
+            raise ValueError("is empty; give it a value, or leave the line out")
+        return value
+
+    @model_validator(mode="after")
+    def _complete(self) -> ReplicaSettings:
+        if self.sockets is None and self.inventory is None and not self.ssh:
+            raise ValueError("says nowhere where replicas are; set sockets, ssh or inventory")
+        for replica, ssh in self.ssh.items():
+            try:
+                tunnel_to(replica, ssh, self.ssh_defaults)
+            except ValueError as error:
+                raise ValueError(f"ssh.{replica}: {error}") from None
+        return self
 
 
 class RouterSettings(Part):
@@ -244,7 +306,18 @@ class DrainSettings(Part):
 
     timeout_s: float = _number(600.0, 0, 86400, "After this time requests still in flight are given up.")
     settle_s: float = _number(
-        1.0, 0, 60, "A worker out of rotation stays with the router this long, for requests just being sent."
+        0.0,
+        0,
+        60,
+        "A worker out of rotation stays with the router this long. While the last HTTP, or the last gRPC, worker of a"
+        " model does, SMG answers 503 to part of the requests, even if others serve the model.",
+    )
+    handover_s: float = _number(
+        5.0,
+        0,
+        600,
+        "A drained prefill engine of vLLM is safe to stop this long after its last answer: decode engines may still"
+        " fetch its KV blocks.",
     )
 
 
@@ -308,6 +381,7 @@ class Settings(Part):
         2.0, 0.2, 60, "Every socket pattern is listed again this often, whatever inotify says or misses."
     )
     bridges: BridgeSettings = BridgeSettings()
+    peers: PeersSettings = PeersSettings()
     router_ports: PortsValue = Field(
         default=PortRange(23001, 23999),
         description="Private ports on 127.0.0.1 for the routers: four for each service (API and metrics,"

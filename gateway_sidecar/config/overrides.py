@@ -10,15 +10,15 @@ import os
 import re
 from collections.abc import Callable
 from pathlib import Path
-from typing import Literal
+from typing import Annotated, Literal
 
-from pydantic import Field, field_validator
+from pydantic import Field, PlainValidator, field_validator
 
 from gateway_sidecar.config.load import FileText, build, read_file
 from gateway_sidecar.config.part import Part
-from gateway_sidecar.config.values import show
+from gateway_sidecar.config.values import Endpoint, parse_peer_address, show
 from gateway_sidecar.config.yamltree import Problem, Tree, read_tree
-from gateway_sidecar.domain.model import Overrides, WorkerType
+from gateway_sidecar.domain.model import Overrides, PeerAddress, WorkerType
 from gateway_sidecar.errors import ConfigError
 
 _MOST_BYTES = 64 * 1024
@@ -49,6 +49,26 @@ class OverridesFile(Part):
         default=None, gt=0, le=1_000_000, description="The router prefers workers of lower cost."
     )
 
+    advertise: Annotated[Endpoint, PlainValidator(parse_peer_address)] | None = Field(
+        default=None,
+        description="The replica's address as its peers see it, IP and port. The bridge listens on that very address"
+        " here, and the router knows the worker by it: a decode engine is sent there to its prefill engine.",
+        examples=["10.0.0.5:8000"],
+    )
+    direct: bool = Field(
+        default=False,
+        description="This machine reaches `advertise` itself: the worker is registered under it, and nothing is"
+        " bridged.",
+    )
+
+    bootstrap_port: int | None = Field(
+        default=None,
+        ge=1,
+        le=65535,
+        description="Port where a decode engine finds this prefill engine, where the engine does not say it: vLLM with"
+        " Mooncake. SMG takes 8998 otherwise.",
+    )
+
     @field_validator("labels")
     @classmethod
     def _labels(cls, value: dict[str, str]) -> dict[str, str]:
@@ -74,15 +94,25 @@ def load_overrides(path: Path, warn: Callable[[str], object] = lambda _line: Non
         problem = Problem(tree.line(()), "", "is not a mapping at the top; write lines such as `priority: 10`")
         raise ConfigError([problem.render(str(path))])
     further: list[Problem] = []
-    key = _read_key(path, file, tree, further, warn)
+    key = read_key(path, file, tree, further, warn)
+    if isinstance(tree.data, dict) and tree.data.get("direct") is True and tree.data.get("advertise") is None:
+        text = "true says that this machine reaches the replica itself, but not where; add advertise: HOST:PORT"
+        further.append(Problem(tree.line(("direct",)), "direct", text))
     said = build(OverridesFile, tree, str(path), further)
+    return with_key(said, key)
+
+
+def with_key(said: OverridesFile, key: str | None) -> Overrides:
+    """What was said, and the key that it names."""
     worker_type = WorkerType(said.worker_type) if said.worker_type else None
-    return Overrides(said.labels, key, worker_type, said.priority, said.cost)
+    peer = PeerAddress(said.advertise.host, said.advertise.port, said.direct) if said.advertise else None
+    return Overrides(said.labels, key, worker_type, said.priority, said.cost, peer, said.bootstrap_port)
 
 
-def _read_key(
+def read_key(
     path: Path, beside: FileText, tree: Tree, problems: list[Problem], warn: Callable[[str], object]
 ) -> str | None:
+    """The engine's key from the file that `tree` names; what is wrong with it goes into `problems`."""
     named = tree.data.get("api_key_file") if isinstance(tree.data, dict) else None
     if not isinstance(named, str):
         return None

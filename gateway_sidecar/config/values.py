@@ -14,6 +14,7 @@ from pathlib import Path, PurePosixPath
 
 REPLICA = "{replica}"
 NAME_PATTERN = r"^[a-z0-9]([-a-z0-9]{0,61}[a-z0-9])?$"
+INTERFACE_PATTERN = r"^[A-Za-z0-9._-]{1,15}$"
 RUN_DIR_BYTES = 80
 """A socket below `run_dir` must fit in the 108 bytes that the kernel has for a socket's path."""
 
@@ -126,6 +127,37 @@ def parse_endpoint(value: object) -> Endpoint:
     if not 1 <= int(port_text) <= 65535:
         raise ValueError(f"port {port_text} leaves the port range; use 1-65535")
     return Endpoint(_host(host, text), int(port_text))
+
+
+def parse_peer_address(value: object) -> Endpoint:
+    """`HOST:PORT` where a replica's peers find it."""
+    cure = "use the address that the replica's peers know it by, for example 10.0.0.5:8000"
+    if not isinstance(value, str):
+        raise NotTextError(cure)
+    endpoint = parse_endpoint(value)
+    host = ipaddress.ip_address(endpoint.host)
+    if host.is_unspecified or host.is_multicast:
+        raise ValueError(f"{show(value)} is no single machine's address; {cure}")
+    return endpoint
+
+
+def parse_network(value: object) -> str:
+    """An IP network in its plain spelling, such as 10.0.0.0/8."""
+    cure = "use ADDRESS/LENGTH, for example 10.0.0.0/8 or fd00::/8"
+    text = _text(value, cure)
+    try:
+        return str(ipaddress.ip_network(text))
+    except ValueError as error:
+        raise ValueError(f"{show(text)} is not a network ({error}); {cure}") from None
+
+
+def parse_interface(value: object) -> str:
+    """A network interface's name that the kernel takes, and that is nobody's else."""
+    cure = "use a name of its own such as gwsc0: letters, digits and - _ . , 15 characters at most"
+    text = _text(value, cure)
+    if not re.fullmatch(INTERFACE_PATTERN, text) or text in ("lo", ".", "..", "all", "default"):
+        raise ValueError(f"{show(text)} is not a name for the daemon's interface; {cure}")
+    return text
 
 
 def parse_bridge_host(value: object) -> str:

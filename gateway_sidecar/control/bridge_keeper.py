@@ -5,6 +5,7 @@ from __future__ import annotations
 import asyncio
 import time
 from collections.abc import Callable, Sequence
+from contextlib import suppress
 
 from gateway_sidecar.bridges.nginx import Nginx, stop_orphans
 from gateway_sidecar.bridges.nginx_config import ServiceAddress
@@ -94,6 +95,8 @@ class BridgeKeeper:
             self._touched.clear()
             if self.reason or self._addresses() != self._applied:
                 await self.apply()
+        with suppress(OSError):  # Whoever cannot write there says so elsewhere.
+            self.nginx.prepare()
 
     async def apply(self) -> None:
         """Makes nginx serve the addresses as they are now, if it does not already; what fails is told and kept."""

@@ -7,13 +7,14 @@ from __future__ import annotations
 
 import asyncio
 import time
-from collections.abc import Awaitable, Callable, Mapping
+from collections import Counter
+from collections.abc import Awaitable, Callable, Collection, Mapping
 from contextlib import suppress
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any, Protocol
 
-from gateway_sidecar.bridges.connections import open_connections
+from gateway_sidecar.bridges.connections import connections_at, open_connections
 from gateway_sidecar.bridges.nginx import Nginx
 from gateway_sidecar.bridges.nginx_config import ServiceAddress
 from gateway_sidecar.config import FrontendSettings, ServiceSettings, Settings, line_of, load_config
@@ -22,11 +23,14 @@ from gateway_sidecar.control.bridge_keeper import BridgeKeeper
 from gateway_sidecar.control.follower import Source
 from gateway_sidecar.control.front_doors import FrontDoors
 from gateway_sidecar.control.guard import keep_running
+from gateway_sidecar.control.key_keeper import KeyKeeper
+from gateway_sidecar.control.peer_keeper import PeerKeeper
 from gateway_sidecar.control.record_keeper import Record, RecordKeeper
 from gateway_sidecar.control.router_process import RouterProcess
 from gateway_sidecar.control.service import Service
 from gateway_sidecar.control.takedown import take_down
 from gateway_sidecar.domain.leases import PortLeases
+from gateway_sidecar.domain.model import PeerAddress
 from gateway_sidecar.errors import ConfigError, ProcessError, RouterUnavailable, StateError
 from gateway_sidecar.routers.base import RouterKind
 from gateway_sidecar.supervision.logfile import ChildLog
@@ -34,15 +38,23 @@ from gateway_sidecar.supervision.notify import SystemdNotifier
 from gateway_sidecar.supervision.process import Process, boot_id, rss_bytes, writers_of
 from gateway_sidecar.telemetry.logs import get_logger, set_up_logs
 from gateway_sidecar.telemetry.metrics import Metrics
+from gateway_sidecar.tunnels.fleet import TunnelFleet
 
 _COUNT_GAP_S = 0.05
 _COUNT_REST_S = 0.2
+_COUNT_MOST_S = 1.0
 _STALE_S = 10.0
 DEFAULT_STOP_S = 30.0
 """What is in flight when everything is taken down may take so long."""
 
 _MEND_GAP_S = 5.0
-_FIXED = ("state_dir", "run_dir", "bridges", "router_ports", "metrics", "rescan_interval_s")
+_TUNNEL_GAP_S = 0.05
+_FIXED = ("state_dir", "run_dir", "bridges", "peers", "router_ports", "metrics", "rescan_interval_s")
+
+
+def count_pause_s(took_s: float) -> float:
+    """The pause after a count of connections: a tenth of the time is spent on counting, but drains wait for counts."""
+    return min(max(_COUNT_GAP_S, 10 * took_s), _COUNT_MOST_S)
 
 
 class Adapters(Protocol):
@@ -76,6 +88,9 @@ class Daemon:
         *,
         nginx: Nginx,
         leases: PortLeases,
+        peers: PeerKeeper,
+        keys: KeyKeeper,
+        tunnels: TunnelFleet,
         metrics: Metrics,
         adapters: Adapters,
     ) -> None:
@@ -83,6 +98,12 @@ class Daemon:
         self.settings = settings
         self.metrics = metrics
         self.leases = leases
+        self.peers = peers
+        self.keys = keys
+        peers.has_looked = keys.has_looked = lambda: all(s.follower.has_looked for s in self.services.values())
+        self.tunnels = tunnels
+        tunnels.on_change = self._tunnel_changed
+        self._tunnels_due = asyncio.Event()
         self._adapters = adapters
         self._running: dict[str, _Running] = {}
         self.keeper = BridgeKeeper(nginx, self._addresses, metrics, self.note_change)
@@ -90,6 +111,7 @@ class Daemon:
         self._notifier = SystemdNotifier()
         self._logger = get_logger()
         self._ending = asyncio.Event()
+        self.taken_up = asyncio.Event()
         self._stop_all = False
         self._stop_timeout_s = DEFAULT_STOP_S
         self._at_once = asyncio.Event()
@@ -127,6 +149,7 @@ class Daemon:
         """Something that is written down has changed."""
         for keeper in self._records.values():
             keeper.touch()
+        self._tunnels_due.set()
         self.keeper.touch()
 
     # -- life
@@ -143,15 +166,19 @@ class Daemon:
         # wait finds the waiting room there.
         close_listeners = await serve(self)
         await self._take_up(processes, leases)
+        self.taken_up.set()
         background = [
             asyncio.create_task(keep_running("-", loop, self.metrics))
             for loop in (
                 *(keeper.run for keeper in self._records.values()),
                 self.keeper.run,
                 self.doors.run,
+                self.peers.run,
+                self.keys.run,
                 self._count_loop,
                 self._log_loop,
                 self._watch_loop,
+                self._tunnel_loop,
             )
         ]
         for running in self._running.values():
@@ -196,6 +223,9 @@ class Daemon:
             )
             if cut:
                 self._logger.warning("daemon.cut_off", connections=cut, after_s=self._stop_timeout_s)
+            await self.peers.close()
+            await self.keys.close()
+            await self.tunnels.end()
             for port in self.keeper.nginx.linked():
                 self.keeper.nginx.unlink(port)
             await asyncio.to_thread(self.doors.withdraw)
@@ -206,8 +236,11 @@ class Daemon:
             await asyncio.gather(*(keeper.write() for keeper in self._records.values()))
             for router in self._routers():
                 await router.let_go()
+            await self.tunnels.let_go()
             if self.keeper.nginx.process is not None:
                 self.keeper.nginx.process.let_go()
+            self.peers.let_go()
+            self.keys.let_go()
         self._logger.info("daemon.stopped", left_running=not self._stop_all)
 
     def _add(self, settings: ServiceSettings, *, prepare: bool = False) -> Service:
@@ -254,6 +287,7 @@ class Daemon:
     async def _take_up(self, processes: dict[str, Any], leases: dict[str, Any]) -> None:
         self.keeper.nginx.prepare()
         await self.doors.look()
+        await asyncio.to_thread(self.tunnels.prepare)
         for name, service in self.services.items():
             await self._adopt_routers(service, processes.get("routers", {}).get(name, []))
             service.slots.prepare()
@@ -268,6 +302,8 @@ class Daemon:
         await self.keeper.begin([*([earlier] if earlier else []), *unrecorded])
         # Not the leases: they are taken up below, and until then the file has what we have not.
         await self._records["run"].write()
+        await self.peers.begin()
+        await self.keys.begin()
         links = self.keeper.nginx.linked()
         for name, service in self.services.items():
             service.models = [str(model) for model in leases.get("models", {}).get(name, [])]
@@ -363,18 +399,45 @@ class Daemon:
         while True:
             self._beats["count"] = time.monotonic()
             resting = self.leases.quarantined
-            ports = set().union(resting, *(s.ports_to_count() for s in self.services.values()))
+            places: set[int | PeerAddress] = set()
+            places.update(resting, *(s.places_to_count() for s in self.services.values()))
             began = time.monotonic()
-            if ports:
-                counts = await asyncio.to_thread(open_connections, ports)
+            if places:
+                counts = await asyncio.to_thread(_count, places)
                 for service in self.services.values():
-                    service.connections_counted(began, ports, counts)
+                    service.connections_counted(began, places, counts)
                 for port in resting:
-                    if counts[port] == 0:
+                    if counts[port] == 0 and not any(s.may_hear_of(port) for s in self.services.values()):
                         self.leases.settle(port)
-                await asyncio.sleep(max(_COUNT_GAP_S, 10 * (time.monotonic() - began)))
+                await asyncio.sleep(count_pause_s(time.monotonic() - began))
             else:
                 await asyncio.sleep(_COUNT_REST_S)
+
+    async def _tunnel_loop(self) -> None:
+        """Keeps the tunnels that replicas need; one that is gone needs its own until it has drained."""
+        while True:
+            self._beats["tunnels"] = time.monotonic()
+            self._tunnels_due.clear()
+            needed = {t.sighting.tunnel for s in self.services.values() for t in s.tenures.values()}
+            everybody_known = all(s.follower.has_looked for s in self.services.values())
+            self.tunnels.want({tunnel for tunnel in needed if tunnel is not None}, complete=everybody_known)
+            self._measure_tunnels()
+            await asyncio.sleep(_TUNNEL_GAP_S)
+            with suppress(TimeoutError):
+                async with asyncio.timeout(1.0):
+                    await self._tunnels_due.wait()
+
+    def _tunnel_changed(self) -> None:
+        self._tunnels_due.set()
+        for service in self.services.values():
+            service.tunnels_changed()
+
+    def _measure_tunnels(self) -> None:
+        states = [link.status.is_up for link in self.tunnels.links]
+        self.metrics.tunnel_links.labels("up").set(states.count(True))
+        self.metrics.tunnel_links.labels("down").set(states.count(False))
+        for service in self.services.values():
+            service.measure_tunnels()
 
     async def _log_loop(self) -> None:
         """Passes on what nginx and the routers write, and how much memory the routers take."""
@@ -390,6 +453,7 @@ class Daemon:
                 if service.router.pid is not None and (rss := rss_bytes(service.router.pid)) is not None:
                     self.metrics.router_rss.labels(name).set(rss)
                     service.slots.note_memory(rss)
+            await self._pass_on_nginx(self.peers.log)
             if time.monotonic() >= mend_at:
                 mend_at = time.monotonic() + _MEND_GAP_S
                 await self.keeper.nginx.mend_temp()
@@ -445,6 +509,8 @@ class Daemon:
         """How long ago the loop that is most behind made progress."""
         beats = [
             self.keeper.beat,
+            self.peers.beat,
+            self.keys.beat,
             *self._beats.values(),
             *(s.stalest_beat() for s in self.services.values()),
         ]
@@ -545,3 +611,12 @@ class Daemon:
         running.service.abandon()
         await asyncio.gather(*(router.stop(grace_s=10) for router in running.service.routers))
         self.metrics.forget_service(name)
+
+
+def _count(places: Collection[int | PeerAddress]) -> Counter[int | PeerAddress]:
+    """Open connections by bridge port and by advertised address. Blocks."""
+    found: Counter[int | PeerAddress] = Counter()
+    found.update(open_connections({place for place in places if isinstance(place, int)}))
+    if addresses := {place for place in places if isinstance(place, PeerAddress)}:
+        found.update(connections_at(addresses))
+    return found

@@ -4,7 +4,8 @@ from __future__ import annotations
 
 import asyncio
 import time
-from collections.abc import AsyncIterator, Awaitable, Callable
+from collections.abc import AsyncIterator, Awaitable, Callable, Mapping
+from dataclasses import replace
 from typing import Protocol
 
 from gateway_sidecar.sources.listing import Listing
@@ -101,18 +102,24 @@ class SourceFollower:
 
     async def _see(self, listing: Listing) -> None:
         before = self.listing
-        self._metrics.source_up.labels(self._service).set(listing.blind is None)
+        trouble = listing.blind or _joined(listing.unseen)
+        known_trouble = before is not None and trouble == (before.blind or _joined(before.unseen))
+        self._metrics.source_up.labels(self._service).set(not trouble)
+        if trouble and not known_trouble:
+            self._logger.error("source.blind", reason=trouble)
         if listing.blind is not None:
-            if before is None or before.blind != listing.blind:
-                self._logger.error("source.blind", reason=listing.blind)
-            self.listing = Listing(before.present, refused=before.refused, blind=listing.blind) if before else listing
+            self.listing = replace(before, blind=listing.blind) if before else listing
             return
         self.listing = listing
-        if before is not None and before.blind is not None:
+        if not trouble and before is not None and (before.blind is not None or before.unseen):
             self._logger.info("source.sighted", replicas=len(listing.present))
         self._metrics.refused_names.labels(self._service).set(len(listing.refused))
         for name, reason in listing.refused.items():
-            if before is None or name not in before.refused:
+            if before is None or before.refused.get(name) != reason:
                 self._logger.warning("replica.refused", replica=name, reason=reason)
         await self._take_in(listing)
-        self.has_looked = True
+        self.has_looked = self.has_looked or not listing.unseen
+
+
+def _joined(unseen: Mapping[str, str]) -> str:
+    return "; ".join(f"{source}: {why}" for source, why in unseen.items())

@@ -20,10 +20,12 @@ from gateway_sidecar.domain.model import (
     ConnectionMode,
     EngineFacts,
     Occupant,
+    PeerAddress,
     ReplicaId,
     RuntimeType,
     WorkerType,
 )
+from gateway_sidecar.domain.tunnels import SshRoute, SshServer, Tunnel
 from gateway_sidecar.errors import StateError
 from gateway_sidecar.routers.base import RouterPorts
 from gateway_sidecar.sources.listing import Sighting
@@ -89,12 +91,16 @@ def tenure_to_json(saved: SavedTenure) -> dict[str, object]:
         "replica": saved.sighting.replica,
         "socket": str(saved.sighting.socket),
         "occupant": _fields(saved.sighting.occupant),
+        "source": saved.sighting.source,
+        "described": saved.sighting.described,
+        "tunnel": asdict(saved.sighting.tunnel) if saved.sighting.tunnel else None,
         "notes": [str(saved.sighting.notes[0]), saved.sighting.notes[1]] if saved.sighting.notes else None,
         "generation": saved.generation,
         "port": saved.port,
         "facts": _fields(saved.facts) if saved.facts else None,
         "drain": saved.drain,
         "leaving": saved.leaving,
+        "peer": [saved.peer.host, saved.peer.port, saved.peer.direct] if saved.peer else None,
     }
 
 
@@ -117,15 +123,25 @@ def tenure_from_json(row: Mapping[str, Any]) -> SavedTenure:
                 Path(row["socket"]),
                 Occupant(**row["occupant"]),
                 (Path(row["notes"][0]), int(row["notes"][1])) if row["notes"] else None,
+                str(row.get("source", "sockets")),
+                _tunnel_from_json(row["tunnel"]) if row.get("tunnel") else None,
+                bool(row.get("described", False)),
             ),
             int(row["generation"]),
             int(row["port"]),
             facts,
             bool(row["drain"]),
             bool(row["leaving"]),
+            PeerAddress(str(peer[0]), int(peer[1]), bool(peer[2])) if (peer := row.get("peer")) else None,
         )
-    except (KeyError, TypeError, ValueError) as error:
+    except (KeyError, TypeError, ValueError, IndexError) as error:
         raise StateError(f"a lease of a form that is not known: {error!r}") from error
+
+
+def _tunnel_from_json(row: Mapping[str, Any]) -> Tunnel:
+    route = row["route"]
+    servers = tuple(SshServer(**server) for server in route["servers"])
+    return Tunnel(str(row["owner"]), SshRoute(**{**route, "servers": servers}), str(row["remote"]))
 
 
 def identity_to_json(identity: Identity) -> dict[str, object]:

@@ -89,7 +89,7 @@ class ReplicaLog:
                 return f"{tenure.leaving.value}; drained, safe to stop"
             waiting = f"; {tenure.in_flight} connections in flight" if tenure.in_flight else ""
             return tenure.leaving.value + waiting
-        problem = tenure.problem or tenure.notes_problem
+        problem = tenure.problem or tenure.notes_problem or tenure.peer_problem or tenure.key_problem
         if problem:
             return problem
         if tenure.result is None:

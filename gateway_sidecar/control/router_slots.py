@@ -9,6 +9,7 @@ from __future__ import annotations
 import asyncio
 import time
 from collections.abc import Awaitable, Callable, Iterable
+from contextlib import suppress
 
 from gateway_sidecar.bridges.connections import open_connections
 from gateway_sidecar.bridges.nginx_config import SUCCESSOR
@@ -38,6 +39,7 @@ class RouterSlots:
     staying: the URLs of the workers that are to stay: what a successor needs before it may take over.
     on_active: called when the router in service changed its state.
     on_change: called when something changed that is written down.
+    on_retired: called when a router that was replaced has ended.
     """
 
     def __init__(
@@ -51,6 +53,7 @@ class RouterSlots:
         staying: Callable[[], Iterable[str]],
         on_active: Callable[[], None],
         on_change: Callable[[], None],
+        on_retired: Callable[[], None],
     ) -> None:
         self.settings = settings
         self.service = settings.name
@@ -61,6 +64,7 @@ class RouterSlots:
         self._staying = staying
         self._on_active = on_active
         self._on_change = on_change
+        self._on_retired = on_retired
         self._logger = get_logger(service=settings.name)
         self._reserved: dict[str, RouterPorts] = {}
         self._replacing = asyncio.Lock()
@@ -72,14 +76,19 @@ class RouterSlots:
         self.units = [self.active]
 
     @property
+    def watched(self) -> list[RouterUnit]:
+        """The routers that are to have every worker; a retiring one only loses some."""
+        return [unit for unit in self.units if not unit.retiring]
+
+    @property
     def names(self) -> tuple[str, str]:
         """The slots' names."""
         return self.service, self.service + SUCCESSOR
 
     def addresses(self) -> tuple[str, str]:
         """Where the routers in the two slots listen, or would."""
-        ports = self._reserved | {unit.router.slot: p for unit in self.units if (p := unit.router.ports) is not None}
-        first, second = (f"127.0.0.1:{ports[slot].api}" for slot in self.names)
+        self._reserve_what_is_used()
+        first, second = (f"127.0.0.1:{self._reserved[slot].api}" for slot in self.names)
         return first, second
 
     def prepare(self) -> None:
@@ -87,11 +96,15 @@ class RouterSlots:
 
         Raises ProcessError if there are no ports.
         """
-        active = self.active.router
+        self._reserve_what_is_used()
         for slot in self.names:
-            if slot != active.slot or active.ports is None:
+            if slot not in self._reserved:
                 self._reserved[slot] = self._choose_ports(slot)
-        self._point(self.service, active.slot)
+        self._point(self.service, self.active.router.slot)
+
+    def _reserve_what_is_used(self) -> None:
+        """A slot keeps the ports of the router that was in it last: nginx knows those."""
+        self._reserved |= {unit.router.slot: p for unit in self.units if (p := unit.router.ports) is not None}
 
     def start(self) -> None:
         """Begins to keep the router running."""
@@ -125,6 +138,7 @@ class RouterSlots:
                 await new.halt()
                 await new.router.stop(grace_s=0)
                 self.units.remove(new)
+                new.router.log.close()
                 if isinstance(error, asyncio.CancelledError):
                     raise
                 why = str(error) or new.router.reason or "it did not get every worker ready in time"
@@ -173,17 +187,21 @@ class RouterSlots:
                 await asyncio.sleep(_POLL_S)
 
     async def _retire(self, old: RouterUnit) -> None:
-        """Ends a router that gets no new requests any more once nobody is connected to it."""
+        """Ends a router that gets no new requests any more once nobody is connected to it, or if it hangs."""
         try:
-            await old.halt()
-            await old.router.close_client()
+            await old.retire()
             ports = {old.router.ports.api} if old.router.ports else set()
             deadline = time.monotonic() + self.settings.drain.timeout_s
             # Kept connections of nginx, idle for 5 s at the most, count as somebody's too.
             while await asyncio.to_thread(open_connections, ports) and time.monotonic() < deadline:
-                await asyncio.sleep(_QUIET_GAP_S)
-            await old.router.stop(grace_s=0.5)
+                with suppress(TimeoutError):
+                    async with asyncio.timeout(_QUIET_GAP_S):
+                        await old.hangs.wait()
+                        break
+            await old.router.stop(grace_s=0 if old.hangs.is_set() else 0.5)
             self.units.remove(old)  # Not before: as long as it runs it is ours to write down, or to end.
+            old.router.log.close()
+            self._on_retired()
         finally:
             self._on_change()
             self._replacing.release()

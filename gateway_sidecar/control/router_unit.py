@@ -4,11 +4,15 @@ from __future__ import annotations
 
 import asyncio
 from collections.abc import Callable
+from contextlib import suppress
 
-from gateway_sidecar.control.guard import keep_running
+from gateway_sidecar.control.guard import cancelled, keep_running
 from gateway_sidecar.control.router_process import RouterProcess
 from gateway_sidecar.control.worker_book import WorkerBook
 from gateway_sidecar.domain.model import WorkerStatus
+from gateway_sidecar.domain.planning import Deregister, WorkerView
+from gateway_sidecar.errors import RouterError, RouterRefused, RouterUnavailable
+from gateway_sidecar.telemetry.logs import get_logger
 from gateway_sidecar.telemetry.metrics import Metrics
 
 
@@ -41,6 +45,14 @@ class RouterUnit:
         )
         router.on_change.append(self.book.hurry)
         self._task: asyncio.Task[None] | None = None
+        self.retiring = False
+        """It only finishes what it has begun: nobody watches it any more, or registers anybody there."""
+        self.hangs = asyncio.Event()
+        """It is retiring and did not answer: nothing can be expected of it."""
+        self._on_worker = on_worker
+        self._logger = get_logger(service=router.service)
+        self._dismissals: dict[str, Deregister] = {}
+        self._dismissing: asyncio.Task[None] | None = None
 
     def start(self) -> None:
         """Begins to keep the router running and to watch its workers."""
@@ -51,7 +63,49 @@ class RouterUnit:
         if self._task is not None:
             self._task.cancel()
             await asyncio.gather(self._task, return_exceptions=True)
+        await cancelled(self._dismissing)
         await self.book.close()
+
+    async def retire(self) -> None:
+        """From now on it finishes what it has. Workers that leave are still taken out, so that it tries none again."""
+        self.retiring = True
+        await self.halt()
+        if not self.book.workers and self.router.client is not None:
+            with suppress(RouterError):  # An earlier daemon's: what it has is not known yet.
+                self.book.workers.update(await self.router.client.list_workers())
+        # Those that drain get nothing any more, and nobody would see them go.
+        for url in [url for url, worker in self.book.workers.items() if worker.status is WorkerStatus.DRAINING]:
+            del self.book.workers[url]
+        # Our own connections would count as somebody's.
+        await self.router.close_client()
+
+    def view(self, url: str | None) -> WorkerView:
+        """One worker for the planner."""
+        if not self.retiring:
+            return self.book.view(url)
+        return WorkerView(listed=True, worker=self.book.workers.get(url) if url else None)
+
+    def dismiss(self, action: Deregister) -> None:
+        """Takes a worker out of a retiring router; `on_worker` follows when it is out."""
+        self._dismissals[action.url] = action
+        if self._dismissing is None or self._dismissing.done():
+            self._dismissing = asyncio.create_task(self._dismiss())
+
+    async def _dismiss(self) -> None:
+        client = self.router.client
+        while self._dismissals and client is not None:
+            url, action = self._dismissals.popitem()
+            try:
+                await client.deregister(action.worker_id)
+            except RouterUnavailable:
+                self.hangs.set()
+                return
+            except RouterRefused as refusal:
+                self._logger.warning("worker.operation_failed", worker_url=url, reason=str(refusal), failures=1)
+            self.book.workers.pop(url, None)
+            self._on_worker(url)
+            if not self._dismissals:
+                await self.router.close_client()
 
     def is_ready(self, url: str | None) -> bool:
         """Whether the router sends requests to the worker at `url`."""

@@ -16,16 +16,20 @@ from functools import partial
 from pathlib import Path
 from typing import Protocol
 
+from gateway_sidecar.bridges.keyed_nginx import Keyed
 from gateway_sidecar.config import ServiceSettings
 from gateway_sidecar.control.follower import Source, SourceFollower
 from gateway_sidecar.control.guard import keep_running
+from gateway_sidecar.control.key_keeper import KeyState
+from gateway_sidecar.control.peer_keeper import PeerState
 from gateway_sidecar.control.replica_log import ReplicaLog
+from gateway_sidecar.control.role_watch import RoleWatch
 from gateway_sidecar.control.router_process import RouterProcess
 from gateway_sidecar.control.router_slots import MOST_PATIENCE_S, RouterSlots
 from gateway_sidecar.control.router_unit import RouterUnit
-from gateway_sidecar.control.tenure import SavedTenure, Tenure, occupant_of, owner_of, worker_url
+from gateway_sidecar.control.tenure import SavedTenure, Tenure, occupant_of, owner_of
 from gateway_sidecar.control.waiting_room import Gates, WaitingRoom
-from gateway_sidecar.control.watcher import Probe, Watcher
+from gateway_sidecar.control.watcher import PathOf, Probe, Watcher, far_end_of
 from gateway_sidecar.control.work_queue import WorkQueue
 from gateway_sidecar.control.worker_book import WorkerBook
 from gateway_sidecar.domain.leases import NoFreePort, PortLeases
@@ -33,10 +37,12 @@ from gateway_sidecar.domain.model import (
     ConnectionMode,
     EngineFacts,
     Overrides,
+    PeerAddress,
     Ready,
     Registered,
     ReplicaId,
     WorkerStatus,
+    WorkerType,
 )
 from gateway_sidecar.domain.planning import (
     Bridge,
@@ -65,11 +71,15 @@ _NOTES_PATIENCE_S = 2.0
 
 @dataclass(frozen=True, slots=True)
 class DrainReport:
-    """What came of a drain: whether it is safe to stop the engine now, and after how long."""
+    """What came of a drain: whether it is safe to stop the engine now, and after how long.
+
+    `missed` says what the service cannot answer without it: one line for each model.
+    """
 
     drained: bool
     in_flight: int | None
     took_s: float
+    missed: tuple[str, ...] = ()
 
 
 class Links(Gates, Protocol):
@@ -80,6 +90,30 @@ class Links(Gates, Protocol):
     def unlink(self, port: int) -> None: ...
 
     def point(self, service: str, slot: str) -> None: ...
+
+
+class Peers(Protocol):
+    """The addresses that replicas are advertised under."""
+
+    def want(self, address: PeerAddress, owner: str, replica: str, port: int) -> PeerState: ...
+
+    def leave(self, address: PeerAddress, owner: str) -> None: ...
+
+    def listen(self, listener: Callable[[], None]) -> None: ...
+
+    def unlisten(self, listener: Callable[[], None]) -> None: ...
+
+
+class Keys(Protocol):
+    """What shows engines their API keys."""
+
+    def want(self, port: int, to: Keyed) -> KeyState: ...
+
+    def leave(self, port: int) -> None: ...
+
+    def listen(self, listener: Callable[[], None]) -> None: ...
+
+    def unlisten(self, listener: Callable[[], None]) -> None: ...
 
 
 class Service:
@@ -93,12 +127,15 @@ class Service:
         probe: Probe,
         links: Links,
         leases: PortLeases,
+        peers: Peers,
+        keys: Keys,
         host: str,
         make_router: Callable[[ServiceSettings, str], RouterProcess],
         choose_ports: Callable[[str], RouterPorts],
         metrics: Metrics,
         rescan_interval_s: float,
         read_overrides: Callable[[Path], Overrides],
+        path_of: PathOf,
         on_change: Callable[[], None],
         move_address: Callable[[], Awaitable[None]],
     ) -> None:
@@ -107,11 +144,14 @@ class Service:
         self._make_router = make_router
         self._links = links
         self._leases = leases
+        self._peers = peers
+        self._keys_shown = keys
         self._host = host
         self._metrics = metrics
         self._rescan_interval_s = rescan_interval_s
         self._read_overrides = read_overrides
         self._notes_thread = OwnThread(f"notes {settings.name}")
+        self.path_of = path_of
         self._on_change = on_change
         self._logger = get_logger(service=settings.name)
         self._queue: WorkQueue[int] = WorkQueue(time.monotonic)
@@ -119,6 +159,7 @@ class Service:
         self.tenures: dict[int, Tenure] = {}
         self._current: dict[ReplicaId, Tenure] = {}
         self._by_url: dict[str, Tenure] = {}
+        self._late_ports: dict[int, float] = {}
         self._preferred: dict[ReplicaId, int] = {}
         self._beat = time.monotonic()
         self.follower = SourceFollower(
@@ -144,7 +185,9 @@ class Service:
             staying=self._staying_urls,
             on_active=self._on_router,
             on_change=on_change,
+            on_retired=self._reconsider,
         )
+        self.roles = RoleWatch(self.name, metrics)
         self._log = ReplicaLog(self.name, metrics, self.tenures.values, lambda: self.slots.active)
         self._watcher = Watcher(
             settings,
@@ -155,6 +198,7 @@ class Service:
             on_news=self._reconcile,
             on_identified=self._identified,
             on_replaced=self._replace,
+            path_of=path_of,
         )
 
     @property
@@ -186,6 +230,8 @@ class Service:
             return
         tenure = self._begin(saved.sighting, saved.generation, gone=saved.leaving)
         tenure.port = saved.port
+        tenure.peer = saved.peer
+        self._ask_for_address(tenure)
         tenure.linked = linked
         tenure.drain = saved.drain
         tenure.served = True  # How long it took to serve was told by the daemon that saw it come.
@@ -204,7 +250,8 @@ class Service:
 
         A socket that was bound before the link was made is the one that it was made for.
         """
-        replica = self.settings.replicas.sockets.replica_of(socket)
+        pattern = self.settings.replicas.sockets
+        replica = pattern.replica_of(socket) if pattern is not None else None
         if replica is None or ReplicaId(replica) in self._current:
             return False
         try:
@@ -219,14 +266,19 @@ class Service:
 
     async def run(self) -> None:
         """Runs the service until cancelled. What it started goes on; `router` is stopped or let go by its owner."""
-        await self._describe([(t, t.sighting) for t in self.tenures.values() if not t.notes_read])
+        undescribed = [t for t in self.tenures.values() if not t.notes_read and not t.sighting.described]
+        await self._describe([(tenure, tenure.sighting) for tenure in undescribed])
         self.slots.start()
+        self._peers.listen(self._reconsider_addresses)
+        self._keys_shown.listen(self._reconsider_keys)
         loops = (self._reconcile_loop, self.follower.look, self.follower.follow_hints)
         try:
             async with asyncio.TaskGroup() as group:
                 for loop in loops:
                     group.create_task(keep_running(self.name, loop, self._metrics))
         finally:
+            self._peers.unlisten(self._reconsider_addresses)
+            self._keys_shown.unlisten(self._reconsider_keys)
             await self.room.end()
             await self.slots.close()
             await self._watcher.close()
@@ -252,21 +304,24 @@ class Service:
             if tenure.port is not None:
                 self._links.unlink(tenure.port)
                 self._leases.release(tenure.port)
+                self._keys_shown.leave(tenure.port)
+            if tenure.peer is not None:
+                self._peers.leave(tenure.peer, tenure.owner)
 
     def stalest_beat(self) -> float:
         """When the loop that is most behind last made progress (monotonic seconds)."""
-        return min(self._beat, self.follower.beat, *(unit.book.beat for unit in self.slots.units))
+        return min(self._beat, self.follower.beat, *(unit.book.beat for unit in self.slots.watched))
 
     def pending_actions(self) -> list[tuple[str, str]]:
         """What the next look at each tenure would do: (replica, action). Nothing is done."""
         pending = []
         for tenure in self.tenures.values():
             view = tenure.view()
-            seen = [unit.book.view(tenure.url) for unit in self.slots.units]
+            seen = [unit.book.view(tenure.url) for unit in self.slots.watched]
             steps = [plan_occupant(view, seen), *(plan_worker(view, one) for one in seen)]
             pending += [(str(tenure.replica), describe(step)) for step in steps if step is not None]
         known = self._known_urls()
-        for unit in self.slots.units:
+        for unit in self.slots.watched:
             strays = plan_strays(unit.book.workers, known, complete=self.follower.has_looked)
             pending += [("-", describe(step)) for step in strays]
         return pending
@@ -274,7 +329,7 @@ class Service:
     def saved(self) -> list[SavedTenure]:
         """What to write down for the next daemon."""
         return [
-            SavedTenure(t.sighting, t.generation, t.port, t.facts, t.drain, t.gone or t.replaced)
+            SavedTenure(t.sighting, t.generation, t.port, t.facts, t.drain, t.gone or t.replaced, t.peer)
             for t in self.tenures.values()
             if t.port is not None
         ]
@@ -283,7 +338,7 @@ class Service:
 
     async def _take_in(self, listing: Listing) -> None:
         for replica, tenure in list(self._current.items()):
-            if listing.is_gone(replica):
+            if listing.is_gone(replica, tenure.sighting.source):
                 self._lose(tenure)
         undescribed = []
         for sighting in listing.present.values():
@@ -293,9 +348,9 @@ class Service:
                 current = None
             if current is None:
                 current = self._begin(sighting, self._fresh_generation(sighting))
-            elif current.pin is None:
+            elif current.address is None:
                 self._pin(current)
-            if not current.notes_read or current.sighting.notes != sighting.notes:
+            if not current.notes_read or not current.sighting.says_as_much_as(sighting):
                 undescribed.append((current, sighting))
         await self._describe(undescribed)
 
@@ -323,7 +378,7 @@ class Service:
             state_since=now,
             host=self._host,
             gone=gone,
-            notes_read=sighting.notes is None,
+            notes_read=sighting.notes is None and not sighting.described,
         )
         self.tenures[tenure.key] = tenure
         if not gone:
@@ -334,6 +389,8 @@ class Service:
         return tenure
 
     def _pin(self, tenure: Tenure) -> None:
+        if tenure.sighting.tunnel is not None:
+            return
         try:
             pin = os.open(tenure.sighting.socket, os.O_PATH | os.O_CLOEXEC)
         except OSError as error:
@@ -350,7 +407,7 @@ class Service:
     async def _read_notes(self, tenure: Tenure, sighting: Sighting) -> bool:
         """False if the file does not come in time: what was known of the tenure stays."""
         try:
-            overrides, problem = Overrides(), None
+            overrides, problem = sighting.overrides or Overrides(), None
             if sighting.notes is not None:
                 read = partial(self._read_overrides, sighting.notes[0])
                 overrides = await self._notes_thread.run(read, patience_s=_NOTES_PATIENCE_S)
@@ -362,10 +419,37 @@ class Service:
                 tenure.notes_problem = "the file system of its .yaml does not answer"
                 self._queue.add(tenure.key)
             return False
-        tenure.sighting, tenure.overrides = sighting, overrides
-        tenure.notes_read, tenure.notes_problem = True, problem
+        tenure.sighting, tenure.notes_read, tenure.notes_problem = sighting, True, problem
+        if problem is None and overrides.peer != tenure.peer and not tenure.gone:
+            tenure = self._move(tenure, overrides.peer)
+        tenure.overrides = overrides
         self._queue.add(tenure.key)
         return True
+
+    def _move(self, tenure: Tenure, peer: PeerAddress | None) -> Tenure:
+        """The replica is advertised under another address: a new stay, if a router knows of this one."""
+        if not any(w.worker is not None or w.busy for w in self._seen(tenure).values()):
+            if tenure.url is not None and self._by_url.get(tenure.url) is tenure:
+                del self._by_url[tenure.url]
+            if tenure.peer is not None:
+                self._peers.leave(tenure.peer, tenure.owner)
+            tenure.peer, tenure.peer_is_ours, tenure.peer_problem = peer, False, None
+            self._ask_for_address(tenure)
+            self._know_url(tenure)
+            return tenure
+        self._logger.info("replica.moved", replica=tenure.replica, worker_url=tenure.url, advertise=str(peer or "-"))
+        tenure.replaced = tenure.moved = True
+        successor = self._begin(tenure.sighting, tenure.generation + 1)
+        successor.peer, successor.notes_read = peer, True
+        successor.drain = tenure.drain
+        successor.result = tenure.result
+        if isinstance(tenure.result, Ready):
+            self._watcher.trust_until_next(successor)
+        if tenure.facts is not None:
+            self._identified(successor, tenure.facts)
+        tenure.unpin()
+        self._queue.add(tenure.key)
+        return successor
 
     def _lose(self, tenure: Tenure) -> None:
         tenure.gone = True
@@ -374,6 +458,20 @@ class Service:
             tenure.probe.cancel()
         tenure.unpin()
         self._reconcile(tenure)  # At once: every millisecond may cost a request.
+
+    def tunnels_changed(self) -> None:
+        """A tunnel came up or went down: whoever is behind one that is not what it was is asked again now."""
+        for tenure in self.tenures.values():
+            tunnel = tenure.sighting.tunnel
+            if tunnel is not None and self.path_of(tunnel).is_up is not isinstance(tenure.result, Ready):
+                self._watcher.suspect(tenure)
+
+    def measure_tunnels(self) -> None:
+        """Brings the metric of the tunnels' states up to date."""
+        for tenure in self._current.values():
+            if tenure.sighting.tunnel is not None:
+                path = far_end_of(self.path_of(tenure.sighting.tunnel), tenure.sighting.tunnel, tenure.result)
+                self._metrics.note_tunnel(self.name, tenure.replica, path.state)
 
     # -- the plan
 
@@ -396,9 +494,61 @@ class Service:
                 if count % 64 == 63:
                     await asyncio.sleep(0)  # A thousand at once must not hold up what is answered meanwhile.
             self._tend_room()
+            if self.book.listed:
+                self.roles.look(self.book.workers.values(), time.monotonic())
+
+    def _reconsider_addresses(self) -> None:
+        for tenure in self.tenures.values():
+            if tenure.peer is not None:
+                self._queue.add(tenure.key)
+
+    def _ask_for_address(self, tenure: Tenure) -> None:
+        """Says, again, that the tenure's address is wanted, and learns how it stands with it."""
+        if tenure.peer is None or tenure.port is None:
+            return
+        state = self._peers.want(tenure.peer, tenure.owner, f"{self.name}/{tenure.replica}", tenure.port)
+        came = state.ours and not tenure.peer_is_ours
+        tenure.peer_is_ours, tenure.peer_problem = state.ours, state.problem
+        if came:
+            self._know_url(tenure)
+            self._on_change()
+
+    def _reconsider_keys(self) -> None:
+        for tenure in self.tenures.values():
+            if tenure.overrides.api_key is not None:
+                self._queue.add(tenure.key)
+
+    def _show_key(self, tenure: Tenure) -> None:
+        """Leads the bridge by way of the nginx that shows the engine's key; back to the engine if it has none."""
+        key, facts, port = tenure.overrides.api_key, tenure.facts, tenure.port
+        if port is None or not tenure.linked or not tenure.can_be_described:
+            return
+        socket = tenure.sighting.socket
+        if key is None:
+            tenure.key_problem = None
+            if tenure.leads_to != socket:
+                self._lead(tenure, port, socket)
+                self._keys_shown.leave(port)
+            return
+        if facts is None:
+            return
+        state = self._keys_shown.want(port, Keyed(socket, key, facts.connection_mode is ConnectionMode.GRPC))
+        tenure.key_problem = state.problem
+        if state.listens_at is not None and tenure.leads_to != state.listens_at:
+            self._lead(tenure, port, state.listens_at)
+
+    def _lead(self, tenure: Tenure, port: int, target: Path) -> None:
+        try:
+            self._links.link(port, target)
+        except OSError as error:
+            self._trouble(tenure, f"cannot make the bridge's link: {error}")
+        else:
+            tenure.leads_to = target
 
     def _reconcile(self, tenure: Tenure) -> None:
         self._watcher.look_after(tenure)
+        self._ask_for_address(tenure)
+        self._show_key(tenure)
         seen = self._seen(tenure)
         self._note_settled(tenure, all(w.listed and w.worker is None and not w.busy for w in seen.values()))
         action = plan_occupant(tenure.view(), seen.values())
@@ -413,24 +563,31 @@ class Service:
         view = tenure.view()
         for unit, worker in seen.items():
             step = plan_worker(view, worker)
-            if step is not None:
+            if unit.retiring:
+                if isinstance(step, Deregister):
+                    unit.dismiss(step)
+            elif step is not None:
                 if isinstance(step, Deregister):
                     self._tend_room()  # If it was the last one, requests have to wait before it goes.
                 unit.book.start(step)
             elif tenure.url is not None and worker.held:
                 self._queue.add_after(tenure.key, unit.book.held_for_s(tenure.url))
-        if tenure.drain and tenure.in_flight == 0 and not tenure.linked:
-            self._finish_drain(tenure)
+        if tenure.drain and not tenure.linked and (tenure.in_flight == 0 or tenure.port is None):
+            left_s = self._handover_left_s(tenure)
+            if left_s > 0:
+                self._queue.add_after(tenure.key, left_s)
+            else:
+                self._finish_drain(tenure)
         self._log.update(tenure)
 
     def _seen(self, tenure: Tenure) -> dict[RouterUnit, WorkerView]:
         """The tenure's worker as each router knows it. A successor that is not up yet knows nobody."""
-        units = [unit for unit in self.slots.units if unit is self.slots.active or unit.router.up]
-        return {unit: unit.book.view(tenure.url) for unit in units}
+        units = [unit for unit in self.slots.units if unit is self.slots.active or unit.retiring or unit.router.up]
+        return {unit: unit.view(tenure.url) for unit in units}
 
     def _note_settled(self, tenure: Tenure, is_out: bool) -> None:
         if tenure.leaving is None or not is_out:
-            tenure.settled_at = tenure.in_flight = None
+            tenure.settled_at = tenure.in_flight = tenure.quiet_since = None
             tenure.drained.clear()
         elif tenure.settled_at is None:
             tenure.settled_at = time.monotonic()
@@ -446,7 +603,10 @@ class Service:
             self._trouble(tenure, f"cannot make the bridge's link: {error}")
         else:
             tenure.linked = True
+            tenure.leads_to = tenure.sighting.socket
             tenure.problem = None
+            self._show_key(tenure)
+            self._ask_for_address(tenure)
             self._know_url(tenure)
             if fresh:
                 self._on_change()
@@ -470,16 +630,30 @@ class Service:
         tenure.unpin()
         del self.tenures[tenure.key]
         if tenure.port is not None:
-            # Nobody holds a connection: that was the condition for letting go.
             self._leases.release(tenure.port)
-            self._leases.settle(tenure.port)
+            late_until = max((unit.book.late_until(tenure.url) for unit in self.slots.units if tenure.url), default=0.0)
+            if late_until > time.monotonic():
+                self._late_ports[tenure.port] = late_until
+            else:
+                self._leases.settle(tenure.port)  # Nobody holds a connection: that was the condition for letting go.
+            self._keys_shown.leave(tenure.port)
         if tenure.url is not None and self._by_url.get(tenure.url) is tenure:
             del self._by_url[tenure.url]
             for unit in self.slots.units:
                 unit.book.forget(tenure.url)
+        if tenure.peer is not None:
+            self._peers.leave(tenure.peer, tenure.owner)
         self._on_change()
         tenure.drained.set()
         self._log.ended(tenure)
+
+    def may_hear_of(self, port: int) -> bool:
+        """Whether a worker that was taken back may yet appear there: whoever had the port would get its requests."""
+        until = self._late_ports.get(port)
+        if until is not None and until <= time.monotonic():
+            del self._late_ports[port]
+            return False
+        return until is not None
 
     def _on_router(self) -> None:
         self._metrics.router_up.labels(self.name).set(self.router.up)
@@ -544,9 +718,9 @@ class Service:
     def _known_urls(self) -> frozenset[str]:
         known = set(self._by_url)
         for tenure in self.tenures.values():
-            if tenure.facts is None and tenure.port is not None:
-                # Not asked yet: either kind of worker there may be this replica's.
-                known |= {worker_url(self._host, tenure.port, mode) for mode in ConnectionMode}
+            if tenure.facts is None and not self._watcher.is_proven_ill(tenure):
+                # It has not said what it is: either kind of worker there may be this replica's, of an earlier daemon.
+                known |= {url for mode in ConnectionMode if (url := tenure.url_as(mode)) is not None}
         return frozenset(known)
 
     def _make_unit(self, slot: str) -> RouterUnit:
@@ -580,7 +754,7 @@ class Service:
         self._logger.info("replica.replaced", replica=tenure.replica, worker_url=tenure.url)
         tenure.replaced = True
         successor = self._begin(tenure.sighting, tenure.generation + 1)
-        successor.overrides = tenure.overrides
+        successor.overrides, successor.peer = tenure.overrides, tenure.peer
         successor.notes_read, successor.notes_problem = tenure.notes_read, tenure.notes_problem
         successor.result = result
         self._watcher.trust_until_next(successor)
@@ -596,6 +770,7 @@ class Service:
         `resume` is called.
         """
         tenure = self._current[replica]
+        missed = tuple(self.roles.without(self.book.workers.values(), tenure.url))
         if not tenure.drain:
             tenure.drain = True
             tenure.drained.clear()
@@ -610,17 +785,27 @@ class Service:
                 await tenure.drained.wait()
         except TimeoutError:
             self._metrics.drains.labels(self.name, "timeout").inc()
-            return DrainReport(False, tenure.in_flight, time.monotonic() - began)
-        return DrainReport(True, 0, time.monotonic() - began)
+            return DrainReport(False, tenure.in_flight, time.monotonic() - began, missed)
+        return DrainReport(True, 0, time.monotonic() - began, missed)
 
     def resume(self, replica: ReplicaId) -> None:
-        """Takes a drained replica back into rotation. Raises KeyError for one that is not there."""
+        """Takes a drained replica back into rotation, once it answers. Raises KeyError for one that is not there."""
         tenure = self._current[replica]
+        if tenure.drain:
+            tenure.result = None  # Nobody asked it while it was drained; it may be down by now.
         tenure.drain = False
         tenure.drained.clear()
-        tenure.settled_at = tenure.in_flight = None
+        tenure.settled_at = tenure.in_flight = tenure.quiet_since = None
         self._on_change()
         self._watcher.suspect(tenure)
+
+    def _handover_left_s(self, tenure: Tenure) -> float:
+        """How long a quiet engine is still needed: vLLM's prefill answers before its KV blocks are fetched."""
+        facts = tenure.facts
+        hands_over = facts is not None and facts.kv_connector is not None and facts.worker_type is WorkerType.PREFILL
+        if not hands_over or tenure.quiet_since is None:
+            return 0.0
+        return tenure.quiet_since + self.settings.drain.handover_s - time.monotonic()
 
     def _finish_drain(self, tenure: Tenure) -> None:
         if not tenure.drained.is_set():
@@ -628,22 +813,28 @@ class Service:
             self._metrics.drains.labels(self.name, "drained").inc()
             self._logger.info("replica.drained", replica=tenure.replica)
 
-    def ports_to_count(self) -> set[int]:
-        """Bridge ports whose open connections decide what happens next."""
-        return {
-            t.port
+    def places_to_count(self) -> set[int | PeerAddress]:
+        """Bridge ports and advertised addresses whose open connections decide what happens next."""
+        waiting = (
+            t.counted_at
             for t in self.tenures.values()
-            if t.port is not None and t.settled_at is not None and t.leaving is not Why.UNREACHABLE and t.in_flight != 0
-        }
+            if t.settled_at is not None and t.leaving is not Why.UNREACHABLE and t.in_flight != 0
+        )
+        return set().union(*waiting)
 
-    def connections_counted(self, began: float, counted: Container[int], counts: Mapping[int, int]) -> None:
-        """Takes note of a count, begun at `began`, of the open connections on the ports `counted`."""
+    def connections_counted(
+        self, began: float, counted: Container[int | PeerAddress], counts: Mapping[int | PeerAddress, int]
+    ) -> None:
+        """Takes note of a count, begun at `began`, of the open connections at the places `counted`."""
         for tenure in self.tenures.values():
+            places = tenure.counted_at
             if (
-                tenure.port is not None
-                and tenure.port in counted
+                places
+                and all(place in counted for place in places)
                 and tenure.settled_at is not None
                 and tenure.settled_at <= began
             ):
-                tenure.in_flight = counts.get(tenure.port, 0)
+                tenure.in_flight = sum(counts.get(place, 0) for place in places)
+                if tenure.in_flight == 0 and tenure.quiet_since is None:
+                    tenure.quiet_since = began
                 self._queue.add(tenure.key)

@@ -5,6 +5,7 @@ from __future__ import annotations
 import asyncio
 import os
 from dataclasses import dataclass, field
+from pathlib import Path
 
 from gateway_sidecar.domain.lifecycle import Evidence
 from gateway_sidecar.domain.model import (
@@ -12,6 +13,7 @@ from gateway_sidecar.domain.model import (
     EngineFacts,
     Occupant,
     Overrides,
+    PeerAddress,
     ProbeResult,
     Ready,
     ReplicaId,
@@ -29,7 +31,8 @@ def occupant_of(stat: os.stat_result) -> Occupant:
 def owner_of(service: str, sighting: Sighting, generation: int) -> str:
     """The name a tenure's port is leased under."""
     it = sighting.occupant
-    return f"{service}/{sighting.replica}/{it.device}:{it.inode}:{it.mtime_ns}/{generation}"
+    place = it.tunnel or f"{it.device}:{it.inode}:{it.mtime_ns}"
+    return f"{service}/{sighting.replica}/{place}/{generation}"
 
 
 def worker_url(host: str, port: int, mode: ConnectionMode) -> str:
@@ -48,6 +51,7 @@ class SavedTenure:
     facts: EngineFacts | None
     drain: bool
     leaving: bool = False
+    peer: PeerAddress | None = None
 
 
 @dataclass(slots=True, eq=False)
@@ -59,6 +63,12 @@ class Tenure:
         `/proc/self/fd/<pin>` is an address of this very occupant, however long the socket's path is.
     settled_at: since when no router lists its worker any more, once it has to go.
     in_flight: connections on its bridge, counted after it settled; None before.
+    quiet_since: since when that has been zero.
+    peer: the address that it is advertised under; the same for the whole stay, once a router was told of it.
+    peer_is_ours: whether that address is kept for this stay; until then it has no URL.
+    peer_problem: why the address does not lead to it.
+    key_problem: why the engine is not shown its API key.
+    leads_to: what the bridge's link leads to: the socket, or the nginx that shows the key.
     """
 
     key: int
@@ -74,7 +84,12 @@ class Tenure:
     notes_read: bool = False
     notes_problem: str | None = None
     port: int | None = None
+    peer: PeerAddress | None = None
+    peer_is_ours: bool = False
+    peer_problem: str | None = None
+    key_problem: str | None = None
     linked: bool = False
+    leads_to: Path | None = None
     facts: EngineFacts | None = None
     result: ProbeResult | None = None
     evidence: Evidence = field(default_factory=Evidence)
@@ -82,10 +97,12 @@ class Tenure:
     condemned_at: float = 0.0
     gone: bool = False
     replaced: bool = False
+    moved: bool = False
     drain: bool = False
     drained: asyncio.Event = field(default_factory=asyncio.Event)
     settled_at: float | None = None
     in_flight: int | None = None
+    quiet_since: float | None = None
     probe: asyncio.Task[None] | None = None
     probe_due: float = 0.0
     identify_next: bool = True
@@ -100,15 +117,33 @@ class Tenure:
 
     @property
     def address(self) -> str | None:
-        """A connectable path of the occupant, short enough for any socket API; None if it could not be pinned."""
+        """A connectable path of the occupant, short enough for any socket API; None if there is none.
+
+        A tunnel's socket is ours and stays at its short path, whatever inode it has: it is not pinned.
+        """
+        if self.sighting.tunnel is not None:
+            return None if self.gone or self.replaced else str(self.sighting.socket)
         return None if self.pin is None else f"/proc/self/fd/{self.pin}"
 
     @property
     def url(self) -> str | None:
-        """The worker's URL: its bridge, in the scheme that the engine speaks."""
-        if self.port is None or self.facts is None:
+        """The worker's URL: its bridge, or what it is advertised under, in the scheme that the engine speaks."""
+        return None if self.facts is None else self.url_as(self.facts.connection_mode)
+
+    def url_as(self, mode: ConnectionMode) -> str | None:
+        """The URL that the worker has, or would have, if its engine speaks this."""
+        if self.port is None or (self.peer is not None and not self.peer_is_ours):
             return None
-        return worker_url(self.host, self.port, self.facts.connection_mode)
+        host, port = (self.host, self.port) if self.peer is None else (self.peer.host, self.peer.port)
+        return worker_url(host, port, mode)
+
+    @property
+    def counted_at(self) -> frozenset[int | PeerAddress]:
+        """Where connections to it end: its bridge's port and, if it has one, its advertised address."""
+        places: list[int | PeerAddress] = [] if self.port is None else [self.port]
+        if self.peer is not None and self.peer_is_ours:
+            places.append(self.peer)
+        return frozenset(places)
 
     @property
     def can_be_described(self) -> bool:
@@ -119,7 +154,7 @@ class Tenure:
     def leaving(self) -> Why | None:
         """Why it has to leave the router, if it has to."""
         if self.replaced:
-            return Why.REPLACED
+            return Why.MOVED if self.moved else Why.REPLACED
         if self.gone:
             return Why.SOCKET_GONE
         if self.drain:
@@ -138,6 +173,8 @@ class Tenure:
             url=self.url,
             overrides=self.overrides,
             in_flight=self.in_flight,
+            reachable=self.key_problem is None
+            and (self.peer is None or (self.peer_is_ours and self.peer_problem is None)),
         )
 
     def unpin(self) -> None:

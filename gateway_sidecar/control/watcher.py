@@ -26,6 +26,7 @@ from gateway_sidecar.domain.lifecycle import (
     suspect_delay_s,
 )
 from gateway_sidecar.domain.model import EngineFacts, Foreign, Loading, ProbeResult, Ready, RuntimeType, Unknown
+from gateway_sidecar.domain.tunnels import PathState, PathStatus, Tunnel
 from gateway_sidecar.telemetry.logs import get_logger
 from gateway_sidecar.telemetry.metrics import Metrics
 
@@ -36,6 +37,19 @@ _FOREIGN_GAP_S = 5.0
 _UNKNOWN_GAP_S = 1.0
 _ONE_AT_A_TIME = frozenset({RuntimeType.EXTERNAL})
 """Engines that may serve one connection at a time: one that is kept open would keep them from serving."""
+
+
+PathOf = Callable[[Tunnel], PathStatus]
+"""How a tunnel is."""
+
+
+def far_end_of(path: PathStatus, tunnel: Tunnel, result: ProbeResult | None) -> PathStatus:
+    """How a tunnel is once it is known what came of a question through it."""
+    if not path.is_up or not isinstance(result, Loading) or not result.refused:
+        return path
+    if path.reason:
+        return PathStatus(PathState.FORBIDDEN, path.reason)
+    return PathStatus(PathState.REMOTE_CLOSED, f"the tunnel is up, and nobody listens on {tunnel}")
 
 
 class Probe(Protocol):
@@ -67,6 +81,7 @@ class Watcher:
         on_news: Callable[[Tenure], None],
         on_identified: Callable[[Tenure, EngineFacts], None],
         on_replaced: Callable[[Tenure, Ready], None],
+        path_of: PathOf,
     ) -> None:
         self._probe = probe
         self._queue = queue
@@ -75,6 +90,7 @@ class Watcher:
         self._on_news = on_news
         self._on_identified = on_identified
         self._on_replaced = on_replaced
+        self._path_of = path_of
         self._logger = get_logger(service=settings.name)
         self._slots = asyncio.Semaphore(_PROBES_AT_ONCE)
         self._patient_slots = asyncio.Semaphore(_PROBES_AT_ONCE)
@@ -109,6 +125,10 @@ class Watcher:
         if isinstance(tenure.result, Ready):
             self._feel(tenure, tenure.result.facts, now)
 
+    def is_proven_ill(self, tenure: Tenure) -> bool:
+        """Whether the evidence against its engine is strong now."""
+        return tenure.evidence.is_strong(time.monotonic(), self._policy)
+
     def suspect(self, tenure: Tenure) -> None:
         """Something happened to the engine: ask it again who it is, now."""
         tenure.identify_next = True
@@ -133,7 +153,9 @@ class Watcher:
         # Those that did not answer last time have a queue of their own: they must not hold up the others.
         async with self._patient_slots if isinstance(tenure.result, Unknown) else self._slots:
             began = time.monotonic()
-            if tenure.identify_next or known is None:
+            if (down := self._tunnel_down(tenure)) is not None:
+                kind, result = "tunnel", down
+            elif tenure.identify_next or known is None:
                 kind = "identify"
                 result = await self._probe.identify(address, timeout_s=self._settings.probe.timeout_s, api_key=api_key)
             else:
@@ -146,6 +168,8 @@ class Watcher:
         tenure.probe = None
         if tenure.gone or tenure.replaced:
             return
+        if kind != "tunnel":
+            result = self._as_seen_through(tenure, result)
         if kind == "health" and isinstance(result, Ready) and isinstance(tenure.result, Ready):
             # Well as before, the usual case by far: nothing to plan.
             self.trust_until_next(tenure)
@@ -153,6 +177,20 @@ class Watcher:
             return
         self._learn(tenure, result, identified=kind == "identify")
         self._on_news(tenure)
+
+    def _tunnel_down(self, tenure: Tenure) -> ProbeResult | None:
+        """A tunnel that is down refuses connections, and knows better than the kernel why."""
+        if tenure.sighting.tunnel is None:
+            return None
+        path = self._path_of(tenure.sighting.tunnel)
+        return None if path.is_up else Loading(f"tunnel: {path}", refused=True)
+
+    def _as_seen_through(self, tenure: Tenure, result: ProbeResult) -> ProbeResult:
+        """What a refusal means at the end of a tunnel that is up."""
+        tunnel = tenure.sighting.tunnel
+        if tunnel is None or not isinstance(result, Loading) or not result.refused:
+            return result
+        return Loading(f"{far_end_of(self._path_of(tunnel), tunnel, result)}", refused=True)
 
     def _learn(self, tenure: Tenure, result: ProbeResult, *, identified: bool) -> None:
         now = time.monotonic()
@@ -220,13 +258,13 @@ class Watcher:
             return
         finally:
             tenure.feeling = False
-        if tenure.pin is None or tenure.drain:
+        if tenure.address is None or tenure.drain:
             canary.abort()
         else:
             tenure.canary = canary
 
     def _canary_ended(self, tenure: Tenure, opened: float) -> None:
-        if tenure.pin is None or tenure.drain:
+        if tenure.address is None or tenure.drain:
             return  # We closed it ourselves.
         tenure.canary = None
         now = time.monotonic()

@@ -52,15 +52,17 @@ class ReplicaState(StrEnum):
 
 @dataclass(frozen=True, slots=True)
 class Occupant:
-    """Which socket inode is behind a path now.
+    """What is behind a path now: a socket's inode, or a tunnel of ours whatever inode it has.
 
     `mtime_ns` is set when the socket is bound and by nothing a connection does, so it tells a recycled inode
-    number from the original even across a restart of the daemon.
+    number from the original even across a restart of the daemon. A tunnel that comes back binds its socket anew, and
+    leads to the same place: it is named instead, and the rest is 0.
     """
 
     device: int
     inode: int
     mtime_ns: int
+    tunnel: str = ""
 
 
 @dataclass(frozen=True, slots=True)
@@ -124,6 +126,21 @@ ProbeResult = Ready | Loading | Foreign | Unknown
 
 
 @dataclass(frozen=True, slots=True)
+class PeerAddress:
+    """Where a replica's peers find it. `host` is an IP address in its shortest spelling, without brackets.
+
+    `direct` says that this machine reaches the replica there itself, so that nothing is bridged.
+    """
+
+    host: str
+    port: int
+    direct: bool = False
+
+    def __str__(self) -> str:
+        return f"[{self.host}]:{self.port}" if ":" in self.host else f"{self.host}:{self.port}"
+
+
+@dataclass(frozen=True, slots=True)
 class Overrides:
     """What a `<replica>.yaml` beside the socket adds to or puts above the engine's own answers."""
 
@@ -132,6 +149,8 @@ class Overrides:
     worker_type: WorkerType | None = None
     priority: int | None = None
     cost: float | None = None
+    peer: PeerAddress | None = None
+    bootstrap_port: int | None = None
 
 
 @dataclass(frozen=True, slots=True)

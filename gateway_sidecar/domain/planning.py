@@ -36,6 +36,7 @@ class Why(StrEnum):
     REPLACED = "another engine behind the socket"
     CHANGED = "registered with other properties than the engine has"
     FAILED = "the router gave it up"
+    MOVED = "it is advertised under another address"
     FOREIGN = "no replica stands behind it"
 
 
@@ -82,7 +83,8 @@ class OccupantView:
 
     `facts` is set once the engine was identified. `wanted` says that it was ready when last asked and nothing
     strong speaks against it. `leaving` gives the reason why it must go, if it must.
-    `in_flight` counts established connections on its bridge; None where that is not known.
+    `in_flight` counts established connections on its bridge; None where that is not known. `reachable` is False while
+    the address that it is advertised under does not lead to it yet.
     """
 
     facts: EngineFacts | None
@@ -94,6 +96,7 @@ class OccupantView:
     url: str | None
     overrides: Overrides = _NOTHING_ADDED
     in_flight: int | None = None
+    reachable: bool = True
 
 
 @dataclass(frozen=True, slots=True)
@@ -121,7 +124,7 @@ def worker_spec(facts: EngineFacts, url: str, overrides: Overrides) -> WorkerSpe
         connection_mode=facts.connection_mode,
         worker_type=overrides.worker_type or facts.worker_type,
         model_id=facts.model,
-        bootstrap_port=facts.bootstrap_port,
+        bootstrap_port=overrides.bootstrap_port or facts.bootstrap_port,
         kv_connector=facts.kv_connector,
         kv_role=facts.kv_role,
         kv_engine_id=facts.kv_engine_id,
@@ -177,7 +180,7 @@ def plan_worker(view: OccupantView, seen: WorkerView) -> WorkerAction | None:
         return None
     worker = seen.worker
     if worker is None:
-        if view.wanted and view.linked and not seen.held:
+        if view.wanted and view.linked and view.reachable and not seen.held:
             assert view.facts is not None
             assert view.url is not None
             return Register(worker_spec(view.facts, view.url, view.overrides))

@@ -52,7 +52,7 @@ class RouterClient(Protocol):
     """A running router's API. Raises RouterError; never returns a guess."""
 
     async def list_workers(self) -> Mapping[str, Registered]:
-        """Worker URL -> worker; of several under one URL, such as data-parallel ranks, the least ready one."""
+        """Worker URL -> worker; the data-parallel ranks of an engine are one, as ready as the least ready of them."""
         ...
 
     async def register(self, spec: WorkerSpec) -> str:

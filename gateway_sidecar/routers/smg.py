@@ -17,6 +17,7 @@ import os
 import re
 import shutil
 import sys
+import time
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
@@ -36,19 +37,17 @@ from gateway_sidecar.domain.model import (
 from gateway_sidecar.errors import ProcessError, RouterRefused, RouterUnavailable, WorkerExists
 from gateway_sidecar.routers import with_key
 from gateway_sidecar.routers.base import LaunchCommand, LogLine, RouterPorts
+from gateway_sidecar.routers.smg_ranks import Rank, RankBook
 
 _MOST_ANSWER_BYTES = 64 * 1024 * 1024
 _CONNECTION_ATTEMPTS = 3
+_CONNECTION_GAP_S = 1
+"""Between those attempts: SMG's own 30 s keep an engine that was away for a moment out for half a minute."""
+_SHUT_OUT_S = 5
+"""SMG gives a worker nothing after ten failures. Its own 60 s would be a minute of 503 for engines that are well."""
 _GENERIC = "generic"
 _OWN_TOKENIZER = frozenset(("--tokenizer-path", "--model-path", "--disable-tokenizer-autoload"))
 _ID_IN_TEXT = re.compile(r"[0-9a-f]{8}(?:-[0-9a-f]{4}){3}-[0-9a-f]{12}")
-_LEAST_READY_FIRST = (
-    WorkerStatus.FAILED,
-    WorkerStatus.DRAINING,
-    WorkerStatus.PENDING,
-    WorkerStatus.NOT_READY,
-    WorkerStatus.READY,
-)
 
 
 def find_smg(command: str) -> Path:
@@ -84,6 +83,8 @@ def launch_command(
         *("--host", "127.0.0.1", "--port", str(ports.api)),
         *("--prometheus-host", "127.0.0.1", "--prometheus-port", str(ports.metrics)),
         "--enable-igw",  # without it a gRPC worker that is registered at run time gets no traffic
+        *("--worker-startup-check-interval", str(_CONNECTION_GAP_S)),
+        *("--cb-timeout-duration-secs", str(_SHUT_OUT_S)),
         *("--policy", policy),
         *("--log-json", "--log-level", log_level),
         *args,
@@ -123,6 +124,7 @@ class SmgClient:
         self._health = dict(health)
         self._loads_tokenizers = loads_tokenizers
         self._tokenizers: set[str] = set()
+        self._ranks = RankBook()
         self._list_raw = b""
         self._list: Mapping[str, Registered] = {}
         self._list_settled = False
@@ -131,7 +133,7 @@ class SmgClient:
         self._session: aiohttp.ClientSession | None = None
 
     async def list_workers(self) -> Mapping[str, Registered]:
-        """Worker URL -> worker; of several under one URL, such as data-parallel ranks, the least ready one."""
+        """Worker URL -> worker; the data-parallel ranks of an engine are one, as ready as the least ready of them."""
         raw = await self._ask_raw("GET", "/workers")
         if raw == self._list_raw and self._list_settled:
             return self._list  # At rest nothing changes: do not read the same list again and again.
@@ -139,15 +141,18 @@ class SmgClient:
         rows = answer.get("workers")
         if not isinstance(rows, list):
             raise RouterUnavailable(f"{self._url}/workers: no list of workers in the answer")
-        found: dict[str, Registered] = {}
+        by_url: dict[str, list[Rank]] = {}
         settled = True
         for row in rows:
             listed = _read_worker(row)
             worker = await self._with_tokenizer(listed)
             settled = settled and worker is listed
-            other = found.get(worker.url)
-            if other is None or _readiness(worker) < _readiness(other):
-                found[worker.url] = worker
+            by_url.setdefault(worker.url, []).append(_as_rank(worker, row))
+        found: dict[str, Registered] = {}
+        now = time.monotonic()
+        for url, ranks in by_url.items():
+            found[url], rests = self._ranks.join(url, ranks, now)
+            settled = settled and rests
         self._list_raw, self._list, self._list_settled = raw, found, settled
         return found
 
@@ -183,6 +188,7 @@ class SmgClient:
         worker_id = answer.get("worker_id")
         if not isinstance(worker_id, str):
             raise RouterUnavailable(f"{self._url}/workers: accepted {spec.url} without a worker_id")
+        self._ranks.submitted(spec.url, worker_id)
         return worker_id
 
     async def find(self, worker_id: str) -> Registered | None:
@@ -190,22 +196,25 @@ class SmgClient:
         try:
             return await self._with_tokenizer(_read_worker(await self._ask("GET", f"/workers/{worker_id}")))
         except RouterRefused as refusal:
-            if refusal.status == 404:
-                return None
-            raise
+            if refusal.status != 404:
+                raise
+        url = self._ranks.url_of(worker_id)
+        return None if url is None else (await self.list_workers()).get(url)
 
     async def deregister(self, worker_id: str) -> None:
         """Asks for a worker's removal: no new requests from now on. One that is not there is no error."""
-        try:
-            await self._ask("DELETE", f"/workers/{worker_id}")
-        except RouterRefused as refusal:
-            if refusal.status != 404:
-                raise
+        for each in self._ranks.ids_of(worker_id):
+            try:
+                await self._ask("DELETE", f"/workers/{each}")
+            except RouterRefused as refusal:
+                if refusal.status != 404:
+                    raise
 
     async def close(self) -> None:
-        """Closes the client's connections."""
-        if self._session is not None:
-            await self._session.close()
+        """Closes the client's connections; the next question opens new ones."""
+        session, self._session = self._session, None
+        if session is not None:
+            await session.close()
 
     async def _with_tokenizer(self, worker: Registered) -> Registered:
         """A gRPC worker whose model has no tokenizer yet is not ready, whatever the list says."""
@@ -271,10 +280,6 @@ def _labels(spec: WorkerSpec) -> dict[str, str]:
     return dict(spec.labels)
 
 
-def _readiness(worker: Registered) -> int:
-    return _LEAST_READY_FIRST.index(worker.status)
-
-
 def _error_text(raw: bytes) -> str:
     """What an error answer says: `{"error": TEXT}` on the admin routes, `{"error": {"message": TEXT}}` elsewhere."""
     try:
@@ -312,6 +317,11 @@ def _read_worker(row: object) -> Registered:
         )
     except (KeyError, TypeError, ValueError) as error:
         raise RouterUnavailable(f"a worker in a form that is not known: {error}: {row!r:.300}") from error
+
+
+def _as_rank(worker: Registered, row: Mapping[str, object]) -> Rank:
+    number, of = row.get("dp_rank"), row.get("dp_size")
+    return Rank(worker, number, of) if isinstance(number, int) and isinstance(of, int) else Rank(worker)
 
 
 def _base_url(url: str) -> str:

@@ -6,37 +6,55 @@ from collections.abc import Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
 
-from gateway_sidecar.domain.model import Occupant, ReplicaId
+from gateway_sidecar.domain.model import Occupant, Overrides, ReplicaId
+from gateway_sidecar.domain.tunnels import Tunnel
 
 
 @dataclass(frozen=True, slots=True)
 class Sighting:
     """One replica's socket as it is now.
 
-    `notes` is the (path, mtime in ns) of the `<replica>.yaml` beside it, if there is one.
+    notes: the (path, mtime in ns) of the `<replica>.yaml` beside it, if there is one.
+    source: the name of the source that owns the replica.
+    tunnel: what makes the socket, if that is us.
+    described: whether the source itself says what is noted of the replica; `overrides` is that, and None only in a
+        sighting that was written down, which holds no keys.
     """
 
     replica: ReplicaId
     socket: Path
     occupant: Occupant
     notes: tuple[Path, int] | None = None
+    source: str = "sockets"
+    tunnel: Tunnel | None = None
+    described: bool = False
+    overrides: Overrides | None = None
+
+    def says_as_much_as(self, other: Sighting) -> bool:
+        """Whether both say the same of the same place."""
+        return (self.source, self.notes, self.described, self.overrides) == (
+            *(other.source, other.notes, other.described, other.overrides),
+        )
 
 
 @dataclass(frozen=True, slots=True)
 class Listing:
-    """One look at a source.
+    """One look at a source, or at several together.
 
     present: what is certainly there.
     unknown: replicas that were there before and could not be looked at now; they stay as they were.
-    refused: names or files that match the pattern and cannot be replicas -> why.
+    refused: names or files that match and cannot be replicas -> why.
+    unseen: sources of which not everything could be seen -> why; what they own, and is not present, stays as it was.
     blind: why nothing at all could be seen; then every replica stays as it was.
     """
 
     present: Mapping[ReplicaId, Sighting] = field(default_factory=dict)
     unknown: frozenset[ReplicaId] = frozenset()
     refused: Mapping[str, str] = field(default_factory=dict)
+    unseen: Mapping[str, str] = field(default_factory=dict)
     blind: str | None = None
 
-    def is_gone(self, replica: ReplicaId) -> bool:
-        """Positive evidence that the replica's socket is not there any more."""
-        return self.blind is None and replica not in self.present and replica not in self.unknown
+    def is_gone(self, replica: ReplicaId, source: str = "") -> bool:
+        """Positive evidence that the replica, owned by `source`, is not there any more."""
+        known = self.blind is None and source not in self.unseen
+        return known and replica not in self.present and replica not in self.unknown

@@ -11,7 +11,7 @@ import contextlib
 import os
 import signal
 import subprocess
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -179,21 +179,35 @@ def writers_of(*logs: Path) -> list[Identity]:
     That is how we start ours and nobody else does, so this finds those that no record tells of: a daemon may die
     between a start and its record.
     """
-    found = []
     resolved = {str(log.resolve()) for log in logs}
+    return [identity for _, identity in _writers(resolved.__contains__)]
+
+
+def writers_below(directory: Path) -> dict[str, list[Identity]]:
+    """The same for all logs in a directory, in one go: file name -> processes."""
+    above = f"{directory.resolve()}/"
+    writers: dict[str, list[Identity]] = {}
+    for log, identity in _writers(lambda path: path.startswith(above) and "/" not in path[len(above) :]):
+        writers.setdefault(log.removeprefix(above), []).append(identity)
+    return writers
+
+
+def _writers(is_meant: Callable[[str], bool]) -> Iterator[tuple[str, Identity]]:
+    """Session leaders whose stdout and stderr are one and the same file that is meant, and that file's path."""
     for entry in Path("/proc").iterdir():
         if not entry.name.isdigit():
             continue
         try:
-            outputs = {(entry / "fd" / fd).readlink() for fd in ("1", "2")}
+            outputs = {os.readlink(entry / "fd" / fd) for fd in ("1", "2")}  # noqa: PTH115 - for every process there is
+            outputs.discard("/dev/null")  # Where ssh leads its stdout once it is connected.
             is_leader = os.getsid(int(entry.name)) == int(entry.name)
         except OSError:
             continue  # Gone, or another user's.
-        if is_leader and len(outputs) == 1 and str(*outputs).removesuffix(" (deleted)") in resolved:
+        path = outputs.pop().removesuffix(" (deleted)") if len(outputs) == 1 else ""
+        if is_leader and is_meant(path):
             identity = Identity.of(int(entry.name))
             if identity is not None:
-                found.append(identity)
-    return found
+                yield path, identity
 
 
 def rss_bytes(pid: int) -> int | None:

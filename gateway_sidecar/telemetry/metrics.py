@@ -53,11 +53,19 @@ class Metrics:
             buckets=_SERVING_BUCKETS,
             registry=self.registry,
         )
+        self.unanswered_models = gauge(
+            "unanswered_models", "Models with half a prefill-decode pair and nobody else to answer.", "service"
+        )
         self.registrations = counter("registrations", "Registrations by outcome.", "service", "outcome")
         self.deregistrations = counter("deregistrations", "Deregistrations by reason.", "service", "reason")
         self.drains = counter("drains", "Drains by outcome.", "service", "outcome")
         self.refused_names = gauge("refused_replicas", "Files that match and cannot be replicas.", "service")
-        self.source_up = gauge("source_up", "1 while the service's sockets can be listed.", "service")
+        self.source_up = gauge("source_up", "1 while the service's sources can be read whole.", "service")
+        self.tunnel_state = gauge(
+            "tunnel_state", "1 for the state that a replica's SSH tunnel is in.", "service", "replica", "state"
+        )
+        self._tunnel_states: dict[tuple[str, str], str] = {}
+        self.tunnel_links = gauge("tunnel_connections", "SSH connections by whether they are up.", "state")
         self.router_up = gauge("router_up", "1 while the router's API answers.", "service")
         self.router_starts = counter("router_starts", "Router processes started.", "service")
         self.router_start_seconds = gauge(
@@ -89,6 +97,9 @@ class Metrics:
         self.bridge_up = gauge("bridge_up", "1 while nginx runs.")
         self.bridge_reloads = counter("bridge_reloads", "Reloads of nginx; scale events cause none.")
         self.bridge_starts = counter("bridge_starts", "Times nginx was started.")
+        self.peer_addresses = gauge(
+            "peer_addresses", "Addresses that replicas are advertised under, by state.", "state"
+        )
         self.record_up = gauge(
             "record_up", "1 while what the next daemon has to know can be written down.", "directory"
         )
@@ -102,12 +113,28 @@ class Metrics:
         self.reloads = counter("config_reloads", "Reloads of the configuration by outcome.", "outcome")
         Info(prefix + "build", "What runs.", registry=self.registry).info({"version": __version__})
 
+    def note_tunnel(self, service: str, replica: str, state: str) -> None:
+        """Says which state a replica's tunnel is in, and that it is in no other."""
+        if self._tunnel_states.get((service, replica)) != state:
+            self._forget_tunnel(service, replica)
+            self._tunnel_states[service, replica] = state
+            self.tunnel_state.labels(service, replica, state).set(1)
+
+    def _forget_tunnel(self, service: str, replica: str) -> None:
+        state = self._tunnel_states.pop((service, replica), None)
+        if state is not None:
+            self.tunnel_state.remove(service, replica, state)
+
     def forget_replica(self, service: str, replica: str) -> None:
         """Removes a vanished replica's series."""
         self.replica_serving.remove_by_labels({"service": service, "replica": replica})
+        self._forget_tunnel(service, replica)
 
     def forget_service(self, service: str) -> None:
         """Removes a removed service's series."""
+        for of, replica in list(self._tunnel_states):
+            if of == service:
+                self._forget_tunnel(of, replica)
         for metric in vars(self).values():
             if isinstance(metric, Counter | Gauge | Histogram) and "service" in metric._labelnames:
                 metric.remove_by_labels({"service": service})

@@ -9,7 +9,7 @@ from pathlib import Path
 import pytest
 
 from gateway_sidecar.cli import EXIT_CONFIG, EXIT_STOPPED
-from gateway_sidecar.install import SYSUSERS, TMPFILES, UNIT, install, own_command
+from gateway_sidecar.install import PEERS, SYSUSERS, TMPFILES, UNIT, install, own_command
 
 SOURCE = Path(__file__).parents[2] / "systemd" / "gateway-sidecar.service"
 WORST_EXPOSURE = 2.5
@@ -84,3 +84,11 @@ def test_user_groups_and_directories_are_made(tmp_path: Path) -> None:
     config = (tmp_path / "etc/gateway-sidecar/gateway-sidecar.yaml").stat()
     assert config.st_mode & 0o7777 == 0o640
     assert config.st_gid != 0
+
+
+def test_the_privilege_for_addresses_is_all_that_the_drop_in_adds(tmp_path: Path) -> None:
+    """`verify` is silent about the two together."""
+    list(install(tmp_path, command=own_command(), peers=True))
+    assert analyze("verify", str(tmp_path / UNIT)) == (0, "")
+    added = directives((tmp_path / PEERS).read_text())
+    assert added == ["[Service]", "CapabilityBoundingSet=CAP_NET_ADMIN", "AmbientCapabilities=CAP_NET_ADMIN"]

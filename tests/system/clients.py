@@ -8,7 +8,6 @@ import json
 from contextlib import suppress
 from pathlib import Path
 
-import aiohttp
 from openai import AsyncOpenAI
 from openai.types.chat import ChatCompletionMessageParam
 
@@ -42,7 +41,7 @@ async def stream_chat(
     headers = {"Authorization": f"Bearer {key}"} if key else {}
     text, done = "", False
     async with (
-        aiohttp.ClientSession() as session,
+        gateway.client() as session,
         session.post(f"{gateway.url()}/v1/chat/completions", json=body, headers=headers) as response,
     ):
         assert response.status == 200, await response.text()

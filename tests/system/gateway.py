@@ -21,6 +21,8 @@ import aiohttp
 import yaml
 
 from gateway_sidecar.bridges.nginx import busy_ports
+from gateway_sidecar.supervision.process import writers_below
+from tests.namespaces import Namespace
 
 Status = dict[str, Any]
 BRIDGES = 40
@@ -76,6 +78,7 @@ class Gateway:
         }
         for name in services:
             self.sockets(name).mkdir(parents=True)
+        self.namespace: Namespace | None = None
         self.process: asyncio.subprocess.Process | None = None
         self._session: aiohttp.ClientSession | None = None
         self._starts = 0
@@ -113,6 +116,7 @@ class Gateway:
         self._starts += 1
         with self.log_path.open("wb") as log:
             self.process = await asyncio.create_subprocess_exec(
+                *(self.namespace.enter if self.namespace else ()),
                 sys.executable, "-m", "gateway_sidecar", "run", "--config", str(self.config_path),
                 stdout=log, stderr=log, env={**os.environ, **(env or {})},
             )  # fmt: skip
@@ -130,20 +134,25 @@ class Gateway:
         self.process.kill()
         await self.process.wait()
 
-    async def close(self) -> None:
+    async def close(self, *, keep_files: bool = False) -> None:
         """Ends all that was started here, and nothing else."""
         if self._session is not None:
             await self._session.close()
         if self.process is not None and self.process.returncode is None:
             self.process.terminate()
             await self.process.wait()
-        for pid in self._left_running():
+        tunnels = [one.pid for found in writers_below(self.directory / "run" / "tunnels").values() for one in found]
+        for pid in (*self._left_running(), *tunnels):
             with suppress(ProcessLookupError):
                 os.kill(pid, signal.SIGKILL)
-        shutil.rmtree(self.directory)
+        if not keep_files:
+            shutil.rmtree(self.directory)
         self._ports.release()
 
     def _left_running(self) -> Iterator[int]:
+        for kind in ("peers", "keyed"):
+            for pid_file in (self.directory / "run" / kind).glob("*/nginx.pid"):
+                yield from with_children(int(pid_file.read_text()))
         try:
             record = json.loads((self.directory / "run" / "processes.json").read_text())
         except (OSError, ValueError):
@@ -151,12 +160,7 @@ class Gateway:
         routers = [router["identity"] for rows in record["routers"].values() for router in rows]
         for row in (record["nginx"], *routers):
             if row is not None:
-                children = Path(f"/proc/{row['pid']}/task/{row['pid']}/children")
-                workers: list[int] = []
-                with suppress(OSError):
-                    workers = [int(pid) for pid in children.read_text().split()]
-                yield int(row["pid"])  # The master first: it would start a worker anew.
-                yield from workers
+                yield from with_children(int(row["pid"]))
 
     # -- asking it
 
@@ -166,6 +170,11 @@ class Gateway:
             connector = aiohttp.UnixConnector(str(self.directory / "run" / "admin.sock"))
             self._session = aiohttp.ClientSession(connector=connector)
         return self._session
+
+    def client(self, **options: Any) -> aiohttp.ClientSession:
+        """An HTTP client on the gateway's own network."""
+        connector = aiohttp.TCPConnector(socket_factory=self.namespace.socket) if self.namespace else None
+        return aiohttp.ClientSession(connector=connector, **options)
 
     async def status(self) -> Status:
         async with self.session.get("http://daemon/v1/status") as response:
@@ -241,10 +250,20 @@ class Gateway:
         router = service_of(await self.status(), service)["router"]
         headers = {"Authorization": f"Bearer {await self.router_key(service)}"}
         async with (
-            aiohttp.ClientSession(headers=headers) as session,
+            self.client(headers=headers) as session,
             session.get(f"{router['url']}/workers") as response,
         ):
             return list((await response.json())["workers"])
+
+
+def with_children(pid: int) -> Iterator[int]:
+    """A process and its children. The master of an nginx first: it would start a worker anew."""
+    children = Path(f"/proc/{pid}/task/{pid}/children")
+    found: list[int] = []
+    with suppress(OSError):
+        found = [int(child) for child in children.read_text().split()]
+    yield pid
+    yield from found
 
 
 def service_of(status: Status, name: str = "chat") -> dict[str, Any]:

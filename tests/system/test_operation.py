@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import json
+import os
 import signal
 import socket
 
@@ -11,6 +12,7 @@ import aiohttp
 import pytest
 from prometheus_client.parser import text_string_to_metric_families
 
+from examples.simulated import EngineKind
 from tests.system.clients import ask, stream_chat
 from tests.system.conftest import MakeGateway, StartEngine
 from tests.system.gateway import Gateway, replica_of, service_of, states_of
@@ -294,3 +296,58 @@ async def test_interrupt_takes_everything_down(gateway: Gateway, engine: StartEn
 
     assert [start_ticks(pid) for pid in pids] == [None, None]
     assert list((gateway.directory / "run" / "bridges").iterdir()) == []
+
+
+async def test_drained_replica_that_hangs_is_taken_back_when_it_answers(gateway: Gateway, engine: StartEngine) -> None:
+    """`resume` asks first: SMG would wait long for an engine that does not answer, and nothing could hurry it."""
+    here = await engine(gateway.socket("r1"), EngineKind.SGLANG_GRPC)
+    await gateway.until_states({"r1": "serving"})
+    assert (await gateway.cli("drain", "chat", "r1"))[0] == 0
+    here.behave(hang=True)
+    assert (await gateway.cli("resume", "chat", "r1"))[0] == 0
+    await gateway.until_state("r1", "seen", "unreachable")
+    assert await gateway.workers() == []
+    here.behave(hang=False)
+    await gateway.until_states({"r1": "serving"})
+
+
+async def test_engine_that_hangs_while_it_is_registered_is_back_soon(gateway: Gateway, engine: StartEngine) -> None:
+    """It was well when the daemon asked, and not when SMG did: SMG's next attempt follows soon, not after 30 s."""
+    for kind in (EngineKind.SGLANG_GRPC, EngineKind.SGLANG_HTTP):
+        here = await engine(gateway.socket("r1"), kind)
+        await gateway.until_states({"r1": "serving"})
+        pid = service_of(await gateway.status())["router"]["pid"]
+        here.behave(hang=True)
+        os.kill(pid, signal.SIGKILL)  # The next one is told of an engine that was well a moment ago.
+        await gateway.until(lambda s: replica_of(s, "r1")["reason"] == "the router says pending")
+        failed = f"{kind.value.split('-')[1]} health check failed"
+        while not any(failed in str(event) for event in gateway.events("router.said")):
+            await asyncio.sleep(0.05)
+        here.behave(hang=False)
+        await gateway.until_states({"r1": "serving"}, within_s=12)
+        await here.stop()
+        await gateway.until_states({})
+
+
+async def test_replica_without_a_bridge_is_drained_at_once(make_gateway: MakeGateway, engine: StartEngine) -> None:
+    """Nobody can be on it: there is nothing to wait for, whether it waits for a port or has only just been seen."""
+    gateway = make_gateway()
+    first = gateway.settings["bridges"]["ports"].split("-")[0]
+    gateway.settings["bridges"]["ports"] = first
+    await gateway.start()
+    await engine(gateway.socket("r1"))
+    await gateway.until_states({"r1": "serving"})
+    await engine(gateway.socket("r2"))
+    await gateway.until(lambda s: any("no free bridge port" in (r["reason"] or "") for r in service_of(s)["replicas"]))
+    code, out, err = await gateway.cli("drain", "chat", "r2", "--timeout", "5")
+    assert code == 0, (out, err)
+
+
+async def test_daemon_that_begins_answers_when_it_knows(gateway: Gateway, engine: StartEngine) -> None:
+    """Its first answer holds the replicas that the last daemon had: nobody is told that there are none."""
+    await engine(gateway.socket("r1"))
+    await gateway.until_states({"r1": "serving"})
+    await gateway.kill()
+    await gateway.start(ready=False)
+    first = await gateway.until(lambda _status: True)
+    assert [row["id"] for row in service_of(first)["replicas"]] == ["r1"]

@@ -31,7 +31,7 @@ class Load:
         self._clients = [asyncio.create_task(self._client(stream=i % 2 == 0)) for i in range(clients)]
 
     async def _client(self, *, stream: bool) -> None:
-        async with aiohttp.ClientSession() as session:
+        async with self._gateway.client() as session:
             while not self._stop.is_set():
                 if stream:
                     await stream_chat(self._gateway, 3)
@@ -242,3 +242,34 @@ async def test_socket_that_goes_and_comes_back_is_a_new_stay(gateway: Gateway, e
     assert (await stream).split()[-1] == "59"
     status = await gateway.until_states({"r1": "serving"})
     assert replica_of(status, "r1")["worker_id"] == serving["worker_id"]
+
+
+async def test_router_that_is_slow_to_go_holds_nobody_up(gateway: Gateway, engine: StartEngine) -> None:
+    """While an old router finishes a long stream: the daemon is well, may die, drains end, and both slots are known."""
+    await engine(gateway.socket("slow"), model="slow", token_interval_s=0.1)
+    await engine(gateway.socket("r1"))
+    await engine(gateway.socket("r2"))
+    wanted = {"slow": "serving", "r1": "serving", "r2": "serving"}
+    await gateway.until_states(wanted)
+    assert (await gateway.cli("router", "restart", "chat"))[0] == 0
+    before = await gateway.until(lambda s: router_is_new(s, old=0))
+    while len(json.loads((gateway.directory / "run" / "processes.json").read_text())["routers"]["chat"]) > 1:
+        await asyncio.sleep(0.05)
+    started = asyncio.Event()
+    stream = asyncio.create_task(stream_chat(gateway, 160, started, model="slow"))
+    await started.wait()
+    assert (await gateway.cli("router", "restart", "chat"))[0] == 0
+    code, out, err = await gateway.cli("drain", "chat", "r1", "--timeout", "8")
+    assert (code, err) == (0, ""), out
+    await gateway.kill()
+    await gateway.start()
+    code, out, err = await gateway.cli("drain", "chat", "r2", "--timeout", "8")
+    assert code == 0, (out, err)
+    assert (await stream).split()[-1] == "159"
+    while start_ticks(service_of(before)["router"]["pid"]) is not None:
+        await asyncio.sleep(0.05)
+    assert (await gateway.cli("router", "restart", "chat"))[0] == 0
+    after = await gateway.until_states({"slow": "serving", "r1": "draining", "r2": "draining"})
+    assert after["bridge"]["reloads"] == 0
+    assert gateway.events("daemon.wedged") == []
+    assert gateway.events("loop.failed") == []

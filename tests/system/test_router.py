@@ -5,8 +5,10 @@ from __future__ import annotations
 import asyncio
 import os
 import signal
+import socket
 import sys
 import time
+from contextlib import suppress
 from pathlib import Path
 from typing import Any
 
@@ -227,3 +229,62 @@ async def test_engine_that_dies_while_it_is_being_registered(
     await engine(gateway.socket("r1"), kind)
     await gateway.until_states({"r1": "serving"})
     assert "r1" in await ask(gateway, "tiny", stream=False)
+
+
+async def test_engine_that_failed_for_a_moment_gets_requests_again_soon(gateway: Gateway, engine: StartEngine) -> None:
+    """SMG shuts a worker out after ten failures; it has to look again after seconds, not after a minute."""
+    for name, kind in (("h", EngineKind.SGLANG_HTTP), ("g", EngineKind.VLLM_GRPC)):
+        here = await engine(gateway.socket(name), kind, model=name, fail_rate=1.0)
+        await gateway.until_state(name, "serving")
+        shut_out = False
+        while not shut_out:
+            with suppress(AssertionError):
+                await stream_chat(gateway, 2, model=name)
+            received = here.ledger.received
+            with suppress(AssertionError):
+                await stream_chat(gateway, 2, model=name)
+            shut_out = here.ledger.received == received
+        here.behave(fail_rate=0.0)
+        async with asyncio.timeout(12):
+            while True:
+                with suppress(AssertionError):
+                    await stream_chat(gateway, 2, model=name)
+                    break
+                await asyncio.sleep(0.1)
+
+
+async def test_router_comes_back_on_its_ports_though_they_are_free_only_a_moment_later(
+    gateway: Gateway, engine: StartEngine
+) -> None:
+    """On other ports nginx would have to be reloaded, and those that wait would ask the old ones."""
+    await engine(gateway.socket("r1"))
+    await gateway.until_states({"r1": "serving"})
+    before = await gateway.status()
+    router = service_of(before)["router"]
+    assert gateway.process is not None
+    gateway.process.send_signal(signal.SIGSTOP)
+    try:
+        os.kill(router["pid"], signal.SIGKILL)
+        taken = await bound(int(router["url"].rsplit(":", 1)[1]))
+    finally:
+        gateway.process.send_signal(signal.SIGCONT)
+    with taken:
+        await gateway.until(lambda s: service_of(s)["router"]["state"] == "starting")
+    after = await gateway.until(lambda s: service_of(s)["router"]["state"] == "up" and s["ready"], within_s=20)
+    assert service_of(after)["router"]["url"] == router["url"]
+    assert after["bridge"]["reloads"] == before["bridge"]["reloads"]
+
+
+async def bound(port: int) -> socket.socket:
+    """A socket that listens on a port, as soon as nobody else does."""
+    while True:
+        taken = socket.socket()
+        taken.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
+        try:
+            taken.bind(("127.0.0.1", port))
+        except OSError:
+            taken.close()
+            await asyncio.sleep(0.005)
+            continue
+        taken.listen()
+        return taken

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import time
+from collections import Counter
 from typing import Any
 
 from examples.simulated import EngineKind, Role
@@ -197,3 +198,24 @@ async def test_unchanged_replica_keeps_port_and_worker_while_neighbours_come_and
     after = replica_of(await gateway.status(), "steady")
     assert (after["bridge"], after["worker_id"]) == (before["bridge"], before["worker_id"])
     assert (await gateway.status())["bridge"]["reloads"] == 0
+
+
+async def test_last_of_its_protocol_leaves_without_a_second_of_503(gateway: Gateway, engine: StartEngine) -> None:
+    """SMG decides for HTTP or gRPC before it sees that all of the one drain; so they may drain for a moment only."""
+    engines = {"h": await engine(gateway.socket("h"), EngineKind.VLLM_HTTP)}
+    engines["g"] = await engine(gateway.socket("g"), EngineKind.SGLANG_GRPC)
+    await gateway.until_states({"h": "serving", "g": "serving"})
+    for leaving in ("g", "h"):
+        outcomes: Counter[str] = Counter()
+        out = asyncio.create_task(gateway.cli("drain", "chat", leaving))
+        while not out.done():
+            try:
+                outcomes[(await stream_chat(gateway, 2)).split()[0]] += 1
+            except AssertionError as error:
+                outcomes[str(error)] += 1
+        assert (await out)[0] == 0
+        answered = outcomes.pop("h", 0) + outcomes.pop("g", 0)
+        assert answered > 20
+        assert outcomes.total() <= 2, outcomes
+        assert (await gateway.cli("resume", "chat", leaving))[0] == 0
+        await gateway.until_states({"h": "serving", "g": "serving"})

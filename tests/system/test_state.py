@@ -9,6 +9,7 @@ import shutil
 import signal
 from pathlib import Path
 
+import aiohttp
 import pytest
 
 from gateway_sidecar.supervision.process import start_ticks
@@ -106,6 +107,14 @@ async def test_state_directory_removed_while_running(gateway: Gateway, engine: S
     while not leases.exists() or len(json.loads(leases.read_text())["services"]["chat"]) < 2:
         await asyncio.sleep(0.01)
     assert await stream_chat(gateway, 3)
+    while not (gateway.directory / "state" / "nginx-temp" / "client_body").exists():
+        await asyncio.sleep(0.01)
+    large = {"model": "tiny", "messages": [{"role": "user", "content": "x" * 1_000_000}], "max_tokens": 2}
+    async with (
+        aiohttp.ClientSession() as session,
+        session.post(f"{gateway.url()}/v1/chat/completions", json=large) as response,
+    ):
+        assert response.status == 200, await response.text()
     pid = service_of(await gateway.status())["router"]["pid"]
     os.kill(pid, signal.SIGKILL)
     await gateway.until(lambda s: service_of(s)["router"]["pid"] not in (None, pid) and s["ready"])
@@ -151,3 +160,19 @@ async def test_drained_then_resumed_replica_is_released_when_it_goes(gateway: Ga
     await here.stop()
     status = await gateway.until_states({})
     assert (status["bridge"]["leased"], status["bridge"]["quarantined"]) == (0, 0)
+
+
+async def test_engine_that_died_with_the_daemon_and_its_records(gateway: Gateway, engine: StartEngine) -> None:
+    """Nobody remembers what it was, and it cannot say so any more: its worker goes all the same."""
+    dying = await engine(gateway.socket("r1"))
+    await engine(gateway.socket("r2"))
+    before = await gateway.until_states({"r1": "serving", "r2": "serving"})
+    await gateway.kill()
+    shutil.rmtree(gateway.directory / "state")
+    await dying.kill()
+    await gateway.start()
+    await gateway.until_workers(lambda workers: [w["status"] for w in workers] == ["ready"], within_s=20)
+    after = await gateway.until_states({"r1": "loading", "r2": "serving"})
+    assert replica_of(after, "r2")["worker_id"] == replica_of(before, "r2")["worker_id"]
+    await engine(gateway.socket("r1"))
+    await gateway.until_states({"r1": "serving", "r2": "serving"})

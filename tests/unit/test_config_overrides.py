@@ -6,7 +6,7 @@ from pathlib import Path
 import pytest
 
 from gateway_sidecar.config import load_overrides
-from gateway_sidecar.domain.model import Overrides, WorkerType
+from gateway_sidecar.domain.model import Overrides, PeerAddress, WorkerType
 from gateway_sidecar.errors import ConfigError
 
 
@@ -147,3 +147,42 @@ def test_nobody_lends_himself_another_users_secret(beside: Path) -> None:
     assert found.endswith("belongs to user 0, this file to 4711; give both one owner")
     os.chown(key, 4711, 4711)
     assert load_overrides(beside).api_key == "sk-123"
+
+
+@pytest.mark.parametrize(
+    ("text", "peer"),
+    [
+        ("advertise: 10.0.0.5:8000", PeerAddress("10.0.0.5", 8000)),
+        ("advertise: '[fd00:0::5]:8000'", PeerAddress("fd00::5", 8000)),
+        ("advertise: 10.0.0.5:8000\ndirect: true", PeerAddress("10.0.0.5", 8000, direct=True)),
+        ("advertise: 10.0.0.5:8000\ndirect: false", PeerAddress("10.0.0.5", 8000)),
+        ("direct: false", None),
+    ],
+)
+def test_where_peers_find_it(beside: Path, text: str, peer: PeerAddress | None) -> None:
+    """An address of its own, in one spelling."""
+    beside.write_text(text + "\n")
+    assert load_overrides(beside).peer == peer
+
+
+def test_mistakes_in_an_address(beside: Path) -> None:
+    """A name is no address; `direct` alone does not say where."""
+    beside.write_text("advertise: gpu7:8000\n")
+    (said,) = problems(beside)
+    assert said.startswith("r1.yaml:1: advertise: 'gpu7:8000': host 'gpu7' is not an IP address")
+    beside.write_text("advertise: 0.0.0.0:8000\n")
+    (said,) = problems(beside)
+    assert "is no single machine's address" in said
+    beside.write_text("priority: 1\ndirect: true\n")
+    assert problems(beside) == [
+        "r1.yaml:2: direct: true says that this machine reaches the replica itself, but not where;"
+        " add advertise: HOST:PORT"
+    ]
+
+
+def test_where_the_bootstrap_server_is(beside: Path) -> None:
+    """vLLM does not say it."""
+    beside.write_text("bootstrap_port: 9001\n")
+    assert load_overrides(beside).bootstrap_port == 9001
+    beside.write_text("bootstrap_port: 0\n")
+    assert problems(beside) == ["r1.yaml:1: bootstrap_port: 0 is too small; use 1 to 65535"]

@@ -9,6 +9,7 @@ import pytest
 import yaml
 
 from gateway_sidecar.config import Settings, config_schema, load_config, parse_config
+from gateway_sidecar.config.inventory import InventoryEntry
 from gateway_sidecar.config.overrides import OverridesFile
 from gateway_sidecar.errors import ConfigError
 
@@ -146,7 +147,9 @@ def test_every_setting_has_a_description_that_editors_show() -> None:
 def today() -> list[str]:
     """Every row that the reference must have."""
     overrides = OverridesFile.model_json_schema()
-    return [*rows(config_schema(), config_schema()), *rows(overrides, overrides)]
+    inventory = InventoryEntry.model_json_schema()
+    places = {"properties": {name: inventory["properties"][name] for name in ("socket", "ssh")}}
+    return [*rows(config_schema(), config_schema()), *rows(overrides, overrides), *rows(inventory, places)]
 
 
 @pytest.mark.parametrize("row", today(), ids=lambda row: row.split("`")[1])

@@ -11,7 +11,9 @@ from gateway_sidecar.config.values import (
     PathPattern,
     PortRange,
     parse_endpoint,
+    parse_interface,
     parse_name,
+    parse_network,
     parse_pattern,
     parse_ports,
     parse_run_dir,
@@ -172,3 +174,18 @@ def test_the_run_directory_leaves_room_for_socket_names() -> None:
     assert len(f"{longest}/bridges/65535.sock".encode()) <= 107
     with pytest.raises(ValueError, match="81 bytes long"):
         parse_run_dir(longest + "r")
+
+
+def test_networks_and_interfaces() -> None:
+    """A network in its plain spelling; a name that is the daemon's alone."""
+    assert [parse_network(text) for text in ("10.0.0.0/8", "10.0.0.5", "fd00:0::/8")] == [
+        "10.0.0.0/8",
+        "10.0.0.5/32",
+        "fd00::/8",
+    ]
+    with pytest.raises(ValueError, match=r"'10.0.0.1/8' is not a network \(10.0.0.1/8 has host bits set\); use"):
+        parse_network("10.0.0.1/8")
+    assert parse_interface("gwsc-2.b_") == "gwsc-2.b_"
+    for name in ("lo", "all", "a" * 16, "a b", "a/b", "."):
+        with pytest.raises(ValueError, match="is not a name for the daemon's interface; use a name of its own"):
+            parse_interface(name)

@@ -5,8 +5,12 @@ from __future__ import annotations
 import socket
 from pathlib import Path
 
-from gateway_sidecar.bridges.connections import open_connections
+import pytest
+
+from gateway_sidecar.bridges.connections import connections_at, kernel_address, open_connections
 from gateway_sidecar.bridges.nginx import busy_ports
+from gateway_sidecar.control.daemon import count_pause_s
+from gateway_sidecar.domain.model import PeerAddress
 
 
 def test_real_connections_are_counted_until_both_sides_are_done() -> None:
@@ -45,3 +49,38 @@ def test_busy_ports_are_named() -> None:
         port = server.getsockname()[1]
         assert busy_ports([("127.0.0.1", port)]) == [("127.0.0.1", port, "EADDRINUSE")]
     assert busy_ports([("192.0.2.1", 1)])[0][2] == "EADDRNOTAVAIL"
+
+
+def test_connections_are_counted_by_address(tmp_path: Path) -> None:
+    """By this machine's end of a bridged one, by the far end of one that goes to another machine, each once."""
+    tcp, tcp6 = tmp_path / "tcp", tmp_path / "tcp6"
+    tcp.write_text(
+        "  sl  local_address rem_address   st tx_queue rx_queue tr tm->when retrnsmt\n"
+        "   0: 0500000A:1F40 00000000:0000 0A 00000000:00000000 00:00000000 00000000\n"
+        "   1: 0500000A:1F40 0500000A:A1D4 01 00000000:00000000 00:00000000 00000000\n"
+        "   2: 0500000A:A1D4 0500000A:1F40 01 00000000:00000000 00:00000000 00000000\n"
+        "   3: 0207A8C0:A1E0 0600000A:1F40 01 00000000:00000000 00:00000000 00000000\n"
+        "   4: 0207A8C0:A1E1 0600000A:1F40 06 00000000:00000000 00:00000000 00000000\n"
+        "   5: 0600000A:A1E1 0500000A:1F41 01 00000000:00000000 00:00000000 00000000\n"
+    )
+    tcp6.write_text(
+        "  sl  local_address                         remote_address                        st\n"
+        "   0: 000000FD000000000000000005000000:1F40 000000FD000000000000000005000000:A000 01 00:0 0:0 0 0\n"
+        "   1: 0000000000000000FFFF00000207A8C0:A1E2 0000000000000000FFFF00000600000A:1F40 08 00:0 0:0 0 0\n"
+    )
+    here, there, six = PeerAddress("10.0.0.5", 8000), PeerAddress("10.0.0.6", 8000), PeerAddress("fd00::5", 8000)
+    assert connections_at({here, there, six, PeerAddress("10.0.0.7", 8000)}, (tcp, tcp6)) == {here: 1, there: 2, six: 1}
+
+
+def test_the_kernels_addresses_are_read() -> None:
+    """Four-byte words in this machine's order; IPv4 in an IPv6 socket is IPv4."""
+    assert str(kernel_address(b"0500000A:1F40")) == "10.0.0.5"
+    assert str(kernel_address(b"000000FD000000000000000005000000:1F40")) == "fd00::5"
+    assert str(kernel_address(b"0000000000000000FFFF00000600000A:1F40")) == "10.0.0.6"
+
+
+def test_counts_go_on_however_long_one_took() -> None:
+    """A busy machine makes a count slow; whoever waits for the next one must not wait ten times as long."""
+    assert count_pause_s(0.0) == pytest.approx(0.05)
+    assert count_pause_s(0.02) == pytest.approx(0.2)
+    assert count_pause_s(30.0) == pytest.approx(1.0)

@@ -7,7 +7,11 @@ from pathlib import Path
 
 REPOSITORY = Path(__file__).parents[2]
 TEXT = (REPOSITORY / "docs" / "failure-modes.md").read_text("utf-8")
-ROWS = [line for line in TEXT.splitlines() if line.startswith("| ") and not line.startswith(("| failure |", "| --- |"))]
+ROWS = [
+    line
+    for line in TEXT.splitlines()
+    if line.startswith("| ") and not line.startswith(("| failure |", "| what was wrong |", "| --- |"))
+]
 _FILE_THEN_TESTS = re.compile(r"`((?:tests/\w+/)?test_\w+\.py)`(.*?)(?=`(?:tests/\w+/)?test_\w+\.py`|\Z)", re.DOTALL)
 
 

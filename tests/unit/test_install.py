@@ -11,6 +11,7 @@ from gateway_sidecar.config import load_config
 from gateway_sidecar.errors import InstallError
 from gateway_sidecar.install import (
     CONFIG,
+    PEERS,
     SYSUSERS,
     TMPFILES,
     UNIT,
@@ -182,3 +183,16 @@ def test_the_unit_starts_the_installation_that_wrote_it() -> None:
     command = own_command()
     assert Path(command[0]).is_absolute()
     assert Path(command[0]).exists()
+
+
+def test_the_privilege_for_addresses_is_given_when_asked_for(tmp_path: Path) -> None:
+    """A drop-in of its own, which outlives updates and goes with the rest."""
+    list(install(tmp_path, command=COMMAND))
+    assert not (tmp_path / PEERS).exists()
+    list(install(tmp_path, command=COMMAND, peers=True))
+    assert "AmbientCapabilities=CAP_NET_ADMIN\n" in (tmp_path / PEERS).read_text()
+    list(install(tmp_path, command=COMMAND))
+    assert (tmp_path / PEERS).exists()
+    said = list(uninstall(tmp_path))
+    assert any(step.did is Did.REMOVED and step.what == f"/{PEERS}" for step in said)
+    assert not (tmp_path / PEERS).exists()

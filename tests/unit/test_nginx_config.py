@@ -9,7 +9,7 @@ import pytest
 
 from gateway_sidecar.bridges.front_door import DoorPlaces
 from gateway_sidecar.bridges.nginx import NginxProgram, needed_lua
-from gateway_sidecar.bridges.nginx_config import Capacity, NginxConfig, ServiceAddress
+from gateway_sidecar.bridges.nginx_config import Capacity, NginxConfig, ServiceAddress, peer_config
 from gateway_sidecar.check import lacking
 from gateway_sidecar.config import AuthSettings, FrontendSettings
 from gateway_sidecar.errors import BridgeError
@@ -97,3 +97,12 @@ def test_lua_is_loaded_only_where_it_is_needed() -> None:
     guarded = ServiceAddress("chat", "127.0.0.1:30000", "127.0.0.1:23001", "127.0.0.1:23003", keys)
     text = config(lua_modules=modules, services=[guarded])
     assert text.index("ndk_http_module.so") < text.index("ngx_http_lua_module.so")
+
+
+def test_an_advertised_address_serves_this_machine_alone() -> None:
+    """Connections of this machine to an address of its own come from that address."""
+    text = peer_config("fd00::5", 8000, Path("/run/g/bridges/24001.sock"), Path("/run/g/peers/x"), None)
+    assert "listen [fd00::5]:8000 " in text
+    assert text.index("allow fd00::5;") < text.index("deny all;")
+    assert "proxy_pass unix:/run/g/bridges/24001.sock;" in text
+    assert "load_module" not in text

@@ -64,6 +64,14 @@ def test_new_occupant_is_bridged_first() -> None:
     assert plan_worker(view(linked=False), seen()) is None, "nothing is registered that cannot be reached"
 
 
+def test_an_address_that_does_not_lead_to_it_yet_is_waited_for() -> None:
+    """The router is told of an advertised address when it leads somewhere; a worker that is there stays."""
+    waiting = view(reachable=False)
+    assert plan_worker(waiting, seen()) is None
+    assert plan_worker(waiting, seen(READY)) is None
+    assert isinstance(plan_worker(view(leaving=Why.MOVED, reachable=False), seen(READY)), Deregister)
+
+
 def test_ready_engine_is_registered_as_what_it_is() -> None:
     """All that the engine said reaches the router; what the notes say stands above it."""
     facts = replace(FACTS, worker_type=WorkerType.PREFILL, bootstrap_port=8998, kv_role="kv_producer")

@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import json
 import os
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
@@ -10,7 +12,17 @@ import pytest
 from gateway_sidecar.control import records
 from gateway_sidecar.control.router_process import SavedRouter
 from gateway_sidecar.control.tenure import SavedTenure
-from gateway_sidecar.domain.model import ConnectionMode, EngineFacts, Occupant, ReplicaId, RuntimeType, WorkerType
+from gateway_sidecar.domain.model import (
+    ConnectionMode,
+    EngineFacts,
+    Occupant,
+    Overrides,
+    PeerAddress,
+    ReplicaId,
+    RuntimeType,
+    WorkerType,
+)
+from gateway_sidecar.domain.tunnels import SshRoute, SshServer, Tunnel
 from gateway_sidecar.errors import StateError
 from gateway_sidecar.routers.base import RouterPorts
 from gateway_sidecar.sources.listing import Sighting
@@ -22,11 +34,36 @@ FACTS = EngineFacts(
 SIGHTING = Sighting(ReplicaId("größe"), Path("/run/r 1.sock"), Occupant(1, 2, 3))
 
 
+TUNNEL = Tunnel(
+    "chat/r1", SshRoute((SshServer("gate"), SshServer("gpu", 23, "me", "/k", host_key="ssh-rsa A"))), "/e.sock"
+)
+BEHIND_SSH = Sighting(
+    ReplicaId("r1"), Path("/run/t.sock"), Occupant(0, 0, 0, "t"), source="inventory", tunnel=TUNNEL, described=True
+)
+
+
+@pytest.mark.parametrize("sighting", [SIGHTING, BEHIND_SSH])
 @pytest.mark.parametrize("facts", [FACTS, None])
-def test_a_tenure_comes_back_as_it_was(facts: EngineFacts | None) -> None:
+@pytest.mark.parametrize("peer", [PeerAddress("fd00::5", 8000), PeerAddress("10.0.0.5", 1, direct=True), None])
+def test_a_tenure_comes_back_as_it_was(facts: EngineFacts | None, sighting: Sighting, peer: PeerAddress | None) -> None:
     """Nothing of a lease is lost on the way to disk and back."""
-    saved = SavedTenure(SIGHTING, 4, 24001, facts, True)
-    assert records.tenure_from_json(records.tenure_to_json(saved)) == saved
+    saved = SavedTenure(sighting, 4, 24001, facts, True, peer=peer)
+    assert records.tenure_from_json(json.loads(json.dumps(records.tenure_to_json(saved)))) == saved
+
+
+def test_what_a_source_notes_is_not_written_down() -> None:
+    """It may hold an engine's key; the source says it again."""
+    saved = SavedTenure(replace(BEHIND_SSH, overrides=Overrides(api_key="secret")), 0, 24001, None, False)
+    row = json.dumps(records.tenure_to_json(saved))
+    assert "secret" not in row
+    assert records.tenure_from_json(json.loads(row)).sighting == BEHIND_SSH
+
+
+def test_a_lease_of_a_daemon_that_knew_no_addresses_is_read() -> None:
+    """An update keeps every port."""
+    row = records.tenure_to_json(SavedTenure(SIGHTING, 4, 24001, FACTS, True))
+    del row["peer"]
+    assert records.tenure_from_json(row) == SavedTenure(SIGHTING, 4, 24001, FACTS, True)
 
 
 def test_a_router_comes_back_as_it_was() -> None:

@@ -15,6 +15,7 @@ from smg_grpc_proto.generated import common_pb2
 
 from examples.byte_tokenizer import BOS_ID, EOS_ID, PAD_ID, SMALLEST_VOCABULARY
 from examples.simulated import tokenizer
+from examples.simulated.bootstrap import Rendezvous
 from examples.simulated.core import DEFAULT_MAX_TOKENS, EngineCore, Health, InferenceError
 from examples.simulated.ledger import RecordedRequest, RequestAbortedError
 
@@ -68,6 +69,10 @@ class EngineService:
         """Read a GenerateRequest."""
         raise NotImplementedError
 
+    def rendezvous(self, request: Any) -> Rendezvous | None:
+        """Where prefill and decode meet for a GenerateRequest, where the engine has such a thing."""
+        return None
+
     def chunk(self, asked: Asked, ids: list[int], made: int) -> Message:
         """A GenerateResponse with the next ids, after `made` tokens."""
         chunk = self.messages.GenerateStreamChunk(
@@ -113,6 +118,7 @@ class EngineService:
         try:
             with self.core.ledger.inference(recorded):
                 self.core.begin_inference()
+                await self.core.meet(self.rendezvous(request))
                 async for token in self.core.tokens(asked.max_tokens):
                     if aborted.is_set():
                         raise RequestAbortedError

@@ -8,6 +8,7 @@ from google.protobuf.message import Message
 from google.protobuf.struct_pb2 import Struct
 from smg_grpc_proto.generated import sglang_scheduler_pb2
 
+from examples.simulated.bootstrap import Rendezvous
 from examples.simulated.pages import answer, sglang_server_args
 from examples.simulated.services.base import (
     CONTEXT_LENGTH,
@@ -23,6 +24,7 @@ class SglangService(EngineService):
 
     messages = sglang_scheduler_pb2
     service = "SglangScheduler"
+    rendezvous_field = "disaggregated_params"
 
     def asked(self, request: Any) -> Asked:
         return Asked(
@@ -31,6 +33,12 @@ class SglangService(EngineService):
             tokens_wanted(request.sampling_params, "max_new_tokens"),
             request.stream,
         )
+
+    def rendezvous(self, request: Any) -> Rendezvous | None:
+        if not request.HasField(self.rendezvous_field):
+            return None
+        params = getattr(request, self.rendezvous_field)
+        return Rendezvous(params.bootstrap_host, params.bootstrap_port, params.bootstrap_room)
 
     async def model_info(self, request: Any, context: Any) -> Message:
         facts = model_facts(self.core) | {"served_model_name": ""}

@@ -17,6 +17,7 @@ class TokenSpeedService(SglangService):
 
     messages = tokenspeed_scheduler_pb2
     service = "TokenSpeedScheduler"
+    rendezvous_field = "kv_bootstrap_info"
 
     async def model_info(self, request: Any, context: Any) -> Message:
         message: Message = tokenspeed_scheduler_pb2.GetModelInfoResponse(

@@ -1,0 +1,245 @@
+"""Addresses of replicas made this machine's own: /32 and /128 on one interface that belongs to the daemon alone.
+
+Whatever is on that interface is ours, so it is put right after a crash without a record. Its alias names the daemon's
+`run_dir`: an interface of anybody else is never touched. Nothing is done, and no privilege is needed, until the first
+address is claimed. All calls block (a few milliseconds; the first one loads the netlink library, a quarter of a
+second): call in a thread, one at a time.
+"""
+
+from __future__ import annotations
+
+import errno
+import ipaddress
+import os
+import re
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
+from dataclasses import dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from gateway_sidecar.bridges.connections import kernel_address
+from gateway_sidecar.domain.claims import Address, Network, Surroundings, objection
+from gateway_sidecar.errors import AddressRefused, BridgeError
+
+if TYPE_CHECKING:
+    from pyroute2 import IPRoute
+
+DEFAULT_INTERFACE = "gwsc0"
+_NAMES = (Path("/etc/resolv.conf"), Path("/run/systemd/resolve/resolv.conf"))
+_SOCKETS = ("tcp", "tcp6", "udp", "udp6")
+_IDLE = frozenset((b"06", b"07", b"0A"))  # time-wait, closed, listening: nobody is at the far end
+_UNICAST = 1
+_KINDS = ("dummy", "bridge")
+_NO_DAD = 0x02
+_NUD_KNOWN = 0x02 | 0x04 | 0x08 | 0x10 | 0x80  # reachable, stale, delay, probe, permanent
+_NEEDS = "the daemon may not change addresses; give it CAP_NET_ADMIN (gateway-sidecar install --peers)"
+
+
+@dataclass(frozen=True, slots=True)
+class ClaimRules:
+    """interface: the daemon's own, 15 characters at most. networks: what may be claimed from. owner: its `run_dir`."""
+
+    interface: str
+    networks: Sequence[Network]
+    owner: Path
+
+
+class PeerAddresses:
+    """The addresses on the daemon's interface."""
+
+    def __init__(self, rules: ClaimRules) -> None:
+        self._rules = rules
+        self._alias = f"gateway-sidecar {rules.owner}"
+
+    def claim(self, address: Address) -> None:
+        """Makes the address this machine's own, unless it is so already by us.
+
+        Raises AddressRefused if this machine needs it, BridgeError if it cannot be done.
+        """
+        with _netlink() as netlink:
+            index = self._interface(netlink)
+            if index is not None and address in _addresses_on(netlink, index):
+                return
+            reason = objection(address, _surroundings(netlink, index), self._rules.networks)
+            if reason is not None:
+                raise AddressRefused(reason)
+            if index is None:
+                index = self._make(netlink)
+            flags = {"flags": _NO_DAD} if address.version == 6 else {}
+            netlink.addr("add", index=index, address=str(address), prefixlen=address.max_prefixlen, **flags)
+
+    def release(self, address: Address) -> None:
+        """Gives the address back to its real owner. One that is not held is no error."""
+        with _netlink() as netlink:
+            index = self._interface(netlink)
+            if index is not None and address in _addresses_on(netlink, index):
+                netlink.addr("delete", index=index, address=str(address), prefixlen=address.max_prefixlen)
+
+    def held(self) -> frozenset[Address]:
+        """What is on the interface now, whoever put it there. Needs no privilege."""
+        if not Path(f"/sys/class/net/{self._rules.interface}").exists():
+            return frozenset()
+        with _netlink() as netlink:
+            index = self._interface(netlink)
+            return frozenset() if index is None else _addresses_on(netlink, index)
+
+    def keep_only(self, wanted: frozenset[Address]) -> frozenset[Address]:
+        """Gives back all but the `wanted` ones, the interface too if nothing is left; what was given back."""
+        left = self.held() - wanted
+        for address in left:
+            self.release(address)
+        if not wanted and Path(f"/sys/class/net/{self._rules.interface}").exists():
+            with _netlink() as netlink:
+                index = self._interface(netlink)
+                if index is not None:
+                    netlink.link("delete", index=index)
+        return left
+
+    def look(self, address: Address) -> str | None:
+        """Why the address could not be claimed now; None where it could or is held. Changes nothing."""
+        with _netlink() as netlink:
+            index = self._interface(netlink)
+            if index is not None and address in _addresses_on(netlink, index):
+                return None
+            return objection(address, _surroundings(netlink, index), self._rules.networks)
+
+    def _interface(self, netlink: IPRoute) -> int | None:
+        """The interface's index; None if there is none. Raises BridgeError if it is not ours."""
+        found = netlink.link_lookup(ifname=self._rules.interface)
+        if not found:
+            return None
+        link = netlink.get_links(found[0])[0]
+        alias = link.get_attr("IFLA_IFALIAS")
+        if alias is None and link["state"] == "down" and _kind(link) in _KINDS:
+            return None  # Begun by us, or as good as.
+        if alias != self._alias:
+            whose = f"belongs to '{alias}'" if alias else "is not the daemon's"
+            raise BridgeError(f"the interface {self._rules.interface} {whose}; set peers.interface to another name")
+        return int(found[0])
+
+    def _make(self, netlink: IPRoute) -> int:
+        """A dummy interface, or where the kernel has none a bridge without ports, which serves as well."""
+        name = self._rules.interface
+        for kind in _KINDS:
+            try:
+                netlink.link("add", ifname=name, kind=kind)
+                break
+            except _error() as error:
+                if error.code == errno.EEXIST:
+                    break  # An earlier daemon died before it gave the interface its alias.
+                if error.code != errno.EOPNOTSUPP or kind == _KINDS[-1]:
+                    raise
+        index = int(netlink.link_lookup(ifname=name)[0])
+        netlink.link("set", index=index, ifalias=self._alias)
+        netlink.link("set", index=index, state="up")
+        return index
+
+
+@contextmanager
+def _netlink() -> Iterator[IPRoute]:
+    """A netlink socket; its errors become BridgeError."""
+    from pyroute2 import IPRoute  # Not before it is needed: it takes a quarter of a second and 10 MB.
+
+    try:
+        with IPRoute() as netlink:
+            yield netlink
+    except _error() as error:
+        if error.code in (errno.EPERM, errno.EACCES):
+            raise BridgeError(_NEEDS) from error
+        raise BridgeError(f"netlink: {os.strerror(error.code)}") from error
+    except OSError as error:
+        raise BridgeError(f"netlink: {error.strerror or error}") from error
+
+
+def _error() -> Any:
+    from pyroute2 import NetlinkError
+
+    return NetlinkError
+
+
+def _kind(link: Any) -> str | None:
+    info = link.get_attr("IFLA_LINKINFO")
+    return info.get_attr("IFLA_INFO_KIND") if info is not None else None
+
+
+def _addresses_on(netlink: IPRoute, index: int) -> frozenset[Address]:
+    """Less the link-local one that the kernel gives every interface."""
+    rows = netlink.get_addr(index=index)
+    found = (ipaddress.ip_address(row.get_attr("IFA_ADDRESS")) for row in rows)
+    return frozenset(address for address in found if not address.is_link_local)
+
+
+def _surroundings(netlink: IPRoute, ours: int | None) -> Surroundings:
+    """What this machine's network is made of, less our own interface."""
+    names = {link["index"]: link.get_attr("IFLA_IFNAME") for link in netlink.get_links()}
+    own: dict[Address, str] = {}
+    for row in netlink.get_addr():
+        if row["index"] != ours:
+            for kind in ("IFA_LOCAL", "IFA_ADDRESS", "IFA_BROADCAST"):
+                if text := row.get_attr(kind):
+                    own[ipaddress.ip_address(text)] = names.get(row["index"], "?")
+    links: dict[Network, str] = {}
+    hosts: dict[Address, str] = {}
+    gateways: dict[Address, str] = {}
+    for row in netlink.get_routes():
+        index = row.get_attr("RTA_OIF")
+        if row["type"] != _UNICAST or (index is not None and index == ours):
+            continue
+        name = names.get(index, "?")
+        hops = [hop for hop in (_hop(row), *map(_hop, row.get_attr("RTA_MULTIPATH") or ())) if hop is not None]
+        gateways |= dict.fromkeys(hops, name)
+        if (text := row.get_attr("RTA_DST")) is None:
+            continue
+        network = ipaddress.ip_network(f"{text}/{row['dst_len']}", strict=False)
+        if network.prefixlen == network.max_prefixlen:
+            hosts[network.network_address] = name
+        elif not hops and network.prefixlen > 0:
+            links[network] = name
+    neighbours = {
+        ipaddress.ip_address(text): names.get(row["ifindex"], "?")
+        for row in netlink.get_neighbours()
+        if row["ifindex"] != ours and row["state"] & _NUD_KNOWN and (text := row.get_attr("NDA_DST"))
+    }
+    return Surroundings(own, links, hosts, gateways, neighbours, name_servers(), far_ends())
+
+
+def _hop(row: Any) -> Address | None:
+    """The next hop of a route, or of one path of it."""
+    via = row.get_attr("RTA_VIA")
+    text = row.get_attr("RTA_GATEWAY") or (via.get("addr") if isinstance(via, dict) else None)
+    return ipaddress.ip_address(text) if text else None
+
+
+def name_servers(files: Sequence[Path] = _NAMES) -> frozenset[Address]:
+    """What this machine asks for names, itself or by systemd-resolved."""
+    found = set()
+    for file in files:
+        try:
+            text = file.read_text(encoding="utf-8", errors="replace")
+        except OSError:
+            continue
+        for name in re.findall(r"^\s*nameserver\s+([0-9A-Fa-f:.]+)", text, re.MULTILINE):
+            try:
+                found.add(ipaddress.ip_address(name))
+            except ValueError:
+                continue
+    return frozenset(found)
+
+
+def far_ends(net: Path = Path("/proc/self/net")) -> frozenset[Address]:
+    """The addresses at the other end of this machine's connections."""
+    found: set[Address] = set()
+    for name in _SOCKETS:
+        try:
+            rows = (net / name).read_bytes().splitlines()[1:]
+        except OSError:
+            continue  # No IPv6 on this machine.
+        for row in rows:
+            _, local, remote, state, _ = row.split(maxsplit=4)
+            if name.startswith("udp") or state not in _IDLE:
+                address = kernel_address(remote)
+                # One from an address to itself is a bridge's, even where the address was taken away meanwhile.
+                if not address.is_unspecified and address != kernel_address(local):
+                    found.add(address)
+    return frozenset(found)

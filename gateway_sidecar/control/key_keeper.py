@@ -1,0 +1,165 @@
+"""Keeps the nginx of each bridge whose engine asks for an API key. As with advertised addresses, what is wanted is said
+again and again, what an earlier daemon left is found by looking, and nothing is ended while somebody is connected."""
+
+from __future__ import annotations
+
+import asyncio
+import time
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass
+from pathlib import Path
+
+from gateway_sidecar.bridges.connections import open_connections
+from gateway_sidecar.bridges.keyed_nginx import Keyed, KeyedNginx
+from gateway_sidecar.domain.backoff import Backoff
+from gateway_sidecar.errors import BridgeError
+from gateway_sidecar.supervision.process import Identity
+from gateway_sidecar.telemetry.logs import get_logger
+
+_RETRIES = Backoff(first_s=0.5, most_s=10.0)
+_LOOK_S = 1.0
+_QUIET_GAP_S = 0.2
+
+
+@dataclass(frozen=True, slots=True)
+class KeyState:
+    """Where the bridge's link has to lead; None while that cannot be used, with what is amiss."""
+
+    listens_at: Path | None
+    problem: str | None = None
+
+
+@dataclass(slots=True, eq=False)
+class _Place:
+    """One bridge port. `to` is None for what nobody wants, or has asked for yet."""
+
+    port: int
+    nginx: KeyedNginx
+    to: Keyed | None
+    led: Keyed | None = None
+    reason: str = "the nginx that shows its API key is not up yet"
+    failures: int = 0
+    due: float = 0.0
+    watch: asyncio.Task[None] | None = None
+
+    @property
+    def up(self) -> bool:
+        return self.to is not None and self.led == self.to and self.nginx.running
+
+
+class KeyKeeper:
+    """All of them. `has_looked` says whether every replica there is has been seen once."""
+
+    def __init__(self, make: Callable[[int], KeyedNginx], find_left: Callable[[], Mapping[int, Identity]]) -> None:
+        self._make = make
+        self._find_left = find_left
+        self._logger = get_logger()
+        self._places: dict[int, _Place] = {}
+        self._listeners: list[Callable[[], None]] = []
+        self._wake = asyncio.Event()
+        self.has_looked: Callable[[], bool] = lambda: False
+        self.beat = time.monotonic()
+
+    def listen(self, listener: Callable[[], None]) -> None:
+        """`listener` is called when one of them has changed."""
+        self._listeners.append(listener)
+
+    def unlisten(self, listener: Callable[[], None]) -> None:
+        """Takes a listener back."""
+        self._listeners.remove(listener)
+
+    def want(self, port: int, to: Keyed) -> KeyState:
+        """Asks for the bridge `port` to show a key; to be said again at every look, until `leave`."""
+        place = self._places.get(port)
+        if place is None:
+            place = self._places[port] = _Place(port, self._make(port), to)
+        if place.to != to or not place.up:
+            place.to = to
+            self._wake.set()
+        return KeyState(place.nginx.listens_at) if place.up else KeyState(None, place.reason)
+
+    def leave(self, port: int) -> None:
+        """The bridge is nobody's any more."""
+        if port in self._places:
+            self._places[port].to = None
+            self._wake.set()
+
+    async def begin(self) -> None:
+        """Takes over what an earlier daemon left. Nothing is ended yet."""
+        for port, identity in (await asyncio.to_thread(self._find_left)).items():
+            nginx = self._make(port)
+            if nginx.adopt(identity):
+                self._places[port] = _Place(port, nginx, None)
+                self._heed_end(self._places[port])
+
+    async def run(self) -> None:
+        """Runs until cancelled. What it started goes on then."""
+        while True:
+            self.beat = time.monotonic()
+            self._wake.clear()
+            now = time.monotonic()
+            due = [place for place in self._places.values() if now >= place.due and not place.up]
+            await asyncio.gather(*map(self._step, due))
+            pause = min((p.due - now for p in self._places.values() if not p.up), default=_LOOK_S)
+            try:
+                async with asyncio.timeout(min(_LOOK_S, max(_QUIET_GAP_S, pause))):
+                    await self._wake.wait()
+            except TimeoutError:
+                continue
+
+    async def close(self) -> None:
+        """Ends all of them."""
+        for place in self._places.values():
+            if place.watch is not None:
+                place.watch.cancel()
+        await asyncio.gather(*(place.nginx.stop() for place in self._places.values()))
+        self._places.clear()
+
+    def let_go(self) -> None:
+        """Leaves all of them running for the next daemon."""
+        for place in self._places.values():
+            if place.watch is not None:
+                place.watch.cancel()
+            place.nginx.let_go()
+
+    async def _step(self, place: _Place) -> None:
+        if place.to is None:
+            await self._end_when_quiet(place)
+            return
+        to, was_running = place.to, place.nginx.running
+        try:
+            await place.nginx.lead(to)
+        except BridgeError as error:
+            place.failures += 1
+            place.due = time.monotonic() + _RETRIES.delay_s(place.failures)
+            if place.reason != str(error):
+                self._logger.error("bridge.key_not_shown", port=place.port, reason=str(error))
+            place.reason = str(error)
+        else:
+            place.led, place.failures, place.due = to, 0, 0.0
+            if not was_running:
+                self._heed_end(place)
+        for listener in self._listeners:
+            listener()
+
+    async def _end_when_quiet(self, place: _Place) -> None:
+        counts = await asyncio.to_thread(open_connections, {place.port})
+        if place.to is not None or not self.has_looked():
+            return
+        if counts[place.port] and place.nginx.running:
+            place.due = time.monotonic() + _QUIET_GAP_S
+            return
+        del self._places[place.port]
+        if place.watch is not None:
+            place.watch.cancel()
+        await place.nginx.stop()
+
+    def _heed_end(self, place: _Place) -> None:
+        process = place.nginx.process
+        assert process is not None
+
+        async def watch() -> None:
+            await process.wait()
+            self._wake.set()
+
+        place.watch = asyncio.create_task(watch())

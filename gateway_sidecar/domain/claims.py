@@ -1,0 +1,83 @@
+"""Which address of a replica this machine may make its own, and why not. Pure.
+
+A bridge that peers of the replica are to know by the replica's own address listens on that very address, here. While
+it does, nothing on this machine reaches the real owner of that address any more: so only what this machine does not
+need itself may be claimed.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Mapping
+from dataclasses import dataclass, field
+from ipaddress import IPv4Address, IPv4Network, IPv6Address, IPv6Network
+
+Address = IPv4Address | IPv6Address
+Network = IPv4Network | IPv6Network
+
+_NOBODY: Mapping[Address, str] = {}
+
+
+@dataclass(frozen=True, slots=True)
+class Surroundings:
+    """What this machine's network is made of, less what the daemon itself put there.
+
+    own: the machine's addresses, broadcast ones included -> their interface.
+    links: networks it is connected to -> their interface.
+    hosts: single addresses that a route leads to -> the route's interface.
+    gateways: next hops of its routes -> the route's interface.
+    neighbours: machines that it has talked to on its links -> the link's interface.
+    nameservers: what it asks for names.
+    connected: the far ends of its connections that are open now.
+    """
+
+    own: Mapping[Address, str] = field(default_factory=lambda: _NOBODY)
+    links: Mapping[Network, str] = field(default_factory=dict)
+    hosts: Mapping[Address, str] = field(default_factory=lambda: _NOBODY)
+    gateways: Mapping[Address, str] = field(default_factory=lambda: _NOBODY)
+    neighbours: Mapping[Address, str] = field(default_factory=lambda: _NOBODY)
+    nameservers: frozenset[Address] = frozenset()
+    connected: frozenset[Address] = frozenset()
+
+
+_DIRECT = "set direct: true, as this machine can reach it itself"
+
+
+def objection(address: Address, around: Surroundings, networks: Iterable[Network]) -> str | None:
+    """Why `address` must not be claimed, and what to do instead; None where it may.
+
+    `networks` are those that the operator allows to be claimed from.
+    """
+    unfit = _unfit(address)
+    if unfit is not None:
+        return f"{address} is {unfit}; advertise the address that the replica's peers know it by"
+    if address in around.own:
+        return f"{address} is this machine's own, on {around.own[address]}; {_DIRECT}"
+    if address in around.gateways:
+        return f"{address} is a gateway of this machine's routes, on {around.gateways[address]}; {_DIRECT}"
+    if address in around.nameservers:
+        return f"{address} is a name server of this machine; {_DIRECT}"
+    if address in around.connected:
+        return f"{address} is the far end of an open connection of this machine; {_DIRECT}"
+    if address in around.neighbours:
+        return f"{address} is a neighbour of this machine, on {around.neighbours[address]}; {_DIRECT}"
+    if address in around.hosts:
+        return f"{address} has a route of its own, on {around.hosts[address]}; {_DIRECT}"
+    for network, interface in around.links.items():
+        if address in network:
+            return f"{address} lies in {network}, which this machine is connected to by {interface}; {_DIRECT}"
+    if not any(address in network for network in networks):
+        return f"{address} lies outside peers.networks; add its network there if it is the replicas' own"
+    return None
+
+
+def _unfit(address: Address) -> str | None:
+    """What kind of address it is, where no machine is known by such a one."""
+    kinds = {
+        "an IPv4 address in IPv6's clothes": isinstance(address, IPv6Address) and address.ipv4_mapped is not None,
+        "unspecified": address.is_unspecified,
+        "a loopback address": address.is_loopback,
+        "a multicast address": address.is_multicast,
+        "a link-local address": address.is_link_local,
+        "a reserved address": address.is_reserved,
+    }
+    return next((kind for kind, fits in kinds.items() if fits), None)

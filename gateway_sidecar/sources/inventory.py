@@ -1,0 +1,147 @@
+"""Replicas as a YAML or JSON file, or a directory of them, lists them.
+
+Files are read when they have changed. One that cannot be used keeps what it said last, and a file that is named and
+not there is not an empty one: whoever wants no replicas says so. In a directory, a file that goes takes its replicas
+with it.
+"""
+
+from __future__ import annotations
+
+import os
+import stat
+from collections.abc import AsyncIterator, Callable, Mapping
+from contextlib import suppress
+from dataclasses import dataclass, field
+from functools import partial
+from pathlib import Path
+
+from asyncinotify import Inotify, Mask
+
+from gateway_sidecar.config import Described
+from gateway_sidecar.domain.model import ReplicaId
+from gateway_sidecar.errors import ConfigError
+from gateway_sidecar.sources.described import SocketOf, listing_of
+from gateway_sidecar.sources.listing import Listing
+from gateway_sidecar.supervision.own_thread import OwnThread
+
+SUFFIXES = (".yaml", ".yml", ".json")
+_PATIENCE_S = 5.0
+_CHANGES = (
+    Mask.CREATE | Mask.MOVED_TO | Mask.MOVED_FROM | Mask.DELETE | Mask.CLOSE_WRITE | Mask.ATTRIB | Mask.DELETE_SELF
+)
+
+
+@dataclass(slots=True)
+class _File:
+    """One file: as it was when it was read, what it said last that could be used, and what is wrong with it now."""
+
+    stamp: tuple[int, int, int] | None = None
+    said: Mapping[ReplicaId, Described] | None = None
+    problems: list[str] = field(default_factory=list)
+
+
+class Inventory:
+    """The replicas that files below one path list (a source)."""
+
+    def __init__(
+        self, name: str, path: Path, read: Callable[[Path], Mapping[ReplicaId, Described]], socket_of: SocketOf
+    ) -> None:
+        self.name = name
+        self.path = path
+        self._read = read
+        self._socket_of = socket_of
+        self._files: dict[Path, _File] = {}
+        self._owner: dict[ReplicaId, Path] = {}
+        self._thread = OwnThread(f"source {path}")
+        self._watcher = OwnThread(f"hints {path}")
+
+    async def look(self) -> Listing:
+        """What is there now. Never raises. A file system that does not answer leaves everything unknown."""
+        try:
+            return await self._thread.run(self.look_now, patience_s=_PATIENCE_S)
+        except TimeoutError:
+            return Listing(blind=f"the file system of {self.path} does not answer")
+
+    def look_now(self) -> Listing:
+        """Reads what has changed. Never raises. Blocks: call in a thread."""
+        try:
+            paths = self._paths()
+        except OSError as error:
+            trouble = f"cannot read {self.path}: {error.strerror}"
+            return self._listing({str(self.path): trouble}, {self.name: trouble})
+        for gone in self._files.keys() - set(paths):
+            del self._files[gone]
+        refused: dict[str, str] = {}
+        unseen: dict[str, str] = {}
+        for path in paths:
+            file = self._files.setdefault(path, _File())
+            self._refresh(path, file)
+            if file.problems:
+                kept = "" if file.said is None else "; what it said before stays"
+                refused[str(path)] = "; ".join(file.problems[:5]) + kept
+            if file.said is None:
+                unseen[self.name] = file.problems[0]
+        return self._listing(refused, unseen)
+
+    def _paths(self) -> list[Path]:
+        if not stat.S_ISDIR(self.path.stat().st_mode):
+            return [self.path]
+        with os.scandir(self.path) as entries:
+            names = [e.name for e in entries if e.name.endswith(SUFFIXES) and not e.name.startswith(".")]
+        return [self.path / name for name in sorted(names)]
+
+    def _refresh(self, path: Path, file: _File) -> None:
+        try:
+            status = path.stat()
+        except OSError as error:
+            file.stamp, file.problems = None, [f"{path}: {error.strerror}"]
+            return
+        stamp = (status.st_mtime_ns, status.st_size, status.st_ino)
+        if stamp == file.stamp:
+            return
+        try:
+            file.said, file.problems = self._read(path), []
+        except ConfigError as error:
+            file.problems = error.problems
+        file.stamp = stamp
+
+    def _listing(self, refused: dict[str, str], unseen: dict[str, str]) -> Listing:
+        """All files together. Who had a replica first keeps it."""
+        described: dict[ReplicaId, Described] = {}
+        owner: dict[ReplicaId, Path] = {}
+        mine_first = sorted(self._files.items())
+        for path, file in mine_first:
+            for replica, it in (file.said or {}).items():
+                holder = owner.get(replica)
+                if holder is None:
+                    described[replica], owner[replica] = it, path
+                    continue
+                if self._owner.get(replica) == path:
+                    described[replica], owner[replica], path_refused = it, path, holder
+                else:
+                    path_refused = path
+                kept = owner[replica]
+                refused[replica] = f"is in {kept} and in {path_refused}; that of {kept} counts: rename or remove one"
+        self._owner = owner
+        listing = listing_of(described, self.name, self._socket_of)
+        return Listing(listing.present, listing.unknown, {**listing.refused, **refused}, unseen)
+
+    async def hints(self) -> AsyncIterator[None]:
+        """Yields whenever a look may be worth while. May miss things, and may yield for nothing.
+
+        Raises OSError if inotify cannot be had, or the file system does not answer.
+        """
+        with Inotify() as inotify:
+            while True:
+                await self._watcher.run(partial(self._watch, inotify), patience_s=_PATIENCE_S)
+                yield
+                event = await inotify.get()
+                # In the directory around it, only what bears its name matters.
+                while event.watch and event.watch.path != self.path and event.name != Path(self.path.name):
+                    event = await inotify.get()
+
+    def _watch(self, inotify: Inotify) -> None:
+        for place in (self.path, self.path.parent):
+            with suppress(OSError):  # The rescan says what is wrong with it.
+                if place.is_dir():
+                    inotify.add_watch(place, _CHANGES)

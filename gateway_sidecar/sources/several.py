@@ -1,0 +1,83 @@
+"""Several sources as one: the first that names a replica owns it, and a second one is refused."""
+
+from __future__ import annotations
+
+import asyncio
+from collections.abc import AsyncIterator, Mapping
+from typing import Protocol
+
+from gateway_sidecar.domain.model import ReplicaId
+from gateway_sidecar.sources.listing import Listing, Sighting
+
+
+class Source(Protocol):
+    """One of them."""
+
+    async def look(self) -> Listing: ...
+
+    def hints(self) -> AsyncIterator[None]: ...
+
+
+class SeveralSources:
+    """Sources by name, in order of precedence."""
+
+    def __init__(self, sources: Mapping[str, Source]) -> None:
+        self._sources = sources
+        self._owned: dict[str, frozenset[ReplicaId]] = dict.fromkeys(sources, frozenset())
+
+    async def look(self) -> Listing:
+        """What is there now. Never raises. What a source that is blind owned stays its own."""
+        listings = await asyncio.gather(*(source.look() for source in self._sources.values()))
+        present: dict[ReplicaId, Sighting] = {}
+        unknown: set[ReplicaId] = set()
+        refused: dict[str, str] = {}
+        unseen: dict[str, str] = {}
+        owners: dict[ReplicaId, str] = {}
+        for name, listing in zip(self._sources, listings, strict=True):
+            if listing.blind is not None:
+                unseen[name] = listing.blind
+            unseen |= listing.unseen
+            refused |= {key: why for key, why in listing.refused.items() if key not in refused}
+            seen = {*listing.present, *listing.unknown}
+            owned = seen | self._owned[name] if name in unseen else seen
+            for replica in owned:
+                if replica in owners:
+                    first = owners[replica]
+                    refused[replica] = f"is in {first} and in {name}; that of {first} counts: rename or remove one"
+                    continue
+                owners[replica] = name
+                if replica in listing.present:
+                    present[replica] = listing.present[replica]
+                else:
+                    unknown.add(replica)
+            self._owned[name] = frozenset(replica for replica in owned if owners[replica] == name)
+        blind = "; ".join(f"{name}: {why}" for name, why in unseen.items()) if len(unseen) == len(listings) else None
+        if blind is not None and not present:
+            return Listing(refused=refused, unseen=unseen, blind=blind)
+        return Listing(present, frozenset(unknown), refused, unseen)
+
+    async def hints(self) -> AsyncIterator[None]:
+        """Yields whenever a look at any of them may be worth while. Raises OSError if one cannot tell any more."""
+        news = asyncio.Event()
+
+        async def pass_on(source: Source) -> None:
+            async for _ in source.hints():
+                news.set()
+
+        tasks = {asyncio.create_task(pass_on(source)) for source in self._sources.values()}
+        try:
+            while True:
+                for task in [task for task in tasks if task.done()]:
+                    task.result()  # One that has nothing more to tell is no fault.
+                    tasks.discard(task)
+                news.clear()
+                yield
+                waiting = asyncio.create_task(news.wait())
+                try:
+                    await asyncio.wait({*tasks, waiting}, return_when=asyncio.FIRST_COMPLETED)
+                finally:
+                    waiting.cancel()
+        finally:
+            for task in tasks:
+                task.cancel()
+            await asyncio.gather(*tasks, return_exceptions=True)

@@ -1,0 +1,72 @@
+"""Connections made by asyncssh, each in a process of its own (`asyncssh_process.py`) that is asked over its socket."""
+
+from __future__ import annotations
+
+import asyncio
+import json
+import sys
+from dataclasses import asdict
+from pathlib import Path
+
+from gateway_sidecar.domain.tunnels import PathState, PathStatus, SshRoute
+from gateway_sidecar.tunnels.base import TunnelFault, check_keys
+
+_ANSWER_S = 10.0
+
+
+class AsyncSsh:
+    """The engine for machines without `ssh` (an `Engine`)."""
+
+    name = "asyncssh"
+
+    def __init__(self, directory: Path) -> None:
+        self._directory = directory
+
+    def command(self, link: str, route: SshRoute) -> list[str]:
+        """Writes the route down for the process, and returns its command line."""
+        check_keys(route.servers)
+        path = self._directory / f"{link}.conf"
+        try:
+            path.touch(mode=0o600)
+            path.write_text(json.dumps(asdict(route)))
+        except OSError as error:
+            raise TunnelFault(PathState.LOCAL_TROUBLE, f"cannot write {path}: {error.strerror}") from error
+        (self._directory / f"{link}.ctl").unlink(missing_ok=True)
+        return [sys.executable, "-m", "gateway_sidecar.tunnels.asyncssh_process", link]
+
+    async def forward(self, link: str, local: str, remote: str) -> None:
+        """Asks the process for one more forward."""
+        await self._ask(link, {"do": "forward", "local": local, "remote": remote})
+
+    async def cancel(self, link: str, local: str, remote: str) -> None:
+        """Asks the process to listen on this socket no more."""
+        await self._ask(link, {"do": "cancel", "local": local, "remote": remote})
+
+    def why_ended(self, link: str, route: SshRoute) -> PathStatus:
+        """What the process said last; that of its own and nothing else is JSON."""
+        try:
+            lines = (self._directory / f"{link}.log").read_text("utf-8", "replace").splitlines()
+        except OSError:
+            lines = []
+        for line in reversed(lines):
+            try:
+                said = json.loads(line)
+                return PathStatus(PathState(said["state"]), str(said["reason"]))
+            except (ValueError, KeyError, TypeError):
+                continue
+        return PathStatus(PathState.FAILED, lines[-1] if lines else "the process ended without a word")
+
+    async def _ask(self, link: str, question: dict[str, str]) -> None:
+        path = self._directory / f"{link}.ctl"
+        try:
+            async with asyncio.timeout(_ANSWER_S):
+                reader, writer = await asyncio.open_unix_connection(path)
+                try:
+                    writer.write(json.dumps(question).encode() + b"\n")
+                    answer = json.loads(await reader.readline())
+                finally:
+                    writer.close()
+        except (OSError, TimeoutError, ValueError) as error:
+            raise TunnelFault(PathState.LOCAL_TROUBLE, f"{path} does not answer: {error!r}") from error
+        if not answer.get("ok"):
+            raise TunnelFault(PathState.LOCAL_TROUBLE, str(answer.get("reason")))

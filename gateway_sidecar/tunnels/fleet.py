@@ -1,0 +1,207 @@
+"""All tunnels of a daemon: which connections they need, and what becomes of those that an earlier daemon left.
+
+A connection's process is known by its log: it leads a session of its own and writes to a file of ours, whose name is
+made of the whole route. So nothing needs to be written down to find it again, and none is taken for another.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import time
+from collections.abc import Callable, Collection, Coroutine
+from contextlib import suppress
+from importlib.util import find_spec
+from pathlib import Path
+from shutil import which
+from typing import Any
+
+from gateway_sidecar.domain.tunnels import PathState, PathStatus, SshRoute, Tunnel
+from gateway_sidecar.supervision.process import Identity, Process, writers_below
+from gateway_sidecar.telemetry.logs import get_logger
+from gateway_sidecar.tunnels.asyncssh_engine import AsyncSsh
+from gateway_sidecar.tunnels.base import Engine, TunnelFault, link_name, socket_name
+from gateway_sidecar.tunnels.link import Link
+from gateway_sidecar.tunnels.openssh import OpenSsh
+
+_CHOICE_HOLDS_S = 5.0
+
+Guard = Callable[[Callable[[], Coroutine[Any, Any, None]]], Coroutine[Any, Any, None]]
+"""Runs a loop for ever, whatever faults of ours it has."""
+
+
+class Missing:
+    """Stands for an engine that this machine does not have (an `Engine`)."""
+
+    name = "missing"
+
+    def __init__(self, cure: str) -> None:
+        self.cure = cure
+        self._fault = TunnelFault(PathState.NOT_INSTALLED, cure)
+
+    def command(self, link: str, route: SshRoute) -> list[str]:
+        """Nothing to start."""
+        raise self._fault
+
+    async def forward(self, link: str, local: str, remote: str) -> None:
+        """Nothing to ask."""
+        raise self._fault
+
+    async def cancel(self, link: str, local: str, remote: str) -> None:
+        """Nothing to ask."""
+        raise self._fault
+
+    def why_ended(self, link: str, route: SshRoute) -> PathStatus:
+        """Nothing ran."""
+        return self._fault.status
+
+
+def choose_engine(wanted: str, directory: Path) -> Engine:
+    """The engine that a route asks for, or the stand-in that says what to install."""
+    program = which("ssh") if wanted != "asyncssh" else None
+    if program is not None:
+        return OpenSsh(Path(program), directory)
+    if wanted != "openssh" and find_spec("asyncssh") is not None:
+        return AsyncSsh(directory)
+    cures = {"openssh": "install openssh-client", "asyncssh": "install gateway-sidecar[ssh]"}
+    return Missing(cures.get(wanted, "install openssh-client, or gateway-sidecar[ssh]"))
+
+
+class TunnelFleet:
+    """Keeps a connection for each route that a wanted tunnel takes, and the tunnels' sockets in `directory`."""
+
+    def __init__(self, directory: Path, guard: Guard) -> None:
+        self.directory = directory
+        self.on_change: Callable[[], None] = lambda: None
+        self._guard = guard
+        self._links: dict[str, Link] = {}
+        self._tasks: dict[str, asyncio.Task[None]] = {}
+        self._ending: set[asyncio.Task[None]] = set()
+        self._leaving: set[str] = set()
+        self._tidy = False
+        self._earlier: dict[str, list[Identity]] = {}
+        self._by_tunnel: dict[Tunnel, tuple[Link, str]] = {}
+        self._engines: dict[str, tuple[float, Engine]] = {}
+        self._logger = get_logger()
+
+    @property
+    def links(self) -> Collection[Link]:
+        """The connections that are kept."""
+        return self._links.values()
+
+    def socket_of(self, tunnel: Tunnel) -> Path:
+        """Where the tunnel's socket is, or will be."""
+        return self.directory / socket_name(tunnel)
+
+    def status(self, tunnel: Tunnel) -> PathStatus:
+        """How the tunnel is."""
+        found = self._by_tunnel.get(tunnel)
+        return found[0].status_of(found[1]) if found else PathStatus(PathState.CONNECTING)
+
+    def prepare(self) -> None:
+        """Makes the directory and looks for connections that an earlier daemon left. Raises OSError. Blocks."""
+        self.directory.mkdir(mode=0o700, parents=True, exist_ok=True)
+        found = writers_below(self.directory)
+        self._earlier = {name.removesuffix(".log"): identities for name, identities in found.items()}
+
+    def want(self, tunnels: Collection[Tunnel], *, complete: bool) -> None:
+        """Keeps these tunnels and no others.
+
+        Unless `complete`, what an earlier daemon left may still be somebody's, and stays.
+        """
+        by_link: dict[str, dict[str, str]] = {}
+        routes: dict[str, tuple[SshRoute, Engine]] = {}
+        places: dict[Tunnel, tuple[str, str]] = {}
+        for tunnel in tunnels:
+            engine = self._engine(tunnel.route.engine)
+            name, local = link_name(tunnel.route, engine.name), socket_name(tunnel)
+            routes[name] = tunnel.route, engine
+            by_link.setdefault(name, {})[local] = tunnel.remote
+            places[tunnel] = name, local
+        for name in self._links.keys() - by_link.keys():
+            self._drop(name)
+        for name, wanted in by_link.items():
+            if name in self._leaving:
+                continue  # Wanted again before its end: the next look begins it anew.
+            link = self._links.get(name) or self._begin(name, *routes[name])
+            if link.wanted != wanted:
+                link.wanted = wanted
+                link.touch()
+        self._by_tunnel = {t: (self._links[name], local) for t, (name, local) in places.items() if name in self._links}
+        if complete and not self._tidy:
+            self._tidy = True
+            self._remove_leftovers({local for wanted in by_link.values() for local in wanted})
+            self._spawn(self._end_earlier())
+
+    async def end(self) -> None:
+        """Ends every connection."""
+        for name in list(self._links):
+            self._drop(name)
+        await self._end_earlier()
+        await asyncio.gather(*self._ending)
+        for left in self.directory.glob("*"):
+            left.unlink(missing_ok=True)
+
+    async def let_go(self) -> None:
+        """Leaves every connection to the next daemon."""
+        for task in self._tasks.values():
+            task.cancel()
+        await asyncio.gather(*self._tasks.values(), *self._ending, return_exceptions=True)
+        for link in self._links.values():
+            link.let_go()
+
+    def _engine(self, wanted: str) -> Engine:
+        chosen_at, engine = self._engines.get(wanted, (0.0, None))
+        if engine is None or time.monotonic() - chosen_at > _CHOICE_HOLDS_S:
+            engine = choose_engine(wanted, self.directory)
+            self._engines[wanted] = time.monotonic(), engine
+        return engine
+
+    def _begin(self, name: str, route: SshRoute, engine: Engine) -> Link:
+        earlier = self._earlier.pop(name, [])
+        link = Link(
+            name,
+            route,
+            engine,
+            self.directory,
+            adopted=earlier[0] if earlier else None,
+            on_change=lambda: self.on_change(),
+        )
+        self._links[name] = link
+        self._tasks[name] = asyncio.create_task(self._guard(link.run))
+        return link
+
+    def _drop(self, name: str) -> None:
+        self._leaving.add(name)
+        self._spawn(self._end_link(self._links.pop(name), self._tasks.pop(name)))
+
+    async def _end_link(self, link: Link, task: asyncio.Task[None]) -> None:
+        task.cancel()
+        with suppress(asyncio.CancelledError):
+            await task
+        await link.end()
+        self._leaving.discard(link.name)
+        self._logger.info("tunnel.ended", tunnel_to=str(link.route.target))
+
+    async def _end_earlier(self) -> None:
+        """Ends what an earlier daemon left and nobody wants."""
+        earlier, self._earlier = self._earlier, {}
+        for name, identities in earlier.items():
+            for identity in identities:
+                process = Process.adopt(identity)
+                if process is not None:
+                    self._logger.warning("tunnel.leftover_stopped", pid=process.pid)
+                    await process.stop(grace_s=3)
+            for path in self.directory.glob(f"{name}.*"):
+                path.unlink(missing_ok=True)
+
+    def _remove_leftovers(self, wanted: Collection[str]) -> None:
+        """Files that an earlier daemon's connections left: a socket nobody wants must not be found there."""
+        kept = {*self._links, *self._leaving, *self._earlier}
+        for path in self.directory.iterdir():
+            if path.name not in wanted and path.name.partition(".")[0] not in kept:
+                path.unlink(missing_ok=True)
+
+    def _spawn(self, work: Coroutine[Any, Any, None]) -> None:
+        task = asyncio.create_task(work)
+        self._ending.add(task)
+        task.add_done_callback(self._ending.discard)

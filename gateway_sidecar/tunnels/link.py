@@ -1,0 +1,234 @@
+"""One SSH connection, kept: started or taken up, given its forwards, ended and begun again."""
+
+from __future__ import annotations
+
+import asyncio
+import contextlib
+import os
+import random
+import socket
+import time
+from collections.abc import Callable
+from pathlib import Path
+
+from gateway_sidecar.domain.backoff import Backoff
+from gateway_sidecar.domain.tunnels import LASTING, PathState, PathStatus, SshRoute
+from gateway_sidecar.errors import ProcessError
+from gateway_sidecar.supervision.logfile import ChildLog
+from gateway_sidecar.supervision.process import Identity, Process, writers_of
+from gateway_sidecar.telemetry.logs import get_logger
+from gateway_sidecar.tunnels.base import Engine, TunnelFault
+
+_PASSING = Backoff(0.25, 5.0)
+_FOR_LONG = Backoff(2.0, 60.0)
+_STEADY_S = 5.0
+_LOOK_S = 2.0
+_UP_POLL_S = 0.02
+_GRACE_S = 3.0
+_MOST_LOG_BYTES = 256 * 1024
+_ENVIRONMENT = {"SHELL": "/bin/sh"}
+"""What ssh gives a ProxyCommand to; the daemon's user may have one that lets nobody in."""
+
+
+class Link:
+    """The connection of one route. `wanted` is what it should forward: local socket's name -> remote end."""
+
+    def __init__(
+        self,
+        name: str,
+        route: SshRoute,
+        engine: Engine,
+        directory: Path,
+        *,
+        adopted: Identity | None,
+        on_change: Callable[[], None],
+    ) -> None:
+        self.name = name
+        self.route = route
+        self.wanted: dict[str, str] = {}
+        self.status = PathStatus(PathState.CONNECTING)
+        self.since = time.monotonic()
+        self.starts = 0
+        self._engine = engine
+        self._directory = directory
+        self._log_file = ChildLog(directory / f"{name}.log", _MOST_LOG_BYTES)
+        self._earlier = adopted
+        self._on_change = on_change
+        self._open: dict[str, str] = {}
+        self._troubles: dict[str, PathStatus] = {}
+        self._forbidden = ""
+        self._process: Process | None = None
+        self._touched = asyncio.Event()
+        self._failures = 0
+        self._logger = get_logger(tunnel_to=str(route.target))
+
+    @property
+    def pid(self) -> int | None:
+        """The process of the connection, if it runs."""
+        return self._process.pid if self._process is not None and self._process.running else None
+
+    def touch(self) -> None:
+        """`wanted` has changed."""
+        self._touched.set()
+
+    def status_of(self, local: str) -> PathStatus:
+        """How the tunnel behind this socket is."""
+        if not self.status.is_up:
+            return self.status
+        if local in self._troubles:
+            return self._troubles[local]
+        if local not in self._open:
+            return PathStatus(PathState.CONNECTING)
+        return PathStatus(PathState.UP, self._forbidden)
+
+    async def run(self) -> None:
+        """Keeps the connection until cancelled; its process goes on then."""
+        while True:
+            up_at = None
+            try:
+                process = await self._begin()
+                up_at = time.monotonic()
+                await self._keep(process)
+            except TunnelFault as fault:
+                self._note(fault.status)
+            if up_at is not None and time.monotonic() - up_at >= _STEADY_S:
+                self._failures = 0
+            self._failures += 1
+            await asyncio.sleep(self._pause_s())
+
+    async def end(self) -> None:
+        """Ends the process; nothing it had open goes on. For when `run` was cancelled."""
+        if self._process is not None and self._process.running:
+            await self._process.stop(grace_s=_GRACE_S)
+        # One that `run` was cancelled over, before it knew it.
+        for identity in await asyncio.to_thread(writers_of, self._log_file.path):
+            process = Process.adopt(identity)
+            if process is not None:
+                await process.stop(grace_s=_GRACE_S)
+        for local in {*self._open, *self.wanted}:
+            (self._directory / local).unlink(missing_ok=True)
+        for path in self._directory.glob(f"{self.name}.*"):
+            path.unlink(missing_ok=True)
+
+    def let_go(self) -> None:
+        """Leaves the process running for the next daemon."""
+        if self._process is not None:
+            self._process.let_go()
+
+    def _pause_s(self) -> float:
+        backoff = _FOR_LONG if self.status.state in LASTING else _PASSING
+        return backoff.delay_s(self._failures) * (0.5 + random.random() / 2)
+
+    async def _begin(self) -> Process:
+        """Takes up the process that there is, or starts one; returns when it is connected. Raises TunnelFault."""
+        earlier, self._earlier = self._earlier, None
+        process = self._process if self._process is not None and self._process.running else None
+        if process is None and earlier is not None:
+            process = Process.adopt(earlier)
+        adopted = process is not None
+        if process is None:
+            process = await self._start()
+        self._process = process
+        self._open.clear()
+        self._troubles.clear()
+        self._forbidden = ""
+        deadline = time.monotonic() + self.route.connect_timeout_s * (1 + len(self.route.servers))
+        while not await self._answers():
+            if not process.running:
+                raise TunnelFault(*await self._why())
+            if time.monotonic() > deadline:
+                await process.stop(grace_s=_GRACE_S)
+                raise TunnelFault(PathState.UNREACHABLE, "the connection did not come about in time")
+            await asyncio.sleep(_UP_POLL_S)
+        self._note(PathStatus(PathState.UP), adopted=adopted)
+        return process
+
+    async def _start(self) -> Process:
+        argv = await asyncio.to_thread(self._engine.command, self.name, self.route)
+        try:
+            descriptor = await asyncio.to_thread(self._fresh_log)
+            process = await Process.spawn(argv, log_fd=descriptor, cwd=self._directory, env=_ENVIRONMENT)
+        except ProcessError as error:
+            raise TunnelFault(PathState.LOCAL_TROUBLE, str(error)) from error
+        except OSError as error:
+            reason = f"cannot write {self._log_file.path}: {error.strerror}"
+            raise TunnelFault(PathState.LOCAL_TROUBLE, reason) from error
+        self.starts += 1
+        return process
+
+    def _fresh_log(self) -> int:
+        """An empty file for what the process will say; how the next daemon knows the process, too."""
+        path = self._log_file.path
+        path.unlink(missing_ok=True)
+        descriptor = os.open(path, os.O_WRONLY | os.O_CREAT | os.O_APPEND | os.O_CLOEXEC, 0o640)
+        self._log_file.new_lines()  # From here on all of it is read.
+        return descriptor
+
+    async def _answers(self) -> bool:
+        """Whether somebody listens on the control socket: from when the far side has let us in."""
+        path = self._directory / f"{self.name}.ctl"
+        with socket.socket(socket.AF_UNIX, socket.SOCK_STREAM | socket.SOCK_NONBLOCK) as sock:
+            return path.exists() and sock.connect_ex(str(path)) == 0
+
+    async def _why(self) -> tuple[PathState, str]:
+        found = await asyncio.to_thread(self._engine.why_ended, self.name, self.route)
+        return found.state, found.reason
+
+    async def _keep(self, process: Process) -> None:
+        """Opens and ends forwards as wanted until the process ends. Raises TunnelFault when it has."""
+        while process.running:
+            self._touched.clear()
+            await self._forward()
+            ended = asyncio.create_task(process.wait())
+            touched = asyncio.create_task(self._touched.wait())
+            try:
+                await asyncio.wait({ended, touched}, timeout=_LOOK_S, return_when=asyncio.FIRST_COMPLETED)
+            finally:
+                ended.cancel()
+                touched.cancel()
+            await self._read_log()
+        raise TunnelFault(*await self._why())
+
+    async def _forward(self) -> None:
+        for local, remote in list(self._open.items()):
+            if local not in self.wanted:
+                with contextlib.suppress(TunnelFault):
+                    await self._engine.cancel(self.name, local, remote)
+                (self._directory / local).unlink(missing_ok=True)
+                del self._open[local]
+            elif not (self._directory / local).exists():
+                # Somebody removed it: the master would say that it has this forward already.
+                with contextlib.suppress(TunnelFault):
+                    await self._engine.cancel(self.name, local, remote)
+                del self._open[local]
+        for local, remote in list(self.wanted.items()):
+            if local in self._open:
+                continue
+            try:
+                await self._engine.forward(self.name, local, remote)
+            except TunnelFault as fault:
+                if self._troubles.get(local) != fault.status:
+                    self._logger.error("tunnel.not_forwarded", remote=remote, reason=fault.status.reason)
+                self._troubles[local] = fault.status
+            else:
+                self._troubles.pop(local, None)
+                self._open[local] = remote
+            self._on_change()
+
+    async def _read_log(self) -> None:
+        for line in await asyncio.to_thread(self._log_file.new_lines):
+            if "administratively prohibited" in line:
+                self._forbidden = line
+
+    def _note(self, status: PathStatus, *, adopted: bool = False) -> None:
+        before, self.status = self.status, status
+        if before == status:
+            return
+        lasted_s, self.since = round(time.monotonic() - self.since, 3), time.monotonic()
+        if status.is_up:
+            self._logger.info("tunnel.up", pid=self.pid, adopted=adopted, was=before.state.value, for_s=lasted_s)
+        else:
+            self._logger.warning(
+                "tunnel.down", state=status.state.value, reason=status.reason, was=before.state.value, for_s=lasted_s
+            )
+        self._on_change()

@@ -1,0 +1,209 @@
+"""Connections made by OpenSSH's client: one master process for each route, forwards added and taken away over it.
+
+The client reads a configuration of ours and no other: nothing of a user's or the machine's is in force, and nothing
+but names is in its command line. Each server to jump over has a client of its own (ProxyCommand), which the master
+starts, so that what it says stands in a file of its own and the failed one is known by name.
+
+What it says is read only when it has ended, and only to tell people why. All of it is at LogLevel INFO: at ERROR
+the client would not tell a path that is dead from a server that closed.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import re
+import shlex
+from collections.abc import Iterator, Sequence
+from pathlib import Path
+
+from gateway_sidecar.domain.tunnels import PathState, PathStatus, SshRoute, SshServer
+from gateway_sidecar.tunnels.base import TunnelFault, check_keys
+
+_ANSWER_S = 10.0
+_MOST_READ = 64 * 1024
+_COMMON = """\
+  BatchMode yes
+  RequestTTY no
+  LogLevel INFO
+  StreamLocalBindUnlink yes
+  StreamLocalBindMask 0177
+  PreferredAuthentications publickey
+  ForwardAgent no
+  ForwardX11 no
+  PermitLocalCommand no
+  UpdateHostKeys no
+  VerifyHostKeyDNS no
+  CanonicalizeHostname no
+  CheckHostIP no
+  GlobalKnownHostsFile none
+  TCPKeepAlive yes
+  ControlPersist no
+"""
+
+_SAYS = (
+    # Worst first: a changed key makes ssh say more than one of these.
+    (PathState.HOST_KEY_CHANGED, r"[Hh]ost key for .* has changed"),
+    (PathState.HOST_KEY_CHANGED, r"REMOTE HOST IDENTIFICATION HAS CHANGED"),
+    (PathState.HOST_KEY_UNKNOWN, r"host key is known for|[Hh]ost key verification failed"),
+    (PathState.NAME_UNKNOWN, r"Could not resolve hostname|Name or service not known|name resolution"),
+    (PathState.AUTH_FAILED, r"Permission denied \(|Too many authentication failures|no .*authentication methods"),
+    (PathState.DEAD_PATH, r"Timeout, server .* not responding"),
+    (PathState.REFUSED, r"Connection refused"),
+    (PathState.UNREACHABLE, r"timed out|No route to host|unreachable"),
+    (PathState.FORBIDDEN, r"administratively prohibited"),
+    (PathState.CLOSED, r"[Cc]losed by|[Cc]onnection reset|Broken pipe|Connection to .* closed"),
+)
+_BEYOND = re.compile(r"open failed: |stdio forwarding failed")
+
+
+class OpenSsh:
+    """The engine of which every machine with `ssh` has the parts (an `Engine`)."""
+
+    name = "openssh"
+
+    def __init__(self, program: Path, directory: Path) -> None:
+        self._program = program
+        self._directory = directory
+
+    def command(self, link: str, route: SshRoute) -> list[str]:
+        """Writes the client's configuration, and returns the master's command line."""
+        check_keys(route.servers)
+        for number, server in enumerate(route.servers):
+            if server.host_key is not None:
+                host = server.host if server.port == 22 else f"[{server.host}]:{server.port}"
+                self._write(self._keys_of(link, number), f"{host} {server.host_key}\n")
+        self._write(f"{link}.conf", "\n".join(self._blocks(link, route)))
+        (self._directory / f"{link}.ctl").unlink(missing_ok=True)
+        return [str(self._program), "-M", "-F", f"{link}.conf", "target"]
+
+    async def forward(self, link: str, local: str, remote: str) -> None:
+        """Asks the master for one more forward. It says yes to one that it has."""
+        await self._ask(link, "forward", local, remote)
+
+    async def cancel(self, link: str, local: str, remote: str) -> None:
+        """Asks the master to listen on this socket no more."""
+        await self._ask(link, "cancel", local, remote)
+
+    def why_ended(self, link: str, route: SshRoute) -> PathStatus:
+        """Judges by what each client of the connection said last, the nearest first."""
+        hops = [_lines(self._directory / f"{link}.hop{number}") for number in range(len(route.servers) - 1)]
+        own = _lines(self._directory / f"{link}.log")
+        # What engines that do not listen yet make the master say is about them, and not about the connection.
+        return diagnose(route, [*hops, [line for line in own if not line.startswith("channel ")]])
+
+    async def _ask(self, link: str, what: str, local: str, remote: str) -> None:
+        argv = (str(self._program), "-F", f"{link}.conf", "-O", what, "-L", f"./{local}:{remote}", "target")
+        try:
+            process = await asyncio.create_subprocess_exec(
+                *argv,
+                cwd=self._directory,
+                stdin=asyncio.subprocess.DEVNULL,
+                stdout=asyncio.subprocess.DEVNULL,
+                stderr=asyncio.subprocess.PIPE,
+            )
+        except OSError as error:
+            raise TunnelFault(PathState.LOCAL_TROUBLE, f"cannot start {self._program}: {error.strerror}") from error
+        try:
+            async with asyncio.timeout(_ANSWER_S):
+                _, said = await process.communicate()
+        except TimeoutError:
+            raise TunnelFault(PathState.LOCAL_TROUBLE, "the ssh process does not answer") from None
+        finally:
+            if process.returncode is None:
+                process.kill()
+                await process.wait()
+        if process.returncode != 0:
+            last = said.decode("utf-8", "replace").strip().splitlines()[-1:] or ["it does not say why"]
+            raise TunnelFault(PathState.LOCAL_TROUBLE, f"ssh refuses to {what} {local}: {last[0]}")
+
+    def _blocks(self, link: str, route: SshRoute) -> Iterator[str]:
+        last = len(route.servers) - 1
+        for number, server in enumerate(route.servers):
+            yield f"Host {'target' if number == last else f'hop{number}'}"
+            yield from self._server(server, self._keys_of(link, number))
+            yield f"  ControlPath {link}.ctl" if number == last else "  ControlPath none"
+            if number == last:
+                yield "  SessionType none\n  StdinNull yes\n  ExitOnForwardFailure yes"
+            if number:
+                err = shlex.quote(f"{link}.hop{number - 1}")
+                program = shlex.quote(str(self._program)).replace("%", "%%")
+                command = f"{program} -F {link}.conf -W [%h]:%p hop{number - 1}"
+                yield f"  ProxyCommand {command} 2>{err}"
+        yield "Host *"
+        yield f"  ServerAliveInterval {route.keepalive_s}"
+        yield f"  ServerAliveCountMax {route.keepalive_failures}"
+        yield f"  ConnectTimeout {route.connect_timeout_s}"
+        yield _COMMON
+
+    def _server(self, server: SshServer, own_keys: str) -> Iterator[str]:
+        yield f"  HostName {server.host}"
+        yield f"  Port {server.port}"
+        if server.user is not None:
+            yield f"  User {server.user}"
+        yield "  IdentityAgent " + (_quoted(server.agent) if server.agent else "none")
+        if server.key_file is not None:
+            yield "  IdentitiesOnly yes"
+            yield f"  IdentityFile {_quoted(server.key_file)}"
+        else:
+            yield "  IdentityFile none"
+        known = own_keys if server.host_key is not None else server.known_hosts
+        yield f"  UserKnownHostsFile {_quoted(known) if known else 'none'}"
+        yield f"  StrictHostKeyChecking {'accept-new' if server.trust_first_use else 'yes'}"
+
+    def _keys_of(self, link: str, number: int) -> str:
+        return f"{link}.keys{number}"
+
+    def _write(self, name: str, text: str) -> None:
+        try:
+            path = self._directory / name
+            path.touch(mode=0o600)
+            path.write_text(text)
+        except OSError as error:
+            raise TunnelFault(PathState.LOCAL_TROUBLE, f"cannot write {name}: {error.strerror}") from error
+
+
+def diagnose(route: SshRoute, said: Sequence[Sequence[str]]) -> PathStatus:
+    """What the lines of the clients on the way, nearest first and the target's own last, mean together.
+
+    Where a server to jump over fails, all behind it only see a connection that closes: the nearest counts.
+    """
+    for number, lines in enumerate(said[:-1]):
+        fault, far = _fault(lines)
+        if fault is None or (fault.state is PathState.CLOSED and any(_fault(later)[0] for later in said[number + 1 :])):
+            continue
+        if fault.state is PathState.DEAD_PATH:
+            return fault
+        # What a client says of a connection that it was to open beyond its server is about the next one.
+        about = number + 1 if far and fault.state is not PathState.FORBIDDEN else number
+        if about == len(said) - 1:
+            return PathStatus(fault.state, f"as seen from {route.servers[number]}: {fault.reason}")
+        reason = f"jump {about + 1} ({route.servers[about]}): {fault.state.value}: {fault.reason}"
+        return PathStatus(PathState.JUMP_FAILED, reason)
+    fault, _ = _fault(said[-1])
+    if fault is not None:
+        return fault
+    last = said[-1][-1] if said[-1] else "ssh ended without a word"
+    return PathStatus(PathState.FAILED, last)
+
+
+def _fault(lines: Sequence[str]) -> tuple[PathStatus | None, bool]:
+    """The worst of what one client said, and whether that is about a connection beyond its server."""
+    for state, pattern in _SAYS:
+        for line in lines:
+            if re.search(pattern, line):
+                return PathStatus(state, line.strip()), bool(_BEYOND.search(line))
+    return None, False
+
+
+def _lines(path: Path) -> list[str]:
+    try:
+        with path.open("rb") as file:
+            file.seek(max(0, path.stat().st_size - _MOST_READ))
+            text = file.read().decode("utf-8", "replace")
+    except OSError:
+        return []
+    return [line.strip() for line in text.splitlines() if line.strip()]
+
+
+def _quoted(path: str) -> str:
+    return '"' + path.replace("%", "%%") + '"'

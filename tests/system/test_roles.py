@@ -1,0 +1,126 @@
+"""Prefill and decode as parts of one whole: what is told of half a pair, and what a drain minds."""
+
+from __future__ import annotations
+
+import asyncio
+
+import pytest
+
+from examples.simulated import EngineKind, Role
+from tests.system.clients import ask
+from tests.system.conftest import MakeGateway, StartEngine
+from tests.system.gateway import Gateway, service_of
+
+CHAT = {"model": "tiny", "messages": [{"role": "user", "content": "x"}], "max_tokens": 2}
+
+
+async def chat(gateway: Gateway) -> int:
+    """The status of one chat."""
+    async with (
+        gateway.client() as client,
+        client.post(f"{gateway.url()}/v1/chat/completions", json=CHAT) as answer,
+    ):
+        return answer.status
+
+
+@pytest.mark.parametrize("kind", [EngineKind.SGLANG_HTTP, EngineKind.SGLANG_GRPC])
+@pytest.mark.parametrize(("first", "second"), [(Role.PREFILL, Role.DECODE), (Role.DECODE, Role.PREFILL)])
+async def test_half_a_pair_is_told(
+    make_gateway: MakeGateway, engine: StartEngine, kind: EngineKind, first: Role, second: Role
+) -> None:
+    """A replica that serves is no service: status, metric and log say what is missing, until it is there.
+
+    Beside another model that is answered, so that the service as a whole lets requests through.
+    """
+    gateway = make_gateway()
+    await gateway.start()
+    await engine(gateway.socket("r1"), model="other")
+    await gateway.until_states({"r1": "serving"}, within_s=30)
+    await engine(gateway.socket("one"), kind, role=first)
+    status = await gateway.until(lambda s: bool(service_of(s)["unanswered"]))
+    assert service_of(status)["unanswered"] == {"tiny": f"1 {first.value} worker and no {second.value} worker"}
+    assert await chat(gateway) == 503, "what the router says is what we say"
+    async with asyncio.timeout(30):
+        while not gateway.events("service.half_pair"):
+            await asyncio.sleep(0.05)
+    _, shown, _ = await gateway.cli("status")
+    assert f"UNANSWERED: model tiny: 1 {first.value} worker and no {second.value} worker" in shown
+    other = await engine(gateway.socket("other"), kind, role=second)
+    await gateway.until(lambda s: not service_of(s)["unanswered"])
+    assert await ask(gateway, "tiny", stream=False)
+    assert gateway.events("service.whole")[0]["model"] == "tiny"
+    await other.stop()
+    await gateway.until(lambda s: bool(service_of(s)["unanswered"]))
+
+
+async def test_half_a_pair_beside_a_regular_worker_is_no_trouble(gateway: Gateway, engine: StartEngine) -> None:
+    """The regular worker answers."""
+    await engine(gateway.socket("p1"), role=Role.PREFILL)
+    await engine(gateway.socket("r1"))
+    status = await gateway.until_states({"p1": "serving", "r1": "serving"}, within_s=30)
+    assert service_of(status)["unanswered"] == {}
+    assert await chat(gateway) == 200
+
+
+async def test_two_halves_that_do_not_pair_are_told(gateway: Gateway, engine: StartEngine) -> None:
+    """One over HTTP and one over gRPC: the router sends neither anything."""
+    await engine(gateway.socket("p1"), EngineKind.SGLANG_HTTP, role=Role.PREFILL)
+    await engine(gateway.socket("d1"), EngineKind.SGLANG_GRPC, role=Role.DECODE)
+    await gateway.until_states({"p1": "serving", "d1": "serving"}, within_s=30)
+    status = await gateway.until(lambda s: bool(service_of(s)["unanswered"]) and service_of(s)["missing"] is None)
+    assert service_of(status)["unanswered"]["tiny"].endswith("do not pair")
+    assert await chat(gateway) == 503
+
+
+async def test_draining_the_last_of_a_role_says_so(make_gateway: MakeGateway, engine: StartEngine) -> None:
+    """It is done, as it was asked for; who asked learns what it means."""
+    gateway = make_gateway()
+    gateway.settings["services"][0]["hold"] = {"asleep_s": 0}
+    await gateway.start()
+    for name, role in (("p1", Role.PREFILL), ("d1", Role.DECODE), ("d2", Role.DECODE)):
+        await engine(gateway.socket(name), role=role)
+    await gateway.until_states({"p1": "serving", "d1": "serving", "d2": "serving"}, within_s=30)
+    code, _, err = await gateway.cli("drain", "chat", "d1")
+    assert (code, err) == (0, "")
+    assert await chat(gateway) == 200
+    code, _, err = await gateway.cli("drain", "chat", "p1")
+    assert code == 0
+    assert err == "without p1 nobody answers for tiny: 1 decode worker and no prefill worker\n"
+    assert await chat(gateway) == 503
+
+
+async def test_a_drained_vllm_prefill_engine_is_kept_for_what_is_fetched_from_it(
+    make_gateway: MakeGateway, engine: StartEngine
+) -> None:
+    """It answers before its KV blocks are fetched; a decode engine owes nobody anything."""
+    gateway = make_gateway()
+    gateway.settings["services"][0]["drain"] = {"handover_s": 4, "settle_s": 0}
+    await gateway.start()
+    for name, role in (("p1", Role.PREFILL), ("d1", Role.DECODE)):
+        await engine(gateway.socket(name), EngineKind.VLLM_GRPC, role=role)
+    await gateway.until_states({"p1": "serving", "d1": "serving"}, within_s=30)
+    took: dict[str, float] = {}
+    for name in ("d1", "p1"):
+        async with gateway.session.post(f"http://daemon/v1/services/chat/replicas/{name}/drain") as answer:
+            took[name] = (await answer.json())["took_s"]
+            assert answer.status == 200
+    assert took["p1"] >= 4
+
+
+@pytest.mark.parametrize("kind", [EngineKind.SGLANG_GRPC, EngineKind.TOKENSPEED_GRPC])
+async def test_an_encode_worker_is_registered_as_such_and_answers_nobody(
+    gateway: Gateway, engine: StartEngine, kind: EngineKind
+) -> None:
+    """Its part is told by its yaml file; beside a pair it is one worker more."""
+    gateway.socket("e1").with_suffix(".yaml").write_text("worker_type: encode\nbootstrap_port: 9005\n")
+    await engine(gateway.socket("e1"), kind)
+    status = await gateway.until_states({"e1": "serving"}, within_s=30)
+    assert service_of(status)["missing"] == "replica"
+    (worker,) = await gateway.workers()
+    assert (worker["worker_type"], worker["bootstrap_port"]) == ("encode", 9005)
+    await engine(gateway.socket("p1"), kind, role=Role.PREFILL)
+    await engine(gateway.socket("d1"), kind, role=Role.DECODE)
+    await gateway.until(lambda s: service_of(s)["missing"] is None)
+    assert await chat(gateway) == 200
+    assert (await gateway.cli("drain", "chat", "e1"))[0] == 0
+    assert await chat(gateway) == 200

@@ -1,0 +1,321 @@
+"""Replicas behind SSH servers, through the whole daemon: from a line in an inventory to an answer, and back again."""
+
+from __future__ import annotations
+
+import asyncio
+import json
+import os
+import shutil
+import subprocess
+from collections.abc import Callable, Iterator
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from gateway_sidecar.supervision.process import start_ticks, writers_below
+from tests.ssh_servers import SSHD, Sshd
+from tests.system.clients import stream_chat
+from tests.system.conftest import MakeGateway, StartEngine
+from tests.system.gateway import Gateway, replica_of, states_of
+
+pytestmark = pytest.mark.skipif(SSHD is None, reason="openssh-server is not installed; `make test` installs it")
+
+
+@pytest.fixture
+def sshd(tmp_path: Path) -> Iterator[Sshd]:
+    server = Sshd(tmp_path / "sshd")
+    server.start()
+    yield server
+    server.kill()
+
+
+def with_inventory(make_gateway: MakeGateway, sshd: Sshd, **more: Any) -> Gateway:
+    """A gateway whose replicas are what its inventory says; a dead path is dead after three seconds."""
+    gateway = make_gateway()
+    gateway.settings["services"][0]["replicas"] = {
+        "inventory": str(inventory_of(gateway)),
+        "ssh_defaults": {
+            "user": "root",
+            "port": sshd.port,
+            "key_file": str(sshd.user_key),
+            "known_hosts": str(sshd.known_hosts),
+            "keepalive_s": 1,
+            "connect_timeout_s": 3,
+        },
+        **more,
+    }
+    inventory_of(gateway).mkdir()
+    return gateway
+
+
+def inventory_of(gateway: Gateway) -> Path:
+    return gateway.directory / "inventory"
+
+
+def write(gateway: Gateway, name: str, entries: dict[str, Any] | str) -> None:
+    """Writes an inventory file as any careful tool would: beside it, then renamed over it."""
+    fresh = inventory_of(gateway) / f".{name}.new"
+    fresh.write_text(entries if isinstance(entries, str) else json.dumps(entries))
+    fresh.rename(inventory_of(gateway) / name)
+
+
+def behind(sshd: Sshd, engine: Path, **more: Any) -> dict[str, Any]:
+    return {"ssh": {"host": sshd.host, "forward": str(engine)}, **more}
+
+
+def tunnel_pids(gateway: Gateway) -> list[int]:
+    return [one.pid for found in writers_below(gateway.directory / "run" / "tunnels").values() for one in found]
+
+
+async def test_inventory_to_chat(make_gateway: MakeGateway, sshd: Sshd, engine: StartEngine, tmp_path: Path) -> None:
+    """A line is written, a tunnel is opened, an engine is asked, requests go through; another line, and it is gone."""
+    await engine(tmp_path / "far.sock")
+    gateway = with_inventory(make_gateway, sshd)
+    await gateway.start()
+    write(gateway, "a.json", {"r1": behind(sshd, tmp_path / "far.sock", labels={"rack": "b7"}, priority=70)})
+    row = replica_of(await gateway.until_states({"r1": "serving"}), "r1")
+    assert row["source"] == "inventory"
+    assert row["tunnel"] == {"to": f"{tmp_path / 'far.sock'} at {sshd.host}:{sshd.port}", "state": "up", "reason": None}
+    assert await stream_chat(gateway, 3)
+    (worker,) = await gateway.workers()
+    assert worker["labels"]["rack"] == "b7"
+    (pid,) = tunnel_pids(gateway)
+    started = asyncio.Event()
+    stream = asyncio.create_task(stream_chat(gateway, 40, started))
+    await started.wait()
+    write(gateway, "a.json", {})
+    await gateway.until_state("r1", "draining")
+    assert start_ticks(pid) is not None
+    assert (await stream).split()[-1] == "39"
+    await gateway.until_states({})
+    async with asyncio.timeout(10):
+        while start_ticks(pid) is not None:
+            await asyncio.sleep(0.02)
+
+
+async def test_tunnel_that_comes_back_keeps_port_and_worker_address(
+    make_gateway: MakeGateway, sshd: Sshd, engine: StartEngine, tmp_path: Path
+) -> None:
+    """The path is cut for longer than the evidence needs: out, port held; back: same port, the engine asked again."""
+    await engine(tmp_path / "far.sock")
+    gateway = with_inventory(make_gateway, sshd)
+    write(gateway, "a.json", {"r1": behind(sshd, tmp_path / "far.sock")})
+    await gateway.start()
+    before = replica_of(await gateway.until_states({"r1": "serving"}), "r1")
+    bound_at = Path(before["socket"]).stat().st_mtime_ns
+    sshd.kill()
+    down = await gateway.until(lambda s: replica_of(s, "r1")["tunnel"]["state"] == "connection refused")
+    await gateway.until_state("r1", "unreachable")
+    await gateway.until_workers(lambda workers: workers == [])
+    assert replica_of(down, "r1")["bridge"] == before["bridge"]
+    sshd.start()
+    after = replica_of(await gateway.until_states({"r1": "serving"}, within_s=20), "r1")
+    assert (after["bridge"], after["socket"]) == (before["bridge"], before["socket"])
+    assert Path(after["socket"]).stat().st_mtime_ns != bound_at
+    assert len(gateway.events("replica.seen")) == 1
+    assert await stream_chat(gateway, 3)
+
+
+async def test_another_engine_behind_the_tunnel_is_another_worker(
+    make_gateway: MakeGateway, sshd: Sshd, engine: StartEngine, tmp_path: Path
+) -> None:
+    """While the path was down another engine took the place: new worker, new port."""
+    first = await engine(tmp_path / "far.sock", model="one")
+    gateway = with_inventory(make_gateway, sshd)
+    write(gateway, "a.json", {"r1": behind(sshd, tmp_path / "far.sock")})
+    await gateway.start()
+    before = replica_of(await gateway.until_states({"r1": "serving"}), "r1")
+    sshd.kill()
+    await gateway.until_state("r1", "unreachable")
+    await first.stop(grace_s=0)
+    await engine(tmp_path / "far.sock", model="two")
+    sshd.start()
+    status = await gateway.until(
+        lambda s: states_of(s) == {"r1": "serving"} and replica_of(s, "r1")["model"] == "two",
+        within_s=20,
+    )
+    assert replica_of(status, "r1")["bridge"] != before["bridge"]
+
+
+async def test_loading_engine_is_no_fault_of_the_tunnel(
+    make_gateway: MakeGateway, sshd: Sshd, engine: StartEngine, tmp_path: Path
+) -> None:
+    """The far port is closed until the engine listens; both are told apart."""
+    gateway = with_inventory(make_gateway, sshd)
+    write(gateway, "a.json", {"r1": behind(sshd, tmp_path / "far.sock")})
+    await gateway.start()
+    status = await gateway.until(lambda s: replica_of(s, "r1")["tunnel"]["state"] == "remote port closed")
+    assert replica_of(status, "r1")["state"] == "loading"
+    assert "the tunnel is up" in replica_of(status, "r1")["reason"]
+    await engine(tmp_path / "far.sock")
+    await gateway.until_states({"r1": "serving"})
+
+
+async def test_killed_daemon_leaves_the_tunnels_and_the_next_takes_them_up(
+    make_gateway: MakeGateway, sshd: Sshd, engine: StartEngine, tmp_path: Path
+) -> None:
+    """A stream through the tunnel does not notice; nothing is opened anew; `stop --all` ends it."""
+    await engine(tmp_path / "far.sock", token_interval_s=0.05)
+    gateway = with_inventory(make_gateway, sshd)
+    write(gateway, "a.json", {"r1": behind(sshd, tmp_path / "far.sock", labels={"rack": "b7"})})
+    await gateway.start()
+    before = replica_of(await gateway.until_states({"r1": "serving"}), "r1")
+    (pid,) = tunnel_pids(gateway)
+    started = asyncio.Event()
+    stream = asyncio.create_task(stream_chat(gateway, 80, started))
+    await started.wait()
+    leases = gateway.directory / "state" / "leases.json"
+    async with asyncio.timeout(5):
+        while '"tunnel"' not in leases.read_text() or '"facts": null' in leases.read_text():
+            await asyncio.sleep(0.02)
+    await gateway.kill()
+    await gateway.start()
+    after = replica_of(await gateway.until_states({"r1": "serving"}), "r1")
+    assert [after[k] for k in ("bridge", "worker_id")] == [before[k] for k in ("bridge", "worker_id")]
+    assert tunnel_pids(gateway) == [pid]
+    assert (await stream).split()[-1] == "79"
+    assert (await gateway.cli("stop", "--all"))[0] == 0
+    assert start_ticks(pid) is None
+    assert not list((gateway.directory / "run" / "tunnels").iterdir())
+
+
+async def test_broken_file_keeps_what_it_said(
+    make_gateway: MakeGateway, sshd: Sshd, engine: StartEngine, tmp_path: Path
+) -> None:
+    """Told with file and line; other files go on changing; an id in two files is refused by name."""
+    await engine(tmp_path / "far.sock")
+    gateway = with_inventory(make_gateway, sshd)
+    write(gateway, "a.yaml", f"r1:\n  ssh: {{host: {sshd.host}, forward: {tmp_path / 'far.sock'}}}\n")
+    await gateway.start()
+    await gateway.until_states({"r1": "serving"})
+    write(gateway, "a.yaml", f"r1:\n  ssh: {{host: {sshd.host}, forward: nowhere}}\n")
+    write(gateway, "b.yaml", f"r2: {{socket: {gateway.directory}/r2.sock}}\nr1: {{socket: /x.sock}}\n")
+    await engine(gateway.directory / "r2.sock")
+    status = await gateway.until_states({"r1": "serving", "r2": "serving"})
+    refused = status["services"][0]["source"]["refused"]
+    assert f"{inventory_of(gateway)}/a.yaml:2: r1.ssh.forward: 'nowhere'" in refused[f"{inventory_of(gateway)}/a.yaml"]
+    assert f"is in {inventory_of(gateway)}/a.yaml and in {inventory_of(gateway)}/b.yaml" in refused["r1"]
+
+
+async def test_id_in_two_sources_is_that_of_the_first(
+    make_gateway: MakeGateway, sshd: Sshd, engine: StartEngine, tmp_path: Path
+) -> None:
+    """Shown and logged, and nothing of the second is tried."""
+    gateway = make_gateway()
+    pattern = gateway.settings["services"][0]["replicas"]["sockets"]
+    gateway.settings["services"][0]["replicas"] = {
+        "sockets": pattern,
+        "inventory": str(gateway.directory / "more.yaml"),
+    }
+    await engine(gateway.socket("r1"))
+    await engine(gateway.directory / "other.sock")
+    text = f"r1: {{socket: {gateway.directory}/other.sock}}\nr2: {{socket: {gateway.directory}/other.sock}}\n"
+    (gateway.directory / "more.yaml").write_text(text)
+    await gateway.start()
+    status = await gateway.until_states({"r1": "serving", "r2": "serving"})
+    assert [replica_of(status, r)["source"] for r in ("r1", "r2")] == ["sockets", "inventory"]
+    assert "that of sockets counts" in status["services"][0]["source"]["refused"]["r1"]
+    assert [row["replica"] for row in gateway.events("replica.refused")] == ["r1"]
+
+
+async def test_check_looks_at_keys_hosts_and_files(make_gateway: MakeGateway, sshd: Sshd) -> None:
+    """What a daemon would stumble over, before there is one; and what a fresh one would do."""
+    gateway = with_inventory(make_gateway, sshd)
+    write(gateway, "a.json", {"r1": behind(sshd, Path("/far.sock"))})
+    gateway.configure()
+    code, out, _ = await gateway.cli("check")
+    assert code == 0, out
+    assert "chat: inventory lists 1 replicas, 1 behind SSH servers" in out
+    _, plan, _ = await gateway.cli("plan")
+    assert f"chat/r1: open an SSH tunnel to /far.sock at {sshd.host}:{sshd.port} and bridge it" in plan
+    sshd.user_key.chmod(0o644)
+    sshd.known_hosts.unlink()
+    write(gateway, "b.json", "{")
+    code, out, _ = await gateway.cli("check")
+    assert code == 1
+    for trouble in (
+        f"key_file {sshd.user_key} may be read by others (mode 0644); use chmod 0600",
+        f"known_hosts {sshd.known_hosts} cannot be read; enter the hosts' keys there",
+        f"chat: inventory: {inventory_of(gateway)}/b.json:1: is not YAML",
+    ):
+        assert trouble in out
+
+
+async def test_reload_adds_a_source_to_a_running_service(
+    make_gateway: MakeGateway, sshd: Sshd, engine: StartEngine, tmp_path: Path
+) -> None:
+    """Replicas of the settings themselves; those that were there before keep port and worker."""
+    gateway = make_gateway()
+    await engine(gateway.socket("r1"))
+    await engine(tmp_path / "far.sock")
+    await gateway.start()
+    before = replica_of(await gateway.until_states({"r1": "serving"}), "r1")
+    gateway.settings["services"][0]["replicas"] |= {
+        "ssh": {"r2": {"host": sshd.host, "port": sshd.port, "user": "root", "forward": str(tmp_path / "far.sock")}},
+        "ssh_defaults": {"key_file": str(sshd.user_key), "known_hosts": str(sshd.known_hosts)},
+    }
+    gateway.configure()
+    code, out, err = await gateway.cli("reload")
+    assert code == 0, err
+    status = await gateway.until_states({"r1": "serving", "r2": "serving"})
+    assert "chat: replicas" in out
+    assert replica_of(status, "r2")["source"] == "ssh"
+    after = replica_of(status, "r1")
+    assert [after[k] for k in ("bridge", "worker_id")] == [before[k] for k in ("bridge", "worker_id")]
+
+
+def ip(*words: str) -> None:
+    subprocess.run(["ip", *words], check=True, capture_output=True)
+
+
+@pytest.fixture
+def far_host() -> Iterator[tuple[str, Callable[[str], None]]]:
+    """A host of its own, as a network namespace: its name, and what takes its cable out ('down') and in ('up')."""
+    name = f"gwt{os.getpid()}"
+    if shutil.which("ip") is None or os.geteuid() != 0:
+        pytest.skip("network namespaces need root and iproute2")
+    try:
+        ip("netns", "add", name)
+    except subprocess.CalledProcessError as error:
+        pytest.skip(f"no network namespaces here: {error.stderr.decode().strip()}")
+    here = f"{name[:13]}a"
+    ip("link", "add", here, "type", "veth", "peer", "name", "far0", "netns", name)
+    ip("addr", "add", "10.213.77.1/30", "dev", here)
+    ip("link", "set", here, "up")
+    for words in (
+        ("addr", "add", "10.213.77.2/30", "dev", "far0"),
+        ("link", "set", "far0", "up"),
+        ("link", "set", "lo", "up"),
+    ):
+        ip("-n", name, *words)
+    yield name, lambda state: ip("-n", name, "link", "set", "far0", state)
+    ip("netns", "del", name)
+
+
+async def test_partition(
+    make_gateway: MakeGateway,
+    far_host: tuple[str, Callable[[str], None]],
+    engine: StartEngine,
+    tmp_path: Path,
+) -> None:
+    """The cable is out: no packet comes back and nobody says so. Out within the keepalives' time; back: same port."""
+    name, cable = far_host
+    sshd = Sshd(tmp_path / "sshd", host="10.213.77.2", prefix=("ip", "netns", "exec", name))
+    sshd.start()
+    try:
+        await engine(tmp_path / "far.sock")
+        gateway = with_inventory(make_gateway, sshd)
+        write(gateway, "a.json", {"r1": behind(sshd, tmp_path / "far.sock")})
+        await gateway.start()
+        before = replica_of(await gateway.until_states({"r1": "serving"}), "r1")
+        cable("down")
+        await gateway.until(lambda s: replica_of(s, "r1")["tunnel"]["state"] == "dead path", within_s=8)
+        await gateway.until_workers(lambda workers: workers == [])
+        await gateway.until(lambda s: replica_of(s, "r1")["tunnel"]["state"] == "host unreachable", within_s=10)
+        cable("up")
+        after = replica_of(await gateway.until_states({"r1": "serving"}, within_s=30), "r1")
+        assert after["bridge"] == before["bridge"]
+        assert await stream_chat(gateway, 3)
+    finally:
+        sshd.kill()

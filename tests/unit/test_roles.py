@@ -1,0 +1,54 @@
+"""Which models of a service cannot be answered, for want of the other half of a pair."""
+
+from __future__ import annotations
+
+from dataclasses import replace
+
+import pytest
+
+from gateway_sidecar.domain.model import ConnectionMode, Registered, RuntimeType, WorkerStatus, WorkerType
+from gateway_sidecar.domain.roles import unanswered
+
+WORDS = {"P": WorkerType.PREFILL, "D": WorkerType.DECODE, "R": WorkerType.REGULAR, "E": WorkerType.ENCODE}
+ENGINES = {"s": RuntimeType.SGLANG, "v": RuntimeType.VLLM}
+
+
+def worker(text: str) -> Registered:
+    """`P`, `D`, `R` or `E` over HTTP; with an `s` or `v`, SGLang or vLLM over gRPC."""
+    mode = ConnectionMode.GRPC if len(text) > 1 else ConnectionMode.HTTP
+    runtime = ENGINES[text[1]] if len(text) > 1 else RuntimeType.SGLANG
+    return Registered(text, f"http://{text}", WorkerStatus.READY, WORDS[text[0]], mode, runtime, "tiny")
+
+
+@pytest.mark.parametrize(
+    "fleet", ["R", "P D", "P P D", "Ps Ds", "Pv Dv", "R P", "R D", "R Ps", "Rs P", "R P D", "P D Pv", "E P D", ""]
+)
+def test_what_can_be_answered(fleet: str) -> None:
+    """A pair, or a regular worker beside whatever else."""
+    assert unanswered(map(worker, fleet.split())) == {}
+
+
+@pytest.mark.parametrize(
+    ("fleet", "why"),
+    [
+        ("P", "1 prefill worker and no decode worker"),
+        ("P P", "2 prefill workers and no decode worker"),
+        ("Dv", "1 decode worker and no prefill worker"),
+        ("D Ds", "2 decode workers and no prefill worker"),
+        ("P Ds", "prefill over HTTP and decode over gRPC (sglang) do not pair"),
+        ("Ps Dv", "prefill over gRPC (sglang) and decode over gRPC (vllm) do not pair"),
+        ("E P", "1 prefill worker and no decode worker"),
+    ],
+)
+def test_what_cannot_and_why(fleet: str, why: str) -> None:
+    """As the router would say with each request."""
+    assert unanswered(map(worker, fleet.split())) == {"tiny": why}
+
+
+def test_models_are_judged_one_by_one() -> None:
+    """A half pair of one model says nothing of another."""
+    fleet = [worker("P"), replace(worker("D"), model_id="other"), replace(worker("R"), model_id="third")]
+    assert unanswered(fleet) == {
+        "tiny": "1 prefill worker and no decode worker",
+        "other": "1 decode worker and no prefill worker",
+    }

@@ -1,0 +1,89 @@
+"""Several sources as one: each replica has one owner, and what one source cannot see takes nothing from anybody."""
+
+from __future__ import annotations
+
+from collections.abc import AsyncIterator
+from pathlib import Path
+
+from gateway_sidecar.domain.model import Occupant, ReplicaId
+from gateway_sidecar.sources.listing import Listing, Sighting
+from gateway_sidecar.sources.several import SeveralSources
+
+
+class Fixed:
+    """A source that says what it is told to say."""
+
+    def __init__(self, name: str, *replicas: str) -> None:
+        self.name = name
+        self.listing = Listing()
+        self.lists(*replicas)
+
+    def lists(self, *replicas: str) -> None:
+        found = {
+            ReplicaId(r): Sighting(ReplicaId(r), Path("/s"), Occupant(1, 2, 3), source=self.name) for r in replicas
+        }
+        self.listing = Listing(found)
+
+    def is_blind(self) -> None:
+        self.listing = Listing(blind="cannot be read")
+
+    async def look(self) -> Listing:
+        return self.listing
+
+    async def hints(self) -> AsyncIterator[None]:
+        yield
+
+
+def owners(listing: Listing) -> dict[str, str]:
+    return {str(replica): sighting.source for replica, sighting in listing.present.items()}
+
+
+async def test_the_first_that_names_a_replica_owns_it() -> None:
+    """The second is refused by name, and comes to its own when the first lets go."""
+    one, two = Fixed("one", "a", "b"), Fixed("two", "b", "c")
+    both = SeveralSources({"one": one, "two": two})
+    listing = await both.look()
+    assert owners(listing) == {"a": "one", "b": "one", "c": "two"}
+    assert listing.refused == {"b": "is in one and in two; that of one counts: rename or remove one"}
+    one.lists("a")
+    assert owners(await both.look()) == {"a": "one", "b": "two", "c": "two"}
+
+
+async def test_blind_source_keeps_what_it_owned() -> None:
+    """Against the others too: a replica of its own is not theirs because it cannot be read for a moment."""
+    one, two = Fixed("one", "a", "b"), Fixed("two", "b")
+    both = SeveralSources({"one": one, "two": two})
+    await both.look()
+    one.is_blind()
+    two.lists("b", "c")
+    listing = await both.look()
+    assert owners(listing) == {"c": "two"}
+    assert listing.unknown == {"a", "b"}
+    assert not listing.is_gone(ReplicaId("a"), "one")
+    assert listing.is_gone(ReplicaId("d"), "two")
+
+
+async def test_source_that_was_blind_from_the_start_loses_nothing() -> None:
+    """What an earlier daemon knew of it stays as it was."""
+    one, two = Fixed("one"), Fixed("two", "b")
+    one.is_blind()
+    listing = await SeveralSources({"one": one, "two": two}).look()
+    assert not listing.is_gone(ReplicaId("a"), "one")
+    assert listing.is_gone(ReplicaId("a"), "two")
+
+
+async def test_all_blind() -> None:
+    """Then nothing at all is known."""
+    one, two = Fixed("one"), Fixed("two")
+    one.is_blind()
+    two.is_blind()
+    listing = await SeveralSources({"one": one, "two": two}).look()
+    assert listing.blind == "one: cannot be read; two: cannot be read"
+
+
+async def test_hints_of_all() -> None:
+    """One that has nothing more to tell does not end the others."""
+    hints = SeveralSources({"one": Fixed("one"), "two": Fixed("two")}).hints()
+    await anext(hints)
+    await anext(hints)
+    await hints.aclose()  # type: ignore[attr-defined]

@@ -1,0 +1,99 @@
+"""What OpenSSH's client says, as it was recorded from 9.2, and what it means."""
+
+from __future__ import annotations
+
+import pytest
+
+from gateway_sidecar.domain.tunnels import PathState, SshRoute, SshServer
+from gateway_sidecar.tunnels.openssh import diagnose
+
+CHANGED = [
+    "@@@@@@@@@@@@@@@@@@@@@@@@@@@@@@@@@@@@@@@@@@@@@@@@@@@@@@@@@@@",
+    "@    WARNING: REMOTE HOST IDENTIFICATION HAS CHANGED!     @",
+    "IT IS POSSIBLE THAT SOMEONE IS DOING SOMETHING NASTY!",
+    "Host key for [127.0.0.1]:42222 has changed and you have requested strict checking.",
+    "Host key verification failed.",
+]
+UNKNOWN = [
+    "No ED25519 host key is known for [127.0.0.1]:42222 and you have requested strict checking.",
+    "Host key verification failed.",
+]
+CLOSED_BELOW = [
+    "kex_exchange_identification: Connection closed by remote host",
+    "Connection closed by UNKNOWN port 65535",
+]
+
+
+@pytest.mark.parametrize(
+    ("said", "state"),
+    [
+        (CHANGED, PathState.HOST_KEY_CHANGED),
+        (UNKNOWN, PathState.HOST_KEY_UNKNOWN),
+        (["ssh: Could not resolve hostname nowhere.invalid: Name or service not known"], PathState.NAME_UNKNOWN),
+        (["ssh: connect to host 127.0.0.1 port 1: Connection refused"], PathState.REFUSED),
+        (["ssh: connect to host 10.9.9.9 port 22: Connection timed out"], PathState.UNREACHABLE),
+        (["ssh: connect to host 10.9.9.9 port 22: No route to host"], PathState.UNREACHABLE),
+        (
+            ["Connection timed out during banner exchange", "Connection to 10.9.9.9 port 22 timed out"],
+            PathState.UNREACHABLE,
+        ),
+        (["root@127.0.0.1: Permission denied (publickey)."], PathState.AUTH_FAILED),
+        (["Timeout, server 127.0.0.1 not responding."], PathState.DEAD_PATH),
+        (["Connection to 127.0.0.1 closed by remote host."], PathState.CLOSED),
+        (["client_loop: send disconnect: Broken pipe"], PathState.CLOSED),
+        (["Bad configuration option: nonsense"], PathState.FAILED),
+        ([], PathState.FAILED),
+    ],
+)
+def test_of_the_target_itself(said: list[str], state: PathState) -> None:
+    """The worst that was said counts, as a changed key makes ssh say several things."""
+    assert diagnose(SshRoute((SshServer("gpu"),)), [said]).state is state
+
+
+ROUTE = SshRoute((SshServer("gate"), SshServer("inner", 2222), SshServer("gpu")))
+
+
+@pytest.mark.parametrize(
+    ("said", "state", "reason"),
+    [
+        (
+            [["root@gate: Permission denied (publickey)."], [], CLOSED_BELOW],
+            PathState.JUMP_FAILED,
+            "jump 1 (gate:22): auth failed: root@gate: Permission denied (publickey).",
+        ),
+        (
+            [
+                ["channel 0: open failed: connect failed: Connection refused", "stdio forwarding failed"],
+                CLOSED_BELOW,
+                CLOSED_BELOW,
+            ],
+            PathState.JUMP_FAILED,
+            "jump 2 (inner:2222): connection refused: channel 0: open failed: connect failed: Connection refused",
+        ),
+        (
+            [[], ["channel 0: open failed: connect failed: No route to host", "stdio forwarding failed"], CLOSED_BELOW],
+            PathState.UNREACHABLE,
+            "as seen from inner:2222: channel 0: open failed: connect failed: No route to host",
+        ),
+        (
+            [
+                ["channel 0: open failed: administratively prohibited: open failed", "stdio forwarding failed"],
+                [],
+                CLOSED_BELOW,
+            ],
+            PathState.JUMP_FAILED,
+            "jump 1 (gate:22): forwarding forbidden: channel 0: open failed: administratively prohibited: open failed",
+        ),
+        (
+            [["Timeout, server gate not responding."], CLOSED_BELOW, CLOSED_BELOW],
+            PathState.DEAD_PATH,
+            "Timeout, server gate",
+        ),
+        ([[], [], UNKNOWN], PathState.HOST_KEY_UNKNOWN, "No ED25519 host key is known"),
+    ],
+)
+def test_over_jumps_the_nearest_fault_counts(said: list[list[str]], state: PathState, reason: str) -> None:
+    """All behind it only see a connection that closes; what a jump cannot reach is the next one's fault."""
+    found = diagnose(ROUTE, said)
+    assert found.state is state
+    assert found.reason.startswith(reason) or reason in found.reason
