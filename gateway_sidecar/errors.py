@@ -8,6 +8,7 @@
     │   └── WorkerExists        the router has a worker at that URL already
     ├── BridgeError             nginx cannot be found, configured or started, or an address cannot be claimed
     │   └── AddressRefused      this machine needs that address itself
+    ├── FrontDoorError          a key file or a certificate cannot be used: a line for each mistake
     ├── ProcessError            a child process cannot be started
     ├── StateError              a saved state file cannot be read or written
     ├── InstallError            `install` cannot put a file, a directory or the user in place
@@ -64,6 +65,14 @@ class BridgeError(GatewaySidecarError):
 
 class AddressRefused(BridgeError):
     """A replica's address that this machine must not make its own; the text says why, and what to do."""
+
+
+class FrontDoorError(GatewaySidecarError):
+    """A front door's keys or its certificate cannot be used. `problems` holds a printable line for each mistake."""
+
+    def __init__(self, problems: list[str]) -> None:
+        super().__init__("; ".join(problems))
+        self.problems = problems
 
 
 class ProcessError(GatewaySidecarError):

@@ -2,7 +2,7 @@
 # Puts in place what this project needs on a Debian or Ubuntu machine, and does nothing where it is there already:
 #
 #   dev     the package and its tools, in the virtual environment VENV
-#   nginx   nginx and its stream module
+#   nginx   nginx, its stream module, and the Lua module that front doors with keys need
 #   wrk     the load generator of the bridge's benchmark
 #   sshd    the OpenSSH client and server, for the tests of SSH tunnels; no service is started
 #   mlx     a real MLX engine, in the virtual environment MLX_VENV
@@ -70,9 +70,19 @@ find_nginx() { PATH=$PATH:/usr/sbin:/usr/local/sbin command -v nginx; }
 has_stream() {
     options=$("$(find_nginx)" -V 2>&1)
     case " $options " in *" --with-stream "*) return ;; esac
+    has_module ngx_stream_module.so
+}
+
+has_lua() {
+    options=$("$(find_nginx)" -V 2>&1)
+    case "$options" in *ngx_lua* | *lua-nginx*) return ;; esac
+    has_module ngx_http_lua_module.so
+}
+
+has_module() {
     for modules in $(printf '%s\n' "$options" | tr ' ' '\n' | sed -n 's/^--modules-path=//p') \
         /usr/lib/nginx/modules /usr/lib64/nginx/modules /usr/share/nginx/modules; do
-        [ ! -e "$modules/ngx_stream_module.so" ] || return 0
+        [ ! -e "$modules/$1" ] || return 0
     done
     return 1
 }
@@ -133,9 +143,10 @@ if need_python && ! find_python; then packages=" python3 python3-venv"; fi
 if wants nginx; then
     if ! find_nginx >/dev/null; then
         had_nginx=no
-        packages="$packages nginx-light libnginx-mod-stream"
-    elif ! has_stream; then
-        packages="$packages libnginx-mod-stream"
+        packages="$packages nginx-light libnginx-mod-stream libnginx-mod-http-lua"
+    else
+        has_stream || packages="$packages libnginx-mod-stream"
+        has_lua || packages="$packages libnginx-mod-http-lua"
     fi
 fi
 if wants sshd; then

@@ -21,7 +21,8 @@ def render_status(status: dict[str, Any]) -> str:
 
 def _service(service: dict[str, Any]) -> str:
     router = service["router"]
-    title = f"{service['name']}  {service['listen']}  router {router['type']} {router['state']}"
+    addresses = ", ".join([service["listen"], *service["public"]])
+    title = f"{service['name']}  {addresses}  router {router['type']} {router['state']}"
     if router["pid"]:
         title += f" (pid {router['pid']}, {router['url']}, {router['restarts']} restarts)"
     lines = [title]

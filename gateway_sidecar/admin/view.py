@@ -32,7 +32,8 @@ def status(daemon: Daemon) -> dict[str, Any]:
 
 
 def _problems(daemon: Daemon) -> dict[str, str]:
-    return daemon.problems | ({"peers": daemon.peers.problem} if daemon.peers.problem else {})
+    peers = {"peers": daemon.peers.problem} if daemon.peers.problem else {}
+    return {**daemon.problems, **daemon.doors.problems, **peers}
 
 
 def _service(name: str, service: Service) -> dict[str, Any]:
@@ -41,6 +42,7 @@ def _service(name: str, service: Service) -> dict[str, Any]:
     return {
         "name": name,
         "listen": str(service.settings.listen),
+        "public": [str(address) for address in service.settings.frontend.listen],
         "sockets": str(service.settings.replicas.sockets) if service.settings.replicas.sockets else None,
         "source": _source(listing),
         "router": {

@@ -1,6 +1,13 @@
 """The configuration: YAML in, frozen settings out, every mistake reported at once with its line."""
 
 from gateway_sidecar.config.advice import advise
+from gateway_sidecar.config.frontend import (
+    AuthSettings,
+    CorsSettings,
+    FrontendSettings,
+    LimitSettings,
+    TlsSettings,
+)
 from gateway_sidecar.config.inventory import Described, read_inventory
 from gateway_sidecar.config.load import line_of, load_config, parse_config, run_dir_of
 from gateway_sidecar.config.models import (
@@ -24,12 +31,16 @@ from gateway_sidecar.config.tunnels import SshDefaults, tunnel_to
 from gateway_sidecar.config.values import Endpoint, PathPattern, PortRange, parse_endpoint
 
 __all__ = [
+    "AuthSettings",
     "BridgeSettings",
+    "CorsSettings",
     "Described",
     "DrainSettings",
     "Endpoint",
+    "FrontendSettings",
     "HealthSettings",
     "HoldSettings",
+    "LimitSettings",
     "LogSettings",
     "MetricsSettings",
     "PathPattern",
@@ -42,6 +53,7 @@ __all__ = [
     "ServiceSettings",
     "Settings",
     "SshDefaults",
+    "TlsSettings",
     "advise",
     "config_schema",
     "line_of",

@@ -19,6 +19,7 @@ from pydantic import (
     model_validator,
 )
 
+from gateway_sidecar.config.frontend import FrontendSettings
 from gateway_sidecar.config.part import Part
 from gateway_sidecar.config.smg_options import Policy, check_argument
 from gateway_sidecar.config.tunnels import PlainPathValue, SshDefaults, SshReplicas, tunnel_to
@@ -354,6 +355,7 @@ class ServiceSettings(Part):
     refused: RefusedSettings = RefusedSettings()
     drain: DrainSettings = DrainSettings()
     hold: HoldSettings = HoldSettings()
+    frontend: FrontendSettings = FrontendSettings()
 
 
 def _metrics_off(value: object) -> object:

@@ -17,10 +17,11 @@ from typing import Any, Protocol
 from gateway_sidecar.bridges.connections import connections_at, open_connections
 from gateway_sidecar.bridges.nginx import Nginx
 from gateway_sidecar.bridges.nginx_config import ServiceAddress
-from gateway_sidecar.config import ServiceSettings, Settings, line_of, load_config
+from gateway_sidecar.config import FrontendSettings, ServiceSettings, Settings, line_of, load_config
 from gateway_sidecar.control import records
 from gateway_sidecar.control.bridge_keeper import BridgeKeeper
 from gateway_sidecar.control.follower import Source
+from gateway_sidecar.control.front_doors import FrontDoors
 from gateway_sidecar.control.guard import keep_running
 from gateway_sidecar.control.key_keeper import KeyKeeper
 from gateway_sidecar.control.peer_keeper import PeerKeeper
@@ -106,6 +107,7 @@ class Daemon:
         self._adapters = adapters
         self._running: dict[str, _Running] = {}
         self.keeper = BridgeKeeper(nginx, self._addresses, metrics, self.note_change)
+        self.doors = FrontDoors(nginx.doors, self._frontends, metrics, rescan_interval_s=settings.rescan_interval_s)
         self._notifier = SystemdNotifier()
         self._logger = get_logger()
         self._ending = asyncio.Event()
@@ -170,6 +172,7 @@ class Daemon:
             for loop in (
                 *(keeper.run for keeper in self._records.values()),
                 self.keeper.run,
+                self.doors.run,
                 self.peers.run,
                 self.keys.run,
                 self._count_loop,
@@ -225,6 +228,7 @@ class Daemon:
             await self.tunnels.end()
             for port in self.keeper.nginx.linked():
                 self.keeper.nginx.unlink(port)
+            await asyncio.to_thread(self.doors.withdraw)
             with suppress(OSError):  # A disk that cannot be written: what is left says nothing that lives.
                 for record in (self._processes_path, self._leases_path):
                     record.unlink(missing_ok=True)
@@ -254,9 +258,12 @@ class Daemon:
     def _routers(self) -> list[RouterProcess]:
         return [router for service in self.services.values() for router in service.routers]
 
+    def _frontends(self) -> dict[str, FrontendSettings]:
+        return {name: service.settings.frontend for name, service in self.services.items()}
+
     def _addresses(self) -> list[ServiceAddress]:
         return [
-            ServiceAddress(name, str(service.settings.listen), *service.slots.addresses())
+            ServiceAddress(name, str(service.settings.listen), *service.slots.addresses(), service.settings.frontend)
             for name, service in self.services.items()
         ]
 
@@ -279,6 +286,7 @@ class Daemon:
 
     async def _take_up(self, processes: dict[str, Any], leases: dict[str, Any]) -> None:
         self.keeper.nginx.prepare()
+        await self.doors.look()
         await asyncio.to_thread(self.tunnels.prepare)
         for name, service in self.services.items():
             await self._adopt_routers(service, processes.get("routers", {}).get(name, []))
@@ -573,6 +581,7 @@ class Daemon:
         self.settings = fresh.model_copy(
             update={"services": tuple(s for s in fresh.services if s.name in self.services)}
         )
+        await self.doors.look()
         await self.keeper.apply()
         if self.keeper.reason:
             changes.append(f"nginx: {self.keeper.reason}")

@@ -86,6 +86,13 @@ class Metrics:
         self.service_missing = gauge(
             "service_missing", "1 while the service lacks this, so that requests wait.", "service", "missing"
         )
+        self.frontend_keys = gauge("frontend_keys", "Keys that let clients in.", "service")
+        self.frontend_expiry = gauge(
+            "frontend_certificate_expiry_timestamp_seconds", "When the served certificate expires.", "service"
+        )
+        self.frontend_problem = gauge(
+            "frontend_problem", "1 while the front door's part cannot be used as it is.", "service", "part"
+        )
         self.bridge_ports = gauge("bridge_ports", "Bridge ports by use.", "use")
         self.bridge_up = gauge("bridge_up", "1 while nginx runs.")
         self.bridge_reloads = counter("bridge_reloads", "Reloads of nginx; scale events cause none.")

@@ -13,7 +13,7 @@ REPOSITORY = Path(__file__).parents[2]
 README = (REPOSITORY / "README.md").read_text("utf-8")
 DOCUMENTS = [REPOSITORY / "README.md", *sorted((REPOSITORY / "docs").glob("*.md"))]
 _AN_EVENT = re.compile(
-    r'"((?:bridge|config|daemon|gate|lease|loop|peer|replica|router|service|source|state|worker)\.[a-z_]+)"'
+    r'"((?:bridge|config|daemon|frontend|gate|lease|loop|peer|replica|router|service|source|state|worker)\.[a-z_]+)"'
 )
 
 
