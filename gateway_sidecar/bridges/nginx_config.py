@@ -6,6 +6,8 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
+from gateway_sidecar.bridges.request_events import EventAddress
+
 _CONNECTIONS_EACH = 4  # client, service address -> router, router -> bridge, bridge -> replica
 SUCCESSOR = ".next"
 """What is added to a service's name to name its second router slot, and the switch that leads to it."""
@@ -68,6 +70,7 @@ class NginxConfig:
         kept connections.
     waiting_room: the Unix socket of the waiting room.
     temp: where bodies that do not fit into memory are kept.
+    events: whom nginx tells of each request's end; None for nobody.
     """
 
     host: str
@@ -84,6 +87,7 @@ class NginxConfig:
     services: Sequence[ServiceAddress]
     stream_module: Path | None
     user: str | None
+    events: EventAddress | None = None
 
     def text(self) -> str:
         """The whole configuration file."""
@@ -125,6 +129,7 @@ stream {{
 
     def _http(self) -> str:
         temp = "\n".join(f"    {kind}_temp_path {_quoted(self.temp / kind)};" for kind in _TEMPS)
+        formats = "".join(f"    {self.events.log_format(s.service)}\n" for s in self.services if self.events)
         servers = "".join(self._server(service) for service in self.services)
         return f"""\
 http {{
@@ -132,7 +137,7 @@ http {{
     server_tokens off;
 {temp}
     map $http_upgrade $gateway_connection {{ default upgrade; '' ''; }}
-{servers}}}
+{formats}{servers}}}
 """
 
     def _server(self, service: ServiceAddress) -> str:
@@ -150,6 +155,7 @@ http {{
 {_upstream(service.service, service.router)}{_upstream(service.service + SUCCESSOR, service.successor)}    server {{
         listen {service.listen} backlog=4096 so_keepalive=60s:10s:6;
         server_name _;
+        {self.events.access_log(service.service) if self.events else "access_log off;"}
         keepalive_timeout 75s;
         keepalive_requests 1000000;
         client_max_body_size 0;
