@@ -19,6 +19,7 @@ from gateway_sidecar.config.models import (
     Settings,
 )
 from gateway_sidecar.config.overrides import load_overrides
+from gateway_sidecar.config.scaling import HookSettings, ScalingSettings
 from gateway_sidecar.config.schema import config_schema
 from gateway_sidecar.config.tunnels import SshDefaults, tunnel_to
 from gateway_sidecar.config.values import Endpoint, PathPattern, PortRange, parse_endpoint
@@ -30,6 +31,7 @@ __all__ = [
     "Endpoint",
     "HealthSettings",
     "HoldSettings",
+    "HookSettings",
     "LogSettings",
     "MetricsSettings",
     "PathPattern",
@@ -39,6 +41,7 @@ __all__ = [
     "RefusedSettings",
     "ReplicaSettings",
     "RouterSettings",
+    "ScalingSettings",
     "ServiceSettings",
     "Settings",
     "SshDefaults",

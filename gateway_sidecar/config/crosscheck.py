@@ -12,6 +12,7 @@ from pathlib import Path
 from typing import Any, Generic, TypeVar
 
 from gateway_sidecar.config.models import BridgeSettings, MetricsSettings, Settings
+from gateway_sidecar.config.scaling import scaling_problems
 from gateway_sidecar.config.values import (
     Endpoint,
     PathPattern,
@@ -57,6 +58,7 @@ def cross_problems(tree: Tree) -> Iterator[Problem]:
     yield from _ports(said, listens)
     yield from _patterns(said)
     yield from _directories(said)
+    yield from scaling_problems(tree)
 
 
 class _Reading:
