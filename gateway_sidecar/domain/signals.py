@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import math
 from collections import deque
-from collections.abc import Hashable, Mapping
+from collections.abc import Container, Hashable, Iterable, Mapping
 from dataclasses import dataclass, field
 from enum import StrEnum
 from typing import TypeVar
@@ -219,9 +219,9 @@ class Growth:
         while self._steps[0].at_s <= now_s - WINDOWS_S[-1]:
             self._steps.popleft()
 
-    def keep_only(self, sources: set[Hashable]) -> None:
+    def keep_only(self, sources: Container[Hashable]) -> None:
         """Forgets where the others stood; what they counted so far still counts."""
-        for gone in self._last.keys() - sources:
+        for gone in [source for source in self._last if source not in sources]:
             del self._last[gone]
 
     def over(self, now_s: float, window_s: float) -> dict[float, float] | None:
@@ -243,16 +243,18 @@ class Growth:
         covered_s = max(step.at_s for step in steps) - min(step.since_s for step in steps)
         return sum(sum(step.growth.values()) for step in steps) / covered_s if covered_s > 0 else None
 
-    def latency(self, now_s: float, window_s: float) -> Latency | None:
-        """Of a histogram whose keys are upper bounds and whose counters are cumulative, as Prometheus has them."""
-        cumulative = self.over(now_s, window_s)
-        if not cumulative:
-            return None
-        buckets, below = {}, 0.0
-        for bound in sorted(cumulative):
-            buckets[bound] = max(0.0, cumulative[bound] - below)
-            below = max(below, cumulative[bound])
-        return latency_of(buckets)
+
+def latency_over(growths: Iterable[Growth], now_s: float, window_s: float) -> Latency | None:
+    """Of histograms whose keys are upper bounds and whose counters are cumulative, as Prometheus has them."""
+    cumulative: dict[float, float] = {}
+    for growth in growths:
+        for bound, value in (growth.over(now_s, window_s) or {}).items():
+            cumulative[bound] = cumulative.get(bound, 0.0) + value
+    buckets, below = {}, 0.0
+    for bound in sorted(cumulative):
+        buckets[bound] = max(0.0, cumulative[bound] - below)
+        below = max(below, cumulative[bound])
+    return latency_of(buckets)
 
 
 class Level:

@@ -9,7 +9,16 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from gateway_sidecar.domain.signals import WINDOWS_S, Growth, Level, Outcome, RequestEnd, Traffic, quantile
+from gateway_sidecar.domain.signals import (
+    WINDOWS_S,
+    Growth,
+    Level,
+    Outcome,
+    RequestEnd,
+    Traffic,
+    latency_over,
+    quantile,
+)
 
 
 def end(took_s: float = 0.1, status: int = 200, header_s: float | None = None) -> RequestEnd:
@@ -125,7 +134,7 @@ def test_a_histogram_read_in_pieces_is_the_whole(steps: list[list[int]]) -> None
         totals = [total + more for total, more in zip(totals, step, strict=True)]
         cumulative = [sum(totals[: index + 1]) for index in range(4)]
         growth.take(float(at), "x", dict(zip(bounds, map(float, cumulative), strict=True)))
-    found = growth.latency(float(len(steps)), 300)
+    found = latency_over([growth], float(len(steps)), 300)
     exact = quantile(dict(zip(bounds, map(float, totals), strict=True)), 0.9)
     assert (found.p90 if found else None) == (pytest.approx(exact) if exact is not None else None)
 
