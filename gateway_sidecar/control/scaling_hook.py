@@ -10,8 +10,9 @@ import contextlib
 import json
 import os
 import signal
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
+from typing import Self
 
 import aiohttp
 
@@ -137,43 +138,66 @@ async def call(settings: HookSettings, notice: Notice) -> None:
 
 
 async def _run_command(argv: tuple[str, ...], notice: Notice, body: bytes) -> None:
-    try:
-        process = await asyncio.create_subprocess_exec(
-            *argv,
-            stdin=asyncio.subprocess.PIPE,
-            stdout=asyncio.subprocess.DEVNULL,
-            stderr=asyncio.subprocess.PIPE,
-            env={**os.environ, **notice.environment()},
-            start_new_session=True,
-        )
-    except OSError as error:
-        raise HookFailedError(f"{argv[0]} cannot be run: {error.strerror}") from error
-    try:
-        said = await _converse(process, body)
-        code = await process.wait()
-    finally:
-        # Whatever it started goes with it, also if it ended by itself.
-        with contextlib.suppress(ProcessLookupError, PermissionError):
-            os.killpg(process.pid, signal.SIGKILL)
-        if process.returncode is None:
-            await process.wait()
+    with _Complaints() as complaints, _in_memory(body) as told:
+        try:
+            process = await asyncio.create_subprocess_exec(
+                *argv,
+                stdin=told,
+                stdout=asyncio.subprocess.DEVNULL,
+                stderr=complaints.writing_end,
+                env={**os.environ, **notice.environment()},
+                start_new_session=True,
+            )
+        except OSError as error:
+            raise HookFailedError(f"{argv[0]} cannot be run: {error.strerror}") from error
+        try:
+            code = await process.wait()
+        finally:
+            if process.returncode is None:
+                with contextlib.suppress(ProcessLookupError):
+                    os.killpg(process.pid, signal.SIGKILL)
+                await process.wait()
+        words = complaints.last_words()
     if code != 0:
-        words = said.decode("utf-8", "replace").strip()[-_MOST_SHOWN:]
         raise HookFailedError(f"{argv[0]} ended with {code}{f': {words}' if words else ''}")
 
 
-async def _converse(process: asyncio.subprocess.Process, body: bytes) -> bytes:
-    """Writes the notice, and reads what it complains of: the end of it, however much that is."""
-    assert process.stdin is not None
-    assert process.stderr is not None
-    with contextlib.suppress(ConnectionError):  # It need not read what it is told.
-        process.stdin.write(body)
-        await process.stdin.drain()
-    process.stdin.close()
-    said = b""
-    while chunk := await process.stderr.read(4096):
-        said = (said + chunk)[-4096:]
-    return said
+@contextlib.contextmanager
+def _in_memory(body: bytes) -> Iterator[int]:
+    """A file that holds the notice, and that the command need not read."""
+    file = os.memfd_create("notice")
+    try:
+        os.write(file, body)
+        os.lseek(file, 0, os.SEEK_SET)
+        yield file
+    finally:
+        os.close(file)
+
+
+class _Complaints:
+    """A command's standard error, the end of it. What it leaves running may keep it open: that is not awaited."""
+
+    def __enter__(self) -> Self:
+        self._said = bytearray()
+        self._reading_end, self.writing_end = os.pipe()
+        os.set_blocking(self._reading_end, False)
+        asyncio.get_running_loop().add_reader(self._reading_end, self._read)
+        return self
+
+    def __exit__(self, *_exc: object) -> None:
+        asyncio.get_running_loop().remove_reader(self._reading_end)
+        os.close(self._reading_end)
+        os.close(self.writing_end)
+
+    def last_words(self) -> str:
+        """What it said last, once it has ended."""
+        self._read()
+        return self._said.decode("utf-8", "replace")[-_MOST_SHOWN:].strip()
+
+    def _read(self) -> None:
+        with contextlib.suppress(BlockingIOError):
+            self._said += os.read(self._reading_end, 65536)
+            del self._said[:-4096]
 
 
 async def _post(url: str, body: bytes) -> None:
