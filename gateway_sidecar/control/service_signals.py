@@ -128,9 +128,12 @@ class ServiceSignals:
         self._itl.keep_only(set(readings))
         self.requests_of = {}
         by_url = {t.url: role for t in self.service.tenures.values() if t.url and (role := role_of(t))}
+        # A worker that had no request yet is not named; a router that works and names none does not say.
+        says_active = all(r.in_flight == 0 or r.active for r in readings.values())
         for role, signals in self.roles.items():
-            active = (n for r in readings.values() for url, n in r.active.items() if by_url.get(url) is role)
-            signals.active.take(now_s, sum(active))
+            if says_active:
+                active = (n for r in readings.values() for url, n in r.active.items() if by_url.get(url) is role)
+                signals.active.take(now_s, sum(active))
             signals.requests.keep_only({(source, url) for source, r in readings.items() for url in r.requests})
         for source, reading in readings.items():
             self._itl.take(now_s, source, reading.itl)

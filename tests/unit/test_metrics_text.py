@@ -70,12 +70,18 @@ def test_smg_counts_a_pair_twice_by_worker_and_once_by_request() -> None:
     assert list(reading.active.values()) == [3, 3]
 
 
+def test_a_router_that_has_routed_nothing_has_nothing_in_flight() -> None:
+    """SMG's gauge appears with the first request. One that has routed and does not say is not known."""
+    fresh = b'# TYPE smg_worker_health gauge\nsmg_worker_health{worker="http://a:1"} 1\n'
+    assert read_metrics(fresh).in_flight == 0
+    assert read_metrics(fresh + b'smg_router_requests_total{model="m"} 1\n').in_flight is None
+    assert read_metrics(b"").in_flight is None
+
+
 def test_ranks_of_one_worker_are_one_worker() -> None:
     """Data-parallel ranks have one URL."""
     text = b'smg_worker_requests_active{worker="http://a:1@0"} 2\nsmg_worker_requests_active{worker="http://a:1@1"} 3\n'
-    reading = read_metrics(text)
-    assert reading.active == {"http://a:1": 5}
-    assert reading.in_flight is None
+    assert read_metrics(text).active == {"http://a:1": 5}
 
 
 def test_the_newer_name_of_two_is_read() -> None:
