@@ -67,6 +67,7 @@ def _role(
         "windows": {
             str(window_s): {
                 "requests_per_s": _rounded(signals.role_rps(role, now, window_s)),
+                "errors_per_s": _rounded(signals.role_errors_per_s(role, now, window_s)),
                 "ttft_s": _told(signals.ttft(now, window_s, traffic.get(window_s), role)),
                 "itl_s": _told(signals.itl(now, window_s, role)),
             }

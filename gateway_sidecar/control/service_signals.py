@@ -59,6 +59,7 @@ class RoleSignals:
 
     active: Level = field(default_factory=Level)
     requests: Growth = field(default_factory=Growth)
+    errors: Growth = field(default_factory=Growth)
     ttft: Growth = field(default_factory=Growth)
     itl: Growth = field(default_factory=Growth)
     policy: Policy | None = None
@@ -134,6 +135,9 @@ class ServiceSignals:
             if says_active:
                 active = (n for r in readings.values() for url, n in r.active.items() if by_url.get(url) is role)
                 signals.active.take(now_s, sum(active))
+            signals.errors.keep_only(set(readings))
+            for source, reading in readings.items():
+                signals.errors.take(now_s, source, {0.0: reading.errors.get(role.value, 0.0)})
             signals.requests.keep_only({(source, url) for source, r in readings.items() for url in r.requests})
         for source, reading in readings.items():
             self._itl.take(now_s, source, reading.itl)
@@ -177,6 +181,10 @@ class ServiceSignals:
     def role_rps(self, role: WorkerType, now_s: float, window_s: int) -> float | None:
         """Requests per second that the routers gave to workers of this role; a retry counts again."""
         return self.roles[role].requests.rate(now_s, window_s)
+
+    def role_errors_per_s(self, role: WorkerType, now_s: float, window_s: int) -> float | None:
+        """Tries that failed on workers of this role, per second; one that was retried well counts too."""
+        return self.roles[role].errors.rate(now_s, window_s)
 
     def ttft(
         self, now_s: float, window_s: int, traffic: TrafficWindow | None, role: WorkerType | None = None

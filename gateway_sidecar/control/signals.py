@@ -222,7 +222,7 @@ class Signals:
             window, label = traffic.get(window_s), f"{window_s}s"
             rps, errors = (window.rps, window.errors_per_s) if window else (None, None)
             metrics.request_rate.labels(name, "all", label).set(_or_nan(rps))
-            metrics.error_rate.labels(name, label).set(_or_nan(errors))
+            metrics.error_rate.labels(name, "all", label).set(_or_nan(errors))
             took = Told(window.took, "nginx") if window and window.took else None
             self._export_latency(name, "all", "e2e", label, took)
             self._export_latency(name, "all", "ttft", label, signals.ttft(now, window_s, window))
@@ -231,6 +231,8 @@ class Signals:
                 for role in signals.roles:
                     rate = signals.role_rps(role, now, window_s)
                     metrics.request_rate.labels(name, role.value, label).set(_or_nan(rate))
+                    errors = signals.role_errors_per_s(role, now, window_s)
+                    metrics.error_rate.labels(name, role.value, label).set(_or_nan(errors))
                     ttft = signals.ttft(now, window_s, window, role)
                     self._export_latency(name, role.value, "ttft", label, ttft)
                     self._export_latency(name, role.value, "itl", label, signals.itl(now, window_s, role))

@@ -76,11 +76,13 @@ def recommend(policy: Policy, before: Scaler, seen: Seen, now_s: float) -> Scale
     wishes = before.wishes or ((now_s, there),)
     idle_since_s = None if not seen.idle else (now_s if before.idle_since_s is None else before.idle_since_s)
     wish, reason = _wish(policy, seen, last)
-    if seen.waiting and not seen.serving:
+    is_called = not seen.serving and (seen.waiting > 0 or seen.idle is False)
+    if is_called:
         wish = max(wish, 1)
-        reason = f"{seen.waiting} requests wait and no replica serves"
+        reason = f"{seen.waiting} requests wait" if seen.waiting else "requests are refused"
+        reason += " and no replica serves"
     least = policy.least
-    if least == 0 and (idle_since_s is None or now_s - idle_since_s < policy.idle_after_s) and (last or seen.waiting):
+    if least == 0 and (idle_since_s is None or now_s - idle_since_s < policy.idle_after_s) and (last or is_called):
         least = 1  # The last one goes only after `idle_after_s` without a request.
     bounded = min(max(wish, least), policy.most)
     horizon_s = max(policy.up_after_s, policy.down_after_s)
@@ -88,8 +90,8 @@ def recommend(policy: Policy, before: Scaler, seen: Seen, now_s: float) -> Scale
     if policy.least == 0 and idle_since_s is not None and now_s - idle_since_s >= policy.idle_after_s:
         return Scaler(0, ((now_s, 0),), idle_since_s, f"no request for {now_s - idle_since_s:.0f} s")
     desired, held = _settle(policy, wishes, last, now_s)
-    if seen.waiting and not seen.serving and desired == 0:
-        desired, held = bounded, ""  # From zero on demand: a request waits, nothing else is waited for.
+    if is_called and desired == 0:
+        desired, held = bounded, ""  # From zero on demand: nothing else is waited for.
     within = min(max(desired, policy.least), policy.most)
     if bounded != wish:
         reason += f"; wanted {wish}, {'min' if bounded > wish else 'max'} is {bounded}"

@@ -54,12 +54,14 @@ class RouterReading:
 
     in_flight: inference requests that it works on; None where it does not say.
     active, requests: worker URL -> requests on it now, and ever since the router began.
+    errors: worker_type -> requests that failed on workers of this type.
     itl: pause between tokens, upper bound in seconds -> cumulative count; empty where it does not say.
     """
 
     in_flight: float | None
     active: Mapping[str, float]
     requests: Mapping[str, float]
+    errors: Mapping[str, float]
     itl: Mapping[float, float]
 
 

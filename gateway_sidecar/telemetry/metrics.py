@@ -93,7 +93,7 @@ class Metrics:
         self.request_rate = gauge(
             "request_rate", "Requests per second over the last so many seconds.", "service", "role", "window"
         )
-        self.error_rate = gauge("error_rate", "Answers of 500 and more per second.", "service", "window")
+        self.error_rate = gauge("error_rate", "Failures per second.", "service", "role", "window")
         self.in_flight = gauge("in_flight_requests", "Requests that the router works on.", "service", "role")
         self.latency = gauge(
             "latency_seconds", "Quantiles of latencies.", "service", "role", "kind", "window", "quantile"
@@ -139,7 +139,7 @@ class Metrics:
 
     def forget_role(self, service: str, role: str) -> None:
         """Removes the series of a role that a service has no more."""
-        for metric in (self.request_rate, self.in_flight, self.latency, self.desired_replicas):
+        for metric in (self.request_rate, self.error_rate, self.in_flight, self.latency, self.desired_replicas):
             metric.remove_by_labels({"service": service, "role": role})
 
     def forget_service(self, service: str) -> None:

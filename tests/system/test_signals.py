@@ -83,6 +83,19 @@ async def test_requests_are_counted_as_their_clients_saw_them(gateway: Gateway, 
     assert "gateway_sidecar_lost_request_events 0.0" in text
 
 
+async def test_failures_are_seen_by_service_and_by_role(gateway: Gateway, engine: StartEngine) -> None:
+    """Every fourth request fails: nginx sees what its client got, the router what its worker did."""
+    await engine(gateway.socket("r1"), fail_rate=0.25)
+    await gateway.until_states({"r1": "serving"})
+    await until_listening(gateway)
+    async with aiohttp.ClientSession() as session:
+        codes = [await post(session, gateway) for _ in range(16)]
+    assert codes.count(500) == 4
+    found = await until_signals(gateway, lambda s: s["roles"]["regular"]["windows"]["300"]["errors_per_s"])
+    assert found["windows"]["300"]["outcomes"] == {"ok": 12, "error": 4}
+    assert found["windows"]["300"]["errors_per_s"] > 0
+
+
 async def test_nginx_does_not_care_whether_the_daemon_listens(gateway: Gateway, engine: StartEngine) -> None:
     """A killed daemon: requests go on, not a line in nginx's error log; the next one hears of the next requests."""
     await engine(gateway.socket("r1"))

@@ -78,6 +78,13 @@ def test_a_router_that_has_routed_nothing_has_nothing_in_flight() -> None:
     assert read_metrics(b"").in_flight is None
 
 
+def test_failures_are_counted_by_role() -> None:
+    """Of all kinds of errors together."""
+    text = b'smg_worker_errors_total{worker_type="decode",error_type="a"} 2\n'
+    text += b'smg_worker_errors_total{worker_type="decode",error_type="b"} 3\n'
+    assert read_metrics(text).errors == {"decode": 5}
+
+
 def test_ranks_of_one_worker_are_one_worker() -> None:
     """Data-parallel ranks have one URL."""
     text = b'smg_worker_requests_active{worker="http://a:1@0"} 2\nsmg_worker_requests_active{worker="http://a:1@1"} 3\n'

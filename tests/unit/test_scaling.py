@@ -120,6 +120,15 @@ def test_waking_does_not_wait_for_up_after_s() -> None:
     assert scaler.desired == 1, "while it loads"
 
 
+def test_refused_requests_wake_as_well() -> None:
+    """A service that lets nobody wait (`hold.max_waiting: 0`) has nothing in flight and nothing waiting, ever."""
+    policy = Policy(Metric.CONCURRENCY, 4, 0, 4)
+    scaler = recommend(policy, Scaler(), Seen(0.0, 0, idle=True), 0.0)
+    assert scaler.desired == 0
+    scaler = recommend(policy, scaler, Seen(0.0, 0, idle=False), 5.0)
+    assert (scaler.desired, scaler.reason) == (1, "requests are refused and no replica serves")
+
+
 def test_never_to_zero_unless_it_is_allowed() -> None:
     """`min` is 1: an hour without a request leaves one."""
     assert run(RPS, lambda _: 0.0, 3600, serving=4)[-1] == 1
@@ -234,7 +243,7 @@ def test_whatever_is_seen_the_bounds_hold(policy: Policy, trace: list[tuple[floa
         if scaler.desired == 0 and (before.desired or 0) > 0:
             assert what.idle
             assert idle_for >= policy.idle_after_s - 1e-6
-        if what.waiting and what.serving == 0 and not what.idle:
+        if (what.waiting or what.idle is False) and what.serving == 0 and not what.idle and policy.most:
             assert scaler.desired >= 1
         assert all(at > now - max(policy.up_after_s, policy.down_after_s) or at == now for at, _ in scaler.wishes)
 
