@@ -194,12 +194,15 @@ async def test_a_pair_has_signals_for_each_half(make_gateway: MakeGateway, engin
     await asyncio.gather(*streams, return_exceptions=True)
 
 
-async def test_from_zero_on_demand(make_gateway: MakeGateway, engine: StartEngine, tmp_path: Path) -> None:
-    """Nobody serves and a request waits: the hook is told, what it starts serves, and the request is answered."""
+async def test_from_zero_on_demand_and_back(make_gateway: MakeGateway, engine: StartEngine, tmp_path: Path) -> None:
+    """Nobody serves and a request waits: the hook is told, what it starts serves, and the request is answered.
+
+    When nothing has come for a while, and nothing is in flight, it is none again.
+    """
     gateway = make_gateway()
     told = tmp_path / "told"
     gateway.settings["services"][0]["scaling"] = {
-        "metric": "concurrency", "target": 4, "min": 0,
+        "metric": "concurrency", "target": 4, "min": 0, "down_after_s": 0, "idle_after_s": 5,
         "hook": {"command": ["/bin/sh", "-c", f"cat >> {told}; echo >> {told}"]},
     }  # fmt: skip
     await gateway.start()
@@ -228,6 +231,8 @@ async def test_from_zero_on_demand(make_gateway: MakeGateway, engine: StartEngin
     assert "  scaling: regular 1 (there: 1): " in out
     _, text = await page(gateway, "/metrics")
     assert 'gateway_sidecar_desired_replicas{role="regular",service="chat"} 1.0' in text
+    found = await until_signals(gateway, lambda s: s["scaling"]["roles"]["regular"]["desired"] == 0, within_s=75)
+    assert found["scaling"]["roles"]["regular"]["reason"].startswith("no request for ")
 
 
 async def test_a_hook_that_fails_is_shown_and_holds_nobody_up(make_gateway: MakeGateway, engine: StartEngine) -> None:
