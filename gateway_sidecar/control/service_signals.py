@@ -311,9 +311,14 @@ class ServiceSignals:
         match metric:
             case Metric.RPS:
                 # Alone a role gets all that comes, and nginx counts what waits or is refused as well.
-                if len(self.roles) == 1 and traffic is not None:
-                    return traffic.rps if traffic.covered_s >= _ENOUGH_S else None
-                return signals.requests.rate(now_s, window_s)
+                routed = signals.requests.rate(now_s, window_s)
+                if len(self.roles) > 1 or traffic is None:
+                    return routed
+                if traffic.covered_s < _ENOUGH_S:
+                    return None
+                return (
+                    traffic.rps or routed or 0.0
+                )  # A router that has work knows better than an nginx that is not heard.
             case Metric.CONCURRENCY:
                 mean = signals.active.mean(now_s, window_s)
                 return None if mean is None else mean + self.waiting_for(role)
@@ -327,6 +332,8 @@ class ServiceSignals:
         """Nothing comes, nothing is in flight, nothing waits; None unless all of that is known."""
         traffic, in_flight = windows.get(_IDLE_WINDOW_S), self.in_flight(now_s)
         if self.service.room.waiting or in_flight or (traffic is not None and traffic.requests):
+            return False
+        if any(signals.requests.rate(now_s, _IDLE_WINDOW_S) for signals in self.roles.values()):
             return False
         if traffic is None or traffic.covered_s < _ENOUGH_S:
             return None
