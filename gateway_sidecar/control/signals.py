@@ -16,6 +16,7 @@ import aiohttp
 from gateway_sidecar.bridges.request_events import EventAddress, EventListener
 from gateway_sidecar.control.guard import cancelled
 from gateway_sidecar.control.router_process import RouterProcess
+from gateway_sidecar.control.scaling_hook import ScalingHook
 from gateway_sidecar.control.service import Service
 from gateway_sidecar.control.service_signals import ServiceSignals, Told
 from gateway_sidecar.control.tenure import Tenure
@@ -56,6 +57,7 @@ class Signals:
         self._listener = EventListener(self._take)
         self._session: aiohttp.ClientSession | None = None
         self._reading: asyncio.Task[None] | None = None
+        self._hooks_left: list[ScalingHook] = []
         self.of: dict[str, ServiceSignals] = {}
         self.events_problem: str | None = None
         self.beat = time.monotonic()
@@ -95,14 +97,13 @@ class Signals:
 
     def _follow_services(self) -> None:
         services = self._services()
-        for name, service in services.items():
-            if name not in self.of or self.of[name].service is not service:
-                self.of[name] = ServiceSignals(service, self._metrics)
-
-    async def _forget_services(self) -> None:
-        for name in self.of.keys() - self._services().keys():
-            await self.of.pop(name).hook.close()
-            self._metrics.forget_service(name)
+        for name, signals in list(self.of.items()):
+            if services.get(name) is not signals.service:
+                self._hooks_left.append(self.of.pop(name).hook)
+                if name not in services:
+                    self._metrics.forget_service(name)  # Again: a request may have ended since the service did.
+        for name in services.keys() - self.of.keys():
+            self.of[name] = ServiceSignals(services[name], self._metrics)
 
     def _listen(self, now: float) -> None:
         address = self._events()
@@ -124,14 +125,16 @@ class Signals:
             signals.record(time.monotonic(), end)
 
     async def _round(self, *, with_engines: bool) -> None:
-        await self._forget_services()
+        while self._hooks_left:
+            await self._hooks_left.pop().close()
         for signals in list(self.of.values()):
             signals.note_roles(time.monotonic())
         await asyncio.gather(*(self._read(signals, with_engines=with_engines) for signals in list(self.of.values())))
         for signals in list(self.of.values()):
             now = time.monotonic()
-            signals.evaluate(now)
-            self._export(signals, now)
+            if self.of.get(signals.name) is signals and signals.name in self._services():
+                signals.evaluate(now)
+                self._export(signals, now)
             await asyncio.sleep(0)  # One service's windows at a time: what is answered meanwhile is not held up.
 
     async def _read(self, signals: ServiceSignals, *, with_engines: bool) -> None:
@@ -206,8 +209,8 @@ class Signals:
     async def _close(self) -> None:
         self._listener.close()
         await cancelled(self._reading)
-        for signals in self.of.values():
-            await signals.hook.close()
+        for hook in (*self._hooks_left, *(signals.hook for signals in self.of.values())):
+            await hook.close()
         if self._session is not None:
             await self._session.close()
             self._session = None
