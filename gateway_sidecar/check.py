@@ -71,6 +71,7 @@ async def check_machine(settings: Settings) -> list[Finding]:
             findings += await asyncio.to_thread(_sockets, service)
         findings += await _described(service, settings.run_dir)
         findings += await asyncio.to_thread(lambda it: list(_front_door(it)), service)
+        findings += _scaling(service)
     findings += await asyncio.to_thread(_peers, settings)
     if running:
         findings.append(Finding(Level.OK, f"a daemon runs with run_dir {settings.run_dir}; its own ports are not busy"))
@@ -237,6 +238,21 @@ def _advertised(settings: Settings) -> Iterator[PeerAddress]:
                 peer = load_overrides(sighting.notes[0]).peer if sighting.notes else None
                 if peer is not None and not peer.direct:
                     yield peer
+
+
+def _scaling(service: ServiceSettings) -> list[Finding]:
+    scaling = service.scaling
+    if scaling is None:
+        return []
+    words = f"{service.name}: {scaling.min} to {scaling.max} replicas are recommended, by {scaling.metric}"
+    hook = scaling.hook
+    if hook is None:
+        return [Finding(Level.OK, f"{words}, target {scaling.target:g}; no hook is told")]
+    if hook.command is not None and not os.access(hook.command[0], os.X_OK):
+        text = f"scaling.hook.command: {hook.command[0]} is not an executable file for uid {os.geteuid()}"
+        return [Finding(Level.FAIL, f"{service.name}: {text}; install it, or chmod +x")]
+    told = hook.webhook or (hook.command or ("",))[0]
+    return [Finding(Level.OK, f"{words}, target {scaling.target:g}; {told} is told")]
 
 
 def _sockets(service: ServiceSettings) -> list[Finding]:

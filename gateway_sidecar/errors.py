@@ -11,6 +11,7 @@
     ├── FrontDoorError          a key file or a certificate cannot be used: a line for each mistake
     ├── ProcessError            a child process cannot be started
     ├── StateError              a saved state file cannot be read or written
+    ├── MetricsError            somebody's metrics cannot be read
     ├── InstallError            `install` cannot put a file, a directory or the user in place
     └── AdminError              the daemon's admin socket cannot be reached, or says no
 
@@ -81,6 +82,14 @@ class ProcessError(GatewaySidecarError):
 
 class StateError(GatewaySidecarError):
     """A saved state file cannot be read or written."""
+
+
+class MetricsError(GatewaySidecarError):
+    """The metrics of a replica or a router cannot be read. `absent` says that it has none to read."""
+
+    def __init__(self, message: str, *, absent: bool = False) -> None:
+        super().__init__(message)
+        self.absent = absent
 
 
 class InstallError(GatewaySidecarError):

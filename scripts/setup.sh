@@ -5,6 +5,7 @@
 #   nginx   nginx, its stream module, and the Lua module that front doors with keys need
 #   wrk     the load generator of the bridge's benchmark
 #   sshd    the OpenSSH client and server, for the tests of SSH tunnels; no service is started
+#   prometheus  Prometheus and promtool, for the tests of metrics and alert rules; its service is not started
 #   mlx     a real MLX engine, in the virtual environment MLX_VENV
 #   app     the package and SMG as an operator wants them, in the virtual environment PREFIX
 #
@@ -21,6 +22,7 @@ as_root=
 packages=
 had_nginx=yes
 had_sshd=yes
+had_prometheus=yes
 policy=/usr/sbin/policy-rc.d
 own_policy=
 
@@ -135,6 +137,9 @@ install_packages() {
         # The daemon runs an nginx of its own; the distribution's would only take port 80 at the next boot.
         $as_root systemctl disable --quiet nginx || say "the service nginx is enabled, and is not needed here"
     fi
+    if [ "$had_prometheus" = no ] && command -v systemctl >/dev/null; then
+        $as_root systemctl disable --quiet prometheus || say "the service prometheus is enabled, and is not needed here"
+    fi
 }
 
 # --
@@ -157,6 +162,10 @@ if wants sshd; then
     fi
 fi
 if wants wrk && ! command -v wrk >/dev/null; then packages="$packages wrk"; fi
+if wants prometheus && ! command -v promtool >/dev/null; then
+    had_prometheus=no
+    packages="$packages prometheus"
+fi
 if [ -n "$packages" ]; then install_packages; fi
 
 if need_python && [ -z "$python" ] && ! find_python; then

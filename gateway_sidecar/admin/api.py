@@ -1,4 +1,4 @@
-"""The admin API on a Unix socket: status, plan, drain, resume, reload, router restart, stop.
+"""The admin API on a Unix socket: status, plan, signals, drain, resume, reload, router restart, stop.
 
 Who may open the socket may do all of it.
 """
@@ -13,6 +13,7 @@ from aiohttp import web
 from aiohttp.typedefs import Handler
 
 from gateway_sidecar.admin import view
+from gateway_sidecar.admin.signals_view import signals_view
 from gateway_sidecar.control.daemon import DEFAULT_STOP_S, Daemon
 from gateway_sidecar.domain.model import ReplicaId
 from gateway_sidecar.errors import ConfigError, RouterUnavailable
@@ -27,6 +28,7 @@ async def serve_admin(daemon: Daemon, path: Path) -> web.AppRunner:
     app[_DAEMON] = daemon
     app.router.add_get("/v1/status", _status)
     app.router.add_get("/v1/plan", _plan)
+    app.router.add_get("/v1/services/{service}/signals", _signals)
     app.router.add_post("/v1/reload", _reload)
     app.router.add_post("/v1/stop", _stop)
     app.router.add_post("/v1/services/{service}/router/restart", _restart_router)
@@ -57,6 +59,16 @@ async def _status(request: web.Request) -> web.Response:
 
 async def _plan(request: web.Request) -> web.Response:
     return web.json_response({"actions": view.plan(request.app[_DAEMON])})
+
+
+async def _signals(request: web.Request) -> web.Response:
+    daemon, name = request.app[_DAEMON], request.match_info["service"]
+    if name not in daemon.services:
+        return _unknown_service(request)
+    signals = daemon.signals.of.get(name)
+    if signals is None:
+        return _problem(503, f"nothing has been measured of service '{name}' yet; ask again in a second")
+    return web.json_response(signals_view(signals, daemon.signals.events_problem))
 
 
 async def _reload(request: web.Request) -> web.Response:

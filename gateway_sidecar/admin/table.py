@@ -35,12 +35,23 @@ def _service(service: dict[str, Any]) -> str:
     if service["source"]["blind"]:
         lines.append(f"  SOURCE: {service['source']['blind']}; every replica stays as it was")
     lines += [f"  refused: {name}: {reason}" for name, reason in service["source"]["refused"].items()]
+    lines += _scaling(service["scaling"])
     rows = [_row(replica) for replica in service["replicas"]]
     if not rows:
         lines.append(f"  no replicas at {service['sockets']}" if service["sockets"] else "  no replicas")
         return "\n".join(lines)
     lines += [f"  {line}" for line in _table([_COLUMNS, *rows])]
     return "\n".join(lines)
+
+
+def _scaling(scaling: dict[str, Any] | None) -> list[str]:
+    if scaling is None:
+        return []
+    lines = [
+        f"  scaling: {role} {one['desired']} (there: {one['current']}): {one['reason']}"
+        for role, one in scaling["roles"].items()
+    ]
+    return lines + ([f"  SCALING HOOK: {scaling['hook_problem']}"] if scaling["hook_problem"] else [])
 
 
 def _row(replica: dict[str, Any]) -> tuple[str, ...]:

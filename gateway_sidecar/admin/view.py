@@ -5,6 +5,7 @@ from __future__ import annotations
 import time
 from typing import Any
 
+from gateway_sidecar.admin.signals_view import scaling_view
 from gateway_sidecar.config import Endpoint
 from gateway_sidecar.control.daemon import Daemon
 from gateway_sidecar.control.service import Service
@@ -16,7 +17,10 @@ from gateway_sidecar.sources.listing import Listing
 def status(daemon: Daemon) -> dict[str, Any]:
     """The whole daemon. `services[].replicas[]` may show an id twice while an old engine drains beside the new."""
     return {
-        "services": [_service(name, service) for name, service in sorted(daemon.services.items())],
+        "services": [
+            _service(name, service) | {"scaling": scaling_view(daemon, name)}
+            for name, service in sorted(daemon.services.items())
+        ],
         "bridge": {
             "state": "up" if daemon.keeper.up else "down",
             "pid": daemon.keeper.nginx.process.pid if daemon.keeper.nginx.process else None,

@@ -26,6 +26,7 @@ from pathlib import Path
 
 from gateway_sidecar.bridges.front_door import DoorPlaces
 from gateway_sidecar.bridges.nginx_config import BODIES, SUCCESSOR, Capacity, NginxConfig, ServiceAddress
+from gateway_sidecar.bridges.request_events import EventAddress, placeholder
 from gateway_sidecar.errors import BridgeError, ProcessError
 from gateway_sidecar.supervision.logfile import ChildLog, try_writing
 from gateway_sidecar.supervision.own_thread import OwnThread
@@ -139,6 +140,7 @@ class Nginx:
         self._program: NginxProgram | None = None
         self.process: Process | None = None
         self.reloads = 0
+        self.events: EventAddress | None = None
         self._served: set[str] = set()
         if len(str(self.links / "65535.sock")) > _LONGEST_SOCKET_PATH:
             raise BridgeError(f"run_dir: {settings.run_dir} is too long a path for Unix sockets; use a shorter one")
@@ -201,23 +203,29 @@ class Nginx:
         busy = await asyncio.to_thread(busy_ports, self._addresses(services))
         if busy:
             raise BridgeError(_busy_message(busy))
-        log_fd = await self.log.open_for_child()
         try:
-            self._temp = await self._temp_directory()
-            # Not tried out before: `nginx -t` listens for a moment, and would take clients' connections down with it.
-            self._config_path.write_text(self._config(services).text())
-            self._write_lua()
-        except (BridgeError, OSError):
-            os.close(log_fd)
-            raise
-        try:
-            process = await Process.spawn(
-                [self._program.path, "-p", str(self._directory), "-c", str(self._config_path)],
-                log_fd=log_fd,
-                cwd=self._directory,
-            )
-        except ProcessError as error:
-            raise BridgeError(str(error)) from error
+            held, self.events = placeholder()
+        except OSError as error:
+            raise BridgeError(f"cannot hold a UDP port on 127.0.0.1 for nginx: {error.strerror}") from error
+        with held:
+            log_fd = await self.log.open_for_child()
+            try:
+                self._temp = await self._temp_directory()
+                # Not tried out before: `nginx -t` listens for a moment, and would take clients' connections with it.
+                self._write_config(self._config_path, self._config(services).text())
+                self._write_lua()
+            except (BridgeError, OSError):
+                os.close(log_fd)
+                raise
+            try:
+                process = await Process.spawn(
+                    [self._program.path, "-p", str(self._directory), "-c", str(self._config_path)],
+                    log_fd=log_fd,
+                    cwd=self._directory,
+                    keep_fds=(held.fileno(),),
+                )
+            except ProcessError as error:
+                raise BridgeError(str(error)) from error
         self.process = process
         self._served = _listens(services)
         try:
@@ -241,6 +249,7 @@ class Nginx:
         self.log.follow(process.pid)
         spare = self._settings.run_dir / TEMP
         self._temp = spare if f'"{spare}/' in text else self._settings.state_dir / TEMP
+        self.events = EventAddress.in_config(text)
         await self.apply(services)
         return True
 
@@ -301,6 +310,7 @@ class Nginx:
             user=own_user() if os.geteuid() == 0 else None,
             doors=self.doors,
             lua_modules=lua_modules,
+            events=self.events,
         )
 
     def _write_lua(self) -> None:
@@ -312,6 +322,12 @@ class Nginx:
             fresh.write_text(text)
             fresh.replace(path)
 
+    @staticmethod
+    def _write_config(path: Path, text: str) -> None:
+        path.touch(mode=0o600)
+        path.chmod(0o600)  # Its tag tells nginx's events from forged ones.
+        path.write_text(text)
+
     async def _rewrite(self, services: Sequence[ServiceAddress]) -> bool:
         """Renders the configuration; True if it changed. Raises BridgeError, the old one kept, if nginx objects."""
         self.prepare()
@@ -320,7 +336,7 @@ class Nginx:
         if self._config_path.exists() and self._config_path.read_text() == text:
             return False
         fresh = self._config_path.with_suffix(".new")
-        fresh.write_text(text)
+        self._write_config(fresh, text)
         assert self._program is not None
         code, output = await _run(self._program.path, "-t", "-q", "-p", str(self._directory), "-c", str(fresh))
         # nginx -t binds nothing that a running nginx holds, so it tells syntax and files only.

@@ -8,6 +8,7 @@ from pathlib import Path
 
 from gateway_sidecar.bridges import front_door
 from gateway_sidecar.bridges.front_door import DoorPlaces, FrontDoor
+from gateway_sidecar.bridges.request_events import EventAddress
 from gateway_sidecar.config import FrontendSettings
 
 _PLAIN_DOOR = FrontendSettings()
@@ -87,6 +88,7 @@ class NginxConfig:
         kept connections.
     waiting_room: the Unix socket of the waiting room.
     temp: where bodies that do not fit into memory are kept.
+    events: whom nginx tells of each request's end; None for nobody.
     """
 
     host: str
@@ -105,6 +107,7 @@ class NginxConfig:
     user: str | None
     doors: DoorPlaces
     lua_modules: Sequence[Path] = ()
+    events: EventAddress | None = None
 
     def text(self) -> str:
         """The whole configuration file."""
@@ -156,6 +159,7 @@ stream {{
     lua_package_path "{self.directory}/?.lua;;";
     init_by_lua_block {{ require("front_door") }}
 """
+        formats = "".join(f"    {self.events.log_format(s.service)}\n" for s in self.services if self.events)
         return f"""\
 http {{
     access_log off;
@@ -168,7 +172,7 @@ http {{
 {temp}
     map $http_upgrade $gateway_upgrade {{ default ''; ~*^websocket$ $http_upgrade; }}
     map $gateway_upgrade $gateway_connection {{ default upgrade; '' ''; }}
-{lua}{servers}{front_door.other_servers(list(doors.values()))}}}
+{lua}{formats}{servers}{front_door.other_servers(list(doors.values()))}}}
 """
 
     @property
@@ -198,7 +202,8 @@ http {{
         return f"""
 {door.http()}{upstreams}    server {{
         listen {service.listen} {front_door.LISTEN_OPTIONS};
-{front_door.listen_lines(door)}        keepalive_timeout 75s;
+{front_door.listen_lines(door)}        {self.events.access_log(service.service) if self.events else "access_log off;"}
+        keepalive_timeout 75s;
         keepalive_requests 1000000;
         client_body_buffer_size 256k;
         client_body_timeout 1h;

@@ -26,6 +26,7 @@ from gateway_sidecar.config.models import (
     Settings,
 )
 from gateway_sidecar.config.overrides import load_overrides
+from gateway_sidecar.config.scaling import HookSettings, ScalingSettings
 from gateway_sidecar.config.schema import config_schema
 from gateway_sidecar.config.tunnels import SshDefaults, tunnel_to
 from gateway_sidecar.config.values import Endpoint, PathPattern, PortRange, parse_endpoint
@@ -40,6 +41,7 @@ __all__ = [
     "FrontendSettings",
     "HealthSettings",
     "HoldSettings",
+    "HookSettings",
     "LimitSettings",
     "LogSettings",
     "MetricsSettings",
@@ -50,6 +52,7 @@ __all__ = [
     "RefusedSettings",
     "ReplicaSettings",
     "RouterSettings",
+    "ScalingSettings",
     "ServiceSettings",
     "Settings",
     "SshDefaults",

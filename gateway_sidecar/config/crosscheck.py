@@ -13,6 +13,7 @@ from typing import Any, Generic, TypeVar
 
 from gateway_sidecar.config.frontend_values import parse_server_name
 from gateway_sidecar.config.models import BridgeSettings, MetricsSettings, Settings
+from gateway_sidecar.config.scaling import scaling_problems
 from gateway_sidecar.config.values import (
     Endpoint,
     PathPattern,
@@ -64,6 +65,7 @@ def cross_problems(tree: Tree) -> Iterator[Problem]:
     yield from _ports(said, listens)
     yield from _patterns(said)
     yield from _directories(said)
+    yield from scaling_problems(tree)
 
 
 class _Reading:

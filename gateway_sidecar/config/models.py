@@ -6,7 +6,7 @@ Durations are seconds, as each name says with `_s`.
 from __future__ import annotations
 
 from pathlib import Path
-from typing import Annotated, Any, Literal
+from typing import Annotated, Literal
 
 from pydantic import (
     AfterValidator,
@@ -21,6 +21,8 @@ from pydantic import (
 
 from gateway_sidecar.config.frontend import FrontendSettings
 from gateway_sidecar.config.part import Part
+from gateway_sidecar.config.part import number as _number
+from gateway_sidecar.config.scaling import ScalingSettings
 from gateway_sidecar.config.smg_options import Policy, check_argument
 from gateway_sidecar.config.tunnels import PlainPathValue, SshDefaults, SshReplicas, tunnel_to
 from gateway_sidecar.config.values import (
@@ -108,10 +110,6 @@ def _without_nul(value: str) -> str:
 
 
 EnvironmentValue = Annotated[str, AfterValidator(_without_nul)]
-
-
-def _number(default: float, low: float, high: float, description: str) -> Any:
-    return Field(default=default, ge=low, le=high, description=description)
 
 
 class LogSettings(Part):
@@ -356,6 +354,7 @@ class ServiceSettings(Part):
     drain: DrainSettings = DrainSettings()
     hold: HoldSettings = HoldSettings()
     frontend: FrontendSettings = FrontendSettings()
+    scaling: ScalingSettings | None = Field(default=None, description="How many replicas there should be.")
 
 
 def _metrics_off(value: object) -> object:

@@ -28,6 +28,7 @@ from gateway_sidecar.control.peer_keeper import PeerKeeper
 from gateway_sidecar.control.record_keeper import Record, RecordKeeper
 from gateway_sidecar.control.router_process import RouterProcess
 from gateway_sidecar.control.service import Service
+from gateway_sidecar.control.signals import Signals
 from gateway_sidecar.control.takedown import take_down
 from gateway_sidecar.domain.leases import PortLeases
 from gateway_sidecar.domain.model import PeerAddress
@@ -108,6 +109,7 @@ class Daemon:
         self._running: dict[str, _Running] = {}
         self.keeper = BridgeKeeper(nginx, self._addresses, metrics, self.note_change)
         self.doors = FrontDoors(nginx.doors, self._frontends, metrics, rescan_interval_s=settings.rescan_interval_s)
+        self.signals = Signals(lambda: self.services, lambda: nginx.events, metrics)
         self._notifier = SystemdNotifier()
         self._logger = get_logger()
         self._ending = asyncio.Event()
@@ -179,6 +181,7 @@ class Daemon:
                 self._log_loop,
                 self._watch_loop,
                 self._tunnel_loop,
+                self.signals.run,
             )
         ]
         for running in self._running.values():
@@ -511,6 +514,7 @@ class Daemon:
             self.keeper.beat,
             self.peers.beat,
             self.keys.beat,
+            self.signals.beat,
             *self._beats.values(),
             *(s.stalest_beat() for s in self.services.values()),
         ]
