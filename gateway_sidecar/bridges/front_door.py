@@ -36,6 +36,11 @@ class DoorPlaces:
 
     directory: Path
 
+    def services(self) -> set[str]:
+        """Whose keys or certificate are there."""
+        found = self.directory.iterdir() if self.directory.is_dir() else ()
+        return {path.stem for path in found if path.suffix in (".pem", ".keys")}
+
     def pem(self, service: str) -> Path:
         """Certificate and key in one file, so that no handshake sees one without the other."""
         return self.directory / f"{service}.pem"

@@ -108,7 +108,13 @@ class Daemon:
         self._adapters = adapters
         self._running: dict[str, _Running] = {}
         self.keeper = BridgeKeeper(nginx, self._addresses, metrics, self.note_change)
-        self.doors = FrontDoors(nginx.doors, self._frontends, metrics, rescan_interval_s=settings.rescan_interval_s)
+        self.doors = FrontDoors(
+            nginx.doors,
+            self._frontends,
+            lambda: {address.service: address.frontend for address in self.keeper.applied},
+            metrics,
+            rescan_interval_s=settings.rescan_interval_s,
+        )
         self.signals = Signals(lambda: self.services, lambda: nginx.events, metrics)
         self._notifier = SystemdNotifier()
         self._logger = get_logger()
@@ -289,7 +295,7 @@ class Daemon:
 
     async def _take_up(self, processes: dict[str, Any], leases: dict[str, Any]) -> None:
         self.keeper.nginx.prepare()
-        await self.doors.look()
+        await self.doors.look(withdraw=False)
         await asyncio.to_thread(self.tunnels.prepare)
         for name, service in self.services.items():
             await self._adopt_routers(service, processes.get("routers", {}).get(name, []))
@@ -585,8 +591,9 @@ class Daemon:
         self.settings = fresh.model_copy(
             update={"services": tuple(s for s in fresh.services if s.name in self.services)}
         )
-        await self.doors.look()
+        await self.doors.look(withdraw=False)
         await self.keeper.apply()
+        await self.doors.look()
         if self.keeper.reason:
             changes.append(f"nginx: {self.keeper.reason}")
         self.note_change()

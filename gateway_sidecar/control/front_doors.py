@@ -49,12 +49,17 @@ class _Seen:
 
 
 class FrontDoors:
-    """Keys and certificates of all services. `wanted` says what each service's front door is now."""
+    """Keys and certificates of all services.
+
+    `wanted` says what each service's front door is to be, `served` what nginx has been told: what it may still look for
+    is not taken away.
+    """
 
     def __init__(
         self,
         places: DoorPlaces,
         wanted: Callable[[], Mapping[str, FrontendSettings]],
+        served: Callable[[], Mapping[str, FrontendSettings]],
         metrics: Metrics,
         *,
         rescan_interval_s: float,
@@ -62,11 +67,13 @@ class FrontDoors:
     ) -> None:
         self._places = places
         self._wanted = wanted
+        self._served = served
         self._metrics = metrics
         self._rescan_interval_s = rescan_interval_s
         self._now = now
         self._logger = get_logger()
         self._seen: dict[str, _Seen] = {}
+        self._has_looked = False
         self._look_now = asyncio.Event()
         self._looking = asyncio.Lock()
 
@@ -79,18 +86,28 @@ class FrontDoors:
             for part, reason in sorted(seen.problems.items())
         }
 
-    async def look(self) -> None:
-        """Takes in every file that changed. Never raises for what a file holds."""
+    async def look(self, *, withdraw: bool = True) -> None:
+        """Takes in every file that changed. Never raises for what a file holds.
+
+        `withdraw`: what no front door needs any more is taken away; not before nginx has been told of it.
+        """
         async with self._looking:
             self._look_now.clear()
             wanted = dict(self._wanted())
-            for service in self._seen.keys() - wanted.keys():
-                await asyncio.to_thread(self._withdraw, service)
-                del self._seen[service]
+            served = self._served()
+            if not self._has_looked:
+                # What an earlier daemon left for a service that is no more.
+                self._has_looked = True
+                self._seen = {service: _Seen() for service in await asyncio.to_thread(self._places.services)}
+            if withdraw:
+                for service in self._seen.keys() - wanted.keys() - served.keys():
+                    await asyncio.to_thread(self._withdraw, service)
+                    del self._seen[service]
             for service, settings in wanted.items():
                 seen = self._seen.setdefault(service, _Seen())
-                await self._look_at_keys(service, settings, seen)
-                await self._look_at_certificate(service, settings, seen)
+                told = served.get(service, settings)
+                await self._look_at_keys(service, settings, seen, withdraw=withdraw and told.auth == settings.auth)
+                await self._look_at_certificate(service, settings, seen, withdraw=withdraw and told.tls == settings.tls)
 
     async def run(self) -> None:
         """Runs until cancelled: looks when inotify hints, and every few seconds whatever it says."""
@@ -125,10 +142,12 @@ class FrontDoors:
         except OSError as error:
             self._logger.warning("source.hints_failed", reason=str(error))
 
-    async def _look_at_keys(self, service: str, settings: FrontendSettings, seen: _Seen) -> None:
+    async def _look_at_keys(self, service: str, settings: FrontendSettings, seen: _Seen, *, withdraw: bool) -> None:
         file = settings.auth.keys_file if settings.auth else None
         directory = self._places.keys(service)
         if file is None:
+            if not withdraw:
+                return
             if seen.keys_file is not None or directory.exists():
                 await asyncio.to_thread(withdraw_keys, directory)
                 self._settle(service, seen, KEYS)
@@ -139,10 +158,6 @@ class FrontDoors:
         is_ours = seen.links is not None and seen.links_at == await asyncio.to_thread(_changed_at, directory)
         if seen.keys_file == file and seen.keys == signature and is_ours and not self._is_due(seen, KEYS):
             return
-        if seen.keys_file not in (None, file):
-            # Another file has other keys: those of the old one must not stay, should the new one be bad.
-            await asyncio.to_thread(withdraw_keys, directory)
-            is_ours = False
         seen.keys_file, seen.keys, seen.looked_at = file, signature, time.monotonic()
         try:
             keys = await asyncio.to_thread(read_keys, file)
@@ -156,9 +171,13 @@ class FrontDoors:
         if added or removed:
             self._logger.info("frontend.keys_taken_in", service=service, keys=len(keys), added=added, removed=removed)
 
-    async def _look_at_certificate(self, service: str, settings: FrontendSettings, seen: _Seen) -> None:
+    async def _look_at_certificate(
+        self, service: str, settings: FrontendSettings, seen: _Seen, *, withdraw: bool
+    ) -> None:
         tls, place = settings.tls, self._places.pem(service)
         if tls is None:
+            if not withdraw:
+                return
             if seen.tls is not None or place.exists():
                 place.unlink(missing_ok=True)
                 self._settle(service, seen, CERTIFICATE)

@@ -7,6 +7,7 @@ import hashlib
 import json
 import os
 import signal
+import socket
 import time
 from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager
@@ -57,11 +58,11 @@ async def post(gateway: Gateway, key: str | None, **headers: str) -> tuple[int, 
         return response.status, await response.json(), dict(response.headers)
 
 
-async def until_status(gateway: Gateway, key: str, wanted: int) -> float:
+async def until_status(gateway: Gateway, key: str, wanted: int, *, within_s: float = 5.0) -> float:
     """Seconds until a request with this key is answered so."""
     began = time.monotonic()
     while (await post(gateway, key))[0] != wanted:
-        assert time.monotonic() - began < 5, f"not {wanted}: {gateway.log()[-2000:]}"
+        assert time.monotonic() - began < within_s, f"not {wanted}: {gateway.log()[-2000:]}"
     return time.monotonic() - began
 
 
@@ -292,8 +293,41 @@ async def test_keys_are_asked_for_from_a_reload_on(make_gateway: MakeGateway, en
     gateway.configure()
     assert (await gateway.cli("reload"))[0] == 0
     await until_status(gateway, "wrong", 200)
-    assert not (gateway.directory / "run" / "doors" / "chat.keys").exists()
+    await until_gone(gateway.directory / "run" / "doors" / "chat.keys")
     assert (await gateway.status())["bridge"]["pid"] == pid
+
+
+async def test_a_front_door_that_cannot_be_changed_stays_as_it_is(
+    make_gateway: MakeGateway, engine: StartEngine
+) -> None:
+    """Keys are not taken away while nginx still asks for them, nor for another file that cannot be used."""
+    gateway = make_gateway()
+    file = guarded(gateway)
+    key = add_key(file, "alice")
+    await serving(gateway, engine)
+    gateway.settings["services"][0]["frontend"]["auth"]["keys_file"] = str(gateway.directory / "not-there.keys")
+    gateway.configure()
+    assert (await gateway.cli("reload"))[0] == 0
+    await gateway.until(lambda s: any("not-there.keys" in text for text in s["problems"]))
+    assert (await post(gateway, key))[0] == 200
+    with socket.socket() as taken:
+        taken.bind(("127.0.0.1", gateway.ports["chat"] + 5))
+        taken.listen()
+        gateway.settings["services"][0]["frontend"] = {"listen": [f"127.0.0.1:{gateway.ports['chat'] + 5}"]}
+        gateway.configure()
+        code, out, _ = await gateway.cli("reload")
+        assert code == 0
+        assert "cannot listen on" in out
+        assert (await post(gateway, key))[0] == 200
+        assert (await post(gateway, "wrong"))[0] == 401
+    await until_status(gateway, "wrong", 200, within_s=20)
+    await until_gone(gateway.directory / "run" / "doors" / "chat.keys")
+
+
+async def until_gone(path: Path) -> None:
+    async with asyncio.timeout(10):
+        while path.exists():
+            await asyncio.sleep(0.05)
 
 
 async def test_nobody_waits_without_a_key(make_gateway: MakeGateway, engine: StartEngine) -> None:

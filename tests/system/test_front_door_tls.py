@@ -216,6 +216,21 @@ async def test_nothing_secret_is_left_behind(make_gateway: MakeGateway) -> None:
     assert list(doors.iterdir()) == []
 
 
+async def test_what_a_removed_service_had_is_gone(make_gateway: MakeGateway) -> None:
+    """Removed while no daemon ran, too."""
+    gateway = make_gateway(services=("chat", "code"))
+    public(gateway, 1)
+    await gateway.start()
+    place = gateway.directory / "run" / "doors" / "code.pem"
+    assert place.exists()
+    await gateway.kill()
+    gateway.settings["services"].pop()
+    await gateway.start()
+    async with asyncio.timeout(10):
+        while place.exists():
+            await asyncio.sleep(0.05)
+
+
 async def test_old_protocols_are_refused(make_gateway: MakeGateway) -> None:
     """TLS 1.2 and 1.3, nothing older; HTTP on an HTTPS port is told so."""
     gateway = make_gateway()
