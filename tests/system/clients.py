@@ -50,7 +50,9 @@ async def stream_chat(
             if line == "[DONE]":
                 done = True
             elif line:
-                text += json.loads(line)["choices"][0]["delta"].get("content") or ""
+                chunk = json.loads(line)
+                assert "choices" in chunk, f"{line} after {text!r}"
+                text += chunk["choices"][0]["delta"].get("content") or ""
                 if started is not None:
                     started.set()
     assert done, f"the stream broke off after {text!r}"

@@ -225,7 +225,7 @@ async def test_engine_that_dies_while_it_is_being_registered(
         await dying.kill()
         gateway.socket("r1").unlink()
         await gateway.until_states({}, within_s=15)
-        assert await gateway.workers() == []
+        await gateway.until_workers(lambda workers: workers == [])
     await engine(gateway.socket("r1"), kind)
     await gateway.until_states({"r1": "serving"})
     assert "r1" in await ask(gateway, "tiny", stream=False)
