@@ -17,6 +17,7 @@ from gateway_sidecar.config import Settings, load_overrides
 from gateway_sidecar.control import service
 from gateway_sidecar.control.work_queue import K, WorkQueue
 from gateway_sidecar.domain.model import Overrides
+from gateway_sidecar.sources import build
 from gateway_sidecar.sources.listing import Listing
 from gateway_sidecar.sources.socket_pattern import SocketPattern
 
@@ -63,7 +64,8 @@ def main() -> None:
         asyncio.get_running_loop().add_signal_handler(signal.SIGUSR1, _throw)
         return await run(config_path, settings)
 
-    vars(app).update(run_daemon=run_daemon, SocketPattern=WedgingPattern, load_overrides=_hanging_notes)
+    vars(app).update(run_daemon=run_daemon, load_overrides=_hanging_notes)
+    vars(build).update(SocketPattern=WedgingPattern)
     vars(service).update(WorkQueue=WedgingQueue)
     cli.main()
 
