@@ -27,6 +27,7 @@ from gateway_sidecar.control.key_keeper import KeyKeeper
 from gateway_sidecar.control.peer_keeper import PeerKeeper
 from gateway_sidecar.control.router_process import RouterProcess
 from gateway_sidecar.control.service import Service
+from gateway_sidecar.control.told_keeper import ToldKeeper
 from gateway_sidecar.domain.leases import NoFreePort, PortLeases
 from gateway_sidecar.engines.probe import EngineProbe
 from gateway_sidecar.errors import ConfigError, ProcessError, StateError
@@ -51,6 +52,7 @@ class RealAdapters:
         keys: KeyKeeper,
         tunnels: TunnelFleet,
         metrics: Metrics,
+        told: ToldKeeper,
     ) -> None:
         self._settings = settings
         self._nginx = nginx
@@ -59,6 +61,7 @@ class RealAdapters:
         self._keys = keys
         self._tunnels = tunnels
         self._metrics = metrics
+        self._told = told
         self._router_ports = RouterPortLeases(settings.router_ports)
         self._probe = EngineProbe()
 
@@ -105,7 +108,7 @@ class RealAdapters:
 
     def source(self, settings: ServiceSettings) -> Source:
         """Where the service's replicas are learnt from."""
-        return source_of(settings, self._tunnels.socket_of)
+        return source_of(settings, self._tunnels.socket_of, self._told.of(settings.name))
 
     def router_kind(self, settings: ServiceSettings) -> Smg:
         """The service's router as it is configured."""
@@ -170,7 +173,9 @@ def build_daemon(config_path: Path, settings: Settings) -> Daemon:
     keyed = PeerPlaces(settings.run_dir, nginx.links, log, find)
     keys = KeyKeeper(partial(KeyedNginx, keyed), partial(keyed_left_running, keyed))
     tunnels = TunnelFleet(settings.run_dir / "tunnels", lambda loop: keep_running("-", loop, metrics))
-    adapters = RealAdapters(settings, nginx, bridges, peers, keys, tunnels, metrics)
+    problems: dict[str, str] = {}
+    told = ToldKeeper(settings.state_dir / "replicas.json", problems, metrics)
+    adapters = RealAdapters(settings, nginx, bridges, peers, keys, tunnels, metrics, told)
     return Daemon(
         config_path,
         settings,
@@ -179,6 +184,8 @@ def build_daemon(config_path: Path, settings: Settings) -> Daemon:
         peers=peers,
         keys=keys,
         tunnels=tunnels,
+        told=told,
+        problems=problems,
         metrics=metrics,
         adapters=adapters,
     )

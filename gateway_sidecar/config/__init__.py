@@ -20,6 +20,7 @@ from gateway_sidecar.config.models import (
 )
 from gateway_sidecar.config.overrides import load_overrides
 from gateway_sidecar.config.schema import config_schema
+from gateway_sidecar.config.told import ToldEntry, read_told, same_entry, told_schema
 from gateway_sidecar.config.tunnels import SshDefaults, tunnel_to
 from gateway_sidecar.config.values import Endpoint, PathPattern, PortRange, parse_endpoint
 
@@ -42,6 +43,7 @@ __all__ = [
     "ServiceSettings",
     "Settings",
     "SshDefaults",
+    "ToldEntry",
     "advise",
     "config_schema",
     "line_of",
@@ -50,6 +52,9 @@ __all__ = [
     "parse_config",
     "parse_endpoint",
     "read_inventory",
+    "read_told",
     "run_dir_of",
+    "same_entry",
+    "told_schema",
     "tunnel_to",
 ]

@@ -186,9 +186,9 @@ class PeersSettings(Part):
 
 
 class ReplicaSettings(Part):
-    """Where a service's replicas are found: at least one of `sockets`, `ssh` and `inventory`.
+    """Where a service's replicas are found: any of `sockets`, `ssh` and `inventory`, and what the admin API is told.
 
-    A replica that two of them name is the one of the first, in this order.
+    A replica that two of them name is the one of the first, in this order. `{}` leaves all to the admin API.
     """
 
     sockets: PatternValue | None = Field(
@@ -219,8 +219,6 @@ class ReplicaSettings(Part):
 
     @model_validator(mode="after")
     def _complete(self) -> ReplicaSettings:
-        if self.sockets is None and self.inventory is None and not self.ssh:
-            raise ValueError("says nowhere where replicas are; set sockets, ssh or inventory")
         for replica, ssh in self.ssh.items():
             try:
                 tunnel_to(replica, ssh, self.ssh_defaults)

@@ -11,6 +11,7 @@ import itertools
 import os
 import time
 from collections.abc import Awaitable, Callable, Container, Iterator, Mapping
+from contextlib import suppress
 from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
@@ -41,6 +42,7 @@ from gateway_sidecar.domain.model import (
     Ready,
     Registered,
     ReplicaId,
+    ReplicaState,
     WorkerStatus,
     WorkerType,
 )
@@ -67,6 +69,7 @@ from gateway_sidecar.telemetry.metrics import Metrics
 
 _RECONSIDER_RESCANS = 5
 _NOTES_PATIENCE_S = 2.0
+_LISTEN_S = 0.2
 
 
 @dataclass(frozen=True, slots=True)
@@ -166,6 +169,7 @@ class Service:
         )
         self._router_up_at = time.monotonic()
         self._is_catching_up = True
+        self._bells: set[asyncio.Event] = set()
         self.models: list[str] = []
         self.room = WaitingRoom(
             self.name,
@@ -558,6 +562,7 @@ class Service:
                 self._unbridge(tenure)
             case Release():
                 self._release(tenure)
+                self._ring()
                 return
         view = tenure.view()
         for unit, worker in seen.items():
@@ -578,6 +583,7 @@ class Service:
             else:
                 self._finish_drain(tenure)
         self._log.update(tenure)
+        self._ring()
 
     def _seen(self, tenure: Tenure) -> dict[RouterUnit, WorkerView]:
         """The tenure's worker as each router knows it. A successor that is not up yet knows nobody."""
@@ -727,6 +733,45 @@ class Service:
         return [t.url for t in self.tenures.values() if t.leaving is None and t.url is not None]
 
     # -- who is there
+
+    def current(self, replica: ReplicaId) -> Tenure | None:
+        """The stay of the replica's present occupant; None if it is not there."""
+        return self._current.get(replica)
+
+    def owner_of(self, replica: ReplicaId) -> str | None:
+        """The source that has the replica, whether its socket is there or not; None if none of them knows it."""
+        tenure, listing = self._current.get(replica), self.follower.listing
+        if tenure is not None:
+            return tenure.sighting.source
+        return listing.absent.get(replica) if listing is not None else None
+
+    def is_settled(self, tenure: Tenure) -> bool:
+        """Whether it serves, and the router knows it as it is described now."""
+        if tenure.state is not ReplicaState.SERVING or tenure.url is None:
+            return False
+        seen = self.book.view(tenure.url)
+        return not seen.busy and plan_worker(tenure.view(), seen) is None
+
+    async def until(self, condition: Callable[[], bool], timeout_s: float) -> bool:
+        """Whether the condition came to hold within `timeout_s` seconds; asked again whenever something was planned."""
+        bell = asyncio.Event()
+        self._bells.add(bell)
+        try:
+            async with asyncio.timeout(timeout_s):
+                while not condition():
+                    bell.clear()
+                    with suppress(TimeoutError):
+                        async with asyncio.timeout(_LISTEN_S):
+                            await bell.wait()
+        except TimeoutError:
+            return condition()
+        finally:
+            self._bells.discard(bell)
+        return True
+
+    def _ring(self) -> None:
+        for bell in self._bells:
+            bell.set()
 
     def _identified(self, tenure: Tenure, facts: EngineFacts) -> None:
         tenure.facts = facts
