@@ -161,6 +161,7 @@ class Service:
         self._keys = itertools.count(1)
         self.tenures: dict[int, Tenure] = {}
         self._current: dict[ReplicaId, Tenure] = {}
+        self._yielding: dict[int, Tenure] = {}
         self._by_url: dict[str, Tenure] = {}
         self._preferred: dict[ReplicaId, int] = {}
         self._beat = time.monotonic()
@@ -231,6 +232,9 @@ class Service:
         if not self._leases.restore(saved.port, owner):
             self._logger.warning("lease.not_restored", replica=saved.sighting.replica, port=saved.port)
             return
+        earlier = self._current.get(saved.sighting.replica)
+        if earlier is not None and not saved.leaving:
+            self._yield(earlier)
         tenure = self._begin(saved.sighting, saved.generation, gone=saved.leaving)
         tenure.port = saved.port
         tenure.peer = saved.peer
@@ -343,11 +347,12 @@ class Service:
         for replica, tenure in list(self._current.items()):
             if listing.is_gone(replica, tenure.sighting.source):
                 self._lose(tenure)
+        self._end_yielding()
         undescribed = []
         for sighting in listing.present.values():
             current = self._current.get(sighting.replica)
             if current is not None and current.sighting.occupant != sighting.occupant:
-                self._lose(current)
+                self._supplant(current, sighting)
                 current = None
             if current is None:
                 current = self._begin(sighting, self._fresh_generation(sighting))
@@ -455,12 +460,37 @@ class Service:
         return successor
 
     def _lose(self, tenure: Tenure) -> None:
-        tenure.gone = True
-        self._current.pop(tenure.replica, None)
+        tenure.gone, tenure.yielding = True, False
+        self._yielding.pop(tenure.key, None)
+        if self._current.get(tenure.replica) is tenure:
+            del self._current[tenure.replica]
         if tenure.probe is not None:
             tenure.probe.cancel()
         tenure.unpin()
         self._reconcile(tenure)  # At once: every millisecond may cost a request.
+
+    def _supplant(self, tenure: Tenure, by: Sighting) -> None:
+        """Somebody else is the replica now. Where it was only sent elsewhere, its old place serves until the new does.
+
+        Two cannot have one advertised address, so there the old one goes first.
+        """
+        has_address = tenure.peer is not None or (by.overrides is not None and by.overrides.peer is not None)
+        if has_address or tenure.drain or not by.is_told_elsewhere(tenure.sighting):
+            self._lose(tenure)
+            return
+        self._logger.info("replica.sent_elsewhere", replica=tenure.replica, worker_url=tenure.url, to=str(by.socket))
+        self._yield(tenure)
+
+    def _yield(self, tenure: Tenure) -> None:
+        tenure.yielding = True
+        self._yielding[tenure.key] = tenure
+
+    def _end_yielding(self) -> None:
+        """Those whose replica serves elsewhere now, or is no more, have done their part."""
+        for tenure in list(self._yielding.values()):
+            heir = self._current.get(tenure.replica)
+            if heir is None or heir.drain or self.is_settled(heir):
+                self._lose(tenure)
 
     def tunnels_changed(self) -> None:
         """A tunnel came up or went down: whoever is behind one that is not what it was is asked again now."""
@@ -584,6 +614,8 @@ class Service:
                 self._finish_drain(tenure)
         self._log.update(tenure)
         self._ring()
+        if self._yielding:
+            self._end_yielding()
 
     def _seen(self, tenure: Tenure) -> dict[RouterUnit, WorkerView]:
         """The tenure's worker as each router knows it. A successor that is not up yet knows nobody."""
@@ -784,6 +816,9 @@ class Service:
 
     def _replace(self, tenure: Tenure, result: Ready) -> None:
         """Another engine answers behind the same socket: its worker is a new one, on a port of its own."""
+        if tenure.yielding:
+            self._lose(tenure)
+            return
         self._logger.info("replica.replaced", replica=tenure.replica, worker_url=tenure.url)
         tenure.replaced = True
         successor = self._begin(tenure.sighting, tenure.generation + 1)

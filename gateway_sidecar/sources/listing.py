@@ -30,10 +30,15 @@ class Sighting:
     described: bool = False
     overrides: Overrides | None = None
 
+    def is_told_elsewhere(self, earlier: Sighting) -> bool:
+        """Whether its source says that the replica is somewhere else now: what was `earlier` may well be there still."""
+        told = self.described and earlier.described and self.source == earlier.source
+        return told and (self.tunnel, self.socket) != (earlier.tunnel, earlier.socket)
+
     def says_as_much_as(self, other: Sighting) -> bool:
         """Whether both say the same of the same place."""
-        return (self.source, self.notes, self.described, self.overrides) == (
-            *(other.source, other.notes, other.described, other.overrides),
+        return (self.source, self.socket, self.notes, self.described, self.overrides) == (
+            *(other.source, other.socket, other.notes, other.described, other.overrides),
         )
 
 
