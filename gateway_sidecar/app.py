@@ -15,6 +15,7 @@ from pathlib import Path
 from gateway_sidecar.admin.api import serve_admin
 from gateway_sidecar.admin.exposition import serve_metrics
 from gateway_sidecar.admin.hold import serve_hold
+from gateway_sidecar.admin.listener import AdminListener
 from gateway_sidecar.bridges.addresses import ClaimRules, PeerAddresses
 from gateway_sidecar.bridges.keyed_nginx import KeyedNginx, keyed_left_running
 from gateway_sidecar.bridges.nginx import BridgeSettings, Nginx, busy_ports, find_nginx
@@ -249,11 +250,16 @@ async def run_daemon(config_path: Path, settings: Settings) -> bool:
         admin = await serve_admin(started, settings.run_dir / "admin.sock")
         hold = await serve_hold(started, settings.run_dir / "hold.sock")
         listen = settings.metrics.listen
+        remote = AdminListener(started, settings.admin) if settings.admin else None
+        if remote is not None:
+            await remote.open()
         exposition = await serve_metrics(started, listen.host, listen.port) if listen else None
 
         async def close() -> None:
             await admin.cleanup()
             await hold.cleanup()
+            if remote is not None:
+                await remote.close()
             if exposition is not None:
                 await exposition.cleanup()
 

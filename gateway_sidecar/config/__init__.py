@@ -4,6 +4,7 @@ from gateway_sidecar.config.advice import advise
 from gateway_sidecar.config.inventory import Described, read_inventory
 from gateway_sidecar.config.load import line_of, load_config, parse_config, run_dir_of
 from gateway_sidecar.config.models import (
+    AdminSettings,
     BridgeSettings,
     DrainSettings,
     HealthSettings,
@@ -17,14 +18,16 @@ from gateway_sidecar.config.models import (
     RouterSettings,
     ServiceSettings,
     Settings,
+    TlsSettings,
 )
 from gateway_sidecar.config.overrides import load_overrides
 from gateway_sidecar.config.schema import config_schema
-from gateway_sidecar.config.told import ToldEntry, read_told, same_entry, told_schema
+from gateway_sidecar.config.told import ToldEntry, read_mapping, read_told, same_entry, told_schema
 from gateway_sidecar.config.tunnels import SshDefaults, tunnel_to
 from gateway_sidecar.config.values import Endpoint, PathPattern, PortRange, parse_endpoint
 
 __all__ = [
+    "AdminSettings",
     "BridgeSettings",
     "Described",
     "DrainSettings",
@@ -43,6 +46,7 @@ __all__ = [
     "ServiceSettings",
     "Settings",
     "SshDefaults",
+    "TlsSettings",
     "ToldEntry",
     "advise",
     "config_schema",
@@ -52,6 +56,7 @@ __all__ = [
     "parse_config",
     "parse_endpoint",
     "read_inventory",
+    "read_mapping",
     "read_told",
     "run_dir_of",
     "same_entry",

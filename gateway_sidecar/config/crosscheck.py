@@ -52,6 +52,7 @@ def cross_problems(tree: Tree) -> Iterator[Problem]:
     said = _Reading(tree)
     listens = said.of_services(("listen",), parse_endpoint)
     listens += said.of_top(("metrics", "listen"), parse_endpoint, MetricsSettings().listen)
+    listens += said.of_top(("admin", "listen"), parse_endpoint, None)
     yield from _same_names(said.of_services(("name",), parse_name))
     yield from _same_addresses(listens)
     yield from _ports(said, listens)

@@ -32,6 +32,7 @@ from gateway_sidecar.config.values import (
     parse_command,
     parse_directory,
     parse_endpoint,
+    parse_file,
     parse_interface,
     parse_name,
     parse_network,
@@ -43,6 +44,7 @@ from gateway_sidecar.config.values import (
 
 _TO_TEXT = PlainSerializer(str, return_type=str)
 _ABSOLUTE = {"type": "string", "pattern": r"^/[^\s\"'$;{}\\#%*?\[\]]+$"}
+_FILE = {"type": "string", "pattern": "^/"}
 _COMMAND = {"type": "string", "pattern": r"^(/.+|[^-/\s][^/\s]*)$"}
 
 EndpointValue = Annotated[
@@ -87,6 +89,7 @@ BridgeHostValue = Annotated[
         }
     ),
 ]
+FileValue = Annotated[str, PlainValidator(parse_file), WithJsonSchema(_FILE)]
 CommandValue = Annotated[str, PlainValidator(parse_command), WithJsonSchema(_COMMAND)]
 InterfaceValue = Annotated[
     str, PlainValidator(parse_interface), WithJsonSchema({"type": "string", "pattern": INTERFACE_PATTERN})
@@ -132,6 +135,32 @@ class MetricsSettings(Part):
         description="Address of `/metrics`, `/healthz` and `/readyz`; `null` turns the listener off.",
         examples=["127.0.0.1:9464", None],
     )
+
+
+class TlsSettings(Part):
+    """Who the admin API is, and whom it lets in. PEM files; read again at each reload."""
+
+    certificate: FileValue = Field(
+        description="The listener's certificate, followed by those between it and its CA.",
+        examples=["/etc/gateway-sidecar/admin.crt"],
+    )
+    key: FileValue = Field(
+        description="Its private key, without a passphrase.", examples=["/etc/gateway-sidecar/admin.key"]
+    )
+    client_ca: FileValue = Field(
+        description="The CA whose certificates clients must show. Whoever has one may do all that the API can.",
+        examples=["/etc/gateway-sidecar/clients.crt"],
+    )
+
+
+class AdminSettings(Part):
+    """The admin API over TCP, beside `admin.sock`; with mutual TLS, 1.2 or later, and in no other way."""
+
+    listen: EndpointValue = Field(
+        description="Its address. Replicas, routers and the daemon itself can be changed there.",
+        examples=["127.0.0.1:9465"],
+    )
+    tls: TlsSettings
 
 
 class BridgeSettings(Part):
@@ -373,6 +402,7 @@ class Settings(Part):
     )
     log: LogSettings = LogSettings()
     metrics: Annotated[MetricsSettings, BeforeValidator(_metrics_off)] = MetricsSettings()
+    admin: AdminSettings | None = None
     rescan_interval_s: float = _number(
         2.0, 0.2, 60, "Every socket pattern is listed again this often, whatever inotify says or misses."
     )

@@ -50,7 +50,7 @@ DEFAULT_STOP_S = 30.0
 
 _MEND_GAP_S = 5.0
 _TUNNEL_GAP_S = 0.05
-_FIXED = ("state_dir", "run_dir", "bridges", "peers", "router_ports", "metrics", "rescan_interval_s")
+_FIXED = ("state_dir", "run_dir", "bridges", "peers", "router_ports", "metrics", "admin", "rescan_interval_s")
 
 
 def count_pause_s(took_s: float) -> float:
@@ -119,6 +119,7 @@ class Daemon:
         self._at_once = asyncio.Event()
         self.ended_by_command = False
         self._reload_lock = asyncio.Lock()
+        self.before_reload: list[Callable[[], Awaitable[Callable[[], Awaitable[list[str]]]]]] = []
         self._beats: dict[str, float] = {}
         self.problems = problems
         self._records = {
@@ -538,12 +539,15 @@ class Daemon:
                     raise ConfigError(
                         [f"{self.config_path}:{line_of(self.config_path, name)}: {name}: {cannot}" for name in fixed]
                     )
+                prepared = [await prepare() for prepare in self.before_reload]
             except ConfigError as error:
                 self.metrics.reloads.labels("refused").inc()
                 self._logger.error("config.refused", problems=error.problems)
                 raise
             self._notifier.reloading()
             changes = await self._take_in(fresh)
+            for take_in in prepared:
+                changes += await take_in()
             self._notifier.ready()
             self.metrics.reloads.labels("done").inc()
             self._logger.info("config.reloaded", changes=changes)

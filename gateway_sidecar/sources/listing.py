@@ -31,7 +31,7 @@ class Sighting:
     overrides: Overrides | None = None
 
     def is_told_elsewhere(self, earlier: Sighting) -> bool:
-        """Whether its source says that the replica is somewhere else now: what was `earlier` may well be there still."""
+        """Whether its source says that the replica is somewhere else now: `earlier` may be there still."""
         told = self.described and earlier.described and self.source == earlier.source
         return told and (self.tunnel, self.socket) != (earlier.tunnel, earlier.socket)
 

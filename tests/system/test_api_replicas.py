@@ -147,7 +147,7 @@ async def test_another_sources_replica_is_refused_by_name(gateway: Gateway, engi
 
 
 async def test_changed_notes_are_taken_over_and_a_changed_place_replaces(gateway: Gateway, engine: StartEngine) -> None:
-    """Notes: same port, registered anew. A place: the old one serves until the new one does, and its streams end well."""
+    """Notes: same port, registered anew. A place: the old one serves until the new one does; its streams end well."""
     one, two = elsewhere(gateway, "one"), elsewhere(gateway, "two")
     await engine(one, name="one", token_interval_s=0.02)
     await engine(two, name="two", load_s=1.0)
