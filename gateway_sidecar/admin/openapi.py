@@ -64,6 +64,13 @@ _REPLICA: Json = {
 }
 
 
+_SAME = {"service": "$request.path.service", "replica": "$request.path.replica"}
+_LINKS: Json = {
+    name: {"operationId": name, "parameters": _SAME}
+    for name in ("getReplica", "deleteReplica", "drainReplica", "resumeReplica")
+}
+
+
 def _seconds(name: str, description: str, default: float | None) -> Json:
     said = {} if default is None else {"default": default}
     schema = {"type": "number", "minimum": 0, "maximum": LONGEST_S, **said}
@@ -88,8 +95,8 @@ def _paths() -> Json:
         "putReplica",
         "There is such a replica from now on",
         {
-            "200": _answer("It was there: unchanged, or as the body says now.", _ref("Put")),
-            "201": _answer("It is new.", _ref("Put")),
+            "200": {**_answer("It was there: unchanged, or as the body says now.", _ref("Put")), "links": _LINKS},
+            "201": {**_answer("It is new.", _ref("Put")), "links": _LINKS},
             "400": _no("The body is not JSON, or a query parameter cannot be used."),
             "404": _UNKNOWN_SERVICE,
             "409": _no("Another source has a replica of this id (`source`), or somebody changed it while this waited."),
