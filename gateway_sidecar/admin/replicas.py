@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import asyncio
 import json
 import time
 from functools import partial
@@ -80,7 +81,7 @@ async def delete_replica(request: web.Request) -> web.Response:
     tenure = service.current(replica)
     report = DrainReport(True, 0, 0.0)
     if tenure is not None and tenure.sighting.source == NAME:
-        report = await service.drain(replica, drain_s) if drain_s else DrainReport(False, None, 0.0)
+        report = await _drained(daemon, service, replica, drain_s) if drain_s else DrainReport(False, None, 0.0)
     if not daemon.told.forget(service.name, replica, entry):
         raise Refused(409, f"'{replica}' was put again while it drained; it stays")
     service.follower.look_soon()
@@ -94,6 +95,17 @@ async def delete_replica(request: web.Request) -> web.Response:
         "missed": list(report.missed),
     }
     return web.json_response(answer, status=200 if report.drained else 202)
+
+
+async def _drained(daemon: Daemon, service: Service, replica: ReplicaId, drain_s: float) -> DrainReport:
+    """What came of the drain, unless somebody puts the replica again before it is done."""
+    told = daemon.told.of(service.name)
+    draining = asyncio.create_task(service.drain(replica, drain_s))
+    try:
+        await service.until(lambda: draining.done() or replica in told.entries, drain_s + _GONE_S)
+        return draining.result() if draining.done() else DrainReport(False, None, 0.0)
+    finally:
+        draining.cancel()
 
 
 def unknown_replica(service: Service, replica: str) -> Refused:

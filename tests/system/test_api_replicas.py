@@ -260,3 +260,62 @@ async def test_record_that_cannot_be_used_is_kept_aside(gateway: Gateway, engine
     status = await gateway.until_states({"a1": "serving"})
     assert status["problems"] == []
     assert replica_of(status, "a1")["worker_id"] == replica_of(before, "a1")["worker_id"]
+
+
+async def test_replica_commands(gateway: Gateway, engine: StartEngine) -> None:
+    """`replica add`, `list` and `remove`, with their exit codes and words."""
+    place, notes = elsewhere(gateway, "a1"), gateway.directory / "entry.yaml"
+    await engine(place)
+    code, out, err = await gateway.cli("replica", "add", "chat", "a1", "--socket", str(place), "--wait")
+    assert (code, out.startswith("a1 is new: serving at 127.0.0.1:")) == (0, True), err
+    notes.write_text(f"socket: {place}\npriority: 4\n")
+    code, out, err = await gateway.cli("replica", "add", "chat", "a1", "--file", str(notes), "--wait")
+    assert (code, out.startswith("a1 is changed: serving")) == (0, True), err
+    assert (await gateway.workers())[0]["priority"] == 4
+    notes.write_text(f"socket: {place}\nprority: 4\n")
+    code, _, err = await gateway.cli("replica", "add", "chat", "a1", "--file", str(notes))
+    assert (code, err) == (78, f"{notes}: prority: unknown setting; did you mean 'priority'?\n")
+    code, _, err = await gateway.cli("replica", "add", "chat", "a2", "--ssh", "gpu7", "--forward", "127.0.0.1:8000")
+    assert (code, "gpu7 has neither key_file nor agent" in err) == (78, True), err
+    code, _, err = await gateway.cli(
+        "replica", "add", "chat", "a2", "--socket", f"{place}.not", "--wait", "--timeout", "0.2"
+    )
+    assert (code, "'a2' is absent after" in err) == (1, True), err
+    code, out, _ = await gateway.cli("replica", "list", "chat")
+    assert code == 0
+    assert [line.split()[:4] for line in out.splitlines()[1:]] == [
+        ["chat", "a1", "api", "serving"],
+        ["chat", "a2", "api", "absent"],
+    ]
+    code, out, _ = await gateway.cli("replica", "list", "--json")
+    assert [row["id"] for row in json.loads(out)["chat"]] == ["a1", "a2"]
+    code, out, _ = await gateway.cli("replica", "remove", "chat", "a1", "--drain", "10")
+    assert (code, out) == (0, "a1 is gone, with nothing in flight: safe to stop\n")
+    code, _, err = await gateway.cli("replica", "remove", "chat", "a1")
+    assert (code, "has no replica 'a1'; there are: none" in err) == (1, True), err
+
+
+async def test_delete_lets_what_is_in_flight_end(gateway: Gateway, engine: StartEngine) -> None:
+    """A stream goes on to its end; DELETE says what is still there when its time is over. A put takes it back."""
+    place = elsewhere(gateway, "a1")
+    await engine(place, token_interval_s=0.02)
+    await put(gateway, "a1", "?wait=serving", socket=str(place))
+    stream = asyncio.create_task(stream_chat(gateway, 200))
+    await gateway.until(lambda s: connections(gateway, s) > 0)
+    deleting = asyncio.create_task(call(gateway, "DELETE", "/a1?drain_s=60"))
+    await gateway.until_state("a1", "draining")
+    status, _ = await put(gateway, "a1", "?wait=serving", socket=str(place))
+    assert status == 201
+    status, answer = await deleting
+    assert (status, "was put again" in answer["error"]) == (409, True)
+    status, gone = await call(gateway, "DELETE", "/a1?drain_s=0.2")
+    assert (status, gone["drained"]) == (202, False)
+    assert await stream
+
+
+def connections(gateway: Gateway, status: dict[str, Any]) -> int:
+    """Connections at the replica's bridge."""
+    from gateway_sidecar.bridges.connections import open_connections
+
+    port = int(replica_of(status, "a1")["bridge"].rpartition(":")[2])
+    return open_connections({port})[port]
