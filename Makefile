@@ -25,7 +25,7 @@ run:
 
 ## make test     all tests, with the real nginx and the real SMG; ARGS='-k drain' for some of them
 test:
-	@$(SETUP) dev nginx sshd
+	@$(SETUP) dev nginx sshd prometheus
 	@$(PY) -m pytest $(ARGS)
 
 ## make check    lint, format and types

@@ -45,7 +45,7 @@ class _Round:
 
 
 @asynccontextmanager
-async def _upstream(directory: Path, socket: Path) -> AsyncIterator[None]:
+async def upstream(directory: Path, socket: Path) -> AsyncIterator[None]:
     """An nginx that answers everything with `{}`, and `/v1/models` as an OpenAI-compatible server does."""
     directory.mkdir()
     config = directory / "nginx.conf"
@@ -101,7 +101,7 @@ async def run(scale: Scale) -> list[Row]:
     if shutil.which("wrk") is None:
         return [Row.not_measured(NAME, "wrk is missing: apt-get install wrk")]
     with scratch_directory() as directory:
-        async with running_gateway(nginx_workers=1) as ours, _upstream(directory / "up", ours.socket("r1")):
+        async with running_gateway(nginx_workers=1) as ours, upstream(directory / "up", ours.socket("r1")):
             plain = free_ports(1)
             async with BareNginx(directory, {plain: ours.socket("r1")}) as bare:
                 await ours.until(lambda rows: "r1" in rows and rows["r1"]["bridge"] is not None)

@@ -16,11 +16,13 @@ from pathlib import Path
 from gateway_sidecar.admin.client import ask_daemon
 from gateway_sidecar.admin.tls import read_tls
 from gateway_sidecar.bridges.addresses import ClaimRules, PeerAddresses
-from gateway_sidecar.bridges.nginx import busy_ports, find_nginx
+from gateway_sidecar.bridges.nginx import LUA_CURE, NginxProgram, busy_ports, find_nginx
 from gateway_sidecar.bridges.nginx_config import Capacity
-from gateway_sidecar.config import PortRange, ServiceSettings, Settings, advise, load_overrides
+from gateway_sidecar.config import FrontendSettings, PortRange, ServiceSettings, Settings, advise, load_overrides
 from gateway_sidecar.domain.model import PeerAddress
-from gateway_sidecar.errors import AdminError, BridgeError, ConfigError, ProcessError
+from gateway_sidecar.doors.certificate import read_certificate, today
+from gateway_sidecar.doors.keys import read_keys
+from gateway_sidecar.errors import AdminError, BridgeError, ConfigError, FrontDoorError, ProcessError
 from gateway_sidecar.routers.smg import find_smg, python_of, version_of
 from gateway_sidecar.sources.build import sources_of
 from gateway_sidecar.sources.listing import Sighting
@@ -70,6 +72,8 @@ async def check_machine(settings: Settings) -> list[Finding]:
         if service.replicas.sockets is not None:
             findings += await asyncio.to_thread(_sockets, service)
         findings += await _described(service, settings.run_dir)
+        findings += await asyncio.to_thread(lambda it: list(_front_door(it)), service)
+        findings += _scaling(service)
     findings += await asyncio.to_thread(_peers, settings)
     if running:
         findings.append(Finding(Level.OK, f"a daemon runs with run_dir {settings.run_dir}; its own ports are not busy"))
@@ -98,7 +102,55 @@ async def _nginx(settings: Settings) -> list[Finding]:
     except BridgeError as error:
         return [Finding(Level.FAIL, f"bridges.nginx: {error}")]
     module = f"stream module {program.stream_module}" if program.stream_module else "stream built in"
-    return [Finding(Level.OK, f"nginx {program.version} at {program.path}, {module}")]
+    found = [Finding(Level.OK, f"nginx {program.version} at {program.path}, {module}")]
+    return found + [
+        Finding(Level.FAIL, f"{service.name}: {text}")
+        for service in settings.services
+        for text in lacking(program, service.frontend)
+    ]
+
+
+def lacking(program: NginxProgram, door: FrontendSettings) -> Iterator[str]:
+    """What this front door needs and nginx does not have."""
+    if door.auth is not None and door.auth.keys_file is not None and program.lua_modules is None:
+        yield f"frontend.auth.keys_file needs nginx's Lua module; {LUA_CURE}"
+    for needed, setting, word in (
+        (door.tls is not None, "tls", "--with-http_ssl_module"),
+        (door.auth is not None and door.auth.url is not None, "auth.url", "--with-http_auth_request_module"),
+        (bool(door.trusted_proxies), "trusted_proxies", "--with-http_realip_module"),
+    ):
+        if needed and word not in program.compiled:
+            yield f"frontend.{setting} needs an nginx built {word}; use the distribution's"
+
+
+def _front_door(service: ServiceSettings) -> Iterator[Finding]:
+    """Its keys and its certificate, read as the daemon will."""
+    door = service.frontend
+    try:
+        if door.auth is not None and door.auth.keys_file is not None:
+            keys = read_keys(door.auth.keys_file)
+            yield Finding(
+                Level.OK if keys else Level.WARN,
+                f"{service.name}: {len(keys)} key{'s' * (len(keys) != 1)} in {door.auth.keys_file}",
+            )
+    except FrontDoorError as error:
+        yield from (Finding(Level.FAIL, f"{service.name}: {problem}") for problem in error.problems)
+    if door.tls is None:
+        return
+    try:
+        pair = read_certificate(door.tls.certificate, door.tls.key, today())
+    except FrontDoorError as error:
+        yield from (Finding(Level.FAIL, f"{service.name}: {problem}") for problem in error.problems)
+        return
+    days = (pair.expires_at - today()) / 86400
+    soon = days <= door.tls.warn_days
+    text = f"{service.name}: {door.tls.certificate} expires in {days:.0f} days"
+    yield Finding(Level.WARN if soon else Level.OK, f"{text}; renew it" if soon else text)
+    for name in door.server_names:
+        if not pair.covers(name):
+            yield Finding(
+                Level.WARN, f"{service.name}: {door.tls.certificate} is not for {name}; browsers will refuse it"
+            )
 
 
 async def _routers(settings: Settings) -> list[Finding]:
@@ -123,6 +175,8 @@ def _ports(settings: Settings, running: bool) -> list[Finding]:
     wanted += [(s.listen.host, s.listen.port) for s in settings.services]
     if settings.admin:
         wanted.append((settings.admin.listen.host, settings.admin.listen.port))
+    public = {it for s in settings.services for it in (*s.frontend.listen, *s.frontend.redirect)}
+    wanted += [(it.host, it.port) for it in sorted(public, key=str)]
     if settings.metrics.listen:
         wanted.append((settings.metrics.listen.host, settings.metrics.listen.port))
     busy = busy_ports(wanted)
@@ -152,7 +206,8 @@ def _admin(settings: Settings) -> list[Finding]:
 def _files(settings: Settings) -> list[Finding]:
     _, hard = resource.getrlimit(resource.RLIMIT_NOFILE)
     limit = hard if hard != resource.RLIM_INFINITY else 1 << 20
-    listening = len(settings.bridges.ports) + len(settings.services)
+    public = {it for s in settings.services for it in (*s.frontend.listen, *s.frontend.redirect)}
+    listening = len(settings.bridges.ports) + len(settings.services) + len(public)
     capacity = Capacity.within(limit, listening)
     text = f"{limit} open files allowed: room for {capacity.requests} requests at once in each nginx worker process"
     if capacity.requests < 16:
@@ -204,6 +259,21 @@ def _advertised(settings: Settings) -> Iterator[PeerAddress]:
                 peer = load_overrides(sighting.notes[0]).peer if sighting.notes else None
                 if peer is not None and not peer.direct:
                     yield peer
+
+
+def _scaling(service: ServiceSettings) -> list[Finding]:
+    scaling = service.scaling
+    if scaling is None:
+        return []
+    words = f"{service.name}: {scaling.min} to {scaling.max} replicas are recommended, by {scaling.metric}"
+    hook = scaling.hook
+    if hook is None:
+        return [Finding(Level.OK, f"{words}, target {scaling.target:g}; no hook is told")]
+    if hook.command is not None and not os.access(hook.command[0], os.X_OK):
+        text = f"scaling.hook.command: {hook.command[0]} is not an executable file for uid {os.geteuid()}"
+        return [Finding(Level.FAIL, f"{service.name}: {text}; install it, or chmod +x")]
+    told = hook.webhook or (hook.command or ("",))[0]
+    return [Finding(Level.OK, f"{words}, target {scaling.target:g}; {told} is told")]
 
 
 def _sockets(service: ServiceSettings) -> list[Finding]:

@@ -22,7 +22,7 @@ from gateway_sidecar.admin.client import Remote, ask_daemon
 from gateway_sidecar.admin.commands import add_admin_options, add_replica_commands, admin_of
 from gateway_sidecar.admin.table import render_status
 from gateway_sidecar.config import Settings, config_schema, load_config
-from gateway_sidecar.errors import AdminError, BridgeError, ConfigError, GatewaySidecarError
+from gateway_sidecar.errors import AdminError, BridgeError, ConfigError, FrontDoorError, GatewaySidecarError
 
 if TYPE_CHECKING:
     from gateway_sidecar.install import Step
@@ -40,6 +40,10 @@ def main(argv: Sequence[str] | None = None) -> None:
         for problem in error.problems:
             print(problem, file=sys.stderr)
         code = EXIT_CONFIG
+    except FrontDoorError as error:
+        for problem in error.problems:
+            print(f"gateway-sidecar: {problem}", file=sys.stderr)
+        code = EXIT_FAILED
     except GatewaySidecarError as error:
         print(f"gateway-sidecar: {error}", file=sys.stderr)
         code = EXIT_FAILED
@@ -130,9 +134,52 @@ def _parser() -> argparse.ArgumentParser:
             command.add_argument(
                 "--peers", action="store_true", help="let the daemon put replicas' own addresses on this machine"
             )
+    _add_key_commands(commands.add_parser("key", help="make, revoke and list the keys of frontend.auth.keys_file"))
     schema = commands.add_parser("schema", help="print the JSON Schema of the configuration, for editors")
     schema.set_defaults(command=_schema)
     return parser
+
+
+def _add_key_commands(parser: argparse.ArgumentParser) -> None:
+    parser.description = "Keys that let clients in. The file holds their hashes; a running daemon follows it at once."
+    actions = parser.add_subparsers(metavar="ACTION", required=True)
+    for name, run, text in (
+        ("add", _key_add, "make a key, store its hash, and print it: it is shown this once"),
+        ("revoke", _key_revoke, "remove a key; what it is used for now goes on, nothing new comes in"),
+        ("list", _key_list, "print the names of all keys"),
+    ):
+        action = actions.add_parser(name, help=text, description=f"{text[0].upper()}{text[1:]}.")
+        action.set_defaults(command=run)
+        action.add_argument("--file", type=Path, required=True, metavar="FILE", help="the file of keys")
+        if name != "list":
+            action.add_argument("name", metavar="NAME", help="letters, digits and . _ -, 64 at most")
+        if name == "add":
+            action.add_argument("--stdin", action="store_true", help="take the key from standard input, one line")
+
+
+def _key_add(arguments: argparse.Namespace) -> int:
+    from gateway_sidecar.doors.keys import add_key
+
+    key = add_key(arguments.file, arguments.name, sys.stdin.readline().strip() if arguments.stdin else None)
+    if not arguments.stdin:
+        print(key)
+    return 0
+
+
+def _key_revoke(arguments: argparse.Namespace) -> int:
+    from gateway_sidecar.doors.keys import revoke_key
+
+    revoke_key(arguments.file, arguments.name)
+    print(f"{arguments.name} is revoked")
+    return 0
+
+
+def _key_list(arguments: argparse.Namespace) -> int:
+    from gateway_sidecar.doors.keys import read_keys
+
+    for name in sorted(read_keys(arguments.file).values()):
+        print(name)
+    return 0
 
 
 def _default_config() -> Path:

@@ -8,8 +8,10 @@
     │   └── WorkerExists        the router has a worker at that URL already
     ├── BridgeError             nginx cannot be found, configured or started, or an address cannot be claimed
     │   └── AddressRefused      this machine needs that address itself
+    ├── FrontDoorError          a key file or a certificate cannot be used: a line for each mistake
     ├── ProcessError            a child process cannot be started
     ├── StateError              a saved state file cannot be read or written
+    ├── MetricsError            somebody's metrics cannot be read
     ├── InstallError            `install` cannot put a file, a directory or the user in place
     └── AdminError              the daemon's admin socket cannot be reached, or says no
 
@@ -66,12 +68,28 @@ class AddressRefused(BridgeError):
     """A replica's address that this machine must not make its own; the text says why, and what to do."""
 
 
+class FrontDoorError(GatewaySidecarError):
+    """A front door's keys or its certificate cannot be used. `problems` holds a printable line for each mistake."""
+
+    def __init__(self, problems: list[str]) -> None:
+        super().__init__("; ".join(problems))
+        self.problems = problems
+
+
 class ProcessError(GatewaySidecarError):
     """A child process cannot be started."""
 
 
 class StateError(GatewaySidecarError):
     """A saved state file cannot be read or written."""
+
+
+class MetricsError(GatewaySidecarError):
+    """The metrics of a replica or a router cannot be read. `absent` says that it has none to read."""
+
+    def __init__(self, message: str, *, absent: bool = False) -> None:
+        super().__init__(message)
+        self.absent = absent
 
 
 class InstallError(GatewaySidecarError):

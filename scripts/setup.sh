@@ -2,9 +2,10 @@
 # Puts in place what this project needs on a Debian or Ubuntu machine, and does nothing where it is there already:
 #
 #   dev     the package and its tools, in the virtual environment VENV
-#   nginx   nginx and its stream module
+#   nginx   nginx, its stream module, and the Lua module that front doors with keys need
 #   wrk     the load generator of the bridge's benchmark
 #   sshd    the OpenSSH client and server, for the tests of SSH tunnels; no service is started
+#   prometheus  Prometheus and promtool, for the tests of metrics and alert rules; its service is not started
 #   mlx     a real MLX engine, in the virtual environment MLX_VENV
 #   app     the package and SMG as an operator wants them, in the virtual environment PREFIX
 #
@@ -21,6 +22,7 @@ as_root=
 packages=
 had_nginx=yes
 had_sshd=yes
+had_prometheus=yes
 policy=/usr/sbin/policy-rc.d
 own_policy=
 
@@ -70,9 +72,19 @@ find_nginx() { PATH=$PATH:/usr/sbin:/usr/local/sbin command -v nginx; }
 has_stream() {
     options=$("$(find_nginx)" -V 2>&1)
     case " $options " in *" --with-stream "*) return ;; esac
+    has_module ngx_stream_module.so
+}
+
+has_lua() {
+    options=$("$(find_nginx)" -V 2>&1)
+    case "$options" in *ngx_lua* | *lua-nginx*) return ;; esac
+    has_module ngx_http_lua_module.so
+}
+
+has_module() {
     for modules in $(printf '%s\n' "$options" | tr ' ' '\n' | sed -n 's/^--modules-path=//p') \
         /usr/lib/nginx/modules /usr/lib64/nginx/modules /usr/share/nginx/modules; do
-        [ ! -e "$modules/ngx_stream_module.so" ] || return 0
+        [ ! -e "$modules/$1" ] || return 0
     done
     return 1
 }
@@ -125,6 +137,9 @@ install_packages() {
         # The daemon runs an nginx of its own; the distribution's would only take port 80 at the next boot.
         $as_root systemctl disable --quiet nginx || say "the service nginx is enabled, and is not needed here"
     fi
+    if [ "$had_prometheus" = no ] && command -v systemctl >/dev/null; then
+        $as_root systemctl disable --quiet prometheus || say "the service prometheus is enabled, and is not needed here"
+    fi
 }
 
 # --
@@ -133,9 +148,10 @@ if need_python && ! find_python; then packages=" python3 python3-venv"; fi
 if wants nginx; then
     if ! find_nginx >/dev/null; then
         had_nginx=no
-        packages="$packages nginx-light libnginx-mod-stream"
-    elif ! has_stream; then
-        packages="$packages libnginx-mod-stream"
+        packages="$packages nginx-light libnginx-mod-stream libnginx-mod-http-lua"
+    else
+        has_stream || packages="$packages libnginx-mod-stream"
+        has_lua || packages="$packages libnginx-mod-http-lua"
     fi
 fi
 if wants sshd; then
@@ -146,6 +162,10 @@ if wants sshd; then
     fi
 fi
 if wants wrk && ! command -v wrk >/dev/null; then packages="$packages wrk"; fi
+if wants prometheus && ! command -v promtool >/dev/null; then
+    had_prometheus=no
+    packages="$packages prometheus"
+fi
 if [ -n "$packages" ]; then install_packages; fi
 
 if need_python && [ -z "$python" ] && ! find_python; then

@@ -10,6 +10,7 @@ from enum import Enum, auto
 from typing import Any
 
 from examples.simulated.bootstrap import Bootstrap, Rendezvous, TransferError
+from examples.simulated.latencies import Latencies
 from examples.simulated.ledger import Ledger
 from examples.simulated.options import Behaviour, EngineSpec, checked_changes
 
@@ -38,6 +39,7 @@ class EngineCore:
         self.behaviour = behaviour
         self.ledger = Ledger()
         self.bootstrap = Bootstrap(spec, self.ledger)
+        self.latencies = Latencies(f"{spec.kind.value.partition('-')[0]}:", spec.model)
         self.stopping = False
         self.started_at = time.monotonic()
         self._loaded_at = 0.0
@@ -132,10 +134,16 @@ class EngineCore:
 
     async def tokens(self, count: int) -> AsyncIterator[str]:
         """The answer, token by token; the first one is the engine's name."""
-        for number in range(count):
-            await asyncio.sleep(self.behaviour.token_interval_s)
-            await self.moving()
-            yield f" {number}" if number else self.spec.name
+        with self.latencies.running.track_inprogress():
+            before = time.monotonic()
+            for number in range(count):
+                await asyncio.sleep(self.behaviour.token_interval_s)
+                await self.moving()
+                now = time.monotonic()
+                (self.latencies.itl if number else self.latencies.ttft).observe(now - before)
+                self.latencies.tokens.inc()
+                before = now
+                yield f" {number}" if number else self.spec.name
 
     def _heed_hang(self) -> None:
         if self.behaviour.hang:

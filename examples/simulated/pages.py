@@ -133,6 +133,10 @@ def _vllm_server_info(core: EngineCore) -> Page:
     return Page({"vllm_config": f"model='{core.spec.model}', tensor_parallel_size=1, dtype=torch.float32"})
 
 
+def _metrics(core: EngineCore) -> Page:
+    return Page(core.latencies.page())
+
+
 def _trtllm_server_info(_core: EngineCore) -> Page:
     return Page({"disaggregated_params": {}})
 
@@ -155,6 +159,7 @@ SITES: Mapping[EngineKind, Site] = {
             "/model_info": _sglang_model_info,
             "/get_model_info": _sglang_model_info,
             "/v1/models": _sglang_models,
+            "/metrics": _metrics,
         },
         not_found=FASTAPI_NOT_FOUND,
         guards=_all_but_health,
@@ -166,6 +171,7 @@ SITES: Mapping[EngineKind, Site] = {
             "/version": _version,
             "/server_info": _vllm_server_info,
             "/v1/models": _vllm_models,
+            "/metrics": _metrics,
         },
         not_found=FASTAPI_NOT_FOUND,
         guards=_under_v1,

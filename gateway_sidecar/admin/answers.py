@@ -2,17 +2,14 @@
 
 from __future__ import annotations
 
-from collections.abc import Awaitable, Callable
-
 from aiohttp import web
+from aiohttp.typedefs import Handler
 
 from gateway_sidecar.control.daemon import Daemon
 from gateway_sidecar.control.service import Service
 
 DAEMON = web.AppKey("daemon", Daemon)
 LONGEST_S = 86400.0
-
-Handler = Callable[[web.Request], Awaitable[web.StreamResponse]]
 
 
 class Refused(Exception):

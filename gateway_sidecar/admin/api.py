@@ -1,4 +1,4 @@
-"""The admin API: status, plan, drain, resume, reload, router restart, stop, and replicas put and deleted.
+"""The admin API: status, plan, signals, drain, resume, reload, router restart, stop, and replicas put and deleted.
 
 Who may open the socket may do all of it.
 """
@@ -10,9 +10,10 @@ import time
 from pathlib import Path
 
 from aiohttp import web
+from aiohttp.typedefs import Handler
 
 from gateway_sidecar.admin import view
-from gateway_sidecar.admin.answers import DAEMON, Handler, Refused, as_json, seconds_in, service_in
+from gateway_sidecar.admin.answers import DAEMON, Refused, as_json, seconds_in, service_in
 from gateway_sidecar.admin.openapi import describe_api
 from gateway_sidecar.admin.replicas import (
     MOST_BYTES,
@@ -22,6 +23,7 @@ from gateway_sidecar.admin.replicas import (
     put_replica,
     unknown_replica,
 )
+from gateway_sidecar.admin.signals_view import signals_view
 from gateway_sidecar.control.daemon import DEFAULT_STOP_S, Daemon
 from gateway_sidecar.domain.model import ReplicaId
 from gateway_sidecar.errors import ConfigError, RouterUnavailable
@@ -29,7 +31,7 @@ from gateway_sidecar.errors import ConfigError, RouterUnavailable
 
 def admin_app(daemon: Daemon) -> web.Application:
     """The API itself, wherever it listens."""
-    app = web.Application(middlewares=[as_json], client_max_size=MOST_BYTES)
+    app = web.Application(middlewares=[as_json, _once_it_knows], client_max_size=MOST_BYTES)
     app[DAEMON] = daemon
     for (method, path), handler in ROUTES.items():
         app.router.add_route(method, path, handler)
@@ -46,6 +48,13 @@ async def serve_admin(daemon: Daemon, path: Path) -> web.AppRunner:
     return runner
 
 
+@web.middleware
+async def _once_it_knows(request: web.Request, handler: Handler) -> web.StreamResponse:
+    """A daemon that has just begun answers when it has taken up what an earlier one left: before, all looks empty."""
+    await request.app[DAEMON].taken_up.wait()
+    return await handler(request)
+
+
 async def _openapi(_request: web.Request) -> web.Response:
     return web.json_response(describe_api())
 
@@ -56,6 +65,14 @@ async def _status(request: web.Request) -> web.Response:
 
 async def _plan(request: web.Request) -> web.Response:
     return web.json_response({"actions": view.plan(request.app[DAEMON])})
+
+
+async def _signals(request: web.Request) -> web.Response:
+    daemon, name = request.app[DAEMON], service_in(request).name
+    signals = daemon.signals.of.get(name)
+    if signals is None:
+        raise Refused(503, f"nothing has been measured of service '{name}' yet; ask again in a second")
+    return web.json_response(signals_view(signals, daemon.signals.events_problem))
 
 
 async def _reload(request: web.Request) -> web.Response:
@@ -118,6 +135,7 @@ ROUTES: dict[tuple[str, str], Handler] = {
     ("GET", "/v1/plan"): _plan,
     ("POST", "/v1/reload"): _reload,
     ("POST", "/v1/stop"): _stop,
+    ("GET", f"{_SERVICE}/signals"): _signals,
     ("POST", f"{_SERVICE}/router/restart"): _restart_router,
     ("GET", f"{_SERVICE}/replicas"): list_replicas,
     ("GET", _REPLICA): get_replica,

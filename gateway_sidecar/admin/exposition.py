@@ -1,14 +1,26 @@
-"""`/metrics`, `/healthz` and `/readyz` for Prometheus and for whoever watches the daemon."""
+"""`/metrics`, `/healthz` and `/readyz` for Prometheus and for whoever watches the daemon.
+
+For a Prometheus elsewhere also the metrics of what it cannot reach: each replica's, through its socket, and each
+router's, which listens on loopback. `/sd` names them all, in the form of Prometheus' HTTP service discovery.
+"""
 
 from __future__ import annotations
+
+from urllib.parse import quote
 
 from aiohttp import web
 from prometheus_client import generate_latest
 from prometheus_client.exposition import CONTENT_TYPE_LATEST
 
 from gateway_sidecar.control.daemon import Daemon
+from gateway_sidecar.control.service import Service
+from gateway_sidecar.control.tenure import Tenure
+from gateway_sidecar.domain.model import ReplicaId, ReplicaState
+from gateway_sidecar.engines.engine_metrics import why_no_metrics
+from gateway_sidecar.errors import MetricsError
 
 _DAEMON = web.AppKey("daemon", Daemon)
+_TEXT_FORMAT = "text/plain; version=0.0.4; charset=utf-8"
 
 
 async def serve_metrics(daemon: Daemon, host: str, port: int) -> web.AppRunner:
@@ -18,6 +30,9 @@ async def serve_metrics(daemon: Daemon, host: str, port: int) -> web.AppRunner:
     app.router.add_get("/metrics", _metrics)
     app.router.add_get("/healthz", _healthz)
     app.router.add_get("/readyz", _readyz)
+    app.router.add_get("/sd", _discovery)
+    app.router.add_get("/routers/{service}/metrics", _router_metrics)
+    app.router.add_get("/replicas/{service}/{replica}/metrics", _replica_metrics)
     runner = web.AppRunner(app, access_log=None, shutdown_timeout=0.5)
     await runner.setup()
     await web.TCPSite(runner, host, port, reuse_address=True).start()
@@ -40,3 +55,65 @@ async def _readyz(request: web.Request) -> web.Response:
     if daemon.ready:
         return web.Response(text="ready\n")
     return web.Response(status=503, text=f"not ready: {daemon.summary()}\n")
+
+
+async def _discovery(request: web.Request) -> web.Response:
+    """Every router that runs, and every replica that serves and may have metrics, at this listener's own address."""
+    daemon, here = request.app[_DAEMON], request.host
+    groups = []
+    for name, service in sorted(daemon.services.items()):
+        if service.router.ports is not None:
+            groups.append(_group(here, f"/routers/{name}/metrics", job="router", service=name))
+        for tenure in sorted(service.tenures.values(), key=lambda t: t.replica):
+            if tenure.state is ReplicaState.SERVING and tenure.facts and why_no_metrics(tenure.facts) is None:
+                path = f"/replicas/{name}/{quote(tenure.replica, safe='')}/metrics"
+                groups.append(_group(here, path, job="replica", service=name, **_labels(service, tenure)))
+    return web.json_response(groups)
+
+
+def _group(target: str, path: str, *, job: str, **labels: str) -> dict[str, object]:
+    return {"targets": [target], "labels": {"__metrics_path__": path, "gateway_sidecar_job": job, **labels}}
+
+
+def _labels(service: Service, tenure: Tenure) -> dict[str, str]:
+    assert tenure.facts is not None
+    worker = service.book.workers.get(tenure.url) if tenure.url else None
+    return {
+        "replica": tenure.replica,
+        "worker_type": (tenure.overrides.worker_type or tenure.facts.worker_type).value,
+        "runtime_type": tenure.facts.runtime_type.value,
+        "model": (worker.model_id if worker else None) or tenure.facts.model or "",
+    }
+
+
+async def _router_metrics(request: web.Request) -> web.Response:
+    daemon, name = request.app[_DAEMON], request.match_info["service"]
+    service = daemon.services.get(name)
+    if service is None:
+        return web.Response(status=404, text=f"no service '{name}'\n")
+    try:
+        return _page(await daemon.signals.router_page(service.router))
+    except MetricsError as error:
+        return _failed(error)
+
+
+async def _replica_metrics(request: web.Request) -> web.Response:
+    daemon, name, replica = request.app[_DAEMON], request.match_info["service"], request.match_info["replica"]
+    service = daemon.services.get(name)
+    if service is None:
+        return web.Response(status=404, text=f"no service '{name}'\n")
+    try:
+        return _page(await daemon.signals.replica_page(service, ReplicaId(replica)))
+    except KeyError:
+        return web.Response(status=404, text=f"service '{name}' has no replica '{replica}'\n")
+    except MetricsError as error:
+        return _failed(error)
+
+
+def _page(text: bytes) -> web.Response:
+    # Said anew, whatever the engine calls it: what is a web page elsewhere shall be none here.
+    return web.Response(body=text, headers={"Content-Type": _TEXT_FORMAT, "X-Content-Type-Options": "nosniff"})
+
+
+def _failed(error: MetricsError) -> web.Response:
+    return web.Response(status=404 if error.absent else 502, text=f"{error}\n")

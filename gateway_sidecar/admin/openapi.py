@@ -185,6 +185,18 @@ def _paths() -> Json:
         "/v1/plan": {"get": _operation("getPlan", "What would be done next", {"200": planned})},
         "/v1/reload": {"post": reload},
         "/v1/stop": {"post": stop},
+        f"{service}/signals": {
+            "get": _operation(
+                "getSignals",
+                "What an autoscaler has to know of a service",
+                {
+                    "200": _answer("Unknown is null.", _ref("Signals")),
+                    "404": _UNKNOWN_SERVICE,
+                    "503": _no("Nothing has been measured yet; ask again in a second."),
+                },
+                _SERVICE,
+            )
+        },
         f"{service}/router/restart": {"post": restart},
         f"{service}/replicas": {
             "get": _operation("listReplicas", "All of a service", {"200": replicas, "404": _UNKNOWN_SERVICE}, _SERVICE)
@@ -192,6 +204,44 @@ def _paths() -> Json:
         replica: {"get": one, "put": put, "delete": delete},
         f"{replica}/drain": {"post": drain},
         f"{replica}/resume": {"post": resume},
+    }
+
+
+def _signals() -> Json:
+    rate: Json = {"type": ["number", "null"], "minimum": 0}
+    quantiles = {"p50": rate, "p90": rate, "p99": rate, "samples": rate}
+    latency = {"anyOf": [_object(**quantiles), {"type": "null"}]}
+    told = {"anyOf": [_object(source=_TEXT), {"type": "null"}]}
+    outcomes = {"type": ["object", "null"], "additionalProperties": _COUNT}
+    window = _object(
+        covered_s=_SECONDS, requests_per_s=rate, errors_per_s=rate, outcomes=outcomes, e2e_s=latency,
+        ttft_s=told, itl_s=told,
+    )  # fmt: skip
+    of_role = _object(requests_per_s=rate, errors_per_s=rate, ttft_s=told, itl_s=told)
+    role = _object(
+        serving=_COUNT, coming=_COUNT, in_flight=rate, waiting=rate,
+        windows={"type": "object", "additionalProperties": of_role},
+    )  # fmt: skip
+    recommended = _object(
+        desired=_COUNT, current=_COUNT, reason=_TEXT, metric=_TEXT, target={"type": "number"}, min=_COUNT, max=_COUNT
+    )
+    sources = _object(
+        events=_object(problem=_MAYBE_TEXT),
+        router=_object(age_s=rate, problem=_MAYBE_TEXT),
+        engines=_object(read=_COUNT, problems=_TEXT_BY_NAME),
+    )
+    return {
+        "Scaling": _object(roles={"type": "object", "additionalProperties": recommended}, hook_problem=_MAYBE_TEXT),
+        "Signals": _object(
+            service=_TEXT,
+            in_flight=rate,
+            waiting=_COUNT,
+            missing=_one_of(*Missing, None),
+            windows={"type": "object", "additionalProperties": window},
+            roles={"type": "object", "additionalProperties": role},
+            scaling={"anyOf": [_ref("Scaling"), {"type": "null"}]},
+            sources=sources,
+        ),
     }
 
 
@@ -230,6 +280,7 @@ def _schemas() -> Json:
     service = _object(
         name=_TEXT,
         listen=_TEXT,
+        public=_TEXTS,
         sockets=_MAYBE_TEXT,
         source=_object(blind=_MAYBE_TEXT, refused=_TEXT_BY_NAME),
         router=router,
@@ -238,6 +289,7 @@ def _schemas() -> Json:
         reason=_MAYBE_TEXT,
         unanswered=_TEXT_BY_NAME,
         replicas=_list(_ref("Replica")),
+        scaling={"anyOf": [_ref("Scaling"), {"type": "null"}]},
     )
     bridge = _object(
         state=_one_of("up", "down"),
@@ -251,6 +303,7 @@ def _schemas() -> Json:
     drained = {"drained": _YES, "in_flight": _MAYBE_COUNT, "took_s": _SECONDS, "missed": _TEXTS}
     return {
         **further,
+        **_signals(),
         "Entry": entry,
         "Error": {
             "type": "object",

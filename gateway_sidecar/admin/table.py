@@ -21,7 +21,8 @@ def render_status(status: dict[str, Any]) -> str:
 
 def _service(service: dict[str, Any]) -> str:
     router = service["router"]
-    title = f"{service['name']}  {service['listen']}  router {router['type']} {router['state']}"
+    addresses = ", ".join([service["listen"], *service["public"]])
+    title = f"{service['name']}  {addresses}  router {router['type']} {router['state']}"
     if router["pid"]:
         title += f" (pid {router['pid']}, {router['url']}, {router['restarts']} restarts)"
     lines = [title]
@@ -34,6 +35,7 @@ def _service(service: dict[str, Any]) -> str:
     if service["source"]["blind"]:
         lines.append(f"  SOURCE: {service['source']['blind']}; every replica stays as it was")
     lines += [f"  refused: {name}: {reason}" for name, reason in service["source"]["refused"].items()]
+    lines += _scaling(service["scaling"])
     rows = [_row(replica) for replica in service["replicas"]]
     if not rows:
         lines.append(f"  no replicas at {service['sockets']}" if service["sockets"] else "  no replicas")
@@ -55,6 +57,16 @@ def render_replicas(services: dict[str, list[dict[str, Any]]]) -> str:
 
 def _place(row: dict[str, Any]) -> str:
     return str(row["tunnel"]["to"] if row["tunnel"] else row["socket"] or "-")
+
+
+def _scaling(scaling: dict[str, Any] | None) -> list[str]:
+    if scaling is None:
+        return []
+    lines = [
+        f"  scaling: {role} {one['desired']} (there: {one['current']}): {one['reason']}"
+        for role, one in scaling["roles"].items()
+    ]
+    return lines + ([f"  SCALING HOOK: {scaling['hook_problem']}"] if scaling["hook_problem"] else [])
 
 
 def _row(replica: dict[str, Any]) -> tuple[str, ...]:

@@ -8,7 +8,7 @@ from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
 
-from gateway_sidecar.config import TlsSettings
+from gateway_sidecar.config import AdminTlsSettings
 from gateway_sidecar.errors import ConfigError
 
 _MOST_BYTES = 1024 * 1024
@@ -22,7 +22,7 @@ class Tls:
     digest: str
 
 
-def read_tls(tls: TlsSettings) -> Tls:
+def read_tls(tls: AdminTlsSettings) -> Tls:
     """Reads the three files. Raises ConfigError with a line for each that cannot be used. Blocks."""
     contents: dict[str, bytes] = {}
     problems: list[str] = []
@@ -56,7 +56,7 @@ def read_tls(tls: TlsSettings) -> Tls:
     return Tls(context, hashlib.sha256(b"".join(hashlib.sha256(it).digest() for it in contents.values())).hexdigest())
 
 
-def _files(tls: TlsSettings) -> Iterator[tuple[str, Path]]:
+def _files(tls: AdminTlsSettings) -> Iterator[tuple[str, Path]]:
     yield "certificate", Path(tls.certificate)
     yield "key", Path(tls.key)
     yield "client_ca", Path(tls.client_ca)

@@ -5,6 +5,7 @@ from __future__ import annotations
 import time
 from typing import Any
 
+from gateway_sidecar.admin.signals_view import scaling_view
 from gateway_sidecar.config import Endpoint
 from gateway_sidecar.control.daemon import Daemon
 from gateway_sidecar.control.service import Service
@@ -18,7 +19,10 @@ from gateway_sidecar.sources.told import NAME
 def status(daemon: Daemon) -> dict[str, Any]:
     """The whole daemon. `services[].replicas[]` may show an id twice while an old engine drains beside the new."""
     return {
-        "services": [_service(daemon, name, service) for name, service in sorted(daemon.services.items())],
+        "services": [
+            _service(daemon, name, service) | {"scaling": scaling_view(daemon, name)}
+            for name, service in sorted(daemon.services.items())
+        ],
         "bridge": {
             "state": "up" if daemon.keeper.up else "down",
             "pid": daemon.keeper.nginx.process.pid if daemon.keeper.nginx.process else None,
@@ -34,7 +38,8 @@ def status(daemon: Daemon) -> dict[str, Any]:
 
 
 def _problems(daemon: Daemon) -> dict[str, str]:
-    return daemon.problems | ({"peers": daemon.peers.problem} if daemon.peers.problem else {})
+    peers = {"peers": daemon.peers.problem} if daemon.peers.problem else {}
+    return {**daemon.problems, **daemon.doors.problems, **peers}
 
 
 def _service(daemon: Daemon, name: str, service: Service) -> dict[str, Any]:
@@ -43,6 +48,7 @@ def _service(daemon: Daemon, name: str, service: Service) -> dict[str, Any]:
     return {
         "name": name,
         "listen": str(service.settings.listen),
+        "public": [str(address) for address in service.settings.frontend.listen],
         "sockets": str(service.settings.replicas.sockets) if service.settings.replicas.sockets else None,
         "source": _source(listing),
         "router": {
@@ -70,11 +76,10 @@ def _source(listing: Listing | None) -> dict[str, Any]:
 
 
 def _tunnel(service: Service, tenure: Tenure) -> dict[str, Any] | None:
-    tunnel = tenure.sighting.tunnel
-    if tunnel is None:
+    path = far_end_of(tenure, service.path_of)
+    if path is None:
         return None
-    path = far_end_of(service.path_of(tunnel), tunnel, tenure.result)
-    return {"to": str(tunnel), "state": path.state.value, "reason": path.reason or None}
+    return {"to": str(tenure.sighting.tunnel), "state": path.state.value, "reason": path.reason or None}
 
 
 def replicas(daemon: Daemon, service: Service) -> list[dict[str, Any]]:

@@ -21,9 +21,12 @@ import time
 from collections.abc import Sequence
 from dataclasses import dataclass
 from functools import partial
+from importlib import resources
 from pathlib import Path
 
+from gateway_sidecar.bridges.front_door import DoorPlaces
 from gateway_sidecar.bridges.nginx_config import BODIES, SUCCESSOR, Capacity, NginxConfig, ServiceAddress
+from gateway_sidecar.bridges.request_events import EventAddress, placeholder
 from gateway_sidecar.errors import BridgeError, ProcessError
 from gateway_sidecar.supervision.logfile import ChildLog, try_writing
 from gateway_sidecar.supervision.own_thread import OwnThread
@@ -41,17 +44,26 @@ _LONGEST_SOCKET_PATH = 107
 _PATIENCE_S = 2.0
 _ROOM_BYTES = 256 * 1024
 TEMP = "nginx-temp"
-_LISTENS = re.compile(r"listen (\S+) backlog=4096")
+_LISTENS = re.compile(r"listen (\S+)(?: ssl)?(?: default_server)? backlog=4096")
 _CURE = "on Debian and Ubuntu: apt-get install nginx-light libnginx-mod-stream"
+_LUA_MODULES = ("ndk_http_module.so", "ngx_http_lua_module.so")
+LUA_CURE = "on Debian and Ubuntu: apt-get install libnginx-mod-http-lua"
+_LUA = resources.files("gateway_sidecar") / "share" / "front_door.lua"
 
 
 @dataclass(frozen=True, slots=True)
 class NginxProgram:
-    """The nginx to run; `stream_module` is None where `stream` is compiled in."""
+    """The nginx to run; `stream_module` is None where `stream` is compiled in.
+
+    lua_modules: what to load for Lua, in this order; None where it is not installed.
+    compiled: the `--with-...` words that it was built with.
+    """
 
     path: str
     version: str
     stream_module: Path | None
+    lua_modules: Sequence[Path] | None = None
+    compiled: frozenset[str] = frozenset()
 
 
 async def find_nginx(command: str) -> NginxProgram:
@@ -67,13 +79,33 @@ async def find_nginx(command: str) -> NginxProgram:
         raise BridgeError(f"{path} is no nginx: `-V` says {output.strip()[-200:]!r}; {_CURE}")
     version = output.split("nginx/", 1)[-1].split()[0]
     words = output.split()
+    places = [Path(w.partition("=")[2]) for w in words if w.startswith("--modules-path=")]
+    places += [module.parent for module in STREAM_MODULES]
+    lua = () if any(mark in output for mark in ("ngx_lua", "lua-nginx")) else _modules(places, *_LUA_MODULES)
+    compiled = frozenset(word for word in words if word.startswith("--with-"))
     if "--with-stream" in words:
-        return NginxProgram(path, version, None)
-    modules = [w.partition("=")[2] for w in words if w.startswith("--modules-path=")]
-    for module in (*(Path(m) / "ngx_stream_module.so" for m in modules), *STREAM_MODULES):
-        if module.exists():
-            return NginxProgram(path, version, module)
-    raise BridgeError(f"{path} has no stream module; {_CURE}")
+        return NginxProgram(path, version, None, lua, compiled)
+    stream = _modules(places, "ngx_stream_module.so")
+    if stream is None:
+        raise BridgeError(f"{path} has no stream module; {_CURE}")
+    return NginxProgram(path, version, stream[0], lua, compiled)
+
+
+def needed_lua(program: NginxProgram, services: Sequence[ServiceAddress]) -> Sequence[Path]:
+    """The modules to load for these services. Raises BridgeError if one needs Lua and there is none."""
+    lacking = next((service.service for service in services if service.needs_lua), None)
+    if lacking is not None and program.lua_modules is None:
+        raise BridgeError(f"{lacking}: frontend.auth.keys_file needs nginx's Lua module; {LUA_CURE}")
+    return program.lua_modules or ()
+
+
+def _modules(places: Sequence[Path], *names: str) -> Sequence[Path] | None:
+    """The files of these modules, if all of them are in one of the places."""
+    for place in places:
+        files = [place / name for name in names]
+        if all(file.exists() for file in files):
+            return files
+    return None
 
 
 @dataclass(frozen=True, slots=True)
@@ -99,6 +131,7 @@ class Nginx:
         self._settings = settings
         self.links = settings.run_dir / "bridges"
         self.gates = settings.run_dir / "gates"
+        self.doors = DoorPlaces(settings.run_dir / "doors")
         self._directory = settings.run_dir / "nginx"
         self._config_path = self._directory / "nginx.conf"
         self.log = ChildLog(settings.state_dir / "log" / "nginx.log", spare=settings.run_dir / "log" / "nginx.log")
@@ -107,6 +140,7 @@ class Nginx:
         self._program: NginxProgram | None = None
         self.process: Process | None = None
         self.reloads = 0
+        self.events: EventAddress | None = None
         self._served: set[str] = set()
         if len(str(self.links / "65535.sock")) > _LONGEST_SOCKET_PATH:
             raise BridgeError(f"run_dir: {settings.run_dir} is too long a path for Unix sockets; use a shorter one")
@@ -115,6 +149,7 @@ class Nginx:
         """Makes the directories in run_dir that nginx and the links need."""
         for path in (self.links, self.gates, self._directory):
             path.mkdir(parents=True, exist_ok=True)
+        self.doors.directory.mkdir(mode=0o700, exist_ok=True)
 
     def link(self, port: int, target: Path) -> None:
         """Leads the bridge `port` to a replica's socket, at once and for new connections only."""
@@ -168,24 +203,31 @@ class Nginx:
         busy = await asyncio.to_thread(busy_ports, self._addresses(services))
         if busy:
             raise BridgeError(_busy_message(busy))
-        log_fd = await self.log.open_for_child()
         try:
-            self._temp = await self._temp_directory()
-            # Not tried out before: `nginx -t` listens for a moment, and would take clients' connections down with it.
-            self._config_path.write_text(self._config(services).text())
-        except (BridgeError, OSError):
-            os.close(log_fd)
-            raise
-        try:
-            process = await Process.spawn(
-                [self._program.path, "-p", str(self._directory), "-c", str(self._config_path)],
-                log_fd=log_fd,
-                cwd=self._directory,
-            )
-        except ProcessError as error:
-            raise BridgeError(str(error)) from error
+            held, self.events = placeholder()
+        except OSError as error:
+            raise BridgeError(f"cannot hold a UDP port on 127.0.0.1 for nginx: {error.strerror}") from error
+        with held:
+            log_fd = await self.log.open_for_child()
+            try:
+                self._temp = await self._temp_directory()
+                # Not tried out before: `nginx -t` listens for a moment, and would take clients' connections with it.
+                self._write_config(self._config_path, self._config(services).text())
+                self._write_lua()
+            except (BridgeError, OSError):
+                os.close(log_fd)
+                raise
+            try:
+                process = await Process.spawn(
+                    [self._program.path, "-p", str(self._directory), "-c", str(self._config_path)],
+                    log_fd=log_fd,
+                    cwd=self._directory,
+                    keep_fds=(held.fileno(),),
+                )
+            except ProcessError as error:
+                raise BridgeError(str(error)) from error
         self.process = process
-        self._served = {s.listen for s in services}
+        self._served = _listens(services)
         try:
             await self._until_listening(services, process)
         except BridgeError:
@@ -207,6 +249,7 @@ class Nginx:
         self.log.follow(process.pid)
         spare = self._settings.run_dir / TEMP
         self._temp = spare if f'"{spare}/' in text else self._settings.state_dir / TEMP
+        self.events = EventAddress.in_config(text)
         await self.apply(services)
         return True
 
@@ -215,7 +258,8 @@ class Nginx:
         process = self.process
         if process is None or not process.running:
             raise BridgeError("nginx does not run")
-        fresh = [_split(s.listen) for s in services if self._served and s.listen not in self._served]
+        listens = _listens(services)
+        fresh = [_split(listen) for listen in listens if self._served and listen not in self._served]
         if busy := await asyncio.to_thread(busy_ports, fresh):
             raise BridgeError(_busy_message(busy))
         if not await self._rewrite(services):
@@ -223,8 +267,8 @@ class Nginx:
         process.send(signal.SIGHUP)
         self.reloads += 1
         await self._until_listening(services, process)
-        left = [_split(listen) for listen in self._served - {s.listen for s in services}]
-        self._served = {s.listen for s in services}
+        left = [_split(listen) for listen in self._served - listens]
+        self._served = listens
         await _until_free(left)
         return True
 
@@ -238,7 +282,8 @@ class Nginx:
     def _config(self, services: Sequence[ServiceAddress]) -> NginxConfig:
         assert self._program is not None
         soft, hard = resource.getrlimit(resource.RLIMIT_NOFILE)
-        listening = self._settings.last_port - self._settings.first_port + 1 + len(services)
+        lua_modules = needed_lua(self._program, services)
+        listening = self._settings.last_port - self._settings.first_port + 1 + len(_listens(services))
         capacity = Capacity.within(hard if hard != resource.RLIM_INFINITY else 1 << 20, listening)
         if capacity.requests < 16:
             raise BridgeError(
@@ -263,16 +308,35 @@ class Nginx:
             services=sorted(services, key=lambda s: s.service),
             stream_module=self._program.stream_module,
             user=own_user() if os.geteuid() == 0 else None,
+            doors=self.doors,
+            lua_modules=lua_modules,
+            events=self.events,
         )
+
+    def _write_lua(self) -> None:
+        """nginx reads a copy of its own: the package may be replaced while it runs."""
+        text = _LUA.read_text()
+        path = self._directory / "front_door.lua"
+        if not path.exists() or path.read_text() != text:
+            fresh = path.with_suffix(".new")
+            fresh.write_text(text)
+            fresh.replace(path)
+
+    @staticmethod
+    def _write_config(path: Path, text: str) -> None:
+        path.touch(mode=0o600)
+        path.chmod(0o600)  # Its tag tells nginx's events from forged ones.
+        path.write_text(text)
 
     async def _rewrite(self, services: Sequence[ServiceAddress]) -> bool:
         """Renders the configuration; True if it changed. Raises BridgeError, the old one kept, if nginx objects."""
         self.prepare()
         text = self._config(services).text()
+        self._write_lua()
         if self._config_path.exists() and self._config_path.read_text() == text:
             return False
         fresh = self._config_path.with_suffix(".new")
-        fresh.write_text(text)
+        self._write_config(fresh, text)
         assert self._program is not None
         code, output = await _run(self._program.path, "-t", "-q", "-p", str(self._directory), "-c", str(fresh))
         # nginx -t binds nothing that a running nginx holds, so it tells syntax and files only.
@@ -301,10 +365,10 @@ class Nginx:
 
     def _addresses(self, services: Sequence[ServiceAddress]) -> list[tuple[str, int]]:
         bridges = range(self._settings.first_port, self._settings.last_port + 1)
-        return [(self._settings.host, port) for port in bridges] + [_split(s.listen) for s in services]
+        return [(self._settings.host, port) for port in bridges] + [_split(listen) for listen in _listens(services)]
 
     async def _until_listening(self, services: Sequence[ServiceAddress], process: Process) -> None:
-        wanted = [(self._settings.host, self._settings.last_port), *(_split(s.listen) for s in services)]
+        wanted = [(self._settings.host, self._settings.last_port), *(_split(it) for it in _listens(services))]
         deadline = time.monotonic() + 10
         # Asked of the kernel, not by connecting: a connection to an idle bridge is an error line in nginx's log.
         while len(await asyncio.to_thread(busy_ports, wanted)) < len(wanted):
@@ -359,6 +423,10 @@ def _busy_message(busy: Sequence[tuple[str, int, str]]) -> str:
     shown = ", ".join(f"{host}:{port} ({why})" for host, port, why in busy[:5])
     more = f" and {len(busy) - 5} more" if len(busy) > 5 else ""
     return f"cannot listen on {shown}{more}; stop what uses them, or choose others (bridges.ports, services[].listen)"
+
+
+def _listens(services: Sequence[ServiceAddress]) -> set[str]:
+    return {listen for service in services for listen in service.listens}
 
 
 def _split(listen: str) -> tuple[str, int]:

@@ -6,12 +6,21 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
+from gateway_sidecar.bridges import front_door
+from gateway_sidecar.bridges.front_door import DoorPlaces, FrontDoor
+from gateway_sidecar.bridges.request_events import EventAddress
+from gateway_sidecar.config import FrontendSettings
+
+_PLAIN_DOOR = FrontendSettings()
 _CONNECTIONS_EACH = 4  # client, service address -> router, router -> bridge, bridge -> replica
 SUCCESSOR = ".next"
 """What is added to a service's name to name its second router slot, and the switch that leads to it."""
 
 BODIES = "client_body"
 """The directory, below the one for temporary files, that bodies go to."""
+
+_ORDERS = "X-Accel-Redirect X-Accel-Limit-Rate X-Accel-Buffering X-Accel-Charset X-Accel-Expires"
+"""Headers of an answer by which nginx would let a router, or an engine behind it, lead a request elsewhere."""
 
 _PEER_CONNECTIONS = 4096  # two for each request
 _TEMPS = (BODIES, "proxy", "fastcgi", "uwsgi", "scgi")
@@ -56,6 +65,17 @@ class ServiceAddress:
     listen: str
     router: str
     successor: str
+    frontend: FrontendSettings = _PLAIN_DOOR
+
+    @property
+    def listens(self) -> Sequence[str]:
+        """All the addresses that nginx listens on for it; services with names may share public ones."""
+        return [self.listen, *map(str, self.frontend.listen), *map(str, self.frontend.redirect)]
+
+    @property
+    def needs_lua(self) -> bool:
+        """Whether nginx needs its Lua module for it."""
+        return self.frontend.auth is not None and self.frontend.auth.keys_file is not None
 
 
 @dataclass(frozen=True, slots=True)
@@ -68,6 +88,7 @@ class NginxConfig:
         kept connections.
     waiting_room: the Unix socket of the waiting room.
     temp: where bodies that do not fit into memory are kept.
+    events: whom nginx tells of each request's end; None for nobody.
     """
 
     host: str
@@ -84,6 +105,9 @@ class NginxConfig:
     services: Sequence[ServiceAddress]
     stream_module: Path | None
     user: str | None
+    doors: DoorPlaces
+    lua_modules: Sequence[Path] = ()
+    events: EventAddress | None = None
 
     def text(self) -> str:
         """The whole configuration file."""
@@ -103,6 +127,8 @@ class NginxConfig:
             lines.insert(2, f"user {self.user};")
         if self.stream_module is not None:
             lines.append(f"load_module {_quoted(self.stream_module)};")
+        if self._needs_lua:
+            lines += [f"load_module {_quoted(module)};" for module in self.lua_modules]
         lines.append(f"events {{ worker_connections {self.capacity.worker_connections}; multi_accept on; }}")
         return "\n".join(lines) + "\n"
 
@@ -125,20 +151,40 @@ stream {{
 
     def _http(self) -> str:
         temp = "\n".join(f"    {kind}_temp_path {_quoted(self.temp / kind)};" for kind in _TEMPS)
-        servers = "".join(self._server(service) for service in self.services)
+        doors = {service.service: FrontDoor(service.service, service.frontend, self.doors) for service in self.services}
+        servers = "".join(self._server(service, doors[service.service]) for service in self.services)
+        lua = ""
+        if self._needs_lua:
+            lua = f"""\
+    lua_package_path "{self.directory}/?.lua;;";
+    init_by_lua_block {{ require("front_door") }}
+"""
+        formats = "".join(f"    {self.events.log_format(s.service)}\n" for s in self.services if self.events)
         return f"""\
 http {{
     access_log off;
     server_tokens off;
+    variables_hash_max_size 8192;
+    variables_hash_bucket_size 256;
+    map_hash_bucket_size 512;
+    server_names_hash_max_size 8192;
+    server_names_hash_bucket_size 512;
 {temp}
-    map $http_upgrade $gateway_connection {{ default upgrade; '' ''; }}
-{servers}}}
+    map $http_upgrade $gateway_upgrade {{ default ''; ~*^websocket$ $http_upgrade; }}
+    map $gateway_upgrade $gateway_connection {{ default upgrade; '' ''; }}
+{lua}{formats}{servers}{front_door.other_servers(list(doors.values()))}}}
 """
 
-    def _server(self, service: ServiceAddress) -> str:
-        # A request that the router cannot take goes to the waiting room, without its body; from there nginx sends
-        # the original on to @router. For that nginx must hold the body itself: a client's upload is buffered, an
-        # answer never is.
+    @property
+    def _needs_lua(self) -> bool:
+        return any(service.needs_lua for service in self.services)
+
+    def _server(self, service: ServiceAddress, door: FrontDoor) -> str:
+        # Of all protocols that a client may ask for only WebSocket is passed on: any other (h2c) could carry requests
+        # that nobody judges.
+        # A request that the router cannot take goes to the waiting room, without its body; from there nginx sends the
+        # original on to @router. For that nginx must hold the body itself: a client's upload is buffered, an answer
+        # never is.
         switch = f"""\
             set $gateway_router {service.service};
             if (-f {_quoted(self.gates / (service.service + SUCCESSOR))}) {{
@@ -146,20 +192,26 @@ http {{
             }}
             proxy_pass http://$gateway_router;
 """
+        # What a location says of its own, it does not inherit.
+        refusals = "".join(f"            {line}\n" for line in door.errors())
+        headers = "".join(f"            {line}\n" for line in door.headers())
+        asked = "            auth_request off;\n" if service.frontend.auth and service.frontend.auth.url else ""
+        upstreams = _upstream(service.service, service.router) + _upstream(
+            service.service + SUCCESSOR, service.successor
+        )
         return f"""
-{_upstream(service.service, service.router)}{_upstream(service.service + SUCCESSOR, service.successor)}    server {{
-        listen {service.listen} backlog=4096 so_keepalive=60s:10s:6;
-        server_name _;
+{door.http()}{upstreams}    server {{
+        listen {service.listen} {front_door.LISTEN_OPTIONS};
+{front_door.listen_lines(door)}        {self.events.access_log(service.service) if self.events else "access_log off;"}
         keepalive_timeout 75s;
         keepalive_requests 1000000;
-        client_max_body_size 0;
         client_body_buffer_size 256k;
         client_body_timeout 1h;
         send_timeout 1h;
         recursive_error_pages on;
         proxy_http_version 1.1;
         proxy_set_header Host $http_host;
-        proxy_set_header Upgrade $http_upgrade;
+        proxy_set_header Upgrade $gateway_upgrade;
         proxy_set_header Connection $gateway_connection;
         proxy_set_header X-Forwarded-For $proxy_add_x_forwarded_for;
         proxy_set_header X-Forwarded-Proto $scheme;
@@ -169,18 +221,21 @@ http {{
         proxy_read_timeout 24h;
         proxy_send_timeout 24h;
         proxy_socket_keepalive on;
-        location / {{
-            error_page 502 504 {_CLOSED} = @hold;
+        proxy_ignore_headers {_ORDERS};
+{door.server()}        location / {{
+{refusals}            error_page 502 504 {_CLOSED} = @hold;
             error_page 500 = @failed;
             if (-f {_quoted(self.gates / service.service)}) {{ return {_CLOSED}; }}
 {switch}        }}
         location @router {{
-            error_page 502 504 = @hold;
+{asked}{refusals}            error_page 502 504 = @hold;
             error_page 500 = @failed;
 {switch}        }}
         location @hold {{
             internal;
-            error_page 502 504 = @unavailable;
+            proxy_ignore_headers X-Accel-Expires;
+{refusals}            error_page 502 504 = @unavailable;
+            error_page 500 = @failed;
             proxy_pass http://unix:{self.waiting_room};
             proxy_pass_request_body off;
             proxy_pass_request_headers off;
@@ -188,21 +243,21 @@ http {{
             proxy_set_header X-Service {service.service};
             proxy_set_header X-Router-Connected $upstream_connect_time;
             proxy_set_header X-Router-Took $upstream_response_time;
-            proxy_set_header X-Request-Upgrade $http_upgrade;
+            proxy_set_header X-Request-Upgrade $gateway_upgrade;
         }}
         location @failed {{
             internal;
             default_type application/json;
-            add_header Retry-After 5 always;
-            return 503 '{_FAILED}';
+{headers}            add_header Retry-After 5 always;
+{door.failed()}            return 503 '{_FAILED}';
         }}
         location @unavailable {{
             internal;
             default_type application/json;
-            add_header Retry-After 1 always;
+{headers}            add_header Retry-After 1 always;
             return 503 '{_UNAVAILABLE.replace("SERVICE", service.service)}';
         }}
-    }}
+{door.locations()}    }}
 """
 
 

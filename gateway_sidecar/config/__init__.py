@@ -1,10 +1,18 @@
 """The configuration: YAML in, frozen settings out, every mistake reported at once with its line."""
 
 from gateway_sidecar.config.advice import advise
+from gateway_sidecar.config.frontend import (
+    AuthSettings,
+    CorsSettings,
+    FrontendSettings,
+    LimitSettings,
+    TlsSettings,
+)
 from gateway_sidecar.config.inventory import Described, read_inventory
 from gateway_sidecar.config.load import line_of, load_config, parse_config, run_dir_of
 from gateway_sidecar.config.models import (
     AdminSettings,
+    AdminTlsSettings,
     BridgeSettings,
     DrainSettings,
     HealthSettings,
@@ -18,9 +26,9 @@ from gateway_sidecar.config.models import (
     RouterSettings,
     ServiceSettings,
     Settings,
-    TlsSettings,
 )
 from gateway_sidecar.config.overrides import load_overrides
+from gateway_sidecar.config.scaling import HookSettings, ScalingSettings
 from gateway_sidecar.config.schema import config_schema
 from gateway_sidecar.config.told import ToldEntry, read_mapping, read_told, same_entry, told_schema
 from gateway_sidecar.config.tunnels import SshDefaults, tunnel_to
@@ -28,12 +36,18 @@ from gateway_sidecar.config.values import Endpoint, PathPattern, PortRange, pars
 
 __all__ = [
     "AdminSettings",
+    "AdminTlsSettings",
+    "AuthSettings",
     "BridgeSettings",
+    "CorsSettings",
     "Described",
     "DrainSettings",
     "Endpoint",
+    "FrontendSettings",
     "HealthSettings",
     "HoldSettings",
+    "HookSettings",
+    "LimitSettings",
     "LogSettings",
     "MetricsSettings",
     "PathPattern",
@@ -43,6 +57,7 @@ __all__ = [
     "RefusedSettings",
     "ReplicaSettings",
     "RouterSettings",
+    "ScalingSettings",
     "ServiceSettings",
     "Settings",
     "SshDefaults",

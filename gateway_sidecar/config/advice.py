@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import ipaddress
 
+from gateway_sidecar.config.frontend import FrontendSettings
 from gateway_sidecar.config.models import Settings
 from gateway_sidecar.config.values import PortRange
 
@@ -38,4 +39,25 @@ def advise(settings: Settings, ephemeral: PortRange | None) -> list[str]:
                 f"services[{index}].health: timeout_s {service.health.timeout_s:g} is longer than interval_s"
                 f" {service.health.interval_s:g}, so questions come late; make it shorter"
             )
+        warnings += _door_advice(f"services[{index}].frontend", service.frontend)
+        if service.frontend.auth is not None and not ipaddress.ip_address(service.listen.host).is_loopback:
+            warnings.append(
+                f"services[{index}].listen: {service.listen} speaks HTTP, so keys are readable on the way;"
+                " use 127.0.0.1 here, and frontend.listen with tls for others"
+            )
+    return warnings
+
+
+def _door_advice(where: str, door: FrontendSettings) -> list[str]:
+    """What an address that others can reach should have."""
+    warnings = []
+    public = [it for it in door.listen if not ipaddress.ip_address(it.host).is_loopback]
+    if public and door.tls is None:
+        warnings.append(f"{where}.tls: {public[0]} speaks HTTP, so keys and prompts are readable on the way; give tls")
+    if public and door.auth is None:
+        warnings.append(f"{where}.auth: whoever reaches {public[0]} may use the engines; give auth")
+    for number, limit in enumerate(door.limits):
+        if limit.per.startswith("header:") and not door.trusted_proxies:
+            name = f"{where}.limits[{number}].per"
+            warnings.append(f"{name}: clients choose what they send in a header; have a trusted proxy set it")
     return warnings

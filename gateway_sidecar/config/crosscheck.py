@@ -11,7 +11,9 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Generic, TypeVar
 
+from gateway_sidecar.config.frontend_values import parse_server_name
 from gateway_sidecar.config.models import BridgeSettings, MetricsSettings, Settings
+from gateway_sidecar.config.scaling import scaling_problems
 from gateway_sidecar.config.values import (
     Endpoint,
     PathPattern,
@@ -53,11 +55,18 @@ def cross_problems(tree: Tree) -> Iterator[Problem]:
     listens = said.of_services(("listen",), parse_endpoint)
     listens += said.of_top(("metrics", "listen"), parse_endpoint, MetricsSettings().listen)
     listens += said.of_top(("admin", "listen"), parse_endpoint, None)
+    doors = list(_doors(said))
+    yield from _shared_addresses(doors)
+    for door in doors:
+        yield from _door_problems(tree, door)
+    # Doors that rightly share an address count once.
+    listens += [address for number, door in enumerate(doors) for address in door.own_addresses(doors[:number])]
     yield from _same_names(said.of_services(("name",), parse_name))
     yield from _same_addresses(listens)
     yield from _ports(said, listens)
     yield from _patterns(said)
     yield from _directories(said)
+    yield from scaling_problems(tree)
 
 
 class _Reading:
@@ -85,6 +94,14 @@ class _Reading:
             found += self._valid(("services", index, *location), parse, _at(service, location))
         return found
 
+    def of_list(self, location: Location, parse: Callable[[object], T]) -> list[_Said[T]]:
+        """The valid ones of a list's items; `location` leads to the list."""
+        items = _at_any(self._tree.data, location)
+        found: list[_Said[T]] = []
+        for index, item in enumerate(items if isinstance(items, list) else []):
+            found += self._valid((*location, index), parse, item)
+        return found
+
     def _valid(self, location: Location, parse: Callable[[object], T], value: object) -> list[_Said[T]]:
         if value is _ABSENT or value is None:
             return []
@@ -92,6 +109,91 @@ class _Reading:
             return [_Said(path_text(location), self._tree.line(location), parse(value))]
         except ValueError:
             return []
+
+
+@dataclass(frozen=True, slots=True)
+class _Door:
+    """One service's `frontend` as far as it is valid."""
+
+    where: Location
+    said: dict[str, object]
+    listen: list[_Said[Endpoint]]
+    redirect: list[_Said[Endpoint]]
+    names: list[_Said[str]]
+
+    @property
+    def has_tls(self) -> bool:
+        return isinstance(self.said.get("tls"), dict)
+
+    def addresses(self) -> list[tuple[str, _Said[Endpoint]]]:
+        """Every public address, with what is spoken there."""
+        spoken = "https" if self.has_tls else "http"
+        return [(spoken, it) for it in self.listen] + [("redirect", it) for it in self.redirect]
+
+    def own_addresses(self, earlier: list[_Door]) -> list[_Said[Endpoint]]:
+        """Those that no earlier service's front door has."""
+        taken = {it.value for door in earlier for _, it in door.addresses()}
+        return [it for _, it in self.addresses() if it.value not in taken]
+
+
+def _doors(said: _Reading) -> Iterator[_Door]:
+    for index, service in enumerate(said.services):
+        where: Location = ("services", index, "frontend")
+        frontend = _at(service, ("frontend",))
+        if isinstance(frontend, dict):
+            yield _Door(
+                where,
+                frontend,
+                said.of_list((*where, "listen"), parse_endpoint),
+                said.of_list((*where, "redirect"), parse_endpoint),
+                said.of_list((*where, "server_names"), parse_server_name),
+            )
+
+
+def _shared_addresses(doors: list[_Door]) -> Iterator[Problem]:
+    """Services may share a public address by their names alone, and only if they speak the same there."""
+    for number, door in enumerate(doors):
+        for earlier in doors[:number]:
+            for spoken, here in door.addresses():
+                for other, there in earlier.addresses():
+                    if here.value != there.value:
+                        continue
+                    if spoken != other:
+                        yield _at_line(here, f"{here.value} speaks {other} at {there}; use another address or port")
+                    elif not (door.names and earlier.names):
+                        cure = "give both services server_names, or each its own address or port"
+                        yield _at_line(here, f"{here.value} is taken by {there}; {cure}")
+                    else:
+                        yield from _shared_names(here, door, earlier)
+
+
+def _shared_names(address: _Said[Endpoint], door: _Door, earlier: _Door) -> Iterator[Problem]:
+    for here in door.names:
+        for there in earlier.names:
+            if here.value == there.value:
+                yield _at_line(here, f"{here.value} is {there} at {address.value} too; give each service its own names")
+
+
+def _door_problems(tree: Tree, door: _Door) -> Iterator[Problem]:
+    def problem(text: str, *below: str | int) -> Problem:
+        location = (*door.where, *below)
+        return Problem(tree.line(location), path_text(location), text)
+
+    if door.redirect and not door.has_tls:
+        yield problem("leads to HTTPS, and there is none; give tls as well", "redirect")
+    if door.redirect and not door.listen:
+        yield problem("leads to HTTPS, and no address speaks it; give listen as well", "redirect")
+    if door.has_tls and not door.listen:
+        yield problem("is for public addresses, and there are none; give listen as well", "tls")
+    if door.names and not door.listen:
+        yield problem("are for public addresses, and there are none; give listen as well", "server_names")
+    auth = door.said.get("auth")
+    has_keys = isinstance(auth, dict) and auth.get("keys_file") is not None
+    limits = door.said.get("limits")
+    for index, limit in enumerate(limits if isinstance(limits, list) else []):
+        if isinstance(limit, dict) and limit.get("per") == "key" and not has_keys:
+            text = "nobody has a key without auth.keys_file; count by ip or header:NAME, or give keys"
+            yield problem(text, "limits", index, "per")
 
 
 def _same_names(names: list[_Said[str]]) -> Iterator[Problem]:
@@ -179,6 +281,18 @@ def _blame(one: _Said[T], other: _Said[T]) -> tuple[_Said[T], _Said[T]]:
 
 def _at_line(said: _Said[Any], text: str) -> Problem:
     return Problem(said.line, said.name, text)
+
+
+def _at_any(data: object, location: Location) -> object:
+    """As `_at`, through lists as well."""
+    for part in location:
+        if isinstance(part, int):
+            if not isinstance(data, list) or part >= len(data):
+                return _ABSENT
+            data = data[part]
+        else:
+            data = _at(data, (part,))
+    return data
 
 
 def _at(data: object, location: Location) -> object:

@@ -47,7 +47,7 @@ def _text(error: ErrorDetails, location: Location, model: type[BaseModel], tree:
         sort = "true or false" if isinstance(value, bool) else "a number"
         return f"{written} is {sort} to YAML, not a text; quote it: '{written}'"
     if kind == "literal_error":
-        near = difflib.get_close_matches(str(value).lower(), _choices(_field(location, model)), 1)
+        near = difflib.get_close_matches(str(value).lower(), map(str, _choices(_field(location, model))), 1)
         hint = f" (did you mean {near[0]!r}?)" if near else ""
         return f"{written} is not one of the choices{hint}; {wanted}"
     if isinstance(value, (list, dict)):
@@ -73,7 +73,7 @@ _WRONG = {
 
 def _bounds(info: FieldInfo | None, location: Location) -> str:
     low = high = above = None
-    for rule in info.metadata if info else ():
+    for rule in _rules(info):
         if isinstance(rule, annotated_types.Ge):
             low = rule.ge
         elif isinstance(rule, annotated_types.Gt):
@@ -84,6 +84,14 @@ def _bounds(info: FieldInfo | None, location: Location) -> str:
     if above is not None:
         return f"use more than {above} and at most {high}{unit}"
     return f"use {low} to {high}{unit}"
+
+
+def _rules(info: FieldInfo | None) -> Iterator[object]:
+    """What bounds a field's value, also where it may be None instead."""
+    yield from info.metadata if info else ()
+    for choice in get_args(info.annotation) if info else ():
+        for extra in getattr(choice, "__metadata__", ()):
+            yield from extra.metadata if isinstance(extra, FieldInfo) else (extra,)
 
 
 def _mapping(_info: FieldInfo | None, _location: Location) -> str:

@@ -6,7 +6,7 @@ Durations are seconds, as each name says with `_s`.
 from __future__ import annotations
 
 from pathlib import Path
-from typing import Annotated, Any, Literal
+from typing import Annotated, Literal
 
 from pydantic import (
     AfterValidator,
@@ -19,7 +19,10 @@ from pydantic import (
     model_validator,
 )
 
+from gateway_sidecar.config.frontend import FrontendSettings
 from gateway_sidecar.config.part import Part
+from gateway_sidecar.config.part import number as _number
+from gateway_sidecar.config.scaling import ScalingSettings
 from gateway_sidecar.config.smg_options import Policy, check_argument
 from gateway_sidecar.config.tunnels import PlainPathValue, SshDefaults, SshReplicas, tunnel_to
 from gateway_sidecar.config.values import (
@@ -112,10 +115,6 @@ def _without_nul(value: str) -> str:
 EnvironmentValue = Annotated[str, AfterValidator(_without_nul)]
 
 
-def _number(default: float, low: float, high: float, description: str) -> Any:
-    return Field(default=default, ge=low, le=high, description=description)
-
-
 class LogSettings(Part):
     """The daemon's own log, on standard error."""
 
@@ -137,7 +136,7 @@ class MetricsSettings(Part):
     )
 
 
-class TlsSettings(Part):
+class AdminTlsSettings(Part):
     """Who the admin API is, and whom it lets in. PEM files; read again at each reload."""
 
     certificate: FileValue = Field(
@@ -160,7 +159,7 @@ class AdminSettings(Part):
         description="Its address. Replicas, routers and the daemon itself can be changed there.",
         examples=["127.0.0.1:9465"],
     )
-    tls: TlsSettings
+    tls: AdminTlsSettings
 
 
 class BridgeSettings(Part):
@@ -381,6 +380,8 @@ class ServiceSettings(Part):
     refused: RefusedSettings = RefusedSettings()
     drain: DrainSettings = DrainSettings()
     hold: HoldSettings = HoldSettings()
+    frontend: FrontendSettings = FrontendSettings()
+    scaling: ScalingSettings | None = Field(default=None, description="How many replicas there should be.")
 
 
 def _metrics_off(value: object) -> object:

@@ -35,7 +35,7 @@ class BridgeKeeper:
         self._on_change = on_change
         self._logger = get_logger()
         self._touched = asyncio.Event()
-        self._applied: Sequence[ServiceAddress] = ()
+        self.applied: Sequence[ServiceAddress] = ()
         self._applying = asyncio.Lock()
         self._failures = 0
         self._retry_at = 0.0
@@ -93,7 +93,7 @@ class BridgeKeeper:
                 self._logger.warning("bridge.orphans_stopped", workers=orphans)
         elif self._touched.is_set() or (self.reason and time.monotonic() > self._retry_at):
             self._touched.clear()
-            if self.reason or self._addresses() != self._applied:
+            if self.reason or self._addresses() != self.applied:
                 await self.apply()
         with suppress(OSError):  # Whoever cannot write there says so elsewhere.
             self.nginx.prepare()
@@ -106,7 +106,7 @@ class BridgeKeeper:
                 if await self.nginx.apply(wanted):
                     self._metrics.bridge_reloads.inc()
                     self._logger.info("bridge.reloaded", services=[a.service for a in wanted])
-                self._applied = wanted
+                self.applied = wanted
                 self.reason = ""
             except (BridgeError, OSError) as error:
                 self._retry_at = time.monotonic() + _RETRY_S
@@ -135,7 +135,7 @@ class BridgeKeeper:
         self._touched.clear()
         wanted = self._addresses()
         await self.nginx.start(wanted)
-        self._applied = wanted
+        self.applied = wanted
         self._metrics.bridge_starts.inc()
         assert self.nginx.process is not None
         if self.nginx.log.trouble:

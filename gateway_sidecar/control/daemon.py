@@ -17,16 +17,18 @@ from typing import Any, Protocol
 from gateway_sidecar.bridges.connections import connections_at, open_connections
 from gateway_sidecar.bridges.nginx import Nginx
 from gateway_sidecar.bridges.nginx_config import ServiceAddress
-from gateway_sidecar.config import ServiceSettings, Settings, line_of, load_config
+from gateway_sidecar.config import FrontendSettings, ServiceSettings, Settings, line_of, load_config
 from gateway_sidecar.control import records
 from gateway_sidecar.control.bridge_keeper import BridgeKeeper
 from gateway_sidecar.control.follower import Source
+from gateway_sidecar.control.front_doors import FrontDoors
 from gateway_sidecar.control.guard import keep_running
 from gateway_sidecar.control.key_keeper import KeyKeeper
 from gateway_sidecar.control.peer_keeper import PeerKeeper
 from gateway_sidecar.control.record_keeper import Record, RecordKeeper
 from gateway_sidecar.control.router_process import RouterProcess
 from gateway_sidecar.control.service import Service
+from gateway_sidecar.control.signals import Signals
 from gateway_sidecar.control.takedown import take_down
 from gateway_sidecar.control.told_keeper import ToldKeeper
 from gateway_sidecar.domain.leases import PortLeases
@@ -111,9 +113,18 @@ class Daemon:
         self._adapters = adapters
         self._running: dict[str, _Running] = {}
         self.keeper = BridgeKeeper(nginx, self._addresses, metrics, self.note_change)
+        self.doors = FrontDoors(
+            nginx.doors,
+            self._frontends,
+            lambda: {address.service: address.frontend for address in self.keeper.applied},
+            metrics,
+            rescan_interval_s=settings.rescan_interval_s,
+        )
+        self.signals = Signals(lambda: self.services, lambda: nginx.events, metrics)
         self._notifier = SystemdNotifier()
         self._logger = get_logger()
         self._ending = asyncio.Event()
+        self.taken_up = asyncio.Event()
         self._stop_all = False
         self._stop_timeout_s = DEFAULT_STOP_S
         self._at_once = asyncio.Event()
@@ -170,18 +181,21 @@ class Daemon:
         # wait finds the waiting room there.
         close_listeners = await serve(self)
         await self._take_up(processes, leases)
+        self.taken_up.set()
         background = [
             asyncio.create_task(keep_running("-", loop, self.metrics))
             for loop in (
                 *(keeper.run for keeper in self._records.values()),
                 self.keeper.run,
                 self.told.run,
+                self.doors.run,
                 self.peers.run,
                 self.keys.run,
                 self._count_loop,
                 self._log_loop,
                 self._watch_loop,
                 self._tunnel_loop,
+                self.signals.run,
             )
         ]
         for running in self._running.values():
@@ -231,6 +245,7 @@ class Daemon:
             await self.tunnels.end()
             for port in self.keeper.nginx.linked():
                 self.keeper.nginx.unlink(port)
+            await asyncio.to_thread(self.doors.withdraw)
             with suppress(OSError):  # A disk that cannot be written: what is left says nothing that lives.
                 for record in (self._processes_path, self._leases_path):
                     record.unlink(missing_ok=True)
@@ -260,9 +275,12 @@ class Daemon:
     def _routers(self) -> list[RouterProcess]:
         return [router for service in self.services.values() for router in service.routers]
 
+    def _frontends(self) -> dict[str, FrontendSettings]:
+        return {name: service.settings.frontend for name, service in self.services.items()}
+
     def _addresses(self) -> list[ServiceAddress]:
         return [
-            ServiceAddress(name, str(service.settings.listen), *service.slots.addresses())
+            ServiceAddress(name, str(service.settings.listen), *service.slots.addresses(), service.settings.frontend)
             for name, service in self.services.items()
         ]
 
@@ -285,6 +303,7 @@ class Daemon:
 
     async def _take_up(self, processes: dict[str, Any], leases: dict[str, Any]) -> None:
         self.keeper.nginx.prepare()
+        await self.doors.look(withdraw=False)
         await asyncio.to_thread(self.tunnels.prepare)
         for name, service in self.services.items():
             await self._adopt_routers(service, processes.get("routers", {}).get(name, []))
@@ -405,7 +424,7 @@ class Daemon:
                 for service in self.services.values():
                     service.connections_counted(began, places, counts)
                 for port in resting:
-                    if counts[port] == 0:
+                    if counts[port] == 0 and not any(s.may_hear_of(port) for s in self.services.values()):
                         self.leases.settle(port)
                 await asyncio.sleep(count_pause_s(time.monotonic() - began))
             else:
@@ -509,6 +528,7 @@ class Daemon:
             self.keeper.beat,
             self.peers.beat,
             self.keys.beat,
+            self.signals.beat,
             *self._beats.values(),
             *(s.stalest_beat() for s in self.services.values()),
         ]
@@ -582,7 +602,9 @@ class Daemon:
         self.settings = fresh.model_copy(
             update={"services": tuple(s for s in fresh.services if s.name in self.services)}
         )
+        await self.doors.look(withdraw=False)
         await self.keeper.apply()
+        await self.doors.look()
         if self.keeper.reason:
             changes.append(f"nginx: {self.keeper.reason}")
         self.note_change()

@@ -11,6 +11,7 @@ from dataclasses import dataclass
 from enum import StrEnum
 from typing import Protocol
 
+from gateway_sidecar.bridges.nginx import busy_ports
 from gateway_sidecar.domain.backoff import Backoff
 from gateway_sidecar.errors import ProcessError, RouterError
 from gateway_sidecar.routers.base import RouterClient, RouterKind, RouterPorts
@@ -21,6 +22,7 @@ from gateway_sidecar.telemetry.metrics import Metrics
 
 _RESTARTS = Backoff(first_s=0.2, most_s=30.0)
 _CONNECT_S = 1.0
+_PORTS_PATIENCE_S = 2.0
 _STEADY_S = 60.0  # a router that ran this long starts with a clean record
 
 
@@ -192,6 +194,7 @@ class RouterProcess:
         self._unresponsive.clear()
         self._set(RouterState.STARTING)
         key = secrets.token_urlsafe(32)
+        await self._until_its_ports_are_free()
         try:
             ports = self._private_ports.choose(self.slot)
             command = self.kind.command(ports, key)
@@ -231,6 +234,15 @@ class RouterProcess:
             return True
         await self._ended("did not answer within its start timeout" if process.running else "ended while starting")
         return False
+
+    async def _until_its_ports_are_free(self) -> None:
+        """A killed router's sockets may live on for a moment. On other ports nginx would have to be reloaded."""
+        if self.ports is None:
+            return
+        own = [("127.0.0.1", self.ports.api), ("127.0.0.1", self.ports.metrics)]
+        deadline = time.monotonic() + _PORTS_PATIENCE_S
+        while await asyncio.to_thread(busy_ports, own) and time.monotonic() < deadline:
+            await asyncio.sleep(0.01)
 
     async def _until_lost(self) -> None:
         assert self.process is not None

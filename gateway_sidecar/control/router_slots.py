@@ -138,6 +138,7 @@ class RouterSlots:
                 await new.halt()
                 await new.router.stop(grace_s=0)
                 self.units.remove(new)
+                new.router.log.close()
                 if isinstance(error, asyncio.CancelledError):
                     raise
                 why = str(error) or new.router.reason or "it did not get every worker ready in time"
@@ -199,6 +200,7 @@ class RouterSlots:
                         break
             await old.router.stop(grace_s=0 if old.hangs.is_set() else 0.5)
             self.units.remove(old)  # Not before: as long as it runs it is ours to write down, or to end.
+            old.router.log.close()
             self._on_retired()
         finally:
             self._on_change()

@@ -163,6 +163,7 @@ class Service:
         self._current: dict[ReplicaId, Tenure] = {}
         self._yielding: dict[int, Tenure] = {}
         self._by_url: dict[str, Tenure] = {}
+        self._late_ports: dict[int, float] = {}
         self._preferred: dict[ReplicaId, int] = {}
         self._beat = time.monotonic()
         self.follower = SourceFollower(
@@ -502,8 +503,8 @@ class Service:
     def measure_tunnels(self) -> None:
         """Brings the metric of the tunnels' states up to date."""
         for tenure in self._current.values():
-            if tenure.sighting.tunnel is not None:
-                path = far_end_of(self.path_of(tenure.sighting.tunnel), tenure.sighting.tunnel, tenure.result)
+            path = far_end_of(tenure, self.path_of)
+            if path is not None:
                 self._metrics.note_tunnel(self.name, tenure.replica, path.state)
 
     # -- the plan
@@ -667,9 +668,12 @@ class Service:
         tenure.unpin()
         del self.tenures[tenure.key]
         if tenure.port is not None:
-            # Nobody holds a connection: that was the condition for letting go.
             self._leases.release(tenure.port)
-            self._leases.settle(tenure.port)
+            late_until = max((unit.book.late_until(tenure.url) for unit in self.slots.units if tenure.url), default=0.0)
+            if late_until > time.monotonic():
+                self._late_ports[tenure.port] = late_until
+            else:
+                self._leases.settle(tenure.port)  # Nobody holds a connection: that was the condition for letting go.
             self._keys_shown.leave(tenure.port)
         if tenure.url is not None and self._by_url.get(tenure.url) is tenure:
             del self._by_url[tenure.url]
@@ -680,6 +684,14 @@ class Service:
         self._on_change()
         tenure.drained.set()
         self._log.ended(tenure)
+
+    def may_hear_of(self, port: int) -> bool:
+        """Whether a worker that was taken back may yet appear there: whoever had the port would get its requests."""
+        until = self._late_ports.get(port)
+        if until is not None and until <= time.monotonic():
+            del self._late_ports[port]
+            return False
+        return until is not None
 
     def _on_router(self) -> None:
         self._metrics.router_up.labels(self.name).set(self.router.up)

@@ -63,6 +63,7 @@ class Tenure:
         `/proc/self/fd/<pin>` is an address of this very occupant, however long the socket's path is.
     settled_at: since when no router lists its worker any more, once it has to go.
     in_flight: connections on its bridge, counted after it settled; None before.
+    asked: whether `result` came from the occupant's side, and not from a tunnel that was down.
     quiet_since: since when that has been zero.
     peer: the address that it is advertised under; the same for the whole stay, once a router was told of it.
     peer_is_ours: whether that address is kept for this stay; until then it has no URL.
@@ -116,6 +117,7 @@ class Tenure:
     state_since: float = 0.0
     reason: str = ""
     served: bool = False
+    asked: bool = False
 
     @property
     def address(self) -> str | None:

@@ -43,8 +43,13 @@ PathOf = Callable[[Tunnel], PathStatus]
 """How a tunnel is."""
 
 
-def far_end_of(path: PathStatus, tunnel: Tunnel, result: ProbeResult | None) -> PathStatus:
-    """How a tunnel is once it is known what came of a question through it."""
+def far_end_of(tenure: Tenure, path_of: PathOf) -> PathStatus | None:
+    """How a tenure's tunnel is, and what came of the last question through it; None if it has no tunnel."""
+    tunnel = tenure.sighting.tunnel
+    return None if tunnel is None else _with_far_end(path_of(tunnel), tunnel, tenure.result if tenure.asked else None)
+
+
+def _with_far_end(path: PathStatus, tunnel: Tunnel, result: ProbeResult | None) -> PathStatus:
     if not path.is_up or not isinstance(result, Loading) or not result.refused:
         return path
     if path.reason:
@@ -168,7 +173,8 @@ class Watcher:
         tenure.probe = None
         if tenure.gone or tenure.replaced:
             return
-        if kind != "tunnel":
+        tenure.asked = kind != "tunnel"
+        if tenure.asked:
             result = self._as_seen_through(tenure, result)
         if kind == "health" and isinstance(result, Ready) and isinstance(tenure.result, Ready):
             # Well as before, the usual case by far: nothing to plan.
@@ -190,7 +196,7 @@ class Watcher:
         tunnel = tenure.sighting.tunnel
         if tunnel is None or not isinstance(result, Loading) or not result.refused:
             return result
-        return Loading(f"{far_end_of(self._path_of(tunnel), tunnel, result)}", refused=True)
+        return Loading(f"{_with_far_end(self._path_of(tunnel), tunnel, result)}", refused=True)
 
     def _learn(self, tenure: Tenure, result: ProbeResult, *, identified: bool) -> None:
         now = time.monotonic()

@@ -26,6 +26,8 @@ _LEAST_POLL_S = 0.005
 _PATIENCE_S = 1.0
 _SETTLES_S = 0.1
 _AT_ONCE = 32
+_LATE_S = 15.0
+"""A registration that SMG accepted cannot be taken back: its worker may appear that much later."""
 
 
 @dataclass(slots=True)
@@ -74,6 +76,7 @@ class WorkerBook:
         self._listed_at = 0.0
         self.workers: dict[str, Registered] = {}
         self._submissions: dict[str, _Submission] = {}
+        self._late_until: dict[str, float] = {}
         self._answered_at: dict[str, float] = {}
         self._settling: dict[str, float] = {}
         self._busy: dict[str, asyncio.Task[None]] = {}
@@ -115,6 +118,10 @@ class WorkerBook:
         """Why the last operation on this worker failed, if the last one did."""
         failure = self._failures.get(url)
         return failure.reason if failure else None
+
+    def late_until(self, url: str) -> float:
+        """Until when (monotonic seconds) a worker that was taken back before it was ready may yet appear; 0 if none."""
+        return self._late_until.pop(url, 0.0)
 
     def forget(self, url: str) -> None:
         """The URL's owner is gone for good."""
@@ -197,7 +204,9 @@ class WorkerBook:
         """Another process, or none: what the last one said is void."""
         lost = list(self.workers)
         self._listed = False
-        for book in (self.workers, self._submissions, self._answered_at, self._settling, self._failures):
+        for book in (
+            self.workers, self._submissions, self._answered_at, self._settling, self._failures, self._late_until
+        ):  # fmt: skip
             book.clear()
         for url in lost:
             self._on_change(url)
@@ -259,6 +268,7 @@ class WorkerBook:
             self.workers.pop(url, None)
             submission = self._submissions.pop(url, None)
             if submission is not None and not submission.confirmed:
+                self._late_until[url] = time.monotonic() + _LATE_S
                 self._fail(url, "the router dropped the registration")
         else:
             self.workers[url] = worker
@@ -332,7 +342,9 @@ class WorkerBook:
         self._metrics.deregistrations.labels(self._router.service, action.why.name.lower()).inc()
         if epoch != self._router.epoch:
             return
-        self._submissions.pop(action.url, None)
+        submission = self._submissions.pop(action.url, None)
+        if submission is not None and not submission.confirmed:
+            self._late_until[action.url] = time.monotonic() + _LATE_S
         self._settling[action.url] = time.monotonic() + _SETTLES_S
         worker = self.workers.get(action.url)
         if worker is not None and worker.worker_id == action.worker_id:

@@ -48,6 +48,23 @@ class LogLine:
     fields: Mapping[str, object] = field(default_factory=dict)
 
 
+@dataclass(frozen=True, slots=True)
+class RouterReading:
+    """What a router's own metrics say at one moment.
+
+    in_flight: inference requests that it works on; None where it does not say.
+    active, requests: worker URL -> requests on it now, and ever since the router began.
+    errors: worker_type -> requests that failed on workers of this type.
+    itl: pause between tokens, upper bound in seconds -> cumulative count; empty where it does not say.
+    """
+
+    in_flight: float | None
+    active: Mapping[str, float]
+    requests: Mapping[str, float]
+    errors: Mapping[str, float]
+    itl: Mapping[float, float]
+
+
 class RouterClient(Protocol):
     """A running router's API. Raises RouterError; never returns a guess."""
 
@@ -90,4 +107,8 @@ class RouterKind(Protocol):
 
     def read_log_line(self, line: str) -> LogLine | None:
         """One line of its output; None for what is not worth passing on."""
+        ...
+
+    def read_metrics(self, text: bytes) -> RouterReading:
+        """What its metrics page says."""
         ...

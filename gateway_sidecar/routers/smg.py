@@ -36,7 +36,8 @@ from gateway_sidecar.domain.model import (
 )
 from gateway_sidecar.errors import ProcessError, RouterRefused, RouterUnavailable, WorkerExists
 from gateway_sidecar.routers import with_key
-from gateway_sidecar.routers.base import LaunchCommand, LogLine, RouterPorts
+from gateway_sidecar.routers.base import LaunchCommand, LogLine, RouterPorts, RouterReading
+from gateway_sidecar.routers.smg_metrics import read_metrics
 from gateway_sidecar.routers.smg_ranks import Rank, RankBook
 
 _MOST_ANSWER_BYTES = 64 * 1024 * 1024
@@ -429,3 +430,7 @@ class Smg:
     def read_log_line(self, line: str) -> LogLine | None:
         """One line of its output; None for what is not worth passing on."""
         return read_log_line(line)
+
+    def read_metrics(self, text: bytes) -> RouterReading:
+        """What its metrics page says."""
+        return read_metrics(text)

@@ -93,6 +93,11 @@ class ChildLog:
         except TimeoutError:
             return []
 
+    def close(self) -> None:
+        """Nobody will read it any more."""
+        for thread in self._threads.values():
+            thread.end()
+
     def new_lines(self) -> list[str]:
         """The complete lines that were written since the last call; at most 256 KiB of them, the newest.
 

@@ -25,7 +25,11 @@ class OwnThread:
         self._work: SimpleQueue[Callable[[], None] | None] = SimpleQueue()
         self._begun = False
         self._last: asyncio.Future[None] | None = None
-        weakref.finalize(self, self._work.put, None)
+        self._end = weakref.finalize(self, self._work.put, None)
+
+    def end(self) -> None:
+        """Nothing more will be asked: the thread ends after what it does now."""
+        self._end()
 
     async def run(self, work: Callable[[], T], *, patience_s: float) -> T:
         """What `work` returns or raises. Raises TimeoutError after `patience_s` seconds; the work itself goes on then.

@@ -99,8 +99,11 @@ class Process:
         log_fd: int,
         env: Mapping[str, str] | None = None,
         cwd: Path | None = None,
+        keep_fds: Sequence[int] = (),
     ) -> Process:
         """Starts a process in a session of its own, its output on `log_fd` (closed here). Raises ProcessError.
+
+        It inherits `keep_fds`, and no other descriptor of ours.
 
         It gets the daemon's environment, less what systemd told the daemon alone, with `env` on top.
         """
@@ -116,6 +119,7 @@ class Process:
                     env={**inherited, **(env or {})},
                     cwd=cwd,
                     start_new_session=True,
+                    pass_fds=keep_fds,
                 )
             finally:
                 os.close(log_fd)

@@ -86,6 +86,27 @@ class Metrics:
         self.service_missing = gauge(
             "service_missing", "1 while the service lacks this, so that requests wait.", "service", "missing"
         )
+        self.frontend_keys = gauge("frontend_keys", "Keys that let clients in.", "service")
+        self.frontend_expiry = gauge(
+            "frontend_certificate_expiry_timestamp_seconds", "When the served certificate expires.", "service"
+        )
+        self.frontend_problem = gauge(
+            "frontend_problem", "1 while the front door's part cannot be used as it is.", "service", "part"
+        )
+        self.requests = counter("requests", "Requests for an answer that have ended, by outcome.", "service", "outcome")
+        self.lost_events = gauge(
+            "lost_request_events", "Ends of requests that nginx told of and nobody had time to read."
+        )
+        self.request_rate = gauge(
+            "request_rate", "Requests per second over the last so many seconds.", "service", "role", "window"
+        )
+        self.error_rate = gauge("error_rate", "Failures per second.", "service", "role", "window")
+        self.in_flight = gauge("in_flight_requests", "Requests that the router works on.", "service", "role")
+        self.latency = gauge(
+            "latency_seconds", "Quantiles of latencies.", "service", "role", "kind", "window", "quantile"
+        )
+        self.desired_replicas = gauge("desired_replicas", "Replicas that there should be.", "service", "role")
+        self.scaling_hook_runs = counter("scaling_hook_runs", "Calls of the scaling hook.", "service", "outcome")
         self.bridge_ports = gauge("bridge_ports", "Bridge ports by use.", "use")
         self.bridge_up = gauge("bridge_up", "1 while nginx runs.")
         self.bridge_reloads = counter("bridge_reloads", "Reloads of nginx; scale events cause none.")
@@ -122,6 +143,11 @@ class Metrics:
         """Removes a vanished replica's series."""
         self.replica_serving.remove_by_labels({"service": service, "replica": replica})
         self._forget_tunnel(service, replica)
+
+    def forget_role(self, service: str, role: str) -> None:
+        """Removes the series of a role that a service has no more."""
+        for metric in (self.request_rate, self.error_rate, self.in_flight, self.latency, self.desired_replicas):
+            metric.remove_by_labels({"service": service, "role": role})
 
     def forget_service(self, service: str) -> None:
         """Removes a removed service's series."""

@@ -31,15 +31,18 @@ async def ask(gateway: Gateway, model: str, *, stream: bool, service: str = "cha
         return "".join(parts)
 
 
-async def stream_chat(gateway: Gateway, tokens: int, started: asyncio.Event | None = None, model: str = "tiny") -> str:
+async def stream_chat(
+    gateway: Gateway, tokens: int, started: asyncio.Event | None = None, model: str = "tiny", key: str | None = None
+) -> str:
     """One streamed chat; raises if it does not run to its very end."""
     # A prompt of its own, so that cache-aware routing spreads the chats.
     messages = [{"role": "user", "content": f"{next(_prompts)} {'x' * 50}"}]
     body = {"model": model, "messages": messages, "max_tokens": tokens, "stream": True}
+    headers = {"Authorization": f"Bearer {key}"} if key else {}
     text, done = "", False
     async with (
         gateway.client() as session,
-        session.post(f"{gateway.url()}/v1/chat/completions", json=body) as response,
+        session.post(f"{gateway.url()}/v1/chat/completions", json=body, headers=headers) as response,
     ):
         assert response.status == 200, await response.text()
         async for raw in response.content:
@@ -47,7 +50,9 @@ async def stream_chat(gateway: Gateway, tokens: int, started: asyncio.Event | No
             if line == "[DONE]":
                 done = True
             elif line:
-                text += json.loads(line)["choices"][0]["delta"].get("content") or ""
+                chunk = json.loads(line)
+                assert "choices" in chunk, f"{line} after {text!r}"
+                text += chunk["choices"][0]["delta"].get("content") or ""
                 if started is not None:
                     started.set()
     assert done, f"the stream broke off after {text!r}"

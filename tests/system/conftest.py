@@ -2,16 +2,21 @@
 
 from __future__ import annotations
 
+import asyncio
 import shutil
+import time
 from collections.abc import AsyncIterator, Awaitable, Callable
+from contextlib import suppress
 from pathlib import Path
 from typing import Any
 
+import aiohttp
 import pytest
 import pytest_asyncio
+import yaml
 
 from examples.simulated import Behaviour, EngineKind, EngineSpec, SimulatedEngine, start_engine
-from tests.system.gateway import Gateway
+from tests.system.gateway import Gateway, PortBlock
 
 StartEngine = Callable[..., Awaitable[SimulatedEngine]]
 MakeGateway = Callable[..., Gateway]
@@ -63,3 +68,54 @@ async def engine() -> AsyncIterator[StartEngine]:
     yield start
     for one in started:
         await one.stop(grace_s=0)
+
+
+class Prometheus:
+    """A real Prometheus that runs."""
+
+    def __init__(self, port: int) -> None:
+        self._url = f"http://127.0.0.1:{port}/api/v1/query"
+
+    async def until(
+        self, query: str, condition: Callable[[list[dict[str, Any]]], bool], *, within_s: float = 30.0
+    ) -> list[dict[str, Any]]:
+        """The query's first result for which the condition holds."""
+        rows: list[dict[str, Any]] = []
+        end = time.monotonic() + within_s
+        async with aiohttp.ClientSession() as session:
+            while True:
+                with suppress(aiohttp.ClientError):
+                    async with session.get(self._url, params={"query": query}) as response:
+                        if response.status == 200:
+                            rows = (await response.json())["data"]["result"]
+                            if condition(rows):
+                                return rows
+                assert time.monotonic() < end, f"{query}: {rows}"
+                await asyncio.sleep(0.1)
+
+
+@pytest_asyncio.fixture
+async def prometheus(tmp_path: Path) -> AsyncIterator[Callable[[dict[str, Any]], Awaitable[Prometheus]]]:
+    """Starts Prometheus with a configuration."""
+    if shutil.which("prometheus") is None:
+        pytest.skip("prometheus is not installed; `make test` installs it")
+    started: list[asyncio.subprocess.Process] = []
+    ports = PortBlock()
+
+    async def start(config: dict[str, Any]) -> Prometheus:
+        path = tmp_path / "prometheus.yaml"
+        path.write_text(yaml.safe_dump(config))
+        log = (tmp_path / "prometheus.log").open("wb")
+        with log:
+            started.append(await asyncio.create_subprocess_exec(
+                "prometheus", f"--config.file={path}", f"--storage.tsdb.path={tmp_path / 'tsdb'}",
+                f"--web.listen-address=127.0.0.1:{ports.first}", stdout=log, stderr=log,
+            ))  # fmt: skip
+        return Prometheus(ports.first)
+
+    yield start
+    for process in started:
+        if process.returncode is None:
+            process.terminate()
+        await process.wait()
+    ports.release()

@@ -158,8 +158,9 @@ async def test_changed_notes_are_taken_over_and_a_changed_place_replaces(gateway
     (worker,) = await gateway.workers()
     assert (worker["priority"], worker["labels"]["rack"]) == (7, "b7")
 
-    stream = asyncio.create_task(stream_chat(gateway, 150))
-    await asyncio.sleep(0)
+    started = asyncio.Event()
+    stream = asyncio.create_task(stream_chat(gateway, 150, started))
+    await started.wait()
     lows: list[int] = []
     moving = asyncio.create_task(put(gateway, "a1", "?wait=serving", socket=str(two)))
     while not moving.done():
@@ -300,8 +301,9 @@ async def test_delete_lets_what_is_in_flight_end(gateway: Gateway, engine: Start
     place = elsewhere(gateway, "a1")
     await engine(place, token_interval_s=0.02)
     await put(gateway, "a1", "?wait=serving", socket=str(place))
-    stream = asyncio.create_task(stream_chat(gateway, 200))
-    await gateway.until(lambda s: connections(gateway, s) > 0)
+    started = asyncio.Event()
+    stream = asyncio.create_task(stream_chat(gateway, 200, started))
+    await started.wait()
     deleting = asyncio.create_task(call(gateway, "DELETE", "/a1?drain_s=60"))
     await gateway.until_state("a1", "draining")
     status, _ = await put(gateway, "a1", "?wait=serving", socket=str(place))
@@ -311,11 +313,3 @@ async def test_delete_lets_what_is_in_flight_end(gateway: Gateway, engine: Start
     status, gone = await call(gateway, "DELETE", "/a1?drain_s=0.2")
     assert (status, gone["drained"]) == (202, False)
     assert await stream
-
-
-def connections(gateway: Gateway, status: dict[str, Any]) -> int:
-    """Connections at the replica's bridge."""
-    from gateway_sidecar.bridges.connections import open_connections
-
-    port = int(replica_of(status, "a1")["bridge"].rpartition(":")[2])
-    return open_connections({port})[port]

@@ -341,3 +341,13 @@ async def test_replica_without_a_bridge_is_drained_at_once(make_gateway: MakeGat
     await gateway.until(lambda s: any("no free bridge port" in (r["reason"] or "") for r in service_of(s)["replicas"]))
     code, out, err = await gateway.cli("drain", "chat", "r2", "--timeout", "5")
     assert code == 0, (out, err)
+
+
+async def test_daemon_that_begins_answers_when_it_knows(gateway: Gateway, engine: StartEngine) -> None:
+    """Its first answer holds the replicas that the last daemon had: nobody is told that there are none."""
+    await engine(gateway.socket("r1"))
+    await gateway.until_states({"r1": "serving"})
+    await gateway.kill()
+    await gateway.start(ready=False)
+    first = await gateway.until(lambda _status: True)
+    assert [row["id"] for row in service_of(first)["replicas"]] == ["r1"]

@@ -5,6 +5,7 @@ from __future__ import annotations
 import asyncio
 import os
 import signal
+import socket
 import sys
 import time
 from contextlib import suppress
@@ -224,7 +225,7 @@ async def test_engine_that_dies_while_it_is_being_registered(
         await dying.kill()
         gateway.socket("r1").unlink()
         await gateway.until_states({}, within_s=15)
-        assert await gateway.workers() == []
+        await gateway.until_workers(lambda workers: workers == [])
     await engine(gateway.socket("r1"), kind)
     await gateway.until_states({"r1": "serving"})
     assert "r1" in await ask(gateway, "tiny", stream=False)
@@ -250,3 +251,40 @@ async def test_engine_that_failed_for_a_moment_gets_requests_again_soon(gateway:
                     await stream_chat(gateway, 2, model=name)
                     break
                 await asyncio.sleep(0.1)
+
+
+async def test_router_comes_back_on_its_ports_though_they_are_free_only_a_moment_later(
+    gateway: Gateway, engine: StartEngine
+) -> None:
+    """On other ports nginx would have to be reloaded, and those that wait would ask the old ones."""
+    await engine(gateway.socket("r1"))
+    await gateway.until_states({"r1": "serving"})
+    before = await gateway.status()
+    router = service_of(before)["router"]
+    assert gateway.process is not None
+    gateway.process.send_signal(signal.SIGSTOP)
+    try:
+        os.kill(router["pid"], signal.SIGKILL)
+        taken = await bound(int(router["url"].rsplit(":", 1)[1]))
+    finally:
+        gateway.process.send_signal(signal.SIGCONT)
+    with taken:
+        await gateway.until(lambda s: service_of(s)["router"]["state"] == "starting")
+    after = await gateway.until(lambda s: service_of(s)["router"]["state"] == "up" and s["ready"], within_s=20)
+    assert service_of(after)["router"]["url"] == router["url"]
+    assert after["bridge"]["reloads"] == before["bridge"]["reloads"]
+
+
+async def bound(port: int) -> socket.socket:
+    """A socket that listens on a port, as soon as nobody else does."""
+    while True:
+        taken = socket.socket()
+        taken.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
+        try:
+            taken.bind(("127.0.0.1", port))
+        except OSError:
+            taken.close()
+            await asyncio.sleep(0.005)
+            continue
+        taken.listen()
+        return taken

@@ -75,7 +75,7 @@ async def test_websocket_upgrade_reaches_the_router(gateway: Gateway, engine: St
     status = (await reader.readline()).decode()
     writer.close()
     config = (gateway.directory / "run" / "nginx" / "nginx.conf").read_text()
-    assert "proxy_set_header Upgrade $http_upgrade;" in config
+    assert "proxy_set_header Upgrade $gateway_upgrade;" in config
     assert " 502 " not in status
     assert " 503 " not in status
 

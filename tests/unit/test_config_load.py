@@ -318,3 +318,9 @@ def problems_if_any(text: str) -> list[str]:
     except ConfigError as error:
         return error.problems
     return []
+
+
+def test_the_bounds_of_what_may_be_null_are_named_too() -> None:
+    """A cure that says `use None to None` cures nothing."""
+    text = MINIMAL + "    router: {memory_limit_mb: 1}\n"
+    assert problems(text) == ["c.yaml:6: services[0].router.memory_limit_mb: 1 is too small; use 16 to 1048576"]

@@ -2,9 +2,17 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
 from pathlib import Path
 
+import pytest
+
+from gateway_sidecar.bridges.front_door import DoorPlaces
+from gateway_sidecar.bridges.nginx import NginxProgram, needed_lua
 from gateway_sidecar.bridges.nginx_config import Capacity, NginxConfig, ServiceAddress, peer_config
+from gateway_sidecar.check import lacking
+from gateway_sidecar.config import AuthSettings, FrontendSettings
+from gateway_sidecar.errors import BridgeError
 
 
 def config(**changes: object) -> str:
@@ -24,6 +32,7 @@ def config(**changes: object) -> str:
         "services": [ServiceAddress("chat", "127.0.0.1:30000", "127.0.0.1:23001", "127.0.0.1:23003")],
         "stream_module": Path("/usr/lib/nginx/modules/ngx_stream_module.so"),
         "user": None,
+        "doors": DoorPlaces(Path("/run/g/doors")),
     }
     return NginxConfig(**(settings | changes)).text()  # type: ignore[arg-type]
 
@@ -64,6 +73,30 @@ def test_capacity_follows_the_file_limit() -> None:
 def test_same_settings_give_the_same_text() -> None:
     """What is compared with the file on disk must not change by itself."""
     assert config() == config()
+
+
+def test_without_lua_a_service_with_keys_does_not_start(tmp_path: Path) -> None:
+    """And the message names the package; services without keys never need it."""
+    keys = FrontendSettings(auth=AuthSettings(keys_file=tmp_path / "keys"))
+    without = NginxProgram("nginx", "1.22.1", None)
+    (finding,) = lacking(without, keys)
+    assert "libnginx-mod-http-lua" in finding
+    assert list(lacking(without, FrontendSettings())) == []
+    assert list(lacking(replace(without, lua_modules=()), keys)) == []
+    guarded = ServiceAddress("chat", "127.0.0.1:30000", "127.0.0.1:23001", "127.0.0.1:23003", keys)
+    with pytest.raises(BridgeError, match="libnginx-mod-http-lua"):
+        needed_lua(without, [guarded])
+    assert needed_lua(without, [replace(guarded, frontend=FrontendSettings())]) == ()
+
+
+def test_lua_is_loaded_only_where_it_is_needed() -> None:
+    """A gateway without keys runs on an nginx without the module."""
+    modules = [Path("/m/ndk_http_module.so"), Path("/m/ngx_http_lua_module.so")]
+    assert "lua" not in config(lua_modules=modules)
+    keys = FrontendSettings(auth=AuthSettings(keys_file=Path("/k")))
+    guarded = ServiceAddress("chat", "127.0.0.1:30000", "127.0.0.1:23001", "127.0.0.1:23003", keys)
+    text = config(lua_modules=modules, services=[guarded])
+    assert text.index("ndk_http_module.so") < text.index("ngx_http_lua_module.so")
 
 
 def test_an_advertised_address_serves_this_machine_alone() -> None:

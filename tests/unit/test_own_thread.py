@@ -101,3 +101,13 @@ async def test_many_hung_sources_starve_nobody(tmp_path: Path, monkeypatch: pyte
     for source in hung:
         source.released.set()
     assert all(listing.blind is None for listing in await asyncio.gather(*(source.look() for source in hung)))
+
+
+async def test_ended_thread_is_gone() -> None:
+    """Whoever has no more to ask leaves none behind."""
+    thread = OwnThread("to be ended")
+    await thread.run(lambda: None, patience_s=5)
+    (running,) = [one for one in threading.enumerate() if one.name == "to be ended"]
+    thread.end()
+    await asyncio.to_thread(running.join, 5)
+    assert not running.is_alive()

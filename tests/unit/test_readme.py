@@ -12,9 +12,8 @@ from gateway_sidecar.telemetry.metrics import Metrics
 REPOSITORY = Path(__file__).parents[2]
 README = (REPOSITORY / "README.md").read_text("utf-8")
 DOCUMENTS = [REPOSITORY / "README.md", *sorted((REPOSITORY / "docs").glob("*.md"))]
-_AN_EVENT = re.compile(
-    r'"((?:bridge|config|daemon|gate|lease|loop|peer|replica|router|service|source|state|worker)\.[a-z_]+)"'
-)
+_KINDS = "bridge|config|daemon|frontend|gate|lease|loop|peer|replica|router|scaling|service|signals|source|state|worker"
+_AN_EVENT = re.compile(rf'"((?:{_KINDS})\.[a-z_]+)"')
 
 
 def test_every_metric_is_in_the_table_and_no_other() -> None:

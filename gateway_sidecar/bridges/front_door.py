@@ -1,0 +1,402 @@
+"""The front door's part of nginx's configuration: which paths pass, who may come in, how often, and TLS. Pure.
+
+All of it works without the daemon. Keys are links in a directory and the certificate is a file that nginx opens for
+each handshake, so neither needs a reload, which would cost clients their kept connections.
+
+A request meets, in this order: the path, CORS, its key (server rewrite phase); limits (preaccess); another server's
+word (access); the gate. A request that goes to the waiting room and back is not judged twice, but for that word.
+"""
+
+from __future__ import annotations
+
+import json
+import re
+from collections.abc import Callable, Iterable, Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+
+from gateway_sidecar.config import AuthSettings, Endpoint, FrontendSettings, LimitSettings
+from gateway_sidecar.config.frontend_values import ALL_PATHS, CONTROL, INFERENCE
+
+LISTEN_OPTIONS = "backlog=4096 so_keepalive=60s:10s:6"
+
+# Statuses of our own, inside nginx only.
+_PREFLIGHT, _NO_KEY, _TOO_MANY_AT_ONCE, _TOO_MANY, _NO_PATH = 592, 593, 594, 595, 596
+_ID = "[A-Za-z0-9_][A-Za-z0-9_.:~-]*"
+_SEGMENTS = "(?:/[A-Za-z0-9_~:@!$&'()*+,=-][A-Za-z0-9._~:@!$&'()*+,=-]*)"
+_END = r"(?:\?|\z)"
+_METHODS = "GET, POST, DELETE, OPTIONS"
+_CIPHERS = "ECDHE+AESGCM:ECDHE+CHACHA20"
+_CORS_ANSWERS = ("Allow-Origin", "Allow-Methods", "Allow-Headers", "Allow-Credentials", "Expose-Headers", "Max-Age")
+
+
+@dataclass(frozen=True, slots=True)
+class DoorPlaces:
+    """Where the daemon puts what nginx reads at run time."""
+
+    directory: Path
+
+    def services(self) -> set[str]:
+        """Whose keys or certificate are there."""
+        found = self.directory.iterdir() if self.directory.is_dir() else ()
+        return {path.stem for path in found if path.suffix in (".pem", ".keys")}
+
+    def pem(self, service: str) -> Path:
+        """Certificate and key in one file, so that no handshake sees one without the other."""
+        return self.directory / f"{service}.pem"
+
+    def keys(self, service: str) -> Path:
+        """The directory of keys: SHA-256 -> name, as symbolic links."""
+        return self.directory / f"{service}.keys"
+
+
+@dataclass(frozen=True, slots=True)
+class FrontDoor:
+    """One service's front door. `variable` is its name in nginx's variables and zones."""
+
+    service: str
+    settings: FrontendSettings
+    places: DoorPlaces
+
+    @property
+    def variable(self) -> str:
+        return self.service.replace("-", "_")
+
+    # -- http {}
+
+    def http(self) -> str:
+        """Maps, zones and the upstream of another server's word."""
+        it, name = self.settings, self.variable
+        parts = [_map("$request_uri", f"$gateway_passes_{name}", [("default", "0"), *_passing(it.paths)])]
+        if it.auth is not None:
+            rows = [("default", '""'), *((_below(path), "public") for path in it.auth.public_paths)]
+            parts.append(_map("$request_uri", f"$gateway_public_{name}", rows))
+            if it.auth.url is not None:
+                parts.append(f"    upstream {self.service}.auth {{ server {it.auth.url.address}; keepalive 16; }}\n")
+        if it.cors is not None:
+            parts.append(self._cors_maps())
+        if it.tls is not None:
+            rows = [("default", _quoted(str(self.places.pem(self.service))))]
+            parts.append(_map("$server_port", f"$gateway_pem_{name}", rows))
+        for number, limit in enumerate(it.limits):
+            parts.append(self._zones(number, limit))
+        return "".join(parts)
+
+    def _cors_maps(self) -> str:
+        assert self.settings.cors is not None
+        origins = self.settings.cors.origins
+        rows = [("default", '""')]
+        rows += [('"~."', '"*"')] if "*" in origins else [(_quoted(origin), "$http_origin") for origin in origins]
+        name = self.variable
+        asked = "$request_method:$http_access_control_request_method"
+        return _map("$http_origin", f"$gateway_origin_{name}", rows) + _map(
+            _quoted(asked), f"$gateway_preflight_{name}", [("default", "0"), ('"~^OPTIONS:."', "1")]
+        )
+
+    def _zones(self, number: int, limit: LimitSettings) -> str:
+        name = f"{self.variable}_{number}"
+        text = ""
+        counted = {"key": f"$gateway_key_{self.variable}", "ip": "$binary_remote_addr"}.get(limit.per)
+        if counted is None:
+            header = "$http_" + limit.per.partition(":")[2].lower().replace("-", "_")
+            counted = f"$gateway_sent_{name}"
+            text += _map(header, counted, [("default", f'"sent:{header}"'), ('""', '"ip:$remote_addr"')])
+        rows = [("default", counted)] if limit.path is None else [("default", '""'), (_below(limit.path), counted)]
+        text += _map("$request_uri", f"$gateway_counted_{name}", rows)
+        if limit.rps is not None:
+            text += f"    limit_req_zone $gateway_counted_{name} zone={name}_rate:10m rate={_rate(limit.rps)};\n"
+        if limit.concurrent is not None:
+            text += f"    limit_conn_zone $gateway_counted_{name} zone={name}_at_once:10m;\n"
+        return text
+
+    # -- server {}
+
+    def server(self) -> str:
+        """What holds for the whole server, in the order in which requests meet it."""
+        it, name = self.settings, self.variable
+        lines = [f"client_max_body_size {f'{it.max_body_mb}m' if it.max_body_mb else 0};"]
+        if it.trusted_proxies:
+            lines += [f"set_real_ip_from {network};" for network in it.trusted_proxies]
+            lines += ["real_ip_header X-Forwarded-For;", "real_ip_recursive on;"]
+        lines += [f"if ($gateway_passes_{name} = 0) {{ return {_NO_PATH}; }}"]
+        if it.cors is not None:
+            lines += [f"if ($gateway_preflight_{name}) {{ return {_PREFLIGHT}; }}"]
+            lines += [f"proxy_hide_header Access-Control-{answer};" for answer in _CORS_ANSWERS]
+        if it.auth is not None:
+            lines += self._auth(it.auth)
+        lines += self._limits()
+        lines += self.errors()
+        lines += self.headers()
+        if it.tls is not None:
+            lines += tls_lines(name)
+        return _indented(lines, 8)
+
+    def _auth(self, auth: AuthSettings) -> list[str]:
+        name = self.variable
+        lines = []
+        if auth.keys_file is not None:
+            directory = json.dumps(str(self.places.keys(self.service)))
+            lines += [
+                f"set_by_lua_block $gateway_key_{name} {{ return require('front_door').name_of_key({directory}) }}",
+                f'set $gateway_may_{name} "$gateway_key_{name}$gateway_public_{name}";',
+                f'if ($gateway_may_{name} = "") {{ return {_NO_KEY}; }}',
+            ]
+        else:
+            lines += ["auth_request /.gateway-auth;", f"auth_request_set $gateway_asked_{name} $upstream_status;"]
+        if not auth.pass_authorization:
+            lines += ['proxy_set_header Authorization "";', 'proxy_set_header X-Api-Key "";']
+        if auth.name_header is not None:
+            lines += [f"proxy_set_header {auth.name_header} $gateway_key_{name};"]
+        return lines
+
+    def _limits(self) -> list[str]:
+        lines = []
+        for number, limit in enumerate(self.settings.limits):
+            zone = f"{self.variable}_{number}"
+            if limit.rps is not None:
+                burst = f" burst={limit.burst} nodelay" if limit.burst else ""
+                lines.append(f"limit_req zone={zone}_rate{burst};")
+            if limit.concurrent is not None:
+                lines.append(f"limit_conn {zone}_at_once {limit.concurrent};")
+        if lines:
+            lines += [f"limit_req_status {_TOO_MANY};", f"limit_conn_status {_TOO_MANY_AT_ONCE};"]
+            lines += ["limit_req_log_level notice;", "limit_conn_log_level notice;"]
+        return lines
+
+    def errors(self) -> list[str]:
+        """Where refusals go; a location that has an `error_page` of its own must say them again."""
+        it = self.settings
+        lines = [f"error_page {_NO_PATH} = @no_path;", "error_page 413 = @too_large;"]
+        if it.cors is not None:
+            lines.append(f"error_page {_PREFLIGHT} = @preflight;")
+        if it.auth is not None and it.auth.keys_file is not None:
+            lines.append(f"error_page {_NO_KEY} = @no_key;")
+        if it.auth is not None and it.auth.url is not None:
+            lines += ["error_page 401 = @no_key;", "error_page 403 = @forbidden;"]
+        if it.limits:
+            lines += [f"error_page {_TOO_MANY} = @too_many;", f"error_page {_TOO_MANY_AT_ONCE} = @too_many_at_once;"]
+        if it.tls is not None:
+            lines.append("error_page 497 = @https_only;")
+        return lines
+
+    def headers(self) -> list[str]:
+        """Headers of every answer; a location that has an `add_header` of its own must say them again."""
+        it = self.settings
+        lines = []
+        if it.cors is not None:
+            lines += [
+                f"add_header Access-Control-Allow-Origin $gateway_origin_{self.variable} always;",
+                "add_header Access-Control-Expose-Headers Retry-After always;",
+                "add_header Vary Origin always;",
+            ]
+        if it.tls is not None and it.tls.hsts_days:
+            lines.append(f'add_header Strict-Transport-Security "max-age={it.tls.hsts_days * 86400}" always;')
+        return lines
+
+    def locations(self) -> str:
+        """The refusals, in the form that OpenAI's clients know."""
+        it = self.settings
+        text = self._refusal("no_path", 404, "There is nothing at this path.", "invalid_request_error", "unknown_url")
+        text += self._refusal(
+            "too_large", 413, "The request is too large.", "invalid_request_error", "request_too_large"
+        )
+        if it.auth is not None:
+            text += self._refusal(
+                "no_key",
+                401,
+                "Missing or incorrect API key: send it as 'Authorization: Bearer KEY'.",
+                "invalid_request_error",
+                "invalid_api_key",
+                "add_header WWW-Authenticate Bearer always;",
+            )
+        if it.auth is not None and it.auth.url is not None:
+            text += self._refusal("forbidden", 403, "You may not do this.", "invalid_request_error", "forbidden")
+            text += self._auth_location(it.auth)
+        if it.limits:
+            wait_s = max((-(-1 // limit.rps) for limit in it.limits if limit.rps), default=1)
+            for place, retry_s, words in (
+                ("too_many", int(wait_s), "Rate limit reached: too many requests; try again later."),
+                ("too_many_at_once", 1, "Rate limit reached: too many requests at the same time; try again later."),
+            ):
+                retry = f"add_header Retry-After {retry_s} always;"
+                text += self._refusal(place, 429, words, "requests", "rate_limit_exceeded", retry)
+        if it.tls is not None:
+            text += self._refusal(
+                "https_only", 400, "This address speaks HTTPS only.", "invalid_request_error", "https_required"
+            )
+        if it.cors is not None:
+            text += self._preflight(it.cors.max_age_s)
+        return text
+
+    def failed(self) -> str:
+        """What nginx itself cannot do is 500 to it, and so is another server that says neither yes nor no."""
+        if self.settings.auth is None or self.settings.auth.url is None:
+            return ""
+        words = "Who may come in cannot be asked now; try again shortly."
+        _, answer = _answer(503, words, "server_error", "auth_unavailable")
+        return _indented([f'if ($gateway_asked_{self.variable} ~ "^[13-9]") {{ {answer} }}'], 12)
+
+    def _refusal(self, place: str, status: int, message: str, kind: str, code: str, *headers: str) -> str:
+        lines = [*(self.headers() if headers else ()), *headers, *_answer(status, message, kind, code)]
+        return f"        location @{place} {{\n{_indented(lines, 12)}        }}\n"
+
+    def _preflight(self, max_age_s: int) -> str:
+        lines = [
+            *self.headers(),
+            f'add_header Access-Control-Allow-Methods "{_METHODS}" always;',
+            "add_header Access-Control-Allow-Headers $http_access_control_request_headers always;",
+            f"add_header Access-Control-Max-Age {max_age_s} always;",
+            "return 204;",
+        ]
+        return f"        location @preflight {{\n{_indented(lines, 12)}        }}\n"
+
+    def _auth_location(self, auth: AuthSettings) -> str:
+        assert auth.url is not None
+        lines = [
+            "internal;",
+            "auth_request off;",
+            f"if ($gateway_public_{self.variable}) {{ return 204; }}",
+            f"proxy_pass http://{self.service}.auth{auth.url.path};",
+            "proxy_pass_request_body off;",
+            'proxy_set_header Content-Length "";',
+            'proxy_set_header Connection "";',
+            "proxy_set_header Host $http_host;",
+            "proxy_set_header X-Original-URI $request_uri;",
+            "proxy_set_header X-Original-Method $request_method;",
+            "proxy_set_header X-Real-IP $remote_addr;",
+            _in_ms("connect", auth.timeout_s),
+            _in_ms("read", auth.timeout_s),
+            _in_ms("send", auth.timeout_s),
+        ]
+        return f"        location = /.gateway-auth {{\n{_indented(lines, 12)}        }}\n"
+
+
+def tls_lines(variable: str) -> list[str]:
+    """TLS as today's clients have it; the certificate is opened anew for each handshake that needs it."""
+    return [
+        f"ssl_certificate $gateway_pem_{variable};",
+        f"ssl_certificate_key $gateway_pem_{variable};",
+        "ssl_protocols TLSv1.2 TLSv1.3;",
+        f"ssl_ciphers {_CIPHERS};",
+        "ssl_prefer_server_ciphers off;",
+        "ssl_session_cache shared:gateway_tls:2m;",
+        "ssl_session_timeout 1h;",
+        "ssl_session_tickets off;",
+    ]
+
+
+def public_listens(doors: Sequence[FrontDoor]) -> Mapping[Endpoint, list[FrontDoor]]:
+    """Each public address with the doors behind it: more than one where all have names."""
+    return _by_address(doors, lambda door: door.settings.listen)
+
+
+def redirect_listens(doors: Sequence[FrontDoor]) -> Mapping[Endpoint, list[FrontDoor]]:
+    """Each address that only leads to HTTPS, with the doors that it leads to."""
+    return _by_address(doors, lambda door: door.settings.redirect)
+
+
+def _by_address(
+    doors: Sequence[FrontDoor], listens: Callable[[FrontDoor], Sequence[Endpoint]]
+) -> dict[Endpoint, list[FrontDoor]]:
+    found: dict[Endpoint, list[FrontDoor]] = {}
+    for door in doors:
+        for endpoint in listens(door):
+            found.setdefault(endpoint, []).append(door)
+    return found
+
+
+def listen_lines(door: FrontDoor) -> str:
+    """The `listen` lines of a service's public addresses, and its names."""
+    tls = " ssl" if door.settings.tls is not None else ""
+    # Where there are names, the server for unknown ones has the options: nginx takes them once for each address.
+    options = "" if door.settings.server_names else f" {LISTEN_OPTIONS}"
+    lines = [f"listen {endpoint}{tls}{options};" for endpoint in door.settings.listen]
+    return _indented([*lines, f"server_name {' '.join(door.settings.server_names) or '_'};"], 8)
+
+
+def other_servers(doors: Sequence[FrontDoor]) -> str:
+    """Servers for names that nobody has, and for addresses that only lead to HTTPS."""
+    text = ""
+    for endpoint, behind in public_listens(doors).items():
+        first = behind[0]
+        if first.settings.server_names:
+            tls = first.settings.tls is not None
+            lines = [f"listen {endpoint}{' ssl' if tls else ''} default_server {LISTEN_OPTIONS};"]
+            lines += tls_lines(first.variable) if tls else []
+            lines += _answer(421, "This server does not answer to that name.", "invalid_request_error", "unknown_host")
+            text += f"    server {{\n{_indented(lines, 8)}    }}\n"
+    for endpoint, behind in redirect_listens(doors).items():
+        text += _redirect(endpoint, behind)
+    return text
+
+
+def _redirect(endpoint: Endpoint, behind: Sequence[FrontDoor]) -> str:
+    """Only what a browser asks by itself is sent on.
+
+    Whoever sends a key or a body in the clear must notice: a redirect would go on working, and giving the key away.
+    """
+    names = [name for door in behind for name in door.settings.server_names]
+    refused = _answer(403, "Use HTTPS: this address does not take requests.", "invalid_request_error", "https_required")
+    text = ""
+    if names:
+        lines = [f"listen {endpoint} default_server {LISTEN_OPTIONS};"]
+        lines += _answer(421, "This server does not answer to that name.", "invalid_request_error", "unknown_host")
+        text += f"    server {{\n{_indented(lines, 8)}    }}\n"
+    for door in behind:
+        ports = [it.port for it in door.settings.listen]
+        port = "" if 443 in ports or not ports else f":{ports[0]}"
+        lines = [f"listen {endpoint}{'' if names else ' ' + LISTEN_OPTIONS};"]
+        lines += [f"server_name {' '.join(door.settings.server_names) or '_'};", refused[0]]
+        lines += ['set $gateway_asks "$request_method:$http_authorization$http_x_api_key";']
+        lines += [f'if ($gateway_asks !~ "^(GET|HEAD):\\z") {{ {refused[1]} }}']
+        lines += [f"return 308 https://$host{port}$request_uri;"]
+        text += f"    server {{\n{_indented(lines, 8)}    }}\n"
+    return text
+
+
+def _passing(paths: Sequence[str]) -> Iterable[tuple[str, str]]:
+    """Which request targets pass, as they were sent: nginx passes them on like that.
+
+    Strict in form (no escapes, no empty or dot segments), so that no router can read another path out of one.
+    """
+    control = "|".join(re.escape(path.lstrip("/")) for path in CONTROL)
+    yield f'"~*^/(?:{control})(?:[/?]|\\z)"', "0"
+    inference = "|".join(re.escape(path).replace(r"\*", _ID) for path in INFERENCE)
+    yield f'"~^(?:{inference}){_END}"', "1"
+    for path in paths:
+        yield (f'"~^{_SEGMENTS}+/?{_END}"', "1") if path == ALL_PATHS else (_below(path), "1")
+
+
+def _below(path: str) -> str:
+    """The pattern of a path and all below it."""
+    return f'"~^{re.escape(path)}{_SEGMENTS}*/?{_END}"'
+
+
+def _answer(status: int, message: str, kind: str, code: str) -> list[str]:
+    body = {"error": {"message": message, "type": kind, "param": None, "code": code}}
+    return ["default_type application/json;", f"return {status} {_single_quoted(json.dumps(body))};"]
+
+
+def _map(source: str, target: str, rows: Iterable[tuple[str, str]]) -> str:
+    lines = "".join(f"        {key} {value};\n" for key, value in rows)
+    return f"    map {source} {target} {{\n{lines}    }}\n"
+
+
+def _rate(rps: float) -> str:
+    return f"{int(rps)}r/s" if rps == int(rps) else f"{round(rps * 60)}r/m"
+
+
+def _in_ms(what: str, seconds: float) -> str:
+    return f"proxy_{what}_timeout {round(seconds * 1000)}ms;"
+
+
+def _indented(lines: Iterable[str], by: int) -> str:
+    return "".join(f"{' ' * by}{line}\n" for line in lines)
+
+
+def _quoted(text: str) -> str:
+    return '"' + text.replace("\\", "\\\\").replace('"', '\\"') + '"'
+
+
+def _single_quoted(text: str) -> str:
+    return "'" + text.replace("\\", "\\\\").replace("'", "\\'") + "'"

@@ -1,0 +1,215 @@
+"""The settings of a service's front door: who may come in, how, and how often."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Annotated, Any
+
+from pydantic import Field, PlainSerializer, PlainValidator, WithJsonSchema, field_validator, model_validator
+
+from gateway_sidecar.config.frontend_values import (
+    ALL_PATHS,
+    AuthUrl,
+    parse_auth_url,
+    parse_header,
+    parse_network,
+    parse_origin,
+    parse_paths,
+    parse_per,
+    parse_prefix,
+    parse_server_name,
+)
+from gateway_sidecar.config.part import Part
+from gateway_sidecar.config.values import Endpoint, parse_endpoint, parse_path, show
+
+_PATTERN_OF_PATH = r"^(/[A-Za-z0-9_~-][A-Za-z0-9._~-]*)+$"
+_ENDPOINT = {
+    "type": "string",
+    "pattern": r"^(localhost|[0-9]{1,3}(\.[0-9]{1,3}){3}|\[[0-9A-Fa-f:.]+\]):[0-9]{1,5}$",
+}
+
+
+def _parse_file(value: object) -> Path:
+    return parse_path(
+        str(value) if isinstance(value, Path) else value, "use an absolute path such as /etc/ssl/chat.pem"
+    )
+
+
+def _text_schema(pattern: str) -> WithJsonSchema:
+    return WithJsonSchema({"type": "string", "pattern": pattern})
+
+
+_TO_TEXT = PlainSerializer(str, return_type=str)
+AddressValue = Annotated[Endpoint, PlainValidator(parse_endpoint), _TO_TEXT, WithJsonSchema(_ENDPOINT)]
+FileValue = Annotated[Path, PlainValidator(_parse_file), _TO_TEXT, _text_schema("^/.+$")]
+ServerNameValue = Annotated[str, PlainValidator(parse_server_name), _text_schema(r"^(\*\.)?[A-Za-z0-9.-]+$")]
+PrefixValue = Annotated[str, PlainValidator(parse_prefix), _text_schema(_PATTERN_OF_PATH)]
+NetworkValue = Annotated[str, PlainValidator(parse_network), _text_schema(r"^[0-9A-Fa-f.:]+(/[0-9]{1,3})?$")]
+OriginValue = Annotated[str, PlainValidator(parse_origin), _text_schema(r"^(\*|https?://[a-z0-9.-]+(:[0-9]{1,5})?)$")]
+AuthUrlValue = Annotated[AuthUrl, PlainValidator(parse_auth_url), _TO_TEXT, _text_schema(r"^http://[^\s?#]+$")]
+HeaderValue = Annotated[str, PlainValidator(parse_header), _text_schema(r"^[A-Za-z][A-Za-z0-9-]{0,63}$")]
+PerValue = Annotated[str, PlainValidator(parse_per), _text_schema(r"^(key|ip|header:[A-Za-z][A-Za-z0-9-]{0,63})$")]
+PathsValue = Annotated[
+    tuple[str, ...],
+    PlainValidator(parse_paths),
+    PlainSerializer(list, return_type=list),
+    WithJsonSchema(
+        {"anyOf": [{"const": ALL_PATHS}, {"type": "array", "items": {"type": "string", "pattern": _PATTERN_OF_PATH}}]}
+    ),
+]
+
+
+def _list(**more: Any) -> Any:
+    return Field(default=(), **more)
+
+
+class TlsSettings(Part):
+    """A certificate and its key. Both are read again when they change, without a reload."""
+
+    certificate: FileValue = Field(
+        description="The certificate, in PEM, with its intermediate certificates after it.",
+        examples=["/etc/letsencrypt/live/api.example.com/fullchain.pem"],
+    )
+    key: FileValue = Field(
+        description="Its private key, in PEM, without a passphrase; not readable for everybody.",
+        examples=["/etc/letsencrypt/live/api.example.com/privkey.pem"],
+    )
+    warn_days: float = Field(
+        default=14.0, ge=0, le=365, description="`status` and the log warn so many days before the certificate expires."
+    )
+    hsts_days: int = Field(
+        default=0,
+        ge=0,
+        le=730,
+        description="Browsers are told to use HTTPS alone so many days (Strict-Transport-Security); 0 says nothing.",
+    )
+
+
+class CorsSettings(Part):
+    """Browsers that run a page of another origin."""
+
+    origins: Annotated[tuple[OriginValue, ...], Field(strict=False)] = Field(
+        description="The origins whose pages may call; `*` is any. Cookies are never allowed.",
+        examples=[["https://chat.example.com"]],
+    )
+    max_age_s: int = Field(
+        default=600, ge=0, le=86400, description="A browser may remember the permission for so long."
+    )
+
+    @field_validator("origins", mode="before")
+    @classmethod
+    def _some(cls, value: object) -> object:
+        if value == []:
+            raise ValueError("is empty; name an origin, or leave cors out")
+        return value
+
+
+class AuthSettings(Part):
+    """Who may come in: holders of a key, or whom another server lets in. One of the two."""
+
+    keys_file: FileValue | None = Field(
+        default=None,
+        description="File of hashed keys, `NAME:SHA256` in each line; made and changed with `gateway-sidecar key`."
+        " Clients send `Authorization: Bearer KEY`, or `X-Api-Key: KEY`.",
+        examples=["/etc/gateway-sidecar/chat.keys"],
+    )
+    url: AuthUrlValue | None = Field(
+        default=None,
+        description="nginx asks here about each request: 2xx lets it in, 401 and 403 do not, anything else is 503.",
+        examples=["http://127.0.0.1:4180/auth"],
+    )
+    timeout_s: float = Field(
+        default=2.0, ge=0.1, le=60, description="`url` has so long to connect, and so long again to answer."
+    )
+    pass_authorization: bool = Field(
+        default=False,
+        description="Whether the client's `Authorization` and `X-Api-Key` go on to the router and the engines.",
+    )
+    name_header: HeaderValue | None = Field(
+        default=None,
+        description="The key's name goes on to the router in this header; what a client sends in it does not.",
+        examples=["X-Api-Key-Name"],
+    )
+    public_paths: Annotated[tuple[PrefixValue, ...], Field(strict=False)] = _list(
+        description="Path prefixes that need no key, such as `/health` for a load balancer.", examples=[["/health"]]
+    )
+
+    @model_validator(mode="after")
+    def _one(self) -> AuthSettings:
+        if (self.keys_file is None) == (self.url is None):
+            raise ValueError("needs keys_file or url, and not both; give one of them")
+        if self.name_header is not None and self.keys_file is None:
+            raise ValueError("name_header needs keys_file: only a key of ours has a name; leave it out")
+        return self
+
+
+class LimitSettings(Part):
+    """How often, and how often at once, one client may ask. All limits of a service hold together."""
+
+    per: PerValue = Field(
+        description="What is counted by: `key` (the key's name), `ip`, or `header:NAME` (by IP where it is not sent).",
+        examples=["key"],
+    )
+    path: PrefixValue | None = Field(
+        default=None,
+        description="Only requests to this path and below it count; `null` counts all.",
+        examples=["/v1/chat"],
+    )
+    rps: Annotated[float, Field(gt=0, le=100_000)] | None = Field(
+        default=None, description="Requests a second on average; below 1 as well (0.5 is 30 a minute)."
+    )
+    burst: int = Field(
+        default=0, ge=0, le=100_000, description="So many may come at once beyond `rps` before 429 with Retry-After."
+    )
+    concurrent: Annotated[int, Field(ge=1, le=65535)] | None = Field(
+        default=None, description="So many may be under way at once; those that wait for a router count."
+    )
+
+    @field_validator("rps")
+    @classmethod
+    def _rate(cls, value: float | None) -> float | None:
+        if value is not None and (round(value * 60) < 1 or abs(value * 60 - round(value * 60)) > 0.001):
+            raise ValueError(f"{show(value)} is not a whole number of requests a minute; use 0.5, 1, 2.5 and so on")
+        return value
+
+    @model_validator(mode="after")
+    def _something(self) -> LimitSettings:
+        if self.rps is None and self.concurrent is None:
+            raise ValueError("limits nothing; give rps or concurrent")
+        if self.burst and self.rps is None:
+            raise ValueError("burst means nothing without rps; give rps as well")
+        return self
+
+
+class FrontendSettings(Part):
+    """The service's address as a front door that clients elsewhere may be given."""
+
+    listen: Annotated[tuple[AddressValue, ...], Field(strict=False)] = _list(
+        description="Public addresses, beside the service's `listen`. With `tls` they speak HTTPS.",
+        examples=[["0.0.0.0:443", "[::]:443"]],
+    )
+    redirect: Annotated[tuple[AddressValue, ...], Field(strict=False)] = _list(
+        description="Addresses that speak HTTP and send GET and HEAD on to HTTPS; anything else is refused (403).",
+        examples=[["0.0.0.0:80"]],
+    )
+    server_names: Annotated[tuple[ServerNameValue, ...], Field(strict=False)] = _list(
+        description="Host names that the public addresses answer to (others get 421); services with names may share an"
+        " address. Without names any is right.",
+        examples=[["api.example.com"]],
+    )
+    tls: TlsSettings | None = None
+    paths: PathsValue = Field(
+        default=(),
+        description="Path prefixes that pass beside inference, or `all`. The router's control routes never do.",
+        examples=[["/get_model_info"], "all"],
+    )
+    max_body_mb: Annotated[int, Field(ge=1, le=1048576)] | None = Field(
+        default=None, description="A larger request body (MiB) gets 413; `null` sets no limit."
+    )
+    cors: CorsSettings | None = None
+    auth: AuthSettings | None = None
+    limits: Annotated[tuple[LimitSettings, ...], Field(strict=False)] = ()
+    trusted_proxies: Annotated[tuple[NetworkValue, ...], Field(strict=False)] = _list(
+        description="Networks of proxies before this one whose `X-Forwarded-For` is believed; limits per IP need it.",
+        examples=[["10.0.0.0/8"]],
+    )

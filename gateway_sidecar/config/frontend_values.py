@@ -1,0 +1,189 @@
+"""The small values that a front door is made of: names, path prefixes, networks, URLs, origins.
+
+Each `parse_*` is like those of `values`: the value, or `ValueError` with what is wrong and the cure.
+"""
+
+from __future__ import annotations
+
+import ipaddress
+import re
+from dataclasses import dataclass
+from urllib.parse import urlsplit
+
+from gateway_sidecar.config.values import NotTextError, parse_endpoint, show
+
+ALL_PATHS = "all"
+
+CONTROL = (
+    "/workers",
+    "/flush_cache",
+    "/wasm",
+    "/v1/tokenizers",
+    "/start_profile",
+    "/stop_profile",
+    "/get_loads",
+    "/parse",
+)
+"""Where a router is controlled. No front door passes these, whatever `paths` says."""
+
+INFERENCE = (
+    "/generate",
+    "/health",
+    "/health_generate",
+    "/liveness",
+    "/readiness",
+    "/rerank",
+    "/v1/audio/transcriptions",
+    "/v1/chat/completions",
+    "/v1/classify",
+    "/v1/completions",
+    "/v1/conversations",
+    "/v1/conversations/*",
+    "/v1/conversations/*/items",
+    "/v1/conversations/*/items/*",
+    "/v1/detokenize",
+    "/v1/embeddings",
+    "/v1/interactions",
+    "/v1/messages",
+    "/v1/models",
+    "/v1/realtime",
+    "/v1/realtime/calls",
+    "/v1/realtime/client_secrets",
+    "/v1/realtime/sessions",
+    "/v1/realtime/transcription_sessions",
+    "/v1/rerank",
+    "/v1/responses",
+    "/v1/responses/*",
+    "/v1/responses/*/cancel",
+    "/v1/responses/*/input_items",
+    "/v1/tokenize",
+)
+"""What passes by default; `*` is one id. Everything that is not named does not pass."""
+
+NAME = r"[A-Za-z0-9][A-Za-z0-9._-]{0,63}"
+_HEADER = r"[A-Za-z][A-Za-z0-9-]{0,63}"
+_LABEL = r"[a-z0-9]([a-z0-9-]{0,61}[a-z0-9])?"
+_PREFIX = r"(/[A-Za-z0-9_~-][A-Za-z0-9._~-]*)+"
+_OWN_HEADERS = frozenset(("authorization", "x-api-key", "host", "connection", "upgrade", "content-length", "cookie"))
+
+
+@dataclass(frozen=True, slots=True)
+class AuthUrl:
+    """Where nginx asks whether a request may pass. `address` is `IP:PORT`."""
+
+    address: str
+    path: str
+
+    def __str__(self) -> str:
+        return f"http://{self.address}{self.path}"
+
+
+def parse_server_name(value: object) -> str:
+    """A host name in lower case, perhaps with `*.` before it."""
+    cure = "use a host name such as api.example.com, or *.example.com"
+    text = _text(value, cure).lower()
+    if not re.fullmatch(rf"(\*\.)?{_LABEL}(\.{_LABEL})*", text) or len(text) > 253:
+        raise ValueError(f"{show(value)} is not a host name; {cure}")
+    return text
+
+
+def parse_prefix(value: object) -> str:
+    """A path such as `/v1/files`, which stands for itself and for all below it."""
+    cure = "use an absolute path of letters, digits and - _ . ~, for example /v1/files"
+    text = _text(value, cure)
+    if not re.fullmatch(_PREFIX, text):
+        raise ValueError(f"{show(text)} is not a path that can be matched; {cure}, without a slash at its end")
+    return text
+
+
+def parse_passed(value: object) -> str:
+    """A prefix that a front door may pass."""
+    text = parse_prefix(value)
+    for control in CONTROL:
+        if f"{text.lower()}/".startswith(f"{control}/"):
+            raise ValueError(f"{show(text)} controls the router, and no front door passes that; leave it out")
+    return text
+
+
+def parse_paths(value: object) -> tuple[str, ...]:
+    """`all`, or a list of prefixes."""
+    if value == ALL_PATHS:
+        return (ALL_PATHS,)
+    if not isinstance(value, list | tuple):
+        raise ValueError(f"{show(value)} is neither a list of paths nor the word {ALL_PATHS}; use one of the two")  # noqa: TRY004
+    return tuple(parse_passed(item) for item in value)
+
+
+def parse_network(value: object) -> str:
+    """An IP address or network, as nginx's `set_real_ip_from` takes it."""
+    cure = "use an IP address or a network, for example 10.0.0.0/8"
+    text = _text(value, cure)
+    try:
+        network = ipaddress.ip_network(text, strict=False)
+    except ValueError:
+        raise ValueError(f"{show(text)} is not a network; {cure}") from None
+    if network.prefixlen == 0:
+        raise ValueError(f"{show(text)} trusts every client to say who it is; name the proxies' own networks")
+    return str(network)
+
+
+def parse_origin(value: object) -> str:
+    """`*`, or an origin as browsers send it."""
+    cure = "use scheme, host and port only, for example https://chat.example.com, or *"
+    text = _text(value, cure)
+    if text != "*" and not re.fullmatch(r"https?://[a-z0-9.-]+(:[0-9]{1,5})?", text):
+        raise ValueError(f"{show(text)} is not an origin as browsers send it; {cure}")
+    return text
+
+
+def parse_auth_url(value: object) -> AuthUrl:
+    """`http://IP:PORT/path`. nginx looks names up once, when it starts, and would not start without an answer."""
+    if isinstance(value, AuthUrl):
+        return value
+    cure = "use http://IP:PORT/path, for example http://127.0.0.1:4180/auth"
+    text = _text(value, cure)
+    try:
+        parts = urlsplit(text)
+        port = parts.port
+    except ValueError as error:
+        raise ValueError(f"{show(text)} is not a URL ({error}); {cure}") from None
+    if parts.scheme != "http":
+        raise ValueError(f"{show(text)} is not an http URL; {cure}, on this machine or in its network")
+    if (
+        parts.username is not None
+        or parts.query
+        or parts.fragment
+        or not re.fullmatch(r"[A-Za-z0-9._~/-]*", parts.path)
+    ):
+        raise ValueError(f"{show(text)} holds more than an address and a plain path; {cure}")
+    host = f"[{parts.hostname}]" if ":" in (parts.hostname or "") else parts.hostname
+    return AuthUrl(str(parse_endpoint(f"{host}:{port or 80}")), parts.path or "/")
+
+
+def parse_header(value: object) -> str:
+    """The name of an HTTP header that is nobody else's."""
+    cure = "use letters, digits and -, for example X-Api-Key-Name"
+    text = _text(value, cure)
+    if not re.fullmatch(_HEADER, text):
+        raise ValueError(f"{show(text)} is not a header's name; {cure}")
+    if text.lower() in _OWN_HEADERS or text.lower().startswith("x-forwarded-"):
+        raise ValueError(f"{show(text)} has a meaning of its own; {cure}")
+    return text
+
+
+def parse_per(value: object) -> str:
+    """What requests are counted by: `key`, `ip`, or `header:NAME`."""
+    cure = "use key, ip or header:NAME, for example header:X-Tenant"
+    text = _text(value, cure)
+    kind, colon, name = text.partition(":")
+    if kind == "header" and colon:
+        return f"header:{parse_header(name)}"
+    if text not in ("key", "ip"):
+        raise ValueError(f"{show(text)} is nothing that requests can be counted by; {cure}")
+    return text
+
+
+def _text(value: object, cure: str) -> str:
+    if not isinstance(value, str):
+        raise NotTextError(cure)
+    return value

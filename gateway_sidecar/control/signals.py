@@ -1,0 +1,254 @@
+"""Reads the signals of all services, round by round.
+
+Reading is bounded: each router every five seconds; of each service's engines `MOST_ENGINES` at the most, every ten
+seconds, and only those that had something to do. nginx's events come by themselves (`bridges/request_events.py`).
+"""
+
+from __future__ import annotations
+
+import asyncio
+import math
+import time
+from collections.abc import Callable, Mapping
+
+import aiohttp
+
+from gateway_sidecar.bridges.request_events import EventAddress, EventListener
+from gateway_sidecar.control.guard import cancelled
+from gateway_sidecar.control.router_process import RouterProcess
+from gateway_sidecar.control.scaling_hook import ScalingHook
+from gateway_sidecar.control.service import Service
+from gateway_sidecar.control.service_signals import ServiceSignals, Told
+from gateway_sidecar.control.tenure import Tenure
+from gateway_sidecar.domain.model import ReplicaId, ReplicaState
+from gateway_sidecar.domain.signals import WINDOWS_S, RequestEnd
+from gateway_sidecar.engines.engine_metrics import EngineMetrics, says_latency
+from gateway_sidecar.errors import MetricsError
+from gateway_sidecar.telemetry.logs import get_logger
+from gateway_sidecar.telemetry.metrics import Metrics
+
+MOST_ENGINES = 16
+_ROUND_S = 5.0
+_ENGINES_EVERY = 2
+_LISTEN_S = 0.5
+_PATIENCE_S = 2.0
+_PAGE_PATIENCE_S = 8.0
+_MOST_PAGE_BYTES = 32 * 1024 * 1024
+_UNKNOWN = math.nan
+
+
+class Signals:
+    """The signals of all services.
+
+    events: where nginx sends its events; None while it does not.
+    """
+
+    def __init__(
+        self,
+        services: Callable[[], Mapping[str, Service]],
+        events: Callable[[], EventAddress | None],
+        metrics: Metrics,
+    ) -> None:
+        self._services = services
+        self._events = events
+        self._metrics = metrics
+        self._engines = EngineMetrics()
+        self._logger = get_logger()
+        self._listener = EventListener(self._take)
+        self._session: aiohttp.ClientSession | None = None
+        self._reading: asyncio.Task[None] | None = None
+        self._hooks_left: list[ScalingHook] = []
+        self.of: dict[str, ServiceSignals] = {}
+        self.events_problem: str | None = None
+        self.beat = time.monotonic()
+        metrics.lost_events.set_function(lambda: self._listener.lost)
+
+    async def run(self) -> None:
+        """Runs until cancelled."""
+        round_due, rounds = 0.0, 0
+        try:
+            while True:
+                now = self.beat = time.monotonic()
+                self._follow_services()
+                self._listen(now)
+                if now >= round_due and (self._reading is None or self._reading.done()):
+                    if self._reading is not None:
+                        self._reading.result()  # A fault of ours shows at the loop's edge.
+                    self._reading = asyncio.create_task(self._round(with_engines=rounds % _ENGINES_EVERY == 0))
+                    round_due, rounds = now + _ROUND_S, rounds + 1
+                await asyncio.sleep(_LISTEN_S)
+        finally:
+            await self._close()
+
+    async def replica_page(self, service: Service, replica: ReplicaId) -> bytes:
+        """A replica's own metrics page. Raises KeyError for one that is not there, MetricsError."""
+        for tenure in service.tenures.values():
+            if tenure.replica == replica and not (tenure.gone or tenure.replaced):
+                return await self._engine_page(tenure, _PAGE_PATIENCE_S)
+        raise KeyError(replica)
+
+    async def router_page(self, router: RouterProcess) -> bytes:
+        """A router's own metrics page. Raises MetricsError."""
+        if router.ports is None:
+            raise MetricsError("the router does not run")
+        return await self._fetch(router.ports.metrics_url, _PAGE_PATIENCE_S)
+
+    # -- rounds
+
+    def _follow_services(self) -> None:
+        services = self._services()
+        for name, signals in list(self.of.items()):
+            if services.get(name) is not signals.service:
+                self._hooks_left.append(self.of.pop(name).hook)
+                if name not in services:
+                    self._metrics.forget_service(name)  # Again: a request may have ended since the service did.
+        for name in services.keys() - self.of.keys():
+            self.of[name] = ServiceSignals(services[name], self._metrics)
+
+    def _listen(self, now: float) -> None:
+        address = self._events()
+        problem = None if address else "nginx, which an earlier version started, tells of no requests until its restart"
+        try:
+            self._listener.listen(address)
+        except OSError as error:
+            problem = f"cannot listen for nginx's events: {error.strerror}"
+        if problem != self.events_problem:
+            if problem is not None:
+                self._logger.error("signals.no_events", reason=problem)
+            self.events_problem = problem
+        for signals in self.of.values():
+            signals.watch(now, is_told=self._listener.address is not None)
+
+    def _take(self, end: RequestEnd) -> None:
+        signals = self.of.get(end.service)
+        if signals is not None:
+            signals.record(time.monotonic(), end)
+
+    async def _round(self, *, with_engines: bool) -> None:
+        while self._hooks_left:
+            await self._hooks_left.pop().close()
+        for signals in list(self.of.values()):
+            signals.note_roles(time.monotonic())
+        await asyncio.gather(*(self._read(signals, with_engines=with_engines) for signals in list(self.of.values())))
+        for signals in list(self.of.values()):
+            now = time.monotonic()
+            if self.of.get(signals.name) is signals and signals.name in self._services():
+                signals.evaluate(now)
+                self._export(signals, now)
+            await asyncio.sleep(0)  # One service's windows at a time: what is answered meanwhile is not held up.
+
+    async def _read(self, signals: ServiceSignals, *, with_engines: bool) -> None:
+        await self._read_routers(signals)
+        if with_engines:
+            await self._read_engines(signals)
+
+    async def _read_routers(self, signals: ServiceSignals) -> None:
+        readings = {}
+        try:
+            for router in signals.service.routers:
+                if router.up and router.ports is not None:
+                    page = await self._fetch(router.ports.metrics_url, _PATIENCE_S)
+                    readings[f"{router.slot}/{router.pid}"] = router.kind.read_metrics(page)
+        except MetricsError as error:
+            signals.router_problem = str(error)
+            return
+        if readings:
+            signals.take_routers(time.monotonic(), readings)
+        else:
+            signals.router_problem = "no router answers"
+
+    async def _read_engines(self, signals: ServiceSignals) -> None:
+        serving = [t for t in signals.service.tenures.values() if t.state is ReplicaState.SERVING]
+        candidates = [t for t in serving if t.facts is not None and says_latency(t.facts)]
+        signals.keep_engines({t.key for t in candidates}, {t.replica for t in candidates})
+        # Those that had work, and always the same ones: what was read before tells what came since. Then those that
+        # were never read, so that their first work is not lost.
+        due = [t for t in candidates if signals.worked_by.get(t.key) != signals.requests_of.get(t.url or "", 0.0)]
+        due.sort(key=lambda t: (t.key not in signals.worked_by, t.key))
+        await asyncio.gather(*(self._read_engine(signals, tenure) for tenure in due[:MOST_ENGINES]))
+
+    async def _read_engine(self, signals: ServiceSignals, tenure: Tenure) -> None:
+        signals.worked_by[tenure.key] = signals.requests_of.get(tenure.url or "", 0.0)
+        try:
+            page = await self._engine_page(tenure, _PATIENCE_S)
+        except MetricsError as error:
+            signals.engine_problems[tenure.replica] = str(error)
+            return
+        assert tenure.facts is not None
+        reading = self._engines.read(page, tenure.facts)
+        signals.take_engine(time.monotonic(), tenure, reading)
+        if reading.ttft or reading.itl:
+            signals.engine_problems.pop(tenure.replica, None)
+        else:
+            signals.engine_problems[tenure.replica] = "its metrics say nothing of latencies"
+
+    async def _engine_page(self, tenure: Tenure, patience_s: float) -> bytes:
+        if tenure.facts is None or tenure.address is None:
+            raise MetricsError("it is not known yet what engine this is")
+        return await self._engines.page(
+            tenure.address, tenure.facts, api_key=tenure.overrides.api_key, timeout_s=patience_s
+        )
+
+    async def _fetch(self, url: str, patience_s: float) -> bytes:
+        if self._session is None:
+            self._session = aiohttp.ClientSession(connector=aiohttp.TCPConnector(limit=64), trust_env=False)
+        page = bytearray()
+        try:
+            async with self._session.get(url, timeout=aiohttp.ClientTimeout(total=patience_s)) as response:
+                while chunk := await response.content.readany():
+                    page += chunk
+                    if len(page) > _MOST_PAGE_BYTES:
+                        raise MetricsError(f"{url}: more than {_MOST_PAGE_BYTES} bytes")
+                status = response.status
+        except (aiohttp.ClientError, TimeoutError, OSError) as error:
+            raise MetricsError(f"{url}: {str(error) or type(error).__name__}") from error
+        if status != 200:
+            raise MetricsError(f"{url} answers {status}")
+        return bytes(page)
+
+    async def _close(self) -> None:
+        self._listener.close()
+        await cancelled(self._reading)
+        for hook in (*self._hooks_left, *(signals.hook for signals in self.of.values())):
+            await hook.close()
+        if self._session is not None:
+            await self._session.close()
+            self._session = None
+
+    # -- for Prometheus
+
+    def _export(self, signals: ServiceSignals, now: float) -> None:
+        """Sets every gauge; what is not known is NaN, which is no zero."""
+        name, metrics = signals.name, self._metrics
+        traffic = signals.windows(now)
+        for window_s in WINDOWS_S:
+            window, label = traffic.get(window_s), f"{window_s}s"
+            rps, errors = (window.rps, window.errors_per_s) if window else (None, None)
+            metrics.request_rate.labels(name, "all", label).set(_or_nan(rps))
+            metrics.error_rate.labels(name, "all", label).set(_or_nan(errors))
+            took = Told(window.took, "nginx") if window and window.took else None
+            self._export_latency(name, "all", "e2e", label, took)
+            self._export_latency(name, "all", "ttft", label, signals.ttft(now, window_s, window))
+            self._export_latency(name, "all", "itl", label, signals.itl(now, window_s))
+            if len(signals.roles) > 1:
+                for role in signals.roles:
+                    rate = signals.role_rps(role, now, window_s)
+                    metrics.request_rate.labels(name, role.value, label).set(_or_nan(rate))
+                    errors = signals.role_errors_per_s(role, now, window_s)
+                    metrics.error_rate.labels(name, role.value, label).set(_or_nan(errors))
+                    ttft = signals.ttft(now, window_s, window, role)
+                    self._export_latency(name, role.value, "ttft", label, ttft)
+                    self._export_latency(name, role.value, "itl", label, signals.itl(now, window_s, role))
+        metrics.in_flight.labels(name, "all").set(_or_nan(signals.in_flight(now)))
+        if len(signals.roles) > 1:
+            for role in signals.roles:
+                metrics.in_flight.labels(name, role.value).set(_or_nan(signals.role_in_flight(role, now)))
+
+    def _export_latency(self, name: str, role: str, kind: str, window: str, told: Told | None) -> None:
+        values = (told.latency.p50, told.latency.p90, told.latency.p99) if told else (None, None, None)
+        for quantile, value in zip(("0.5", "0.9", "0.99"), values, strict=True):
+            self._metrics.latency.labels(name, role, kind, window, quantile).set(_or_nan(value))
+
+
+def _or_nan(value: float | None) -> float:
+    return _UNKNOWN if value is None else value

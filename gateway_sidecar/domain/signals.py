@@ -1,0 +1,281 @@
+"""What an autoscaler has to know of a service, over windows of time. The time is passed in, in seconds that only grow.
+
+Three kinds of measure: requests as they end, counted by the second (`Traffic`); counters and histograms that others
+export and that are read now and then (`Growth`); and numbers that stand for a moment (`Level`). What was not
+measured is None, never zero.
+"""
+
+from __future__ import annotations
+
+import math
+from collections import deque
+from collections.abc import Container, Hashable, Iterable, Mapping
+from dataclasses import dataclass, field
+from enum import StrEnum
+from typing import TypeVar
+
+WINDOWS_S = (30, 60, 300)
+QUANTILES = (0.5, 0.9, 0.99)
+
+_LOW_S = 0.001
+_FACTOR = 1.1
+_PER_BUCKET = math.log(_FACTOR)
+_LAST_BUCKET = 160
+"""Its upper bound is above an hour; what takes longer counts as that."""
+
+K = TypeVar("K", bound=Hashable)
+
+
+class Outcome(StrEnum):
+    """What became of a request, as its client saw it."""
+
+    OK = "ok"
+    CLIENT_ERROR = "client_error"
+    CLIENT_LEFT = "client_left"
+    ERROR = "error"
+
+    @classmethod
+    def of(cls, status: int) -> Outcome:
+        """Of nginx's status; 499 is its word for a client that did not wait for the end."""
+        if status >= 500:
+            return cls.ERROR
+        if status == 499:
+            return cls.CLIENT_LEFT
+        return cls.CLIENT_ERROR if status >= 400 else cls.OK
+
+
+@dataclass(frozen=True, slots=True)
+class RequestEnd:
+    """One request's end. `header_s`: how long a streamed answer's headers took; None for one in one piece."""
+
+    service: str
+    status: int
+    took_s: float
+    header_s: float | None = None
+
+
+@dataclass(frozen=True, slots=True)
+class Latency:
+    """Quantiles in seconds, out of `samples` observations."""
+
+    p50: float
+    p90: float
+    p99: float
+    samples: int
+
+
+@dataclass(frozen=True, slots=True)
+class TrafficWindow:
+    """What ended within a window. `covered_s`: how much of it was watched."""
+
+    covered_s: float
+    outcomes: Mapping[Outcome, int]
+    took: Latency | None
+    headers: Latency | None
+
+    @property
+    def requests(self) -> int:
+        """All that ended, however."""
+        return sum(self.outcomes.values())
+
+    @property
+    def rps(self) -> float | None:
+        """Requests per second; None where too little was watched to say."""
+        return None if self.covered_s < 1 else self.requests / self.covered_s
+
+    @property
+    def errors_per_s(self) -> float | None:
+        """Answers of 500 and more per second."""
+        return None if self.covered_s < 1 else self.outcomes.get(Outcome.ERROR, 0) / self.covered_s
+
+
+@dataclass(slots=True)
+class _Second:
+    at: int
+    outcomes: dict[Outcome, int] = field(default_factory=dict)
+    took: dict[int, int] = field(default_factory=dict)
+    headers: dict[int, int] = field(default_factory=dict)
+
+
+def _count(buckets: dict[int, int], seconds: float) -> None:
+    index = 0 if seconds <= _LOW_S else min(_LAST_BUCKET, math.ceil(math.log(seconds / _LOW_S) / _PER_BUCKET))
+    buckets[index] = buckets.get(index, 0) + 1
+
+
+def _merge(into: dict[K, int], more: Mapping[K, int]) -> None:
+    for key, count in more.items():
+        into[key] = into.get(key, 0) + count
+
+
+def quantile(buckets: Mapping[float, float], share: float) -> float | None:
+    """The value below which this share lies; interpolated within a bucket, as Prometheus does it.
+
+    `buckets`: upper bound -> observations in the bucket (not cumulative). Beyond the last finite bound nothing is
+    known: that bound is the answer. None without observations.
+    """
+    total = sum(buckets.values())
+    if total <= 0:
+        return None
+    wanted, seen, lower = share * total, 0.0, 0.0
+    for upper in sorted(buckets):
+        count = buckets[upper]
+        if count > 0 and seen + count >= wanted:
+            if math.isinf(upper):
+                return lower
+            return lower + (upper - lower) * max(0.0, wanted - seen) / count
+        seen += count
+        if not math.isinf(upper):
+            lower = upper
+    return lower
+
+
+def latency_of(buckets: Mapping[float, float]) -> Latency | None:
+    """The quantiles of a histogram; None without observations."""
+    p50, p90, p99 = (quantile(buckets, share) for share in QUANTILES)
+    if p50 is None or p90 is None or p99 is None:
+        return None
+    return Latency(p50, p90, p99, round(sum(buckets.values())))
+
+
+def _latency(counts: Mapping[int, int]) -> Latency | None:
+    buckets: dict[float, float] = {}
+    for index, count in counts.items():
+        # Both bounds, so that an empty neighbour does not stretch the bucket.
+        buckets.setdefault(_LOW_S * _FACTOR ** (index - 1) if index else 0.0, 0.0)
+        buckets[_LOW_S * _FACTOR**index] = count
+    return latency_of(buckets)
+
+
+class Traffic:
+    """A service's requests as they end. Buckets grow by a tenth, so a quantile is right to within a tenth."""
+
+    def __init__(self, began_s: float) -> None:
+        self._began_s = began_s
+        self._seconds: deque[_Second] = deque()
+
+    def record(self, now_s: float, end: RequestEnd) -> None:
+        """One request has ended."""
+        at = int(now_s)
+        if not self._seconds or self._seconds[-1].at != at:
+            self._seconds.append(_Second(at))
+            while self._seconds[0].at <= at - WINDOWS_S[-1]:
+                self._seconds.popleft()
+        second = self._seconds[-1]
+        outcome = Outcome.of(end.status)
+        second.outcomes[outcome] = second.outcomes.get(outcome, 0) + 1
+        if outcome is Outcome.OK:
+            _count(second.took, end.took_s)
+            if end.header_s is not None:
+                _count(second.headers, end.header_s)
+
+    def windows(self, now_s: float) -> dict[int, TrafficWindow]:
+        """Every window that ends now, by its length in seconds."""
+        outcomes: dict[Outcome, int] = {}
+        took: dict[int, int] = {}
+        headers: dict[int, int] = {}
+        found = {}
+        waiting = list(self._seconds)
+        for window_s in WINDOWS_S:
+            first = int(now_s) - window_s + 1
+            while waiting and waiting[-1].at >= first:
+                second = waiting.pop()
+                _merge(outcomes, second.outcomes)
+                _merge(took, second.took)
+                _merge(headers, second.headers)
+            covered_s = max(0.0, min(now_s - first, now_s - self._began_s))
+            found[window_s] = TrafficWindow(covered_s, dict(outcomes), _latency(took), _latency(headers))
+        return found
+
+
+@dataclass(frozen=True, slots=True)
+class _Step:
+    since_s: float
+    at_s: float
+    growth: Mapping[float, float]
+
+
+class Growth:
+    """How much counters grew, whoever exports them: a process that begins anew, or goes, does no harm.
+
+    The first reading of a source only says where it begins. Keys are whatever tells the counters apart: a
+    histogram's upper bounds, say.
+    """
+
+    def __init__(self) -> None:
+        self._last: dict[Hashable, tuple[float, Mapping[float, float]]] = {}
+        self._steps: deque[_Step] = deque()
+
+    def take(self, now_s: float, source: Hashable, counters: Mapping[float, float]) -> None:
+        """What a source says now."""
+        last = self._last.get(source)
+        self._last[source] = now_s, dict(counters)
+        if last is None:
+            return
+        since_s, before = last
+        # One that fell began anew: what it shows now has all come since.
+        restarted = any(value < before.get(key, 0.0) for key, value in counters.items())
+        growth = {key: value - (0.0 if restarted else before.get(key, 0.0)) for key, value in counters.items()}
+        self._steps.append(_Step(since_s, now_s, growth))
+        while self._steps[0].at_s <= now_s - WINDOWS_S[-1]:
+            self._steps.popleft()
+
+    def keep_only(self, sources: Container[Hashable]) -> None:
+        """Forgets where the others stood; what they counted so far still counts."""
+        for gone in [source for source in self._last if source not in sources]:
+            del self._last[gone]
+
+    def over(self, now_s: float, window_s: float) -> dict[float, float] | None:
+        """The growth within the window, by key; None where nothing was read twice."""
+        steps = [step for step in self._steps if step.at_s > now_s - window_s]
+        if not steps:
+            return None
+        found: dict[float, float] = {}
+        for step in steps:
+            for key, value in step.growth.items():
+                found[key] = found.get(key, 0.0) + value
+        return found
+
+    def rate(self, now_s: float, window_s: float) -> float | None:
+        """The growth of all counters per second within the window; None where it is not known."""
+        steps = [step for step in self._steps if step.at_s > now_s - window_s]
+        if not steps:
+            return None
+        covered_s = max(step.at_s for step in steps) - min(step.since_s for step in steps)
+        return sum(sum(step.growth.values()) for step in steps) / covered_s if covered_s > 0 else None
+
+
+def latency_over(growths: Iterable[Growth], now_s: float, window_s: float) -> Latency | None:
+    """Of histograms whose keys are upper bounds and whose counters are cumulative, as Prometheus has them."""
+    cumulative: dict[float, float] = {}
+    for growth in growths:
+        for bound, value in (growth.over(now_s, window_s) or {}).items():
+            cumulative[bound] = cumulative.get(bound, 0.0) + value
+    buckets, below = {}, 0.0
+    for bound in sorted(cumulative):
+        buckets[bound] = max(0.0, cumulative[bound] - below)
+        below = max(below, cumulative[bound])
+    return latency_of(buckets)
+
+
+class Level:
+    """A number that stands for a moment, such as requests in flight: its latest value and its mean over a window."""
+
+    def __init__(self) -> None:
+        self._readings: deque[tuple[float, float]] = deque()
+
+    def take(self, now_s: float, value: float) -> None:
+        """What it is now."""
+        self._readings.append((now_s, value))
+        while self._readings[0][0] <= now_s - WINDOWS_S[-1]:
+            self._readings.popleft()
+
+    def latest(self, now_s: float, most_age_s: float) -> float | None:
+        """The last reading, unless it is too old to say anything of now."""
+        if not self._readings or self._readings[-1][0] < now_s - most_age_s:
+            return None
+        return self._readings[-1][1]
+
+    def mean(self, now_s: float, window_s: float) -> float | None:
+        """The mean of the readings within the window; None if there are none."""
+        values = [value for at_s, value in self._readings if at_s > now_s - window_s]
+        return sum(values) / len(values) if values else None

@@ -1,0 +1,153 @@
+"""The file of hashed keys: one `NAME:SHA256` a line. Keys themselves are in no file: each is shown once.
+
+SHA-256 without salt or stretching is enough for keys that nobody can guess, such as those made here (256 random bits).
+"""
+
+from __future__ import annotations
+
+import fcntl
+import hashlib
+import os
+import re
+import secrets
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
+from pathlib import Path
+
+from gateway_sidecar.config.frontend_values import NAME
+from gateway_sidecar.config.load import FileText, read_file
+from gateway_sidecar.config.values import show
+from gateway_sidecar.errors import ConfigError, FrontDoorError
+
+MOST_BYTES = 64 * 1024 * 1024
+_MOST_PROBLEMS = 10
+_OTHERS = 0o007
+_GROUP_WRITES = 0o020
+_LINE = re.compile(rf"({NAME})\s*:\s*(?:sha256:)?([0-9A-Fa-f]{{64}})")
+_PAIRS = re.compile(rf"^[ \t]*({NAME})[ \t]*:[ \t]*(?:sha256:)?([0-9A-Fa-f]{{64}})[ \t\r]*$".encode(), re.MULTILINE)
+_HEAD = "# Keys of gateway-sidecar: NAME:SHA256, one a line. Change them with `gateway-sidecar key`.\n"
+
+Keys = Mapping[str, str]
+"""SHA-256 of a key, in lower-case hex -> the key's name."""
+
+
+def read_keys(path: Path) -> Keys:
+    """The keys of a file. Raises FrontDoorError, with a line for each mistake."""
+    try:
+        file = read_file(path, MOST_BYTES)
+    except ConfigError as error:
+        raise FrontDoorError([line.replace(", or name another with --config", "") for line in error.problems]) from None
+    if trouble := _trouble(file):
+        raise FrontDoorError([f"{path}: {trouble}"])
+    keys = parse_keys(file.content, str(path))
+    if not keys and not file.content.strip():
+        # A file that is being written is empty for a moment, and that must lock nobody out.
+        raise FrontDoorError([f"{path}: is empty; write a line that begins with # where there shall be no key"])
+    return keys
+
+
+def parse_keys(content: bytes, name: str) -> Keys:
+    """The keys of a file's content. Raises FrontDoorError, with a line for each mistake that shows no key or hash."""
+    pairs = _PAIRS.findall(content)
+    if len(pairs) == sum(1 for line in content.split(b"\n") if line.strip() and not line.lstrip().startswith(b"#")):
+        # All is well, most likely: found so 10,000 keys take 5 ms, which somebody who revokes one waits for.
+        found = {digest.decode().lower(): owner.decode() for owner, digest in pairs}
+        if len(found) == len(pairs) == len(set(found.values())):
+            return found
+    keys: dict[str, str] = {}
+    lines: dict[str, int] = {}
+    problems: list[str] = []
+    for number, raw in enumerate(content.split(b"\n"), 1):
+        text = raw.strip().decode("utf-8", "replace")
+        if not text or text.startswith("#"):
+            continue
+        match = _LINE.fullmatch(text)
+        if match is None:
+            problems.append(f"{name}:{number}: is not NAME:SHA256; make it with `gateway-sidecar key add NAME`")
+            continue
+        owner, digest = match[1], match[2].lower()
+        if owner in lines:
+            problems.append(f"{name}:{number}: {show(owner)} is named in line {lines[owner]} already; use another name")
+        elif digest in keys:
+            problems.append(
+                f"{name}:{number}: {show(owner)} has the same key as {show(keys[digest])}; remove one of them"
+            )
+        else:
+            keys[digest], lines[owner] = owner, number
+    if problems:
+        further = len(problems) - _MOST_PROBLEMS
+        raise FrontDoorError(problems[:_MOST_PROBLEMS] + ([f"{name}: and {further} more"] if further > 0 else []))
+    return keys
+
+
+def add_key(path: Path, name: str, key: str | None = None) -> str:
+    """Adds a key of this name, made here unless it is given, and returns it. Raises FrontDoorError."""
+    if not re.fullmatch(NAME, name):
+        raise FrontDoorError([f"{show(name)} is not a key's name; use letters, digits and . _ -, 64 at most"])
+    key = key or f"sk-{secrets.token_urlsafe(32)}"
+    if not re.fullmatch(r"[\x21-\x7e]{16,4096}", key):
+        raise FrontDoorError(["a key has 16 to 4096 printable characters without spaces; use another"])
+    digest = hashlib.sha256(key.encode()).hexdigest()
+    with _edited(path) as text:
+        keys = parse_keys(text.encode(), str(path))
+        if name in keys.values():
+            raise FrontDoorError([f"{path}: has a key {show(name)} already; revoke it first, or use another name"])
+        if digest in keys:
+            raise FrontDoorError([f"{path}: has this very key already, as {show(keys[digest])}"])
+        end = "" if not text or text.endswith("\n") else "\n"
+        _replace(path, f"{text or _HEAD}{end}{name}:{digest}\n")
+    return key
+
+
+def revoke_key(path: Path, name: str) -> None:
+    """Removes the key of this name. Raises FrontDoorError."""
+    with _edited(path) as text:
+        if name not in parse_keys(text.encode(), str(path)).values():
+            raise FrontDoorError([f"{path}: has no key {show(name)}; `gateway-sidecar key list` names them"])
+        kept = [line for line in text.splitlines(keepends=True) if not _is_of(line, name)]
+        _replace(path, "".join(kept) or _HEAD)
+
+
+def _is_of(line: str, name: str) -> bool:
+    text = line.strip()
+    match = _LINE.fullmatch(text) if text.startswith(name) else None
+    return match is not None and match[1] == name
+
+
+def _trouble(file: FileText) -> str | None:
+    if file.mode & _OTHERS or file.mode & _GROUP_WRITES:
+        return f"others may read or change it (mode {file.mode:04o}); use chmod 0640 or 0600"
+    if file.owner not in (0, os.geteuid()):
+        return f"belongs to user {file.owner}; it must be root's or the daemon's (user {os.geteuid()})"
+    return None
+
+
+@contextmanager
+def _edited(path: Path) -> Iterator[str]:
+    """The file's text, or an empty one, with other editors kept out."""
+    try:
+        directory = os.open(path.parent, os.O_RDONLY | os.O_DIRECTORY)
+    except OSError as error:
+        raise FrontDoorError([f"{path.parent}: {error.strerror}; make the directory first"]) from error
+    try:
+        fcntl.flock(directory, fcntl.LOCK_EX)
+        yield path.read_text() if path.exists() else ""
+    finally:
+        os.close(directory)
+
+
+def _replace(path: Path, text: str) -> None:
+    """Writes the file whole or not at all; its owner and mode stay."""
+    fresh = path.with_name(f".{path.name}.new")
+    fresh.unlink(missing_ok=True)
+    descriptor = os.open(fresh, os.O_WRONLY | os.O_CREAT | os.O_EXCL, 0o600)
+    with os.fdopen(descriptor, "w") as file:
+        if path.exists():
+            before = path.stat()
+            os.fchmod(file.fileno(), before.st_mode & 0o777)
+            if os.geteuid() == 0:
+                os.fchown(file.fileno(), before.st_uid, before.st_gid)
+        file.write(text)
+        file.flush()
+        os.fsync(file.fileno())
+    fresh.replace(path)

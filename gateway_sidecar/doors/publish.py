@@ -1,0 +1,57 @@
+"""Puts keys and certificates where nginx looks at run time. Each step is one system call: nothing is half there."""
+
+from __future__ import annotations
+
+import os
+import re
+from contextlib import suppress
+from pathlib import Path
+
+from gateway_sidecar.doors.keys import Keys
+
+_DIGEST = re.compile(r"[0-9a-f]{64}")
+
+
+def publish_keys(directory: Path, keys: Keys, present: Keys | None = None) -> tuple[int, int]:
+    """Makes the links of a directory say just this; how many keys were added (or renamed), and removed.
+
+    `present` is what is known to be there, to spare looking at each link.
+    Revoked keys go first: whatever stops us in the middle, nobody comes in who should not.
+    """
+    directory.mkdir(mode=0o700, exist_ok=True)
+    if present is None:
+        names = [name for name in os.listdir(directory) if _DIGEST.fullmatch(name)]
+        present = {name: os.readlink(f"{directory}/{name}") for name in names}  # noqa: PTH115 - thousands of them
+    gone = present.keys() - keys.keys()
+    for digest in gone:
+        os.unlink(directory / digest)  # noqa: PTH108 - as above
+    added = [digest for digest, name in keys.items() if present.get(digest) != name]
+    for digest in added:
+        fresh = directory / ".new"
+        fresh.unlink(missing_ok=True)
+        fresh.symlink_to(keys[digest])
+        fresh.replace(directory / digest)
+    return len(added), len(gone)
+
+
+def withdraw_keys(directory: Path) -> None:
+    """No key is good any more, and the directory is gone."""
+    if directory.is_dir():
+        publish_keys(directory, {})
+        (directory / ".new").unlink(missing_ok=True)
+        with suppress(OSError):
+            directory.rmdir()
+
+
+def publish_pem(path: Path, pem: bytes) -> bool:
+    """Puts a certificate with its key there, for this user alone; False if it was there already."""
+    with suppress(FileNotFoundError):
+        if path.read_bytes() == pem:
+            return False
+    fresh = path.with_name(f".{path.name}.new")
+    fresh.unlink(missing_ok=True)
+    descriptor = os.open(fresh, os.O_WRONLY | os.O_CREAT | os.O_EXCL, 0o600)
+    with os.fdopen(descriptor, "wb") as file:
+        file.write(pem)
+    fresh.replace(path)
+    return True

@@ -1,0 +1,96 @@
+"""Engines' own metrics, read through their sockets: where they are, and the two histograms that signals are made of.
+
+Names after the engines' documentation: vLLM has them by default, SGLang with `--enable-metrics`, TensorRT-LLM with
+`return_perf_metrics`, at a path of its own. Engines that speak gRPC have no metrics page on their socket.
+"""
+
+from __future__ import annotations
+
+import asyncio
+from collections.abc import Mapping
+from dataclasses import dataclass
+
+from gateway_sidecar.domain.discovery import HttpAnswer, NoAnswer
+from gateway_sidecar.domain.metrics_text import histogram
+from gateway_sidecar.domain.model import ConnectionMode, EngineFacts, RuntimeType
+from gateway_sidecar.engines.unix_http import UnixHttp
+from gateway_sidecar.engines.unix_socket import connect
+from gateway_sidecar.errors import MetricsError
+
+MOST_BYTES = 16 * 1024 * 1024
+
+_PATHS = {RuntimeType.TRTLLM: "/prometheus/metrics"}
+_TTFT: Mapping[RuntimeType, tuple[str, ...]] = {
+    RuntimeType.VLLM: ("vllm:time_to_first_token_seconds",),
+    RuntimeType.SGLANG: ("sglang:time_to_first_token_seconds",),
+    RuntimeType.TRTLLM: ("trtllm_time_to_first_token_seconds", "time_to_first_token_seconds"),
+}
+# The newer name first; where there are both they say the same.
+_ITL: Mapping[RuntimeType, tuple[str, ...]] = {
+    RuntimeType.VLLM: ("vllm:inter_token_latency_seconds", "vllm:time_per_output_token_seconds"),
+    RuntimeType.SGLANG: ("sglang:inter_token_latency_seconds", "sglang:time_per_output_token_seconds"),
+    RuntimeType.TRTLLM: ("trtllm_time_per_output_token_seconds", "time_per_output_token_seconds"),
+}
+
+
+@dataclass(frozen=True, slots=True)
+class EngineReading:
+    """Time to first token and pause between tokens: upper bound in seconds -> cumulative count; empty if not said."""
+
+    ttft: Mapping[float, float]
+    itl: Mapping[float, float]
+
+
+def why_no_metrics(facts: EngineFacts) -> str | None:
+    """Why this engine has no metrics page, in words; None if it may have one."""
+    if facts.connection_mode is ConnectionMode.GRPC:
+        return f"a {facts.runtime_type.value} engine that speaks gRPC has no metrics page on its socket"
+    return None
+
+
+class EngineMetrics:
+    """Reads engines' metrics. Stateless."""
+
+    async def page(self, address: str, facts: EngineFacts, *, api_key: str | None, timeout_s: float) -> bytes:
+        """The whole page, of 16 MiB at the most. Raises MetricsError."""
+        if (reason := why_no_metrics(facts)) is not None:
+            raise MetricsError(reason, absent=True)
+        path = _PATHS.get(facts.runtime_type, "/metrics")
+        try:
+            async with asyncio.timeout(timeout_s):
+                answer = await _get(address, path, api_key)
+        except TimeoutError:
+            raise MetricsError(f"no answer to {path} within {timeout_s:g} s") from None
+        if isinstance(answer, NoAnswer):
+            raise MetricsError(f"{path}: {answer.failure.value}{f': {answer.detail}' if answer.detail else ''}")
+        if answer.status == 404:
+            raise MetricsError(f"the engine has no {path}; it may have to be started with metrics on", absent=True)
+        if answer.status != 200:
+            raise MetricsError(f"the engine answers {path} with {answer.status}")
+        return answer.body
+
+    def read(self, page: bytes, facts: EngineFacts) -> EngineReading:
+        """What signals are made of."""
+        return EngineReading(
+            _first(page, _TTFT.get(facts.runtime_type, ())), _first(page, _ITL.get(facts.runtime_type, ()))
+        )
+
+
+def says_latency(facts: EngineFacts) -> bool:
+    """Whether an engine like this may tell of its latencies."""
+    return why_no_metrics(facts) is None and facts.runtime_type in _TTFT
+
+
+async def _get(address: str, path: str, api_key: str | None) -> HttpAnswer | NoAnswer:
+    sock = await connect(address)
+    if isinstance(sock, NoAnswer):
+        return sock
+    conversation = UnixHttp(address, sock, api_key=api_key, budget_bytes=MOST_BYTES)
+    try:
+        return await conversation.get(path, last=True)
+    finally:
+        conversation.close()
+
+
+def _first(page: bytes, names: tuple[str, ...]) -> dict[float, float]:
+    return next((found for name in names if (found := histogram(page, name))), {})

@@ -1,0 +1,94 @@
+"""What is shipped for Prometheus and Grafana: judged by promtool, and by the metrics that there are."""
+
+from __future__ import annotations
+
+import json
+import re
+import shutil
+import subprocess
+from collections.abc import Iterator
+from pathlib import Path
+
+import pytest
+import yaml
+
+import gateway_sidecar
+from gateway_sidecar.telemetry.metrics import Metrics
+
+SHARE = Path(gateway_sidecar.__file__).parent / "share"
+ALERTS = SHARE / "prometheus" / "alerts.yaml"
+DASHBOARD = SHARE / "grafana" / "gateway-sidecar.json"
+TESTS = Path(__file__).parent / "alerts_test.yaml"
+
+needs_promtool = pytest.mark.skipif(shutil.which("promtool") is None, reason="`make test` installs prometheus")
+
+
+def promtool(*arguments: str) -> str:
+    """What promtool says; its exit code has to be 0."""
+    done = subprocess.run(["promtool", *arguments], capture_output=True, text=True, timeout=60, check=False)
+    assert done.returncode == 0, done.stdout + done.stderr
+    return done.stdout
+
+
+def expressions() -> Iterator[str]:
+    """Every query of the dashboard, its variables filled in."""
+    for panel in json.loads(DASHBOARD.read_text())["panels"]:
+        for target in panel.get("targets", []):
+            text = str(target["expr"]).replace("$__rate_interval", "1m")
+            yield text.replace("$service", ".*").replace("$window", "60s")
+
+
+@needs_promtool
+def test_every_alert_fires_when_it_should_and_not_before(tmp_path: Path) -> None:
+    """Made-up series, judged by Prometheus' own test tool."""
+    tests = tmp_path / "alerts_test.yaml"
+    tests.write_text(TESTS.read_text().replace("ALERTS", str(ALERTS)))
+    promtool("test", "rules", str(tests))
+
+
+def test_every_alert_has_its_test() -> None:
+    """One that is silent when all is well, and one that fires."""
+    alerts = {rule["alert"] for group in yaml.safe_load(ALERTS.read_text())["groups"] for rule in group["rules"]}
+    quiet, loud = yaml.safe_load(TESTS.read_text())["tests"]
+    assert {test["alertname"] for test in quiet["alert_rule_test"]} == alerts
+    assert {test["alertname"] for test in loud["alert_rule_test"] if test["exp_alerts"]} == alerts
+
+
+@needs_promtool
+def test_the_shipped_configuration_is_one(tmp_path: Path) -> None:
+    """With the rules beside it."""
+    shutil.copy(ALERTS, tmp_path)
+    shutil.copy(SHARE / "prometheus" / "prometheus.yaml", tmp_path)
+    assert "SUCCESS" in promtool("check", "config", str(tmp_path / "prometheus.yaml"))
+
+
+@needs_promtool
+def test_the_dashboards_queries_are_valid(tmp_path: Path) -> None:
+    """As rules, since promtool reads those."""
+    rules = [{"record": f"panel:{number}", "expr": text} for number, text in enumerate(expressions())]
+    path = tmp_path / "panels.yaml"
+    path.write_text(yaml.safe_dump({"groups": [{"name": "panels", "rules": rules}]}))
+    assert f"{len(rules)} rules found" in promtool("check", "rules", str(path))
+
+
+def test_the_dashboard_and_the_alerts_ask_for_what_there_is() -> None:
+    """A metric that is renamed takes its panels with it."""
+    suffixes = {"counter": ("_total",), "histogram": ("_bucket", "_sum", "_count")}
+    known = {
+        family.name + suffix for family in Metrics().registry.collect() for suffix in suffixes.get(family.type, ("",))
+    }
+    asked = set(re.findall(r"gateway_sidecar_[a-z_]+", " ".join(expressions()) + ALERTS.read_text()))
+    assert asked - {"gateway_sidecar_job"} <= known
+
+
+def test_the_dashboards_panels_do_not_overlap() -> None:
+    """Each has its place and its number."""
+    panels = json.loads(DASHBOARD.read_text())["panels"]
+    assert len({panel["id"] for panel in panels}) == len(panels)
+    taken: set[tuple[int, int]] = set()
+    for panel in panels:
+        at = panel["gridPos"]
+        cells = {(x, y) for x in range(at["x"], at["x"] + at["w"]) for y in range(at["y"], at["y"] + at["h"])}
+        assert not cells & taken
+        assert at["x"] + at["w"] <= 24
+        taken |= cells

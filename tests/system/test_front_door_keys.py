@@ -1,0 +1,504 @@
+"""Who may come in: keys in a file, or another server's word."""
+
+from __future__ import annotations
+
+import asyncio
+import hashlib
+import json
+import os
+import signal
+import socket
+import time
+from collections.abc import AsyncIterator
+from contextlib import asynccontextmanager
+from importlib import resources
+from pathlib import Path
+from typing import Any
+
+import aiohttp
+import pytest
+import pytest_asyncio
+from aiohttp import web
+from openai import AsyncOpenAI, AuthenticationError
+
+from gateway_sidecar.bridges.front_door import DoorPlaces
+from gateway_sidecar.bridges.nginx import busy_ports, find_nginx
+from gateway_sidecar.bridges.nginx_config import Capacity, NginxConfig, ServiceAddress
+from gateway_sidecar.config import AuthSettings, FrontendSettings
+from gateway_sidecar.doors.keys import add_key, revoke_key
+from gateway_sidecar.doors.publish import publish_keys
+from tests.system.clients import stream_chat
+from tests.system.conftest import MakeGateway, StartEngine
+from tests.system.gateway import Gateway, PortBlock, Status, service_of
+
+BODY: dict[str, Any] = {"model": "tiny", "messages": [{"role": "user", "content": "x"}], "max_tokens": 2}
+
+
+def guarded(gateway: Gateway, **more: Any) -> Path:
+    """Gives the service a key file, which does not exist yet."""
+    file = gateway.directory / "chat.keys"
+    gateway.settings["services"][0]["frontend"] = {"auth": {"keys_file": str(file), **more}}
+    return file
+
+
+async def serving(gateway: Gateway, engine: StartEngine, **options: Any) -> Any:
+    await gateway.start()
+    here = await engine(gateway.socket("r1"), **options)
+    await gateway.until_states({"r1": "serving"})
+    return here
+
+
+async def post(gateway: Gateway, key: str | None, **headers: str) -> tuple[int, dict[str, Any], dict[str, str]]:
+    if key is not None:
+        headers["Authorization"] = f"Bearer {key}"
+    async with (
+        aiohttp.ClientSession() as session,
+        session.post(f"{gateway.url()}/v1/chat/completions", json=BODY, headers=headers) as response,
+    ):
+        return response.status, await response.json(), dict(response.headers)
+
+
+async def until_status(gateway: Gateway, key: str, wanted: int, *, within_s: float = 5.0) -> float:
+    """Seconds until a request with this key is answered so."""
+    began = time.monotonic()
+    while (await post(gateway, key))[0] != wanted:
+        assert time.monotonic() - began < within_s, f"not {wanted}: {gateway.log()[-2000:]}"
+    return time.monotonic() - began
+
+
+async def test_only_holders_of_a_key_come_in(make_gateway: MakeGateway, engine: StartEngine) -> None:
+    """401 in OpenAI's form without one, with a wrong one, and with the right one in a wrong place."""
+    gateway = make_gateway()
+    file = guarded(gateway)
+    key, other = add_key(file, "alice"), add_key(file, "bob")
+    here = await serving(gateway, engine)
+    for good in (key, other):
+        assert (await post(gateway, good))[0] == 200
+    assert (await post(gateway, None, **{"X-Api-Key": key}))[0] == 200
+    digest = hashlib.sha256(key.encode()).hexdigest()
+    for bad in (None, "", "x", key[:-1], key + "x", key.upper(), digest, "../alice", "a b", "x" * 5000):
+        status, body, headers = await post(gateway, bad)
+        assert status == 401, bad
+        assert body["error"]["code"] == "invalid_api_key"
+        assert set(body["error"]) == {"message", "type", "param", "code"}
+        assert headers["WWW-Authenticate"] == "Bearer"
+    for scheme in (f"Basic {key}", key, f"Bearer{key}", f"Bearer {key} {key}"):
+        assert (await post(gateway, None, Authorization=scheme))[0] == 401, scheme
+    assert (await post(gateway, None, Authorization=f"bearer {key}"))[0] == 200
+    async with AsyncOpenAI(base_url=f"{gateway.url()}/v1", api_key="wrong", max_retries=0) as client:
+        with pytest.raises(AuthenticationError):
+            await client.models.list()
+    assert here.ledger.received == 4, "no refused request reached the engine"
+
+
+async def test_a_revoked_key_ends_at_once_and_its_streams_do_not(
+    make_gateway: MakeGateway, engine: StartEngine
+) -> None:
+    """Keys come and go without a reload; a stream that had begun runs to its end; kept connections stay."""
+    gateway = make_gateway()
+    file = guarded(gateway)
+    keep, gone = add_key(file, "keep"), add_key(file, "gone")
+    await serving(gateway, engine, token_interval_s=0.05)
+    nginx = (await gateway.status())["bridge"]["pid"]
+    started = asyncio.Event()
+    stream = asyncio.create_task(stream_chat(gateway, 40, started, key=gone))
+    await started.wait()
+    reader, writer = await asyncio.open_connection("127.0.0.1", gateway.ports["chat"])
+
+    async def kept() -> bytes:
+        writer.write(f"GET /health HTTP/1.1\r\nHost: x\r\nAuthorization: Bearer {keep}\r\n\r\n".encode())
+        head = await reader.readuntil(b"\r\n\r\n")
+        length = next(line for line in head.lower().split(b"\r\n") if line.startswith(b"content-length:"))
+        await reader.readexactly(int(length.split()[1]))
+        return head.split()[1]
+
+    assert await kept() == b"200"
+    revoke_key(file, "gone")
+    await until_status(gateway, gone, 401)
+    added = add_key(file, "late")
+    await until_status(gateway, added, 200)
+    assert not stream.done(), "the stream goes on"
+    assert await kept() == b"200", "the client's connection is kept"
+    writer.close()
+    assert await stream
+    status = await gateway.status()
+    assert status["bridge"]["reloads"] == 0
+    assert status["bridge"]["pid"] == nginx
+
+
+async def test_the_daemon_may_be_dead(make_gateway: MakeGateway, engine: StartEngine) -> None:
+    """nginx alone knows who may come in; what changed meanwhile is taken in by the next daemon."""
+    gateway = make_gateway()
+    file = guarded(gateway)
+    key, gone = add_key(file, "alice"), add_key(file, "gone")
+    await serving(gateway, engine)
+    await gateway.kill()
+    assert (await post(gateway, key))[0] == 200
+    assert (await post(gateway, "wrong"))[0] == 401
+    revoke_key(file, "gone")
+    await gateway.start()
+    assert (await post(gateway, gone))[0] == 401
+    assert (await post(gateway, key))[0] == 200
+
+
+async def test_a_broken_file_changes_nothing_and_is_told(make_gateway: MakeGateway, engine: StartEngine) -> None:
+    """Whatever becomes of the file, the keys stay as they were, and log, status and metrics say why."""
+    gateway = make_gateway()
+    file = guarded(gateway)
+    key = add_key(file, "alice")
+    await serving(gateway, engine)
+    good = file.read_text()
+
+    def problem(status: Status) -> str:
+        return next((text for text in status["problems"] if "chat: frontend keys" in text), "")
+
+    async def spoilt(text: str | None, words: str, mode: int = 0o600) -> None:
+        if text is None:
+            file.unlink()
+        else:
+            file.write_text(text)
+            file.chmod(mode)
+        await gateway.until(lambda status: words in problem(status))
+        assert (await post(gateway, key))[0] == 200
+        assert (await post(gateway, "wrong"))[0] == 401
+
+    await spoilt(good + "bob\n", "is not NAME:SHA256")
+    await spoilt("", "is empty")
+    await spoilt(None, "no such file")
+    await spoilt(good, "others may read", mode=0o644)
+    async with aiohttp.ClientSession() as session, session.get(f"http://127.0.0.1:{gateway.metrics_port}/metrics") as r:
+        text = await r.text()
+    assert 'gateway_sidecar_frontend_problem{part="keys",service="chat"} 1.0' in text
+    assert 'gateway_sidecar_frontend_keys{service="chat"} 1.0' in text
+    file.chmod(0o600)
+    await gateway.until(lambda status: not problem(status))
+    assert {row["part"] for row in gateway.events("frontend.refused")} == {"keys"}
+    assert gateway.events("frontend.mended")
+
+
+async def test_a_key_is_nowhere_to_be_seen(make_gateway: MakeGateway, engine: StartEngine) -> None:
+    """Not in a log, a status, a metric, a command line or any file of the daemon's."""
+    gateway = make_gateway()
+    gateway.settings["services"][0]["router"] = {"log_level": "debug"}
+    file = guarded(gateway, name_header="X-Key-Name")
+    key = add_key(file, "alice")
+    here = await serving(gateway, engine)
+    assert (await post(gateway, key, **{"X-Key-Name": "root"}))[0] == 200
+    assert (await post(gateway, None, **{"X-Api-Key": key}))[0] == 200
+    assert (await post(gateway, "wrong-key-of-a-client"))[0] == 401
+    assert here.ledger.received == 2
+    status = json.dumps(await gateway.status())
+    async with aiohttp.ClientSession() as session, session.get(f"http://127.0.0.1:{gateway.metrics_port}/metrics") as r:
+        metrics = await r.text()
+    texts = {"status": status, "metrics": metrics}
+    for path in gateway.directory.rglob("*"):
+        if path.is_file() and not path.is_symlink():
+            texts[str(path)] = path.read_text(errors="replace")
+    for process in Path("/proc").glob("[0-9]*/cmdline"):
+        try:
+            texts[str(process)] = process.read_text(errors="replace")
+        except OSError:
+            continue
+    for secret in (key, "wrong-key-of-a-client"):
+        assert [where for where, text in texts.items() if secret in text] == []
+
+
+@pytest.mark.parametrize("passed", [False, True])
+async def test_what_goes_on_to_the_router(tmp_path: Path, passed: bool) -> None:
+    """The key's name, which no client can choose, and the key only with `pass_authorization`."""
+    places = DoorPlaces(tmp_path)
+    publish_keys(places.keys("chat"), {hashlib.sha256(b"a-key-of-alice-1").hexdigest(): "alice"})
+    auth = AuthSettings(keys_file=tmp_path / "unused", name_header="X-Key-Name", pass_authorization=passed)
+    seen: list[dict[str, str]] = []
+
+    async def router(request: web.Request) -> web.Response:
+        seen.append(dict(request.headers))
+        return web.json_response({})
+
+    async with (
+        listening(router) as behind,
+        bare_nginx(tmp_path, places, behind, FrontendSettings(auth=auth)) as url,
+        aiohttp.ClientSession() as session,
+    ):
+        for headers in ({"Authorization": "Bearer a-key-of-alice-1"}, {"X-Api-Key": "a-key-of-alice-1"}):
+            async with session.get(f"{url}/v1/models", headers={**headers, "X-Key-Name": "root"}) as response:
+                assert response.status == 200
+            assert seen[-1]["X-Key-Name"] == "alice"
+            assert {name: seen[-1].get(name) for name in headers} == (headers if passed else dict.fromkeys(headers))
+
+
+@pytest.mark.parametrize(("asked", "passed"), [("websocket", True), ("WebSocket", True), ("h2c", False)])
+async def test_no_protocol_but_websocket_is_passed_on(tmp_path: Path, asked: str, passed: bool) -> None:
+    """In another one, such as HTTP/2, requests could be sent that nobody judges."""
+    seen: list[dict[str, str]] = []
+
+    async def router(request: web.Request) -> web.Response:
+        seen.append(dict(request.headers))
+        return web.json_response({})
+
+    headers = {"Upgrade": asked, "Connection": "Upgrade", "HTTP2-Settings": "AAMAAABkAAQCAAAAAAIAAAAA"}
+    async with (
+        listening(router) as behind,
+        bare_nginx(tmp_path, DoorPlaces(tmp_path), behind, FrontendSettings()) as url,
+        aiohttp.ClientSession() as session,
+        session.get(f"{url}/v1/realtime", headers=headers) as response,
+    ):
+        assert response.status == 200
+    assert ("Upgrade" in seen[0]) is passed
+    assert ("upgrade" in seen[0].get("Connection", "")) is passed
+
+
+async def test_an_answer_leads_a_request_nowhere(tmp_path: Path) -> None:
+    """nginx takes no orders from a router, or from an engine behind it: else an answer could reach control routes."""
+    seen: list[str] = []
+
+    async def router(request: web.Request) -> web.Response:
+        seen.append(request.path)
+        return web.Response(text="mine", headers={"X-Accel-Redirect": "/workers", "X-Accel-Limit-Rate": "1"})
+
+    async with (
+        listening(router) as behind,
+        bare_nginx(tmp_path, DoorPlaces(tmp_path), behind, FrontendSettings()) as url,
+        aiohttp.ClientSession() as session,
+        session.get(f"{url}/v1/models") as response,
+    ):
+        assert await response.text() == "mine"
+        assert not [name for name in response.headers if name.lower().startswith("x-accel")]
+    assert seen == ["/v1/models"]
+
+
+async def test_public_paths_need_no_key(make_gateway: MakeGateway, engine: StartEngine) -> None:
+    """And nothing beside them."""
+    gateway = make_gateway()
+    add_key(guarded(gateway, public_paths=["/health"]), "alice")
+    await serving(gateway, engine)
+    async with aiohttp.ClientSession() as session:
+        for path, wanted in {"/health": 200, "/v1/models": 401, "/health_generate": 401, "/healthx": 404}.items():
+            async with session.get(f"{gateway.url()}{path}") as response:
+                assert response.status == wanted, path
+
+
+async def test_keys_are_asked_for_from_a_reload_on(make_gateway: MakeGateway, engine: StartEngine) -> None:
+    """nginx takes its Lua module in without a restart, and lets it go again."""
+    gateway = make_gateway()
+    await serving(gateway, engine)
+    assert (await post(gateway, None))[0] == 200
+    pid = (await gateway.status())["bridge"]["pid"]
+    key = add_key(guarded(gateway), "alice")
+    gateway.configure()
+    assert (await gateway.cli("reload"))[:2] == (0, "changed: chat: frontend\n")
+    await until_status(gateway, "wrong", 401)
+    assert (await post(gateway, key))[0] == 200
+    gateway.settings["services"][0]["frontend"] = {}
+    gateway.configure()
+    assert (await gateway.cli("reload"))[0] == 0
+    await until_status(gateway, "wrong", 200)
+    await until_gone(gateway.directory / "run" / "doors" / "chat.keys")
+    assert (await gateway.status())["bridge"]["pid"] == pid
+
+
+async def test_a_front_door_that_cannot_be_changed_stays_as_it_is(
+    make_gateway: MakeGateway, engine: StartEngine
+) -> None:
+    """Keys are not taken away while nginx still asks for them, nor for another file that cannot be used."""
+    gateway = make_gateway()
+    file = guarded(gateway)
+    key = add_key(file, "alice")
+    await serving(gateway, engine)
+    gateway.settings["services"][0]["frontend"]["auth"]["keys_file"] = str(gateway.directory / "not-there.keys")
+    gateway.configure()
+    assert (await gateway.cli("reload"))[0] == 0
+    await gateway.until(lambda s: any("not-there.keys" in text for text in s["problems"]))
+    assert (await post(gateway, key))[0] == 200
+    with socket.socket() as taken:
+        taken.bind(("127.0.0.1", gateway.ports["chat"] + 5))
+        taken.listen()
+        gateway.settings["services"][0]["frontend"] = {"listen": [f"127.0.0.1:{gateway.ports['chat'] + 5}"]}
+        gateway.configure()
+        code, out, _ = await gateway.cli("reload")
+        assert code == 0
+        assert "cannot listen on" in out
+        assert (await post(gateway, key))[0] == 200
+        assert (await post(gateway, "wrong"))[0] == 401
+    await until_status(gateway, "wrong", 200, within_s=20)
+    await until_gone(gateway.directory / "run" / "doors" / "chat.keys")
+
+
+async def until_gone(path: Path) -> None:
+    async with asyncio.timeout(10):
+        while path.exists():
+            await asyncio.sleep(0.05)
+
+
+async def test_nobody_waits_without_a_key(make_gateway: MakeGateway, engine: StartEngine) -> None:
+    """While no replica serves, holders wait and others are refused at once."""
+    gateway = make_gateway()
+    key = add_key(guarded(gateway), "alice")
+    await gateway.start()
+    await gateway.until(lambda s: service_of(s)["missing"] == "replica")
+    assert (await post(gateway, "wrong"))[0] == 401
+    waiting = asyncio.create_task(post(gateway, key))
+    await gateway.until(lambda s: service_of(s)["waiting"] == 1)
+    await engine(gateway.socket("r1"))
+    assert (await waiting)[0] == 200
+
+
+async def test_keys_by_command(make_gateway: MakeGateway) -> None:
+    """`key add` shows the key once and stores its hash; `revoke`, `list`; each mistake has one clear line."""
+    gateway = make_gateway()
+    file = gateway.directory / "made.keys"
+    code, out, err = await gateway.cli("key", "add", "alice", "--file", str(file), config=False)
+    assert (code, err) == (0, "")
+    assert file.read_text().endswith(f"alice:{hashlib.sha256(out.strip().encode()).hexdigest()}\n")
+    assert out.strip() not in file.read_text()
+    assert file.stat().st_mode & 0o777 == 0o600
+    assert await gateway.cli("key", "list", "--file", str(file), config=False) == (0, "alice\n", "")
+    for arguments, words in {
+        ("add", "alice"): "has a key 'alice' already",
+        ("add", "a b"): "is not a key's name",
+        ("revoke", "bob"): "has no key 'bob'",
+    }.items():
+        code, _, err = await gateway.cli("key", *arguments, "--file", str(file), config=False)
+        assert code == 1
+        assert words in err
+        assert err.count("\n") == 1
+    assert (await gateway.cli("key", "revoke", "alice", "--file", str(file), config=False))[0] == 0
+    assert await gateway.cli("key", "list", "--file", str(file), config=False) == (0, "", "")
+
+
+# -- another server's word
+
+
+@pytest_asyncio.fixture
+async def judge() -> AsyncIterator[Judge]:
+    one = Judge()
+    async with listening(one.answer) as port:
+        one.port = port
+        yield one
+
+
+class Judge:
+    """A server that nginx asks; `verdict` is its answer, None lets the question hang."""
+
+    def __init__(self) -> None:
+        self.port = 0
+        self.verdict: int | None = 200
+        self.asked: list[dict[str, str]] = []
+
+    async def answer(self, request: web.Request) -> web.Response:
+        self.asked.append(dict(request.headers))
+        assert not await request.read(), "the body stays with nginx"
+        if self.verdict is None:
+            await asyncio.sleep(30)
+        return web.Response(status=self.verdict or 200)
+
+
+async def test_another_server_decides(make_gateway: MakeGateway, engine: StartEngine, judge: Judge) -> None:
+    """It is told what is asked for; 401 and 403 are passed on in OpenAI's form; anything else lets nobody in."""
+    gateway = make_gateway()
+    url = f"http://127.0.0.1:{judge.port}/auth"
+    gateway.settings["services"][0]["frontend"] = {"auth": {"url": url, "timeout_s": 0.5, "public_paths": ["/health"]}}
+    here = await serving(gateway, engine)
+    assert (await post(gateway, "k"))[0] == 200
+    asked = judge.asked[-1]
+    assert asked["X-Original-URI"] == "/v1/chat/completions"
+    assert asked["X-Original-Method"] == "POST"
+    assert asked["Authorization"] == "Bearer k"
+    for verdict, status, code in (
+        (401, 401, "invalid_api_key"),
+        (403, 403, "forbidden"),
+        (404, 503, "auth_unavailable"),
+        (500, 503, "auth_unavailable"),
+        (None, 503, "auth_unavailable"),
+    ):
+        judge.verdict = verdict
+        got, body, headers = await post(gateway, "k")
+        assert (got, body["error"]["code"]) == (status, code)
+        assert ("Retry-After" in headers) is (status == 503)
+    assert here.ledger.received == 1
+    before = len(judge.asked)
+    async with aiohttp.ClientSession() as session, session.get(f"{gateway.url()}/health") as response:
+        assert response.status == 200
+    assert len(judge.asked) == before
+    async with aiohttp.ClientSession() as session, session.get(f"{gateway.url()}/.gateway-auth") as response:
+        assert response.status == 404
+
+
+async def test_another_server_that_is_gone_lets_nobody_in(make_gateway: MakeGateway, engine: StartEngine) -> None:
+    """Fail closed; not even to wait."""
+    gateway = make_gateway()
+    gateway.settings["services"][0]["frontend"] = {"auth": {"url": "http://127.0.0.1:1/auth"}}
+    await gateway.start()
+    await gateway.until(lambda s: service_of(s)["missing"] == "replica")
+    status, body, _ = await post(gateway, "k")
+    assert (status, body["error"]["code"]) == (503, "auth_unavailable")
+    assert service_of(await gateway.status())["waiting"] == 0
+
+
+async def test_another_servers_word_holds_in_the_waiting_room(
+    make_gateway: MakeGateway, engine: StartEngine, judge: Judge
+) -> None:
+    """Who may come in waits and is answered; who may not does not wait."""
+    gateway = make_gateway()
+    url = f"http://127.0.0.1:{judge.port}/auth"
+    gateway.settings["services"][0]["frontend"] = {"auth": {"url": url}}
+    await gateway.start()
+    await gateway.until(lambda s: service_of(s)["missing"] == "replica")
+    judge.verdict = 401
+    assert (await post(gateway, "k"))[0] == 401
+    judge.verdict = 200
+    waiting = asyncio.create_task(post(gateway, "k"))
+    await gateway.until(lambda s: service_of(s)["waiting"] == 1)
+    judge.verdict = 403
+    await engine(gateway.socket("r1"))
+    assert (await waiting)[0] == 200
+
+
+class listening:  # noqa: N801 - used like a function
+    """A small HTTP server on a port of its own."""
+
+    def __init__(self, answer: Any) -> None:
+        app = web.Application()
+        app.router.add_route("*", "/{path:.*}", answer)
+        self._runner = web.AppRunner(app, access_log=None, shutdown_timeout=0.1)
+
+    async def __aenter__(self) -> int:
+        await self._runner.setup()
+        await web.TCPSite(self._runner, "127.0.0.1", 0).start()
+        return int(self._runner.addresses[0][1])
+
+    async def __aexit__(self, *_exc: object) -> None:
+        await self._runner.cleanup()
+
+
+@asynccontextmanager
+async def bare_nginx(
+    directory: Path, places: DoorPlaces, router: int, frontend: FrontendSettings
+) -> AsyncIterator[str]:
+    """The real nginx with the daemon's text for one service, led to a router of ours; the service's URL."""
+    ports = PortBlock()
+    listen = f"127.0.0.1:{ports.first}"
+    program = await find_nginx("nginx")
+    address = ServiceAddress("chat", listen, f"127.0.0.1:{router}", f"127.0.0.1:{router}", frontend)
+    config = directory / "nginx.conf"
+    (directory / "temp").mkdir()
+    (directory / "front_door.lua").write_text((resources.files("gateway_sidecar") / "share/front_door.lua").read_text())
+    text = NginxConfig(
+        host="127.0.0.1", first_port=ports.first + 1, last_port=ports.first + 1, links=directory, directory=directory,
+        temp=directory / "temp", gates=directory, waiting_room=directory / "none.sock", log=directory / "error.log",
+        worker_processes="1", capacity=Capacity.within(1024, 2, 16), services=[address],
+        stream_module=program.stream_module, user="root root" if os.geteuid() == 0 else None, doors=places,
+        lua_modules=program.lua_modules or (),
+    ).text()  # fmt: skip
+    config.write_text(text)
+    process = await asyncio.create_subprocess_exec(program.path, "-p", str(directory), "-c", str(config))
+    try:
+        async with asyncio.timeout(10):
+            while not busy_ports([("127.0.0.1", ports.first)]):
+                assert process.returncode is None
+                await asyncio.sleep(0.01)
+        yield f"http://{listen}"
+    finally:
+        process.send_signal(signal.SIGTERM)
+        await process.wait()
+        ports.release()

@@ -1,0 +1,224 @@
+"""What passes a service's address: inference, and nothing that controls the router."""
+
+from __future__ import annotations
+
+import asyncio
+import json
+import re
+from dataclasses import dataclass
+
+import pytest
+
+from gateway_sidecar.config.frontend_values import CONTROL, INFERENCE
+from tests.system.conftest import MakeGateway, StartEngine
+from tests.system.gateway import Gateway, service_of
+
+ROUTES = {
+    "/v1/responses": "POST",
+    "/v1/responses/resp_1": "GET DELETE",
+    "/v1/responses/resp_1/cancel": "POST",
+    "/v1/responses/resp_1/input_items": "GET",
+    "/v1/conversations": "POST",
+    "/v1/conversations/conv_1": "GET POST DELETE",
+    "/v1/conversations/conv_1/items": "GET POST",
+    "/v1/conversations/conv_1/items/item_1": "GET DELETE",
+    "/generate": "POST",
+    "/v1/chat/completions": "POST",
+    "/v1/completions": "POST",
+    "/rerank": "POST",
+    "/v1/rerank": "POST",
+    "/v1/embeddings": "POST",
+    "/v1/messages": "POST",
+    "/v1/interactions": "POST",
+    "/v1/classify": "POST",
+    "/v1/tokenize": "POST",
+    "/v1/detokenize": "POST",
+    "/v1/realtime/sessions": "POST",
+    "/v1/realtime/client_secrets": "POST",
+    "/v1/realtime/transcription_sessions": "POST",
+    "/v1/realtime": "GET",
+    "/v1/realtime/calls": "POST",
+    "/v1/audio/transcriptions": "POST",
+    "/v1/models": "GET",
+    "/liveness": "GET",
+    "/readiness": "GET",
+    "/health": "GET",
+    "/health_generate": "GET",
+}
+"""Every route of SMG that serves clients."""
+
+INFORMATION = {"/engine_metrics": "GET", "/get_model_info": "GET", "/get_server_info": "GET"}
+"""Routes that tell of the fleet: not for clients, unless `paths` says so."""
+
+CONTROLS = {
+    "/flush_cache": "POST",
+    "/start_profile": "POST",
+    "/stop_profile": "POST",
+    "/get_loads": "GET",
+    "/parse/function_call": "POST",
+    "/parse/reasoning": "POST",
+    "/wasm": "GET POST",
+    "/wasm/00000000-0000-0000-0000-000000000000": "DELETE",
+    "/v1/tokenizers": "GET POST",
+    "/v1/tokenizers/t1": "GET DELETE",
+    "/v1/tokenizers/t1/status": "GET",
+    "/workers": "GET POST",
+    "/workers/w1": "GET PUT PATCH DELETE",
+}
+"""Routes that control it: not for anybody."""
+
+TRICKS = (
+    "/v1/../workers",
+    "/v1/models/../../workers",
+    "/v1/models/./../../workers",
+    "/v1/models/%2e%2e/%2e%2e/workers",
+    "/v1/models/..%2f..%2fworkers",
+    "//workers",
+    "/v1//tokenizers",
+    "/v1/responses//../../workers",
+    "/%77orkers",
+    "/%2577orkers",
+    "/Workers",
+    "/WORKERS",
+    "/workers/",
+    "/workers//",
+    "/workers?x=/v1/models",
+    "/workers;/v1/models",
+    "/workers#/v1/models",
+    "/workers/%2e",
+    "/./workers",
+    "/v1/responses/..",
+    "/v1/responses/../../workers",
+    "/v1/responses/.%2e/%2e./workers",
+    "/v1/models/",
+    "/v1/modelsx",
+    "/v1/models\\..\\..\\workers",
+    "/v1/models%00/../workers",
+    "/",
+    "*",
+    "http://gateway/workers",
+    "http://gateway//workers",
+    "http://gateway/v1/../workers",
+    "http://gateway",
+    "HTTP://GATEWAY/%77orkers",
+)
+"""Request targets that would reach a control route, or nothing, if somebody read them otherwise than nginx."""
+
+
+@dataclass(frozen=True, slots=True)
+class Answer:
+    status: int
+    body: str
+
+    @property
+    def refused(self) -> bool:
+        """Whether the front door itself said that there is nothing at this path (the router has other words)."""
+        return self.status == 404 and "There is nothing at this path." in self.body
+
+
+async def ask_raw(port: int, method: str, target: str) -> Answer:
+    """One request, its target as it stands here; no client library puts it right."""
+    reader, writer = await asyncio.open_connection("127.0.0.1", port)
+    body = b"{}" if method != "GET" else b""
+    head = f"{method} {target} HTTP/1.1\r\nHost: gateway\r\nConnection: close\r\nContent-Type: application/json\r\n"
+    writer.write(head.encode() + f"Content-Length: {len(body)}\r\n\r\n".encode() + body)
+    try:
+        async with asyncio.timeout(20):
+            answer = await reader.read()
+    finally:
+        writer.close()
+    first, _, rest = answer.partition(b"\r\n")
+    return Answer(int(first.split()[1]), rest.partition(b"\r\n\r\n")[2].decode())
+
+
+def router_port(status: dict[str, object]) -> int:
+    return int(service_of(status)["router"]["url"].rsplit(":", 1)[1])
+
+
+def pairs(routes: dict[str, str]) -> list[tuple[str, str]]:
+    return [(method, path) for path, methods in routes.items() for method in methods.split()]
+
+
+async def serving(gateway: Gateway, engine: StartEngine) -> int:
+    """Starts the gateway with one replica; the router's own port."""
+    await gateway.start()
+    await engine(gateway.socket("r1"))
+    return router_port(await gateway.until_states({"r1": "serving"}))
+
+
+@pytest.mark.parametrize("paths", [[], "all"], ids=["default", "all"])
+async def test_no_control_route_passes(make_gateway: MakeGateway, engine: StartEngine, paths: object) -> None:
+    """Not with the default, and not with `all`; the router itself, asked directly, has every one of them."""
+    gateway = make_gateway()
+    gateway.settings["services"][0]["frontend"] = {"paths": paths}
+    behind = await serving(gateway, engine)
+    for method, path in pairs(CONTROLS):
+        assert (await ask_raw(gateway.ports["chat"], method, path)).refused, f"{method} {path} passed"
+        there = await ask_raw(behind, method, path)
+        # Without its key the router says 401: the route is there.
+        assert there.status in (401, 403), f"{method} {path} is no control route of this router: {there}"
+    for method, path in pairs(INFORMATION):
+        assert (await ask_raw(gateway.ports["chat"], method, path)).refused is (paths == []), path
+        assert not (await ask_raw(behind, method, path)).refused
+
+
+async def test_every_inference_route_passes(make_gateway: MakeGateway, engine: StartEngine) -> None:
+    """What the router says to it is the router's own."""
+    gateway = make_gateway()
+    await serving(gateway, engine)
+    for method, path in pairs(ROUTES):
+        assert not (await ask_raw(gateway.ports["chat"], method, path)).refused, f"{method} {path} did not pass"
+        assert not (await ask_raw(gateway.ports["chat"], method, f"{path}?after=a/../b%20c")).refused
+    answer = await ask_raw(gateway.ports["chat"], "GET", "http://gateway/v1/models")
+    assert answer.status == 200, "the absolute form of a path that passes"
+    assert json.loads(answer.body)["data"][0]["id"] == "tiny"
+
+
+@pytest.mark.parametrize("paths", [[], "all"], ids=["default", "all"])
+async def test_no_trick_passes(make_gateway: MakeGateway, engine: StartEngine, paths: object) -> None:
+    """Dots, escapes, empty segments, capitals, absolute forms: the same path to nobody else but its sender."""
+    gateway = make_gateway()
+    gateway.settings["services"][0]["frontend"] = {"paths": paths}
+    behind = await serving(gateway, engine)
+    forms = ("/v1/models/", "/v1/modelsx") if paths == "all" else ()
+    for target in TRICKS:
+        if target in forms:
+            continue
+        answer = await ask_raw(gateway.ports["chat"], "GET", target)
+        # nginx itself has no ear for some of them.
+        assert answer.refused or answer.status == 400, f"{target} passed: {answer}"
+    assert (await ask_raw(behind, "GET", "/workers")).status == 401
+    assert (await ask_raw(behind, "GET", "/workers?x=/v1/models")).status == 401
+
+
+async def test_paths_add_what_is_below_them(make_gateway: MakeGateway, engine: StartEngine) -> None:
+    """A prefix stands for itself and whole segments below it."""
+    gateway = make_gateway()
+    gateway.settings["services"][0]["frontend"] = {"paths": ["/get_model_info", "/v1"]}
+    await serving(gateway, engine)
+    for path, passes in {
+        "/get_model_info": True,
+        "/get_server_info": False,
+        "/get_model_info2": False,
+        "/v1/files/f1": True,
+        "/v1/files/../workers": False,
+        "/v1/tokenizers": False,
+        "/v1/Tokenizers/x": False,
+    }.items():
+        assert (await ask_raw(gateway.ports["chat"], "GET", path)).refused is not passes, path
+
+
+async def test_the_refusal_is_as_clients_know_it(gateway: Gateway) -> None:
+    """OpenAI's form, while the router is away too."""
+    answer = await ask_raw(gateway.ports["chat"], "POST", "/workers")
+    error = json.loads(answer.body)["error"]
+    assert set(error) == {"message", "type", "param", "code"}
+    assert error["type"] == "invalid_request_error"
+
+
+def test_the_lists_are_complete() -> None:
+    """Every route of the router is on one list, and the front door's own lists have all of them."""
+    ids = re.compile(r"(resp|conv|item)_1")
+    assert {ids.sub("*", path) for path in ROUTES} == set(INFERENCE)
+    for path in CONTROLS:
+        assert any(f"{path}/".startswith(f"{root}/") for root in CONTROL), path

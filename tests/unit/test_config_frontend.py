@@ -1,0 +1,151 @@
+"""The front door's settings: one clear line for each mistake."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+import pytest
+import yaml
+
+from gateway_sidecar.config import PortRange, advise, parse_config
+from gateway_sidecar.config.frontend_values import parse_auth_url
+from gateway_sidecar.errors import ConfigError
+
+TLS = {"certificate": "/a", "key": "/b"}
+KEYS = {"keys_file": "/k"}
+
+
+def config(*frontends: dict[str, Any]) -> str:
+    services = [
+        {
+            "name": name,
+            "listen": f"127.0.0.1:{30000 + number}",
+            "replicas": {"sockets": f"/run/replicas/{name}/{{replica}}.sock"},
+            "frontend": frontend,
+        }
+        for number, (name, frontend) in enumerate(zip("ab", frontends, strict=False))
+    ]
+    return yaml.safe_dump({"services": services}, sort_keys=False)
+
+
+def problems(*frontends: dict[str, Any]) -> list[str]:
+    """The problem lines, without the file's name and the line."""
+    try:
+        parse_config(config(*frontends))
+    except ConfigError as error:
+        return [line.split(": ", 1)[1] for line in error.problems]
+    return []
+
+
+@pytest.mark.parametrize(
+    ("frontend", "expected"),
+    [
+        ({"listen": ["443"]}, "listen[0]: 443 has no host"),
+        ({"listen": "0.0.0.0:443"}, "listen: '0.0.0.0:443' is not a list"),
+        ({"server_names": ["a_b"], "listen": ["0.0.0.0:1"]}, "server_names[0]: 'a_b' is not a host name"),
+        ({"server_names": ["a b;"], "listen": ["0.0.0.0:1"]}, "server_names[0]: 'a b;' is not a host name"),
+        ({"paths": ["v1/x"]}, "paths: 'v1/x' is not a path that can be matched"),
+        ({"paths": ["/v1/../x"]}, "paths: '/v1/../x' is not a path that can be matched"),
+        ({"paths": ["/v1/%41"]}, "paths: '/v1/%41' is not a path that can be matched"),
+        ({"paths": ["/workers"]}, "paths: '/workers' controls the router, and no front door passes that"),
+        ({"paths": ["/Wasm/x"]}, "paths: '/Wasm/x' controls the router"),
+        ({"paths": ["/v1/tokenizers"]}, "paths: '/v1/tokenizers' controls the router"),
+        ({"paths": "everything"}, "paths: 'everything' is neither a list of paths nor the word all"),
+        ({"max_body_mb": 0}, "max_body_mb: 0 is too small"),
+        ({"tls": {"certificate": "/a"}, "listen": ["0.0.0.0:1"]}, "tls.key: is missing"),
+        ({"tls": {**TLS, "key": "b"}, "listen": ["0.0.0.0:1"]}, "tls.key: 'b' is relative"),
+        ({"tls": TLS}, "tls: is for public addresses, and there are none"),
+        ({"server_names": ["a"]}, "server_names: are for public addresses, and there are none"),
+        ({"redirect": ["0.0.0.0:80"], "listen": ["0.0.0.0:1"]}, "redirect: leads to HTTPS, and there is none"),
+        ({"auth": {}}, "auth: needs keys_file or url, and not both"),
+        ({"auth": {**KEYS, "url": "http://127.0.0.1:1"}}, "auth: needs keys_file or url, and not both"),
+        ({"auth": {"url": "https://127.0.0.1/"}}, "auth.url: 'https://127.0.0.1/' is not an http URL"),
+        ({"auth": {"url": "http://auth.example.com/"}}, "auth.url: 'auth.example.com:80': host"),
+        ({"auth": {"url": "http://127.0.0.1/a?b"}}, "auth.url: 'http://127.0.0.1/a?b' holds more than"),
+        ({"auth": {**KEYS, "name_header": "Authorization"}}, "auth.name_header: 'Authorization' has a meaning"),
+        ({"auth": {**KEYS, "name_header": "X Y"}}, "auth.name_header: 'X Y' is not a header's name"),
+        ({"auth": {"url": "http://127.0.0.1:1", "name_header": "X-Y"}}, "auth: name_header needs keys_file"),
+        ({"limits": [{"per": "ip"}]}, "limits[0]: limits nothing"),
+        ({"limits": [{"per": "ip", "concurrent": 1, "burst": 1}]}, "limits[0]: burst means nothing without rps"),
+        ({"limits": [{"per": "user", "rps": 1}]}, "limits[0].per: 'user' is nothing that requests can be counted by"),
+        ({"limits": [{"per": "header:a b", "rps": 1}]}, "limits[0].per: 'a b' is not a header's name"),
+        ({"limits": [{"per": "ip", "rps": 0}]}, "limits[0].rps: 0 is too small"),
+        ({"limits": [{"per": "ip", "rps": 0.001}]}, "limits[0].rps: 0.001 is not a whole number of requests a minute"),
+        ({"limits": [{"per": "ip", "rps": 1, "path": "chat"}]}, "limits[0].path: 'chat' is not a path"),
+        ({"limits": [{"per": "ip", "concurrent": 0}]}, "limits[0].concurrent: 0 is too small"),
+        ({"limits": [{"per": "key", "rps": 1}]}, "limits[0].per: nobody has a key without auth.keys_file"),
+        ({"cors": {"origins": ["chat.example.com"]}}, "cors.origins[0]: 'chat.example.com' is not an origin"),
+        ({"cors": {"origins": []}}, "cors.origins: is empty"),
+        ({"cors": {"origins": ["https://a/"]}}, "cors.origins[0]: 'https://a/' is not an origin"),
+        ({"trusted_proxies": ["10.0.0.0/33"]}, "trusted_proxies[0]: '10.0.0.0/33' is not a network"),
+        ({"trusted_proxies": ["0.0.0.0/0"]}, "trusted_proxies[0]: '0.0.0.0/0' trusts every client"),
+        ({"listen": ["127.0.0.1:30000"]}, "listen[0]: 127.0.0.1:30000 is taken by services[0].listen"),
+        ({"listen": ["0.0.0.0:24500"]}, "listen[0]: 0.0.0.0:24500 lies in bridges.ports"),
+        ({"listen": ["0.0.0.0:9464"]}, "listen[0]: 0.0.0.0:9464 is taken by metrics.listen"),
+    ],
+    ids=str,
+)
+def test_each_mistake_has_one_line(frontend: dict[str, Any], expected: str) -> None:
+    """What is wrong, and the cure after a semicolon."""
+    found = problems(frontend)
+    assert len(found) == 1, found
+    assert found[0].startswith(f"services[0].frontend.{expected}"), found
+    assert "; " in found[0]
+
+
+@pytest.mark.parametrize(
+    ("one", "other", "expected"),
+    [
+        ({"server_names": ["a.x"]}, {"server_names": ["b.x"]}, []),
+        ({}, {"server_names": ["b.x"]}, ["services[1].frontend.listen[0]: 0.0.0.0:443 is taken by"]),
+        (
+            {"server_names": ["a.x"]},
+            {"server_names": ["A.X"]},
+            ["services[1].frontend.server_names[0]: a.x is services[0].frontend.server_names[0] (line"],
+        ),
+        (
+            {"server_names": ["a.x"], "tls": None},
+            {"server_names": ["b.x"]},
+            ["services[1].frontend.listen[0]: 0.0.0.0:443 speaks http at"],
+        ),
+    ],
+)
+def test_services_share_an_address_by_name_only(
+    one: dict[str, Any], other: dict[str, Any], expected: list[str]
+) -> None:
+    """And only if both speak the same there."""
+    both = [{"listen": ["0.0.0.0:443"], "tls": TLS, **each} for each in (one, other)]
+    both = [{key: value for key, value in each.items() if value is not None} for each in both]
+    found = problems(*both)
+    assert [any(line.startswith(start) for line in found) for start in expected] == [True] * len(expected), found
+    assert len(found) == len(expected), found
+
+
+def test_an_url_says_where_to_ask() -> None:
+    """Port and path have defaults."""
+    assert str(parse_auth_url("http://127.0.0.1")) == "http://127.0.0.1:80/"
+    assert str(parse_auth_url("http://[::1]:81/a")) == "http://[::1]:81/a"
+
+
+def test_open_doors_are_warned_of() -> None:
+    """Keys in the clear, engines for everybody, counting by what clients choose."""
+    quiet = {"listen": ["0.0.0.0:443"], "tls": TLS, "auth": KEYS}
+    limit = {"per": "header:X-T", "rps": 1}
+    for frontend, wanted in (
+        (quiet, []),
+        ({**quiet, "tls": None}, ["tls"]),
+        ({**quiet, "auth": None}, ["auth"]),
+        ({**quiet, "limits": [limit]}, ["limits[0].per"]),
+        ({**quiet, "limits": [limit], "trusted_proxies": ["10.0.0.0/8"]}, []),
+    ):
+        said = {key: value for key, value in frontend.items() if value is not None}
+        lines = advise(parse_config(config(said)), PortRange(32768, 60999))
+        assert [line.split(":")[0] for line in lines] == [f"services[0].frontend.{each}" for each in wanted]
+
+
+def test_the_documents_example_is_the_example() -> None:
+    """`docs/front-door.md` shows a configuration that works."""
+    root = Path(__file__).parents[2]
+    shown = (root / "docs" / "front-door.md").read_text().split("```yaml\n")[1].split("```")[0]
+    assert shown in (root / "examples" / "front-door.yaml").read_text()

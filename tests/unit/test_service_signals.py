@@ -1,0 +1,166 @@
+"""What several sources say of one service, put together: who is believed, and what is not known."""
+
+from __future__ import annotations
+
+import math
+from dataclasses import dataclass, field
+from types import SimpleNamespace
+from typing import Any, cast
+
+import pytest
+
+from gateway_sidecar.config import ScalingSettings
+from gateway_sidecar.control.service_signals import ServiceSignals, policy_of
+from gateway_sidecar.domain.model import ConnectionMode, EngineFacts, Overrides, ReplicaState, RuntimeType, WorkerType
+from gateway_sidecar.domain.planning import Missing
+from gateway_sidecar.domain.scaling import Metric
+from gateway_sidecar.domain.signals import RequestEnd
+from gateway_sidecar.engines.engine_metrics import EngineReading
+from gateway_sidecar.routers.base import RouterReading
+from gateway_sidecar.telemetry.metrics import Metrics
+
+POLICY = ScalingSettings(metric="rps", target=1.0, min=0)
+
+
+@dataclass
+class Replica:
+    """As much of a tenure as signals look at."""
+
+    key: int
+    role: WorkerType | None = WorkerType.REGULAR
+    mode: ConnectionMode = ConnectionMode.HTTP
+    state: ReplicaState = ReplicaState.SERVING
+    seen_at: float = 0.0
+    leaving: object = None
+    overrides: Overrides = field(default_factory=Overrides)
+
+    @property
+    def url(self) -> str:
+        return f"http://a:{self.key}"
+
+    @property
+    def facts(self) -> EngineFacts | None:
+        return EngineFacts(RuntimeType.VLLM, self.mode, self.role) if self.role else None
+
+
+def service(*replicas: Replica, scaling: ScalingSettings | None = POLICY) -> tuple[ServiceSignals, Any]:
+    """Signals of a service with these replicas, at second 100, when nginx begins to tell."""
+    stub = SimpleNamespace(
+        name="chat",
+        tenures={r.key: r for r in replicas},
+        settings=SimpleNamespace(scaling=scaling),
+        room=SimpleNamespace(waiting=0, missing=None),
+        follower=SimpleNamespace(has_looked=True),
+    )
+    signals = ServiceSignals(cast(Any, stub), Metrics())
+    signals.note_roles(100)
+    signals.watch(100, is_told=True)
+    return signals, stub
+
+
+def routed(now: float, signals: ServiceSignals, requests: dict[str, float], active: float = 0.0) -> None:
+    signals.take_routers(now, {"r": RouterReading(active, dict.fromkeys(requests, active), requests, {}, {})})
+
+
+def desired(signals: ServiceSignals, now: float, role: WorkerType = WorkerType.REGULAR) -> int | None:
+    signals.evaluate(now)
+    return signals.roles[role].scaler.desired
+
+
+def test_nginx_counts_requests_and_the_router_does_where_nginx_is_not_heard() -> None:
+    """What clients asked for counts, refused or not; a silent nginx does not make a busy service idle."""
+    signals, _ = service(Replica(1))
+    routed(110, signals, {"http://a:1": 0})
+    routed(130, signals, {"http://a:1": 60})
+    for number in range(120):
+        signals.record(110 + number / 6, RequestEnd("chat", 503, 0.1))
+    assert desired(signals, 130) == 4
+    signals, _ = service(Replica(1))
+    routed(110, signals, {"http://a:1": 0})
+    routed(130, signals, {"http://a:1": 60})
+    assert desired(signals, 130) == 3, "nginx told of nothing, and the router had 60 requests in 20 s"
+
+
+def test_nothing_is_known_in_the_first_seconds() -> None:
+    """Whoever is there stays."""
+    signals, _ = service(Replica(1), Replica(2), Replica(3))
+    signals.record(101, RequestEnd("chat", 200, 0.1))
+    assert desired(signals, 102) == 3
+    assert signals.roles[WorkerType.REGULAR].scaler.reason == "rps is not known; nothing changes"
+
+
+def test_replicas_that_are_not_listed_yet_are_not_zero() -> None:
+    """A daemon that has not looked recommends nothing."""
+    signals, stub = service()
+    stub.follower.has_looked = False
+    assert desired(signals, 130) is None
+
+
+def test_roles_are_waited_for_kept_and_complete() -> None:
+    """A moment for an engine that is not identified; half a pair is a pair; a role outlives its last replica."""
+    signals, stub = service(Replica(1, role=None, seen_at=99))
+    assert signals.roles == {}
+    signals.note_roles(120)
+    assert set(signals.roles) == {WorkerType.REGULAR}, "nobody knows, and a default is better than nothing"
+    stub.tenures = {2: Replica(2, WorkerType.DECODE)}
+    signals.note_roles(125)
+    assert set(signals.roles) == {WorkerType.PREFILL, WorkerType.DECODE}
+    stub.tenures = {}
+    signals.note_roles(130)
+    assert set(signals.roles) == {WorkerType.PREFILL, WorkerType.DECODE}
+
+
+def test_waiting_requests_ask_for_the_half_that_is_missing() -> None:
+    """Prefill is there, decode is not: one decode replica, at once."""
+    signals, stub = service(Replica(1, WorkerType.PREFILL))
+    stub.room.waiting, stub.room.missing = 3, Missing.DECODE
+    assert signals.waiting_for(WorkerType.DECODE) == 3
+    assert signals.waiting_for(WorkerType.PREFILL) == 0
+    assert desired(signals, 105, WorkerType.DECODE) == 1
+    stub.room.missing = Missing.ROUTER
+    assert signals.waiting_for(WorkerType.DECODE) == 0, "no replica helps a router that is away"
+
+
+def test_who_says_what_a_first_token_took() -> None:
+    """The engines; else nginx where all speak gRPC; else nobody."""
+    for mode, source in ((ConnectionMode.GRPC, "headers"), (ConnectionMode.HTTP, None)):
+        signals, _ = service(Replica(1, mode=mode))
+        signals.record(110, RequestEnd("chat", 200, 1.0, 0.2))
+        told = signals.ttft(120, 30, signals.windows(120)[30])
+        assert (told.source if told else None) == source
+    tenure = cast(Any, signals.service.tenures[1])
+    for at, count in ((115, 0.0), (120, 10.0)):
+        signals.take_engine(at, tenure, EngineReading({0.5: count, math.inf: count}, {}))
+    told = signals.ttft(120, 30, signals.windows(120)[30])
+    assert told is not None
+    assert (told.source, told.latency.samples) == ("engines", 10)
+    assert told.latency.p50 == pytest.approx(0.25)
+
+
+def test_idle_is_known_or_it_is_not() -> None:
+    """In flight, waiting, routed and ended: all of it has to be known, and nothing."""
+    signals, stub = service(Replica(1))
+    assert signals._is_idle(signals.windows(130), 130) is None, "the router was not read"
+    routed(130, signals, {"http://a:1": 5})
+    assert signals._is_idle(signals.windows(130), 130) is True
+    routed(131, signals, {"http://a:1": 5}, active=1)
+    assert signals._is_idle(signals.windows(131), 131) is False
+    routed(132, signals, {"http://a:1": 6})
+    assert signals._is_idle(signals.windows(132), 132) is False
+    stub.room.waiting = 1
+    routed(200, signals, {"http://a:1": 6})
+    assert signals._is_idle(signals.windows(200), 200) is False
+    stub.room.waiting = 0
+    assert signals._is_idle(signals.windows(200), 200) is True
+    signals.watch(200, is_told=False)
+    assert signals._is_idle(signals.windows(200), 200) is None
+
+
+def test_a_roles_own_settings_stand_above_the_services() -> None:
+    """What it leaves out is the service's."""
+    settings = ScalingSettings.model_validate(
+        {"metric": "rps", "target": 5.0, "max": 4, "decode": {"metric": "itl", "target": 0.05, "min": 2}}
+    )
+    decode, prefill = policy_of(settings, WorkerType.DECODE), policy_of(settings, WorkerType.PREFILL)
+    assert (decode.metric, decode.target, decode.least, decode.most) == (Metric.ITL, 0.05, 2, 4)
+    assert (prefill.metric, prefill.target, prefill.least, prefill.most) == (Metric.RPS, 5.0, 1, 4)

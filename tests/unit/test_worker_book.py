@@ -1,0 +1,101 @@
+"""What is known of a router's workers, with a router that is played."""
+
+from __future__ import annotations
+
+import asyncio
+import time
+from collections.abc import Callable
+from types import SimpleNamespace
+from typing import Any, cast
+
+from gateway_sidecar.control.router_process import RouterProcess
+from gateway_sidecar.control.worker_book import WorkerBook
+from gateway_sidecar.domain.model import ConnectionMode, Registered, RuntimeType, WorkerSpec, WorkerStatus, WorkerType
+from gateway_sidecar.domain.planning import Deregister, Register, Why
+from gateway_sidecar.telemetry.metrics import Metrics
+
+URL = "http://127.0.0.1:24001"
+SPEC = WorkerSpec(
+    url=URL,
+    runtime_type=RuntimeType.SGLANG,
+    connection_mode=ConnectionMode.HTTP,
+    worker_type=WorkerType.REGULAR,
+    model_id="tiny",
+)
+
+
+class PlayedRouter:
+    """Accepts everything; `status` is what it lists its one worker as."""
+
+    def __init__(self) -> None:
+        self.status: WorkerStatus | None = None
+
+    async def register(self, _spec: WorkerSpec) -> str:
+        self.status = WorkerStatus.PENDING
+        return "w1"
+
+    async def deregister(self, _worker_id: str) -> None:
+        self.status = WorkerStatus.DRAINING
+
+    async def list_workers(self) -> dict[str, Registered]:
+        return {} if self.status is None else {URL: self._row(self.status)}
+
+    async def find(self, _worker_id: str) -> Registered | None:
+        return None if self.status is None else self._row(self.status)
+
+    def _row(self, status: WorkerStatus) -> Registered:
+        return Registered("w1", URL, status, WorkerType.REGULAR, ConnectionMode.HTTP, RuntimeType.SGLANG)
+
+
+class RunningBook:
+    """The book of the played router, observing it."""
+
+    def __init__(self, router: PlayedRouter) -> None:
+        process = SimpleNamespace(service="chat", epoch=1, up=True, client=router)
+        self._news = asyncio.Event()
+        self.book = WorkerBook(
+            cast("RouterProcess", cast("Any", process)),
+            Metrics(),
+            rescan_interval_s=0.01,
+            api_timeout_s=5.0,
+            on_change=lambda _url: self._news.set(),
+            on_listed=lambda _first: self._news.set(),
+        )
+
+    async def __aenter__(self) -> RunningBook:
+        self._task = asyncio.create_task(self.book.run())
+        return self
+
+    async def __aexit__(self, *_exc: object) -> None:
+        self._task.cancel()
+        await asyncio.gather(self._task, return_exceptions=True)
+        await self.book.close()
+
+    async def until(self, condition: Callable[[], bool]) -> None:
+        async with asyncio.timeout(5):
+            while not condition():
+                self._news.clear()
+                await self._news.wait()
+
+    async def do(self, action: Register | Deregister) -> None:
+        self.book.start(action)
+        await self.until(lambda: not self.book.view(URL).busy)
+
+
+async def test_worker_that_is_taken_back_before_it_was_ready_may_come_late() -> None:
+    """Its port must not be somebody else's by then."""
+    async with RunningBook(PlayedRouter()) as running:
+        await running.do(Register(SPEC))
+        await running.do(Deregister("w1", URL, Why.SOCKET_GONE))
+        assert running.book.late_until(URL) > time.monotonic() + 5
+        assert running.book.late_until(URL) == 0, "told once"
+
+
+async def test_worker_that_was_ready_does_not_come_late() -> None:
+    router = PlayedRouter()
+    async with RunningBook(router) as running:
+        await running.do(Register(SPEC))
+        router.status = WorkerStatus.READY
+        await running.until(lambda: getattr(running.book.workers.get(URL), "status", None) is WorkerStatus.READY)
+        await running.do(Deregister("w1", URL, Why.SOCKET_GONE))
+        assert running.book.late_until(URL) == 0
