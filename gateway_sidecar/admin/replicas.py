@@ -87,14 +87,17 @@ async def delete_replica(request: web.Request) -> web.Response:
     service.follower.look_soon()
     if tenure is not None:
         await service.until(lambda: service.current(replica) is not tenure, _GONE_S)
+    # Where it was before may still have something in flight, too.
+    left_s = max(0.0, drain_s - (time.monotonic() - began))
+    drained = report.drained and await service.until(lambda: not service.others(replica, tenure), left_s)
     answer = {
         "removed": True,
-        "drained": report.drained,
-        "in_flight": report.in_flight,
+        "drained": drained,
+        "in_flight": report.in_flight if drained or not report.drained else None,
         "took_s": round(time.monotonic() - began, 3),
         "missed": list(report.missed),
     }
-    return web.json_response(answer, status=200 if report.drained else 202)
+    return web.json_response(answer, status=200 if drained else 202)
 
 
 async def _drained(daemon: Daemon, service: Service, replica: ReplicaId, drain_s: float) -> DrainReport:

@@ -85,7 +85,7 @@ def _tunnel(service: Service, tenure: Tenure) -> dict[str, Any] | None:
 def replicas(daemon: Daemon, service: Service) -> list[dict[str, Any]]:
     """A service's replicas by id. Of several rows of one id the first is the present one."""
     tenures = sorted(service.tenures.values(), key=lambda t: -t.key)
-    here = {tenure.replica for tenure in tenures if not tenure.gone and not tenure.replaced}
+    here = {tenure.replica for tenure in tenures if not (tenure.gone or tenure.replaced or tenure.yielding)}
     waited_for = sorted(daemon.told.of(service.name).entries.keys() - here)
     rows = [_absent(daemon, service, replica) for replica in waited_for] + [_replica(service, t) for t in tenures]
     return sorted(rows, key=lambda row: str(row["id"]))

@@ -347,7 +347,7 @@ class Service:
     async def _take_in(self, listing: Listing) -> None:
         for replica, tenure in list(self._current.items()):
             if listing.is_gone(replica, tenure.sighting.source):
-                self._lose(tenure)
+                self._miss(tenure, listing)
         self._end_yielding()
         undescribed = []
         for sighting in listing.present.values():
@@ -482,6 +482,17 @@ class Service:
         self._logger.info("replica.sent_elsewhere", replica=tenure.replica, worker_url=tenure.url, to=str(by.socket))
         self._yield(tenure)
 
+    def _miss(self, tenure: Tenure, listing: Listing) -> None:
+        """Its source does not show the replica any more, unless it says that it will be somewhere else."""
+        source, place = listing.absent.get(tenure.replica, ("", tenure.sighting.socket))
+        here = place == tenure.sighting.socket or source != tenure.sighting.source
+        if here or tenure.peer is not None or tenure.drain:
+            self._lose(tenure)
+            return
+        self._logger.info("replica.sent_elsewhere", replica=tenure.replica, worker_url=tenure.url, to=str(place))
+        del self._current[tenure.replica]
+        self._yield(tenure)
+
     def _yield(self, tenure: Tenure) -> None:
         tenure.yielding = True
         self._yielding[tenure.key] = tenure
@@ -489,7 +500,9 @@ class Service:
     def _end_yielding(self) -> None:
         """Those whose replica serves elsewhere now, or is no more, have done their part."""
         for tenure in list(self._yielding.values()):
-            heir = self._current.get(tenure.replica)
+            heir, listing = self._current.get(tenure.replica), self.follower.listing
+            if heir is None and listing is not None and tenure.replica in listing.absent:
+                continue
             if heir is None or heir.drain or self.is_settled(heir):
                 self._lose(tenure)
 
@@ -787,7 +800,11 @@ class Service:
         tenure, listing = self._current.get(replica), self.follower.listing
         if tenure is not None:
             return tenure.sighting.source
-        return listing.absent.get(replica) if listing is not None else None
+        return listing.absent[replica][0] if listing is not None and replica in listing.absent else None
+
+    def others(self, replica: ReplicaId, tenure: Tenure | None) -> int:
+        """How many further stays of the replica are not over yet."""
+        return sum(t.replica == replica and t is not tenure for t in self.tenures.values())
 
     def is_settled(self, tenure: Tenure) -> bool:
         """Whether it serves, and the router knows it as it is described now."""

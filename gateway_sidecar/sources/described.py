@@ -25,7 +25,7 @@ def listing_of(described: Mapping[ReplicaId, Described], source: str, socket_of:
     present: dict[ReplicaId, Sighting] = {}
     unknown: set[ReplicaId] = set()
     refused: dict[str, str] = {}
-    absent: dict[ReplicaId, str] = {}
+    absent: dict[ReplicaId, tuple[str, Path]] = {}
     for replica, it in described.items():
         if isinstance(it.place, Tunnel):
             socket = socket_of(it.place)
@@ -35,7 +35,7 @@ def listing_of(described: Mapping[ReplicaId, Described], source: str, socket_of:
         try:
             found = os.stat(it.place)  # noqa: PTH116 - looked at every few seconds for ever
         except (FileNotFoundError, NotADirectoryError):
-            absent[replica] = source
+            absent[replica] = (source, it.place)
             continue
         except OSError as error:
             unknown.add(replica)

@@ -50,7 +50,7 @@ class Listing:
     unknown: replicas that were there before and could not be looked at now; they stay as they were.
     refused: names or files that match and cannot be replicas -> why.
     unseen: sources of which not everything could be seen -> why; what they own, and is not present, stays as it was.
-    absent: replicas that a source describes and whose socket is not there -> that source.
+    absent: replicas that a source describes and whose socket is not there -> that source, and the socket.
     blind: why nothing at all could be seen; then every replica stays as it was.
     """
 
@@ -58,7 +58,7 @@ class Listing:
     unknown: frozenset[ReplicaId] = frozenset()
     refused: Mapping[str, str] = field(default_factory=dict)
     unseen: Mapping[str, str] = field(default_factory=dict)
-    absent: Mapping[ReplicaId, str] = field(default_factory=dict)
+    absent: Mapping[ReplicaId, tuple[str, Path]] = field(default_factory=dict)
     blind: str | None = None
 
     def is_gone(self, replica: ReplicaId, source: str = "") -> bool:

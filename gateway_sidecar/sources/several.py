@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 from collections.abc import AsyncIterator, Mapping
+from pathlib import Path
 from typing import Protocol
 
 from gateway_sidecar.domain.model import ReplicaId
@@ -32,13 +33,13 @@ class SeveralSources:
         unknown: set[ReplicaId] = set()
         refused: dict[str, str] = {}
         unseen: dict[str, str] = {}
-        absent: dict[ReplicaId, str] = {}
+        absent: dict[ReplicaId, tuple[str, Path]] = {}
         owners: dict[ReplicaId, str] = {}
         for name, listing in zip(self._sources, listings, strict=True):
             if listing.blind is not None:
                 unseen[name] = listing.blind
             unseen |= listing.unseen
-            absent |= {replica: source for replica, source in listing.absent.items() if replica not in absent}
+            absent |= {replica: it for replica, it in listing.absent.items() if replica not in absent}
             refused |= {key: why for key, why in listing.refused.items() if key not in refused}
             seen = {*listing.present, *listing.unknown}
             owned = seen | self._owned[name] if name in unseen else seen

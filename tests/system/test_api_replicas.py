@@ -141,7 +141,7 @@ async def test_another_sources_replica_is_refused_by_name(gateway: Gateway, engi
     status, answer = await put(gateway, "a1", socket=str(place), priority=3)
     assert (status, answer["source"]) == (409, "sockets")
     status, answer = await call(gateway, "DELETE", "/a1")
-    assert (status, answer["drained"]) == (200, True), "what the API was told is forgotten; the replica is not touched"
+    assert (status in (200, 202), answer["removed"]) == (True, True), "what the API was told; not the replica"
     await gateway.until(lambda s: service_of(s)["source"]["refused"] == {})
     assert replica_of(await gateway.status(), "a1")["state"] == "serving"
 
@@ -173,6 +173,25 @@ async def test_changed_notes_are_taken_over_and_a_changed_place_replaces(gateway
     assert await stream
     await gateway.until_states({"a1": "serving"}, within_s=20)
     assert "two" in await ask(gateway, "tiny", stream=False)
+
+
+async def test_place_that_is_not_there_yet_costs_nothing(gateway: Gateway, engine: StartEngine) -> None:
+    """The old place serves until the socket of the new one has come and its engine serves; a delete ends both."""
+    one, two = elsewhere(gateway, "one"), elsewhere(gateway, "two")
+    await engine(one, name="one")
+    await put(gateway, "a1", "?wait=serving", socket=str(one))
+    status, answer = await put(gateway, "a1", "?wait=serving&timeout_s=1", socket=str(two))
+    assert (status, answer["replica"]["state"]) == (504, "absent")
+    rows = [(row["id"], row["state"]) for row in service_of(await gateway.status())["replicas"]]
+    assert rows == [("a1", "absent"), ("a1", "serving")]
+    assert "one" in await ask(gateway, "tiny", stream=False)
+    await engine(two, name="two")
+    status, _ = await put(gateway, "a1", "?wait=serving", socket=str(two))
+    assert status == 200
+    assert "two" in await ask(gateway, "tiny", stream=False)
+    await put(gateway, "a1", "?wait=serving&timeout_s=0.5", socket=f"{two}.not")
+    assert (await call(gateway, "DELETE", "/a1?drain_s=10"))[1]["removed"]
+    await gateway.until_states({})
 
 
 async def test_wait_says_why_it_does_not_serve_and_a_client_that_leaves_cancels_nothing(
