@@ -186,7 +186,7 @@ class ToldKeeper:
             it.entries = told.get(name, {})
             it.lost = lost.get(name, set()) - it.entries.keys()
         self._tell()
-        if self._aside is not None:
+        if self._aside is not None and not await self._keeper.write():
             self._keeper.touch()
 
     def _note_unread(self, why: str) -> None:
