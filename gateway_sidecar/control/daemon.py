@@ -424,7 +424,7 @@ class Daemon:
                 for service in self.services.values():
                     service.connections_counted(began, places, counts)
                 for port in resting:
-                    if counts[port] == 0 and not any(s.may_hear_of(port) for s in self.services.values()):
+                    if counts[port] == 0 and not any(s.bridges.may_hear_of(port) for s in self.services.values()):
                         self.leases.settle(port)
                 await asyncio.sleep(count_pause_s(time.monotonic() - began))
             else:

@@ -15,25 +15,22 @@ from contextlib import suppress
 from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
-from typing import Protocol
 
-from gateway_sidecar.bridges.keyed_nginx import Keyed
 from gateway_sidecar.config import ServiceSettings
 from gateway_sidecar.control.follower import Source, SourceFollower
 from gateway_sidecar.control.guard import keep_running
-from gateway_sidecar.control.key_keeper import KeyState
-from gateway_sidecar.control.peer_keeper import PeerState
 from gateway_sidecar.control.replica_log import ReplicaLog
 from gateway_sidecar.control.role_watch import RoleWatch
 from gateway_sidecar.control.router_process import RouterProcess
 from gateway_sidecar.control.router_slots import MOST_PATIENCE_S, RouterSlots
 from gateway_sidecar.control.router_unit import RouterUnit
 from gateway_sidecar.control.tenure import SavedTenure, Tenure, occupant_of, owner_of
-from gateway_sidecar.control.waiting_room import Gates, WaitingRoom
+from gateway_sidecar.control.tenure_bridges import Keys, Links, Peers, TenureBridges
+from gateway_sidecar.control.waiting_room import WaitingRoom
 from gateway_sidecar.control.watcher import PathOf, Probe, Watcher, far_end_of
 from gateway_sidecar.control.work_queue import WorkQueue
 from gateway_sidecar.control.worker_book import WorkerBook
-from gateway_sidecar.domain.leases import NoFreePort, PortLeases
+from gateway_sidecar.domain.leases import PortLeases
 from gateway_sidecar.domain.model import (
     ConnectionMode,
     EngineFacts,
@@ -85,40 +82,6 @@ class DrainReport:
     missed: tuple[str, ...] = ()
 
 
-class Links(Gates, Protocol):
-    """The bridges' switchboard."""
-
-    def link(self, port: int, target: Path) -> None: ...
-
-    def unlink(self, port: int) -> None: ...
-
-    def point(self, service: str, slot: str) -> None: ...
-
-
-class Peers(Protocol):
-    """The addresses that replicas are advertised under."""
-
-    def want(self, address: PeerAddress, owner: str, replica: str, port: int) -> PeerState: ...
-
-    def leave(self, address: PeerAddress, owner: str) -> None: ...
-
-    def listen(self, listener: Callable[[], None]) -> None: ...
-
-    def unlisten(self, listener: Callable[[], None]) -> None: ...
-
-
-class Keys(Protocol):
-    """What shows engines their API keys."""
-
-    def want(self, port: int, to: Keyed) -> KeyState: ...
-
-    def leave(self, port: int) -> None: ...
-
-    def listen(self, listener: Callable[[], None]) -> None: ...
-
-    def unlisten(self, listener: Callable[[], None]) -> None: ...
-
-
 class Service:
     """One service of the daemon: its source, its tenures, its router's workers."""
 
@@ -145,10 +108,6 @@ class Service:
         self.settings = settings
         self.name = settings.name
         self._make_router = make_router
-        self._links = links
-        self._leases = leases
-        self._peers = peers
-        self._keys_shown = keys
         self._host = host
         self._metrics = metrics
         self._rescan_interval_s = rescan_interval_s
@@ -163,8 +122,17 @@ class Service:
         self._current: dict[ReplicaId, Tenure] = {}
         self._yielding: dict[int, Tenure] = {}
         self._by_url: dict[str, Tenure] = {}
-        self._late_ports: dict[int, float] = {}
-        self._preferred: dict[ReplicaId, int] = {}
+        self.bridges = TenureBridges(
+            self.name,
+            links=links,
+            leases=leases,
+            peers=peers,
+            keys=keys,
+            queue=self._queue,
+            tenures=self.tenures.values,
+            on_url=self._know_url,
+            on_change=on_change,
+        )
         self._beat = time.monotonic()
         self.follower = SourceFollower(
             self.name, source, metrics, rescan_interval_s=rescan_interval_s, take_in=self._take_in
@@ -230,7 +198,7 @@ class Service:
         the bridge still leads to it.
         """
         owner = owner_of(self.name, saved.sighting, saved.generation)
-        if not self._leases.restore(saved.port, owner):
+        if not self.bridges.restore(saved.port, owner):
             self._logger.warning("lease.not_restored", replica=saved.sighting.replica, port=saved.port)
             return
         earlier = self._current.get(saved.sighting.replica)
@@ -239,7 +207,7 @@ class Service:
         tenure = self._begin(saved.sighting, saved.generation, gone=saved.leaving)
         tenure.port = saved.port
         tenure.peer = saved.peer
-        self._ask_for_address(tenure)
+        self.bridges.ask_for_address(tenure)
         tenure.linked = linked
         tenure.drain = saved.drain
         tenure.served = True  # How long it took to serve was told by the daemon that saw it come.
@@ -250,8 +218,7 @@ class Service:
 
     def prefer(self, saved: SavedTenure) -> None:
         """A replica of this name had this port before the machine was started anew: it gets it again if it can."""
-        self._preferred[saved.sighting.replica] = saved.port
-        self._leases.save_for_last(saved.port)
+        self.bridges.prefer(saved.sighting.replica, saved.port)
 
     def claim(self, port: int, socket: Path, linked_at_ns: int) -> bool:
         """Takes up a bridge of this service that an earlier daemon had no time to write down; False if it is none.
@@ -277,16 +244,14 @@ class Service:
         undescribed = [t for t in self.tenures.values() if not t.notes_read and not t.sighting.described]
         await self._describe([(tenure, tenure.sighting) for tenure in undescribed])
         self.slots.start()
-        self._peers.listen(self._reconsider_addresses)
-        self._keys_shown.listen(self._reconsider_keys)
+        self.bridges.listen()
         loops = (self._reconcile_loop, self.follower.look, self.follower.follow_hints)
         try:
             async with asyncio.TaskGroup() as group:
                 for loop in loops:
                     group.create_task(keep_running(self.name, loop, self._metrics))
         finally:
-            self._peers.unlisten(self._reconsider_addresses)
-            self._keys_shown.unlisten(self._reconsider_keys)
+            self.bridges.unlisten()
             await self.room.end()
             await self.slots.close()
             await self._watcher.close()
@@ -309,12 +274,7 @@ class Service:
     def abandon(self) -> None:
         """Leaves the bridges of a service that is no more: nothing new gets in, and the ports rest until quiet."""
         for tenure in self.tenures.values():
-            if tenure.port is not None:
-                self._links.unlink(tenure.port)
-                self._leases.release(tenure.port)
-                self._keys_shown.leave(tenure.port)
-            if tenure.peer is not None:
-                self._peers.leave(tenure.peer, tenure.owner)
+            self.bridges.abandon(tenure)
 
     def stalest_beat(self) -> float:
         """When the loop that is most behind last made progress (monotonic seconds)."""
@@ -440,10 +400,7 @@ class Service:
         if not any(w.worker is not None or w.busy for w in self._seen(tenure).values()):
             if tenure.url is not None and self._by_url.get(tenure.url) is tenure:
                 del self._by_url[tenure.url]
-            if tenure.peer is not None:
-                self._peers.leave(tenure.peer, tenure.owner)
-            tenure.peer, tenure.peer_is_ours, tenure.peer_problem = peer, False, None
-            self._ask_for_address(tenure)
+            self.bridges.readdress(tenure, peer)
             self._know_url(tenure)
             return tenure
         self._logger.info("replica.moved", replica=tenure.replica, worker_url=tenure.url, advertise=str(peer or "-"))
@@ -544,66 +501,17 @@ class Service:
             if self.book.listed:
                 self.roles.look(self.book.workers.values(), time.monotonic())
 
-    def _reconsider_addresses(self) -> None:
-        for tenure in self.tenures.values():
-            if tenure.peer is not None:
-                self._queue.add(tenure.key)
-
-    def _ask_for_address(self, tenure: Tenure) -> None:
-        """Says, again, that the tenure's address is wanted, and learns how it stands with it."""
-        if tenure.peer is None or tenure.port is None:
-            return
-        state = self._peers.want(tenure.peer, tenure.owner, f"{self.name}/{tenure.replica}", tenure.port)
-        came = state.ours and not tenure.peer_is_ours
-        tenure.peer_is_ours, tenure.peer_problem = state.ours, state.problem
-        if came:
-            self._know_url(tenure)
-            self._on_change()
-
-    def _reconsider_keys(self) -> None:
-        for tenure in self.tenures.values():
-            if tenure.overrides.api_key is not None:
-                self._queue.add(tenure.key)
-
-    def _show_key(self, tenure: Tenure) -> None:
-        """Leads the bridge by way of the nginx that shows the engine's key; back to the engine if it has none."""
-        key, facts, port = tenure.overrides.api_key, tenure.facts, tenure.port
-        if port is None or not tenure.linked or not tenure.can_be_described:
-            return
-        socket = tenure.sighting.socket
-        if key is None:
-            tenure.key_problem = None
-            if tenure.leads_to != socket:
-                self._lead(tenure, port, socket)
-                self._keys_shown.leave(port)
-            return
-        if facts is None:
-            return
-        state = self._keys_shown.want(port, Keyed(socket, key, facts.connection_mode is ConnectionMode.GRPC))
-        tenure.key_problem = state.problem
-        if state.listens_at is not None and tenure.leads_to != state.listens_at:
-            self._lead(tenure, port, state.listens_at)
-
-    def _lead(self, tenure: Tenure, port: int, target: Path) -> None:
-        try:
-            self._links.link(port, target)
-        except OSError as error:
-            self._trouble(tenure, f"cannot make the bridge's link: {error}")
-        else:
-            tenure.leads_to = target
-
     def _reconcile(self, tenure: Tenure) -> None:
         self._watcher.look_after(tenure)
-        self._ask_for_address(tenure)
-        self._show_key(tenure)
+        self.bridges.keep_up(tenure)
         seen = self._seen(tenure)
         self._note_settled(tenure, all(w.listed and w.worker is None and not w.busy for w in seen.values()))
         action = plan_occupant(tenure.view(), seen.values())
         match action:
             case Bridge():
-                self._bridge(tenure)
+                self.bridges.open(tenure)
             case Unbridge():
-                self._unbridge(tenure)
+                self.bridges.close(tenure)
             case Release():
                 self._release(tenure)
                 self._ring()
@@ -643,68 +551,18 @@ class Service:
         elif tenure.settled_at is None:
             tenure.settled_at = time.monotonic()
 
-    def _bridge(self, tenure: Tenure) -> None:
-        try:
-            fresh = tenure.port is None
-            tenure.port = self._leases.acquire(tenure.owner, self._preferred.get(tenure.replica))
-            self._links.link(tenure.port, tenure.sighting.socket)
-        except NoFreePort as error:
-            self._trouble(tenure, f"no free bridge port ({error}); widen bridges.ports")
-        except OSError as error:
-            self._trouble(tenure, f"cannot make the bridge's link: {error}")
-        else:
-            tenure.linked = True
-            tenure.leads_to = tenure.sighting.socket
-            tenure.problem = None
-            self._show_key(tenure)
-            self._ask_for_address(tenure)
-            self._know_url(tenure)
-            if fresh:
-                self._on_change()
-
-    def _trouble(self, tenure: Tenure, problem: str) -> None:
-        if tenure.problem != problem:
-            self._logger.error("replica.not_bridged", replica=tenure.replica, reason=problem)
-        tenure.problem = problem
-        self._queue.add_after(tenure.key, 1.0)
-
-    def _unbridge(self, tenure: Tenure) -> None:
-        assert tenure.port is not None
-        try:
-            self._links.unlink(tenure.port)
-        except OSError as error:
-            self._trouble(tenure, f"cannot remove the bridge's link: {error}")
-            return
-        tenure.linked = False
-
     def _release(self, tenure: Tenure) -> None:
         tenure.unpin()
         del self.tenures[tenure.key]
-        if tenure.port is not None:
-            self._leases.release(tenure.port)
-            late_until = max((unit.book.late_until(tenure.url) for unit in self.slots.units if tenure.url), default=0.0)
-            if late_until > time.monotonic():
-                self._late_ports[tenure.port] = late_until
-            else:
-                self._leases.settle(tenure.port)  # Nobody holds a connection: that was the condition for letting go.
-            self._keys_shown.leave(tenure.port)
+        late_until = max((unit.book.late_until(tenure.url) for unit in self.slots.units if tenure.url), default=0.0)
+        self.bridges.give_back(tenure, late_until)
         if tenure.url is not None and self._by_url.get(tenure.url) is tenure:
             del self._by_url[tenure.url]
             for unit in self.slots.units:
                 unit.book.forget(tenure.url)
-        if tenure.peer is not None:
-            self._peers.leave(tenure.peer, tenure.owner)
         self._on_change()
         tenure.drained.set()
         self._log.ended(tenure)
-
-    def may_hear_of(self, port: int) -> bool:
-        """Whether a worker that was taken back may yet appear there: whoever had the port would get its requests."""
-        until = self._late_ports.get(port)
-        if until is not None and until <= time.monotonic():
-            del self._late_ports[port]
-            return False
-        return until is not None
 
     def _on_router(self) -> None:
         self._metrics.router_up.labels(self.name).set(self.router.up)

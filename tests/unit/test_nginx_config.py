@@ -11,7 +11,7 @@ from gateway_sidecar.bridges.front_door import DoorPlaces
 from gateway_sidecar.bridges.nginx import NginxProgram, needed_lua
 from gateway_sidecar.bridges.nginx_config import Capacity, NginxConfig, ServiceAddress, peer_config
 from gateway_sidecar.check import lacking
-from gateway_sidecar.config import AuthSettings, FrontendSettings
+from gateway_sidecar.config import AuthSettings, CorsSettings, FrontendSettings, TlsSettings
 from gateway_sidecar.errors import BridgeError
 
 
@@ -106,3 +106,16 @@ def test_an_advertised_address_serves_this_machine_alone() -> None:
     assert text.index("allow fd00::5;") < text.index("deny all;")
     assert "proxy_pass unix:/run/g/bridges/24001.sock;" in text
     assert "load_module" not in text
+
+
+def test_browsers_are_told_of_https_with_every_answer() -> None:
+    """Where `add_header` is said again, this is too; and nowhere unless it is wanted."""
+    for days in (0, 365):
+        door = FrontendSettings(
+            tls=TlsSettings(certificate=Path("/c"), key=Path("/k"), hsts_days=days), cors=CorsSettings(origins=("*",))
+        )
+        address = ServiceAddress("chat", "127.0.0.1:30000", "127.0.0.1:23001", "127.0.0.1:23003", door)
+        text = config(services=[address])
+        said = text.count('add_header Strict-Transport-Security "max-age=31536000" always;')
+        assert said == (text.count("add_header Vary Origin always;") if days else 0)
+        assert said > 1 or not days

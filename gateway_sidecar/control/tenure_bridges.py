@@ -1,0 +1,239 @@
+"""What leads to the occupants of one service: the port, its link, the advertised address, and what shows a key.
+
+Ports are leased for a tenure and rest afterwards; the link of a port is all that nginx follows. What cannot be done is
+told in the tenure's `problem`, and tried again.
+"""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Callable, Iterable
+from pathlib import Path
+from typing import Protocol
+
+from gateway_sidecar.bridges.keyed_nginx import Keyed
+from gateway_sidecar.control.key_keeper import KeyState
+from gateway_sidecar.control.peer_keeper import PeerState
+from gateway_sidecar.control.tenure import Tenure
+from gateway_sidecar.control.waiting_room import Gates
+from gateway_sidecar.control.work_queue import WorkQueue
+from gateway_sidecar.domain.leases import NoFreePort, PortLeases
+from gateway_sidecar.domain.model import ConnectionMode, PeerAddress, ReplicaId
+from gateway_sidecar.telemetry.logs import get_logger
+
+_RETRY_S = 1.0
+
+
+class Links(Gates, Protocol):
+    """The bridges' switchboard."""
+
+    def link(self, port: int, target: Path) -> None: ...
+
+    def unlink(self, port: int) -> None: ...
+
+    def point(self, service: str, slot: str) -> None: ...
+
+
+class Peers(Protocol):
+    """The addresses that replicas are advertised under."""
+
+    def want(self, address: PeerAddress, owner: str, replica: str, port: int) -> PeerState: ...
+
+    def leave(self, address: PeerAddress, owner: str) -> None: ...
+
+    def listen(self, listener: Callable[[], None]) -> None: ...
+
+    def unlisten(self, listener: Callable[[], None]) -> None: ...
+
+
+class Keys(Protocol):
+    """What shows engines their API keys."""
+
+    def want(self, port: int, to: Keyed) -> KeyState: ...
+
+    def leave(self, port: int) -> None: ...
+
+    def listen(self, listener: Callable[[], None]) -> None: ...
+
+    def unlisten(self, listener: Callable[[], None]) -> None: ...
+
+
+class TenureBridges:
+    """The bridges of one service.
+
+    on_url: called when a tenure's worker URL may have become known, or another.
+    on_change: called when something changed that is written down.
+    """
+
+    def __init__(
+        self,
+        service: str,
+        *,
+        links: Links,
+        leases: PortLeases,
+        peers: Peers,
+        keys: Keys,
+        queue: WorkQueue[int],
+        tenures: Callable[[], Iterable[Tenure]],
+        on_url: Callable[[Tenure], None],
+        on_change: Callable[[], None],
+    ) -> None:
+        self._service = service
+        self._links = links
+        self._leases = leases
+        self._peers = peers
+        self._keys = keys
+        self._queue = queue
+        self._tenures = tenures
+        self._on_url = on_url
+        self._on_change = on_change
+        self._preferred: dict[ReplicaId, int] = {}
+        self._late_until: dict[int, float] = {}
+        self._logger = get_logger(service=service)
+
+    def listen(self) -> None:
+        """Tenures are looked at again whenever something changed for an address or a key of theirs."""
+        self._peers.listen(self._reconsider_addresses)
+        self._keys.listen(self._reconsider_keys)
+
+    def unlisten(self) -> None:
+        """The opposite of `listen`."""
+        self._peers.unlisten(self._reconsider_addresses)
+        self._keys.unlisten(self._reconsider_keys)
+
+    def restore(self, port: int, owner: str) -> bool:
+        """Leases the port that an earlier daemon's tenure had; False where that cannot be."""
+        return self._leases.restore(port, owner)
+
+    def prefer(self, replica: ReplicaId, port: int) -> None:
+        """The replica gets this port, if it is free by then."""
+        self._preferred[replica] = port
+        self._leases.save_for_last(port)
+
+    def open(self, tenure: Tenure) -> None:
+        """Leases a port and leads it to the occupant."""
+        try:
+            fresh = tenure.port is None
+            tenure.port = self._leases.acquire(tenure.owner, self._preferred.get(tenure.replica))
+            self._links.link(tenure.port, tenure.sighting.socket)
+        except NoFreePort as error:
+            self._trouble(tenure, f"no free bridge port ({error}); widen bridges.ports")
+        except OSError as error:
+            self._trouble(tenure, f"cannot make the bridge's link: {error}")
+        else:
+            tenure.linked = True
+            tenure.leads_to = tenure.sighting.socket
+            tenure.problem = None
+            self.keep_up(tenure)
+            self._on_url(tenure)
+            if fresh:
+                self._on_change()
+
+    def keep_up(self, tenure: Tenure) -> None:
+        """Sees that the address and the key are as the tenure wants them."""
+        self.ask_for_address(tenure)
+        self._show_key(tenure)
+
+    def close(self, tenure: Tenure) -> None:
+        """Lets nothing new in; what is open goes on."""
+        assert tenure.port is not None
+        try:
+            self._links.unlink(tenure.port)
+        except OSError as error:
+            self._trouble(tenure, f"cannot remove the bridge's link: {error}")
+            return
+        tenure.linked = False
+
+    def give_back(self, tenure: Tenure, late_until: float) -> None:
+        """Nobody holds a connection to the occupant any more.
+
+        Until `late_until` (monotonic seconds) a worker that was taken back may yet appear at its port.
+        """
+        if tenure.port is not None:
+            self._leases.release(tenure.port)
+            if late_until > time.monotonic():
+                self._late_until[tenure.port] = late_until
+            else:
+                self._leases.settle(tenure.port)
+            self._keys.leave(tenure.port)
+        self._leave_address(tenure)
+
+    def abandon(self, tenure: Tenure) -> None:
+        """The service is no more: nothing new gets in, and the port rests until it is quiet."""
+        if tenure.port is not None:
+            self._links.unlink(tenure.port)
+            self._leases.release(tenure.port)
+            self._keys.leave(tenure.port)
+        self._leave_address(tenure)
+
+    def readdress(self, tenure: Tenure, peer: PeerAddress | None) -> None:
+        """The occupant, whom no router knows yet, is advertised under another address."""
+        self._leave_address(tenure)
+        tenure.peer, tenure.peer_is_ours, tenure.peer_problem = peer, False, None
+        self.ask_for_address(tenure)
+
+    def may_hear_of(self, port: int) -> bool:
+        """Whether a worker that was taken back may yet appear there: whoever had the port would get its requests."""
+        until = self._late_until.get(port)
+        if until is not None and until <= time.monotonic():
+            del self._late_until[port]
+            return False
+        return until is not None
+
+    def ask_for_address(self, tenure: Tenure) -> None:
+        """Says, again, that the tenure's address is wanted, and learns how it stands with it."""
+        if tenure.peer is None or tenure.port is None:
+            return
+        state = self._peers.want(tenure.peer, tenure.owner, f"{self._service}/{tenure.replica}", tenure.port)
+        came = state.ours and not tenure.peer_is_ours
+        tenure.peer_is_ours, tenure.peer_problem = state.ours, state.problem
+        if came:
+            self._on_url(tenure)
+            self._on_change()
+
+    def _leave_address(self, tenure: Tenure) -> None:
+        if tenure.peer is not None:
+            self._peers.leave(tenure.peer, tenure.owner)
+
+    def _show_key(self, tenure: Tenure) -> None:
+        """Leads the bridge by way of the nginx that shows the engine's key; back to the engine if it has none."""
+        key, facts, port = tenure.overrides.api_key, tenure.facts, tenure.port
+        if port is None or not tenure.linked or not tenure.can_be_described:
+            return
+        socket = tenure.sighting.socket
+        if key is None:
+            tenure.key_problem = None
+            if tenure.leads_to != socket:
+                self._lead(tenure, port, socket)
+                self._keys.leave(port)
+            return
+        if facts is None:
+            return
+        state = self._keys.want(port, Keyed(socket, key, facts.connection_mode is ConnectionMode.GRPC))
+        tenure.key_problem = state.problem
+        if state.listens_at is not None and tenure.leads_to != state.listens_at:
+            self._lead(tenure, port, state.listens_at)
+
+    def _lead(self, tenure: Tenure, port: int, target: Path) -> None:
+        try:
+            self._links.link(port, target)
+        except OSError as error:
+            self._trouble(tenure, f"cannot make the bridge's link: {error}")
+        else:
+            tenure.leads_to = target
+
+    def _trouble(self, tenure: Tenure, problem: str) -> None:
+        if tenure.problem != problem:
+            self._logger.error("replica.not_bridged", replica=tenure.replica, reason=problem)
+        tenure.problem = problem
+        self._queue.add_after(tenure.key, _RETRY_S)
+
+    def _reconsider_addresses(self) -> None:
+        for tenure in self._tenures():
+            if tenure.peer is not None:
+                self._queue.add(tenure.key)
+
+    def _reconsider_keys(self) -> None:
+        for tenure in self._tenures():
+            if tenure.overrides.api_key is not None:
+                self._queue.add(tenure.key)
