@@ -15,6 +15,7 @@ from pathlib import Path
 from gateway_sidecar.admin.api import serve_admin
 from gateway_sidecar.admin.exposition import serve_metrics
 from gateway_sidecar.admin.hold import serve_hold
+from gateway_sidecar.admin.listener import AdminListener
 from gateway_sidecar.bridges.addresses import ClaimRules, PeerAddresses
 from gateway_sidecar.bridges.keyed_nginx import KeyedNginx, keyed_left_running
 from gateway_sidecar.bridges.nginx import BridgeSettings, Nginx, busy_ports, find_nginx
@@ -27,6 +28,7 @@ from gateway_sidecar.control.key_keeper import KeyKeeper
 from gateway_sidecar.control.peer_keeper import PeerKeeper
 from gateway_sidecar.control.router_process import RouterProcess
 from gateway_sidecar.control.service import Service
+from gateway_sidecar.control.told_keeper import ToldKeeper
 from gateway_sidecar.domain.leases import NoFreePort, PortLeases
 from gateway_sidecar.engines.probe import EngineProbe
 from gateway_sidecar.errors import ConfigError, ProcessError, StateError
@@ -51,6 +53,7 @@ class RealAdapters:
         keys: KeyKeeper,
         tunnels: TunnelFleet,
         metrics: Metrics,
+        told: ToldKeeper,
     ) -> None:
         self._settings = settings
         self._nginx = nginx
@@ -59,6 +62,7 @@ class RealAdapters:
         self._keys = keys
         self._tunnels = tunnels
         self._metrics = metrics
+        self._told = told
         self._router_ports = RouterPortLeases(settings.router_ports)
         self._probe = EngineProbe()
 
@@ -105,7 +109,7 @@ class RealAdapters:
 
     def source(self, settings: ServiceSettings) -> Source:
         """Where the service's replicas are learnt from."""
-        return source_of(settings, self._tunnels.socket_of)
+        return source_of(settings, self._tunnels.socket_of, self._told.of(settings.name))
 
     def router_kind(self, settings: ServiceSettings) -> Smg:
         """The service's router as it is configured."""
@@ -170,7 +174,9 @@ def build_daemon(config_path: Path, settings: Settings) -> Daemon:
     keyed = PeerPlaces(settings.run_dir, nginx.links, log, find)
     keys = KeyKeeper(partial(KeyedNginx, keyed), partial(keyed_left_running, keyed))
     tunnels = TunnelFleet(settings.run_dir / "tunnels", lambda loop: keep_running("-", loop, metrics))
-    adapters = RealAdapters(settings, nginx, bridges, peers, keys, tunnels, metrics)
+    problems: dict[str, str] = {}
+    told = ToldKeeper(settings.state_dir / "replicas.json", problems, metrics)
+    adapters = RealAdapters(settings, nginx, bridges, peers, keys, tunnels, metrics, told)
     return Daemon(
         config_path,
         settings,
@@ -179,6 +185,8 @@ def build_daemon(config_path: Path, settings: Settings) -> Daemon:
         peers=peers,
         keys=keys,
         tunnels=tunnels,
+        told=told,
+        problems=problems,
         metrics=metrics,
         adapters=adapters,
     )
@@ -242,11 +250,16 @@ async def run_daemon(config_path: Path, settings: Settings) -> bool:
         admin = await serve_admin(started, settings.run_dir / "admin.sock")
         hold = await serve_hold(started, settings.run_dir / "hold.sock")
         listen = settings.metrics.listen
+        remote = AdminListener(started, settings.admin) if settings.admin else None
+        if remote is not None:
+            await remote.open()
         exposition = await serve_metrics(started, listen.host, listen.port) if listen else None
 
         async def close() -> None:
             await admin.cleanup()
             await hold.cleanup()
+            if remote is not None:
+                await remote.close()
             if exposition is not None:
                 await exposition.cleanup()
 

@@ -14,6 +14,7 @@ from ipaddress import ip_address, ip_network
 from pathlib import Path
 
 from gateway_sidecar.admin.client import ask_daemon
+from gateway_sidecar.admin.tls import read_tls
 from gateway_sidecar.bridges.addresses import ClaimRules, PeerAddresses
 from gateway_sidecar.bridges.nginx import LUA_CURE, NginxProgram, busy_ports, find_nginx
 from gateway_sidecar.bridges.nginx_config import Capacity
@@ -65,6 +66,7 @@ async def check_machine(settings: Settings) -> list[Finding]:
     findings += await _routers(settings)
     findings += _ports(settings, running)
     findings += _files(settings)
+    findings += await asyncio.to_thread(_admin, settings)
     findings += [_directory("state_dir", settings.state_dir), _directory("run_dir", settings.run_dir)]
     for service in settings.services:
         if service.replicas.sockets is not None:
@@ -171,6 +173,8 @@ def _ports(settings: Settings, running: bool) -> list[Finding]:
     bridges = settings.bridges
     wanted = [(bridges.host, port) for port in range(bridges.ports.first, bridges.ports.last + 1)]
     wanted += [(s.listen.host, s.listen.port) for s in settings.services]
+    if settings.admin:
+        wanted.append((settings.admin.listen.host, settings.admin.listen.port))
     public = {it for s in settings.services for it in (*s.frontend.listen, *s.frontend.redirect)}
     wanted += [(it.host, it.port) for it in sorted(public, key=str)]
     if settings.metrics.listen:
@@ -180,6 +184,23 @@ def _ports(settings: Settings, running: bool) -> list[Finding]:
     if len(busy) > 10:
         findings.append(Finding(Level.FAIL, f"nor on {len(busy) - 10} further addresses"))
     return findings or [Finding(Level.OK, f"{len(wanted)} addresses are free to listen on")]
+
+
+def _admin(settings: Settings) -> list[Finding]:
+    """Whether the admin API could listen over TCP; nothing where it is not to."""
+    if settings.admin is None:
+        return []
+    tls = settings.admin.tls
+    try:
+        read_tls(tls)
+    except ConfigError as error:
+        return [Finding(Level.FAIL, problem) for problem in error.problems]
+    findings = [Finding(Level.OK, f"admin: {settings.admin.listen} for whom {tls.client_ca} vouches")]
+    mode = stat.S_IMODE(Path(tls.key).stat().st_mode)
+    if mode & 0o044:
+        text = f"admin.tls.key: {tls.key} may be read by others (mode {mode:04o}); use chmod 0600"
+        findings.append(Finding(Level.WARN, text))
+    return findings
 
 
 def _files(settings: Settings) -> list[Finding]:

@@ -18,9 +18,10 @@ from typing import TYPE_CHECKING
 from urllib.parse import quote
 
 from gateway_sidecar import __version__
-from gateway_sidecar.admin.client import ask_daemon
+from gateway_sidecar.admin.client import Remote, ask_daemon
+from gateway_sidecar.admin.commands import add_admin_options, add_replica_commands, admin_of
 from gateway_sidecar.admin.table import render_status
-from gateway_sidecar.config import Settings, config_schema, load_config, run_dir_of
+from gateway_sidecar.config import Settings, config_schema, load_config
 from gateway_sidecar.errors import AdminError, BridgeError, ConfigError, FrontDoorError, GatewaySidecarError
 
 if TYPE_CHECKING:
@@ -67,13 +68,21 @@ def _parser() -> argparse.ArgumentParser:
     parser.add_argument("--version", action="version", version=f"gateway-sidecar {__version__}")
     commands = parser.add_subparsers(title="commands", metavar="COMMAND", required=True)
 
-    def add(name: str, run: object, text: str, more: str = "") -> argparse.ArgumentParser:
-        command = commands.add_parser(name, help=text, description=f"{text[0].upper()}{text[1:]}. {more}".strip())
-        command.set_defaults(command=run)
+    def add_config(command: argparse.ArgumentParser) -> None:
         command.add_argument(
             "--config", type=Path, default=_default_config(), metavar="FILE",
             help="the configuration (default: $GATEWAY_SIDECAR_CONFIG, else %(default)s)",
         )  # fmt: skip
+
+    def add(name: str, run: object, text: str, more: str = "") -> argparse.ArgumentParser:
+        command = commands.add_parser(name, help=text, description=f"{text[0].upper()}{text[1:]}. {more}".strip())
+        command.set_defaults(command=run)
+        add_config(command)
+        return command
+
+    def ask(name: str, run: object, text: str, more: str = "") -> argparse.ArgumentParser:
+        command = add(name, run, text, more)
+        add_admin_options(command)
         return command
 
     add(
@@ -86,9 +95,9 @@ def _parser() -> argparse.ArgumentParser:
     add("check", _check, "validate the configuration and this machine, and change nothing")
     command = add("plan", _plan, "show what a running daemon, or a fresh one, would do next, and do none of it")
     command.add_argument("--json", action="store_true", help="for programs")
-    command = add("status", _status, "show services, routers and replicas")
+    command = ask("status", _status, "show services, routers and replicas")
     command.add_argument("--json", action="store_true", help="for programs")
-    command = add(
+    command = ask(
         "drain",
         _drain,
         "take a replica out of rotation and return when it is safe to stop its engine",
@@ -99,19 +108,20 @@ def _parser() -> argparse.ArgumentParser:
     command.add_argument(
         "--timeout", type=float, metavar="S", help="give up after S seconds (default: drain.timeout_s)"
     )
-    command = add("resume", _resume, "take a drained replica back into rotation")
+    command = ask("resume", _resume, "take a drained replica back into rotation")
     command.add_argument("service", metavar="SERVICE")
     command.add_argument("replica", metavar="REPLICA")
-    command = add("router", _router, "replace a service's router by a new one without failing a request")
+    add_replica_commands(commands, add_config)
+    command = ask("router", _router, "replace a service's router by a new one without failing a request")
     command.add_argument("action", choices=["restart"], metavar="restart")
     command.add_argument("service", metavar="SERVICE")
-    command = add("stop", _stop, "end the daemon", "nginx, the routers and every stream go on, unless --all is given.")
+    command = ask("stop", _stop, "end the daemon", "nginx, the routers and every stream go on, unless --all is given.")
     command.add_argument("--all", action="store_true", help="nginx and the routers as well, after what is in flight")
     command.add_argument(
         "--timeout", type=float, default=30.0, metavar="S",
         help="with --all: end what is still in flight after S seconds (default: %(default)g)",
     )  # fmt: skip
-    add("reload", _reload, "have the daemon read its configuration again and report what changed")
+    ask("reload", _reload, "have the daemon read its configuration again and report what changed")
     for name, text in (
         ("install", "put the systemd unit, the user, directories and an example configuration in place"),
         ("uninstall", "stop the daemon and all that it started, and remove the unit"),
@@ -176,10 +186,6 @@ def _default_config() -> Path:
     return Path(os.environ.get("GATEWAY_SIDECAR_CONFIG", DEFAULT_CONFIG))
 
 
-def _admin_socket(arguments: argparse.Namespace) -> Path:
-    return run_dir_of(arguments.config) / "admin.sock"
-
-
 def _run(arguments: argparse.Namespace) -> int:
     import faulthandler
 
@@ -235,7 +241,7 @@ def _plan(arguments: argparse.Namespace) -> int:
 
 
 def _status(arguments: argparse.Namespace) -> int:
-    _, answer = ask_daemon(_admin_socket(arguments), "GET", "/v1/status")
+    _, answer = ask_daemon(admin_of(arguments), "GET", "/v1/status")
     print(json.dumps(answer, indent=2) if arguments.json else render_status(answer))
     return 0
 
@@ -243,7 +249,7 @@ def _status(arguments: argparse.Namespace) -> int:
 def _drain(arguments: argparse.Namespace) -> int:
     query = "" if arguments.timeout is None else f"?timeout_s={arguments.timeout:g}"
     target = f"{_replica_target(arguments)}/drain{query}"
-    code, answer = ask_daemon(_admin_socket(arguments), "POST", target, timeout_s=None)
+    code, answer = ask_daemon(admin_of(arguments), "POST", target, timeout_s=None)
     for line in answer.get("missed", ()):
         print(f"without {arguments.replica} nobody answers for {line}", file=sys.stderr)
     if code == 200:
@@ -259,7 +265,7 @@ def _drain(arguments: argparse.Namespace) -> int:
 
 
 def _resume(arguments: argparse.Namespace) -> int:
-    code, answer = ask_daemon(_admin_socket(arguments), "POST", f"{_replica_target(arguments)}/resume")
+    code, answer = ask_daemon(admin_of(arguments), "POST", f"{_replica_target(arguments)}/resume")
     if code != 200:
         raise AdminError(str(answer.get("error")))
     print(f"{arguments.replica} goes back into rotation")
@@ -272,7 +278,7 @@ def _replica_target(arguments: argparse.Namespace) -> str:
 
 def _router(arguments: argparse.Namespace) -> int:
     target = f"/v1/services/{_quoted(arguments.service)}/router/restart"
-    code, answer = ask_daemon(_admin_socket(arguments), "POST", target, timeout_s=None)
+    code, answer = ask_daemon(admin_of(arguments), "POST", target, timeout_s=None)
     if code != 200:
         raise AdminError(str(answer.get("error")))
     print(f"{arguments.service} has a new router (pid {answer['pid']}) after {answer['took_s']:.1f} s")
@@ -280,11 +286,14 @@ def _router(arguments: argparse.Namespace) -> int:
 
 
 def _stop(arguments: argparse.Namespace) -> int:
-    socket = _admin_socket(arguments)
+    socket = admin_of(arguments)
     query = f"all=true&timeout_s={arguments.timeout:g}" if arguments.all else "all=false"
     code, answer = ask_daemon(socket, "POST", f"/v1/stop?{query}")
     if code != 202:
         raise AdminError(str(answer.get("error")))
+    if isinstance(socket, Remote):
+        print("it stops, with nginx and all routers" if arguments.all else "it stops; nginx and the routers go on")
+        return 0
     with suppress(ProcessLookupError):
         daemon = os.pidfd_open(answer["pid"])
         select.select([daemon], [], [])
@@ -297,7 +306,7 @@ def _quoted(name: str) -> str:
 
 
 def _reload(arguments: argparse.Namespace) -> int:
-    code, answer = ask_daemon(_admin_socket(arguments), "POST", "/v1/reload", timeout_s=None)
+    code, answer = ask_daemon(admin_of(arguments), "POST", "/v1/reload", timeout_s=None)
     if code == 422:
         raise ConfigError(list(answer["problems"]))
     if code != 200:

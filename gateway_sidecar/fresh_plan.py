@@ -7,12 +7,14 @@ import os
 from pathlib import Path
 
 from gateway_sidecar.config import ServiceSettings, Settings, load_overrides
+from gateway_sidecar.control.told_keeper import read_entries
 from gateway_sidecar.domain.model import Overrides, Ready
 from gateway_sidecar.domain.planning import Register, describe, worker_spec
 from gateway_sidecar.engines.probe import EngineProbe
-from gateway_sidecar.errors import ConfigError
+from gateway_sidecar.errors import ConfigError, StateError
 from gateway_sidecar.sources.build import source_of
 from gateway_sidecar.sources.listing import Sighting
+from gateway_sidecar.sources.told import Told
 
 _AT_ONCE = 32
 
@@ -20,9 +22,14 @@ _AT_ONCE = 32
 async def fresh_plan(settings: Settings) -> list[dict[str, str]]:
     """The actions of a daemon that starts now, in order, each with its service and replica ('-' for all)."""
     actions = [_row("-", "-", f"start nginx with {len(settings.bridges.ports)} bridges on {settings.bridges.host}")]
+    try:
+        told = await asyncio.to_thread(read_entries, settings.state_dir / "replicas.json")
+    except StateError as error:
+        actions.append(_row("-", "-", f"nothing for replicas that the admin API was told of: {error}"))
+        told = {}
     for service in settings.services:
         actions.append(_row(service.name, "-", f"start {service.router.type} and serve it at {service.listen}"))
-        actions += await _service_plan(service, settings.peers.interface)
+        actions += await _service_plan(service, Told(dict(told.get(service.name, {}))), settings.peers.interface)
     return actions
 
 
@@ -30,8 +37,8 @@ def _row(service: str, replica: str, action: str) -> dict[str, str]:
     return {"service": service, "replica": replica, "action": action}
 
 
-async def _service_plan(service: ServiceSettings, interface: str) -> list[dict[str, str]]:
-    listing = await source_of(service, lambda tunnel: Path(f"/{tunnel.owner}")).look()
+async def _service_plan(service: ServiceSettings, told: Told, interface: str) -> list[dict[str, str]]:
+    listing = await source_of(service, lambda tunnel: Path(f"/{tunnel.owner}"), told).look()
     if listing.blind:
         return [_row(service.name, "-", f"nothing for its replicas: {listing.blind}")]
     unseen = [_row(service.name, "-", f"nothing for {source}: {why}") for source, why in listing.unseen.items()]

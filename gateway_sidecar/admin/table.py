@@ -44,6 +44,21 @@ def _service(service: dict[str, Any]) -> str:
     return "\n".join(lines)
 
 
+def render_replicas(services: dict[str, list[dict[str, Any]]]) -> str:
+    """All replicas as one table: whose they are, who told of them, and how they are."""
+    rows = [
+        (name, row["id"], row["source"], row["state"], row["bridge"] or "-", _place(row), row["reason"] or "")
+        for name, replicas in services.items()
+        for row in replicas
+    ]
+    titles = ("service", "replica", "source", "state", "bridge", "place", "reason")
+    return "\n".join(_table([titles, *rows])) if rows else "no replicas"
+
+
+def _place(row: dict[str, Any]) -> str:
+    return str(row["tunnel"]["to"] if row["tunnel"] else row["socket"] or "-")
+
+
 def _scaling(scaling: dict[str, Any] | None) -> list[str]:
     if scaling is None:
         return []

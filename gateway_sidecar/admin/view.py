@@ -11,14 +11,16 @@ from gateway_sidecar.control.daemon import Daemon
 from gateway_sidecar.control.service import Service
 from gateway_sidecar.control.tenure import Tenure
 from gateway_sidecar.control.watcher import far_end_of
+from gateway_sidecar.domain.model import ReplicaId
 from gateway_sidecar.sources.listing import Listing
+from gateway_sidecar.sources.told import NAME
 
 
 def status(daemon: Daemon) -> dict[str, Any]:
     """The whole daemon. `services[].replicas[]` may show an id twice while an old engine drains beside the new."""
     return {
         "services": [
-            _service(name, service) | {"scaling": scaling_view(daemon, name)}
+            _service(daemon, name, service) | {"scaling": scaling_view(daemon, name)}
             for name, service in sorted(daemon.services.items())
         ],
         "bridge": {
@@ -40,7 +42,7 @@ def _problems(daemon: Daemon) -> dict[str, str]:
     return {**daemon.problems, **daemon.doors.problems, **peers}
 
 
-def _service(name: str, service: Service) -> dict[str, Any]:
+def _service(daemon: Daemon, name: str, service: Service) -> dict[str, Any]:
     router = service.router
     listing = service.follower.listing
     return {
@@ -62,7 +64,7 @@ def _service(name: str, service: Service) -> dict[str, Any]:
         "missing": service.room.missing.value if service.room.missing else None,
         "reason": service.room.describe(),
         "unanswered": dict(service.roles.lacking),
-        "replicas": [_replica(service, t) for t in sorted(service.tenures.values(), key=lambda t: (t.replica, -t.key))],
+        "replicas": replicas(daemon, service),
     }
 
 
@@ -78,6 +80,39 @@ def _tunnel(service: Service, tenure: Tenure) -> dict[str, Any] | None:
     if path is None:
         return None
     return {"to": str(tenure.sighting.tunnel), "state": path.state.value, "reason": path.reason or None}
+
+
+def replicas(daemon: Daemon, service: Service) -> list[dict[str, Any]]:
+    """A service's replicas by id. Of several rows of one id the first is the present one."""
+    tenures = sorted(service.tenures.values(), key=lambda t: -t.key)
+    here = {tenure.replica for tenure in tenures if not (tenure.gone or tenure.replaced or tenure.yielding)}
+    waited_for = sorted(daemon.told.of(service.name).entries.keys() - here)
+    rows = [_absent(daemon, service, replica) for replica in waited_for] + [_replica(service, t) for t in tenures]
+    return sorted(rows, key=lambda row: str(row["id"]))
+
+
+def _absent(daemon: Daemon, service: Service, replica: ReplicaId) -> dict[str, Any]:
+    """A replica that the API was told of, and whose socket is not there."""
+    entry, listing = daemon.told.of(service.name).entries[replica], service.follower.listing
+    reason = listing.refused.get(replica) if listing is not None else None
+    if reason is None and listing is not None and replica in listing.absent:
+        reason = f"there is no socket {entry.get('socket')}"
+    row: dict[str, Any] = dict.fromkeys(_NOTHING_KNOWN)
+    return row | {
+        "id": replica,
+        "state": "absent",
+        "state_age_s": 0.0,
+        "socket": entry.get("socket"),
+        "direct": False,
+        "reason": reason,
+        "source": NAME,
+    }
+
+
+_NOTHING_KNOWN = (
+    *("id", "state", "state_age_s", "socket", "bridge", "advertise", "direct", "worker_id", "worker_type"),
+    *("connection_mode", "runtime_type", "model", "reason", "source", "tunnel"),
+)
 
 
 def _replica(service: Service, tenure: Tenure) -> dict[str, Any]:

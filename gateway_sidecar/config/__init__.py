@@ -11,6 +11,8 @@ from gateway_sidecar.config.frontend import (
 from gateway_sidecar.config.inventory import Described, read_inventory
 from gateway_sidecar.config.load import line_of, load_config, parse_config, run_dir_of
 from gateway_sidecar.config.models import (
+    AdminSettings,
+    AdminTlsSettings,
     BridgeSettings,
     DrainSettings,
     HealthSettings,
@@ -28,10 +30,13 @@ from gateway_sidecar.config.models import (
 from gateway_sidecar.config.overrides import load_overrides
 from gateway_sidecar.config.scaling import HookSettings, ScalingSettings
 from gateway_sidecar.config.schema import config_schema
+from gateway_sidecar.config.told import ToldEntry, read_mapping, read_told, same_entry, told_schema
 from gateway_sidecar.config.tunnels import SshDefaults, tunnel_to
 from gateway_sidecar.config.values import Endpoint, PathPattern, PortRange, parse_endpoint
 
 __all__ = [
+    "AdminSettings",
+    "AdminTlsSettings",
     "AuthSettings",
     "BridgeSettings",
     "CorsSettings",
@@ -57,6 +62,7 @@ __all__ = [
     "Settings",
     "SshDefaults",
     "TlsSettings",
+    "ToldEntry",
     "advise",
     "config_schema",
     "line_of",
@@ -65,6 +71,10 @@ __all__ = [
     "parse_config",
     "parse_endpoint",
     "read_inventory",
+    "read_mapping",
+    "read_told",
     "run_dir_of",
+    "same_entry",
+    "told_schema",
     "tunnel_to",
 ]

@@ -54,6 +54,7 @@ def cross_problems(tree: Tree) -> Iterator[Problem]:
     said = _Reading(tree)
     listens = said.of_services(("listen",), parse_endpoint)
     listens += said.of_top(("metrics", "listen"), parse_endpoint, MetricsSettings().listen)
+    listens += said.of_top(("admin", "listen"), parse_endpoint, None)
     doors = list(_doors(said))
     yield from _shared_addresses(doors)
     for door in doors:

@@ -52,7 +52,7 @@ def read_inventory(
     if isinstance(tree.data, dict):
         for replica, entry in _entries(tree):
             further: list[Problem] = []
-            described = _described(path, file, f"{service}/{replica}", entry, defaults, further, warn)
+            described = describe(path, file, f"{service}/{replica}", entry, defaults, further, warn)
             where = re.sub(r"\n.*", "", replica)
             problems += [Problem(p.line, f"{where}.{p.where}" if p.where else where, p.text) for p in further]
             if described is not None:
@@ -83,7 +83,7 @@ def _entries(tree: Tree) -> Iterator[tuple[str, Tree]]:
     yield from trees.items()
 
 
-def _described(
+def describe(
     path: Path,
     file: FileText,
     owner: str,
@@ -92,6 +92,7 @@ def _described(
     problems: list[Problem],
     warn: Callable[[str], object],
 ) -> Described | None:
+    """What one entry says, if it can be used; else `problems` tell. `owner` is SERVICE/REPLICA. Blocks."""
     line = tree.line(())
     key = read_key(path, file, tree, problems, warn)
     try:

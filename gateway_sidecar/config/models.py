@@ -35,6 +35,7 @@ from gateway_sidecar.config.values import (
     parse_command,
     parse_directory,
     parse_endpoint,
+    parse_file,
     parse_interface,
     parse_name,
     parse_network,
@@ -46,6 +47,7 @@ from gateway_sidecar.config.values import (
 
 _TO_TEXT = PlainSerializer(str, return_type=str)
 _ABSOLUTE = {"type": "string", "pattern": r"^/[^\s\"'$;{}\\#%*?\[\]]+$"}
+_FILE = {"type": "string", "pattern": "^/"}
 _COMMAND = {"type": "string", "pattern": r"^(/.+|[^-/\s][^/\s]*)$"}
 
 EndpointValue = Annotated[
@@ -90,6 +92,7 @@ BridgeHostValue = Annotated[
         }
     ),
 ]
+FileValue = Annotated[str, PlainValidator(parse_file), WithJsonSchema(_FILE)]
 CommandValue = Annotated[str, PlainValidator(parse_command), WithJsonSchema(_COMMAND)]
 InterfaceValue = Annotated[
     str, PlainValidator(parse_interface), WithJsonSchema({"type": "string", "pattern": INTERFACE_PATTERN})
@@ -131,6 +134,32 @@ class MetricsSettings(Part):
         description="Address of `/metrics`, `/healthz` and `/readyz`; `null` turns the listener off.",
         examples=["127.0.0.1:9464", None],
     )
+
+
+class AdminTlsSettings(Part):
+    """Who the admin API is, and whom it lets in. PEM files; read again at each reload."""
+
+    certificate: FileValue = Field(
+        description="The listener's certificate, followed by those between it and its CA.",
+        examples=["/etc/gateway-sidecar/admin.crt"],
+    )
+    key: FileValue = Field(
+        description="Its private key, without a passphrase.", examples=["/etc/gateway-sidecar/admin.key"]
+    )
+    client_ca: FileValue = Field(
+        description="The CA whose certificates clients must show. Whoever has one may do all that the API can.",
+        examples=["/etc/gateway-sidecar/clients.crt"],
+    )
+
+
+class AdminSettings(Part):
+    """The admin API over TCP, beside `admin.sock`; with mutual TLS, 1.2 or later, and in no other way."""
+
+    listen: EndpointValue = Field(
+        description="Its address. Replicas, routers and the daemon itself can be changed there.",
+        examples=["127.0.0.1:9465"],
+    )
+    tls: AdminTlsSettings
 
 
 class BridgeSettings(Part):
@@ -185,9 +214,9 @@ class PeersSettings(Part):
 
 
 class ReplicaSettings(Part):
-    """Where a service's replicas are found: at least one of `sockets`, `ssh` and `inventory`.
+    """Where a service's replicas are found: any of `sockets`, `ssh` and `inventory`, and what the admin API is told.
 
-    A replica that two of them name is the one of the first, in this order.
+    A replica that two of them name is the one of the first, in this order. `{}` leaves all to the admin API.
     """
 
     sockets: PatternValue | None = Field(
@@ -218,8 +247,6 @@ class ReplicaSettings(Part):
 
     @model_validator(mode="after")
     def _complete(self) -> ReplicaSettings:
-        if self.sockets is None and self.inventory is None and not self.ssh:
-            raise ValueError("says nowhere where replicas are; set sockets, ssh or inventory")
         for replica, ssh in self.ssh.items():
             try:
                 tunnel_to(replica, ssh, self.ssh_defaults)
@@ -376,6 +403,7 @@ class Settings(Part):
     )
     log: LogSettings = LogSettings()
     metrics: Annotated[MetricsSettings, BeforeValidator(_metrics_off)] = MetricsSettings()
+    admin: AdminSettings | None = None
     rescan_interval_s: float = _number(
         2.0, 0.2, 60, "Every socket pattern is listed again this often, whatever inotify says or misses."
     )

@@ -23,7 +23,8 @@ from gateway_sidecar.errors import ConfigError
 
 _MOST_BYTES = 64 * 1024
 _MOST_KEY_BYTES = 8 * 1024
-_MOST_LABELS = 64
+MOST_LABELS = 64
+LABEL_NAME = r"[A-Za-z0-9]([A-Za-z0-9_./-]{0,251}[A-Za-z0-9])?"
 _OTHERS_MAY_READ = 0o044
 
 
@@ -72,10 +73,10 @@ class OverridesFile(Part):
     @field_validator("labels")
     @classmethod
     def _labels(cls, value: dict[str, str]) -> dict[str, str]:
-        if len(value) > _MOST_LABELS:
-            raise ValueError(f"{len(value)} labels are too many; use {_MOST_LABELS} at most")
+        if len(value) > MOST_LABELS:
+            raise ValueError(f"{len(value)} labels are too many; use {MOST_LABELS} at most")
         for key in value:
-            if not re.fullmatch(r"[A-Za-z0-9]([A-Za-z0-9_./-]{0,251}[A-Za-z0-9])?", key):
+            if not re.fullmatch(LABEL_NAME, key):
                 raise ValueError(f"{show(key)} is not a label's name; use letters, digits and _ . / - inside")
         return value
 

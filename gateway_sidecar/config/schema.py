@@ -5,6 +5,7 @@ from __future__ import annotations
 from pathlib import Path
 from typing import Any
 
+from pydantic import BaseModel
 from pydantic.json_schema import GenerateJsonSchema
 
 from gateway_sidecar.config.models import Settings
@@ -21,6 +22,11 @@ class _Generator(GenerateJsonSchema):
 
     def field_title_should_be_set(self, schema: Any) -> bool:
         return False
+
+
+def entry_schema(model: type[BaseModel], ref_template: str) -> dict[str, Any]:
+    """JSON Schema of one mapping of ours, for a document of somebody else's."""
+    return model.model_json_schema(mode="validation", schema_generator=_Generator, ref_template=ref_template)
 
 
 def config_schema() -> dict[str, Any]:

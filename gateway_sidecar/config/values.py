@@ -231,6 +231,11 @@ def parse_path(value: object, cure: str) -> Path:
     return Path(text.replace("//", "/"))
 
 
+def parse_file(value: object) -> str:
+    """A file's absolute path."""
+    return str(parse_path(value, "use an absolute path such as /etc/gateway-sidecar/admin.crt"))
+
+
 def parse_command(value: object) -> str:
     """The name of a program that PATH has, or its absolute path."""
     cure = "use a name found in PATH or an absolute path"

@@ -30,10 +30,12 @@ from gateway_sidecar.control.router_process import RouterProcess
 from gateway_sidecar.control.service import Service
 from gateway_sidecar.control.signals import Signals
 from gateway_sidecar.control.takedown import take_down
+from gateway_sidecar.control.told_keeper import ToldKeeper
 from gateway_sidecar.domain.leases import PortLeases
-from gateway_sidecar.domain.model import PeerAddress
+from gateway_sidecar.domain.model import PeerAddress, ReplicaId
 from gateway_sidecar.errors import ConfigError, ProcessError, RouterUnavailable, StateError
 from gateway_sidecar.routers.base import RouterKind
+from gateway_sidecar.sources.told import NAME as API
 from gateway_sidecar.supervision.logfile import ChildLog
 from gateway_sidecar.supervision.notify import SystemdNotifier
 from gateway_sidecar.supervision.process import Process, boot_id, rss_bytes, writers_of
@@ -50,7 +52,7 @@ DEFAULT_STOP_S = 30.0
 
 _MEND_GAP_S = 5.0
 _TUNNEL_GAP_S = 0.05
-_FIXED = ("state_dir", "run_dir", "bridges", "peers", "router_ports", "metrics", "rescan_interval_s")
+_FIXED = ("state_dir", "run_dir", "bridges", "peers", "router_ports", "metrics", "admin", "rescan_interval_s")
 
 
 def count_pause_s(took_s: float) -> float:
@@ -92,6 +94,8 @@ class Daemon:
         peers: PeerKeeper,
         keys: KeyKeeper,
         tunnels: TunnelFleet,
+        told: ToldKeeper,
+        problems: dict[str, str],
         metrics: Metrics,
         adapters: Adapters,
     ) -> None:
@@ -102,6 +106,7 @@ class Daemon:
         self.peers = peers
         self.keys = keys
         peers.has_looked = keys.has_looked = lambda: all(s.follower.has_looked for s in self.services.values())
+        self.told = told
         self.tunnels = tunnels
         tunnels.on_change = self._tunnel_changed
         self._tunnels_due = asyncio.Event()
@@ -125,8 +130,9 @@ class Daemon:
         self._at_once = asyncio.Event()
         self.ended_by_command = False
         self._reload_lock = asyncio.Lock()
+        self.before_reload: list[Callable[[], Awaitable[Callable[[], Awaitable[list[str]]]]]] = []
         self._beats: dict[str, float] = {}
-        self.problems: dict[str, str] = {}
+        self.problems = problems
         self._records = {
             "run": RecordKeeper(Record("run", self._processes_path, self._processes), self.problems, metrics),
             "state": RecordKeeper(Record("state", self._leases_path, self._leases), self.problems, metrics),
@@ -168,6 +174,7 @@ class Daemon:
         Raises BridgeError if nginx cannot be started at all.
         """
         processes, leases = [await self._read(keeper.record) for keeper in self._records.values()]
+        await self.told.load(_told_before(leases))
         for settings in self.settings.services:
             self._add(settings)
         # Before nginx: an address that is taken ends us here, with nothing begun, and the first client that has to
@@ -180,6 +187,7 @@ class Daemon:
             for loop in (
                 *(keeper.run for keeper in self._records.values()),
                 self.keeper.run,
+                self.told.run,
                 self.doors.run,
                 self.peers.run,
                 self.keys.run,
@@ -551,12 +559,15 @@ class Daemon:
                     raise ConfigError(
                         [f"{self.config_path}:{line_of(self.config_path, name)}: {name}: {cannot}" for name in fixed]
                     )
+                prepared = [await prepare() for prepare in self.before_reload]
             except ConfigError as error:
                 self.metrics.reloads.labels("refused").inc()
                 self._logger.error("config.refused", problems=error.problems)
                 raise
             self._notifier.reloading()
             changes = await self._take_in(fresh)
+            for take_in in prepared:
+                changes += await take_in()
             self._notifier.ready()
             self.metrics.reloads.labels("done").inc()
             self._logger.info("config.reloaded", changes=changes)
@@ -622,6 +633,18 @@ class Daemon:
         running.service.abandon()
         await asyncio.gather(*(router.stop(grace_s=10) for router in running.service.routers))
         self.metrics.forget_service(name)
+
+
+def _told_before(leases: Mapping[str, Any]) -> dict[str, list[ReplicaId]]:
+    """The replicas that the earlier daemon had because the API was told of them."""
+    return {
+        str(name): [
+            ReplicaId(str(row.get("replica")))
+            for row in rows
+            if isinstance(row, dict) and row.get("source") == API and not row.get("leaving")
+        ]
+        for name, rows in leases.get("services", {}).items()
+    }
 
 
 def _count(places: Collection[int | PeerAddress]) -> Counter[int | PeerAddress]:

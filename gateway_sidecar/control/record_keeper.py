@@ -39,13 +39,13 @@ class Record:
         """What was written; empty if there is none. Raises StateError."""
         try:
             return await self._thread.run(partial(records.read_record, self.path), patience_s=_PATIENCE_S)
-        except TimeoutError:
-            raise StateError(f"cannot read {self.path}: the file system does not answer") from None
+        except TimeoutError as error:
+            raise StateError(f"cannot read {self.path}: the file system does not answer") from error
 
-    async def write(self) -> None:
-        """Writes what there is to write down now. Raises StateError."""
+    async def write(self, content: Mapping[str, object] | None = None) -> None:
+        """Writes what there is to write down now, or `content`. Raises StateError."""
         # Taken in one go, here; only the writing happens in the thread.
-        write = partial(records.write_record, self.path, self.content())
+        write = partial(records.write_record, self.path, self.content() if content is None else content)
         try:
             await self._thread.run(write, patience_s=_PATIENCE_S)
         except TimeoutError:

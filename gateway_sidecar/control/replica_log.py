@@ -97,7 +97,7 @@ class ReplicaLog:
         if not isinstance(tenure.result, Ready):
             return tenure.result.reason
         if worker is not None and worker.status is WorkerStatus.READY:
-            return ""
+            return "its replica is elsewhere now; it serves until that one does" if tenure.yielding else ""
         if not self._active().router.up:
             return f"waiting for the router ({self._active().router.state.value})"
         trouble = self._active().book.trouble(tenure.url) if tenure.url else None

@@ -11,6 +11,7 @@ import itertools
 import os
 import time
 from collections.abc import Awaitable, Callable, Container, Iterator, Mapping
+from contextlib import suppress
 from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
@@ -38,6 +39,7 @@ from gateway_sidecar.domain.model import (
     Ready,
     Registered,
     ReplicaId,
+    ReplicaState,
     WorkerStatus,
     WorkerType,
 )
@@ -64,6 +66,7 @@ from gateway_sidecar.telemetry.metrics import Metrics
 
 _RECONSIDER_RESCANS = 5
 _NOTES_PATIENCE_S = 2.0
+_LISTEN_S = 0.2
 
 
 @dataclass(frozen=True, slots=True)
@@ -117,6 +120,7 @@ class Service:
         self._keys = itertools.count(1)
         self.tenures: dict[int, Tenure] = {}
         self._current: dict[ReplicaId, Tenure] = {}
+        self._yielding: dict[int, Tenure] = {}
         self._by_url: dict[str, Tenure] = {}
         self.bridges = TenureBridges(
             self.name,
@@ -135,6 +139,7 @@ class Service:
         )
         self._router_up_at = time.monotonic()
         self._is_catching_up = True
+        self._bells: set[asyncio.Event] = set()
         self.models: list[str] = []
         self.room = WaitingRoom(
             self.name,
@@ -196,6 +201,9 @@ class Service:
         if not self.bridges.restore(saved.port, owner):
             self._logger.warning("lease.not_restored", replica=saved.sighting.replica, port=saved.port)
             return
+        earlier = self._current.get(saved.sighting.replica)
+        if earlier is not None and not saved.leaving:
+            self._yield(earlier)
         tenure = self._begin(saved.sighting, saved.generation, gone=saved.leaving)
         tenure.port = saved.port
         tenure.peer = saved.peer
@@ -299,12 +307,13 @@ class Service:
     async def _take_in(self, listing: Listing) -> None:
         for replica, tenure in list(self._current.items()):
             if listing.is_gone(replica, tenure.sighting.source):
-                self._lose(tenure)
+                self._miss(tenure, listing)
+        self._end_yielding()
         undescribed = []
         for sighting in listing.present.values():
             current = self._current.get(sighting.replica)
             if current is not None and current.sighting.occupant != sighting.occupant:
-                self._lose(current)
+                self._supplant(current, sighting)
                 current = None
             if current is None:
                 current = self._begin(sighting, self._fresh_generation(sighting))
@@ -409,12 +418,50 @@ class Service:
         return successor
 
     def _lose(self, tenure: Tenure) -> None:
-        tenure.gone = True
-        self._current.pop(tenure.replica, None)
+        tenure.gone, tenure.yielding = True, False
+        self._yielding.pop(tenure.key, None)
+        if self._current.get(tenure.replica) is tenure:
+            del self._current[tenure.replica]
         if tenure.probe is not None:
             tenure.probe.cancel()
         tenure.unpin()
         self._reconcile(tenure)  # At once: every millisecond may cost a request.
+
+    def _supplant(self, tenure: Tenure, by: Sighting) -> None:
+        """Somebody else is the replica now. Where it was only sent elsewhere, its old place serves until the new does.
+
+        Two cannot have one advertised address, so there the old one goes first.
+        """
+        has_address = tenure.peer is not None or (by.overrides is not None and by.overrides.peer is not None)
+        if has_address or tenure.drain or not by.is_told_elsewhere(tenure.sighting):
+            self._lose(tenure)
+            return
+        self._logger.info("replica.sent_elsewhere", replica=tenure.replica, worker_url=tenure.url, to=str(by.socket))
+        self._yield(tenure)
+
+    def _miss(self, tenure: Tenure, listing: Listing) -> None:
+        """Its source does not show the replica any more, unless it says that it will be somewhere else."""
+        source, place = listing.absent.get(tenure.replica, ("", tenure.sighting.socket))
+        here = place == tenure.sighting.socket or source != tenure.sighting.source
+        if here or tenure.peer is not None or tenure.drain:
+            self._lose(tenure)
+            return
+        self._logger.info("replica.sent_elsewhere", replica=tenure.replica, worker_url=tenure.url, to=str(place))
+        del self._current[tenure.replica]
+        self._yield(tenure)
+
+    def _yield(self, tenure: Tenure) -> None:
+        tenure.yielding = True
+        self._yielding[tenure.key] = tenure
+
+    def _end_yielding(self) -> None:
+        """Those whose replica serves elsewhere now, or is no more, have done their part."""
+        for tenure in list(self._yielding.values()):
+            heir, listing = self._current.get(tenure.replica), self.follower.listing
+            if heir is None and listing is not None and tenure.replica in listing.absent:
+                continue
+            if heir is None or heir.drain or self.is_settled(heir):
+                self._lose(tenure)
 
     def tunnels_changed(self) -> None:
         """A tunnel came up or went down: whoever is behind one that is not what it was is asked again now."""
@@ -467,6 +514,7 @@ class Service:
                 self.bridges.close(tenure)
             case Release():
                 self._release(tenure)
+                self._ring()
                 return
         view = tenure.view()
         for unit, worker in seen.items():
@@ -487,6 +535,9 @@ class Service:
             else:
                 self._finish_drain(tenure)
         self._log.update(tenure)
+        self._ring()
+        if self._yielding:
+            self._end_yielding()
 
     def _seen(self, tenure: Tenure) -> dict[RouterUnit, WorkerView]:
         """The tenure's worker as each router knows it. A successor that is not up yet knows nobody."""
@@ -598,6 +649,49 @@ class Service:
 
     # -- who is there
 
+    def current(self, replica: ReplicaId) -> Tenure | None:
+        """The stay of the replica's present occupant; None if it is not there."""
+        return self._current.get(replica)
+
+    def owner_of(self, replica: ReplicaId) -> str | None:
+        """The source that has the replica, whether its socket is there or not; None if none of them knows it."""
+        tenure, listing = self._current.get(replica), self.follower.listing
+        if tenure is not None:
+            return tenure.sighting.source
+        return listing.absent[replica][0] if listing is not None and replica in listing.absent else None
+
+    def others(self, replica: ReplicaId, tenure: Tenure | None) -> int:
+        """How many further stays of the replica are not over yet."""
+        return sum(t.replica == replica and t is not tenure for t in self.tenures.values())
+
+    def is_settled(self, tenure: Tenure) -> bool:
+        """Whether it serves, and the router knows it as it is described now."""
+        if tenure.state is not ReplicaState.SERVING or tenure.url is None:
+            return False
+        seen = self.book.view(tenure.url)
+        return not seen.busy and plan_worker(tenure.view(), seen) is None
+
+    async def until(self, condition: Callable[[], bool], timeout_s: float) -> bool:
+        """Whether the condition came to hold within `timeout_s` seconds; asked again whenever something was planned."""
+        bell = asyncio.Event()
+        self._bells.add(bell)
+        try:
+            async with asyncio.timeout(timeout_s):
+                while not condition():
+                    bell.clear()
+                    with suppress(TimeoutError):
+                        async with asyncio.timeout(_LISTEN_S):
+                            await bell.wait()
+        except TimeoutError:
+            return condition()
+        finally:
+            self._bells.discard(bell)
+        return True
+
+    def _ring(self) -> None:
+        for bell in self._bells:
+            bell.set()
+
     def _identified(self, tenure: Tenure, facts: EngineFacts) -> None:
         tenure.facts = facts
         self._know_url(tenure)
@@ -609,6 +703,9 @@ class Service:
 
     def _replace(self, tenure: Tenure, result: Ready) -> None:
         """Another engine answers behind the same socket: its worker is a new one, on a port of its own."""
+        if tenure.yielding:
+            self._lose(tenure)
+            return
         self._logger.info("replica.replaced", replica=tenure.replica, worker_url=tenure.url)
         tenure.replaced = True
         successor = self._begin(tenure.sighting, tenure.generation + 1)

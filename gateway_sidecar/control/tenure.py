@@ -69,6 +69,7 @@ class Tenure:
     peer_is_ours: whether that address is kept for this stay; until then it has no URL.
     peer_problem: why the address does not lead to it.
     key_problem: why the engine is not shown its API key.
+    yielding: whether its replica is elsewhere now, and it serves only until that one does.
     leads_to: what the bridge's link leads to: the socket, or the nginx that shows the key.
     """
 
@@ -99,6 +100,7 @@ class Tenure:
     gone: bool = False
     replaced: bool = False
     moved: bool = False
+    yielding: bool = False
     drain: bool = False
     drained: asyncio.Event = field(default_factory=asyncio.Event)
     settled_at: float | None = None

@@ -6,12 +6,13 @@ from collections.abc import Mapping
 from functools import partial
 from pathlib import Path
 
-from gateway_sidecar.config import Described, ServiceSettings, read_inventory, tunnel_to
+from gateway_sidecar.config import Described, ServiceSettings, ToldEntry, read_inventory, read_told, tunnel_to
 from gateway_sidecar.domain.model import Overrides, ReplicaId
 from gateway_sidecar.sources.described import FixedReplicas, SocketOf
 from gateway_sidecar.sources.inventory import Inventory
 from gateway_sidecar.sources.several import SeveralSources, Source
 from gateway_sidecar.sources.socket_pattern import SocketPattern
+from gateway_sidecar.sources.told import NAME, Told, ToldReplicas
 
 
 def sources_of(service: ServiceSettings, socket_of: SocketOf) -> Mapping[str, Source]:
@@ -34,7 +35,10 @@ def sources_of(service: ServiceSettings, socket_of: SocketOf) -> Mapping[str, So
     return found
 
 
-def source_of(service: ServiceSettings, socket_of: SocketOf) -> Source:
-    """All of them as one."""
-    found = sources_of(service, socket_of)
-    return next(iter(found.values())) if len(found) == 1 else SeveralSources(found)
+def source_of(service: ServiceSettings, socket_of: SocketOf, told: Told) -> Source:
+    """All of them as one, and after them what the admin API was told."""
+
+    def read(entry: ToldEntry, replica: ReplicaId) -> Described:
+        return read_told(entry, service.name, replica, service.replicas.ssh_defaults)
+
+    return SeveralSources({**sources_of(service, socket_of), NAME: ToldReplicas(told, read, socket_of)})

@@ -25,6 +25,7 @@ def listing_of(described: Mapping[ReplicaId, Described], source: str, socket_of:
     present: dict[ReplicaId, Sighting] = {}
     unknown: set[ReplicaId] = set()
     refused: dict[str, str] = {}
+    absent: dict[ReplicaId, tuple[str, Path]] = {}
     for replica, it in described.items():
         if isinstance(it.place, Tunnel):
             socket = socket_of(it.place)
@@ -34,6 +35,7 @@ def listing_of(described: Mapping[ReplicaId, Described], source: str, socket_of:
         try:
             found = os.stat(it.place)  # noqa: PTH116 - looked at every few seconds for ever
         except (FileNotFoundError, NotADirectoryError):
+            absent[replica] = (source, it.place)
             continue
         except OSError as error:
             unknown.add(replica)
@@ -44,7 +46,7 @@ def listing_of(described: Mapping[ReplicaId, Described], source: str, socket_of:
             continue
         occupant = Occupant(found.st_dev, found.st_ino, found.st_mtime_ns)
         present[replica] = Sighting(replica, it.place, occupant, None, source, None, True, it.overrides)
-    return Listing(present, frozenset(unknown), refused)
+    return Listing(present, frozenset(unknown), refused, absent=absent)
 
 
 class FixedReplicas:

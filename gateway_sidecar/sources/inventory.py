@@ -124,7 +124,7 @@ class Inventory:
                 refused[replica] = f"is in {kept} and in {path_refused}; that of {kept} counts: rename or remove one"
         self._owner = owner
         listing = listing_of(described, self.name, self._socket_of)
-        return Listing(listing.present, listing.unknown, {**listing.refused, **refused}, unseen)
+        return Listing(listing.present, listing.unknown, {**listing.refused, **refused}, unseen, listing.absent)
 
     async def hints(self) -> AsyncIterator[None]:
         """Yields whenever a look may be worth while. May miss things, and may yield for nothing.

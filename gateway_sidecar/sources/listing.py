@@ -30,10 +30,15 @@ class Sighting:
     described: bool = False
     overrides: Overrides | None = None
 
+    def is_told_elsewhere(self, earlier: Sighting) -> bool:
+        """Whether its source says that the replica is somewhere else now: `earlier` may be there still."""
+        told = self.described and earlier.described and self.source == earlier.source
+        return told and (self.tunnel, self.socket) != (earlier.tunnel, earlier.socket)
+
     def says_as_much_as(self, other: Sighting) -> bool:
         """Whether both say the same of the same place."""
-        return (self.source, self.notes, self.described, self.overrides) == (
-            *(other.source, other.notes, other.described, other.overrides),
+        return (self.source, self.socket, self.notes, self.described, self.overrides) == (
+            *(other.source, other.socket, other.notes, other.described, other.overrides),
         )
 
 
@@ -45,6 +50,7 @@ class Listing:
     unknown: replicas that were there before and could not be looked at now; they stay as they were.
     refused: names or files that match and cannot be replicas -> why.
     unseen: sources of which not everything could be seen -> why; what they own, and is not present, stays as it was.
+    absent: replicas that a source describes and whose socket is not there -> that source, and the socket.
     blind: why nothing at all could be seen; then every replica stays as it was.
     """
 
@@ -52,6 +58,7 @@ class Listing:
     unknown: frozenset[ReplicaId] = frozenset()
     refused: Mapping[str, str] = field(default_factory=dict)
     unseen: Mapping[str, str] = field(default_factory=dict)
+    absent: Mapping[ReplicaId, tuple[str, Path]] = field(default_factory=dict)
     blind: str | None = None
 
     def is_gone(self, replica: ReplicaId, source: str = "") -> bool:

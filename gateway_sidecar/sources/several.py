@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 from collections.abc import AsyncIterator, Mapping
+from pathlib import Path
 from typing import Protocol
 
 from gateway_sidecar.domain.model import ReplicaId
@@ -32,11 +33,13 @@ class SeveralSources:
         unknown: set[ReplicaId] = set()
         refused: dict[str, str] = {}
         unseen: dict[str, str] = {}
+        absent: dict[ReplicaId, tuple[str, Path]] = {}
         owners: dict[ReplicaId, str] = {}
         for name, listing in zip(self._sources, listings, strict=True):
             if listing.blind is not None:
                 unseen[name] = listing.blind
             unseen |= listing.unseen
+            absent |= {replica: it for replica, it in listing.absent.items() if replica not in absent}
             refused |= {key: why for key, why in listing.refused.items() if key not in refused}
             seen = {*listing.present, *listing.unknown}
             owned = seen | self._owned[name] if name in unseen else seen
@@ -54,7 +57,7 @@ class SeveralSources:
         blind = "; ".join(f"{name}: {why}" for name, why in unseen.items()) if len(unseen) == len(listings) else None
         if blind is not None and not present:
             return Listing(refused=refused, unseen=unseen, blind=blind)
-        return Listing(present, frozenset(unknown), refused, unseen)
+        return Listing(present, frozenset(unknown), refused, unseen, absent)
 
     async def hints(self) -> AsyncIterator[None]:
         """Yields whenever a look at any of them may be worth while. Raises OSError if one cannot tell any more."""

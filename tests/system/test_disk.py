@@ -343,3 +343,34 @@ async def test_after_a_reboot_everything_is_rebuilt_on_the_same_ports(gateway: G
     finally:
         innocent.kill()
         await innocent.wait()
+
+
+async def test_full_disk_refuses_a_put_whole(disk: Disk, make_gateway: MakeGateway, engine: StartEngine) -> None:
+    """507, and nothing of it is applied, now or after a restart; what was told before stays, and can be put later."""
+    gateway = on(disk, make_gateway)
+    await gateway.start()
+    await engine(gateway.directory / "a1.sock")
+    await engine(gateway.directory / "a2.sock")
+    url = "http://daemon/v1/services/chat/replicas"
+
+    async def ask_for(method: str, replica: str, **entry: object) -> tuple[int, dict[str, object]]:
+        body = {"socket": str(gateway.directory / f"{replica}.sock"), **entry} if method == "PUT" else None
+        async with gateway.session.request(method, f"{url}/{replica}?", json=body) as answer:
+            return answer.status, await answer.json()
+
+    assert (await ask_for("PUT", "a1"))[0] == 201
+    before = replica_of(await gateway.until_states({"a1": "serving"}), "a1")
+    leases = disk.state / "leases.json"
+    await gateway.until(lambda _: leases.exists() and '"facts": {' in leases.read_text())
+    disk.fill()
+    for method, replica, entry in (("PUT", "a2", {}), ("PUT", "a1", {"priority": 7}), ("DELETE", "a1", {})):
+        status, answer = await ask_for(method, replica, **entry)
+        assert (status, "nothing was changed" in str(answer["error"])) == (507, True), answer
+    status_now = await gateway.until_states({"a1": "serving"})
+    assert replica_of(status_now, "a1")["worker_id"] == before["worker_id"]
+    await gateway.kill()
+    disk.free()
+    await gateway.start()
+    assert replica_of(await gateway.until_states({"a1": "serving"}), "a1")["worker_id"] == before["worker_id"]
+    assert (await ask_for("PUT", "a2"))[0] == 201
+    await gateway.until_states({"a1": "serving", "a2": "serving"})

@@ -319,3 +319,28 @@ async def test_partition(
         assert await stream_chat(gateway, 3)
     finally:
         sshd.kill()
+
+
+async def test_replica_behind_ssh_put_over_the_api(make_gateway: MakeGateway, engine: StartEngine, sshd: Sshd) -> None:
+    """The service's `ssh_defaults` hold for it; it keeps port and worker over a killed daemon, and goes by a DELETE."""
+    gateway = with_inventory(make_gateway, sshd)
+    del gateway.settings["services"][0]["replicas"]["inventory"]
+    await gateway.start()
+    far = gateway.directory / "far.sock"
+    await engine(far)
+    code, out, err = await gateway.cli(
+        "replica", "add", "chat", "s1", "--ssh", "127.0.0.1", "--forward", str(far), "--wait", "--timeout", "30"
+    )
+    assert (code, out.startswith("s1 is new: serving")) == (0, True), err
+    before = replica_of(await gateway.status(), "s1")
+    assert (before["source"], before["tunnel"]["state"]) == ("api", "up")
+    leases = gateway.directory / "state" / "leases.json"
+    await gateway.until(lambda _: leases.exists() and '"facts": {' in leases.read_text())
+    await gateway.kill()
+    await gateway.start()
+    after = replica_of(await gateway.until_states({"s1": "serving"}, within_s=20), "s1")
+    assert (after["bridge"], after["worker_id"]) == (before["bridge"], before["worker_id"])
+    assert "s1" in (await gateway.cli("replica", "list"))[1]
+    code, out, err = await gateway.cli("replica", "remove", "chat", "s1", "--drain", "20")
+    assert (code, "safe to stop" in out) == (0, True), err
+    await gateway.until_states({})

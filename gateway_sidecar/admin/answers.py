@@ -1,0 +1,57 @@
+"""What handlers of the admin API have in common: the daemon that they ask, and how they say no."""
+
+from __future__ import annotations
+
+from aiohttp import web
+from aiohttp.typedefs import Handler
+
+from gateway_sidecar.control.daemon import Daemon
+from gateway_sidecar.control.service import Service
+
+DAEMON = web.AppKey("daemon", Daemon)
+LONGEST_S = 86400.0
+
+
+class Refused(Exception):
+    """The request cannot be done; `body` is the answer."""
+
+    def __init__(self, status: int, message: str, **further: object) -> None:
+        super().__init__(message)
+        self.status = status
+        self.body = {"error": message, **further}
+
+
+@web.middleware
+async def as_json(request: web.Request, handler: Handler) -> web.StreamResponse:
+    """Every no is JSON: ours, and aiohttp's own for what no handler sees."""
+    try:
+        return await handler(request)
+    except Refused as refused:
+        return web.json_response(refused.body, status=refused.status)
+    except web.HTTPException as error:
+        headers = {"Allow": error.headers["Allow"]} if "Allow" in error.headers else {}
+        return web.json_response({"error": error.text or error.reason}, status=error.status, headers=headers)
+
+
+def service_in(request: web.Request) -> Service:
+    """The service that the path names. Raises Refused."""
+    services = request.app[DAEMON].services
+    service = services.get(request.match_info["service"])
+    if service is None:
+        names = ", ".join(sorted(services)) or "none"
+        raise Refused(404, f"no service '{request.match_info['service']}'; there are: {names}")
+    return service
+
+
+def seconds_in(request: web.Request, name: str, default: float) -> float:
+    """A time from the query. Raises Refused."""
+    text = request.query.get(name)
+    if text is None:
+        return default
+    try:
+        seconds = float(text)
+    except ValueError:
+        seconds = -1.0
+    if not 0 <= seconds <= LONGEST_S:
+        raise Refused(400, f"{name}: '{text}' is not a number of seconds from 0 to {LONGEST_S:.0f}")
+    return seconds

@@ -1,0 +1,217 @@
+"""Replicas over the admin API: put, deleted, listed."""
+
+from __future__ import annotations
+
+import asyncio
+import json
+import time
+from functools import partial
+from typing import Any
+
+from aiohttp import web
+
+from gateway_sidecar.admin import view
+from gateway_sidecar.admin.answers import DAEMON, Refused, seconds_in, service_in
+from gateway_sidecar.config import Described, ToldEntry, read_told
+from gateway_sidecar.control.daemon import Daemon
+from gateway_sidecar.control.service import DrainReport, Service
+from gateway_sidecar.control.told_keeper import is_full
+from gateway_sidecar.domain.model import ReplicaId
+from gateway_sidecar.errors import ConfigError, StateError
+from gateway_sidecar.sources.told import NAME
+from gateway_sidecar.supervision.own_thread import OwnThread
+
+MOST_BYTES = 64 * 1024
+_DEFAULT_WAIT_S = 60.0
+_FIRST_LOOK_S = 10.0
+_READ_S = 5.0
+_GONE_S = 5.0
+
+
+async def list_replicas(request: web.Request) -> web.Response:
+    """All of one service."""
+    service = service_in(request)
+    return web.json_response({"replicas": view.replicas(request.app[DAEMON], service)})
+
+
+async def get_replica(request: web.Request) -> web.Response:
+    """One of them."""
+    service = service_in(request)
+    return web.json_response(_row(request.app[DAEMON], service, ReplicaId(request.match_info["replica"])))
+
+
+async def put_replica(request: web.Request) -> web.Response:
+    """There is such a replica from now on."""
+    daemon, service = request.app[DAEMON], service_in(request)
+    replica = ReplicaId(request.match_info["replica"])
+    wait = _wait_in(request)
+    timeout_s = seconds_in(request, "timeout_s", _DEFAULT_WAIT_S)
+    entry = await _entry_in(request)
+    described = await _read(service, replica, entry)
+    await _has_looked(service)
+    _refuse_others(service, replica)
+    try:
+        put = await daemon.told.put(service.name, replica, entry)
+    except StateError as error:
+        raise _not_written(error) from error
+    if put.was_leaving and service.current(replica) is not None:
+        service.resume(replica)
+    service.follower.look_soon()
+    if wait:
+        await _until_serving(daemon, service, replica, put.entry, described, timeout_s)
+    row = _row(daemon, service, replica)
+    answer = {"created": put.created, "changed": put.changed, "replica": row}
+    return web.json_response(answer, status=201 if put.created else 200)
+
+
+async def delete_replica(request: web.Request) -> web.Response:
+    """There is no such replica any more, after what it has in flight."""
+    daemon, service = request.app[DAEMON], service_in(request)
+    replica = ReplicaId(request.match_info["replica"])
+    drain_s = seconds_in(request, "drain_s", 0.0)
+    await _has_looked(service)
+    began = time.monotonic()
+    try:
+        entry = await daemon.told.take_out(service.name, replica)
+    except KeyError:
+        _refuse_others(service, replica)
+        raise unknown_replica(service, replica) from None
+    except StateError as error:
+        raise _not_written(error) from error
+    tenure = service.current(replica)
+    report = DrainReport(True, 0, 0.0)
+    if tenure is not None and tenure.sighting.source == NAME:
+        report = await _drained(daemon, service, replica, drain_s) if drain_s else DrainReport(False, None, 0.0)
+    if not daemon.told.forget(service.name, replica, entry):
+        raise Refused(409, f"'{replica}' was put again while it drained; it stays")
+    service.follower.look_soon()
+    if tenure is not None:
+        await service.until(lambda: service.current(replica) is not tenure, _GONE_S)
+    # Where it was before may still have something in flight, too.
+    left_s = max(0.0, drain_s - (time.monotonic() - began))
+    drained = report.drained and await service.until(lambda: not service.others(replica, tenure), left_s)
+    answer = {
+        "removed": True,
+        "drained": drained,
+        "in_flight": report.in_flight if drained or not report.drained else None,
+        "took_s": round(time.monotonic() - began, 3),
+        "missed": list(report.missed),
+    }
+    return web.json_response(answer, status=200 if drained else 202)
+
+
+async def _drained(daemon: Daemon, service: Service, replica: ReplicaId, drain_s: float) -> DrainReport:
+    """What came of the drain, unless somebody puts the replica again before it is done."""
+    told = daemon.told.of(service.name)
+    draining = asyncio.create_task(service.drain(replica, drain_s))
+    try:
+        await service.until(lambda: draining.done() or replica in told.entries, drain_s + _GONE_S)
+        return draining.result() if draining.done() else DrainReport(False, None, 0.0)
+    finally:
+        draining.cancel()
+
+
+def unknown_replica(service: Service, replica: str) -> Refused:
+    """The answer about a replica that nobody knows."""
+    known = sorted(tenure.replica for tenure in service.tenures.values() if not tenure.gone)
+    shown = ", ".join(known[:10]) + (", ..." if len(known) > 10 else "") or "none"
+    return Refused(404, f"service '{service.name}' has no replica '{replica}'; there are: {shown}")
+
+
+def _wait_in(request: web.Request) -> bool:
+    wait = request.query.get("wait")
+    if wait not in (None, "serving"):
+        raise Refused(400, f"wait: '{wait}' is nothing to wait for; use serving, or leave it out")
+    return wait is not None
+
+
+async def _entry_in(request: web.Request) -> dict[str, Any]:
+    """The object that was sent. Raises Refused."""
+    if request.content_type != "application/json":
+        raise Refused(415, f"'{request.content_type}' is not what a replica is written in; use application/json")
+    body = await request.read()
+    try:
+        entry = json.loads(body.decode("utf-8"), object_pairs_hook=_once, parse_constant=_no_constant)
+        json.dumps(entry, ensure_ascii=False).encode("utf-8")
+    except UnicodeEncodeError as error:
+        raise Refused(400, "the body holds half of a surrogate pair; send whole characters") from error
+    except (ValueError, RecursionError) as error:
+        raise Refused(400, f"the body is not JSON: {error}") from error
+    if not isinstance(entry, dict):
+        raise Refused(422, "the replica was refused", problems=['is not an object; send {"socket": "/path"}'])
+    return entry
+
+
+def _once(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
+    found = dict(pairs)
+    if len(found) < len(pairs):
+        names = [name for name, _ in pairs]
+        twice = next(name for name in names if names.count(name) > 1)
+        raise ValueError(f"{twice!r} is given twice; keep one of them")
+    return found
+
+
+def _no_constant(name: str) -> object:
+    raise ValueError(f"{name} is no number in JSON")
+
+
+async def _read(service: Service, replica: ReplicaId, entry: dict[str, Any]) -> Described:
+    """What the entry says. Raises Refused."""
+    read = partial(read_told, entry, service.name, replica, service.settings.replicas.ssh_defaults)
+    try:
+        return await OwnThread("entry").run(read, patience_s=_READ_S)
+    except ConfigError as error:
+        raise Refused(422, "the replica was refused", problems=error.problems) from error
+    except TimeoutError as error:
+        raise Refused(503, "the file system of its api_key_file does not answer; nothing was changed") from error
+
+
+def _not_written(error: StateError) -> Refused:
+    return Refused(507 if is_full(error) else 503, f"nothing was changed: {error}")
+
+
+async def _has_looked(service: Service) -> None:
+    """Whose replica it is can be told once all sources were seen."""
+    if not await service.until(lambda: service.follower.listing is not None, _FIRST_LOOK_S):
+        raise Refused(503, f"service '{service.name}' has not looked at its sources yet; nothing was changed")
+
+
+def _refuse_others(service: Service, replica: ReplicaId) -> None:
+    owner = service.owner_of(replica)
+    if owner not in (None, NAME):
+        text = f"replica '{replica}' of service '{service.name}' belongs to {owner}; change it there, or use another id"
+        raise Refused(409, text, source=owner)
+
+
+async def _until_serving(
+    daemon: Daemon, service: Service, replica: ReplicaId, entry: ToldEntry, described: Described, timeout_s: float
+) -> None:
+    """Returns once it serves as described. Raises Refused with the reason why it does not."""
+    told = daemon.told.of(service.name)
+
+    def is_served() -> bool:
+        tenure = service.current(replica)
+        if tenure is None or tenure.sighting.source != NAME:
+            return False
+        place: object = tenure.sighting.tunnel or tenure.sighting.socket
+        said = tenure.overrides
+        return place == described.place and said == described.overrides and service.is_settled(tenure)
+
+    began = time.monotonic()
+    await service.until(lambda: is_served() or told.entries.get(replica) is not entry, timeout_s)
+    if told.entries.get(replica) is not entry:
+        raise Refused(409, f"'{replica}' was changed or deleted by somebody else while this waited")
+    if not is_served():
+        row = _row(daemon, service, replica)
+        waited = time.monotonic() - began
+        state = "is served as it was before" if row["state"] == "serving" else f"is {row['state']}"
+        why = f": {row['reason']}" if row["reason"] else ""
+        raise Refused(504, f"'{replica}' {state} after {waited:.1f} s{why}; it stays as it was put", replica=row)
+
+
+def _row(daemon: Daemon, service: Service, replica: ReplicaId) -> dict[str, Any]:
+    """The replica as `status` has it; its present occupant, not one that is still leaving. Raises Refused."""
+    rows = [row for row in view.replicas(daemon, service) if row["id"] == replica]
+    if not rows:
+        raise unknown_replica(service, replica)
+    return rows[0]
