@@ -36,6 +36,9 @@ class Relay:
             task.cancel()
 
     def _begin(self, reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
+        if self._core.stopping:  # Accepted in the engine's last instant.
+            writer.transport.abort()
+            return
         task = asyncio.create_task(self._carry(reader, writer))
         self._carried[task] = writer
         task.add_done_callback(self._carried.pop)

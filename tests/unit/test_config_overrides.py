@@ -6,6 +6,7 @@ from pathlib import Path
 import pytest
 
 from gateway_sidecar.config import load_overrides
+from gateway_sidecar.config.values import show
 from gateway_sidecar.domain.model import Overrides, PeerAddress, WorkerType
 from gateway_sidecar.errors import ConfigError
 
@@ -55,7 +56,7 @@ def test_every_mistake_at_once(beside: Path) -> None:
     key = beside.parent.resolve() / "missing.key"
     assert problems(beside) == [
         "r1.yaml:1: labels.rack: 7 is a number to YAML, not a text; quote it: '7'",
-        f"r1.yaml:2: api_key_file: {str(key)!r} no such file; create it",
+        f"r1.yaml:2: api_key_file: {show(str(key))} no such file; create it",
         "r1.yaml:3: worker_typ: unknown setting; did you mean 'worker_type'?",
         "r1.yaml:4: priority: -1 is too small; use 0 to 4294967295",
         "r1.yaml:5: cost: 0 is too small; use more than 0 and at most 1000000",
