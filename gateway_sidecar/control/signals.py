@@ -29,6 +29,8 @@ from gateway_sidecar.telemetry.metrics import Metrics
 
 MOST_ENGINES = 16
 _ROUND_S = 5.0
+_REST_S = 10.0
+"""The pause between rounds while nobody asks anything."""
 _ENGINES_EVERY = 2
 _LISTEN_S = 0.5
 _PATIENCE_S = 2.0
@@ -60,25 +62,31 @@ class Signals:
         self._hooks_left: list[ScalingHook] = []
         self.of: dict[str, ServiceSignals] = {}
         self.events_problem: str | None = None
+        self._heard = False
         self.beat = time.monotonic()
         metrics.lost_events.set_function(lambda: self._listener.lost)
 
     async def run(self) -> None:
         """Runs until cancelled."""
-        round_due, rounds = 0.0, 0
+        last_round, rounds = -_REST_S, 0
         try:
             while True:
                 now = self.beat = time.monotonic()
                 self._follow_services()
                 self._listen(now)
-                if now >= round_due and (self._reading is None or self._reading.done()):
+                due = last_round + (_ROUND_S if self._is_busy(now) else _REST_S)
+                if now >= due and (self._reading is None or self._reading.done()):
                     if self._reading is not None:
                         self._reading.result()  # A fault of ours shows at the loop's edge.
                     self._reading = asyncio.create_task(self._round(with_engines=rounds % _ENGINES_EVERY == 0))
-                    round_due, rounds = now + _ROUND_S, rounds + 1
+                    last_round, rounds, self._heard = now, rounds + 1, False
                 await asyncio.sleep(_LISTEN_S)
         finally:
             await self._close()
+
+    def _is_busy(self, now: float) -> bool:
+        """Whether something ended since the last round, is in flight or waits, or whether that is not known."""
+        return self._heard or any(s.in_flight(now) != 0 or s.service.room.waiting for s in self.of.values())
 
     async def replica_page(self, service: Service, replica: ReplicaId) -> bytes:
         """A replica's own metrics page. Raises KeyError for one that is not there, MetricsError."""
@@ -120,6 +128,7 @@ class Signals:
             signals.watch(now, is_told=self._listener.address is not None)
 
     def _take(self, end: RequestEnd) -> None:
+        self._heard = True
         signals = self.of.get(end.service)
         if signals is not None:
             signals.record(time.monotonic(), end)

@@ -1,0 +1,94 @@
+"""A certificate and its key: read, and proved to work together before nginx sees them."""
+
+from __future__ import annotations
+
+import datetime
+import os
+import ssl
+from pathlib import Path
+
+from cryptography import x509
+from cryptography.exceptions import UnsupportedAlgorithm
+from cryptography.hazmat.primitives.asymmetric.types import PrivateKeyTypes
+from cryptography.hazmat.primitives.serialization import Encoding, PublicFormat, load_pem_private_key
+
+from gateway_sidecar.config.load import read_file
+from gateway_sidecar.errors import ConfigError, FrontDoorError
+
+_MOST_BYTES = 1024 * 1024
+_OTHERS = 0o007
+
+
+def read(certificate: Path, key: Path, now: float) -> tuple[bytes, float, tuple[str, ...]]:
+    """Chain and key in PEM, the end of validity (seconds since 1970) and the host names. Raises FrontDoorError."""
+    chain_text, key_text = _read(certificate), _read(key, secret=True)
+    try:
+        chain = x509.load_pem_x509_certificates(chain_text)
+    except ValueError:
+        raise _bad(certificate, "holds no certificate in PEM; put the chain there, from -----BEGIN on") from None
+    private = _private_key(key, key_text)
+    first = chain[0]
+    if _public(private) != first.public_key().public_bytes(Encoding.DER, PublicFormat.SubjectPublicKeyInfo):
+        raise _bad(key, f"is not the key of {certificate}; put the two that belong together there")
+    begins, ends = first.not_valid_before_utc.timestamp(), first.not_valid_after_utc.timestamp()
+    if now >= ends:
+        raise _bad(certificate, f"expired at {_day(ends)}; renew it")
+    if now < begins:
+        raise _bad(certificate, f"is not valid before {_day(begins)}; look at this machine's clock")
+    pem = chain_text.rstrip() + b"\n" + key_text
+    _try_out(certificate, pem)
+    return pem, ends, _names(first)
+
+
+def _read(path: Path, *, secret: bool = False) -> bytes:
+    try:
+        file = read_file(path, _MOST_BYTES)
+    except ConfigError as error:
+        raise FrontDoorError([line.replace(", or name another with --config", "") for line in error.problems]) from None
+    if secret and file.mode & _OTHERS:
+        raise _bad(path, f"others may read or change it (mode {file.mode:04o}); use chmod 0600 or 0640")
+    return file.content
+
+
+def _private_key(path: Path, text: bytes) -> PrivateKeyTypes:
+    try:
+        return load_pem_private_key(text, password=None)
+    except TypeError:
+        raise _bad(
+            path, "is guarded by a passphrase, and nobody is there to type it; remove it (openssl pkey)"
+        ) from None
+    except (ValueError, UnsupportedAlgorithm):
+        raise _bad(path, "holds no private key in PEM that can be used; put the certificate's own there") from None
+
+
+def _public(key: PrivateKeyTypes) -> bytes:
+    return key.public_key().public_bytes(Encoding.DER, PublicFormat.SubjectPublicKeyInfo)
+
+
+def _try_out(path: Path, pem: bytes) -> None:
+    """Has OpenSSL take it: what a small key or a broken chain is refused for, it says here and not to clients."""
+    context = ssl.SSLContext(ssl.PROTOCOL_TLS_SERVER)
+    descriptor = os.memfd_create("certificate")  # In memory: the key is written to no other disk.
+    try:
+        os.write(descriptor, pem)
+        context.load_cert_chain(f"/proc/self/fd/{descriptor}")
+    except ssl.SSLError as error:
+        raise _bad(path, f"is refused by OpenSSL ({error.reason or error}); make a new one") from None
+    finally:
+        os.close(descriptor)
+
+
+def _names(certificate: x509.Certificate) -> tuple[str, ...]:
+    try:
+        names = certificate.extensions.get_extension_for_class(x509.SubjectAlternativeName).value
+    except x509.ExtensionNotFound:
+        return ()
+    return tuple(name.lower() for name in names.get_values_for_type(x509.DNSName))
+
+
+def _day(at: float) -> str:
+    return datetime.datetime.fromtimestamp(at, datetime.UTC).strftime("%Y-%m-%d %H:%M UTC")
+
+
+def _bad(path: Path, text: str) -> FrontDoorError:
+    return FrontDoorError([f"{path}: {text}"])
