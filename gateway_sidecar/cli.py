@@ -192,8 +192,10 @@ def _run(arguments: argparse.Namespace) -> int:
     import uvloop
 
     from gateway_sidecar.app import run_daemon
+    from gateway_sidecar.supervision.memory import share_arenas
     from gateway_sidecar.telemetry.logs import get_logger, set_up_logs
 
+    share_arenas()
     settings = load_config(arguments.config)
     set_up_logs(settings.log.format, settings.log.level)
     faulthandler.enable()  # systemd's watchdog sends SIGABRT: the log is to show where we hung.
