@@ -36,35 +36,51 @@ class ClosedAtOnce(asyncio.Protocol):
 
 
 class Door:
-    """Owns the socket file and the listener."""
+    """Owns the socket file, and takes in who comes.
+
+    Not an `asyncio.Server`: one that is closed just as somebody is accepted leaves that connection open.
+    """
 
     def __init__(self, core: EngineCore, connect: Callable[[], asyncio.BaseProtocol]) -> None:
         self._core = core
         self._connect = connect
         self._path = core.spec.socket
         self._sock = sockets.bind(self._path)
+        self._sock.setblocking(False)
         self._identity = sockets.identity_of(self._path)
-        self._listener: asyncio.Server | None = None
+        self._is_listening = False
+        self._coming: set[asyncio.Task[object]] = set()
 
     async def listen(self) -> None:
-        """Accept connections from now on.
-
-        `loop.create_server` and not `create_unix_server`: newer Pythons make the latter unlink the path on
-        close.
-        """
-        loop = asyncio.get_running_loop()
+        """Accept connections from now on."""
         self._core.load()
-        self._listener = await loop.create_server(self._accept, sock=self._sock, backlog=BACKLOG)
+        self._sock.listen(BACKLOG)
+        asyncio.get_running_loop().add_reader(self._sock, self._take_in)
+        self._is_listening = True
 
     def close(self, *, unlink: bool) -> None:
         """Accept no more; connections that are open stay open. The file goes if it is still this engine's."""
-        if self._listener is None:
-            self._sock.close()
-        else:
-            self._listener.close()
+        if self._is_listening:
+            asyncio.get_running_loop().remove_reader(self._sock)
+        self._sock.close()
         if unlink:
             sockets.unlink_if_same(self._path, self._identity)
 
+    def _take_in(self) -> None:
+        for _ in range(BACKLOG):
+            try:
+                accepted, _ = self._sock.accept()
+            except OSError:  # Nobody more, or one that has left already.
+                return
+            accepted.setblocking(False)
+            task: asyncio.Task[object] = asyncio.create_task(
+                asyncio.get_running_loop().connect_accepted_socket(self._accept, accepted)
+            )
+            self._coming.add(task)
+            task.add_done_callback(self._coming.discard)
+
     def _accept(self) -> asyncio.BaseProtocol:
+        if self._core.stopping:
+            return ClosedAtOnce()
         self._core.ledger.connected()
         return ClosedAtOnce() if self._core.behaviour.accept_close else self._connect()

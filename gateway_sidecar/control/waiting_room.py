@@ -20,6 +20,8 @@ from gateway_sidecar.telemetry.logs import get_logger
 from gateway_sidecar.telemetry.metrics import Metrics
 
 _MOMENT_S = 0.05
+_SLOWER = 4
+"""A request that is refused again waits so many times longer than before: its tries are few."""
 _MOST_TRIES = 4
 """How often a request may be let go on. nginx gives one up, with an error page of its own, at its fifth return."""
 
@@ -179,7 +181,7 @@ class WaitingRoom:
         if so_far.let_go >= _MOST_TRIES:
             return self._refusal(Verdict.TOO_LONG, f"and the request was refused {so_far.tries} times")
         if so_far.refused and self.is_open:
-            self._begin_to_doubt()
+            self._begin_to_doubt(_MOMENT_S * _SLOWER**so_far.let_go)
         self.waiting += 1
         try:
             return await self._until_open(time.monotonic() - so_far.waited_s)
@@ -204,15 +206,18 @@ class WaitingRoom:
         words = _WORDS[missing].format(self._service)
         return Answer(verdict, f"{words[0].upper()}{words[1:]}, {more}; try again later.", _CODES[missing], 5)
 
-    def _begin_to_doubt(self) -> None:
-        """A router that refuses is gone, which will be noticed in a moment, or is not what it seems."""
+    def _begin_to_doubt(self, pause_s: float) -> None:
+        """A router that refuses is gone, which will be noticed in a moment, or is not what it seems.
+
+        One that takes our connections and not nginx's is on ports that nginx has not heard of yet.
+        """
         self._doubted_since = time.monotonic()
-        self._doubt = asyncio.create_task(self._until_accepting())
+        self._doubt = asyncio.create_task(self._until_accepting(pause_s))
         self.close(Missing.ROUTER)
 
-    async def _until_accepting(self) -> None:
+    async def _until_accepting(self, pause_s: float) -> None:
         told = False
-        await asyncio.sleep(_MOMENT_S)
+        await asyncio.sleep(pause_s)
         while not await self._accepts():
             if not told and self.refused_for_s > 1:
                 told = True
