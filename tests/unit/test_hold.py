@@ -78,3 +78,23 @@ async def test_time_is_bounded_over_all_returns_and_so_is_their_number() -> None
     assert answer.verdict is Verdict.TOO_LONG
     assert "refused 5 times" in answer.message
     await here.end()
+
+
+async def test_request_that_is_refused_again_waits_longer(monkeypatch: pytest.MonkeyPatch) -> None:
+    """A router that takes our connections and not nginx's is on new ports: its few tries must outlast a reload."""
+    pauses: list[float] = []
+
+    async def note_pause(seconds: float) -> None:
+        pauses.append(seconds)
+
+    accepting = asyncio.Event()
+    accepting.set()
+    here = room(Gates(), accepting)
+    here.open()
+    monkeypatch.setattr(asyncio, "sleep", note_pause)
+    for let_go in range(4):
+        answer = await here.wait(History(tries=let_go + 1, let_go=let_go))
+        assert answer.verdict is Verdict.GO_ON
+    assert pauses == sorted(pauses)
+    assert sum(pauses) > 2, "a reload of nginx takes some tenths of a second"
+    await here.end()
