@@ -141,8 +141,10 @@ class Gateway:
         if self.process is not None and self.process.returncode is None:
             self.process.terminate()
             await self.process.wait()
-        tunnels = [one.pid for found in writers_below(self.directory / "run" / "tunnels").values() for one in found]
-        for pid in (*self._left_running(), *tunnels):
+        # Whoever writes below these was started by the daemon, whatever its records say: a removed service's router.
+        places = (self.directory / "run" / "tunnels", self.directory / "state" / "log")
+        others = [one.pid for place in places for found in writers_below(place).values() for one in found]
+        for pid in (*self._left_running(), *others):
             with suppress(ProcessLookupError):
                 os.kill(pid, signal.SIGKILL)
         if not keep_files:
