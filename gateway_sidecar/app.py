@@ -19,7 +19,8 @@ from gateway_sidecar.admin.listener import AdminListener
 from gateway_sidecar.bridges.addresses import ClaimRules, PeerAddresses
 from gateway_sidecar.bridges.keyed_nginx import KeyedNginx, keyed_left_running
 from gateway_sidecar.bridges.nginx import BridgeSettings, Nginx, busy_ports, find_nginx
-from gateway_sidecar.bridges.peer_nginx import PeerNginx, PeerPlaces, left_running
+from gateway_sidecar.bridges.peer_nginx import PeerNginx, peers_left_running
+from gateway_sidecar.bridges.small_nginx import SmallPlaces
 from gateway_sidecar.config import PortRange, ServiceSettings, Settings, load_overrides
 from gateway_sidecar.control.daemon import Daemon
 from gateway_sidecar.control.follower import Source
@@ -170,8 +171,8 @@ def build_daemon(config_path: Path, settings: Settings) -> Daemon:
     bridges = PortLeases(range(settings.bridges.ports.first, settings.bridges.ports.last + 1))
     log = ChildLog(settings.state_dir / "log" / "peers.log", spare=settings.run_dir / "log" / "peers.log")
     find = partial(find_nginx, settings.bridges.nginx)
-    peers = _peer_keeper(settings, PeerPlaces(settings.run_dir / "peers", nginx.links, log, find), metrics)
-    keyed = PeerPlaces(settings.run_dir, nginx.links, log, find)
+    peers = _peer_keeper(settings, SmallPlaces(settings.run_dir / "peers", nginx.links, log, find), metrics)
+    keyed = SmallPlaces(settings.run_dir, nginx.links, log, find)
     keys = KeyKeeper(partial(KeyedNginx, keyed), partial(keyed_left_running, keyed))
     tunnels = TunnelFleet(settings.run_dir / "tunnels", lambda loop: keep_running("-", loop, metrics))
     problems: dict[str, str] = {}
@@ -192,10 +193,10 @@ def build_daemon(config_path: Path, settings: Settings) -> Daemon:
     )
 
 
-def _peer_keeper(settings: Settings, places: PeerPlaces, metrics: Metrics) -> PeerKeeper:
+def _peer_keeper(settings: Settings, places: SmallPlaces, metrics: Metrics) -> PeerKeeper:
     networks = [ip_network(text) for text in settings.peers.networks]
     claims = PeerAddresses(ClaimRules(settings.peers.interface, networks, settings.run_dir))
-    return PeerKeeper(claims, partial(PeerNginx, places), partial(left_running, places), places.log, metrics)
+    return PeerKeeper(claims, partial(PeerNginx, places), partial(peers_left_running, places), places.log, metrics)
 
 
 def take_lock(run_dir: Path) -> int:

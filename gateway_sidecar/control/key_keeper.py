@@ -11,14 +11,9 @@ from pathlib import Path
 
 from gateway_sidecar.bridges.connections import open_connections
 from gateway_sidecar.bridges.keyed_nginx import Keyed, KeyedNginx
-from gateway_sidecar.domain.backoff import Backoff
+from gateway_sidecar.control.keeper import LOOK_S, QUIET_GAP_S, RETRIES, Keeper
 from gateway_sidecar.errors import BridgeError
 from gateway_sidecar.supervision.process import Identity
-from gateway_sidecar.telemetry.logs import get_logger
-
-_RETRIES = Backoff(first_s=0.5, most_s=10.0)
-_LOOK_S = 1.0
-_QUIET_GAP_S = 0.2
 
 
 @dataclass(frozen=True, slots=True)
@@ -40,33 +35,20 @@ class _Place:
     reason: str = "the nginx that shows its API key is not up yet"
     failures: int = 0
     due: float = 0.0
-    watch: asyncio.Task[None] | None = None
 
     @property
     def up(self) -> bool:
         return self.to is not None and self.led == self.to and self.nginx.running
 
 
-class KeyKeeper:
-    """All of them. `has_looked` says whether every replica there is has been seen once."""
+class KeyKeeper(Keeper):
+    """All of them."""
 
     def __init__(self, make: Callable[[int], KeyedNginx], find_left: Callable[[], Mapping[int, Identity]]) -> None:
+        super().__init__()
         self._make = make
         self._find_left = find_left
-        self._logger = get_logger()
         self._places: dict[int, _Place] = {}
-        self._listeners: list[Callable[[], None]] = []
-        self._wake = asyncio.Event()
-        self.has_looked: Callable[[], bool] = lambda: False
-        self.beat = time.monotonic()
-
-    def listen(self, listener: Callable[[], None]) -> None:
-        """`listener` is called when one of them has changed."""
-        self._listeners.append(listener)
-
-    def unlisten(self, listener: Callable[[], None]) -> None:
-        """Takes a listener back."""
-        self._listeners.remove(listener)
 
     def want(self, port: int, to: Keyed) -> KeyState:
         """Asks for the bridge `port` to show a key; to be said again at every look, until `leave`."""
@@ -75,14 +57,14 @@ class KeyKeeper:
             place = self._places[port] = _Place(port, self._make(port), to)
         if place.to != to or not place.up:
             place.to = to
-            self._wake.set()
+            self._look_soon()
         return KeyState(place.nginx.listens_at) if place.up else KeyState(None, place.reason)
 
     def leave(self, port: int) -> None:
         """The bridge is nobody's any more."""
         if port in self._places:
             self._places[port].to = None
-            self._wake.set()
+            self._look_soon()
 
     async def begin(self) -> None:
         """Takes over what an earlier daemon left. Nothing is ended yet."""
@@ -90,36 +72,26 @@ class KeyKeeper:
             nginx = self._make(port)
             if nginx.adopt(identity):
                 self._places[port] = _Place(port, nginx, None)
-                self._heed_end(self._places[port])
+                nginx.heed_end(self._look_soon)
 
     async def run(self) -> None:
         """Runs until cancelled. What it started goes on then."""
         while True:
-            self.beat = time.monotonic()
-            self._wake.clear()
+            self._comes_round()
             now = time.monotonic()
             due = [place for place in self._places.values() if now >= place.due and not place.up]
             await asyncio.gather(*map(self._step, due))
-            pause = min((p.due - now for p in self._places.values() if not p.up), default=_LOOK_S)
-            try:
-                async with asyncio.timeout(min(_LOOK_S, max(_QUIET_GAP_S, pause))):
-                    await self._wake.wait()
-            except TimeoutError:
-                continue
+            pause = min((p.due - now for p in self._places.values() if not p.up), default=LOOK_S)
+            await self._sleep(max(QUIET_GAP_S, pause))
 
     async def close(self) -> None:
         """Ends all of them."""
-        for place in self._places.values():
-            if place.watch is not None:
-                place.watch.cancel()
         await asyncio.gather(*(place.nginx.stop() for place in self._places.values()))
         self._places.clear()
 
     def let_go(self) -> None:
         """Leaves all of them running for the next daemon."""
         for place in self._places.values():
-            if place.watch is not None:
-                place.watch.cancel()
             place.nginx.let_go()
 
     async def _step(self, place: _Place) -> None:
@@ -131,35 +103,22 @@ class KeyKeeper:
             await place.nginx.lead(to)
         except BridgeError as error:
             place.failures += 1
-            place.due = time.monotonic() + _RETRIES.delay_s(place.failures)
+            place.due = time.monotonic() + RETRIES.delay_s(place.failures)
             if place.reason != str(error):
                 self._logger.error("bridge.key_not_shown", port=place.port, reason=str(error))
             place.reason = str(error)
         else:
             place.led, place.failures, place.due = to, 0, 0.0
             if not was_running:
-                self._heed_end(place)
-        for listener in self._listeners:
-            listener()
+                place.nginx.heed_end(self._look_soon)
+        self._tell()
 
     async def _end_when_quiet(self, place: _Place) -> None:
         counts = await asyncio.to_thread(open_connections, {place.port})
         if place.to is not None or not self.has_looked():
             return
         if counts[place.port] and place.nginx.running:
-            place.due = time.monotonic() + _QUIET_GAP_S
+            place.due = time.monotonic() + QUIET_GAP_S
             return
         del self._places[place.port]
-        if place.watch is not None:
-            place.watch.cancel()
         await place.nginx.stop()
-
-    def _heed_end(self, place: _Place) -> None:
-        process = place.nginx.process
-        assert process is not None
-
-        async def watch() -> None:
-            await process.wait()
-            self._wake.set()
-
-        place.watch = asyncio.create_task(watch())

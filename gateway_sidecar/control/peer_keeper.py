@@ -19,17 +19,13 @@ from typing import Protocol
 
 from gateway_sidecar.bridges.connections import connections_at
 from gateway_sidecar.bridges.peer_nginx import LeftRunning, PeerNginx
-from gateway_sidecar.domain.backoff import Backoff
+from gateway_sidecar.control.keeper import LOOK_S, QUIET_GAP_S, RETRIES, Keeper
 from gateway_sidecar.domain.claims import Address
 from gateway_sidecar.domain.model import PeerAddress
 from gateway_sidecar.errors import AddressRefused, BridgeError
 from gateway_sidecar.supervision.logfile import ChildLog
-from gateway_sidecar.telemetry.logs import get_logger
 from gateway_sidecar.telemetry.metrics import Metrics
 
-_RETRIES = Backoff(first_s=0.5, most_s=10.0)
-_LOOK_S = 1.0
-_QUIET_GAP_S = 0.2
 _RECHECK_S = 5.0
 _AT_ONCE = 8
 
@@ -70,11 +66,10 @@ class _Place:
     refused: bool = False
     failures: int = 0
     due: float = 0.0
-    watch: asyncio.Task[None] | None = None
 
 
-class PeerKeeper:
-    """All places of the daemon. `has_looked` says whether every replica there is has been seen once."""
+class PeerKeeper(Keeper):
+    """All places of the daemon."""
 
     def __init__(
         self,
@@ -84,34 +79,22 @@ class PeerKeeper:
         log: ChildLog,
         metrics: Metrics,
     ) -> None:
+        super().__init__()
         self.log = log
         self._claims = claims
         self._make_nginx = make_nginx
         self._find_left = find_left
         self._metrics = metrics
-        self._logger = get_logger()
         self._places: dict[str, _Place] = {}
         self._direct: dict[str, tuple[str, str]] = {}
-        self._listeners: list[Callable[[], None]] = []
-        self._wake = asyncio.Event()
         self._changing = asyncio.Lock()
         self._slots = asyncio.Semaphore(_AT_ONCE)
         self._held: frozenset[Address] = frozenset()
         self._held_at = 0.0
         self._swept = False
-        self.has_looked: Callable[[], bool] = lambda: False
         self.problem = ""
-        self.beat = time.monotonic()
         for state in ("up", "down", "refused"):
             metrics.peer_addresses.labels(state).set_function(partial(self._count, state))
-
-    def listen(self, listener: Callable[[], None]) -> None:
-        """`listener` is called when a place has changed."""
-        self._listeners.append(listener)
-
-    def unlisten(self, listener: Callable[[], None]) -> None:
-        """Takes a listener back."""
-        self._listeners.remove(listener)
 
     def want(self, address: PeerAddress, owner: str, replica: str, port: int) -> PeerState:
         """Asks for `address` to be kept for `owner` and, unless it is direct, to lead to the bridge `port`.
@@ -132,14 +115,14 @@ class PeerKeeper:
             host = ipaddress.ip_address(address.host)
             nginx = self._make_nginx(address, port)
             place = self._places[name] = _Place(address, host, owner, replica, port, nginx, wanted=True)
-            self._wake.set()
+            self._look_soon()
         if place.owner is None and place.port == port:
             place.owner, place.replica = owner, replica
         if place.owner != owner:
             return _taken(address, place.replica)
         if not place.wanted:
             place.wanted, place.due = True, 0.0
-            self._wake.set()
+            self._look_soon()
         return PeerState(ours=True, problem=None if place.up else place.reason)
 
     def leave(self, address: PeerAddress, owner: str) -> None:
@@ -152,7 +135,7 @@ class PeerKeeper:
         place = self._places.get(str(address))
         if place is not None and place.owner == owner:
             place.wanted, place.due = False, 0.0
-            self._wake.set()
+            self._look_soon()
 
     async def begin(self) -> None:
         """Takes over what an earlier daemon left. Nothing is closed yet."""
@@ -168,22 +151,14 @@ class PeerKeeper:
     async def run(self) -> None:
         """Runs until cancelled. What it started goes on then."""
         while True:
-            self.beat = time.monotonic()
-            self._wake.clear()
+            self._comes_round()
             await self._look()
             now = time.monotonic()
-            due = min((place.due - now for place in self._places.values() if not self._rests(place)), default=_LOOK_S)
-            try:
-                async with asyncio.timeout(min(_LOOK_S, max(0.01, due))):
-                    await self._wake.wait()
-            except TimeoutError:
-                continue
+            due = min((place.due - now for place in self._places.values() if not self._rests(place)), default=LOOK_S)
+            await self._sleep(max(0.01, due))
 
     async def close(self) -> None:
         """Ends everything, connections too, and gives all addresses back."""
-        for place in self._places.values():
-            if place.watch is not None:
-                place.watch.cancel()
         await asyncio.gather(*(place.nginx.stop() for place in self._places.values()))
         were_used = bool(self._places)
         self._places.clear()
@@ -196,8 +171,6 @@ class PeerKeeper:
     def let_go(self) -> None:
         """Leaves everything running for the next daemon."""
         for place in self._places.values():
-            if place.watch is not None:
-                place.watch.cancel()
             place.nginx.let_go()
 
     # -- the loop
@@ -271,7 +244,7 @@ class PeerKeeper:
 
     def _failed(self, place: _Place, error: Exception) -> None:
         place.failures += 1
-        pause = _RETRIES.delay_s(place.failures)
+        pause = RETRIES.delay_s(place.failures)
         place.due = time.monotonic() + pause
         place.refused = isinstance(error, AddressRefused)
         if place.reason != str(error) or place.up:
@@ -283,25 +256,16 @@ class PeerKeeper:
 
     def _went_up(self, place: _Place) -> None:
         place.up, place.refused, place.failures, place.due, place.reason = True, False, 0, 0.0, ""
-        process = place.nginx.process
-        if process is not None:
-
-            async def watch() -> None:
-                await process.wait()
-                self._wake.set()
-
-            place.watch = asyncio.create_task(watch())
+        place.nginx.heed_end(self._look_soon)
 
     async def _close_when_quiet(self, place: _Place) -> None:
         counts = await asyncio.to_thread(connections_at, {place.address})
         if place.wanted:
             return  # Somebody came back for it meanwhile.
         if counts[place.address] and place.nginx.running:
-            place.due = time.monotonic() + _QUIET_GAP_S
+            place.due = time.monotonic() + QUIET_GAP_S
             return
         del self._places[str(place.address)]
-        if place.watch is not None:
-            place.watch.cancel()
         await place.nginx.stop()
         try:
             async with self._changing:
@@ -318,10 +282,6 @@ class PeerKeeper:
             self._claims.keep_only(wanted)  # The last one: the interface goes too.
         else:
             self._claims.release(host)
-
-    def _tell(self) -> None:
-        for listener in self._listeners:
-            listener()
 
     def _count(self, state: str) -> int:
         states = ("refused" if p.refused else "up" if p.up else "down" for p in self._places.values())

@@ -11,8 +11,6 @@ import math
 import time
 from collections.abc import Callable, Mapping
 
-import aiohttp
-
 from gateway_sidecar.bridges.request_events import EventAddress, EventListener
 from gateway_sidecar.control.guard import cancelled
 from gateway_sidecar.control.router_process import RouterProcess
@@ -24,6 +22,7 @@ from gateway_sidecar.domain.model import ReplicaId, ReplicaState
 from gateway_sidecar.domain.signals import WINDOWS_S, RequestEnd
 from gateway_sidecar.engines.engine_metrics import EngineMetrics, says_latency
 from gateway_sidecar.errors import MetricsError
+from gateway_sidecar.routers.answers import MetricsPages
 from gateway_sidecar.telemetry.logs import get_logger
 from gateway_sidecar.telemetry.metrics import Metrics
 
@@ -35,7 +34,6 @@ _ENGINES_EVERY = 2
 _LISTEN_S = 0.5
 _PATIENCE_S = 2.0
 _PAGE_PATIENCE_S = 8.0
-_MOST_PAGE_BYTES = 32 * 1024 * 1024
 _UNKNOWN = math.nan
 
 
@@ -57,7 +55,7 @@ class Signals:
         self._engines = EngineMetrics()
         self._logger = get_logger()
         self._listener = EventListener(self._take)
-        self._session: aiohttp.ClientSession | None = None
+        self._pages = MetricsPages()
         self._reading: asyncio.Task[None] | None = None
         self._hooks_left: list[ScalingHook] = []
         self.of: dict[str, ServiceSignals] = {}
@@ -99,7 +97,7 @@ class Signals:
         """A router's own metrics page. Raises MetricsError."""
         if router.ports is None:
             raise MetricsError("the router does not run")
-        return await self._fetch(router.ports.metrics_url, _PAGE_PATIENCE_S)
+        return await self._pages.read(router.ports.metrics_url, _PAGE_PATIENCE_S)
 
     # -- rounds
 
@@ -156,7 +154,7 @@ class Signals:
         try:
             for router in signals.service.routers:
                 if router.up and router.ports is not None:
-                    page = await self._fetch(router.ports.metrics_url, _PATIENCE_S)
+                    page = await self._pages.read(router.ports.metrics_url, _PATIENCE_S)
                     readings[f"{router.slot}/{router.pid}"] = router.kind.read_metrics(page)
         except MetricsError as error:
             signals.router_problem = str(error)
@@ -198,31 +196,12 @@ class Signals:
             tenure.address, tenure.facts, api_key=tenure.overrides.api_key, timeout_s=patience_s
         )
 
-    async def _fetch(self, url: str, patience_s: float) -> bytes:
-        if self._session is None:
-            self._session = aiohttp.ClientSession(connector=aiohttp.TCPConnector(limit=64), trust_env=False)
-        page = bytearray()
-        try:
-            async with self._session.get(url, timeout=aiohttp.ClientTimeout(total=patience_s)) as response:
-                while chunk := await response.content.readany():
-                    page += chunk
-                    if len(page) > _MOST_PAGE_BYTES:
-                        raise MetricsError(f"{url}: more than {_MOST_PAGE_BYTES} bytes")
-                status = response.status
-        except (aiohttp.ClientError, TimeoutError, OSError) as error:
-            raise MetricsError(f"{url}: {str(error) or type(error).__name__}") from error
-        if status != 200:
-            raise MetricsError(f"{url} answers {status}")
-        return bytes(page)
-
     async def _close(self) -> None:
         self._listener.close()
         await cancelled(self._reading)
         for hook in (*self._hooks_left, *(signals.hook for signals in self.of.values())):
             await hook.close()
-        if self._session is not None:
-            await self._session.close()
-            self._session = None
+        await self._pages.close()
 
     # -- for Prometheus
 

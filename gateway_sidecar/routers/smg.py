@@ -36,6 +36,7 @@ from gateway_sidecar.domain.model import (
 )
 from gateway_sidecar.errors import ProcessError, RouterRefused, RouterUnavailable, WorkerExists
 from gateway_sidecar.routers import with_key
+from gateway_sidecar.routers.answers import body_within
 from gateway_sidecar.routers.base import LaunchCommand, LogLine, RouterPorts, RouterReading
 from gateway_sidecar.routers.smg_metrics import read_metrics
 from gateway_sidecar.routers.smg_ranks import Rank, RankBook
@@ -248,14 +249,11 @@ class SmgClient:
         what = f"{method} {self._url}{path}"
         try:
             async with self._session.request(method, self._url + path, json=body) as response:
-                raw = b""
-                while chunk := await response.content.readany():
-                    raw += chunk
-                    if len(raw) > _MOST_ANSWER_BYTES:
-                        raise RouterUnavailable(f"{what}: the answer is larger than {_MOST_ANSWER_BYTES} bytes")
-                status = response.status
+                raw, status = await body_within(response, _MOST_ANSWER_BYTES), response.status
         except (aiohttp.ClientError, TimeoutError, OSError) as error:
             raise RouterUnavailable(f"{what}: {str(error) or type(error).__name__}") from error
+        if raw is None:
+            raise RouterUnavailable(f"{what}: the answer is larger than {_MOST_ANSWER_BYTES} bytes")
         if status in (401, 403):
             raise RouterUnavailable(f"{what}: {status}, this is not the router with our key")
         if status >= 500:

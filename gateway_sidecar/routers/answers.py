@@ -1,0 +1,47 @@
+"""What routers answer over HTTP, read within a bound: a router that goes astray must not fill our memory."""
+
+from __future__ import annotations
+
+import aiohttp
+
+from gateway_sidecar.errors import MetricsError
+
+_MOST_PAGE_BYTES = 32 * 1024 * 1024
+
+
+async def body_within(response: aiohttp.ClientResponse, most: int) -> bytes | None:
+    """The whole body, or None for one of more than `most` bytes. Raises what aiohttp raises."""
+    body = b""
+    while chunk := await response.content.readany():
+        body += chunk
+        if len(body) > most:
+            return None
+    return body
+
+
+class MetricsPages:
+    """The metrics pages of all routers."""
+
+    def __init__(self) -> None:
+        self._session: aiohttp.ClientSession | None = None
+
+    async def read(self, url: str, timeout_s: float) -> bytes:
+        """One page, of 32 MiB at the most. Raises MetricsError."""
+        if self._session is None:
+            self._session = aiohttp.ClientSession(connector=aiohttp.TCPConnector(limit=64), trust_env=False)
+        try:
+            async with self._session.get(url, timeout=aiohttp.ClientTimeout(total=timeout_s)) as response:
+                page, status = await body_within(response, _MOST_PAGE_BYTES), response.status
+        except (aiohttp.ClientError, TimeoutError, OSError) as error:
+            raise MetricsError(f"{url}: {str(error) or type(error).__name__}") from error
+        if page is None:
+            raise MetricsError(f"{url}: more than {_MOST_PAGE_BYTES} bytes")
+        if status != 200:
+            raise MetricsError(f"{url} answers {status}")
+        return page
+
+    async def close(self) -> None:
+        """Closes the connections. Another `read` opens new ones."""
+        if self._session is not None:
+            await self._session.close()
+            self._session = None
