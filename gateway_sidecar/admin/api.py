@@ -104,7 +104,7 @@ async def _drain(request: web.Request) -> web.Response:
     service, replica = service_in(request), ReplicaId(request.match_info["replica"])
     timeout_s = seconds_in(request, "timeout_s", service.settings.drain.timeout_s)
     try:
-        report = await service.drain(replica, timeout_s)
+        report = await service.drains.drain(replica, timeout_s)
     except KeyError:
         raise unknown_replica(service, replica) from None
     return web.json_response(
@@ -121,7 +121,7 @@ async def _drain(request: web.Request) -> web.Response:
 async def _resume(request: web.Request) -> web.Response:
     service, replica = service_in(request), ReplicaId(request.match_info["replica"])
     try:
-        service.resume(replica)
+        service.drains.resume(replica)
     except KeyError:
         raise unknown_replica(service, replica) from None
     return web.json_response({"resumed": True})

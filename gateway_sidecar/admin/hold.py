@@ -75,7 +75,7 @@ def _while_asleep(request: web.Request, service: Service) -> web.Response | None
         return web.Response(headers={"X-Accel-Redirect": "@router"})
     models = [
         {"id": model, "object": "model", "created": 0, "owned_by": "gateway-sidecar", "status": "asleep"}
-        for model in service.models
+        for model in service.room_keeper.models
     ]
     return web.json_response({"object": "list", "data": models})
 

@@ -14,7 +14,8 @@ from gateway_sidecar.admin import view
 from gateway_sidecar.admin.answers import DAEMON, Refused, seconds_in, service_in
 from gateway_sidecar.config import Described, ToldEntry, read_told
 from gateway_sidecar.control.daemon import Daemon
-from gateway_sidecar.control.service import DrainReport, Service
+from gateway_sidecar.control.drains import DrainReport
+from gateway_sidecar.control.service import Service
 from gateway_sidecar.control.told_keeper import is_full
 from gateway_sidecar.domain.model import ReplicaId
 from gateway_sidecar.errors import ConfigError, StateError
@@ -55,7 +56,7 @@ async def put_replica(request: web.Request) -> web.Response:
     except StateError as error:
         raise _not_written(error) from error
     if put.was_leaving and service.current(replica) is not None:
-        service.resume(replica)
+        service.drains.resume(replica)
     service.follower.look_soon()
     if wait:
         await _until_serving(daemon, service, replica, put.entry, described, timeout_s)
@@ -103,7 +104,7 @@ async def delete_replica(request: web.Request) -> web.Response:
 async def _drained(daemon: Daemon, service: Service, replica: ReplicaId, drain_s: float) -> DrainReport:
     """What came of the drain, unless somebody puts the replica again before it is done."""
     told = daemon.told.of(service.name)
-    draining = asyncio.create_task(service.drain(replica, drain_s))
+    draining = asyncio.create_task(service.drains.drain(replica, drain_s))
     try:
         await service.until(lambda: draining.done() or replica in told.entries, drain_s + _GONE_S)
         return draining.result() if draining.done() else DrainReport(False, None, 0.0)

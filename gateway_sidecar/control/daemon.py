@@ -323,7 +323,7 @@ class Daemon:
         await self.keys.begin()
         links = self.keeper.nginx.linked()
         for name, service in self.services.items():
-            service.models = [str(model) for model in leases.get("models", {}).get(name, [])]
+            service.room_keeper.models = [str(model) for model in leases.get("models", {}).get(name, [])]
         if leases.get("boot_id", boot_id()) != boot_id():
             self._after_reboot(leases, links)
             return
@@ -406,7 +406,7 @@ class Daemon:
         return {
             "boot_id": boot_id(),
             "services": {n: [records.tenure_to_json(t) for t in s.saved()] for n, s in self.services.items()},
-            "models": {n: s.models for n, s in self.services.items()},
+            "models": {n: s.room_keeper.models for n, s in self.services.items()},
         }
 
     # -- the loops
@@ -417,12 +417,12 @@ class Daemon:
             self._beats["count"] = time.monotonic()
             resting = self.leases.quarantined
             places: set[int | PeerAddress] = set()
-            places.update(resting, *(s.places_to_count() for s in self.services.values()))
+            places.update(resting, *(s.drains.places_to_count() for s in self.services.values()))
             began = time.monotonic()
             if places:
                 counts = await asyncio.to_thread(_count, places)
                 for service in self.services.values():
-                    service.connections_counted(began, places, counts)
+                    service.drains.connections_counted(began, places, counts)
                 for port in resting:
                     if counts[port] == 0 and not any(s.bridges.may_hear_of(port) for s in self.services.values()):
                         self.leases.settle(port)
