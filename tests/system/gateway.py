@@ -35,23 +35,27 @@ class PortBlock:
     """Ports that nobody listens on, `first` and the next ones; no other run of the tests on this machine has them."""
 
     def __init__(self) -> None:
-        locks = Path(tempfile.gettempdir()) / "gateway-sidecar-test-ports"
-        locks.mkdir(exist_ok=True)
         for first in itertools.islice(_blocks, len(_starts)):
-            self._lock = (locks / str(first)).open("w")
-            try:
-                fcntl.flock(self._lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
-            except BlockingIOError:
-                self._lock.close()
-                continue
-            if not busy_ports([("127.0.0.1", port) for port in range(first, first + _BLOCK)]):
-                self.first = first
-                return
+            self._path = Path(tempfile.gettempdir()) / f"gateway-sidecar-test-ports-{first}"
+            self._lock = self._path.open("w")
+            if self._is_ours():
+                if not busy_ports([("127.0.0.1", port) for port in range(first, first + _BLOCK)]):
+                    self.first = first
+                    return
+                self._path.unlink()
             self._lock.close()
         raise AssertionError("no ports left")
 
+    def _is_ours(self) -> bool:
+        try:
+            fcntl.flock(self._lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
+            return self._path.stat().st_ino == os.fstat(self._lock.fileno()).st_ino
+        except (BlockingIOError, FileNotFoundError):
+            return False  # Another run has them, or has just let go of them.
+
     def release(self) -> None:
         """Others may use them."""
+        self._path.unlink()
         self._lock.close()
 
 
