@@ -20,6 +20,7 @@ from gateway_sidecar.bridges.nginx_config import ServiceAddress
 from gateway_sidecar.config import FrontendSettings, ServiceSettings, Settings, line_of, load_config
 from gateway_sidecar.control import records
 from gateway_sidecar.control.bridge_keeper import BridgeKeeper
+from gateway_sidecar.control.departing import DepartingRouters
 from gateway_sidecar.control.follower import Source
 from gateway_sidecar.control.front_doors import FrontDoors
 from gateway_sidecar.control.guard import keep_running
@@ -38,7 +39,7 @@ from gateway_sidecar.routers.base import RouterKind
 from gateway_sidecar.sources.told import NAME as API
 from gateway_sidecar.supervision.logfile import ChildLog
 from gateway_sidecar.supervision.notify import SystemdNotifier
-from gateway_sidecar.supervision.process import Process, boot_id, rss_bytes, writers_of
+from gateway_sidecar.supervision.process import Identity, Process, boot_id, rss_bytes, writers_below, writers_of
 from gateway_sidecar.telemetry.logs import get_logger, set_up_logs
 from gateway_sidecar.telemetry.metrics import Metrics
 from gateway_sidecar.tunnels.fleet import TunnelFleet
@@ -112,6 +113,7 @@ class Daemon:
         self._tunnels_due = asyncio.Event()
         self._adapters = adapters
         self._running: dict[str, _Running] = {}
+        self._departing = DepartingRouters(self.note_change)
         self.keeper = BridgeKeeper(nginx, self._addresses, metrics, self.note_change)
         self.doors = FrontDoors(
             nginx.doors,
@@ -240,6 +242,7 @@ class Daemon:
             )
             if cut:
                 self._logger.warning("daemon.cut_off", connections=cut, after_s=self._stop_timeout_s)
+            await self._departing.close()
             await self.peers.close()
             await self.keys.close()
             await self.tunnels.end()
@@ -253,6 +256,7 @@ class Daemon:
             await asyncio.gather(*(keeper.write() for keeper in self._records.values()))
             for router in self._routers():
                 await router.let_go()
+            await self._departing.let_go()
             await self.tunnels.let_go()
             if self.keeper.nginx.process is not None:
                 self.keeper.nginx.process.let_go()
@@ -314,7 +318,7 @@ class Daemon:
         except StateError as error:
             self._logger.warning("state.ignored", reason=str(error))
             earlier = None
-        await self._end_unrecorded()
+        await self._end_leftovers(processes)
         unrecorded = await asyncio.to_thread(writers_of, *self.keeper.nginx.log.places)
         await self.keeper.begin([*([earlier] if earlier else []), *unrecorded])
         # Not the leases: they are taken up below, and until then the file has what we have not.
@@ -378,18 +382,21 @@ class Daemon:
             else:
                 await service.slots.adopt_leaving(saved)
 
-    async def _end_unrecorded(self) -> None:
-        """Ends routers that a daemon started and did not live to write down: nobody has their keys."""
+    async def _end_leftovers(self, processes: dict[str, Any]) -> None:
+        """Ends routers that no service has any more: removed ones', and those whose start was not written down.
+
+        Nobody has the keys of the latter. They are found by their output, whatever the records say.
+        """
         kept = {router.pid for router in self._routers()}
-        for router in self._routers():
-            names = [f"router-{slot}.log" for slot in self.services[router.service].slots.names]
-            logs = [place.with_name(name) for place in router.log.places for name in names]
-            found = set(await asyncio.to_thread(writers_of, *logs))
-            for identity in found:
-                process = None if identity.pid in kept else Process.adopt(identity)
-                if process is not None:
-                    self._logger.warning("router.leftover_stopped", service=router.service, pid=process.pid)
-                    await process.stop(grace_s=5)
+        found = {
+            **records.departing_from_json(processes, still_there=self.services),
+            **await asyncio.to_thread(_writers_of_routers, self.settings.state_dir, self.settings.run_dir),
+        }
+        for identity, service in found.items():
+            process = None if identity.pid in kept else Process.adopt(identity)
+            if process is not None:
+                self._logger.warning("router.leftover_stopped", service=service, pid=process.pid)
+                self._departing.end(service, process)
 
     def _processes(self) -> dict[str, object]:
         nginx = self.keeper.nginx.process
@@ -400,6 +407,7 @@ class Daemon:
         return {
             "nginx": records.identity_to_json(nginx.identity) if nginx is not None and nginx.running else None,
             "routers": routers,
+            "departing": records.departing_to_json(self._departing.identities),
         }
 
     def _leases(self) -> dict[str, object]:
@@ -626,13 +634,31 @@ class Daemon:
         return ""
 
     async def _remove(self, name: str) -> None:
-        running = self._running.pop(name)
+        running = self._running[name]
         running.task.cancel()
         with suppress(asyncio.CancelledError):
             await running.task
+        # In one go: its routers are written down as a service's, or as departing, at any time.
+        del self._running[name]
+        for router in running.service.routers:
+            if router.process is not None:
+                self._departing.end(name, router.process)
         running.service.abandon()
-        await asyncio.gather(*(router.stop(grace_s=10) for router in running.service.routers))
+        for router in running.service.routers:
+            await router.close_client()
+            router.log.close()
         self.metrics.forget_service(name)
+
+
+def _writers_of_routers(*directories: Path) -> dict[Identity, str]:
+    """Processes whose output is a router's log, and that router's slot. Blocks."""
+    return {
+        identity: log.removeprefix("router-").removesuffix(".log")
+        for directory in directories
+        for log, writers in writers_below(directory / "log").items()
+        for identity in writers
+        if log.startswith("router-")
+    }
 
 
 def _told_before(leases: Mapping[str, Any]) -> dict[str, list[ReplicaId]]:

@@ -9,7 +9,7 @@ from __future__ import annotations
 import contextlib
 import json
 import os
-from collections.abc import Mapping
+from collections.abc import Container, Iterable, Mapping
 from dataclasses import asdict
 from pathlib import Path
 from typing import Any
@@ -73,7 +73,7 @@ def read_record(path: Path) -> dict[str, Any]:
     version = content.get("version") if isinstance(content, dict) else None
     if version != _VERSION:
         raise StateError(f"{path} has version {version!r}; this daemon reads {_VERSION}")
-    for name in ("routers", "services", "models"):
+    for name in ("routers", "departing", "services", "models"):
         by_service = content.get(name, {})
         if not isinstance(by_service, dict) or not all(isinstance(rows, list) for rows in by_service.values()):
             raise StateError(f"{path}: {name} is not a mapping of lists")
@@ -174,3 +174,26 @@ def router_from_json(row: Mapping[str, Any]) -> SavedRouter:
         return SavedRouter(str(row["slot"]), identity_from_json(row["identity"]), ports, str(row["key"]))
     except (KeyError, TypeError, ValueError) as error:
         raise StateError(f"a router of a form that is not known: {error!r}") from error
+
+
+def departing_to_json(departing: Iterable[tuple[str, Identity]]) -> dict[str, list[dict[str, object]]]:
+    """Routers that are to end, by service, as plain data."""
+    rows: dict[str, list[dict[str, object]]] = {}
+    for service, identity in departing:
+        rows.setdefault(service, []).append(identity_to_json(identity))
+    return rows
+
+
+def departing_from_json(processes: Mapping[str, Any], *, still_there: Container[str]) -> dict[Identity, str]:
+    """Routers that are to end, and whose they were: those of services that are not there any more are among them."""
+    found: dict[Identity, str] = {}
+    # A row of another form tells nothing, and is told of by nobody: its process is found by its output.
+    for service, rows in processes.get("routers", {}).items():
+        for row in rows if service not in still_there else ():
+            with contextlib.suppress(StateError):
+                found[router_from_json(row).identity] = service
+    for service, rows in processes.get("departing", {}).items():
+        for row in rows:
+            with contextlib.suppress(StateError):
+                found[identity_from_json(row)] = service
+    return found

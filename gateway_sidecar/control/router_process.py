@@ -23,6 +23,7 @@ from gateway_sidecar.telemetry.metrics import Metrics
 _RESTARTS = Backoff(first_s=0.2, most_s=30.0)
 _CONNECT_S = 1.0
 _PORTS_PATIENCE_S = 2.0
+_SPAWN_S = 2.0
 _STEADY_S = 60.0  # a router that ran this long starts with a clean record
 
 
@@ -202,7 +203,15 @@ class RouterProcess:
             if self.log.trouble:
                 to = str(self.log.file) if self.log.file else None
                 self._logger.error("router.log_elsewhere", reason=self.log.trouble, path=to)
-            process = await Process.spawn(command.argv, log_fd=log_fd, env=command.env)
+            spawning = asyncio.ensure_future(Process.spawn(command.argv, log_fd=log_fd, env=command.env))
+            try:
+                process = await asyncio.shield(spawning)
+            except asyncio.CancelledError:
+                await asyncio.wait({spawning}, timeout=_SPAWN_S)
+                if spawning.done() and spawning.exception() is None:
+                    # Whoever cancelled us writes it down for the next daemon, or ends it.
+                    self.process, self.ports, self._key = spawning.result(), ports, key
+                raise
         except (ProcessError, OSError) as error:
             self._failures += 1
             self.reason = str(error)

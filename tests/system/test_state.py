@@ -14,7 +14,7 @@ import pytest
 
 from gateway_sidecar.supervision.process import start_ticks
 from tests.system.clients import ask, stream_chat
-from tests.system.conftest import StartEngine
+from tests.system.conftest import MakeGateway, StartEngine
 from tests.system.gateway import Gateway, replica_of, service_of, states_of
 
 GARBAGE = {
@@ -54,8 +54,61 @@ async def test_processes_that_no_record_tells_of_are_found(gateway: Gateway, eng
     await gateway.start()
     after = await gateway.until_states({"r1": "serving"}, within_s=20)
     assert after["bridge"]["pid"] == before["bridge"]["pid"]
-    assert start_ticks(service_of(before)["router"]["pid"]) is None
+    await until_gone(service_of(before)["router"]["pid"])
     assert replica_of(after, "r1")["bridge"] == replica_of(before, "r1")["bridge"]
+
+
+async def test_router_of_a_service_removed_while_no_daemon_ran_is_ended(make_gateway: MakeGateway) -> None:
+    """The record tells of it, though no service does; without the record its output does."""
+    for record_is_lost in (False, True):
+        gateway = make_gateway(services=("chat", "code"))
+        await gateway.start()
+        before = await gateway.status()
+        await gateway.kill()
+        if record_is_lost:
+            (gateway.directory / "run" / "processes.json").unlink()
+        gateway.settings["services"].pop()
+        await gateway.start()
+        await until_gone(service_of(before, "code")["router"]["pid"])
+        if not record_is_lost:
+            assert service_of(await gateway.status())["router"]["pid"] == service_of(before)["router"]["pid"]
+
+
+@pytest.mark.parametrize("ending", ["killed", "ended", "stopped with all"])
+async def test_router_of_a_removed_service_is_ended_whatever_becomes_of_the_daemon(
+    make_gateway: MakeGateway, ending: str
+) -> None:
+    """It is written down until it is gone: here it hangs, and does not go when it is asked to."""
+    gateway = make_gateway(services=("chat", "code"))
+    await gateway.start()
+    pid = service_of(await gateway.status(), "code")["router"]["pid"]
+    os.kill(pid, signal.SIGSTOP)
+    gateway.configure(services=gateway.settings["services"][:1])
+    assert (await gateway.cli("reload"))[1] == "changed: code: removed\n"
+    assert start_ticks(pid) is not None, "nothing waits for it"
+    record = gateway.directory / "run" / "processes.json"
+    async with asyncio.timeout(5):
+        while [row["pid"] for row in json.loads(record.read_text())["departing"].get("code", [])] != [pid]:
+            await asyncio.sleep(0.01)
+    if ending == "stopped with all":
+        assert (await gateway.cli("stop", "--all"))[0] == 0
+        assert start_ticks(pid) is None
+        return
+    await (gateway.kill() if ending == "killed" else gateway.terminate())
+    assert start_ticks(pid) is not None
+    await gateway.start()
+    assert [row["pid"] for row in gateway.events("router.leftover_stopped")] == [pid]
+    await until_gone(pid)
+    async with asyncio.timeout(5):
+        while json.loads(record.read_text())["departing"]:
+            await asyncio.sleep(0.01)
+
+
+async def until_gone(pid: int) -> None:
+    """Within the time that a router is given to end by itself, and a little more."""
+    async with asyncio.timeout(15):
+        while start_ticks(pid) is not None:
+            await asyncio.sleep(0.01)
 
 
 async def test_record_of_a_dead_nginx_does_not_hide_the_living_one(gateway: Gateway, engine: StartEngine) -> None:

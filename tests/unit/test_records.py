@@ -51,6 +51,19 @@ def test_a_tenure_comes_back_as_it_was(facts: EngineFacts | None, sighting: Sigh
     assert records.tenure_from_json(json.loads(json.dumps(records.tenure_to_json(saved)))) == saved
 
 
+def test_routers_that_are_to_end_come_back_with_those_of_removed_services() -> None:
+    """Rows of another form are left out: their processes are found by their output."""
+    ending, removed, kept = (Identity(pid, 7, "boot") for pid in (1, 2, 3))
+    routers = {
+        name: [records.router_to_json(SavedRouter(name, identity, RouterPorts(1, 2), "key")), {"pid": 1}, None]
+        for name, identity in (("code", removed), ("chat", kept))
+    }
+    departing = records.departing_to_json([("old", ending)])
+    content = json.loads(json.dumps({"routers": routers, "departing": departing | {"odd": [7, {}]}}))
+    assert records.departing_from_json(content, still_there={"chat"}) == {removed: "code", ending: "old"}
+    assert records.departing_from_json({}, still_there=()) == {}
+
+
 def test_what_a_source_notes_is_not_written_down() -> None:
     """It may hold an engine's key; the source says it again."""
     saved = SavedTenure(replace(BEHIND_SSH, overrides=Overrides(api_key="secret")), 0, 24001, None, False)

@@ -1,0 +1,60 @@
+"""A router process, whoever ends its keeper and when."""
+
+from __future__ import annotations
+
+import asyncio
+import sys
+import threading
+from collections.abc import Callable
+from concurrent.futures import Future, ThreadPoolExecutor
+from pathlib import Path
+from types import SimpleNamespace
+from typing import Any, cast
+
+from gateway_sidecar.control.router_process import RouterProcess
+from gateway_sidecar.routers.base import LaunchCommand, RouterKind, RouterPorts
+from gateway_sidecar.supervision.logfile import ChildLog
+from gateway_sidecar.telemetry.metrics import Metrics
+
+PORTS = RouterPorts(23001, 23002)
+
+
+class LateThreads(ThreadPoolExecutor):
+    """Threads that do what they are given at once, and say so only when they may."""
+
+    def __init__(self) -> None:
+        super().__init__(1)
+        self.done = threading.Event()
+        self.may_say = threading.Event()
+
+    def submit(self, fn: Callable[..., Any], /, *args: Any, **kwargs: Any) -> Future[Any]:
+        def do() -> Any:
+            result = fn(*args, **kwargs)
+            self.done.set()
+            assert self.may_say.wait(10)
+            return result
+
+        return super().submit(do)
+
+
+async def test_router_whose_keeper_is_cancelled_while_it_starts_is_known(tmp_path: Path) -> None:
+    """Whoever cancelled has to write it down, or to end it: a service that is removed, a daemon that ends."""
+    command = LaunchCommand([sys.executable, "-c", "import time; time.sleep(60)"])
+    kind = SimpleNamespace(command=lambda _ports, _key: command)
+    ports: Any = SimpleNamespace(choose=lambda _slot: PORTS)
+    log = ChildLog(tmp_path / "log")
+    router = RouterProcess("chat", "chat", cast(RouterKind, kind), log, ports, Metrics(), start_timeout_s=5)
+    threads = LateThreads()
+    asyncio.get_running_loop().set_default_executor(threads)
+    keeping = asyncio.create_task(router.run())
+    while not threads.done.is_set():
+        await asyncio.sleep(0.001)
+    keeping.cancel()
+    await asyncio.sleep(0)
+    threads.may_say.set()
+    await asyncio.gather(keeping, return_exceptions=True)
+    saved = router.saved()
+    assert saved is not None
+    assert saved.identity.is_alive()
+    await router.stop(grace_s=5)
+    assert not saved.identity.is_alive()
