@@ -58,7 +58,7 @@ def _service(daemon: Daemon, name: str, service: Service) -> dict[str, Any]:
             "pid": router.pid,
             "restarts": router.restarts,
             "metrics_url": router.ports.metrics_url if router.ports else None,
-            "reason": router.reason,
+            "reason": router.reason or service.slots.problem,
         },
         "waiting": service.room.waiting,
         "missing": service.room.missing.value if service.room.missing else None,

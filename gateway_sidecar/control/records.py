@@ -164,6 +164,7 @@ def router_to_json(saved: SavedRouter) -> dict[str, object]:
         "identity": identity_to_json(saved.identity),
         "ports": asdict(saved.ports),
         "key": saved.key,
+        "digest": saved.digest,
     }
 
 
@@ -171,7 +172,8 @@ def router_from_json(row: Mapping[str, Any]) -> SavedRouter:
     """The router that was written down. Raises StateError for one of another form."""
     try:
         ports = RouterPorts(int(row["ports"]["api"]), int(row["ports"]["metrics"]))
-        return SavedRouter(str(row["slot"]), identity_from_json(row["identity"]), ports, str(row["key"]))
+        digest = str(row.get("digest", ""))
+        return SavedRouter(str(row["slot"]), identity_from_json(row["identity"]), ports, str(row["key"]), digest)
     except (KeyError, TypeError, ValueError) as error:
         raise StateError(f"a router of a form that is not known: {error!r}") from error
 

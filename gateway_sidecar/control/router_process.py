@@ -39,12 +39,13 @@ class RouterState(StrEnum):
 
 @dataclass(frozen=True, slots=True)
 class SavedRouter:
-    """What the next daemon needs to adopt a router."""
+    """What the next daemon needs to adopt a router. `digest` says of what it was made (`RouterKind.digest`)."""
 
     slot: str
     identity: Identity
     ports: RouterPorts
     key: str
+    digest: str = ""
 
 
 class PrivatePorts(Protocol):
@@ -94,7 +95,7 @@ class RouterProcess:
         self.process: Process | None = None
         self.ports: RouterPorts | None = None
         self.client: RouterClient | None = None
-        self._key = ""
+        self._key = self._digest = ""
         self._failures = 0
         self._unresponsive = asyncio.Event()
 
@@ -112,7 +113,7 @@ class RouterProcess:
         """What to write down, so that a later daemon can adopt it."""
         if self.process is None or not self.process.running or self.ports is None:
             return None
-        return SavedRouter(self.slot, self.process.identity, self.ports, self._key)
+        return SavedRouter(self.slot, self.process.identity, self.ports, self._key, self._digest)
 
     async def adopt(self, saved: SavedRouter) -> bool:
         """Takes over the router of an earlier daemon if it is that very process and its API answers with our key."""
@@ -131,7 +132,7 @@ class RouterProcess:
         self.process, self.ports, self.client = process, saved.ports, client
         if saved.slot != self.slot:
             self.log = self.log.beside(f"router-{saved.slot}.log")
-        self._key, self.slot = saved.key, saved.slot
+        self._key, self._digest, self.slot = saved.key, saved.digest, saved.slot
         self.log.follow(process.pid)
         self.epoch += 1
         self._set(RouterState.UP)
@@ -152,6 +153,13 @@ class RouterProcess:
         if self.client is not None and self.ports is not None:
             old, self.client = self.client, self.kind.client(self.ports, self._key)
             await old.close()
+
+    async def is_outdated(self) -> bool:
+        """Whether it was started from another program, or otherwise, than it would be now."""
+        try:
+            return self._digest not in ("", await asyncio.to_thread(self.kind.digest))
+        except ProcessError:
+            return False  # There is nothing to start now.
 
     async def accepts_connections(self) -> bool:
         """Whether it takes a new connection now, whatever it says on old ones."""
@@ -199,6 +207,7 @@ class RouterProcess:
         try:
             ports = self._private_ports.choose(self.slot)
             command = self.kind.command(ports, key)
+            digest = await asyncio.to_thread(self.kind.digest)
             log_fd = await self.log.open_for_child()
             if self.log.trouble:
                 to = str(self.log.file) if self.log.file else None
@@ -210,7 +219,7 @@ class RouterProcess:
                 await asyncio.wait({spawning}, timeout=_SPAWN_S)
                 if spawning.done() and spawning.exception() is None:
                     # Whoever cancelled us writes it down for the next daemon, or ends it.
-                    self.process, self.ports, self._key = spawning.result(), ports, key
+                    self.process, self.ports, self._key, self._digest = spawning.result(), ports, key, digest
                 raise
         except (ProcessError, OSError) as error:
             self._failures += 1
@@ -221,7 +230,7 @@ class RouterProcess:
             self._logger.warning("router.key_visible", program=command.argv[0])
         if self.client is not None:
             await self.client.close()
-        self.process, self.ports, self._key = process, ports, key
+        self.process, self.ports, self._key, self._digest = process, ports, key, digest
         self.client = self.kind.client(ports, key)
         for tell in self.on_change:
             tell()  # It runs: that has to be written down before anything can happen to us.

@@ -37,6 +37,7 @@ class RouterSlots:
     point: leads the service address to a slot.
     move_address: makes the service address lead to the slots' ports, should those have changed.
     staying: the URLs of the workers that are to stay: what a successor needs before it may take over.
+    has_caught_up: whether the router in service is up and has everybody whom it should have.
     on_active: called when the router in service changed its state.
     on_change: called when something changed that is written down.
     on_retired: called when a router that was replaced has ended.
@@ -51,6 +52,7 @@ class RouterSlots:
         point: Callable[[str, str], None],
         move_address: Callable[[], Awaitable[None]],
         staying: Callable[[], Iterable[str]],
+        has_caught_up: Callable[[], bool],
         on_active: Callable[[], None],
         on_change: Callable[[], None],
         on_retired: Callable[[], None],
@@ -62,15 +64,17 @@ class RouterSlots:
         self._point = point
         self._move_address = move_address
         self._staying = staying
+        self._has_caught_up = has_caught_up
         self._on_active = on_active
         self._on_change = on_change
         self._on_retired = on_retired
         self._logger = get_logger(service=settings.name)
         self._reserved: dict[str, RouterPorts] = {}
         self._replacing = asyncio.Lock()
-        self._outgrown: asyncio.Task[None] | None = None
+        self._renewing: asyncio.Task[None] | None = None
         self._retiring: asyncio.Task[None] | None = None
         self._may_outgrow_at = 0.0
+        self._not_replaced: tuple[int | None, str] = (None, "")
         self.active = make_unit(self.service)
         self.active.router.on_change.append(on_active)
         self.units = [self.active]
@@ -84,6 +88,12 @@ class RouterSlots:
     def names(self) -> tuple[str, str]:
         """The slots' names."""
         return self.service, self.service + SUCCESSOR
+
+    @property
+    def problem(self) -> str:
+        """Why this very router should have been replaced, and was not; empty if there is nothing to say."""
+        pid, why = self._not_replaced
+        return why if pid is not None and pid == self.active.router.pid else ""
 
     def addresses(self) -> tuple[str, str]:
         """Where the routers in the two slots listen, or would."""
@@ -107,12 +117,13 @@ class RouterSlots:
         self._reserved |= {unit.router.slot: p for unit in self.units if (p := unit.router.ports) is not None}
 
     def start(self) -> None:
-        """Begins to keep the router running."""
+        """Begins to keep the router running, and replaces one that an earlier daemon started otherwise."""
         self.active.start()
+        self._renewing = asyncio.create_task(self._renew_outdated())
 
     async def close(self) -> None:
         """Stops keeping the routers; the processes go on."""
-        await cancelled(self._outgrown, self._retiring)
+        await cancelled(self._renewing, self._retiring)
         for unit in self.units:
             await unit.halt()
 
@@ -142,7 +153,9 @@ class RouterSlots:
                 if isinstance(error, asyncio.CancelledError):
                     raise
                 why = str(error) or new.router.reason or "it did not get every worker ready in time"
-                raise RouterUnavailable(f"the new router was not put in place: {why}") from error
+                text = f"the new router was not put in place: {why}"
+                self._not_replaced = old.router.pid, text
+                raise RouterUnavailable(text) from error
             self.active = new
             old.router.on_change.remove(self._on_active)
             new.router.on_change.append(self._on_active)
@@ -157,14 +170,15 @@ class RouterSlots:
     def note_memory(self, rss_bytes: int) -> None:
         """Replaces a router that has outgrown its limit."""
         limit_mb = self.settings.router.memory_limit_mb
-        if limit_mb is None or rss_bytes <= limit_mb * 1024 * 1024 or self._replacing.locked():
+        is_renewing = self._renewing is not None and not self._renewing.done()
+        if limit_mb is None or rss_bytes <= limit_mb * 1024 * 1024 or self._replacing.locked() or is_renewing:
             return
         now = time.monotonic()
         if now < self._may_outgrow_at:
             return  # A limit that a fresh router exceeds must not make us replace it for ever.
         self._may_outgrow_at = now + _OUTGROWN_GAP_S
         self._logger.warning("router.outgrown", memory_mb=rss_bytes >> 20, limit_mb=limit_mb)
-        self._outgrown = asyncio.create_task(self._replace_outgrown())
+        self._renewing = asyncio.create_task(self._renew())
 
     async def adopt_leaving(self, saved: SavedRouter) -> None:
         """Takes over a router that an earlier daemon had replaced, or had not put in place: it may finish and go."""
@@ -174,7 +188,16 @@ class RouterSlots:
             self.units.append(unit)
             self._retiring = asyncio.create_task(self._retire(unit))
 
-    async def _replace_outgrown(self) -> None:
+    async def _renew_outdated(self) -> None:
+        if not await self.active.router.is_outdated():
+            return
+        while not self._has_caught_up():
+            await asyncio.sleep(_POLL_S)
+        if await self.active.router.is_outdated():  # It may have been started again meanwhile.
+            self._logger.warning("router.outdated", pid=self.active.router.pid)
+            await self._renew()
+
+    async def _renew(self) -> None:
         try:
             await self.replace()
         except RouterUnavailable as error:

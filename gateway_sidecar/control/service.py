@@ -40,6 +40,7 @@ from gateway_sidecar.domain.model import (
 from gateway_sidecar.domain.planning import (
     Bridge,
     Deregister,
+    Missing,
     Release,
     Unbridge,
     WorkerView,
@@ -125,6 +126,7 @@ class Service:
             point=links.point,
             move_address=move_address,
             staying=self._staying_urls,
+            has_caught_up=lambda: self.room.missing is not Missing.ROUTER,
             on_active=self._on_router,
             on_change=on_change,
             on_retired=self._reconsider,

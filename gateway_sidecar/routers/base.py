@@ -101,6 +101,13 @@ class RouterKind(Protocol):
         """How to start it. Raises ProcessError if its program cannot be found."""
         ...
 
+    def digest(self) -> str:
+        """The same as long as it would be started from the same program with the same arguments and environment.
+
+        Ports and key do not count. Reads files. Raises ProcessError if its program cannot be found.
+        """
+        ...
+
     def client(self, ports: RouterPorts, key: str) -> RouterClient:
         """A client for its API."""
         ...

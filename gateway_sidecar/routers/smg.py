@@ -13,6 +13,7 @@ Three things are put right here, so that nobody else has to know of them:
 from __future__ import annotations
 
 import asyncio
+import hashlib
 import os
 import re
 import shutil
@@ -414,6 +415,19 @@ class Smg:
             args=self.args,
             env=self.env,
         )
+
+    def digest(self) -> str:
+        """The same as long as it would be started from the same program with the same arguments and environment.
+
+        A package that is installed anew writes its entry point anew. Raises ProcessError if the program is not found.
+        """
+        command = self.command(RouterPorts(0, 0), "")
+        try:
+            stat = find_smg(self.program).stat()
+        except OSError as error:
+            raise ProcessError(f"router.command: {error}") from error
+        parts = [*command.argv, stat.st_size, stat.st_mtime_ns, *sorted(self.env.items())]
+        return hashlib.sha256(repr(parts).encode()).hexdigest()[:16]
 
     def client(self, ports: RouterPorts, key: str) -> SmgClient:
         """A client for its API."""

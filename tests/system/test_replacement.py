@@ -5,9 +5,11 @@ from __future__ import annotations
 import asyncio
 import json
 import signal
+import sys
 import time
 from collections import Counter
 from contextlib import suppress
+from pathlib import Path
 
 import aiohttp
 import pytest
@@ -273,3 +275,52 @@ async def test_router_that_is_slow_to_go_holds_nobody_up(gateway: Gateway, engin
     assert after["bridge"]["reloads"] == 0
     assert gateway.events("daemon.wedged") == []
     assert gateway.events("loop.failed") == []
+
+
+async def test_router_of_other_arguments_is_replaced_by_the_next_daemon(gateway: Gateway, engine: StartEngine) -> None:
+    """Whatever was changed while no daemon ran: the router is adopted first, and then replaced without a gap."""
+    for i in range(4):
+        await engine(gateway.socket(f"r{i}"), EngineKind.VLLM_GRPC if i % 2 else EngineKind.SGLANG_HTTP)
+    wanted = {f"r{i}": "serving" for i in range(4)}
+    old = service_of(await gateway.until_states(wanted))["router"]["pid"]
+    load = Load(gateway)
+    await load.answered(20)
+    assert await gateway.terminate() == 0
+    gateway.settings["services"][0]["router"] = {"args": ["--max-tree-size", "1000"]}
+    await gateway.start()
+    await gateway.until(lambda status: router_is_new(status, old=old), within_s=30)
+    await load.answered(20)
+    assert (await load.stop()).keys() == {"200"}
+    assert [event["pid"] for event in gateway.events("router.outdated")] == [old]
+    assert gateway.events("router.adopted")[0]["pid"] == old
+    new = service_of(await gateway.until_states(wanted))["router"]["pid"]
+    assert await gateway.terminate() == 0
+    await gateway.start()
+    assert service_of(await gateway.until_states(wanted))["router"]["pid"] == new, "nothing changed this time"
+    assert gateway.events("router.outdated") == []
+
+
+async def test_router_of_another_program_is_replaced_or_kept(make_gateway: MakeGateway, engine: StartEngine) -> None:
+    """An upgrade that is broken leaves the old router in service, and `status` says why."""
+    gateway = make_gateway()
+    program = gateway.directory / "smg"
+    good = (Path(sys.executable).parent / "smg").read_text()
+    program.write_text(good)
+    program.chmod(0o755)
+    gateway.settings["services"][0]["router"] = {"command": str(program), "start_timeout_s": 2}
+    await gateway.start()
+    await engine(gateway.socket("r1"))
+    old = service_of(await gateway.until_states({"r1": "serving"}))["router"]["pid"]
+    assert await gateway.terminate() == 0
+    program.write_text("#!/bin/sh\necho no such library\nexit 5\n")
+    await gateway.start()
+    status = await gateway.until(lambda status: service_of(status)["router"]["reason"], within_s=30)
+    assert service_of(status)["router"]["pid"] == old
+    assert "exit code 5" in service_of(status)["router"]["reason"]
+    assert await stream_chat(gateway, 3)
+    program.write_text(good + "\n# another release\n")
+    code, out, _ = await gateway.cli("router", "restart", "chat")
+    assert code == 0, out
+    status = await gateway.until(lambda status: router_is_new(status, old=old), within_s=30)
+    assert service_of(status)["router"]["reason"] == ""
+    assert await stream_chat(gateway, 3)

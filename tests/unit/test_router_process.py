@@ -20,15 +20,18 @@ PORTS = RouterPorts(23001, 23002)
 
 
 class LateThreads(ThreadPoolExecutor):
-    """Threads that do what they are given at once, and say so only when they may."""
+    """Threads that do what they are given at once, and, once `are_late`, say so only when they may."""
 
     def __init__(self) -> None:
         super().__init__(1)
+        self.are_late = False
         self.done = threading.Event()
         self.may_say = threading.Event()
 
     def submit(self, fn: Callable[..., Any], /, *args: Any, **kwargs: Any) -> Future[Any]:
         def do() -> Any:
+            if not self.are_late:
+                return fn(*args, **kwargs)
             result = fn(*args, **kwargs)
             self.done.set()
             assert self.may_say.wait(10)
@@ -40,11 +43,16 @@ class LateThreads(ThreadPoolExecutor):
 async def test_router_whose_keeper_is_cancelled_while_it_starts_is_known(tmp_path: Path) -> None:
     """Whoever cancelled has to write it down, or to end it: a service that is removed, a daemon that ends."""
     command = LaunchCommand([sys.executable, "-c", "import time; time.sleep(60)"])
-    kind = SimpleNamespace(command=lambda _ports, _key: command)
+    threads = LateThreads()
+
+    def digest() -> str:
+        threads.are_late = True  # The start comes next.
+        return "as it is"
+
+    kind = SimpleNamespace(command=lambda _ports, _key: command, digest=digest)
     ports: Any = SimpleNamespace(choose=lambda _slot: PORTS)
     log = ChildLog(tmp_path / "log")
     router = RouterProcess("chat", "chat", cast(RouterKind, kind), log, ports, Metrics(), start_timeout_s=5)
-    threads = LateThreads()
     asyncio.get_running_loop().set_default_executor(threads)
     keeping = asyncio.create_task(router.run())
     while not threads.done.is_set():
