@@ -25,7 +25,7 @@ from importlib import resources
 from pathlib import Path
 
 from gateway_sidecar.bridges.front_door import DoorPlaces
-from gateway_sidecar.bridges.nginx_config import BODIES, SUCCESSOR, Capacity, NginxConfig, ServiceAddress
+from gateway_sidecar.bridges.nginx_config import ALIVE, BODIES, SUCCESSOR, Capacity, NginxConfig, ServiceAddress
 from gateway_sidecar.bridges.request_events import EventAddress, placeholder
 from gateway_sidecar.errors import BridgeError, ProcessError
 from gateway_sidecar.supervision.logfile import ChildLog, try_writing
@@ -141,6 +141,7 @@ class Nginx:
         self.process: Process | None = None
         self.reloads = 0
         self.events: EventAddress | None = None
+        self._alive = self._directory / ALIVE
         self._served: set[str] = set()
         if len(str(self.links / "65535.sock")) > _LONGEST_SOCKET_PATH:
             raise BridgeError(f"run_dir: {settings.run_dir} is too long a path for Unix sockets; use a shorter one")
@@ -214,6 +215,7 @@ class Nginx:
                 # Not tried out before: `nginx -t` listens for a moment, and would take clients' connections with it.
                 self._write_config(self._config_path, self._config(services).text())
                 self._write_lua()
+                self._alive.unlink(missing_ok=True)  # nginx does not listen where a killed one did.
             except (BridgeError, OSError):
                 os.close(log_fd)
                 raise
@@ -271,6 +273,30 @@ class Nginx:
         self._served = listens
         await _until_free(left)
         return True
+
+    async def is_mute(self, patience_s: float) -> bool:
+        """Whether it takes `patience_s` seconds and more to answer, with every process that it has."""
+        with contextlib.suppress(OSError):  # Nobody listens there: that is another matter.
+            try:
+                async with asyncio.timeout(patience_s):
+                    reader, writer = await asyncio.open_unix_connection(str(self._alive))
+                    try:
+                        writer.write(b"GET / HTTP/1.0\r\n\r\n")
+                        await reader.read(1)
+                    finally:
+                        writer.transport.abort()
+            except TimeoutError:
+                return True
+        return False
+
+    def kill(self) -> None:
+        """Ends it at once, every process that it has."""
+        if self.process is not None:
+            workers = session_members(self.process.identity)
+            self.process.send(signal.SIGKILL)
+            for worker in workers:
+                if (process := Process.adopt(worker)) is not None:
+                    process.send(signal.SIGKILL)
 
     async def stop(self, grace_s: float) -> None:
         """Lets open connections finish for `grace_s` seconds, then ends nginx."""

@@ -16,6 +16,9 @@ _CONNECTIONS_EACH = 4  # client, service address -> router, router -> bridge, br
 SUCCESSOR = ".next"
 """What is added to a service's name to name its second router slot, and the switch that leads to it."""
 
+ALIVE = "alive.sock"
+"""Where nginx says that it is alive, in its own directory."""
+
 BODIES = "client_body"
 """The directory, below the one for temporary files, that bodies go to."""
 
@@ -172,6 +175,10 @@ http {{
 {temp}
     map $http_upgrade $gateway_upgrade {{ default ''; ~*^websocket$ $http_upgrade; }}
     map $gateway_upgrade $gateway_connection {{ default upgrade; '' ''; }}
+    server {{
+        listen unix:{self.directory}/{ALIVE};
+        return 204;
+    }}
 {lua}{formats}{servers}{front_door.other_servers(list(doors.values()))}}}
 """
 

@@ -9,6 +9,7 @@ from contextlib import suppress
 
 from gateway_sidecar.bridges.nginx import Nginx, stop_orphans
 from gateway_sidecar.bridges.nginx_config import ServiceAddress
+from gateway_sidecar.control.guard import cancelled
 from gateway_sidecar.domain.backoff import Backoff
 from gateway_sidecar.errors import BridgeError
 from gateway_sidecar.supervision.process import Identity
@@ -16,6 +17,9 @@ from gateway_sidecar.telemetry.logs import get_logger
 from gateway_sidecar.telemetry.metrics import Metrics
 
 _RETRY_S = 5.0
+_MUTE_S = 2.0
+_MUTE_TIMES = 8
+"""Whoever counts the times, and not the seconds, does not take a machine that stood still for an nginx that does."""
 _RESTARTS = Backoff(first_s=0.1, most_s=10.0)
 
 
@@ -40,6 +44,8 @@ class BridgeKeeper:
         self._failures = 0
         self._retry_at = 0.0
         self._listens = False
+        self._asking: asyncio.Task[bool] | None = None
+        self._mute_times = 0
         self.reason = "not started yet"
         self.beat = time.monotonic()
 
@@ -67,16 +73,20 @@ class BridgeKeeper:
 
     async def run(self) -> None:
         """Runs until cancelled. nginx itself goes on then."""
-        while True:
-            self.beat = time.monotonic()
-            if self.up:
-                await self._watch()
-            else:
-                await self._restart()
+        try:
+            while True:
+                self.beat = time.monotonic()
+                if self.up:
+                    await self._watch()
+                else:
+                    await self._restart()
+        finally:
+            await cancelled(self._asking)
 
     async def _watch(self) -> None:
         process = self.nginx.process
         assert process is not None
+        self._ask()
         ended = asyncio.create_task(process.wait())
         touched = asyncio.create_task(self._touched.wait())
         try:
@@ -97,6 +107,19 @@ class BridgeKeeper:
                 await self.apply()
         with suppress(OSError):  # Whoever cannot write there says so elsewhere.
             self.nginx.prepare()
+
+    def _ask(self) -> None:
+        """Asks nginx whether it is alive; ends one that has not said so for long, for it to be started again."""
+        if self._asking is not None and self._asking.done():
+            self._mute_times = self._mute_times + 1 if self._asking.result() else 0
+            self._asking = None
+            if self._mute_times >= _MUTE_TIMES:
+                self._mute_times = 0
+                self._logger.error("bridge.hung", pid=self.nginx.process.pid if self.nginx.process else None)
+                self.nginx.kill()
+                return
+        if self._asking is None:
+            self._asking = asyncio.create_task(self.nginx.is_mute(_MUTE_S))
 
     async def apply(self) -> None:
         """Makes nginx serve the addresses as they are now, if it does not already; what fails is told and kept."""

@@ -12,7 +12,7 @@ from gateway_sidecar.telemetry.metrics import Metrics
 _PAUSE_S = 1.0
 
 
-async def cancelled(*tasks: asyncio.Task[None] | None) -> None:
+async def cancelled(*tasks: asyncio.Task[Any] | None) -> None:
     """Cancels the tasks there are and waits for their end."""
     there = [task for task in tasks if task is not None]
     for task in there:

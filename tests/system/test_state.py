@@ -203,6 +203,19 @@ async def test_nginx_master_killed_and_its_orphans_stopped(gateway: Gateway, eng
     assert gateway.events("bridge.orphans_stopped")[0]["workers"] == len(workers)
 
 
+async def test_nginx_that_hangs_is_started_again(gateway: Gateway, engine: StartEngine) -> None:
+    """It runs, it listens, the kernel takes every connection, and nobody answers: that is told and ended."""
+    await engine(gateway.socket("r1"))
+    before = await gateway.until_states({"r1": "serving"})
+    master = before["bridge"]["pid"]
+    for worker in Path(f"/proc/{master}/task/{master}/children").read_text().split():
+        os.kill(int(worker), signal.SIGSTOP)
+    after = await gateway.until(lambda s: s["bridge"]["state"] == "up" and s["bridge"]["pid"] != master, within_s=60)
+    assert [event["pid"] for event in gateway.events("bridge.hung")] == [master]
+    assert await stream_chat(gateway, 3)
+    assert replica_of(after, "r1")["worker_id"] == replica_of(before, "r1")["worker_id"]
+
+
 async def test_drained_then_resumed_replica_is_released_when_it_goes(gateway: Gateway, engine: StartEngine) -> None:
     """A drain that was taken back leaves nothing behind."""
     here = await engine(gateway.socket("r1"))
