@@ -18,7 +18,8 @@ from gateway_sidecar.telemetry.metrics import Metrics
 
 _RETRY_S = 5.0
 _MUTE_S = 2.0
-_MUTE_TIMES = 8
+_ASK_GAP_S = 4.0
+_MUTE_TIMES = 4
 """Whoever counts the times, and not the seconds, does not take a machine that stood still for an nginx that does."""
 _RESTARTS = Backoff(first_s=0.1, most_s=10.0)
 
@@ -46,6 +47,7 @@ class BridgeKeeper:
         self._listens = False
         self._asking: asyncio.Task[bool] | None = None
         self._mute_times = 0
+        self._ask_at = 0.0
         self.reason = "not started yet"
         self.beat = time.monotonic()
 
@@ -113,12 +115,13 @@ class BridgeKeeper:
         if self._asking is not None and self._asking.done():
             self._mute_times = self._mute_times + 1 if self._asking.result() else 0
             self._asking = None
+            self._ask_at = time.monotonic() + _ASK_GAP_S
             if self._mute_times >= _MUTE_TIMES:
                 self._mute_times = 0
                 self._logger.error("bridge.hung", pid=self.nginx.process.pid if self.nginx.process else None)
                 self.nginx.kill()
                 return
-        if self._asking is None:
+        if self._asking is None and time.monotonic() >= self._ask_at:
             self._asking = asyncio.create_task(self.nginx.is_mute(_MUTE_S))
 
     async def apply(self) -> None:
