@@ -104,7 +104,8 @@ def _models(core: EngineCore, **card: object) -> Page:
     if core.behaviour.lie is Lie.TYPES:
         return Page({"object": 1, "data": {"id": None, "owned_by": ["vllm"]}})
     entry = {"id": core.spec.model, "object": "model", "created": int(time.time())} | card
-    return Page({"object": "list", "data": [entry]})
+    # A server that loads models on demand lists those in its cache, which may be none.
+    return Page({"object": "list", "data": [entry] if core.spec.model else []})
 
 
 def _sglang_models(core: EngineCore) -> Page:

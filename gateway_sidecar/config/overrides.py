@@ -24,6 +24,8 @@ from gateway_sidecar.errors import ConfigError
 _MOST_BYTES = 64 * 1024
 _MOST_KEY_BYTES = 8 * 1024
 MOST_LABELS = 64
+MOST_MODEL = 256
+MODEL_NAME = r"^[!-~]([ -~]*[!-~])?$"
 LABEL_NAME = r"[A-Za-z0-9]([A-Za-z0-9_./-]{0,251}[A-Za-z0-9])?"
 _OTHERS_MAY_READ = 0o044
 
@@ -42,6 +44,15 @@ class OverridesFile(Part):
     )
     worker_type: Literal["regular", "prefill", "decode", "encode"] | None = Field(
         default=None, description="The worker's part, where the engine's own answer is wrong or missing."
+    )
+    model: str | None = Field(
+        default=None,
+        min_length=1,
+        max_length=MOST_MODEL,
+        pattern=MODEL_NAME,
+        description="The model's name, where the engine's own answer is wrong or missing: a server that lists no model,"
+        " or several. Requests have to name it so, and the engine gets it so.",
+        examples=["qwen3-32b"],
     )
     priority: int | None = Field(
         default=None, ge=0, le=2**32 - 1, description="The router prefers workers of higher priority."
@@ -107,7 +118,7 @@ def with_key(said: OverridesFile, key: str | None) -> Overrides:
     """What was said, and the key that it names."""
     worker_type = WorkerType(said.worker_type) if said.worker_type else None
     peer = PeerAddress(said.advertise.host, said.advertise.port, said.direct) if said.advertise else None
-    return Overrides(said.labels, key, worker_type, said.priority, said.cost, peer, said.bootstrap_port)
+    return Overrides(said.labels, key, worker_type, said.priority, said.cost, peer, said.bootstrap_port, said.model)
 
 
 def read_key(

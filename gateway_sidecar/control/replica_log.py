@@ -13,6 +13,7 @@ from gateway_sidecar.telemetry.logs import get_logger
 from gateway_sidecar.telemetry.metrics import Metrics
 
 _TROUBLED = (ReplicaState.UNREACHABLE, ReplicaState.FOREIGN)
+_NAMELESS = "it names no model, so no request for one reaches it; say `model: NAME` in its .yaml or inventory entry"
 
 
 class ReplicaLog:
@@ -97,7 +98,9 @@ class ReplicaLog:
         if not isinstance(tenure.result, Ready):
             return tenure.result.reason
         if worker is not None and worker.status is WorkerStatus.READY:
-            return "its replica is elsewhere now; it serves until that one does" if tenure.yielding else ""
+            if tenure.yielding:
+                return "its replica is elsewhere now; it serves until that one does"
+            return "" if worker.model_id else _NAMELESS
         if not self._active().router.up:
             return f"waiting for the router ({self._active().router.state.value})"
         trouble = self._active().book.trouble(tenure.url) if tenure.url else None

@@ -151,11 +151,15 @@ class Overrides:
     cost: float | None = None
     peer: PeerAddress | None = None
     bootstrap_port: int | None = None
+    model: str | None = None
 
 
 @dataclass(frozen=True, slots=True)
 class WorkerSpec:
-    """All that a router must be told of one worker. Field names are SMG's."""
+    """All that a router must be told of one worker. Field names are SMG's.
+
+    model_id is what the engine says, and may be corrected by the router; `named` is the name that the worker must have.
+    """
 
     url: str
     runtime_type: RuntimeType
@@ -170,6 +174,7 @@ class WorkerSpec:
     api_key: str | None = field(default=None, repr=False)
     priority: int | None = None
     cost: float | None = None
+    named: str | None = None
 
 
 class WorkerStatus(StrEnum):

@@ -123,7 +123,7 @@ def worker_spec(facts: EngineFacts, url: str, overrides: Overrides) -> WorkerSpe
         runtime_type=facts.runtime_type,
         connection_mode=facts.connection_mode,
         worker_type=overrides.worker_type or facts.worker_type,
-        model_id=facts.model,
+        model_id=overrides.model or facts.model,
         bootstrap_port=overrides.bootstrap_port or facts.bootstrap_port,
         kv_connector=facts.kv_connector,
         kv_role=facts.kv_role,
@@ -132,6 +132,7 @@ def worker_spec(facts: EngineFacts, url: str, overrides: Overrides) -> WorkerSpe
         api_key=overrides.api_key,
         priority=overrides.priority,
         cost=overrides.cost,
+        named=overrides.model,
     )
 
 
@@ -212,6 +213,7 @@ def differs(worker: Registered, expected: WorkerSpec) -> bool:
         or worker.runtime_type is not expected.runtime_type
         or (expected.bootstrap_port is not None and worker.bootstrap_port != expected.bootstrap_port)
         or (expected.kv_role is not None and worker.kv_role != expected.kv_role)
+        or expected.named not in (None, worker.model_id)
     )
 
 

@@ -49,6 +49,8 @@ _CONNECTION_GAP_S = 1
 _SHUT_OUT_S = 5
 """SMG gives a worker nothing after ten failures. Its own 60 s would be a minute of 503 for engines that are well."""
 _GENERIC = "generic"
+_NAMELESS = "unknown"
+"""The model of a worker that names none. No request for a model reaches it."""
 _OWN_TOKENIZER = frozenset(("--tokenizer-path", "--model-path", "--disable-tokenizer-autoload"))
 _ID_IN_TEXT = re.compile(r"[0-9a-f]{8}(?:-[0-9a-f]{4}){3}-[0-9a-f]{12}")
 
@@ -179,6 +181,7 @@ class SmgClient:
             "api_key": spec.api_key,
             "priority": spec.priority,
             "cost": spec.cost,
+            "models": [{"id": spec.named}] if spec.named else None,  # It heeds model_id for some engines only.
         }
         body |= {name: value for name, value in optional.items() if value is not None}
         try:
@@ -225,13 +228,13 @@ class SmgClient:
             not self._loads_tokenizers
             or worker.connection_mode is not ConnectionMode.GRPC
             or worker.status is not WorkerStatus.READY
-            or worker.model_id in self._tokenizers
+            or (worker.model_id or _NAMELESS) in self._tokenizers
         ):
             return worker
         rows = (await self._ask("GET", "/v1/tokenizers")).get("tokenizers")
         if isinstance(rows, list):
             self._tokenizers = {str(row.get("name")) for row in rows if isinstance(row, dict)}
-        if worker.model_id in self._tokenizers:
+        if (worker.model_id or _NAMELESS) in self._tokenizers:
             return worker
         return replace(worker, status=WorkerStatus.NOT_READY, note="the router has not loaded its tokenizer yet")
 
@@ -308,7 +311,7 @@ def _read_worker(row: object) -> Registered:
             connection_mode=ConnectionMode(mode) if mode in set(ConnectionMode) else ConnectionMode.HTTP,
             # A worker that is still being added has not got its runtime_type yet.
             runtime_type=RuntimeType(runtime) if runtime in set(RuntimeType) else RuntimeType.EXTERNAL,
-            model_id=_text(row.get("model_id")),
+            model_id=None if row.get("model_id") == _NAMELESS else _text(row.get("model_id")),
             bootstrap_port=row.get("bootstrap_port") if isinstance(row.get("bootstrap_port"), int) else None,
             kv_connector=_text(row.get("kv_connector")),
             kv_role=_text(row.get("kv_role")),

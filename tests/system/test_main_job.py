@@ -9,7 +9,7 @@ import pytest
 from examples.simulated import EngineKind, Role
 from tests.system.clients import ask
 from tests.system.conftest import StartEngine
-from tests.system.gateway import Gateway, replica_of, service_of
+from tests.system.gateway import Gateway, Status, replica_of, service_of
 
 
 @pytest.mark.parametrize(
@@ -102,3 +102,39 @@ async def test_loading_engine_is_loading_until_it_serves(gateway: Gateway, engin
         assert await gateway.workers() == [] or name == "g"
         loading.behave(load_s=0)
         await gateway.until_state(name, "serving")
+
+
+async def test_engine_that_names_no_model_gets_its_name_from_the_operator(
+    gateway: Gateway, engine: StartEngine
+) -> None:
+    """No request would reach it; `status` says what to write, and that is heeded at once and by the next daemon."""
+    await engine(gateway.socket("r1"), EngineKind.OPENAI_HTTP, model="")
+    status = await gateway.until_states({"r1": "serving"})
+    assert "names no model" in replica_of(status, "r1")["reason"]
+    assert "model: NAME" in replica_of(status, "r1")["reason"]
+    gateway.socket("r1").with_suffix(".yaml").write_text("model: my/model\n")
+
+    def is_named(status: Status, name: str) -> bool:
+        row = replica_of(status, "r1")
+        return (row["state"], row["model"], row["reason"]) == ("serving", name, None)
+
+    await gateway.until(lambda status: is_named(status, "my/model"))
+    assert await ask(gateway, "my/model", stream=True)
+    await gateway.kill()
+    gateway.socket("r1").with_suffix(".yaml").write_text("model: another\n")
+    await gateway.start()
+    await gateway.until(lambda status: is_named(status, "another"))
+    assert await ask(gateway, "another", stream=False)
+
+
+@pytest.mark.parametrize("kind", [EngineKind.SGLANG_HTTP, EngineKind.VLLM_GRPC])
+async def test_name_from_the_operator_stands_above_the_engine(
+    gateway: Gateway, engine: StartEngine, kind: EngineKind
+) -> None:
+    """Two replicas of one model that call it by different names are one model to clients."""
+    gateway.socket("r1").with_suffix(".yaml").write_text("model: common\n")
+    await engine(gateway.socket("r1"), kind, model="/data/models/a")
+    await engine(gateway.socket("r2"), kind, model="common")
+    await gateway.until_states({"r1": "serving", "r2": "serving"})
+    assert {worker["model_id"] for worker in await gateway.workers()} == {"common"}
+    assert await ask(gateway, "common", stream=True)
