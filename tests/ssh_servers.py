@@ -16,7 +16,7 @@ SSHD = shutil.which("sshd", path="/usr/sbin:/usr/bin:/usr/local/sbin")
 
 def free_port(host: str = "127.0.0.1") -> int:
     """A port nobody listens on now."""
-    with socket.socket() as sock:
+    with socket.socket(socket.AF_INET6 if ":" in host else socket.AF_INET) as sock:
         sock.bind((host, 0))
         return int(sock.getsockname()[1])
 
@@ -49,7 +49,7 @@ class Sshd:
         assert SSHD is not None
         directory.mkdir(parents=True, exist_ok=True)
         self.directory = directory
-        self.host, self.port = host, free_port() if not prefix else 2222
+        self.host, self.port = host, free_port(host) if not prefix else 2222
         self._prefix = prefix
         self._options = options
         self.host_key = make_key(directory / "host_key")

@@ -10,11 +10,10 @@ from pydantic import BeforeValidator, Field, PlainValidator, WithJsonSchema
 
 from gateway_sidecar.config.part import Part
 from gateway_sidecar.config.values import NotTextError, parse_path, show
-from gateway_sidecar.domain.tunnels import SshRoute, SshServer, Tunnel
+from gateway_sidecar.domain.tunnels import AGENT_OF_ENVIRONMENT, SshRoute, SshServer, Tunnel
 
 FIRST_USE = "trust-on-first-use"
 MOST_ID_BYTES = 200
-_AGENT_OF_ENVIRONMENT = "SSH_AUTH_SOCK"
 _SYSTEM_KNOWN_HOSTS = "/etc/ssh/ssh_known_hosts"
 _HOST = re.compile(r"[A-Za-z0-9_:][A-Za-z0-9_.:-]{0,253}")
 _USER = re.compile(r"[A-Za-z0-9_][A-Za-z0-9_.@-]{0,127}")
@@ -60,7 +59,7 @@ def parse_plain_path(value: object) -> str:
 
 def parse_agent(value: object) -> str:
     """An agent's socket."""
-    return _AGENT_OF_ENVIRONMENT if value == _AGENT_OF_ENVIRONMENT else parse_plain_path(value)
+    return AGENT_OF_ENVIRONMENT if value == AGENT_OF_ENVIRONMENT else parse_plain_path(value)
 
 
 def parse_host_key(value: object) -> str:
@@ -102,13 +101,13 @@ def _schema(pattern: str) -> WithJsonSchema:
 PlainPathValue = Annotated[str, PlainValidator(parse_plain_path), _schema("^/")]
 HostValue = Annotated[str, PlainValidator(parse_host), _schema(f"^{_HOST.pattern}$")]
 UserValue = Annotated[str, PlainValidator(parse_user), _schema(f"^{_USER.pattern}$")]
-AgentValue = Annotated[str, PlainValidator(parse_agent), _schema(f"^(/|{_AGENT_OF_ENVIRONMENT}$)")]
+AgentValue = Annotated[str, PlainValidator(parse_agent), _schema(f"^(/|{AGENT_OF_ENVIRONMENT}$)")]
 HostKeyValue = Annotated[str, PlainValidator(parse_host_key), _schema(f"^({FIRST_USE}|{_PUBLIC_KEY.pattern})$")]
 ForwardValue = Annotated[str, PlainValidator(parse_forward), _schema(rf"^(/|{_FAR_PORT.pattern}$)")]
 
 _USER_TEXT = "User on that host; the daemon's own by default."
 _KEY_TEXT = "Private key, mode 0600, without a passphrase."
-_AGENT_TEXT = f"An agent's socket, or `{_AGENT_OF_ENVIRONMENT}` for the one that the daemon's environment names."
+_AGENT_TEXT = f"An agent's socket, or `{AGENT_OF_ENVIRONMENT}` for the one that the daemon's environment names."
 _KNOWN_TEXT = f"File of the keys that hosts must have; `{_SYSTEM_KNOWN_HOSTS}` by default."
 
 

@@ -8,6 +8,8 @@ from typing import Literal
 
 SshEngine = Literal["auto", "openssh", "asyncssh"]
 
+AGENT_OF_ENVIRONMENT = "SSH_AUTH_SOCK"
+
 
 class PathState(StrEnum):
     """How a tunnel is; the words of `status`, logs and metrics."""

@@ -9,7 +9,7 @@ from dataclasses import asdict
 from pathlib import Path
 
 from gateway_sidecar.domain.tunnels import PathState, PathStatus, SshRoute
-from gateway_sidecar.tunnels.base import TunnelFault, check_keys
+from gateway_sidecar.tunnels.base import TunnelFault, check_files
 
 _ANSWER_S = 10.0
 
@@ -24,7 +24,7 @@ class AsyncSsh:
 
     def command(self, link: str, route: SshRoute) -> list[str]:
         """Writes the route down for the process, and returns its command line."""
-        check_keys(route.servers)
+        check_files(route.servers)
         path = self._directory / f"{link}.conf"
         try:
             path.touch(mode=0o600)
@@ -41,6 +41,10 @@ class AsyncSsh:
     async def cancel(self, link: str, local: str, remote: str) -> None:
         """Asks the process to listen on this socket no more."""
         await self._ask(link, {"do": "cancel", "local": local, "remote": remote})
+
+    def objection(self, link: str, route: SshRoute) -> PathStatus | None:
+        """None: the process itself does not go on with a host that it could not enter."""
+        return None
 
     def why_ended(self, link: str, route: SshRoute) -> PathStatus:
         """What the process said last; that of its own and nothing else is JSON."""
@@ -62,6 +66,7 @@ class AsyncSsh:
             async with asyncio.timeout(_ANSWER_S):
                 reader, writer = await asyncio.open_unix_connection(path)
                 try:
+                    await reader.readline()  # Its greeting.
                     writer.write(json.dumps(question).encode() + b"\n")
                     answer = json.loads(await reader.readline())
                 finally:

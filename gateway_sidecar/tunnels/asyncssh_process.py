@@ -1,8 +1,8 @@
 """One asyncssh connection as a process: `python -m gateway_sidecar.tunnels.asyncssh_process NAME`.
 
 It reads its route from `NAME.conf`, connects, and from then on does what it is asked over `NAME.ctl`, one JSON object
-in a line: {"do": "forward" | "cancel", "local": socket's name, "remote": far end}. It ends with the connection, and
-its last line says why.
+in a line: {"do": "forward" | "cancel", "local": socket's name, "remote": far end}. Whoever connects there is greeted
+with an empty line, which shows that it is alive. It ends with the connection, and its last line says why.
 """
 
 from __future__ import annotations
@@ -14,59 +14,73 @@ import os
 import signal
 import socket
 import sys
+from collections.abc import Sequence
 from contextlib import suppress
 from pathlib import Path
 from typing import Any
 
 import asyncssh
 
-from gateway_sidecar.domain.tunnels import PathState, PathStatus, SshRoute, SshServer
+from gateway_sidecar.domain.tunnels import AGENT_OF_ENVIRONMENT, PathState, PathStatus, SshRoute, SshServer
 from gateway_sidecar.tunnels.base import TunnelFault
+from gateway_sidecar.tunnels.files import with_cure
 
 _OURS_ALONE = 0o177
+GREETING = b"\n"
+"""Said to whoever connects: this process is alive, not just there. OpenSSH's says something of its own."""
+
+
+_Keys = tuple[Sequence[asyncssh.SSHKey], Sequence[asyncssh.SSHKey], Sequence[asyncssh.SSHKey]]
+"""The keys that a server may show, those that may have signed its key, and those that it must not show."""
 
 
 class _Client(asyncssh.SSHClient):
     """Decides on keys that the list of known hosts does not vouch for; remembers what it refused and why it ended."""
 
-    def __init__(self, server: SshServer, trusted: list[asyncssh.SSHKey]) -> None:
+    def __init__(self, server: SshServer, has_entry: bool) -> None:
         self._server = server
-        self._has_entry = bool(trusted)
-        self.refused: PathState | None = None
+        self._has_entry = has_entry
+        self.refused: PathStatus | None = None
         self.lost: Exception | None = None
 
     def connection_lost(self, exc: Exception | None) -> None:
         self.lost = exc
 
     def validate_host_public_key(self, host: str, addr: str, port: int, key: asyncssh.SSHKey) -> bool:
+        text = key.export_public_key().decode().split()
         if self._has_entry:
-            self.refused = PathState.HOST_KEY_CHANGED
+            self.refused = PathStatus(PathState.HOST_KEY_CHANGED, f"it shows another {text[0]} key than the known one")
         elif not self._server.trust_first_use or self._server.known_hosts is None:
-            self.refused = PathState.HOST_KEY_UNKNOWN
+            self.refused = PathStatus(
+                PathState.HOST_KEY_UNKNOWN, f"no key is known of it, and it shows a {text[0]} one"
+            )
         else:
-            text = key.export_public_key().decode().split()
             name = host if port == 22 else f"[{host}]:{port}"
-            with open(self._server.known_hosts, "a", encoding="ascii") as file:  # noqa: PTH123
-                file.write(f"{name} {text[0]} {text[1]}\n")
+            try:
+                with open(self._server.known_hosts, "a", encoding="ascii") as file:  # noqa: PTH123
+                    file.write(f"{name} {text[0]} {text[1]}\n")
+            except OSError as error:
+                reason = f"cannot enter its key in {self._server.known_hosts}: {error.strerror}"
+                self.refused = PathStatus(PathState.HOST_KEY_UNKNOWN, reason)
         return self.refused is None
 
 
-def _trusted(server: SshServer) -> list[asyncssh.SSHKey]:
-    """The keys that this server may show."""
+def _known(server: SshServer) -> _Keys:
+    """What is known of this server's keys. Raises OSError, KeyImportError or ValueError."""
     if server.host_key is not None:
-        return [asyncssh.import_public_key(server.host_key)]
+        return [asyncssh.import_public_key(server.host_key)], [], []
     if server.known_hosts is None:
-        return []
+        return [], [], []
     try:
         known = asyncssh.read_known_hosts(server.known_hosts)
     except FileNotFoundError:
-        return []
-    return list(asyncssh.match_known_hosts(known, server.host, "", server.port)[0])
+        return [], [], []
+    return asyncssh.match_known_hosts(known, server.host, "", server.port)[:3]
 
 
 async def _keys_of_agent(server: SshServer) -> list[str | asyncssh.SSHKeyPair]:
     """The keys that the agent named in the settings has. The connection to it stays open, as signing needs it."""
-    path = os.environ.get("SSH_AUTH_SOCK", "") if server.agent == "SSH_AUTH_SOCK" else server.agent
+    path = os.environ.get(AGENT_OF_ENVIRONMENT, "") if server.agent == AGENT_OF_ENVIRONMENT else server.agent
     try:
         agent = await asyncssh.connect_agent(path or "")
         return list(await agent.get_keys())
@@ -111,10 +125,10 @@ class _Connections:
     async def _connect(self, server: SshServer) -> None:
         below = self._made[-1] if self._made else None
         try:
-            trusted = _trusted(server)
+            known = _known(server)
         except (OSError, asyncssh.KeyImportError, ValueError) as error:
             raise TunnelFault(PathState.HOST_KEY_UNKNOWN, f"{server.known_hosts or 'host_key'}: {error}") from error
-        client = _Client(server, trusted)
+        client = _Client(server, has_entry=bool(known[0]))
         try:
             keys: list[str | asyncssh.SSHKeyPair] = (
                 [server.key_file] if server.key_file else await _keys_of_agent(server)
@@ -125,7 +139,7 @@ class _Connections:
                 server.port,
                 tunnel=below,
                 config=None,
-                known_hosts=(trusted, [], []),
+                known_hosts=known,
                 username=server.user or getpass.getuser(),
                 client_keys=keys,
                 agent_path=None,
@@ -138,8 +152,8 @@ class _Connections:
             )
         except (OSError, asyncssh.Error, TimeoutError, ValueError) as error:
             beyond = "as seen from the jump before it: " if below is not None else ""
-            status = judged(error)
-            raise TunnelFault(client.refused or status.state, beyond + status.reason) from error
+            status = with_cure(client.refused or judged(error), server)
+            raise TunnelFault(status.state, beyond + status.reason) from error
         self._made.append(connection)
         self._clients.append(client)
 
@@ -147,7 +161,9 @@ class _Connections:
 def judged(error: BaseException | None) -> PathStatus:
     """What an error of asyncssh, or of the connection below it, means."""
     reason = str(error) or type(error).__name__
-    if isinstance(error, OSError) and error.errno is not None and error.errno > 0:
+    if isinstance(error, TimeoutError):
+        reason = "it did not let us in in time"
+    elif isinstance(error, OSError) and error.errno is not None and error.errno > 0:
         reason = os.strerror(error.errno)  # asyncio's own words leave that out.
     match error:
         case socket.gaierror():
@@ -162,6 +178,8 @@ def judged(error: BaseException | None) -> PathStatus:
             state = PathState.AUTH_FAILED
         case asyncssh.HostKeyNotVerifiable():
             state = PathState.HOST_KEY_UNKNOWN
+        case asyncssh.KeyExchangeFailed() if "host key" in reason:
+            state = PathState.HOST_KEY_UNKNOWN  # It has none of the kinds that are known of it.
         case asyncssh.ChannelOpenError():
             said = {"refused": PathState.REFUSED, "prohibited": PathState.FORBIDDEN, "resol": PathState.NAME_UNKNOWN}
             state = next((s for word, s in said.items() if word in reason), PathState.UNREACHABLE)
@@ -214,6 +232,7 @@ async def _serve(name: str) -> PathStatus:
     async def answer(reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
         said: dict[str, Any] = {"ok": True}
         with suppress(ConnectionError):
+            writer.write(GREETING)
             line = await reader.readline()
             if line:
                 try:

@@ -9,20 +9,16 @@ from __future__ import annotations
 
 import hashlib
 import json
-import os
-import stat
 from collections.abc import Sequence
 from dataclasses import asdict
 from functools import lru_cache
-from pathlib import Path
 from typing import Protocol
 
 from gateway_sidecar.domain.tunnels import PathState, PathStatus, SshRoute, SshServer, Tunnel
+from gateway_sidecar.tunnels.files import finish_last_lines, first_trouble
 
 _NAME_DIGITS = 12
 """A socket below the longest run_dir must fit in the 107 bytes that a Unix socket address holds."""
-
-_OTHERS = 0o077
 
 
 class TunnelFault(Exception):
@@ -50,6 +46,10 @@ class Engine(Protocol):
         """Ends a forward; its connections go on. Raises TunnelFault."""
         ...
 
+    def objection(self, link: str, route: SshRoute) -> PathStatus | None:
+        """Why a connection that has just come up must not be used, if so. Blocks."""
+        ...
+
     def why_ended(self, link: str, route: SshRoute) -> PathStatus:
         """Reads what the process of this connection left behind. Blocks."""
         ...
@@ -72,23 +72,15 @@ def _digest(value: object) -> str:
     return hashlib.sha256(text.encode()).hexdigest()[:_NAME_DIGITS]
 
 
-def check_keys(servers: Sequence[SshServer]) -> None:
-    """Looks at the key files with ssh's eyes. Raises TunnelFault for the first that ssh would not use."""
-    for server in servers:
-        if server.key_file is not None and (trouble := key_trouble(server.key_file)):
-            raise TunnelFault(PathState.KEY_UNUSABLE, trouble)
+def check_files(servers: Sequence[SshServer]) -> None:
+    """Looks at keys, agents and lists of known hosts with ssh's eyes, and sees to it that lines can be added to those.
 
-
-def key_trouble(path: str) -> str | None:
-    """Why a private key's file cannot be used, with the cure; None if it can."""
+    Raises TunnelFault for the first thing that is of no use.
+    """
+    trouble = first_trouble(servers)
+    if trouble is not None:
+        raise TunnelFault(trouble.state, trouble.reason)
     try:
-        status = Path(path).stat()
-        with open(path, "rb") as file:  # noqa: PTH123 - only to see whether it may be opened
-            file.read(1)
+        finish_last_lines(servers)
     except OSError as error:
-        return f"{path}: {error.strerror}; the daemon's user (uid {os.geteuid()}) must be able to read it"
-    if not stat.S_ISREG(status.st_mode):
-        return f"{path} is not a regular file; name the private key's file"
-    if status.st_uid == os.geteuid() and status.st_mode & _OTHERS:
-        return f"{path} may be read by others (mode {stat.S_IMODE(status.st_mode):04o}); use chmod 0600"
-    return None
+        raise TunnelFault(PathState.LOCAL_TROUBLE, f"cannot write {error.filename}: {error.strerror}") from error

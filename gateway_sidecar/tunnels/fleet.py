@@ -50,6 +50,10 @@ class Missing:
         """Nothing to ask."""
         raise self._fault
 
+    def objection(self, link: str, route: SshRoute) -> PathStatus | None:
+        """Nothing ran."""
+        return None
+
     def why_ended(self, link: str, route: SshRoute) -> PathStatus:
         """Nothing ran."""
         return self._fault.status

@@ -90,11 +90,12 @@ class Link:
                 up_at = time.monotonic()
                 await self._keep(process)
             except TunnelFault as fault:
-                self._note(fault.status)
-            if up_at is not None and time.monotonic() - up_at >= _STEADY_S:
-                self._failures = 0
-            self._failures += 1
-            await asyncio.sleep(self._pause_s())
+                if up_at is not None and time.monotonic() - up_at >= _STEADY_S:
+                    self._failures = 0
+                self._failures += 1
+                pause_s = self._pause_s(fault.status.state)
+                self._note(fault.status, retry_in_s=round(pause_s, 1))
+                await asyncio.sleep(pause_s)
 
     async def end(self) -> None:
         """Ends the process; nothing it had open goes on. For when `run` was cancelled."""
@@ -115,8 +116,8 @@ class Link:
         if self._process is not None:
             self._process.let_go()
 
-    def _pause_s(self) -> float:
-        backoff = _FOR_LONG if self.status.state in LASTING else _PASSING
+    def _pause_s(self, state: PathState) -> float:
+        backoff = _FOR_LONG if state in LASTING else _PASSING
         return backoff.delay_s(self._failures) * (0.5 + random.random() / 2)
 
     async def _begin(self) -> Process:
@@ -140,6 +141,10 @@ class Link:
                 await process.stop(grace_s=_GRACE_S)
                 raise TunnelFault(PathState.UNREACHABLE, "the connection did not come about in time")
             await asyncio.sleep(_UP_POLL_S)
+        objection = await asyncio.to_thread(self._engine.objection, self.name, self.route)
+        if objection is not None:
+            await process.stop(grace_s=_GRACE_S)
+            raise TunnelFault(objection.state, objection.reason)
         self._note(PathStatus(PathState.UP), adopted=adopted)
         return process
 
@@ -170,6 +175,18 @@ class Link:
         with socket.socket(socket.AF_UNIX, socket.SOCK_STREAM | socket.SOCK_NONBLOCK) as sock:
             return path.exists() and sock.connect_ex(str(path)) == 0
 
+    async def _is_alive(self) -> bool:
+        """Whether the process greets whoever connects to its control socket, as both engines' do, in time."""
+        try:
+            async with asyncio.timeout(self.route.keepalive_s * (self.route.keepalive_failures + 1)):
+                reader, writer = await asyncio.open_unix_connection(self._directory / f"{self.name}.ctl")
+                try:
+                    return bool(await reader.read(1))
+                finally:
+                    writer.close()
+        except (OSError, TimeoutError):
+            return False
+
     async def _why(self) -> tuple[PathState, str]:
         found = await asyncio.to_thread(self._engine.why_ended, self.name, self.route)
         return found.state, found.reason
@@ -187,6 +204,10 @@ class Link:
                 ended.cancel()
                 touched.cancel()
             await self._read_log()
+            if process.running and not await self._is_alive() and process.running:
+                await process.stop(grace_s=0)
+                reason = f"the {self._engine.name} process (pid {process.pid}) did not answer, and was ended"
+                raise TunnelFault(PathState.LOCAL_TROUBLE, reason)
         raise TunnelFault(*await self._why())
 
     async def _forward(self) -> None:
@@ -220,7 +241,7 @@ class Link:
             if "administratively prohibited" in line:
                 self._forbidden = line
 
-    def _note(self, status: PathStatus, *, adopted: bool = False) -> None:
+    def _note(self, status: PathStatus, *, adopted: bool = False, retry_in_s: float | None = None) -> None:
         before, self.status = self.status, status
         if before == status:
             return
@@ -229,6 +250,11 @@ class Link:
             self._logger.info("tunnel.up", pid=self.pid, adopted=adopted, was=before.state.value, for_s=lasted_s)
         else:
             self._logger.warning(
-                "tunnel.down", state=status.state.value, reason=status.reason, was=before.state.value, for_s=lasted_s
+                "tunnel.down",
+                state=status.state.value,
+                reason=status.reason,
+                was=before.state.value,
+                for_s=lasted_s,
+                retry_in_s=retry_in_s,
             )
         self._on_change()

@@ -17,7 +17,8 @@ from collections.abc import Iterator, Sequence
 from pathlib import Path
 
 from gateway_sidecar.domain.tunnels import PathState, PathStatus, SshRoute, SshServer
-from gateway_sidecar.tunnels.base import TunnelFault, check_keys
+from gateway_sidecar.tunnels.base import TunnelFault, check_files
+from gateway_sidecar.tunnels.files import with_cure
 
 _ANSWER_S = 10.0
 _MOST_READ = 64 * 1024
@@ -44,6 +45,7 @@ _SAYS = (
     # Worst first: a changed key makes ssh say more than one of these.
     (PathState.HOST_KEY_CHANGED, r"[Hh]ost key for .* has changed"),
     (PathState.HOST_KEY_CHANGED, r"REMOTE HOST IDENTIFICATION HAS CHANGED"),
+    (PathState.HOST_KEY_UNKNOWN, r"marked as revoked|Failed to add the host"),
     (PathState.HOST_KEY_UNKNOWN, r"host key is known for|[Hh]ost key verification failed"),
     (PathState.NAME_UNKNOWN, r"Could not resolve hostname|Name or service not known|name resolution"),
     (PathState.AUTH_FAILED, r"Permission denied \(|Too many authentication failures|no .*authentication methods"),
@@ -67,7 +69,7 @@ class OpenSsh:
 
     def command(self, link: str, route: SshRoute) -> list[str]:
         """Writes the client's configuration, and returns the master's command line."""
-        check_keys(route.servers)
+        check_files(route.servers)
         for number, server in enumerate(route.servers):
             if server.host_key is not None:
                 host = server.host if server.port == 22 else f"[{server.host}]:{server.port}"
@@ -90,6 +92,17 @@ class OpenSsh:
         own = _lines(self._directory / f"{link}.log")
         # What engines that do not listen yet make the master say is about them, and not about the connection.
         return diagnose(route, [*hops, [line for line in own if not line.startswith("channel ")]])
+
+    def objection(self, link: str, route: SshRoute) -> PathStatus | None:
+        """A host that was believed and could not be entered would be believed anew each time."""
+        names = [f"{link}.hop{number}" for number in range(len(route.servers) - 1)]
+        for name, server in zip([*names, f"{link}.log"], route.servers, strict=True):
+            if not server.trust_first_use:
+                continue
+            for line in _lines(self._directory / name):
+                if "Failed to add the host" in line:
+                    return PathStatus(PathState.HOST_KEY_UNKNOWN, f"{server}: {line}")
+        return None
 
     async def _ask(self, link: str, what: str, local: str, remote: str) -> None:
         argv = (str(self._program), "-F", f"{link}.conf", "-O", what, "-L", f"./{local}:{remote}", "target")
@@ -177,11 +190,11 @@ def diagnose(route: SshRoute, said: Sequence[Sequence[str]]) -> PathStatus:
         about = number + 1 if far and fault.state is not PathState.FORBIDDEN else number
         if about == len(said) - 1:
             return PathStatus(fault.state, f"as seen from {route.servers[number]}: {fault.reason}")
-        reason = f"jump {about + 1} ({route.servers[about]}): {fault.state.value}: {fault.reason}"
+        reason = f"jump {about + 1} ({route.servers[about]}): {with_cure(fault, route.servers[about])}"
         return PathStatus(PathState.JUMP_FAILED, reason)
     fault, _ = _fault(said[-1])
     if fault is not None:
-        return fault
+        return with_cure(fault, route.target)
     last = said[-1][-1] if said[-1] else "ssh ended without a word"
     return PathStatus(PathState.FAILED, last)
 
