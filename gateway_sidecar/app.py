@@ -23,6 +23,7 @@ from gateway_sidecar.bridges.peer_nginx import PeerNginx, peers_left_running
 from gateway_sidecar.bridges.small_nginx import SmallPlaces
 from gateway_sidecar.config import PortRange, ServiceSettings, Settings, load_overrides
 from gateway_sidecar.control.daemon import Daemon
+from gateway_sidecar.control.destinations import Destinations
 from gateway_sidecar.control.follower import Source
 from gateway_sidecar.control.guard import keep_running
 from gateway_sidecar.control.key_keeper import KeyKeeper
@@ -171,7 +172,9 @@ def build_daemon(config_path: Path, settings: Settings) -> Daemon:
     bridges = PortLeases(range(settings.bridges.ports.first, settings.bridges.ports.last + 1))
     log = ChildLog(settings.state_dir / "log" / "peers.log", spare=settings.run_dir / "log" / "peers.log")
     find = partial(find_nginx, settings.bridges.nginx)
-    peers = _peer_keeper(settings, SmallPlaces(settings.run_dir / "peers", nginx.links, log, find), metrics)
+    destinations = Destinations()
+    places = SmallPlaces(settings.run_dir / "peers", nginx.links, log, find)
+    peers = _peer_keeper(settings, places, destinations, metrics)
     keyed = SmallPlaces(settings.run_dir, nginx.links, log, find)
     keys = KeyKeeper(partial(KeyedNginx, keyed), partial(keyed_left_running, keyed))
     tunnels = TunnelFleet(settings.run_dir / "tunnels", lambda loop: keep_running("-", loop, metrics))
@@ -184,6 +187,7 @@ def build_daemon(config_path: Path, settings: Settings) -> Daemon:
         nginx=nginx,
         leases=bridges,
         peers=peers,
+        destinations=destinations,
         keys=keys,
         tunnels=tunnels,
         told=told,
@@ -193,9 +197,10 @@ def build_daemon(config_path: Path, settings: Settings) -> Daemon:
     )
 
 
-def _peer_keeper(settings: Settings, places: SmallPlaces, metrics: Metrics) -> PeerKeeper:
+def _peer_keeper(settings: Settings, places: SmallPlaces, destinations: Destinations, metrics: Metrics) -> PeerKeeper:
     networks = [ip_network(text) for text in settings.peers.networks]
-    claims = PeerAddresses(ClaimRules(settings.peers.interface, networks, settings.run_dir))
+    rules = ClaimRules(settings.peers.interface, networks, settings.run_dir)
+    claims = PeerAddresses(rules, destinations.addresses)
     return PeerKeeper(claims, partial(PeerNginx, places), partial(peers_left_running, places), places.log, metrics)
 
 

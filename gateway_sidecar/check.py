@@ -19,6 +19,7 @@ from gateway_sidecar.bridges.addresses import ClaimRules, PeerAddresses
 from gateway_sidecar.bridges.nginx import LUA_CURE, NginxProgram, busy_ports, find_nginx
 from gateway_sidecar.bridges.nginx_config import Capacity
 from gateway_sidecar.config import FrontendSettings, PortRange, ServiceSettings, Settings, advise, load_overrides
+from gateway_sidecar.control.destinations import hosts_of, look_up
 from gateway_sidecar.domain.model import PeerAddress
 from gateway_sidecar.doors.certificate import read_certificate, today
 from gateway_sidecar.doors.keys import read_keys
@@ -74,7 +75,7 @@ async def check_machine(settings: Settings) -> list[Finding]:
         findings += await _described(service, settings.run_dir)
         findings += await asyncio.to_thread(lambda it: list(_front_door(it)), service)
         findings += _scaling(service)
-    findings += await asyncio.to_thread(_peers, settings)
+    findings += await asyncio.to_thread(_peers, settings, await _all_sightings(settings))
     if running:
         findings.append(Finding(Level.OK, f"a daemon runs with run_dir {settings.run_dir}; its own ports are not busy"))
     return findings
@@ -231,17 +232,28 @@ def _directory(name: str, path: Path) -> Finding:
     return Finding(Level.OK, f"{name}: {path} is writable")
 
 
-def _peers(settings: Settings) -> list[Finding]:
+async def _all_sightings(settings: Settings) -> list[Sighting]:
+    """The replicas that are there now, whatever names them; what is wrong with the rest was told of."""
+    found: list[Sighting] = []
+    for service in settings.services:
+        for source in sources_of(service, lambda tunnel: settings.run_dir / "tunnels" / tunnel.owner).values():
+            found += (await source.look()).present.values()
+    return found
+
+
+def _peers(settings: Settings, sightings: list[Sighting]) -> list[Finding]:
     """Whether the addresses that replicas advertise could be claimed; nothing where none does."""
-    advertised = sorted(set(_advertised(settings)), key=str)
+    advertised = sorted(set(_advertised(sightings)), key=str)
     if not advertised:
         return []
     networks = [ip_network(text) for text in settings.peers.networks]
-    addresses = PeerAddresses(ClaimRules(settings.peers.interface, networks, settings.run_dir))
+    hosts = hosts_of([it.tunnel for it in sightings if it.tunnel is not None], settings.services)
+    needed = {address: what for host, what in hosts.items() for address in look_up(host)}
+    addresses = PeerAddresses(ClaimRules(settings.peers.interface, networks, settings.run_dir), lambda: needed)
     findings = []
     for peer in advertised:
         try:
-            reason = addresses.look(ip_address(peer.host))
+            reason = addresses.look(ip_address(peer.host)) or addresses.objections().get(ip_address(peer.host))
         except BridgeError as error:
             return [Finding(Level.FAIL, f"peers: {error}")]
         level = Level.OK if reason is None else Level.FAIL
@@ -252,13 +264,14 @@ def _peers(settings: Settings) -> list[Finding]:
     return findings
 
 
-def _advertised(settings: Settings) -> Iterator[PeerAddress]:
-    for service in settings.services:
-        for sighting in SocketPattern(str(service.replicas.sockets)).look_now().present.values():
+def _advertised(sightings: list[Sighting]) -> Iterator[PeerAddress]:
+    for sighting in sightings:
+        peer = sighting.overrides.peer if sighting.overrides is not None else None
+        if sighting.notes is not None:
             with suppress(ConfigError):  # It has been told of.
-                peer = load_overrides(sighting.notes[0]).peer if sighting.notes else None
-                if peer is not None and not peer.direct:
-                    yield peer
+                peer = load_overrides(sighting.notes[0]).peer
+        if peer is not None and not peer.direct:
+            yield peer
 
 
 def _scaling(service: ServiceSettings) -> list[Finding]:

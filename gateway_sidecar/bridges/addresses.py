@@ -12,9 +12,10 @@ import errno
 import ipaddress
 import os
 import re
-from collections.abc import Iterator, Sequence
+import time
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -32,6 +33,10 @@ _IDLE = frozenset((b"06", b"07", b"0A"))  # time-wait, closed, listening: nobody
 _UNICAST = 1
 _KINDS = ("dummy", "bridge")
 _NO_DAD = 0x02
+_UP, _LOOPBACK, _NO_ARP = 0x01, 0x08, 0x80
+_USE = 0x01
+_ANSWER_S = 0.15
+_SOLICIT_AGAIN_S = 30.0
 _NUD_KNOWN = 0x02 | 0x04 | 0x08 | 0x10 | 0x80  # reachable, stale, delay, probe, permanent
 _NEEDS = "the daemon may not change addresses; give it CAP_NET_ADMIN (gateway-sidecar install --peers)"
 
@@ -46,11 +51,13 @@ class ClaimRules:
 
 
 class PeerAddresses:
-    """The addresses on the daemon's interface."""
+    """The addresses on the daemon's interface. `destinations`: where the daemon itself has to get to -> what it is."""
 
-    def __init__(self, rules: ClaimRules) -> None:
+    def __init__(self, rules: ClaimRules, destinations: Callable[[], Mapping[Address, str]] = dict) -> None:
         self._rules = rules
+        self._destinations = destinations
         self._alias = f"gateway-sidecar {rules.owner}"
+        self._solicited_at = -_SOLICIT_AGAIN_S
 
     def claim(self, address: Address) -> None:
         """Makes the address this machine's own, unless it is so already by us.
@@ -61,7 +68,11 @@ class PeerAddresses:
             index = self._interface(netlink)
             if index is not None and address in _addresses_on(netlink, index):
                 return
-            reason = objection(address, _surroundings(netlink, index), self._rules.networks)
+            around = self._surroundings(netlink, index)
+            reason = objection(address, around, self._rules.networks)
+            if reason is None and _solicit(netlink, [address], index):
+                self._await_answers(netlink, address, index)
+                reason = objection(address, self._surroundings(netlink, index), self._rules.networks)
             if reason is not None:
                 raise AddressRefused(reason)
             if index is None:
@@ -102,7 +113,33 @@ class PeerAddresses:
             index = self._interface(netlink)
             if index is not None and address in _addresses_on(netlink, index):
                 return None
-            return objection(address, _surroundings(netlink, index), self._rules.networks)
+            return objection(address, self._surroundings(netlink, index), self._rules.networks)
+
+    def objections(self) -> Mapping[Address, str]:
+        """The addresses that are held and that this machine has come to need since -> why. Needs no privilege."""
+        if not Path(f"/sys/class/net/{self._rules.interface}").exists():
+            return {}
+        with _netlink() as netlink:
+            index = self._interface(netlink)
+            held = frozenset() if index is None else _addresses_on(netlink, index)
+            if not held:
+                return {}
+            now = time.monotonic()
+            if now >= self._solicited_at + _SOLICIT_AGAIN_S:
+                self._solicited_at = now
+                _solicit(netlink, held, index)  # Who answers is a neighbour by the next time.
+            around = self._surroundings(netlink, index)
+            found = {address: objection(address, around, self._rules.networks, held=True) for address in held}
+            return {address: reason for address, reason in found.items() if reason is not None}
+
+    def _await_answers(self, netlink: IPRoute, address: Address, ours: int | None) -> None:
+        """Returns when the address has answered on a link, or has had the time to."""
+        deadline = time.monotonic() + _ANSWER_S
+        while time.monotonic() < deadline and address not in _neighbours(netlink, ours):
+            time.sleep(_ANSWER_S / 10)
+
+    def _surroundings(self, netlink: IPRoute, ours: int | None) -> Surroundings:
+        return replace(_surroundings(netlink, ours), destinations=self._destinations())
 
     def _interface(self, netlink: IPRoute) -> int | None:
         """The interface's index; None if there is none. Raises BridgeError if it is not ours."""
@@ -196,12 +233,38 @@ def _surroundings(netlink: IPRoute, ours: int | None) -> Surroundings:
             hosts[network.network_address] = name
         elif not hops and network.prefixlen > 0:
             links[network] = name
-    neighbours = {
-        ipaddress.ip_address(text): names.get(row["ifindex"], "?")
+    neighbours = {address: names.get(index, "?") for address, index in _neighbours(netlink, ours).items()}
+    return Surroundings(own, links, hosts, gateways, neighbours, name_servers(), far_ends())
+
+
+def _neighbours(netlink: IPRoute, ours: int | None) -> dict[Address, int]:
+    """Whom this machine knows on its links -> the link's index."""
+    return {
+        ipaddress.ip_address(text): row["ifindex"]
         for row in netlink.get_neighbours()
         if row["ifindex"] != ours and row["state"] & _NUD_KNOWN and (text := row.get_attr("NDA_DST"))
     }
-    return Surroundings(own, links, hosts, gateways, neighbours, name_servers(), far_ends())
+
+
+def _solicit(netlink: IPRoute, addresses: Iterable[Address], ours: int | None) -> bool:
+    """Has the kernel ask on every link who has these; False if there is no link to ask on, or asking is not allowed.
+
+    This machine answers for an IPv4 address of its own on all its links: a replica on one of them would lose its peers.
+    For IPv6 it does so only on the link that has the address.
+    """
+    asked = [address for address in addresses if address.version == 4]
+    links = [
+        link["index"]
+        for link in netlink.get_links()
+        if link["index"] != ours and link["flags"] & _UP and not link["flags"] & (_LOOPBACK | _NO_ARP)
+    ]
+    for index in links:
+        for address in asked:
+            try:
+                netlink.neigh("replace", dst=str(address), ifindex=index, state=0, flags=_USE)
+            except _error():
+                return False
+    return bool(links and asked)
 
 
 def _hop(row: Any) -> Address | None:

@@ -21,6 +21,7 @@ from gateway_sidecar.config import FrontendSettings, ServiceSettings, Settings, 
 from gateway_sidecar.control import records
 from gateway_sidecar.control.bridge_keeper import BridgeKeeper
 from gateway_sidecar.control.departing import DepartingRouters
+from gateway_sidecar.control.destinations import Destinations, hosts_of
 from gateway_sidecar.control.follower import Source
 from gateway_sidecar.control.front_doors import FrontDoors
 from gateway_sidecar.control.guard import keep_running
@@ -93,6 +94,7 @@ class Daemon:
         nginx: Nginx,
         leases: PortLeases,
         peers: PeerKeeper,
+        destinations: Destinations,
         keys: KeyKeeper,
         tunnels: TunnelFleet,
         told: ToldKeeper,
@@ -105,6 +107,9 @@ class Daemon:
         self.metrics = metrics
         self.leases = leases
         self.peers = peers
+        peers.before_claim = destinations.settle
+        destinations.use(self._hosts, peers.recheck_soon)
+        self._destinations = destinations
         self.keys = keys
         peers.has_looked = keys.has_looked = lambda: all(s.follower.has_looked for s in self.services.values())
         self.told = told
@@ -192,6 +197,7 @@ class Daemon:
                 self.told.run,
                 self.doors.run,
                 self.peers.run,
+                self._destinations.run,
                 self.keys.run,
                 self._count_loop,
                 self._log_loop,
@@ -287,6 +293,10 @@ class Daemon:
             ServiceAddress(name, str(service.settings.listen), *service.slots.addresses(), service.settings.frontend)
             for name, service in self.services.items()
         ]
+
+    def _hosts(self) -> dict[str, str]:
+        tunnels = {t.sighting.tunnel for s in self.services.values() for t in s.tenures.values() if not t.gone}
+        return hosts_of([t for t in tunnels if t is not None], [s.settings for s in self.services.values()])
 
     # -- what an earlier daemon left
 
@@ -536,6 +546,7 @@ class Daemon:
             self.keeper.beat,
             self.peers.beat,
             self.keys.beat,
+            self._destinations.beat,
             self.signals.beat,
             *self._beats.values(),
             *(s.stalest_beat() for s in self.services.values()),

@@ -14,7 +14,7 @@ from gateway_sidecar.control.tenure_book import TenureBook
 from gateway_sidecar.control.work_queue import WorkQueue
 from gateway_sidecar.control.worker_book import WorkerBook
 from gateway_sidecar.domain.model import PeerAddress, ReplicaId, WorkerType
-from gateway_sidecar.domain.planning import Why
+from gateway_sidecar.domain.planning import STAYS_BRIDGED
 from gateway_sidecar.telemetry.logs import get_logger
 from gateway_sidecar.telemetry.metrics import Metrics
 
@@ -125,7 +125,7 @@ class Drains:
         waiting = (
             t.counted_at
             for t in self._tenures
-            if t.settled_at is not None and t.leaving is not Why.UNREACHABLE and t.in_flight != 0
+            if t.settled_at is not None and t.leaving not in STAYS_BRIDGED and t.in_flight != 0
         )
         return set().union(*waiting)
 

@@ -12,7 +12,7 @@ from __future__ import annotations
 import asyncio
 import ipaddress
 import time
-from collections.abc import Callable, Iterable
+from collections.abc import Awaitable, Callable, Iterable, Mapping
 from dataclasses import dataclass
 from functools import partial
 from typing import Protocol
@@ -39,15 +39,21 @@ class Claims(Protocol):
 
     def held(self) -> frozenset[Address]: ...
 
+    def objections(self) -> Mapping[Address, str]: ...
+
     def keep_only(self, wanted: frozenset[Address]) -> frozenset[Address]: ...
 
 
 @dataclass(frozen=True, slots=True)
 class PeerState:
-    """How it stands with an address that was asked for: whether it is kept for the one who asked, and what is amiss."""
+    """How it stands with an address that was asked for: whether it is kept for the one who asked, and what is amiss.
+
+    `refused` says that it must not be used at all, by a router that knows it neither.
+    """
 
     ours: bool
     problem: str | None = None
+    refused: bool = False
 
 
 @dataclass(slots=True, eq=False)
@@ -92,6 +98,7 @@ class PeerKeeper(Keeper):
         self._held: frozenset[Address] = frozenset()
         self._held_at = 0.0
         self._swept = False
+        self.before_claim: Callable[[], Awaitable[None]] = _at_once
         self.problem = ""
         for state in ("up", "down", "refused"):
             metrics.peer_addresses.labels(state).set_function(partial(self._count, state))
@@ -123,7 +130,7 @@ class PeerKeeper(Keeper):
         if not place.wanted:
             place.wanted, place.due = True, 0.0
             self._look_soon()
-        return PeerState(ours=True, problem=None if place.up else place.reason)
+        return PeerState(ours=True, problem=None if place.up else place.reason, refused=place.refused)
 
     def leave(self, address: PeerAddress, owner: str) -> None:
         """The owner does not need it any more."""
@@ -187,17 +194,39 @@ class PeerKeeper(Keeper):
             return True
         return place.wanted and place.up and place.nginx.running and place.host in self._held
 
+    def recheck_soon(self) -> None:
+        """What this machine needs has changed."""
+        self._held_at = 0.0
+        self._look_soon()
+
     async def _recheck(self) -> None:
-        """Somebody else may have taken an address away."""
+        """Somebody else may have taken an address away, or this machine may have come to need it."""
         now = time.monotonic()
         if not self._places or now < self._held_at + _RECHECK_S:
             return
+        self._held_at = now
         try:
             self._held = await asyncio.to_thread(self._claims.held)
-            self._held_at = now
+            objections = await asyncio.to_thread(self._claims.objections)
             self.problem = ""
         except BridgeError as error:
             self.problem = str(error)
+            return
+        for place in [place for place in self._places.values() if place.host in objections]:
+            await self._give_up(place, AddressRefused(objections[place.host]))
+
+    async def _give_up(self, place: _Place, reason: AddressRefused) -> None:
+        """Gives a claimed address back at once, whoever is connected: while it is ours this machine lacks it."""
+        self._failed(place, reason)
+        await place.nginx.stop()
+        try:
+            async with self._changing:
+                await asyncio.to_thread(self._claims.release, place.host)
+                self._held -= {place.host}
+        except BridgeError as error:
+            self._logger.error("peer.not_given_back", reason=str(error))
+            self.problem = str(error)
+        self._tell()
 
     async def _sweep(self) -> None:
         """What an earlier daemon left and no replica has asked for is given back, each once it is quiet."""
@@ -228,6 +257,8 @@ class PeerKeeper(Keeper):
             self._logger.error("peer.exited", address=str(place.address), replica=place.replica, exit_code=code)
             place.up, place.reason = False, "its nginx ended, and is started again"
         try:
+            if place.host not in self._held:
+                await self.before_claim()
             async with self._changing:
                 await asyncio.to_thread(self._claims.claim, place.host)
                 self._held |= {place.host}
@@ -286,6 +317,10 @@ class PeerKeeper(Keeper):
     def _count(self, state: str) -> int:
         states = ("refused" if p.refused else "up" if p.up else "down" for p in self._places.values())
         return sum(1 for each in states if each == state)
+
+
+async def _at_once() -> None:
+    """Nothing has to be known first."""
 
 
 def _taken(address: PeerAddress, replica: str) -> PeerState:

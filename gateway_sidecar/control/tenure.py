@@ -68,6 +68,7 @@ class Tenure:
     peer: the address that it is advertised under; the same for the whole stay, once a router was told of it.
     peer_is_ours: whether that address is kept for this stay; until then it has no URL.
     peer_problem: why the address does not lead to it.
+    peer_refused: whether that is because this machine needs the address itself.
     key_problem: why the engine is not shown its API key.
     yielding: whether its replica is elsewhere now, and it serves only until that one does.
     leads_to: what the bridge's link leads to: the socket, or the nginx that shows the key.
@@ -89,6 +90,7 @@ class Tenure:
     peer: PeerAddress | None = None
     peer_is_ours: bool = False
     peer_problem: str | None = None
+    peer_refused: bool = False
     key_problem: str | None = None
     linked: bool = False
     leads_to: Path | None = None
@@ -163,6 +165,8 @@ class Tenure:
             return Why.SOCKET_GONE
         if self.drain:
             return Why.DRAIN
+        if self.peer_refused:
+            return Why.ADDRESS
         return Why.UNREACHABLE if self.condemned else None
 
     def view(self) -> OccupantView:

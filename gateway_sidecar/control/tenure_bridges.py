@@ -169,7 +169,7 @@ class TenureBridges:
     def readdress(self, tenure: Tenure, peer: PeerAddress | None) -> None:
         """The occupant, whom no router knows yet, is advertised under another address."""
         self._leave_address(tenure)
-        tenure.peer, tenure.peer_is_ours, tenure.peer_problem = peer, False, None
+        tenure.peer, tenure.peer_is_ours, tenure.peer_problem, tenure.peer_refused = peer, False, None, False
         self.ask_for_address(tenure)
 
     def may_hear_of(self, port: int) -> bool:
@@ -187,6 +187,7 @@ class TenureBridges:
         state = self._peers.want(tenure.peer, tenure.owner, f"{self._service}/{tenure.replica}", tenure.port)
         came = state.ours and not tenure.peer_is_ours
         tenure.peer_is_ours, tenure.peer_problem = state.ours, state.problem
+        tenure.peer_refused = state.ours and state.refused
         if came:
             self._on_url(tenure)
             self._on_change()

@@ -28,6 +28,7 @@ class Surroundings:
     neighbours: machines that it has talked to on its links -> the link's interface.
     nameservers: what it asks for names.
     connected: the far ends of its connections that are open now.
+    destinations: where the daemon itself has to get to, whether it is connected or not -> what that is.
     """
 
     own: Mapping[Address, str] = field(default_factory=lambda: _NOBODY)
@@ -37,15 +38,17 @@ class Surroundings:
     neighbours: Mapping[Address, str] = field(default_factory=lambda: _NOBODY)
     nameservers: frozenset[Address] = frozenset()
     connected: frozenset[Address] = frozenset()
+    destinations: Mapping[Address, str] = field(default_factory=lambda: _NOBODY)
 
 
 _DIRECT = "set direct: true, as this machine can reach it itself"
 
 
-def objection(address: Address, around: Surroundings, networks: Iterable[Network]) -> str | None:
+def objection(address: Address, around: Surroundings, networks: Iterable[Network], *, held: bool = False) -> str | None:
     """Why `address` must not be claimed, and what to do instead; None where it may.
 
-    `networks` are those that the operator allows to be claimed from.
+    `networks` are those that the operator allows to be claimed from. One that is `held` is judged by the same rules,
+    except that connections to it are our own.
     """
     unfit = _unfit(address)
     if unfit is not None:
@@ -56,7 +59,12 @@ def objection(address: Address, around: Surroundings, networks: Iterable[Network
         return f"{address} is a gateway of this machine's routes, on {around.gateways[address]}; {_DIRECT}"
     if address in around.nameservers:
         return f"{address} is a name server of this machine; {_DIRECT}"
-    if address in around.connected:
+    if address in around.destinations:
+        return (
+            f"{address} is where {around.destinations[address]} is, which the daemon itself has to reach; advertise"
+            f" another address of the replica, get there over a jump host, or {_DIRECT}"
+        )
+    if address in around.connected and not held:
         return f"{address} is the far end of an open connection of this machine; {_DIRECT}"
     if address in around.neighbours:
         return f"{address} is a neighbour of this machine, on {around.neighbours[address]}; {_DIRECT}"

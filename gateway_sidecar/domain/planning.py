@@ -37,7 +37,12 @@ class Why(StrEnum):
     CHANGED = "registered with other properties than the engine has"
     FAILED = "the router gave it up"
     MOVED = "it is advertised under another address"
+    ADDRESS = "this machine needs the address that it is advertised under"
     FOREIGN = "no replica stands behind it"
+
+
+STAYS_BRIDGED = frozenset({None, Why.UNREACHABLE, Why.ADDRESS})
+"""An occupant that leaves for one of these reasons, or for none, may be back in a moment."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -153,7 +158,7 @@ def describe(action: OccupantAction | WorkerAction) -> str:
 
 def plan_occupant(view: OccupantView, workers: Iterable[WorkerView]) -> OccupantAction | None:
     """The next step for the occupant's bridge. `workers` holds one view for each router of the service."""
-    if not view.gone and view.leaving in (None, Why.UNREACHABLE):
+    if not view.gone and view.leaving in STAYS_BRIDGED:
         return None if view.linked else Bridge()
     if view.linked and view.gone:
         return Unbridge()

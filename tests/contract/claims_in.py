@@ -1,6 +1,7 @@
 """Runs `PeerAddresses` inside a namespace: `python -m tests.contract.claims_in INTERFACE RUN_DIR STEP...`.
 
-A step is `claim:ADDRESS`, `release:ADDRESS`, `look:ADDRESS`, `keep:ADDRESS,...` or `held:`; one line of JSON for each.
+A step is `claim:ADDRESS`, `release:ADDRESS`, `look:ADDRESS`, `keep:ADDRESS,...`, `objections:` or `held:`; one line of
+JSON for each.
 """
 
 from __future__ import annotations
@@ -29,6 +30,8 @@ def answer(addresses: PeerAddresses, step: str) -> object:
                 return "done"
             case "look":
                 return addresses.look(ip_address(rest))
+            case "objections":
+                return {str(each): why for each, why in addresses.objections().items()}
             case "keep":
                 kept = frozenset(ip_address(each) for each in rest.split(",") if each)
                 return sorted(map(str, addresses.keep_only(kept)))

@@ -119,6 +119,36 @@ def test_neighbours_and_open_connections_are_refused(connected: tuple[Namespace,
             process.communicate(b"\n")
 
 
+def test_who_answers_on_a_link_is_refused(connected: tuple[Namespace, Namespace]) -> None:
+    """On one link with the gateway, in a network that no route leads to: the gateway would answer in its place."""
+    one, other = connected
+    other.ip("addr", "add", "10.40.0.5/24", "dev", one_link(other))
+    refused, claimed = ask(one, "claim:10.40.0.5", "claim:10.40.0.6")
+    assert str(refused).startswith(f"AddressRefused: 10.40.0.5 is a neighbour of this machine, on {one_link(one)}")
+    assert claimed == "done"
+
+
+def test_what_the_machine_comes_to_need_later_is_told(connected: tuple[Namespace, Namespace]) -> None:
+    """Of what is held already; connections of our own to it are no reason."""
+    one, _ = connected
+    link = one_link(one)
+    for address in ("10.20.0.1", "10.20.0.2", "10.20.0.3", "10.20.0.4", "fd00::5"):
+        assert ask(one, f"claim:{address}") == ["done"]
+    assert ask(one, "objections:") == [{}]
+    one.ip("route", "add", "10.20.0.1/32", "dev", link)
+    one.ip("neigh", "replace", "10.20.0.2", "lladdr", "02:00:00:00:00:02", "dev", link, "nud", "stale")
+    one.ip("addr", "add", "10.20.0.3/32", "dev", link)
+    one.ip("addr", "add", "fd00::1/64", "dev", link, "nodad")
+    (said,) = ask(one, "objections:")
+    assert isinstance(said, dict)
+    assert {address: str(why).split(", ")[0].split(" by ")[0] for address, why in said.items()} == {
+        "10.20.0.1": "10.20.0.1 has a route of its own",
+        "10.20.0.2": "10.20.0.2 is a neighbour of this machine",
+        "10.20.0.3": "10.20.0.3 is this machine's own",
+        "fd00::5": "fd00::5 lies in fd00::/64",
+    }
+
+
 def test_an_interface_of_somebody_else_is_left_alone(space: Namespace) -> None:
     """Neither an operator's own, nor another daemon's: the reason names the cure."""
     space.ip("link", "add", OURS, "type", "bridge")

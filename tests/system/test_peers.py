@@ -17,6 +17,7 @@ import pytest_asyncio
 from examples.simulated import EngineKind
 from gateway_sidecar.supervision.process import start_ticks
 from tests.namespaces import Lan, Namespace, namespaces, why_not
+from tests.ssh_servers import make_key, public_of
 from tests.system.clients import stream_chat
 from tests.system.conftest import MakeGateway
 from tests.system.engine_process import EngineProcess
@@ -284,6 +285,48 @@ async def test_an_address_or_its_nginx_that_is_taken_away_comes_back(site: Site,
         while site.space.addresses(OURS) != ["10.0.0.5/32"]:
             await asyncio.sleep(0.05)
     assert (await site.chat())[0] == 200
+
+
+async def test_an_address_that_the_gateway_comes_to_need_is_given_back(site: Site, start_on: StartOn) -> None:
+    """A route appears for it: the worker is out, the address is its owner's; when the route goes, both are back."""
+    await start_pair(site, start_on)
+    site.space.ip("link", "add", "other", "type", "bridge")
+    site.space.ip("link", "set", "other", "up")
+    site.space.ip("route", "add", "10.0.0.0/24", "dev", "other")
+    status = await site.gateway.until(
+        lambda s: "lies in 10.0.0.0/24" in (replica_of(s, "p1")["reason"] or ""), within_s=20
+    )
+    assert replica_of(status, "p1")["reason"].endswith("set direct: true, as this machine can reach it itself")
+    assert site.space.addresses(OURS) == []
+    await site.gateway.until_workers(lambda workers: [w["worker_type"] for w in workers] == ["decode"])
+    assert [row["address"] for row in site.gateway.events("peer.refused")] == ["10.0.0.5:8000"]
+    site.space.ip("link", "del", "other")
+    await site.gateway.until_states({"p1": "serving", "d1": "serving"}, within_s=40)
+    code, text = await site.chat()
+    assert code == 200, text
+    assert site.space.addresses(OURS) == ["10.0.0.5/32"]
+
+
+async def test_the_address_of_a_tunnels_server_is_refused_before_and_after(site: Site, start_on: StartOn) -> None:
+    """Though nothing is connected there: its path is down. A server of a replica that comes later counts, too."""
+    site.note("p1", "advertise: 10.0.0.5:8000\n")
+    await start_on("5", "p1", role="prefill")
+    await site.gateway.until_state("p1", "serving", within_s=30)
+    key = make_key(site.gateway.directory / "key")
+    far = {"host": "10.0.0.5", "forward": "127.0.0.1:8000", "host_key": public_of(key), "key_file": str(key)}
+    replica = "http://daemon/v1/services/chat/replicas/s1"
+    async with site.gateway.session.put(replica, json={"ssh": far}) as answer:
+        assert answer.status == 201, await answer.text()
+    said = "10.0.0.5 is where the SSH server 10.0.0.5:22 of chat/s1 is, which the daemon itself has to reach"
+    await site.gateway.until(lambda s: (replica_of(s, "p1")["reason"] or "").startswith(said), within_s=20)
+    assert site.space.addresses(OURS) == []
+    await site.gateway.kill()
+    await site.gateway.start()
+    await site.gateway.until(lambda s: (replica_of(s, "p1")["reason"] or "").startswith(said), within_s=20)
+    assert site.space.addresses(OURS) == []
+    assert (await site.gateway.cli("replica", "remove", "chat", "s1"))[0] == 0
+    await site.gateway.until_state("p1", "serving", within_s=40)
+    assert site.space.addresses(OURS) == ["10.0.0.5/32"]
 
 
 async def test_a_drain_waits_for_what_is_in_flight_at_the_address(site: Site, start_on: StartOn) -> None:

@@ -92,3 +92,21 @@ def test_a_replicas_own_address_is_claimed() -> None:
     """An address in an allowed network that leads nowhere from here."""
     assert objection(ip_address("10.0.0.5"), MACHINE, PRIVATE) is None
     assert objection(ip_address("fd00::5"), MACHINE, PRIVATE) is None
+
+
+def test_where_the_daemon_itself_has_to_get_to_is_not_claimed() -> None:
+    """Connected or not: else the way there would be cut for good, and the reason would be on nobody's list."""
+    around = Surroundings(destinations={ip_address("10.5.0.5"): "the SSH server gpu5:22 of chat/r1"})
+    said = objection(ip_address("10.5.0.5"), around, PRIVATE)
+    assert said is not None
+    assert said.startswith(
+        "10.5.0.5 is where the SSH server gpu5:22 of chat/r1 is, which the daemon itself has to reach"
+    )
+    assert objection(ip_address("10.5.0.6"), around, PRIVATE) is None
+
+
+def test_what_is_held_is_judged_again_but_for_our_own_connections_to_it() -> None:
+    """The router's connections to a bridge say nothing; a route, a neighbour and a name server do."""
+    assert objection(ip_address("10.3.0.4"), MACHINE, PRIVATE, held=True) is None
+    for text in ("10.77.0.9", "10.2.0.53", "10.1.1.1", "192.168.7.30", "192.168.7.2"):
+        assert objection(ip_address(text), MACHINE, PRIVATE, held=True) is not None

@@ -1,0 +1,116 @@
+"""Where the daemon itself has to get to, as addresses: hosts by their names, looked up now and then.
+
+A name's last good answer stays until there is a better one. Until a name was looked up once its addresses are not
+known: `settle` waits for that, within bounds.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import ipaddress
+import socket
+import time
+from collections.abc import Callable, Iterable, Mapping
+from contextlib import suppress
+from functools import partial
+from urllib.parse import urlsplit
+
+from gateway_sidecar.config import ServiceSettings
+from gateway_sidecar.domain.claims import Address
+from gateway_sidecar.domain.tunnels import Tunnel
+from gateway_sidecar.supervision.own_thread import OwnThread
+
+_AGAIN_S = 30.0
+_LOOK_S = 1.0
+_PATIENCE_S = 5.0
+
+
+def hosts_of(tunnels: Iterable[Tunnel], services: Iterable[ServiceSettings]) -> dict[str, str]:
+    """The hosts that these have this machine connect to itself -> what is there, in words."""
+    found: dict[str, str] = {}
+    for service in services:
+        auth, scaling = service.frontend.auth, service.scaling
+        urls = {
+            "frontend.auth.url": f"http://{auth.url.address}" if auth is not None and auth.url is not None else None,
+            "scaling.hook.webhook": scaling.hook.webhook if scaling is not None and scaling.hook is not None else None,
+        }
+        for setting, url in urls.items():
+            if url is not None and (host := urlsplit(url).hostname) is not None:
+                found[host] = f"{setting} of service {service.name}"
+    # What lies behind a server to jump over is reached from there, and not from here.
+    return found | {(it := t.route.servers[0]).host: f"the SSH server {it} of {t.owner}" for t in tunnels}
+
+
+class Destinations:
+    """The addresses of the hosts that the daemon has to reach. Nothing is known before `use`."""
+
+    def __init__(self) -> None:
+        self._hosts: Callable[[], Mapping[str, str]] = dict
+        self._on_change: Callable[[], None] = lambda: None
+        self._known: dict[str, frozenset[Address]] = {}
+        self._told: Mapping[Address, str] = {}
+        self._due: dict[str, float] = {}
+        self._thread = OwnThread("names")
+        self.beat = time.monotonic()
+
+    def use(self, hosts: Callable[[], Mapping[str, str]], on_change: Callable[[], None]) -> None:
+        """`hosts` says which there are now: name or address -> what is there; `on_change` hears of new addresses."""
+        self._hosts, self._on_change = hosts, on_change
+
+    def addresses(self) -> Mapping[Address, str]:
+        """Every address that is known to be needed -> what is there. May be called in any thread."""
+        return self._told
+
+    async def settle(self) -> None:
+        """Returns when every name was looked up once, or after a few seconds."""
+        with suppress(TimeoutError):
+            async with asyncio.timeout(_PATIENCE_S):
+                await self._look({name for name in self._hosts() if name not in self._due})
+        self._tell()
+
+    async def run(self) -> None:
+        """Runs until cancelled."""
+        while True:
+            self.beat = time.monotonic()
+            hosts = self._hosts()
+            for gone in self._due.keys() - hosts.keys():
+                del self._due[gone]
+                self._known.pop(gone, None)
+            await self._look({name for name in hosts if self._due.get(name, 0.0) <= time.monotonic()})
+            self._tell()
+            await asyncio.sleep(_LOOK_S)
+
+    async def _look(self, names: set[str]) -> None:
+        for name in sorted(names, key=lambda name: (not _is_address(name), name)):
+            self.beat = time.monotonic()
+            try:
+                found = await self._thread.run(partial(look_up, name), patience_s=_PATIENCE_S)
+            except TimeoutError:
+                return  # Whoever answers for names does not: the others have to wait, too.
+            self._due[name] = time.monotonic() + _AGAIN_S
+            if found:
+                self._known[name] = found
+
+    def _tell(self) -> None:
+        hosts = self._hosts()
+        told = {address: hosts[name] for name, known in self._known.items() if name in hosts for address in known}
+        if told != self._told:
+            self._told = told
+            self._on_change()
+
+
+def _is_address(name: str) -> bool:
+    try:
+        ipaddress.ip_address(name)
+    except ValueError:
+        return False
+    return True
+
+
+def look_up(name: str) -> frozenset[Address]:
+    """A host's addresses; empty if they cannot be had. Blocks."""
+    try:
+        rows = socket.getaddrinfo(name, None, type=socket.SOCK_STREAM)
+    except (OSError, UnicodeError):
+        return frozenset()
+    return frozenset(ipaddress.ip_address(str(row[4][0]).partition("%")[0]) for row in rows)
