@@ -21,7 +21,7 @@ from gateway_sidecar import __version__
 from gateway_sidecar.admin.client import Remote, ask_daemon
 from gateway_sidecar.admin.commands import add_admin_options, add_replica_commands, admin_of
 from gateway_sidecar.admin.table import render_status
-from gateway_sidecar.config import Settings, config_schema, load_config
+from gateway_sidecar.config import Settings, config_schema, inventory_schema, load_config, replica_schema
 from gateway_sidecar.errors import AdminError, BridgeError, ConfigError, FrontDoorError, GatewaySidecarError
 
 if TYPE_CHECKING:
@@ -135,7 +135,14 @@ def _parser() -> argparse.ArgumentParser:
                 "--peers", action="store_true", help="let the daemon put replicas' own addresses on this machine"
             )
     _add_key_commands(commands.add_parser("key", help="make, revoke and list the keys of frontend.auth.keys_file"))
-    schema = commands.add_parser("schema", help="print the JSON Schema of the configuration, for editors")
+    schema = commands.add_parser("schema", help="print the JSON Schema of the files, for editors")
+    schema.add_argument(
+        "of",
+        nargs="?",
+        choices=list(_SCHEMAS),
+        default="configuration",
+        help="of which file: gateway-sidecar.yaml, an inventory, or a <replica>.yaml",
+    )
     schema.set_defaults(command=_schema)
     return parser
 
@@ -337,6 +344,9 @@ def _print_steps(steps: Iterable[Step]) -> int:
     return EXIT_FAILED if failed else 0
 
 
-def _schema(_: argparse.Namespace) -> int:
-    print(json.dumps(config_schema(), indent=2))
+_SCHEMAS = {"configuration": config_schema, "inventory": inventory_schema, "replica": replica_schema}
+
+
+def _schema(arguments: argparse.Namespace) -> int:
+    print(json.dumps(_SCHEMAS[arguments.of](), indent=2))
     return 0

@@ -8,7 +8,7 @@ from gateway_sidecar.config.frontend import (
     LimitSettings,
     TlsSettings,
 )
-from gateway_sidecar.config.inventory import Described, read_inventory
+from gateway_sidecar.config.inventory import Described, inventory_schema, read_inventory
 from gateway_sidecar.config.load import line_of, load_config, parse_config, run_dir_of
 from gateway_sidecar.config.models import (
     AdminSettings,
@@ -27,7 +27,7 @@ from gateway_sidecar.config.models import (
     ServiceSettings,
     Settings,
 )
-from gateway_sidecar.config.overrides import load_overrides
+from gateway_sidecar.config.overrides import load_overrides, replica_schema
 from gateway_sidecar.config.scaling import HookSettings, ScalingSettings
 from gateway_sidecar.config.schema import config_schema
 from gateway_sidecar.config.told import ToldEntry, read_mapping, read_told, same_entry, told_schema
@@ -65,6 +65,7 @@ __all__ = [
     "ToldEntry",
     "advise",
     "config_schema",
+    "inventory_schema",
     "line_of",
     "load_config",
     "load_overrides",
@@ -73,6 +74,7 @@ __all__ = [
     "read_inventory",
     "read_mapping",
     "read_told",
+    "replica_schema",
     "run_dir_of",
     "same_entry",
     "told_schema",

@@ -2,17 +2,20 @@
 
 from __future__ import annotations
 
+import json
 import re
 from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 from pydantic import Field, ValidationError
 
 from gateway_sidecar.config.explain import explain
 from gateway_sidecar.config.load import FileText, read_file
-from gateway_sidecar.config.overrides import OverridesFile, read_key, with_key
-from gateway_sidecar.config.tunnels import PlainPathValue, SshDefaults, SshReplica, parse_id, tunnel_to
+from gateway_sidecar.config.overrides import LABEL_NAME, MOST_LABELS, OverridesFile, read_key, with_key
+from gateway_sidecar.config.schema import entry_schema
+from gateway_sidecar.config.tunnels import MOST_ID_BYTES, PlainPathValue, SshDefaults, SshReplica, parse_id, tunnel_to
 from gateway_sidecar.config.yamltree import Location, Problem, Tree, read_tree
 from gateway_sidecar.domain.model import Overrides, ReplicaId
 from gateway_sidecar.domain.tunnels import Tunnel
@@ -30,6 +33,35 @@ class InventoryEntry(OverridesFile):
     ssh: SshReplica | None = Field(default=None, description="Where it is, for the daemon to open a tunnel.")
 
 
+def described_schema(ref_template: str) -> tuple[dict[str, Any], dict[str, Any]]:
+    """JSON Schema of one entry, and of the parts that it refers to."""
+    schema = entry_schema(InventoryEntry, ref_template)
+    parts = schema.pop("$defs", {})
+    fields = schema["properties"]
+    fields["labels"] |= {"maxProperties": MOST_LABELS, "propertyNames": {"pattern": f"^{LABEL_NAME}$"}}
+    fields["advertise"]["anyOf"] = [{"type": "string"}, {"type": "null"}]
+    about = "One replica: `socket` or `ssh`, and what is noted of it."
+    return schema | {"description": about, "oneOf": [_with("socket"), _with("ssh")]}, parts
+
+
+def _with(place: str) -> dict[str, Any]:
+    return {"required": [place], "properties": {place: {"not": {"type": "null"}}}}
+
+
+def inventory_schema() -> dict[str, Any]:
+    """JSON Schema (draft 2020-12) of an inventory file. What a service's `ssh_defaults` add is beyond it."""
+    entry, parts = described_schema("#/$defs/{model}")
+    return {
+        "$schema": "https://json-schema.org/draft/2020-12/schema",
+        "title": "gateway-sidecar inventory",
+        "description": "Replicas by their ids. A file without any says {}.",
+        "type": "object",
+        "propertyNames": {"pattern": r"^(?!\.{1,2}$)[^/]+$", "maxLength": MOST_ID_BYTES},
+        "additionalProperties": {"$ref": "#/$defs/InventoryEntry"},
+        "$defs": {**parts, "InventoryEntry": entry},
+    }
+
+
 @dataclass(frozen=True, slots=True)
 class Described:
     """One replica as a source describes it: a socket of somebody's, or a tunnel of ours."""
@@ -41,13 +73,17 @@ class Described:
 def read_inventory(
     path: Path, service: str, defaults: SshDefaults, warn: Callable[[str], object] = lambda _line: None
 ) -> Mapping[ReplicaId, Described]:
-    """Reads one file. An empty one lists nobody. Raises ConfigError with a line for each mistake. Blocks."""
+    """Reads one file. Raises ConfigError with a line for each mistake. Blocks.
+
+    An empty one is a mistake: so does a file look that is being written, or that a full disk has cut.
+    """
     file = read_file(path, _MOST_BYTES)
-    # JSON is YAML, but for tabs between its tokens; in its texts it has none.
-    tree = read_tree(file.content.replace(b"\t", b" ") if path.suffix == ".json" else file.content)
+    tree = _read_tree(path, file.content)
     problems = list(tree.problems)
-    if tree.data is not None and not isinstance(tree.data, dict) and not problems:
-        problems.append(Problem(tree.line(()), "", "is not a mapping at the top; write `id: {socket: /path}` lines"))
+    if not isinstance(tree.data, dict) and not problems:
+        what = "is empty; write {} to have no replicas" if tree.data is None else "is not a mapping at the top"
+        cure = "" if tree.data is None else "; write `id: {socket: /path}` lines"
+        problems.append(Problem(tree.line(()), "", what + cure))
     found: dict[ReplicaId, Described] = {}
     if isinstance(tree.data, dict):
         for replica, entry in _entries(tree):
@@ -61,6 +97,22 @@ def read_inventory(
         unique = dict.fromkeys(sorted(problems, key=lambda problem: problem.line or 0))
         raise ConfigError([problem.render(str(path)) for problem in unique])
     return found
+
+
+def _read_tree(path: Path, content: bytes) -> Tree:
+    """JSON is YAML, but for tabs between its tokens; in its texts it has none. Broken, it is told as JSON."""
+    if path.suffix != ".json":
+        return read_tree(content)
+    tree = read_tree(content.replace(b"\t", b" "))
+    if tree.problems and tree.data is None:
+        try:
+            json.loads(content)
+        except json.JSONDecodeError as error:
+            text = f"is not JSON: {error.msg} (column {error.colno}); it has no comments, and is written whole"
+            tree.problems = [Problem(error.lineno, "", text)]
+        except (UnicodeDecodeError, RecursionError):
+            pass  # Told already.
+    return tree
 
 
 def _entries(tree: Tree) -> Iterator[tuple[str, Tree]]:

@@ -10,12 +10,13 @@ import os
 import re
 from collections.abc import Callable
 from pathlib import Path
-from typing import Annotated, Literal
+from typing import Annotated, Any, Literal
 
 from pydantic import Field, PlainValidator, field_validator
 
 from gateway_sidecar.config.load import FileText, build, read_file
 from gateway_sidecar.config.part import Part
+from gateway_sidecar.config.schema import entry_schema
 from gateway_sidecar.config.values import Endpoint, parse_peer_address, show
 from gateway_sidecar.config.yamltree import Problem, Tree, read_tree
 from gateway_sidecar.domain.model import Overrides, PeerAddress, WorkerType
@@ -90,6 +91,15 @@ class OverridesFile(Part):
             if not re.fullmatch(LABEL_NAME, key):
                 raise ValueError(f"{show(key)} is not a label's name; use letters, digits and _ . / - inside")
         return value
+
+
+def replica_schema() -> dict[str, Any]:
+    """JSON Schema (draft 2020-12) of a `<replica>.yaml`."""
+    schema = entry_schema(OverridesFile, "#/$defs/{model}")
+    schema["properties"]["labels"] |= {"maxProperties": MOST_LABELS, "propertyNames": {"pattern": f"^{LABEL_NAME}$"}}
+    schema["properties"]["advertise"]["anyOf"] = [{"type": "string"}, {"type": "null"}]
+    dialect = "https://json-schema.org/draft/2020-12/schema"
+    return {"$schema": dialect, **schema, "title": "gateway-sidecar replica", "type": ["object", "null"]}
 
 
 def load_overrides(path: Path, warn: Callable[[str], object] = lambda _line: None) -> Overrides:

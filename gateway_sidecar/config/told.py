@@ -7,10 +7,8 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
-from gateway_sidecar.config.inventory import Described, InventoryEntry, describe
+from gateway_sidecar.config.inventory import Described, InventoryEntry, describe, described_schema
 from gateway_sidecar.config.load import FileText, read_file
-from gateway_sidecar.config.overrides import LABEL_NAME, MOST_LABELS
-from gateway_sidecar.config.schema import entry_schema
 from gateway_sidecar.config.tunnels import SshDefaults
 from gateway_sidecar.config.yamltree import Problem, Tree, read_tree
 from gateway_sidecar.errors import ConfigError
@@ -54,22 +52,13 @@ def read_mapping(path: Path) -> dict[str, object]:
 
 def told_schema(ref_template: str) -> tuple[dict[str, Any], dict[str, Any]]:
     """JSON Schema of an entry, and of the parts that it refers to."""
-    schema = entry_schema(InventoryEntry, ref_template)
-    parts = schema.pop("$defs", {})
-    fields = schema["properties"]
-    fields["labels"] |= {"maxProperties": MOST_LABELS, "propertyNames": {"pattern": f"^{LABEL_NAME}$"}}
-    fields["api_key_file"] |= {
+    schema, parts = described_schema(ref_template)
+    schema["properties"]["api_key_file"] |= {
         "anyOf": [{"type": "string", "pattern": "^/"}, {"type": "null"}],
         "description": "File with the engine's API key, on the daemon's machine. The key itself is never sent here.",
         "examples": ["/etc/gateway-sidecar/keys/r1"],
     }
-    fields["advertise"]["anyOf"] = [{"type": "string"}, {"type": "null"}]
-    about = "One replica: `socket` or `ssh`, and what is noted of it."
-    return schema | {"title": "Entry", "description": about, "oneOf": [_with("socket"), _with("ssh")]}, parts
-
-
-def _with(place: str) -> dict[str, Any]:
-    return {"required": [place], "properties": {place: {"not": {"type": "null"}}}}
+    return schema | {"title": "Entry"}, parts
 
 
 def same_entry(one: ToldEntry, other: ToldEntry) -> bool:

@@ -87,8 +87,8 @@ def parse_forward(value: object) -> str:
 
 def parse_id(value: str) -> str:
     """A replica's id, as it may also stand in a socket's path."""
-    if not value or not value.isprintable() or "/" in value:
-        raise ValueError(f"{show(value)} cannot be a replica's id; use printable characters without /")
+    if not value.strip() or not value.isprintable() or "/" in value or value in (".", ".."):
+        raise ValueError(f"{show(value)} cannot be a replica's id; use printable characters without /, and a word")
     if len(value.encode()) > MOST_ID_BYTES:
         raise ValueError(f"{show(value)} is too long for a replica's id; use {MOST_ID_BYTES} bytes at most")
     return value

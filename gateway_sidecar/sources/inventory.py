@@ -60,7 +60,7 @@ class Inventory:
         try:
             return await self._thread.run(self.look_now, patience_s=_PATIENCE_S)
         except TimeoutError:
-            return Listing(blind=f"the file system of {self.path} does not answer")
+            return Listing(blind=f"{self.path} is not read within {_PATIENCE_S:.0f} s; is it huge, or its disk gone?")
 
     def look_now(self) -> Listing:
         """Reads what has changed. Never raises. Blocks: call in a thread."""

@@ -8,7 +8,17 @@ import jsonschema
 import pytest
 import yaml
 
-from gateway_sidecar.config import Settings, config_schema, load_config, parse_config
+from gateway_sidecar.config import (
+    Settings,
+    SshDefaults,
+    config_schema,
+    inventory_schema,
+    load_config,
+    load_overrides,
+    parse_config,
+    read_inventory,
+    replica_schema,
+)
 from gateway_sidecar.config.inventory import InventoryEntry
 from gateway_sidecar.config.overrides import OverridesFile
 from gateway_sidecar.errors import ConfigError
@@ -168,3 +178,59 @@ def test_the_documents_example_works() -> None:
     """The first configuration that a newcomer copies is valid."""
     block = DOCUMENT.split("```yaml\n")[1].split("```")[0]
     assert isinstance(parse_config(block), Settings)
+
+
+DEFAULTS = SshDefaults(key_file="/etc/key")
+
+
+def test_the_example_of_an_inventory_is_valid() -> None:
+    """For the daemon, and for an editor."""
+    path = ROOT / "examples" / "inventory" / "rack-b7.yaml"
+    assert len(read_inventory(path, "chat", DEFAULTS)) == 4
+    jsonschema.Draft202012Validator(inventory_schema()).validate(yaml.safe_load(path.read_text()))
+
+
+@pytest.mark.parametrize(
+    "text",
+    [
+        "{}",
+        "r1: {socket: /run/r1.sock, labels: {rack: b7}, priority: 3, cost: 1.5, worker_type: encode}",
+        "r1: {ssh: {host: gpu1, forward: '127.0.0.1:8000', jump: [{host: gate, port: 2222}]}}",
+        "r1: {ssh: {host: '::1', forward: /run/e.sock, key_file: null, host_key: trust-on-first-use, known_hosts: /k}}",
+        "p1: {socket: /run/p1.sock, advertise: '10.0.0.5:8000', direct: true, bootstrap_port: 8998}",
+        "",
+        "r1: {}",
+        "r1: {socket: /a, ssh: {host: h, forward: '127.0.0.1:1'}}",
+        "r1: {socket: 5}",
+        "r1: {sokcet: /a}",
+        "r1: {ssh: {host: root@h, forward: '127.0.0.1:1'}}",
+        "r1: {ssh: {host: h, forward: 8000}}",
+        "r1: {ssh: {host: h}}",
+        "a/b: {socket: /a}",
+        "..: {socket: /a}",
+        "[{socket: /a}]",
+        "r1: {socket: /a, priority: -1}",
+        "r1: {socket: /a, labels: {'a b': c}}",
+    ],
+)
+def test_an_inventorys_schema_says_what_the_daemon_says(tmp_path: Path, text: str) -> None:
+    """Of single entries; what a service's `ssh_defaults` add is beyond it."""
+    (tmp_path / "a.yaml").write_text(text)
+    try:
+        read_inventory(tmp_path / "a.yaml", "chat", DEFAULTS)
+        is_usable = True
+    except ConfigError:
+        is_usable = False
+    assert jsonschema.Draft202012Validator(inventory_schema()).is_valid(yaml.safe_load(text)) == is_usable
+
+
+@pytest.mark.parametrize("text", ["", "priority: 10", "labels: {a: b}\nadvertise: 10.0.0.5:8000", "prio: 1", "cost: 0"])
+def test_a_replicas_schema_says_what_the_daemon_says(tmp_path: Path, text: str) -> None:
+    """The file beside a socket may be empty."""
+    (tmp_path / "r1.yaml").write_text(text)
+    try:
+        load_overrides(tmp_path / "r1.yaml")
+        is_usable = True
+    except ConfigError:
+        is_usable = False
+    assert jsonschema.Draft202012Validator(replica_schema()).is_valid(yaml.safe_load(text)) == is_usable

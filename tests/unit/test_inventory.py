@@ -203,3 +203,38 @@ async def test_hints_come_with_a_rename(tmp_path: Path) -> None:
     (tmp_path / "new").rename(tmp_path / "a.yaml")
     await anext(hints)
     await hints.aclose()  # type: ignore[attr-defined]
+
+
+@pytest.mark.parametrize("text", ["", "# nobody\n", "null\n", "---\n"])
+def test_empty_file_is_no_empty_list(path: Path, text: str) -> None:
+    """A file that is being written, or that a full disk has cut, must not take its replicas with it."""
+    path.write_text("r1: {socket: /run/r1.sock}\n")
+    it = inventory(path)
+    assert it.look_now().absent.keys() == {"r1"}
+    path.write_text(text)
+    listing = it.look_now()
+    assert listing.absent.keys() == {"r1"}
+    assert listing.refused[str(path)].endswith("is empty; write {} to have no replicas; what it said before stays")
+    path.write_text("{}")
+    assert it.look_now().absent == {}
+
+
+@pytest.mark.parametrize(
+    ("text", "said"),
+    [
+        ('{"r1": {"socket": "/x"}, "r2": {"sock', "1: is not JSON: Unterminated string starting at (column 33)"),
+        ('// hello\n{"r1": {"socket": "/x"}}', "1: is not JSON: Expecting value (column 1); it has no comments"),
+        ('{"r1": {"socket": "/x"}}\n/* a */', "2: is not JSON: Extra data (column 1); it has no comments"),
+    ],
+)
+def test_broken_json_is_told_as_json(tmp_path: Path, text: str, said: str) -> None:
+    """And not as the YAML that it is not either."""
+    (problem,) = problems(tmp_path / "a.json", text)
+    assert problem.startswith(said)
+
+
+@pytest.mark.parametrize("replica", [".", "..", " "])
+def test_id_that_no_path_can_hold_is_refused(path: Path, replica: str) -> None:
+    """The admin API has it in its paths."""
+    (problem,) = problems(path, f"'{replica}': {{socket: /x}}")
+    assert "cannot be a replica's id" in problem
