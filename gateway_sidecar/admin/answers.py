@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import re
+
 from aiohttp import web
 from aiohttp.typedefs import Handler
 
@@ -10,6 +12,7 @@ from gateway_sidecar.control.service import Service
 
 DAEMON = web.AppKey("daemon", Daemon)
 LONGEST_S = 86400.0
+_NUMBER = re.compile(r"[0-9]+(\.[0-9]*)?([eE][+-]?[0-9]{1,3})?")
 
 
 class Refused(Exception):
@@ -43,15 +46,21 @@ def service_in(request: web.Request) -> Service:
     return service
 
 
+def check_query(request: web.Request, *names: str) -> None:
+    """A parameter that is not known, or stands twice, was meant to do something. Raises Refused."""
+    for name in request.query:
+        if name not in names:
+            raise Refused(400, f"'{name}' is no parameter of this request; it takes {' and '.join(names)}")
+        if len(request.query.getall(name)) > 1:
+            raise Refused(400, f"{name} is given twice; keep one of them")
+
+
 def seconds_in(request: web.Request, name: str, default: float) -> float:
     """A time from the query. Raises Refused."""
     text = request.query.get(name)
     if text is None:
         return default
-    try:
-        seconds = float(text)
-    except ValueError:
-        seconds = -1.0
+    seconds = float(text) if _NUMBER.fullmatch(text) else -1.0
     if not 0 <= seconds <= LONGEST_S:
         raise Refused(400, f"{name}: '{text}' is not a number of seconds from 0 to {LONGEST_S:.0f}")
     return seconds

@@ -11,7 +11,7 @@ from typing import Any
 from aiohttp import web
 
 from gateway_sidecar.admin import view
-from gateway_sidecar.admin.answers import DAEMON, Refused, seconds_in, service_in
+from gateway_sidecar.admin.answers import DAEMON, Refused, check_query, seconds_in, service_in
 from gateway_sidecar.config import Described, ToldEntry, read_told
 from gateway_sidecar.control.daemon import Daemon
 from gateway_sidecar.control.drains import DrainReport
@@ -45,6 +45,7 @@ async def put_replica(request: web.Request) -> web.Response:
     """There is such a replica from now on."""
     daemon, service = request.app[DAEMON], service_in(request)
     replica = ReplicaId(request.match_info["replica"])
+    check_query(request, "wait", "timeout_s")
     wait = _wait_in(request)
     timeout_s = seconds_in(request, "timeout_s", _DEFAULT_WAIT_S)
     entry = await _entry_in(request)
@@ -69,6 +70,7 @@ async def delete_replica(request: web.Request) -> web.Response:
     """There is no such replica any more, after what it has in flight."""
     daemon, service = request.app[DAEMON], service_in(request)
     replica = ReplicaId(request.match_info["replica"])
+    check_query(request, "drain_s")
     drain_s = seconds_in(request, "drain_s", 0.0)
     await _has_looked(service)
     began = time.monotonic()

@@ -15,7 +15,7 @@ from gateway_sidecar.config.explain import explain
 from gateway_sidecar.config.load import FileText, read_file
 from gateway_sidecar.config.overrides import LABEL_NAME, MOST_LABELS, OverridesFile, read_key, with_key
 from gateway_sidecar.config.schema import entry_schema
-from gateway_sidecar.config.tunnels import MOST_ID_BYTES, PlainPathValue, SshDefaults, SshReplica, parse_id, tunnel_to
+from gateway_sidecar.config.tunnels import MOST_ID_BYTES, SocketValue, SshDefaults, SshReplica, parse_id, tunnel_to
 from gateway_sidecar.config.yamltree import Location, Problem, Tree, read_tree
 from gateway_sidecar.domain.model import Overrides, ReplicaId
 from gateway_sidecar.domain.tunnels import Tunnel
@@ -27,7 +27,7 @@ _MOST_BYTES = 8 * 1024 * 1024
 class InventoryEntry(OverridesFile):
     """One replica of an inventory: `socket` or `ssh`, and the notes that a `<replica>.yaml` may carry."""
 
-    socket: PlainPathValue | None = Field(
+    socket: SocketValue | None = Field(
         default=None, description="Path of its Unix socket on this machine.", examples=["/run/replicas/r1.sock"]
     )
     ssh: SshReplica | None = Field(default=None, description="Where it is, for the daemon to open a tunnel.")

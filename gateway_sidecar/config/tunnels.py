@@ -57,6 +57,11 @@ def parse_plain_path(value: object) -> str:
     return path
 
 
+def parse_socket(value: object) -> str:
+    """A Unix socket on this machine."""
+    return str(parse_path(value, "use an absolute path such as /run/replicas/r1.sock"))
+
+
 def parse_agent(value: object) -> str:
     """An agent's socket."""
     return AGENT_OF_ENVIRONMENT if value == AGENT_OF_ENVIRONMENT else parse_plain_path(value)
@@ -99,6 +104,7 @@ def _schema(pattern: str) -> WithJsonSchema:
 
 
 PlainPathValue = Annotated[str, PlainValidator(parse_plain_path), _schema("^/")]
+SocketValue = Annotated[str, PlainValidator(parse_socket), _schema("^/")]
 HostValue = Annotated[str, PlainValidator(parse_host), _schema(f"^{_HOST.pattern}$")]
 UserValue = Annotated[str, PlainValidator(parse_user), _schema(f"^{_USER.pattern}$")]
 AgentValue = Annotated[str, PlainValidator(parse_agent), _schema(f"^(/|{AGENT_OF_ENVIRONMENT}$)")]

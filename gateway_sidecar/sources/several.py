@@ -1,4 +1,4 @@
-"""Several sources as one: the first that names a replica owns it, and a second one is refused."""
+"""Several sources as one: the first that names a replica owns it, and a second one is refused. So is a second name."""
 
 from __future__ import annotations
 
@@ -24,6 +24,7 @@ class SeveralSources:
 
     def __init__(self, sources: Mapping[str, Source]) -> None:
         self._sources = sources
+        self._holders: dict[object, ReplicaId] = {}
         self._owned: dict[str, frozenset[ReplicaId]] = dict.fromkeys(sources, frozenset())
 
     async def look(self) -> Listing:
@@ -54,10 +55,28 @@ class SeveralSources:
                 else:
                     unknown.add(replica)
             self._owned[name] = frozenset(replica for replica in owned if owners[replica] == name)
+        refused |= self._take_out_doubles(present)
         blind = "; ".join(f"{name}: {why}" for name, why in unseen.items()) if len(unseen) == len(listings) else None
         if blind is not None and not present:
             return Listing(refused=refused, unseen=unseen, blind=blind)
         return Listing(present, frozenset(unknown), refused, unseen, absent)
+
+    def _take_out_doubles(self, present: dict[ReplicaId, Sighting]) -> dict[str, str]:
+        """One engine is one replica: under a second id it would count twice, and a drain of either would prove nothing.
+
+        Who was there first keeps the place; what is taken out of `present` is returned, with the reason.
+        """
+        holders: dict[object, ReplicaId] = {}
+        for replica, sighting in sorted(present.items(), key=lambda it: self._holders.get(_place(it[1])) != it[0]):
+            holders.setdefault(_place(sighting), replica)
+        self._holders = holders
+        refused = {}
+        for replica, sighting in list(present.items()):
+            holder = holders[_place(sighting)]
+            if holder != replica:
+                refused[str(replica)] = f"is the very engine that '{holder}' is ({_shown(sighting)}); remove one"
+                del present[replica]
+        return refused
 
     async def hints(self) -> AsyncIterator[None]:
         """Yields whenever a look at any of them may be worth while. Raises OSError if one cannot tell any more."""
@@ -84,3 +103,13 @@ class SeveralSources:
             for task in tasks:
                 task.cancel()
             await asyncio.gather(*tasks, return_exceptions=True)
+
+
+def _place(sighting: Sighting) -> object:
+    """What two replicas cannot share."""
+    tunnel = sighting.tunnel
+    return sighting.occupant if tunnel is None else (tunnel.route, tunnel.remote)
+
+
+def _shown(sighting: Sighting) -> str:
+    return str(sighting.tunnel or sighting.socket)

@@ -253,6 +253,21 @@ async def test_what_cannot_be_used_is_refused_field_by_field(gateway: Gateway) -
     assert not (gateway.directory / "state" / "replicas.json").exists()
 
 
+async def test_parameter_that_is_not_known_changes_nothing(gateway: Gateway, engine: StartEngine) -> None:
+    """`drain` in the place of `drain_s` would take the replica out without waiting for anybody."""
+    await engine(elsewhere(gateway, "r1"))
+    status, _ = await put(gateway, "r1", "?wait=serving", socket=str(elsewhere(gateway, "r1")))
+    assert status == 201
+    for query, said in (
+        ("drain=30", "'drain' is no parameter of this request; it takes drain_s"),
+        ("drain_s=30&drain_s=1", "drain_s is given twice; keep one of them"),
+        ("drain_s=1_0", "drain_s: '1_0' is not a number of seconds from 0 to 86400"),
+    ):
+        assert await call(gateway, "DELETE", f"/r1?{query}") == (400, {"error": said})
+    assert (await put(gateway, "r1", "?timeout=3", socket="/elsewhere"))[0] == 400
+    assert states_of(await gateway.status()) == {"r1": "serving"}
+
+
 async def test_record_that_cannot_be_used_is_kept_aside(gateway: Gateway, engine: StartEngine) -> None:
     """Of garbage, or of a newer version: told, never overwritten, and replicas from it serve until somebody decides."""
     for name in ("a1", "a2"):

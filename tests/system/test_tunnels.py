@@ -236,8 +236,8 @@ async def test_check_looks_at_keys_hosts_and_files(make_gateway: MakeGateway, ss
     assert code == 1
     for trouble in (
         f"key_file {sshd.user_key} may be read by others (mode 0644); use chmod 0600",
-        f"known_hosts {sshd.known_hosts} cannot be read; enter the hosts' keys there",
-        f"chat: inventory: {inventory_of(gateway)}/b.json:1: is not YAML",
+        f"known_hosts {sshd.known_hosts} is not there; enter the hosts' keys in it",
+        f"chat: inventory: {inventory_of(gateway)}/b.json:1: is not JSON",
     ):
         assert trouble in out
 

@@ -238,3 +238,10 @@ def test_id_that_no_path_can_hold_is_refused(path: Path, replica: str) -> None:
     """The admin API has it in its paths."""
     (problem,) = problems(path, f"'{replica}': {{socket: /x}}")
     assert "cannot be a replica's id" in problem
+
+
+def test_socket_on_this_machine_may_have_any_name(path: Path) -> None:
+    """What ssh would give a meaning is of no matter here; the cure names a socket."""
+    assert read(path, "r1: {socket: '/run/a b [1]/%h.sock'}\n")["r1"].place == Path("/run/a b [1]/%h.sock")
+    (problem,) = problems(path, "r1: {socket: r1.sock}\n")
+    assert problem.endswith("use an absolute path such as /run/replicas/r1.sock")

@@ -3,9 +3,11 @@
 from __future__ import annotations
 
 from collections.abc import AsyncIterator
+from dataclasses import replace
 from pathlib import Path
 
 from gateway_sidecar.domain.model import Occupant, ReplicaId
+from gateway_sidecar.domain.tunnels import SshRoute, SshServer, Tunnel
 from gateway_sidecar.sources.listing import Listing, Sighting
 from gateway_sidecar.sources.several import SeveralSources
 
@@ -20,7 +22,7 @@ class Fixed:
 
     def lists(self, *replicas: str) -> None:
         found = {
-            ReplicaId(r): Sighting(ReplicaId(r), Path("/s"), Occupant(1, 2, 3), source=self.name) for r in replicas
+            ReplicaId(r): Sighting(ReplicaId(r), Path("/s"), Occupant(1, ord(r), 3), source=self.name) for r in replicas
         }
         self.listing = Listing(found)
 
@@ -87,3 +89,36 @@ async def test_hints_of_all() -> None:
     await anext(hints)
     await anext(hints)
     await hints.aclose()  # type: ignore[attr-defined]
+
+
+async def test_one_engine_under_two_ids_is_one_replica() -> None:
+    """The first keeps the place while it is there, whatever the order; then it is the other's."""
+    one, two = Fixed("one", "b"), Fixed("two")
+    both = SeveralSources({"one": one, "two": two})
+    assert owners(await both.look()) == {"b": "one"}
+    b = one.listing.present[ReplicaId("b")]
+    a = replace(b, replica=ReplicaId("a"), source="one")
+    one.listing = Listing({a.replica: a, b.replica: b})
+    listing = await both.look()
+    assert owners(listing) == {"b": "one"}
+    assert listing.refused == {"a": "is the very engine that 'b' is (/s); remove one"}
+    one.listing = Listing({a.replica: a})
+    listing = await both.look()
+    assert (owners(listing), listing.refused) == ({"a": "one"}, {})
+
+
+async def test_one_tunnel_under_two_ids_is_one_replica() -> None:
+    """Two ports of one host are two engines."""
+    route = SshRoute((SshServer("gpu1"),))
+    tunnels = {
+        name: Tunnel(f"chat/{name}", route, f"127.0.0.1:{port}") for name, port in (("a", 1), ("b", 1), ("c", 2))
+    }
+    found = {
+        ReplicaId(name): Sighting(ReplicaId(name), Path(f"/{name}"), Occupant(0, 0, 0, name), tunnel=tunnel)
+        for name, tunnel in tunnels.items()
+    }
+    one = Fixed("one")
+    one.listing = Listing(found)
+    listing = await SeveralSources({"one": one}).look()
+    assert listing.present.keys() == {"a", "c"}
+    assert listing.refused == {"b": "is the very engine that 'a' is (127.0.0.1:1 at gpu1:22); remove one"}
