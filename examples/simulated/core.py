@@ -78,6 +78,11 @@ class EngineCore:
     def uptime_s(self) -> float:
         return time.monotonic() - self.started_at
 
+    @property
+    def instance(self) -> int:
+        """Another number with each start."""
+        return int(self.started_at * 1e6) % 2**30
+
     async def pause(self) -> None:
         """The time before any answer: for ever while hanging, then `slow_s`."""
         await self.moving()

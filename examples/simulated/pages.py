@@ -61,6 +61,7 @@ def sglang_server_args(core: EngineCore) -> dict[str, Any]:
         "dp_size": spec.dp_size,
         "disaggregation_mode": disaggregation_mode(core),
         "disaggregation_bootstrap_port": spec.bootstrap_port,
+        "random_seed": core.instance,
     }
     if core.behaviour.lie is Lie.TYPES:
         args |= {

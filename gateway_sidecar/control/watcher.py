@@ -202,9 +202,11 @@ class Watcher:
         now = time.monotonic()
         tenure.evidence = tenure.evidence.after(result, now)
         if isinstance(result, Ready):
-            if identified and tenure.facts not in (None, result.facts):
-                self._on_replaced(tenure, result)
-                return
+            if identified and tenure.facts is not None:
+                if not tenure.facts.is_same_engine(result.facts):
+                    self._on_replaced(tenure, result)
+                    return
+                tenure.facts = result.facts
             tenure.result = result
             tenure.condemned = False
             if tenure.facts is None:

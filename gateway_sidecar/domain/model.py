@@ -69,7 +69,8 @@ class Occupant:
 class EngineFacts:
     """What an engine says of itself; independent of the address it is reached at.
 
-    Field names are SMG's. `dp_size` is the engine's number of data-parallel ranks.
+    Field names are SMG's. `dp_size` is the engine's number of data-parallel ranks. `instance` differs from start to
+    start, also of engines that are the same in all else; None where nothing such is told.
     """
 
     runtime_type: RuntimeType
@@ -82,6 +83,11 @@ class EngineFacts:
     kv_role: str | None = None
     kv_engine_id: str | None = None
     dp_size: int = 1
+    instance: str | None = field(default=None, compare=False)
+
+    def is_same_engine(self, other: EngineFacts) -> bool:
+        """Whether both may have been said by one engine that was not started again in between."""
+        return self == other and (None in (self.instance, other.instance) or self.instance == other.instance)
 
 
 @dataclass(frozen=True, slots=True)

@@ -36,6 +36,12 @@ def whole(fields: Fields, key: str, largest: int) -> int | None:
     return int(value) if 1 <= value <= largest and value == int(value) else None
 
 
+def started_at(fields: Fields) -> str | None:
+    """When the server was started, by its own clock: a protobuf Timestamp in `start_time`."""
+    seconds = part(fields, "start_time").get("seconds")
+    return f"started at {seconds}" if isinstance(seconds, int) else None
+
+
 def port(fields: Fields, key: str) -> int | None:
     """A TCP port, or None."""
     return whole(fields, key, LARGEST_PORT)

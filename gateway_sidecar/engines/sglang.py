@@ -9,12 +9,14 @@ from gateway_sidecar.domain.discovery import HttpAnswer, ModelList, OwnedBy, doc
 from gateway_sidecar.domain.model import ConnectionMode, EngineFacts, RuntimeType, Unknown, WorkerType
 from gateway_sidecar.engines._pb import sglang_pb2
 from gateway_sidecar.engines.dialect import GrpcDialect, HttpDialect, Rpc
-from gateway_sidecar.engines.fields import Fields, dp_size, part, port, text, worker_type_by_mode
+from gateway_sidecar.engines.fields import Fields, dp_size, part, port, started_at, text, worker_type_by_mode
 
 SERVICE = "sglang.grpc.scheduler.SglangScheduler"
 
 
-def _facts(mode: ConnectionMode, server_args: Fields, model: str | None, version: str | None) -> EngineFacts | Unknown:
+def _facts(
+    mode: ConnectionMode, server_args: Fields, model: str | None, version: str | None, instance: str | None
+) -> EngineFacts | Unknown:
     worker_type = worker_type_by_mode(server_args)
     if isinstance(worker_type, Unknown):
         return worker_type
@@ -29,7 +31,14 @@ def _facts(mode: ConnectionMode, server_args: Fields, model: str | None, version
         version=version,
         bootstrap_port=bootstrap_port if worker_type is WorkerType.PREFILL else None,
         dp_size=dp_size(server_args, "dp_size"),
+        instance=instance,
     )
+
+
+def _seeded(server_args: Fields) -> str | None:
+    """SGLang draws its seed anew with each start, unless it is given one."""
+    seed = server_args.get("random_seed")
+    return f"seed {seed}" if isinstance(seed, int) else None
 
 
 def read_http(models: ModelList, answers: tuple[HttpAnswer, ...]) -> EngineFacts | Unknown:
@@ -43,7 +52,9 @@ def read_http(models: ModelList, answers: tuple[HttpAnswer, ...]) -> EngineFacts
     body = document(answer)
     if answer.status != 200 or not isinstance(body, dict) or text(body, "model_path") is None:
         return Unknown(f"says it is SGLang, but /server_info (status {answer.status}) does not tell its role")
-    return _facts(ConnectionMode.HTTP, body, text(body, "served_model_name") or listed, text(body, "version"))
+    return _facts(
+        ConnectionMode.HTTP, body, text(body, "served_model_name") or listed, text(body, "version"), _seeded(body)
+    )
 
 
 def read_grpc(server_info: Fields, model_info: Fields) -> EngineFacts | Unknown:
@@ -56,7 +67,8 @@ def read_grpc(server_info: Fields, model_info: Fields) -> EngineFacts | Unknown:
         or text(server_args, "served_model_name")
         or text(model_info, "model_path")
     )
-    return _facts(ConnectionMode.GRPC, server_args, model, text(server_info, "sglang_version"))
+    version = text(server_info, "sglang_version")
+    return _facts(ConnectionMode.GRPC, server_args, model, version, started_at(server_info))
 
 
 HTTP = HttpDialect(

@@ -8,7 +8,7 @@ from __future__ import annotations
 from gateway_sidecar.domain.model import ConnectionMode, EngineFacts, RuntimeType, Unknown, WorkerType
 from gateway_sidecar.engines._pb import tokenspeed_pb2
 from gateway_sidecar.engines.dialect import GrpcDialect, Rpc
-from gateway_sidecar.engines.fields import Fields, dp_size, part, port, text, worker_type_by_mode
+from gateway_sidecar.engines.fields import Fields, dp_size, part, port, started_at, text, worker_type_by_mode
 
 SERVICE = "tokenspeed.grpc.scheduler.TokenSpeedScheduler"
 ENCODER_SERVICE = "tokenspeed.grpc.encoder.TokenSpeedEncoder"
@@ -35,6 +35,7 @@ def read_grpc(server_info: Fields, model_info: Fields) -> EngineFacts | Unknown:
         version=text(server_info, "tokenspeed_version"),
         bootstrap_port=bootstrap_port if worker_type in _HAS_BOOTSTRAP else None,
         dp_size=dp_size(server_args, "dp_size"),
+        instance=started_at(server_info),
     )
 
 

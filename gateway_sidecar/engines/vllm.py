@@ -56,6 +56,7 @@ def read_grpc(server_info: Fields, model_info: Fields) -> EngineFacts | Unknown:
         kv_role=text(server_info, "kv_role"),
         kv_engine_id=text(server_info, "kv_engine_id"),
         dp_size=dp_size(server_info, "data_parallel_size"),
+        instance=text(server_info, "shm_namespace_id"),  # that of its machine or container; nothing says more
     )
 
 

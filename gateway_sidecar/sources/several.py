@@ -44,7 +44,7 @@ class SeveralSources:
             refused |= {key: why for key, why in listing.refused.items() if key not in refused}
             seen = {*listing.present, *listing.unknown}
             owned = seen | self._owned[name] if name in unseen else seen
-            for replica in owned:
+            for replica in sorted(owned):
                 if replica in owners:
                     first = owners[replica]
                     refused[replica] = f"is in {first} and in {name}; that of {first} counts: rename or remove one"

@@ -13,11 +13,12 @@ from typing import Any
 
 import pytest
 
+from examples.simulated import EngineKind
 from gateway_sidecar.supervision.process import start_ticks, writers_below
 from tests.ssh_servers import SSHD, Sshd
 from tests.system.clients import stream_chat
 from tests.system.conftest import MakeGateway, StartEngine
-from tests.system.gateway import Gateway, replica_of, states_of
+from tests.system.gateway import Gateway, replica_of, service_of, states_of
 
 pytestmark = pytest.mark.skipif(SSHD is None, reason="openssh-server is not installed; `make test` installs it")
 
@@ -136,6 +137,27 @@ async def test_another_engine_behind_the_tunnel_is_another_worker(
         within_s=20,
     )
     assert replica_of(status, "r1")["bridge"] != before["bridge"]
+
+
+@pytest.mark.parametrize("kind", [EngineKind.SGLANG_HTTP, EngineKind.SGLANG_GRPC])
+async def test_engine_that_was_started_again_behind_the_tunnel_is_another_worker(
+    make_gateway: MakeGateway, sshd: Sshd, engine: StartEngine, tmp_path: Path, kind: EngineKind
+) -> None:
+    """The same in all that it says of itself but when it was started: nothing of the old one's cache is there."""
+    first = await engine(tmp_path / "far.sock", kind)
+    gateway = with_inventory(make_gateway, sshd)
+    write(gateway, "a.json", {"r1": behind(sshd, tmp_path / "far.sock")})
+    await gateway.start()
+    before = replica_of(await gateway.until_states({"r1": "serving"}), "r1")
+    await first.stop(grace_s=0)
+    await engine(tmp_path / "far.sock", kind)
+    status = await gateway.until(
+        lambda s: any(r["bridge"] != before["bridge"] and r["state"] == "serving" for r in service_of(s)["replicas"]),
+        within_s=20,
+    )
+    assert replica_of(status, "r1")["model"] == before["model"]
+    assert len(gateway.events("replica.replaced")) == 1
+    assert await stream_chat(gateway, 3)
 
 
 async def test_loading_engine_is_no_fault_of_the_tunnel(

@@ -6,6 +6,7 @@ from typing import Any
 
 from google.protobuf.message import Message
 from google.protobuf.struct_pb2 import Struct
+from google.protobuf.timestamp_pb2 import Timestamp
 from smg_grpc_proto.generated import sglang_scheduler_pb2
 
 from examples.simulated.bootstrap import Rendezvous
@@ -54,6 +55,7 @@ class SglangService(EngineService):
             sglang_version=self.core.spec.version,
             server_type="grpc",
             uptime_seconds=self.core.uptime_s,
+            start_time=Timestamp(seconds=self.core.instance),
             max_total_num_tokens=CONTEXT_LENGTH,
         )
         return message

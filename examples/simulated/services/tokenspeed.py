@@ -5,6 +5,7 @@ from __future__ import annotations
 from typing import Any
 
 from google.protobuf.message import Message
+from google.protobuf.timestamp_pb2 import Timestamp
 from smg_grpc_proto.generated import tokenspeed_scheduler_pb2
 
 from examples.simulated.pages import answer, sglang_server_args
@@ -31,6 +32,7 @@ class TokenSpeedService(SglangService):
             scheduler_info=server_args_struct(answer("sglang_scheduler_info")),
             tokenspeed_version=self.core.spec.version,
             uptime_seconds=self.core.uptime_s,
+            start_time=Timestamp(seconds=self.core.instance),
             max_total_num_tokens=CONTEXT_LENGTH,
         )
         return message

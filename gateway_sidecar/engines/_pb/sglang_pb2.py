@@ -23,21 +23,22 @@ _sym_db = _symbol_database.Default()
 
 
 from google.protobuf import struct_pb2 as google_dot_protobuf_dot_struct__pb2
+from google.protobuf import timestamp_pb2 as google_dot_protobuf_dot_timestamp__pb2
 
 
-DESCRIPTOR = _descriptor_pool.Default().AddSerializedFile(b'\n(gateway_sidecar/engines/_pb/sglang.proto\x12\x1cgateway_sidecar.probe.sglang\x1a\x1cgoogle/protobuf/struct.proto\"\x16\n\x14GetServerInfoRequest\"]\n\x15GetServerInfoResponse\x12,\n\x0bserver_args\x18\x01 \x01(\x0b\x32\x17.google.protobuf.Struct\x12\x16\n\x0esglang_version\x18\x07 \x01(\t\"\x15\n\x13GetModelInfoRequest\"E\n\x14GetModelInfoResponse\x12\x12\n\nmodel_path\x18\x01 \x01(\t\x12\x19\n\x11served_model_name\x18\x06 \x01(\tb\x06proto3')
+DESCRIPTOR = _descriptor_pool.Default().AddSerializedFile(b'\n(gateway_sidecar/engines/_pb/sglang.proto\x12\x1cgateway_sidecar.probe.sglang\x1a\x1cgoogle/protobuf/struct.proto\x1a\x1fgoogle/protobuf/timestamp.proto\"\x16\n\x14GetServerInfoRequest\"\x8d\x01\n\x15GetServerInfoResponse\x12,\n\x0bserver_args\x18\x01 \x01(\x0b\x32\x17.google.protobuf.Struct\x12\x16\n\x0esglang_version\x18\x07 \x01(\t\x12.\n\nstart_time\x18\t \x01(\x0b\x32\x1a.google.protobuf.Timestamp\"\x15\n\x13GetModelInfoRequest\"E\n\x14GetModelInfoResponse\x12\x12\n\nmodel_path\x18\x01 \x01(\t\x12\x19\n\x11served_model_name\x18\x06 \x01(\tb\x06proto3')
 
 _globals = globals()
 _builder.BuildMessageAndEnumDescriptors(DESCRIPTOR, _globals)
 _builder.BuildTopDescriptorsAndMessages(DESCRIPTOR, 'gateway_sidecar.engines._pb.sglang_pb2', _globals)
 if not _descriptor._USE_C_DESCRIPTORS:
   DESCRIPTOR._loaded_options = None
-  _globals['_GETSERVERINFOREQUEST']._serialized_start=104
-  _globals['_GETSERVERINFOREQUEST']._serialized_end=126
-  _globals['_GETSERVERINFORESPONSE']._serialized_start=128
-  _globals['_GETSERVERINFORESPONSE']._serialized_end=221
-  _globals['_GETMODELINFOREQUEST']._serialized_start=223
-  _globals['_GETMODELINFOREQUEST']._serialized_end=244
-  _globals['_GETMODELINFORESPONSE']._serialized_start=246
-  _globals['_GETMODELINFORESPONSE']._serialized_end=315
+  _globals['_GETSERVERINFOREQUEST']._serialized_start=137
+  _globals['_GETSERVERINFOREQUEST']._serialized_end=159
+  _globals['_GETSERVERINFORESPONSE']._serialized_start=162
+  _globals['_GETSERVERINFORESPONSE']._serialized_end=303
+  _globals['_GETMODELINFOREQUEST']._serialized_start=305
+  _globals['_GETMODELINFOREQUEST']._serialized_end=326
+  _globals['_GETMODELINFORESPONSE']._serialized_start=328
+  _globals['_GETMODELINFORESPONSE']._serialized_end=397
 # @@protoc_insertion_point(module_scope)

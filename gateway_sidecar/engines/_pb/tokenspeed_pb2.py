@@ -23,21 +23,22 @@ _sym_db = _symbol_database.Default()
 
 
 from google.protobuf import struct_pb2 as google_dot_protobuf_dot_struct__pb2
+from google.protobuf import timestamp_pb2 as google_dot_protobuf_dot_timestamp__pb2
 
 
-DESCRIPTOR = _descriptor_pool.Default().AddSerializedFile(b'\n,gateway_sidecar/engines/_pb/tokenspeed.proto\x12 gateway_sidecar.probe.tokenspeed\x1a\x1cgoogle/protobuf/struct.proto\"\x16\n\x14GetServerInfoRequest\"a\n\x15GetServerInfoResponse\x12,\n\x0bserver_args\x18\x01 \x01(\x0b\x32\x17.google.protobuf.Struct\x12\x1a\n\x12tokenspeed_version\x18\x07 \x01(\t\"\x15\n\x13GetModelInfoRequest\"E\n\x14GetModelInfoResponse\x12\x12\n\nmodel_path\x18\x01 \x01(\t\x12\x19\n\x11served_model_name\x18\x03 \x01(\tb\x06proto3')
+DESCRIPTOR = _descriptor_pool.Default().AddSerializedFile(b'\n,gateway_sidecar/engines/_pb/tokenspeed.proto\x12 gateway_sidecar.probe.tokenspeed\x1a\x1cgoogle/protobuf/struct.proto\x1a\x1fgoogle/protobuf/timestamp.proto\"\x16\n\x14GetServerInfoRequest\"\x91\x01\n\x15GetServerInfoResponse\x12,\n\x0bserver_args\x18\x01 \x01(\x0b\x32\x17.google.protobuf.Struct\x12\x1a\n\x12tokenspeed_version\x18\x07 \x01(\t\x12.\n\nstart_time\x18\x08 \x01(\x0b\x32\x1a.google.protobuf.Timestamp\"\x15\n\x13GetModelInfoRequest\"E\n\x14GetModelInfoResponse\x12\x12\n\nmodel_path\x18\x01 \x01(\t\x12\x19\n\x11served_model_name\x18\x03 \x01(\tb\x06proto3')
 
 _globals = globals()
 _builder.BuildMessageAndEnumDescriptors(DESCRIPTOR, _globals)
 _builder.BuildTopDescriptorsAndMessages(DESCRIPTOR, 'gateway_sidecar.engines._pb.tokenspeed_pb2', _globals)
 if not _descriptor._USE_C_DESCRIPTORS:
   DESCRIPTOR._loaded_options = None
-  _globals['_GETSERVERINFOREQUEST']._serialized_start=112
-  _globals['_GETSERVERINFOREQUEST']._serialized_end=134
-  _globals['_GETSERVERINFORESPONSE']._serialized_start=136
-  _globals['_GETSERVERINFORESPONSE']._serialized_end=233
-  _globals['_GETMODELINFOREQUEST']._serialized_start=235
-  _globals['_GETMODELINFOREQUEST']._serialized_end=256
-  _globals['_GETMODELINFORESPONSE']._serialized_start=258
-  _globals['_GETMODELINFORESPONSE']._serialized_end=327
+  _globals['_GETSERVERINFOREQUEST']._serialized_start=145
+  _globals['_GETSERVERINFOREQUEST']._serialized_end=167
+  _globals['_GETSERVERINFORESPONSE']._serialized_start=170
+  _globals['_GETSERVERINFORESPONSE']._serialized_end=315
+  _globals['_GETMODELINFOREQUEST']._serialized_start=317
+  _globals['_GETMODELINFOREQUEST']._serialized_end=338
+  _globals['_GETMODELINFORESPONSE']._serialized_start=340
+  _globals['_GETMODELINFORESPONSE']._serialized_end=409
 # @@protoc_insertion_point(module_scope)

@@ -24,7 +24,7 @@ _sym_db = _symbol_database.Default()
 
 
 
-DESCRIPTOR = _descriptor_pool.Default().AddSerializedFile(b'\n&gateway_sidecar/engines/_pb/vllm.proto\x12\x1agateway_sidecar.probe.vllm\"\x16\n\x14GetServerInfoRequest\"p\n\x15GetServerInfoResponse\x12\x14\n\x0ckv_connector\x18\x06 \x01(\t\x12\x0f\n\x07kv_role\x18\x07 \x01(\t\x12\x14\n\x0ckv_engine_id\x18\x08 \x01(\t\x12\x1a\n\x12\x64\x61ta_parallel_size\x18\t \x01(\x05\"\x15\n\x13GetModelInfoRequest\"E\n\x14GetModelInfoResponse\x12\x12\n\nmodel_path\x18\x01 \x01(\t\x12\x19\n\x11served_model_name\x18\x06 \x01(\tb\x06proto3')
+DESCRIPTOR = _descriptor_pool.Default().AddSerializedFile(b'\n&gateway_sidecar/engines/_pb/vllm.proto\x12\x1agateway_sidecar.probe.vllm\"\x16\n\x14GetServerInfoRequest\"\x8a\x01\n\x15GetServerInfoResponse\x12\x14\n\x0ckv_connector\x18\x06 \x01(\t\x12\x0f\n\x07kv_role\x18\x07 \x01(\t\x12\x14\n\x0ckv_engine_id\x18\x08 \x01(\t\x12\x1a\n\x12\x64\x61ta_parallel_size\x18\t \x01(\x05\x12\x18\n\x10shm_namespace_id\x18\n \x01(\t\"\x15\n\x13GetModelInfoRequest\"E\n\x14GetModelInfoResponse\x12\x12\n\nmodel_path\x18\x01 \x01(\t\x12\x19\n\x11served_model_name\x18\x06 \x01(\tb\x06proto3')
 
 _globals = globals()
 _builder.BuildMessageAndEnumDescriptors(DESCRIPTOR, _globals)
@@ -33,10 +33,10 @@ if not _descriptor._USE_C_DESCRIPTORS:
   DESCRIPTOR._loaded_options = None
   _globals['_GETSERVERINFOREQUEST']._serialized_start=70
   _globals['_GETSERVERINFOREQUEST']._serialized_end=92
-  _globals['_GETSERVERINFORESPONSE']._serialized_start=94
-  _globals['_GETSERVERINFORESPONSE']._serialized_end=206
-  _globals['_GETMODELINFOREQUEST']._serialized_start=208
-  _globals['_GETMODELINFOREQUEST']._serialized_end=229
-  _globals['_GETMODELINFORESPONSE']._serialized_start=231
-  _globals['_GETMODELINFORESPONSE']._serialized_end=300
+  _globals['_GETSERVERINFORESPONSE']._serialized_start=95
+  _globals['_GETSERVERINFORESPONSE']._serialized_end=233
+  _globals['_GETMODELINFOREQUEST']._serialized_start=235
+  _globals['_GETMODELINFOREQUEST']._serialized_end=256
+  _globals['_GETMODELINFORESPONSE']._serialized_start=258
+  _globals['_GETMODELINFORESPONSE']._serialized_end=327
 # @@protoc_insertion_point(module_scope)

@@ -10,16 +10,18 @@ class GetServerInfoRequest(_message.Message):
     def __init__(self) -> None: ...
 
 class GetServerInfoResponse(_message.Message):
-    __slots__ = ("kv_connector", "kv_role", "kv_engine_id", "data_parallel_size")
+    __slots__ = ("kv_connector", "kv_role", "kv_engine_id", "data_parallel_size", "shm_namespace_id")
     KV_CONNECTOR_FIELD_NUMBER: _ClassVar[int]
     KV_ROLE_FIELD_NUMBER: _ClassVar[int]
     KV_ENGINE_ID_FIELD_NUMBER: _ClassVar[int]
     DATA_PARALLEL_SIZE_FIELD_NUMBER: _ClassVar[int]
+    SHM_NAMESPACE_ID_FIELD_NUMBER: _ClassVar[int]
     kv_connector: str
     kv_role: str
     kv_engine_id: str
     data_parallel_size: int
-    def __init__(self, kv_connector: _Optional[str] = ..., kv_role: _Optional[str] = ..., kv_engine_id: _Optional[str] = ..., data_parallel_size: _Optional[int] = ...) -> None: ...
+    shm_namespace_id: str
+    def __init__(self, kv_connector: _Optional[str] = ..., kv_role: _Optional[str] = ..., kv_engine_id: _Optional[str] = ..., data_parallel_size: _Optional[int] = ..., shm_namespace_id: _Optional[str] = ...) -> None: ...
 
 class GetModelInfoRequest(_message.Message):
     __slots__ = ()
