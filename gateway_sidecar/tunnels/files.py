@@ -18,6 +18,8 @@ from pathlib import Path
 from gateway_sidecar.domain.tunnels import AGENT_OF_ENVIRONMENT, PathState, PathStatus, SshServer
 
 _OTHERS = 0o077
+_HIDES = ("/home/", "/root/", "/run/user/", "/tmp/")
+_HIDDEN = "; under systemd the daemon sees no /home, /root, /run/user and /tmp"
 _MOST_KEY_BYTES = 64 * 1024
 _PRIVATE = re.compile(rb"-----BEGIN ([A-Z0-9 ]*)PRIVATE KEY-----\s(.*?)-----END", re.DOTALL)
 _OPENSSH = b"openssh-key-v1\0"
@@ -51,12 +53,17 @@ def key_trouble(path: str, *, in_agent: bool = False) -> str | None:
         with Path(path).open("rb") as file:
             content = file.read(_MOST_KEY_BYTES)
     except OSError as error:
-        return f"{path}: {error.strerror}; the daemon's user (uid {os.geteuid()}) must be able to read it"
+        return f"{path}: {error.strerror}; {_must_read(path)}"
     if in_agent:
         return None
     if status.st_uid == os.geteuid() and status.st_mode & _OTHERS:
         return f"{path} may be read by others (mode {stat.S_IMODE(status.st_mode):04o}); use chmod 0600"
     return _content_trouble(path, content)
+
+
+def _must_read(path: str) -> str:
+    hidden = _HIDDEN if path.startswith(_HIDES) else ""
+    return f"the daemon's user (uid {os.geteuid()}) must be able to read it{hidden}"
 
 
 def _content_trouble(path: str, content: bytes) -> str | None:
@@ -90,7 +97,8 @@ def _agent_trouble(agent: str) -> str | None:
             return None  # Busy: it is there.
         except OSError as error:
             why = error.strerror or error  # A path that is too long has no number.
-            return f"{path}: {why}; start the agent, let uid {os.geteuid()} use it, or name its socket"
+            hidden = _HIDDEN if path.startswith(_HIDES) else ""
+            return f"{path}: {why}; start the agent, let uid {os.geteuid()} use it, or name its socket{hidden}"
     return None
 
 
@@ -104,9 +112,10 @@ def _known_hosts_trouble(server: SshServer) -> str | None:
             pass
     except FileNotFoundError:
         if not server.trust_first_use:
-            return f"{path} is not there; enter the hosts' keys in it (ssh-keyscan), or set host_key"
+            hidden = _HIDDEN if str(path).startswith(_HIDES) else ""
+            return f"{path} is not there; enter the hosts' keys in it (ssh-keyscan), or set host_key{hidden}"
     except OSError as error:
-        return f"{path}: {error.strerror}; the daemon's user (uid {os.geteuid()}) must be able to read it"
+        return f"{path}: {error.strerror}; {_must_read(str(path))}"
     if not server.trust_first_use:
         return None
     place = path if path.exists() else path.parent

@@ -83,6 +83,8 @@ class Gateway:
         for name in services:
             self.sockets(name).mkdir(parents=True)
         self.namespace: Namespace | None = None
+        self.before: list[str] = []
+        """What the daemon's command line begins with."""
         self.process: asyncio.subprocess.Process | None = None
         self._session: aiohttp.ClientSession | None = None
         self._starts = 0
@@ -120,7 +122,7 @@ class Gateway:
         self._starts += 1
         with self.log_path.open("wb") as log:
             self.process = await asyncio.create_subprocess_exec(
-                *(self.namespace.enter if self.namespace else ()),
+                *(self.namespace.enter if self.namespace else ()), *self.before,
                 sys.executable, "-m", "gateway_sidecar", "run", "--config", str(self.config_path),
                 stdout=log, stderr=log, env={**os.environ, **(env or {})},
             )  # fmt: skip

@@ -7,6 +7,7 @@ import json
 import os
 import shutil
 import subprocess
+import sys
 from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
@@ -15,6 +16,7 @@ import pytest
 
 from examples.simulated import EngineKind
 from gateway_sidecar.supervision.process import start_ticks, writers_below
+from tests import under_unit
 from tests.ssh_servers import SSHD, Sshd
 from tests.system.clients import stream_chat
 from tests.system.conftest import MakeGateway, StartEngine
@@ -366,3 +368,52 @@ async def test_replica_behind_ssh_put_over_the_api(make_gateway: MakeGateway, en
     code, out, err = await gateway.cli("replica", "remove", "chat", "s1", "--drain", "20")
     assert (code, "safe to stop" in out) == (0, True), err
     await gateway.until_states({})
+
+
+@pytest.mark.skipif(under_unit.why_not() is not None, reason=str(under_unit.why_not()))
+@pytest.mark.parametrize("kind", ["openssh", "asyncssh"])
+async def test_the_units_system_call_filter_lets_ssh_work(
+    make_gateway: MakeGateway, sshd: Sshd, engine: StartEngine, tmp_path: Path, kind: str
+) -> None:
+    """All that ssh does here: an agent, a jump, a first use that is written down, a forward taken away, a dead path."""
+    await engine(tmp_path / "far.sock")
+    gate = Sshd(tmp_path / "gate")
+    (gate.directory / "authorized").write_text((sshd.directory / "authorized").read_text())
+    gate.start()
+    agent = await asyncio.create_subprocess_exec(
+        "ssh-agent", "-D", "-a", str(tmp_path / "agent"), stdout=asyncio.subprocess.DEVNULL
+    )
+    try:
+        async with asyncio.timeout(5):
+            while not (tmp_path / "agent").exists():
+                await asyncio.sleep(0.02)
+        add = await asyncio.create_subprocess_exec(
+            "ssh-add", "-q", str(sshd.user_key), env={**os.environ, "SSH_AUTH_SOCK": str(tmp_path / "agent")}
+        )
+        assert await add.wait() == 0
+        sshd.known_hosts.unlink()
+        gateway = with_inventory(make_gateway, sshd)
+        gateway.settings["services"][0]["replicas"]["ssh_defaults"] |= {
+            "engine": kind,
+            "host_key": "trust-on-first-use",
+            "jump": [{"host": gate.host, "port": gate.port, "key_file": None, "agent": str(tmp_path / "agent")}],
+        }
+        gateway.before = [sys.executable, "-m", "tests.under_unit"]
+        write(gateway, "a.json", {"r1": behind(sshd, tmp_path / "far.sock")})
+        await gateway.start()
+        await gateway.until_states({"r1": "serving"}, within_s=30)
+        assert gateway.process is not None
+        assert "Seccomp:\t2" in Path(f"/proc/{gateway.process.pid}/status").read_text()
+        assert "Seccomp:\t2" in Path(f"/proc/{tunnel_pids(gateway)[0]}/status").read_text()
+        assert len(sshd.known_hosts.read_text().splitlines()) == 2
+        assert await stream_chat(gateway, 3)
+        sshd.freeze()
+        await gateway.until(lambda s: replica_of(s, "r1")["tunnel"]["state"] == "dead path", within_s=15)
+        sshd.thaw()
+        await gateway.until_states({"r1": "serving"}, within_s=30)
+        write(gateway, "a.json", {})
+        await gateway.until_states({}, within_s=20)
+    finally:
+        gate.kill()
+        agent.terminate()
+        await agent.wait()
