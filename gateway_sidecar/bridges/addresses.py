@@ -22,6 +22,7 @@ from typing import TYPE_CHECKING, Any
 from gateway_sidecar.bridges.connections import kernel_address
 from gateway_sidecar.domain.claims import Address, Network, Surroundings, objection
 from gateway_sidecar.errors import AddressRefused, BridgeError
+from gateway_sidecar.telemetry.logs import get_logger
 
 if TYPE_CHECKING:
     from pyroute2 import IPRoute
@@ -158,15 +159,18 @@ class PeerAddresses:
     def _make(self, netlink: IPRoute) -> int:
         """A dummy interface, or where the kernel has none a bridge without ports, which serves as well."""
         name = self._rules.interface
+        why = ""
         for kind in _KINDS:
             try:
                 netlink.link("add", ifname=name, kind=kind)
+                get_logger().info("peer.interface_made", interface=name, kind=kind, reason=why or None)
                 break
             except _error() as error:
                 if error.code == errno.EEXIST:
                     break  # An earlier daemon died before it gave the interface its alias.
                 if error.code != errno.EOPNOTSUPP or kind == _KINDS[-1]:
                     raise
+                why = f"this kernel has no {kind} interfaces (or may not load the module)"
         index = int(netlink.link_lookup(ifname=name)[0])
         netlink.link("set", index=index, ifalias=self._alias)
         netlink.link("set", index=index, state="up")

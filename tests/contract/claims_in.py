@@ -11,6 +11,8 @@ import sys
 from ipaddress import ip_address, ip_network
 from pathlib import Path
 
+import structlog
+
 from gateway_sidecar.bridges.addresses import ClaimRules, PeerAddresses
 from gateway_sidecar.errors import BridgeError
 
@@ -42,6 +44,7 @@ def answer(addresses: PeerAddresses, step: str) -> object:
 
 
 if __name__ == "__main__":
+    structlog.configure(logger_factory=structlog.PrintLoggerFactory(sys.stderr))
     rules = ClaimRules(sys.argv[1], NETWORKS, Path(sys.argv[2]))
     for each in sys.argv[3:]:
         print(json.dumps(answer(PeerAddresses(rules), each)))

@@ -60,6 +60,24 @@ def test_addresses_are_claimed_and_given_back(space: Namespace) -> None:
     assert OURS not in space.ip("link")
 
 
+def test_the_interface_is_a_dummy_one_where_the_kernel_has_those(space: Namespace) -> None:
+    """Else a bridge without ports, which serves as well, and the log says why."""
+    try:
+        space.ip("link", "add", "probe", "type", "dummy")
+        has_dummy = True
+    except subprocess.CalledProcessError:
+        has_dummy = False
+    done = subprocess.run(
+        [*space.enter, sys.executable, "-m", "tests.contract.claims_in", OURS, "/run/one", "claim:10.0.0.5"],
+        check=True,
+        capture_output=True,
+        text=True,
+    )
+    assert ("dummy" if has_dummy else "bridge") in space.ip("-d", "link", "show", "dev", OURS)
+    assert "peer.interface_made" in done.stderr
+    assert ("this kernel has no dummy interfaces" in done.stderr) is not has_dummy
+
+
 def test_a_claimed_address_can_be_listened_on_at_once(space: Namespace) -> None:
     """IPv6 too: no waiting for duplicate address detection."""
     code = "import socket; [socket.create_server((h, 8000), family=f) for f, h in ((2, '10.0.0.5'), (10, 'fd00::5'))]"
