@@ -69,6 +69,9 @@ class GrpcFront:
     def _handlers(self) -> list[Any]:
         engine = self._service.descriptor
         handlers = [_handler(engine, self._service.rpcs, self._serialize)]
+        if (further := self._service.further) is not None:
+            engine, rpcs = further
+            handlers.append(_handler(engine, rpcs, self._serialize))
         if self._service.offers_health:
             health = health_pb2.DESCRIPTOR.services_by_name["Health"]
             mirror = reflection_pb2.DESCRIPTOR.services_by_name["ServerReflection"]

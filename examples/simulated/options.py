@@ -48,11 +48,12 @@ class EngineKind(StrEnum):
 
 
 class Role(StrEnum):
-    """The part an engine plays in prefill-decode disaggregation."""
+    """The part an engine plays in disaggregation."""
 
     REGULAR = "regular"
     PREFILL = "prefill"
     DECODE = "decode"
+    ENCODE = "encode"
 
 
 class Lie(StrEnum):
@@ -93,7 +94,7 @@ DEFAULT_VERSIONS: Mapping[EngineKind, str] = {
     EngineKind.TRTLLM_GRPC: "1.2.0",
     EngineKind.TOKENSPEED_GRPC: "0.1.0",
 }
-KV_ROLES = {Role.REGULAR: "", Role.PREFILL: "kv_producer", Role.DECODE: "kv_consumer"}
+KV_ROLES = {Role.REGULAR: "", Role.PREFILL: "kv_producer", Role.DECODE: "kv_consumer", Role.ENCODE: ""}
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -106,7 +107,7 @@ class EngineSpec:
     disaggregated SGLang really meets its peer (`bootstrap.py`): a prefill engine listens on
     `bootstrap_listen`, a decode engine connects to where its requests say, and a request whose engines do
     not meet in that time fails. `leave_socket` says that a stopped engine leaves its socket file behind, as
-    vLLM over HTTP does. `dev_mode` makes vLLM over HTTP answer `/server_info`.
+    vLLM over HTTP does. `dev_mode` makes vLLM over HTTP answer `/server_info`. `vision` makes TokenSpeed take images.
     """
 
     __pydantic_config__ = ConfigDict(extra="forbid")
@@ -126,6 +127,7 @@ class EngineSpec:
     dp_size: Annotated[int, Field(ge=1)] = 1
     leave_socket: bool | None = None
     dev_mode: bool = False
+    vision: bool = False
 
     def __post_init__(self) -> None:
         self._default("name", self.socket.stem)

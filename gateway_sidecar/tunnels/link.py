@@ -67,6 +67,11 @@ class Link:
         """The process of the connection, if it runs."""
         return self._process.pid if self._process is not None and self._process.running else None
 
+    @property
+    def _dead_s(self) -> float:
+        """Who was silent for so long is dead, be it the path or the process."""
+        return float(self.route.keepalive_s * (self.route.keepalive_failures + 1))
+
     def touch(self) -> None:
         """`wanted` has changed."""
         self._touched.set()
@@ -178,7 +183,7 @@ class Link:
     async def _is_alive(self) -> bool:
         """Whether the process greets whoever connects to its control socket, as both engines' do, in time."""
         try:
-            async with asyncio.timeout(self.route.keepalive_s * (self.route.keepalive_failures + 1)):
+            async with asyncio.timeout(self._dead_s):
                 reader, writer = await asyncio.open_unix_connection(self._directory / f"{self.name}.ctl")
                 try:
                     return bool(await reader.read(1))
@@ -193,6 +198,7 @@ class Link:
 
     async def _keep(self, process: Process) -> None:
         """Opens and ends forwards as wanted until the process ends. Raises TunnelFault when it has."""
+        asked_at = time.monotonic()
         while process.running:
             self._touched.clear()
             await self._forward()
@@ -204,6 +210,9 @@ class Link:
                 ended.cancel()
                 touched.cancel()
             await self._read_log()
+            if time.monotonic() < asked_at + self._dead_s:
+                continue
+            asked_at = time.monotonic()
             if process.running and not await self._is_alive() and process.running:
                 await process.stop(grace_s=0)
                 reason = f"the {self._engine.name} process (pid {process.pid}) did not answer, and was ended"

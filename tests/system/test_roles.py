@@ -9,7 +9,7 @@ import pytest
 from examples.simulated import EngineKind, Role
 from tests.system.clients import ask
 from tests.system.conftest import MakeGateway, StartEngine
-from tests.system.gateway import Gateway, service_of
+from tests.system.gateway import Gateway, replica_of, service_of
 
 CHAT = {"model": "tiny", "messages": [{"role": "user", "content": "x"}], "max_tokens": 2}
 
@@ -124,3 +124,46 @@ async def test_an_encode_worker_is_registered_as_such_and_answers_nobody(
     assert await chat(gateway) == 200
     assert (await gateway.cli("drain", "chat", "e1"))[0] == 0
     assert await chat(gateway) == 200
+
+
+PIXEL = (
+    "data:image/png;base64,"
+    "iVBORw0KGgoAAAANSUhEUgAAAAEAAAABCAYAAAAfFcSJAAAADUlEQVR42mNk+M9QDwADhgGAWjR9awAAAABJRU5ErkJggg=="
+)
+
+
+async def look(gateway: Gateway) -> tuple[int, str]:
+    """A chat about an image; status and text of the answer."""
+    content = [{"type": "text", "text": "x"}, {"type": "image_url", "image_url": {"url": PIXEL}}]
+    body = {"model": "llava-1.5", "messages": [{"role": "user", "content": content}], "max_tokens": 3}
+    async with gateway.client() as client, client.post(f"{gateway.url()}/v1/chat/completions", json=body) as answer:
+        return answer.status, await answer.text()
+
+
+async def test_an_image_goes_to_the_encode_worker_and_the_prefill_engine_is_told_where_that_is(
+    gateway: Gateway, engine: StartEngine
+) -> None:
+    """TokenSpeed says itself that it encodes; SMG sends it the image, and the prefill engine there for the result."""
+    kind = EngineKind.TOKENSPEED_GRPC
+    sees = {"model": "llava-1.5", "vision": True}
+    encoder = await engine(gateway.socket("e1"), kind, role=Role.ENCODE, bootstrap_port=9005, **sees)
+    prefill = await engine(gateway.socket("p1"), kind, role=Role.PREFILL, **sees)
+    await engine(gateway.socket("d1"), kind, role=Role.DECODE, **sees)
+    status = await gateway.until_states(dict.fromkeys(("d1", "e1", "p1"), "serving"), within_s=30)
+    assert replica_of(status, "e1")["worker_type"] == "encode"
+    status_code, text = await look(gateway)
+    assert status_code == 200, text
+    asked = [request.body for request in encoder.ledger.requests]
+    told = [request.body["encode_bootstrap_info"]["items"] for request in prefill.ledger.requests]
+    assert len(asked) == len(told) == 1
+    ((item,),) = told
+    assert (item["bootstrap_host"], item["bootstrap_port"]) == ("127.0.0.1", 9005)
+    assert asked[0]["items"] == [{"bootstrap_room": item["bootstrap_room"]}]
+    # Without it the prefill engine is sent the image itself. SMG 1.13 keeps its connections to one that has left.
+    code, _, err = await gateway.cli("drain", "chat", "e1", "--timeout", "1")
+    assert code == 1
+    assert "connections in flight" in err
+    status_code, text = await look(gateway)
+    assert status_code == 200, text
+    assert "encode_bootstrap_info" not in prefill.ledger.requests[-1].body
+    assert len(encoder.ledger.requests) == 1

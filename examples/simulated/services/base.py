@@ -53,6 +53,11 @@ class EngineService:
         return self.messages.DESCRIPTOR.services_by_name[self.service]
 
     @property
+    def further(self) -> tuple[Any, Mapping[str, Rpc]] | None:
+        """Another service that the engine has, by its descriptor; then it is the one that reflection shows."""
+        return None
+
+    @property
     def rpcs(self) -> Mapping[str, Rpc]:
         """What is answered, by method name; the service's other methods are UNIMPLEMENTED."""
         return {
@@ -175,7 +180,7 @@ class EngineService:
 
     async def get_tokenizer(self, request: Any, context: Any) -> AsyncIterator[Message]:
         """The tokenizer's archive in pieces; the last one carries its SHA-256."""
-        data, sha256 = tokenizer.bundle()
+        data, sha256 = tokenizer.bundle(vision=self.core.spec.vision)
         for start in range(0, len(data), CHUNK_BYTES):
             last = start + CHUNK_BYTES >= len(data)
             yield common_pb2.GetTokenizerChunk(data=data[start : start + CHUNK_BYTES], sha256=sha256 if last else "")

@@ -2,14 +2,17 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from typing import Any
 
 from google.protobuf.message import Message
 from google.protobuf.timestamp_pb2 import Timestamp
-from smg_grpc_proto.generated import tokenspeed_scheduler_pb2
+from smg_grpc_proto.generated import tokenspeed_encoder_pb2, tokenspeed_scheduler_pb2
 
+from examples.simulated.ledger import RecordedRequest
+from examples.simulated.options import Role
 from examples.simulated.pages import answer, sglang_server_args
-from examples.simulated.services.base import CONTEXT_LENGTH, model_facts
+from examples.simulated.services.base import CONTEXT_LENGTH, Rpc, model_facts
 from examples.simulated.services.sglang import SglangService, server_args_struct
 
 
@@ -20,9 +23,22 @@ class TokenSpeedService(SglangService):
     service = "TokenSpeedScheduler"
     rendezvous_field = "kv_bootstrap_info"
 
+    @property
+    def further(self) -> tuple[Any, Mapping[str, Rpc]] | None:
+        """An encode worker answers the scheduler's info calls, and shows only the encoder."""
+        if self.core.spec.role is not Role.ENCODE:
+            return None
+        return tokenspeed_encoder_pb2.DESCRIPTOR.services_by_name["TokenSpeedEncoder"], {"Encode": self.encode}
+
+    async def encode(self, request: Any, context: Any) -> Message:
+        """Takes an image; nothing is transferred."""
+        with self.core.ledger.inference(RecordedRequest("TokenSpeedEncoder/Encode", request)):
+            message: Message = tokenspeed_encoder_pb2.EncodeResponse(accepted=True)
+        return message
+
     async def model_info(self, request: Any, context: Any) -> Message:
         message: Message = tokenspeed_scheduler_pb2.GetModelInfoResponse(
-            tokenizer_path=self.core.spec.model, weight_version="default", **model_facts(self.core)
+            tokenizer_path=self.core.spec.model, weight_version="default", **model_facts(self.core) | self._sight()
         )
         return message
 
@@ -36,3 +52,15 @@ class TokenSpeedService(SglangService):
             max_total_num_tokens=CONTEXT_LENGTH,
         )
         return message
+
+    def _sight(self) -> dict[str, Any]:
+        if not self.core.spec.vision:
+            return {}
+        return {
+            "model_type": "llava",
+            "architectures": ["LlavaForConditionalGeneration"],
+            "supports_vision": True,
+            "supports_multimodal": True,
+            "model_dtype": "float32",
+            "multimodal_encoder_dtype": "float32",
+        }
