@@ -11,6 +11,7 @@ from gateway_sidecar.control.tenure_book import TenureBook
 from gateway_sidecar.control.waiting_room import WaitingRoom
 from gateway_sidecar.domain.model import Registered, WorkerStatus
 from gateway_sidecar.domain.planning import Missing, missing_role
+from gateway_sidecar.telemetry.logs import get_logger
 
 
 class RoomKeeper:
@@ -57,6 +58,12 @@ class RoomKeeper:
         up_for_s = time.monotonic() - self._router_up_at
         if router.up and min(room.refused_for_s, up_for_s) > self._slots.settings.router.api_timeout_s:
             router.report_unresponsive()  # What it still says on old connections is no use to anybody.
+        if book.is_silent:
+            # If it hangs, what it is sent now is lost with it. If it is only slow, a moment's wait does no harm.
+            if room.is_open:
+                get_logger(service=router.service).warning("router.silent")
+                room.close(Missing.ROUTER)
+            return
         if room.is_doubting or not book.listed or (self._is_catching_up and not self._is_complete()):
             return
         self._is_catching_up = False

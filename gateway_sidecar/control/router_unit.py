@@ -21,6 +21,7 @@ class RouterUnit:
 
     on_worker: called with the URL of a worker whose entry changed.
     on_listed: called with this unit after each whole list, and with True for the first of a process.
+    on_silence: called when an answer of the router is overdue.
     """
 
     def __init__(
@@ -32,6 +33,7 @@ class RouterUnit:
         api_timeout_s: float,
         on_worker: Callable[[str], None],
         on_listed: Callable[[RouterUnit, bool], None],
+        on_silence: Callable[[], None],
     ) -> None:
         self.router = router
         self._metrics = metrics
@@ -42,6 +44,7 @@ class RouterUnit:
             api_timeout_s=api_timeout_s,
             on_change=on_worker,
             on_listed=lambda first: on_listed(self, first),
+            on_silence=on_silence,
         )
         router.on_change.append(self.book.hurry)
         self._task: asyncio.Task[None] | None = None

@@ -405,6 +405,8 @@ class Service:
     def _on_listed(self, unit: RouterUnit, first: bool) -> None:
         if first:
             self._reconsider()
+        elif not self.room.is_open:
+            self.room_keeper.tend()  # It answers again, or has somebody again.
         for step in plan_strays(unit.book.workers, self._known_urls(), complete=self.follower.has_looked):
             if not unit.book.view(step.url).busy:
                 self._logger.warning("worker.stray", worker_url=step.url, worker_id=step.worker_id)
@@ -428,6 +430,7 @@ class Service:
             api_timeout_s=self.settings.router.api_timeout_s,
             on_worker=self._on_worker,
             on_listed=self._on_listed,
+            on_silence=lambda: self.room_keeper.tend(),
         )
 
     def _staying_urls(self) -> list[str]:

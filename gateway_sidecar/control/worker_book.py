@@ -26,6 +26,7 @@ _LEAST_POLL_S = 0.005
 _PATIENCE_S = 1.0
 _SETTLES_S = 0.1
 _AT_ONCE = 32
+_OVERDUE_S = 1.0
 _LATE_S = 15.0
 """A registration that SMG accepted cannot be taken back: its worker may appear that much later."""
 
@@ -52,7 +53,7 @@ class _Failure:
 
 class WorkerBook:
     """The workers of one router process. `on_change` is called with each URL whose entry changed, `on_listed` after
-    each whole list, with True for the first of a router process."""
+    each whole list, with True for the first of a router process, `on_silence` when an answer is overdue."""
 
     def __init__(
         self,
@@ -63,6 +64,7 @@ class WorkerBook:
         api_timeout_s: float,
         on_change: Callable[[str], None],
         on_listed: Callable[[bool], None],
+        on_silence: Callable[[], None],
     ) -> None:
         self._router = router
         self._metrics = metrics
@@ -70,6 +72,8 @@ class WorkerBook:
         self._mute_s = api_timeout_s
         self._on_change = on_change
         self._on_listed = on_listed
+        self._on_silence = on_silence
+        self._silent_since: float | None = None
         self._logger = get_logger(service=router.service)
         self._epoch = -1
         self._listed = False
@@ -93,6 +97,15 @@ class WorkerBook:
     def listed(self) -> bool:
         """Whether the router's list of workers is known."""
         return self._listed and self._epoch == self._router.epoch and self._router.up
+
+    @property
+    def is_silent(self) -> bool:
+        """Whether an answer is overdue, so that the router may hang: long before that is certain."""
+        return self._silent_since is not None and time.monotonic() - self._silent_since >= self._overdue_s
+
+    @property
+    def _overdue_s(self) -> float:
+        return min(_OVERDUE_S, self._mute_s / 2)
 
     def view(self, url: str | None) -> WorkerView:
         """One worker for the planner."""
@@ -143,16 +156,21 @@ class WorkerBook:
             self.beat = time.monotonic()
             if not self._router.up or self._epoch != self._router.epoch:
                 self._lose()
+                self._silent_since = None
                 if not self._router.up:
                     last_answer = time.monotonic()
                     await self._pause(0.1)
                     continue
                 self._epoch = self._router.epoch
             began = time.monotonic()
+            overdue = asyncio.get_running_loop().call_later(self._overdue_s, self._on_silence)
             try:
                 await self._observe()
                 last_answer = time.monotonic()
+                self._silent_since = None
             except RouterError as error:
+                if not isinstance(error, RouterUnavailable):
+                    self._silent_since = None
                 self._metrics.router_errors.labels(self._router.service).inc()
                 self._logger.warning("router.not_answering", reason=str(error))
                 if time.monotonic() - last_answer > self._mute_s:
@@ -160,6 +178,8 @@ class WorkerBook:
                     last_answer = time.monotonic()
                 await asyncio.sleep(0.2)
                 continue
+            finally:
+                overdue.cancel()
             took = time.monotonic() - began
             await self._pause(self._next_gap_s(took))
 
@@ -216,9 +236,11 @@ class WorkerBook:
         assert client is not None
         pending = self._pending()
         asked_at = time.monotonic()
+        if self._silent_since is None:
+            self._silent_since = asked_at
         if self._listed and 0 < len(pending) <= _FEW and self._hurry_only():
             for url in pending:
-                asked_at = self.beat = time.monotonic()
+                asked_at = self.beat = self._silent_since = time.monotonic()
                 found = await client.find(self.workers[url].worker_id) if url in self.workers else None
                 if epoch == self._router.epoch:
                     self._learn(url, found, asked_at)
@@ -233,7 +255,7 @@ class WorkerBook:
                 self._learn(url, None, asked_at)
             elif asked_at - submission.since > _PATIENCE_S:
                 # A worker that is being added may be missing from the list: ask for it by name.
-                self.beat = time.monotonic()
+                self.beat = self._silent_since = time.monotonic()
                 self._learn(url, await client.find(submission.worker_id), asked_at)
         for url, worker in listed.items():
             self._learn(url, worker, asked_at)

@@ -205,6 +205,33 @@ async def test_router_that_runs_and_refuses_is_waited_for_within_the_bounds(
     assert gateway.events("router.refusing")
 
 
+@pytest.mark.parametrize("wakes", [True, False])
+async def test_router_that_hangs_gets_nothing_more_long_before_it_is_given_up(
+    make_gateway: MakeGateway, engine: StartEngine, *, wakes: bool
+) -> None:
+    """After a second of silence requests wait: for its successor, or for itself if it was only slow."""
+    gateway = make_gateway()
+    gateway.settings["services"][0]["router"] = {"api_timeout_s": 6}
+    await gateway.start()
+    await engine(gateway.socket("r1"))
+    before = router_pid(await gateway.until_states({"r1": "serving"}))
+    os.kill(before, signal.SIGSTOP)
+    gate = gateway.directory / "run" / "gates" / "chat"
+    async with asyncio.timeout(8):
+        while not gate.exists():
+            await asyncio.sleep(0.01)
+    assert service_of(await gateway.status())["router"]["state"] == "up", "it may be slow, and is not given up yet"
+    async with aiohttp.ClientSession() as session:
+        asked = [asyncio.create_task(post(session, gateway)) for _ in range(5)]
+        await gateway.until(lambda s: service_of(s)["waiting"] == 5)
+        if wakes:
+            os.kill(before, signal.SIGCONT)
+        assert Counter(code for code, _ in await asyncio.gather(*asked)) == {200: 5}
+    after = await gateway.until(partial(is_back, restarts=0 if wakes else 1, wanted={"r1": "serving"}))
+    assert (router_pid(after) == before) is wakes
+    assert len(gateway.events("router.silent")) == 1
+
+
 async def test_retry_in_flight_sends_again_what_was_not_answered(
     make_gateway: MakeGateway, engine: StartEngine
 ) -> None:

@@ -29,6 +29,8 @@ class PlayedRouter:
 
     def __init__(self) -> None:
         self.status: WorkerStatus | None = None
+        self.answers = asyncio.Event()
+        self.answers.set()
 
     async def register(self, _spec: WorkerSpec) -> str:
         self.status = WorkerStatus.PENDING
@@ -38,6 +40,7 @@ class PlayedRouter:
         self.status = WorkerStatus.DRAINING
 
     async def list_workers(self) -> dict[str, Registered]:
+        await self.answers.wait()
         return {} if self.status is None else {URL: self._row(self.status)}
 
     async def find(self, _worker_id: str) -> Registered | None:
@@ -50,16 +53,17 @@ class PlayedRouter:
 class RunningBook:
     """The book of the played router, observing it."""
 
-    def __init__(self, router: PlayedRouter) -> None:
+    def __init__(self, router: PlayedRouter, *, api_timeout_s: float = 5.0) -> None:
         process = SimpleNamespace(service="chat", epoch=1, up=True, client=router)
         self._news = asyncio.Event()
         self.book = WorkerBook(
             cast("RouterProcess", cast("Any", process)),
             Metrics(),
             rescan_interval_s=0.01,
-            api_timeout_s=5.0,
+            api_timeout_s=api_timeout_s,
             on_change=lambda _url: self._news.set(),
             on_listed=lambda _first: self._news.set(),
+            on_silence=self._news.set,
         )
 
     async def __aenter__(self) -> RunningBook:
@@ -99,3 +103,17 @@ async def test_worker_that_was_ready_does_not_come_late() -> None:
         await running.until(lambda: getattr(running.book.workers.get(URL), "status", None) is WorkerStatus.READY)
         await running.do(Deregister("w1", URL, Why.SOCKET_GONE))
         assert running.book.late_until(URL) == 0
+
+
+async def test_silence_is_told_before_it_is_certain_that_a_router_hangs() -> None:
+    """Half of its time-out is enough to let requests wait; an answer ends that."""
+    router = PlayedRouter()
+    async with RunningBook(router, api_timeout_s=0.4) as running:
+        await running.until(lambda: running.book.listed)
+        assert not running.book.is_silent
+        router.answers.clear()
+        began = time.monotonic()
+        await running.until(lambda: running.book.is_silent)
+        assert time.monotonic() - began >= 0.2
+        router.answers.set()
+        await running.until(lambda: not running.book.is_silent)
