@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import asyncio
-import fcntl
 import math
 import os
 import signal
@@ -33,10 +32,11 @@ from gateway_sidecar.control.service import Service
 from gateway_sidecar.control.told_keeper import ToldKeeper
 from gateway_sidecar.domain.leases import NoFreePort, PortLeases
 from gateway_sidecar.engines.probe import EngineProbe
-from gateway_sidecar.errors import ConfigError, ProcessError, StateError
+from gateway_sidecar.errors import ConfigError, ProcessError
 from gateway_sidecar.routers.base import RouterPorts
 from gateway_sidecar.routers.smg import Smg
 from gateway_sidecar.sources.build import source_of
+from gateway_sidecar.supervision.lock import DirectoryLock
 from gateway_sidecar.supervision.logfile import ChildLog
 from gateway_sidecar.supervision.privileges import CAP_NET_ADMIN, keep_to_ourselves
 from gateway_sidecar.telemetry.metrics import Metrics
@@ -204,34 +204,14 @@ def _peer_keeper(settings: Settings, places: SmallPlaces, destinations: Destinat
     return PeerKeeper(claims, partial(PeerNginx, places), partial(peers_left_running, places), places.log, metrics)
 
 
-def take_lock(run_dir: Path) -> int:
-    """Keeps every other daemon out of `run_dir` for as long as the returned descriptor is open.
-
-    Raises StateError if another one is there, or the directory cannot be used.
-    """
-    try:
-        run_dir.mkdir(parents=True, exist_ok=True)
-        lock = os.open(run_dir / "lock", os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, 0o600)
-    except OSError as error:
-        raise StateError(f"run_dir: cannot use {run_dir}: {error.strerror}") from error
-    try:
-        fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
-    except BlockingIOError:
-        pid = os.pread(lock, 32, 0).decode("ascii", "replace").strip()
-        os.close(lock)
-        raise StateError(f"another gateway-sidecar (pid {pid}) runs with run_dir {run_dir}; stop it first") from None
-    os.ftruncate(lock, 0)
-    os.pwrite(lock, f"{os.getpid()}\n".encode(), 0)
-    return lock
-
-
 async def run_daemon(config_path: Path, settings: Settings) -> bool:
     """Runs the daemon until a signal or a command ends it; whether it was a command.
 
     SIGTERM leaves nginx and the routers running for the next daemon; SIGINT (Ctrl-C) takes them down as well. SIGHUP
     reads the configuration again.
     """
-    lock = take_lock(settings.run_dir)
+    lock = DirectoryLock(settings.run_dir)
+    lock.take()
     keep_to_ourselves(CAP_NET_ADMIN)
     daemon = build_daemon(config_path, settings)
     loop = asyncio.get_running_loop()
@@ -255,6 +235,7 @@ async def run_daemon(config_path: Path, settings: Settings) -> bool:
     async def serve(started: Daemon) -> Callable[[], Awaitable[None]]:
         admin = await serve_admin(started, settings.run_dir / "admin.sock")
         hold = await serve_hold(started, settings.run_dir / "hold.sock")
+        started.run_dir.others |= {"lock": lock.mend, "admin.sock": admin.mend, "hold.sock": hold.mend}
         listen = settings.metrics.listen
         remote = AdminListener(started, settings.admin) if settings.admin else None
         if remote is not None:
@@ -262,8 +243,8 @@ async def run_daemon(config_path: Path, settings: Settings) -> bool:
         exposition = await serve_metrics(started, listen.host, listen.port) if listen else None
 
         async def close() -> None:
-            await admin.cleanup()
-            await hold.cleanup()
+            await admin.close()
+            await hold.close()
             if remote is not None:
                 await remote.close()
             if exposition is not None:
@@ -274,5 +255,5 @@ async def run_daemon(config_path: Path, settings: Settings) -> bool:
     try:
         await daemon.run(serve)
     finally:
-        os.close(lock)
+        lock.release()
     return daemon.ended_by_command

@@ -24,6 +24,7 @@ from gateway_sidecar.admin.replicas import (
     unknown_replica,
 )
 from gateway_sidecar.admin.signals_view import signals_view
+from gateway_sidecar.admin.unix_door import UnixDoor
 from gateway_sidecar.control.daemon import DEFAULT_STOP_S, Daemon
 from gateway_sidecar.domain.model import ReplicaId
 from gateway_sidecar.errors import ConfigError, RouterUnavailable
@@ -38,14 +39,11 @@ def admin_app(daemon: Daemon) -> web.Application:
     return app
 
 
-async def serve_admin(daemon: Daemon, path: Path) -> web.AppRunner:
-    """Listens on `path` (mode 0660); the caller cleans the runner up."""
-    runner = web.AppRunner(admin_app(daemon), access_log=None, shutdown_timeout=0.5)
-    await runner.setup()
-    path.unlink(missing_ok=True)
-    await web.UnixSite(runner, str(path)).start()
-    path.chmod(0o660)
-    return runner
+async def serve_admin(daemon: Daemon, path: Path) -> UnixDoor:
+    """Listens on `path`; the caller closes it."""
+    door = UnixDoor(web.AppRunner(admin_app(daemon), access_log=None, shutdown_timeout=0.5), path)
+    await door.open()
+    return door
 
 
 @web.middleware

@@ -10,6 +10,7 @@ from pathlib import Path
 
 from aiohttp import web
 
+from gateway_sidecar.admin.unix_door import UnixDoor
 from gateway_sidecar.control.daemon import Daemon
 from gateway_sidecar.control.service import Service
 from gateway_sidecar.control.waiting_room import Answer, History, Verdict
@@ -19,17 +20,15 @@ _DAEMON = web.AppKey("daemon", Daemon)
 _STATUS = {Verdict.FULL: 503, Verdict.TOO_LONG: 503, Verdict.LOST: 502}
 
 
-async def serve_hold(daemon: Daemon, path: Path) -> web.AppRunner:
-    """Listens on `path`; the caller cleans the runner up. A client that leaves stops waiting."""
+async def serve_hold(daemon: Daemon, path: Path) -> UnixDoor:
+    """Listens on `path`; the caller closes it. A client that leaves stops waiting."""
     app = web.Application()
     app[_DAEMON] = daemon
     app.router.add_route("*", "/{path:.*}", _hold)
     runner = web.AppRunner(app, access_log=None, shutdown_timeout=0.5, handler_cancellation=True)
-    await runner.setup()
-    path.unlink(missing_ok=True)
-    await web.UnixSite(runner, str(path), backlog=4096).start()
-    path.chmod(0o660)
-    return runner
+    door = UnixDoor(runner, path, backlog=4096)
+    await door.open()
+    return door
 
 
 async def _hold(request: web.Request) -> web.Response:

@@ -172,6 +172,10 @@ class Nginx:
         """From now on they go to the router again."""
         (self.gates / service).unlink(missing_ok=True)
 
+    def is_closed(self, service: str) -> bool:
+        """Whether the service's new requests go to the waiting room."""
+        return (self.gates / service).exists()
+
     def point(self, service: str, slot: str) -> None:
         """From now on the service's new requests go to the router in this slot."""
         switch = self.gates / (service + SUCCESSOR)
@@ -191,6 +195,10 @@ class Nginx:
             if link.stem.isdigit() and link.is_symlink():
                 found[int(link.stem)] = engine_behind(link.readlink())
         return found
+
+    def linked_ports(self) -> set[int]:
+        """The ports that have a link."""
+        return {int(link.stem) for link in self.links.glob("*.sock") if link.stem.isdigit()}
 
     def linked_at(self, port: int) -> int:
         """When the port's link was made, in nanoseconds of the file system's clock."""
@@ -272,6 +280,17 @@ class Nginx:
         left = [_split(listen) for listen in self._served - listens]
         self._served = listens
         await _until_free(left)
+        return True
+
+    def mend_files(self, services: Sequence[ServiceAddress]) -> bool:
+        """Writes the configuration again that nginx runs with, should it be gone; whether it was.
+
+        nginx is not told: nothing is new to it. Raises BridgeError, OSError.
+        """
+        if self._config_path.exists():
+            return False
+        self._write_lua()
+        self._write_config(self._config_path, self._config(services).text())
         return True
 
     async def is_mute(self, patience_s: float) -> bool:

@@ -29,6 +29,7 @@ from gateway_sidecar.control.key_keeper import KeyKeeper
 from gateway_sidecar.control.peer_keeper import PeerKeeper
 from gateway_sidecar.control.record_keeper import Record, RecordKeeper
 from gateway_sidecar.control.router_process import RouterProcess
+from gateway_sidecar.control.run_dir_keeper import RunDirKeeper
 from gateway_sidecar.control.service import Service
 from gateway_sidecar.control.signals import Signals
 from gateway_sidecar.control.takedown import take_down
@@ -120,6 +121,7 @@ class Daemon:
         self._running: dict[str, _Running] = {}
         self._departing = DepartingRouters(self.note_change)
         self.keeper = BridgeKeeper(nginx, self._addresses, metrics, self.note_change)
+        self.run_dir = RunDirKeeper(self.keeper, lambda: self.services, problems, interval_s=settings.rescan_interval_s)
         self.doors = FrontDoors(
             nginx.doors,
             self._frontends,
@@ -196,6 +198,7 @@ class Daemon:
                 self.keeper.run,
                 self.told.run,
                 self.doors.run,
+                self.run_dir.run,
                 self.peers.run,
                 self._destinations.run,
                 self.keys.run,
@@ -544,6 +547,7 @@ class Daemon:
         """How long ago the loop that is most behind made progress."""
         beats = [
             self.keeper.beat,
+            self.run_dir.beat,
             self.peers.beat,
             self.keys.beat,
             self._destinations.beat,

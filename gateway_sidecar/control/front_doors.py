@@ -186,7 +186,8 @@ class FrontDoors:
             seen.tls, seen.pair, seen.expires_at = None, (), None
             return
         signature = await asyncio.to_thread(_signature, tls.certificate, tls.key)
-        if seen.tls != tls or seen.pair != signature or self._is_due(seen, CERTIFICATE):
+        is_there = await asyncio.to_thread(place.exists)
+        if seen.tls != tls or seen.pair != signature or not is_there or self._is_due(seen, CERTIFICATE):
             seen.tls, seen.pair, seen.looked_at = tls, signature, time.monotonic()
             try:
                 pair = await asyncio.to_thread(read_certificate, tls.certificate, tls.key, self._now())

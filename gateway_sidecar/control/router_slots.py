@@ -112,6 +112,13 @@ class RouterSlots:
                 self._reserved[slot] = self._choose_ports(slot)
         self._point(self.service, self.active.router.slot)
 
+    def mend(self, pointed: str) -> bool:
+        """Leads the service address to the router in service again, should it be led elsewhere; whether it was."""
+        if pointed == self.active.router.slot:
+            return False
+        self._point(self.service, self.active.router.slot)
+        return True
+
     def _reserve_what_is_used(self) -> None:
         """A slot keeps the ports of the router that was in it last: nginx knows those."""
         self._reserved |= {unit.router.slot: p for unit in self.units if (p := unit.router.ports) is not None}

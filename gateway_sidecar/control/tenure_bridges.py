@@ -7,7 +7,7 @@ told in the tenure's `problem`, and tried again.
 from __future__ import annotations
 
 import time
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Container, Iterable
 from pathlib import Path
 from typing import Protocol
 
@@ -143,6 +143,14 @@ class TenureBridges:
             self._trouble(tenure, f"cannot remove the bridge's link: {error}")
             return
         tenure.linked = False
+
+    def mend(self, linked: Container[int]) -> bool:
+        """Makes the links again that are not among those there are; whether that was needed. Raises OSError."""
+        removed = [t for t in self._tenures() if t.linked and t.port is not None and t.port not in linked]
+        for tenure in removed:
+            assert tenure.port is not None
+            self._links.link(tenure.port, tenure.leads_to or tenure.sighting.socket)
+        return bool(removed)
 
     def give_back(self, tenure: Tenure, late_until: float) -> None:
         """Nobody holds a connection to the occupant any more.

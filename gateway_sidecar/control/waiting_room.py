@@ -89,6 +89,8 @@ class Gates(Protocol):
 
     def open_gate(self, service: str) -> None: ...
 
+    def is_closed(self, service: str) -> bool: ...
+
 
 class WaitingRoom:
     """One service's waiting room. Its gate is closed while the service cannot answer; `missing` says what it lacks.
@@ -159,6 +161,13 @@ class WaitingRoom:
             # The gate first: who is let go on must not come back.
             self._switch(self._gates.open_gate)
             self._change(None)
+
+    def mend(self) -> bool:
+        """Switches the gate again if somebody else did; whether that was needed."""
+        if not self._is_switched or self._gates.is_closed(self._service) is not self.is_open:
+            return False
+        self._switch(self._gates.open_gate if self.is_open else self._gates.close_gate)
+        return True
 
     async def wait(self, so_far: History) -> Answer:
         """Returns when the request may go on, or why it may not."""

@@ -95,6 +95,31 @@ async def test_requests_wait_for_the_router_and_then_succeed(make_gateway: MakeG
     assert here.ledger.received == 51, "each was sent once"
 
 
+async def test_requests_go_on_waiting_while_the_waiting_rooms_socket_is_gone(
+    make_gateway: MakeGateway, engine: StartEngine
+) -> None:
+    """Those that wait stay, and after a moment others can come."""
+    gateway = make_gateway()
+    use_own_router_script(gateway)
+    await gateway.start()
+    await engine(gateway.socket("r1"))
+    status = await gateway.until_states({"r1": "serving"})
+    broken_router(gateway)
+    os.kill(router_pid(status), signal.SIGKILL)
+    await gateway.until(lambda s: service_of(s)["router"]["pid"] is None)
+    async with aiohttp.ClientSession() as session:
+        waiting = [asyncio.create_task(post(session, gateway)) for _ in range(3)]
+        await gateway.until(lambda s: service_of(s)["waiting"] == 3)
+        (gateway.directory / "run" / "hold.sock").unlink()
+        async with asyncio.timeout(10):
+            while not (gateway.directory / "run" / "hold.sock").exists():
+                await asyncio.sleep(0.01)
+        waiting += [asyncio.create_task(post(session, gateway)) for _ in range(2)]
+        await gateway.until(lambda s: service_of(s)["waiting"] == 5)
+        mend_router(gateway)
+        assert Counter(code for code, _ in await asyncio.gather(*waiting)) == {200: 5}
+
+
 async def test_waiting_is_bounded_in_number_and_time(make_gateway: MakeGateway, engine: StartEngine) -> None:
     """Limits reached: 503 with Retry-After and an OpenAI-style error body."""
     gateway = make_gateway()

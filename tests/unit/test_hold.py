@@ -39,6 +39,9 @@ class Gates:
     def open_gate(self, service: str) -> None:
         self.closed = False
 
+    def is_closed(self, service: str) -> bool:
+        return self.closed
+
 
 def room(gates: Gates, accepting: asyncio.Event, timeout_s: float = 30.0) -> WaitingRoom:
     async def accepts() -> bool:

@@ -1,0 +1,57 @@
+"""One daemon for each `run_dir`."""
+
+from __future__ import annotations
+
+import fcntl
+import os
+from pathlib import Path
+
+from gateway_sidecar.errors import StateError
+
+
+class DirectoryLock:
+    """Keeps every other daemon out of a directory, from `take` to `release`."""
+
+    def __init__(self, directory: Path) -> None:
+        self._directory = directory
+        self._path = directory / "lock"
+        self._fd: int | None = None
+
+    def take(self) -> None:
+        """Raises StateError if another daemon is there, or the directory cannot be used."""
+        try:
+            self._directory.mkdir(parents=True, exist_ok=True)
+            fd = os.open(self._path, os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, 0o600)
+        except OSError as error:
+            raise StateError(f"run_dir: cannot use {self._directory}: {error.strerror}") from error
+        try:
+            fcntl.flock(fd, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except BlockingIOError:
+            pid = os.pread(fd, 32, 0).decode("ascii", "replace").strip()
+            os.close(fd)
+            raise StateError(
+                f"another gateway-sidecar (pid {pid}) runs with run_dir {self._directory}; stop it first"
+            ) from None
+        os.ftruncate(fd, 0)
+        os.pwrite(fd, f"{os.getpid()}\n".encode(), 0)
+        self.release()
+        self._fd = fd
+
+    async def mend(self) -> bool:
+        """Takes it anew if somebody removed its file; whether that was needed. Raises StateError."""
+        assert self._fd is not None
+        try:
+            there = self._path.stat()
+        except FileNotFoundError:
+            there = None
+        held = os.fstat(self._fd)
+        if there is not None and (there.st_dev, there.st_ino) == (held.st_dev, held.st_ino):
+            return False
+        self.take()
+        return True
+
+    def release(self) -> None:
+        """Lets others in."""
+        if self._fd is not None:
+            os.close(self._fd)
+            self._fd = None
