@@ -245,8 +245,8 @@ class Nginx:
             self.process = None
             raise
 
-    async def adopt(self, identity: Identity, services: Sequence[ServiceAddress]) -> bool:
-        """Takes over the nginx of an earlier daemon; False if it is gone, its orphans stopped then."""
+    async def adopt(self, identity: Identity) -> bool:
+        """Takes over the nginx of an earlier daemon, as it is; False if it is gone, its orphans stopped then."""
         self.prepare()
         self._program = await find_nginx(self._settings.command)
         process = Process.adopt(identity)
@@ -260,7 +260,6 @@ class Nginx:
         spare = self._settings.run_dir / TEMP
         self._temp = spare if f'"{spare}/' in text else self._settings.state_dir / TEMP
         self.events = EventAddress.in_config(text)
-        await self.apply(services)
         return True
 
     async def apply(self, services: Sequence[ServiceAddress]) -> bool:
@@ -382,6 +381,7 @@ class Nginx:
             return False
         fresh = self._config_path.with_suffix(".new")
         self._write_config(fresh, text)
+        await self._make_log_directory()
         assert self._program is not None
         code, output = await _run(self._program.path, "-t", "-q", "-p", str(self._directory), "-c", str(fresh))
         # nginx -t binds nothing that a running nginx holds, so it tells syntax and files only.
@@ -407,6 +407,12 @@ class Nginx:
             await self._state_thread.run(
                 lambda: (self._temp / BODIES).mkdir(mode=0o700, parents=True, exist_ok=True), patience_s=_PATIENCE_S
             )
+
+    async def _make_log_directory(self) -> None:
+        """nginx refuses a configuration whose log it cannot open, and somebody may have removed its directory."""
+        directory = (self.log.file or self.log.path).parent
+        with contextlib.suppress(OSError):
+            await self._state_thread.run(lambda: directory.mkdir(parents=True, exist_ok=True), patience_s=_PATIENCE_S)
 
     def _addresses(self, services: Sequence[ServiceAddress]) -> list[tuple[str, int]]:
         bridges = range(self._settings.first_port, self._settings.last_port + 1)

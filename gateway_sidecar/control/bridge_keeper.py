@@ -63,14 +63,16 @@ class BridgeKeeper:
     async def begin(self, candidates: Sequence[Identity]) -> None:
         """Adopts the nginx of an earlier daemon, the first of the candidates that lives, or starts one.
 
-        Raises BridgeError.
+        One that cannot be given the addresses as they are now serves those that it has; this is tried again. Raises
+        BridgeError if there is none and none can be started.
         """
         for earlier in candidates:
-            if await self.nginx.adopt(earlier, self._addresses()):
+            if await self.nginx.adopt(earlier):
                 self._logger.info("bridge.adopted", pid=earlier.pid)
-                break
-        else:
-            await self._start()
+                self._went(up=True)
+                await self.apply()
+                return
+        await self._start()
         self._went(up=True)
 
     async def run(self) -> None:

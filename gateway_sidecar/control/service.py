@@ -415,8 +415,9 @@ class Service:
     def _known_urls(self) -> frozenset[str]:
         known = set(self._tenures.urls)
         for tenure in self._tenures:
-            if tenure.facts is None and not self._watcher.is_proven_ill(tenure):
+            if tenure.facts is None and tenure.leaving is None and not self._watcher.is_proven_ill(tenure):
                 # It has not said what it is: either kind of worker there may be this replica's, of an earlier daemon.
+                # One that leaves needs none, whichever it is.
                 known.update(self._tenures.urls_unsaid(tenure))
         return frozenset(known)
 

@@ -130,6 +130,8 @@ def _may_blame(request: Request, fault: Fault, faults: Sequence[Fault], engines:
             unseen = any(f.kind == "daemon away" and _overlap(request, f.began, f.ended) for f in faults)
             codes = (404, 500, 502, 503) if unseen else (404, 503)
             nobody = request.outcome == "status" and request.status in codes and "router_" not in request.detail
+            # A daemon that saw it and went has left the gate closed: nginx answers, until the next one is there.
+            nobody |= _nobody_holds(request, fault, faults, until=_felt(fault, faults))
             return request.service == fault.service and nobody and _overlap(request, fault.began, _felt(fault, faults))
         case "unlinked unseen":
             # SMG tries other engines, but no other prefill or decode engine: a pair needs the daemon for that.
@@ -157,12 +159,12 @@ def _is_lost(request: Request) -> bool:
     return request.outcome == "broken" or (request.outcome == "status" and "router_lost" in request.detail)
 
 
-def _nobody_holds(request: Request, router: Fault, faults: Sequence[Fault]) -> bool:
-    """503 is promised only while neither router nor daemon is there."""
+def _nobody_holds(request: Request, lack: Fault, faults: Sequence[Fault], until: float | None = None) -> bool:
+    """503 is promised only while neither router, or replica, nor daemon is there."""
     if request.outcome != "status" or request.status != 503 or "router_unavailable" not in request.detail:
         return False
     away = any(f.kind == "daemon away" and _overlap(request, f.began, f.ended) for f in faults)
-    return away and _overlap(request, router.began, router.ended)
+    return away and _overlap(request, lack.began, lack.ended if until is None else until)
 
 
 def _felt(fault: Fault, faults: Sequence[Fault], after_s: float = EVIDENCE_S) -> float:

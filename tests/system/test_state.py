@@ -242,3 +242,64 @@ async def test_engine_that_died_with_the_daemon_and_its_records(gateway: Gateway
     assert replica_of(after, "r2")["worker_id"] == replica_of(before, "r2")["worker_id"]
     await engine(gateway.socket("r1"))
     await gateway.until_states({"r1": "serving", "r2": "serving"})
+
+
+async def test_log_directory_removed_while_no_daemon_ran(make_gateway: MakeGateway, engine: StartEngine) -> None:
+    """nginx refuses any new configuration without it: it is made again, and the new service is served."""
+    gateway = make_gateway(services=("chat", "code"))
+    both = gateway.settings["services"]
+    gateway.settings["services"] = both[:1]
+    await gateway.start()
+    await engine(gateway.socket("r1", "code"))
+    await gateway.kill()
+    shutil.rmtree(gateway.directory / "state")
+    gateway.settings["services"] = both
+    await gateway.start()
+    await gateway.until_states({"r1": "serving"}, service="code")
+    assert "r1" in await ask(gateway, "tiny", stream=False, service="code")
+
+
+async def test_nginx_that_cannot_be_reconfigured_serves_what_it_has(
+    make_gateway: MakeGateway, engine: StartEngine
+) -> None:
+    """A daemon starts, says so, and tries again."""
+    gateway = make_gateway(services=("chat", "code"))
+    both = gateway.settings["services"]
+    gateway.settings["services"] = both[:1]
+    await gateway.start()
+    await engine(gateway.socket("r1"))
+    before = await gateway.until_states({"r1": "serving"})
+    await gateway.kill()
+    log = gateway.directory / "state" / "log"
+    log.rename(log.with_name("moved"))
+    log.write_text("in the way")
+    gateway.settings["services"] = both
+    await gateway.start(ready=False)
+    status = await gateway.until(lambda s: "refuses its configuration" in (s["bridge"]["reason"] or ""), within_s=30)
+    assert status["bridge"]["pid"] == before["bridge"]["pid"]
+    await gateway.until_states({"r1": "serving"})
+    assert "r1" in await ask(gateway, "tiny", stream=False)
+    log.unlink()
+    await engine(gateway.socket("r2", "code"))
+    await gateway.until(lambda s: not s["bridge"]["reason"], within_s=30)
+    await gateway.until_states({"r2": "serving"}, service="code", within_s=30)
+    assert "r2" in await ask(gateway, "tiny", stream=False, service="code")
+
+
+async def test_drain_of_an_engine_that_nobody_remembers(gateway: Gateway, engine: StartEngine) -> None:
+    """Nor can it say what it was: whatever worker the router has at its bridge is taken out."""
+    hung = await engine(gateway.socket("r1"))
+    await engine(gateway.socket("r2"))
+    await gateway.until_states({"r1": "serving", "r2": "serving"})
+    await gateway.kill()
+    shutil.rmtree(gateway.directory / "state")
+    hung.behave(hang=True)
+    await gateway.start()
+    await gateway.until(lambda s: set(states_of(s)) == {"r1", "r2"})
+    assert len(await gateway.workers()) == 2, "it may be busy"
+    code, out, err = await gateway.cli("drain", "chat", "r1")
+    assert (code, err) == (0, ""), out
+    await gateway.until_workers(lambda workers: len(workers) == 1)
+    hung.behave(hang=False)
+    await gateway.cli("resume", "chat", "r1")
+    await gateway.until_states({"r1": "serving", "r2": "serving"})

@@ -141,6 +141,9 @@ def test_sockets_that_are_away_excuse_only_that_nobody_is_there() -> None:
     tried = replace(OK, outcome="status", status=500, detail="error sending request")
     assert failed(tried, away) != [], "the daemon takes them out"
     assert failed(tried, away, Fault("daemon away", 9.0, 12.0)) == []
+    closed = replace(OK, outcome="status", status=503, detail="router_unavailable")
+    assert failed(closed, away) != [], "there is a daemon that lets it wait"
+    assert failed(closed, away, Fault("daemon away", 9.0, 12.0)) == []
     assert failed(LOST, away) != []
 
 

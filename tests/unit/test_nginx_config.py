@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from dataclasses import replace
 from pathlib import Path
 
@@ -61,6 +62,13 @@ def test_streams_are_left_alone() -> None:
         "proxy_next_upstream off;",
     ):
         assert line in text
+
+
+def test_connecting_is_given_up_before_the_kernel_tries_again() -> None:
+    """Linux tries again after a second, and may meet a hung router's successor that knows no worker yet."""
+    text = config()
+    (timeout_ms,) = re.findall(r"proxy_connect_timeout (\d+)ms;", text.partition("http {")[2])
+    assert int(timeout_ms) < 1000
 
 
 def test_capacity_follows_the_file_limit() -> None:
