@@ -110,7 +110,10 @@ def _may_blame(request: Request, fault: Fault, faults: Sequence[Fault], engines:
     match fault.kind:
         case "nginx killed":
             # Its orphans serve until the daemon has ended them; then nobody listens until the next one does.
-            return request.outcome in ("broken", "refused") and _overlap(request, fault.began, fault.ended)
+            # A bridge may be gone a moment before the client's own connection: the router tells of it, in the stream.
+            told = request.outcome == "wrong" and "an error in the stream" in request.detail
+            gone = told or request.outcome in ("broken", "refused")
+            return gone and _overlap(request, fault.began, fault.ended)
         case "router killed":
             in_flight = request.began <= fault.began + _NOTICE_S and request.ended >= fault.began
             if request.service == fault.service and in_flight and _is_lost(request):

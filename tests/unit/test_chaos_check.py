@@ -110,6 +110,8 @@ def test_nginx_excuses_broken_connections_and_nothing_else() -> None:
     killed = Fault("nginx killed", 9.0, 10.5)
     assert failed(BROKEN, killed) == []
     assert failed(replace(OK, outcome="refused"), killed) == []
+    assert failed(replace(OK, outcome="wrong", detail="an error in the stream: h2 protocol error"), killed) == []
+    assert failed(replace(OK, outcome="wrong", detail="its last token is missing"), killed) != []
     assert failed(LOST, killed) != []
     assert failed(BROKEN, replace(killed, ended=9.9)) != []
 
