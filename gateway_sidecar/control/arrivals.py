@@ -7,14 +7,17 @@ anything is said of the engine to a router.
 
 from __future__ import annotations
 
+import asyncio
 import itertools
 import os
 import time
 from collections.abc import Callable
 from functools import partial
+from itertools import zip_longest
 from pathlib import Path
 
 from gateway_sidecar.control.follower import SourceFollower
+from gateway_sidecar.control.pins import Pins
 from gateway_sidecar.control.replica_log import ReplicaLog
 from gateway_sidecar.control.tenure import Tenure, occupant_of, owner_of
 from gateway_sidecar.control.tenure_book import TenureBook
@@ -71,6 +74,7 @@ class Arrivals:
         self._on_change = on_change
         self._logger = get_logger(service=service)
         self._notes_thread = OwnThread(f"notes {service}")
+        self._pins: dict[str, Pins] = {}
         self._keys = itertools.count(1)
 
     async def take_in(self, listing: Listing) -> None:
@@ -79,7 +83,7 @@ class Arrivals:
             if listing.is_gone(replica, tenure.sighting.source):
                 self._miss(tenure, listing)
         self.end_yielding()
-        undescribed = []
+        undescribed, unpinned = [], []
         for sighting in listing.present.values():
             current = self._tenures.current.get(sighting.replica)
             if current is not None and current.sighting.occupant != sighting.occupant:
@@ -87,10 +91,11 @@ class Arrivals:
                 current = None
             if current is None:
                 current = self.begin(sighting, self._tenures.fresh_generation(sighting.occupant))
-            elif current.address is None:
-                self._pin(current)
+            if current.address is None:
+                unpinned.append(current)
             if not current.notes_read or not current.sighting.says_as_much_as(sighting):
                 undescribed.append((current, sighting))
+        await self._pin(unpinned)
         await self._describe(undescribed)
 
     async def describe_restored(self) -> None:
@@ -114,12 +119,16 @@ class Arrivals:
             gone=gone,
             notes_read=sighting.notes is None and not sighting.described,
         )
-        if not gone:
-            self._pin(tenure)
         self._tenures.add(tenure)
         self._queue.add(tenure.key)
         self._log.begun(tenure)
         return tenure
+
+    def _begin_after(self, tenure: Tenure) -> Tenure:
+        """The next stay behind the same socket takes over what keeps hold of it."""
+        successor = self.begin(tenure.sighting, tenure.generation + 1)
+        successor.pin, tenure.pin = tenure.pin, None
+        return successor
 
     def identified(self, tenure: Tenure, facts: EngineFacts) -> None:
         """Its engine has said what it is."""
@@ -134,7 +143,7 @@ class Arrivals:
             return
         self._logger.info("replica.replaced", replica=tenure.replica, worker_url=tenure.url)
         tenure.replaced = True
-        successor = self.begin(tenure.sighting, tenure.generation + 1)
+        successor = self._begin_after(tenure)
         successor.overrides, successor.peer = tenure.overrides, tenure.peer
         successor.notes_read, successor.notes_problem = tenure.notes_read, tenure.notes_problem
         successor.result = result
@@ -182,21 +191,29 @@ class Arrivals:
         self._tenures.leave(tenure)
         self._tenures.let_yield(tenure)
 
-    def _pin(self, tenure: Tenure) -> None:
-        if tenure.sighting.tunnel is not None:
-            return
-        try:
-            pin = os.open(tenure.sighting.socket, os.O_PATH | os.O_CLOEXEC)
-        except OSError as error:
-            tenure.problem = f"cannot open {tenure.sighting.socket}: {error.strerror}"
-            return
-        if occupant_of(os.fstat(pin)) != tenure.sighting.occupant:
-            os.close(pin)  # Replaced since the look: the next one begins a new tenure.
-            self._follower.look_soon()
-            return
-        tenure.pin = pin
-        tenure.problem = None
-        self._queue.add(tenure.key)
+    async def _pin(self, unpinned: list[Tenure]) -> None:
+        """Opens the sockets of those that have none open; where the file system hangs the next look tries again."""
+        by_source: dict[str, list[Tenure]] = {}
+        for tenure in unpinned:
+            if tenure.sighting.tunnel is None:
+                by_source.setdefault(tenure.sighting.source, []).append(tenure)
+        # Beside each other: what hangs holds up its own source alone.
+        await asyncio.gather(*(self._pin_those_of(source, tenures) for source, tenures in by_source.items()))
+
+    async def _pin_those_of(self, source: str, tenures: list[Tenure]) -> None:
+        pins = self._pins.setdefault(source, Pins(f"{self._service} {source}"))
+        opened = await pins.open(tenure.sighting.socket for tenure in tenures)
+        for tenure, pin in zip_longest(tenures, opened):
+            if not isinstance(pin, int):
+                reason = pin.strerror if pin is not None else "the file system does not answer"
+                tenure.problem = f"cannot open {tenure.sighting.socket}: {reason}"
+            elif tenure.gone or occupant_of(os.fstat(pin)) != tenure.sighting.occupant:
+                os.close(pin)  # Replaced since the look: the next one begins a new tenure.
+                self._follower.look_soon()
+            else:
+                tenure.pin = pin
+                tenure.problem = None
+                self._queue.add(tenure.key)
 
     # -- what is written beside a socket
 
@@ -237,7 +254,7 @@ class Arrivals:
             return tenure
         self._logger.info("replica.moved", replica=tenure.replica, worker_url=tenure.url, advertise=str(peer or "-"))
         tenure.replaced = tenure.moved = True
-        successor = self.begin(tenure.sighting, tenure.generation + 1)
+        successor = self._begin_after(tenure)
         successor.peer, successor.notes_read = peer, True
         successor.drain = tenure.drain
         successor.result = tenure.result
