@@ -384,6 +384,7 @@ class Daemon:
     async def _adopt_routers(self, service: Service, rows: list[Any]) -> None:
         """Takes up the router that the service address leads to; one that was leaving goes on leaving."""
         in_service = self.keeper.nginx.pointed(service.name)
+        service.slots.begin_in(in_service)  # There it is started, should it be gone: another may leave the other slot.
         for row in rows:
             try:
                 saved = records.router_from_json(row)

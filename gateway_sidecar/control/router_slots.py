@@ -187,6 +187,14 @@ class RouterSlots:
         self._logger.warning("router.outgrown", memory_mb=rss_bytes >> 20, limit_mb=limit_mb)
         self._renewing = asyncio.create_task(self._renew())
 
+    def begin_in(self, slot: str) -> None:
+        """The router in service has its place in this slot. To be said before anything is adopted or started."""
+        if self.active.router.slot != slot:
+            self.active.router.log.close()
+            self.active = self._make_unit(slot)
+            self.active.router.on_change.append(self._on_active)
+            self.units = [self.active]
+
     async def adopt_leaving(self, saved: SavedRouter) -> None:
         """Takes over a router that an earlier daemon had replaced, or had not put in place: it may finish and go."""
         unit = self._make_unit(saved.slot)

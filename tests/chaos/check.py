@@ -20,6 +20,8 @@ EVIDENCE_S = 6.0
 """An engine that ended may cost requests that were sent there before it was out: so long after it, at the most."""
 _NOTICE_S = 0.7
 """A killed router's sockets live on for a moment, and requests reach them."""
+_CATCHES_UP_S = 10.0
+"""A router that is back has everybody before its gate opens, or has had that long."""
 _ENGINE_LAG_S = 0.5
 """An engine notes a little later that its client is gone."""
 
@@ -118,12 +120,16 @@ def _may_blame(request: Request, fault: Fault, faults: Sequence[Fault], engines:
             in_flight = request.began <= fault.began + _NOTICE_S and request.ended >= fault.began
             if request.service == fault.service and in_flight and _is_lost(request):
                 return True
-            return request.service == fault.service and _nobody_holds(request, fault, faults)
+            return request.service == fault.service and _nobody_holds(
+                request, fault, faults, until=fault.ended + _CATCHES_UP_S
+            )
         case "router lost":
             # Frozen: what reaches it before the daemon gives it up is lost with it.
             if request.service == fault.service and _overlap(request, fault.began, fault.ended) and _is_lost(request):
                 return True
-            return request.service == fault.service and _nobody_holds(request, fault, faults)
+            return request.service == fault.service and _nobody_holds(
+                request, fault, faults, until=fault.ended + _CATCHES_UP_S
+            )
         case "state removed":
             # nginx has nowhere to put what does not fit into memory, until the daemon has made the place again.
             own = request.outcome == "status" and request.status == 503 and "gateway_unavailable" in request.detail

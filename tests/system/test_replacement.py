@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import json
+import os
 import signal
 import sys
 import time
@@ -16,7 +17,7 @@ import pytest
 
 from examples.simulated import EngineKind
 from gateway_sidecar.supervision.process import start_ticks
-from tests.system.clients import stream_chat
+from tests.system.clients import ask, stream_chat
 from tests.system.conftest import MakeGateway, StartEngine
 from tests.system.gateway import Gateway, Status, replica_of, service_of, states_of
 
@@ -324,3 +325,28 @@ async def test_router_of_another_program_is_replaced_or_kept(make_gateway: MakeG
     status = await gateway.until(lambda status: router_is_new(status, old=old), within_s=30)
     assert service_of(status)["router"]["reason"] == ""
     assert await stream_chat(gateway, 3)
+
+
+async def test_router_that_died_without_a_daemon_while_its_predecessor_finishes(
+    gateway: Gateway, engine: StartEngine
+) -> None:
+    """The next one is started where the service address leads, and not in the place of the one that is leaving."""
+    await engine(gateway.socket("r1"), token_interval_s=0.05)
+    await gateway.until_states({"r1": "serving"})
+    started = asyncio.Event()
+    stream = asyncio.create_task(stream_chat(gateway, 400, started))
+    await started.wait()
+    old = service_of(await gateway.status())["router"]["pid"]
+    assert (await gateway.cli("router", "restart", "chat"))[0] == 0
+    await gateway.router_key()  # It is written down.
+    dying = service_of(await gateway.status())["router"]["pid"]
+    await gateway.kill()
+    os.kill(dying, signal.SIGKILL)
+    await gateway.start()
+    status = await gateway.until_states({"r1": "serving"}, within_s=20)
+    assert service_of(status)["router"]["pid"] not in (old, dying)
+    await engine(gateway.socket("r2"), model="other")
+    await gateway.until_states({"r1": "serving", "r2": "serving"})
+    assert "r2" in await ask(gateway, "other", stream=False), "nobody tells the old one of it"
+    assert start_ticks(old) is not None, "it finishes its stream"
+    assert (await stream).split()[-1] == "399"
