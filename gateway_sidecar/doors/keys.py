@@ -5,6 +5,7 @@ SHA-256 without salt or stretching is enough for keys that nobody can guess, suc
 
 from __future__ import annotations
 
+import codecs
 import fcntl
 import hashlib
 import os
@@ -17,6 +18,7 @@ from pathlib import Path
 from gateway_sidecar.config.frontend_values import NAME
 from gateway_sidecar.config.load import FileText, read_file
 from gateway_sidecar.config.values import show
+from gateway_sidecar.doors.signature import unfinished
 from gateway_sidecar.errors import ConfigError, FrontDoorError
 
 MOST_BYTES = 64 * 1024 * 1024
@@ -33,21 +35,32 @@ Keys = Mapping[str, str]
 
 def read_keys(path: Path) -> Keys:
     """The keys of a file. Raises FrontDoorError, with a line for each mistake."""
+    return parse_keys(read_content(path), str(path))
+
+
+def read_content(path: Path) -> bytes:
+    """What the file holds, if it may be believed at all. Raises FrontDoorError."""
     try:
         file = read_file(path, MOST_BYTES)
     except ConfigError as error:
         raise FrontDoorError([line.replace(", or name another with --config", "") for line in error.problems]) from None
     if trouble := _trouble(file):
         raise FrontDoorError([f"{path}: {trouble}"])
-    keys = parse_keys(file.content, str(path))
-    if not keys and not file.content.strip():
+    if not file.content.removeprefix(codecs.BOM_UTF8).strip():
         # A file that is being written is empty for a moment, and that must lock nobody out.
         raise FrontDoorError([f"{path}: is empty; write a line that begins with # where there shall be no key"])
-    return keys
+    return file.content
+
+
+def digest_of(line: bytes) -> str | None:
+    """The SHA-256 that a line with a key has; None for any other line."""
+    match = _LINE.fullmatch(line.strip().decode("utf-8", "replace"))
+    return None if match is None else match[2].lower()
 
 
 def parse_keys(content: bytes, name: str) -> Keys:
     """The keys of a file's content. Raises FrontDoorError, with a line for each mistake that shows no key or hash."""
+    content = content.removeprefix(codecs.BOM_UTF8)
     pairs = _PAIRS.findall(content)
     if len(pairs) == sum(1 for line in content.split(b"\n") if line.strip() and not line.lstrip().startswith(b"#")):
         # All is well, most likely: found so 10,000 keys take 5 ms, which somebody who revokes one waits for.
@@ -100,18 +113,22 @@ def add_key(path: Path, name: str, key: str | None = None) -> str:
 
 
 def revoke_key(path: Path, name: str) -> None:
-    """Removes the key of this name. Raises FrontDoorError."""
+    """Removes the key of this name. Raises FrontDoorError, also where the key is removed from a file with mistakes.
+
+    What else the file holds is looked at afterwards: nobody waits for it who wants a key to end.
+    """
     with _edited(path) as text:
-        if name not in parse_keys(text.encode(), str(path)).values():
+        lines = re.compile(rf"^[ \t]*{re.escape(name)}[ \t]*:[^\n]*(?:\n|\Z)", re.MULTILINE)
+        kept = lines.sub(lambda line: "" if _LINE.fullmatch(line[0].strip()) else line[0], text)
+        if kept == text:
+            parse_keys(text.encode(), str(path))
             raise FrontDoorError([f"{path}: has no key {show(name)}; `gateway-sidecar key list` names them"])
-        kept = [line for line in text.splitlines(keepends=True) if not _is_of(line, name)]
-        _replace(path, "".join(kept) or _HEAD)
-
-
-def _is_of(line: str, name: str) -> bool:
-    text = line.strip()
-    match = _LINE.fullmatch(text) if text.startswith(name) else None
-    return match is not None and match[1] == name
+        _replace(path, kept or _HEAD)
+    try:
+        parse_keys(kept.encode(), str(path))
+    except FrontDoorError as error:
+        first = f"{path}: {show(name)} is removed, and let in all the same until these mistakes are mended:"
+        raise FrontDoorError([first, *error.problems]) from None
 
 
 def _trouble(file: FileText) -> str | None:
@@ -138,7 +155,7 @@ def _edited(path: Path) -> Iterator[str]:
 
 def _replace(path: Path, text: str) -> None:
     """Writes the file whole or not at all; its owner and mode stay."""
-    fresh = path.with_name(f".{path.name}.new")
+    fresh = unfinished(path)
     fresh.unlink(missing_ok=True)
     descriptor = os.open(fresh, os.O_WRONLY | os.O_CREAT | os.O_EXCL, 0o600)
     with os.fdopen(descriptor, "w") as file:

@@ -176,6 +176,29 @@ async def test_a_broken_file_changes_nothing_and_is_told(make_gateway: MakeGatew
     assert gateway.events("frontend.mended")
 
 
+async def test_keys_behind_links_are_followed_as_soon(make_gateway: MakeGateway, engine: StartEngine) -> None:
+    """A file that is a link into another directory, as orchestrators mount secrets, is watched where it really is."""
+    gateway = make_gateway(rescan_interval_s=60.0)
+    link = guarded(gateway)
+    file = gateway.directory / "elsewhere" / "really.keys"
+    file.parent.mkdir()
+    link.symlink_to("elsewhere/really.keys")
+    key = add_key(file, "alice")
+    await serving(gateway, engine)
+    await until_status(gateway, key, 200)
+    revoke_key(file, "alice")
+    await until_status(gateway, key, 401)
+    other = gateway.directory / "next" / "really.keys"
+    other.parent.mkdir()
+    key = add_key(other, "alice")
+    fresh = gateway.directory / "fresh"
+    fresh.symlink_to("next/really.keys")
+    fresh.replace(link)
+    await until_status(gateway, key, 200)
+    revoke_key(other, "alice")
+    await until_status(gateway, key, 401)
+
+
 async def test_a_key_is_nowhere_to_be_seen(make_gateway: MakeGateway, engine: StartEngine) -> None:
     """Not in a log, a status, a metric, a command line or any file of the daemon's."""
     gateway = make_gateway()
