@@ -22,6 +22,7 @@ from cryptography.x509.oid import NameOID
 from gateway_sidecar.doors.keys import add_key
 from tests.system.conftest import MakeGateway, StartEngine
 from tests.system.gateway import Gateway, Status
+from tests.system.test_operation import metrics_of
 
 NAME = "api.example.com"
 
@@ -92,6 +93,21 @@ async def fetch(url: str, *, method: str = "GET", **options: Any) -> tuple[int, 
         session.request(method, url, ssl=False, allow_redirects=False, **options) as response,
     ):
         return response.status, await response.text(), dict(response.headers)
+
+
+async def until_counted(gateway: Gateway, wanted: dict[str, float]) -> None:
+    """Waits until nginx's events of so many answered requests were heard, for each service its own."""
+    counted = "gateway_sidecar_requests_total"
+    async with asyncio.timeout(10):
+        while True:
+            metrics = await metrics_of(gateway)
+            found = {
+                service: metrics.get((counted, frozenset({("service", service), ("outcome", "ok")})), 0.0)
+                for service in wanted
+            }
+            if found == wanted:
+                return
+            await asyncio.sleep(0.1)
 
 
 def problem_of(status: Status, part: str) -> str:
@@ -283,8 +299,15 @@ async def test_services_share_an_address_by_name(make_gateway: MakeGateway, engi
     for host, model in (("chat.example.com", "one"), ("code.example.com", "two"), ("a.code.example.com", "two")):
         status, text, _ = await fetch(f"https://127.0.0.1:{port}/v1/models", headers={"Host": host})
         assert (status, json.loads(text)["data"][0]["id"]) == (200, model)
-    status, text, _ = await fetch(f"https://127.0.0.1:{port}/v1/models", headers={"Host": "evil.example"})
-    assert (status, json.loads(text)["error"]["code"]) == (421, "unknown_host")
+    for scheme, wanted in (("https", (421, "unknown_host")), ("http", (400, "https_required"))):
+        status, text, _ = await fetch(f"{scheme}://127.0.0.1:{port}/v1/models", headers={"Host": "evil.example"})
+        assert (status, json.loads(text)["error"]["code"]) == wanted
+    for host, model, times in (("chat.example.com", "one", 2), ("code.example.com", "two", 3)):
+        for _ in range(times):
+            body = {"model": model, "messages": [{"role": "user", "content": "x"}], "max_tokens": 1}
+            url = f"https://127.0.0.1:{port}/v1/chat/completions"
+            assert (await fetch(url, method="POST", json=body, headers={"Host": host}))[0] == 200
+    await until_counted(gateway, {"chat": 2.0, "code": 3.0})
 
 
 async def test_a_front_door_is_opened_and_closed_by_a_reload(make_gateway: MakeGateway, engine: StartEngine) -> None:
@@ -374,3 +397,5 @@ async def test_a_large_body_is_refused(make_gateway: MakeGateway, engine: StartE
                     yield data[at : at + 100_000]
 
             assert (await fetch(url, method="POST", data=parts(), headers=kind))[0] == 413
+    said = (gateway.directory / "state" / "log" / "nginx.log").read_text()
+    assert "temporary file" not in said, "a large body is nothing to be told of"
