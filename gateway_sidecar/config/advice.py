@@ -66,9 +66,12 @@ def _door_advice(where: str, door: FrontendSettings) -> list[str]:
             warnings.append(f"{name}: clients choose what they send in a header; have a trusted proxy set it")
         if limit.path is not None and not _something_passes(limit.path, door.paths):
             warnings.append(f"{where}.limits[{number}].path: {limit.path} {_NOTHING}")
-    for path in door.auth.public_paths if door.auth is not None else ():
-        if not _something_passes(path, door.paths):
-            warnings.append(f"{where}.auth.public_paths: {path} {_NOTHING}")
+    public_paths = door.auth.public_paths if door.auth is not None else ()
+    warnings += [
+        f"{where}.auth.public_paths: {path} {_NOTHING}"
+        for path in public_paths
+        if not _something_passes(path, door.paths)
+    ]
     return warnings
 
 
