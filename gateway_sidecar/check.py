@@ -272,8 +272,7 @@ def _scaling(service: ServiceSettings) -> list[Finding]:
     if hook.command is not None and not os.access(hook.command[0], os.X_OK):
         text = f"scaling.hook.command: {hook.command[0]} is not an executable file for uid {os.geteuid()}"
         return [Finding(Level.FAIL, f"{service.name}: {text}; install it, or chmod +x")]
-    told = hook.webhook or (hook.command or ("",))[0]
-    return [Finding(Level.OK, f"{words}, target {scaling.target:g}; {told} is told")]
+    return [Finding(Level.OK, f"{words}, target {scaling.target:g}; {hook.who} is told")]
 
 
 def _sockets(service: ServiceSettings) -> list[Finding]:
