@@ -21,7 +21,7 @@ from gateway_sidecar.bridges.nginx_config import Capacity
 from gateway_sidecar.config import FrontendSettings, PortRange, ServiceSettings, Settings, advise, load_overrides
 from gateway_sidecar.domain.model import PeerAddress
 from gateway_sidecar.doors.certificate import read_certificate, today
-from gateway_sidecar.doors.keys import read_keys
+from gateway_sidecar.doors.keys import expiry_of, read_keys
 from gateway_sidecar.errors import AdminError, BridgeError, ConfigError, FrontDoorError, ProcessError
 from gateway_sidecar.routers.smg import find_smg, python_of, version_of
 from gateway_sidecar.sources.build import sources_of
@@ -129,9 +129,12 @@ def _front_door(service: ServiceSettings) -> Iterator[Finding]:
     try:
         if door.auth is not None and door.auth.keys_file is not None:
             keys = read_keys(door.auth.keys_file)
+            ends = [expiry_of(owner) for owner in keys.values()]
+            expired = sum(1 for end in ends if end is not None and end <= today())
             yield Finding(
-                Level.OK if keys else Level.WARN,
-                f"{service.name}: {len(keys)} key{'s' * (len(keys) != 1)} in {door.auth.keys_file}",
+                Level.OK if len(keys) > expired else Level.WARN,
+                f"{service.name}: {len(keys)} key{'s' * (len(keys) != 1)} in {door.auth.keys_file}"
+                + (f", {expired} of them expired" if expired else ""),
             )
     except FrontDoorError as error:
         yield from (Finding(Level.FAIL, f"{service.name}: {problem}") for problem in error.problems)

@@ -1,4 +1,5 @@
-"""The file of hashed keys: one `NAME:SHA256` a line. Keys themselves are in no file: each is shown once.
+"""The file of hashed keys: one `NAME:SHA256` a line, perhaps with ` expires=DATE` after it. Keys themselves are in no
+file: each is shown once.
 
 SHA-256 without salt or stretching is enough for keys that nobody can guess, such as those made here (256 random bits).
 """
@@ -6,6 +7,7 @@ SHA-256 without salt or stretching is enough for keys that nobody can guess, suc
 from __future__ import annotations
 
 import codecs
+import datetime
 import fcntl
 import hashlib
 import os
@@ -25,12 +27,40 @@ MOST_BYTES = 64 * 1024 * 1024
 _MOST_PROBLEMS = 10
 _OTHERS = 0o007
 _GROUP_WRITES = 0o020
-_LINE = re.compile(rf"({NAME})\s*:\s*(?:sha256:)?([0-9A-Fa-f]{{64}})")
+_LINE = re.compile(rf"({NAME})\s*:\s*(?:sha256:)?([0-9A-Fa-f]{{64}})(?:\s+expires=(\S+))?")
 _PAIRS = re.compile(rf"^[ \t]*({NAME})[ \t]*:[ \t]*(?:sha256:)?([0-9A-Fa-f]{{64}})[ \t\r]*$".encode(), re.MULTILINE)
 _HEAD = "# Keys of gateway-sidecar: NAME:SHA256, one a line. Change them with `gateway-sidecar key`.\n"
 
 Keys = Mapping[str, str]
-"""SHA-256 of a key, in lower-case hex -> the key's name."""
+"""SHA-256 of a key, in lower-case hex -> the key's name; where it expires, with `:` and the seconds since 1970."""
+
+
+def name_of(owner: str) -> str:
+    """The key's name."""
+    return owner.partition(":")[0]
+
+
+def expiry_of(owner: str) -> int | None:
+    """When the key expires, in seconds since 1970; None for never."""
+    expires = owner.partition(":")[2]
+    return int(expires) if expires else None
+
+
+def described(owner: str) -> str:
+    """The name, and until when the key lets in, for people."""
+    expires = expiry_of(owner)
+    if expires is None:
+        return name_of(owner)
+    return f"{name_of(owner)}  until {datetime.datetime.fromtimestamp(expires, datetime.UTC):%Y-%m-%dT%H:%M:%SZ}"
+
+
+def parse_expiry(text: str) -> int:
+    """Seconds since 1970. A day alone is its first moment in UTC. Raises ValueError."""
+    try:
+        at = datetime.datetime.fromisoformat(text)
+    except ValueError:
+        raise ValueError(f"{show(text)} is no date; use one such as 2027-01-31 or 2027-01-31T12:00Z") from None
+    return int((at if at.tzinfo else at.replace(tzinfo=datetime.UTC)).timestamp())
 
 
 def read_keys(path: Path) -> Keys:
@@ -79,22 +109,34 @@ def parse_keys(content: bytes, name: str) -> Keys:
             problems.append(f"{name}:{number}: is not NAME:SHA256; make it with `gateway-sidecar key add NAME`")
             continue
         owner, digest = match[1], match[2].lower()
+        expires = ""
+        if match[3] is not None:
+            try:
+                expires = f":{parse_expiry(match[3])}"
+            except ValueError as error:
+                problems.append(f"{name}:{number}: expires: {error}")
+                continue
         if owner in lines:
             problems.append(f"{name}:{number}: {show(owner)} is named in line {lines[owner]} already; use another name")
         elif digest in keys:
             problems.append(
-                f"{name}:{number}: {show(owner)} has the same key as {show(keys[digest])}; remove one of them"
+                f"{name}:{number}: {show(owner)} has the same key as {show(name_of(keys[digest]))}; remove one of them"
             )
         else:
-            keys[digest], lines[owner] = owner, number
+            keys[digest], lines[owner] = f"{owner}{expires}", number
     if problems:
         further = len(problems) - _MOST_PROBLEMS
         raise FrontDoorError(problems[:_MOST_PROBLEMS] + ([f"{name}: and {further} more"] if further > 0 else []))
     return keys
 
 
-def add_key(path: Path, name: str, key: str | None = None) -> str:
+def add_key(path: Path, name: str, key: str | None = None, *, expires: str | None = None) -> str:
     """Adds a key of this name, made here unless it is given, and returns it. Raises FrontDoorError."""
+    if expires is not None:
+        try:
+            parse_expiry(expires)
+        except ValueError as error:
+            raise FrontDoorError([f"--expires: {error}"]) from None
     if not re.fullmatch(NAME, name):
         raise FrontDoorError([f"{show(name)} is not a key's name; use letters, digits and . _ -, 64 at most"])
     key = key or f"sk-{secrets.token_urlsafe(32)}"
@@ -103,12 +145,12 @@ def add_key(path: Path, name: str, key: str | None = None) -> str:
     digest = hashlib.sha256(key.encode()).hexdigest()
     with _edited(path) as text:
         keys = parse_keys(text.encode(), str(path))
-        if name in keys.values():
+        if name in map(name_of, keys.values()):
             raise FrontDoorError([f"{path}: has a key {show(name)} already; revoke it first, or use another name"])
         if digest in keys:
-            raise FrontDoorError([f"{path}: has this very key already, as {show(keys[digest])}"])
+            raise FrontDoorError([f"{path}: has this very key already, as {show(name_of(keys[digest]))}"])
         end = "" if not text or text.endswith("\n") else "\n"
-        _replace(path, f"{text or _HEAD}{end}{name}:{digest}\n")
+        _replace(path, f"{text or _HEAD}{end}{name}:{digest}{f' expires={expires}' if expires else ''}\n")
     return key
 
 

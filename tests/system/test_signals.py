@@ -237,6 +237,7 @@ async def test_from_zero_on_demand_and_back(make_gateway: MakeGateway, engine: S
     assert found["scaling"]["roles"]["regular"]["reason"].startswith("no request for ")
 
 
+@pytest.mark.timeout(240)  # The shortest window is one of 30 s: it fills and empties once.
 async def test_a_step_with_noise_and_back_to_zero(
     make_gateway: MakeGateway, engine: StartEngine, tmp_path: Path
 ) -> None:
@@ -247,13 +248,13 @@ async def test_a_step_with_noise_and_back_to_zero(
     gateway = make_gateway()
     told = tmp_path / "told"
     gateway.settings["services"][0]["scaling"] = {
-        "metric": "rps", "target": 2, "min": 0, "max": 9, "window_s": 30, "down_after_s": 5, "idle_after_s": 10,
+        "metric": "rps", "target": 2, "min": 0, "max": 9, "window_s": 30, "down_after_s": 5, "idle_after_s": 5,
         "hook": {"command": ["/bin/sh", "-c", f"cat >> {told}; echo >> {told}"]},
     }  # fmt: skip
     await gateway.start()
     await engine(gateway.socket("r1"))
     await gateway.until_states({"r1": "serving"})
-    await until_signals(gateway, lambda s: s["windows"]["30"]["covered_s"] >= 29, within_s=45)
+    await until_listening(gateway)
     sent: list[asyncio.Task[int]] = []
 
     def desired() -> list[int]:
@@ -261,7 +262,7 @@ async def test_a_step_with_noise_and_back_to_zero(
 
     async with aiohttp.ClientSession() as session:
         began, chance = time.monotonic(), random.Random(7)
-        for number in range(8 * 45):
+        for number in range(8 * 36):
             sent.append(asyncio.create_task(post(session, gateway)))
             # Each comes up to half a pause early or late: over a window the rate is the same.
             due = began + (number + 1 + chance.uniform(-0.5, 0.5)) / 8
@@ -270,15 +271,15 @@ async def test_a_step_with_noise_and_back_to_zero(
         found = await signals_of(gateway)
         assert found["windows"]["30"]["requests_per_s"] == pytest.approx(8, rel=0.05)
         assert found["scaling"]["roles"]["regular"]["desired"] == 4
-    assert desired()[-1] == 4
+    assert desired()[-1] == 4, desired()
     up = len(desired())
-    await until_signals(gateway, lambda s: s["scaling"]["roles"]["regular"]["desired"] == 0, within_s=75)
+    await until_signals(gateway, lambda s: s["scaling"]["roles"]["regular"]["desired"] == 0, within_s=90)
     async with asyncio.timeout(10):
         while desired()[-1] != 0:
             await asyncio.sleep(0.05)
     way = desired()
-    assert way[:up] == sorted(set(way[:up])), "up, without a step back"
-    assert way[up:] == sorted(set(way[up:]), reverse=True), "down, without a step up"
+    assert way[:up] == sorted(set(way[:up])), way
+    assert way[up:] == sorted(set(way[up:]), reverse=True), way
 
 
 async def test_a_hook_that_fails_is_shown_and_holds_nobody_up(make_gateway: MakeGateway, engine: StartEngine) -> None:

@@ -16,7 +16,7 @@ from cryptography.hazmat.primitives.asymmetric import rsa
 from gateway_sidecar.config import AuthSettings, FrontendSettings, TlsSettings
 from gateway_sidecar.doors.certificate import read_certificate
 from gateway_sidecar.doors.door_files import DoorFiles, PairTaken
-from gateway_sidecar.doors.keys import add_key, parse_keys, read_keys, revoke_key
+from gateway_sidecar.doors.keys import add_key, expiry_of, name_of, parse_keys, read_keys, revoke_key
 from gateway_sidecar.doors.publish import publish_keys, publish_pem, withdraw_keys
 from gateway_sidecar.doors.signature import directories
 from gateway_sidecar.errors import FrontDoorError
@@ -31,9 +31,23 @@ def test_both_spellings_comments_and_capitals() -> None:
     assert parse_keys(text.encode(), "f") == {A: "alice", B: "bob.x-1"}
 
 
+def test_a_key_may_expire() -> None:
+    """A day is its first moment in UTC; the name goes with it to where nginx looks."""
+    text = f"a:{A} expires=2027-01-31\nb : sha256:{B} \t expires=2027-01-31T13:00+01:00\r\n"
+    keys = parse_keys(text.encode(), "f")
+    assert keys == {A: "a:1801353600", B: "b:1801396800"}
+    assert [(name_of(owner), expiry_of(owner)) for owner in keys.values()] == [("a", 1801353600), ("b", 1801396800)]
+    assert expiry_of("alice") is None
+
+
 @pytest.mark.parametrize(
     ("text", "expected"),
     [
+        (f"alice:{A} expires=soon", "f:1: expires: 'soon' is no date"),
+        (f"alice:{A} expires=", "f:1: is not NAME:SHA256"),
+        (f"alice:{A} 2027-01-31", "f:1: is not NAME:SHA256"),
+        (f"alice:{A} expires=2027-01-31\nalice:{B}", "f:2: 'alice' is named in line 1 already"),
+        (f"alice:{A} expires=2027-01-31\nbob:{A}", "f:2: 'bob' has the same key as 'alice'"),
         ("alice", "f:1: is not NAME:SHA256"),
         (f"alice:{A[:-1]}", "f:1: is not NAME:SHA256"),
         (f"al ice:{A}", "f:1: is not NAME:SHA256"),
