@@ -116,6 +116,7 @@ def lacking(program: NginxProgram, door: FrontendSettings) -> Iterator[str]:
         yield f"frontend.auth.keys_file needs nginx's Lua module; {LUA_CURE}"
     for needed, setting, word in (
         (door.tls is not None, "tls", "--with-http_ssl_module"),
+        (door.tls is not None and door.tls.http2, "tls.http2", "--with-http_v2_module"),
         (door.auth is not None and door.auth.url is not None, "auth.url", "--with-http_auth_request_module"),
         (bool(door.trusted_proxies), "trusted_proxies", "--with-http_realip_module"),
     ):

@@ -334,11 +334,16 @@ def _by_address(
 
 def listen_lines(door: FrontDoor) -> str:
     """The `listen` lines of a service's public addresses, and its names."""
-    tls = " ssl" if door.settings.tls is not None else ""
     # Where there are names, the server for unknown ones has the options: nginx takes them once for each address.
     options = "" if door.settings.server_names else f" {LISTEN_OPTIONS}"
-    lines = [f"listen {endpoint}{tls}{options};" for endpoint in door.settings.listen]
+    lines = [f"listen {endpoint}{_tls_words(door)}{options};" for endpoint in door.settings.listen]
     return _indented([*lines, f"server_name {' '.join(door.settings.server_names) or '_'};"], 8)
+
+
+def _tls_words(door: FrontDoor) -> str:
+    if door.settings.tls is None:
+        return ""
+    return " ssl http2" if door.settings.tls.http2 else " ssl"
 
 
 def other_servers(doors: Sequence[FrontDoor]) -> str:
@@ -348,7 +353,7 @@ def other_servers(doors: Sequence[FrontDoor]) -> str:
         first = behind[0]
         if first.settings.server_names:
             tls = first.settings.tls is not None
-            lines = [f"listen {endpoint}{' ssl' if tls else ''} default_server {LISTEN_OPTIONS};"]
+            lines = [f"listen {endpoint}{_tls_words(first)} default_server {LISTEN_OPTIONS};"]
             text += _nobody([*lines, *(tls_lines(first.variable) if tls else ())])
     for endpoint, behind in redirect_listens(doors).items():
         text += _redirect(endpoint, behind)

@@ -14,6 +14,8 @@ from pathlib import Path
 from typing import Any
 
 import aiohttp
+import httpx
+import pytest
 from cryptography import x509
 from cryptography.hazmat.primitives import hashes, serialization
 from cryptography.hazmat.primitives.asymmetric import ec
@@ -282,6 +284,54 @@ async def test_http_leads_to_https_where_nothing_is_given_away(make_gateway: Mak
     for secret in ({"Authorization": "Bearer k"}, {"X-Api-Key": "k"}):
         assert (await fetch(f"http://127.0.0.1:{plain}/v1/models", headers={**named, **secret}))[0] == 403
     assert (await fetch(f"http://127.0.0.1:{plain}/v1/models", headers={"Host": "evil.example"}))[0] == 421
+
+
+async def test_many_streams_over_one_connection(make_gateway: MakeGateway, engine: StartEngine) -> None:
+    """HTTP/2 with `http2`: streams run beside each other, token by token; keys, limits and refusals are the same."""
+    gateway = make_gateway()
+    file = gateway.directory / "chat.keys"
+    key = add_key(file, "alice")
+    limits = [{"per": "key", "path": "/v1/completions", "concurrent": 2}]
+    port = public(gateway, auth={"keys_file": str(file)}, limits=limits, max_body_mb=1)
+    gateway.settings["services"][0]["frontend"]["tls"]["http2"] = True
+    await gateway.start()
+    await engine(gateway.socket("r1"), token_interval_s=0.05)
+    await gateway.until_states({"r1": "serving"})
+    url = f"https://127.0.0.1:{port}/v1"
+    chat: dict[str, Any] = {"model": "tiny", "messages": [{"role": "user", "content": "x"}]}
+    async with httpx.AsyncClient(http2=True, http1=False, verify=False, timeout=30) as http:
+        mine = {"Authorization": f"Bearer {key}"}
+
+        async def streamed() -> tuple[float, float, int]:
+            asked = {**chat, "max_tokens": 20, "stream": True}
+            async with http.stream("POST", f"{url}/chat/completions", json=asked, headers=mine) as answer:
+                assert answer.http_version == "HTTP/2"
+                times = [time.monotonic() async for line in answer.aiter_lines() if '"content":' in line]
+            return times[0], times[-1], len(times)
+
+        streams = await asyncio.gather(*(streamed() for _ in range(30)))
+        assert {tokens >= 20 for _, _, tokens in streams} == {True}
+        assert all(last - first > 0.5 for first, last, _ in streams), "token by token, and not in one piece"
+        assert max(first for first, _, _ in streams) < min(last for _, last, _ in streams), "beside each other"
+        at_once = [http.post(f"{url}/completions", json=chat, headers={"Authorization": "Bearer x"}) for _ in range(3)]
+        assert [answer.status_code for answer in await asyncio.gather(*at_once)] == [401] * 3
+        body = {"model": "tiny", "prompt": "x", "max_tokens": 20}
+        many = await asyncio.gather(*(http.post(f"{url}/completions", json=body, headers=mine) for _ in range(6)))
+        assert sorted(answer.status_code for answer in many).count(429) == 4
+        large = await http.post(f"{url}/completions", json={**body, "prompt": "x" * 800_000}, headers=mine)
+        assert large.status_code == 200, "a body that does not fit into memory"
+        control = await http.get(f"https://127.0.0.1:{port}/workers", headers=mine)
+        assert (control.status_code, control.json()["error"]["code"]) == (404, "unknown_url")
+        for _ in range(30):
+            health = [http.get(f"https://127.0.0.1:{port}/health", headers=mine) for _ in range(50)]
+            assert {(answer.status_code, answer.http_version) for answer in await asyncio.gather(*health)} == {
+                (200, "HTTP/2")
+            }
+    assert (await fetch(f"https://127.0.0.1:{port}/v1/models", headers=mine))[0] == 200, "and over HTTP/1.1"
+    async with aiohttp.ClientSession() as session:
+        with pytest.raises(aiohttp.WSServerHandshakeError) as refused:
+            await session.ws_connect(f"wss://127.0.0.1:{port}/v1/realtime?model=none", ssl=False, headers=mine)
+        assert refused.value.status == 404, "the router's answer to a WebSocket for a model that nobody has"
 
 
 async def test_services_share_an_address_by_name(make_gateway: MakeGateway, engine: StartEngine) -> None:
