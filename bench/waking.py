@@ -1,7 +1,7 @@
 """Figure: 1,000 requests wait for a first replica, and go on when it serves.
 
 A service without a replica. 1,000 clients send a chat each and wait; then a tiny nginx, which answers `{}`, appears as
-the first replica. Four times with `--quick` twice, each with a gateway of its own.
+the first replica. Each round has a gateway of its own.
 
 memory      Resident memory of the daemon, and of nginx's worker, with all of them waiting, less what it was before.
 answered    Answers of 200.

@@ -38,6 +38,7 @@ _OWN_ERRORS = {
     505: ("This version of HTTP is not supported here.", "unsupported_version"),
 }
 """What nginx refuses by itself, before it knows whom a request is for, or even its path."""
+_NETWORKS = (("long", "{4}"), ("short", "{1,3}(?=:)"))
 _REFUSED = "/.gateway-refused/"
 # The status is that of the error: 400 is for whoever asks for such a path.
 _REFUSE = "if ($gateway_refusal) { return 400 $gateway_refusal; }"
@@ -110,11 +111,11 @@ class FrontDoor:
     def _zones(self, number: int, limit: LimitSettings) -> str:
         name = f"{self.variable}_{number}"
         text = ""
-        counted = {"key": f"$gateway_key_{self.variable}", "ip": "$binary_remote_addr"}.get(limit.per)
+        counted = {"key": f"$gateway_key_{self.variable}", "ip": "$gateway_client"}.get(limit.per)
         if counted is None:
             header = "$http_" + limit.per.partition(":")[2].lower().replace("-", "_")
             counted = f"$gateway_sent_{name}"
-            text += _map(header, counted, [("default", f'"sent:{header}"'), ('""', '"ip:$remote_addr"')])
+            text += _map(header, counted, [("default", f'"sent:{header}"'), ('""', '"ip:$gateway_client"')])
         rows = [("default", counted)] if limit.path is None else [("default", '""'), (_below(limit.path), counted)]
         text += _map("$request_uri", f"$gateway_counted_{name}", rows)
         if limit.rps is not None:
@@ -277,6 +278,16 @@ class FrontDoor:
             _in_ms("send", auth.timeout_s),
         ]
         return f"        location = /.gateway-auth {{\n{_indented(lines, 12)}        }}\n"
+
+
+def clients() -> str:
+    """The map, in http {}, of who counts as one client by IP: of the sixth version a /64, which is one customer's own.
+
+    Where nothing but zeros follows the first groups, all of these are one.
+    """
+    rows = [("default", "$remote_addr")]
+    rows += [(f'"~^(?<gateway_{name}>(?:[0-9a-f]+:){many})"', f"$gateway_{name}::") for name, many in _NETWORKS]
+    return _map("$remote_addr", "$gateway_client", rows)
 
 
 def own_errors() -> str:

@@ -182,7 +182,7 @@ http {{
         listen unix:{self.directory}/{ALIVE};
         return 204;
     }}
-{front_door.own_errors()}{lua}{formats}{servers}{front_door.other_servers(list(doors.values()))}}}
+{front_door.clients()}{front_door.own_errors()}{lua}{formats}{servers}{front_door.other_servers(list(doors.values()))}}}
 """
 
     @property
