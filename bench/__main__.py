@@ -28,6 +28,7 @@ from bench import (
     tunnel_cost,
     tunnel_path,
     unlinked,
+    waking,
 )
 from bench.report import Row, Scale, as_json, table
 
@@ -43,6 +44,7 @@ FIGURES: Mapping[str, Callable[[Scale], Awaitable[list[Row]]]] = {
         signals,
         neighbours,
         front_door,
+        waking,
         daemon_restart,
         router_kill,
         router_kills_under_load,

@@ -45,9 +45,13 @@ class _Round:
 
 
 @asynccontextmanager
-async def upstream(directory: Path, socket: Path) -> AsyncIterator[None]:
-    """An nginx that answers everything with `{}`, and `/v1/models` as an OpenAI-compatible server does."""
+async def upstream(directory: Path, socket: Path, *, arrivals: Path | None = None) -> AsyncIterator[None]:
+    """An nginx that answers everything with `{}`, and `/v1/models` as an OpenAI-compatible server does.
+
+    arrivals: a file for a line of each request, its method and when it was there, in seconds since 1970.
+    """
     directory.mkdir()
+    access_log = "off" if arrivals is None else f"{arrivals} arrivals"
     config = directory / "nginx.conf"
     config.write_text(f"""
 daemon off;
@@ -57,7 +61,8 @@ error_log error.log;
 {"user root;" if os.geteuid() == 0 else ""}
 events {{ worker_connections 4096; }}
 http {{
-    access_log off;
+    log_format arrivals "$request_method $msec";
+    access_log {access_log};
     keepalive_requests 1000000000;
     {" ".join(f"{kind}_temp_path {directory}/{kind};" for kind in ("client_body", "proxy", "fastcgi", "uwsgi", "scgi"))}
     default_type application/json;

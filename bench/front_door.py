@@ -9,8 +9,10 @@ added latency    `GET /v1/models`, answered by the real SMG, over one kept conne
                  the rounds' differences.
 CPU per request  what nginx's worker used, by its schedstat, for the same requests as `added latency`; once with 10,000
                  keys, once with one.
-revoked          From the moment before `revoke_key` begins to the first 401, asked without a pause over a kept
-                 connection; 10,000 keys, the daemon under no other load.
+revoked          From the moment before `revoke_key` begins, in a process of its own that runs already, to the first
+                 401, asked every millisecond over a kept connection; 10,000 keys, the daemon under no other load. A
+                 third service is asked, whose only limit is used up: nginx answers by itself, 429 as long as the key is
+                 good, and how busy SMG is does not matter.
 handshake        CPU of an nginx worker for a full TLS 1.3 handshake with P-256, the certificate opened anew for each as
                  the front door has it, against one that was read at the start.
 """
@@ -23,7 +25,9 @@ import os
 import ssl
 import time
 from collections.abc import AsyncIterator
+from concurrent.futures import Executor, ProcessPoolExecutor
 from contextlib import asynccontextmanager
+from multiprocessing import get_context
 from pathlib import Path
 from typing import Any
 
@@ -46,6 +50,8 @@ _ADDED_CPU_US = 20.0
 _REVOKED_S = 0.1
 _REQUESTS = 200
 _PATH = "/v1/models"
+_BETWEEN_S = 0.001
+_SETTLE_S = 0.3
 
 
 def _fill(file: Path, keys: int) -> None:
@@ -57,7 +63,10 @@ def _fill(file: Path, keys: int) -> None:
 
 @asynccontextmanager
 async def _two_services(file: Path) -> AsyncIterator[Gateway]:
-    gateway = Gateway(services=("bare", "door"), base=BASE, log={"format": "json", "level": "info"})
+    gateway = Gateway(services=("bare", "door", "limited"), base=BASE, log={"format": "json", "level": "info"})
+    first = gateway.ports["bare"]
+    gateway.settings["router_ports"] = f"{first + 10}-{first + 21}"
+    gateway.settings["bridges"]["ports"] = f"{first + 22}-{first + 59}"
     gateway.settings["services"][1]["frontend"] = {
         "auth": {"keys_file": str(file)},
         "limits": [
@@ -65,6 +74,10 @@ async def _two_services(file: Path) -> AsyncIterator[Gateway]:
             {"per": "ip", "rps": 100_000, "burst": 1000},
         ],
         "max_body_mb": 64,
+    }
+    gateway.settings["services"][2]["frontend"] = {
+        "auth": {"keys_file": str(file)},
+        "limits": [{"per": "key", "rps": 1 / 60}],
     }
     engines = []
     try:
@@ -119,16 +132,17 @@ async def _compare(gateway: Gateway, key: str, rounds: int) -> tuple[list[list[f
     return sides[0], sides[1], cpu
 
 
-async def _revoked_s(gateway: Gateway, file: Path, name: str) -> float:
+async def _revoked_s(gateway: Gateway, file: Path, name: str, editor: Executor) -> float:
     key = add_key(file, name)
-    async with Connection("127.0.0.1", gateway.ports["door"], key=key) as connection:
+    async with Connection("127.0.0.1", gateway.ports["limited"], key=key) as connection:
         async with asyncio.timeout(10):
-            while (await connection.ask("GET", _PATH)).status != 200:
-                pass
+            while (await connection.ask("GET", _PATH)).status != 429:
+                await asyncio.sleep(_BETWEEN_S)
+            await asyncio.sleep(_SETTLE_S)  # The daemon has taken the new key in, and is done with it.
             began = time.perf_counter()
-            revoking = asyncio.create_task(asyncio.to_thread(revoke_key, file, name))
+            revoking = asyncio.get_running_loop().run_in_executor(editor, revoke_key, file, name)
             while (await connection.ask("GET", _PATH)).status != 401:
-                pass
+                await asyncio.sleep(_BETWEEN_S)
         took = time.perf_counter() - began
         await revoking
         return took
@@ -142,7 +156,10 @@ async def run(scale: Scale) -> list[Row]:
         key = add_key(file, "alice")
         async with _two_services(file) as gateway:
             floors, doors, cpu = await _compare(gateway, key, scale.pick(40, 8))
-            revoked = [await _revoked_s(gateway, file, f"gone{number}") for number in range(scale.pick(30, 8))]
+            with ProcessPoolExecutor(1, get_context("spawn")) as editor:
+                names = [f"gone{number}" for number in range(scale.pick(30, 8) + 1)]
+                # The first one starts the editor's process.
+                revoked = [await _revoked_s(gateway, file, name, editor) for name in names][1:]
             _fill(file, 0)
             alone = add_key(file, "alice")
             async with Connection("127.0.0.1", gateway.ports["door"], key=alone) as connection, asyncio.timeout(10):

@@ -22,7 +22,7 @@ from gateway_sidecar.config import FrontendSettings, PortRange, ServiceSettings,
 from gateway_sidecar.control.destinations import hosts_of, look_up
 from gateway_sidecar.domain.model import PeerAddress
 from gateway_sidecar.doors.certificate import read_certificate, today
-from gateway_sidecar.doors.keys import read_keys
+from gateway_sidecar.doors.keys import expiry_of, read_keys
 from gateway_sidecar.errors import AdminError, BridgeError, ConfigError, FrontDoorError, ProcessError
 from gateway_sidecar.routers.smg import find_smg, python_of, version_of
 from gateway_sidecar.sources.build import sources_of
@@ -117,6 +117,7 @@ def lacking(program: NginxProgram, door: FrontendSettings) -> Iterator[str]:
         yield f"frontend.auth.keys_file needs nginx's Lua module; {LUA_CURE}"
     for needed, setting, word in (
         (door.tls is not None, "tls", "--with-http_ssl_module"),
+        (door.tls is not None and door.tls.http2, "tls.http2", "--with-http_v2_module"),
         (door.auth is not None and door.auth.url is not None, "auth.url", "--with-http_auth_request_module"),
         (bool(door.trusted_proxies), "trusted_proxies", "--with-http_realip_module"),
     ):
@@ -130,9 +131,12 @@ def _front_door(service: ServiceSettings) -> Iterator[Finding]:
     try:
         if door.auth is not None and door.auth.keys_file is not None:
             keys = read_keys(door.auth.keys_file)
+            ends = [expiry_of(owner) for owner in keys.values()]
+            expired = sum(1 for end in ends if end is not None and end <= today())
             yield Finding(
-                Level.OK if keys else Level.WARN,
-                f"{service.name}: {len(keys)} key{'s' * (len(keys) != 1)} in {door.auth.keys_file}",
+                Level.OK if len(keys) > expired else Level.WARN,
+                f"{service.name}: {len(keys)} key{'s' * (len(keys) != 1)} in {door.auth.keys_file}"
+                + (f", {expired} of them expired" if expired else ""),
             )
     except FrontDoorError as error:
         yield from (Finding(Level.FAIL, f"{service.name}: {problem}") for problem in error.problems)
@@ -285,8 +289,7 @@ def _scaling(service: ServiceSettings) -> list[Finding]:
     if hook.command is not None and not os.access(hook.command[0], os.X_OK):
         text = f"scaling.hook.command: {hook.command[0]} is not an executable file for uid {os.geteuid()}"
         return [Finding(Level.FAIL, f"{service.name}: {text}; install it, or chmod +x")]
-    told = hook.webhook or (hook.command or ("",))[0]
-    return [Finding(Level.OK, f"{words}, target {scaling.target:g}; {told} is told")]
+    return [Finding(Level.OK, f"{words}, target {scaling.target:g}; {hook.who} is told")]
 
 
 def _sockets(service: ServiceSettings) -> list[Finding]:

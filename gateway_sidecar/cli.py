@@ -153,7 +153,7 @@ def _add_key_commands(parser: argparse.ArgumentParser) -> None:
     for name, run, text in (
         ("add", _key_add, "make a key, store its hash, and print it: it is shown this once"),
         ("revoke", _key_revoke, "remove a key; what it is used for now goes on, nothing new comes in"),
-        ("list", _key_list, "print the names of all keys"),
+        ("list", _key_list, "print the names of all keys, and until when they let in where that has an end"),
     ):
         action = actions.add_parser(name, help=text, description=f"{text[0].upper()}{text[1:]}.")
         action.set_defaults(command=run)
@@ -162,12 +162,14 @@ def _add_key_commands(parser: argparse.ArgumentParser) -> None:
             action.add_argument("name", metavar="NAME", help="letters, digits and . _ -, 64 at most")
         if name == "add":
             action.add_argument("--stdin", action="store_true", help="take the key from standard input, one line")
+            action.add_argument("--expires", metavar="DATE", help="let in until then: 2027-01-31 or 2027-01-31T12:00Z")
 
 
 def _key_add(arguments: argparse.Namespace) -> int:
     from gateway_sidecar.doors.keys import add_key
 
-    key = add_key(arguments.file, arguments.name, sys.stdin.readline().strip() if arguments.stdin else None)
+    given = sys.stdin.readline().strip() if arguments.stdin else None
+    key = add_key(arguments.file, arguments.name, given, expires=arguments.expires)
     if not arguments.stdin:
         print(key)
     return 0
@@ -182,10 +184,10 @@ def _key_revoke(arguments: argparse.Namespace) -> int:
 
 
 def _key_list(arguments: argparse.Namespace) -> int:
-    from gateway_sidecar.doors.keys import read_keys
+    from gateway_sidecar.doors.keys import described, read_keys
 
-    for name in sorted(read_keys(arguments.file).values()):
-        print(name)
+    for owner in sorted(read_keys(arguments.file).values()):
+        print(described(owner))
     return 0
 
 

@@ -39,9 +39,9 @@ async def _hold(request: web.Request) -> web.Response:
     asleep = None if so_far.tries else _while_asleep(request, service)
     if asleep is not None:
         return asleep
-    answer = await service.room.wait(so_far)
+    answer = await service.room.wait(so_far, only_for_router=_only_asks(request))
     if answer.verdict is Verdict.GO_ON:
-        return web.Response(headers={"X-Accel-Redirect": "@router"})
+        return _while_asleep(request, service) or web.Response(headers={"X-Accel-Redirect": "@router"})
     return _error(answer)
 
 
@@ -64,11 +64,14 @@ def read_history(connected: str, took: str) -> History:
     )
 
 
+def _only_asks(request: web.Request) -> bool:
+    """Whether it needs a router and no replica."""
+    return request.method in ("GET", "HEAD", "OPTIONS") and not request.headers.get("X-Request-Upgrade")
+
+
 def _while_asleep(request: web.Request, service: Service) -> web.Response | None:
     """The answer to a request that needs no replica, while none serves: those that only ask do not wait."""
-    if service.room.missing in (None, Missing.ROUTER) or request.headers.get("X-Request-Upgrade"):
-        return None
-    if request.method not in ("GET", "HEAD", "OPTIONS"):
+    if service.room.missing in (None, Missing.ROUTER) or not _only_asks(request):
         return None
     if request.path != "/v1/models":
         return web.Response(headers={"X-Accel-Redirect": "@router"})

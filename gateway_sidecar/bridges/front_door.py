@@ -27,6 +27,21 @@ _SEGMENTS = "(?:/[A-Za-z0-9_~:@!$&'()*+,=-][A-Za-z0-9._~:@!$&'()*+,=-]*)"
 _END = r"(?:\?|\z)"
 _METHODS = "GET, POST, DELETE, OPTIONS"
 _CIPHERS = "ECDHE+AESGCM:ECDHE+CHACHA20"
+_BAD_REQUEST = "invalid_request_error"
+_OWN_ERRORS = {
+    400: ("The request is not valid HTTP.", "bad_request"),
+    405: ("This method is not allowed here.", "method_not_allowed"),
+    414: ("The request's URL is too long.", "url_too_long"),
+    494: ("The request's headers are too large.", "headers_too_large"),
+    497: ("This address speaks HTTPS only.", "https_required"),
+    501: ("This transfer encoding is not supported.", "unsupported_encoding"),
+    505: ("This version of HTTP is not supported here.", "unsupported_version"),
+}
+"""What nginx refuses by itself, before it knows whom a request is for, or even its path."""
+_NETWORKS = (("long", "{4}"), ("short", "{1,3}(?=:)"))
+_REFUSED = "/.gateway-refused/"
+# The status is that of the error: 400 is for whoever asks for such a path.
+_REFUSE = "if ($gateway_refusal) { return 400 $gateway_refusal; }"
 _CORS_ANSWERS = ("Allow-Origin", "Allow-Methods", "Allow-Headers", "Allow-Credentials", "Expose-Headers", "Max-Age")
 
 
@@ -96,11 +111,11 @@ class FrontDoor:
     def _zones(self, number: int, limit: LimitSettings) -> str:
         name = f"{self.variable}_{number}"
         text = ""
-        counted = {"key": f"$gateway_key_{self.variable}", "ip": "$binary_remote_addr"}.get(limit.per)
+        counted = {"key": f"$gateway_key_{self.variable}", "ip": "$gateway_client"}.get(limit.per)
         if counted is None:
             header = "$http_" + limit.per.partition(":")[2].lower().replace("-", "_")
             counted = f"$gateway_sent_{name}"
-            text += _map(header, counted, [("default", f'"sent:{header}"'), ('""', '"ip:$remote_addr"')])
+            text += _map(header, counted, [("default", f'"sent:{header}"'), ('""', '"ip:$gateway_client"')])
         rows = [("default", counted)] if limit.path is None else [("default", '""'), (_below(limit.path), counted)]
         text += _map("$request_uri", f"$gateway_counted_{name}", rows)
         if limit.rps is not None:
@@ -118,7 +133,7 @@ class FrontDoor:
         if it.trusted_proxies:
             lines += [f"set_real_ip_from {network};" for network in it.trusted_proxies]
             lines += ["real_ip_header X-Forwarded-For;", "real_ip_recursive on;"]
-        lines += [f"if ($gateway_passes_{name} = 0) {{ return {_NO_PATH}; }}"]
+        lines += [_REFUSE, f"if ($gateway_passes_{name} = 0) {{ return {_NO_PATH}; }}"]
         if it.cors is not None:
             lines += [f"if ($gateway_preflight_{name}) {{ return {_PREFLIGHT}; }}"]
             lines += [f"proxy_hide_header Access-Control-{answer};" for answer in _CORS_ANSWERS]
@@ -166,7 +181,7 @@ class FrontDoor:
     def errors(self) -> list[str]:
         """Where refusals go; a location that has an `error_page` of its own must say them again."""
         it = self.settings
-        lines = [f"error_page {_NO_PATH} = @no_path;", "error_page 413 = @too_large;"]
+        lines = [f"error_page {_NO_PATH} = @no_path;", "error_page 413 = @too_large;", *_own_error_pages()]
         if it.cors is not None:
             lines.append(f"error_page {_PREFLIGHT} = @preflight;")
         if it.auth is not None and it.auth.keys_file is not None:
@@ -175,8 +190,6 @@ class FrontDoor:
             lines += ["error_page 401 = @no_key;", "error_page 403 = @forbidden;"]
         if it.limits:
             lines += [f"error_page {_TOO_MANY} = @too_many;", f"error_page {_TOO_MANY_AT_ONCE} = @too_many_at_once;"]
-        if it.tls is not None:
-            lines.append("error_page 497 = @https_only;")
         return lines
 
     def headers(self) -> list[str]:
@@ -220,10 +233,6 @@ class FrontDoor:
             ):
                 retry = f"add_header Retry-After {retry_s} always;"
                 text += self._refusal(place, 429, words, "requests", "rate_limit_exceeded", retry)
-        if it.tls is not None:
-            text += self._refusal(
-                "https_only", 400, "This address speaks HTTPS only.", "invalid_request_error", "https_required"
-            )
         if it.cors is not None:
             text += self._preflight(it.cors.max_age_s)
         return text
@@ -233,11 +242,11 @@ class FrontDoor:
         if self.settings.auth is None or self.settings.auth.url is None:
             return ""
         words = "Who may come in cannot be asked now; try again shortly."
-        _, answer = _answer(503, words, "server_error", "auth_unavailable")
+        answer = _answer(503, words, "server_error", "auth_unavailable")
         return _indented([f'if ($gateway_asked_{self.variable} ~ "^[13-9]") {{ {answer} }}'], 12)
 
     def _refusal(self, place: str, status: int, message: str, kind: str, code: str, *headers: str) -> str:
-        lines = [*(self.headers() if headers else ()), *headers, *_answer(status, message, kind, code)]
+        lines = [*(self.headers() if headers else ()), *headers, _answer(status, message, kind, code)]
         return f"        location @{place} {{\n{_indented(lines, 12)}        }}\n"
 
     def _preflight(self, max_age_s: int) -> str:
@@ -269,6 +278,35 @@ class FrontDoor:
             _in_ms("send", auth.timeout_s),
         ]
         return f"        location = /.gateway-auth {{\n{_indented(lines, 12)}        }}\n"
+
+
+def clients() -> str:
+    """The map, in http {}, of who counts as one client by IP: of the sixth version a /64, which is one customer's own.
+
+    Where nothing but zeros follows the first groups, all of these are one.
+    """
+    rows = [("default", "$remote_addr")]
+    rows += [(f'"~^(?<gateway_{name}>(?:[0-9a-f]+:){many})"', f"$gateway_{name}::") for name, many in _NETWORKS]
+    return _map("$remote_addr", "$gateway_client", rows)
+
+
+def own_errors() -> str:
+    """The map, in http {}, of what nginx says to what it refuses by itself.
+
+    By a path and not in a named location: nginx finds no named one for a request without a path that it could read.
+    """
+    rows = [(f"{_REFUSED}{status}", _error(*words)) for status, words in _OWN_ERRORS.items()]
+    return _map("$uri", "$gateway_refusal", [("default", '""'), *rows])
+
+
+def _own_error_pages() -> list[str]:
+    return [f"error_page {status} {'=431 ' if status == 494 else ''}{_REFUSED}{status};" for status in _OWN_ERRORS]
+
+
+def _nobody(lines: Iterable[str]) -> str:
+    """A server for names that nobody has."""
+    refused = _answer(421, "This server does not answer to that name.", _BAD_REQUEST, "unknown_host")
+    return f"    server {{\n{_indented([*lines, *_own_error_pages(), _REFUSE, refused], 8)}    }}\n"
 
 
 def tls_lines(variable: str) -> list[str]:
@@ -307,11 +345,16 @@ def _by_address(
 
 def listen_lines(door: FrontDoor) -> str:
     """The `listen` lines of a service's public addresses, and its names."""
-    tls = " ssl" if door.settings.tls is not None else ""
     # Where there are names, the server for unknown ones has the options: nginx takes them once for each address.
     options = "" if door.settings.server_names else f" {LISTEN_OPTIONS}"
-    lines = [f"listen {endpoint}{tls}{options};" for endpoint in door.settings.listen]
+    lines = [f"listen {endpoint}{_tls_words(door)}{options};" for endpoint in door.settings.listen]
     return _indented([*lines, f"server_name {' '.join(door.settings.server_names) or '_'};"], 8)
+
+
+def _tls_words(door: FrontDoor) -> str:
+    if door.settings.tls is None:
+        return ""
+    return " ssl http2" if door.settings.tls.http2 else " ssl"
 
 
 def other_servers(doors: Sequence[FrontDoor]) -> str:
@@ -321,10 +364,8 @@ def other_servers(doors: Sequence[FrontDoor]) -> str:
         first = behind[0]
         if first.settings.server_names:
             tls = first.settings.tls is not None
-            lines = [f"listen {endpoint}{' ssl' if tls else ''} default_server {LISTEN_OPTIONS};"]
-            lines += tls_lines(first.variable) if tls else []
-            lines += _answer(421, "This server does not answer to that name.", "invalid_request_error", "unknown_host")
-            text += f"    server {{\n{_indented(lines, 8)}    }}\n"
+            lines = [f"listen {endpoint}{_tls_words(first)} default_server {LISTEN_OPTIONS};"]
+            text += _nobody([*lines, *(tls_lines(first.variable) if tls else ())])
     for endpoint, behind in redirect_listens(doors).items():
         text += _redirect(endpoint, behind)
     return text
@@ -339,16 +380,14 @@ def _redirect(endpoint: Endpoint, behind: Sequence[FrontDoor]) -> str:
     refused = _answer(403, "Use HTTPS: this address does not take requests.", "invalid_request_error", "https_required")
     text = ""
     if names:
-        lines = [f"listen {endpoint} default_server {LISTEN_OPTIONS};"]
-        lines += _answer(421, "This server does not answer to that name.", "invalid_request_error", "unknown_host")
-        text += f"    server {{\n{_indented(lines, 8)}    }}\n"
+        text += _nobody([f"listen {endpoint} default_server {LISTEN_OPTIONS};"])
     for door in behind:
         ports = [it.port for it in door.settings.listen]
         port = "" if 443 in ports or not ports else f":{ports[0]}"
         lines = [f"listen {endpoint}{'' if names else ' ' + LISTEN_OPTIONS};"]
-        lines += [f"server_name {' '.join(door.settings.server_names) or '_'};", refused[0]]
+        lines += [f"server_name {' '.join(door.settings.server_names) or '_'};", *_own_error_pages(), _REFUSE]
         lines += ['set $gateway_asks "$request_method:$http_authorization$http_x_api_key";']
-        lines += [f'if ($gateway_asks !~ "^(GET|HEAD):\\z") {{ {refused[1]} }}']
+        lines += [f'if ($gateway_asks !~ "^(GET|HEAD):\\z") {{ {refused} }}']
         lines += [f"return 308 https://$host{port}$request_uri;"]
         text += f"    server {{\n{_indented(lines, 8)}    }}\n"
     return text
@@ -372,9 +411,13 @@ def _below(path: str) -> str:
     return f'"~^{re.escape(path)}{_SEGMENTS}*/?{_END}"'
 
 
-def _answer(status: int, message: str, kind: str, code: str) -> list[str]:
+def _answer(status: int, message: str, kind: str, code: str) -> str:
+    return f"return {status} {_error(message, code, kind)};"
+
+
+def _error(message: str, code: str, kind: str = _BAD_REQUEST) -> str:
     body = {"error": {"message": message, "type": kind, "param": None, "code": code}}
-    return ["default_type application/json;", f"return {status} {_single_quoted(json.dumps(body))};"]
+    return _single_quoted(json.dumps(body))
 
 
 def _map(source: str, target: str, rows: Iterable[tuple[str, str]]) -> str:

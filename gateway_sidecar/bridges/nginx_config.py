@@ -160,6 +160,7 @@ stream {{
         temp = "\n".join(f"    {kind}_temp_path {_quoted(self.temp / kind)};" for kind in _TEMPS)
         doors = {service.service: FrontDoor(service.service, service.frontend, self.doors) for service in self.services}
         servers = "".join(self._server(service, doors[service.service]) for service in self.services)
+        # Warnings there are of each body that does not fit into memory, with the request's line and query.
         lua = ""
         if self._needs_lua:
             lua = f"""\
@@ -170,6 +171,8 @@ stream {{
         return f"""\
 http {{
     access_log off;
+    error_log {_quoted(self.log)} error;
+    default_type application/json;
     server_tokens off;
     variables_hash_max_size 8192;
     variables_hash_bucket_size 256;
@@ -183,7 +186,7 @@ http {{
         listen unix:{self.directory}/{ALIVE};
         return 204;
     }}
-{lua}{formats}{servers}{front_door.other_servers(list(doors.values()))}}}
+{front_door.clients()}{front_door.own_errors()}{lua}{formats}{servers}{front_door.other_servers(list(doors.values()))}}}
 """
 
     @property
@@ -258,13 +261,11 @@ http {{
         }}
         location @failed {{
             internal;
-            default_type application/json;
 {headers}            add_header Retry-After 5 always;
 {door.failed()}            return 503 '{_FAILED}';
         }}
         location @unavailable {{
             internal;
-            default_type application/json;
 {headers}            add_header Retry-After 1 always;
             return 503 '{_UNAVAILABLE.replace("SERVICE", service.service)}';
         }}

@@ -3,10 +3,14 @@
 from __future__ import annotations
 
 import ipaddress
+from collections.abc import Sequence
 
 from gateway_sidecar.config.frontend import FrontendSettings
+from gateway_sidecar.config.frontend_values import ALL_PATHS, INFERENCE
 from gateway_sidecar.config.models import Settings
 from gateway_sidecar.config.values import PortRange
+
+_NOTHING = "is nothing that passes here, so this has no effect; look at its spelling, or at frontend.paths"
 
 
 def advise(settings: Settings, ephemeral: PortRange | None) -> list[str]:
@@ -60,4 +64,25 @@ def _door_advice(where: str, door: FrontendSettings) -> list[str]:
         if limit.per.startswith("header:") and not door.trusted_proxies:
             name = f"{where}.limits[{number}].per"
             warnings.append(f"{name}: clients choose what they send in a header; have a trusted proxy set it")
+        if limit.path is not None and not _something_passes(limit.path, door.paths):
+            warnings.append(f"{where}.limits[{number}].path: {limit.path} {_NOTHING}")
+    public_paths = door.auth.public_paths if door.auth is not None else ()
+    warnings += [
+        f"{where}.auth.public_paths: {path} {_NOTHING}"
+        for path in public_paths
+        if not _something_passes(path, door.paths)
+    ]
     return warnings
+
+
+def _something_passes(path: str, more: Sequence[str]) -> bool:
+    """Whether a request to this path, or to one below it, can pass; `more` is what passes beside inference."""
+    if more == (ALL_PATHS,):
+        return True
+    wanted = path.split("/")
+    known = [(known.split("/"), False) for known in INFERENCE] + [(known.split("/"), True) for known in more]
+    return any(
+        all(theirs in (ours, "*") for theirs, ours in zip(parts, wanted, strict=False))
+        and (has_below or len(wanted) <= len(parts))
+        for parts, has_below in known
+    )

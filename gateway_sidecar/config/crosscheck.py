@@ -128,6 +128,8 @@ class _Door:
     def addresses(self) -> list[tuple[str, _Said[Endpoint]]]:
         """Every public address, with what is spoken there."""
         spoken = "https" if self.has_tls else "http"
+        if _at(self.said, ("tls", "http2")) is True:
+            spoken = "https with http2"
         return [(spoken, it) for it in self.listen] + [("redirect", it) for it in self.redirect]
 
     def own_addresses(self, earlier: list[_Door]) -> list[_Said[Endpoint]]:

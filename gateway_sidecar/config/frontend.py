@@ -77,6 +77,11 @@ class TlsSettings(Part):
     warn_days: float = Field(
         default=14.0, ge=0, le=365, description="`status` and the log warn so many days before the certificate expires."
     )
+    http2: bool = Field(
+        default=False,
+        description="Whether clients may use HTTP/2: many streams over one connection, where browsers open no more than"
+        " six. WebSockets go on to use HTTP/1.1. The same for all services at one address.",
+    )
     hsts_days: int = Field(
         default=0,
         ge=0,

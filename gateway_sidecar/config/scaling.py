@@ -5,6 +5,7 @@ from __future__ import annotations
 import re
 from collections.abc import Iterator
 from typing import Annotated, Any, Literal
+from urllib.parse import urlsplit
 
 from pydantic import AfterValidator, Field, field_validator
 
@@ -38,10 +39,19 @@ class HookSettings(Part):
     )
     webhook: UrlValue | None = Field(
         default=None,
-        description="Address that the recommendation is sent to as JSON, with POST; any 2xx is taken as received.",
+        description="Address that the recommendation is sent to as JSON, with POST; any 2xx is taken as received,"
+        " and a redirection is not followed. Only its host is shown in logs and status.",
         examples=["http://127.0.0.1:8080/scale"],
     )
     timeout_s: float = number(10.0, 0.1, 600, "The command is ended, or the request given up, after this time.")
+
+    @property
+    def who(self) -> str:
+        """Who is told, fit for logs: of an address only the host, since the rest of it is often a secret."""
+        if self.command is not None:
+            return self.command[0]
+        parts = urlsplit(self.webhook or "")
+        return f"{parts.scheme}://{parts.netloc.rpartition('@')[2]}"
 
     @field_validator("command")
     @classmethod

@@ -7,44 +7,44 @@ is not told of any of it, and goes on with what is there while no daemon runs.
 from __future__ import annotations
 
 import asyncio
-import os
 import time
 from collections.abc import Callable, Iterable, Mapping
 from contextlib import suppress
 from dataclasses import dataclass, field
+from functools import partial
 from pathlib import Path
 
 from asyncinotify import Inotify, Mask
 
 from gateway_sidecar.bridges.front_door import DoorPlaces
 from gateway_sidecar.config import FrontendSettings, TlsSettings
-from gateway_sidecar.doors.certificate import read_certificate, today
-from gateway_sidecar.doors.keys import Keys, read_keys
-from gateway_sidecar.doors.publish import publish_keys, publish_pem, withdraw_keys
+from gateway_sidecar.doors.certificate import today
+from gateway_sidecar.doors.door_files import CERTIFICATE, KEYS, DoorFiles, KeysTaken, PairTaken
+from gateway_sidecar.doors.publish import withdraw_keys
+from gateway_sidecar.doors.signature import is_unfinished
 from gateway_sidecar.errors import FrontDoorError
+from gateway_sidecar.supervision.own_thread import OwnThread
 from gateway_sidecar.telemetry.logs import get_logger
 from gateway_sidecar.telemetry.metrics import Metrics
 
-CERTIFICATE, EXPIRY, KEYS = "certificate", "expiry", "keys"
+EXPIRY, NAMES, HANGS = "expiry", "names", "disk"
 _CHANGES = Mask.CLOSE_WRITE | Mask.MOVED_TO | Mask.MOVED_FROM | Mask.CREATE | Mask.DELETE | Mask.ATTRIB | Mask.ONLYDIR
 _DAY_S = 86400.0
 _AGAIN_S = 60.0
-
-Signature = tuple[tuple[int, ...] | None, ...]
+_PATIENCE_S = 2.0
 
 
 @dataclass(slots=True)
 class _Seen:
-    """What was last made of one service's files."""
+    """One service's files, the thread that looks at them, and what was last made of them."""
 
-    keys: Signature = ()
-    keys_file: Path | None = None
-    links: Keys | None = None
-    links_at: int | None = None
-    pair: Signature = ()
+    files: DoorFiles
+    thread: OwnThread
+    has_keys: bool = False
     tls: TlsSettings | None = None
     expires_at: float | None = None
-    looked_at: float = 0.0
+    directories: frozenset[Path] = frozenset()
+    looked_at: dict[str, float] = field(default_factory=dict)
     problems: dict[str, str] = field(default_factory=dict)
 
 
@@ -98,31 +98,43 @@ class FrontDoors:
             if not self._has_looked:
                 # What an earlier daemon left for a service that is no more.
                 self._has_looked = True
-                self._seen = {service: _Seen() for service in await asyncio.to_thread(self._places.services)}
+                self._seen = {it: self._fresh(it) for it in await asyncio.to_thread(self._places.services)}
             if withdraw:
                 for service in self._seen.keys() - wanted.keys() - served.keys():
                     await asyncio.to_thread(self._withdraw, service)
-                    del self._seen[service]
-            for service, settings in wanted.items():
-                seen = self._seen.setdefault(service, _Seen())
-                told = served.get(service, settings)
-                await self._look_at_keys(service, settings, seen, withdraw=withdraw and told.auth == settings.auth)
-                await self._look_at_certificate(service, settings, seen, withdraw=withdraw and told.tls == settings.tls)
+                    self._seen.pop(service).thread.end()
+            async with asyncio.TaskGroup() as looks:
+                for service, settings in wanted.items():
+                    if (seen := self._seen.get(service)) is None:
+                        seen = self._seen[service] = self._fresh(service)
+                    told = served.get(service, settings)
+                    if withdraw and told.auth == settings.auth:
+                        await self._let_go_of_keys(service, settings, seen)
+                    if withdraw and told.tls == settings.tls:
+                        self._let_go_of_certificate(service, settings, seen)
+                    if any(_files([settings])):
+                        looks.create_task(self._look_at(service, settings, seen))
+                    else:
+                        seen.directories = frozenset()
 
     async def run(self) -> None:
         """Runs until cancelled: looks when inotify hints, and every few seconds whatever it says."""
         while True:
-            directories = {path.parent for path in _files(self._wanted().values())}
+            await self.look()
+            directories = self._directories()
             hints = asyncio.create_task(self._take_hints(directories))
             try:
-                while directories == {path.parent for path in _files(self._wanted().values())}:
-                    await self.look()
+                while directories == self._directories():
                     with suppress(TimeoutError):
                         async with asyncio.timeout(self._rescan_interval_s):
                             await self._look_now.wait()
+                    await self.look()
             finally:
                 hints.cancel()
                 await asyncio.gather(hints, return_exceptions=True)
+
+    def _directories(self) -> frozenset[Path]:
+        return frozenset().union(*(seen.directories for seen in self._seen.values()))
 
     def withdraw(self) -> None:
         """Takes every key and certificate away: nginx has ended. Blocks."""
@@ -136,72 +148,101 @@ class FrontDoors:
                 for directory in directories:
                     with suppress(OSError):  # Not there: the rescan says so.
                         inotify.add_watch(directory, _CHANGES)
+                self._look_now.set()  # What changed before the watch was there.
                 while True:
-                    await inotify.get()
-                    self._look_now.set()
+                    event = await inotify.get()
+                    if event.name is None or not is_unfinished(event.name.name):
+                        self._look_now.set()
         except OSError as error:
             self._logger.warning("source.hints_failed", reason=str(error))
 
-    async def _look_at_keys(self, service: str, settings: FrontendSettings, seen: _Seen, *, withdraw: bool) -> None:
-        file = settings.auth.keys_file if settings.auth else None
+    def _fresh(self, service: str) -> _Seen:
+        files = DoorFiles(self._places.keys(service), self._places.pem(service))
+        return _Seen(files, OwnThread(f"front door {service}"))
+
+    async def _let_go_of_keys(self, service: str, settings: FrontendSettings, seen: _Seen) -> None:
+        if settings.auth is not None and settings.auth.keys_file is not None:
+            return
         directory = self._places.keys(service)
-        if file is None:
-            if not withdraw:
-                return
-            if seen.keys_file is not None or directory.exists():
-                await asyncio.to_thread(withdraw_keys, directory)
-                self._settle(service, seen, KEYS)
-                self._metrics.frontend_keys.remove_by_labels({"service": service})
-            seen.keys_file, seen.keys, seen.links = None, (), None
+        if seen.has_keys or directory.exists():
+            await asyncio.to_thread(withdraw_keys, directory)
+            seen.files.forget_keys()
+            seen.has_keys = False
+            self._settle(service, seen, KEYS)
+            self._metrics.frontend_keys.remove_by_labels({"service": service})
+
+    def _let_go_of_certificate(self, service: str, settings: FrontendSettings, seen: _Seen) -> None:
+        if settings.tls is not None:
             return
-        signature = await asyncio.to_thread(_signature, file)
-        is_ours = seen.links is not None and seen.links_at == await asyncio.to_thread(_changed_at, directory)
-        if seen.keys_file == file and seen.keys == signature and is_ours and not self._is_due(seen, KEYS):
+        place = self._places.pem(service)
+        if seen.tls is not None or place.exists():
+            place.unlink(missing_ok=True)
+            seen.files.forget_pair()
+            for part in (CERTIFICATE, EXPIRY, NAMES):
+                self._settle(service, seen, part)
+            self._metrics.frontend_expiry.remove_by_labels({"service": service})
+        seen.tls = seen.expires_at = None
+
+    async def _look_at(self, service: str, settings: FrontendSettings, seen: _Seen) -> None:
+        """One piece of work in one thread: whoever revokes a key on a busy machine waits for each further one."""
+        if seen.thread.hangs:
             return
-        seen.keys_file, seen.keys, seen.looked_at = file, signature, time.monotonic()
+        again = {part for part in (KEYS, CERTIFICATE) if self._is_due(seen, part)}
+        look = partial(seen.files.look, settings, self._now(), again=again)
         try:
-            keys = await asyncio.to_thread(read_keys, file)
-            added, removed = await asyncio.to_thread(publish_keys, directory, keys, seen.links if is_ours else None)
-            seen.links, seen.links_at = keys, await asyncio.to_thread(_changed_at, directory)
-        except (FrontDoorError, OSError) as error:
-            self._refuse(service, seen, KEYS, error)
+            found = await seen.thread.run(look, patience_s=_PATIENCE_S)
+        except TimeoutError:
+            paths = ", ".join(str(path) for path in _files([settings]))
+            error = FrontDoorError([f"{paths}: not read within {_PATIENCE_S:g} s; look at the disk"])
+            self._refuse(service, seen, HANGS, error)
+            return
+        if HANGS in seen.problems:
+            self._settle(service, seen, HANGS)
+        seen.directories = found.directories
+        self._take_keys(service, seen, found.keys)
+        if settings.tls is not None:
+            self._take_certificate(service, settings.tls, seen, found.pair)
+
+    def _take_keys(self, service: str, seen: _Seen, keys: KeysTaken | FrontDoorError | OSError | None) -> None:
+        if keys is None:
+            return
+        seen.has_keys, seen.looked_at[KEYS] = True, time.monotonic()
+        if not isinstance(keys, KeysTaken):
+            self._refuse(service, seen, KEYS, keys)
             return
         self._settle(service, seen, KEYS)
-        self._metrics.frontend_keys.labels(service).set(len(keys))
-        if added or removed:
-            self._logger.info("frontend.keys_taken_in", service=service, keys=len(keys), added=added, removed=removed)
+        self._metrics.frontend_keys.labels(service).set(keys.keys)
+        if keys.added or keys.removed:
+            self._logger.info(
+                "frontend.keys_taken_in", service=service, keys=keys.keys, added=keys.added, removed=keys.removed
+            )
 
-    async def _look_at_certificate(
-        self, service: str, settings: FrontendSettings, seen: _Seen, *, withdraw: bool
+    def _take_certificate(
+        self, service: str, tls: TlsSettings, seen: _Seen, pair: PairTaken | FrontDoorError | OSError | None
     ) -> None:
-        tls, place = settings.tls, self._places.pem(service)
-        if tls is None:
-            if not withdraw:
-                return
-            if seen.tls is not None or place.exists():
-                place.unlink(missing_ok=True)
-                self._settle(service, seen, CERTIFICATE)
-                self._settle(service, seen, EXPIRY)
-                self._metrics.frontend_expiry.remove_by_labels({"service": service})
-            seen.tls, seen.pair, seen.expires_at = None, (), None
-            return
-        signature = await asyncio.to_thread(_signature, tls.certificate, tls.key)
-        is_there = await asyncio.to_thread(place.exists)
-        if seen.tls != tls or seen.pair != signature or not is_there or self._is_due(seen, CERTIFICATE):
-            seen.tls, seen.pair, seen.looked_at = tls, signature, time.monotonic()
-            try:
-                pair = await asyncio.to_thread(read_certificate, tls.certificate, tls.key, self._now())
-                is_new = await asyncio.to_thread(publish_pem, place, pair.pem)
-            except (FrontDoorError, OSError) as error:
-                self._refuse(service, seen, CERTIFICATE, error)
-            else:
-                self._settle(service, seen, CERTIFICATE)
-                seen.expires_at = pair.expires_at
-                self._metrics.frontend_expiry.labels(service).set(pair.expires_at)
-                if is_new:
-                    days = round((pair.expires_at - self._now()) / _DAY_S, 1)
-                    self._logger.info("frontend.certificate_taken_in", service=service, expires_in_days=days)
+        seen.tls = tls
+        if pair is not None:
+            seen.looked_at[CERTIFICATE] = time.monotonic()
+        if isinstance(pair, PairTaken):
+            self._settle(service, seen, CERTIFICATE)
+            self._look_at_names(service, tls, seen, pair)
+            seen.expires_at = pair.expires_at
+            self._metrics.frontend_expiry.labels(service).set(pair.expires_at)
+            if pair.is_new:
+                days = round((pair.expires_at - self._now()) / _DAY_S, 1)
+                self._logger.info("frontend.certificate_taken_in", service=service, expires_in_days=days)
+        elif pair is not None:
+            self._refuse(service, seen, CERTIFICATE, pair)
         self._look_at_expiry(service, tls, seen)
+
+    def _look_at_names(self, service: str, tls: TlsSettings, seen: _Seen, pair: PairTaken) -> None:
+        if not pair.wrong_for:
+            self._settle(service, seen, NAMES)
+            return
+        text = f"{tls.certificate} is not for {', '.join(pair.wrong_for)}; put the one for that name there"
+        if seen.problems.get(NAMES) != text:
+            self._logger.warning("frontend.certificate_wrong_name", service=service, reason=text)
+        self._problem(service, seen, NAMES, text)
 
     def _look_at_expiry(self, service: str, tls: TlsSettings, seen: _Seen) -> None:
         if seen.expires_at is None:
@@ -218,7 +259,7 @@ class FrontDoors:
 
     def _is_due(self, seen: _Seen, part: str) -> bool:
         """What failed may succeed without a change of its file: a disk that was full, a clock that was wrong."""
-        return part in seen.problems and time.monotonic() - seen.looked_at > _AGAIN_S
+        return part in seen.problems and time.monotonic() - seen.looked_at.get(part, 0.0) > _AGAIN_S
 
     def _refuse(self, service: str, seen: _Seen, part: str, error: FrontDoorError | OSError) -> None:
         text = f"{error}; what was there before stays in force"
@@ -247,22 +288,3 @@ def _files(frontends: Iterable[FrontendSettings]) -> Iterable[Path]:
         if settings.tls is not None:
             yield settings.tls.certificate
             yield settings.tls.key
-
-
-def _signature(*paths: Path) -> Signature:
-    """What a file's change changes; None for one that cannot be looked at."""
-    return tuple(_stat(path) for path in paths)
-
-
-def _changed_at(directory: Path) -> int | None:
-    """When a name in it was last added or removed; None if it is not there."""
-    found = _stat(directory)
-    return None if found is None else found[3]
-
-
-def _stat(path: Path) -> tuple[int, ...] | None:
-    try:
-        it = os.stat(path)  # noqa: PTH116 - every two seconds, for ever
-    except OSError:
-        return None
-    return it.st_dev, it.st_ino, it.st_size, it.st_mtime_ns, it.st_ctime_ns

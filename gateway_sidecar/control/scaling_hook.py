@@ -132,7 +132,7 @@ async def call(settings: HookSettings, notice: Notice) -> None:
             if settings.command is not None:
                 await _run_command(settings.command, notice, body)
             elif settings.webhook is not None:
-                await _post(settings.webhook, body)
+                await _post(settings.webhook, settings.who, body)
     except TimeoutError:
         raise HookFailedError(f"no end within {settings.timeout_s:g} s") from None
 
@@ -200,14 +200,17 @@ class _Complaints:
             del self._said[:-4096]
 
 
-async def _post(url: str, body: bytes) -> None:
+async def _post(url: str, who: str, body: bytes) -> None:
     try:
         async with (
             aiohttp.ClientSession(trust_env=False) as session,
-            session.post(url, data=body, headers={"Content-Type": "application/json"}) as response,
+            session.post(
+                url, data=body, headers={"Content-Type": "application/json"}, allow_redirects=False
+            ) as response,
         ):
             status = response.status
     except aiohttp.ClientError as error:
-        raise HookFailedError(f"{url}: {str(error) or type(error).__name__}") from error
+        reason = type(error).__name__ if url in str(error) else str(error) or type(error).__name__
+        raise HookFailedError(f"{who}: {reason}") from None
     if not 200 <= status < 300:
-        raise HookFailedError(f"{url} answered {status}")
+        raise HookFailedError(f"{who} answered {status}")

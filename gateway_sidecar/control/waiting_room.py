@@ -169,10 +169,13 @@ class WaitingRoom:
         self._switch(self._gates.open_gate if self.is_open else self._gates.close_gate)
         return True
 
-    async def wait(self, so_far: History) -> Answer:
-        """Returns when the request may go on, or why it may not."""
+    async def wait(self, so_far: History, *, only_for_router: bool = False) -> Answer:
+        """Returns when the request may go on, or why it may not.
+
+        only_for_router: it needs no replica, and waits for none.
+        """
         missing = self.missing or Missing.ROUTER
-        answer = await self._wait(so_far)
+        answer = await self._wait(so_far, only_for_router=only_for_router)
         self._metrics.waited_requests.labels(self._service, missing.value, answer.verdict.value).inc()
         return answer
 
@@ -180,7 +183,7 @@ class WaitingRoom:
         """Ends what goes on in the background."""
         await cancelled(self._doubt)
 
-    async def _wait(self, so_far: History) -> Answer:
+    async def _wait(self, so_far: History, *, only_for_router: bool) -> Answer:
         if so_far.accepted and not self.settings.retry_in_flight:
             # A dying router's sockets live on for a moment. A client that tries again at once shall not meet them.
             await asyncio.sleep(2 * _MOMENT_S)
@@ -193,12 +196,12 @@ class WaitingRoom:
             self._begin_to_doubt(_MOMENT_S * _SLOWER**so_far.let_go)
         self.waiting += 1
         try:
-            return await self._until_open(time.monotonic() - so_far.waited_s)
+            return await self._until_open(time.monotonic() - so_far.waited_s, only_for_router=only_for_router)
         finally:
             self.waiting -= 1
 
-    async def _until_open(self, came: float) -> Answer:
-        while not self.is_open:
+    async def _until_open(self, came: float, *, only_for_router: bool) -> Answer:
+        while self.missing is Missing.ROUTER or (self.missing is not None and not only_for_router):
             patience_s = self._patience_s()
             try:
                 async with asyncio.timeout(came + patience_s - time.monotonic()):

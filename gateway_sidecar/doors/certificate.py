@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import time
+from collections.abc import Collection
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -17,7 +18,12 @@ class Certificate:
 
     def covers(self, name: str) -> bool:
         """Whether it is for this host name; `*.` stands for one label, as browsers have it."""
-        return name.lower() in self.names or f"*.{name.lower().partition('.')[2]}" in self.names
+        return covers(self.names, name)
+
+
+def covers(names: Collection[str], name: str) -> bool:
+    """Whether a certificate with these names is for this host name."""
+    return name.lower() in names or f"*.{name.lower().partition('.')[2]}" in names
 
 
 def today() -> float:
@@ -30,3 +36,10 @@ def read_certificate(certificate: Path, key: Path, now: float) -> Certificate:
     from gateway_sidecar.doors import pair  # Not before it is needed: what it is read with takes 8 MB.
 
     return Certificate(*pair.read(certificate, key, now))
+
+
+def names_in(pem: bytes) -> tuple[str, ...]:
+    """The host names of a certificate that was served before; none if it cannot be read."""
+    from gateway_sidecar.doors import pair  # As above.
+
+    return pair.names_in(pem)

@@ -1,10 +1,13 @@
-"""The file of hashed keys: one `NAME:SHA256` a line. Keys themselves are in no file: each is shown once.
+"""The file of hashed keys: one `NAME:SHA256` a line, perhaps with ` expires=DATE` after it. Keys themselves are in no
+file: each is shown once.
 
 SHA-256 without salt or stretching is enough for keys that nobody can guess, such as those made here (256 random bits).
 """
 
 from __future__ import annotations
 
+import codecs
+import datetime
 import fcntl
 import hashlib
 import os
@@ -17,37 +20,77 @@ from pathlib import Path
 from gateway_sidecar.config.frontend_values import NAME
 from gateway_sidecar.config.load import FileText, read_file
 from gateway_sidecar.config.values import show
+from gateway_sidecar.doors.signature import unfinished
 from gateway_sidecar.errors import ConfigError, FrontDoorError
 
 MOST_BYTES = 64 * 1024 * 1024
 _MOST_PROBLEMS = 10
 _OTHERS = 0o007
 _GROUP_WRITES = 0o020
-_LINE = re.compile(rf"({NAME})\s*:\s*(?:sha256:)?([0-9A-Fa-f]{{64}})")
+_LINE = re.compile(rf"({NAME})\s*:\s*(?:sha256:)?([0-9A-Fa-f]{{64}})(?:\s+expires=(\S+))?")
 _PAIRS = re.compile(rf"^[ \t]*({NAME})[ \t]*:[ \t]*(?:sha256:)?([0-9A-Fa-f]{{64}})[ \t\r]*$".encode(), re.MULTILINE)
 _HEAD = "# Keys of gateway-sidecar: NAME:SHA256, one a line. Change them with `gateway-sidecar key`.\n"
 
 Keys = Mapping[str, str]
-"""SHA-256 of a key, in lower-case hex -> the key's name."""
+"""SHA-256 of a key, in lower-case hex -> the key's name; where it expires, with `:` and the seconds since 1970."""
+
+
+def name_of(owner: str) -> str:
+    """The key's name."""
+    return owner.partition(":")[0]
+
+
+def expiry_of(owner: str) -> int | None:
+    """When the key expires, in seconds since 1970; None for never."""
+    expires = owner.partition(":")[2]
+    return int(expires) if expires else None
+
+
+def described(owner: str) -> str:
+    """The name, and until when the key lets in, for people."""
+    expires = expiry_of(owner)
+    if expires is None:
+        return name_of(owner)
+    return f"{name_of(owner)}  until {datetime.datetime.fromtimestamp(expires, datetime.UTC):%Y-%m-%dT%H:%M:%SZ}"
+
+
+def parse_expiry(text: str) -> int:
+    """Seconds since 1970. A day alone is its first moment in UTC. Raises ValueError."""
+    try:
+        at = datetime.datetime.fromisoformat(text)
+    except ValueError:
+        raise ValueError(f"{show(text)} is no date; use one such as 2027-01-31 or 2027-01-31T12:00Z") from None
+    return int((at if at.tzinfo else at.replace(tzinfo=datetime.UTC)).timestamp())
 
 
 def read_keys(path: Path) -> Keys:
     """The keys of a file. Raises FrontDoorError, with a line for each mistake."""
+    return parse_keys(read_content(path), str(path))
+
+
+def read_content(path: Path) -> bytes:
+    """What the file holds, if it may be believed at all. Raises FrontDoorError."""
     try:
         file = read_file(path, MOST_BYTES)
     except ConfigError as error:
         raise FrontDoorError([line.replace(", or name another with --config", "") for line in error.problems]) from None
     if trouble := _trouble(file):
         raise FrontDoorError([f"{path}: {trouble}"])
-    keys = parse_keys(file.content, str(path))
-    if not keys and not file.content.strip():
+    if not file.content.removeprefix(codecs.BOM_UTF8).strip():
         # A file that is being written is empty for a moment, and that must lock nobody out.
         raise FrontDoorError([f"{path}: is empty; write a line that begins with # where there shall be no key"])
-    return keys
+    return file.content
+
+
+def digest_of(line: bytes) -> str | None:
+    """The SHA-256 that a line with a key has; None for any other line."""
+    match = _LINE.fullmatch(line.strip().decode("utf-8", "replace"))
+    return None if match is None else match[2].lower()
 
 
 def parse_keys(content: bytes, name: str) -> Keys:
     """The keys of a file's content. Raises FrontDoorError, with a line for each mistake that shows no key or hash."""
+    content = content.removeprefix(codecs.BOM_UTF8)
     pairs = _PAIRS.findall(content)
     if len(pairs) == sum(1 for line in content.split(b"\n") if line.strip() and not line.lstrip().startswith(b"#")):
         # All is well, most likely: found so 10,000 keys take 5 ms, which somebody who revokes one waits for.
@@ -66,22 +109,34 @@ def parse_keys(content: bytes, name: str) -> Keys:
             problems.append(f"{name}:{number}: is not NAME:SHA256; make it with `gateway-sidecar key add NAME`")
             continue
         owner, digest = match[1], match[2].lower()
+        expires = ""
+        if match[3] is not None:
+            try:
+                expires = f":{parse_expiry(match[3])}"
+            except ValueError as error:
+                problems.append(f"{name}:{number}: expires: {error}")
+                continue
         if owner in lines:
             problems.append(f"{name}:{number}: {show(owner)} is named in line {lines[owner]} already; use another name")
         elif digest in keys:
             problems.append(
-                f"{name}:{number}: {show(owner)} has the same key as {show(keys[digest])}; remove one of them"
+                f"{name}:{number}: {show(owner)} has the same key as {show(name_of(keys[digest]))}; remove one of them"
             )
         else:
-            keys[digest], lines[owner] = owner, number
+            keys[digest], lines[owner] = f"{owner}{expires}", number
     if problems:
         further = len(problems) - _MOST_PROBLEMS
         raise FrontDoorError(problems[:_MOST_PROBLEMS] + ([f"{name}: and {further} more"] if further > 0 else []))
     return keys
 
 
-def add_key(path: Path, name: str, key: str | None = None) -> str:
+def add_key(path: Path, name: str, key: str | None = None, *, expires: str | None = None) -> str:
     """Adds a key of this name, made here unless it is given, and returns it. Raises FrontDoorError."""
+    if expires is not None:
+        try:
+            parse_expiry(expires)
+        except ValueError as error:
+            raise FrontDoorError([f"--expires: {error}"]) from None
     if not re.fullmatch(NAME, name):
         raise FrontDoorError([f"{show(name)} is not a key's name; use letters, digits and . _ -, 64 at most"])
     key = key or f"sk-{secrets.token_urlsafe(32)}"
@@ -90,28 +145,32 @@ def add_key(path: Path, name: str, key: str | None = None) -> str:
     digest = hashlib.sha256(key.encode()).hexdigest()
     with _edited(path) as text:
         keys = parse_keys(text.encode(), str(path))
-        if name in keys.values():
+        if name in map(name_of, keys.values()):
             raise FrontDoorError([f"{path}: has a key {show(name)} already; revoke it first, or use another name"])
         if digest in keys:
-            raise FrontDoorError([f"{path}: has this very key already, as {show(keys[digest])}"])
+            raise FrontDoorError([f"{path}: has this very key already, as {show(name_of(keys[digest]))}"])
         end = "" if not text or text.endswith("\n") else "\n"
-        _replace(path, f"{text or _HEAD}{end}{name}:{digest}\n")
+        _replace(path, f"{text or _HEAD}{end}{name}:{digest}{f' expires={expires}' if expires else ''}\n")
     return key
 
 
 def revoke_key(path: Path, name: str) -> None:
-    """Removes the key of this name. Raises FrontDoorError."""
+    """Removes the key of this name. Raises FrontDoorError, also where the key is removed from a file with mistakes.
+
+    What else the file holds is looked at afterwards: nobody waits for it who wants a key to end.
+    """
     with _edited(path) as text:
-        if name not in parse_keys(text.encode(), str(path)).values():
+        lines = re.compile(rf"^[ \t]*{re.escape(name)}[ \t]*:[^\n]*(?:\n|\Z)", re.MULTILINE)
+        kept = lines.sub(lambda line: "" if _LINE.fullmatch(line[0].strip()) else line[0], text)
+        if kept == text:
+            parse_keys(text.encode(), str(path))
             raise FrontDoorError([f"{path}: has no key {show(name)}; `gateway-sidecar key list` names them"])
-        kept = [line for line in text.splitlines(keepends=True) if not _is_of(line, name)]
-        _replace(path, "".join(kept) or _HEAD)
-
-
-def _is_of(line: str, name: str) -> bool:
-    text = line.strip()
-    match = _LINE.fullmatch(text) if text.startswith(name) else None
-    return match is not None and match[1] == name
+        _replace(path, kept or _HEAD)
+    try:
+        parse_keys(kept.encode(), str(path))
+    except FrontDoorError as error:
+        first = f"{path}: {show(name)} is removed, and let in all the same until these mistakes are mended:"
+        raise FrontDoorError([first, *error.problems]) from None
 
 
 def _trouble(file: FileText) -> str | None:
@@ -138,7 +197,7 @@ def _edited(path: Path) -> Iterator[str]:
 
 def _replace(path: Path, text: str) -> None:
     """Writes the file whole or not at all; its owner and mode stay."""
-    fresh = path.with_name(f".{path.name}.new")
+    fresh = unfinished(path)
     fresh.unlink(missing_ok=True)
     descriptor = os.open(fresh, os.O_WRONLY | os.O_CREAT | os.O_EXCL, 0o600)
     with os.fdopen(descriptor, "w") as file:

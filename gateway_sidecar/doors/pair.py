@@ -26,9 +26,14 @@ def read(certificate: Path, key: Path, now: float) -> tuple[bytes, float, tuple[
         chain = x509.load_pem_x509_certificates(chain_text)
     except ValueError:
         raise _bad(certificate, "holds no certificate in PEM; put the chain there, from -----BEGIN on") from None
-    private = _private_key(key, key_text)
     first = chain[0]
-    if _public(private) != first.public_key().public_bytes(Encoding.DER, PublicFormat.SubjectPublicKeyInfo):
+    theirs = [each.public_key().public_bytes(Encoding.DER, PublicFormat.SubjectPublicKeyInfo) for each in chain]
+    if (ours := _public(_private_key(key, key_text))) != theirs[0]:
+        if ours in theirs:
+            place = theirs.index(ours) + 1
+            raise _bad(
+                certificate, f"has the key's own certificate in place {place}; put it first, its issuer's after it"
+            )
         raise _bad(key, f"is not the key of {certificate}; put the two that belong together there")
     begins, ends = first.not_valid_before_utc.timestamp(), first.not_valid_after_utc.timestamp()
     if now >= ends:
@@ -38,6 +43,14 @@ def read(certificate: Path, key: Path, now: float) -> tuple[bytes, float, tuple[
     pem = chain_text.rstrip() + b"\n" + key_text
     _try_out(certificate, pem)
     return pem, ends, _names(first)
+
+
+def names_in(pem: bytes) -> tuple[str, ...]:
+    """The host names of the first certificate; none if there is none."""
+    try:
+        return _names(x509.load_pem_x509_certificate(pem))
+    except ValueError:
+        return ()
 
 
 def _read(path: Path, *, secret: bool = False) -> bytes:

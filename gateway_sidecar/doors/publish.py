@@ -4,10 +4,12 @@ from __future__ import annotations
 
 import os
 import re
+from collections.abc import Iterable
 from contextlib import suppress
 from pathlib import Path
 
 from gateway_sidecar.doors.keys import Keys
+from gateway_sidecar.doors.signature import unfinished
 
 _DIGEST = re.compile(r"[0-9a-f]{64}")
 
@@ -23,8 +25,7 @@ def publish_keys(directory: Path, keys: Keys, present: Keys | None = None) -> tu
         names = [name for name in os.listdir(directory) if _DIGEST.fullmatch(name)]
         present = {name: os.readlink(f"{directory}/{name}") for name in names}  # noqa: PTH115 - thousands of them
     gone = present.keys() - keys.keys()
-    for digest in gone:
-        os.unlink(directory / digest)  # noqa: PTH108 - as above
+    remove_keys(directory, gone)
     added = [digest for digest, name in keys.items() if present.get(digest) != name]
     for digest in added:
         fresh = directory / ".new"
@@ -32,6 +33,12 @@ def publish_keys(directory: Path, keys: Keys, present: Keys | None = None) -> tu
         fresh.symlink_to(keys[digest])
         fresh.replace(directory / digest)
     return len(added), len(gone)
+
+
+def remove_keys(directory: Path, digests: Iterable[str]) -> None:
+    """These keys let nobody in any more."""
+    for digest in digests:
+        os.unlink(f"{directory}/{digest}")  # noqa: PTH108 - thousands of them
 
 
 def withdraw_keys(directory: Path) -> None:
@@ -48,7 +55,7 @@ def publish_pem(path: Path, pem: bytes) -> bool:
     with suppress(FileNotFoundError):
         if path.read_bytes() == pem:
             return False
-    fresh = path.with_name(f".{path.name}.new")
+    fresh = unfinished(path)
     fresh.unlink(missing_ok=True)
     descriptor = os.open(fresh, os.O_WRONLY | os.O_CREAT | os.O_EXCL, 0o600)
     with os.fdopen(descriptor, "wb") as file:

@@ -1,7 +1,10 @@
 """Engines' own metrics, read through their sockets: where they are, and the two histograms that signals are made of.
 
-Names after the engines' documentation: vLLM has them by default, SGLang with `--enable-metrics`, TensorRT-LLM with
-`return_perf_metrics`, at a path of its own. Engines that speak gRPC have no metrics page on their socket.
+Names after the engines' sources. vLLM has them by default (`v1/metrics/loggers.py`), SGLang with `--enable-metrics`
+(`srt/observability/metrics_collector.py`), TensorRT-LLM with `return_perf_metrics` (`metrics/collector.py`, in later
+versions with `trtllm_` before each name), at a path of its own, since its `/metrics` is JSON. Its time per output
+token is the mean of each answer, observed at the answer's end; the others observe each pause.
+Engines that speak gRPC have no metrics page on their socket.
 """
 
 from __future__ import annotations

@@ -1,6 +1,7 @@
 -- Who a request's key belongs to. Run by nginx for each request to a service with `frontend.auth.keys_file`.
 --
--- `directory` holds one symbolic link for each key: its name is the key's SHA-256, what it points to is the key's name.
+-- `directory` holds one symbolic link for each key: its name is the key's SHA-256, what it points to is the key's name,
+-- and where the key expires `:` and the seconds since 1970.
 -- So a key is looked up with one readlink(2), a new one counts from the moment its link is there, and a revoked one
 -- does not from the moment it is gone. Nothing is compared with a secret: the time it takes tells of a hash alone.
 
@@ -37,7 +38,9 @@ function door.name_of_key(directory)
     for at = 0, 31 do hex[at + 1] = digits[digest[at]] end
     local size = tonumber(C.readlink(directory .. "/" .. table.concat(hex, "", 1, 32), target, LONGEST_NAME))
     if size <= 0 then return "" end
-    return ffi.string(target, size)
+    local name, expires = string.match(ffi.string(target, size), "^([^:]*):?(%d*)$")
+    if not name or (expires ~= "" and tonumber(expires) <= ngx.time()) then return "" end
+    return name
 end
 
 return door

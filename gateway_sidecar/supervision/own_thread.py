@@ -27,6 +27,11 @@ class OwnThread:
         self._last: asyncio.Future[None] | None = None
         self._end = weakref.finalize(self, self._work.put, None)
 
+    @property
+    def hangs(self) -> bool:
+        """Whether an earlier piece of work has not ended yet."""
+        return self._last is not None and not self._last.done()
+
     def end(self) -> None:
         """Nothing more will be asked: the thread ends after what it does now."""
         self._end()

@@ -133,27 +133,34 @@ async def test_a_webhook() -> None:
         got.append(await request.json())
         if status == 0:
             await asyncio.sleep(30)
-        return web.Response(status=status)
+        return web.Response(status=status, headers={"Location": "/elsewhere"})
+
+    async def elsewhere(_: web.Request) -> web.Response:
+        return web.Response()
 
     app = web.Application()
     app.router.add_post("/scale", take)
+    app.router.add_get("/elsewhere", elsewhere)
     runner = web.AppRunner(app, shutdown_timeout=0.1, handler_cancellation=True)
     await runner.setup()
     site = web.TCPSite(runner, "127.0.0.1", 0)
     await site.start()
     port = runner.addresses[0][1]
-    settings = HookSettings(webhook=f"http://127.0.0.1:{port}/scale", timeout_s=0.5)
-    with pytest.raises(HookFailedError, match="answered 503"):
-        await call(settings, notice(4))
+    settings = HookSettings(webhook=f"http://127.0.0.1:{port}/scale?token=s3cret", timeout_s=0.5)
+    for status in (503, 302, 404):
+        with pytest.raises(HookFailedError, match=rf"http://127.0.0.1:{port} answered {status}") as caught:
+            await call(settings, notice(4))
+        assert "s3cret" not in str(caught.value), "an address is often a secret"
     status = 204
     await call(settings, notice(4))
-    assert got == [notice(4).content()] * 2
+    assert got == [notice(4).content()] * 4
     status = 0
     with pytest.raises(HookFailedError, match="no end within"):
         await call(settings, notice(4))
     await runner.cleanup()
-    with pytest.raises(HookFailedError, match=r"Cannot connect|refused"):
+    with pytest.raises(HookFailedError, match=r"Cannot connect|refused") as caught:
         await call(settings, notice(4))
+    assert "s3cret" not in str(caught.value)
 
 
 async def test_closing_ends_a_command_that_runs(tmp_path: Path) -> None:

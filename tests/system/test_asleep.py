@@ -95,3 +95,28 @@ async def test_killed_router_does_not_hide_that_nobody_serves(gateway: Gateway) 
     os.kill(pid, signal.SIGKILL)
     await gateway.until(lambda s: service_of(s)["router"]["pid"] not in (None, pid) and s["ready"])
     await until_missing(gateway, "replica")
+
+
+async def test_who_only_asks_waits_for_a_router_and_for_no_replica(
+    make_gateway: MakeGateway, engine: StartEngine
+) -> None:
+    """A health check that came while the router was away is answered when it is back, replicas or none."""
+    gateway = make_gateway()
+    gateway.settings["services"][0]["hold"] = {"asleep_s": 60}
+    await gateway.start()
+    here = await engine(gateway.socket("r1"))
+    await gateway.until_states({"r1": "serving"})
+    await here.stop(grace_s=0)
+    await until_missing(gateway, "replica")
+    os.kill(service_of(await gateway.status())["router"]["pid"], signal.SIGKILL)
+    await until_missing(gateway, "router")
+
+    async def get(session: aiohttp.ClientSession, path: str) -> tuple[int, str]:
+        async with session.get(f"{gateway.url()}{path}", timeout=aiohttp.ClientTimeout(total=30)) as response:
+            return response.status, await response.text()
+
+    async with aiohttp.ClientSession() as session:
+        (health, _), (models, text) = await asyncio.gather(get(session, "/health"), get(session, "/v1/models"))
+    assert (health, models) == (200, 200)
+    assert '"asleep"' in text
+    assert service_of(await gateway.status())["missing"] == "replica"

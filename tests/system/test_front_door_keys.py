@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import datetime
 import hashlib
 import json
 import os
@@ -176,6 +177,52 @@ async def test_a_broken_file_changes_nothing_and_is_told(make_gateway: MakeGatew
     assert gateway.events("frontend.mended")
 
 
+async def test_a_key_ends_by_itself(make_gateway: MakeGateway, engine: StartEngine) -> None:
+    """nginx alone sees to it: the daemon may be dead when the time comes. Nobody's name has the time in it."""
+    gateway = make_gateway()
+    file = guarded(gateway)
+    end = datetime.datetime.now(datetime.UTC) + datetime.timedelta(seconds=12)
+    stays = add_key(file, "stays", expires="2100-01-01")
+    ends = add_key(file, "ends", expires=end.isoformat(timespec="seconds"))
+    over = add_key(file, "over", expires="2026-01-01")
+    await serving(gateway, engine)
+    assert [(await post(gateway, key))[0] for key in (stays, ends, over)] == [200, 200, 401]
+    code, out, _ = await gateway.cli("key", "list", "--file", str(file), config=False)
+    assert (code, out.splitlines()[1:]) == (
+        0,
+        ["over  until 2026-01-01T00:00:00Z", "stays  until 2100-01-01T00:00:00Z"],
+    )
+    _, out, _ = await gateway.cli("check")
+    assert f"3 keys in {file}, 1 of them expired" in out
+    await gateway.kill()
+    await until_status(gateway, ends, 401, within_s=20)
+    assert datetime.datetime.now(datetime.UTC) >= end - datetime.timedelta(seconds=1)
+    assert (await post(gateway, stays))[0] == 200
+
+
+async def test_keys_behind_links_are_followed_as_soon(make_gateway: MakeGateway, engine: StartEngine) -> None:
+    """A file that is a link into another directory, as orchestrators mount secrets, is watched where it really is."""
+    gateway = make_gateway(rescan_interval_s=60.0)
+    link = guarded(gateway)
+    file = gateway.directory / "elsewhere" / "really.keys"
+    file.parent.mkdir()
+    link.symlink_to("elsewhere/really.keys")
+    key = add_key(file, "alice")
+    await serving(gateway, engine)
+    await until_status(gateway, key, 200)
+    revoke_key(file, "alice")
+    await until_status(gateway, key, 401)
+    other = gateway.directory / "next" / "really.keys"
+    other.parent.mkdir()
+    key = add_key(other, "alice")
+    fresh = gateway.directory / "fresh"
+    fresh.symlink_to("next/really.keys")
+    fresh.replace(link)
+    await until_status(gateway, key, 200)
+    revoke_key(other, "alice")
+    await until_status(gateway, key, 401)
+
+
 async def test_a_key_is_nowhere_to_be_seen(make_gateway: MakeGateway, engine: StartEngine) -> None:
     """Not in a log, a status, a metric, a command line or any file of the daemon's."""
     gateway = make_gateway()
@@ -207,7 +254,7 @@ async def test_a_key_is_nowhere_to_be_seen(make_gateway: MakeGateway, engine: St
 async def test_what_goes_on_to_the_router(tmp_path: Path, passed: bool) -> None:
     """The key's name, which no client can choose, and the key only with `pass_authorization`."""
     places = DoorPlaces(tmp_path)
-    publish_keys(places.keys("chat"), {hashlib.sha256(b"a-key-of-alice-1").hexdigest(): "alice"})
+    publish_keys(places.keys("chat"), {hashlib.sha256(b"a-key-of-alice-1").hexdigest(): "alice:4102444800"})
     auth = AuthSettings(keys_file=tmp_path / "unused", name_header="X-Key-Name", pass_authorization=passed)
     seen: list[dict[str, str]] = []
 
@@ -356,6 +403,7 @@ async def test_keys_by_command(make_gateway: MakeGateway) -> None:
     for arguments, words in {
         ("add", "alice"): "has a key 'alice' already",
         ("add", "a b"): "is not a key's name",
+        ("add", "bob", "--expires", "soon"): "--expires: 'soon' is no date",
         ("revoke", "bob"): "has no key 'bob'",
     }.items():
         code, _, err = await gateway.cli("key", *arguments, "--file", str(file), config=False)

@@ -54,6 +54,31 @@ async def test_rate_with_burst_by_ip(make_gateway: MakeGateway, engine: StartEng
             await client.models.list()
 
 
+@pytest.mark.parametrize("per", ["ip", "header:X-Tenant"])
+async def test_a_network_of_the_sixth_version_is_one_client(
+    make_gateway: MakeGateway, engine: StartEngine, per: str
+) -> None:
+    """Whoever has a /64 has more addresses than there are requests."""
+    gateway = make_gateway()
+    limited(gateway, {"per": per, "rps": 0.05}, trusted_proxies=["127.0.0.1"])
+    await serving(gateway, engine)
+    for address, wanted in {
+        "2001:db8:1:2::1": 200,
+        "2001:db8:1:2::2": 429,
+        "2001:db8:1:2:ffff:ffff:ffff:ffff": 429,
+        "2001:db8:1:3::1": 200,
+        "2001:db8:1::1": 200,
+        "2001:db8:1::ffff": 429,
+        "2001:db8::1": 200,
+        "2001:db8::2:3": 429,
+        "::1": 200,
+        "10.0.0.1": 200,
+        "10.0.0.2": 200,
+        "10.0.0.1 ": 429,
+    }.items():
+        assert (await get(gateway, **{"X-Forwarded-For": address}))[0] == wanted, address
+
+
 async def test_each_key_has_its_own_limit(make_gateway: MakeGateway, engine: StartEngine) -> None:
     """By name; and a request that no key lets in counts for nobody."""
     gateway = make_gateway()

@@ -216,6 +216,52 @@ async def test_the_refusal_is_as_clients_know_it(gateway: Gateway) -> None:
     assert error["type"] == "invalid_request_error"
 
 
+NO_REQUESTS = {
+    "GET /v1/models%00 HTTP/1.1|Host: x": (400, "bad_request"),
+    "GET * HTTP/1.1|Host: x": (400, "bad_request"),
+    "GET v1/models HTTP/1.1|Host: x": (400, "bad_request"),
+    "get /v1/models HTTP/1.1|Host: x": (400, "bad_request"),
+    "CONNECT 127.0.0.1:1 HTTP/1.1|Host: x": (400, "bad_request"),
+    "GET /v1/models HTTP/2.0|Host: x": (505, "unsupported_version"),
+    f"GET /v1/responses/{'x' * 9000} HTTP/1.1|Host: x": (414, "url_too_long"),
+    "TRACE /v1/models HTTP/1.1|Host: x": (405, "method_not_allowed"),
+    "GET /v1/models HTTP/1.1|Host: x|Host: y": (400, "bad_request"),
+    "GET /v1/models HTTP/1.1|Host: x/../y": (400, "bad_request"),
+    "GET /v1/models HTTP/1.1": (400, "bad_request"),
+    "GET /v1/models HTTP/1.1|Host: x|Authorization: Bearer a|Authorization: Bearer b": (400, "bad_request"),
+    "POST /v1/completions HTTP/1.1|Host: x|Content-Length: 2|Transfer-Encoding: chunked": (400, "bad_request"),
+    "POST /v1/completions HTTP/1.1|Host: x|Content-Length: 2|Content-Length: 3": (400, "bad_request"),
+    "POST /v1/completions HTTP/1.1|Host: x|Content-Length: -1": (400, "bad_request"),
+    "POST /v1/completions HTTP/1.1|Host: x|Transfer-Encoding: gzip": (501, "unsupported_encoding"),
+    f"GET /v1/models HTTP/1.1|Host: x|X-Large: {'x' * 9000}": (431, "headers_too_large"),
+}
+"""Request heads that nginx refuses by itself, lines with `|` between them, and the answers."""
+
+
+async def test_what_is_no_request_is_refused_in_the_same_form(make_gateway: MakeGateway, engine: StartEngine) -> None:
+    """nginx's own refusals, with a name and without one; an engine or a router's own words are left alone."""
+    gateway = make_gateway()
+    named = gateway.ports["chat"] + 5
+    gateway.settings["services"][0]["frontend"] = {
+        "listen": [f"127.0.0.1:{named}"],
+        "server_names": ["api.example.com"],
+    }
+    await serving(gateway, engine)
+    for port in (gateway.ports["chat"], named):
+        for head, wanted in NO_REQUESTS.items():
+            reader, writer = await asyncio.open_connection("127.0.0.1", port)
+            writer.write(head.replace("|", "\r\n").encode() + b"\r\nConnection: close\r\n\r\n")
+            async with asyncio.timeout(20):
+                answer = (await reader.read()).decode()
+            writer.close()
+            body = answer.partition("\r\n\r\n")[2]
+            assert body.startswith("{"), f"{head} on {port}: {answer}"
+            assert (int(answer.split()[1]), json.loads(body)["error"]["code"]) == wanted, head
+            assert set(json.loads(body)["error"]) == {"message", "type", "param", "code"}
+    own = await ask_raw(gateway.ports["chat"], "DELETE", "/v1/models")
+    assert "Invalid URL (DELETE /v1/models)" in own.body, "the router's own 405"
+
+
 def test_the_lists_are_complete() -> None:
     """Every route of the router is on one list, and the front door's own lists have all of them."""
     ids = re.compile(r"(resp|conv|item)_1")

@@ -14,6 +14,8 @@ from pathlib import Path
 from typing import Any
 
 import aiohttp
+import httpx
+import pytest
 from cryptography import x509
 from cryptography.hazmat.primitives import hashes, serialization
 from cryptography.hazmat.primitives.asymmetric import ec
@@ -22,6 +24,7 @@ from cryptography.x509.oid import NameOID
 from gateway_sidecar.doors.keys import add_key
 from tests.system.conftest import MakeGateway, StartEngine
 from tests.system.gateway import Gateway, Status
+from tests.system.test_operation import metrics_of
 
 NAME = "api.example.com"
 
@@ -92,6 +95,21 @@ async def fetch(url: str, *, method: str = "GET", **options: Any) -> tuple[int, 
         session.request(method, url, ssl=False, allow_redirects=False, **options) as response,
     ):
         return response.status, await response.text(), dict(response.headers)
+
+
+async def until_counted(gateway: Gateway, wanted: dict[str, float]) -> None:
+    """Waits until nginx's events of so many answered requests were heard, for each service its own."""
+    counted = "gateway_sidecar_requests_total"
+    async with asyncio.timeout(10):
+        while True:
+            metrics = await metrics_of(gateway)
+            found = {
+                service: metrics.get((counted, frozenset({("service", service), ("outcome", "ok")})), 0.0)
+                for service in wanted
+            }
+            if found == wanted:
+                return
+            await asyncio.sleep(0.1)
 
 
 def problem_of(status: Status, part: str) -> str:
@@ -268,6 +286,54 @@ async def test_http_leads_to_https_where_nothing_is_given_away(make_gateway: Mak
     assert (await fetch(f"http://127.0.0.1:{plain}/v1/models", headers={"Host": "evil.example"}))[0] == 421
 
 
+async def test_many_streams_over_one_connection(make_gateway: MakeGateway, engine: StartEngine) -> None:
+    """HTTP/2 with `http2`: streams run beside each other, token by token; keys, limits and refusals are the same."""
+    gateway = make_gateway()
+    file = gateway.directory / "chat.keys"
+    key = add_key(file, "alice")
+    limits = [{"per": "key", "path": "/v1/completions", "concurrent": 2}]
+    port = public(gateway, auth={"keys_file": str(file)}, limits=limits, max_body_mb=1)
+    gateway.settings["services"][0]["frontend"]["tls"]["http2"] = True
+    await gateway.start()
+    await engine(gateway.socket("r1"), token_interval_s=0.05)
+    await gateway.until_states({"r1": "serving"})
+    url = f"https://127.0.0.1:{port}/v1"
+    chat: dict[str, Any] = {"model": "tiny", "messages": [{"role": "user", "content": "x"}]}
+    async with httpx.AsyncClient(http2=True, http1=False, verify=False, timeout=30) as http:
+        mine = {"Authorization": f"Bearer {key}"}
+
+        async def streamed() -> tuple[float, float, int]:
+            asked = {**chat, "max_tokens": 20, "stream": True}
+            async with http.stream("POST", f"{url}/chat/completions", json=asked, headers=mine) as answer:
+                assert answer.http_version == "HTTP/2"
+                times = [time.monotonic() async for line in answer.aiter_lines() if '"content":' in line]
+            return times[0], times[-1], len(times)
+
+        streams = await asyncio.gather(*(streamed() for _ in range(30)))
+        assert {tokens >= 20 for _, _, tokens in streams} == {True}
+        assert all(last - first > 0.5 for first, last, _ in streams), "token by token, and not in one piece"
+        assert max(first for first, _, _ in streams) < min(last for _, last, _ in streams), "beside each other"
+        at_once = [http.post(f"{url}/completions", json=chat, headers={"Authorization": "Bearer x"}) for _ in range(3)]
+        assert [answer.status_code for answer in await asyncio.gather(*at_once)] == [401] * 3
+        body = {"model": "tiny", "prompt": "x", "max_tokens": 20}
+        many = await asyncio.gather(*(http.post(f"{url}/completions", json=body, headers=mine) for _ in range(6)))
+        assert sorted(answer.status_code for answer in many).count(429) == 4
+        large = await http.post(f"{url}/completions", json={**body, "prompt": "x" * 800_000}, headers=mine)
+        assert large.status_code == 200, "a body that does not fit into memory"
+        control = await http.get(f"https://127.0.0.1:{port}/workers", headers=mine)
+        assert (control.status_code, control.json()["error"]["code"]) == (404, "unknown_url")
+        for _ in range(30):
+            health = [http.get(f"https://127.0.0.1:{port}/health", headers=mine) for _ in range(50)]
+            assert {(answer.status_code, answer.http_version) for answer in await asyncio.gather(*health)} == {
+                (200, "HTTP/2")
+            }
+    assert (await fetch(f"https://127.0.0.1:{port}/v1/models", headers=mine))[0] == 200, "and over HTTP/1.1"
+    async with aiohttp.ClientSession() as session:
+        with pytest.raises(aiohttp.WSServerHandshakeError) as refused:
+            await session.ws_connect(f"wss://127.0.0.1:{port}/v1/realtime?model=none", ssl=False, headers=mine)
+        assert refused.value.status == 404, "the router's answer to a WebSocket for a model that nobody has"
+
+
 async def test_services_share_an_address_by_name(make_gateway: MakeGateway, engine: StartEngine) -> None:
     """Each name has its certificate and its replicas; a name that nobody has gets 421, and no service."""
     gateway = make_gateway(services=("chat", "code"))
@@ -283,8 +349,15 @@ async def test_services_share_an_address_by_name(make_gateway: MakeGateway, engi
     for host, model in (("chat.example.com", "one"), ("code.example.com", "two"), ("a.code.example.com", "two")):
         status, text, _ = await fetch(f"https://127.0.0.1:{port}/v1/models", headers={"Host": host})
         assert (status, json.loads(text)["data"][0]["id"]) == (200, model)
-    status, text, _ = await fetch(f"https://127.0.0.1:{port}/v1/models", headers={"Host": "evil.example"})
-    assert (status, json.loads(text)["error"]["code"]) == (421, "unknown_host")
+    for scheme, wanted in (("https", (421, "unknown_host")), ("http", (400, "https_required"))):
+        status, text, _ = await fetch(f"{scheme}://127.0.0.1:{port}/v1/models", headers={"Host": "evil.example"})
+        assert (status, json.loads(text)["error"]["code"]) == wanted
+    for host, model, times in (("chat.example.com", "one", 2), ("code.example.com", "two", 3)):
+        for _ in range(times):
+            body = {"model": model, "messages": [{"role": "user", "content": "x"}], "max_tokens": 1}
+            url = f"https://127.0.0.1:{port}/v1/chat/completions"
+            assert (await fetch(url, method="POST", json=body, headers={"Host": host}))[0] == 200
+    await until_counted(gateway, {"chat": 2.0, "code": 3.0})
 
 
 async def test_a_front_door_is_opened_and_closed_by_a_reload(make_gateway: MakeGateway, engine: StartEngine) -> None:
@@ -374,3 +447,5 @@ async def test_a_large_body_is_refused(make_gateway: MakeGateway, engine: StartE
                     yield data[at : at + 100_000]
 
             assert (await fetch(url, method="POST", data=parts(), headers=kind))[0] == 413
+    said = (gateway.directory / "state" / "log" / "nginx.log").read_text()
+    assert "temporary file" not in said, "a large body is nothing to be told of"

@@ -5,6 +5,7 @@ from __future__ import annotations
 import asyncio
 import json
 import os
+import random
 import signal
 import time
 from collections.abc import Callable
@@ -12,6 +13,7 @@ from pathlib import Path
 from typing import Any
 
 import aiohttp
+import pytest
 import yaml
 
 from examples.simulated import EngineKind
@@ -233,6 +235,51 @@ async def test_from_zero_on_demand_and_back(make_gateway: MakeGateway, engine: S
     assert 'gateway_sidecar_desired_replicas{role="regular",service="chat"} 1.0' in text
     found = await until_signals(gateway, lambda s: s["scaling"]["roles"]["regular"]["desired"] == 0, within_s=75)
     assert found["scaling"]["roles"]["regular"]["reason"].startswith("no request for ")
+
+
+@pytest.mark.timeout(240)  # The shortest window is one of 30 s: it fills and empties once.
+async def test_a_step_with_noise_and_back_to_zero(
+    make_gateway: MakeGateway, engine: StartEngine, tmp_path: Path
+) -> None:
+    """Real requests through the daemon: 8 a second where 2 are for each replica are 4, reached without a step back.
+
+    Then nothing, and down to none without a step up. What a hook is told is what an autoscaler would have done.
+    """
+    gateway = make_gateway()
+    told = tmp_path / "told"
+    gateway.settings["services"][0]["scaling"] = {
+        "metric": "rps", "target": 2, "min": 0, "max": 9, "window_s": 30, "down_after_s": 5, "idle_after_s": 5,
+        "hook": {"command": ["/bin/sh", "-c", f"cat >> {told}; echo >> {told}"]},
+    }  # fmt: skip
+    await gateway.start()
+    await engine(gateway.socket("r1"))
+    await gateway.until_states({"r1": "serving"})
+    await until_listening(gateway)
+    sent: list[asyncio.Task[int]] = []
+
+    def desired() -> list[int]:
+        return [json.loads(line)["desired"] for line in told.read_text().splitlines()] if told.exists() else []
+
+    async with aiohttp.ClientSession() as session:
+        began, chance = time.monotonic(), random.Random(7)
+        for number in range(8 * 36):
+            sent.append(asyncio.create_task(post(session, gateway)))
+            # Each comes up to half a pause early or late: over a window the rate is the same.
+            due = began + (number + 1 + chance.uniform(-0.5, 0.5)) / 8
+            await asyncio.sleep(max(0.0, due - time.monotonic()))
+        assert set(await asyncio.gather(*sent)) == {200}
+        found = await signals_of(gateway)
+        assert found["windows"]["30"]["requests_per_s"] == pytest.approx(8, rel=0.05)
+        assert found["scaling"]["roles"]["regular"]["desired"] == 4
+    assert desired()[-1] == 4, desired()
+    up = len(desired())
+    await until_signals(gateway, lambda s: s["scaling"]["roles"]["regular"]["desired"] == 0, within_s=90)
+    async with asyncio.timeout(10):
+        while desired()[-1] != 0:
+            await asyncio.sleep(0.05)
+    way = desired()
+    assert way[:up] == sorted(set(way[:up])), way
+    assert way[up:] == sorted(set(way[up:]), reverse=True), way
 
 
 async def test_a_hook_that_fails_is_shown_and_holds_nobody_up(make_gateway: MakeGateway, engine: StartEngine) -> None:

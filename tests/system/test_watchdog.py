@@ -8,9 +8,11 @@ import signal
 import sys
 import time
 
+import aiohttp
 import pytest
 
 from examples.simulated import EngineKind
+from gateway_sidecar.doors.keys import add_key, revoke_key
 from tests.system.clients import stream_chat
 from tests.system.conftest import MakeGateway, StartEngine
 from tests.system.gateway import Gateway, Status, replica_of, service_of, states_of
@@ -86,6 +88,35 @@ async def test_notes_that_hang_hold_up_their_replica_alone(make_gateway: MakeGat
         gateway.socket("hung").with_suffix(".well").touch()
         await gateway.until_states({"hung": "serving"})
         assert (await gateway.workers())[0]["priority"] == 7
+
+
+async def test_a_key_file_that_hangs_holds_up_its_service_alone(make_gateway: MakeGateway) -> None:
+    """The daemon starts, the other service's keys come and go, and `status` says whose disk it is."""
+    gateway = make_gateway(services=("chat", "code"), rescan_interval_s=0.5)
+    hung, good = gateway.directory / "hung.keys", gateway.directory / "good.keys"
+    for number, file in enumerate((hung, good)):
+        gateway.settings["services"][number]["frontend"] = {"auth": {"keys_file": str(file)}}
+    of_hung, of_good = add_key(hung, "alice"), add_key(good, "alice")
+    async with supervised(gateway, "keys") as supervisor, aiohttp.ClientSession() as session:
+
+        async def until(service: str, key: str, wanted: int) -> None:
+            async with asyncio.timeout(10):
+                while True:
+                    headers = {"Authorization": f"Bearer {key}"}
+                    async with session.get(f"{gateway.url(service)}/health", headers=headers) as response:
+                        if response.status == wanted:
+                            return
+
+        await supervisor.until(supervisor.ready.is_set, within_s=20)
+        await until("code", of_good, 200)
+        await until("code", add_key(good, "bob"), 200)
+        revoke_key(good, "alice")
+        await until("code", of_good, 401)
+        await until("chat", of_hung, 401)
+        await gateway.until(lambda s: any("hung.keys: not read within 2 s" in text for text in s["problems"]))
+        hung.with_suffix(".well").touch()
+        await until("chat", of_hung, 200)
+        await gateway.until(lambda s: s["problems"] == [])
 
 
 async def test_router_that_is_slow_to_answer_is_no_stuck_daemon(make_gateway: MakeGateway, engine: StartEngine) -> None:

@@ -1,7 +1,7 @@
 """The daemon with a fault that SIGUSR1 throws: `WEDGE=loop python -m tests.system.wedging run --config FILE`.
 
-`WEDGE` is loop, look or reconcile, or notes, which hang from the beginning. What is shipped has no such switch: parts
-are replaced here by ones that can hang.
+`WEDGE` is loop, look or reconcile, or notes or keys, which hang from the beginning. What is shipped has no such switch:
+parts are replaced here by ones that can hang.
 """
 
 from __future__ import annotations
@@ -17,6 +17,8 @@ from gateway_sidecar.config import Settings, load_overrides
 from gateway_sidecar.control import service
 from gateway_sidecar.control.work_queue import K, WorkQueue
 from gateway_sidecar.domain.model import Overrides
+from gateway_sidecar.doors import door_files
+from gateway_sidecar.doors.keys import read_content
 from gateway_sidecar.sources import build
 from gateway_sidecar.sources.listing import Listing
 from gateway_sidecar.sources.socket_pattern import SocketPattern
@@ -50,6 +52,13 @@ def _hanging_notes(path: Path) -> Overrides:
     return load_overrides(path)
 
 
+def _hanging_keys(path: Path) -> bytes:
+    """A file of keys on such a disk."""
+    while os.environ["WEDGE"] == "keys" and path.name == "hung.keys" and not path.with_suffix(".well").exists():
+        time.sleep(0.05)
+    return read_content(path)
+
+
 def _throw() -> None:
     _thrown.set()
     if os.environ["WEDGE"] == "loop":
@@ -65,6 +74,7 @@ def main() -> None:
         return await run(config_path, settings)
 
     vars(app).update(run_daemon=run_daemon, load_overrides=_hanging_notes)
+    vars(door_files).update(read_content=_hanging_keys)
     vars(build).update(SocketPattern=WedgingPattern)
     vars(service).update(WorkQueue=WedgingQueue)
     cli.main()

@@ -22,7 +22,9 @@ def test_what_is_recommended_and_who_is_told(tmp_path: Path) -> None:
     settings = ", scaling: {metric: rps, target: 5, min: 0, max: 8"
     assert found(settings + "}") == [(Level.OK, words + "no hook is told")]
     assert found(settings + ", hook: {command: [/bin/sh, -c, ':']}}") == [(Level.OK, words + "/bin/sh is told")]
-    assert found(settings + ", hook: {webhook: 'http://a/'}}") == [(Level.OK, words + "http://a/ is told")]
+    assert found(settings + ", hook: {webhook: 'https://u:pw@a:1/secret?t=s'}}") == [
+        (Level.OK, words + "https://a:1 is told")
+    ]
     hook = tmp_path / "hook"
     hook.touch(mode=0o600)
     ((level, text),) = found(settings + f", hook: {{command: [{hook}]}}}}")

@@ -37,3 +37,26 @@ def test_bridges_that_others_can_reach_are_named() -> None:
 def test_health_questions_that_overtake_each_other_are_named() -> None:
     """A question should be over before the next is due."""
     assert advice(MINIMAL + "    health: {interval_s: 1, timeout_s: 2}\n") == ["services[0].health"]
+
+
+def test_paths_at_which_nothing_passes_are_named() -> None:
+    """A limit with a slip in its path limits nobody, and nobody would notice."""
+
+    def told(path: str, more: str = "") -> bool:
+        limits = f"    frontend:\n      {more}\n      limits: [{{per: ip, rps: 1, path: {path}}}]\n"
+        door = f"    frontend:\n      {more}\n      auth: {{keys_file: /k, public_paths: [{path}]}}\n"
+        found = [advice(MINIMAL + limits), advice(MINIMAL + door)]
+        assert found in (
+            [[], []],
+            [["services[0].frontend.limits[0].path"], ["services[0].frontend.auth.public_paths"]],
+        )
+        return bool(found[0])
+
+    for path in ("/v1", "/v1/embeddings", "/v1/responses/r1", "/v1/conversations/c1/items", "/health"):
+        assert not told(path), path
+    for path in ("/v1/embedings", "/metrics", "/v1/models/tiny", "/v1/conversations/c1/x", "/v2"):
+        assert told(path), path
+        assert not told(path, "paths: all")
+    assert not told("/v1/files/f1", "paths: [/v1/files]")
+    assert not told("/v1/files", "paths: [/v1/files/public]")
+    assert told("/v1/filesx", "paths: [/v1/files]")

@@ -109,6 +109,11 @@ def test_each_mistake_has_one_line(frontend: dict[str, Any], expected: str) -> N
             {"server_names": ["b.x"]},
             ["services[1].frontend.listen[0]: 0.0.0.0:443 speaks http at"],
         ),
+        (
+            {"server_names": ["a.x"], "tls": {"certificate": "/c", "key": "/k", "http2": True}},
+            {"server_names": ["b.x"]},
+            ["services[1].frontend.listen[0]: 0.0.0.0:443 speaks https with http2 at"],
+        ),
     ],
 )
 def test_services_share_an_address_by_name_only(

@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import hashlib
 import os
+import random
+import re
 import time
 from pathlib import Path
 
@@ -11,9 +13,12 @@ import pytest
 from cryptography.hazmat.primitives import serialization
 from cryptography.hazmat.primitives.asymmetric import rsa
 
+from gateway_sidecar.config import AuthSettings, FrontendSettings, TlsSettings
 from gateway_sidecar.doors.certificate import read_certificate
-from gateway_sidecar.doors.keys import add_key, parse_keys, read_keys, revoke_key
+from gateway_sidecar.doors.door_files import DoorFiles, PairTaken
+from gateway_sidecar.doors.keys import add_key, expiry_of, name_of, parse_keys, read_keys, revoke_key
 from gateway_sidecar.doors.publish import publish_keys, publish_pem, withdraw_keys
+from gateway_sidecar.doors.signature import directories
 from gateway_sidecar.errors import FrontDoorError
 from tests.system.test_front_door_tls import certificate
 
@@ -26,9 +31,23 @@ def test_both_spellings_comments_and_capitals() -> None:
     assert parse_keys(text.encode(), "f") == {A: "alice", B: "bob.x-1"}
 
 
+def test_a_key_may_expire() -> None:
+    """A day is its first moment in UTC; the name goes with it to where nginx looks."""
+    text = f"a:{A} expires=2027-01-31\nb : sha256:{B} \t expires=2027-01-31T13:00+01:00\r\n"
+    keys = parse_keys(text.encode(), "f")
+    assert keys == {A: "a:1801353600", B: "b:1801396800"}
+    assert [(name_of(owner), expiry_of(owner)) for owner in keys.values()] == [("a", 1801353600), ("b", 1801396800)]
+    assert expiry_of("alice") is None
+
+
 @pytest.mark.parametrize(
     ("text", "expected"),
     [
+        (f"alice:{A} expires=soon", "f:1: expires: 'soon' is no date"),
+        (f"alice:{A} expires=", "f:1: is not NAME:SHA256"),
+        (f"alice:{A} 2027-01-31", "f:1: is not NAME:SHA256"),
+        (f"alice:{A} expires=2027-01-31\nalice:{B}", "f:2: 'alice' is named in line 1 already"),
+        (f"alice:{A} expires=2027-01-31\nbob:{A}", "f:2: 'bob' has the same key as 'alice'"),
         ("alice", "f:1: is not NAME:SHA256"),
         (f"alice:{A[:-1]}", "f:1: is not NAME:SHA256"),
         (f"al ice:{A}", "f:1: is not NAME:SHA256"),
@@ -91,6 +110,81 @@ def test_the_last_key_may_go(tmp_path: Path) -> None:
         read_keys(file)
 
 
+def test_a_key_is_revoked_in_a_file_with_mistakes_and_they_are_told(tmp_path: Path) -> None:
+    """Who wants a key to end must know what keeps it alive."""
+    file = tmp_path / "keys"
+    file.write_text(f"alice:{A}\nbob\n")
+    with pytest.raises(FrontDoorError) as caught:
+        revoke_key(file, "alice")
+    first, second = caught.value.problems
+    assert "'alice' is removed, and let in all the same until these mistakes are mended" in first
+    assert "keys:1: is not NAME:SHA256" in second
+    assert file.read_text() == "bob\n"
+
+
+def test_a_mark_of_the_byte_order_is_no_mistake(tmp_path: Path) -> None:
+    """Some editors begin a file with it."""
+    file = tmp_path / "keys"
+    file.write_bytes(b"\xef\xbb\xbf# by hand\n" + f"alice:{A}\n".encode())
+    file.chmod(0o600)
+    assert read_keys(file) == {A: "alice"}
+    file.write_bytes(b"\xef\xbb\xbf")
+    with pytest.raises(FrontDoorError, match="is empty"):
+        read_keys(file)
+
+
+@pytest.mark.parametrize("seed", range(5))
+def test_links_are_what_the_file_says_however_it_changed(tmp_path: Path, seed: int) -> None:
+    """Keys that are only removed are looked for by themselves: the outcome is that of reading all of it."""
+    chance = random.Random(seed)
+    file, links = tmp_path / "keys", tmp_path / "links"
+    files, settings = DoorFiles(links, tmp_path / "pem"), FrontendSettings(auth=AuthSettings(keys_file=file))
+    lines = ["# first", ""]
+    for number in range(60):
+        digest = hashlib.sha256(str(chance.randrange(12)).encode()).hexdigest()
+        for _ in range(chance.choice((0, 1, 1, 3))):
+            lines.pop(chance.randrange(len(lines))) if lines else None
+        if chance.random() < 0.5:
+            text = chance.choice(
+                (f"u{chance.randrange(8)}:{digest}", "# more", "", " ", f" u{number} : {digest} ", "x")
+            )
+            lines.insert(chance.randrange(len(lines) + 1), text)
+        if lines and chance.random() < 0.1:
+            lines.append(chance.choice(lines))
+        if links.exists() and chance.random() < 0.1:
+            (links / digest).unlink(missing_ok=True)
+        before = _links(links)
+        file.unlink(missing_ok=True)
+        file.write_text("\n".join(lines))
+        file.chmod(0o600)
+        found = files.look(settings, 0.0).keys
+        if isinstance(found, FrontDoorError):
+            with pytest.raises(FrontDoorError, match=re.escape(str(found))):
+                read_keys(file)
+            assert _links(links) == before
+        else:
+            assert _links(links) == read_keys(file), lines
+
+
+def _links(directory: Path) -> dict[str, str]:
+    return {path.name: str(path.readlink()) for path in directory.iterdir()} if directory.exists() else {}
+
+
+def test_links_on_the_way_to_a_file_are_watched(tmp_path: Path) -> None:
+    """Each of them may be the one that is changed."""
+    for name in ("a", "b", "c", "d"):
+        (tmp_path / name).mkdir()
+    (tmp_path / "d" / "file").touch()
+    (tmp_path / "way").symlink_to("d")
+    (tmp_path / "b" / "two").symlink_to("../way/file")
+    (tmp_path / "a" / "one").symlink_to(tmp_path / "b" / "two")
+    (tmp_path / "c" / "round").symlink_to("round")
+    found = {Path(os.path.normpath(path)) for path in directories([tmp_path / "a" / "one"])}
+    assert found == {tmp_path / "a", tmp_path / "b", tmp_path / "way", tmp_path / "d"}
+    assert directories([tmp_path / "c" / "round"]) == {tmp_path / "c"}
+    assert directories([tmp_path / "gone" / "file"]) == {tmp_path / "gone"}
+
+
 def test_links_follow_the_keys(tmp_path: Path) -> None:
     """Only what changed is touched, and nothing else is there."""
     directory = tmp_path / "keys"
@@ -124,6 +218,26 @@ def test_a_good_pair_is_taken(tmp_path: Path) -> None:
     assert abs(found.expires_at - time.time() - 90 * 86400) < 60
 
 
+def test_a_certificate_for_another_name_does_not_take_the_place_of_the_right_one(tmp_path: Path) -> None:
+    """The wrong file was put there, most likely. Where there is no better one it is served, and told."""
+    right = certificate(tmp_path, "a.example.com", stem="right")
+    wrong = certificate(tmp_path, "b.example.com", stem="wrong")
+
+    def settings(pem: Path) -> FrontendSettings:
+        tls = TlsSettings(certificate=pem, key=pem.with_suffix(".key"))
+        return FrontendSettings(tls=tls, server_names=("a.example.com",))
+
+    for place in (tmp_path / "1", tmp_path / "2"):
+        DoorFiles(tmp_path / "links", place).look(settings(right), time.time())
+        files = DoorFiles(tmp_path / "links", place)  # As after a restart of the daemon.
+        found = files.look(settings(wrong), time.time())
+        assert "wrong.pem: is not for a.example.com; " in str(found.pair)
+        assert place.read_bytes().startswith(right.read_bytes().rstrip())
+    found = DoorFiles(tmp_path / "links", tmp_path / "3").look(settings(wrong), time.time())
+    assert isinstance(found.pair, PairTaken)
+    assert found.pair.wrong_for == ("a.example.com",)
+
+
 def test_what_is_wrong_with_a_pair_is_one_line(tmp_path: Path) -> None:
     """File, what is wrong, cure."""
     pem = certificate(tmp_path, "a")
@@ -142,6 +256,9 @@ def test_what_is_wrong_with_a_pair_is_one_line(tmp_path: Path) -> None:
     assert "tls.key: holds no certificate in PEM" in said(key)
     assert "tls.pem: holds no private key in PEM" in said(key_file=_locked(pem, tmp_path / "again" / "tls.pem"))
     assert "is not the key of" in said(key_file=certificate(tmp_path, "b", stem="b").with_suffix(".key"))
+    chain = tmp_path / "chain.pem"
+    chain.write_bytes(certificate(tmp_path, "issuer", stem="issuer").read_bytes() + pem.read_bytes())
+    assert "has the key's own certificate in place 2" in said(chain)
     assert "expired at" in said(at=now + 91 * 86400)
     assert "is not valid before" in said(at=now - 500 * 86400)
     key.chmod(0o644)

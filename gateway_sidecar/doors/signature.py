@@ -1,0 +1,55 @@
+"""What a file's change changes, where to watch for it, and what to overlook there."""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Iterable
+from pathlib import Path
+
+Signature = tuple[tuple[int, ...] | None, ...]
+_UNFINISHED = ".new"
+_MOST_LINKS = 40  # as many as the kernel follows
+
+
+def signature(*paths: Path) -> Signature:
+    """What a file's change changes; None for one that cannot be looked at."""
+    return tuple(_stat(path) for path in paths)
+
+
+def changed_at(directory: Path) -> int | None:
+    """When a name in it was last added or removed; None if it is not there."""
+    found = _stat(directory)
+    return None if found is None else found[3]
+
+
+def directories(paths: Iterable[Path]) -> frozenset[Path]:
+    """Where a change of these files shows: the directory of each, and of each symbolic link on the way to it."""
+    found: set[Path] = set()
+    for path in paths:
+        at = path
+        for _ in range(_MOST_LINKS):
+            found.add(at.parent)
+            try:
+                at = at.parent / at.readlink()
+            except OSError:  # It is no link, or not there.
+                break
+        found.add(Path(os.path.realpath(path)).parent)
+    return frozenset(found)
+
+
+def unfinished(path: Path) -> Path:
+    """Where a file is written before it takes this one's place."""
+    return path.with_name(f".{path.name}{_UNFINISHED}")
+
+
+def is_unfinished(name: str) -> bool:
+    """Whether a file of this name is one of ours that is still being written."""
+    return name.startswith(".") and name.endswith(_UNFINISHED)
+
+
+def _stat(path: Path) -> tuple[int, ...] | None:
+    try:
+        it = os.stat(path)  # noqa: PTH116 - every two seconds, for ever
+    except OSError:
+        return None
+    return it.st_dev, it.st_ino, it.st_size, it.st_mtime_ns, it.st_ctime_ns
