@@ -75,13 +75,26 @@ def _requests(history: History) -> Iterator[Violation]:
     models = _models(history)
     for request in history.requests:
         if request.outcome == "ok":
-            if request.engine is None or models.get(request.engine, request.model) != request.model:
+            is_right = request.engine is not None and models.get(request.engine, request.model) == request.model
+            if not is_right and not _met_successor(request, history.faults):
                 yield Violation("answered by the right model", request.began, f"{request} by {request.engine}")
             continue
         late = any(rest.began + GRACE_S < request.began and request.ended < rest.ended for rest in history.rests)
         if late or explain(request, history.faults, on.get(request.number, frozenset())) is None:
             engines = ", ".join(sorted(on.get(request.number, ()))) or "no engine known"
             yield Violation("no failure without its cause", request.ended, f"{request}; on {engines}")
+
+
+def _met_successor(request: Request, faults: Iterable[Fault]) -> bool:
+    """Whether another engine had just begun behind the same path: a request on its way to the old one finds it there."""
+    return request.engine is not None and any(
+        fault.kind == "engine ended"
+        and (fault.service, fault.model) == (request.service, request.model)
+        and fault.engine is not None
+        and fault.engine.rpartition("-")[0] == request.engine.rpartition("-")[0]
+        and _overlap(request, fault.began, fault.began + _NOTICE_S)
+        for fault in faults
+    )
 
 
 def _engines_of_requests(history: History) -> dict[int, frozenset[str]]:

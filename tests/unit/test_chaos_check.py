@@ -175,6 +175,22 @@ def test_an_answer_by_another_model_is_a_violation() -> None:
     assert laws(history) == ["answered by the right model"]
 
 
+def test_a_successor_of_another_model_may_get_what_was_on_its_way_to_the_old_engine() -> None:
+    """The path is the same one: it may, in that moment, and nobody else may."""
+    history = clean()
+    history.requests = [replace(OK, engine="c0-1")]
+    other = Fault("engine ended", 1.0, 1.1, "chat", "c0-1", "wild")
+    ended = Fault("engine ended", 9.9, 10.0, "chat", "c0-0", "calm")
+    history.faults = [other]
+    assert laws(history) == ["answered by the right model"]
+    history.faults = [other, ended]
+    assert laws(history) == []
+    history.faults = [other, replace(ended, began=5.0, ended=5.1)]
+    assert laws(history) == ["answered by the right model"]
+    history.faults = [other, replace(ended, engine="c1-0")]
+    assert laws(history) == ["answered by the right model"]
+
+
 def test_long_after_the_faults_nothing_may_fail() -> None:
     """Not even on an engine that was at fault: whoever serves then is well."""
     history = clean()
