@@ -86,7 +86,7 @@ def _requests(history: History) -> Iterator[Violation]:
 
 
 def _met_successor(request: Request, faults: Iterable[Fault]) -> bool:
-    """Whether another engine had just begun behind the same path: a request on its way to the old one finds it there."""
+    """Whether another engine had just begun behind the same path: what is on its way to the old one finds it there."""
     return request.engine is not None and any(
         fault.kind == "engine ended"
         and (fault.service, fault.model) == (request.service, request.model)
