@@ -7,24 +7,25 @@ from __future__ import annotations
 
 import asyncio
 import time
-from collections import Counter
-from collections.abc import Awaitable, Callable, Collection, Mapping
+from collections.abc import Awaitable, Callable, Mapping
 from contextlib import suppress
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Protocol
 
-from gateway_sidecar.bridges.connections import connections_at, open_connections
 from gateway_sidecar.bridges.nginx import Nginx
 from gateway_sidecar.bridges.nginx_config import ServiceAddress
 from gateway_sidecar.config import FrontendSettings, ServiceSettings, Settings, line_of, load_config
 from gateway_sidecar.control import records
 from gateway_sidecar.control.bridge_keeper import BridgeKeeper
+from gateway_sidecar.control.children import Children
+from gateway_sidecar.control.connection_counter import ConnectionCounter
 from gateway_sidecar.control.departing import DepartingRouters
 from gateway_sidecar.control.destinations import Destinations, hosts_of
 from gateway_sidecar.control.follower import Source
 from gateway_sidecar.control.front_doors import FrontDoors
 from gateway_sidecar.control.guard import keep_running
+from gateway_sidecar.control.inheritance import Inheritance
 from gateway_sidecar.control.key_keeper import KeyKeeper
 from gateway_sidecar.control.peer_keeper import PeerKeeper
 from gateway_sidecar.control.record_keeper import Record, RecordKeeper
@@ -35,32 +36,22 @@ from gateway_sidecar.control.signals import Signals
 from gateway_sidecar.control.takedown import take_down
 from gateway_sidecar.control.told_keeper import ToldKeeper
 from gateway_sidecar.domain.leases import PortLeases
-from gateway_sidecar.domain.model import PeerAddress, ReplicaId
+from gateway_sidecar.domain.model import ReplicaId
 from gateway_sidecar.errors import ConfigError, ProcessError, RouterUnavailable, StateError
 from gateway_sidecar.routers.base import RouterKind
 from gateway_sidecar.sources.told import NAME as API
-from gateway_sidecar.supervision.logfile import ChildLog
 from gateway_sidecar.supervision.notify import SystemdNotifier
-from gateway_sidecar.supervision.process import Identity, Process, boot_id, rss_bytes, writers_below, writers_of
+from gateway_sidecar.supervision.process import boot_id
 from gateway_sidecar.telemetry.logs import get_logger, set_up_logs
 from gateway_sidecar.telemetry.metrics import Metrics
 from gateway_sidecar.tunnels.fleet import TunnelFleet
 
-_COUNT_GAP_S = 0.05
-_COUNT_REST_S = 0.2
-_COUNT_MOST_S = 1.0
 _STALE_S = 10.0
 DEFAULT_STOP_S = 30.0
 """What is in flight when everything is taken down may take so long."""
 
-_MEND_GAP_S = 5.0
 _TUNNEL_GAP_S = 0.05
 _FIXED = ("state_dir", "run_dir", "bridges", "peers", "router_ports", "metrics", "admin", "rescan_interval_s")
-
-
-def count_pause_s(took_s: float) -> float:
-    """The pause after a count of connections: a tenth of the time is spent on counting, but drains wait for counts."""
-    return min(max(_COUNT_GAP_S, 10 * took_s), _COUNT_MOST_S)
 
 
 class Adapters(Protocol):
@@ -130,6 +121,8 @@ class Daemon:
             rescan_interval_s=settings.rescan_interval_s,
         )
         self.signals = Signals(lambda: self.services, lambda: nginx.events, metrics)
+        self._counter = ConnectionCounter(lambda: self.services, leases)
+        self._children = Children(lambda: self.services, nginx, peers.log, problems, metrics)
         self._notifier = SystemdNotifier()
         self._logger = get_logger()
         self._ending = asyncio.Event()
@@ -202,8 +195,8 @@ class Daemon:
                 self.peers.run,
                 self._destinations.run,
                 self.keys.run,
-                self._count_loop,
-                self._log_loop,
+                self._counter.run,
+                self._children.run,
                 self._watch_loop,
                 self._tunnel_loop,
                 self.signals.run,
@@ -322,95 +315,14 @@ class Daemon:
         self.keeper.nginx.prepare()
         await self.doors.look(withdraw=False)
         await asyncio.to_thread(self.tunnels.prepare)
-        for name, service in self.services.items():
-            await self._adopt_routers(service, processes.get("routers", {}).get(name, []))
-            service.slots.prepare()
-        try:
-            nginx = processes.get("nginx")
-            earlier = records.identity_from_json(nginx) if nginx else None
-        except StateError as error:
-            self._logger.warning("state.ignored", reason=str(error))
-            earlier = None
-        await self._end_leftovers(processes)
-        unrecorded = await asyncio.to_thread(writers_of, *self.keeper.nginx.log.places)
-        await self.keeper.begin([*([earlier] if earlier else []), *unrecorded])
+        inheritance = Inheritance(self.settings, lambda: self.services, self.keeper, self.leases, self._departing)
+        await inheritance.take_routers(processes)
+        await inheritance.take_bridge(processes)
         # Not the leases: they are taken up below, and until then the file has what we have not.
         await self._records["run"].write()
         await self.peers.begin()
         await self.keys.begin()
-        links = self.keeper.nginx.linked()
-        for name, service in self.services.items():
-            service.room_keeper.models = [str(model) for model in leases.get("models", {}).get(name, [])]
-        if leases.get("boot_id", boot_id()) != boot_id():
-            self._after_reboot(leases, links)
-            return
-        for name, service in self.services.items():
-            for row in leases.get("services", {}).get(name, []):
-                try:
-                    saved = records.tenure_from_json(row)
-                except StateError as error:
-                    self._logger.warning("state.ignored", service=name, reason=str(error))
-                    continue
-                link = links.pop(saved.port, None)
-                if link == saved.sighting.socket:
-                    service.restore(saved, linked=True)
-                else:
-                    # Unbridged: it was leaving, or drained. Its port is still somebody's until that is seen through.
-                    if link is not None:
-                        self.keeper.nginx.unlink(saved.port)
-                    service.restore(replace(saved, leaving=saved.leaving or not saved.drain), linked=False)
-        for port, socket in list(links.items()):
-            # A lease that the last daemon had no time to write down: its link tells enough.
-            if any(
-                service.claim(port, socket, self.keeper.nginx.linked_at(port)) for service in self.services.values()
-            ):
-                del links[port]
-        for port in links:
-            # Nobody's any more: nothing new may come in, and the port rests until it is quiet.
-            self.keeper.nginx.unlink(port)
-            self.leases.quarantine(port)
-
-    def _after_reboot(self, leases: dict[str, Any], links: Mapping[int, Path]) -> None:
-        """Nothing of what was written down lives any more, and nobody is connected: only the ports are worth a wish."""
-        for port in links:
-            self.keeper.nginx.unlink(port)
-        for name, service in self.services.items():
-            for row in leases.get("services", {}).get(name, []):
-                try:
-                    service.prefer(records.tenure_from_json(row))
-                except StateError as error:
-                    self._logger.warning("state.ignored", service=name, reason=str(error))
-
-    async def _adopt_routers(self, service: Service, rows: list[Any]) -> None:
-        """Takes up the router that the service address leads to; one that was leaving goes on leaving."""
-        in_service = self.keeper.nginx.pointed(service.name)
-        service.slots.begin_in(in_service)  # There it is started, should it be gone: another may leave the other slot.
-        for row in rows:
-            try:
-                saved = records.router_from_json(row)
-            except StateError as error:
-                self._logger.warning("state.ignored", service=service.name, reason=str(error))
-                continue
-            if saved.slot == in_service:
-                await service.router.adopt(saved)
-            else:
-                await service.slots.adopt_leaving(saved)
-
-    async def _end_leftovers(self, processes: dict[str, Any]) -> None:
-        """Ends routers that no service has any more: removed ones', and those whose start was not written down.
-
-        Nobody has the keys of the latter. They are found by their output, whatever the records say.
-        """
-        kept = {router.pid for router in self._routers()}
-        found = {
-            **records.departing_from_json(processes, still_there=self.services),
-            **await asyncio.to_thread(_writers_of_routers, self.settings.state_dir, self.settings.run_dir),
-        }
-        for identity, service in found.items():
-            process = None if identity.pid in kept else Process.adopt(identity)
-            if process is not None:
-                self._logger.warning("router.leftover_stopped", service=service, pid=process.pid)
-                self._departing.end(service, process)
+        inheritance.take_tenures(leases)
 
     def _processes(self) -> dict[str, object]:
         nginx = self.keeper.nginx.process
@@ -432,25 +344,6 @@ class Daemon:
         }
 
     # -- the loops
-
-    async def _count_loop(self) -> None:
-        """Counts open connections, as long as somebody waits for a count."""
-        while True:
-            self._beats["count"] = time.monotonic()
-            resting = self.leases.quarantined
-            places: set[int | PeerAddress] = set()
-            places.update(resting, *(s.drains.places_to_count() for s in self.services.values()))
-            began = time.monotonic()
-            if places:
-                counts = await asyncio.to_thread(_count, places)
-                for service in self.services.values():
-                    service.drains.connections_counted(began, places, counts)
-                for port in resting:
-                    if counts[port] == 0 and not any(s.bridges.may_hear_of(port) for s in self.services.values()):
-                        self.leases.settle(port)
-                await asyncio.sleep(count_pause_s(time.monotonic() - began))
-            else:
-                await asyncio.sleep(_COUNT_REST_S)
 
     async def _tunnel_loop(self) -> None:
         """Keeps the tunnels that replicas need; one that is gone needs its own until it has drained."""
@@ -477,52 +370,6 @@ class Daemon:
         self.metrics.tunnel_links.labels("down").set(states.count(False))
         for service in self.services.values():
             service.measure_tunnels()
-
-    async def _log_loop(self) -> None:
-        """Passes on what nginx and the routers write, and how much memory the routers take."""
-        mend_at = 0.0
-        while True:
-            self._beats["log"] = time.monotonic()
-            routers = [(service, router) for service in self.services.values() for router in service.routers]
-            # Beside each other: a disk that hangs costs each of them its patience.
-            await asyncio.gather(
-                self._pass_on_nginx(self.keeper.nginx.log), *(self._pass_on(router) for _, router in routers)
-            )
-            for name, service in list(self.services.items()):
-                if service.router.pid is not None and (rss := rss_bytes(service.router.pid)) is not None:
-                    self.metrics.router_rss.labels(name).set(rss)
-                    service.slots.note_memory(rss)
-            await self._pass_on_nginx(self.peers.log)
-            if time.monotonic() >= mend_at:
-                mend_at = time.monotonic() + _MEND_GAP_S
-                await self.keeper.nginx.mend_temp()
-            self._note_logs(
-                {f"log of router {router.slot}": router.log.trouble for _, router in routers}
-                | {"log of nginx": self.keeper.nginx.log.trouble}
-            )
-            await asyncio.sleep(1.0)
-
-    def _note_logs(self, troubles: Mapping[str, str]) -> None:
-        """A child keeps the log that it was started with: it is a problem until the child is started again."""
-        for name in [name for name in self.problems if name.startswith("log of ") and not troubles.get(name)]:
-            del self.problems[name]
-        self.problems |= {name: trouble for name, trouble in troubles.items() if trouble}
-
-    async def _pass_on(self, router: RouterProcess) -> None:
-        for line in await router.log.read():
-            read = router.kind.read_log_line(line)
-            if read is not None:
-                log = getattr(self._logger, read.level)
-                log("router.said", service=router.service, text=read.message, **read.fields)
-
-    async def _pass_on_nginx(self, log: ChildLog) -> None:
-        lines = await log.read()
-        # A dead socket makes nginx write a line for each connection: the first few tell the story.
-        for line in lines[:5]:
-            level = "error" if any(mark in line for mark in ("[emerg]", "[alert]", "[crit]")) else "info"
-            getattr(self._logger, level)("bridge.said", text=line)
-        if len(lines) > 5:
-            self._logger.info("bridge.said_more", lines=len(lines) - 5, path=str(log.file))
 
     async def _watch_loop(self) -> None:
         """Measures the event loop's lag, keeps systemd informed, and pets its watchdog while all loops move."""
@@ -553,6 +400,8 @@ class Daemon:
             self.keys.beat,
             self._destinations.beat,
             self.signals.beat,
+            self._counter.beat,
+            self._children.beat,
             *self._beats.values(),
             *(s.stalest_beat() for s in self.services.values()),
         ]
@@ -666,17 +515,6 @@ class Daemon:
         self.metrics.forget_service(name)
 
 
-def _writers_of_routers(*directories: Path) -> dict[Identity, str]:
-    """Processes whose output is a router's log, and that router's slot. Blocks."""
-    return {
-        identity: log.removeprefix("router-").removesuffix(".log")
-        for directory in directories
-        for log, writers in writers_below(directory / "log").items()
-        for identity in writers
-        if log.startswith("router-")
-    }
-
-
 def _told_before(leases: Mapping[str, Any]) -> dict[str, list[ReplicaId]]:
     """The replicas that the earlier daemon had because the API was told of them."""
     return {
@@ -687,12 +525,3 @@ def _told_before(leases: Mapping[str, Any]) -> dict[str, list[ReplicaId]]:
         ]
         for name, rows in leases.get("services", {}).items()
     }
-
-
-def _count(places: Collection[int | PeerAddress]) -> Counter[int | PeerAddress]:
-    """Open connections by bridge port and by advertised address. Blocks."""
-    found: Counter[int | PeerAddress] = Counter()
-    found.update(open_connections({place for place in places if isinstance(place, int)}))
-    if addresses := {place for place in places if isinstance(place, PeerAddress)}:
-        found.update(connections_at(addresses))
-    return found

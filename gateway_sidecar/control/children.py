@@ -1,0 +1,83 @@
+"""Passes on what nginx and the routers write, and looks at how much memory the routers take."""
+
+from __future__ import annotations
+
+import asyncio
+import time
+from collections.abc import Callable, Mapping
+
+from gateway_sidecar.bridges.nginx import Nginx
+from gateway_sidecar.control.router_process import RouterProcess
+from gateway_sidecar.control.service import Service
+from gateway_sidecar.supervision.logfile import ChildLog
+from gateway_sidecar.supervision.process import rss_bytes
+from gateway_sidecar.telemetry.logs import get_logger
+from gateway_sidecar.telemetry.metrics import Metrics
+
+_MEND_GAP_S = 5.0
+_GAP_S = 1.0
+
+
+class Children:
+    """nginx and the routers of all services. `problems` is where a log that cannot be written is told."""
+
+    def __init__(
+        self,
+        services: Callable[[], Mapping[str, Service]],
+        nginx: Nginx,
+        peers_log: ChildLog,
+        problems: dict[str, str],
+        metrics: Metrics,
+    ) -> None:
+        self._services = services
+        self._nginx = nginx
+        self._peers_log = peers_log
+        self._problems = problems
+        self._metrics = metrics
+        self._logger = get_logger()
+        self.beat = time.monotonic()
+
+    async def run(self) -> None:
+        """Runs until cancelled."""
+        mend_at = 0.0
+        while True:
+            self.beat = time.monotonic()
+            services = dict(self._services())
+            routers = [router for service in services.values() for router in service.routers]
+            # Beside each other: a disk that hangs costs each of them its patience.
+            await asyncio.gather(self._pass_on_nginx(self._nginx.log), *map(self._pass_on, routers))
+            for name, service in services.items():
+                if service.router.pid is not None and (rss := rss_bytes(service.router.pid)) is not None:
+                    self._metrics.router_rss.labels(name).set(rss)
+                    service.slots.note_memory(rss)
+            await self._pass_on_nginx(self._peers_log)
+            if time.monotonic() >= mend_at:
+                mend_at = time.monotonic() + _MEND_GAP_S
+                await self._nginx.mend_temp()
+            self._note_logs(
+                {f"log of router {router.slot}": router.log.trouble for router in routers}
+                | {"log of nginx": self._nginx.log.trouble}
+            )
+            await asyncio.sleep(_GAP_S)
+
+    def _note_logs(self, troubles: Mapping[str, str]) -> None:
+        """A child keeps the log that it was started with: it is a problem until the child is started again."""
+        for name in [name for name in self._problems if name.startswith("log of ") and not troubles.get(name)]:
+            del self._problems[name]
+        self._problems |= {name: trouble for name, trouble in troubles.items() if trouble}
+
+    async def _pass_on(self, router: RouterProcess) -> None:
+        for line in await router.log.read():
+            read = router.kind.read_log_line(line)
+            if read is not None:
+                log = getattr(self._logger, read.level)
+                log("router.said", service=router.service, text=read.message, **read.fields)
+
+    async def _pass_on_nginx(self, log: ChildLog) -> None:
+        lines = await log.read()
+        # A dead socket makes nginx write a line for each connection: the first few tell the story.
+        for line in lines[:5]:
+            level = "error" if any(mark in line for mark in ("[emerg]", "[alert]", "[crit]")) else "info"
+            getattr(self._logger, level)("bridge.said", text=line)
+        if len(lines) > 5:
+            self._logger.info("bridge.said_more", lines=len(lines) - 5, path=str(log.file))

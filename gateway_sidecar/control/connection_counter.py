@@ -1,0 +1,60 @@
+"""Counts open connections, as long as somebody waits for a count: drains, and ports that rest."""
+
+from __future__ import annotations
+
+import asyncio
+import time
+from collections import Counter
+from collections.abc import Callable, Collection, Mapping
+
+from gateway_sidecar.bridges.connections import connections_at, open_connections
+from gateway_sidecar.control.service import Service
+from gateway_sidecar.domain.leases import PortLeases
+from gateway_sidecar.domain.model import PeerAddress
+
+_GAP_S = 0.05
+_REST_S = 0.2
+_MOST_S = 1.0
+
+
+def count_pause_s(took_s: float) -> float:
+    """The pause after a count of connections: a tenth of the time is spent on counting, but drains wait for counts."""
+    return min(max(_GAP_S, 10 * took_s), _MOST_S)
+
+
+class ConnectionCounter:
+    """One count for all services: the kernel has one table."""
+
+    def __init__(self, services: Callable[[], Mapping[str, Service]], leases: PortLeases) -> None:
+        self._services = services
+        self._leases = leases
+        self.beat = time.monotonic()
+
+    async def run(self) -> None:
+        """Runs until cancelled."""
+        while True:
+            self.beat = time.monotonic()
+            resting = self._leases.quarantined
+            places: set[int | PeerAddress] = set()
+            places.update(resting, *(s.drains.places_to_count() for s in self._services().values()))
+            began = time.monotonic()
+            if not places:
+                await asyncio.sleep(_REST_S)
+                continue
+            counts = await asyncio.to_thread(_count, places)
+            services = self._services().values()  # Some may have come or gone meanwhile.
+            for service in services:
+                service.drains.connections_counted(began, places, counts)
+            for port in resting:
+                if counts[port] == 0 and not any(s.bridges.may_hear_of(port) for s in services):
+                    self._leases.settle(port)
+            await asyncio.sleep(count_pause_s(time.monotonic() - began))
+
+
+def _count(places: Collection[int | PeerAddress]) -> Counter[int | PeerAddress]:
+    """Open connections by bridge port and by advertised address. Blocks."""
+    found: Counter[int | PeerAddress] = Counter()
+    found.update(open_connections({place for place in places if isinstance(place, int)}))
+    if addresses := {place for place in places if isinstance(place, PeerAddress)}:
+        found.update(connections_at(addresses))
+    return found

@@ -1,0 +1,147 @@
+"""Takes up what an earlier daemon left: nginx, routers, ports, tenures. Records are hints; what lives is looked at."""
+
+from __future__ import annotations
+
+import asyncio
+from collections.abc import Callable, Mapping
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+from gateway_sidecar.config import Settings
+from gateway_sidecar.control import records
+from gateway_sidecar.control.bridge_keeper import BridgeKeeper
+from gateway_sidecar.control.departing import DepartingRouters
+from gateway_sidecar.control.service import Service
+from gateway_sidecar.domain.leases import PortLeases
+from gateway_sidecar.errors import StateError
+from gateway_sidecar.supervision.process import Identity, Process, boot_id, writers_below, writers_of
+from gateway_sidecar.telemetry.logs import get_logger
+
+
+class Inheritance:
+    """What was there before us, for all services. `departing` ends the routers that nobody has any more."""
+
+    def __init__(
+        self,
+        settings: Settings,
+        services: Callable[[], Mapping[str, Service]],
+        keeper: BridgeKeeper,
+        leases: PortLeases,
+        departing: DepartingRouters,
+    ) -> None:
+        self._directories = settings.state_dir, settings.run_dir
+        self._services = services
+        self._keeper = keeper
+        self._nginx = keeper.nginx
+        self._leases = leases
+        self._departing = departing
+        self._logger = get_logger()
+
+    async def take_routers(self, processes: Mapping[str, Any]) -> None:
+        """Adopts the routers that live, ends those that nobody has, and decides on the ports of all.
+
+        Raises ProcessError if there are no ports.
+        """
+        for name, service in self._services().items():
+            await self._adopt_routers(service, processes.get("routers", {}).get(name, []))
+            service.slots.prepare()
+        await self._end_leftovers(processes)
+
+    async def take_bridge(self, processes: Mapping[str, Any]) -> None:
+        """Adopts nginx, or starts it. Raises BridgeError."""
+        try:
+            nginx = processes.get("nginx")
+            earlier = records.identity_from_json(nginx) if nginx else None
+        except StateError as error:
+            self._logger.warning("state.ignored", reason=str(error))
+            earlier = None
+        unrecorded = await asyncio.to_thread(writers_of, *self._nginx.log.places)
+        await self._keeper.begin([*([earlier] if earlier else []), *unrecorded])
+
+    def take_tenures(self, leases: Mapping[str, Any]) -> None:
+        """Restores who had which port; a link that nobody claims is removed, and its port rests until it is quiet."""
+        links = self._nginx.linked()
+        services = self._services()
+        for name, service in services.items():
+            service.room_keeper.models = [str(model) for model in leases.get("models", {}).get(name, [])]
+        if leases.get("boot_id", boot_id()) != boot_id():
+            self._after_reboot(leases, links)
+            return
+        for name, service in services.items():
+            for row in leases.get("services", {}).get(name, []):
+                try:
+                    saved = records.tenure_from_json(row)
+                except StateError as error:
+                    self._logger.warning("state.ignored", service=name, reason=str(error))
+                    continue
+                link = links.pop(saved.port, None)
+                if link == saved.sighting.socket:
+                    service.restore(saved, linked=True)
+                else:
+                    # Unbridged: it was leaving, or drained. Its port is still somebody's until that is seen through.
+                    if link is not None:
+                        self._nginx.unlink(saved.port)
+                    service.restore(replace(saved, leaving=saved.leaving or not saved.drain), linked=False)
+        for port, socket in list(links.items()):
+            # A lease that the last daemon had no time to write down: its link tells enough.
+            if any(service.claim(port, socket, self._nginx.linked_at(port)) for service in services.values()):
+                del links[port]
+        for port in links:
+            # Nobody's any more: nothing new may come in, and the port rests until it is quiet.
+            self._nginx.unlink(port)
+            self._leases.quarantine(port)
+
+    def _after_reboot(self, leases: Mapping[str, Any], links: Mapping[int, Path]) -> None:
+        """Nothing of what was written down lives any more, and nobody is connected: only the ports are worth a wish."""
+        for port in links:
+            self._nginx.unlink(port)
+        for name, service in self._services().items():
+            for row in leases.get("services", {}).get(name, []):
+                try:
+                    service.prefer(records.tenure_from_json(row))
+                except StateError as error:
+                    self._logger.warning("state.ignored", service=name, reason=str(error))
+
+    async def _adopt_routers(self, service: Service, rows: list[Any]) -> None:
+        """Takes up the router that the service address leads to; one that was leaving goes on leaving."""
+        in_service = self._nginx.pointed(service.name)
+        service.slots.begin_in(in_service)  # There it is started, should it be gone: another may leave the other slot.
+        for row in rows:
+            try:
+                saved = records.router_from_json(row)
+            except StateError as error:
+                self._logger.warning("state.ignored", service=service.name, reason=str(error))
+                continue
+            if saved.slot == in_service:
+                await service.router.adopt(saved)
+            else:
+                await service.slots.adopt_leaving(saved)
+
+    async def _end_leftovers(self, processes: Mapping[str, Any]) -> None:
+        """Ends routers that no service has any more: removed ones', and those whose start was not written down.
+
+        Nobody has the keys of the latter. They are found by their output, whatever the records say.
+        """
+        services = self._services()
+        kept = {router.pid for service in services.values() for router in service.routers}
+        found = {
+            **records.departing_from_json(processes, still_there=services),
+            **await asyncio.to_thread(_writers_of_routers, *self._directories),
+        }
+        for identity, service in found.items():
+            process = None if identity.pid in kept else Process.adopt(identity)
+            if process is not None:
+                self._logger.warning("router.leftover_stopped", service=service, pid=process.pid)
+                self._departing.end(service, process)
+
+
+def _writers_of_routers(*directories: Path) -> dict[Identity, str]:
+    """Processes whose output is a router's log, and that router's slot. Blocks."""
+    return {
+        identity: log.removeprefix("router-").removesuffix(".log")
+        for directory in directories
+        for log, writers in writers_below(directory / "log").items()
+        for identity in writers
+        if log.startswith("router-")
+    }
