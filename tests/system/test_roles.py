@@ -153,6 +153,8 @@ async def test_an_image_goes_to_the_encode_worker_and_the_prefill_engine_is_told
     assert replica_of(status, "e1")["worker_type"] == "encode"
     status_code, text = await look(gateway)
     assert status_code == 200, text
+    while not encoder.ledger.requests:  # SMG asks it beside the others, and does not wait for it.
+        await asyncio.sleep(0.01)
     asked = [request.body for request in encoder.ledger.requests]
     told = [request.body["encode_bootstrap_info"]["items"] for request in prefill.ledger.requests]
     assert len(asked) == len(told) == 1
