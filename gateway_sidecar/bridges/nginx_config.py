@@ -29,9 +29,9 @@ _PEER_CONNECTIONS = 4096  # two for each request
 _TEMPS = (BODIES, "proxy", "fastcgi", "uwsgi", "scgi")
 _SPARE = 64  # files that nginx opens for itself
 _CLOSED = 598  # our own status, inside nginx only: the service's gate is closed
-_CONNECT_MS = 900
-"""Less than the second after which the kernel asks again where a router's queue of connections is full: if that router
-hung, its successor listens there by then, and does not know its workers yet."""
+_CONNECT_S = 2
+"""More than the second after which the kernel asks again where a router's queue of connections is full: a thousand that go
+on at once fill it. Less than a hanging router's gate is closed before it is killed: its successor gets none of these."""
 
 _UNAVAILABLE = (
     '{"error":{"message":"The router of service SERVICE is not available; try again shortly.",'
@@ -231,7 +231,7 @@ http {{
         proxy_set_header X-Forwarded-Proto $scheme;
         proxy_buffering off;
         proxy_next_upstream off;
-        proxy_connect_timeout {_CONNECT_MS}ms;
+        proxy_connect_timeout {_CONNECT_S}s;
         proxy_read_timeout 24h;
         proxy_send_timeout 24h;
         proxy_socket_keepalive on;

@@ -64,11 +64,10 @@ def test_streams_are_left_alone() -> None:
         assert line in text
 
 
-def test_connecting_is_given_up_before_the_kernel_tries_again() -> None:
-    """Linux tries again after a second, and may meet a hung router's successor that knows no worker yet."""
-    text = config()
-    (timeout_ms,) = re.findall(r"proxy_connect_timeout (\d+)ms;", text.partition("http {")[2])
-    assert int(timeout_ms) < 1000
+def test_a_router_with_a_full_queue_is_tried_again_by_the_kernel() -> None:
+    """Linux does that after a second, and nginx has to wait for it: of a thousand that go on at once some need it."""
+    (timeout_s,) = re.findall(r"proxy_connect_timeout (\d+)s;", config().partition("http {")[2])
+    assert 1 < int(timeout_s) < 3
 
 
 def test_capacity_follows_the_file_limit() -> None:
