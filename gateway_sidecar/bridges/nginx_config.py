@@ -30,8 +30,9 @@ _TEMPS = (BODIES, "proxy", "fastcgi", "uwsgi", "scgi")
 _SPARE = 64  # files that nginx opens for itself
 _CLOSED = 598  # our own status, inside nginx only: the service's gate is closed
 _CONNECT_S = 2
-"""More than the second after which the kernel asks again where a router's queue of connections is full: a thousand that go
-on at once fill it. Less than a hanging router's gate is closed before it is killed: its successor gets none of these."""
+"""More than the second after which the kernel asks again where a router's queue of connections is full: a thousand
+that go on at once fill it. A hanging router's gate is closed for longer than that before it is killed: nobody meets its
+successor."""
 
 _UNAVAILABLE = (
     '{"error":{"message":"The router of service SERVICE is not available; try again shortly.",'
