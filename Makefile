@@ -8,7 +8,7 @@ DEMO ?=
 MINUTES ?= 10
 SEED ?=
 ARGS ?=
-JOBS ?= 4
+JOBS ?= 3
 
 PY := $(VENV)/bin/python
 SETUP := VENV="$(VENV)" MLX_VENV="$(MLX_VENV)" PREFIX="$(PREFIX)" PYTHON="$(PYTHON)" scripts/setup.sh
@@ -24,7 +24,7 @@ run:
 	@$(SETUP) dev nginx $(filter mlx,$(ENGINE))
 	@ENGINE="$(ENGINE)" DEMO="$(DEMO)" $(PY) -m examples.demo
 
-## make test     all tests, with the real nginx and the real SMG, JOBS=4 at a time; ARGS='-k drain' for some of them
+## make test     all tests, with the real nginx and the real SMG, JOBS=3 at a time; ARGS='-k drain' for some of them
 test:
 	@$(SETUP) dev nginx sshd prometheus
 	@$(PY) -m pytest -n $(JOBS) --dist worksteal $(ARGS)
