@@ -5,7 +5,7 @@ from __future__ import annotations
 import asyncio
 import shutil
 import time
-from collections.abc import AsyncIterator, Awaitable, Callable
+from collections.abc import AsyncIterator, Awaitable, Callable, Generator
 from contextlib import suppress
 from pathlib import Path
 from typing import Any
@@ -22,6 +22,18 @@ StartEngine = Callable[..., Awaitable[SimulatedEngine]]
 MakeGateway = Callable[..., Gateway]
 
 
+_FAILED = pytest.StashKey[bool]()
+_LAST_LINES = 80
+
+
+@pytest.hookimpl(wrapper=True)
+def pytest_runtest_makereport(item: pytest.Item) -> Generator[None, pytest.TestReport, pytest.TestReport]:
+    report = yield
+    if report.failed:
+        item.stash[_FAILED] = True
+    return report
+
+
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
     for item in items:
         if Path(__file__).parent in item.path.parents:
@@ -31,7 +43,8 @@ def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
 
 
 @pytest_asyncio.fixture
-async def make_gateway() -> AsyncIterator[MakeGateway]:
+async def make_gateway(request: pytest.FixtureRequest) -> AsyncIterator[MakeGateway]:
+    """Gateways that end with the test. Of one that failed the report shows what the daemons said last."""
     made: list[Gateway] = []
 
     def make(**settings: Any) -> Gateway:
@@ -40,6 +53,9 @@ async def make_gateway() -> AsyncIterator[MakeGateway]:
 
     yield make
     for gateway in made:
+        if request.node.stash.get(_FAILED, False):
+            for log in sorted(gateway.directory.glob("daemon-*.log")):
+                print(f"--- {log}", *log.read_text().splitlines()[-_LAST_LINES:], sep="\n")
         await gateway.close()
 
 

@@ -232,13 +232,14 @@ async def test_engine_that_died_with_the_daemon_and_its_records(gateway: Gateway
     """Nobody remembers what it was, and it cannot say so any more: its worker goes all the same."""
     dying = await engine(gateway.socket("r1"))
     await engine(gateway.socket("r2"))
-    await gateway.until_states({"r1": "serving", "r2": "serving"})
+    before = await gateway.until_states({"r1": "serving", "r2": "serving"})
     await gateway.kill()
     shutil.rmtree(gateway.directory / "state")
     await dying.kill()
     await gateway.start()
     await gateway.until_workers(lambda workers: [w["status"] for w in workers] == ["ready"], within_s=20)
-    await gateway.until_states({"r1": "loading", "r2": "serving"})
+    after = await gateway.until_states({"r1": "loading", "r2": "serving"})
+    assert replica_of(after, "r2")["worker_id"] == replica_of(before, "r2")["worker_id"]
     await engine(gateway.socket("r1"))
     await gateway.until_states({"r1": "serving", "r2": "serving"})
 
