@@ -73,6 +73,7 @@ class RealAdapters:
         settings: ServiceSettings,
         on_change: Callable[[], None],
         move_address: Callable[[], Awaitable[None]],
+        write_down: Callable[[], Awaitable[None]],
     ) -> Service:
         """One service, not running yet."""
         return Service(
@@ -84,7 +85,7 @@ class RealAdapters:
             peers=self._peers,
             keys=self._keys,
             host=self._settings.bridges.host,
-            make_router=self.router,
+            make_router=partial(self.router, write_down),
             choose_ports=self._router_ports.choose,
             metrics=self._metrics,
             rescan_interval_s=self._settings.rescan_interval_s,
@@ -94,7 +95,7 @@ class RealAdapters:
             move_address=move_address,
         )
 
-    def router(self, settings: ServiceSettings, slot: str) -> RouterProcess:
+    def router(self, write_down: Callable[[], Awaitable[None]], settings: ServiceSettings, slot: str) -> RouterProcess:
         """One router of a service, not started yet."""
         return RouterProcess(
             settings.name,
@@ -107,6 +108,7 @@ class RealAdapters:
             self._router_ports,
             self._metrics,
             start_timeout_s=settings.router.start_timeout_s,
+            write_down=write_down,
         )
 
     def source(self, settings: ServiceSettings) -> Source:

@@ -382,6 +382,7 @@ class Nginx:
         fresh = self._config_path.with_suffix(".new")
         self._write_config(fresh, text)
         await self._make_log_directory()
+        await self.mend_temp()
         assert self._program is not None
         code, output = await _run(self._program.path, "-t", "-q", "-p", str(self._directory), "-c", str(fresh))
         # nginx -t binds nothing that a running nginx holds, so it tells syntax and files only.

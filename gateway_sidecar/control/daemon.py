@@ -51,6 +51,7 @@ DEFAULT_STOP_S = 30.0
 """What is in flight when everything is taken down may take so long."""
 
 _TUNNEL_GAP_S = 0.05
+_WRITE_DOWN_S = 1.0
 _FIXED = ("state_dir", "run_dir", "bridges", "peers", "router_ports", "metrics", "admin", "rescan_interval_s")
 
 
@@ -62,6 +63,7 @@ class Adapters(Protocol):
         settings: ServiceSettings,
         on_change: Callable[[], None],
         move_address: Callable[[], Awaitable[None]],
+        write_down: Callable[[], Awaitable[None]],
     ) -> Service: ...
 
     def source(self, settings: ServiceSettings) -> Source: ...
@@ -268,7 +270,7 @@ class Daemon:
 
     def _add(self, settings: ServiceSettings, *, prepare: bool = False) -> Service:
         """One more service, not running yet. Raises ProcessError, nothing added, if it cannot be prepared."""
-        service = self._adapters.service(settings, self.note_change, self.keeper.apply)
+        service = self._adapters.service(settings, self.note_change, self.keeper.apply, self._write_down_now)
         if prepare:
             service.slots.prepare()
 
@@ -323,6 +325,12 @@ class Daemon:
         await self.peers.begin()
         await self.keys.begin()
         inheritance.take_tenures(leases)
+
+    async def _write_down_now(self) -> None:
+        """Writes down what runs, and what is about to. A disk that hangs does not keep a router from being started."""
+        with suppress(TimeoutError):
+            async with asyncio.timeout(_WRITE_DOWN_S):
+                await self._records["run"].write()
 
     def _processes(self) -> dict[str, object]:
         nginx = self.keeper.nginx.process

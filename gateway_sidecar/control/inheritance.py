@@ -43,10 +43,11 @@ class Inheritance:
 
         Raises ProcessError if there are no ports.
         """
+        running = await asyncio.to_thread(_writers_of_routers, *self._directories)
         for name, service in self._services().items():
-            await self._adopt_routers(service, processes.get("routers", {}).get(name, []))
+            await self._adopt_routers(service, processes.get("routers", {}).get(name, []), running)
             service.slots.prepare()
-        await self._end_leftovers(processes)
+        self._end_leftovers(processes, running)
 
     async def take_bridge(self, processes: Mapping[str, Any]) -> None:
         """Adopts nginx, or starts it. Raises BridgeError."""
@@ -103,8 +104,11 @@ class Inheritance:
                 except StateError as error:
                     self._logger.warning("state.ignored", service=name, reason=str(error))
 
-    async def _adopt_routers(self, service: Service, rows: list[Any]) -> None:
-        """Takes up the router that the service address leads to; one that was leaving goes on leaving."""
+    async def _adopt_routers(self, service: Service, rows: list[Any], running: Mapping[Identity, str]) -> None:
+        """Takes up the router that the service address leads to; one that was leaving goes on leaving.
+
+        One that was being started when it was written down is found among those `running`: process -> slot.
+        """
         in_service = self._nginx.pointed(service.name)
         service.slots.begin_in(in_service)  # There it is started, should it be gone: another may leave the other slot.
         for row in rows:
@@ -113,22 +117,20 @@ class Inheritance:
             except StateError as error:
                 self._logger.warning("state.ignored", service=service.name, reason=str(error))
                 continue
-            if saved.slot == in_service:
-                await service.router.adopt(saved)
-            else:
-                await service.slots.adopt_leaving(saved)
+            its_own = [identity for identity, slot in running.items() if slot == saved.slot]
+            for identity in its_own if saved.identity is None else [saved.identity]:
+                adopt = service.router.adopt if saved.slot == in_service else service.slots.adopt_leaving
+                if await adopt(saved, identity):
+                    break
 
-    async def _end_leftovers(self, processes: Mapping[str, Any]) -> None:
+    def _end_leftovers(self, processes: Mapping[str, Any], running: Mapping[Identity, str]) -> None:
         """Ends routers that no service has any more: removed ones', and those whose start was not written down.
 
         Nobody has the keys of the latter. They are found by their output, whatever the records say.
         """
         services = self._services()
         kept = {router.pid for service in services.values() for router in service.routers}
-        found = {
-            **records.departing_from_json(processes, still_there=services),
-            **await asyncio.to_thread(_writers_of_routers, *self._directories),
-        }
+        found = {**records.departing_from_json(processes, still_there=services), **running}
         for identity, service in found.items():
             process = None if identity.pid in kept else Process.adopt(identity)
             if process is not None:

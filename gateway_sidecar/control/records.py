@@ -161,7 +161,7 @@ def router_to_json(saved: SavedRouter) -> dict[str, object]:
     """One router as plain data, its key included."""
     return {
         "slot": saved.slot,
-        "identity": identity_to_json(saved.identity),
+        "identity": None if saved.identity is None else identity_to_json(saved.identity),
         "ports": asdict(saved.ports),
         "key": saved.key,
         "digest": saved.digest,
@@ -173,7 +173,8 @@ def router_from_json(row: Mapping[str, Any]) -> SavedRouter:
     try:
         ports = RouterPorts(int(row["ports"]["api"]), int(row["ports"]["metrics"]))
         digest = str(row.get("digest", ""))
-        return SavedRouter(str(row["slot"]), identity_from_json(row["identity"]), ports, str(row["key"]), digest)
+        identity = None if row["identity"] is None else identity_from_json(row["identity"])
+        return SavedRouter(str(row["slot"]), identity, ports, str(row["key"]), digest)
     except (KeyError, TypeError, ValueError) as error:
         raise StateError(f"a router of a form that is not known: {error!r}") from error
 
@@ -189,11 +190,13 @@ def departing_to_json(departing: Iterable[tuple[str, Identity]]) -> dict[str, li
 def departing_from_json(processes: Mapping[str, Any], *, still_there: Container[str]) -> dict[Identity, str]:
     """Routers that are to end, and whose they were: those of services that are not there any more are among them."""
     found: dict[Identity, str] = {}
-    # A row of another form tells nothing, and is told of by nobody: its process is found by its output.
+    # A row of another form, or without identity, tells nothing of a process: that one is found by its output.
     for service, rows in processes.get("routers", {}).items():
         for row in rows if service not in still_there else ():
             with contextlib.suppress(StateError):
-                found[router_from_json(row).identity] = service
+                identity = router_from_json(row).identity
+                if identity is not None:
+                    found[identity] = service
     for service, rows in processes.get("departing", {}).items():
         for row in rows:
             with contextlib.suppress(StateError):

@@ -6,7 +6,7 @@ import asyncio
 import random
 import secrets
 import time
-from collections.abc import Callable
+from collections.abc import Awaitable, Callable
 from dataclasses import dataclass
 from enum import StrEnum
 from typing import Protocol
@@ -39,10 +39,13 @@ class RouterState(StrEnum):
 
 @dataclass(frozen=True, slots=True)
 class SavedRouter:
-    """What the next daemon needs to adopt a router. `digest` says of what it was made (`RouterKind.digest`)."""
+    """What the next daemon needs to adopt a router. `digest` says of what it was made (`RouterKind.digest`).
+
+    `identity` is None from before it is started until that is known; meanwhile its output tells which process it is.
+    """
 
     slot: str
-    identity: Identity
+    identity: Identity | None
     ports: RouterPorts
     key: str
     digest: str = ""
@@ -64,7 +67,7 @@ class RouterProcess:
     """Keeps one router running. `slot` tells a service's router from the successor that is started beside it.
 
     Each of `on_change` is called whenever the state changes; `epoch` counts processes, so that what one of them said is
-    never taken for what its successor knows.
+    never taken for what its successor knows. `write_down` writes down what `saved` says now, if it can soon.
     """
 
     def __init__(
@@ -77,6 +80,7 @@ class RouterProcess:
         metrics: Metrics,
         *,
         start_timeout_s: float,
+        write_down: Callable[[], Awaitable[None]],
     ) -> None:
         self.service = service
         self.slot = slot
@@ -85,6 +89,7 @@ class RouterProcess:
         self._private_ports = private_ports
         self._metrics = metrics
         self._start_timeout_s = start_timeout_s
+        self._write_down = write_down
         self.on_change: list[Callable[[], None]] = []
         self._logger = get_logger(service=service)
         self.state = RouterState.STOPPED
@@ -96,6 +101,7 @@ class RouterProcess:
         self.ports: RouterPorts | None = None
         self.client: RouterClient | None = None
         self._key = self._digest = ""
+        self._prospect: SavedRouter | None = None
         self._failures = 0
         self._unresponsive = asyncio.Event()
 
@@ -110,14 +116,16 @@ class RouterProcess:
         return self.state is RouterState.UP
 
     def saved(self) -> SavedRouter | None:
-        """What to write down, so that a later daemon can adopt it."""
+        """What to write down, so that a later daemon can adopt it; its key and its place before it is started."""
+        if self._prospect is not None:
+            return self._prospect
         if self.process is None or not self.process.running or self.ports is None:
             return None
         return SavedRouter(self.slot, self.process.identity, self.ports, self._key, self._digest)
 
-    async def adopt(self, saved: SavedRouter) -> bool:
+    async def adopt(self, saved: SavedRouter, identity: Identity) -> bool:
         """Takes over the router of an earlier daemon if it is that very process and its API answers with our key."""
-        process = Process.adopt(saved.identity)
+        process = Process.adopt(identity)
         if process is None:
             return False
         client = self.kind.client(saved.ports, saved.key)
@@ -208,6 +216,9 @@ class RouterProcess:
             ports = self._private_ports.choose(self.slot)
             command = self.kind.command(ports, key)
             digest = await asyncio.to_thread(self.kind.digest)
+            # Before it runs: a daemon that dies in the next moment must not leave a router that nobody has the key of.
+            self._prospect = SavedRouter(self.slot, None, ports, key, digest)
+            await self._write_down()
             log_fd = await self.log.open_for_child()
             if self.log.trouble:
                 to = str(self.log.file) if self.log.file else None
@@ -220,8 +231,10 @@ class RouterProcess:
                 if spawning.done() and spawning.exception() is None:
                     # Whoever cancelled us writes it down for the next daemon, or ends it.
                     self.process, self.ports, self._key, self._digest = spawning.result(), ports, key, digest
+                    self._prospect = None
                 raise
         except (ProcessError, OSError) as error:
+            self._prospect = None
             self._failures += 1
             self.reason = str(error)
             self._logger.error("router.not_started", reason=self.reason)
@@ -231,6 +244,7 @@ class RouterProcess:
         if self.client is not None:
             await self.client.close()
         self.process, self.ports, self._key, self._digest = process, ports, key, digest
+        self._prospect = None
         self.client = self.kind.client(ports, key)
         for tell in self.on_change:
             tell()  # It runs: that has to be written down before anything can happen to us.

@@ -19,6 +19,7 @@ from gateway_sidecar.control.router_process import SavedRouter
 from gateway_sidecar.control.router_unit import RouterUnit
 from gateway_sidecar.errors import RouterUnavailable
 from gateway_sidecar.routers.base import RouterPorts
+from gateway_sidecar.supervision.process import Identity
 from gateway_sidecar.telemetry.logs import get_logger
 
 MOST_PATIENCE_S = 10.0
@@ -195,13 +196,15 @@ class RouterSlots:
             self.active.router.on_change.append(self._on_active)
             self.units = [self.active]
 
-    async def adopt_leaving(self, saved: SavedRouter) -> None:
+    async def adopt_leaving(self, saved: SavedRouter, identity: Identity) -> bool:
         """Takes over a router that an earlier daemon had replaced, or had not put in place: it may finish and go."""
         unit = self._make_unit(saved.slot)
-        if await unit.router.adopt(saved):
-            await self._replacing.acquire()
-            self.units.append(unit)
-            self._retiring = asyncio.create_task(self._retire(unit))
+        if not await unit.router.adopt(saved, identity):
+            return False
+        await self._replacing.acquire()
+        self.units.append(unit)
+        self._retiring = asyncio.create_task(self._retire(unit))
+        return True
 
     async def _renew_outdated(self) -> None:
         if not await self.active.router.is_outdated():

@@ -166,7 +166,7 @@ class Gateway:
         except (OSError, ValueError):
             return
         routers = [router["identity"] for rows in record["routers"].values() for router in rows]
-        for row in (record["nginx"], *routers):
+        for row in (record["nginx"], *routers):  # None: being started; its output tells which it is.
             if row is not None:
                 yield from with_children(int(row["pid"]))
 

@@ -7,6 +7,8 @@ import json
 import os
 import shutil
 import signal
+import sys
+from contextlib import suppress
 from pathlib import Path
 
 import aiohttp
@@ -56,6 +58,41 @@ async def test_processes_that_no_record_tells_of_are_found(gateway: Gateway, eng
     assert after["bridge"]["pid"] == before["bridge"]["pid"]
     await until_gone(service_of(before)["router"]["pid"])
     assert replica_of(after, "r1")["bridge"] == replica_of(before, "r1")["bridge"]
+
+
+async def test_daemon_that_died_in_the_moment_that_it_started_the_router(
+    make_gateway: MakeGateway, engine: StartEngine
+) -> None:
+    """What the next one needs was written down before: it adopts the router, whatever that has begun meanwhile."""
+    gateway = make_gateway()
+    command, port_file, pid_file = (gateway.directory / name for name in ("smg", "router.port", "router.pid"))
+    # Of its arguments the fifth is the port of its API.
+    command.write_text(f"""#!/bin/sh
+[ -e {pid_file} ] || {{ kill -9 $PPID; echo $5 > {port_file}; echo $$ > {pid_file}; }}
+exec {Path(sys.executable).parent / "smg"} "$@"
+""")
+    command.chmod(0o755)
+    gateway.settings["services"][0]["router"] = {"command": str(command)}
+    await gateway.start(ready=False)
+    assert gateway.process is not None
+    assert await gateway.process.wait() == -signal.SIGKILL
+    await until_router_answers(port_file, pid_file)
+    await gateway.start()
+    await engine(gateway.socket("r1"))
+    status = await gateway.until_states({"r1": "serving"})
+    assert service_of(status)["router"]["pid"] == int(pid_file.read_text())
+    assert gateway.events("router.leftover_stopped") == []
+
+
+async def until_router_answers(port_file: Path, pid_file: Path) -> None:
+    async with aiohttp.ClientSession() as session, asyncio.timeout(20):
+        while True:
+            with suppress(aiohttp.ClientError, FileNotFoundError):
+                pid_file.read_text()
+                async with session.get(f"http://127.0.0.1:{int(port_file.read_text())}/liveness") as response:
+                    if response.status == 200:
+                        return
+            await asyncio.sleep(0.01)
 
 
 async def test_router_of_a_service_removed_while_no_daemon_ran_is_ended(make_gateway: MakeGateway) -> None:
@@ -257,6 +294,7 @@ async def test_log_directory_removed_while_no_daemon_ran(make_gateway: MakeGatew
     await gateway.start()
     await gateway.until_states({"r1": "serving"}, service="code")
     assert "r1" in await ask(gateway, "tiny", stream=False, service="code")
+    assert gateway.events("bridge.not_reloaded") == []
 
 
 async def test_nginx_that_cannot_be_reconfigured_serves_what_it_has(

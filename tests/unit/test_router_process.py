@@ -52,7 +52,13 @@ async def test_router_whose_keeper_is_cancelled_while_it_starts_is_known(tmp_pat
     kind = SimpleNamespace(command=lambda _ports, _key: command, digest=digest)
     ports: Any = SimpleNamespace(choose=lambda _slot: PORTS)
     log = ChildLog(tmp_path / "log")
-    router = RouterProcess("chat", "chat", cast(RouterKind, kind), log, ports, Metrics(), start_timeout_s=5)
+
+    async def write_down() -> None:
+        return None
+
+    router = RouterProcess(
+        "chat", "chat", cast(RouterKind, kind), log, ports, Metrics(), start_timeout_s=5, write_down=write_down
+    )
     asyncio.get_running_loop().set_default_executor(threads)
     keeping = asyncio.create_task(router.run())
     while not threads.done.is_set():
@@ -63,6 +69,7 @@ async def test_router_whose_keeper_is_cancelled_while_it_starts_is_known(tmp_pat
     await asyncio.gather(keeping, return_exceptions=True)
     saved = router.saved()
     assert saved is not None
+    assert saved.identity is not None
     assert saved.identity.is_alive()
     await router.stop(grace_s=5)
     assert not saved.identity.is_alive()
