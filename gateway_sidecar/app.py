@@ -86,7 +86,7 @@ class RealAdapters:
             keys=self._keys,
             host=self._settings.bridges.host,
             make_router=partial(self.router, write_down),
-            choose_ports=self._router_ports.choose,
+            private_ports=self._router_ports,
             metrics=self._metrics,
             rescan_interval_s=self._settings.rescan_interval_s,
             read_overrides=load_overrides,
@@ -137,13 +137,24 @@ class RouterPortLeases:
         try:
             return RouterPorts(self._usable(f"{slot}/api"), self._usable(f"{slot}/metrics"))
         finally:
-            for port in self._leases.quarantined:
-                self._leases.settle(port)  # It was looked at and left to whoever uses it.
+            self._settle()  # What was looked at is left to whoever uses it.
 
     def restore(self, slot: str, ports: RouterPorts) -> None:
         """The slot's router, started by an earlier daemon, listens on these."""
         self._leases.restore(ports.api, f"{slot}/api")
         self._leases.restore(ports.metrics, f"{slot}/metrics")
+
+    def give_back(self, slot: str) -> None:
+        """There will be no router in this slot any more. Its ports may be used again; whether they are is looked at."""
+        for owner in (f"{slot}/api", f"{slot}/metrics"):
+            port = self._leases.port_of(owner)
+            if port is not None:
+                self._leases.release(port)
+        self._settle()
+
+    def _settle(self) -> None:
+        for port in self._leases.quarantined:
+            self._leases.settle(port, 0.0)
 
     def _usable(self, owner: str) -> int:
         while True:

@@ -42,12 +42,11 @@ class ConnectionCounter:
                 await asyncio.sleep(_REST_S)
                 continue
             counts = await asyncio.to_thread(_count, places)
-            services = self._services().values()  # Some may have come or gone meanwhile.
-            for service in services:
+            for service in self._services().values():  # Some may have come or gone meanwhile.
                 service.drains.connections_counted(began, places, counts)
             for port in resting:
-                if counts[port] == 0 and not any(s.bridges.may_hear_of(port) for s in services):
-                    self._leases.settle(port)
+                if counts[port] == 0:
+                    self._leases.settle(port, time.monotonic())
             await asyncio.sleep(count_pause_s(time.monotonic() - began))
 
 

@@ -348,6 +348,7 @@ class Daemon:
         return {
             "boot_id": boot_id(),
             "services": {n: [records.tenure_to_json(t) for t in s.saved()] for n, s in self.services.items()},
+            "resting": sorted(self.leases.rests_until.items()),
             "models": {n: s.room_keeper.models for n, s in self.services.items()},
         }
 

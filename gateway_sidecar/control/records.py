@@ -144,6 +144,14 @@ def _tunnel_from_json(row: Mapping[str, Any]) -> Tunnel:
     return Tunnel(str(row["owner"]), SshRoute(**{**route, "servers": servers}), str(row["remote"]))
 
 
+def resting_from_json(leases: Mapping[str, Any]) -> dict[int, float]:
+    """Port -> until when it must rest (monotonic seconds of this boot). Raises StateError for rows of another form."""
+    try:
+        return {int(port): float(until) for port, until in leases.get("resting", [])}
+    except (TypeError, ValueError) as error:
+        raise StateError(f"resting ports of a form that is not known: {error!r}") from error
+
+
 def identity_to_json(identity: Identity) -> dict[str, object]:
     """One process's identity as plain data."""
     return asdict(identity)

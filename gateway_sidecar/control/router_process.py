@@ -62,6 +62,10 @@ class PrivatePorts(Protocol):
         """The slot's router, started by an earlier daemon, listens on these."""
         ...
 
+    def give_back(self, slot: str) -> None:
+        """There will be no router in this slot any more."""
+        ...
+
 
 class RouterProcess:
     """Keeps one router running. `slot` tells a service's router from the successor that is started beside it.
@@ -114,6 +118,11 @@ class RouterProcess:
     def up(self) -> bool:
         """Whether its API answers."""
         return self.state is RouterState.UP
+
+    @property
+    def is_adopted(self) -> bool:
+        """Whether an earlier daemon started it."""
+        return self.process is not None and self.starts == 0
 
     def saved(self) -> SavedRouter | None:
         """What to write down, so that a later daemon can adopt it; its key and its place before it is started."""

@@ -15,7 +15,7 @@ from gateway_sidecar.bridges.connections import open_connections
 from gateway_sidecar.bridges.nginx_config import SUCCESSOR
 from gateway_sidecar.config import ServiceSettings
 from gateway_sidecar.control.guard import cancelled
-from gateway_sidecar.control.router_process import SavedRouter
+from gateway_sidecar.control.router_process import PrivatePorts, SavedRouter
 from gateway_sidecar.control.router_unit import RouterUnit
 from gateway_sidecar.errors import RouterUnavailable
 from gateway_sidecar.routers.base import RouterPorts
@@ -34,7 +34,7 @@ class RouterSlots:
     """The routers of one service.
 
     make_unit: a router for one slot, as the settings have it now, not started yet.
-    choose_ports: the private ports of a slot. Raises ProcessError.
+    private_ports: where the ports of the slots come from.
     point: leads the service address to a slot.
     move_address: makes the service address lead to the slots' ports, should those have changed.
     staying: the URLs of the workers that are to stay: what a successor needs before it may take over.
@@ -49,7 +49,7 @@ class RouterSlots:
         settings: ServiceSettings,
         *,
         make_unit: Callable[[str], RouterUnit],
-        choose_ports: Callable[[str], RouterPorts],
+        private_ports: PrivatePorts,
         point: Callable[[str, str], None],
         move_address: Callable[[], Awaitable[None]],
         staying: Callable[[], Iterable[str]],
@@ -61,7 +61,7 @@ class RouterSlots:
         self.settings = settings
         self.service = settings.name
         self._make_unit = make_unit
-        self._choose_ports = choose_ports
+        self._private_ports = private_ports
         self._point = point
         self._move_address = move_address
         self._staying = staying
@@ -110,7 +110,7 @@ class RouterSlots:
         self._reserve_what_is_used()
         for slot in self.names:
             if slot not in self._reserved:
-                self._reserved[slot] = self._choose_ports(slot)
+                self._reserved[slot] = self._private_ports.choose(slot)
         self._point(self.service, self.active.router.slot)
 
     def mend(self, pointed: str) -> bool:
@@ -134,6 +134,11 @@ class RouterSlots:
         await cancelled(self._renewing, self._retiring)
         for unit in self.units:
             await unit.halt()
+
+    def abandon(self) -> None:
+        """The service is no more: both slots' ports may be used again."""
+        for slot in self.names:
+            self._private_ports.give_back(slot)
 
     async def replace(self) -> None:
         """Puts a new router, as the settings have it now, in the place of the old one. No request fails.

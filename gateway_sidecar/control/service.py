@@ -20,7 +20,7 @@ from gateway_sidecar.control.guard import keep_running
 from gateway_sidecar.control.replica_log import ReplicaLog
 from gateway_sidecar.control.role_watch import RoleWatch
 from gateway_sidecar.control.room_keeper import RoomKeeper
-from gateway_sidecar.control.router_process import RouterProcess
+from gateway_sidecar.control.router_process import PrivatePorts, RouterProcess
 from gateway_sidecar.control.router_slots import RouterSlots
 from gateway_sidecar.control.router_unit import RouterUnit
 from gateway_sidecar.control.tenure import SavedTenure, Tenure, occupant_of, owner_of
@@ -49,7 +49,6 @@ from gateway_sidecar.domain.planning import (
     plan_strays,
     plan_worker,
 )
-from gateway_sidecar.routers.base import RouterPorts
 from gateway_sidecar.sources.listing import Sighting
 from gateway_sidecar.telemetry.logs import get_logger
 from gateway_sidecar.telemetry.metrics import Metrics
@@ -73,7 +72,7 @@ class Service:
         keys: Keys,
         host: str,
         make_router: Callable[[ServiceSettings, str], RouterProcess],
-        choose_ports: Callable[[str], RouterPorts],
+        private_ports: PrivatePorts,
         metrics: Metrics,
         rescan_interval_s: float,
         read_overrides: Callable[[Path], Overrides],
@@ -122,7 +121,7 @@ class Service:
         self.slots = RouterSlots(
             settings,
             make_unit=self._make_unit,
-            choose_ports=choose_ports,
+            private_ports=private_ports,
             point=links.point,
             move_address=move_address,
             staying=self._staying_urls,
@@ -278,6 +277,7 @@ class Service:
 
     def abandon(self) -> None:
         """Leaves the bridges of a service that is no more: nothing new gets in, and the ports rest until quiet."""
+        self.slots.abandon()
         for tenure in self._tenures:
             self.bridges.abandon(tenure)
 
@@ -384,7 +384,7 @@ class Service:
     def _release(self, tenure: Tenure) -> None:
         tenure.unpin()
         url, was_its_own = tenure.url, self._tenures.remove(tenure)
-        late_until = max((unit.book.late_until(url) for unit in self.slots.units if url), default=0.0)
+        late_until = max((unit.book.late_until(url) for unit in self.slots.units), default=0.0)
         self.bridges.give_back(tenure, late_until)
         if was_its_own and url is not None:
             for unit in self.slots.units:

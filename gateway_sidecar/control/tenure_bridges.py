@@ -88,7 +88,6 @@ class TenureBridges:
         self._on_url = on_url
         self._on_change = on_change
         self._preferred: dict[ReplicaId, int] = {}
-        self._late_until: dict[int, float] = {}
         self._logger = get_logger(service=service)
 
     def listen(self) -> None:
@@ -158,11 +157,8 @@ class TenureBridges:
         Until `late_until` (monotonic seconds) a worker that was taken back may yet appear at its port.
         """
         if tenure.port is not None:
-            self._leases.release(tenure.port)
-            if late_until > time.monotonic():
-                self._late_until[tenure.port] = late_until
-            else:
-                self._leases.settle(tenure.port)
+            self._leases.release(tenure.port, late_until)
+            self._leases.settle(tenure.port, time.monotonic())
             self._keys.leave(tenure.port)
         self._leave_address(tenure)
 
@@ -179,14 +175,6 @@ class TenureBridges:
         self._leave_address(tenure)
         tenure.peer, tenure.peer_is_ours, tenure.peer_problem, tenure.peer_refused = peer, False, None, False
         self.ask_for_address(tenure)
-
-    def may_hear_of(self, port: int) -> bool:
-        """Whether a worker that was taken back may yet appear there: whoever had the port would get its requests."""
-        until = self._late_until.get(port)
-        if until is not None and until <= time.monotonic():
-            del self._late_until[port]
-            return False
-        return until is not None
 
     def ask_for_address(self, tenure: Tenure) -> None:
         """Says, again, that the tenure's address is wanted, and learns how it stands with it."""

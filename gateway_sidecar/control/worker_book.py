@@ -27,8 +27,8 @@ _PATIENCE_S = 1.0
 _SETTLES_S = 0.1
 _AT_ONCE = 32
 _OVERDUE_S = 1.0
-_LATE_S = 15.0
-"""A registration that SMG accepted cannot be taken back: its worker may appear that much later."""
+LATE_S = 30.0
+"""A registration that SMG accepted cannot be taken back: its worker may appear that much later (seen: 25 s)."""
 
 
 @dataclass(slots=True)
@@ -81,6 +81,8 @@ class WorkerBook:
         self.workers: dict[str, Registered] = {}
         self._submissions: dict[str, _Submission] = {}
         self._late_until: dict[str, float] = {}
+        self._proven: set[str] = set()
+        self._told_before_until = 0.0
         self._answered_at: dict[str, float] = {}
         self._settling: dict[str, float] = {}
         self._busy: dict[str, asyncio.Task[None]] = {}
@@ -132,9 +134,14 @@ class WorkerBook:
         failure = self._failures.get(url)
         return failure.reason if failure else None
 
-    def late_until(self, url: str) -> float:
-        """Until when (monotonic seconds) a worker that was taken back before it was ready may yet appear; 0 if none."""
-        return self._late_until.pop(url, 0.0)
+    def late_until(self, url: str | None) -> float:
+        """Until when (monotonic seconds) a worker that was taken back before it was ready may yet appear; 0 if none.
+
+        What an earlier daemon told the router is not known: as if it had been told just before this one came. The URL
+        is None where it is not known which of two it is.
+        """
+        late_until = self._late_until.pop(url, 0.0) if url is not None else 0.0
+        return late_until if url in self._proven else max(late_until, self._told_before_until)
 
     def forget(self, url: str) -> None:
         """The URL's owner is gone for good."""
@@ -142,6 +149,7 @@ class WorkerBook:
         self._failures.pop(url, None)
         self._answered_at.pop(url, None)
         self._settling.pop(url, None)
+        self._proven.discard(url)
 
     def start(self, action: Register | Deregister) -> None:
         """Begins an operation; `on_change` follows when the router has answered."""
@@ -162,6 +170,7 @@ class WorkerBook:
                     await self._pause(0.1)
                     continue
                 self._epoch = self._router.epoch
+                self._told_before_until = time.monotonic() + LATE_S if self._router.is_adopted else 0.0
             began = time.monotonic()
             overdue = asyncio.get_running_loop().call_later(self._overdue_s, self._on_silence)
             try:
@@ -228,6 +237,7 @@ class WorkerBook:
             self.workers, self._submissions, self._answered_at, self._settling, self._failures, self._late_until
         ):  # fmt: skip
             book.clear()
+        self._proven.clear()
         for url in lost:
             self._on_change(url)
 
@@ -290,12 +300,13 @@ class WorkerBook:
             self.workers.pop(url, None)
             submission = self._submissions.pop(url, None)
             if submission is not None and not submission.confirmed:
-                self._late_until[url] = time.monotonic() + _LATE_S
+                self._late_until[url] = time.monotonic() + LATE_S
                 self._fail(url, "the router dropped the registration")
         else:
             self.workers[url] = worker
             submission = self._submissions.get(url)
             if worker.status is WorkerStatus.READY:
+                self._proven.add(url)
                 self._failures.pop(url, None)
                 if submission is not None and not submission.confirmed:
                     submission.confirmed = True
@@ -366,7 +377,7 @@ class WorkerBook:
             return
         submission = self._submissions.pop(action.url, None)
         if submission is not None and not submission.confirmed:
-            self._late_until[action.url] = time.monotonic() + _LATE_S
+            self._late_until[action.url] = time.monotonic() + LATE_S
         self._settling[action.url] = time.monotonic() + _SETTLES_S
         worker = self.workers.get(action.url)
         if worker is not None and worker.worker_id == action.worker_id:

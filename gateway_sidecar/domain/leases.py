@@ -13,8 +13,9 @@ class NoFreePort(Exception):
 class PortLeases:
     """Hands out the ports of one range.
 
-    A released port is quarantined: it comes back only when `settle` says that nobody holds a connection on it.
-    The port that has been free the longest goes first, so that a late client of an old owner meets nobody.
+    A released port is quarantined: it comes back only when `settle` says that nobody holds a connection on it, and not
+    before the time that it was told to rest until (seconds of a clock that the caller chooses). The port that has been
+    free the longest goes first, so that a late client of an old owner meets nobody.
     """
 
     def __init__(self, ports: Iterable[int]) -> None:
@@ -23,6 +24,7 @@ class PortLeases:
         self._owners: dict[int, str] = {}
         self._by_owner: dict[str, int] = {}
         self._quarantined: set[int] = set()
+        self._rests_until: dict[int, float] = {}
 
     @property
     def size(self) -> int:
@@ -38,6 +40,11 @@ class PortLeases:
     def quarantined(self) -> frozenset[int]:
         """Ports that were released and may still be in use by someone."""
         return frozenset(self._quarantined)
+
+    @property
+    def rests_until(self) -> Mapping[int, float]:
+        """Those of them that must rest, however quiet they are, and until when."""
+        return self._rests_until
 
     def __contains__(self, port: int) -> bool:
         return port in self._range
@@ -67,6 +74,7 @@ class PortLeases:
             return False
         if port in self._quarantined:
             self._quarantined.discard(port)
+            self._rests_until.pop(port, None)
         else:
             self._free.remove(port)
         self._give(port, owner)
@@ -78,24 +86,30 @@ class PortLeases:
             self._free.remove(port)
             self._free.append(port)
 
-    def quarantine(self, port: int) -> None:
+    def quarantine(self, port: int, until: float = 0.0) -> None:
         """Takes a free port out of use until it settles (a port that was in use before a restart)."""
         if port in self._range and port not in self._owners and port not in self._quarantined:
             self._free.remove(port)
-            self._quarantined.add(port)
+            self._set_aside(port, until)
 
-    def release(self, port: int) -> None:
+    def release(self, port: int, until: float = 0.0) -> None:
         """Ends a lease; the port goes into quarantine."""
         owner = self._owners.pop(port, None)
         if owner is not None:
             del self._by_owner[owner]
-            self._quarantined.add(port)
+            self._set_aside(port, until)
 
-    def settle(self, port: int) -> None:
-        """Nobody holds a connection on a quarantined port any more: it is free again."""
-        if port in self._quarantined:
+    def settle(self, port: int, now: float) -> None:
+        """Nobody holds a connection on a quarantined port any more: it is free again, unless it has to rest longer."""
+        if port in self._quarantined and self._rests_until.get(port, now) <= now:
             self._quarantined.discard(port)
+            self._rests_until.pop(port, None)
             self._free.append(port)
+
+    def _set_aside(self, port: int, until: float) -> None:
+        self._quarantined.add(port)
+        if until:
+            self._rests_until[port] = until
 
     def _give(self, port: int, owner: str) -> int:
         self._owners[port] = owner

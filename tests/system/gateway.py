@@ -21,7 +21,7 @@ import aiohttp
 import yaml
 
 from gateway_sidecar.bridges.nginx import busy_ports
-from gateway_sidecar.supervision.process import writers_below
+from gateway_sidecar.supervision.process import start_ticks, writers_below
 from tests.namespaces import Namespace
 
 Status = dict[str, Any]
@@ -272,6 +272,13 @@ def with_children(pid: int) -> Iterator[int]:
         found = [int(child) for child in children.read_text().split()]
     yield pid
     yield from found
+
+
+async def until_gone(pid: int) -> None:
+    """Within the time that a router is given to end by itself, and a little more."""
+    async with asyncio.timeout(15):
+        while start_ticks(pid) is not None:
+            await asyncio.sleep(0.01)
 
 
 def service_of(status: Status, name: str = "chat") -> dict[str, Any]:

@@ -7,6 +7,7 @@ import json
 import os
 import signal
 import socket
+from itertools import pairwise
 
 import aiohttp
 import pytest
@@ -15,7 +16,7 @@ from prometheus_client.parser import text_string_to_metric_families
 from examples.simulated import EngineKind
 from tests.system.clients import ask, stream_chat
 from tests.system.conftest import MakeGateway, StartEngine
-from tests.system.gateway import Gateway, replica_of, service_of, states_of
+from tests.system.gateway import Gateway, replica_of, service_of, states_of, until_gone
 
 REPLICA_KEYS = {
     "id", "state", "state_age_s", "socket", "bridge", "worker_id", "worker_type", "connection_mode", "runtime_type",
@@ -327,6 +328,21 @@ async def test_engine_that_hangs_while_it_is_registered_is_back_soon(gateway: Ga
         await gateway.until_states({"r1": "serving"}, within_s=12)
         await here.stop()
         await gateway.until_states({})
+
+
+async def test_services_that_come_and_go_use_up_no_ports(make_gateway: MakeGateway, engine: StartEngine) -> None:
+    """A service has four ports of `router_ports`, two for the router and two for its successor, and gives them back."""
+    gateway = make_gateway(services=("chat", "code"))
+    first, last = map(int, gateway.settings["router_ports"].split("-"))
+    assert last - first + 1 == 10, "room for two services, and for one router that is still leaving"
+    await gateway.start()
+    await engine(gateway.socket("r1", "code"))
+    chat, code = gateway.settings["services"]
+    for name, other in pairwise(("code", "a", "b", "c", "code")):
+        status = await gateway.until_states({"r1": "serving"}, service=name)
+        gateway.configure(services=[chat, {**code, "name": other}])
+        assert (await gateway.cli("reload"))[1] == f"changed: {name}: removed; {other}: added\n"
+        await until_gone(service_of(status, name)["router"]["pid"])
 
 
 async def test_replica_without_a_bridge_is_drained_at_once(make_gateway: MakeGateway, engine: StartEngine) -> None:

@@ -17,7 +17,7 @@ import pytest
 from gateway_sidecar.supervision.process import start_ticks
 from tests.system.clients import ask, stream_chat
 from tests.system.conftest import MakeGateway, StartEngine
-from tests.system.gateway import Gateway, replica_of, service_of, states_of
+from tests.system.gateway import Gateway, replica_of, service_of, states_of, until_gone
 
 GARBAGE = {
     "truncated": '{"version": 1, "services": {"chat": [{"repl',
@@ -25,6 +25,7 @@ GARBAGE = {
     "bytes": "\x00\x01 no JSON",
     "newer": '{"version": 99}',
     "other form": '{"version": 1, "services": null, "routers": [], "nginx": {"pid": -1, "start_ticks": 1}}',
+    "foreign rests": '{"version": 1, "services": {}, "resting": [[18000], "x"]}',
     "foreign rows": '{"version": 1, "services": {"chat": [{"port": "x"}, 7]}, "routers": {"chat": [{"pid": 1}]}}',
 }
 
@@ -95,6 +96,39 @@ async def until_router_answers(port_file: Path, pid_file: Path) -> None:
             await asyncio.sleep(0.01)
 
 
+@pytest.mark.parametrize("daemon_dies", ["before", "after"])
+async def test_port_rests_as_long_as_a_worker_may_yet_appear_there(
+    gateway: Gateway, engine: StartEngine, daemon_dies: str
+) -> None:
+    """SMG cannot take back a registration that it has accepted: its port is nobody's for a while, whichever daemon."""
+    hung = await engine(gateway.socket("r1"))
+    status = await gateway.until_states({"r1": "serving"})
+    hung.behave(hang=True)
+    os.kill(service_of(status)["router"]["pid"], signal.SIGKILL)  # The next one is told of it, and tries.
+    status = await gateway.until(lambda s: replica_of(s, "r1")["reason"] == "the router says pending")
+    if daemon_dies == "before":
+        await gateway.kill()
+    gateway.socket("r1").unlink()
+    if daemon_dies == "before":
+        await gateway.start()
+    await gateway.until(lambda s: states_of(s) == {} and s["bridge"]["quarantined"] == 1)
+    if daemon_dies == "after":
+        await gateway.until(
+            lambda _: recorded_rests(gateway) == [replica_of(status, "r1")["bridge"].rpartition(":")[2]]
+        )
+        await gateway.kill()
+        await gateway.start()
+    else:
+        await gateway.until_workers(lambda workers: workers == [])
+    await engine(gateway.socket("r2"))
+    assert (await gateway.until_states({"r2": "serving"}))["bridge"]["quarantined"] == 1
+
+
+def recorded_rests(gateway: Gateway) -> list[str]:
+    record = json.loads((gateway.directory / "state" / "leases.json").read_text())
+    return [str(port) for port, _ in record["resting"]]
+
+
 async def test_router_of_a_service_removed_while_no_daemon_ran_is_ended(make_gateway: MakeGateway) -> None:
     """The record tells of it, though no service does; without the record its output does."""
     for record_is_lost in (False, True):
@@ -138,13 +172,6 @@ async def test_router_of_a_removed_service_is_ended_whatever_becomes_of_the_daem
     await until_gone(pid)
     async with asyncio.timeout(5):
         while json.loads(record.read_text())["departing"]:
-            await asyncio.sleep(0.01)
-
-
-async def until_gone(pid: int) -> None:
-    """Within the time that a router is given to end by itself, and a little more."""
-    async with asyncio.timeout(15):
-        while start_ticks(pid) is not None:
             await asyncio.sleep(0.01)
 
 

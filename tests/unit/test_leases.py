@@ -27,8 +27,21 @@ def test_released_port_rests_until_it_is_quiet() -> None:
     assert leases.acquire("b") != first
     with pytest.raises(NoFreePort, match="1 ports leased, 1 in quarantine"):
         leases.acquire("c")
-    leases.settle(first)
+    leases.settle(first, 0)
     assert leases.acquire("c") == first
+
+
+def test_port_that_has_to_rest_is_nobodys_until_then() -> None:
+    """However quiet it is; the rest is over with it, or with whoever had the port before a restart."""
+    leases = PortLeases(range(10, 12))
+    leases.release(leases.acquire("a"), until=5.0)
+    leases.settle(10, 4.9)
+    assert leases.rests_until == {10: 5.0}
+    leases.settle(10, 5.0)
+    assert (leases.quarantined, leases.rests_until) == (frozenset(), {})
+    leases.quarantine(11, until=7.0)
+    assert leases.restore(11, "b")
+    assert leases.rests_until == {}
 
 
 def test_longest_free_port_goes_first() -> None:
@@ -36,7 +49,7 @@ def test_longest_free_port_goes_first() -> None:
     leases = PortLeases(range(10, 14))
     port = leases.acquire("a")
     leases.release(port)
-    leases.settle(port)
+    leases.settle(port, 0)
     assert [leases.acquire(name) for name in "bcd"] == [11, 12, 13]
     assert leases.acquire("e") == port
 
@@ -85,7 +98,7 @@ def test_no_port_has_two_owners_and_none_is_lost(operations: list[tuple[str, int
             case "release":
                 leases.release(port)
             case "settle":
-                leases.settle(port)
+                leases.settle(port, 0)
             case "quarantine":
                 leases.quarantine(port)
             case "restore":
@@ -97,5 +110,5 @@ def test_no_port_has_two_owners_and_none_is_lost(operations: list[tuple[str, int
     for port in list(leases.leased):
         leases.release(port)
     for port in leases.quarantined:
-        leases.settle(port)
+        leases.settle(port, 0)
     assert {leases.acquire(str(i)) for i in range(5)} == set(range(10, 15))

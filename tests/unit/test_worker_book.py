@@ -53,8 +53,8 @@ class PlayedRouter:
 class RunningBook:
     """The book of the played router, observing it."""
 
-    def __init__(self, router: PlayedRouter, *, api_timeout_s: float = 5.0) -> None:
-        process = SimpleNamespace(service="chat", epoch=1, up=True, client=router)
+    def __init__(self, router: PlayedRouter, *, api_timeout_s: float = 5.0, is_adopted: bool = False) -> None:
+        process = SimpleNamespace(service="chat", epoch=1, up=True, client=router, is_adopted=is_adopted)
         self._news = asyncio.Event()
         self.book = WorkerBook(
             cast("RouterProcess", cast("Any", process)),
@@ -103,6 +103,18 @@ async def test_worker_that_was_ready_does_not_come_late() -> None:
         await running.until(lambda: getattr(running.book.workers.get(URL), "status", None) is WorkerStatus.READY)
         await running.do(Deregister("w1", URL, Why.SOCKET_GONE))
         assert running.book.late_until(URL) == 0
+
+
+async def test_what_an_earlier_daemon_told_the_router_may_come_late() -> None:
+    """Unless it was seen ready, any worker may be one that was taken back before it was."""
+    router = PlayedRouter()
+    router.status = WorkerStatus.READY
+    other = URL.replace("24001", "24002")
+    async with RunningBook(router, is_adopted=True) as running:
+        await running.until(lambda: running.book.listed)
+        assert running.book.late_until(URL) == 0
+        assert running.book.late_until(other) > time.monotonic() + 5
+        assert running.book.late_until(None) > time.monotonic() + 5
 
 
 async def test_silence_is_told_before_it_is_certain_that_a_router_hangs() -> None:
