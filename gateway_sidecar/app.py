@@ -23,6 +23,7 @@ from gateway_sidecar.bridges.small_nginx import SmallPlaces
 from gateway_sidecar.config import PortRange, ServiceSettings, Settings, load_overrides
 from gateway_sidecar.control.daemon import Daemon
 from gateway_sidecar.control.destinations import Destinations
+from gateway_sidecar.control.door_holder import DoorHolder
 from gateway_sidecar.control.follower import Source
 from gateway_sidecar.control.guard import keep_running
 from gateway_sidecar.control.key_keeper import KeyKeeper
@@ -248,7 +249,11 @@ async def run_daemon(config_path: Path, settings: Settings) -> bool:
     async def serve(started: Daemon) -> Callable[[], Awaitable[None]]:
         admin = await serve_admin(started, settings.run_dir / "admin.sock")
         hold = await serve_hold(started, settings.run_dir / "hold.sock")
-        started.run_dir.others |= {"lock": lock.mend, "admin.sock": admin.mend, "hold.sock": hold.mend}
+        holder = DoorHolder(settings.run_dir / "log" / "door.log", lambda: hold.socket)
+        await holder.begin()
+        started.run_dir.others |= {
+            "lock": lock.mend, "admin.sock": admin.mend, "hold.sock": hold.mend, "holder of hold.sock": holder.mend
+        }  # fmt: skip
         listen = settings.metrics.listen
         remote = AdminListener(started, settings.admin) if settings.admin else None
         if remote is not None:
@@ -257,6 +262,10 @@ async def run_daemon(config_path: Path, settings: Settings) -> bool:
 
         async def close() -> None:
             await admin.close()
+            if started.takes_all_down:
+                await holder.end()
+            else:
+                holder.let_go()
             await hold.close()
             if remote is not None:
                 await remote.close()

@@ -48,14 +48,15 @@ async def _hold(request: web.Request) -> web.Response:
 def read_history(connected: str, took: str) -> History:
     """What nginx tells of a request: the times that connecting, and answering, took at each place where it was.
 
-    Places stand in order, with colons between; the last one was a router, the one before it was here, and so on. Where
-    it came to no connection there is a `-`.
+    Places stand in order, with colons between; the last one was a router, the one before it was here, and so on. Here
+    it may have been several times in a row, with commas between, if the daemon ended. Where it came to no connection
+    there is a `-`.
     """
     if not connected:
         return History()
     places = [place.strip() for place in connected.split(" : ")]
-    times = [place.strip() for place in took.split(" : ")]
-    waits = [float(text) for text in times[-2::-2] if re.fullmatch(r"[0-9.]+", text)]
+    times = [place.split(",") for place in took.split(" : ")]
+    waits = [float(text) for here in times[-2::-2] for text in here if re.fullmatch(r" *[0-9.]+ *", text)]
     return History(
         tries=len(places[-1::-2]),
         accepted=places[-1].rpartition(",")[2].strip() != "-",

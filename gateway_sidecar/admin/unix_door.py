@@ -2,11 +2,14 @@
 
 from __future__ import annotations
 
+import socket
 from pathlib import Path
 
 from aiohttp import web
 
 _MODE = 0o660
+_FRESH = "new.sock"
+"""A door's name until it is open. No longer than the others: a socket's path may have 107 bytes."""
 
 
 class UnixDoor:
@@ -16,8 +19,15 @@ class UnixDoor:
         self._runner = runner
         self._path = path
         self._backlog = backlog
-        self._site: web.UnixSite | None = None
+        self._site: web.SockSite | None = None
+        self._socket: socket.socket | None = None
         self._bound: tuple[int, int] | None = None
+
+    @property
+    def socket(self) -> socket.socket:
+        """What it listens on now."""
+        assert self._socket is not None
+        return self._socket
 
     async def open(self) -> None:
         """Begins to listen. Raises OSError."""
@@ -39,16 +49,21 @@ class UnixDoor:
         await self._runner.cleanup()
 
     async def _bind(self) -> None:
-        self._path.unlink(missing_ok=True)
-        site = web.UnixSite(self._runner, str(self._path), backlog=self._backlog)
+        fresh = self._path.with_name(_FRESH)
+        listener = socket.socket(socket.AF_UNIX, socket.SOCK_STREAM)
         try:
-            await site.start()
+            fresh.unlink(missing_ok=True)
+            listener.bind(str(fresh))
+            listener.listen(self._backlog)
+            fresh.chmod(_MODE)
+            fresh.replace(self._path)  # In one step: whoever comes meets an open door, this one or the one before.
         except OSError:
-            await site.stop()
+            listener.close()
             raise
-        self._site = site
-        self._path.chmod(_MODE)
         self._bound = self._found()
+        self._socket = listener
+        self._site = web.SockSite(self._runner, listener, backlog=self._backlog)
+        await self._site.start()
 
     def _found(self) -> tuple[int, int] | None:
         try:

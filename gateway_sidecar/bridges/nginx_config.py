@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -33,6 +34,12 @@ _CONNECT_S = 2
 """More than the second after which the kernel asks again where a router's queue of connections is full: a thousand
 that go on at once fill it. A hanging router's gate is closed for longer than that before it is killed: nobody meets its
 successor."""
+
+_HOLD = "gateway.hold"  # no service's name has a dot
+_HOLD_TRIES = 16
+"""How often a request that waits asks again when it is cut off: twice for each time that the daemon is restarted."""
+_HOLD_MARGIN_S = 5
+"""The waiting room answers in time. Should nobody be there to, nginx does so a little later."""
 
 _UNAVAILABLE = (
     '{"error":{"message":"The router of service SERVICE is not available; try again shortly.",'
@@ -67,13 +74,17 @@ class Capacity:
 
 @dataclass(frozen=True, slots=True)
 class ServiceAddress:
-    """One service's stable address, and where its router and that router's successor listen (`host:port`)."""
+    """One service's stable address, and where its router and that router's successor listen (`host:port`).
+
+    hold_s: how long a request may be kept in the waiting room.
+    """
 
     service: str
     listen: str
     router: str
     successor: str
     frontend: FrontendSettings = _PLAIN_DOOR
+    hold_s: float = 0.0
 
     @property
     def listens(self) -> Sequence[str]:
@@ -168,6 +179,7 @@ stream {{
     lua_package_path "{self.directory}/?.lua;;";
     init_by_lua_block {{ require("front_door") }}
 """
+        hold = f"        server unix:{self.waiting_room} max_fails=0;\n" * _HOLD_TRIES
         formats = "".join(f"    {self.events.log_format(s.service)}\n" for s in self.services if self.events)
         return f"""\
 http {{
@@ -187,6 +199,8 @@ http {{
         listen unix:{self.directory}/{ALIVE};
         return 204;
     }}
+    upstream {_HOLD} {{
+{hold}    }}
 {front_door.clients()}{front_door.own_errors()}{lua}{formats}{servers}{front_door.other_servers(list(doors.values()))}}}
 """
 
@@ -207,6 +221,7 @@ http {{
             }}
             proxy_pass http://$gateway_router;
 """
+        patience_s = math.ceil(service.hold_s) + _HOLD_MARGIN_S
         # What a location says of its own, it does not inherit.
         refusals = "".join(f"            {line}\n" for line in door.errors())
         headers = "".join(f"            {line}\n" for line in door.headers())
@@ -251,7 +266,10 @@ http {{
             proxy_ignore_headers X-Accel-Expires;
 {refusals}            error_page 502 504 = @unavailable;
             error_page 500 = @failed;
-            proxy_pass http://unix:{self.waiting_room};
+            proxy_next_upstream error non_idempotent;
+            proxy_next_upstream_timeout {patience_s}s;
+            proxy_read_timeout {patience_s}s;
+            proxy_pass http://{_HOLD};
             proxy_pass_request_body off;
             proxy_pass_request_headers off;
             proxy_set_header Content-Length "";

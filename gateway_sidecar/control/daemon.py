@@ -159,6 +159,11 @@ class Daemon:
         return self._stale_s() < self._stale_limit_s
 
     @property
+    def takes_all_down(self) -> bool:
+        """Whether the routers and nginx end with it."""
+        return self._stop_all
+
+    @property
     def ready(self) -> bool:
         """Whether the bridges run and every service has looked at its replicas and has a router that answers."""
         return self.keeper.up and all(s.follower.has_looked and s.router.up for s in self.services.values())
@@ -288,7 +293,13 @@ class Daemon:
 
     def _addresses(self) -> list[ServiceAddress]:
         return [
-            ServiceAddress(name, str(service.settings.listen), *service.slots.addresses(), service.settings.frontend)
+            ServiceAddress(
+                name,
+                str(service.settings.listen),
+                *service.slots.addresses(),
+                service.settings.frontend,
+                hold_s=max(service.settings.hold.timeout_s, service.settings.hold.asleep_s),
+            )
             for name, service in self.services.items()
         ]
 

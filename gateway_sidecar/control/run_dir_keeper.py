@@ -12,7 +12,7 @@ from collections.abc import Awaitable, Callable, Mapping
 
 from gateway_sidecar.control.bridge_keeper import BridgeKeeper
 from gateway_sidecar.control.service import Service
-from gateway_sidecar.errors import BridgeError, StateError
+from gateway_sidecar.errors import BridgeError, ProcessError, StateError
 from gateway_sidecar.telemetry.logs import get_logger
 
 _PROBLEM = "run_dir"
@@ -52,7 +52,7 @@ class RunDirKeeper:
         mended: list[str] = []
         try:
             await self._mend(mended)
-        except (OSError, BridgeError, StateError) as error:
+        except (OSError, BridgeError, ProcessError, StateError) as error:
             reason = f"something was removed from run_dir and cannot be put back: {error}"
             if self._problems.get(_PROBLEM) != reason:
                 self._logger.error("run_dir.not_mended", reason=str(error))

@@ -148,7 +148,7 @@ class Gateway:
             self.process.terminate()
             await self.process.wait()
         # Whoever writes below these was started by the daemon, whatever its records say: a removed service's router.
-        places = (self.directory / "run" / "tunnels", self.directory / "state" / "log")
+        places = [self.directory / name for name in ("run/tunnels", "run/log", "state/log")]
         others = [one.pid for place in places for found in writers_below(place).values() for one in found]
         for pid in (*self._left_running(), *others):
             with suppress(ProcessLookupError):

@@ -44,7 +44,8 @@ async def test_run_directory_removed_while_running(gateway: Gateway, engine: Sta
     assert "another gateway-sidecar" in err
     assert (await stream).split()[-1] == "159"
     assert {name for event in gateway.events("run_dir.mended") for name in event["removed"]} == {
-        "nginx's configuration", "chat: bridges", "chat: gate", "lock", "admin.sock", "hold.sock",
+        "nginx's configuration", "chat: bridges", "chat: gate",
+        "lock", "admin.sock", "hold.sock", "holder of hold.sock",
     }  # fmt: skip
     await gateway.kill()
     await gateway.start()

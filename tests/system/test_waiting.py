@@ -17,6 +17,8 @@ import aiohttp
 import pytest
 
 from examples.simulated import EngineKind
+from gateway_sidecar.bridges.connections import open_connections
+from gateway_sidecar.supervision.process import writers_of
 from tests.system.clients import stream_chat
 from tests.system.conftest import MakeGateway, StartEngine
 from tests.system.gateway import Gateway, Status, service_of, states_of
@@ -120,6 +122,81 @@ async def test_requests_go_on_waiting_while_the_waiting_rooms_socket_is_gone(
         assert Counter(code for code, _ in await asyncio.gather(*waiting)) == {200: 5}
 
 
+@pytest.mark.parametrize("ending", ["killed", "terminated"])
+async def test_requests_go_on_waiting_while_the_daemon_is_restarted(
+    make_gateway: MakeGateway, engine: StartEngine, ending: str
+) -> None:
+    """Those that waited when it ended, twice, those that came while there was none, and those that came after."""
+    gateway = make_gateway()
+    use_own_router_script(gateway)
+    await gateway.start()
+    here = await engine(gateway.socket("r1"))
+    status = await gateway.until_states({"r1": "serving"})
+    broken_router(gateway)
+    os.kill(router_pid(status), signal.SIGKILL)
+    await gateway.until(lambda s: service_of(s)["router"]["state"] == "backing_off")
+    big = dict(BODY, messages=[{"role": "user", "content": os.urandom(500_000).hex()}])
+    async with aiohttp.ClientSession() as session:
+        waiting = [asyncio.create_task(post(session, gateway, big)) for _ in range(20)]
+        await gateway.until(lambda s: service_of(s)["waiting"] == 20)
+        for restarts in (1, 2):
+            await (gateway.kill() if ending == "killed" else gateway.terminate())
+            waiting += [asyncio.create_task(post(session, gateway)) for _ in range(20)]
+            await until_connected_to_nginx(gateway, len(waiting))
+            await gateway.start(ready=False)
+            await gateway.until(partial(are_waiting, 20 + 20 * restarts), within_s=30)
+        assert not any(task.done() for task in waiting)
+        mend_router(gateway)
+        assert Counter(code for code, _ in await asyncio.gather(*waiting)) == {200: 60}
+    assert here.ledger.received == 60, "each was sent once"
+    assert len(holders(gateway)) == 1
+
+
+async def test_requests_that_wait_for_a_daemon_that_never_comes_are_answered_in_time(
+    make_gateway: MakeGateway, engine: StartEngine
+) -> None:
+    """nginx keeps to the bound by itself, a little later than the daemon would."""
+    gateway = make_gateway()
+    gateway.settings["services"][0]["hold"] = {"timeout_s": 0.5, "asleep_s": 0.5}
+    await gateway.start()
+    async with aiohttp.ClientSession() as session:
+        await gateway.kill()
+        began = time.monotonic()
+        async with session.post(f"{gateway.url()}/v1/chat/completions", json=BODY) as response:
+            assert (response.status, response.headers["Retry-After"]) == (503, "1")
+            error = (await response.json())["error"]
+        assert (error["type"], error["code"]) == ("server_error", "router_unavailable")
+        assert "not available" in error["message"], "without a daemon nginx says it by itself"
+        assert 0.5 < time.monotonic() - began < 30
+
+
+async def test_door_is_held_until_everything_is_stopped(gateway: Gateway) -> None:
+    """Whoever ends what holds it open finds it held again; `stop --all` leaves nobody behind."""
+    (first,) = holders(gateway)
+    os.kill(first, signal.SIGKILL)
+    async with asyncio.timeout(10):
+        while holders(gateway) in ([], [first]):
+            await asyncio.sleep(0.01)
+    assert (await gateway.cli("stop", "--all"))[0] == 0
+    assert holders(gateway) == []
+
+
+def are_waiting(count: int, status: Status) -> bool:
+    return bool(service_of(status)["waiting"] == count)
+
+
+def holders(gateway: Gateway) -> list[int]:
+    """The processes that hold the waiting room's door open while there is no daemon."""
+    return [identity.pid for identity in writers_of(gateway.directory / "run" / "log" / "door.log")]
+
+
+async def until_connected_to_nginx(gateway: Gateway, count: int) -> None:
+    """Waits until so many clients are connected to the service address."""
+    async with asyncio.timeout(10):
+        while open_connections({gateway.ports["chat"]})[gateway.ports["chat"]] < count:
+            await asyncio.sleep(0.01)
+
+
 async def test_waiting_is_bounded_in_number_and_time(make_gateway: MakeGateway, engine: StartEngine) -> None:
     """Limits reached: 503 with Retry-After and an OpenAI-style error body."""
     gateway = make_gateway()
@@ -147,9 +224,6 @@ async def test_waiting_is_bounded_in_number_and_time(make_gateway: MakeGateway, 
         assert all("too many requests are waiting" in message for _, message in found[:2])
         assert all("has waited for 0.5 s" in message for _, message in found[2:])
         assert found[2][0] >= 0.5
-        await gateway.kill()
-        _, message = await refused()
-        assert "not available" in message, "without a daemon nginx says it by itself"
 
 
 async def test_router_killed_again_and_again_under_load(gateway: Gateway, engine: StartEngine) -> None:

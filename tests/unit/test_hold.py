@@ -18,6 +18,7 @@ TOLD = [
     ("- : 0.000 : -", "0.000 : 0.512 : 0.001", History(tries=2, let_go=1, waited_s=0.512)),
     ("0.000 : -", "2.000 : 0.000", History(tries=1, let_go=1, waited_s=2.0)),
     ("0.000 : 0.000", "2.000 : 9.500", History(tries=1, accepted=True, let_go=1, waited_s=2.0)),
+    ("- : 0.000, -, 0.001 : -", "0.000 : 2.000, 0.250, 0.500 : 0.0", History(tries=2, let_go=1, waited_s=2.75)),
     ("- : 0.000 : - : 0.000 : -", "0.0 : 1.000 : 2.001 : 0.500 : -", History(tries=3, let_go=2, waited_s=1.5)),
 ]
 
