@@ -20,8 +20,6 @@ EVIDENCE_S = 6.0
 """An engine that ended may cost requests that were sent there before it was out: so long after it, at the most."""
 _NOTICE_S = 0.7
 """A killed router's sockets live on for a moment, and requests reach them."""
-_CATCHES_UP_S = 10.0
-"""A router that is back has everybody before its gate opens, or has had that long."""
 _ENGINE_LAG_S = 0.5
 """An engine notes a little later that its client is gone."""
 
@@ -131,17 +129,11 @@ def _may_blame(request: Request, fault: Fault, faults: Sequence[Fault], engines:
             return gone and _overlap(request, fault.began, fault.ended)
         case "router killed":
             in_flight = request.began <= fault.began + _NOTICE_S and request.ended >= fault.began
-            if request.service == fault.service and in_flight and _is_lost(request):
-                return True
-            return request.service == fault.service and _nobody_holds(
-                request, fault, faults, until=fault.ended + _CATCHES_UP_S
-            )
+            return request.service == fault.service and in_flight and _is_lost(request)
         case "router lost":
             # Frozen: what reaches it before the daemon gives it up is lost with it.
-            if request.service == fault.service and _overlap(request, fault.began, fault.ended) and _is_lost(request):
-                return True
-            return request.service == fault.service and _nobody_holds(
-                request, fault, faults, until=fault.ended + _CATCHES_UP_S
+            return (
+                request.service == fault.service and _overlap(request, fault.began, fault.ended) and _is_lost(request)
             )
         case "state removed":
             # nginx has nowhere to put what does not fit into memory, until the daemon has made the place again.
@@ -152,8 +144,6 @@ def _may_blame(request: Request, fault: Fault, faults: Sequence[Fault], engines:
             unseen = any(f.kind == "daemon away" and _overlap(request, f.began, f.ended) for f in faults)
             codes = (404, 500, 502, 503) if unseen else (404, 503)
             nobody = request.outcome == "status" and request.status in codes and "router_" not in request.detail
-            # A daemon that saw it and went has left the gate closed: nginx answers, until the next one is there.
-            nobody |= _nobody_holds(request, fault, faults, until=_felt(fault, faults))
             return request.service == fault.service and nobody and _overlap(request, fault.began, _felt(fault, faults))
         case "unlinked unseen":
             # SMG tries other engines, but no other prefill or decode engine: a pair needs the daemon for that.
@@ -179,14 +169,6 @@ def _overlap(request: Request, began: float, ended: float) -> bool:
 def _is_lost(request: Request) -> bool:
     """What a router's death may look like: a stream broken off, or our own 502."""
     return request.outcome == "broken" or (request.outcome == "status" and "router_lost" in request.detail)
-
-
-def _nobody_holds(request: Request, lack: Fault, faults: Sequence[Fault], until: float | None = None) -> bool:
-    """503 is promised only while neither router, or replica, nor daemon is there."""
-    if request.outcome != "status" or request.status != 503 or "router_unavailable" not in request.detail:
-        return False
-    away = any(f.kind == "daemon away" and _overlap(request, f.began, f.ended) for f in faults)
-    return away and _overlap(request, lack.began, lack.ended if until is None else until)
 
 
 def _felt(fault: Fault, faults: Sequence[Fault], after_s: float = EVIDENCE_S) -> float:

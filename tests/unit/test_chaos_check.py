@@ -92,12 +92,12 @@ def test_a_killed_router_excuses_what_was_in_flight_in_it() -> None:
     assert failed(replace(OK, outcome="status", status=503, detail="router_unavailable"), killed) != []
 
 
-def test_503_needs_both_to_be_away() -> None:
-    """Router and daemon: else the waiting room is there."""
+def test_nothing_excuses_that_nobody_lets_a_request_wait() -> None:
+    """Not even that router and daemon, or replicas and daemon, are away at the same time."""
     refused = replace(OK, outcome="status", status=503, detail="router_unavailable")
-    killed, away = Fault("router killed", 9.0, 12.0, "chat"), Fault("daemon away", 9.5, 11.5)
-    assert failed(refused, killed, away) == []
-    assert failed(refused, killed, replace(away, ended=9.9)) != []
+    away = Fault("daemon away", 9.0, 12.0)
+    for kind in ("router killed", "router lost", "sockets away"):
+        assert failed(refused, Fault(kind, 9.5, 11.5, "chat"), away) != []
 
 
 def test_a_frozen_router_excuses_only_if_it_was_given_up() -> None:
@@ -144,8 +144,7 @@ def test_sockets_that_are_away_excuse_only_that_nobody_is_there() -> None:
     assert failed(tried, away) != [], "the daemon takes them out"
     assert failed(tried, away, Fault("daemon away", 9.0, 12.0)) == []
     closed = replace(OK, outcome="status", status=503, detail="router_unavailable")
-    assert failed(closed, away) != [], "there is a daemon that lets it wait"
-    assert failed(closed, away, Fault("daemon away", 9.0, 12.0)) == []
+    assert failed(closed, away) != [], "it can wait"
     assert failed(LOST, away) != []
 
 
