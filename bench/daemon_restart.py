@@ -20,8 +20,8 @@ from dataclasses import asdict
 
 import aiohttp
 
-from bench.chat import MODEL
-from bench.engines import EngineHost, EngineKind, settings
+from bench.engines import EngineHost
+from bench.fleet import start_fleet
 from bench.gateway import Ours, running_gateway
 from bench.load import Load, Shape
 from bench.place import scratch_directory
@@ -32,7 +32,6 @@ _REPLICAS = 8
 _CLIENTS = 12
 _STREAMS = 4
 _REST_S = 0.5
-_KINDS = (EngineKind.SGLANG_HTTP, EngineKind.VLLM_GRPC)
 _ACROSS = Shape("stream across restarts", tokens=300, stream=True, weight=1)  # 6 s and more
 _IDENTIFIES = ("/server_info", "/get_server_info", "/get_model_info", "/v1/models", "GetServerInfo", "GetModelInfo")
 
@@ -71,16 +70,9 @@ def _spanning(streams: Iterable[tuple[float, float]], kills: list[float]) -> lis
 async def run(scale: Scale) -> list[Row]:
     """50 restarts; 5 with `--quick`."""
     restarts = scale.pick(50, 5)
-    names = [f"r{number}" for number in range(_REPLICAS)]
     with scratch_directory() as directory:
         async with EngineHost(directory / "engines.log") as engines, running_gateway() as ours:
-            await engines.start(
-                *[
-                    settings(ours.socket(name), _KINDS[number % 2], name=name, model=MODEL, token_interval_s=0.02)
-                    for number, name in enumerate(names)
-                ]
-            )
-            await ours.until_serving(*names)
+            names = await start_fleet(engines, ours, _REPLICAS, token_interval_s=0.02)
             await asyncio.sleep(_REST_S)  # What the first daemon learnt is written down by then.
             before = await ours.gateway.status()
             asked = await _asked(engines)

@@ -89,7 +89,7 @@ class Ours:
         async with asyncio.timeout(within_s):
             while True:
                 record = await _router_record(self.gateway)
-                if record["identity"]["pid"] != old_pid:
+                if record["identity"] is not None and record["identity"]["pid"] != old_pid:
                     return Workers(int(record["ports"]["api"]), str(record["key"]))
                 await asyncio.sleep(0.005)
 

@@ -22,8 +22,9 @@ import signal
 import time
 from dataclasses import asdict, dataclass
 
-from bench.chat import MODEL, PATH, chat, flaw
-from bench.engines import EngineHost, EngineKind, settings
+from bench.chat import PATH, chat, flaw
+from bench.engines import EngineHost
+from bench.fleet import start_fleet
 from bench.gateway import Ours, running_gateway
 from bench.load import Failure
 from bench.place import scratch_directory
@@ -33,7 +34,6 @@ from tests.system.gateway import service_of
 
 NAME = "router-hang"
 _REPLICAS = 8
-_KINDS = (EngineKind.SGLANG_HTTP, EngineKind.VLLM_GRPC)
 _GAP_S = 0.025
 _BEFORE_S = 3.0
 _AFTER_S = 2.5
@@ -116,18 +116,12 @@ async def run(scale: Scale) -> list[Row]:
 
 
 async def _measured(rounds: int, *, retry: bool) -> list[Row]:
-    names = [f"r{number}" for number in range(_REPLICAS)]
     with scratch_directory() as directory:
         async with (
             EngineHost(directory / "engines.log") as engines,
             running_gateway(hold={"retry_in_flight": True} if retry else None) as ours,
         ):
-            await engines.start(
-                *[
-                    settings(ours.socket(name), _KINDS[number % 2], name=name, model=MODEL, token_interval_s=0.005)
-                    for number, name in enumerate(names)
-                ]
-            )
+            names = await start_fleet(engines, ours, _REPLICAS, token_interval_s=0.005)
             hangs = []
             for _ in range(rounds):
                 await ours.until_serving(*names)

@@ -13,9 +13,9 @@ from __future__ import annotations
 import asyncio
 from dataclasses import asdict
 
-from bench.chat import MODEL
-from bench.engines import EngineHost, EngineKind, settings
+from bench.engines import EngineHost
 from bench.fatal import Kill, kill, unexcused
+from bench.fleet import start_fleet
 from bench.gateway import running_gateway
 from bench.load import Load, Shape
 from bench.place import scratch_directory
@@ -26,7 +26,6 @@ NAME = "router-kills-under-load"
 _REPLICAS = 8
 _CLIENTS = 12
 _BETWEEN = 100
-_KINDS = (EngineKind.SGLANG_HTTP, EngineKind.VLLM_GRPC)
 _WHOLE = (Shape("whole", tokens=8, stream=False, weight=1),)
 
 
@@ -37,21 +36,13 @@ async def run(scale: Scale) -> list[Row]:
 
 
 async def _measured(count: int, *, retry: bool) -> Row:
-    names = [f"r{number}" for number in range(_REPLICAS)]
-    wanted = dict.fromkeys(names, "serving")
     kills: list[Kill] = []
     with scratch_directory() as directory:
         async with (
             EngineHost(directory / "engines.log") as engines,
             running_gateway(hold={"retry_in_flight": True} if retry else None) as ours,
         ):
-            await engines.start(
-                *[
-                    settings(ours.socket(name), _KINDS[number % 2], name=name, model=MODEL, token_interval_s=0.005)
-                    for number, name in enumerate(names)
-                ]
-            )
-            await ours.until_serving(*names)
+            wanted = dict.fromkeys(await start_fleet(engines, ours, _REPLICAS, token_interval_s=0.005), "serving")
             async with Load("127.0.0.1", ours.gateway.ports["chat"], clients=_CLIENTS, shapes=_WHOLE) as load:
                 for _ in range(count):
                     await load.until(load.requests + _BETWEEN, within_s=60)

@@ -12,8 +12,8 @@ from dataclasses import asdict
 
 import aiohttp
 
-from bench.chat import MODEL
-from bench.engines import EngineHost, EngineKind, settings
+from bench.engines import EngineHost
+from bench.fleet import start_fleet
 from bench.gateway import Ours, running_gateway
 from bench.load import SHAPES, Load, Shape
 from bench.place import scratch_directory
@@ -23,7 +23,6 @@ NAME = "router-replacement"
 _REPLICAS = 8
 _CLIENTS = 12
 _BETWEEN = 100
-_KINDS = (EngineKind.SGLANG_HTTP, EngineKind.VLLM_GRPC)
 _ACROSS = Shape("stream across replacements", tokens=150, stream=True, weight=10)  # 3 s and more
 
 
@@ -39,17 +38,10 @@ async def _replace(ours: Ours) -> float:
 async def run(scale: Scale) -> list[Row]:
     """12 replacements; 3 with `--quick`."""
     count = scale.pick(12, 3)
-    names = [f"r{number}" for number in range(_REPLICAS)]
     took, moments = [], []
     with scratch_directory() as directory:
         async with EngineHost(directory / "engines.log") as engines, running_gateway() as ours:
-            await engines.start(
-                *[
-                    settings(ours.socket(name), _KINDS[number % 2], name=name, model=MODEL, token_interval_s=0.02)
-                    for number, name in enumerate(names)
-                ]
-            )
-            await ours.until_serving(*names)
+            await start_fleet(engines, ours, _REPLICAS, token_interval_s=0.02)
             async with Load(
                 "127.0.0.1", ours.gateway.ports["chat"], clients=_CLIENTS, shapes=(*SHAPES, _ACROSS)
             ) as load:

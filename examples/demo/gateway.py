@@ -20,6 +20,7 @@ from gateway_sidecar.bridges.nginx import busy_ports, stop_orphans
 from gateway_sidecar.control.records import identity_from_json, read_record
 from gateway_sidecar.errors import AdminError, StateError
 from gateway_sidecar.supervision.process import Process as Adopted
+from gateway_sidecar.supervision.process import writers_of
 
 SERVICES = ("chat", "pair")
 BRIDGES = 50
@@ -136,7 +137,7 @@ class Gateway:
             identities = [identity_from_json(row) for row in (*rows, record.get("nginx")) if row]
         except StateError:
             return
-        for identity in identities:
+        for identity in (*identities, *writers_of(self._run_dir / "log" / "door.log")):
             process = Adopted.adopt(identity)
             if process is not None:
                 await process.stop(grace_s=1)

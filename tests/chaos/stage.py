@@ -339,7 +339,7 @@ class Stage:
         latest = self.history.snapshots[-1] if self.history.snapshots else None
         in_service = dict(latest.routers).get(service) if latest else None
         for row in self._record()["routers"].get(service, []):
-            if row["identity"]["pid"] != in_service:
+            if row["identity"] is None or row["identity"]["pid"] != in_service:
                 continue
             at = time.monotonic()
             url = f"http://127.0.0.1:{row['ports']['api']}/workers"
