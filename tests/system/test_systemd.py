@@ -169,3 +169,25 @@ async def test_daemon_comes_and_goes_under_systemd_and_nobody_notices(
     assert what_stays(await machine.status()) == what_stays(before)
     await stream.goes_on()
     await stream.leave()
+
+
+async def test_request_waits_while_systemd_restarts_the_daemon(machine: SystemdMachine, engine: StartEngine) -> None:
+    """Under the unit's own sandbox the waiting room's door stays open as well."""
+    await machine.install(CONFIG, f"WatchdogSec={WATCHDOG_S}")
+    socket = machine.root / "run/replicas/chat/r1.sock"
+    socket.parent.mkdir()
+    await machine.systemctl("start", SERVICE)
+    await until(machine, lambda status: bool(status["ready"]))
+    async with machine.client() as session:
+        waiting = asyncio.create_task(session.post(URL, json=BODY | {"max_tokens": 2}))
+        await until(machine, one_waits)
+        await machine.systemctl("restart", SERVICE)
+        await until(machine, one_waits)
+        await engine(socket, EngineKind.SGLANG_HTTP)
+        socket.chmod(0o777)
+        async with await waiting as response:
+            assert response.status == 200, await response.text()
+
+
+def one_waits(status: dict[str, Any]) -> bool:
+    return bool(service_of(status)["waiting"] == 1)
