@@ -34,9 +34,9 @@ class ConnectionCounter:
         """Runs until cancelled."""
         while True:
             self.beat = time.monotonic()
-            resting = self._leases.quarantined
+            rested = self._leases.rested(time.monotonic())
             places: set[int | PeerAddress] = set()
-            places.update(resting, *(s.drains.places_to_count() for s in self._services().values()))
+            places.update(rested, *(s.drains.places_to_count() for s in self._services().values()))
             began = time.monotonic()
             if not places:
                 await asyncio.sleep(_REST_S)
@@ -44,7 +44,7 @@ class ConnectionCounter:
             counts = await asyncio.to_thread(_count, places)
             for service in self._services().values():  # Some may have come or gone meanwhile.
                 service.drains.connections_counted(began, places, counts)
-            for port in resting:
+            for port in rested:
                 if counts[port] == 0:
                     self._leases.settle(port, time.monotonic())
             await asyncio.sleep(count_pause_s(time.monotonic() - began))

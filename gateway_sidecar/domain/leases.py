@@ -46,6 +46,10 @@ class PortLeases:
         """Those of them that must rest, however quiet they are, and until when."""
         return self._rests_until
 
+    def rested(self, now: float) -> frozenset[int]:
+        """Those of them that need to rest no longer: free as soon as they are quiet."""
+        return frozenset(port for port in self._quarantined if self._has_rested(port, now))
+
     def __contains__(self, port: int) -> bool:
         return port in self._range
 
@@ -101,10 +105,13 @@ class PortLeases:
 
     def settle(self, port: int, now: float) -> None:
         """Nobody holds a connection on a quarantined port any more: it is free again, unless it has to rest longer."""
-        if port in self._quarantined and self._rests_until.get(port, now) <= now:
+        if port in self._quarantined and self._has_rested(port, now):
             self._quarantined.discard(port)
             self._rests_until.pop(port, None)
             self._free.append(port)
+
+    def _has_rested(self, port: int, now: float) -> bool:
+        return self._rests_until.get(port, now) <= now
 
     def _set_aside(self, port: int, until: float) -> None:
         self._quarantined.add(port)

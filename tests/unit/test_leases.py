@@ -35,6 +35,8 @@ def test_port_that_has_to_rest_is_nobodys_until_then() -> None:
     """However quiet it is; the rest is over with it, or with whoever had the port before a restart."""
     leases = PortLeases(range(10, 12))
     leases.release(leases.acquire("a"), until=5.0)
+    assert leases.rested(4.9) == frozenset()
+    assert leases.rested(5.0) == {10}
     leases.settle(10, 4.9)
     assert leases.rests_until == {10: 5.0}
     leases.settle(10, 5.0)
