@@ -148,7 +148,7 @@ def resting_from_json(leases: Mapping[str, Any]) -> dict[int, float]:
     """Port -> until when it must rest (monotonic seconds of this boot). Raises StateError for rows of another form."""
     try:
         return {int(port): float(until) for port, until in leases.get("resting", [])}
-    except (TypeError, ValueError) as error:
+    except (TypeError, ValueError, OverflowError) as error:
         raise StateError(f"resting ports of a form that is not known: {error!r}") from error
 
 
