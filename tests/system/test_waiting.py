@@ -16,7 +16,7 @@ from functools import partial
 import aiohttp
 import pytest
 
-from examples.simulated import EngineKind
+from examples.simulated import EngineKind, SimulatedEngine
 from gateway_sidecar.bridges.connections import open_connections
 from gateway_sidecar.supervision.process import writers_of
 from tests.system.clients import stream_chat
@@ -57,6 +57,18 @@ def is_back(status: Status, *, restarts: int, wanted: dict[str, str]) -> bool:
     return bool(status["ready"]) and router["restarts"] == restarts and states_of(status) == wanted
 
 
+async def lose_router(gateway: Gateway, engine: StartEngine) -> SimulatedEngine:
+    """Starts the gateway with one replica, then ends its router until `mend_router`. The replica's engine."""
+    use_own_router_script(gateway)
+    await gateway.start()
+    here = await engine(gateway.socket("r1"))
+    status = await gateway.until_states({"r1": "serving"})
+    broken_router(gateway)
+    os.kill(router_pid(status), signal.SIGKILL)
+    await gateway.until(lambda s: service_of(s)["router"]["state"] == "backing_off")
+    return here
+
+
 async def post(session: aiohttp.ClientSession, gateway: Gateway, body: object = BODY) -> tuple[int, str]:
     async with session.post(f"{gateway.url()}/v1/chat/completions", json=body) as response:
         return response.status, await response.text()
@@ -65,13 +77,7 @@ async def post(session: aiohttp.ClientSession, gateway: Gateway, body: object = 
 async def test_requests_wait_for_the_router_and_then_succeed(make_gateway: MakeGateway, engine: StartEngine) -> None:
     """While the router is down new requests wait, body untouched, and are answered when it is back."""
     gateway = make_gateway()
-    use_own_router_script(gateway)
-    await gateway.start()
-    here = await engine(gateway.socket("r1"))
-    status = await gateway.until_states({"r1": "serving"})
-    broken_router(gateway)
-    os.kill(router_pid(status), signal.SIGKILL)
-    await gateway.until(lambda s: service_of(s)["router"]["state"] == "backing_off")
+    here = await lose_router(gateway, engine)
     content = os.urandom(1_000_000).hex()
     big = dict(BODY, messages=[{"role": "user", "content": content}])
     async with aiohttp.ClientSession() as session:
@@ -102,13 +108,7 @@ async def test_requests_go_on_waiting_while_the_waiting_rooms_socket_is_gone(
 ) -> None:
     """Those that wait stay, and after a moment others can come."""
     gateway = make_gateway()
-    use_own_router_script(gateway)
-    await gateway.start()
-    await engine(gateway.socket("r1"))
-    status = await gateway.until_states({"r1": "serving"})
-    broken_router(gateway)
-    os.kill(router_pid(status), signal.SIGKILL)
-    await gateway.until(lambda s: service_of(s)["router"]["pid"] is None)
+    await lose_router(gateway, engine)
     async with aiohttp.ClientSession() as session:
         waiting = [asyncio.create_task(post(session, gateway)) for _ in range(3)]
         await gateway.until(lambda s: service_of(s)["waiting"] == 3)
@@ -128,13 +128,7 @@ async def test_requests_go_on_waiting_while_the_daemon_is_restarted(
 ) -> None:
     """Those that waited when it ended, twice, those that came while there was none, and those that came after."""
     gateway = make_gateway()
-    use_own_router_script(gateway)
-    await gateway.start()
-    here = await engine(gateway.socket("r1"))
-    status = await gateway.until_states({"r1": "serving"})
-    broken_router(gateway)
-    os.kill(router_pid(status), signal.SIGKILL)
-    await gateway.until(lambda s: service_of(s)["router"]["state"] == "backing_off")
+    here = await lose_router(gateway, engine)
     big = dict(BODY, messages=[{"role": "user", "content": os.urandom(500_000).hex()}])
     async with aiohttp.ClientSession() as session:
         waiting = [asyncio.create_task(post(session, gateway, big)) for _ in range(20)]
@@ -200,14 +194,8 @@ async def until_connected_to_nginx(gateway: Gateway, count: int) -> None:
 async def test_waiting_is_bounded_in_number_and_time(make_gateway: MakeGateway, engine: StartEngine) -> None:
     """Limits reached: 503 with Retry-After and an OpenAI-style error body."""
     gateway = make_gateway()
-    use_own_router_script(gateway)
     gateway.settings["services"][0]["hold"] = {"timeout_s": 0.5, "max_waiting": 3}
-    await gateway.start()
-    await engine(gateway.socket("r1"))
-    status = await gateway.until_states({"r1": "serving"})
-    broken_router(gateway)
-    os.kill(router_pid(status), signal.SIGKILL)
-    await gateway.until(lambda s: service_of(s)["router"]["state"] == "backing_off")
+    await lose_router(gateway, engine)
     async with aiohttp.ClientSession() as session:
 
         async def refused() -> tuple[float, str]:
