@@ -47,6 +47,7 @@ from gateway_sidecar.telemetry.metrics import Metrics
 from gateway_sidecar.tunnels.fleet import TunnelFleet
 
 _STALE_S = 10.0
+_STALLED_S = 2.0
 DEFAULT_STOP_S = 30.0
 """What is in flight when everything is taken down may take so long."""
 
@@ -397,12 +398,15 @@ class Daemon:
         while True:
             due = time.monotonic() + period
             await asyncio.sleep(period)
-            self.metrics.loop_lag.observe(max(0.0, time.monotonic() - due))
+            late_s = max(0.0, time.monotonic() - due)
+            self.metrics.loop_lag.observe(late_s)
             self._notifier.status(self.summary())
             stale_s = self._stale_s()
+            if late_s > _STALLED_S:
+                self._logger.warning("daemon.stalled", for_s=round(late_s, 1))
             if stale_s < self._stale_limit_s:
                 self._notifier.alive()
-            else:
+            elif late_s <= _STALLED_S:  # Else nobody had the time to move, which is judged next time.
                 self._logger.error("daemon.wedged", stale_s=round(stale_s, 1))
 
     @property

@@ -43,8 +43,8 @@ class SystemdNotifier:
     def _send(self, message: str) -> None:
         if not self._address:
             return
-        with socket.socket(socket.AF_UNIX, socket.SOCK_DGRAM | socket.SOCK_CLOEXEC) as out:
-            try:
+        try:
+            with socket.socket(socket.AF_UNIX, socket.SOCK_DGRAM | socket.SOCK_CLOEXEC) as out:
                 out.sendto(message.encode(), self._address)
-            except OSError:
-                return  # systemd itself is restarting; it asks again.
+        except OSError:
+            return  # systemd itself is restarting, and asks again; or no descriptor is left, and it may start us anew.

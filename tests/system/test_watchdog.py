@@ -13,7 +13,7 @@ import pytest
 
 from examples.simulated import EngineKind
 from gateway_sidecar.doors.keys import add_key, revoke_key
-from tests.system.clients import stream_chat
+from tests.system.clients import ask, stream_chat
 from tests.system.conftest import MakeGateway, StartEngine
 from tests.system.gateway import Gateway, Status, replica_of, service_of, states_of
 from tests.system.supervisor import Supervisor
@@ -134,6 +134,31 @@ async def test_router_that_is_slow_to_answer_is_no_stuck_daemon(make_gateway: Ma
         )
         assert gateway.events("daemon.wedged") == []
         assert supervisor.starts == 1
+
+
+async def test_stopped_daemon_catches_up(make_gateway: MakeGateway, engine: StartEngine) -> None:
+    """It says for how long it did nothing, blames no loop for that, and puts right what happened meanwhile."""
+    gateway = make_gateway(rescan_interval_s=0.2)
+    gateway.settings["services"][0]["router"] = {"api_timeout_s": 1}
+    await gateway.start()
+    assert gateway.process is not None
+    leaving = [await engine(gateway.socket(name)) for name in ("r1", "r2")]
+    await engine(gateway.socket("r3"))
+    status = await gateway.until_states(dict.fromkeys(("r1", "r2", "r3"), "serving"))
+    gateway.process.send_signal(signal.SIGSTOP)
+    try:
+        for one in leaving:
+            await one.stop(unlink=True)
+        await engine(gateway.socket("r4"))
+        os.kill(service_of(status)["router"]["pid"], signal.SIGKILL)
+        await asyncio.sleep(13)  # Longer than a loop may be stuck.
+    finally:
+        gateway.process.send_signal(signal.SIGCONT)
+    await gateway.until_states({"r3": "serving", "r4": "serving"})
+    assert await ask(gateway, "tiny", stream=False)
+    (stalled,) = gateway.events("daemon.stalled")
+    assert stalled["for_s"] > 10
+    assert gateway.events("daemon.wedged") == []
 
 
 async def test_healthy_daemon_is_never_aborted(make_gateway: MakeGateway, engine: StartEngine) -> None:
