@@ -247,6 +247,11 @@ async def run_daemon(config_path: Path, settings: Settings) -> bool:
     loop.add_signal_handler(signal.SIGHUP, on_hup)
 
     async def serve(started: Daemon) -> Callable[[], Awaitable[None]]:
+        listen = settings.metrics.listen
+        exposition = await serve_metrics(started, listen.host, listen.port) if listen else None
+        remote = AdminListener(started, settings.admin) if settings.admin else None
+        if remote is not None:
+            await remote.open()
         admin = await serve_admin(started, settings.run_dir / "admin.sock")
         hold = await serve_hold(started, settings.run_dir / "hold.sock")
         holder = DoorHolder(settings.run_dir / "log" / "door.log", lambda: hold.socket)
@@ -254,15 +259,10 @@ async def run_daemon(config_path: Path, settings: Settings) -> bool:
         started.run_dir.others |= {
             "lock": lock.mend, "admin.sock": admin.mend, "hold.sock": hold.mend, "holder of hold.sock": holder.mend
         }  # fmt: skip
-        listen = settings.metrics.listen
-        remote = AdminListener(started, settings.admin) if settings.admin else None
-        if remote is not None:
-            await remote.open()
-        exposition = await serve_metrics(started, listen.host, listen.port) if listen else None
 
         async def close() -> None:
             await admin.close()
-            if started.takes_all_down:
+            if started.takes_all_down or not (started.taken_up.is_set() or holder.took_over):
                 await holder.end()
             else:
                 holder.let_go()

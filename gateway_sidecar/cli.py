@@ -22,7 +22,14 @@ from gateway_sidecar.admin.client import Remote, ask_daemon
 from gateway_sidecar.admin.commands import add_admin_options, add_replica_commands, admin_of
 from gateway_sidecar.admin.table import render_status
 from gateway_sidecar.config import Settings, config_schema, inventory_schema, load_config, replica_schema
-from gateway_sidecar.errors import AdminError, BridgeError, ConfigError, FrontDoorError, GatewaySidecarError
+from gateway_sidecar.errors import (
+    AdminError,
+    BridgeError,
+    ConfigError,
+    FrontDoorError,
+    GatewaySidecarError,
+    ProcessError,
+)
 
 if TYPE_CHECKING:
     from gateway_sidecar.install import Step
@@ -210,7 +217,7 @@ def _run(arguments: argparse.Namespace) -> int:
     faulthandler.enable()  # systemd's watchdog sends SIGABRT: the log is to show where we hung.
     try:
         by_command = uvloop.run(run_daemon(arguments.config.absolute(), settings))
-    except (BridgeError, OSError) as error:
+    except (BridgeError, ProcessError, OSError) as error:
         get_logger().critical("daemon.failed", reason=str(error))
         return EXIT_FAILED
     # Told apart from a signal, so that systemd starts a daemon again that somebody's SIGTERM ended, and no other.

@@ -57,9 +57,9 @@ class UnixDoor:
             listener.listen(self._backlog)
             fresh.chmod(_MODE)
             fresh.replace(self._path)  # In one step: whoever comes meets an open door, this one or the one before.
-        except OSError:
+        except OSError as error:
             listener.close()
-            raise
+            raise OSError(error.errno, f"cannot listen on {self._path}: {error.strerror}") from error
         self._bound = self._found()
         self._socket = listener
         self._site = web.SockSite(self._runner, listener, backlog=self._backlog)

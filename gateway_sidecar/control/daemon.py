@@ -37,7 +37,7 @@ from gateway_sidecar.control.takedown import take_down
 from gateway_sidecar.control.told_keeper import ToldKeeper
 from gateway_sidecar.domain.leases import PortLeases
 from gateway_sidecar.domain.model import ReplicaId
-from gateway_sidecar.errors import ConfigError, ProcessError, RouterUnavailable, StateError
+from gateway_sidecar.errors import BridgeError, ConfigError, ProcessError, RouterUnavailable, StateError
 from gateway_sidecar.routers.base import RouterKind
 from gateway_sidecar.sources.told import NAME as API
 from gateway_sidecar.supervision.notify import SystemdNotifier
@@ -190,7 +190,11 @@ class Daemon:
         # Before nginx: an address that is taken ends us here, with nothing begun, and the first client that has to
         # wait finds the waiting room there.
         close_listeners = await serve(self)
-        await self._take_up(processes, leases)
+        try:
+            await self._take_up(processes, leases)
+        except (BridgeError, ProcessError, OSError):
+            await close_listeners()
+            raise
         self.taken_up.set()
         background = [
             asyncio.create_task(keep_running("-", loop, self.metrics))

@@ -30,6 +30,8 @@ class DoorHolder:
         self._door = door
         self._held: socket.socket | None = None
         self._process: Process | None = None
+        self.took_over = False
+        """Whether an earlier daemon's door was held when this one began to be."""
         self._logger = get_logger()
 
     async def begin(self) -> None:
@@ -68,4 +70,5 @@ class DoorHolder:
         for identity in await asyncio.to_thread(writers_of, self._mark):
             earlier = Process.adopt(identity) if identity != but.identity else None
             if earlier is not None:
+                self.took_over = True
                 await earlier.stop(grace_s=_GRACE_S)

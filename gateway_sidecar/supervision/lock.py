@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import fcntl
 import os
+from contextlib import suppress
 from pathlib import Path
 
 from gateway_sidecar.errors import StateError
@@ -32,8 +33,9 @@ class DirectoryLock:
             raise StateError(
                 f"another gateway-sidecar (pid {pid}) runs with run_dir {self._directory}; stop it first"
             ) from None
-        os.ftruncate(fd, 0)
-        os.pwrite(fd, f"{os.getpid()}\n".encode(), 0)
+        with suppress(OSError):  # No room: then the next one is not told who we are.
+            os.ftruncate(fd, 0)
+            os.pwrite(fd, f"{os.getpid()}\n".encode(), 0)
         self.release()
         self._fd = fd
 

@@ -8,9 +8,10 @@ import io
 import json
 import os
 import signal
+import socket
 import time
 from collections import Counter
-from contextlib import suppress
+from contextlib import ExitStack, suppress
 from functools import partial
 
 import aiohttp
@@ -173,6 +174,42 @@ async def test_door_is_held_until_everything_is_stopped(gateway: Gateway) -> Non
             await asyncio.sleep(0.01)
     assert (await gateway.cli("stop", "--all"))[0] == 0
     assert holders(gateway) == []
+
+
+async def test_daemon_that_cannot_start_leaves_the_door_as_it_was(
+    make_gateway: MakeGateway, engine: StartEngine
+) -> None:
+    """Nobody holds one where nothing had begun; who waits at an earlier daemon's goes on waiting."""
+    gateway = make_gateway()
+    works = dict(gateway.settings["bridges"])
+    gateway.settings["bridges"] = works | {"nginx": "/nowhere/nginx"}
+    await gateway.start(ready=False)
+    assert gateway.process is not None
+    assert await gateway.process.wait() == 1
+    (failed,) = gateway.events("daemon.failed")
+    assert "/nowhere/nginx" in failed["reason"]
+    assert holders(gateway) == []
+
+    gateway.settings["bridges"] = works
+    await lose_router(gateway, engine)
+    async with aiohttp.ClientSession() as session:
+        waiting = asyncio.create_task(post(session, gateway))
+        await gateway.until(partial(are_waiting, 1))
+        await gateway.kill()
+        first, last = map(int, gateway.settings["router_ports"].split("-"))
+        with ExitStack() as taken:
+            for port in range(first, last + 1):
+                taken.enter_context(socket.create_server(("127.0.0.1", port)))
+            await gateway.start(ready=False)
+            assert await gateway.process.wait() == 1
+        (failed,) = gateway.events("daemon.failed")
+        assert "widen router_ports" in failed["reason"]
+        assert len(holders(gateway)) == 1
+        await gateway.start(ready=False)
+        await gateway.until(partial(are_waiting, 1))
+        mend_router(gateway)
+        assert (await waiting)[0] == 200
+    assert len(holders(gateway)) == 1
 
 
 def are_waiting(count: int, status: Status) -> bool:
