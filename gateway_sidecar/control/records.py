@@ -10,27 +10,48 @@ import contextlib
 import json
 import os
 from collections.abc import Container, Iterable, Mapping
-from dataclasses import asdict
+from dataclasses import asdict, dataclass
 from pathlib import Path
-from typing import Any
+from typing import Annotated, Any, TypeVar
+
+from pydantic import Field, FiniteFloat, TypeAdapter, ValidationError
 
 from gateway_sidecar.control.router_process import SavedRouter
 from gateway_sidecar.control.tenure import SavedTenure
-from gateway_sidecar.domain.model import (
-    ConnectionMode,
-    EngineFacts,
-    Occupant,
-    PeerAddress,
-    ReplicaId,
-    RuntimeType,
-    WorkerType,
-)
-from gateway_sidecar.domain.tunnels import SshRoute, SshServer, Tunnel
+from gateway_sidecar.domain.model import EngineFacts, Occupant, PeerAddress, ReplicaId
+from gateway_sidecar.domain.tunnels import Tunnel
 from gateway_sidecar.errors import StateError
-from gateway_sidecar.routers.base import RouterPorts
 from gateway_sidecar.sources.listing import Sighting
 from gateway_sidecar.supervision.process import Identity
 
+_Port = Annotated[int, Field(ge=1, le=65535)]
+
+
+@dataclass(frozen=True, slots=True)
+class _Row:
+    """A row of `leases.json`."""
+
+    replica: str
+    socket: Path
+    occupant: Occupant
+    source: str
+    described: bool
+    tunnel: Tunnel | None
+    notes: tuple[Path, int] | None
+    generation: int
+    port: _Port
+    facts: EngineFacts | None
+    drain: bool
+    leaving: bool
+    peer: tuple[str, _Port, bool] | None = None
+
+
+_T = TypeVar("_T")
+_TENURE = TypeAdapter(_Row)
+_IDENTITY = TypeAdapter(Identity)
+_ROUTER = TypeAdapter(SavedRouter)
+_PORTS = TypeAdapter(tuple[_Port, _Port])
+_RESTING = TypeAdapter(list[tuple[int, FiniteFloat]])
 _VERSION = 1
 _MOST_BYTES = 64 * 1024 * 1024
 
@@ -80,6 +101,16 @@ def read_record(path: Path) -> dict[str, Any]:
     return dict(content)
 
 
+def _read(form: TypeAdapter[_T], row: object, what: str) -> _T:
+    """A part of a record in its form, nothing guessed. Raises StateError."""
+    try:
+        return form.validate_json(json.dumps(row), strict=True)
+    except ValidationError as error:
+        first = error.errors()[0]
+        where = ".".join(str(part) for part in first["loc"]) or "all of it"
+        raise StateError(f"{what} of a form that is not known: {where}: {first['msg']}") from error
+
+
 def _fields(value: Occupant | EngineFacts) -> dict[str, object]:
     """A flat dataclass as plain data; `dataclasses.asdict` copies deeply, at ten times the cost."""
     return {name: getattr(value, name) for name in value.__dataclass_fields__}
@@ -106,50 +137,18 @@ def tenure_to_json(saved: SavedTenure) -> dict[str, object]:
 
 def tenure_from_json(row: Mapping[str, Any]) -> SavedTenure:
     """The tenure that was written down. Raises StateError for one of another form."""
-    try:
-        facts = row["facts"]
-        if facts is not None:
-            facts = EngineFacts(
-                **{
-                    **facts,
-                    "runtime_type": RuntimeType(facts["runtime_type"]),
-                    "connection_mode": ConnectionMode(facts["connection_mode"]),
-                    "worker_type": WorkerType(facts["worker_type"]),
-                }
-            )
-        return SavedTenure(
-            Sighting(
-                ReplicaId(row["replica"]),
-                Path(row["socket"]),
-                Occupant(**row["occupant"]),
-                (Path(row["notes"][0]), int(row["notes"][1])) if row["notes"] else None,
-                str(row.get("source", "sockets")),
-                _tunnel_from_json(row["tunnel"]) if row.get("tunnel") else None,
-                bool(row.get("described", False)),
-            ),
-            int(row["generation"]),
-            int(row["port"]),
-            facts,
-            bool(row["drain"]),
-            bool(row["leaving"]),
-            PeerAddress(str(peer[0]), int(peer[1]), bool(peer[2])) if (peer := row.get("peer")) else None,
-        )
-    except (KeyError, TypeError, ValueError, IndexError) as error:
-        raise StateError(f"a lease of a form that is not known: {error!r}") from error
-
-
-def _tunnel_from_json(row: Mapping[str, Any]) -> Tunnel:
-    route = row["route"]
-    servers = tuple(SshServer(**server) for server in route["servers"])
-    return Tunnel(str(row["owner"]), SshRoute(**{**route, "servers": servers}), str(row["remote"]))
+    told = _read(_TENURE, row, "a lease")
+    sighting = Sighting(
+        ReplicaId(told.replica), told.socket, told.occupant, told.notes, told.source, told.tunnel, told.described
+    )
+    peer = PeerAddress(*told.peer) if told.peer else None
+    return SavedTenure(sighting, told.generation, told.port, told.facts, told.drain, told.leaving, peer)
 
 
 def resting_from_json(leases: Mapping[str, Any]) -> dict[int, float]:
     """Port -> until when it must rest (monotonic seconds of this boot). Raises StateError for rows of another form."""
-    try:
-        return {int(port): float(until) for port, until in leases.get("resting", [])}
-    except (TypeError, ValueError, OverflowError) as error:
-        raise StateError(f"resting ports of a form that is not known: {error!r}") from error
+    rows = _read(_RESTING, leases.get("resting", []), "resting ports")
+    return dict(rows)
 
 
 def identity_to_json(identity: Identity) -> dict[str, object]:
@@ -159,10 +158,7 @@ def identity_to_json(identity: Identity) -> dict[str, object]:
 
 def identity_from_json(row: Mapping[str, Any]) -> Identity:
     """The identity that was written down. Raises StateError for one of another form."""
-    try:
-        return Identity(int(row["pid"]), int(row["start_ticks"]), str(row["boot_id"]))
-    except (KeyError, TypeError, ValueError) as error:
-        raise StateError(f"a process of a form that is not known: {error!r}") from error
+    return _read(_IDENTITY, row, "a process")
 
 
 def router_to_json(saved: SavedRouter) -> dict[str, object]:
@@ -178,13 +174,9 @@ def router_to_json(saved: SavedRouter) -> dict[str, object]:
 
 def router_from_json(row: Mapping[str, Any]) -> SavedRouter:
     """The router that was written down. Raises StateError for one of another form."""
-    try:
-        ports = RouterPorts(int(row["ports"]["api"]), int(row["ports"]["metrics"]))
-        digest = str(row.get("digest", ""))
-        identity = None if row["identity"] is None else identity_from_json(row["identity"])
-        return SavedRouter(str(row["slot"]), identity, ports, str(row["key"]), digest)
-    except (KeyError, TypeError, ValueError) as error:
-        raise StateError(f"a router of a form that is not known: {error!r}") from error
+    saved = _read(_ROUTER, row, "a router")
+    _read(_PORTS, (saved.ports.api, saved.ports.metrics), "a router's ports")
+    return saved
 
 
 def departing_to_json(departing: Iterable[tuple[str, Identity]]) -> dict[str, list[dict[str, object]]]:

@@ -4,10 +4,14 @@ from __future__ import annotations
 
 import json
 import os
+from contextlib import suppress
 from dataclasses import replace
 from pathlib import Path
+from typing import Any
 
 import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
 
 from gateway_sidecar.control import records
 from gateway_sidecar.control.router_process import SavedRouter
@@ -130,3 +134,54 @@ def test_a_lease_of_another_form_is_named(change: dict[str, object]) -> None:
     row = records.tenure_to_json(SavedTenure(SIGHTING, 0, 1, FACTS, False)) | change
     with pytest.raises(StateError):
         records.tenure_from_json(row)
+
+
+ODD = (float("inf"), 2**80, -1, "1")
+ANYTHING = st.recursive(
+    st.sampled_from(ODD) | st.none() | st.booleans() | st.integers() | st.floats() | st.text(),
+    lambda inner: st.lists(inner, max_size=3) | st.dictionaries(st.text(), inner, max_size=3),
+    max_leaves=5,
+)
+
+
+def spoil(data: st.DataObject, whole: Any) -> Any:
+    """The record with something else at one place of it."""
+    if isinstance(whole, dict | list) and whole and data.draw(st.booleans(), "deeper"):
+        keys = list(whole) if isinstance(whole, dict) else range(len(whole))
+        key = data.draw(st.sampled_from(keys), "at")
+        whole[key] = spoil(data, whole[key])
+        return whole
+    return data.draw(ANYTHING, "what")
+
+
+@settings(max_examples=500)
+@given(st.data())
+def test_a_spoilt_lease_is_named_or_is_a_lease(data: st.DataObject) -> None:
+    """Whatever stands in it: nothing half read, and no error but the one that is reckoned with."""
+    saved = SavedTenure(BEHIND_SSH, 4, 24001, FACTS, True, peer=PeerAddress("10.0.0.5", 1, direct=True))
+    try:
+        read = records.tenure_from_json(spoil(data, json.loads(json.dumps(records.tenure_to_json(saved)))))
+    except StateError:
+        return
+    assert records.tenure_from_json(records.tenure_to_json(read)) == read
+
+
+@settings(max_examples=500)
+@given(st.data())
+def test_a_spoilt_router_is_named_or_is_a_router(data: st.DataObject) -> None:
+    """So for the record of processes."""
+    saved = SavedRouter("chat.next", Identity(7, 8, "boot"), RouterPorts(23001, 23002), "key", "digest")
+    try:
+        read = records.router_from_json(spoil(data, json.loads(json.dumps(records.router_to_json(saved)))))
+    except StateError:
+        return
+    assert records.router_from_json(records.router_to_json(read)) == read
+
+
+@settings(max_examples=500)
+@given(st.data())
+def test_spoilt_rests_are_named_or_ports_and_times(data: st.DataObject) -> None:
+    """And for ports that rest."""
+    with suppress(StateError):
+        read = records.resting_from_json({"resting": spoil(data, [[24001, 7.5], [24002, 8.0]])})
+        assert all(isinstance(port, int) and until < float("inf") for port, until in read.items())
