@@ -5,6 +5,7 @@ from __future__ import annotations
 import asyncio
 import time
 from collections.abc import AsyncIterator, Awaitable, Callable, Mapping
+from contextlib import suppress
 from dataclasses import replace
 from typing import Protocol
 
@@ -13,6 +14,7 @@ from gateway_sidecar.telemetry.logs import get_logger
 from gateway_sidecar.telemetry.metrics import Metrics
 
 _LEAST_GAP_S = 0.003
+_PATIENCE_S = 1.0
 
 
 class Source(Protocol):
@@ -50,6 +52,8 @@ class SourceFollower:
         self._logger = get_logger(service=service)
         self._look_now = asyncio.Event()
         self._new_source = asyncio.Event()
+        self._begun = self._ended = 0
+        self._looked = asyncio.Event()
         self.listing: Listing | None = None
         self.has_looked = False
         self.beat = time.monotonic()
@@ -57,6 +61,19 @@ class SourceFollower:
     def look_soon(self) -> None:
         """Something was seen that the next look should settle."""
         self._look_now.set()
+
+    async def look_again(self) -> None:
+        """Returns when a look that began after this call was taken in: who came before it is known then.
+
+        A place that does not answer is not waited for; what was known of it stays.
+        """
+        before = self._begun
+        self._look_now.set()
+        with suppress(TimeoutError):
+            async with asyncio.timeout(_PATIENCE_S):
+                while self._ended <= before:
+                    self._looked.clear()
+                    await self._looked.wait()
 
     def use(self, source: Source) -> None:
         """Follows another source from now on."""
@@ -87,7 +104,10 @@ class SourceFollower:
             self.beat = time.monotonic()
             self._look_now.clear()
             began = time.monotonic()
+            self._begun += 1
             await self._see(await self._source.look())
+            self._ended = self._begun
+            self._looked.set()
             # A crowd of hints must not keep us looking all the time.
             await asyncio.sleep(max(_LEAST_GAP_S, 2 * (time.monotonic() - began)))
             try:

@@ -166,6 +166,30 @@ async def test_drain_returns_when_it_is_safe_to_stop(gateway: Gateway, engine: S
     await gateway.until_states({"r2": "serving"})
 
 
+async def test_drain_is_meant_for_who_is_there_now(gateway: Gateway, engine: StartEngine) -> None:
+    """An engine that has just taken a drained one's place is drained, and not its predecessor once more."""
+    places = [gateway.socket(f"r{number}") for number in range(8)]
+    before = [await engine(place) for place in places]
+    await gateway.until_states({place.stem: "serving" for place in places})
+
+    async def drain(replica: str) -> int:
+        url = f"http://daemon/v1/services/chat/replicas/{replica}/drain"
+        async with gateway.session.post(url) as response:
+            return response.status
+
+    assert set(await asyncio.gather(*(drain(place.stem) for place in places))) == {200}
+    after = []
+    for place, old in zip(places, before, strict=True):
+        await old.stop(unlink=True)
+        after.append(await engine(place))
+        assert await drain(place.stem) == 200
+        assert replica_of(await gateway.status(), place.stem)["state"] == "draining"
+    await engine(gateway.socket("late"))
+    await gateway.until_states({place.stem: "draining" for place in places} | {"late": "serving"})
+    assert "late" in await ask(gateway, "tiny", stream=False)
+    assert [one.ledger.received for one in after] == [0] * len(places)
+
+
 async def test_drain_gives_up_in_words_and_resume_takes_back(gateway: Gateway, engine: StartEngine) -> None:
     """A drain that takes too long says what is still in flight; a drained replica can be taken back."""
     slow = await engine(gateway.socket("r1"), token_interval_s=0.05)
