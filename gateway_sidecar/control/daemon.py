@@ -340,7 +340,7 @@ class Daemon:
         await self._records["run"].write()
         await self.peers.begin()
         await self.keys.begin()
-        inheritance.take_tenures(leases)
+        await inheritance.take_tenures(leases)
 
     async def _write_down_now(self) -> None:
         """Writes down what runs, and what is about to. A disk that hangs does not keep a router from being started."""

@@ -9,6 +9,7 @@ from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
+from gateway_sidecar.bridges.connections import open_connections
 from gateway_sidecar.config import Settings
 from gateway_sidecar.control import records
 from gateway_sidecar.control.bridge_keeper import BridgeKeeper
@@ -62,8 +63,9 @@ class Inheritance:
         unrecorded = await asyncio.to_thread(writers_of, *self._nginx.log.places)
         await self._keeper.begin([*([earlier] if earlier else []), *unrecorded])
 
-    def take_tenures(self, leases: Mapping[str, Any]) -> None:
-        """Restores who had which port; a link that nobody claims is removed, and its port rests until it is quiet."""
+    async def take_tenures(self, leases: Mapping[str, Any]) -> None:
+        """Restores who had which port. One that nobody claims rests until it is quiet, if it has a link or is in use."""
+        in_use = await asyncio.to_thread(open_connections, self._leases)
         links = self._nginx.linked()
         services = self._services()
         for name, service in services.items():
@@ -94,6 +96,7 @@ class Inheritance:
         for port in links:
             # Nobody's any more: nothing new may come in, and the port rests until it is quiet.
             self._nginx.unlink(port)
+        for port in links.keys() | in_use.keys():
             self._leases.quarantine(port, late_until)
         try:
             resting = records.resting_from_json(leases)

@@ -50,7 +50,7 @@ class PortLeases:
         """Those of them that need to rest no longer: free as soon as they are quiet."""
         return frozenset(port for port in self._quarantined if self._has_rested(port, now))
 
-    def __contains__(self, port: int) -> bool:
+    def __contains__(self, port: object) -> bool:
         return port in self._range
 
     def port_of(self, owner: str) -> int | None:

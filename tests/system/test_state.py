@@ -351,6 +351,26 @@ async def test_nginx_that_cannot_be_reconfigured_serves_what_it_has(
     assert "r2" in await ask(gateway, "tiny", stream=False, service="code")
 
 
+async def test_port_of_a_lost_lease_is_nobodys_while_it_is_in_use(gateway: Gateway, engine: StartEngine) -> None:
+    """The replica has left, its link is gone, and the record too: who is still connected there tells."""
+    leaving = await engine(gateway.socket("r1"))
+    port = int(replica_of(await gateway.until_states({"r1": "serving"}), "r1")["bridge"].rpartition(":")[2])
+    reader, writer = await asyncio.open_connection("127.0.0.1", port)
+    writer.write(b"GET /health HTTP/1.1\r\nHost: r1\r\n\r\n")
+    assert (await reader.readline()).startswith(b"HTTP/1.1 200")
+    gateway.socket("r1").unlink()
+    await gateway.until_states({"r1": "draining"})
+    await gateway.kill()
+    shutil.rmtree(gateway.directory / "state")
+    await gateway.start()
+    await engine(gateway.socket("r2"))
+    status = await gateway.until_states({"r2": "serving"})
+    assert not replica_of(status, "r2")["bridge"].endswith(f":{port}")
+    assert status["bridge"]["quarantined"] == 1
+    writer.close()
+    await leaving.stop()
+
+
 async def test_drain_of_an_engine_that_nobody_remembers(gateway: Gateway, engine: StartEngine) -> None:
     """Nor can it say what it was: whatever worker the router has at its bridge is taken out."""
     hung = await engine(gateway.socket("r1"))
