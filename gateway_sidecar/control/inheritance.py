@@ -64,7 +64,7 @@ class Inheritance:
         await self._keeper.begin([*([earlier] if earlier else []), *unrecorded])
 
     async def take_tenures(self, leases: Mapping[str, Any]) -> None:
-        """Restores who had which port. One that nobody claims rests until it is quiet, if it has a link or is in use."""
+        """Restores who had which port. One that nobody claims rests until it is quiet, if it is linked or in use."""
         in_use = await asyncio.to_thread(open_connections, self._leases)
         links = self._nginx.linked()
         services = self._services()
