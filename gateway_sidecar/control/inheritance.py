@@ -65,7 +65,6 @@ class Inheritance:
 
     async def take_tenures(self, leases: Mapping[str, Any]) -> None:
         """Restores who had which port. One that nobody claims rests until it is quiet, if it is linked or in use."""
-        in_use = await asyncio.to_thread(open_connections, self._leases)
         links = self._nginx.linked()
         services = self._services()
         for name, service in services.items():
@@ -73,6 +72,7 @@ class Inheritance:
         if leases.get("boot_id", boot_id()) != boot_id():
             self._after_reboot(leases, links)
             return
+        in_use = await asyncio.to_thread(open_connections, self._leases)
         for name, service in services.items():
             for row in leases.get("services", {}).get(name, []):
                 try:

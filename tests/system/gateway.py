@@ -232,6 +232,12 @@ class Gateway:
         rows = [json.loads(line) for line in self.log().splitlines() if line.startswith("{")]
         return [row for row in rows if row.get("event") == name]
 
+    async def until_logged(self, name: str, *, within_s: float = 20.0) -> None:
+        """Waits for an event in its log, which is there also when the daemon takes no connections."""
+        async with asyncio.timeout(within_s):
+            while not self.events(name):
+                await asyncio.sleep(0.02)
+
     async def router_key(self, service: str = "chat") -> str:
         """The control-plane key of the router in service, once the daemon has written it down."""
         url = str(service_of(await self.status(), service)["router"]["url"])

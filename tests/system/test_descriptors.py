@@ -11,14 +11,7 @@ from contextlib import ExitStack
 from gateway_sidecar.supervision.process import start_ticks
 from tests.system.clients import ask, stream_chat
 from tests.system.conftest import MakeGateway, StartEngine
-from tests.system.gateway import Gateway, service_of, states_of
-
-
-async def until_logged(gateway: Gateway, event: str) -> None:
-    """Its log is all that is to be had of it while it takes no connections."""
-    async with asyncio.timeout(20):
-        while not gateway.events(event):
-            await asyncio.sleep(0.02)
+from tests.system.gateway import service_of, states_of
 
 
 async def test_daemon_without_descriptors_keeps_every_worker(make_gateway: MakeGateway, engine: StartEngine) -> None:
@@ -42,7 +35,7 @@ async def test_daemon_without_descriptors_keeps_every_worker(make_gateway: MakeG
         for _ in range(10):
             idle = holding.enter_context(socket.socket(socket.AF_UNIX))
             idle.connect(str(gateway.directory / "run" / "admin.sock"))
-        await until_logged(gateway, "source.blind")
+        await gateway.until_logged("source.blind")
         await engine(gateway.socket("late"))
         assert (await stream).split()[-1] == "99"
         assert await ask(gateway, "tiny", stream=False)

@@ -40,9 +40,7 @@ async def test_half_a_pair_is_told(
     status = await gateway.until(lambda s: bool(service_of(s)["unanswered"]))
     assert service_of(status)["unanswered"] == {"tiny": f"1 {first.value} worker and no {second.value} worker"}
     assert await chat(gateway) == 503, "what the router says is what we say"
-    async with asyncio.timeout(30):
-        while not gateway.events("service.half_pair"):
-            await asyncio.sleep(0.05)
+    await gateway.until_logged("service.half_pair", within_s=30)
     _, shown, _ = await gateway.cli("status")
     assert f"UNANSWERED: model tiny: 1 {first.value} worker and no {second.value} worker" in shown
     other = await engine(gateway.socket("other"), kind, role=second)

@@ -25,6 +25,7 @@ GARBAGE = {
     "bytes": "\x00\x01 no JSON",
     "newer": '{"version": 99}',
     "other form": '{"version": 1, "services": null, "routers": [], "nginx": {"pid": -1, "start_ticks": 1}}',
+    "foreign rests": '{"version": 1, "services": {}, "resting": [[18000], "x"]}',
     "endless": '{"version": 1, "resting": [[1e999, 1]], "nginx": {"pid": 1e999, "start_ticks": 1, "boot_id": ""}}',
     "foreign rows": '{"version": 1, "services": {"chat": [{"port": "x"}, 7]}, "routers": {"chat": [{"pid": 1}]}}',
 }

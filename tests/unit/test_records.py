@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import os
+from collections.abc import Callable
 from contextlib import suppress
 from dataclasses import replace
 from pathlib import Path
@@ -154,28 +155,33 @@ def spoil(data: st.DataObject, whole: Any) -> Any:
     return data.draw(ANYTHING, "what")
 
 
+@pytest.mark.parametrize(
+    ("saved", "to_json", "from_json"),
+    [
+        (
+            SavedTenure(BEHIND_SSH, 4, 24001, FACTS, True, peer=PeerAddress("10.0.0.5", 1, direct=True)),
+            records.tenure_to_json,
+            records.tenure_from_json,
+        ),
+        (
+            SavedRouter("chat.next", Identity(7, 8, "boot"), RouterPorts(23001, 23002), "key", "digest"),
+            records.router_to_json,
+            records.router_from_json,
+        ),
+    ],
+    ids=["lease", "router"],
+)
 @settings(max_examples=500)
-@given(st.data())
-def test_a_spoilt_lease_is_named_or_is_a_lease(data: st.DataObject) -> None:
+@given(data=st.data())
+def test_a_spoilt_row_is_named_or_is_one(
+    data: st.DataObject, saved: Any, to_json: Callable[[Any], Any], from_json: Callable[[Any], Any]
+) -> None:
     """Whatever stands in it: nothing half read, and no error but the one that is reckoned with."""
-    saved = SavedTenure(BEHIND_SSH, 4, 24001, FACTS, True, peer=PeerAddress("10.0.0.5", 1, direct=True))
     try:
-        read = records.tenure_from_json(spoil(data, json.loads(json.dumps(records.tenure_to_json(saved)))))
+        read = from_json(spoil(data, json.loads(json.dumps(to_json(saved)))))
     except StateError:
         return
-    assert records.tenure_from_json(records.tenure_to_json(read)) == read
-
-
-@settings(max_examples=500)
-@given(st.data())
-def test_a_spoilt_router_is_named_or_is_a_router(data: st.DataObject) -> None:
-    """So for the record of processes."""
-    saved = SavedRouter("chat.next", Identity(7, 8, "boot"), RouterPorts(23001, 23002), "key", "digest")
-    try:
-        read = records.router_from_json(spoil(data, json.loads(json.dumps(records.router_to_json(saved)))))
-    except StateError:
-        return
-    assert records.router_from_json(records.router_to_json(read)) == read
+    assert from_json(to_json(read)) == read
 
 
 @settings(max_examples=500)
