@@ -18,7 +18,7 @@ from gateway_sidecar.admin.listener import AdminListener
 from gateway_sidecar.bridges.addresses import ClaimRules, PeerAddresses
 from gateway_sidecar.bridges.keyed_nginx import KeyedNginx, keyed_left_running
 from gateway_sidecar.bridges.nginx import BridgeSettings, Nginx, busy_ports, find_nginx
-from gateway_sidecar.bridges.peer_nginx import PeerNginx, peers_left_running
+from gateway_sidecar.bridges.peer_nginx import PeerNginx, PeerPlaces, peers_left_running
 from gateway_sidecar.bridges.small_nginx import SmallPlaces
 from gateway_sidecar.config import PortRange, ServiceSettings, Settings, load_overrides
 from gateway_sidecar.control.daemon import Daemon
@@ -30,6 +30,7 @@ from gateway_sidecar.control.key_keeper import KeyKeeper
 from gateway_sidecar.control.peer_keeper import PeerKeeper
 from gateway_sidecar.control.router_process import RouterProcess
 from gateway_sidecar.control.service import Service
+from gateway_sidecar.control.tenure import BridgeHosts
 from gateway_sidecar.control.told_keeper import ToldKeeper
 from gateway_sidecar.domain.leases import NoFreePort, PortLeases
 from gateway_sidecar.engines.probe import EngineProbe
@@ -85,7 +86,7 @@ class RealAdapters:
             leases=self._bridges,
             peers=self._peers,
             keys=self._keys,
-            host=self._settings.bridges.host,
+            hosts=BridgeHosts(self._settings.bridges.host, self._settings.bridges.grpc_host),
             make_router=partial(self.router, write_down),
             private_ports=self._router_ports,
             metrics=self._metrics,
@@ -124,7 +125,9 @@ class RealAdapters:
             "failure_threshold": settings.health.failures,
             "drain_settle_secs": math.ceil(settings.drain.settle_s),
         }
-        return Smg(it.command, it.policy, it.log_level, it.args, it.env, it.api_timeout_s, health)
+        return Smg(
+            it.command, it.policy, it.log_level, it.args, it.env, it.api_timeout_s, health, self._nginx.bridge_key
+        )
 
 
 class RouterPortLeases:
@@ -175,6 +178,8 @@ def build_daemon(config_path: Path, settings: Settings) -> Daemon:
     nginx = Nginx(
         BridgeSettings(
             host=settings.bridges.host,
+            grpc_host=settings.bridges.grpc_host,
+            paths=settings.bridges.paths,
             first_port=settings.bridges.ports.first,
             last_port=settings.bridges.ports.last,
             command=settings.bridges.nginx,
@@ -187,7 +192,9 @@ def build_daemon(config_path: Path, settings: Settings) -> Daemon:
     log = ChildLog(settings.state_dir / "log" / "peers.log", spare=settings.run_dir / "log" / "peers.log")
     find = partial(find_nginx, settings.bridges.nginx)
     destinations = Destinations()
-    places = SmallPlaces(settings.run_dir / "peers", nginx.links, log, find)
+    places = PeerPlaces(
+        settings.run_dir / "peers", nginx.links, log, find, lambda: nginx.bridge_key, settings.bridges.paths
+    )
     peers = _peer_keeper(settings, places, destinations, metrics)
     keyed = SmallPlaces(settings.run_dir, nginx.links, log, find)
     keys = KeyKeeper(partial(KeyedNginx, keyed), partial(keyed_left_running, keyed))
@@ -211,7 +218,7 @@ def build_daemon(config_path: Path, settings: Settings) -> Daemon:
     )
 
 
-def _peer_keeper(settings: Settings, places: SmallPlaces, destinations: Destinations, metrics: Metrics) -> PeerKeeper:
+def _peer_keeper(settings: Settings, places: PeerPlaces, destinations: Destinations, metrics: Metrics) -> PeerKeeper:
     networks = [ip_network(text) for text in settings.peers.networks]
     rules = ClaimRules(settings.peers.interface, networks, settings.run_dir)
     claims = PeerAddresses(rules, destinations.addresses)

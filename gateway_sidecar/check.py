@@ -176,7 +176,8 @@ def _ports(settings: Settings, running: bool) -> list[Finding]:
     if running:
         return []
     bridges = settings.bridges
-    wanted = [(bridges.host, port) for port in range(bridges.ports.first, bridges.ports.last + 1)]
+    ports = range(bridges.ports.first, bridges.ports.last + 1)
+    wanted = [(host, port) for host in (bridges.host, bridges.grpc_host) for port in ports]
     wanted += [(s.listen.host, s.listen.port) for s in settings.services]
     if settings.admin:
         wanted.append((settings.admin.listen.host, settings.admin.listen.port))

@@ -124,7 +124,7 @@ def _replica(service: Service, tenure: Tenure) -> dict[str, Any]:
         "state": tenure.state.value,
         "state_age_s": round(time.monotonic() - tenure.state_since, 3),
         "socket": str(tenure.sighting.socket),
-        "bridge": str(Endpoint(tenure.host, tenure.port)) if tenure.port is not None else None,
+        "bridge": str(Endpoint(tenure.bridge_host, tenure.port)) if tenure.port is not None else None,
         "advertise": str(tenure.peer) if tenure.peer else None,
         "direct": tenure.peer.direct if tenure.peer else False,
         "worker_id": worker.worker_id if worker else None,

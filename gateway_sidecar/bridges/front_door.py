@@ -15,6 +15,7 @@ from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
+from gateway_sidecar.bridges.bridge_server import END, SEGMENTS, patterns
 from gateway_sidecar.config import AuthSettings, Endpoint, FrontendSettings, LimitSettings
 from gateway_sidecar.config.frontend_values import ALL_PATHS, CONTROL, INFERENCE
 
@@ -22,9 +23,6 @@ LISTEN_OPTIONS = "backlog=4096 so_keepalive=60s:10s:6"
 
 # Statuses of our own, inside nginx only.
 _PREFLIGHT, _NO_KEY, _TOO_MANY_AT_ONCE, _TOO_MANY, _NO_PATH = 592, 593, 594, 595, 596
-_ID = "[A-Za-z0-9_][A-Za-z0-9_.:~-]*"
-_SEGMENTS = "(?:/[A-Za-z0-9_~:@!$&'()*+,=-][A-Za-z0-9._~:@!$&'()*+,=-]*)"
-_END = r"(?:\?|\z)"
 _METHODS = "GET, POST, DELETE, OPTIONS"
 _CIPHERS = "ECDHE+AESGCM:ECDHE+CHACHA20"
 _BAD_REQUEST = "invalid_request_error"
@@ -400,15 +398,14 @@ def _passing(paths: Sequence[str]) -> Iterable[tuple[str, str]]:
     """
     control = "|".join(re.escape(path.lstrip("/")) for path in CONTROL)
     yield f'"~*^/(?:{control})(?:[/?]|\\z)"', "0"
-    inference = "|".join(re.escape(path).replace(r"\*", _ID) for path in INFERENCE)
-    yield f'"~^(?:{inference}){_END}"', "1"
+    yield f'"~^(?:{patterns(INFERENCE)}){END}"', "1"
     for path in paths:
-        yield (f'"~^{_SEGMENTS}+/?{_END}"', "1") if path == ALL_PATHS else (_below(path), "1")
+        yield (f'"~^{SEGMENTS}+/?{END}"', "1") if path == ALL_PATHS else (_below(path), "1")
 
 
 def _below(path: str) -> str:
     """The pattern of a path and all below it."""
-    return f'"~^{re.escape(path)}{_SEGMENTS}*/?{_END}"'
+    return f'"~^{re.escape(path)}{SEGMENTS}*/?{END}"'
 
 
 def _answer(status: int, message: str, kind: str, code: str) -> str:

@@ -14,6 +14,7 @@ import os
 import pwd
 import re
 import resource
+import secrets
 import shutil
 import signal
 import socket
@@ -25,7 +26,15 @@ from importlib import resources
 from pathlib import Path
 
 from gateway_sidecar.bridges.front_door import DoorPlaces
-from gateway_sidecar.bridges.nginx_config import ALIVE, BODIES, SUCCESSOR, Capacity, NginxConfig, ServiceAddress
+from gateway_sidecar.bridges.nginx_config import (
+    ALIVE,
+    BODIES,
+    OWNER_SCRIPT,
+    SUCCESSOR,
+    Capacity,
+    NginxConfig,
+    ServiceAddress,
+)
 from gateway_sidecar.bridges.request_events import EventAddress, placeholder
 from gateway_sidecar.errors import BridgeError, ProcessError
 from gateway_sidecar.supervision.logfile import ChildLog, try_writing
@@ -48,7 +57,8 @@ _LISTENS = re.compile(r"listen (\S+)(?: ssl)?(?: default_server)? backlog=4096")
 _CURE = "on Debian and Ubuntu: apt-get install nginx-light libnginx-mod-stream"
 _LUA_MODULES = ("ndk_http_module.so", "ngx_http_lua_module.so")
 LUA_CURE = "on Debian and Ubuntu: apt-get install libnginx-mod-http-lua"
-_LUA = resources.files("gateway_sidecar") / "share" / "front_door.lua"
+OWNER_CURE = "on Debian and Ubuntu: apt-get install libnginx-mod-stream-js"
+_SHARE = resources.files("gateway_sidecar") / "share"
 
 
 @dataclass(frozen=True, slots=True)
@@ -56,6 +66,7 @@ class NginxProgram:
     """The nginx to run; `stream_module` is None where `stream` is compiled in.
 
     lua_modules: what to load for Lua, in this order; None where it is not installed.
+    owner_module: JavaScript for streams, which tells whose a connection is; None where it is not installed.
     compiled: the `--with-...` words that it was built with.
     """
 
@@ -64,6 +75,7 @@ class NginxProgram:
     stream_module: Path | None
     lua_modules: Sequence[Path] | None = None
     compiled: frozenset[str] = frozenset()
+    owner_module: Path | None = None
 
 
 async def find_nginx(command: str) -> NginxProgram:
@@ -83,12 +95,13 @@ async def find_nginx(command: str) -> NginxProgram:
     places += [module.parent for module in STREAM_MODULES]
     lua = () if any(mark in output for mark in ("ngx_lua", "lua-nginx")) else _modules(places, *_LUA_MODULES)
     compiled = frozenset(word for word in words if word.startswith("--with-"))
+    owner = next(iter(_modules(places, "ngx_stream_js_module.so") or ()), None)
     if "--with-stream" in words:
-        return NginxProgram(path, version, None, lua, compiled)
+        return NginxProgram(path, version, None, lua, compiled, owner)
     stream = _modules(places, "ngx_stream_module.so")
     if stream is None:
         raise BridgeError(f"{path} has no stream module; {_CURE}")
-    return NginxProgram(path, version, stream[0], lua, compiled)
+    return NginxProgram(path, version, stream[0], lua, compiled, owner)
 
 
 def needed_lua(program: NginxProgram, services: Sequence[ServiceAddress]) -> Sequence[Path]:
@@ -110,14 +123,16 @@ def _modules(places: Sequence[Path], *names: str) -> Sequence[Path] | None:
 
 @dataclass(frozen=True, slots=True)
 class BridgeSettings:
-    """Where the bridges live. Ports are inclusive.
+    """Where the bridges live. Ports are inclusive, and there on both hosts.
 
     state_dir: for the log, and for bodies that do not fit into memory; if it cannot be written, run_dir takes them.
     """
 
     host: str
+    grpc_host: str
     first_port: int
     last_port: int
+    paths: Sequence[str]
     command: str
     worker_processes: str
     run_dir: Path
@@ -141,6 +156,8 @@ class Nginx:
         self.process: Process | None = None
         self.reloads = 0
         self.events: EventAddress | None = None
+        self.bridge_key = secrets.token_urlsafe(24)
+        """What routers show the bridges; an earlier daemon's, if routers of its time are taken up."""
         self._alive = self._directory / ALIVE
         self._served: set[str] = set()
         if len(str(self.links / "65535.sock")) > _LONGEST_SOCKET_PATH:
@@ -222,7 +239,7 @@ class Nginx:
                 self._temp = await self._temp_directory()
                 # Not tried out before: `nginx -t` listens for a moment, and would take clients' connections with it.
                 self._write_config(self._config_path, self._config(services).text())
-                self._write_lua()
+                self._write_scripts()
                 self._alive.unlink(missing_ok=True)  # nginx does not listen where a killed one did.
             except (BridgeError, OSError):
                 os.close(log_fd)
@@ -288,7 +305,7 @@ class Nginx:
         """
         if self._config_path.exists():
             return False
-        self._write_lua()
+        self._write_scripts()
         self._write_config(self._config_path, self._config(services).text())
         return True
 
@@ -327,7 +344,7 @@ class Nginx:
         assert self._program is not None
         soft, hard = resource.getrlimit(resource.RLIMIT_NOFILE)
         lua_modules = needed_lua(self._program, services)
-        listening = self._settings.last_port - self._settings.first_port + 1 + len(_listens(services))
+        listening = 2 * (self._settings.last_port - self._settings.first_port + 1) + len(_listens(services))
         capacity = Capacity.within(hard if hard != resource.RLIM_INFINITY else 1 << 20, listening)
         if capacity.requests < 16:
             raise BridgeError(
@@ -339,8 +356,11 @@ class Nginx:
             resource.setrlimit(resource.RLIMIT_NOFILE, (min(need, hard) if hard > 0 else need, hard))
         return NginxConfig(
             host=self._settings.host,
+            grpc_host=self._settings.grpc_host,
             first_port=self._settings.first_port,
             last_port=self._settings.last_port,
+            bridge_key=self.bridge_key,
+            bridge_paths=self._settings.paths,
             links=self.links,
             directory=self._directory,
             temp=self._temp,
@@ -355,16 +375,12 @@ class Nginx:
             doors=self.doors,
             lua_modules=lua_modules,
             events=self.events,
+            owner_module=self._program.owner_module,
         )
 
-    def _write_lua(self) -> None:
-        """nginx reads a copy of its own: the package may be replaced while it runs."""
-        text = _LUA.read_text()
-        path = self._directory / "front_door.lua"
-        if not path.exists() or path.read_text() != text:
-            fresh = path.with_suffix(".new")
-            fresh.write_text(text)
-            fresh.replace(path)
+    def _write_scripts(self) -> None:
+        for name in ("front_door.lua", OWNER_SCRIPT):
+            write_script(self._directory, name)
 
     @staticmethod
     def _write_config(path: Path, text: str) -> None:
@@ -376,7 +392,7 @@ class Nginx:
         """Renders the configuration; True if it changed. Raises BridgeError, the old one kept, if nginx objects."""
         self.prepare()
         text = self._config(services).text()
-        self._write_lua()
+        self._write_scripts()
         if self._config_path.exists() and self._config_path.read_text() == text:
             return False
         fresh = self._config_path.with_suffix(".new")
@@ -417,10 +433,12 @@ class Nginx:
 
     def _addresses(self, services: Sequence[ServiceAddress]) -> list[tuple[str, int]]:
         bridges = range(self._settings.first_port, self._settings.last_port + 1)
-        return [(self._settings.host, port) for port in bridges] + [_split(listen) for listen in _listens(services)]
+        hosts = self._settings.host, self._settings.grpc_host
+        return [(host, port) for host in hosts for port in bridges] + [_split(listen) for listen in _listens(services)]
 
     async def _until_listening(self, services: Sequence[ServiceAddress], process: Process) -> None:
-        wanted = [(self._settings.host, self._settings.last_port), *(_split(it) for it in _listens(services))]
+        hosts = self._settings.host, self._settings.grpc_host
+        wanted = [(host, self._settings.last_port) for host in hosts] + [_split(it) for it in _listens(services)]
         deadline = time.monotonic() + 10
         # Asked of the kernel, not by connecting: a connection to an idle bridge is an error line in nginx's log.
         while len(await asyncio.to_thread(busy_ports, wanted)) < len(wanted):
@@ -428,6 +446,15 @@ class Nginx:
                 last = " | ".join(await self.log.read_tail(3)) or "it said nothing"
                 raise BridgeError(f"nginx does not listen: {last}")
             await asyncio.sleep(0.005)
+
+
+def write_script(directory: Path, name: str) -> None:
+    """Puts a script where an nginx reads it: a copy of its own, as the package may be replaced while it runs."""
+    text, path = (_SHARE / name).read_text(), directory / name
+    if not path.exists() or path.read_text() != text:
+        fresh = path.with_suffix(".new")
+        fresh.write_text(text)
+        fresh.replace(path)
 
 
 def engine_behind(target: Path) -> Path:

@@ -4,10 +4,11 @@ from __future__ import annotations
 
 import math
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 
-from gateway_sidecar.bridges import front_door
+from gateway_sidecar.bridges import bridge_server, front_door
+from gateway_sidecar.bridges.bridge_server import KEY_HEADER, ORDERS
 from gateway_sidecar.bridges.front_door import DoorPlaces, FrontDoor
 from gateway_sidecar.bridges.request_events import EventAddress
 from gateway_sidecar.config import FrontendSettings
@@ -20,11 +21,11 @@ SUCCESSOR = ".next"
 ALIVE = "alive.sock"
 """Where nginx says that it is alive, in its own directory."""
 
+OWNER_SCRIPT = "bridge_owner.js"
+"""What tells whose a connection to a gRPC bridge is, in the directory of the nginx that asks."""
+
 BODIES = "client_body"
 """The directory, below the one for temporary files, that bodies go to."""
-
-_ORDERS = "X-Accel-Redirect X-Accel-Limit-Rate X-Accel-Buffering X-Accel-Charset X-Accel-Expires"
-"""Headers of an answer by which nginx would let a router, or an engine behind it, lead a request elsewhere."""
 
 _PEER_CONNECTIONS = 4096  # two for each request
 _TEMPS = (BODIES, "proxy", "fastcgi", "uwsgi", "scgi")
@@ -101,7 +102,9 @@ class ServiceAddress:
 class NginxConfig:
     """All that the configuration depends on.
 
-    first_port..last_port: the bridges, on `host`.
+    first_port..last_port: the bridges; of HTTP engines on `host`, of gRPC engines on `grpc_host`.
+    bridge_key: what a router shows the bridges of HTTP engines. bridge_paths: what they pass beside inference.
+    owner_module: nginx's module for JavaScript in streams, which tells whose a connection is; None without it.
     gates: a file named after a service in this directory sends its requests to the waiting room; one named after
         its second slot leads to the router there. Neither needs a reload, which would cost clients their
         kept connections.
@@ -111,8 +114,11 @@ class NginxConfig:
     """
 
     host: str
+    grpc_host: str
     first_port: int
     last_port: int
+    bridge_key: str = field(repr=False)
+    bridge_paths: Sequence[str]
     links: Path
     directory: Path
     temp: Path
@@ -127,6 +133,7 @@ class NginxConfig:
     doors: DoorPlaces
     lua_modules: Sequence[Path] = ()
     events: EventAddress | None = None
+    owner_module: Path | None = None
 
     def text(self) -> str:
         """The whole configuration file."""
@@ -146,20 +153,24 @@ class NginxConfig:
             lines.insert(2, f"user {self.user};")
         if self.stream_module is not None:
             lines.append(f"load_module {_quoted(self.stream_module)};")
+        if self.owner_module is not None:
+            lines.append(f"load_module {_quoted(self.owner_module)};")
         if self._needs_lua:
             lines += [f"load_module {_quoted(module)};" for module in self.lua_modules]
         lines.append(f"events {{ worker_connections {self.capacity.worker_connections}; multi_accept on; }}")
         return "\n".join(lines) + "\n"
 
-    def _stream(self) -> str:
-        host = _bracketed(self.host)
+    def _bridges(self, host: str) -> str:
         ports = str(self.first_port)
         if self.last_port != self.first_port:
             ports += f"-{self.last_port}"
+        return f"{_bracketed(host)}:{ports}"
+
+    def _stream(self) -> str:
         return f"""\
 stream {{
-    server {{
-        listen {host}:{ports} backlog=1024 so_keepalive=60s:10s:6;
+{owner_check(self.owner_module, self.directory)}    server {{
+        listen {self._bridges(self.grpc_host)} backlog=1024 so_keepalive=60s:10s:6;
         tcp_nodelay on;
         proxy_connect_timeout 2s;
         proxy_timeout 24h;
@@ -179,6 +190,7 @@ stream {{
     lua_package_path "{self.directory}/?.lua;;";
     init_by_lua_block {{ require("front_door") }}
 """
+        link = f"{self.links}/$server_port.sock"
         hold = f"        server unix:{self.waiting_room} max_fails=0;\n" * _HOLD_TRIES
         formats = "".join(f"    {self.events.log_format(s.service)}\n" for s in self.services if self.events)
         return f"""\
@@ -193,12 +205,11 @@ http {{
     server_names_hash_max_size 8192;
     server_names_hash_bucket_size 512;
 {temp}
-    map $http_upgrade $gateway_upgrade {{ default ''; ~*^websocket$ $http_upgrade; }}
-    map $gateway_upgrade $gateway_connection {{ default upgrade; '' ''; }}
-    server {{
+{bridge_server.UPGRADES}    server {{
         listen unix:{self.directory}/{ALIVE};
         return 204;
     }}
+{bridge_server.maps(self.bridge_key, self.bridge_paths)}{bridge_server.server(self._bridges(self.host), link)}\
     upstream {_HOLD} {{
 {hold}    }}
 {front_door.clients()}{front_door.own_errors()}{lua}{formats}{servers}{front_door.other_servers(list(doors.values()))}}}
@@ -209,8 +220,6 @@ http {{
         return any(service.needs_lua for service in self.services)
 
     def _server(self, service: ServiceAddress, door: FrontDoor) -> str:
-        # Of all protocols that a client may ask for only WebSocket is passed on: any other (h2c) could carry requests
-        # that nobody judges.
         # A request that the router cannot take goes to the waiting room, without its body; from there nginx sends the
         # original on to @router. For that nginx must hold the body itself: a client's upload is buffered, an answer
         # never is.
@@ -245,13 +254,14 @@ http {{
         proxy_set_header Connection $gateway_connection;
         proxy_set_header X-Forwarded-For $proxy_add_x_forwarded_for;
         proxy_set_header X-Forwarded-Proto $scheme;
+        proxy_set_header {KEY_HEADER} {self.bridge_key};
         proxy_buffering off;
         proxy_next_upstream off;
         proxy_connect_timeout {_CONNECT_S}s;
         proxy_read_timeout 24h;
         proxy_send_timeout 24h;
         proxy_socket_keepalive on;
-        proxy_ignore_headers {_ORDERS};
+        proxy_ignore_headers {ORDERS};
 {door.server()}        location / {{
 {refusals}            error_page 502 504 {_CLOSED} = @hold;
             error_page 500 = @failed;
@@ -292,31 +302,73 @@ http {{
 """
 
 
-def peer_config(host: str, port: int, link: Path, directory: Path, stream_module: Path | None) -> str:
-    """The whole configuration of the nginx that serves one address of a replica, to this machine and nobody else.
+@dataclass(frozen=True, slots=True)
+class PeerConfig:
+    """The nginx that serves one address of a replica (`host`, `port`), to this machine and nobody else.
 
     A connection from this machine to an address of its own comes from that very address; whoever else can send
-    packets here does not have it.
+    packets here does not have it. Beside that it serves as the replica's bridge does: `link`, and whether it is `grpc`.
     """
-    load = f"load_module {_quoted(stream_module)};\n" if stream_module is not None else ""
-    return f"""\
+
+    host: str
+    port: int
+    link: Path
+    directory: Path
+    grpc: bool
+    bridge_key: str = field(repr=False)
+    bridge_paths: Sequence[str]
+    modules: Sequence[Path]
+    owner_module: Path | None
+
+    def text(self) -> str:
+        """The whole configuration file."""
+        listen = f"{_bracketed(self.host)}:{self.port}"
+        only_us = f"        allow {self.host};\n        deny all;\n"
+        load = "".join(f"load_module {_quoted(module)};\n" for module in (self.modules if self.grpc else ()))
+        served = self._stream(listen, only_us) if self.grpc else self._http(listen, only_us)
+        return f"""\
 # Written by gateway-sidecar. Changes made here are lost.
 daemon off;
 master_process off;
-pid {_quoted(directory / "nginx.pid")};
+pid {_quoted(self.directory / "nginx.pid")};
 error_log stderr warn;
 {load}events {{ worker_connections {_PEER_CONNECTIONS}; multi_accept on; }}
+{served}"""
+
+    def _stream(self, listen: str, only_us: str) -> str:
+        return f"""\
 stream {{
-    server {{
-        listen {_bracketed(host)}:{port} backlog=1024 so_keepalive=60s:10s:6;
-        allow {host};
-        deny all;
-        tcp_nodelay on;
+{owner_check(self.owner_module, self.directory)}    server {{
+        listen {listen} backlog=1024 so_keepalive=60s:10s:6;
+{only_us}        tcp_nodelay on;
         proxy_connect_timeout 2s;
         proxy_timeout 24h;
-        proxy_pass unix:{link};
+        proxy_pass unix:{self.link};
     }}
 }}
+"""
+
+    def _http(self, listen: str, only_us: str) -> str:
+        temp = "\n".join(f"    {kind}_temp_path {_quoted(self.directory / 'temp')};" for kind in _TEMPS)
+        return f"""\
+http {{
+    server_tokens off;
+    variables_hash_bucket_size 256;
+    map_hash_bucket_size 512;
+{temp}
+{bridge_server.UPGRADES}{bridge_server.maps(self.bridge_key, self.bridge_paths)}\
+{bridge_server.server(listen, str(self.link), more=only_us)}}}
+"""
+
+
+def owner_check(module: Path | None, directory: Path) -> str:
+    """What lets only connections of our own user into a stream's servers: gRPC has no place for a secret with SMG."""
+    if module is None:
+        return ""
+    return f"""\
+    js_path {_quoted(directory)};
+    js_import owner from {OWNER_SCRIPT};
+    js_access owner.check;
 """
 
 

@@ -32,11 +32,14 @@ def advise(settings: Settings, ephemeral: PortRange | None) -> list[str]:
             if service.listen.port in ephemeral:
                 name = f"services[{index}].listen"
                 warnings.append(f"{name}: any outgoing connection may take port {service.listen.port} first; {cure}")
-    if not ipaddress.ip_address(settings.bridges.host).is_loopback:
-        warnings.append(
-            f"bridges.host: whoever reaches {settings.bridges.host} reaches the engines, past the router;"
-            " use 127.0.0.1, or a firewall"
-        )
+    for name, host, cure in (
+        ("host", settings.bridges.host, "127.0.0.1"), ("grpc_host", settings.bridges.grpc_host, "127.0.0.2"),
+    ):  # fmt: skip
+        if not ipaddress.ip_address(host).is_loopback:
+            warnings.append(
+                f"bridges.{name}: the bridges are for the router on this machine alone, and {host} is open to others;"
+                f" use {cure}"
+            )
     for index, service in enumerate(settings.services):
         if service.health.timeout_s > service.health.interval_s:
             warnings.append(

@@ -26,6 +26,20 @@ CONTROL = (
 )
 """Where a router is controlled. No front door passes these, whatever `paths` says."""
 
+ASKED_OF_ENGINES = (
+    "/get_load",
+    "/get_model_info",
+    "/get_server_info",
+    "/loads",
+    "/metrics",
+    "/model_info",
+    "/server_info",
+    "/v1/loads",
+    "/v1/models",
+    "/version",
+)
+"""What a router asks an engine beside inference: what it is, and how much it has to do (seen with SMG 1.13)."""
+
 INFERENCE = (
     "/generate",
     "/health",

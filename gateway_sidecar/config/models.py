@@ -19,7 +19,7 @@ from pydantic import (
     model_validator,
 )
 
-from gateway_sidecar.config.frontend import FrontendSettings
+from gateway_sidecar.config.frontend import FrontendSettings, PrefixValue
 from gateway_sidecar.config.part import Part
 from gateway_sidecar.config.part import number as _number
 from gateway_sidecar.config.scaling import ScalingSettings
@@ -167,9 +167,20 @@ class BridgeSettings(Part):
 
     host: BridgeHostValue = Field(
         default="127.0.0.1",
-        description="Address the bridges listen on, and by which the router knows its workers."
-        " Whoever reaches it reaches the engines.",
+        description="Address that the bridges of HTTP engines listen on, and by which the router knows its workers.",
         examples=["127.0.0.1"],
+    )
+    grpc_host: BridgeHostValue = Field(
+        default="127.0.0.2",
+        description="The same for engines that speak gRPC. Each port is there twice, so this is another address than"
+        " `host`.",
+        examples=["127.0.0.2"],
+    )
+    paths: Annotated[tuple[PrefixValue, ...], Field(strict=False)] = Field(
+        default=(),
+        description="Path prefixes that a router may ask HTTP engines for, beside inference and what SMG asks."
+        " Whatever is named here, engines' control routes too, can be reached by those who can make the router ask.",
+        examples=[["/v1/score"]],
     )
     ports: PortsValue = Field(
         default=PortRange(24001, 24999),

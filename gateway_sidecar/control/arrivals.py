@@ -19,7 +19,7 @@ from pathlib import Path
 from gateway_sidecar.control.follower import SourceFollower
 from gateway_sidecar.control.pins import Pins
 from gateway_sidecar.control.replica_log import ReplicaLog
-from gateway_sidecar.control.tenure import Tenure, occupant_of, owner_of
+from gateway_sidecar.control.tenure import BridgeHosts, Tenure, occupant_of, owner_of
 from gateway_sidecar.control.tenure_book import TenureBook
 from gateway_sidecar.control.tenure_bridges import TenureBridges
 from gateway_sidecar.control.watcher import Watcher
@@ -45,7 +45,7 @@ class Arrivals:
     def __init__(
         self,
         service: str,
-        host: str,
+        hosts: BridgeHosts,
         tenures: TenureBook,
         *,
         queue: WorkQueue[int],
@@ -60,7 +60,7 @@ class Arrivals:
         on_change: Callable[[], None],
     ) -> None:
         self._service = service
-        self._host = host
+        self._hosts = hosts
         self._tenures = tenures
         self._queue = queue
         self._bridges = bridges
@@ -115,7 +115,7 @@ class Arrivals:
             seen_at=now,
             pin=None,
             state_since=now,
-            host=self._host,
+            hosts=self._hosts,
             gone=gone,
             notes_read=sighting.notes is None and not sighting.described,
         )

@@ -185,6 +185,7 @@ class Daemon:
         """
         processes, leases = [await self._read(keeper.record) for keeper in self._records.values()]
         await self.told.load(_told_before(leases))
+        self._take_bridge_key(processes)
         for settings in self.settings.services:
             self._add(settings)
         # Before nginx: an address that is taken ends us here, with nothing begun, and the first client that has to
@@ -342,6 +343,16 @@ class Daemon:
         await self.keys.begin()
         await inheritance.take_tenures(leases)
 
+    def _take_bridge_key(self, processes: dict[str, Any]) -> None:
+        """Routers that an earlier daemon left show the bridges its key."""
+        try:
+            earlier = records.bridge_key_from_json(processes)
+        except StateError as error:
+            self._logger.warning("state.ignored", reason=str(error))
+            return
+        if earlier is not None:
+            self.keeper.nginx.bridge_key = earlier
+
     async def _write_down_now(self) -> None:
         """Writes down what runs, and what is about to. A disk that hangs does not keep a router from being started."""
         with suppress(TimeoutError):
@@ -356,6 +367,7 @@ class Daemon:
         }
         return {
             "nginx": records.identity_to_json(nginx.identity) if nginx is not None and nginx.running else None,
+            "bridge_key": self.keeper.nginx.bridge_key,
             "routers": routers,
             "departing": records.departing_to_json(self._departing.identities),
         }

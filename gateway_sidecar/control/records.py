@@ -51,6 +51,7 @@ _TENURE = TypeAdapter(_Row)
 _IDENTITY = TypeAdapter(Identity)
 _ROUTER = TypeAdapter(SavedRouter)
 _PORTS = TypeAdapter(tuple[_Port, _Port])
+_BRIDGE_KEY = TypeAdapter(Annotated[str, Field(pattern=r"^[A-Za-z0-9_-]{32}$")] | None)
 _RESTING = TypeAdapter(list[tuple[int, FiniteFloat]])
 _VERSION = 1
 _MOST_BYTES = 64 * 1024 * 1024
@@ -177,6 +178,11 @@ def router_from_json(row: Mapping[str, Any]) -> SavedRouter:
     saved = _read(_ROUTER, row, "a router")
     _read(_PORTS, (saved.ports.api, saved.ports.metrics), "a router's ports")
     return saved
+
+
+def bridge_key_from_json(processes: Mapping[str, Any]) -> str | None:
+    """What routers show the bridges; None if nothing was written down. Raises StateError for another form."""
+    return _read(_BRIDGE_KEY, processes.get("bridge_key"), "the bridges' key")
 
 
 def departing_to_json(departing: Iterable[tuple[str, Identity]]) -> dict[str, list[dict[str, object]]]:

@@ -23,7 +23,7 @@ from gateway_sidecar.control.room_keeper import RoomKeeper
 from gateway_sidecar.control.router_process import PrivatePorts, RouterProcess
 from gateway_sidecar.control.router_slots import RouterSlots
 from gateway_sidecar.control.router_unit import RouterUnit
-from gateway_sidecar.control.tenure import SavedTenure, Tenure, occupant_of, owner_of
+from gateway_sidecar.control.tenure import BridgeHosts, SavedTenure, Tenure, occupant_of, owner_of
 from gateway_sidecar.control.tenure_book import TenureBook
 from gateway_sidecar.control.tenure_bridges import Keys, Links, Peers, TenureBridges
 from gateway_sidecar.control.waiting_room import WaitingRoom
@@ -70,7 +70,7 @@ class Service:
         leases: PortLeases,
         peers: Peers,
         keys: Keys,
-        host: str,
+        hosts: BridgeHosts,
         make_router: Callable[[ServiceSettings, str], RouterProcess],
         private_ports: PrivatePorts,
         metrics: Metrics,
@@ -145,7 +145,7 @@ class Service:
         )
         self._arrivals = Arrivals(
             self.name,
-            host,
+            hosts,
             self._tenures,
             queue=self._queue,
             bridges=self.bridges,

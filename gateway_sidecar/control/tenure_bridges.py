@@ -37,7 +37,7 @@ class Links(Gates, Protocol):
 class Peers(Protocol):
     """The addresses that replicas are advertised under."""
 
-    def want(self, address: PeerAddress, owner: str, replica: str, port: int) -> PeerState: ...
+    def want(self, address: PeerAddress, owner: str, replica: str, port: int, *, grpc: bool) -> PeerState: ...
 
     def leave(self, address: PeerAddress, owner: str) -> None: ...
 
@@ -178,9 +178,11 @@ class TenureBridges:
 
     def ask_for_address(self, tenure: Tenure) -> None:
         """Says, again, that the tenure's address is wanted, and learns how it stands with it."""
-        if tenure.peer is None or tenure.port is None:
+        if tenure.peer is None or tenure.port is None or tenure.facts is None:
             return
-        state = self._peers.want(tenure.peer, tenure.owner, f"{self._service}/{tenure.replica}", tenure.port)
+        grpc = tenure.facts.connection_mode is ConnectionMode.GRPC
+        replica = f"{self._service}/{tenure.replica}"
+        state = self._peers.want(tenure.peer, tenure.owner, replica, tenure.port, grpc=grpc)
         came = state.ours and not tenure.peer_is_ours
         tenure.peer_is_ours, tenure.peer_problem = state.ours, state.problem
         tenure.peer_refused = state.ours and state.refused

@@ -135,6 +135,7 @@ def worker_spec(facts: EngineFacts, url: str, overrides: Overrides) -> WorkerSpe
         kv_engine_id=facts.kv_engine_id,
         labels=overrides.labels,
         api_key=overrides.api_key,
+        bridged=overrides.peer is None or not overrides.peer.direct,
         priority=overrides.priority,
         cost=overrides.cost,
         named=overrides.model,

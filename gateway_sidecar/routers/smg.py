@@ -20,7 +20,7 @@ import shutil
 import sys
 import time
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
@@ -124,8 +124,10 @@ class SmgClient:
         timeout_s: float,
         health: Mapping[str, int],
         loads_tokenizers: bool = True,
+        bridge_key: str = "",
     ) -> None:
         self._url = url
+        self._bridge_key = bridge_key
         self._health = dict(health)
         self._loads_tokenizers = loads_tokenizers
         self._tokenizers: set[str] = set()
@@ -178,7 +180,7 @@ class SmgClient:
             "kv_connector": spec.kv_connector,
             "kv_role": spec.kv_role,
             "kv_engine_id": spec.kv_engine_id,
-            "api_key": spec.api_key,
+            "api_key": self._key_of(spec),
             "priority": spec.priority,
             "cost": spec.cost,
             "models": [{"id": spec.named}] if spec.named else None,  # It heeds model_id for some engines only.
@@ -196,6 +198,12 @@ class SmgClient:
             raise RouterUnavailable(f"{self._url}/workers: accepted {spec.url} without a worker_id")
         self._ranks.submitted(spec.url, worker_id)
         return worker_id
+
+    def _key_of(self, spec: WorkerSpec) -> str | None:
+        """What SMG shows the worker: a bridge wants its own key, and shows the engine's itself."""
+        if not spec.bridged:
+            return spec.api_key
+        return self._bridge_key if spec.connection_mode is ConnectionMode.HTTP else None
 
     async def find(self, worker_id: str) -> Registered | None:
         """One worker, even one that is not listed yet; None if the router does not know it."""
@@ -396,6 +404,7 @@ class Smg:
     """SMG as one service has it configured (a `RouterKind`).
 
     health: SMG's own per-worker settings; its checks matter only while the daemon is away.
+    bridge_key: what it shows the bridges of HTTP engines.
     """
 
     program: str
@@ -405,6 +414,7 @@ class Smg:
     env: Mapping[str, str]
     api_timeout_s: float
     health: Mapping[str, int]
+    bridge_key: str = field(default="", repr=False)
     name: str = "smg"
 
     def command(self, ports: RouterPorts, key: str) -> LaunchCommand:
@@ -439,6 +449,7 @@ class Smg:
             key,
             timeout_s=self.api_timeout_s,
             health=self.health,
+            bridge_key=self.bridge_key,
             loads_tokenizers=not any(word.partition("=")[0] in _OWN_TOKENIZER for word in self.args),
         )
 

@@ -532,7 +532,8 @@ async def bare_nginx(
     (directory / "temp").mkdir()
     (directory / "front_door.lua").write_text((resources.files("gateway_sidecar") / "share/front_door.lua").read_text())
     text = NginxConfig(
-        host="127.0.0.1", first_port=ports.first + 1, last_port=ports.first + 1, links=directory, directory=directory,
+        host="127.0.0.1", grpc_host="127.0.0.2", first_port=ports.first + 1, last_port=ports.first + 1,
+        bridge_key="k" * 32, bridge_paths=(), links=directory, directory=directory,
         temp=directory / "temp", gates=directory, waiting_room=directory / "none.sock", log=directory / "error.log",
         worker_processes="1", capacity=Capacity.within(1024, 2, 16), services=[address],
         stream_module=program.stream_module, user="root root" if os.geteuid() == 0 else None, doors=places,

@@ -10,7 +10,7 @@ import pytest
 
 from gateway_sidecar.bridges.front_door import DoorPlaces
 from gateway_sidecar.bridges.nginx import NginxProgram, needed_lua
-from gateway_sidecar.bridges.nginx_config import Capacity, NginxConfig, ServiceAddress, peer_config
+from gateway_sidecar.bridges.nginx_config import Capacity, NginxConfig, PeerConfig, ServiceAddress
 from gateway_sidecar.check import lacking
 from gateway_sidecar.config import AuthSettings, CorsSettings, FrontendSettings, TlsSettings
 from gateway_sidecar.errors import BridgeError
@@ -20,6 +20,9 @@ def config(**changes: object) -> str:
     """The text for one service, changed as said."""
     settings: dict[str, object] = {
         "host": "127.0.0.1",
+        "grpc_host": "127.0.0.2",
+        "bridge_key": "k" * 32,
+        "bridge_paths": (),
         "first_port": 24001,
         "last_port": 24999,
         "links": Path("/run/g/bridges"),
@@ -41,8 +44,11 @@ def config(**changes: object) -> str:
 def test_one_static_range_and_links_by_port() -> None:
     """A scale event needs no word of this text changed."""
     text = config()
-    assert "listen 127.0.0.1:24001-24999 backlog" in text
-    assert "proxy_pass unix:/run/g/bridges/$server_port.sock;" in text
+    streams, _, http = text.partition("\nhttp {")
+    assert "listen 127.0.0.2:24001-24999 backlog" in streams
+    assert "proxy_pass unix:/run/g/bridges/$server_port.sock;" in streams
+    assert "listen 127.0.0.1:24001-24999 backlog" in http
+    assert "proxy_pass http://unix:/run/g/bridges/$server_port.sock:;" in http
     assert config(services=[]) != text
 
 
@@ -66,7 +72,7 @@ def test_streams_are_left_alone() -> None:
 
 def test_a_router_with_a_full_queue_is_tried_again_by_the_kernel() -> None:
     """Linux does that after a second, and nginx has to wait for it: of a thousand that go on at once some need it."""
-    (timeout_s,) = re.findall(r"proxy_connect_timeout (\d+)s;", config().partition("http {")[2])
+    (timeout_s,) = re.findall(r"proxy_connect_timeout (\d+)s;", config().partition("upstream chat")[2])
     assert 1 < int(timeout_s) < 3
 
 
@@ -108,11 +114,17 @@ def test_lua_is_loaded_only_where_it_is_needed() -> None:
 
 def test_an_advertised_address_serves_this_machine_alone() -> None:
     """Connections of this machine to an address of its own come from that address."""
-    text = peer_config("fd00::5", 8000, Path("/run/g/bridges/24001.sock"), Path("/run/g/peers/x"), None)
-    assert "listen [fd00::5]:8000 " in text
-    assert text.index("allow fd00::5;") < text.index("deny all;")
-    assert "proxy_pass unix:/run/g/bridges/24001.sock;" in text
-    assert "load_module" not in text
+    link = Path("/run/g/bridges/24001.sock")
+    for grpc, leads in (
+        (True, "proxy_pass unix:/run/g/bridges/24001.sock;"),
+        (False, f"proxy_pass http://unix:{link}:;"),
+    ):
+        text = PeerConfig("fd00::5", 8000, link, Path("/run/g/peers/x"), grpc, "k" * 32, (), (), None).text()
+        assert "listen [fd00::5]:8000 " in text
+        assert text.index("allow fd00::5;") < text.index("deny all;")
+        assert leads in text
+        assert ("Bearer " in text) is not grpc
+        assert "load_module" not in text
 
 
 def test_browsers_are_told_of_https_with_every_answer() -> None:
