@@ -16,9 +16,10 @@ from pathlib import Path
 from gateway_sidecar.admin.client import ask_daemon
 from gateway_sidecar.admin.tls import read_tls
 from gateway_sidecar.bridges.addresses import ClaimRules, PeerAddresses
-from gateway_sidecar.bridges.nginx import LUA_CURE, NginxProgram, busy_ports, find_nginx
+from gateway_sidecar.bridges.nginx import LUA_CURE, OWNER_CURE, NginxProgram, busy_ports, find_nginx
 from gateway_sidecar.bridges.nginx_config import Capacity
 from gateway_sidecar.config import FrontendSettings, PortRange, ServiceSettings, Settings, advise, load_overrides
+from gateway_sidecar.config.frontend_values import ANY
 from gateway_sidecar.control.destinations import hosts_of, look_up
 from gateway_sidecar.domain.model import PeerAddress
 from gateway_sidecar.doors.certificate import read_certificate, today
@@ -104,11 +105,26 @@ async def _nginx(settings: Settings) -> list[Finding]:
         return [Finding(Level.FAIL, f"bridges.nginx: {error}")]
     module = f"stream module {program.stream_module}" if program.stream_module else "stream built in"
     found = [Finding(Level.OK, f"nginx {program.version} at {program.path}, {module}")]
+    found += [Finding(Level.WARN, text) for text in unguarded(program, settings)]
     return found + [
         Finding(Level.FAIL, f"{service.name}: {text}")
         for service in settings.services
         for text in lacking(program, service.frontend)
     ]
+
+
+def unguarded(program: NginxProgram, settings: Settings) -> Iterator[str]:
+    """What this nginx cannot keep from those who should not do it."""
+    if program.owner_module is None:
+        yield (
+            "bridges: any user of this machine can connect to the bridges of gRPC engines, since this nginx cannot ask"
+            f" whose a connection is; {OWNER_CURE}"
+        )
+    if program.lua_modules is None and any(s.frontend.mcp_servers != (ANY,) for s in settings.services):
+        yield (
+            "frontend.mcp_servers: nginx has no Lua to read what requests ask for, so all POSTs to /v1/responses and"
+            f" /v1/interactions are refused; {LUA_CURE}, or set it to any"
+        )
 
 
 def lacking(program: NginxProgram, door: FrontendSettings) -> Iterator[str]:

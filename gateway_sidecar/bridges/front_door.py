@@ -17,12 +17,14 @@ from pathlib import Path
 
 from gateway_sidecar.bridges.bridge_server import END, SEGMENTS, patterns
 from gateway_sidecar.config import AuthSettings, Endpoint, FrontendSettings, LimitSettings
-from gateway_sidecar.config.frontend_values import ALL_PATHS, CONTROL, INFERENCE
+from gateway_sidecar.config.frontend_values import ALL_PATHS, ANY, CONTROL, INFERENCE
 
 LISTEN_OPTIONS = "backlog=4096 so_keepalive=60s:10s:6"
 
 # Statuses of our own, inside nginx only.
-_PREFLIGHT, _NO_KEY, _TOO_MANY_AT_ONCE, _TOO_MANY, _NO_PATH = 592, 593, 594, 595, 596
+_SERVER_REFUSED, _PREFLIGHT, _NO_KEY, _TOO_MANY_AT_ONCE, _TOO_MANY, _NO_PATH = 591, 592, 593, 594, 595, 596
+_TENANT_HEADER = "X-Smg-Tenant-Id"
+"""SMG keeps stored responses and conversations of different tenants apart, and believes this header."""
 _METHODS = "GET, POST, DELETE, OPTIONS"
 _CIPHERS = "ECDHE+AESGCM:ECDHE+CHACHA20"
 _BAD_REQUEST = "invalid_request_error"
@@ -65,11 +67,12 @@ class DoorPlaces:
 
 @dataclass(frozen=True, slots=True)
 class FrontDoor:
-    """One service's front door. `variable` is its name in nginx's variables and zones."""
+    """One service's front door. `variable` is its name in nginx's variables and zones. `lua`: whether nginx has Lua."""
 
     service: str
     settings: FrontendSettings
     places: DoorPlaces
+    lua: bool = True
 
     @property
     def variable(self) -> str:
@@ -81,6 +84,11 @@ class FrontDoor:
         """Maps, zones and the upstream of another server's word."""
         it, name = self.settings, self.variable
         parts = [_map("$request_uri", f"$gateway_passes_{name}", [("default", "0"), *_passing(it.paths)])]
+        if self._judges_servers and not self.lua:
+            asks = '"~^POST:/v1/(?:responses|interactions)/?\\z"'
+            parts.append(
+                _map('"$request_method:$uri"', f"$gateway_asks_servers_{name}", [("default", "0"), (asks, "1")])
+            )
         if it.auth is not None:
             rows = [("default", '""'), *((_below(path), "public") for path in it.auth.public_paths)]
             parts.append(_map("$request_uri", f"$gateway_public_{name}", rows))
@@ -135,8 +143,13 @@ class FrontDoor:
         if it.cors is not None:
             lines += [f"if ($gateway_preflight_{name}) {{ return {_PREFLIGHT}; }}"]
             lines += [f"proxy_hide_header Access-Control-{answer};" for answer in _CORS_ANSWERS]
+        tenant = '""'
         if it.auth is not None:
             lines += self._auth(it.auth)
+            tenant = f"$gateway_key_{name}" if it.auth.keys_file is not None else f"$gateway_tenant_{name}"
+        lines += [f"proxy_set_header {_TENANT_HEADER} {tenant};"]
+        if self._judges_servers and not self.lua:  # Nobody can read what they ask for.
+            lines += [f"if ($gateway_asks_servers_{name}) {{ return {_SERVER_REFUSED}; }}"]
         lines += self._limits()
         lines += self.errors()
         lines += self.headers()
@@ -156,9 +169,12 @@ class FrontDoor:
             ]
         else:
             lines += ["auth_request /.gateway-auth;", f"auth_request_set $gateway_asked_{name} $upstream_status;"]
+            who = "set_by_lua_block" if self.lua else "set"
+            told = "{ return require('front_door').tenant_of_credentials() }" if self.lua else '"";'
+            lines += [f"{who} $gateway_tenant_{name} {told}"]
         if not auth.pass_authorization:
             lines += ['proxy_set_header Authorization "";', 'proxy_set_header X-Api-Key "";']
-        if auth.name_header is not None:
+        if auth.name_header not in (None, _TENANT_HEADER):
             lines += [f"proxy_set_header {auth.name_header} $gateway_key_{name};"]
         return lines
 
@@ -186,6 +202,8 @@ class FrontDoor:
             lines.append(f"error_page {_NO_KEY} = @no_key;")
         if it.auth is not None and it.auth.url is not None:
             lines += ["error_page 401 = @no_key;", "error_page 403 = @forbidden;"]
+        if self._judges_servers:
+            lines.append(f"error_page {_SERVER_REFUSED} = @server_refused;")
         if it.limits:
             lines += [f"error_page {_TOO_MANY} = @too_many;", f"error_page {_TOO_MANY_AT_ONCE} = @too_many_at_once;"]
         return lines
@@ -211,6 +229,9 @@ class FrontDoor:
         text += self._refusal(
             "too_large", 413, "The request is too large.", "invalid_request_error", "request_too_large"
         )
+        if self._judges_servers:
+            words = "This gateway does not connect to the MCP server that the request names."
+            text += self._refusal("server_refused", 403, words, "invalid_request_error", "mcp_server_refused")
         if it.auth is not None:
             text += self._refusal(
                 "no_key",
@@ -234,6 +255,18 @@ class FrontDoor:
         if it.cors is not None:
             text += self._preflight(it.cors.max_age_s)
         return text
+
+    @property
+    def _judges_servers(self) -> bool:
+        return self.settings.mcp_servers != (ANY,)
+
+    def check_servers(self) -> str:
+        """What a location that leads to a router asks of the MCP servers in a request's body."""
+        if not self._judges_servers or not self.lua:
+            return ""
+        allowed = ", ".join(json.dumps(host) for host in self.settings.mcp_servers)
+        check = f"require('front_door').check_servers({{{allowed}}}, {_SERVER_REFUSED})"
+        return f"            access_by_lua_block {{ {check} }}\n"
 
     def failed(self) -> str:
         """What nginx itself cannot do is 500 to it, and so is another server that says neither yes nor no."""

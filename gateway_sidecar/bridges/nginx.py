@@ -104,12 +104,12 @@ async def find_nginx(command: str) -> NginxProgram:
     return NginxProgram(path, version, stream[0], lua, compiled, owner)
 
 
-def needed_lua(program: NginxProgram, services: Sequence[ServiceAddress]) -> Sequence[Path]:
-    """The modules to load for these services. Raises BridgeError if one needs Lua and there is none."""
+def needed_lua(program: NginxProgram, services: Sequence[ServiceAddress]) -> Sequence[Path] | None:
+    """The modules to load for Lua; None without it. Raises BridgeError if a service needs Lua and there is none."""
     lacking = next((service.service for service in services if service.needs_lua), None)
     if lacking is not None and program.lua_modules is None:
         raise BridgeError(f"{lacking}: frontend.auth.keys_file needs nginx's Lua module; {LUA_CURE}")
-    return program.lua_modules or ()
+    return program.lua_modules
 
 
 def _modules(places: Sequence[Path], *names: str) -> Sequence[Path] | None:

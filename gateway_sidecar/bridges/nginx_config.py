@@ -12,6 +12,7 @@ from gateway_sidecar.bridges.bridge_server import KEY_HEADER, ORDERS
 from gateway_sidecar.bridges.front_door import DoorPlaces, FrontDoor
 from gateway_sidecar.bridges.request_events import EventAddress
 from gateway_sidecar.config import FrontendSettings
+from gateway_sidecar.config.frontend_values import ANY
 
 _PLAIN_DOOR = FrontendSettings()
 _CONNECTIONS_EACH = 4  # client, service address -> router, router -> bridge, bridge -> replica
@@ -97,6 +98,11 @@ class ServiceAddress:
         """Whether nginx needs its Lua module for it."""
         return self.frontend.auth is not None and self.frontend.auth.keys_file is not None
 
+    @property
+    def uses_lua(self) -> bool:
+        """Whether nginx uses its Lua module for it, where there is one."""
+        return self.frontend.auth is not None or self.frontend.mcp_servers != (ANY,)
+
 
 @dataclass(frozen=True, slots=True)
 class NginxConfig:
@@ -104,6 +110,7 @@ class NginxConfig:
 
     first_port..last_port: the bridges; of HTTP engines on `host`, of gRPC engines on `grpc_host`.
     bridge_key: what a router shows the bridges of HTTP engines. bridge_paths: what they pass beside inference.
+    lua_modules: what to load for Lua, which may be nothing; None without it.
     owner_module: nginx's module for JavaScript in streams, which tells whose a connection is; None without it.
     gates: a file named after a service in this directory sends its requests to the waiting room; one named after
         its second slot leads to the router there. Neither needs a reload, which would cost clients their
@@ -131,7 +138,7 @@ class NginxConfig:
     stream_module: Path | None
     user: str | None
     doors: DoorPlaces
-    lua_modules: Sequence[Path] = ()
+    lua_modules: Sequence[Path] | None = None
     events: EventAddress | None = None
     owner_module: Path | None = None
 
@@ -155,8 +162,8 @@ class NginxConfig:
             lines.append(f"load_module {_quoted(self.stream_module)};")
         if self.owner_module is not None:
             lines.append(f"load_module {_quoted(self.owner_module)};")
-        if self._needs_lua:
-            lines += [f"load_module {_quoted(module)};" for module in self.lua_modules]
+        if self._uses_lua:
+            lines += [f"load_module {_quoted(module)};" for module in self.lua_modules or ()]
         lines.append(f"events {{ worker_connections {self.capacity.worker_connections}; multi_accept on; }}")
         return "\n".join(lines) + "\n"
 
@@ -181,11 +188,12 @@ stream {{
 
     def _http(self) -> str:
         temp = "\n".join(f"    {kind}_temp_path {_quoted(self.temp / kind)};" for kind in _TEMPS)
-        doors = {service.service: FrontDoor(service.service, service.frontend, self.doors) for service in self.services}
+        has_lua = self.lua_modules is not None
+        doors = {it.service: FrontDoor(it.service, it.frontend, self.doors, has_lua) for it in self.services}
         servers = "".join(self._server(service, doors[service.service]) for service in self.services)
         # Warnings there are of each body that does not fit into memory, with the request's line and query.
         lua = ""
-        if self._needs_lua:
+        if self._uses_lua:
             lua = f"""\
     lua_package_path "{self.directory}/?.lua;;";
     init_by_lua_block {{ require("front_door") }}
@@ -216,8 +224,8 @@ http {{
 """
 
     @property
-    def _needs_lua(self) -> bool:
-        return any(service.needs_lua for service in self.services)
+    def _uses_lua(self) -> bool:
+        return self.lua_modules is not None and any(service.uses_lua for service in self.services)
 
     def _server(self, service: ServiceAddress, door: FrontDoor) -> str:
         # A request that the router cannot take goes to the waiting room, without its body; from there nginx sends the
@@ -266,11 +274,11 @@ http {{
 {refusals}            error_page 502 504 {_CLOSED} = @hold;
             error_page 500 = @failed;
             if (-f {_quoted(self.gates / service.service)}) {{ return {_CLOSED}; }}
-{switch}        }}
+{door.check_servers()}{switch}        }}
         location @router {{
 {asked}{refusals}            error_page 502 504 = @hold;
             error_page 500 = @failed;
-{switch}        }}
+{door.check_servers()}{switch}        }}
         location @hold {{
             internal;
             proxy_ignore_headers X-Accel-Expires;

@@ -9,9 +9,12 @@ from pydantic import Field, PlainSerializer, PlainValidator, WithJsonSchema, fie
 
 from gateway_sidecar.config.frontend_values import (
     ALL_PATHS,
+    ANY,
+    PUBLIC,
     AuthUrl,
     parse_auth_url,
     parse_header,
+    parse_mcp_servers,
     parse_network,
     parse_origin,
     parse_paths,
@@ -49,6 +52,19 @@ OriginValue = Annotated[str, PlainValidator(parse_origin), _text_schema(r"^(\*|h
 AuthUrlValue = Annotated[AuthUrl, PlainValidator(parse_auth_url), _TO_TEXT, _text_schema(r"^http://[^\s?#]+$")]
 HeaderValue = Annotated[str, PlainValidator(parse_header), _text_schema(r"^[A-Za-z][A-Za-z0-9-]{0,63}$")]
 PerValue = Annotated[str, PlainValidator(parse_per), _text_schema(r"^(key|ip|header:[A-Za-z][A-Za-z0-9-]{0,63})$")]
+McpServersValue = Annotated[
+    tuple[str, ...],
+    PlainValidator(parse_mcp_servers),
+    PlainSerializer(list, return_type=list),
+    WithJsonSchema(
+        {
+            "anyOf": [
+                {"const": ANY},
+                {"type": "array", "items": {"type": "string", "pattern": r"^(\*\.)?[A-Za-z0-9][A-Za-z0-9.-]*$"}},
+            ]
+        }
+    ),
+]
 PathsValue = Annotated[
     tuple[str, ...],
     PlainValidator(parse_paths),
@@ -210,6 +226,13 @@ class FrontendSettings(Part):
     )
     max_body_mb: Annotated[int, Field(ge=1, le=1048576)] | None = Field(
         default=None, description="A larger request body (MiB) gets 413; `null` sets no limit."
+    )
+    mcp_servers: McpServersValue = Field(
+        default=(PUBLIC,),
+        description="Hosts that a request may name as MCP servers, which the router then connects to from this machine:"
+        " names, `*.NAME`, IPv4 addresses, `public` for what is not obviously a private address or name, or `any`."
+        " A public name may lead to a private address all the same: name hosts where that matters.",
+        examples=[["mcp.example.com"], "any"],
     )
     cors: CorsSettings | None = None
     auth: AuthSettings | None = None

@@ -74,6 +74,8 @@ INFERENCE = (
 )
 """What passes by default; `*` is one id. Everything that is not named does not pass."""
 
+ANY, PUBLIC = "any", "public"
+
 NAME = r"[A-Za-z0-9][A-Za-z0-9._-]{0,63}"
 _HEADER = r"[A-Za-z][A-Za-z0-9-]{0,63}"
 _LABEL = r"[a-z0-9]([a-z0-9-]{0,61}[a-z0-9])?"
@@ -201,3 +203,17 @@ def _text(value: object, cure: str) -> str:
     if not isinstance(value, str):
         raise NotTextError(cure)
     return value
+
+
+def parse_mcp_servers(value: object) -> tuple[str, ...]:
+    """`any`, or hosts that a request may name as MCP servers: names, `*.NAME`, addresses, and `public` for the rest."""
+    cure = f"use {ANY}, or a list of hosts such as [{PUBLIC}, mcp.example.com, '*.tools.example.com', 10.0.0.5]"
+    if value in (ANY, (ANY,)):
+        return (ANY,)
+    if not isinstance(value, list | tuple):
+        raise NotTextError(f"{show(value)} is no list; {cure}")
+    for each in value:
+        host = each.removeprefix("*.") if isinstance(each, str) else ""
+        if not re.fullmatch(r"[A-Za-z0-9]([A-Za-z0-9.-]{0,251}[A-Za-z0-9])?", host):
+            raise ValueError(f"{show(each)} is no host name or IPv4 address; {cure}")
+    return tuple(str(each).lower() for each in value)

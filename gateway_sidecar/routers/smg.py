@@ -90,6 +90,7 @@ def launch_command(
         "--enable-igw",  # without it a gRPC worker that is registered at run time gets no traffic
         *("--worker-startup-check-interval", str(_CONNECTION_GAP_S)),
         *("--cb-timeout-duration-secs", str(_SHUT_OUT_S)),
+        "--trust-tenant-header",  # nginx names the tenant, so that one key does not see what another stored
         *("--policy", policy),
         *("--log-json", "--log-level", log_level),
         *args,

@@ -99,13 +99,30 @@ def test_without_lua_a_service_with_keys_does_not_start(tmp_path: Path) -> None:
     guarded = ServiceAddress("chat", "127.0.0.1:30000", "127.0.0.1:23001", "127.0.0.1:23003", keys)
     with pytest.raises(BridgeError, match="libnginx-mod-http-lua"):
         needed_lua(without, [guarded])
-    assert needed_lua(without, [replace(guarded, frontend=FrontendSettings())]) == ()
+    assert needed_lua(without, [replace(guarded, frontend=FrontendSettings())]) is None
 
 
-def test_lua_is_loaded_only_where_it_is_needed() -> None:
-    """A gateway without keys runs on an nginx without the module."""
+def test_lua_is_loaded_only_where_it_is_used() -> None:
+    """A gateway without keys, on which any MCP server may be named, has nothing to ask of it."""
     modules = [Path("/m/ndk_http_module.so"), Path("/m/ngx_http_lua_module.so")]
-    assert "lua" not in config(lua_modules=modules)
+    plain = ServiceAddress("chat", "127.0.0.1:30000", "127.0.0.1:23001", "127.0.0.1:23003")
+    assert "lua" not in config(
+        lua_modules=modules, services=[replace(plain, frontend=FrontendSettings(mcp_servers=("any",)))]
+    )
+    assert "check_servers" in config(lua_modules=modules, services=[plain])
+
+
+def test_without_lua_nobody_names_an_mcp_server() -> None:
+    """What cannot be read is refused, whatever it asks for; everything else is served."""
+    text = config(lua_modules=None)
+    assert "lua" not in text
+    assert '"~^POST:/v1/(?:responses|interactions)/?\\z" 1;' in text
+    assert "if ($gateway_asks_servers_chat) { return 591; }" in text
+
+
+def test_lua_modules_are_loaded_in_their_order() -> None:
+    """The second needs what the first brings."""
+    modules = [Path("/m/ndk_http_module.so"), Path("/m/ngx_http_lua_module.so")]
     keys = FrontendSettings(auth=AuthSettings(keys_file=Path("/k")))
     guarded = ServiceAddress("chat", "127.0.0.1:30000", "127.0.0.1:23001", "127.0.0.1:23003", keys)
     text = config(lua_modules=modules, services=[guarded])
