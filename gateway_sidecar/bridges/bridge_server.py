@@ -103,7 +103,7 @@ def server(listen: str, link: str, *, more: str = "") -> str:
         proxy_hide_header Location;
         proxy_hide_header Refresh;
         location / {{
-            error_page 502 504 = @gone;
+            error_page 403 502 504 = @gone;
             proxy_pass http://unix:{link}:;
         }}
         # Nobody there: the connection is closed without an answer, as a TCP bridge would. An engine's own 502 passes.
