@@ -105,11 +105,11 @@ def redirect_to(target: str, status: int) -> Callable[[web.Request], web.StreamR
 
 @asynccontextmanager
 async def listener(host: str = "127.0.0.1") -> AsyncIterator[tuple[int, list[str]]]:
-    """A service of this machine that is nobody's business: its port, and the first line of each request."""
+    """A service of this machine that is nobody's business: its port, and the head of each request."""
     lines: list[str] = []
 
     async def serve(reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
-        lines.append((await reader.readline()).decode("latin-1").strip())
+        lines.append((await reader.readuntil(b"\r\n\r\n")).decode("latin-1"))
         writer.write(b"HTTP/1.1 200 OK\r\nContent-Length: 2\r\n\r\n{}")
         await writer.drain()
         writer.close()
@@ -317,6 +317,7 @@ async def test_servers_that_are_named_may_be_asked(make_gateway: MakeGateway, en
     async with listener() as (port, asked):
         assert (await answer_of(gateway, "/v1/responses", mcp(f"http://127.0.0.1:{port}/mcp")))[0] != 403
         assert asked
+        assert key_of(gateway) not in "".join(asked)
         assert (await answer_of(gateway, "/v1/responses", mcp("https://example.org/mcp")))[0] == 403
         assert (await answer_of(gateway, "/v1/responses", mcp("https://example.com/mcp")))[0] == 403
         assert (await answer_of(gateway, "/v1/responses", mcp("https://aexample.com/mcp")))[0] == 403
