@@ -16,7 +16,8 @@ from gateway_sidecar.domain.discovery import Failure, HttpAnswer, NoAnswer, Prot
 from gateway_sidecar.engines.unix_socket import connect, receive, send
 
 _MOST_PIECES = 10_000
-"""Pieces of one answer. A body in chunks of one byte would keep the event loop busy for seconds."""
+"""Pieces of one answer: header fields, parts of the body, receptions. A body in chunks of one byte, or fields without
+end behind it, would keep the event loop busy for seconds."""
 
 _MOST_INTERIM = 100
 _LONGEST_HEAD_BYTES = 65536
@@ -45,8 +46,15 @@ class _Response:
         if self._begun > _MOST_INTERIM:
             raise _TooManyPiecesError
 
+    def count_piece(self) -> None:
+        """Raises _TooManyPiecesError for one too many."""
+        self._pieces += 1
+        if self._pieces > _MOST_PIECES:
+            raise _TooManyPiecesError
+
     def on_header(self, name: bytes, _value: bytes) -> None:
         """Whether anything but the end of the connection tells where the body ends."""
+        self.count_piece()
         self.is_sized = self.is_sized or name.lower() in _SIZED
 
     def on_headers_complete(self) -> None:
@@ -56,9 +64,7 @@ class _Response:
 
     def on_body(self, piece: bytes) -> None:
         """A piece of the body."""
-        self._pieces += 1
-        if self._pieces > _MOST_PIECES:
-            raise _TooManyPiecesError
+        self.count_piece()
         self.body += piece
 
     def on_message_complete(self) -> None:
@@ -133,8 +139,9 @@ class UnixHttp:
                 whole = response.has_headers and not response.is_sized
                 return response.answer() if whole else NoAnswer(Failure.CUT)
             try:
+                response.count_piece()
                 response.parser.feed_data(received)
-            except httptools.HttpParserCallbackError:
+            except (httptools.HttpParserCallbackError, _TooManyPiecesError):
                 return NoAnswer(Failure.TOO_LARGE, "in too many pieces")
             except httptools.HttpParserUpgrade:
                 return NoAnswer(Failure.MALFORMED, "an upgrade that nobody asked for")
