@@ -13,7 +13,7 @@ LONGEST = 300
 def printable(text: str, most: int = LONGEST) -> str:
     """The text on one line, of `most` characters at the most before they are escaped."""
     if len(text) > most:
-        text = text[: most - 1] + "…"
+        text = text[: most - 3] + "..."
     return text if text.isprintable() else "".join(map(_escaped, text))
 
 
