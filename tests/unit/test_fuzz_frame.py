@@ -16,7 +16,7 @@ def played(trial: Trial) -> Report:
     async def opened(_directory: Path) -> AsyncIterator[Trial]:
         yield trial
 
-    return run([Edge("made up", opened)], "seed", 60, only=7)
+    return run([Edge("made-up", opened)], "seed", 60, only=7)
 
 
 async def good(_source: random.Random) -> str:
@@ -43,9 +43,9 @@ def test_each_kind_of_fault_is_seen() -> None:
     """And nothing where there is none."""
     assert played(good).faults == []
     for trial, told in ((slow, "ms of CPU in one go"), (greedy, "MB of memory"), (forged, "forged")):
-        first = played(trial).faults[0]
-        assert first.startswith("made up 7")
-        assert told in first
+        faults = played(trial).faults
+        assert any(told in fault for fault in faults)
+        assert all(fault.startswith("made-up 7") for fault in faults)
 
 
 def test_every_module_with_an_edge_is_found() -> None:
