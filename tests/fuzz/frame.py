@@ -151,7 +151,7 @@ async def _play(
             place.mkdir()
             trials[edge.name] = await stack.enter_async_context(edge.open(place))
         for name, trial in trials.items():  # What is done once, such as compiling patterns, is done by now.
-            await trial(random.Random(f"{seed}/{name}/warm-up"))
+            await _try(name, trial, random.Random(f"{seed}/{name}/warm-up"), meter, Report())
         end = time.monotonic() + seconds
         number = only or 0
         while time.monotonic() < end:
