@@ -14,7 +14,7 @@ PY := $(VENV)/bin/python
 SETUP := VENV="$(VENV)" MLX_VENV="$(MLX_VENV)" PREFIX="$(PREFIX)" PYTHON="$(PYTHON)" scripts/setup.sh
 export MLX_PYTHON ?= $(abspath $(MLX_VENV)/bin/python)
 
-.PHONY: help run test check format bench chaos soak proto mlx install dist clean
+.PHONY: help run test check format bench chaos soak fuzz proto mlx install dist clean
 
 help:
 	@sed -n 's/^## //p' Makefile
@@ -56,6 +56,11 @@ chaos:
 soak:
 	@$(SETUP) dev nginx
 	@$(PY) -m tests.chaos.soak --minutes $(MINUTES) $(if $(SEED),--seed $(SEED)) $(ARGS)
+
+## make fuzz     random input at every edge for MINUTES=10, and SEED=n to play it again; ARGS='--edge engines' for one of them
+fuzz:
+	@$(SETUP) dev nginx
+	@$(PY) -m tests.fuzz --minutes $(MINUTES) $(if $(SEED),--seed $(SEED)) $(ARGS)
 
 ## make mlx      a real MLX engine in .venv-mlx, for its contract test and for ENGINE=mlx
 mlx:

@@ -87,9 +87,11 @@ class OverridesFile(Part):
     def _labels(cls, value: dict[str, str]) -> dict[str, str]:
         if len(value) > MOST_LABELS:
             raise ValueError(f"{len(value)} labels are too many; use {MOST_LABELS} at most")
-        for key in value:
+        for key, text in value.items():
             if not re.fullmatch(LABEL_NAME, key):
                 raise ValueError(f"{show(key)} is not a label's name; use letters, digits and _ . / - inside")
+            if not text.isprintable():
+                raise ValueError(f"{show(text)} is not a label's value; use characters that can be printed")
         return value
 
 

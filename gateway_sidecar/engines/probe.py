@@ -1,11 +1,12 @@
 """The probe: asks what is behind a Unix socket what it is, and whether it is ready.
 
-It promises a verdict within the deadline and nothing else: no exception but cancellation, no connection, task or
-channel left over, nothing remembered from one probe to the next (an address may lead to another occupant by then).
+It promises a verdict within the deadline and nothing else: no exception but cancellation, no connection or task left
+over, nothing remembered from one probe to the next (an address may lead to another occupant by then). Whatever the
+engine's own words are in a verdict, they can be shown (`printable`).
 
-HTTP is asked first, since the first bytes of the answer show the protocol: most sockets need no gRPC channel, the
-dearest part by far. gRPC joins the moment that they are not HTTP/1, or after `HEDGE_S` of silence; from then on both
-are asked at the same time, and the first that gets through decides.
+HTTP is asked first, since the first bytes of the answer show the protocol. gRPC joins the moment that they are not
+HTTP/1, or after `HEDGE_S` of silence; from then on both are asked at the same time, and the first that gets through
+decides.
 """
 
 from __future__ import annotations
@@ -13,20 +14,20 @@ from __future__ import annotations
 import asyncio
 import os
 import re
+from dataclasses import replace
 
 from gateway_sidecar.domain.discovery import (
     Failure,
     NoAnswer,
     Protocol,
     decisive,
-    judge_grpc_health,
     settle,
     unanswered,
 )
-from gateway_sidecar.domain.model import ConnectionMode, EngineFacts, Foreign, ProbeResult, Unknown
-from gateway_sidecar.engines import h2_unary, http_probe
-from gateway_sidecar.engines.grpc_probe import GrpcConversation, health_of
-from gateway_sidecar.engines.messages import decode
+from gateway_sidecar.domain.model import ConnectionMode, EngineFacts, Foreign, ProbeResult, Ready, Unknown
+from gateway_sidecar.domain.printable import printable
+from gateway_sidecar.engines import http_probe
+from gateway_sidecar.engines.grpc_probe import GrpcConversation
 from gateway_sidecar.engines.unix_http import UnixHttp
 from gateway_sidecar.engines.unix_socket import LONGEST_ADDRESS_BYTES, connect
 
@@ -54,9 +55,9 @@ class EngineProbe:
         sight = _FirstSight(address, api_key, timeout_s)
         try:
             async with asyncio.timeout(timeout_s):
-                return await sight.verdict()
+                return _fit_to_show(await sight.verdict())
         except TimeoutError:
-            return sight.overdue()
+            return _fit_to_show(sight.overdue())
 
     async def check_health(
         self, address: str, facts: EngineFacts, *, timeout_s: float, api_key: str | None = None
@@ -70,9 +71,8 @@ class EngineProbe:
             return unusable
         try:
             async with asyncio.timeout(timeout_s):
-                if facts.connection_mode is ConnectionMode.GRPC:
-                    return await _grpc_health(address, facts, api_key, timeout_s)
-                return await _http_health(address, facts, api_key)
+                ask = _grpc_health if facts.connection_mode is ConnectionMode.GRPC else _http_health
+                return _fit_to_show(await ask(address, facts, api_key))
         except TimeoutError:
             return Unknown(f"no answer about its health within {timeout_s:g} s")
 
@@ -91,6 +91,11 @@ def _unusable(address: str, api_key: str | None) -> Unknown | None:
     return None
 
 
+def _fit_to_show(result: ProbeResult) -> ProbeResult:
+    """The engine's edge: from here on a reason may be logged, printed and put into a table."""
+    return result if isinstance(result, Ready) else replace(result, reason=printable(result.reason))
+
+
 async def _http_health(address: str, facts: EngineFacts, api_key: str | None) -> ProbeResult:
     connected = await connect(address)
     if isinstance(connected, NoAnswer):
@@ -102,15 +107,12 @@ async def _http_health(address: str, facts: EngineFacts, api_key: str | None) ->
         http.close()
 
 
-async def _grpc_health(address: str, facts: EngineFacts, api_key: str | None, timeout_s: float) -> ProbeResult:
-    health = health_of(facts)
-    answer = await h2_unary.call(address, health.rpc.path, api_key)
-    if isinstance(answer, NoAnswer):
-        return unanswered(answer, health.rpc.path)
-    if isinstance(answer, bytes):
-        return judge_grpc_health(facts, health.read(decode(health.rpc.response, answer)))
-    async with GrpcConversation(address, api_key=api_key, timeout_s=timeout_s) as grpc:
-        return await grpc.check_health(facts)
+async def _grpc_health(address: str, facts: EngineFacts, api_key: str | None) -> ProbeResult:
+    conversation = GrpcConversation(address, api_key=api_key)
+    try:
+        return await conversation.check_health(facts)
+    finally:
+        conversation.close()
 
 
 Outcome = ProbeResult | NoAnswer
@@ -186,10 +188,8 @@ class _FirstSight:
         return self._as_http
 
     async def _ask_grpc(self) -> Outcome:
-        if self._shown() is not Protocol.HTTP2:
-            silence = await h2_unary.greet(self._address)
-            if silence is not None:
-                return silence
-        conversation = GrpcConversation(self._address, api_key=self._api_key, timeout_s=self._timeout_s)
-        async with conversation as self._grpc:
+        self._grpc = GrpcConversation(self._address, api_key=self._api_key)
+        try:
             return await self._grpc.identify()
+        finally:
+            self._grpc.close()

@@ -6,17 +6,18 @@ import aiohttp
 
 from gateway_sidecar.errors import MetricsError
 
-_MOST_PAGE_BYTES = 32 * 1024 * 1024
+_MOST_PAGE_BYTES = 16 * 1024 * 1024
+"""SMG's page has about 3 KiB for each worker."""
 
 
 async def body_within(response: aiohttp.ClientResponse, most: int) -> bytes | None:
     """The whole body, or None for one of more than `most` bytes. Raises what aiohttp raises."""
-    body = b""
+    body = bytearray()
     while chunk := await response.content.readany():
         body += chunk
         if len(body) > most:
             return None
-    return body
+    return bytes(body)
 
 
 class MetricsPages:
@@ -26,7 +27,7 @@ class MetricsPages:
         self._session: aiohttp.ClientSession | None = None
 
     async def read(self, url: str, timeout_s: float) -> bytes:
-        """One page, of 32 MiB at the most. Raises MetricsError."""
+        """One page, of 16 MiB at the most. Raises MetricsError."""
         if self._session is None:
             self._session = aiohttp.ClientSession(connector=aiohttp.TCPConnector(limit=64), trust_env=False)
         try:

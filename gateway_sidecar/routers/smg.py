@@ -35,6 +35,7 @@ from gateway_sidecar.domain.model import (
     WorkerStatus,
     WorkerType,
 )
+from gateway_sidecar.domain.printable import printable
 from gateway_sidecar.errors import ProcessError, RouterRefused, RouterUnavailable, WorkerExists
 from gateway_sidecar.routers import with_key
 from gateway_sidecar.routers.answers import body_within
@@ -42,7 +43,10 @@ from gateway_sidecar.routers.base import LaunchCommand, LogLine, RouterPorts, Ro
 from gateway_sidecar.routers.smg_metrics import read_metrics
 from gateway_sidecar.routers.smg_ranks import Rank, RankBook
 
-_MOST_ANSWER_BYTES = 64 * 1024 * 1024
+_MOST_ANSWER_BYTES = 16 * 1024 * 1024
+"""SMG says some 1.5 KiB of each worker, and of each data-parallel rank."""
+_ROWS_AT_ONCE = 500
+"""A list of thousands is read in parts of 5 ms, so that others have their turn."""
 _CONNECTION_ATTEMPTS = 3
 _CONNECTION_GAP_S = 1
 """Between those attempts: SMG's own 30 s keep an engine that was away for a moment out for half a minute."""
@@ -151,7 +155,9 @@ class SmgClient:
             raise RouterUnavailable(f"{self._url}/workers: no list of workers in the answer")
         by_url: dict[str, list[Rank]] = {}
         settled = True
-        for row in rows:
+        for number, row in enumerate(rows, 1):
+            if number % _ROWS_AT_ONCE == 0:
+                await asyncio.sleep(0)
             listed = _read_worker(row)
             worker = await self._with_tokenizer(listed)
             settled = settled and worker is listed
@@ -297,9 +303,9 @@ def _error_text(raw: bytes) -> str:
     try:
         answer = orjson.loads(raw)
     except ValueError:
-        return raw[:200].decode("utf-8", "replace")
+        return printable(raw[:200].decode("utf-8", "replace"))
     error = answer.get("error", answer) if isinstance(answer, dict) else answer
-    return str(error.get("message", error) if isinstance(error, dict) else error)[:500]
+    return printable(str(error.get("message", error) if isinstance(error, dict) else error), 500)
 
 
 def _read_worker(row: object) -> Registered:
@@ -325,7 +331,7 @@ def _read_worker(row: object) -> Registered:
             kv_connector=_text(row.get("kv_connector")),
             kv_role=_text(row.get("kv_role")),
             kv_engine_id=_text(row.get("kv_engine_id")),
-            note=_text(job.get("message")) if isinstance(job, dict) else None,
+            note=printable(_text(job.get("message")) or "") or None if isinstance(job, dict) else None,
         )
     except (KeyError, TypeError, ValueError) as error:
         raise RouterUnavailable(f"a worker in a form that is not known: {error}: {row!r:.300}") from error
@@ -352,29 +358,33 @@ _EVERY_START = ("SECURITY POSTURE", "libturbojpeg not found")
 _LEVELS = {"ERROR": "error", "WARN": "warning", "INFO": "info", "DEBUG": "debug", "TRACE": "debug"}
 
 
+_NOT_PASSED_ON = frozenset(
+    ("timestamp", "level", "message", "filename", "line_number", "target", "threadName", "threadId", "span", "spans")
+) | frozenset(("event", "service", "text", "exc_info", "stack_info", "exception", "stack"))
+"""What says nothing new, and what our own events say under the same name."""
+_LONGEST_MESSAGE = 2000
+_MOST_FIELDS = 20
+
+
+def _shown(value: object) -> object:
+    if value is None or isinstance(value, bool | int | float):
+        return value
+    return printable(value if isinstance(value, str) else orjson.dumps(value).decode())
+
+
 def read_log_line(line: str) -> LogLine | None:
     """One line of `--log-json` output; None for what is not worth passing on (the banner)."""
     try:
         row = orjson.loads(line)
     except ValueError:
         # The banner, a Python traceback, a Rust panic. The banner is drawn in Braille.
-        return LogLine("warning", line.strip()) if line.isascii() and not line.startswith(" ") else None
+        text = printable(line.strip(), _LONGEST_MESSAGE)
+        return LogLine("warning", text) if line.isascii() and not line.startswith(" ") else None
     if not isinstance(row, dict):
-        return LogLine("warning", line.strip())
-    known = (
-        "timestamp",
-        "level",
-        "message",
-        "filename",
-        "line_number",
-        "target",
-        "threadName",
-        "threadId",
-        "span",
-        "spans",
-    )
-    fields = {name: value for name, value in row.items() if name not in known}
-    message = str(row.get("message", ""))
+        return LogLine("warning", printable(line.strip(), _LONGEST_MESSAGE))
+    told = [name for name in row if name not in _NOT_PASSED_ON and name.isidentifier()][:_MOST_FIELDS]
+    fields = {name: _shown(row[name]) for name in told}
+    message = printable(str(row.get("message", "")), _LONGEST_MESSAGE)
     level = "debug" if message.startswith(_EVERY_START) else _LEVELS.get(str(row.get("level")), "info")
     return LogLine(level, message, fields)
 

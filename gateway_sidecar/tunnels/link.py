@@ -12,6 +12,7 @@ from collections.abc import Callable
 from pathlib import Path
 
 from gateway_sidecar.domain.backoff import Backoff
+from gateway_sidecar.domain.printable import printable
 from gateway_sidecar.domain.tunnels import LASTING, PathState, PathStatus, SshRoute
 from gateway_sidecar.errors import ProcessError
 from gateway_sidecar.supervision.logfile import ChildLog
@@ -248,7 +249,7 @@ class Link:
     async def _read_log(self) -> None:
         for line in await asyncio.to_thread(self._log_file.new_lines):
             if "administratively prohibited" in line:
-                self._forbidden = line
+                self._forbidden = printable(line)
 
     def _note(self, status: PathStatus, *, adopted: bool = False, retry_in_s: float | None = None) -> None:
         before, self.status = self.status, status

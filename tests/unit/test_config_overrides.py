@@ -70,6 +70,8 @@ def test_every_mistake_at_once(beside: Path) -> None:
     [
         ("- a\n", "r1.yaml:1: is not a mapping at the top; write lines such as `priority: 10`"),
         ("labels: {'a b': x}\n", "r1.yaml:1: labels: 'a b' is not a label's name; use letters"),
+        ('labels: {a: "\\ud800"}\n', "r1.yaml:1: labels: '\\ud800' is not a label's value; use characters"),
+        ('labels: {a: "\\e[2J"}\n', "r1.yaml:1: labels: '\\x1b[2J' is not a label's value; use characters"),
         ("labels: x\n", "r1.yaml:1: labels: 'x' is not a mapping; write `key: value` lines below it"),
         (
             "priority: 1\npriority: 2\n",

@@ -120,6 +120,11 @@ def test_nobody_looks_at_the_wall_clock() -> None:
     assert found == []
 
 
+def test_no_grpc_library_is_in_the_daemon() -> None:
+    """Its threads read whatever an engine sends, write to standard error and may never end (`engines/h2_unary.py`)."""
+    assert [shown(each) for each in imports() if each[2].split(".")[0] == "grpc"] == []
+
+
 def test_the_domain_is_pure() -> None:
     """No clock, no randomness, no I/O: they are passed in."""
     allowed = PURE | {"gateway_sidecar"}
