@@ -78,5 +78,5 @@ class TenureBook:
         return [
             SavedTenure(t.sighting, t.generation, t.port, t.facts, t.drain, t.gone or t.replaced, t.peer)
             for t in self
-            if t.port is not None
+            if t.port is not None or t.drain
         ]

@@ -72,7 +72,7 @@ class Watcher:
 
     on_news: something is known of a tenure that was not before.
     on_identified: a tenure's engine has said what it is.
-    on_replaced: another engine, ready, answers behind a tenure's socket.
+    on_replaced: somebody else answers behind a tenure's socket: another engine that is ready, or no engine at all.
     """
 
     def __init__(
@@ -85,7 +85,7 @@ class Watcher:
         tenures: Callable[[], Iterable[Tenure]],
         on_news: Callable[[Tenure], None],
         on_identified: Callable[[Tenure, EngineFacts], None],
-        on_replaced: Callable[[Tenure, Ready], None],
+        on_replaced: Callable[[Tenure, Ready | Foreign], None],
         path_of: PathOf,
     ) -> None:
         self._probe = probe
@@ -214,7 +214,11 @@ class Watcher:
             self.trust_until_next(tenure)
             return
         tenure.result = result
-        if tenure.facts is not None and not tenure.condemned and tenure.evidence.is_strong(now, self._policy):
+        is_strong = tenure.evidence.is_strong(now, self._policy)
+        if isinstance(result, Foreign) and is_strong and tenure.was_engine:
+            self._on_replaced(tenure, result)
+            return
+        if tenure.facts is not None and not tenure.condemned and is_strong:
             tenure.condemned = True
             tenure.condemned_at = now
             self._logger.warning(
@@ -234,7 +238,7 @@ class Watcher:
         if tenure.facts is not None and not tenure.condemned:
             return suspect_delay_s(tenure.evidence, self._policy)
         if isinstance(result, Foreign):
-            return _FOREIGN_GAP_S
+            return suspect_delay_s(tenure.evidence, self._policy) if tenure.was_engine else _FOREIGN_GAP_S
         age_s = now - (tenure.condemned_at if tenure.condemned else tenure.seen_at)
         watched = sum(1 for t in self._tenures() if not isinstance(t.result, Ready) and not t.gone)
         gap_s = loading_delay_s(result, age_s, Crowd(watched))
