@@ -250,7 +250,7 @@ class Service:
         await self._arrivals.describe_restored()
         self.slots.start()
         self.bridges.listen()
-        loops = (self._reconcile_loop, self.follower.look, self.follower.follow_hints)
+        loops = (self._reconcile_loop, self.follower.look, self.follower.follow_hints, self._watcher.touch_refused)
         try:
             async with asyncio.TaskGroup() as group:
                 for loop in loops:

@@ -121,6 +121,7 @@ class TenureBridges:
         if target is not None and self._lead(tenure, target):
             tenure.linked = True
             tenure.problem = None
+            self._queue.add(tenure.key)  # Its end is felt from now on.
         self._on_url(tenure)
 
     def keep_up(self, tenure: Tenure) -> None:
