@@ -16,6 +16,7 @@ from typing import Any, Protocol
 
 from gateway_sidecar.config import ServiceSettings
 from gateway_sidecar.control.canary import is_refused, open_canary
+from gateway_sidecar.control.probe_turns import ProbeTurns
 from gateway_sidecar.control.tenure import Tenure
 from gateway_sidecar.control.work_queue import WorkQueue
 from gateway_sidecar.domain.lifecycle import (
@@ -32,6 +33,8 @@ from gateway_sidecar.telemetry.logs import get_logger
 from gateway_sidecar.telemetry.metrics import Metrics
 
 _PROBES_AT_ONCE = 32
+_TURN_OF_THE_SILENT_S = 0.5
+"""Far more than an answer takes, but a tenth of a time-out: with it some 320 silent ones are asked at the same time."""
 _TOUCH_GAP_S = 0.4
 _SLOTS = 5
 _LEAST_GAPS_S = {Foreign: 5.0, Unknown: 1.0}
@@ -102,8 +105,8 @@ class Watcher:
         self._on_replaced = on_replaced
         self._path_of = path_of
         self._logger = get_logger(service=settings.name)
-        self._slots = asyncio.Semaphore(_PROBES_AT_ONCE)
-        self._patient_slots = asyncio.Semaphore(_PROBES_AT_ONCE)
+        self._turns = ProbeTurns(_PROBES_AT_ONCE, most_s=_TURN_OF_THE_SILENT_S)
+        self._patient_turns = ProbeTurns(_PROBES_AT_ONCE, most_s=math.inf)
         self._tasks: set[asyncio.Task[None]] = set()
         self._counted_at = 0.0
         self._counts: Counter[Against | None] = Counter()
@@ -167,7 +170,7 @@ class Watcher:
         known = tenure.facts or (tenure.result.facts if isinstance(tenure.result, Loading) else None)
         api_key = tenure.overrides.api_key
         # Those that did not answer last time have a queue of their own: they must not hold up the others.
-        async with self._patient_slots if isinstance(tenure.result, Unknown) else self._slots:
+        async with (self._patient_turns if isinstance(tenure.result, Unknown) else self._turns).turn():
             began = time.monotonic()
             if (down := self._tunnel_down(tenure)) is not None:
                 kind, result = "tunnel", down

@@ -5,6 +5,7 @@ from __future__ import annotations
 import asyncio
 import socket
 from collections.abc import AsyncIterator, Awaitable, Callable
+from contextlib import ExitStack, suppress
 from pathlib import Path
 
 import pytest
@@ -17,9 +18,11 @@ from tests.system.clients import ask, stream_chat
 from tests.system.conftest import MakeGateway, StartEngine
 from tests.system.gateway import BRIDGES, Gateway, Status, replica_of, service_of, states_of
 from tests.system.test_crowds import engines_elsewhere
+from tests.system.test_keys import give_key
 from tests.system.test_operation import metrics_of
 
 DEAD = 3000
+SILENT = 800
 Serve = Callable[[Path], Awaitable[list[str]]]
 
 
@@ -221,3 +224,39 @@ async def test_a_service_with_few_replicas_gets_its_share(make_gateway: MakeGate
         )
         await gateway.until_states(dict.fromkeys(("r0", "r1", "r2"), "serving"), service="chat")
         assert len(gateway.events("replica.not_bridged")) == 36, "told once for each"
+
+
+async def test_a_bridge_shows_the_key_from_the_beginning(gateway: Gateway, engine: StartEngine) -> None:
+    """Its link never leads past the nginx that shows the key."""
+    give_key(gateway, "r1", "sekrit")
+    bridges = gateway.directory / "run" / "bridges"
+    targets: set[str] = set()
+
+    async def look() -> None:
+        while True:
+            with suppress(FileNotFoundError):  # It is replaced while it is read.
+                targets.update(str(link.readlink()) for link in bridges.glob("*.sock"))
+            await asyncio.sleep(0.001)
+
+    looking = asyncio.create_task(look())
+    await engine(gateway.socket("r1"), require_key="sekrit")
+    await gateway.until_states({"r1": "serving"}, within_s=30)
+    looking.cancel()
+    (target,) = targets
+    assert target.startswith(str(gateway.directory / "run" / "keyed"))
+
+
+async def test_silent_sockets_hold_nobody_up(gateway: Gateway, engine: StartEngine) -> None:
+    """A true replica that comes after hundreds that take connections and never answer is found all the same."""
+    with ExitStack() as listening:
+        for number in range(SILENT):
+            silent = listening.enter_context(socket.socket(socket.AF_UNIX))
+            silent.bind(str(gateway.socket(f"silent{number}")))
+            silent.listen(16)
+        await gateway.until(lambda s: len(states_of(s)) == SILENT)
+        await engine(gateway.socket("true"))
+        # All of them, 32 at a time, take two minutes for their time-outs.
+        await gateway.until_state("true", "serving", within_s=30)
+        await engine(gateway.socket("loads"), load_s=3)
+        await gateway.until_state("loads", "serving", within_s=30)
+        assert len(links(gateway)) == 2
