@@ -55,7 +55,7 @@ async def _service_plan(service: ServiceSettings, told: Told, interface: str) ->
 
 async def _replica_plan(service: ServiceSettings, sighting: Sighting, interface: str) -> str:
     if sighting.tunnel is not None:
-        return f"open an SSH tunnel to {sighting.tunnel} and bridge it, then ask the engine"
+        return f"open an SSH tunnel to {sighting.tunnel}, ask the engine, then bridge it"
     try:
         overrides = load_overrides(sighting.notes[0]) if sighting.notes else sighting.overrides or Overrides()
         pin = os.open(sighting.socket, os.O_PATH | os.O_CLOEXEC)
@@ -75,4 +75,4 @@ async def _replica_plan(service: ServiceSettings, sighting: Sighting, interface:
         if peer is None:
             return f"bridge, then {step}"
         return step if peer.direct else f"bridge at {peer} on {interface}, then {step}"
-    return f"bridge, then wait: {type(result).__name__.lower()}: {result.reason}"
+    return f"wait, without a bridge: {type(result).__name__.lower()}: {result.reason}"

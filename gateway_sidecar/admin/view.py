@@ -30,6 +30,7 @@ def status(daemon: Daemon) -> dict[str, Any]:
             "ports": daemon.leases.size,
             "leased": len(daemon.leases.leased),
             "quarantined": len(daemon.leases.quarantined),
+            "share": daemon.leases.share,
             "reloads": daemon.keeper.nginx.reloads,
         },
         "problems": [f"{what}: {reason}" for what, reason in sorted(_problems(daemon).items())],
@@ -64,6 +65,7 @@ def _service(daemon: Daemon, name: str, service: Service) -> dict[str, Any]:
         "missing": service.room.missing.value if service.room.missing else None,
         "reason": service.room.describe(),
         "unanswered": dict(service.roles.lacking),
+        "bridge_ports": daemon.leases.held_by(name),
         "replicas": replicas(daemon, service),
     }
 

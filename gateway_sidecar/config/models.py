@@ -184,8 +184,8 @@ class BridgeSettings(Part):
     )
     ports: PortsValue = Field(
         default=PortRange(24001, 24999),
-        description="One port for each replica, with some to spare: a port rests after use. Keep the range"
-        " out of the kernel's ephemeral ports.",
+        description="One port for each replica, with some to spare: a port rests after use. The services share"
+        " the range in equal parts. Keep it out of the kernel's ephemeral ports.",
         examples=["24001-24999"],
     )
     nginx: CommandValue = Field(

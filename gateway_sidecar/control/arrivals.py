@@ -1,8 +1,8 @@
 """Who comes and who goes: the sightings of a source, turned into the tenures of one service.
 
-A tenure begins when a socket is first seen, when another inode is found at its path, when another engine answers behind
-the same one, or when the replica is to be known by another address. What was written beside a socket is read before
-anything is said of the engine to a router.
+A tenure begins when a socket is first seen, when another inode is found at its path, when somebody else answers behind
+the same one, be it another engine or none, or when the replica is to be known by another address. What was written
+beside a socket is read before anything is said of the engine to a router.
 """
 
 from __future__ import annotations
@@ -24,7 +24,7 @@ from gateway_sidecar.control.tenure_book import TenureBook
 from gateway_sidecar.control.tenure_bridges import TenureBridges
 from gateway_sidecar.control.watcher import Watcher
 from gateway_sidecar.control.work_queue import WorkQueue
-from gateway_sidecar.domain.model import EngineFacts, Overrides, PeerAddress, Ready
+from gateway_sidecar.domain.model import EngineFacts, Foreign, Overrides, PeerAddress, Ready
 from gateway_sidecar.errors import ConfigError
 from gateway_sidecar.sources.listing import Listing, Sighting
 from gateway_sidecar.supervision.own_thread import OwnThread
@@ -136,19 +136,24 @@ class Arrivals:
         self._tenures.know_url(tenure)
         self._on_change()
 
-    def replace(self, tenure: Tenure, result: Ready) -> None:
-        """Another engine answers behind the same socket: its worker is a new one, on a port of its own."""
+    def replace(self, tenure: Tenure, result: Ready | Foreign) -> None:
+        """Somebody else answers behind the same socket: another engine's worker is a new one, on a port of its own.
+
+        Nothing leads to what is no engine, and it is asked again as one that has just been seen.
+        """
         if tenure.yielding:
             self._lose(tenure)
             return
-        self._logger.info("replica.replaced", replica=tenure.replica, worker_url=tenure.url)
+        by = "another engine" if isinstance(result, Ready) else result.reason
+        self._logger.info("replica.replaced", replica=tenure.replica, worker_url=tenure.url, by=by)
         tenure.replaced = True
         successor = self._begin_after(tenure)
         successor.overrides, successor.peer = tenure.overrides, tenure.peer
         successor.notes_read, successor.notes_problem = tenure.notes_read, tenure.notes_problem
         successor.result = result
-        self._watcher.trust_until_next(successor)
-        self.identified(successor, result.facts)
+        if isinstance(result, Ready):
+            self._watcher.trust_until_next(successor)
+            self.identified(successor, result.facts)
         tenure.unpin()
 
     def end_yielding(self) -> None:

@@ -10,6 +10,7 @@ import time
 from collections.abc import Awaitable, Callable, Mapping
 from contextlib import suppress
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 from typing import Any, Protocol
 
@@ -146,6 +147,7 @@ class Daemon:
         ports.labels("leased").set_function(lambda: len(leases.leased))
         ports.labels("quarantined").set_function(lambda: len(leases.quarantined))
         ports.labels("free").set_function(lambda: leases.size - len(leases.leased) - len(leases.quarantined))
+        metrics.bridge_port_share.set_function(lambda: leases.share)
 
     # -- what others see
 
@@ -289,6 +291,9 @@ class Daemon:
             return None
 
         self._running[settings.name] = _Running(service, asyncio.create_task(not_yet()))
+        self.leases.share_among(self._running)
+        held = self.metrics.service_bridge_ports.labels(settings.name)
+        held.set_function(partial(self.leases.held_by, settings.name))
         return service
 
     def _routers(self) -> list[RouterProcess]:
@@ -376,7 +381,7 @@ class Daemon:
         return {
             "boot_id": boot_id(),
             "services": {n: [records.tenure_to_json(t) for t in s.saved()] for n, s in self.services.items()},
-            "resting": sorted(self.leases.rests_until.items()),
+            "resting": records.resting_to_json(self.leases),
             "models": {n: s.room_keeper.models for n, s in self.services.items()},
         }
 
@@ -545,6 +550,7 @@ class Daemon:
             await running.task
         # In one go: its routers are written down as a service's, or as departing, at any time.
         del self._running[name]
+        self.leases.share_among(self._running)
         for router in running.service.routers:
             if router.process is not None:
                 self._departing.end(name, router.process)

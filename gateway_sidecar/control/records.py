@@ -18,6 +18,7 @@ from pydantic import Field, FiniteFloat, TypeAdapter, ValidationError
 
 from gateway_sidecar.control.router_process import SavedRouter
 from gateway_sidecar.control.tenure import SavedTenure
+from gateway_sidecar.domain.leases import PortLeases
 from gateway_sidecar.domain.model import EngineFacts, Occupant, PeerAddress, ReplicaId
 from gateway_sidecar.domain.tunnels import Tunnel
 from gateway_sidecar.errors import StateError
@@ -39,7 +40,7 @@ class _Row:
     tunnel: Tunnel | None
     notes: tuple[Path, int] | None
     generation: int
-    port: _Port
+    port: _Port | None
     facts: EngineFacts | None
     drain: bool
     leaving: bool
@@ -52,7 +53,7 @@ _IDENTITY = TypeAdapter(Identity)
 _ROUTER = TypeAdapter(SavedRouter)
 _PORTS = TypeAdapter(tuple[_Port, _Port])
 _BRIDGE_KEY = TypeAdapter(Annotated[str, Field(pattern=r"^[A-Za-z0-9_-]{32}$")] | None)
-_RESTING = TypeAdapter(list[tuple[int, FiniteFloat]])
+_RESTING = TypeAdapter(list[tuple[int, FiniteFloat, str]])
 _VERSION = 1
 _MOST_BYTES = 64 * 1024 * 1024
 
@@ -146,10 +147,14 @@ def tenure_from_json(row: Mapping[str, Any]) -> SavedTenure:
     return SavedTenure(sighting, told.generation, told.port, told.facts, told.drain, told.leaving, peer)
 
 
-def resting_from_json(leases: Mapping[str, Any]) -> dict[int, float]:
-    """Port -> until when it must rest (monotonic seconds of this boot). Raises StateError for rows of another form."""
-    rows = _read(_RESTING, leases.get("resting", []), "resting ports")
-    return dict(rows)
+def resting_to_json(leases: PortLeases) -> list[tuple[int, float, str]]:
+    """The ports that must rest, until when (monotonic seconds of this boot), and which service had them."""
+    return [(port, until, leases.holder_of(port)) for port, until in sorted(leases.rests_until.items())]
+
+
+def resting_from_json(leases: Mapping[str, Any]) -> list[tuple[int, float, str]]:
+    """The rows that were written down. Raises StateError for rows of another form."""
+    return _read(_RESTING, leases.get("resting", []), "resting ports")
 
 
 def identity_to_json(identity: Identity) -> dict[str, object]:

@@ -203,7 +203,7 @@ class Service:
         the bridge still leads to it.
         """
         owner = owner_of(self.name, saved.sighting, saved.generation)
-        if not self.bridges.restore(saved.port, owner):
+        if saved.port is not None and not self.bridges.restore(saved.port, owner):
             self._logger.warning("lease.not_restored", replica=saved.sighting.replica, port=saved.port)
             return
         earlier = self._tenures.current.get(saved.sighting.replica)
@@ -223,7 +223,8 @@ class Service:
 
     def prefer(self, saved: SavedTenure) -> None:
         """A replica of this name had this port before the machine was started anew: it gets it again if it can."""
-        self.bridges.prefer(saved.sighting.replica, saved.port)
+        if saved.port is not None:
+            self.bridges.prefer(saved.sighting.replica, saved.port)
 
     def claim(self, port: int, socket: Path, linked_at_ns: int) -> bool:
         """Takes up a bridge of this service that an earlier daemon had no time to write down; False if it is none.
@@ -249,7 +250,7 @@ class Service:
         await self._arrivals.describe_restored()
         self.slots.start()
         self.bridges.listen()
-        loops = (self._reconcile_loop, self.follower.look, self.follower.follow_hints)
+        loops = (self._reconcile_loop, self.follower.look, self.follower.follow_hints, self._watcher.touch_refused)
         try:
             async with asyncio.TaskGroup() as group:
                 for loop in loops:

@@ -55,11 +55,14 @@ def worker_url(host: str, port: int, mode: ConnectionMode) -> str:
 
 @dataclass(frozen=True, slots=True)
 class SavedTenure:
-    """What the next daemon needs to go on with a tenure. `leaving` says that the occupant was gone already."""
+    """What the next daemon needs to go on with a tenure. `leaving` says that the occupant was gone already.
+
+    port: None for one that is drained and has not been found to be an engine.
+    """
 
     sighting: Sighting
     generation: int
-    port: int
+    port: int | None
     facts: EngineFacts | None
     drain: bool
     leaving: bool = False
@@ -201,6 +204,11 @@ class Tenure:
             reachable=self.key_problem is None
             and (self.peer is None or (self.peer_is_ours and self.peer_problem is None)),
         )
+
+    @property
+    def was_engine(self) -> bool:
+        """Whether it was found to be an engine, by us or by the earlier daemon that gave it its port."""
+        return self.facts is not None or self.port is not None
 
     def unpin(self) -> None:
         """Closes what keeps the occupant pinned and watched."""
