@@ -6,7 +6,7 @@ import asyncio
 import math
 import os
 import signal
-from collections.abc import Awaitable, Callable
+from collections.abc import Awaitable, Callable, Iterator
 from functools import partial
 from ipaddress import ip_network
 from pathlib import Path
@@ -37,9 +37,11 @@ from gateway_sidecar.errors import ConfigError, ProcessError
 from gateway_sidecar.routers.base import RouterPorts
 from gateway_sidecar.routers.smg import Smg
 from gateway_sidecar.sources.build import source_of
+from gateway_sidecar.sources.placed import OwnSockets
 from gateway_sidecar.supervision.lock import DirectoryLock
 from gateway_sidecar.supervision.logfile import ChildLog
 from gateway_sidecar.supervision.privileges import CAP_NET_ADMIN, keep_to_ourselves
+from gateway_sidecar.supervision.process import is_own_process
 from gateway_sidecar.telemetry.metrics import Metrics
 from gateway_sidecar.tunnels.fleet import TunnelFleet
 
@@ -67,7 +69,8 @@ class RealAdapters:
         self._metrics = metrics
         self._told = told
         self._router_ports = RouterPortLeases(settings.router_ports)
-        self._probe = EngineProbe()
+        self._own = OwnSockets((settings.run_dir, settings.state_dir), self._agents)
+        self._probe = EngineProbe(self._is_own)
 
     def service(
         self,
@@ -112,9 +115,17 @@ class RealAdapters:
             write_down=write_down,
         )
 
+    def _agents(self) -> Iterator[str | None]:
+        """The SSH agents that tunnels use."""
+        return (server.agent for link in list(self._tunnels.links) for server in link.route.servers)
+
+    def _is_own(self, address: str, pid: int) -> bool:
+        """Whether a process of ours listens there, and there is no tunnel behind it."""
+        return not address.startswith(f"{self._tunnels.directory}/") and is_own_process(pid, self._settings.run_dir)
+
     def source(self, settings: ServiceSettings) -> Source:
         """Where the service's replicas are learnt from."""
-        return source_of(settings, self._tunnels.socket_of, self._told.of(settings.name))
+        return source_of(settings, self._tunnels.socket_of, self._told.of(settings.name), self._own)
 
     def router_kind(self, settings: ServiceSettings) -> Smg:
         """The service's router as it is configured."""

@@ -6,7 +6,7 @@ import asyncio
 import os
 import resource
 import stat
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import suppress
 from dataclasses import dataclass
 from enum import StrEnum
@@ -20,13 +20,15 @@ from gateway_sidecar.bridges.nginx import LUA_CURE, NginxProgram, busy_ports, fi
 from gateway_sidecar.bridges.nginx_config import Capacity
 from gateway_sidecar.config import FrontendSettings, PortRange, ServiceSettings, Settings, advise, load_overrides
 from gateway_sidecar.control.destinations import hosts_of, look_up
-from gateway_sidecar.domain.model import PeerAddress
+from gateway_sidecar.domain.model import Overrides, PeerAddress
+from gateway_sidecar.domain.tunnels import Tunnel
 from gateway_sidecar.doors.certificate import read_certificate, today
 from gateway_sidecar.doors.keys import expiry_of, read_keys
 from gateway_sidecar.errors import AdminError, BridgeError, ConfigError, FrontDoorError, ProcessError
 from gateway_sidecar.routers.smg import find_smg, python_of, version_of
 from gateway_sidecar.sources.build import sources_of
 from gateway_sidecar.sources.listing import Sighting
+from gateway_sidecar.sources.placed import OwnSockets
 from gateway_sidecar.sources.socket_pattern import SocketPattern
 from gateway_sidecar.supervision.privileges import CAP_NET_ADMIN, has_capability
 from gateway_sidecar.tunnels.inspect import engine_troubles, file_troubles
@@ -71,8 +73,8 @@ async def check_machine(settings: Settings) -> list[Finding]:
     findings += [_directory("state_dir", settings.state_dir), _directory("run_dir", settings.run_dir)]
     for service in settings.services:
         if service.replicas.sockets is not None:
-            findings += await asyncio.to_thread(_sockets, service)
-        findings += await _described(service, settings.run_dir)
+            findings += await asyncio.to_thread(_sockets, service, _own(settings))
+        findings += await _described(service, settings)
         findings += await asyncio.to_thread(lambda it: list(_front_door(it)), service)
         findings += _scaling(service)
     findings += await asyncio.to_thread(_peers, settings, await _all_sightings(settings))
@@ -240,7 +242,7 @@ async def _all_sightings(settings: Settings) -> list[Sighting]:
     """The replicas that are there now, whatever names them; what is wrong with the rest was told of."""
     found: list[Sighting] = []
     for service in settings.services:
-        for source in sources_of(service, lambda tunnel: settings.run_dir / "tunnels" / tunnel.owner).values():
+        for source in sources_of(service, _place_of(settings), _own(settings)).values():
             found += (await source.look()).present.values()
     return found
 
@@ -272,8 +274,8 @@ def _advertised(sightings: list[Sighting]) -> Iterator[PeerAddress]:
     for sighting in sightings:
         peer = sighting.overrides.peer if sighting.overrides is not None else None
         if sighting.notes is not None:
-            with suppress(ConfigError):  # It has been told of.
-                peer = load_overrides(sighting.notes[0]).peer
+            with suppress(ConfigError, OSError):  # It has been told of, or went while we looked.
+                peer = _notes_of(sighting).peer
         if peer is not None and not peer.direct:
             yield peer
 
@@ -292,12 +294,12 @@ def _scaling(service: ServiceSettings) -> list[Finding]:
     return [Finding(Level.OK, f"{words}, target {scaling.target:g}; {hook.who} is told")]
 
 
-def _sockets(service: ServiceSettings) -> list[Finding]:
-    return list(_look_at_sockets(service))
+def _sockets(service: ServiceSettings, own: OwnSockets) -> list[Finding]:
+    return list(_look_at_sockets(service, own))
 
 
-def _look_at_sockets(service: ServiceSettings) -> Iterator[Finding]:
-    pattern = SocketPattern(str(service.replicas.sockets))
+def _look_at_sockets(service: ServiceSettings, own: OwnSockets) -> Iterator[Finding]:
+    pattern = SocketPattern(str(service.replicas.sockets), own)
     listing = pattern.look_now()
     if listing.blind:
         yield Finding(Level.FAIL, f"{service.name}: {listing.blind}; give uid {os.geteuid()} r and x on it")
@@ -308,13 +310,29 @@ def _look_at_sockets(service: ServiceSettings) -> Iterator[Finding]:
         yield from _access(service, sighting)
         if sighting.notes:
             try:
-                load_overrides(sighting.notes[0])
+                _notes_of(sighting)
             except ConfigError as error:
                 yield from (Finding(Level.FAIL, problem) for problem in error.problems)
+            except OSError:
+                continue  # It went while we looked.
     if not pattern.directory.exists():
         yield Finding(Level.WARN, f"{service.name}: {pattern.directory} does not exist yet; it is waited for")
     else:
         yield Finding(Level.OK, f"{service.name}: {len(listing.present)} sockets match {service.replicas.sockets}")
+
+
+def _notes_of(sighting: Sighting) -> Overrides:
+    """What is noted beside a socket. Raises ConfigError, and OSError where the socket is gone."""
+    assert sighting.notes is not None
+    return load_overrides(sighting.notes[0], sighting.place.lstat().st_uid)
+
+
+def _place_of(settings: Settings) -> Callable[[Tunnel], Path]:
+    return lambda tunnel: settings.run_dir / "tunnels" / tunnel.owner
+
+
+def _own(settings: Settings) -> OwnSockets:
+    return OwnSockets((settings.run_dir, settings.state_dir))
 
 
 def _access(service: ServiceSettings, sighting: Sighting) -> Iterator[Finding]:
@@ -330,10 +348,10 @@ def _access(service: ServiceSettings, sighting: Sighting) -> Iterator[Finding]:
         )
 
 
-async def _described(service: ServiceSettings, run_dir: Path) -> list[Finding]:
+async def _described(service: ServiceSettings, settings: Settings) -> list[Finding]:
     """The replicas that the settings or an inventory describe: their files, and what their tunnels need."""
     findings = []
-    for name, source in sources_of(service, lambda tunnel: run_dir / "tunnels" / tunnel.owner).items():
+    for name, source in sources_of(service, _place_of(settings), _own(settings)).items():
         if name == "sockets":
             continue
         listing = await source.look()

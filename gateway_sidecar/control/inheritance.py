@@ -81,7 +81,7 @@ class Inheritance:
                     self._logger.warning("state.ignored", service=name, reason=str(error))
                     continue
                 link = links.pop(saved.port, None)
-                if link == saved.sighting.socket:
+                if link == saved.sighting.place:
                     service.restore(saved, linked=True)
                 else:
                     # Unbridged: it was leaving, or drained. Its port is still somebody's until that is seen through.

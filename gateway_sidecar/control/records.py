@@ -44,6 +44,7 @@ class _Row:
     drain: bool
     leaving: bool
     peer: tuple[str, _Port, bool] | None = None
+    target: Path | None = None
 
 
 _T = TypeVar("_T")
@@ -121,6 +122,7 @@ def tenure_to_json(saved: SavedTenure) -> dict[str, object]:
     return {
         "replica": saved.sighting.replica,
         "socket": str(saved.sighting.socket),
+        "target": None if saved.sighting.target is None else str(saved.sighting.target),
         "occupant": _fields(saved.sighting.occupant),
         "source": saved.sighting.source,
         "described": saved.sighting.described,
@@ -139,7 +141,8 @@ def tenure_from_json(row: Mapping[str, Any]) -> SavedTenure:
     """The tenure that was written down. Raises StateError for one of another form."""
     told = _read(_TENURE, row, "a lease")
     sighting = Sighting(
-        ReplicaId(told.replica), told.socket, told.occupant, told.notes, told.source, told.tunnel, told.described
+        *(ReplicaId(told.replica), told.socket, told.occupant, told.notes, told.source, told.tunnel, told.described),
+        target=told.target,
     )
     peer = PeerAddress(*told.peer) if told.peer else None
     return SavedTenure(sighting, told.generation, told.port, told.facts, told.drain, told.leaving, peer)

@@ -114,14 +114,14 @@ class TenureBridges:
         try:
             fresh = tenure.port is None
             tenure.port = self._leases.acquire(tenure.owner, self._preferred.get(tenure.replica))
-            self._links.link(tenure.port, tenure.sighting.socket)
+            self._links.link(tenure.port, tenure.sighting.place)
         except NoFreePort as error:
             self._trouble(tenure, f"no free bridge port ({error}); widen bridges.ports")
         except OSError as error:
             self._trouble(tenure, f"cannot make the bridge's link: {error}")
         else:
             tenure.linked = True
-            tenure.leads_to = tenure.sighting.socket
+            tenure.leads_to = tenure.sighting.place
             tenure.problem = None
             self.keep_up(tenure)
             self._on_url(tenure)
@@ -148,7 +148,7 @@ class TenureBridges:
         removed = [t for t in self._tenures() if t.linked and t.port is not None and t.port not in linked]
         for tenure in removed:
             assert tenure.port is not None
-            self._links.link(tenure.port, tenure.leads_to or tenure.sighting.socket)
+            self._links.link(tenure.port, tenure.leads_to or tenure.sighting.place)
         return bool(removed)
 
     def give_back(self, tenure: Tenure, late_until: float) -> None:
@@ -197,7 +197,7 @@ class TenureBridges:
         key, facts, port = tenure.overrides.api_key, tenure.facts, tenure.port
         if port is None or not tenure.linked or not tenure.can_be_described:
             return
-        socket = tenure.sighting.socket
+        socket = tenure.sighting.place
         if key is None:
             tenure.key_problem = None
             if tenure.leads_to != socket:

@@ -13,6 +13,7 @@ from __future__ import annotations
 import asyncio
 import os
 import re
+from collections.abc import Callable
 
 from gateway_sidecar.domain.discovery import (
     Failure,
@@ -28,7 +29,7 @@ from gateway_sidecar.engines import h2_unary, http_probe
 from gateway_sidecar.engines.grpc_probe import GrpcConversation, health_of
 from gateway_sidecar.engines.messages import decode
 from gateway_sidecar.engines.unix_http import UnixHttp
-from gateway_sidecar.engines.unix_socket import LONGEST_ADDRESS_BYTES, connect
+from gateway_sidecar.engines.unix_socket import LONGEST_ADDRESS_BYTES, connect, listener_of
 
 HEDGE_S = 0.05
 """A server that has shown no byte for so long is asked over gRPC as well."""
@@ -40,7 +41,14 @@ _HEADER_SAFE = re.compile(r"[!-~]+")
 
 
 class EngineProbe:
-    """Probes engines behind Unix sockets. Stateless: any number of probes may be under way."""
+    """Probes engines behind Unix sockets. Stateless: any number of probes may be under way.
+
+    is_own: whether what listens at an address, with this process id, is a part of the gateway and no engine. Nothing
+        is said to it.
+    """
+
+    def __init__(self, is_own: Callable[[str, int], bool] = lambda _address, _pid: False) -> None:
+        self._is_own = is_own
 
     async def identify(self, address: str, *, timeout_s: float, api_key: str | None = None) -> ProbeResult:
         """Ask an occupant at first sight what it is and whether it is ready.
@@ -51,7 +59,7 @@ class EngineProbe:
         unusable = _unusable(address, api_key)
         if unusable is not None:
             return unusable
-        sight = _FirstSight(address, api_key, timeout_s)
+        sight = _FirstSight(address, api_key, timeout_s, self._is_own)
         try:
             async with asyncio.timeout(timeout_s):
                 return await sight.verdict()
@@ -119,10 +127,11 @@ Outcome = ProbeResult | NoAnswer
 class _FirstSight:
     """One identification under way; what was learnt so far is still there when the deadline strikes."""
 
-    def __init__(self, address: str, api_key: str | None, timeout_s: float) -> None:
+    def __init__(self, address: str, api_key: str | None, timeout_s: float, is_own: Callable[[str, int], bool]) -> None:
         self._address = address
         self._api_key = api_key
         self._timeout_s = timeout_s
+        self._is_own = is_own
         self._http: UnixHttp | None = None
         self._grpc: GrpcConversation | None = None
         self._as_http: Outcome | None = None
@@ -132,6 +141,9 @@ class _FirstSight:
         connected = await connect(self._address)
         if isinstance(connected, NoAnswer):
             return unanswered(connected)
+        if self._is_own(self._address, listener_of(connected)):
+            connected.close()
+            return Foreign("it is a socket of the gateway's own, and no engine's; remove it from the replicas")
         self._http = UnixHttp(self._address, connected, api_key=self._api_key, budget_bytes=LARGEST_ANSWERS_BYTES)
         tasks = [asyncio.create_task(self._ask_http(self._http))]
         try:

@@ -59,6 +59,17 @@ class Identity:
         return start_ticks(self.pid) == self.start_ticks and boot_id() == self.boot_id
 
 
+def is_own_process(pid: int, run_dir: Path) -> bool:
+    """Whether it is the daemon, or one of its children that listen somewhere: they all work in `run_dir`."""
+    if pid == os.getpid():
+        return True
+    try:
+        cwd = Path(f"/proc/{pid}/cwd").readlink()
+    except OSError:
+        return False  # Gone, or of a user into whose processes we cannot look.
+    return cwd.is_relative_to(os.path.realpath(run_dir))
+
+
 class Process:
     """One process of ours, started by us or adopted. Knows at once when it ends."""
 
