@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import errno
 import math
 import os
 import signal
@@ -20,7 +21,7 @@ from gateway_sidecar.bridges.keyed_nginx import KeyedNginx, keyed_left_running
 from gateway_sidecar.bridges.nginx import BridgeSettings, Nginx, busy_ports, find_nginx
 from gateway_sidecar.bridges.peer_nginx import PeerNginx, peers_left_running
 from gateway_sidecar.bridges.small_nginx import SmallPlaces
-from gateway_sidecar.config import PortRange, ServiceSettings, Settings, load_overrides
+from gateway_sidecar.config import PortRange, ServiceSettings, Settings, line_of, load_overrides
 from gateway_sidecar.control.daemon import Daemon
 from gateway_sidecar.control.destinations import Destinations
 from gateway_sidecar.control.door_holder import DoorHolder
@@ -34,13 +35,14 @@ from gateway_sidecar.control.told_keeper import ToldKeeper
 from gateway_sidecar.domain.leases import NoFreePort, PortLeases
 from gateway_sidecar.engines.probe import EngineProbe
 from gateway_sidecar.errors import ConfigError, ProcessError
+from gateway_sidecar.files.own import keep_directory
 from gateway_sidecar.routers.base import RouterPorts
 from gateway_sidecar.routers.smg import Smg
 from gateway_sidecar.sources.build import source_of
 from gateway_sidecar.sources.placed import OwnSockets
 from gateway_sidecar.supervision.lock import DirectoryLock
 from gateway_sidecar.supervision.logfile import ChildLog
-from gateway_sidecar.supervision.privileges import CAP_NET_ADMIN, keep_to_ourselves
+from gateway_sidecar.supervision.privileges import CAP_NET_ADMIN, keep_files_to_ourselves, keep_to_ourselves
 from gateway_sidecar.supervision.process import is_own_process
 from gateway_sidecar.telemetry.metrics import Metrics
 from gateway_sidecar.tunnels.fleet import TunnelFleet
@@ -229,12 +231,30 @@ def _peer_keeper(settings: Settings, places: SmallPlaces, destinations: Destinat
     return PeerKeeper(claims, partial(PeerNginx, places), partial(peers_left_running, places), places.log, metrics)
 
 
+def _keep_directories(config_path: Path, settings: Settings) -> None:
+    """Makes the directories that we write to. Raises ConfigError where others could write there, too."""
+    problems = []
+    for name, path, mode in (("run_dir", settings.run_dir, 0o750), ("state_dir", settings.state_dir, 0o700)):
+        try:
+            keep_directory(path, mode)
+        except PermissionError as error:
+            if error.errno == errno.EPERM:
+                line = line_of(config_path, name)
+                problems.append(f"{config_path}:{line}: {name}: {error.filename}: {error.strerror}")
+        except OSError:
+            continue  # A full disk, say. Whoever writes there tells, and may do without.
+    if problems:
+        raise ConfigError(problems)
+
+
 async def run_daemon(config_path: Path, settings: Settings) -> bool:
     """Runs the daemon until a signal or a command ends it; whether it was a command.
 
     SIGTERM leaves nginx and the routers running for the next daemon; SIGINT (Ctrl-C) takes them down as well. SIGHUP
-    reads the configuration again.
+    reads the configuration again. Raises ConfigError for directories that others may write in.
     """
+    keep_files_to_ourselves()
+    _keep_directories(config_path, settings)
     lock = DirectoryLock(settings.run_dir)
     lock.take()
     keep_to_ourselves(CAP_NET_ADMIN)

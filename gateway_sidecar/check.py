@@ -21,10 +21,13 @@ from gateway_sidecar.bridges.nginx_config import Capacity
 from gateway_sidecar.config import FrontendSettings, PortRange, ServiceSettings, Settings, advise, load_overrides
 from gateway_sidecar.control.destinations import hosts_of, look_up
 from gateway_sidecar.domain.model import Overrides, PeerAddress
+from gateway_sidecar.domain.trust import ROOT, way_in
 from gateway_sidecar.domain.tunnels import Tunnel
 from gateway_sidecar.doors.certificate import read_certificate, today
 from gateway_sidecar.doors.keys import expiry_of, read_keys
 from gateway_sidecar.errors import AdminError, BridgeError, ConfigError, FrontDoorError, ProcessError
+from gateway_sidecar.files.follow import follow, ours
+from gateway_sidecar.files.own import way_in_for_others
 from gateway_sidecar.routers.smg import find_smg, python_of, version_of
 from gateway_sidecar.sources.build import sources_of
 from gateway_sidecar.sources.listing import Sighting
@@ -34,6 +37,7 @@ from gateway_sidecar.supervision.privileges import CAP_NET_ADMIN, has_capability
 from gateway_sidecar.tunnels.inspect import engine_troubles, file_troubles
 
 _EPHEMERAL = Path("/proc/sys/net/ipv4/ip_local_port_range")
+_CONTAINER = ("/run/systemd/container", "/run/.containerenv", "/.dockerenv")
 
 
 class Level(StrEnum):
@@ -70,6 +74,7 @@ async def check_machine(settings: Settings) -> list[Finding]:
     findings += _ports(settings, running)
     findings += _files(settings)
     findings += await asyncio.to_thread(_admin, settings)
+    findings += _root()
     findings += [_directory("state_dir", settings.state_dir), _directory("run_dir", settings.run_dir)]
     for service in settings.services:
         if service.replicas.sockets is not None:
@@ -210,6 +215,14 @@ def _admin(settings: Settings) -> list[Finding]:
     return findings
 
 
+def _root() -> list[Finding]:
+    """Root in a container is root of little; on a machine it is root of all that nginx and the routers are attacked by."""
+    if os.geteuid() != 0 or any(os.path.exists(mark) for mark in _CONTAINER):  # noqa: PTH110
+        return []
+    text = "this is root, and so would be nginx and the routers, which read what clients and engines send"
+    return [Finding(Level.WARN, f"{text}; run the daemon as a user of its own (gateway-sidecar install makes one)")]
+
+
 def _files(settings: Settings) -> list[Finding]:
     _, hard = resource.getrlimit(resource.RLIMIT_NOFILE)
     limit = hard if hard != resource.RLIM_INFINITY else 1 << 20
@@ -227,10 +240,12 @@ def _files(settings: Settings) -> list[Finding]:
 def _directory(name: str, path: Path) -> Finding:
     # os.path.exists, as it does not raise for what lies behind a closed directory.
     nearest = next(p for p in (path, *path.parents) if os.path.exists(p))  # noqa: PTH110
-    if nearest != path and os.access(nearest, os.W_OK | os.X_OK):
-        return Finding(Level.OK, f"{name}: {path} will be made")
     if not nearest.is_dir():
         return Finding(Level.FAIL, f"{name}: {nearest} is not a directory")
+    if (others := way_in_for_others(path)) is not None:
+        return Finding(Level.FAIL, f"{name}: {path}: {others}; name another, or give it to user {os.geteuid()} alone")
+    if nearest != path and os.access(nearest, os.W_OK | os.X_OK):
+        return Finding(Level.OK, f"{name}: {path} will be made")
     if not os.access(nearest, os.W_OK | os.X_OK):
         return Finding(
             Level.FAIL, f"{name}: {nearest} is not writable for uid {os.geteuid()}; chown it, or choose another"
@@ -315,10 +330,39 @@ def _look_at_sockets(service: ServiceSettings, own: OwnSockets) -> Iterator[Find
                 yield from (Finding(Level.FAIL, problem) for problem in error.problems)
             except OSError:
                 continue  # It went while we looked.
+    yield from _sharers(service, pattern.directory)
     if not pattern.directory.exists():
         yield Finding(Level.WARN, f"{service.name}: {pattern.directory} does not exist yet; it is waited for")
     else:
         yield Finding(Level.OK, f"{service.name}: {len(listing.present)} sockets match {service.replicas.sockets}")
+
+
+def _sharers(service: ServiceSettings, directory: Path) -> Iterator[Finding]:
+    """Whether users who share a directory could take each other's sockets away."""
+    try:
+        place = follow(str(directory))
+    except OSError:
+        return
+    for it in (place.owned, *reversed(place.above)):
+        if it.others_may_write and not it.mode & stat.S_ISVTX:
+            text = f"{it.path} lets its writers remove and replace each other's sockets ({it.shown_mode})"
+            yield Finding(Level.WARN, f"{service.name}: {text}; chmod +t {it.path}")
+
+
+def _inventory_writers(service: ServiceSettings) -> Iterator[Finding]:
+    """Who else than its owner may say which replicas there are, and by which SSH keys they are reached."""
+    if service.replicas.inventory is None:
+        return
+    try:
+        place = follow(str(service.replicas.inventory))
+    except OSError:
+        return  # It has been told of.
+    others = way_in(place.owned, place.above, ours() | {place.found.st_uid}, (ROOT,))
+    if others is not None:
+        text = (
+            f"inventory: {others}, and so may name replicas, and SSH servers that the daemon logs in to with its keys"
+        )
+        yield Finding(Level.WARN, f"{service.name}: {text}; chmod go-w")
 
 
 def _notes_of(sighting: Sighting) -> Overrides:
@@ -363,6 +407,8 @@ async def _described(service: ServiceSettings, settings: Settings) -> list[Findi
         for sighting in listing.present.values():
             if sighting.tunnel is None:
                 findings += _access(service, sighting)
+        if name == "inventory":
+            findings += _inventory_writers(service)
         text = f"{service.name}: {name} lists {len(listing.present)} replicas, {len(tunnels)} behind SSH servers"
         findings.append(Finding(Level.OK, text))
     return findings

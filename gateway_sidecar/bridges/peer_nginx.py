@@ -15,6 +15,8 @@ from gateway_sidecar.bridges.small_nginx import SmallNginx, SmallPlaces, small_l
 from gateway_sidecar.config import parse_endpoint
 from gateway_sidecar.domain.model import PeerAddress
 from gateway_sidecar.errors import BridgeError
+from gateway_sidecar.files.own import make_directory
+from gateway_sidecar.files.replace import replace_file
 from gateway_sidecar.supervision.process import Identity
 
 
@@ -34,9 +36,9 @@ class PeerNginx(SmallNginx):
             raise BridgeError(f"cannot listen on {self._address} ({busy[0][2]}); stop what uses the port")
         host, port = self._address.host, self._address.port
         try:
-            self._directory.mkdir(parents=True, exist_ok=True)
+            make_directory(self._directory, 0o700)
             text = peer_config(host, port, self._link, self._directory, program.stream_module)
-            (self._directory / "nginx.conf").write_text(text)
+            replace_file(self._directory / "nginx.conf", text)
         except OSError as error:
             raise BridgeError(f"cannot start {self._name}: {error}") from error
         await self._spawn(program, self._listens)

@@ -206,7 +206,10 @@ class TenureBridges:
             return
         if facts is None:
             return
-        state = self._keys.want(port, Keyed(socket, key, facts.connection_mode is ConnectionMode.GRPC))
+        occupant = tenure.sighting.occupant
+        inode = (occupant.device, occupant.inode) if tenure.sighting.tunnel is None else None
+        to = Keyed(socket, key, facts.connection_mode is ConnectionMode.GRPC, inode, tenure.pin)
+        state = self._keys.want(port, to)
         tenure.key_problem = state.problem
         if state.listens_at is not None and tenure.leads_to != state.listens_at:
             self._lead(tenure, port, state.listens_at)

@@ -18,7 +18,7 @@ def make_directory(path: Path, mode: int = 0o750) -> None:
     try:
         path.mkdir(mode=0o700)
     except FileNotFoundError:
-        make_directory(path.parent, 0o755)
+        make_directory(path.parent)
         make_directory(path, mode)
     except FileExistsError:
         if not path.is_dir():

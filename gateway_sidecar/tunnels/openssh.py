@@ -17,6 +17,7 @@ from collections.abc import Iterator, Sequence
 from pathlib import Path
 
 from gateway_sidecar.domain.tunnels import PathState, PathStatus, SshRoute, SshServer
+from gateway_sidecar.files.replace import replace_file
 from gateway_sidecar.tunnels.base import TunnelFault, check_files
 from gateway_sidecar.tunnels.files import with_cure
 
@@ -168,9 +169,7 @@ class OpenSsh:
 
     def _write(self, name: str, text: str) -> None:
         try:
-            path = self._directory / name
-            path.touch(mode=0o600)
-            path.write_text(text)
+            replace_file(self._directory / name, text)
         except OSError as error:
             raise TunnelFault(PathState.LOCAL_TROUBLE, f"cannot write {name}: {error.strerror}") from error
 
