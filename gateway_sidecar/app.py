@@ -43,7 +43,7 @@ from gateway_sidecar.sources.placed import OwnSockets
 from gateway_sidecar.supervision.lock import DirectoryLock
 from gateway_sidecar.supervision.logfile import ChildLog
 from gateway_sidecar.supervision.privileges import CAP_NET_ADMIN, keep_files_to_ourselves, keep_to_ourselves
-from gateway_sidecar.supervision.process import is_own_process
+from gateway_sidecar.supervision.process import is_own_child
 from gateway_sidecar.telemetry.metrics import Metrics
 from gateway_sidecar.tunnels.fleet import TunnelFleet
 
@@ -123,7 +123,9 @@ class RealAdapters:
 
     def _is_own(self, address: str, pid: int) -> bool:
         """Whether a process of ours listens there, and there is no tunnel behind it."""
-        return not address.startswith(f"{self._tunnels.directory}/") and is_own_process(pid, self._settings.run_dir)
+        if address.startswith(f"{self._tunnels.directory}/"):
+            return False
+        return pid == os.getpid() or is_own_child(pid, self._settings.run_dir, self._settings.state_dir)
 
     def source(self, settings: ServiceSettings) -> Source:
         """Where the service's replicas are learnt from."""
@@ -283,7 +285,7 @@ async def run_daemon(config_path: Path, settings: Settings) -> bool:
         remote = AdminListener(started, settings.admin) if settings.admin else None
         if remote is not None:
             await remote.open()
-        admin = await serve_admin(started, settings.run_dir / "admin.sock")
+        admin = await serve_admin(started, settings.run_dir, settings.state_dir)
         hold = await serve_hold(started, settings.run_dir / "hold.sock")
         holder = DoorHolder(settings.run_dir / "log" / "door.log", lambda: hold.socket)
         await holder.begin()

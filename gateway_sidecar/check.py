@@ -216,11 +216,11 @@ def _admin(settings: Settings) -> list[Finding]:
 
 
 def _root() -> list[Finding]:
-    """Root in a container is root of little; on a machine it is root of all that nginx and the routers are attacked by."""
+    """Root in a container is root of little."""
     if os.geteuid() != 0 or any(os.path.exists(mark) for mark in _CONTAINER):  # noqa: PTH110
         return []
-    text = "this is root, and so would be nginx and the routers, which read what clients and engines send"
-    return [Finding(Level.WARN, f"{text}; run the daemon as a user of its own (gateway-sidecar install makes one)")]
+    text = "a daemon of root's runs nginx and the routers as root, and they read what clients and engines send"
+    return [Finding(Level.WARN, f"{text}; run it, and this check, as a user of its own, such as that of `install`")]
 
 
 def _files(settings: Settings) -> list[Finding]:
@@ -242,8 +242,15 @@ def _directory(name: str, path: Path) -> Finding:
     nearest = next(p for p in (path, *path.parents) if os.path.exists(p))  # noqa: PTH110
     if not nearest.is_dir():
         return Finding(Level.FAIL, f"{name}: {nearest} is not a directory")
-    if (others := way_in_for_others(path)) is not None:
+    try:
+        owner = path.stat().st_uid if nearest == path else 0
+        others = way_in_for_others(path) if os.geteuid() or not owner else None
+    except OSError as error:
+        return Finding(Level.FAIL, f"{name}: cannot look at {path}: {error.strerror}")
+    if others is not None:
         return Finding(Level.FAIL, f"{name}: {path}: {others}; name another, or give it to user {os.geteuid()} alone")
+    if owner not in ours():
+        return Finding(Level.OK, f"{name}: {path} is for a daemon of user {owner}")
     if nearest != path and os.access(nearest, os.W_OK | os.X_OK):
         return Finding(Level.OK, f"{name}: {path} will be made")
     if not os.access(nearest, os.W_OK | os.X_OK):
@@ -359,9 +366,7 @@ def _inventory_writers(service: ServiceSettings) -> Iterator[Finding]:
         return  # It has been told of.
     others = way_in(place.owned, place.above, ours() | {place.found.st_uid}, (ROOT,))
     if others is not None:
-        text = (
-            f"inventory: {others}, and so may name replicas, and SSH servers that the daemon logs in to with its keys"
-        )
+        text = f"inventory: {others}, and may name replicas, and SSH servers that the daemon logs in to with its keys"
         yield Finding(Level.WARN, f"{service.name}: {text}; chmod go-w")
 
 

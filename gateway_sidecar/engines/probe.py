@@ -29,7 +29,8 @@ from gateway_sidecar.engines import h2_unary, http_probe
 from gateway_sidecar.engines.grpc_probe import GrpcConversation, health_of
 from gateway_sidecar.engines.messages import decode
 from gateway_sidecar.engines.unix_http import UnixHttp
-from gateway_sidecar.engines.unix_socket import LONGEST_ADDRESS_BYTES, connect, listener_of
+from gateway_sidecar.engines.unix_socket import LONGEST_ADDRESS_BYTES, connect
+from gateway_sidecar.supervision.process import peer_of
 
 HEDGE_S = 0.05
 """A server that has shown no byte for so long is asked over gRPC as well."""
@@ -141,7 +142,7 @@ class _FirstSight:
         connected = await connect(self._address)
         if isinstance(connected, NoAnswer):
             return unanswered(connected)
-        if self._is_own(self._address, listener_of(connected)):
+        if self._is_own(self._address, peer_of(connected)):
             connected.close()
             return Foreign("it is a socket of the gateway's own, and no engine's; remove it from the replicas")
         self._http = UnixHttp(self._address, connected, api_key=self._api_key, budget_bytes=LARGEST_ANSWERS_BYTES)

@@ -8,7 +8,6 @@ import errno
 import os
 import socket
 import stat
-import struct
 
 from gateway_sidecar.domain.discovery import Failure, NoAnswer
 
@@ -63,12 +62,6 @@ def _is_socket(address: str) -> bool:
         return stat.S_ISSOCK(os.stat(address).st_mode)  # noqa: PTH116
     except OSError:
         return True
-
-
-def listener_of(sock: socket.socket) -> int:
-    """The process that began to listen where this connection leads; 0 for one that cannot be seen from here."""
-    pid, _, _ = struct.unpack("3i", sock.getsockopt(socket.SOL_SOCKET, socket.SO_PEERCRED, struct.calcsize("3i")))
-    return int(pid)
 
 
 async def send(sock: socket.socket, data: bytes) -> None:

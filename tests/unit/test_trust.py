@@ -11,6 +11,7 @@ from gateway_sidecar.domain.trust import Owned, trouble_with_key, trouble_with_l
 from gateway_sidecar.files.follow import follow, opened_at
 from gateway_sidecar.files.own import keep_directory, make_directory, way_in_for_others
 from gateway_sidecar.files.replace import open_to_append, replace_file, replace_link
+from gateway_sidecar.supervision.privileges import keep_files_to_ourselves
 
 US, ONE, OTHER = 990, 42421, 42422
 OURS = frozenset({0, US})
@@ -161,6 +162,20 @@ def test_a_directory_that_others_can_write_in_is_not_kept(tmp_path: Path) -> Non
     place.symlink_to(tmp_path / "nowhere")
     with pytest.raises(FileNotFoundError):
         way_in_for_others(place)
+
+
+def test_the_umask_keeps_files_to_the_daemon() -> None:
+    """A loose one is made stricter; a strict one stays."""
+    before = os.umask(0)
+    try:
+        found = []
+        for mask in (0, 0o022, 0o027, 0o077):
+            os.umask(mask)
+            keep_files_to_ourselves()
+            found.append(os.umask(0))
+    finally:
+        os.umask(before)
+    assert found == [0o027, 0o027, 0o027, 0o077]
 
 
 @pytest.mark.skipif(os.geteuid() != 0, reason="giving files to another user needs root")
