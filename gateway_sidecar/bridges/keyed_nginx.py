@@ -125,6 +125,7 @@ class KeyedNginx(SmallNginx):
 
     def _write(self, text: str, socket: Path) -> None:
         make_directory(self._directory.parent, 0o700)  # Whoever gets in needs no key.
+        make_directory(self._directory, 0o700)
         make_directory(self._directory / "temp", 0o700)
         link = self._directory / ENGINE_LINK
         if not link.is_symlink() or link.readlink() != socket:
