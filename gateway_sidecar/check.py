@@ -74,7 +74,7 @@ async def check_machine(settings: Settings) -> list[Finding]:
     findings += _ports(settings, running)
     findings += _files(settings)
     findings += await asyncio.to_thread(_admin, settings)
-    findings += _root()
+    findings += root_findings()
     findings += [_directory("state_dir", settings.state_dir), _directory("run_dir", settings.run_dir)]
     for service in settings.services:
         if service.replicas.sockets is not None:
@@ -215,7 +215,7 @@ def _admin(settings: Settings) -> list[Finding]:
     return findings
 
 
-def _root() -> list[Finding]:
+def root_findings() -> list[Finding]:
     """Root in a container is root of little."""
     if os.geteuid() != 0 or any(os.path.exists(mark) for mark in _CONTAINER):  # noqa: PTH110
         return []

@@ -7,6 +7,7 @@ from pathlib import Path
 
 import pytest
 
+from gateway_sidecar import check
 from gateway_sidecar.domain.trust import Owned, trouble_with_key, trouble_with_links, trouble_with_notes, way_in
 from gateway_sidecar.files.follow import follow, opened_at
 from gateway_sidecar.files.own import keep_directory, make_directory, way_in_for_others
@@ -122,6 +123,15 @@ def test_links_in_a_circle_end(tmp_path: Path) -> None:
         follow(f"{tmp_path}/a")
     with pytest.raises(FileNotFoundError):
         follow(f"{tmp_path}/none")
+
+
+def test_root_is_warned_of(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Outside a container; nobody else is."""
+    monkeypatch.setattr(check, "_CONTAINER", ())
+    monkeypatch.setattr(os, "geteuid", lambda: 0)
+    assert [finding.level for finding in check.root_findings()] == [check.Level.WARN]
+    monkeypatch.setattr(os, "geteuid", lambda: 990)
+    assert check.root_findings() == []
 
 
 @pytest.mark.parametrize("umask", [0, 0o077])
