@@ -208,7 +208,7 @@ class Arrivals:
             if not isinstance(pin, int):
                 reason = pin.strerror if pin is not None else "the file system does not answer"
                 tenure.problem = f"cannot open {tenure.sighting.place}: {reason}"
-            elif tenure.gone or not _is_at(pin, tenure.sighting):
+            elif tenure.gone or not is_at(pin, tenure.sighting):
                 os.close(pin)  # Replaced since the look: the next one begins a new tenure.
                 self._follower.look_soon()
             else:
@@ -280,6 +280,6 @@ class Arrivals:
         return successor
 
 
-def _is_at(pin: int, sighting: Sighting) -> bool:
+def is_at(pin: int, sighting: Sighting) -> bool:
     """Whether what is open is what was looked at, and lies there: no link was put on the way to it meanwhile."""
     return occupant_of(os.fstat(pin)) == sighting.occupant and opened_at(pin) == str(sighting.place)
