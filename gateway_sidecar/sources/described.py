@@ -30,7 +30,7 @@ def listing_of(
 ) -> Listing:
     """Looks at each place. A tunnel of ours is there as soon as it is wanted; a socket when it exists. Blocks.
 
-    vouching: users that may name anybody's socket.
+    vouching: users beside root and the daemon's own that may name anybody's socket, and SSH servers.
     """
     forbidden = own.now()
     present: dict[ReplicaId, Sighting] = {}
@@ -38,6 +38,12 @@ def listing_of(
     refused: dict[str, str] = {}
     absent: dict[ReplicaId, tuple[str, Path]] = {}
     for replica, it in described.items():
+        if isinstance(it.place, Tunnel) and it.named_by not in ours() | vouching:
+            refused[replica] = (
+                f"user {it.named_by} may not have the daemon log in to {it.place} with its keys; "
+                "let the inventory's owner or root write this file"
+            )
+            continue
         if isinstance(it.place, Tunnel):
             socket = socket_of(it.place)
             occupant = Occupant(0, 0, 0, socket.stem)

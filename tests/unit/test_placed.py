@@ -14,6 +14,7 @@ from gateway_sidecar.control.arrivals import is_at
 from gateway_sidecar.control.pins import open_path
 from gateway_sidecar.control.tenure import occupant_of
 from gateway_sidecar.domain.model import Overrides, ReplicaId
+from gateway_sidecar.domain.tunnels import SshRoute, SshServer, Tunnel
 from gateway_sidecar.sources.described import listing_of
 from gateway_sidecar.sources.inventory import Inventory
 from gateway_sidecar.sources.listing import Listing, Sighting
@@ -108,6 +109,17 @@ def test_an_inventory_names_its_owners_sockets_or_anybodys_where_it_was_given_th
     listing = look()
     assert f"is a link of user {OTHER}" in listing.refused[str(directory / "b.yaml")]
     assert R1 not in listing.present
+
+
+def test_a_guest_of_an_inventory_has_the_daemon_log_in_nowhere(tmp_path: Path) -> None:
+    """Its SSH keys are for whom the settings named, and root."""
+    tunnel = Tunnel("chat/r1", SshRoute((SshServer("gpu1"),)), "127.0.0.1:8000")
+    for named_by, is_present in ((OTHER, False), (ONE, True), (0, True), (os.geteuid(), True)):
+        listing = listing_of(
+            {R1: Described(tunnel, Overrides(), named_by)}, "inventory", lambda _: tmp_path, OwnSockets(), {ONE}
+        )
+        assert (R1 in listing.present) == is_present
+        assert is_present or f"user {OTHER} may not have the daemon log in" in listing.refused[R1]
 
 
 @as_root
