@@ -3,10 +3,11 @@
 from __future__ import annotations
 
 import asyncio
+import errno
 import math
 import os
 import signal
-from collections.abc import Awaitable, Callable
+from collections.abc import Awaitable, Callable, Iterator
 from functools import partial
 from ipaddress import ip_network
 from pathlib import Path
@@ -20,7 +21,7 @@ from gateway_sidecar.bridges.keyed_nginx import KeyedNginx, keyed_left_running
 from gateway_sidecar.bridges.nginx import BridgeSettings, Nginx, busy_ports, find_nginx
 from gateway_sidecar.bridges.peer_nginx import PeerNginx, PeerPlaces, peers_left_running
 from gateway_sidecar.bridges.small_nginx import SmallPlaces
-from gateway_sidecar.config import PortRange, ServiceSettings, Settings, load_overrides
+from gateway_sidecar.config import PortRange, ServiceSettings, Settings, line_of, load_overrides
 from gateway_sidecar.control.daemon import Daemon
 from gateway_sidecar.control.destinations import Destinations
 from gateway_sidecar.control.door_holder import DoorHolder
@@ -35,12 +36,15 @@ from gateway_sidecar.control.told_keeper import ToldKeeper
 from gateway_sidecar.domain.leases import NoFreePort, PortLeases
 from gateway_sidecar.engines.probe import EngineProbe
 from gateway_sidecar.errors import ConfigError, ProcessError
+from gateway_sidecar.files.own import keep_directory
 from gateway_sidecar.routers.base import RouterPorts
 from gateway_sidecar.routers.smg import Smg
 from gateway_sidecar.sources.build import source_of
+from gateway_sidecar.sources.placed import OwnSockets
 from gateway_sidecar.supervision.lock import DirectoryLock
 from gateway_sidecar.supervision.logfile import ChildLog
-from gateway_sidecar.supervision.privileges import CAP_NET_ADMIN, keep_to_ourselves
+from gateway_sidecar.supervision.privileges import CAP_NET_ADMIN, keep_files_to_ourselves, keep_to_ourselves
+from gateway_sidecar.supervision.process import is_own_child
 from gateway_sidecar.telemetry.metrics import Metrics
 from gateway_sidecar.tunnels.fleet import TunnelFleet
 
@@ -68,7 +72,8 @@ class RealAdapters:
         self._metrics = metrics
         self._told = told
         self._router_ports = RouterPortLeases(settings.router_ports)
-        self._probe = EngineProbe()
+        self._own = OwnSockets((settings.run_dir, settings.state_dir), self._agents)
+        self._probe = EngineProbe(self._is_own)
 
     def service(
         self,
@@ -113,9 +118,19 @@ class RealAdapters:
             write_down=write_down,
         )
 
+    def _agents(self) -> Iterator[str | None]:
+        """The SSH agents that tunnels use."""
+        return (server.agent for link in list(self._tunnels.links) for server in link.route.servers)
+
+    def _is_own(self, address: str, pid: int) -> bool:
+        """Whether a process of ours listens there, and there is no tunnel behind it."""
+        if address.startswith(f"{self._tunnels.directory}/"):
+            return False
+        return pid == os.getpid() or is_own_child(pid, self._settings.run_dir, self._settings.state_dir)
+
     def source(self, settings: ServiceSettings) -> Source:
         """Where the service's replicas are learnt from."""
-        return source_of(settings, self._tunnels.socket_of, self._told.of(settings.name))
+        return source_of(settings, self._tunnels.socket_of, self._told.of(settings.name), self._own)
 
     def router_kind(self, settings: ServiceSettings) -> Smg:
         """The service's router as it is configured."""
@@ -225,12 +240,30 @@ def _peer_keeper(settings: Settings, places: PeerPlaces, destinations: Destinati
     return PeerKeeper(claims, partial(PeerNginx, places), partial(peers_left_running, places), places.log, metrics)
 
 
+def _keep_directories(config_path: Path, settings: Settings) -> None:
+    """Makes the directories that we write to. Raises ConfigError where others could write there, too."""
+    problems = []
+    for name, path, mode in (("run_dir", settings.run_dir, 0o750), ("state_dir", settings.state_dir, 0o700)):
+        try:
+            keep_directory(path, mode)
+        except PermissionError as error:
+            if error.errno == errno.EPERM:
+                line = line_of(config_path, name)
+                problems.append(f"{config_path}:{line}: {name}: {error.filename}: {error.strerror}")
+        except OSError:
+            continue  # A full disk, say. Whoever writes there tells, and may do without.
+    if problems:
+        raise ConfigError(problems)
+
+
 async def run_daemon(config_path: Path, settings: Settings) -> bool:
     """Runs the daemon until a signal or a command ends it; whether it was a command.
 
     SIGTERM leaves nginx and the routers running for the next daemon; SIGINT (Ctrl-C) takes them down as well. SIGHUP
-    reads the configuration again.
+    reads the configuration again. Raises ConfigError for directories that others may write in.
     """
+    keep_files_to_ourselves()
+    _keep_directories(config_path, settings)
     lock = DirectoryLock(settings.run_dir)
     lock.take()
     keep_to_ourselves(CAP_NET_ADMIN)
@@ -259,7 +292,7 @@ async def run_daemon(config_path: Path, settings: Settings) -> bool:
         remote = AdminListener(started, settings.admin) if settings.admin else None
         if remote is not None:
             await remote.open()
-        admin = await serve_admin(started, settings.run_dir / "admin.sock")
+        admin = await serve_admin(started, settings.run_dir, settings.state_dir)
         hold = await serve_hold(started, settings.run_dir / "hold.sock")
         holder = DoorHolder(settings.run_dir / "log" / "door.log", lambda: hold.socket)
         await holder.begin()

@@ -6,7 +6,7 @@ import asyncio
 import os
 import resource
 import stat
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import suppress
 from dataclasses import dataclass
 from enum import StrEnum
@@ -21,18 +21,24 @@ from gateway_sidecar.bridges.nginx_config import Capacity
 from gateway_sidecar.config import FrontendSettings, PortRange, ServiceSettings, Settings, advise, load_overrides
 from gateway_sidecar.config.frontend_values import ANY
 from gateway_sidecar.control.destinations import hosts_of, look_up
-from gateway_sidecar.domain.model import PeerAddress
+from gateway_sidecar.domain.model import Overrides, PeerAddress
+from gateway_sidecar.domain.trust import ROOT, way_in
+from gateway_sidecar.domain.tunnels import Tunnel
 from gateway_sidecar.doors.certificate import read_certificate, today
 from gateway_sidecar.doors.keys import expiry_of, read_keys
 from gateway_sidecar.errors import AdminError, BridgeError, ConfigError, FrontDoorError, ProcessError
+from gateway_sidecar.files.follow import follow, ours
+from gateway_sidecar.files.own import way_in_for_others
 from gateway_sidecar.routers.smg import find_smg, python_of, version_of
 from gateway_sidecar.sources.build import sources_of
 from gateway_sidecar.sources.listing import Sighting
+from gateway_sidecar.sources.placed import OwnSockets
 from gateway_sidecar.sources.socket_pattern import SocketPattern
 from gateway_sidecar.supervision.privileges import CAP_NET_ADMIN, has_capability
 from gateway_sidecar.tunnels.inspect import engine_troubles, file_troubles
 
 _EPHEMERAL = Path("/proc/sys/net/ipv4/ip_local_port_range")
+_CONTAINER = ("/run/systemd/container", "/run/.containerenv", "/.dockerenv")
 
 
 class Level(StrEnum):
@@ -69,11 +75,12 @@ async def check_machine(settings: Settings) -> list[Finding]:
     findings += _ports(settings, running)
     findings += _files(settings)
     findings += await asyncio.to_thread(_admin, settings)
+    findings += root_findings()
     findings += [_directory("state_dir", settings.state_dir), _directory("run_dir", settings.run_dir)]
     for service in settings.services:
         if service.replicas.sockets is not None:
-            findings += await asyncio.to_thread(_sockets, service)
-        findings += await _described(service, settings.run_dir)
+            findings += await asyncio.to_thread(_sockets, service, _own(settings))
+        findings += await _described(service, settings)
         findings += await asyncio.to_thread(lambda it: list(_front_door(it)), service)
         findings += _scaling(service)
     findings += await asyncio.to_thread(_peers, settings, await _all_sightings(settings))
@@ -225,6 +232,14 @@ def _admin(settings: Settings) -> list[Finding]:
     return findings
 
 
+def root_findings() -> list[Finding]:
+    """Root in a container is root of little."""
+    if os.geteuid() != 0 or any(os.path.exists(mark) for mark in _CONTAINER):  # noqa: PTH110
+        return []
+    text = "a daemon of root's runs nginx and the routers as root, and they read what clients and engines send"
+    return [Finding(Level.WARN, f"{text}; run it, and this check, as a user of its own, such as that of `install`")]
+
+
 def _files(settings: Settings) -> list[Finding]:
     _, hard = resource.getrlimit(resource.RLIMIT_NOFILE)
     limit = hard if hard != resource.RLIM_INFINITY else 1 << 20
@@ -242,10 +257,19 @@ def _files(settings: Settings) -> list[Finding]:
 def _directory(name: str, path: Path) -> Finding:
     # os.path.exists, as it does not raise for what lies behind a closed directory.
     nearest = next(p for p in (path, *path.parents) if os.path.exists(p))  # noqa: PTH110
-    if nearest != path and os.access(nearest, os.W_OK | os.X_OK):
-        return Finding(Level.OK, f"{name}: {path} will be made")
     if not nearest.is_dir():
         return Finding(Level.FAIL, f"{name}: {nearest} is not a directory")
+    try:
+        owner = path.stat().st_uid if nearest == path else 0
+        others = way_in_for_others(path) if os.geteuid() or not owner else None
+    except OSError as error:
+        return Finding(Level.FAIL, f"{name}: cannot look at {path}: {error.strerror}")
+    if others is not None:
+        return Finding(Level.FAIL, f"{name}: {path}: {others}; name another, or give it to user {os.geteuid()} alone")
+    if owner not in ours():
+        return Finding(Level.OK, f"{name}: {path} is for a daemon of user {owner}")
+    if nearest != path and os.access(nearest, os.W_OK | os.X_OK):
+        return Finding(Level.OK, f"{name}: {path} will be made")
     if not os.access(nearest, os.W_OK | os.X_OK):
         return Finding(
             Level.FAIL, f"{name}: {nearest} is not writable for uid {os.geteuid()}; chown it, or choose another"
@@ -257,7 +281,7 @@ async def _all_sightings(settings: Settings) -> list[Sighting]:
     """The replicas that are there now, whatever names them; what is wrong with the rest was told of."""
     found: list[Sighting] = []
     for service in settings.services:
-        for source in sources_of(service, lambda tunnel: settings.run_dir / "tunnels" / tunnel.owner).values():
+        for source in sources_of(service, _place_of(settings), _own(settings)).values():
             found += (await source.look()).present.values()
     return found
 
@@ -289,8 +313,8 @@ def _advertised(sightings: list[Sighting]) -> Iterator[PeerAddress]:
     for sighting in sightings:
         peer = sighting.overrides.peer if sighting.overrides is not None else None
         if sighting.notes is not None:
-            with suppress(ConfigError):  # It has been told of.
-                peer = load_overrides(sighting.notes[0]).peer
+            with suppress(ConfigError, OSError):  # It has been told of, or went while we looked.
+                peer = _notes_of(sighting).peer
         if peer is not None and not peer.direct:
             yield peer
 
@@ -309,12 +333,12 @@ def _scaling(service: ServiceSettings) -> list[Finding]:
     return [Finding(Level.OK, f"{words}, target {scaling.target:g}; {hook.who} is told")]
 
 
-def _sockets(service: ServiceSettings) -> list[Finding]:
-    return list(_look_at_sockets(service))
+def _sockets(service: ServiceSettings, own: OwnSockets) -> list[Finding]:
+    return list(_look_at_sockets(service, own))
 
 
-def _look_at_sockets(service: ServiceSettings) -> Iterator[Finding]:
-    pattern = SocketPattern(str(service.replicas.sockets))
+def _look_at_sockets(service: ServiceSettings, own: OwnSockets) -> Iterator[Finding]:
+    pattern = SocketPattern(str(service.replicas.sockets), own)
     listing = pattern.look_now()
     if listing.blind:
         yield Finding(Level.FAIL, f"{service.name}: {listing.blind}; give uid {os.geteuid()} r and x on it")
@@ -325,13 +349,56 @@ def _look_at_sockets(service: ServiceSettings) -> Iterator[Finding]:
         yield from _access(service, sighting)
         if sighting.notes:
             try:
-                load_overrides(sighting.notes[0])
+                _notes_of(sighting)
             except ConfigError as error:
                 yield from (Finding(Level.FAIL, problem) for problem in error.problems)
+            except OSError:
+                continue  # It went while we looked.
+    yield from _sharers(service, pattern.directory)
     if not pattern.directory.exists():
         yield Finding(Level.WARN, f"{service.name}: {pattern.directory} does not exist yet; it is waited for")
     else:
         yield Finding(Level.OK, f"{service.name}: {len(listing.present)} sockets match {service.replicas.sockets}")
+
+
+def _sharers(service: ServiceSettings, directory: Path) -> Iterator[Finding]:
+    """Whether users who share a directory could take each other's sockets away."""
+    try:
+        place = follow(str(directory))
+    except OSError:
+        return
+    for it in (place.owned, *reversed(place.above)):
+        if it.others_may_write and not it.mode & stat.S_ISVTX:
+            text = f"{it.path} lets its writers remove and replace each other's sockets ({it.shown_mode})"
+            yield Finding(Level.WARN, f"{service.name}: {text}; chmod +t {it.path}")
+
+
+def _inventory_writers(service: ServiceSettings) -> Iterator[Finding]:
+    """Who else than its owner may say which replicas there are, and by which SSH keys they are reached."""
+    if service.replicas.inventory is None:
+        return
+    try:
+        place = follow(str(service.replicas.inventory))
+    except OSError:
+        return  # It has been told of.
+    others = way_in(place.owned, place.above, ours() | {place.found.st_uid}, (ROOT,))
+    if others is not None:
+        text = f"inventory: {others}, and may name replicas, and SSH servers that the daemon logs in to with its keys"
+        yield Finding(Level.WARN, f"{service.name}: {text}; chmod go-w")
+
+
+def _notes_of(sighting: Sighting) -> Overrides:
+    """What is noted beside a socket. Raises ConfigError, and OSError where the socket is gone."""
+    assert sighting.notes is not None
+    return load_overrides(sighting.notes[0], sighting.place.lstat().st_uid)
+
+
+def _place_of(settings: Settings) -> Callable[[Tunnel], Path]:
+    return lambda tunnel: settings.run_dir / "tunnels" / tunnel.owner
+
+
+def _own(settings: Settings) -> OwnSockets:
+    return OwnSockets((settings.run_dir, settings.state_dir))
 
 
 def _access(service: ServiceSettings, sighting: Sighting) -> Iterator[Finding]:
@@ -347,10 +414,10 @@ def _access(service: ServiceSettings, sighting: Sighting) -> Iterator[Finding]:
         )
 
 
-async def _described(service: ServiceSettings, run_dir: Path) -> list[Finding]:
+async def _described(service: ServiceSettings, settings: Settings) -> list[Finding]:
     """The replicas that the settings or an inventory describe: their files, and what their tunnels need."""
     findings = []
-    for name, source in sources_of(service, lambda tunnel: run_dir / "tunnels" / tunnel.owner).items():
+    for name, source in sources_of(service, _place_of(settings), _own(settings)).items():
         if name == "sockets":
             continue
         listing = await source.look()
@@ -362,6 +429,8 @@ async def _described(service: ServiceSettings, run_dir: Path) -> list[Finding]:
         for sighting in listing.present.values():
             if sighting.tunnel is None:
                 findings += _access(service, sighting)
+        if name == "inventory":
+            findings += _inventory_writers(service)
         text = f"{service.name}: {name} lists {len(listing.present)} replicas, {len(tunnels)} behind SSH servers"
         findings.append(Finding(Level.OK, text))
     return findings

@@ -37,6 +37,8 @@ from gateway_sidecar.bridges.nginx_config import (
 )
 from gateway_sidecar.bridges.request_events import EventAddress, placeholder
 from gateway_sidecar.errors import BridgeError, ProcessError
+from gateway_sidecar.files.own import keep_directory, make_directory
+from gateway_sidecar.files.replace import put_in_place, replace_file, replace_link, write_beside
 from gateway_sidecar.supervision.logfile import ChildLog, try_writing
 from gateway_sidecar.supervision.own_thread import OwnThread
 from gateway_sidecar.supervision.process import Identity, Process, session_members
@@ -165,17 +167,13 @@ class Nginx:
 
     def prepare(self) -> None:
         """Makes the directories in run_dir that nginx and the links need."""
-        for path in (self.links, self.gates, self._directory):
-            path.mkdir(parents=True, exist_ok=True)
-        self.doors.directory.mkdir(mode=0o700, exist_ok=True)
+        keep_directory(self._settings.run_dir)
+        for path in (self.links, self.gates, self._directory, self.doors.directory):
+            make_directory(path, 0o700)
 
     def link(self, port: int, target: Path) -> None:
         """Leads the bridge `port` to a replica's socket, at once and for new connections only."""
-        link = self.links / f"{port}.sock"
-        fresh = self.links / f".{port}.new"
-        fresh.unlink(missing_ok=True)
-        fresh.symlink_to(target)
-        fresh.replace(link)
+        replace_link(self.links / f"{port}.sock", target)
 
     def unlink(self, port: int) -> None:
         """New connections to the bridge lead nowhere; open ones go on."""
@@ -238,7 +236,7 @@ class Nginx:
             try:
                 self._temp = await self._temp_directory()
                 # Not tried out before: `nginx -t` listens for a moment, and would take clients' connections with it.
-                self._write_config(self._config_path, self._config(services).text())
+                replace_file(self._config_path, self._config(services).text())  # It holds secrets.
                 self._write_scripts()
                 self._alive.unlink(missing_ok=True)  # nginx does not listen where a killed one did.
             except (BridgeError, OSError):
@@ -306,7 +304,7 @@ class Nginx:
         if self._config_path.exists():
             return False
         self._write_scripts()
-        self._write_config(self._config_path, self._config(services).text())
+        replace_file(self._config_path, self._config(services).text())
         return True
 
     async def is_mute(self, patience_s: float) -> bool:
@@ -382,12 +380,6 @@ class Nginx:
         for name in ("front_door.lua", OWNER_SCRIPT):
             write_script(self._directory, name)
 
-    @staticmethod
-    def _write_config(path: Path, text: str) -> None:
-        path.touch(mode=0o600)
-        path.chmod(0o600)  # Its tag tells nginx's events from forged ones.
-        path.write_text(text)
-
     async def _rewrite(self, services: Sequence[ServiceAddress]) -> bool:
         """Renders the configuration; True if it changed. Raises BridgeError, the old one kept, if nginx objects."""
         self.prepare()
@@ -395,8 +387,7 @@ class Nginx:
         self._write_scripts()
         if self._config_path.exists() and self._config_path.read_text() == text:
             return False
-        fresh = self._config_path.with_suffix(".new")
-        self._write_config(fresh, text)
+        fresh = write_beside(self._config_path, text)
         await self._make_log_directory()
         await self.mend_temp()
         assert self._program is not None
@@ -404,7 +395,7 @@ class Nginx:
         # nginx -t binds nothing that a running nginx holds, so it tells syntax and files only.
         if code != 0 and "[emerg] bind()" not in output:
             raise BridgeError(f"nginx refuses its configuration {fresh}: {output.strip()[-500:]}")
-        fresh.replace(self._config_path)
+        put_in_place(fresh, self._config_path)
         return True
 
     async def _temp_directory(self) -> Path:
@@ -414,22 +405,20 @@ class Nginx:
                 partial(try_writing, self._settings.state_dir / TEMP, _ROOM_BYTES), patience_s=_PATIENCE_S
             )
         except OSError:  # A TimeoutError is one, too.
-            (self._settings.run_dir / TEMP).mkdir(exist_ok=True)
+            make_directory(self._settings.run_dir / TEMP, 0o700)
             return self._settings.run_dir / TEMP
         return self._settings.state_dir / TEMP
 
     async def mend_temp(self) -> None:
         """Makes the directory for bodies again if somebody removed it; nginx itself makes it only when it starts."""
         with contextlib.suppress(OSError):
-            await self._state_thread.run(
-                lambda: (self._temp / BODIES).mkdir(mode=0o700, parents=True, exist_ok=True), patience_s=_PATIENCE_S
-            )
+            await self._state_thread.run(partial(make_directory, self._temp / BODIES, 0o700), patience_s=_PATIENCE_S)
 
     async def _make_log_directory(self) -> None:
         """nginx refuses a configuration whose log it cannot open, and somebody may have removed its directory."""
         directory = (self.log.file or self.log.path).parent
         with contextlib.suppress(OSError):
-            await self._state_thread.run(lambda: directory.mkdir(parents=True, exist_ok=True), patience_s=_PATIENCE_S)
+            await self._state_thread.run(partial(make_directory, directory), patience_s=_PATIENCE_S)
 
     def _addresses(self, services: Sequence[ServiceAddress]) -> list[tuple[str, int]]:
         bridges = range(self._settings.first_port, self._settings.last_port + 1)
@@ -452,9 +441,7 @@ def write_script(directory: Path, name: str) -> None:
     """Puts a script where an nginx reads it: a copy of its own, as the package may be replaced while it runs."""
     text, path = (_SHARE / name).read_text(), directory / name
     if not path.exists() or path.read_text() != text:
-        fresh = path.with_suffix(".new")
-        fresh.write_text(text)
-        fresh.replace(path)
+        replace_file(path, text)
 
 
 def engine_behind(target: Path) -> Path:

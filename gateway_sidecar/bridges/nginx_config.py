@@ -380,24 +380,24 @@ def owner_check(module: Path | None, directory: Path) -> str:
 """
 
 
-def keyed_config(directory: Path, key: str, *, grpc: bool, user: str | None) -> str:
+def keyed_config(directory: Path, engine: Path, key: str, *, grpc: bool, user: str | None) -> str:
     """The whole configuration of the nginx that shows one engine its API key, with every request.
 
     It has a master: without one nginx cannot be told of another key (it loses count of its connections).
 
-    It listens on `in.sock` in its directory and passes on to `engine.sock` there, a link to the engine's own socket.
+    It listens on `in.sock` in its directory and passes on to `engine`.
     """
     literal = key.replace("\\", "\\\\").replace('"', '\\"')
     temp = "\n".join(f"    {kind}_temp_path {_quoted(directory / 'temp')};" for kind in _TEMPS)
     if grpc:
         passes = f"""\
-            grpc_pass grpc://unix:{directory}/engine.sock;
+            grpc_pass grpc://unix:{engine};
             grpc_set_header Authorization $gateway_key;
             grpc_read_timeout 24h;
             grpc_send_timeout 24h;"""
     else:
         passes = f"""\
-            proxy_pass http://unix:{directory}/engine.sock:;
+            proxy_pass http://unix:{engine}:;
             proxy_http_version 1.1;
             proxy_set_header Authorization $gateway_key;
             proxy_set_header Host $http_host;

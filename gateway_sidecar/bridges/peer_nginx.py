@@ -19,6 +19,8 @@ from gateway_sidecar.bridges.small_nginx import SmallNginx, SmallPlaces, small_l
 from gateway_sidecar.config import parse_endpoint
 from gateway_sidecar.domain.model import PeerAddress
 from gateway_sidecar.errors import BridgeError
+from gateway_sidecar.files.own import make_directory
+from gateway_sidecar.files.replace import replace_file
 from gateway_sidecar.supervision.process import Identity
 
 
@@ -48,7 +50,8 @@ class PeerNginx(SmallNginx):
             raise BridgeError(f"cannot listen on {self._address} ({busy[0][2]}); stop what uses the port")
         host, port = self._address.host, self._address.port
         try:
-            (self._directory / "temp").mkdir(parents=True, exist_ok=True)
+            make_directory(self._directory, 0o700)
+            make_directory(self._directory / "temp", 0o700)
             modules = [it for it in (program.stream_module, program.owner_module) if it is not None]
             text = PeerConfig(
                 host,
@@ -62,10 +65,7 @@ class PeerNginx(SmallNginx):
                 program.owner_module,
             ).text()
             write_script(self._directory, OWNER_SCRIPT)
-            config = self._directory / "nginx.conf"
-            config.touch(mode=0o600)
-            config.chmod(0o600)
-            config.write_text(text)
+            replace_file(self._directory / "nginx.conf", text)
         except OSError as error:
             raise BridgeError(f"cannot start {self._name}: {error}") from error
         await self._spawn(program, self._listens)

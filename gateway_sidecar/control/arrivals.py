@@ -26,6 +26,7 @@ from gateway_sidecar.control.watcher import Watcher
 from gateway_sidecar.control.work_queue import WorkQueue
 from gateway_sidecar.domain.model import EngineFacts, Foreign, Overrides, PeerAddress, Ready
 from gateway_sidecar.errors import ConfigError
+from gateway_sidecar.files.follow import opened_at
 from gateway_sidecar.sources.listing import Listing, Sighting
 from gateway_sidecar.supervision.own_thread import OwnThread
 from gateway_sidecar.telemetry.logs import get_logger
@@ -53,7 +54,7 @@ class Arrivals:
         watcher: Watcher,
         follower: SourceFollower,
         log: ReplicaLog,
-        read_overrides: Callable[[Path], Overrides],
+        read_overrides: Callable[[Path, int], Overrides],
         is_settled: Callable[[Tenure], bool],
         is_known: Callable[[Tenure], bool],
         on_lost: Callable[[Tenure], None],
@@ -207,12 +208,12 @@ class Arrivals:
 
     async def _pin_those_of(self, source: str, tenures: list[Tenure]) -> None:
         pins = self._pins.setdefault(source, Pins(f"{self._service} {source}"))
-        opened = await pins.open(tenure.sighting.socket for tenure in tenures)
+        opened = await pins.open(tenure.sighting.place for tenure in tenures)
         for tenure, pin in zip_longest(tenures, opened):
             if not isinstance(pin, int):
                 reason = pin.strerror if pin is not None else "the file system does not answer"
-                tenure.problem = f"cannot open {tenure.sighting.socket}: {reason}"
-            elif tenure.gone or occupant_of(os.fstat(pin)) != tenure.sighting.occupant:
+                tenure.problem = f"cannot open {tenure.sighting.place}: {reason}"
+            elif tenure.gone or not is_at(pin, tenure.sighting):
                 os.close(pin)  # Replaced since the look: the next one begins a new tenure.
                 self._follower.look_soon()
             else:
@@ -233,7 +234,7 @@ class Arrivals:
         try:
             overrides, problem = sighting.overrides or Overrides(), None
             if sighting.notes is not None:
-                read = partial(self._read_overrides, sighting.notes[0])
+                read = partial(self._read_beside, sighting.notes[0], sighting, tenure.pin)
                 overrides = await self._notes_thread.run(read, patience_s=_NOTES_PATIENCE_S)
         except ConfigError as error:
             overrides, problem = tenure.overrides, error.problems[0]
@@ -243,12 +244,24 @@ class Arrivals:
                 tenure.notes_problem = "the file system of its .yaml does not answer"
                 self._queue.add(tenure.key)
             return False
+        except FileNotFoundError:
+            return True  # The socket itself is gone: the next look tells what that means.
         tenure.sighting, tenure.notes_read, tenure.notes_problem = sighting, True, problem
         if problem is None and overrides.peer != tenure.peer and not tenure.gone:
             tenure = self._move(tenure, overrides.peer)
         tenure.overrides = overrides
         self._queue.add(tenure.key)
         return True
+
+    def _read_beside(self, notes: Path, sighting: Sighting, pin: int | None) -> Overrides:
+        """What is noted beside a socket, whose owner it has to belong to. Raises ConfigError, OSError. Blocks."""
+        try:
+            socket = os.fstat(pin) if pin is not None else sighting.place.lstat()
+        except OSError:
+            raise FileNotFoundError(sighting.place) from None
+        if occupant_of(socket) != sighting.occupant:
+            raise FileNotFoundError(sighting.place)
+        return self._read_overrides(notes, socket.st_uid)
 
     def _move(self, tenure: Tenure, peer: PeerAddress | None) -> Tenure:
         """The replica is advertised under another address: a new stay, if a router knows of this one."""
@@ -270,3 +283,8 @@ class Arrivals:
         tenure.unpin()
         self._queue.add(tenure.key)
         return successor
+
+
+def is_at(pin: int, sighting: Sighting) -> bool:
+    """Whether what is open is what was looked at, and lies there: no link was put on the way to it meanwhile."""
+    return occupant_of(os.fstat(pin)) == sighting.occupant and opened_at(pin) == str(sighting.place)

@@ -81,7 +81,7 @@ class Inheritance:
                     self._logger.warning("state.ignored", service=name, reason=str(error))
                     continue
                 link = links.pop(saved.port, None) if saved.port is not None else None
-                if saved.port is None or link == saved.sighting.socket:
+                if saved.port is None or link == saved.sighting.place:
                     service.restore(saved, linked=link is not None)
                 else:
                     # Unbridged: it was leaving, or drained. Its port is still somebody's until that is seen through.

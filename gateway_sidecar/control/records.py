@@ -8,7 +8,6 @@ from __future__ import annotations
 
 import contextlib
 import json
-import os
 from collections.abc import Container, Iterable, Mapping
 from dataclasses import asdict, dataclass
 from pathlib import Path
@@ -22,6 +21,8 @@ from gateway_sidecar.domain.leases import PortLeases
 from gateway_sidecar.domain.model import EngineFacts, Occupant, PeerAddress, ReplicaId
 from gateway_sidecar.domain.tunnels import Tunnel
 from gateway_sidecar.errors import StateError
+from gateway_sidecar.files.own import make_directory
+from gateway_sidecar.files.replace import replace_file
 from gateway_sidecar.sources.listing import Sighting
 from gateway_sidecar.supervision.process import Identity
 
@@ -45,6 +46,7 @@ class _Row:
     drain: bool
     leaving: bool
     peer: tuple[str, _Port, bool] | None = None
+    target: Path | None = None
 
 
 _T = TypeVar("_T")
@@ -60,23 +62,10 @@ _MOST_BYTES = 64 * 1024 * 1024
 
 def write_record(path: Path, content: Mapping[str, object]) -> None:
     """Replaces the file whole, or leaves it as it was. Raises StateError. Blocks: call in a thread."""
-    fresh = path.with_name(f".{path.name}.new")
     try:
-        path.parent.mkdir(parents=True, exist_ok=True)
-        fd = os.open(fresh, os.O_WRONLY | os.O_CREAT | os.O_TRUNC | os.O_CLOEXEC, 0o600)
-        with os.fdopen(fd, "w") as file:
-            json.dump({"version": _VERSION, **content}, file)
-            file.flush()
-            os.fsync(fd)
-        fresh.replace(path)
-        directory = os.open(path.parent, os.O_RDONLY | os.O_DIRECTORY | os.O_CLOEXEC)
-        try:
-            os.fsync(directory)
-        finally:
-            os.close(directory)
+        make_directory(path.parent)
+        replace_file(path, json.dumps({"version": _VERSION, **content}), synced=True)
     except OSError as error:
-        with contextlib.suppress(OSError):
-            fresh.unlink(missing_ok=True)  # Half of a record would take the place that the whole one needs.
         raise StateError(f"cannot write {path}: {error.strerror}") from error
 
 
@@ -123,6 +112,7 @@ def tenure_to_json(saved: SavedTenure) -> dict[str, object]:
     return {
         "replica": saved.sighting.replica,
         "socket": str(saved.sighting.socket),
+        "target": None if saved.sighting.target is None else str(saved.sighting.target),
         "occupant": _fields(saved.sighting.occupant),
         "source": saved.sighting.source,
         "described": saved.sighting.described,
@@ -141,7 +131,8 @@ def tenure_from_json(row: Mapping[str, Any]) -> SavedTenure:
     """The tenure that was written down. Raises StateError for one of another form."""
     told = _read(_TENURE, row, "a lease")
     sighting = Sighting(
-        ReplicaId(told.replica), told.socket, told.occupant, told.notes, told.source, told.tunnel, told.described
+        *(ReplicaId(told.replica), told.socket, told.occupant, told.notes, told.source, told.tunnel, told.described),
+        target=told.target,
     )
     peer = PeerAddress(*told.peer) if told.peer else None
     return SavedTenure(sighting, told.generation, told.port, told.facts, told.drain, told.leaving, peer)

@@ -75,7 +75,7 @@ class Service:
         private_ports: PrivatePorts,
         metrics: Metrics,
         rescan_interval_s: float,
-        read_overrides: Callable[[Path], Overrides],
+        read_overrides: Callable[[Path, int], Overrides],
         path_of: PathOf,
         on_change: Callable[[], None],
         move_address: Callable[[], Awaitable[None]],
@@ -236,7 +236,7 @@ class Service:
         if replica is None or ReplicaId(replica) in self._tenures.current:
             return False
         try:
-            occupant = occupant_of(socket.stat())
+            occupant = occupant_of(socket.lstat())
         except OSError:
             return False
         if occupant.mtime_ns > linked_at_ns:

@@ -149,7 +149,7 @@ class TenureBridges:
         removed = [t for t in self._tenures() if t.linked and t.port is not None and t.port not in linked]
         for tenure in removed:
             assert tenure.port is not None
-            self._links.link(tenure.port, tenure.leads_to or tenure.sighting.socket)
+            self._links.link(tenure.port, tenure.leads_to or tenure.sighting.place)
         return bool(removed)
 
     def give_back(self, tenure: Tenure, late_until: float) -> None:
@@ -216,19 +216,22 @@ class TenureBridges:
     def _target(self, tenure: Tenure) -> Path | None:
         """Where its link has to lead: to the socket or, if the engine has a key, to the nginx that shows it."""
         assert tenure.port is not None
-        key, facts, socket = tenure.overrides.api_key, tenure.facts, tenure.sighting.socket
+        key, facts, socket = tenure.overrides.api_key, tenure.facts, tenure.sighting.place
         if key is None:
             tenure.key_problem = None
             return socket
         if facts is None:
             return None
-        state = self._keys.want(tenure.port, Keyed(socket, key, facts.connection_mode is ConnectionMode.GRPC))
+        occupant = tenure.sighting.occupant
+        inode = (occupant.device, occupant.inode) if tenure.sighting.tunnel is None else None
+        to = Keyed(socket, key, facts.connection_mode is ConnectionMode.GRPC, inode, tenure.pin)
+        state = self._keys.want(tenure.port, to)
         tenure.key_problem = state.problem
         return state.listens_at
 
     def _leave_key(self, tenure: Tenure) -> None:
         """What showed a key is not needed any more once the bridge leads to the engine itself."""
-        if tenure.port is not None and tenure.leads_to == tenure.sighting.socket:
+        if tenure.port is not None and tenure.leads_to == tenure.sighting.place:
             self._keys.leave(tenure.port)
 
     def _lead(self, tenure: Tenure, target: Path) -> bool:

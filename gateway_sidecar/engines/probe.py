@@ -14,6 +14,7 @@ from __future__ import annotations
 import asyncio
 import os
 import re
+from collections.abc import Callable
 from dataclasses import replace
 
 from gateway_sidecar.domain.discovery import (
@@ -30,6 +31,7 @@ from gateway_sidecar.engines import http_probe
 from gateway_sidecar.engines.grpc_probe import GrpcConversation
 from gateway_sidecar.engines.unix_http import UnixHttp
 from gateway_sidecar.engines.unix_socket import LONGEST_ADDRESS_BYTES, connect
+from gateway_sidecar.supervision.process import peer_of
 
 HEDGE_S = 0.05
 """A server that has shown no byte for so long is asked over gRPC as well."""
@@ -41,7 +43,14 @@ _HEADER_SAFE = re.compile(r"[!-~]+")
 
 
 class EngineProbe:
-    """Probes engines behind Unix sockets. Stateless: any number of probes may be under way."""
+    """Probes engines behind Unix sockets. Stateless: any number of probes may be under way.
+
+    is_own: whether what listens at an address, with this process id, is a part of the gateway and no engine. Nothing
+        is said to it.
+    """
+
+    def __init__(self, is_own: Callable[[str, int], bool] = lambda _address, _pid: False) -> None:
+        self._is_own = is_own
 
     async def identify(self, address: str, *, timeout_s: float, api_key: str | None = None) -> ProbeResult:
         """Ask an occupant at first sight what it is and whether it is ready.
@@ -52,7 +61,7 @@ class EngineProbe:
         unusable = _unusable(address, api_key)
         if unusable is not None:
             return unusable
-        sight = _FirstSight(address, api_key, timeout_s)
+        sight = _FirstSight(address, api_key, timeout_s, self._is_own)
         try:
             async with asyncio.timeout(timeout_s):
                 return _fit_to_show(await sight.verdict())
@@ -121,10 +130,11 @@ Outcome = ProbeResult | NoAnswer
 class _FirstSight:
     """One identification under way; what was learnt so far is still there when the deadline strikes."""
 
-    def __init__(self, address: str, api_key: str | None, timeout_s: float) -> None:
+    def __init__(self, address: str, api_key: str | None, timeout_s: float, is_own: Callable[[str, int], bool]) -> None:
         self._address = address
         self._api_key = api_key
         self._timeout_s = timeout_s
+        self._is_own = is_own
         self._http: UnixHttp | None = None
         self._grpc: GrpcConversation | None = None
         self._as_http: Outcome | None = None
@@ -134,6 +144,9 @@ class _FirstSight:
         connected = await connect(self._address)
         if isinstance(connected, NoAnswer):
             return unanswered(connected)
+        if self._is_own(self._address, peer_of(connected)):
+            connected.close()
+            return Foreign("it is a socket of the gateway's own, and no engine's; remove it from the replicas")
         self._http = UnixHttp(self._address, connected, api_key=self._api_key, budget_bytes=LARGEST_ANSWERS_BYTES)
         tasks = [asyncio.create_task(self._ask_http(self._http))]
         try:

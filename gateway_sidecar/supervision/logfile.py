@@ -17,6 +17,8 @@ from functools import partial
 from pathlib import Path
 
 from gateway_sidecar.domain.printable import printable
+from gateway_sidecar.files.own import make_directory
+from gateway_sidecar.files.replace import open_to_append
 from gateway_sidecar.supervision.own_thread import OwnThread
 
 _MOST_READ = 256 * 1024
@@ -148,14 +150,16 @@ class ChildLog:
     def _cut(self, path: Path) -> None:
         # Copy, then truncate: what the child writes between the two is lost, at most a line or so.
         with contextlib.suppress(OSError):
-            shutil.copyfile(path, path.with_name(path.name + ".1"))
+            earlier = path.with_name(path.name + ".1")
+            earlier.unlink(missing_ok=True)
+            shutil.copyfile(path, earlier)
         os.truncate(path, 0)
         self._offset = 0
 
 
 def try_writing(directory: Path, room_bytes: int) -> None:
     """Raises OSError where so much cannot be written. The directory is made if need be. Blocks."""
-    directory.mkdir(parents=True, exist_ok=True)
+    make_directory(directory)
     with tempfile.TemporaryFile(dir=directory, buffering=0) as trial:
         if trial.write(bytes(room_bytes)) < room_bytes:
             raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
@@ -173,5 +177,5 @@ def _open(path: Path) -> tuple[int, int]:
     survives.
     """
     try_writing(path.parent, _ROOM_BYTES)
-    fd = os.open(path, os.O_WRONLY | os.O_CREAT | os.O_APPEND | os.O_CLOEXEC, 0o640)
+    fd = open_to_append(path)
     return fd, os.fstat(fd).st_size

@@ -11,6 +11,7 @@ from pathlib import Path
 
 from gateway_sidecar.domain.printable import printable
 from gateway_sidecar.domain.tunnels import PathState, PathStatus, SshRoute
+from gateway_sidecar.files.replace import replace_file
 from gateway_sidecar.tunnels.base import TunnelFault, check_files
 
 _ANSWER_S = 10.0
@@ -30,8 +31,7 @@ class AsyncSsh:
         check_files(route.servers)
         path = self._directory / f"{link}.conf"
         try:
-            path.touch(mode=0o600)
-            path.write_text(json.dumps(asdict(route)))
+            replace_file(path, json.dumps(asdict(route)))
         except OSError as error:
             raise TunnelFault(PathState.LOCAL_TROUBLE, f"cannot write {path}: {error.strerror}") from error
         (self._directory / f"{link}.ctl").unlink(missing_ok=True)

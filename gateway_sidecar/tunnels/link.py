@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
-import os
 import random
 import socket
 import time
@@ -15,6 +14,7 @@ from gateway_sidecar.domain.backoff import Backoff
 from gateway_sidecar.domain.printable import printable
 from gateway_sidecar.domain.tunnels import LASTING, PathState, PathStatus, SshRoute
 from gateway_sidecar.errors import ProcessError
+from gateway_sidecar.files.replace import open_to_append
 from gateway_sidecar.supervision.logfile import ChildLog
 from gateway_sidecar.supervision.process import Identity, Process, writers_of
 from gateway_sidecar.telemetry.logs import get_logger
@@ -171,7 +171,7 @@ class Link:
         """An empty file for what the process will say; how the next daemon knows the process, too."""
         path = self._log_file.path
         path.unlink(missing_ok=True)
-        descriptor = os.open(path, os.O_WRONLY | os.O_CREAT | os.O_APPEND | os.O_CLOEXEC, 0o640)
+        descriptor = open_to_append(path)
         self._log_file.new_lines()  # From here on all of it is read.
         return descriptor
 

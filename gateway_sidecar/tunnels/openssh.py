@@ -18,6 +18,7 @@ from pathlib import Path
 
 from gateway_sidecar.domain.printable import printable
 from gateway_sidecar.domain.tunnels import PathState, PathStatus, SshRoute, SshServer
+from gateway_sidecar.files.replace import replace_file
 from gateway_sidecar.tunnels.base import TunnelFault, check_files
 from gateway_sidecar.tunnels.files import with_cure
 
@@ -169,9 +170,7 @@ class OpenSsh:
 
     def _write(self, name: str, text: str) -> None:
         try:
-            path = self._directory / name
-            path.touch(mode=0o600)
-            path.write_text(text)
+            replace_file(self._directory / name, text)
         except OSError as error:
             raise TunnelFault(PathState.LOCAL_TROUBLE, f"cannot write {name}: {error.strerror}") from error
 

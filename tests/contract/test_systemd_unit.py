@@ -79,7 +79,7 @@ def test_user_groups_and_directories_are_made(tmp_path: Path) -> None:
     user = next(line for line in (tmp_path / "etc/passwd").read_text().splitlines() if "gateway-sidecar" in line)
     assert user.split(":")[5:] == ["/var/lib/gateway-sidecar", "/usr/sbin/nologin"]
     replicas = (tmp_path / "run/replicas").stat()
-    assert replicas.st_mode & 0o7777 == 0o2775
+    assert replicas.st_mode & 0o7777 == 0o3775
     assert replicas.st_gid != 0
     config = (tmp_path / "etc/gateway-sidecar/gateway-sidecar.yaml").stat()
     assert config.st_mode & 0o7777 == 0o640

@@ -19,6 +19,7 @@ LAYERS: tuple[frozenset[str], ...] = tuple(
         "control",
         "bridges doors engines routers sources tunnels",
         "config supervision telemetry",
+        "files",
         "domain",
         "errors",
     )
