@@ -14,6 +14,7 @@ from aiohttp.typedefs import Handler
 
 from gateway_sidecar.admin import view
 from gateway_sidecar.admin.answers import DAEMON, Refused, as_json, seconds_in, service_in
+from gateway_sidecar.admin.bounded_server import BoundedServer
 from gateway_sidecar.admin.openapi import describe_api
 from gateway_sidecar.admin.replicas import (
     MOST_BYTES,
@@ -41,7 +42,7 @@ def admin_app(daemon: Daemon) -> web.Application:
 
 async def serve_admin(daemon: Daemon, path: Path) -> UnixDoor:
     """Listens on `path`; the caller closes it."""
-    door = UnixDoor(web.AppRunner(admin_app(daemon), access_log=None, shutdown_timeout=0.5), path)
+    door = UnixDoor(BoundedServer(admin_app(daemon)), path)
     await door.open()
     return door
 

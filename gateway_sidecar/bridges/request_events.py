@@ -9,8 +9,8 @@ again, and are dropped there.
 Any process of this machine may send to the port. Nobody but this user's processes, and root, may bind it: Linux lets a
 socket join others on a port by SO_REUSEPORT only if their user is its own. (SO_REUSEADDR lets anybody join, and gives
 the datagrams, with their tag, to whoever bound last.) A program in the kernel decides for each datagram which of the
-sockets gets it: the daemon's if it carries the tag from nginx's configuration, else the placeholder. So a flood of others
-costs the daemon no event.
+sockets gets it: the daemon's if it carries the tag from nginx's configuration, else the placeholder. So a flood of
+others costs the daemon no event.
 """
 
 from __future__ import annotations

@@ -20,7 +20,8 @@ from gateway_sidecar.engines.unix_http import UnixHttp
 from gateway_sidecar.engines.unix_socket import connect
 from gateway_sidecar.errors import MetricsError
 
-MOST_BYTES = 16 * 1024 * 1024
+MOST_BYTES = 4 * 1024 * 1024
+"""Real engines' pages are far smaller: some hundred series, as many again for each data-parallel rank and model."""
 
 _PATHS = {RuntimeType.TRTLLM: "/prometheus/metrics"}
 _TTFT: Mapping[RuntimeType, tuple[str, ...]] = {
@@ -55,7 +56,7 @@ class EngineMetrics:
     """Reads engines' metrics. Stateless."""
 
     async def page(self, address: str, facts: EngineFacts, *, api_key: str | None, timeout_s: float) -> bytes:
-        """The whole page, of 16 MiB at the most. Raises MetricsError."""
+        """The whole page, of 4 MiB at the most. Raises MetricsError."""
         if (reason := why_no_metrics(facts)) is not None:
             raise MetricsError(reason, absent=True)
         path = _PATHS.get(facts.runtime_type, "/metrics")
