@@ -294,8 +294,8 @@ class RouterSettings(Part):
     memory_limit_mb: Literal["auto"] | int | None = Field(
         default="auto",
         description="A router whose resident memory grows beyond this many MiB, 16 to 1048576, is replaced by a new"
-        " one, without failing a request. `auto` is a quarter of what the machine, or the unit's MemoryMax, has, and 512 at"
-        " the least; `null` sets no limit.",
+        " one, without failing a request. `auto` is a quarter of what the machine, or the unit's MemoryMax, has, and"
+        " 512 at the least; `null` sets no limit.",
         json_schema_extra={
             "anyOf": [{"const": "auto"}, {"type": "integer", "minimum": 16, "maximum": 1048576}, {"type": "null"}]
         },
