@@ -37,6 +37,10 @@ _MOST_UNTAKEN_BYTES = 64 * 1024 * 1024
 """Large answers that clients are taking at the same time; beyond it the one that was begun first is cut."""
 
 _PIECE_BYTES = 64 * 1024
+_QUEUE = 128
+"""Connections that the kernel has made and that are not taken in yet. With 1,024 whoever asked beside a crowd that came
+again and again waited behind it for 3 s, with 128 for some milliseconds."""
+
 _AT_ONCE = 64  # connections that are taken in before the event loop goes on
 _REST_S = 0.5  # while the kernel has no descriptor for a new one
 _SWEEP_S = 1.0
@@ -46,7 +50,7 @@ _RESET_ON_CLOSE = struct.pack("ii", 1, 0)
 def tcp_listener(listen: Endpoint) -> socket.socket:
     """A socket that listens there. Raises OSError if the address is taken."""
     family = socket.AF_INET6 if ":" in listen.host else socket.AF_INET
-    return socket.create_server((listen.host, listen.port), family=family, backlog=128)
+    return socket.create_server((listen.host, listen.port), family=family, backlog=_QUEUE)
 
 
 class BoundedServer:

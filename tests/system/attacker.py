@@ -56,7 +56,7 @@ def hold(ports: list[int], count: int) -> None:
     held: dict[int, dict[int, socket.socket]] = {port: {} for port in ports}
     for port, sockets in held.items():
         while len(sockets) < count:
-            sockets |= connections(port, 500)
+            sockets |= connections(port, 100)
         say(sockets)
     print("ready", flush=True)
     while True:
