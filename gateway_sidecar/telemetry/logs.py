@@ -11,8 +11,11 @@ from typing import TextIO, cast
 
 import orjson
 import structlog
+import structlog.tracebacks
 
 _LEVELS = {"debug": logging.DEBUG, "info": logging.INFO, "warning": logging.WARNING, "error": logging.ERROR}
+_WITHOUT_LOCALS = structlog.tracebacks.ExceptionDictTransformer(show_locals=False)
+"""Variables of a function that failed may hold keys, or what somebody sent us; a log holds neither."""
 
 
 def set_up_logs(form: str, level: str, stream: TextIO | None = None) -> None:
@@ -20,9 +23,12 @@ def set_up_logs(form: str, level: str, stream: TextIO | None = None) -> None:
     target = sys.stderr if stream is None else stream
     as_json = form == "json" or (form == "auto" and not target.isatty())
     last: list[structlog.typing.Processor] = (
-        [structlog.processors.dict_tracebacks, structlog.processors.JSONRenderer(serializer=_as_json)]
+        [
+            structlog.processors.ExceptionRenderer(_WITHOUT_LOCALS),
+            structlog.processors.JSONRenderer(serializer=_as_json),
+        ]
         if as_json
-        else [structlog.dev.ConsoleRenderer(colors=target.isatty())]
+        else [structlog.dev.ConsoleRenderer(colors=target.isatty(), exception_formatter=structlog.dev.plain_traceback)]
     )
     structlog.configure(
         processors=[
