@@ -14,7 +14,7 @@ PY := $(VENV)/bin/python
 SETUP := VENV="$(VENV)" MLX_VENV="$(MLX_VENV)" PREFIX="$(PREFIX)" PYTHON="$(PYTHON)" scripts/setup.sh
 export MLX_PYTHON ?= $(abspath $(MLX_VENV)/bin/python)
 
-.PHONY: help run test check format bench chaos soak fuzz proto mlx install dist clean
+.PHONY: help run test check format bench chaos soak fuzz proto mlx install lock dist clean
 
 help:
 	@sed -n 's/^## //p' Makefile
@@ -75,6 +75,15 @@ proto:
 install:
 	@$(SETUP) nginx app
 	"$(PREFIX)/bin/gateway-sidecar" install $(ARGS)
+
+## make lock     write requirements.lock anew: what make install puts in place, the newest of all, each with its hashes
+lock:
+	@$(SETUP) dev
+	@$(PY) -m pip install --quiet --disable-pip-version-check uv
+	@$(PY) -c 'import tomllib; print(*tomllib.load(open("pyproject.toml", "rb"))["build-system"]["requires"], sep="\n")' | \
+	    $(PY) -m uv pip compile --quiet --upgrade --universal --python-version 3.11 --generate-hashes --no-annotate \
+	        --no-emit-index-url --custom-compile-command "make lock" --extra smg --output-file requirements.lock \
+	        pyproject.toml - >/dev/null
 
 ## make dist     wheel and source archive, into dist/
 dist:

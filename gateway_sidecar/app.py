@@ -288,7 +288,7 @@ async def run_daemon(config_path: Path, settings: Settings) -> bool:
 
     async def serve(started: Daemon) -> Callable[[], Awaitable[None]]:
         listen = settings.metrics.listen
-        exposition = await serve_metrics(started, listen.host, listen.port) if listen else None
+        exposition = await serve_metrics(started, listen, settings.metrics.hosts) if listen else None
         remote = AdminListener(started, settings.admin) if settings.admin else None
         if remote is not None:
             await remote.open()
@@ -310,7 +310,7 @@ async def run_daemon(config_path: Path, settings: Settings) -> bool:
             if remote is not None:
                 await remote.close()
             if exposition is not None:
-                await exposition.cleanup()
+                await exposition.close()
 
         return close
 

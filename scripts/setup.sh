@@ -8,7 +8,7 @@
 #   sshd    the OpenSSH client and server, for the tests of SSH tunnels; no service is started
 #   prometheus  Prometheus and promtool, for the tests of metrics and alert rules; its service is not started
 #   mlx     a real MLX engine, in the virtual environment MLX_VENV
-#   app     the package and SMG as an operator wants them, in the virtual environment PREFIX
+#   app     the package and SMG as an operator wants them, in the virtual environment PREFIX; from requirements.lock
 #
 # PYTHON names the interpreter to use. System packages are installed with apt-get, as root or with sudo.
 set -eu
@@ -198,6 +198,8 @@ if wants mlx; then
 fi
 if wants app; then
     rm -rf build # what an older build left there would be installed too
-    environment "$prefix" "$(date)" '.[smg]'
+    # Just what requirements.lock names, byte for byte; setuptools, which builds the package itself, is among it.
+    environment "$prefix" "$(date)" --require-hashes --requirement requirements.lock
+    "$prefix/bin/python" -m pip install --quiet --disable-pip-version-check --no-deps --no-build-isolation .
     rm -rf build gateway_sidecar.egg-info # another user's, perhaps
 fi

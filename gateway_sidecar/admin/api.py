@@ -14,6 +14,7 @@ from aiohttp.typedefs import Handler
 
 from gateway_sidecar.admin import view
 from gateway_sidecar.admin.answers import DAEMON, Refused, as_json, seconds_in, service_in
+from gateway_sidecar.admin.bounded_server import BoundedServer
 from gateway_sidecar.admin.openapi import describe_api
 from gateway_sidecar.admin.replicas import (
     MOST_BYTES,
@@ -57,7 +58,7 @@ async def serve_admin(daemon: Daemon, run_dir: Path, state_dir: Path) -> UnixDoo
 
     app = admin_app(daemon)
     app.middlewares.insert(1, from_people)
-    door = UnixDoor(web.AppRunner(app, access_log=None, shutdown_timeout=0.5), run_dir / "admin.sock")
+    door = UnixDoor(BoundedServer(app), run_dir / "admin.sock")
     await door.open()
     return door
 

@@ -19,7 +19,7 @@ from pydantic import (
     model_validator,
 )
 
-from gateway_sidecar.config.frontend import FrontendSettings, PrefixValue
+from gateway_sidecar.config.frontend import FrontendSettings, PrefixValue, ServerNameValue
 from gateway_sidecar.config.part import Part
 from gateway_sidecar.config.part import number as _number
 from gateway_sidecar.config.scaling import ScalingSettings
@@ -133,6 +133,13 @@ class MetricsSettings(Part):
         default=Endpoint("127.0.0.1", 9464),
         description="Address of `/metrics`, `/healthz` and `/readyz`; `null` turns the listener off.",
         examples=["127.0.0.1:9464", None],
+    )
+    hosts: Annotated[tuple[ServerNameValue, ...], Field(strict=False)] = Field(
+        default=(),
+        description="Names by which it may be asked, beside any IP address, `localhost` and this machine's host name;"
+        " `*.example.net` for all below one. Another name in a request's Host gets 421: a web page could have led it"
+        " here.",
+        examples=[["gateway1.example.net"]],
     )
 
 
@@ -295,11 +302,23 @@ class RouterSettings(Part):
         30.0, 1, 600, "A started router that does not answer within this time is stopped and started again."
     )
     api_timeout_s: float = _number(5.0, 0.1, 60, "An answer from the router's API that takes longer counts as none.")
-    memory_limit_mb: Annotated[int, Field(ge=16, le=1048576)] | None = Field(
-        default=None,
-        description="A router whose resident memory grows beyond this many MiB is replaced by a new one, without"
-        " failing a request; `null` sets no limit.",
+    memory_limit_mb: Literal["auto"] | int | None = Field(
+        default="auto",
+        description="A router whose resident memory grows beyond this many MiB, 16 to 1048576, is replaced by a new"
+        " one, without failing a request. `auto` is a quarter of what the machine, or the unit's MemoryMax, has, and"
+        " 512 at the least; `null` sets no limit.",
+        json_schema_extra={
+            "anyOf": [{"const": "auto"}, {"type": "integer", "minimum": 16, "maximum": 1048576}, {"type": "null"}]
+        },
     )
+
+    @field_validator("memory_limit_mb", mode="before")
+    @classmethod
+    def _memory(cls, value: object) -> object:
+        is_size = isinstance(value, int) and not isinstance(value, bool) and 16 <= value <= 1048576
+        if value in ("auto", None) or is_size:
+            return value
+        raise ValueError(f"{show(value)} is not a limit in MiB; use 16 to 1048576, auto, or null for none")
 
     @field_validator("env")
     @classmethod

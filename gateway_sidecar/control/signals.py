@@ -19,6 +19,7 @@ from gateway_sidecar.control.router_process import RouterProcess
 from gateway_sidecar.control.scaling_hook import ScalingHook
 from gateway_sidecar.control.service import Service
 from gateway_sidecar.control.service_signals import ServiceSignals, Told
+from gateway_sidecar.control.shared_reads import SharedReads
 from gateway_sidecar.control.tenure import Tenure
 from gateway_sidecar.domain.model import ReplicaId, ReplicaState
 from gateway_sidecar.domain.signals import WINDOWS_S, RequestEnd
@@ -64,6 +65,7 @@ class Signals:
         self._listener = EventListener(self._take)
         self._pages = MetricsPages()
         self._reader = OwnThread("metrics pages")
+        self._shared = SharedReads()
         self._reading: asyncio.Task[None] | None = None
         self._hooks_left: list[ScalingHook] = []
         self.of: dict[str, ServiceSignals] = {}
@@ -95,17 +97,21 @@ class Signals:
         return self._heard or any(s.in_flight(now) != 0 or s.service.room.waiting for s in self.of.values())
 
     async def replica_page(self, service: Service, replica: ReplicaId) -> bytes:
-        """A replica's own metrics page. Raises KeyError for one that is not there, MetricsError."""
+        """A replica's own metrics page; one reading for all who ask meanwhile.
+
+        Raises KeyError for one that is not there, MetricsError.
+        """
         for tenure in service.tenures.values():
             if tenure.replica == replica and not (tenure.gone or tenure.replaced):
-                return await self._engine_page(tenure, _PAGE_PATIENCE_S)
+                return await self._shared.read(tenure, partial(self._engine_page, tenure, _PAGE_PATIENCE_S))
         raise KeyError(replica)
 
     async def router_page(self, router: RouterProcess) -> bytes:
         """A router's own metrics page. Raises MetricsError."""
         if router.ports is None:
             raise MetricsError("the router does not run")
-        return await self._pages.read(router.ports.metrics_url, _PAGE_PATIENCE_S)
+        url = router.ports.metrics_url
+        return await self._shared.read(url, partial(self._pages.read, url, _PAGE_PATIENCE_S))
 
     # -- rounds
 
@@ -214,7 +220,7 @@ class Signals:
 
     async def _close(self) -> None:
         self._listener.close()
-        await cancelled(self._reading)
+        await cancelled(self._reading, *self._shared.tasks)
         for hook in (*self._hooks_left, *(signals.hook for signals in self.of.values())):
             await hook.close()
         await self._pages.close()

@@ -17,12 +17,15 @@ from typing import TextIO, cast
 
 import orjson
 import structlog
+import structlog.tracebacks
 
 from gateway_sidecar.domain.printable import printable, printable_lines
 
 _LEVELS = {"debug": logging.DEBUG, "info": logging.INFO, "warning": logging.WARNING, "error": logging.ERROR}
 _LONGEST_VALUE = 4000
 _LONGEST_RECORD = 2000
+_WITHOUT_LOCALS = structlog.tracebacks.ExceptionDictTransformer(show_locals=False)
+"""Variables of a function that failed may hold keys, or what somebody sent us; a log holds neither."""
 
 
 def set_up_logs(form: str, level: str, stream: TextIO | None = None) -> None:
@@ -30,7 +33,10 @@ def set_up_logs(form: str, level: str, stream: TextIO | None = None) -> None:
     target = sys.stderr if stream is None else stream
     as_json = form == "json" or (form == "auto" and not target.isatty())
     last: list[structlog.typing.Processor] = (
-        [structlog.processors.dict_tracebacks, structlog.processors.JSONRenderer(serializer=_as_json)]
+        [
+            structlog.processors.ExceptionRenderer(_WITHOUT_LOCALS),
+            structlog.processors.JSONRenderer(serializer=_as_json),
+        ]
         if as_json
         else [
             _printable_values,
