@@ -113,6 +113,7 @@ class BridgeSettings:
     """Where the bridges live. Ports are inclusive.
 
     state_dir: for the log, and for bodies that do not fit into memory; if it cannot be written, run_dir takes them.
+    held_mb: how much of bodies may be kept at once.
     """
 
     host: str
@@ -120,6 +121,7 @@ class BridgeSettings:
     last_port: int
     command: str
     worker_processes: str
+    held_mb: int
     run_dir: Path
     state_dir: Path
 
@@ -355,6 +357,7 @@ class Nginx:
             doors=self.doors,
             lua_modules=lua_modules,
             events=self.events,
+            held_mb=self._settings.held_mb,
         )
 
     def _write_lua(self) -> None:

@@ -7,7 +7,8 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
-from gateway_sidecar.bridges import front_door
+from gateway_sidecar.bridges import bodies, client_headers, front_door
+from gateway_sidecar.bridges.bodies import BodyClass, body_classes
 from gateway_sidecar.bridges.front_door import DoorPlaces, FrontDoor
 from gateway_sidecar.bridges.request_events import EventAddress
 from gateway_sidecar.config import FrontendSettings
@@ -34,6 +35,10 @@ _CONNECT_S = 2
 """More than the second after which the kernel asks again where a router's queue of connections is full: a thousand
 that go on at once fill it. A hanging router's gate is closed for longer than that before it is killed: nobody meets its
 successor."""
+
+_HEAD_S = 30  # a request's head as a whole; nginx itself would wait for a minute
+_BODY_PAUSE_S = 60
+"""Between two reads of a body. One that goes on, however slowly, is waited for: nginx knows no bound for the whole."""
 
 _HOLD = "gateway.hold"  # no service's name has a dot
 _HOLD_TRIES = 16
@@ -108,6 +113,7 @@ class NginxConfig:
     waiting_room: the Unix socket of the waiting room.
     temp: where bodies that do not fit into memory are kept.
     events: whom nginx tells of each request's end; None for nobody.
+    held_mb: how much of bodies may be kept at once, in MiB.
     """
 
     host: str
@@ -127,6 +133,7 @@ class NginxConfig:
     doors: DoorPlaces
     lua_modules: Sequence[Path] = ()
     events: EventAddress | None = None
+    held_mb: int = 8192
 
     def text(self) -> str:
         """The whole configuration file."""
@@ -171,7 +178,9 @@ stream {{
     def _http(self) -> str:
         temp = "\n".join(f"    {kind}_temp_path {_quoted(self.temp / kind)};" for kind in _TEMPS)
         doors = {service.service: FrontDoor(service.service, service.frontend, self.doors) for service in self.services}
-        servers = "".join(self._server(service, doors[service.service]) for service in self.services)
+        classes = self._body_classes()
+        servers = "".join(self._server(service, doors[service.service], classes) for service in self.services)
+        shared = client_headers.LOCATION_MAP + bodies.maps(classes) if self.services else ""
         # Warnings there are of each body that does not fit into memory, with the request's line and query.
         lua = ""
         if self._needs_lua:
@@ -201,14 +210,17 @@ http {{
     }}
     upstream {_HOLD} {{
 {hold}    }}
-{front_door.clients()}{front_door.own_errors()}{lua}{formats}{servers}{front_door.other_servers(list(doors.values()))}}}
+{front_door.clients()}{front_door.own_errors()}{shared}{lua}{formats}{servers}{front_door.other_servers(list(doors.values()))}}}
 """
 
     @property
     def _needs_lua(self) -> bool:
         return any(service.needs_lua for service in self.services)
 
-    def _server(self, service: ServiceAddress, door: FrontDoor) -> str:
+    def _body_classes(self) -> Sequence[BodyClass]:
+        return body_classes(self.held_mb, max((it.frontend.max_body_mb for it in self.services), default=1))
+
+    def _server(self, service: ServiceAddress, door: FrontDoor, classes: Sequence[BodyClass]) -> str:
         # Of all protocols that a client may ask for only WebSocket is passed on: any other (h2c) could carry requests
         # that nobody judges.
         # A request that the router cannot take goes to the waiting room, without its body; from there nginx sends the
@@ -226,6 +238,11 @@ http {{
         refusals = "".join(f"            {line}\n" for line in door.errors())
         headers = "".join(f"            {line}\n" for line in door.headers())
         asked = "            auth_request off;\n" if service.frontend.auth and service.frontend.auth.url else ""
+        arrives = f"""\
+{refusals}            error_page 502 504 {_CLOSED} = @hold;
+            error_page 500 = @failed;
+            if (-f {_quoted(self.gates / service.service)}) {{ return {_CLOSED}; }}
+{switch}"""
         upstreams = _upstream(service.service, service.router) + _upstream(
             service.service + SUCCESSOR, service.successor
         )
@@ -236,14 +253,15 @@ http {{
         keepalive_timeout 75s;
         keepalive_requests 1000000;
         client_body_buffer_size 256k;
-        client_body_timeout 1h;
+        client_header_timeout {_HEAD_S}s;
+        client_body_timeout {_BODY_PAUSE_S}s;
         send_timeout 1h;
         recursive_error_pages on;
         proxy_http_version 1.1;
         proxy_set_header Host $http_host;
         proxy_set_header Upgrade $gateway_upgrade;
         proxy_set_header Connection $gateway_connection;
-        proxy_set_header X-Forwarded-For $proxy_add_x_forwarded_for;
+        proxy_set_header X-Forwarded-For $remote_addr;
         proxy_set_header X-Forwarded-Proto $scheme;
         proxy_buffering off;
         proxy_next_upstream off;
@@ -252,11 +270,11 @@ http {{
         proxy_send_timeout 24h;
         proxy_socket_keepalive on;
         proxy_ignore_headers {_ORDERS};
-{door.server()}        location / {{
-{refusals}            error_page 502 504 {_CLOSED} = @hold;
-            error_page 500 = @failed;
-            if (-f {_quoted(self.gates / service.service)}) {{ return {_CLOSED}; }}
-{switch}        }}
+{door.server(classes)}        location / {{
+{arrives}        }}
+        location @small {{
+            client_max_body_size {bodies.SMALL_BYTES};
+{arrives}        }}
         location @router {{
 {asked}{refusals}            error_page 502 504 = @hold;
             error_page 500 = @failed;

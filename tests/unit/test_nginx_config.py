@@ -52,11 +52,10 @@ def test_addresses_of_the_sixth_version_are_bracketed() -> None:
 
 
 def test_streams_are_left_alone() -> None:
-    """No buffering, no size limit, no time-out within an hour, no request sent twice."""
+    """No buffering, no time-out within an hour, no request sent twice."""
     text = config()
     for line in (
         "proxy_buffering off;",
-        "client_max_body_size 0;",
         "proxy_http_version 1.1;",
         "proxy_read_timeout 24h;",
         "proxy_next_upstream off;",
