@@ -89,7 +89,10 @@ def small(name: str, *, keys: bool, public: bool) -> str:
 
 
 def checks(name: str) -> list[str]:
-    """What a server says in its rewrite phase, once it knows whose request it is."""
+    """What the location says that requests arrive at.
+
+    Not the server: what it says is said again to the question whether a request may pass, which must not be led away.
+    """
     return [
         f"set $gateway_small $gateway_small_{name};",
         "if ($gateway_excess = large) { return 413; }",

@@ -147,7 +147,6 @@ class FrontDoor:
             lines += [f"if ($gateway_preflight_{name}) {{ return {_PREFLIGHT}; }}"]
         if it.auth is not None:
             lines += self._auth(it.auth)
-        lines += bodies.checks(name)
         lines += self._limits(classes)
         lines += self.errors()
         lines += [*self.headers(), client_headers.LOCATION]

@@ -238,6 +238,7 @@ http {{
         refusals = "".join(f"            {line}\n" for line in door.errors())
         headers = "".join(f"            {line}\n" for line in door.headers())
         asked = "            auth_request off;\n" if service.frontend.auth and service.frontend.auth.url else ""
+        checks = "".join(f"            {line}\n" for line in bodies.checks(door.variable))
         arrives = f"""\
 {refusals}            error_page 502 504 {_CLOSED} = @hold;
             error_page 500 = @failed;
@@ -271,7 +272,7 @@ http {{
         proxy_socket_keepalive on;
         proxy_ignore_headers {_ORDERS};
 {door.server(classes)}        location / {{
-{arrives}        }}
+{checks}{arrives}        }}
         location @small {{
             client_max_body_size {bodies.SMALL_BYTES};
 {arrives}        }}

@@ -49,9 +49,7 @@ NetworkValue = Annotated[str, PlainValidator(parse_network), _text_schema(r"^[0-
 OriginValue = Annotated[str, PlainValidator(parse_origin), _text_schema(r"^(\*|https?://[a-z0-9.-]+(:[0-9]{1,5})?)$")]
 AuthUrlValue = Annotated[AuthUrl, PlainValidator(parse_auth_url), _TO_TEXT, _text_schema(r"^http://[^\s?#]+$")]
 HeaderValue = Annotated[str, PlainValidator(parse_header), _text_schema(r"^[A-Za-z][A-Za-z0-9-]{0,63}$")]
-PassedHeaderValue = Annotated[
-    str, PlainValidator(parse_passed_header), _text_schema(r"^[A-Za-z][A-Za-z0-9-]{0,63}$")
-]
+PassedHeaderValue = Annotated[str, PlainValidator(parse_passed_header), _text_schema(r"^[A-Za-z][A-Za-z0-9-]{0,63}$")]
 PerValue = Annotated[str, PlainValidator(parse_per), _text_schema(r"^(key|ip|header:[A-Za-z][A-Za-z0-9-]{0,63})$")]
 PathsValue = Annotated[
     tuple[str, ...],

@@ -9,7 +9,7 @@ from __future__ import annotations
 
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, field
-from ipaddress import IPv4Address, IPv4Network, IPv6Address, IPv6Network, ip_network
+from ipaddress import IPv4Address, IPv4Network, IPv6Address, IPv6Network, ip_address, ip_network
 
 Address = IPv4Address | IPv6Address
 Network = IPv4Network | IPv6Network
@@ -40,6 +40,9 @@ class Surroundings:
     connected: frozenset[Address] = frozenset()
     destinations: Mapping[Address, str] = field(default_factory=lambda: _NOBODY)
 
+
+_METADATA = frozenset(map(ip_address, ("100.100.100.200", "fd00:ec2::254", "168.63.129.16", "192.0.0.192")))
+"""Of Alibaba, Amazon over IPv6, Azure and Oracle; everybody else's is 169.254.169.254, which is link-local."""
 
 _DIRECT = "set direct: true, as this machine can reach it itself"
 
@@ -98,5 +101,6 @@ def _unfit(address: Address) -> str | None:
         "a multicast address": address.is_multicast,
         "a link-local address": address.is_link_local,
         "a reserved address": address.is_reserved,
+        "a cloud's metadata service": address in _METADATA,
     }
     return next((kind for kind, fits in kinds.items() if fits), None)
