@@ -199,6 +199,7 @@ def build_daemon(config_path: Path, settings: Settings) -> Daemon:
             last_port=settings.bridges.ports.last,
             command=settings.bridges.nginx,
             worker_processes=str(os.cpu_count() or 1) if workers == "auto" else str(workers),
+            held_mb=settings.bridges.max_bodies_mb,
             run_dir=settings.run_dir,
             state_dir=settings.state_dir,
         )

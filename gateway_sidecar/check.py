@@ -5,6 +5,7 @@ from __future__ import annotations
 import asyncio
 import os
 import resource
+import shutil
 import stat
 from collections.abc import Callable, Iterator
 from contextlib import suppress
@@ -77,6 +78,7 @@ async def check_machine(settings: Settings) -> list[Finding]:
     findings += await asyncio.to_thread(_admin, settings)
     findings += root_findings()
     findings += [_directory("state_dir", settings.state_dir), _directory("run_dir", settings.run_dir)]
+    findings += room_for_bodies(settings.state_dir, settings.bridges.max_bodies_mb)
     for service in settings.services:
         if service.replicas.sockets is not None:
             findings += await asyncio.to_thread(_sockets, service, _own(settings))
@@ -275,6 +277,19 @@ def _directory(name: str, path: Path) -> Finding:
             Level.FAIL, f"{name}: {nearest} is not writable for uid {os.geteuid()}; chown it, or choose another"
         )
     return Finding(Level.OK, f"{name}: {path} is writable")
+
+
+def room_for_bodies(state_dir: Path, most_mb: int) -> list[Finding]:
+    """Whether request bodies could fill the file system that they are kept on."""
+    nearest = next(p for p in (state_dir, *state_dir.parents) if os.path.exists(p))  # noqa: PTH110
+    free_mb = shutil.disk_usage(nearest).free // (1024 * 1024)
+    if free_mb >= most_mb:
+        return []
+    text = (
+        f"state_dir: {free_mb} MiB are free at {nearest}, and request bodies may take {most_mb}; set"
+        " bridges.max_bodies_mb lower, or give it more room"
+    )
+    return [Finding(Level.WARN, text)]
 
 
 async def _all_sightings(settings: Settings) -> list[Sighting]:

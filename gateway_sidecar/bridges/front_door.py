@@ -15,9 +15,11 @@ from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
-from gateway_sidecar.bridges.bridge_server import END, SEGMENTS, patterns
+from gateway_sidecar.bridges import bodies, client_headers
+from gateway_sidecar.bridges.bodies import BodyClass
+from gateway_sidecar.bridges.bridge_server import END, KEY_HEADER, SEGMENTS, patterns
 from gateway_sidecar.config import AuthSettings, Endpoint, FrontendSettings, LimitSettings
-from gateway_sidecar.config.frontend_values import ALL_PATHS, ANY, CONTROL, INFERENCE
+from gateway_sidecar.config.frontend_values import ALL_PATHS, ANY, CONTROL, FLEET, INFERENCE, VERSION
 
 LISTEN_OPTIONS = "backlog=4096 so_keepalive=60s:10s:6"
 
@@ -42,7 +44,8 @@ _NETWORKS = (("long", "{4}"), ("short", "{1,3}(?=:)"))
 _REFUSED = "/.gateway-refused/"
 # The status is that of the error: 400 is for whoever asks for such a path.
 _REFUSE = "if ($gateway_refusal) { return 400 $gateway_refusal; }"
-_CORS_ANSWERS = ("Allow-Origin", "Allow-Methods", "Allow-Headers", "Allow-Credentials", "Expose-Headers", "Max-Age")
+_LONGEST_COUNTED = 200
+"""nginx's limit_conn counts no value of more than 255 bytes: of a longer one only its beginning is looked at."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -94,6 +97,9 @@ class FrontDoor:
             parts.append(_map("$request_uri", f"$gateway_public_{name}", rows))
             if it.auth.url is not None:
                 parts.append(f"    upstream {self.service}.auth {{ server {it.auth.url.address}; keepalive 16; }}\n")
+        auth = it.auth
+        keys = auth is not None and auth.keys_file is not None
+        parts.append(bodies.small(name, keys=keys, public=auth is not None))
         if it.cors is not None:
             parts.append(self._cors_maps())
         if it.tls is not None:
@@ -121,7 +127,10 @@ class FrontDoor:
         if counted is None:
             header = "$http_" + limit.per.partition(":")[2].lower().replace("-", "_")
             counted = f"$gateway_sent_{name}"
-            text += _map(header, counted, [("default", f'"sent:{header}"'), ('""', '"ip:$gateway_client"')])
+            cut = f"gateway_cut_{name}"
+            rows = [("default", f'"sent:{header}"'), ('""', '"ip:$gateway_client"')]
+            rows += [(f'"~^(?<{cut}>.{{{_LONGEST_COUNTED}}})"', f'"long:${cut}"')]
+            text += _map(header, counted, rows)
         rows = [("default", counted)] if limit.path is None else [("default", '""'), (_below(limit.path), counted)]
         text += _map("$request_uri", f"$gateway_counted_{name}", rows)
         if limit.rps is not None:
@@ -132,17 +141,16 @@ class FrontDoor:
 
     # -- server {}
 
-    def server(self) -> str:
+    def server(self, classes: Sequence[BodyClass]) -> str:
         """What holds for the whole server, in the order in which requests meet it."""
         it, name = self.settings, self.variable
-        lines = [f"client_max_body_size {f'{it.max_body_mb}m' if it.max_body_mb else 0};"]
+        lines = [f"client_max_body_size {it.max_body_mb}m;", *self._passed(), *client_headers.hidden()]
         if it.trusted_proxies:
             lines += [f"set_real_ip_from {network};" for network in it.trusted_proxies]
             lines += ["real_ip_header X-Forwarded-For;", "real_ip_recursive on;"]
         lines += [_REFUSE, f"if ($gateway_passes_{name} = 0) {{ return {_NO_PATH}; }}"]
         if it.cors is not None:
             lines += [f"if ($gateway_preflight_{name}) {{ return {_PREFLIGHT}; }}"]
-            lines += [f"proxy_hide_header Access-Control-{answer};" for answer in _CORS_ANSWERS]
         tenant = '""'
         if it.auth is not None:
             lines += self._auth(it.auth)
@@ -150,12 +158,23 @@ class FrontDoor:
         lines += [f"proxy_set_header {_TENANT_HEADER} {tenant};"]
         if self._judges_servers and not self.lua:  # Nobody can read what they ask for.
             lines += [f"if ($gateway_asks_servers_{name}) {{ return {_SERVER_REFUSED}; }}"]
-        lines += self._limits()
+        lines += self._limits(classes)
         lines += self.errors()
-        lines += self.headers()
+        lines += [*self.headers(), client_headers.LOCATION]
         if it.tls is not None:
             lines += tls_lines(name)
         return _indented(lines, 8)
+
+    def _passed(self) -> list[str]:
+        """The request headers that go on as they were sent; what is said with a value of ours is none of them."""
+        auth = self.settings.auth
+        ours = [KEY_HEADER, _TENANT_HEADER]
+        if auth is not None and not auth.pass_authorization:
+            ours += client_headers.CREDENTIALS
+        if auth is not None and auth.name_header is not None:
+            ours.append(auth.name_header)
+        passed = (*client_headers.CREDENTIALS, *client_headers.PASSED, *self.settings.pass_headers)
+        return client_headers.sent_on(passed, but=ours)
 
     def _auth(self, auth: AuthSettings) -> list[str]:
         name = self.variable
@@ -178,8 +197,8 @@ class FrontDoor:
             lines += [f"proxy_set_header {auth.name_header} $gateway_key_{name};"]
         return lines
 
-    def _limits(self) -> list[str]:
-        lines = []
+    def _limits(self, classes: Sequence[BodyClass]) -> list[str]:
+        lines = bodies.limits(classes)
         for number, limit in enumerate(self.settings.limits):
             zone = f"{self.variable}_{number}"
             if limit.rps is not None:
@@ -187,15 +206,15 @@ class FrontDoor:
                 lines.append(f"limit_req zone={zone}_rate{burst};")
             if limit.concurrent is not None:
                 lines.append(f"limit_conn {zone}_at_once {limit.concurrent};")
-        if lines:
-            lines += [f"limit_req_status {_TOO_MANY};", f"limit_conn_status {_TOO_MANY_AT_ONCE};"]
-            lines += ["limit_req_log_level notice;", "limit_conn_log_level notice;"]
+        lines += [f"limit_req_status {_TOO_MANY};", f"limit_conn_status {_TOO_MANY_AT_ONCE};"]
+        lines += ["limit_req_log_level notice;", "limit_conn_log_level notice;"]
         return lines
 
     def errors(self) -> list[str]:
         """Where refusals go; a location that has an `error_page` of its own must say them again."""
         it = self.settings
         lines = [f"error_page {_NO_PATH} = @no_path;", "error_page 413 = @too_large;", *_own_error_pages()]
+        lines += [f"error_page {bodies.UNSURE} = @small;", f"error_page {_TOO_MANY_AT_ONCE} = @too_many_at_once;"]
         if it.cors is not None:
             lines.append(f"error_page {_PREFLIGHT} = @preflight;")
         if it.auth is not None and it.auth.keys_file is not None:
@@ -205,7 +224,7 @@ class FrontDoor:
         if self._judges_servers:
             lines.append(f"error_page {_SERVER_REFUSED} = @server_refused;")
         if it.limits:
-            lines += [f"error_page {_TOO_MANY} = @too_many;", f"error_page {_TOO_MANY_AT_ONCE} = @too_many_at_once;"]
+            lines.append(f"error_page {_TOO_MANY} = @too_many;")
         return lines
 
     def headers(self) -> list[str]:
@@ -244,14 +263,13 @@ class FrontDoor:
         if it.auth is not None and it.auth.url is not None:
             text += self._refusal("forbidden", 403, "You may not do this.", "invalid_request_error", "forbidden")
             text += self._auth_location(it.auth)
-        if it.limits:
-            wait_s = max((-(-1 // limit.rps) for limit in it.limits if limit.rps), default=1)
-            for place, retry_s, words in (
-                ("too_many", int(wait_s), "Rate limit reached: too many requests; try again later."),
-                ("too_many_at_once", 1, "Rate limit reached: too many requests at the same time; try again later."),
-            ):
-                retry = f"add_header Retry-After {retry_s} always;"
-                text += self._refusal(place, 429, words, "requests", "rate_limit_exceeded", retry)
+        wait_s = max((-(-1 // limit.rps) for limit in it.limits if limit.rps), default=1)
+        for place, retry_s, words in (
+            ("too_many", int(wait_s), "Rate limit reached: too many requests; try again later."),
+            ("too_many_at_once", 1, "Rate limit reached: too many requests at the same time; try again later."),
+        ):
+            retry = f"add_header Retry-After {retry_s} always;"
+            text += self._refusal(place, 429, words, "requests", "rate_limit_exceeded", retry)
         if it.cors is not None:
             text += self._preflight(it.cors.max_age_s)
         return text
@@ -298,12 +316,18 @@ class FrontDoor:
             f"if ($gateway_public_{self.variable}) {{ return 204; }}",
             f"proxy_pass http://{self.service}.auth{auth.url.path};",
             "proxy_pass_request_body off;",
+            *client_headers.sent_on(client_headers.FOR_AUTH),
             'proxy_set_header Content-Length "";',
             'proxy_set_header Connection "";',
             "proxy_set_header Host $http_host;",
             "proxy_set_header X-Original-URI $request_uri;",
             "proxy_set_header X-Original-Method $request_method;",
             "proxy_set_header X-Real-IP $remote_addr;",
+            "proxy_set_header X-Forwarded-For $remote_addr;",
+            "proxy_set_header X-Forwarded-Proto $scheme;",
+            "proxy_set_header X-Forwarded-Host $http_host;",
+            "proxy_set_header X-Forwarded-Method $request_method;",
+            "proxy_set_header X-Forwarded-Uri $request_uri;",
             _in_ms("connect", auth.timeout_s),
             _in_ms("read", auth.timeout_s),
             _in_ms("send", auth.timeout_s),
@@ -429,11 +453,12 @@ def _passing(paths: Sequence[str]) -> Iterable[tuple[str, str]]:
 
     Strict in form (no escapes, no empty or dot segments), so that no router can read another path out of one.
     """
-    control = "|".join(re.escape(path.lstrip("/")) for path in CONTROL)
+    everything = ALL_PATHS in paths
+    control = "|".join(re.escape(path.lstrip("/")) for path in (*CONTROL, *(FLEET if everything else ())))
     yield f'"~*^/(?:{control})(?:[/?]|\\z)"', "0"
     yield f'"~^(?:{patterns(INFERENCE)}){END}"', "1"
     for path in paths:
-        yield (f'"~^{SEGMENTS}+/?{END}"', "1") if path == ALL_PATHS else (_below(path), "1")
+        yield (f'"~^{VERSION}{SEGMENTS}+/?{END}"', "1") if path == ALL_PATHS else (_below(path), "1")
 
 
 def _below(path: str) -> str:

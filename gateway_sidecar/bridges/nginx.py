@@ -128,6 +128,7 @@ class BridgeSettings:
     """Where the bridges live. Ports are inclusive, and there on both hosts.
 
     state_dir: for the log, and for bodies that do not fit into memory; if it cannot be written, run_dir takes them.
+    held_mb: how much of bodies may be kept at once.
     """
 
     host: str
@@ -137,6 +138,7 @@ class BridgeSettings:
     paths: Sequence[str]
     command: str
     worker_processes: str
+    held_mb: int
     run_dir: Path
     state_dir: Path
 
@@ -374,6 +376,7 @@ class Nginx:
             lua_modules=lua_modules,
             events=self.events,
             owner_module=self._program.owner_module,
+            held_mb=self._settings.held_mb,
         )
 
     def _write_scripts(self) -> None:

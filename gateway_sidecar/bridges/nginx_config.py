@@ -7,7 +7,8 @@ from collections.abc import Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 
-from gateway_sidecar.bridges import bridge_server, front_door
+from gateway_sidecar.bridges import bodies, bridge_server, client_headers, front_door
+from gateway_sidecar.bridges.bodies import BodyClass, body_classes
 from gateway_sidecar.bridges.bridge_server import KEY_HEADER, ORDERS
 from gateway_sidecar.bridges.front_door import DoorPlaces, FrontDoor
 from gateway_sidecar.bridges.request_events import EventAddress
@@ -36,6 +37,10 @@ _CONNECT_S = 2
 """More than the second after which the kernel asks again where a router's queue of connections is full: a thousand
 that go on at once fill it. A hanging router's gate is closed for longer than that before it is killed: nobody meets its
 successor."""
+
+_HEAD_S = 30  # a request's head as a whole; nginx itself would wait for a minute
+_BODY_PAUSE_S = 60
+"""Between two reads of a body. One that goes on, however slowly, is waited for: nginx knows no bound for the whole."""
 
 _HOLD = "gateway.hold"  # no service's name has a dot
 _HOLD_TRIES = 16
@@ -118,6 +123,7 @@ class NginxConfig:
     waiting_room: the Unix socket of the waiting room.
     temp: where bodies that do not fit into memory are kept.
     events: whom nginx tells of each request's end; None for nobody.
+    held_mb: how much of bodies may be kept at once, in MiB.
     """
 
     host: str
@@ -141,6 +147,7 @@ class NginxConfig:
     lua_modules: Sequence[Path] | None = None
     events: EventAddress | None = None
     owner_module: Path | None = None
+    held_mb: int = 8192
 
     def text(self) -> str:
         """The whole configuration file."""
@@ -190,7 +197,9 @@ stream {{
         temp = "\n".join(f"    {kind}_temp_path {_quoted(self.temp / kind)};" for kind in _TEMPS)
         has_lua = self.lua_modules is not None
         doors = {it.service: FrontDoor(it.service, it.frontend, self.doors, has_lua) for it in self.services}
-        servers = "".join(self._server(service, doors[service.service]) for service in self.services)
+        classes = self._body_classes()
+        servers = "".join(self._server(service, doors[service.service], classes) for service in self.services)
+        shared = client_headers.LOCATION_MAP + bodies.maps(classes) if self.services else ""
         # Warnings there are of each body that does not fit into memory, with the request's line and query.
         lua = ""
         if self._uses_lua:
@@ -220,14 +229,17 @@ http {{
 {bridge_server.maps(self.bridge_key, self.bridge_paths)}{bridge_server.server(self._bridges(self.host), link)}\
     upstream {_HOLD} {{
 {hold}    }}
-{front_door.clients()}{front_door.own_errors()}{lua}{formats}{servers}{front_door.other_servers(list(doors.values()))}}}
+{front_door.clients()}{front_door.own_errors()}{shared}{lua}{formats}{servers}{front_door.other_servers(list(doors.values()))}}}
 """
 
     @property
     def _uses_lua(self) -> bool:
         return self.lua_modules is not None and any(service.uses_lua for service in self.services)
 
-    def _server(self, service: ServiceAddress, door: FrontDoor) -> str:
+    def _body_classes(self) -> Sequence[BodyClass]:
+        return body_classes(self.held_mb, max((it.frontend.max_body_mb for it in self.services), default=1))
+
+    def _server(self, service: ServiceAddress, door: FrontDoor, classes: Sequence[BodyClass]) -> str:
         # A request that the router cannot take goes to the waiting room, without its body; from there nginx sends the
         # original on to @router. For that nginx must hold the body itself: a client's upload is buffered, an answer
         # never is.
@@ -243,6 +255,12 @@ http {{
         refusals = "".join(f"            {line}\n" for line in door.errors())
         headers = "".join(f"            {line}\n" for line in door.headers())
         asked = "            auth_request off;\n" if service.frontend.auth and service.frontend.auth.url else ""
+        checks = "".join(f"            {line}\n" for line in bodies.checks(door.variable))
+        arrives = f"""\
+{refusals}            error_page 502 504 {_CLOSED} = @hold;
+            error_page 500 = @failed;
+            if (-f {_quoted(self.gates / service.service)}) {{ return {_CLOSED}; }}
+{door.check_servers()}{switch}"""
         upstreams = _upstream(service.service, service.router) + _upstream(
             service.service + SUCCESSOR, service.successor
         )
@@ -253,14 +271,15 @@ http {{
         keepalive_timeout 75s;
         keepalive_requests 1000000;
         client_body_buffer_size 256k;
-        client_body_timeout 1h;
+        client_header_timeout {_HEAD_S}s;
+        client_body_timeout {_BODY_PAUSE_S}s;
         send_timeout 1h;
         recursive_error_pages on;
         proxy_http_version 1.1;
         proxy_set_header Host $http_host;
         proxy_set_header Upgrade $gateway_upgrade;
         proxy_set_header Connection $gateway_connection;
-        proxy_set_header X-Forwarded-For $proxy_add_x_forwarded_for;
+        proxy_set_header X-Forwarded-For $remote_addr;
         proxy_set_header X-Forwarded-Proto $scheme;
         proxy_set_header {KEY_HEADER} {self.bridge_key};
         proxy_buffering off;
@@ -270,11 +289,11 @@ http {{
         proxy_send_timeout 24h;
         proxy_socket_keepalive on;
         proxy_ignore_headers {ORDERS};
-{door.server()}        location / {{
-{refusals}            error_page 502 504 {_CLOSED} = @hold;
-            error_page 500 = @failed;
-            if (-f {_quoted(self.gates / service.service)}) {{ return {_CLOSED}; }}
-{door.check_servers()}{switch}        }}
+{door.server(classes)}        location / {{
+{checks}{arrives}        }}
+        location @small {{
+            client_max_body_size {bodies.SMALL_BYTES};
+{arrives}        }}
         location @router {{
 {asked}{refusals}            error_page 502 504 = @hold;
             error_page 500 = @failed;

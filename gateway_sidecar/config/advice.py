@@ -3,10 +3,11 @@
 from __future__ import annotations
 
 import ipaddress
+import re
 from collections.abc import Sequence
 
 from gateway_sidecar.config.frontend import FrontendSettings
-from gateway_sidecar.config.frontend_values import ALL_PATHS, INFERENCE
+from gateway_sidecar.config.frontend_values import ALL_PATHS, INFERENCE, VERSION
 from gateway_sidecar.config.models import Settings
 from gateway_sidecar.config.values import PortRange
 
@@ -80,7 +81,7 @@ def _door_advice(where: str, door: FrontendSettings) -> list[str]:
 
 def _something_passes(path: str, more: Sequence[str]) -> bool:
     """Whether a request to this path, or to one below it, can pass; `more` is what passes beside inference."""
-    if more == (ALL_PATHS,):
+    if more == (ALL_PATHS,) and re.match(VERSION + r"(/|\Z)", path):
         return True
     wanted = path.split("/")
     known = [(known.split("/"), False) for known in INFERENCE] + [(known.split("/"), True) for known in more]

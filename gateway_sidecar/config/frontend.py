@@ -17,6 +17,7 @@ from gateway_sidecar.config.frontend_values import (
     parse_mcp_servers,
     parse_network,
     parse_origin,
+    parse_passed_header,
     parse_paths,
     parse_per,
     parse_prefix,
@@ -51,6 +52,7 @@ NetworkValue = Annotated[str, PlainValidator(parse_network), _text_schema(r"^[0-
 OriginValue = Annotated[str, PlainValidator(parse_origin), _text_schema(r"^(\*|https?://[a-z0-9.-]+(:[0-9]{1,5})?)$")]
 AuthUrlValue = Annotated[AuthUrl, PlainValidator(parse_auth_url), _TO_TEXT, _text_schema(r"^http://[^\s?#]+$")]
 HeaderValue = Annotated[str, PlainValidator(parse_header), _text_schema(r"^[A-Za-z][A-Za-z0-9-]{0,63}$")]
+PassedHeaderValue = Annotated[str, PlainValidator(parse_passed_header), _text_schema(r"^[A-Za-z][A-Za-z0-9-]{0,63}$")]
 PerValue = Annotated[str, PlainValidator(parse_per), _text_schema(r"^(key|ip|header:[A-Za-z][A-Za-z0-9-]{0,63})$")]
 McpServersValue = Annotated[
     tuple[str, ...],
@@ -221,11 +223,21 @@ class FrontendSettings(Part):
     tls: TlsSettings | None = None
     paths: PathsValue = Field(
         default=(),
-        description="Path prefixes that pass beside inference, or `all`. The router's control routes never do.",
+        description="Path prefixes that pass beside inference, or `all`: whatever is below a version such as `/v1`. The"
+        " router's control routes never do.",
         examples=[["/get_model_info"], "all"],
     )
-    max_body_mb: Annotated[int, Field(ge=1, le=1048576)] | None = Field(
-        default=None, description="A larger request body (MiB) gets 413; `null` sets no limit."
+    max_body_mb: int = Field(
+        default=64,
+        ge=1,
+        le=1048576,
+        description="A larger request body (MiB) gets 413. A request that needs none (GET, DELETE, ...), or comes to a"
+        " public path without a key, may bring 9999 bytes.",
+    )
+    pass_headers: Annotated[tuple[PassedHeaderValue, ...], Field(strict=False)] = _list(
+        description="Request headers that go on to the router beside those that every client may send, such as"
+        " one that `router.args` names for routing.",
+        examples=[["X-Session-Id"]],
     )
     mcp_servers: McpServersValue = Field(
         default=(PUBLIC,),

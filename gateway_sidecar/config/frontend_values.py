@@ -14,17 +14,29 @@ from gateway_sidecar.config.values import NotTextError, parse_endpoint, show
 
 ALL_PATHS = "all"
 
+VERSION = "/v[0-9]{1,3}(?:(?:alpha|beta)[0-9]{0,3})?"
+"""What the paths of an API for clients begin with. Routes that control a router, or an engine, mostly have no version:
+so `all` leaves out most of those that a later router may bring, whose names are not on the list yet."""
+
 CONTROL = (
     "/workers",
     "/flush_cache",
     "/wasm",
     "/v1/tokenizers",
+    "/v1/rl",
     "/start_profile",
     "/stop_profile",
+    "/heap_profile",
     "/get_loads",
+    "/loads",
+    "/v1/loads",
     "/parse",
 )
-"""Where a router is controlled. No front door passes these, whatever `paths` says."""
+"""Where a router is controlled, or tells of its workers' addresses. No front door passes these, whatever `paths`
+says."""
+
+FLEET = ("/engine_metrics", "/get_model_info", "/get_server_info")
+"""What tells of the fleet. It passes where `paths` names it, and not with `all`."""
 
 ASKED_OF_ENGINES = (
     "/get_load",
@@ -55,11 +67,15 @@ INFERENCE = (
     "/v1/conversations/*",
     "/v1/conversations/*/items",
     "/v1/conversations/*/items/*",
+    "/v1/decisions",
     "/v1/detokenize",
     "/v1/embeddings",
     "/v1/interactions",
     "/v1/messages",
+    "/v1/messages/count_tokens",
     "/v1/models",
+    "/v1/models/*",
+    "/v1/models/*/*",
     "/v1/realtime",
     "/v1/realtime/calls",
     "/v1/realtime/client_secrets",
@@ -70,6 +86,7 @@ INFERENCE = (
     "/v1/responses/*",
     "/v1/responses/*/cancel",
     "/v1/responses/*/input_items",
+    "/v1/systemone",
     "/v1/tokenize",
 )
 """What passes by default; `*` is one id. Everything that is not named does not pass."""
@@ -80,7 +97,15 @@ NAME = r"[A-Za-z0-9][A-Za-z0-9._-]{0,63}"
 _HEADER = r"[A-Za-z][A-Za-z0-9-]{0,63}"
 _LABEL = r"[a-z0-9]([a-z0-9-]{0,61}[a-z0-9])?"
 _PREFIX = r"(/[A-Za-z0-9_~-][A-Za-z0-9._~-]*)+"
-_OWN_HEADERS = frozenset(("authorization", "x-api-key", "host", "connection", "upgrade", "content-length", "cookie"))
+_OWN_HEADERS = frozenset(
+    {"authorization", "x-api-key", "host", "connection", "upgrade", "content-length", "cookie"}
+    | {"transfer-encoding", "te", "keep-alive", "expect", "forwarded", "x-real-ip"}
+)
+_STEERING = {
+    "x-smg-target-worker": "chooses an engine by its number",
+    "x-data-parallel-rank": "chooses a rank of an engine",
+    "x-smg-tenant-id": "says whose a stored conversation is",
+}
 
 
 @dataclass(frozen=True, slots=True)
@@ -184,6 +209,14 @@ def parse_header(value: object) -> str:
         raise ValueError(f"{show(text)} is not a header's name; {cure}")
     if text.lower() in _OWN_HEADERS or text.lower().startswith("x-forwarded-"):
         raise ValueError(f"{show(text)} has a meaning of its own; {cure}")
+    return text
+
+
+def parse_passed_header(value: object) -> str:
+    """The name of a request header that may go on to the router."""
+    text = parse_header(value)
+    if text.lower() in _STEERING:
+        raise ValueError(f"{show(text)} {_STEERING[text.lower()]}, which is not for clients; leave it out")
     return text
 
 

@@ -205,6 +205,13 @@ class BridgeSettings(Part):
         description="nginx worker processes, 1 to 256; `auto` is one for each CPU.",
         json_schema_extra={"anyOf": [{"const": "auto"}, {"type": "integer", "minimum": 1, "maximum": 256}]},
     )
+    max_bodies_mb: int = Field(
+        default=8192,
+        ge=64,
+        le=16777216,
+        description="Request bodies that do not fit into memory, and are kept in `state_dir` while their requests are"
+        " under way, may take so many MiB together; a request whose body would be more gets 429.",
+    )
 
     @field_validator("nginx_workers", mode="before")
     @classmethod
@@ -224,9 +231,9 @@ class PeersSettings(Part):
         examples=["gwsc0"],
     )
     networks: Annotated[tuple[NetworkValue, ...], Field(strict=False)] = Field(
-        default=("10.0.0.0/8", "100.64.0.0/10", "172.16.0.0/12", "192.168.0.0/16", "fc00::/7"),
-        description="Only addresses in these networks may be advertised and bridged: name the replicas' own. Whatever"
-        " this machine needs itself is refused all the same.",
+        default=(),
+        description="Only addresses in these networks may be advertised and bridged: name the replicas' own, and"
+        " nothing that this machine needs itself. Without any, none may.",
         examples=[["10.0.0.0/24"]],
     )
 

@@ -75,7 +75,7 @@ async def site(make_gateway: MakeGateway) -> AsyncIterator[Site]:
     """The gateway runs; `5`, `6` and `7` are hosts at 10.0.0.5 and so on."""
     with ExitStack() as stack:
         spaces = stack.enter_context(namespaces(5))
-        gateway = make_gateway()
+        gateway = make_gateway(peers={"networks": ["10.0.0.0/8", "192.168.0.0/16", "fc00::/7"]})
         gateway.namespace = spaces[0]
         lan = Lan(spaces[1])
         hosts = dict(zip("567", spaces[2:], strict=True))

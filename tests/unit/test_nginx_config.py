@@ -8,10 +8,11 @@ from pathlib import Path
 
 import pytest
 
+from gateway_sidecar.bridges.bodies import body_classes
 from gateway_sidecar.bridges.front_door import DoorPlaces
 from gateway_sidecar.bridges.nginx import NginxProgram, needed_lua
 from gateway_sidecar.bridges.nginx_config import Capacity, NginxConfig, PeerConfig, ServiceAddress
-from gateway_sidecar.check import lacking
+from gateway_sidecar.check import lacking, room_for_bodies
 from gateway_sidecar.config import AuthSettings, CorsSettings, FrontendSettings, TlsSettings
 from gateway_sidecar.errors import BridgeError
 
@@ -58,16 +59,47 @@ def test_addresses_of_the_sixth_version_are_bracketed() -> None:
 
 
 def test_streams_are_left_alone() -> None:
-    """No buffering, no size limit, no time-out within an hour, no request sent twice."""
+    """No buffering, no time-out within an hour, no request sent twice."""
     text = config()
     for line in (
         "proxy_buffering off;",
-        "client_max_body_size 0;",
         "proxy_http_version 1.1;",
         "proxy_read_timeout 24h;",
         "proxy_next_upstream off;",
     ):
         assert line in text
+
+
+def test_bodies_fit_into_their_bound() -> None:
+    """Each class has its share, the largest of unknown length too; nothing is larger than the largest class."""
+    for held, largest in ((8192, 64), (64, 4), (100, 100), (8192, 1), (1 << 20, 1 << 20)):
+        classes = body_classes(held, largest)
+        bound = largest * 1024 * 1024
+        assert len(str(bound)) <= classes[-1].digits
+        assert [one.last for one in classes] == [False] * (len(classes) - 1) + [True]
+        together = sum(one.most * min(10**one.digits - 1, bound) for one in classes)
+        assert together <= held * 1024 * 1024 or classes[-1].most == 1
+    assert [one.most for one in body_classes(8192, 64)] == [2863, 286, 42]
+
+
+def test_the_largest_door_is_what_bodies_are_counted_for() -> None:
+    """A body of unknown length may be as large as the largest that any service takes."""
+    doors = [FrontendSettings(max_body_mb=size) for size in (1, 1024)]
+    addresses = [
+        ServiceAddress(f"s{number}", f"127.0.0.1:3000{number}", "127.0.0.1:23001", "127.0.0.1:23003", door)
+        for number, door in enumerate(doors)
+    ]
+    text = config(services=addresses)
+    assert "limit_conn gateway_bodies_10 1;" in text
+    assert text.count("limit_conn_zone $gateway_body_10 ") == 1
+    assert [text.count(f"client_max_body_size {size}m;") for size in (1, 1024)] == [1, 1]
+
+
+def test_bodies_that_could_fill_the_disk_are_told_of(tmp_path: Path) -> None:
+    """`check` says what to set."""
+    assert room_for_bodies(tmp_path / "not" / "made", 1) == []
+    (finding,) = room_for_bodies(tmp_path / "not" / "made", 1 << 40)
+    assert "bridges.max_bodies_mb lower" in finding.text
 
 
 def test_a_router_with_a_full_queue_is_tried_again_by_the_kernel() -> None:
