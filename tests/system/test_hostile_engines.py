@@ -57,7 +57,7 @@ async def test_hostile_engines_harm_nobody(gateway: Gateway, engine: StartEngine
         async with aiohttp.ClientSession() as session:
             code, _ = await post(session, gateway)
         _, shown, _ = await gateway.cli("status")
-        _, listed, _ = await gateway.cli("list")
+        _, listed, _ = await gateway.cli("replica", "list")
     assert code == 200
     assert f"more than {MOST_STEPS} pieces" in replica_of(asked, "ping")["reason"]
     assert "GOAWAY" in replica_of(asked, "goaway")["reason"]
@@ -65,9 +65,7 @@ async def test_hostile_engines_harm_nobody(gateway: Gateway, engine: StartEngine
     assert r"GetServerInfo answers INTERNAL (\x1b]0;x\x07\x1b[2J\n" in replica_of(asked, "escaping")["reason"]
     for text in (shown, listed):
         assert all(line.isprintable() for line in text.split("\n"))
-        assert (
-            len([line for line in text.split("\n") if line.lstrip().startswith(("escaping", "chat     escaping"))]) == 1
-        )
+        assert text.count("GetServerInfo answers INTERNAL") == 1
     lines = gateway.log().split("\n")[:-1]
     assert all(line.isprintable() and json.loads(line)["event"] != "daemon.stopped" for line in lines)
     assert gateway.events("daemon.stalled") == []
