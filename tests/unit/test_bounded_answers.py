@@ -191,6 +191,19 @@ async def test_an_endless_list_of_workers_is_not_read() -> None:
     assert len(listed.note) < 400
 
 
+async def test_what_nginx_says_of_its_clients_can_be_shown(tmp_path: Path) -> None:
+    """nginx writes a client's header into its error log as it is, escapes and all."""
+    log = ChildLog(tmp_path / "nginx.log")
+    log.new_lines()
+    (tmp_path / "nginx.log").write_bytes(b'[error] referrer: "\x1b[2J\xc2\x9b31m\xe2\x80\xa8' + b"x" * 10_000 + b'"\n')
+    children = Children(dict, cast(Nginx, None), log, {}, Metrics())
+    with structlog.testing.capture_logs() as events:
+        children._logger = structlog.get_logger()
+        await children._pass_on_nginx(log)
+    assert [event["text"][:40] for event in events] == [r'[error] referrer: "\x1b[2J\x9b31m\u2028x']
+    assert len(events[0]["text"]) < 1100
+
+
 class _Talkative:
     """As much of a router as its log needs."""
 
