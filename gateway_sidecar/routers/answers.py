@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import aiohttp
 
+from gateway_sidecar.domain.printable import printable
 from gateway_sidecar.errors import MetricsError
 
 _MOST_PAGE_BYTES = 16 * 1024 * 1024
@@ -34,7 +35,7 @@ class MetricsPages:
             async with self._session.get(url, timeout=aiohttp.ClientTimeout(total=timeout_s)) as response:
                 page, status = await body_within(response, _MOST_PAGE_BYTES), response.status
         except (aiohttp.ClientError, TimeoutError, OSError) as error:
-            raise MetricsError(f"{url}: {str(error) or type(error).__name__}") from error
+            raise MetricsError(f"{url}: {printable(str(error)) or type(error).__name__}") from error
         if page is None:
             raise MetricsError(f"{url}: more than {_MOST_PAGE_BYTES} bytes")
         if status != 200:

@@ -1,4 +1,4 @@
-"""The other side of a trial: a server on a Unix socket, in threads of its own, that says what a trial makes it say."""
+"""The other side of a trial: a server on a socket, in threads of its own, that says what a trial makes it say."""
 
 from __future__ import annotations
 
@@ -66,6 +66,23 @@ def serving(path: Path, talk: Talk, seed: str) -> Iterator[None]:
     """Serves at `path` with `talk` for every connection until the block ends."""
     listener = socket.socket(socket.AF_UNIX)
     listener.bind(str(path))
+    try:
+        with _accepting(listener, talk, seed):
+            yield
+    finally:
+        path.unlink()
+
+
+@contextlib.contextmanager
+def serving_tcp(talk: Talk, seed: str) -> Iterator[int]:
+    """The same at a port of 127.0.0.1, which it tells."""
+    listener = socket.create_server(("127.0.0.1", 0))
+    with _accepting(listener, talk, seed):
+        yield listener.getsockname()[1]
+
+
+@contextlib.contextmanager
+def _accepting(listener: socket.socket, talk: Talk, seed: str) -> Iterator[None]:
     listener.listen(64)
     listener.settimeout(_PATIENCE_S)
     open_ones: set[socket.socket] = set()
@@ -99,4 +116,3 @@ def serving(path: Path, talk: Talk, seed: str) -> Iterator[None]:
                 sock.shutdown(socket.SHUT_RDWR)
         for thread in threads:
             thread.join()
-        path.unlink()
