@@ -20,6 +20,7 @@ SMALL_BYTES = 9_999
 UNSURE = 597
 """Our own status, inside nginx only: a small request whose head does not say how long its body is."""
 
+_SMALL_DIGITS = len(str(SMALL_BYTES))
 _FIRST_DIGITS = 6  # What is shorter never leaves memory: client_body_buffer_size is 256k.
 _MIB = 1024 * 1024
 _UNKNOWN = r"(?:HTTP/2[^:]*::|[^:]*:[^:]*:.)"
@@ -53,25 +54,21 @@ def body_classes(held_mb: int, largest_mb: int) -> Sequence[BodyClass]:
 
 
 def maps(classes: Sequence[BodyClass]) -> str:
-    """What http {} needs: `$gateway_excess` says what is wrong with a small request; each class's counter."""
+    """What http {} needs: `$gateway_body` says of a request its class, or what is wrong with a small one."""
+    rows = [
+        # Most requests, with a small body or none.
+        (rf"^(?:1:HTTP/1[^:]*:[0-9]{{0,{_SMALL_DIGITS}}}|:HTTP/1[^:]*:[0-9]{{0,{_FIRST_DIGITS - 1}}}):\z", '""'),
+        (f"^1:[^:]*:[0-9]{{{_SMALL_DIGITS + 1},}}:", "large"),
+        (f"^1:{_UNKNOWN}", "unsure"),
+        *((f"^:[^:]*:[0-9]{{{it.digits}{',' if it.last else ''}}}:", str(it.digits)) for it in classes),
+        (f"^:{_UNKNOWN}", str(classes[-1].digits)),
+    ]
+    lines = "".join(f'        "~{pattern}" {value};\n' for pattern, value in rows)
     asked = '"$gateway_small:$server_protocol:$content_length:$http_transfer_encoding"'
-    text = f"""\
-    map {asked} $gateway_excess {{
-        default "";
-        "~^1:[^:]*:[0-9]{{{len(str(SMALL_BYTES)) + 1},}}:" large;
-        "~^1:{_UNKNOWN}" unsure;
-    }}
-"""
-    for one in classes:
-        more = "," if one.last else ""
-        unknown = f'        "~^:{_UNKNOWN}" 1;\n' if one.last else ""
-        text += f"""\
-    map {asked} $gateway_body_{one.digits} {{
-        default "";
-        "~^:[^:]*:[0-9]{{{one.digits}{more}}}:" 1;
-{unknown}    }}
-    limit_conn_zone $gateway_body_{one.digits} zone={one.zone}:1m;
-"""
+    text = f'    map {asked} $gateway_body {{\n        default "";\n{lines}    }}\n'
+    for it in classes:
+        text += f'    map $gateway_body $gateway_body_{it.digits} {{ default ""; {it.digits} 1; }}\n'
+        text += f"    limit_conn_zone $gateway_body_{it.digits} zone={it.zone}:1m;\n"
     return text
 
 
@@ -95,8 +92,8 @@ def checks(name: str) -> list[str]:
     """
     return [
         f"set $gateway_small $gateway_small_{name};",
-        "if ($gateway_excess = large) { return 413; }",
-        f"if ($gateway_excess = unsure) {{ return {UNSURE}; }}",
+        "if ($gateway_body = large) { return 413; }",
+        f"if ($gateway_body = unsure) {{ return {UNSURE}; }}",
     ]
 
 
