@@ -215,9 +215,12 @@ class BoundedServer:
     async def _keeping_time(self, request: web.Request, handler: Handler) -> web.StreamResponse:
         connection = self._by_transport.get(request.transport) if request.transport is not None else None
         if connection is None:
-            raise ConnectionResetError("the client has left")
+            return web.Response()  # To nobody: the client has left.
         connection.wait_for_client(ANSWER_S)
-        await request.writer.drain()  # Who asks on and on, and takes no answer, gets no more.
+        try:
+            await request.writer.drain()  # Who asks on and on, and takes no answer, gets no more.
+        except ConnectionError:
+            return web.Response()
         request.content.on_eof(partial(connection.work, connection.wait_for_client(REQUEST_S)))
         try:
             response = await handler(request)
@@ -250,6 +253,8 @@ class BoundedServer:
             for begin in range(0, len(body), _PIECE_BYTES):
                 await pieces.write(body[begin : begin + _PIECE_BYTES])
             await pieces.write_eof()
+        except ConnectionError:
+            pass  # It has left, or was cut: aiohttp finds that out for itself.
         finally:
             self._untaken.pop(connection, None)
         connection.wait_for_client(IDLE_S)

@@ -238,6 +238,23 @@ async def test_what_is_no_http_is_answered_and_not_logged(place: Place, capfd: p
 
 
 @on_the_daemons_loop
+async def test_who_leaves_is_no_fault(place: Place) -> None:
+    """In the middle of an answer, before it, or with more questions than were answered: not a line of log."""
+    with structlog.testing.capture_logs() as logs:
+        for what, count in ((b"big", 1), (b"big", 50), (b"small", 50), (b"wait", 1), (b"wait", 3)):
+            stream = await place.connect()
+            stream[1].transport.pause_reading()  # type: ignore[attr-defined]
+            place.asked.clear()
+            stream[1].write((b"GET /" + what + b" HTTP/1.1\r\nHost: x\r\n\r\n") * count)
+            await until(lambda: bool(place.asked))
+            stream[1].transport.abort()
+        place.release.set()
+        await until(lambda: not place.server._connections)
+        assert await place.ask("small") == b"ok"
+    assert logs == []
+
+
+@on_the_daemons_loop
 async def test_a_fault_of_ours_is_told(place: Place) -> None:
     """In the daemon's own log, as one event."""
     stream = await place.connect()
