@@ -18,7 +18,9 @@ from functools import partial
 
 from aiohttp import web
 from aiohttp.http_exceptions import HttpProcessingError
+from aiohttp.http_parser import RawRequestMessage
 from aiohttp.typedefs import Handler
+from multidict import CIMultiDict, CIMultiDictProxy
 
 from gateway_sidecar.config import Endpoint
 from gateway_sidecar.telemetry.logs import get_logger
@@ -89,6 +91,9 @@ class BoundedServer:
         loop = asyncio.get_running_loop()
         if self._runner.server is None:
             await self._runner.setup()
+            assert self._runner.server is not None
+            make = self._runner.server.request_factory
+            self._runner.server.request_factory = lambda message, *rest: make(_expecting_nothing_odd(message), *rest)
             self._swept_at = loop.time()
             self._sweep()
         self.leave()
@@ -317,6 +322,15 @@ class _Connection(asyncio.Protocol):
 
     def resume_writing(self) -> None:
         self._inner.resume_writing()
+
+
+def _expecting_nothing_odd(message: RawRequestMessage) -> RawRequestMessage:
+    """Ignores what a server need not know (RFC 9110, 10.1.1): aiohttp would quote it, and fails where it is no text."""
+    if message.headers.get("Expect", "100-continue").lower() == "100-continue":
+        return message
+    headers = CIMultiDict(message.headers)
+    headers.popall("Expect")
+    return message._replace(headers=CIMultiDictProxy(headers))
 
 
 def _logger() -> logging.Logger:

@@ -228,6 +228,10 @@ async def test_what_is_no_http_is_answered_and_not_logged(place: Place, capfd: p
         stream = await place.connect()
         stream[1].write(b"PRI * HTTP/2.0\r\n\r\nSM\r\n\r\n")
         assert b" 400 " in await ended(stream)
+        for expected in (b"a", b"\xdb"):
+            stream = await place.connect()
+            stream[1].write(b"GET /small HTTP/1.1\r\nHost: x\r\nConnection: close\r\nExpect: " + expected + b"\r\n\r\n")
+            assert b" 200 " in await ended(stream)
         for target in (b"body", b"small"):  # Read by its handler, and by nobody.
             stream = await place.connect()
             stream[1].write(b"POST /" + target + b" HTTP/1.1\r\nHost: x\r\nContent-Length: 9\r\n")
