@@ -16,7 +16,7 @@ import struct
 from contextlib import suppress
 from functools import partial
 
-from aiohttp import web
+from aiohttp import ClientConnectionResetError, web
 from aiohttp.http_exceptions import HttpProcessingError
 from aiohttp.http_parser import RawRequestMessage
 from aiohttp.typedefs import Handler
@@ -46,6 +46,9 @@ again and again waited behind it for 3 s, with 128 for some milliseconds."""
 _AT_ONCE = 64  # connections that are taken in before the event loop goes on
 _REST_S = 0.5  # while the kernel has no descriptor for a new one
 _SWEEP_S = 1.0
+_CLIENTS_OWN = (HttpProcessingError, web.RequestPayloadError, ClientConnectionResetError)
+"""It sent what is no HTTP, or left before it was told to go on with its body."""
+
 _RESET_ON_CLOSE = struct.pack("ii", 1, 0)
 
 
@@ -346,5 +349,5 @@ class _Faults(logging.Handler):
 
     def emit(self, record: logging.LogRecord) -> None:
         error = record.exc_info[1] if record.exc_info else None
-        if not isinstance(error, HttpProcessingError | web.RequestPayloadError):
+        if not isinstance(error, _CLIENTS_OWN):
             get_logger().error("daemon.request_failed", reason=record.getMessage(), exc_info=error)
