@@ -360,3 +360,19 @@ async def test_one_key_does_not_see_what_another_stored(
             for method in ("GET", "DELETE"):
                 assert (await do(method, path, bob, **{"X-Smg-Tenant-Id": tenant}))[0] == 404
         assert (await do("GET", path, alice))[0] == 200
+
+
+async def test_notes_do_not_send_the_router_to_a_service_of_this_machine(gateway: Gateway, engine: StartEngine) -> None:
+    """`direct: true` would have SMG ask whatever listens there, past every bridge."""
+    async with listener() as (port, asked):
+        gateway.socket("r1").with_suffix(".yaml").write_text(f"advertise: 127.0.0.1:{port}\ndirect: true\n")
+        await engine(gateway.socket("r1"))
+        status = await gateway.until(lambda s: "is not sent there" in str(reason_of(s, "r1")))
+        assert replica_of(status, "r1")["state"] != "serving"
+        assert await gateway.workers() == []
+        assert asked == []
+
+
+def reason_of(status: dict[str, Any], replica: str) -> str | None:
+    """Why it does not serve, if it is listed yet."""
+    return next((row["reason"] for row in status["services"][0]["replicas"] if row["id"] == replica), None)
