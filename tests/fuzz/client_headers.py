@@ -32,6 +32,7 @@ AT_ONCE = 6
 _KEY = "a-key-of-alice-that-nobody-guesses"
 _OURS = {"host", "connection", "upgrade", "content-length", "transfer-encoding", "x-forwarded-for", "x-forwarded-proto"}
 _PUBLIC = "/health"
+_TENANT = "x-smg-tenant-id"
 _LOG_LINE = re.compile(r"\d{4}/\d\d/\d\d \d\d:\d\d:\d\d \[(error|warn|info|notice)\] \d+#\d+: ")
 
 _ROOTS = (*CONTROL, *FLEET, *(path.replace("*", "x1") for path in INFERENCE), "/v1/files", "/metrics", "/", "*", "")
@@ -81,7 +82,9 @@ class Stub:
     def _judge(self, first: str, headers: list[tuple[str, str]], size: int) -> None:
         names = [name for name, _ in headers]
         told = dict(headers)
-        allowed = _OURS | {name.lower() for name in (*CREDENTIALS, *PASSED, KEY_HEADER)}
+        allowed = _OURS | {name.lower() for name in (*CREDENTIALS, *PASSED, KEY_HEADER, _TENANT)}
+        if told.get(_TENANT, "alice") != "alice" or (_TENANT in told and not self.keyed):
+            self.faults.append(f"somebody else's tenant: {headers}")
         if told.get(KEY_HEADER.lower()) != "k" * 32:
             self.faults.append(f"not the bridges' key: {headers}")
         more = {name for name in names if name not in allowed}
