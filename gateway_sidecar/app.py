@@ -37,6 +37,7 @@ from gateway_sidecar.errors import ConfigError, ProcessError
 from gateway_sidecar.routers.base import RouterPorts
 from gateway_sidecar.routers.smg import Smg
 from gateway_sidecar.sources.build import source_of
+from gateway_sidecar.supervision import awake
 from gateway_sidecar.supervision.lock import DirectoryLock
 from gateway_sidecar.supervision.logfile import ChildLog
 from gateway_sidecar.supervision.privileges import CAP_NET_ADMIN, keep_to_ourselves
@@ -275,7 +276,8 @@ async def run_daemon(config_path: Path, settings: Settings) -> bool:
         return close
 
     try:
-        await daemon.run(serve)
+        with awake.watched():
+            await daemon.run(serve)
     finally:
         lock.release()
     return daemon.ended_by_command

@@ -17,7 +17,6 @@ import resource
 import shutil
 import signal
 import socket
-import time
 from collections.abc import Sequence
 from dataclasses import dataclass
 from functools import partial
@@ -28,6 +27,8 @@ from gateway_sidecar.bridges.front_door import DoorPlaces
 from gateway_sidecar.bridges.nginx_config import ALIVE, BODIES, SUCCESSOR, Capacity, NginxConfig, ServiceAddress
 from gateway_sidecar.bridges.request_events import EventAddress, placeholder
 from gateway_sidecar.errors import BridgeError, ProcessError
+from gateway_sidecar.supervision import awake
+from gateway_sidecar.supervision.awake import within
 from gateway_sidecar.supervision.logfile import ChildLog, try_writing
 from gateway_sidecar.supervision.own_thread import OwnThread
 from gateway_sidecar.supervision.process import Identity, Process, session_members
@@ -296,7 +297,7 @@ class Nginx:
         """Whether it takes `patience_s` seconds and more to answer, with every process that it has."""
         with contextlib.suppress(OSError):  # Nobody listens there: that is another matter.
             try:
-                async with asyncio.timeout(patience_s):
+                async with within(patience_s):
                     reader, writer = await asyncio.open_unix_connection(str(self._alive))
                     try:
                         writer.write(b"GET / HTTP/1.0\r\n\r\n")
@@ -421,10 +422,10 @@ class Nginx:
 
     async def _until_listening(self, services: Sequence[ServiceAddress], process: Process) -> None:
         wanted = [(self._settings.host, self._settings.last_port), *(_split(it) for it in _listens(services))]
-        deadline = time.monotonic() + 10
+        deadline = awake.now() + 10
         # Asked of the kernel, not by connecting: a connection to an idle bridge is an error line in nginx's log.
         while len(await asyncio.to_thread(busy_ports, wanted)) < len(wanted):
-            if not process.running or time.monotonic() > deadline:
+            if not process.running or awake.now() > deadline:
                 last = " | ".join(await self.log.read_tail(3)) or "it said nothing"
                 raise BridgeError(f"nginx does not listen: {last}")
             await asyncio.sleep(0.005)
@@ -442,8 +443,8 @@ def engine_behind(target: Path) -> Path:
 
 async def _until_free(addresses: Sequence[tuple[str, int]]) -> None:
     """Returns when nginx has let go of the addresses that it does not serve any more, or after 2 s."""
-    deadline = time.monotonic() + 2
-    while await asyncio.to_thread(busy_ports, addresses) and time.monotonic() < deadline:
+    deadline = awake.now() + 2
+    while await asyncio.to_thread(busy_ports, addresses) and awake.now() < deadline:
         await asyncio.sleep(0.005)
 
 

@@ -10,7 +10,6 @@ from __future__ import annotations
 import asyncio
 import itertools
 import os
-import time
 from collections.abc import Callable
 from functools import partial
 from itertools import zip_longest
@@ -27,6 +26,7 @@ from gateway_sidecar.control.work_queue import WorkQueue
 from gateway_sidecar.domain.model import EngineFacts, Overrides, PeerAddress, Ready
 from gateway_sidecar.errors import ConfigError
 from gateway_sidecar.sources.listing import Listing, Sighting
+from gateway_sidecar.supervision import awake
 from gateway_sidecar.supervision.own_thread import OwnThread
 from gateway_sidecar.telemetry.logs import get_logger
 
@@ -105,7 +105,7 @@ class Arrivals:
 
     def begin(self, sighting: Sighting, generation: int, *, gone: bool = False) -> Tenure:
         """A new tenure, queued to be looked at."""
-        now = time.monotonic()
+        now = awake.now()
         tenure = Tenure(
             key=next(self._keys),
             owner=owner_of(self._service, sighting, generation),

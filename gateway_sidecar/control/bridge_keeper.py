@@ -12,6 +12,7 @@ from gateway_sidecar.bridges.nginx_config import ServiceAddress
 from gateway_sidecar.control.guard import cancelled
 from gateway_sidecar.domain.backoff import Backoff
 from gateway_sidecar.errors import BridgeError
+from gateway_sidecar.supervision import awake
 from gateway_sidecar.supervision.process import Identity
 from gateway_sidecar.telemetry.logs import get_logger
 from gateway_sidecar.telemetry.metrics import Metrics
@@ -49,7 +50,7 @@ class BridgeKeeper:
         self._mute_times = 0
         self._ask_at = 0.0
         self.reason = "not started yet"
-        self.beat = time.monotonic()
+        self.beat = awake.now()
 
     @property
     def up(self) -> bool:
@@ -79,7 +80,7 @@ class BridgeKeeper:
         """Runs until cancelled. nginx itself goes on then."""
         try:
             while True:
-                self.beat = time.monotonic()
+                self.beat = awake.now()
                 if self.up:
                     await self._watch()
                 else:
@@ -144,7 +145,7 @@ class BridgeKeeper:
 
     async def _restart(self) -> None:
         await asyncio.sleep(_RESTARTS.delay_s(self._failures))
-        self.beat = time.monotonic()
+        self.beat = awake.now()
         try:
             await self._start()
         except (BridgeError, OSError) as error:

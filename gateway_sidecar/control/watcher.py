@@ -27,6 +27,8 @@ from gateway_sidecar.domain.lifecycle import (
 )
 from gateway_sidecar.domain.model import EngineFacts, Foreign, Loading, ProbeResult, Ready, RuntimeType, Unknown
 from gateway_sidecar.domain.tunnels import PathState, PathStatus, Tunnel
+from gateway_sidecar.supervision import awake
+from gateway_sidecar.supervision.awake import within
 from gateway_sidecar.telemetry.logs import get_logger
 from gateway_sidecar.telemetry.metrics import Metrics
 
@@ -122,7 +124,7 @@ class Watcher:
             return
         if tenure.facts is None and not tenure.can_be_described:
             return  # Its notes may hold the key that the engine wants.
-        now = time.monotonic()
+        now = awake.now()
         if now >= tenure.probe_due:
             tenure.probe = self._spawn(self._ask(tenure, tenure.address))
             return
@@ -132,7 +134,7 @@ class Watcher:
 
     def is_proven_ill(self, tenure: Tenure) -> bool:
         """Whether the evidence against its engine is strong now."""
-        return tenure.evidence.is_strong(time.monotonic(), self._policy)
+        return tenure.evidence.is_strong(awake.now(), self._policy)
 
     def suspect(self, tenure: Tenure) -> None:
         """Something happened to the engine: ask it again who it is, now."""
@@ -149,7 +151,7 @@ class Watcher:
         tenure.identify_next = False
         interval_s = self._settings.health.interval_s
         slot_s = interval_s / _SLOTS
-        due = time.monotonic() + interval_s * (0.9 + 0.2 * random.random())
+        due = awake.now() + interval_s * (0.9 + 0.2 * random.random())
         tenure.probe_due = math.ceil(due / slot_s) * slot_s
 
     async def _ask(self, tenure: Tenure, address: str) -> None:
@@ -157,17 +159,22 @@ class Watcher:
         api_key = tenure.overrides.api_key
         # Those that did not answer last time have a queue of their own: they must not hold up the others.
         async with self._patient_slots if isinstance(tenure.result, Unknown) else self._slots:
-            began = time.monotonic()
-            if (down := self._tunnel_down(tenure)) is not None:
-                kind, result = "tunnel", down
-            elif tenure.identify_next or known is None:
-                kind = "identify"
-                result = await self._probe.identify(address, timeout_s=self._settings.probe.timeout_s, api_key=api_key)
-            else:
-                kind = "health"
-                result = await self._probe.check_health(
-                    address, known, timeout_s=self._settings.health.timeout_s, api_key=api_key
-                )
+            while True:
+                began, stalls = time.monotonic(), awake.stalls()
+                if (down := self._tunnel_down(tenure)) is not None:
+                    kind, result = "tunnel", down
+                elif tenure.identify_next or known is None:
+                    kind = "identify"
+                    result = await self._probe.identify(
+                        address, timeout_s=self._settings.probe.timeout_s, api_key=api_key
+                    )
+                else:
+                    kind = "health"
+                    result = await self._probe.check_health(
+                        address, known, timeout_s=self._settings.health.timeout_s, api_key=api_key
+                    )
+                if against(result) is None or awake.stalls() == stalls:
+                    break  # What was asked across a stall proves nothing: it is asked again.
         self._metrics.probe_seconds.labels(self._settings.name, kind).observe(time.monotonic() - began)
         self._metrics.probes.labels(self._settings.name, kind, type(result).__name__.lower()).inc()
         tenure.probe = None
@@ -199,7 +206,7 @@ class Watcher:
         return Loading(f"{_with_far_end(self._path_of(tunnel), tunnel, result)}", refused=True)
 
     def _learn(self, tenure: Tenure, result: ProbeResult, *, identified: bool) -> None:
-        now = time.monotonic()
+        now = awake.now()
         tenure.evidence = tenure.evidence.after(result, now)
         if isinstance(result, Ready):
             if identified and tenure.facts is not None:
@@ -256,12 +263,12 @@ class Watcher:
             self._spawn(self._open_canary(tenure, tenure.address))
 
     async def _open_canary(self, tenure: Tenure, address: str) -> None:
-        opened = time.monotonic()
+        opened = awake.now()
         try:
-            async with asyncio.timeout(self._settings.health.timeout_s):
+            async with within(self._settings.health.timeout_s):
                 canary = await open_canary(address, lambda: self._canary_ended(tenure, opened))
         except (OSError, TimeoutError):
-            tenure.canary_due = time.monotonic() + _TOUCH_GAP_S
+            tenure.canary_due = awake.now() + _TOUCH_GAP_S
             self.suspect(tenure)
             return
         finally:
@@ -275,7 +282,7 @@ class Watcher:
         if tenure.address is None or tenure.drain:
             return  # We closed it ourselves.
         tenure.canary = None
-        now = time.monotonic()
+        now = awake.now()
         life_s, usual_s = now - opened, tenure.canary_life_s
         tenure.canary_life_s = life_s
         if life_s >= 2 and abs(life_s - usual_s) < 0.2 * usual_s:

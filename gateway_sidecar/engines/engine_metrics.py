@@ -19,6 +19,7 @@ from gateway_sidecar.domain.model import ConnectionMode, EngineFacts, RuntimeTyp
 from gateway_sidecar.engines.unix_http import UnixHttp
 from gateway_sidecar.engines.unix_socket import connect
 from gateway_sidecar.errors import MetricsError
+from gateway_sidecar.supervision.awake import within
 
 MOST_BYTES = 16 * 1024 * 1024
 
@@ -60,7 +61,7 @@ class EngineMetrics:
             raise MetricsError(reason, absent=True)
         path = _PATHS.get(facts.runtime_type, "/metrics")
         try:
-            async with asyncio.timeout(timeout_s):
+            async with within(timeout_s):
                 answer = await _get(address, path, api_key)
         except TimeoutError:
             raise MetricsError(f"no answer to {path} within {timeout_s:g} s") from None

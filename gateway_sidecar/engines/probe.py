@@ -29,6 +29,7 @@ from gateway_sidecar.engines.grpc_probe import GrpcConversation, health_of
 from gateway_sidecar.engines.messages import decode
 from gateway_sidecar.engines.unix_http import UnixHttp
 from gateway_sidecar.engines.unix_socket import LONGEST_ADDRESS_BYTES, connect
+from gateway_sidecar.supervision.awake import within
 
 HEDGE_S = 0.05
 """A server that has shown no byte for so long is asked over gRPC as well."""
@@ -53,7 +54,7 @@ class EngineProbe:
             return unusable
         sight = _FirstSight(address, api_key, timeout_s)
         try:
-            async with asyncio.timeout(timeout_s):
+            async with within(timeout_s):
                 return await sight.verdict()
         except TimeoutError:
             return sight.overdue()
@@ -69,7 +70,7 @@ class EngineProbe:
         if unusable is not None:
             return unusable
         try:
-            async with asyncio.timeout(timeout_s):
+            async with within(timeout_s):
                 if facts.connection_mode is ConnectionMode.GRPC:
                     return await _grpc_health(address, facts, api_key, timeout_s)
                 return await _http_health(address, facts, api_key)

@@ -5,6 +5,7 @@ from __future__ import annotations
 import aiohttp
 
 from gateway_sidecar.errors import MetricsError
+from gateway_sidecar.supervision.awake import within
 
 _MOST_PAGE_BYTES = 32 * 1024 * 1024
 
@@ -30,7 +31,7 @@ class MetricsPages:
         if self._session is None:
             self._session = aiohttp.ClientSession(connector=aiohttp.TCPConnector(limit=64), trust_env=False)
         try:
-            async with self._session.get(url, timeout=aiohttp.ClientTimeout(total=timeout_s)) as response:
+            async with within(timeout_s), self._session.get(url, timeout=aiohttp.ClientTimeout()) as response:
                 page, status = await body_within(response, _MOST_PAGE_BYTES), response.status
         except (aiohttp.ClientError, TimeoutError, OSError) as error:
             raise MetricsError(f"{url}: {str(error) or type(error).__name__}") from error
