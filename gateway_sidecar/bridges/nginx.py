@@ -43,6 +43,7 @@ KEYED, ENGINE_LINK = "keyed", "engine.sock"
 
 _LONGEST_SOCKET_PATH = 107
 _PATIENCE_S = 2.0
+_RUN_S = 10.0
 _ROOM_BYTES = 256 * 1024
 TEMP = "nginx-temp"
 _LISTENS = re.compile(r"listen (\S+)(?: ssl)?(?: default_server)? backlog=4096")
@@ -494,7 +495,14 @@ async def _run(*argv: str) -> tuple[int, str]:
         stdout=asyncio.subprocess.PIPE,
         stderr=asyncio.subprocess.STDOUT,
     )
-    output, _ = await process.communicate()
+    try:
+        async with within(_RUN_S):
+            output, _ = await process.communicate()
+    except TimeoutError:
+        process.kill()  # And not waited for: what hangs on a disk does not end.
+        raise BridgeError(
+            f"`{' '.join(argv)}` did not end within {_RUN_S:g} s; is the disk of its files gone?"
+        ) from None
     return process.returncode or 0, output.decode("utf-8", "replace")
 
 

@@ -229,7 +229,9 @@ class Arrivals:
             overrides, problem = sighting.overrides or Overrides(), None
             if sighting.notes is not None:
                 read = partial(self._read_overrides, sighting.notes[0])
-                overrides = await self._notes_thread.run(read, patience_s=_NOTES_PATIENCE_S)
+                # One that hangs was waited for once: others come and go meanwhile.
+                patience_s = 0.0 if self._notes_thread.hangs else _NOTES_PATIENCE_S
+                overrides = await self._notes_thread.run(read, patience_s=patience_s)
         except ConfigError as error:
             overrides, problem = tenure.overrides, error.problems[0]
             self._logger.error("replica.notes_refused", replica=tenure.replica, problems=error.problems)

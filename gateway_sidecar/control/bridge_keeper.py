@@ -9,7 +9,7 @@ from contextlib import suppress
 
 from gateway_sidecar.bridges.nginx import Nginx, stop_orphans
 from gateway_sidecar.bridges.nginx_config import ServiceAddress
-from gateway_sidecar.control.guard import cancelled
+from gateway_sidecar.control.guard import beating, cancelled
 from gateway_sidecar.domain.backoff import Backoff
 from gateway_sidecar.errors import BridgeError
 from gateway_sidecar.supervision import awake
@@ -80,13 +80,12 @@ class BridgeKeeper:
         """Runs until cancelled. nginx itself goes on then."""
         try:
             while True:
-                self.beat = awake.now()
-                if self.up:
-                    await self._watch()
-                else:
-                    await self._restart()
+                await beating(self._watch() if self.up else self._restart(), self._comes_round)
         finally:
             await cancelled(self._asking)
+
+    def _comes_round(self) -> None:
+        self.beat = awake.now()
 
     async def _watch(self) -> None:
         process = self.nginx.process
@@ -145,7 +144,6 @@ class BridgeKeeper:
 
     async def _restart(self) -> None:
         await asyncio.sleep(_RESTARTS.delay_s(self._failures))
-        self.beat = awake.now()
         try:
             await self._start()
         except (BridgeError, OSError) as error:

@@ -48,6 +48,9 @@ class Keeper:
         self.beat = awake.now()
         self._wake.clear()
 
+    def _is_busy(self) -> None:
+        self.beat = awake.now()
+
     async def _sleep(self, longest_s: float) -> None:
         """Until `_look_soon`, or for `longest_s` seconds; for a second at most."""
         with suppress(TimeoutError):

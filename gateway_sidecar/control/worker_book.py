@@ -11,6 +11,7 @@ import time
 from collections.abc import Callable, Coroutine
 from dataclasses import dataclass, replace
 
+from gateway_sidecar.control.guard import beating
 from gateway_sidecar.control.router_process import RouterProcess
 from gateway_sidecar.domain.backoff import Backoff
 from gateway_sidecar.domain.model import Registered, WorkerSpec, WorkerStatus
@@ -97,6 +98,11 @@ class WorkerBook:
         self._mute_s = api_timeout_s
 
     @property
+    def most_silence_s(self) -> float:
+        """For how long the router may owe an answer."""
+        return self._mute_s
+
+    @property
     def listed(self) -> bool:
         """Whether the router's list of workers is known."""
         return self._listed and self._epoch == self._router.epoch and self._router.up
@@ -162,7 +168,7 @@ class WorkerBook:
         """Observes the router until cancelled."""
         failing_since: float | None = None
         while True:
-            self.beat = awake.now()
+            self._comes_round()
             if not self._router.up or self._epoch != self._router.epoch:
                 self._lose()
                 self._silent_since = failing_since = None
@@ -174,7 +180,7 @@ class WorkerBook:
             began, asked, stalls = time.monotonic(), awake.now(), awake.stalls()
             overdue = asyncio.get_running_loop().call_later(self._overdue_s, self._on_silence)
             try:
-                await self._observe()
+                await beating(self._observe(), self._comes_round)
                 self._silent_since = failing_since = None
             except RouterError as error:
                 if failing_since is None:
@@ -199,6 +205,9 @@ class WorkerBook:
         for task in list(self._busy.values()):
             task.cancel()
         await asyncio.gather(*self._busy.values(), return_exceptions=True)
+
+    def _comes_round(self) -> None:
+        self.beat = awake.now()
 
     def hurry(self) -> None:
         """Look again soon."""
@@ -253,7 +262,7 @@ class WorkerBook:
         if self._listed and 0 < len(pending) <= _FEW and self._hurry_only():
             for url in pending:
                 asked_at = time.monotonic()
-                self.beat = self._silent_since = awake.now()
+                self._silent_since = awake.now()
                 found = await client.find(self.workers[url].worker_id) if url in self.workers else None
                 if epoch == self._router.epoch:
                     self._learn(url, found, asked_at)
@@ -268,7 +277,7 @@ class WorkerBook:
                 self._learn(url, None, asked_at)
             elif asked_at - submission.since > _PATIENCE_S:
                 # A worker that is being added may be missing from the list: ask for it by name.
-                self.beat = self._silent_since = awake.now()
+                self._silent_since = awake.now()
                 self._learn(url, await client.find(submission.worker_id), asked_at)
         for url, worker in listed.items():
             self._learn(url, worker, asked_at)

@@ -9,7 +9,6 @@ Engines that speak gRPC have no metrics page on their socket.
 
 from __future__ import annotations
 
-import asyncio
 from collections.abc import Mapping
 from dataclasses import dataclass
 

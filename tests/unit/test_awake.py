@@ -13,7 +13,6 @@ import uvloop
 from gateway_sidecar.supervision import awake
 from gateway_sidecar.supervision.awake import Clock, within
 
-
 Pair = tuple[socket.socket, socket.socket]
 
 
