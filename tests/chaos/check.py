@@ -154,6 +154,10 @@ def _may_blame(request: Request, fault: Fault, faults: Sequence[Fault], engines:
             if not fault.service == request.service == PAIRS or request.outcome != "status":
                 return False
             return "router_" not in request.detail and _overlap(request, fault.began, fault.ended)
+        case "stalled":
+            # SMG gives a prefill engine 3 s for its first sign, also while it did not run itself. Nobody can set that.
+            own = request.status == 504 and "_worker_silent" in request.detail
+            return request.service == PAIRS and own and _overlap(request, fault.began, fault.ended + _KNOWN_S)
         case "engine ended" | "engine misbehaved" | "engine frozen":
             if fault.service != request.service or fault.model != request.model:
                 return False

@@ -47,6 +47,8 @@ _REST_S = 5.0
 _PARTS = (DAEMON, NGINX, *map(router_of, SERVICES), *map(engines_in, (0, 1, 2)))
 _SLACK_S = 0.3
 """What is measured from outside begins a little before a part really stops."""
+_LATE_S = 3.0
+"""What it was judged for may be told a little after it ran again."""
 _NGINX_SILENT_S = 4 * 2.0 + 3 * 4.0
 """Four silences of two seconds, four seconds apart: docs/failure-modes.md."""
 _ENGINE_SILENT_S = HEALTH_FAILURES * HEALTH_TIMEOUT_S
@@ -132,7 +134,7 @@ def silent_s(frozen: Iterable[Frozen], who: str, until: float) -> float:
     frozen = list(frozen)
     longest = 0.0
     for one in frozen:
-        if one.who == who and one.began < until:
+        if one.who == who and one.began < until < one.ended + _LATE_S:
             began, ended = one.began, min(one.ended, until)
             deaf = [(max(began, d.began), min(ended, d.ended)) for d in frozen if d.who == DAEMON]
             longest = max(longest, ended - began - sum(max(0.0, high - low) for low, high in deaf))

@@ -43,8 +43,9 @@ class Fault:
     """Something that was done, from its first effect to when it was over.
 
     kind: `engine ended`, `engine misbehaved`, `router killed`, `router lost` (frozen, and killed for it), `router
-        frozen` (and thawed in time), `engine frozen`, `unlinked unseen` (a socket went while no daemon was there),
-        `nginx killed`, `daemon away`, `sockets away`, `state removed`, or a mere operation: `router restart`, `reload`.
+        frozen` (and thawed in time), `engine frozen`, `stalled` (several parts were frozen or starved at the time),
+        `unlinked unseen` (a socket went while no daemon was there), `nginx killed`, `daemon away`, `sockets away`,
+        `state removed`, or a mere operation: `router restart`, `reload`.
     """
 
     kind: str

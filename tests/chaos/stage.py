@@ -670,8 +670,11 @@ class Stage:
             began = time.monotonic()
             await _stop_for(pids, part.for_s)
             self.history.frozen += [Frozen(who, began, time.monotonic()) for who in processes]
+            self.history.faults.append(Fault("stalled", began, time.monotonic()))
             return
+        began = time.monotonic()
         await asyncio.gather(*(self._freeze_part(part, processes[part.who]) for part in event.parts))
+        self.history.faults.append(Fault("stalled", began, time.monotonic()))
 
     async def _freeze_part(self, part: Stopped, pids: list[int]) -> None:
         await asyncio.sleep(part.after_s)
@@ -705,7 +708,9 @@ class Stage:
             await asyncio.create_subprocess_exec(sys.executable, "-c", _EATER, str(event.for_s))
             for _ in range(event.load)
         ]
+        began = time.monotonic()
         await asyncio.gather(*(eater.wait() for eater in eaters))
+        self.history.faults.append(Fault("stalled", began, time.monotonic(), note=f"{event.load} eaters"))
 
     async def _restart_router(self, service: str) -> None:
         began = time.monotonic()
