@@ -141,7 +141,7 @@ class RouterProcess:
             return False
         client = self.kind.client(saved.ports, saved.key)
         try:
-            await client.list_workers()
+            await awake.asked_again(client.list_workers, RouterError)
         except RouterError as error:
             await client.close()
             self._logger.warning("router.not_adopted", pid=process.pid, reason=str(error))

@@ -11,10 +11,12 @@ from __future__ import annotations
 
 import asyncio
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Awaitable, Callable, Iterator
 from contextlib import contextmanager
 from types import TracebackType
-from typing import Self
+from typing import Self, TypeVar
+
+T = TypeVar("T")
 
 _TICK_S = 0.1
 _MOST_S = 0.15
@@ -86,6 +88,17 @@ def stalls() -> int:
     """How often nothing of this process ran for a second and longer. What was asked across one is asked again."""
     _clock.now()
     return _clock.stalls
+
+
+async def asked_again(ask: Callable[[], Awaitable[T]], failure: type[Exception]) -> T:
+    """What `ask` returns. A failure across a stall proves nothing: it is asked again then."""
+    while True:
+        before = stalls()
+        try:
+            return await ask()
+        except failure:
+            if stalls() == before:
+                raise
 
 
 class within:  # noqa: N801 - reads as asyncio.timeout does, in whose place it stands
