@@ -14,7 +14,7 @@ PY := $(VENV)/bin/python
 SETUP := VENV="$(VENV)" MLX_VENV="$(MLX_VENV)" PREFIX="$(PREFIX)" PYTHON="$(PYTHON)" scripts/setup.sh
 export MLX_PYTHON ?= $(abspath $(MLX_VENV)/bin/python)
 
-.PHONY: help run test check format bench chaos freezes soak proto mlx install dist clean
+.PHONY: help run test check format bench chaos freezes soak fuzz proto mlx install lock dist clean
 
 help:
 	@sed -n 's/^## //p' Makefile
@@ -62,6 +62,11 @@ soak:
 	@$(SETUP) dev nginx
 	@$(PY) -m tests.chaos.soak --minutes $(MINUTES) $(if $(SEED),--seed $(SEED)) $(ARGS)
 
+## make fuzz     random input at every edge for MINUTES=10, and SEED=n to play it again; ARGS='--edge engines' for one of them
+fuzz:
+	@$(SETUP) dev nginx
+	@$(PY) -m tests.fuzz --minutes $(MINUTES) $(if $(SEED),--seed $(SEED)) $(ARGS)
+
 ## make mlx      a real MLX engine in .venv-mlx, for its contract test and for ENGINE=mlx
 mlx:
 	@$(SETUP) mlx
@@ -75,6 +80,15 @@ proto:
 install:
 	@$(SETUP) nginx app
 	"$(PREFIX)/bin/gateway-sidecar" install $(ARGS)
+
+## make lock     write requirements.lock anew: what make install puts in place, the newest of all, each with its hashes
+lock:
+	@$(SETUP) dev
+	@$(PY) -m pip install --quiet --disable-pip-version-check uv
+	@$(PY) -c 'import tomllib; print(*tomllib.load(open("pyproject.toml", "rb"))["build-system"]["requires"], sep="\n")' | \
+	    $(PY) -m uv pip compile --quiet --upgrade --universal --python-version 3.11 --generate-hashes --no-annotate \
+	        --no-emit-index-url --custom-compile-command "make lock" --extra smg --output-file requirements.lock \
+	        pyproject.toml - >/dev/null
 
 ## make dist     wheel and source archive, into dist/
 dist:

@@ -3,10 +3,11 @@
 from __future__ import annotations
 
 import asyncio
+import errno
 import math
 import os
 import signal
-from collections.abc import Awaitable, Callable
+from collections.abc import Awaitable, Callable, Iterator
 from functools import partial
 from ipaddress import ip_network
 from pathlib import Path
@@ -18,9 +19,9 @@ from gateway_sidecar.admin.listener import AdminListener
 from gateway_sidecar.bridges.addresses import ClaimRules, PeerAddresses
 from gateway_sidecar.bridges.keyed_nginx import KeyedNginx, keyed_left_running
 from gateway_sidecar.bridges.nginx import BridgeSettings, Nginx, busy_ports, find_nginx
-from gateway_sidecar.bridges.peer_nginx import PeerNginx, peers_left_running
+from gateway_sidecar.bridges.peer_nginx import PeerNginx, PeerPlaces, peers_left_running
 from gateway_sidecar.bridges.small_nginx import SmallPlaces
-from gateway_sidecar.config import PortRange, ServiceSettings, Settings, load_overrides
+from gateway_sidecar.config import PortRange, ServiceSettings, Settings, line_of, load_overrides
 from gateway_sidecar.control.daemon import Daemon
 from gateway_sidecar.control.destinations import Destinations
 from gateway_sidecar.control.door_holder import DoorHolder
@@ -30,17 +31,21 @@ from gateway_sidecar.control.key_keeper import KeyKeeper
 from gateway_sidecar.control.peer_keeper import PeerKeeper
 from gateway_sidecar.control.router_process import RouterProcess
 from gateway_sidecar.control.service import Service
+from gateway_sidecar.control.tenure import BridgeHosts
 from gateway_sidecar.control.told_keeper import ToldKeeper
 from gateway_sidecar.domain.leases import NoFreePort, PortLeases
 from gateway_sidecar.engines.probe import EngineProbe
 from gateway_sidecar.errors import ConfigError, ProcessError
+from gateway_sidecar.files.own import keep_directory
 from gateway_sidecar.routers.base import RouterPorts
 from gateway_sidecar.routers.smg import Smg
 from gateway_sidecar.sources.build import source_of
+from gateway_sidecar.sources.placed import OwnSockets
 from gateway_sidecar.supervision import awake
 from gateway_sidecar.supervision.lock import DirectoryLock
 from gateway_sidecar.supervision.logfile import ChildLog
-from gateway_sidecar.supervision.privileges import CAP_NET_ADMIN, keep_to_ourselves
+from gateway_sidecar.supervision.privileges import CAP_NET_ADMIN, keep_files_to_ourselves, keep_to_ourselves
+from gateway_sidecar.supervision.process import is_own_child
 from gateway_sidecar.telemetry.metrics import Metrics
 from gateway_sidecar.tunnels.fleet import TunnelFleet
 
@@ -68,7 +73,8 @@ class RealAdapters:
         self._metrics = metrics
         self._told = told
         self._router_ports = RouterPortLeases(settings.router_ports)
-        self._probe = EngineProbe()
+        self._own = OwnSockets((settings.run_dir, settings.state_dir), self._agents)
+        self._probe = EngineProbe(self._is_own)
 
     def service(
         self,
@@ -86,7 +92,7 @@ class RealAdapters:
             leases=self._bridges,
             peers=self._peers,
             keys=self._keys,
-            host=self._settings.bridges.host,
+            hosts=BridgeHosts(self._settings.bridges.host, self._settings.bridges.grpc_host),
             make_router=partial(self.router, write_down),
             private_ports=self._router_ports,
             metrics=self._metrics,
@@ -113,9 +119,19 @@ class RealAdapters:
             write_down=write_down,
         )
 
+    def _agents(self) -> Iterator[str | None]:
+        """The SSH agents that tunnels use."""
+        return (server.agent for link in list(self._tunnels.links) for server in link.route.servers)
+
+    def _is_own(self, address: str, pid: int) -> bool:
+        """Whether a process of ours listens there, and there is no tunnel behind it."""
+        if address.startswith(f"{self._tunnels.directory}/"):
+            return False
+        return pid == os.getpid() or is_own_child(pid, self._settings.run_dir, self._settings.state_dir)
+
     def source(self, settings: ServiceSettings) -> Source:
         """Where the service's replicas are learnt from."""
-        return source_of(settings, self._tunnels.socket_of, self._told.of(settings.name))
+        return source_of(settings, self._tunnels.socket_of, self._told.of(settings.name), self._own)
 
     def router_kind(self, settings: ServiceSettings) -> Smg:
         """The service's router as it is configured."""
@@ -125,7 +141,9 @@ class RealAdapters:
             "failure_threshold": settings.health.failures,
             "drain_settle_secs": math.ceil(settings.drain.settle_s),
         }
-        return Smg(it.command, it.policy, it.log_level, it.args, it.env, it.api_timeout_s, health)
+        return Smg(
+            it.command, it.policy, it.log_level, it.args, it.env, it.api_timeout_s, health, self._nginx.bridge_key
+        )
 
 
 class RouterPortLeases:
@@ -176,10 +194,13 @@ def build_daemon(config_path: Path, settings: Settings) -> Daemon:
     nginx = Nginx(
         BridgeSettings(
             host=settings.bridges.host,
+            grpc_host=settings.bridges.grpc_host,
+            paths=settings.bridges.paths,
             first_port=settings.bridges.ports.first,
             last_port=settings.bridges.ports.last,
             command=settings.bridges.nginx,
             worker_processes=str(os.cpu_count() or 1) if workers == "auto" else str(workers),
+            held_mb=settings.bridges.max_bodies_mb,
             run_dir=settings.run_dir,
             state_dir=settings.state_dir,
         )
@@ -188,7 +209,9 @@ def build_daemon(config_path: Path, settings: Settings) -> Daemon:
     log = ChildLog(settings.state_dir / "log" / "peers.log", spare=settings.run_dir / "log" / "peers.log")
     find = partial(find_nginx, settings.bridges.nginx)
     destinations = Destinations()
-    places = SmallPlaces(settings.run_dir / "peers", nginx.links, log, find)
+    places = PeerPlaces(
+        settings.run_dir / "peers", nginx.links, log, find, lambda: nginx.bridge_key, settings.bridges.paths
+    )
     peers = _peer_keeper(settings, places, destinations, metrics)
     keyed = SmallPlaces(settings.run_dir, nginx.links, log, find)
     keys = KeyKeeper(partial(KeyedNginx, keyed), partial(keyed_left_running, keyed))
@@ -212,19 +235,37 @@ def build_daemon(config_path: Path, settings: Settings) -> Daemon:
     )
 
 
-def _peer_keeper(settings: Settings, places: SmallPlaces, destinations: Destinations, metrics: Metrics) -> PeerKeeper:
+def _peer_keeper(settings: Settings, places: PeerPlaces, destinations: Destinations, metrics: Metrics) -> PeerKeeper:
     networks = [ip_network(text) for text in settings.peers.networks]
     rules = ClaimRules(settings.peers.interface, networks, settings.run_dir)
     claims = PeerAddresses(rules, destinations.addresses)
     return PeerKeeper(claims, partial(PeerNginx, places), partial(peers_left_running, places), places.log, metrics)
 
 
+def _keep_directories(config_path: Path, settings: Settings) -> None:
+    """Makes the directories that we write to. Raises ConfigError where others could write there, too."""
+    problems = []
+    for name, path, mode in (("run_dir", settings.run_dir, 0o750), ("state_dir", settings.state_dir, 0o700)):
+        try:
+            keep_directory(path, mode)
+        except PermissionError as error:
+            if error.errno == errno.EPERM:
+                line = line_of(config_path, name)
+                problems.append(f"{config_path}:{line}: {name}: {error.filename}: {error.strerror}")
+        except OSError:
+            continue  # A full disk, say. Whoever writes there tells, and may do without.
+    if problems:
+        raise ConfigError(problems)
+
+
 async def run_daemon(config_path: Path, settings: Settings) -> bool:
     """Runs the daemon until a signal or a command ends it; whether it was a command.
 
     SIGTERM leaves nginx and the routers running for the next daemon; SIGINT (Ctrl-C) takes them down as well. SIGHUP
-    reads the configuration again.
+    reads the configuration again. Raises ConfigError for directories that others may write in.
     """
+    keep_files_to_ourselves()
+    _keep_directories(config_path, settings)
     lock = DirectoryLock(settings.run_dir)
     lock.take()
     keep_to_ourselves(CAP_NET_ADMIN)
@@ -249,11 +290,11 @@ async def run_daemon(config_path: Path, settings: Settings) -> bool:
 
     async def serve(started: Daemon) -> Callable[[], Awaitable[None]]:
         listen = settings.metrics.listen
-        exposition = await serve_metrics(started, listen.host, listen.port) if listen else None
+        exposition = await serve_metrics(started, listen, settings.metrics.hosts) if listen else None
         remote = AdminListener(started, settings.admin) if settings.admin else None
         if remote is not None:
             await remote.open()
-        admin = await serve_admin(started, settings.run_dir / "admin.sock")
+        admin = await serve_admin(started, settings.run_dir, settings.state_dir)
         hold = await serve_hold(started, settings.run_dir / "hold.sock")
         holder = DoorHolder(settings.run_dir / "log" / "door.log", lambda: hold.socket)
         await holder.begin()
@@ -271,7 +312,7 @@ async def run_daemon(config_path: Path, settings: Settings) -> bool:
             if remote is not None:
                 await remote.close()
             if exposition is not None:
-                await exposition.cleanup()
+                await exposition.close()
 
         return close
 

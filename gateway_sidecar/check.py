@@ -5,8 +5,9 @@ from __future__ import annotations
 import asyncio
 import os
 import resource
+import shutil
 import stat
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import suppress
 from dataclasses import dataclass
 from enum import StrEnum
@@ -16,22 +17,29 @@ from pathlib import Path
 from gateway_sidecar.admin.client import ask_daemon
 from gateway_sidecar.admin.tls import read_tls
 from gateway_sidecar.bridges.addresses import ClaimRules, PeerAddresses
-from gateway_sidecar.bridges.nginx import LUA_CURE, NginxProgram, busy_ports, find_nginx
+from gateway_sidecar.bridges.nginx import LUA_CURE, OWNER_CURE, NginxProgram, busy_ports, find_nginx
 from gateway_sidecar.bridges.nginx_config import Capacity
 from gateway_sidecar.config import FrontendSettings, PortRange, ServiceSettings, Settings, advise, load_overrides
+from gateway_sidecar.config.frontend_values import ANY
 from gateway_sidecar.control.destinations import hosts_of, look_up
-from gateway_sidecar.domain.model import PeerAddress
+from gateway_sidecar.domain.model import Overrides, PeerAddress
+from gateway_sidecar.domain.trust import ROOT, way_in
+from gateway_sidecar.domain.tunnels import Tunnel
 from gateway_sidecar.doors.certificate import read_certificate, today
 from gateway_sidecar.doors.keys import expiry_of, read_keys
 from gateway_sidecar.errors import AdminError, BridgeError, ConfigError, FrontDoorError, ProcessError
+from gateway_sidecar.files.follow import follow, ours
+from gateway_sidecar.files.own import way_in_for_others
 from gateway_sidecar.routers.smg import find_smg, python_of, version_of
 from gateway_sidecar.sources.build import sources_of
 from gateway_sidecar.sources.listing import Sighting
+from gateway_sidecar.sources.placed import OwnSockets
 from gateway_sidecar.sources.socket_pattern import SocketPattern
 from gateway_sidecar.supervision.privileges import CAP_NET_ADMIN, has_capability
 from gateway_sidecar.tunnels.inspect import engine_troubles, file_troubles
 
 _EPHEMERAL = Path("/proc/sys/net/ipv4/ip_local_port_range")
+_CONTAINER = ("/run/systemd/container", "/run/.containerenv", "/.dockerenv")
 
 
 class Level(StrEnum):
@@ -68,11 +76,13 @@ async def check_machine(settings: Settings) -> list[Finding]:
     findings += _ports(settings, running)
     findings += _files(settings)
     findings += await asyncio.to_thread(_admin, settings)
+    findings += root_findings()
     findings += [_directory("state_dir", settings.state_dir), _directory("run_dir", settings.run_dir)]
+    findings += room_for_bodies(settings.state_dir, settings.bridges.max_bodies_mb)
     for service in settings.services:
         if service.replicas.sockets is not None:
-            findings += await asyncio.to_thread(_sockets, service)
-        findings += await _described(service, settings.run_dir)
+            findings += await asyncio.to_thread(_sockets, service, _own(settings))
+        findings += await _described(service, settings)
         findings += await asyncio.to_thread(lambda it: list(_front_door(it)), service)
         findings += _scaling(service)
     findings += await asyncio.to_thread(_peers, settings, await _all_sightings(settings))
@@ -104,11 +114,26 @@ async def _nginx(settings: Settings) -> list[Finding]:
         return [Finding(Level.FAIL, f"bridges.nginx: {error}")]
     module = f"stream module {program.stream_module}" if program.stream_module else "stream built in"
     found = [Finding(Level.OK, f"nginx {program.version} at {program.path}, {module}")]
+    found += [Finding(Level.WARN, text) for text in unguarded(program, settings)]
     return found + [
         Finding(Level.FAIL, f"{service.name}: {text}")
         for service in settings.services
         for text in lacking(program, service.frontend)
     ]
+
+
+def unguarded(program: NginxProgram, settings: Settings) -> Iterator[str]:
+    """What this nginx cannot keep from those who should not do it."""
+    if program.owner_module is None:
+        yield (
+            "bridges: any user of this machine can connect to the bridges of gRPC engines, since this nginx cannot ask"
+            f" whose a connection is; {OWNER_CURE}"
+        )
+    if program.lua_modules is None and any(s.frontend.mcp_servers != (ANY,) for s in settings.services):
+        yield (
+            "frontend.mcp_servers: nginx has no Lua to read what requests ask for, so all POSTs to /v1/responses and"
+            f" /v1/interactions are refused; {LUA_CURE}, or set it to any"
+        )
 
 
 def lacking(program: NginxProgram, door: FrontendSettings) -> Iterator[str]:
@@ -176,7 +201,8 @@ def _ports(settings: Settings, running: bool) -> list[Finding]:
     if running:
         return []
     bridges = settings.bridges
-    wanted = [(bridges.host, port) for port in range(bridges.ports.first, bridges.ports.last + 1)]
+    ports = range(bridges.ports.first, bridges.ports.last + 1)
+    wanted = [(host, port) for host in (bridges.host, bridges.grpc_host) for port in ports]
     wanted += [(s.listen.host, s.listen.port) for s in settings.services]
     if settings.admin:
         wanted.append((settings.admin.listen.host, settings.admin.listen.port))
@@ -208,6 +234,14 @@ def _admin(settings: Settings) -> list[Finding]:
     return findings
 
 
+def root_findings() -> list[Finding]:
+    """Root in a container is root of little."""
+    if os.geteuid() != 0 or any(os.path.exists(mark) for mark in _CONTAINER):  # noqa: PTH110
+        return []
+    text = "a daemon of root's runs nginx and the routers as root, and they read what clients and engines send"
+    return [Finding(Level.WARN, f"{text}; run it, and this check, as a user of its own, such as that of `install`")]
+
+
 def _files(settings: Settings) -> list[Finding]:
     _, hard = resource.getrlimit(resource.RLIMIT_NOFILE)
     limit = hard if hard != resource.RLIM_INFINITY else 1 << 20
@@ -225,10 +259,19 @@ def _files(settings: Settings) -> list[Finding]:
 def _directory(name: str, path: Path) -> Finding:
     # os.path.exists, as it does not raise for what lies behind a closed directory.
     nearest = next(p for p in (path, *path.parents) if os.path.exists(p))  # noqa: PTH110
-    if nearest != path and os.access(nearest, os.W_OK | os.X_OK):
-        return Finding(Level.OK, f"{name}: {path} will be made")
     if not nearest.is_dir():
         return Finding(Level.FAIL, f"{name}: {nearest} is not a directory")
+    try:
+        owner = path.stat().st_uid if nearest == path else 0
+        others = way_in_for_others(path) if os.geteuid() or not owner else None
+    except OSError as error:
+        return Finding(Level.FAIL, f"{name}: cannot look at {path}: {error.strerror}")
+    if others is not None:
+        return Finding(Level.FAIL, f"{name}: {path}: {others}; name another, or give it to user {os.geteuid()} alone")
+    if owner not in ours():
+        return Finding(Level.OK, f"{name}: {path} is for a daemon of user {owner}")
+    if nearest != path and os.access(nearest, os.W_OK | os.X_OK):
+        return Finding(Level.OK, f"{name}: {path} will be made")
     if not os.access(nearest, os.W_OK | os.X_OK):
         return Finding(
             Level.FAIL, f"{name}: {nearest} is not writable for uid {os.geteuid()}; chown it, or choose another"
@@ -236,11 +279,24 @@ def _directory(name: str, path: Path) -> Finding:
     return Finding(Level.OK, f"{name}: {path} is writable")
 
 
+def room_for_bodies(state_dir: Path, most_mb: int) -> list[Finding]:
+    """Whether request bodies could fill the file system that they are kept on."""
+    nearest = next(p for p in (state_dir, *state_dir.parents) if os.path.exists(p))  # noqa: PTH110
+    free_mb = shutil.disk_usage(nearest).free // (1024 * 1024)
+    if free_mb >= most_mb:
+        return []
+    text = (
+        f"state_dir: {free_mb} MiB are free at {nearest}, and request bodies may take {most_mb}; set"
+        " bridges.max_bodies_mb lower, or give it more room"
+    )
+    return [Finding(Level.WARN, text)]
+
+
 async def _all_sightings(settings: Settings) -> list[Sighting]:
     """The replicas that are there now, whatever names them; what is wrong with the rest was told of."""
     found: list[Sighting] = []
     for service in settings.services:
-        for source in sources_of(service, lambda tunnel: settings.run_dir / "tunnels" / tunnel.owner).values():
+        for source in sources_of(service, _place_of(settings), _own(settings)).values():
             found += (await source.look()).present.values()
     return found
 
@@ -272,8 +328,8 @@ def _advertised(sightings: list[Sighting]) -> Iterator[PeerAddress]:
     for sighting in sightings:
         peer = sighting.overrides.peer if sighting.overrides is not None else None
         if sighting.notes is not None:
-            with suppress(ConfigError):  # It has been told of.
-                peer = load_overrides(sighting.notes[0]).peer
+            with suppress(ConfigError, OSError):  # It has been told of, or went while we looked.
+                peer = _notes_of(sighting).peer
         if peer is not None and not peer.direct:
             yield peer
 
@@ -292,12 +348,12 @@ def _scaling(service: ServiceSettings) -> list[Finding]:
     return [Finding(Level.OK, f"{words}, target {scaling.target:g}; {hook.who} is told")]
 
 
-def _sockets(service: ServiceSettings) -> list[Finding]:
-    return list(_look_at_sockets(service))
+def _sockets(service: ServiceSettings, own: OwnSockets) -> list[Finding]:
+    return list(_look_at_sockets(service, own))
 
 
-def _look_at_sockets(service: ServiceSettings) -> Iterator[Finding]:
-    pattern = SocketPattern(str(service.replicas.sockets))
+def _look_at_sockets(service: ServiceSettings, own: OwnSockets) -> Iterator[Finding]:
+    pattern = SocketPattern(str(service.replicas.sockets), own)
     listing = pattern.look_now()
     if listing.blind:
         yield Finding(Level.FAIL, f"{service.name}: {listing.blind}; give uid {os.geteuid()} r and x on it")
@@ -308,13 +364,56 @@ def _look_at_sockets(service: ServiceSettings) -> Iterator[Finding]:
         yield from _access(service, sighting)
         if sighting.notes:
             try:
-                load_overrides(sighting.notes[0])
+                _notes_of(sighting)
             except ConfigError as error:
                 yield from (Finding(Level.FAIL, problem) for problem in error.problems)
+            except OSError:
+                continue  # It went while we looked.
+    yield from _sharers(service, pattern.directory)
     if not pattern.directory.exists():
         yield Finding(Level.WARN, f"{service.name}: {pattern.directory} does not exist yet; it is waited for")
     else:
         yield Finding(Level.OK, f"{service.name}: {len(listing.present)} sockets match {service.replicas.sockets}")
+
+
+def _sharers(service: ServiceSettings, directory: Path) -> Iterator[Finding]:
+    """Whether users who share a directory could take each other's sockets away."""
+    try:
+        place = follow(str(directory))
+    except OSError:
+        return
+    for it in (place.owned, *reversed(place.above)):
+        if it.others_may_write and not it.mode & stat.S_ISVTX:
+            text = f"{it.path} lets its writers remove and replace each other's sockets ({it.shown_mode})"
+            yield Finding(Level.WARN, f"{service.name}: {text}; chmod +t {it.path}")
+
+
+def _inventory_writers(service: ServiceSettings) -> Iterator[Finding]:
+    """Who else than its owner may say which replicas there are, and by which SSH keys they are reached."""
+    if service.replicas.inventory is None:
+        return
+    try:
+        place = follow(str(service.replicas.inventory))
+    except OSError:
+        return  # It has been told of.
+    others = way_in(place.owned, place.above, ours() | {place.found.st_uid}, (ROOT,))
+    if others is not None:
+        text = f"inventory: {others}, and may name replicas, and SSH servers that the daemon logs in to with its keys"
+        yield Finding(Level.WARN, f"{service.name}: {text}; chmod go-w")
+
+
+def _notes_of(sighting: Sighting) -> Overrides:
+    """What is noted beside a socket. Raises ConfigError, and OSError where the socket is gone."""
+    assert sighting.notes is not None
+    return load_overrides(sighting.notes[0], sighting.place.lstat().st_uid)
+
+
+def _place_of(settings: Settings) -> Callable[[Tunnel], Path]:
+    return lambda tunnel: settings.run_dir / "tunnels" / tunnel.owner
+
+
+def _own(settings: Settings) -> OwnSockets:
+    return OwnSockets((settings.run_dir, settings.state_dir))
 
 
 def _access(service: ServiceSettings, sighting: Sighting) -> Iterator[Finding]:
@@ -330,10 +429,10 @@ def _access(service: ServiceSettings, sighting: Sighting) -> Iterator[Finding]:
         )
 
 
-async def _described(service: ServiceSettings, run_dir: Path) -> list[Finding]:
+async def _described(service: ServiceSettings, settings: Settings) -> list[Finding]:
     """The replicas that the settings or an inventory describe: their files, and what their tunnels need."""
     findings = []
-    for name, source in sources_of(service, lambda tunnel: run_dir / "tunnels" / tunnel.owner).items():
+    for name, source in sources_of(service, _place_of(settings), _own(settings)).items():
         if name == "sockets":
             continue
         listing = await source.look()
@@ -345,6 +444,8 @@ async def _described(service: ServiceSettings, run_dir: Path) -> list[Finding]:
         for sighting in listing.present.values():
             if sighting.tunnel is None:
                 findings += _access(service, sighting)
+        if name == "inventory":
+            findings += _inventory_writers(service)
         text = f"{service.name}: {name} lists {len(listing.present)} replicas, {len(tunnels)} behind SSH servers"
         findings.append(Finding(Level.OK, text))
     return findings

@@ -12,9 +12,9 @@ import os
 import select
 import sys
 from collections.abc import Iterable, Sequence
-from contextlib import suppress
+from contextlib import ExitStack, redirect_stderr, redirect_stdout, suppress
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, TextIO, cast
 from urllib.parse import quote
 
 from gateway_sidecar import __version__
@@ -30,6 +30,7 @@ from gateway_sidecar.errors import (
     GatewaySidecarError,
     ProcessError,
 )
+from gateway_sidecar.telemetry.terminal import PrintableStream
 
 if TYPE_CHECKING:
     from gateway_sidecar.install import Step
@@ -41,6 +42,16 @@ EXIT_FAILED, EXIT_CONFIG, EXIT_STOPPED = 1, 78, 79
 def main(argv: Sequence[str] | None = None) -> None:
     """Runs one command and exits with its code."""
     arguments = _parser().parse_args(argv)
+    with ExitStack() as stack:
+        if arguments.command is not _run:  # The daemon's events see to it themselves, and may have colours.
+            stack.enter_context(redirect_stdout(cast(TextIO, PrintableStream(sys.stdout))))
+            stack.enter_context(redirect_stderr(cast(TextIO, PrintableStream(sys.stderr))))
+        code = _run_command(arguments)
+    sys.exit(code)
+
+
+def _run_command(arguments: argparse.Namespace) -> int:
+    """Runs it; the exit code. What it has to say of an error is printed."""
     try:
         code: int = arguments.command(arguments)
     except ConfigError as error:
@@ -63,7 +74,7 @@ def main(argv: Sequence[str] | None = None) -> None:
         where = f"{error.filename}: " if error.filename else ""
         print(f"gateway-sidecar: {where}{error.strerror or error}", file=sys.stderr)
         code = EXIT_FAILED
-    sys.exit(code)
+    return code
 
 
 def _parser() -> argparse.ArgumentParser:
@@ -209,11 +220,12 @@ def _run(arguments: argparse.Namespace) -> int:
 
     from gateway_sidecar.app import run_daemon
     from gateway_sidecar.supervision.memory import share_arenas
-    from gateway_sidecar.telemetry.logs import get_logger, set_up_logs
+    from gateway_sidecar.telemetry.logs import get_logger, set_up_logs, take_in_libraries
 
     share_arenas()
     settings = load_config(arguments.config)
     set_up_logs(settings.log.format, settings.log.level)
+    take_in_libraries()
     faulthandler.enable()  # systemd's watchdog sends SIGABRT: the log is to show where we hung.
     try:
         by_command = uvloop.run(run_daemon(arguments.config.absolute(), settings))

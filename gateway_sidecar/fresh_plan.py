@@ -7,6 +7,7 @@ import os
 from pathlib import Path
 
 from gateway_sidecar.config import ServiceSettings, Settings, load_overrides
+from gateway_sidecar.control.pins import open_path
 from gateway_sidecar.control.told_keeper import read_entries
 from gateway_sidecar.domain.model import Overrides, Ready
 from gateway_sidecar.domain.planning import Register, describe, worker_spec
@@ -14,6 +15,7 @@ from gateway_sidecar.engines.probe import EngineProbe
 from gateway_sidecar.errors import ConfigError, StateError
 from gateway_sidecar.sources.build import source_of
 from gateway_sidecar.sources.listing import Sighting
+from gateway_sidecar.sources.placed import OwnSockets
 from gateway_sidecar.sources.told import Told
 
 _AT_ONCE = 32
@@ -29,7 +31,7 @@ async def fresh_plan(settings: Settings) -> list[dict[str, str]]:
         told = {}
     for service in settings.services:
         actions.append(_row(service.name, "-", f"start {service.router.type} and serve it at {service.listen}"))
-        actions += await _service_plan(service, Told(dict(told.get(service.name, {}))), settings.peers.interface)
+        actions += await _service_plan(service, Told(dict(told.get(service.name, {}))), settings)
     return actions
 
 
@@ -37,8 +39,9 @@ def _row(service: str, replica: str, action: str) -> dict[str, str]:
     return {"service": service, "replica": replica, "action": action}
 
 
-async def _service_plan(service: ServiceSettings, told: Told, interface: str) -> list[dict[str, str]]:
-    listing = await source_of(service, lambda tunnel: Path(f"/{tunnel.owner}"), told).look()
+async def _service_plan(service: ServiceSettings, told: Told, settings: Settings) -> list[dict[str, str]]:
+    own = OwnSockets((settings.run_dir, settings.state_dir))
+    listing = await source_of(service, lambda tunnel: Path(f"/{tunnel.owner}"), told, own).look()
     if listing.blind:
         return [_row(service.name, "-", f"nothing for its replicas: {listing.blind}")]
     unseen = [_row(service.name, "-", f"nothing for {source}: {why}") for source, why in listing.unseen.items()]
@@ -46,7 +49,7 @@ async def _service_plan(service: ServiceSettings, told: Told, interface: str) ->
 
     async def one(sighting: Sighting) -> str:
         async with slots:
-            return await _replica_plan(service, sighting, interface)
+            return await _replica_plan(service, sighting, settings.peers.interface)
 
     found = await asyncio.gather(*(one(sighting) for sighting in listing.present.values()))
     rows = [_row(service.name, replica, action) for replica, action in zip(listing.present, found, strict=True)]
@@ -55,17 +58,19 @@ async def _service_plan(service: ServiceSettings, told: Told, interface: str) ->
 
 async def _replica_plan(service: ServiceSettings, sighting: Sighting, interface: str) -> str:
     if sighting.tunnel is not None:
-        return f"open an SSH tunnel to {sighting.tunnel} and bridge it, then ask the engine"
+        return f"open an SSH tunnel to {sighting.tunnel}, ask the engine, then bridge it"
     try:
-        overrides = load_overrides(sighting.notes[0]) if sighting.notes else sighting.overrides or Overrides()
-        pin = os.open(sighting.socket, os.O_PATH | os.O_CLOEXEC)
-    except ConfigError as error:
-        return f"wait for its notes to be mended: {error.problems[0]}"
+        pin = open_path(sighting.place)
     except OSError as error:
-        return f"wait: cannot open {sighting.socket}: {error.strerror}"
+        return f"wait: cannot open {sighting.place}: {error.strerror}"
     try:
+        overrides = sighting.overrides or Overrides()
+        if sighting.notes:
+            overrides = load_overrides(sighting.notes[0], os.fstat(pin).st_uid)
         address = f"/proc/self/fd/{pin}"
         result = await EngineProbe().identify(address, timeout_s=service.probe.timeout_s, api_key=overrides.api_key)
+    except ConfigError as error:
+        return f"wait for its notes to be mended: {error.problems[0]}"
     finally:
         os.close(pin)
     if isinstance(result, Ready):
@@ -75,4 +80,4 @@ async def _replica_plan(service: ServiceSettings, sighting: Sighting, interface:
         if peer is None:
             return f"bridge, then {step}"
         return step if peer.direct else f"bridge at {peer} on {interface}, then {step}"
-    return f"bridge, then wait: {type(result).__name__.lower()}: {result.reason}"
+    return f"wait, without a bridge: {type(result).__name__.lower()}: {result.reason}"

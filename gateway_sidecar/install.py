@@ -20,6 +20,7 @@ from pathlib import Path
 from gateway_sidecar.bridges.addresses import ClaimRules, PeerAddresses
 from gateway_sidecar.config import load_config
 from gateway_sidecar.errors import BridgeError, ConfigError, InstallError
+from gateway_sidecar.files.replace import replace_file
 
 UNIT = Path("etc/systemd/system/gateway-sidecar.service")
 PEERS = Path("etc/systemd/system/gateway-sidecar.service.d/peers.conf")
@@ -240,13 +241,8 @@ def _make_directory(path: Path) -> None:
 def _replace(target: Path, text: str, mode: int) -> None:
     """All of the new content or all of the old, whatever happens in between."""
     _make_directory(target.parent)
-    fresh = target.with_name(f".{target.name}.new")
     try:
-        fresh.unlink(missing_ok=True)
-        fresh.touch(mode=mode)
-        fresh.chmod(mode)
-        fresh.write_text(text, encoding="utf-8")
-        fresh.replace(target)
+        replace_file(target, text, mode)
     except OSError as error:
         raise _refused(target, error) from error
 

@@ -2,12 +2,13 @@
 # Puts in place what this project needs on a Debian or Ubuntu machine, and does nothing where it is there already:
 #
 #   dev     the package and its tools, in the virtual environment VENV
-#   nginx   nginx, its stream module, and the Lua module that front doors with keys need
+#   nginx   nginx, its stream module, the Lua module that front doors need, and where there is one the JavaScript module
+#           for streams, which keeps other users of the machine from gRPC engines
 #   wrk     the load generator of the bridge's benchmark
 #   sshd    the OpenSSH client and server, for the tests of SSH tunnels; no service is started
 #   prometheus  Prometheus and promtool, for the tests of metrics and alert rules; its service is not started
 #   mlx     a real MLX engine, in the virtual environment MLX_VENV
-#   app     the package and SMG as an operator wants them, in the virtual environment PREFIX
+#   app     the package and SMG as an operator wants them, in the virtual environment PREFIX; from requirements.lock
 #
 # PYTHON names the interpreter to use. System packages are installed with apt-get, as root or with sudo.
 set -eu
@@ -20,6 +21,7 @@ wanted=" $* "
 python=
 as_root=
 packages=
+wished=
 had_nginx=yes
 had_sshd=yes
 had_prometheus=yes
@@ -81,6 +83,11 @@ has_lua() {
     has_module ngx_http_lua_module.so
 }
 
+has_owner_check() {
+    options=$("$(find_nginx)" -V 2>&1)
+    has_module ngx_stream_js_module.so
+}
+
 has_module() {
     for modules in $(printf '%s\n' "$options" | tr ' ' '\n' | sed -n 's/^--modules-path=//p') \
         /usr/lib/nginx/modules /usr/lib64/nginx/modules /usr/share/nginx/modules; do
@@ -126,6 +133,10 @@ install_packages() {
     if ! apt-cache show nginx-light >/dev/null 2>&1; then
         packages=$(printf '%s' "$packages" | sed 's/nginx-light/nginx/')
     fi
+    for package in $wished; do
+        if apt-cache show "$package" >/dev/null 2>&1; then packages="$packages $package"; fi
+    done
+    [ -n "$packages" ] || return 0
     keep_services_stopped
     # shellcheck disable=SC2086
     apt install -y --no-install-recommends $packages || fail "apt-get cannot install$packages"
@@ -149,9 +160,11 @@ if wants nginx; then
     if ! find_nginx >/dev/null; then
         had_nginx=no
         packages="$packages nginx-light libnginx-mod-stream libnginx-mod-http-lua"
+        wished="libnginx-mod-stream-js"
     else
         has_stream || packages="$packages libnginx-mod-stream"
         has_lua || packages="$packages libnginx-mod-http-lua"
+        has_owner_check || wished="libnginx-mod-stream-js"
     fi
 fi
 if wants sshd; then
@@ -166,7 +179,9 @@ if wants prometheus && ! command -v promtool >/dev/null; then
     had_prometheus=no
     packages="$packages prometheus"
 fi
-if [ -n "$packages" ]; then install_packages; fi
+# Nobody is asked for a password for what can be done without.
+if [ -z "$packages" ] && [ "$(id -u)" -ne 0 ]; then wished=; fi
+if [ -n "$packages$wished" ]; then install_packages; fi
 
 if need_python && [ -z "$python" ] && ! find_python; then
     packages=" python3.11 python3.11-venv" # Ubuntu 22.04, whose own python3 is older
@@ -183,6 +198,8 @@ if wants mlx; then
 fi
 if wants app; then
     rm -rf build # what an older build left there would be installed too
-    environment "$prefix" "$(date)" '.[smg]'
+    # Just what requirements.lock names, byte for byte; setuptools, which builds the package itself, is among it.
+    environment "$prefix" "$(date)" --require-hashes --requirement requirements.lock
+    "$prefix/bin/python" -m pip install --quiet --disable-pip-version-check --no-deps --no-build-isolation .
     rm -rf build gateway_sidecar.egg-info # another user's, perhaps
 fi

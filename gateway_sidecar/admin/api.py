@@ -14,6 +14,7 @@ from aiohttp.typedefs import Handler
 
 from gateway_sidecar.admin import view
 from gateway_sidecar.admin.answers import DAEMON, Refused, as_json, seconds_in, service_in
+from gateway_sidecar.admin.bounded_server import BoundedServer
 from gateway_sidecar.admin.openapi import describe_api
 from gateway_sidecar.admin.replicas import (
     MOST_BYTES,
@@ -28,6 +29,7 @@ from gateway_sidecar.admin.unix_door import UnixDoor
 from gateway_sidecar.control.daemon import DEFAULT_STOP_S, Daemon
 from gateway_sidecar.domain.model import ReplicaId
 from gateway_sidecar.errors import ConfigError, RouterUnavailable
+from gateway_sidecar.supervision.process import is_own_child, peer_of
 
 
 def admin_app(daemon: Daemon) -> web.Application:
@@ -39,9 +41,24 @@ def admin_app(daemon: Daemon) -> web.Application:
     return app
 
 
-async def serve_admin(daemon: Daemon, path: Path) -> UnixDoor:
-    """Listens on `path`; the caller closes it."""
-    door = UnixDoor(web.AppRunner(admin_app(daemon), access_log=None, shutdown_timeout=0.5), path)
+async def serve_admin(daemon: Daemon, run_dir: Path, state_dir: Path) -> UnixDoor:
+    """Listens on `admin.sock` in run_dir; the caller closes it.
+
+    Nothing that the daemon started is answered. A replica's socket that is replaced by a link to this one, after it was
+    judged and before the next look, leads nginx here, and clients with it.
+    """
+
+    @web.middleware
+    async def from_people(request: web.Request, handler: Handler) -> web.StreamResponse:
+        transport = request.transport
+        peer = 0 if transport is None else peer_of(transport.get_extra_info("socket"))
+        if peer != os.getpid() and is_own_child(peer, run_dir, state_dir):
+            raise Refused(403, "nginx, routers and what else the daemon started may not use the admin API")
+        return await handler(request)
+
+    app = admin_app(daemon)
+    app.middlewares.insert(1, from_people)
+    door = UnixDoor(BoundedServer(app), run_dir / "admin.sock")
     await door.open()
     return door
 

@@ -6,12 +6,16 @@ router's, which listens on loopback. `/sd` names them all, in the form of Promet
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from urllib.parse import quote
 
 from aiohttp import web
 from prometheus_client import generate_latest
 from prometheus_client.exposition import CONTENT_TYPE_LATEST
 
+from gateway_sidecar.admin.bounded_server import BoundedServer, tcp_listener
+from gateway_sidecar.admin.hosts import OwnNames, only_by
+from gateway_sidecar.config import Endpoint
 from gateway_sidecar.control.daemon import Daemon
 from gateway_sidecar.control.service import Service
 from gateway_sidecar.control.tenure import Tenure
@@ -20,12 +24,17 @@ from gateway_sidecar.engines.engine_metrics import why_no_metrics
 from gateway_sidecar.errors import MetricsError
 
 _DAEMON = web.AppKey("daemon", Daemon)
+_MOST_BODY_BYTES = 1024  # of a request: there is nothing to send here.
 _TEXT_FORMAT = "text/plain; version=0.0.4; charset=utf-8"
 
 
-async def serve_metrics(daemon: Daemon, host: str, port: int) -> web.AppRunner:
-    """Listens on `host:port`; the caller cleans the runner up. Raises OSError if the address is taken."""
-    app = web.Application()
+async def serve_metrics(daemon: Daemon, listen: Endpoint, hosts: Sequence[str]) -> BoundedServer:
+    """Listens there; the caller closes it. Raises OSError if the address is taken.
+
+    hosts: by which names it may be asked, beside its address and those that OwnNames knows.
+    """
+    listening = tcp_listener(listen)
+    app = web.Application(middlewares=[only_by(OwnNames(hosts))], client_max_size=_MOST_BODY_BYTES)
     app[_DAEMON] = daemon
     app.router.add_get("/metrics", _metrics)
     app.router.add_get("/healthz", _healthz)
@@ -33,10 +42,9 @@ async def serve_metrics(daemon: Daemon, host: str, port: int) -> web.AppRunner:
     app.router.add_get("/sd", _discovery)
     app.router.add_get("/routers/{service}/metrics", _router_metrics)
     app.router.add_get("/replicas/{service}/{replica}/metrics", _replica_metrics)
-    runner = web.AppRunner(app, access_log=None, shutdown_timeout=0.5)
-    await runner.setup()
-    await web.TCPSite(runner, host, port, reuse_address=True).start()
-    return runner
+    server = BoundedServer(app)
+    await server.listen(listening)
+    return server
 
 
 async def _metrics(request: web.Request) -> web.Response:

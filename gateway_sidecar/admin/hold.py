@@ -10,6 +10,7 @@ from pathlib import Path
 
 from aiohttp import web
 
+from gateway_sidecar.admin.bounded_server import BoundedServer
 from gateway_sidecar.admin.unix_door import UnixDoor
 from gateway_sidecar.control.daemon import Daemon
 from gateway_sidecar.control.service import Service
@@ -25,8 +26,8 @@ async def serve_hold(daemon: Daemon, path: Path) -> UnixDoor:
     app = web.Application()
     app[_DAEMON] = daemon
     app.router.add_route("*", "/{path:.*}", _hold)
-    runner = web.AppRunner(app, access_log=None, shutdown_timeout=0.5, handler_cancellation=True)
-    door = UnixDoor(runner, path, backlog=4096)
+    # As many as may wait: the waiting room itself has a bound for each service, and nginx alone connects.
+    door = UnixDoor(BoundedServer(app, most=None, handler_cancellation=True), path, backlog=4096)
     await door.open()
     return door
 

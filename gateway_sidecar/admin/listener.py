@@ -6,9 +6,8 @@ import asyncio
 import socket
 from collections.abc import Awaitable, Callable
 
-from aiohttp import web
-
 from gateway_sidecar.admin.api import admin_app
+from gateway_sidecar.admin.bounded_server import BoundedServer, tcp_listener
 from gateway_sidecar.admin.tls import Tls, read_tls
 from gateway_sidecar.config import AdminSettings
 from gateway_sidecar.control.daemon import Daemon
@@ -25,16 +24,13 @@ class AdminListener:
         self._daemon = daemon
         self._settings = settings
         self._logger = get_logger()
+        self._server = BoundedServer(admin_app(daemon))
         self._socket: socket.socket | None = None
-        self._runners: list[web.AppRunner] = []
-        self._site: web.SockSite | None = None
         self._digest = ""
 
     async def open(self) -> None:
         """Begins to listen. Raises OSError if the address is taken."""
-        listen = self._settings.listen
-        family = socket.AF_INET6 if ":" in listen.host else socket.AF_INET
-        self._socket = socket.create_server((listen.host, listen.port), family=family, backlog=128)
+        self._socket = tcp_listener(self._settings.listen)
         try:
             await self._serve(await asyncio.to_thread(read_tls, self._settings.tls))
         except ConfigError as error:
@@ -44,8 +40,7 @@ class AdminListener:
 
     async def close(self) -> None:
         """Ends all connections."""
-        for runner in self._runners:
-            await runner.cleanup()
+        await self._server.close()
         if self._socket is not None:
             self._socket.close()
 
@@ -63,20 +58,9 @@ class AdminListener:
 
     async def _serve(self, tls: Tls) -> None:
         assert self._socket is not None
-        runner = web.AppRunner(admin_app(self._daemon), access_log=None, shutdown_timeout=0.5)
-        await runner.setup()
-        # A descriptor of the same socket for each: nobody who connects meanwhile is turned away.
-        site = web.SockSite(runner, self._socket.dup(), ssl_context=tls.context)
-        await site.start()
-        if self._site is not None:
-            await self._site.stop()
-        for earlier in list(self._runners):
-            server = earlier.server
-            if server is None or not server.connections:
-                self._runners.remove(earlier)
-                await earlier.cleanup()
-            else:
-                server.pre_shutdown()  # Who was let in by the old files is let go after the answer.
-        self._site, self._digest = site, tls.digest
-        self._runners.append(runner)
+        if self._digest:
+            self._server.use_tls(tls.context)
+        else:
+            await self._server.listen(self._socket, tls.context)
+        self._digest = tls.digest
         self._daemon.problems.pop(_PROBLEM, None)

@@ -288,6 +288,7 @@ def _schemas() -> Json:
         missing=_one_of(*Missing, None),
         reason=_MAYBE_TEXT,
         unanswered=_TEXT_BY_NAME,
+        bridge_ports=_COUNT,
         replicas=_list(_ref("Replica")),
         scaling={"anyOf": [_ref("Scaling"), {"type": "null"}]},
     )
@@ -298,6 +299,7 @@ def _schemas() -> Json:
         ports=_COUNT,
         leased=_COUNT,
         quarantined=_COUNT,
+        share=_COUNT,
         reloads=_COUNT,
     )
     drained = {"drained": _YES, "in_flight": _MAYBE_COUNT, "took_s": _SECONDS, "missed": _TEXTS}

@@ -5,6 +5,9 @@ from __future__ import annotations
 from collections.abc import Sequence
 from typing import Any
 
+from gateway_sidecar.domain.printable import printable
+
+_LONGEST_LINE = 2000
 _COLUMNS = ("replica", "state", "for", "engine", "role", "model", "bridge", "reason")
 
 
@@ -13,10 +16,15 @@ def render_status(status: dict[str, Any]) -> str:
     parts = []
     bridge = status["bridge"]
     if bridge["state"] != "up":
-        parts.append(f"BRIDGE DOWN: {bridge['reason']}")
-    parts += [f"PROBLEM: {problem}" for problem in status["problems"]]
+        parts.append(_joined([f"BRIDGE DOWN: {bridge['reason']}"]))
+    parts += [_joined([f"PROBLEM: {problem}"]) for problem in status["problems"]]
     parts += [_service(service) for service in status["services"]]
     return "\n\n".join(parts)
+
+
+def _joined(lines: Sequence[str]) -> str:
+    """What others said stands in these lines, and ends none of them."""
+    return "\n".join(printable(line, _LONGEST_LINE) for line in lines)
 
 
 def _service(service: dict[str, Any]) -> str:
@@ -39,9 +47,9 @@ def _service(service: dict[str, Any]) -> str:
     rows = [_row(replica) for replica in service["replicas"]]
     if not rows:
         lines.append(f"  no replicas at {service['sockets']}" if service["sockets"] else "  no replicas")
-        return "\n".join(lines)
+        return _joined(lines)
     lines += [f"  {line}" for line in _table([_COLUMNS, *rows])]
-    return "\n".join(lines)
+    return _joined(lines)
 
 
 def render_replicas(services: dict[str, list[dict[str, Any]]]) -> str:
@@ -52,7 +60,7 @@ def render_replicas(services: dict[str, list[dict[str, Any]]]) -> str:
         for row in replicas
     ]
     titles = ("service", "replica", "source", "state", "bridge", "place", "reason")
-    return "\n".join(_table([titles, *rows])) if rows else "no replicas"
+    return _joined(_table([titles, *rows])) if rows else "no replicas"
 
 
 def _place(row: dict[str, Any]) -> str:
@@ -83,7 +91,8 @@ def _row(replica: dict[str, Any]) -> tuple[str, ...]:
     )
 
 
-def _table(rows: Sequence[Sequence[str]]) -> list[str]:
+def _table(raw: Sequence[Sequence[str]]) -> list[str]:
+    rows = [[printable(cell) for cell in row] for row in raw]
     widths = [max(len(row[i]) for row in rows) for i in range(len(rows[0]))]
     return ["  ".join(cell.ljust(width) for cell, width in zip(row, widths, strict=True)).rstrip() for row in rows]
 

@@ -5,7 +5,7 @@ from __future__ import annotations
 import socket
 from pathlib import Path
 
-from aiohttp import web
+from gateway_sidecar.admin.bounded_server import BoundedServer
 
 _MODE = 0o660
 _FRESH = "new.sock"
@@ -15,11 +15,10 @@ _FRESH = "new.sock"
 class UnixDoor:
     """Listens on `path`, mode 0660, from `open` to `close`."""
 
-    def __init__(self, runner: web.AppRunner, path: Path, *, backlog: int = 128) -> None:
-        self._runner = runner
+    def __init__(self, server: BoundedServer, path: Path, *, backlog: int = 128) -> None:
+        self._server = server
         self._path = path
         self._backlog = backlog
-        self._site: web.SockSite | None = None
         self._socket: socket.socket | None = None
         self._bound: tuple[int, int] | None = None
 
@@ -31,22 +30,18 @@ class UnixDoor:
 
     async def open(self) -> None:
         """Begins to listen. Raises OSError."""
-        await self._runner.setup()
         await self._bind()
 
     async def mend(self) -> bool:
         """Listens there again if the socket is gone, or another; whether that was needed. Raises OSError."""
         if self._bound == self._found():
             return False
-        if self._site is not None:
-            site, self._site = self._site, None
-            await site.stop()
         await self._bind()
         return True
 
     async def close(self) -> None:
         """Ends all connections."""
-        await self._runner.cleanup()
+        await self._server.close()
 
     async def _bind(self) -> None:
         fresh = self._path.with_name(_FRESH)
@@ -62,8 +57,7 @@ class UnixDoor:
             raise OSError(error.errno, f"cannot listen on {self._path}: {error.strerror}") from error
         self._bound = self._found()
         self._socket = listener
-        self._site = web.SockSite(self._runner, listener, backlog=self._backlog)
-        await self._site.start()
+        await self._server.listen(listener)
 
     def _found(self) -> tuple[int, int] | None:
         try:

@@ -30,6 +30,7 @@ def status(daemon: Daemon) -> dict[str, Any]:
             "ports": daemon.leases.size,
             "leased": len(daemon.leases.leased),
             "quarantined": len(daemon.leases.quarantined),
+            "share": daemon.leases.share,
             "reloads": daemon.keeper.nginx.reloads,
         },
         "problems": [f"{what}: {reason}" for what, reason in sorted(_problems(daemon).items())],
@@ -64,6 +65,7 @@ def _service(daemon: Daemon, name: str, service: Service) -> dict[str, Any]:
         "missing": service.room.missing.value if service.room.missing else None,
         "reason": service.room.describe(),
         "unanswered": dict(service.roles.lacking),
+        "bridge_ports": daemon.leases.held_by(name),
         "replicas": replicas(daemon, service),
     }
 
@@ -124,7 +126,7 @@ def _replica(service: Service, tenure: Tenure) -> dict[str, Any]:
         "state": tenure.state.value,
         "state_age_s": round(awake.now() - tenure.state_since, 3),
         "socket": str(tenure.sighting.socket),
-        "bridge": str(Endpoint(tenure.host, tenure.port)) if tenure.port is not None else None,
+        "bridge": str(Endpoint(tenure.bridge_host, tenure.port)) if tenure.port is not None else None,
         "advertise": str(tenure.peer) if tenure.peer else None,
         "direct": tenure.peer.direct if tenure.peer else False,
         "worker_id": worker.worker_id if worker else None,

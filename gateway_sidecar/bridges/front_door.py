@@ -15,16 +15,18 @@ from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
+from gateway_sidecar.bridges import bodies, client_headers
+from gateway_sidecar.bridges.bodies import BodyClass
+from gateway_sidecar.bridges.bridge_server import END, KEY_HEADER, SEGMENTS, patterns
 from gateway_sidecar.config import AuthSettings, Endpoint, FrontendSettings, LimitSettings
-from gateway_sidecar.config.frontend_values import ALL_PATHS, CONTROL, INFERENCE
+from gateway_sidecar.config.frontend_values import ALL_PATHS, ANY, CONTROL, FLEET, INFERENCE, VERSION
 
 LISTEN_OPTIONS = "backlog=4096 so_keepalive=60s:10s:6"
 
 # Statuses of our own, inside nginx only.
-_PREFLIGHT, _NO_KEY, _TOO_MANY_AT_ONCE, _TOO_MANY, _NO_PATH = 592, 593, 594, 595, 596
-_ID = "[A-Za-z0-9_][A-Za-z0-9_.:~-]*"
-_SEGMENTS = "(?:/[A-Za-z0-9_~:@!$&'()*+,=-][A-Za-z0-9._~:@!$&'()*+,=-]*)"
-_END = r"(?:\?|\z)"
+_SERVER_REFUSED, _PREFLIGHT, _NO_KEY, _TOO_MANY_AT_ONCE, _TOO_MANY, _NO_PATH = 591, 592, 593, 594, 595, 596
+_TENANT_HEADER = "X-Smg-Tenant-Id"
+"""SMG keeps stored responses and conversations of different tenants apart, and believes this header."""
 _METHODS = "GET, POST, DELETE, OPTIONS"
 _CIPHERS = "ECDHE+AESGCM:ECDHE+CHACHA20"
 _BAD_REQUEST = "invalid_request_error"
@@ -42,7 +44,8 @@ _NETWORKS = (("long", "{4}"), ("short", "{1,3}(?=:)"))
 _REFUSED = "/.gateway-refused/"
 # The status is that of the error: 400 is for whoever asks for such a path.
 _REFUSE = "if ($gateway_refusal) { return 400 $gateway_refusal; }"
-_CORS_ANSWERS = ("Allow-Origin", "Allow-Methods", "Allow-Headers", "Allow-Credentials", "Expose-Headers", "Max-Age")
+_LONGEST_COUNTED = 200
+"""nginx's limit_conn counts no value of more than 255 bytes: of a longer one only its beginning is looked at."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -67,11 +70,12 @@ class DoorPlaces:
 
 @dataclass(frozen=True, slots=True)
 class FrontDoor:
-    """One service's front door. `variable` is its name in nginx's variables and zones."""
+    """One service's front door. `variable` is its name in nginx's variables and zones. `lua`: whether nginx has Lua."""
 
     service: str
     settings: FrontendSettings
     places: DoorPlaces
+    lua: bool = True
 
     @property
     def variable(self) -> str:
@@ -83,11 +87,19 @@ class FrontDoor:
         """Maps, zones and the upstream of another server's word."""
         it, name = self.settings, self.variable
         parts = [_map("$request_uri", f"$gateway_passes_{name}", [("default", "0"), *_passing(it.paths)])]
+        if self._judges_servers and not self.lua:
+            asks = '"~^POST:/v1/(?:responses|interactions)/?\\z"'
+            parts.append(
+                _map('"$request_method:$uri"', f"$gateway_asks_servers_{name}", [("default", "0"), (asks, "1")])
+            )
         if it.auth is not None:
             rows = [("default", '""'), *((_below(path), "public") for path in it.auth.public_paths)]
             parts.append(_map("$request_uri", f"$gateway_public_{name}", rows))
             if it.auth.url is not None:
                 parts.append(f"    upstream {self.service}.auth {{ server {it.auth.url.address}; keepalive 16; }}\n")
+        auth = it.auth
+        keys = auth is not None and auth.keys_file is not None
+        parts.append(bodies.small(name, keys=keys, public=auth is not None))
         if it.cors is not None:
             parts.append(self._cors_maps())
         if it.tls is not None:
@@ -115,7 +127,10 @@ class FrontDoor:
         if counted is None:
             header = "$http_" + limit.per.partition(":")[2].lower().replace("-", "_")
             counted = f"$gateway_sent_{name}"
-            text += _map(header, counted, [("default", f'"sent:{header}"'), ('""', '"ip:$gateway_client"')])
+            cut = f"gateway_cut_{name}"
+            rows = [("default", f'"sent:{header}"'), ('""', '"ip:$gateway_client"')]
+            rows += [(f'"~^(?<{cut}>.{{{_LONGEST_COUNTED}}})"', f'"long:${cut}"')]
+            text += _map(header, counted, rows)
         rows = [("default", counted)] if limit.path is None else [("default", '""'), (_below(limit.path), counted)]
         text += _map("$request_uri", f"$gateway_counted_{name}", rows)
         if limit.rps is not None:
@@ -126,25 +141,40 @@ class FrontDoor:
 
     # -- server {}
 
-    def server(self) -> str:
+    def server(self, classes: Sequence[BodyClass]) -> str:
         """What holds for the whole server, in the order in which requests meet it."""
         it, name = self.settings, self.variable
-        lines = [f"client_max_body_size {f'{it.max_body_mb}m' if it.max_body_mb else 0};"]
+        lines = [f"client_max_body_size {it.max_body_mb}m;", *self._passed(), *client_headers.hidden()]
         if it.trusted_proxies:
             lines += [f"set_real_ip_from {network};" for network in it.trusted_proxies]
             lines += ["real_ip_header X-Forwarded-For;", "real_ip_recursive on;"]
         lines += [_REFUSE, f"if ($gateway_passes_{name} = 0) {{ return {_NO_PATH}; }}"]
         if it.cors is not None:
             lines += [f"if ($gateway_preflight_{name}) {{ return {_PREFLIGHT}; }}"]
-            lines += [f"proxy_hide_header Access-Control-{answer};" for answer in _CORS_ANSWERS]
+        tenant = '""'
         if it.auth is not None:
             lines += self._auth(it.auth)
-        lines += self._limits()
+            tenant = f"$gateway_key_{name}" if it.auth.keys_file is not None else f"$gateway_tenant_{name}"
+        lines += [f"proxy_set_header {_TENANT_HEADER} {tenant};"]
+        if self._judges_servers and not self.lua:  # Nobody can read what they ask for.
+            lines += [f"if ($gateway_asks_servers_{name}) {{ return {_SERVER_REFUSED}; }}"]
+        lines += self._limits(classes)
         lines += self.errors()
-        lines += self.headers()
+        lines += [*self.headers(), client_headers.LOCATION]
         if it.tls is not None:
             lines += tls_lines(name)
         return _indented(lines, 8)
+
+    def _passed(self) -> list[str]:
+        """The request headers that go on as they were sent; what is said with a value of ours is none of them."""
+        auth = self.settings.auth
+        ours = [KEY_HEADER, _TENANT_HEADER]
+        if auth is not None and not auth.pass_authorization:
+            ours += client_headers.CREDENTIALS
+        if auth is not None and auth.name_header is not None:
+            ours.append(auth.name_header)
+        passed = (*client_headers.CREDENTIALS, *client_headers.PASSED, *self.settings.pass_headers)
+        return client_headers.sent_on(passed, but=ours)
 
     def _auth(self, auth: AuthSettings) -> list[str]:
         name = self.variable
@@ -158,14 +188,17 @@ class FrontDoor:
             ]
         else:
             lines += ["auth_request /.gateway-auth;", f"auth_request_set $gateway_asked_{name} $upstream_status;"]
+            who = "set_by_lua_block" if self.lua else "set"
+            told = "{ return require('front_door').tenant_of_credentials() }" if self.lua else '"";'
+            lines += [f"{who} $gateway_tenant_{name} {told}"]
         if not auth.pass_authorization:
             lines += ['proxy_set_header Authorization "";', 'proxy_set_header X-Api-Key "";']
-        if auth.name_header is not None:
+        if auth.name_header not in (None, _TENANT_HEADER):
             lines += [f"proxy_set_header {auth.name_header} $gateway_key_{name};"]
         return lines
 
-    def _limits(self) -> list[str]:
-        lines = []
+    def _limits(self, classes: Sequence[BodyClass]) -> list[str]:
+        lines = bodies.limits(classes)
         for number, limit in enumerate(self.settings.limits):
             zone = f"{self.variable}_{number}"
             if limit.rps is not None:
@@ -173,23 +206,25 @@ class FrontDoor:
                 lines.append(f"limit_req zone={zone}_rate{burst};")
             if limit.concurrent is not None:
                 lines.append(f"limit_conn {zone}_at_once {limit.concurrent};")
-        if lines:
-            lines += [f"limit_req_status {_TOO_MANY};", f"limit_conn_status {_TOO_MANY_AT_ONCE};"]
-            lines += ["limit_req_log_level notice;", "limit_conn_log_level notice;"]
+        lines += [f"limit_req_status {_TOO_MANY};", f"limit_conn_status {_TOO_MANY_AT_ONCE};"]
+        lines += ["limit_req_log_level notice;", "limit_conn_log_level notice;"]
         return lines
 
     def errors(self) -> list[str]:
         """Where refusals go; a location that has an `error_page` of its own must say them again."""
         it = self.settings
         lines = [f"error_page {_NO_PATH} = @no_path;", "error_page 413 = @too_large;", *_own_error_pages()]
+        lines += [f"error_page {bodies.UNSURE} = @small;", f"error_page {_TOO_MANY_AT_ONCE} = @too_many_at_once;"]
         if it.cors is not None:
             lines.append(f"error_page {_PREFLIGHT} = @preflight;")
         if it.auth is not None and it.auth.keys_file is not None:
             lines.append(f"error_page {_NO_KEY} = @no_key;")
         if it.auth is not None and it.auth.url is not None:
             lines += ["error_page 401 = @no_key;", "error_page 403 = @forbidden;"]
+        if self._judges_servers:
+            lines.append(f"error_page {_SERVER_REFUSED} = @server_refused;")
         if it.limits:
-            lines += [f"error_page {_TOO_MANY} = @too_many;", f"error_page {_TOO_MANY_AT_ONCE} = @too_many_at_once;"]
+            lines.append(f"error_page {_TOO_MANY} = @too_many;")
         return lines
 
     def headers(self) -> list[str]:
@@ -213,6 +248,9 @@ class FrontDoor:
         text += self._refusal(
             "too_large", 413, "The request is too large.", "invalid_request_error", "request_too_large"
         )
+        if self._judges_servers:
+            words = "This gateway does not connect to the MCP server that the request names."
+            text += self._refusal("server_refused", 403, words, "invalid_request_error", "mcp_server_refused")
         if it.auth is not None:
             text += self._refusal(
                 "no_key",
@@ -225,17 +263,28 @@ class FrontDoor:
         if it.auth is not None and it.auth.url is not None:
             text += self._refusal("forbidden", 403, "You may not do this.", "invalid_request_error", "forbidden")
             text += self._auth_location(it.auth)
-        if it.limits:
-            wait_s = max((-(-1 // limit.rps) for limit in it.limits if limit.rps), default=1)
-            for place, retry_s, words in (
-                ("too_many", int(wait_s), "Rate limit reached: too many requests; try again later."),
-                ("too_many_at_once", 1, "Rate limit reached: too many requests at the same time; try again later."),
-            ):
-                retry = f"add_header Retry-After {retry_s} always;"
-                text += self._refusal(place, 429, words, "requests", "rate_limit_exceeded", retry)
+        wait_s = max((-(-1 // limit.rps) for limit in it.limits if limit.rps), default=1)
+        for place, retry_s, words in (
+            ("too_many", int(wait_s), "Rate limit reached: too many requests; try again later."),
+            ("too_many_at_once", 1, "Rate limit reached: too many requests at the same time; try again later."),
+        ):
+            retry = f"add_header Retry-After {retry_s} always;"
+            text += self._refusal(place, 429, words, "requests", "rate_limit_exceeded", retry)
         if it.cors is not None:
             text += self._preflight(it.cors.max_age_s)
         return text
+
+    @property
+    def _judges_servers(self) -> bool:
+        return self.settings.mcp_servers != (ANY,)
+
+    def check_servers(self) -> str:
+        """What a location that leads to a router asks of the MCP servers in a request's body."""
+        if not self._judges_servers or not self.lua:
+            return ""
+        allowed = ", ".join(json.dumps(host) for host in self.settings.mcp_servers)
+        check = f"require('front_door').check_servers({{{allowed}}}, {_SERVER_REFUSED})"
+        return f"            access_by_lua_block {{ {check} }}\n"
 
     def failed(self) -> str:
         """What nginx itself cannot do is 500 to it, and so is another server that says neither yes nor no."""
@@ -267,12 +316,18 @@ class FrontDoor:
             f"if ($gateway_public_{self.variable}) {{ return 204; }}",
             f"proxy_pass http://{self.service}.auth{auth.url.path};",
             "proxy_pass_request_body off;",
+            *client_headers.sent_on(client_headers.FOR_AUTH),
             'proxy_set_header Content-Length "";',
             'proxy_set_header Connection "";',
             "proxy_set_header Host $http_host;",
             "proxy_set_header X-Original-URI $request_uri;",
             "proxy_set_header X-Original-Method $request_method;",
             "proxy_set_header X-Real-IP $remote_addr;",
+            "proxy_set_header X-Forwarded-For $remote_addr;",
+            "proxy_set_header X-Forwarded-Proto $scheme;",
+            "proxy_set_header X-Forwarded-Host $http_host;",
+            "proxy_set_header X-Forwarded-Method $request_method;",
+            "proxy_set_header X-Forwarded-Uri $request_uri;",
             _in_ms("connect", auth.timeout_s),
             _in_ms("read", auth.timeout_s),
             _in_ms("send", auth.timeout_s),
@@ -398,17 +453,17 @@ def _passing(paths: Sequence[str]) -> Iterable[tuple[str, str]]:
 
     Strict in form (no escapes, no empty or dot segments), so that no router can read another path out of one.
     """
-    control = "|".join(re.escape(path.lstrip("/")) for path in CONTROL)
+    everything = ALL_PATHS in paths
+    control = "|".join(re.escape(path.lstrip("/")) for path in (*CONTROL, *(FLEET if everything else ())))
     yield f'"~*^/(?:{control})(?:[/?]|\\z)"', "0"
-    inference = "|".join(re.escape(path).replace(r"\*", _ID) for path in INFERENCE)
-    yield f'"~^(?:{inference}){_END}"', "1"
+    yield f'"~^(?:{patterns(INFERENCE)}){END}"', "1"
     for path in paths:
-        yield (f'"~^{_SEGMENTS}+/?{_END}"', "1") if path == ALL_PATHS else (_below(path), "1")
+        yield (f'"~^{VERSION}{SEGMENTS}+/?{END}"', "1") if path == ALL_PATHS else (_below(path), "1")
 
 
 def _below(path: str) -> str:
     """The pattern of a path and all below it."""
-    return f'"~^{re.escape(path)}{_SEGMENTS}*/?{_END}"'
+    return f'"~^{re.escape(path)}{SEGMENTS}*/?{END}"'
 
 
 def _answer(status: int, message: str, kind: str, code: str) -> str:

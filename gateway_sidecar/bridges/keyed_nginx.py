@@ -10,26 +10,48 @@ import asyncio
 import os
 import signal
 import stat
-from dataclasses import dataclass
+from contextlib import suppress
+from dataclasses import dataclass, field
 from pathlib import Path
 
 from gateway_sidecar.bridges.nginx import ENGINE_LINK, KEYED, own_user, stop_orphans
 from gateway_sidecar.bridges.nginx_config import keyed_config
 from gateway_sidecar.bridges.small_nginx import SmallNginx, SmallPlaces, small_left_running
 from gateway_sidecar.errors import BridgeError
+from gateway_sidecar.files.own import make_directory
+from gateway_sidecar.files.replace import replace_file, replace_link
 from gateway_sidecar.supervision.process import Identity
 
 
 @dataclass(frozen=True, slots=True)
 class Keyed:
-    """What one leads to, and what it shows there."""
+    """What one leads to, and what it shows there.
+
+    inode: the socket's device and inode, where there is a descriptor of it, `pin`. The key is then shown to that very
+        socket, and never to another that somebody binds in its place, whether a daemon is there to notice it or not.
+    """
 
     socket: Path
     key: str
     grpc: bool
+    inode: tuple[int, int] | None = None
+    pin: int | None = field(default=None, compare=False)
 
     def __repr__(self) -> str:
         return f"Keyed({self.socket})"
+
+    def hold(self) -> int | None:
+        """A descriptor of the socket, the caller's to close; None where it is known by its path. Raises BridgeError."""
+        if self.inode is None:
+            return None
+        try:
+            held = os.dup(self.pin if self.pin is not None else -1)
+        except OSError:
+            raise BridgeError(f"{self.socket} is not held open any more") from None
+        if _inode(os.fstat(held)) != self.inode:
+            os.close(held)
+            raise BridgeError(f"{self.socket} is another by now")
+        return held
 
 
 class KeyedNginx(SmallNginx):
@@ -42,22 +64,55 @@ class KeyedNginx(SmallNginx):
     async def lead(self, to: Keyed) -> None:
         """Starts it, or gives one that runs its new key; returns when it listens. Raises BridgeError."""
         program = await self._places.find()
+        if self.running and await asyncio.to_thread(self._holds, to):
+            await self._give(to)
+            return
+        if self.running:
+            await self.stop()
+        held = to.hold()
         try:
-            text = keyed_config(self._directory, to.key, grpc=to.grpc, user=own_user() if os.geteuid() == 0 else None)
-            same = self.running and (self._directory / "nginx.conf").read_text() == text
-            await asyncio.to_thread(self._write, text, to.socket)
-            if same:
-                return
-            if self.running:
-                assert self.process is not None
-                self.process.send(signal.SIGHUP)  # Connections that are open keep the old key, new ones get the new.
-                return
             if self.process is not None:
                 await stop_orphans(self.process.identity)
+            await asyncio.to_thread(self._write, self._text(to, held), to.socket)
             self.listens_at.unlink(missing_ok=True)
+            await self._spawn(program, self._listens, keep_fds=() if held is None else (held,))
         except OSError as error:
             raise BridgeError(f"cannot start {self._name}: {error}") from error
-        await self._spawn(program, self._listens)
+        finally:
+            if held is not None:
+                os.close(held)
+
+    async def _give(self, to: Keyed) -> None:
+        """Connections that are open keep the old key, new ones get the new."""
+        assert self.process is not None
+        try:
+            number = await asyncio.to_thread(self._number_of, to)
+            text = self._text(to, number)
+            same = (self._directory / "nginx.conf").read_text() == text
+            await asyncio.to_thread(self._write, text, to.socket)
+        except OSError as error:
+            raise BridgeError(f"cannot tell {self._name} of another key: {error}") from error
+        if not same:
+            self.process.send(signal.SIGHUP)
+
+    def _text(self, to: Keyed, held: int | None) -> str:
+        engine = self._directory / ENGINE_LINK if held is None else Path(f"/proc/self/fd/{held}")
+        user = own_user() if os.geteuid() == 0 else None
+        return keyed_config(self._directory, engine, to.key, grpc=to.grpc, user=user)
+
+    def _holds(self, to: Keyed) -> bool:
+        """Whether the one that runs can lead there."""
+        return to.inode is None or self._number_of(to) is not None
+
+    def _number_of(self, to: Keyed) -> int | None:
+        """The descriptor by which the one that runs holds the socket; None if it does not. Blocks."""
+        if self.process is None or to.inode is None:
+            return None
+        for entry in Path(f"/proc/{self.process.pid}/fd").glob("*"):
+            with suppress(OSError):
+                if _inode(entry.stat()) == to.inode:
+                    return int(entry.name)
+        return None
 
     async def stop(self) -> None:
         """Ends it, with the connections it has."""
@@ -69,18 +124,13 @@ class KeyedNginx(SmallNginx):
             (self._directory / name).unlink(missing_ok=True)
 
     def _write(self, text: str, socket: Path) -> None:
-        self._directory.parent.mkdir(mode=0o700, parents=True, exist_ok=True)  # Whoever gets in needs no key.
-        (self._directory / "temp").mkdir(parents=True, exist_ok=True)
-        link, fresh = self._directory / ENGINE_LINK, self._directory / f".{ENGINE_LINK}.new"
+        make_directory(self._directory.parent, 0o700)  # Whoever gets in needs no key.
+        make_directory(self._directory, 0o700)
+        make_directory(self._directory / "temp", 0o700)
+        link = self._directory / ENGINE_LINK
         if not link.is_symlink() or link.readlink() != socket:
-            fresh.unlink(missing_ok=True)
-            fresh.symlink_to(socket)
-            fresh.replace(link)
-        config = self._directory / "nginx.conf"
-        fd = os.open(config.with_suffix(".new"), os.O_WRONLY | os.O_CREAT | os.O_TRUNC | os.O_CLOEXEC, 0o600)
-        with os.fdopen(fd, "w") as file:
-            file.write(text)
-        config.with_suffix(".new").replace(config)
+            replace_link(link, socket)
+        replace_file(self._directory / "nginx.conf", text)
 
     async def _listens(self) -> bool:
         """Whether the socket is there and bound: nginx listens at the same moment."""
@@ -97,3 +147,7 @@ def keyed_left_running(places: SmallPlaces) -> dict[int, Identity]:
         for directory, identity in small_left_running(places)
         if directory.parent == places.directory / KEYED and directory.name.isdigit()
     }
+
+
+def _inode(found: os.stat_result) -> tuple[int, int]:
+    return found.st_dev, found.st_ino

@@ -14,6 +14,7 @@ import os
 import pwd
 import re
 import resource
+import secrets
 import shutil
 import signal
 import socket
@@ -24,9 +25,19 @@ from importlib import resources
 from pathlib import Path
 
 from gateway_sidecar.bridges.front_door import DoorPlaces
-from gateway_sidecar.bridges.nginx_config import ALIVE, BODIES, SUCCESSOR, Capacity, NginxConfig, ServiceAddress
+from gateway_sidecar.bridges.nginx_config import (
+    ALIVE,
+    BODIES,
+    OWNER_SCRIPT,
+    SUCCESSOR,
+    Capacity,
+    NginxConfig,
+    ServiceAddress,
+)
 from gateway_sidecar.bridges.request_events import EventAddress, placeholder
 from gateway_sidecar.errors import BridgeError, ProcessError
+from gateway_sidecar.files.own import keep_directory, make_directory
+from gateway_sidecar.files.replace import put_in_place, replace_file, replace_link, write_beside
 from gateway_sidecar.supervision import awake
 from gateway_sidecar.supervision.awake import within
 from gateway_sidecar.supervision.logfile import ChildLog, try_writing
@@ -50,7 +61,8 @@ _LISTENS = re.compile(r"listen (\S+)(?: ssl)?(?: default_server)? backlog=4096")
 _CURE = "on Debian and Ubuntu: apt-get install nginx-light libnginx-mod-stream"
 _LUA_MODULES = ("ndk_http_module.so", "ngx_http_lua_module.so")
 LUA_CURE = "on Debian and Ubuntu: apt-get install libnginx-mod-http-lua"
-_LUA = resources.files("gateway_sidecar") / "share" / "front_door.lua"
+OWNER_CURE = "on Debian and Ubuntu: apt-get install libnginx-mod-stream-js"
+_SHARE = resources.files("gateway_sidecar") / "share"
 
 
 @dataclass(frozen=True, slots=True)
@@ -58,6 +70,7 @@ class NginxProgram:
     """The nginx to run; `stream_module` is None where `stream` is compiled in.
 
     lua_modules: what to load for Lua, in this order; None where it is not installed.
+    owner_module: JavaScript for streams, which tells whose a connection is; None where it is not installed.
     compiled: the `--with-...` words that it was built with.
     """
 
@@ -66,6 +79,7 @@ class NginxProgram:
     stream_module: Path | None
     lua_modules: Sequence[Path] | None = None
     compiled: frozenset[str] = frozenset()
+    owner_module: Path | None = None
 
 
 async def find_nginx(command: str) -> NginxProgram:
@@ -85,20 +99,21 @@ async def find_nginx(command: str) -> NginxProgram:
     places += [module.parent for module in STREAM_MODULES]
     lua = () if any(mark in output for mark in ("ngx_lua", "lua-nginx")) else _modules(places, *_LUA_MODULES)
     compiled = frozenset(word for word in words if word.startswith("--with-"))
+    owner = next(iter(_modules(places, "ngx_stream_js_module.so") or ()), None)
     if "--with-stream" in words:
-        return NginxProgram(path, version, None, lua, compiled)
+        return NginxProgram(path, version, None, lua, compiled, owner)
     stream = _modules(places, "ngx_stream_module.so")
     if stream is None:
         raise BridgeError(f"{path} has no stream module; {_CURE}")
-    return NginxProgram(path, version, stream[0], lua, compiled)
+    return NginxProgram(path, version, stream[0], lua, compiled, owner)
 
 
-def needed_lua(program: NginxProgram, services: Sequence[ServiceAddress]) -> Sequence[Path]:
-    """The modules to load for these services. Raises BridgeError if one needs Lua and there is none."""
+def needed_lua(program: NginxProgram, services: Sequence[ServiceAddress]) -> Sequence[Path] | None:
+    """The modules to load for Lua; None without it. Raises BridgeError if a service needs Lua and there is none."""
     lacking = next((service.service for service in services if service.needs_lua), None)
     if lacking is not None and program.lua_modules is None:
         raise BridgeError(f"{lacking}: frontend.auth.keys_file needs nginx's Lua module; {LUA_CURE}")
-    return program.lua_modules or ()
+    return program.lua_modules
 
 
 def _modules(places: Sequence[Path], *names: str) -> Sequence[Path] | None:
@@ -112,16 +127,20 @@ def _modules(places: Sequence[Path], *names: str) -> Sequence[Path] | None:
 
 @dataclass(frozen=True, slots=True)
 class BridgeSettings:
-    """Where the bridges live. Ports are inclusive.
+    """Where the bridges live. Ports are inclusive, and there on both hosts.
 
     state_dir: for the log, and for bodies that do not fit into memory; if it cannot be written, run_dir takes them.
+    held_mb: how much of bodies may be kept at once.
     """
 
     host: str
+    grpc_host: str
     first_port: int
     last_port: int
+    paths: Sequence[str]
     command: str
     worker_processes: str
+    held_mb: int
     run_dir: Path
     state_dir: Path
 
@@ -143,6 +162,8 @@ class Nginx:
         self.process: Process | None = None
         self.reloads = 0
         self.events: EventAddress | None = None
+        self.bridge_key = secrets.token_urlsafe(24)
+        """What routers show the bridges; an earlier daemon's, if routers of its time are taken up."""
         self._alive = self._directory / ALIVE
         self._served: set[str] = set()
         if len(str(self.links / "65535.sock")) > _LONGEST_SOCKET_PATH:
@@ -150,17 +171,13 @@ class Nginx:
 
     def prepare(self) -> None:
         """Makes the directories in run_dir that nginx and the links need."""
-        for path in (self.links, self.gates, self._directory):
-            path.mkdir(parents=True, exist_ok=True)
-        self.doors.directory.mkdir(mode=0o700, exist_ok=True)
+        keep_directory(self._settings.run_dir)
+        for path in (self.links, self.gates, self._directory, self.doors.directory):
+            make_directory(path, 0o700)
 
     def link(self, port: int, target: Path) -> None:
         """Leads the bridge `port` to a replica's socket, at once and for new connections only."""
-        link = self.links / f"{port}.sock"
-        fresh = self.links / f".{port}.new"
-        fresh.unlink(missing_ok=True)
-        fresh.symlink_to(target)
-        fresh.replace(link)
+        replace_link(self.links / f"{port}.sock", target)
 
     def unlink(self, port: int) -> None:
         """New connections to the bridge lead nowhere; open ones go on."""
@@ -223,8 +240,8 @@ class Nginx:
             try:
                 self._temp = await self._temp_directory()
                 # Not tried out before: `nginx -t` listens for a moment, and would take clients' connections with it.
-                self._write_config(self._config_path, self._config(services).text())
-                self._write_lua()
+                replace_file(self._config_path, self._config(services).text())  # It holds secrets.
+                self._write_scripts()
                 self._alive.unlink(missing_ok=True)  # nginx does not listen where a killed one did.
             except (BridgeError, OSError):
                 os.close(log_fd)
@@ -290,8 +307,8 @@ class Nginx:
         """
         if self._config_path.exists():
             return False
-        self._write_lua()
-        self._write_config(self._config_path, self._config(services).text())
+        self._write_scripts()
+        replace_file(self._config_path, self._config(services).text())
         return True
 
     async def is_mute(self, patience_s: float) -> bool:
@@ -329,7 +346,7 @@ class Nginx:
         assert self._program is not None
         soft, hard = resource.getrlimit(resource.RLIMIT_NOFILE)
         lua_modules = needed_lua(self._program, services)
-        listening = self._settings.last_port - self._settings.first_port + 1 + len(_listens(services))
+        listening = 2 * (self._settings.last_port - self._settings.first_port + 1) + len(_listens(services))
         capacity = Capacity.within(hard if hard != resource.RLIM_INFINITY else 1 << 20, listening)
         if capacity.requests < 16:
             raise BridgeError(
@@ -341,8 +358,11 @@ class Nginx:
             resource.setrlimit(resource.RLIMIT_NOFILE, (min(need, hard) if hard > 0 else need, hard))
         return NginxConfig(
             host=self._settings.host,
+            grpc_host=self._settings.grpc_host,
             first_port=self._settings.first_port,
             last_port=self._settings.last_port,
+            bridge_key=self.bridge_key,
+            bridge_paths=self._settings.paths,
             links=self.links,
             directory=self._directory,
             temp=self._temp,
@@ -357,32 +377,22 @@ class Nginx:
             doors=self.doors,
             lua_modules=lua_modules,
             events=self.events,
+            owner_module=self._program.owner_module,
+            held_mb=self._settings.held_mb,
         )
 
-    def _write_lua(self) -> None:
-        """nginx reads a copy of its own: the package may be replaced while it runs."""
-        text = _LUA.read_text()
-        path = self._directory / "front_door.lua"
-        if not path.exists() or path.read_text() != text:
-            fresh = path.with_suffix(".new")
-            fresh.write_text(text)
-            fresh.replace(path)
-
-    @staticmethod
-    def _write_config(path: Path, text: str) -> None:
-        path.touch(mode=0o600)
-        path.chmod(0o600)  # Its tag tells nginx's events from forged ones.
-        path.write_text(text)
+    def _write_scripts(self) -> None:
+        for name in ("front_door.lua", OWNER_SCRIPT):
+            write_script(self._directory, name)
 
     async def _rewrite(self, services: Sequence[ServiceAddress]) -> bool:
         """Renders the configuration; True if it changed. Raises BridgeError, the old one kept, if nginx objects."""
         self.prepare()
         text = self._config(services).text()
-        self._write_lua()
+        self._write_scripts()
         if self._config_path.exists() and self._config_path.read_text() == text:
             return False
-        fresh = self._config_path.with_suffix(".new")
-        self._write_config(fresh, text)
+        fresh = write_beside(self._config_path, text)
         await self._make_log_directory()
         await self.mend_temp()
         assert self._program is not None
@@ -390,7 +400,7 @@ class Nginx:
         # nginx -t binds nothing that a running nginx holds, so it tells syntax and files only.
         if code != 0 and "[emerg] bind()" not in output:
             raise BridgeError(f"nginx refuses its configuration {fresh}: {output.strip()[-500:]}")
-        fresh.replace(self._config_path)
+        put_in_place(fresh, self._config_path)
         return True
 
     async def _temp_directory(self) -> Path:
@@ -400,29 +410,29 @@ class Nginx:
                 partial(try_writing, self._settings.state_dir / TEMP, _ROOM_BYTES), patience_s=_PATIENCE_S
             )
         except OSError:  # A TimeoutError is one, too.
-            (self._settings.run_dir / TEMP).mkdir(exist_ok=True)
+            make_directory(self._settings.run_dir / TEMP, 0o700)
             return self._settings.run_dir / TEMP
         return self._settings.state_dir / TEMP
 
     async def mend_temp(self) -> None:
         """Makes the directory for bodies again if somebody removed it; nginx itself makes it only when it starts."""
         with contextlib.suppress(OSError):
-            await self._state_thread.run(
-                lambda: (self._temp / BODIES).mkdir(mode=0o700, parents=True, exist_ok=True), patience_s=_PATIENCE_S
-            )
+            await self._state_thread.run(partial(make_directory, self._temp / BODIES, 0o700), patience_s=_PATIENCE_S)
 
     async def _make_log_directory(self) -> None:
         """nginx refuses a configuration whose log it cannot open, and somebody may have removed its directory."""
         directory = (self.log.file or self.log.path).parent
         with contextlib.suppress(OSError):
-            await self._state_thread.run(lambda: directory.mkdir(parents=True, exist_ok=True), patience_s=_PATIENCE_S)
+            await self._state_thread.run(partial(make_directory, directory), patience_s=_PATIENCE_S)
 
     def _addresses(self, services: Sequence[ServiceAddress]) -> list[tuple[str, int]]:
         bridges = range(self._settings.first_port, self._settings.last_port + 1)
-        return [(self._settings.host, port) for port in bridges] + [_split(listen) for listen in _listens(services)]
+        hosts = self._settings.host, self._settings.grpc_host
+        return [(host, port) for host in hosts for port in bridges] + [_split(listen) for listen in _listens(services)]
 
     async def _until_listening(self, services: Sequence[ServiceAddress], process: Process) -> None:
-        wanted = [(self._settings.host, self._settings.last_port), *(_split(it) for it in _listens(services))]
+        hosts = self._settings.host, self._settings.grpc_host
+        wanted = [(host, self._settings.last_port) for host in hosts] + [_split(it) for it in _listens(services)]
         deadline = awake.now() + 10
         # Asked of the kernel, not by connecting: a connection to an idle bridge is an error line in nginx's log.
         while len(await asyncio.to_thread(busy_ports, wanted)) < len(wanted):
@@ -430,6 +440,13 @@ class Nginx:
                 last = " | ".join(await self.log.read_tail(3)) or "it said nothing"
                 raise BridgeError(f"nginx does not listen: {last}")
             await asyncio.sleep(0.005)
+
+
+def write_script(directory: Path, name: str) -> None:
+    """Puts a script where an nginx reads it: a copy of its own, as the package may be replaced while it runs."""
+    text, path = (_SHARE / name).read_text(), directory / name
+    if not path.exists() or path.read_text() != text:
+        replace_file(path, text)
 
 
 def engine_behind(target: Path) -> Path:

@@ -4,13 +4,16 @@ from __future__ import annotations
 
 import math
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 
-from gateway_sidecar.bridges import front_door
+from gateway_sidecar.bridges import bodies, bridge_server, client_headers, front_door
+from gateway_sidecar.bridges.bodies import BodyClass, body_classes
+from gateway_sidecar.bridges.bridge_server import KEY_HEADER, ORDERS
 from gateway_sidecar.bridges.front_door import DoorPlaces, FrontDoor
 from gateway_sidecar.bridges.request_events import EventAddress
 from gateway_sidecar.config import FrontendSettings
+from gateway_sidecar.config.frontend_values import ANY
 
 _PLAIN_DOOR = FrontendSettings()
 _CONNECTIONS_EACH = 4  # client, service address -> router, router -> bridge, bridge -> replica
@@ -20,11 +23,11 @@ SUCCESSOR = ".next"
 ALIVE = "alive.sock"
 """Where nginx says that it is alive, in its own directory."""
 
+OWNER_SCRIPT = "bridge_owner.js"
+"""What tells whose a connection to a gRPC bridge is, in the directory of the nginx that asks."""
+
 BODIES = "client_body"
 """The directory, below the one for temporary files, that bodies go to."""
-
-_ORDERS = "X-Accel-Redirect X-Accel-Limit-Rate X-Accel-Buffering X-Accel-Charset X-Accel-Expires"
-"""Headers of an answer by which nginx would let a router, or an engine behind it, lead a request elsewhere."""
 
 _PEER_CONNECTIONS = 4096  # two for each request
 _TEMPS = (BODIES, "proxy", "fastcgi", "uwsgi", "scgi")
@@ -34,6 +37,10 @@ _CONNECT_S = 2
 """More than the second after which the kernel asks again where a router's queue of connections is full: a thousand
 that go on at once fill it. A hanging router's gate is closed for longer than that before it is killed: nobody meets its
 successor."""
+
+_HEAD_S = 30  # a request's head as a whole; nginx itself would wait for a minute
+_BODY_PAUSE_S = 60
+"""Between two reads of a body. One that goes on, however slowly, is waited for: nginx knows no bound for the whole."""
 
 _HOLD = "gateway.hold"  # no service's name has a dot
 _HOLD_TRIES = 16
@@ -96,23 +103,35 @@ class ServiceAddress:
         """Whether nginx needs its Lua module for it."""
         return self.frontend.auth is not None and self.frontend.auth.keys_file is not None
 
+    @property
+    def uses_lua(self) -> bool:
+        """Whether nginx uses its Lua module for it, where there is one."""
+        return self.frontend.auth is not None or self.frontend.mcp_servers != (ANY,)
+
 
 @dataclass(frozen=True, slots=True)
 class NginxConfig:
     """All that the configuration depends on.
 
-    first_port..last_port: the bridges, on `host`.
+    first_port..last_port: the bridges; of HTTP engines on `host`, of gRPC engines on `grpc_host`.
+    bridge_key: what a router shows the bridges of HTTP engines. bridge_paths: what they pass beside inference.
+    lua_modules: what to load for Lua, which may be nothing; None without it.
+    owner_module: nginx's module for JavaScript in streams, which tells whose a connection is; None without it.
     gates: a file named after a service in this directory sends its requests to the waiting room; one named after
         its second slot leads to the router there. Neither needs a reload, which would cost clients their
         kept connections.
     waiting_room: the Unix socket of the waiting room.
     temp: where bodies that do not fit into memory are kept.
     events: whom nginx tells of each request's end; None for nobody.
+    held_mb: how much of bodies may be kept at once, in MiB.
     """
 
     host: str
+    grpc_host: str
     first_port: int
     last_port: int
+    bridge_key: str = field(repr=False)
+    bridge_paths: Sequence[str]
     links: Path
     directory: Path
     temp: Path
@@ -125,8 +144,10 @@ class NginxConfig:
     stream_module: Path | None
     user: str | None
     doors: DoorPlaces
-    lua_modules: Sequence[Path] = ()
+    lua_modules: Sequence[Path] | None = None
     events: EventAddress | None = None
+    owner_module: Path | None = None
+    held_mb: int = 8192
 
     def text(self) -> str:
         """The whole configuration file."""
@@ -146,20 +167,24 @@ class NginxConfig:
             lines.insert(2, f"user {self.user};")
         if self.stream_module is not None:
             lines.append(f"load_module {_quoted(self.stream_module)};")
-        if self._needs_lua:
-            lines += [f"load_module {_quoted(module)};" for module in self.lua_modules]
+        if self.owner_module is not None:
+            lines.append(f"load_module {_quoted(self.owner_module)};")
+        if self._uses_lua:
+            lines += [f"load_module {_quoted(module)};" for module in self.lua_modules or ()]
         lines.append(f"events {{ worker_connections {self.capacity.worker_connections}; multi_accept on; }}")
         return "\n".join(lines) + "\n"
 
-    def _stream(self) -> str:
-        host = _bracketed(self.host)
+    def _bridges(self, host: str) -> str:
         ports = str(self.first_port)
         if self.last_port != self.first_port:
             ports += f"-{self.last_port}"
+        return f"{_bracketed(host)}:{ports}"
+
+    def _stream(self) -> str:
         return f"""\
 stream {{
-    server {{
-        listen {host}:{ports} backlog=1024 so_keepalive=60s:10s:6;
+{owner_check(self.owner_module, self.directory)}    server {{
+        listen {self._bridges(self.grpc_host)} backlog=1024 so_keepalive=60s:10s:6;
         tcp_nodelay on;
         proxy_connect_timeout 2s;
         proxy_timeout 24h;
@@ -170,15 +195,19 @@ stream {{
 
     def _http(self) -> str:
         temp = "\n".join(f"    {kind}_temp_path {_quoted(self.temp / kind)};" for kind in _TEMPS)
-        doors = {service.service: FrontDoor(service.service, service.frontend, self.doors) for service in self.services}
-        servers = "".join(self._server(service, doors[service.service]) for service in self.services)
+        has_lua = self.lua_modules is not None
+        doors = {it.service: FrontDoor(it.service, it.frontend, self.doors, has_lua) for it in self.services}
+        classes = self._body_classes()
+        servers = "".join(self._server(service, doors[service.service], classes) for service in self.services)
+        shared = client_headers.LOCATION_MAP + bodies.maps(classes) if self.services else ""
         # Warnings there are of each body that does not fit into memory, with the request's line and query.
         lua = ""
-        if self._needs_lua:
+        if self._uses_lua:
             lua = f"""\
     lua_package_path "{self.directory}/?.lua;;";
     init_by_lua_block {{ require("front_door") }}
 """
+        link = f"{self.links}/$server_port.sock"
         hold = f"        server unix:{self.waiting_room} max_fails=0;\n" * _HOLD_TRIES
         formats = "".join(f"    {self.events.log_format(s.service)}\n" for s in self.services if self.events)
         return f"""\
@@ -193,24 +222,24 @@ http {{
     server_names_hash_max_size 8192;
     server_names_hash_bucket_size 512;
 {temp}
-    map $http_upgrade $gateway_upgrade {{ default ''; ~*^websocket$ $http_upgrade; }}
-    map $gateway_upgrade $gateway_connection {{ default upgrade; '' ''; }}
-    server {{
+{bridge_server.UPGRADES}    server {{
         listen unix:{self.directory}/{ALIVE};
         return 204;
     }}
+{bridge_server.maps(self.bridge_key, self.bridge_paths)}{bridge_server.server(self._bridges(self.host), link)}\
     upstream {_HOLD} {{
 {hold}    }}
-{front_door.clients()}{front_door.own_errors()}{lua}{formats}{servers}{front_door.other_servers(list(doors.values()))}}}
+{front_door.clients()}{front_door.own_errors()}{shared}{lua}{formats}{servers}{front_door.other_servers(list(doors.values()))}}}
 """
 
     @property
-    def _needs_lua(self) -> bool:
-        return any(service.needs_lua for service in self.services)
+    def _uses_lua(self) -> bool:
+        return self.lua_modules is not None and any(service.uses_lua for service in self.services)
 
-    def _server(self, service: ServiceAddress, door: FrontDoor) -> str:
-        # Of all protocols that a client may ask for only WebSocket is passed on: any other (h2c) could carry requests
-        # that nobody judges.
+    def _body_classes(self) -> Sequence[BodyClass]:
+        return body_classes(self.held_mb, max((it.frontend.max_body_mb for it in self.services), default=1))
+
+    def _server(self, service: ServiceAddress, door: FrontDoor, classes: Sequence[BodyClass]) -> str:
         # A request that the router cannot take goes to the waiting room, without its body; from there nginx sends the
         # original on to @router. For that nginx must hold the body itself: a client's upload is buffered, an answer
         # never is.
@@ -226,6 +255,12 @@ http {{
         refusals = "".join(f"            {line}\n" for line in door.errors())
         headers = "".join(f"            {line}\n" for line in door.headers())
         asked = "            auth_request off;\n" if service.frontend.auth and service.frontend.auth.url else ""
+        checks = "".join(f"            {line}\n" for line in bodies.checks(door.variable))
+        arrives = f"""\
+{refusals}            error_page 502 504 {_CLOSED} = @hold;
+            error_page 500 = @failed;
+            if (-f {_quoted(self.gates / service.service)}) {{ return {_CLOSED}; }}
+{door.check_servers()}{switch}"""
         upstreams = _upstream(service.service, service.router) + _upstream(
             service.service + SUCCESSOR, service.successor
         )
@@ -236,31 +271,33 @@ http {{
         keepalive_timeout 75s;
         keepalive_requests 1000000;
         client_body_buffer_size 256k;
-        client_body_timeout 1h;
+        client_header_timeout {_HEAD_S}s;
+        client_body_timeout {_BODY_PAUSE_S}s;
         send_timeout 1h;
         recursive_error_pages on;
         proxy_http_version 1.1;
         proxy_set_header Host $http_host;
         proxy_set_header Upgrade $gateway_upgrade;
         proxy_set_header Connection $gateway_connection;
-        proxy_set_header X-Forwarded-For $proxy_add_x_forwarded_for;
+        proxy_set_header X-Forwarded-For $remote_addr;
         proxy_set_header X-Forwarded-Proto $scheme;
+        proxy_set_header {KEY_HEADER} {self.bridge_key};
         proxy_buffering off;
         proxy_next_upstream off;
         proxy_connect_timeout {_CONNECT_S}s;
         proxy_read_timeout 24h;
         proxy_send_timeout 24h;
         proxy_socket_keepalive on;
-        proxy_ignore_headers {_ORDERS};
-{door.server()}        location / {{
-{refusals}            error_page 502 504 {_CLOSED} = @hold;
-            error_page 500 = @failed;
-            if (-f {_quoted(self.gates / service.service)}) {{ return {_CLOSED}; }}
-{switch}        }}
+        proxy_ignore_headers {ORDERS};
+{door.server(classes)}        location / {{
+{checks}{arrives}        }}
+        location @small {{
+            client_max_body_size {bodies.SMALL_BYTES};
+{arrives}        }}
         location @router {{
 {asked}{refusals}            error_page 502 504 = @hold;
             error_page 500 = @failed;
-{switch}        }}
+{door.check_servers()}{switch}        }}
         location @hold {{
             internal;
             proxy_ignore_headers X-Accel-Expires;
@@ -292,52 +329,94 @@ http {{
 """
 
 
-def peer_config(host: str, port: int, link: Path, directory: Path, stream_module: Path | None) -> str:
-    """The whole configuration of the nginx that serves one address of a replica, to this machine and nobody else.
+@dataclass(frozen=True, slots=True)
+class PeerConfig:
+    """The nginx that serves one address of a replica (`host`, `port`), to this machine and nobody else.
 
     A connection from this machine to an address of its own comes from that very address; whoever else can send
-    packets here does not have it.
+    packets here does not have it. Beside that it serves as the replica's bridge does: `link`, and whether it is `grpc`.
     """
-    load = f"load_module {_quoted(stream_module)};\n" if stream_module is not None else ""
-    return f"""\
+
+    host: str
+    port: int
+    link: Path
+    directory: Path
+    grpc: bool
+    bridge_key: str = field(repr=False)
+    bridge_paths: Sequence[str]
+    modules: Sequence[Path]
+    owner_module: Path | None
+
+    def text(self) -> str:
+        """The whole configuration file."""
+        listen = f"{_bracketed(self.host)}:{self.port}"
+        only_us = f"        allow {self.host};\n        deny all;\n"
+        load = "".join(f"load_module {_quoted(module)};\n" for module in (self.modules if self.grpc else ()))
+        served = self._stream(listen, only_us) if self.grpc else self._http(listen, only_us)
+        return f"""\
 # Written by gateway-sidecar. Changes made here are lost.
 daemon off;
 master_process off;
-pid {_quoted(directory / "nginx.pid")};
+pid {_quoted(self.directory / "nginx.pid")};
 error_log stderr warn;
 {load}events {{ worker_connections {_PEER_CONNECTIONS}; multi_accept on; }}
+{served}"""
+
+    def _stream(self, listen: str, only_us: str) -> str:
+        return f"""\
 stream {{
-    server {{
-        listen {_bracketed(host)}:{port} backlog=1024 so_keepalive=60s:10s:6;
-        allow {host};
-        deny all;
-        tcp_nodelay on;
+{owner_check(self.owner_module, self.directory)}    server {{
+        listen {listen} backlog=1024 so_keepalive=60s:10s:6;
+{only_us}        tcp_nodelay on;
         proxy_connect_timeout 2s;
         proxy_timeout 24h;
-        proxy_pass unix:{link};
+        proxy_pass unix:{self.link};
     }}
 }}
 """
 
+    def _http(self, listen: str, only_us: str) -> str:
+        temp = "\n".join(f"    {kind}_temp_path {_quoted(self.directory / 'temp')};" for kind in _TEMPS)
+        return f"""\
+http {{
+    server_tokens off;
+    variables_hash_bucket_size 256;
+    map_hash_bucket_size 512;
+{temp}
+{bridge_server.UPGRADES}{bridge_server.maps(self.bridge_key, self.bridge_paths)}\
+{bridge_server.server(listen, str(self.link), more=only_us)}}}
+"""
 
-def keyed_config(directory: Path, key: str, *, grpc: bool, user: str | None) -> str:
+
+def owner_check(module: Path | None, directory: Path) -> str:
+    """What lets only connections of our own user into a stream's servers: gRPC has no place for a secret with SMG."""
+    if module is None:
+        return ""
+    return f"""\
+    js_path {_quoted(directory)};
+    js_import owner from {OWNER_SCRIPT};
+    js_access owner.check;
+"""
+
+
+def keyed_config(directory: Path, engine: Path, key: str, *, grpc: bool, user: str | None) -> str:
     """The whole configuration of the nginx that shows one engine its API key, with every request.
 
     It has a master: without one nginx cannot be told of another key (it loses count of its connections).
 
-    It listens on `in.sock` in its directory and passes on to `engine.sock` there, a link to the engine's own socket.
+    It listens on `in.sock` in its directory and passes on to `engine`.
     """
     literal = key.replace("\\", "\\\\").replace('"', '\\"')
     temp = "\n".join(f"    {kind}_temp_path {_quoted(directory / 'temp')};" for kind in _TEMPS)
     if grpc:
         passes = f"""\
-            grpc_pass grpc://unix:{directory}/engine.sock;
+            grpc_pass grpc://unix:{engine};
             grpc_set_header Authorization $gateway_key;
             grpc_read_timeout 24h;
             grpc_send_timeout 24h;"""
     else:
         passes = f"""\
-            proxy_pass http://unix:{directory}/engine.sock:;
+            proxy_pass http://unix:{engine}:;
             proxy_http_version 1.1;
             proxy_set_header Authorization $gateway_key;
             proxy_set_header Host $http_host;

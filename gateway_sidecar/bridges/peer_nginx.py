@@ -1,5 +1,7 @@
 """One small nginx for one address by which a replica's peers know it: it listens there and leads to a bridge's link.
 
+It serves as the bridge does: HTTP engines to the router alone, gRPC engines to its user alone.
+
 It has no master (3 MB), and serves connections of this machine only. Its directory is named after its address.
 """
 
@@ -7,24 +9,38 @@ from __future__ import annotations
 
 import asyncio
 import re
+import shutil
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 
-from gateway_sidecar.bridges.nginx import busy_ports
-from gateway_sidecar.bridges.nginx_config import peer_config
+from gateway_sidecar.bridges.nginx import busy_ports, write_script
+from gateway_sidecar.bridges.nginx_config import OWNER_SCRIPT, PeerConfig
 from gateway_sidecar.bridges.small_nginx import SmallNginx, SmallPlaces, small_left_running
 from gateway_sidecar.config import parse_endpoint
 from gateway_sidecar.domain.model import PeerAddress
 from gateway_sidecar.errors import BridgeError
+from gateway_sidecar.files.own import make_directory
+from gateway_sidecar.files.replace import replace_file
 from gateway_sidecar.supervision.process import Identity
 
 
-class PeerNginx(SmallNginx):
-    """The nginx of one address. `port` names the bridge whose link it follows."""
+@dataclass(frozen=True, slots=True)
+class PeerPlaces(SmallPlaces):
+    """What all of them share: beside places, what the router shows bridges, and the paths that these pass besides."""
 
-    def __init__(self, places: SmallPlaces, address: PeerAddress, port: int) -> None:
+    bridge_key: Callable[[], str]
+    bridge_paths: Sequence[str]
+
+
+class PeerNginx(SmallNginx):
+    """The nginx of one address. `port` names the bridge whose link it follows, `grpc` what its engine speaks."""
+
+    def __init__(self, places: PeerPlaces, address: PeerAddress, port: int, grpc: bool) -> None:
         super().__init__(places, places.directory / str(address), f"nginx for {address}")
         self._address = address
         self._link = places.links / f"{port}.sock"
+        self._grpc = grpc
+        self._key, self._paths = places.bridge_key, places.bridge_paths
 
     async def start(self) -> None:
         """Starts it and returns when it listens. Raises BridgeError."""
@@ -34,9 +50,22 @@ class PeerNginx(SmallNginx):
             raise BridgeError(f"cannot listen on {self._address} ({busy[0][2]}); stop what uses the port")
         host, port = self._address.host, self._address.port
         try:
-            self._directory.mkdir(parents=True, exist_ok=True)
-            text = peer_config(host, port, self._link, self._directory, program.stream_module)
-            (self._directory / "nginx.conf").write_text(text)
+            make_directory(self._directory, 0o700)
+            make_directory(self._directory / "temp", 0o700)
+            modules = [it for it in (program.stream_module, program.owner_module) if it is not None]
+            text = PeerConfig(
+                host,
+                port,
+                self._link,
+                self._directory,
+                self._grpc,
+                self._key(),
+                self._paths,
+                modules,
+                program.owner_module,
+            ).text()
+            write_script(self._directory, OWNER_SCRIPT)
+            replace_file(self._directory / "nginx.conf", text)
         except OSError as error:
             raise BridgeError(f"cannot start {self._name}: {error}") from error
         await self._spawn(program, self._listens)
@@ -44,8 +73,9 @@ class PeerNginx(SmallNginx):
     async def stop(self) -> None:
         """Ends it, with the connections it has."""
         await super().stop()
-        for name in ("nginx.conf", "nginx.pid"):
+        for name in ("nginx.conf", "nginx.pid", OWNER_SCRIPT):
             (self._directory / name).unlink(missing_ok=True)
+        shutil.rmtree(self._directory / "temp", ignore_errors=True)
         if self._directory.is_dir() and not any(self._directory.iterdir()):
             self._directory.rmdir()
 
@@ -58,10 +88,11 @@ class PeerNginx(SmallNginx):
 
 @dataclass(frozen=True, slots=True)
 class LeftRunning:
-    """One that an earlier daemon started; `port` is the bridge that it leads to."""
+    """One that an earlier daemon started; `port` is the bridge that it leads to, `grpc` what it passes."""
 
     address: PeerAddress
     port: int
+    grpc: bool
     identity: Identity
 
 
@@ -74,7 +105,8 @@ def peers_left_running(places: SmallPlaces) -> list[LeftRunning]:
             config = (directory / "nginx.conf").read_text()
         except (OSError, ValueError):
             continue  # Gone meanwhile, or one of another kind.
-        leads_to = re.search(r"/(\d+)\.sock;", config)
+        leads_to = re.search(r"/(\d+)\.sock:?;", config)
         if leads_to is not None:
-            found.append(LeftRunning(PeerAddress(endpoint.host, endpoint.port), int(leads_to[1]), identity))
+            address = PeerAddress(endpoint.host, endpoint.port)
+            found.append(LeftRunning(address, int(leads_to[1]), "\nstream {" in config, identity))
     return found

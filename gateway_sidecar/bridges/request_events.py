@@ -3,15 +3,20 @@
 nginx must not care whether anybody listens. With a Unix socket it does: while nobody reads, each request costs an error
 line or two (nginx 1.22), and the kernel's queue holds ten datagrams. UDP drops what does not fit without a word, but a
 port that nobody has open is an error again. So nginx itself holds the port open: it inherits a socket, bound and
-never read (`placeholder`). The daemon binds the same port later, and the kernel gives each datagram to whoever bound
-last; when the daemon dies they go to the placeholder again, and are dropped there.
+never read (`placeholder`). The daemon binds the same port later; when it dies the datagrams go to the placeholder
+again, and are dropped there.
 
-Any process of this machine may send to the port. What does not carry the tag from nginx's configuration is not read.
+Any process of this machine may send to the port. Nobody but this user's processes, and root, may bind it: Linux lets a
+socket join others on a port by SO_REUSEPORT only if their user is its own. (SO_REUSEADDR lets anybody join, and gives
+the datagrams, with their tag, to whoever bound last.) A program in the kernel decides for each datagram which of the
+sockets gets it: the daemon's if it carries the tag from nginx's configuration, else the placeholder. So a flood of
+others costs the daemon no event.
 """
 
 from __future__ import annotations
 
 import asyncio
+import ctypes
 import re
 import secrets
 import socket
@@ -28,8 +33,16 @@ _MOST_AT_ONCE = 1000
 _LONGEST = 2048
 _SO_MEMINFO = 55
 _DROPS = 8  # SK_MEMINFO_DROPS
+_SO_ATTACH_REUSEPORT_CBPF = 51
+_TAG_AT = len("<190>Nov 20 22:33:13 ")  # nginx pads the day: it is the same length always.
+_LOAD_WORD, _JUMP_IF_EQUAL, _RETURN = 0x20, 0x15, 0x06  # BPF_LD|BPF_W|BPF_ABS, BPF_JMP|BPF_JEQ|BPF_K, BPF_RET|BPF_K
+_PLACEHOLDER, _DAEMON = 0, 1
+"""Who bound first is the first of the port's sockets: always nginx's, and then the daemon's, or the oldest daemon's."""
 _IN_CONFIG = re.compile(r"syslog:server=127\.0\.0\.1:(\d+),nohostname,tag=([0-9a-f]+) ")
 _SWITCHED = 101
+_STATUS = re.compile(rb"[1-5][0-9]{2}")
+_SECONDS = re.compile(rb"[0-9]{1,9}(?:\.[0-9]{1,3})?")
+"""As nginx writes times. It is no other number: `nan`, `-1` and `1e999` are numbers to Python too."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -57,8 +70,15 @@ class EventAddress:
 
 def placeholder() -> tuple[socket.socket, EventAddress]:
     """A socket for nginx to inherit and nobody to read, on a port that the kernel chooses. Raises OSError."""
-    sock = _bound(0, buffer_bytes=1)
-    sock.set_inheritable(True)
+    sock = _socket(buffer_bytes=1)
+    try:
+        sock.bind((_HOST, 0))
+        # Not before it is bound: else the kernel might choose a port that another of this user's daemons shares.
+        sock.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEPORT, 1)
+        sock.set_inheritable(True)
+    except OSError:
+        sock.close()
+        raise
     return sock, EventAddress(sock.getsockname()[1], secrets.token_hex(12))
 
 
@@ -74,31 +94,62 @@ def read_event(datagram: bytes, tag: bytes) -> RequestEnd | None:
         return None
     try:
         method, status_text, took, header, content_type = rest.split(b"|", 4)
+        if not _STATUS.fullmatch(status_text):
+            return None
         status = int(status_text)
         if method != b"POST" and status != _SWITCHED:
             return None
         streamed = content_type.startswith(b"text/event-stream")
-        return RequestEnd(service.decode("ascii"), status, float(took), _last(header) if streamed else None)
+        return RequestEnd(service.decode("ascii"), status, _seconds(took), _last(header) if streamed else None)
     except ValueError:
         return None
+
+
+def _seconds(text: bytes) -> float:
+    if not _SECONDS.fullmatch(text):
+        raise ValueError("no time of nginx's")
+    return float(text)
 
 
 def _last(times: bytes) -> float | None:
     """Of `0.002, 0.004 : 0.013`, one for each upstream that was tried, the one that answered."""
     last = times.replace(b":", b",").rpartition(b",")[2].strip()
-    return None if last in (b"", b"-") else float(last)
+    return None if last in (b"", b"-") else _seconds(last)
 
 
-def _bound(port: int, *, buffer_bytes: int) -> socket.socket:
+def _socket(*, buffer_bytes: int) -> socket.socket:
     sock = socket.socket(socket.AF_INET, socket.SOCK_DGRAM | socket.SOCK_NONBLOCK | socket.SOCK_CLOEXEC)
+    sock.setsockopt(socket.SOL_SOCKET, socket.SO_RCVBUF, buffer_bytes)  # As much of it as the kernel allows.
+    return sock
+
+
+def _joined(address: EventAddress) -> socket.socket:
+    """A socket beside the placeholder, which gets all that carries the tag."""
+    sock = _socket(buffer_bytes=_BUFFER_BYTES)
     try:
-        sock.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
-        sock.setsockopt(socket.SOL_SOCKET, socket.SO_RCVBUF, buffer_bytes)  # As much of it as the kernel allows.
-        sock.bind((_HOST, port))
+        sock.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEPORT, 1)
+        sock.bind((_HOST, address.port))
+        program = _program(address.tag.encode())
+        held = ctypes.create_string_buffer(program, len(program))
+        sock.setsockopt(
+            socket.SOL_SOCKET, _SO_ATTACH_REUSEPORT_CBPF, struct.pack("HP", len(program) // 8, ctypes.addressof(held))
+        )
     except OSError:
         sock.close()
         raise
     return sock
+
+
+def _program(tag: bytes) -> bytes:
+    """Classic BPF: which of the port's sockets gets a datagram. Without a daemon its number is nobody's, and the kernel
+    gives the datagram to one that there is: the placeholder."""
+    words = struct.unpack(f">{len(tag) // 4}I", tag[: len(tag) // 4 * 4])
+    steps = []
+    for number, word in enumerate(words):
+        steps.append((_LOAD_WORD, 0, 0, _TAG_AT + 4 * number))  # Beyond the datagram's end it returns 0.
+        steps.append((_JUMP_IF_EQUAL, 0, 2 * (len(words) - number) - 1, word))
+    steps += [(_RETURN, 0, 0, _DAEMON), (_RETURN, 0, 0, _PLACEHOLDER)]
+    return b"".join(struct.pack("=HBBI", *step) for step in steps)
 
 
 class EventListener:
@@ -122,7 +173,7 @@ class EventListener:
             return
         self.close()
         if address is not None:
-            self._sock = _bound(address.port, buffer_bytes=_BUFFER_BYTES)
+            self._sock = _joined(address)
             self.address = address
             asyncio.get_running_loop().add_reader(self._sock, self._read)
 

@@ -6,7 +6,7 @@ It needs no record: it is found again by the log that all of them write to, and 
 from __future__ import annotations
 
 import asyncio
-from collections.abc import Awaitable, Callable, Iterator
+from collections.abc import Awaitable, Callable, Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -75,12 +75,14 @@ class SmallNginx:
         if self.process is not None:
             self.process.let_go()
 
-    async def _spawn(self, program: NginxProgram, listens: Callable[[], Awaitable[bool]]) -> None:
+    async def _spawn(
+        self, program: NginxProgram, listens: Callable[[], Awaitable[bool]], *, keep_fds: Sequence[int] = ()
+    ) -> None:
         """Starts it with the configuration that lies there, and returns when it `listens`. Raises BridgeError."""
         argv = [program.path, "-p", str(self._directory), "-c", str(self._directory / "nginx.conf")]
         try:
             log_fd = await self._places.log.open_for_child()
-            process = await Process.spawn(argv, log_fd=log_fd, cwd=self._directory)
+            process = await Process.spawn(argv, log_fd=log_fd, cwd=self._directory, keep_fds=keep_fds)
         except (OSError, ProcessError) as error:
             raise BridgeError(f"cannot start {self._name}: {error}") from error
         self.process = process

@@ -3,10 +3,11 @@
 from __future__ import annotations
 
 import ipaddress
+import re
 from collections.abc import Sequence
 
 from gateway_sidecar.config.frontend import FrontendSettings
-from gateway_sidecar.config.frontend_values import ALL_PATHS, INFERENCE
+from gateway_sidecar.config.frontend_values import ALL_PATHS, INFERENCE, VERSION
 from gateway_sidecar.config.models import Settings
 from gateway_sidecar.config.values import PortRange
 
@@ -32,11 +33,14 @@ def advise(settings: Settings, ephemeral: PortRange | None) -> list[str]:
             if service.listen.port in ephemeral:
                 name = f"services[{index}].listen"
                 warnings.append(f"{name}: any outgoing connection may take port {service.listen.port} first; {cure}")
-    if not ipaddress.ip_address(settings.bridges.host).is_loopback:
-        warnings.append(
-            f"bridges.host: whoever reaches {settings.bridges.host} reaches the engines, past the router;"
-            " use 127.0.0.1, or a firewall"
-        )
+    for name, host, cure in (
+        ("host", settings.bridges.host, "127.0.0.1"), ("grpc_host", settings.bridges.grpc_host, "127.0.0.2"),
+    ):  # fmt: skip
+        if not ipaddress.ip_address(host).is_loopback:
+            warnings.append(
+                f"bridges.{name}: the bridges are for the router on this machine alone, and {host} is open to others;"
+                f" use {cure}"
+            )
     for index, service in enumerate(settings.services):
         if service.health.timeout_s > service.health.interval_s:
             warnings.append(
@@ -77,7 +81,7 @@ def _door_advice(where: str, door: FrontendSettings) -> list[str]:
 
 def _something_passes(path: str, more: Sequence[str]) -> bool:
     """Whether a request to this path, or to one below it, can pass; `more` is what passes beside inference."""
-    if more == (ALL_PATHS,):
+    if more == (ALL_PATHS,) and re.match(VERSION + r"(/|\Z)", path):
         return True
     wanted = path.split("/")
     known = [(known.split("/"), False) for known in INFERENCE] + [(known.split("/"), True) for known in more]

@@ -211,10 +211,17 @@ def _same_addresses(listens: list[_Said[Endpoint]]) -> Iterator[Problem]:
 def _ports(said: _Reading, listens: list[_Said[Endpoint]]) -> Iterator[Problem]:
     bridges = said.of_top(("bridges", "ports"), parse_ports, BridgeSettings().ports)
     routers = said.of_top(("router_ports",), parse_ports, _default("router_ports"))
-    hosts = said.of_top(("bridges", "host"), parse_bridge_host, BridgeSettings().host)
-    bridge_host = hosts[0].value if hosts else BridgeSettings().host
+    http, grpc = (
+        said.of_top(("bridges", name), parse_bridge_host, default)
+        for name, default in (("host", BridgeSettings().host), ("grpc_host", BridgeSettings().grpc_host))
+    )
+    for mine, its in zip(http, grpc, strict=False):
+        if mine.value == its.value:
+            at, taken_by = _blame(mine, its)
+            yield _at_line(at, f"{at.value} is taken by {taken_by}; give each its own address, such as 127.0.0.2")
+    bridge_hosts = [host.value for host in (*http, *grpc)]
     for ports, host in [
-        *((ports, bridge_host) for ports in bridges),
+        *((ports, host) for ports in bridges for host in bridge_hosts),
         *((ports, ROUTER_HOST) for ports in routers),
     ]:
         yield from _listens_in_range(listens, ports, host)

@@ -9,11 +9,15 @@ from pydantic import Field, PlainSerializer, PlainValidator, WithJsonSchema, fie
 
 from gateway_sidecar.config.frontend_values import (
     ALL_PATHS,
+    ANY,
+    PUBLIC,
     AuthUrl,
     parse_auth_url,
     parse_header,
+    parse_mcp_servers,
     parse_network,
     parse_origin,
+    parse_passed_header,
     parse_paths,
     parse_per,
     parse_prefix,
@@ -48,7 +52,21 @@ NetworkValue = Annotated[str, PlainValidator(parse_network), _text_schema(r"^[0-
 OriginValue = Annotated[str, PlainValidator(parse_origin), _text_schema(r"^(\*|https?://[a-z0-9.-]+(:[0-9]{1,5})?)$")]
 AuthUrlValue = Annotated[AuthUrl, PlainValidator(parse_auth_url), _TO_TEXT, _text_schema(r"^http://[^\s?#]+$")]
 HeaderValue = Annotated[str, PlainValidator(parse_header), _text_schema(r"^[A-Za-z][A-Za-z0-9-]{0,63}$")]
+PassedHeaderValue = Annotated[str, PlainValidator(parse_passed_header), _text_schema(r"^[A-Za-z][A-Za-z0-9-]{0,63}$")]
 PerValue = Annotated[str, PlainValidator(parse_per), _text_schema(r"^(key|ip|header:[A-Za-z][A-Za-z0-9-]{0,63})$")]
+McpServersValue = Annotated[
+    tuple[str, ...],
+    PlainValidator(parse_mcp_servers),
+    PlainSerializer(list, return_type=list),
+    WithJsonSchema(
+        {
+            "anyOf": [
+                {"const": ANY},
+                {"type": "array", "items": {"type": "string", "pattern": r"^(\*\.)?[A-Za-z0-9][A-Za-z0-9.-]*$"}},
+            ]
+        }
+    ),
+]
 PathsValue = Annotated[
     tuple[str, ...],
     PlainValidator(parse_paths),
@@ -205,11 +223,28 @@ class FrontendSettings(Part):
     tls: TlsSettings | None = None
     paths: PathsValue = Field(
         default=(),
-        description="Path prefixes that pass beside inference, or `all`. The router's control routes never do.",
+        description="Path prefixes that pass beside inference, or `all`: whatever is below a version such as `/v1`. The"
+        " router's control routes never do.",
         examples=[["/get_model_info"], "all"],
     )
-    max_body_mb: Annotated[int, Field(ge=1, le=1048576)] | None = Field(
-        default=None, description="A larger request body (MiB) gets 413; `null` sets no limit."
+    max_body_mb: int = Field(
+        default=64,
+        ge=1,
+        le=1048576,
+        description="A larger request body (MiB) gets 413. A request that needs none (GET, DELETE, ...), or comes to a"
+        " public path without a key, may bring 9999 bytes.",
+    )
+    pass_headers: Annotated[tuple[PassedHeaderValue, ...], Field(strict=False)] = _list(
+        description="Request headers that go on to the router beside those that every client may send, such as"
+        " one that `router.args` names for routing.",
+        examples=[["X-Session-Id"]],
+    )
+    mcp_servers: McpServersValue = Field(
+        default=(PUBLIC,),
+        description="Hosts that a request may name as MCP servers, which the router then connects to from this machine:"
+        " names, `*.NAME`, IPv4 addresses, `public` for what is not obviously a private address or name, or `any`."
+        " A public name may lead to a private address all the same: name hosts where that matters.",
+        examples=[["mcp.example.com"], "any"],
     )
     cors: CorsSettings | None = None
     auth: AuthSettings | None = None

@@ -14,17 +14,43 @@ from gateway_sidecar.config.values import NotTextError, parse_endpoint, show
 
 ALL_PATHS = "all"
 
+VERSION = "/v[0-9]{1,3}(?:(?:alpha|beta)[0-9]{0,3})?"
+"""What the paths of an API for clients begin with. Routes that control a router, or an engine, mostly have no version:
+so `all` leaves out most of those that a later router may bring, whose names are not on the list yet."""
+
 CONTROL = (
     "/workers",
     "/flush_cache",
     "/wasm",
     "/v1/tokenizers",
+    "/v1/rl",
     "/start_profile",
     "/stop_profile",
+    "/heap_profile",
     "/get_loads",
+    "/loads",
+    "/v1/loads",
     "/parse",
 )
-"""Where a router is controlled. No front door passes these, whatever `paths` says."""
+"""Where a router is controlled, or tells of its workers' addresses. No front door passes these, whatever `paths`
+says."""
+
+FLEET = ("/engine_metrics", "/get_model_info", "/get_server_info")
+"""What tells of the fleet. It passes where `paths` names it, and not with `all`."""
+
+ASKED_OF_ENGINES = (
+    "/get_load",
+    "/get_model_info",
+    "/get_server_info",
+    "/loads",
+    "/metrics",
+    "/model_info",
+    "/server_info",
+    "/v1/loads",
+    "/v1/models",
+    "/version",
+)
+"""What a router asks an engine beside inference: what it is, and how much it has to do (seen with SMG 1.13)."""
 
 INFERENCE = (
     "/generate",
@@ -41,11 +67,15 @@ INFERENCE = (
     "/v1/conversations/*",
     "/v1/conversations/*/items",
     "/v1/conversations/*/items/*",
+    "/v1/decisions",
     "/v1/detokenize",
     "/v1/embeddings",
     "/v1/interactions",
     "/v1/messages",
+    "/v1/messages/count_tokens",
     "/v1/models",
+    "/v1/models/*",
+    "/v1/models/*/*",
     "/v1/realtime",
     "/v1/realtime/calls",
     "/v1/realtime/client_secrets",
@@ -56,15 +86,26 @@ INFERENCE = (
     "/v1/responses/*",
     "/v1/responses/*/cancel",
     "/v1/responses/*/input_items",
+    "/v1/systemone",
     "/v1/tokenize",
 )
 """What passes by default; `*` is one id. Everything that is not named does not pass."""
+
+ANY, PUBLIC = "any", "public"
 
 NAME = r"[A-Za-z0-9][A-Za-z0-9._-]{0,63}"
 _HEADER = r"[A-Za-z][A-Za-z0-9-]{0,63}"
 _LABEL = r"[a-z0-9]([a-z0-9-]{0,61}[a-z0-9])?"
 _PREFIX = r"(/[A-Za-z0-9_~-][A-Za-z0-9._~-]*)+"
-_OWN_HEADERS = frozenset(("authorization", "x-api-key", "host", "connection", "upgrade", "content-length", "cookie"))
+_OWN_HEADERS = frozenset(
+    {"authorization", "x-api-key", "host", "connection", "upgrade", "content-length", "cookie"}
+    | {"transfer-encoding", "te", "keep-alive", "expect", "forwarded", "x-real-ip"}
+)
+_STEERING = {
+    "x-smg-target-worker": "chooses an engine by its number",
+    "x-data-parallel-rank": "chooses a rank of an engine",
+    "x-smg-tenant-id": "says whose a stored conversation is",
+}
 
 
 @dataclass(frozen=True, slots=True)
@@ -171,6 +212,14 @@ def parse_header(value: object) -> str:
     return text
 
 
+def parse_passed_header(value: object) -> str:
+    """The name of a request header that may go on to the router."""
+    text = parse_header(value)
+    if text.lower() in _STEERING:
+        raise ValueError(f"{show(text)} {_STEERING[text.lower()]}, which is not for clients; leave it out")
+    return text
+
+
 def parse_per(value: object) -> str:
     """What requests are counted by: `key`, `ip`, or `header:NAME`."""
     cure = "use key, ip or header:NAME, for example header:X-Tenant"
@@ -187,3 +236,17 @@ def _text(value: object, cure: str) -> str:
     if not isinstance(value, str):
         raise NotTextError(cure)
     return value
+
+
+def parse_mcp_servers(value: object) -> tuple[str, ...]:
+    """`any`, or hosts that a request may name as MCP servers: names, `*.NAME`, addresses, and `public` for the rest."""
+    cure = f"use {ANY}, or a list of hosts such as [{PUBLIC}, mcp.example.com, '*.tools.example.com', 10.0.0.5]"
+    if value in (ANY, (ANY,)):
+        return (ANY,)
+    if not isinstance(value, list | tuple):
+        raise NotTextError(f"{show(value)} is no list; {cure}")
+    for each in value:
+        host = each.removeprefix("*.") if isinstance(each, str) else ""
+        if not re.fullmatch(r"[A-Za-z0-9]([A-Za-z0-9.-]{0,251}[A-Za-z0-9])?", host):
+            raise ValueError(f"{show(each)} is no host name or IPv4 address; {cure}")
+    return tuple(str(each).lower() for each in value)

@@ -18,6 +18,7 @@ from gateway_sidecar.config.schema import entry_schema
 from gateway_sidecar.config.tunnels import MOST_ID_BYTES, SocketValue, SshDefaults, SshReplica, parse_id, tunnel_to
 from gateway_sidecar.config.yamltree import Location, Problem, Tree, read_tree
 from gateway_sidecar.domain.model import Overrides, ReplicaId
+from gateway_sidecar.domain.trust import ROOT
 from gateway_sidecar.domain.tunnels import Tunnel
 from gateway_sidecar.errors import ConfigError
 
@@ -64,10 +65,11 @@ def inventory_schema() -> dict[str, Any]:
 
 @dataclass(frozen=True, slots=True)
 class Described:
-    """One replica as a source describes it: a socket of somebody's, or a tunnel of ours."""
+    """One replica as a source describes it: a socket of somebody's, or a tunnel of ours. `named_by` is who wrote it."""
 
     place: Path | Tunnel
     overrides: Overrides
+    named_by: int = ROOT
 
 
 def read_inventory(
@@ -158,7 +160,7 @@ def describe(
     except ValueError as error:
         problems.append(Problem(line, "", str(error)))
         return None
-    return Described(place, with_key(said, key))
+    return Described(place, with_key(said, key), file.owner)
 
 
 def _place(said: InventoryEntry, owner: str, defaults: SshDefaults) -> Path | Tunnel:

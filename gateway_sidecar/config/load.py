@@ -15,6 +15,7 @@ from gateway_sidecar.config.explain import explain
 from gateway_sidecar.config.models import Settings
 from gateway_sidecar.config.yamltree import Problem, Tree, read_tree
 from gateway_sidecar.errors import ConfigError
+from gateway_sidecar.files.follow import Followed, opened_at
 
 M = TypeVar("M", bound=BaseModel)
 
@@ -28,6 +29,7 @@ class FileText:
     content: bytes
     owner: int
     mode: int
+    group: int = 0
 
 
 def load_config(path: Path) -> Settings:
@@ -88,10 +90,14 @@ def build(model: type[M], tree: Tree, name: str, further: list[Problem]) -> M:
     return value
 
 
-def read_file(path: Path, most_bytes: int) -> FileText:
-    """A regular file's content; never waits for a FIFO's writer. Raises `ConfigError`."""
+def read_file(path: Path, most_bytes: int, *, followed: Followed | None = None) -> FileText:
+    """A regular file's content; never waits for a FIFO's writer. Raises `ConfigError`.
+
+    followed: where the path was seen to lead. A file that lies elsewhere, since a link was changed, is not read.
+    """
+    leads_to, more = (path, 0) if followed is None else (Path(followed.real), os.O_NOFOLLOW)
     try:
-        descriptor = os.open(path, os.O_RDONLY | os.O_NONBLOCK | os.O_CLOEXEC)
+        descriptor = os.open(leads_to, os.O_RDONLY | os.O_NONBLOCK | os.O_CLOEXEC | more)
     except FileNotFoundError:
         raise _unreadable(path, "no such file; create it, or name another with --config") from None
     except PermissionError:
@@ -100,6 +106,8 @@ def read_file(path: Path, most_bytes: int) -> FileText:
         raise _unreadable(path, f"cannot be opened: {error}; name a readable file") from None
     try:
         status = os.fstat(descriptor)
+        if followed is not None and opened_at(descriptor) != followed.real:
+            raise _unreadable(path, "was moved while it was opened; it is read again when it stays")
         if stat.S_ISDIR(status.st_mode):
             raise _unreadable(path, "is a directory; name the file in it")
         if not stat.S_ISREG(status.st_mode):
@@ -112,7 +120,7 @@ def read_file(path: Path, most_bytes: int) -> FileText:
         os.close(descriptor)
     if len(content) > most_bytes:
         raise _unreadable(path, f"is larger than {most_bytes // 1024} KiB; this cannot be the right file")
-    return FileText(content, status.st_uid, stat.S_IMODE(status.st_mode))
+    return FileText(content, status.st_uid, stat.S_IMODE(status.st_mode), status.st_gid)
 
 
 def _unreadable(path: Path, text: str) -> ConfigError:

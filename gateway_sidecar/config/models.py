@@ -19,7 +19,7 @@ from pydantic import (
     model_validator,
 )
 
-from gateway_sidecar.config.frontend import FrontendSettings
+from gateway_sidecar.config.frontend import FrontendSettings, PrefixValue, ServerNameValue
 from gateway_sidecar.config.part import Part
 from gateway_sidecar.config.part import number as _number
 from gateway_sidecar.config.scaling import ScalingSettings
@@ -134,6 +134,13 @@ class MetricsSettings(Part):
         description="Address of `/metrics`, `/healthz` and `/readyz`; `null` turns the listener off.",
         examples=["127.0.0.1:9464", None],
     )
+    hosts: Annotated[tuple[ServerNameValue, ...], Field(strict=False)] = Field(
+        default=(),
+        description="Names by which it may be asked, beside any IP address, `localhost` and this machine's host name;"
+        " `*.example.net` for all below one. Another name in a request's Host gets 421: a web page could have led it"
+        " here.",
+        examples=[["gateway1.example.net"]],
+    )
 
 
 class AdminTlsSettings(Part):
@@ -167,14 +174,25 @@ class BridgeSettings(Part):
 
     host: BridgeHostValue = Field(
         default="127.0.0.1",
-        description="Address the bridges listen on, and by which the router knows its workers."
-        " Whoever reaches it reaches the engines.",
+        description="Address that the bridges of HTTP engines listen on, and by which the router knows its workers.",
         examples=["127.0.0.1"],
+    )
+    grpc_host: BridgeHostValue = Field(
+        default="127.0.0.2",
+        description="The same for engines that speak gRPC. Each port is there twice, so this is another address than"
+        " `host`.",
+        examples=["127.0.0.2"],
+    )
+    paths: Annotated[tuple[PrefixValue, ...], Field(strict=False)] = Field(
+        default=(),
+        description="Path prefixes that a router may ask HTTP engines for, beside inference and what SMG asks."
+        " Whatever is named here, engines' control routes too, can be reached by those who can make the router ask.",
+        examples=[["/v1/score"]],
     )
     ports: PortsValue = Field(
         default=PortRange(24001, 24999),
-        description="One port for each replica, with some to spare: a port rests after use. Keep the range"
-        " out of the kernel's ephemeral ports.",
+        description="One port for each replica, with some to spare: a port rests after use. The services share"
+        " the range in equal parts. Keep it out of the kernel's ephemeral ports.",
         examples=["24001-24999"],
     )
     nginx: CommandValue = Field(
@@ -186,6 +204,13 @@ class BridgeSettings(Part):
         default="auto",
         description="nginx worker processes, 1 to 256; `auto` is one for each CPU.",
         json_schema_extra={"anyOf": [{"const": "auto"}, {"type": "integer", "minimum": 1, "maximum": 256}]},
+    )
+    max_bodies_mb: int = Field(
+        default=8192,
+        ge=64,
+        le=16777216,
+        description="Request bodies that do not fit into memory, and are kept in `state_dir` while their requests are"
+        " under way, may take so many MiB together; a request whose body would be more gets 429.",
     )
 
     @field_validator("nginx_workers", mode="before")
@@ -206,9 +231,9 @@ class PeersSettings(Part):
         examples=["gwsc0"],
     )
     networks: Annotated[tuple[NetworkValue, ...], Field(strict=False)] = Field(
-        default=("10.0.0.0/8", "100.64.0.0/10", "172.16.0.0/12", "192.168.0.0/16", "fc00::/7"),
-        description="Only addresses in these networks may be advertised and bridged: name the replicas' own. Whatever"
-        " this machine needs itself is refused all the same.",
+        default=(),
+        description="Only addresses in these networks may be advertised and bridged: name the replicas' own, and"
+        " nothing that this machine needs itself. Without any, none may.",
         examples=[["10.0.0.0/24"]],
     )
 
@@ -284,11 +309,23 @@ class RouterSettings(Part):
         30.0, 1, 600, "A started router that does not answer within this time is stopped and started again."
     )
     api_timeout_s: float = _number(5.0, 0.1, 60, "An answer from the router's API that takes longer counts as none.")
-    memory_limit_mb: Annotated[int, Field(ge=16, le=1048576)] | None = Field(
-        default=None,
-        description="A router whose resident memory grows beyond this many MiB is replaced by a new one, without"
-        " failing a request; `null` sets no limit.",
+    memory_limit_mb: Literal["auto"] | int | None = Field(
+        default="auto",
+        description="A router whose resident memory grows beyond this many MiB, 16 to 1048576, is replaced by a new"
+        " one, without failing a request. `auto` is a quarter of what the machine, or the unit's MemoryMax, has, and"
+        " 512 at the least; `null` sets no limit.",
+        json_schema_extra={
+            "anyOf": [{"const": "auto"}, {"type": "integer", "minimum": 16, "maximum": 1048576}, {"type": "null"}]
+        },
     )
+
+    @field_validator("memory_limit_mb", mode="before")
+    @classmethod
+    def _memory(cls, value: object) -> object:
+        is_size = isinstance(value, int) and not isinstance(value, bool) and 16 <= value <= 1048576
+        if value in ("auto", None) or is_size:
+            return value
+        raise ValueError(f"{show(value)} is not a limit in MiB; use 16 to 1048576, auto, or null for none")
 
     @field_validator("env")
     @classmethod

@@ -1,7 +1,8 @@
 """The file beside a socket, `<replica>.yaml`: what it adds to, or puts above, the engine's own answers.
 
-Whoever may place replica sockets may write it, so it is read with care: it can name a key file only of its
-own owner, and so gives nobody's secrets to an engine.
+Whoever may place replica sockets may write it, so it is read with care. It counts only for a socket of its own owner,
+unless it is root's or the daemon's; the key file that it names must be its owner's as well; and where it is root's, a
+key is shown only where nobody else could place a socket. So nobody's key is shown to another's engine.
 """
 
 from __future__ import annotations
@@ -20,7 +21,9 @@ from gateway_sidecar.config.schema import entry_schema
 from gateway_sidecar.config.values import Endpoint, parse_peer_address, show
 from gateway_sidecar.config.yamltree import Problem, Tree, read_tree
 from gateway_sidecar.domain.model import Overrides, PeerAddress, WorkerType
+from gateway_sidecar.domain.trust import ROOT, Owned, trouble_with_key, trouble_with_notes, way_in
 from gateway_sidecar.errors import ConfigError
+from gateway_sidecar.files.follow import follow, ours
 
 _MOST_BYTES = 64 * 1024
 _MOST_KEY_BYTES = 8 * 1024
@@ -87,9 +90,11 @@ class OverridesFile(Part):
     def _labels(cls, value: dict[str, str]) -> dict[str, str]:
         if len(value) > MOST_LABELS:
             raise ValueError(f"{len(value)} labels are too many; use {MOST_LABELS} at most")
-        for key in value:
+        for key, text in value.items():
             if not re.fullmatch(LABEL_NAME, key):
                 raise ValueError(f"{show(key)} is not a label's name; use letters, digits and _ . / - inside")
+            if not text.isprintable():
+                raise ValueError(f"{show(text)} is not a label's value; use characters that can be printed")
         return value
 
 
@@ -102,13 +107,14 @@ def replica_schema() -> dict[str, Any]:
     return {"$schema": dialect, **schema, "title": "gateway-sidecar replica", "type": ["object", "null"]}
 
 
-def load_overrides(path: Path, warn: Callable[[str], object] = lambda _line: None) -> Overrides:
+def load_overrides(path: Path, socket_owner: int, warn: Callable[[str], object] = lambda _line: None) -> Overrides:
     """Read `<replica>.yaml`; an empty file says nothing, and that is allowed.
 
+    socket_owner: the user whose socket lies beside it.
     `warn` is given a line for each thing that is unwise but usable. Raises `ConfigError` with one line for
     each mistake; a missing file is one, so ask first whether it is there.
     """
-    file = read_file(path, _MOST_BYTES)
+    file, notes, shared = _read_beside(path, socket_owner)
     tree = read_tree(file.content)
     if tree.data is None and not tree.problems:
         return Overrides()
@@ -117,11 +123,28 @@ def load_overrides(path: Path, warn: Callable[[str], object] = lambda _line: Non
         raise ConfigError([problem.render(str(path))])
     further: list[Problem] = []
     key = read_key(path, file, tree, further, warn)
+    if key is not None and (trouble := trouble_with_key(notes, socket_owner, shared)):
+        further.append(Problem(tree.line(("api_key_file",)), "api_key_file", trouble))
     if isinstance(tree.data, dict) and tree.data.get("direct") is True and tree.data.get("advertise") is None:
         text = "true says that this machine reaches the replica itself, but not where; add advertise: HOST:PORT"
         further.append(Problem(tree.line(("direct",)), "direct", text))
     said = build(OverridesFile, tree, str(path), further)
     return with_key(said, key)
+
+
+def _read_beside(path: Path, socket_owner: int) -> tuple[FileText, Owned, str | None]:
+    """The file, whose it is, and how somebody else could place a socket beside it. Raises `ConfigError`."""
+    try:
+        where = follow(str(path.parent))
+        place = follow(path.name, where)
+    except OSError as error:
+        raise ConfigError([Problem(None, "", f"cannot be read: {error.strerror}").render(str(path))]) from None
+    file = read_file(path, _MOST_BYTES, followed=place)
+    notes = Owned(str(path), file.owner, file.group, file.mode)
+    trouble = trouble_with_notes(notes, place.links, socket_owner, ours())
+    if trouble is not None:
+        raise ConfigError([trouble])
+    return file, notes, way_in(where.owned, where.above, ours(), (ROOT,))
 
 
 def with_key(said: OverridesFile, key: str | None) -> Overrides:

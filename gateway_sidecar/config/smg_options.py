@@ -31,6 +31,8 @@ RESERVED: dict[str, str] = {
     "--prometheus-port": _METRICS,
     "--control-plane-api-keys": "the daemon makes a key of its own at every start",
     "--enable-igw": "the daemon always sets it; without it gRPC workers get no traffic",
+    "--trust-tenant-header": "the daemon always sets it; nginx says whose a request is",
+    "--tenant-header-name": "nginx says whose a request is in X-Smg-Tenant-Id",
     "--policy": "use `router.policy`",
     "--log-json": "the daemon reads the router's log in this form",
     "--log-level": "use `router.log_level`",

@@ -14,6 +14,7 @@ import yaml
 from yaml.constructor import ConstructorError, SafeConstructor
 
 from gateway_sidecar.config.values import show
+from gateway_sidecar.domain.printable import printable
 
 Location = tuple[str | int, ...]
 """Keys and indexes from the top of the file to a value."""
@@ -22,6 +23,8 @@ _MERGE = "tag:yaml.org,2002:merge"
 _TAG = "tag:yaml.org,2002:"
 _CONVERTED = {_TAG + "null", _TAG + "bool", _TAG + "int", _TAG + "float"}
 _TEXT = {_TAG + "str", _TAG + "timestamp", _TAG + "value"}
+_LONGEST_NUMBER = 100  # characters: a number of thousands of digits cannot even be shown
+_LONGEST_LINE = 1000
 _MOST_NODES = 100_000  # a few nested aliases can stand for billions of values
 
 
@@ -44,7 +47,8 @@ class Problem:
     def render(self, name: str) -> str:
         """The complete line that a person reads."""
         place = name if self.line is None else f"{name}:{self.line}"
-        return f"{place}: {self.where}: {self.text}" if self.where else f"{place}: {self.text}"
+        said = f"{place}: {self.where}: {self.text}" if self.where else f"{place}: {self.text}"
+        return printable(said, _LONGEST_LINE)
 
 
 @dataclass(slots=True)
@@ -86,6 +90,8 @@ def read_tree(content: bytes) -> Tree:
         tree.problems.append(Problem(line, "", odd))
     except yaml.MarkedYAMLError as error:
         tree.problems.append(_syntax_problem(error, text))
+    except (ValueError, OverflowError) as error:  # An escape beyond Unicode, an endless version number.
+        tree.problems.append(Problem(None, "", f"is not YAML: {error}"))
     except RecursionError:
         tree.problems.append(Problem(None, "", "is nested too deeply; a configuration has five levels"))
     else:
@@ -194,8 +200,10 @@ class _Reader:
             return node.value
         if node.tag in _CONVERTED:
             try:
+                if len(node.value) > _LONGEST_NUMBER:
+                    raise ValueError("no number that is meant is so long")
                 return SafeConstructor().construct_object(node)
-            except (ValueError, ConstructorError):
+            except (ValueError, ConstructorError, LookupError):  # What a tag calls a number may be an empty text.
                 kind = _KINDS[node.tag.removeprefix(_TAG)]
                 self._unread(line, location, f"{show(node.value)} cannot be read as {kind}; quote it")
         else:

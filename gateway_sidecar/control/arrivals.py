@@ -1,8 +1,8 @@
 """Who comes and who goes: the sightings of a source, turned into the tenures of one service.
 
-A tenure begins when a socket is first seen, when another inode is found at its path, when another engine answers behind
-the same one, or when the replica is to be known by another address. What was written beside a socket is read before
-anything is said of the engine to a router.
+A tenure begins when a socket is first seen, when another inode is found at its path, when somebody else answers behind
+the same one, be it another engine or none, or when the replica is to be known by another address. What was written
+beside a socket is read before anything is said of the engine to a router.
 """
 
 from __future__ import annotations
@@ -18,13 +18,14 @@ from pathlib import Path
 from gateway_sidecar.control.follower import SourceFollower
 from gateway_sidecar.control.pins import Pins
 from gateway_sidecar.control.replica_log import ReplicaLog
-from gateway_sidecar.control.tenure import Tenure, occupant_of, owner_of
+from gateway_sidecar.control.tenure import BridgeHosts, Tenure, occupant_of, owner_of
 from gateway_sidecar.control.tenure_book import TenureBook
 from gateway_sidecar.control.tenure_bridges import TenureBridges
 from gateway_sidecar.control.watcher import Watcher
 from gateway_sidecar.control.work_queue import WorkQueue
-from gateway_sidecar.domain.model import EngineFacts, Overrides, PeerAddress, Ready
+from gateway_sidecar.domain.model import EngineFacts, Foreign, Overrides, PeerAddress, Ready
 from gateway_sidecar.errors import ConfigError
+from gateway_sidecar.files.follow import opened_at
 from gateway_sidecar.sources.listing import Listing, Sighting
 from gateway_sidecar.supervision import awake
 from gateway_sidecar.supervision.own_thread import OwnThread
@@ -45,7 +46,7 @@ class Arrivals:
     def __init__(
         self,
         service: str,
-        host: str,
+        hosts: BridgeHosts,
         tenures: TenureBook,
         *,
         queue: WorkQueue[int],
@@ -53,14 +54,14 @@ class Arrivals:
         watcher: Watcher,
         follower: SourceFollower,
         log: ReplicaLog,
-        read_overrides: Callable[[Path], Overrides],
+        read_overrides: Callable[[Path, int], Overrides],
         is_settled: Callable[[Tenure], bool],
         is_known: Callable[[Tenure], bool],
         on_lost: Callable[[Tenure], None],
         on_change: Callable[[], None],
     ) -> None:
         self._service = service
-        self._host = host
+        self._hosts = hosts
         self._tenures = tenures
         self._queue = queue
         self._bridges = bridges
@@ -115,7 +116,7 @@ class Arrivals:
             seen_at=now,
             pin=None,
             state_since=now,
-            host=self._host,
+            hosts=self._hosts,
             gone=gone,
             notes_read=sighting.notes is None and not sighting.described,
         )
@@ -136,19 +137,24 @@ class Arrivals:
         self._tenures.know_url(tenure)
         self._on_change()
 
-    def replace(self, tenure: Tenure, result: Ready) -> None:
-        """Another engine answers behind the same socket: its worker is a new one, on a port of its own."""
+    def replace(self, tenure: Tenure, result: Ready | Foreign) -> None:
+        """Somebody else answers behind the same socket: another engine's worker is a new one, on a port of its own.
+
+        Nothing leads to what is no engine, and it is asked again as one that has just been seen.
+        """
         if tenure.yielding:
             self._lose(tenure)
             return
-        self._logger.info("replica.replaced", replica=tenure.replica, worker_url=tenure.url)
+        by = "another engine" if isinstance(result, Ready) else result.reason
+        self._logger.info("replica.replaced", replica=tenure.replica, worker_url=tenure.url, by=by)
         tenure.replaced = True
         successor = self._begin_after(tenure)
         successor.overrides, successor.peer = tenure.overrides, tenure.peer
         successor.notes_read, successor.notes_problem = tenure.notes_read, tenure.notes_problem
         successor.result = result
-        self._watcher.trust_until_next(successor)
-        self.identified(successor, result.facts)
+        if isinstance(result, Ready):
+            self._watcher.trust_until_next(successor)
+            self.identified(successor, result.facts)
         tenure.unpin()
 
     def end_yielding(self) -> None:
@@ -202,12 +208,12 @@ class Arrivals:
 
     async def _pin_those_of(self, source: str, tenures: list[Tenure]) -> None:
         pins = self._pins.setdefault(source, Pins(f"{self._service} {source}"))
-        opened = await pins.open(tenure.sighting.socket for tenure in tenures)
+        opened = await pins.open(tenure.sighting.place for tenure in tenures)
         for tenure, pin in zip_longest(tenures, opened):
             if not isinstance(pin, int):
                 reason = pin.strerror if pin is not None else "the file system does not answer"
-                tenure.problem = f"cannot open {tenure.sighting.socket}: {reason}"
-            elif tenure.gone or occupant_of(os.fstat(pin)) != tenure.sighting.occupant:
+                tenure.problem = f"cannot open {tenure.sighting.place}: {reason}"
+            elif tenure.gone or not is_at(pin, tenure.sighting):
                 os.close(pin)  # Replaced since the look: the next one begins a new tenure.
                 self._follower.look_soon()
             else:
@@ -228,7 +234,7 @@ class Arrivals:
         try:
             overrides, problem = sighting.overrides or Overrides(), None
             if sighting.notes is not None:
-                read = partial(self._read_overrides, sighting.notes[0])
+                read = partial(self._read_beside, sighting.notes[0], sighting, tenure.pin)
                 # One that hangs was waited for once: others come and go meanwhile.
                 patience_s = 0.0 if self._notes_thread.hangs else _NOTES_PATIENCE_S
                 overrides = await self._notes_thread.run(read, patience_s=patience_s)
@@ -240,12 +246,24 @@ class Arrivals:
                 tenure.notes_problem = "the file system of its .yaml does not answer"
                 self._queue.add(tenure.key)
             return False
+        except FileNotFoundError:
+            return True  # The socket itself is gone: the next look tells what that means.
         tenure.sighting, tenure.notes_read, tenure.notes_problem = sighting, True, problem
         if problem is None and overrides.peer != tenure.peer and not tenure.gone:
             tenure = self._move(tenure, overrides.peer)
         tenure.overrides = overrides
         self._queue.add(tenure.key)
         return True
+
+    def _read_beside(self, notes: Path, sighting: Sighting, pin: int | None) -> Overrides:
+        """What is noted beside a socket, whose owner it has to belong to. Raises ConfigError, OSError. Blocks."""
+        try:
+            socket = os.fstat(pin) if pin is not None else sighting.place.lstat()
+        except OSError:
+            raise FileNotFoundError(sighting.place) from None
+        if occupant_of(socket) != sighting.occupant:
+            raise FileNotFoundError(sighting.place)
+        return self._read_overrides(notes, socket.st_uid)
 
     def _move(self, tenure: Tenure, peer: PeerAddress | None) -> Tenure:
         """The replica is advertised under another address: a new stay, if a router knows of this one."""
@@ -267,3 +285,8 @@ class Arrivals:
         tenure.unpin()
         self._queue.add(tenure.key)
         return successor
+
+
+def is_at(pin: int, sighting: Sighting) -> bool:
+    """Whether what is open is what was looked at, and lies there: no link was put on the way to it meanwhile."""
+    return occupant_of(os.fstat(pin)) == sighting.occupant and opened_at(pin) == str(sighting.place)

@@ -1,7 +1,8 @@
 """A connection that is kept open to an engine for one purpose: to feel at once when the engine ends.
 
 The kernel closes it the moment the listening process dies, so a dead engine is noticed without asking it anything.
-It is a hint only: some servers close idle connections, and then the next probe finds them well.
+It is a hint only: some servers close idle connections, and then the next probe finds them well. Nothing is asked over
+it: a server that goes on talking is not listened to.
 """
 
 from __future__ import annotations
@@ -9,11 +10,25 @@ from __future__ import annotations
 import asyncio
 import socket
 from collections.abc import Callable
+from typing import cast
+
+_MOST_BYTES = 64 * 1024
+"""HTTP/2 servers greet whoever connects, and ping now and then."""
 
 
 class _Canary(asyncio.Protocol):
     def __init__(self, on_close: Callable[[], None]) -> None:
         self._on_close = on_close
+        self._transport: asyncio.Transport | None = None
+        self._bytes_left = _MOST_BYTES
+
+    def connection_made(self, transport: asyncio.BaseTransport) -> None:
+        self._transport = cast(asyncio.Transport, transport)
+
+    def data_received(self, data: bytes) -> None:
+        self._bytes_left -= len(data)
+        if self._bytes_left < 0 and self._transport is not None:
+            self._transport.abort()
 
     def connection_lost(self, exc: Exception | None) -> None:
         self._on_close()

@@ -9,6 +9,7 @@ from collections.abc import Callable, Mapping
 from gateway_sidecar.bridges.nginx import Nginx
 from gateway_sidecar.control.router_process import RouterProcess
 from gateway_sidecar.control.service import Service
+from gateway_sidecar.domain.printable import printable
 from gateway_sidecar.supervision import awake
 from gateway_sidecar.supervision.logfile import ChildLog
 from gateway_sidecar.supervision.process import rss_bytes
@@ -17,6 +18,10 @@ from gateway_sidecar.telemetry.metrics import Metrics
 
 _MEND_GAP_S = 5.0
 _GAP_S = 1.0
+_MOST_LINES = 1000
+"""Of one router in one look: 50 ms of work. All of them are in its log."""
+_LINES_AT_ONCE = 50
+_LONGEST_LINE = 1000
 
 
 class Children:
@@ -68,17 +73,23 @@ class Children:
         self._problems |= {name: trouble for name, trouble in troubles.items() if trouble}
 
     async def _pass_on(self, router: RouterProcess) -> None:
-        for line in await router.log.read():
+        lines = await router.log.read()
+        for number, line in enumerate(lines[:_MOST_LINES]):
             read = router.kind.read_log_line(line)
             if read is not None:
                 log = getattr(self._logger, read.level)
                 log("router.said", service=router.service, text=read.message, **read.fields)
+            if number % _LINES_AT_ONCE == 0:
+                await asyncio.sleep(0)
+        if len(lines) > _MOST_LINES:
+            more = len(lines) - _MOST_LINES
+            self._logger.info("router.said_more", service=router.service, lines=more, path=str(router.log.file))
 
     async def _pass_on_nginx(self, log: ChildLog) -> None:
         lines = await log.read()
         # A dead socket makes nginx write a line for each connection: the first few tell the story.
         for line in lines[:5]:
             level = "error" if any(mark in line for mark in ("[emerg]", "[alert]", "[crit]")) else "info"
-            getattr(self._logger, level)("bridge.said", text=line)
+            getattr(self._logger, level)("bridge.said", text=printable(line, _LONGEST_LINE))
         if len(lines) > 5:
             self._logger.info("bridge.said_more", lines=len(lines) - 5, path=str(log.file))

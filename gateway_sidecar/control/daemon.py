@@ -10,6 +10,7 @@ import time
 from collections.abc import Awaitable, Callable, Mapping
 from contextlib import suppress
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 from typing import Any, Protocol
 
@@ -148,6 +149,7 @@ class Daemon:
         ports.labels("leased").set_function(lambda: len(leases.leased))
         ports.labels("quarantined").set_function(lambda: len(leases.quarantined))
         ports.labels("free").set_function(lambda: leases.size - len(leases.leased) - len(leases.quarantined))
+        metrics.bridge_port_share.set_function(lambda: leases.share)
 
     # -- what others see
 
@@ -187,6 +189,7 @@ class Daemon:
         """
         processes, leases = [await self._read(keeper.record) for keeper in self._records.values()]
         await self.told.load(_told_before(leases))
+        self._take_bridge_key(processes)
         for settings in self.settings.services:
             self._add(settings)
         # Before nginx: an address that is taken ends us here, with nothing begun, and the first client that has to
@@ -290,6 +293,9 @@ class Daemon:
             return None
 
         self._running[settings.name] = _Running(service, asyncio.create_task(not_yet()))
+        self.leases.share_among(self._running)
+        held = self.metrics.service_bridge_ports.labels(settings.name)
+        held.set_function(partial(self.leases.held_by, settings.name))
         return service
 
     def _routers(self) -> list[RouterProcess]:
@@ -344,6 +350,16 @@ class Daemon:
         await self.keys.begin()
         await inheritance.take_tenures(leases)
 
+    def _take_bridge_key(self, processes: dict[str, Any]) -> None:
+        """Routers that an earlier daemon left show the bridges its key."""
+        try:
+            earlier = records.bridge_key_from_json(processes)
+        except StateError as error:
+            self._logger.warning("state.ignored", reason=str(error))
+            return
+        if earlier is not None:
+            self.keeper.nginx.bridge_key = earlier
+
     async def _write_down_now(self) -> None:
         """Writes down what runs, and what is about to. A disk that hangs does not keep a router from being started."""
         with suppress(TimeoutError):
@@ -358,6 +374,7 @@ class Daemon:
         }
         return {
             "nginx": records.identity_to_json(nginx.identity) if nginx is not None and nginx.running else None,
+            "bridge_key": self.keeper.nginx.bridge_key,
             "routers": routers,
             "departing": records.departing_to_json(self._departing.identities),
         }
@@ -366,7 +383,7 @@ class Daemon:
         return {
             "boot_id": boot_id(),
             "services": {n: [records.tenure_to_json(t) for t in s.saved()] for n, s in self.services.items()},
-            "resting": sorted((port, awake.to_monotonic(it)) for port, it in self.leases.rests_until.items()),
+            "resting": records.resting_to_json(self.leases),
             "models": {n: s.room_keeper.models for n, s in self.services.items()},
         }
 
@@ -535,6 +552,7 @@ class Daemon:
             await running.task
         # In one go: its routers are written down as a service's, or as departing, at any time.
         del self._running[name]
+        self.leases.share_among(self._running)
         for router in running.service.routers:
             if router.process is not None:
                 self._departing.end(name, router.process)

@@ -8,12 +8,13 @@ nginx is refused then, and asks at the new door, which has the old one's name.
 from __future__ import annotations
 
 import asyncio
-import os
 import socket
 from collections.abc import Callable
 from pathlib import Path
 
 from gateway_sidecar.errors import ProcessError
+from gateway_sidecar.files.own import make_directory
+from gateway_sidecar.files.replace import open_to_append
 from gateway_sidecar.supervision.process import Process, writers_of
 from gateway_sidecar.telemetry.logs import get_logger
 
@@ -46,8 +47,8 @@ class DoorHolder:
         if self._process is not None and self._process.running and self._held is self._door():
             return False
         door = self._door()
-        self._mark.parent.mkdir(parents=True, exist_ok=True)
-        output = os.open(self._mark, os.O_WRONLY | os.O_CREAT | os.O_APPEND | os.O_CLOEXEC, 0o640)
+        make_directory(self._mark.parent)
+        output = open_to_append(self._mark)
         process = await Process.spawn(_COMMAND, log_fd=output, keep_fds=(door.fileno(),))
         if self._process is not None:
             await self._process.stop(grace_s=_GRACE_S)

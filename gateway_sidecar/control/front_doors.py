@@ -21,8 +21,8 @@ from gateway_sidecar.config import FrontendSettings, TlsSettings
 from gateway_sidecar.doors.certificate import today
 from gateway_sidecar.doors.door_files import CERTIFICATE, KEYS, DoorFiles, KeysTaken, PairTaken
 from gateway_sidecar.doors.publish import withdraw_keys
-from gateway_sidecar.doors.signature import is_unfinished
 from gateway_sidecar.errors import FrontDoorError
+from gateway_sidecar.files.replace import is_unfinished
 from gateway_sidecar.supervision.own_thread import OwnThread
 from gateway_sidecar.telemetry.logs import get_logger
 from gateway_sidecar.telemetry.metrics import Metrics

@@ -80,9 +80,9 @@ class Inheritance:
                 except StateError as error:
                     self._logger.warning("state.ignored", service=name, reason=str(error))
                     continue
-                link = links.pop(saved.port, None)
-                if link == saved.sighting.socket:
-                    service.restore(saved, linked=True)
+                link = links.pop(saved.port, None) if saved.port is not None else None
+                if saved.port is None or link == saved.sighting.place:
+                    service.restore(saved, linked=link is not None)
                 else:
                     # Unbridged: it was leaving, or drained. Its port is still somebody's until that is seen through.
                     if link is not None:
@@ -96,15 +96,16 @@ class Inheritance:
         for port in links:
             # Nobody's any more: nothing new may come in, and the port rests until it is quiet.
             self._nginx.unlink(port)
-        for port in links.keys() | in_use.keys():
-            self._leases.quarantine(port, late_until)
         try:
             resting = records.resting_from_json(leases)
         except StateError as error:
             self._logger.warning("state.ignored", reason=str(error))
-            return
-        for port, until in resting.items():
-            self._leases.quarantine(port, min(late_until, awake.from_monotonic(until)))
+            resting = []
+        theirs = {port: service for port, _, service in resting}
+        for port in links.keys() | in_use.keys():
+            self._leases.quarantine(port, late_until, service=theirs.get(port, ""))
+        for port, until, service_name in resting:
+            self._leases.quarantine(port, min(late_until, until), service=service_name)
 
     def _after_reboot(self, leases: Mapping[str, Any], links: Mapping[int, Path]) -> None:
         """Nothing of what was written down lives any more, and nobody is connected: only the ports are worth a wish."""

@@ -102,7 +102,7 @@ class KeyKeeper(Keeper):
         if place.to is None:
             await self._end_when_quiet(place)
             return
-        to, was_running = place.to, place.nginx.running
+        to, before = place.to, place.nginx.process
         try:
             await place.nginx.lead(to)
         except BridgeError as error:
@@ -113,7 +113,7 @@ class KeyKeeper(Keeper):
             place.reason = str(error)
         else:
             place.led, place.failures, place.due = to, 0, 0.0
-            if not was_running:
+            if place.nginx.process is not before:
                 place.nginx.heed_end(self._look_soon)
         self._tell()
 

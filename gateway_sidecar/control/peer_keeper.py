@@ -66,6 +66,7 @@ class _Place:
     owner: str | None
     replica: str
     port: int
+    grpc: bool
     nginx: PeerNginx
     wanted: bool
     up: bool = False
@@ -81,7 +82,7 @@ class PeerKeeper(Keeper):
     def __init__(
         self,
         claims: Claims,
-        make_nginx: Callable[[PeerAddress, int], PeerNginx],
+        make_nginx: Callable[[PeerAddress, int, bool], PeerNginx],
         find_left: Callable[[], list[LeftRunning]],
         log: ChildLog,
         metrics: Metrics,
@@ -104,9 +105,10 @@ class PeerKeeper(Keeper):
         for state in ("up", "down", "refused"):
             metrics.peer_addresses.labels(state).set_function(partial(self._count, state))
 
-    def want(self, address: PeerAddress, owner: str, replica: str, port: int) -> PeerState:
+    def want(self, address: PeerAddress, owner: str, replica: str, port: int, *, grpc: bool) -> PeerState:
         """Asks for `address` to be kept for `owner` and, unless it is direct, to lead to the bridge `port`.
 
+        grpc: what the engine there speaks.
         To be said again at every look, until `leave`.
         """
         name = str(address)
@@ -121,10 +123,10 @@ class PeerKeeper(Keeper):
             return _taken(address, self._direct[name][1])
         if place is None:
             host = ipaddress.ip_address(address.host)
-            nginx = self._make_nginx(address, port)
-            place = self._places[name] = _Place(address, host, owner, replica, port, nginx, wanted=True)
+            nginx = self._make_nginx(address, port, grpc)
+            place = self._places[name] = _Place(address, host, owner, replica, port, grpc, nginx, wanted=True)
             self._look_soon()
-        if place.owner is None and place.port == port:
+        if place.owner is None and (place.port, place.grpc) == (port, grpc):
             place.owner, place.replica = owner, replica
         if place.owner != owner:
             return _taken(address, place.replica)
@@ -148,10 +150,12 @@ class PeerKeeper(Keeper):
     async def begin(self) -> None:
         """Takes over what an earlier daemon left. Nothing is closed yet."""
         for left in await asyncio.to_thread(self._find_left):
-            nginx = self._make_nginx(left.address, left.port)
+            nginx = self._make_nginx(left.address, left.port, left.grpc)
             if nginx.adopt(left.identity):
                 host = ipaddress.ip_address(left.address.host)
-                place = _Place(left.address, host, None, "an earlier replica", left.port, nginx, wanted=False)
+                place = _Place(
+                    left.address, host, None, "an earlier replica", left.port, left.grpc, nginx, wanted=False
+                )
                 self._places[str(left.address)] = place
                 self._went_up(place)
                 self._logger.info("peer.adopted", address=str(left.address), pid=left.identity.pid)

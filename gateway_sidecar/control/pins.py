@@ -13,8 +13,8 @@ _PATIENCE_S = 2.0
 
 
 def open_path(path: Path) -> int:
-    """A descriptor of what is at the path, not of a connection to it. Raises OSError. Blocks."""
-    return os.open(path, os.O_PATH | os.O_CLOEXEC)
+    """A descriptor of what is at the path, be it a link, not of a connection to it. Raises OSError. Blocks."""
+    return os.open(path, os.O_PATH | os.O_NOFOLLOW | os.O_CLOEXEC)
 
 
 class Pins:

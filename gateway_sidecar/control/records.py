@@ -8,7 +8,6 @@ from __future__ import annotations
 
 import contextlib
 import json
-import os
 from collections.abc import Container, Iterable, Mapping
 from dataclasses import asdict, dataclass
 from pathlib import Path
@@ -18,10 +17,14 @@ from pydantic import Field, FiniteFloat, TypeAdapter, ValidationError
 
 from gateway_sidecar.control.router_process import SavedRouter
 from gateway_sidecar.control.tenure import SavedTenure
+from gateway_sidecar.domain.leases import PortLeases
 from gateway_sidecar.domain.model import EngineFacts, Occupant, PeerAddress, ReplicaId
 from gateway_sidecar.domain.tunnels import Tunnel
 from gateway_sidecar.errors import StateError
+from gateway_sidecar.files.own import make_directory
+from gateway_sidecar.files.replace import replace_file
 from gateway_sidecar.sources.listing import Sighting
+from gateway_sidecar.supervision import awake
 from gateway_sidecar.supervision.process import Identity
 
 _Port = Annotated[int, Field(ge=1, le=65535)]
@@ -39,11 +42,12 @@ class _Row:
     tunnel: Tunnel | None
     notes: tuple[Path, int] | None
     generation: int
-    port: _Port
+    port: _Port | None
     facts: EngineFacts | None
     drain: bool
     leaving: bool
     peer: tuple[str, _Port, bool] | None = None
+    target: Path | None = None
 
 
 _T = TypeVar("_T")
@@ -51,30 +55,18 @@ _TENURE = TypeAdapter(_Row)
 _IDENTITY = TypeAdapter(Identity)
 _ROUTER = TypeAdapter(SavedRouter)
 _PORTS = TypeAdapter(tuple[_Port, _Port])
-_RESTING = TypeAdapter(list[tuple[int, FiniteFloat]])
+_BRIDGE_KEY = TypeAdapter(Annotated[str, Field(pattern=r"^[A-Za-z0-9_-]{32}$")] | None)
+_RESTING = TypeAdapter(list[tuple[int, FiniteFloat, str]])
 _VERSION = 1
 _MOST_BYTES = 64 * 1024 * 1024
 
 
 def write_record(path: Path, content: Mapping[str, object]) -> None:
     """Replaces the file whole, or leaves it as it was. Raises StateError. Blocks: call in a thread."""
-    fresh = path.with_name(f".{path.name}.new")
     try:
-        path.parent.mkdir(parents=True, exist_ok=True)
-        fd = os.open(fresh, os.O_WRONLY | os.O_CREAT | os.O_TRUNC | os.O_CLOEXEC, 0o600)
-        with os.fdopen(fd, "w") as file:
-            json.dump({"version": _VERSION, **content}, file)
-            file.flush()
-            os.fsync(fd)
-        fresh.replace(path)
-        directory = os.open(path.parent, os.O_RDONLY | os.O_DIRECTORY | os.O_CLOEXEC)
-        try:
-            os.fsync(directory)
-        finally:
-            os.close(directory)
+        make_directory(path.parent)
+        replace_file(path, json.dumps({"version": _VERSION, **content}), synced=True)
     except OSError as error:
-        with contextlib.suppress(OSError):
-            fresh.unlink(missing_ok=True)  # Half of a record would take the place that the whole one needs.
         raise StateError(f"cannot write {path}: {error.strerror}") from error
 
 
@@ -121,6 +113,7 @@ def tenure_to_json(saved: SavedTenure) -> dict[str, object]:
     return {
         "replica": saved.sighting.replica,
         "socket": str(saved.sighting.socket),
+        "target": None if saved.sighting.target is None else str(saved.sighting.target),
         "occupant": _fields(saved.sighting.occupant),
         "source": saved.sighting.source,
         "described": saved.sighting.described,
@@ -139,16 +132,23 @@ def tenure_from_json(row: Mapping[str, Any]) -> SavedTenure:
     """The tenure that was written down. Raises StateError for one of another form."""
     told = _read(_TENURE, row, "a lease")
     sighting = Sighting(
-        ReplicaId(told.replica), told.socket, told.occupant, told.notes, told.source, told.tunnel, told.described
+        *(ReplicaId(told.replica), told.socket, told.occupant, told.notes, told.source, told.tunnel, told.described),
+        target=told.target,
     )
     peer = PeerAddress(*told.peer) if told.peer else None
     return SavedTenure(sighting, told.generation, told.port, told.facts, told.drain, told.leaving, peer)
 
 
-def resting_from_json(leases: Mapping[str, Any]) -> dict[int, float]:
-    """Port -> until when it must rest (monotonic seconds of this boot). Raises StateError for rows of another form."""
-    rows = _read(_RESTING, leases.get("resting", []), "resting ports")
-    return dict(rows)
+def resting_to_json(leases: PortLeases) -> list[tuple[int, float, str]]:
+    """The ports that must rest, until when (monotonic seconds of this boot), and which service had them."""
+    rests_until = sorted(leases.rests_until.items())
+    return [(port, awake.to_monotonic(until), leases.holder_of(port)) for port, until in rests_until]
+
+
+def resting_from_json(leases: Mapping[str, Any]) -> list[tuple[int, float, str]]:
+    """The rows that were written down, with awake seconds. Raises StateError for rows of another form."""
+    rows: list[tuple[int, float, str]] = _read(_RESTING, leases.get("resting", []), "resting ports")
+    return [(port, awake.from_monotonic(until), service) for port, until, service in rows]
 
 
 def identity_to_json(identity: Identity) -> dict[str, object]:
@@ -177,6 +177,11 @@ def router_from_json(row: Mapping[str, Any]) -> SavedRouter:
     saved = _read(_ROUTER, row, "a router")
     _read(_PORTS, (saved.ports.api, saved.ports.metrics), "a router's ports")
     return saved
+
+
+def bridge_key_from_json(processes: Mapping[str, Any]) -> str | None:
+    """What routers show the bridges; None if nothing was written down. Raises StateError for another form."""
+    return _read(_BRIDGE_KEY, processes.get("bridge_key"), "the bridges' key")
 
 
 def departing_to_json(departing: Iterable[tuple[str, Identity]]) -> dict[str, list[dict[str, object]]]:

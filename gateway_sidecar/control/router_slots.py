@@ -21,6 +21,7 @@ from gateway_sidecar.errors import RouterUnavailable
 from gateway_sidecar.routers.base import RouterPorts
 from gateway_sidecar.supervision import awake
 from gateway_sidecar.supervision.awake import within
+from gateway_sidecar.supervision.memory import router_share_mb
 from gateway_sidecar.supervision.process import Identity
 from gateway_sidecar.telemetry.logs import get_logger
 
@@ -185,6 +186,8 @@ class RouterSlots:
     def note_memory(self, rss_bytes: int) -> None:
         """Replaces a router that has outgrown its limit."""
         limit_mb = self.settings.router.memory_limit_mb
+        if limit_mb == "auto":
+            limit_mb = router_share_mb()
         is_renewing = self._renewing is not None and not self._renewing.done()
         if limit_mb is None or rss_bytes <= limit_mb * 1024 * 1024 or self._replacing.locked() or is_renewing:
             return

@@ -19,6 +19,7 @@ import aiohttp
 from gateway_sidecar.config import HookSettings
 from gateway_sidecar.control.guard import cancelled, keep_running
 from gateway_sidecar.domain.backoff import Backoff
+from gateway_sidecar.domain.printable import printable
 from gateway_sidecar.supervision.awake import within
 from gateway_sidecar.telemetry.logs import get_logger
 from gateway_sidecar.telemetry.metrics import Metrics
@@ -193,7 +194,7 @@ class _Complaints:
     def last_words(self) -> str:
         """What it said last, once it has ended."""
         self._read()
-        return self._said.decode("utf-8", "replace")[-_MOST_SHOWN:].strip()
+        return printable(self._said.decode("utf-8", "replace")[-_MOST_SHOWN:].strip())
 
     def _read(self) -> None:
         with contextlib.suppress(BlockingIOError):

@@ -23,7 +23,7 @@ from gateway_sidecar.control.room_keeper import RoomKeeper
 from gateway_sidecar.control.router_process import PrivatePorts, RouterProcess
 from gateway_sidecar.control.router_slots import RouterSlots
 from gateway_sidecar.control.router_unit import RouterUnit
-from gateway_sidecar.control.tenure import SavedTenure, Tenure, occupant_of, owner_of
+from gateway_sidecar.control.tenure import BridgeHosts, SavedTenure, Tenure, occupant_of, owner_of
 from gateway_sidecar.control.tenure_book import TenureBook
 from gateway_sidecar.control.tenure_bridges import Keys, Links, Peers, TenureBridges
 from gateway_sidecar.control.waiting_room import WaitingRoom
@@ -72,12 +72,12 @@ class Service:
         leases: PortLeases,
         peers: Peers,
         keys: Keys,
-        host: str,
+        hosts: BridgeHosts,
         make_router: Callable[[ServiceSettings, str], RouterProcess],
         private_ports: PrivatePorts,
         metrics: Metrics,
         rescan_interval_s: float,
-        read_overrides: Callable[[Path], Overrides],
+        read_overrides: Callable[[Path, int], Overrides],
         path_of: PathOf,
         on_change: Callable[[], None],
         move_address: Callable[[], Awaitable[None]],
@@ -147,7 +147,7 @@ class Service:
         )
         self._arrivals = Arrivals(
             self.name,
-            host,
+            hosts,
             self._tenures,
             queue=self._queue,
             bridges=self.bridges,
@@ -205,7 +205,7 @@ class Service:
         the bridge still leads to it.
         """
         owner = owner_of(self.name, saved.sighting, saved.generation)
-        if not self.bridges.restore(saved.port, owner):
+        if saved.port is not None and not self.bridges.restore(saved.port, owner):
             self._logger.warning("lease.not_restored", replica=saved.sighting.replica, port=saved.port)
             return
         earlier = self._tenures.current.get(saved.sighting.replica)
@@ -225,7 +225,8 @@ class Service:
 
     def prefer(self, saved: SavedTenure) -> None:
         """A replica of this name had this port before the machine was started anew: it gets it again if it can."""
-        self.bridges.prefer(saved.sighting.replica, saved.port)
+        if saved.port is not None:
+            self.bridges.prefer(saved.sighting.replica, saved.port)
 
     def claim(self, port: int, socket: Path, linked_at_ns: int) -> bool:
         """Takes up a bridge of this service that an earlier daemon had no time to write down; False if it is none.
@@ -237,7 +238,7 @@ class Service:
         if replica is None or ReplicaId(replica) in self._tenures.current:
             return False
         try:
-            occupant = occupant_of(socket.stat())
+            occupant = occupant_of(socket.lstat())
         except OSError:
             return False
         if occupant.mtime_ns > linked_at_ns:
@@ -251,7 +252,7 @@ class Service:
         await self._arrivals.describe_restored()
         self.slots.start()
         self.bridges.listen()
-        loops = (self._reconcile_loop, self.follower.look, self.follower.follow_hints)
+        loops = (self._reconcile_loop, self.follower.look, self.follower.follow_hints, self._watcher.touch_refused)
         try:
             async with asyncio.TaskGroup() as group:
                 for loop in loops:

@@ -10,6 +10,8 @@ import asyncio
 import math
 import time
 from collections.abc import Callable, Mapping
+from functools import partial
+from typing import TypeVar
 
 from gateway_sidecar.bridges.request_events import EventAddress, EventListener
 from gateway_sidecar.control.guard import cancelled
@@ -17,6 +19,7 @@ from gateway_sidecar.control.router_process import RouterProcess
 from gateway_sidecar.control.scaling_hook import ScalingHook
 from gateway_sidecar.control.service import Service
 from gateway_sidecar.control.service_signals import ServiceSignals, Told
+from gateway_sidecar.control.shared_reads import SharedReads
 from gateway_sidecar.control.tenure import Tenure
 from gateway_sidecar.domain.model import ReplicaId, ReplicaState
 from gateway_sidecar.domain.signals import WINDOWS_S, RequestEnd
@@ -24,6 +27,7 @@ from gateway_sidecar.engines.engine_metrics import EngineMetrics, says_latency
 from gateway_sidecar.errors import MetricsError
 from gateway_sidecar.routers.answers import MetricsPages
 from gateway_sidecar.supervision import awake
+from gateway_sidecar.supervision.own_thread import OwnThread
 from gateway_sidecar.telemetry.logs import get_logger
 from gateway_sidecar.telemetry.metrics import Metrics
 
@@ -35,7 +39,11 @@ _ENGINES_EVERY = 2
 _LISTEN_S = 0.5
 _PATIENCE_S = 2.0
 _PAGE_PATIENCE_S = 8.0
+_READ_PATIENCE_S = 10.0
+"""For a page that was received, and for those of others that are read before it."""
 _UNKNOWN = math.nan
+
+T = TypeVar("T")
 
 
 class Signals:
@@ -57,6 +65,8 @@ class Signals:
         self._logger = get_logger()
         self._listener = EventListener(self._take)
         self._pages = MetricsPages()
+        self._reader = OwnThread("metrics pages")
+        self._shared = SharedReads()
         self._reading: asyncio.Task[None] | None = None
         self._hooks_left: list[ScalingHook] = []
         self.of: dict[str, ServiceSignals] = {}
@@ -88,17 +98,21 @@ class Signals:
         return self._heard or any(s.in_flight(now) != 0 or s.service.room.waiting for s in self.of.values())
 
     async def replica_page(self, service: Service, replica: ReplicaId) -> bytes:
-        """A replica's own metrics page. Raises KeyError for one that is not there, MetricsError."""
+        """A replica's own metrics page; one reading for all who ask meanwhile.
+
+        Raises KeyError for one that is not there, MetricsError.
+        """
         for tenure in service.tenures.values():
             if tenure.replica == replica and not (tenure.gone or tenure.replaced):
-                return await self._engine_page(tenure, _PAGE_PATIENCE_S)
+                return await self._shared.read(tenure, partial(self._engine_page, tenure, _PAGE_PATIENCE_S))
         raise KeyError(replica)
 
     async def router_page(self, router: RouterProcess) -> bytes:
         """A router's own metrics page. Raises MetricsError."""
         if router.ports is None:
             raise MetricsError("the router does not run")
-        return await self._pages.read(router.ports.metrics_url, _PAGE_PATIENCE_S)
+        url = router.ports.metrics_url
+        return await self._shared.read(url, partial(self._pages.read, url, _PAGE_PATIENCE_S))
 
     # -- rounds
 
@@ -156,7 +170,8 @@ class Signals:
             for router in signals.service.routers:
                 if router.up and router.ports is not None:
                     page = await self._pages.read(router.ports.metrics_url, _PATIENCE_S)
-                    readings[f"{router.slot}/{router.pid}"] = router.kind.read_metrics(page)
+                    reading = await self._off_the_loop(partial(router.kind.read_metrics, page))
+                    readings[f"{router.slot}/{router.pid}"] = reading
         except MetricsError as error:
             signals.router_problem = str(error)
             return
@@ -179,11 +194,11 @@ class Signals:
         signals.worked_by[tenure.key] = signals.requests_of.get(tenure.url or "", 0.0)
         try:
             page = await self._engine_page(tenure, _PATIENCE_S)
+            assert tenure.facts is not None
+            reading = await self._off_the_loop(partial(self._engines.read, page, tenure.facts))
         except MetricsError as error:
             signals.engine_problems[tenure.replica] = str(error)
             return
-        assert tenure.facts is not None
-        reading = self._engines.read(page, tenure.facts)
         signals.take_engine(time.monotonic(), tenure, reading)
         if reading.ttft or reading.itl:
             signals.engine_problems.pop(tenure.replica, None)
@@ -197,12 +212,20 @@ class Signals:
             tenure.address, tenure.facts, api_key=tenure.overrides.api_key, timeout_s=patience_s
         )
 
+    async def _off_the_loop(self, read: Callable[[], T]) -> T:
+        """Reads a page without holding anybody up. Raises MetricsError."""
+        try:
+            return await self._reader.run(read, patience_s=_READ_PATIENCE_S)
+        except TimeoutError:
+            raise MetricsError(f"its metrics page was not read within {_READ_PATIENCE_S:g} s") from None
+
     async def _close(self) -> None:
         self._listener.close()
-        await cancelled(self._reading)
+        await cancelled(self._reading, *self._shared.tasks)
         for hook in (*self._hooks_left, *(signals.hook for signals in self.of.values())):
             await hook.close()
         await self._pages.close()
+        self._reader.end()
 
     # -- for Prometheus
 

@@ -35,6 +35,18 @@ def owner_of(service: str, sighting: Sighting, generation: int) -> str:
     return f"{service}/{sighting.replica}/{place}/{generation}"
 
 
+@dataclass(frozen=True, slots=True)
+class BridgeHosts:
+    """The addresses that bridges listen on: each port is there twice, once for each protocol."""
+
+    http: str
+    grpc: str
+
+    def of(self, mode: ConnectionMode) -> str:
+        """The one for engines that speak this."""
+        return self.grpc if mode is ConnectionMode.GRPC else self.http
+
+
 def worker_url(host: str, port: int, mode: ConnectionMode) -> str:
     """A bridge's address in the scheme that the engine behind it speaks."""
     shown = f"[{host}]" if ":" in host else host
@@ -43,11 +55,14 @@ def worker_url(host: str, port: int, mode: ConnectionMode) -> str:
 
 @dataclass(frozen=True, slots=True)
 class SavedTenure:
-    """What the next daemon needs to go on with a tenure. `leaving` says that the occupant was gone already."""
+    """What the next daemon needs to go on with a tenure. `leaving` says that the occupant was gone already.
+
+    port: None for one that is drained and has not been found to be an engine.
+    """
 
     sighting: Sighting
     generation: int
-    port: int
+    port: int | None
     facts: EngineFacts | None
     drain: bool
     leaving: bool = False
@@ -81,7 +96,7 @@ class Tenure:
     sighting: Sighting
     seen_at: float
     pin: int | None
-    host: str
+    hosts: BridgeHosts
     overrides: Overrides = field(default_factory=Overrides)
     problem: str | None = None
     notes_read: bool = False
@@ -132,6 +147,11 @@ class Tenure:
         return None if self.pin is None else f"/proc/self/fd/{self.pin}"
 
     @property
+    def bridge_host(self) -> str:
+        """Where its bridge listens, as far as is known what the engine speaks."""
+        return self.hosts.of(self.facts.connection_mode if self.facts else ConnectionMode.HTTP)
+
+    @property
     def url(self) -> str | None:
         """The worker's URL: its bridge, or what it is advertised under, in the scheme that the engine speaks."""
         return None if self.facts is None else self.url_as(self.facts.connection_mode)
@@ -140,7 +160,7 @@ class Tenure:
         """The URL that the worker has, or would have, if its engine speaks this."""
         if self.port is None or (self.peer is not None and not self.peer_is_ours):
             return None
-        host, port = (self.host, self.port) if self.peer is None else (self.peer.host, self.peer.port)
+        host, port = (self.hosts.of(mode), self.port) if self.peer is None else (self.peer.host, self.peer.port)
         return worker_url(host, port, mode)
 
     @property
@@ -184,6 +204,11 @@ class Tenure:
             reachable=self.key_problem is None
             and (self.peer is None or (self.peer_is_ours and self.peer_problem is None)),
         )
+
+    @property
+    def was_engine(self) -> bool:
+        """Whether it was found to be an engine, by us or by the earlier daemon that gave it its port."""
+        return self.facts is not None or self.port is not None
 
     def unpin(self) -> None:
         """Closes what keeps the occupant pinned and watched."""

@@ -17,6 +17,7 @@ class TenureBook:
         self.current: dict[ReplicaId, Tenure] = {}
         self.yielding: dict[int, Tenure] = {}
         self._by_url: dict[str, Tenure] = {}
+        self._by_occupant: dict[Occupant, list[Tenure]] = {}
 
     def __iter__(self) -> Iterator[Tenure]:
         return iter(self.by_key.values())
@@ -24,6 +25,7 @@ class TenureBook:
     def add(self, tenure: Tenure) -> None:
         """A new tenure; it is the replica's current one unless its occupant is gone already."""
         self.by_key[tenure.key] = tenure
+        self._by_occupant.setdefault(tenure.sighting.occupant, []).append(tenure)
         if not tenure.gone:
             self.current[tenure.replica] = tenure
 
@@ -42,6 +44,10 @@ class TenureBook:
     def remove(self, tenure: Tenure) -> bool:
         """It is over; whether its URL was known as its own until now."""
         del self.by_key[tenure.key]
+        stays = self._by_occupant[tenure.sighting.occupant]
+        stays.remove(tenure)
+        if not stays:
+            del self._by_occupant[tenure.sighting.occupant]
         return self.forget_url(tenure)
 
     def know_url(self, tenure: Tenure) -> None:
@@ -71,12 +77,12 @@ class TenureBook:
 
     def fresh_generation(self, occupant: Occupant) -> int:
         """A socket that came back, the same inode, is a new stay: its old one may still be draining."""
-        return max((t.generation for t in self if t.sighting.occupant == occupant), default=-1) + 1
+        return max((t.generation for t in self._by_occupant.get(occupant, ())), default=-1) + 1
 
     def saved(self) -> list[SavedTenure]:
         """What to write down for the next daemon."""
         return [
             SavedTenure(t.sighting, t.generation, t.port, t.facts, t.drain, t.gone or t.replaced, t.peer)
             for t in self
-            if t.port is not None
+            if t.port is not None or t.drain
         ]

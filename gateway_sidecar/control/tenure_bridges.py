@@ -1,7 +1,7 @@
 """What leads to the occupants of one service: the port, its link, the advertised address, and what shows a key.
 
-Ports are leased for a tenure and rest afterwards; the link of a port is all that nginx follows. What cannot be done is
-told in the tenure's `problem`, and tried again.
+None of it is there before the occupant was found to be an engine. Ports are leased for a tenure and rest afterwards;
+the link of a port is all that nginx follows. What cannot be done is told in the tenure's `problem`, and tried again.
 """
 
 from __future__ import annotations
@@ -22,6 +22,8 @@ from gateway_sidecar.supervision import awake
 from gateway_sidecar.telemetry.logs import get_logger
 
 _RETRY_S = 1.0
+_RETRY_GAP_S = 0.02
+"""However many wait for a port: together they ask 50 times a second for one."""
 
 
 class Links(Gates, Protocol):
@@ -37,7 +39,7 @@ class Links(Gates, Protocol):
 class Peers(Protocol):
     """The addresses that replicas are advertised under."""
 
-    def want(self, address: PeerAddress, owner: str, replica: str, port: int) -> PeerState: ...
+    def want(self, address: PeerAddress, owner: str, replica: str, port: int, *, grpc: bool) -> PeerState: ...
 
     def leave(self, address: PeerAddress, owner: str) -> None: ...
 
@@ -88,6 +90,7 @@ class TenureBridges:
         self._on_url = on_url
         self._on_change = on_change
         self._preferred: dict[ReplicaId, int] = {}
+        self._portless: set[int] = set()
         self._logger = get_logger(service=service)
 
     def listen(self) -> None:
@@ -102,7 +105,7 @@ class TenureBridges:
 
     def restore(self, port: int, owner: str) -> bool:
         """Leases the port that an earlier daemon's tenure had; False where that cannot be."""
-        return self._leases.restore(port, owner)
+        return self._leases.restore(port, owner, service=self._service)
 
     def prefer(self, replica: ReplicaId, port: int) -> None:
         """The replica gets this port, if it is free by then."""
@@ -110,28 +113,26 @@ class TenureBridges:
         self._leases.save_for_last(port)
 
     def open(self, tenure: Tenure) -> None:
-        """Leases a port and leads it to the occupant."""
-        try:
-            fresh = tenure.port is None
-            tenure.port = self._leases.acquire(tenure.owner, self._preferred.get(tenure.replica))
-            self._links.link(tenure.port, tenure.sighting.socket)
-        except NoFreePort as error:
-            self._trouble(tenure, f"no free bridge port ({error}); widen bridges.ports")
-        except OSError as error:
-            self._trouble(tenure, f"cannot make the bridge's link: {error}")
-        else:
+        """Leases a port and leads it to the occupant: at once or, if a key has to be shown, when that can be done."""
+        if tenure.port is None and not self._lease(tenure):
+            return
+        self.ask_for_address(tenure)
+        target = self._target(tenure)
+        if target is not None and self._lead(tenure, target):
             tenure.linked = True
-            tenure.leads_to = tenure.sighting.socket
             tenure.problem = None
-            self.keep_up(tenure)
-            self._on_url(tenure)
-            if fresh:
-                self._on_change()
+            self._queue.add(tenure.key)  # Its end is felt from now on.
+        self._on_url(tenure)
 
     def keep_up(self, tenure: Tenure) -> None:
         """Sees that the address and the key are as the tenure wants them."""
+        if tenure.key in self._portless and not tenure.view().wanted:
+            self._wait_no_more(tenure)
         self.ask_for_address(tenure)
-        self._show_key(tenure)
+        if tenure.linked and tenure.can_be_described:
+            target = self._target(tenure)
+            if target is not None and target != tenure.leads_to and self._lead(tenure, target):
+                self._leave_key(tenure)
 
     def close(self, tenure: Tenure) -> None:
         """Lets nothing new in; what is open goes on."""
@@ -148,7 +149,7 @@ class TenureBridges:
         removed = [t for t in self._tenures() if t.linked and t.port is not None and t.port not in linked]
         for tenure in removed:
             assert tenure.port is not None
-            self._links.link(tenure.port, tenure.leads_to or tenure.sighting.socket)
+            self._links.link(tenure.port, tenure.leads_to or tenure.sighting.place)
         return bool(removed)
 
     def give_back(self, tenure: Tenure, late_until: float) -> None:
@@ -160,6 +161,7 @@ class TenureBridges:
             self._leases.release(tenure.port, late_until)
             self._leases.settle(tenure.port, awake.now())
             self._keys.leave(tenure.port)
+        self._portless.discard(tenure.key)
         self._leave_address(tenure)
 
     def abandon(self, tenure: Tenure) -> None:
@@ -178,9 +180,11 @@ class TenureBridges:
 
     def ask_for_address(self, tenure: Tenure) -> None:
         """Says, again, that the tenure's address is wanted, and learns how it stands with it."""
-        if tenure.peer is None or tenure.port is None:
+        if tenure.peer is None or tenure.port is None or tenure.facts is None:
             return
-        state = self._peers.want(tenure.peer, tenure.owner, f"{self._service}/{tenure.replica}", tenure.port)
+        grpc = tenure.facts.connection_mode is ConnectionMode.GRPC
+        replica = f"{self._service}/{tenure.replica}"
+        state = self._peers.want(tenure.peer, tenure.owner, replica, tenure.port, grpc=grpc)
         came = state.ours and not tenure.peer_is_ours
         tenure.peer_is_ours, tenure.peer_problem = state.ours, state.problem
         tenure.peer_refused = state.ours and state.refused
@@ -192,38 +196,60 @@ class TenureBridges:
         if tenure.peer is not None:
             self._peers.leave(tenure.peer, tenure.owner)
 
-    def _show_key(self, tenure: Tenure) -> None:
-        """Leads the bridge by way of the nginx that shows the engine's key; back to the engine if it has none."""
-        key, facts, port = tenure.overrides.api_key, tenure.facts, tenure.port
-        if port is None or not tenure.linked or not tenure.can_be_described:
-            return
-        socket = tenure.sighting.socket
+    def _lease(self, tenure: Tenure) -> bool:
+        try:
+            preferred = self._preferred.get(tenure.replica)
+            tenure.port = self._leases.acquire(tenure.owner, preferred, service=self._service)
+        except NoFreePort as error:
+            self._portless.add(tenure.key)
+            self._trouble(tenure, f"no free bridge port ({error}); widen bridges.ports")
+            return False
+        self._portless.discard(tenure.key)
+        tenure.problem = None
+        self._on_change()
+        return True
+
+    def _wait_no_more(self, tenure: Tenure) -> None:
+        self._portless.discard(tenure.key)
+        tenure.problem = None
+
+    def _target(self, tenure: Tenure) -> Path | None:
+        """Where its link has to lead: to the socket or, if the engine has a key, to the nginx that shows it."""
+        assert tenure.port is not None
+        key, facts, socket = tenure.overrides.api_key, tenure.facts, tenure.sighting.place
         if key is None:
             tenure.key_problem = None
-            if tenure.leads_to != socket:
-                self._lead(tenure, port, socket)
-                self._keys.leave(port)
-            return
+            return socket
         if facts is None:
-            return
-        state = self._keys.want(port, Keyed(socket, key, facts.connection_mode is ConnectionMode.GRPC))
+            return None
+        occupant = tenure.sighting.occupant
+        inode = (occupant.device, occupant.inode) if tenure.sighting.tunnel is None else None
+        to = Keyed(socket, key, facts.connection_mode is ConnectionMode.GRPC, inode, tenure.pin)
+        state = self._keys.want(tenure.port, to)
         tenure.key_problem = state.problem
-        if state.listens_at is not None and tenure.leads_to != state.listens_at:
-            self._lead(tenure, port, state.listens_at)
+        return state.listens_at
 
-    def _lead(self, tenure: Tenure, port: int, target: Path) -> None:
+    def _leave_key(self, tenure: Tenure) -> None:
+        """What showed a key is not needed any more once the bridge leads to the engine itself."""
+        if tenure.port is not None and tenure.leads_to == tenure.sighting.place:
+            self._keys.leave(tenure.port)
+
+    def _lead(self, tenure: Tenure, target: Path) -> bool:
+        assert tenure.port is not None
         try:
-            self._links.link(port, target)
+            self._links.link(tenure.port, target)
         except OSError as error:
             self._trouble(tenure, f"cannot make the bridge's link: {error}")
-        else:
-            tenure.leads_to = target
+            return False
+        tenure.leads_to = target
+        return True
 
     def _trouble(self, tenure: Tenure, problem: str) -> None:
-        if tenure.problem != problem:
+        is_known = tenure.problem is not None if tenure.port is None else tenure.problem == problem
+        if not is_known:  # Who holds how many ports changes all the time, and is no news of this replica.
             self._logger.error("replica.not_bridged", replica=tenure.replica, reason=problem)
         tenure.problem = problem
-        self._queue.add_after(tenure.key, _RETRY_S)
+        self._queue.add_after(tenure.key, max(_RETRY_S, len(self._portless) * _RETRY_GAP_S))
 
     def _reconsider_addresses(self) -> None:
         for tenure in self._tenures():

@@ -9,7 +9,7 @@ from __future__ import annotations
 
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, field
-from ipaddress import IPv4Address, IPv4Network, IPv6Address, IPv6Network
+from ipaddress import IPv4Address, IPv4Network, IPv6Address, IPv6Network, ip_address, ip_network
 
 Address = IPv4Address | IPv6Address
 Network = IPv4Network | IPv6Network
@@ -40,6 +40,9 @@ class Surroundings:
     connected: frozenset[Address] = frozenset()
     destinations: Mapping[Address, str] = field(default_factory=lambda: _NOBODY)
 
+
+_METADATA = frozenset(map(ip_address, ("100.100.100.200", "fd00:ec2::254", "168.63.129.16", "192.0.0.192")))
+"""Of Alibaba, Amazon over IPv6, Azure and Oracle; everybody else's is 169.254.169.254, which is link-local."""
 
 _DIRECT = "set direct: true, as this machine can reach it itself"
 
@@ -73,9 +76,20 @@ def objection(address: Address, around: Surroundings, networks: Iterable[Network
     for network, interface in around.links.items():
         if address in network:
             return f"{address} lies in {network}, which this machine is connected to by {interface}; {_DIRECT}"
+    networks = list(networks)
+    if not networks:
+        return (
+            f"{address} cannot be advertised: peers.networks names no network; name the replicas' own there, such as"
+            f" {_own_network(address)}, if nothing in it is what this machine needs itself"
+        )
     if not any(address in network for network in networks):
         return f"{address} lies outside peers.networks; add its network there if it is the replicas' own"
     return None
+
+
+def _own_network(address: Address) -> Network:
+    """What is likely one network with it: a /24, or a /64."""
+    return ip_network((address, 24 if address.version == 4 else 64), strict=False)
 
 
 def _unfit(address: Address) -> str | None:
@@ -87,5 +101,6 @@ def _unfit(address: Address) -> str | None:
         "a multicast address": address.is_multicast,
         "a link-local address": address.is_link_local,
         "a reserved address": address.is_reserved,
+        "a cloud's metadata service": address in _METADATA,
     }
     return next((kind for kind, fits in kinds.items() if fits), None)

@@ -37,6 +37,9 @@ class NoAnswer:
     failure: Failure
     detail: str = ""
 
+    def __str__(self) -> str:
+        return f"{self.failure.value}: {self.detail}" if self.detail else self.failure.value
+
 
 @dataclass(frozen=True, slots=True)
 class HttpAnswer:
@@ -96,7 +99,7 @@ def unanswered(silence: NoAnswer, asked: str = "") -> ProbeResult:
     Refusing and accept-and-close are how an engine looks before it listens, directly or behind an SSH forward.
     What would show a stranger at first sight proves nothing of one that was an engine a moment ago.
     """
-    reason = f"{silence.failure.value}: {silence.detail}" if silence.detail else silence.failure.value
+    reason = str(silence)
     match silence.failure:
         case Failure.REFUSED | Failure.CLOSED:
             return Loading(reason, refused=True)
@@ -115,12 +118,31 @@ def unanswered(silence: NoAnswer, asked: str = "") -> ProbeResult:
 # --- HTTP ---------------------------------------------------------------------------------------------------
 
 
+MOST_VALUES = 100_000
+"""In one JSON document. A real SGLang's `/server_info` has some 600 per data-parallel rank. So many are read in 20 ms
+and take 25 MB at the worst; a document of 4 MiB may have a million."""
+
+
+_MOST_DIGITS = 100
+_LARGE_BYTES = 256 * 1024
+"""Below, numbers of thousands of digits cost 5 ms at the most; to look at each number costs more than to read it."""
+
+
 def document(answer: HttpAnswer) -> object:
     """Parse an answer's body as JSON; None where it is none (JSON's own null is of no use to us either)."""
-    try:
-        return json.loads(answer.body)
-    except (ValueError, RecursionError):  # ValueError includes bad UTF-8 and absurdly long integers
+    if sum(map(answer.body.count, (b",", b"[", b"{"))) > MOST_VALUES:
         return None
+    try:
+        return json.loads(answer.body, parse_int=_whole if len(answer.body) > _LARGE_BYTES else None)
+    except (ValueError, RecursionError):  # ValueError includes bad UTF-8
+        return None
+
+
+def _whole(digits: str) -> int:
+    """Python reads a number of thousands of digits in quadratic time, and nothing that is read here has that many."""
+    if len(digits) > _MOST_DIGITS:
+        raise ValueError("a number of too many digits")
+    return int(digits)
 
 
 class OwnedBy(StrEnum):
@@ -272,5 +294,5 @@ def settle(results: Sequence[ProbeResult | NoAnswer], protocol: Protocol | None)
             return result
         silences.append(result)
     if protocol is Protocol.HTTP2:
-        return Unknown(f"speaks HTTP/2, but no gRPC call gets through: {silences[-1].detail}")
+        return Unknown(f"speaks HTTP/2, but no gRPC call gets through: {silences[-1]}")
     return unanswered(silences[0])

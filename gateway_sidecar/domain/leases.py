@@ -1,13 +1,25 @@
-"""Stable ports: a port belongs to one owner, keeps belonging to it, and rests before anyone else gets it."""
+"""Stable ports: a port belongs to one owner, keeps belonging to it, and rests before anyone else gets it.
+
+Services that share a range are each sure of an equal part of it: `share` ports. A service gets a port while it holds
+fewer than its share; beyond that only while more ports are free than the others still lack to theirs. Ports that rest
+count as held by the service that had them. Nobody loses a port: where a further service makes all shares smaller, who
+holds more than its share keeps what it has, and gets no more.
+"""
 
 from __future__ import annotations
 
-from collections import deque
+from collections import Counter, deque
 from collections.abc import Iterable, Mapping
+
+_NOBODY = ""
+"""Who holds what is in no service's name: a port that was in use before a restart, say."""
+
+_NAMED = 3
+"""Services that a message names: those who hold the most."""
 
 
 class NoFreePort(Exception):
-    """Every port of the range is leased or still in quarantine."""
+    """Every port of the range is leased or still in quarantine, or kept for other services."""
 
 
 class PortLeases:
@@ -25,6 +37,9 @@ class PortLeases:
         self._by_owner: dict[str, int] = {}
         self._quarantined: set[int] = set()
         self._rests_until: dict[int, float] = {}
+        self._sharers: frozenset[str] = frozenset()
+        self._holders: dict[int, str] = {}
+        self._held: Counter[str] = Counter()
 
     @property
     def size(self) -> int:
@@ -46,6 +61,23 @@ class PortLeases:
         """Those of them that must rest, however quiet they are, and until when."""
         return self._rests_until
 
+    @property
+    def share(self) -> int:
+        """How many ports each service is sure of."""
+        return self.size // max(len(self._sharers), 1)
+
+    def share_among(self, services: Iterable[str]) -> None:
+        """From now on these services, and no others, are sure of their share."""
+        self._sharers = frozenset(services)
+
+    def held_by(self, service: str) -> int:
+        """Ports that are leased to a service, or rest after it."""
+        return self._held[service]
+
+    def holder_of(self, port: int) -> str:
+        """The service that holds a port; empty where none does."""
+        return self._holders.get(port, _NOBODY)
+
     def rested(self, now: float) -> frozenset[int]:
         """Those of them that need to rest no longer: free as soon as they are quiet."""
         return frozenset(port for port in self._quarantined if self._has_rested(port, now))
@@ -57,7 +89,7 @@ class PortLeases:
         """The owner's port, if it has one."""
         return self._by_owner.get(owner)
 
-    def acquire(self, owner: str, preferred: int | None = None) -> int:
+    def acquire(self, owner: str, preferred: int | None = None, *, service: str = _NOBODY) -> int:
         """The owner's port: the one it has, the one preferred if that is free, or the one that was free the longest.
 
         Raises NoFreePort.
@@ -65,23 +97,21 @@ class PortLeases:
         port = self._by_owner.get(owner)
         if port is not None:
             return port
+        self._check(service)
         if preferred is not None and preferred in self._free:
             self._free.remove(preferred)
-            return self._give(preferred, owner)
-        if not self._free:
-            raise NoFreePort(f"{len(self._owners)} ports leased, {len(self._quarantined)} in quarantine")
-        return self._give(self._free.popleft(), owner)
+            return self._give(preferred, owner, service)
+        return self._give(self._free.popleft(), owner, service)
 
-    def restore(self, port: int, owner: str) -> bool:
-        """Gives `owner` the very port it had before a restart; False where that cannot be."""
+    def restore(self, port: int, owner: str, *, service: str = _NOBODY) -> bool:
+        """Gives `owner` the very port it had before a restart, whatever its share; False where that cannot be."""
         if port not in self._range or port in self._owners or owner in self._by_owner:
             return False
         if port in self._quarantined:
-            self._quarantined.discard(port)
-            self._rests_until.pop(port, None)
+            self._end_rest(port)
         else:
             self._free.remove(port)
-        self._give(port, owner)
+        self._give(port, owner, service)
         return True
 
     def save_for_last(self, port: int) -> None:
@@ -90,10 +120,11 @@ class PortLeases:
             self._free.remove(port)
             self._free.append(port)
 
-    def quarantine(self, port: int, until: float = 0.0) -> None:
+    def quarantine(self, port: int, until: float = 0.0, *, service: str = _NOBODY) -> None:
         """Takes a free port out of use until it settles (a port that was in use before a restart)."""
         if port in self._range and port not in self._owners and port not in self._quarantined:
             self._free.remove(port)
+            self._hold(port, service)
             self._set_aside(port, until)
 
     def release(self, port: int, until: float = 0.0) -> None:
@@ -106,9 +137,22 @@ class PortLeases:
     def settle(self, port: int, now: float) -> None:
         """Nobody holds a connection on a quarantined port any more: it is free again, unless it has to rest longer."""
         if port in self._quarantined and self._has_rested(port, now):
-            self._quarantined.discard(port)
-            self._rests_until.pop(port, None)
+            self._end_rest(port)
             self._free.append(port)
+
+    def _check(self, service: str) -> None:
+        """Raises NoFreePort if the service must not have one more."""
+        if not self._free:
+            held = ", ".join(f"{name or 'nobody'} {count}" for name, count in self._held.most_common(_NAMED))
+            raise NoFreePort(f"all {self.size} are held: {held}; {len(self._quarantined)} of them rest")
+        if service in self._sharers and self._held[service] < self.share:
+            return
+        lacking = sum(max(0, self.share - self._held[other]) for other in self._sharers - {service})
+        if len(self._free) <= lacking:
+            raise NoFreePort(
+                f"{service} holds {self._held[service]}; its share of {self.size} among {len(self._sharers)} services"
+                f" is {self.share}, and the rest is kept for the others"
+            )
 
     def _has_rested(self, port: int, now: float) -> bool:
         return self._rests_until.get(port, now) <= now
@@ -118,7 +162,23 @@ class PortLeases:
         if until:
             self._rests_until[port] = until
 
-    def _give(self, port: int, owner: str) -> int:
+    def _end_rest(self, port: int) -> None:
+        self._quarantined.discard(port)
+        self._rests_until.pop(port, None)
+        self._let_go(port)
+
+    def _give(self, port: int, owner: str, service: str) -> int:
         self._owners[port] = owner
         self._by_owner[owner] = port
+        self._hold(port, service)
         return port
+
+    def _hold(self, port: int, service: str) -> None:
+        self._holders[port] = service
+        self._held[service] += 1
+
+    def _let_go(self, port: int) -> None:
+        service = self._holders.pop(port)
+        self._held[service] -= 1
+        if not self._held[service]:
+            del self._held[service]

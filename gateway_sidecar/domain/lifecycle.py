@@ -1,10 +1,11 @@
 """One replica's life: the evidence for and against it, and when to look again.
 
 Silence is not death and busy is not dead: a registered worker stays until the evidence is strong. A failed probe
-proves one of three things, each with its own threshold:
+proves one of four things, each with its own threshold:
 
 * *refused*: nobody listens (connection refused, or closed before an answer). The kernel says so; it takes a few
   tries only because an engine may be restarting.
+* *foreign*: somebody answers as no engine would. It is as good as nobody, and takes as many tries.
 * *not ready*: the engine itself says so. It is believed after a few times.
 * *silent*: it accepts and does not answer in time. It may be busy: it takes as many failures, and as long, as if
   each had waited for its whole time-out.
@@ -34,13 +35,17 @@ class Against(StrEnum):
     """What a failed probe proves."""
 
     REFUSED = "refused"
+    FOREIGN = "foreign"
     NOT_READY = "not ready"
     SILENT = "silent"
 
 
 @dataclass(frozen=True, slots=True)
 class EvidencePolicy:
-    """How much evidence takes a registered worker out of rotation. `failures` is for all but refused connections."""
+    """How much evidence takes a registered worker out of rotation.
+
+    `refused_failures` and `refused_over_s` are for refused connections and foreign answers, `failures` for the rest.
+    """
 
     refused_failures: int = 3
     refused_over_s: float = 0.5
@@ -68,7 +73,7 @@ class Evidence:
     def is_strong(self, now: float, policy: EvidencePolicy) -> bool:
         """Whether a registered worker has to leave."""
         match self.kind:
-            case Against.REFUSED:
+            case Against.REFUSED | Against.FOREIGN:
                 return self.failures >= policy.refused_failures and now - self.since >= policy.refused_over_s
             case Against.NOT_READY:
                 return self.failures >= policy.failures
@@ -86,7 +91,7 @@ def against(result: ProbeResult) -> Against | None:
         return None
     if isinstance(result, Loading):
         return Against.REFUSED if result.refused else Against.NOT_READY
-    return Against.SILENT
+    return Against.FOREIGN if isinstance(result, Foreign) else Against.SILENT
 
 
 @dataclass(frozen=True, slots=True)
@@ -116,7 +121,7 @@ def loading_delay_s(result: ProbeResult | None, age_s: float, crowd: Crowd) -> f
 
 def suspect_delay_s(evidence: Evidence, policy: EvidencePolicy) -> float:
     """When to ask a registered engine again that failed its last probe."""
-    if evidence.kind is Against.REFUSED:
+    if evidence.kind in (Against.REFUSED, Against.FOREIGN):
         return policy.refused_over_s / max(policy.refused_failures - 1, 1)
     return 1.0
 

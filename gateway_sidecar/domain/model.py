@@ -165,6 +165,7 @@ class WorkerSpec:
     """All that a router must be told of one worker. Field names are SMG's.
 
     model_id is what the engine says, and may be corrected by the router; `named` is the name that the worker must have.
+    bridged says that a bridge of ours is at `url`, and not the engine itself.
     """
 
     url: str
@@ -181,6 +182,7 @@ class WorkerSpec:
     priority: int | None = None
     cost: float | None = None
     named: str | None = None
+    bridged: bool = True
 
 
 class WorkerStatus(StrEnum):

@@ -5,8 +5,9 @@ The invariants, whatever is interrupted and whatever is not known:
 1. Unknown removes nothing. A worker is deregistered only on positive evidence: its socket is gone, somebody asked
    for a drain, the evidence against it is strong, it is another engine now, or no replica stands behind it.
 2. Grow before shrink. Bridge -> register -> Ready; deregister -> nothing in flight -> release the port.
-3. One operation at a time per worker; the plan never repeats what is under way.
-4. At rest the plan is empty.
+3. Who has not been found to be an engine is not bridged: it has no port, and nothing leads to it.
+4. One operation at a time per worker; the plan never repeats what is under way.
+5. At rest the plan is empty.
 
 Every plan is made anew from what is observed, so a plan that was cut anywhere is simply planned again.
 """
@@ -33,7 +34,7 @@ class Why(StrEnum):
     SOCKET_GONE = "socket gone"
     DRAIN = "drain requested"
     UNREACHABLE = "strong evidence that the engine does not answer"
-    REPLACED = "another engine behind the socket"
+    REPLACED = "somebody else behind the socket"
     CHANGED = "registered with other properties than the engine has"
     FAILED = "the router gave it up"
     MOVED = "it is advertised under another address"
@@ -42,7 +43,7 @@ class Why(StrEnum):
 
 
 STAYS_BRIDGED = frozenset({None, Why.UNREACHABLE, Why.ADDRESS})
-"""An occupant that leaves for one of these reasons, or for none, may be back in a moment."""
+"""An occupant that leaves for one of these reasons, or for none, may be back in a moment: its bridge stays as it is."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -87,7 +88,7 @@ class OccupantView:
     """All that is known of one occupant of one replica.
 
     `facts` is set once the engine was identified. `wanted` says that it was ready when last asked and nothing
-    strong speaks against it. `leaving` gives the reason why it must go, if it must.
+    strong speaks against it: only then is a bridge made. `leaving` gives the reason why it must go, if it must.
     `in_flight` counts established connections on its bridge; None where that is not known. `reachable` is False while
     the address that it is advertised under does not lead to it yet.
     """
@@ -135,6 +136,7 @@ def worker_spec(facts: EngineFacts, url: str, overrides: Overrides) -> WorkerSpe
         kv_engine_id=facts.kv_engine_id,
         labels=overrides.labels,
         api_key=overrides.api_key,
+        bridged=overrides.peer is None or not overrides.peer.direct,
         priority=overrides.priority,
         cost=overrides.cost,
         named=overrides.model,
@@ -159,7 +161,7 @@ def describe(action: OccupantAction | WorkerAction) -> str:
 def plan_occupant(view: OccupantView, workers: Iterable[WorkerView]) -> OccupantAction | None:
     """The next step for the occupant's bridge. `workers` holds one view for each router of the service."""
     if not view.gone and view.leaving in STAYS_BRIDGED:
-        return None if view.linked else Bridge()
+        return Bridge() if view.wanted and not view.linked else None
     if view.linked and view.gone:
         return Unbridge()
     out = all(w.listed and w.worker is None and not w.busy for w in workers)

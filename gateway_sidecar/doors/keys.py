@@ -20,8 +20,8 @@ from pathlib import Path
 from gateway_sidecar.config.frontend_values import NAME
 from gateway_sidecar.config.load import FileText, read_file
 from gateway_sidecar.config.values import show
-from gateway_sidecar.doors.signature import unfinished
 from gateway_sidecar.errors import ConfigError, FrontDoorError
+from gateway_sidecar.files.replace import put_in_place, write_beside
 
 MOST_BYTES = 64 * 1024 * 1024
 _MOST_PROBLEMS = 10
@@ -197,16 +197,8 @@ def _edited(path: Path) -> Iterator[str]:
 
 def _replace(path: Path, text: str) -> None:
     """Writes the file whole or not at all; its owner and mode stay."""
-    fresh = unfinished(path)
-    fresh.unlink(missing_ok=True)
-    descriptor = os.open(fresh, os.O_WRONLY | os.O_CREAT | os.O_EXCL, 0o600)
-    with os.fdopen(descriptor, "w") as file:
-        if path.exists():
-            before = path.stat()
-            os.fchmod(file.fileno(), before.st_mode & 0o777)
-            if os.geteuid() == 0:
-                os.fchown(file.fileno(), before.st_uid, before.st_gid)
-        file.write(text)
-        file.flush()
-        os.fsync(file.fileno())
-    fresh.replace(path)
+    before = path.stat() if path.exists() else None
+    fresh = write_beside(path, text, 0o600 if before is None else before.st_mode & 0o777, synced=True)
+    if before is not None and os.geteuid() == 0:
+        os.chown(fresh, before.st_uid, before.st_gid, follow_symlinks=False)
+    put_in_place(fresh, path, synced=True)

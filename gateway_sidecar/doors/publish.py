@@ -9,7 +9,8 @@ from contextlib import suppress
 from pathlib import Path
 
 from gateway_sidecar.doors.keys import Keys
-from gateway_sidecar.doors.signature import unfinished
+from gateway_sidecar.files.own import make_directory
+from gateway_sidecar.files.replace import is_unfinished, replace_file, replace_link
 
 _DIGEST = re.compile(r"[0-9a-f]{64}")
 
@@ -20,7 +21,7 @@ def publish_keys(directory: Path, keys: Keys, present: Keys | None = None) -> tu
     `present` is what is known to be there, to spare looking at each link.
     Revoked keys go first: whatever stops us in the middle, nobody comes in who should not.
     """
-    directory.mkdir(mode=0o700, exist_ok=True)
+    make_directory(directory, 0o700)
     if present is None:
         names = [name for name in os.listdir(directory) if _DIGEST.fullmatch(name)]
         present = {name: os.readlink(f"{directory}/{name}") for name in names}  # noqa: PTH115 - thousands of them
@@ -28,10 +29,7 @@ def publish_keys(directory: Path, keys: Keys, present: Keys | None = None) -> tu
     remove_keys(directory, gone)
     added = [digest for digest, name in keys.items() if present.get(digest) != name]
     for digest in added:
-        fresh = directory / ".new"
-        fresh.unlink(missing_ok=True)
-        fresh.symlink_to(keys[digest])
-        fresh.replace(directory / digest)
+        replace_link(directory / digest, keys[digest])
     return len(added), len(gone)
 
 
@@ -45,7 +43,8 @@ def withdraw_keys(directory: Path) -> None:
     """No key is good any more, and the directory is gone."""
     if directory.is_dir():
         publish_keys(directory, {})
-        (directory / ".new").unlink(missing_ok=True)
+        for left in filter(is_unfinished, os.listdir(directory)):
+            (directory / left).unlink(missing_ok=True)
         with suppress(OSError):
             directory.rmdir()
 
@@ -55,10 +54,5 @@ def publish_pem(path: Path, pem: bytes) -> bool:
     with suppress(FileNotFoundError):
         if path.read_bytes() == pem:
             return False
-    fresh = unfinished(path)
-    fresh.unlink(missing_ok=True)
-    descriptor = os.open(fresh, os.O_WRONLY | os.O_CREAT | os.O_EXCL, 0o600)
-    with os.fdopen(descriptor, "wb") as file:
-        file.write(pem)
-    fresh.replace(path)
+    replace_file(path, pem)
     return True

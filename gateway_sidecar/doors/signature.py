@@ -1,4 +1,4 @@
-"""What a file's change changes, where to watch for it, and what to overlook there."""
+"""What a file's change changes, and where to watch for it."""
 
 from __future__ import annotations
 
@@ -7,7 +7,6 @@ from collections.abc import Iterable
 from pathlib import Path
 
 Signature = tuple[tuple[int, ...] | None, ...]
-_UNFINISHED = ".new"
 _MOST_LINKS = 40  # as many as the kernel follows
 
 
@@ -35,16 +34,6 @@ def directories(paths: Iterable[Path]) -> frozenset[Path]:
                 break
         found.add(Path(os.path.realpath(path)).parent)
     return frozenset(found)
-
-
-def unfinished(path: Path) -> Path:
-    """Where a file is written before it takes this one's place."""
-    return path.with_name(f".{path.name}{_UNFINISHED}")
-
-
-def is_unfinished(name: str) -> bool:
-    """Whether a file of this name is one of ours that is still being written."""
-    return name.startswith(".") and name.endswith(_UNFINISHED)
 
 
 def _stat(path: Path) -> tuple[int, ...] | None:

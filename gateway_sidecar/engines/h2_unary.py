@@ -1,132 +1,356 @@
-"""One unary gRPC call with an empty request, as a few fixed bytes on a bare socket: the cheap health check.
+"""Unary gRPC calls over one HTTP/2 connection to a Unix socket, each answer bounded in bytes, frames and time.
 
-A gRPC channel costs ten times as much, and a daemon asks each replica for its health again and again. Only the plain
-case is read here, an uncompressed answer in a DATA frame; whatever else comes (an error status, padding, GOAWAY) is
-left to the library, which then asks again.
+A gRPC library is made for servers that are trusted: its threads read whatever a server sends, write to standard error
+and may never end. Here a server that floods, trickles or lies costs what `MOST_BYTES` and its neighbours say, and the
+event loop has its turn after every 16 KiB. Header fields are decoded by `hpack`; the frames are few and read here.
 
-Frames: RFC 9113, 4.1. Header encoding: RFC 7541, literals without indexing. Messages: gRPC over HTTP/2.
+Our requests are small, so they are sent at once: nothing waits for the server's window.
+
+Frames: RFC 9113, 4.1 and 6. Messages and status: gRPC over HTTP/2.
 """
 
 from __future__ import annotations
 
 import socket
-from dataclasses import dataclass
+from collections.abc import Sequence
+from dataclasses import dataclass, field
 from functools import lru_cache
+from urllib.parse import unquote_to_bytes
+
+from hpack import Decoder, Encoder, NeverIndexedHeaderTuple
+from hpack.exceptions import HPACKError
 
 from gateway_sidecar.domain.discovery import Failure, NoAnswer, Protocol, protocol_of
 from gateway_sidecar.engines.unix_socket import connect, receive, send
 
-_PREFACE = b"PRI * HTTP/2.0\r\n\r\nSM\r\n\r\n"
-_DATA, _HEADERS, _SETTINGS, _PING, _WINDOW_UPDATE = 0, 1, 4, 6, 8
-_END_STREAM, _END_HEADERS = 0x1, 0x4
-_EMPTY_MESSAGE = bytes(5)  # not compressed, 0 bytes long
+MOST_BYTES = 1024 * 1024
+"""From the server, on one connection. A real SGLang's GetServerInfo, the longest, has 20 KiB."""
+MOST_STEPS = 4000
+"""Frames and receptions on one connection. Identification takes twelve calls of three or four frames each."""
+MOST_HEADER_BYTES = 64 * 1024
+"""Compressed header fields on one connection: pure Python decodes 16 KiB in 10 ms or so."""
+MOST_HEADER_BLOCK_BYTES = 16 * 1024
+"""Of one answer, compressed and not; gRPC's own limit."""
+
+_RECEIVED_AT_ONCE = 16 * 1024
+_LARGEST_FRAME = 16 * 1024  # what a client that says nothing of it allows
 _FRAME_HEADER_BYTES = 9
-_LARGEST_ANSWER_BYTES = 65536
+_MESSAGE_HEADER_BYTES = 5
+
+_END_STREAM, _ACK, _END_HEADERS, _PADDED, _PRIORITY = 0x1, 0x1, 0x4, 0x8, 0x20
+_TOLD = frozenset((b":status", b"grpc-status", b"grpc-message"))
+
+_CODES = (
+    *("OK", "CANCELLED", "UNKNOWN", "INVALID_ARGUMENT", "DEADLINE_EXCEEDED", "NOT_FOUND", "ALREADY_EXISTS"),
+    *("PERMISSION_DENIED", "RESOURCE_EXHAUSTED", "FAILED_PRECONDITION", "ABORTED", "OUT_OF_RANGE", "UNIMPLEMENTED"),
+    *("INTERNAL", "UNAVAILABLE", "DATA_LOSS", "UNAUTHENTICATED"),
+)
+_BY_HTTP_STATUS = {
+    b"400": "INTERNAL",
+    b"401": "UNAUTHENTICATED",
+    b"403": "PERMISSION_DENIED",
+    b"404": "UNIMPLEMENTED",
+    **dict.fromkeys((b"429", b"502", b"503", b"504"), "UNAVAILABLE"),
+}
+"""gRPC's own table for answers without a grpc-status: what stands before the engine may not speak gRPC."""
+_BY_RESET = {7: "UNAVAILABLE", 8: "CANCELLED", 11: "RESOURCE_EXHAUSTED", 12: "PERMISSION_DENIED"}
+
+
+class _Kind:
+    """Frames, as far as they are read or sent."""
+
+    DATA, HEADERS, RST_STREAM, SETTINGS, PUSH_PROMISE, PING, GOAWAY, WINDOW_UPDATE, CONTINUATION = 0, 1, *range(3, 10)
 
 
 @dataclass(frozen=True, slots=True)
-class Unclear:
-    """An answer that this module does not read."""
+class Reply:
+    """How a call ended: gRPC's name for it, the message of one that succeeded, and the server's own words."""
+
+    code: str
+    message: bytes = b""
+    detail: str = ""
 
 
-async def greet(address: str) -> NoAnswer | None:
-    """Open HTTP/2 and see whether the server does as well: None where it does.
+class Broken(Exception):
+    """The connection cannot be read on."""
 
-    Cheap, and gone at once when cancelled: gRPC clings to a server that accepts and says nothing for 20 s.
-    """
-    connected = await connect(address)
-    if isinstance(connected, NoAnswer):
-        return connected
-    with connected:
-        await send(connected, _PREFACE + _frame(_SETTINGS, 0, 0, b""))
+    def __init__(self, silence: NoAnswer) -> None:
+        super().__init__(silence)
+        self.silence = silence
+
+
+def _malformed(what: str) -> Broken:
+    return Broken(NoAnswer(Failure.MALFORMED, f"HTTP/2: {what}"))
+
+
+def _too_large(what: str) -> Broken:
+    return Broken(NoAnswer(Failure.TOO_LARGE, what))
+
+
+@dataclass(slots=True)
+class _Stream:
+    """One call: what was said of it so far, and the reply once it has ended."""
+
+    told: dict[bytes, bytes] = field(default_factory=dict)
+    data: bytearray = field(default_factory=bytearray)
+    reply: Reply | None = None
+
+
+class Calls:
+    """The client's side of one connection, without the socket: bytes in, bytes out, replies. Raises Broken."""
+
+    def __init__(self, api_key: str | None) -> None:
+        self._api_key = api_key
+        self._streams: dict[int, _Stream] = {}
+        self._next_stream = 1
+        self._buffer = bytearray()
+        self._decoder = Decoder(MOST_HEADER_BLOCK_BYTES)
+        self._block: tuple[int, int, bytearray] | None = None
+        self._bytes_left, self._steps_left, self._header_bytes_left = MOST_BYTES, MOST_STEPS, MOST_HEADER_BYTES
+        self._leaving: Broken | None = None
+
+    def begin(self, calls: Sequence[tuple[str, bytes]]) -> tuple[bytes, list[int]]:
+        """What to send for some calls, each a path and a message, and the numbers of their streams."""
+        if self._leaving is not None:
+            raise self._leaving
+        out = [_GREETING] if self._next_stream == 1 else []
+        streams = []
+        for path, message in calls:
+            out.append(request_of(self._next_stream, path, message, self._api_key))
+            self._streams[self._next_stream] = _Stream()
+            streams.append(self._next_stream)
+            self._next_stream += 2
+        return b"".join(out), streams
+
+    def reply(self, stream: int) -> Reply | None:
+        """How the call on this stream ended; None while it goes on."""
+        return self._streams[stream].reply
+
+    def feed(self, received: bytes) -> bytes:
+        """Read on; what has to be sent in answer."""
+        self._bytes_left -= len(received)
+        self._step()
+        if self._bytes_left < 0:
+            raise _too_large(f"more than {MOST_BYTES} bytes")
+        buffer, position, out = self._buffer, 0, bytearray()
+        buffer += received
+        while len(buffer) >= position + _FRAME_HEADER_BYTES:
+            body = position + _FRAME_HEADER_BYTES
+            length = int.from_bytes(buffer[position : position + 3])
+            if length > _LARGEST_FRAME:
+                raise _malformed(f"a frame of {length} bytes")
+            if len(buffer) < body + length:
+                break
+            self._step()
+            stream = int.from_bytes(buffer[position + 5 : body]) & 0x7FFFFFFF
+            out += self._on_frame(
+                buffer[position + 3], buffer[position + 4], stream, bytes(buffer[body : body + length])
+            )
+            position = body + length
+        del buffer[:position]
+        return bytes(out)
+
+    def _step(self) -> None:
+        self._steps_left -= 1
+        if self._steps_left < 0:
+            raise _too_large(f"in more than {MOST_STEPS} pieces")
+
+    def _on_frame(self, kind: int, flags: int, number: int, payload: bytes) -> bytes:
+        if (self._block is not None) != (kind == _Kind.CONTINUATION):
+            raise _malformed("header fields that are cut")
+        match kind:
+            case _Kind.SETTINGS if not flags & _ACK:
+                return _frame(_Kind.SETTINGS, _ACK, 0, b"")
+            case _Kind.PING if not flags & _ACK and len(payload) == 8:
+                return _frame(_Kind.PING, _ACK, 0, payload)
+            case _Kind.GOAWAY:
+                self._on_goaway(payload)
+            case _Kind.RST_STREAM:
+                self._on_reset(number, payload)
+            case _Kind.DATA:
+                stream = self._open_stream(number)
+                stream.data += _unpadded(payload, flags)
+                if flags & _END_STREAM:
+                    stream.reply = _reply(stream)
+            case _Kind.HEADERS:
+                fields = _unpadded(payload, flags)
+                self._on_block(number, flags, bytearray(fields[5:] if flags & _PRIORITY else fields))
+            case _Kind.CONTINUATION:
+                assert self._block is not None
+                begun, begun_flags, block = self._block
+                if number != begun:
+                    raise _malformed("header fields of two streams at once")
+                block += payload
+                self._on_block(number, begun_flags | flags & _END_HEADERS, block)
+            case _Kind.PUSH_PROMISE:
+                raise _malformed("a push that nobody asked for")
+        return b""
+
+    def _open_stream(self, number: int) -> _Stream:
+        stream = self._streams.get(number)
+        if stream is None or stream.reply is not None:
+            raise _malformed("an answer to nothing that was asked")
+        return stream
+
+    def _on_block(self, number: int, flags: int, block: bytearray) -> None:
+        if len(block) > MOST_HEADER_BLOCK_BYTES:
+            raise _too_large(f"more than {MOST_HEADER_BLOCK_BYTES} bytes of header fields")
+        if not flags & _END_HEADERS:
+            self._block = number, flags, block
+            return
+        self._block = None
+        self._header_bytes_left -= len(block)
+        if self._header_bytes_left < 0:
+            raise _too_large(f"more than {MOST_HEADER_BYTES} bytes of header fields")
+        stream = self._open_stream(number)
+        try:
+            fields = self._decoder.decode(bytes(block), raw=True)
+        except HPACKError:
+            raise _malformed("header fields that cannot be read") from None
+        told = {bytes(name): bytes(value) for name, value in fields if name in _TOLD}
+        if told.get(b":status", b"").startswith(b"1"):
+            return  # An interim answer: the real one follows.
+        stream.told |= told
+        if flags & _END_STREAM:
+            stream.reply = _reply(stream)
+
+    def _on_reset(self, number: int, payload: bytes) -> None:
+        stream = self._streams.get(number)
+        if stream is not None and stream.reply is None:
+            error = int.from_bytes(payload[:4])
+            stream.reply = Reply(_BY_RESET.get(error, "INTERNAL"), detail=f"the stream was reset, HTTP/2 error {error}")
+
+    def _on_goaway(self, payload: bytes) -> None:
+        """The server takes no further calls; of those under way it may yet answer the ones up to the last it names."""
+        last, error = int.from_bytes(payload[:4]) & 0x7FFFFFFF, int.from_bytes(payload[4:8])
+        why = f"the server says GOAWAY, HTTP/2 error {error} {_text(payload[8:200])}".rstrip()
+        self._leaving = Broken(NoAnswer(Failure.CUT, why))
+        if any(number > last and stream.reply is None for number, stream in self._streams.items()):
+            raise self._leaving
+
+
+class GrpcConnection:
+    """One connection, opened by the first calls."""
+
+    def __init__(self, address: str, api_key: str | None) -> None:
+        self._address = address
+        self._calls = Calls(api_key)
+        self._sock: socket.socket | None = None
+        self._heard = False
+
+    def close(self) -> None:
+        """Close the connection, if there is one."""
+        if self._sock is not None:
+            self._sock.close()
+            self._sock = None
+
+    async def call(self, *calls: tuple[str, bytes]) -> list[Reply]:
+        """Make some calls at the same time, each a path and a message; their replies. Raises Broken."""
+        out, streams = self._calls.begin(calls)
+        if self._sock is None:
+            connected = await connect(self._address)
+            if isinstance(connected, NoAnswer):
+                raise Broken(connected)
+            self._sock = connected
+        await send(self._sock, out)
+        while True:
+            replies = [reply for stream in streams if (reply := self._calls.reply(stream)) is not None]
+            if len(replies) == len(streams):
+                return replies
+            received = await (receive(self._sock, _RECEIVED_AT_ONCE) if self._heard else self._first(self._sock))
+            if not received:
+                raise Broken(NoAnswer(Failure.CUT))
+            out = self._calls.feed(received)
+            if out:
+                await send(self._sock, out)
+
+    async def _first(self, sock: socket.socket) -> bytes:
+        """The first bytes of all, once they are enough to tell whether this is HTTP/2."""
         received = b""
         while (protocol := protocol_of(received)) is None:
-            chunk = await receive(connected)
-            if not chunk:
-                return NoAnswer(Failure.CUT if received else Failure.CLOSED)
-            received += chunk
-    return None if protocol is Protocol.HTTP2 else NoAnswer(Failure.OTHER_PROTOCOL, repr(received[:20]))
+            more = await receive(sock, _RECEIVED_AT_ONCE)
+            if not more:
+                raise Broken(NoAnswer(Failure.CUT if received else Failure.CLOSED))
+            received += more
+        if protocol is not Protocol.HTTP2:
+            raise Broken(NoAnswer(Failure.OTHER_PROTOCOL, repr(received[:20])))
+        self._heard = True
+        return received
 
 
-async def call(address: str, path: str, api_key: str | None) -> bytes | NoAnswer | Unclear:
-    """Call a method; the answer's message, why there is none, or that the library must be asked."""
-    connected = await connect(address)
-    if isinstance(connected, NoAnswer):
-        return connected
-    with connected:
-        await send(connected, request_of(path, api_key))
-        return await _answer(connected)
+def _unpadded(payload: bytes, flags: int) -> bytes:
+    if not flags & _PADDED:
+        return payload
+    if not payload or payload[0] >= len(payload):
+        raise _malformed("more padding than frame")
+    return payload[1 : len(payload) - payload[0]]
 
 
-async def _answer(sock: socket.socket) -> bytes | NoAnswer | Unclear:
-    received = b""
-    while len(received) < _LARGEST_ANSWER_BYTES:
-        chunk = await receive(sock)
-        if not chunk:
-            return Unclear() if received else NoAnswer(Failure.CLOSED)
-        received += chunk
-        if protocol_of(received) in (Protocol.HTTP1, Protocol.OTHER):
-            return NoAnswer(Failure.OTHER_PROTOCOL, repr(received[:20]))
-        found = first_message(received)
-        if found is not None:
-            return found
-    return Unclear()
+def _reply(stream: _Stream) -> Reply:
+    status = stream.told.get(b"grpc-status")
+    if status is None:
+        http = stream.told.get(b":status", b"")
+        return Reply(_BY_HTTP_STATUS.get(http, "UNKNOWN"), detail=f"no grpc-status, HTTP status {_text(http[:3])}")
+    code = _CODES[int(status)] if status.isdigit() and len(status) < 3 and int(status) < len(_CODES) else "UNKNOWN"
+    if code != "OK":
+        return Reply(code, detail=_text(unquote_to_bytes(stream.told.get(b"grpc-message", b""))))
+    data = bytes(stream.data)
+    if len(data) < _MESSAGE_HEADER_BYTES or int.from_bytes(data[1:5]) != len(data) - _MESSAGE_HEADER_BYTES:
+        return Reply("INTERNAL", detail="OK without exactly one message")
+    if data[0] != 0:
+        return Reply("INTERNAL", detail="a compressed message, not asked for")
+    return Reply("OK", data[_MESSAGE_HEADER_BYTES:])
 
 
-def first_message(received: bytes) -> bytes | Unclear | None:
-    """The first message on our stream; None while it is not complete."""
-    position = 0
-    while len(received) >= position + _FRAME_HEADER_BYTES:
-        body = position + _FRAME_HEADER_BYTES
-        end = body + int.from_bytes(received[position : position + 3])
-        kind, flags = received[position + 3], received[position + 4]
-        if len(received) < end:
-            return None
-        if kind == _DATA:
-            return _uncompressed(received[body:end], flags)
-        if (kind == _HEADERS and flags & _END_STREAM) or kind not in (_HEADERS, _SETTINGS, _PING, _WINDOW_UPDATE):
-            return Unclear()
-        position = end
-    return None
+def _text(raw: bytes) -> str:
+    return raw.decode("utf-8", "replace")
 
 
-def _uncompressed(payload: bytes, flags: int) -> bytes | Unclear:
-    plain = flags & ~_END_STREAM == 0 and len(payload) >= len(_EMPTY_MESSAGE) and payload[0] == 0
-    whole = plain and int.from_bytes(payload[1:5]) == len(payload) - len(_EMPTY_MESSAGE)
-    return payload[len(_EMPTY_MESSAGE) :] if whole else Unclear()
+def request_of(stream: int, path: str, message: bytes, api_key: str | None) -> bytes:
+    """One call on the wire: header fields and the message, which ends it."""
+    body = bytes(1) + len(message).to_bytes(4) + message
+    headers = _headers_of(path, api_key)
+    first, *rest = [headers[at : at + _LARGEST_FRAME] for at in range(0, len(headers), _LARGEST_FRAME)]
+    parts = [_frame(_Kind.HEADERS, 0 if rest else _END_HEADERS, stream, first)]
+    for number, part in enumerate(rest, 1):
+        parts.append(_frame(_Kind.CONTINUATION, _END_HEADERS if number == len(rest) else 0, stream, part))
+    return b"".join((*parts, _frame(_Kind.DATA, _END_STREAM, stream, body)))
 
 
 @lru_cache(maxsize=64)
-def request_of(path: str, api_key: str | None) -> bytes:
-    """Everything a client says in such a call. Few differ: one for each method and key."""
-    headers = (
-        b"\x83\x86"  # :method POST, :scheme http
-        + (b"\x04" + _string(path))  # :path
-        + (b"\x01" + _string("localhost"))  # :authority
-        + (b"\x0f\x10" + _string("application/grpc"))  # content-type
-        + (b"\x00" + _string("te") + _string("trailers"))
-    )
+def _headers_of(path: str, api_key: str | None) -> bytes:
+    """Few differ: one for each method and key. Never indexed, so that no state goes with them."""
+    fields = {
+        ":method": "POST",
+        ":scheme": "http",
+        ":path": path,
+        ":authority": "localhost",
+        "content-type": "application/grpc",
+        "te": "trailers",
+    }
     if api_key is not None:
-        headers += b"\x1f\x08" + _string(f"Bearer {api_key}")  # authorization, never indexed
-    return (
-        _PREFACE
-        + _frame(_SETTINGS, 0, 0, b"")
-        + _frame(_HEADERS, _END_HEADERS, 1, headers)
-        + _frame(_DATA, _END_STREAM, 1, _EMPTY_MESSAGE)
-    )
+        fields["authorization"] = f"Bearer {api_key}"
+    return Encoder().encode([NeverIndexedHeaderTuple(*each) for each in fields.items()], huffman=False)
 
 
 def _frame(kind: int, flags: int, stream: int, payload: bytes) -> bytes:
     return len(payload).to_bytes(3) + bytes((kind, flags)) + stream.to_bytes(4) + payload
 
 
-def _string(text: str) -> bytes:
-    """A header string, not Huffman-coded, its length as a 7-bit prefix integer (RFC 7541, 5.1)."""
-    encoded = text.encode()
-    if len(encoded) < 127:
-        return bytes((len(encoded),)) + encoded
-    rest, length = len(encoded) - 127, b"\x7f"
-    while rest >= 128:
-        length += bytes((rest % 128 + 128,))
-        rest //= 128
-    return length + bytes((rest,)) + encoded
+def _setting(number: int, value: int) -> bytes:
+    return number.to_bytes(2) + value.to_bytes(4)
+
+
+_GREETING = (
+    b"PRI * HTTP/2.0\r\n\r\nSM\r\n\r\n"
+    + _frame(
+        _Kind.SETTINGS,
+        0,
+        0,
+        _setting(2, 0)  # no pushes
+        + _setting(4, MOST_BYTES)  # the window of each stream: no answer waits for ours to be opened
+        + _setting(6, MOST_HEADER_BLOCK_BYTES),
+    )
+    + _frame(_Kind.WINDOW_UPDATE, 0, 0, (MOST_BYTES - 65535).to_bytes(4))
+)
+"""What a client opens with."""

@@ -1,11 +1,12 @@
 """The probe: asks what is behind a Unix socket what it is, and whether it is ready.
 
-It promises a verdict within the deadline and nothing else: no exception but cancellation, no connection, task or
-channel left over, nothing remembered from one probe to the next (an address may lead to another occupant by then).
+It promises a verdict within the deadline and nothing else: no exception but cancellation, no connection or task left
+over, nothing remembered from one probe to the next (an address may lead to another occupant by then). Whatever the
+engine's own words are in a verdict, they can be shown (`printable`).
 
-HTTP is asked first, since the first bytes of the answer show the protocol: most sockets need no gRPC channel, the
-dearest part by far. gRPC joins the moment that they are not HTTP/1, or after `HEDGE_S` of silence; from then on both
-are asked at the same time, and the first that gets through decides.
+HTTP is asked first, since the first bytes of the answer show the protocol. gRPC joins the moment that they are not
+HTTP/1, or after `HEDGE_S` of silence; from then on both are asked at the same time, and the first that gets through
+decides.
 """
 
 from __future__ import annotations
@@ -13,23 +14,25 @@ from __future__ import annotations
 import asyncio
 import os
 import re
+from collections.abc import Callable
+from dataclasses import replace
 
 from gateway_sidecar.domain.discovery import (
     Failure,
     NoAnswer,
     Protocol,
     decisive,
-    judge_grpc_health,
     settle,
     unanswered,
 )
-from gateway_sidecar.domain.model import ConnectionMode, EngineFacts, Foreign, ProbeResult, Unknown
-from gateway_sidecar.engines import h2_unary, http_probe
-from gateway_sidecar.engines.grpc_probe import GrpcConversation, health_of
-from gateway_sidecar.engines.messages import decode
+from gateway_sidecar.domain.model import ConnectionMode, EngineFacts, Foreign, ProbeResult, Ready, Unknown
+from gateway_sidecar.domain.printable import printable
+from gateway_sidecar.engines import http_probe
+from gateway_sidecar.engines.grpc_probe import GrpcConversation
 from gateway_sidecar.engines.unix_http import UnixHttp
 from gateway_sidecar.engines.unix_socket import LONGEST_ADDRESS_BYTES, connect
 from gateway_sidecar.supervision.awake import within
+from gateway_sidecar.supervision.process import peer_of
 
 HEDGE_S = 0.05
 """A server that has shown no byte for so long is asked over gRPC as well."""
@@ -41,7 +44,14 @@ _HEADER_SAFE = re.compile(r"[!-~]+")
 
 
 class EngineProbe:
-    """Probes engines behind Unix sockets. Stateless: any number of probes may be under way."""
+    """Probes engines behind Unix sockets. Stateless: any number of probes may be under way.
+
+    is_own: whether what listens at an address, with this process id, is a part of the gateway and no engine. Nothing
+        is said to it.
+    """
+
+    def __init__(self, is_own: Callable[[str, int], bool] = lambda _address, _pid: False) -> None:
+        self._is_own = is_own
 
     async def identify(self, address: str, *, timeout_s: float, api_key: str | None = None) -> ProbeResult:
         """Ask an occupant at first sight what it is and whether it is ready.
@@ -52,12 +62,12 @@ class EngineProbe:
         unusable = _unusable(address, api_key)
         if unusable is not None:
             return unusable
-        sight = _FirstSight(address, api_key, timeout_s)
+        sight = _FirstSight(address, api_key, timeout_s, self._is_own)
         try:
             async with within(timeout_s):
-                return await sight.verdict()
+                return _fit_to_show(await sight.verdict())
         except TimeoutError:
-            return sight.overdue()
+            return _fit_to_show(sight.overdue())
 
     async def check_health(
         self, address: str, facts: EngineFacts, *, timeout_s: float, api_key: str | None = None
@@ -71,9 +81,8 @@ class EngineProbe:
             return unusable
         try:
             async with within(timeout_s):
-                if facts.connection_mode is ConnectionMode.GRPC:
-                    return await _grpc_health(address, facts, api_key, timeout_s)
-                return await _http_health(address, facts, api_key)
+                ask = _grpc_health if facts.connection_mode is ConnectionMode.GRPC else _http_health
+                return _fit_to_show(await ask(address, facts, api_key))
         except TimeoutError:
             return Unknown(f"no answer about its health within {timeout_s:g} s")
 
@@ -92,6 +101,11 @@ def _unusable(address: str, api_key: str | None) -> Unknown | None:
     return None
 
 
+def _fit_to_show(result: ProbeResult) -> ProbeResult:
+    """The engine's edge: from here on a reason may be logged, printed and put into a table."""
+    return result if isinstance(result, Ready) else replace(result, reason=printable(result.reason))
+
+
 async def _http_health(address: str, facts: EngineFacts, api_key: str | None) -> ProbeResult:
     connected = await connect(address)
     if isinstance(connected, NoAnswer):
@@ -103,15 +117,12 @@ async def _http_health(address: str, facts: EngineFacts, api_key: str | None) ->
         http.close()
 
 
-async def _grpc_health(address: str, facts: EngineFacts, api_key: str | None, timeout_s: float) -> ProbeResult:
-    health = health_of(facts)
-    answer = await h2_unary.call(address, health.rpc.path, api_key)
-    if isinstance(answer, NoAnswer):
-        return unanswered(answer, health.rpc.path)
-    if isinstance(answer, bytes):
-        return judge_grpc_health(facts, health.read(decode(health.rpc.response, answer)))
-    async with GrpcConversation(address, api_key=api_key, timeout_s=timeout_s) as grpc:
-        return await grpc.check_health(facts)
+async def _grpc_health(address: str, facts: EngineFacts, api_key: str | None) -> ProbeResult:
+    conversation = GrpcConversation(address, api_key=api_key)
+    try:
+        return await conversation.check_health(facts)
+    finally:
+        conversation.close()
 
 
 Outcome = ProbeResult | NoAnswer
@@ -120,10 +131,11 @@ Outcome = ProbeResult | NoAnswer
 class _FirstSight:
     """One identification under way; what was learnt so far is still there when the deadline strikes."""
 
-    def __init__(self, address: str, api_key: str | None, timeout_s: float) -> None:
+    def __init__(self, address: str, api_key: str | None, timeout_s: float, is_own: Callable[[str, int], bool]) -> None:
         self._address = address
         self._api_key = api_key
         self._timeout_s = timeout_s
+        self._is_own = is_own
         self._http: UnixHttp | None = None
         self._grpc: GrpcConversation | None = None
         self._as_http: Outcome | None = None
@@ -133,6 +145,9 @@ class _FirstSight:
         connected = await connect(self._address)
         if isinstance(connected, NoAnswer):
             return unanswered(connected)
+        if self._is_own(self._address, peer_of(connected)):
+            connected.close()
+            return Foreign("it is a socket of the gateway's own, and no engine's; remove it from the replicas")
         self._http = UnixHttp(self._address, connected, api_key=self._api_key, budget_bytes=LARGEST_ANSWERS_BYTES)
         tasks = [asyncio.create_task(self._ask_http(self._http))]
         try:
@@ -187,10 +202,8 @@ class _FirstSight:
         return self._as_http
 
     async def _ask_grpc(self) -> Outcome:
-        if self._shown() is not Protocol.HTTP2:
-            silence = await h2_unary.greet(self._address)
-            if silence is not None:
-                return silence
-        conversation = GrpcConversation(self._address, api_key=self._api_key, timeout_s=self._timeout_s)
-        async with conversation as self._grpc:
+        self._grpc = GrpcConversation(self._address, api_key=self._api_key)
+        try:
             return await self._grpc.identify()
+        finally:
+            self._grpc.close()

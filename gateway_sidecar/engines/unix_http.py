@@ -16,7 +16,10 @@ from gateway_sidecar.domain.discovery import Failure, HttpAnswer, NoAnswer, Prot
 from gateway_sidecar.engines.unix_socket import connect, receive, send
 
 _MOST_PIECES = 10_000
-"""Pieces of one answer. A body in chunks of one byte would keep the event loop busy for seconds."""
+"""Pieces of one answer, as they come. A body in chunks of one byte would keep the event loop busy for seconds."""
+
+_MOST_FIELDS = 1000
+"""Header fields, before the body and behind it."""
 
 _MOST_INTERIM = 100
 _LONGEST_HEAD_BYTES = 65536
@@ -25,8 +28,16 @@ _HEADERS = "Host: localhost\r\nAccept: application/json\r\nUser-Agent: gateway-s
 _SIZED = frozenset((b"content-length", b"transfer-encoding"))
 
 
-class _TooManyPiecesError(Exception):
+_TOO_MANY_PIECES = NoAnswer(Failure.TOO_LARGE, "in too many pieces")
+_TOO_MANY_FIELDS = NoAnswer(Failure.MALFORMED, "headers without an end")
+
+
+class _BoundError(Exception):
     """Raised out of the parser to stop it."""
+
+    def __init__(self, bound: NoAnswer) -> None:
+        super().__init__(bound)
+        self.bound = bound
 
 
 class _Response:
@@ -36,17 +47,33 @@ class _Response:
         self.parser = httptools.HttpResponseParser(self)
         self.body = bytearray()
         self.has_headers = self.is_sized = self.is_complete = self.has_more = False
-        self._pieces = self._begun = 0
+        self._pieces = self._fields = self._begun = 0
 
     def on_message_begin(self) -> None:
         """Another one after the first is nothing that was asked for."""
         self.has_more = self.is_complete
         self._begun += 1
         if self._begun > _MOST_INTERIM:
-            raise _TooManyPiecesError
+            raise _BoundError(_TOO_MANY_PIECES)
+
+    def feed(self, received: bytes) -> None:
+        """Read on. Raises _BoundError, and what httptools raises."""
+        self._count_piece()
+        try:
+            self.parser.feed_data(received)
+        except httptools.HttpParserCallbackError as error:
+            raise error.__context__ or error from None
+
+    def _count_piece(self) -> None:
+        self._pieces += 1
+        if self._pieces > _MOST_PIECES:
+            raise _BoundError(_TOO_MANY_PIECES)
 
     def on_header(self, name: bytes, _value: bytes) -> None:
         """Whether anything but the end of the connection tells where the body ends."""
+        self._fields += 1
+        if self._fields > _MOST_FIELDS:
+            raise _BoundError(_TOO_MANY_FIELDS)
         self.is_sized = self.is_sized or name.lower() in _SIZED
 
     def on_headers_complete(self) -> None:
@@ -56,9 +83,7 @@ class _Response:
 
     def on_body(self, piece: bytes) -> None:
         """A piece of the body."""
-        self._pieces += 1
-        if self._pieces > _MOST_PIECES:
-            raise _TooManyPiecesError
+        self._count_piece()
         self.body += piece
 
     def on_message_complete(self) -> None:
@@ -133,9 +158,9 @@ class UnixHttp:
                 whole = response.has_headers and not response.is_sized
                 return response.answer() if whole else NoAnswer(Failure.CUT)
             try:
-                response.parser.feed_data(received)
-            except httptools.HttpParserCallbackError:
-                return NoAnswer(Failure.TOO_LARGE, "in too many pieces")
+                response.feed(received)
+            except _BoundError as error:
+                return error.bound
             except httptools.HttpParserUpgrade:
                 return NoAnswer(Failure.MALFORMED, "an upgrade that nobody asked for")
             except httptools.HttpParserError as error:
@@ -145,7 +170,7 @@ class UnixHttp:
             if not response.has_headers:
                 head_bytes += len(received)
                 if head_bytes > _LONGEST_HEAD_BYTES:
-                    return NoAnswer(Failure.MALFORMED, "headers without an end")
+                    return _TOO_MANY_FIELDS
         return response.answer()
 
     async def _receive(self, sock: socket.socket, *, first: bool) -> bytes | NoAnswer:

@@ -70,9 +70,19 @@ async def send(sock: socket.socket, data: bytes) -> None:
         await asyncio.get_running_loop().sock_sendall(sock, data)
 
 
-async def receive(sock: socket.socket) -> bytes:
-    """Receive what there is; b"" is the end, and a reset is one: the server closed with our request unread."""
+async def receive(sock: socket.socket, most: int = _CHUNK_BYTES) -> bytes:
+    """Receive what there is; b"" is the end, and a reset is one: the server closed with our request unread.
+
+    Others have their turn in the event loop after each piece, also where the next one is there already.
+    """
     try:
-        return await asyncio.get_running_loop().sock_recv(sock, _CHUNK_BYTES)
+        received = sock.recv(most)
+    except BlockingIOError:
+        try:
+            return await asyncio.get_running_loop().sock_recv(sock, most)
+        except OSError:
+            return b""
     except OSError:
         return b""
+    await asyncio.sleep(0)
+    return received

@@ -4,20 +4,22 @@ from __future__ import annotations
 
 import aiohttp
 
+from gateway_sidecar.domain.printable import printable
 from gateway_sidecar.errors import MetricsError
 from gateway_sidecar.supervision.awake import within
 
-_MOST_PAGE_BYTES = 32 * 1024 * 1024
+_MOST_PAGE_BYTES = 16 * 1024 * 1024
+"""SMG's page has about 3 KiB for each worker."""
 
 
 async def body_within(response: aiohttp.ClientResponse, most: int) -> bytes | None:
     """The whole body, or None for one of more than `most` bytes. Raises what aiohttp raises."""
-    body = b""
+    body = bytearray()
     while chunk := await response.content.readany():
         body += chunk
         if len(body) > most:
             return None
-    return body
+    return bytes(body)
 
 
 class MetricsPages:
@@ -27,14 +29,14 @@ class MetricsPages:
         self._session: aiohttp.ClientSession | None = None
 
     async def read(self, url: str, timeout_s: float) -> bytes:
-        """One page, of 32 MiB at the most. Raises MetricsError."""
+        """One page, of 16 MiB at the most. Raises MetricsError."""
         if self._session is None:
             self._session = aiohttp.ClientSession(connector=aiohttp.TCPConnector(limit=64), trust_env=False)
         try:
             async with within(timeout_s), self._session.get(url, timeout=aiohttp.ClientTimeout()) as response:
                 page, status = await body_within(response, _MOST_PAGE_BYTES), response.status
         except (aiohttp.ClientError, TimeoutError, OSError) as error:
-            raise MetricsError(f"{url}: {str(error) or type(error).__name__}") from error
+            raise MetricsError(f"{url}: {printable(str(error)) or type(error).__name__}") from error
         if page is None:
             raise MetricsError(f"{url}: more than {_MOST_PAGE_BYTES} bytes")
         if status != 200:

@@ -19,7 +19,7 @@ import re
 import shutil
 import sys
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
@@ -34,6 +34,7 @@ from gateway_sidecar.domain.model import (
     WorkerStatus,
     WorkerType,
 )
+from gateway_sidecar.domain.printable import printable
 from gateway_sidecar.errors import ProcessError, RouterRefused, RouterUnavailable, WorkerExists
 from gateway_sidecar.routers import with_key
 from gateway_sidecar.routers.answers import body_within
@@ -43,7 +44,11 @@ from gateway_sidecar.routers.smg_ranks import Rank, RankBook
 from gateway_sidecar.supervision import awake
 from gateway_sidecar.supervision.awake import within
 
-_MOST_ANSWER_BYTES = 64 * 1024 * 1024
+_MOST_ANSWER_BYTES = 6 * 1024 * 1024
+"""A worker's row has about 500 bytes. To read so much JSON takes less than 50 ms, in which nothing else is done."""
+"""SMG says some 1.5 KiB of each worker, and of each data-parallel rank."""
+_ROWS_AT_ONCE = 500
+"""A list of thousands is read in parts of 5 ms, so that others have their turn."""
 _CONNECTION_ATTEMPTS = 3
 _CONNECTION_GAP_S = 1
 """Between those attempts: SMG's own 30 s keep an engine that was away for a moment out for half a minute."""
@@ -91,6 +96,7 @@ def launch_command(
         "--enable-igw",  # without it a gRPC worker that is registered at run time gets no traffic
         *("--worker-startup-check-interval", str(_CONNECTION_GAP_S)),
         *("--cb-timeout-duration-secs", str(_SHUT_OUT_S)),
+        "--trust-tenant-header",  # nginx names the tenant, so that one key does not see what another stored
         *("--policy", policy),
         *("--log-json", "--log-level", log_level),
         *args,
@@ -125,8 +131,10 @@ class SmgClient:
         timeout_s: float,
         health: Mapping[str, int],
         loads_tokenizers: bool = True,
+        bridge_key: str = "",
     ) -> None:
         self._url = url
+        self._bridge_key = bridge_key
         self._health = dict(health)
         self._loads_tokenizers = loads_tokenizers
         self._tokenizers: set[str] = set()
@@ -149,7 +157,9 @@ class SmgClient:
             raise RouterUnavailable(f"{self._url}/workers: no list of workers in the answer")
         by_url: dict[str, list[Rank]] = {}
         settled = True
-        for row in rows:
+        for number, row in enumerate(rows, 1):
+            if number % _ROWS_AT_ONCE == 0:
+                await asyncio.sleep(0)
             listed = _read_worker(row)
             worker = await self._with_tokenizer(listed)
             settled = settled and worker is listed
@@ -179,7 +189,7 @@ class SmgClient:
             "kv_connector": spec.kv_connector,
             "kv_role": spec.kv_role,
             "kv_engine_id": spec.kv_engine_id,
-            "api_key": spec.api_key,
+            "api_key": self._key_of(spec),
             "priority": spec.priority,
             "cost": spec.cost,
             "models": [{"id": spec.named}] if spec.named else None,  # It heeds model_id for some engines only.
@@ -197,6 +207,12 @@ class SmgClient:
             raise RouterUnavailable(f"{self._url}/workers: accepted {spec.url} without a worker_id")
         self._ranks.submitted(spec.url, worker_id)
         return worker_id
+
+    def _key_of(self, spec: WorkerSpec) -> str | None:
+        """What SMG shows the worker: a bridge wants its own key, and shows the engine's itself."""
+        if not spec.bridged:
+            return spec.api_key
+        return self._bridge_key if spec.connection_mode is ConnectionMode.HTTP else None
 
     async def find(self, worker_id: str) -> Registered | None:
         """One worker, even one that is not listed yet; None if the router does not know it."""
@@ -259,7 +275,7 @@ class SmgClient:
             ):
                 raw, status = await body_within(response, _MOST_ANSWER_BYTES), response.status
         except (aiohttp.ClientError, TimeoutError, OSError) as error:
-            raise RouterUnavailable(f"{what}: {str(error) or type(error).__name__}") from error
+            raise RouterUnavailable(f"{what}: {printable(str(error)) or type(error).__name__}") from error
         if raw is None:
             raise RouterUnavailable(f"{what}: the answer is larger than {_MOST_ANSWER_BYTES} bytes")
         if status in (401, 403):
@@ -292,9 +308,9 @@ def _error_text(raw: bytes) -> str:
     try:
         answer = orjson.loads(raw)
     except ValueError:
-        return raw[:200].decode("utf-8", "replace")
+        return printable(raw[:200].decode("utf-8", "replace"))
     error = answer.get("error", answer) if isinstance(answer, dict) else answer
-    return str(error.get("message", error) if isinstance(error, dict) else error)[:500]
+    return printable(str(error.get("message", error) if isinstance(error, dict) else error), 500)
 
 
 def _read_worker(row: object) -> Registered:
@@ -320,10 +336,12 @@ def _read_worker(row: object) -> Registered:
             kv_connector=_text(row.get("kv_connector")),
             kv_role=_text(row.get("kv_role")),
             kv_engine_id=_text(row.get("kv_engine_id")),
-            note=_text(job.get("message")) if isinstance(job, dict) else None,
+            note=printable(_text(job.get("message")) or "") or None if isinstance(job, dict) else None,
         )
     except (KeyError, TypeError, ValueError) as error:
-        raise RouterUnavailable(f"a worker in a form that is not known: {error}: {row!r:.300}") from error
+        raise RouterUnavailable(
+            f"a worker in a form that is not known: {printable(str(error))}: {row!r:.300}"
+        ) from error
 
 
 def _as_rank(worker: Registered, row: Mapping[str, object]) -> Rank:
@@ -347,29 +365,33 @@ _EVERY_START = ("SECURITY POSTURE", "libturbojpeg not found")
 _LEVELS = {"ERROR": "error", "WARN": "warning", "INFO": "info", "DEBUG": "debug", "TRACE": "debug"}
 
 
+_NOT_PASSED_ON = frozenset(
+    ("timestamp", "level", "message", "filename", "line_number", "target", "threadName", "threadId", "span", "spans")
+) | frozenset(("event", "service", "text", "exc_info", "stack_info", "exception", "stack"))
+"""What says nothing new, and what our own events say under the same name."""
+_LONGEST_MESSAGE = 2000
+_MOST_FIELDS = 20
+
+
+def _shown(value: object) -> object:
+    if value is None or isinstance(value, bool | int | float):
+        return value
+    return printable(value if isinstance(value, str) else orjson.dumps(value).decode())
+
+
 def read_log_line(line: str) -> LogLine | None:
     """One line of `--log-json` output; None for what is not worth passing on (the banner)."""
     try:
         row = orjson.loads(line)
     except ValueError:
         # The banner, a Python traceback, a Rust panic. The banner is drawn in Braille.
-        return LogLine("warning", line.strip()) if line.isascii() and not line.startswith(" ") else None
+        text = printable(line.strip(), _LONGEST_MESSAGE)
+        return LogLine("warning", text) if line.isascii() and not line.startswith(" ") else None
     if not isinstance(row, dict):
-        return LogLine("warning", line.strip())
-    known = (
-        "timestamp",
-        "level",
-        "message",
-        "filename",
-        "line_number",
-        "target",
-        "threadName",
-        "threadId",
-        "span",
-        "spans",
-    )
-    fields = {name: value for name, value in row.items() if name not in known}
-    message = str(row.get("message", ""))
+        return LogLine("warning", printable(line.strip(), _LONGEST_MESSAGE))
+    told = [name for name in row if name not in _NOT_PASSED_ON and name.isidentifier()][:_MOST_FIELDS]
+    fields = {name: _shown(row[name]) for name in told}
+    message = printable(str(row.get("message", "")), _LONGEST_MESSAGE)
     level = "debug" if message.startswith(_EVERY_START) else _LEVELS.get(str(row.get("level")), "info")
     return LogLine(level, message, fields)
 
@@ -400,6 +422,7 @@ class Smg:
     """SMG as one service has it configured (a `RouterKind`).
 
     health: SMG's own per-worker settings; its checks matter only while the daemon is away.
+    bridge_key: what it shows the bridges of HTTP engines.
     """
 
     program: str
@@ -409,6 +432,7 @@ class Smg:
     env: Mapping[str, str]
     api_timeout_s: float
     health: Mapping[str, int]
+    bridge_key: str = field(default="", repr=False)
     name: str = "smg"
 
     def command(self, ports: RouterPorts, key: str) -> LaunchCommand:
@@ -443,6 +467,7 @@ class Smg:
             key,
             timeout_s=self.api_timeout_s,
             health=self.health,
+            bridge_key=self.bridge_key,
             loads_tokenizers=not any(word.partition("=")[0] in _OWN_TOKENIZER for word in self.args),
         )
 

@@ -2,16 +2,17 @@
 
 from __future__ import annotations
 
-import os
-import stat
-from collections.abc import AsyncIterator, Callable, Mapping
+from collections.abc import AsyncIterator, Callable, Mapping, Set
 from functools import partial
 from pathlib import Path
 
 from gateway_sidecar.config import Described
 from gateway_sidecar.domain.model import Occupant, ReplicaId
+from gateway_sidecar.domain.trust import ROOT, Owned, way_in
 from gateway_sidecar.domain.tunnels import Tunnel
+from gateway_sidecar.files.follow import Followed, ours
 from gateway_sidecar.sources.listing import Listing, Sighting
+from gateway_sidecar.sources.placed import OwnSockets, RefusedPlaceError, socket_at
 from gateway_sidecar.supervision.own_thread import OwnThread
 
 _PATIENCE_S = 5.0
@@ -20,20 +21,36 @@ SocketOf = Callable[[Tunnel], Path]
 """Where a tunnel's socket is."""
 
 
-def listing_of(described: Mapping[ReplicaId, Described], source: str, socket_of: SocketOf) -> Listing:
-    """Looks at each place. A tunnel of ours is there as soon as it is wanted; a socket when it exists. Blocks."""
+def listing_of(
+    described: Mapping[ReplicaId, Described],
+    source: str,
+    socket_of: SocketOf,
+    own: OwnSockets,
+    vouching: Set[int] = frozenset(),
+) -> Listing:
+    """Looks at each place. A tunnel of ours is there as soon as it is wanted; a socket when it exists. Blocks.
+
+    vouching: users beside root and the daemon's own that may name anybody's socket, and SSH servers.
+    """
+    forbidden = own.now()
     present: dict[ReplicaId, Sighting] = {}
     unknown: set[ReplicaId] = set()
     refused: dict[str, str] = {}
     absent: dict[ReplicaId, tuple[str, Path]] = {}
     for replica, it in described.items():
+        if isinstance(it.place, Tunnel) and it.named_by not in ours() | vouching:
+            refused[replica] = (
+                f"user {it.named_by} may not have the daemon log in to {it.place} with its keys; "
+                "let the inventory's owner or root write this file"
+            )
+            continue
         if isinstance(it.place, Tunnel):
             socket = socket_of(it.place)
             occupant = Occupant(0, 0, 0, socket.stem)
             present[replica] = Sighting(replica, socket, occupant, None, source, it.place, True, it.overrides)
             continue
         try:
-            found = os.stat(it.place)  # noqa: PTH116 - looked at every few seconds for ever
+            place = socket_at(str(it.place), forbidden, named_by=it.named_by, vouching=vouching)
         except (FileNotFoundError, NotADirectoryError):
             absent[replica] = (source, it.place)
             continue
@@ -41,26 +58,43 @@ def listing_of(described: Mapping[ReplicaId, Described], source: str, socket_of:
             unknown.add(replica)
             refused[replica] = f"cannot look at {it.place}: {error.strerror}"
             continue
-        if not stat.S_ISSOCK(found.st_mode):
-            refused[replica] = f"{it.place} is not a socket"
+        except RefusedPlaceError as error:
+            refused[replica] = str(error)
             continue
-        occupant = Occupant(found.st_dev, found.st_ino, found.st_mtime_ns)
-        present[replica] = Sighting(replica, it.place, occupant, None, source, None, True, it.overrides)
+        if it.overrides.api_key is not None and (shared := _who_else(place)):
+            refused[replica] = (
+                f"{shared}: its API key would be shown to whoever places {place.real}; "
+                f"place it in a directory that only user {place.found.st_uid} may write"
+            )
+            continue
+        occupant = Occupant(place.found.st_dev, place.found.st_ino, place.found.st_mtime_ns)
+        target = None if place.real == str(it.place) else Path(place.real)
+        present[replica] = Sighting(replica, it.place, occupant, None, source, None, True, it.overrides, target)
     return Listing(present, frozenset(unknown), refused, absent=absent)
+
+
+def _who_else(place: Followed) -> str | None:
+    """How somebody else than the socket's owner could place one there; None if nobody can."""
+    owners = ours() | {place.found.st_uid}
+    directory: Owned = place.above[-1]
+    return way_in(directory, place.above[:-1], owners, (ROOT,))
 
 
 class FixedReplicas:
     """Replicas that are there as long as the settings are."""
 
-    def __init__(self, name: str, described: Mapping[ReplicaId, Described], socket_of: SocketOf) -> None:
+    def __init__(
+        self, name: str, described: Mapping[ReplicaId, Described], socket_of: SocketOf, own: OwnSockets
+    ) -> None:
         self.name = name
         self._described = described
         self._socket_of = socket_of
+        self._own = own
         self._thread = OwnThread(f"source {name}")
 
     async def look(self) -> Listing:
         """What is there now. Never raises."""
-        look = partial(listing_of, self._described, self.name, self._socket_of)
+        look = partial(listing_of, self._described, self.name, self._socket_of, self._own)
         try:
             return await self._thread.run(look, patience_s=_PATIENCE_S)
         except TimeoutError:

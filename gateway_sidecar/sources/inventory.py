@@ -19,9 +19,12 @@ from asyncinotify import Inotify, Mask
 
 from gateway_sidecar.config import Described
 from gateway_sidecar.domain.model import ReplicaId
+from gateway_sidecar.domain.trust import trouble_with_links
 from gateway_sidecar.errors import ConfigError
+from gateway_sidecar.files.follow import follow, ours
 from gateway_sidecar.sources.described import SocketOf, listing_of
 from gateway_sidecar.sources.listing import Listing
+from gateway_sidecar.sources.placed import OwnSockets
 from gateway_sidecar.supervision.own_thread import OwnThread
 
 SUFFIXES = (".yaml", ".yml", ".json")
@@ -44,12 +47,19 @@ class Inventory:
     """The replicas that files below one path list (a source)."""
 
     def __init__(
-        self, name: str, path: Path, read: Callable[[Path], Mapping[ReplicaId, Described]], socket_of: SocketOf
+        self,
+        name: str,
+        path: Path,
+        read: Callable[[Path], Mapping[ReplicaId, Described]],
+        socket_of: SocketOf,
+        own: OwnSockets,
     ) -> None:
         self.name = name
         self.path = path
         self._read = read
         self._socket_of = socket_of
+        self._own = own
+        self._vouching: frozenset[int] = frozenset()
         self._files: dict[Path, _File] = {}
         self._owner: dict[ReplicaId, Path] = {}
         self._thread = OwnThread(f"source {path}")
@@ -84,7 +94,10 @@ class Inventory:
         return self._listing(refused, unseen)
 
     def _paths(self) -> list[Path]:
-        if not stat.S_ISDIR(self.path.stat().st_mode):
+        found = self.path.stat()
+        # Whoever owns what the settings name was given this job. Others who may write there name what is their own.
+        self._vouching = frozenset((found.st_uid,))
+        if not stat.S_ISDIR(found.st_mode):
             return [self.path]
         with os.scandir(self.path) as entries:
             names = [e.name for e in entries if e.name.endswith(SUFFIXES) and not e.name.startswith(".")]
@@ -92,11 +105,15 @@ class Inventory:
 
     def _refresh(self, path: Path, file: _File) -> None:
         try:
-            status = path.stat()
+            place = follow(str(path.absolute()))
         except OSError as error:
             file.stamp, file.problems = None, [f"{path}: {error.strerror}"]
             return
-        stamp = (status.st_mtime_ns, status.st_size, status.st_ino)
+        trouble = trouble_with_links(place.links, place.owned, ours() | self._vouching)
+        if trouble is not None:
+            file.stamp, file.problems = None, [trouble]
+            return
+        stamp = (place.found.st_ctime_ns, place.found.st_size, place.found.st_ino)
         if stamp == file.stamp:
             return
         try:
@@ -123,7 +140,7 @@ class Inventory:
                 kept = owner[replica]
                 refused[replica] = f"is in {kept} and in {path_refused}; that of {kept} counts: rename or remove one"
         self._owner = owner
-        listing = listing_of(described, self.name, self._socket_of)
+        listing = listing_of(described, self.name, self._socket_of, self._own, self._vouching)
         return Listing(listing.present, listing.unknown, {**listing.refused, **refused}, unseen, listing.absent)
 
     async def hints(self) -> AsyncIterator[None]:

@@ -14,7 +14,8 @@ from gateway_sidecar.domain.tunnels import Tunnel
 class Sighting:
     """One replica's socket as it is now.
 
-    notes: the (path, mtime in ns) of the `<replica>.yaml` beside it, if there is one.
+    target: the socket itself, where links lead to it from `socket`; None where there are none.
+    notes: the (path, ctime in ns) of the `<replica>.yaml` beside it, if there is one. A change of owner counts, too.
     source: the name of the source that owns the replica.
     tunnel: what makes the socket, if that is us.
     described: whether the source itself says what is noted of the replica; `overrides` is that, and None only in a
@@ -29,6 +30,12 @@ class Sighting:
     tunnel: Tunnel | None = None
     described: bool = False
     overrides: Overrides | None = None
+    target: Path | None = None
+
+    @property
+    def place(self) -> Path:
+        """Where the socket really is: what is bridged. A link that is changed later leads nobody elsewhere."""
+        return self.target or self.socket
 
     def is_told_elsewhere(self, earlier: Sighting) -> bool:
         """Whether its source says that the replica is somewhere else now: `earlier` may be there still."""
@@ -37,8 +44,8 @@ class Sighting:
 
     def says_as_much_as(self, other: Sighting) -> bool:
         """Whether both say the same of the same place."""
-        return (self.source, self.socket, self.notes, self.described, self.overrides) == (
-            *(other.source, other.socket, other.notes, other.described, other.overrides),
+        return (self.source, self.socket, self.target, self.notes, self.described, self.overrides) == (
+            *(other.source, other.socket, other.target, other.notes, other.described, other.overrides),
         )
 
 

@@ -10,15 +10,18 @@ import contextlib
 import errno
 import os
 import re
-import stat
 from collections.abc import AsyncIterator, Callable, Container
+from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
 
 from asyncinotify import Inotify, Mask
 
 from gateway_sidecar.domain.model import Occupant, ReplicaId
+from gateway_sidecar.domain.trust import trouble_with_notes
+from gateway_sidecar.files.follow import Followed, follow, ours
 from gateway_sidecar.sources.listing import Listing, Sighting
+from gateway_sidecar.sources.placed import Forbidden, OwnSockets, RefusedPlaceError, socket_at
 from gateway_sidecar.supervision.own_thread import OwnThread
 
 PLACEHOLDER = "{replica}"
@@ -33,11 +36,12 @@ _LOST = Mask.IGNORED | Mask.DELETE_SELF | Mask.MOVE_SELF | Mask.Q_OVERFLOW | Mas
 class SocketPattern:
     """Looks at every path that a pattern such as `/run/replicas/{replica}.sock` matches."""
 
-    def __init__(self, pattern: str) -> None:
+    def __init__(self, pattern: str, own: OwnSockets) -> None:
         before, _, after = pattern.partition(PLACEHOLDER)
         directory, _, prefix = before.rpartition("/")
         suffix, slash, rest = after.partition("/")
         self.pattern = pattern
+        self._own = own
         self.directory = Path(directory or "/")
         self._below = Path(rest) if slash else None
         self._prefix = f"{directory}/"
@@ -62,6 +66,7 @@ class SocketPattern:
         try:
             with os.scandir(self.directory) as entries:
                 names = {entry.name for entry in entries}
+            look = _Look(follow(str(self.directory)), names, self._own.now(), refused)
         except OSError as error:
             if error.errno in _GONE:
                 return Listing()
@@ -76,8 +81,8 @@ class SocketPattern:
                 continue
             replica = ReplicaId(match[1])
             try:
-                sighting = self._look_at(name, replica, names)
-            except _NotASocketError as error:
+                sighting = self._look_at(name, replica, look)
+            except RefusedPlaceError as error:
                 refused[replica] = str(error)
             except OSError as error:
                 if error.errno not in _GONE:
@@ -91,20 +96,22 @@ class SocketPattern:
     def _path(self, name: str) -> str:
         return f"{self._prefix}{name}{self._rest}"
 
-    def _look_at(self, name: str, replica: ReplicaId, names: Container[str]) -> Sighting:
+    def _look_at(self, name: str, replica: ReplicaId, look: _Look) -> Sighting:
         path = self._path(name)
-        found = os.stat(path)  # noqa: PTH116 - looked at every few seconds for ever: no Path objects for that
-        if not stat.S_ISSOCK(found.st_mode):
-            raise _NotASocketError(f"{path} is not a socket")
-        occupant = Occupant(found.st_dev, found.st_ino, found.st_mtime_ns)
+        where, in_it = look.directory, name
+        if self._below is not None:
+            where, in_it = follow(f"{name}/{self._below.parent}", look.directory), self._below.name
+        place = socket_at(in_it, look.forbidden, start=where)
+        occupant = Occupant(place.found.st_dev, place.found.st_ino, place.found.st_mtime_ns)
         beside = f"{replica}.yaml"
         notes = None
-        if self._below is not None or beside in names:
-            notes = _notes(f"{path.rpartition('/')[0]}/{beside}")
+        if self._below is not None or beside in look.names:
+            notes = look.notes(f"{path.rpartition('/')[0]}/{beside}", beside, where, place.found.st_uid)
+        target = None if place.real == path else Path(place.real)
         last = self._last.get(replica)
-        if last is not None and last.occupant == occupant and last.notes == notes:
+        if last is not None and (last.occupant, last.notes, last.target) == (occupant, notes, target):
             return last
-        return Sighting(replica, Path(path), occupant, notes)
+        return Sighting(replica, Path(path), occupant, notes, target=target)
 
     async def hints(self) -> AsyncIterator[None]:
         """Yields whenever a look may be worth while. May miss things, and may yield for nothing.
@@ -153,14 +160,28 @@ class SocketPattern:
         watched.add(path)
 
 
-class _NotASocketError(Exception):
-    """A file that matches the pattern and is something else."""
+@dataclass(frozen=True, slots=True)
+class _Look:
+    """One look: what is in the directory, and what is refused of it."""
 
+    directory: Followed
+    names: Container[str]
+    forbidden: Forbidden
+    refused: dict[str, str]
 
-def _notes(path: str) -> tuple[Path, int] | None:
-    try:
-        return Path(path), os.stat(path).st_mtime_ns  # noqa: PTH116 - as above
-    except OSError:
+    def notes(self, path: str, name: str, where: Followed, socket_owner: int) -> tuple[Path, int] | None:
+        """The notes beside a socket, if there are any that count for it.
+
+        Others may put a file of that name there, and must not be able to keep a replica from serving by it.
+        """
+        try:
+            place = follow(name, where)
+        except OSError:
+            return None
+        trouble = trouble_with_notes(place.owned, place.links, socket_owner, ours())
+        if trouble is None:
+            return Path(path), place.found.st_ctime_ns
+        self.refused[name] = f"{trouble}; it is not read"
         return None
 
 

@@ -11,6 +11,7 @@ from gateway_sidecar.domain.model import ReplicaId
 from gateway_sidecar.errors import ConfigError
 from gateway_sidecar.sources.described import SocketOf, listing_of
 from gateway_sidecar.sources.listing import Listing
+from gateway_sidecar.sources.placed import OwnSockets
 from gateway_sidecar.supervision.own_thread import OwnThread
 
 NAME = "api"
@@ -45,10 +46,13 @@ class _Read:
 class ToldReplicas:
     """The source of what is told of one service (a source). `read` turns an entry into what it says."""
 
-    def __init__(self, told: Told, read: Callable[[ToldEntry, ReplicaId], Described], socket_of: SocketOf) -> None:
+    def __init__(
+        self, told: Told, read: Callable[[ToldEntry, ReplicaId], Described], socket_of: SocketOf, own: OwnSockets
+    ) -> None:
         self._told = told
         self._read = read
         self._socket_of = socket_of
+        self._own = own
         self._known: dict[ReplicaId, _Read] = {}
         self._thread = OwnThread("source api")
 
@@ -68,7 +72,7 @@ class ToldReplicas:
     def _look(self, entries: dict[ReplicaId, ToldEntry], lost: frozenset[ReplicaId]) -> Listing:
         self._known = {replica: self._refreshed(replica, entry) for replica, entry in entries.items()}
         described = {replica: it.described for replica, it in self._known.items() if it.described is not None}
-        listing = listing_of(described, NAME, self._socket_of)
+        listing = listing_of(described, NAME, self._socket_of, self._own)
         again = "what the API was told of it is lost; PUT it again, or DELETE it"
         refused: dict[str, str] = {**dict.fromkeys(lost, again), **listing.refused}
         refused |= {replica: it.problem for replica, it in self._known.items() if it.problem is not None}

@@ -8,6 +8,7 @@ from contextlib import suppress
 from pathlib import Path
 
 from gateway_sidecar.errors import StateError
+from gateway_sidecar.files.own import keep_directory
 
 
 class DirectoryLock:
@@ -21,8 +22,8 @@ class DirectoryLock:
     def take(self) -> None:
         """Raises StateError if another daemon is there, or the directory cannot be used."""
         try:
-            self._directory.mkdir(parents=True, exist_ok=True)
-            fd = os.open(self._path, os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, 0o600)
+            keep_directory(self._directory)
+            fd = os.open(self._path, os.O_RDWR | os.O_CREAT | os.O_NOFOLLOW | os.O_CLOEXEC, 0o600)
         except OSError as error:
             raise StateError(f"run_dir: cannot use {self._directory}: {error.strerror}") from error
         try:

@@ -16,6 +16,9 @@ from collections.abc import Callable
 from functools import partial
 from pathlib import Path
 
+from gateway_sidecar.domain.printable import printable
+from gateway_sidecar.files.own import make_directory
+from gateway_sidecar.files.replace import open_to_append
 from gateway_sidecar.supervision.own_thread import OwnThread
 
 _MOST_READ = 256 * 1024
@@ -82,7 +85,7 @@ class ChildLog:
         return await self._in_thread(self.new_lines)
 
     async def read_tail(self, lines: int) -> list[str]:
-        """The last complete lines, whoever read them before; none if the disk does not answer in time."""
+        """The last lines, printable, whoever read them before; none if the disk does not answer in time."""
         return await self._in_thread(partial(self.tail, lines))
 
     async def _in_thread(self, work: Callable[[], list[str]]) -> list[str]:
@@ -130,34 +133,41 @@ class ChildLog:
         self._offset = start + (end or len(chunk))
         if self._offset > self._most_bytes and self._offset == size:
             self._cut(path)
-        return [line for line in chunk[: end or None].decode("utf-8", "replace").splitlines() if line.strip()]
+        return _lines(chunk[: end or None])
 
     def tail(self, lines: int) -> list[str]:
-        """The last complete lines, whoever read them before. Blocks: `read_tail` does not."""
+        """The last lines, printable, whoever read them before. Blocks: `read_tail` does not."""
         if self.file is None:
             return []
         try:
             with self.file.open("rb") as file:
                 file.seek(max(0, self.file.stat().st_size - 16 * 1024))
-                found = file.read().decode("utf-8", "replace").splitlines()
+                found = _lines(file.read())
         except OSError:
             return []
-        return [line for line in found if line.strip()][-lines:]
+        return [printable(line) for line in found[-lines:]]
 
     def _cut(self, path: Path) -> None:
         # Copy, then truncate: what the child writes between the two is lost, at most a line or so.
         with contextlib.suppress(OSError):
-            shutil.copyfile(path, path.with_name(path.name + ".1"))
+            earlier = path.with_name(path.name + ".1")
+            earlier.unlink(missing_ok=True)
+            shutil.copyfile(path, earlier)
         os.truncate(path, 0)
         self._offset = 0
 
 
 def try_writing(directory: Path, room_bytes: int) -> None:
     """Raises OSError where so much cannot be written. The directory is made if need be. Blocks."""
-    directory.mkdir(parents=True, exist_ok=True)
+    make_directory(directory)
     with tempfile.TemporaryFile(dir=directory, buffering=0) as trial:
         if trial.write(bytes(room_bytes)) < room_bytes:
             raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
+
+
+def _lines(raw: bytes) -> list[str]:
+    """What ends a line is a line feed alone: what else Python takes for an end may stand in what somebody has said."""
+    return [line for line in raw.decode("utf-8", "replace").split("\n") if line.strip()]
 
 
 def _open(path: Path) -> tuple[int, int]:
@@ -167,5 +177,5 @@ def _open(path: Path) -> tuple[int, int]:
     survives.
     """
     try_writing(path.parent, _ROOM_BYTES)
-    fd = os.open(path, os.O_WRONLY | os.O_CREAT | os.O_APPEND | os.O_CLOEXEC, 0o640)
+    fd = open_to_append(path)
     return fd, os.fstat(fd).st_size

@@ -11,6 +11,8 @@ import contextlib
 import functools
 import os
 import signal
+import socket
+import struct
 import subprocess
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
@@ -22,6 +24,7 @@ from gateway_sidecar.supervision.awake import within
 _OURS_ALONE = ("NOTIFY_SOCKET", "WATCHDOG_USEC", "WATCHDOG_PID", "LISTEN_FDS", "LISTEN_PID", "INVOCATION_ID")
 """What systemd tells the daemon and no child of it."""
 
+_CREDENTIALS = struct.Struct("3i")  # pid, uid, gid: unix(7)
 _BOOT_ID = Path("/proc/sys/kernel/random/boot_id")
 
 
@@ -58,6 +61,20 @@ class Identity:
     def is_alive(self) -> bool:
         """Whether this very process still runs."""
         return start_ticks(self.pid) == self.start_ticks and boot_id() == self.boot_id
+
+
+def peer_of(sock: socket.socket) -> int:
+    """The process at the other end of a Unix socket: which connected, or listened; 0 for one that cannot be seen."""
+    return int(_CREDENTIALS.unpack(sock.getsockopt(socket.SOL_SOCKET, socket.SO_PEERCRED, _CREDENTIALS.size))[0])
+
+
+def is_own_child(pid: int, *directories: Path) -> bool:
+    """Whether this process was started by a daemon of these directories: such write to a log there, and nobody else."""
+    try:
+        output = Path(f"/proc/{pid}/fd/1").readlink()
+    except OSError:
+        return False  # Gone, or of a user into whose processes we cannot look.
+    return any(output.is_relative_to(os.path.realpath(directory)) for directory in directories)
 
 
 class Process:

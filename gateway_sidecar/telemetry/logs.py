@@ -1,18 +1,31 @@
-"""structlog, set up once: one event per fact, JSON or console, on standard error."""
+"""structlog, set up once: one event per fact, JSON or console, on standard error.
+
+Whoever said what is in an event, it is one line of what can be printed: the last defence of log and terminal. And
+nobody else writes there: libraries' own log records, warnings and faults become events (`library.said`).
+"""
 
 from __future__ import annotations
 
+import io
 import json
 import logging
 import sys
+import threading
 from collections.abc import Callable
 from contextlib import suppress
 from typing import TextIO, cast
 
 import orjson
 import structlog
+import structlog.tracebacks
+
+from gateway_sidecar.domain.printable import printable, printable_lines
 
 _LEVELS = {"debug": logging.DEBUG, "info": logging.INFO, "warning": logging.WARNING, "error": logging.ERROR}
+_LONGEST_VALUE = 4000
+_LONGEST_RECORD = 2000
+_WITHOUT_LOCALS = structlog.tracebacks.ExceptionDictTransformer(show_locals=False)
+"""Variables of a function that failed may hold keys, or what somebody sent us; a log holds neither."""
 
 
 def set_up_logs(form: str, level: str, stream: TextIO | None = None) -> None:
@@ -20,9 +33,15 @@ def set_up_logs(form: str, level: str, stream: TextIO | None = None) -> None:
     target = sys.stderr if stream is None else stream
     as_json = form == "json" or (form == "auto" and not target.isatty())
     last: list[structlog.typing.Processor] = (
-        [structlog.processors.dict_tracebacks, structlog.processors.JSONRenderer(serializer=_as_json)]
+        [
+            structlog.processors.ExceptionRenderer(_WITHOUT_LOCALS),
+            structlog.processors.JSONRenderer(serializer=_as_json),
+        ]
         if as_json
-        else [structlog.dev.ConsoleRenderer(colors=target.isatty())]
+        else [
+            _printable_values,
+            structlog.dev.ConsoleRenderer(colors=target.isatty(), exception_formatter=_printable_traceback),
+        ]
     )
     structlog.configure(
         processors=[
@@ -35,6 +54,31 @@ def set_up_logs(form: str, level: str, stream: TextIO | None = None) -> None:
         logger_factory=structlog.WriteLoggerFactory(cast(TextIO, _NeverRaising(target))),
         cache_logger_on_first_use=False,
     )
+
+
+def take_in_libraries() -> None:
+    """From now on what libraries would write to standard error themselves is an event, for the life of the process."""
+    logging.basicConfig(handlers=[_AsEvent()], level=logging.WARNING, force=True)
+    logging.captureWarnings(True)
+    threading.excepthook = lambda fault: _tell_fault(f"thread {getattr(fault.thread, 'name', '?')}", fault.exc_value)
+    sys.unraisablehook = lambda fault: _tell_fault(f"{fault.err_msg or 'ignored in'} {fault.object!r}", fault.exc_value)
+
+
+class _AsEvent(logging.Handler):
+    """Turns a library's log record into an event."""
+
+    def emit(self, record: logging.LogRecord) -> None:
+        try:
+            text = record.getMessage()
+        except (TypeError, ValueError):  # Its arguments do not fit.
+            text = str(record.msg)
+        log = get_logger().error if record.levelno >= logging.ERROR else get_logger().warning
+        fault = record.exc_info[1] if record.exc_info else None
+        log("library.said", library=record.name, text=printable(text, _LONGEST_RECORD), exc_info=fault)
+
+
+def _tell_fault(where: str, fault: BaseException | None) -> None:
+    get_logger().error("library.said", library="python", text=printable(where), exc_info=fault)
 
 
 class _NeverRaising:
@@ -55,9 +99,31 @@ class _NeverRaising:
 
 def _as_json(event: object, default: Callable[[object], object]) -> str:
     try:
-        return orjson.dumps(event, default=default).decode()
+        text = orjson.dumps(event, default=default).decode()
     except orjson.JSONEncodeError:  # Half a surrogate pair, out of some engine's mouth: escaped, it can be written.
         return json.dumps(event, default=default)
+    # JSON lets C1 controls, U+2028 and what turns the direction of writing stand as they are. Only strings have them.
+    return text if text.isprintable() else "".join(map(_escaped, text))
+
+
+def _escaped(character: str) -> str:
+    return character if character.isprintable() else json.dumps(character)[1:-1]
+
+
+def _printable_values(
+    _logger: object, _method: str, event: structlog.typing.EventDict
+) -> structlog.typing.ProcessorReturnValue:
+    """On a console nothing is quoted."""
+    return {
+        printable(name): value if name == "exc_info" else printable(str(value), _LONGEST_VALUE)
+        for name, value in event.items()
+    }
+
+
+def _printable_traceback(stream: TextIO, fault: structlog.typing.ExcInfo) -> None:
+    plain = io.StringIO()
+    structlog.dev.plain_traceback(plain, fault)
+    stream.write(printable_lines(plain.getvalue()))
 
 
 def get_logger(**facts: object) -> structlog.typing.FilteringBoundLogger:

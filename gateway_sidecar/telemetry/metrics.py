@@ -108,6 +108,10 @@ class Metrics:
         self.desired_replicas = gauge("desired_replicas", "Replicas that there should be.", "service", "role")
         self.scaling_hook_runs = counter("scaling_hook_runs", "Calls of the scaling hook.", "service", "outcome")
         self.bridge_ports = gauge("bridge_ports", "Bridge ports by use.", "use")
+        self.service_bridge_ports = gauge(
+            "service_bridge_ports", "Bridge ports that a service holds, those at rest included.", "service"
+        )
+        self.bridge_port_share = gauge("bridge_port_share", "Bridge ports that each service is sure of.")
         self.bridge_up = gauge("bridge_up", "1 while nginx runs.")
         self.bridge_reloads = counter("bridge_reloads", "Reloads of nginx; scale events cause none.")
         self.bridge_starts = counter("bridge_starts", "Times nginx was started.")

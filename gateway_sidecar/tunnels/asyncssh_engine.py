@@ -4,15 +4,19 @@ from __future__ import annotations
 
 import asyncio
 import json
+import os
 import sys
 from dataclasses import asdict
 from pathlib import Path
 
+from gateway_sidecar.domain.printable import printable
 from gateway_sidecar.domain.tunnels import PathState, PathStatus, SshRoute
+from gateway_sidecar.files.replace import replace_file
 from gateway_sidecar.supervision.awake import within
 from gateway_sidecar.tunnels.base import TunnelFault, check_files
 
 _ANSWER_S = 10.0
+_MOST_READ = 64 * 1024
 
 
 class AsyncSsh:
@@ -28,8 +32,7 @@ class AsyncSsh:
         check_files(route.servers)
         path = self._directory / f"{link}.conf"
         try:
-            path.touch(mode=0o600)
-            path.write_text(json.dumps(asdict(route)))
+            replace_file(path, json.dumps(asdict(route)))
         except OSError as error:
             raise TunnelFault(PathState.LOCAL_TROUBLE, f"cannot write {path}: {error.strerror}") from error
         (self._directory / f"{link}.ctl").unlink(missing_ok=True)
@@ -50,16 +53,19 @@ class AsyncSsh:
     def why_ended(self, link: str, route: SshRoute) -> PathStatus:
         """What the process said last; that of its own and nothing else is JSON."""
         try:
-            lines = (self._directory / f"{link}.log").read_text("utf-8", "replace").splitlines()
+            with (self._directory / f"{link}.log").open("rb") as file:
+                file.seek(max(0, os.fstat(file.fileno()).st_size - _MOST_READ))
+                lines = file.read(_MOST_READ).decode("utf-8", "replace").split("\n")
         except OSError:
             lines = []
+        lines = [line for line in lines if line.strip()]
         for line in reversed(lines):
             try:
                 said = json.loads(line)
-                return PathStatus(PathState(said["state"]), str(said["reason"]))
+                return PathStatus(PathState(said["state"]), printable(str(said["reason"])))
             except (ValueError, KeyError, TypeError):
                 continue
-        return PathStatus(PathState.FAILED, lines[-1] if lines else "the process ended without a word")
+        return PathStatus(PathState.FAILED, printable(lines[-1]) if lines else "the process ended without a word")
 
     async def _ask(self, link: str, question: dict[str, str]) -> None:
         path = self._directory / f"{link}.ctl"
@@ -75,4 +81,4 @@ class AsyncSsh:
         except (OSError, TimeoutError, ValueError) as error:
             raise TunnelFault(PathState.LOCAL_TROUBLE, f"{path} does not answer: {error!r}") from error
         if not answer.get("ok"):
-            raise TunnelFault(PathState.LOCAL_TROUBLE, str(answer.get("reason")))
+            raise TunnelFault(PathState.LOCAL_TROUBLE, printable(str(answer.get("reason"))))

@@ -16,6 +16,7 @@ from shutil import which
 from typing import Any
 
 from gateway_sidecar.domain.tunnels import PathState, PathStatus, SshRoute, Tunnel
+from gateway_sidecar.files.own import make_directory
 from gateway_sidecar.supervision.process import Identity, Process, writers_below
 from gateway_sidecar.telemetry.logs import get_logger
 from gateway_sidecar.tunnels.asyncssh_engine import AsyncSsh
@@ -103,7 +104,7 @@ class TunnelFleet:
 
     def prepare(self) -> None:
         """Makes the directory and looks for connections that an earlier daemon left. Raises OSError. Blocks."""
-        self.directory.mkdir(mode=0o700, parents=True, exist_ok=True)
+        make_directory(self.directory, 0o700)
         found = writers_below(self.directory)
         self._earlier = {name.removesuffix(".log"): identities for name, identities in found.items()}
 

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
-import os
 import random
 import socket
 import time
@@ -12,8 +11,10 @@ from collections.abc import Callable
 from pathlib import Path
 
 from gateway_sidecar.domain.backoff import Backoff
+from gateway_sidecar.domain.printable import printable
 from gateway_sidecar.domain.tunnels import LASTING, PathState, PathStatus, SshRoute
 from gateway_sidecar.errors import ProcessError
+from gateway_sidecar.files.replace import open_to_append
 from gateway_sidecar.supervision import awake
 from gateway_sidecar.supervision.awake import within
 from gateway_sidecar.supervision.logfile import ChildLog
@@ -172,7 +173,7 @@ class Link:
         """An empty file for what the process will say; how the next daemon knows the process, too."""
         path = self._log_file.path
         path.unlink(missing_ok=True)
-        descriptor = os.open(path, os.O_WRONLY | os.O_CREAT | os.O_APPEND | os.O_CLOEXEC, 0o640)
+        descriptor = open_to_append(path)
         self._log_file.new_lines()  # From here on all of it is read.
         return descriptor
 
@@ -250,7 +251,7 @@ class Link:
     async def _read_log(self) -> None:
         for line in await asyncio.to_thread(self._log_file.new_lines):
             if "administratively prohibited" in line:
-                self._forbidden = line
+                self._forbidden = printable(line)
 
     def _note(self, status: PathStatus, *, adopted: bool = False, retry_in_s: float | None = None) -> None:
         before, self.status = self.status, status

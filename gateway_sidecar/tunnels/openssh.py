@@ -16,7 +16,9 @@ import shlex
 from collections.abc import Iterator, Sequence
 from pathlib import Path
 
+from gateway_sidecar.domain.printable import printable
 from gateway_sidecar.domain.tunnels import PathState, PathStatus, SshRoute, SshServer
+from gateway_sidecar.files.replace import replace_file
 from gateway_sidecar.supervision.awake import within
 from gateway_sidecar.tunnels.base import TunnelFault, check_files
 from gateway_sidecar.tunnels.files import with_cure
@@ -127,7 +129,7 @@ class OpenSsh:
                 process.kill()
                 await process.wait()
         if process.returncode != 0:
-            last = said.decode("utf-8", "replace").strip().splitlines()[-1:] or ["it does not say why"]
+            last = _printable_lines(said[-_MOST_READ:])[-1:] or ["it does not say why"]
             raise TunnelFault(PathState.LOCAL_TROUBLE, f"ssh refuses to {what} {local}: {last[0]}")
 
     def _blocks(self, link: str, route: SshRoute) -> Iterator[str]:
@@ -169,9 +171,7 @@ class OpenSsh:
 
     def _write(self, name: str, text: str) -> None:
         try:
-            path = self._directory / name
-            path.touch(mode=0o600)
-            path.write_text(text)
+            replace_file(self._directory / name, text)
         except OSError as error:
             raise TunnelFault(PathState.LOCAL_TROUBLE, f"cannot write {name}: {error.strerror}") from error
 
@@ -213,10 +213,14 @@ def _lines(path: Path) -> list[str]:
     try:
         with path.open("rb") as file:
             file.seek(max(0, path.stat().st_size - _MOST_READ))
-            text = file.read().decode("utf-8", "replace")
+            return _printable_lines(file.read(_MOST_READ))
     except OSError:
         return []
-    return [line.strip() for line in text.splitlines() if line.strip()]
+
+
+def _printable_lines(said: bytes) -> list[str]:
+    """The far side speaks here, too. No line is longer than can be searched at once."""
+    return [printable(line.strip()) for line in said.decode("utf-8", "replace").split("\n") if line.strip()]
 
 
 def _quoted(path: str) -> str:

@@ -304,7 +304,8 @@ class Stage:
         living = len(self._behind)
         while time.monotonic() < end:
             latest = self.history.snapshots[-1]
-            if latest.quarantined == 0 and latest.leased == len(latest.rows) <= living:
+            bridged = sum(row.port is not None for row in latest.rows)
+            if latest.quarantined == 0 and latest.leased == bridged and len(latest.rows) <= living:
                 return
             await asyncio.sleep(0.1)
 
@@ -321,7 +322,7 @@ class Stage:
         links = tuple(p.name for p in (run / "bridges").iterdir() if p.name.partition(".")[0] not in map(str, here))
         await asyncio.sleep(1.0)  # Records are written a moment after what they tell of.
         leases = json.loads((gateway.directory / "state" / "leases.json").read_text())["services"]
-        ports = {row["port"] for rows_ in leases.values() for row in rows_}
+        ports = {row["port"] for rows_ in leases.values() for row in rows_ if row["port"] is not None}
         held = await asyncio.to_thread(open_connections, _Everything())
         low, high = map(int, gateway.settings["bridges"]["ports"].split("-"))
         quarantined = int(status["bridge"]["quarantined"])

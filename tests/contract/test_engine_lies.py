@@ -187,6 +187,14 @@ SETTINGS = b"\0\0\0\x04\0\0\0\0\0"
 MIB = 1024 * 1024
 
 
+def frame(kind: int, flags: int = 0, payload: bytes = b"", stream: int = 0) -> bytes:
+    return len(payload).to_bytes(3) + bytes((kind, flags)) + stream.to_bytes(4) + payload
+
+
+TABLE_BOMB = frame(1, 4, b"\x40\x01a\x7f\x81\x1e" + b"b" * 4000 + b"\xbe" * 12000, 1)
+SWALLOWED = "no gRPC call gets through"
+
+
 @dataclass(frozen=True)
 class Lie:
     """What a server does, the verdict at first sight, and whether that takes until the deadline."""
@@ -235,6 +243,11 @@ LIES: dict[str, Lie] = {
         repeat(b"HTTP/1.1 200 OK\r\nTransfer-Encoding: chunked\r\n\r\n", b"1\r\n[\r\n" * 1000), Foreign, reason="pieces"
     ),
     "endless headers": Lie(repeat(b"HTTP/1.1 200 OK\r\n", b"X: y\r\n" * 1000), Unknown, reason="malformed HTTP"),
+    "endless fields behind the body": Lie(
+        repeat(b"HTTP/1.1 200 OK\r\nTransfer-Encoding: chunked\r\n\r\n2\r\n[]\r\n0\r\n", b"X: y\r\n" * 1000),
+        Unknown,
+        reason="headers without an end",
+    ),
     "endless 100 Continue": Lie(repeat(b"", b"HTTP/1.1 100 Continue\r\n\r\n" * 1000), Foreign, reason="pieces"),
     "compressed": Lie(say(http_ok(b"\x1f\x8b\x08\0\0", b"Content-Encoding: gzip\r\n")), Foreign),
     "deep JSON": Lie(say(http_ok(b"[" * MIB)), Foreign, reason="no OpenAI model list"),
@@ -250,7 +263,23 @@ LIES: dict[str, Lie] = {
     "HTTP/2 and then nothing": Lie(say_and_hold(SETTINGS), Unknown, hangs=True, reason="no answer to gRPC"),
     "HTTP/2 for HTTP/1 alone": Lie(turn_away_http2, Unknown, hangs=True, reason="no answer to gRPC"),
     "HTTP/2 and then the end": Lie(say(SETTINGS), Unknown, reason="no gRPC call gets through"),
-    "HTTP/2 with a frame of 16 MiB": Lie(say_and_hold(SETTINGS, b"\xff\xff\xff\0\0\0\0\0\x01"), Unknown, hangs=True),
+    "HTTP/2 with a frame of 16 MiB": Lie(
+        say_and_hold(SETTINGS, b"\xff\xff\xff\0\0\0\0\0\x01"), Unknown, reason="a frame of"
+    ),
+    "HTTP/2: endless PING": Lie(repeat(SETTINGS, frame(6, 0, bytes(8)) * 4000), Unknown, reason=SWALLOWED),
+    "HTTP/2: endless SETTINGS": Lie(repeat(SETTINGS, SETTINGS * 4000), Unknown, reason=SWALLOWED),
+    "HTTP/2: endless CONTINUATION": Lie(
+        repeat(SETTINGS + frame(1, 0, b"\x88", 1), frame(9, 0, b"\x88" * 1000, 1) * 60), Unknown, reason=SWALLOWED
+    ),
+    "HTTP/2: endless DATA": Lie(
+        repeat(SETTINGS + frame(1, 4, b"\x88", 1), frame(0, 0, bytes(16384), 1) * 4), Unknown, reason="more than"
+    ),
+    "HTTP/2: a header bomb": Lie(say_and_hold(SETTINGS, TABLE_BOMB), Unknown, reason="cannot be read"),
+    "HTTP/2: GOAWAY alone": Lie(say_and_hold(frame(7, 0, bytes(8))), Unknown, reason="GOAWAY"),
+    "HTTP/2: GOAWAY in turn": Lie(say_and_hold(SETTINGS, frame(7, 0, bytes(8))), Unknown, reason="GOAWAY"),
+    "HTTP/2: 1.7 MB of PING, then nothing": Lie(
+        say_and_hold(SETTINGS, frame(6, 0, bytes(8)) * 100_000), Unknown, reason="pieces"
+    ),
     "HTTP/2 with a wrong frame first": Lie(say_and_hold(b"\0\0\x04\0\x01\0\0\0\x01\0\0\0\0"), Foreign),
 }
 
@@ -378,6 +407,7 @@ GRPC_LIES: dict[str, tuple[GrpcReplay, type[ProbeResult]]] = {
     "no protobuf": (vllm(answers=dict.fromkeys(INFO, b"\xff\xff\xff")), Unknown),
     "no UTF-8": (vllm(answers={"GetServerInfo": b"\x3a\x01\xff", "GetModelInfo": b""}), Unknown),
     "huge": (vllm(answers=dict.fromkeys(INFO, HUGE)), Unknown),
+    "as much as may be received": (vllm(answers=dict.fromkeys(INFO, b"\x32" * 300_000)), Unknown),
     "a role that is not known": (
         vllm(answers={"GetServerInfo": b"\x3a\x06banana", "GetModelInfo": b""}),
         Unknown,
@@ -414,6 +444,33 @@ async def test_no_grpc_lie_is_taken_for_an_engine(
         seen = await probe.identify(str(path), timeout_s=AMPLE_S)
         assert isinstance(seen, verdict)
         await probe.check_health(str(path), GRPC_FACTS, timeout_s=AMPLE_S)
+
+
+ESCAPES = "\x1b]0;x\x07\x1b[2J\n\u202e\u2028\x85\x9b31m"
+
+
+async def test_what_a_grpc_server_says_can_be_shown(probe: EngineProbe, path: Path) -> None:
+    """The words of an error and the names in reflection go into `reason`, the log and tables: no escape among them."""
+
+    class Writes(GrpcReplay):
+        async def answer(self, path: str, request: bytes, context: grpc.aio.ServicerContext) -> bytes:
+            if path.endswith("GetServerInfo"):
+                await context.abort(grpc.StatusCode.INTERNAL, ESCAPES + "x" * 5000)
+            return await super().answer(path, request, context)
+
+    known = vllm()
+    async with Writes(known.service, known.answers, known.health, known.listed).serve(path):
+        seen = await probe.identify(str(path), timeout_s=AMPLE_S)
+    assert isinstance(seen, Unknown)
+    assert "GetServerInfo answers INTERNAL (\\x1b]0;x\\x07\\x1b[2J\\n\\u202e\\u2028\\x85\\x9b31mxxx" in seen.reason
+    assert seen.reason.isprintable()
+    assert len(seen.reason) < 400
+
+    async with vllm(service="x.Y", listed=[ESCAPES, *map(str, range(500))]).serve(path):
+        seen = await probe.identify(str(path), timeout_s=AMPLE_S)
+    assert isinstance(seen, Foreign)
+    assert seen.reason.isprintable()
+    assert len(seen.reason) < 400
 
 
 async def test_a_server_that_says_ok_to_every_call_is_foreign(probe: EngineProbe, path: Path) -> None:

@@ -57,6 +57,16 @@ def test_nginx_and_routers_outlive_the_daemon() -> None:
     assert not names & {"PrivateTmp", "RemoveIPC", "ProtectProc", "ProcSubset", "MemoryDenyWriteExecute"}
 
 
+def test_memory_is_bounded_and_never_written_to_a_core_file() -> None:
+    """What an engine makes a router hold ends with the router, not with the machine; secrets stay in memory.
+
+    MemoryHigh would throttle the daemon and nginx as well, which share the unit with the router that is too large.
+    """
+    unit = directives(SOURCE.read_text())
+    assert {"LimitCORE=0", "MemoryMax=85%", "OOMPolicy=continue"} <= set(unit)
+    assert not [line for line in unit if line.startswith("MemoryHigh")]
+
+
 def test_a_dead_or_stuck_daemon_is_started_again() -> None:
     """Always and without giving up, but for a configuration that cannot work, and for an operator's `stop`."""
     unit = set(directives(SOURCE.read_text()))
@@ -79,7 +89,7 @@ def test_user_groups_and_directories_are_made(tmp_path: Path) -> None:
     user = next(line for line in (tmp_path / "etc/passwd").read_text().splitlines() if "gateway-sidecar" in line)
     assert user.split(":")[5:] == ["/var/lib/gateway-sidecar", "/usr/sbin/nologin"]
     replicas = (tmp_path / "run/replicas").stat()
-    assert replicas.st_mode & 0o7777 == 0o2775
+    assert replicas.st_mode & 0o7777 == 0o3775
     assert replicas.st_gid != 0
     config = (tmp_path / "etc/gateway-sidecar/gateway-sidecar.yaml").stat()
     assert config.st_mode & 0o7777 == 0o640

@@ -6,24 +6,32 @@ import asyncio
 import json
 import sys
 from pathlib import Path
-from typing import Any
+from typing import Any, Protocol
 
 import aiohttp
 
 from examples.simulated import EngineKind
-from tests.namespaces import Namespace
+
+
+class Host(Protocol):
+    """Where, or as whom, a process runs: what its command line begins with."""
+
+    @property
+    def enter(self) -> list[str]: ...
 
 
 class EngineProcess:
     """One engine on a host of its own."""
 
-    def __init__(self, host: Namespace, socket: Path, kind: EngineKind, **options: Any) -> None:
+    def __init__(self, host: Host, socket: Path, kind: EngineKind, **options: Any) -> None:
         self.host = host
         self.socket = socket
         self._control = socket.with_name(f".{socket.stem}.control")
         words = {"kind": kind.value, "socket": str(socket), "model": "tiny", **options}
         self._arguments = [
-            word for name, value in words.items() for word in (f"--{name.replace('_', '-')}", str(value))
+            word
+            for name, value in words.items()
+            for word in (f"--{name.replace('_', '-')}", *([] if value is True else [str(value)]))
         ]
         self.process: asyncio.subprocess.Process | None = None
 

@@ -111,6 +111,26 @@ async def test_only_a_certificate_of_the_right_ca_opens_it(
     assert (code, "use https://HOST:PORT" in err) == (1, True)
 
 
+async def test_no_cipher_without_authentication_or_forward_secrecy(make_gateway: MakeGateway, tmp_path: Path) -> None:
+    """A client of TLS 1.2 gets AES-GCM or ChaCha20 over an ephemeral key, or nothing; as at front doors."""
+    gateway = make_gateway()
+    remote = Remote(gateway, tmp_path)
+    await gateway.start()
+    for ciphers, served in (
+        ("ECDHE+AES:!AESGCM", False),
+        ("DHE+AESGCM", False),
+        ("ECDHE+AESGCM", True),
+        ("ECDHE+CHACHA20", True),
+    ):
+        context = remote.context(remote.client, most=ssl.TLSVersion.TLSv1_2)
+        context.set_ciphers(ciphers)
+        if served:
+            assert (await remote.ask(context))["ready"]
+        else:
+            with pytest.raises(REFUSED):
+                await remote.ask(context)
+
+
 async def test_new_certificates_are_taken_in_by_a_reload(make_gateway: MakeGateway, tmp_path: Path) -> None:
     """The old CA's clients are out, the new one's in; files that cannot be used are refused, and the old ones stay."""
     gateway = make_gateway()

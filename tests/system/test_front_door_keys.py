@@ -521,7 +521,7 @@ class listening:  # noqa: N801 - used like a function
 
 @asynccontextmanager
 async def bare_nginx(
-    directory: Path, places: DoorPlaces, router: int, frontend: FrontendSettings
+    directory: Path, places: DoorPlaces, router: int, frontend: FrontendSettings, requests: int = 16, **more: Any
 ) -> AsyncIterator[str]:
     """The real nginx with the daemon's text for one service, led to a router of ours; the service's URL."""
     ports = PortBlock()
@@ -532,11 +532,12 @@ async def bare_nginx(
     (directory / "temp").mkdir()
     (directory / "front_door.lua").write_text((resources.files("gateway_sidecar") / "share/front_door.lua").read_text())
     text = NginxConfig(
-        host="127.0.0.1", first_port=ports.first + 1, last_port=ports.first + 1, links=directory, directory=directory,
+        host="127.0.0.1", grpc_host="127.0.0.2", first_port=ports.first + 1, last_port=ports.first + 1,
+        bridge_key="k" * 32, bridge_paths=(), links=directory, directory=directory,
         temp=directory / "temp", gates=directory, waiting_room=directory / "none.sock", log=directory / "error.log",
-        worker_processes="1", capacity=Capacity.within(1024, 2, 16), services=[address],
+        worker_processes="1", capacity=Capacity.within(1024, 2, requests), services=[address],
         stream_module=program.stream_module, user="root root" if os.geteuid() == 0 else None, doors=places,
-        lua_modules=program.lua_modules or (),
+        lua_modules=program.lua_modules or (), **more,
     ).text()  # fmt: skip
     config.write_text(text)
     process = await asyncio.create_subprocess_exec(program.path, "-p", str(directory), "-c", str(config))

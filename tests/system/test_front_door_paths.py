@@ -3,13 +3,16 @@
 from __future__ import annotations
 
 import asyncio
+import importlib.util
 import json
 import re
+from collections.abc import Iterable
 from dataclasses import dataclass
+from pathlib import Path
 
 import pytest
 
-from gateway_sidecar.config.frontend_values import CONTROL, INFERENCE
+from gateway_sidecar.config.frontend_values import CONTROL, FLEET, INFERENCE
 from tests.system.conftest import MakeGateway, StartEngine
 from tests.system.gateway import Gateway, service_of
 
@@ -29,6 +32,9 @@ ROUTES = {
     "/v1/rerank": "POST",
     "/v1/embeddings": "POST",
     "/v1/messages": "POST",
+    "/v1/messages/count_tokens": "POST",
+    "/v1/decisions": "POST",
+    "/v1/systemone": "POST",
     "/v1/interactions": "POST",
     "/v1/classify": "POST",
     "/v1/tokenize": "POST",
@@ -40,6 +46,8 @@ ROUTES = {
     "/v1/realtime/calls": "POST",
     "/v1/audio/transcriptions": "POST",
     "/v1/models": "GET",
+    "/v1/models/model_1": "GET",
+    "/v1/models/model_1/model_1": "GET",
     "/liveness": "GET",
     "/readiness": "GET",
     "/health": "GET",
@@ -48,12 +56,13 @@ ROUTES = {
 """Every route of SMG that serves clients."""
 
 INFORMATION = {"/engine_metrics": "GET", "/get_model_info": "GET", "/get_server_info": "GET"}
-"""Routes that tell of the fleet: not for clients, unless `paths` says so."""
+"""Routes that tell of the fleet: not for clients, unless `paths` names them."""
 
 CONTROLS = {
     "/flush_cache": "POST",
     "/start_profile": "POST",
     "/stop_profile": "POST",
+    "/heap_profile": "POST",
     "/get_loads": "GET",
     "/parse/function_call": "POST",
     "/parse/reasoning": "POST",
@@ -64,8 +73,13 @@ CONTROLS = {
     "/v1/tokenizers/t1/status": "GET",
     "/workers": "GET POST",
     "/workers/w1": "GET PUT PATCH DELETE",
+    "/v1/rl/workers": "GET",
+    "/v1/rl/workers/w1/engine/pause_generation": "POST",
 }
 """Routes that control it: not for anybody."""
+
+WORKERS_TOLD = {"/loads": "GET"}
+"""Routes that tell of the workers' addresses, without a key."""
 
 TRICKS = (
     "/v1/../workers",
@@ -150,16 +164,71 @@ async def serving(gateway: Gateway, engine: StartEngine) -> int:
 async def test_no_control_route_passes(make_gateway: MakeGateway, engine: StartEngine, paths: object) -> None:
     """Not with the default, and not with `all`; the router itself, asked directly, has every one of them."""
     gateway = make_gateway()
-    gateway.settings["services"][0]["frontend"] = {"paths": paths}
+    gateway.settings["services"][0] |= {"frontend": {"paths": paths}, "router": {"args": ["--enable-rl"]}}
     behind = await serving(gateway, engine)
     for method, path in pairs(CONTROLS):
         assert (await ask_raw(gateway.ports["chat"], method, path)).refused, f"{method} {path} passed"
         there = await ask_raw(behind, method, path)
         # Without its key the router says 401: the route is there.
         assert there.status in (401, 403), f"{method} {path} is no control route of this router: {there}"
-    for method, path in pairs(INFORMATION):
-        assert (await ask_raw(gateway.ports["chat"], method, path)).refused is (paths == []), path
-        assert not (await ask_raw(behind, method, path)).refused
+    for method, path in pairs(INFORMATION | WORKERS_TOLD):
+        assert (await ask_raw(gateway.ports["chat"], method, path)).refused, path
+        assert (await ask_raw(behind, method, path)).status != 404
+
+
+async def test_of_the_routes_of_this_very_router_only_inference_passes(
+    make_gateway: MakeGateway, engine: StartEngine
+) -> None:
+    """Also of one that is newer than our lists: its program is searched for what may be a route, and it is asked."""
+    gateway = make_gateway()
+    gateway.settings["services"][0] |= {"frontend": {"paths": "all"}, "router": {"args": ["--enable-rl"]}}
+    behind = await serving(gateway, engine)
+    candidates = await asyncio.to_thread(paths_in, router_program())
+    assert len(candidates) > 1000
+    routes = await answered(behind, candidates)
+    assert {"/heap_profile", "/loads", "/workers", "/v1/chat/completions"} <= set(routes), routes
+    passing = [path for path in routes if not (await ask_raw(gateway.ports["chat"], "GET", path)).refused]
+    inference = re.compile("|".join(re.escape(path).replace(r"\*", "[^/]+") for path in INFERENCE))
+    assert [path for path in passing if not inference.fullmatch(path)] == [], "decide: INFERENCE, or CONTROL"
+
+
+def router_program() -> Path:
+    """What is installed as the router."""
+    found = importlib.util.find_spec("smg")
+    assert found is not None
+    assert found.submodule_search_locations
+    (program,) = Path(found.submodule_search_locations[0]).glob("smg_rs*.so")
+    return program
+
+
+def paths_in(program: Path) -> set[str]:
+    """What may be a path: all runs of up to four segments in the program's text, where routes lie end to end."""
+    runs = set(re.findall(rb"(?:/(?:[a-z][a-z0-9_]{1,30}|\{\*?[a-z_]+\}))+", program.read_bytes()))
+    found = set()
+    for run in runs:
+        segments = re.sub(r"\{.*?\}", "x1", run.decode()).split("/")[1:]
+        for at in range(len(segments)):
+            found |= {"/" + "/".join(segments[at : at + count]) for count in range(1, 5)}
+    return found
+
+
+async def answered(port: int, paths: Iterable[str]) -> list[str]:
+    """Those of the paths that the router has a route for, be it for another method or with a key."""
+    reader, writer = await asyncio.open_connection("127.0.0.1", port)
+    found = []
+    async with asyncio.timeout(300):
+        for path in sorted(paths):
+            writer.write(f"GET {path} HTTP/1.1\r\nHost: x\r\n\r\n".encode())
+            head = (await reader.readuntil(b"\r\n\r\n")).decode().lower()
+            length = re.search(r"content-length: (\d+)", head)
+            body = await reader.readexactly(int(length[1])) if length else b""
+            if not (head.split()[1] == "404" and b"Invalid URL" in body):
+                found.append(path)
+            if not length and "chunked" in head:
+                writer.close()
+                reader, writer = await asyncio.open_connection("127.0.0.1", port)
+    writer.close()
+    return found
 
 
 async def test_every_inference_route_passes(make_gateway: MakeGateway, engine: StartEngine) -> None:
@@ -264,7 +333,8 @@ async def test_what_is_no_request_is_refused_in_the_same_form(make_gateway: Make
 
 def test_the_lists_are_complete() -> None:
     """Every route of the router is on one list, and the front door's own lists have all of them."""
-    ids = re.compile(r"(resp|conv|item)_1")
+    ids = re.compile(r"(resp|conv|item|model)_1")
     assert {ids.sub("*", path) for path in ROUTES} == set(INFERENCE)
-    for path in CONTROLS:
+    assert set(INFORMATION) == set(FLEET)
+    for path in CONTROLS | WORKERS_TOLD:
         assert any(f"{path}/".startswith(f"{root}/") for root in CONTROL), path

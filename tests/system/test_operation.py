@@ -50,7 +50,7 @@ async def test_plan_of_a_fresh_and_of_a_running_daemon(make_gateway: MakeGateway
     code, out, _ = await gateway.cli("plan")
     assert code == 0
     assert "chat/r1: bridge, then register http://<bridge> as regular sglang" in out
-    assert "chat/r2: bridge, then wait: loading" in out
+    assert "chat/r2: wait, without a bridge: loading" in out
     assert not (gateway.directory / "run").exists()
     await gateway.start()
     await gateway.until_states({"r1": "serving", "r2": "loading"})

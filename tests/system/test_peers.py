@@ -75,7 +75,7 @@ async def site(make_gateway: MakeGateway) -> AsyncIterator[Site]:
     """The gateway runs; `5`, `6` and `7` are hosts at 10.0.0.5 and so on."""
     with ExitStack() as stack:
         spaces = stack.enter_context(namespaces(5))
-        gateway = make_gateway()
+        gateway = make_gateway(peers={"networks": ["10.0.0.0/8", "192.168.0.0/16", "fc00::/7"]})
         gateway.namespace = spaces[0]
         lan = Lan(spaces[1])
         hosts = dict(zip("567", spaces[2:], strict=True))
@@ -335,7 +335,7 @@ async def test_a_drain_waits_for_what_is_in_flight_at_the_address(site: Site, st
     await start_on("5", "r1", token_interval_s=0.05)
     await site.gateway.until_states({"r1": "serving"}, within_s=30)
     started = asyncio.Event()
-    stream = asyncio.create_task(stream_chat(site.gateway, 40, started))
+    stream = asyncio.create_task(stream_chat(site.gateway, 160, started))
     await started.wait()
     code, _, err = await site.gateway.cli("drain", "chat", "r1", "--timeout", "0.5")
     assert code == 1
@@ -344,7 +344,7 @@ async def test_a_drain_waits_for_what_is_in_flight_at_the_address(site: Site, st
     code, out, _ = await site.gateway.cli("drain", "chat", "r1")
     assert code == 0
     assert stream.done(), out
-    assert (await stream).split()[-1] == "39"
+    assert (await stream).split()[-1] == "159"
     assert site.space.addresses(OURS) == ["10.0.0.5/32"]
     assert (await site.gateway.cli("resume", "chat", "r1"))[0] == 0
     await site.gateway.until_states({"r1": "serving"}, within_s=30)

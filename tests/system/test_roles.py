@@ -157,7 +157,7 @@ async def test_an_image_goes_to_the_encode_worker_and_the_prefill_engine_is_told
     told = [request.body["encode_bootstrap_info"]["items"] for request in prefill.ledger.requests]
     assert len(asked) == len(told) == 1
     ((item,),) = told
-    assert (item["bootstrap_host"], item["bootstrap_port"]) == ("127.0.0.1", 9005)
+    assert (item["bootstrap_host"], item["bootstrap_port"]) == ("127.0.0.2", 9005)
     assert asked[0]["items"] == [{"bootstrap_room": item["bootstrap_room"]}]
     # Without it the prefill engine is sent the image itself. SMG 1.13 keeps its connections to one that has left.
     code, _, err = await gateway.cli("drain", "chat", "e1", "--timeout", "1")

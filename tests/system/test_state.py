@@ -127,7 +127,7 @@ async def test_port_rests_as_long_as_a_worker_may_yet_appear_there(
 
 def recorded_rests(gateway: Gateway) -> list[str]:
     record = json.loads((gateway.directory / "state" / "leases.json").read_text())
-    return [str(port) for port, _ in record["resting"]]
+    return [str(port) for port, *_ in record["resting"]]
 
 
 async def test_router_of_a_service_removed_while_no_daemon_ran_is_ended(make_gateway: MakeGateway) -> None:

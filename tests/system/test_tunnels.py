@@ -252,7 +252,8 @@ async def test_check_looks_at_keys_hosts_and_files(make_gateway: MakeGateway, ss
     assert code == 0, out
     assert "chat: inventory lists 1 replicas, 1 behind SSH servers" in out
     _, plan, _ = await gateway.cli("plan")
-    assert f"chat/r1: open an SSH tunnel to /far.sock at {sshd.host}:{sshd.port} and bridge it" in plan
+    to = f"/far.sock at {sshd.host}:{sshd.port}"
+    assert f"chat/r1: open an SSH tunnel to {to}, ask the engine, then bridge it" in plan
     sshd.user_key.chmod(0o644)
     sshd.known_hosts.unlink()
     write(gateway, "b.json", "{")

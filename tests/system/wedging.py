@@ -45,11 +45,11 @@ class WedgingQueue(WorkQueue[K]):
         return await super().take(most_s)
 
 
-def _hanging_notes(path: Path) -> Overrides:
+def _hanging_notes(path: Path, socket_owner: int) -> Overrides:
     """Notes on a disk that hangs until the fault is taken back."""
     while os.environ["WEDGE"] == "notes" and path.name == "hung.yaml" and not path.with_suffix(".well").exists():
         time.sleep(0.05)
-    return load_overrides(path)
+    return load_overrides(path, socket_owner)
 
 
 def _hanging_keys(path: Path) -> bytes:

@@ -8,6 +8,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
+from gateway_sidecar.config.models import PeersSettings
 from gateway_sidecar.domain.claims import Surroundings, objection
 
 PRIVATE = [ip_network(text) for text in ("10.0.0.0/8", "172.16.0.0/12", "192.168.0.0/16", "fc00::/7")]
@@ -62,6 +63,9 @@ def test_what_the_machine_needs_is_not_claimed(text: str, why: str) -> None:
         ("255.255.255.255", "reserved"),
         ("240.0.0.1", "reserved"),
         ("::ffff:10.0.0.5", "IPv6's clothes"),
+        ("100.100.100.200", "metadata"),
+        ("fd00:ec2::254", "metadata"),
+        ("168.63.129.16", "metadata"),
     ],
 )
 def test_what_names_no_machine_is_not_claimed(text: str, kind: str) -> None:
@@ -69,6 +73,17 @@ def test_what_names_no_machine_is_not_claimed(text: str, kind: str) -> None:
     said = objection(ip_address(text), Surroundings(), [ip_network("0.0.0.0/0"), ip_network("::/0")])
     assert said is not None
     assert kind in said
+
+
+@pytest.mark.parametrize(("text", "network"), [("10.0.0.5", "10.0.0.0/24"), ("fd00::5", "fd00::/64")])
+def test_nothing_is_claimed_until_the_operator_names_a_network(text: str, network: str) -> None:
+    """Any member of the replicas' group may write `advertise`: what is claimed, nothing here reaches any more."""
+    assert PeersSettings().networks == ()
+    said = objection(ip_address(text), Surroundings(), [])
+    assert said == (
+        f"{text} cannot be advertised: peers.networks names no network; name the replicas' own there, such as"
+        f" {network}, if nothing in it is what this machine needs itself"
+    )
 
 
 def test_only_the_operators_networks_are_claimed_from() -> None:

@@ -52,11 +52,14 @@ def test_paths_at_which_nothing_passes_are_named() -> None:
         )
         return bool(found[0])
 
-    for path in ("/v1", "/v1/embeddings", "/v1/responses/r1", "/v1/conversations/c1/items", "/health"):
+    for path in ("/v1", "/v1/models/tiny", "/v1/responses/r1", "/v1/conversations/c1/items", "/health"):
         assert not told(path), path
-    for path in ("/v1/embedings", "/metrics", "/v1/models/tiny", "/v1/conversations/c1/x", "/v2"):
+    for path in ("/v1/embedings", "/v1/models/tiny/x/y", "/v1/conversations/c1/x", "/v2"):
         assert told(path), path
         assert not told(path, "paths: all")
+    for path in ("/metrics", "/loads", "/v1x"):
+        assert told(path), path
+        assert told(path, "paths: all"), "it has no version"
     assert not told("/v1/files/f1", "paths: [/v1/files]")
     assert not told("/v1/files", "paths: [/v1/files/public]")
     assert told("/v1/filesx", "paths: [/v1/files]")

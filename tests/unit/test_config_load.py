@@ -323,4 +323,5 @@ def problems_if_any(text: str) -> list[str]:
 def test_the_bounds_of_what_may_be_null_are_named_too() -> None:
     """A cure that says `use None to None` cures nothing."""
     text = MINIMAL + "    router: {memory_limit_mb: 1}\n"
-    assert problems(text) == ["c.yaml:6: services[0].router.memory_limit_mb: 1 is too small; use 16 to 1048576"]
+    cure = "use 16 to 1048576, auto, or null for none"
+    assert problems(text) == [f"c.yaml:6: services[0].router.memory_limit_mb: 1 is not a limit in MiB; {cure}"]

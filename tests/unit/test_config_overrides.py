@@ -16,9 +16,9 @@ def beside(tmp_path: Path) -> Path:
     return tmp_path / "r1.yaml"
 
 
-def problems(path: Path) -> list[str]:
+def problems(path: Path, socket_owner: int | None = None) -> list[str]:
     with pytest.raises(ConfigError) as caught:
-        load_overrides(path)
+        load_overrides(path, os.geteuid() if socket_owner is None else socket_owner)
     return [line.replace(str(path), "r1.yaml") for line in caught.value.problems]
 
 
@@ -35,7 +35,7 @@ def test_everything_that_can_be_said(beside: Path) -> None:
     beside.write_text(
         "labels: {rack: b7, zone: '1'}\napi_key_file: r1.key\nworker_type: decode\npriority: 10\ncost: 2\n"
     )
-    overrides = load_overrides(beside)
+    overrides = load_overrides(beside, os.geteuid())
     assert overrides == Overrides({"rack": "b7", "zone": "1"}, "sk-123", WorkerType.DECODE, 10, 2.0)
     assert "sk-123" not in repr(overrides)
 
@@ -44,7 +44,7 @@ def test_everything_that_can_be_said(beside: Path) -> None:
 def test_a_file_that_says_nothing_changes_nothing(beside: Path, text: str) -> None:
     """An empty file is a file about to be written."""
     beside.write_text(text)
-    assert load_overrides(beside) == Overrides()
+    assert load_overrides(beside, os.geteuid()) == Overrides()
 
 
 def test_every_mistake_at_once(beside: Path) -> None:
@@ -70,6 +70,8 @@ def test_every_mistake_at_once(beside: Path) -> None:
     [
         ("- a\n", "r1.yaml:1: is not a mapping at the top; write lines such as `priority: 10`"),
         ("labels: {'a b': x}\n", "r1.yaml:1: labels: 'a b' is not a label's name; use letters"),
+        ('labels: {a: "\\ud800"}\n', "r1.yaml:1: labels: '\\ud800' is not a label's value; use characters"),
+        ('labels: {a: "\\e[2J"}\n', "r1.yaml:1: labels: '\\x1b[2J' is not a label's value; use characters"),
         ("labels: x\n", "r1.yaml:1: labels: 'x' is not a mapping; write `key: value` lines below it"),
         (
             "priority: 1\npriority: 2\n",
@@ -105,7 +107,7 @@ def test_a_key_that_others_can_read_is_used_with_a_warning(beside: Path) -> None
     write_key(beside, mode=0o644)
     beside.write_text("api_key_file: r1.key\n")
     warnings: list[str] = []
-    assert load_overrides(beside, warnings.append).api_key == "sk-123"
+    assert load_overrides(beside, os.geteuid(), warnings.append).api_key == "sk-123"
     assert len(warnings) == 1
     assert "may be read by others (mode 0644); use chmod 0600" in warnings[0]
 
@@ -116,7 +118,7 @@ def test_an_absolute_key_path_is_taken_as_it_is(beside: Path, tmp_path: Path) ->
     beside = tmp_path / "sub" / "r2.yaml"
     beside.parent.mkdir()
     beside.write_text(f"api_key_file: {key}\n")
-    assert load_overrides(beside).api_key == "sk-123"
+    assert load_overrides(beside, os.geteuid()).api_key == "sk-123"
 
 
 def test_a_link_is_read_as_if_it_stood_where_it_leads(beside: Path, tmp_path: Path) -> None:
@@ -127,7 +129,7 @@ def test_a_link_is_read_as_if_it_stood_where_it_leads(beside: Path, tmp_path: Pa
     write_key(beside, b"of-the-link")
     write_key(real, b"of-the-file")
     beside.symlink_to(real)
-    assert load_overrides(beside).api_key == "of-the-file"
+    assert load_overrides(beside, os.geteuid()).api_key == "of-the-file"
 
 
 def test_a_key_file_that_blocks_or_is_missing_is_one_problem(beside: Path) -> None:
@@ -144,10 +146,66 @@ def test_nobody_lends_himself_another_users_secret(beside: Path) -> None:
     key = write_key(beside)
     beside.write_text("api_key_file: r1.key\n")
     os.chown(beside, 4711, 4711)
-    (found,) = problems(beside)
+    (found,) = problems(beside, 4711)
     assert found.endswith("belongs to user 0, this file to 4711; give both one owner")
     os.chown(key, 4711, 4711)
-    assert load_overrides(beside).api_key == "sk-123"
+    assert load_overrides(beside, 4711).api_key == "sk-123"
+
+
+@pytest.mark.skipif(os.geteuid() != 0, reason="giving a file to another user needs root")
+def test_notes_count_for_a_socket_of_their_owner(beside: Path) -> None:
+    """Whoever binds r1.sock while r1 is away does not get what r1's user wrote; nor by a link of his."""
+    key = write_key(beside)
+    beside.write_text("api_key_file: r1.key\n")
+    beside.chmod(0o600)
+    for path in (beside, key):
+        os.chown(path, 4711, 4711)
+    (found,) = problems(beside, 4712)
+    assert "belongs to user 4711, and the socket beside it to user 4712" in found
+    evil = beside.with_name("evil.yaml")
+    evil.symlink_to(beside.name)
+    os.chown(evil, 4712, 4712, follow_symlinks=False)
+    (found,) = problems(evil, 4712)
+    assert "belongs to user 4711, and the socket beside it to user 4712" in found
+    assert load_overrides(beside, 4711).api_key == "sk-123"
+
+
+@pytest.mark.skipif(os.geteuid() != 0, reason="giving a file to another user needs root")
+def test_roots_notes_name_a_key_where_nobody_else_can_place_the_socket(beside: Path) -> None:
+    """Without a key they count anywhere; nobody leads to them by a link of his own."""
+    write_key(beside)
+    beside.write_text("api_key_file: r1.key\n")
+    beside.chmod(0o640)
+    beside.parent.chmod(0o755)
+    assert load_overrides(beside, 4711).api_key == "sk-123"
+    beside.parent.chmod(0o3775)
+    (found,) = problems(beside, 4711)
+    assert "others than its owner may write in" in found
+    assert "its key would be shown to whoever places that socket; give the file and its key to user 4711" in found
+    evil = beside.with_name("evil.yaml")
+    evil.symlink_to(beside.name)
+    os.chown(evil, 4711, 4711, follow_symlinks=False)
+    assert "is a link of user 4711 that leads to" in problems(evil, 4711)[0]
+    beside.write_text("priority: 3\n")
+    assert load_overrides(beside, 4711).priority == 3
+
+
+def test_notes_that_others_may_change_name_no_key(beside: Path) -> None:
+    """They could name another address for it."""
+    write_key(beside)
+    beside.write_text("api_key_file: r1.key\n")
+    beside.chmod(0o664)
+    (found,) = problems(beside)
+    assert found.startswith("r1.yaml:1: api_key_file: others than its owner may change")
+    beside.write_text("priority: 3\n")
+    assert load_overrides(beside, os.geteuid()).priority == 3
+
+
+def test_notes_that_are_no_file_hold_nobody_up(beside: Path) -> None:
+    """A pipe without a writer is opened and told of."""
+    os.mkfifo(beside)
+    (found,) = problems(beside)
+    assert "is not a regular file" in found
 
 
 @pytest.mark.parametrize(
@@ -163,7 +221,7 @@ def test_nobody_lends_himself_another_users_secret(beside: Path) -> None:
 def test_where_peers_find_it(beside: Path, text: str, peer: PeerAddress | None) -> None:
     """An address of its own, in one spelling."""
     beside.write_text(text + "\n")
-    assert load_overrides(beside).peer == peer
+    assert load_overrides(beside, os.geteuid()).peer == peer
 
 
 def test_mistakes_in_an_address(beside: Path) -> None:
@@ -184,6 +242,6 @@ def test_mistakes_in_an_address(beside: Path) -> None:
 def test_where_the_bootstrap_server_is(beside: Path) -> None:
     """vLLM does not say it."""
     beside.write_text("bootstrap_port: 9001\n")
-    assert load_overrides(beside).bootstrap_port == 9001
+    assert load_overrides(beside, os.geteuid()).bootstrap_port == 9001
     beside.write_text("bootstrap_port: 0\n")
     assert problems(beside) == ["r1.yaml:1: bootstrap_port: 0 is too small; use 1 to 65535"]

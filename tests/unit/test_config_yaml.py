@@ -3,6 +3,7 @@ from __future__ import annotations
 import pytest
 
 from gateway_sidecar.config import parse_config
+from gateway_sidecar.config.yamltree import read_tree
 from gateway_sidecar.errors import ConfigError
 
 SERVICE = "services:\n  - {name: a, listen: '127.0.0.1:1', replicas: {sockets: '/run/a/{replica}'}}\n"
@@ -115,3 +116,27 @@ def test_dates_and_words_stay_texts_where_a_text_is_meant() -> None:
     env = "router: {env: {DATE: 2026-01-01, TILDE: '~'}}"
     settings = parse_config(SERVICE.replace("{name", "{" + env + ", name"))
     assert settings.services[0].router.env == {"DATE": "2026-01-01", "TILDE": "~"}
+
+
+ODD_FILES = [
+    b"%YAML 1." + b"1" * 60_000,
+    b'a: "\\U00110000"',
+    b'a: "\\UFFFFFFFF"',
+    b"a: " + b"9" * 5000,
+    b"a: 0b" + b"1" * 60_000,
+    b"a: {b: 0b" + b"1" * 60_000 + b"}",
+    b"a: 1" + b":1" * 20_000,
+    *(b"a: !!%s %s" % (kind, text) for kind in (b"bool", b"int", b"float") for text in (b'"x"', b'""', b'"-"', b'"_"')),
+    '? "\\x1b[2J\\n\\u202e"\n: !\u202e x'.encode(),
+]
+
+
+@pytest.mark.parametrize("content", ODD_FILES, ids=lambda content: content[:16].decode("ascii", "replace"))
+def test_any_file_gets_problems_that_can_be_shown_and_raises_nothing(content: bytes) -> None:
+    """Whoever may place a `<replica>.yaml` must not end the loop that reads it, or write into the log."""
+    tree = read_tree(content)
+    assert tree.problems
+    for problem in tree.problems:
+        line = problem.render("\x1b[2J.yaml")
+        assert line.isprintable()
+        assert len(line) <= 1000 + 100

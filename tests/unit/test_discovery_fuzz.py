@@ -38,7 +38,6 @@ from gateway_sidecar.engines import external
 from gateway_sidecar.engines.dialect import STANDARD_HEALTH, GrpcDialect, HttpDialect
 from gateway_sidecar.engines.grpc_probe import DIALECTS as GRPC_DIALECTS
 from gateway_sidecar.engines.grpc_probe import REFLECTION
-from gateway_sidecar.engines.h2_unary import Unclear, first_message, request_of
 from gateway_sidecar.engines.http_probe import DIALECTS as HTTP_DIALECTS
 from gateway_sidecar.engines.messages import decode
 
@@ -188,74 +187,3 @@ def test_a_protocol_once_told_stays(first: bytes, more: bytes) -> None:
     """Bytes that come later do not change what the first ones showed."""
     told = protocol_of(first)
     assert told is None or protocol_of(first + more) is told
-
-
-def frame(kind: int, flags: int, payload: bytes, stream: int = 1) -> bytes:
-    return len(payload).to_bytes(3) + bytes((kind, flags)) + stream.to_bytes(4) + payload
-
-
-SERVING = b"\x08\x01"
-ANSWER = (
-    frame(4, 0, b"\0\x04\0\x40\0\0", 0)
-    + frame(4, 1, b"", 0)
-    + frame(8, 0, bytes(4), 0)
-    + frame(1, 4, b"\x88")
-    + frame(0, 0, b"\0\0\0\0\x02" + SERVING)
-)
-
-
-@given(st.integers(0, len(ANSWER)), st.binary(max_size=20))
-def test_a_message_is_found_when_it_is_whole_and_not_before(length: int, more: bytes) -> None:
-    """However the network cuts an answer, the message comes out once, whole."""
-    found = first_message(ANSWER[:length])
-    assert found == (SERVING if length == len(ANSWER) else None)
-    assert first_message(ANSWER + more) == SERVING
-
-
-@given(st.binary(max_size=60))
-def test_any_frames_are_read(received: bytes) -> None:
-    """A message, not yet, or a question for the library; never an exception."""
-    found = first_message(received)
-    assert found is None or isinstance(found, bytes | Unclear)
-
-
-@given(
-    st.sampled_from(
-        (
-            frame(1, 5, b"\x88"),  # trailers only: an error status
-            frame(0, 8, b"\x01\0\0\0\0\x02" + SERVING + b"\0"),  # padded
-            frame(0, 0, b"\x01\0\0\0\x02" + SERVING),  # compressed
-            frame(0, 0, b"\0\0\0\0\x09" + SERVING),  # the message goes on in the next frame
-            frame(0, 0, b"\0\0"),  # not even a message's length
-            frame(3, 0, bytes(4)),  # RST_STREAM
-            frame(7, 0, bytes(8), 0),  # GOAWAY
-            frame(5, 4, b"\0\0\0\x02\x88"),  # PUSH_PROMISE
-        )
-    )
-)
-def test_what_is_not_the_plain_case_is_left_to_the_library(unusual: bytes) -> None:
-    """The cheap reader reads one thing only."""
-    assert first_message(unusual) == Unclear()
-
-
-def header_block(request: bytes) -> bytes:
-    """What is between the frame header of HEADERS and that of DATA, behind the preface and an empty SETTINGS."""
-    start = len(b"PRI * HTTP/2.0\r\n\r\nSM\r\n\r\n") + 9
-    length = int.from_bytes(request[start : start + 3])
-    return request[start + 9 : start + 9 + length]
-
-
-@given(st.text(st.characters(min_codepoint=33, max_codepoint=126), min_size=1, max_size=20000))
-def test_a_key_of_any_length_is_sent_whole(key: str) -> None:
-    """HPACK lengths above 126 take more than one byte (RFC 7541, 5.1)."""
-    path = STANDARD_HEALTH.rpc.path
-    field = header_block(request_of(path, key)).removeprefix(header_block(request_of(path, None)))
-    assert field[:2] == b"\x1f\x08"
-    length, rest = field[2], field[3:]
-    shift = 0
-    while length >= 127 and shift >= 0:
-        length += (rest[0] & 0x7F) << shift
-        shift = shift + 7 if rest[0] & 0x80 else -1
-        rest = rest[1:]
-    assert rest == f"Bearer {key}".encode()
-    assert length == len(rest)

@@ -14,6 +14,7 @@ from gateway_sidecar.domain.model import Overrides, ReplicaId, WorkerType
 from gateway_sidecar.domain.tunnels import SshServer, Tunnel
 from gateway_sidecar.errors import ConfigError
 from gateway_sidecar.sources.inventory import Inventory
+from gateway_sidecar.sources.placed import OwnSockets
 
 DEFAULTS = SshDefaults(user="tunnel", key_file="/etc/key", known_hosts="/etc/known")
 
@@ -47,6 +48,7 @@ def inventory(path: Path) -> Inventory:
         path,
         partial(read_inventory, service="chat", defaults=DEFAULTS),
         lambda tunnel: Path("/run/t") / f"{tunnel.owner.replace('/', '-')}.sock",
+        OwnSockets(),
     )
 
 

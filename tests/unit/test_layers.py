@@ -19,6 +19,7 @@ LAYERS: tuple[frozenset[str], ...] = tuple(
         "control",
         "bridges doors engines routers sources tunnels",
         "config supervision telemetry",
+        "files",
         "domain",
         "errors",
     )
@@ -134,6 +135,11 @@ def test_time_outs_do_not_count_stalls() -> None:
             if isinstance(node, ast.Attribute) and ast.unparse(node) == "asyncio.wait_for":
                 found.append(f"{path.relative_to(PACKAGE.parent)}:{node.lineno}")
     assert found == []
+
+
+def test_no_grpc_library_is_in_the_daemon() -> None:
+    """Its threads read whatever an engine sends, write to standard error and may never end (`engines/h2_unary.py`)."""
+    assert [shown(each) for each in imports() if each[2].split(".")[0] == "grpc"] == []
 
 
 def test_the_domain_is_pure() -> None:

@@ -25,7 +25,7 @@ def test_released_port_rests_until_it_is_quiet() -> None:
     leases.release(first)
     assert leases.quarantined == {first}
     assert leases.acquire("b") != first
-    with pytest.raises(NoFreePort, match="1 ports leased, 1 in quarantine"):
+    with pytest.raises(NoFreePort, match="all 2 are held: nobody 2; 1 of them rest"):
         leases.acquire("c")
     leases.settle(first, 0)
     assert leases.acquire("c") == first
@@ -75,6 +75,124 @@ def test_quarantine_of_a_leased_or_foreign_port_does_nothing() -> None:
     leases.quarantine(port)
     leases.quarantine(99)
     assert leases.quarantined == frozenset()
+
+
+def leases_of(total: int, services: str) -> PortLeases:
+    """So many ports, shared by services of these one-letter names."""
+    leases = PortLeases(range(10, 10 + total))
+    leases.share_among(services)
+    return leases
+
+
+def test_the_greedy_leave_the_others_their_share() -> None:
+    """Thousands of replicas of one service take nothing from another; what cannot be divided is lent."""
+    leases = leases_of(7, "ab")
+    taken = [leases.acquire(f"a{number}", service="a") for number in range(4)]
+    with pytest.raises(NoFreePort, match="a holds 4; its share of 7 among 2 services is 3, and the rest is kept"):
+        leases.acquire("a4", service="a")
+    assert [leases.acquire(f"b{number}", service="b") for number in range(3)]
+    assert leases.acquire("a0", service="a") == taken[0], "what it has stays its own"
+    with pytest.raises(NoFreePort, match="all 7 are held: a 4, b 3; 0 of them rest"):
+        leases.acquire("b3", service="b")
+
+
+def test_a_port_at_rest_is_held_by_whoever_had_it() -> None:
+    """Replicas that come and go use up their own service's share and no other's, across a restart as well."""
+    leases = leases_of(4, "ab")
+    for number in range(2):
+        leases.release(leases.acquire(f"a{number}", service="a"))
+    with pytest.raises(NoFreePort):
+        leases.acquire("a2", service="a")
+    assert {leases.acquire(f"b{number}", service="b") for number in range(2)} == {12, 13}
+    leases.settle(10, 0)
+    assert leases.acquire("a2", service="a") == 10
+    after = leases_of(4, "ab")
+    after.quarantine(11, service="a")
+    assert (after.held_by("a"), after.holder_of(11), after.holder_of(12)) == (1, "a", "")
+
+
+def test_a_further_service_makes_shares_smaller_and_takes_nothing_away() -> None:
+    """Who holds more than the new share keeps it, and gets no more until the others have theirs."""
+    leases = leases_of(6, "a")
+    ports = [leases.acquire(f"a{number}", service="a") for number in range(4)]
+    leases.share_among("abc")
+    assert (leases.share, leases.held_by("a")) == (2, 4)
+    assert leases.port_of("a3") == ports[3]
+    with pytest.raises(NoFreePort):
+        leases.acquire("a4", service="a")
+    assert leases.acquire("b0", service="b")
+    assert leases.restore(15, "c0", service="c")
+    leases.release(ports[0])
+    leases.settle(ports[0], 0)
+    with pytest.raises(NoFreePort):
+        leases.acquire("a4", service="a")
+    leases.share_among("a")
+    assert leases.acquire("a4", service="a"), "a service that is gone needs no share"
+
+
+def test_more_services_than_ports_share_as_they_come() -> None:
+    """Nobody is sure of anything then, and nobody is refused what is there."""
+    leases = leases_of(2, "abc")
+    assert {leases.acquire(name, service=name) for name in "ca"} == {10, 11}
+
+
+STEPS = st.lists(
+    st.tuples(st.sampled_from(("acquire", "release", "settle")), st.sampled_from("abc"), st.integers(0, 12)),
+    max_size=80,
+)
+
+
+@given(st.integers(3, 14), STEPS)
+def test_who_holds_less_than_its_share_gets_a_port(total: int, steps: list[tuple[str, str, int]]) -> None:
+    """Whatever the others took before, in whatever order, and whatever still rests."""
+    leases = leases_of(total, "abc")
+    for step, service, number in steps:
+        match step:
+            case "acquire":
+                below = leases.held_by(service) < leases.share
+                try:
+                    leases.acquire(f"{service}{number}", service=service)
+                except NoFreePort:
+                    assert not below
+            case "release":
+                leases.release(10 + number)
+            case "settle":
+                leases.settle(10 + number, 0)
+        held = {name: leases.held_by(name) for name in "abc"}
+        assert sum(held.values()) == len(leases.leased) + len(leases.quarantined)
+        lacking = sum(max(0, leases.share - count) for count in held.values())
+        assert lacking <= total - sum(held.values()), "what others lack to their share is there"
+
+
+@given(st.integers(1, 14), st.lists(st.sampled_from("abc"), max_size=60))
+def test_the_order_in_which_they_come_does_not_matter(total: int, arrivals: list[str]) -> None:
+    """Each service gets what it asks for up to its share; nothing stays free while somebody wants it in vain, but
+    what is kept for others."""
+    leases = leases_of(total, "abc")
+    refused = set()
+    for number, service in enumerate(arrivals):
+        try:
+            leases.acquire(str(number), service=service)
+        except NoFreePort:
+            refused.add(service)
+    for service in "abc":
+        assert leases.held_by(service) >= min(arrivals.count(service), leases.share)
+    if refused:
+        lacking = sum(max(0, leases.share - leases.held_by(name)) for name in "abc")
+        assert total - len(leases.leased) == lacking
+
+
+@given(st.integers(1, 14), st.lists(st.tuples(st.sampled_from("abc"), st.sets(st.sampled_from("abc"))), max_size=60))
+def test_services_may_come_and_go(total: int, steps: list[tuple[str, set[str]]]) -> None:
+    """Below its share a service is refused only when every single port is held."""
+    leases = leases_of(total, "abc")
+    for number, (service, services) in enumerate(steps):
+        leases.share_among(services)
+        try:
+            leases.acquire(str(number), service=service)
+        except NoFreePort:
+            below = service in services and leases.held_by(service) < leases.share
+            assert not below or len(leases.leased) == total
 
 
 OPERATIONS = st.lists(

@@ -68,6 +68,14 @@ def test_an_engines_own_word_is_believed_after_a_few_times() -> None:
     assert evidence((0.0, NOT_READY), (1.0, NOT_READY), (2.0, NOT_READY)).is_strong(2.0, POLICY)
 
 
+def test_a_foreign_answer_is_as_good_as_none() -> None:
+    """Somebody else's words take as many tries as a connection that is refused, and are asked for as soon again."""
+    foreign = Foreign("a web server")
+    assert not evidence((0.0, foreign), (0.1, foreign), (0.2, foreign)).is_strong(0.2, POLICY)
+    assert evidence((0.0, foreign), (0.25, foreign), (0.5, foreign)).is_strong(0.5, POLICY)
+    assert suspect_delay_s(evidence((0.0, foreign)), POLICY) == suspect_delay_s(evidence((0.0, REFUSED)), POLICY)
+
+
 def test_one_good_answer_clears_all() -> None:
     """Hysteresis: the evidence is of failures in a row."""
     assert evidence((0.0, REFUSED), (0.5, REFUSED), (0.6, Ready(FACTS)), (0.7, REFUSED)).failures == 1
@@ -92,11 +100,11 @@ def test_a_single_failure_after_a_good_answer_never_condemns(results: list[Probe
     ("result", "kind"),
     [
         (Ready(FACTS), None), (REFUSED, Against.REFUSED), (NOT_READY, Against.NOT_READY),
-        (Loading("503"), Against.NOT_READY), (SILENT, Against.SILENT), (Foreign("a web server"), Against.SILENT),
+        (Loading("503"), Against.NOT_READY), (SILENT, Against.SILENT), (Foreign("a web server"), Against.FOREIGN),
     ],
 )  # fmt: skip
 def test_what_a_result_proves(result: ProbeResult, kind: Against | None) -> None:
-    """Only the kernel's word is REFUSED, only the engine's own is NOT_READY."""
+    """Only the kernel's word is REFUSED, only the engine's own NOT_READY, only what no engine would say FOREIGN."""
     assert against(result) is kind
 
 

@@ -38,3 +38,19 @@ def test_text_that_is_no_unicode_is_escaped_and_not_lost(output: io.StringIO) ->
 def test_levels_below_the_chosen_one_are_not_written(output: io.StringIO) -> None:
     get_logger().debug("nothing")
     assert output.getvalue() == ""
+
+
+@pytest.mark.parametrize("form", ["json", "console"])
+def test_no_fault_tells_what_was_in_variables(form: str) -> None:
+    """An API key is a variable somewhere; a traceback says where it was, and not what."""
+    written = io.StringIO()
+    set_up_logs(form, "debug", written)
+    try:
+        api_key = "sk-" + "secret"
+        raise ZeroDivisionError(len(api_key))
+    except ZeroDivisionError:
+        get_logger().exception("loop.failed")
+    finally:
+        structlog.reset_defaults()
+    assert "test_no_fault_tells_what_was_in_variables" in written.getvalue()
+    assert "sk-secret" not in written.getvalue()

@@ -3,13 +3,15 @@
 from __future__ import annotations
 
 import math
+import time
+import tracemalloc
 from pathlib import Path
 
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from gateway_sidecar.domain.metrics_text import histogram, samples
+from gateway_sidecar.domain.metrics_text import LONGEST_LINE, MOST_LABELS, histogram, samples
 from gateway_sidecar.domain.model import ConnectionMode, EngineFacts, RuntimeType
 from gateway_sidecar.engines.engine_metrics import EngineMetrics, says_latency, why_no_metrics
 from gateway_sidecar.routers.smg_metrics import read_metrics
@@ -45,6 +47,48 @@ def test_rubbish_is_no_sample(text: bytes) -> None:
     """An engine may say anything."""
     list(samples(b"a" + text, ("a",)))
     histogram(b'a_bucket{le="' + text, "a")
+
+
+MIB = 1024 * 1024
+NAME = b"h_bucket"
+LINE = NAME + b'{m="a",le="0.1"} 3\n'
+EVIL_PAGES = {
+    "a line of 8 MiB": NAME + b"a" * 8 * MIB,
+    "a label of 8 MiB": NAME + b'{le="' + b"x" * 8 * MIB,
+    "a label of escapes": NAME + b'{le="' + b'\\"' * 4 * MIB,
+    "quotes without an end": NAME + b"{" + b'a="' * 3 * MIB,
+    "braces": NAME + b"{" * 8 * MIB,
+    "long lines": (NAME + b"{" + b'a="b",' * 2600 + b"} 3\n") * 500,
+    "long values": (NAME + b'{le="' + b'\\"' * 8000 + b"\n") * 500,
+    "lines without anything": b"\n" * 8 * MIB,
+    "nothing but names": b"\nh_bucke" * MIB,
+    "samples without end": LINE * (8 * MIB // len(LINE)),
+    "samples of another name that begins like it": b"h_bucketx 1\n" * 700_000,
+}
+
+
+@pytest.mark.parametrize("name", EVIL_PAGES)
+def test_any_page_is_read_in_linear_time_and_little_memory(name: str) -> None:
+    """CPU time, so that others do not count. It was 106 s for a line of 100 KiB, and 2.5 GB for a label of 15 MiB."""
+    page = EVIL_PAGES[name]
+    began = time.thread_time()
+    histogram(page, "h")
+    assert time.thread_time() - began < 1
+    start = page[: 2 * MIB]
+    tracemalloc.start()
+    try:
+        histogram(start, "h")
+        assert tracemalloc.get_traced_memory()[1] < MIB
+    finally:
+        tracemalloc.stop()
+
+
+def test_what_is_beyond_the_bounds_is_left_out() -> None:
+    """A line too long, a label too many; the lines around it are read."""
+    long = b'a{x="%s"} 1\n' % (b"x" * LONGEST_LINE)
+    many = b"a{%s} 2\n" % b",".join(b'l%d="x"' % number for number in range(MOST_LABELS + 1))
+    text = b"a 3\n" + long + many + b'a{x="y",} 4\n' + b"a{} 5\n" + b"a{x=y} 6\n" + b"a{x} 7"
+    assert [value for _, _, value in samples(text, ("a",))] == [3, 4, 5]
 
 
 def test_smg_tells_of_http_workers_what_is_in_flight_and_no_latency() -> None:

@@ -8,10 +8,11 @@ from pathlib import Path
 
 import pytest
 
+from gateway_sidecar.bridges.bodies import body_classes
 from gateway_sidecar.bridges.front_door import DoorPlaces
 from gateway_sidecar.bridges.nginx import NginxProgram, needed_lua
-from gateway_sidecar.bridges.nginx_config import Capacity, NginxConfig, ServiceAddress, peer_config
-from gateway_sidecar.check import lacking
+from gateway_sidecar.bridges.nginx_config import Capacity, NginxConfig, PeerConfig, ServiceAddress
+from gateway_sidecar.check import lacking, room_for_bodies
 from gateway_sidecar.config import AuthSettings, CorsSettings, FrontendSettings, TlsSettings
 from gateway_sidecar.errors import BridgeError
 
@@ -20,6 +21,9 @@ def config(**changes: object) -> str:
     """The text for one service, changed as said."""
     settings: dict[str, object] = {
         "host": "127.0.0.1",
+        "grpc_host": "127.0.0.2",
+        "bridge_key": "k" * 32,
+        "bridge_paths": (),
         "first_port": 24001,
         "last_port": 24999,
         "links": Path("/run/g/bridges"),
@@ -41,8 +45,11 @@ def config(**changes: object) -> str:
 def test_one_static_range_and_links_by_port() -> None:
     """A scale event needs no word of this text changed."""
     text = config()
-    assert "listen 127.0.0.1:24001-24999 backlog" in text
-    assert "proxy_pass unix:/run/g/bridges/$server_port.sock;" in text
+    streams, _, http = text.partition("\nhttp {")
+    assert "listen 127.0.0.2:24001-24999 backlog" in streams
+    assert "proxy_pass unix:/run/g/bridges/$server_port.sock;" in streams
+    assert "listen 127.0.0.1:24001-24999 backlog" in http
+    assert "proxy_pass http://unix:/run/g/bridges/$server_port.sock:;" in http
     assert config(services=[]) != text
 
 
@@ -52,11 +59,10 @@ def test_addresses_of_the_sixth_version_are_bracketed() -> None:
 
 
 def test_streams_are_left_alone() -> None:
-    """No buffering, no size limit, no time-out within an hour, no request sent twice."""
+    """No buffering, no time-out within an hour, no request sent twice."""
     text = config()
     for line in (
         "proxy_buffering off;",
-        "client_max_body_size 0;",
         "proxy_http_version 1.1;",
         "proxy_read_timeout 24h;",
         "proxy_next_upstream off;",
@@ -64,9 +70,41 @@ def test_streams_are_left_alone() -> None:
         assert line in text
 
 
+def test_bodies_fit_into_their_bound() -> None:
+    """Each class has its share, the largest of unknown length too; nothing is larger than the largest class."""
+    for held, largest in ((8192, 64), (64, 4), (100, 100), (8192, 1), (1 << 20, 1 << 20)):
+        classes = body_classes(held, largest)
+        bound = largest * 1024 * 1024
+        assert len(str(bound)) <= classes[-1].digits
+        assert [one.last for one in classes] == [False] * (len(classes) - 1) + [True]
+        together = sum(one.most * min(10**one.digits - 1, bound) for one in classes)
+        assert together <= held * 1024 * 1024 or classes[-1].most == 1
+    assert [one.most for one in body_classes(8192, 64)] == [2863, 286, 42]
+
+
+def test_the_largest_door_is_what_bodies_are_counted_for() -> None:
+    """A body of unknown length may be as large as the largest that any service takes."""
+    doors = [FrontendSettings(max_body_mb=size) for size in (1, 1024)]
+    addresses = [
+        ServiceAddress(f"s{number}", f"127.0.0.1:3000{number}", "127.0.0.1:23001", "127.0.0.1:23003", door)
+        for number, door in enumerate(doors)
+    ]
+    text = config(services=addresses)
+    assert "limit_conn gateway_bodies_10 1;" in text
+    assert text.count("limit_conn_zone $gateway_body_10 ") == 1
+    assert [text.count(f"client_max_body_size {size}m;") for size in (1, 1024)] == [1, 1]
+
+
+def test_bodies_that_could_fill_the_disk_are_told_of(tmp_path: Path) -> None:
+    """`check` says what to set."""
+    assert room_for_bodies(tmp_path / "not" / "made", 1) == []
+    (finding,) = room_for_bodies(tmp_path / "not" / "made", 1 << 40)
+    assert "bridges.max_bodies_mb lower" in finding.text
+
+
 def test_a_router_with_a_full_queue_is_tried_again_by_the_kernel() -> None:
     """Linux does that after a second, and nginx has to wait for it: of a thousand that go on at once some need it."""
-    (timeout_s,) = re.findall(r"proxy_connect_timeout (\d+)s;", config().partition("http {")[2])
+    (timeout_s,) = re.findall(r"proxy_connect_timeout (\d+)s;", config().partition("upstream chat")[2])
     assert 1 < int(timeout_s) < 3
 
 
@@ -93,13 +131,30 @@ def test_without_lua_a_service_with_keys_does_not_start(tmp_path: Path) -> None:
     guarded = ServiceAddress("chat", "127.0.0.1:30000", "127.0.0.1:23001", "127.0.0.1:23003", keys)
     with pytest.raises(BridgeError, match="libnginx-mod-http-lua"):
         needed_lua(without, [guarded])
-    assert needed_lua(without, [replace(guarded, frontend=FrontendSettings())]) == ()
+    assert needed_lua(without, [replace(guarded, frontend=FrontendSettings())]) is None
 
 
-def test_lua_is_loaded_only_where_it_is_needed() -> None:
-    """A gateway without keys runs on an nginx without the module."""
+def test_lua_is_loaded_only_where_it_is_used() -> None:
+    """A gateway without keys, on which any MCP server may be named, has nothing to ask of it."""
     modules = [Path("/m/ndk_http_module.so"), Path("/m/ngx_http_lua_module.so")]
-    assert "lua" not in config(lua_modules=modules)
+    plain = ServiceAddress("chat", "127.0.0.1:30000", "127.0.0.1:23001", "127.0.0.1:23003")
+    assert "lua" not in config(
+        lua_modules=modules, services=[replace(plain, frontend=FrontendSettings(mcp_servers=("any",)))]
+    )
+    assert "check_servers" in config(lua_modules=modules, services=[plain])
+
+
+def test_without_lua_nobody_names_an_mcp_server() -> None:
+    """What cannot be read is refused, whatever it asks for; everything else is served."""
+    text = config(lua_modules=None)
+    assert "lua" not in text
+    assert '"~^POST:/v1/(?:responses|interactions)/?\\z" 1;' in text
+    assert "if ($gateway_asks_servers_chat) { return 591; }" in text
+
+
+def test_lua_modules_are_loaded_in_their_order() -> None:
+    """The second needs what the first brings."""
+    modules = [Path("/m/ndk_http_module.so"), Path("/m/ngx_http_lua_module.so")]
     keys = FrontendSettings(auth=AuthSettings(keys_file=Path("/k")))
     guarded = ServiceAddress("chat", "127.0.0.1:30000", "127.0.0.1:23001", "127.0.0.1:23003", keys)
     text = config(lua_modules=modules, services=[guarded])
@@ -108,11 +163,17 @@ def test_lua_is_loaded_only_where_it_is_needed() -> None:
 
 def test_an_advertised_address_serves_this_machine_alone() -> None:
     """Connections of this machine to an address of its own come from that address."""
-    text = peer_config("fd00::5", 8000, Path("/run/g/bridges/24001.sock"), Path("/run/g/peers/x"), None)
-    assert "listen [fd00::5]:8000 " in text
-    assert text.index("allow fd00::5;") < text.index("deny all;")
-    assert "proxy_pass unix:/run/g/bridges/24001.sock;" in text
-    assert "load_module" not in text
+    link = Path("/run/g/bridges/24001.sock")
+    for grpc, leads in (
+        (True, "proxy_pass unix:/run/g/bridges/24001.sock;"),
+        (False, f"proxy_pass http://unix:{link}:;"),
+    ):
+        text = PeerConfig("fd00::5", 8000, link, Path("/run/g/peers/x"), grpc, "k" * 32, (), (), None).text()
+        assert "listen [fd00::5]:8000 " in text
+        assert text.index("allow fd00::5;") < text.index("deny all;")
+        assert leads in text
+        assert ("Bearer " in text) is not grpc
+        assert "load_module" not in text
 
 
 def test_browsers_are_told_of_https_with_every_answer() -> None:

@@ -12,6 +12,7 @@ from pathlib import Path
 import pytest
 
 from gateway_sidecar.sources.listing import Listing
+from gateway_sidecar.sources.placed import OwnSockets
 from gateway_sidecar.sources.socket_pattern import SocketPattern
 from gateway_sidecar.supervision.own_thread import OwnThread
 
@@ -73,7 +74,7 @@ class HungPattern(SocketPattern):
     """A pattern on a file system that does not answer until it is released."""
 
     def __init__(self, pattern: str) -> None:
-        super().__init__(pattern)
+        super().__init__(pattern, OwnSockets())
         self.released = threading.Event()
         self.looks = 0
 
@@ -90,7 +91,7 @@ async def test_many_hung_sources_starve_nobody(tmp_path: Path, monkeypatch: pyte
     looks = [asyncio.create_task(source.look()) for source in hung]
     while sum(source.looks for source in hung) < len(hung):
         await asyncio.sleep(0.001)
-    well = SocketPattern(f"{tmp_path}/{{replica}}.sock")
+    well = SocketPattern(f"{tmp_path}/{{replica}}.sock", OwnSockets())
     async with asyncio.timeout(5):
         assert (await well.look()).blind is None
         assert await asyncio.to_thread(lambda: "free") == "free"

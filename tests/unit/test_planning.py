@@ -58,10 +58,19 @@ def seen(worker: Registered | None = None, **changes: object) -> WorkerView:
 
 def test_new_occupant_is_bridged_first() -> None:
     """Grow before shrink: bridge -> register -> Ready."""
-    fresh = view(linked=False, port=None, url=None, facts=None, wanted=False)
+    fresh = view(linked=False, port=None, url=None)
     assert plan_occupant(fresh, [seen()]) == Bridge()
-    assert plan_worker(fresh, seen()) is None
-    assert plan_worker(view(linked=False), seen()) is None, "nothing is registered that cannot be reached"
+    assert plan_worker(fresh, seen()) is None, "nothing is registered that cannot be reached"
+
+
+@pytest.mark.parametrize("leaving", [None, Why.UNREACHABLE, Why.ADDRESS])
+def test_nothing_leads_to_what_is_not_known_to_be_an_engine(leaving: Why | None) -> None:
+    """Before it was found ready, and once it is not any more, nobody gets a bridge; one that is there stays."""
+    for facts in (None, FACTS):
+        unready = view(linked=False, port=None, url=None, facts=facts, wanted=False, leaving=leaving)
+        assert plan_occupant(unready, [seen()]) is None
+        assert plan_worker(unready, seen()) is None
+        assert plan_occupant(replace(unready, linked=True, port=24001), [seen(READY)]) is None, "ill, or adopted"
 
 
 def test_an_address_that_does_not_lead_to_it_yet_is_waited_for() -> None:

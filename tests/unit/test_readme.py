@@ -13,7 +13,7 @@ REPOSITORY = Path(__file__).parents[2]
 README = (REPOSITORY / "README.md").read_text("utf-8")
 DOCUMENTS = [REPOSITORY / "README.md", *sorted((REPOSITORY / "docs").glob("*.md"))]
 _KINDS = (
-    "bridge|config|daemon|frontend|gate|lease|loop|peer|replica|router|"
+    "bridge|config|daemon|frontend|gate|lease|library|loop|peer|replica|router|"
     "scaling|service|signals|source|state|tunnel|worker"
 )
 _AN_EVENT = re.compile(rf'"((?:{_KINDS})\.[a-z_]+)"|logger\.\w+\(\s*"([a-z_]+\.[a-z_]+)"')

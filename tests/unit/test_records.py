@@ -189,5 +189,5 @@ def test_a_spoilt_row_is_named_or_is_one(
 def test_spoilt_rests_are_named_or_ports_and_times(data: st.DataObject) -> None:
     """And for ports that rest."""
     with suppress(StateError):
-        read = records.resting_from_json({"resting": spoil(data, [[24001, 7.5], [24002, 8.0]])})
-        assert all(isinstance(port, int) and until < float("inf") for port, until in read.items())
+        read = records.resting_from_json({"resting": spoil(data, [[24001, 7.5, "chat"], [24002, 8.0, ""]])})
+        assert all(isinstance(port, int) and until < float("inf") for port, until, _ in read)

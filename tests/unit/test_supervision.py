@@ -134,6 +134,16 @@ async def test_the_log_is_bounded_and_its_writer_goes_on(tmp_path: Path) -> None
     assert log.tail(1) == ["line 499"]
 
 
+def test_only_a_line_feed_ends_a_line(tmp_path: Path) -> None:
+    """SMG's JSON lets U+2028 stand as it is: a client's words behind it are no line of SMG's."""
+    log = ChildLog(tmp_path / "log")
+    log.new_lines()
+    told = '{"message": "a\u2028{\x85\x0b\x0c\x1c"}'
+    write(tmp_path / "log", told + "\nb\n")
+    assert log.new_lines() == [told, "b"]
+    assert log.tail(2) == [r'{"message": "a\u2028{\x85\x0b\x0c\x1c"}', "b"]
+
+
 def test_a_flood_is_read_in_part_and_the_newest_wins(tmp_path: Path) -> None:
     """However much was written, one reading stays small."""
     log = ChildLog(tmp_path / "log")

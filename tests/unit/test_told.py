@@ -13,6 +13,7 @@ from gateway_sidecar.config import SshDefaults, read_told
 from gateway_sidecar.control.told_keeper import ToldKeeper
 from gateway_sidecar.domain.model import ReplicaId
 from gateway_sidecar.errors import StateError
+from gateway_sidecar.sources.placed import OwnSockets
 from gateway_sidecar.sources.told import Told, ToldReplicas
 from gateway_sidecar.telemetry.metrics import Metrics
 
@@ -125,6 +126,7 @@ def source(told: Told) -> ToldReplicas:
         told,
         lambda entry, replica: read_told(entry, "chat", replica, SshDefaults(key_file="/k")),
         lambda tunnel: Path("/run/t") / f"{tunnel.owner.replace('/', '-')}.sock",
+        OwnSockets(),
     )
 
 

@@ -2,10 +2,15 @@
 
 from __future__ import annotations
 
+import json
+import time
+from pathlib import Path
+
 import pytest
 
 from gateway_sidecar.domain.tunnels import PathState, SshRoute, SshServer
-from gateway_sidecar.tunnels.openssh import diagnose
+from gateway_sidecar.tunnels.asyncssh_engine import AsyncSsh
+from gateway_sidecar.tunnels.openssh import OpenSsh, diagnose
 
 CHANGED = [
     "@@@@@@@@@@@@@@@@@@@@@@@@@@@@@@@@@@@@@@@@@@@@@@@@@@@@@@@@@@@",
@@ -97,3 +102,20 @@ def test_over_jumps_the_nearest_fault_counts(said: list[list[str]], state: PathS
     found = diagnose(ROUTE, said)
     assert found.state is state
     assert found.reason.startswith(reason) or reason in found.reason
+
+
+def test_what_a_server_says_is_searched_in_no_time_and_can_be_shown(tmp_path: Path) -> None:
+    """A banner may have any length, and words that a pattern begins with again and again."""
+    route = SshRoute((SshServer("h"),))
+    (tmp_path / "l.log").write_bytes(
+        b"Host key for \x1b[2J" * 20000 + "\u202e\u2028 closed".encode() + b"\n\x1b[2J last"
+    )
+    for engine in (OpenSsh(Path("ssh"), tmp_path), AsyncSsh(tmp_path)):
+        began = time.thread_time()
+        reason = engine.why_ended("l", route).reason
+        assert time.thread_time() - began < 0.2
+        assert reason.isprintable()
+    (tmp_path / "l.log").write_text(json.dumps({"state": "closed", "reason": "\x1b[2J" * 1000}))
+    reason = AsyncSsh(tmp_path).why_ended("l", route).reason
+    assert reason.isprintable()
+    assert len(reason) < 2000

@@ -6,7 +6,7 @@ from pathlib import Path
 
 import pytest
 
-from gateway_sidecar.control.tenure import Tenure
+from gateway_sidecar.control.tenure import BridgeHosts, Tenure
 from gateway_sidecar.control.watcher import far_end_of
 from gateway_sidecar.domain.model import Loading, Occupant, ReplicaId
 from gateway_sidecar.domain.tunnels import PathState, PathStatus, SshRoute, SshServer, Tunnel
@@ -21,7 +21,18 @@ REFUSED, BUSY = Loading("closed without an answer", refused=True), Loading("/hea
 
 def tenure(*, result: Loading, asked: bool, tunnel: Tunnel | None = TUNNEL) -> Tenure:
     sighting = Sighting(ReplicaId("r1"), Path("/t.sock"), Occupant(0, 0, 0, "t"), tunnel=tunnel)
-    return Tenure(1, "chat/r1", 0, ReplicaId("r1"), sighting, 0.0, None, "127.0.0.1", result=result, asked=asked)
+    return Tenure(
+        1,
+        "chat/r1",
+        0,
+        ReplicaId("r1"),
+        sighting,
+        0.0,
+        None,
+        BridgeHosts("127.0.0.1", "127.0.0.2"),
+        result=result,
+        asked=asked,
+    )
 
 
 @pytest.mark.parametrize(

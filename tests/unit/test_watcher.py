@@ -9,7 +9,7 @@ from pathlib import Path
 import pytest
 
 from gateway_sidecar.config import ServiceSettings
-from gateway_sidecar.control.tenure import Tenure
+from gateway_sidecar.control.tenure import BridgeHosts, Tenure
 from gateway_sidecar.control.watcher import Watcher
 from gateway_sidecar.control.work_queue import WorkQueue
 from gateway_sidecar.domain.model import (
@@ -55,7 +55,9 @@ async def evidence_after(probe: PlayedProbe, monkeypatch: pytest.MonkeyPatch) ->
     """A tenure of an engine that was well, after one look at it."""
     monkeypatch.setattr(awake, "stalls", lambda: probe.stalls)
     sighting = Sighting(ReplicaId("r1"), Path("/r1.sock"), Occupant(1, 2, 3))
-    tenure = Tenure(1, "chat/r1", 0, ReplicaId("r1"), sighting, time.monotonic(), 99, "127.0.0.1")
+    tenure = Tenure(
+        1, "chat/r1", 0, ReplicaId("r1"), sighting, time.monotonic(), 99, BridgeHosts("127.0.0.1", "127.0.0.1")
+    )
     tenure.facts, tenure.result, tenure.identify_next, tenure.notes_read = FACTS, Ready(FACTS), False, True
     looked = asyncio.Event()
     settings = ServiceSettings.model_validate(

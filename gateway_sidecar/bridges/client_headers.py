@@ -1,0 +1,67 @@
+"""Which headers pass a front door, either way. Pure.
+
+Requests: a router decides by headers, and what one of a later version decides by is not known today. So only what is
+named here goes on (and `frontend.pass_headers`), and nginx says itself who the client is.
+Answers: engines put into them what they like, and routers pass it on. Here nginx can only leave out by name.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Collection, Iterable, Sequence
+
+CREDENTIALS = ("Authorization", "X-Api-Key")
+
+PASSED = (
+    # What the body is, and what is asked for in return.
+    *("Accept", "Content-Type", "Content-Encoding", "User-Agent"),
+    *("Anthropic-Version", "Anthropic-Beta", "OpenAI-Beta", "OpenAI-Organization", "OpenAI-Project"),
+    # Names of a request, by which it is found in logs and traces.
+    *("X-Request-Id", "X-Correlation-Id", "X-Trace-Id", "Request-Id", "Traceparent", "Tracestate"),
+    # Affinity: requests with the same text meet the same engine. It names no engine.
+    "X-Smg-Routing-Key",
+    # WebSocket; `Upgrade` and `Connection` are said by nginx.
+    *("Sec-WebSocket-Key", "Sec-WebSocket-Version", "Sec-WebSocket-Protocol", "Sec-WebSocket-Extensions"),
+)
+"""Request headers that go on to the router as the client sent them."""
+
+FOR_AUTH = (*CREDENTIALS, "Cookie", "Origin")
+"""Request headers that `auth.url` is told as the client sent them: what a client proves itself by, and nothing that
+another proxy would have said."""
+
+HIDDEN = (
+    # Addresses and numbers of engines and bridges. `$upstream_http_...` still has them for nginx's own use.
+    *("X-Smg-Routed-Worker-Id", "X-Smg-Cache-Trace", "X-Powered-By", "Via"),
+    # What a browser would keep, or do, for everything else that is at this name.
+    *("Set-Cookie", "Set-Cookie2", "Clear-Site-Data", "Service-Worker-Allowed", "Accept-CH", "Critical-CH"),
+    *("Strict-Transport-Security", "Public-Key-Pins", "Public-Key-Pins-Report-Only", "Expect-CT", "Alt-Svc"),
+    # Where a browser would go, or report to, by itself. `Location` passes as a path (LOCATION).
+    *("Refresh", "Location", "Content-Location", "Link", "SourceMap", "X-SourceMap"),
+    *("Report-To", "Reporting-Endpoints", "NEL", "Content-Security-Policy", "Content-Security-Policy-Report-Only"),
+    # Whom a browser would ask its user for a password for.
+    *("WWW-Authenticate", "Proxy-Authenticate"),
+    # Which pages may read answers is for `cors` to say.
+    *(f"Access-Control-{it}" for it in ("Allow-Origin", "Allow-Methods", "Allow-Headers", "Allow-Credentials")),
+    *(f"Access-Control-{it}" for it in ("Expose-Headers", "Max-Age", "Allow-Private-Network")),
+    "Timing-Allow-Origin",
+)
+"""Headers of an answer that stay here. nginx itself leaves out `Server`, `Date` and `X-Accel-*` of others."""
+
+LOCATION_MAP = r"""
+    map $upstream_http_location $gateway_location { default ""; "~^/(?!/)[!-\[\]-~]*\z" $upstream_http_location; }
+"""
+"""In http {}: the path of an answer's `Location`; nothing if it names a host."""
+
+LOCATION = "add_header Location $gateway_location;"
+
+
+def sent_on(passed: Iterable[str], *, but: Collection[str] = ()) -> list[str]:
+    """nginx's lines that send these request headers on; one that the client did not send is not sent."""
+    left_out = {name.lower() for name in but}
+    names = {name.lower(): name for name in passed if name.lower() not in left_out}
+    variables = {name: "$http_" + lower.replace("-", "_") for lower, name in names.items()}
+    return ["proxy_pass_request_headers off;", *(f"proxy_set_header {it} {var};" for it, var in variables.items())]
+
+
+def hidden() -> Sequence[str]:
+    """nginx's lines that keep an answer's headers here."""
+    return [f"proxy_hide_header {name};" for name in HIDDEN]

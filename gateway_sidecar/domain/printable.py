@@ -1,0 +1,26 @@
+"""What others say, made fit to be shown: on a terminal, in a table's cell, in a log line. Pure.
+
+Whatever is not printed as itself is escaped: control characters and terminal escapes, line breaks of every kind, what
+turns the direction of writing, invisible characters, halves of surrogate pairs.
+"""
+
+from __future__ import annotations
+
+LONGEST = 300
+"""Characters. No reason has to be longer."""
+
+
+def printable(text: str, most: int = LONGEST) -> str:
+    """The text on one line, of `most` characters at the most before they are escaped."""
+    if len(text) > most:
+        text = text[: most - 3] + "..."
+    return text if text.isprintable() else "".join(map(_escaped, text))
+
+
+def printable_lines(text: str) -> str:
+    """The same for a whole text whose line breaks are its own."""
+    return text if text.isprintable() else "\n".join(printable(line, len(line)) for line in text.split("\n"))
+
+
+def _escaped(character: str) -> str:
+    return character if character.isprintable() else character.encode("unicode_escape").decode("ascii")

@@ -1,0 +1,92 @@
+"""Whom a file on a path is believed of: judged by owners and modes alone.
+
+Root and the daemon's own user vouch for whatever is theirs. Everybody else vouches for what is his own.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Container, Iterable, Sequence
+from dataclasses import dataclass
+
+_GROUP_WRITES, _ALL_WRITE = 0o020, 0o002
+_OTHERS_WRITE = _GROUP_WRITES | _ALL_WRITE
+_STICKY = 0o1000
+ROOT = 0
+
+
+@dataclass(frozen=True, slots=True)
+class Owned:
+    """One file, directory or link: whose it is, and its permission bits."""
+
+    path: str
+    owner: int
+    group: int
+    mode: int
+
+    @property
+    def others_may_write(self) -> bool:
+        """Whether anybody but its owner and root may."""
+        return bool(self.mode & _OTHERS_WRITE)
+
+    @property
+    def shown_mode(self) -> str:
+        """As chmod takes it."""
+        return f"mode {self.mode:04o}"
+
+
+def trouble_with_links(links: Iterable[Owned], target: Owned, ours: Container[int]) -> str | None:
+    """Why what the links lead to is not taken for what stands at their place; None if it is.
+
+    A link gives away whatever its follower may reach: whoever made it must own what it leads to, or be one of `ours`.
+    """
+    for link in links:
+        if link.owner not in ours and link.owner != target.owner:
+            return (
+                f"{link.path} is a link of user {link.owner} that leads to {target.path} of user {target.owner}; "
+                f"let user {target.owner} or root make the link"
+            )
+    return None
+
+
+def way_in(place: Owned, above: Iterable[Owned], owners: Container[int], groups: Container[int] = ()) -> str | None:
+    """How somebody who is none of `owners` could put a name into a directory, or another directory in its place.
+
+    above: the directories on the way to it. groups: whose members are as good as `owners` there.
+    """
+    if place.owner not in owners:
+        return f"{place.path} belongs to user {place.owner}"
+    if place.others_may_write:
+        return f"others than its owner may write in {place.path} ({place.shown_mode})"
+    for each in above:
+        if each.owner not in owners:
+            return f"{each.path}, above it, belongs to user {each.owner}"
+        if each.mode & _STICKY:
+            continue  # Names in it are their owners' to change.
+        if each.mode & _ALL_WRITE or (each.mode & _GROUP_WRITES and each.group not in groups):
+            return f"others may rename what is in {each.path}, above it ({each.shown_mode})"
+    return None
+
+
+def trouble_with_notes(notes: Owned, links: Sequence[Owned], socket_owner: int, ours: Container[int]) -> str | None:
+    """Why a `<replica>.yaml` does not count for the socket beside it; None if it does."""
+    if notes.owner != socket_owner and notes.owner not in ours:
+        return (
+            f"{notes.path} belongs to user {notes.owner}, and the socket beside it to user {socket_owner}; "
+            "both must have one owner, or the file must be root's"
+        )
+    return trouble_with_links(links, notes, ours)
+
+
+def trouble_with_key(notes: Owned, socket_owner: int, shared: str | None) -> str | None:
+    """Why a key that a `<replica>.yaml` names is not shown at the socket beside it; None if it is.
+
+    shared: how somebody else could place a socket there (`way_in`).
+    """
+    if notes.others_may_write:
+        return f"others than its owner may change {notes.path} ({notes.shown_mode}): it cannot name a key; chmod go-w"
+    if notes.owner == socket_owner or shared is None:
+        return None
+    return (
+        f"{notes.path} belongs to user {notes.owner}, the socket beside it to user {socket_owner}, and {shared}: "
+        f"its key would be shown to whoever places that socket; give the file and its key to user {socket_owner}"
+    )

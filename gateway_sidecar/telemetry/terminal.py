@@ -1,0 +1,22 @@
+"""What commands print: whoever wrote a name or a reason, it moves no cursor, colours nothing and begins no line."""
+
+from __future__ import annotations
+
+from typing import TextIO
+
+from gateway_sidecar.domain.printable import printable_lines
+
+
+class PrintableStream:
+    """A text stream that lets through what can be printed, and line feeds; the rest is escaped."""
+
+    def __init__(self, stream: TextIO) -> None:
+        self._stream = stream
+
+    def write(self, text: str) -> int:
+        """Writes it all."""
+        self._stream.write(printable_lines(text))
+        return len(text)
+
+    def __getattr__(self, name: str) -> object:
+        return getattr(self._stream, name)

@@ -1,0 +1,280 @@
+"""What an HTTP listener of the daemon's stands: clients that say nothing, too little, too slowly, or take no answers.
+
+On the event loop that the daemon runs on.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import functools
+import inspect
+import re
+import resource
+import socket
+import time
+from collections.abc import Callable, Coroutine
+from contextlib import AsyncExitStack, suppress
+from typing import Any
+
+import pytest
+import structlog
+import uvloop
+from aiohttp import web
+
+from gateway_sidecar.admin import bounded_server
+from gateway_sidecar.admin.bounded_server import BoundedServer, tcp_listener
+from gateway_sidecar.config import Endpoint
+
+BIG = b"x" * (4 * 1024 * 1024)
+MOST = 16
+Stream = tuple[asyncio.StreamReader, asyncio.StreamWriter]
+
+
+@pytest.fixture(autouse=True)
+def soon(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Time-outs that a test can wait for."""
+    monkeypatch.setattr(bounded_server, "_SWEEP_S", 0.02)
+    for name in ("REQUEST_S", "ANSWER_S", "IDLE_S"):
+        monkeypatch.setattr(bounded_server, name, 0.4)
+
+
+class Place:
+    """A server that runs, what its handlers were asked, and ways to come in."""
+
+    def __init__(self) -> None:
+        self.asked: list[str] = []
+        self.release = asyncio.Event()
+        self.port = 0
+        self.stack = AsyncExitStack()
+
+    async def open(self) -> None:
+        app = web.Application(client_max_size=1 << 20)
+        app.router.add_route("*", "/{what}", self._answer)
+        self.server = BoundedServer(app, most=MOST)
+        self.listening = tcp_listener(Endpoint("127.0.0.1", 0))
+        self.port = self.listening.getsockname()[1]
+        await self.server.listen(self.listening)
+        self.stack.push_async_callback(self.server.close)
+
+    async def _answer(self, request: web.Request) -> web.Response:
+        what = request.match_info["what"]
+        self.asked.append(what)
+        if what == "wait":
+            await self.release.wait()
+        if what == "fault":
+            raise ZeroDivisionError("a fault of ours")
+        if what == "body":
+            return web.Response(text=str(len(await request.read())))
+        return web.Response(body=BIG if what == "big" else b"ok")
+
+    async def connect(self) -> Stream:
+        reader, writer = await asyncio.open_connection("127.0.0.1", self.port, limit=2**25)
+        self.stack.push_async_callback(drop, writer)
+        return reader, writer
+
+    async def ask(self, what: str, stream: Stream | None = None) -> bytes:
+        """The body of the answer; honest clients read at once."""
+        reader, writer = stream or await self.connect()
+        writer.write(f"GET /{what} HTTP/1.1\r\nHost: x\r\n\r\n".encode())
+        head = await reader.readuntil(b"\r\n\r\n")
+        length = next(line for line in head.lower().split(b"\r\n") if line.startswith(b"content-length:"))
+        return await reader.readexactly(int(length.split(b":")[1]))
+
+
+def on_the_daemons_loop(test: Callable[..., Coroutine[Any, Any, None]]) -> Callable[..., None]:
+    """A test of a place of its own, on the event loop that the daemon runs on."""
+
+    async def with_place(**fixtures: Any) -> None:
+        place = Place()
+        await place.open()
+        try:
+            async with asyncio.timeout(60):
+                await test(place, **fixtures)
+        finally:
+            await place.stack.aclose()
+
+    @functools.wraps(test)
+    def run(**fixtures: Any) -> None:
+        uvloop.run(with_place(**fixtures))
+
+    signature = inspect.signature(test)
+    fixtures = [one for name, one in signature.parameters.items() if name != "place"]
+    run.__signature__ = signature.replace(parameters=fixtures)  # type: ignore[attr-defined]
+    return run
+
+
+async def drop(writer: asyncio.StreamWriter) -> None:
+    writer.transport.abort()
+    with suppress(OSError):
+        await writer.wait_closed()
+
+
+async def until(condition: Callable[[], bool]) -> None:
+    while not condition():
+        await asyncio.sleep(0.01)
+
+
+async def ended(stream: Stream) -> bytes:
+    """What came until the connection ended."""
+    try:
+        return await stream[0].read()
+    except ConnectionError:
+        return b""
+
+
+@on_the_daemons_loop
+async def test_who_says_nothing_makes_room_for_who_asks(place: Place) -> None:
+    """However many say nothing, and the ones that were there first go first."""
+    silent = [await place.connect() for _ in range(10 * MOST)]
+    for _ in range(5):
+        assert await place.ask("small") == b"ok"
+    for stream in silent[: 9 * MOST]:
+        assert await ended(stream) == b""
+
+
+@on_the_daemons_loop
+async def test_who_says_nothing_or_too_little_is_cut(place: Place) -> None:
+    """Nothing at all; half a request; a byte at a time; a request whose body does not come."""
+    streams = [await place.connect() for _ in range(4)]
+    streams[1][1].write(b"GET /small HTT")
+    streams[2][1].write(b"GET /small HTTP/1.1\r\nX-Slow: ")
+    streams[3][1].write(b"POST /body HTTP/1.1\r\nHost: x\r\nContent-Length: 100\r\n\r\n0123456789")
+
+    async def drip() -> None:
+        while True:
+            streams[2][1].write(b"a")
+            streams[3][1].write(b"a" if not place.asked else b"")
+            await asyncio.sleep(0.05)
+
+    dripping = asyncio.create_task(drip())
+    assert [await ended(stream) for stream in streams] == [b""] * 4
+    dripping.cancel()
+    assert await place.ask("small") == b"ok"
+
+
+@on_the_daemons_loop
+async def test_a_kept_connection_is_used_again_and_then_ended(place: Place) -> None:
+    """Nobody who asks is cut, however often."""
+    stream = await place.connect()
+    for _ in range(3):
+        assert await place.ask("small", stream) == b"ok"
+        await asyncio.sleep(0.05)
+    assert await ended(stream) == b""
+
+
+@on_the_daemons_loop
+async def test_answers_that_nobody_takes_cost_little_and_not_for_long(place: Place) -> None:
+    """One that asks a hundred times and takes nothing is answered until its buffers are full, and then cut."""
+    stream = await place.connect()
+    stream[1].transport.pause_reading()  # type: ignore[attr-defined]
+    stream[1].write(b"GET /big HTTP/1.1\r\nHost: x\r\n\r\n" * 100)
+    await until(lambda: place.server.clock > 0 and bool(place.asked))
+    await until(lambda: not place.server._connections)
+    assert len(place.asked) < 5
+    assert place.server._untaken == {}
+    assert await place.ask("big") == BIG
+
+
+@on_the_daemons_loop
+async def test_untaken_answers_are_bounded_together(place: Place, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Those that were begun first are given up; who takes his gets it."""
+    monkeypatch.setattr(bounded_server, "ANSWER_S", 60)
+    monkeypatch.setattr(bounded_server, "_MOST_UNTAKEN_BYTES", 3 * len(BIG))
+    streams = [await place.connect() for _ in range(8)]
+    for stream in streams:
+        stream[1].transport.pause_reading()  # type: ignore[attr-defined]
+        stream[1].write(b"GET /big HTTP/1.1\r\nHost: x\r\n\r\n")
+    await until(lambda: len(place.asked) == 8)
+    assert sum(place.server._untaken.values()) <= 3 * len(BIG)
+    assert await place.ask("big") == BIG
+
+
+@on_the_daemons_loop
+async def test_who_waits_for_us_is_not_cut(place: Place) -> None:
+    """Long work is no fault of the client's; when all that there may be wait for us, the next one is turned away."""
+    waiting = [asyncio.create_task(place.ask("wait")) for _ in range(MOST)]
+    await until(lambda: len(place.asked) == MOST)
+    await until(lambda: place.server.clock > 1.0)
+    assert await ended(await place.connect()) == b""
+    place.release.set()
+    assert await asyncio.gather(*waiting) == [b"ok"] * MOST
+
+
+@on_the_daemons_loop
+async def test_a_stall_of_ours_cuts_nobody(place: Place) -> None:
+    """A daemon that was stopped for longer than all time-outs finds what came meanwhile, and answers it."""
+    stream = await place.connect()
+    assert await place.ask("small", stream) == b"ok"
+    time.sleep(1.0)  # noqa: ASYNC251
+    assert await place.ask("small", stream) == b"ok"
+
+
+@on_the_daemons_loop
+async def test_what_is_no_http_is_answered_and_not_logged(place: Place, capfd: pytest.CaptureFixture[str]) -> None:
+    """HTTP/2, TLS, garbage, a body that is none: 400, and not a line of log for whoever likes to write some."""
+    for garbage in (
+        b"PRI * HTTP/2.0\r\n\r\nSM\r\n\r\n",
+        b"\x16\x03\x01\x02\x00\x01\x00\x01\xfc\x03\x03" + bytes(300) + b"\r\n\r\n",
+        b"\0\xff\n\n",
+        b"GET / HTTP/9.9\r\n\r\n",
+        b"GET /small HTTP/1.1\r\nA: " + b"b" * 100_000,
+        b"POST /body HTTP/1.1\r\nHost: x\r\nTransfer-Encoding: chunked\r\n\r\nzz\r\n",
+    ):
+        stream = await place.connect()
+        stream[1].write(garbage)
+        answer = await ended(stream)
+        assert re.match(rb"HTTP/1\.[01] 400 ", answer), (garbage[:30], answer)
+    with structlog.testing.capture_logs() as logs:
+        stream = await place.connect()
+        stream[1].write(b"PRI * HTTP/2.0\r\n\r\nSM\r\n\r\n")
+        assert b" 400 " in await ended(stream)
+        for target in (b"body", b"small"):  # Read by its handler, and by nobody.
+            stream = await place.connect()
+            stream[1].write(b"POST /" + target + b" HTTP/1.1\r\nHost: x\r\nContent-Length: 9\r\n")
+            stream[1].write(b"Content-Encoding: gzip\r\n\r\nno gzip\r\n")
+            await ended(stream)
+    assert logs == []
+    assert capfd.readouterr() == ("", "")
+
+
+@on_the_daemons_loop
+async def test_a_fault_of_ours_is_told(place: Place) -> None:
+    """In the daemon's own log, as one event."""
+    stream = await place.connect()
+    with structlog.testing.capture_logs() as logs:
+        stream[1].write(b"GET /fault HTTP/1.1\r\nHost: x\r\n\r\n")
+        assert (await stream[0].readline()).startswith(b"HTTP/1.1 500 ")
+    assert [row["event"] for row in logs] == ["daemon.request_failed"]
+
+
+@on_the_daemons_loop
+async def test_no_descriptor_left_ends_nothing(place: Place, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Who comes meanwhile waits, and is answered afterwards."""
+    monkeypatch.setattr(bounded_server, "_REST_S", 0.05)
+    stream = await place.connect()
+    limits = resource.getrlimit(resource.RLIMIT_NOFILE)
+    late = await place.connect()
+    await until(lambda: len(place.server._connections) == 2)
+    waiting = [socket.socket() for _ in range(3)]
+    resource.setrlimit(resource.RLIMIT_NOFILE, (max(s.fileno() for s in waiting) + 1, limits[1]))
+    try:
+        fillers = []
+        try:
+            while True:
+                fillers.append(socket.socket())
+        except OSError:
+            pass
+        for sock in waiting:
+            sock.setblocking(False)
+            await asyncio.get_running_loop().sock_connect(sock, ("127.0.0.1", place.port))
+        assert await place.ask("small", stream) == b"ok"
+        assert await place.ask("small", late) == b"ok"
+        for filler in fillers:
+            filler.close()
+    finally:
+        resource.setrlimit(resource.RLIMIT_NOFILE, limits)
+    loop = asyncio.get_running_loop()
+    for sock in waiting:
+        await loop.sock_sendall(sock, b"GET /small HTTP/1.1\r\nHost: x\r\n\r\n")
+        assert (await loop.sock_recv(sock, 1000)).startswith(b"HTTP/1.1 200")
+        sock.close()

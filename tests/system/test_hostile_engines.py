@@ -1,0 +1,71 @@
+"""Whoever may place a socket may speak from behind it: floods, endless lines and terminal escapes harm nobody else."""
+
+from __future__ import annotations
+
+import json
+from contextlib import AsyncExitStack
+
+import aiohttp
+import grpc
+
+from gateway_sidecar.engines.h2_unary import MOST_STEPS
+from tests.contract import engine_replay as replay
+from tests.contract.engine_replay import GrpcReplay, HttpReplay, serve_raw
+from tests.contract.test_engine_lies import ESCAPES, SETTINGS, frame, repeat, say_and_hold
+from tests.system.conftest import StartEngine
+from tests.system.gateway import Gateway, replica_of
+from tests.system.test_waiting import post
+
+FLOODS = {
+    "ping": say_and_hold(SETTINGS, frame(6, 0, bytes(8)) * 100_000),
+    "goaway": say_and_hold(frame(7, 0, bytes(8))),
+    "continuation": repeat(SETTINGS + frame(1, 0, b"\x88", 1), frame(9, 0, b"\x88" * 1000, 1) * 60),
+}
+LONG_LINE = 'vllm:time_to_first_token_seconds_bucket{le="' + "x" * 7 * 1024 * 1024
+
+
+class Escaping(GrpcReplay):
+    """An engine whose errors move the cursor and begin a log line."""
+
+    async def answer(self, path: str, request: bytes, context: grpc.aio.ServicerContext) -> bytes:
+        if path.endswith("GetServerInfo"):
+            await context.abort(grpc.StatusCode.INTERNAL, f'{ESCAPES}\n{{"event": "daemon.stopped"}}\n')
+        return await super().answer(path, request, context)
+
+
+async def test_hostile_engines_harm_nobody(gateway: Gateway, engine: StartEngine) -> None:
+    """The daemon goes on, a good engine serves, and what is shown of the others is one line each."""
+    metered = HttpReplay.of("vllm-http")
+    metered.answers["/metrics"] = (200, LONG_LINE)
+    escaping = GrpcReplay.of("vllm-grpc", replay.VLLM)
+    async with AsyncExitStack() as stack:
+        for name, talk in FLOODS.items():
+            await stack.enter_async_context(serve_raw(gateway.socket(name), talk))
+        evil = Escaping(escaping.service, escaping.answers, escaping.health, escaping.listed)
+        await stack.enter_async_context(evil.serve(gateway.socket("escaping")))
+        await stack.enter_async_context(metered.serve(gateway.socket("metered")))
+        await engine(gateway.socket("good"))
+        await gateway.until_state("good", "serving", within_s=60)
+        await gateway.until_state("metered", "serving", within_s=60)
+        await gateway.until(lambda _: any(seen.path == "/metrics" for seen in metered.seen), within_s=60)
+        asked = await gateway.until(
+            lambda status: all(replica_of(status, name)["reason"] for name in (*FLOODS, "escaping")), within_s=60
+        )
+        # Again and again: each is asked on.
+        seen = len(evil.called)
+        await gateway.until(lambda _: len(evil.called) > seen + 20, within_s=60)
+        async with aiohttp.ClientSession() as session:
+            code, _ = await post(session, gateway)
+        _, shown, _ = await gateway.cli("status")
+        _, listed, _ = await gateway.cli("replica", "list")
+    assert code == 200
+    assert f"more than {MOST_STEPS} pieces" in replica_of(asked, "ping")["reason"]
+    assert "GOAWAY" in replica_of(asked, "goaway")["reason"]
+    assert "header fields" in replica_of(asked, "continuation")["reason"]
+    assert r"GetServerInfo answers INTERNAL (\x1b]0;x\x07\x1b[2J\n" in replica_of(asked, "escaping")["reason"]
+    for text in (shown, listed):
+        assert all(line.isprintable() for line in text.split("\n"))
+        assert text.count("GetServerInfo answers INTERNAL") == 1
+    lines = gateway.log().split("\n")[:-1]
+    assert all(line.isprintable() and json.loads(line)["event"] != "daemon.stopped" for line in lines)
+    assert gateway.events("daemon.stalled") == []

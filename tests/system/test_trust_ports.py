@@ -1,0 +1,262 @@
+"""Who gets a bridge: an engine, and nobody else; and no service so many that another has none."""
+
+from __future__ import annotations
+
+import asyncio
+import socket
+from collections.abc import AsyncIterator, Awaitable, Callable
+from contextlib import ExitStack, suppress
+from pathlib import Path
+
+import pytest
+import pytest_asyncio
+from aiohttp import web
+
+from examples.simulated import EngineKind
+from examples.simulated.options import Lie
+from tests.system.clients import ask, stream_chat
+from tests.system.conftest import MakeGateway, StartEngine
+from tests.system.gateway import BRIDGES, Gateway, Status, replica_of, service_of, states_of
+from tests.system.test_crowds import engines_elsewhere
+from tests.system.test_keys import give_key
+from tests.system.test_operation import metrics_of
+
+DEAD = 3000
+SILENT = 800
+Serve = Callable[[Path], Awaitable[list[str]]]
+
+
+@pytest_asyncio.fixture
+async def admin_like() -> AsyncIterator[Serve]:
+    """Something that is no engine, and that nobody ought to reach: an API like the daemon's. What it was asked."""
+    runners: list[web.AppRunner] = []
+
+    async def start(path: Path) -> list[str]:
+        asked: list[str] = []
+
+        async def answer(request: web.Request) -> web.Response:
+            asked.append(f"{request.method} {request.path}")
+            return web.json_response({"services": [], "ready": True}, status=200 if "status" in request.path else 404)
+
+        app = web.Application()
+        app.router.add_route("*", "/{path:.*}", answer)
+        runners.append(web.AppRunner(app))
+        await runners[-1].setup()
+        await web.UnixSite(runners[-1], str(path)).start()
+        return asked
+
+    yield start
+    for runner in runners:
+        await runner.cleanup()
+
+
+def links(gateway: Gateway) -> list[str]:
+    """What leads anywhere."""
+    return sorted(path.name for path in (gateway.directory / "run" / "bridges").iterdir())
+
+
+async def answering(gateway: Gateway) -> list[int]:
+    """The bridge ports that somebody answers at."""
+    first = int(gateway.settings["bridges"]["ports"].partition("-")[0])
+
+    async def asks(port: int) -> bool:
+        try:
+            async with asyncio.timeout(10):
+                reader, writer = await asyncio.open_connection("127.0.0.1", port)
+                try:
+                    writer.write(b"GET /v1/status HTTP/1.1\r\nHost: x\r\nConnection: close\r\n\r\n")
+                    return bool(await reader.read(1))
+                finally:
+                    writer.close()
+        except OSError:
+            return False
+
+    said = await asyncio.gather(*(asks(port) for port in range(first, first + BRIDGES)))
+    return [first + number for number, answers in enumerate(said) if answers]
+
+
+def portless(status: Status) -> list[str]:
+    """Replicas of `greedy` that wait for a port."""
+    rows = service_of(status, "greedy")["replicas"]
+    return [row["id"] for row in rows if "no free bridge port" in (row["reason"] or "")]
+
+
+async def test_nothing_leads_to_what_is_no_engine(
+    gateway: Gateway, engine: StartEngine, admin_like: Serve, tmp_path: Path
+) -> None:
+    """Neither at first sight nor later: no port, no link, and nothing but the probe's own questions."""
+    asked = await admin_like(gateway.socket("foreign"))
+    silent = await engine(gateway.socket("silent"), hang=True)
+    await engine(gateway.socket("loading"), load_s=3600)
+    with socket.socket(socket.AF_UNIX) as dead:
+        dead.bind(str(gateway.socket("dead")))
+    seen = {"foreign": "foreign", "silent": "unreachable", "loading": "loading", "dead": "loading"}
+    status = await gateway.until_states(seen, within_s=30)
+    assert [row["bridge"] for row in service_of(status)["replicas"]] == [None] * 4
+    assert (status["bridge"]["leased"], links(gateway), await answering(gateway)) == (0, [], [])
+    assert set(asked) <= {"GET /v1/models", "GET /health", "GET /server_info", "GET /version"}, asked
+    assert await gateway.workers() == []
+    _, plan, _ = await gateway.cli("plan")
+    assert "bridge" not in plan
+    silent.behave(hang=False)
+    status = await gateway.until_states({**seen, "silent": "serving"}, within_s=30)
+    port = int(replica_of(status, "silent")["bridge"].rpartition(":")[2])
+    assert (links(gateway), await answering(gateway)) == ([f"{port}.sock"], [port])
+
+
+@pytest.mark.parametrize("kind", [EngineKind.SGLANG_HTTP, EngineKind.VLLM_HTTP])
+async def test_who_turns_foreign_is_unbridged(make_gateway: MakeGateway, engine: StartEngine, kind: EngineKind) -> None:
+    """Another program behind a replica's socket gets no request. What is under way ends; the port is somebody's
+    again when nobody is on it; and an engine that is back is one that has just been seen."""
+    gateway = make_gateway()
+    gateway.settings["services"][0]["health"] = {"interval_s": 0.5, "timeout_s": 1, "failures": 2}
+    await gateway.start()
+    one = await engine(gateway.socket("r1"), kind, token_interval_s=0.05)
+    before = replica_of(await gateway.until_states({"r1": "serving"}), "r1")
+    started = asyncio.Event()
+    stream = asyncio.create_task(stream_chat(gateway, 60, started))
+    await started.wait()
+    one.behave(lie=Lie.NOT_AN_ENGINE)
+    await gateway.until(lambda s: any(row["state"] == "foreign" for row in service_of(s)["replicas"]), within_s=20)
+    assert (links(gateway), await answering(gateway)) == ([], [])
+    assert (await stream).split()[-1] == "59"
+    status = await gateway.until(lambda s: states_of(s) == {"r1": "foreign"} and s["bridge"]["leased"] == 0)
+    assert replica_of(status, "r1")["bridge"] is None
+    assert await gateway.until_workers(lambda workers: workers == []) == []
+    one.behave(lie=None)
+    after = replica_of(await gateway.until_states({"r1": "serving"}, within_s=30), "r1")
+    assert after["bridge"] != before["bridge"]
+    assert "r1" in await ask(gateway, "tiny", stream=False)
+
+
+async def test_an_engine_that_is_ill_keeps_its_bridge_whichever_daemon(
+    make_gateway: MakeGateway, engine: StartEngine
+) -> None:
+    """It was an engine when last heard of: a killed daemon's successor takes nothing from it."""
+    gateway = make_gateway()
+    gateway.settings["services"][0]["health"] = {"interval_s": 0.5, "timeout_s": 1, "failures": 2}
+    await gateway.start()
+    one = await engine(gateway.socket("r1"))
+    before = replica_of(await gateway.until_states({"r1": "serving"}), "r1")
+    one.behave(hang=True)
+    await gateway.until_states({"r1": "unreachable"}, within_s=20)
+    await gateway.kill()
+    await gateway.start()
+    await gateway.until_states({"r1": "unreachable"}, within_s=30)
+    assert links(gateway) == [f"{before['bridge'].rpartition(':')[2]}.sock"]
+    one.behave(hang=False)
+    after = replica_of(await gateway.until_states({"r1": "serving"}, within_s=20), "r1")
+    assert after["bridge"] == before["bridge"]
+
+
+async def test_a_drain_of_one_that_loads_outlives_the_daemon(gateway: Gateway, engine: StartEngine) -> None:
+    """It has no port that a lease could be written down for."""
+    one = await engine(gateway.socket("r1"), load_s=3600)
+    await gateway.until_states({"r1": "loading"})
+    assert (await gateway.cli("drain", "chat", "r1"))[0] == 0
+    await gateway.terminate()
+    await gateway.start()
+    one.behave(load_s=0)
+    status = await gateway.until_states({"r1": "draining"})
+    assert "safe to stop" in replica_of(status, "r1")["reason"]
+    assert (await gateway.cli("resume", "chat", "r1"))[0] == 0
+    await gateway.until_states({"r1": "serving"})
+
+
+async def test_dead_sockets_hold_no_port_and_nobody_up(make_gateway: MakeGateway, engine: StartEngine) -> None:
+    """A true replica beside thousands of dead sockets: one that listens at once, one that loads, one that binds first
+    and listens later, each found about as soon as it were alone. Both services, with one range."""
+    gateway = make_gateway(services=("chat", "code"), log={"format": "json", "level": "info"})
+    await gateway.start()
+    for number in range(DEAD):
+        with socket.socket(socket.AF_UNIX) as dead:
+            dead.bind(str(gateway.socket(f"dead{number}")))
+    await engine(gateway.socket("other", "code"))
+    await engine(gateway.socket("true"))
+    await gateway.until_state("other", "serving", service="code", within_s=20)
+    await gateway.until_state("true", "serving", within_s=20)
+    await gateway.until(lambda s: list(states_of(s).values()).count("loading") == DEAD, within_s=60)
+    before = await metrics_of(gateway)
+    await engine(gateway.socket("loads"), load_s=3)
+    await engine(gateway.socket("later"), listen_delay_s=3)
+    # Seconds, and not the minute after which each of the dead is asked again.
+    await gateway.until_state("loads", "serving", within_s=20)
+    status = await gateway.until_state("later", "serving", within_s=20)
+    assert (status["bridge"]["leased"], len(links(gateway))) == (4, 4)
+    assert await ask(gateway, "tiny", stream=False)
+    after = await metrics_of(gateway)
+    asked = sum(after[key] - before.get(key, 0) for key in after if key[0] == "gateway_sidecar_probes_total")
+    assert asked < 6000, "fifty questions a second, however many are dead"
+
+
+async def test_a_service_with_few_replicas_gets_its_share(make_gateway: MakeGateway, engine: StartEngine) -> None:
+    """Thousands may pretend to be engines of one service: the ports of the other are there when it needs them."""
+    gateway = make_gateway(services=("greedy", "chat"), log={"format": "json", "level": "info"})
+    first = int(gateway.settings["bridges"]["ports"].partition("-")[0])
+    gateway.settings["bridges"]["ports"] = f"{first}-{first + 6}"
+    await gateway.start()
+    async with engines_elsewhere(gateway.directory / "engines", 40) as sockets:
+        for number, path in enumerate(sockets):
+            gateway.socket(f"g{number}", "greedy").hardlink_to(path)
+        status = await gateway.until(lambda s: list(states_of(s, "greedy").values()).count("serving") == 4)
+        assert status["bridge"]["share"] == 3
+        refused = await gateway.until(lambda s: len(portless(s)) == 36)
+        reasons = {row["reason"] for row in service_of(refused, "greedy")["replicas"]} - {None, ""}
+        assert reasons == {
+            "no free bridge port (greedy holds 4; its share of 7 among 2 services is 3, and the rest is kept for the"
+            " others); widen bridges.ports"
+        }
+        for number in range(3):
+            await engine(gateway.socket(f"r{number}"))
+        await gateway.until_states(dict.fromkeys(("r0", "r1", "r2"), "serving"), service="chat", within_s=20)
+        held = await metrics_of(gateway)
+        assert held["gateway_sidecar_service_bridge_ports", frozenset({("service", "greedy")})] == 4
+        assert held["gateway_sidecar_service_bridge_ports", frozenset({("service", "chat")})] == 3
+        assert held["gateway_sidecar_bridge_port_share", frozenset()] == 3
+        # A port that is given back is one of those who wait, in the same service.
+        gone = next(row["id"] for row in service_of(refused, "greedy")["replicas"] if row["state"] == "serving")
+        gateway.socket(gone, "greedy").unlink()
+        await gateway.until(
+            lambda s: (
+                gone not in states_of(s, "greedy") and list(states_of(s, "greedy").values()).count("serving") == 4
+            ),
+            within_s=60,
+        )
+        await gateway.until_states(dict.fromkeys(("r0", "r1", "r2"), "serving"), service="chat")
+        assert len(gateway.events("replica.not_bridged")) == 36, "told once for each"
+
+
+async def test_a_bridge_shows_the_key_from_the_beginning(gateway: Gateway, engine: StartEngine) -> None:
+    """Its link never leads past the nginx that shows the key."""
+    give_key(gateway, "r1", "sekrit")
+    bridges = gateway.directory / "run" / "bridges"
+    targets: set[str] = set()
+
+    async def look() -> None:
+        while True:
+            with suppress(FileNotFoundError):  # It is replaced while it is read.
+                targets.update(str(link.readlink()) for link in bridges.glob("*.sock"))
+            await asyncio.sleep(0.001)
+
+    looking = asyncio.create_task(look())
+    await engine(gateway.socket("r1"), require_key="sekrit")
+    await gateway.until_states({"r1": "serving"}, within_s=30)
+    looking.cancel()
+    (target,) = targets
+    assert target.startswith(str(gateway.directory / "run" / "keyed"))
+
+
+async def test_silent_sockets_hold_nobody_up(gateway: Gateway, engine: StartEngine) -> None:
+    """A true replica that comes after hundreds that take connections and never answer is found all the same."""
+    with ExitStack() as listening:
+        for number in range(SILENT):
+            silent = listening.enter_context(socket.socket(socket.AF_UNIX))
+            silent.bind(str(gateway.socket(f"silent{number}")))
+            silent.listen(16)
+        await gateway.until(lambda s: len(states_of(s)) == SILENT)
+        await engine(gateway.socket("true"))
+        # All of them, 32 at a time, take two minutes for their time-outs.
+        await gateway.until_state("true", "serving", within_s=30)
+        await engine(gateway.socket("loads"), load_s=3)
+        await gateway.until_state("loads", "serving", within_s=30)
+        assert len(links(gateway)) == 2

@@ -1,0 +1,255 @@
+"""What is read in the event loop is bounded before it is read: JSON, protobuf, a router's lists and lines."""
+
+from __future__ import annotations
+
+import asyncio
+import json
+import time
+import tracemalloc
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any, cast
+
+import pytest
+import structlog
+from aiohttp import web
+
+from gateway_sidecar.admin.replicas import _once
+from gateway_sidecar.bridges.nginx import Nginx
+from gateway_sidecar.control.canary import open_canary
+from gateway_sidecar.control.children import Children
+from gateway_sidecar.control.router_process import RouterProcess
+from gateway_sidecar.domain.discovery import HttpAnswer, document
+from gateway_sidecar.engines._pb import grpc_pb2, sglang_pb2
+from gateway_sidecar.engines.messages import MOST_MESSAGE_BYTES, decode
+from gateway_sidecar.errors import RouterUnavailable
+from gateway_sidecar.routers.smg import SmgClient, read_log_line
+from gateway_sidecar.supervision.logfile import ChildLog
+from gateway_sidecar.telemetry.metrics import Metrics
+
+MIB = 1024 * 1024
+MOST_S = 0.05
+
+
+def cost_of(work: Callable[[], object]) -> float:
+    """CPU seconds of this thread."""
+    began = time.thread_time()
+    work()
+    return time.thread_time() - began
+
+
+def memory_of(work: Callable[[], object]) -> float:
+    """MiB, at the highest."""
+    tracemalloc.start()
+    try:
+        work()
+        return tracemalloc.get_traced_memory()[1] / MIB
+    finally:
+        tracemalloc.stop()
+
+
+DOCUMENTS = {
+    "many numbers": b"[" + b"1," * 2 * MIB + b"1]",
+    "many objects": b"[" + b"{}," * MIB + b"1]",
+    "many lists": b"[" + b"[]," * MIB + b"1]",
+    "deep": b"[" * 4 * MIB,
+    "as many objects as may be": b"[" + b'{"":0},' * 49_000 + b"1]",
+    "as many keys as may be": b"{" + b",".join(b'"%d":{}' % number for number in range(49_000)) + b"}",
+    "long numbers": b"[" + (b"9" * 4000 + b",") * 1000 + b"1]",
+    "a number of 4 MiB": b"[" + b"9" * 4 * MIB + b"]",
+    "a fraction of 4 MiB": b"[0." + b"9" * 4 * MIB + b"]",
+    "a text of escapes": b'["' + b"\\u00e9" * 600_000 + b'"]',
+    "a text of four bytes each": b'["' + "\U0001f600".encode() * MIB + b'"]',
+    "blanks": b" " * 4 * MIB,
+}
+
+
+@pytest.mark.parametrize("name", DOCUMENTS)
+def test_no_json_of_4_mib_costs_50_ms_or_32_mb(name: str) -> None:
+    """4 MiB is what an engine may answer."""
+    answer = HttpAnswer(200, DOCUMENTS[name])
+    assert min(cost_of(lambda: document(answer)) for _ in range(2)) < MOST_S
+    assert memory_of(lambda: document(answer)) < 24
+
+
+def test_json_within_the_bounds_is_read() -> None:
+    """A large engine: 64 ranks of 600 values."""
+    told = {"ranks": [{f"value_{number}": number for number in range(600)} for _ in range(64)]}
+    assert document(HttpAnswer(200, json.dumps(told).encode())) == told
+
+
+def prefixed(tag: int, content: bytes) -> bytes:
+    length, rest = b"", len(content)
+    while rest > 127:
+        length += bytes((rest & 127 | 128,))
+        rest >>= 7
+    return bytes((tag,)) + length + bytes((rest,)) + content
+
+
+@pytest.mark.parametrize("services", [9_000, 20_000, MOST_MESSAGE_BYTES // 2 - 10, 500_000])
+def test_no_message_costs_50_ms_or_32_mb(services: int) -> None:
+    """A service without a name takes two bytes."""
+    wire = prefixed(0x32, b"\x0a\0" * services)
+    response = grpc_pb2.ServerReflectionResponse
+    assert min(cost_of(lambda: decode(response, wire)) for _ in range(2)) < MOST_S
+    assert memory_of(lambda: decode(response, wire)) < 24
+    assert decode(response, wire).code == ("OK" if services < 10_000 else "RESOURCE_EXHAUSTED")
+
+
+def test_a_struct_of_too_many_fields_is_none() -> None:
+    """`server_args` has some hundreds."""
+    fields = b"".join(prefixed(0x0A, prefixed(0x0A, b"%d" % number)) for number in range(20_000))
+    number = sglang_pb2.GetServerInfoResponse.DESCRIPTOR.fields_by_name["server_args"].number
+    assert decode(sglang_pb2.GetServerInfoResponse, prefixed(number << 3 | 2, fields)).code == "RESOURCE_EXHAUSTED"
+
+
+def test_a_name_given_twice_is_found_in_linear_time() -> None:
+    """An admin request of 64 KiB was looked through for each of its names."""
+    pairs = [(f"{number}", 0) for number in range(8000)] + [("7999", 0)]
+
+    def read() -> None:
+        with pytest.raises(ValueError, match="'7999' is given twice"):
+            _once(pairs)
+
+    assert cost_of(read) < MOST_S
+
+
+# --- routers ----------------------------------------------------------------------------------------------------
+
+
+async def served(answer: bytes) -> tuple[web.AppRunner, str]:
+    app = web.Application()
+
+    async def list_workers(_request: web.Request) -> web.Response:
+        return web.Response(body=answer, content_type="application/json")
+
+    app.router.add_get("/workers", list_workers)
+    runner = web.AppRunner(app, access_log=None)
+    await runner.setup()
+    site = web.TCPSite(runner, "127.0.0.1", 0)
+    await site.start()
+    port = runner.addresses[0][1]
+    return runner, f"http://127.0.0.1:{port}"
+
+
+def worker(number: int, **further: object) -> dict[str, object]:
+    return {
+        "id": f"w{number}",
+        "url": f"http://127.0.0.1:{number}",
+        "status": "ready",
+        "worker_type": "regular",
+        "connection_mode": "http",
+        **further,
+    }
+
+
+async def test_a_long_list_of_workers_gives_others_their_turn() -> None:
+    """Eight thousand ranks would be read in one go of 60 ms and more."""
+    runner, url = await served(json.dumps({"workers": [worker(number) for number in range(8000)]}).encode())
+    client = SmgClient(url, "key", timeout_s=60, health={})
+    turns = 0
+
+    async def count() -> None:
+        nonlocal turns
+        while True:
+            await asyncio.sleep(0)
+            turns += 1
+
+    try:
+        raw = client._ask_raw("GET", "/workers")
+        answer = await raw
+        client._ask_raw = lambda *_: asyncio.sleep(0, answer)  # type: ignore[method-assign]
+        counting = asyncio.create_task(count())
+        assert len(await client.list_workers()) == 8000
+        counting.cancel()
+        assert turns >= 16
+    finally:
+        await client.close()
+        await runner.cleanup()
+
+
+async def test_an_endless_list_of_workers_is_not_read() -> None:
+    """And what a router says of a worker can be shown."""
+    runner, url = await served(b'{"workers": [' + b" " * 17 * MIB + b"]}")
+    client = SmgClient(url, "key", timeout_s=60, health={})
+    try:
+        with pytest.raises(RouterUnavailable, match="larger than"):
+            await client.list_workers()
+    finally:
+        await client.close()
+        await runner.cleanup()
+    told = worker(1, job_status={"status": "failed", "message": "\x1b[2J\n" + "m" * 10_000})
+    runner, url = await served(json.dumps({"workers": [told]}).encode())
+    client = SmgClient(url, "key", timeout_s=60, health={})
+    try:
+        (listed,) = (await client.list_workers()).values()
+    finally:
+        await client.close()
+        await runner.cleanup()
+    assert listed.note is not None
+    assert listed.note.isprintable()
+    assert len(listed.note) < 400
+
+
+async def test_what_nginx_says_of_its_clients_can_be_shown(tmp_path: Path) -> None:
+    """nginx writes a client's header into its error log as it is, escapes and all."""
+    log = ChildLog(tmp_path / "nginx.log")
+    log.new_lines()
+    (tmp_path / "nginx.log").write_bytes(b'[error] referrer: "\x1b[2J\xc2\x9b31m\xe2\x80\xa8' + b"x" * 10_000 + b'"\n')
+    children = Children(dict, cast(Nginx, None), log, {}, Metrics())
+    with structlog.testing.capture_logs() as events:
+        children._logger = structlog.get_logger()
+        await children._pass_on_nginx(log)
+    assert [event["text"][:40] for event in events] == [r'[error] referrer: "\x1b[2J\x9b31m\u2028x']
+    assert len(events[0]["text"]) < 1100
+
+
+class _Talkative:
+    """As much of a router as its log needs."""
+
+    service = "chat"
+    kind = type("Kind", (), {"read_log_line": staticmethod(read_log_line)})()
+
+    def __init__(self, log: ChildLog) -> None:
+        self.log = log
+
+
+async def test_a_flood_of_log_lines_is_passed_on_in_part(tmp_path: Path) -> None:
+    """All of it is in the file; the rest of the daemon has its turn."""
+    log = ChildLog(tmp_path / "router.log")
+    log.new_lines()
+    (tmp_path / "router.log").write_text('{"message":"m"}\n' * 10_000)
+    children = Children(dict, cast(Nginx, None), log, {}, Metrics())
+    with structlog.testing.capture_logs() as events:
+        children._logger = structlog.get_logger()
+        await children._pass_on(cast(RouterProcess, _Talkative(log)))
+    assert [event["event"] for event in events] == ["router.said"] * 1000 + ["router.said_more"]
+    assert events[-1]["lines"] == 9000
+
+
+# --- the canary -------------------------------------------------------------------------------------------------
+
+
+async def test_a_server_that_talks_on_the_canary_is_not_listened_to(tmp_path: Path) -> None:
+    """Nothing is asked over it; what comes all the same would be received for ever."""
+    path, ended = str(tmp_path / "r1.sock"), asyncio.Event()
+    sent = 0
+
+    async def talk(_reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
+        nonlocal sent
+        try:
+            while True:
+                writer.write(b"x" * 65536)
+                await writer.drain()
+                sent += 65536
+        except OSError:
+            writer.close()
+
+    server: Any = await asyncio.start_unix_server(talk, path)
+    try:
+        await open_canary(path, ended.set)
+        async with asyncio.timeout(60):
+            await ended.wait()
+        assert sent < 4 * MIB
+    finally:
+        server.close()

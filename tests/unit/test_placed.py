@@ -1,0 +1,180 @@
+"""What may be bridged, whoever names it: by a pattern, in an inventory, or over the API."""
+
+from __future__ import annotations
+
+import os
+import socket
+from collections.abc import Callable, Iterator
+from pathlib import Path
+
+import pytest
+
+from gateway_sidecar.config import Described, SshDefaults, read_inventory
+from gateway_sidecar.control.arrivals import is_at
+from gateway_sidecar.control.pins import open_path
+from gateway_sidecar.control.tenure import occupant_of
+from gateway_sidecar.domain.model import Overrides, ReplicaId
+from gateway_sidecar.domain.tunnels import SshRoute, SshServer, Tunnel
+from gateway_sidecar.sources.described import listing_of
+from gateway_sidecar.sources.inventory import Inventory
+from gateway_sidecar.sources.listing import Listing, Sighting
+from gateway_sidecar.sources.placed import Forbidden, OwnSockets, RefusedPlaceError, socket_at
+from gateway_sidecar.sources.socket_pattern import SocketPattern
+
+ONE, OTHER = 42421, 42422
+R1 = ReplicaId("r1")
+as_root = pytest.mark.skipif(os.geteuid() != 0, reason="giving files to another user needs root")
+Bind = Callable[[Path], Path]
+
+
+@pytest.fixture
+def bind() -> Iterator[Bind]:
+    """Makes a socket at a path."""
+    bound: list[socket.socket] = []
+
+    def make(path: Path) -> Path:
+        path.parent.mkdir(parents=True, exist_ok=True)
+        bound.append(socket.socket(socket.AF_UNIX))
+        bound[-1].bind(str(path))
+        return path
+
+    yield make
+    for each in bound:
+        each.close()
+
+
+def give(path: Path, owner: int) -> None:
+    os.chown(path, owner, owner, follow_symlinks=False)
+
+
+def test_what_a_pattern_bridges_is_the_socket_itself(tmp_path: Path, bind: Bind) -> None:
+    """A link of ours is followed once, here; the bridge does not follow it again."""
+    real = bind(tmp_path / "real" / "engine.sock")
+    (tmp_path / "r1.sock").symlink_to("real/engine.sock")
+    bind(tmp_path / "r2.sock")
+    listing = SocketPattern(f"{tmp_path}/{{replica}}.sock", OwnSockets()).look_now()
+    one, two = listing.present[R1], listing.present[ReplicaId("r2")]
+    assert (one.socket, one.place) == (tmp_path / "r1.sock", real)
+    assert (two.target, two.place) == (None, tmp_path / "r2.sock")
+
+
+def test_the_daemons_own_is_refused_by_place_and_by_inode(
+    tmp_path: Path, bind: Bind, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Whoever names it, an operator too: below run_dir, an agent of the environment or of a tunnel, a hard link."""
+    run_dir, agent, other_agent = tmp_path / "run", bind(tmp_path / "agent"), bind(tmp_path / "other-agent")
+    admin = bind(run_dir / "admin.sock")
+    os.link(admin, tmp_path / "admin-too.sock")
+    monkeypatch.setenv("SSH_AUTH_SOCK", str(agent))
+    own = OwnSockets((run_dir,), lambda: ("SSH_AUTH_SOCK", None, str(other_agent)))
+    (tmp_path / "link").symlink_to("run")
+    for path in (admin, agent, other_agent, tmp_path / "admin-too.sock", tmp_path / "link" / "admin.sock"):
+        with pytest.raises(RefusedPlaceError, match=r"which is the daemon's own|which the daemon itself uses"):
+            socket_at(str(path), own.now())
+        listing = listing_of({R1: Described(path, Overrides())}, "api", lambda _: admin, own)
+        assert (dict(listing.present), list(listing.refused)) == ({}, [R1])
+    assert socket_at(str(bind(tmp_path / "run-not" / "x.sock")), own.now()).links == ()
+
+
+@as_root
+def test_an_inventory_names_its_owners_sockets_or_anybodys_where_it_was_given_that_job(
+    tmp_path: Path, bind: Bind
+) -> None:
+    """The owner of what the settings name may name any socket; a guest in that directory only his own."""
+    directory, sock = tmp_path / "inventory", bind(tmp_path / "s" / "r1.sock")
+    directory.mkdir()
+    (directory / "a.yaml").write_text(f"r1: {{socket: {sock}}}\n")
+
+    def look() -> Listing:
+        inventory = Inventory(
+            "inventory",
+            directory,
+            lambda path: read_inventory(path, "chat", SshDefaults()),
+            lambda _: sock,
+            OwnSockets(),
+        )
+        return inventory.look_now()
+
+    give(sock, ONE)
+    for of_directory, of_file, is_present in ((0, 0, True), (OTHER, OTHER, True), (0, ONE, True), (0, OTHER, False)):
+        give(directory, of_directory)
+        give(directory / "a.yaml", of_file)
+        listing = look()
+        assert (R1 in listing.present) == is_present, (of_directory, of_file)
+    assert listing.refused[R1] == (f"user {OTHER}, who names {sock}, does not own it: it belongs to user {ONE}")
+    (directory / "a.yaml").rename(tmp_path / "roots.yaml")
+    give(tmp_path / "roots.yaml", 0)
+    (directory / "b.yaml").symlink_to(tmp_path / "roots.yaml")
+    give(directory / "b.yaml", OTHER)
+    listing = look()
+    assert f"is a link of user {OTHER}" in listing.refused[str(directory / "b.yaml")]
+    assert R1 not in listing.present
+
+
+def test_a_guest_of_an_inventory_has_the_daemon_log_in_nowhere(tmp_path: Path) -> None:
+    """Its SSH keys are for whom the settings named, and root."""
+    tunnel = Tunnel("chat/r1", SshRoute((SshServer("gpu1"),)), "127.0.0.1:8000")
+    for named_by, is_present in ((OTHER, False), (ONE, True), (0, True), (os.geteuid(), True)):
+        listing = listing_of(
+            {R1: Described(tunnel, Overrides(), named_by)}, "inventory", lambda _: tmp_path, OwnSockets(), {ONE}
+        )
+        assert (R1 in listing.present) == is_present
+        assert is_present or f"user {OTHER} may not have the daemon log in" in listing.refused[R1]
+
+
+@as_root
+def test_a_key_goes_to_no_place_where_others_may_put_a_socket(tmp_path: Path, bind: Bind) -> None:
+    """As an inventory or the API has it, which name a path and not an owner."""
+    sock = bind(tmp_path / "s" / "r1.sock")
+    give(sock, ONE)
+    described = {R1: Described(sock, Overrides(api_key="k"))}
+    for owner, mode, is_present in ((0, 0o755, True), (ONE, 0o2750, True), (OTHER, 0o750, False), (0, 0o3775, False)):
+        give(sock.parent, owner)
+        sock.parent.chmod(mode)
+        listing = listing_of(described, "api", lambda _: sock, OwnSockets())
+        assert (R1 in listing.present) == is_present, (owner, oct(mode))
+    assert "its API key would be shown to whoever places" in listing.refused[R1]
+    assert listing_of({R1: Described(sock, Overrides())}, "api", lambda _: sock, OwnSockets()).present
+
+
+@as_root
+def test_notes_of_others_are_told_of_and_not_read(tmp_path: Path, bind: Bind) -> None:
+    """They cannot take the replica out; given to the right owner they count, and the change is noticed."""
+    pattern = SocketPattern(f"{tmp_path}/{{replica}}.sock", OwnSockets())
+    sock, notes = bind(tmp_path / "r1.sock"), tmp_path / "r1.yaml"
+    give(sock, ONE)
+    notes.write_text("priority: 3\n")
+    give(notes, OTHER)
+    listing = pattern.look_now()
+    assert listing.present[R1].notes is None
+    assert f"r1.yaml belongs to user {OTHER}" in listing.refused["r1.yaml"]
+    give(notes, ONE)
+    one = pattern.look_now().present[R1]
+    assert one.notes is not None
+    assert one.notes[0] == notes
+    notes.chmod(0o600)
+    assert not pattern.look_now().present[R1].says_as_much_as(one)
+
+
+def test_a_link_put_on_the_way_after_the_look_is_noticed(tmp_path: Path, bind: Bind) -> None:
+    """The very socket, at the very place, or it is looked at again."""
+    sock = bind(tmp_path / "a" / "r1.sock")
+    place = socket_at(str(sock), Forbidden())
+    sighting = Sighting(R1, sock, occupant_of(place.found))
+
+    def pinned() -> bool:
+        pin = open_path(sighting.place)
+        try:
+            return is_at(pin, sighting)
+        finally:
+            os.close(pin)
+
+    assert pinned()
+    (tmp_path / "a").rename(tmp_path / "b")
+    (tmp_path / "a").symlink_to("b")
+    assert not pinned()
+    (tmp_path / "a").unlink()
+    (tmp_path / "b").rename(tmp_path / "a")
+    sock.rename(tmp_path / "c")
+    sock.symlink_to(tmp_path / "c")
+    assert not pinned()

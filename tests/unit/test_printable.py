@@ -1,0 +1,187 @@
+"""What others say, shown: one line without escapes, whoever said it and wherever it goes."""
+
+from __future__ import annotations
+
+import io
+import json
+import logging
+import sys
+import threading
+import warnings
+from collections.abc import Iterator
+from typing import Any
+
+import pytest
+import structlog
+from hypothesis import given
+from hypothesis import strategies as st
+
+from gateway_sidecar.admin.table import render_replicas, render_status
+from gateway_sidecar.domain.printable import LONGEST, printable, printable_lines
+from gateway_sidecar.routers.smg import read_log_line
+from gateway_sidecar.telemetry.logs import get_logger, set_up_logs, take_in_libraries
+from gateway_sidecar.telemetry.terminal import PrintableStream
+
+EVIL = "\x1b]0;x\x07\x1b[2J\r\n\x9b31m\u202e\u2066\u2028\u2029\x85\x00\x7f\ud800\u200b{}"
+SHOWN = r"\x1b]0;x\x07\x1b[2J\r\n\x9b31m\u202e\u2066\u2028\u2029\x85\x00\x7f\ud800\u200b{}"
+
+
+def test_what_is_not_printed_as_itself_is_escaped() -> None:
+    assert printable(EVIL) == SHOWN
+    assert printable("größe 模型 😀") == "größe 模型 😀"
+
+
+@given(st.text(st.characters(codec=None)), st.integers(10, 400))
+def test_any_text_becomes_one_line_that_can_be_written(text: str, most: int) -> None:
+    """Escaped, a character has ten at the most."""
+    shown = printable(text, most)
+    assert shown.isprintable()
+    assert len(shown) <= most * 10
+    shown.encode()
+    assert printable_lines(text).replace("\n", "").isprintable()
+
+
+def test_an_endless_text_is_cut() -> None:
+    assert printable("x" * 10**6) == "x" * (LONGEST - 3) + "..."
+
+
+def test_lines_of_a_whole_text_stay() -> None:
+    assert printable_lines("a\x1b\nb\u2028c\n") == "a\\x1b\nb\\u2028c\n"
+
+
+def test_commands_print_nothing_else() -> None:
+    out = io.StringIO()
+    print(f"replica {EVIL}", file=PrintableStream(out))
+    assert out.getvalue().replace("\n", "").isprintable()
+
+
+# --- log lines --------------------------------------------------------------------------------------------------
+
+
+@pytest.fixture
+def lines() -> Iterator[io.StringIO]:
+    """The log of a daemon with its libraries; afterwards all is as it was."""
+    handlers, level, show = list(logging.root.handlers), logging.root.level, warnings.showwarning
+    yield io.StringIO()
+    structlog.reset_defaults()
+    logging.captureWarnings(False)
+    logging.root.handlers[:], warnings.showwarning = handlers, show
+    logging.root.setLevel(level)
+    threading.excepthook = threading.__excepthook__
+    sys.unraisablehook = sys.__unraisablehook__
+
+
+@pytest.mark.parametrize("form", ["json", "console"])
+def test_whatever_slips_through_is_one_line_of_the_log(lines: io.StringIO, form: str) -> None:
+    """The last line of defence: in a value, in a name, in a list, in a traceback."""
+    set_up_logs(form, "info", lines)
+    get_logger(service=EVIL).info("replica.seen", reason=EVIL, lines=[EVIL], **{f"odd {EVIL}": 1})
+    (line,) = lines.getvalue().removesuffix("\n").split("\n")
+    assert line.isprintable()
+    if form == "json":
+        assert json.loads(line)["reason"] == EVIL
+    lines.truncate(0)
+    lines.seek(0)
+    try:
+        raise ValueError(EVIL)
+    except ValueError:
+        get_logger().exception("loop.failed")
+    assert lines.getvalue().replace("\n", "").isprintable()
+    lines.getvalue().encode()
+
+
+def test_libraries_write_events_and_nothing_else(lines: io.StringIO, capfd: pytest.CaptureFixture[str]) -> None:
+    """A record, a warning, a fault in a thread or in a finalizer: else each is text of its own beside the log."""
+    set_up_logs("json", "info", lines)
+    take_in_libraries()
+    logging.getLogger("asyncio").error("Task exception: %s", '\n{"event": "daemon.stopped"}')
+    logging.getLogger("odd").warning("%d", "no number")
+    logging.getLogger("quiet").info("nobody cares")
+    warnings.showwarning(EVIL, UserWarning, "file.py", 3)
+    threading.Thread(target=_fail, name=EVIL).start()
+    wait_for_threads()
+    _Unraisable()
+    events = [json.loads(line) for line in lines.getvalue().split("\n") if line]
+    assert [event["event"] for event in events] == ["library.said"] * 5
+    assert [event["library"] for event in events] == ["asyncio", "odd", "py.warnings", "python", "python"]
+    assert all(event["text"].isprintable() for event in events)
+    assert capfd.readouterr().err == ""
+
+
+def _fail() -> None:
+    raise ValueError(EVIL)
+
+
+def wait_for_threads() -> None:
+    for thread in threading.enumerate():
+        if thread.name == EVIL:
+            thread.join()
+
+
+class _Unraisable:
+    def __del__(self) -> None:
+        raise ValueError(EVIL)
+
+
+# --- SMG --------------------------------------------------------------------------------------------------------
+
+
+def test_what_a_router_says_is_short_printable_and_names_nothing_of_ours() -> None:
+    """A field called like one of ours would be taken for it, or end the loop that passes it on."""
+    evil = EVIL.replace("\ud800", "")  # which SMG's JSON cannot hold
+    row: dict[str, Any] = {
+        "level": "ERROR",
+        "message": evil + "m" * 10**5,
+        **dict.fromkeys(("event", "service", "text", "exc_info", "not a name"), "x"),
+        "url": evil,
+        "many": ["x"] * 10**4,
+        "count": 3,
+        **{f"field_{number}": number for number in range(100)},
+    }
+    line = read_log_line(json.dumps(row))
+    assert line is not None
+    assert line.message.isprintable()
+    assert len(line.message) < 3000
+    assert line.fields["url"] == printable(evil)
+    assert line.fields["count"] == 3
+    assert len(str(line.fields["many"])) <= LONGEST
+    assert len(line.fields) == 20
+    assert not line.fields.keys() & {"event", "service", "text", "exc_info", "not a name"}
+    panic = read_log_line("thread panicked: " + "\x1b[2J" + "p" * 10**5)
+    assert panic is not None
+    assert panic.message.isprintable()
+    assert len(panic.message) < 3000
+
+
+# --- tables -----------------------------------------------------------------------------------------------------
+
+
+def replica(**said: object) -> dict[str, Any]:
+    row: dict[str, Any] = dict.fromkeys(
+        ("runtime_type", "connection_mode", "worker_type", "model", "advertise", "bridge", "reason", "tunnel", "socket")
+    )
+    return row | {"id": "r1", "state": "foreign", "state_age_s": 1, "source": "sockets"} | said
+
+
+def test_a_table_has_a_row_for_each_replica_whatever_is_in_it() -> None:
+    rows = [replica(reason=EVIL, model=EVIL, socket=EVIL, id=EVIL), replica()]
+    service: dict[str, Any] = {
+        "name": "chat",
+        "listen": "127.0.0.1:30000",
+        "public": [EVIL],
+        "router": {"type": "smg", "state": "up", "pid": 1, "url": EVIL, "restarts": 0, "reason": EVIL},
+        "missing": None,
+        "unanswered": {EVIL: EVIL},
+        "waiting": 0,
+        "source": {"blind": EVIL, "refused": {EVIL: EVIL}},
+        "scaling": {"roles": {"regular": {"desired": 1, "current": 1, "reason": EVIL}}, "hook_problem": EVIL},
+        "sockets": "",
+        "replicas": rows,
+    }
+    status = {"bridge": {"state": "down", "reason": EVIL}, "problems": [EVIL], "services": [service]}
+    text = render_status(status)
+    assert all(line.isprintable() for line in text.split("\n"))
+    assert len(text.split("\n")) == 2 + 2 + 10
+    table = render_replicas({"chat": rows})
+    assert all(line.isprintable() for line in table.split("\n"))
+    assert len(table.split("\n")) == 3
