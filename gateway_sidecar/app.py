@@ -16,7 +16,7 @@ from gateway_sidecar.admin.api import serve_admin
 from gateway_sidecar.admin.exposition import serve_metrics
 from gateway_sidecar.admin.hold import serve_hold
 from gateway_sidecar.admin.listener import AdminListener
-from gateway_sidecar.bridges.addresses import ClaimRules, PeerAddresses
+from gateway_sidecar.bridges.addresses import ClaimRules, PeerAddresses, is_own_address
 from gateway_sidecar.bridges.keyed_nginx import KeyedNginx, keyed_left_running
 from gateway_sidecar.bridges.nginx import BridgeSettings, Nginx, busy_ports, find_nginx
 from gateway_sidecar.bridges.peer_nginx import PeerNginx, PeerPlaces, peers_left_running
@@ -33,6 +33,7 @@ from gateway_sidecar.control.router_process import RouterProcess
 from gateway_sidecar.control.service import Service
 from gateway_sidecar.control.tenure import BridgeHosts
 from gateway_sidecar.control.told_keeper import ToldKeeper
+from gateway_sidecar.domain.claims import objection_to_direct
 from gateway_sidecar.domain.leases import NoFreePort, PortLeases
 from gateway_sidecar.engines.probe import EngineProbe
 from gateway_sidecar.errors import ConfigError, ProcessError
@@ -239,7 +240,14 @@ def _peer_keeper(settings: Settings, places: PeerPlaces, destinations: Destinati
     networks = [ip_network(text) for text in settings.peers.networks]
     rules = ClaimRules(settings.peers.interface, networks, settings.run_dir)
     claims = PeerAddresses(rules, destinations.addresses)
-    return PeerKeeper(claims, partial(PeerNginx, places), partial(peers_left_running, places), places.log, metrics)
+    return PeerKeeper(
+        claims,
+        partial(PeerNginx, places),
+        partial(peers_left_running, places),
+        places.log,
+        metrics,
+        object_to_direct=lambda address: objection_to_direct(address, networks, is_own=is_own_address(address)),
+    )
 
 
 def _keep_directories(config_path: Path, settings: Settings) -> None:

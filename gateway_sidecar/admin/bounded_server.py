@@ -16,9 +16,11 @@ import struct
 from contextlib import suppress
 from functools import partial
 
-from aiohttp import web
+from aiohttp import ClientConnectionResetError, web
 from aiohttp.http_exceptions import HttpProcessingError
+from aiohttp.http_parser import RawRequestMessage
 from aiohttp.typedefs import Handler
+from multidict import CIMultiDict, CIMultiDictProxy
 
 from gateway_sidecar.config import Endpoint
 from gateway_sidecar.supervision import awake
@@ -45,6 +47,9 @@ again and again waited behind it for 3 s, with 128 for some milliseconds."""
 _AT_ONCE = 64  # connections that are taken in before the event loop goes on
 _REST_S = 0.5  # while the kernel has no descriptor for a new one
 _SWEEP_S = 1.0
+_CLIENTS_OWN = (HttpProcessingError, web.RequestPayloadError, ClientConnectionResetError)
+"""It sent what is no HTTP, or left before it was told to go on with its body."""
+
 _RESET_ON_CLOSE = struct.pack("ii", 1, 0)
 
 
@@ -87,6 +92,9 @@ class BoundedServer:
         loop = asyncio.get_running_loop()
         if self._runner.server is None:
             await self._runner.setup()
+            assert self._runner.server is not None
+            make = self._runner.server.request_factory
+            self._runner.server.request_factory = lambda message, *rest: make(_expecting_nothing_odd(message), *rest)
             self._sweep()
         self.leave()
         self._listening, self._tls = listening, tls
@@ -209,9 +217,12 @@ class BoundedServer:
     async def _keeping_time(self, request: web.Request, handler: Handler) -> web.StreamResponse:
         connection = self._by_transport.get(request.transport) if request.transport is not None else None
         if connection is None:
-            raise ConnectionResetError("the client has left")
+            return web.Response()  # To nobody: the client has left.
         connection.wait_for_client(ANSWER_S)
-        await request.writer.drain()  # Who asks on and on, and takes no answer, gets no more.
+        try:
+            await request.writer.drain()  # Who asks on and on, and takes no answer, gets no more.
+        except ConnectionError:
+            return web.Response()
         request.content.on_eof(partial(connection.work, connection.wait_for_client(REQUEST_S)))
         try:
             response = await handler(request)
@@ -244,6 +255,8 @@ class BoundedServer:
             for begin in range(0, len(body), _PIECE_BYTES):
                 await pieces.write(body[begin : begin + _PIECE_BYTES])
             await pieces.write_eof()
+        except ConnectionError:
+            pass  # It has left, or was cut: aiohttp finds that out for itself.
         finally:
             self._untaken.pop(connection, None)
         connection.wait_for_client(IDLE_S)
@@ -308,6 +321,15 @@ class _Connection(asyncio.Protocol):
         self._inner.resume_writing()
 
 
+def _expecting_nothing_odd(message: RawRequestMessage) -> RawRequestMessage:
+    """Ignores what a server need not know (RFC 9110, 10.1.1): aiohttp would quote it, and fails where it is no text."""
+    if message.headers.get("Expect", "100-continue").lower() == "100-continue":
+        return message
+    headers = CIMultiDict(message.headers)
+    headers.popall("Expect")
+    return message._replace(headers=CIMultiDictProxy(headers))
+
+
 def _logger() -> logging.Logger:
     """For what aiohttp has to say: a fault of ours is told, what clients do wrong is answered and no more."""
     logger = logging.getLogger("gateway_sidecar.admin")
@@ -321,5 +343,5 @@ class _Faults(logging.Handler):
 
     def emit(self, record: logging.LogRecord) -> None:
         error = record.exc_info[1] if record.exc_info else None
-        if not isinstance(error, HttpProcessingError | web.RequestPayloadError):
+        if not isinstance(error, _CLIENTS_OWN):
             get_logger().error("daemon.request_failed", reason=record.getMessage(), exc_info=error)

@@ -12,6 +12,7 @@ import errno
 import ipaddress
 import os
 import re
+import socket
 import time
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
@@ -50,6 +51,17 @@ class ClaimRules:
     interface: str
     networks: Sequence[Network]
     owner: Path
+
+
+def is_own_address(address: Address) -> bool:
+    """Whether it is this machine's: only then can a socket be bound to it. Asks nobody."""
+    family = socket.AF_INET if address.version == 4 else socket.AF_INET6
+    with socket.socket(family, socket.SOCK_DGRAM) as probe:
+        try:
+            probe.bind((str(address), 0))
+        except OSError:
+            return False
+    return True
 
 
 class PeerAddresses:

@@ -232,7 +232,7 @@ class PeersSettings(Part):
     )
     networks: Annotated[tuple[NetworkValue, ...], Field(strict=False)] = Field(
         default=(),
-        description="Only addresses in these networks may be advertised and bridged: name the replicas' own, and"
+        description="Only addresses in these networks may be advertised, direct or not: name the replicas' own, and"
         " nothing that this machine needs itself. Without any, none may.",
         examples=[["10.0.0.0/24"]],
     )

@@ -26,6 +26,7 @@ _TEXT = {_TAG + "str", _TAG + "timestamp", _TAG + "value"}
 _LONGEST_NUMBER = 100  # characters: a number of thousands of digits cannot even be shown
 _LONGEST_LINE = 1000
 _MOST_NODES = 100_000  # a few nested aliases can stand for billions of values
+_DEEPEST = 50  # ten times what a configuration has
 
 
 @dataclass(frozen=True, slots=True)
@@ -72,6 +73,17 @@ class Tree:
         return 1
 
 
+class _ShallowLoader(yaml.SafeLoader):
+    """Refuses lists within lists: PyYAML's scanner goes through all open ones for each token, so 64 KiB of `[` would
+    take it minutes."""
+
+    def fetch_flow_collection_start(self, token: type[yaml.Token]) -> None:
+        """Called for each `[` and `{`. Raises RecursionError, as the composer does for what is nested otherwise."""
+        if self.flow_level >= _DEEPEST:
+            raise RecursionError
+        super().fetch_flow_collection_start(token)
+
+
 def read_tree(content: bytes) -> Tree:
     """Every problem that YAML itself can have ends up in `Tree.problems`; nothing is raised."""
     tree = Tree()
@@ -83,7 +95,7 @@ def read_tree(content: bytes) -> Tree:
         tree.problems.append(Problem(line, "", odd))
         return tree
     try:
-        node = yaml.compose(text, Loader=yaml.SafeLoader)
+        node = yaml.compose(text, Loader=_ShallowLoader)
     except yaml.reader.ReaderError as error:
         line = text.count("\n", 0, error.position) + 1
         odd = f"character U+{error.character:04X} is not allowed in YAML; remove it"

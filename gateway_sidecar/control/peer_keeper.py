@@ -86,8 +86,11 @@ class PeerKeeper(Keeper):
         find_left: Callable[[], list[LeftRunning]],
         log: ChildLog,
         metrics: Metrics,
+        *,
+        object_to_direct: Callable[[Address], str | None],
     ) -> None:
         super().__init__()
+        self._object_to_direct = object_to_direct
         self.log = log
         self._claims = claims
         self._make_nginx = make_nginx
@@ -114,6 +117,8 @@ class PeerKeeper(Keeper):
         name = str(address)
         place = self._places.get(name)
         if address.direct:
+            if (reason := self._object_to_direct(ipaddress.ip_address(address.host))) is not None:
+                return PeerState(ours=True, problem=reason, refused=True)
             holder, its = self._direct.get(name) or (place and (place.owner, place.replica)) or (owner, replica)
             if holder != owner:
                 return _taken(address, its)

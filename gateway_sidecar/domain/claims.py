@@ -87,6 +87,20 @@ def objection(address: Address, around: Surroundings, networks: Iterable[Network
     return None
 
 
+def objection_to_direct(address: Address, networks: Iterable[Network], *, is_own: bool) -> str | None:
+    """Why a router must not be sent to `address` itself; None where it may.
+
+    Whoever writes a replica's notes could else have it ask any service of this machine, or near by. `is_own` says that
+    the address is this machine's.
+    """
+    unfit = "this machine's own" if is_own else _unfit(address)
+    if unfit is not None:
+        return f"{address} is {unfit}, and a router is not sent there; advertise the replica's own address"
+    if not any(address in network for network in networks):
+        return f"{address} lies outside peers.networks; add {_own_network(address)} there if it is the replicas' own"
+    return None
+
+
 def _own_network(address: Address) -> Network:
     """What is likely one network with it: a /24, or a /64."""
     return ip_network((address, 24 if address.version == 4 else 64), strict=False)

@@ -68,4 +68,4 @@ def replace_link(path: Path, target: Path | str) -> None:
 
 def open_to_append(path: Path, mode: int = 0o640) -> int:
     """A descriptor that writes at a file's end; the file is made if need be. Raises OSError, for a link too. Blocks."""
-    return os.open(path, os.O_WRONLY | os.O_CREAT | os.O_APPEND | os.O_NOFOLLOW | os.O_NONBLOCK | os.O_CLOEXEC, mode)
+    return os.open(path, os.O_WRONLY | os.O_CREAT | os.O_APPEND | os.O_NOFOLLOW | os.O_CLOEXEC, mode)

@@ -231,6 +231,10 @@ async def test_what_is_no_http_is_answered_and_not_logged(place: Place, capfd: p
         stream = await place.connect()
         stream[1].write(b"PRI * HTTP/2.0\r\n\r\nSM\r\n\r\n")
         assert b" 400 " in await ended(stream)
+        for expected in (b"a", b"\xdb"):
+            stream = await place.connect()
+            stream[1].write(b"GET /small HTTP/1.1\r\nHost: x\r\nConnection: close\r\nExpect: " + expected + b"\r\n\r\n")
+            assert b" 200 " in await ended(stream)
         for target in (b"body", b"small"):  # Read by its handler, and by nobody.
             stream = await place.connect()
             stream[1].write(b"POST /" + target + b" HTTP/1.1\r\nHost: x\r\nContent-Length: 9\r\n")
@@ -238,6 +242,23 @@ async def test_what_is_no_http_is_answered_and_not_logged(place: Place, capfd: p
             await ended(stream)
     assert logs == []
     assert capfd.readouterr() == ("", "")
+
+
+@on_the_daemons_loop
+async def test_who_leaves_is_no_fault(place: Place) -> None:
+    """In the middle of an answer, before it, or with more questions than were answered: not a line of log."""
+    with structlog.testing.capture_logs() as logs:
+        for what, count in ((b"big", 1), (b"big", 50), (b"small", 50), (b"wait", 1), (b"wait", 3)):
+            stream = await place.connect()
+            stream[1].transport.pause_reading()  # type: ignore[attr-defined]
+            place.asked.clear()
+            stream[1].write((b"GET /" + what + b" HTTP/1.1\r\nHost: x\r\n\r\n") * count)
+            await until(lambda: bool(place.asked))
+            stream[1].transport.abort()
+        place.release.set()
+        await until(lambda: not place.server._connections)
+        assert await place.ask("small") == b"ok"
+    assert logs == []
 
 
 @on_the_daemons_loop

@@ -21,12 +21,12 @@ from tests.fuzz.frame import Edge, Trial
 from tests.fuzz.mutation import EVIL_TEXTS, mutated
 
 _NOTES = (
-    b"labels: {tier: gold}\napi_key_file: r1.key\nworker_type: prefill\nbootstrap_port: 8998\npriority: 3\n"
+    b"labels: {tier: gold}\nworker_type: prefill\nbootstrap_port: 8998\npriority: 3\n"
     b"advertise: 10.0.0.5:8000\nmodel: tiny\n"
 )
 _INVENTORY = (
-    b"r1: {socket: /run/x/r1.sock, labels: {a: b}}\nr2: {ssh: {host: gpu7, forward: 127.0.0.1:8000}}\n"
-    b"r3: {socket: /run/x/r3.sock, api_key_file: /etc/k}\n"
+    b"r1: {socket: /run/x/r1.sock, labels: {a: b}}\n"
+    b"r2: {ssh: {host: gpu7, forward: 127.0.0.1:8000, agent: /run/agent.sock}}\nr3: {socket: /run/x/r3.sock}\n"
 )
 _HEAVY = (
     b"a: &a [x,x,x,x,x,x,x,x,x]\nb: &b [*a,*a,*a,*a,*a,*a,*a,*a,*a]\n"
@@ -99,17 +99,21 @@ def _litter(source: random.Random, place: Path, run_dir: Path) -> None:
                 case 5:
                     os.link(run_dir / "admin.sock", path)
                 case 6:
-                    path.write_bytes(_text(source, _NOTES))
+                    with path.open("xb") as file:  # A FIFO may lie there already.
+                        file.write(_text(source, _NOTES))
 
 
 def _text(source: random.Random, good: bytes) -> bytes:
-    return source.choice((mutated(source, good), source.choice(_HEAVY), source.randbytes(300)))
+    return source.choice((mutated(source, good, 3), source.choice(_HEAVY), source.randbytes(300)))
 
 
 async def _read(source: random.Random, thread: OwnThread, place: Path) -> str:
     """Notes and an inventory, read as the daemon reads them: not in the event loop."""
     notes, inventory = place / "n.yaml", place / "i.yaml"
-    notes.write_bytes(_text(source, _NOTES))
+    if source.random() < 0.1:
+        os.mkfifo(notes)
+    else:
+        notes.write_bytes(_text(source, _NOTES))
     inventory.write_bytes(_text(source, _INVENTORY))
     said = []
     for read in (lambda: load_overrides(notes, os.getuid()), lambda: read_inventory(inventory, "chat", SshDefaults())):

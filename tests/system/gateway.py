@@ -85,6 +85,7 @@ class Gateway:
         self.namespace: Namespace | None = None
         self.before: list[str] = []
         """What the daemon's command line begins with."""
+        self.module = "gateway_sidecar"
         self.process: asyncio.subprocess.Process | None = None
         self._session: aiohttp.ClientSession | None = None
         self._starts = 0
@@ -123,7 +124,7 @@ class Gateway:
         with self.log_path.open("wb") as log:
             self.process = await asyncio.create_subprocess_exec(
                 *(self.namespace.enter if self.namespace else ()), *self.before,
-                sys.executable, "-m", "gateway_sidecar", "run", "--config", str(self.config_path),
+                sys.executable, "-m", self.module, "run", "--config", str(self.config_path),
                 stdout=log, stderr=log, env={**os.environ, **(env or {})},
             )  # fmt: skip
         if ready:

@@ -258,12 +258,15 @@ async def test_lost_record_of_processes_is_written_again(gateway: Gateway, engin
     assert service_of(after)["router"]["pid"] == service_of(before)["router"]["pid"]
 
 
-async def test_record_that_hangs_holds_up_nobody(gateway: Gateway, engine: StartEngine) -> None:
-    """A file system that does not answer (a FIFO in the place of the record) is told and survived."""
+async def test_record_that_hangs_holds_up_nobody(make_gateway: MakeGateway, engine: StartEngine) -> None:
+    """A file system that does not answer is told and survived."""
+    gateway = make_gateway()
+    gateway.module = "tests.system.wedging"
+    await gateway.start(env={"WEDGE": "record"})
     await engine(gateway.socket("r1"))
     await gateway.until_states({"r1": "serving"})
-    fresh = gateway.directory / "state" / ".leases.json.new"
-    os.mkfifo(fresh)
+    hung = gateway.directory / "state" / "leases.hung"
+    hung.touch()
     try:
         await engine(gateway.socket("r2"))
         status = await gateway.until(is_served({"r1": "serving", "r2": "serving"}, "does not answer"), within_s=20)
@@ -276,10 +279,8 @@ async def test_record_that_hangs_holds_up_nobody(gateway: Gateway, engine: Start
                 await asyncio.sleep(0.01)
         assert await ask(gateway, "tiny", stream=False)
     finally:
-        reader = os.open(fresh, os.O_RDONLY | os.O_NONBLOCK)  # Whoever waits to write to it may go on.
-        fresh.unlink(missing_ok=True)
+        hung.unlink()
     await gateway.until(lambda s: not s["problems"], within_s=20)
-    os.close(reader)
     assert gateway.events("state.written_again")
 
 

@@ -6,7 +6,6 @@ import asyncio
 import io
 import json
 import socket
-import subprocess
 import sys
 from collections.abc import AsyncIterator, Awaitable, Callable
 from contextlib import asynccontextmanager
@@ -23,10 +22,10 @@ from gateway_sidecar.config.frontend_values import ASKED_OF_ENGINES
 from gateway_sidecar.doors.keys import add_key
 from tests.system.clients import ask
 from tests.system.conftest import MakeGateway, StartEngine
+from tests.system.engine_process import EngineProcess
 from tests.system.gateway import Gateway, replica_of
-
-STRANGER = 42_420
-"""A user of this machine who has no name and no part in the gateway."""
+from tests.system.test_trust_files import ONE, OTHER, made_for_the_daemon
+from tests.users import User, why_not
 
 BODY: dict[str, Any] = {"model": "tiny", "messages": [{"role": "user", "content": "x"}], "max_tokens": 2}
 REDIRECTS = (301, 302, 303, 307, 308)
@@ -41,12 +40,6 @@ async def answer_of(gateway: Gateway, path: str, body: dict[str, Any] | bytes, *
         session.post(gateway.url() + path, headers=headers, allow_redirects=False, data=sent) as response,
     ):
         return response.status, await response.text()
-
-
-def as_stranger(program: str, *arguments: str) -> subprocess.CompletedProcess[str]:
-    """Runs a Python program as a user that nobody knows."""
-    argv = ["setpriv", "--reuid", str(STRANGER), "--regid", str(STRANGER), "--clear-groups", sys.executable, "-c"]
-    return subprocess.run([*argv, program, *arguments], capture_output=True, text=True, timeout=60, check=False)
 
 
 Sees = list[tuple[str, str]]
@@ -227,17 +220,55 @@ except ConnectionError:
 """
 
 
+@pytest.mark.skipif(why_not() is not None, reason=str(why_not()))
 async def test_only_the_routers_user_reaches_the_bridge_of_a_grpc_engine(gateway: Gateway, engine: StartEngine) -> None:
     """SMG has no place for a key there, so nginx asks the kernel whose the connection is."""
     await engine(gateway.socket("r1"), EngineKind.VLLM_GRPC)
     host, port = bridge_of(await gateway.until_states({"r1": "serving"}, within_s=30), "r1")
     assert host == "127.0.0.2"
-    refused = await asyncio.to_thread(as_stranger, _GRPC, host, str(port))
-    assert refused.stdout.strip() == "0", refused.stderr
+    assert await said_by(OTHER, sys.executable, "-c", _GRPC, host, str(port)) == "0"
     with socket.create_connection((host, port), timeout=10) as ours:
         ours.sendall(b"PRI * HTTP/2.0\r\n\r\nSM\r\n\r\n" + bytes(3) + bytes([4, 0, 0, 0, 0, 0]))
         assert len(await asyncio.to_thread(ours.recv, 9)) == 9
     assert "r1" in await ask(gateway, "tiny", stream=False)
+
+
+@pytest.mark.skipif(why_not() is not None, reason=str(why_not()))
+@pytest.mark.parametrize("kind", [EngineKind.SGLANG_HTTP, EngineKind.VLLM_GRPC])
+async def test_a_daemon_with_a_user_of_its_own_has_bridges_for_nobody_else(
+    make_gateway: MakeGateway, kind: EngineKind
+) -> None:
+    """As the unit has it: neither a member of the replicas' group nor the engine's owner gets past the router."""
+    gateway = made_for_the_daemon(make_gateway)
+    await gateway.start()
+    one = EngineProcess(ONE, gateway.socket("r1"), kind)
+    await one.start()
+    try:
+        host, port = bridge_of(await gateway.until_states({"r1": "serving"}, within_s=30), "r1")
+        assert "r1" in await ask(gateway, "tiny", stream=False)
+        for user in (ONE, OTHER):
+            if kind is EngineKind.VLLM_GRPC:
+                ask_it, wanted = (sys.executable, "-c", _GRPC, host, str(port)), "0"
+            else:
+                ask_it, wanted = (sys.executable, "-c", _HTTP, host, str(port)), "403"
+            assert await said_by(user, *ask_it) == wanted
+    finally:
+        await one.stop()
+
+
+async def said_by(user: User, *command: str) -> str:
+    """What a command prints that this user runs."""
+    process = await asyncio.create_subprocess_exec(*user.enter, *command, stdout=asyncio.subprocess.PIPE)
+    said, _ = await process.communicate()
+    return said.decode().strip()
+
+
+_HTTP = """
+import http.client, sys
+asked = http.client.HTTPConnection(sys.argv[1], int(sys.argv[2]), timeout=10)
+asked.request("POST", "/v1/chat/completions", "{}")
+print(asked.getresponse().status)
+"""
 
 
 def mcp(url: str) -> dict[str, Any]:
@@ -360,3 +391,19 @@ async def test_one_key_does_not_see_what_another_stored(
             for method in ("GET", "DELETE"):
                 assert (await do(method, path, bob, **{"X-Smg-Tenant-Id": tenant}))[0] == 404
         assert (await do("GET", path, alice))[0] == 200
+
+
+async def test_notes_do_not_send_the_router_to_a_service_of_this_machine(gateway: Gateway, engine: StartEngine) -> None:
+    """`direct: true` would have SMG ask whatever listens there, past every bridge."""
+    async with listener() as (port, asked):
+        gateway.socket("r1").with_suffix(".yaml").write_text(f"advertise: 127.0.0.1:{port}\ndirect: true\n")
+        await engine(gateway.socket("r1"))
+        status = await gateway.until(lambda s: "is not sent there" in str(reason_of(s, "r1")))
+        assert replica_of(status, "r1")["state"] != "serving"
+        assert await gateway.workers() == []
+        assert asked == []
+
+
+def reason_of(status: dict[str, Any], replica: str) -> str | None:
+    """Why it does not serve, if it is listed yet."""
+    return next((row["reason"] for row in status["services"][0]["replicas"] if row["id"] == replica), None)

@@ -1,7 +1,7 @@
 """The daemon with a fault that SIGUSR1 throws: `WEDGE=loop python -m tests.system.wedging run --config FILE`.
 
-`WEDGE` is loop, look or reconcile, or notes or keys, which hang from the beginning. What is shipped has no such switch:
-parts are replaced here by ones that can hang.
+`WEDGE` is loop, look or reconcile, or notes, keys or record, which hang while a file says so. What is shipped has no
+such switch: parts are replaced here by ones that can hang.
 """
 
 from __future__ import annotations
@@ -10,11 +10,13 @@ import asyncio
 import os
 import signal
 import time
+from collections.abc import Mapping
 from pathlib import Path
 
 from gateway_sidecar import app, cli
 from gateway_sidecar.config import Settings, load_overrides
-from gateway_sidecar.control import service
+from gateway_sidecar.control import records, service
+from gateway_sidecar.control.records import write_record
 from gateway_sidecar.control.work_queue import K, WorkQueue
 from gateway_sidecar.domain.model import Overrides
 from gateway_sidecar.doors import door_files
@@ -59,6 +61,13 @@ def _hanging_keys(path: Path) -> bytes:
     return read_content(path)
 
 
+def _hanging_record(path: Path, content: Mapping[str, object]) -> None:
+    """A record on such a disk."""
+    while os.environ["WEDGE"] == "record" and path.with_suffix(".hung").exists():
+        time.sleep(0.05)
+    write_record(path, content)
+
+
 def _throw() -> None:
     _thrown.set()
     if os.environ["WEDGE"] == "loop":
@@ -74,6 +83,7 @@ def main() -> None:
         return await run(config_path, settings)
 
     vars(app).update(run_daemon=run_daemon, load_overrides=_hanging_notes)
+    vars(records).update(write_record=_hanging_record)
     vars(door_files).update(read_content=_hanging_keys)
     vars(build).update(SocketPattern=WedgingPattern)
     vars(service).update(WorkQueue=WedgingQueue)

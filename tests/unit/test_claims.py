@@ -9,7 +9,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from gateway_sidecar.config.models import PeersSettings
-from gateway_sidecar.domain.claims import Surroundings, objection
+from gateway_sidecar.domain.claims import Surroundings, objection, objection_to_direct
 
 PRIVATE = [ip_network(text) for text in ("10.0.0.0/8", "172.16.0.0/12", "192.168.0.0/16", "fc00::/7")]
 MACHINE = Surroundings(
@@ -125,3 +125,21 @@ def test_what_is_held_is_judged_again_but_for_our_own_connections_to_it() -> Non
     assert objection(ip_address("10.3.0.4"), MACHINE, PRIVATE, held=True) is None
     for text in ("10.77.0.9", "10.2.0.53", "10.1.1.1", "192.168.7.30", "192.168.7.2"):
         assert objection(ip_address(text), MACHINE, PRIVATE, held=True) is not None
+
+
+@pytest.mark.parametrize(
+    ("address", "is_own", "reason"),
+    [
+        ("10.0.0.5", False, None),
+        ("127.0.0.1", False, "a loopback address"),
+        ("169.254.169.254", False, "a link-local address"),
+        ("::ffff:10.0.0.5", False, "in IPv6's clothes"),
+        ("10.0.0.5", True, "this machine's own"),
+        ("203.0.113.5", False, "add 203.0.113.0/24 there"),
+        ("fd00:ec2::254", False, "metadata"),
+    ],
+)
+def test_a_router_is_not_sent_to_what_is_no_replicas(address: str, is_own: bool, reason: str | None) -> None:
+    """Whoever writes `direct: true` would else choose which service SMG asks, of this machine's too."""
+    said = objection_to_direct(ip_address(address), PRIVATE, is_own=is_own)
+    assert (said is None) if reason is None else (said is not None and reason in said)

@@ -1,5 +1,7 @@
 from __future__ import annotations
 
+import time
+
 import pytest
 
 from gateway_sidecar.config import parse_config
@@ -140,3 +142,12 @@ def test_any_file_gets_problems_that_can_be_shown_and_raises_nothing(content: by
         line = problem.render("\x1b[2J.yaml")
         assert line.isprintable()
         assert len(line) <= 1000 + 100
+
+
+@pytest.mark.parametrize("piece", [b"[", b"{a: ", b"[{a: ["])
+def test_lists_within_lists_cost_no_time(piece: bytes) -> None:
+    """As many as notes may hold: PyYAML alone takes minutes of CPU for them, with every other note waiting."""
+    began = time.thread_time()
+    tree = read_tree(piece * (64 * 1024 // len(piece)))
+    assert time.thread_time() - began < 1.0
+    assert [problem.text for problem in tree.problems] == ["is nested too deeply; a configuration has five levels"]

@@ -1,4 +1,5 @@
-"""docs/failure-modes.md is held against the tests: what it names is there, and every row of the table has somebody."""
+"""docs/failure-modes.md and docs/trust.md are held against the tests: what they name is there, and every row of a table
+of failures or attacks has somebody."""
 
 from __future__ import annotations
 
@@ -7,10 +8,11 @@ from pathlib import Path
 
 REPOSITORY = Path(__file__).parents[2]
 TEXT = (REPOSITORY / "docs" / "failure-modes.md").read_text("utf-8")
+TRUST = (REPOSITORY / "docs" / "trust.md").read_text("utf-8").partition("## Clients and key holders")[2]
 ROWS = [
     line
-    for line in TEXT.splitlines()
-    if line.startswith("| ") and not line.startswith(("| failure |", "| what was wrong |", "| --- |"))
+    for line in (TEXT + TRUST).splitlines()
+    if line.startswith("| ") and not line.startswith(("| failure |", "| what was wrong |", "| attack |", "| --- |"))
 ]
 _FILE_THEN_TESTS = re.compile(r"`((?:tests/\w+/)?test_\w+\.py)`(.*?)(?=`(?:tests/\w+/)?test_\w+\.py`|\Z)", re.DOTALL)
 
