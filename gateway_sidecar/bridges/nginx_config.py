@@ -346,6 +346,7 @@ class PeerConfig:
     bridge_paths: Sequence[str]
     modules: Sequence[Path]
     owner_module: Path | None
+    user: str | None = None
 
     def text(self) -> str:
         """The whole configuration file."""
@@ -357,6 +358,7 @@ class PeerConfig:
 # Written by gateway-sidecar. Changes made here are lost.
 daemon off;
 master_process off;
+{f"user {self.user};" if self.user else ""}
 pid {_quoted(self.directory / "nginx.pid")};
 error_log stderr warn;
 {load}events {{ worker_connections {_PEER_CONNECTIONS}; multi_accept on; }}

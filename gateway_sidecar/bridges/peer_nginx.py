@@ -8,12 +8,13 @@ It has no master (3 MB), and serves connections of this machine only. Its direct
 from __future__ import annotations
 
 import asyncio
+import os
 import re
 import shutil
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 
-from gateway_sidecar.bridges.nginx import busy_ports, write_script
+from gateway_sidecar.bridges.nginx import busy_ports, own_user, write_script
 from gateway_sidecar.bridges.nginx_config import OWNER_SCRIPT, PeerConfig
 from gateway_sidecar.bridges.small_nginx import SmallNginx, SmallPlaces, small_left_running
 from gateway_sidecar.config import parse_endpoint
@@ -63,6 +64,7 @@ class PeerNginx(SmallNginx):
                 self._paths,
                 modules,
                 program.owner_module,
+                own_user() if os.geteuid() == 0 else None,
             ).text()
             write_script(self._directory, OWNER_SCRIPT)
             replace_file(self._directory / "nginx.conf", text)

@@ -58,7 +58,7 @@ async def test_why_a_command_failed_is_told(tmp_path: Path) -> None:
     """Its exit code and what it complained of; however much that is."""
     with pytest.raises(HookFailedError, match=r"ended with 3: no such cluster"):
         await call(script(tmp_path, "echo no such cluster >&2; exit 3"), notice(1))
-    with pytest.raises(HookFailedError, match=r"ended with 1: y\ny"):
+    with pytest.raises(HookFailedError, match=r"ended with 1: y\\ny"):
         await call(script(tmp_path, "yes | head -c 10000000 >&2; exit 1"), notice(1))
     with pytest.raises(HookFailedError, match="cannot be run: No such file"):
         await call(HookSettings(command=("/no/such/hook",)), notice(1))

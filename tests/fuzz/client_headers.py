@@ -20,6 +20,7 @@ from pathlib import Path
 import aiohttp
 
 from gateway_sidecar.bridges.bodies import SMALL_BYTES
+from gateway_sidecar.bridges.bridge_server import KEY_HEADER
 from gateway_sidecar.bridges.client_headers import CREDENTIALS, PASSED
 from gateway_sidecar.bridges.front_door import DoorPlaces
 from gateway_sidecar.config import FrontendSettings
@@ -80,7 +81,9 @@ class Stub:
     def _judge(self, first: str, headers: list[tuple[str, str]], size: int) -> None:
         names = [name for name, _ in headers]
         told = dict(headers)
-        allowed = _OURS | {name.lower() for name in (*CREDENTIALS, *PASSED)}
+        allowed = _OURS | {name.lower() for name in (*CREDENTIALS, *PASSED, KEY_HEADER)}
+        if told.get(KEY_HEADER.lower()) != "k" * 32:
+            self.faults.append(f"not the bridges' key: {headers}")
         more = {name for name in names if name not in allowed}
         wrong = []
         if more or len(names) != len(set(names)):

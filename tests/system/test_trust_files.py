@@ -6,11 +6,13 @@ Both are members of the group that may place sockets. Each attack fails, and the
 from __future__ import annotations
 
 import asyncio
+import json
 import os
 import shutil
 import signal
 import socket
 import stat
+import sys
 from collections.abc import AsyncIterator, Awaitable, Callable
 from contextlib import suppress
 from pathlib import Path
@@ -21,6 +23,7 @@ import pytest
 import pytest_asyncio
 
 from examples.simulated import EngineKind
+from gateway_sidecar.bridges.bridge_server import KEY_HEADER
 from tests.system.clients import ask
 from tests.system.conftest import MakeGateway
 from tests.system.engine_process import EngineProcess
@@ -178,6 +181,15 @@ async def test_not_even_root_bridges_the_daemons_own(gateway: Gateway) -> None:
     assert "a socket of the gateway's own" in replica_of(status, "alive")["reason"]
 
 
+_ASK = """
+import http.client, sys
+asked = http.client.HTTPConnection(sys.argv[1], int(sys.argv[2]), timeout=10)
+asked.request("GET", "/v1/status")
+answer = asked.getresponse()
+print(answer.status, answer.read().decode())
+"""
+
+
 async def test_a_link_that_takes_a_sockets_place_is_noticed_and_leads_no_client_to_the_admin_api(
     gateway: Gateway, start: Start
 ) -> None:
@@ -189,10 +201,15 @@ async def test_a_link_that_takes_a_sockets_place_is_noticed_and_leads_no_client_
     links = gateway.directory / "run" / "bridges"
     port = gateway.settings["bridges"]["ports"].partition("-")[2]
     (links / f"{port}.sock").symlink_to(admin)  # As in the moment between that and the next look.
-    async with aiohttp.ClientSession() as client, client.get(f"http://127.0.0.1:{port}/v1/status") as answer:
-        assert (answer.status, await answer.json()) == (
-            403, {"error": "nginx, routers and what else the daemon started may not use the admin API"},
-        )  # fmt: skip
+    # By the bridge that judges no paths, and as the user whom it serves.
+    asked = await asyncio.create_subprocess_exec(
+        *DAEMON.enter, sys.executable, "-c", _ASK, "127.0.0.2", port, stdout=asyncio.subprocess.PIPE
+    )
+    said, _ = await asked.communicate()
+    status, _, body = said.decode().partition(" ")
+    assert (status, json.loads(body)) == (
+        "403", {"error": "nginx, routers and what else the daemon started may not use the admin API"},
+    )  # fmt: skip
     (links / f"{port}.sock").unlink()
     bridge = links / f"{replica_of(await gateway.status(), 'r1')['bridge'].rpartition(':')[2]}.sock"
     assert await OTHER.does("ln", "-sfT", admin, gateway.socket("r1"))
@@ -241,8 +258,9 @@ async def test_a_key_is_shown_to_the_socket_that_it_was_meant_for_while_no_daemo
     one = await start(ONE, gateway.socket("r1"), require_key="sekrit", guard_all=True)
     status = await gateway.until_states({"r1": "serving"}, within_s=30)
     bridge = f"http://127.0.0.1:{replica_of(status, 'r1')['bridge'].rpartition(':')[2]}"
+    shown = json.loads((gateway.directory / "run" / "processes.json").read_text())["bridge_key"]
     await gateway.kill()
-    async with aiohttp.ClientSession() as client:
+    async with aiohttp.ClientSession(headers={KEY_HEADER: shown}) as client:
         async with client.get(f"{bridge}/v1/models") as answer:
             assert answer.status == 200
         await one.stop()

@@ -17,6 +17,7 @@ import pytest
 from aiohttp import web
 
 from gateway_sidecar.bridges.bodies import SMALL_BYTES, body_classes
+from gateway_sidecar.bridges.bridge_server import KEY_HEADER
 from gateway_sidecar.bridges.client_headers import CREDENTIALS, FOR_AUTH, HIDDEN, PASSED
 from gateway_sidecar.bridges.front_door import DoorPlaces
 from gateway_sidecar.config import AuthSettings, FrontendSettings, LimitSettings
@@ -126,7 +127,7 @@ async def test_a_router_is_told_only_what_is_named(tmp_path: Path) -> None:
             async with client.request(method, f"{url}{path}", headers=headers) as response:
                 assert response.status == 200
             told = router.seen[-1][1]
-            ours = {"Host", "Connection", "X-Forwarded-For", "X-Forwarded-Proto", "Content-Length"}
+            ours = {"Host", "Connection", "X-Forwarded-For", "X-Forwarded-Proto", "Content-Length", KEY_HEADER}
             known = {name.lower() for name in (*CREDENTIALS, *PASSED, *ours, "X-Session-Id")}
             assert {name for name in told if name.lower() not in known} == set()
             arrived = {name.lower(): value for name, value in told.items()}

@@ -64,7 +64,7 @@ async def answering(gateway: Gateway) -> list[int]:
             async with asyncio.timeout(10):
                 reader, writer = await asyncio.open_connection("127.0.0.1", port)
                 try:
-                    writer.write(b"GET /v1/status HTTP/1.1\r\nHost: x\r\nConnection: close\r\n\r\n")
+                    writer.write(b"GET /health HTTP/1.1\r\nHost: x\r\nConnection: close\r\n\r\n")
                     return bool(await reader.read(1))
                 finally:
                     writer.close()
