@@ -14,7 +14,7 @@ PY := $(VENV)/bin/python
 SETUP := VENV="$(VENV)" MLX_VENV="$(MLX_VENV)" PREFIX="$(PREFIX)" PYTHON="$(PYTHON)" scripts/setup.sh
 export MLX_PYTHON ?= $(abspath $(MLX_VENV)/bin/python)
 
-.PHONY: help run test check format bench chaos soak fuzz proto mlx install lock dist clean
+.PHONY: help run test check format bench chaos freezes soak fuzz proto mlx install lock dist clean
 
 help:
 	@sed -n 's/^## //p' Makefile
@@ -51,6 +51,11 @@ bench:
 chaos:
 	@$(SETUP) dev nginx
 	@$(PY) -m tests.chaos --minutes $(MINUTES) $(if $(SEED),--seed $(SEED)) $(ARGS)
+
+## make freezes  daemon, routers, nginx, engines stopped or starved under load; MINUTES=10, and SEED=n to play one again
+freezes:
+	@$(SETUP) dev nginx
+	@$(PY) -m tests.chaos.freezes --minutes $(MINUTES) $(if $(SEED),--seed $(SEED)) $(ARGS)
 
 ## make soak     an hour's changes in MINUTES=10; nothing may grow
 soak:

@@ -42,6 +42,7 @@ from gateway_sidecar.routers.base import RouterPorts
 from gateway_sidecar.routers.smg import Smg
 from gateway_sidecar.sources.build import source_of
 from gateway_sidecar.sources.placed import OwnSockets
+from gateway_sidecar.supervision import awake
 from gateway_sidecar.supervision.lock import DirectoryLock
 from gateway_sidecar.supervision.logfile import ChildLog
 from gateway_sidecar.supervision.privileges import CAP_NET_ADMIN, keep_files_to_ourselves, keep_to_ourselves
@@ -324,7 +325,8 @@ async def run_daemon(config_path: Path, settings: Settings) -> bool:
         return close
 
     try:
-        await daemon.run(serve)
+        with awake.watched():
+            await daemon.run(serve)
     finally:
         lock.release()
     return daemon.ended_by_command

@@ -23,6 +23,7 @@ from aiohttp.typedefs import Handler
 from multidict import CIMultiDict, CIMultiDictProxy
 
 from gateway_sidecar.config import Endpoint
+from gateway_sidecar.supervision import awake
 from gateway_sidecar.telemetry.logs import get_logger
 
 MOST_CONNECTIONS = 512
@@ -85,9 +86,6 @@ class BoundedServer:
         self._beginning: set[asyncio.Task[None]] = set()
         self._resting: asyncio.TimerHandle | None = None
         self._sweeping: asyncio.TimerHandle | None = None
-        self._swept_at = 0.0
-        self.clock = 0.0
-        """Seconds in which the event loop ran: while it does not, nobody is waited for."""
 
     async def listen(self, listening: socket.socket, tls: ssl.SSLContext | None = None) -> None:
         """Takes connections of this socket in from now on, and of no other."""
@@ -97,7 +95,6 @@ class BoundedServer:
             assert self._runner.server is not None
             make = self._runner.server.request_factory
             self._runner.server.request_factory = lambda message, *rest: make(_expecting_nothing_odd(message), *rest)
-            self._swept_at = loop.time()
             self._sweep()
         self.leave()
         self._listening, self._tls = listening, tls
@@ -208,14 +205,11 @@ class BoundedServer:
         self._untaken.pop(connection, None)
 
     def _sweep(self) -> None:
-        loop = asyncio.get_running_loop()
-        now = loop.time()
-        self.clock += min(now - self._swept_at, 2 * _SWEEP_S)
-        self._swept_at = now
+        now = awake.now()
         for one in list(self._connections):
-            if one.patience_s is not None and self.clock - one.since > one.patience_s:
+            if one.patience_s is not None and now - one.since > one.patience_s:
                 one.cut()
-        self._sweeping = loop.call_later(_SWEEP_S, self._sweep)
+        self._sweeping = asyncio.get_running_loop().call_later(_SWEEP_S, self._sweep)
 
     # -- requests
 
@@ -272,7 +266,7 @@ class BoundedServer:
 class _Connection(asyncio.Protocol):
     """One connection: what comes is passed on to aiohttp's own protocol.
 
-    patience_s: how long its client is waited for, by the server's clock, since `since`; None while it waits for us.
+    patience_s: how many awake seconds its client is waited for, since `since`; None while it waits for us.
     """
 
     def __init__(self, server: BoundedServer, sock: socket.socket, inner: web.RequestHandler) -> None:
@@ -280,13 +274,13 @@ class _Connection(asyncio.Protocol):
         self._sock = sock
         self._inner = inner
         self.transport: asyncio.BaseTransport | None = None
-        self.since = server.clock
+        self.since = awake.now()
         self.patience_s: float | None = REQUEST_S
         self._turn = 0
 
     def wait_for_client(self, patience_s: float) -> int:
         """From now on it is the client's turn; its number."""
-        self.since, self.patience_s = self._server.clock, patience_s
+        self.since, self.patience_s = awake.now(), patience_s
         self._turn += 1
         return self._turn
 

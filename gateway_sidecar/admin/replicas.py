@@ -20,6 +20,7 @@ from gateway_sidecar.control.told_keeper import is_full
 from gateway_sidecar.domain.model import ReplicaId
 from gateway_sidecar.errors import ConfigError, StateError
 from gateway_sidecar.sources.told import NAME
+from gateway_sidecar.supervision import awake
 from gateway_sidecar.supervision.own_thread import OwnThread
 
 MOST_BYTES = 64 * 1024
@@ -73,7 +74,7 @@ async def delete_replica(request: web.Request) -> web.Response:
     check_query(request, "drain_s")
     drain_s = seconds_in(request, "drain_s", 0.0)
     await _has_looked(service)
-    began = time.monotonic()
+    began, until = time.monotonic(), awake.now() + drain_s
     try:
         entry = await daemon.told.take_out(service.name, replica)
     except KeyError:
@@ -91,7 +92,7 @@ async def delete_replica(request: web.Request) -> web.Response:
     if tenure is not None:
         await service.until(lambda: service.current(replica) is not tenure, _GONE_S)
     # Where it was before may still have something in flight, too.
-    left_s = max(0.0, drain_s - (time.monotonic() - began))
+    left_s = max(0.0, until - awake.now())
     drained = report.drained and await service.until(lambda: not service.others(replica, tenure), left_s)
     answer = {
         "removed": True,

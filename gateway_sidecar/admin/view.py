@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import time
 from typing import Any
 
 from gateway_sidecar.admin.signals_view import scaling_view
@@ -14,6 +13,7 @@ from gateway_sidecar.control.watcher import far_end_of
 from gateway_sidecar.domain.model import ReplicaId
 from gateway_sidecar.sources.listing import Listing
 from gateway_sidecar.sources.told import NAME
+from gateway_sidecar.supervision import awake
 
 
 def status(daemon: Daemon) -> dict[str, Any]:
@@ -124,7 +124,7 @@ def _replica(service: Service, tenure: Tenure) -> dict[str, Any]:
     return {
         "id": tenure.replica,
         "state": tenure.state.value,
-        "state_age_s": round(time.monotonic() - tenure.state_since, 3),
+        "state_age_s": round(awake.now() - tenure.state_since, 3),
         "socket": str(tenure.sighting.socket),
         "bridge": str(Endpoint(tenure.bridge_host, tenure.port)) if tenure.port is not None else None,
         "advertise": str(tenure.peer) if tenure.peer else None,

@@ -38,6 +38,7 @@ _NO_DAD = 0x02
 _UP, _LOOPBACK, _NO_ARP = 0x01, 0x08, 0x80
 _USE = 0x01
 _ANSWER_S = 0.15
+_ANSWER_LOOKS = 10
 _SOLICIT_AGAIN_S = 30.0
 _NUD_KNOWN = 0x02 | 0x04 | 0x08 | 0x10 | 0x80  # reachable, stale, delay, probe, permanent
 _NEEDS = "the daemon may not change addresses; give it CAP_NET_ADMIN (gateway-sidecar install --peers)"
@@ -147,9 +148,10 @@ class PeerAddresses:
 
     def _await_answers(self, netlink: IPRoute, address: Address, ours: int | None) -> None:
         """Returns when the address has answered on a link, or has had the time to."""
-        deadline = time.monotonic() + _ANSWER_S
-        while time.monotonic() < deadline and address not in _neighbours(netlink, ours):
-            time.sleep(_ANSWER_S / 10)
+        for _ in range(_ANSWER_LOOKS):  # Counted: a stall takes one look, and not all of the time.
+            if address in _neighbours(netlink, ours):
+                return
+            time.sleep(_ANSWER_S / _ANSWER_LOOKS)
 
     def _surroundings(self, netlink: IPRoute, ours: int | None) -> Surroundings:
         return replace(_surroundings(netlink, ours), destinations=self._destinations())

@@ -18,7 +18,6 @@ import secrets
 import shutil
 import signal
 import socket
-import time
 from collections.abc import Sequence
 from dataclasses import dataclass
 from functools import partial
@@ -39,6 +38,8 @@ from gateway_sidecar.bridges.request_events import EventAddress, placeholder
 from gateway_sidecar.errors import BridgeError, ProcessError
 from gateway_sidecar.files.own import keep_directory, make_directory
 from gateway_sidecar.files.replace import put_in_place, replace_file, replace_link, write_beside
+from gateway_sidecar.supervision import awake
+from gateway_sidecar.supervision.awake import within
 from gateway_sidecar.supervision.logfile import ChildLog, try_writing
 from gateway_sidecar.supervision.own_thread import OwnThread
 from gateway_sidecar.supervision.process import Identity, Process, session_members
@@ -53,6 +54,7 @@ KEYED, ENGINE_LINK = "keyed", "engine.sock"
 
 _LONGEST_SOCKET_PATH = 107
 _PATIENCE_S = 2.0
+_RUN_S = 10.0
 _ROOM_BYTES = 256 * 1024
 TEMP = "nginx-temp"
 _LISTENS = re.compile(r"listen (\S+)(?: ssl)?(?: default_server)? backlog=4096")
@@ -313,7 +315,7 @@ class Nginx:
         """Whether it takes `patience_s` seconds and more to answer, with every process that it has."""
         with contextlib.suppress(OSError):  # Nobody listens there: that is another matter.
             try:
-                async with asyncio.timeout(patience_s):
+                async with within(patience_s):
                     reader, writer = await asyncio.open_unix_connection(str(self._alive))
                     try:
                         writer.write(b"GET / HTTP/1.0\r\n\r\n")
@@ -431,10 +433,10 @@ class Nginx:
     async def _until_listening(self, services: Sequence[ServiceAddress], process: Process) -> None:
         hosts = self._settings.host, self._settings.grpc_host
         wanted = [(host, self._settings.last_port) for host in hosts] + [_split(it) for it in _listens(services)]
-        deadline = time.monotonic() + 10
+        deadline = awake.now() + 10
         # Asked of the kernel, not by connecting: a connection to an idle bridge is an error line in nginx's log.
         while len(await asyncio.to_thread(busy_ports, wanted)) < len(wanted):
-            if not process.running or time.monotonic() > deadline:
+            if not process.running or awake.now() > deadline:
                 last = " | ".join(await self.log.read_tail(3)) or "it said nothing"
                 raise BridgeError(f"nginx does not listen: {last}")
             await asyncio.sleep(0.005)
@@ -459,8 +461,8 @@ def engine_behind(target: Path) -> Path:
 
 async def _until_free(addresses: Sequence[tuple[str, int]]) -> None:
     """Returns when nginx has let go of the addresses that it does not serve any more, or after 2 s."""
-    deadline = time.monotonic() + 2
-    while await asyncio.to_thread(busy_ports, addresses) and time.monotonic() < deadline:
+    deadline = awake.now() + 2
+    while await asyncio.to_thread(busy_ports, addresses) and awake.now() < deadline:
         await asyncio.sleep(0.005)
 
 
@@ -510,7 +512,14 @@ async def _run(*argv: str) -> tuple[int, str]:
         stdout=asyncio.subprocess.PIPE,
         stderr=asyncio.subprocess.STDOUT,
     )
-    output, _ = await process.communicate()
+    try:
+        async with within(_RUN_S):
+            output, _ = await process.communicate()
+    except TimeoutError:
+        process.kill()  # And not waited for: what hangs on a disk does not end.
+        raise BridgeError(
+            f"`{' '.join(argv)}` did not end within {_RUN_S:g} s; is the disk of its files gone?"
+        ) from None
     return process.returncode or 0, output.decode("utf-8", "replace")
 
 

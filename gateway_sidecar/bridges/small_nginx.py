@@ -6,13 +6,13 @@ It needs no record: it is found again by the log that all of them write to, and 
 from __future__ import annotations
 
 import asyncio
-import time
 from collections.abc import Awaitable, Callable, Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
 from gateway_sidecar.bridges.nginx import NginxProgram
 from gateway_sidecar.errors import BridgeError, ProcessError
+from gateway_sidecar.supervision import awake
 from gateway_sidecar.supervision.logfile import ChildLog
 from gateway_sidecar.supervision.process import Identity, Process, writers_of
 
@@ -86,9 +86,9 @@ class SmallNginx:
         except (OSError, ProcessError) as error:
             raise BridgeError(f"cannot start {self._name}: {error}") from error
         self.process = process
-        deadline = time.monotonic() + _START_S
+        deadline = awake.now() + _START_S
         while not await listens():
-            if not process.running or time.monotonic() > deadline:
+            if not process.running or awake.now() > deadline:
                 await process.stop(grace_s=_STOP_S)
                 last = " | ".join(self._places.log.tail(2)) or "it said nothing"
                 raise BridgeError(f"{self._name} does not listen: {last}")

@@ -10,7 +10,6 @@ from __future__ import annotations
 import asyncio
 import itertools
 import os
-import time
 from collections.abc import Callable
 from functools import partial
 from itertools import zip_longest
@@ -28,6 +27,7 @@ from gateway_sidecar.domain.model import EngineFacts, Foreign, Overrides, PeerAd
 from gateway_sidecar.errors import ConfigError
 from gateway_sidecar.files.follow import opened_at
 from gateway_sidecar.sources.listing import Listing, Sighting
+from gateway_sidecar.supervision import awake
 from gateway_sidecar.supervision.own_thread import OwnThread
 from gateway_sidecar.telemetry.logs import get_logger
 
@@ -106,7 +106,7 @@ class Arrivals:
 
     def begin(self, sighting: Sighting, generation: int, *, gone: bool = False) -> Tenure:
         """A new tenure, queued to be looked at."""
-        now = time.monotonic()
+        now = awake.now()
         tenure = Tenure(
             key=next(self._keys),
             owner=owner_of(self._service, sighting, generation),
@@ -235,7 +235,9 @@ class Arrivals:
             overrides, problem = sighting.overrides or Overrides(), None
             if sighting.notes is not None:
                 read = partial(self._read_beside, sighting.notes[0], sighting, tenure.pin)
-                overrides = await self._notes_thread.run(read, patience_s=_NOTES_PATIENCE_S)
+                # One that hangs was waited for once: others come and go meanwhile.
+                patience_s = 0.0 if self._notes_thread.hangs else _NOTES_PATIENCE_S
+                overrides = await self._notes_thread.run(read, patience_s=patience_s)
         except ConfigError as error:
             overrides, problem = tenure.overrides, error.problems[0]
             self._logger.error("replica.notes_refused", replica=tenure.replica, problems=error.problems)

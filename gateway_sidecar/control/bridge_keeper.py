@@ -9,9 +9,10 @@ from contextlib import suppress
 
 from gateway_sidecar.bridges.nginx import Nginx, stop_orphans
 from gateway_sidecar.bridges.nginx_config import ServiceAddress
-from gateway_sidecar.control.guard import cancelled
+from gateway_sidecar.control.guard import beating, cancelled
 from gateway_sidecar.domain.backoff import Backoff
 from gateway_sidecar.errors import BridgeError
+from gateway_sidecar.supervision import awake
 from gateway_sidecar.supervision.process import Identity
 from gateway_sidecar.telemetry.logs import get_logger
 from gateway_sidecar.telemetry.metrics import Metrics
@@ -49,7 +50,7 @@ class BridgeKeeper:
         self._mute_times = 0
         self._ask_at = 0.0
         self.reason = "not started yet"
-        self.beat = time.monotonic()
+        self.beat = awake.now()
 
     @property
     def up(self) -> bool:
@@ -79,13 +80,12 @@ class BridgeKeeper:
         """Runs until cancelled. nginx itself goes on then."""
         try:
             while True:
-                self.beat = time.monotonic()
-                if self.up:
-                    await self._watch()
-                else:
-                    await self._restart()
+                await beating(self._watch() if self.up else self._restart(), self._comes_round)
         finally:
             await cancelled(self._asking)
+
+    def _comes_round(self) -> None:
+        self.beat = awake.now()
 
     async def _watch(self) -> None:
         process = self.nginx.process
@@ -144,7 +144,6 @@ class BridgeKeeper:
 
     async def _restart(self) -> None:
         await asyncio.sleep(_RESTARTS.delay_s(self._failures))
-        self.beat = time.monotonic()
         try:
             await self._start()
         except (BridgeError, OSError) as error:

@@ -10,6 +10,7 @@ from gateway_sidecar.bridges.nginx import Nginx
 from gateway_sidecar.control.router_process import RouterProcess
 from gateway_sidecar.control.service import Service
 from gateway_sidecar.domain.printable import printable
+from gateway_sidecar.supervision import awake
 from gateway_sidecar.supervision.logfile import ChildLog
 from gateway_sidecar.supervision.process import rss_bytes
 from gateway_sidecar.telemetry.logs import get_logger
@@ -40,13 +41,13 @@ class Children:
         self._problems = problems
         self._metrics = metrics
         self._logger = get_logger()
-        self.beat = time.monotonic()
+        self.beat = awake.now()
 
     async def run(self) -> None:
         """Runs until cancelled."""
         mend_at = 0.0
         while True:
-            self.beat = time.monotonic()
+            self.beat = awake.now()
             services = dict(self._services())
             routers = [router for service in services.values() for router in service.routers]
             # Beside each other: a disk that hangs costs each of them its patience.

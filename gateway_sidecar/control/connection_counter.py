@@ -11,6 +11,7 @@ from gateway_sidecar.bridges.connections import connections_at, open_connections
 from gateway_sidecar.control.service import Service
 from gateway_sidecar.domain.leases import PortLeases
 from gateway_sidecar.domain.model import PeerAddress
+from gateway_sidecar.supervision import awake
 
 _GAP_S = 0.05
 _REST_S = 0.2
@@ -28,13 +29,13 @@ class ConnectionCounter:
     def __init__(self, services: Callable[[], Mapping[str, Service]], leases: PortLeases) -> None:
         self._services = services
         self._leases = leases
-        self.beat = time.monotonic()
+        self.beat = awake.now()
 
     async def run(self) -> None:
         """Runs until cancelled."""
         while True:
-            self.beat = time.monotonic()
-            rested = self._leases.rested(time.monotonic())
+            self.beat = awake.now()
+            rested = self._leases.rested(awake.now())
             places: set[int | PeerAddress] = set()
             places.update(rested, *(s.drains.places_to_count() for s in self._services().values()))
             began = time.monotonic()
@@ -46,7 +47,7 @@ class ConnectionCounter:
                 service.drains.connections_counted(began, places, counts)
             for port in rested:
                 if counts[port] == 0:
-                    self._leases.settle(port, time.monotonic())
+                    self._leases.settle(port, awake.now())
             await asyncio.sleep(count_pause_s(time.monotonic() - began))
 
 

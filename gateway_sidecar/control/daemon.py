@@ -41,6 +41,8 @@ from gateway_sidecar.domain.model import ReplicaId
 from gateway_sidecar.errors import BridgeError, ConfigError, ProcessError, RouterUnavailable, StateError
 from gateway_sidecar.routers.base import RouterKind
 from gateway_sidecar.sources.told import NAME as API
+from gateway_sidecar.supervision import awake
+from gateway_sidecar.supervision.awake import within
 from gateway_sidecar.supervision.notify import SystemdNotifier
 from gateway_sidecar.supervision.process import boot_id
 from gateway_sidecar.telemetry.logs import get_logger, set_up_logs
@@ -361,7 +363,7 @@ class Daemon:
     async def _write_down_now(self) -> None:
         """Writes down what runs, and what is about to. A disk that hangs does not keep a router from being started."""
         with suppress(TimeoutError):
-            async with asyncio.timeout(_WRITE_DOWN_S):
+            async with within(_WRITE_DOWN_S):
                 await self._records["run"].write()
 
     def _processes(self) -> dict[str, object]:
@@ -390,7 +392,7 @@ class Daemon:
     async def _tunnel_loop(self) -> None:
         """Keeps the tunnels that replicas need; one that is gone needs its own until it has drained."""
         while True:
-            self._beats["tunnels"] = time.monotonic()
+            self._beats["tunnels"] = awake.now()
             self._tunnels_due.clear()
             needed = {t.sighting.tunnel for s in self.services.values() for t in s.tenures.values()}
             everybody_known = all(s.follower.has_looked for s in self.services.values())
@@ -427,7 +429,7 @@ class Daemon:
                 self._logger.warning("daemon.stalled", for_s=round(late_s, 1))
             if stale_s < self._stale_limit_s:
                 self._notifier.alive()
-            elif late_s <= _STALLED_S:  # Else nobody had the time to move, which is judged next time.
+            else:
                 self._logger.error("daemon.wedged", stale_s=round(stale_s, 1))
 
     @property
@@ -450,7 +452,7 @@ class Daemon:
             *self._beats.values(),
             *(s.stalest_beat() for s in self.services.values()),
         ]
-        return time.monotonic() - min(beats)
+        return awake.now() - min(beats)
 
     def summary(self) -> str:
         """One line for `systemctl status`."""

@@ -18,6 +18,8 @@ from urllib.parse import urlsplit
 from gateway_sidecar.config import ServiceSettings
 from gateway_sidecar.domain.claims import Address
 from gateway_sidecar.domain.tunnels import Tunnel
+from gateway_sidecar.supervision import awake
+from gateway_sidecar.supervision.awake import within
 from gateway_sidecar.supervision.own_thread import OwnThread
 
 _AGAIN_S = 30.0
@@ -51,7 +53,7 @@ class Destinations:
         self._told: Mapping[Address, str] = {}
         self._due: dict[str, float] = {}
         self._thread = OwnThread("names")
-        self.beat = time.monotonic()
+        self.beat = awake.now()
 
     def use(self, hosts: Callable[[], Mapping[str, str]], on_change: Callable[[], None]) -> None:
         """`hosts` says which there are now: name or address -> what is there; `on_change` hears of new addresses."""
@@ -64,14 +66,14 @@ class Destinations:
     async def settle(self) -> None:
         """Returns when every name was looked up once, or after a few seconds."""
         with suppress(TimeoutError):
-            async with asyncio.timeout(_PATIENCE_S):
+            async with within(_PATIENCE_S):
                 await self._look({name for name in self._hosts() if name not in self._due})
         self._tell()
 
     async def run(self) -> None:
         """Runs until cancelled."""
         while True:
-            self.beat = time.monotonic()
+            self.beat = awake.now()
             hosts = self._hosts()
             for gone in self._due.keys() - hosts.keys():
                 del self._due[gone]
@@ -82,7 +84,7 @@ class Destinations:
 
     async def _look(self, names: set[str]) -> None:
         for name in sorted(names, key=lambda name: (not _is_address(name), name)):
-            self.beat = time.monotonic()
+            self.beat = awake.now()
             try:
                 found = await self._thread.run(partial(look_up, name), patience_s=_PATIENCE_S)
             except TimeoutError:

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import asyncio
 import time
 from collections.abc import Callable, Container, Mapping
 from dataclasses import dataclass
@@ -15,6 +14,8 @@ from gateway_sidecar.control.work_queue import WorkQueue
 from gateway_sidecar.control.worker_book import WorkerBook
 from gateway_sidecar.domain.model import PeerAddress, ReplicaId, WorkerType
 from gateway_sidecar.domain.planning import STAYS_BRIDGED
+from gateway_sidecar.supervision import awake
+from gateway_sidecar.supervision.awake import within
 from gateway_sidecar.telemetry.logs import get_logger
 from gateway_sidecar.telemetry.metrics import Metrics
 
@@ -84,7 +85,7 @@ class Drains:
             self._on_begun(tenure)
         began = time.monotonic()
         try:
-            async with asyncio.timeout(timeout_s):
+            async with within(timeout_s):
                 await tenure.drained.wait()
         except TimeoutError:
             self._metrics.drains.labels(self._service, "timeout").inc()
@@ -143,7 +144,7 @@ class Drains:
             ):
                 tenure.in_flight = sum(counts.get(place, 0) for place in places)
                 if tenure.in_flight == 0 and tenure.quiet_since is None:
-                    tenure.quiet_since = began
+                    tenure.quiet_since = awake.now()
                 self._queue.add(tenure.key)
 
     def _handover_left_s(self, tenure: Tenure) -> float:
@@ -152,7 +153,7 @@ class Drains:
         hands_over = facts is not None and facts.kv_connector is not None and facts.worker_type is WorkerType.PREFILL
         if not hands_over or tenure.quiet_since is None:
             return 0.0
-        return tenure.quiet_since + self.settings.handover_s - time.monotonic()
+        return tenure.quiet_since + self.settings.handover_s - awake.now()
 
 
 def _forget_count(tenure: Tenure) -> None:

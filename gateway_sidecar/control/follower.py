@@ -10,10 +10,13 @@ from dataclasses import replace
 from typing import Protocol
 
 from gateway_sidecar.sources.listing import Listing
+from gateway_sidecar.supervision import awake
+from gateway_sidecar.supervision.awake import within
 from gateway_sidecar.telemetry.logs import get_logger
 from gateway_sidecar.telemetry.metrics import Metrics
 
 _LEAST_GAP_S = 0.003
+_MOST_GAP_S = 0.2
 _PATIENCE_S = 1.0
 
 
@@ -21,7 +24,7 @@ class Source(Protocol):
     """Where replicas are learnt from."""
 
     async def look(self) -> Listing:
-        """What is there now. Never raises; what cannot be seen is said to be unknown."""
+        """What is there now, soon. Never raises; what cannot be seen, or not in time, is said to be unknown."""
         ...
 
     def hints(self) -> AsyncIterator[None]:
@@ -56,7 +59,7 @@ class SourceFollower:
         self._looked = asyncio.Event()
         self.listing: Listing | None = None
         self.has_looked = False
-        self.beat = time.monotonic()
+        self.beat = awake.now()
 
     def look_soon(self) -> None:
         """Something was seen that the next look should settle."""
@@ -70,7 +73,7 @@ class SourceFollower:
         before = self._begun
         self._look_now.set()
         with suppress(TimeoutError):
-            async with asyncio.timeout(_PATIENCE_S):
+            async with within(_PATIENCE_S):
                 while self._ended <= before:
                     self._looked.clear()
                     await self._looked.wait()
@@ -101,15 +104,16 @@ class SourceFollower:
     async def look(self) -> None:
         """Runs until cancelled."""
         while True:
-            self.beat = time.monotonic()
+            self.beat = awake.now()
             self._look_now.clear()
             began = time.monotonic()
             self._begun += 1
             await self._see(await self._source.look())
             self._ended = self._begun
             self._looked.set()
-            # A crowd of hints must not keep us looking all the time.
-            await asyncio.sleep(max(_LEAST_GAP_S, 2 * (time.monotonic() - began)))
+            # A crowd of hints must not keep us looking all the time. A look that took long was slow, and not much work.
+            await asyncio.sleep(min(max(_LEAST_GAP_S, 2 * (time.monotonic() - began)), _MOST_GAP_S))
+            self.beat = awake.now()
             try:
                 async with asyncio.timeout(self._rescan_interval_s):
                     await self._look_now.wait()

@@ -10,6 +10,7 @@ from gateway_sidecar.telemetry.logs import get_logger
 from gateway_sidecar.telemetry.metrics import Metrics
 
 _PAUSE_S = 1.0
+_BEAT_S = 1.0
 
 
 async def cancelled(*tasks: asyncio.Task[Any] | None) -> None:
@@ -18,6 +19,22 @@ async def cancelled(*tasks: asyncio.Task[Any] | None) -> None:
     for task in there:
         task.cancel()
     await asyncio.gather(*there, return_exceptions=True)
+
+
+async def beating(work: Coroutine[Any, Any, None], beat: Callable[[], None]) -> None:
+    """Awaits `work` and calls `beat` each second meanwhile.
+
+    For what waits for others, each time for so long and no longer: that they are slow is no fault of the loop's.
+    """
+    task = asyncio.ensure_future(work)
+    try:
+        while not task.done():
+            beat()
+            await asyncio.wait({task}, timeout=_BEAT_S)
+    finally:
+        if not task.done():
+            await cancelled(task)
+    task.result()
 
 
 async def keep_running(service: str, loop: Callable[[], Coroutine[Any, Any, None]], metrics: Metrics) -> None:

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import asyncio
-import time
 from collections.abc import Callable, Mapping
 from dataclasses import replace
 from pathlib import Path
@@ -18,6 +17,7 @@ from gateway_sidecar.control.service import Service
 from gateway_sidecar.control.worker_book import LATE_S
 from gateway_sidecar.domain.leases import PortLeases
 from gateway_sidecar.errors import StateError
+from gateway_sidecar.supervision import awake
 from gateway_sidecar.supervision.process import Identity, Process, boot_id, writers_below, writers_of
 from gateway_sidecar.telemetry.logs import get_logger
 
@@ -92,7 +92,7 @@ class Inheritance:
             # A lease that the last daemon had no time to write down: its link tells enough.
             if any(service.claim(port, socket, self._nginx.linked_at(port)) for service in services.values()):
                 del links[port]
-        late_until = time.monotonic() + LATE_S
+        late_until = awake.now() + LATE_S
         for port in links:
             # Nobody's any more: nothing new may come in, and the port rests until it is quiet.
             self._nginx.unlink(port)

@@ -11,6 +11,7 @@ from pathlib import Path
 
 from gateway_sidecar.bridges.connections import open_connections
 from gateway_sidecar.bridges.keyed_nginx import Keyed, KeyedNginx
+from gateway_sidecar.control.guard import beating
 from gateway_sidecar.control.keeper import LOOK_S, QUIET_GAP_S, RETRIES, Keeper
 from gateway_sidecar.errors import BridgeError
 from gateway_sidecar.supervision.process import Identity
@@ -80,7 +81,7 @@ class KeyKeeper(Keeper):
             self._comes_round()
             now = time.monotonic()
             due = [place for place in self._places.values() if now >= place.due and not place.up]
-            await asyncio.gather(*map(self._step, due))
+            await beating(self._step_all(due), self._is_busy)
             pause = min((p.due - now for p in self._places.values() if not p.up), default=LOOK_S)
             await self._sleep(max(QUIET_GAP_S, pause))
 
@@ -93,6 +94,9 @@ class KeyKeeper(Keeper):
         """Leaves all of them running for the next daemon."""
         for place in self._places.values():
             place.nginx.let_go()
+
+    async def _step_all(self, due: list[_Place]) -> None:
+        await asyncio.gather(*map(self._step, due))
 
     async def _step(self, place: _Place) -> None:
         if place.to is None:

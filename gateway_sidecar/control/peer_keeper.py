@@ -19,6 +19,7 @@ from typing import Protocol
 
 from gateway_sidecar.bridges.connections import connections_at
 from gateway_sidecar.bridges.peer_nginx import LeftRunning, PeerNginx
+from gateway_sidecar.control.guard import beating
 from gateway_sidecar.control.keeper import LOOK_S, QUIET_GAP_S, RETRIES, Keeper
 from gateway_sidecar.domain.claims import Address
 from gateway_sidecar.domain.model import PeerAddress
@@ -168,7 +169,7 @@ class PeerKeeper(Keeper):
         """Runs until cancelled. What it started goes on then."""
         while True:
             self._comes_round()
-            await self._look()
+            await beating(self._look(), self._is_busy)
             now = time.monotonic()
             due = min((place.due - now for place in self._places.values() if not self._rests(place)), default=LOOK_S)
             await self._sleep(max(0.01, due))

@@ -32,6 +32,8 @@ class Pins:
 
         What does not come in time is missing at the end, and closed should it come later.
         """
+        if self._thread.hangs:
+            return []  # It was waited for once: others are looked for meanwhile.
         batch = _Batch(paths, self._open)
         try:
             await self._thread.run(batch.open, patience_s=self._patience_s)

@@ -24,6 +24,7 @@ from gateway_sidecar.errors import StateError
 from gateway_sidecar.files.own import make_directory
 from gateway_sidecar.files.replace import replace_file
 from gateway_sidecar.sources.listing import Sighting
+from gateway_sidecar.supervision import awake
 from gateway_sidecar.supervision.process import Identity
 
 _Port = Annotated[int, Field(ge=1, le=65535)]
@@ -140,12 +141,14 @@ def tenure_from_json(row: Mapping[str, Any]) -> SavedTenure:
 
 def resting_to_json(leases: PortLeases) -> list[tuple[int, float, str]]:
     """The ports that must rest, until when (monotonic seconds of this boot), and which service had them."""
-    return [(port, until, leases.holder_of(port)) for port, until in sorted(leases.rests_until.items())]
+    rests_until = sorted(leases.rests_until.items())
+    return [(port, awake.to_monotonic(until), leases.holder_of(port)) for port, until in rests_until]
 
 
 def resting_from_json(leases: Mapping[str, Any]) -> list[tuple[int, float, str]]:
-    """The rows that were written down. Raises StateError for rows of another form."""
-    return _read(_RESTING, leases.get("resting", []), "resting ports")
+    """The rows that were written down, with awake seconds. Raises StateError for rows of another form."""
+    rows: list[tuple[int, float, str]] = _read(_RESTING, leases.get("resting", []), "resting ports")
+    return [(port, awake.from_monotonic(until), service) for port, until, service in rows]
 
 
 def identity_to_json(identity: Identity) -> dict[str, object]:

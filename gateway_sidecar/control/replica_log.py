@@ -2,13 +2,13 @@
 
 from __future__ import annotations
 
-import time
 from collections.abc import Callable, Iterable
 
 from gateway_sidecar.control.router_unit import RouterUnit
 from gateway_sidecar.control.tenure import Tenure
 from gateway_sidecar.domain.lifecycle import state_of
 from gateway_sidecar.domain.model import Ready, Registered, ReplicaState, WorkerStatus
+from gateway_sidecar.supervision import awake
 from gateway_sidecar.telemetry.logs import get_logger
 from gateway_sidecar.telemetry.metrics import Metrics
 
@@ -62,7 +62,7 @@ class ReplicaLog:
             self._change(tenure, state, worker)
 
     def _change(self, tenure: Tenure, state: ReplicaState, worker: Registered | None) -> None:
-        now = time.monotonic()
+        now = awake.now()
         facts: dict[str, object] = {"was": tenure.state.value, "for_s": round(now - tenure.state_since, 3)}
         self._count(tenure.state, -1)
         self._count(state, +1)

@@ -23,7 +23,7 @@ class RoleWatch:
         self._told: set[str] = set()
 
     def look(self, workers: Collection[Registered], now: float) -> None:
-        """Takes note of the workers that the router lists now (monotonic seconds)."""
+        """Takes note of the workers that the router lists now (awake seconds)."""
         self.lacking = unanswered(_ready(workers))
         self._gauge.set(len(self.lacking))
         for model, reason in self.lacking.items():

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import time
 from collections.abc import Callable, Iterator
 
 from gateway_sidecar.control.follower import SourceFollower
@@ -11,6 +10,7 @@ from gateway_sidecar.control.tenure_book import TenureBook
 from gateway_sidecar.control.waiting_room import WaitingRoom
 from gateway_sidecar.domain.model import Registered, WorkerStatus
 from gateway_sidecar.domain.planning import Missing, missing_role
+from gateway_sidecar.supervision import awake
 from gateway_sidecar.telemetry.logs import get_logger
 
 
@@ -37,14 +37,14 @@ class RoomKeeper:
         self._tenures = tenures
         self._known_urls = known_urls
         self._on_change = on_change
-        self._router_up_at = time.monotonic()
+        self._router_up_at = awake.now()
         self._is_catching_up = True
         self.models: list[str] = []
 
     def router_changed(self) -> None:
         """The router in service came up or went down, or is another one."""
         if self._slots.active.router.up:
-            self._router_up_at = time.monotonic()
+            self._router_up_at = awake.now()
             self._is_catching_up = True
         else:
             self._room.close(Missing.ROUTER)
@@ -55,7 +55,7 @@ class RoomKeeper:
         A router that has just begun has to have everybody back first, or whoever it has after a while.
         """
         room, router, book = self._room, self._slots.active.router, self._slots.active.book
-        up_for_s = time.monotonic() - self._router_up_at
+        up_for_s = awake.now() - self._router_up_at
         if router.up and min(room.refused_for_s, up_for_s) > self._slots.settings.router.api_timeout_s:
             router.report_unresponsive()  # What it still says on old connections is no use to anybody.
         if book.is_silent:
@@ -90,7 +90,7 @@ class RoomKeeper:
                     yield worker
 
     def _is_complete(self) -> bool:
-        if time.monotonic() - self._router_up_at > MOST_PATIENCE_S:
+        if awake.now() - self._router_up_at > MOST_PATIENCE_S:
             return True
         wanted = (t.url for t in self._tenures if t.view().wanted)
         return self._follower.has_looked and all(self._slots.active.is_ready(url) for url in wanted)

@@ -15,6 +15,8 @@ from gateway_sidecar.bridges.nginx import busy_ports
 from gateway_sidecar.domain.backoff import Backoff
 from gateway_sidecar.errors import ProcessError, RouterError
 from gateway_sidecar.routers.base import RouterClient, RouterKind, RouterPorts
+from gateway_sidecar.supervision import awake
+from gateway_sidecar.supervision.awake import within
 from gateway_sidecar.supervision.logfile import ChildLog
 from gateway_sidecar.supervision.process import Identity, Process
 from gateway_sidecar.telemetry.logs import get_logger
@@ -139,7 +141,7 @@ class RouterProcess:
             return False
         client = self.kind.client(saved.ports, saved.key)
         try:
-            await client.list_workers()
+            await awake.asked_again(client.list_workers, RouterError)
         except RouterError as error:
             await client.close()
             self._logger.warning("router.not_adopted", pid=process.pid, reason=str(error))
@@ -183,7 +185,7 @@ class RouterProcess:
         if self.ports is None:
             return False
         try:
-            async with asyncio.timeout(_CONNECT_S):
+            async with within(_CONNECT_S):
                 _, writer = await asyncio.open_connection("127.0.0.1", self.ports.api)
         except OSError:
             return False
@@ -260,7 +262,8 @@ class RouterProcess:
         self.starts += 1
         self.restarts += self.starts > 1
         self._metrics.router_starts.labels(self.service).inc()
-        while process.running and time.monotonic() - began < self._start_timeout_s:
+        deadline = awake.now() + self._start_timeout_s
+        while process.running and awake.now() < deadline:
             try:
                 await self.client.list_workers()
             except RouterError as error:
@@ -281,13 +284,13 @@ class RouterProcess:
         if self.ports is None:
             return
         own = [("127.0.0.1", self.ports.api), ("127.0.0.1", self.ports.metrics)]
-        deadline = time.monotonic() + _PORTS_PATIENCE_S
-        while await asyncio.to_thread(busy_ports, own) and time.monotonic() < deadline:
+        deadline = awake.now() + _PORTS_PATIENCE_S
+        while await asyncio.to_thread(busy_ports, own) and awake.now() < deadline:
             await asyncio.sleep(0.01)
 
     async def _until_lost(self) -> None:
         assert self.process is not None
-        process, began = self.process, time.monotonic()
+        process, began = self.process, awake.now()
         ended = asyncio.create_task(process.wait())
         mute = asyncio.create_task(self._unresponsive.wait())
         try:
@@ -295,7 +298,7 @@ class RouterProcess:
         finally:
             ended.cancel()
             mute.cancel()
-        if time.monotonic() - began > _STEADY_S:
+        if awake.now() - began > _STEADY_S:
             self._failures = 0
         await self._ended("its API stopped answering" if process.running else "ended")
 

@@ -19,6 +19,8 @@ from gateway_sidecar.control.router_process import PrivatePorts, SavedRouter
 from gateway_sidecar.control.router_unit import RouterUnit
 from gateway_sidecar.errors import RouterUnavailable
 from gateway_sidecar.routers.base import RouterPorts
+from gateway_sidecar.supervision import awake
+from gateway_sidecar.supervision.awake import within
 from gateway_sidecar.supervision.memory import router_share_mb
 from gateway_sidecar.supervision.process import Identity
 from gateway_sidecar.telemetry.logs import get_logger
@@ -231,7 +233,7 @@ class RouterSlots:
 
     async def _until_equal(self, old: RouterUnit, new: RouterUnit) -> None:
         """Returns when the new router has every worker that the old one has. Raises TimeoutError."""
-        async with asyncio.timeout(self.settings.router.start_timeout_s + MOST_PATIENCE_S):
+        async with within(self.settings.router.start_timeout_s + MOST_PATIENCE_S):
             while not new.book.listed or any(old.is_ready(url) and not new.is_ready(url) for url in self._staying()):
                 await asyncio.sleep(_POLL_S)
 
@@ -240,9 +242,9 @@ class RouterSlots:
         try:
             await old.retire()
             ports = {old.router.ports.api} if old.router.ports else set()
-            deadline = time.monotonic() + self.settings.drain.timeout_s
+            deadline = awake.now() + self.settings.drain.timeout_s
             # Kept connections of nginx, idle for 5 s at the most, count as somebody's too.
-            while await asyncio.to_thread(open_connections, ports) and time.monotonic() < deadline:
+            while await asyncio.to_thread(open_connections, ports) and awake.now() < deadline:
                 with suppress(TimeoutError):
                     async with asyncio.timeout(_QUIET_GAP_S):
                         await old.hangs.wait()

@@ -12,8 +12,12 @@ from gateway_sidecar.control.worker_book import WorkerBook
 from gateway_sidecar.domain.model import WorkerStatus
 from gateway_sidecar.domain.planning import Deregister, WorkerView
 from gateway_sidecar.errors import RouterError, RouterRefused, RouterUnavailable
+from gateway_sidecar.routers.base import RouterClient
+from gateway_sidecar.supervision import awake
 from gateway_sidecar.telemetry.logs import get_logger
 from gateway_sidecar.telemetry.metrics import Metrics
+
+_AGAIN_S = 0.2
 
 
 class RouterUnit:
@@ -99,7 +103,7 @@ class RouterUnit:
         while self._dismissals and client is not None:
             url, action = self._dismissals.popitem()
             try:
-                await client.deregister(action.worker_id)
+                await self._deregister(client, action.worker_id)
             except RouterUnavailable:
                 self.hangs.set()
                 return
@@ -109,6 +113,20 @@ class RouterUnit:
             self._on_worker(url)
             if not self._dismissals:
                 await self.router.close_client()
+
+    async def _deregister(self, client: RouterClient, worker_id: str) -> None:
+        """Raises RouterUnavailable once it has been asked for as long as a router in service may be silent."""
+        deadline = awake.now() + self.book.most_silence_s
+        while True:
+            stalls = awake.stalls()
+            try:
+                await client.deregister(worker_id)
+            except RouterUnavailable:
+                if awake.now() >= deadline and awake.stalls() == stalls:
+                    raise
+            else:
+                return
+            await asyncio.sleep(_AGAIN_S)
 
     def is_ready(self, url: str | None) -> bool:
         """Whether the router sends requests to the worker at `url`."""

@@ -7,12 +7,12 @@ No stream is touched: nginx and the routers keep what they have open, and only t
 from __future__ import annotations
 
 import asyncio
-import time
 from collections.abc import Awaitable, Callable, Mapping
 
 from gateway_sidecar.control.bridge_keeper import BridgeKeeper
 from gateway_sidecar.control.service import Service
 from gateway_sidecar.errors import BridgeError, ProcessError, StateError
+from gateway_sidecar.supervision import awake
 from gateway_sidecar.telemetry.logs import get_logger
 
 _PROBLEM = "run_dir"
@@ -38,12 +38,12 @@ class RunDirKeeper:
         self._interval_s = interval_s
         self._logger = get_logger()
         self.others: dict[str, Callable[[], Awaitable[bool]]] = {}
-        self.beat = time.monotonic()
+        self.beat = awake.now()
 
     async def run(self) -> None:
         """Runs until cancelled."""
         while True:
-            self.beat = time.monotonic()
+            self.beat = awake.now()
             await self.look()
             await asyncio.sleep(self._interval_s)
 

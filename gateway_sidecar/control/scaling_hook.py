@@ -20,6 +20,7 @@ from gateway_sidecar.config import HookSettings
 from gateway_sidecar.control.guard import cancelled, keep_running
 from gateway_sidecar.domain.backoff import Backoff
 from gateway_sidecar.domain.printable import printable
+from gateway_sidecar.supervision.awake import within
 from gateway_sidecar.telemetry.logs import get_logger
 from gateway_sidecar.telemetry.metrics import Metrics
 
@@ -129,7 +130,7 @@ async def call(settings: HookSettings, notice: Notice) -> None:
     """Tells the hook once. Raises HookFailedError."""
     body = json.dumps(notice.content()).encode()
     try:
-        async with asyncio.timeout(settings.timeout_s):
+        async with within(settings.timeout_s):
             if settings.command is not None:
                 await _run_command(settings.command, notice, body)
             elif settings.webhook is not None:

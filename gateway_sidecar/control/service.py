@@ -50,6 +50,8 @@ from gateway_sidecar.domain.planning import (
     plan_worker,
 )
 from gateway_sidecar.sources.listing import Sighting
+from gateway_sidecar.supervision import awake
+from gateway_sidecar.supervision.awake import within
 from gateway_sidecar.telemetry.logs import get_logger
 from gateway_sidecar.telemetry.metrics import Metrics
 
@@ -101,7 +103,7 @@ class Service:
             on_url=self._tenures.know_url,
             on_change=on_change,
         )
-        self._beat = time.monotonic()
+        self._beat = awake.now()
         self.follower = SourceFollower(
             self.name,
             source,
@@ -283,7 +285,7 @@ class Service:
             self.bridges.abandon(tenure)
 
     def stalest_beat(self) -> float:
-        """When the loop that is most behind last made progress (monotonic seconds)."""
+        """When the loop that is most behind last made progress (awake seconds)."""
         return min(self._beat, self.follower.beat, *(unit.book.beat for unit in self.slots.watched))
 
     def pending_actions(self) -> list[tuple[str, str]]:
@@ -329,7 +331,7 @@ class Service:
     async def _reconcile_loop(self) -> None:
         all_due = 0.0
         while True:
-            now = self._beat = time.monotonic()
+            now = self._beat = awake.now()
             if now >= all_due:
                 # Whatever was missed, and whoever forgot to say so: the whole of it is looked at again.
                 self._reconsider()
@@ -342,7 +344,7 @@ class Service:
                     await asyncio.sleep(0)  # A thousand at once must not hold up what is answered meanwhile.
             self.room_keeper.tend()
             if self.book.listed:
-                self.roles.look(self.book.workers.values(), time.monotonic())
+                self.roles.look(self.book.workers.values(), awake.now())
 
     def _reconcile(self, tenure: Tenure) -> None:
         self._watcher.look_after(tenure)
@@ -467,7 +469,7 @@ class Service:
         bell = asyncio.Event()
         self._bells.add(bell)
         try:
-            async with asyncio.timeout(timeout_s):
+            async with within(timeout_s):
                 while not condition():
                     bell.clear()
                     with suppress(TimeoutError):

@@ -234,7 +234,7 @@ class ServiceSignals:
             return 0
         return self.service.room.waiting
 
-    def note_roles(self, now_s: float) -> None:
+    def note_roles(self, awake_s: float) -> None:
         """Which roles there are: those seen, those configured, and those that there were before the last one left."""
         scaling = self.service.settings.scaling
         roles = {role for t in self._there() if (role := role_of(t))} - {WorkerType.ENCODE}
@@ -244,7 +244,7 @@ class ServiceSignals:
         if roles & _PAIR:
             roles |= _PAIR
         if not roles and not self.roles:
-            if any(now_s - t.seen_at < _UNIDENTIFIED_S for t in self._there()):
+            if any(awake_s - t.seen_at < _UNIDENTIFIED_S for t in self._there()):
                 return  # What they are will be known in a moment.
             roles = {WorkerType.REGULAR}
         if roles and roles != set(self.roles):
@@ -255,8 +255,11 @@ class ServiceSignals:
 
     # -- how many there should be
 
-    def evaluate(self, now_s: float) -> None:
-        """Recommends, if that is wanted and the replicas are known, and has the hook told of changes."""
+    def evaluate(self, now_s: float, awake_s: float) -> None:
+        """Recommends, if that is wanted and the replicas are known, and has the hook told of changes.
+
+        awake_s: by the clock that does not count stalls. What must have been wanted, or quiet, for so long goes by it.
+        """
         scaling = self.service.settings.scaling
         if scaling is None:
             for role, signals in self.roles.items():
@@ -274,11 +277,11 @@ class ServiceSignals:
                 signals.scaler = forget_wishes(signals.scaler)
             signals.policy = policy
             seen = self._see(role, policy.metric, scaling.window_s, windows, now_s)
-            self._recommend(role, signals, policy, seen, now_s)
+            self._recommend(role, signals, policy, seen, awake_s)
 
-    def _recommend(self, role: WorkerType, signals: RoleSignals, policy: Policy, seen: Seen, now_s: float) -> None:
+    def _recommend(self, role: WorkerType, signals: RoleSignals, policy: Policy, seen: Seen, awake_s: float) -> None:
         was = signals.scaler.desired
-        signals.scaler = recommend(policy, signals.scaler, seen, now_s)
+        signals.scaler = recommend(policy, signals.scaler, seen, awake_s)
         desired = signals.scaler.desired
         assert desired is not None
         self._metrics.desired_replicas.labels(self.name, role.value).set(desired)

@@ -26,6 +26,7 @@ from gateway_sidecar.domain.signals import WINDOWS_S, RequestEnd
 from gateway_sidecar.engines.engine_metrics import EngineMetrics, says_latency
 from gateway_sidecar.errors import MetricsError
 from gateway_sidecar.routers.answers import MetricsPages
+from gateway_sidecar.supervision import awake
 from gateway_sidecar.supervision.own_thread import OwnThread
 from gateway_sidecar.telemetry.logs import get_logger
 from gateway_sidecar.telemetry.metrics import Metrics
@@ -71,7 +72,7 @@ class Signals:
         self.of: dict[str, ServiceSignals] = {}
         self.events_problem: str | None = None
         self._heard = False
-        self.beat = time.monotonic()
+        self.beat = awake.now()
         metrics.lost_events.set_function(lambda: self._listener.lost)
 
     async def run(self) -> None:
@@ -79,7 +80,7 @@ class Signals:
         last_round, rounds = -_REST_S, 0
         try:
             while True:
-                now = self.beat = time.monotonic()
+                self.beat, now = awake.now(), time.monotonic()
                 self._follow_services()
                 self._listen(now)
                 due = last_round + (_ROUND_S if self._is_busy(now) else _REST_S)
@@ -149,12 +150,12 @@ class Signals:
         while self._hooks_left:
             await self._hooks_left.pop().close()
         for signals in list(self.of.values()):
-            signals.note_roles(time.monotonic())
+            signals.note_roles(awake.now())
         await asyncio.gather(*(self._read(signals, with_engines=with_engines) for signals in list(self.of.values())))
         for signals in list(self.of.values()):
             now = time.monotonic()
             if self.of.get(signals.name) is signals and signals.name in self._services():
-                signals.evaluate(now)
+                signals.evaluate(now, awake.now())
                 self._export(signals, now)
             await asyncio.sleep(0)  # One service's windows at a time: what is answered meanwhile is not held up.
 

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import asyncio
-import time
 from collections.abc import Sequence
 from contextlib import suppress
 
@@ -11,6 +10,7 @@ from gateway_sidecar.bridges.connections import open_connections
 from gateway_sidecar.bridges.nginx import Nginx
 from gateway_sidecar.control.router_process import RouterProcess
 from gateway_sidecar.errors import BridgeError
+from gateway_sidecar.supervision import awake
 
 _POLL_S = 0.1
 _ROUTER_GRACE_S = 0.5
@@ -22,13 +22,13 @@ async def take_down(nginx: Nginx, routers: Sequence[RouterProcess], *, timeout_s
 
     Returns how many connections were cut. Bridges go last: a router may open connections to engines to the end.
     """
-    deadline = time.monotonic() + timeout_s
+    deadline = awake.now() + timeout_s
     with suppress(BridgeError, OSError):  # nginx is gone already, or its configuration cannot be written.
         await nginx.apply([])
     await asyncio.gather(*(router.close_client() for router in routers))
     ports = {router.ports.api for router in routers if router.ports is not None and router.pid is not None}
     while left := (await asyncio.to_thread(open_connections, ports)).total():
-        rest_s = deadline - time.monotonic()
+        rest_s = deadline - awake.now()
         if rest_s <= 0 or at_once.is_set():
             break
         with suppress(TimeoutError):

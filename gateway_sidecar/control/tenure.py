@@ -71,7 +71,7 @@ class SavedTenure:
 
 @dataclass(slots=True, eq=False)
 class Tenure:
-    """What is known of one occupant. Times are monotonic seconds.
+    """What is known of one occupant. Times are awake seconds; `settled_at` is monotonic, to tell what came first.
 
     owner: the name its port is leased under; unique, and the same after a restart of the daemon.
     pin: an O_PATH descriptor of the socket. It keeps the inode from being recycled while we compare inodes, and

@@ -6,7 +6,6 @@ the link of a port is all that nginx follows. What cannot be done is told in the
 
 from __future__ import annotations
 
-import time
 from collections.abc import Callable, Container, Iterable
 from pathlib import Path
 from typing import Protocol
@@ -19,6 +18,7 @@ from gateway_sidecar.control.waiting_room import Gates
 from gateway_sidecar.control.work_queue import WorkQueue
 from gateway_sidecar.domain.leases import NoFreePort, PortLeases
 from gateway_sidecar.domain.model import ConnectionMode, PeerAddress, ReplicaId
+from gateway_sidecar.supervision import awake
 from gateway_sidecar.telemetry.logs import get_logger
 
 _RETRY_S = 1.0
@@ -155,11 +155,11 @@ class TenureBridges:
     def give_back(self, tenure: Tenure, late_until: float) -> None:
         """Nobody holds a connection to the occupant any more.
 
-        Until `late_until` (monotonic seconds) a worker that was taken back may yet appear at its port.
+        Until `late_until` (awake seconds) a worker that was taken back may yet appear at its port.
         """
         if tenure.port is not None:
             self._leases.release(tenure.port, late_until)
-            self._leases.settle(tenure.port, time.monotonic())
+            self._leases.settle(tenure.port, awake.now())
             self._keys.leave(tenure.port)
         self._portless.discard(tenure.key)
         self._leave_address(tenure)

@@ -6,7 +6,6 @@ nginx keeps the request and asks here whether it may go on. Nothing of it is rea
 from __future__ import annotations
 
 import asyncio
-import time
 from collections.abc import Awaitable, Callable
 from dataclasses import dataclass
 from enum import StrEnum
@@ -16,6 +15,8 @@ from typing import Protocol
 from gateway_sidecar.config import HoldSettings
 from gateway_sidecar.control.guard import cancelled
 from gateway_sidecar.domain.planning import Missing
+from gateway_sidecar.supervision import awake
+from gateway_sidecar.supervision.awake import within
 from gateway_sidecar.telemetry.logs import get_logger
 from gateway_sidecar.telemetry.metrics import Metrics
 
@@ -139,7 +140,7 @@ class WaitingRoom:
     @property
     def refused_for_s(self) -> float:
         """How long the router has refused connections, though it may run and answer on old ones; 0 if it does not."""
-        return time.monotonic() - self._doubted_since if self.is_doubting else 0.0
+        return awake.now() - self._doubted_since if self.is_doubting else 0.0
 
     def describe(self) -> str | None:
         """What the service lacks, in words; None if it lacks nothing."""
@@ -196,7 +197,7 @@ class WaitingRoom:
             self._begin_to_doubt(_MOMENT_S * _SLOWER**so_far.let_go)
         self.waiting += 1
         try:
-            return await self._until_open(time.monotonic() - so_far.waited_s, only_for_router=only_for_router)
+            return await self._until_open(awake.now() - so_far.waited_s, only_for_router=only_for_router)
         finally:
             self.waiting -= 1
 
@@ -204,7 +205,7 @@ class WaitingRoom:
         while self.missing is Missing.ROUTER or (self.missing is not None and not only_for_router):
             patience_s = self._patience_s()
             try:
-                async with asyncio.timeout(came + patience_s - time.monotonic()):
+                async with within(came + patience_s - awake.now()):
                     await self._changed.wait()
             except TimeoutError:
                 return self._refusal(Verdict.TOO_LONG, f"and the request has waited for {patience_s:g} s")
@@ -223,7 +224,7 @@ class WaitingRoom:
 
         One that takes our connections and not nginx's is on ports that nginx has not heard of yet.
         """
-        self._doubted_since = time.monotonic()
+        self._doubted_since = awake.now()
         self._doubt = asyncio.create_task(self._until_accepting(pause_s))
         self.close(Missing.ROUTER)
 

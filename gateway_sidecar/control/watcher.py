@@ -29,6 +29,8 @@ from gateway_sidecar.domain.lifecycle import (
 )
 from gateway_sidecar.domain.model import EngineFacts, Foreign, Loading, ProbeResult, Ready, RuntimeType, Unknown
 from gateway_sidecar.domain.tunnels import PathState, PathStatus, Tunnel
+from gateway_sidecar.supervision import awake
+from gateway_sidecar.supervision.awake import within
 from gateway_sidecar.telemetry.logs import get_logger
 from gateway_sidecar.telemetry.metrics import Metrics
 
@@ -132,7 +134,7 @@ class Watcher:
             return
         if tenure.facts is None and not tenure.can_be_described:
             return  # Its notes may hold the key that the engine wants.
-        now = time.monotonic()
+        now = awake.now()
         if now >= tenure.probe_due:
             tenure.probe = self._spawn(self._ask(tenure, tenure.address))
             return
@@ -142,7 +144,7 @@ class Watcher:
 
     def is_proven_ill(self, tenure: Tenure) -> bool:
         """Whether the evidence against its engine is strong now."""
-        return tenure.evidence.is_strong(time.monotonic(), self._policy)
+        return tenure.evidence.is_strong(awake.now(), self._policy)
 
     def suspect(self, tenure: Tenure) -> None:
         """Something happened to the engine: ask it again who it is, now."""
@@ -157,7 +159,7 @@ class Watcher:
         one, each with cold caches.
         """
         tenure.identify_next = False
-        now = time.monotonic()
+        now = awake.now()
         interval_s = self._settings.health.interval_s
         if tenure.port is None:
             # It has just been found or it waits for a port, and of those there may be any number.
@@ -171,17 +173,22 @@ class Watcher:
         api_key = tenure.overrides.api_key
         # Those that did not answer last time have a queue of their own: they must not hold up the others.
         async with (self._patient_turns if isinstance(tenure.result, Unknown) else self._turns).turn():
-            began = time.monotonic()
-            if (down := self._tunnel_down(tenure)) is not None:
-                kind, result = "tunnel", down
-            elif tenure.identify_next or known is None:
-                kind = "identify"
-                result = await self._probe.identify(address, timeout_s=self._settings.probe.timeout_s, api_key=api_key)
-            else:
-                kind = "health"
-                result = await self._probe.check_health(
-                    address, known, timeout_s=self._settings.health.timeout_s, api_key=api_key
-                )
+            while True:
+                began, stalls = time.monotonic(), awake.stalls()
+                if (down := self._tunnel_down(tenure)) is not None:
+                    kind, result = "tunnel", down
+                elif tenure.identify_next or known is None:
+                    kind = "identify"
+                    result = await self._probe.identify(
+                        address, timeout_s=self._settings.probe.timeout_s, api_key=api_key
+                    )
+                else:
+                    kind = "health"
+                    result = await self._probe.check_health(
+                        address, known, timeout_s=self._settings.health.timeout_s, api_key=api_key
+                    )
+                if against(result) is None or awake.stalls() == stalls:
+                    break  # What was asked across a stall proves nothing: it is asked again.
         self._metrics.probe_seconds.labels(self._settings.name, kind).observe(time.monotonic() - began)
         self._metrics.probes.labels(self._settings.name, kind, type(result).__name__.lower()).inc()
         tenure.probe = None
@@ -213,7 +220,7 @@ class Watcher:
         return Loading(f"{_with_far_end(self._path_of(tunnel), tunnel, result)}", refused=True)
 
     def _learn(self, tenure: Tenure, result: ProbeResult, *, identified: bool) -> None:
-        now = time.monotonic()
+        now = awake.now()
         tenure.evidence = tenure.evidence.after(result, now)
         if isinstance(result, Ready):
             if identified and tenure.facts is not None:
@@ -282,7 +289,7 @@ class Watcher:
             tenures = list(self._tenures())
             batch = tenures[turn : turn + _TOUCHED_AT_ONCE]
             turn = turn + _TOUCHED_AT_ONCE if batch else 0
-            now = time.monotonic()
+            now = awake.now()
             for tenure in {t.key: t for t in (*batch, *tenures[-_LATEST:])}.values():
                 if self._waits_refused(tenure, now) and tenure.address and not is_refused(tenure.address):
                     self.suspect(tenure)
@@ -310,12 +317,12 @@ class Watcher:
             self._spawn(self._open_canary(tenure, tenure.address))
 
     async def _open_canary(self, tenure: Tenure, address: str) -> None:
-        opened = time.monotonic()
+        opened = awake.now()
         try:
-            async with asyncio.timeout(self._settings.health.timeout_s):
+            async with within(self._settings.health.timeout_s):
                 canary = await open_canary(address, lambda: self._canary_ended(tenure, opened))
         except (OSError, TimeoutError):
-            tenure.canary_due = time.monotonic() + _TOUCH_GAP_S
+            tenure.canary_due = awake.now() + _TOUCH_GAP_S
             self.suspect(tenure)
             return
         finally:
@@ -329,7 +336,7 @@ class Watcher:
         if tenure.address is None or tenure.drain:
             return  # We closed it ourselves.
         tenure.canary = None
-        now = time.monotonic()
+        now = awake.now()
         life_s, usual_s = now - opened, tenure.canary_life_s
         tenure.canary_life_s = life_s
         if life_s >= 2 and abs(life_s - usual_s) < 0.2 * usual_s:

@@ -11,12 +11,14 @@ import time
 from collections.abc import Callable, Coroutine
 from dataclasses import dataclass, replace
 
+from gateway_sidecar.control.guard import beating
 from gateway_sidecar.control.router_process import RouterProcess
 from gateway_sidecar.domain.backoff import Backoff
 from gateway_sidecar.domain.model import Registered, WorkerSpec, WorkerStatus
 from gateway_sidecar.domain.planning import Deregister, Register, WorkerView
 from gateway_sidecar.errors import RouterError, RouterUnavailable, WorkerExists
 from gateway_sidecar.routers.base import RouterClient
+from gateway_sidecar.supervision import awake
 from gateway_sidecar.telemetry.logs import get_logger
 from gateway_sidecar.telemetry.metrics import Metrics
 
@@ -89,11 +91,16 @@ class WorkerBook:
         self._failures: dict[str, _Failure] = {}
         self._slots = asyncio.Semaphore(_AT_ONCE)
         self._hurry = asyncio.Event()
-        self.beat = time.monotonic()
+        self.beat = awake.now()
 
     def reconfigure(self, api_timeout_s: float) -> None:
         """Takes a new bound for how long the router may be silent."""
         self._mute_s = api_timeout_s
+
+    @property
+    def most_silence_s(self) -> float:
+        """For how long the router may owe an answer."""
+        return self._mute_s
 
     @property
     def listed(self) -> bool:
@@ -103,7 +110,7 @@ class WorkerBook:
     @property
     def is_silent(self) -> bool:
         """Whether an answer is overdue, so that the router may hang: long before that is certain."""
-        return self._silent_since is not None and time.monotonic() - self._silent_since >= self._overdue_s
+        return self._silent_since is not None and awake.now() - self._silent_since >= self._overdue_s
 
     @property
     def _overdue_s(self) -> float:
@@ -135,7 +142,7 @@ class WorkerBook:
         return failure.reason if failure else None
 
     def late_until(self, url: str | None) -> float:
-        """Until when (monotonic seconds) a worker that was taken back before it was ready may yet appear; 0 if none.
+        """Until when (awake seconds) a worker that was taken back before it was ready may yet appear; 0 if none.
 
         What an earlier daemon told the router is not known: as if it had been told just before this one came. The URL
         is None where it is not known which of two it is.
@@ -159,32 +166,33 @@ class WorkerBook:
 
     async def run(self) -> None:
         """Observes the router until cancelled."""
-        last_answer = time.monotonic()
+        failing_since: float | None = None
         while True:
-            self.beat = time.monotonic()
+            self._comes_round()
             if not self._router.up or self._epoch != self._router.epoch:
                 self._lose()
-                self._silent_since = None
+                self._silent_since = failing_since = None
                 if not self._router.up:
-                    last_answer = time.monotonic()
                     await self._pause(0.1)
                     continue
                 self._epoch = self._router.epoch
-                self._told_before_until = time.monotonic() + LATE_S if self._router.is_adopted else 0.0
-            began = time.monotonic()
+                self._told_before_until = awake.now() + LATE_S if self._router.is_adopted else 0.0
+            began, asked, stalls = time.monotonic(), awake.now(), awake.stalls()
             overdue = asyncio.get_running_loop().call_later(self._overdue_s, self._on_silence)
             try:
-                await self._observe()
-                last_answer = time.monotonic()
-                self._silent_since = None
+                await beating(self._observe(), self._comes_round)
+                self._silent_since = failing_since = None
             except RouterError as error:
+                if failing_since is None:
+                    failing_since = asked if self._silent_since is None else self._silent_since
                 if not isinstance(error, RouterUnavailable):
                     self._silent_since = None
                 self._metrics.router_errors.labels(self._router.service).inc()
                 self._logger.warning("router.not_answering", reason=str(error))
-                if time.monotonic() - last_answer > self._mute_s:
+                # What was asked across a stall proves nothing: it is asked again before anybody is judged.
+                if awake.now() - failing_since >= self._mute_s and awake.stalls() == stalls:
                     self._router.report_unresponsive()
-                    last_answer = time.monotonic()
+                    failing_since = None
                 await asyncio.sleep(0.2)
                 continue
             finally:
@@ -197,6 +205,9 @@ class WorkerBook:
         for task in list(self._busy.values()):
             task.cancel()
         await asyncio.gather(*self._busy.values(), return_exceptions=True)
+
+    def _comes_round(self) -> None:
+        self.beat = awake.now()
 
     def hurry(self) -> None:
         """Look again soon."""
@@ -218,7 +229,7 @@ class WorkerBook:
         age_s = time.monotonic() - max(self._answered_at.get(url, 0.0) for url in pending)
         if age_s > 10:
             return min(1.0, self._interval_s)
-        return max(_LEAST_POLL_S, took_s) if age_s < 1 else max(0.1, took_s)
+        return min(max(_LEAST_POLL_S if age_s < 1 else 0.1, took_s), self._interval_s)
 
     def _pending(self) -> list[str]:
         """URLs whose next word from the router is awaited."""
@@ -247,10 +258,11 @@ class WorkerBook:
         pending = self._pending()
         asked_at = time.monotonic()
         if self._silent_since is None:
-            self._silent_since = asked_at
+            self._silent_since = awake.now()
         if self._listed and 0 < len(pending) <= _FEW and self._hurry_only():
             for url in pending:
-                asked_at = self.beat = self._silent_since = time.monotonic()
+                asked_at = time.monotonic()
+                self._silent_since = awake.now()
                 found = await client.find(self.workers[url].worker_id) if url in self.workers else None
                 if epoch == self._router.epoch:
                     self._learn(url, found, asked_at)
@@ -265,7 +277,7 @@ class WorkerBook:
                 self._learn(url, None, asked_at)
             elif asked_at - submission.since > _PATIENCE_S:
                 # A worker that is being added may be missing from the list: ask for it by name.
-                self.beat = self._silent_since = time.monotonic()
+                self._silent_since = awake.now()
                 self._learn(url, await client.find(submission.worker_id), asked_at)
         for url, worker in listed.items():
             self._learn(url, worker, asked_at)
@@ -300,7 +312,7 @@ class WorkerBook:
             self.workers.pop(url, None)
             submission = self._submissions.pop(url, None)
             if submission is not None and not submission.confirmed:
-                self._late_until[url] = time.monotonic() + LATE_S
+                self._late_until[url] = awake.now() + LATE_S
                 self._fail(url, "the router dropped the registration")
         else:
             self.workers[url] = worker
@@ -377,7 +389,7 @@ class WorkerBook:
             return
         submission = self._submissions.pop(action.url, None)
         if submission is not None and not submission.confirmed:
-            self._late_until[action.url] = time.monotonic() + LATE_S
+            self._late_until[action.url] = awake.now() + LATE_S
         self._settling[action.url] = time.monotonic() + _SETTLES_S
         worker = self.workers.get(action.url)
         if worker is not None and worker.worker_id == action.worker_id:

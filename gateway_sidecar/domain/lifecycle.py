@@ -55,7 +55,7 @@ class EvidencePolicy:
 
 @dataclass(frozen=True, slots=True)
 class Evidence:
-    """Failed probes in a row: how many, since when (monotonic seconds), and what the latest proves."""
+    """Failed probes in a row: how many, since when (awake seconds), and what the latest proves."""
 
     kind: Against | None = None
     failures: int = 0

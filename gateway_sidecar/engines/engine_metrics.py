@@ -9,7 +9,6 @@ Engines that speak gRPC have no metrics page on their socket.
 
 from __future__ import annotations
 
-import asyncio
 from collections.abc import Mapping
 from dataclasses import dataclass
 
@@ -19,6 +18,7 @@ from gateway_sidecar.domain.model import ConnectionMode, EngineFacts, RuntimeTyp
 from gateway_sidecar.engines.unix_http import UnixHttp
 from gateway_sidecar.engines.unix_socket import connect
 from gateway_sidecar.errors import MetricsError
+from gateway_sidecar.supervision.awake import within
 
 MOST_BYTES = 4 * 1024 * 1024
 """Real engines' pages are far smaller: some hundred series, as many again for each data-parallel rank and model."""
@@ -61,7 +61,7 @@ class EngineMetrics:
             raise MetricsError(reason, absent=True)
         path = _PATHS.get(facts.runtime_type, "/metrics")
         try:
-            async with asyncio.timeout(timeout_s):
+            async with within(timeout_s):
                 answer = await _get(address, path, api_key)
         except TimeoutError:
             raise MetricsError(f"no answer to {path} within {timeout_s:g} s") from None

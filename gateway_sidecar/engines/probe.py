@@ -31,6 +31,7 @@ from gateway_sidecar.engines import http_probe
 from gateway_sidecar.engines.grpc_probe import GrpcConversation
 from gateway_sidecar.engines.unix_http import UnixHttp
 from gateway_sidecar.engines.unix_socket import LONGEST_ADDRESS_BYTES, connect
+from gateway_sidecar.supervision.awake import within
 from gateway_sidecar.supervision.process import peer_of
 
 HEDGE_S = 0.05
@@ -63,7 +64,7 @@ class EngineProbe:
             return unusable
         sight = _FirstSight(address, api_key, timeout_s, self._is_own)
         try:
-            async with asyncio.timeout(timeout_s):
+            async with within(timeout_s):
                 return _fit_to_show(await sight.verdict())
         except TimeoutError:
             return _fit_to_show(sight.overdue())
@@ -79,7 +80,7 @@ class EngineProbe:
         if unusable is not None:
             return unusable
         try:
-            async with asyncio.timeout(timeout_s):
+            async with within(timeout_s):
                 ask = _grpc_health if facts.connection_mode is ConnectionMode.GRPC else _http_health
                 return _fit_to_show(await ask(address, facts, api_key))
         except TimeoutError:

@@ -6,6 +6,7 @@ import aiohttp
 
 from gateway_sidecar.domain.printable import printable
 from gateway_sidecar.errors import MetricsError
+from gateway_sidecar.supervision.awake import within
 
 _MOST_PAGE_BYTES = 16 * 1024 * 1024
 """SMG's page has about 3 KiB for each worker."""
@@ -32,7 +33,7 @@ class MetricsPages:
         if self._session is None:
             self._session = aiohttp.ClientSession(connector=aiohttp.TCPConnector(limit=64), trust_env=False)
         try:
-            async with self._session.get(url, timeout=aiohttp.ClientTimeout(total=timeout_s)) as response:
+            async with within(timeout_s), self._session.get(url, timeout=aiohttp.ClientTimeout()) as response:
                 page, status = await body_within(response, _MOST_PAGE_BYTES), response.status
         except (aiohttp.ClientError, TimeoutError, OSError) as error:
             raise MetricsError(f"{url}: {printable(str(error)) or type(error).__name__}") from error

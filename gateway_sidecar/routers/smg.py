@@ -18,7 +18,6 @@ import os
 import re
 import shutil
 import sys
-import time
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from pathlib import Path
@@ -42,6 +41,8 @@ from gateway_sidecar.routers.answers import body_within
 from gateway_sidecar.routers.base import LaunchCommand, LogLine, RouterPorts, RouterReading
 from gateway_sidecar.routers.smg_metrics import read_metrics
 from gateway_sidecar.routers.smg_ranks import Rank, RankBook
+from gateway_sidecar.supervision import awake
+from gateway_sidecar.supervision.awake import within
 
 _MOST_ANSWER_BYTES = 6 * 1024 * 1024
 """A worker's row has about 500 bytes. To read so much JSON takes less than 50 ms, in which nothing else is done."""
@@ -141,7 +142,7 @@ class SmgClient:
         self._list_raw = b""
         self._list: Mapping[str, Registered] = {}
         self._list_settled = False
-        self._timeout = aiohttp.ClientTimeout(total=timeout_s)
+        self._timeout_s = timeout_s
         self._headers = {"Authorization": f"Bearer {key}"}
         self._session: aiohttp.ClientSession | None = None
 
@@ -164,7 +165,7 @@ class SmgClient:
             settled = settled and worker is listed
             by_url.setdefault(worker.url, []).append(_as_rank(worker, row))
         found: dict[str, Registered] = {}
-        now = time.monotonic()
+        now = awake.now()
         for url, ranks in by_url.items():
             found[url], rests = self._ranks.join(url, ranks, now)
             settled = settled and rests
@@ -261,14 +262,17 @@ class SmgClient:
         """The body of a good answer. Raises RouterRefused for a 4xx, RouterUnavailable for anything else."""
         if self._session is None:
             self._session = aiohttp.ClientSession(
-                timeout=self._timeout,
+                timeout=aiohttp.ClientTimeout(),  # `within` is the one.
                 headers=self._headers,
                 connector=aiohttp.TCPConnector(limit=64),
                 json_serialize=lambda body: orjson.dumps(body).decode(),
             )
         what = f"{method} {self._url}{path}"
         try:
-            async with self._session.request(method, self._url + path, json=body) as response:
+            async with (
+                within(self._timeout_s),
+                self._session.request(method, self._url + path, json=body) as response,
+            ):
                 raw, status = await body_within(response, _MOST_ANSWER_BYTES), response.status
         except (aiohttp.ClientError, TimeoutError, OSError) as error:
             raise RouterUnavailable(f"{what}: {printable(str(error)) or type(error).__name__}") from error
@@ -402,7 +406,7 @@ async def version_of(program: Path) -> str:
             stdout=asyncio.subprocess.PIPE,
             stderr=asyncio.subprocess.STDOUT,
         )
-        async with asyncio.timeout(30):
+        async with within(30):
             output, _ = await process.communicate()
     except (OSError, TimeoutError) as error:
         raise ProcessError(f"{program} --version: {error or 'no answer within 30 s'}") from error

@@ -4,11 +4,18 @@ from __future__ import annotations
 
 import asyncio
 from collections.abc import AsyncIterator, Mapping
+from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 from typing import Protocol
 
 from gateway_sidecar.domain.model import ReplicaId
 from gateway_sidecar.sources.listing import Listing, Sighting
+from gateway_sidecar.supervision import awake
+
+_PATIENCE_S = 1.0
+_HANGS_S = 8.0
+"""Each source has a patience of its own with its file system, 5 s. This is for one that has lost even that."""
 
 
 class Source(Protocol):
@@ -19,17 +26,32 @@ class Source(Protocol):
     def hints(self) -> AsyncIterator[None]: ...
 
 
+@dataclass(slots=True)
+class _Look:
+    """A look at one source, begun at `since`. It may outlast the look at all of them."""
+
+    task: asyncio.Task[Listing]
+    since: float
+    is_late: bool = False
+
+
 class SeveralSources:
     """Sources by name, in order of precedence."""
 
     def __init__(self, sources: Mapping[str, Source]) -> None:
         self._sources = sources
+        self._looks: dict[str, _Look] = {}
+        self._said: dict[str, Listing] = {}
+        self._news = asyncio.Event()
         self._holders: dict[object, ReplicaId] = {}
         self._owned: dict[str, frozenset[ReplicaId]] = dict.fromkeys(sources, frozenset())
 
     async def look(self) -> Listing:
-        """What is there now. Never raises. What a source that is blind owned stays its own."""
-        listings = await asyncio.gather(*(source.look() for source in self._sources.values()))
+        """What is there now. Never raises. What a source that is blind owned stays its own.
+
+        A source that takes longer holds up nobody: what it said last counts until it is done, or counts as hung.
+        """
+        listings = await self._look_at_each()
         present: dict[ReplicaId, Sighting] = {}
         unknown: set[ReplicaId] = set()
         refused: dict[str, str] = {}
@@ -61,6 +83,29 @@ class SeveralSources:
             return Listing(refused=refused, unseen=unseen, blind=blind)
         return Listing(present, frozenset(unknown), refused, unseen, absent)
 
+    async def _look_at_each(self) -> list[Listing]:
+        for name, source in self._sources.items():
+            earlier = self._looks.get(name)
+            if earlier is None or earlier.task.done():
+                self._looks[name] = _Look(asyncio.create_task(source.look()), awake.now())
+        await asyncio.wait([look.task for look in self._looks.values()], timeout=_PATIENCE_S)
+        return [self._said_by(name, look) for name, look in self._looks.items()]
+
+    def _said_by(self, name: str, look: _Look) -> Listing:
+        if look.task.done():
+            self._said[name] = look.task.result()
+        elif awake.now() - look.since >= _HANGS_S:
+            self._said[name] = Listing(blind="it does not answer")
+        elif not look.is_late:
+            look.is_late = True
+            look.task.add_done_callback(partial(self._came_late, name))
+        return self._said.get(name) or Listing(blind="it has not been seen yet, and does not answer at once")
+
+    def _came_late(self, name: str, task: asyncio.Task[Listing]) -> None:
+        if not task.cancelled() and task.exception() is None and task.result() != self._said.get(name):
+            self._said[name] = task.result()
+            self._news.set()
+
     def _take_out_doubles(self, present: dict[ReplicaId, Sighting]) -> dict[str, str]:
         """One engine is one replica: under a second id it would count twice, and a drain of either would prove nothing.
 
@@ -80,7 +125,7 @@ class SeveralSources:
 
     async def hints(self) -> AsyncIterator[None]:
         """Yields whenever a look at any of them may be worth while. Raises OSError if one cannot tell any more."""
-        news = asyncio.Event()
+        news = self._news
 
         async def pass_on(source: Source) -> None:
             async for _ in source.hints():

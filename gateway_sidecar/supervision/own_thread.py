@@ -14,6 +14,8 @@ from contextlib import suppress
 from queue import SimpleQueue
 from typing import TypeVar
 
+from gateway_sidecar.supervision.awake import within
+
 T = TypeVar("T")
 
 
@@ -42,7 +44,7 @@ class OwnThread:
         While an earlier piece hangs nothing is begun: the time is spent waiting for it.
         """
         loop = asyncio.get_running_loop()
-        async with asyncio.timeout(patience_s):
+        async with within(patience_s):
             while self._last is not None and not self._last.done():
                 await asyncio.wait({self._last})
             ended: asyncio.Future[None] = loop.create_future()

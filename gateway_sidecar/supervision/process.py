@@ -19,6 +19,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from gateway_sidecar.errors import ProcessError
+from gateway_sidecar.supervision.awake import within
 
 _OURS_ALONE = ("NOTIFY_SOCKET", "WATCHDOG_USEC", "WATCHDOG_PID", "LISTEN_FDS", "LISTEN_PID", "INVOCATION_ID")
 """What systemd tells the daemon and no child of it."""
@@ -173,7 +174,7 @@ class Process:
         """Asks it to end, and after `grace_s` seconds makes it."""
         self.send(sig)
         try:
-            async with asyncio.timeout(grace_s):
+            async with within(grace_s):
                 await self.wait()
         except TimeoutError:
             self.send(signal.SIGKILL)

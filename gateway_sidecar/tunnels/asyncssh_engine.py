@@ -12,6 +12,7 @@ from pathlib import Path
 from gateway_sidecar.domain.printable import printable
 from gateway_sidecar.domain.tunnels import PathState, PathStatus, SshRoute
 from gateway_sidecar.files.replace import replace_file
+from gateway_sidecar.supervision.awake import within
 from gateway_sidecar.tunnels.base import TunnelFault, check_files
 
 _ANSWER_S = 10.0
@@ -69,7 +70,7 @@ class AsyncSsh:
     async def _ask(self, link: str, question: dict[str, str]) -> None:
         path = self._directory / f"{link}.ctl"
         try:
-            async with asyncio.timeout(_ANSWER_S):
+            async with within(_ANSWER_S):
                 reader, writer = await asyncio.open_unix_connection(path)
                 try:
                     await reader.readline()  # Its greeting.

@@ -15,6 +15,8 @@ from gateway_sidecar.domain.printable import printable
 from gateway_sidecar.domain.tunnels import LASTING, PathState, PathStatus, SshRoute
 from gateway_sidecar.errors import ProcessError
 from gateway_sidecar.files.replace import open_to_append
+from gateway_sidecar.supervision import awake
+from gateway_sidecar.supervision.awake import within
 from gateway_sidecar.supervision.logfile import ChildLog
 from gateway_sidecar.supervision.process import Identity, Process, writers_of
 from gateway_sidecar.telemetry.logs import get_logger
@@ -139,11 +141,11 @@ class Link:
         self._open.clear()
         self._troubles.clear()
         self._forbidden = ""
-        deadline = time.monotonic() + self.route.connect_timeout_s * (1 + len(self.route.servers))
+        deadline = awake.now() + self.route.connect_timeout_s * (1 + len(self.route.servers))
         while not await self._answers():
             if not process.running:
                 raise TunnelFault(*await self._why())
-            if time.monotonic() > deadline:
+            if awake.now() > deadline:
                 await process.stop(grace_s=_GRACE_S)
                 raise TunnelFault(PathState.UNREACHABLE, "the connection did not come about in time")
             await asyncio.sleep(_UP_POLL_S)
@@ -184,7 +186,7 @@ class Link:
     async def _is_alive(self) -> bool:
         """Whether the process greets whoever connects to its control socket, as both engines' do, in time."""
         try:
-            async with asyncio.timeout(self._dead_s):
+            async with within(self._dead_s):
                 reader, writer = await asyncio.open_unix_connection(self._directory / f"{self.name}.ctl")
                 try:
                     return bool(await reader.read(1))

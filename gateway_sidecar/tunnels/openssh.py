@@ -19,6 +19,7 @@ from pathlib import Path
 from gateway_sidecar.domain.printable import printable
 from gateway_sidecar.domain.tunnels import PathState, PathStatus, SshRoute, SshServer
 from gateway_sidecar.files.replace import replace_file
+from gateway_sidecar.supervision.awake import within
 from gateway_sidecar.tunnels.base import TunnelFault, check_files
 from gateway_sidecar.tunnels.files import with_cure
 
@@ -119,7 +120,7 @@ class OpenSsh:
         except OSError as error:
             raise TunnelFault(PathState.LOCAL_TROUBLE, f"cannot start {self._program}: {error.strerror}") from error
         try:
-            async with asyncio.timeout(_ANSWER_S):
+            async with within(_ANSWER_S):
                 _, said = await process.communicate()
         except TimeoutError:
             raise TunnelFault(PathState.LOCAL_TROUBLE, "the ssh process does not answer") from None

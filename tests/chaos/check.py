@@ -35,6 +35,7 @@ EXPLAINED_ERRORS: dict[str, frozenset[str]] = {
     "router.exited": frozenset({"router killed", "router lost"}),
     "router.not_answering": frozenset({"router killed", "router lost", "router frozen"}),
     "bridge.exited": frozenset({"nginx killed"}),
+    "bridge.hung": frozenset({"nginx killed"}),
     "bridge.not_started": frozenset({"nginx killed"}),
     "bridge.not_reloaded": frozenset({"nginx killed"}),
     "router.not_replaced": frozenset({"router killed", "router lost", "router frozen"}),
@@ -153,7 +154,11 @@ def _may_blame(request: Request, fault: Fault, faults: Sequence[Fault], engines:
             if not fault.service == request.service == PAIRS or request.outcome != "status":
                 return False
             return "router_" not in request.detail and _overlap(request, fault.began, fault.ended)
-        case "engine ended" | "engine misbehaved":
+        case "stalled":
+            # SMG gives a prefill engine 3 s for its first sign, also while it did not run itself. Nobody can set that.
+            own = request.status == 504 and "_worker_silent" in request.detail
+            return request.service == PAIRS and own and _overlap(request, fault.began, fault.ended + _KNOWN_S)
+        case "engine ended" | "engine misbehaved" | "engine frozen":
             if fault.service != request.service or fault.model != request.model:
                 return False
             if "router_" in request.detail:

@@ -42,6 +42,12 @@ class EngineHost:
                 except aiohttp.ClientError:
                     await asyncio.sleep(0.02)
 
+    @property
+    def pid(self) -> int:
+        """The process."""
+        assert self._process is not None
+        return self._process.pid
+
     async def kill(self) -> None:
         """SIGKILL. What it served breaks, and its socket files stay."""
         if self._process is not None and self._process.returncode is None:

@@ -212,6 +212,51 @@ class MoveSockets(Event):
         return f"sockets {self.service}"
 
 
+DAEMON, NGINX, EVERYTHING = "daemon", "nginx", "everything"
+
+
+def router_of(service: str) -> str:
+    """A service's router, as a part of the gateway that can be frozen."""
+    return f"router {service}"
+
+
+def engines_in(host: int) -> str:
+    """A process of engines, as such a part."""
+    return f"engines {host}"
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Stopped:
+    """One part of the gateway gets SIGSTOP after a while, and SIGCONT after another."""
+
+    who: str
+    after_s: float = 0.0
+    for_s: float
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Freeze(Event):
+    """Parts of the gateway are stopped for a while; EVERYTHING is what a paused virtual machine is."""
+
+    parts: tuple[Stopped, ...]
+
+    @property
+    def place(self) -> str:
+        return "freeze"
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Starve(Event):
+    """So many processes that do nothing but compute."""
+
+    load: int
+    for_s: float
+
+    @property
+    def place(self) -> str:
+        return "freeze"
+
+
 @dataclass(frozen=True, slots=True)
 class Round:
     """Events, and then rest: whoever is well must serve soon, and nobody else."""

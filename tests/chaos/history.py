@@ -43,8 +43,9 @@ class Fault:
     """Something that was done, from its first effect to when it was over.
 
     kind: `engine ended`, `engine misbehaved`, `router killed`, `router lost` (frozen, and killed for it), `router
-        frozen` (and thawed in time), `unlinked unseen` (a socket went while no daemon was there), `nginx killed`,
-        `daemon away`, `sockets away`, `state removed`, or a mere operation: `router restart`, `reload`.
+        frozen` (and thawed in time), `engine frozen`, `stalled` (several parts were frozen or starved at the time),
+        `unlinked unseen` (a socket went while no daemon was there), `nginx killed`, `daemon away`, `sockets away`,
+        `state removed`, or a mere operation: `router restart`, `reload`.
     """
 
     kind: str
@@ -54,6 +55,16 @@ class Fault:
     engine: str | None = None
     model: str | None = None
     note: str = ""
+
+
+@dataclass(frozen=True, slots=True)
+class Frozen:
+    """A part of the gateway did not run, from before its SIGSTOP until after its SIGCONT. `lost`: it was killed."""
+
+    who: str
+    began: float
+    ended: float
+    lost: bool = False
 
 
 @dataclass(frozen=True, slots=True)
@@ -186,6 +197,7 @@ class History:
     requests: list[Request] = field(default_factory=list)
     served: list[Served] = field(default_factory=list)
     faults: list[Fault] = field(default_factory=list)
+    frozen: list[Frozen] = field(default_factory=list)
     out: list[Out] = field(default_factory=list)
     snapshots: list[Snapshot] = field(default_factory=list)
     listings: list[Listing] = field(default_factory=list)

@@ -126,7 +126,7 @@ class _Answer:
         async for raw in response.content:
             line = raw.decode().strip()
             if not line.startswith("data:"):
-                if line:
+                if line and not line.startswith(":"):  # A comment, which keeps a silent stream open.
                     raise WrongAnswer(f"not an event: {line[:100]}")
                 continue
             payload = line.removeprefix("data:").strip()

@@ -7,6 +7,7 @@ import json
 import os
 import shutil
 import signal
+import sys
 import time
 from collections import Counter
 from collections.abc import Awaitable, Callable, Iterator
@@ -24,6 +25,9 @@ from tests.chaos.check import GRACE_S, expected_is_there
 from tests.chaos.engines import EngineHost, read_journal
 from tests.chaos.events import (
     CALM,
+    DAEMON,
+    EVERYTHING,
+    NGINX,
     WILD,
     Appear,
     AwayDaemon,
@@ -32,6 +36,7 @@ from tests.chaos.events import (
     DrainAndStop,
     Engine,
     Event,
+    Freeze,
     FreezeRouter,
     Hold,
     KillHost,
@@ -47,11 +52,16 @@ from tests.chaos.events import (
     Retire,
     Round,
     Schedule,
+    Starve,
     Stop,
+    Stopped,
+    engines_in,
+    router_of,
 )
 from tests.chaos.history import (
     Expected,
     Fault,
+    Frozen,
     Held,
     History,
     Listing,
@@ -66,9 +76,11 @@ from tests.chaos.history import (
 )
 from tests.chaos.load import Load, Target
 from tests.chaos.schedule import CHAT, PAIRS, SERVICES, WILD_HOSTS
-from tests.system.gateway import Gateway, Status
+from tests.system.gateway import Gateway, Status, with_children
 
 NEVER = float("inf")
+API_TIMEOUT_S = 3.0
+HEALTH_TIMEOUT_S, HEALTH_FAILURES = 1.5, 3
 REST_S = 15.0
 _STAY_S = 1.5
 _SLOW_S = 12.0
@@ -76,6 +88,13 @@ _MUSTER_S = 15.0
 _EMPTY_S = 40.0
 _LATEST_S = 60.0
 _RUNTIMES = {"sglang": "sglang", "vllm": "vllm", "openai": "generic"}
+
+_EATER = """
+import sys, time
+end = time.monotonic() + float(sys.argv[1])
+while time.monotonic() < end:
+    pass
+"""
 
 Tell = Callable[[str], None]
 
@@ -102,8 +121,8 @@ class Stage:
         self._muster_every = muster_every
         self.gateway = Gateway(services=SERVICES)
         for service in self.gateway.settings["services"]:
-            service["health"] = {"interval_s": 1.0, "timeout_s": 1.5, "failures": 3}
-            service["router"] = {"api_timeout_s": 3.0}
+            service["health"] = {"interval_s": 1.0, "timeout_s": HEALTH_TIMEOUT_S, "failures": HEALTH_FAILURES}
+            service["router"] = {"api_timeout_s": API_TIMEOUT_S}
             service["drain"] = {"timeout_s": 30.0}
         self._hosts = {n: EngineHost(self.gateway.directory, n) for n in (0, *WILD_HOSTS)}
         self._behind: dict[tuple[str, str], _Behind] = {}
@@ -216,6 +235,10 @@ class Stage:
                 shutil.rmtree(self.gateway.directory / "state", ignore_errors=True)
                 now = time.monotonic()
                 self.history.faults.append(Fault("state removed", now, now + 5))
+            case Freeze():
+                await self._freeze(event)
+            case Starve():
+                await self._starve(event)
             case MoveSockets():
                 await self._move_sockets(event)
             case _:
@@ -630,6 +653,66 @@ class Stage:
             Fault(kind, began, time.monotonic() if lost else ended, event.service, note=f"pid {pid}")
         )  # fmt: skip
 
+    def _processes(self) -> dict[str, list[int]]:
+        """The parts of the gateway -> their processes."""
+        assert self.gateway.process is not None
+        nginx = self.history.snapshots[-1].nginx
+        found = {DAEMON: [self.gateway.process.pid], NGINX: list(with_children(nginx)) if nginx is not None else []}
+        for service in SERVICES:
+            pid = self._router_pid(service)
+            found[router_of(service)] = [pid] if pid is not None else []
+        return found | {engines_in(number): [host.pid] for number, host in self._hosts.items()}
+
+    async def _freeze(self, event: Freeze) -> None:
+        processes = self._processes()
+        if any(part.who == EVERYTHING for part in event.parts):
+            (part,) = event.parts
+            pids = [pid for those in processes.values() for pid in those]
+            began = time.monotonic()
+            await _stop_for(pids, part.for_s)
+            self.history.frozen += [Frozen(who, began, time.monotonic()) for who in processes]
+            self.history.faults.append(Fault("stalled", began, time.monotonic()))
+            return
+        began = time.monotonic()
+        await asyncio.gather(*(self._freeze_part(part, processes[part.who]) for part in event.parts))
+        self.history.faults.append(Fault("stalled", began, time.monotonic()))
+
+    async def _freeze_part(self, part: Stopped, pids: list[int]) -> None:
+        await asyncio.sleep(part.after_s)
+        began = time.monotonic()
+        lives = await _stop_for(pids, part.for_s)
+        ended = time.monotonic()
+        services = {router_of(service): service for service in SERVICES}
+        # Whether it was killed for it may be decided a moment later, by a daemon that had given it up already.
+        await asyncio.sleep(1.5 if lives else 0.0)
+        lost = bool(pids) and not _is_ours(pids[0], "")
+        self.history.frozen.append(Frozen(part.who, began, ended, lost))
+        note = f"pid {pids[0]}" if pids else ""
+        if part.who in services:
+            service = services[part.who]
+            if lost:
+                await self._until_new_router(service, pids[0])
+                ended = time.monotonic()
+            kind = "router lost" if lost else "router frozen"
+            self.history.faults.append(Fault(kind, began, ended, service, note=note))
+        elif part.who == NGINX and lost:
+            while self.history.snapshots[-1].nginx in (None, pids[0]):
+                await asyncio.sleep(0.05)
+            self.history.faults.append(Fault("nginx killed", began, time.monotonic(), note=note))
+        for (service, _), behind in self._behind.items():
+            if engines_in(behind.engine.host) == part.who:
+                engine = behind.engine
+                self.history.faults.append(Fault("engine frozen", began, ended, service, engine.name, engine.model))
+
+    async def _starve(self, event: Starve) -> None:
+        eaters = [
+            await asyncio.create_subprocess_exec(sys.executable, "-c", _EATER, str(event.for_s))
+            for _ in range(event.load)
+        ]
+        began = time.monotonic()
+        await asyncio.gather(*(eater.wait() for eater in eaters))
+        self.history.faults.append(Fault("stalled", began, time.monotonic(), note=f"{event.load} eaters"))
+
     async def _restart_router(self, service: str) -> None:
         began = time.monotonic()
         code, text = await self._call("POST", f"services/{service}/router/restart")
@@ -667,6 +750,23 @@ class Stage:
                 return response.status, await response.text()
         except (aiohttp.ClientError, OSError) as error:
             return None, repr(error)
+
+
+async def _stop_for(pids: list[int], seconds: float) -> bool:
+    """SIGSTOP, and SIGCONT after so long; whether all of them live then."""
+    try:
+        for pid in pids:
+            with suppress(ProcessLookupError):
+                os.kill(pid, signal.SIGSTOP)
+        end = time.monotonic() + seconds
+        while time.monotonic() < end and all(_is_ours(pid, "") for pid in pids):
+            await asyncio.sleep(0.02)
+    finally:
+        lives = all(_is_ours(pid, "") for pid in pids)
+        for pid in pids:
+            if _is_ours(pid, ""):
+                os.kill(pid, signal.SIGCONT)
+    return lives
 
 
 class _Everything:

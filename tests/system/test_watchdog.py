@@ -33,7 +33,7 @@ def what_stays(status: Status, names: list[str]) -> list[object]:
     return [status["bridge"]["pid"], service_of(status)["router"]["pid"], rows]
 
 
-@pytest.mark.parametrize("wedge", ["loop", "look", "reconcile"])
+@pytest.mark.parametrize("wedge", ["loop", "reconcile"])
 async def test_wedged_daemon_is_started_again_and_nothing_is_lost(
     make_gateway: MakeGateway, engine: StartEngine, wedge: str
 ) -> None:
@@ -67,6 +67,29 @@ async def test_wedged_daemon_is_started_again_and_nothing_is_lost(
     assert ("daemon.wedged" in log) == (wedge != "loop"), "a loop that hangs whole cannot say so itself"
     assert "Fatal Python error: Aborted" in log, "where it hung is in the log"
     assert supervisor.exits == [-signal.SIGABRT, 0]
+
+
+async def test_a_look_that_hangs_is_its_sources_fault_alone(make_gateway: MakeGateway, engine: StartEngine) -> None:
+    """It is called blind, and keeps what it had; who comes by another source serves; the daemon is not stuck."""
+    gateway = make_gateway(rescan_interval_s=0.5)
+    gateway.settings["services"][0]["replicas"]["inventory"] = str(gateway.directory / "inventory.yaml")
+    (gateway.directory / "inventory.yaml").write_text("{}\n")
+    elsewhere = gateway.directory / "e.sock"
+    async with supervised(gateway, "look") as supervisor:
+        await engine(gateway.socket("r1"))
+        await engine(elsewhere)
+        await gateway.until_states({"r1": "serving"}, within_s=30)
+        assert supervisor.process is not None
+        os.kill(supervisor.process.pid, signal.SIGUSR1)
+        await gateway.until_logged("source.blind", within_s=40)
+        (gateway.directory / "inventory.yaml").write_text(f"r2: {{socket: {elsewhere}}}\n")
+        await gateway.until_states({"r1": "serving", "r2": "serving"}, within_s=20)
+        blind_at = len(supervisor.pings)
+        await supervisor.until(lambda: len(supervisor.pings) > blind_at + 13 / WATCHDOG_S * 2, within_s=60)
+        assert [row["reason"] for row in gateway.events("source.blind")] == ["sockets: it does not answer"]
+        assert gateway.events("daemon.wedged") == []
+        assert supervisor.starts == 1
+        assert await ask(gateway, "tiny", stream=False)
 
 
 async def test_notes_that_hang_hold_up_their_replica_alone(make_gateway: MakeGateway, engine: StartEngine) -> None:

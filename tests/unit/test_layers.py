@@ -121,6 +121,22 @@ def test_nobody_looks_at_the_wall_clock() -> None:
     assert found == []
 
 
+def test_time_outs_do_not_count_stalls() -> None:
+    """`asyncio.timeout` is for pauses that an event of ours may end; what others owe us is bounded by `within`."""
+    found = []
+    for path in sorted(PACKAGE.rglob("*.py")):
+        for node in ast.walk(ast.parse(path.read_bytes())):
+            if isinstance(node, ast.AsyncWith) and ast.unparse(node.items[0].context_expr).startswith(
+                "asyncio.timeout"
+            ):
+                first = node.body[0]
+                if not (isinstance(first, ast.Expr) and ast.unparse(first).endswith(".wait()")):
+                    found.append(f"{path.relative_to(PACKAGE.parent)}:{node.lineno}")
+            if isinstance(node, ast.Attribute) and ast.unparse(node) == "asyncio.wait_for":
+                found.append(f"{path.relative_to(PACKAGE.parent)}:{node.lineno}")
+    assert found == []
+
+
 def test_no_grpc_library_is_in_the_daemon() -> None:
     """Its threads read whatever an engine sends, write to standard error and may never end (`engines/h2_unary.py`)."""
     assert [shown(each) for each in imports() if each[2].split(".")[0] == "grpc"] == []

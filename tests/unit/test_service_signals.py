@@ -63,7 +63,7 @@ def routed(now: float, signals: ServiceSignals, requests: dict[str, float], acti
 
 
 def desired(signals: ServiceSignals, now: float, role: WorkerType = WorkerType.REGULAR) -> int | None:
-    signals.evaluate(now)
+    signals.evaluate(now, now)
     return signals.roles[role].scaler.desired
 
 

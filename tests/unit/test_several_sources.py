@@ -2,12 +2,16 @@
 
 from __future__ import annotations
 
+import asyncio
 from collections.abc import AsyncIterator
 from dataclasses import replace
 from pathlib import Path
 
+import pytest
+
 from gateway_sidecar.domain.model import Occupant, ReplicaId
 from gateway_sidecar.domain.tunnels import SshRoute, SshServer, Tunnel
+from gateway_sidecar.sources import several
 from gateway_sidecar.sources.listing import Listing, Sighting
 from gateway_sidecar.sources.several import SeveralSources
 
@@ -122,3 +126,79 @@ async def test_one_tunnel_under_two_ids_is_one_replica() -> None:
     listing = await SeveralSources({"one": one}).look()
     assert listing.present.keys() == {"a", "c"}
     assert listing.refused == {"b": "is the very engine that 'a' is (127.0.0.1:1 at gpu1:22); remove one"}
+
+
+class Slow(Fixed):
+    """One that says it when it is let."""
+
+    def __init__(self, name: str, *replicas: str) -> None:
+        super().__init__(name, *replicas)
+        self.may = asyncio.Event()
+        self.looks = 0
+
+    async def look(self) -> Listing:
+        self.looks += 1
+        await self.may.wait()
+        return self.listing
+
+
+async def test_a_source_that_hangs_holds_up_no_other(monkeypatch: pytest.MonkeyPatch) -> None:
+    """It is said which one is not seen; when it answers it is looked at again at once."""
+    monkeypatch.setattr(several, "_PATIENCE_S", 0.05)
+    slow, quick = Slow("slow", "a"), Fixed("quick", "b")
+    both = SeveralSources({"slow": slow, "quick": quick})
+    hints = both.hints()
+    await anext(hints)
+    listing = await both.look()
+    assert owners(listing) == {"b": "quick"}
+    assert listing.unseen == {"slow": "it has not been seen yet, and does not answer at once"}
+    quick.lists("b", "c")
+    assert owners(await both.look()) == {"b": "quick", "c": "quick"}
+    assert slow.looks == 1, "one look at a time"
+    slow.may.set()
+    await anext(hints)
+    assert owners(await both.look()) == {"a": "slow", "b": "quick", "c": "quick"}
+
+
+async def test_a_slow_source_keeps_what_it_said(monkeypatch: pytest.MonkeyPatch) -> None:
+    """It is not blind for being slow, and comes late with its news; what it says as before is no news."""
+    monkeypatch.setattr(several, "_PATIENCE_S", 0.05)
+    slow, quick = Slow("slow", "a"), Fixed("quick", "b")
+    both = SeveralSources({"slow": slow, "quick": quick})
+    hints = both.hints()
+    await anext(hints)
+    slow.may.set()
+    await both.look()
+    await anext(hints)
+    for news in (False, True):
+        slow.may.clear()
+        if news:
+            slow.lists("d")
+        listing = await both.look()
+        assert (owners(listing), listing.unseen) == ({"a": "slow", "b": "quick"}, {})
+        told = asyncio.ensure_future(anext(hints))
+        slow.may.set()
+        await asyncio.wait({told}, timeout=0.2)
+        assert told.done() is news
+        if not news:
+            told.cancel()
+            await asyncio.gather(told, return_exceptions=True)
+            hints = both.hints()
+            await anext(hints)
+    assert owners(await both.look()) == {"d": "slow", "b": "quick"}
+
+
+async def test_a_source_that_hangs_for_long_is_blind(monkeypatch: pytest.MonkeyPatch) -> None:
+    """What it owned stays, and is nobody else's."""
+    monkeypatch.setattr(several, "_PATIENCE_S", 0.05)
+    slow, quick = Slow("slow", "a"), Fixed("quick", "b")
+    both = SeveralSources({"slow": slow, "quick": quick})
+    slow.may.set()
+    await both.look()
+    slow.may.clear()
+    await both.look()
+    monkeypatch.setattr(several, "_HANGS_S", 0.0)
+    listing = await both.look()
+    assert listing.unseen == {"slow": "it does not answer"}
+    assert (owners(listing), set(listing.unknown)) == ({"b": "quick"}, {"a"})
+    slow.may.set()

@@ -12,6 +12,9 @@ from gateway_sidecar.control.router_process import RouterProcess
 from gateway_sidecar.control.worker_book import WorkerBook
 from gateway_sidecar.domain.model import ConnectionMode, Registered, RuntimeType, WorkerSpec, WorkerStatus, WorkerType
 from gateway_sidecar.domain.planning import Deregister, Register, Why
+from gateway_sidecar.errors import RouterUnavailable
+from gateway_sidecar.supervision import awake
+from gateway_sidecar.supervision.awake import within
 from gateway_sidecar.telemetry.metrics import Metrics
 
 URL = "http://127.0.0.1:24001"
@@ -31,6 +34,7 @@ class PlayedRouter:
         self.status: WorkerStatus | None = None
         self.answers = asyncio.Event()
         self.answers.set()
+        self.timeout_s = 60.0
 
     async def register(self, _spec: WorkerSpec) -> str:
         self.status = WorkerStatus.PENDING
@@ -40,7 +44,11 @@ class PlayedRouter:
         self.status = WorkerStatus.DRAINING
 
     async def list_workers(self) -> dict[str, Registered]:
-        await self.answers.wait()
+        try:
+            async with within(self.timeout_s):
+                await self.answers.wait()
+        except TimeoutError as error:
+            raise RouterUnavailable("no answer") from error
         return {} if self.status is None else {URL: self._row(self.status)}
 
     async def find(self, _worker_id: str) -> Registered | None:
@@ -54,7 +62,10 @@ class RunningBook:
     """The book of the played router, observing it."""
 
     def __init__(self, router: PlayedRouter, *, api_timeout_s: float = 5.0, is_adopted: bool = False) -> None:
-        process = SimpleNamespace(service="chat", epoch=1, up=True, client=router, is_adopted=is_adopted)
+        self.killed = 0
+        process = SimpleNamespace(
+            service="chat", epoch=1, up=True, client=router, is_adopted=is_adopted, report_unresponsive=self._kill
+        )
         self._news = asyncio.Event()
         self.book = WorkerBook(
             cast("RouterProcess", cast("Any", process)),
@@ -65,6 +76,10 @@ class RunningBook:
             on_listed=lambda _first: self._news.set(),
             on_silence=self._news.set,
         )
+
+    def _kill(self) -> None:
+        self.killed += 1
+        self._news.set()
 
     async def __aenter__(self) -> RunningBook:
         self._task = asyncio.create_task(self.book.run())
@@ -129,3 +144,28 @@ async def test_silence_is_told_before_it_is_certain_that_a_router_hangs() -> Non
         assert time.monotonic() - began >= 0.2
         router.answers.set()
         await running.until(lambda: not running.book.is_silent)
+
+
+async def test_a_stall_of_ours_is_not_the_routers_silence() -> None:
+    """Stopped with us, and a moment longer: it is not killed for that. One that goes on being silent is."""
+    router = PlayedRouter()
+    router.timeout_s = 0.5
+    with awake.watched():
+        async with RunningBook(router, api_timeout_s=0.5) as running:
+            await running.until(lambda: running.book.listed)
+            router.answers.clear()
+            await asyncio.sleep(0.2)
+            time.sleep(1.5)  # noqa: ASYNC251 - the stall
+            await asyncio.sleep(0.3)
+            router.answers.set()
+            await running.until(lambda: not running.book.is_silent)
+            assert running.killed == 0
+            router.answers.clear()
+            await running.until(lambda: running.killed == 1)
+
+
+async def test_a_slow_answer_does_not_make_the_next_question_wait_as_long() -> None:
+    """While something is about to change, a question that took long, or a stall, is no reason to ask late."""
+    async with RunningBook(PlayedRouter()) as running:
+        await running.do(Register(SPEC))
+        assert running.book._next_gap_s(25.0) <= 0.01

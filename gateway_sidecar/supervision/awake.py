@@ -1,0 +1,132 @@
+"""A clock that does not count the time in which this process did not run, and time-outs by it.
+
+A process is stopped, a virtual machine is paused, others take the CPU: nobody could answer meanwhile, or we could not
+hear the answer. Whoever judges by how long something has taken (a silence, a failed start, an operation that gave up)
+takes the time from here. `time.monotonic` is for what is shown, for pauses, and for what happened before what.
+
+The clock runs slower, in proportion, while the event loop is late: what starves us starves those who are to answer.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import time
+from collections.abc import Awaitable, Callable, Iterator
+from contextlib import contextmanager
+from types import TracebackType
+from typing import Self, TypeVar
+
+T = TypeVar("T")
+
+_TICK_S = 0.1
+_MOST_S = 0.15
+"""What a tick counts at the most: as long as it should take, and what a healthy machine is late by."""
+_STALLED_S = 1.0
+"""A tick that is as late as this is a stall, and counts as nothing."""
+_MOMENT_S = 1.0
+"""So long after a stall the clock stands: those who were stopped with us have not answered yet, and timers of the event
+loop come before what lies in its sockets."""
+_LEAST_WAIT_S = 0.01
+
+
+class Clock:
+    """Seconds in which this process ran. For the event loop's thread alone."""
+
+    def __init__(self, monotonic: Callable[[], float] = time.monotonic) -> None:
+        self._monotonic = monotonic
+        self._seen = self._awake = self._stands_until = 0.0
+        self._is_watched = False
+        self._timer: asyncio.TimerHandle | None = None
+        self.stalls = 0
+        """How often nothing ran for a second and longer."""
+
+    def now(self) -> float:
+        """Awake seconds. Without `watched` no stall is known, and these are those of `time.monotonic`."""
+        at = self._monotonic()
+        gap_s, self._seen = at - self._seen, at
+        if self._is_watched and gap_s >= _STALLED_S:
+            self.stalls += 1
+            self._stands_until = at + _MOMENT_S
+        elif at >= self._stands_until:
+            self._awake += min(gap_s, _MOST_S) if self._is_watched else gap_s
+        return self._awake
+
+    @contextmanager
+    def watched(self) -> Iterator[None]:
+        """Notices stalls of the running event loop from now on."""
+        self.now()
+        self._is_watched = True
+        self._tick()
+        try:
+            yield
+        finally:
+            assert self._timer is not None
+            self._timer.cancel()
+            self._is_watched = False
+
+    def _tick(self) -> None:
+        self.now()
+        self._timer = asyncio.get_running_loop().call_later(_TICK_S, self._tick)
+
+
+_clock = Clock()
+now = _clock.now
+watched = _clock.watched
+
+
+def to_monotonic(instant: float) -> float:
+    """When `time.monotonic` will be there, if nothing stalls: for what outlives the process."""
+    return time.monotonic() + (instant - now())
+
+
+def from_monotonic(instant: float) -> float:
+    """The awake seconds of an instant to come that was written down by `time.monotonic`."""
+    return now() + (instant - time.monotonic())
+
+
+def stalls() -> int:
+    """How often nothing of this process ran for a second and longer. What was asked across one is asked again."""
+    _clock.now()
+    return _clock.stalls
+
+
+async def asked_again(ask: Callable[[], Awaitable[T]], failure: type[Exception]) -> T:
+    """What `ask` returns. A failure across a stall proves nothing: it is asked again then."""
+    while True:
+        before = stalls()
+        try:
+            return await ask()
+        except failure:
+            if stalls() == before:
+                raise
+
+
+class within:  # noqa: N801 - reads as asyncio.timeout does, in whose place it stands
+    """`async with within(seconds)`: TimeoutError after so many awake seconds, and never for a stall alone."""
+
+    def __init__(self, seconds: float) -> None:
+        self._until = now() + seconds
+        self._bound = asyncio.timeout(None)
+        self._timer: asyncio.TimerHandle | None = None
+
+    async def __aenter__(self) -> Self:
+        await self._bound.__aenter__()
+        self._wait(self._until - now())
+        return self
+
+    async def __aexit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        assert self._timer is not None
+        self._timer.cancel()
+        await self._bound.__aexit__(kind, error, trace)
+
+    def _wait(self, seconds: float) -> None:
+        self._timer = asyncio.get_running_loop().call_later(max(seconds, 0.0), self._look)
+
+    def _look(self) -> None:
+        left_s = self._until - now()
+        if left_s > 0:
+            self._wait(max(left_s, _LEAST_WAIT_S))
+        else:
+            self._bound.reschedule(0.0)
