@@ -98,13 +98,17 @@ class BareSmg:
 
 
 class BareNginx:
-    """A plain stream proxy as one writes it by hand: a `listen` and a `proxy_pass` for each socket, no more.
+    """A plain proxy as one writes it by hand: a `listen` and a `proxy_pass` for each socket, no more. `http`: one that
+    reads HTTP, and opens a connection for each request.
 
     Use it as an async context manager.
     """
 
-    def __init__(self, directory: Path, sockets: Mapping[int, Path], *, worker_processes: int = 1) -> None:
+    def __init__(
+        self, directory: Path, sockets: Mapping[int, Path], *, worker_processes: int = 1, http: bool = False
+    ) -> None:
         self._directory = directory / f"bare-nginx-{next(iter(sockets))}"
+        self._http = http
         self._sockets = sockets
         self._worker_processes = worker_processes
 
@@ -127,8 +131,15 @@ class BareNginx:
         return [self._process.pid, *processes.children(self._process.pid)]
 
     def _text(self, module: Path | None) -> str:
+        passes = (
+            "access_log off; location / {{ proxy_pass http://unix:{0}:; }}" if self._http else "proxy_pass unix:{0};"
+        )
         servers = "\n".join(
-            f"    server {{ listen 127.0.0.1:{port}; proxy_pass unix:{path}; }}" for port, path in self._sockets.items()
+            f"    server {{ listen 127.0.0.1:{port}; {passes.format(path)} }}" for port, path in self._sockets.items()
+        )
+        temps = "".join(
+            f"    {kind}_temp_path {self._directory}/{kind};\n"
+            for kind in (("client_body", "proxy", "fastcgi", "uwsgi", "scgi") if self._http else ())
         )
         return "\n".join(
             [
@@ -139,7 +150,7 @@ class BareNginx:
                 "user root;" if os.geteuid() == 0 else "",
                 f"load_module {module};" if module else "",
                 f"events {{ worker_connections {4096 + len(self._sockets)}; }}",
-                f"stream {{\n{servers}\n}}",
+                f"{'http' if self._http else 'stream'} {{\n{temps}{servers}\n}}",
             ]
         )
 

@@ -17,6 +17,7 @@ from gateway_sidecar.admin.exposition import serve_metrics
 from gateway_sidecar.admin.hold import serve_hold
 from gateway_sidecar.admin.listener import AdminListener
 from gateway_sidecar.bridges.addresses import ClaimRules, PeerAddresses, is_own_address
+from gateway_sidecar.bridges.bridge_server import owner_url
 from gateway_sidecar.bridges.keyed_nginx import KeyedNginx, keyed_left_running
 from gateway_sidecar.bridges.nginx import BridgeSettings, Nginx, busy_ports, find_nginx
 from gateway_sidecar.bridges.peer_nginx import PeerNginx, PeerPlaces, peers_left_running
@@ -211,7 +212,13 @@ def build_daemon(config_path: Path, settings: Settings) -> Daemon:
     find = partial(find_nginx, settings.bridges.nginx)
     destinations = Destinations()
     places = PeerPlaces(
-        settings.run_dir / "peers", nginx.links, log, find, lambda: nginx.bridge_key, settings.bridges.paths
+        settings.run_dir / "peers",
+        nginx.links,
+        log,
+        find,
+        lambda: nginx.bridge_key,
+        settings.bridges.paths,
+        owner_url(settings.bridges.host, settings.bridges.ports.first),
     )
     peers = _peer_keeper(settings, places, destinations, metrics)
     keyed = SmallPlaces(settings.run_dir, nginx.links, log, find)

@@ -124,7 +124,7 @@ async def _nginx(settings: Settings) -> list[Finding]:
 
 def unguarded(program: NginxProgram, settings: Settings) -> Iterator[str]:
     """What this nginx cannot keep from those who should not do it."""
-    if program.owner_module is None:
+    if program.owner_module is None or program.lua_modules is None:
         yield (
             "bridges: any user of this machine can connect to the bridges of gRPC engines, since this nginx cannot ask"
             f" whose a connection is; {OWNER_CURE}"

@@ -40,6 +40,15 @@ UPGRADES = """\
 judges."""
 
 
+OWNER_PATH = "/.gateway-owner"
+"""Where nginx asks itself whose a connection is, of a bridge of HTTP engines, with the key."""
+
+
+def owner_url(host: str, port: int) -> str:
+    """Where the bridges' nginx tells whose a connection is."""
+    return f"http://{f'[{host}]' if ':' in host else host}:{port}{OWNER_PATH}"
+
+
 def patterns(paths: Sequence[str]) -> str:
     """One regular expression for all of these paths, in which `*` stands for one id."""
     return "|".join(re.escape(path).replace(r"\*", ID) for path in paths)
@@ -61,6 +70,7 @@ def maps(key: str, paths: Sequence[str]) -> str:
         "~^GET:/health(?:_generate)?{END}" public;
         "~^[A-Z]+:(?:{inference}){END}" 1;
         "~^GET:(?:{asked}){END}" 1;
+        "~^GET:{re.escape(OWNER_PATH)}{END}" 1;
 {more}    }}
     map "$gateway_is_router:$gateway_bridge_passes" $gateway_bridge_refuses {{
         default "";
@@ -71,8 +81,12 @@ def maps(key: str, paths: Sequence[str]) -> str:
 """
 
 
-def server(listen: str, link: str, *, more: str = "") -> str:
-    """The server. link: the socket to lead to, which may name `$server_port`; more: directives of its own."""
+def server(listen: str, link: str, *, more: str = "", tells_owners: bool = False) -> str:
+    """The server. link: the socket to lead to, which may name `$server_port`; more: directives of its own.
+
+    tells_owners: whether it says whose a connection to a gRPC bridge is.
+    """
+    tell = "content_by_lua_block { require('bridge_owner').answer() }" if tells_owners else "return 404;"
     return f"""\
     server {{
         listen {listen} backlog=1024 so_keepalive=60s:10s:6;
@@ -102,6 +116,7 @@ def server(listen: str, link: str, *, more: str = "") -> str:
         proxy_ignore_headers {ORDERS};
         proxy_hide_header Location;
         proxy_hide_header Refresh;
+        location = {OWNER_PATH} {{ {tell} }}
         location / {{
             error_page 403 502 504 = @gone;
             proxy_pass http://unix:{link}:;

@@ -28,6 +28,7 @@ from gateway_sidecar.bridges.front_door import DoorPlaces
 from gateway_sidecar.bridges.nginx_config import (
     ALIVE,
     BODIES,
+    OWNER_LUA,
     OWNER_SCRIPT,
     SUCCESSOR,
     Capacity,
@@ -61,7 +62,7 @@ _LISTENS = re.compile(r"listen (\S+)(?: ssl)?(?: default_server)? backlog=4096")
 _CURE = "on Debian and Ubuntu: apt-get install nginx-light libnginx-mod-stream"
 _LUA_MODULES = ("ndk_http_module.so", "ngx_http_lua_module.so")
 LUA_CURE = "on Debian and Ubuntu: apt-get install libnginx-mod-http-lua"
-OWNER_CURE = "on Debian and Ubuntu: apt-get install libnginx-mod-stream-js"
+OWNER_CURE = "on Debian and Ubuntu: apt-get install libnginx-mod-stream-js libnginx-mod-http-lua"
 _SHARE = resources.files("gateway_sidecar") / "share"
 
 
@@ -382,7 +383,7 @@ class Nginx:
         )
 
     def _write_scripts(self) -> None:
-        for name in ("front_door.lua", OWNER_SCRIPT):
+        for name in ("front_door.lua", OWNER_LUA, OWNER_SCRIPT):
             write_script(self._directory, name)
 
     async def _rewrite(self, services: Sequence[ServiceAddress]) -> bool:

@@ -23,8 +23,8 @@ SUCCESSOR = ".next"
 ALIVE = "alive.sock"
 """Where nginx says that it is alive, in its own directory."""
 
-OWNER_SCRIPT = "bridge_owner.js"
-"""What tells whose a connection to a gRPC bridge is, in the directory of the nginx that asks."""
+OWNER_SCRIPT, OWNER_LUA = "bridge_owner.js", "bridge_owner.lua"
+"""What asks, and what tells, whose a connection to a gRPC bridge is, in the directory of the nginx that runs it."""
 
 BODIES = "client_body"
 """The directory, below the one for temporary files, that bodies go to."""
@@ -167,7 +167,7 @@ class NginxConfig:
             lines.insert(2, f"user {self.user};")
         if self.stream_module is not None:
             lines.append(f"load_module {_quoted(self.stream_module)};")
-        if self.owner_module is not None:
+        if self.owner_module is not None and self._asks_owners:
             lines.append(f"load_module {_quoted(self.owner_module)};")
         if self._uses_lua:
             lines += [f"load_module {_quoted(module)};" for module in self.lua_modules or ()]
@@ -180,10 +180,18 @@ class NginxConfig:
             ports += f"-{self.last_port}"
         return f"{_bracketed(host)}:{ports}"
 
+    @property
+    def _asks_owners(self) -> bool:
+        return self.owner_module is not None and self.lua_modules is not None
+
+    def _owner_check(self) -> str:
+        url = bridge_server.owner_url(self.host, self.first_port)
+        return owner_check(self.directory, url, self.bridge_key) if self._asks_owners else ""
+
     def _stream(self) -> str:
         return f"""\
 stream {{
-{owner_check(self.owner_module, self.directory)}    server {{
+{self._owner_check()}    server {{
         listen {self._bridges(self.grpc_host)} backlog=1024 so_keepalive=60s:10s:6;
         tcp_nodelay on;
         proxy_connect_timeout 2s;
@@ -208,6 +216,7 @@ stream {{
     init_by_lua_block {{ require("front_door") }}
 """
         link = f"{self.links}/$server_port.sock"
+        bridges = bridge_server.server(self._bridges(self.host), link, tells_owners=self._asks_owners)
         hold = f"        server unix:{self.waiting_room} max_fails=0;\n" * _HOLD_TRIES
         formats = "".join(f"    {self.events.log_format(s.service)}\n" for s in self.services if self.events)
         return f"""\
@@ -226,7 +235,7 @@ http {{
         listen unix:{self.directory}/{ALIVE};
         return 204;
     }}
-{bridge_server.maps(self.bridge_key, self.bridge_paths)}{bridge_server.server(self._bridges(self.host), link)}\
+{bridge_server.maps(self.bridge_key, self.bridge_paths)}{bridges}\
     upstream {_HOLD} {{
 {hold}    }}
 {front_door.clients()}{front_door.own_errors()}{shared}{lua}{formats}{servers}{front_door.other_servers(list(doors.values()))}}}
@@ -234,7 +243,7 @@ http {{
 
     @property
     def _uses_lua(self) -> bool:
-        return self.lua_modules is not None and any(service.uses_lua for service in self.services)
+        return self.lua_modules is not None and (self._asks_owners or any(it.uses_lua for it in self.services))
 
     def _body_classes(self) -> Sequence[BodyClass]:
         return body_classes(self.held_mb, max((it.frontend.max_body_mb for it in self.services), default=1))
@@ -345,7 +354,7 @@ class PeerConfig:
     bridge_key: str = field(repr=False)
     bridge_paths: Sequence[str]
     modules: Sequence[Path]
-    owner_module: Path | None
+    owner_url: str | None
     user: str | None = None
 
     def text(self) -> str:
@@ -367,7 +376,7 @@ error_log stderr warn;
     def _stream(self, listen: str, only_us: str) -> str:
         return f"""\
 stream {{
-{owner_check(self.owner_module, self.directory)}    server {{
+{owner_check(self.directory, self.owner_url, self.bridge_key) if self.owner_url else ""}    server {{
         listen {listen} backlog=1024 so_keepalive=60s:10s:6;
 {only_us}        tcp_nodelay on;
         proxy_connect_timeout 2s;
@@ -390,13 +399,14 @@ http {{
 """
 
 
-def owner_check(module: Path | None, directory: Path) -> str:
+def owner_check(directory: Path, url: str, key: str) -> str:
     """What lets only connections of our own user into a stream's servers: gRPC has no place for a secret with SMG."""
-    if module is None:
-        return ""
     return f"""\
     js_path {_quoted(directory)};
     js_import owner from {OWNER_SCRIPT};
+    map $server_port $gateway_owner_url {{ default "{url}"; }}
+    map $server_port $gateway_key_header {{ default "{KEY_HEADER}"; }}
+    map $server_port $gateway_key {{ default "{key}"; }}
     js_access owner.check;
 """
 

@@ -27,10 +27,12 @@ from gateway_sidecar.supervision.process import Identity
 
 @dataclass(frozen=True, slots=True)
 class PeerPlaces(SmallPlaces):
-    """What all of them share: beside places, what the router shows bridges, and the paths that these pass besides."""
+    """What all of them share: what the router shows bridges, the paths that these pass beside inference, and where the
+    bridges' nginx tells whose a connection is."""
 
     bridge_key: Callable[[], str]
     bridge_paths: Sequence[str]
+    owner_url: str
 
 
 class PeerNginx(SmallNginx):
@@ -42,6 +44,7 @@ class PeerNginx(SmallNginx):
         self._link = places.links / f"{port}.sock"
         self._grpc = grpc
         self._key, self._paths = places.bridge_key, places.bridge_paths
+        self._owner_url = places.owner_url
 
     async def start(self) -> None:
         """Starts it and returns when it listens. Raises BridgeError."""
@@ -63,7 +66,7 @@ class PeerNginx(SmallNginx):
                 self._key(),
                 self._paths,
                 modules,
-                program.owner_module,
+                None if program.owner_module is None or program.lua_modules is None else self._owner_url,
                 own_user() if os.geteuid() == 0 else None,
             ).text()
             write_script(self._directory, OWNER_SCRIPT)
