@@ -152,6 +152,7 @@ async def test_every_front_door_is_adopted_and_changed(short_path: Path) -> None
                 address = doors.address(door)
                 assert await nginx.apply([address]) is (nginx.reloads > 0), door
                 nginx = await doors.again(nginx)
+                assert await nginx.objections([address]) == {}, "its own addresses are nobody else's"
                 assert not await nginx.apply([address]), f"nothing changed: {door}"
                 assert (nginx.events, nginx.reloads) == (events, 0)
                 guarded = doors.address(door | {"auth": {"keys_file": str(doors.directory / "chat.keys")}})
