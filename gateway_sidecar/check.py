@@ -13,10 +13,12 @@ from dataclasses import dataclass
 from enum import StrEnum
 from ipaddress import ip_address, ip_network
 from pathlib import Path
+from typing import Any
 
 from gateway_sidecar.admin.client import ask_daemon
 from gateway_sidecar.admin.tls import read_tls
 from gateway_sidecar.bridges.addresses import ClaimRules, PeerAddresses
+from gateway_sidecar.bridges.connections import listening_at
 from gateway_sidecar.bridges.nginx import LUA_CURE, OWNER_CURE, NginxProgram, busy_ports, find_nginx
 from gateway_sidecar.bridges.nginx_config import Capacity
 from gateway_sidecar.config import FrontendSettings, PortRange, ServiceSettings, Settings, advise, load_overrides
@@ -69,7 +71,7 @@ class Finding:
 
 async def check_machine(settings: Settings) -> list[Finding]:
     """Everything that can be known without starting anything."""
-    running = _is_running(settings)
+    running = _running(settings)
     findings = [Finding(Level.WARN, text) for text in _advice(settings)]
     findings += await _nginx(settings)
     findings += await _routers(settings)
@@ -86,17 +88,18 @@ async def check_machine(settings: Settings) -> list[Finding]:
         findings += await asyncio.to_thread(lambda it: list(_front_door(it)), service)
         findings += _scaling(service)
     findings += await asyncio.to_thread(_peers, settings, await _all_sightings(settings))
-    if running:
+    if running is not None:
+        findings += [Finding(Level.FAIL, f"the running daemon: {problem}") for problem in running["problems"]]
         findings.append(Finding(Level.OK, f"a daemon runs with run_dir {settings.run_dir}; its own ports are not busy"))
     return findings
 
 
-def _is_running(settings: Settings) -> bool:
+def _running(settings: Settings) -> dict[str, Any] | None:
+    """What the running daemon says of itself; None if there is none."""
     try:
-        ask_daemon(settings.run_dir / "admin.sock", "GET", "/v1/plan")
+        return ask_daemon(settings.run_dir / "admin.sock", "GET", "/v1/status")[1]
     except AdminError:
-        return False
-    return True
+        return None
 
 
 def _advice(settings: Settings) -> list[str]:
@@ -197,19 +200,23 @@ async def _routers(settings: Settings) -> list[Finding]:
     return findings
 
 
-def _ports(settings: Settings, running: bool) -> list[Finding]:
-    if running:
-        return []
-    bridges = settings.bridges
-    ports = range(bridges.ports.first, bridges.ports.last + 1)
-    wanted = [(host, port) for host in (bridges.host, bridges.grpc_host) for port in ports]
-    wanted += [(s.listen.host, s.listen.port) for s in settings.services]
-    if settings.admin:
-        wanted.append((settings.admin.listen.host, settings.admin.listen.port))
-    public = {it for s in settings.services for it in (*s.frontend.listen, *s.frontend.redirect)}
-    wanted += [(it.host, it.port) for it in sorted(public, key=str)]
-    if settings.metrics.listen:
-        wanted.append((settings.metrics.listen.host, settings.metrics.listen.port))
+def _ports(settings: Settings, running: dict[str, Any] | None) -> list[Finding]:
+    """Whether all could be listened on. Of a running daemon's, those that its nginx does not have: no others change."""
+    public = {it for s in settings.services for it in (s.listen, *s.frontend.listen, *s.frontend.redirect)}
+    wanted = [(it.host, it.port) for it in sorted(public, key=str)]
+    if running is not None:
+        ours = listening_at(running["bridge"]["pid"] or 0)
+        if not ours:
+            return []  # There is none, or we may not look into it.
+        wanted = [(host, port) for host, port in wanted if (ip_address(host), port) not in ours]
+    else:
+        bridges = settings.bridges
+        ports = range(bridges.ports.first, bridges.ports.last + 1)
+        wanted += [(host, port) for host in (bridges.host, bridges.grpc_host) for port in ports]
+        if settings.admin:
+            wanted.append((settings.admin.listen.host, settings.admin.listen.port))
+        if settings.metrics.listen:
+            wanted.append((settings.metrics.listen.host, settings.metrics.listen.port))
     busy = busy_ports(wanted)
     findings = [Finding(Level.FAIL, f"cannot listen on {host}:{port}: {why}") for host, port, why in busy[:10]]
     if len(busy) > 10:

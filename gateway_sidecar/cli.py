@@ -28,6 +28,7 @@ from gateway_sidecar.errors import (
     ConfigError,
     FrontDoorError,
     GatewaySidecarError,
+    NotInForce,
     ProcessError,
 )
 from gateway_sidecar.telemetry.terminal import PrintableStream
@@ -58,6 +59,11 @@ def _run_command(arguments: argparse.Namespace) -> int:
         for problem in error.problems:
             print(problem, file=sys.stderr)
         code = EXIT_CONFIG
+    except NotInForce as error:
+        print("changed: " + "; ".join(error.changes) if error.changes else "nothing changed")
+        for problem in error.problems:
+            print(f"PROBLEM: not in force: {problem}", file=sys.stderr)
+        code = EXIT_FAILED
     except FrontDoorError as error:
         for problem in error.problems:
             print(f"gateway-sidecar: {problem}", file=sys.stderr)
@@ -339,6 +345,8 @@ def _reload(arguments: argparse.Namespace) -> int:
     code, answer = ask_daemon(admin_of(arguments), "POST", "/v1/reload", timeout_s=None)
     if code == 422:
         raise ConfigError(list(answer["problems"]))
+    if code == 503 and "changes" in answer:
+        raise NotInForce(list(answer["problems"]), list(answer["changes"]))
     if code != 200:
         raise AdminError(str(answer.get("error")))
     print("changed: " + "; ".join(answer["changes"]) if answer["changes"] else "nothing changed")

@@ -172,6 +172,9 @@ def _paths() -> Json:
         {
             "200": _answer("What changed.", _object(changes=_TEXTS)),
             "422": _no("It was refused, and nothing changed; `problems` has a line for each mistake."),
+            "503": _no(
+                "Something of it is not in force (`problems`), and is tried again; `changes` says what changed."
+            ),
         },
     )
     action = _object(service=_TEXT, replica=_TEXT, action=_TEXT)
@@ -281,6 +284,7 @@ def _schemas() -> Json:
         name=_TEXT,
         listen=_TEXT,
         public=_TEXTS,
+        not_in_force={**_MAYBE_TEXT, "description": "Why `listen` and `frontend` are not served as they are set."},
         sockets=_MAYBE_TEXT,
         source=_object(blind=_MAYBE_TEXT, refused=_TEXT_BY_NAME),
         router=router,
@@ -309,7 +313,13 @@ def _schemas() -> Json:
         "Entry": entry,
         "Error": {
             "type": "object",
-            "properties": {"error": _TEXT, "problems": _TEXTS, "source": _TEXT, "replica": _ref("Replica")},
+            "properties": {
+                "error": _TEXT,
+                "problems": _TEXTS,
+                "changes": _TEXTS,
+                "source": _TEXT,
+                "replica": _ref("Replica"),
+            },
             "required": ["error"],
             "additionalProperties": False,
         },

@@ -34,6 +34,8 @@ def _service(service: dict[str, Any]) -> str:
     if router["pid"]:
         title += f" (pid {router['pid']}, {router['url']}, {router['restarts']} restarts)"
     lines = [title]
+    if service["not_in_force"]:
+        lines.append(f"  NOT IN FORCE: {service['not_in_force']}")
     if router["reason"]:
         lines.append(f"  router: {router['reason']}")
     if service["missing"] not in (None, "router"):

@@ -40,16 +40,19 @@ def status(daemon: Daemon) -> dict[str, Any]:
 
 def _problems(daemon: Daemon) -> dict[str, str]:
     peers = {"peers": daemon.peers.problem} if daemon.peers.problem else {}
-    return {**daemon.problems, **daemon.doors.problems, **peers}
+    return {**daemon.problems, **daemon.doors.problems, **peers, **daemon.keeper.problems}
 
 
 def _service(daemon: Daemon, name: str, service: Service) -> dict[str, Any]:
     router = service.router
     listing = service.follower.listing
+    served = next((it for it in daemon.keeper.applied or () if it.service == name), None)
+    frontend = service.settings.frontend if served is None else served.frontend
     return {
         "name": name,
-        "listen": str(service.settings.listen),
-        "public": [str(address) for address in service.settings.frontend.listen],
+        "listen": str(service.settings.listen) if served is None else served.listen,
+        "public": [str(address) for address in frontend.listen],
+        "not_in_force": daemon.keeper.not_in_force.get(name),
         "sockets": str(service.settings.replicas.sockets) if service.settings.replicas.sockets else None,
         "source": _source(listing),
         "router": {
@@ -142,7 +145,11 @@ def _replica(service: Service, tenure: Tenure) -> dict[str, Any]:
 
 def plan(daemon: Daemon) -> list[dict[str, Any]]:
     """What the daemon would do next, without doing it; at rest nothing."""
-    return [
+    in_force = [
+        {"service": name, "replica": "-", "action": f"put listen and frontend in force, not so far: {why}"}
+        for name, why in sorted(daemon.keeper.not_in_force.items())
+    ]
+    return in_force + [
         {"service": name, "replica": replica, "action": action}
         for name, service in sorted(daemon.services.items())
         for replica, action in service.pending_actions()

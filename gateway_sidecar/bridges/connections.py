@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import ipaddress
+import os
 import sys
 from collections import Counter
 from collections.abc import Collection, Container, Iterator
@@ -42,6 +43,26 @@ def connections_at(addresses: Collection[PeerAddress], tables: tuple[Path, ...] 
         elif (there := wanted.get(remote)) is not None and not _same_host(local, remote):
             found[there] += 1  # Else it is a local one, and its other end is counted already.
     return found
+
+
+def listening_at(pid: int, tables: tuple[Path, ...] = _TABLES) -> frozenset[tuple[IPv4Address | IPv6Address, int]]:
+    """The TCP addresses that this process listens on: what it serves, whatever it was told to.
+
+    Empty if it is gone, or of a user into whose processes we cannot look. Blocks: call in a thread.
+    """
+    held = set()
+    for entry in Path(f"/proc/{pid}/fd").glob("*"):
+        with suppress(OSError):
+            held.add(os.readlink(entry).encode())  # noqa: PTH115 - for every connection there is
+    found = set()
+    for table in tables:
+        with suppress(FileNotFoundError), table.open("rb") as rows:
+            for row in rows:
+                if b" 0A " in row:
+                    fields = row.split(maxsplit=10)
+                    if fields[3] == b"0A" and b"socket:[%s]" % fields[9] in held:
+                        found.add((kernel_address(fields[1]), int(fields[1][-4:], 16)))
+    return frozenset(found)
 
 
 def kernel_address(text: bytes) -> IPv4Address | IPv6Address:

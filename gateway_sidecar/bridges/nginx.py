@@ -12,26 +12,29 @@ import errno
 import grp
 import os
 import pwd
-import re
 import resource
 import secrets
 import shutil
 import signal
 import socket
-from collections.abc import Sequence
+from collections.abc import Container, Mapping, Sequence
 from dataclasses import dataclass
 from functools import partial
 from importlib import resources
+from ipaddress import ip_address
 from pathlib import Path
 
+from gateway_sidecar.bridges.connections import listening_at
 from gateway_sidecar.bridges.front_door import DoorPlaces
 from gateway_sidecar.bridges.nginx_config import (
     ALIVE,
     BODIES,
+    IN_FORCE,
     OWNER_LUA,
     OWNER_SCRIPT,
     SUCCESSOR,
     Capacity,
+    InForce,
     NginxConfig,
     ServiceAddress,
 )
@@ -58,7 +61,10 @@ _PATIENCE_S = 2.0
 _RUN_S = 10.0
 _ROOM_BYTES = 256 * 1024
 TEMP = "nginx-temp"
-_LISTENS = re.compile(r"listen (\S+)(?: ssl)?(?: default_server)? backlog=4096")
+_IN_FORCE_S = 10.0
+"""nginx tries for 2.5 s to listen where somebody else does, and tells its old processes a tenth of a second later."""
+
+_LINES = 20
 _CURE = "on Debian and Ubuntu: apt-get install nginx-light libnginx-mod-stream"
 _LUA_MODULES = ("ndk_http_module.so", "ngx_http_lua_module.so")
 LUA_CURE = "on Debian and Ubuntu: apt-get install libnginx-mod-http-lua"
@@ -111,10 +117,15 @@ async def find_nginx(command: str) -> NginxProgram:
 
 def needed_lua(program: NginxProgram, services: Sequence[ServiceAddress]) -> Sequence[Path] | None:
     """The modules to load for Lua; None without it. Raises BridgeError if a service needs Lua and there is none."""
-    lacking = next((service.service for service in services if service.needs_lua), None)
-    if lacking is not None and program.lua_modules is None:
+    if needs_more_lua(program, services):
+        lacking = next(service.service for service in services if service.needs_lua)
         raise BridgeError(f"{lacking}: frontend.auth.keys_file needs nginx's Lua module; {LUA_CURE}")
     return program.lua_modules
+
+
+def needs_more_lua(program: NginxProgram, services: Sequence[ServiceAddress]) -> bool:
+    """Whether a service needs Lua, and there is none."""
+    return program.lua_modules is None and any(service.needs_lua for service in services)
 
 
 def _modules(places: Sequence[Path], *names: str) -> Sequence[Path] | None:
@@ -166,7 +177,8 @@ class Nginx:
         self.bridge_key = secrets.token_urlsafe(24)
         """What routers show the bridges; an earlier daemon's, if routers of its time are taken up."""
         self._alive = self._directory / ALIVE
-        self._served: set[str] = set()
+        self._served_by: dict[Identity, str] = {}
+        """The processes that served before nginx was told of a change, and the number of what they served."""
         if len(str(self.links / "65535.sock")) > _LONGEST_SOCKET_PATH:
             raise BridgeError(f"run_dir: {settings.run_dir} is too long a path for Unix sockets; use a shorter one")
 
@@ -225,7 +237,7 @@ class Nginx:
         return (self.links / f"{port}.sock").lstat().st_mtime_ns
 
     async def start(self, services: Sequence[ServiceAddress]) -> None:
-        """Starts nginx and returns when it listens. Raises BridgeError."""
+        """Starts nginx and returns when it serves. Raises BridgeError."""
         self.prepare()
         if self._program is None:
             self._program = await find_nginx(self._settings.command)
@@ -241,7 +253,8 @@ class Nginx:
             try:
                 self._temp = await self._temp_directory()
                 # Not tried out before: `nginx -t` listens for a moment, and would take clients' connections with it.
-                replace_file(self._config_path, self._config(services).text())  # It holds secrets.
+                config = self._config(services)
+                replace_file(self._config_path, config.text())  # It holds secrets.
                 self._write_scripts()
                 self._alive.unlink(missing_ok=True)  # nginx does not listen where a killed one did.
             except (BridgeError, OSError):
@@ -257,16 +270,19 @@ class Nginx:
             except ProcessError as error:
                 raise BridgeError(str(error)) from error
         self.process = process
-        self._served = _listens(services)
+        self._served_by = {}
         try:
-            await self._until_listening(services, process)
+            await self._until_in_force(config.number, process)
         except BridgeError:
             await process.stop(grace_s=1)
             self.process = None
             raise
 
     async def adopt(self, identity: Identity) -> bool:
-        """Takes over the nginx of an earlier daemon, as it is; False if it is gone, its orphans stopped then."""
+        """Takes over the nginx of an earlier daemon, as it is; False if it is gone, its orphans stopped then.
+
+        What it serves is not known before it has been asked: `apply` does.
+        """
         self.prepare()
         self._program = await find_nginx(self._settings.command)
         process = Process.adopt(identity)
@@ -274,32 +290,122 @@ class Nginx:
             await stop_orphans(identity)
             return False
         self.process = process
-        text = self._config_path.read_text() if self._config_path.exists() else ""
-        self._served = set(_LISTENS.findall(text))
         self.log.follow(process.pid)
-        spare = self._settings.run_dir / TEMP
-        self._temp = spare if f'"{spare}/' in text else self._settings.state_dir / TEMP
-        self.events = EventAddress.in_config(text)
         return True
 
+    async def objections(self, services: Sequence[ServiceAddress]) -> dict[str, str]:
+        """Why each of these services could not be served as it is to be; nothing of those that could.
+
+        Raises BridgeError if there is no nginx to run.
+        """
+        if self._program is None or needs_more_lua(self._program, services):
+            self._program = await find_nginx(self._settings.command)  # It may have been installed meanwhile.
+        return await asyncio.to_thread(self._objections, services, self._program)
+
+    def _objections(self, services: Sequence[ServiceAddress], program: NginxProgram) -> dict[str, str]:
+        ours = listening_at(self.process.pid) if self.process is not None and self.process.running else ()
+        found = {}
+        for service in services:
+            fresh = [_split(listen) for listen in service.listens]
+            fresh = [(host, port) for host, port in fresh if (ip_address(host), port) not in ours]
+            if needs_more_lua(program, [service]):
+                found[service.service] = f"frontend.auth.keys_file needs nginx's Lua module; {LUA_CURE}"
+            elif busy := busy_ports(fresh):
+                found[service.service] = _busy_message(busy)
+        return found
+
+    async def serves(self, services: Sequence[ServiceAddress]) -> bool:
+        """Whether it serves just these already."""
+        said = await self._ask()
+        if said is None:
+            return False
+        self._take(said)
+        return said.number == self._config(services).number
+
+    def _take(self, said: InForce) -> None:
+        self.events = said.events
+        self._temp = (self._settings.run_dir if said.spare_temp else self._settings.state_dir) / TEMP
+
     async def apply(self, services: Sequence[ServiceAddress]) -> bool:
-        """Makes nginx serve just these addresses; reloads it only if that changes anything."""
+        """Makes nginx serve just these addresses, and returns when it does; whether it had to be reloaded for that.
+
+        Raises BridgeError if it does not: then it goes on as it was, and so its file is made what it was.
+        """
         process = self.process
         if process is None or not process.running:
             raise BridgeError("nginx does not run")
-        listens = _listens(services)
-        fresh = [_split(listen) for listen in listens if self._served and listen not in self._served]
-        if busy := await asyncio.to_thread(busy_ports, fresh):
-            raise BridgeError(_busy_message(busy))
-        if not await self._rewrite(services):
+        said = await self._ask()
+        if said is None:
+            raise BridgeError("nginx does not say what it serves; it hangs, or ends")
+        self._take(said)
+        config = self._config(services)
+        text, before = config.text(), self._written()
+        self.prepare()
+        self._write_scripts()
+        if said.number == config.number:
+            if before != text:
+                replace_file(self._config_path, text)
+            await self._until_in_force(config.number, process)
             return False
+        fresh = await self._tried_out(text)
+        said_before = set(await self.log.read_tail(_LINES))
+        self._served_by = dict.fromkeys(session_members(process.identity), said.number) | self._served_by
+        put_in_place(fresh, self._config_path)
         process.send(signal.SIGHUP)
         self.reloads += 1
-        await self._until_listening(services, process)
-        left = [_split(listen) for listen in self._served - listens]
-        self._served = listens
-        await _until_free(left)
+        try:
+            await self._until_in_force(config.number, process, said_before)
+        except BridgeError:
+            if before is not None:
+                replace_file(self._config_path, before)
+            raise
         return True
+
+    def _written(self) -> str | None:
+        try:
+            return self._config_path.read_text()
+        except FileNotFoundError:
+            return None
+
+    async def _ask(self) -> InForce | None:
+        """What nginx says of itself; None if it does not answer in time, or in other words."""
+        with contextlib.suppress(OSError):  # A TimeoutError is one, too.
+            async with within(_PATIENCE_S):
+                reader, writer = await asyncio.open_unix_connection(str(self._alive))
+                try:
+                    writer.write(f"GET {IN_FORCE} HTTP/1.0\r\n\r\n".encode())
+                    answer = await reader.read()
+                finally:
+                    writer.transport.abort()
+                return InForce.of(answer.partition(b"\r\n\r\n")[2].decode("ascii", "replace"))
+        return None
+
+    async def _until_in_force(self, number: str, process: Process, said_before: Container[str] | None = None) -> None:
+        """Returns when whoever takes requests has the configuration of this number. Raises BridgeError if nobody does.
+
+        A signal says nothing: nginx may refuse what it is told, and its old processes take requests on for a while.
+        said_before: the log's lines before it was told, where it can refuse and go on.
+        """
+        deadline, pause_s = awake.now() + _IN_FORCE_S, 0.005
+        while True:
+            said = await self._ask()
+            if said is not None and said.number == number:
+                self._served_by = await asyncio.to_thread(_listening, self._served_by)
+                if set(self._served_by.values()) <= {number}:
+                    return
+            elif not process.running:
+                last = " | ".join(await self.log.read_tail(3)) or "it said nothing"
+                raise BridgeError(f"nginx does not serve: {last}")
+            elif said_before is not None and (words := _refusal(await self.log.read_tail(_LINES), said_before)):
+                raise BridgeError(f"nginx refuses its new configuration and goes on with the old one: {words}")
+            if awake.now() > deadline:
+                if said is not None and said.number == number:
+                    pids = ", ".join(str(each.pid) for each, served in self._served_by.items() if served != number)
+                    raise BridgeError(f"nginx has taken its new configuration, but its old processes serve on: {pids}")
+                last = " | ".join(await self.log.read_tail(3)) or "it said nothing"
+                raise BridgeError(f"nginx has not taken its new configuration within {_IN_FORCE_S:g} s: {last}")
+            await asyncio.sleep(pause_s)
+            pause_s = min(0.1, pause_s * 1.5)
 
     def mend_files(self, services: Sequence[ServiceAddress]) -> bool:
         """Writes the configuration again that nginx runs with, should it be gone; whether it was.
@@ -347,7 +453,7 @@ class Nginx:
         assert self._program is not None
         soft, hard = resource.getrlimit(resource.RLIMIT_NOFILE)
         lua_modules = needed_lua(self._program, services)
-        listening = 2 * (self._settings.last_port - self._settings.first_port + 1) + len(_listens(services))
+        listening = 2 * (self._settings.last_port - self._settings.first_port + 1) + len(_addresses(services))
         capacity = Capacity.within(hard if hard != resource.RLIM_INFINITY else 1 << 20, listening)
         if capacity.requests < 16:
             raise BridgeError(
@@ -386,13 +492,8 @@ class Nginx:
         for name in ("front_door.lua", OWNER_LUA, OWNER_SCRIPT):
             write_script(self._directory, name)
 
-    async def _rewrite(self, services: Sequence[ServiceAddress]) -> bool:
-        """Renders the configuration; True if it changed. Raises BridgeError, the old one kept, if nginx objects."""
-        self.prepare()
-        text = self._config(services).text()
-        self._write_scripts()
-        if self._config_path.exists() and self._config_path.read_text() == text:
-            return False
+    async def _tried_out(self, text: str) -> Path:
+        """The new configuration beside its place. Raises BridgeError if the nginx on disk objects to it."""
         fresh = write_beside(self._config_path, text)
         await self._make_log_directory()
         await self.mend_temp()
@@ -401,8 +502,7 @@ class Nginx:
         # nginx -t binds nothing that a running nginx holds, so it tells syntax and files only.
         if code != 0 and "[emerg] bind()" not in output:
             raise BridgeError(f"nginx refuses its configuration {fresh}: {output.strip()[-500:]}")
-        put_in_place(fresh, self._config_path)
-        return True
+        return fresh
 
     async def _temp_directory(self) -> Path:
         """Where bodies go that do not fit into memory: on the state disk if that takes them."""
@@ -429,18 +529,7 @@ class Nginx:
     def _addresses(self, services: Sequence[ServiceAddress]) -> list[tuple[str, int]]:
         bridges = range(self._settings.first_port, self._settings.last_port + 1)
         hosts = self._settings.host, self._settings.grpc_host
-        return [(host, port) for host in hosts for port in bridges] + [_split(listen) for listen in _listens(services)]
-
-    async def _until_listening(self, services: Sequence[ServiceAddress], process: Process) -> None:
-        hosts = self._settings.host, self._settings.grpc_host
-        wanted = [(host, self._settings.last_port) for host in hosts] + [_split(it) for it in _listens(services)]
-        deadline = awake.now() + 10
-        # Asked of the kernel, not by connecting: a connection to an idle bridge is an error line in nginx's log.
-        while len(await asyncio.to_thread(busy_ports, wanted)) < len(wanted):
-            if not process.running or awake.now() > deadline:
-                last = " | ".join(await self.log.read_tail(3)) or "it said nothing"
-                raise BridgeError(f"nginx does not listen: {last}")
-            await asyncio.sleep(0.005)
+        return [(host, port) for host in hosts for port in bridges] + _addresses(services)
 
 
 def write_script(directory: Path, name: str) -> None:
@@ -460,11 +549,19 @@ def engine_behind(target: Path) -> Path:
         return target
 
 
-async def _until_free(addresses: Sequence[tuple[str, int]]) -> None:
-    """Returns when nginx has let go of the addresses that it does not serve any more, or after 2 s."""
-    deadline = awake.now() + 2
-    while await asyncio.to_thread(busy_ports, addresses) and awake.now() < deadline:
-        await asyncio.sleep(0.005)
+def _listening(served_by: Mapping[Identity, str]) -> dict[Identity, str]:
+    """Those that still take connections."""
+    return {each: it for each, it in served_by.items() if each.is_alive() and listening_at(each.pid)}
+
+
+def _refusal(lines: Sequence[str], said_before: Container[str]) -> str:
+    """Why nginx refuses what it was told, in its own words; empty if it has not said so.
+
+    An address in use is tried for a while before it is given up.
+    """
+    fresh = [line for line in lines if "[emerg]" in line and line not in said_before]
+    final = [line for line in fresh if f"({errno.EADDRINUSE}: " not in line]
+    return " | ".join(fresh[-3:]) if final else ""
 
 
 async def stop_orphans(master: Identity) -> int:
@@ -497,8 +594,8 @@ def _busy_message(busy: Sequence[tuple[str, int, str]]) -> str:
     return f"cannot listen on {shown}{more}; stop what uses them, or choose others (bridges.ports, services[].listen)"
 
 
-def _listens(services: Sequence[ServiceAddress]) -> set[str]:
-    return {listen for service in services for listen in service.listens}
+def _addresses(services: Sequence[ServiceAddress]) -> list[tuple[str, int]]:
+    return [_split(listen) for listen in sorted({listen for service in services for listen in service.listens})]
 
 
 def _split(listen: str) -> tuple[str, int]:

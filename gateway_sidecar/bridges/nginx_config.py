@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import hashlib
 import math
+import re
 from collections.abc import Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -21,7 +23,10 @@ SUCCESSOR = ".next"
 """What is added to a service's name to name its second router slot, and the switch that leads to it."""
 
 ALIVE = "alive.sock"
-"""Where nginx says that it is alive, in its own directory."""
+"""Where nginx says that it is alive, and what it serves, in its own directory, which is nobody else's to enter."""
+
+IN_FORCE = "/in-force"
+"""The path there at which it says so: as `InForce` writes it."""
 
 OWNER_SCRIPT, OWNER_LUA = "bridge_owner.js", "bridge_owner.lua"
 """What asks, and what tells, whose a connection to a gRPC bridge is, in the directory of the nginx that runs it."""
@@ -29,6 +34,8 @@ OWNER_SCRIPT, OWNER_LUA = "bridge_owner.js", "bridge_owner.lua"
 BODIES = "client_body"
 """The directory, below the one for temporary files, that bodies go to."""
 
+_NUMBER_DIGITS = 16
+_SAID = re.compile(rf"([0-9a-f]{{{_NUMBER_DIGITS}}}) (run|state)(?: ([0-9]{{1,5}}) ([0-9a-f]+))?")
 _PEER_CONNECTIONS = 4096  # two for each request
 _TEMPS = (BODIES, "proxy", "fastcgi", "uwsgi", "scgi")
 _SPARE = 64  # files that nginx opens for itself
@@ -110,6 +117,32 @@ class ServiceAddress:
 
 
 @dataclass(frozen=True, slots=True)
+class InForce:
+    """What a running nginx says of itself: the number of its configuration, and what was decided when it was started.
+
+    spare_temp: whether bodies go to the runtime directory, since the state disk did not take them.
+    events: whom it tells of each request's end.
+    """
+
+    number: str
+    spare_temp: bool
+    events: EventAddress | None
+
+    def __str__(self) -> str:
+        words = [self.number, "run" if self.spare_temp else "state"]
+        return " ".join([*words, str(self.events.port), self.events.tag] if self.events else words)
+
+    @classmethod
+    def of(cls, text: str) -> InForce | None:
+        """Reads it back; None for anything else."""
+        found = _SAID.fullmatch(text)
+        if found is None:
+            return None
+        number, temp, port, tag = found.groups()
+        return cls(number, temp == "run", EventAddress(int(port), tag) if port else None)
+
+
+@dataclass(frozen=True, slots=True)
 class NginxConfig:
     """All that the configuration depends on.
 
@@ -149,10 +182,17 @@ class NginxConfig:
     owner_module: Path | None = None
     held_mb: int = 8192
 
+    @property
+    def number(self) -> str:
+        """What an nginx with this configuration, and no other, calls it."""
+        return hashlib.sha256(self._text("").encode()).hexdigest()[:_NUMBER_DIGITS]
+
     def text(self) -> str:
         """The whole configuration file."""
-        parts = [self._main(), self._stream(), self._http()]
-        return "\n".join(parts)
+        return self._text(self.number)
+
+    def _text(self, number: str) -> str:
+        return "\n".join([self._main(), self._stream(), self._http(number)])
 
     def _main(self) -> str:
         lines = [
@@ -201,8 +241,9 @@ stream {{
 }}
 """
 
-    def _http(self) -> str:
+    def _http(self, number: str) -> str:
         temp = "\n".join(f"    {kind}_temp_path {_quoted(self.temp / kind)};" for kind in _TEMPS)
+        said = InForce(number, self.temp.parent == self.directory.parent, self.events)
         has_lua = self.lua_modules is not None
         doors = {it.service: FrontDoor(it.service, it.frontend, self.doors, has_lua) for it in self.services}
         classes = self._body_classes()
@@ -233,7 +274,8 @@ http {{
 {temp}
 {bridge_server.UPGRADES}    server {{
         listen unix:{self.directory}/{ALIVE};
-        return 204;
+        location = {IN_FORCE} {{ return 200 '{said}'; }}
+        location / {{ return 204; }}
     }}
 {bridge_server.maps(self.bridge_key, self.bridge_paths)}{bridges}\
     upstream {_HOLD} {{

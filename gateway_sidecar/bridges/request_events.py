@@ -38,7 +38,6 @@ _TAG_AT = len("<190>Nov 20 22:33:13 ")  # nginx pads the day: it is the same len
 _LOAD_WORD, _JUMP_IF_EQUAL, _RETURN = 0x20, 0x15, 0x06  # BPF_LD|BPF_W|BPF_ABS, BPF_JMP|BPF_JEQ|BPF_K, BPF_RET|BPF_K
 _PLACEHOLDER, _DAEMON = 0, 1
 """Who bound first is the first of the port's sockets: always nginx's, and then the daemon's, or the oldest daemon's."""
-_IN_CONFIG = re.compile(r"syslog:server=127\.0\.0\.1:(\d+),nohostname,tag=([0-9a-f]+) ")
 _SWITCHED = 101
 _STATUS = re.compile(rb"[1-5][0-9]{2}")
 _SECONDS = re.compile(rb"[0-9]{1,9}(?:\.[0-9]{1,3})?")
@@ -51,12 +50,6 @@ class EventAddress:
 
     port: int
     tag: str
-
-    @classmethod
-    def in_config(cls, text: str) -> EventAddress | None:
-        """What an nginx that runs was told; None for one that tells nobody."""
-        found = _IN_CONFIG.search(text)
-        return cls(int(found[1]), found[2]) if found else None
 
     def log_format(self, service: str) -> str:
         """nginx's directive that says what an event of this service looks like."""

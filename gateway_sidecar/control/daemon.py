@@ -38,7 +38,7 @@ from gateway_sidecar.control.takedown import take_down
 from gateway_sidecar.control.told_keeper import ToldKeeper
 from gateway_sidecar.domain.leases import PortLeases
 from gateway_sidecar.domain.model import ReplicaId
-from gateway_sidecar.errors import BridgeError, ConfigError, ProcessError, RouterUnavailable, StateError
+from gateway_sidecar.errors import BridgeError, ConfigError, NotInForce, ProcessError, RouterUnavailable, StateError
 from gateway_sidecar.routers.base import RouterKind
 from gateway_sidecar.sources.told import NAME as API
 from gateway_sidecar.supervision import awake
@@ -122,7 +122,7 @@ class Daemon:
         self.doors = FrontDoors(
             nginx.doors,
             self._frontends,
-            lambda: {address.service: address.frontend for address in self.keeper.applied},
+            self._frontends_in_force,
             metrics,
             rescan_interval_s=settings.rescan_interval_s,
         )
@@ -170,8 +170,9 @@ class Daemon:
 
     @property
     def ready(self) -> bool:
-        """Whether the bridges run and every service has looked at its replicas and has a router that answers."""
-        return self.keeper.up and all(s.follower.has_looked and s.router.up for s in self.services.values())
+        """Whether nginx runs and each service has an address, a router that answers, and looked at its replicas."""
+        services_ready = all(s.follower.has_looked and s.router.up for s in self.services.values())
+        return self.keeper.up and not self.keeper.unserved and services_ready
 
     def note_change(self) -> None:
         """Something that is written down has changed."""
@@ -303,6 +304,11 @@ class Daemon:
 
     def _frontends(self) -> dict[str, FrontendSettings]:
         return {name: service.settings.frontend for name, service in self.services.items()}
+
+    def _frontends_in_force(self) -> dict[str, FrontendSettings] | None:
+        if self.keeper.applied is None:
+            return None
+        return {address.service: address.frontend for address in self.keeper.applied}
 
     def _addresses(self) -> list[ServiceAddress]:
         return [
@@ -468,7 +474,8 @@ class Daemon:
     async def reload(self) -> list[str]:
         """Takes the configuration file in again and touches only what changed; what that was, in words.
 
-        Raises ConfigError, everything left as it was, if the file cannot be used or asks for what needs a restart.
+        Raises ConfigError, everything left as it was, if the file cannot be used or asks for what needs a restart, and
+        NotInForce, what could be done done, if nginx does not serve what it asks for.
         """
         async with self._reload_lock:
             try:
@@ -489,9 +496,18 @@ class Daemon:
             for take_in in prepared:
                 changes += await take_in()
             self._notifier.ready()
+            if not_in_force := self._not_in_force():
+                self.metrics.reloads.labels("refused").inc()
+                self._logger.error("config.not_in_force", problems=not_in_force, changes=changes)
+                raise NotInForce(not_in_force, changes)
             self.metrics.reloads.labels("done").inc()
             self._logger.info("config.reloaded", changes=changes)
             return changes
+
+    def _not_in_force(self) -> list[str]:
+        if not self.keeper.up:
+            return [f"nginx does not run: {self.keeper.reason}"]
+        return [f"{what}: {why}" for what, why in self.keeper.problems.items()]
 
     async def _take_in(self, fresh: Settings) -> list[str]:
         old = {s.name: s for s in self.settings.services}
@@ -525,8 +541,6 @@ class Daemon:
         await self.doors.look(withdraw=False)
         await self.keeper.apply()
         await self.doors.look()
-        if self.keeper.reason:
-            changes.append(f"nginx: {self.keeper.reason}")
         self.note_change()
         return changes
 

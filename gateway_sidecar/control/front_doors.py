@@ -51,15 +51,15 @@ class _Seen:
 class FrontDoors:
     """Keys and certificates of all services.
 
-    `wanted` says what each service's front door is to be, `served` what nginx has been told: what it may still look for
-    is not taken away.
+    `wanted` says what each service's front door is to be, `served` what nginx has in force, or None where that is not
+    known: what it may still look for is not taken away.
     """
 
     def __init__(
         self,
         places: DoorPlaces,
         wanted: Callable[[], Mapping[str, FrontendSettings]],
-        served: Callable[[], Mapping[str, FrontendSettings]],
+        served: Callable[[], Mapping[str, FrontendSettings] | None],
         metrics: Metrics,
         *,
         rescan_interval_s: float,
@@ -94,7 +94,8 @@ class FrontDoors:
         async with self._looking:
             self._look_now.clear()
             wanted = dict(self._wanted())
-            served = self._served()
+            in_force = self._served()
+            served, withdraw = in_force or {}, withdraw and in_force is not None
             if not self._has_looked:
                 # What an earlier daemon left for a service that is no more.
                 self._has_looked = True

@@ -65,7 +65,8 @@ class RunDirKeeper:
     async def _mend(self, mended: list[str]) -> None:
         nginx = self._bridges.nginx
         nginx.prepare()
-        if self._bridges.up and nginx.mend_files(self._bridges.applied):
+        applied = self._bridges.applied
+        if self._bridges.up and applied is not None and nginx.mend_files(applied):
             mended.append("nginx's configuration")
         linked = nginx.linked_ports()
         for name, service in self._services().items():

@@ -362,9 +362,9 @@ async def test_a_front_door_that_cannot_be_changed_stays_as_it_is(
         taken.listen()
         gateway.settings["services"][0]["frontend"] = {"listen": [f"127.0.0.1:{gateway.ports['chat'] + 5}"]}
         gateway.configure()
-        code, out, _ = await gateway.cli("reload")
-        assert code == 0
-        assert "cannot listen on" in out
+        code, _, err = await gateway.cli("reload")
+        assert code == 1
+        assert "PROBLEM: not in force: chat: listen and frontend: cannot listen on" in err
         assert (await post(gateway, key))[0] == 200
         assert (await post(gateway, "wrong"))[0] == 401
     await until_status(gateway, "wrong", 200, within_s=20)

@@ -169,6 +169,7 @@ def test_a_table_has_a_row_for_each_replica_whatever_is_in_it() -> None:
         "name": "chat",
         "listen": "127.0.0.1:30000",
         "public": [EVIL],
+        "not_in_force": EVIL,
         "router": {"type": "smg", "state": "up", "pid": 1, "url": EVIL, "restarts": 0, "reason": EVIL},
         "missing": None,
         "unanswered": {EVIL: EVIL},
@@ -181,7 +182,7 @@ def test_a_table_has_a_row_for_each_replica_whatever_is_in_it() -> None:
     status = {"bridge": {"state": "down", "reason": EVIL}, "problems": [EVIL], "services": [service]}
     text = render_status(status)
     assert all(line.isprintable() for line in text.split("\n"))
-    assert len(text.split("\n")) == 2 + 2 + 10
+    assert len(text.split("\n")) == 2 + 2 + 11
     table = render_replicas({"chat": rows})
     assert all(line.isprintable() for line in table.split("\n"))
     assert len(table.split("\n")) == 3

@@ -1,0 +1,377 @@
+"""What is reported as done is in force: nginx says itself what it serves, and whoever cannot be served is told of."""
+
+from __future__ import annotations
+
+import asyncio
+import itertools
+import os
+import random
+import re
+import shutil
+import socket
+import ssl
+import struct
+import subprocess
+from collections.abc import AsyncIterator
+from contextlib import ExitStack, asynccontextmanager
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+import aiohttp
+import pytest
+
+from gateway_sidecar.bridges.nginx import STREAM_MODULES, BridgeSettings, Nginx
+from gateway_sidecar.bridges.nginx_config import ServiceAddress
+from gateway_sidecar.config import FrontendSettings
+from gateway_sidecar.errors import BridgeError
+from tests.system.clients import ask
+from tests.system.conftest import MakeGateway, StartEngine
+from tests.system.gateway import Gateway, PortBlock, service_of
+from tests.system.test_front_door_tls import certificate
+from tests.system.test_operation import metrics_of
+
+NAMES = ("api.example.com", "*.example.org")
+LIMITS = ({"per": "ip", "rps": 50}, {"per": "header:X-Team", "concurrent": 3, "path": "/v1/chat/completions"})
+
+
+class Doors:
+    """An nginx of its own, whose daemon may be another at each step."""
+
+    def __init__(self, directory: Path) -> None:
+        self.ports = PortBlock()
+        self.directory = directory
+        self.settings = BridgeSettings(
+            *("127.0.0.1", "127.0.0.2"),
+            *(self.ports.first + 20, self.ports.first + 23),
+            paths=(),
+            command="nginx",
+            worker_processes="2",
+            held_mb=1024,
+            run_dir=directory / "run",
+            state_dir=directory / "state",
+        )
+        for part in (self.settings.run_dir, self.settings.state_dir / "log"):
+            part.mkdir(parents=True)
+        self.pem = certificate(directory / "tls", "api.example.com")
+
+    def endpoint(self, port: int, host: str = "127.0.0.1") -> str:
+        return f"{host}:{self.ports.first + port}"
+
+    def address(self, door: dict[str, Any]) -> ServiceAddress:
+        it = ServiceAddress(
+            *("chat", self.endpoint(0), self.endpoint(1), self.endpoint(2)), FrontendSettings.model_validate(door)
+        )
+        shutil.copy(self.pem, self.directory / "run" / "doors" / "chat.pem")
+        with (self.directory / "run" / "doors" / "chat.pem").open("a") as file:
+            file.write(self.pem.with_suffix(".key").read_text())
+        return it
+
+    def begin(self) -> Nginx:
+        nginx = Nginx(self.settings)
+        nginx.bridge_key = "k" * 32
+        nginx.prepare()
+        return nginx
+
+    async def again(self, nginx: Nginx) -> Nginx:
+        """Another daemon's: it knows nothing but the process."""
+        assert nginx.process is not None
+        nginx.process.let_go()
+        other = self.begin()
+        assert await other.adopt(nginx.process.identity)
+        return other
+
+    def status_at(self, endpoint: str, *, tls: bool) -> int:
+        """What a client without a key gets there. Blocks."""
+        host, _, port = endpoint.rpartition(":")
+        with ExitStack() as stack:
+            stream = stack.enter_context(socket.create_connection((host.strip("[]"), int(port)), timeout=10))
+            if tls:
+                context = ssl._create_unverified_context()
+                stream = stack.enter_context(context.wrap_socket(stream, server_hostname="api.example.com"))
+            request = "GET /v1/models HTTP/1.1\r\nHost: api.example.com\r\nConnection: close\r\n\r\n"
+            stream.sendall(request.encode())
+            return int(stream.recv(4096).split()[1])
+
+
+@asynccontextmanager
+async def doors_at(directory: Path) -> AsyncIterator[Doors]:
+    doors = Doors(directory)
+    try:
+        yield doors
+    finally:
+        doors.ports.release()
+
+
+@pytest.fixture
+def short_path() -> Any:
+    """Short, because a Unix socket's path is."""
+    import tempfile
+
+    directory = Path(tempfile.mkdtemp(prefix="gw-", dir="/tmp"))
+    yield directory
+    shutil.rmtree(directory)
+
+
+def every_door(doors: Doors) -> list[dict[str, Any]]:
+    """Front doors that differ in all that decides how nginx listens, and in a random part of the rest."""
+    chosen = random.Random(13)
+    tls = {"certificate": str(doors.pem), "key": str(doors.pem.with_suffix(".key"))}
+    found = []
+    listens = ((), (doors.endpoint(5),), (doors.endpoint(5), f"[::1]:{doors.ports.first + 6}"))
+    for listen, named, secured in itertools.product(listens, (False, True), (None, False, True)):
+        door: dict[str, Any] = {}
+        if not listen and (named or secured is not None):
+            continue
+        if listen:
+            door["listen"] = list(listen)
+        if named:
+            door["server_names"] = list(NAMES)
+        if secured is not None:
+            door["tls"] = {**tls, "http2": secured, "hsts_days": chosen.choice((0, 30))}
+            if chosen.random() < 0.5:
+                door["redirect"] = [doors.endpoint(7)]
+        if chosen.random() < 0.5:
+            door["limits"] = [dict(limit) for limit in LIMITS]
+        if chosen.random() < 0.5:
+            door["cors"] = {"origins": chosen.choice((["*"], ["https://app.example.com"]))}
+        if chosen.random() < 0.5:
+            door["trusted_proxies"] = ["10.0.0.0/8"]
+        found.append(door)
+    return found
+
+
+async def test_every_front_door_is_adopted_and_changed(short_path: Path) -> None:
+    """Whatever nginx serves, the next daemon finds it served, changes nothing, and then puts a change in force."""
+    async with doors_at(short_path) as doors:
+        nginx = doors.begin()
+        await nginx.start([doors.address({})])
+        events = nginx.events
+        try:
+            for door in every_door(doors):
+                address = doors.address(door)
+                assert await nginx.apply([address]) is (nginx.reloads > 0), door
+                nginx = await doors.again(nginx)
+                assert await nginx.objections([address]) == {}, "its own addresses are nobody else's"
+                assert not await nginx.apply([address]), f"nothing changed: {door}"
+                assert (nginx.events, nginx.reloads) == (events, 0)
+                guarded = doors.address(door | {"auth": {"keys_file": str(doors.directory / "chat.keys")}})
+                assert await nginx.apply([guarded])
+                for endpoint in guarded.listens:
+                    if endpoint not in map(str, guarded.frontend.redirect):
+                        tls = "tls" in door and endpoint != guarded.listen
+                        assert await asyncio.to_thread(doors.status_at, endpoint, tls=tls) == 401, (door, endpoint)
+        finally:
+            await nginx.stop(grace_s=1)
+
+
+async def test_a_configuration_that_was_written_and_never_told_is_put_in_force(short_path: Path) -> None:
+    """What the file says is not what nginx does: a daemon may have died between the two."""
+    async with doors_at(short_path) as doors:
+        nginx = doors.begin()
+        await nginx.start([doors.address({})])
+        try:
+            guarded = doors.address({"auth": {"keys_file": str(doors.directory / "chat.keys")}})
+            (doors.directory / "run" / "nginx" / "nginx.conf").write_text(nginx._config([guarded]).text())
+            nginx = await doors.again(nginx)
+            assert await nginx.apply([guarded])
+            assert await asyncio.to_thread(doors.status_at, guarded.listen, tls=False) == 401
+        finally:
+            await nginx.stop(grace_s=1)
+
+
+async def test_a_change_is_in_force_when_it_is_said_to_be(short_path: Path) -> None:
+    """At once and for every connection: nginx's old processes have let go of the addresses by then."""
+    async with doors_at(short_path) as doors:
+        nginx = doors.begin()
+        plain = doors.address({})
+        guarded = doors.address({"auth": {"keys_file": str(doors.directory / "chat.keys")}})
+        await nginx.start([plain])
+        try:
+            for _ in range(5):
+                await nginx.apply([guarded])
+                statuses = {doors.status_at(guarded.listen, tls=False) for _ in range(20)}
+                assert statuses == {401}
+                await nginx.apply([plain])
+        finally:
+            await nginx.stop(grace_s=1)
+
+
+async def test_what_nginx_refuses_is_put_back(short_path: Path) -> None:
+    """An address that somebody takes in the last moment: the error says so, and the file is the one before."""
+    async with doors_at(short_path) as doors:
+        nginx = doors.begin()
+        plain = doors.address({})
+        await nginx.start([plain])
+        try:
+            file = doors.directory / "run" / "nginx" / "nginx.conf"
+            before = file.read_text()
+            moved = replace(plain, listen=doors.endpoint(8))
+            assert await nginx.objections([moved]) == {}
+            with socket.create_server(("127.0.0.1", doors.ports.first + 8)):
+                assert "EADDRINUSE" in (await nginx.objections([moved]))["chat"]
+                with pytest.raises(BridgeError, match=r"goes on with the old one: .*could not bind"):
+                    await nginx.apply([moved])
+            assert file.read_text() == before
+            assert not await nginx.apply([plain])
+            assert await nginx.apply([moved])
+        finally:
+            await nginx.stop(grace_s=1)
+
+
+def upgraded_nginx(directory: Path) -> tuple[Path, Any]:
+    """An nginx whose modules can be replaced by those of another version, and what does that.
+
+    `-t` is that of the upgraded program: it likes the new modules.
+    """
+    said = subprocess.run(["/usr/sbin/nginx", "-V"], capture_output=True, text=True, check=True).stderr
+    found = re.search(r"nginx/(\d+)\.(\d+)\.(\d+)", said)
+    assert found is not None
+    major, minor, patch = map(int, found.groups())
+    old, new = (struct.pack("<Q", major * 1_000_000 + minor * 1_000 + number) for number in (patch, patch + 1))
+    modules = directory / "modules"
+    modules.mkdir()
+    installed = next(path for path in STREAM_MODULES if path.exists()).parent
+    for name in ("ngx_stream_module.so", "ndk_http_module.so", "ngx_http_lua_module.so"):
+        shutil.copy(installed / name, modules / name)
+    says = re.sub(r"--modules-path=\S+", f"--modules-path={modules}", said)
+    program = directory / "nginx"
+    program.write_text(
+        f"#!/bin/sh\ncase \"$1\" in -V) cat >&2 <<'X'\n{says}\nX\nexit 0;; -t) exit 0;; esac\n"
+        'exec /usr/sbin/nginx "$@"\n'
+    )
+    program.chmod(0o755)
+
+    def upgrade(*, back: bool = False) -> None:
+        for module in modules.iterdir():
+            content = module.read_bytes()
+            fresh = directory / "fresh"
+            fresh.write_bytes(content.replace(new, old) if back else content.replace(old, new))
+            os.rename(fresh, module)  # noqa: PTH104
+
+    return program, upgrade
+
+
+async def without_key(gateway: Gateway, port: int | None = None) -> int:
+    url = f"http://127.0.0.1:{port or gateway.ports['chat']}/v1/models"
+    async with aiohttp.ClientSession() as session, session.get(url) as response:
+        return response.status
+
+
+async def in_force(gateway: Gateway, service: str = "chat") -> float:
+    return (await metrics_of(gateway))["gateway_sidecar_service_in_force", frozenset({("service", service)})]
+
+
+async def test_a_reload_that_nginx_refuses_is_no_success(make_gateway: MakeGateway, engine: StartEngine) -> None:
+    """Its modules were upgraded on disk: keys are not in force, and everybody says so until they are."""
+    gateway = make_gateway()
+    program, upgrade = upgraded_nginx(gateway.directory)
+    gateway.settings["bridges"]["nginx"] = str(program)
+    gateway.settings["services"][0]["frontend"] = {"mcp_servers": ["any"]}  # Without Lua, until there are keys.
+    await gateway.start()
+    await engine(gateway.socket("r1"))
+    await gateway.until_states({"r1": "serving"})
+    assert await in_force(gateway) == 1
+    file = gateway.directory / "run" / "nginx" / "nginx.conf"
+    before = file.read_text()
+    upgrade()
+    keys = gateway.directory / "chat.keys"
+    keys.write_text("# nobody\n")
+    keys.chmod(0o600)
+    gateway.settings["services"][0]["frontend"]["auth"] = {"keys_file": str(keys)}
+    gateway.configure()
+    code, _, err = await gateway.cli("reload")
+    assert code == 1
+    assert "PROBLEM: not in force: chat: listen and frontend: nginx refuses its new configuration" in err
+    assert "instead of" in err, "nginx's own words"
+    assert file.read_text() == before
+    assert await without_key(gateway) == 200
+    status = await gateway.status()
+    assert any("listen and frontend: nginx refuses" in text for text in status["problems"])
+    assert "NOT IN FORCE" in (await gateway.cli("status"))[1]
+    assert "chat/-: put listen and frontend in force" in (await gateway.cli("plan"))[1]
+    code, out, _ = await gateway.cli("check")
+    assert code == 1
+    assert "FAIL  the running daemon: chat: listen and frontend" in out
+    metrics = await metrics_of(gateway)
+    assert metrics["gateway_sidecar_config_reloads_total", frozenset({("outcome", "refused")})] == 1
+    assert await in_force(gateway) == 0
+
+    upgrade(back=True)
+    await gateway.until(lambda s: not s["problems"], within_s=30)
+    assert await without_key(gateway) == 401
+    assert await in_force(gateway) == 1
+    assert (await gateway.cli("reload"))[0] == 0
+
+
+async def test_an_address_that_is_taken_is_not_shown_as_live(make_gateway: MakeGateway, engine: StartEngine) -> None:
+    """The old one goes on, also when nginx is started anew; the new one comes when it is free."""
+    gateway = make_gateway()
+    await gateway.start()
+    await engine(gateway.socket("r1"))
+    await gateway.until_states({"r1": "serving"})
+    old, new = gateway.ports["chat"], gateway.ports["chat"] + 5
+    with socket.create_server(("127.0.0.1", new)):
+        gateway.settings["services"][0]["listen"] = f"127.0.0.1:{new}"
+        gateway.configure()
+        code, out, _ = await gateway.cli("check")
+        assert code == 1
+        assert f"FAIL  cannot listen on 127.0.0.1:{new}: EADDRINUSE" in out
+        assert (await gateway.cli("reload"))[0] == 1
+        status = await gateway.status()
+        assert service_of(status)["listen"] == f"127.0.0.1:{old}"
+        assert "EADDRINUSE" in service_of(status)["not_in_force"]
+        assert await without_key(gateway, old) == 200
+        before = status["bridge"]["pid"]
+        os.kill(before, 9)
+        await gateway.until(lambda s: s["bridge"]["state"] == "up" and s["bridge"]["pid"] != before, within_s=30)
+        assert await without_key(gateway, old) == 200
+    status = await gateway.until(lambda s: service_of(s)["not_in_force"] is None, within_s=30)
+    assert service_of(status)["listen"] == f"127.0.0.1:{new}"
+    assert await without_key(gateway, new) == 200
+
+
+async def test_one_busy_address_does_not_stop_the_others(make_gateway: MakeGateway, engine: StartEngine) -> None:
+    """At a cold start, and at the next daemon's: that one says why and comes when it can."""
+    gateway = make_gateway(services=("chat", "code"))
+    await engine(gateway.socket("r1"))
+    await engine(gateway.socket("r2", "code"))
+    with socket.create_server(("127.0.0.1", gateway.ports["code"])):
+        await gateway.start(ready=False)
+        await gateway.until_states({"r1": "serving"}, within_s=30)
+        assert "r1" in await ask(gateway, "tiny", stream=False)
+        status = await gateway.status()
+        assert not status["ready"]
+        assert "EADDRINUSE" in service_of(status, "code")["not_in_force"]
+        assert any("it has no address until then" in text for text in status["problems"])
+        assert [event["service"] for event in gateway.events("service.not_in_force")] == ["code"]
+        assert (await in_force(gateway), await in_force(gateway, "code")) == (1, 0)
+        assert await gateway.terminate() == 0
+        await gateway.start(ready=False)
+        status = await gateway.until(lambda s: service_of(s)["router"]["state"] == "up", within_s=30)
+        assert service_of(status)["not_in_force"] is None
+        assert "EADDRINUSE" in service_of(status, "code")["not_in_force"]
+    status = await gateway.until(lambda s: s["ready"], within_s=30)
+    await gateway.until_states({"r2": "serving"}, service="code")
+    assert status["problems"] == []
+    assert [event["service"] for event in gateway.events("service.in_force")] == ["code"]
+
+
+async def test_nginx_is_back_as_soon_as_its_file_is_mended(make_gateway: MakeGateway) -> None:
+    """A reload that mends what kept it down does not wait for the next try."""
+    gateway = make_gateway()
+    program = gateway.directory / "nginx"
+    works = '#!/bin/sh\nexec /usr/sbin/nginx "$@"\n'
+    program.write_text(works)
+    program.chmod(0o755)
+    gateway.settings["bridges"]["nginx"] = str(program)
+    await gateway.start()
+    program.write_text('#!/bin/sh\n[ "$1" = -V ] && exec /usr/sbin/nginx -V\nexit 1\n')
+    os.kill((await gateway.status())["bridge"]["pid"], 9)
+    async with asyncio.timeout(60):  # Until the pause is the longest: 10 s.
+        while len(gateway.events("bridge.not_started")) < 7:
+            await asyncio.sleep(0.05)
+    assert (await gateway.cli("reload"))[0] == 1
+    program.write_text(works)
+    assert (await gateway.cli("reload"))[0] == 0
+    assert (await gateway.status())["bridge"]["state"] == "up"

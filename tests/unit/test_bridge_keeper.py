@@ -1,0 +1,51 @@
+"""What can be served where some services cannot be served as they are to be."""
+
+from __future__ import annotations
+
+from dataclasses import replace
+
+from gateway_sidecar.bridges.nginx_config import InForce, ServiceAddress
+from gateway_sidecar.bridges.request_events import EventAddress
+from gateway_sidecar.config import FrontendSettings
+from gateway_sidecar.control.bridge_keeper import servable
+
+CHAT = ServiceAddress("chat", "127.0.0.1:30000", "127.0.0.1:1", "127.0.0.1:2")
+CODE = ServiceAddress("code", "127.0.0.1:30001", "127.0.0.1:3", "127.0.0.1:4")
+
+
+def test_who_meets_no_objection_is_served_as_he_is_to_be() -> None:
+    moved = replace(CODE, listen="127.0.0.1:30005")
+    assert servable([CHAT, moved], [CHAT, CODE], {}) == ([CHAT, moved], {})
+
+
+def test_who_meets_one_keeps_what_he_has_and_his_router_is_found() -> None:
+    """Its address and its front door are the old ones, as one: no new address without its keys."""
+    wanted = replace(CHAT, listen="127.0.0.1:30005", router="127.0.0.1:9", frontend=FrontendSettings(max_body_mb=7))
+    served, refused = servable([wanted, CODE], [CHAT], {"chat": "busy"})
+    assert served == [replace(CHAT, router="127.0.0.1:9"), CODE]
+    assert refused == {"chat": "busy"}
+
+
+def test_who_had_nothing_is_left_out() -> None:
+    assert servable([CHAT, CODE], [], {"chat": "busy"}) == ([CODE], {"chat": "busy"})
+
+
+def test_who_is_to_have_an_address_that_is_kept_waits_too() -> None:
+    """And so does whoever is to have his: nobody loses an address by it."""
+    third = replace(CODE, service="third", listen="127.0.0.1:30002")
+    wanted = [
+        replace(CHAT, listen="127.0.0.1:30009"),
+        replace(CODE, listen=CHAT.listen),
+        replace(third, listen=CODE.listen),
+    ]
+    served, refused = servable(wanted, [CHAT, CODE, third], {"chat": "busy"})
+    assert served == [CHAT, CODE, third]
+    assert refused["code"] == "chat still has an address that it is to have: busy"
+    assert set(refused) == {"chat", "code", "third"}
+
+
+def test_what_nginx_says_of_itself_is_read_back() -> None:
+    for said in (InForce("0123456789abcdef", True, None), InForce("f" * 16, False, EventAddress(4711, "ab" * 12))):
+        assert InForce.of(str(said)) == said
+    for other in ("", "0123456789abcdef", "x" * 16 + " run", "f" * 16 + " run 1", "f" * 16 + " run\n"):
+        assert InForce.of(other) is None
