@@ -30,7 +30,8 @@ from gateway_sidecar.doors.keys import expiry_of, read_keys
 from gateway_sidecar.errors import AdminError, BridgeError, ConfigError, FrontDoorError, ProcessError
 from gateway_sidecar.files.follow import follow, ours
 from gateway_sidecar.files.own import way_in_for_others
-from gateway_sidecar.routers.smg import find_smg, python_of, version_of
+from gateway_sidecar.routers.base import RouterPorts
+from gateway_sidecar.routers.smg import find_smg, launch_command, objection_to, python_of, version_of
 from gateway_sidecar.sources.build import sources_of
 from gateway_sidecar.sources.listing import Sighting
 from gateway_sidecar.sources.placed import OwnSockets
@@ -194,7 +195,27 @@ async def _routers(settings: Settings) -> list[Finding]:
                 findings.append(Finding(Level.WARN, f"{text}; name the `smg` script itself"))
         except ProcessError as error:
             findings.append(Finding(Level.FAIL, str(error)))
-    return findings
+    return findings + [finding for service in settings.services for finding in await router_arguments(service)]
+
+
+async def router_arguments(service: ServiceSettings) -> list[Finding]:
+    """What SMG's own parser says of the command line that the daemon would start it with."""
+    it = service.router
+    try:
+        program = find_smg(it.command)
+    except ProcessError:
+        return []  # It has been told of.
+    command = launch_command(
+        program, RouterPorts(1, 1), key="x", policy=it.policy, log_level=it.log_level, args=it.args, env=it.env
+    )
+    try:
+        objection = await objection_to(command.argv, program, it.env)
+    except ProcessError as error:
+        text = f"{service.name}: router.args: SMG's parser cannot be asked: {error}; the first start will show"
+        return [Finding(Level.WARN, text)]
+    if objection is not None:
+        return [Finding(Level.FAIL, f"{service.name}: router.args: {objection}")]
+    return [Finding(Level.OK, f"{service.name}: SMG takes its arguments")]
 
 
 def _ports(settings: Settings, running: bool) -> list[Finding]:

@@ -341,8 +341,11 @@ def _reload(arguments: argparse.Namespace) -> int:
         raise ConfigError(list(answer["problems"]))
     if code != 200:
         raise AdminError(str(answer.get("error")))
-    print("changed: " + "; ".join(answer["changes"]) if answer["changes"] else "nothing changed")
-    return 0
+    if answer["changes"] or not answer["failed"]:
+        print("changed: " + "; ".join(answer["changes"]) if answer["changes"] else "nothing changed")
+    for failure in answer["failed"]:
+        print(f"not in force: {failure}", file=sys.stderr)
+    return EXIT_FAILED if answer["failed"] else 0
 
 
 def _install(arguments: argparse.Namespace) -> int:

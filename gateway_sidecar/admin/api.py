@@ -92,10 +92,10 @@ async def _signals(request: web.Request) -> web.Response:
 
 async def _reload(request: web.Request) -> web.Response:
     try:
-        changes = await request.app[DAEMON].reload()
+        came = await request.app[DAEMON].reload()
     except ConfigError as error:
         raise Refused(422, "the configuration was refused", problems=error.problems) from error
-    return web.json_response({"changes": changes})
+    return web.json_response({"changes": came.changes, "failed": came.failed})
 
 
 async def _stop(request: web.Request) -> web.Response:

@@ -170,7 +170,7 @@ def _paths() -> Json:
         "reload",
         "The configuration is read again",
         {
-            "200": _answer("What changed.", _object(changes=_TEXTS)),
+            "200": _answer("What changed, and what could not be put in force.", _object(changes=_TEXTS, failed=_TEXTS)),
             "422": _no("It was refused, and nothing changed; `problems` has a line for each mistake."),
         },
     )

@@ -9,7 +9,7 @@ import asyncio
 import time
 from collections.abc import Awaitable, Callable, Mapping
 from contextlib import suppress
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from functools import partial
 from pathlib import Path
 from typing import Any, Protocol
@@ -71,6 +71,14 @@ class Adapters(Protocol):
     def source(self, settings: ServiceSettings) -> Source: ...
 
     def router_kind(self, settings: ServiceSettings) -> RouterKind: ...
+
+
+@dataclass(slots=True)
+class Reloaded:
+    """What a reload changed, and what it could not put in force, in words."""
+
+    changes: list[str] = field(default_factory=list)
+    failed: list[str] = field(default_factory=list)
 
 
 @dataclass(slots=True)
@@ -463,8 +471,8 @@ class Daemon:
 
     # -- reloads
 
-    async def reload(self) -> list[str]:
-        """Takes the configuration file in again and touches only what changed; what that was, in words.
+    async def reload(self) -> Reloaded:
+        """Takes the configuration file in again and touches only what changed.
 
         Raises ConfigError, everything left as it was, if the file cannot be used or asks for what needs a restart.
         """
@@ -483,53 +491,63 @@ class Daemon:
                 self._logger.error("config.refused", problems=error.problems)
                 raise
             self._notifier.reloading()
-            changes = await self._take_in(fresh)
+            came = await self._take_in(fresh)
             for take_in in prepared:
-                changes += await take_in()
+                came.changes += await take_in()
             self._notifier.ready()
-            self.metrics.reloads.labels("done").inc()
-            self._logger.info("config.reloaded", changes=changes)
-            return changes
+            self.metrics.reloads.labels("partial" if came.failed else "done").inc()
+            self._logger.info("config.reloaded", changes=came.changes)
+            if came.failed:
+                self._logger.error("config.not_in_force", problems=came.failed)
+            return came
 
-    async def _take_in(self, fresh: Settings) -> list[str]:
+    async def _take_in(self, fresh: Settings) -> Reloaded:
         old = {s.name: s for s in self.settings.services}
         new = {s.name: s for s in fresh.services}
-        changes = []
+        in_force: dict[str, ServiceSettings] = {}
+        came = Reloaded()
         if fresh.log != self.settings.log:
             set_up_logs(fresh.log.format, fresh.log.level)
-            changes.append("log")
+            came.changes.append("log")
         self.settings = fresh
         for name in old.keys() - new.keys():
             await self._remove(name)
-            changes.append(f"{name}: removed")
+            came.changes.append(f"{name}: removed")
         for name in new.keys() - old.keys():
             try:
                 service = self._add(new[name], prepare=True)
             except ProcessError as error:
                 self._logger.error("service.not_added", service=name, reason=str(error))
-                changes.append(f"{name}: not added ({error})")
+                came.failed.append(f"{name}: not added: {error}")
                 continue
             self._running[name].task = asyncio.create_task(service.run())
-            changes.append(f"{name}: added")
+            came.changes.append(f"{name}: added")
         for name in old.keys() & new.keys():
             if old[name] != new[name]:
                 changed = [f for f in type(new[name]).model_fields if getattr(old[name], f) != getattr(new[name], f)]
                 self.services[name].settings = new[name]
-                came_of_it = await self._change(self.services[name], changed)
-                changes.append(f"{name}: {', '.join(changed)}{came_of_it}")
+                failure = await self._change(self.services[name], changed)
+                if failure:
+                    # Not taken over, so that the next reload tries it again and no other use of the settings meets it.
+                    in_force[name] = new[name].model_copy(update={"router": old[name].router})
+                    self.services[name].reconfigure(in_force[name])
+                    changed.remove("router")
+                    came.failed.append(f"{name}: router: {failure}")
+                if changed:
+                    came.changes.append(f"{name}: {', '.join(changed)}")
         self.settings = fresh.model_copy(
-            update={"services": tuple(s for s in fresh.services if s.name in self.services)}
+            update={"services": tuple(in_force.get(s.name, s) for s in fresh.services if s.name in self.services)}
         )
         await self.doors.look(withdraw=False)
         await self.keeper.apply()
         await self.doors.look()
         if self.keeper.reason:
-            changes.append(f"nginx: {self.keeper.reason}")
+            came.failed.append(f"nginx: {self.keeper.reason}")
         self.note_change()
-        return changes
+        return came
 
     async def _change(self, service: Service, changed: list[str]) -> str:
-        """Gives a running service its new settings; what came of it beyond that, in words."""
+        """Gives a running service its new settings; why its router stays as it was, empty if that was not so."""
         service.reconfigure(service.settings)
         if "replicas" in changed:
             service.use_source(self._adapters.source(service.settings))
@@ -540,7 +558,7 @@ class Daemon:
             await service.slots.replace()
         except RouterUnavailable as error:
             self._logger.error("router.not_replaced", service=service.name, reason=str(error))
-            return f" ({error})"
+            return str(error)
         return ""
 
     async def _remove(self, name: str) -> None:
