@@ -17,11 +17,13 @@ from pathlib import Path
 from gateway_sidecar.admin.client import ask_daemon
 from gateway_sidecar.admin.tls import read_tls
 from gateway_sidecar.bridges.addresses import ClaimRules, PeerAddresses
+from gateway_sidecar.bridges.connections import ports_listened_on
 from gateway_sidecar.bridges.nginx import LUA_CURE, OWNER_CURE, NginxProgram, busy_ports, find_nginx
 from gateway_sidecar.bridges.nginx_config import Capacity
 from gateway_sidecar.config import FrontendSettings, PortRange, ServiceSettings, Settings, advise, load_overrides
 from gateway_sidecar.config.frontend_values import ANY
 from gateway_sidecar.control.destinations import hosts_of, look_up
+from gateway_sidecar.control.left_running import LeftRunning, look_for_left
 from gateway_sidecar.domain.model import Overrides, PeerAddress
 from gateway_sidecar.domain.trust import ROOT, way_in
 from gateway_sidecar.domain.tunnels import Tunnel
@@ -71,10 +73,11 @@ class Finding:
 async def check_machine(settings: Settings) -> list[Finding]:
     """Everything that can be known without starting anything."""
     running = _is_running(settings)
+    left = LeftRunning() if running else look_for_left(settings.run_dir, settings.state_dir)
     findings = [Finding(Level.WARN, text) for text in _advice(settings)]
     findings += await _nginx(settings)
     findings += await _routers(settings)
-    findings += _ports(settings, running)
+    findings += _ports(settings, running, left)
     findings += _files(settings)
     findings += await asyncio.to_thread(_admin, settings)
     findings += root_findings()
@@ -89,6 +92,9 @@ async def check_machine(settings: Settings) -> list[Finding]:
     findings += await asyncio.to_thread(_peers, settings, await _all_sightings(settings))
     if running:
         findings.append(Finding(Level.OK, f"a daemon runs with run_dir {settings.run_dir}; its own ports are not busy"))
+    if left:
+        text = f"no daemon runs, and an earlier one left {left}; the next one takes that up, `stop --all` ends it"
+        findings.append(Finding(Level.WARN, text))
     return findings
 
 
@@ -218,7 +224,7 @@ async def router_arguments(service: ServiceSettings) -> list[Finding]:
     return [Finding(Level.OK, f"{service.name}: SMG takes its arguments")]
 
 
-def _ports(settings: Settings, running: bool) -> list[Finding]:
+def _ports(settings: Settings, running: bool, left: LeftRunning) -> list[Finding]:
     if running:
         return []
     bridges = settings.bridges
@@ -231,7 +237,8 @@ def _ports(settings: Settings, running: bool) -> list[Finding]:
     wanted += [(it.host, it.port) for it in sorted(public, key=str)]
     if settings.metrics.listen:
         wanted.append((settings.metrics.listen.host, settings.metrics.listen.port))
-    busy = busy_ports(wanted)
+    to_be_taken_up = ports_listened_on(left.pids)
+    busy = [each for each in busy_ports(wanted) if each[1] not in to_be_taken_up]
     findings = [Finding(Level.FAIL, f"cannot listen on {host}:{port}: {why}") for host, port, why in busy[:10]]
     if len(busy) > 10:
         findings.append(Finding(Level.FAIL, f"nor on {len(busy) - 10} further addresses"))

@@ -21,11 +21,19 @@ from gateway_sidecar import __version__
 from gateway_sidecar.admin.client import Remote, ask_daemon
 from gateway_sidecar.admin.commands import add_admin_options, add_replica_commands, admin_of
 from gateway_sidecar.admin.table import render_status
-from gateway_sidecar.config import Settings, config_schema, inventory_schema, load_config, replica_schema
+from gateway_sidecar.config import (
+    Settings,
+    config_schema,
+    inventory_schema,
+    load_config,
+    replica_schema,
+    run_dir_of,
+)
 from gateway_sidecar.errors import (
     AdminError,
     BridgeError,
     ConfigError,
+    DaemonAway,
     FrontDoorError,
     GatewaySidecarError,
     ProcessError,
@@ -33,6 +41,7 @@ from gateway_sidecar.errors import (
 from gateway_sidecar.telemetry.terminal import PrintableStream
 
 if TYPE_CHECKING:
+    from gateway_sidecar.control.left_running import LeftRunning
     from gateway_sidecar.install import Step
 
 DEFAULT_CONFIG = Path("/etc/gateway-sidecar/gateway-sidecar.yaml")
@@ -62,6 +71,9 @@ def _run_command(arguments: argparse.Namespace) -> int:
         for problem in error.problems:
             print(f"gateway-sidecar: {problem}", file=sys.stderr)
         code = EXIT_FAILED
+    except DaemonAway as error:
+        print(f"gateway-sidecar: {error}{_left_beside(arguments)}", file=sys.stderr)
+        code = EXIT_FAILED
     except GatewaySidecarError as error:
         print(f"gateway-sidecar: {error}", file=sys.stderr)
         code = EXIT_FAILED
@@ -75,6 +87,23 @@ def _run_command(arguments: argparse.Namespace) -> int:
         print(f"gateway-sidecar: {where}{error.strerror or error}", file=sys.stderr)
         code = EXIT_FAILED
     return code
+
+
+def _left_beside(arguments: argparse.Namespace) -> str:
+    """What serves on although no daemon runs, for the end of a sentence; empty if nothing does."""
+    if getattr(arguments, "admin", None) is not None or not (left := _left_of(arguments.config)):
+        return ""
+    return f". An earlier one left {left}: `gateway-sidecar run` takes that up, `gateway-sidecar stop --all` ends it"
+
+
+def _left_of(config: Path) -> LeftRunning:
+    from gateway_sidecar.control.left_running import look_for_left
+
+    try:
+        settings = load_config(config)
+    except ConfigError:
+        return look_for_left(run_dir_of(config), None)
+    return look_for_left(settings.run_dir, settings.state_dir)
 
 
 def _parser() -> argparse.ArgumentParser:
@@ -318,7 +347,12 @@ def _router(arguments: argparse.Namespace) -> int:
 def _stop(arguments: argparse.Namespace) -> int:
     socket = admin_of(arguments)
     query = f"all=true&timeout_s={arguments.timeout:g}" if arguments.all else "all=false"
-    code, answer = ask_daemon(socket, "POST", f"/v1/stop?{query}")
+    try:
+        code, answer = ask_daemon(socket, "POST", f"/v1/stop?{query}")
+    except DaemonAway:
+        if arguments.all and not isinstance(socket, Remote) and (left := _left_of(arguments.config)):
+            return _end_left(arguments, left)
+        raise
     if code != 202:
         raise AdminError(str(answer.get("error")))
     if isinstance(socket, Remote):
@@ -328,6 +362,18 @@ def _stop(arguments: argparse.Namespace) -> int:
         daemon = os.pidfd_open(answer["pid"])
         select.select([daemon], [], [])
     print("stopped, with nginx and all routers" if arguments.all else "stopped; nginx and the routers go on")
+    return 0
+
+
+def _end_left(arguments: argparse.Namespace, left: LeftRunning) -> int:
+    """What `stop --all` does where no daemon runs that could."""
+    from gateway_sidecar.app import end_left
+    from gateway_sidecar.telemetry.logs import set_up_logs
+
+    settings = load_config(arguments.config)
+    set_up_logs("console", "error")
+    asyncio.run(end_left(arguments.config.absolute(), settings, left, timeout_s=arguments.timeout))
+    print(f"no daemon ran; stopped what an earlier one left: {left}")
     return 0
 
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import ipaddress
+import os
 import sys
 from collections import Counter
 from collections.abc import Collection, Container, Iterator
@@ -13,6 +14,7 @@ from pathlib import Path
 from gateway_sidecar.domain.model import PeerAddress
 
 _OPEN = frozenset((b"01", b"04", b"05", b"08"))  # established, fin-wait-1, fin-wait-2, close-wait
+_LISTENS = b"0A"
 _TABLES = (Path("/proc/self/net/tcp"), Path("/proc/self/net/tcp6"))
 
 
@@ -41,6 +43,23 @@ def connections_at(addresses: Collection[PeerAddress], tables: tuple[Path, ...] 
             found[here] += 1
         elif (there := wanted.get(remote)) is not None and not _same_host(local, remote):
             found[there] += 1  # Else it is a local one, and its other end is counted already.
+    return found
+
+
+def ports_listened_on(pids: Collection[int], tables: tuple[Path, ...] = _TABLES) -> set[int]:
+    """The TCP ports that these processes listen on, of those into which we may look. Blocks."""
+    held = set()
+    for pid in pids:
+        with suppress(OSError):  # Gone, or another user's.
+            held |= {os.readlink(entry) for entry in Path(f"/proc/{pid}/fd").iterdir()}  # noqa: PTH115 - no paths
+    found = set()
+    for table in tables:
+        with suppress(FileNotFoundError), table.open("rb") as rows:
+            next(rows, None)
+            for row in rows:
+                columns = row.split(maxsplit=10)
+                if columns[3] == _LISTENS and f"socket:[{columns[9].decode()}]" in held:
+                    found.add(int(columns[1][-4:], 16))
     return found
 
 

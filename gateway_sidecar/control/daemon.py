@@ -7,7 +7,7 @@ from __future__ import annotations
 
 import asyncio
 import time
-from collections.abc import Awaitable, Callable, Mapping
+from collections.abc import Awaitable, Callable, Mapping, Sequence
 from contextlib import suppress
 from dataclasses import dataclass, field
 from functools import partial
@@ -28,13 +28,14 @@ from gateway_sidecar.control.front_doors import FrontDoors
 from gateway_sidecar.control.guard import keep_running
 from gateway_sidecar.control.inheritance import Inheritance
 from gateway_sidecar.control.key_keeper import KeyKeeper
+from gateway_sidecar.control.left_running import LeftRouter, LeftRunning
 from gateway_sidecar.control.peer_keeper import PeerKeeper
 from gateway_sidecar.control.record_keeper import Record, RecordKeeper
 from gateway_sidecar.control.router_process import RouterProcess
 from gateway_sidecar.control.run_dir_keeper import RunDirKeeper
 from gateway_sidecar.control.service import Service
 from gateway_sidecar.control.signals import Signals
-from gateway_sidecar.control.takedown import take_down
+from gateway_sidecar.control.takedown import Ending, take_down
 from gateway_sidecar.control.told_keeper import ToldKeeper
 from gateway_sidecar.domain.leases import PortLeases
 from gateway_sidecar.domain.model import ReplicaId
@@ -42,7 +43,7 @@ from gateway_sidecar.errors import BridgeError, ConfigError, ProcessError, Route
 from gateway_sidecar.routers.base import RouterKind
 from gateway_sidecar.sources.told import NAME as API
 from gateway_sidecar.supervision.notify import SystemdNotifier
-from gateway_sidecar.supervision.process import boot_id
+from gateway_sidecar.supervision.process import Identity, Process, boot_id
 from gateway_sidecar.telemetry.logs import get_logger, set_up_logs
 from gateway_sidecar.telemetry.metrics import Metrics
 from gateway_sidecar.tunnels.fleet import TunnelFleet
@@ -52,6 +53,7 @@ _STALLED_S = 2.0
 DEFAULT_STOP_S = 30.0
 """What is in flight when everything is taken down may take so long."""
 
+_END_GRACE_S = 2.0
 _TUNNEL_GAP_S = 0.05
 _WRITE_DOWN_S = 1.0
 _FIXED = ("state_dir", "run_dir", "bridges", "peers", "router_ports", "metrics", "admin", "rescan_interval_s")
@@ -262,21 +264,7 @@ class Daemon:
             task.cancel()
         await asyncio.gather(*tasks, return_exceptions=True)
         if self._stop_all:
-            cut = await take_down(
-                self.keeper.nginx, self._routers(), timeout_s=self._stop_timeout_s, at_once=self._at_once
-            )
-            if cut:
-                self._logger.warning("daemon.cut_off", connections=cut, after_s=self._stop_timeout_s)
-            await self._departing.close()
-            await self.peers.close()
-            await self.keys.close()
-            await self.tunnels.end()
-            for port in self.keeper.nginx.linked():
-                self.keeper.nginx.unlink(port)
-            await asyncio.to_thread(self.doors.withdraw)
-            with suppress(OSError):  # A disk that cannot be written: what is left says nothing that lives.
-                for record in (self._processes_path, self._leases_path):
-                    record.unlink(missing_ok=True)
+            await self._take_all_down(self._routers())
         else:
             await asyncio.gather(*(keeper.write() for keeper in self._records.values()))
             for router in self._routers():
@@ -288,6 +276,42 @@ class Daemon:
             self.peers.let_go()
             self.keys.let_go()
         self._logger.info("daemon.stopped", left_running=not self._stop_all)
+
+    async def _take_all_down(self, routers: Sequence[Ending]) -> None:
+        cut = await take_down(self.keeper.nginx, routers, timeout_s=self._stop_timeout_s, at_once=self._at_once)
+        if cut:
+            self._logger.warning("daemon.cut_off", connections=cut, after_s=self._stop_timeout_s)
+        await self._departing.close()
+        await self.peers.close()
+        await self.keys.close()
+        await self.tunnels.end()
+        for port in self.keeper.nginx.linked():
+            self.keeper.nginx.unlink(port)
+        await asyncio.to_thread(self.doors.withdraw)
+        with suppress(OSError):  # A disk that cannot be written: what is left says nothing that lives.
+            for record in (self._processes_path, self._leases_path):
+                record.unlink(missing_ok=True)
+
+    async def end_left(self, left: LeftRunning, *, timeout_s: float) -> None:
+        """Ends what an earlier daemon left, in the order and with the patience of `end`. For a daemon that never runs.
+
+        Raises OSError where the directories cannot be used.
+        """
+        self._stop_timeout_s = timeout_s
+        self._take_bridge_key(await self._read(self._records["run"].record))
+        nginx = self.keeper.nginx
+        for identity in left.nginx:
+            with suppress(BridgeError):  # Its program is gone: then it cannot be told of new addresses, only ended.
+                if nginx.process is None and await nginx.adopt(identity):
+                    continue
+            await _end_process(identity)
+        await self.peers.begin()
+        await self.keys.begin()
+        await asyncio.to_thread(self.tunnels.prepare)
+        routers = [(Process.adopt(identity), left.ports.get(identity)) for identity in left.routers]
+        await self._take_all_down([LeftRouter(process, ports) for process, ports in routers if process is not None])
+        for identity in (*left.small, *left.holders):
+            await _end_process(identity)
 
     def _add(self, settings: ServiceSettings, *, prepare: bool = False) -> Service:
         """One more service, not running yet. Raises ProcessError, nothing added, if it cannot be prepared."""
@@ -577,6 +601,11 @@ class Daemon:
             await router.close_client()
             router.log.close()
         self.metrics.forget_service(name)
+
+
+async def _end_process(identity: Identity) -> None:
+    if (process := Process.adopt(identity)) is not None:
+        await process.stop(grace_s=_END_GRACE_S)
 
 
 def _told_before(leases: Mapping[str, Any]) -> dict[str, list[ReplicaId]]:
