@@ -36,7 +36,7 @@ from gateway_sidecar.control.tenure import BridgeHosts
 from gateway_sidecar.control.told_keeper import ToldKeeper
 from gateway_sidecar.domain.leases import NoFreePort, PortLeases
 from gateway_sidecar.engines.probe import EngineProbe
-from gateway_sidecar.errors import ConfigError, ProcessError
+from gateway_sidecar.errors import ConfigError, NotInForce, ProcessError
 from gateway_sidecar.files.own import keep_directory
 from gateway_sidecar.routers.base import RouterPorts
 from gateway_sidecar.routers.smg import Smg
@@ -291,7 +291,7 @@ async def run_daemon(config_path: Path, settings: Settings) -> bool:
     async def reload() -> None:
         try:
             await daemon.reload()
-        except ConfigError:
+        except (ConfigError, NotInForce):
             return  # It has been logged and counted; the old configuration stays.
 
     def on_hup() -> None:

@@ -17,7 +17,7 @@ from pathlib import Path
 from gateway_sidecar.admin.client import ask_daemon
 from gateway_sidecar.admin.tls import read_tls
 from gateway_sidecar.bridges.addresses import ClaimRules, PeerAddresses
-from gateway_sidecar.bridges.connections import ports_listened_on
+from gateway_sidecar.bridges.connections import listening_at
 from gateway_sidecar.bridges.nginx import LUA_CURE, OWNER_CURE, NginxProgram, busy_ports, find_nginx
 from gateway_sidecar.bridges.nginx_config import Capacity
 from gateway_sidecar.config import FrontendSettings, PortRange, ServiceSettings, Settings, advise, load_overrides
@@ -38,10 +38,11 @@ from gateway_sidecar.sources.build import sources_of
 from gateway_sidecar.sources.listing import Sighting
 from gateway_sidecar.sources.placed import OwnSockets
 from gateway_sidecar.sources.socket_pattern import SocketPattern
-from gateway_sidecar.supervision.privileges import CAP_NET_ADMIN, has_capability
+from gateway_sidecar.supervision.privileges import CAP_NET_ADMIN, User, has_capability, user_called
 from gateway_sidecar.tunnels.inspect import engine_troubles, file_troubles
 
 _EPHEMERAL = Path("/proc/sys/net/ipv4/ip_local_port_range")
+_UNPRIVILEGED = 1024
 _CONTAINER = ("/run/systemd/container", "/run/.containerenv", "/.dockerenv")
 
 
@@ -70,14 +71,48 @@ class Finding:
         return f"{self.level.value:<5} {self.text}"
 
 
-async def check_machine(settings: Settings) -> list[Finding]:
-    """Everything that can be known without starting anything."""
+def user_to_be(wanted: str | None, run_dir: Path, *, unit_user: str | None) -> User | None:
+    """Whose eyes to look with: root may open what the daemon's user may not. None for our own.
+
+    wanted: a name or number that was asked for. unit_user: whom the unit starts the daemon as, if it is the unit's.
+    Raises ProcessError for one that does not exist, or that only root can become.
+    """
+    if wanted is not None:
+        try:
+            user = user_called(wanted, "as asked for")
+        except (KeyError, OverflowError) as error:
+            raise ProcessError(f"--as: there is no user '{wanted}' on this machine") from error
+        if user.uid == os.geteuid():
+            return None
+        if os.geteuid() != 0:
+            raise ProcessError(f"--as: only root can look as {user}; run this with sudo")
+        return user
+    if os.geteuid() != 0:
+        return None
+    try:
+        owner = run_dir.stat().st_uid
+    except OSError:
+        owner = ROOT
+    if owner != ROOT:
+        return user_called(str(owner), f"to whom {run_dir} belongs")
+    if unit_user is None or run_dir.exists():
+        return None
+    with suppress(KeyError):
+        return user_called(unit_user, "as whom the unit starts the daemon")
+    return None
+
+
+async def check_machine(settings: Settings, *, as_other: bool = False) -> list[Finding]:
+    """Everything that can be known without starting anything.
+
+    as_other: root became the daemon's user for this, who may have capabilities of the unit's besides.
+    """
     running = _is_running(settings)
     left = LeftRunning() if running else look_for_left(settings.run_dir, settings.state_dir)
     findings = [Finding(Level.WARN, text) for text in _advice(settings)]
     findings += await _nginx(settings)
     findings += await _routers(settings)
-    findings += _ports(settings, running, left)
+    findings += _ports(settings, running, left, as_other=as_other)
     findings += _files(settings)
     findings += await asyncio.to_thread(_admin, settings)
     findings += root_findings()
@@ -224,7 +259,7 @@ async def router_arguments(service: ServiceSettings) -> list[Finding]:
     return [Finding(Level.OK, f"{service.name}: SMG takes its arguments")]
 
 
-def _ports(settings: Settings, running: bool, left: LeftRunning) -> list[Finding]:
+def _ports(settings: Settings, running: bool, left: LeftRunning, *, as_other: bool) -> list[Finding]:
     if running:
         return []
     bridges = settings.bridges
@@ -237,9 +272,13 @@ def _ports(settings: Settings, running: bool, left: LeftRunning) -> list[Finding
     wanted += [(it.host, it.port) for it in sorted(public, key=str)]
     if settings.metrics.listen:
         wanted.append((settings.metrics.listen.host, settings.metrics.listen.port))
-    to_be_taken_up = ports_listened_on(left.pids)
-    busy = [each for each in busy_ports(wanted) if each[1] not in to_be_taken_up]
+    to_be_taken_up = frozenset().union(*(listening_at(pid) for pid in left.pids))
+    busy = [each for each in busy_ports(wanted) if (ip_address(each[0]), each[1]) not in to_be_taken_up]
+    privileged = [(host, port) for host, port, why in busy if as_other and why == "EACCES" and port < _UNPRIVILEGED]
+    busy = [each for each in busy if each[:2] not in privileged]
     findings = [Finding(Level.FAIL, f"cannot listen on {host}:{port}: {why}") for host, port, why in busy[:10]]
+    cure = "needs CAP_NET_BIND_SERVICE; give it to the unit (AmbientCapabilities=, CapabilityBoundingSet=)"
+    findings += [Finding(Level.WARN, f"listening on {host}:{port} {cure}") for host, port in privileged]
     if len(busy) > 10:
         findings.append(Finding(Level.FAIL, f"nor on {len(busy) - 10} further addresses"))
     return findings or [Finding(Level.OK, f"{len(wanted)} addresses are free to listen on")]

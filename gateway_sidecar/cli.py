@@ -9,12 +9,14 @@ import argparse
 import asyncio
 import json
 import os
+import re
 import select
 import sys
 from collections.abc import Iterable, Sequence
 from contextlib import ExitStack, redirect_stderr, redirect_stdout, suppress
+from difflib import get_close_matches
 from pathlib import Path
-from typing import TYPE_CHECKING, TextIO, cast
+from typing import TYPE_CHECKING, NoReturn, TextIO, cast
 from urllib.parse import quote
 
 from gateway_sidecar import __version__
@@ -36,6 +38,7 @@ from gateway_sidecar.errors import (
     DaemonAway,
     FrontDoorError,
     GatewaySidecarError,
+    NotInForce,
     ProcessError,
 )
 from gateway_sidecar.telemetry.terminal import PrintableStream
@@ -45,6 +48,8 @@ if TYPE_CHECKING:
     from gateway_sidecar.install import Step
 
 DEFAULT_CONFIG = Path("/etc/gateway-sidecar/gateway-sidecar.yaml")
+_STOP_S = 30.0
+_INVALID_CHOICE = re.compile(r"invalid choice: '(.*)' \(choose from (.*)\)")
 EXIT_FAILED, EXIT_CONFIG, EXIT_STOPPED = 1, 78, 79
 
 
@@ -67,6 +72,11 @@ def _run_command(arguments: argparse.Namespace) -> int:
         for problem in error.problems:
             print(problem, file=sys.stderr)
         code = EXIT_CONFIG
+    except NotInForce as error:
+        print("changed: " + "; ".join(error.changes) if error.changes else "nothing changed")
+        for problem in error.problems:
+            print(f"PROBLEM: not in force: {problem}", file=sys.stderr)
+        code = EXIT_FAILED
     except FrontDoorError as error:
         for problem in error.problems:
             print(f"gateway-sidecar: {problem}", file=sys.stderr)
@@ -106,8 +116,19 @@ def _left_of(config: Path) -> LeftRunning:
     return look_for_left(settings.run_dir, settings.state_dir)
 
 
+class _Parser(argparse.ArgumentParser):
+    """Says what was meant, most likely, where a word is not one of those that there are."""
+
+    def error(self, message: str) -> NoReturn:
+        wrong = _INVALID_CHOICE.search(message)
+        if wrong is not None:
+            close = get_close_matches(wrong[1], re.findall(r"'([^']*)'", wrong[2]), n=1)
+            message += f"; did you mean '{close[0]}'?" if close else ""
+        super().error(message)
+
+
 def _parser() -> argparse.ArgumentParser:
-    parser = argparse.ArgumentParser(
+    parser = _Parser(
         prog="gateway-sidecar",
         description="Keeps an LLM router in step with engine replicas that come and go behind Unix sockets.",
         epilog="Begin with `gateway-sidecar check`. Exit codes: 0 done, 1 failed, 2 wrong usage, 78 bad configuration.",
@@ -139,7 +160,11 @@ def _parser() -> argparse.ArgumentParser:
         "SIGTERM leaves nginx and the routers running for the next start; Ctrl-C takes them down too; "
         "SIGHUP reads the configuration again.",
     )
-    add("check", _check, "validate the configuration and this machine, and change nothing")
+    command = add("check", _check, "validate the configuration and this machine, and change nothing")
+    command.add_argument(
+        "--as", dest="as_user", metavar="USER",
+        help="look with this user's rights (default, for root: the daemon's user, where one is known)",
+    )  # fmt: skip
     command = add("plan", _plan, "show what a running daemon, or a fresh one, would do next, and do none of it")
     command.add_argument("--json", action="store_true", help="for programs")
     command = ask("status", _status, "show services, routers and replicas")
@@ -165,9 +190,10 @@ def _parser() -> argparse.ArgumentParser:
     command = ask("stop", _stop, "end the daemon", "nginx, the routers and every stream go on, unless --all is given.")
     command.add_argument("--all", action="store_true", help="nginx and the routers as well, after what is in flight")
     command.add_argument(
-        "--timeout", type=float, default=30.0, metavar="S",
-        help="with --all: end what is still in flight after S seconds (default: %(default)g)",
+        "--timeout", type=float, metavar="S",
+        help=f"with --all: end what is still in flight after S seconds (default: {_STOP_S:g})",
     )  # fmt: skip
+    command.set_defaults(misused=command.error)
     ask("reload", _reload, "have the daemon read its configuration again and report what changed")
     for name, text in (
         ("install", "put the systemd unit, the user, directories and an example configuration in place"),
@@ -266,11 +292,19 @@ def _run(arguments: argparse.Namespace) -> int:
 
 
 def _check(arguments: argparse.Namespace) -> int:
-    from gateway_sidecar.check import check_machine
+    from gateway_sidecar.check import check_machine, user_to_be
+    from gateway_sidecar.supervision.privileges import become
 
+    unit_user = "gateway-sidecar" if arguments.config == DEFAULT_CONFIG else None
+    user = user_to_be(arguments.as_user, run_dir_of(arguments.config), unit_user=unit_user)
+    if user is not None:
+        become(user)
+        print(f"ok    with the rights of {user}, {user.why}")
+        if not os.access(sys.executable, os.X_OK):
+            raise ProcessError(f"{user} cannot run {sys.executable}; install gateway-sidecar where that user may")
     settings = load_config(arguments.config)
     print(f"ok    {arguments.config}: {_summary(settings)}")
-    findings = asyncio.run(check_machine(settings))
+    findings = asyncio.run(check_machine(settings, as_other=user is not None))
     for finding in findings:
         print(finding.line())
     return EXIT_FAILED if any(finding.failed for finding in findings) else 0
@@ -345,13 +379,16 @@ def _router(arguments: argparse.Namespace) -> int:
 
 
 def _stop(arguments: argparse.Namespace) -> int:
+    if arguments.timeout is not None and not arguments.all:
+        arguments.misused("--timeout belongs to --all: without it nothing that is in flight ends")
     socket = admin_of(arguments)
-    query = f"all=true&timeout_s={arguments.timeout:g}" if arguments.all else "all=false"
+    timeout_s = _STOP_S if arguments.timeout is None else arguments.timeout
+    query = f"all=true&timeout_s={timeout_s:g}" if arguments.all else "all=false"
     try:
         code, answer = ask_daemon(socket, "POST", f"/v1/stop?{query}")
     except DaemonAway:
         if arguments.all and not isinstance(socket, Remote) and (left := _left_of(arguments.config)):
-            return _end_left(arguments, left)
+            return _end_left(arguments, left, timeout_s)
         raise
     if code != 202:
         raise AdminError(str(answer.get("error")))
@@ -365,14 +402,19 @@ def _stop(arguments: argparse.Namespace) -> int:
     return 0
 
 
-def _end_left(arguments: argparse.Namespace, left: LeftRunning) -> int:
+def _end_left(arguments: argparse.Namespace, left: LeftRunning, timeout_s: float) -> int:
     """What `stop --all` does where no daemon runs that could."""
     from gateway_sidecar.app import end_left
+    from gateway_sidecar.check import user_to_be
+    from gateway_sidecar.supervision.privileges import become
     from gateway_sidecar.telemetry.logs import set_up_logs
 
     settings = load_config(arguments.config)
+    user = user_to_be(None, settings.run_dir, unit_user=None)
+    if user is not None:
+        become(user)  # The directories are that user's, and nobody else writes there.
     set_up_logs("console", "error")
-    asyncio.run(end_left(arguments.config.absolute(), settings, left, timeout_s=arguments.timeout))
+    asyncio.run(end_left(arguments.config.absolute(), settings, left, timeout_s=timeout_s))
     print(f"no daemon ran; stopped what an earlier one left: {left}")
     return 0
 
@@ -385,13 +427,12 @@ def _reload(arguments: argparse.Namespace) -> int:
     code, answer = ask_daemon(admin_of(arguments), "POST", "/v1/reload", timeout_s=None)
     if code == 422:
         raise ConfigError(list(answer["problems"]))
+    if code == 503 and "changes" in answer:
+        raise NotInForce(list(answer["problems"]), list(answer["changes"]))
     if code != 200:
         raise AdminError(str(answer.get("error")))
-    if answer["changes"] or not answer["failed"]:
-        print("changed: " + "; ".join(answer["changes"]) if answer["changes"] else "nothing changed")
-    for failure in answer["failed"]:
-        print(f"not in force: {failure}", file=sys.stderr)
-    return EXIT_FAILED if answer["failed"] else 0
+    print("changed: " + "; ".join(answer["changes"]) if answer["changes"] else "nothing changed")
+    return 0
 
 
 def _install(arguments: argparse.Namespace) -> int:

@@ -8,6 +8,7 @@
     │   └── WorkerExists        the router has a worker at that URL already
     ├── BridgeError             nginx cannot be found, configured or started, or an address cannot be claimed
     │   └── AddressRefused      this machine needs that address itself
+    ├── NotInForce              the configuration was taken in, and nginx does not serve all of it
     ├── FrontDoorError          a key file or a certificate cannot be used: a line for each mistake
     ├── ProcessError            a child process cannot be started
     ├── StateError              a saved state file cannot be read or written
@@ -66,6 +67,18 @@ class BridgeError(GatewaySidecarError):
 
 class AddressRefused(BridgeError):
     """A replica's address that this machine must not make its own; the text says why, and what to do."""
+
+
+class NotInForce(GatewaySidecarError):
+    """The configuration was taken in, and something of it is not in force; it is tried again.
+
+    `problems` holds a printable line for each thing, `changes` what was taken in.
+    """
+
+    def __init__(self, problems: list[str], changes: list[str]) -> None:
+        super().__init__("; ".join(problems))
+        self.problems = problems
+        self.changes = changes
 
 
 class FrontDoorError(GatewaySidecarError):

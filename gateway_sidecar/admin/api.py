@@ -28,7 +28,7 @@ from gateway_sidecar.admin.signals_view import signals_view
 from gateway_sidecar.admin.unix_door import UnixDoor
 from gateway_sidecar.control.daemon import DEFAULT_STOP_S, Daemon
 from gateway_sidecar.domain.model import ReplicaId
-from gateway_sidecar.errors import ConfigError, RouterUnavailable
+from gateway_sidecar.errors import ConfigError, NotInForce, RouterUnavailable
 from gateway_sidecar.supervision.process import is_own_child, peer_of
 
 
@@ -92,10 +92,14 @@ async def _signals(request: web.Request) -> web.Response:
 
 async def _reload(request: web.Request) -> web.Response:
     try:
-        came = await request.app[DAEMON].reload()
+        changes = await request.app[DAEMON].reload()
     except ConfigError as error:
         raise Refused(422, "the configuration was refused", problems=error.problems) from error
-    return web.json_response({"changes": came.changes, "failed": came.failed})
+    except NotInForce as error:
+        raise Refused(
+            503, "not all of the configuration is in force", problems=error.problems, changes=error.changes
+        ) from error
+    return web.json_response({"changes": changes})
 
 
 async def _stop(request: web.Request) -> web.Response:

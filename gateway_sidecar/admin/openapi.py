@@ -170,8 +170,11 @@ def _paths() -> Json:
         "reload",
         "The configuration is read again",
         {
-            "200": _answer("What changed, and what could not be put in force.", _object(changes=_TEXTS, failed=_TEXTS)),
+            "200": _answer("What changed.", _object(changes=_TEXTS)),
             "422": _no("It was refused, and nothing changed; `problems` has a line for each mistake."),
+            "503": _no(
+                "Something of it is not in force (`problems`), and is tried again; `changes` says what changed."
+            ),
         },
     )
     action = _object(service=_TEXT, replica=_TEXT, action=_TEXT)
@@ -309,7 +312,13 @@ def _schemas() -> Json:
         "Entry": entry,
         "Error": {
             "type": "object",
-            "properties": {"error": _TEXT, "problems": _TEXTS, "source": _TEXT, "replica": _ref("Replica")},
+            "properties": {
+                "error": _TEXT,
+                "problems": _TEXTS,
+                "changes": _TEXTS,
+                "source": _TEXT,
+                "replica": _ref("Replica"),
+            },
             "required": ["error"],
             "additionalProperties": False,
         },

@@ -14,7 +14,6 @@ from pathlib import Path
 from gateway_sidecar.domain.model import PeerAddress
 
 _OPEN = frozenset((b"01", b"04", b"05", b"08"))  # established, fin-wait-1, fin-wait-2, close-wait
-_LISTENS = b"0A"
 _TABLES = (Path("/proc/self/net/tcp"), Path("/proc/self/net/tcp6"))
 
 
@@ -46,21 +45,24 @@ def connections_at(addresses: Collection[PeerAddress], tables: tuple[Path, ...] 
     return found
 
 
-def ports_listened_on(pids: Collection[int], tables: tuple[Path, ...] = _TABLES) -> set[int]:
-    """The TCP ports that these processes listen on, of those into which we may look. Blocks."""
+def listening_at(pid: int, tables: tuple[Path, ...] = _TABLES) -> frozenset[tuple[IPv4Address | IPv6Address, int]]:
+    """The TCP addresses that this process listens on: what it serves, whatever it was told to.
+
+    Empty if it is gone, or of a user into whose processes we cannot look. Blocks: call in a thread.
+    """
     held = set()
-    for pid in pids:
-        with suppress(OSError):  # Gone, or another user's.
-            held |= {os.readlink(entry) for entry in Path(f"/proc/{pid}/fd").iterdir()}  # noqa: PTH115 - no paths
+    for entry in Path(f"/proc/{pid}/fd").glob("*"):
+        with suppress(OSError):
+            held.add(os.readlink(entry).encode())  # noqa: PTH115 - for every connection there is
     found = set()
     for table in tables:
         with suppress(FileNotFoundError), table.open("rb") as rows:
-            next(rows, None)
             for row in rows:
-                columns = row.split(maxsplit=10)
-                if columns[3] == _LISTENS and f"socket:[{columns[9].decode()}]" in held:
-                    found.add(int(columns[1][-4:], 16))
-    return found
+                if b" 0A " in row:
+                    fields = row.split(maxsplit=10)
+                    if fields[3] == b"0A" and b"socket:[%s]" % fields[9] in held:
+                        found.add((kernel_address(fields[1]), int(fields[1][-4:], 16)))
+    return frozenset(found)
 
 
 def kernel_address(text: bytes) -> IPv4Address | IPv6Address:

@@ -9,11 +9,12 @@ import asyncio
 import time
 from collections.abc import Awaitable, Callable, Mapping, Sequence
 from contextlib import suppress
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
 from typing import Any, Protocol
 
+from gateway_sidecar import __version__
 from gateway_sidecar.bridges.nginx import Nginx
 from gateway_sidecar.bridges.nginx_config import ServiceAddress
 from gateway_sidecar.config import FrontendSettings, ServiceSettings, Settings, line_of, load_config
@@ -39,7 +40,7 @@ from gateway_sidecar.control.takedown import Ending, take_down
 from gateway_sidecar.control.told_keeper import ToldKeeper
 from gateway_sidecar.domain.leases import PortLeases
 from gateway_sidecar.domain.model import ReplicaId
-from gateway_sidecar.errors import BridgeError, ConfigError, ProcessError, RouterUnavailable, StateError
+from gateway_sidecar.errors import BridgeError, ConfigError, NotInForce, ProcessError, RouterUnavailable, StateError
 from gateway_sidecar.routers.base import RouterKind
 from gateway_sidecar.sources.told import NAME as API
 from gateway_sidecar.supervision.notify import SystemdNotifier
@@ -73,14 +74,6 @@ class Adapters(Protocol):
     def source(self, settings: ServiceSettings) -> Source: ...
 
     def router_kind(self, settings: ServiceSettings) -> RouterKind: ...
-
-
-@dataclass(slots=True)
-class Reloaded:
-    """What a reload changed, and what it could not put in force, in words."""
-
-    changes: list[str] = field(default_factory=list)
-    failed: list[str] = field(default_factory=list)
 
 
 @dataclass(slots=True)
@@ -230,7 +223,7 @@ class Daemon:
         for running in self._running.values():
             running.task = asyncio.create_task(running.service.run())
         self._notifier.ready()
-        self._logger.info("daemon.started", services=list(self._running))
+        self._logger.info("daemon.started", version=__version__, services=list(self._running))
         try:
             await self._until_ending(background)
         finally:
@@ -495,10 +488,11 @@ class Daemon:
 
     # -- reloads
 
-    async def reload(self) -> Reloaded:
-        """Takes the configuration file in again and touches only what changed.
+    async def reload(self) -> list[str]:
+        """Takes the configuration file in again and touches only what changed; what that was, in words.
 
-        Raises ConfigError, everything left as it was, if the file cannot be used or asks for what needs a restart.
+        Raises ConfigError, everything left as it was, if the file cannot be used or asks for what needs a restart, and
+        NotInForce, what could be done done, if a router or nginx does not serve as it asks for.
         """
         async with self._reload_lock:
             try:
@@ -515,37 +509,41 @@ class Daemon:
                 self._logger.error("config.refused", problems=error.problems)
                 raise
             self._notifier.reloading()
-            came = await self._take_in(fresh)
+            changes, not_in_force = await self._take_in(fresh)
             for take_in in prepared:
-                came.changes += await take_in()
+                changes += await take_in()
             self._notifier.ready()
-            self.metrics.reloads.labels("partial" if came.failed else "done").inc()
-            self._logger.info("config.reloaded", changes=came.changes)
-            if came.failed:
-                self._logger.error("config.not_in_force", problems=came.failed)
-            return came
+            if not_in_force:
+                self.metrics.reloads.labels("refused").inc()
+                self._logger.error("config.not_in_force", problems=not_in_force, changes=changes)
+                raise NotInForce(not_in_force, changes)
+            self.metrics.reloads.labels("done").inc()
+            self._logger.info("config.reloaded", changes=changes)
+            return changes
 
-    async def _take_in(self, fresh: Settings) -> Reloaded:
+    async def _take_in(self, fresh: Settings) -> tuple[list[str], list[str]]:
+        """What changed, and what of it is not in force, in words."""
         old = {s.name: s for s in self.settings.services}
         new = {s.name: s for s in fresh.services}
         in_force: dict[str, ServiceSettings] = {}
-        came = Reloaded()
+        changes: list[str] = []
+        not_in_force: list[str] = []
         if fresh.log != self.settings.log:
             set_up_logs(fresh.log.format, fresh.log.level)
-            came.changes.append("log")
+            changes.append("log")
         self.settings = fresh
         for name in old.keys() - new.keys():
             await self._remove(name)
-            came.changes.append(f"{name}: removed")
+            changes.append(f"{name}: removed")
         for name in new.keys() - old.keys():
             try:
                 service = self._add(new[name], prepare=True)
             except ProcessError as error:
                 self._logger.error("service.not_added", service=name, reason=str(error))
-                came.failed.append(f"{name}: not added: {error}")
+                not_in_force.append(f"{name}: not added: {error}")
                 continue
             self._running[name].task = asyncio.create_task(service.run())
-            came.changes.append(f"{name}: added")
+            changes.append(f"{name}: added")
         for name in old.keys() & new.keys():
             if old[name] != new[name]:
                 changed = [f for f in type(new[name]).model_fields if getattr(old[name], f) != getattr(new[name], f)]
@@ -556,9 +554,9 @@ class Daemon:
                     in_force[name] = new[name].model_copy(update={"router": old[name].router})
                     self.services[name].reconfigure(in_force[name])
                     changed.remove("router")
-                    came.failed.append(f"{name}: router: {failure}")
+                    not_in_force.append(f"{name}: router: {failure}")
                 if changed:
-                    came.changes.append(f"{name}: {', '.join(changed)}")
+                    changes.append(f"{name}: {', '.join(changed)}")
         self.settings = fresh.model_copy(
             update={"services": tuple(in_force.get(s.name, s) for s in fresh.services if s.name in self.services)}
         )
@@ -566,9 +564,9 @@ class Daemon:
         await self.keeper.apply()
         await self.doors.look()
         if self.keeper.reason:
-            came.failed.append(f"nginx: {self.keeper.reason}")
+            not_in_force.append(f"nginx: {self.keeper.reason}")
         self.note_change()
-        return came
+        return changes, not_in_force
 
     async def _change(self, service: Service, changed: list[str]) -> str:
         """Gives a running service its new settings; why its router stays as it was, empty if that was not so."""

@@ -8,6 +8,7 @@ import shutil
 import socket
 
 from examples.simulated import EngineKind
+from gateway_sidecar import __version__
 from gateway_sidecar.control.left_running import look_for_left
 from gateway_sidecar.supervision.process import start_ticks
 from tests.system.clients import stream_chat
@@ -20,6 +21,8 @@ async def test_commands_see_what_a_killed_daemon_left(gateway: Gateway, engine: 
     """It is named wherever the daemon is missed; it is no obstacle for `check`, and `plan` starts nothing twice."""
     await engine(gateway.socket("r1"))
     status = await gateway.until_states({"r1": "serving"})
+    [began] = gateway.events("daemon.started")
+    assert began["version"] == __version__
     nginx, router = status["bridge"]["pid"], service_of(status)["router"]["pid"]
     port = service_of(status)["replicas"][0]["bridge"].rpartition(":")[2]
     await gateway.kill()

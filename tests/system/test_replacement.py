@@ -107,7 +107,7 @@ async def test_router_that_will_not_start_leaves_the_old_one(make_gateway: MakeG
     gateway.configure()
     for _ in range(2):  # What is not in force is not taken for the settings: the next reload says so again.
         code, out, err = await gateway.cli("reload")
-        assert (code, out) == (1, "")
+        assert (code, out) == (1, "nothing changed\n")
         assert "not in force: chat: router: the new router was not put in place" in err
         assert "exit code 5" in err
     after = await gateway.status()
@@ -131,7 +131,7 @@ async def test_arguments_that_smg_refuses_are_told_at_once(make_gateway: MakeGat
     for _ in range(2):
         async with asyncio.timeout(100):  # The settings' 300 s would be waited for.
             code, out, err = await gateway.cli("reload")
-        assert (code, out) == (1, "")
+        assert (code, out) == (1, "nothing changed\n")
         assert "exit code 2: smg: error: unrecognized arguments: --no-such-option 1; mend router.args" in err
     status = await gateway.status()
     assert service_of(status)["router"]["pid"] == before["pid"]
