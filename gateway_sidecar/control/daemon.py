@@ -32,7 +32,7 @@ from gateway_sidecar.control.key_keeper import KeyKeeper
 from gateway_sidecar.control.left_running import LeftRouter, LeftRunning
 from gateway_sidecar.control.peer_keeper import PeerKeeper
 from gateway_sidecar.control.record_keeper import Record, RecordKeeper
-from gateway_sidecar.control.router_process import RouterProcess
+from gateway_sidecar.control.router_process import RouterProcess, RouterState
 from gateway_sidecar.control.run_dir_keeper import RunDirKeeper
 from gateway_sidecar.control.service import Service
 from gateway_sidecar.control.signals import Signals
@@ -55,6 +55,8 @@ DEFAULT_STOP_S = 30.0
 """What is in flight when everything is taken down may take so long."""
 
 _END_GRACE_S = 2.0
+_FIRST_START_S = 10.0
+_START_POLL_S = 0.02
 _TUNNEL_GAP_S = 0.05
 _WRITE_DOWN_S = 1.0
 _FIXED = ("state_dir", "run_dir", "bridges", "peers", "router_ports", "metrics", "admin", "rescan_interval_s")
@@ -563,6 +565,9 @@ class Daemon:
         await self.doors.look(withdraw=False)
         await self.keeper.apply()
         await self.doors.look()
+        doubtful = [it for it in self.services.values() if it.name not in old or it.router.state is RouterState.REFUSED]
+        begun = await asyncio.gather(*map(_why_not_begun, doubtful))
+        not_in_force += [f"{it.name}: router: {why}" for it, why in zip(doubtful, begun, strict=True) if why]
         if self.keeper.reason:
             not_in_force.append(f"nginx: {self.keeper.reason}")
         self.note_change()
@@ -599,6 +604,16 @@ class Daemon:
             await router.close_client()
             router.log.close()
         self.metrics.forget_service(name)
+
+
+async def _why_not_begun(service: Service) -> str:
+    """Why the first router of a new service ended at its start; empty if it did not, or takes longer than it should."""
+    with suppress(TimeoutError):
+        async with asyncio.timeout(_FIRST_START_S):
+            while service.router.state in (RouterState.STOPPED, RouterState.STARTING):
+                await asyncio.sleep(_START_POLL_S)
+    ended = service.router.state in (RouterState.REFUSED, RouterState.BACKING_OFF)
+    return service.router.reason if ended else ""
 
 
 async def _end_process(identity: Identity) -> None:

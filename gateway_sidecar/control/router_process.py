@@ -308,8 +308,9 @@ class RouterProcess:
 
     async def _ended(self, what: str, *, starting: bool = False) -> None:
         assert self.process is not None
-        # Said first, before anything is waited for: requests must not be sent where nobody is.
-        self._set(RouterState.UNRESPONSIVE if self.process.running else RouterState.BACKING_OFF)
+        if not starting:
+            # Said first, before anything is waited for: requests must not be sent where nobody is.
+            self._set(RouterState.UNRESPONSIVE if self.process.running else RouterState.BACKING_OFF)
         if self.process.running:
             await self.process.stop(grace_s=0)
         self._failures += 1

@@ -185,6 +185,13 @@ async def test_a_key_ends_by_itself(make_gateway: MakeGateway, engine: StartEngi
     over = add_key(file, "over", expires="2026-01-01")
     await serving(gateway, engine)
     assert [(await post(gateway, key))[0] for key in (stays, over)] == [200, 401]
+    code, out, _ = await gateway.cli("key", "list", "--file", str(file), config=False)
+    assert (code, out.splitlines()) == (
+        0,
+        ["over  until 2026-01-01T00:00:00Z", "stays  until 2100-01-01T00:00:00Z"],
+    )
+    _, out, _ = await gateway.cli("check")
+    assert f"2 keys in {file}, 1 of them expired" in out
     for within_s in (4, 16, 64, 256):  # On a busy machine a key may be over before anybody could use it.
         end = datetime.datetime.now(datetime.UTC) + datetime.timedelta(seconds=within_s)
         ends = add_key(file, "ends", expires=end.isoformat(timespec="seconds"))
@@ -194,14 +201,6 @@ async def test_a_key_ends_by_itself(make_gateway: MakeGateway, engine: StartEngi
             break
         revoke_key(file, "ends")
     assert worked
-    code, out, _ = await gateway.cli("key", "list", "--file", str(file), config=False)
-    assert code == 0
-    assert [line for line in out.splitlines() if not line.startswith("ends ")] == [
-        "over  until 2026-01-01T00:00:00Z",
-        "stays  until 2100-01-01T00:00:00Z",
-    ]
-    _, out, _ = await gateway.cli("check")
-    assert f"3 keys in {file}, 1 of them expired" in out
     await gateway.kill()
     await until_status(gateway, ends, 401, within_s=within_s + 60)
     assert datetime.datetime.now(datetime.UTC) >= end - datetime.timedelta(seconds=1)
@@ -370,9 +369,9 @@ async def test_a_front_door_that_cannot_be_changed_stays_as_it_is(
         taken.listen()
         gateway.settings["services"][0]["frontend"] = {"listen": [f"127.0.0.1:{gateway.ports['chat'] + 5}"]}
         gateway.configure()
-        code, out, _ = await gateway.cli("reload")
-        assert code == 0
-        assert "cannot listen on" in out
+        code, _, err = await gateway.cli("reload")
+        assert code == 1
+        assert "cannot listen on" in err
         assert (await post(gateway, key))[0] == 200
         assert (await post(gateway, "wrong"))[0] == 401
     await until_status(gateway, "wrong", 200, within_s=20)

@@ -142,6 +142,27 @@ async def test_arguments_that_smg_refuses_are_told_at_once(make_gateway: MakeGat
     assert (await gateway.cli("reload"))[:2] == (0, "changed: chat: router\n")
 
 
+async def test_new_service_whose_arguments_smg_refuses_is_told(make_gateway: MakeGateway) -> None:
+    """The reload that adds it says so, and fails; the other service is left alone."""
+    gateway = make_gateway(services=("chat", "code"))
+    both = gateway.settings["services"]
+    gateway.settings["services"] = both[:1]
+    await gateway.start()
+    both[1]["router"] = {"args": ["--no-such-option"]}
+    gateway.configure(services=both)
+    for changes in ("changed: code: added\n", "nothing changed\n"):
+        code, out, err = await gateway.cli("reload")
+        assert (code, out) == (1, changes)
+        assert "not in force: code: router: ended while starting, exit code 2: smg: error: unrecognized" in err
+    status = await gateway.status()
+    assert (service_of(status)["router"]["state"], service_of(status, "code")["router"]["state"]) == ("up", "refused")
+    del both[1]["router"]
+    gateway.configure(services=both)
+    code, out, err = await gateway.cli("reload")
+    assert (code, out) == (0, "changed: code: router\n"), err
+    await gateway.until(lambda s: s["ready"])
+
+
 async def test_router_that_outgrows_its_limit_is_replaced(make_gateway: MakeGateway, engine: StartEngine) -> None:
     """Resident memory is watched; beyond the limit a new router takes over."""
     gateway = make_gateway()

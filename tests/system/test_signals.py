@@ -222,7 +222,7 @@ async def test_from_zero_on_demand_and_back(make_gateway: MakeGateway, engine: S
     async with aiohttp.ClientSession() as session:
         waiting = asyncio.create_task(post(session, gateway))
         notice = await has_heard(1)
-        assert notice["reason"] == "1 requests wait and no replica serves"
+        assert notice["reason"] == "1 request waits and no replica serves"
         assert notice["service"] == "chat"
         await engine(gateway.socket("r1"))
         assert await waiting == 200
