@@ -89,7 +89,9 @@ def _parser() -> argparse.ArgumentParser:
         prog="python -m bench",
         description="Measures every figure of the README against its floor, in the same run.",
     )
-    parser.add_argument("--only", nargs="+", choices=list(FIGURES), metavar="NAME", help=f"of {', '.join(FIGURES)}")
+    parser.add_argument(
+        "--only", nargs="+", action="extend", choices=list(FIGURES), metavar="NAME", help=f"of {', '.join(FIGURES)}"
+    )
     parser.add_argument("--quick", action="store_true", help="fewer rounds: about a minute")
     parser.add_argument("--json", type=Path, metavar="FILE", help="write everything measured here as well")
     return parser

@@ -29,6 +29,7 @@ from gateway_sidecar.control.door_holder import DoorHolder
 from gateway_sidecar.control.follower import Source
 from gateway_sidecar.control.guard import keep_running
 from gateway_sidecar.control.key_keeper import KeyKeeper
+from gateway_sidecar.control.left_running import LeftRunning
 from gateway_sidecar.control.peer_keeper import PeerKeeper
 from gateway_sidecar.control.router_process import RouterProcess
 from gateway_sidecar.control.service import Service
@@ -271,6 +272,21 @@ def _keep_directories(config_path: Path, settings: Settings) -> None:
             continue  # A full disk, say. Whoever writes there tells, and may do without.
     if problems:
         raise ConfigError(problems)
+
+
+async def end_left(config_path: Path, settings: Settings, left: LeftRunning, *, timeout_s: float) -> None:
+    """Ends what an earlier daemon left, as `stop --all` ends it with a daemon.
+
+    Raises ConfigError for directories that others may write in, StateError if a daemon runs after all.
+    """
+    keep_files_to_ourselves()
+    _keep_directories(config_path, settings)
+    lock = DirectoryLock(settings.run_dir)
+    lock.take()
+    try:
+        await build_daemon(config_path, settings).end_left(left, timeout_s=timeout_s)
+    finally:
+        lock.release()
 
 
 async def run_daemon(config_path: Path, settings: Settings) -> bool:

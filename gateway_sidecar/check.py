@@ -24,6 +24,7 @@ from gateway_sidecar.bridges.nginx_config import Capacity
 from gateway_sidecar.config import FrontendSettings, PortRange, ServiceSettings, Settings, advise, load_overrides
 from gateway_sidecar.config.frontend_values import ANY
 from gateway_sidecar.control.destinations import hosts_of, look_up
+from gateway_sidecar.control.left_running import LeftRunning, look_for_left
 from gateway_sidecar.domain.model import Overrides, PeerAddress
 from gateway_sidecar.domain.trust import ROOT, way_in
 from gateway_sidecar.domain.tunnels import Tunnel
@@ -32,15 +33,17 @@ from gateway_sidecar.doors.keys import expiry_of, read_keys
 from gateway_sidecar.errors import AdminError, BridgeError, ConfigError, FrontDoorError, ProcessError
 from gateway_sidecar.files.follow import follow, ours
 from gateway_sidecar.files.own import way_in_for_others
-from gateway_sidecar.routers.smg import find_smg, python_of, version_of
+from gateway_sidecar.routers.base import RouterPorts
+from gateway_sidecar.routers.smg import find_smg, launch_command, objection_to, python_of, version_of
 from gateway_sidecar.sources.build import sources_of
 from gateway_sidecar.sources.listing import Sighting
 from gateway_sidecar.sources.placed import OwnSockets
 from gateway_sidecar.sources.socket_pattern import SocketPattern
-from gateway_sidecar.supervision.privileges import CAP_NET_ADMIN, has_capability
+from gateway_sidecar.supervision.privileges import CAP_NET_ADMIN, User, has_capability, user_called
 from gateway_sidecar.tunnels.inspect import engine_troubles, file_troubles
 
 _EPHEMERAL = Path("/proc/sys/net/ipv4/ip_local_port_range")
+_UNPRIVILEGED = 1024
 _CONTAINER = ("/run/systemd/container", "/run/.containerenv", "/.dockerenv")
 
 
@@ -69,13 +72,48 @@ class Finding:
         return f"{self.level.value:<5} {self.text}"
 
 
-async def check_machine(settings: Settings) -> list[Finding]:
-    """Everything that can be known without starting anything."""
+def user_to_be(wanted: str | None, run_dir: Path, *, unit_user: str | None) -> User | None:
+    """Whose eyes to look with: root may open what the daemon's user may not. None for our own.
+
+    wanted: a name or number that was asked for. unit_user: whom the unit starts the daemon as, if it is the unit's.
+    Raises ProcessError for one that does not exist, or that only root can become.
+    """
+    if wanted is not None:
+        try:
+            user = user_called(wanted, "as asked for")
+        except (KeyError, OverflowError) as error:
+            raise ProcessError(f"--as: there is no user '{wanted}' on this machine") from error
+        if user.uid == os.geteuid():
+            return None
+        if os.geteuid() != 0:
+            raise ProcessError(f"--as: only root can look as {user}; run this with sudo")
+        return user
+    if os.geteuid() != 0:
+        return None
+    try:
+        owner = run_dir.stat().st_uid
+    except OSError:
+        owner = ROOT
+    if owner != ROOT:
+        return user_called(str(owner), f"to whom {run_dir} belongs")
+    if unit_user is None or run_dir.exists():
+        return None
+    with suppress(KeyError):
+        return user_called(unit_user, "as whom the unit starts the daemon")
+    return None
+
+
+async def check_machine(settings: Settings, *, as_other: bool = False) -> list[Finding]:
+    """Everything that can be known without starting anything.
+
+    as_other: root became the daemon's user for this, who may have capabilities of the unit's besides.
+    """
     running = _running(settings)
+    left = LeftRunning() if running is not None else look_for_left(settings.run_dir, settings.state_dir)
     findings = [Finding(Level.WARN, text) for text in _advice(settings)]
     findings += await _nginx(settings)
     findings += await _routers(settings)
-    findings += _ports(settings, running)
+    findings += _ports(settings, running, left, as_other=as_other)
     findings += _files(settings)
     findings += await asyncio.to_thread(_admin, settings)
     findings += root_findings()
@@ -91,6 +129,9 @@ async def check_machine(settings: Settings) -> list[Finding]:
     if running is not None:
         findings += [Finding(Level.FAIL, f"the running daemon: {problem}") for problem in running["problems"]]
         findings.append(Finding(Level.OK, f"a daemon runs with run_dir {settings.run_dir}; its own ports are not busy"))
+    if left:
+        text = f"no daemon runs, and an earlier one left {left}; the next one takes that up, `stop --all` ends it"
+        findings.append(Finding(Level.WARN, text))
     return findings
 
 
@@ -197,10 +238,30 @@ async def _routers(settings: Settings) -> list[Finding]:
                 findings.append(Finding(Level.WARN, f"{text}; name the `smg` script itself"))
         except ProcessError as error:
             findings.append(Finding(Level.FAIL, str(error)))
-    return findings
+    return findings + [finding for service in settings.services for finding in await router_arguments(service)]
 
 
-def _ports(settings: Settings, running: dict[str, Any] | None) -> list[Finding]:
+async def router_arguments(service: ServiceSettings) -> list[Finding]:
+    """What SMG's own parser says of the command line that the daemon would start it with."""
+    it = service.router
+    try:
+        program = find_smg(it.command)
+    except ProcessError:
+        return []  # It has been told of.
+    command = launch_command(
+        program, RouterPorts(1, 1), key="x", policy=it.policy, log_level=it.log_level, args=it.args, env=it.env
+    )
+    try:
+        objection = await objection_to(command.argv, program, it.env)
+    except ProcessError as error:
+        text = f"{service.name}: router.args: SMG's parser cannot be asked: {error}; the first start will show"
+        return [Finding(Level.WARN, text)]
+    if objection is not None:
+        return [Finding(Level.FAIL, f"{service.name}: router.args: {objection}")]
+    return [Finding(Level.OK, f"{service.name}: SMG takes its arguments")]
+
+
+def _ports(settings: Settings, running: dict[str, Any] | None, left: LeftRunning, *, as_other: bool) -> list[Finding]:
     """Whether all could be listened on. Of a running daemon's, those that its nginx does not have: no others change."""
     public = {it for s in settings.services for it in (s.listen, *s.frontend.listen, *s.frontend.redirect)}
     wanted = [(it.host, it.port) for it in sorted(public, key=str)]
@@ -217,8 +278,13 @@ def _ports(settings: Settings, running: dict[str, Any] | None) -> list[Finding]:
             wanted.append((settings.admin.listen.host, settings.admin.listen.port))
         if settings.metrics.listen:
             wanted.append((settings.metrics.listen.host, settings.metrics.listen.port))
-    busy = busy_ports(wanted)
+    to_be_taken_up = frozenset().union(*(listening_at(pid) for pid in left.pids))
+    busy = [each for each in busy_ports(wanted) if (ip_address(each[0]), each[1]) not in to_be_taken_up]
+    privileged = [(host, port) for host, port, why in busy if as_other and why == "EACCES" and port < _UNPRIVILEGED]
+    busy = [each for each in busy if each[:2] not in privileged]
     findings = [Finding(Level.FAIL, f"cannot listen on {host}:{port}: {why}") for host, port, why in busy[:10]]
+    cure = "needs CAP_NET_BIND_SERVICE; give it to the unit (AmbientCapabilities=, CapabilityBoundingSet=)"
+    findings += [Finding(Level.WARN, f"listening on {host}:{port} {cure}") for host, port in privileged]
     if len(busy) > 10:
         findings.append(Finding(Level.FAIL, f"nor on {len(busy) - 10} further addresses"))
     return findings or [Finding(Level.OK, f"{len(wanted)} addresses are free to listen on")]

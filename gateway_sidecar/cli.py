@@ -9,23 +9,33 @@ import argparse
 import asyncio
 import json
 import os
+import re
 import select
 import sys
 from collections.abc import Iterable, Sequence
 from contextlib import ExitStack, redirect_stderr, redirect_stdout, suppress
+from difflib import get_close_matches
 from pathlib import Path
-from typing import TYPE_CHECKING, TextIO, cast
+from typing import TYPE_CHECKING, NoReturn, TextIO, cast
 from urllib.parse import quote
 
 from gateway_sidecar import __version__
 from gateway_sidecar.admin.client import Remote, ask_daemon
 from gateway_sidecar.admin.commands import add_admin_options, add_replica_commands, admin_of
 from gateway_sidecar.admin.table import render_status
-from gateway_sidecar.config import Settings, config_schema, inventory_schema, load_config, replica_schema
+from gateway_sidecar.config import (
+    Settings,
+    config_schema,
+    inventory_schema,
+    load_config,
+    replica_schema,
+    run_dir_of,
+)
 from gateway_sidecar.errors import (
     AdminError,
     BridgeError,
     ConfigError,
+    DaemonAway,
     FrontDoorError,
     GatewaySidecarError,
     NotInForce,
@@ -34,9 +44,12 @@ from gateway_sidecar.errors import (
 from gateway_sidecar.telemetry.terminal import PrintableStream
 
 if TYPE_CHECKING:
+    from gateway_sidecar.control.left_running import LeftRunning
     from gateway_sidecar.install import Step
 
 DEFAULT_CONFIG = Path("/etc/gateway-sidecar/gateway-sidecar.yaml")
+_STOP_S = 30.0
+_INVALID_CHOICE = re.compile(r"invalid choice: '(.*)' \(choose from (.*)\)")
 EXIT_FAILED, EXIT_CONFIG, EXIT_STOPPED = 1, 78, 79
 
 
@@ -68,6 +81,9 @@ def _run_command(arguments: argparse.Namespace) -> int:
         for problem in error.problems:
             print(f"gateway-sidecar: {problem}", file=sys.stderr)
         code = EXIT_FAILED
+    except DaemonAway as error:
+        print(f"gateway-sidecar: {error}{_left_beside(arguments)}", file=sys.stderr)
+        code = EXIT_FAILED
     except GatewaySidecarError as error:
         print(f"gateway-sidecar: {error}", file=sys.stderr)
         code = EXIT_FAILED
@@ -83,8 +99,36 @@ def _run_command(arguments: argparse.Namespace) -> int:
     return code
 
 
+def _left_beside(arguments: argparse.Namespace) -> str:
+    """What serves on although no daemon runs, for the end of a sentence; empty if nothing does."""
+    if getattr(arguments, "admin", None) is not None or not (left := _left_of(arguments.config)):
+        return ""
+    return f". An earlier one left {left}: `gateway-sidecar run` takes that up, `gateway-sidecar stop --all` ends it"
+
+
+def _left_of(config: Path) -> LeftRunning:
+    from gateway_sidecar.control.left_running import look_for_left
+
+    try:
+        settings = load_config(config)
+    except ConfigError:
+        return look_for_left(run_dir_of(config), None)
+    return look_for_left(settings.run_dir, settings.state_dir)
+
+
+class _Parser(argparse.ArgumentParser):
+    """Says what was meant, most likely, where a word is not one of those that there are."""
+
+    def error(self, message: str) -> NoReturn:
+        wrong = _INVALID_CHOICE.search(message)
+        if wrong is not None:
+            close = get_close_matches(wrong[1], re.findall(r"'([^']*)'", wrong[2]), n=1)
+            message += f"; did you mean '{close[0]}'?" if close else ""
+        super().error(message)
+
+
 def _parser() -> argparse.ArgumentParser:
-    parser = argparse.ArgumentParser(
+    parser = _Parser(
         prog="gateway-sidecar",
         description="Keeps an LLM router in step with engine replicas that come and go behind Unix sockets.",
         epilog="Begin with `gateway-sidecar check`. Exit codes: 0 done, 1 failed, 2 wrong usage, 78 bad configuration.",
@@ -116,7 +160,11 @@ def _parser() -> argparse.ArgumentParser:
         "SIGTERM leaves nginx and the routers running for the next start; Ctrl-C takes them down too; "
         "SIGHUP reads the configuration again.",
     )
-    add("check", _check, "validate the configuration and this machine, and change nothing")
+    command = add("check", _check, "validate the configuration and this machine, and change nothing")
+    command.add_argument(
+        "--as", dest="as_user", metavar="USER",
+        help="look with this user's rights (default, for root: the daemon's user, where one is known)",
+    )  # fmt: skip
     command = add("plan", _plan, "show what a running daemon, or a fresh one, would do next, and do none of it")
     command.add_argument("--json", action="store_true", help="for programs")
     command = ask("status", _status, "show services, routers and replicas")
@@ -142,9 +190,10 @@ def _parser() -> argparse.ArgumentParser:
     command = ask("stop", _stop, "end the daemon", "nginx, the routers and every stream go on, unless --all is given.")
     command.add_argument("--all", action="store_true", help="nginx and the routers as well, after what is in flight")
     command.add_argument(
-        "--timeout", type=float, default=30.0, metavar="S",
-        help="with --all: end what is still in flight after S seconds (default: %(default)g)",
+        "--timeout", type=float, metavar="S",
+        help=f"with --all: end what is still in flight after S seconds (default: {_STOP_S:g})",
     )  # fmt: skip
+    command.set_defaults(misused=command.error)
     ask("reload", _reload, "have the daemon read its configuration again and report what changed")
     for name, text in (
         ("install", "put the systemd unit, the user, directories and an example configuration in place"),
@@ -243,11 +292,19 @@ def _run(arguments: argparse.Namespace) -> int:
 
 
 def _check(arguments: argparse.Namespace) -> int:
-    from gateway_sidecar.check import check_machine
+    from gateway_sidecar.check import check_machine, user_to_be
+    from gateway_sidecar.supervision.privileges import become
 
+    unit_user = "gateway-sidecar" if arguments.config == DEFAULT_CONFIG else None
+    user = user_to_be(arguments.as_user, run_dir_of(arguments.config), unit_user=unit_user)
+    if user is not None:
+        become(user)
+        print(f"ok    with the rights of {user}, {user.why}")
+        if not os.access(sys.executable, os.X_OK):
+            raise ProcessError(f"{user} cannot run {sys.executable}; install gateway-sidecar where that user may")
     settings = load_config(arguments.config)
     print(f"ok    {arguments.config}: {_summary(settings)}")
-    findings = asyncio.run(check_machine(settings))
+    findings = asyncio.run(check_machine(settings, as_other=user is not None))
     for finding in findings:
         print(finding.line())
     return EXIT_FAILED if any(finding.failed for finding in findings) else 0
@@ -322,9 +379,17 @@ def _router(arguments: argparse.Namespace) -> int:
 
 
 def _stop(arguments: argparse.Namespace) -> int:
+    if arguments.timeout is not None and not arguments.all:
+        arguments.misused("--timeout belongs to --all: without it nothing that is in flight ends")
     socket = admin_of(arguments)
-    query = f"all=true&timeout_s={arguments.timeout:g}" if arguments.all else "all=false"
-    code, answer = ask_daemon(socket, "POST", f"/v1/stop?{query}")
+    timeout_s = _STOP_S if arguments.timeout is None else arguments.timeout
+    query = f"all=true&timeout_s={timeout_s:g}" if arguments.all else "all=false"
+    try:
+        code, answer = ask_daemon(socket, "POST", f"/v1/stop?{query}")
+    except DaemonAway:
+        if arguments.all and not isinstance(socket, Remote) and (left := _left_of(arguments.config)):
+            return _end_left(arguments, left, timeout_s)
+        raise
     if code != 202:
         raise AdminError(str(answer.get("error")))
     if isinstance(socket, Remote):
@@ -334,6 +399,23 @@ def _stop(arguments: argparse.Namespace) -> int:
         daemon = os.pidfd_open(answer["pid"])
         select.select([daemon], [], [])
     print("stopped, with nginx and all routers" if arguments.all else "stopped; nginx and the routers go on")
+    return 0
+
+
+def _end_left(arguments: argparse.Namespace, left: LeftRunning, timeout_s: float) -> int:
+    """What `stop --all` does where no daemon runs that could."""
+    from gateway_sidecar.app import end_left
+    from gateway_sidecar.check import user_to_be
+    from gateway_sidecar.supervision.privileges import become
+    from gateway_sidecar.telemetry.logs import set_up_logs
+
+    settings = load_config(arguments.config)
+    user = user_to_be(None, settings.run_dir, unit_user=None)
+    if user is not None:
+        become(user)  # The directories are that user's, and nobody else writes there.
+    set_up_logs("console", "error")
+    asyncio.run(end_left(arguments.config.absolute(), settings, left, timeout_s=timeout_s))
+    print(f"no daemon ran; stopped what an earlier one left: {left}")
     return 0
 
 

@@ -111,3 +111,7 @@ class InstallError(GatewaySidecarError):
 
 class AdminError(GatewaySidecarError):
     """The daemon's admin socket cannot be reached, or it refused the request."""
+
+
+class DaemonAway(AdminError):
+    """Nobody listens where the daemon would."""

@@ -4,9 +4,13 @@ from __future__ import annotations
 
 import asyncio
 import os
+from collections.abc import Mapping
 from pathlib import Path
 
+from gateway_sidecar.bridges.nginx import engine_behind
+from gateway_sidecar.bridges.nginx_config import SUCCESSOR
 from gateway_sidecar.config import ServiceSettings, Settings, load_overrides
+from gateway_sidecar.control.left_running import look_for_left
 from gateway_sidecar.control.pins import open_path
 from gateway_sidecar.control.told_keeper import read_entries
 from gateway_sidecar.domain.model import Overrides, Ready
@@ -23,23 +27,37 @@ _AT_ONCE = 32
 
 async def fresh_plan(settings: Settings) -> list[dict[str, str]]:
     """The actions of a daemon that starts now, in order, each with its service and replica ('-' for all)."""
-    actions = [_row("-", "-", f"start nginx with {len(settings.bridges.ports)} bridges on {settings.bridges.host}")]
+    left = await asyncio.to_thread(look_for_left, settings.run_dir, settings.state_dir)
+    links = _links_of(settings.run_dir) if left.nginx else {}
+    bridges = f"nginx with {len(settings.bridges.ports)} bridges on {settings.bridges.host}"
+    actions = [_row("-", "-", f"take up {bridges} (pid {left.nginx[0].pid})" if left.nginx else f"start {bridges}")]
     try:
         told = await asyncio.to_thread(read_entries, settings.state_dir / "replicas.json")
     except StateError as error:
         actions.append(_row("-", "-", f"nothing for replicas that the admin API was told of: {error}"))
         told = {}
     for service in settings.services:
-        actions.append(_row(service.name, "-", f"start {service.router.type} and serve it at {service.listen}"))
-        actions += await _service_plan(service, Told(dict(told.get(service.name, {}))), settings)
+        router = left.router_in(service.name, service.name + SUCCESSOR)
+        how = f"start {service.router.type}" if router is None else f"take up {service.router.type} (pid {router.pid})"
+        actions.append(_row(service.name, "-", f"{how} and serve it at {service.listen}"))
+        known = links if router is not None else {}
+        actions += await _service_plan(service, Told(dict(told.get(service.name, {}))), settings, known)
     return actions
+
+
+def _links_of(run_dir: Path) -> dict[Path, int]:
+    """Where the bridges lead that an earlier daemon left: socket -> port."""
+    links = [link for link in (run_dir / "bridges").glob("*.sock") if link.stem.isdigit() and link.is_symlink()]
+    return {engine_behind(link.readlink()): int(link.stem) for link in links}
 
 
 def _row(service: str, replica: str, action: str) -> dict[str, str]:
     return {"service": service, "replica": replica, "action": action}
 
 
-async def _service_plan(service: ServiceSettings, told: Told, settings: Settings) -> list[dict[str, str]]:
+async def _service_plan(
+    service: ServiceSettings, told: Told, settings: Settings, links: Mapping[Path, int]
+) -> list[dict[str, str]]:
     own = OwnSockets((settings.run_dir, settings.state_dir))
     listing = await source_of(service, lambda tunnel: Path(f"/{tunnel.owner}"), told, own).look()
     if listing.blind:
@@ -48,6 +66,8 @@ async def _service_plan(service: ServiceSettings, told: Told, settings: Settings
     slots = asyncio.Semaphore(_AT_ONCE)
 
     async def one(sighting: Sighting) -> str:
+        if (port := links.get(sighting.place)) is not None:
+            return f"take up, with its bridge on port {port}"
         async with slots:
             return await _replica_plan(service, sighting, settings.peers.interface)
 

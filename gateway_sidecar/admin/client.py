@@ -11,7 +11,7 @@ from pathlib import Path
 from typing import Any
 from urllib.parse import urlsplit
 
-from gateway_sidecar.errors import AdminError
+from gateway_sidecar.errors import AdminError, DaemonAway
 
 
 @dataclass(frozen=True, slots=True)
@@ -63,7 +63,7 @@ class _UnixConnection(http.client.HTTPConnection):
 def ask_daemon(
     path: Place, method: str, target: str, *, body: object = None, timeout_s: float | None = 10.0
 ) -> tuple[int, dict[str, Any]]:
-    """Status code and JSON answer of the daemon at `path`. Raises AdminError."""
+    """Status code and JSON answer of the daemon at `path`. Raises AdminError, DaemonAway if there is none."""
     connection = path.connection(timeout_s) if isinstance(path, Remote) else _UnixConnection(path, timeout_s)
     try:
         if body is None:
@@ -73,9 +73,9 @@ def ask_daemon(
         response = connection.getresponse()
         answer = json.loads(response.read())
     except FileNotFoundError as error:
-        raise AdminError(f"{path} does not exist: the daemon does not run, or it has another run_dir") from error
+        raise DaemonAway(f"{path} does not exist: the daemon does not run, or it has another run_dir") from error
     except ConnectionRefusedError as error:
-        raise AdminError(f"nobody listens at {path}: the daemon does not run") from error
+        raise DaemonAway(f"nobody listens at {path}: the daemon does not run") from error
     except PermissionError as error:
         raise AdminError(f"no permission for {path}: run this as the daemon's user, root, or in its group") from error
     except ssl.SSLError as error:

@@ -17,6 +17,7 @@ from gateway_sidecar.config import read_mapping, run_dir_of
 from gateway_sidecar.errors import AdminError, ConfigError
 
 _MARGIN_S = 10.0
+_WAIT_S = 60.0
 
 
 def add_admin_options(command: argparse.ArgumentParser) -> None:
@@ -31,6 +32,8 @@ def add_admin_options(command: argparse.ArgumentParser) -> None:
 def admin_of(arguments: argparse.Namespace) -> Place:
     """The admin API that is meant. Raises AdminError, ConfigError."""
     if arguments.admin is None:
+        if any((arguments.cert, arguments.key, arguments.ca)):
+            raise AdminError("--cert, --key and --ca belong to --admin: which daemon is meant?")
         return run_dir_of(arguments.config) / "admin.sock"
     if None in (arguments.cert, arguments.key, arguments.ca):
         raise AdminError("--admin needs --cert, --key and --ca: the API listens with mutual TLS only")
@@ -65,9 +68,8 @@ def add_replica_commands(commands: Any, add_config: Callable[[argparse.ArgumentP
     command.add_argument("--ssh-port", type=int, metavar="PORT", help="with --ssh: its port")
     command.add_argument("--user", metavar="USER", help="with --ssh: the user there")
     command.add_argument("--wait", action="store_true", help="return when it serves, or say why it does not")
-    command.add_argument(
-        "--timeout", type=float, default=60.0, metavar="S", help="with --wait: for how long (default: %(default)g)"
-    )
+    command.add_argument("--timeout", type=float, metavar="S", help=f"with --wait: for how long (default: {_WAIT_S:g})")
+    command.set_defaults(misused=command.error)
     command = add("remove", _remove, "let the daemon forget a replica that it was told of")
     command.add_argument("service", metavar="SERVICE")
     command.add_argument("replica", metavar="REPLICA")
@@ -81,8 +83,11 @@ def add_replica_commands(commands: Any, add_config: Callable[[argparse.ArgumentP
 
 def _add(arguments: argparse.Namespace) -> int:
     name = arguments.replica
-    query = f"?wait=serving&timeout_s={arguments.timeout:g}" if arguments.wait else ""
-    timeout_s = arguments.timeout + _MARGIN_S if arguments.wait else _MARGIN_S * 3
+    if arguments.timeout is not None and not arguments.wait:
+        arguments.misused("--timeout belongs to --wait: without it nothing is waited for")
+    wait_s = _WAIT_S if arguments.timeout is None else arguments.timeout
+    query = f"?wait=serving&timeout_s={wait_s:g}" if arguments.wait else ""
+    timeout_s = wait_s + _MARGIN_S if arguments.wait else _MARGIN_S * 3
     target = f"/v1/services/{_quoted(arguments.service)}/replicas/{_quoted(name)}{query}"
     code, answer = ask_daemon(admin_of(arguments), "PUT", target, body=_entry(arguments), timeout_s=timeout_s)
     if code == 422:

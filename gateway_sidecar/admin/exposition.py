@@ -20,7 +20,6 @@ from gateway_sidecar.control.daemon import Daemon
 from gateway_sidecar.control.service import Service
 from gateway_sidecar.control.tenure import Tenure
 from gateway_sidecar.domain.model import ReplicaId, ReplicaState
-from gateway_sidecar.engines.engine_metrics import why_no_metrics
 from gateway_sidecar.errors import MetricsError
 
 _DAEMON = web.AppKey("daemon", Daemon)
@@ -73,7 +72,7 @@ async def _discovery(request: web.Request) -> web.Response:
         if service.router.ports is not None:
             groups.append(_group(here, f"/routers/{name}/metrics", job="router", service=name))
         for tenure in sorted(service.tenures.values(), key=lambda t: t.replica):
-            if tenure.state is ReplicaState.SERVING and tenure.facts and why_no_metrics(tenure.facts) is None:
+            if tenure.state is ReplicaState.SERVING and daemon.signals.may_have_a_page(tenure):
                 path = f"/replicas/{name}/{quote(tenure.replica, safe='')}/metrics"
                 groups.append(_group(here, path, job="replica", service=name, **_labels(service, tenure)))
     return web.json_response(groups)

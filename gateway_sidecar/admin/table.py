@@ -39,7 +39,8 @@ def _service(service: dict[str, Any]) -> str:
     if router["reason"]:
         lines.append(f"  router: {router['reason']}")
     if service["missing"] not in (None, "router"):
-        lines.append(f"  {service['reason']}; {service['waiting']} requests wait")
+        waiting = service["waiting"]
+        lines.append(f"  {service['reason']}; {waiting} request{'s wait' if waiting != 1 else ' waits'}")
     elif service["missing"] is None:
         lines += [f"  UNANSWERED: model {model}: {why}" for model, why in service["unanswered"].items()]
     if service["source"]["blind"]:

@@ -46,7 +46,7 @@ from gateway_sidecar.config.values import (
 )
 
 _TO_TEXT = PlainSerializer(str, return_type=str)
-_ABSOLUTE = {"type": "string", "pattern": r"^/[^\s\"'$;{}\\#%*?\[\]]+$"}
+_ABSOLUTE = {"type": "string", "pattern": r"""^/[^\s"'$;{}\\#%*?\[\]]+$"""}
 _FILE = {"type": "string", "pattern": "^/"}
 _COMMAND = {"type": "string", "pattern": r"^(/.+|[^-/\s][^/\s]*)$"}
 

@@ -7,13 +7,14 @@ from __future__ import annotations
 
 import asyncio
 import time
-from collections.abc import Awaitable, Callable, Mapping
+from collections.abc import Awaitable, Callable, Mapping, Sequence
 from contextlib import suppress
 from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
 from typing import Any, Protocol
 
+from gateway_sidecar import __version__
 from gateway_sidecar.bridges.nginx import Nginx
 from gateway_sidecar.bridges.nginx_config import ServiceAddress
 from gateway_sidecar.config import FrontendSettings, ServiceSettings, Settings, line_of, load_config
@@ -28,13 +29,14 @@ from gateway_sidecar.control.front_doors import FrontDoors
 from gateway_sidecar.control.guard import keep_running
 from gateway_sidecar.control.inheritance import Inheritance
 from gateway_sidecar.control.key_keeper import KeyKeeper
+from gateway_sidecar.control.left_running import LeftRouter, LeftRunning
 from gateway_sidecar.control.peer_keeper import PeerKeeper
 from gateway_sidecar.control.record_keeper import Record, RecordKeeper
-from gateway_sidecar.control.router_process import RouterProcess
+from gateway_sidecar.control.router_process import RouterProcess, RouterState
 from gateway_sidecar.control.run_dir_keeper import RunDirKeeper
 from gateway_sidecar.control.service import Service
 from gateway_sidecar.control.signals import Signals
-from gateway_sidecar.control.takedown import take_down
+from gateway_sidecar.control.takedown import Ending, take_down
 from gateway_sidecar.control.told_keeper import ToldKeeper
 from gateway_sidecar.domain.leases import PortLeases
 from gateway_sidecar.domain.model import ReplicaId
@@ -44,7 +46,7 @@ from gateway_sidecar.sources.told import NAME as API
 from gateway_sidecar.supervision import awake
 from gateway_sidecar.supervision.awake import within
 from gateway_sidecar.supervision.notify import SystemdNotifier
-from gateway_sidecar.supervision.process import boot_id
+from gateway_sidecar.supervision.process import Identity, Process, boot_id
 from gateway_sidecar.telemetry.logs import get_logger, set_up_logs
 from gateway_sidecar.telemetry.metrics import Metrics
 from gateway_sidecar.tunnels.fleet import TunnelFleet
@@ -54,6 +56,9 @@ _STALLED_S = 2.0
 DEFAULT_STOP_S = 30.0
 """What is in flight when everything is taken down may take so long."""
 
+_END_GRACE_S = 2.0
+_FIRST_START_S = 10.0
+_START_POLL_S = 0.02
 _TUNNEL_GAP_S = 0.05
 _WRITE_DOWN_S = 1.0
 _FIXED = ("state_dir", "run_dir", "bridges", "peers", "router_ports", "metrics", "admin", "rescan_interval_s")
@@ -223,7 +228,7 @@ class Daemon:
         for running in self._running.values():
             running.task = asyncio.create_task(running.service.run())
         self._notifier.ready()
-        self._logger.info("daemon.started", services=list(self._running))
+        self._logger.info("daemon.started", version=__version__, services=list(self._running))
         try:
             await self._until_ending(background)
         finally:
@@ -257,21 +262,7 @@ class Daemon:
             task.cancel()
         await asyncio.gather(*tasks, return_exceptions=True)
         if self._stop_all:
-            cut = await take_down(
-                self.keeper.nginx, self._routers(), timeout_s=self._stop_timeout_s, at_once=self._at_once
-            )
-            if cut:
-                self._logger.warning("daemon.cut_off", connections=cut, after_s=self._stop_timeout_s)
-            await self._departing.close()
-            await self.peers.close()
-            await self.keys.close()
-            await self.tunnels.end()
-            for port in self.keeper.nginx.linked():
-                self.keeper.nginx.unlink(port)
-            await asyncio.to_thread(self.doors.withdraw)
-            with suppress(OSError):  # A disk that cannot be written: what is left says nothing that lives.
-                for record in (self._processes_path, self._leases_path):
-                    record.unlink(missing_ok=True)
+            await self._take_all_down(self._routers())
         else:
             await asyncio.gather(*(keeper.write() for keeper in self._records.values()))
             for router in self._routers():
@@ -283,6 +274,42 @@ class Daemon:
             self.peers.let_go()
             self.keys.let_go()
         self._logger.info("daemon.stopped", left_running=not self._stop_all)
+
+    async def _take_all_down(self, routers: Sequence[Ending]) -> None:
+        cut = await take_down(self.keeper.nginx, routers, timeout_s=self._stop_timeout_s, at_once=self._at_once)
+        if cut:
+            self._logger.warning("daemon.cut_off", connections=cut, after_s=self._stop_timeout_s)
+        await self._departing.close()
+        await self.peers.close()
+        await self.keys.close()
+        await self.tunnels.end()
+        for port in self.keeper.nginx.linked():
+            self.keeper.nginx.unlink(port)
+        await asyncio.to_thread(self.doors.withdraw)
+        with suppress(OSError):  # A disk that cannot be written: what is left says nothing that lives.
+            for record in (self._processes_path, self._leases_path):
+                record.unlink(missing_ok=True)
+
+    async def end_left(self, left: LeftRunning, *, timeout_s: float) -> None:
+        """Ends what an earlier daemon left, in the order and with the patience of `end`. For a daemon that never runs.
+
+        Raises OSError where the directories cannot be used.
+        """
+        self._stop_timeout_s = timeout_s
+        self._take_bridge_key(await self._read(self._records["run"].record))
+        nginx = self.keeper.nginx
+        for identity in left.nginx:
+            with suppress(BridgeError):  # Its program is gone: then it cannot be told of new addresses, only ended.
+                if nginx.process is None and await nginx.adopt(identity):
+                    continue
+            await _end_process(identity)
+        await self.peers.begin()
+        await self.keys.begin()
+        await asyncio.to_thread(self.tunnels.prepare)
+        routers = [(Process.adopt(identity), left.ports.get(identity)) for identity in left.routers]
+        await self._take_all_down([LeftRouter(process, ports) for process, ports in routers if process is not None])
+        for identity in (*left.small, *left.holders):
+            await _end_process(identity)
 
     def _add(self, settings: ServiceSettings, *, prepare: bool = False) -> Service:
         """One more service, not running yet. Raises ProcessError, nothing added, if it cannot be prepared."""
@@ -475,7 +502,7 @@ class Daemon:
         """Takes the configuration file in again and touches only what changed; what that was, in words.
 
         Raises ConfigError, everything left as it was, if the file cannot be used or asks for what needs a restart, and
-        NotInForce, what could be done done, if nginx does not serve what it asks for.
+        NotInForce, what could be done done, if a router or nginx does not serve as it asks for.
         """
         async with self._reload_lock:
             try:
@@ -492,11 +519,11 @@ class Daemon:
                 self._logger.error("config.refused", problems=error.problems)
                 raise
             self._notifier.reloading()
-            changes = await self._take_in(fresh)
+            changes, not_in_force = await self._take_in(fresh)
             for take_in in prepared:
                 changes += await take_in()
             self._notifier.ready()
-            if not_in_force := self._not_in_force():
+            if not_in_force:
                 self.metrics.reloads.labels("refused").inc()
                 self._logger.error("config.not_in_force", problems=not_in_force, changes=changes)
                 raise NotInForce(not_in_force, changes)
@@ -509,10 +536,13 @@ class Daemon:
             return [f"nginx does not run: {self.keeper.reason}"]
         return [f"{what}: {why}" for what, why in self.keeper.problems.items()]
 
-    async def _take_in(self, fresh: Settings) -> list[str]:
+    async def _take_in(self, fresh: Settings) -> tuple[list[str], list[str]]:
+        """What changed, and what of it is not in force, in words."""
         old = {s.name: s for s in self.settings.services}
         new = {s.name: s for s in fresh.services}
-        changes = []
+        in_force: dict[str, ServiceSettings] = {}
+        changes: list[str] = []
+        not_in_force: list[str] = []
         if fresh.log != self.settings.log:
             set_up_logs(fresh.log.format, fresh.log.level)
             changes.append("log")
@@ -525,7 +555,7 @@ class Daemon:
                 service = self._add(new[name], prepare=True)
             except ProcessError as error:
                 self._logger.error("service.not_added", service=name, reason=str(error))
-                changes.append(f"{name}: not added ({error})")
+                not_in_force.append(f"{name}: not added: {error}")
                 continue
             self._running[name].task = asyncio.create_task(service.run())
             changes.append(f"{name}: added")
@@ -533,19 +563,30 @@ class Daemon:
             if old[name] != new[name]:
                 changed = [f for f in type(new[name]).model_fields if getattr(old[name], f) != getattr(new[name], f)]
                 self.services[name].settings = new[name]
-                came_of_it = await self._change(self.services[name], changed)
-                changes.append(f"{name}: {', '.join(changed)}{came_of_it}")
+                failure = await self._change(self.services[name], changed)
+                if failure:
+                    # Not taken over, so that the next reload tries it again and no other use of the settings meets it.
+                    in_force[name] = new[name].model_copy(update={"router": old[name].router})
+                    self.services[name].reconfigure(in_force[name])
+                    changed.remove("router")
+                    not_in_force.append(f"{name}: router: {failure}")
+                if changed:
+                    changes.append(f"{name}: {', '.join(changed)}")
         self.settings = fresh.model_copy(
-            update={"services": tuple(s for s in fresh.services if s.name in self.services)}
+            update={"services": tuple(in_force.get(s.name, s) for s in fresh.services if s.name in self.services)}
         )
         await self.doors.look(withdraw=False)
         await self.keeper.apply()
         await self.doors.look()
+        doubtful = [it for it in self.services.values() if it.name not in old or it.router.state is RouterState.REFUSED]
+        begun = await asyncio.gather(*map(_why_not_begun, doubtful))
+        not_in_force += [f"{it.name}: router: {why}" for it, why in zip(doubtful, begun, strict=True) if why]
+        not_in_force += self._not_in_force()
         self.note_change()
-        return changes
+        return changes, not_in_force
 
     async def _change(self, service: Service, changed: list[str]) -> str:
-        """Gives a running service its new settings; what came of it beyond that, in words."""
+        """Gives a running service its new settings; why its router stays as it was, empty if that was not so."""
         service.reconfigure(service.settings)
         if "replicas" in changed:
             service.use_source(self._adapters.source(service.settings))
@@ -556,7 +597,7 @@ class Daemon:
             await service.slots.replace()
         except RouterUnavailable as error:
             self._logger.error("router.not_replaced", service=service.name, reason=str(error))
-            return f" ({error})"
+            return str(error)
         return ""
 
     async def _remove(self, name: str) -> None:
@@ -575,6 +616,21 @@ class Daemon:
             await router.close_client()
             router.log.close()
         self.metrics.forget_service(name)
+
+
+async def _why_not_begun(service: Service) -> str:
+    """Why the first router of a new service ended at its start; empty if it did not, or takes longer than it should."""
+    with suppress(TimeoutError):
+        async with asyncio.timeout(_FIRST_START_S):
+            while service.router.state in (RouterState.STOPPED, RouterState.STARTING):
+                await asyncio.sleep(_START_POLL_S)
+    ended = service.router.state in (RouterState.REFUSED, RouterState.BACKING_OFF)
+    return service.router.reason if ended else ""
+
+
+async def _end_process(identity: Identity) -> None:
+    if (process := Process.adopt(identity)) is not None:
+        await process.stop(grace_s=_END_GRACE_S)
 
 
 def _told_before(leases: Mapping[str, Any]) -> dict[str, list[ReplicaId]]:

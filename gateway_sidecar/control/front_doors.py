@@ -31,6 +31,8 @@ EXPIRY, NAMES, HANGS = "expiry", "names", "disk"
 _CHANGES = Mask.CLOSE_WRITE | Mask.MOVED_TO | Mask.MOVED_FROM | Mask.CREATE | Mask.DELETE | Mask.ATTRIB | Mask.ONLYDIR
 _DAY_S = 86400.0
 _AGAIN_S = 60.0
+_MOMENT_S = 0.5
+"""Whoever replaces two files one after the other has done so by then: it took 8 ms with `mv`."""
 _PATIENCE_S = 2.0
 
 
@@ -46,6 +48,8 @@ class _Seen:
     directories: frozenset[Path] = frozenset()
     looked_at: dict[str, float] = field(default_factory=dict)
     problems: dict[str, str] = field(default_factory=dict)
+    doubts: dict[str, float] = field(default_factory=dict)
+    """Since when a part cannot be used that could, while that is not told yet."""
 
 
 class FrontDoors:
@@ -188,7 +192,7 @@ class FrontDoors:
         """One piece of work in one thread: whoever revokes a key on a busy machine waits for each further one."""
         if seen.thread.hangs:
             return
-        again = {part for part in (KEYS, CERTIFICATE) if self._is_due(seen, part)}
+        again = {part for part in (KEYS, CERTIFICATE) if part in seen.doubts or self._is_due(seen, part)}
         look = partial(seen.files.look, settings, self._now(), again=again)
         try:
             found = await seen.thread.run(look, patience_s=_PATIENCE_S)
@@ -209,7 +213,7 @@ class FrontDoors:
             return
         seen.has_keys, seen.looked_at[KEYS] = True, time.monotonic()
         if not isinstance(keys, KeysTaken):
-            self._refuse(service, seen, KEYS, keys)
+            self._doubt(service, seen, KEYS, keys)
             return
         self._settle(service, seen, KEYS)
         self._metrics.frontend_keys.labels(service).set(keys.keys)
@@ -233,7 +237,7 @@ class FrontDoors:
                 days = round((pair.expires_at - self._now()) / _DAY_S, 1)
                 self._logger.info("frontend.certificate_taken_in", service=service, expires_in_days=days)
         elif pair is not None:
-            self._refuse(service, seen, CERTIFICATE, pair)
+            self._doubt(service, seen, CERTIFICATE, pair)
         self._look_at_expiry(service, tls, seen)
 
     def _look_at_names(self, service: str, tls: TlsSettings, seen: _Seen, pair: PairTaken) -> None:
@@ -262,8 +266,25 @@ class FrontDoors:
         """What failed may succeed without a change of its file: a disk that was full, a clock that was wrong."""
         return part in seen.problems and time.monotonic() - seen.looked_at.get(part, 0.0) > _AGAIN_S
 
+    def _doubt(self, service: str, seen: _Seen, part: str, error: FrontDoorError | OSError) -> None:
+        """Refuses it, unless somebody may be about to put its other half there: two renames are not one."""
+        now = time.monotonic()
+        since = seen.doubts.setdefault(part, now)
+        if part not in seen.problems and self._is_in_force(service, part) and now - since < _MOMENT_S:
+            asyncio.get_running_loop().call_later(_MOMENT_S, self._look_now.set)
+            return
+        self._refuse(service, seen, part, error)
+
+    def _is_in_force(self, service: str, part: str) -> bool:
+        """Whether nginx has something of an earlier look that stays as it is."""
+        certificate, keys = self._places.pem(service).exists(), self._places.keys(service).is_dir()
+        return {CERTIFICATE: certificate, KEYS: keys}.get(part, certificate or keys)
+
     def _refuse(self, service: str, seen: _Seen, part: str, error: FrontDoorError | OSError) -> None:
-        text = f"{error}; what was there before stays in force"
+        seen.doubts.pop(part, None)
+        before = self._is_in_force(service, part)
+        stays = "what was there before stays in force" if before else "nobody gets in until it can be used"
+        text = f"{error}; {stays}"
         if seen.problems.get(part) != text:
             self._logger.error("frontend.refused", service=service, part=part, reason=str(error))
         self._problem(service, seen, part, text)
@@ -273,6 +294,7 @@ class FrontDoors:
         self._metrics.frontend_problem.labels(service, part).set(1)
 
     def _settle(self, service: str, seen: _Seen, part: str) -> None:
+        seen.doubts.pop(part, None)
         if seen.problems.pop(part, None) is not None:
             self._logger.info("frontend.mended", service=service, part=part)
         self._metrics.frontend_problem.labels(service, part).set(0)

@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Collection, Iterable
 
 from gateway_sidecar.domain.model import Registered, WorkerStatus
-from gateway_sidecar.domain.roles import unanswered
+from gateway_sidecar.domain.roles import models_of, unanswered
 from gateway_sidecar.telemetry.logs import get_logger
 from gateway_sidecar.telemetry.metrics import Metrics
 
@@ -39,8 +39,10 @@ class RoleWatch:
 
     def without(self, workers: Collection[Registered], url: str | None) -> list[str]:
         """What a service that loses this worker cannot answer any more: one line for each model."""
-        left = unanswered(_ready(worker for worker in workers if worker.url != url))
-        return [f"{model}: {reason}" for model, reason in sorted(left.items()) if model not in self.lacking]
+        ready = _ready(workers)
+        left = [worker for worker in ready if worker.url != url]
+        lost = dict.fromkeys(models_of(ready) - models_of(left), "no other replica serves it") | unanswered(left)
+        return [f"{model}: {reason}" for model, reason in sorted(lost.items()) if model not in self.lacking]
 
 
 def _ready(workers: Iterable[Registered]) -> list[Registered]:

@@ -26,6 +26,9 @@ _RESTARTS = Backoff(first_s=0.2, most_s=30.0)
 _CONNECT_S = 1.0
 _PORTS_PATIENCE_S = 2.0
 _SPAWN_S = 2.0
+_LOOK_AGAIN_S = 1.0
+_USAGE_EXIT = 2
+"""What argparse and clap end with where a program cannot be called like this."""
 _STEADY_S = 60.0  # a router that ran this long starts with a clean record
 
 
@@ -36,6 +39,7 @@ class RouterState(StrEnum):
     UP = "up"
     UNRESPONSIVE = "unresponsive"
     BACKING_OFF = "backing_off"
+    REFUSED = "refused"  # it refuses its arguments, and is not started with them again
     STOPPED = "stopped"
 
 
@@ -162,7 +166,7 @@ class RouterProcess:
         """Runs until cancelled. The router itself goes on then: `stop` ends it."""
         while True:
             if not self.up and not await self._start():
-                await self._back_off()
+                await (self._until_it_changes() if self.state is RouterState.REFUSED else self._back_off())
                 continue
             await self._until_lost()
 
@@ -276,7 +280,10 @@ class RouterProcess:
             self._logger.info("router.started", pid=process.pid, url=ports.url, took_s=round(took, 3))
             self._set(RouterState.UP)
             return True
-        await self._ended("did not answer within its start timeout" if process.running else "ended while starting")
+        if process.running:
+            await self._ended("did not answer within its start timeout")
+        else:
+            await self._ended("ended while starting", starting=True)
         return False
 
     async def _until_its_ports_are_free(self) -> None:
@@ -302,25 +309,34 @@ class RouterProcess:
             self._failures = 0
         await self._ended("its API stopped answering" if process.running else "ended")
 
-    async def _ended(self, what: str) -> None:
+    async def _ended(self, what: str, *, starting: bool = False) -> None:
         assert self.process is not None
-        # Said first, before anything is waited for: requests must not be sent where nobody is.
-        self._set(RouterState.UNRESPONSIVE if self.process.running else RouterState.BACKING_OFF)
+        if not starting:
+            # Said first, before anything is waited for: requests must not be sent where nobody is.
+            self._set(RouterState.UNRESPONSIVE if self.process.running else RouterState.BACKING_OFF)
         if self.process.running:
             await self.process.stop(grace_s=0)
         self._failures += 1
         code = self.process.exit_code
-        self.reason = what if code is None else f"{what}, exit code {code}"
+        refused = starting and code == _USAGE_EXIT
         last = await self.log.read_tail(5)
+        said = self.kind.read_log_line(last[-1]) if starting and last else None
+        words = [f"{what}, exit code {code}" if code is not None else what, *([said.message] if said else [])]
+        self.reason = ": ".join(words) + ("; mend router.args" if refused else "")
         self._logger.error(
             "router.exited", pid=self.process.pid, reason=self.reason, exit_code=code, last_lines=last,
-            restart_in_s=round(self._delay_s(), 2),
+            restart_in_s=None if refused else round(self._delay_s(), 2),
         )  # fmt: skip
-        self._set(RouterState.BACKING_OFF)
+        self._set(RouterState.REFUSED if refused else RouterState.BACKING_OFF)
 
     def _delay_s(self) -> float:
         # The first restart is at once: the fleet is waiting, and one exit proves nothing.
         return _RESTARTS.delay_s(self._failures - 1)
+
+    async def _until_it_changes(self) -> None:
+        """The same program says the same of the same arguments, however often it is asked."""
+        while not await self.is_outdated():
+            await asyncio.sleep(_LOOK_AGAIN_S)
 
     async def _back_off(self) -> None:
         self._set(RouterState.BACKING_OFF)

@@ -15,7 +15,7 @@ from gateway_sidecar.bridges.connections import open_connections
 from gateway_sidecar.bridges.nginx_config import SUCCESSOR
 from gateway_sidecar.config import ServiceSettings
 from gateway_sidecar.control.guard import cancelled
-from gateway_sidecar.control.router_process import PrivatePorts, SavedRouter
+from gateway_sidecar.control.router_process import PrivatePorts, RouterState, SavedRouter
 from gateway_sidecar.control.router_unit import RouterUnit
 from gateway_sidecar.errors import RouterUnavailable
 from gateway_sidecar.routers.base import RouterPorts
@@ -161,7 +161,7 @@ class RouterSlots:
                 await self._until_equal(old, new)
                 await self._move_address()  # Changes nothing, unless the successor had to take another port.
                 self._point(self.service, new.router.slot)
-            except (TimeoutError, OSError, asyncio.CancelledError) as error:
+            except (TimeoutError, OSError, RouterUnavailable, asyncio.CancelledError) as error:
                 await new.halt()
                 await new.router.stop(grace_s=0)
                 self.units.remove(new)
@@ -232,9 +232,14 @@ class RouterSlots:
             self._logger.error("router.not_replaced", reason=str(error))
 
     async def _until_equal(self, old: RouterUnit, new: RouterUnit) -> None:
-        """Returns when the new router has every worker that the old one has. Raises TimeoutError."""
+        """Returns when the new router has every worker that the old one has.
+
+        Raises TimeoutError, and RouterUnavailable as soon as it refuses its arguments.
+        """
         async with within(self.settings.router.start_timeout_s + MOST_PATIENCE_S):
             while not new.book.listed or any(old.is_ready(url) and not new.is_ready(url) for url in self._staying()):
+                if new.router.state is RouterState.REFUSED:
+                    raise RouterUnavailable(new.router.reason)
                 await asyncio.sleep(_POLL_S)
 
     async def _retire(self, old: RouterUnit) -> None:

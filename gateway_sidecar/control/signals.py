@@ -23,7 +23,7 @@ from gateway_sidecar.control.shared_reads import SharedReads
 from gateway_sidecar.control.tenure import Tenure
 from gateway_sidecar.domain.model import ReplicaId, ReplicaState
 from gateway_sidecar.domain.signals import WINDOWS_S, RequestEnd
-from gateway_sidecar.engines.engine_metrics import EngineMetrics, says_latency
+from gateway_sidecar.engines.engine_metrics import EngineMetrics, says_latency, why_no_metrics
 from gateway_sidecar.errors import MetricsError
 from gateway_sidecar.routers.answers import MetricsPages
 from gateway_sidecar.supervision import awake
@@ -67,6 +67,8 @@ class Signals:
         self._pages = MetricsPages()
         self._reader = OwnThread("metrics pages")
         self._shared = SharedReads()
+        self._pageless: set[int] = set()
+        """Tenures whose engines said that they have no metrics."""
         self._reading: asyncio.Task[None] | None = None
         self._hooks_left: list[ScalingHook] = []
         self.of: dict[str, ServiceSignals] = {}
@@ -106,6 +108,10 @@ class Signals:
             if tenure.replica == replica and not (tenure.gone or tenure.replaced):
                 return await self._shared.read(tenure, partial(self._engine_page, tenure, _PAGE_PATIENCE_S))
         raise KeyError(replica)
+
+    def may_have_a_page(self, tenure: Tenure) -> bool:
+        """Whether its engine may have metrics: it has not said that there are none."""
+        return tenure.facts is not None and why_no_metrics(tenure.facts) is None and tenure.key not in self._pageless
 
     async def router_page(self, router: RouterProcess) -> bytes:
         """A router's own metrics page. Raises MetricsError."""
@@ -208,9 +214,17 @@ class Signals:
     async def _engine_page(self, tenure: Tenure, patience_s: float) -> bytes:
         if tenure.facts is None or tenure.address is None:
             raise MetricsError("it is not known yet what engine this is")
-        return await self._engines.page(
-            tenure.address, tenure.facts, api_key=tenure.overrides.api_key, timeout_s=patience_s
-        )
+        try:
+            page = await self._engines.page(
+                tenure.address, tenure.facts, api_key=tenure.overrides.api_key, timeout_s=patience_s
+            )
+        except MetricsError as error:
+            if error.absent:
+                there = {it.key for signals in self.of.values() for it in signals.service.tenures.values()}
+                self._pageless = {*self._pageless & there, tenure.key}
+            raise
+        self._pageless.discard(tenure.key)
+        return page
 
     async def _off_the_loop(self, read: Callable[[], T]) -> T:
         """Reads a page without holding anybody up. Raises MetricsError."""
@@ -258,8 +272,8 @@ class Signals:
 
     def _export_latency(self, name: str, role: str, kind: str, window: str, told: Told | None) -> None:
         values = (told.latency.p50, told.latency.p90, told.latency.p99) if told else (None, None, None)
-        for quantile, value in zip(("0.5", "0.9", "0.99"), values, strict=True):
-            self._metrics.latency.labels(name, role, kind, window, quantile).set(_or_nan(value))
+        for percentile, value in zip(("50", "90", "99"), values, strict=True):
+            self._metrics.latency.labels(name, role, kind, window, percentile).set(_or_nan(value))
 
 
 def _or_nan(value: float | None) -> float:

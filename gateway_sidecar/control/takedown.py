@@ -5,11 +5,12 @@ from __future__ import annotations
 import asyncio
 from collections.abc import Sequence
 from contextlib import suppress
+from typing import Protocol
 
 from gateway_sidecar.bridges.connections import open_connections
 from gateway_sidecar.bridges.nginx import Nginx
-from gateway_sidecar.control.router_process import RouterProcess
 from gateway_sidecar.errors import BridgeError
+from gateway_sidecar.routers.base import RouterPorts
 from gateway_sidecar.supervision import awake
 
 _POLL_S = 0.1
@@ -17,7 +18,21 @@ _ROUTER_GRACE_S = 0.5
 _NGINX_GRACE_S = 1.0
 
 
-async def take_down(nginx: Nginx, routers: Sequence[RouterProcess], *, timeout_s: float, at_once: asyncio.Event) -> int:
+class Ending(Protocol):
+    """A router that is to end: one of ours, or an earlier daemon's."""
+
+    @property
+    def pid(self) -> int | None: ...
+
+    @property
+    def ports(self) -> RouterPorts | None: ...
+
+    async def close_client(self) -> None: ...
+
+    async def stop(self, grace_s: float) -> None: ...
+
+
+async def take_down(nginx: Nginx, routers: Sequence[Ending], *, timeout_s: float, at_once: asyncio.Event) -> int:
     """Ends nginx and the routers, after `timeout_s` seconds or when `at_once` is set whatever is still in flight.
 
     Returns how many connections were cut. Bridges go last: a router may open connections to engines to the end.

@@ -31,6 +31,11 @@ def unanswered(workers: Iterable[Registered]) -> dict[str, str]:
     return {model: reason for model, those in by_model.items() if (reason := _lacks(those)) is not None}
 
 
+def models_of(workers: Iterable[Registered]) -> set[str]:
+    """The models that these workers answer for, or a part of."""
+    return {worker.model_id or "-" for worker in workers if worker.worker_type is not WorkerType.ENCODE}
+
+
 def _lacks(workers: list[Registered]) -> str | None:
     count = Counter(worker.worker_type for worker in workers)
     if count[WorkerType.REGULAR]:

@@ -79,7 +79,8 @@ def recommend(policy: Policy, before: Scaler, seen: Seen, now_s: float) -> Scale
     is_called = not seen.serving and (seen.waiting > 0 or seen.idle is False)
     if is_called:
         wish = max(wish, 1)
-        reason = f"{seen.waiting} requests wait" if seen.waiting else "requests are refused"
+        wait = f"{seen.waiting} request{'s wait' if seen.waiting != 1 else ' waits'}"
+        reason = wait if seen.waiting else "requests are refused"
         reason += " and no replica serves"
     least = policy.least
     if least == 0 and (idle_since_s is None or now_s - idle_since_s < policy.idle_after_s) and (last or is_called):

@@ -36,7 +36,7 @@ from gateway_sidecar.domain.model import (
 )
 from gateway_sidecar.domain.printable import printable
 from gateway_sidecar.errors import ProcessError, RouterRefused, RouterUnavailable, WorkerExists
-from gateway_sidecar.routers import with_key
+from gateway_sidecar.routers import parse_only, with_key
 from gateway_sidecar.routers.answers import body_within
 from gateway_sidecar.routers.base import LaunchCommand, LogLine, RouterPorts, RouterReading
 from gateway_sidecar.routers.smg_metrics import read_metrics
@@ -57,6 +57,9 @@ _SHUT_OUT_S = 5
 _GENERIC = "generic"
 _NAMELESS = "unknown"
 """The model of a worker that names none. No request for a model reaches it."""
+_PARSE_S = 30
+"""SMG takes a second to be imported on a machine that is at leisure."""
+_USAGE_EXIT = 2
 _OWN_TOKENIZER = frozenset(("--tokenizer-path", "--model-path", "--disable-tokenizer-autoload"))
 _ID_IN_TEXT = re.compile(r"[0-9a-f]{8}(?:-[0-9a-f]{4}){3}-[0-9a-f]{12}")
 
@@ -415,6 +418,38 @@ async def version_of(program: Path) -> str:
             f"{program} --version ended with {process.returncode}: {output[-200:].decode('utf-8', 'replace')}"
         )
     return output.decode("utf-8", "replace").strip()
+
+
+async def objection_to(argv: Sequence[str], program: Path, env: Mapping[str, str]) -> str | None:
+    """Why SMG would refuse to start with this command line, by its own parser; None if it would not.
+
+    Starts no router. Raises ProcessError if its parser cannot be asked.
+    """
+    interpreter = python_of(program)
+    if interpreter is None:
+        raise ProcessError(f"{program} is no Python script")
+    options = argv[argv.index("launch") + 1 :]
+    try:
+        process = await asyncio.create_subprocess_exec(
+            *interpreter, parse_only.__file__, *options,
+            stdin=asyncio.subprocess.DEVNULL, stdout=asyncio.subprocess.DEVNULL, stderr=asyncio.subprocess.PIPE,
+            env={**os.environ, **env},
+        )  # fmt: skip
+    except OSError as error:
+        raise ProcessError(f"cannot start {interpreter[0]}: {error.strerror}") from error
+    try:
+        async with asyncio.timeout(_PARSE_S):
+            _, said = await process.communicate()
+    except TimeoutError as error:
+        process.kill()
+        await process.wait()
+        raise ProcessError(f"{program}: no answer within {_PARSE_S} s") from error
+    last = printable(said.decode("utf-8", "replace").strip().rpartition("\n")[2], _LONGEST_MESSAGE)
+    if process.returncode == 0:
+        return None
+    if process.returncode == _USAGE_EXIT:
+        return last
+    raise ProcessError(f"{program}: exit code {process.returncode}: {last}")
 
 
 @dataclass(frozen=True, slots=True)

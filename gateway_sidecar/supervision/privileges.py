@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import ctypes
 import os
+import pwd
+from dataclasses import dataclass
 from pathlib import Path
 
 _PR_CAP_AMBIENT = 47
@@ -29,6 +31,40 @@ def keep_files_to_ourselves() -> None:
     A umask that is stricter stays.
     """
     os.umask(os.umask(_OURS_ALONE) | _NOT_FOR_OTHERS)
+
+
+@dataclass(frozen=True, slots=True)
+class User:
+    """A user to become. `name` is None for one without an entry in passwd; `why` says why it is this one."""
+
+    uid: int
+    gid: int
+    name: str | None
+    why: str
+
+    def __str__(self) -> str:
+        return f"uid {self.uid}" if self.name is None else f"{self.name} (uid {self.uid})"
+
+
+def user_called(text: str, why: str) -> User:
+    """The user of a name, or of a number. Raises KeyError if there is none."""
+    if not text.isdecimal():
+        entry = pwd.getpwnam(text)
+        return User(entry.pw_uid, entry.pw_gid, entry.pw_name, why)
+    try:
+        return user_called(pwd.getpwuid(int(text)).pw_name, why)
+    except KeyError:
+        return User(int(text), int(text), None, why)
+
+
+def become(user: User) -> None:
+    """From here on this process is that user's, with the groups of that user and nothing of root. Raises OSError."""
+    if user.name is None:
+        os.setgroups([])
+    else:
+        os.initgroups(user.name, user.gid)
+    os.setgid(user.gid)
+    os.setuid(user.uid)
 
 
 def has_capability(capability: int) -> bool:

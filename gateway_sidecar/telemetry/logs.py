@@ -9,6 +9,7 @@ from __future__ import annotations
 import io
 import json
 import logging
+import os
 import sys
 import threading
 from collections.abc import Callable
@@ -22,6 +23,8 @@ import structlog.tracebacks
 from gateway_sidecar.domain.printable import printable, printable_lines
 
 _LEVELS = {"debug": logging.DEBUG, "info": logging.INFO, "warning": logging.WARNING, "error": logging.ERROR}
+_PRIORITIES = {"critical": 2, "error": 3, "warning": 4, "info": 6, "debug": 7}
+_FIRST = ("timestamp", "level", "event")
 _LONGEST_VALUE = 4000
 _LONGEST_RECORD = 2000
 _WITHOUT_LOCALS = structlog.tracebacks.ExceptionDictTransformer(show_locals=False)
@@ -32,9 +35,10 @@ def set_up_logs(form: str, level: str, stream: TextIO | None = None) -> None:
     """Sends every event to `stream`. `form` is auto, json or console; auto is console on a terminal."""
     target = sys.stderr if stream is None else stream
     as_json = form == "json" or (form == "auto" and not target.isatty())
-    last: list[structlog.typing.Processor] = (
+    render: list[structlog.typing.Processor] = (
         [
             structlog.processors.ExceptionRenderer(_WITHOUT_LOCALS),
+            _time_and_event_first,
             structlog.processors.JSONRenderer(serializer=_as_json),
         ]
         if as_json
@@ -48,12 +52,41 @@ def set_up_logs(form: str, level: str, stream: TextIO | None = None) -> None:
             structlog.contextvars.merge_contextvars,
             structlog.processors.add_log_level,
             structlog.processors.TimeStamper(fmt="iso", utc=True),
-            *last,
+            *render[:-1],
+            _with_priority(render[-1]) if _is_journal(target) else render[-1],
         ],
         wrapper_class=structlog.make_filtering_bound_logger(_LEVELS[level]),
         logger_factory=structlog.WriteLoggerFactory(cast(TextIO, _NeverRaising(target))),
         cache_logger_on_first_use=False,
     )
+
+
+def _time_and_event_first(
+    _logger: object, _method: str, event: structlog.typing.EventDict
+) -> structlog.typing.ProcessorReturnValue:
+    """Whoever reads lines finds when and what in the same place of each."""
+    return {**{name: event[name] for name in _FIRST if name in event}, **event}
+
+
+def _is_journal(stream: TextIO) -> bool:
+    """Whether systemd reads this stream for the journal: it names the stream's device and inode."""
+    device, _, inode = os.environ.get("JOURNAL_STREAM", "").partition(":")
+    try:
+        there = os.fstat(stream.fileno())
+    except (OSError, ValueError):  # Closed, or no file at all.
+        return False
+    return (device, inode) == (str(there.st_dev), str(there.st_ino))
+
+
+def _with_priority(render: structlog.typing.Processor) -> structlog.typing.Processor:
+    """Each line with its priority in front, which journald takes away: sd-daemon(3)."""
+
+    def rendered(logger: object, method: str, event: structlog.typing.EventDict) -> str:
+        priority = _PRIORITIES.get(str(event.get("level")), 6)
+        lines = str(render(logger, method, event)).split("\n")
+        return "\n".join(f"<{priority}>{line}" for line in lines)
+
+    return rendered
 
 
 def take_in_libraries() -> None:

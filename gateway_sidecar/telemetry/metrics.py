@@ -103,7 +103,7 @@ class Metrics:
         self.error_rate = gauge("error_rate", "Failures per second.", "service", "role", "window")
         self.in_flight = gauge("in_flight_requests", "Requests that the router works on.", "service", "role")
         self.latency = gauge(
-            "latency_seconds", "Quantiles of latencies.", "service", "role", "kind", "window", "quantile"
+            "latency_seconds", "Quantiles of latencies.", "service", "role", "kind", "window", "percentile"
         )
         self.desired_replicas = gauge("desired_replicas", "Replicas that there should be.", "service", "role")
         self.scaling_hook_runs = counter("scaling_hook_runs", "Calls of the scaling hook.", "service", "outcome")
@@ -132,6 +132,8 @@ class Metrics:
         )
         self.loop_failures = counter("loop_failures", "Faults of the daemon's own that a loop survived.", "service")
         self.reloads = counter("config_reloads", "Reloads of the configuration by outcome.", "outcome")
+        for outcome in ("done", "refused"):
+            self.reloads.labels(outcome)  # From 0: who alerts on an increase sees the first one, too.
         Info(prefix + "build", "What runs.", registry=self.registry).info({"version": __version__})
 
     def note_tunnel(self, service: str, replica: str, state: str) -> None:

@@ -116,18 +116,21 @@ class TunnelFleet:
         by_link: dict[str, dict[str, str]] = {}
         routes: dict[str, tuple[SshRoute, Engine]] = {}
         places: dict[Tunnel, tuple[str, str]] = {}
+        owners: dict[str, list[str]] = {}
         for tunnel in tunnels:
             engine = self._engine(tunnel.route.engine)
             name, local = link_name(tunnel.route, engine.name), socket_name(tunnel)
             routes[name] = tunnel.route, engine
             by_link.setdefault(name, {})[local] = tunnel.remote
             places[tunnel] = name, local
+            owners.setdefault(name, []).append(tunnel.owner)
         for name in self._links.keys() - by_link.keys():
             self._drop(name)
         for name, wanted in by_link.items():
             if name in self._leaving:
                 continue  # Wanted again before its end: the next look begins it anew.
             link = self._links.get(name) or self._begin(name, *routes[name])
+            link.replicas = sorted(owners[name])
             if link.wanted != wanted:
                 link.wanted = wanted
                 link.touch()

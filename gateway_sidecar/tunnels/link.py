@@ -26,6 +26,7 @@ _PASSING = Backoff(0.25, 5.0)
 _FOR_LONG = Backoff(2.0, 60.0)
 _STEADY_S = 5.0
 _LOOK_S = 2.0
+_MOST_NAMED = 20
 _UP_POLL_S = 0.02
 _GRACE_S = 3.0
 _MOST_LOG_BYTES = 256 * 1024
@@ -49,6 +50,8 @@ class Link:
         self.name = name
         self.route = route
         self.wanted: dict[str, str] = {}
+        self.replicas: list[str] = []
+        """Whose tunnels these are, for people."""
         self.status = PathStatus(PathState.CONNECTING)
         self.since = time.monotonic()
         self.starts = 0
@@ -263,6 +266,7 @@ class Link:
         else:
             self._logger.warning(
                 "tunnel.down",
+                replicas=self.replicas[:_MOST_NAMED],
                 state=status.state.value,
                 reason=status.reason,
                 was=before.state.value,

@@ -11,6 +11,8 @@ from pathlib import Path
 
 import pytest
 import yaml
+from prometheus_client import generate_latest
+from prometheus_client.metrics import MetricWrapperBase
 
 import gateway_sidecar
 from gateway_sidecar.telemetry.metrics import Metrics
@@ -92,3 +94,16 @@ def test_the_dashboards_panels_do_not_overlap() -> None:
         assert not cells & taken
         assert at["x"] + at["w"] <= 24
         taken |= cells
+
+
+@needs_promtool
+def test_promtool_has_nothing_against_the_metrics() -> None:
+    """Names, units and labels as Prometheus' own tool wants them."""
+    metrics = Metrics()
+    for metric in vars(metrics).values():
+        if isinstance(metric, MetricWrapperBase) and metric._labelnames:
+            metric.labels(*("x" for _ in metric._labelnames))
+    page = generate_latest(metrics.registry)
+    done = subprocess.run(["promtool", "check", "metrics"], input=page, capture_output=True, timeout=60, check=False)
+    ours = [line for line in (done.stdout + done.stderr).decode().splitlines() if line.startswith("gateway_sidecar")]
+    assert ours == []

@@ -10,6 +10,7 @@ from pathlib import Path
 
 import asyncssh
 import pytest
+import structlog
 
 from gateway_sidecar.domain.tunnels import PathState, SshEngine, SshRoute, SshServer, Tunnel
 from gateway_sidecar.supervision.process import start_ticks
@@ -83,9 +84,11 @@ async def test_killed_server_and_back(world: World, sshd: Sshd, engine: SshEngin
     tunnel = Tunnel("chat/r1", route_to(sshd, engine), f"127.0.0.1:{await world.listen(b'one')}")
     world.want(tunnel)
     await world.until(tunnel, PathState.UP)
-    sshd.kill()
-    await world.until(tunnel, PathState.CLOSED, PathState.REFUSED, within_s=5)
-    await world.until(tunnel, PathState.REFUSED)
+    with structlog.testing.capture_logs() as events:
+        sshd.kill()
+        await world.until(tunnel, PathState.CLOSED, PathState.REFUSED, within_s=5)
+        await world.until(tunnel, PathState.REFUSED)
+    assert next(event["replicas"] for event in events if event["event"] == "tunnel.down") == ["chat/r1"]
     assert await world.hear(tunnel) == b""
     sshd.start()
     await world.until(tunnel, PathState.UP)

@@ -105,14 +105,62 @@ async def test_router_that_will_not_start_leaves_the_old_one(make_gateway: MakeG
     broken.chmod(0o755)
     gateway.settings["services"][0]["router"] = {"command": str(broken), "start_timeout_s": 1}
     gateway.configure()
-    code, out, _ = await gateway.cli("reload")
-    assert code == 0
-    assert "the new router was not put in place" in out
-    assert "exit code 5" in out
+    for _ in range(2):  # What is not in force is not taken for the settings: the next reload says so again.
+        code, out, err = await gateway.cli("reload")
+        assert (code, out) == (1, "nothing changed\n")
+        assert "not in force: chat: router: the new router was not put in place" in err
+        assert "exit code 5" in err
     after = await gateway.status()
     assert service_of(after)["router"]["pid"] == service_of(before)["router"]["pid"]
     assert states_of(after) == {"r1": "serving"}
     assert await stream_chat(gateway, 3)
+
+
+async def test_arguments_that_smg_refuses_are_told_at_once(make_gateway: MakeGateway, engine: StartEngine) -> None:
+    """By `check` before, by `reload` without waiting for a router that will never be there; with SMG's own words."""
+    gateway = make_gateway()
+    gateway.settings["services"][0]["router"] = {"start_timeout_s": 300}
+    await gateway.start()
+    await engine(gateway.socket("r1"))
+    before = service_of(await gateway.until_states({"r1": "serving"}))["router"]
+    gateway.settings["services"][0]["router"]["args"] = ["--no-such-option", "1"]
+    gateway.configure()
+    code, out, _ = await gateway.cli("check")
+    assert code == 1
+    assert "FAIL  chat: router.args: smg: error: unrecognized arguments: --no-such-option 1" in out
+    for _ in range(2):
+        async with asyncio.timeout(100):  # The settings' 300 s would be waited for.
+            code, out, err = await gateway.cli("reload")
+        assert (code, out) == (1, "nothing changed\n")
+        assert "exit code 2: smg: error: unrecognized arguments: --no-such-option 1; mend router.args" in err
+    status = await gateway.status()
+    assert service_of(status)["router"]["pid"] == before["pid"]
+    assert "unrecognized arguments" in service_of(status)["router"]["reason"]
+    assert await stream_chat(gateway, 3)
+    gateway.settings["services"][0]["router"]["args"] = ["--max-tree-size", "1000"]
+    gateway.configure()
+    assert (await gateway.cli("reload"))[:2] == (0, "changed: chat: router\n")
+
+
+async def test_new_service_whose_arguments_smg_refuses_is_told(make_gateway: MakeGateway) -> None:
+    """The reload that adds it says so, and fails; the other service is left alone."""
+    gateway = make_gateway(services=("chat", "code"))
+    both = gateway.settings["services"]
+    gateway.settings["services"] = both[:1]
+    await gateway.start()
+    both[1]["router"] = {"args": ["--no-such-option"]}
+    gateway.configure(services=both)
+    for changes in ("changed: code: added\n", "nothing changed\n"):
+        code, out, err = await gateway.cli("reload")
+        assert (code, out) == (1, changes)
+        assert "not in force: code: router: ended while starting, exit code 2: smg: error: unrecognized" in err
+    status = await gateway.status()
+    assert (service_of(status)["router"]["state"], service_of(status, "code")["router"]["state"]) == ("up", "refused")
+    del both[1]["router"]
+    gateway.configure(services=both)
+    code, out, err = await gateway.cli("reload")
+    assert (code, out) == (0, "changed: code: router\n"), err
+    await gateway.until(lambda s: s["ready"])
 
 
 async def test_router_that_outgrows_its_limit_is_replaced(make_gateway: MakeGateway, engine: StartEngine) -> None:

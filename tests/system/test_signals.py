@@ -222,7 +222,7 @@ async def test_from_zero_on_demand_and_back(make_gateway: MakeGateway, engine: S
     async with aiohttp.ClientSession() as session:
         waiting = asyncio.create_task(post(session, gateway))
         notice = await has_heard(1)
-        assert notice["reason"] == "1 requests wait and no replica serves"
+        assert notice["reason"] == "1 request waits and no replica serves"
         assert notice["service"] == "chat"
         await engine(gateway.socket("r1"))
         assert await waiting == 200
@@ -351,6 +351,21 @@ async def test_metrics_of_what_is_behind_sockets(gateway: Gateway, engine: Start
     odd.behave(lie=None, hang=True)
     status, text = await page(gateway, "/replicas/chat/o1/metrics")
     assert (status, text) == (502, "no answer to /metrics within 8 s\n")
+
+
+async def test_an_engine_that_has_no_metrics_is_no_target(gateway: Gateway, engine: StartEngine) -> None:
+    """Once it has said so: a target that can never be up is an alarm that nobody heeds."""
+    await engine(gateway.socket("r1"), EngineKind.VLLM_HTTP)
+    await engine(gateway.socket("o1"), EngineKind.OPENAI_HTTP)
+    await gateway.until_states({"r1": "serving", "o1": "serving"}, within_s=20)
+
+    async def targets() -> set[str]:
+        _, text = await page(gateway, "/sd")
+        return {group["labels"].get("replica", "-") for group in json.loads(text)}
+
+    assert await targets() == {"-", "r1", "o1"}
+    assert [(await page(gateway, f"/replicas/chat/{it}/metrics"))[0] for it in ("r1", "o1")] == [200, 404]
+    assert await targets() == {"-", "r1"}
 
 
 async def test_a_real_prometheus_finds_and_reads_them(

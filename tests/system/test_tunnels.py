@@ -204,6 +204,24 @@ async def test_killed_daemon_leaves_the_tunnels_and_the_next_takes_them_up(
     assert not list((gateway.directory / "run" / "tunnels").iterdir())
 
 
+async def test_stop_all_ends_the_tunnels_of_a_killed_daemon(
+    make_gateway: MakeGateway, sshd: Sshd, engine: StartEngine, tmp_path: Path
+) -> None:
+    """No daemon has to be started to end what one left."""
+    await engine(tmp_path / "far.sock")
+    gateway = with_inventory(make_gateway, sshd)
+    write(gateway, "a.json", {"r1": behind(sshd, tmp_path / "far.sock")})
+    await gateway.start()
+    await gateway.until_states({"r1": "serving"})
+    (pid,) = tunnel_pids(gateway)
+    await gateway.kill()
+    code, out, err = await gateway.cli("stop", "--all")
+    assert (code, err) == (0, "")
+    assert "1 SSH connection" in out
+    assert start_ticks(pid) is None
+    assert not list((gateway.directory / "run" / "tunnels").iterdir())
+
+
 async def test_broken_file_keeps_what_it_said(
     make_gateway: MakeGateway, sshd: Sshd, engine: StartEngine, tmp_path: Path
 ) -> None:

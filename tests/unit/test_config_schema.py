@@ -1,6 +1,10 @@
 from __future__ import annotations
 
+import json
 import os
+import re
+import shutil
+import subprocess
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
@@ -9,6 +13,7 @@ import jsonschema
 import pytest
 import yaml
 
+from gateway_sidecar.admin.openapi import describe_api
 from gateway_sidecar.config import (
     Settings,
     SshDefaults,
@@ -235,3 +240,33 @@ def test_a_replicas_schema_says_what_the_daemon_says(tmp_path: Path, text: str) 
     except ConfigError:
         is_usable = False
     assert jsonschema.Draft202012Validator(replica_schema()).is_valid(yaml.safe_load(text)) == is_usable
+
+
+def patterns(node: object) -> Iterator[str]:
+    """Every regular expression of a schema."""
+    if isinstance(node, dict):
+        yield from (value for key, value in node.items() if key == "pattern" and isinstance(value, str))
+        for value in node.values():
+            yield from patterns(value)
+    elif isinstance(node, list):
+        for value in node:
+            yield from patterns(value)
+
+
+_ECMA_ESCAPE = re.compile(r"\\([dDsSwWbBfnrtv0^$\\.*+?()\[\]{}|/-]|x[0-9a-fA-F]{2}|u[0-9a-fA-F]{4})")
+"""What may follow a backslash in ECMA-262 with the flag u, as JSON Schema has it; `-` only in a class."""
+
+
+@pytest.mark.parametrize("schema", [config_schema(), inventory_schema(), replica_schema(), describe_api()])
+def test_editors_can_read_every_pattern(schema: Schema) -> None:
+    """They are ECMAScript's, which refuses escapes that Python takes, and Python's own constructs."""
+    found = set(patterns(schema))
+    assert found
+    for pattern in found:
+        assert "\\" not in _ECMA_ESCAPE.sub("", pattern), pattern
+        assert not re.search(r"\(\?(?![:=!]|<[=!])", pattern), pattern
+    node = shutil.which("node")
+    if node is not None:
+        code = "for (const p of JSON.parse(require('fs').readFileSync(0))) new RegExp(p, 'u')"
+        done = subprocess.run([node, "-e", code], input=json.dumps(sorted(found)), text=True, capture_output=True)
+        assert done.returncode == 0, done.stderr

@@ -6,6 +6,7 @@ import hashlib
 import os
 import random
 import re
+import shutil
 import time
 from pathlib import Path
 
@@ -13,13 +14,16 @@ import pytest
 from cryptography.hazmat.primitives import serialization
 from cryptography.hazmat.primitives.asymmetric import rsa
 
+from gateway_sidecar.bridges.front_door import DoorPlaces
 from gateway_sidecar.config import AuthSettings, FrontendSettings, TlsSettings
+from gateway_sidecar.control.front_doors import FrontDoors
 from gateway_sidecar.doors.certificate import read_certificate
 from gateway_sidecar.doors.door_files import DoorFiles, PairTaken
 from gateway_sidecar.doors.keys import add_key, expiry_of, name_of, parse_keys, read_keys, revoke_key
 from gateway_sidecar.doors.publish import publish_keys, publish_pem, withdraw_keys
 from gateway_sidecar.doors.signature import directories
 from gateway_sidecar.errors import FrontDoorError
+from gateway_sidecar.telemetry.metrics import Metrics
 from tests.system.test_front_door_tls import certificate
 
 A, B = (hashlib.sha256(name).hexdigest() for name in (b"a", b"b"))
@@ -278,3 +282,49 @@ def _locked(source: Path, target: Path) -> Path:
     target.write_bytes(source.read_bytes())
     target.chmod(0o600)
     return target
+
+
+async def test_a_pair_that_is_replaced_by_two_renames_is_no_fault(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Between them certificate and key do not belong together. If it lasts longer than a moment it is told."""
+    old, new = certificate(tmp_path, "a", stem="old"), certificate(tmp_path, "a", stem="new")
+    live = tmp_path / "live.pem"
+    shutil.copy(old, live)
+    shutil.copy(old.with_suffix(".key"), live.with_suffix(".key"))
+    tls = TlsSettings(certificate=live, key=live.with_suffix(".key"))
+    doors = front_doors(tmp_path / "doors", FrontendSettings(tls=tls))
+    await doors.look()
+    monkeypatch.setattr("gateway_sidecar.control.front_doors._MOMENT_S", 3600.0)
+    new.rename(live)
+    await doors.look()
+    assert doors.problems == {}
+    new.with_suffix(".key").rename(live.with_suffix(".key"))
+    await doors.look()
+    assert doors.problems == {}
+    assert live.read_bytes().strip() in (tmp_path / "doors" / "chat.pem").read_bytes()
+    shutil.copy(old, live)
+    await doors.look()
+    assert doors.problems == {}
+    monkeypatch.setattr("gateway_sidecar.control.front_doors._MOMENT_S", 0.0)
+    await doors.look()
+    [problem] = doors.problems.values()
+    assert "what was there before stays in force" in problem
+
+
+async def test_what_was_never_good_does_not_stay_in_force(tmp_path: Path) -> None:
+    """The first files of a front door that cannot be used are told at once, and what that means."""
+    auth = AuthSettings(keys_file=tmp_path / "no keys")
+    tls = TlsSettings(certificate=tmp_path / "no.pem", key=tmp_path / "no.key")
+    (tmp_path / "doors").mkdir()
+    doors = front_doors(tmp_path / "doors", FrontendSettings(auth=auth, tls=tls))
+    await doors.look()
+    assert len(doors.problems) == 2
+    assert all(problem.endswith("; nobody gets in until it can be used") for problem in doors.problems.values())
+
+
+def front_doors(directory: Path, settings: FrontendSettings) -> FrontDoors:
+    """Those of one service, `chat`."""
+    directory.mkdir(exist_ok=True)
+    wanted = {"chat": settings}
+    return FrontDoors(DoorPlaces(directory), lambda: wanted, lambda: wanted, Metrics(), rescan_interval_s=60)

@@ -4,7 +4,9 @@ from __future__ import annotations
 
 import io
 import json
+import os
 from collections.abc import Iterator
+from pathlib import Path
 
 import pytest
 import structlog
@@ -54,3 +56,31 @@ def test_no_fault_tells_what_was_in_variables(form: str) -> None:
         structlog.reset_defaults()
     assert "test_no_fault_tells_what_was_in_variables" in written.getvalue()
     assert "sk-secret" not in written.getvalue()
+
+
+def test_time_level_and_event_stand_first(output: io.StringIO) -> None:
+    """Whoever reads lines, or cuts them, finds when and what in the same place of each."""
+    get_logger(service="chat").info("replica.seen", replica="r1")
+    assert list(json.loads(output.getvalue())) == ["timestamp", "level", "event", "service", "replica"]
+
+
+@pytest.mark.parametrize("form", ["json", "console"])
+def test_the_journal_is_told_how_bad_an_event_is(form: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """By a prefix of each line, where systemd reads standard error and nowhere else."""
+    with (tmp_path / "journal").open("w+") as stream:
+        there = os.fstat(stream.fileno())
+        try:
+            for named in (f"{there.st_dev}:{there.st_ino}", f"{there.st_dev}:{there.st_ino + 1}", ""):
+                monkeypatch.setenv("JOURNAL_STREAM", named)
+                set_up_logs(form, "debug", stream)
+                for level in ("debug", "info", "warning", "error", "critical"):
+                    getattr(get_logger(), level)("daemon.stalled")
+        finally:
+            structlog.reset_defaults()
+        stream.flush()
+        stream.seek(0)
+        lines = stream.read().splitlines()
+    assert [line[:3] for line in lines[:5]] == ["<7>", "<6>", "<4>", "<3>", "<2>"]
+    assert not any(line.startswith("<") for line in lines[5:])
+    if form == "json":
+        assert json.loads(lines[3][3:])["level"] == "error"

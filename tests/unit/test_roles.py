@@ -6,8 +6,10 @@ from dataclasses import replace
 
 import pytest
 
+from gateway_sidecar.control.role_watch import RoleWatch
 from gateway_sidecar.domain.model import ConnectionMode, Registered, RuntimeType, WorkerStatus, WorkerType
 from gateway_sidecar.domain.roles import unanswered
+from gateway_sidecar.telemetry.metrics import Metrics
 
 WORDS = {"P": WorkerType.PREFILL, "D": WorkerType.DECODE, "R": WorkerType.REGULAR, "E": WorkerType.ENCODE}
 ENGINES = {"s": RuntimeType.SGLANG, "v": RuntimeType.VLLM}
@@ -52,3 +54,22 @@ def test_models_are_judged_one_by_one() -> None:
         "tiny": "1 prefill worker and no decode worker",
         "other": "1 decode worker and no prefill worker",
     }
+
+
+@pytest.mark.parametrize(
+    ("fleet", "leaving", "said"),
+    [
+        ("R", "R", ["tiny: no other replica serves it"]),
+        ("R Rs", "R", []),
+        ("P D", "D", ["tiny: 1 prefill worker and no decode worker"]),
+        ("E R", "E", []),
+        ("P", "P", []),  # Nobody answered before, either.
+        ("R", "X", []),
+    ],
+)
+def test_what_nobody_answers_without_one(fleet: str, leaving: str, said: list[str]) -> None:
+    """A drain says it before an engine is stopped, for the last replica of a model as for half of a pair."""
+    workers = [worker(text) for text in fleet.split()]
+    watch = RoleWatch("chat", Metrics())
+    watch.look(workers, 0.0)
+    assert watch.without(workers, f"http://{leaving}") == said

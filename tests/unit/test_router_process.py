@@ -11,8 +11,9 @@ from pathlib import Path
 from types import SimpleNamespace
 from typing import Any, cast
 
-from gateway_sidecar.control.router_process import RouterProcess
-from gateway_sidecar.routers.base import LaunchCommand, RouterKind, RouterPorts
+from gateway_sidecar.control.router_process import RouterProcess, RouterState
+from gateway_sidecar.errors import RouterUnavailable
+from gateway_sidecar.routers.base import LaunchCommand, LogLine, RouterKind, RouterPorts
 from gateway_sidecar.supervision.logfile import ChildLog
 from gateway_sidecar.telemetry.metrics import Metrics
 
@@ -73,3 +74,46 @@ async def test_router_whose_keeper_is_cancelled_while_it_starts_is_known(tmp_pat
     assert saved.identity.is_alive()
     await router.stop(grace_s=5)
     assert not saved.identity.is_alive()
+
+
+async def test_router_that_refuses_its_arguments_is_not_started_with_them_again(tmp_path: Path) -> None:
+    """Exit code 2: the same program says the same of the same arguments. The reason is its own last line."""
+    program = "import sys; print('usage: ...'); print('smg: error: no such option'); sys.exit(2)"
+    command = LaunchCommand([sys.executable, "-c", program])
+    digests = ["as it is"]
+    kind = SimpleNamespace(
+        command=lambda _ports, _key: command,
+        digest=lambda: digests[-1],
+        client=lambda _ports, _key: SimpleNamespace(list_workers=_nobody, close=_nothing),
+        read_log_line=lambda line: LogLine("warning", line),
+    )
+    ports: Any = SimpleNamespace(choose=lambda _slot: PORTS)
+    router = RouterProcess(
+        "chat", "chat", cast(RouterKind, kind), ChildLog(tmp_path / "log"), ports, Metrics(),
+        start_timeout_s=60, write_down=_nothing,
+    )  # fmt: skip
+    states: list[RouterState] = []
+    router.on_change.append(lambda: states.append(router.state))
+    keeping = asyncio.create_task(router.run())
+    async with asyncio.timeout(60):
+        while router.state is not RouterState.REFUSED:
+            await asyncio.sleep(0.001)
+    assert router.reason == ("ended while starting, exit code 2: smg: error: no such option; mend router.args")
+    for _ in range(100):  # Where it was tried again, it would be at once.
+        await asyncio.sleep(0.005)
+    assert router.starts == 1
+    digests.append("mended")
+    async with asyncio.timeout(60):
+        while router.starts < 2:
+            await asyncio.sleep(0.001)
+    keeping.cancel()
+    await asyncio.gather(keeping, return_exceptions=True)
+    await router.stop(grace_s=0)
+
+
+async def _nobody() -> Any:
+    raise RouterUnavailable("nobody listens")
+
+
+async def _nothing() -> None:
+    return None

@@ -115,7 +115,7 @@ def test_waking_does_not_wait_for_up_after_s() -> None:
     assert scaler.desired == 0
     scaler = recommend(policy, scaler, Seen(None, 0, waiting=1, idle=False), 5.0)
     assert scaler.desired == 1
-    assert scaler.reason == "1 requests wait and no replica serves"
+    assert scaler.reason == "1 request waits and no replica serves"
     scaler = recommend(policy, scaler, Seen(None, 0, coming=1, waiting=1, idle=False), 10.0)
     assert scaler.desired == 1, "while it loads"
 

@@ -1,0 +1,65 @@
+"""The installed SMG's own parser, asked without starting a router."""
+
+from __future__ import annotations
+
+import sys
+from pathlib import Path
+
+import pytest
+
+from gateway_sidecar.check import Level, router_arguments
+from gateway_sidecar.config import ServiceSettings
+from gateway_sidecar.errors import ProcessError
+from gateway_sidecar.routers.smg import find_smg
+
+
+def service(*args: str, command: str = "smg") -> ServiceSettings:
+    return ServiceSettings.model_validate(
+        {
+            "name": "chat",
+            "listen": "127.0.0.1:8080",
+            "replicas": {"sockets": "/run/replicas/{replica}.sock"},
+            "router": {"command": command, "args": list(args)},
+        }
+    )
+
+
+@pytest.fixture(autouse=True)
+def _with_smg() -> None:
+    try:
+        find_smg("smg")
+    except ProcessError:
+        pytest.skip("smg is not installed")
+
+
+@pytest.mark.parametrize(
+    ("args", "reason"),
+    [
+        (("--no-such-option",), "unrecognized arguments: --no-such-option"),
+        (("--cache-threshold", "much"), "invalid float value: 'much'"),
+        (("--request-timeout-secs", "-5"), "negative int"),
+        (("--max-tree-size",), "expected one argument"),
+    ],
+)
+async def test_arguments_that_smg_would_refuse_fail(args: tuple[str, ...], reason: str) -> None:
+    """What would end a router at its start is told before one is started, in SMG's words."""
+    [finding] = await router_arguments(service(*args))
+    assert finding.level is Level.FAIL
+    assert finding.text.startswith("chat: router.args: smg: error: ")
+    assert reason in finding.text
+
+
+async def test_arguments_that_smg_takes_are_fine() -> None:
+    """The daemon's own ones among them."""
+    assert [it.level for it in await router_arguments(service("--max-tree-size", "1000"))] == [Level.OK]
+
+
+async def test_an_smg_without_that_parser_is_warned_of(tmp_path: Path) -> None:
+    """A program of another kind proves nothing against the arguments."""
+    for name, first in (("shell", "#!/bin/sh"), ("bare", f"#!{sys.executable} -I -S")):
+        program = tmp_path / name
+        program.write_text(f"{first}\n")
+        program.chmod(0o755)
+        [finding] = await router_arguments(service(command=str(program)))
+        assert finding.level is Level.WARN
+        assert "SMG's parser cannot be asked" in finding.text

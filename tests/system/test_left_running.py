@@ -1,0 +1,91 @@
+"""No daemon runs, and what it left serves on: the commands see that, and end it when they are asked to."""
+
+from __future__ import annotations
+
+import asyncio
+import json
+import shutil
+import socket
+
+from examples.simulated import EngineKind
+from gateway_sidecar import __version__
+from gateway_sidecar.control.left_running import look_for_left
+from gateway_sidecar.supervision.process import start_ticks
+from tests.system.clients import stream_chat
+from tests.system.conftest import StartEngine
+from tests.system.gateway import Gateway, service_of
+from tests.system.test_keys import give_key
+
+
+async def test_commands_see_what_a_killed_daemon_left(gateway: Gateway, engine: StartEngine) -> None:
+    """It is named wherever the daemon is missed; it is no obstacle for `check`, and `plan` starts nothing twice."""
+    await engine(gateway.socket("r1"))
+    status = await gateway.until_states({"r1": "serving"})
+    [began] = gateway.events("daemon.started")
+    assert began["version"] == __version__
+    nginx, router = status["bridge"]["pid"], service_of(status)["router"]["pid"]
+    port = service_of(status)["replicas"][0]["bridge"].rpartition(":")[2]
+    await gateway.kill()
+    for command in (("status",), ("stop",), ("reload",), ("drain", "chat", "r1")):
+        code, _, err = await gateway.cli(*command)
+        assert code == 1
+        assert f"An earlier one left nginx (pid {nginx}), the router of chat (pid {router}), 1 holder" in err, err
+        assert "`gateway-sidecar stop --all` ends it" in err
+    code, out, _ = await gateway.cli("check")
+    assert code == 0, out
+    assert f"warn  no daemon runs, and an earlier one left nginx (pid {nginx})" in out
+    await engine(gateway.socket("r2"))
+    code, out, _ = await gateway.cli("plan", "--json")
+    actions = {(row["service"], row["replica"]): row["action"] for row in json.loads(out)["actions"]}
+    assert actions["-", "-"].startswith("take up nginx")
+    assert actions["chat", "-"].startswith(f"take up smg (pid {router})")
+    assert actions["chat", "r1"] == f"take up, with its bridge on port {port}"
+    assert actions["chat", "r2"].startswith("bridge, then register")
+    with socket.socket() as taken:  # A stranger is told from what was left.
+        address = ("127.0.0.1", gateway.ports["chat"] + 8)
+        taken.bind(address)
+        taken.listen()
+        gateway.configure(metrics={"listen": f"{address[0]}:{address[1]}"})
+        code, out, _ = await gateway.cli("check")
+    assert code == 1
+    assert out.count("FAIL") == 1
+    assert f"FAIL  cannot listen on 127.0.0.1:{address[1]}" in out
+
+
+async def test_stop_all_without_a_daemon_ends_what_one_left(gateway: Gateway, engine: StartEngine) -> None:
+    """As with a daemon: what is in flight may finish, nothing new gets in, and nothing is left."""
+    await engine(gateway.socket("r1"), token_interval_s=0.05)
+    give_key(gateway, "r2", "secret")
+    await engine(gateway.socket("r2"), EngineKind.VLLM_HTTP, model="guarded", require_key="secret")
+    status = await gateway.until_states({"r1": "serving", "r2": "serving"}, within_s=30)
+    pids = [service_of(status)["router"]["pid"], status["bridge"]["pid"]]
+    await gateway.kill()
+    left = look_for_left(gateway.directory / "run", gateway.directory / "state")
+    assert len(left.small) == 1
+    assert set(pids) < left.pids
+    started = asyncio.Event()
+    stream = asyncio.create_task(stream_chat(gateway, 60, started))
+    await started.wait()
+    code, out, err = await gateway.cli("stop", "--all")
+    assert (code, err) == (0, "")
+    assert out.startswith("no daemon ran; stopped what an earlier one left: nginx (pid ")
+    assert (await stream).split()[-1] == "59"
+    assert [pid for pid in left.pids if start_ticks(pid) is not None] == []
+    assert not look_for_left(gateway.directory / "run", gateway.directory / "state")
+    code, out, err = await gateway.cli("stop", "--all")
+    assert code == 1
+    assert "An earlier one" not in err
+    await gateway.start()  # Nothing is in its way.
+    await gateway.until_states({"r1": "serving", "r2": "serving"}, within_s=30)
+
+
+async def test_stop_all_finds_what_no_record_tells_of(gateway: Gateway) -> None:
+    """Records are hints: the children's own logs say whose they are."""
+    status = await gateway.status()
+    pids = {service_of(status)["router"]["pid"], status["bridge"]["pid"]}
+    await gateway.kill()
+    (gateway.directory / "run" / "processes.json").unlink()
+    shutil.rmtree(gateway.directory / "run" / "nginx")
+    code, out, err = await gateway.cli("stop", "--all", "--timeout", "5")
+    assert (code, err) == (0, ""), out
+    assert [pid for pid in pids if start_ticks(pid) is not None] == []
