@@ -621,7 +621,7 @@ class Daemon:
 async def _why_not_begun(service: Service) -> str:
     """Why the first router of a new service ended at its start; empty if it did not, or takes longer than it should."""
     with suppress(TimeoutError):
-        async with asyncio.timeout(_FIRST_START_S):
+        async with within(_FIRST_START_S):
             while service.router.state in (RouterState.STOPPED, RouterState.STARTING):
                 await asyncio.sleep(_START_POLL_S)
     ended = service.router.state in (RouterState.REFUSED, RouterState.BACKING_OFF)

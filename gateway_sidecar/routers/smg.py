@@ -438,7 +438,7 @@ async def objection_to(argv: Sequence[str], program: Path, env: Mapping[str, str
     except OSError as error:
         raise ProcessError(f"cannot start {interpreter[0]}: {error.strerror}") from error
     try:
-        async with asyncio.timeout(_PARSE_S):
+        async with within(_PARSE_S):
             _, said = await process.communicate()
     except TimeoutError as error:
         process.kill()
