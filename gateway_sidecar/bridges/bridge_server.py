@@ -46,7 +46,12 @@ OWNER_PATH = "/.gateway-owner"
 
 def owner_url(host: str, port: int) -> str:
     """Where the bridges' nginx tells whose a connection is."""
-    return f"http://{f'[{host}]' if ':' in host else host}:{port}{OWNER_PATH}"
+    return f"http://{bracketed(host)}:{port}{OWNER_PATH}"
+
+
+def bracketed(host: str) -> str:
+    """A host as it stands before a port."""
+    return f"[{host}]" if ":" in host else host
 
 
 def patterns(paths: Sequence[str]) -> str:

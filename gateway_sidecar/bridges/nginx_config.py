@@ -11,7 +11,7 @@ from pathlib import Path
 
 from gateway_sidecar.bridges import bodies, bridge_server, client_headers, front_door
 from gateway_sidecar.bridges.bodies import BodyClass, body_classes
-from gateway_sidecar.bridges.bridge_server import KEY_HEADER, ORDERS
+from gateway_sidecar.bridges.bridge_server import KEY_HEADER, ORDERS, bracketed
 from gateway_sidecar.bridges.front_door import DoorPlaces, FrontDoor
 from gateway_sidecar.bridges.request_events import EventAddress
 from gateway_sidecar.config import FrontendSettings
@@ -218,7 +218,7 @@ class NginxConfig:
         ports = str(self.first_port)
         if self.last_port != self.first_port:
             ports += f"-{self.last_port}"
-        return f"{_bracketed(host)}:{ports}"
+        return f"{bracketed(host)}:{ports}"
 
     @property
     def _asks_owners(self) -> bool:
@@ -401,7 +401,7 @@ class PeerConfig:
 
     def text(self) -> str:
         """The whole configuration file."""
-        listen = f"{_bracketed(self.host)}:{self.port}"
+        listen = f"{bracketed(self.host)}:{self.port}"
         only_us = f"        allow {self.host};\n        deny all;\n"
         load = "".join(f"load_module {_quoted(module)};\n" for module in (self.modules if self.grpc else ()))
         served = self._stream(listen, only_us) if self.grpc else self._http(listen, only_us)
@@ -518,10 +518,6 @@ def _upstream(name: str, address: str) -> str:
         keepalive_timeout 5s;
     }}
 """
-
-
-def _bracketed(host: str) -> str:
-    return f"[{host}]" if ":" in host else host
 
 
 def _quoted(path: Path) -> str:
