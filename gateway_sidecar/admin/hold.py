@@ -14,10 +14,12 @@ from gateway_sidecar.admin.bounded_server import BoundedServer
 from gateway_sidecar.admin.unix_door import UnixDoor
 from gateway_sidecar.control.daemon import Daemon
 from gateway_sidecar.control.service import Service
-from gateway_sidecar.control.waiting_room import Answer, History, Verdict
+from gateway_sidecar.control.waiting_room import Answer, History, Verdict, WaitingRoom
 from gateway_sidecar.domain.planning import Missing
+from gateway_sidecar.supervision.loops import survived
 
 _DAEMON = web.AppKey("daemon", Daemon)
+_FAULT = Answer(Verdict.FULL, "The gateway made a mistake with this request; try again.", "gateway_fault")
 _STATUS = {Verdict.FULL: 503, Verdict.TOO_LONG: 503, Verdict.LOST: 502}
 
 
@@ -40,7 +42,11 @@ async def _hold(request: web.Request) -> web.Response:
     asleep = None if so_far.tries else _while_asleep(request, service)
     if asleep is not None:
         return asleep
-    answer = await service.room.wait(so_far, only_for_router=_only_asks(request))
+    answer = _FAULT
+    with survived(service.name, WaitingRoom.wait.__qualname__, request.app[_DAEMON].metrics):
+        answer = await service.room.wait(so_far, only_for_router=_only_asks(request))
+    if answer is _FAULT:
+        service.room_keeper.tend()
     if answer.verdict is Verdict.GO_ON:
         return _while_asleep(request, service) or web.Response(headers={"X-Accel-Redirect": "@router"})
     return _error(answer)

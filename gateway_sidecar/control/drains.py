@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import time
 from collections.abc import Callable, Container, Mapping
 from dataclasses import dataclass
 
@@ -83,14 +82,14 @@ class Drains:
                 tenure.canary = None
             self._on_change()
             self._on_begun(tenure)
-        began = time.monotonic()
+        began = awake.monotonic()
         try:
             async with within(timeout_s):
                 await tenure.drained.wait()
         except TimeoutError:
             self._metrics.drains.labels(self._service, "timeout").inc()
-            return DrainReport(False, tenure.in_flight, time.monotonic() - began, missed)
-        return DrainReport(True, 0, time.monotonic() - began, missed)
+            return DrainReport(False, tenure.in_flight, awake.monotonic() - began, missed)
+        return DrainReport(True, 0, awake.monotonic() - began, missed)
 
     def resume(self, replica: ReplicaId) -> None:
         """Takes a drained replica back into rotation, once it answers. Raises KeyError for one that is not there."""
@@ -107,7 +106,7 @@ class Drains:
         if tenure.leaving is None or not is_out:
             _forget_count(tenure)
         elif tenure.settled_at is None:
-            tenure.settled_at = time.monotonic()
+            tenure.settled_at = awake.monotonic()
 
     def finish_if_quiet(self, tenure: Tenure) -> None:
         """Whoever waits for the drain is told, if nobody needs the engine any more."""

@@ -7,7 +7,6 @@ from what is observed then. Probes, the router's answers and the source only cha
 from __future__ import annotations
 
 import asyncio
-import time
 from collections.abc import Awaitable, Callable, Mapping
 from contextlib import suppress
 from pathlib import Path
@@ -16,7 +15,6 @@ from gateway_sidecar.config import ServiceSettings
 from gateway_sidecar.control.arrivals import Arrivals
 from gateway_sidecar.control.drains import Drains
 from gateway_sidecar.control.follower import Source, SourceFollower
-from gateway_sidecar.control.guard import keep_running
 from gateway_sidecar.control.replica_log import ReplicaLog
 from gateway_sidecar.control.role_watch import RoleWatch
 from gateway_sidecar.control.room_keeper import RoomKeeper
@@ -52,6 +50,7 @@ from gateway_sidecar.domain.planning import (
 from gateway_sidecar.sources.listing import Sighting
 from gateway_sidecar.supervision import awake
 from gateway_sidecar.supervision.awake import within
+from gateway_sidecar.supervision.loops import Tasks, run_forever
 from gateway_sidecar.telemetry.logs import get_logger
 from gateway_sidecar.telemetry.metrics import Metrics
 
@@ -90,7 +89,7 @@ class Service:
         self.path_of = path_of
         self._on_change = on_change
         self._logger = get_logger(service=settings.name)
-        self._queue: WorkQueue[int] = WorkQueue(time.monotonic)
+        self._queue: WorkQueue[int] = WorkQueue(awake.monotonic)
         self._tenures = TenureBook()
         self.bridges = TenureBridges(
             self.name,
@@ -122,6 +121,7 @@ class Service:
         )
         self.slots = RouterSlots(
             settings,
+            Tasks(settings.name, metrics),
             make_unit=self._make_unit,
             private_ports=private_ports,
             point=links.point,
@@ -256,7 +256,7 @@ class Service:
         try:
             async with asyncio.TaskGroup() as group:
                 for loop in loops:
-                    group.create_task(keep_running(self.name, loop, self._metrics))
+                    group.create_task(run_forever(self.name, loop, self._metrics))
         finally:
             self.bridges.unlisten()
             await self.room.end()

@@ -18,7 +18,8 @@ LAYERS: tuple[frozenset[str], ...] = tuple(
         "admin",
         "control",
         "bridges doors engines routers sources tunnels",
-        "config supervision telemetry",
+        "config supervision",
+        "telemetry",
         "files",
         "domain",
         "errors",
@@ -147,3 +148,44 @@ def test_the_domain_is_pure() -> None:
     allowed = PURE | {"gateway_sidecar"}
     impure = [each for each in imports() if unit_of(each[0]) == "domain" and each[2].split(".")[0] not in allowed]
     assert [shown(each) for each in impure] == []
+
+
+def test_the_core_tells_the_time_by_one_clock() -> None:
+    """`supervision.awake`, which tests move: nothing in `control/` reads the system's own."""
+    found = [
+        f"{path.relative_to(PACKAGE.parent)}:{node.lineno}"
+        for path in sorted((PACKAGE / "control").rglob("*.py"))
+        for node in ast.walk(ast.parse(path.read_bytes()))
+        if isinstance(node, ast.Attribute) and ast.unparse(node) in {"time.monotonic", "time.perf_counter"}
+    ]
+    assert found == []
+
+
+def test_every_task_is_guarded() -> None:
+    """A task that nobody awaits is made by `supervision.loops`; where one is made by hand, its maker awaits it."""
+    awaited_by_their_makers = {
+        "admin/bounded_server.py",
+        "admin/replicas.py",
+        "bridges/small_nginx.py",
+        "control/bridge_keeper.py",
+        "control/daemon.py",
+        "control/follower.py",
+        "control/front_doors.py",
+        "control/router_process.py",
+        "control/router_unit.py",
+        "control/service.py",
+        "control/shared_reads.py",
+        "control/signals.py",
+        "engines/probe.py",
+        "sources/several.py",
+        "supervision/loops.py",
+        "tunnels/asyncssh_process.py",
+        "tunnels/link.py",
+    }
+    makers = {
+        str(path.relative_to(PACKAGE))
+        for path in sorted(PACKAGE.rglob("*.py"))
+        for node in ast.walk(ast.parse(path.read_bytes()))
+        if isinstance(node, ast.Attribute) and node.attr in {"create_task", "ensure_future"}
+    }
+    assert makers == awaited_by_their_makers
