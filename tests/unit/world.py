@@ -16,6 +16,7 @@ from pathlib import Path
 from typing import Any, TypeVar, cast
 
 import pytest
+from structlog.testing import capture_logs
 
 from gateway_sidecar.config import ServiceSettings
 from gateway_sidecar.control import router_slots, watcher
@@ -304,6 +305,7 @@ class World:
         self.connections: Counter[int] = Counter()
         self.canaries: dict[str, list[_Canary]] = {}
         self.moved = 0
+        self.log: list[Any] = []
         self._loops: list[asyncio.Task[None]] = []
         described = {"name": "chat", "listen": "127.0.0.1:1", "replicas": {"sockets": f"{directory}/{{replica}}.sock"}}
         self.service = Service(
@@ -393,6 +395,7 @@ class World:
                 not self.service.pending_actions()
                 and not self.leases.quarantined
                 and len(self.service.tenures) == len(self.states())
+                and self.router.ready() == set(self.router.workers)
             ),
             within_s=300.0,
         )
@@ -458,11 +461,12 @@ async def running_world(directory: Path, patch: pytest.MonkeyPatch, **settings: 
 
     patch.setattr(watcher, "open_canary", open_canary)
     patch.setattr(watcher, "is_refused", lambda at: world.probe.answers.get(replica_at(at), REFUSED) == REFUSED)
-    await world.begin()
-    try:
-        yield world
-    finally:
-        await world.end()
+    with capture_logs() as world.log:
+        await world.begin()
+        try:
+            yield world
+        finally:
+            await world.end()
 
 
 class _Canary:
