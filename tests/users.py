@@ -69,7 +69,7 @@ class User:
     def here(self) -> Iterator[None]:
         """This process acts as the user: files that it makes are his, and he is whom the kernel names for a socket
         that it listens on. Nothing may be awaited meanwhile: all threads and tasks are that user."""
-        if why_not() is not None:
+        if self.uid == os.geteuid() or why_not() is not None:
             yield
             return
         group, groups, umask = os.getegid(), os.getgroups(), os.umask(_UMASK)
@@ -85,8 +85,9 @@ class User:
             os.umask(umask)
 
     def binds(self, path: Path, *, backlog: int | None = 1024) -> socket.socket:
-        """A socket of this user's at the path; without a backlog nobody listens yet."""
+        """A socket of this user's, in place of what lies there; without a backlog nobody listens yet."""
         with self.here():
+            path.unlink(missing_ok=True)
             made = socket.socket(socket.AF_UNIX)
             made.bind(str(path))
             if backlog is not None:
@@ -95,6 +96,7 @@ class User:
 
 
 DAEMON, ONE, OTHER = User(42420), User(42421), User(42422)
+SELF = User(os.geteuid())
 
 
 def give(path: Path, user: User, mode: int) -> None:

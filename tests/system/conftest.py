@@ -109,9 +109,7 @@ async def start() -> AsyncIterator[StartAs]:
     """Starts somebody's engine in a process of his: `await start(ONE, socket, load_s=...)`."""
     started: list[EngineProcess] = []
 
-    async def begin(
-        user: User, at: Path, kind: EngineKind = EngineKind.SGLANG_HTTP, **options: Any
-    ) -> EngineProcess:
+    async def begin(user: User, at: Path, kind: EngineKind = EngineKind.SGLANG_HTTP, **options: Any) -> EngineProcess:
         started.append(EngineProcess(user, at, kind, **options))
         await started[-1].start()
         return started[-1]

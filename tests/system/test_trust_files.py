@@ -150,10 +150,11 @@ async def test_whatever_the_daemon_starts_is_its_users_and_has_no_capability(gat
     found = {}
     for pid in (gateway.process.pid, *gateway.left_running()):
         about = dict(line.split(":\t", 1) for line in Path(f"/proc/{pid}/status").read_text().splitlines())
-        found[f"{pid} {about['Name']}"] = (set(about["Uid"].split()), set(about["Gid"].split()), int(about["CapEff"], 16))
+        ids = {*about["Uid"].split(), *about["Gid"].split()}
+        found[f"{pid} {about['Name']}"] = (ids, int(about["CapEff"], 16))
     assert len([name for name in found if "nginx" in name]) >= 4
     assert len(found) >= 6, found
-    assert set(map(str, found.values())) == {str(({str(DAEMON.uid)}, {str(DAEMON.uid)}, 0))}, found
+    assert [its for its in found.values() if its != ({str(DAEMON.uid)}, 0)] == [], found
 
 
 _ASK = """
@@ -194,8 +195,9 @@ def write_key(user: User, beside: Path, key: str = "sekrit") -> None:
     file.write_text(key)
     notes.write_text(f"api_key_file: {file.name}\n")
     for path in (notes, file):
-        os.chown(path, user.uid, DAEMON.uid)
         path.chmod(0o640)
+        if why_not() is None:
+            os.chown(path, user.uid, DAEMON.uid)
 
 
 async def test_a_key_is_shown_to_nobody_elses_engine(gateway: Gateway, start: StartAs, thief: Thief) -> None:
