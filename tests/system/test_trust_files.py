@@ -157,6 +157,27 @@ async def test_whatever_the_daemon_starts_is_its_users_and_has_no_capability(gat
     assert [its for its in found.values() if its != ({str(DAEMON.uid)}, 0)] == [], found
 
 
+_CONNECT = "import socket, sys; socket.socket(socket.AF_UNIX).connect(sys.argv[1])"
+
+
+async def test_other_users_neither_enter_nor_touch_what_is_the_daemons(gateway: Gateway) -> None:
+    """Directories, sockets, memory and signals are closed to members of the replicas' group, and open to root."""
+    await gateway.start()
+    assert gateway.process is not None
+    run_dir, state_dir = gateway.directory / "run", gateway.directory / "state"
+    attempts: list[tuple[str | Path, ...]] = [
+        *(("ls", place) for place in (run_dir, state_dir)),
+        *((sys.executable, "-c", _CONNECT, run_dir / name) for name in ("admin.sock", "hold.sock", "nginx/alive.sock")),
+        *(("cat", run_dir / name) for name in ("processes.json", "nginx/nginx.conf")),
+        *(("head", "-c1", f"/proc/{pid}/environ") for pid in (gateway.process.pid, *gateway.left_running())),
+        *(("kill", "-0", str(pid)) for pid in (gateway.process.pid, *gateway.left_running())),
+    ]
+    for attempt in attempts:
+        assert await DAEMON.does(*attempt), attempt
+        for user in (ONE, OTHER):
+            assert not await user.does(*attempt), attempt
+
+
 _ASK = """
 import http.client, sys
 asked = http.client.HTTPConnection(sys.argv[1], int(sys.argv[2]), timeout=10)
