@@ -151,14 +151,15 @@ class Gateway:
         # Whoever writes below these was started by the daemon, whatever its records say: a removed service's router.
         places = [self.directory / name for name in ("run/tunnels", "run/log", "state/log")]
         others = [one.pid for place in places for found in writers_below(place).values() for one in found]
-        for pid in (*self._left_running(), *others):
+        for pid in (*self.left_running(), *others):
             with suppress(ProcessLookupError):
                 os.kill(pid, signal.SIGKILL)
         if not keep_files:
             shutil.rmtree(self.directory)
         self._ports.release()
 
-    def _left_running(self) -> Iterator[int]:
+    def left_running(self) -> Iterator[int]:
+        """What the daemon has started for long: each nginx with its workers, each router."""
         for kind in ("peers", "keyed"):
             for pid_file in (self.directory / "run" / kind).glob("*/nginx.pid"):
                 yield from with_children(int(pid_file.read_text()))

@@ -9,6 +9,7 @@ import yaml
 
 from gateway_sidecar.config import Endpoint, PortRange, load_config, parse_config
 from gateway_sidecar.errors import ConfigError
+from tests.users import DAEMON
 
 MINIMAL = """\
 services:
@@ -234,13 +235,12 @@ def test_a_file_that_cannot_be_read_says_why(tmp_path: Path) -> None:
     assert problem(tmp_path / "large").startswith("is larger than 1024 KiB")
 
 
-@pytest.mark.skipif(os.geteuid() == 0, reason="root may read everything")
 def test_an_unreadable_file_names_the_user(tmp_path: Path) -> None:
     """The cure for a wrong mode depends on who is asking."""
     path = tmp_path / "c.yaml"
     path.write_text(MINIMAL)
     path.chmod(0)
-    with pytest.raises(ConfigError, match=f"may not be read by user {os.geteuid()}"):
+    with DAEMON.here(), pytest.raises(ConfigError, match=f"may not be read by user {os.geteuid()}"):
         load_config(path)
 
 
