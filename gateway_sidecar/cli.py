@@ -14,6 +14,7 @@ import select
 import sys
 from collections.abc import Iterable, Sequence
 from contextlib import ExitStack, redirect_stderr, redirect_stdout, suppress
+from dataclasses import replace
 from difflib import get_close_matches
 from pathlib import Path
 from typing import TYPE_CHECKING, NoReturn, TextIO, cast
@@ -28,8 +29,8 @@ from gateway_sidecar.config import (
     config_schema,
     inventory_schema,
     load_config,
+    load_usable,
     replica_schema,
-    run_dir_of,
 )
 from gateway_sidecar.errors import (
     AdminError,
@@ -46,9 +47,11 @@ from gateway_sidecar.telemetry.terminal import PrintableStream
 if TYPE_CHECKING:
     from gateway_sidecar.control.left_running import LeftRunning
     from gateway_sidecar.install import Step
+    from gateway_sidecar.supervision.privileges import User
 
 DEFAULT_CONFIG = Path("/etc/gateway-sidecar/gateway-sidecar.yaml")
 _STOP_S = 30.0
+_ASSUMED = "assumed: its groups in /etc/group and no capabilities, as systemd tells of no unit with this user"
 _INVALID_CHOICE = re.compile(r"invalid choice: '(.*)' \(choose from (.*)\)")
 EXIT_FAILED, EXIT_CONFIG, EXIT_STOPPED = 1, 78, 79
 
@@ -109,10 +112,7 @@ def _left_beside(arguments: argparse.Namespace) -> str:
 def _left_of(config: Path) -> LeftRunning:
     from gateway_sidecar.control.left_running import look_for_left
 
-    try:
-        settings = load_config(config)
-    except ConfigError:
-        return look_for_left(run_dir_of(config), None)
+    settings = load_usable(config)
     return look_for_left(settings.run_dir, settings.state_dir)
 
 
@@ -293,21 +293,26 @@ def _run(arguments: argparse.Namespace) -> int:
 
 def _check(arguments: argparse.Namespace) -> int:
     from gateway_sidecar.check import check_machine, user_to_be
-    from gateway_sidecar.supervision.privileges import become
 
-    unit_user = "gateway-sidecar" if arguments.config == DEFAULT_CONFIG else None
-    user = user_to_be(arguments.as_user, run_dir_of(arguments.config), unit_user=unit_user)
+    of_unit = arguments.config == DEFAULT_CONFIG
+    user = user_to_be(arguments.as_user, load_usable(arguments.config), of_unit=of_unit)
     if user is not None:
-        become(user)
-        print(f"ok    with the rights of {user}, {user.why}")
-        if not os.access(sys.executable, os.X_OK):
-            raise ProcessError(f"{user} cannot run {sys.executable}; install gateway-sidecar where that user may")
+        _become(user)
+        print(f"ok    with the rights of {user}, {user.why}; {user.told or _ASSUMED}")
     settings = load_config(arguments.config)
     print(f"ok    {arguments.config}: {_summary(settings)}")
-    findings = asyncio.run(check_machine(settings, as_other=user is not None))
+    findings = asyncio.run(check_machine(settings, assumed=user is not None and user.told is None))
     for finding in findings:
         print(finding.line())
     return EXIT_FAILED if any(finding.failed for finding in findings) else 0
+
+
+def _become(user: User) -> None:
+    from gateway_sidecar.supervision.privileges import become
+
+    become(user)
+    if not os.access(sys.executable, os.X_OK):
+        raise ProcessError(f"{user} cannot run {sys.executable}; install gateway-sidecar where that user may")
 
 
 def _summary(settings: Settings) -> str:
@@ -405,14 +410,15 @@ def _stop(arguments: argparse.Namespace) -> int:
 def _end_left(arguments: argparse.Namespace, left: LeftRunning, timeout_s: float) -> int:
     """What `stop --all` does where no daemon runs that could."""
     from gateway_sidecar.app import end_left
-    from gateway_sidecar.check import user_to_be
-    from gateway_sidecar.supervision.privileges import become
+    from gateway_sidecar.supervision.privileges import CAP_NET_ADMIN, user_called
     from gateway_sidecar.telemetry.logs import set_up_logs
 
-    settings = load_config(arguments.config)
-    user = user_to_be(None, settings.run_dir, unit_user=None)
-    if user is not None:
-        become(user)  # The directories are that user's, and nobody else writes there.
+    settings = load_usable(arguments.config)
+    owner = settings.run_dir.stat().st_uid
+    if os.geteuid() == 0 and owner != 0:
+        # The directories are that user's, who writes there what is to be ended; replicas' addresses are not.
+        user = user_called(str(owner), f"to whom {settings.run_dir} belongs")
+        _become(replace(user, capabilities=frozenset((CAP_NET_ADMIN,))))
     set_up_logs("console", "error")
     asyncio.run(end_left(arguments.config.absolute(), settings, left, timeout_s=timeout_s))
     print(f"no daemon ran; stopped what an earlier one left: {left}")

@@ -13,7 +13,7 @@ from urllib.parse import quote
 
 from gateway_sidecar.admin.client import Place, Remote, ask_daemon
 from gateway_sidecar.admin.table import render_replicas
-from gateway_sidecar.config import read_mapping, run_dir_of
+from gateway_sidecar.config import load_usable, read_mapping
 from gateway_sidecar.errors import AdminError, ConfigError
 
 _MARGIN_S = 10.0
@@ -34,7 +34,7 @@ def admin_of(arguments: argparse.Namespace) -> Place:
     if arguments.admin is None:
         if any((arguments.cert, arguments.key, arguments.ca)):
             raise AdminError("--cert, --key and --ca belong to --admin: which daemon is meant?")
-        return run_dir_of(arguments.config) / "admin.sock"
+        return load_usable(arguments.config).run_dir / "admin.sock"
     if None in (arguments.cert, arguments.key, arguments.ca):
         raise AdminError("--admin needs --cert, --key and --ca: the API listens with mutual TLS only")
     return Remote(arguments.admin, arguments.cert, arguments.key, arguments.ca)
