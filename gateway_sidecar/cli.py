@@ -22,7 +22,7 @@ from urllib.parse import quote
 
 from gateway_sidecar import __version__
 from gateway_sidecar.admin.client import Remote, ask_daemon
-from gateway_sidecar.admin.commands import add_admin_options, add_replica_commands, admin_of
+from gateway_sidecar.admin.commands import add_admin_options, add_replica_commands, admin_of, warn_of_drain
 from gateway_sidecar.admin.table import render_status
 from gateway_sidecar.config import (
     Settings,
@@ -346,10 +346,11 @@ def _status(arguments: argparse.Namespace) -> int:
 
 def _drain(arguments: argparse.Namespace) -> int:
     query = "" if arguments.timeout is None else f"?timeout_s={arguments.timeout:g}"
-    target = f"{_replica_target(arguments)}/drain{query}"
-    code, answer = ask_daemon(admin_of(arguments), "POST", target, timeout_s=None)
+    place, target = admin_of(arguments), _replica_target(arguments)
+    warn_of_drain(place, target, arguments.replica)
+    code, answer = ask_daemon(place, "POST", f"{target}/drain{query}", timeout_s=None)
     for line in answer.get("missed", ()):
-        print(f"without {arguments.replica} nobody answers for {line}", file=sys.stderr)
+        print(f"without {arguments.replica} nobody answers for {line}")
     if code == 200:
         print(f"{arguments.replica} is drained after {answer['took_s']:.1f} s: safe to stop")
         return 0

@@ -113,16 +113,27 @@ def _entry(arguments: argparse.Namespace) -> dict[str, object]:
     return {"socket": arguments.socket} if arguments.socket is not None else read_mapping(arguments.file)
 
 
+def warn_of_drain(place: Place, target: str, replica: str) -> None:
+    """Says what nobody would answer without this replica, before anything is done to it. Raises AdminError."""
+    code, answer = ask_daemon(place, "GET", f"{target}/drain")
+    if code == 200:  # Otherwise the drain itself says what is wrong.
+        for line in answer["missed"]:
+            print(f"without {replica} nobody answers for {line}", file=sys.stderr, flush=True)
+
+
 def _remove(arguments: argparse.Namespace) -> int:
     name = arguments.replica
     query = f"?drain_s={arguments.drain:g}" if arguments.drain else ""
-    target = f"/v1/services/{_quoted(arguments.service)}/replicas/{_quoted(name)}{query}"
+    target = f"/v1/services/{_quoted(arguments.service)}/replicas/{_quoted(name)}"
     timeout_s = arguments.drain + 3 * _MARGIN_S
-    code, answer = ask_daemon(admin_of(arguments), "DELETE", target, timeout_s=timeout_s)
+    place = admin_of(arguments)
+    if arguments.drain:
+        warn_of_drain(place, target, name)
+    code, answer = ask_daemon(place, "DELETE", f"{target}{query}", timeout_s=timeout_s)
     if code not in (200, 202):
         raise AdminError(str(answer.get("error")))
     for line in answer["missed"]:
-        print(f"without {name} nobody answers for {line}", file=sys.stderr)
+        print(f"without {name} nobody answers for {line}")
     if answer["drained"]:
         print(f"{name} is gone, with nothing in flight: safe to stop")
     elif answer["in_flight"] is None:
