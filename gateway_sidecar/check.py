@@ -26,6 +26,7 @@ from gateway_sidecar.config.frontend_values import ANY
 from gateway_sidecar.control.destinations import hosts_of, look_up
 from gateway_sidecar.control.left_running import LeftRunning, look_for_left
 from gateway_sidecar.domain.model import Overrides, PeerAddress
+from gateway_sidecar.domain.printable import counted
 from gateway_sidecar.domain.trust import ROOT, way_in
 from gateway_sidecar.domain.tunnels import Tunnel
 from gateway_sidecar.doors.certificate import read_certificate, today
@@ -213,7 +214,7 @@ def _front_door(service: ServiceSettings) -> Iterator[Finding]:
         return
     days = (pair.expires_at - today()) / 86400
     soon = days <= door.tls.warn_days
-    text = f"{service.name}: {door.tls.certificate} expires in {days:.0f} days"
+    text = f"{service.name}: {door.tls.certificate} expires in {counted(days, 'day')}"
     yield Finding(Level.WARN if soon else Level.OK, f"{text}; renew it" if soon else text)
     for name in door.server_names:
         if not pair.covers(name):
@@ -442,7 +443,9 @@ def _look_at_sockets(service: ServiceSettings, own: OwnSockets) -> Iterator[Find
     if not pattern.directory.exists():
         yield Finding(Level.WARN, f"{service.name}: {pattern.directory} does not exist yet; it is waited for")
     else:
-        yield Finding(Level.OK, f"{service.name}: {len(listing.present)} sockets match {service.replicas.sockets}")
+        yield Finding(
+            Level.OK, f"{service.name}: {service.replicas.sockets} matches {counted(len(listing.present), 'socket')}"
+        )
 
 
 def _sharers(service: ServiceSettings, directory: Path) -> Iterator[Finding]:
@@ -515,6 +518,6 @@ async def _described(service: ServiceSettings, settings: Settings) -> list[Findi
                 findings += _access(service, sighting)
         if name == "inventory":
             findings += _inventory_writers(service)
-        text = f"{service.name}: {name} lists {len(listing.present)} replicas, {len(tunnels)} behind SSH servers"
-        findings.append(Finding(Level.OK, text))
+        listed = f"{name} lists {counted(len(listing.present), 'replica')}, {len(tunnels)} behind SSH servers"
+        findings.append(Finding(Level.OK, f"{service.name}: {listed}"))
     return findings

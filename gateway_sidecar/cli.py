@@ -32,6 +32,7 @@ from gateway_sidecar.config import (
     load_usable,
     replica_schema,
 )
+from gateway_sidecar.domain.printable import counted
 from gateway_sidecar.errors import (
     AdminError,
     BridgeError,
@@ -355,9 +356,10 @@ def _drain(arguments: argparse.Namespace) -> int:
         print(f"{arguments.replica} is drained after {answer['took_s']:.1f} s: safe to stop")
         return 0
     if code == 504:
-        in_flight = "an unknown number of" if answer["in_flight"] is None else answer["in_flight"]
+        known = answer["in_flight"] is not None
+        in_flight = counted(answer["in_flight"], "connection") if known else "an unknown number of connections"
         raise AdminError(
-            f"{arguments.replica} still has {in_flight} connections in flight after {answer['took_s']:.0f} s; "
+            f"{arguments.replica} still has {in_flight} in flight after {answer['took_s']:.0f} s; "
             "it stays out of rotation: drain it again to wait longer, or stop the engine and lose them"
         )
     raise AdminError(str(answer.get("error")))

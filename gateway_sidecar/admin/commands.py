@@ -14,6 +14,7 @@ from urllib.parse import quote
 from gateway_sidecar.admin.client import Place, Remote, ask_daemon
 from gateway_sidecar.admin.table import render_replicas
 from gateway_sidecar.config import load_usable, read_mapping
+from gateway_sidecar.domain.printable import counted
 from gateway_sidecar.errors import AdminError, ConfigError
 
 _MARGIN_S = 10.0
@@ -139,7 +140,7 @@ def _remove(arguments: argparse.Namespace) -> int:
     elif answer["in_flight"] is None:
         print(f"{name} is gone; what it may have in flight goes on")
     else:
-        print(f"{name} is gone; {answer['in_flight']} connections in flight go on")
+        print(f"{name} is gone; in flight yet: {counted(answer['in_flight'], 'connection')}")
     return 0
 
 
