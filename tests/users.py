@@ -51,7 +51,7 @@ class User:
         if why_not() is not None:
             return []
         ids = [f"--reuid={self.uid}", f"--regid={self.uid}", f"--groups={GROUP}", "--inh-caps=-all"]
-        return [*_with_python(), "setpriv", *ids, "sh", "-c", _AS_USER, "sh"]
+        return [*with_python(), "setpriv", *ids, "sh", "-c", _AS_USER, "sh"]
 
     async def does(self, *command: str | Path) -> bool:
         """Runs a command as this user; whether it went well."""
@@ -106,7 +106,7 @@ def give(path: Path, user: User, mode: int) -> None:
         os.chown(path, user.uid, user.uid)
 
 
-def _with_python() -> list[str]:
+def with_python() -> list[str]:
     """Where the interpreter lies in a directory that is closed to others: a view of the machine that opens it."""
     python = Path(sys.executable).resolve().parents[1]
     closed = [each for each in python.parents if not stat.S_IMODE(each.stat().st_mode) & 0o001]

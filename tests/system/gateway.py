@@ -12,7 +12,7 @@ import signal
 import sys
 import tempfile
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import suppress
 from pathlib import Path
 from typing import Any
@@ -216,10 +216,11 @@ class Gateway:
         """Waits until one replica is in one of these states, whatever the others do."""
         return await self.until(lambda s: states_of(s, service).get(replica) in wanted, within_s=within_s)
 
-    async def cli(self, *arguments: str, config: bool = True) -> tuple[int, str, str]:
-        """Runs one command; its exit code, stdout and stderr."""
+    async def cli(self, *arguments: str, config: bool = True, before: Sequence[str] = ()) -> tuple[int, str, str]:
+        """Runs one command; its exit code, stdout and stderr. before: what its command line begins with."""
         where = ("--config", str(self.config_path)) if config else ()
         process = await asyncio.create_subprocess_exec(
+            *(self.namespace.enter if self.namespace else ()), *before,
             sys.executable, "-m", "gateway_sidecar", *arguments, *where,
             stdout=asyncio.subprocess.PIPE, stderr=asyncio.subprocess.PIPE,
         )  # fmt: skip

@@ -17,7 +17,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from gateway_sidecar.admin.table import render_replicas, render_status
-from gateway_sidecar.domain.printable import LONGEST, printable, printable_lines
+from gateway_sidecar.domain.printable import LONGEST, counted, printable, printable_lines
 from gateway_sidecar.routers.smg import read_log_line
 from gateway_sidecar.telemetry.logs import get_logger, set_up_logs, take_in_libraries
 from gateway_sidecar.telemetry.terminal import PrintableStream
@@ -181,8 +181,25 @@ def test_a_table_has_a_row_for_each_replica_whatever_is_in_it() -> None:
     }
     status = {"bridge": {"state": "down", "reason": EVIL}, "problems": [EVIL], "services": [service]}
     text = render_status(status)
+    assert "0 restarts" in text
     assert all(line.isprintable() for line in text.split("\n"))
     assert len(text.split("\n")) == 2 + 2 + 11
     table = render_replicas({"chat": rows})
     assert all(line.isprintable() for line in table.split("\n"))
     assert len(table.split("\n")) == 3
+
+
+def test_one_is_no_many() -> None:
+    """One request waits, and two wait; a number that is shown as 1 is one."""
+    said = [counted(number, "day") for number in (0, 1, 2, 0.7, 1.6)]
+    assert said == ["0 days", "1 day", "2 days", "1 day", "2 days"]
+    router = {"type": "smg", "state": "up", "pid": 1, "url": "-", "restarts": 1, "reason": None}
+    for waiting, line in ((1, "none serves; 1 request waits"), (2, "none serves; 2 requests wait")):
+        service: dict[str, Any] = {
+            "name": "chat", "listen": "-", "public": [], "not_in_force": None, "router": router, "missing": "replica",
+            "reason": "none serves", "waiting": waiting, "unanswered": {}, "source": {"blind": None, "refused": {}},
+            "scaling": None, "sockets": "", "replicas": [],
+        }  # fmt: skip
+        text = render_status({"bridge": {"state": "up"}, "problems": [], "services": [service]})
+        assert line in text
+        assert "1 restart)" in text
