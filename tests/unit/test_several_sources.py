@@ -173,7 +173,7 @@ async def test_a_slow_source_keeps_what_it_said(monkeypatch: pytest.MonkeyPatch)
     for news in (False, True):
         slow.may.clear()
         if news:
-            slow.lists("d")
+            slow.listing = Fixed("slow", "d").listing  # Without a hint of its own.
         listing = await both.look()
         assert (owners(listing), listing.unseen) == ({"a": "slow", "b": "quick"}, {})
         told = asyncio.ensure_future(anext(hints))
