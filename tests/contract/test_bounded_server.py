@@ -125,11 +125,13 @@ async def ended(stream: Stream) -> bytes:
 
 
 @on_the_daemons_loop
-async def test_who_says_nothing_makes_room_for_who_asks(place: Place) -> None:
+async def test_who_says_nothing_makes_room_for_who_asks(place: Place, monkeypatch: pytest.MonkeyPatch) -> None:
     """However many say nothing, and the ones that were there first go first."""
+    monkeypatch.setattr(bounded_server, "REQUEST_S", 60)
     silent = [await place.connect() for _ in range(10 * MOST)]
     for _ in range(5):
         assert await place.ask("small") == b"ok"
+        assert len(place.server._connections) <= MOST
     for stream in silent[: 9 * MOST]:
         assert await ended(stream) == b""
 

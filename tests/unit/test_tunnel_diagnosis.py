@@ -120,7 +120,7 @@ def test_what_a_server_says_is_searched_in_no_time_and_can_be_shown(tmp_path: Pa
         reason = engine.why_ended("l", route).reason
         assert time.thread_time() - began < 0.2
         assert reason.isprintable()
-    (tmp_path / "l.log").write_text(json.dumps({"state": "closed", "reason": "\x1b[2J" * 1000}))
+    (tmp_path / "l.log").write_text(json.dumps({"state": PathState.FAILED.value, "reason": "\x1b[2J" * 200}))
     reason = AsyncSsh(tmp_path).why_ended("l", route).reason
     assert reason.isprintable()
     assert len(reason) < 2000
