@@ -34,7 +34,7 @@ def test_what_is_not_printed_as_itself_is_escaped() -> None:
 @given(st.text(st.characters(codec=None)), st.integers(10, 400))
 def test_any_text_becomes_one_line_that_can_be_written(text: str, most: int) -> None:
     """Escaped, a character has ten at the most."""
-    shown = printable(text, most)
+    shown = printable(text * 40, most)
     assert shown.isprintable()
     assert len(shown) <= most * 10
     shown.encode()
@@ -72,18 +72,19 @@ def lines() -> Iterator[io.StringIO]:
 
 
 @pytest.mark.parametrize("form", ["json", "console"])
-def test_whatever_slips_through_is_one_line_of_the_log(lines: io.StringIO, form: str) -> None:
+@pytest.mark.parametrize("evil", [EVIL, EVIL.replace("\ud800", "")], ids=["half a pair", "Unicode"])
+def test_whatever_slips_through_is_one_line_of_the_log(lines: io.StringIO, form: str, evil: str) -> None:
     """The last line of defence: in a value, in a name, in a list, in a traceback."""
     set_up_logs(form, "info", lines)
-    get_logger(service=EVIL).info("replica.seen", reason=EVIL, lines=[EVIL], **{f"odd {EVIL}": 1})
+    get_logger(service=evil).info("replica.seen", reason=evil, lines=[evil], **{f"odd {evil}": 1})
     (line,) = lines.getvalue().removesuffix("\n").split("\n")
     assert line.isprintable()
     if form == "json":
-        assert json.loads(line)["reason"] == EVIL
+        assert json.loads(line)["reason"] == evil
     lines.truncate(0)
     lines.seek(0)
     try:
-        raise ValueError(EVIL)
+        raise ValueError(evil)
     except ValueError:
         get_logger().exception("loop.failed")
     assert lines.getvalue().replace("\n", "").isprintable()
@@ -147,6 +148,9 @@ def test_what_a_router_says_is_short_printable_and_names_nothing_of_ours() -> No
     assert len(str(line.fields["many"])) <= LONGEST
     assert len(line.fields) == 20
     assert not line.fields.keys() & {"event", "service", "text", "exc_info", "not a name"}
+    for odd in (json.dumps([evil]), json.dumps("m" * 10**5), f'"{evil}"'):
+        said = read_log_line(odd)
+        assert said is None or (said.message.isprintable() and len(said.message) < 3000)
     panic = read_log_line("thread panicked: " + "\x1b[2J" + "p" * 10**5)
     assert panic is not None
     assert panic.message.isprintable()
@@ -187,6 +191,8 @@ def test_a_table_has_a_row_for_each_replica_whatever_is_in_it() -> None:
     table = render_replicas({"chat": rows})
     assert all(line.isprintable() for line in table.split("\n"))
     assert len(table.split("\n")) == 3
+    long = replica(socket="/s" * 5000, reason="why it is so")
+    assert render_replicas({"chat": [long]}).endswith("why it is so"), "a cell is cut, and not what follows it"
 
 
 def test_one_is_no_many() -> None:
