@@ -9,7 +9,7 @@ import shutil
 import stat
 from collections.abc import Callable, Iterator
 from contextlib import suppress
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from enum import StrEnum
 from ipaddress import ip_address, ip_network
 from pathlib import Path
@@ -26,6 +26,7 @@ from gateway_sidecar.config.frontend_values import ANY
 from gateway_sidecar.control.destinations import hosts_of, look_up
 from gateway_sidecar.control.left_running import LeftRunning, look_for_left
 from gateway_sidecar.domain.model import Overrides, PeerAddress
+from gateway_sidecar.domain.printable import counted
 from gateway_sidecar.domain.trust import ROOT, way_in
 from gateway_sidecar.domain.tunnels import Tunnel
 from gateway_sidecar.doors.certificate import read_certificate, today
@@ -40,6 +41,7 @@ from gateway_sidecar.sources.listing import Sighting
 from gateway_sidecar.sources.placed import OwnSockets
 from gateway_sidecar.sources.socket_pattern import SocketPattern
 from gateway_sidecar.supervision.privileges import CAP_NET_ADMIN, User, has_capability, user_called
+from gateway_sidecar.supervision.unit import unit_user
 from gateway_sidecar.tunnels.inspect import engine_troubles, file_troubles
 
 _EPHEMERAL = Path("/proc/sys/net/ipv4/ip_local_port_range")
@@ -72,12 +74,14 @@ class Finding:
         return f"{self.level.value:<5} {self.text}"
 
 
-def user_to_be(wanted: str | None, run_dir: Path, *, unit_user: str | None) -> User | None:
+def user_to_be(wanted: str | None, settings: Settings, *, of_unit: bool) -> User | None:
     """Whose eyes to look with: root may open what the daemon's user may not. None for our own.
 
-    wanted: a name or number that was asked for. unit_user: whom the unit starts the daemon as, if it is the unit's.
+    wanted: a name or number that was asked for. of_unit: whether the unit starts the daemon with these settings.
+    A directory makes nobody the daemon's user but the unit's own: whoever made it would choose.
     Raises ProcessError for one that does not exist, or that only root can become.
     """
+    unit = unit_user()
     if wanted is not None:
         try:
             user = user_called(wanted, "as asked for")
@@ -87,33 +91,25 @@ def user_to_be(wanted: str | None, run_dir: Path, *, unit_user: str | None) -> U
             return None
         if os.geteuid() != 0:
             raise ProcessError(f"--as: only root can look as {user}; run this with sudo")
-        return user
-    if os.geteuid() != 0:
+        return replace(unit, why=user.why) if unit is not None and unit.uid == user.uid else user
+    if os.geteuid() != 0 or unit is None or unit.uid == ROOT:
         return None
-    try:
-        owner = run_dir.stat().st_uid
-    except OSError:
-        owner = ROOT
-    if owner != ROOT:
-        return user_called(str(owner), f"to whom {run_dir} belongs")
-    if unit_user is None or run_dir.exists():
-        return None
-    with suppress(KeyError):
-        return user_called(unit_user, "as whom the unit starts the daemon")
-    return None
+    owners = {path.stat().st_uid for path in (settings.run_dir, settings.state_dir) if path.exists()}
+    starts_it = of_unit and (unit.told is not None or not owners)
+    return unit if starts_it or unit.uid in owners else None
 
 
-async def check_machine(settings: Settings, *, as_other: bool = False) -> list[Finding]:
+async def check_machine(settings: Settings, *, assumed: bool = False) -> list[Finding]:
     """Everything that can be known without starting anything.
 
-    as_other: root became the daemon's user for this, who may have capabilities of the unit's besides.
+    assumed: root became the daemon's user for this, who may have capabilities that nobody told of.
     """
     running = _running(settings)
     left = LeftRunning() if running is not None else look_for_left(settings.run_dir, settings.state_dir)
     findings = [Finding(Level.WARN, text) for text in _advice(settings)]
     findings += await _nginx(settings)
     findings += await _routers(settings)
-    findings += _ports(settings, running, left, as_other=as_other)
+    findings += _ports(settings, running, left, assumed=assumed)
     findings += _files(settings)
     findings += await asyncio.to_thread(_admin, settings)
     findings += root_findings()
@@ -218,7 +214,7 @@ def _front_door(service: ServiceSettings) -> Iterator[Finding]:
         return
     days = (pair.expires_at - today()) / 86400
     soon = days <= door.tls.warn_days
-    text = f"{service.name}: {door.tls.certificate} expires in {days:.0f} days"
+    text = f"{service.name}: {door.tls.certificate} expires in {counted(days, 'day')}"
     yield Finding(Level.WARN if soon else Level.OK, f"{text}; renew it" if soon else text)
     for name in door.server_names:
         if not pair.covers(name):
@@ -261,7 +257,7 @@ async def router_arguments(service: ServiceSettings) -> list[Finding]:
     return [Finding(Level.OK, f"{service.name}: SMG takes its arguments")]
 
 
-def _ports(settings: Settings, running: dict[str, Any] | None, left: LeftRunning, *, as_other: bool) -> list[Finding]:
+def _ports(settings: Settings, running: dict[str, Any] | None, left: LeftRunning, *, assumed: bool) -> list[Finding]:
     """Whether all could be listened on. Of a running daemon's, those that its nginx does not have: no others change."""
     public = {it for s in settings.services for it in (s.listen, *s.frontend.listen, *s.frontend.redirect)}
     wanted = [(it.host, it.port) for it in sorted(public, key=str)]
@@ -280,7 +276,7 @@ def _ports(settings: Settings, running: dict[str, Any] | None, left: LeftRunning
             wanted.append((settings.metrics.listen.host, settings.metrics.listen.port))
     to_be_taken_up = frozenset().union(*(listening_at(pid) for pid in left.pids))
     busy = [each for each in busy_ports(wanted) if (ip_address(each[0]), each[1]) not in to_be_taken_up]
-    privileged = [(host, port) for host, port, why in busy if as_other and why == "EACCES" and port < _UNPRIVILEGED]
+    privileged = [(host, port) for host, port, why in busy if assumed and why == "EACCES" and port < _UNPRIVILEGED]
     busy = [each for each in busy if each[:2] not in privileged]
     findings = [Finding(Level.FAIL, f"cannot listen on {host}:{port}: {why}") for host, port, why in busy[:10]]
     cure = "needs CAP_NET_BIND_SERVICE; give it to the unit (AmbientCapabilities=, CapabilityBoundingSet=)"
@@ -336,13 +332,14 @@ def _directory(name: str, path: Path) -> Finding:
         return Finding(Level.FAIL, f"{name}: {nearest} is not a directory")
     try:
         owner = path.stat().st_uid if nearest == path else 0
-        others = way_in_for_others(path) if os.geteuid() or not owner else None
+        others = way_in_for_others(path)
     except OSError as error:
         return Finding(Level.FAIL, f"{name}: cannot look at {path}: {error.strerror}")
     if others is not None:
-        return Finding(Level.FAIL, f"{name}: {path}: {others}; name another, or give it to user {os.geteuid()} alone")
-    if owner not in ours():
-        return Finding(Level.OK, f"{name}: {path} is for a daemon of user {owner}")
+        cure = f"name another, or give it to user {os.geteuid()} alone"
+        if owner not in ours():
+            cure += f"; if the daemon is user {owner}'s: check --as {owner}"
+        return Finding(Level.FAIL, f"{name}: {path}: {others}; {cure}")
     if nearest != path and os.access(nearest, os.W_OK | os.X_OK):
         return Finding(Level.OK, f"{name}: {path} will be made")
     if not os.access(nearest, os.W_OK | os.X_OK):
@@ -446,7 +443,9 @@ def _look_at_sockets(service: ServiceSettings, own: OwnSockets) -> Iterator[Find
     if not pattern.directory.exists():
         yield Finding(Level.WARN, f"{service.name}: {pattern.directory} does not exist yet; it is waited for")
     else:
-        yield Finding(Level.OK, f"{service.name}: {len(listing.present)} sockets match {service.replicas.sockets}")
+        yield Finding(
+            Level.OK, f"{service.name}: {service.replicas.sockets} matches {counted(len(listing.present), 'socket')}"
+        )
 
 
 def _sharers(service: ServiceSettings, directory: Path) -> Iterator[Finding]:
@@ -519,6 +518,6 @@ async def _described(service: ServiceSettings, settings: Settings) -> list[Findi
                 findings += _access(service, sighting)
         if name == "inventory":
             findings += _inventory_writers(service)
-        text = f"{service.name}: {name} lists {len(listing.present)} replicas, {len(tunnels)} behind SSH servers"
-        findings.append(Finding(Level.OK, text))
+        listed = f"{name} lists {counted(len(listing.present), 'replica')}, {len(tunnels)} behind SSH servers"
+        findings.append(Finding(Level.OK, f"{service.name}: {listed}"))
     return findings

@@ -14,6 +14,7 @@ import select
 import sys
 from collections.abc import Iterable, Sequence
 from contextlib import ExitStack, redirect_stderr, redirect_stdout, suppress
+from dataclasses import replace
 from difflib import get_close_matches
 from pathlib import Path
 from typing import TYPE_CHECKING, NoReturn, TextIO, cast
@@ -21,16 +22,17 @@ from urllib.parse import quote
 
 from gateway_sidecar import __version__
 from gateway_sidecar.admin.client import Remote, ask_daemon
-from gateway_sidecar.admin.commands import add_admin_options, add_replica_commands, admin_of
+from gateway_sidecar.admin.commands import add_admin_options, add_replica_commands, admin_of, warn_of_drain
 from gateway_sidecar.admin.table import render_status
 from gateway_sidecar.config import (
     Settings,
     config_schema,
     inventory_schema,
     load_config,
+    load_usable,
     replica_schema,
-    run_dir_of,
 )
+from gateway_sidecar.domain.printable import counted
 from gateway_sidecar.errors import (
     AdminError,
     BridgeError,
@@ -46,9 +48,11 @@ from gateway_sidecar.telemetry.terminal import PrintableStream
 if TYPE_CHECKING:
     from gateway_sidecar.control.left_running import LeftRunning
     from gateway_sidecar.install import Step
+    from gateway_sidecar.supervision.privileges import User
 
 DEFAULT_CONFIG = Path("/etc/gateway-sidecar/gateway-sidecar.yaml")
 _STOP_S = 30.0
+_ASSUMED = "assumed: its groups in /etc/group and no capabilities, as systemd tells of no unit with this user"
 _INVALID_CHOICE = re.compile(r"invalid choice: '(.*)' \(choose from (.*)\)")
 EXIT_FAILED, EXIT_CONFIG, EXIT_STOPPED = 1, 78, 79
 
@@ -109,10 +113,7 @@ def _left_beside(arguments: argparse.Namespace) -> str:
 def _left_of(config: Path) -> LeftRunning:
     from gateway_sidecar.control.left_running import look_for_left
 
-    try:
-        settings = load_config(config)
-    except ConfigError:
-        return look_for_left(run_dir_of(config), None)
+    settings = load_usable(config)
     return look_for_left(settings.run_dir, settings.state_dir)
 
 
@@ -293,21 +294,26 @@ def _run(arguments: argparse.Namespace) -> int:
 
 def _check(arguments: argparse.Namespace) -> int:
     from gateway_sidecar.check import check_machine, user_to_be
-    from gateway_sidecar.supervision.privileges import become
 
-    unit_user = "gateway-sidecar" if arguments.config == DEFAULT_CONFIG else None
-    user = user_to_be(arguments.as_user, run_dir_of(arguments.config), unit_user=unit_user)
+    of_unit = arguments.config == DEFAULT_CONFIG
+    user = user_to_be(arguments.as_user, load_usable(arguments.config), of_unit=of_unit)
     if user is not None:
-        become(user)
-        print(f"ok    with the rights of {user}, {user.why}")
-        if not os.access(sys.executable, os.X_OK):
-            raise ProcessError(f"{user} cannot run {sys.executable}; install gateway-sidecar where that user may")
+        _become(user)
+        print(f"ok    with the rights of {user}, {user.why}; {user.told or _ASSUMED}")
     settings = load_config(arguments.config)
     print(f"ok    {arguments.config}: {_summary(settings)}")
-    findings = asyncio.run(check_machine(settings, as_other=user is not None))
+    findings = asyncio.run(check_machine(settings, assumed=user is not None and user.told is None))
     for finding in findings:
         print(finding.line())
     return EXIT_FAILED if any(finding.failed for finding in findings) else 0
+
+
+def _become(user: User) -> None:
+    from gateway_sidecar.supervision.privileges import become
+
+    become(user)
+    if not os.access(sys.executable, os.X_OK):
+        raise ProcessError(f"{user} cannot run {sys.executable}; install gateway-sidecar where that user may")
 
 
 def _summary(settings: Settings) -> str:
@@ -341,17 +347,19 @@ def _status(arguments: argparse.Namespace) -> int:
 
 def _drain(arguments: argparse.Namespace) -> int:
     query = "" if arguments.timeout is None else f"?timeout_s={arguments.timeout:g}"
-    target = f"{_replica_target(arguments)}/drain{query}"
-    code, answer = ask_daemon(admin_of(arguments), "POST", target, timeout_s=None)
+    place, target = admin_of(arguments), _replica_target(arguments)
+    warn_of_drain(place, target, arguments.replica)
+    code, answer = ask_daemon(place, "POST", f"{target}/drain{query}", timeout_s=None)
     for line in answer.get("missed", ()):
-        print(f"without {arguments.replica} nobody answers for {line}", file=sys.stderr)
+        print(f"without {arguments.replica} nobody answers for {line}")
     if code == 200:
         print(f"{arguments.replica} is drained after {answer['took_s']:.1f} s: safe to stop")
         return 0
     if code == 504:
-        in_flight = "an unknown number of" if answer["in_flight"] is None else answer["in_flight"]
+        known = answer["in_flight"] is not None
+        in_flight = counted(answer["in_flight"], "connection") if known else "an unknown number of connections"
         raise AdminError(
-            f"{arguments.replica} still has {in_flight} connections in flight after {answer['took_s']:.0f} s; "
+            f"{arguments.replica} still has {in_flight} in flight after {answer['took_s']:.0f} s; "
             "it stays out of rotation: drain it again to wait longer, or stop the engine and lose them"
         )
     raise AdminError(str(answer.get("error")))
@@ -405,14 +413,15 @@ def _stop(arguments: argparse.Namespace) -> int:
 def _end_left(arguments: argparse.Namespace, left: LeftRunning, timeout_s: float) -> int:
     """What `stop --all` does where no daemon runs that could."""
     from gateway_sidecar.app import end_left
-    from gateway_sidecar.check import user_to_be
-    from gateway_sidecar.supervision.privileges import become
+    from gateway_sidecar.supervision.privileges import CAP_NET_ADMIN, user_called
     from gateway_sidecar.telemetry.logs import set_up_logs
 
-    settings = load_config(arguments.config)
-    user = user_to_be(None, settings.run_dir, unit_user=None)
-    if user is not None:
-        become(user)  # The directories are that user's, and nobody else writes there.
+    settings = load_usable(arguments.config)
+    owner = settings.run_dir.stat().st_uid
+    if os.geteuid() == 0 and owner != 0:
+        # The directories are that user's, who writes there what is to be ended; replicas' addresses are not.
+        user = user_called(str(owner), f"to whom {settings.run_dir} belongs")
+        _become(replace(user, capabilities=frozenset((CAP_NET_ADMIN,))))
     set_up_logs("console", "error")
     asyncio.run(end_left(arguments.config.absolute(), settings, left, timeout_s=timeout_s))
     print(f"no daemon ran; stopped what an earlier one left: {left}")

@@ -18,7 +18,7 @@ from importlib.resources import files
 from pathlib import Path
 
 from gateway_sidecar.bridges.addresses import ClaimRules, PeerAddresses
-from gateway_sidecar.config import load_config
+from gateway_sidecar.config import load_usable
 from gateway_sidecar.errors import BridgeError, ConfigError, InstallError
 from gateway_sidecar.files.replace import replace_file
 
@@ -129,7 +129,7 @@ def uninstall(root: Path = Path("/"), *, dry_run: bool = False, run: Run | None 
 def _give_addresses_back(config: Path, *, dry_run: bool) -> Iterator[Step]:
     """The addresses of replicas that the daemon made this machine's own."""
     try:
-        settings = load_config(config)
+        settings = load_usable(config)
         addresses = PeerAddresses(ClaimRules(settings.peers.interface, (), settings.run_dir))
         held = addresses.held()
         what = f"{', '.join(sorted(map(str, held)))} on {settings.peers.interface}"
@@ -138,7 +138,7 @@ def _give_addresses_back(config: Path, *, dry_run: bool) -> Iterator[Step]:
         if held:
             yield Step(Did.REMOVED, what, "dry run: not done" if dry_run else "")
     except ConfigError:
-        return  # Without the file there is no telling which interface it was; no daemon ran with it either.
+        return  # Without the file there is no telling which interface it was.
     except BridgeError as error:
         yield Step(Did.NOTE, "addresses of replicas were left alone", str(error))
 

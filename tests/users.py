@@ -5,8 +5,11 @@ from __future__ import annotations
 import asyncio
 import os
 import shutil
+import socket
 import stat
 import sys
+from collections.abc import Iterator
+from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -14,7 +17,8 @@ GROUP = 42429
 """Whose members may place sockets; each of these users is one."""
 
 # What is started lets its group write the sockets that it makes.
-_AS_USER = 'umask 0007; exec "$@"'
+_UMASK = 0o007
+_AS_USER = f'umask {_UMASK:04o}; exec "$@"'
 _OPENED = """\
 set -e
 kept=$(mktemp -d)
@@ -37,15 +41,17 @@ def why_not() -> str | None:
 
 @dataclass(frozen=True)
 class User:
-    """One of them."""
+    """One of them. Where nobody can be become, whoever runs the tests stands in for each."""
 
     uid: int
 
     @property
     def enter(self) -> list[str]:
         """What a command line begins with that is to run as this user."""
+        if why_not() is not None:
+            return []
         ids = [f"--reuid={self.uid}", f"--regid={self.uid}", f"--groups={GROUP}", "--inh-caps=-all"]
-        return [*_with_python(), "setpriv", *ids, "sh", "-c", _AS_USER, "sh"]
+        return [*with_python(), "setpriv", *ids, "sh", "-c", _AS_USER, "sh"]
 
     async def does(self, *command: str | Path) -> bool:
         """Runs a command as this user; whether it went well."""
@@ -53,8 +59,54 @@ class User:
         await process.communicate()
         return process.returncode == 0
 
+    async def says(self, *command: str | Path) -> str:
+        """What a command prints that this user runs."""
+        process = await asyncio.create_subprocess_exec(*self.enter, *map(str, command), stdout=asyncio.subprocess.PIPE)
+        said, _ = await process.communicate()
+        return said.decode().strip()
 
-def _with_python() -> list[str]:
+    @contextmanager
+    def here(self) -> Iterator[None]:
+        """This process acts as the user: files that it makes are his, and he is whom the kernel names for a socket
+        that it listens on. Nothing may be awaited meanwhile: all threads and tasks are that user."""
+        if self.uid == os.geteuid() or why_not() is not None:
+            yield
+            return
+        group, groups, umask = os.getegid(), os.getgroups(), os.umask(_UMASK)
+        os.setgroups([GROUP])
+        os.setegid(self.uid)
+        os.seteuid(self.uid)
+        try:
+            yield
+        finally:
+            os.seteuid(0)
+            os.setegid(group)
+            os.setgroups(groups)
+            os.umask(umask)
+
+    def binds(self, path: Path, *, backlog: int | None = 1024) -> socket.socket:
+        """A socket of this user's, in place of what lies there; without a backlog nobody listens yet."""
+        with self.here():
+            path.unlink(missing_ok=True)
+            made = socket.socket(socket.AF_UNIX)
+            made.bind(str(path))
+            if backlog is not None:
+                made.listen(backlog)
+        return made
+
+
+DAEMON, ONE, OTHER = User(42420), User(42421), User(42422)
+SELF = User(os.geteuid())
+
+
+def give(path: Path, user: User, mode: int) -> None:
+    """Makes a file or directory this user's."""
+    path.chmod(mode)
+    if why_not() is None:
+        os.chown(path, user.uid, user.uid)
+
+
+def with_python() -> list[str]:
     """Where the interpreter lies in a directory that is closed to others: a view of the machine that opens it."""
     python = Path(sys.executable).resolve().parents[1]
     closed = [each for each in python.parents if not stat.S_IMODE(each.stat().st_mode) & 0o001]

@@ -119,6 +119,14 @@ async def _restart_router(request: web.Request) -> web.Response:
     return web.json_response({"pid": service.router.pid, "took_s": round(time.monotonic() - began, 3)})
 
 
+async def _before_drain(request: web.Request) -> web.Response:
+    service, replica = service_in(request), ReplicaId(request.match_info["replica"])
+    try:
+        return web.json_response({"missed": list(service.drains.missed(replica))})
+    except KeyError:
+        raise unknown_replica(service, replica) from None
+
+
 async def _drain(request: web.Request) -> web.Response:
     service, replica = service_in(request), ReplicaId(request.match_info["replica"])
     timeout_s = seconds_in(request, "timeout_s", service.settings.drain.timeout_s)
@@ -161,6 +169,7 @@ ROUTES: dict[tuple[str, str], Handler] = {
     ("GET", _REPLICA): get_replica,
     ("PUT", _REPLICA): put_replica,
     ("DELETE", _REPLICA): delete_replica,
+    ("GET", f"{_REPLICA}/drain"): _before_drain,
     ("POST", f"{_REPLICA}/drain"): _drain,
     ("POST", f"{_REPLICA}/resume"): _resume,
 }

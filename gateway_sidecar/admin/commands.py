@@ -13,7 +13,8 @@ from urllib.parse import quote
 
 from gateway_sidecar.admin.client import Place, Remote, ask_daemon
 from gateway_sidecar.admin.table import render_replicas
-from gateway_sidecar.config import read_mapping, run_dir_of
+from gateway_sidecar.config import load_usable, read_mapping
+from gateway_sidecar.domain.printable import counted
 from gateway_sidecar.errors import AdminError, ConfigError
 
 _MARGIN_S = 10.0
@@ -34,7 +35,7 @@ def admin_of(arguments: argparse.Namespace) -> Place:
     if arguments.admin is None:
         if any((arguments.cert, arguments.key, arguments.ca)):
             raise AdminError("--cert, --key and --ca belong to --admin: which daemon is meant?")
-        return run_dir_of(arguments.config) / "admin.sock"
+        return load_usable(arguments.config).run_dir / "admin.sock"
     if None in (arguments.cert, arguments.key, arguments.ca):
         raise AdminError("--admin needs --cert, --key and --ca: the API listens with mutual TLS only")
     return Remote(arguments.admin, arguments.cert, arguments.key, arguments.ca)
@@ -113,22 +114,33 @@ def _entry(arguments: argparse.Namespace) -> dict[str, object]:
     return {"socket": arguments.socket} if arguments.socket is not None else read_mapping(arguments.file)
 
 
+def warn_of_drain(place: Place, target: str, replica: str) -> None:
+    """Says what nobody would answer without this replica, before anything is done to it. Raises AdminError."""
+    code, answer = ask_daemon(place, "GET", f"{target}/drain")
+    if code == 200:  # Otherwise the drain itself says what is wrong.
+        for line in answer["missed"]:
+            print(f"without {replica} nobody answers for {line}", file=sys.stderr, flush=True)
+
+
 def _remove(arguments: argparse.Namespace) -> int:
     name = arguments.replica
     query = f"?drain_s={arguments.drain:g}" if arguments.drain else ""
-    target = f"/v1/services/{_quoted(arguments.service)}/replicas/{_quoted(name)}{query}"
+    target = f"/v1/services/{_quoted(arguments.service)}/replicas/{_quoted(name)}"
     timeout_s = arguments.drain + 3 * _MARGIN_S
-    code, answer = ask_daemon(admin_of(arguments), "DELETE", target, timeout_s=timeout_s)
+    place = admin_of(arguments)
+    if arguments.drain:
+        warn_of_drain(place, target, name)
+    code, answer = ask_daemon(place, "DELETE", f"{target}{query}", timeout_s=timeout_s)
     if code not in (200, 202):
         raise AdminError(str(answer.get("error")))
     for line in answer["missed"]:
-        print(f"without {name} nobody answers for {line}", file=sys.stderr)
+        print(f"without {name} nobody answers for {line}")
     if answer["drained"]:
         print(f"{name} is gone, with nothing in flight: safe to stop")
     elif answer["in_flight"] is None:
         print(f"{name} is gone; what it may have in flight goes on")
     else:
-        print(f"{name} is gone; {answer['in_flight']} connections in flight go on")
+        print(f"{name} is gone; in flight yet: {counted(answer['in_flight'], 'connection')}")
     return 0
 
 

@@ -131,6 +131,10 @@ def _paths() -> Json:
         "getReplica", "One replica", {"200": _answer("As in `status`.", _ref("Replica")), "404": _UNKNOWN},
         _SERVICE, _REPLICA,
     )  # fmt: skip
+    missed = _answer("What nobody could answer without it: one line for each model.", _object(missed=_TEXTS))
+    before_drain = _operation(
+        "whatADrainMeans", "What a drain would mean", {"200": missed, "404": _UNKNOWN}, _SERVICE, _REPLICA
+    )
     drain = _operation(
         "drainReplica",
         "Out of rotation, until nothing is in flight",
@@ -205,7 +209,7 @@ def _paths() -> Json:
             "get": _operation("listReplicas", "All of a service", {"200": replicas, "404": _UNKNOWN_SERVICE}, _SERVICE)
         },
         replica: {"get": one, "put": put, "delete": delete},
-        f"{replica}/drain": {"post": drain},
+        f"{replica}/drain": {"get": before_drain, "post": drain},
         f"{replica}/resume": {"post": resume},
     }
 

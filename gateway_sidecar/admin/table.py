@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 from typing import Any
 
-from gateway_sidecar.domain.printable import printable
+from gateway_sidecar.domain.printable import counted, printable
 
 _LONGEST_LINE = 2000
 _COLUMNS = ("replica", "state", "for", "engine", "role", "model", "bridge", "reason")
@@ -32,7 +32,7 @@ def _service(service: dict[str, Any]) -> str:
     addresses = ", ".join([service["listen"], *service["public"]])
     title = f"{service['name']}  {addresses}  router {router['type']} {router['state']}"
     if router["pid"]:
-        title += f" (pid {router['pid']}, {router['url']}, {router['restarts']} restarts)"
+        title += f" (pid {router['pid']}, {router['url']}, {counted(router['restarts'], 'restart')})"
     lines = [title]
     if service["not_in_force"]:
         lines.append(f"  NOT IN FORCE: {service['not_in_force']}")
@@ -40,7 +40,7 @@ def _service(service: dict[str, Any]) -> str:
         lines.append(f"  router: {router['reason']}")
     if service["missing"] not in (None, "router"):
         waiting = service["waiting"]
-        lines.append(f"  {service['reason']}; {waiting} request{'s wait' if waiting != 1 else ' waits'}")
+        lines.append(f"  {service['reason']}; {counted(waiting, 'request')} {'waits' if waiting == 1 else 'wait'}")
     elif service["missing"] is None:
         lines += [f"  UNANSWERED: model {model}: {why}" for model, why in service["unanswered"].items()]
     if service["source"]["blind"]:

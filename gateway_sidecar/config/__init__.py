@@ -9,7 +9,7 @@ from gateway_sidecar.config.frontend import (
     TlsSettings,
 )
 from gateway_sidecar.config.inventory import Described, inventory_schema, read_inventory
-from gateway_sidecar.config.load import line_of, load_config, parse_config, run_dir_of
+from gateway_sidecar.config.load import line_of, load_config, load_usable, parse_config
 from gateway_sidecar.config.models import (
     AdminSettings,
     AdminTlsSettings,
@@ -69,13 +69,13 @@ __all__ = [
     "line_of",
     "load_config",
     "load_overrides",
+    "load_usable",
     "parse_config",
     "parse_endpoint",
     "read_inventory",
     "read_mapping",
     "read_told",
     "replica_schema",
-    "run_dir_of",
     "same_entry",
     "told_schema",
     "tunnel_to",

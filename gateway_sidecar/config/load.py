@@ -3,12 +3,13 @@
 from __future__ import annotations
 
 import os
+import re
 import stat
 from dataclasses import dataclass
 from pathlib import Path
-from typing import TypeVar
+from typing import Any, TypeVar
 
-from pydantic import BaseModel, ValidationError
+from pydantic import BaseModel, TypeAdapter, ValidationError
 
 from gateway_sidecar.config.crosscheck import cross_problems
 from gateway_sidecar.config.explain import explain
@@ -20,6 +21,8 @@ from gateway_sidecar.files.follow import Followed, opened_at
 M = TypeVar("M", bound=BaseModel)
 
 _MOST_BYTES = 1024 * 1024
+_NEEDED = ("run_dir", "state_dir")
+_WHERE = {*_NEEDED, "bridges", "peers"}
 
 
 @dataclass(frozen=True, slots=True)
@@ -40,19 +43,37 @@ def load_config(path: Path) -> Settings:
     return parse_config(read_file(path, _MOST_BYTES).content, str(path))
 
 
-def run_dir_of(path: Path) -> Path:
-    """Where the daemon of this file has its admin socket, even if the file has been broken since it started.
+def load_usable(path: Path) -> Settings:
+    """What a file says of where its daemon is and what that uses, whatever else has become wrong since it started.
 
-    Raises `ConfigError` only if the file cannot be read, or says nothing usable of `run_dir`.
+    For asking and ending a daemon, not for starting one: there are no services in it. Raises `ConfigError` only if the
+    file cannot be read, or says nothing usable of `run_dir` or `state_dir`.
     """
+    content = read_file(path, _MOST_BYTES).content
     try:
-        return load_config(path).run_dir
+        return parse_config(content, str(path))
     except ConfigError as error:
-        data = read_tree(read_file(path, _MOST_BYTES).content).data
-        found = data.get("run_dir", Settings.model_fields["run_dir"].default) if isinstance(data, dict) else None
-        if not isinstance(found, str | Path):
-            raise error from None
-        return Path(found)
+        data = _readable(content)
+        found: dict[str, Any] = {}
+        for name in _WHERE & data.keys():
+            try:
+                found[name] = TypeAdapter(Settings.model_fields[name].rebuild_annotation()).validate_python(data[name])
+            except ValidationError:
+                if name in _NEEDED:
+                    raise error from None
+        begins = (re.compile(rb"(?m)^['\" ]*" + name.encode()) for name in _NEEDED if name not in found)
+        if not data or any(pattern.search(content) for pattern in begins):
+            raise  # It says something of them, and nobody can tell what: the default would be another daemon's.
+        return Settings.model_construct(services=(), **found)
+
+
+def _readable(content: bytes) -> dict[str, object]:
+    """The file's top-level settings; where it is no YAML, of each what stands below it if that alone is."""
+    whole = read_tree(content).data
+    if isinstance(whole, dict):
+        return whole
+    parts = (read_tree(part).data for part in re.split(rb"(?m)^(?=[A-Za-z_])", content))
+    return {name: value for part in parts if isinstance(part, dict) for name, value in part.items()}
 
 
 def line_of(path: Path, setting: str) -> int:

@@ -74,8 +74,8 @@ class Tree:
 
 
 class _ShallowLoader(yaml.SafeLoader):
-    """Refuses lists within lists: PyYAML's scanner goes through all open ones for each token, so 64 KiB of `[` would
-    take it minutes."""
+    """Refuses lists within lists: PyYAML's scanner goes through all open ones for each token, so 64 KiB of `[` take it
+    a second until it finds them too deep."""
 
     def fetch_flow_collection_start(self, token: type[yaml.Token]) -> None:
         """Called for each `[` and `{`. Raises RecursionError, as the composer does for what is nested otherwise."""

@@ -293,7 +293,7 @@ class Daemon:
     async def end_left(self, left: LeftRunning, *, timeout_s: float) -> None:
         """Ends what an earlier daemon left, in the order and with the patience of `end`. For a daemon that never runs.
 
-        Raises OSError where the directories cannot be used.
+        Raises OSError where the directories cannot be used, BridgeError where addresses could not be given back.
         """
         self._stop_timeout_s = timeout_s
         self._take_bridge_key(await self._read(self._records["run"].record))
@@ -310,6 +310,10 @@ class Daemon:
         await self._take_all_down([LeftRouter(process, ports) for process, ports in routers if process is not None])
         for identity in (*left.small, *left.holders):
             await _end_process(identity)
+        if self.peers.problem:
+            interface = self.settings.peers.interface
+            text = f"all is stopped, but addresses of replicas are still on {interface}: {self.peers.problem}"
+            raise BridgeError(f"{text}; or, as root: ip link delete {interface}")
 
     def _add(self, settings: ServiceSettings, *, prepare: bool = False) -> Service:
         """One more service, not running yet. Raises ProcessError, nothing added, if it cannot be prepared."""

@@ -66,6 +66,10 @@ class Drains:
         self._on_change = on_change
         self._logger = get_logger(service=service)
 
+    def missed(self, replica: ReplicaId) -> tuple[str, ...]:
+        """What the service could not answer without it: one line for each model. Raises KeyError if it is not there."""
+        return tuple(self._roles.without(self._book().workers.values(), self._tenures.current[replica].url))
+
     async def drain(self, replica: ReplicaId, timeout_s: float) -> DrainReport:
         """Takes a replica out of rotation; returns when nothing is in flight, or after `timeout_s` seconds.
 
@@ -73,7 +77,7 @@ class Drains:
         `resume` is called.
         """
         tenure = self._tenures.current[replica]
-        missed = tuple(self._roles.without(self._book().workers.values(), tenure.url))
+        missed = self.missed(replica)
         if not tenure.drain:
             tenure.drain = True
             tenure.drained.clear()

@@ -17,6 +17,7 @@ from asyncinotify import Inotify, Mask
 
 from gateway_sidecar.bridges.front_door import DoorPlaces
 from gateway_sidecar.config import FrontendSettings, TlsSettings
+from gateway_sidecar.domain.printable import counted
 from gateway_sidecar.doors.certificate import today
 from gateway_sidecar.doors.door_files import CERTIFICATE, KEYS, DoorFiles, KeysTaken, PairTaken
 from gateway_sidecar.doors.publish import withdraw_keys
@@ -257,7 +258,9 @@ class FrontDoors:
             self._settle(service, seen, EXPIRY)
             return
         days = left_s / _DAY_S
-        text = f"{tls.certificate} expires in {days:.0f} days" if left_s > 0 else f"{tls.certificate} has expired"
+        text = (
+            f"{tls.certificate} expires in {counted(days, 'day')}" if left_s > 0 else f"{tls.certificate} has expired"
+        )
         if seen.problems.get(EXPIRY) != f"{text}; renew it":
             self._logger.warning("frontend.certificate_expires", service=service, reason=text)
         self._problem(service, seen, EXPIRY, f"{text}; renew it")

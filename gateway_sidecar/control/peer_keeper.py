@@ -184,6 +184,7 @@ class PeerKeeper(Keeper):
         except BridgeError as error:
             if were_used:
                 self._logger.error("peer.not_given_back", reason=str(error))
+                self.problem = str(error)
 
     def let_go(self) -> None:
         """Leaves everything running for the next daemon."""

@@ -8,6 +8,7 @@ from gateway_sidecar.control.router_unit import RouterUnit
 from gateway_sidecar.control.tenure import Tenure
 from gateway_sidecar.domain.lifecycle import state_of
 from gateway_sidecar.domain.model import Ready, Registered, ReplicaState, WorkerStatus
+from gateway_sidecar.domain.printable import counted
 from gateway_sidecar.supervision import awake
 from gateway_sidecar.telemetry.logs import get_logger
 from gateway_sidecar.telemetry.metrics import Metrics
@@ -88,7 +89,7 @@ class ReplicaLog:
         if tenure.leaving is not None and (tenure.gone or tenure.replaced or tenure.drain):
             if tenure.drained.is_set():
                 return f"{tenure.leaving.value}; drained, safe to stop"
-            waiting = f"; {tenure.in_flight} connections in flight" if tenure.in_flight else ""
+            waiting = f"; {counted(tenure.in_flight, 'connection')} in flight" if tenure.in_flight else ""
             return tenure.leaving.value + waiting
         problem = tenure.problem or tenure.notes_problem or tenure.peer_problem or tenure.key_problem
         if problem:

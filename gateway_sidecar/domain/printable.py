@@ -22,5 +22,11 @@ def printable_lines(text: str) -> str:
     return text if text.isprintable() else "\n".join(printable(line, len(line)) for line in text.split("\n"))
 
 
+def counted(number: float, noun: str) -> str:
+    """`1 request`, `2 requests`."""
+    shown = f"{number:.0f}"
+    return f"{shown} {noun}{'s' * (shown != '1')}"
+
+
 def _escaped(character: str) -> str:
     return character if character.isprintable() else character.encode("unicode_escape").decode("ascii")

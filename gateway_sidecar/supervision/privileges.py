@@ -10,7 +10,9 @@ from pathlib import Path
 
 _PR_CAP_AMBIENT = 47
 _PR_CAP_AMBIENT_LOWER = 3
-CAP_NET_ADMIN = 12
+_PR_SET_KEEPCAPS = 8
+_CAPABILITY_VERSION_3 = 0x20080522
+CAP_NET_BIND_SERVICE, CAP_NET_ADMIN = 10, 12
 _OURS_ALONE, _NOT_FOR_OTHERS = 0o077, 0o027
 
 
@@ -35,12 +37,19 @@ def keep_files_to_ourselves() -> None:
 
 @dataclass(frozen=True, slots=True)
 class User:
-    """A user to become. `name` is None for one without an entry in passwd; `why` says why it is this one."""
+    """A user to become. `name` is None for one without an entry in passwd; `why` says why it is this one.
+
+    groups: those besides what /etc/group says. capabilities: those that are kept of root's. told: what told of both,
+    None where they are assumed.
+    """
 
     uid: int
     gid: int
     name: str | None
     why: str
+    groups: tuple[int, ...] = ()
+    capabilities: frozenset[int] = frozenset()
+    told: str | None = None
 
     def __str__(self) -> str:
         return f"uid {self.uid}" if self.name is None else f"{self.name} (uid {self.uid})"
@@ -58,13 +67,23 @@ def user_called(text: str, why: str) -> User:
 
 
 def become(user: User) -> None:
-    """From here on this process is that user's, with the groups of that user and nothing of root. Raises OSError."""
-    if user.name is None:
-        os.setgroups([])
-    else:
-        os.initgroups(user.name, user.gid)
+    """From here on this process is that user's, and has of root's rights those `capabilities` alone that it has now.
+
+    What it starts has none of them. Raises OSError.
+    """
+    kept = sum(1 << capability for capability in user.capabilities if has_capability(capability))
+    in_file = [] if user.name is None else os.getgrouplist(user.name, user.gid)
+    os.setgroups(sorted({*in_file, *user.groups}))
     os.setgid(user.gid)
+    libc = ctypes.CDLL(None, use_errno=True)
+    libc.prctl(_PR_SET_KEEPCAPS, int(kept != 0), 0, 0, 0)
     os.setuid(user.uid)
+    if kept:
+        low, high = kept & 0xFFFFFFFF, kept >> 32
+        header = (ctypes.c_uint32 * 2)(_CAPABILITY_VERSION_3, 0)
+        sets = (ctypes.c_uint32 * 6)(low, low, 0, high, high, 0)  # Effective, permitted, inheritable; twice 32 bits.
+        if libc.capset(header, sets) != 0:
+            raise OSError(ctypes.get_errno(), f"cannot keep capabilities as {user}")
 
 
 def has_capability(capability: int) -> bool:

@@ -25,6 +25,8 @@ from smg_grpc_proto.generated import (
     vllm_engine_pb2,
 )
 
+from tests.users import SELF, User
+
 FIXTURES = Path(__file__).parents[1] / "fixtures" / "engines"
 
 Json = Any
@@ -56,14 +58,14 @@ class HttpReplay:
         return cls({path: (told["status"], told["body"]) for path, told in fixture(name).items()})
 
     @contextlib.asynccontextmanager
-    async def serve(self, path: Path) -> AsyncIterator[HttpReplay]:
+    async def serve(self, path: Path, user: User = SELF) -> AsyncIterator[HttpReplay]:
         """Serve at `path` until the block ends."""
         app = web.Application()
         app.router.add_route("*", "/{path:.*}", self._answer)
         runner = web.AppRunner(app, access_log=None)
         await runner.setup()
         try:
-            await web.UnixSite(runner, str(path)).start()
+            await web.SockSite(runner, user.binds(path)).start()
             yield self
         finally:
             await runner.cleanup()
@@ -136,11 +138,12 @@ class GrpcReplay:
         return cls(service, answers, listed=told["reflection v1alpha"])
 
     @contextlib.asynccontextmanager
-    async def serve(self, path: Path) -> AsyncIterator[GrpcReplay]:
+    async def serve(self, path: Path, user: User = SELF) -> AsyncIterator[GrpcReplay]:
         """Serve at `path` until the block ends."""
         server = grpc.aio.server()
         server.add_generic_rpc_handlers((_AnyMethod(self),))
-        server.add_insecure_port(f"unix:{path}")
+        with user.here():
+            server.add_insecure_port(f"unix:{path}")
         await server.start()
         try:
             yield self
@@ -204,7 +207,7 @@ class _AnyMethod(grpc.GenericRpcHandler):  # type: ignore[misc]
 
 
 @contextlib.asynccontextmanager
-async def serve_raw(path: Path, talk: Talk) -> AsyncIterator[None]:
+async def serve_raw(path: Path, talk: Talk, user: User = SELF) -> AsyncIterator[None]:
     """Serve at `path` with `talk` for every connection; what is still talking when the block ends is cancelled."""
     talking: set[asyncio.Task[None]] = set()
 
@@ -221,7 +224,7 @@ async def serve_raw(path: Path, talk: Talk) -> AsyncIterator[None]:
             with contextlib.suppress(OSError):
                 await writer.wait_closed()
 
-    server = await asyncio.start_unix_server(one, str(path))
+    server = await asyncio.start_unix_server(one, sock=user.binds(path))
     try:
         yield
     finally:

@@ -66,7 +66,7 @@ class Place:
             raise ZeroDivisionError("a fault of ours")
         if what == "body":
             return web.Response(text=str(len(await request.read())))
-        return web.Response(body=BIG if what == "big" else b"ok")
+        return web.Response(body={"big": BIG, "middling": BIG[:60_000]}.get(what, b"ok"))
 
     async def connect(self) -> Stream:
         reader, writer = await asyncio.open_connection("127.0.0.1", self.port, limit=2**25)
@@ -125,11 +125,13 @@ async def ended(stream: Stream) -> bytes:
 
 
 @on_the_daemons_loop
-async def test_who_says_nothing_makes_room_for_who_asks(place: Place) -> None:
+async def test_who_says_nothing_makes_room_for_who_asks(place: Place, monkeypatch: pytest.MonkeyPatch) -> None:
     """However many say nothing, and the ones that were there first go first."""
+    monkeypatch.setattr(bounded_server, "REQUEST_S", 60)
     silent = [await place.connect() for _ in range(10 * MOST)]
     for _ in range(5):
         assert await place.ask("small") == b"ok"
+        assert len(place.server._connections) <= MOST
     for stream in silent[: 9 * MOST]:
         assert await ended(stream) == b""
 
@@ -178,6 +180,17 @@ async def test_answers_that_nobody_takes_cost_little_and_not_for_long(place: Pla
 
 
 @on_the_daemons_loop
+async def test_who_asks_on_and_on_and_takes_nothing_gets_no_more(place: Place) -> None:
+    """Answers that are too small to be sent in pieces would pile up in our memory, one for each question."""
+    stream = await place.connect()
+    stream[1].transport.pause_reading()  # type: ignore[attr-defined]
+    stream[1].write(b"GET /middling HTTP/1.1\r\nHost: x\r\n\r\n" * 2000)
+    await until(lambda: bool(place.asked))
+    await until(lambda: not place.server._connections)
+    assert len(place.asked) < 1000
+
+
+@on_the_daemons_loop
 async def test_untaken_answers_are_bounded_together(place: Place, monkeypatch: pytest.MonkeyPatch) -> None:
     """Those that were begun first are given up; who takes his gets it."""
     monkeypatch.setattr(bounded_server, "ANSWER_S", 60)
@@ -188,6 +201,10 @@ async def test_untaken_answers_are_bounded_together(place: Place, monkeypatch: p
         stream[1].write(b"GET /big HTTP/1.1\r\nHost: x\r\n\r\n")
     await until(lambda: len(place.asked) == 8)
     assert sum(place.server._untaken.values()) <= 3 * len(BIG)
+    for stream in streams:
+        stream[1].transport.resume_reading()  # type: ignore[attr-defined]
+    taken_whole = [len(await ended(stream)) > len(BIG) for stream in streams]
+    assert 0 < sum(taken_whole) < len(streams)
     assert await place.ask("big") == BIG
 
 
@@ -275,6 +292,17 @@ async def test_a_fault_of_ours_is_told(place: Place) -> None:
 async def test_no_descriptor_left_ends_nothing(place: Place, monkeypatch: pytest.MonkeyPatch) -> None:
     """Who comes meanwhile waits, and is answered afterwards."""
     monkeypatch.setattr(bounded_server, "_REST_S", 0.05)
+    tries, accept = 0, place.server._accept
+
+    def count() -> None:
+        nonlocal tries
+        tries += 1
+        accept()
+
+    monkeypatch.setattr(place.server, "_accept", count)
+    listening = tcp_listener(Endpoint("127.0.0.1", 0))
+    place.port = listening.getsockname()[1]
+    await place.server.listen(listening)
     stream = await place.connect()
     limits = resource.getrlimit(resource.RLIMIT_NOFILE)
     late = await place.connect()
@@ -293,6 +321,8 @@ async def test_no_descriptor_left_ends_nothing(place: Place, monkeypatch: pytest
             await asyncio.get_running_loop().sock_connect(sock, ("127.0.0.1", place.port))
         assert await place.ask("small", stream) == b"ok"
         assert await place.ask("small", late) == b"ok"
+        await asyncio.sleep(0.5)
+        assert tries < 200, "the kernel is not asked again and again"
         for filler in fillers:
             filler.close()
     finally:

@@ -243,6 +243,9 @@ LIES: dict[str, Lie] = {
         repeat(b"HTTP/1.1 200 OK\r\nTransfer-Encoding: chunked\r\n\r\n", b"1\r\n[\r\n" * 1000), Foreign, reason="pieces"
     ),
     "endless headers": Lie(repeat(b"HTTP/1.1 200 OK\r\n", b"X: y\r\n" * 1000), Unknown, reason="malformed HTTP"),
+    "a header without an end": Lie(
+        repeat(b"HTTP/1.1 200 OK\r\nX: ", b"y" * 65536), Unknown, reason="headers without an end"
+    ),
     "endless fields behind the body": Lie(
         repeat(b"HTTP/1.1 200 OK\r\nTransfer-Encoding: chunked\r\n\r\n2\r\n[]\r\n0\r\n", b"X: y\r\n" * 1000),
         Unknown,

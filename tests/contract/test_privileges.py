@@ -32,3 +32,22 @@ def test_children_do_not_inherit_it(argument: str, inherited: str) -> None:
     done = subprocess.run([*command, sys.executable, "-c", CODE, argument], capture_output=True, text=True, check=False)
     assert done.returncode == 0, done.stderr
     assert done.stdout.split() == ["True", inherited]
+
+
+BECOME = """
+import os, subprocess, sys
+from gateway_sidecar.supervision.privileges import CAP_NET_BIND_SERVICE, User, become
+become(User(42430, 42430, None, "", (42431,), frozenset((CAP_NET_BIND_SERVICE,))))
+def sets(text):
+    return {line.split(":")[0]: int(line.split()[1], 16) for line in text.splitlines() if line.startswith("Cap")}
+here = sets(open("/proc/self/status").read())
+child = sets(subprocess.run(["cat", "/proc/self/status"], capture_output=True, text=True).stdout)
+print(os.getresuid(), os.getgroups(), [here[it] for it in ("CapEff", "CapPrm", "CapInh")], child["CapPrm"])
+"""
+
+
+def test_who_is_become_has_the_rights_that_were_told_and_no_others() -> None:
+    """Groups, and of root's capabilities the one; what is started has none."""
+    done = subprocess.run([sys.executable, "-c", BECOME], capture_output=True, text=True, check=False)
+    assert done.returncode == 0, done.stderr
+    assert done.stdout.strip() == "(42430, 42430, 42430) [42431] [1024, 1024, 0] 0"

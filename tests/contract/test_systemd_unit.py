@@ -67,6 +67,12 @@ def test_memory_is_bounded_and_never_written_to_a_core_file() -> None:
     assert not [line for line in unit if line.startswith("MemoryHigh")]
 
 
+def test_what_the_daemon_writes_is_its_own() -> None:
+    """Keys and leases are nobody else's to read; the group may reach admin.sock, and change nothing beside it."""
+    unit = set(directives(SOURCE.read_text()))
+    assert {"User=gateway-sidecar", "UMask=0077", "RuntimeDirectoryMode=0750", "StateDirectoryMode=0700"} <= unit
+
+
 def test_a_dead_or_stuck_daemon_is_started_again() -> None:
     """Always and without giving up, but for a configuration that cannot work, and for an operator's `stop`."""
     unit = set(directives(SOURCE.read_text()))

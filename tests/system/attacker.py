@@ -1,28 +1,15 @@
-"""A local user who is nobody: a process of its own under another uid that does what its first argument says.
+"""A local user who means harm: a process of his own that does what its first argument says.
 
-It says `ready` when it is at it, and goes on until its standard input ends. Only the standard library is used, and the
-interpreter begins as root: the tests' own may lie where nobody else can read.
+It says `ready` when it is at it, and goes on until its standard input ends.
 """
 
 from __future__ import annotations
 
-import os
-import resource
 import select
 import socket
 import sys
 
-UID = 64_999
 _SAYINGS = (b"", b"GET /metrics HTT", b"GET /healthz HTTP/1.1\r\nHost: 127.0.0.1\r\n\r\n")
-
-
-def become_nobody() -> None:
-    """With room for many sockets, which takes root."""
-    _, hard = resource.getrlimit(resource.RLIMIT_NOFILE)
-    resource.setrlimit(resource.RLIMIT_NOFILE, (hard, hard))
-    os.setgroups([])
-    os.setgid(UID)
-    os.setuid(UID)
 
 
 def connections(port: int, count: int, *, buffer: int | None = None) -> dict[int, socket.socket]:
@@ -95,7 +82,6 @@ def ask_and_take_nothing(port: int, path: str, count: int) -> None:
 
 
 if __name__ == "__main__":
-    become_nobody()
     what, port, *rest = sys.argv[1:]
     if what == "hold":
         hold([int(one) for one in port.split(",")], int(rest[0]))

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import os
 import shutil
 import time
 from collections.abc import AsyncIterator, Awaitable, Callable, Generator
@@ -16,9 +17,12 @@ import pytest_asyncio
 import yaml
 
 from examples.simulated import Behaviour, EngineKind, EngineSpec, SimulatedEngine, start_engine
+from tests.system.engine_process import EngineProcess
 from tests.system.gateway import Gateway, PortBlock
+from tests.users import DAEMON, GROUP, User, give, why_not
 
 StartEngine = Callable[..., Awaitable[SimulatedEngine]]
+StartAs = Callable[..., Awaitable[EngineProcess]]
 MakeGateway = Callable[..., Gateway]
 
 
@@ -49,6 +53,8 @@ async def make_gateway(request: pytest.FixtureRequest) -> AsyncIterator[MakeGate
 
     def make(**settings: Any) -> Gateway:
         made.append(Gateway(**settings))
+        if request.node.get_closest_marker("own_users") is not None and why_not() is None:
+            given_to_the_daemon(made[-1])
         return made[-1]
 
     yield make
@@ -57,6 +63,18 @@ async def make_gateway(request: pytest.FixtureRequest) -> AsyncIterator[MakeGate
             for log in sorted(gateway.directory.glob("daemon-*.log")):
                 print(f"--- {log}", *log.read_text().splitlines()[-_LAST_LINES:], sep="\n")
         await gateway.close()
+
+
+def given_to_the_daemon(gateway: Gateway) -> None:
+    """Its user, and directories as the unit and its tmpfiles make them."""
+    gateway.before = DAEMON.enter
+    gateway.directory.chmod(0o755)
+    for name in ("run", "state"):
+        (gateway.directory / name).mkdir()
+        give(gateway.directory / name, DAEMON, 0o750)
+    for service in gateway.ports:
+        os.chown(gateway.sockets(service), 0, GROUP)
+        gateway.sockets(service).chmod(0o3775)
 
 
 @pytest_asyncio.fixture
@@ -84,6 +102,21 @@ async def engine() -> AsyncIterator[StartEngine]:
     yield start
     for one in started:
         await one.stop(grace_s=0)
+
+
+@pytest_asyncio.fixture
+async def start() -> AsyncIterator[StartAs]:
+    """Starts somebody's engine in a process of his: `await start(ONE, socket, load_s=...)`."""
+    started: list[EngineProcess] = []
+
+    async def begin(user: User, at: Path, kind: EngineKind = EngineKind.SGLANG_HTTP, **options: Any) -> EngineProcess:
+        started.append(EngineProcess(user, at, kind, **options))
+        await started[-1].start()
+        return started[-1]
+
+    yield begin
+    for one in started:
+        await one.stop()
 
 
 class Prometheus:

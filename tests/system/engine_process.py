@@ -57,16 +57,25 @@ class EngineProcess:
         self.process.kill()
         await self.process.wait()
 
+    async def behave(self, **changes: object) -> None:
+        """Changes some of its behaviour from now on."""
+        await self._ask("PATCH", f"/engines/{self.socket.stem}", changes)
+
     async def seen(self) -> dict[str, Any]:
         """Its counters."""
-        return dict(await self._get(f"/engines/{self.socket.stem}"))
+        return dict(await self._ask("GET", f"/engines/{self.socket.stem}"))
 
     async def requests(self) -> list[dict[str, Any]]:
         """The bodies of its last inference requests."""
-        answer = await self._get(f"/engines/{self.socket.stem}/requests")
+        answer = await self._ask("GET", f"/engines/{self.socket.stem}/requests")
         return [row["body"] for row in answer["requests"]]
 
-    async def _get(self, path: str) -> Any:
+    async def _ask(self, method: str, path: str, body: object = None) -> Any:
         connector = aiohttp.UnixConnector(str(self._control))
-        async with aiohttp.ClientSession(connector=connector) as session, session.get(f"http://x{path}") as answer:
-            return await answer.json()
+        async with (
+            aiohttp.ClientSession(connector=connector) as session,
+            session.request(method, f"http://x{path}", json=body) as answer,
+        ):
+            said = await answer.json()
+            assert answer.status == 200, said
+            return said

@@ -12,7 +12,7 @@ import signal
 import sys
 import tempfile
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import suppress
 from pathlib import Path
 from typing import Any
@@ -151,14 +151,15 @@ class Gateway:
         # Whoever writes below these was started by the daemon, whatever its records say: a removed service's router.
         places = [self.directory / name for name in ("run/tunnels", "run/log", "state/log")]
         others = [one.pid for place in places for found in writers_below(place).values() for one in found]
-        for pid in (*self._left_running(), *others):
+        for pid in (*self.left_running(), *others):
             with suppress(ProcessLookupError):
                 os.kill(pid, signal.SIGKILL)
         if not keep_files:
             shutil.rmtree(self.directory)
         self._ports.release()
 
-    def _left_running(self) -> Iterator[int]:
+    def left_running(self) -> Iterator[int]:
+        """What the daemon has started for long: each nginx with its workers, each router."""
         for kind in ("peers", "keyed"):
             for pid_file in (self.directory / "run" / kind).glob("*/nginx.pid"):
                 yield from with_children(int(pid_file.read_text()))
@@ -215,10 +216,11 @@ class Gateway:
         """Waits until one replica is in one of these states, whatever the others do."""
         return await self.until(lambda s: states_of(s, service).get(replica) in wanted, within_s=within_s)
 
-    async def cli(self, *arguments: str, config: bool = True) -> tuple[int, str, str]:
-        """Runs one command; its exit code, stdout and stderr."""
+    async def cli(self, *arguments: str, config: bool = True, before: Sequence[str] = ()) -> tuple[int, str, str]:
+        """Runs one command; its exit code, stdout and stderr. before: what its command line begins with."""
         where = ("--config", str(self.config_path)) if config else ()
         process = await asyncio.create_subprocess_exec(
+            *(self.namespace.enter if self.namespace else ()), *before,
             sys.executable, "-m", "gateway_sidecar", *arguments, *where,
             stdout=asyncio.subprocess.PIPE, stderr=asyncio.subprocess.PIPE,
         )  # fmt: skip

@@ -324,8 +324,9 @@ async def test_replica_commands(gateway: Gateway, engine: StartEngine) -> None:
     ]
     code, out, _ = await gateway.cli("replica", "list", "--json")
     assert [row["id"] for row in json.loads(out)["chat"]] == ["a1", "a2"]
-    code, out, _ = await gateway.cli("replica", "remove", "chat", "a1", "--drain", "10")
-    assert (code, out) == (0, "a1 is gone, with nothing in flight: safe to stop\n")
+    code, out, err = await gateway.cli("replica", "remove", "chat", "a1", "--drain", "10")
+    warning = "without a1 nobody answers for tiny: no other replica serves it\n"
+    assert (code, err, out) == (0, warning, f"{warning}a1 is gone, with nothing in flight: safe to stop\n")
     code, _, err = await gateway.cli("replica", "remove", "chat", "a1")
     assert (code, "has no replica 'a1'; there are: none" in err) == (1, True), err
 

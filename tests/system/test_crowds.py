@@ -16,6 +16,7 @@ from tests.system.clients import ask
 from tests.system.conftest import MakeGateway, StartEngine
 from tests.system.gateway import Gateway, service_of
 from tests.system.test_operation import metrics_of
+from tests.users import User, give
 
 CROWD = 1000
 HOST = """if True:
@@ -36,12 +37,14 @@ HOST = """if True:
 
 
 @asynccontextmanager
-async def engines_elsewhere(directory: Path, count: int) -> AsyncIterator[list[Path]]:
-    """Engines in a process of their own, at sockets that nobody looks at."""
+async def engines_elsewhere(directory: Path, count: int, user: User | None = None) -> AsyncIterator[list[Path]]:
+    """Engines in a process of their own, or of this user's, at sockets that nobody looks at."""
     directory.mkdir()
+    if user is not None:
+        give(directory, user, 0o755)
     with (directory / "log").open("wb") as log:
         process = await asyncio.create_subprocess_exec(
-            sys.executable, "-c", HOST, str(directory), str(count),
+            *(user.enter if user else ()), sys.executable, "-c", HOST, str(directory), str(count),
             stdin=asyncio.subprocess.PIPE, stdout=asyncio.subprocess.PIPE, stderr=log,
         )  # fmt: skip
     assert process.stdin is not None

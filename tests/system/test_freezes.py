@@ -2,10 +2,15 @@
 
 from __future__ import annotations
 
+import asyncio
+import os
 import shutil
+import signal
 
+import aiohttp
 import pytest
 
+from examples.simulated import EngineKind, Role
 from tests.chaos.check import story, summary
 from tests.chaos.events import (
     DAEMON,
@@ -23,8 +28,12 @@ from tests.chaos.events import (
 from tests.chaos.freezes import check_freezes, engines
 from tests.chaos.schedule import CHAT, PAIRS
 from tests.chaos.stage import Stage
+from tests.system.conftest import MakeGateway, StartEngine
+from tests.system.gateway import replica_of, service_of
 
 SEED = 1
+FROZEN_S = 6.0  # Twice what SMG gives a silent prefill engine.
+MESSAGES = [{"role": "user", "content": "x"}]
 PAUSED = Freeze(at=0.3, parts=(Stopped(who=EVERYTHING, for_s=4.5),))
 ROUTERS_AND_DAEMON = tuple(
     Freeze(
@@ -61,3 +70,33 @@ async def test_freezes_and_starvation_cost_nobody_their_life() -> None:
     assert len(history.requests) > 50, summary(history)
     assert not any(one.lost for one in history.frozen)
     shutil.rmtree(stage.gateway.directory)
+
+
+async def test_a_frozen_router_keeps_its_pair(make_gateway: MakeGateway, engine: StartEngine) -> None:
+    """SMG counts its own stall as a prefill engine's silence: that costs requests in flight, and no worker."""
+    gateway = make_gateway()
+    gateway.settings["services"][0]["router"] = {"api_timeout_s": 60}  # So that the daemon does not end it.
+    await gateway.start()
+    for name, role in (("p1", Role.PREFILL), ("d1", Role.DECODE)):
+        await engine(gateway.socket(name), EngineKind.VLLM_GRPC, role=role, slow_s=1.5)
+    before = await gateway.until_states({"p1": "serving", "d1": "serving"}, within_s=30)
+    pid = service_of(before)["router"]["pid"]
+    async with aiohttp.ClientSession() as session:
+
+        async def chat() -> tuple[int, str]:
+            url, body = f"{gateway.url()}/v1/chat/completions", {"model": "tiny", "messages": MESSAGES, "max_tokens": 4}
+            async with session.post(url, json=body) as answer:
+                return answer.status, "" if answer.status == 200 else (await answer.json())["error"]["code"]
+
+        in_flight = [asyncio.create_task(chat()) for _ in range(25)]
+        await gateway.until_workers(lambda workers: any(worker["load"] for worker in workers))
+        os.kill(pid, signal.SIGSTOP)
+        await asyncio.sleep(FROZEN_S)
+        os.kill(pid, signal.SIGCONT)
+        assert {await chat() for _ in range(5)} == {(200, "")}
+        assert set(await asyncio.gather(*in_flight)) <= {(200, ""), (504, "prefill_worker_silent")}
+    assert all(worker["status"] == "ready" for worker in await gateway.workers())
+    after = await gateway.status()
+    for name in ("p1", "d1"):
+        assert replica_of(after, name)["worker_id"] == replica_of(before, name)["worker_id"]
+    assert gateway.events("replica.condemned") == []

@@ -6,7 +6,6 @@ import asyncio
 import datetime
 import hashlib
 import json
-import os
 import signal
 import socket
 import time
@@ -31,6 +30,7 @@ from gateway_sidecar.doors.publish import publish_keys
 from tests.system.clients import stream_chat
 from tests.system.conftest import MakeGateway, StartEngine
 from tests.system.gateway import Gateway, PortBlock, Status, service_of
+from tests.users import SELF, User
 
 BODY: dict[str, Any] = {"model": "tiny", "messages": [{"role": "user", "content": "x"}], "max_tokens": 2}
 
@@ -530,29 +530,36 @@ class listening:  # noqa: N801 - used like a function
 async def bare_nginx(
     directory: Path, places: DoorPlaces, router: int, frontend: FrontendSettings, requests: int = 16, **more: Any
 ) -> AsyncIterator[str]:
-    """The real nginx with the daemon's text for one service, led to a router of ours; the service's URL."""
+    """The real nginx with the daemon's text for one service, led to a router of ours; the service's URL.
+
+    It runs as the user whose the directory is.
+    """
+    owner = User(directory.stat().st_uid)
     ports = PortBlock()
     listen = f"127.0.0.1:{ports.first}"
     program = await find_nginx("nginx")
     address = ServiceAddress("chat", listen, f"127.0.0.1:{router}", f"127.0.0.1:{router}", frontend)
     config = directory / "nginx.conf"
-    (directory / "temp").mkdir()
+    with owner.here():
+        (directory / "temp").mkdir()
     (directory / "front_door.lua").write_text((resources.files("gateway_sidecar") / "share/front_door.lua").read_text())
     text = NginxConfig(
         host="127.0.0.1", grpc_host="127.0.0.2", first_port=ports.first + 1, last_port=ports.first + 1,
         bridge_key="k" * 32, bridge_paths=(), links=directory, directory=directory,
         temp=directory / "temp", gates=directory, waiting_room=directory / "none.sock", log=directory / "error.log",
         worker_processes="1", capacity=Capacity.within(1024, 2, requests), services=[address],
-        stream_module=program.stream_module, user="root root" if os.geteuid() == 0 else None, doors=places,
+        stream_module=program.stream_module, user="root root" if owner.uid == 0 else None, doors=places,
         lua_modules=program.lua_modules or (), **more,
     ).text()  # fmt: skip
     config.write_text(text)
-    process = await asyncio.create_subprocess_exec(program.path, "-p", str(directory), "-c", str(config))
+    as_owner = owner.enter if owner != SELF else []
+    process = await asyncio.create_subprocess_exec(*as_owner, program.path, "-p", str(directory), "-c", str(config))
     try:
         async with asyncio.timeout(10):
             while not busy_ports([("127.0.0.1", ports.first)]):
                 assert process.returncode is None
                 await asyncio.sleep(0.01)
+        assert Path(f"/proc/{process.pid}").stat().st_uid == owner.uid
         yield f"http://{listen}"
     finally:
         process.send_signal(signal.SIGTERM)

@@ -13,8 +13,11 @@ from pathlib import Path
 import pytest
 
 from gateway_sidecar.config.frontend_values import CONTROL, FLEET, INFERENCE
-from tests.system.conftest import MakeGateway, StartEngine
+from tests.system.conftest import MakeGateway, StartAs
 from tests.system.gateway import Gateway, service_of
+from tests.users import ONE
+
+pytestmark = pytest.mark.own_users
 
 ROUTES = {
     "/v1/responses": "POST",
@@ -153,19 +156,19 @@ def pairs(routes: dict[str, str]) -> list[tuple[str, str]]:
     return [(method, path) for path, methods in routes.items() for method in methods.split()]
 
 
-async def serving(gateway: Gateway, engine: StartEngine) -> int:
+async def serving(gateway: Gateway, start: StartAs) -> int:
     """Starts the gateway with one replica; the router's own port."""
     await gateway.start()
-    await engine(gateway.socket("r1"))
+    await start(ONE, gateway.socket("r1"))
     return router_port(await gateway.until_states({"r1": "serving"}))
 
 
 @pytest.mark.parametrize("paths", [[], "all"], ids=["default", "all"])
-async def test_no_control_route_passes(make_gateway: MakeGateway, engine: StartEngine, paths: object) -> None:
+async def test_no_control_route_passes(make_gateway: MakeGateway, start: StartAs, paths: object) -> None:
     """Not with the default, and not with `all`; the router itself, asked directly, has every one of them."""
     gateway = make_gateway()
     gateway.settings["services"][0] |= {"frontend": {"paths": paths}, "router": {"args": ["--enable-rl"]}}
-    behind = await serving(gateway, engine)
+    behind = await serving(gateway, start)
     for method, path in pairs(CONTROLS):
         assert (await ask_raw(gateway.ports["chat"], method, path)).refused, f"{method} {path} passed"
         there = await ask_raw(behind, method, path)
@@ -177,12 +180,12 @@ async def test_no_control_route_passes(make_gateway: MakeGateway, engine: StartE
 
 
 async def test_of_the_routes_of_this_very_router_only_inference_passes(
-    make_gateway: MakeGateway, engine: StartEngine
+    make_gateway: MakeGateway, start: StartAs
 ) -> None:
     """Also of one that is newer than our lists: its program is searched for what may be a route, and it is asked."""
     gateway = make_gateway()
     gateway.settings["services"][0] |= {"frontend": {"paths": "all"}, "router": {"args": ["--enable-rl"]}}
-    behind = await serving(gateway, engine)
+    behind = await serving(gateway, start)
     candidates = await asyncio.to_thread(paths_in, router_program())
     assert len(candidates) > 1000
     routes = await answered(behind, candidates)
@@ -231,10 +234,10 @@ async def answered(port: int, paths: Iterable[str]) -> list[str]:
     return found
 
 
-async def test_every_inference_route_passes(make_gateway: MakeGateway, engine: StartEngine) -> None:
+async def test_every_inference_route_passes(make_gateway: MakeGateway, start: StartAs) -> None:
     """What the router says to it is the router's own."""
     gateway = make_gateway()
-    await serving(gateway, engine)
+    await serving(gateway, start)
     for method, path in pairs(ROUTES):
         assert not (await ask_raw(gateway.ports["chat"], method, path)).refused, f"{method} {path} did not pass"
         assert not (await ask_raw(gateway.ports["chat"], method, f"{path}?after=a/../b%20c")).refused
@@ -244,11 +247,11 @@ async def test_every_inference_route_passes(make_gateway: MakeGateway, engine: S
 
 
 @pytest.mark.parametrize("paths", [[], "all"], ids=["default", "all"])
-async def test_no_trick_passes(make_gateway: MakeGateway, engine: StartEngine, paths: object) -> None:
+async def test_no_trick_passes(make_gateway: MakeGateway, start: StartAs, paths: object) -> None:
     """Dots, escapes, empty segments, capitals, absolute forms: the same path to nobody else but its sender."""
     gateway = make_gateway()
     gateway.settings["services"][0]["frontend"] = {"paths": paths}
-    behind = await serving(gateway, engine)
+    behind = await serving(gateway, start)
     forms = ("/v1/models/", "/v1/modelsx") if paths == "all" else ()
     for target in TRICKS:
         if target in forms:
@@ -260,11 +263,11 @@ async def test_no_trick_passes(make_gateway: MakeGateway, engine: StartEngine, p
     assert (await ask_raw(behind, "GET", "/workers?x=/v1/models")).status == 401
 
 
-async def test_paths_add_what_is_below_them(make_gateway: MakeGateway, engine: StartEngine) -> None:
+async def test_paths_add_what_is_below_them(make_gateway: MakeGateway, start: StartAs) -> None:
     """A prefix stands for itself and whole segments below it."""
     gateway = make_gateway()
     gateway.settings["services"][0]["frontend"] = {"paths": ["/get_model_info", "/v1"]}
-    await serving(gateway, engine)
+    await serving(gateway, start)
     for path, passes in {
         "/get_model_info": True,
         "/get_server_info": False,
@@ -307,7 +310,7 @@ NO_REQUESTS = {
 """Request heads that nginx refuses by itself, lines with `|` between them, and the answers."""
 
 
-async def test_what_is_no_request_is_refused_in_the_same_form(make_gateway: MakeGateway, engine: StartEngine) -> None:
+async def test_what_is_no_request_is_refused_in_the_same_form(make_gateway: MakeGateway, start: StartAs) -> None:
     """nginx's own refusals, with a name and without one; an engine or a router's own words are left alone."""
     gateway = make_gateway()
     named = gateway.ports["chat"] + 5
@@ -315,7 +318,7 @@ async def test_what_is_no_request_is_refused_in_the_same_form(make_gateway: Make
         "listen": [f"127.0.0.1:{named}"],
         "server_names": ["api.example.com"],
     }
-    await serving(gateway, engine)
+    await serving(gateway, start)
     for port in (gateway.ports["chat"], named):
         for head, wanted in NO_REQUESTS.items():
             reader, writer = await asyncio.open_connection("127.0.0.1", port)

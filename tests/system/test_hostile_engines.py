@@ -7,14 +7,18 @@ from contextlib import AsyncExitStack
 
 import aiohttp
 import grpc
+import pytest
 
 from gateway_sidecar.engines.h2_unary import MOST_STEPS
 from tests.contract import engine_replay as replay
 from tests.contract.engine_replay import GrpcReplay, HttpReplay, serve_raw
 from tests.contract.test_engine_lies import ESCAPES, SETTINGS, frame, repeat, say_and_hold
-from tests.system.conftest import StartEngine
+from tests.system.conftest import StartAs
 from tests.system.gateway import Gateway, replica_of
 from tests.system.test_waiting import post
+from tests.users import ONE, OTHER
+
+pytestmark = pytest.mark.own_users
 
 FLOODS = {
     "ping": say_and_hold(SETTINGS, frame(6, 0, bytes(8)) * 100_000),
@@ -33,18 +37,18 @@ class Escaping(GrpcReplay):
         return await super().answer(path, request, context)
 
 
-async def test_hostile_engines_harm_nobody(gateway: Gateway, engine: StartEngine) -> None:
+async def test_hostile_engines_harm_nobody(gateway: Gateway, start: StartAs) -> None:
     """The daemon goes on, a good engine serves, and what is shown of the others is one line each."""
     metered = HttpReplay.of("vllm-http")
     metered.answers["/metrics"] = (200, LONG_LINE)
     escaping = GrpcReplay.of("vllm-grpc", replay.VLLM)
     async with AsyncExitStack() as stack:
         for name, talk in FLOODS.items():
-            await stack.enter_async_context(serve_raw(gateway.socket(name), talk))
+            await stack.enter_async_context(serve_raw(gateway.socket(name), talk, OTHER))
         evil = Escaping(escaping.service, escaping.answers, escaping.health, escaping.listed)
-        await stack.enter_async_context(evil.serve(gateway.socket("escaping")))
-        await stack.enter_async_context(metered.serve(gateway.socket("metered")))
-        await engine(gateway.socket("good"))
+        await stack.enter_async_context(evil.serve(gateway.socket("escaping"), OTHER))
+        await stack.enter_async_context(metered.serve(gateway.socket("metered"), OTHER))
+        await start(ONE, gateway.socket("good"))
         await gateway.until_state("good", "serving", within_s=60)
         await gateway.until_state("metered", "serving", within_s=60)
         await gateway.until(lambda _: any(seen.path == "/metrics" for seen in metered.seen), within_s=60)

@@ -7,6 +7,7 @@ import itertools
 import os
 import random
 import shutil
+import signal
 import socket
 import ssl
 from collections.abc import AsyncIterator
@@ -22,6 +23,7 @@ from gateway_sidecar.bridges.nginx import TEMP, BridgeSettings, Nginx
 from gateway_sidecar.bridges.nginx_config import ServiceAddress
 from gateway_sidecar.config import FrontendSettings
 from gateway_sidecar.errors import BridgeError
+from gateway_sidecar.supervision.process import session_members
 from tests.system.clients import ask
 from tests.system.conftest import MakeGateway, StartEngine
 from tests.system.gateway import Gateway, PortBlock, service_of
@@ -190,6 +192,31 @@ async def test_a_change_is_in_force_when_it_is_said_to_be(short_path: Path) -> N
                 statuses = {doors.status_at(guarded.listen, tls=False) for _ in range(20)}
                 assert statuses == {401}
                 await nginx.apply([plain])
+        finally:
+            await nginx.stop(grace_s=1)
+
+
+async def test_a_change_is_not_in_force_while_an_old_process_serves(
+    short_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """nginx's new processes answer the new number while one that has not ended yet still takes requests by the old."""
+    async with doors_at(short_path) as doors:
+        nginx = doors.begin()
+        guarded = doors.address({"auth": {"keys_file": str(doors.directory / "chat.keys")}})
+        await nginx.start([doors.address({})])
+        assert nginx.process is not None
+        slow = session_members(nginx.process.identity)[0].pid
+        try:
+            with monkeypatch.context() as soon:
+                soon.setattr("gateway_sidecar.bridges.nginx._IN_FORCE_S", 2.0)
+                os.kill(slow, signal.SIGSTOP)
+                try:
+                    with pytest.raises(BridgeError, match=f"its old processes serve on: {slow}$"):
+                        await nginx.apply([guarded])
+                finally:
+                    os.kill(slow, signal.SIGCONT)
+            await nginx.apply([guarded])
+            assert await asyncio.to_thread(doors.status_at, guarded.listen, tls=False) == 401
         finally:
             await nginx.stop(grace_s=1)
 

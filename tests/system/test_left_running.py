@@ -7,6 +7,9 @@ import json
 import shutil
 import socket
 
+import pytest
+import yaml
+
 from examples.simulated import EngineKind
 from gateway_sidecar import __version__
 from gateway_sidecar.control.left_running import look_for_left
@@ -89,3 +92,19 @@ async def test_stop_all_finds_what_no_record_tells_of(gateway: Gateway) -> None:
     code, out, err = await gateway.cli("stop", "--all", "--timeout", "5")
     assert (code, err) == (0, ""), out
     assert [pid for pid in pids if start_ticks(pid) is not None] == []
+
+
+@pytest.mark.parametrize("mistake", ["servces: []\nbridges: {ports: many}\n", "services: [\n"])
+async def test_stop_all_needs_no_valid_configuration(gateway: Gateway, engine: StartEngine, mistake: str) -> None:
+    """Where all of it is has not become wrong: whatever else the file says now, or if it is no YAML any more."""
+    await engine(gateway.socket("r1"))
+    status = await gateway.until_states({"r1": "serving"})
+    pids = {service_of(status)["router"]["pid"], status["bridge"]["pid"]}
+    await gateway.kill()
+    (gateway.directory / "run" / "processes.json").unlink()
+    where = {name: gateway.settings[name] for name in ("run_dir", "state_dir")}
+    gateway.config_path.write_text(mistake + yaml.safe_dump(where))
+    code, out, err = await gateway.cli("stop", "--all", "--timeout", "5")
+    assert (code, err) == (0, ""), out
+    assert [pid for pid in pids if start_ticks(pid) is not None] == []
+    assert not look_for_left(gateway.directory / "run", gateway.directory / "state")

@@ -18,8 +18,9 @@ import pytest
 from examples.simulated import EngineKind
 from gateway_sidecar.supervision.process import start_ticks
 from tests.system.clients import ask, stream_chat
-from tests.system.conftest import MakeGateway, StartEngine
+from tests.system.conftest import MakeGateway, StartAs, StartEngine
 from tests.system.gateway import Gateway, Status, replica_of, service_of, states_of
+from tests.users import ONE
 
 BODY = {"model": "tiny", "messages": [{"role": "user", "content": "x"}], "max_tokens": 2}
 
@@ -163,11 +164,12 @@ async def test_new_service_whose_arguments_smg_refuses_is_told(make_gateway: Mak
     await gateway.until(lambda s: s["ready"])
 
 
-async def test_router_that_outgrows_its_limit_is_replaced(make_gateway: MakeGateway, engine: StartEngine) -> None:
+@pytest.mark.own_users
+async def test_router_that_outgrows_its_limit_is_replaced(make_gateway: MakeGateway, start: StartAs) -> None:
     """Resident memory is watched; beyond the limit a new router takes over."""
     gateway = make_gateway()
     await gateway.start()
-    await engine(gateway.socket("r1"))
+    await start(ONE, gateway.socket("r1"))
     before = service_of(await gateway.until_states({"r1": "serving"}))["router"]["pid"]
     gateway.settings["services"][0]["router"] = {"memory_limit_mb": 10_000}
     gateway.configure()

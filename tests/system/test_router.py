@@ -19,6 +19,7 @@ from examples.simulated import EngineKind
 from tests.system.clients import ask, pipe, stream_chat
 from tests.system.conftest import MakeGateway, StartEngine
 from tests.system.gateway import Gateway, replica_of, service_of, states_of
+from tests.users import DAEMON, OTHER, why_not
 
 
 def router_of(status: dict[str, Any], service: str = "chat") -> dict[str, Any]:
@@ -37,8 +38,17 @@ async def as_admin(gateway: Gateway, method: str, path: str, body: object = None
         return response.status, await response.json()
 
 
+_WORKERS = """
+import http.client, sys
+asked = http.client.HTTPConnection(sys.argv[1], timeout=20)
+asked.request("GET", "/workers", headers={"Authorization": f"Bearer {' '.join(sys.argv[2:]) or 'x'}"})
+print(asked.getresponse().status)
+"""
+
+
+@pytest.mark.own_users
 async def test_router_is_private_and_its_key_secret(gateway: Gateway) -> None:
-    """Loopback only, a key that only the daemon can read: not in `ps`, not in the log, not in status."""
+    """Loopback only, a key that only the daemon's user can read: not in `ps`, not in the log, not in status."""
     status = await gateway.status()
     router = router_of(status)
     key = await gateway.router_key()
@@ -53,6 +63,14 @@ async def test_router_is_private_and_its_key_secret(gateway: Gateway) -> None:
     assert key not in str(status) + gateway.log()
     record = gateway.directory / "run" / "processes.json"
     assert record.stat().st_mode & 0o077 == 0
+    if why_not() is None:
+        assert await DAEMON.does("cat", record)
+        # SMG has the key in its environment, or in its memory.
+        for closed in (record, *(Path(f"/proc/{router['pid']}") / name for name in ("environ", "mem", "fd/0"))):
+            assert not await OTHER.does("head", "-c1", closed), closed
+        where = router["url"].partition("://")[2]
+        assert await OTHER.says(sys.executable, "-c", _WORKERS, where) == "401"
+        assert await OTHER.says(sys.executable, "-c", _WORKERS, where, key) == "200"
     listening = {line.split()[1] for line in Path("/proc/net/tcp").read_text().splitlines() if " 0A " in line}
     for url in (router["url"], router["metrics_url"]):
         port = int(url.split(":")[2].split("/")[0])

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import re
+import sys
 import time
 from collections import Counter
 from typing import Any
@@ -202,13 +203,37 @@ async def test_drain_gives_up_in_words_and_resume_takes_back(gateway: Gateway, e
     slow.behave(hang=False)
     assert code == 1
     # The router keeps a connection that it had used before for 3 s: there may be more than the stream's own.
-    assert re.search(r"[1-9]\d* connections in flight", err)
+    assert re.search(r"[1-9]\d* connections? in flight", err)
     assert (await stream).split()[-1] == "19"
     assert slow.ledger.aborted == 0
     assert (await gateway.cli("drain", "chat", "r1"))[0] == 0
     assert (await gateway.cli("resume", "chat", "r1"))[0] == 0
     await gateway.until_states({"r1": "serving"})
     assert "r1" in await ask(gateway, "tiny", stream=False)
+
+
+async def test_what_a_drain_means_is_said_before_it_waits(gateway: Gateway, engine: StartEngine) -> None:
+    """Whoever drains the last replica may yet start another: it is said at once, and again with the result."""
+    slow = await engine(gateway.socket("r1"), token_interval_s=0.05)
+    await gateway.until_states({"r1": "serving"})
+    started = asyncio.Event()
+    stream = asyncio.create_task(stream_chat(gateway, 20, started))
+    await started.wait()
+    slow.behave(hang=True)
+    process = await asyncio.create_subprocess_exec(
+        sys.executable, "-m", "gateway_sidecar", "drain", "chat", "r1", "--config", str(gateway.config_path),
+        stdout=asyncio.subprocess.PIPE, stderr=asyncio.subprocess.PIPE,
+    )  # fmt: skip
+    assert process.stderr is not None
+    warning = "without r1 nobody answers for tiny: no other replica serves it\n"
+    async with asyncio.timeout(30):
+        assert (await process.stderr.readline()).decode() == warning
+    assert slow.ledger.in_flight == 1, "it waits for this one yet"
+    slow.behave(hang=False)
+    out, err = await process.communicate()
+    assert (process.returncode, err) == (0, b"")
+    assert out.decode().startswith(f"{warning}r1 is drained after ")
+    assert (await stream).split()[-1] == "19"
 
 
 async def test_unchanged_replica_keeps_port_and_worker_while_neighbours_come_and_go(

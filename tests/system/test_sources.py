@@ -5,7 +5,6 @@ from __future__ import annotations
 import os
 import shutil
 import socket
-import stat
 from pathlib import Path
 
 import pytest
@@ -32,18 +31,19 @@ async def test_directory_may_come_late_and_be_replaced(make_gateway: MakeGateway
     await first.stop(grace_s=0)
 
 
-@pytest.mark.skipif(os.geteuid() == 0, reason="root can read every directory")
+@pytest.mark.own_users
 async def test_unreadable_directory_keeps_every_worker(gateway: Gateway, engine: StartEngine) -> None:
     """Unknown is not empty."""
     await engine(gateway.socket("r1"))
     await gateway.until_states({"r1": "serving"})
+    mode = gateway.sockets().stat().st_mode
     gateway.sockets().chmod(0)
     try:
         status = await gateway.until(lambda s: service_of(s)["source"]["blind"] is not None)
         assert states_of(status) == {"r1": "serving"}
         assert "Permission denied" in service_of(status)["source"]["blind"]
     finally:
-        gateway.sockets().chmod(stat.S_IRWXU)
+        gateway.sockets().chmod(mode)
     await gateway.until(lambda s: service_of(s)["source"]["blind"] is None)
     assert "r1" in await ask(gateway, "tiny", stream=False)
 

@@ -20,6 +20,7 @@ from tests.namespaces import namespaces
 from tests.system.conftest import StartEngine
 from tests.system.gateway import replica_of, service_of, states_of
 from tests.system.systemd import SERVICE, SystemdMachine, why_not
+from tests.users import with_python
 
 pytestmark = pytest.mark.skipif(why_not() is not None, reason=str(why_not()))
 
@@ -191,3 +192,20 @@ async def test_request_waits_while_systemd_restarts_the_daemon(machine: SystemdM
 
 def one_waits(status: dict[str, Any]) -> bool:
     return bool(service_of(status)["waiting"] == 1)
+
+
+async def test_check_looks_with_what_drop_ins_grant(machine: SystemdMachine) -> None:
+    """As the unit's user, whoever a drop-in makes that, with its groups and capabilities."""
+    config = json.loads(json.dumps(CONFIG))
+    config["services"][0]["frontend"] = {"listen": ["127.0.0.1:80"]}
+    await machine.install(config)
+    command = f"{Path(sys.executable).with_name('gateway-sidecar')} check || true"
+    look = [*with_python(), "sh", "-c", command]
+    out = await machine.run(*look)
+    assert "ok    with the rights of gateway-sidecar (uid " in out, out
+    assert f"as whom {SERVICE} starts the daemon; systemd says SupplementaryGroups= AmbientCapabilities=\n" in out, out
+    assert "FAIL  cannot listen on 127.0.0.1:80: EACCES" in out, out
+    await machine.drop_in("SupplementaryGroups=adm", "AmbientCapabilities=CAP_NET_BIND_SERVICE")
+    out = await machine.run(*look)
+    assert "systemd says SupplementaryGroups=adm AmbientCapabilities=cap_net_bind_service\n" in out, out
+    assert "127.0.0.1:80" not in out, out

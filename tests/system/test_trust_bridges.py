@@ -5,7 +5,6 @@ from __future__ import annotations
 import asyncio
 import io
 import json
-import socket
 import sys
 from collections.abc import AsyncIterator, Awaitable, Callable
 from contextlib import asynccontextmanager
@@ -21,11 +20,11 @@ from examples.simulated import EngineKind
 from gateway_sidecar.config.frontend_values import ASKED_OF_ENGINES
 from gateway_sidecar.doors.keys import add_key
 from tests.system.clients import ask
-from tests.system.conftest import MakeGateway, StartEngine
-from tests.system.engine_process import EngineProcess
+from tests.system.conftest import MakeGateway, StartAs
 from tests.system.gateway import Gateway, replica_of
-from tests.system.test_trust_files import ONE, OTHER, made_for_the_daemon
-from tests.users import User, why_not
+from tests.users import DAEMON, ONE, OTHER, SELF, give, why_not
+
+pytestmark = pytest.mark.own_users
 
 BODY: dict[str, Any] = {"model": "tiny", "messages": [{"role": "user", "content": "x"}], "max_tokens": 2}
 REDIRECTS = (301, 302, 303, 307, 308)
@@ -79,7 +78,7 @@ async def liar() -> AsyncIterator[Callable[[Path], Awaitable[Liar]]]:
         app.router.add_route("*", "/{rest:.*}", it.answer)
         runners.append(web.AppRunner(app))
         await runners[-1].setup()
-        await web.UnixSite(runners[-1], str(path)).start()
+        await web.SockSite(runners[-1], OTHER.binds(path)).start()
         return it
 
     yield start
@@ -221,46 +220,20 @@ except ConnectionError:
 
 
 @pytest.mark.skipif(why_not() is not None, reason=str(why_not()))
-async def test_only_the_routers_user_reaches_the_bridge_of_a_grpc_engine(gateway: Gateway, engine: StartEngine) -> None:
-    """SMG has no place for a key there, so nginx asks the kernel whose the connection is."""
-    await engine(gateway.socket("r1"), EngineKind.VLLM_GRPC)
-    host, port = bridge_of(await gateway.until_states({"r1": "serving"}, within_s=30), "r1")
-    assert host == "127.0.0.2"
-    assert await said_by(OTHER, sys.executable, "-c", _GRPC, host, str(port)) == "0"
-    with socket.create_connection((host, port), timeout=10) as ours:
-        ours.sendall(b"PRI * HTTP/2.0\r\n\r\nSM\r\n\r\n" + bytes(3) + bytes([4, 0, 0, 0, 0, 0]))
-        assert len(await asyncio.to_thread(ours.recv, 9)) == 9
-    assert "r1" in await ask(gateway, "tiny", stream=False)
-
-
-@pytest.mark.skipif(why_not() is not None, reason=str(why_not()))
 @pytest.mark.parametrize("kind", [EngineKind.SGLANG_HTTP, EngineKind.VLLM_GRPC])
 async def test_a_daemon_with_a_user_of_its_own_has_bridges_for_nobody_else(
-    make_gateway: MakeGateway, kind: EngineKind
+    gateway: Gateway, start: StartAs, kind: EngineKind
 ) -> None:
-    """As the unit has it: neither a member of the replicas' group nor the engine's owner gets past the router."""
-    gateway = made_for_the_daemon(make_gateway)
-    await gateway.start()
-    one = EngineProcess(ONE, gateway.socket("r1"), kind)
-    await one.start()
-    try:
-        host, port = bridge_of(await gateway.until_states({"r1": "serving"}, within_s=30), "r1")
-        assert "r1" in await ask(gateway, "tiny", stream=False)
-        for user in (ONE, OTHER):
-            if kind is EngineKind.VLLM_GRPC:
-                ask_it, wanted = (sys.executable, "-c", _GRPC, host, str(port)), "0"
-            else:
-                ask_it, wanted = (sys.executable, "-c", _HTTP, host, str(port)), "403"
-            assert await said_by(user, *ask_it) == wanted
-    finally:
-        await one.stop()
-
-
-async def said_by(user: User, *command: str) -> str:
-    """What a command prints that this user runs."""
-    process = await asyncio.create_subprocess_exec(*user.enter, *command, stdout=asyncio.subprocess.PIPE)
-    said, _ = await process.communicate()
-    return said.decode().strip()
+    """As the unit has it: neither a member of the replicas' group nor the engine's owner gets past the router. SMG has
+    no place for a key where it speaks gRPC, so nginx asks the kernel whose the connection is."""
+    await start(ONE, gateway.socket("r1"), kind)
+    host, port = bridge_of(await gateway.until_states({"r1": "serving"}, within_s=30), "r1")
+    assert "r1" in await ask(gateway, "tiny", stream=False)
+    asks = (sys.executable, "-c", _GRPC if kind.is_grpc else _HTTP, host, str(port))
+    for user in (ONE, OTHER, SELF):
+        assert await user.says(*asks) == ("0" if kind.is_grpc else "403")
+    if kind.is_grpc:
+        assert await DAEMON.says(*asks) == "9"
 
 
 _HTTP = """
@@ -301,10 +274,10 @@ REFUSED_SERVERS = [
 
 @pytest.mark.parametrize("kind", [EngineKind.VLLM_GRPC, EngineKind.OPENAI_HTTP])
 async def test_a_client_does_not_send_the_router_to_this_machine(
-    gateway: Gateway, engine: StartEngine, kind: EngineKind
+    gateway: Gateway, start: StartAs, kind: EngineKind
 ) -> None:
     """With a gRPC engine SMG itself connects to the MCP servers that a request names."""
-    await engine(gateway.socket("r1"), kind)
+    await start(ONE, gateway.socket("r1"), kind)
     await gateway.until_states({"r1": "serving"}, within_s=30)
     async with listener() as (port, asked):
         for url in REFUSED_SERVERS:
@@ -324,26 +297,26 @@ async def test_a_client_does_not_send_the_router_to_this_machine(
         assert asked == []
 
 
-async def test_what_waited_is_judged_as_well(make_gateway: MakeGateway, engine: StartEngine) -> None:
+async def test_what_waited_is_judged_as_well(make_gateway: MakeGateway, start: StartAs) -> None:
     """A request that comes while nobody serves has its body read only afterwards."""
     gateway = make_gateway()
     await gateway.start()
     async with listener() as (port, asked):
         waiting = asyncio.create_task(answer_of(gateway, "/v1/responses", mcp(f"http://127.0.0.1:{port}/")))
         honest = asyncio.create_task(answer_of(gateway, "/v1/chat/completions", BODY))
-        await engine(gateway.socket("r1"), EngineKind.VLLM_GRPC)
+        await start(ONE, gateway.socket("r1"), EngineKind.VLLM_GRPC)
         await gateway.until_states({"r1": "serving"}, within_s=30)
         assert (await waiting)[0] in (403, 404, 503)
         await honest
         assert asked == []
 
 
-async def test_servers_that_are_named_may_be_asked(make_gateway: MakeGateway, engine: StartEngine) -> None:
+async def test_servers_that_are_named_may_be_asked(make_gateway: MakeGateway, start: StartAs) -> None:
     """`mcp_servers` lists hosts; what a request names beside them is refused, public or not."""
     gateway = make_gateway()
     gateway.settings["services"][0]["frontend"] = {"mcp_servers": ["127.0.0.1", "*.example.com"]}
     await gateway.start()
-    await engine(gateway.socket("r1"), EngineKind.VLLM_GRPC)
+    await start(ONE, gateway.socket("r1"), EngineKind.VLLM_GRPC)
     await gateway.until_states({"r1": "serving"}, within_s=30)
     async with listener() as (port, asked):
         assert (await answer_of(gateway, "/v1/responses", mcp(f"http://127.0.0.1:{port}/mcp")))[0] != 403
@@ -354,9 +327,9 @@ async def test_servers_that_are_named_may_be_asked(make_gateway: MakeGateway, en
         assert (await answer_of(gateway, "/v1/responses", mcp("https://aexample.com/mcp")))[0] == 403
 
 
-async def test_a_prompt_may_speak_of_servers(gateway: Gateway, engine: StartEngine) -> None:
+async def test_a_prompt_may_speak_of_servers(gateway: Gateway, start: StartAs) -> None:
     """Only a key of the request counts: text that looks like one is text."""
-    await engine(gateway.socket("r1"), EngineKind.OPENAI_HTTP)
+    await start(ONE, gateway.socket("r1"), EngineKind.OPENAI_HTTP)
     await gateway.until_states({"r1": "serving"})
     for text in ('{"server_url": "http://127.0.0.1/"}', "\\", '\\"server_url":"http://127.0.0.1', "\u00e9\u4e2d\x07"):
         body = {"model": "tiny", "input": text, "metadata": {"server_urls": "http://127.0.0.1"}}
@@ -366,7 +339,7 @@ async def test_a_prompt_may_speak_of_servers(gateway: Gateway, engine: StartEngi
 
 @pytest.mark.parametrize("public", [False, True])
 async def test_one_key_does_not_see_what_another_stored(
-    make_gateway: MakeGateway, engine: StartEngine, *, public: bool
+    make_gateway: MakeGateway, start: StartAs, *, public: bool
 ) -> None:
     """The router is told whose each request is, and no client says so itself."""
     gateway = make_gateway()
@@ -374,8 +347,9 @@ async def test_one_key_does_not_see_what_another_stored(
     auth: dict[str, Any] = {"keys_file": str(keys), "pass_authorization": public}
     gateway.settings["services"][0]["frontend"] = {"auth": auth}
     alice, bob = add_key(keys, "alice"), add_key(keys, "bob")
+    give(keys, DAEMON, 0o600)
     await gateway.start()
-    await engine(gateway.socket("r1"), EngineKind.OPENAI_HTTP)
+    await start(ONE, gateway.socket("r1"), EngineKind.OPENAI_HTTP)
     await gateway.until_states({"r1": "serving"})
     async with aiohttp.ClientSession(gateway.url()) as session:
 
@@ -393,11 +367,12 @@ async def test_one_key_does_not_see_what_another_stored(
         assert (await do("GET", path, alice))[0] == 200
 
 
-async def test_notes_do_not_send_the_router_to_a_service_of_this_machine(gateway: Gateway, engine: StartEngine) -> None:
+async def test_notes_do_not_send_the_router_to_a_service_of_this_machine(gateway: Gateway, start: StartAs) -> None:
     """`direct: true` would have SMG ask whatever listens there, past every bridge."""
     async with listener() as (port, asked):
-        gateway.socket("r1").with_suffix(".yaml").write_text(f"advertise: 127.0.0.1:{port}\ndirect: true\n")
-        await engine(gateway.socket("r1"))
+        with ONE.here():
+            gateway.socket("r1").with_suffix(".yaml").write_text(f"advertise: 127.0.0.1:{port}\ndirect: true\n")
+        await start(ONE, gateway.socket("r1"))
         status = await gateway.until(lambda s: "is not sent there" in str(reason_of(s, "r1")))
         assert replica_of(status, "r1")["state"] != "serving"
         assert await gateway.workers() == []

@@ -13,7 +13,7 @@ import signal
 import socket
 import stat
 import sys
-from collections.abc import AsyncIterator, Awaitable, Callable
+from collections.abc import AsyncIterator, Callable
 from contextlib import suppress
 from pathlib import Path
 from typing import Any
@@ -22,58 +22,19 @@ import aiohttp
 import pytest
 import pytest_asyncio
 
-from examples.simulated import EngineKind
 from gateway_sidecar.bridges.bridge_server import KEY_HEADER
 from tests.system.clients import ask
-from tests.system.conftest import MakeGateway
-from tests.system.engine_process import EngineProcess
+from tests.system.conftest import MakeGateway, StartAs
 from tests.system.gateway import Gateway, replica_of, service_of, states_of
-from tests.users import GROUP, User, why_not
+from tests.users import DAEMON, GROUP, ONE, OTHER, User, give, why_not
 
-pytestmark = pytest.mark.skipif(why_not() is not None, reason=str(why_not()))
-
-DAEMON, ONE, OTHER = User(42420), User(42421), User(42422)
-
-Start = Callable[..., Awaitable[EngineProcess]]
-
-
-def give(path: Path, user: User, mode: int) -> None:
-    os.chown(path, user.uid, user.uid)
-    path.chmod(mode)
-
-
-def made_for_the_daemon(make_gateway: MakeGateway, **settings: Any) -> Gateway:
-    """Directories as the unit and its tmpfiles make them."""
-    gateway = make_gateway(**settings)
-    gateway.before = DAEMON.enter
-    gateway.directory.chmod(0o755)
-    for name in ("run", "state"):
-        (gateway.directory / name).mkdir()
-        give(gateway.directory / name, DAEMON, 0o750)
-    os.chown(gateway.sockets(), 0, GROUP)
-    gateway.sockets().chmod(0o3775)
-    return gateway
+pytestmark = [pytest.mark.own_users, pytest.mark.skipif(why_not() is not None, reason=str(why_not()))]
 
 
 @pytest_asyncio.fixture
 async def gateway(make_gateway: MakeGateway) -> Gateway:
     """Not started yet."""
-    return made_for_the_daemon(make_gateway)
-
-
-@pytest_asyncio.fixture
-async def start() -> AsyncIterator[Start]:
-    """Starts somebody's engine: `await start(ONE, socket)`."""
-    started: list[EngineProcess] = []
-
-    async def begin(user: User, at: Path, **options: Any) -> EngineProcess:
-        started.append(EngineProcess(user, at, EngineKind.SGLANG_HTTP, **options))
-        await started[-1].start()
-        return started[-1]
-
-    yield begin
-    for one in started:
-        await one.stop()
+    return make_gateway()
 
 
 class Thief:
@@ -86,9 +47,7 @@ class Thief:
     async def bind(self, user: User, path: Path) -> None:
         """As `user`: the socket is his, in a directory where he may write."""
         fresh = path.with_name(f".thief-{path.name}")
-        self._server = await asyncio.start_unix_server(self._listen, fresh)
-        os.chown(fresh, user.uid, GROUP)
-        fresh.chmod(0o770)
+        self._server = await asyncio.start_unix_server(self._listen, sock=user.binds(fresh))
         assert await user.does("mv", "-nT", fresh, path)
         assert path.lstat().st_uid == user.uid
         assert not fresh.exists()
@@ -127,7 +86,7 @@ def led_to(gateway: Gateway) -> set[str]:
     return {os.path.realpath(link) for link in (gateway.directory / "run" / "bridges").glob("*.sock")}
 
 
-async def test_a_link_gives_nobody_what_is_the_daemons_or_a_neighbours(gateway: Gateway, start: Start) -> None:
+async def test_a_link_gives_nobody_what_is_the_daemons_or_a_neighbours(gateway: Gateway, start: StartAs) -> None:
     """Its admin API, waiting room and SSH agent, and another user's engine: none of them is bridged."""
     agent_path = gateway.directory / "of-daemon" / "agent"
     agent_path.parent.mkdir()
@@ -181,6 +140,44 @@ async def test_not_even_root_bridges_the_daemons_own(gateway: Gateway) -> None:
     assert "a socket of the gateway's own" in replica_of(status, "alive")["reason"]
 
 
+async def test_whatever_the_daemon_starts_is_its_users_and_has_no_capability(gateway: Gateway, start: StartAs) -> None:
+    """nginx with its workers, the nginx that shows a key, and the router: what holds of the daemon holds of them."""
+    await gateway.start()
+    write_key(ONE, gateway.socket("r1"))
+    await start(ONE, gateway.socket("r1"), require_key="sekrit")
+    await gateway.until_states({"r1": "serving"}, within_s=30)
+    assert gateway.process is not None
+    found = {}
+    for pid in (gateway.process.pid, *gateway.left_running()):
+        about = dict(line.split(":\t", 1) for line in Path(f"/proc/{pid}/status").read_text().splitlines())
+        ids = {*about["Uid"].split(), *about["Gid"].split()}
+        found[f"{pid} {about['Name']}"] = (ids, int(about["CapEff"], 16))
+    assert len([name for name in found if "nginx" in name]) >= 4
+    assert len(found) >= 6, found
+    assert [its for its in found.values() if its != ({str(DAEMON.uid)}, 0)] == [], found
+
+
+_CONNECT = "import socket, sys; socket.socket(socket.AF_UNIX).connect(sys.argv[1])"
+
+
+async def test_other_users_neither_enter_nor_touch_what_is_the_daemons(gateway: Gateway) -> None:
+    """Directories, sockets, memory and signals are closed to members of the replicas' group, and open to root."""
+    await gateway.start()
+    assert gateway.process is not None
+    run_dir, state_dir = gateway.directory / "run", gateway.directory / "state"
+    attempts: list[tuple[str | Path, ...]] = [
+        *(("ls", place) for place in (run_dir, state_dir)),
+        *((sys.executable, "-c", _CONNECT, run_dir / name) for name in ("admin.sock", "hold.sock", "nginx/alive.sock")),
+        *(("cat", run_dir / name) for name in ("processes.json", "nginx/nginx.conf")),
+        *(("head", "-c1", f"/proc/{pid}/environ") for pid in (gateway.process.pid, *gateway.left_running())),
+        *(("kill", "-0", str(pid)) for pid in (gateway.process.pid, *gateway.left_running())),
+    ]
+    for attempt in attempts:
+        assert await DAEMON.does(*attempt), attempt
+        for user in (ONE, OTHER):
+            assert not await user.does(*attempt), attempt
+
+
 _ASK = """
 import http.client, sys
 asked = http.client.HTTPConnection(sys.argv[1], int(sys.argv[2]), timeout=10)
@@ -191,7 +188,7 @@ print(answer.status, answer.read().decode())
 
 
 async def test_a_link_that_takes_a_sockets_place_is_noticed_and_leads_no_client_to_the_admin_api(
-    gateway: Gateway, start: Start
+    gateway: Gateway, start: StartAs
 ) -> None:
     """nginx follows paths. So the API itself answers nobody who comes by way of nginx, however he managed that."""
     await gateway.start()
@@ -202,11 +199,7 @@ async def test_a_link_that_takes_a_sockets_place_is_noticed_and_leads_no_client_
     port = gateway.settings["bridges"]["ports"].partition("-")[2]
     (links / f"{port}.sock").symlink_to(admin)  # As in the moment between that and the next look.
     # By the bridge that judges no paths, and as the user whom it serves.
-    asked = await asyncio.create_subprocess_exec(
-        *DAEMON.enter, sys.executable, "-c", _ASK, "127.0.0.2", port, stdout=asyncio.subprocess.PIPE
-    )
-    said, _ = await asked.communicate()
-    status, _, body = said.decode().partition(" ")
+    status, _, body = (await DAEMON.says(sys.executable, "-c", _ASK, "127.0.0.2", port)).partition(" ")
     assert (status, json.loads(body)) == (
         "403", {"error": "nginx, routers and what else the daemon started may not use the admin API"},
     )  # fmt: skip
@@ -223,11 +216,12 @@ def write_key(user: User, beside: Path, key: str = "sekrit") -> None:
     file.write_text(key)
     notes.write_text(f"api_key_file: {file.name}\n")
     for path in (notes, file):
-        os.chown(path, user.uid, DAEMON.uid)
         path.chmod(0o640)
+        if why_not() is None:
+            os.chown(path, user.uid, DAEMON.uid)
 
 
-async def test_a_key_is_shown_to_nobody_elses_engine(gateway: Gateway, start: Start, thief: Thief) -> None:
+async def test_a_key_is_shown_to_nobody_elses_engine(gateway: Gateway, start: StartAs, thief: Thief) -> None:
     """Not by a link to the notes, not to whoever binds the socket while its owner is away."""
     await gateway.start()
     write_key(ONE, gateway.socket("r1"))
@@ -250,7 +244,7 @@ async def test_a_key_is_shown_to_nobody_elses_engine(gateway: Gateway, start: St
 
 
 async def test_a_key_is_shown_to_the_socket_that_it_was_meant_for_while_no_daemon_is_there(
-    gateway: Gateway, start: Start, thief: Thief
+    gateway: Gateway, start: StartAs, thief: Thief
 ) -> None:
     """The nginx that shows it holds the socket itself and not its name, and goes on serving the honest one."""
     await gateway.start()
@@ -274,7 +268,7 @@ async def test_a_key_is_shown_to_the_socket_that_it_was_meant_for_while_no_daemo
     await gateway.until_states({"r1": "serving"}, within_s=30)
 
 
-async def test_notes_of_somebody_else_keep_no_replica_from_serving(gateway: Gateway, start: Start) -> None:
+async def test_notes_of_somebody_else_keep_no_replica_from_serving(gateway: Gateway, start: StartAs) -> None:
     """Be they a pipe without a writer, or an order to leave."""
     await gateway.start()
     assert await OTHER.does("mkfifo", gateway.sockets() / "r1.yaml")
@@ -286,9 +280,9 @@ async def test_notes_of_somebody_else_keep_no_replica_from_serving(gateway: Gate
     assert refused(status)["r2.yaml"].endswith("or the file must be root's; it is not read")
 
 
-async def test_a_directory_for_each_user(make_gateway: MakeGateway, start: Start) -> None:
+async def test_a_directory_for_each_user(make_gateway: MakeGateway, start: StartAs) -> None:
     """Nobody enters another's, and root may leave notes with a key in a directory that is root's alone."""
-    gateway = made_for_the_daemon(make_gateway)
+    gateway = make_gateway()
     place = gateway.sockets()
     gateway.settings["services"][0]["replicas"]["sockets"] = f"{place}/{{replica}}/engine.sock"
     place.chmod(0o755)
@@ -305,6 +299,7 @@ async def test_a_directory_for_each_user(make_gateway: MakeGateway, start: Start
     assert not await OTHER.does("mv", place / "r1", place / "r3")
 
 
+@pytest.mark.parametrize("user", [DAEMON, User(0)], ids=["daemon", "root"])
 @pytest.mark.parametrize(
     ("name", "spoil", "words"),
     [
@@ -316,13 +311,15 @@ async def test_a_directory_for_each_user(make_gateway: MakeGateway, start: Start
     ],
 )
 async def test_directories_that_others_may_write_in_are_not_used(
-    make_gateway: MakeGateway, name: str, spoil: Callable[[Path], None], words: str
+    make_gateway: MakeGateway, name: str, spoil: Callable[[Path], None], words: str, user: User
 ) -> None:
     """The daemon says so and ends with 78; nothing that was planted there is followed, not even by root."""
     gateway = make_gateway()
+    gateway.before = user.enter
     victim = gateway.directory / "victim"
     victim.write_text("precious")
     for each in ("run", "state"):
+        give(gateway.directory / each, user, 0o750)
         for below in ("nginx", "log"):
             (gateway.directory / each / below).mkdir(parents=True)
             for planted in ("nginx.conf", "front_door.lua", "nginx.log"):
@@ -343,9 +340,9 @@ async def test_directories_that_others_may_write_in_are_not_used(
     assert ("FAIL" in out and words.partition(";")[0] in out and code == 1) or seen
 
 
-async def test_umask_0_opens_nothing_to_others(make_gateway: MakeGateway, start: Start) -> None:
+async def test_umask_0_opens_nothing_to_others(make_gateway: MakeGateway, start: StartAs) -> None:
     """nginx's Lua file and configuration, logs, records and sockets: nobody else reads or writes one."""
-    gateway = made_for_the_daemon(make_gateway)
+    gateway = make_gateway()
     gateway.before = [*DAEMON.enter, "sh", "-c", 'umask 0; exec "$@"', "sh"]
     for name in ("run", "state"):
         (gateway.directory / name).rmdir()
@@ -382,7 +379,7 @@ async def test_a_planted_run_dir_is_not_taken_for_the_one_that_was_removed(
     make_gateway: MakeGateway, plant: tuple[str, ...], words: str
 ) -> None:
     """In a directory such as /tmp, where others come first; the daemon that runs says so and writes nothing there."""
-    gateway = made_for_the_daemon(make_gateway)
+    gateway = make_gateway()
     gateway.directory.chmod(0o1777)
     await gateway.start()
     run_dir, state_dir = gateway.directory / "run", gateway.directory / "state"

@@ -6,9 +6,10 @@ import asyncio
 import io
 import json
 import ssl
-from collections.abc import AsyncIterator
+from collections.abc import AsyncIterator, Iterator
 from contextlib import AsyncExitStack, asynccontextmanager
 from pathlib import Path
+from tempfile import TemporaryDirectory
 from typing import Any
 
 import aiohttp
@@ -27,6 +28,9 @@ from tests.system.conftest import MakeGateway
 from tests.system.gateway import PortBlock, service_of
 from tests.system.test_front_door_keys import Judge, bare_nginx, listening
 from tests.system.test_front_door_tls import certificate
+from tests.users import DAEMON, OTHER, give
+
+pytestmark = pytest.mark.own_users
 
 MIB = 1024 * 1024
 FORGED = {
@@ -101,6 +105,14 @@ class Router:
         if self.holding is not None:
             await self.holding.wait()
         return web.json_response({}, headers=self.headers)
+
+
+@pytest.fixture
+def tmp_path() -> Iterator[Path]:
+    """The daemon's user's, so that nginx runs as him: pytest's own lies where nobody else can go."""
+    with TemporaryDirectory(prefix="gw-", dir="/tmp") as made:
+        give(Path(made), DAEMON, 0o750)
+        yield Path(made)
 
 
 @asynccontextmanager
@@ -284,7 +296,7 @@ async def engine_that_tells(socket: Path, **headers: str) -> web.AppRunner:
     app.router.add_route("*", "/{path:.*}", answer)
     runner = web.AppRunner(app, access_log=None, shutdown_timeout=0.1)
     await runner.setup()
-    await web.UnixSite(runner, str(socket)).start()
+    await web.SockSite(runner, OTHER.binds(socket)).start()
     return runner
 
 

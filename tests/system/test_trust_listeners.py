@@ -13,13 +13,15 @@ from pathlib import Path
 import aiohttp
 import pytest
 
+from tests.contract.engine_replay import HttpReplay
 from tests.system.clients import ask
-from tests.system.conftest import MakeGateway, StartEngine
+from tests.system.conftest import MakeGateway, StartAs
 from tests.system.gateway import Gateway
 from tests.system.test_admin_tls import Remote
 from tests.system.test_signals import page, post, until_listening, until_signals
+from tests.users import DAEMON, ONE, OTHER, give, why_not
 
-pytestmark = pytest.mark.skipif(os.geteuid() != 0, reason="becoming another user needs root")
+pytestmark = [pytest.mark.own_users, pytest.mark.skipif(why_not() is not None, reason=str(why_not()))]
 
 ATTACKER = Path(__file__).with_name("attacker.py")
 MIB = 1 << 20
@@ -27,9 +29,9 @@ MIB = 1 << 20
 
 @asynccontextmanager
 async def attacker(*arguments: object) -> AsyncIterator[None]:
-    """Runs while the block does."""
+    """Runs while the block does, with room for many sockets."""
     process = await asyncio.create_subprocess_exec(
-        sys.executable, str(ATTACKER), *map(str, arguments),
+        "prlimit", "--nofile=20000:20000", *OTHER.enter, sys.executable, str(ATTACKER), *map(str, arguments),
         stdin=asyncio.subprocess.PIPE, stdout=asyncio.subprocess.PIPE,
     )  # fmt: skip
     assert process.stdin is not None
@@ -50,25 +52,26 @@ def rss_of(gateway: Gateway) -> int:
     return int(text.split()[1]) * os.sysconf("SC_PAGE_SIZE")
 
 
-async def test_thousands_of_idle_connections_starve_nobody(
-    make_gateway: MakeGateway, engine: StartEngine, tmp_path: Path
-) -> None:
+async def test_thousands_of_idle_connections_starve_nobody(make_gateway: MakeGateway, start: StartAs) -> None:
     """Commands, a new replica, a request that waits, a scrape and the admin API elsewhere: all as without them."""
     gateway = make_gateway()
-    remote = Remote(gateway, tmp_path)
-    gateway.before = ["prlimit", "--nofile=4096:4096"]
+    tls = gateway.directory / "tls"
+    tls.mkdir()
+    remote = Remote(gateway, tls)
+    give(remote.server[1], DAEMON, 0o400)
+    gateway.before += ["prlimit", "--nofile=4096:4096"]
     await gateway.start()
     async with attacker("hold", f"{gateway.metrics_port},{remote.port}", 4000):
         waiting = asyncio.create_task(ask(gateway, "tiny", stream=False))
         await gateway.until(lambda s: s["services"][0]["waiting"] == 1)
-        await engine(gateway.socket("r1"))
+        await start(ONE, gateway.socket("r1"))
         assert await waiting
         for _ in range(3):
             code, out, err = await gateway.cli("status")
             assert (code, "serving" in out) == (0, True), err
             assert (await page(gateway, "/healthz"))[0] == 200
             assert (await remote.ask(remote.context(remote.client)))["ready"]
-        await engine(gateway.socket("r2"))
+        await start(ONE, gateway.socket("r2"))
         await gateway.until_states({"r1": "serving", "r2": "serving"}, within_s=30)
         assert gateway.process is not None
         assert len(os.listdir(f"/proc/{gateway.process.pid}/fd")) < 2000
@@ -76,22 +79,23 @@ async def test_thousands_of_idle_connections_starve_nobody(
         assert gateway.events(unjust) == []
 
 
-async def test_slow_scrapes_of_a_large_page_cost_one_page(gateway: Gateway, engine: StartEngine) -> None:
+async def test_slow_scrapes_of_a_large_page_cost_one_page(gateway: Gateway) -> None:
     """Sixty who ask for a replica's metrics and take nothing hold up nobody, and the daemon reads the page once."""
-    lines = "# HELP a_name_like_those_of_engines what it means\n"
-    simulated = await engine(gateway.socket("r1"))
-    large = lines * (3 * MIB // len(lines))
-    simulated._core.latencies.page = lambda: large  # type: ignore[method-assign]
-    await gateway.until_states({"r1": "serving"})
-    assert (await page(gateway, "/replicas/chat/r1/metrics"))[1] == large
-    before = rss_of(gateway)
-    async with attacker("take", gateway.metrics_port, "/replicas/chat/r1/metrics", 60):
-        for _ in range(20):
-            assert (await page(gateway, "/replicas/chat/r1/metrics"))[1] == large
-        assert rss_of(gateway) - before < 120 * MIB
-    simulated._core.latencies.page = lambda: lines * (5 * MIB // len(lines))  # type: ignore[method-assign]
-    status, text = await page(gateway, "/replicas/chat/r1/metrics")
-    assert (status, "larger" in text or "too large" in text) == (502, True), text
+    line = "# HELP a_name_like_those_of_engines what it means\n"
+    large = line * (3 * MIB // len(line))
+    engine = HttpReplay.of("vllm-http")
+    engine.answers["/metrics"] = (200, large)
+    async with engine.serve(gateway.socket("r1"), ONE):
+        await gateway.until_states({"r1": "serving"}, within_s=30)
+        assert (await page(gateway, "/replicas/chat/r1/metrics"))[1] == large
+        before = rss_of(gateway)
+        async with attacker("take", gateway.metrics_port, "/replicas/chat/r1/metrics", 60):
+            for _ in range(20):
+                assert (await page(gateway, "/replicas/chat/r1/metrics"))[1] == large
+            assert rss_of(gateway) - before < 120 * MIB
+        engine.answers["/metrics"] = (200, line * (5 * MIB // len(line)))
+        status, text = await page(gateway, "/replicas/chat/r1/metrics")
+        assert (status, "larger" in text or "too large" in text) == (502, True), text
 
 
 async def test_a_page_of_another_name_reads_nothing(make_gateway: MakeGateway) -> None:
@@ -108,18 +112,20 @@ async def test_a_page_of_another_name_reads_nothing(make_gateway: MakeGateway) -
                     assert "metrics.hosts" in await response.text()
 
 
-async def test_nobody_else_reads_the_tag_of_nginxs_events(gateway: Gateway, engine: StartEngine) -> None:
-    """Only files of mode 0600 hold it: no log, no command line, no answer. Without it no event is believed."""
-    await engine(gateway.socket("r1"))
-    await gateway.until_states({"r1": "serving"})
+async def test_nobody_else_reads_the_tag_of_nginxs_events(gateway: Gateway, start: StartAs) -> None:
+    """Only files of the daemon's user hold it, of mode 0600: no log, no command line, no answer. Without it no event
+    is believed, and nobody else can have the events instead."""
+    await start(ONE, gateway.socket("r1"))
+    await gateway.until_states({"r1": "serving"}, within_s=30)
     await until_listening(gateway)
-    text = (gateway.directory / "run" / "nginx" / "nginx.conf").read_text()
-    port, tag = text.partition("syslog:server=127.0.0.1:")[2].split(" ")[0].split(",nohostname,tag=")
+    config = gateway.directory / "run" / "nginx" / "nginx.conf"
+    port, tag = config.read_text().partition("syslog:server=127.0.0.1:")[2].split(" ")[0].split(",nohostname,tag=")
     async with aiohttp.ClientSession() as session:
         assert await post(session, gateway) == 200
     for path in gateway.directory.rglob("*"):
         if path.is_file() and tag.encode() in path.read_bytes():
-            assert stat.S_IMODE(path.stat().st_mode) == 0o600, path
+            assert (path.stat().st_uid, stat.S_IMODE(path.stat().st_mode)) == (DAEMON.uid, 0o600), path
+    assert not await OTHER.does("cat", config)
     for process in Path("/proc").glob("[0-9]*/cmdline"):
         try:
             assert tag.encode() not in process.read_bytes()
@@ -128,10 +134,8 @@ async def test_nobody_else_reads_the_tag_of_nginxs_events(gateway: Gateway, engi
     for page_of in ("/metrics", "/sd"):
         assert tag not in (await page(gateway, page_of))[1]
     assert tag not in str(await gateway.status())
-    forge = await asyncio.create_subprocess_exec(
-        sys.executable, "-c", _FORGE.format(uid=64_999, port=port), stdout=asyncio.subprocess.PIPE
-    )
-    assert await forge.wait() == 0
+    assert await OTHER.says(sys.executable, "-c", _TAKE, port) == "refused"
+    assert await OTHER.does(sys.executable, "-c", _FORGE, port)
     async with aiohttp.ClientSession() as session:
         assert await post(session, gateway) == 200
     found = await until_signals(gateway, lambda s: s["windows"]["300"]["outcomes"].get("ok", 0) >= 2)
@@ -139,11 +143,23 @@ async def test_nobody_else_reads_the_tag_of_nginxs_events(gateway: Gateway, engi
     assert "gateway_sidecar_lost_request_events 0.0" in (await page(gateway, "/metrics"))[1]
 
 
+_TAKE = """
+import socket, sys
+thief = socket.socket(socket.AF_INET, socket.SOCK_DGRAM)
+thief.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
+thief.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEPORT, 1)
+try:
+    thief.bind(("127.0.0.1", int(sys.argv[1])))
+    print("taken")
+except OSError:
+    print("refused")
+"""
+
 _FORGE = """
-import os, socket
-os.setgroups([]); os.setgid({uid}); os.setuid({uid})
+import socket, sys
 forged = socket.socket(socket.AF_INET, socket.SOCK_DGRAM)
 for tag in ("", "0" * 24, "f" * 24):
     for _ in range(20000):
-        forged.sendto(f"<190>Nov 20 22:33:13 {{tag}}: chat|POST|200|9.9|0.1|text/plain".encode(), ("127.0.0.1", {port}))
+        forged.sendto(f"<190>Nov 20 22:33:13 {tag}: chat|POST|200|9.9|0.1|text/plain".encode(),
+                      ("127.0.0.1", int(sys.argv[1])))
 """

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import asyncio
-import socket
 from collections.abc import AsyncIterator, Awaitable, Callable
 from contextlib import ExitStack, suppress
 from pathlib import Path
@@ -15,11 +14,14 @@ from aiohttp import web
 from examples.simulated import EngineKind
 from examples.simulated.options import Lie
 from tests.system.clients import ask, stream_chat
-from tests.system.conftest import MakeGateway, StartEngine
+from tests.system.conftest import MakeGateway, StartAs
 from tests.system.gateway import BRIDGES, Gateway, Status, replica_of, service_of, states_of
 from tests.system.test_crowds import engines_elsewhere
-from tests.system.test_keys import give_key
 from tests.system.test_operation import metrics_of
+from tests.system.test_trust_files import write_key
+from tests.users import ONE, OTHER
+
+pytestmark = pytest.mark.own_users
 
 DEAD = 3000
 SILENT = 800
@@ -42,7 +44,7 @@ async def admin_like() -> AsyncIterator[Serve]:
         app.router.add_route("*", "/{path:.*}", answer)
         runners.append(web.AppRunner(app))
         await runners[-1].setup()
-        await web.UnixSite(runners[-1], str(path)).start()
+        await web.SockSite(runners[-1], OTHER.binds(path)).start()
         return asked
 
     yield start
@@ -82,14 +84,13 @@ def portless(status: Status) -> list[str]:
 
 
 async def test_nothing_leads_to_what_is_no_engine(
-    gateway: Gateway, engine: StartEngine, admin_like: Serve, tmp_path: Path
+    gateway: Gateway, start: StartAs, admin_like: Serve, tmp_path: Path
 ) -> None:
     """Neither at first sight nor later: no port, no link, and nothing but the probe's own questions."""
     asked = await admin_like(gateway.socket("foreign"))
-    silent = await engine(gateway.socket("silent"), hang=True)
-    await engine(gateway.socket("loading"), load_s=3600)
-    with socket.socket(socket.AF_UNIX) as dead:
-        dead.bind(str(gateway.socket("dead")))
+    silent = await start(OTHER, gateway.socket("silent"), hang=True)
+    await start(ONE, gateway.socket("loading"), load_s=3600)
+    OTHER.binds(gateway.socket("dead"), backlog=None).close()
     seen = {"foreign": "foreign", "silent": "unreachable", "loading": "loading", "dead": "loading"}
     status = await gateway.until_states(seen, within_s=30)
     assert [row["bridge"] for row in service_of(status)["replicas"]] == [None] * 4
@@ -98,87 +99,86 @@ async def test_nothing_leads_to_what_is_no_engine(
     assert await gateway.workers() == []
     _, plan, _ = await gateway.cli("plan")
     assert "bridge" not in plan
-    silent.behave(hang=False)
+    await silent.behave(hang=False)
     status = await gateway.until_states({**seen, "silent": "serving"}, within_s=30)
     port = int(replica_of(status, "silent")["bridge"].rpartition(":")[2])
     assert (links(gateway), await answering(gateway)) == ([f"{port}.sock"], [port])
 
 
 @pytest.mark.parametrize("kind", [EngineKind.SGLANG_HTTP, EngineKind.VLLM_HTTP])
-async def test_who_turns_foreign_is_unbridged(make_gateway: MakeGateway, engine: StartEngine, kind: EngineKind) -> None:
+async def test_who_turns_foreign_is_unbridged(make_gateway: MakeGateway, start: StartAs, kind: EngineKind) -> None:
     """Another program behind a replica's socket gets no request. What is under way ends; the port is somebody's
     again when nobody is on it; and an engine that is back is one that has just been seen."""
     gateway = make_gateway()
     gateway.settings["services"][0]["health"] = {"interval_s": 0.5, "timeout_s": 1, "failures": 2}
     await gateway.start()
-    one = await engine(gateway.socket("r1"), kind, token_interval_s=0.05)
+    one = await start(ONE, gateway.socket("r1"), kind, token_interval_s=0.05)
     before = replica_of(await gateway.until_states({"r1": "serving"}), "r1")
     started = asyncio.Event()
     stream = asyncio.create_task(stream_chat(gateway, 60, started))
     await started.wait()
-    one.behave(lie=Lie.NOT_AN_ENGINE)
+    await one.behave(lie=Lie.NOT_AN_ENGINE)
     await gateway.until(lambda s: any(row["state"] == "foreign" for row in service_of(s)["replicas"]), within_s=20)
     assert (links(gateway), await answering(gateway)) == ([], [])
     assert (await stream).split()[-1] == "59"
     status = await gateway.until(lambda s: states_of(s) == {"r1": "foreign"} and s["bridge"]["leased"] == 0)
     assert replica_of(status, "r1")["bridge"] is None
     assert await gateway.until_workers(lambda workers: workers == []) == []
-    one.behave(lie=None)
+    await one.behave(lie=None)
     after = replica_of(await gateway.until_states({"r1": "serving"}, within_s=30), "r1")
     assert after["bridge"] != before["bridge"]
     assert "r1" in await ask(gateway, "tiny", stream=False)
 
 
 async def test_an_engine_that_is_ill_keeps_its_bridge_whichever_daemon(
-    make_gateway: MakeGateway, engine: StartEngine
+    make_gateway: MakeGateway, start: StartAs
 ) -> None:
     """It was an engine when last heard of: a killed daemon's successor takes nothing from it."""
     gateway = make_gateway()
     gateway.settings["services"][0]["health"] = {"interval_s": 0.5, "timeout_s": 1, "failures": 2}
     await gateway.start()
-    one = await engine(gateway.socket("r1"))
+    one = await start(ONE, gateway.socket("r1"))
     before = replica_of(await gateway.until_states({"r1": "serving"}), "r1")
-    one.behave(hang=True)
+    await one.behave(hang=True)
     await gateway.until_states({"r1": "unreachable"}, within_s=20)
     await gateway.kill()
     await gateway.start()
     await gateway.until_states({"r1": "unreachable"}, within_s=30)
     assert links(gateway) == [f"{before['bridge'].rpartition(':')[2]}.sock"]
-    one.behave(hang=False)
+    await one.behave(hang=False)
     after = replica_of(await gateway.until_states({"r1": "serving"}, within_s=20), "r1")
     assert after["bridge"] == before["bridge"]
 
 
-async def test_a_drain_of_one_that_loads_outlives_the_daemon(gateway: Gateway, engine: StartEngine) -> None:
+async def test_a_drain_of_one_that_loads_outlives_the_daemon(gateway: Gateway, start: StartAs) -> None:
     """It has no port that a lease could be written down for."""
-    one = await engine(gateway.socket("r1"), load_s=3600)
+    one = await start(ONE, gateway.socket("r1"), load_s=3600)
     await gateway.until_states({"r1": "loading"})
     assert (await gateway.cli("drain", "chat", "r1"))[0] == 0
     await gateway.terminate()
     await gateway.start()
-    one.behave(load_s=0)
+    await one.behave(load_s=0)
     status = await gateway.until_states({"r1": "draining"})
     assert "safe to stop" in replica_of(status, "r1")["reason"]
     assert (await gateway.cli("resume", "chat", "r1"))[0] == 0
     await gateway.until_states({"r1": "serving"})
 
 
-async def test_dead_sockets_hold_no_port_and_nobody_up(make_gateway: MakeGateway, engine: StartEngine) -> None:
+async def test_dead_sockets_hold_no_port_and_nobody_up(make_gateway: MakeGateway, start: StartAs) -> None:
     """A true replica beside thousands of dead sockets: one that listens at once, one that loads, one that binds first
     and listens later, each found about as soon as it were alone. Both services, with one range."""
     gateway = make_gateway(services=("chat", "code"), log={"format": "json", "level": "info"})
     await gateway.start()
     for number in range(DEAD):
-        with socket.socket(socket.AF_UNIX) as dead:
-            dead.bind(str(gateway.socket(f"dead{number}")))
-    await engine(gateway.socket("other", "code"))
-    await engine(gateway.socket("true"))
+        OTHER.binds(gateway.socket(f"dead{number}"), backlog=None).close()
+    await start(ONE, gateway.socket("other", "code"))
+    await start(ONE, gateway.socket("true"))
     await gateway.until_state("other", "serving", service="code", within_s=20)
     await gateway.until_state("true", "serving", within_s=20)
     await gateway.until(lambda s: list(states_of(s).values()).count("loading") == DEAD, within_s=60)
     before = await metrics_of(gateway)
-    await engine(gateway.socket("loads"), load_s=3)
-    await engine(gateway.socket("later"), listen_delay_s=3)
+    await start(ONE, gateway.socket("loads"), load_s=3)
+    await start(ONE, gateway.socket("later"), listen_delay_s=3)
     # Seconds, and not the minute after which each of the dead is asked again.
     await gateway.until_state("loads", "serving", within_s=20)
     status = await gateway.until_state("later", "serving", within_s=20)
@@ -189,15 +189,16 @@ async def test_dead_sockets_hold_no_port_and_nobody_up(make_gateway: MakeGateway
     assert asked < 6000, "fifty questions a second, however many are dead"
 
 
-async def test_a_service_with_few_replicas_gets_its_share(make_gateway: MakeGateway, engine: StartEngine) -> None:
+async def test_a_service_with_few_replicas_gets_its_share(make_gateway: MakeGateway, start: StartAs) -> None:
     """Thousands may pretend to be engines of one service: the ports of the other are there when it needs them."""
     gateway = make_gateway(services=("greedy", "chat"), log={"format": "json", "level": "info"})
     first = int(gateway.settings["bridges"]["ports"].partition("-")[0])
     gateway.settings["bridges"]["ports"] = f"{first}-{first + 6}"
     await gateway.start()
-    async with engines_elsewhere(gateway.directory / "engines", 40) as sockets:
-        for number, path in enumerate(sockets):
-            gateway.socket(f"g{number}", "greedy").hardlink_to(path)
+    async with engines_elsewhere(gateway.directory / "engines", 40, OTHER) as sockets:
+        with OTHER.here():
+            for number, path in enumerate(sockets):
+                gateway.socket(f"g{number}", "greedy").hardlink_to(path)
         status = await gateway.until(lambda s: list(states_of(s, "greedy").values()).count("serving") == 4)
         assert status["bridge"]["share"] == 3
         refused = await gateway.until(lambda s: len(portless(s)) == 36)
@@ -207,7 +208,7 @@ async def test_a_service_with_few_replicas_gets_its_share(make_gateway: MakeGate
             " others); widen bridges.ports"
         }
         for number in range(3):
-            await engine(gateway.socket(f"r{number}"))
+            await start(ONE, gateway.socket(f"r{number}"))
         await gateway.until_states(dict.fromkeys(("r0", "r1", "r2"), "serving"), service="chat", within_s=20)
         held = await metrics_of(gateway)
         assert held["gateway_sidecar_service_bridge_ports", frozenset({("service", "greedy")})] == 4
@@ -226,9 +227,9 @@ async def test_a_service_with_few_replicas_gets_its_share(make_gateway: MakeGate
         assert len(gateway.events("replica.not_bridged")) == 36, "told once for each"
 
 
-async def test_a_bridge_shows_the_key_from_the_beginning(gateway: Gateway, engine: StartEngine) -> None:
+async def test_a_bridge_shows_the_key_from_the_beginning(gateway: Gateway, start: StartAs) -> None:
     """Its link never leads past the nginx that shows the key."""
-    give_key(gateway, "r1", "sekrit")
+    write_key(ONE, gateway.socket("r1"))
     bridges = gateway.directory / "run" / "bridges"
     targets: set[str] = set()
 
@@ -239,24 +240,22 @@ async def test_a_bridge_shows_the_key_from_the_beginning(gateway: Gateway, engin
             await asyncio.sleep(0.001)
 
     looking = asyncio.create_task(look())
-    await engine(gateway.socket("r1"), require_key="sekrit")
+    await start(ONE, gateway.socket("r1"), require_key="sekrit")
     await gateway.until_states({"r1": "serving"}, within_s=30)
     looking.cancel()
     (target,) = targets
     assert target.startswith(str(gateway.directory / "run" / "keyed"))
 
 
-async def test_silent_sockets_hold_nobody_up(gateway: Gateway, engine: StartEngine) -> None:
+async def test_silent_sockets_hold_nobody_up(gateway: Gateway, start: StartAs) -> None:
     """A true replica that comes after hundreds that take connections and never answer is found all the same."""
     with ExitStack() as listening:
         for number in range(SILENT):
-            silent = listening.enter_context(socket.socket(socket.AF_UNIX))
-            silent.bind(str(gateway.socket(f"silent{number}")))
-            silent.listen(16)
+            listening.enter_context(OTHER.binds(gateway.socket(f"silent{number}"), backlog=16))
         await gateway.until(lambda s: len(states_of(s)) == SILENT)
-        await engine(gateway.socket("true"))
+        await start(ONE, gateway.socket("true"))
         # All of them, 32 at a time, take two minutes for their time-outs.
         await gateway.until_state("true", "serving", within_s=30)
-        await engine(gateway.socket("loads"), load_s=3)
+        await start(ONE, gateway.socket("loads"), load_s=3)
         await gateway.until_state("loads", "serving", within_s=30)
         assert len(links(gateway)) == 2

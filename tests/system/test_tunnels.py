@@ -268,7 +268,7 @@ async def test_check_looks_at_keys_hosts_and_files(make_gateway: MakeGateway, ss
     gateway.configure()
     code, out, _ = await gateway.cli("check")
     assert code == 0, out
-    assert "chat: inventory lists 1 replicas, 1 behind SSH servers" in out
+    assert "chat: inventory lists 1 replica, 1 behind SSH servers" in out
     _, plan, _ = await gateway.cli("plan")
     to = f"/far.sock at {sshd.host}:{sshd.port}"
     assert f"chat/r1: open an SSH tunnel to {to}, ask the engine, then bridge it" in plan

@@ -112,6 +112,22 @@ def test_an_answer_that_comes_a_moment_after_a_stall_is_heard(pair: Pair) -> Non
     uvloop.run(ask())
 
 
+async def test_a_failure_across_a_stall_proves_nothing(monkeypatch: pytest.MonkeyPatch) -> None:
+    """It is asked again as often as the daemon was stopped; a failure while it ran is one."""
+    stalls = asked = 0
+
+    async def ask() -> None:
+        nonlocal stalls, asked
+        asked += 1
+        stalls += asked < 3
+        raise ConnectionError("silent")
+
+    monkeypatch.setattr(awake, "stalls", lambda: stalls)
+    with pytest.raises(ConnectionError):
+        await awake.asked_again(ask, ConnectionError)
+    assert asked == 3
+
+
 async def test_silence_ends_in_time(pair: Pair) -> None:
     began = time.monotonic()
     with awake.watched(), pytest.raises(TimeoutError):

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import json
+import socket
 import time
 import tracemalloc
 from collections.abc import Callable
@@ -22,8 +23,10 @@ from gateway_sidecar.control.router_process import RouterProcess
 from gateway_sidecar.domain.discovery import HttpAnswer, document
 from gateway_sidecar.engines._pb import grpc_pb2, sglang_pb2
 from gateway_sidecar.engines.messages import MOST_MESSAGE_BYTES, decode
-from gateway_sidecar.errors import RouterUnavailable
-from gateway_sidecar.routers.smg import SmgClient, read_log_line
+from gateway_sidecar.engines.unix_socket import receive
+from gateway_sidecar.errors import MetricsError, RouterError, RouterUnavailable
+from gateway_sidecar.routers.answers import _MOST_PAGE_BYTES, MetricsPages
+from gateway_sidecar.routers.smg import _MOST_ANSWER_BYTES, SmgClient, _as_object, read_log_line
 from gateway_sidecar.supervision.logfile import ChildLog
 from gateway_sidecar.telemetry.metrics import Metrics
 
@@ -53,6 +56,7 @@ DOCUMENTS = {
     "many objects": b"[" + b"{}," * MIB + b"1]",
     "many lists": b"[" + b"[]," * MIB + b"1]",
     "deep": b"[" * 4 * MIB,
+    "as deep as may be": b"[" * 90_000 + b"]" * 90_000,
     "as many objects as may be": b"[" + b'{"":0},' * 49_000 + b"1]",
     "as many keys as may be": b"{" + b",".join(b'"%d":{}' % number for number in range(49_000)) + b"}",
     "long numbers": b"[" + (b"9" * 4000 + b",") * 1000 + b"1]",
@@ -70,6 +74,12 @@ def test_no_json_of_4_mib_costs_50_ms_or_32_mb(name: str) -> None:
     answer = HttpAnswer(200, DOCUMENTS[name])
     assert min(cost_of(lambda: document(answer)) for _ in range(2)) < MOST_S
     assert memory_of(lambda: document(answer)) < 24
+
+
+@pytest.mark.parametrize("beyond", [b"[" + b'{"":0},' * 60_000 + b"1]", b"[" + b"[]," * 60_000 + b"1]"])
+def test_json_of_more_values_than_may_be_is_none(beyond: bytes) -> None:
+    """Objects and lists cost more than the commas between them tell."""
+    assert document(HttpAnswer(200, beyond)) is None
 
 
 def test_json_within_the_bounds_is_read() -> None:
@@ -96,6 +106,15 @@ def test_no_message_costs_50_ms_or_32_mb(services: int) -> None:
     assert decode(response, wire).code == ("OK" if services < 10_000 else "RESOURCE_EXHAUSTED")
 
 
+def test_a_message_of_too_many_bytes_is_not_read() -> None:
+    """However few values it has: what it is read into is memory of the library's, which nobody here measures."""
+    wire = prefixed(0x0A, b"x" * MOST_MESSAGE_BYTES)
+    read = decode(grpc_pb2.ServerReflectionResponse, wire)
+    assert (read.code, read.detail) == (
+        "RESOURCE_EXHAUSTED", f"a ServerReflectionResponse of more than {MOST_MESSAGE_BYTES} bytes"
+    )  # fmt: skip
+
+
 def test_a_struct_of_too_many_fields_is_none() -> None:
     """`server_args` has some hundreds."""
     fields = b"".join(prefixed(0x0A, prefixed(0x0A, b"%d" % number)) for number in range(20_000))
@@ -117,11 +136,11 @@ def test_a_name_given_twice_is_found_in_linear_time() -> None:
 # --- routers ----------------------------------------------------------------------------------------------------
 
 
-async def served(answer: bytes) -> tuple[web.AppRunner, str]:
+async def served(answer: bytes, status: int = 200) -> tuple[web.AppRunner, str]:
     app = web.Application()
 
     async def list_workers(_request: web.Request) -> web.Response:
-        return web.Response(body=answer, content_type="application/json")
+        return web.Response(body=answer, status=status, content_type="application/json")
 
     app.router.add_get("/workers", list_workers)
     runner = web.AppRunner(app, access_log=None)
@@ -168,9 +187,17 @@ async def test_a_long_list_of_workers_gives_others_their_turn() -> None:
         await runner.cleanup()
 
 
+def test_the_longest_list_of_workers_that_is_read_costs_less_than_50_ms() -> None:
+    """It is parsed in one go, in the event loop."""
+    row = json.dumps(worker(1, labels={f"label_{number}": "x" * 20 for number in range(30)})).encode() + b","
+    raw = b'{"workers": [' + row * (_MOST_ANSWER_BYTES // len(row)) + row[:-1] + b"]}"
+    assert len(raw) >= _MOST_ANSWER_BYTES
+    assert min(cost_of(lambda: _as_object(raw, "GET /workers")) for _ in range(5)) < MOST_S
+
+
 async def test_an_endless_list_of_workers_is_not_read() -> None:
     """And what a router says of a worker can be shown."""
-    runner, url = await served(b'{"workers": [' + b" " * 17 * MIB + b"]}")
+    runner, url = await served(b'{"workers": [' + b" " * _MOST_ANSWER_BYTES + b"]}")
     client = SmgClient(url, "key", timeout_s=60, health={})
     try:
         with pytest.raises(RouterUnavailable, match="larger than"):
@@ -191,6 +218,48 @@ async def test_an_endless_list_of_workers_is_not_read() -> None:
     assert len(listed.note) < 400
 
 
+EVIL = "\x1b[2J\n\x9b31m\u2028" + "e" * 10_000
+
+
+@pytest.mark.parametrize(
+    ("status", "answer"),
+    [
+        (400, json.dumps({"error": EVIL})),
+        (400, json.dumps({"error": {"message": EVIL}})),
+        (400, EVIL),
+        (500, json.dumps([EVIL])),
+        (200, EVIL),
+        (200, json.dumps([EVIL])),
+        (200, json.dumps({"workers": [EVIL]})),
+        (200, json.dumps({"workers": [worker(1, url=EVIL) | {"status": EVIL}]})),
+    ],
+)
+async def test_what_a_router_says_of_a_failure_can_be_shown(status: int, answer: str) -> None:
+    """It may be an engine's words, or a client's; they reach `status`, the log and whoever called a command."""
+    runner, url = await served(answer.encode(), status)
+    client = SmgClient(url, "key", timeout_s=60, health={})
+    try:
+        with pytest.raises(RouterError) as failed:
+            await client.list_workers()
+    finally:
+        await client.close()
+        await runner.cleanup()
+    assert str(failed.value).isprintable()
+    assert len(str(failed.value)) < 3000
+
+
+async def test_a_metrics_page_without_end_is_not_read() -> None:
+    """A router's has 3 KiB for each worker."""
+    runner, url = await served(b"x" * (_MOST_PAGE_BYTES + 1))
+    pages = MetricsPages()
+    try:
+        with pytest.raises(MetricsError, match=f"more than {_MOST_PAGE_BYTES} bytes"):
+            await pages.read(f"{url}/workers", 60)
+    finally:
+        await pages.close()
+        await runner.cleanup()
+
+
 async def test_what_nginx_says_of_its_clients_can_be_shown(tmp_path: Path) -> None:
     """nginx writes a client's header into its error log as it is, escapes and all."""
     log = ChildLog(tmp_path / "nginx.log")
@@ -202,6 +271,13 @@ async def test_what_nginx_says_of_its_clients_can_be_shown(tmp_path: Path) -> No
         await children._pass_on_nginx(log)
     assert [event["text"][:40] for event in events] == [r'[error] referrer: "\x1b[2J\x9b31m\u2028x']
     assert len(events[0]["text"]) < 1100
+    with (tmp_path / "nginx.log").open("a") as file:
+        file.write("[error] nobody listens\n" * 1000)
+    with structlog.testing.capture_logs() as events:
+        children._logger = structlog.get_logger()
+        await children._pass_on_nginx(log)
+    assert [event["event"] for event in events] == ["bridge.said"] * 5 + ["bridge.said_more"]
+    assert events[-1]["lines"] == 995
 
 
 class _Talkative:
@@ -216,15 +292,53 @@ class _Talkative:
 
 async def test_a_flood_of_log_lines_is_passed_on_in_part(tmp_path: Path) -> None:
     """All of it is in the file; the rest of the daemon has its turn."""
+    turns = 0
+
+    async def count() -> None:
+        nonlocal turns
+        while True:
+            await asyncio.sleep(0)
+            turns += 1
+
     log = ChildLog(tmp_path / "router.log")
     log.new_lines()
-    (tmp_path / "router.log").write_text('{"message":"m"}\n' * 10_000)
     children = Children(dict, cast(Nginx, None), log, {}, Metrics())
     with structlog.testing.capture_logs() as events:
         children._logger = structlog.get_logger()
+        assert await log.read() == []  # Its thread is there: from here on it is lines alone that are waited for.
+        (tmp_path / "router.log").write_text('{"message":"m"}\n' * 10_000)
+        lines = await log.read()
+        log.read = lambda: asyncio.sleep(0, lines)  # type: ignore[method-assign]
+        counting = asyncio.create_task(count())
         await children._pass_on(cast(RouterProcess, _Talkative(log)))
+        counting.cancel()
+    assert turns >= 20
     assert [event["event"] for event in events] == ["router.said"] * 1000 + ["router.said_more"]
     assert events[-1]["lines"] == 9000
+
+
+# --- engines' sockets -------------------------------------------------------------------------------------------
+
+
+async def test_a_server_that_has_much_to_say_gives_others_their_turn() -> None:
+    """What lies in the socket already would be received in one go, however much it is."""
+    ours, theirs = socket.socketpair()
+    turns = 0
+
+    async def count() -> None:
+        nonlocal turns
+        while True:
+            await asyncio.sleep(0)
+            turns += 1
+
+    with ours, theirs:
+        ours.setblocking(False)
+        theirs.sendall(b"x" * 50_000)
+        counting = asyncio.create_task(count())
+        for _ in range(50):
+            assert len(await receive(ours, 1000)) == 1000
+        counting.cancel()
+    assert turns >= 49
 
 
 # --- the canary -------------------------------------------------------------------------------------------------

@@ -7,8 +7,9 @@ from pathlib import Path
 import pytest
 import yaml
 
-from gateway_sidecar.config import Endpoint, PortRange, load_config, parse_config
+from gateway_sidecar.config import Endpoint, PortRange, load_config, load_usable, parse_config
 from gateway_sidecar.errors import ConfigError
+from tests.users import DAEMON
 
 MINIMAL = """\
 services:
@@ -234,13 +235,12 @@ def test_a_file_that_cannot_be_read_says_why(tmp_path: Path) -> None:
     assert problem(tmp_path / "large").startswith("is larger than 1024 KiB")
 
 
-@pytest.mark.skipif(os.geteuid() == 0, reason="root may read everything")
 def test_an_unreadable_file_names_the_user(tmp_path: Path) -> None:
     """The cure for a wrong mode depends on who is asking."""
     path = tmp_path / "c.yaml"
     path.write_text(MINIMAL)
     path.chmod(0)
-    with pytest.raises(ConfigError, match=f"may not be read by user {os.geteuid()}"):
+    with DAEMON.here(), pytest.raises(ConfigError, match=f"may not be read by user {os.geteuid()}"):
         load_config(path)
 
 
@@ -325,3 +325,38 @@ def test_the_bounds_of_what_may_be_null_are_named_too() -> None:
     text = MINIMAL + "    router: {memory_limit_mb: 1}\n"
     cure = "use 16 to 1048576, auto, or null for none"
     assert problems(text) == [f"c.yaml:6: services[0].router.memory_limit_mb: 1 is not a limit in MiB; {cure}"]
+
+
+@pytest.mark.parametrize(
+    "mistakes",
+    [
+        "services: nothing\nsrvices: []\n",
+        "services: [\n",
+        "x: 'open\n",
+        "services:\n\t- a tab\n",
+        "a: *nowhere\n",
+        "\xff: in another encoding\n",
+    ],
+)
+def test_where_a_daemon_is_can_be_read_from_an_invalid_file(tmp_path: Path, mistakes: str) -> None:
+    """For commands that ask or end one: what is valid counts, whatever stands before or after it."""
+    path, good = tmp_path / "c.yaml", "run_dir: /run/x\n# more\nbridges:\n  ports: 100-200\npeers: {interface: '?'}\n"
+    for text in (good + mistakes, mistakes + good):
+        path.write_bytes(text.encode("latin-1"))
+        with pytest.raises(ConfigError):
+            load_config(path)
+        found = load_usable(path)
+        assert (found.run_dir, found.state_dir) == (Path("/run/x"), Path("/var/lib/gateway-sidecar"))
+        assert found.bridges.ports == PortRange(100, 200)
+        assert found.peers.interface == "gwsc0"
+
+
+@pytest.mark.parametrize(
+    "text", ["", "run_dir: [1]\n", "run_dir /run/x\nservices: []\n", "'run_dir': /x: y\n", "state_dir: relative\n"]
+)
+def test_a_run_dir_that_cannot_be_read_is_not_guessed(tmp_path: Path, text: str) -> None:
+    """The default would be another daemon's."""
+    path = tmp_path / "c.yaml"
+    path.write_text(text)
+    with pytest.raises(ConfigError):
+        load_usable(path)

@@ -146,8 +146,8 @@ def test_any_file_gets_problems_that_can_be_shown_and_raises_nothing(content: by
 
 @pytest.mark.parametrize("piece", [b"[", b"{a: ", b"[{a: ["])
 def test_lists_within_lists_cost_no_time(piece: bytes) -> None:
-    """As many as notes may hold: PyYAML alone takes minutes of CPU for them, with every other note waiting."""
+    """As many as notes may hold: PyYAML alone takes a second of CPU for them, with every other note waiting."""
     began = time.thread_time()
     tree = read_tree(piece * (64 * 1024 // len(piece)))
-    assert time.thread_time() - began < 1.0
+    assert time.thread_time() - began < 0.2
     assert [problem.text for problem in tree.problems] == ["is nested too deeply; a configuration has five levels"]

@@ -36,6 +36,18 @@ def test_every_test_that_is_named_exists_in_the_file_it_is_named_with() -> None:
     assert missing == []
 
 
+def test_every_attack_runs_under_users_of_its_own() -> None:
+    """Against a daemon that is root's, or by root, an attack shows little."""
+    together = []
+    for file, rest in _FILE_THEN_TESTS.findall(TRUST):
+        text = "" if "/" in file else (REPOSITORY / f"tests/system/{file}").read_text("utf-8")
+        if "/" in file or re.search(r"^pytestmark = .*own_users", text, re.MULTILINE):
+            continue
+        marked = re.findall(r"^@pytest\.mark\.own_users\n(?:@.*\n)*async def (test_\w+)", text, re.MULTILINE)
+        together += [f"{file}: {name}" for name in re.findall(r"`(test_\w+)`", rest) if name not in marked]
+    assert together == []
+
+
 def test_every_failure_has_a_test_or_a_figure() -> None:
     """Nothing is said to be handled that nobody does."""
     unproved = [row.split("|")[1].strip() for row in ROWS if "`test_" not in row.split("|")[3]]

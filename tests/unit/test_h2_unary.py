@@ -13,7 +13,16 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from gateway_sidecar.domain.discovery import Failure
-from gateway_sidecar.engines.h2_unary import MOST_BYTES, MOST_HEADER_BYTES, MOST_STEPS, Broken, Calls, Reply, request_of
+from gateway_sidecar.engines.h2_unary import (
+    MOST_BYTES,
+    MOST_HEADER_BLOCK_BYTES,
+    MOST_HEADER_BYTES,
+    MOST_STEPS,
+    Broken,
+    Calls,
+    Reply,
+    request_of,
+)
 
 PATH = "/grpc.health.v1.Health/Check"
 DATA, HEADERS, RST_STREAM, SETTINGS, PUSH_PROMISE, PING, GOAWAY, WINDOW_UPDATE, CONTINUATION = 0, 1, *range(3, 10)
@@ -217,50 +226,41 @@ def endless(part: bytes, start: bytes = b"", size: int = 16384) -> Iterator[byte
 
 
 HUGE_FIELD = b"\x40\x01a\x7f\x81\x1e" + b"b" * 4000
+PIECES, BYTES = f"in more than {MOST_STEPS} pieces", f"more than {MOST_BYTES} bytes"
+BLOCK, FIELDS = f"more than {MOST_HEADER_BLOCK_BYTES} bytes of header", f"more than {MOST_HEADER_BYTES} bytes of header"
+UNREADABLE = "header fields that cannot be read"
+
 FLOODS: dict[str, tuple[Any, ...]] = {
-    "PING": (frame(PING, 0, bytes(8), 0),),
-    "PING acknowledged": (frame(PING, ACK, bytes(8), 0),),
-    "SETTINGS": (frame(SETTINGS, 0, b"\0\x04\0\x40\0\0" * 10, 0),),
-    "WINDOW_UPDATE": (frame(WINDOW_UPDATE, 0, b"\0\0\0\x01", 0),),
-    "unknown frames": (frame(77, 0, b"", 0),),
-    "empty DATA": (
-        frame(DATA),
-        HEAD,
-    ),
-    "DATA": (
-        frame(DATA, 0, bytes(16384)),
-        HEAD,
-    ),
-    "DATA of one byte": (
-        frame(DATA, 0, b"\0"),
-        HEAD,
-    ),
-    "RST_STREAM of others": (frame(RST_STREAM, 0, bytes(4), 9),),
-    "GOAWAY that ends nothing": (frame(GOAWAY, 0, b"\0\0\0\x01" + bytes(4), 0),),
-    "empty CONTINUATION": (
-        frame(CONTINUATION),
-        frame(HEADERS),
-    ),
-    "CONTINUATION": (
-        frame(CONTINUATION, 0, b"\x88" * 1000),
-        frame(HEADERS),
-    ),
-    "interim answers": (frame(HEADERS, END_HEADERS, fields(__status="100")),),
-    "interim answers that are large": (frame(HEADERS, END_HEADERS, b"\x08\x03100" + HUGE_FIELD * 2),),
-    "table sizes": (frame(HEADERS, END_HEADERS, b"\x20" * 16000),),
-    "HPACK bomb": (frame(HEADERS, END_HEADERS, HUGE_FIELD + b"\xbe" * 12000),),
-    "one byte at a time": (b"\0", b"", 1),
+    "PING": (PIECES, frame(PING, 0, bytes(8), 0)),
+    "PING acknowledged": (PIECES, frame(PING, ACK, bytes(8), 0)),
+    "SETTINGS": (PIECES, frame(SETTINGS, 0, b"\0\x04\0\x40\0\0" * 10, 0)),
+    "WINDOW_UPDATE": (PIECES, frame(WINDOW_UPDATE, 0, b"\0\0\0\x01", 0)),
+    "unknown frames": (PIECES, frame(77, 0, b"", 0)),
+    "empty DATA": (PIECES, frame(DATA), HEAD),
+    "DATA": (BYTES, frame(DATA, 0, bytes(16384)), HEAD),
+    "DATA of one byte": (PIECES, frame(DATA, 0, b"\0"), HEAD),
+    "RST_STREAM of others": (PIECES, frame(RST_STREAM, 0, bytes(4), 9)),
+    "GOAWAY that ends nothing": (PIECES, frame(GOAWAY, 0, b"\0\0\0\x01" + bytes(4), 0)),
+    "empty CONTINUATION": (PIECES, frame(CONTINUATION), frame(HEADERS)),
+    "CONTINUATION": (BLOCK, frame(CONTINUATION, 0, b"\x88" * 1000), frame(HEADERS)),
+    "interim answers": (PIECES, frame(HEADERS, END_HEADERS, fields(__status="100"))),
+    "interim answers that are large": (UNREADABLE, frame(HEADERS, END_HEADERS, b"\x08\x03100" + HUGE_FIELD * 2)),
+    "table sizes": (FIELDS, frame(HEADERS, END_HEADERS, b"\x20" * 16000)),
+    "HPACK bomb": (UNREADABLE, frame(HEADERS, END_HEADERS, HUGE_FIELD + b"\xbe" * 12000)),
+    "one byte at a time": (PIECES, frame(77, 0, bytes(16384), 0), b"", 1),
 }
+"""By which bound each ends, and what is said again and again; what is said first; how much is received at once."""
 
 
 @pytest.mark.parametrize("name", FLOODS)
 def test_every_flood_ends_at_a_bound_and_costs_little(name: str) -> None:
     """Little: for each piece that the event loop waits for, and all together. CPU time, so that others do not count."""
+    bound, *flood = FLOODS[name]
     calls, (stream,) = asked()
     costs: list[float] = []
     received = 0
     broken: Broken | None = None
-    for piece in endless(*FLOODS[name]):
+    for piece in endless(*flood):
         began = time.thread_time()
         try:
             calls.feed(piece)
@@ -271,7 +271,7 @@ def test_every_flood_ends_at_a_bound_and_costs_little(name: str) -> None:
             costs.append(time.thread_time() - began)
             received += len(piece)
     assert broken is not None
-    assert broken.silence.failure in (Failure.TOO_LARGE, Failure.MALFORMED)
+    assert bound in str(broken.silence)
     assert received <= MOST_BYTES + 16384
     assert max(costs) < 0.05
     assert sum(costs) < 0.5

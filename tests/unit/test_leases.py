@@ -130,6 +130,18 @@ def test_a_further_service_makes_shares_smaller_and_takes_nothing_away() -> None
     assert leases.acquire("a4", service="a"), "a service that is gone needs no share"
 
 
+def test_what_comes_back_is_theirs_who_have_less_than_their_share() -> None:
+    """Where one held all before, others lack more than is free: none of them waits for the rest of it."""
+    leases = leases_of(6, "a")
+    ports = [leases.acquire(f"a{number}", service="a") for number in range(6)]
+    leases.share_among("abc")
+    leases.release(ports[0])
+    leases.settle(ports[0], 0)
+    with pytest.raises(NoFreePort):
+        leases.acquire("a6", service="a")
+    assert leases.acquire("b0", service="b") == ports[0]
+
+
 def test_more_services_than_ports_share_as_they_come() -> None:
     """Nobody is sure of anything then, and nobody is refused what is there."""
     leases = leases_of(2, "abc")

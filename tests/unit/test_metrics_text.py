@@ -11,7 +11,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from gateway_sidecar.domain.metrics_text import LONGEST_LINE, MOST_LABELS, histogram, samples
+from gateway_sidecar.domain.metrics_text import LONGEST_LINE, MOST_LABELS, MOST_SAMPLES, histogram, samples
 from gateway_sidecar.domain.model import ConnectionMode, EngineFacts, RuntimeType
 from gateway_sidecar.engines.engine_metrics import EngineMetrics, says_latency, why_no_metrics
 from gateway_sidecar.routers.smg_metrics import read_metrics
@@ -84,11 +84,12 @@ def test_any_page_is_read_in_linear_time_and_little_memory(name: str) -> None:
 
 
 def test_what_is_beyond_the_bounds_is_left_out() -> None:
-    """A line too long, a label too many; the lines around it are read."""
+    """A line too long, a label too many, a sample too many; the lines around are read."""
     long = b'a{x="%s"} 1\n' % (b"x" * LONGEST_LINE)
     many = b"a{%s} 2\n" % b",".join(b'l%d="x"' % number for number in range(MOST_LABELS + 1))
     text = b"a 3\n" + long + many + b'a{x="y",} 4\n' + b"a{} 5\n" + b"a{x=y} 6\n" + b"a{x} 7"
     assert [value for _, _, value in samples(text, ("a",))] == [3, 4, 5]
+    assert len(list(samples(b"a 1\n" * (MOST_SAMPLES + 9), ("a",)))) == MOST_SAMPLES
 
 
 def test_smg_tells_of_http_workers_what_is_in_flight_and_no_latency() -> None:

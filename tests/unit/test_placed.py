@@ -63,17 +63,39 @@ def test_the_daemons_own_is_refused_by_place_and_by_inode(
 ) -> None:
     """Whoever names it, an operator too: below run_dir, an agent of the environment or of a tunnel, a hard link."""
     run_dir, agent, other_agent = tmp_path / "run", bind(tmp_path / "agent"), bind(tmp_path / "other-agent")
-    admin = bind(run_dir / "admin.sock")
+    admin, alive = bind(run_dir / "admin.sock"), bind(run_dir / "nginx" / "alive.sock")
     os.link(admin, tmp_path / "admin-too.sock")
     monkeypatch.setenv("SSH_AUTH_SOCK", str(agent))
     own = OwnSockets((run_dir,), lambda: ("SSH_AUTH_SOCK", None, str(other_agent)))
     (tmp_path / "link").symlink_to("run")
-    for path in (admin, agent, other_agent, tmp_path / "admin-too.sock", tmp_path / "link" / "admin.sock"):
+    for path in (admin, alive, agent, other_agent, tmp_path / "admin-too.sock", tmp_path / "link" / "admin.sock"):
         with pytest.raises(RefusedPlaceError, match=r"which is the daemon's own|which the daemon itself uses"):
             socket_at(str(path), own.now())
         listing = listing_of({R1: Described(path, Overrides())}, "api", lambda _: admin, own)
         assert (dict(listing.present), list(listing.refused)) == ({}, [R1])
     assert socket_at(str(bind(tmp_path / "run-not" / "x.sock")), own.now()).links == ()
+
+
+def test_a_path_that_cannot_be_shown_is_refused(tmp_path: Path, bind: Bind) -> None:
+    """It would stand in the log, in tables and in nginx's configuration."""
+    bind(tmp_path / "odd\x1b[2J" / "r1.sock")
+    (tmp_path / "r1.sock").symlink_to("odd\x1b[2J/r1.sock")
+    listing = SocketPattern(f"{tmp_path}/{{replica}}.sock", OwnSockets()).look_now()
+    assert (dict(listing.present), list(listing.refused)) == ({}, ["r1"])
+    assert "characters that cannot be shown" in listing.refused["r1"]
+
+
+@as_root
+def test_a_link_to_somebody_elses_socket_is_refused(tmp_path: Path, bind: Bind) -> None:
+    """Whoever made it may be led there, and would have the daemon lead others."""
+    give(bind(tmp_path / "theirs" / "r1.sock"), ONE)
+    for name, owner in (("of-other", OTHER), ("of-one", ONE), ("of-root", 0)):
+        (tmp_path / name).mkdir()
+        (tmp_path / name / "r1.sock").symlink_to("../theirs/r1.sock")
+        give(tmp_path / name / "r1.sock", owner)
+        listing = SocketPattern(f"{tmp_path}/{name}/{{replica}}.sock", OwnSockets()).look_now()
+        assert list(listing.refused) == (["r1"] if owner == OTHER else [])
+        assert list(listing.present) == ([] if owner == OTHER else [R1])
 
 
 @as_root

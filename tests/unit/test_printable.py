@@ -17,7 +17,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from gateway_sidecar.admin.table import render_replicas, render_status
-from gateway_sidecar.domain.printable import LONGEST, printable, printable_lines
+from gateway_sidecar.domain.printable import LONGEST, counted, printable, printable_lines
 from gateway_sidecar.routers.smg import read_log_line
 from gateway_sidecar.telemetry.logs import get_logger, set_up_logs, take_in_libraries
 from gateway_sidecar.telemetry.terminal import PrintableStream
@@ -34,7 +34,7 @@ def test_what_is_not_printed_as_itself_is_escaped() -> None:
 @given(st.text(st.characters(codec=None)), st.integers(10, 400))
 def test_any_text_becomes_one_line_that_can_be_written(text: str, most: int) -> None:
     """Escaped, a character has ten at the most."""
-    shown = printable(text, most)
+    shown = printable(text * 40, most)
     assert shown.isprintable()
     assert len(shown) <= most * 10
     shown.encode()
@@ -72,18 +72,19 @@ def lines() -> Iterator[io.StringIO]:
 
 
 @pytest.mark.parametrize("form", ["json", "console"])
-def test_whatever_slips_through_is_one_line_of_the_log(lines: io.StringIO, form: str) -> None:
+@pytest.mark.parametrize("evil", [EVIL, EVIL.replace("\ud800", "")], ids=["half a pair", "Unicode"])
+def test_whatever_slips_through_is_one_line_of_the_log(lines: io.StringIO, form: str, evil: str) -> None:
     """The last line of defence: in a value, in a name, in a list, in a traceback."""
     set_up_logs(form, "info", lines)
-    get_logger(service=EVIL).info("replica.seen", reason=EVIL, lines=[EVIL], **{f"odd {EVIL}": 1})
+    get_logger(service=evil).info("replica.seen", reason=evil, lines=[evil], **{f"odd {evil}": 1})
     (line,) = lines.getvalue().removesuffix("\n").split("\n")
     assert line.isprintable()
     if form == "json":
-        assert json.loads(line)["reason"] == EVIL
+        assert json.loads(line)["reason"] == evil
     lines.truncate(0)
     lines.seek(0)
     try:
-        raise ValueError(EVIL)
+        raise ValueError(evil)
     except ValueError:
         get_logger().exception("loop.failed")
     assert lines.getvalue().replace("\n", "").isprintable()
@@ -147,6 +148,9 @@ def test_what_a_router_says_is_short_printable_and_names_nothing_of_ours() -> No
     assert len(str(line.fields["many"])) <= LONGEST
     assert len(line.fields) == 20
     assert not line.fields.keys() & {"event", "service", "text", "exc_info", "not a name"}
+    for odd in (json.dumps([evil]), json.dumps("m" * 10**5), f'"{evil}"'):
+        said = read_log_line(odd)
+        assert said is None or (said.message.isprintable() and len(said.message) < 3000)
     panic = read_log_line("thread panicked: " + "\x1b[2J" + "p" * 10**5)
     assert panic is not None
     assert panic.message.isprintable()
@@ -181,8 +185,27 @@ def test_a_table_has_a_row_for_each_replica_whatever_is_in_it() -> None:
     }
     status = {"bridge": {"state": "down", "reason": EVIL}, "problems": [EVIL], "services": [service]}
     text = render_status(status)
+    assert "0 restarts" in text
     assert all(line.isprintable() for line in text.split("\n"))
     assert len(text.split("\n")) == 2 + 2 + 11
     table = render_replicas({"chat": rows})
     assert all(line.isprintable() for line in table.split("\n"))
     assert len(table.split("\n")) == 3
+    long = replica(socket="/s" * 5000, reason="why it is so")
+    assert render_replicas({"chat": [long]}).endswith("why it is so"), "a cell is cut, and not what follows it"
+
+
+def test_one_is_no_many() -> None:
+    """One request waits, and two wait; a number that is shown as 1 is one."""
+    said = [counted(number, "day") for number in (0, 1, 2, 0.7, 1.6)]
+    assert said == ["0 days", "1 day", "2 days", "1 day", "2 days"]
+    router = {"type": "smg", "state": "up", "pid": 1, "url": "-", "restarts": 1, "reason": None}
+    for waiting, line in ((1, "none serves; 1 request waits"), (2, "none serves; 2 requests wait")):
+        service: dict[str, Any] = {
+            "name": "chat", "listen": "-", "public": [], "not_in_force": None, "router": router, "missing": "replica",
+            "reason": "none serves", "waiting": waiting, "unanswered": {}, "source": {"blind": None, "refused": {}},
+            "scaling": None, "sockets": "", "replicas": [],
+        }  # fmt: skip
+        text = render_status({"bridge": {"state": "up"}, "problems": [], "services": [service]})
+        assert line in text
+        assert "1 restart)" in text

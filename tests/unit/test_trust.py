@@ -9,9 +9,11 @@ import pytest
 
 from gateway_sidecar import check
 from gateway_sidecar.domain.trust import Owned, trouble_with_key, trouble_with_links, trouble_with_notes, way_in
+from gateway_sidecar.errors import StateError
 from gateway_sidecar.files.follow import follow, opened_at
 from gateway_sidecar.files.own import keep_directory, make_directory, way_in_for_others
 from gateway_sidecar.files.replace import open_to_append, replace_file, replace_link
+from gateway_sidecar.supervision.lock import DirectoryLock
 from gateway_sidecar.supervision.privileges import keep_files_to_ourselves
 
 US, ONE, OTHER = 990, 42421, 42422
@@ -154,6 +156,23 @@ def test_what_is_replaced_is_never_written_through(tmp_path: Path, umask: int) -
     assert (tmp_path / "place").readlink() == victim
     with pytest.raises(OSError, match="symbolic links"):
         open_to_append(tmp_path / "place")
+
+
+def test_the_lock_is_one_daemons_and_never_somebody_elses_file(tmp_path: Path) -> None:
+    """A second daemon is told whose it is; a link in its place is not followed."""
+    run_dir = tmp_path / "run"
+    first, second = DirectoryLock(run_dir), DirectoryLock(run_dir)
+    first.take()
+    with pytest.raises(StateError, match=rf"another gateway-sidecar \(pid {os.getpid()}\) runs"):
+        second.take()
+    first.release()
+    victim = tmp_path / "victim"
+    victim.write_text("precious")
+    (run_dir / "lock").unlink()
+    (run_dir / "lock").symlink_to(victim)
+    with pytest.raises(StateError, match="cannot use"):
+        second.take()
+    assert victim.read_text() == "precious"
 
 
 def test_a_directory_that_others_can_write_in_is_not_kept(tmp_path: Path) -> None:

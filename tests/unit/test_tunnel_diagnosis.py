@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import asyncio
 import json
 import time
 from pathlib import Path
@@ -10,7 +11,11 @@ import pytest
 
 from gateway_sidecar.domain.tunnels import PathState, SshRoute, SshServer
 from gateway_sidecar.tunnels.asyncssh_engine import AsyncSsh
+from gateway_sidecar.tunnels.base import TunnelFault
+from gateway_sidecar.tunnels.link import Link
 from gateway_sidecar.tunnels.openssh import OpenSsh, diagnose
+
+EVIL = "\x1b[2J\u202e\u2028" * 1000
 
 CHANGED = [
     "@@@@@@@@@@@@@@@@@@@@@@@@@@@@@@@@@@@@@@@@@@@@@@@@@@@@@@@@@@@",
@@ -115,7 +120,31 @@ def test_what_a_server_says_is_searched_in_no_time_and_can_be_shown(tmp_path: Pa
         reason = engine.why_ended("l", route).reason
         assert time.thread_time() - began < 0.2
         assert reason.isprintable()
-    (tmp_path / "l.log").write_text(json.dumps({"state": "closed", "reason": "\x1b[2J" * 1000}))
+    (tmp_path / "l.log").write_text(json.dumps({"state": PathState.FAILED.value, "reason": "\x1b[2J" * 200}))
     reason = AsyncSsh(tmp_path).why_ended("l", route).reason
     assert reason.isprintable()
     assert len(reason) < 2000
+
+
+async def test_what_the_far_end_says_of_a_connection_that_is_up_can_be_shown(tmp_path: Path) -> None:
+    """What it forbids stands in the log of the connection; why it does not forward is said by the process itself."""
+    link = Link(
+        "l", SshRoute((SshServer("h"),)), OpenSsh(Path("ssh"), tmp_path), tmp_path, adopted=None, on_change=lambda: None
+    )
+    await link._read_log()
+    (tmp_path / "l.log").write_text(f"channel 1: administratively prohibited: {EVIL}\n")
+    await link._read_log()
+    assert link._forbidden.isprintable()
+    assert 0 < len(link._forbidden) < 2000
+
+    async def refuse(reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
+        writer.write(b"{}\n")
+        await reader.readline()
+        writer.write(json.dumps({"ok": False, "reason": EVIL}).encode() + b"\n")
+        writer.close()
+
+    async with await asyncio.start_unix_server(refuse, tmp_path / "l.ctl"):
+        with pytest.raises(TunnelFault) as refused:
+            await AsyncSsh(tmp_path).forward("l", "r1.sock", "127.0.0.1:8000")
+    assert refused.value.status.reason.isprintable()
+    assert 0 < len(refused.value.status.reason) < 2000
