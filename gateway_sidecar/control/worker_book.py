@@ -7,6 +7,7 @@ for before; a list that cannot be had leaves everything as it was.
 from __future__ import annotations
 
 import asyncio
+import math
 from collections.abc import Callable, Coroutine
 from dataclasses import dataclass, replace
 
@@ -296,7 +297,7 @@ class WorkerBook:
         return awake.monotonic() - self._listed_at < self._interval_s
 
     def _learn(self, url: str, worker: Registered | None, asked_at: float) -> None:
-        if self._answered_at.get(url, 0.0) >= asked_at or url in self._busy:
+        if self._answered_at.get(url, -math.inf) >= asked_at or url in self._busy:
             return  # An operation of ours is newer than this answer.
         if worker is not None and worker.status is not WorkerStatus.DRAINING and self._is_settling(url, asked_at):
             return  # A removal that was accepted shows in the list a moment later.

@@ -44,6 +44,16 @@ class FakeTimeLoop(asyncio.SelectorEventLoop):
     def time(self) -> float:
         return self._jumping.now
 
+    def pass_by(self, seconds: float) -> None:
+        self._jumping.now += seconds
+
+
+def stall(seconds: float) -> None:
+    """Time passes in which nothing of this process runs: it was stopped, or its machine was."""
+    loop = asyncio.get_running_loop()
+    assert isinstance(loop, FakeTimeLoop)
+    loop.pass_by(seconds)
+
 
 def in_fake_time(test: Callable[P, Coroutine[Any, Any, None]]) -> Callable[P, None]:
     """Runs a test in such a loop, and the daemon's clock by it."""

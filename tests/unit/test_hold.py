@@ -10,6 +10,7 @@ from gateway_sidecar.admin.hold import read_history
 from gateway_sidecar.config import HoldSettings
 from gateway_sidecar.control.waiting_room import History, Verdict, WaitingRoom
 from gateway_sidecar.telemetry.metrics import Metrics
+from tests.unit.fake_time import in_fake_time
 
 TOLD = [
     ("", "", History()),
@@ -54,6 +55,7 @@ def room(gates: Gates, accepting: asyncio.Event, timeout_s: float = 30.0) -> Wai
     return made
 
 
+@in_fake_time
 async def test_refusal_closes_the_gate_until_a_connection_is_taken() -> None:
     """What one request met the next ones are spared."""
     gates, accepting = Gates(), asyncio.Event()
@@ -71,6 +73,7 @@ async def test_refusal_closes_the_gate_until_a_connection_is_taken() -> None:
     await here.end()
 
 
+@in_fake_time
 async def test_time_is_bounded_over_all_returns_and_so_is_their_number() -> None:
     """A request that comes back goes on with the time it has left, and does not come back for ever."""
     gates, accepting = Gates(), asyncio.Event()
@@ -84,6 +87,7 @@ async def test_time_is_bounded_over_all_returns_and_so_is_their_number() -> None
     await here.end()
 
 
+@in_fake_time
 async def test_request_that_is_refused_again_waits_longer(monkeypatch: pytest.MonkeyPatch) -> None:
     """A router that takes our connections and not nginx's is on new ports: its few tries must outlast a reload."""
     pauses: list[float] = []

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import ast
+import functools
 from collections.abc import Iterator
 from pathlib import Path
 
@@ -50,10 +51,16 @@ DATED = PACKAGE / "doors" / "certificate.py"
 Import = tuple[Path, int, str]
 
 
+@functools.cache
+def nodes(path: Path) -> list[ast.AST]:
+    """All nodes of a module's syntax tree."""
+    return list(ast.walk(ast.parse(path.read_bytes())))
+
+
 def imports() -> Iterator[Import]:
     """(file, line, full name of what is imported) for every import in the package, wherever in a file it stands."""
     for path in sorted(PACKAGE.rglob("*.py")):
-        for node in ast.walk(ast.parse(path.read_bytes())):
+        for node in nodes(path):
             if isinstance(node, ast.Import):
                 yield from ((path, node.lineno, alias.name) for alias in node.names)
             elif isinstance(node, ast.ImportFrom):
@@ -109,7 +116,7 @@ def test_nobody_looks_at_the_wall_clock() -> None:
     for path in sorted(PACKAGE.rglob("*.py")):
         if path == DATED:
             continue
-        for node in ast.walk(ast.parse(path.read_bytes())):
+        for node in nodes(path):
             if (
                 isinstance(node, ast.Attribute)
                 and node.attr in WALL_CLOCKS
@@ -126,7 +133,7 @@ def test_time_outs_do_not_count_stalls() -> None:
     """`asyncio.timeout` is for pauses that an event of ours may end; what others owe us is bounded by `within`."""
     found = []
     for path in sorted(PACKAGE.rglob("*.py")):
-        for node in ast.walk(ast.parse(path.read_bytes())):
+        for node in nodes(path):
             if isinstance(node, ast.AsyncWith) and ast.unparse(node.items[0].context_expr).startswith(
                 "asyncio.timeout"
             ):
@@ -155,7 +162,7 @@ def test_the_core_tells_the_time_by_one_clock() -> None:
     found = [
         f"{path.relative_to(PACKAGE.parent)}:{node.lineno}"
         for path in sorted((PACKAGE / "control").rglob("*.py"))
-        for node in ast.walk(ast.parse(path.read_bytes()))
+        for node in nodes(path)
         if isinstance(node, ast.Attribute) and ast.unparse(node) in {"time.monotonic", "time.perf_counter"}
     ]
     assert found == []
@@ -185,7 +192,7 @@ def test_every_task_is_guarded() -> None:
     makers = {
         str(path.relative_to(PACKAGE))
         for path in sorted(PACKAGE.rglob("*.py"))
-        for node in ast.walk(ast.parse(path.read_bytes()))
+        for node in nodes(path)
         if isinstance(node, ast.Attribute) and node.attr in {"create_task", "ensure_future"}
     }
     assert makers == awaited_by_their_makers
