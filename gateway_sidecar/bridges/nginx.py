@@ -369,16 +369,7 @@ class Nginx:
 
     async def _ask(self) -> InForce | None:
         """What nginx says of itself; None if it does not answer in time, or in other words."""
-        with contextlib.suppress(OSError):  # A TimeoutError is one, too.
-            async with within(_PATIENCE_S):
-                reader, writer = await asyncio.open_unix_connection(str(self._alive))
-                try:
-                    writer.write(f"GET {IN_FORCE} HTTP/1.0\r\n\r\n".encode())
-                    answer = await reader.read()
-                finally:
-                    writer.transport.abort()
-                return InForce.of(answer.partition(b"\r\n\r\n")[2].decode("ascii", "replace"))
-        return None
+        return InForce.of(await ask_in_force(self._alive))
 
     async def _until_in_force(self, number: str, process: Process, said_before: Container[str] | None = None) -> None:
         """Returns when whoever takes requests has the configuration of this number. Raises BridgeError if nobody does.
@@ -396,7 +387,7 @@ class Nginx:
             elif not process.running:
                 last = " | ".join(await self.log.read_tail(3)) or "it said nothing"
                 raise BridgeError(f"nginx does not serve: {last}")
-            elif said_before is not None and (words := _refusal(await self.log.read_tail(_LINES), said_before)):
+            elif said_before is not None and (words := refusal(await self.log.read_tail(_LINES), said_before)):
                 raise BridgeError(f"nginx refuses its new configuration and goes on with the old one: {words}")
             if awake.now() > deadline:
                 if said is not None and said.number == number:
@@ -554,7 +545,21 @@ def _listening(served_by: Mapping[Identity, str]) -> dict[Identity, str]:
     return {each: it for each, it in served_by.items() if each.is_alive() and listening_at(each.pid)}
 
 
-def _refusal(lines: Sequence[str], said_before: Container[str]) -> str:
+async def ask_in_force(alive: Path) -> str:
+    """What the nginx that listens there says that it serves; empty if it does not answer in time."""
+    with contextlib.suppress(OSError):  # A TimeoutError is one, too.
+        async with within(_PATIENCE_S):
+            reader, writer = await asyncio.open_unix_connection(str(alive))
+            try:
+                writer.write(f"GET {IN_FORCE} HTTP/1.0\r\n\r\n".encode())
+                answer = await reader.read()
+            finally:
+                writer.transport.abort()
+            return answer.partition(b"\r\n\r\n")[2].decode("ascii", "replace")
+    return ""
+
+
+def refusal(lines: Sequence[str], said_before: Container[str]) -> str:
     """Why nginx refuses what it was told, in its own words; empty if it has not said so.
 
     An address in use is tried for a while before it is given up.
