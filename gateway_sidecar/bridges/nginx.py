@@ -37,6 +37,7 @@ from gateway_sidecar.bridges.nginx_config import (
     InForce,
     NginxConfig,
     ServiceAddress,
+    services_in,
 )
 from gateway_sidecar.bridges.request_events import EventAddress, placeholder
 from gateway_sidecar.errors import BridgeError, ProcessError
@@ -281,7 +282,7 @@ class Nginx:
     async def adopt(self, identity: Identity) -> bool:
         """Takes over the nginx of an earlier daemon, as it is; False if it is gone, its orphans stopped then.
 
-        What it serves is not known before it has been asked: `apply` does.
+        What it serves is not known before it has been asked: `in_force` does.
         """
         self.prepare()
         self._program = await find_nginx(self._settings.command)
@@ -313,6 +314,14 @@ class Nginx:
             elif busy := busy_ports(fresh):
                 found[service.service] = _busy_message(busy)
         return found
+
+    async def in_force(self) -> Sequence[ServiceAddress] | None:
+        """What the nginx that was adopted serves; None where it does not run with what its file says."""
+        said = await self._ask()
+        if said is None:
+            return None
+        self._take(said)
+        return services_in(self._written() or "", said.number)
 
     async def serves(self, services: Sequence[ServiceAddress]) -> bool:
         """Whether it serves just these already."""

@@ -3,10 +3,11 @@
 from __future__ import annotations
 
 import hashlib
+import json
 import math
 import re
 from collections.abc import Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, fields
 from pathlib import Path
 
 from gateway_sidecar.bridges import bodies, bridge_server, client_headers, front_door
@@ -35,6 +36,8 @@ BODIES = "client_body"
 """The directory, below the one for temporary files, that bodies go to."""
 
 _NUMBER_DIGITS = 16
+_RECORD = "#: "
+_RECORD_LINE = 1000  # nginx takes no comment of more than 4096 bytes
 _SAID = re.compile(rf"([0-9a-f]{{{_NUMBER_DIGITS}}}) (run|state)(?: ([0-9]{{1,5}}) ([0-9a-f]+))?")
 _PEER_CONNECTIONS = 4096  # two for each request
 _TEMPS = (BODIES, "proxy", "fastcgi", "uwsgi", "scgi")
@@ -188,8 +191,8 @@ class NginxConfig:
         return _number_of(self._text(""))
 
     def text(self) -> str:
-        """The whole configuration file."""
-        return self._text(self.number)
+        """The whole configuration file. It begins with what it serves, for the next daemon: `services_in` reads it."""
+        return _record(self.services) + self._text(self.number)
 
     def _text(self, number: str) -> str:
         return "\n".join([self._main(), self._stream(), self._http(number)])
@@ -522,6 +525,30 @@ http {{
     }}
 }}
 """
+
+
+def services_in(text: str, number: str) -> Sequence[ServiceAddress] | None:
+    """What an nginx serves that says this number; None if it does not run with the configuration of this text."""
+    rows = text.splitlines(keepends=True)
+    without = "".join(row for row in rows if not row.startswith(_RECORD))
+    if _number_of(without.replace(f"'{number} ", "' ", 1)) != number:
+        return None
+    try:
+        said = json.loads("".join(row.removeprefix(_RECORD).rstrip("\n") for row in rows if row.startswith(_RECORD)))
+        return [ServiceAddress(**it | {"frontend": FrontendSettings.model_validate(it["frontend"])}) for it in said]
+    except (ValueError, TypeError, KeyError):
+        return None  # Another version's.
+
+
+def _record(services: Sequence[ServiceAddress]) -> str:
+    """The services as comments; it is no part of the configuration's number."""
+    said = [
+        {field.name: getattr(it, field.name) for field in fields(it)}
+        | {"frontend": it.frontend.model_dump(mode="json")}
+        for it in services
+    ]
+    text = json.dumps(said)
+    return "".join(f"{_RECORD}{text[at : at + _RECORD_LINE]}\n" for at in range(0, len(text), _RECORD_LINE))
 
 
 def _number_of(text: str) -> str:

@@ -330,6 +330,42 @@ async def test_one_busy_address_does_not_stop_the_others(make_gateway: MakeGatew
     assert [event["service"] for event in gateway.events("service.in_force")] == ["code"]
 
 
+async def test_a_service_refused_at_adoption_holds_up_no_other(make_gateway: MakeGateway) -> None:
+    """The next daemon knows what each service had: that one keeps it, and the others go on changing."""
+    gateway = make_gateway(services=("chat", "code"))
+    await gateway.start()
+    assert await gateway.terminate() == 0
+    old = dict(gateway.ports)
+    chat, code = (it["listen"] for it in gateway.settings["services"])
+    busy = gateway.ports["code"] + 5
+    with socket.create_server(("127.0.0.1", busy)):
+        gateway.settings["services"][1]["listen"] = f"127.0.0.1:{busy}"
+        for port in (old["chat"] + 4, old["chat"] + 7):
+            gateway.settings["services"][0]["listen"] = f"127.0.0.1:{port}"
+            if port == old["chat"] + 4:
+                await gateway.start(ready=False)
+            else:
+                gateway.configure()
+                assert (await gateway.cli("reload"))[0] == 1
+            status = await gateway.until(lambda s: service_of(s)["not_in_force"] is None, within_s=30)
+            assert service_of(status)["listen"] == f"127.0.0.1:{port}" != chat
+            assert service_of(status, "code")["listen"] == code
+            assert "EADDRINUSE" in service_of(status, "code")["not_in_force"]
+            assert status["problems"] == [it for it in status["problems"] if it.startswith("code: listen and frontend")]
+            assert (await in_force(gateway), await in_force(gateway, "code")) == (1, 0)
+            for at in (port, old["code"]):
+                assert await asyncio.to_thread(status_of_nothing, at) == 404
+    await gateway.until(lambda s: s["problems"] == [], within_s=30)
+    assert await asyncio.to_thread(status_of_nothing, busy) == 404
+
+
+def status_of_nothing(port: int) -> int:
+    """What a front door says to a path that it does not pass. Blocks."""
+    with socket.create_connection(("127.0.0.1", port), timeout=10) as stream:
+        stream.sendall(b"GET /nothing HTTP/1.0\r\n\r\n")
+        return int(stream.recv(4096).split()[1])
+
+
 async def test_nginx_is_back_as_soon_as_its_file_is_mended(make_gateway: MakeGateway) -> None:
     """A reload that mends what kept it down does not wait for the next try."""
     gateway = make_gateway()
