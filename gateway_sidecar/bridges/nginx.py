@@ -17,13 +17,14 @@ import secrets
 import shutil
 import signal
 import socket
-from collections.abc import Container, Mapping, Sequence
+from collections.abc import Collection, Container, Mapping, Sequence
 from dataclasses import dataclass
 from functools import partial
 from importlib import resources
-from ipaddress import ip_address
+from ipaddress import IPv4Address, IPv6Address, ip_address
 from pathlib import Path
 
+from gateway_sidecar.bridges.bridge_server import bracketed
 from gateway_sidecar.bridges.connections import listening_at
 from gateway_sidecar.bridges.front_door import DoorPlaces
 from gateway_sidecar.bridges.nginx_config import (
@@ -40,6 +41,7 @@ from gateway_sidecar.bridges.nginx_config import (
     services_in,
 )
 from gateway_sidecar.bridges.request_events import EventAddress, placeholder
+from gateway_sidecar.config.values import hosts_clash
 from gateway_sidecar.errors import BridgeError, ProcessError
 from gateway_sidecar.files.own import keep_directory, make_directory
 from gateway_sidecar.files.replace import put_in_place, replace_file, replace_link, write_beside
@@ -312,7 +314,7 @@ class Nginx:
             if needs_more_lua(program, [service]):
                 found[service.service] = f"frontend.auth.keys_file needs nginx's Lua module; {LUA_CURE}"
             elif busy := busy_ports(fresh):
-                found[service.service] = _busy_message(busy)
+                found[service.service] = _busy_message(busy, ours)
         return found
 
     async def in_force(self) -> Sequence[ServiceAddress] | None:
@@ -602,7 +604,24 @@ def busy_ports(addresses: Sequence[tuple[str, int]]) -> list[tuple[str, int, str
     return busy
 
 
-def _busy_message(busy: Sequence[tuple[str, int, str]]) -> str:
+def in_its_own_way(host: str, port: int, ours: Collection[tuple[IPv4Address | IPv6Address, int]]) -> str:
+    """Why nginx cannot listen there while it listens where it does, and what to do; empty if that is not the reason.
+
+    It opens new addresses before it closes old ones, and the kernel gives `0.0.0.0` and one address to one alone.
+    """
+    for its, at in sorted(ours, key=str):
+        if at == port and hosts_clash(host, str(its)):
+            text = f"nginx itself listens on {bracketed(str(its))}:{at} and cannot exchange one for the other"
+            return f"{text}; reload with another port first, then with this one, or choose another port"
+    return ""
+
+
+def _busy_message(
+    busy: Sequence[tuple[str, int, str]], ours: Collection[tuple[IPv4Address | IPv6Address, int]] = ()
+) -> str:
+    for host, port, why in busy:
+        if own := in_its_own_way(host, port, ours):
+            return f"cannot listen on {bracketed(host)}:{port} ({why}): {own}"
     shown = ", ".join(f"{host}:{port} ({why})" for host, port, why in busy[:5])
     more = f" and {len(busy) - 5} more" if len(busy) > 5 else ""
     return f"cannot listen on {shown}{more}; stop what uses them, or choose others (bridges.ports, services[].listen)"

@@ -304,6 +304,27 @@ async def test_an_address_that_is_taken_is_not_shown_as_live(make_gateway: MakeG
     assert await without_key(gateway, new) == 200
 
 
+async def test_nginx_in_its_own_way_is_told_with_what_to_do(make_gateway: MakeGateway) -> None:
+    """It cannot exchange one address of a port for all of them, nor back; over another port it can."""
+    gateway = make_gateway()
+    await gateway.start()
+    port = gateway.ports["chat"]
+    for old, new in (("127.0.0.1", "0.0.0.0"), ("0.0.0.0", "127.0.0.1")):
+        gateway.settings["services"][0]["listen"] = f"{new}:{port}"
+        gateway.configure()
+        why = f"nginx itself listens on {old}:{port} and cannot exchange one for the other"
+        for command in ("check", "reload"):
+            code, out, err = await gateway.cli(command)
+            assert (code, f"{why}; reload with another port first" in out + err) == (1, True), out + err
+        assert service_of(await gateway.status())["listen"] == f"{old}:{port}"
+        assert await asyncio.to_thread(status_of_nothing, port) == 404
+        for then in (port + 5, port):
+            gateway.settings["services"][0]["listen"] = f"{new}:{then}"
+            gateway.configure()
+            assert (await gateway.cli("reload"))[0] == 0
+            assert await asyncio.to_thread(status_of_nothing, then) == 404
+
+
 async def test_one_busy_address_does_not_stop_the_others(make_gateway: MakeGateway, engine: StartEngine) -> None:
     """At a cold start, and at the next daemon's: that one says why and comes when it can."""
     gateway = make_gateway(services=("chat", "code"))
