@@ -170,6 +170,7 @@ class Nginx:
         self.doors = DoorPlaces(settings.run_dir / "doors")
         self._directory = settings.run_dir / "nginx"
         self._config_path = self._directory / "nginx.conf"
+        self._before_path = self._directory / "before.conf"
         self.log = ChildLog(settings.state_dir / "log" / "nginx.log", spare=settings.run_dir / "log" / "nginx.log")
         self._temp = settings.state_dir / TEMP
         self._state_thread = OwnThread("nginx-temp")
@@ -318,12 +319,12 @@ class Nginx:
         return found
 
     async def in_force(self) -> Sequence[ServiceAddress] | None:
-        """What the nginx that was adopted serves; None where it does not run with what its file says."""
+        """What the nginx that was adopted serves; None where it runs with no file that is there."""
         said = await self._ask()
         if said is None:
             return None
         self._take(said)
-        return services_in(self._written() or "", said.number)
+        return services_in(self._text_of(said.number) or "", said.number)
 
     async def serves(self, services: Sequence[ServiceAddress]) -> bool:
         """Whether it serves just these already."""
@@ -350,17 +351,19 @@ class Nginx:
             raise BridgeError("nginx does not say what it serves; it hangs, or ends")
         self._take(said)
         config = self._config(services)
-        text, before = config.text(), self._written()
+        text, before = config.text(), self._text_of(said.number)
         self.prepare()
         self._write_scripts()
         if said.number == config.number:
-            if before != text:
+            if self._written() != text:
                 replace_file(self._config_path, text)
             await self._until_in_force(config.number, process)
             return False
         fresh = await self._tried_out(text)
         said_before = set(await self.log.read_tail(_LINES))
         self._served_by = dict.fromkeys(session_members(process.identity), said.number) | self._served_by
+        if before is not None:  # For the next daemon, if this one ends before nginx has taken or refused it.
+            replace_file(self._before_path, before)
         put_in_place(fresh, self._config_path)
         process.send(signal.SIGHUP)
         self.reloads += 1
@@ -372,11 +375,16 @@ class Nginx:
             raise
         return True
 
-    def _written(self) -> str | None:
+    def _written(self, path: Path | None = None) -> str | None:
         try:
-            return self._config_path.read_text()
+            return (path or self._config_path).read_text()
         except FileNotFoundError:
             return None
+
+    def _text_of(self, number: str) -> str | None:
+        """The configuration that nginx runs with, who answers this number: that of its file, or the one before."""
+        texts = (self._written(path) for path in (self._config_path, self._before_path))
+        return next((text for text in texts if text and services_in(text, number) is not None), None)
 
     async def _ask(self) -> InForce | None:
         """What nginx says of itself; None if it does not answer in time, or in other words."""

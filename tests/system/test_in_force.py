@@ -6,6 +6,7 @@ import asyncio
 import itertools
 import os
 import random
+import resource
 import shutil
 import socket
 import ssl
@@ -173,6 +174,30 @@ async def test_a_configuration_that_was_written_and_never_told_is_put_in_force(s
             nginx = await doors.again(nginx)
             assert await nginx.apply([guarded])
             assert await asyncio.to_thread(doors.status_at, guarded.listen, tls=False) == 401
+        finally:
+            await nginx.stop(grace_s=1)
+
+
+async def test_what_is_in_force_is_known_whenever_a_daemon_dies(short_path: Path) -> None:
+    """Also in the middle of a change that nginx has not taken: what each service has is not what the file says."""
+    async with doors_at(short_path) as doors:
+        nginx = doors.begin()
+        plain = doors.address({"max_body_mb": 7})
+        await nginx.start([plain])
+        assert nginx.process is not None
+        try:
+            for listen in (doors.endpoint(8), doors.endpoint(9)):
+                limits = resource.prlimit(nginx.process.pid, resource.RLIMIT_NOFILE)
+                resource.prlimit(nginx.process.pid, resource.RLIMIT_NOFILE, (3, limits[1]))
+                changing = asyncio.create_task(nginx.apply([replace(plain, listen=listen)]))
+                while listen not in (doors.directory / "run" / "nginx" / "nginx.conf").read_text():
+                    await asyncio.sleep(0)
+                changing.cancel()
+                await asyncio.gather(changing, return_exceptions=True)
+                nginx = await doors.again(nginx)
+                assert nginx.process is not None
+                resource.prlimit(nginx.process.pid, resource.RLIMIT_NOFILE, limits)
+                assert await nginx.in_force() == [plain]
         finally:
             await nginx.stop(grace_s=1)
 
