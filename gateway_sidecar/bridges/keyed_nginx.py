@@ -9,7 +9,7 @@ from __future__ import annotations
 import asyncio
 import os
 import signal
-from collections.abc import Container
+from collections import Counter
 from contextlib import suppress
 from dataclasses import dataclass, field
 from functools import partial
@@ -100,7 +100,7 @@ class KeyedNginx(SmallNginx):
         process = self.process
         assert process is not None
         config = self._config(to, await asyncio.to_thread(self._descriptor_of, to))
-        said_before = set(await self._places.log.read_tail(_LINES))
+        said_before = Counter(await self._places.log.read_tail(_LINES))
         if not await self._says(config.number):
             try:
                 await asyncio.to_thread(self._write, config.text(), to.socket)
@@ -109,7 +109,7 @@ class KeyedNginx(SmallNginx):
             process.send(signal.SIGHUP)
         await self._until_in_force(config.number, process, said_before)
 
-    async def _until_in_force(self, number: str, process: Process, said_before: Container[str]) -> None:
+    async def _until_in_force(self, number: str, process: Process, said_before: Counter[str]) -> None:
         """Returns when its workers have the configuration of this number. Raises BridgeError if they do not get it.
 
         A signal says nothing: nginx may refuse what it is told, and its old worker takes connections on for a while.

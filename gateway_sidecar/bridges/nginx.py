@@ -17,7 +17,8 @@ import secrets
 import shutil
 import signal
 import socket
-from collections.abc import Collection, Container, Mapping, Sequence
+from collections import Counter
+from collections.abc import Collection, Mapping, Sequence
 from dataclasses import dataclass
 from functools import partial
 from importlib import resources
@@ -360,7 +361,7 @@ class Nginx:
             await self._until_in_force(config.number, process)
             return False
         fresh = await self._tried_out(text)
-        said_before = set(await self.log.read_tail(_LINES))
+        said_before = Counter(await self.log.read_tail(_LINES))
         self._served_by = dict.fromkeys(session_members(process.identity), said.number) | self._served_by
         if before is not None:  # For the next daemon, if this one ends before nginx has taken or refused it.
             replace_file(self._before_path, before)
@@ -390,7 +391,7 @@ class Nginx:
         """What nginx says of itself; None if it does not answer in time, or in other words."""
         return InForce.of(await ask_in_force(self._alive))
 
-    async def _until_in_force(self, number: str, process: Process, said_before: Container[str] | None = None) -> None:
+    async def _until_in_force(self, number: str, process: Process, said_before: Counter[str] | None = None) -> None:
         """Returns when whoever takes requests has the configuration of this number. Raises BridgeError if nobody does.
 
         A signal says nothing: nginx may refuse what it is told, and its old processes take requests on for a while.
@@ -578,12 +579,12 @@ async def ask_in_force(alive: Path) -> str:
     return ""
 
 
-def refusal(lines: Sequence[str], said_before: Container[str]) -> str:
+def refusal(lines: Sequence[str], said_before: Counter[str]) -> str:
     """Why nginx refuses what it was told, in its own words; empty if it has not said so.
 
-    An address in use is tried for a while before it is given up.
+    An address in use is tried for a while before it is given up. The same words may be said twice in one second.
     """
-    fresh = [line for line in lines if "[emerg]" in line and line not in said_before]
+    fresh = [line for line in (Counter(lines) - said_before).elements() if "[emerg]" in line]
     final = [line for line in fresh if f"({errno.EADDRINUSE}: " not in line]
     return " | ".join(fresh[-3:]) if final else ""
 
