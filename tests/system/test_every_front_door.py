@@ -324,8 +324,10 @@ class Client:
         async with self._connection() as (reader, writer):
             writer.write("\r\n".join([*lines, "", ""]).encode() + body)
             head = (await reader.readuntil(b"\r\n\r\n")).decode().split("\r\n")
-            rest = await reader.read()
-        found = dict(line.lower().split(": ", 1) for line in head[1:] if ": " in line)
+            found = dict(line.lower().split(": ", 1) for line in head[1:] if ": " in line)
+            # Not to the connection's end: nginx waits 5 s for the rest of a body that it has refused.
+            rest = await reader.readexactly(int(found.get("content-length", "0")))
+            rest = rest or await reader.read() if "transfer-encoding" in found else rest
         code = None
         if b'"error"' in rest and "x-smg-error-code" not in found:
             code = json.loads(rest[rest.index(b"{") : rest.rindex(b"}") + 1])["error"].get("code")

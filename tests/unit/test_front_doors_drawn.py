@@ -48,6 +48,8 @@ def test_every_draw_is_a_configuration_and_every_setting_varies() -> None:
     @given(services(GROUND))
     def draw(drawn: list[dict[str, Any]]) -> None:
         for parsed in parsed_with_replicas(drawn).services:
+            said = parsed.frontend.model_dump(mode="json")
+            assert FrontendSettings.model_validate(said) == parsed.frontend, "what is written down can be read again"
             note(parsed.frontend)
             note(parsed.hold)
 
