@@ -18,6 +18,7 @@ from typing import Any
 from gateway_sidecar.admin.client import ask_daemon
 from gateway_sidecar.admin.tls import read_tls
 from gateway_sidecar.bridges.addresses import ClaimRules, PeerAddresses
+from gateway_sidecar.bridges.bridge_server import bracketed
 from gateway_sidecar.bridges.connections import listening_at
 from gateway_sidecar.bridges.nginx import LUA_CURE, OWNER_CURE, NginxProgram, busy_ports, find_nginx, in_its_own_way
 from gateway_sidecar.bridges.nginx_config import Capacity
@@ -284,11 +285,11 @@ def _ports(settings: Settings, running: dict[str, Any] | None, left: LeftRunning
     privileged = [(host, port) for host, port, why in busy if as_other and why == "EACCES" and port < _UNPRIVILEGED]
     busy = [each for each in busy if each[:2] not in privileged]
     findings = [
-        Finding(Level.FAIL, f"cannot listen on {host}:{port}: {in_its_own_way(host, port, ours) or why}")
+        Finding(Level.FAIL, f"cannot listen on {bracketed(host)}:{port}: {in_its_own_way(host, port, ours) or why}")
         for host, port, why in busy[:10]
     ]
     cure = "needs CAP_NET_BIND_SERVICE; give it to the unit (AmbientCapabilities=, CapabilityBoundingSet=)"
-    findings += [Finding(Level.WARN, f"listening on {host}:{port} {cure}") for host, port in privileged]
+    findings += [Finding(Level.WARN, f"listening on {bracketed(host)}:{port} {cure}") for host, port in privileged]
     if len(busy) > 10:
         findings.append(Finding(Level.FAIL, f"nor on {len(busy) - 10} further addresses"))
     return findings or [Finding(Level.OK, f"{len(wanted)} addresses are free to listen on")]

@@ -606,6 +606,8 @@ def busy_ports(addresses: Sequence[tuple[str, int]]) -> list[tuple[str, int, str
         family = socket.AF_INET6 if ":" in host else socket.AF_INET
         with socket.socket(family, socket.SOCK_STREAM) as probe:
             probe.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
+            if family == socket.AF_INET6:  # As nginx does: `::` does not cover IPv4.
+                probe.setsockopt(socket.IPPROTO_IPV6, socket.IPV6_V6ONLY, 1)
             try:
                 probe.bind((host, port))  # Refused while anybody listens. We do not: a client would find us.
             except OSError as error:
@@ -631,7 +633,7 @@ def _busy_message(
     for host, port, why in busy:
         if own := in_its_own_way(host, port, ours):
             return f"cannot listen on {bracketed(host)}:{port} ({why}): {own}"
-    shown = ", ".join(f"{host}:{port} ({why})" for host, port, why in busy[:5])
+    shown = ", ".join(f"{bracketed(host)}:{port} ({why})" for host, port, why in busy[:5])
     more = f" and {len(busy) - 5} more" if len(busy) > 5 else ""
     return f"cannot listen on {shown}{more}; stop what uses them, or choose others (bridges.ports, services[].listen)"
 

@@ -329,6 +329,24 @@ async def test_an_address_that_is_taken_is_not_shown_as_live(make_gateway: MakeG
     assert await without_key(gateway, new) == 200
 
 
+async def test_all_addresses_of_the_sixth_version_are_not_those_of_the_fourth(short_path: Path) -> None:
+    """`[::]:PORT` may come while `0.0.0.0:PORT` is served, and go again."""
+    async with doors_at(short_path) as doors:
+        nginx = doors.begin()
+        fourth, sixth = doors.endpoint(5, "0.0.0.0"), doors.endpoint(5, "[::]")
+        await nginx.start([doors.address({"listen": [fourth]})])
+        try:
+            for listens in ([fourth, sixth], [sixth], [sixth, fourth], [fourth]):
+                address = doors.address({"listen": listens})
+                assert await nginx.objections([address]) == {}
+                assert await nginx.apply([address])
+                for endpoint, host in ((fourth, "127.0.0.1"), (sixth, "[::1]")):
+                    if endpoint in listens:
+                        assert await asyncio.to_thread(doors.status_at, doors.endpoint(5, host), tls=False)
+        finally:
+            await nginx.stop(grace_s=1)
+
+
 async def test_nginx_in_its_own_way_is_told_with_what_to_do(make_gateway: MakeGateway) -> None:
     """It cannot exchange one address of a port for all of them, nor back; over another port it can."""
     gateway = make_gateway()
