@@ -6,6 +6,7 @@ PREFIX ?= /opt/gateway-sidecar
 ENGINE ?= simulated
 DEMO ?=
 MINUTES ?= 10
+EXAMPLES ?= 60
 SEED ?=
 ARGS ?=
 JOBS ?= 3
@@ -14,7 +15,7 @@ PY := $(VENV)/bin/python
 SETUP := VENV="$(VENV)" MLX_VENV="$(MLX_VENV)" PREFIX="$(PREFIX)" PYTHON="$(PYTHON)" scripts/setup.sh
 export MLX_PYTHON ?= $(abspath $(MLX_VENV)/bin/python)
 
-.PHONY: help run test check format bench chaos freezes soak fuzz proto mlx install lock dist clean
+.PHONY: help run test check format bench chaos freezes doors soak fuzz proto mlx install lock dist clean
 
 help:
 	@sed -n 's/^## //p' Makefile
@@ -56,6 +57,11 @@ chaos:
 freezes:
 	@$(SETUP) dev nginx
 	@$(PY) -m tests.chaos.freezes --minutes $(MINUTES) $(if $(SEED),--seed $(SEED)) $(ARGS)
+
+## make doors    random front doors, EXAMPLES=60 of them: served, adopted, changed, refused; all that tells of them agrees
+doors:
+	@$(SETUP) dev nginx
+	@FRONT_DOORS=$(EXAMPLES) $(PY) -m pytest tests/system/test_every_front_door.py -o timeout=0 $(ARGS)
 
 ## make soak     an hour's changes in MINUTES=10; nothing may grow
 soak:

@@ -11,15 +11,16 @@ from collections.abc import Callable, Iterator
 from contextlib import suppress
 from dataclasses import dataclass, replace
 from enum import StrEnum
-from ipaddress import ip_address, ip_network
+from ipaddress import IPv4Address, IPv6Address, ip_address, ip_network
 from pathlib import Path
 from typing import Any
 
 from gateway_sidecar.admin.client import ask_daemon
 from gateway_sidecar.admin.tls import read_tls
 from gateway_sidecar.bridges.addresses import ClaimRules, PeerAddresses
+from gateway_sidecar.bridges.bridge_server import bracketed
 from gateway_sidecar.bridges.connections import listening_at
-from gateway_sidecar.bridges.nginx import LUA_CURE, OWNER_CURE, NginxProgram, busy_ports, find_nginx
+from gateway_sidecar.bridges.nginx import LUA_CURE, OWNER_CURE, NginxProgram, busy_ports, find_nginx, in_its_own_way
 from gateway_sidecar.bridges.nginx_config import Capacity
 from gateway_sidecar.config import FrontendSettings, PortRange, ServiceSettings, Settings, advise, load_overrides
 from gateway_sidecar.config.frontend_values import ANY
@@ -261,6 +262,7 @@ def _ports(settings: Settings, running: dict[str, Any] | None, left: LeftRunning
     """Whether all could be listened on. Of a running daemon's, those that its nginx does not have: no others change."""
     public = {it for s in settings.services for it in (s.listen, *s.frontend.listen, *s.frontend.redirect)}
     wanted = [(it.host, it.port) for it in sorted(public, key=str)]
+    ours: frozenset[tuple[IPv4Address | IPv6Address, int]] = frozenset()
     if running is not None:
         ours = listening_at(running["bridge"]["pid"] or 0)
         if not ours:
@@ -278,9 +280,12 @@ def _ports(settings: Settings, running: dict[str, Any] | None, left: LeftRunning
     busy = [each for each in busy_ports(wanted) if (ip_address(each[0]), each[1]) not in to_be_taken_up]
     privileged = [(host, port) for host, port, why in busy if assumed and why == "EACCES" and port < _UNPRIVILEGED]
     busy = [each for each in busy if each[:2] not in privileged]
-    findings = [Finding(Level.FAIL, f"cannot listen on {host}:{port}: {why}") for host, port, why in busy[:10]]
+    findings = [
+        Finding(Level.FAIL, f"cannot listen on {bracketed(host)}:{port}: {in_its_own_way(host, port, ours) or why}")
+        for host, port, why in busy[:10]
+    ]
     cure = "needs CAP_NET_BIND_SERVICE; give it to the unit (AmbientCapabilities=, CapabilityBoundingSet=)"
-    findings += [Finding(Level.WARN, f"listening on {host}:{port} {cure}") for host, port in privileged]
+    findings += [Finding(Level.WARN, f"listening on {bracketed(host)}:{port} {cure}") for host, port in privileged]
     if len(busy) > 10:
         findings.append(Finding(Level.FAIL, f"nor on {len(busy) - 10} further addresses"))
     return findings or [Finding(Level.OK, f"{len(wanted)} addresses are free to listen on")]

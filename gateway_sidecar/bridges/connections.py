@@ -14,6 +14,7 @@ from pathlib import Path
 from gateway_sidecar.domain.model import PeerAddress
 
 _OPEN = frozenset((b"01", b"04", b"05", b"08"))  # established, fin-wait-1, fin-wait-2, close-wait
+_LISTENS = b"00010000"
 _TABLES = (Path("/proc/self/net/tcp"), Path("/proc/self/net/tcp6"))
 
 
@@ -63,6 +64,21 @@ def listening_at(pid: int, tables: tuple[Path, ...] = _TABLES) -> frozenset[tupl
                     if fields[3] == b"0A" and b"socket:[%s]" % fields[9] in held:
                         found.add((kernel_address(fields[1]), int(fields[1][-4:], 16)))
     return frozenset(found)
+
+
+def holds_listener(pid: int, path: Path, table: Path = Path("/proc/self/net/unix")) -> bool:
+    """Whether this process takes connections to the Unix socket at that path. Blocks: call in a thread."""
+    listening = set()
+    with table.open("rb") as rows:
+        for row in rows:
+            fields = row.split(maxsplit=7)
+            if len(fields) == 8 and fields[3] == _LISTENS and fields[7].rstrip(b"\n") == os.fsencode(path):
+                listening.add(f"socket:[{fields[6].decode()}]")
+    for entry in Path(f"/proc/{pid}/fd").glob("*"):
+        with suppress(OSError):
+            if os.readlink(entry) in listening:  # noqa: PTH115 - for every connection there is
+                return True
+    return False
 
 
 def kernel_address(text: bytes) -> IPv4Address | IPv6Address:

@@ -9,18 +9,24 @@ from __future__ import annotations
 import asyncio
 import os
 import signal
-import stat
+from collections import Counter
 from contextlib import suppress
 from dataclasses import dataclass, field
+from functools import partial
 from pathlib import Path
 
-from gateway_sidecar.bridges.nginx import ENGINE_LINK, KEYED, own_user, stop_orphans
-from gateway_sidecar.bridges.nginx_config import keyed_config
+from gateway_sidecar.bridges.connections import holds_listener
+from gateway_sidecar.bridges.nginx import ENGINE_LINK, KEYED, ask_in_force, own_user, refusal, stop_orphans
+from gateway_sidecar.bridges.nginx_config import ALIVE, KeyedConfig
 from gateway_sidecar.bridges.small_nginx import SmallNginx, SmallPlaces, small_left_running
 from gateway_sidecar.errors import BridgeError
 from gateway_sidecar.files.own import make_directory
 from gateway_sidecar.files.replace import replace_file, replace_link
-from gateway_sidecar.supervision.process import Identity
+from gateway_sidecar.supervision import awake
+from gateway_sidecar.supervision.process import Identity, Process, session_members
+
+_IN_FORCE_S = 5.0
+_LINES = 20
 
 
 @dataclass(frozen=True, slots=True)
@@ -60,9 +66,13 @@ class KeyedNginx(SmallNginx):
     def __init__(self, places: SmallPlaces, port: int) -> None:
         super().__init__(places, places.directory / KEYED / str(port), "the nginx that shows the API key")
         self.listens_at = self._directory / "in.sock"
+        self._alive = self._directory / ALIVE
 
     async def lead(self, to: Keyed) -> None:
-        """Starts it, or gives one that runs its new key; returns when it listens. Raises BridgeError."""
+        """Starts it, or gives one that runs its new key; returns when no new connection is shown anything else.
+
+        Raises BridgeError. One that runs may then show what it did before.
+        """
         program = await self._places.find()
         if self.running and await asyncio.to_thread(self._holds, to):
             await self._give(to)
@@ -73,9 +83,12 @@ class KeyedNginx(SmallNginx):
         try:
             if self.process is not None:
                 await stop_orphans(self.process.identity)
-            await asyncio.to_thread(self._write, self._text(to, held), to.socket)
-            self.listens_at.unlink(missing_ok=True)
-            await self._spawn(program, self._listens, keep_fds=() if held is None else (held,))
+            config = self._config(to, held)
+            await asyncio.to_thread(self._write, config.text(), to.socket)
+            for left in (self.listens_at, self._alive):  # nginx does not listen where a killed one did.
+                left.unlink(missing_ok=True)
+            says = partial(self._says, config.number)
+            await self._spawn(program, says, keep_fds=() if held is None else (held,))
         except OSError as error:
             raise BridgeError(f"cannot start {self._name}: {error}") from error
         finally:
@@ -84,27 +97,57 @@ class KeyedNginx(SmallNginx):
 
     async def _give(self, to: Keyed) -> None:
         """Connections that are open keep the old key, new ones get the new."""
-        assert self.process is not None
-        try:
-            number = await asyncio.to_thread(self._number_of, to)
-            text = self._text(to, number)
-            same = (self._directory / "nginx.conf").read_text() == text
-            await asyncio.to_thread(self._write, text, to.socket)
-        except OSError as error:
-            raise BridgeError(f"cannot tell {self._name} of another key: {error}") from error
-        if not same:
-            self.process.send(signal.SIGHUP)
+        process = self.process
+        assert process is not None
+        config = self._config(to, await asyncio.to_thread(self._descriptor_of, to))
+        said_before = Counter(await self._places.log.read_tail(_LINES))
+        if not await self._says(config.number):
+            try:
+                await asyncio.to_thread(self._write, config.text(), to.socket)
+            except OSError as error:
+                raise BridgeError(f"cannot tell {self._name} of another key: {error}") from error
+            process.send(signal.SIGHUP)
+        await self._until_in_force(config.number, process, said_before)
 
-    def _text(self, to: Keyed, held: int | None) -> str:
+    async def _until_in_force(self, number: str, process: Process, said_before: Counter[str]) -> None:
+        """Returns when its workers have the configuration of this number. Raises BridgeError if they do not get it.
+
+        A signal says nothing: nginx may refuse what it is told, and its old worker takes connections on for a while.
+        """
+        deadline = awake.now() + _IN_FORCE_S
+        while True:
+            if await self._says(number):
+                if await asyncio.to_thread(self._takers, process.identity) == 1:
+                    return
+            elif not process.running:
+                raise BridgeError(f"{self._name} has ended")
+            else:
+                its_own = [it for it in await self._places.log.read_tail(_LINES) if f" {process.pid}#" in it]
+                if words := refusal(its_own, said_before):
+                    raise BridgeError(f"{self._name} refuses its new key and shows the old one: {words}")
+            if awake.now() > deadline:
+                raise BridgeError(f"{self._name} has not taken its new key within {_IN_FORCE_S:g} s; it may hang")
+            await asyncio.sleep(0.01)
+
+    def _takers(self, master: Identity) -> int:
+        """How many workers take connections: the new one, and the old one for a while."""
+        return sum(1 for it in session_members(master) if holds_listener(it.pid, self.listens_at))
+
+    def _config(self, to: Keyed, held: int | None) -> KeyedConfig:
         engine = self._directory / ENGINE_LINK if held is None else Path(f"/proc/self/fd/{held}")
         user = own_user() if os.geteuid() == 0 else None
-        return keyed_config(self._directory, engine, to.key, grpc=to.grpc, user=user)
+        return KeyedConfig(self._directory, engine, to.key, to.grpc, user)
 
     def _holds(self, to: Keyed) -> bool:
-        """Whether the one that runs can lead there."""
-        return to.inode is None or self._number_of(to) is not None
+        """Whether the one that runs can lead there, and would not show another engine the key that it has now."""
+        if to.inode is not None:
+            return self._descriptor_of(to) is not None
+        try:
+            return (self._directory / ENGINE_LINK).readlink() == to.socket
+        except OSError:
+            return False
 
-    def _number_of(self, to: Keyed) -> int | None:
+    def _descriptor_of(self, to: Keyed) -> int | None:
         """The descriptor by which the one that runs holds the socket; None if it does not. Blocks."""
         if self.process is None or to.inode is None:
             return None
@@ -120,7 +163,7 @@ class KeyedNginx(SmallNginx):
         await super().stop()
         if identity is not None:
             await stop_orphans(identity)
-        for name in ("nginx.conf", "nginx.pid", "in.sock", ENGINE_LINK):
+        for name in ("nginx.conf", "nginx.pid", "in.sock", ALIVE, ENGINE_LINK):
             (self._directory / name).unlink(missing_ok=True)
 
     def _write(self, text: str, socket: Path) -> None:
@@ -132,12 +175,9 @@ class KeyedNginx(SmallNginx):
             replace_link(link, socket)
         replace_file(self._directory / "nginx.conf", text)
 
-    async def _listens(self) -> bool:
-        """Whether the socket is there and bound: nginx listens at the same moment."""
-        try:
-            return stat.S_ISSOCK(self.listens_at.stat().st_mode)
-        except OSError:
-            return False
+    async def _says(self, number: str) -> bool:
+        """Whether it says that it serves the configuration of this number."""
+        return await ask_in_force(self._alive) == number
 
 
 def keyed_left_running(places: SmallPlaces) -> dict[int, Identity]:

@@ -17,13 +17,15 @@ import secrets
 import shutil
 import signal
 import socket
-from collections.abc import Container, Mapping, Sequence
+from collections import Counter
+from collections.abc import Collection, Mapping, Sequence
 from dataclasses import dataclass
 from functools import partial
 from importlib import resources
-from ipaddress import ip_address
+from ipaddress import IPv4Address, IPv6Address, ip_address
 from pathlib import Path
 
+from gateway_sidecar.bridges.bridge_server import bracketed
 from gateway_sidecar.bridges.connections import listening_at
 from gateway_sidecar.bridges.front_door import DoorPlaces
 from gateway_sidecar.bridges.nginx_config import (
@@ -37,8 +39,10 @@ from gateway_sidecar.bridges.nginx_config import (
     InForce,
     NginxConfig,
     ServiceAddress,
+    services_in,
 )
 from gateway_sidecar.bridges.request_events import EventAddress, placeholder
+from gateway_sidecar.config.values import hosts_clash
 from gateway_sidecar.errors import BridgeError, ProcessError
 from gateway_sidecar.files.own import keep_directory, make_directory
 from gateway_sidecar.files.replace import put_in_place, replace_file, replace_link, write_beside
@@ -167,6 +171,7 @@ class Nginx:
         self.doors = DoorPlaces(settings.run_dir / "doors")
         self._directory = settings.run_dir / "nginx"
         self._config_path = self._directory / "nginx.conf"
+        self._before_path = self._directory / "before.conf"
         self.log = ChildLog(settings.state_dir / "log" / "nginx.log", spare=settings.run_dir / "log" / "nginx.log")
         self._temp = settings.state_dir / TEMP
         self._state_thread = OwnThread("nginx-temp")
@@ -281,7 +286,7 @@ class Nginx:
     async def adopt(self, identity: Identity) -> bool:
         """Takes over the nginx of an earlier daemon, as it is; False if it is gone, its orphans stopped then.
 
-        What it serves is not known before it has been asked: `apply` does.
+        What it serves is not known before it has been asked: `in_force` does.
         """
         self.prepare()
         self._program = await find_nginx(self._settings.command)
@@ -311,8 +316,16 @@ class Nginx:
             if needs_more_lua(program, [service]):
                 found[service.service] = f"frontend.auth.keys_file needs nginx's Lua module; {LUA_CURE}"
             elif busy := busy_ports(fresh):
-                found[service.service] = _busy_message(busy)
+                found[service.service] = _busy_message(busy, ours)
         return found
+
+    async def in_force(self) -> Sequence[ServiceAddress] | None:
+        """What the nginx that was adopted serves; None where it runs with no file that is there."""
+        said = await self._ask()
+        if said is None:
+            return None
+        self._take(said)
+        return services_in(self._text_of(said.number) or "", said.number)
 
     async def serves(self, services: Sequence[ServiceAddress]) -> bool:
         """Whether it serves just these already."""
@@ -339,17 +352,19 @@ class Nginx:
             raise BridgeError("nginx does not say what it serves; it hangs, or ends")
         self._take(said)
         config = self._config(services)
-        text, before = config.text(), self._written()
+        text, before = config.text(), self._text_of(said.number)
         self.prepare()
         self._write_scripts()
         if said.number == config.number:
-            if before != text:
+            if self._written() != text:
                 replace_file(self._config_path, text)
             await self._until_in_force(config.number, process)
             return False
         fresh = await self._tried_out(text)
-        said_before = set(await self.log.read_tail(_LINES))
+        said_before = Counter(await self.log.read_tail(_LINES))
         self._served_by = dict.fromkeys(session_members(process.identity), said.number) | self._served_by
+        if before is not None:  # For the next daemon, if this one ends before nginx has taken or refused it.
+            replace_file(self._before_path, before)
         put_in_place(fresh, self._config_path)
         process.send(signal.SIGHUP)
         self.reloads += 1
@@ -361,26 +376,22 @@ class Nginx:
             raise
         return True
 
-    def _written(self) -> str | None:
+    def _written(self, path: Path | None = None) -> str | None:
         try:
-            return self._config_path.read_text()
+            return (path or self._config_path).read_text()
         except FileNotFoundError:
             return None
 
+    def _text_of(self, number: str) -> str | None:
+        """The configuration that nginx runs with, who answers this number: that of its file, or the one before."""
+        texts = (self._written(path) for path in (self._config_path, self._before_path))
+        return next((text for text in texts if text and services_in(text, number) is not None), None)
+
     async def _ask(self) -> InForce | None:
         """What nginx says of itself; None if it does not answer in time, or in other words."""
-        with contextlib.suppress(OSError):  # A TimeoutError is one, too.
-            async with within(_PATIENCE_S):
-                reader, writer = await asyncio.open_unix_connection(str(self._alive))
-                try:
-                    writer.write(f"GET {IN_FORCE} HTTP/1.0\r\n\r\n".encode())
-                    answer = await reader.read()
-                finally:
-                    writer.transport.abort()
-                return InForce.of(answer.partition(b"\r\n\r\n")[2].decode("ascii", "replace"))
-        return None
+        return InForce.of(await ask_in_force(self._alive))
 
-    async def _until_in_force(self, number: str, process: Process, said_before: Container[str] | None = None) -> None:
+    async def _until_in_force(self, number: str, process: Process, said_before: Counter[str] | None = None) -> None:
         """Returns when whoever takes requests has the configuration of this number. Raises BridgeError if nobody does.
 
         A signal says nothing: nginx may refuse what it is told, and its old processes take requests on for a while.
@@ -396,7 +407,7 @@ class Nginx:
             elif not process.running:
                 last = " | ".join(await self.log.read_tail(3)) or "it said nothing"
                 raise BridgeError(f"nginx does not serve: {last}")
-            elif said_before is not None and (words := _refusal(await self.log.read_tail(_LINES), said_before)):
+            elif said_before is not None and (words := refusal(await self.log.read_tail(_LINES), said_before)):
                 raise BridgeError(f"nginx refuses its new configuration and goes on with the old one: {words}")
             if awake.now() > deadline:
                 if said is not None and said.number == number:
@@ -554,12 +565,26 @@ def _listening(served_by: Mapping[Identity, str]) -> dict[Identity, str]:
     return {each: it for each, it in served_by.items() if each.is_alive() and listening_at(each.pid)}
 
 
-def _refusal(lines: Sequence[str], said_before: Container[str]) -> str:
+async def ask_in_force(alive: Path) -> str:
+    """What the nginx that listens there says that it serves; empty if it does not answer in time."""
+    with contextlib.suppress(OSError):  # A TimeoutError is one, too.
+        async with within(_PATIENCE_S):
+            reader, writer = await asyncio.open_unix_connection(str(alive))
+            try:
+                writer.write(f"GET {IN_FORCE} HTTP/1.0\r\n\r\n".encode())
+                answer = await reader.read()
+            finally:
+                writer.transport.abort()
+            return answer.partition(b"\r\n\r\n")[2].decode("ascii", "replace")
+    return ""
+
+
+def refusal(lines: Sequence[str], said_before: Counter[str]) -> str:
     """Why nginx refuses what it was told, in its own words; empty if it has not said so.
 
-    An address in use is tried for a while before it is given up.
+    An address in use is tried for a while before it is given up. The same words may be said twice in one second.
     """
-    fresh = [line for line in lines if "[emerg]" in line and line not in said_before]
+    fresh = [line for line in (Counter(lines) - said_before).elements() if "[emerg]" in line]
     final = [line for line in fresh if f"({errno.EADDRINUSE}: " not in line]
     return " | ".join(fresh[-3:]) if final else ""
 
@@ -581,6 +606,8 @@ def busy_ports(addresses: Sequence[tuple[str, int]]) -> list[tuple[str, int, str
         family = socket.AF_INET6 if ":" in host else socket.AF_INET
         with socket.socket(family, socket.SOCK_STREAM) as probe:
             probe.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
+            if family == socket.AF_INET6:  # As nginx does: `::` does not cover IPv4.
+                probe.setsockopt(socket.IPPROTO_IPV6, socket.IPV6_V6ONLY, 1)
             try:
                 probe.bind((host, port))  # Refused while anybody listens. We do not: a client would find us.
             except OSError as error:
@@ -588,8 +615,25 @@ def busy_ports(addresses: Sequence[tuple[str, int]]) -> list[tuple[str, int, str
     return busy
 
 
-def _busy_message(busy: Sequence[tuple[str, int, str]]) -> str:
-    shown = ", ".join(f"{host}:{port} ({why})" for host, port, why in busy[:5])
+def in_its_own_way(host: str, port: int, ours: Collection[tuple[IPv4Address | IPv6Address, int]]) -> str:
+    """Why nginx cannot listen there while it listens where it does, and what to do; empty if that is not the reason.
+
+    It opens new addresses before it closes old ones, and the kernel gives `0.0.0.0` and one address to one alone.
+    """
+    for its, at in sorted(ours, key=str):
+        if at == port and hosts_clash(host, str(its)):
+            text = f"nginx itself listens on {bracketed(str(its))}:{at} and cannot exchange one for the other"
+            return f"{text}; reload with another port first, then with this one, or choose another port"
+    return ""
+
+
+def _busy_message(
+    busy: Sequence[tuple[str, int, str]], ours: Collection[tuple[IPv4Address | IPv6Address, int]] = ()
+) -> str:
+    for host, port, why in busy:
+        if own := in_its_own_way(host, port, ours):
+            return f"cannot listen on {bracketed(host)}:{port} ({why}): {own}"
+    shown = ", ".join(f"{bracketed(host)}:{port} ({why})" for host, port, why in busy[:5])
     more = f" and {len(busy) - 5} more" if len(busy) > 5 else ""
     return f"cannot listen on {shown}{more}; stop what uses them, or choose others (bridges.ports, services[].listen)"
 

@@ -3,10 +3,11 @@
 from __future__ import annotations
 
 import hashlib
+import json
 import math
 import re
 from collections.abc import Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, fields
 from pathlib import Path
 
 from gateway_sidecar.bridges import bodies, bridge_server, client_headers, front_door
@@ -35,6 +36,8 @@ BODIES = "client_body"
 """The directory, below the one for temporary files, that bodies go to."""
 
 _NUMBER_DIGITS = 16
+_RECORD = "#: "
+_RECORD_LINE = 1000  # nginx takes no comment of more than 4096 bytes
 _SAID = re.compile(rf"([0-9a-f]{{{_NUMBER_DIGITS}}}) (run|state)(?: ([0-9]{{1,5}}) ([0-9a-f]+))?")
 _PEER_CONNECTIONS = 4096  # two for each request
 _TEMPS = (BODIES, "proxy", "fastcgi", "uwsgi", "scgi")
@@ -185,11 +188,11 @@ class NginxConfig:
     @property
     def number(self) -> str:
         """What an nginx with this configuration, and no other, calls it."""
-        return hashlib.sha256(self._text("").encode()).hexdigest()[:_NUMBER_DIGITS]
+        return _number_of(self._text(""))
 
     def text(self) -> str:
-        """The whole configuration file."""
-        return self._text(self.number)
+        """The whole configuration file. It begins with what it serves, for the next daemon: `services_in` reads it."""
+        return _record(self.services) + self._text(self.number)
 
     def _text(self, number: str) -> str:
         return "\n".join([self._main(), self._stream(), self._http(number)])
@@ -272,11 +275,7 @@ http {{
     server_names_hash_max_size 8192;
     server_names_hash_bucket_size 512;
 {temp}
-{bridge_server.UPGRADES}    server {{
-        listen unix:{self.directory}/{ALIVE};
-        location = {IN_FORCE} {{ return 200 '{said}'; }}
-        location / {{ return 204; }}
-    }}
+{bridge_server.UPGRADES}{_alive(self.directory, str(said))}\
 {bridge_server.maps(self.bridge_key, self.bridge_paths)}{bridges}\
     upstream {_HOLD} {{
 {hold}    }}
@@ -453,24 +452,43 @@ def owner_check(directory: Path, url: str, key: str) -> str:
 """
 
 
-def keyed_config(directory: Path, engine: Path, key: str, *, grpc: bool, user: str | None) -> str:
-    """The whole configuration of the nginx that shows one engine its API key, with every request.
+@dataclass(frozen=True, slots=True)
+class KeyedConfig:
+    """The nginx that shows one engine its API key, with every request.
 
     It has a master: without one nginx cannot be told of another key (it loses count of its connections).
 
-    It listens on `in.sock` in its directory and passes on to `engine`.
+    It listens on `in.sock` in its directory and passes on to `engine`; as all do, it says there what it serves.
     """
-    literal = key.replace("\\", "\\\\").replace('"', '\\"')
-    temp = "\n".join(f"    {kind}_temp_path {_quoted(directory / 'temp')};" for kind in _TEMPS)
-    if grpc:
-        passes = f"""\
-            grpc_pass grpc://unix:{engine};
+
+    directory: Path
+    engine: Path
+    key: str = field(repr=False)
+    grpc: bool
+    user: str | None = None
+
+    @property
+    def number(self) -> str:
+        """What an nginx with this configuration, and no other, calls it."""
+        return _number_of(self._text(""))
+
+    def text(self) -> str:
+        """The whole configuration file."""
+        return self._text(self.number)
+
+    def _text(self, number: str) -> str:
+        directory = self.directory
+        literal = self.key.replace("\\", "\\\\").replace('"', '\\"')
+        temp = "\n".join(f"    {kind}_temp_path {_quoted(directory / 'temp')};" for kind in _TEMPS)
+        if self.grpc:
+            passes = f"""\
+            grpc_pass grpc://unix:{self.engine};
             grpc_set_header Authorization $gateway_key;
             grpc_read_timeout 24h;
             grpc_send_timeout 24h;"""
-    else:
-        passes = f"""\
-            proxy_pass http://unix:{engine}:;
+        else:
+            passes = f"""\
+            proxy_pass http://unix:{self.engine}:;
             proxy_http_version 1.1;
             proxy_set_header Authorization $gateway_key;
             proxy_set_header Host $http_host;
@@ -480,11 +498,11 @@ def keyed_config(directory: Path, engine: Path, key: str, *, grpc: bool, user: s
             proxy_request_buffering off;
             proxy_read_timeout 24h;
             proxy_send_timeout 24h;"""
-    return f"""\
+        return f"""\
 # Written by gateway-sidecar. Changes made here are lost.
 daemon off;
 worker_processes 1;
-{f"user {user};" if user else ""}
+{f"user {self.user};" if self.user else ""}
 pid {_quoted(directory / "nginx.pid")};
 error_log stderr warn;
 events {{ worker_connections {_PEER_CONNECTIONS}; multi_accept on; }}
@@ -494,8 +512,8 @@ http {{
 {temp}
     map $http_upgrade $gateway_connection {{ default upgrade; '' ''; }}
     geo $gateway_key {{ default "Bearer {literal}"; }}  # not a map, which would read a $ in it
-    server {{
-        listen unix:{directory}/in.sock{" http2" if grpc else ""};
+{_alive(directory, number)}    server {{
+        listen unix:{directory}/in.sock{" http2" if self.grpc else ""};
         client_max_body_size 0;
         client_body_timeout 24h;
         send_timeout 24h;
@@ -506,6 +524,45 @@ http {{
         }}
     }}
 }}
+"""
+
+
+def services_in(text: str, number: str) -> Sequence[ServiceAddress] | None:
+    """What an nginx serves that says this number; None if it does not run with the configuration of this text."""
+    rows = text.splitlines(keepends=True)
+    without = "".join(row for row in rows if not row.startswith(_RECORD))
+    if _number_of(without.replace(f"'{number} ", "' ", 1)) != number:
+        return None
+    try:
+        said = json.loads("".join(row.removeprefix(_RECORD).rstrip("\n") for row in rows if row.startswith(_RECORD)))
+        return [ServiceAddress(**it | {"frontend": FrontendSettings.model_validate(it["frontend"])}) for it in said]
+    except (ValueError, TypeError, KeyError):
+        return None  # Another version's.
+
+
+def _record(services: Sequence[ServiceAddress]) -> str:
+    """The services as comments; it is no part of the configuration's number."""
+    said = [
+        {field.name: getattr(it, field.name) for field in fields(it)}
+        | {"frontend": it.frontend.model_dump(mode="json")}
+        for it in services
+    ]
+    text = json.dumps(said)
+    return "".join(f"{_RECORD}{text[at : at + _RECORD_LINE]}\n" for at in range(0, len(text), _RECORD_LINE))
+
+
+def _number_of(text: str) -> str:
+    return hashlib.sha256(text.encode()).hexdigest()[:_NUMBER_DIGITS]
+
+
+def _alive(directory: Path, said: str) -> str:
+    """Where an nginx says that it is alive, and what it serves."""
+    return f"""\
+    server {{
+        listen unix:{directory}/{ALIVE};
+        location = {IN_FORCE} {{ return 200 '{said}'; }}
+        location / {{ return 204; }}
+    }}
 """
 
 

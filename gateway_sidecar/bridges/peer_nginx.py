@@ -13,7 +13,9 @@ import re
 import shutil
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
+from ipaddress import ip_address
 
+from gateway_sidecar.bridges.connections import listening_at
 from gateway_sidecar.bridges.nginx import busy_ports, own_user, write_script
 from gateway_sidecar.bridges.nginx_config import OWNER_SCRIPT, PeerConfig
 from gateway_sidecar.bridges.small_nginx import SmallNginx, SmallPlaces, small_left_running
@@ -85,7 +87,10 @@ class PeerNginx(SmallNginx):
             self._directory.rmdir()
 
     async def _listens(self) -> bool:
-        return bool(await self._busy())
+        """Whether it listens there itself: whoever else took the address meanwhile does not serve the replica."""
+        assert self.process is not None
+        listening = await asyncio.to_thread(listening_at, self.process.pid)
+        return (ip_address(self._address.host), self._address.port) in listening
 
     async def _busy(self) -> list[tuple[str, int, str]]:
         return await asyncio.to_thread(busy_ports, [(self._address.host, self._address.port)])

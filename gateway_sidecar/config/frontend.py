@@ -43,6 +43,11 @@ def _text_schema(pattern: str) -> WithJsonSchema:
     return WithJsonSchema({"type": "string", "pattern": pattern})
 
 
+def _word_or_list(value: tuple[str, ...]) -> Any:
+    """As the file says it: what is written down can be read again."""
+    return value[0] if value in ((ALL_PATHS,), (ANY,)) else list(value)
+
+
 _TO_TEXT = PlainSerializer(str, return_type=str)
 AddressValue = Annotated[Endpoint, PlainValidator(parse_endpoint), _TO_TEXT, WithJsonSchema(_ENDPOINT)]
 FileValue = Annotated[Path, PlainValidator(_parse_file), _TO_TEXT, _text_schema("^/.+$")]
@@ -57,7 +62,7 @@ PerValue = Annotated[str, PlainValidator(parse_per), _text_schema(r"^(key|ip|hea
 McpServersValue = Annotated[
     tuple[str, ...],
     PlainValidator(parse_mcp_servers),
-    PlainSerializer(list, return_type=list),
+    PlainSerializer(_word_or_list),
     WithJsonSchema(
         {
             "anyOf": [
@@ -70,7 +75,7 @@ McpServersValue = Annotated[
 PathsValue = Annotated[
     tuple[str, ...],
     PlainValidator(parse_paths),
-    PlainSerializer(list, return_type=list),
+    PlainSerializer(_word_or_list),
     WithJsonSchema(
         {"anyOf": [{"const": ALL_PATHS}, {"type": "array", "items": {"type": "string", "pattern": _PATTERN_OF_PATH}}]}
     ),

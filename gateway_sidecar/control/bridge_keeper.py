@@ -28,7 +28,7 @@ _RESTARTS = Backoff(first_s=0.1, most_s=10.0)
 class BridgeKeeper:
     """One nginx, kept. `addresses` says what it has to serve; `touch` that this may have changed.
 
-    applied: what it serves; None as long as nobody knows, which is so of an earlier daemon's at first.
+    applied: what it serves; None as long as nobody knows, which may be so of an earlier daemon's at first.
     reason: why nginx is down, or has not been told of all that changed.
     """
 
@@ -112,6 +112,7 @@ class BridgeKeeper:
                 self._logger.info("bridge.adopted", pid=earlier.pid)
                 self._went(up=True)
                 self._begun = True
+                self.applied = await self.nginx.in_force()
                 await self.apply()
                 return
         async with self._applying:

@@ -6,6 +6,7 @@ import asyncio
 import itertools
 import os
 import random
+import resource
 import shutil
 import signal
 import socket
@@ -179,6 +180,30 @@ async def test_a_configuration_that_was_written_and_never_told_is_put_in_force(s
             await nginx.stop(grace_s=1)
 
 
+async def test_what_is_in_force_is_known_whenever_a_daemon_dies(short_path: Path) -> None:
+    """Also in the middle of a change that nginx has not taken: what each service has is not what the file says."""
+    async with doors_at(short_path) as doors:
+        nginx = doors.begin()
+        plain = doors.address({"max_body_mb": 7})
+        await nginx.start([plain])
+        assert nginx.process is not None
+        try:
+            for listen in (doors.endpoint(8), doors.endpoint(9)):
+                limits = resource.prlimit(nginx.process.pid, resource.RLIMIT_NOFILE)
+                resource.prlimit(nginx.process.pid, resource.RLIMIT_NOFILE, (3, limits[1]))
+                changing = asyncio.create_task(nginx.apply([replace(plain, listen=listen)]))
+                while listen not in (doors.directory / "run" / "nginx" / "nginx.conf").read_text():
+                    await asyncio.sleep(0)
+                changing.cancel()
+                await asyncio.gather(changing, return_exceptions=True)
+                nginx = await doors.again(nginx)
+                assert nginx.process is not None
+                resource.prlimit(nginx.process.pid, resource.RLIMIT_NOFILE, limits)
+                assert await nginx.in_force() == [plain]
+        finally:
+            await nginx.stop(grace_s=1)
+
+
 async def test_a_change_is_in_force_when_it_is_said_to_be(short_path: Path) -> None:
     """At once and for every connection: nginx's old processes have let go of the addresses by then."""
     async with doors_at(short_path) as doors:
@@ -331,6 +356,45 @@ async def test_an_address_that_is_taken_is_not_shown_as_live(make_gateway: MakeG
     assert await without_key(gateway, new) == 200
 
 
+async def test_all_addresses_of_the_sixth_version_are_not_those_of_the_fourth(short_path: Path) -> None:
+    """`[::]:PORT` may come while `0.0.0.0:PORT` is served, and go again."""
+    async with doors_at(short_path) as doors:
+        nginx = doors.begin()
+        fourth, sixth = doors.endpoint(5, "0.0.0.0"), doors.endpoint(5, "[::]")
+        await nginx.start([doors.address({"listen": [fourth]})])
+        try:
+            for listens in ([fourth, sixth], [sixth], [sixth, fourth], [fourth]):
+                address = doors.address({"listen": listens})
+                assert await nginx.objections([address]) == {}
+                assert await nginx.apply([address])
+                for endpoint, host in ((fourth, "127.0.0.1"), (sixth, "[::1]")):
+                    if endpoint in listens:
+                        assert await asyncio.to_thread(doors.status_at, doors.endpoint(5, host), tls=False)
+        finally:
+            await nginx.stop(grace_s=1)
+
+
+async def test_nginx_in_its_own_way_is_told_with_what_to_do(make_gateway: MakeGateway) -> None:
+    """It cannot exchange one address of a port for all of them, nor back; over another port it can."""
+    gateway = make_gateway()
+    await gateway.start()
+    port = gateway.ports["chat"]
+    for old, new in (("127.0.0.1", "0.0.0.0"), ("0.0.0.0", "127.0.0.1")):
+        gateway.settings["services"][0]["listen"] = f"{new}:{port}"
+        gateway.configure()
+        why = f"nginx itself listens on {old}:{port} and cannot exchange one for the other"
+        for command in ("check", "reload"):
+            code, out, err = await gateway.cli(command)
+            assert (code, f"{why}; reload with another port first" in out + err) == (1, True), out + err
+        assert service_of(await gateway.status())["listen"] == f"{old}:{port}"
+        assert await asyncio.to_thread(status_of_nothing, port) == 404
+        for then in (port + 5, port):
+            gateway.settings["services"][0]["listen"] = f"{new}:{then}"
+            gateway.configure()
+            assert (await gateway.cli("reload"))[0] == 0
+            assert await asyncio.to_thread(status_of_nothing, then) == 404
+
+
 async def test_one_busy_address_does_not_stop_the_others(make_gateway: MakeGateway, engine: StartEngine) -> None:
     """At a cold start, and at the next daemon's: that one says why and comes when it can."""
     gateway = make_gateway(services=("chat", "code"))
@@ -355,6 +419,42 @@ async def test_one_busy_address_does_not_stop_the_others(make_gateway: MakeGatew
     await gateway.until_states({"r2": "serving"}, service="code")
     assert status["problems"] == []
     assert [event["service"] for event in gateway.events("service.in_force")] == ["code"]
+
+
+async def test_a_service_refused_at_adoption_holds_up_no_other(make_gateway: MakeGateway) -> None:
+    """The next daemon knows what each service had: that one keeps it, and the others go on changing."""
+    gateway = make_gateway(services=("chat", "code"))
+    await gateway.start()
+    assert await gateway.terminate() == 0
+    old = dict(gateway.ports)
+    chat, code = (it["listen"] for it in gateway.settings["services"])
+    busy = gateway.ports["code"] + 5
+    with socket.create_server(("127.0.0.1", busy)):
+        gateway.settings["services"][1]["listen"] = f"127.0.0.1:{busy}"
+        for port in (old["chat"] + 4, old["chat"] + 7):
+            gateway.settings["services"][0]["listen"] = f"127.0.0.1:{port}"
+            if port == old["chat"] + 4:
+                await gateway.start(ready=False)
+            else:
+                gateway.configure()
+                assert (await gateway.cli("reload"))[0] == 1
+            status = await gateway.until(lambda s: service_of(s)["not_in_force"] is None, within_s=30)
+            assert service_of(status)["listen"] == f"127.0.0.1:{port}" != chat
+            assert service_of(status, "code")["listen"] == code
+            assert "EADDRINUSE" in service_of(status, "code")["not_in_force"]
+            assert status["problems"] == [it for it in status["problems"] if it.startswith("code: listen and frontend")]
+            assert (await in_force(gateway), await in_force(gateway, "code")) == (1, 0)
+            for at in (port, old["code"]):
+                assert await asyncio.to_thread(status_of_nothing, at) == 404
+    await gateway.until(lambda s: s["problems"] == [], within_s=30)
+    assert await asyncio.to_thread(status_of_nothing, busy) == 404
+
+
+def status_of_nothing(port: int) -> int:
+    """What a front door says to a path that it does not pass. Blocks."""
+    with socket.create_connection(("127.0.0.1", port), timeout=10) as stream:
+        stream.sendall(b"GET /nothing HTTP/1.0\r\n\r\n")
+        return int(stream.recv(4096).split()[1])
 
 
 async def test_nginx_is_back_as_soon_as_its_file_is_mended(make_gateway: MakeGateway) -> None:

@@ -4,15 +4,29 @@ from __future__ import annotations
 
 import asyncio
 import os
+import resource
 import signal
+import socket
+from collections.abc import AsyncIterator
+from pathlib import Path
 
+import aiohttp
 import pytest
+import pytest_asyncio
+from aiohttp import web
 
 from examples.simulated import EngineKind
+from gateway_sidecar.bridges.keyed_nginx import Keyed, KeyedNginx
+from gateway_sidecar.bridges.nginx import NginxProgram, find_nginx
+from gateway_sidecar.bridges.peer_nginx import PeerNginx, PeerPlaces
+from gateway_sidecar.bridges.small_nginx import SmallPlaces
+from gateway_sidecar.domain.model import PeerAddress
+from gateway_sidecar.errors import BridgeError
+from gateway_sidecar.supervision.logfile import ChildLog
 from gateway_sidecar.supervision.process import start_ticks
 from tests.system.clients import ask, stream_chat
 from tests.system.conftest import StartEngine
-from tests.system.gateway import Gateway
+from tests.system.gateway import Gateway, PortBlock, replica_of
 
 
 def give_key(gateway: Gateway, replica: str, key: str) -> None:
@@ -119,3 +133,114 @@ async def test_a_key_that_is_taken_away_is_not_shown_any_more(gateway: Gateway, 
             await asyncio.sleep(0.02)
     await gateway.until_states({"r1": "serving"}, within_s=30)
     assert await answers(gateway)
+
+
+async def test_a_key_that_nginx_refuses_is_not_said_to_be_shown(gateway: Gateway, engine: StartEngine) -> None:
+    """A signal is not its effect: log and status say why, and it is tried again until the key is shown."""
+    give_key(gateway, "r1", "sekrit")
+    one = await engine(gateway.socket("r1"), require_key="sekrit", guard_all=True)
+    await gateway.until_states({"r1": "serving"}, within_s=30)
+    pid = keyed_pid(gateway)
+    limits = resource.prlimit(pid, resource.RLIMIT_NOFILE)
+    resource.prlimit(pid, resource.RLIMIT_NOFILE, (3, limits[1]))  # It cannot even open its configuration.
+    one.behave(require_key="another")
+    give_key(gateway, "r1", "another")
+    await gateway.until_logged("bridge.key_not_shown")
+    status = await gateway.until(lambda s: "refuses its new key" in replica_of(s, "r1")["reason"])
+    assert "Too many open files" in replica_of(status, "r1")["reason"], "nginx's own words"
+    assert not await answers(gateway)
+    resource.prlimit(pid, resource.RLIMIT_NOFILE, limits)
+    async with asyncio.timeout(30):
+        while not await answers(gateway):
+            await asyncio.sleep(0.05)
+    await gateway.until(lambda s: not replica_of(s, "r1")["reason"], within_s=30)
+    assert keyed_pid(gateway) == pid
+
+
+async def test_a_key_that_was_written_and_never_told_is_shown(gateway: Gateway, engine: StartEngine) -> None:
+    """The daemon died between the two: the next one asks what is shown, and not the file."""
+    give_key(gateway, "r1", "sekrit")
+    one = await engine(gateway.socket("r1"), require_key="sekrit", guard_all=True)
+    await gateway.until_states({"r1": "serving"}, within_s=30)
+    pid = keyed_pid(gateway)
+    await gateway.kill()
+    (file,) = (gateway.directory / "run" / "keyed").glob("*/nginx.conf")
+    file.write_text(file.read_text().replace("sekrit", "another"))
+    one.behave(require_key="another")
+    give_key(gateway, "r1", "another")
+    await gateway.start()
+    async with asyncio.timeout(30):
+        while not await answers(gateway):
+            await asyncio.sleep(0.05)
+    assert keyed_pid(gateway) == pid
+
+
+async def nginx_of_this_machine() -> NginxProgram:
+    return await find_nginx("nginx")
+
+
+@pytest_asyncio.fixture
+async def echo(tmp_path: Path) -> AsyncIterator[Path]:
+    """An engine that answers with the key that it is shown; its socket."""
+
+    async def say(request: web.Request) -> web.Response:
+        return web.Response(text=request.headers["Authorization"])
+
+    app = web.Application()
+    app.router.add_get("/", say)
+    runner = web.AppRunner(app)
+    await runner.setup()
+    await web.UnixSite(runner, str(tmp_path / "engine.sock")).start()
+    yield tmp_path / "engine.sock"
+    await runner.cleanup()
+
+
+async def test_once_a_key_is_led_to_no_connection_is_shown_another(tmp_path: Path, echo: Path) -> None:
+    """nginx's old worker takes connections for a tenth of a second after the new one does."""
+    log = ChildLog(tmp_path / "log")
+    nginx = KeyedNginx(SmallPlaces(tmp_path, tmp_path, log, nginx_of_this_machine), 1)
+
+    async def shown() -> str:
+        connector = aiohttp.UnixConnector(str(nginx.listens_at))
+        async with aiohttp.ClientSession(connector=connector) as session, session.get("http://engine/") as response:
+            return await response.text()
+
+    try:
+        for number in range(6):
+            await nginx.lead(Keyed(echo, f"key{number}", grpc=False))
+            assert {await shown() for _ in range(30)} == {f"Bearer key{number}"}
+        other = tmp_path / "other.sock"
+        other.symlink_to(echo)
+        before = nginx.process
+        await nginx.lead(Keyed(other, "other", grpc=False))
+        assert nginx.process is not before, "no engine is shown the key of another, not for a moment"
+        assert await shown() == "Bearer other"
+    finally:
+        await nginx.stop()
+        log.close()
+
+
+async def test_somebody_elses_listener_is_not_taken_for_an_advertised_address(tmp_path: Path) -> None:
+    """One who takes the address in the last moment does not make it up."""
+    ports = PortBlock()
+    started = tmp_path / "started"
+    program = tmp_path / "nginx"
+    program.write_text(f"#!/bin/sh\ntouch {started}\nexec sleep 60\n")
+    program.chmod(0o755)
+
+    async def find() -> NginxProgram:
+        return NginxProgram(str(program), "1.0", None)
+
+    log = ChildLog(tmp_path / "log")
+    places = PeerPlaces(tmp_path, tmp_path, log, find, lambda: "k" * 32, (), "")
+    nginx = PeerNginx(places, PeerAddress("127.0.0.1", ports.first), 1, grpc=False)
+    starting = asyncio.create_task(nginx.start())
+    try:
+        while not started.exists():
+            await asyncio.sleep(0.01)
+        with socket.create_server(("127.0.0.1", ports.first)), pytest.raises(BridgeError, match="does not listen"):
+            await starting
+    finally:
+        await nginx.stop()
+        log.close()
+        ports.release()

@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+from collections import Counter
 from dataclasses import replace
 
+from gateway_sidecar.bridges.nginx import refusal
 from gateway_sidecar.bridges.nginx_config import InForce, ServiceAddress
 from gateway_sidecar.bridges.request_events import EventAddress
 from gateway_sidecar.config import FrontendSettings
@@ -42,6 +44,14 @@ def test_who_is_to_have_an_address_that_is_kept_waits_too() -> None:
     assert served == [CHAT, CODE, third]
     assert refused["code"] == "chat still has an address that it is to have: busy"
     assert set(refused) == {"chat", "code", "third"}
+
+
+def test_a_refusal_in_the_same_words_is_heard_again() -> None:
+    """nginx writes no more than the second: it would be waited for as long as one that says nothing."""
+    before = ["20:35:13 [emerg] 1#1: open() failed (24: x)", "20:35:13 [error] 2#2: other"]
+    assert refusal(before, Counter(before)) == ""
+    assert refusal([*before, before[0]], Counter(before)) == before[0]
+    assert refusal([*before, "20:35:14 [emerg] 1#1: bind() failed (98: Address in use)"], Counter(before)) == ""
 
 
 def test_what_nginx_says_of_itself_is_read_back() -> None:

@@ -11,7 +11,7 @@ import pytest
 from gateway_sidecar.bridges.bodies import body_classes
 from gateway_sidecar.bridges.front_door import DoorPlaces
 from gateway_sidecar.bridges.nginx import NginxProgram, needed_lua
-from gateway_sidecar.bridges.nginx_config import Capacity, NginxConfig, PeerConfig, ServiceAddress
+from gateway_sidecar.bridges.nginx_config import Capacity, NginxConfig, PeerConfig, ServiceAddress, services_in
 from gateway_sidecar.check import lacking, room_for_bodies
 from gateway_sidecar.config import AuthSettings, CorsSettings, FrontendSettings, TlsSettings
 from gateway_sidecar.errors import BridgeError
@@ -118,6 +118,32 @@ def test_capacity_follows_the_file_limit() -> None:
 def test_same_settings_give_the_same_text() -> None:
     """What is compared with the file on disk must not change by itself."""
     assert config() == config()
+
+
+def test_the_next_daemon_reads_what_is_served_and_believes_no_other_text() -> None:
+    """All of it, however long; and nothing once a word of the text is another than what nginx runs with."""
+    tls = TlsSettings(certificate=Path("/etc/a.pem"), key=Path("/etc/a.key"), http2=True)
+    door = FrontendSettings.model_validate(
+        {
+            "listen": ["[::]:443"],
+            "server_names": [f"a{number}.example.com" for number in range(500)],
+            "tls": tls.model_dump(mode="json"),
+            "auth": {"url": "http://127.0.0.1:4180/auth"},
+            "limits": [{"per": "ip", "rps": 0.5}],
+        }
+    )
+    served = [
+        ServiceAddress("chat", "127.0.0.1:30000", "127.0.0.1:23001", "127.0.0.1:23003", door, 30.0),
+        ServiceAddress("code", "127.0.0.1:30001", "127.0.0.1:23005", "127.0.0.1:23007"),
+    ]
+    text = config(services=served)
+    assert max(map(len, text.partition("# Written")[0].splitlines())) < 4096, "nginx takes no longer comment"
+    found = re.search(r"return 200 '([0-9a-f]{16}) ", text)
+    assert found is not None
+    assert services_in(text, found[1]) == served
+    assert services_in(text, "0" * 16) is None
+    assert services_in(text.replace("keepalive_timeout 75s", "keepalive_timeout 76s"), found[1]) is None
+    assert services_in("", found[1]) is None
 
 
 def test_without_lua_a_service_with_keys_does_not_start(tmp_path: Path) -> None:

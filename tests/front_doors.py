@@ -1,0 +1,197 @@
+"""Services with front doors as a configuration can describe them, drawn at random: every setting, in any company.
+
+What is drawn is valid by itself. `DRAWN` says for each mapping of the configuration what its settings are drawn from; a
+unit test holds that none is forgotten.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from hypothesis import strategies as st
+from hypothesis.strategies import DrawFn, SearchStrategy
+
+from gateway_sidecar.config.frontend import AuthSettings, CorsSettings, FrontendSettings, LimitSettings, TlsSettings
+from gateway_sidecar.config.models import HoldSettings
+from gateway_sidecar.config.part import Part
+
+SERVICES = ("chat", "code")
+PORTS = 6
+"""How many ports from `Ground.port` on belong to the front doors."""
+
+SLOW, SLOW_PATH = 1 / 60, "/v1/embeddings"
+"""A limit that a client meets with its second request, and where: a test may ask all else as often as it likes."""
+
+ORIGINS = ("https://app.example.com", "http://localhost:3000", "*")
+STRANGE, FLEET = "/v1/strange", "/get_model_info"
+
+
+@dataclass(frozen=True, slots=True)
+class Ground:
+    """Where they stand: `directory` has what `files` names, `port` begins their ports, `decider` answers `auth.url`."""
+
+    directory: Path
+    port: int
+    decider: int
+
+    def pem(self, service: str) -> Path:
+        """The certificate of this service, for all names that it may have; its key is beside it."""
+        return self.directory / "tls" / f"{service}.pem"
+
+    def keys(self, service: str) -> Path:
+        """Its file of keys."""
+        return self.directory / f"{service}.keys"
+
+    @property
+    def addresses(self) -> Sequence[str]:
+        """All that may be drawn. No two of them clash: the kernel gives each to somebody else."""
+        p = self.port
+        two = [f"{host}:{port}" for port in (p, p + 1) for host in ("127.0.0.1", "127.0.0.2", "[::1]")]
+        any_host = [f"0.0.0.0:{p + 2}", f"[::]:{p + 2}"]
+        return [*two, *any_host, *(f"127.0.0.1:{p + it}" for it in range(3, PORTS))]
+
+
+def names(service: str) -> Sequence[str]:
+    """The host names that it may have."""
+    return (f"{service}.example.com", f"*.{service}.example.org")
+
+
+def _some(values: Sequence[str], least: int = 0, most: int = 2) -> SearchStrategy[list[str]]:
+    return st.lists(st.sampled_from(values), min_size=least, max_size=most, unique=True)
+
+
+def _maybe(strategy: SearchStrategy[Any]) -> SearchStrategy[Any]:
+    return st.none() | strategy
+
+
+def _part(model: type[Part], ground: Ground, service: str) -> SearchStrategy[dict[str, Any]]:
+    return _mapping(model, ground, service)
+
+
+Draws = Mapping[str, SearchStrategy[Any]]
+
+DRAWN: Mapping[type[Part], Callable[[Ground, str], Draws]] = {
+    TlsSettings: lambda ground, service: {
+        "certificate": st.just(str(ground.pem(service))),
+        "key": st.just(str(ground.pem(service).with_suffix(".key"))),
+        "warn_days": st.sampled_from((0.0, 14.0, 60.5)),
+        "http2": st.booleans(),
+        "hsts_days": st.sampled_from((0, 1, 730)),
+    },
+    CorsSettings: lambda ground, service: {
+        "origins": _some(ORIGINS, least=1),
+        "max_age_s": st.sampled_from((0, 600, 86400)),
+    },
+    AuthSettings: lambda ground, service: {
+        "keys_file": st.just(str(ground.keys(service))),
+        "url": st.sampled_from(("", "/auth")).map(lambda path: f"http://127.0.0.1:{ground.decider}{path}"),
+        "timeout_s": st.sampled_from((5.0, 59.5)),  # Long enough for a busy machine.
+        "pass_authorization": st.booleans(),
+        "name_header": _maybe(st.sampled_from(("X-Api-Key-Name", "X-Smg-Tenant-Id"))),
+        "public_paths": _some(("/health", "/v1/models")),
+    },
+    LimitSettings: lambda ground, service: {
+        "per": st.sampled_from(("ip", "key", "header:X-Team")),
+        "path": st.sampled_from((None, SLOW_PATH, "/v1")),
+        "rps": st.sampled_from((None, SLOW, 5000.5, 100_000.0)),
+        "burst": st.sampled_from((0, 50_000)),
+        "concurrent": st.sampled_from((None, 1000, 65535)),
+    },
+    FrontendSettings: lambda ground, service: {
+        "listen": st.integers(0, 2),  # How many of the addresses.
+        "redirect": st.integers(0, 2),
+        "server_names": _some(names(service)),
+        "tls": _maybe(_part(TlsSettings, ground, service)),
+        "paths": st.just("all") | _some((FLEET, STRANGE, "/server_info")),
+        "max_body_mb": st.sampled_from((1, 7, 64, 1048576)),
+        "pass_headers": _some(("X-Session-Id", "X-Tenant", "Baggage")),
+        "mcp_servers": st.just("any") | _some(("public", "mcp.example.com", "*.tools.example.com", "127.0.0.1")),
+        "cors": _maybe(_part(CorsSettings, ground, service)),
+        "auth": _maybe(_part(AuthSettings, ground, service)),
+        "limits": st.lists(_part(LimitSettings, ground, service), max_size=3),
+        "trusted_proxies": _some(("127.0.0.0/8", "::1", "10.0.0.0/8", "fd00::/8"), most=3),
+    },
+    HoldSettings: lambda ground, service: {
+        "timeout_s": st.sampled_from((0.0, 30.0, 3600.0)),
+        "asleep_s": st.sampled_from((0.0, 0.5, 3600.0)),
+        "max_waiting": st.sampled_from((0, 1000, 100_000)),
+        "retry_in_flight": st.booleans(),
+    },
+}
+
+
+@st.composite
+def _mapping(draw: DrawFn, model: type[Part], ground: Ground, service: str) -> dict[str, Any]:
+    """One mapping with any of its settings left out: those have a default, or belong to what makes a valid one."""
+    said = {name: draw(values) for name, values in DRAWN[model](ground, service).items()}
+    fixed = {name for name, field in model.model_fields.items() if field.is_required()}
+    if model is AuthSettings:
+        fixed = {draw(st.sampled_from(("keys_file", "url")))}
+        for other in {"keys_file", "url", *(("name_header",) if "url" in fixed else ())} - fixed:
+            del said[other]
+    left_out = draw(st.sets(st.sampled_from(sorted(said.keys() - fixed)), max_size=2)) if said.keys() - fixed else ()
+    return _valid(model, {name: value for name, value in said.items() if name not in left_out})
+
+
+def _valid(model: type[Part], said: dict[str, Any]) -> dict[str, Any]:
+    """What may not be said together is not."""
+    if model is LimitSettings:
+        if said.get("rps") is None and said.get("concurrent") is None:
+            said["concurrent"] = 65535
+        if said.get("rps") == SLOW:
+            said |= {"path": SLOW_PATH, "burst": 0}
+        elif said.get("rps") is None:
+            said.pop("burst", None)
+        else:
+            said["burst"] = 50_000  # nginx counts in milliseconds: without it two requests in one are too many.
+    return said
+
+
+@st.composite
+def services(draw: DrawFn, ground: Ground) -> list[dict[str, Any]]:
+    """`name`, `listen`, `hold` and `frontend` of all services; some share their public addresses."""
+    free = list(draw(st.permutations(ground.addresses)))
+    made: list[dict[str, Any]] = []
+    for name in SERVICES:
+        door = draw(_part(FrontendSettings, ground, name))
+        service = {"name": name, "listen": free.pop(), "frontend": door}
+        service["hold"] = draw(_part(HoldSettings, ground, name))
+        first = made[0]["frontend"] if made else {}
+        if first.get("server_names") and first.get("listen") and door.get("server_names") and draw(st.booleans()):
+            _share(door, first, ground, name)
+        else:
+            _stand(door, free)
+        auth = door.get("auth")
+        has_keys = bool(auth and auth.get("keys_file"))
+        for limit in door.get("limits", ()):
+            if limit["per"] == "key" and not has_keys:
+                limit["per"] = "ip"
+        made.append(service)
+    return made
+
+
+def _stand(door: dict[str, Any], free: list[str]) -> None:
+    """Gives it addresses, and takes what only those that are public may have from one without."""
+    door["listen"] = [free.pop() for _ in range(door.pop("listen", 1))]
+    if not door["listen"]:
+        for name in ("tls", "server_names"):
+            door.pop(name, None)
+    count = door.pop("redirect", 0)
+    if door.get("tls"):
+        door["redirect"] = [free.pop() for _ in range(count)]
+
+
+def _share(door: dict[str, Any], first: dict[str, Any], ground: Ground, service: str) -> None:
+    """The addresses of another, who has other names; both speak the same there."""
+    door["listen"] = list(first["listen"])
+    tls, its = first.get("tls"), door.get("tls")
+    if tls is None:
+        door["tls"] = None
+    else:
+        pem = ground.pem(service)
+        own = its or {"certificate": str(pem), "key": str(pem.with_suffix(".key"))}
+        door["tls"] = own | {"http2": tls.get("http2", False)}
+    door["redirect"] = list(first.get("redirect", ())) if door.get("redirect") else []

@@ -1,0 +1,72 @@
+"""The random front doors of the tests are all that a configuration can describe."""
+
+from __future__ import annotations
+
+import typing
+from collections import defaultdict
+from pathlib import Path
+from typing import Any
+
+import pytest
+import yaml
+from hypothesis import Phase, given, settings
+
+from gateway_sidecar.config import FrontendSettings, Settings
+from gateway_sidecar.config.load import parse_config
+from gateway_sidecar.config.models import HoldSettings
+from gateway_sidecar.config.part import Part
+from tests.front_doors import DRAWN, Ground, services
+
+GROUND = Ground(Path("/etc/doors"), 20000, 19999)
+
+
+def parts_of(model: type[Part]) -> set[type[Part]]:
+    """A mapping and all mappings in it."""
+    found = {model}
+
+    def look(annotation: Any) -> None:
+        if isinstance(annotation, type) and issubclass(annotation, Part):
+            found.update(parts_of(annotation))
+        for inner in typing.get_args(annotation):
+            look(inner)
+
+    for field in model.model_fields.values():
+        look(field.annotation)
+    return found
+
+
+@pytest.mark.parametrize("model", sorted(parts_of(FrontendSettings) | {HoldSettings}, key=str))
+def test_every_setting_of_a_front_door_is_drawn(model: type[Part]) -> None:
+    """A new setting is, too: add it to `tests/front_doors.py`, and what a client sees of it to the property test."""
+    assert DRAWN[model](GROUND, "chat").keys() == model.model_fields.keys()
+
+
+def test_every_draw_is_a_configuration_and_every_setting_varies() -> None:
+    seen: dict[tuple[str, str], set[str]] = defaultdict(set)
+
+    @settings(max_examples=200, derandomize=True, database=None, deadline=None, phases=[Phase.generate])
+    @given(services(GROUND))
+    def draw(drawn: list[dict[str, Any]]) -> None:
+        for parsed in parsed_with_replicas(drawn).services:
+            said = parsed.frontend.model_dump(mode="json")
+            assert FrontendSettings.model_validate(said) == parsed.frontend, "what is written down can be read again"
+            note(parsed.frontend)
+            note(parsed.hold)
+
+    def note(part: Part) -> None:
+        for name in type(part).model_fields:
+            value = getattr(part, name)
+            seen[type(part).__name__, name].add(repr(value))
+            for inner in value if isinstance(value, tuple) else (value,):
+                if isinstance(inner, Part):
+                    note(inner)
+
+    draw()
+    files = {("TlsSettings", "certificate"), ("TlsSettings", "key")}
+    assert seen.keys() == {(model.__name__, name) for model in DRAWN for name in model.model_fields}
+    assert [it for it, values in seen.items() if len(values) < 2 and it not in files] == []
+
+
+def parsed_with_replicas(drawn: list[dict[str, Any]]) -> Settings:
+    sockets = [{"replicas": {"sockets": f"/run/{it['name']}/{{replica}}.sock"}} for it in drawn]
+    return parse_config(yaml.safe_dump({"services": [it | where for it, where in zip(drawn, sockets, strict=True)]}))
