@@ -14,7 +14,7 @@ from gateway_sidecar.admin.bounded_server import BoundedServer
 from gateway_sidecar.admin.unix_door import UnixDoor
 from gateway_sidecar.control.daemon import Daemon
 from gateway_sidecar.control.service import Service
-from gateway_sidecar.control.waiting_room import Answer, History, Verdict, WaitingRoom
+from gateway_sidecar.control.waiting_room import Answer, History, Verdict
 from gateway_sidecar.domain.planning import Missing
 from gateway_sidecar.supervision.loops import survived
 
@@ -38,15 +38,18 @@ async def _hold(request: web.Request) -> web.Response:
     service = request.app[_DAEMON].services.get(request.headers.get("X-Service", ""))
     if service is None:
         return _error(Answer(Verdict.FULL, "There is no such service.", "no_service"))
+    with survived(service.name, _wait.__qualname__, request.app[_DAEMON].metrics):
+        return await _wait(request, service)
+    service.room_keeper.tend()
+    return _error(_FAULT)
+
+
+async def _wait(request: web.Request, service: Service) -> web.Response:
     so_far = read_history(request.headers.get("X-Router-Connected", ""), request.headers.get("X-Router-Took", ""))
     asleep = None if so_far.tries else _while_asleep(request, service)
     if asleep is not None:
         return asleep
-    answer = _FAULT
-    with survived(service.name, WaitingRoom.wait.__qualname__, request.app[_DAEMON].metrics):
-        answer = await service.room.wait(so_far, only_for_router=_only_asks(request))
-    if answer is _FAULT:
-        service.room_keeper.tend()
+    answer = await service.room.wait(so_far, only_for_router=_only_asks(request))
     if answer.verdict is Verdict.GO_ON:
         return _while_asleep(request, service) or web.Response(headers={"X-Accel-Redirect": "@router"})
     return _error(answer)

@@ -7,8 +7,7 @@ what to look at again after a fault. Nothing else makes a task that nobody await
 from __future__ import annotations
 
 import asyncio
-from collections.abc import Callable, Coroutine, Iterator
-from contextlib import contextmanager
+from collections.abc import Callable, Coroutine
 from typing import Any
 
 from gateway_sidecar.telemetry.logs import get_logger
@@ -77,14 +76,23 @@ def _name(work: Work | Loop) -> str:
     return str(getattr(getattr(work, "func", work), "__qualname__", work))
 
 
-@contextmanager
-def survived(service: str, name: str, metrics: Metrics) -> Iterator[None]:
-    """The edge of everything that is guarded: a fault inside is logged and counted, and goes no further."""
-    try:
-        yield
-    except Exception:  # noqa: BLE001 - this is the edge
-        metrics.loop_failures.labels(service).inc()
-        get_logger(service=service).exception("loop.failed", loop=name)
+class survived:  # noqa: N801 - reads as contextlib.suppress does
+    """The edge of what is guarded: a fault inside `with survived(...)` is logged and counted, and goes no further."""
+
+    def __init__(self, service: str, name: str, metrics: Metrics) -> None:
+        self._service = service
+        self._name = name
+        self._metrics = metrics
+
+    def __enter__(self) -> None:
+        return
+
+    def __exit__(self, kind: object, fault: BaseException | None, trace: object) -> bool:
+        if not isinstance(fault, Exception):
+            return False  # Nothing happened, or somebody wants the task, or all of us, to end.
+        self._metrics.loop_failures.labels(self._service).inc()
+        get_logger(service=self._service).error("loop.failed", loop=self._name, exc_info=fault)
+        return True
 
 
 async def run_forever(service: str, loop: Loop, metrics: Metrics) -> None:
