@@ -36,7 +36,7 @@ class Drains:
     """The drains of one service.
 
     book: what the router in service says of its workers.
-    on_begun: called when a replica is to leave the rotation. on_resumed: when it may come back, once it answers.
+    on_resumed: called when a replica may come back, once it answers.
     on_change: called when there is something new to write down.
     """
 
@@ -50,7 +50,6 @@ class Drains:
         *,
         roles: RoleWatch,
         book: Callable[[], WorkerBook],
-        on_begun: Callable[[Tenure], None],
         on_resumed: Callable[[Tenure], None],
         on_change: Callable[[], None],
     ) -> None:
@@ -61,7 +60,6 @@ class Drains:
         self._metrics = metrics
         self._roles = roles
         self._book = book
-        self._on_begun = on_begun
         self._on_resumed = on_resumed
         self._on_change = on_change
         self._logger = get_logger(service=service)
@@ -85,7 +83,7 @@ class Drains:
                 tenure.canary.abort()
                 tenure.canary = None
             self._on_change()
-            self._on_begun(tenure)
+            self._queue.add(tenure.key, urgent=True)
         began = awake.monotonic()
         try:
             async with within(timeout_s):

@@ -81,7 +81,6 @@ class Probe(Protocol):
 class Watcher:
     """Probes the tenures of one service. Changes only what is known of them; what follows is the service's business.
 
-    on_news: something is known of a tenure that was not before.
     on_identified: a tenure's engine has said what it is.
     on_replaced: somebody else answers behind a tenure's socket: another engine that is ready, or no engine at all.
     """
@@ -94,7 +93,6 @@ class Watcher:
         metrics: Metrics,
         *,
         tenures: Callable[[], Iterable[Tenure]],
-        on_news: Callable[[Tenure], None],
         on_identified: Callable[[Tenure, EngineFacts], None],
         on_replaced: Callable[[Tenure, Ready | Foreign], None],
         path_of: PathOf,
@@ -103,7 +101,6 @@ class Watcher:
         self._queue = queue
         self._metrics = metrics
         self._tenures = tenures
-        self._on_news = on_news
         self._on_identified = on_identified
         self._on_replaced = on_replaced
         self._path_of = path_of
@@ -206,7 +203,7 @@ class Watcher:
             self.look_after(tenure)
             return
         self._learn(tenure, result, identified=kind == "identify")
-        self._on_news(tenure)
+        self._queue.add(tenure.key, urgent=True)
 
     def _tunnel_down(self, tenure: Tenure) -> ProbeResult | None:
         """A tunnel that is down refuses connections, and knows better than the kernel why."""

@@ -59,7 +59,6 @@ async def evidence_after(probe: PlayedProbe, monkeypatch: pytest.MonkeyPatch) ->
         1, "chat/r1", 0, ReplicaId("r1"), sighting, awake.monotonic(), 99, BridgeHosts("127.0.0.1", "127.0.0.1")
     )
     tenure.facts, tenure.result, tenure.identify_next, tenure.notes_read = FACTS, Ready(FACTS), False, True
-    looked = asyncio.Event()
     settings = ServiceSettings.model_validate(
         {"name": "chat", "listen": "127.0.0.1:1", "replicas": {"sockets": "/r/{replica}.sock"}}
     )
@@ -69,7 +68,6 @@ async def evidence_after(probe: PlayedProbe, monkeypatch: pytest.MonkeyPatch) ->
         WorkQueue(awake.monotonic),
         Metrics(),
         tenures=lambda: [tenure],
-        on_news=lambda _: looked.set(),
         on_identified=lambda *_: None,
         on_replaced=lambda *_: None,
         path_of=lambda _: PathStatus(PathState.UP),
