@@ -110,6 +110,18 @@ class Drains:
         elif tenure.settled_at is None:
             tenure.settled_at = awake.monotonic()
 
+    def has_given_up(self, tenure: Tenure) -> bool:
+        """Whether what is connected to an engine that is gone has been waited for long enough.
+
+        Its port goes on resting until it is quiet.
+        """
+        is_gone = tenure.gone or tenure.replaced
+        return (
+            is_gone
+            and tenure.settled_at is not None
+            and awake.monotonic() >= tenure.settled_at + self.settings.timeout_s
+        )
+
     def finish_if_quiet(self, tenure: Tenure) -> None:
         """Whoever waits for the drain is told, if nobody needs the engine any more."""
         if not tenure.drain or tenure.linked or (tenure.in_flight != 0 and tenure.port is not None):

@@ -256,7 +256,7 @@ class RouterSlots:
         """Ends a router that gets no new requests any more once nobody is connected to it, or if it hangs."""
         await old.retire()
         ports = {old.router.ports.api} if old.router.ports else set()
-        deadline = awake.now() + self.settings.drain.timeout_s
+        deadline = awake.now() + self.settings.router.retire_timeout_s
         # Kept connections of nginx, idle for 5 s at the most, count as somebody's too.
         while await asyncio.to_thread(open_connections, ports) and awake.now() < deadline:
             with suppress(TimeoutError):

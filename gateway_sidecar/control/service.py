@@ -293,7 +293,10 @@ class Service:
         for tenure in self._tenures:
             view = tenure.view()
             seen = [unit.book.view(tenure.url) for unit in self.slots.watched]
-            steps = [plan_occupant(view, seen), *(plan_worker(view, one) for one in seen)]
+            steps = [
+                plan_occupant(view, seen, given_up=self.drains.has_given_up(tenure)),
+                *(plan_worker(view, one) for one in seen),
+            ]
             pending += [(str(tenure.replica), describe(step)) for step in steps if step is not None]
         known = self._known_urls()
         for unit in self.slots.watched:
@@ -353,7 +356,7 @@ class Service:
         self.bridges.keep_up(tenure)
         seen = self._seen(tenure)
         self.drains.note_settled(tenure, all(w.listed and w.worker is None and not w.busy for w in seen.values()))
-        action = plan_occupant(tenure.view(), seen.values())
+        action = plan_occupant(tenure.view(), seen.values(), given_up=self.drains.has_given_up(tenure))
         match action:
             case Bridge():
                 self.bridges.open(tenure)

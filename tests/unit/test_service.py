@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+from collections import Counter
 from collections.abc import Callable
 from contextlib import AbstractAsyncContextManager
 from dataclasses import replace
@@ -11,13 +12,14 @@ from pathlib import Path
 
 import pytest
 
+from gateway_sidecar.control import router_slots
 from gateway_sidecar.domain.model import Foreign, Loading, Ready, ReplicaId, ReplicaState, Unknown, WorkerStatus
 from gateway_sidecar.domain.planning import Missing
 from gateway_sidecar.supervision import awake
 from tests.unit.fake_time import in_fake_time
 from tests.unit.world import FACTS, READY, REFUSED, World, running_world
 
-Worlds = Callable[[], AbstractAsyncContextManager[World]]
+Worlds = Callable[..., AbstractAsyncContextManager[World]]
 
 
 @pytest.fixture
@@ -118,6 +120,40 @@ async def test_socket_that_is_gone_takes_its_worker_with_it(worlds: Worlds) -> N
         await world.until(lambda: world.leases.port_of(tenure.owner) is None)
         assert world.serves("r2")
         await world.at_rest()
+
+
+@in_fake_time
+async def test_connection_to_an_engine_that_is_gone_is_waited_for_no_longer_than_a_drain(worlds: Worlds) -> None:
+    """Then it is shown no more; its port rests for as long as somebody is connected, and nobody else gets it."""
+    async with worlds() as world:
+        world.appear("r1")
+        await world.until(lambda: world.serves("r1"))
+        port = world.tenure("r1").port
+        assert port is not None
+        world.connections[port] = 1
+        world.vanish("r1")
+        await asyncio.sleep(590)
+        assert [str(t.replica) for t in world.service.tenures.values()] == ["r1"]
+        await asyncio.sleep(30)
+        assert not world.service.tenures
+        await asyncio.sleep(10_000)
+        assert world.leases.quarantined == {port}
+        world.connections[port] = 0
+        await world.at_rest()
+
+
+@in_fake_time
+async def test_replaced_router_is_ended_after_its_time(worlds: Worlds, monkeypatch: pytest.MonkeyPatch) -> None:
+    """A stream that never ends does not keep it for ever; how long drains wait is another matter."""
+    async with worlds(router={"retire_timeout_s": 100}, drain={"timeout_s": 5}) as world:
+        world.appear("r1")
+        await world.until(lambda: world.serves("r1"))
+        monkeypatch.setattr(router_slots, "open_connections", lambda ports: Counter(dict.fromkeys(ports, 1)))
+        await world.service.slots.replace()
+        await asyncio.sleep(90)
+        assert len(world.service.routers) == 2
+        await asyncio.sleep(20)
+        assert len(world.service.routers) == 1
 
 
 @in_fake_time
