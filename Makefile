@@ -15,7 +15,7 @@ PY := $(VENV)/bin/python
 SETUP := VENV="$(VENV)" MLX_VENV="$(MLX_VENV)" PREFIX="$(PREFIX)" PYTHON="$(PYTHON)" scripts/setup.sh
 export MLX_PYTHON ?= $(abspath $(MLX_VENV)/bin/python)
 
-.PHONY: help run test check format bench chaos freezes doors soak fuzz proto mlx install lock dist clean
+.PHONY: help run test unit check format bench chaos freezes doors soak fuzz proto mlx install lock dist clean
 
 help:
 	@sed -n 's/^## //p' Makefile
@@ -29,6 +29,11 @@ run:
 test:
 	@$(SETUP) dev nginx sshd prometheus
 	@$(PY) -m pytest -n $(JOBS) --dist worksteal $(ARGS)
+
+## make unit     the unit tests alone: no nginx, no socket, and time is fake where time matters
+unit:
+	@$(SETUP) dev
+	@$(PY) -m pytest -q -n 2 tests/unit $(ARGS)
 
 ## make check    lint, format and types
 check:

@@ -22,7 +22,7 @@ import asyncio
 import importlib.util
 import sys
 import time
-from collections.abc import AsyncIterator, Callable, Coroutine, Mapping
+from collections.abc import AsyncIterator, Mapping
 from contextlib import AsyncExitStack, asynccontextmanager
 from dataclasses import asdict, dataclass, replace
 from pathlib import Path
@@ -34,7 +34,9 @@ from bench.place import scratch_directory
 from bench.report import Row, Scale, median
 from bench.token_source import TOKEN
 from gateway_sidecar.domain.tunnels import SshEngine, SshRoute, SshServer, Tunnel
+from gateway_sidecar.supervision.loops import Tasks
 from gateway_sidecar.telemetry.logs import set_up_logs
+from gateway_sidecar.telemetry.metrics import Metrics
 from gateway_sidecar.tunnels.fleet import TunnelFleet
 from tests.ssh_servers import SSHD, Sshd
 
@@ -70,10 +72,7 @@ def _route(sshd: Sshd, engine: SshEngine, known_hosts: Path | None = None) -> Ss
 
 @asynccontextmanager
 async def _fleet(directory: Path) -> AsyncIterator[TunnelFleet]:
-    async def guard(loop: Callable[[], Coroutine[Any, Any, None]]) -> None:
-        await loop()
-
-    fleet = TunnelFleet(directory, guard)
+    fleet = TunnelFleet(directory, Tasks("-", Metrics()))
     fleet.prepare()
     try:
         yield fleet

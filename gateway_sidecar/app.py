@@ -27,7 +27,6 @@ from gateway_sidecar.control.daemon import Daemon
 from gateway_sidecar.control.destinations import Destinations
 from gateway_sidecar.control.door_holder import DoorHolder
 from gateway_sidecar.control.follower import Source
-from gateway_sidecar.control.guard import keep_running
 from gateway_sidecar.control.key_keeper import KeyKeeper
 from gateway_sidecar.control.left_running import LeftRunning
 from gateway_sidecar.control.peer_keeper import PeerKeeper
@@ -47,6 +46,7 @@ from gateway_sidecar.sources.placed import OwnSockets
 from gateway_sidecar.supervision import awake
 from gateway_sidecar.supervision.lock import DirectoryLock
 from gateway_sidecar.supervision.logfile import ChildLog
+from gateway_sidecar.supervision.loops import Tasks, watch_event_loop
 from gateway_sidecar.supervision.privileges import CAP_NET_ADMIN, keep_files_to_ourselves, keep_to_ourselves
 from gateway_sidecar.supervision.process import is_own_child
 from gateway_sidecar.telemetry.metrics import Metrics
@@ -224,7 +224,7 @@ def build_daemon(config_path: Path, settings: Settings) -> Daemon:
     peers = _peer_keeper(settings, places, destinations, metrics)
     keyed = SmallPlaces(settings.run_dir, nginx.links, log, find)
     keys = KeyKeeper(partial(KeyedNginx, keyed), partial(keyed_left_running, keyed))
-    tunnels = TunnelFleet(settings.run_dir / "tunnels", lambda loop: keep_running("-", loop, metrics))
+    tunnels = TunnelFleet(settings.run_dir / "tunnels", Tasks("-", metrics))
     problems: dict[str, str] = {}
     told = ToldKeeper(settings.state_dir / "replicas.json", problems, metrics)
     adapters = RealAdapters(settings, nginx, bridges, peers, keys, tunnels, metrics, told)
@@ -302,7 +302,8 @@ async def run_daemon(config_path: Path, settings: Settings) -> bool:
     keep_to_ourselves(CAP_NET_ADMIN)
     daemon = build_daemon(config_path, settings)
     loop = asyncio.get_running_loop()
-    reloads: set[asyncio.Task[object]] = set()
+    watch_event_loop(daemon.metrics)
+    reloads = Tasks("-", daemon.metrics)
 
     async def reload() -> None:
         try:
@@ -311,9 +312,7 @@ async def run_daemon(config_path: Path, settings: Settings) -> bool:
             return  # It has been logged and counted; what was in force before stays.
 
     def on_hup() -> None:
-        task: asyncio.Task[object] = asyncio.create_task(reload())
-        reloads.add(task)
-        task.add_done_callback(reloads.discard)
+        reloads.spawn(reload())
 
     loop.add_signal_handler(signal.SIGTERM, partial(daemon.end, stop_all=False))
     loop.add_signal_handler(signal.SIGINT, partial(daemon.end, stop_all=True))

@@ -16,8 +16,10 @@ from gateway_sidecar.control.daemon import Daemon
 from gateway_sidecar.control.service import Service
 from gateway_sidecar.control.waiting_room import Answer, History, Verdict
 from gateway_sidecar.domain.planning import Missing
+from gateway_sidecar.supervision.loops import survived
 
 _DAEMON = web.AppKey("daemon", Daemon)
+_FAULT = Answer(Verdict.FULL, "The gateway made a mistake with this request; try again.", "gateway_fault")
 _STATUS = {Verdict.FULL: 503, Verdict.TOO_LONG: 503, Verdict.LOST: 502}
 
 
@@ -36,6 +38,13 @@ async def _hold(request: web.Request) -> web.Response:
     service = request.app[_DAEMON].services.get(request.headers.get("X-Service", ""))
     if service is None:
         return _error(Answer(Verdict.FULL, "There is no such service.", "no_service"))
+    with survived(service.name, _wait.__qualname__, request.app[_DAEMON].metrics):
+        return await _wait(request, service)
+    service.room_keeper.tend()
+    return _error(_FAULT)
+
+
+async def _wait(request: web.Request, service: Service) -> web.Response:
     so_far = read_history(request.headers.get("X-Router-Connected", ""), request.headers.get("X-Router-Took", ""))
     asleep = None if so_far.tries else _while_asleep(request, service)
     if asleep is not None:

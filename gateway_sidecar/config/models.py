@@ -305,6 +305,13 @@ class RouterSettings(Part):
     log_level: Literal["debug", "info", "warn", "error"] = Field(
         default="warn", description="The least severe event that the router writes; `info` is two lines a request."
     )
+    retire_timeout_s: float = _number(
+        600.0,
+        0,
+        86400,
+        "A router that was replaced finishes its requests for this long; then it is ended, and those that are left are"
+        " cut off.",
+    )
     start_timeout_s: float = _number(
         30.0, 1, 600, "A started router that does not answer within this time is stopped and started again."
     )
@@ -366,7 +373,14 @@ class RefusedSettings(Part):
 class DrainSettings(Part):
     """Letting requests in flight finish before a replica goes."""
 
-    timeout_s: float = _number(600.0, 0, 86400, "After this time requests still in flight are given up.")
+    timeout_s: float = _number(
+        600.0,
+        0,
+        86400,
+        "For this long `drain` waits for requests in flight; then it says that it is not safe to stop the engine, which"
+        " stays out of rotation. A replica whose socket is gone is shown for this long while somebody is connected to"
+        " it. No connection is cut.",
+    )
     settle_s: float = _number(
         0.0,
         0,

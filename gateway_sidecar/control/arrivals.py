@@ -39,7 +39,6 @@ class Arrivals:
 
     is_settled: whether a tenure serves, known to the router as it is described now.
     is_known: whether a router has, or is being told of, its worker.
-    on_lost: called at once when an occupant is gone; every millisecond may cost a request.
     on_change: called when there is something new to write down.
     """
 
@@ -57,7 +56,6 @@ class Arrivals:
         read_overrides: Callable[[Path, int], Overrides],
         is_settled: Callable[[Tenure], bool],
         is_known: Callable[[Tenure], bool],
-        on_lost: Callable[[Tenure], None],
         on_change: Callable[[], None],
     ) -> None:
         self._service = service
@@ -71,7 +69,6 @@ class Arrivals:
         self._read_overrides = read_overrides
         self._is_settled = is_settled
         self._is_known = is_known
-        self._on_lost = on_lost
         self._on_change = on_change
         self._logger = get_logger(service=service)
         self._notes_thread = OwnThread(f"notes {service}")
@@ -172,7 +169,7 @@ class Arrivals:
         if tenure.probe is not None:
             tenure.probe.cancel()
         tenure.unpin()
-        self._on_lost(tenure)
+        self._queue.add(tenure.key, urgent=True)  # Every millisecond may cost a request.
 
     def _supplant(self, tenure: Tenure, by: Sighting) -> None:
         """Somebody else is the replica now. Where it was only sent elsewhere, its old place serves until the new does.

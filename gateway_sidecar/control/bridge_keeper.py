@@ -3,17 +3,16 @@
 from __future__ import annotations
 
 import asyncio
-import time
 from collections.abc import Callable, Mapping, Sequence
 from contextlib import suppress
 from dataclasses import replace
 
 from gateway_sidecar.bridges.nginx import Nginx, stop_orphans
 from gateway_sidecar.bridges.nginx_config import ServiceAddress
-from gateway_sidecar.control.guard import beating, cancelled
 from gateway_sidecar.domain.backoff import Backoff
 from gateway_sidecar.errors import BridgeError
 from gateway_sidecar.supervision import awake
+from gateway_sidecar.supervision.loops import beating, cancelled
 from gateway_sidecar.supervision.process import Identity
 from gateway_sidecar.telemetry.logs import get_logger
 from gateway_sidecar.telemetry.metrics import Metrics
@@ -254,7 +253,7 @@ class BridgeKeeper:
 
     async def _start(self) -> None:
         """Starts nginx with what can be served. Raises BridgeError, OSError."""
-        began = time.monotonic()
+        began = awake.monotonic()
         self._touched.clear()
         wanted = self._tried = self._addresses()
         objections = await self.nginx.objections(wanted)
@@ -274,7 +273,7 @@ class BridgeKeeper:
         if self.nginx.log.trouble:
             to = str(self.nginx.log.file) if self.nginx.log.file else None
             self._logger.error("bridge.log_elsewhere", reason=self.nginx.log.trouble, path=to)
-        self._logger.info("bridge.started", pid=self.nginx.process.pid, took_s=round(time.monotonic() - began, 3))
+        self._logger.info("bridge.started", pid=self.nginx.process.pid, took_s=round(awake.monotonic() - began, 3))
         self._went(up=True)
         self._settle(wanted, served, refused)
 

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import asyncio
-import time
 from collections.abc import Callable, Mapping
 
 from gateway_sidecar.bridges.nginx import Nginx
@@ -57,8 +56,8 @@ class Children:
                     self._metrics.router_rss.labels(name).set(rss)
                     service.slots.note_memory(rss)
             await self._pass_on_nginx(self._peers_log)
-            if time.monotonic() >= mend_at:
-                mend_at = time.monotonic() + _MEND_GAP_S
+            if awake.monotonic() >= mend_at:
+                mend_at = awake.monotonic() + _MEND_GAP_S
                 await self._nginx.mend_temp()
             self._note_logs(
                 {f"log of router {router.slot}": router.log.trouble for router in routers}

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import asyncio
-import time
 from collections import Counter
 from collections.abc import Callable, Collection, Mapping
 
@@ -38,7 +37,7 @@ class ConnectionCounter:
             rested = self._leases.rested(awake.now())
             places: set[int | PeerAddress] = set()
             places.update(rested, *(s.drains.places_to_count() for s in self._services().values()))
-            began = time.monotonic()
+            began = awake.monotonic()
             if not places:
                 await asyncio.sleep(_REST_S)
                 continue
@@ -48,7 +47,7 @@ class ConnectionCounter:
             for port in rested:
                 if counts[port] == 0:
                     self._leases.settle(port, awake.now())
-            await asyncio.sleep(count_pause_s(time.monotonic() - began))
+            await asyncio.sleep(count_pause_s(awake.monotonic() - began))
 
 
 def _count(places: Collection[int | PeerAddress]) -> Counter[int | PeerAddress]:

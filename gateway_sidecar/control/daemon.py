@@ -6,7 +6,6 @@ It may die at any line. nginx, the routers and every stream go on, and the next 
 from __future__ import annotations
 
 import asyncio
-import time
 from collections.abc import Awaitable, Callable, Mapping, Sequence
 from contextlib import suppress
 from dataclasses import dataclass
@@ -26,7 +25,6 @@ from gateway_sidecar.control.departing import DepartingRouters
 from gateway_sidecar.control.destinations import Destinations, hosts_of
 from gateway_sidecar.control.follower import Source
 from gateway_sidecar.control.front_doors import FrontDoors
-from gateway_sidecar.control.guard import keep_running
 from gateway_sidecar.control.inheritance import Inheritance
 from gateway_sidecar.control.key_keeper import KeyKeeper
 from gateway_sidecar.control.left_running import LeftRouter, LeftRunning
@@ -45,6 +43,7 @@ from gateway_sidecar.routers.base import RouterKind
 from gateway_sidecar.sources.told import NAME as API
 from gateway_sidecar.supervision import awake
 from gateway_sidecar.supervision.awake import within
+from gateway_sidecar.supervision.loops import Tasks
 from gateway_sidecar.supervision.notify import SystemdNotifier
 from gateway_sidecar.supervision.process import Identity, Process, boot_id
 from gateway_sidecar.telemetry.logs import get_logger, set_up_logs
@@ -108,6 +107,7 @@ class Daemon:
         self.config_path = config_path
         self.settings = settings
         self.metrics = metrics
+        self._tasks = Tasks("-", metrics)
         self.leases = leases
         self.peers = peers
         peers.before_claim = destinations.settle
@@ -121,7 +121,7 @@ class Daemon:
         self._tunnels_due = asyncio.Event()
         self._adapters = adapters
         self._running: dict[str, _Running] = {}
-        self._departing = DepartingRouters(self.note_change)
+        self._departing = DepartingRouters(self._tasks, self.note_change)
         self.keeper = BridgeKeeper(nginx, self._addresses, metrics, self.note_change)
         self.run_dir = RunDirKeeper(self.keeper, lambda: self.services, problems, interval_s=settings.rescan_interval_s)
         self.doors = FrontDoors(
@@ -208,7 +208,7 @@ class Daemon:
             raise
         self.taken_up.set()
         background = [
-            asyncio.create_task(keep_running("-", loop, self.metrics))
+            self._tasks.run_forever(loop)
             for loop in (
                 *(keeper.run for keeper in self._records.values()),
                 self.keeper.run,
@@ -456,9 +456,9 @@ class Daemon:
         """Measures the event loop's lag, keeps systemd informed, and pets its watchdog while all loops move."""
         period = min(1.0, (self._notifier.watchdog_s or 2.0) / 2)
         while True:
-            due = time.monotonic() + period
+            due = awake.monotonic() + period
             await asyncio.sleep(period)
-            late_s = max(0.0, time.monotonic() - due)
+            late_s = max(0.0, awake.monotonic() - due)
             self.metrics.loop_lag.observe(late_s)
             self._notifier.status(self.summary())
             stale_s = self._stale_s()

@@ -7,8 +7,9 @@ from __future__ import annotations
 
 import asyncio
 from collections.abc import Callable
+from functools import partial
 
-from gateway_sidecar.control.guard import cancelled
+from gateway_sidecar.supervision.loops import Tasks, cancelled
 from gateway_sidecar.supervision.process import Identity, Process
 from gateway_sidecar.telemetry.logs import get_logger
 
@@ -18,7 +19,8 @@ _GRACE_S = 10.0
 class DepartingRouters:
     """The routers that are to end. `on_change` is called when that is something else to write down."""
 
-    def __init__(self, on_change: Callable[[], None]) -> None:
+    def __init__(self, tasks: Tasks, on_change: Callable[[], None]) -> None:
+        self._tasks = tasks
         self._on_change = on_change
         self._logger = get_logger()
         self._ending: dict[Process, tuple[str, asyncio.Task[None]]] = {}
@@ -31,7 +33,7 @@ class DepartingRouters:
     def end(self, service: str, process: Process) -> None:
         """Asks it to end, and makes it after ten seconds. Returns at once."""
         if process.running:
-            self._ending[process] = (service, asyncio.create_task(self._end(service, process)))
+            self._ending[process] = (service, self._tasks.until_done(partial(self._end, service, process)))
             self._on_change()
 
     async def close(self) -> None:

@@ -9,7 +9,6 @@ from __future__ import annotations
 import asyncio
 import ipaddress
 import socket
-import time
 from collections.abc import Callable, Iterable, Mapping
 from contextlib import suppress
 from functools import partial
@@ -78,7 +77,7 @@ class Destinations:
             for gone in self._due.keys() - hosts.keys():
                 del self._due[gone]
                 self._known.pop(gone, None)
-            await self._look({name for name in hosts if self._due.get(name, 0.0) <= time.monotonic()})
+            await self._look({name for name in hosts if self._due.get(name, 0.0) <= awake.monotonic()})
             self._tell()
             await asyncio.sleep(_LOOK_S)
 
@@ -89,7 +88,7 @@ class Destinations:
                 found = await self._thread.run(partial(look_up, name), patience_s=_PATIENCE_S)
             except TimeoutError:
                 return  # Whoever answers for names does not: the others have to wait, too.
-            self._due[name] = time.monotonic() + _AGAIN_S
+            self._due[name] = awake.monotonic() + _AGAIN_S
             if found:
                 self._known[name] = found
 

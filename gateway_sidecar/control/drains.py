@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import time
 from collections.abc import Callable, Container, Mapping
 from dataclasses import dataclass
 
@@ -37,7 +36,7 @@ class Drains:
     """The drains of one service.
 
     book: what the router in service says of its workers.
-    on_begun: called when a replica is to leave the rotation. on_resumed: when it may come back, once it answers.
+    on_resumed: called when a replica may come back, once it answers.
     on_change: called when there is something new to write down.
     """
 
@@ -51,7 +50,6 @@ class Drains:
         *,
         roles: RoleWatch,
         book: Callable[[], WorkerBook],
-        on_begun: Callable[[Tenure], None],
         on_resumed: Callable[[Tenure], None],
         on_change: Callable[[], None],
     ) -> None:
@@ -62,7 +60,6 @@ class Drains:
         self._metrics = metrics
         self._roles = roles
         self._book = book
-        self._on_begun = on_begun
         self._on_resumed = on_resumed
         self._on_change = on_change
         self._logger = get_logger(service=service)
@@ -86,15 +83,15 @@ class Drains:
                 tenure.canary.abort()
                 tenure.canary = None
             self._on_change()
-            self._on_begun(tenure)
-        began = time.monotonic()
+            self._queue.add(tenure.key, urgent=True)
+        began = awake.monotonic()
         try:
             async with within(timeout_s):
                 await tenure.drained.wait()
         except TimeoutError:
             self._metrics.drains.labels(self._service, "timeout").inc()
-            return DrainReport(False, tenure.in_flight, time.monotonic() - began, missed)
-        return DrainReport(True, 0, time.monotonic() - began, missed)
+            return DrainReport(False, tenure.in_flight, awake.monotonic() - began, missed)
+        return DrainReport(True, 0, awake.monotonic() - began, missed)
 
     def resume(self, replica: ReplicaId) -> None:
         """Takes a drained replica back into rotation, once it answers. Raises KeyError for one that is not there."""
@@ -111,7 +108,19 @@ class Drains:
         if tenure.leaving is None or not is_out:
             _forget_count(tenure)
         elif tenure.settled_at is None:
-            tenure.settled_at = time.monotonic()
+            tenure.settled_at = awake.monotonic()
+
+    def has_given_up(self, tenure: Tenure) -> bool:
+        """Whether what is connected to an engine that is gone has been waited for long enough.
+
+        Its port goes on resting until it is quiet.
+        """
+        is_gone = tenure.gone or tenure.replaced
+        return (
+            is_gone
+            and tenure.settled_at is not None
+            and awake.monotonic() >= tenure.settled_at + self.settings.timeout_s
+        )
 
     def finish_if_quiet(self, tenure: Tenure) -> None:
         """Whoever waits for the drain is told, if nobody needs the engine any more."""

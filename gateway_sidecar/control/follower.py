@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import asyncio
-import time
 from collections.abc import AsyncIterator, Awaitable, Callable, Mapping
 from contextlib import suppress
 from dataclasses import replace
@@ -106,13 +105,13 @@ class SourceFollower:
         while True:
             self.beat = awake.now()
             self._look_now.clear()
-            began = time.monotonic()
+            began = awake.monotonic()
             self._begun += 1
             await self._see(await self._source.look())
             self._ended = self._begun
             self._looked.set()
             # A crowd of hints must not keep us looking all the time. A look that took long was slow, and not much work.
-            await asyncio.sleep(min(max(_LEAST_GAP_S, 2 * (time.monotonic() - began)), _MOST_GAP_S))
+            await asyncio.sleep(min(max(_LEAST_GAP_S, 2 * (awake.monotonic() - began)), _MOST_GAP_S))
             self.beat = awake.now()
             try:
                 async with asyncio.timeout(self._rescan_interval_s):

@@ -7,7 +7,6 @@ is not told of any of it, and goes on with what is there while no daemon runs.
 from __future__ import annotations
 
 import asyncio
-import time
 from collections.abc import Callable, Iterable, Mapping
 from contextlib import suppress
 from dataclasses import dataclass, field
@@ -24,6 +23,7 @@ from gateway_sidecar.doors.door_files import CERTIFICATE, KEYS, DoorFiles, KeysT
 from gateway_sidecar.doors.publish import withdraw_keys
 from gateway_sidecar.errors import FrontDoorError
 from gateway_sidecar.files.replace import is_unfinished
+from gateway_sidecar.supervision import awake
 from gateway_sidecar.supervision.own_thread import OwnThread
 from gateway_sidecar.telemetry.logs import get_logger
 from gateway_sidecar.telemetry.metrics import Metrics
@@ -212,7 +212,7 @@ class FrontDoors:
     def _take_keys(self, service: str, seen: _Seen, keys: KeysTaken | FrontDoorError | OSError | None) -> None:
         if keys is None:
             return
-        seen.has_keys, seen.looked_at[KEYS] = True, time.monotonic()
+        seen.has_keys, seen.looked_at[KEYS] = True, awake.monotonic()
         if not isinstance(keys, KeysTaken):
             self._doubt(service, seen, KEYS, keys)
             return
@@ -228,7 +228,7 @@ class FrontDoors:
     ) -> None:
         seen.tls = tls
         if pair is not None:
-            seen.looked_at[CERTIFICATE] = time.monotonic()
+            seen.looked_at[CERTIFICATE] = awake.monotonic()
         if isinstance(pair, PairTaken):
             self._settle(service, seen, CERTIFICATE)
             self._look_at_names(service, tls, seen, pair)
@@ -267,11 +267,11 @@ class FrontDoors:
 
     def _is_due(self, seen: _Seen, part: str) -> bool:
         """What failed may succeed without a change of its file: a disk that was full, a clock that was wrong."""
-        return part in seen.problems and time.monotonic() - seen.looked_at.get(part, 0.0) > _AGAIN_S
+        return part in seen.problems and awake.monotonic() - seen.looked_at.get(part, 0.0) > _AGAIN_S
 
     def _doubt(self, service: str, seen: _Seen, part: str, error: FrontDoorError | OSError) -> None:
         """Refuses it, unless somebody may be about to put its other half there: two renames are not one."""
-        now = time.monotonic()
+        now = awake.monotonic()
         since = seen.doubts.setdefault(part, now)
         if part not in seen.problems and self._is_in_force(service, part) and now - since < _MOMENT_S:
             asyncio.get_running_loop().call_later(_MOMENT_S, self._look_now.set)

@@ -4,16 +4,16 @@ again and again, what an earlier daemon left is found by looking, and nothing is
 from __future__ import annotations
 
 import asyncio
-import time
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 
 from gateway_sidecar.bridges.connections import open_connections
 from gateway_sidecar.bridges.keyed_nginx import Keyed, KeyedNginx
-from gateway_sidecar.control.guard import beating
 from gateway_sidecar.control.keeper import LOOK_S, QUIET_GAP_S, RETRIES, Keeper
 from gateway_sidecar.errors import BridgeError
+from gateway_sidecar.supervision import awake
+from gateway_sidecar.supervision.loops import beating
 from gateway_sidecar.supervision.process import Identity
 
 
@@ -79,7 +79,7 @@ class KeyKeeper(Keeper):
         """Runs until cancelled. What it started goes on then."""
         while True:
             self._comes_round()
-            now = time.monotonic()
+            now = awake.monotonic()
             due = [place for place in self._places.values() if now >= place.due and not place.up]
             await beating(self._step_all(due), self._is_busy)
             pause = min((p.due - now for p in self._places.values() if not p.up), default=LOOK_S)
@@ -107,7 +107,7 @@ class KeyKeeper(Keeper):
             await place.nginx.lead(to)
         except BridgeError as error:
             place.failures += 1
-            place.due = time.monotonic() + RETRIES.delay_s(place.failures)
+            place.due = awake.monotonic() + RETRIES.delay_s(place.failures)
             if place.reason != str(error):
                 self._logger.error("bridge.key_not_shown", port=place.port, reason=str(error))
             place.reason = str(error)
@@ -122,7 +122,7 @@ class KeyKeeper(Keeper):
         if place.to is not None or not self.has_looked():
             return
         if counts[place.port] and place.nginx.running:
-            place.due = time.monotonic() + QUIET_GAP_S
+            place.due = awake.monotonic() + QUIET_GAP_S
             return
         del self._places[place.port]
         await place.nginx.stop()

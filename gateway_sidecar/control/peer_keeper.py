@@ -11,7 +11,6 @@ from __future__ import annotations
 
 import asyncio
 import ipaddress
-import time
 from collections.abc import Awaitable, Callable, Iterable, Mapping
 from dataclasses import dataclass
 from functools import partial
@@ -19,12 +18,13 @@ from typing import Protocol
 
 from gateway_sidecar.bridges.connections import connections_at
 from gateway_sidecar.bridges.peer_nginx import LeftRunning, PeerNginx
-from gateway_sidecar.control.guard import beating
 from gateway_sidecar.control.keeper import LOOK_S, QUIET_GAP_S, RETRIES, Keeper
 from gateway_sidecar.domain.claims import Address
 from gateway_sidecar.domain.model import PeerAddress
 from gateway_sidecar.errors import AddressRefused, BridgeError
+from gateway_sidecar.supervision import awake
 from gateway_sidecar.supervision.logfile import ChildLog
+from gateway_sidecar.supervision.loops import beating
 from gateway_sidecar.telemetry.metrics import Metrics
 
 _RECHECK_S = 5.0
@@ -170,7 +170,7 @@ class PeerKeeper(Keeper):
         while True:
             self._comes_round()
             await beating(self._look(), self._is_busy)
-            now = time.monotonic()
+            now = awake.monotonic()
             due = min((place.due - now for place in self._places.values() if not self._rests(place)), default=LOOK_S)
             await self._sleep(max(0.01, due))
 
@@ -197,7 +197,7 @@ class PeerKeeper(Keeper):
         await self._recheck()
         if not self._swept and self.has_looked():
             await self._sweep()
-        due = [place for place in self._places.values() if not self._rests(place) and time.monotonic() >= place.due]
+        due = [place for place in self._places.values() if not self._rests(place) and awake.monotonic() >= place.due]
         await asyncio.gather(*map(self._step, due))
 
     def _rests(self, place: _Place) -> bool:
@@ -212,7 +212,7 @@ class PeerKeeper(Keeper):
 
     async def _recheck(self) -> None:
         """Somebody else may have taken an address away, or this machine may have come to need it."""
-        now = time.monotonic()
+        now = awake.monotonic()
         if not self._places or now < self._held_at + _RECHECK_S:
             return
         self._held_at = now
@@ -287,7 +287,7 @@ class PeerKeeper(Keeper):
     def _failed(self, place: _Place, error: Exception) -> None:
         place.failures += 1
         pause = RETRIES.delay_s(place.failures)
-        place.due = time.monotonic() + pause
+        place.due = awake.monotonic() + pause
         place.refused = isinstance(error, AddressRefused)
         if place.reason != str(error) or place.up:
             event = "peer.refused" if place.refused else "peer.not_up"
@@ -305,7 +305,7 @@ class PeerKeeper(Keeper):
         if place.wanted:
             return  # Somebody came back for it meanwhile.
         if counts[place.address] and place.nginx.running:
-            place.due = time.monotonic() + QUIET_GAP_S
+            place.due = awake.monotonic() + QUIET_GAP_S
             return
         del self._places[str(place.address)]
         await place.nginx.stop()

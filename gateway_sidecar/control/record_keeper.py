@@ -7,7 +7,6 @@ of its own, so that a state disk that hangs does not keep the record of processe
 from __future__ import annotations
 
 import asyncio
-import time
 from collections.abc import Callable, Mapping
 from functools import partial
 from pathlib import Path
@@ -15,6 +14,7 @@ from typing import Any
 
 from gateway_sidecar.control import records
 from gateway_sidecar.errors import StateError
+from gateway_sidecar.supervision import awake
 from gateway_sidecar.supervision.own_thread import OwnThread
 from gateway_sidecar.telemetry.logs import get_logger
 from gateway_sidecar.telemetry.metrics import Metrics
@@ -68,7 +68,7 @@ class RecordKeeper:
         self._up = metrics.record_up.labels(record.name)
         self._logger = get_logger()
         self._dirty = asyncio.Event()
-        self._written_at = time.monotonic()
+        self._written_at = awake.monotonic()
 
     def touch(self) -> None:
         """Something that is written down has changed."""
@@ -95,7 +95,7 @@ class RecordKeeper:
             self._problems[self.record.name] = str(error)
             return False
         self._up.set(1)
-        self._written_at = time.monotonic()
+        self._written_at = awake.monotonic()
         if self._problems.pop(self.record.name, None):
             self._logger.info("state.written_again", path=str(self.record.path))
         return True
@@ -107,5 +107,5 @@ class RecordKeeper:
                     await self._dirty.wait()
             except TimeoutError:
                 # Anew now and then: a disk that became full or read-only is told of before it matters.
-                if time.monotonic() - self._written_at > _ANEW_S or not await self.record.is_there():
+                if awake.monotonic() - self._written_at > _ANEW_S or not await self.record.is_there():
                     return

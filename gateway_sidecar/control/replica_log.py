@@ -43,11 +43,11 @@ class ReplicaLog:
         self._count(tenure.state, +1)
 
     def ended(self, tenure: Tenure) -> None:
-        """Nobody holds a connection to the occupant any more."""
+        """Nobody holds a connection to the occupant any more, or those who do have been waited for long enough."""
         if not any(other.replica == tenure.replica for other in self._tenures()):
             self._metrics.forget_replica(self._service, tenure.replica)
         self._count(tenure.state, -1)
-        self._logger.info("replica.gone", replica=tenure.replica, port=tenure.port)
+        self._logger.info("replica.gone", replica=tenure.replica, port=tenure.port, in_flight=tenure.in_flight)
 
     def update(self, tenure: Tenure) -> None:
         """Tells of a change of state, if there is one."""

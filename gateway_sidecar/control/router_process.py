@@ -5,7 +5,6 @@ from __future__ import annotations
 import asyncio
 import random
 import secrets
-import time
 from collections.abc import Awaitable, Callable
 from dataclasses import dataclass
 from enum import StrEnum
@@ -222,7 +221,7 @@ class RouterProcess:
             await self.client.close()
 
     async def _start(self) -> bool:
-        began = time.monotonic()
+        began = awake.monotonic()
         self._unresponsive.clear()
         self._set(RouterState.STARTING)
         key = secrets.token_urlsafe(32)
@@ -274,7 +273,7 @@ class RouterProcess:
                 self.reason = str(error)
                 await asyncio.sleep(0.01)
                 continue
-            took = time.monotonic() - began
+            took = awake.monotonic() - began
             self.epoch += 1
             self._metrics.router_start_seconds.labels(self.service).set(took)
             self._logger.info("router.started", pid=process.pid, url=ports.url, took_s=round(took, 3))

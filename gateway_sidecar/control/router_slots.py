@@ -7,20 +7,20 @@ the free slot, is given every worker, and then the service address is switched t
 from __future__ import annotations
 
 import asyncio
-import time
 from collections.abc import Awaitable, Callable, Iterable
 from contextlib import suppress
+from functools import partial
 
 from gateway_sidecar.bridges.connections import open_connections
 from gateway_sidecar.bridges.nginx_config import SUCCESSOR
 from gateway_sidecar.config import ServiceSettings
-from gateway_sidecar.control.guard import cancelled
 from gateway_sidecar.control.router_process import PrivatePorts, RouterState, SavedRouter
 from gateway_sidecar.control.router_unit import RouterUnit
 from gateway_sidecar.errors import RouterUnavailable
 from gateway_sidecar.routers.base import RouterPorts
 from gateway_sidecar.supervision import awake
 from gateway_sidecar.supervision.awake import within
+from gateway_sidecar.supervision.loops import Tasks, cancelled
 from gateway_sidecar.supervision.memory import router_share_mb
 from gateway_sidecar.supervision.process import Identity
 from gateway_sidecar.telemetry.logs import get_logger
@@ -50,6 +50,7 @@ class RouterSlots:
     def __init__(
         self,
         settings: ServiceSettings,
+        tasks: Tasks,
         *,
         make_unit: Callable[[str], RouterUnit],
         private_ports: PrivatePorts,
@@ -63,6 +64,7 @@ class RouterSlots:
     ) -> None:
         self.settings = settings
         self.service = settings.name
+        self._tasks = tasks
         self._make_unit = make_unit
         self._private_ports = private_ports
         self._point = point
@@ -130,7 +132,7 @@ class RouterSlots:
     def start(self) -> None:
         """Begins to keep the router running, and replaces one that an earlier daemon started otherwise."""
         self.active.start()
-        self._renewing = asyncio.create_task(self._renew_outdated())
+        self._renewing = self._tasks.until_done(self._renew_outdated)
 
     async def close(self) -> None:
         """Stops keeping the routers; the processes go on."""
@@ -161,12 +163,12 @@ class RouterSlots:
                 await self._until_equal(old, new)
                 await self._move_address()  # Changes nothing, unless the successor had to take another port.
                 self._point(self.service, new.router.slot)
-            except (TimeoutError, OSError, RouterUnavailable, asyncio.CancelledError) as error:
+            except BaseException as error:
                 await new.halt()
                 await new.router.stop(grace_s=0)
                 self.units.remove(new)
                 new.router.log.close()
-                if isinstance(error, asyncio.CancelledError):
+                if not isinstance(error, TimeoutError | OSError | RouterUnavailable):
                     raise
                 why = str(error) or new.router.reason or "it did not get every worker ready in time"
                 text = f"the new router was not put in place: {why}"
@@ -178,7 +180,7 @@ class RouterSlots:
             self._on_active()
             self._on_change()
             self._logger.info("router.replaced", pid=new.router.pid, old_pid=old.router.pid)
-            self._retiring = asyncio.create_task(self._retire(old))
+            self._begin_to_retire(old)
         except BaseException:
             self._replacing.release()
             raise
@@ -191,12 +193,12 @@ class RouterSlots:
         is_renewing = self._renewing is not None and not self._renewing.done()
         if limit_mb is None or rss_bytes <= limit_mb * 1024 * 1024 or self._replacing.locked() or is_renewing:
             return
-        now = time.monotonic()
+        now = awake.monotonic()
         if now < self._may_outgrow_at:
             return  # A limit that a fresh router exceeds must not make us replace it for ever.
         self._may_outgrow_at = now + _OUTGROWN_GAP_S
         self._logger.warning("router.outgrown", memory_mb=rss_bytes >> 20, limit_mb=limit_mb)
-        self._renewing = asyncio.create_task(self._renew())
+        self._renewing = self._tasks.spawn(self._renew(), again=self._on_retired)
 
     def begin_in(self, slot: str) -> None:
         """The router in service has its place in this slot. To be said before anything is adopted or started."""
@@ -213,7 +215,7 @@ class RouterSlots:
             return False
         await self._replacing.acquire()
         self.units.append(unit)
-        self._retiring = asyncio.create_task(self._retire(unit))
+        self._begin_to_retire(unit)
         return True
 
     async def _renew_outdated(self) -> None:
@@ -242,22 +244,26 @@ class RouterSlots:
                     raise RouterUnavailable(new.router.reason)
                 await asyncio.sleep(_POLL_S)
 
+    def _begin_to_retire(self, old: RouterUnit) -> None:
+        self._retiring = self._tasks.until_done(partial(self._retire, old))
+        self._retiring.add_done_callback(self._retired)
+
+    def _retired(self, _: asyncio.Task[None]) -> None:
+        self._on_change()
+        self._replacing.release()
+
     async def _retire(self, old: RouterUnit) -> None:
         """Ends a router that gets no new requests any more once nobody is connected to it, or if it hangs."""
-        try:
-            await old.retire()
-            ports = {old.router.ports.api} if old.router.ports else set()
-            deadline = awake.now() + self.settings.drain.timeout_s
-            # Kept connections of nginx, idle for 5 s at the most, count as somebody's too.
-            while await asyncio.to_thread(open_connections, ports) and awake.now() < deadline:
-                with suppress(TimeoutError):
-                    async with asyncio.timeout(_QUIET_GAP_S):
-                        await old.hangs.wait()
-                        break
-            await old.router.stop(grace_s=0 if old.hangs.is_set() else 0.5)
-            self.units.remove(old)  # Not before: as long as it runs it is ours to write down, or to end.
-            old.router.log.close()
-            self._on_retired()
-        finally:
-            self._on_change()
-            self._replacing.release()
+        await old.retire()
+        ports = {old.router.ports.api} if old.router.ports else set()
+        deadline = awake.now() + self.settings.router.retire_timeout_s
+        # Kept connections of nginx, idle for 5 s at the most, count as somebody's too.
+        while await asyncio.to_thread(open_connections, ports) and awake.now() < deadline:
+            with suppress(TimeoutError):
+                async with asyncio.timeout(_QUIET_GAP_S):
+                    await old.hangs.wait()
+                    break
+        await old.router.stop(grace_s=0 if old.hangs.is_set() else 0.5)
+        self.units.remove(old)  # Not before: as long as it runs it is ours to write down, or to end.
+        old.router.log.close()
+        self._on_retired()

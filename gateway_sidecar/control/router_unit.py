@@ -6,7 +6,6 @@ import asyncio
 from collections.abc import Callable
 from contextlib import suppress
 
-from gateway_sidecar.control.guard import cancelled, keep_running
 from gateway_sidecar.control.router_process import RouterProcess
 from gateway_sidecar.control.worker_book import WorkerBook
 from gateway_sidecar.domain.model import WorkerStatus
@@ -14,6 +13,7 @@ from gateway_sidecar.domain.planning import Deregister, WorkerView
 from gateway_sidecar.errors import RouterError, RouterRefused, RouterUnavailable
 from gateway_sidecar.routers.base import RouterClient
 from gateway_sidecar.supervision import awake
+from gateway_sidecar.supervision.loops import Tasks, run_forever
 from gateway_sidecar.telemetry.logs import get_logger
 from gateway_sidecar.telemetry.metrics import Metrics
 
@@ -51,6 +51,7 @@ class RouterUnit:
             on_silence=on_silence,
         )
         router.on_change.append(self.book.hurry)
+        self._tasks = Tasks(router.service, metrics)
         self._task: asyncio.Task[None] | None = None
         self.retiring = False
         """It only finishes what it has begun: nobody watches it any more, or registers anybody there."""
@@ -63,14 +64,11 @@ class RouterUnit:
 
     def start(self) -> None:
         """Begins to keep the router running and to watch its workers."""
-        self._task = asyncio.create_task(self._run())
+        self._task = self._tasks.spawn(self._run())
 
     async def halt(self) -> None:
         """Stops keeping and watching; the process itself goes on."""
-        if self._task is not None:
-            self._task.cancel()
-            await asyncio.gather(self._task, return_exceptions=True)
-        await cancelled(self._dismissing)
+        await self._tasks.close()
         await self.book.close()
 
     async def retire(self) -> None:
@@ -96,19 +94,21 @@ class RouterUnit:
         """Takes a worker out of a retiring router; `on_worker` follows when it is out."""
         self._dismissals[action.url] = action
         if self._dismissing is None or self._dismissing.done():
-            self._dismissing = asyncio.create_task(self._dismiss())
+            self._dismissing = self._tasks.until_done(self._dismiss)
 
     async def _dismiss(self) -> None:
         client = self.router.client
         while self._dismissals and client is not None:
-            url, action = self._dismissals.popitem()
+            url, action = next(iter(self._dismissals.items()))
             try:
                 await self._deregister(client, action.worker_id)
             except RouterUnavailable:
+                self._dismissals.clear()
                 self.hangs.set()
                 return
             except RouterRefused as refusal:
                 self._logger.warning("worker.operation_failed", worker_url=url, reason=str(refusal), failures=1)
+            self._dismissals.pop(url)
             self.book.workers.pop(url, None)
             self._on_worker(url)
             if not self._dismissals:
@@ -136,4 +136,4 @@ class RouterUnit:
     async def _run(self) -> None:
         async with asyncio.TaskGroup() as group:
             for loop in (self.router.run, self.book.run):
-                group.create_task(keep_running(self.router.service, loop, self._metrics))
+                group.create_task(run_forever(self.router.service, loop, self._metrics))

@@ -17,10 +17,10 @@ from typing import Self
 import aiohttp
 
 from gateway_sidecar.config import HookSettings
-from gateway_sidecar.control.guard import cancelled, keep_running
 from gateway_sidecar.domain.backoff import Backoff
 from gateway_sidecar.domain.printable import printable
 from gateway_sidecar.supervision.awake import within
+from gateway_sidecar.supervision.loops import Tasks
 from gateway_sidecar.telemetry.logs import get_logger
 from gateway_sidecar.telemetry.metrics import Metrics
 
@@ -70,6 +70,7 @@ class ScalingHook:
     def __init__(self, service: str, metrics: Metrics) -> None:
         self._service = service
         self._metrics = metrics
+        self._tasks = Tasks(service, metrics)
         self._logger = get_logger(service=service)
         self._pending: dict[str, Notice] = {}
         self._news = asyncio.Event()
@@ -82,11 +83,11 @@ class ScalingHook:
         self._pending[notice.role] = notice
         self._news.set()
         if self._task is None:
-            self._task = asyncio.create_task(keep_running(self._service, self._run, self._metrics))
+            self._task = self._tasks.run_forever(self._run)
 
     async def close(self) -> None:
         """Tells nobody any more; a command that runs is ended."""
-        await cancelled(self._task)
+        await self._tasks.close()
         self._task = None
 
     async def _run(self) -> None:

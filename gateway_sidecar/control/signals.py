@@ -8,13 +8,11 @@ from __future__ import annotations
 
 import asyncio
 import math
-import time
 from collections.abc import Callable, Mapping
 from functools import partial
 from typing import TypeVar
 
 from gateway_sidecar.bridges.request_events import EventAddress, EventListener
-from gateway_sidecar.control.guard import cancelled
 from gateway_sidecar.control.router_process import RouterProcess
 from gateway_sidecar.control.scaling_hook import ScalingHook
 from gateway_sidecar.control.service import Service
@@ -27,6 +25,7 @@ from gateway_sidecar.engines.engine_metrics import EngineMetrics, says_latency, 
 from gateway_sidecar.errors import MetricsError
 from gateway_sidecar.routers.answers import MetricsPages
 from gateway_sidecar.supervision import awake
+from gateway_sidecar.supervision.loops import cancelled
 from gateway_sidecar.supervision.own_thread import OwnThread
 from gateway_sidecar.telemetry.logs import get_logger
 from gateway_sidecar.telemetry.metrics import Metrics
@@ -82,7 +81,7 @@ class Signals:
         last_round, rounds = -_REST_S, 0
         try:
             while True:
-                self.beat, now = awake.now(), time.monotonic()
+                self.beat, now = awake.now(), awake.monotonic()
                 self._follow_services()
                 self._listen(now)
                 due = last_round + (_ROUND_S if self._is_busy(now) else _REST_S)
@@ -150,7 +149,7 @@ class Signals:
         self._heard = True
         signals = self.of.get(end.service)
         if signals is not None:
-            signals.record(time.monotonic(), end)
+            signals.record(awake.monotonic(), end)
 
     async def _round(self, *, with_engines: bool) -> None:
         while self._hooks_left:
@@ -159,7 +158,7 @@ class Signals:
             signals.note_roles(awake.now())
         await asyncio.gather(*(self._read(signals, with_engines=with_engines) for signals in list(self.of.values())))
         for signals in list(self.of.values()):
-            now = time.monotonic()
+            now = awake.monotonic()
             if self.of.get(signals.name) is signals and signals.name in self._services():
                 signals.evaluate(now, awake.now())
                 self._export(signals, now)
@@ -182,7 +181,7 @@ class Signals:
             signals.router_problem = str(error)
             return
         if readings:
-            signals.take_routers(time.monotonic(), readings)
+            signals.take_routers(awake.monotonic(), readings)
         else:
             signals.router_problem = "no router answers"
 
@@ -205,7 +204,7 @@ class Signals:
         except MetricsError as error:
             signals.engine_problems[tenure.replica] = str(error)
             return
-        signals.take_engine(time.monotonic(), tenure, reading)
+        signals.take_engine(awake.monotonic(), tenure, reading)
         if reading.ttft or reading.itl:
             signals.engine_problems.pop(tenure.replica, None)
         else:

@@ -153,13 +153,14 @@ class TenureBridges:
         return bool(removed)
 
     def give_back(self, tenure: Tenure, late_until: float) -> None:
-        """Nobody holds a connection to the occupant any more.
+        """The occupant's stay is over. Its port rests while somebody holds a connection to it.
 
         Until `late_until` (awake seconds) a worker that was taken back may yet appear at its port.
         """
         if tenure.port is not None:
             self._leases.release(tenure.port, late_until)
-            self._leases.settle(tenure.port, awake.now())
+            if tenure.in_flight == 0:
+                self._leases.settle(tenure.port, awake.now())
             self._keys.leave(tenure.port)
         self._portless.discard(tenure.key)
         self._leave_address(tenure)

@@ -13,10 +13,10 @@ from functools import partial
 from typing import Protocol
 
 from gateway_sidecar.config import HoldSettings
-from gateway_sidecar.control.guard import cancelled
 from gateway_sidecar.domain.planning import Missing
 from gateway_sidecar.supervision import awake
 from gateway_sidecar.supervision.awake import within
+from gateway_sidecar.supervision.loops import Tasks
 from gateway_sidecar.telemetry.logs import get_logger
 from gateway_sidecar.telemetry.metrics import Metrics
 
@@ -117,6 +117,7 @@ class WaitingRoom:
         self._changed = asyncio.Event()
         self._accepts = accepts
         self._on_trusted = on_trusted
+        self._tasks = Tasks(service, metrics)
         self._doubt: asyncio.Task[None] | None = None
         self._doubted_since = 0.0
         self._is_switched = False  # How an earlier daemon left the gate is not known.
@@ -182,7 +183,7 @@ class WaitingRoom:
 
     async def end(self) -> None:
         """Ends what goes on in the background."""
-        await cancelled(self._doubt)
+        await self._tasks.close()
 
     async def _wait(self, so_far: History, *, only_for_router: bool) -> Answer:
         if so_far.accepted and not self.settings.retry_in_flight:
@@ -225,7 +226,7 @@ class WaitingRoom:
         One that takes our connections and not nginx's is on ports that nginx has not heard of yet.
         """
         self._doubted_since = awake.now()
-        self._doubt = asyncio.create_task(self._until_accepting(pause_s))
+        self._doubt = self._tasks.until_done(partial(self._until_accepting, pause_s))
         self.close(Missing.ROUTER)
 
     async def _until_accepting(self, pause_s: float) -> None:

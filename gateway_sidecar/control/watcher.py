@@ -9,10 +9,10 @@ from __future__ import annotations
 import asyncio
 import math
 import random
-import time
 from collections import Counter
-from collections.abc import Callable, Coroutine, Iterable
-from typing import Any, Protocol
+from collections.abc import Callable, Iterable
+from functools import partial
+from typing import Protocol
 
 from gateway_sidecar.config import ServiceSettings
 from gateway_sidecar.control.canary import is_refused, open_canary
@@ -31,6 +31,7 @@ from gateway_sidecar.domain.model import EngineFacts, Foreign, Loading, ProbeRes
 from gateway_sidecar.domain.tunnels import PathState, PathStatus, Tunnel
 from gateway_sidecar.supervision import awake
 from gateway_sidecar.supervision.awake import within
+from gateway_sidecar.supervision.loops import Tasks
 from gateway_sidecar.telemetry.logs import get_logger
 from gateway_sidecar.telemetry.metrics import Metrics
 
@@ -80,7 +81,6 @@ class Probe(Protocol):
 class Watcher:
     """Probes the tenures of one service. Changes only what is known of them; what follows is the service's business.
 
-    on_news: something is known of a tenure that was not before.
     on_identified: a tenure's engine has said what it is.
     on_replaced: somebody else answers behind a tenure's socket: another engine that is ready, or no engine at all.
     """
@@ -93,7 +93,6 @@ class Watcher:
         metrics: Metrics,
         *,
         tenures: Callable[[], Iterable[Tenure]],
-        on_news: Callable[[Tenure], None],
         on_identified: Callable[[Tenure, EngineFacts], None],
         on_replaced: Callable[[Tenure, Ready | Foreign], None],
         path_of: PathOf,
@@ -102,14 +101,13 @@ class Watcher:
         self._queue = queue
         self._metrics = metrics
         self._tenures = tenures
-        self._on_news = on_news
         self._on_identified = on_identified
         self._on_replaced = on_replaced
         self._path_of = path_of
         self._logger = get_logger(service=settings.name)
         self._turns = ProbeTurns(_PROBES_AT_ONCE, most_s=_TURN_OF_THE_SILENT_S)
         self._patient_turns = ProbeTurns(_PROBES_AT_ONCE, most_s=math.inf)
-        self._tasks: set[asyncio.Task[None]] = set()
+        self._tasks = Tasks(settings.name, metrics)
         self._counted_at = 0.0
         self._counts: Counter[Against | None] = Counter()
         self.reconfigure(settings)
@@ -123,10 +121,7 @@ class Watcher:
 
     async def close(self) -> None:
         """Ends the probes under way."""
-        tasks = list(self._tasks)
-        for task in tasks:
-            task.cancel()
-        await asyncio.gather(*tasks, return_exceptions=True)
+        await self._tasks.close()
 
     def look_after(self, tenure: Tenure) -> None:
         """Begins whatever is due for this tenure, and queues it for when the next thing is."""
@@ -136,7 +131,7 @@ class Watcher:
             return  # Its notes may hold the key that the engine wants.
         now = awake.now()
         if now >= tenure.probe_due:
-            tenure.probe = self._spawn(self._ask(tenure, tenure.address))
+            tenure.probe = self._tasks.spawn(self._ask(tenure, tenure.address), again=partial(self._ask_anew, tenure))
             return
         self._queue.add_after(tenure.key, tenure.probe_due - now)
         if isinstance(tenure.result, Ready) and tenure.linked:
@@ -168,13 +163,18 @@ class Watcher:
         due = now + interval_s * (0.9 + 0.2 * random.random())
         tenure.probe_due = math.ceil(due / slot_s) * slot_s
 
+    def _ask_anew(self, tenure: Tenure) -> None:
+        """Its probe ended with a fault of ours, which says nothing of the engine."""
+        tenure.probe = None
+        self._queue.add(tenure.key)
+
     async def _ask(self, tenure: Tenure, address: str) -> None:
         known = tenure.facts or (tenure.result.facts if isinstance(tenure.result, Loading) else None)
         api_key = tenure.overrides.api_key
         # Those that did not answer last time have a queue of their own: they must not hold up the others.
         async with (self._patient_turns if isinstance(tenure.result, Unknown) else self._turns).turn():
             while True:
-                began, stalls = time.monotonic(), awake.stalls()
+                began, stalls = awake.monotonic(), awake.stalls()
                 if (down := self._tunnel_down(tenure)) is not None:
                     kind, result = "tunnel", down
                 elif tenure.identify_next or known is None:
@@ -189,7 +189,7 @@ class Watcher:
                     )
                 if against(result) is None or awake.stalls() == stalls:
                     break  # What was asked across a stall proves nothing: it is asked again.
-        self._metrics.probe_seconds.labels(self._settings.name, kind).observe(time.monotonic() - began)
+        self._metrics.probe_seconds.labels(self._settings.name, kind).observe(awake.monotonic() - began)
         self._metrics.probes.labels(self._settings.name, kind, type(result).__name__.lower()).inc()
         tenure.probe = None
         if tenure.gone or tenure.replaced:
@@ -203,7 +203,7 @@ class Watcher:
             self.look_after(tenure)
             return
         self._learn(tenure, result, identified=kind == "identify")
-        self._on_news(tenure)
+        self._queue.add(tenure.key, urgent=True)
 
     def _tunnel_down(self, tenure: Tenure) -> ProbeResult | None:
         """A tunnel that is down refuses connections, and knows better than the kernel why."""
@@ -314,7 +314,7 @@ class Watcher:
                 self.suspect(tenure)
         else:
             tenure.feeling = True
-            self._spawn(self._open_canary(tenure, tenure.address))
+            self._tasks.spawn(self._open_canary(tenure, tenure.address), again=partial(self._queue.add, tenure.key))
 
     async def _open_canary(self, tenure: Tenure, address: str) -> None:
         opened = awake.now()
@@ -345,9 +345,3 @@ class Watcher:
             return
         tenure.canary_due = now + (0 if life_s >= 2 else _TOUCH_GAP_S)
         self.suspect(tenure)
-
-    def _spawn(self, work: Coroutine[Any, Any, None]) -> asyncio.Task[None]:
-        task = asyncio.create_task(work)
-        self._tasks.add(task)
-        task.add_done_callback(self._tasks.discard)
-        return task

@@ -7,11 +7,10 @@ for before; a list that cannot be had leaves everything as it was.
 from __future__ import annotations
 
 import asyncio
-import time
+import math
 from collections.abc import Callable, Coroutine
 from dataclasses import dataclass, replace
 
-from gateway_sidecar.control.guard import beating
 from gateway_sidecar.control.router_process import RouterProcess
 from gateway_sidecar.domain.backoff import Backoff
 from gateway_sidecar.domain.model import Registered, WorkerSpec, WorkerStatus
@@ -19,6 +18,7 @@ from gateway_sidecar.domain.planning import Deregister, Register, WorkerView
 from gateway_sidecar.errors import RouterError, RouterUnavailable, WorkerExists
 from gateway_sidecar.routers.base import RouterClient
 from gateway_sidecar.supervision import awake
+from gateway_sidecar.supervision.loops import Tasks, beating
 from gateway_sidecar.telemetry.logs import get_logger
 from gateway_sidecar.telemetry.metrics import Metrics
 
@@ -87,6 +87,7 @@ class WorkerBook:
         self._told_before_until = 0.0
         self._answered_at: dict[str, float] = {}
         self._settling: dict[str, float] = {}
+        self._tasks = Tasks(router.service, metrics)
         self._busy: dict[str, asyncio.Task[None]] = {}
         self._failures: dict[str, _Failure] = {}
         self._slots = asyncio.Semaphore(_AT_ONCE)
@@ -134,7 +135,7 @@ class WorkerBook:
     def held_for_s(self, url: str) -> float:
         """How long the next try has to wait."""
         failure = self._failures.get(url)
-        return max(0.0, failure.until - time.monotonic()) if failure else 0.0
+        return max(0.0, failure.until - awake.monotonic()) if failure else 0.0
 
     def trouble(self, url: str) -> str | None:
         """Why the last operation on this worker failed, if the last one did."""
@@ -162,7 +163,7 @@ class WorkerBook:
         """Begins an operation; `on_change` follows when the router has answered."""
         url = action.spec.url if isinstance(action, Register) else action.url
         work = self._register(action.spec) if isinstance(action, Register) else self._deregister(action)
-        self._busy[url] = asyncio.create_task(self._operate(url, work, isinstance(action, Deregister)))
+        self._busy[url] = self._tasks.spawn(self._operate(url, work, isinstance(action, Deregister)))
 
     async def run(self) -> None:
         """Observes the router until cancelled."""
@@ -177,7 +178,7 @@ class WorkerBook:
                     continue
                 self._epoch = self._router.epoch
                 self._told_before_until = awake.now() + LATE_S if self._router.is_adopted else 0.0
-            began, asked, stalls = time.monotonic(), awake.now(), awake.stalls()
+            began, asked, stalls = awake.monotonic(), awake.now(), awake.stalls()
             overdue = asyncio.get_running_loop().call_later(self._overdue_s, self._on_silence)
             try:
                 await beating(self._observe(), self._comes_round)
@@ -197,14 +198,12 @@ class WorkerBook:
                 continue
             finally:
                 overdue.cancel()
-            took = time.monotonic() - began
+            took = awake.monotonic() - began
             await self._pause(self._next_gap_s(took))
 
     async def close(self) -> None:
         """Ends the operations under way."""
-        for task in list(self._busy.values()):
-            task.cancel()
-        await asyncio.gather(*self._busy.values(), return_exceptions=True)
+        await self._tasks.close()
 
     def _comes_round(self) -> None:
         self.beat = awake.now()
@@ -226,7 +225,7 @@ class WorkerBook:
         pending = self._pending()
         if not pending:
             return self._interval_s
-        age_s = time.monotonic() - max(self._answered_at.get(url, 0.0) for url in pending)
+        age_s = awake.monotonic() - max(self._answered_at.get(url, 0.0) for url in pending)
         if age_s > 10:
             return min(1.0, self._interval_s)
         return min(max(_LEAST_POLL_S if age_s < 1 else 0.1, took_s), self._interval_s)
@@ -256,12 +255,12 @@ class WorkerBook:
         client, epoch = self._router.client, self._router.epoch
         assert client is not None
         pending = self._pending()
-        asked_at = time.monotonic()
+        asked_at = awake.monotonic()
         if self._silent_since is None:
             self._silent_since = awake.now()
         if self._listed and 0 < len(pending) <= _FEW and self._hurry_only():
             for url in pending:
-                asked_at = time.monotonic()
+                asked_at = awake.monotonic()
                 self._silent_since = awake.now()
                 found = await client.find(self.workers[url].worker_id) if url in self.workers else None
                 if epoch == self._router.epoch:
@@ -295,10 +294,10 @@ class WorkerBook:
 
     def _hurry_only(self) -> bool:
         """Whether the whole list is fresh enough to ask only for what is pending."""
-        return time.monotonic() - self._listed_at < self._interval_s
+        return awake.monotonic() - self._listed_at < self._interval_s
 
     def _learn(self, url: str, worker: Registered | None, asked_at: float) -> None:
-        if self._answered_at.get(url, 0.0) >= asked_at or url in self._busy:
+        if self._answered_at.get(url, -math.inf) >= asked_at or url in self._busy:
             return  # An operation of ours is newer than this answer.
         if worker is not None and worker.status is not WorkerStatus.DRAINING and self._is_settling(url, asked_at):
             return  # A removal that was accepted shows in the list a moment later.
@@ -334,9 +333,12 @@ class WorkerBook:
                 await work
         except RouterError as error:
             self._fail(url, str(error), removing=removing)
+        except Exception as fault:
+            self._fail(url, f"a fault of the daemon's own: {fault!r}", removing=removing)
+            raise
         finally:
             del self._busy[url]
-            self._answered_at[url] = time.monotonic()
+            self._answered_at[url] = awake.monotonic()
             self._hurry.set()
             self._on_change(url)
 
@@ -344,7 +346,7 @@ class WorkerBook:
         before = self._failures.get(url)
         count = before.count + 1 if before else 1
         delay = _RETRIES.delay_s(count)
-        self._failures[url] = _Failure(count, time.monotonic() + delay, reason, removing)
+        self._failures[url] = _Failure(count, awake.monotonic() + delay, reason, removing)
         self._metrics.registrations.labels(self._router.service, "failed").inc()
         self._logger.warning(
             "worker.operation_failed",
@@ -371,7 +373,7 @@ class WorkerBook:
             return
         if epoch != self._router.epoch:
             return
-        self._submissions[spec.url] = _Submission(worker_id, spec, time.monotonic())
+        self._submissions[spec.url] = _Submission(worker_id, spec, awake.monotonic())
         self.workers[spec.url] = Registered(
             worker_id=worker_id,
             url=spec.url,
@@ -390,7 +392,7 @@ class WorkerBook:
         submission = self._submissions.pop(action.url, None)
         if submission is not None and not submission.confirmed:
             self._late_until[action.url] = awake.now() + LATE_S
-        self._settling[action.url] = time.monotonic() + _SETTLES_S
+        self._settling[action.url] = awake.monotonic() + _SETTLES_S
         worker = self.workers.get(action.url)
         if worker is not None and worker.worker_id == action.worker_id:
             self.workers[action.url] = replace(worker, status=WorkerStatus.DRAINING)

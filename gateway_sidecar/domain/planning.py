@@ -158,14 +158,19 @@ def describe(action: OccupantAction | WorkerAction) -> str:
             return "release the port"
 
 
-def plan_occupant(view: OccupantView, workers: Iterable[WorkerView]) -> OccupantAction | None:
-    """The next step for the occupant's bridge. `workers` holds one view for each router of the service."""
+def plan_occupant(
+    view: OccupantView, workers: Iterable[WorkerView], *, given_up: bool = False
+) -> OccupantAction | None:
+    """The next step for the occupant's bridge. `workers` holds one view for each router of the service.
+
+    given_up: it is gone, and what is connected to it has been waited for long enough.
+    """
     if not view.gone and view.leaving in STAYS_BRIDGED:
         return Bridge() if view.wanted and not view.linked else None
     if view.linked and view.gone:
         return Unbridge()
     out = all(w.listed and w.worker is None and not w.busy for w in workers)
-    if not out or (view.port is not None and view.in_flight != 0):
+    if not out or (view.port is not None and view.in_flight != 0 and not given_up):
         return None
     if view.gone:
         return Release()

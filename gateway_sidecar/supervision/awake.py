@@ -2,7 +2,7 @@
 
 A process is stopped, a virtual machine is paused, others take the CPU: nobody could answer meanwhile, or we could not
 hear the answer. Whoever judges by how long something has taken (a silence, a failed start, an operation that gave up)
-takes the time from here. `time.monotonic` is for what is shown, for pauses, and for what happened before what.
+takes the time from `now`. `monotonic` is for what is shown, for pauses, and for what happened before what.
 
 The clock runs slower, in proportion, while the event loop is late: what starves us starves those who are to answer.
 """
@@ -12,7 +12,7 @@ from __future__ import annotations
 import asyncio
 import time
 from collections.abc import Awaitable, Callable, Iterator
-from contextlib import contextmanager
+from contextlib import AbstractContextManager, contextmanager
 from types import TracebackType
 from typing import Self, TypeVar
 
@@ -33,7 +33,7 @@ class Clock:
     """Seconds in which this process ran. For the event loop's thread alone."""
 
     def __init__(self, monotonic: Callable[[], float] = time.monotonic) -> None:
-        self._monotonic = monotonic
+        self.monotonic = monotonic
         self._seen = self._awake = self._stands_until = 0.0
         self._is_watched = False
         self._timer: asyncio.TimerHandle | None = None
@@ -42,7 +42,7 @@ class Clock:
 
     def now(self) -> float:
         """Awake seconds. Without `watched` no stall is known, and these are those of `time.monotonic`."""
-        at = self._monotonic()
+        at = self.monotonic()
         gap_s, self._seen = at - self._seen, at
         if self._is_watched and gap_s >= _STALLED_S:
             self.stalls += 1
@@ -70,18 +70,42 @@ class Clock:
 
 
 _clock = Clock()
-now = _clock.now
-watched = _clock.watched
+
+
+@contextmanager
+def using(clock: Clock) -> Iterator[None]:
+    """Everything here tells the time by `clock` meanwhile: tests move it."""
+    global _clock
+    before, _clock = _clock, clock
+    try:
+        yield
+    finally:
+        _clock = before
+
+
+def now() -> float:
+    """Seconds in which this process ran: to judge others by."""
+    return _clock.now()
+
+
+def monotonic() -> float:
+    """Seconds that passed, whether this process ran or not: for what is shown, and for pauses."""
+    return _clock.monotonic()
+
+
+def watched() -> AbstractContextManager[None]:
+    """Notices stalls of the running event loop from now on."""
+    return _clock.watched()
 
 
 def to_monotonic(instant: float) -> float:
-    """When `time.monotonic` will be there, if nothing stalls: for what outlives the process."""
-    return time.monotonic() + (instant - now())
+    """When `monotonic` will be there, if nothing stalls: for what outlives the process."""
+    return monotonic() + (instant - now())
 
 
 def from_monotonic(instant: float) -> float:
-    """The awake seconds of an instant to come that was written down by `time.monotonic`."""
-    return now() + (instant - time.monotonic())
+    """The awake seconds of an instant to come that was written down by `monotonic`."""
+    return now() + (instant - monotonic())
 
 
 def stalls() -> int:

@@ -17,6 +17,7 @@ from typing import Any
 
 from gateway_sidecar.domain.tunnels import PathState, PathStatus, SshRoute, Tunnel
 from gateway_sidecar.files.own import make_directory
+from gateway_sidecar.supervision.loops import Tasks
 from gateway_sidecar.supervision.process import Identity, Process, writers_below
 from gateway_sidecar.telemetry.logs import get_logger
 from gateway_sidecar.tunnels.asyncssh_engine import AsyncSsh
@@ -25,9 +26,6 @@ from gateway_sidecar.tunnels.link import Link
 from gateway_sidecar.tunnels.openssh import OpenSsh
 
 _CHOICE_HOLDS_S = 5.0
-
-Guard = Callable[[Callable[[], Coroutine[Any, Any, None]]], Coroutine[Any, Any, None]]
-"""Runs a loop for ever, whatever faults of ours it has."""
 
 
 class Missing:
@@ -74,10 +72,10 @@ def choose_engine(wanted: str, directory: Path) -> Engine:
 class TunnelFleet:
     """Keeps a connection for each route that a wanted tunnel takes, and the tunnels' sockets in `directory`."""
 
-    def __init__(self, directory: Path, guard: Guard) -> None:
+    def __init__(self, directory: Path, tasks: Tasks) -> None:
         self.directory = directory
         self.on_change: Callable[[], None] = lambda: None
-        self._guard = guard
+        self._background = tasks
         self._links: dict[str, Link] = {}
         self._tasks: dict[str, asyncio.Task[None]] = {}
         self._ending: set[asyncio.Task[None]] = set()
@@ -175,7 +173,7 @@ class TunnelFleet:
             on_change=lambda: self.on_change(),
         )
         self._links[name] = link
-        self._tasks[name] = asyncio.create_task(self._guard(link.run))
+        self._tasks[name] = self._background.run_forever(link.run)
         return link
 
     def _drop(self, name: str) -> None:
@@ -186,8 +184,10 @@ class TunnelFleet:
         task.cancel()
         with suppress(asyncio.CancelledError):
             await task
-        await link.end()
-        self._leaving.discard(link.name)
+        try:
+            await link.end()
+        finally:
+            self._leaving.discard(link.name)
         self._logger.info("tunnel.ended", tunnel_to=str(link.route.target))
 
     async def _end_earlier(self) -> None:
@@ -210,6 +210,6 @@ class TunnelFleet:
                 path.unlink(missing_ok=True)
 
     def _spawn(self, work: Coroutine[Any, Any, None]) -> None:
-        task = asyncio.create_task(work)
+        task = self._background.spawn(work)
         self._ending.add(task)
         task.add_done_callback(self._ending.discard)

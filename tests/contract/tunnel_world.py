@@ -4,13 +4,14 @@ from __future__ import annotations
 
 import asyncio
 import time
-from collections.abc import Callable, Coroutine
 from contextlib import suppress
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
 from gateway_sidecar.domain.tunnels import PathState, PathStatus, SshEngine, SshRoute, SshServer, Tunnel
+from gateway_sidecar.supervision.loops import Tasks
+from gateway_sidecar.telemetry.metrics import Metrics
 from gateway_sidecar.tunnels.fleet import TunnelFleet
 from tests.ssh_servers import Sshd
 
@@ -25,10 +26,7 @@ class World:
         self.talks: dict[asyncio.Task[None], asyncio.StreamWriter] = {}
 
     def new_fleet(self) -> TunnelFleet:
-        async def guard(loop: Callable[[], Coroutine[Any, Any, None]]) -> None:
-            await loop()
-
-        fleet = TunnelFleet(self.directory, guard)
+        fleet = TunnelFleet(self.directory, Tasks("-", Metrics()))
         fleet.prepare()
         return fleet
 

@@ -15,7 +15,7 @@ import pytest
 import pytest_asyncio
 
 from examples.simulated import EngineKind
-from gateway_sidecar.control.guard import cancelled
+from gateway_sidecar.supervision.loops import cancelled
 from tests.namespaces import namespaces
 from tests.system.conftest import StartEngine
 from tests.system.gateway import replica_of, service_of, states_of

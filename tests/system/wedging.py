@@ -41,10 +41,10 @@ class WedgingPattern(SocketPattern):
 class WedgingQueue(WorkQueue[K]):
     """A queue from which, once the fault is thrown, nobody comes back."""
 
-    async def take(self, most_s: float) -> list[K]:
+    async def get(self, most_s: float) -> K | None:
         if os.environ["WEDGE"] == "reconcile" and _thrown.is_set():
             await asyncio.sleep(_FOR_EVER_S)
-        return await super().take(most_s)
+        return await super().get(most_s)
 
 
 def _hanging_notes(path: Path, socket_owner: int) -> Overrides:

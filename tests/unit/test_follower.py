@@ -3,54 +3,157 @@
 from __future__ import annotations
 
 import asyncio
-import time
 from collections.abc import AsyncIterator
-from types import SimpleNamespace
+from pathlib import Path
 
 import pytest
 
-from gateway_sidecar.control import follower
 from gateway_sidecar.control.follower import SourceFollower
-from gateway_sidecar.sources.listing import Listing
+from gateway_sidecar.domain.model import Occupant, ReplicaId
+from gateway_sidecar.sources.listing import Listing, Sighting
+from gateway_sidecar.supervision import awake
 from gateway_sidecar.telemetry.metrics import Metrics
+from tests.unit.fake_time import in_fake_time
+
+_PATH = Path("/run/replicas/chat/r1.sock")
 
 
-class SlowSource:
-    """Each look takes 25 s by the clock that it is given, or the machine stood still for as long."""
+class PlayedSource:
+    """Each look takes `took_s`. Hints come when `news` is set; without inotify there is an error in their place."""
 
-    def __init__(self) -> None:
-        self.now = time.monotonic()
-        self.looks = 0
+    def __init__(self, took_s: float = 0.0) -> None:
+        self.took_s = took_s
+        self.began: list[float] = []
+        self.listing = Listing()
+        self.news = asyncio.Event()
+        self.hints_fail = False
 
     async def look(self) -> Listing:
-        self.looks += 1
-        self.now += 25.0
-        return Listing()
+        self.began.append(awake.monotonic())
+        await asyncio.sleep(self.took_s)
+        return self.listing
 
     async def hints(self) -> AsyncIterator[None]:
-        yield
+        if self.hints_fail:
+            raise OSError(24, "no inotify left")
+        while True:
+            await self.news.wait()
+            self.news.clear()
+            yield
 
 
-async def test_after_a_slow_look_a_hint_is_heeded_at_once(monkeypatch: pytest.MonkeyPatch) -> None:
+class Following:
+    """A follower of the source that runs, and what it took in."""
+
+    def __init__(self, source: PlayedSource, rescan_interval_s: float = 60.0) -> None:
+        self.taken: list[Listing] = []
+        self.follower = SourceFollower(
+            "chat", source, Metrics(), rescan_interval_s=rescan_interval_s, take_in=self._take_in
+        )
+        self.look_during = 0
+
+    async def _take_in(self, listing: Listing) -> None:
+        self.taken.append(listing)
+        if self.look_during > 0:
+            self.look_during -= 1
+            self.follower.look_soon()  # Seen while it was taken in: to be looked at after the rest.
+
+    async def __aenter__(self) -> Following:
+        self._tasks = [asyncio.create_task(self.follower.look()), asyncio.create_task(self.follower.follow_hints())]
+        return self
+
+    async def __aexit__(self, *_: object) -> None:
+        for task in self._tasks:
+            task.cancel()
+        await asyncio.gather(*self._tasks, return_exceptions=True)
+
+
+@in_fake_time
+async def test_after_a_slow_look_a_hint_is_heeded_at_once() -> None:
     """The rest after a look is bounded, however long the look took; then a hint ends it, and the loop has beaten."""
-    source, rests = SlowSource(), list[float]()
-    sleep = asyncio.sleep
+    source = PlayedSource(took_s=25.0)
+    following = Following(source)
+    following.look_during = 4
+    async with following:
+        await asyncio.sleep(4 * 25.2 + 1)
+        assert source.began == [pytest.approx(25.2 * number) for number in range(5)]
+        assert awake.now() - following.follower.beat < 2
 
-    async def note(seconds: float) -> None:
-        rests.append(seconds)
-        await sleep(0)
 
-    async def take_in(_listing: Listing) -> None:
-        if source.looks < 5:
-            following.look_soon()  # Seen while it was taken in: to be looked at after the rest.
+@in_fake_time
+async def test_a_crowd_of_hints_does_not_keep_it_looking_all_the_time() -> None:
+    """A look of 50 ms is rested from for twice as long: a third of the time at the most is spent looking."""
+    source = PlayedSource(took_s=0.05)
+    async with Following(source):
+        for _ in range(1000):
+            source.news.set()
+            await asyncio.sleep(0.01)
+        assert 50 <= len(source.began) <= 10 / 0.15 + 1
 
-    monkeypatch.setattr(follower, "asyncio", SimpleNamespace(**{**vars(asyncio), "sleep": note}))
-    monkeypatch.setattr(follower, "time", SimpleNamespace(monotonic=lambda: source.now))
-    following = SourceFollower("chat", source, Metrics(), rescan_interval_s=60, take_in=take_in)
-    looking = asyncio.create_task(following.look())
-    async with asyncio.timeout(10):
-        while source.looks < 5:
-            await sleep(0)
-    looking.cancel()
-    await asyncio.gather(looking, return_exceptions=True)
-    assert rests == [pytest.approx(0.2)] * len(rests)
+
+@in_fake_time
+async def test_without_hints_it_looks_every_so_often() -> None:
+    """The rescan is the truth; hints only hurry it."""
+    source = PlayedSource()
+    source.hints_fail = True
+    async with Following(source, rescan_interval_s=5.0):
+        await asyncio.sleep(61)
+        assert 12 <= len(source.began) <= 13
+
+
+@in_fake_time
+async def test_a_blind_look_changes_nothing_and_says_why() -> None:
+    source = PlayedSource()
+    there = Listing({ReplicaId("r1"): Sighting(ReplicaId("r1"), _PATH, Occupant(1, 2, 3))})
+    source.listing = there
+    async with Following(source) as following:
+        await asyncio.sleep(1)
+        source.listing = Listing(blind="it cannot be read")
+        source.news.set()
+        await asyncio.sleep(1)
+        assert following.taken == [there]
+        assert following.follower.listing is not None
+        assert following.follower.listing.present == there.present
+        assert following.follower.listing.blind == "it cannot be read"
+
+
+@in_fake_time
+async def test_a_place_that_was_not_seen_whole_has_not_been_looked_at() -> None:
+    """Before everything was seen once, a worker may be somebody's who was not seen yet."""
+    source = PlayedSource()
+    source.listing = Listing(unseen={"inventory": "it cannot be read"})
+    async with Following(source) as following:
+        await asyncio.sleep(1)
+        assert not following.follower.has_looked
+        source.listing = Listing()
+        await following.follower.look_again()
+        assert following.follower.has_looked
+
+
+@in_fake_time
+async def test_looking_again_waits_for_a_look_that_began_later() -> None:
+    """One that was under way may have passed the place already. A source that hangs is not waited for."""
+    source = PlayedSource(took_s=0.4)
+    async with Following(source) as following:
+        await asyncio.sleep(0.2)
+        await following.follower.look_again()
+        assert source.began[1] >= 0.4
+        assert len(following.taken) == 2
+        source.took_s = 1000.0
+        began = awake.monotonic()
+        await following.follower.look_again()
+        assert awake.monotonic() - began == pytest.approx(1.0, abs=0.1)
+
+
+@in_fake_time
+async def test_another_source_is_followed_at_once() -> None:
+    first, second = PlayedSource(), PlayedSource()
+    async with Following(first) as following:
+        await asyncio.sleep(1)
+        following.follower.use(second)
+        await asyncio.sleep(1)
+        looks = len(first.began)
+        assert len(second.began) == 1
+        second.news.set()
+        await asyncio.sleep(1)
+        assert (len(first.began), len(second.began)) == (looks, 2)

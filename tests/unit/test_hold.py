@@ -3,13 +3,21 @@
 from __future__ import annotations
 
 import asyncio
+from types import SimpleNamespace
+from typing import Any, cast
 
 import pytest
+from aiohttp import web
+from aiohttp.test_utils import make_mocked_request
+from structlog.testing import capture_logs
 
+from gateway_sidecar.admin import hold
 from gateway_sidecar.admin.hold import read_history
 from gateway_sidecar.config import HoldSettings
+from gateway_sidecar.control.daemon import Daemon
 from gateway_sidecar.control.waiting_room import History, Verdict, WaitingRoom
 from gateway_sidecar.telemetry.metrics import Metrics
+from tests.unit.fake_time import in_fake_time
 
 TOLD = [
     ("", "", History()),
@@ -54,6 +62,7 @@ def room(gates: Gates, accepting: asyncio.Event, timeout_s: float = 30.0) -> Wai
     return made
 
 
+@in_fake_time
 async def test_refusal_closes_the_gate_until_a_connection_is_taken() -> None:
     """What one request met the next ones are spared."""
     gates, accepting = Gates(), asyncio.Event()
@@ -71,6 +80,7 @@ async def test_refusal_closes_the_gate_until_a_connection_is_taken() -> None:
     await here.end()
 
 
+@in_fake_time
 async def test_time_is_bounded_over_all_returns_and_so_is_their_number() -> None:
     """A request that comes back goes on with the time it has left, and does not come back for ever."""
     gates, accepting = Gates(), asyncio.Event()
@@ -84,6 +94,7 @@ async def test_time_is_bounded_over_all_returns_and_so_is_their_number() -> None
     await here.end()
 
 
+@in_fake_time
 async def test_request_that_is_refused_again_waits_longer(monkeypatch: pytest.MonkeyPatch) -> None:
     """A router that takes our connections and not nginx's is on new ports: its few tries must outlast a reload."""
     pauses: list[float] = []
@@ -102,3 +113,30 @@ async def test_request_that_is_refused_again_waits_longer(monkeypatch: pytest.Mo
     assert pauses == sorted(pauses)
     assert sum(pauses) > 2, "a reload of nginx takes some tenths of a second"
     await here.end()
+
+
+@in_fake_time
+async def test_fault_with_a_waiting_request_is_told_and_the_client_may_try_again() -> None:
+    """Its connection is not cut, the next request is no worse off, and the room is looked at again."""
+
+    class Faulty:
+        missing = None
+        tended = 0
+
+        async def wait(self, _: History, *, only_for_router: bool) -> None:
+            raise ZeroDivisionError(only_for_router)
+
+        def tend(self) -> None:
+            self.tended += 1
+
+    faulty, metrics = Faulty(), Metrics()
+    service = SimpleNamespace(name="chat", room=faulty, room_keeper=faulty)
+    app = web.Application()
+    app[hold._DAEMON] = cast("Daemon", cast("Any", SimpleNamespace(services={"chat": service}, metrics=metrics)))
+    with capture_logs() as logs:
+        answer = await hold._hold(make_mocked_request("POST", "/v1/chat", {"X-Service": "chat"}, app=app))
+    assert (answer.status, answer.headers["Retry-After"]) == (503, "1")
+    assert b"gateway_fault" in cast("bytes", answer.body)
+    assert [(log["event"], log["loop"]) for log in logs] == [("loop.failed", "_wait")]
+    assert metrics.loop_failures.labels("chat")._value.get() == 1
+    assert faulty.tended == 1

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import ast
+import functools
 from collections.abc import Iterator
 from pathlib import Path
 
@@ -18,7 +19,8 @@ LAYERS: tuple[frozenset[str], ...] = tuple(
         "admin",
         "control",
         "bridges doors engines routers sources tunnels",
-        "config supervision telemetry",
+        "config supervision",
+        "telemetry",
         "files",
         "domain",
         "errors",
@@ -49,10 +51,16 @@ DATED = PACKAGE / "doors" / "certificate.py"
 Import = tuple[Path, int, str]
 
 
+@functools.cache
+def nodes(path: Path) -> list[ast.AST]:
+    """All nodes of a module's syntax tree."""
+    return list(ast.walk(ast.parse(path.read_bytes())))
+
+
 def imports() -> Iterator[Import]:
     """(file, line, full name of what is imported) for every import in the package, wherever in a file it stands."""
     for path in sorted(PACKAGE.rglob("*.py")):
-        for node in ast.walk(ast.parse(path.read_bytes())):
+        for node in nodes(path):
             if isinstance(node, ast.Import):
                 yield from ((path, node.lineno, alias.name) for alias in node.names)
             elif isinstance(node, ast.ImportFrom):
@@ -108,7 +116,7 @@ def test_nobody_looks_at_the_wall_clock() -> None:
     for path in sorted(PACKAGE.rglob("*.py")):
         if path == DATED:
             continue
-        for node in ast.walk(ast.parse(path.read_bytes())):
+        for node in nodes(path):
             if (
                 isinstance(node, ast.Attribute)
                 and node.attr in WALL_CLOCKS
@@ -125,7 +133,7 @@ def test_time_outs_do_not_count_stalls() -> None:
     """`asyncio.timeout` is for pauses that an event of ours may end; what others owe us is bounded by `within`."""
     found = []
     for path in sorted(PACKAGE.rglob("*.py")):
-        for node in ast.walk(ast.parse(path.read_bytes())):
+        for node in nodes(path):
             if isinstance(node, ast.AsyncWith) and ast.unparse(node.items[0].context_expr).startswith(
                 "asyncio.timeout"
             ):
@@ -147,3 +155,44 @@ def test_the_domain_is_pure() -> None:
     allowed = PURE | {"gateway_sidecar"}
     impure = [each for each in imports() if unit_of(each[0]) == "domain" and each[2].split(".")[0] not in allowed]
     assert [shown(each) for each in impure] == []
+
+
+def test_the_core_tells_the_time_by_one_clock() -> None:
+    """`supervision.awake`, which tests move: nothing in `control/` reads the system's own."""
+    found = [
+        f"{path.relative_to(PACKAGE.parent)}:{node.lineno}"
+        for path in sorted((PACKAGE / "control").rglob("*.py"))
+        for node in nodes(path)
+        if isinstance(node, ast.Attribute) and ast.unparse(node) in {"time.monotonic", "time.perf_counter"}
+    ]
+    assert found == []
+
+
+def test_every_task_is_guarded() -> None:
+    """A task that nobody awaits is made by `supervision.loops`; where one is made by hand, its maker awaits it."""
+    awaited_by_their_makers = {
+        "admin/bounded_server.py",
+        "admin/replicas.py",
+        "bridges/small_nginx.py",
+        "control/bridge_keeper.py",
+        "control/daemon.py",
+        "control/follower.py",
+        "control/front_doors.py",
+        "control/router_process.py",
+        "control/router_unit.py",
+        "control/service.py",
+        "control/shared_reads.py",
+        "control/signals.py",
+        "engines/probe.py",
+        "sources/several.py",
+        "supervision/loops.py",
+        "tunnels/asyncssh_process.py",
+        "tunnels/link.py",
+    }
+    makers = {
+        str(path.relative_to(PACKAGE))
+        for path in sorted(PACKAGE.rglob("*.py"))
+        for node in nodes(path)
+        if isinstance(node, ast.Attribute) and node.attr in {"create_task", "ensure_future"}
+    }
+    assert makers == awaited_by_their_makers

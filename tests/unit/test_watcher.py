@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import asyncio
-import time
 from pathlib import Path
 
 import pytest
@@ -27,6 +26,7 @@ from gateway_sidecar.domain.tunnels import PathState, PathStatus
 from gateway_sidecar.sources.listing import Sighting
 from gateway_sidecar.supervision import awake
 from gateway_sidecar.telemetry.metrics import Metrics
+from tests.unit.fake_time import in_fake_time
 
 FACTS = EngineFacts(RuntimeType.VLLM, ConnectionMode.HTTP, WorkerType.REGULAR, "tiny")
 
@@ -56,20 +56,18 @@ async def evidence_after(probe: PlayedProbe, monkeypatch: pytest.MonkeyPatch) ->
     monkeypatch.setattr(awake, "stalls", lambda: probe.stalls)
     sighting = Sighting(ReplicaId("r1"), Path("/r1.sock"), Occupant(1, 2, 3))
     tenure = Tenure(
-        1, "chat/r1", 0, ReplicaId("r1"), sighting, time.monotonic(), 99, BridgeHosts("127.0.0.1", "127.0.0.1")
+        1, "chat/r1", 0, ReplicaId("r1"), sighting, awake.monotonic(), 99, BridgeHosts("127.0.0.1", "127.0.0.1")
     )
     tenure.facts, tenure.result, tenure.identify_next, tenure.notes_read = FACTS, Ready(FACTS), False, True
-    looked = asyncio.Event()
     settings = ServiceSettings.model_validate(
         {"name": "chat", "listen": "127.0.0.1:1", "replicas": {"sockets": "/r/{replica}.sock"}}
     )
     watcher = Watcher(
         settings,
         probe,
-        WorkQueue(time.monotonic),
+        WorkQueue(awake.monotonic),
         Metrics(),
         tenures=lambda: [tenure],
-        on_news=lambda _: looked.set(),
         on_identified=lambda *_: None,
         on_replaced=lambda *_: None,
         path_of=lambda _: PathStatus(PathState.UP),
@@ -79,6 +77,7 @@ async def evidence_after(probe: PlayedProbe, monkeypatch: pytest.MonkeyPatch) ->
     return tenure
 
 
+@in_fake_time
 async def test_a_question_that_was_asked_across_a_stall_is_asked_again(monkeypatch: pytest.MonkeyPatch) -> None:
     """Its time-out may have been the stall's; how often the daemon is stopped does not matter."""
     silence = Unknown("no answer")
@@ -88,6 +87,7 @@ async def test_a_question_that_was_asked_across_a_stall_is_asked_again(monkeypat
     assert tenure.evidence.failures == 0
 
 
+@in_fake_time
 async def test_silence_while_the_daemon_ran_is_evidence(monkeypatch: pytest.MonkeyPatch) -> None:
     probe = PlayedProbe((Unknown("no answer"), True), (Unknown("no answer"), False), (Ready(FACTS), False))
     tenure = await evidence_after(probe, monkeypatch)

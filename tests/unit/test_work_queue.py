@@ -5,48 +5,71 @@ from __future__ import annotations
 import asyncio
 
 from gateway_sidecar.control.work_queue import WorkQueue
+from gateway_sidecar.supervision import awake
+from tests.unit.fake_time import in_fake_time
 
 
-class Clock:
-    """A clock that the test moves."""
-
-    def __init__(self) -> None:
-        self.now = 100.0
-
-    def __call__(self) -> float:
-        return self.now
+def new_queue() -> WorkQueue[str]:
+    return WorkQueue(awake.monotonic)
 
 
+async def all_of(queue: WorkQueue[str]) -> list[str]:
+    """What is to be looked at now, in order."""
+    found = []
+    while (key := await queue.get(0)) is not None:
+        found.append(key)
+    return found
+
+
+@in_fake_time
 async def test_a_key_waits_once_and_in_order() -> None:
     """However often something changed, it is looked at once."""
-    queue: WorkQueue[str] = WorkQueue(Clock())
+    queue = new_queue()
     for key in "abcab":
         queue.add(key)
-    assert await queue.take(0) == ["a", "b", "c"]
-    assert await queue.take(0) == []
+    assert queue.has_more()
+    assert await all_of(queue) == ["a", "b", "c"]
+    assert not queue.has_more()
 
 
+@in_fake_time
+async def test_what_is_urgent_goes_first() -> None:
+    """A replica that is gone waits behind no crowd, and is not looked at a second time for it."""
+    queue = new_queue()
+    for key in "abcd":
+        queue.add(key)
+    queue.add("c", urgent=True)
+    queue.add("e", urgent=True)
+    queue.add("c")
+    assert await all_of(queue) == ["c", "e", "a", "b", "d"]
+
+
+@in_fake_time
 async def test_the_earlier_of_two_times_counts() -> None:
     """A later appointment never pushes an earlier one away."""
-    clock = Clock()
-    queue: WorkQueue[str] = WorkQueue(clock)
+    queue = new_queue()
     queue.add_after("a", 5)
     queue.add_after("a", 1)
     queue.add_after("a", 9)
-    clock.now += 0.5
-    assert await queue.take(0) == []
-    clock.now += 0.6
-    assert await queue.take(0) == ["a"]
-    clock.now += 100
-    assert await queue.take(0) == [], "and once it was looked at, the other appointments are void"
+    await asyncio.sleep(0.5)
+    assert await all_of(queue) == []
+    await asyncio.sleep(0.6)
+    assert await all_of(queue) == ["a"]
+    await asyncio.sleep(100)
+    assert await all_of(queue) == [], "and once it was looked at, the other appointments are void"
 
 
+@in_fake_time
 async def test_waiting_ends_with_the_first_key() -> None:
     """Nobody waits for the clock when there is something to do."""
-    queue: WorkQueue[str] = WorkQueue(asyncio.get_running_loop().time)
-    taking = asyncio.create_task(queue.take(60))
-    await asyncio.sleep(0)
+    queue = new_queue()
+    getting = asyncio.create_task(queue.get(60))
+    await asyncio.sleep(10)
     queue.add("a")
-    assert await asyncio.wait_for(taking, 5) == ["a"]
-    queue.add_after("b", 0.01)
-    assert await asyncio.wait_for(queue.take(60), 5) == ["b"]
+    assert await getting == "a"
+    assert awake.monotonic() == 10
+    queue.add_after("b", 2)
+    assert await queue.get(60) == "b"
+    assert awake.monotonic() == 12
+    assert await queue.get(60) is None
+    assert awake.monotonic() == 72

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import asyncio
-import time
 from collections.abc import Callable
 from types import SimpleNamespace
 from typing import Any, cast
@@ -16,6 +15,7 @@ from gateway_sidecar.errors import RouterUnavailable
 from gateway_sidecar.supervision import awake
 from gateway_sidecar.supervision.awake import within
 from gateway_sidecar.telemetry.metrics import Metrics
+from tests.unit.fake_time import in_fake_time, stall
 
 URL = "http://127.0.0.1:24001"
 SPEC = WorkerSpec(
@@ -101,15 +101,17 @@ class RunningBook:
         await self.until(lambda: not self.book.view(URL).busy)
 
 
+@in_fake_time
 async def test_worker_that_is_taken_back_before_it_was_ready_may_come_late() -> None:
     """Its port must not be somebody else's by then."""
     async with RunningBook(PlayedRouter()) as running:
         await running.do(Register(SPEC))
         await running.do(Deregister("w1", URL, Why.SOCKET_GONE))
-        assert running.book.late_until(URL) > time.monotonic() + 5
+        assert running.book.late_until(URL) > awake.monotonic() + 5
         assert running.book.late_until(URL) == 0, "told once"
 
 
+@in_fake_time
 async def test_worker_that_was_ready_does_not_come_late() -> None:
     router = PlayedRouter()
     async with RunningBook(router) as running:
@@ -120,6 +122,7 @@ async def test_worker_that_was_ready_does_not_come_late() -> None:
         assert running.book.late_until(URL) == 0
 
 
+@in_fake_time
 async def test_what_an_earlier_daemon_told_the_router_may_come_late() -> None:
     """Unless it was seen ready, any worker may be one that was taken back before it was."""
     router = PlayedRouter()
@@ -128,10 +131,11 @@ async def test_what_an_earlier_daemon_told_the_router_may_come_late() -> None:
     async with RunningBook(router, is_adopted=True) as running:
         await running.until(lambda: running.book.listed)
         assert running.book.late_until(URL) == 0
-        assert running.book.late_until(other) > time.monotonic() + 5
-        assert running.book.late_until(None) > time.monotonic() + 5
+        assert running.book.late_until(other) > awake.monotonic() + 5
+        assert running.book.late_until(None) > awake.monotonic() + 5
 
 
+@in_fake_time
 async def test_silence_is_told_before_it_is_certain_that_a_router_hangs() -> None:
     """Half of its time-out is enough to let requests wait; an answer ends that."""
     router = PlayedRouter()
@@ -139,13 +143,14 @@ async def test_silence_is_told_before_it_is_certain_that_a_router_hangs() -> Non
         await running.until(lambda: running.book.listed)
         assert not running.book.is_silent
         router.answers.clear()
-        began = time.monotonic()
+        began = awake.monotonic()
         await running.until(lambda: running.book.is_silent)
-        assert time.monotonic() - began >= 0.2
+        assert awake.monotonic() - began >= 0.2
         router.answers.set()
         await running.until(lambda: not running.book.is_silent)
 
 
+@in_fake_time
 async def test_a_stall_of_ours_is_not_the_routers_silence() -> None:
     """Stopped with us, and a moment longer: it is not killed for that. One that goes on being silent is."""
     router = PlayedRouter()
@@ -155,7 +160,7 @@ async def test_a_stall_of_ours_is_not_the_routers_silence() -> None:
             await running.until(lambda: running.book.listed)
             router.answers.clear()
             await asyncio.sleep(0.2)
-            time.sleep(1.5)  # noqa: ASYNC251 - the stall
+            stall(1.5)
             await asyncio.sleep(0.3)
             router.answers.set()
             await running.until(lambda: not running.book.is_silent)
@@ -164,6 +169,7 @@ async def test_a_stall_of_ours_is_not_the_routers_silence() -> None:
             await running.until(lambda: running.killed == 1)
 
 
+@in_fake_time
 async def test_a_slow_answer_does_not_make_the_next_question_wait_as_long() -> None:
     """While something is about to change, a question that took long, or a stall, is no reason to ask late."""
     async with RunningBook(PlayedRouter()) as running:

@@ -1,0 +1,495 @@
+"""A whole service in fake time: its source, engines, bridges and router are played, and everything between is real.
+
+Nothing here is a socket, a process or a thread. A replica's socket is a plain file, whose inode is what counts.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import os
+from collections import Counter
+from collections.abc import AsyncIterator, Callable, Mapping
+from contextlib import asynccontextmanager
+from dataclasses import replace
+from itertools import count
+from pathlib import Path
+from typing import Any, TypeVar, cast
+
+import pytest
+from structlog.testing import capture_logs
+
+from gateway_sidecar.config import ServiceSettings
+from gateway_sidecar.control import router_slots, watcher
+from gateway_sidecar.control.key_keeper import KeyState
+from gateway_sidecar.control.peer_keeper import PeerState
+from gateway_sidecar.control.router_process import RouterProcess, RouterState
+from gateway_sidecar.control.service import Service
+from gateway_sidecar.control.tenure import BridgeHosts, Tenure, occupant_of
+from gateway_sidecar.domain.leases import PortLeases
+from gateway_sidecar.domain.model import (
+    ConnectionMode,
+    EngineFacts,
+    Loading,
+    Overrides,
+    ProbeResult,
+    Ready,
+    Registered,
+    ReplicaId,
+    ReplicaState,
+    RuntimeType,
+    WorkerSpec,
+    WorkerStatus,
+    WorkerType,
+)
+from gateway_sidecar.domain.tunnels import PathState, PathStatus
+from gateway_sidecar.errors import ConfigError, RouterRefused, RouterUnavailable
+from gateway_sidecar.routers.base import RouterPorts
+from gateway_sidecar.sources.listing import Listing, Sighting
+from gateway_sidecar.supervision import awake
+from gateway_sidecar.supervision.own_thread import OwnThread
+from gateway_sidecar.telemetry.metrics import Metrics
+
+T = TypeVar("T")
+
+FACTS = EngineFacts(RuntimeType.VLLM, ConnectionMode.HTTP, WorkerType.REGULAR, "tiny")
+READY = Ready(FACTS)
+REFUSED = Loading("connection refused", refused=True)
+ASKED_S = 0.001
+"""What a question takes on loopback."""
+_PATIENCE_S = 5.0
+"""After which a router's client gives up (`router.api_timeout_s`)."""
+
+
+class PlayedSource:
+    """Lists what is in a directory; blind while `trouble` says why."""
+
+    def __init__(self, directory: Path) -> None:
+        self.directory = directory
+        self.trouble: str | None = None
+        self._news = asyncio.Event()
+
+    def hint(self) -> None:
+        self._news.set()
+
+    async def look(self) -> Listing:
+        if self.trouble is not None:
+            return Listing(blind=self.trouble)
+        present = {}
+        for path in sorted(self.directory.glob("*.sock")):
+            notes = path.with_suffix(".yaml")
+            noted = (notes, notes.lstat().st_ctime_ns) if notes.exists() else None
+            replica = ReplicaId(path.stem)
+            present[replica] = Sighting(replica, path, occupant_of(path.lstat()), noted)
+        return Listing(present)
+
+    async def hints(self) -> AsyncIterator[None]:
+        while True:
+            await self._news.wait()
+            self._news.clear()
+            yield
+
+
+class PlayedProbe:
+    """Says of the engine behind each socket what `answers` has; an exception there is a fault of the probe's own."""
+
+    def __init__(self) -> None:
+        self.answers: dict[str, ProbeResult | Exception] = {}
+        self.asked: list[tuple[str, str]] = []
+
+    async def identify(self, address: str, *, timeout_s: float, api_key: str | None = None) -> ProbeResult:
+        return await self._answer("identify", address)
+
+    async def check_health(
+        self, address: str, facts: EngineFacts, *, timeout_s: float, api_key: str | None = None
+    ) -> ProbeResult:
+        return await self._answer("health", address)
+
+    async def _answer(self, kind: str, address: str) -> ProbeResult:
+        replica = replica_at(address)
+        self.asked.append((kind, replica))
+        await asyncio.sleep(ASKED_S)
+        answer = self.answers.get(replica, REFUSED)
+        if isinstance(answer, Exception):
+            raise answer
+        return answer
+
+
+def replica_at(address: str) -> str:
+    """Whose socket an address of the form `/proc/self/fd/N` is."""
+    return Path(os.readlink(address).removesuffix(" (deleted)")).stem  # noqa: PTH115 - of something that is not there
+
+
+class PlayedLinks:
+    """Remembers where the bridges lead."""
+
+    def __init__(self) -> None:
+        self.led: dict[int, Path] = {}
+        self.slot = ""
+        self.closed = False
+
+    def link(self, port: int, target: Path) -> None:
+        self.led[port] = target
+
+    def unlink(self, port: int) -> None:
+        self.led.pop(port, None)
+
+    def point(self, service: str, slot: str) -> None:
+        self.slot = slot
+
+    def close_gate(self, service: str) -> None:
+        self.closed = True
+
+    def open_gate(self, service: str) -> None:
+        self.closed = False
+
+    def is_closed(self, service: str) -> bool:
+        return self.closed
+
+
+class NoPeers:
+    """Gives every address to whoever asks."""
+
+    def want(self, *_: object, grpc: bool) -> PeerState:
+        return PeerState(ours=True)
+
+    def leave(self, *_: object) -> None:
+        return
+
+    def listen(self, listener: Callable[[], None]) -> None:
+        return
+
+    def unlisten(self, listener: Callable[[], None]) -> None:
+        return
+
+
+class PlayedKeys(NoPeers):
+    """Shows each key at a place of its own."""
+
+    def want(self, port: int, to: object) -> KeyState:  # type: ignore[override]
+        return KeyState(Path(f"/run/keyed/{port}.sock"), None)
+
+
+class PlayedRouter:
+    """A router's API, as SMG has it: accepted is not done, and what is removed drains first."""
+
+    def __init__(self) -> None:
+        self.workers: dict[str, Registered] = {}
+        self.calls: list[tuple[str, str]] = []
+        self.silent = False
+        self.faults: list[Exception] = []
+        self.ready_after_s = 0.02
+        self.drains_for_s = 0.02
+        self._ids = count(1)
+
+    async def list_workers(self) -> Mapping[str, Registered]:
+        await self._work()
+        return dict(self.workers)
+
+    async def register(self, spec: WorkerSpec) -> str:
+        await self._work()
+        self.calls.append(("register", spec.url))
+        if self.faults:
+            raise self.faults.pop()
+        if spec.url in self.workers:
+            raise RouterRefused(f"{spec.url} is there already", 409)
+        row = Registered(
+            f"w{next(self._ids)}", spec.url, WorkerStatus.PENDING, spec.worker_type, spec.connection_mode,
+            spec.runtime_type, model_id=spec.model_id,
+        )  # fmt: skip
+        self.workers[spec.url] = row
+        _later(self.ready_after_s, lambda: self._become_ready(row))
+        return row.worker_id
+
+    async def find(self, worker_id: str) -> Registered | None:
+        await self._work()
+        return next((row for row in self.workers.values() if row.worker_id == worker_id), None)
+
+    async def deregister(self, worker_id: str) -> None:
+        await self._work()
+        row = next((row for row in self.workers.values() if row.worker_id == worker_id), None)
+        if row is not None:
+            self.calls.append(("deregister", row.url))
+            self.workers[row.url] = replace(row, status=WorkerStatus.DRAINING)
+            _later(self.drains_for_s, lambda: self._remove(worker_id))
+
+    async def close(self) -> None:
+        return
+
+    def ready(self) -> set[str]:
+        """The URLs that get requests."""
+        return {url for url, row in self.workers.items() if row.status is WorkerStatus.READY}
+
+    async def _work(self) -> None:
+        await asyncio.sleep(_PATIENCE_S if self.silent else ASKED_S)
+        if self.silent:
+            raise RouterUnavailable("no answer")
+
+    def _become_ready(self, row: Registered) -> None:
+        if self.workers.get(row.url) == row:
+            self.workers[row.url] = replace(row, status=WorkerStatus.READY)
+
+    def _remove(self, worker_id: str) -> None:
+        for url, row in list(self.workers.items()):
+            if row.worker_id == worker_id:
+                del self.workers[url]
+
+
+class PlayedProcess:
+    """The process of a router (a `RouterProcess`), up as soon as it runs."""
+
+    def __init__(self, service: str, slot: str, pid: int) -> None:
+        self.service, self.slot, self.pid = service, slot, pid
+        self.on_change: list[Callable[[], None]] = []
+        self.state, self.reason, self.epoch = RouterState.STOPPED, "", 0
+        self.client: PlayedRouter | None = None
+        self.ports: RouterPorts | None = None
+        self.is_adopted = False
+        self.accepts = True
+        self.log = self
+        self._lost = asyncio.Event()
+
+    @property
+    def up(self) -> bool:
+        return self.state is RouterState.UP
+
+    async def run(self) -> None:
+        while True:
+            await asyncio.sleep(0.1)
+            self.client, self.ports = PlayedRouter(), RouterPorts(16000 + 2 * self.pid, 16001 + 2 * self.pid)
+            self.epoch += 1
+            self._lost.clear()
+            self._set(RouterState.UP)
+            await self._lost.wait()
+            self._set(RouterState.BACKING_OFF)
+
+    def end(self) -> None:
+        """It is killed; another is started in its place."""
+        self._lost.set()
+
+    def report_unresponsive(self) -> None:
+        self._lost.set()
+
+    async def accepts_connections(self) -> bool:
+        return self.accepts
+
+    async def is_outdated(self) -> bool:
+        return False
+
+    async def stop(self, grace_s: float) -> None:
+        self._set(RouterState.STOPPED)
+
+    async def close_client(self) -> None:
+        return
+
+    def close(self) -> None:
+        """Of its log."""
+
+    def _set(self, state: RouterState) -> None:
+        if state is not self.state:
+            self.state = state
+            for tell in self.on_change:
+                tell()
+
+
+class World:
+    """The service and everything around it."""
+
+    def __init__(self, directory: Path, **settings: object) -> None:
+        self.directory = directory
+        self.metrics = Metrics()
+        self.source = PlayedSource(directory)
+        self.probe = PlayedProbe()
+        self.links = PlayedLinks()
+        self.leases = PortLeases(range(24001, 24021))
+        self.routers: list[PlayedProcess] = []
+        self.connections: Counter[int] = Counter()
+        self.canaries: dict[str, list[_Canary]] = {}
+        self.moved = 0
+        self.log: list[Any] = []
+        self._loops: list[asyncio.Task[None]] = []
+        described = {"name": "chat", "listen": "127.0.0.1:1", "replicas": {"sockets": f"{directory}/{{replica}}.sock"}}
+        self.service = Service(
+            ServiceSettings.model_validate({**described, **settings}),
+            source=self.source,
+            probe=self.probe,
+            links=self.links,
+            leases=self.leases,
+            peers=NoPeers(),
+            keys=PlayedKeys(),
+            hosts=BridgeHosts("127.0.0.1", "127.0.0.2"),
+            make_router=self._make_router,
+            private_ports=cast("Any", self),
+            metrics=self.metrics,
+            rescan_interval_s=5.0,
+            read_overrides=self._read_notes,
+            path_of=lambda _: PathStatus(PathState.UP),
+            on_change=lambda: None,
+            move_address=self._move_address,
+        )
+
+    # -- what happens
+
+    def appear(self, replica: str, answer: ProbeResult | Exception = READY) -> None:
+        """A socket, and an engine behind it that answers like this. In the place of what was there before, if any."""
+        self.answer(replica, REFUSED)
+        self.answer(replica, answer)
+        fresh = self.directory / f"{replica}.new"
+        fresh.touch()
+        fresh.rename(self.directory / f"{replica}.sock")
+        self.source.hint()
+
+    def answer(self, replica: str, answer: ProbeResult | Exception) -> None:
+        """Its engine says this from now on; one that refuses has ended, with the connections that it had."""
+        self.probe.answers[replica] = answer
+        if answer == REFUSED:
+            for canary in self.canaries.pop(replica, []):
+                canary.close()
+
+    def vanish(self, replica: str) -> None:
+        """The engine ends, and its socket is removed."""
+        (self.directory / f"{replica}.sock").unlink()
+        self.answer(replica, REFUSED)
+        self.source.hint()
+
+    # -- what can be seen
+
+    @property
+    def router(self) -> PlayedRouter:
+        """What answers at the service address."""
+        client = cast("PlayedProcess", self.service.router).client
+        assert client is not None
+        return client
+
+    @property
+    def process(self) -> PlayedProcess:
+        return cast("PlayedProcess", self.service.router)
+
+    def tenure(self, replica: str) -> Tenure:
+        tenure = self.service.current(ReplicaId(replica))
+        assert tenure is not None
+        return tenure
+
+    def states(self) -> dict[str, ReplicaState]:
+        """As `status` has them."""
+        return {str(t.replica): t.state for t in self.service.tenures.values() if not t.gone}
+
+    def serves(self, *replicas: str) -> bool:
+        """Whether these, and no others, are there and serve."""
+        return self.states() == dict.fromkeys(replicas, ReplicaState.SERVING)
+
+    def faults(self) -> float:
+        """How many faults of our own were survived."""
+        return float(self.metrics.loop_failures.labels("chat")._value.get())
+
+    async def until(self, condition: Callable[[], bool], within_s: float = 60.0) -> None:
+        """Lets time pass until the condition holds; fails after so many (fake) seconds."""
+        deadline = awake.monotonic() + within_s
+        while not condition():
+            assert awake.monotonic() < deadline, f"not within {within_s:g} s: {self.states()} {self.router.workers}"
+            await asyncio.sleep(0.01)
+
+    async def at_rest(self) -> None:
+        """Returns when nothing is left to do, now and after every interval there is."""
+        await self.until(
+            lambda: (
+                not self.service.pending_actions()
+                and not self.leases.quarantined
+                and len(self.service.tenures) == len(self.states())
+                and self.router.ready() == set(self.router.workers)
+            ),
+            within_s=300.0,
+        )
+
+    # -- life
+
+    async def begin(self) -> None:
+        self._loops = [asyncio.create_task(self.service.run()), asyncio.create_task(self._count())]
+        await self.until(lambda: self.process.up)
+
+    async def end(self) -> None:
+        for loop in self._loops:
+            loop.cancel()
+        await asyncio.gather(*self._loops, return_exceptions=True)
+
+    async def _count(self) -> None:
+        """The daemon's counter of connections."""
+        while True:
+            await asyncio.sleep(0.05)
+            began = awake.monotonic()
+            places = self.service.drains.places_to_count()
+            self.service.drains.connections_counted(began, places, cast("Any", self.connections))
+            for port in self.leases.rested(awake.now()):
+                if not self.connections[port]:
+                    self.leases.settle(port, awake.now())
+
+    def _make_router(self, settings: ServiceSettings, slot: str) -> RouterProcess:
+        made = PlayedProcess(settings.name, slot, len(self.routers) + 1)
+        self.routers.append(made)
+        return cast("RouterProcess", cast("Any", made))
+
+    async def _move_address(self) -> None:
+        self.moved += 1
+
+    def _read_notes(self, path: Path, owner: int) -> Overrides:
+        text = path.read_text()
+        if text == "bad":
+            raise ConfigError([f"{path}: bad"])
+        return Overrides(model=text)
+
+    def choose(self, slot: str) -> RouterPorts:
+        """As `PrivatePorts` has it."""
+        return RouterPorts(15000, 15001)
+
+    def give_back(self, slot: str) -> None:
+        """As `PrivatePorts` has it."""
+
+
+@asynccontextmanager
+async def running_world(directory: Path, patch: pytest.MonkeyPatch, **settings: object) -> AsyncIterator[World]:
+    """A world that runs, with nothing in it that takes real time."""
+    patch.setattr(OwnThread, "run", _at_once)
+    patch.setattr(asyncio, "to_thread", _here)
+    patch.setattr(router_slots, "open_connections", lambda _ports: Counter[int]())
+    world = World(directory, **settings)
+
+    async def open_canary(address: str, on_close: Callable[[], None]) -> asyncio.Transport:
+        if world.probe.answers.get(replica_at(address), REFUSED) == REFUSED:
+            raise ConnectionRefusedError(address)
+        canary = _Canary(on_close)
+        world.canaries.setdefault(replica_at(address), []).append(canary)
+        return cast("asyncio.Transport", cast("Any", canary))
+
+    patch.setattr(watcher, "open_canary", open_canary)
+    patch.setattr(watcher, "is_refused", lambda at: world.probe.answers.get(replica_at(at), REFUSED) == REFUSED)
+    with capture_logs() as world.log:
+        await world.begin()
+        try:
+            yield world
+        finally:
+            await world.end()
+
+
+class _Canary:
+    """A connection that tells, a moment later, that it has ended."""
+
+    def __init__(self, on_close: Callable[[], None]) -> None:
+        self._on_close: Callable[[], None] | None = on_close
+
+    def close(self) -> None:
+        on_close, self._on_close = self._on_close, None
+        if on_close is not None:
+            _later(0.0, on_close)
+
+    abort = close
+
+
+def _later(delay_s: float, then: Callable[[], None]) -> None:
+    asyncio.get_running_loop().call_later(delay_s, then)
+
+
+async def _at_once(_: OwnThread, work: Callable[[], T], *, patience_s: float) -> T:
+    return work()
+
+
+async def _here(work: Callable[..., T], *args: object) -> T:
+    return work(*args)
