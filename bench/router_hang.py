@@ -53,7 +53,7 @@ class Request:
     reason: str | None
 
 
-class Arrivals:
+class Lifecycle:
     """Sends a request every 25 ms until the end of the `async with`, whatever became of those before."""
 
     def __init__(self, port: int) -> None:
@@ -62,7 +62,7 @@ class Arrivals:
         self._under_way: set[asyncio.Task[None]] = set()
         self.requests: list[Request] = []
 
-    async def __aenter__(self) -> Arrivals:
+    async def __aenter__(self) -> Lifecycle:
         self._sending = asyncio.create_task(self._send())
         return self
 
@@ -132,7 +132,7 @@ async def _measured(rounds: int, *, retry: bool) -> list[Row]:
 async def _hang(ours: Ours) -> Hang:
     pid = await ours.router_pid()
     assert pid is not None
-    async with Arrivals(ours.gateway.ports["chat"]) as arrivals:
+    async with Lifecycle(ours.gateway.ports["chat"]) as arrivals:
         await asyncio.sleep(_BEFORE_S)
         stopped_at = time.monotonic()
         os.kill(pid, signal.SIGSTOP)

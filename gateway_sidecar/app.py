@@ -23,17 +23,17 @@ from gateway_sidecar.bridges.nginx import BridgeSettings, Nginx, busy_ports, fin
 from gateway_sidecar.bridges.peer_nginx import PeerNginx, PeerPlaces, peers_left_running
 from gateway_sidecar.bridges.small_nginx import SmallPlaces
 from gateway_sidecar.config import PortRange, ServiceSettings, Settings, line_of, load_overrides
-from gateway_sidecar.control.daemon import Daemon
-from gateway_sidecar.control.destinations import Destinations
-from gateway_sidecar.control.door_holder import DoorHolder
-from gateway_sidecar.control.follower import Source
-from gateway_sidecar.control.key_keeper import KeyKeeper
-from gateway_sidecar.control.left_running import LeftRunning
-from gateway_sidecar.control.peer_keeper import PeerKeeper
-from gateway_sidecar.control.router_process import RouterProcess
+from gateway_sidecar.control.edge.destinations import Destinations
+from gateway_sidecar.control.edge.key_proxies import KeyProxies
+from gateway_sidecar.control.edge.peer_supervisor import PeerSupervisor
+from gateway_sidecar.control.hold.socket_holder import SocketHolder
+from gateway_sidecar.control.process.daemon import Daemon
+from gateway_sidecar.control.process.left_running import LeftRunning
+from gateway_sidecar.control.replicas.reflector import Source
+from gateway_sidecar.control.replicas.tenure import BridgeHosts
+from gateway_sidecar.control.routers.process import RouterProcess
 from gateway_sidecar.control.service import Service
-from gateway_sidecar.control.tenure import BridgeHosts
-from gateway_sidecar.control.told_keeper import ToldKeeper
+from gateway_sidecar.control.state.api_replicas import ApiReplicas
 from gateway_sidecar.domain.claims import objection_to_direct
 from gateway_sidecar.domain.leases import NoFreePort, PortLeases
 from gateway_sidecar.engines.probe import EngineProbe
@@ -61,11 +61,11 @@ class RealAdapters:
         settings: Settings,
         nginx: Nginx,
         bridges: PortLeases,
-        peers: PeerKeeper,
-        keys: KeyKeeper,
+        peers: PeerSupervisor,
+        keys: KeyProxies,
         tunnels: TunnelFleet,
         metrics: Metrics,
-        told: ToldKeeper,
+        told: ApiReplicas,
     ) -> None:
         self._settings = settings
         self._nginx = nginx
@@ -91,7 +91,7 @@ class RealAdapters:
             settings,
             source=self.source(settings),
             probe=self._probe,
-            links=self._nginx,
+            switches=self._nginx,
             leases=self._bridges,
             peers=self._peers,
             keys=self._keys,
@@ -221,12 +221,12 @@ def build_daemon(config_path: Path, settings: Settings) -> Daemon:
         settings.bridges.paths,
         owner_url(settings.bridges.host, settings.bridges.ports.first),
     )
-    peers = _peer_keeper(settings, places, destinations, metrics)
+    peers = _peer_supervisor(settings, places, destinations, metrics)
     keyed = SmallPlaces(settings.run_dir, nginx.links, log, find)
-    keys = KeyKeeper(partial(KeyedNginx, keyed), partial(keyed_left_running, keyed))
+    keys = KeyProxies(partial(KeyedNginx, keyed), partial(keyed_left_running, keyed))
     tunnels = TunnelFleet(settings.run_dir / "tunnels", Tasks("-", metrics))
     problems: dict[str, str] = {}
-    told = ToldKeeper(settings.state_dir / "replicas.json", problems, metrics)
+    told = ApiReplicas(settings.state_dir / "replicas.json", problems, metrics)
     adapters = RealAdapters(settings, nginx, bridges, peers, keys, tunnels, metrics, told)
     return Daemon(
         config_path,
@@ -244,11 +244,13 @@ def build_daemon(config_path: Path, settings: Settings) -> Daemon:
     )
 
 
-def _peer_keeper(settings: Settings, places: PeerPlaces, destinations: Destinations, metrics: Metrics) -> PeerKeeper:
+def _peer_supervisor(
+    settings: Settings, places: PeerPlaces, destinations: Destinations, metrics: Metrics
+) -> PeerSupervisor:
     networks = [ip_network(text) for text in settings.peers.networks]
     rules = ClaimRules(settings.peers.interface, networks, settings.run_dir)
     claims = PeerAddresses(rules, destinations.addresses)
-    return PeerKeeper(
+    return PeerSupervisor(
         claims,
         partial(PeerNginx, places),
         partial(peers_left_running, places),
@@ -326,7 +328,7 @@ async def run_daemon(config_path: Path, settings: Settings) -> bool:
             await remote.open()
         admin = await serve_admin(started, settings.run_dir, settings.state_dir)
         hold = await serve_hold(started, settings.run_dir / "hold.sock")
-        holder = DoorHolder(settings.run_dir / "log" / "door.log", lambda: hold.socket)
+        holder = SocketHolder(settings.run_dir / "log" / "door.log", lambda: hold.socket)
         await holder.begin()
         started.run_dir.others |= {
             "lock": lock.mend, "admin.sock": admin.mend, "hold.sock": hold.mend, "holder of hold.sock": holder.mend

@@ -24,8 +24,8 @@ from gateway_sidecar.bridges.nginx import LUA_CURE, OWNER_CURE, NginxProgram, bu
 from gateway_sidecar.bridges.nginx_config import Capacity
 from gateway_sidecar.config import FrontendSettings, PortRange, ServiceSettings, Settings, advise, load_overrides
 from gateway_sidecar.config.frontend_values import ANY
-from gateway_sidecar.control.destinations import hosts_of, look_up
-from gateway_sidecar.control.left_running import LeftRunning, look_for_left
+from gateway_sidecar.control.edge.destinations import hosts_of, look_up
+from gateway_sidecar.control.process.left_running import LeftRunning, look_for_left
 from gateway_sidecar.domain.model import Overrides, PeerAddress
 from gateway_sidecar.domain.printable import counted
 from gateway_sidecar.domain.trust import ROOT, way_in

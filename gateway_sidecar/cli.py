@@ -46,7 +46,7 @@ from gateway_sidecar.errors import (
 from gateway_sidecar.telemetry.terminal import PrintableStream
 
 if TYPE_CHECKING:
-    from gateway_sidecar.control.left_running import LeftRunning
+    from gateway_sidecar.control.process.left_running import LeftRunning
     from gateway_sidecar.install import Step
     from gateway_sidecar.supervision.privileges import User
 
@@ -111,7 +111,7 @@ def _left_beside(arguments: argparse.Namespace) -> str:
 
 
 def _left_of(config: Path) -> LeftRunning:
-    from gateway_sidecar.control.left_running import look_for_left
+    from gateway_sidecar.control.process.left_running import look_for_left
 
     settings = load_usable(config)
     return look_for_left(settings.run_dir, settings.state_dir)

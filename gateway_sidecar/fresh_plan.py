@@ -10,9 +10,9 @@ from pathlib import Path
 from gateway_sidecar.bridges.nginx import engine_behind
 from gateway_sidecar.bridges.nginx_config import SUCCESSOR
 from gateway_sidecar.config import ServiceSettings, Settings, load_overrides
-from gateway_sidecar.control.left_running import look_for_left
-from gateway_sidecar.control.pins import open_path
-from gateway_sidecar.control.told_keeper import read_entries
+from gateway_sidecar.control.process.left_running import look_for_left
+from gateway_sidecar.control.replicas.handles import open_path
+from gateway_sidecar.control.state.api_replicas import read_entries
 from gateway_sidecar.domain.model import Overrides, Ready
 from gateway_sidecar.domain.planning import Register, describe, worker_spec
 from gateway_sidecar.engines.probe import EngineProbe

@@ -7,7 +7,7 @@ import re
 from aiohttp import web
 from aiohttp.typedefs import Handler
 
-from gateway_sidecar.control.daemon import Daemon
+from gateway_sidecar.control.process.daemon import Daemon
 from gateway_sidecar.control.service import Service
 
 DAEMON = web.AppKey("daemon", Daemon)

@@ -26,7 +26,7 @@ from gateway_sidecar.admin.replicas import (
 )
 from gateway_sidecar.admin.signals_view import signals_view
 from gateway_sidecar.admin.unix_door import UnixDoor
-from gateway_sidecar.control.daemon import DEFAULT_STOP_S, Daemon
+from gateway_sidecar.control.process.daemon import DEFAULT_STOP_S, Daemon
 from gateway_sidecar.domain.model import ReplicaId
 from gateway_sidecar.errors import ConfigError, NotInForce, RouterUnavailable
 from gateway_sidecar.supervision.process import is_own_child, peer_of

@@ -16,9 +16,9 @@ from prometheus_client.exposition import CONTENT_TYPE_LATEST
 from gateway_sidecar.admin.bounded_server import BoundedServer, tcp_listener
 from gateway_sidecar.admin.hosts import OwnNames, only_by
 from gateway_sidecar.config import Endpoint
-from gateway_sidecar.control.daemon import Daemon
+from gateway_sidecar.control.process.daemon import Daemon
+from gateway_sidecar.control.replicas.tenure import Tenure
 from gateway_sidecar.control.service import Service
-from gateway_sidecar.control.tenure import Tenure
 from gateway_sidecar.domain.model import ReplicaId, ReplicaState
 from gateway_sidecar.errors import MetricsError
 

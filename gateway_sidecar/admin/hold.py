@@ -12,9 +12,9 @@ from aiohttp import web
 
 from gateway_sidecar.admin.bounded_server import BoundedServer
 from gateway_sidecar.admin.unix_door import UnixDoor
-from gateway_sidecar.control.daemon import Daemon
+from gateway_sidecar.control.hold.queue import Answer, History, Verdict
+from gateway_sidecar.control.process.daemon import Daemon
 from gateway_sidecar.control.service import Service
-from gateway_sidecar.control.waiting_room import Answer, History, Verdict
 from gateway_sidecar.domain.planning import Missing
 from gateway_sidecar.supervision.loops import survived
 
@@ -40,7 +40,7 @@ async def _hold(request: web.Request) -> web.Response:
         return _error(Answer(Verdict.FULL, "There is no such service.", "no_service"))
     with survived(service.name, _wait.__qualname__, request.app[_DAEMON].metrics):
         return await _wait(request, service)
-    service.room_keeper.tend()
+    service.hold_policy.tend()
     return _error(_FAULT)
 
 
@@ -88,7 +88,7 @@ def _while_asleep(request: web.Request, service: Service) -> web.Response | None
         return web.Response(headers={"X-Accel-Redirect": "@router"})
     models = [
         {"id": model, "object": "model", "created": 0, "owned_by": "gateway-sidecar", "status": "asleep"}
-        for model in service.room_keeper.models
+        for model in service.hold_policy.models
     ]
     return web.json_response({"object": "list", "data": models})
 

@@ -10,7 +10,7 @@ from gateway_sidecar.admin.api import admin_app
 from gateway_sidecar.admin.bounded_server import BoundedServer, tcp_listener
 from gateway_sidecar.admin.tls import Tls, read_tls
 from gateway_sidecar.config import AdminSettings
-from gateway_sidecar.control.daemon import Daemon
+from gateway_sidecar.control.process.daemon import Daemon
 from gateway_sidecar.errors import ConfigError
 from gateway_sidecar.telemetry.logs import get_logger
 

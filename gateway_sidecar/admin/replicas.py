@@ -13,10 +13,10 @@ from aiohttp import web
 from gateway_sidecar.admin import view
 from gateway_sidecar.admin.answers import DAEMON, Refused, check_query, seconds_in, service_in
 from gateway_sidecar.config import Described, ToldEntry, read_told
-from gateway_sidecar.control.daemon import Daemon
-from gateway_sidecar.control.drains import DrainReport
+from gateway_sidecar.control.process.daemon import Daemon
+from gateway_sidecar.control.replicas.drain import DrainReport
 from gateway_sidecar.control.service import Service
-from gateway_sidecar.control.told_keeper import is_full
+from gateway_sidecar.control.state.api_replicas import is_full
 from gateway_sidecar.domain.model import ReplicaId
 from gateway_sidecar.errors import ConfigError, StateError
 from gateway_sidecar.sources.told import NAME

@@ -7,8 +7,8 @@ from collections.abc import Mapping
 from dataclasses import asdict
 from typing import Any
 
-from gateway_sidecar.control.daemon import Daemon
-from gateway_sidecar.control.service_signals import RoleSignals, ServiceSignals, Told
+from gateway_sidecar.control.autoscaling.service_signals import RoleSignals, ServiceSignals, Told
+from gateway_sidecar.control.process.daemon import Daemon
 from gateway_sidecar.domain.model import WorkerType
 from gateway_sidecar.domain.signals import WINDOWS_S, Latency, TrafficWindow
 

@@ -6,10 +6,10 @@ from typing import Any
 
 from gateway_sidecar.admin.signals_view import scaling_view
 from gateway_sidecar.config import Endpoint
-from gateway_sidecar.control.daemon import Daemon
+from gateway_sidecar.control.process.daemon import Daemon
+from gateway_sidecar.control.replicas.prober import far_end_of
+from gateway_sidecar.control.replicas.tenure import Tenure
 from gateway_sidecar.control.service import Service
-from gateway_sidecar.control.tenure import Tenure
-from gateway_sidecar.control.watcher import far_end_of
 from gateway_sidecar.domain.model import ReplicaId
 from gateway_sidecar.sources.listing import Listing
 from gateway_sidecar.sources.told import NAME
@@ -24,14 +24,14 @@ def status(daemon: Daemon) -> dict[str, Any]:
             for name, service in sorted(daemon.services.items())
         ],
         "bridge": {
-            "state": "up" if daemon.keeper.up else "down",
-            "pid": daemon.keeper.nginx.process.pid if daemon.keeper.nginx.process else None,
-            "reason": daemon.keeper.reason,
+            "state": "up" if daemon.nginx_supervisor.up else "down",
+            "pid": daemon.nginx_supervisor.nginx.process.pid if daemon.nginx_supervisor.nginx.process else None,
+            "reason": daemon.nginx_supervisor.reason,
             "ports": daemon.leases.size,
             "leased": len(daemon.leases.leased),
             "quarantined": len(daemon.leases.quarantined),
             "share": daemon.leases.share,
-            "reloads": daemon.keeper.nginx.reloads,
+            "reloads": daemon.nginx_supervisor.nginx.reloads,
         },
         "problems": [f"{what}: {reason}" for what, reason in sorted(_problems(daemon).items())],
         "ready": daemon.ready,
@@ -40,19 +40,19 @@ def status(daemon: Daemon) -> dict[str, Any]:
 
 def _problems(daemon: Daemon) -> dict[str, str]:
     peers = {"peers": daemon.peers.problem} if daemon.peers.problem else {}
-    return {**daemon.problems, **daemon.doors.problems, **peers, **daemon.keeper.problems}
+    return {**daemon.problems, **daemon.doors.problems, **peers, **daemon.nginx_supervisor.problems}
 
 
 def _service(daemon: Daemon, name: str, service: Service) -> dict[str, Any]:
     router = service.router
     listing = service.follower.listing
-    served = next((it for it in daemon.keeper.applied or () if it.service == name), None)
+    served = next((it for it in daemon.nginx_supervisor.applied or () if it.service == name), None)
     frontend = service.settings.frontend if served is None else served.frontend
     return {
         "name": name,
         "listen": str(service.settings.listen) if served is None else served.listen,
         "public": [str(address) for address in frontend.listen],
-        "not_in_force": daemon.keeper.not_in_force.get(name),
+        "not_in_force": daemon.nginx_supervisor.not_in_force.get(name),
         "sockets": str(service.settings.replicas.sockets) if service.settings.replicas.sockets else None,
         "source": _source(listing),
         "router": {
@@ -147,7 +147,7 @@ def plan(daemon: Daemon) -> list[dict[str, Any]]:
     """What the daemon would do next, without doing it; at rest nothing."""
     in_force = [
         {"service": name, "replica": "-", "action": f"put listen and frontend in force, not so far: {why}"}
-        for name, why in sorted(daemon.keeper.not_in_force.items())
+        for name, why in sorted(daemon.nginx_supervisor.not_in_force.items())
     ]
     return in_force + [
         {"service": name, "replica": replica, "action": action}

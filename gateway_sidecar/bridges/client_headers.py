@@ -33,7 +33,7 @@ HIDDEN = (
     *("X-Smg-Routed-Worker-Id", "X-Smg-Cache-Trace", "X-Powered-By", "Via"),
     # What a browser would keep, or do, for everything else that is at this name.
     *("Set-Cookie", "Set-Cookie2", "Clear-Site-Data", "Service-Worker-Allowed", "Accept-CH", "Critical-CH"),
-    *("Strict-Transport-Security", "Public-Key-Pins", "Public-Key-Pins-Report-Only", "Expect-CT", "Alt-Svc"),
+    *("Strict-Transport-Security", "Public-Key-Handles", "Public-Key-Handles-Report-Only", "Expect-CT", "Alt-Svc"),
     # Where a browser would go, or report to, by itself. `Location` passes as a path (LOCATION).
     *("Refresh", "Location", "Content-Location", "Link", "SourceMap", "X-SourceMap"),
     *("Report-To", "Reporting-Endpoints", "NEL", "Content-Security-Policy", "Content-Security-Policy-Report-Only"),

@@ -10,24 +10,25 @@ import asyncio
 from collections.abc import Awaitable, Callable, Mapping
 from contextlib import suppress
 from pathlib import Path
+from typing import Protocol
 
 from gateway_sidecar.config import ServiceSettings
-from gateway_sidecar.control.arrivals import Arrivals
-from gateway_sidecar.control.drains import Drains
-from gateway_sidecar.control.follower import Source, SourceFollower
-from gateway_sidecar.control.replica_log import ReplicaLog
-from gateway_sidecar.control.role_watch import RoleWatch
-from gateway_sidecar.control.room_keeper import RoomKeeper
-from gateway_sidecar.control.router_process import PrivatePorts, RouterProcess
-from gateway_sidecar.control.router_slots import RouterSlots
-from gateway_sidecar.control.router_unit import RouterUnit
-from gateway_sidecar.control.tenure import BridgeHosts, SavedTenure, Tenure, occupant_of, owner_of
-from gateway_sidecar.control.tenure_book import TenureBook
-from gateway_sidecar.control.tenure_bridges import Keys, Links, Peers, TenureBridges
-from gateway_sidecar.control.waiting_room import WaitingRoom
-from gateway_sidecar.control.watcher import PathOf, Probe, Watcher, far_end_of
-from gateway_sidecar.control.work_queue import WorkQueue
-from gateway_sidecar.control.worker_book import WorkerBook
+from gateway_sidecar.control.hold.policy import HoldPolicy
+from gateway_sidecar.control.hold.queue import Gates, HoldQueue
+from gateway_sidecar.control.replicas.bridging import Bridging, Keys, Links, Peers
+from gateway_sidecar.control.replicas.drain import Drains
+from gateway_sidecar.control.replicas.lifecycle import Lifecycle
+from gateway_sidecar.control.replicas.pairing import Pairing
+from gateway_sidecar.control.replicas.prober import PathOf, Probe, Prober, far_end_of
+from gateway_sidecar.control.replicas.reflector import Reflector, Source
+from gateway_sidecar.control.replicas.registry import Registry
+from gateway_sidecar.control.replicas.reporting import Reporting
+from gateway_sidecar.control.replicas.tenure import BridgeHosts, SavedTenure, Tenure, occupant_of, owner_of
+from gateway_sidecar.control.replicas.workqueue import WorkQueue
+from gateway_sidecar.control.routers.process import PrivatePorts, RouterProcess
+from gateway_sidecar.control.routers.replacement import RouterSlots
+from gateway_sidecar.control.routers.unit import RouterUnit
+from gateway_sidecar.control.routers.workers import WorkerSync
 from gateway_sidecar.domain.leases import PortLeases
 from gateway_sidecar.domain.model import (
     Overrides,
@@ -60,6 +61,12 @@ _STRETCH = 64
 """So many replicas are looked at before others get their turn: about 5 ms of a thousand that came at once."""
 
 
+class Switches(Links, Gates, Protocol):
+    """nginx, as one service has it: where bridges lead, whether requests wait, and which router they go to."""
+
+    def point(self, service: str, slot: str) -> None: ...
+
+
 class Service:
     """One service of the daemon: its source, its tenures, its router's workers."""
 
@@ -69,7 +76,7 @@ class Service:
         *,
         source: Source,
         probe: Probe,
-        links: Links,
+        switches: Switches,
         leases: PortLeases,
         peers: Peers,
         keys: Keys,
@@ -92,10 +99,10 @@ class Service:
         self._on_change = on_change
         self._logger = get_logger(service=settings.name)
         self._queue: WorkQueue[int] = WorkQueue(awake.monotonic)
-        self._tenures = TenureBook()
-        self.bridges = TenureBridges(
+        self._tenures = Registry()
+        self.bridges = Bridging(
             self.name,
-            links=links,
+            links=switches,
             leases=leases,
             peers=peers,
             keys=keys,
@@ -105,7 +112,7 @@ class Service:
             on_change=on_change,
         )
         self._beat = awake.now()
-        self.follower = SourceFollower(
+        self.follower = Reflector(
             self.name,
             source,
             metrics,
@@ -113,20 +120,20 @@ class Service:
             take_in=lambda listing: self._arrivals.take_in(listing),
         )
         self._bells: set[asyncio.Event] = set()
-        self.room = WaitingRoom(
+        self.room = HoldQueue(
             self.name,
             settings.hold,
-            links,
+            switches,
             metrics,
             accepts=lambda: self.router.accepts_connections(),
-            on_trusted=lambda: self.room_keeper.tend(),
+            on_trusted=lambda: self.hold_policy.tend(),
         )
         self.slots = RouterSlots(
             settings,
             Tasks(settings.name, metrics),
             make_unit=self._make_unit,
             private_ports=private_ports,
-            point=links.point,
+            point=switches.point,
             move_address=move_address,
             staying=self._staying_urls,
             has_caught_up=lambda: self.room.missing is not Missing.ROUTER,
@@ -134,9 +141,9 @@ class Service:
             on_change=on_change,
             on_retired=self._reconsider,
         )
-        self.roles = RoleWatch(self.name, metrics)
-        self._log = ReplicaLog(self.name, metrics, self._tenures.by_key.values, lambda: self.slots.active)
-        self._watcher = Watcher(
+        self.roles = Pairing(self.name, metrics)
+        self._log = Reporting(self.name, metrics, self._tenures.by_key.values, lambda: self.slots.active)
+        self._watcher = Prober(
             settings,
             probe,
             self._queue,
@@ -146,7 +153,7 @@ class Service:
             on_replaced=lambda tenure, result: self._arrivals.replace(tenure, result),
             path_of=path_of,
         )
-        self._arrivals = Arrivals(
+        self._arrivals = Lifecycle(
             self.name,
             hosts,
             self._tenures,
@@ -171,7 +178,7 @@ class Service:
             on_resumed=self._watcher.suspect,
             on_change=on_change,
         )
-        self.room_keeper = RoomKeeper(
+        self.hold_policy = HoldPolicy(
             self.room, self.slots, self.follower, self._tenures, known_urls=self._known_urls, on_change=on_change
         )
 
@@ -186,7 +193,7 @@ class Service:
         return self.slots.active.router
 
     @property
-    def book(self) -> WorkerBook:
+    def book(self) -> WorkerSync:
         """What that router says of its workers."""
         return self.slots.active.book
 
@@ -345,7 +352,7 @@ class Service:
             stretch += 1
             if self._queue.has_more() and stretch < _STRETCH:
                 continue
-            self.room_keeper.tend()
+            self.hold_policy.tend()
             if self.book.listed:
                 self.roles.look(self.book.workers.values(), awake.now())
             stretch = 0
@@ -374,7 +381,7 @@ class Service:
                     unit.dismiss(step)
             elif step is not None:
                 if isinstance(step, Deregister):
-                    self.room_keeper.tend()  # If it was the last one, requests have to wait before it goes.
+                    self.hold_policy.tend()  # If it was the last one, requests have to wait before it goes.
                 unit.book.start(step)
             elif tenure.url is not None and worker.held:
                 self._queue.add_after(tenure.key, unit.book.held_for_s(tenure.url))
@@ -403,7 +410,7 @@ class Service:
 
     def _on_router(self) -> None:
         self._metrics.router_up.labels(self.name).set(self.router.up)
-        self.room_keeper.router_changed()
+        self.hold_policy.router_changed()
 
     def _on_worker(self, url: str) -> None:
         tenure = self._tenures.at_url(url)
@@ -414,7 +421,7 @@ class Service:
         if first:
             self._reconsider()
         elif not self.room.is_open:
-            self.room_keeper.tend()  # It answers again, or has somebody again.
+            self.hold_policy.tend()  # It answers again, or has somebody again.
         for step in plan_strays(unit.book.workers, self._known_urls(), complete=self.follower.has_looked):
             if not unit.book.view(step.url).busy:
                 self._logger.warning("worker.stray", worker_url=step.url, worker_id=step.worker_id)
@@ -439,7 +446,7 @@ class Service:
             api_timeout_s=self.settings.router.api_timeout_s,
             on_worker=self._on_worker,
             on_listed=self._on_listed,
-            on_silence=lambda: self.room_keeper.tend(),
+            on_silence=lambda: self.hold_policy.tend(),
         )
 
     def _staying_urls(self) -> list[str]:

@@ -14,7 +14,7 @@ import pytest
 from aiohttp import web
 
 from gateway_sidecar.config import HookSettings
-from gateway_sidecar.control.scaling_hook import HookFailedError, Notice, ScalingHook, call
+from gateway_sidecar.control.autoscaling.hook import HookFailedError, Notice, ScalingHook, call
 from gateway_sidecar.telemetry.metrics import Metrics
 
 

@@ -12,7 +12,7 @@ import yaml
 
 from examples.simulated import EngineKind
 from gateway_sidecar import __version__
-from gateway_sidecar.control.left_running import look_for_left
+from gateway_sidecar.control.process.left_running import look_for_left
 from gateway_sidecar.supervision.process import start_ticks
 from tests.system.clients import stream_chat
 from tests.system.conftest import StartEngine

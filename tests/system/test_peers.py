@@ -16,7 +16,7 @@ import pytest
 import pytest_asyncio
 
 from examples.simulated import EngineKind
-from gateway_sidecar.control.left_running import look_for_left
+from gateway_sidecar.control.process.left_running import look_for_left
 from gateway_sidecar.supervision.process import start_ticks
 from tests.namespaces import Lan, Namespace, namespaces, why_not
 from tests.ssh_servers import make_key, public_of

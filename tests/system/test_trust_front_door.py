@@ -222,7 +222,7 @@ TELLTALE = {
     "Set-Cookie": "session=evil; Domain=example.com",
     "Strict-Transport-Security": "max-age=63072000; includeSubDomains",
     "Clear-Site-Data": '"*"',
-    "Public-Key-Pins": "pin",
+    "Public-Key-Handles": "pin",
     "Access-Control-Allow-Origin": "*",
     "Access-Control-Allow-Credentials": "true",
     "Access-Control-Allow-Private-Network": "true",

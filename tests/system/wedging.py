@@ -15,9 +15,10 @@ from pathlib import Path
 
 from gateway_sidecar import app, cli
 from gateway_sidecar.config import Settings, load_overrides
-from gateway_sidecar.control import records, service
-from gateway_sidecar.control.records import write_record
-from gateway_sidecar.control.work_queue import K, WorkQueue
+from gateway_sidecar.control import service
+from gateway_sidecar.control.replicas.workqueue import K, WorkQueue
+from gateway_sidecar.control.state import records
+from gateway_sidecar.control.state.records import write_record
 from gateway_sidecar.domain.model import Overrides
 from gateway_sidecar.doors import door_files
 from gateway_sidecar.doors.keys import read_content

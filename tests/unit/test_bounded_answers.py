@@ -17,9 +17,9 @@ from aiohttp import web
 
 from gateway_sidecar.admin.replicas import _once
 from gateway_sidecar.bridges.nginx import Nginx
-from gateway_sidecar.control.canary import open_canary
-from gateway_sidecar.control.children import Children
-from gateway_sidecar.control.router_process import RouterProcess
+from gateway_sidecar.control.process.child_logs import ChildLogs
+from gateway_sidecar.control.replicas.liveness import connect_liveness
+from gateway_sidecar.control.routers.process import RouterProcess
 from gateway_sidecar.domain.discovery import HttpAnswer, document
 from gateway_sidecar.engines._pb import grpc_pb2, sglang_pb2
 from gateway_sidecar.engines.messages import MOST_MESSAGE_BYTES, decode
@@ -265,7 +265,7 @@ async def test_what_nginx_says_of_its_clients_can_be_shown(tmp_path: Path) -> No
     log = ChildLog(tmp_path / "nginx.log")
     log.new_lines()
     (tmp_path / "nginx.log").write_bytes(b'[error] referrer: "\x1b[2J\xc2\x9b31m\xe2\x80\xa8' + b"x" * 10_000 + b'"\n')
-    children = Children(dict, cast(Nginx, None), log, {}, Metrics())
+    children = ChildLogs(dict, cast(Nginx, None), log, {}, Metrics())
     with structlog.testing.capture_logs() as events:
         children._logger = structlog.get_logger()
         await children._pass_on_nginx(log)
@@ -302,7 +302,7 @@ async def test_a_flood_of_log_lines_is_passed_on_in_part(tmp_path: Path) -> None
 
     log = ChildLog(tmp_path / "router.log")
     log.new_lines()
-    children = Children(dict, cast(Nginx, None), log, {}, Metrics())
+    children = ChildLogs(dict, cast(Nginx, None), log, {}, Metrics())
     with structlog.testing.capture_logs() as events:
         children._logger = structlog.get_logger()
         assert await log.read() == []  # Its thread is there: from here on it is lines alone that are waited for.
@@ -341,7 +341,7 @@ async def test_a_server_that_has_much_to_say_gives_others_their_turn() -> None:
     assert turns >= 49
 
 
-# --- the canary -------------------------------------------------------------------------------------------------
+# --- the liveness -------------------------------------------------------------------------------------------------
 
 
 async def test_a_server_that_talks_on_the_canary_is_not_listened_to(tmp_path: Path) -> None:
@@ -361,7 +361,7 @@ async def test_a_server_that_talks_on_the_canary_is_not_listened_to(tmp_path: Pa
 
     server: Any = await asyncio.start_unix_server(talk, path)
     try:
-        await open_canary(path, ended.set)
+        await connect_liveness(path, ended.set)
         async with asyncio.timeout(60):
             await ended.wait()
         assert sent < 4 * MIB

@@ -9,7 +9,7 @@ from gateway_sidecar.bridges.nginx import refusal
 from gateway_sidecar.bridges.nginx_config import InForce, ServiceAddress
 from gateway_sidecar.bridges.request_events import EventAddress
 from gateway_sidecar.config import FrontendSettings
-from gateway_sidecar.control.bridge_keeper import servable
+from gateway_sidecar.control.edge.nginx_supervisor import servable
 
 CHAT = ServiceAddress("chat", "127.0.0.1:30000", "127.0.0.1:1", "127.0.0.1:2")
 CODE = ServiceAddress("code", "127.0.0.1:30001", "127.0.0.1:3", "127.0.0.1:4")

@@ -9,7 +9,7 @@ import pytest
 
 from gateway_sidecar.bridges.connections import connections_at, kernel_address, open_connections
 from gateway_sidecar.bridges.nginx import busy_ports
-from gateway_sidecar.control.connection_counter import count_pause_s
+from gateway_sidecar.control.process.connection_counter import count_pause_s
 from gateway_sidecar.domain.model import PeerAddress
 
 

@@ -8,8 +8,8 @@ from ipaddress import ip_address
 import pytest
 
 from gateway_sidecar.config import parse_config
-from gateway_sidecar.control import destinations
-from gateway_sidecar.control.destinations import Destinations, hosts_of
+from gateway_sidecar.control.edge import destinations
+from gateway_sidecar.control.edge.destinations import Destinations, hosts_of
 from gateway_sidecar.domain.claims import Address
 from gateway_sidecar.domain.tunnels import SshRoute, SshServer, Tunnel
 

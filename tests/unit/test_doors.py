@@ -16,7 +16,7 @@ from cryptography.hazmat.primitives.asymmetric import rsa
 
 from gateway_sidecar.bridges.front_door import DoorPlaces
 from gateway_sidecar.config import AuthSettings, FrontendSettings, TlsSettings
-from gateway_sidecar.control.front_doors import FrontDoors
+from gateway_sidecar.control.edge.frontends import Frontends
 from gateway_sidecar.doors.certificate import read_certificate
 from gateway_sidecar.doors.door_files import DoorFiles, PairTaken
 from gateway_sidecar.doors.keys import add_key, expiry_of, name_of, parse_keys, read_keys, revoke_key
@@ -295,7 +295,7 @@ async def test_a_pair_that_is_replaced_by_two_renames_is_no_fault(
     tls = TlsSettings(certificate=live, key=live.with_suffix(".key"))
     doors = front_doors(tmp_path / "doors", FrontendSettings(tls=tls))
     await doors.look()
-    monkeypatch.setattr("gateway_sidecar.control.front_doors._MOMENT_S", 3600.0)
+    monkeypatch.setattr("gateway_sidecar.control.edge.frontends._MOMENT_S", 3600.0)
     new.rename(live)
     await doors.look()
     assert doors.problems == {}
@@ -306,7 +306,7 @@ async def test_a_pair_that_is_replaced_by_two_renames_is_no_fault(
     shutil.copy(old, live)
     await doors.look()
     assert doors.problems == {}
-    monkeypatch.setattr("gateway_sidecar.control.front_doors._MOMENT_S", 0.0)
+    monkeypatch.setattr("gateway_sidecar.control.edge.frontends._MOMENT_S", 0.0)
     await doors.look()
     [problem] = doors.problems.values()
     assert "what was there before stays in force" in problem
@@ -323,8 +323,8 @@ async def test_what_was_never_good_does_not_stay_in_force(tmp_path: Path) -> Non
     assert all(problem.endswith("; nobody gets in until it can be used") for problem in doors.problems.values())
 
 
-def front_doors(directory: Path, settings: FrontendSettings) -> FrontDoors:
+def front_doors(directory: Path, settings: FrontendSettings) -> Frontends:
     """Those of one service, `chat`."""
     directory.mkdir(exist_ok=True)
     wanted = {"chat": settings}
-    return FrontDoors(DoorPlaces(directory), lambda: wanted, lambda: wanted, Metrics(), rescan_interval_s=60)
+    return Frontends(DoorPlaces(directory), lambda: wanted, lambda: wanted, Metrics(), rescan_interval_s=60)

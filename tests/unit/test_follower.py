@@ -8,7 +8,7 @@ from pathlib import Path
 
 import pytest
 
-from gateway_sidecar.control.follower import SourceFollower
+from gateway_sidecar.control.replicas.reflector import Reflector
 from gateway_sidecar.domain.model import Occupant, ReplicaId
 from gateway_sidecar.sources.listing import Listing, Sighting
 from gateway_sidecar.supervision import awake
@@ -47,9 +47,7 @@ class Following:
 
     def __init__(self, source: PlayedSource, rescan_interval_s: float = 60.0) -> None:
         self.taken: list[Listing] = []
-        self.follower = SourceFollower(
-            "chat", source, Metrics(), rescan_interval_s=rescan_interval_s, take_in=self._take_in
-        )
+        self.follower = Reflector("chat", source, Metrics(), rescan_interval_s=rescan_interval_s, take_in=self._take_in)
         self.look_during = 0
 
     async def _take_in(self, listing: Listing) -> None:

@@ -14,8 +14,8 @@ from structlog.testing import capture_logs
 from gateway_sidecar.admin import hold
 from gateway_sidecar.admin.hold import read_history
 from gateway_sidecar.config import HoldSettings
-from gateway_sidecar.control.daemon import Daemon
-from gateway_sidecar.control.waiting_room import History, Verdict, WaitingRoom
+from gateway_sidecar.control.hold.queue import History, HoldQueue, Verdict
+from gateway_sidecar.control.process.daemon import Daemon
 from gateway_sidecar.telemetry.metrics import Metrics
 from tests.unit.fake_time import in_fake_time
 
@@ -52,11 +52,11 @@ class Gates:
         return self.closed
 
 
-def room(gates: Gates, accepting: asyncio.Event, timeout_s: float = 30.0) -> WaitingRoom:
+def room(gates: Gates, accepting: asyncio.Event, timeout_s: float = 30.0) -> HoldQueue:
     async def accepts() -> bool:
         return accepting.is_set()
 
-    made = WaitingRoom(
+    made = HoldQueue(
         "chat", HoldSettings(timeout_s=timeout_s), gates, Metrics(), accepts=accepts, on_trusted=lambda: made.open()
     )
     return made
@@ -130,7 +130,7 @@ async def test_fault_with_a_waiting_request_is_told_and_the_client_may_try_again
             self.tended += 1
 
     faulty, metrics = Faulty(), Metrics()
-    service = SimpleNamespace(name="chat", room=faulty, room_keeper=faulty)
+    service = SimpleNamespace(name="chat", room=faulty, hold_policy=faulty)
     app = web.Application()
     app[hold._DAEMON] = cast("Daemon", cast("Any", SimpleNamespace(services={"chat": service}, metrics=metrics)))
     with capture_logs() as logs:

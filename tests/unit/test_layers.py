@@ -48,6 +48,9 @@ PURE = {
 DATED = PACKAGE / "doors" / "certificate.py"
 """Certificates are valid from and to a date, which only the wall clock knows."""
 
+ROOMS = ("process", "autoscaling", "service", "hold", "state", "replicas", "routers", "edge")
+"""The rooms of `control/`, highest first. A room imports from those below it."""
+
 Import = tuple[Path, int, str]
 
 
@@ -98,6 +101,19 @@ def test_imports_point_down() -> None:
             if other != [own] and rank(other[0]) <= rank(own):
                 upward.append(shown((path, line, name)))
     assert upward == []
+
+
+def test_the_rooms_of_the_core_have_their_order() -> None:
+    """A reader who knows a room and those below it knows all that the room knows of."""
+    core = PACKAGE / "control"
+    upward, rooms = [], {path.relative_to(core).parts[0].removesuffix(".py") for path in core.rglob("*.py")}
+    for path, line, name in imports():
+        if path.is_relative_to(core) and name.startswith("gateway_sidecar.control."):
+            own, other = path.relative_to(core).parts[0].removesuffix(".py"), name.split(".")[2]
+            if other != own and ROOMS.index(other) <= ROOMS.index(own):
+                upward.append(shown((path, line, name)))
+    assert upward == []
+    assert rooms - {"__init__"} == set(ROOMS)
 
 
 def test_imports_are_absolute_and_stay_inside() -> None:
@@ -174,15 +190,15 @@ def test_every_task_is_guarded() -> None:
         "admin/bounded_server.py",
         "admin/replicas.py",
         "bridges/small_nginx.py",
-        "control/bridge_keeper.py",
-        "control/daemon.py",
-        "control/follower.py",
-        "control/front_doors.py",
-        "control/router_process.py",
-        "control/router_unit.py",
+        "control/edge/nginx_supervisor.py",
+        "control/process/daemon.py",
+        "control/replicas/reflector.py",
+        "control/edge/frontends.py",
+        "control/routers/process.py",
+        "control/routers/unit.py",
         "control/service.py",
-        "control/shared_reads.py",
-        "control/signals.py",
+        "control/autoscaling/shared_reads.py",
+        "control/autoscaling/collector.py",
         "engines/probe.py",
         "sources/several.py",
         "supervision/loops.py",

@@ -9,7 +9,7 @@ from pathlib import Path
 
 import pytest
 
-from gateway_sidecar.control.pins import Pins, open_path
+from gateway_sidecar.control.replicas.handles import Handles, open_path
 
 
 class HangingFileSystem:
@@ -38,7 +38,7 @@ async def until_closed(descriptor: int) -> None:
 async def test_what_is_there_is_opened_and_what_is_not_is_told(tmp_path: Path) -> None:
     """In the order of the paths, the same one twice for two."""
     (tmp_path / "there").touch()
-    first, gone, second = await Pins("chat").open([tmp_path / "there", tmp_path / "gone", tmp_path / "there"])
+    first, gone, second = await Handles("chat").open([tmp_path / "there", tmp_path / "gone", tmp_path / "there"])
     assert isinstance(gone, FileNotFoundError)
     assert isinstance(first, int)
     assert isinstance(second, int)
@@ -54,7 +54,7 @@ async def test_what_hangs_is_not_waited_for_and_closed_when_it_comes(tmp_path: P
     for name in ("there", "hung"):
         (tmp_path / name).touch()
     disk = HangingFileSystem()
-    pins = Pins("chat", opened_by=disk.open, patience_s=10 if cancelled else 0.2)
+    pins = Handles("chat", opened_by=disk.open, patience_s=10 if cancelled else 0.2)
     opening = asyncio.create_task(pins.open([tmp_path / "there", tmp_path / "hung"]))
     if cancelled:
         while not disk.is_asked.is_set():

@@ -10,9 +10,9 @@ from pathlib import Path
 import pytest
 
 from gateway_sidecar.config import Described, SshDefaults, read_inventory
-from gateway_sidecar.control.arrivals import is_at
-from gateway_sidecar.control.pins import open_path
-from gateway_sidecar.control.tenure import occupant_of
+from gateway_sidecar.control.replicas.handles import open_path
+from gateway_sidecar.control.replicas.lifecycle import is_at
+from gateway_sidecar.control.replicas.tenure import occupant_of
 from gateway_sidecar.domain.model import Overrides, ReplicaId
 from gateway_sidecar.domain.tunnels import SshRoute, SshServer, Tunnel
 from gateway_sidecar.sources.described import listing_of

@@ -7,7 +7,7 @@ import math
 
 import pytest
 
-from gateway_sidecar.control.probe_turns import ProbeTurns
+from gateway_sidecar.control.replicas.probe_turns import ProbeTurns
 
 
 async def settled() -> None:

@@ -14,9 +14,9 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from gateway_sidecar.control import records
-from gateway_sidecar.control.router_process import SavedRouter
-from gateway_sidecar.control.tenure import SavedTenure
+from gateway_sidecar.control.replicas.tenure import SavedTenure
+from gateway_sidecar.control.routers.process import SavedRouter
+from gateway_sidecar.control.state import records
 from gateway_sidecar.domain.model import (
     ConnectionMode,
     EngineFacts,

@@ -6,7 +6,7 @@ from dataclasses import replace
 
 import pytest
 
-from gateway_sidecar.control.role_watch import RoleWatch
+from gateway_sidecar.control.replicas.pairing import Pairing
 from gateway_sidecar.domain.model import ConnectionMode, Registered, RuntimeType, WorkerStatus, WorkerType
 from gateway_sidecar.domain.roles import unanswered
 from gateway_sidecar.telemetry.metrics import Metrics
@@ -70,6 +70,6 @@ def test_models_are_judged_one_by_one() -> None:
 def test_what_nobody_answers_without_one(fleet: str, leaving: str, said: list[str]) -> None:
     """A drain says it before an engine is stopped, for the last replica of a model as for half of a pair."""
     workers = [worker(text) for text in fleet.split()]
-    watch = RoleWatch("chat", Metrics())
+    watch = Pairing("chat", Metrics())
     watch.look(workers, 0.0)
     assert watch.without(workers, f"http://{leaving}") == said

@@ -1,4 +1,4 @@
-"""A router process, whoever ends its keeper and when."""
+"""A router process, whoever ends its task and when."""
 
 from __future__ import annotations
 
@@ -11,7 +11,7 @@ from pathlib import Path
 from types import SimpleNamespace
 from typing import Any, cast
 
-from gateway_sidecar.control.router_process import RouterProcess, RouterState
+from gateway_sidecar.control.routers.process import RouterProcess, RouterState
 from gateway_sidecar.errors import RouterUnavailable
 from gateway_sidecar.routers.base import LaunchCommand, LogLine, RouterKind, RouterPorts
 from gateway_sidecar.supervision.logfile import ChildLog

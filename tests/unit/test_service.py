@@ -12,7 +12,7 @@ from pathlib import Path
 
 import pytest
 
-from gateway_sidecar.control import router_slots
+from gateway_sidecar.control.routers import replacement as router_slots
 from gateway_sidecar.domain.model import Foreign, Loading, Ready, ReplicaId, ReplicaState, Unknown, WorkerStatus
 from gateway_sidecar.domain.planning import Missing
 from gateway_sidecar.supervision import awake

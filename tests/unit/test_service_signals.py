@@ -10,7 +10,7 @@ from typing import Any, cast
 import pytest
 
 from gateway_sidecar.config import ScalingSettings
-from gateway_sidecar.control.service_signals import ServiceSignals, policy_of
+from gateway_sidecar.control.autoscaling.service_signals import ServiceSignals, policy_of
 from gateway_sidecar.domain.model import ConnectionMode, EngineFacts, Overrides, ReplicaState, RuntimeType, WorkerType
 from gateway_sidecar.domain.planning import Missing
 from gateway_sidecar.domain.scaling import Metric

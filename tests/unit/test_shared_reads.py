@@ -6,7 +6,7 @@ import asyncio
 
 import pytest
 
-from gateway_sidecar.control.shared_reads import SharedReads
+from gateway_sidecar.control.autoscaling.shared_reads import SharedReads
 from gateway_sidecar.errors import MetricsError
 
 

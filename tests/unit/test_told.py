@@ -10,7 +10,7 @@ from pathlib import Path
 import pytest
 
 from gateway_sidecar.config import SshDefaults, read_told
-from gateway_sidecar.control.told_keeper import ToldKeeper
+from gateway_sidecar.control.state.api_replicas import ApiReplicas
 from gateway_sidecar.domain.model import ReplicaId
 from gateway_sidecar.errors import StateError
 from gateway_sidecar.sources.placed import OwnSockets
@@ -25,12 +25,12 @@ def path(tmp_path: Path) -> Path:
     return tmp_path / "state" / "replicas.json"
 
 
-def keeper(path: Path, problems: dict[str, str] | None = None) -> ToldKeeper:
-    return ToldKeeper(path, {} if problems is None else problems, Metrics())
+def replicas_at(path: Path, problems: dict[str, str] | None = None) -> ApiReplicas:
+    return ApiReplicas(path, {} if problems is None else problems, Metrics())
 
 
-async def loaded(path: Path, problems: dict[str, str] | None = None, *before: ReplicaId) -> ToldKeeper:
-    made = keeper(path, problems)
+async def loaded(path: Path, problems: dict[str, str] | None = None, *before: ReplicaId) -> ApiReplicas:
+    made = replicas_at(path, problems)
     await made.load({"chat": before} if before else {})
     return made
 

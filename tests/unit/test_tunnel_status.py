@@ -6,8 +6,8 @@ from pathlib import Path
 
 import pytest
 
-from gateway_sidecar.control.tenure import BridgeHosts, Tenure
-from gateway_sidecar.control.watcher import far_end_of
+from gateway_sidecar.control.replicas.prober import far_end_of
+from gateway_sidecar.control.replicas.tenure import BridgeHosts, Tenure
 from gateway_sidecar.domain.model import Loading, Occupant, ReplicaId
 from gateway_sidecar.domain.tunnels import PathState, PathStatus, SshRoute, SshServer, Tunnel
 from gateway_sidecar.sources.listing import Sighting

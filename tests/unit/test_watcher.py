@@ -8,9 +8,9 @@ from pathlib import Path
 import pytest
 
 from gateway_sidecar.config import ServiceSettings
-from gateway_sidecar.control.tenure import BridgeHosts, Tenure
-from gateway_sidecar.control.watcher import Watcher
-from gateway_sidecar.control.work_queue import WorkQueue
+from gateway_sidecar.control.replicas.prober import Prober
+from gateway_sidecar.control.replicas.tenure import BridgeHosts, Tenure
+from gateway_sidecar.control.replicas.workqueue import WorkQueue
 from gateway_sidecar.domain.model import (
     ConnectionMode,
     EngineFacts,
@@ -62,7 +62,7 @@ async def evidence_after(probe: PlayedProbe, monkeypatch: pytest.MonkeyPatch) ->
     settings = ServiceSettings.model_validate(
         {"name": "chat", "listen": "127.0.0.1:1", "replicas": {"sockets": "/r/{replica}.sock"}}
     )
-    watcher = Watcher(
+    watcher = Prober(
         settings,
         probe,
         WorkQueue(awake.monotonic),

@@ -7,8 +7,8 @@ from collections.abc import Callable
 from types import SimpleNamespace
 from typing import Any, cast
 
-from gateway_sidecar.control.router_process import RouterProcess
-from gateway_sidecar.control.worker_book import WorkerBook
+from gateway_sidecar.control.routers.process import RouterProcess
+from gateway_sidecar.control.routers.workers import WorkerSync
 from gateway_sidecar.domain.model import ConnectionMode, Registered, RuntimeType, WorkerSpec, WorkerStatus, WorkerType
 from gateway_sidecar.domain.planning import Deregister, Register, Why
 from gateway_sidecar.errors import RouterUnavailable
@@ -67,7 +67,7 @@ class RunningBook:
             service="chat", epoch=1, up=True, client=router, is_adopted=is_adopted, report_unresponsive=self._kill
         )
         self._news = asyncio.Event()
-        self.book = WorkerBook(
+        self.book = WorkerSync(
             cast("RouterProcess", cast("Any", process)),
             Metrics(),
             rescan_interval_s=0.01,

@@ -19,12 +19,13 @@ import pytest
 from structlog.testing import capture_logs
 
 from gateway_sidecar.config import ServiceSettings
-from gateway_sidecar.control import router_slots, watcher
-from gateway_sidecar.control.key_keeper import KeyState
-from gateway_sidecar.control.peer_keeper import PeerState
-from gateway_sidecar.control.router_process import RouterProcess, RouterState
+from gateway_sidecar.control.edge.key_proxies import KeyState
+from gateway_sidecar.control.edge.peer_supervisor import PeerState
+from gateway_sidecar.control.replicas import prober as watcher
+from gateway_sidecar.control.replicas.tenure import BridgeHosts, Tenure, occupant_of
+from gateway_sidecar.control.routers import replacement as router_slots
+from gateway_sidecar.control.routers.process import RouterProcess, RouterState
 from gateway_sidecar.control.service import Service
-from gateway_sidecar.control.tenure import BridgeHosts, Tenure, occupant_of
 from gateway_sidecar.domain.leases import PortLeases
 from gateway_sidecar.domain.model import (
     ConnectionMode,
@@ -303,7 +304,7 @@ class World:
         self.leases = PortLeases(range(24001, 24021))
         self.routers: list[PlayedProcess] = []
         self.connections: Counter[int] = Counter()
-        self.canaries: dict[str, list[_Canary]] = {}
+        self.liveness_connections: dict[str, list[_LivenessConnection]] = {}
         self.moved = 0
         self.log: list[Any] = []
         self._loops: list[asyncio.Task[None]] = []
@@ -312,7 +313,7 @@ class World:
             ServiceSettings.model_validate({**described, **settings}),
             source=self.source,
             probe=self.probe,
-            links=self.links,
+            switches=self.links,
             leases=self.leases,
             peers=NoPeers(),
             keys=PlayedKeys(),
@@ -342,8 +343,8 @@ class World:
         """Its engine says this from now on; one that refuses has ended, with the connections that it had."""
         self.probe.answers[replica] = answer
         if answer == REFUSED:
-            for canary in self.canaries.pop(replica, []):
-                canary.close()
+            for liveness in self.liveness_connections.pop(replica, []):
+                liveness.close()
 
     def vanish(self, replica: str) -> None:
         """The engine ends, and its socket is removed."""
@@ -452,14 +453,14 @@ async def running_world(directory: Path, patch: pytest.MonkeyPatch, **settings: 
     patch.setattr(router_slots, "open_connections", lambda _ports: Counter[int]())
     world = World(directory, **settings)
 
-    async def open_canary(address: str, on_close: Callable[[], None]) -> asyncio.Transport:
+    async def connect_liveness(address: str, on_close: Callable[[], None]) -> asyncio.Transport:
         if world.probe.answers.get(replica_at(address), REFUSED) == REFUSED:
             raise ConnectionRefusedError(address)
-        canary = _Canary(on_close)
-        world.canaries.setdefault(replica_at(address), []).append(canary)
-        return cast("asyncio.Transport", cast("Any", canary))
+        liveness = _LivenessConnection(on_close)
+        world.liveness_connections.setdefault(replica_at(address), []).append(liveness)
+        return cast("asyncio.Transport", cast("Any", liveness))
 
-    patch.setattr(watcher, "open_canary", open_canary)
+    patch.setattr(watcher, "connect_liveness", connect_liveness)
     patch.setattr(watcher, "is_refused", lambda at: world.probe.answers.get(replica_at(at), REFUSED) == REFUSED)
     with capture_logs() as world.log:
         await world.begin()
@@ -469,7 +470,7 @@ async def running_world(directory: Path, patch: pytest.MonkeyPatch, **settings: 
             await world.end()
 
 
-class _Canary:
+class _LivenessConnection:
     """A connection that tells, a moment later, that it has ended."""
 
     def __init__(self, on_close: Callable[[], None]) -> None:

@@ -1,0 +1,1 @@
+"""What is measured of a service, what follows, and who is told."""

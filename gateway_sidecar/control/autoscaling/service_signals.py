@@ -1,0 +1,345 @@
+"""One service's measures, put together from whoever tells them, and the recommendations that follow.
+
+nginx's events say what clients saw; the routers' metrics what is in flight and which worker got how much; the engines'
+own say how long the first token took and the next ones. Each may be missing: what depends on it is unknown then, and
+what is unknown changes nothing.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+
+from gateway_sidecar.config import ScalingSettings
+from gateway_sidecar.control.autoscaling.hook import Notice, ScalingHook
+from gateway_sidecar.control.replicas.tenure import Tenure
+from gateway_sidecar.control.service import Service
+from gateway_sidecar.domain.model import ConnectionMode, ReplicaId, ReplicaState, WorkerType
+from gateway_sidecar.domain.planning import Missing
+from gateway_sidecar.domain.scaling import Metric, Policy, Scaler, Seen, forget_wishes, recommend
+from gateway_sidecar.domain.signals import (
+    Growth,
+    Latency,
+    Level,
+    Outcome,
+    RequestEnd,
+    Traffic,
+    TrafficWindow,
+    latency_over,
+)
+from gateway_sidecar.engines.engine_metrics import EngineReading
+from gateway_sidecar.routers.base import RouterReading
+from gateway_sidecar.telemetry.logs import get_logger
+from gateway_sidecar.telemetry.metrics import Metrics
+
+MOST_AGE_S = 15.0
+"""A number that was read longer ago says nothing of now."""
+
+_IDLE_WINDOW_S = 30
+_ENOUGH_S = 10.0
+"""What was watched for less than this says nothing of a rate: one request in the first second is not one a second."""
+
+_UNIDENTIFIED_S = 10.0
+_COMING = (ReplicaState.SEEN, ReplicaState.LOADING, ReplicaState.REGISTERING)
+_PAIR = frozenset((WorkerType.PREFILL, WorkerType.DECODE))
+_MISSING_HALF = {Missing.PREFILL: WorkerType.PREFILL, Missing.DECODE: WorkerType.DECODE}
+
+
+@dataclass(frozen=True, slots=True)
+class Told:
+    """A latency, and who says so: `engines`, `router`, or `headers` for nginx's time to a stream's headers."""
+
+    latency: Latency
+    source: str
+
+
+@dataclass(slots=True)
+class RoleSignals:
+    """What is measured of one role, and what was recommended for it."""
+
+    active: Level = field(default_factory=Level)
+    requests: Growth = field(default_factory=Growth)
+    errors: Growth = field(default_factory=Growth)
+    ttft: Growth = field(default_factory=Growth)
+    itl: Growth = field(default_factory=Growth)
+    policy: Policy | None = None
+    scaler: Scaler = field(default_factory=Scaler)
+    told: int | None = None
+
+
+def role_of(tenure: Tenure) -> WorkerType | None:
+    """The part that a replica plays, once it is known."""
+    return tenure.overrides.worker_type or (tenure.facts.worker_type if tenure.facts else None)
+
+
+def policy_of(settings: ScalingSettings, role: WorkerType) -> Policy:
+    """What is wanted of a role: the service's settings, with the role's own above them."""
+    own = {WorkerType.PREFILL: settings.prefill, WorkerType.DECODE: settings.decode}.get(role)
+    said = own.model_dump(exclude_none=True) if own else {}
+    return Policy(
+        metric=Metric(said.get("metric", settings.metric)),
+        target=said.get("target", settings.target),
+        least=said.get("min", settings.min),
+        most=said.get("max", settings.max),
+        up_after_s=settings.up_after_s,
+        down_after_s=settings.down_after_s,
+        idle_after_s=settings.idle_after_s,
+    )
+
+
+class ServiceSignals:
+    """One service's signals. Times are monotonic seconds."""
+
+    def __init__(self, service: Service, metrics: Metrics) -> None:
+        self.service = service
+        self.name = service.name
+        self._metrics = metrics
+        self._logger = get_logger(service=service.name)
+        self._in_flight = Level()
+        self._itl = Growth()
+        self.traffic: Traffic | None = None
+        self.roles: dict[WorkerType, RoleSignals] = {}
+        self.hook = ScalingHook(service.name, metrics)
+        self.router_read_at: float | None = None
+        self.router_problem: str | None = "not read yet"
+        self.engine_problems: dict[ReplicaId, str] = {}
+        self.worked_by: dict[int, float] = {}
+        self.requests_of: dict[str, float] = {}
+
+    # -- what is told
+
+    def watch(self, now_s: float, *, is_told: bool) -> None:
+        """Whether nginx tells of requests. What nobody tells is not counted as quiet."""
+        if is_told and self.traffic is None:
+            self.traffic = Traffic(now_s)
+        elif not is_told:
+            self.traffic = None
+
+    def record(self, now_s: float, end: RequestEnd) -> None:
+        """One request has ended."""
+        if self.traffic is not None:
+            self.traffic.record(now_s, end)
+            self._metrics.requests.labels(self.name, Outcome.of(end.status).value).inc()
+
+    def take_routers(self, now_s: float, readings: Mapping[str, RouterReading]) -> None:
+        """What all of the service's routers say now, by a name that no two processes share."""
+        in_flight = [reading.in_flight for reading in readings.values()]
+        if None not in in_flight:
+            self._in_flight.take(now_s, sum(value for value in in_flight if value is not None))
+        self._itl.keep_only(set(readings))
+        self.requests_of = {}
+        by_url = {t.url: role for t in self.service.tenures.values() if t.url and (role := role_of(t))}
+        # A worker that had no request yet is not named; a router that works and names none does not say.
+        says_active = all(r.in_flight == 0 or r.active for r in readings.values())
+        for role, signals in self.roles.items():
+            if says_active:
+                active = (n for r in readings.values() for url, n in r.active.items() if by_url.get(url) is role)
+                signals.active.take(now_s, sum(active))
+            signals.errors.keep_only(set(readings))
+            for source, reading in readings.items():
+                signals.errors.take(now_s, source, {0.0: reading.errors.get(role.value, 0.0)})
+            signals.requests.keep_only({(source, url) for source, r in readings.items() for url in r.requests})
+        for source, reading in readings.items():
+            self._itl.take(now_s, source, reading.itl)
+            for url, requests in reading.requests.items():
+                self.requests_of[url] = self.requests_of.get(url, 0.0) + requests
+                signal = self.roles.get(by_url[url]) if url in by_url else None
+                if signal is not None:
+                    signal.requests.take(now_s, (source, url), {0.0: requests})
+        self.router_read_at, self.router_problem = now_s, None
+
+    def take_engine(self, now_s: float, tenure: Tenure, reading: EngineReading) -> None:
+        """What one engine says of its latencies."""
+        role = role_of(tenure)
+        signals = self.roles.get(role) if role else None
+        if signals is not None:
+            signals.ttft.take(now_s, tenure.key, reading.ttft)
+            signals.itl.take(now_s, tenure.key, reading.itl)
+
+    def keep_engines(self, keys: set[int], replicas: set[ReplicaId]) -> None:
+        """Forgets the engines that are none of these: a tenure's key does not come back."""
+        for signals in self.roles.values():
+            signals.ttft.keep_only(keys)
+            signals.itl.keep_only(keys)
+        self.worked_by = {key: work for key, work in self.worked_by.items() if key in keys}
+        self.engine_problems = {name: why for name, why in self.engine_problems.items() if name in replicas}
+
+    # -- what it comes to
+
+    def windows(self, now_s: float) -> dict[int, TrafficWindow]:
+        """What clients saw, by window; empty while nginx tells nothing."""
+        return self.traffic.windows(now_s) if self.traffic is not None else {}
+
+    def in_flight(self, now_s: float) -> float | None:
+        """Requests that the routers work on; those that wait in the waiting room are not among them."""
+        return self._in_flight.latest(now_s, MOST_AGE_S)
+
+    def role_in_flight(self, role: WorkerType, now_s: float) -> float | None:
+        """Requests on the workers of one role."""
+        return self.roles[role].active.latest(now_s, MOST_AGE_S)
+
+    def role_rps(self, role: WorkerType, now_s: float, window_s: int) -> float | None:
+        """Requests per second that the routers gave to workers of this role; a retry counts again."""
+        return self.roles[role].requests.rate(now_s, window_s)
+
+    def role_errors_per_s(self, role: WorkerType, now_s: float, window_s: int) -> float | None:
+        """Tries that failed on workers of this role, per second; one that was retried well counts too."""
+        return self.roles[role].errors.rate(now_s, window_s)
+
+    def ttft(
+        self, now_s: float, window_s: int, traffic: TrafficWindow | None, role: WorkerType | None = None
+    ) -> Told | None:
+        """Time to first token: what the engines say.
+
+        A router's stream over gRPC begins with its first token, so nginx's time to the headers is as good where all
+        that serve speak gRPC. Over HTTP the headers come before any token, and say nothing.
+        """
+        growths = [signals.ttft for each, signals in self.roles.items() if role in (None, each)]
+        if (latency := latency_over(growths, now_s, window_s)) is not None:
+            return Told(latency, "engines")
+        if traffic is not None and traffic.headers is not None and self._is_all_grpc():
+            return Told(traffic.headers, "headers")
+        return None
+
+    def itl(self, now_s: float, window_s: int, role: WorkerType | None = None) -> Told | None:
+        """Pause between tokens: what the engines say, else the router, who knows it of gRPC workers."""
+        growths = [signals.itl for each, signals in self.roles.items() if role in (None, each)]
+        if (latency := latency_over(growths, now_s, window_s)) is not None:
+            return Told(latency, "engines")
+        latency = latency_over([self._itl], now_s, window_s)
+        return Told(latency, "router") if latency is not None else None
+
+    def _is_all_grpc(self) -> bool:
+        modes = {t.facts.connection_mode for t in self._there() if t.facts and t.state is ReplicaState.SERVING}
+        return modes == {ConnectionMode.GRPC}
+
+    def _there(self) -> list[Tenure]:
+        return [t for t in self.service.tenures.values() if t.leaving is None]
+
+    def counts(self, role: WorkerType) -> tuple[int, int]:
+        """Replicas of a role that serve, and those that load or register. One of unknown role is nobody's yet."""
+        mine = [t for t in self._there() if (role_of(t) or self._only_role()) is role]
+        return (
+            sum(t.state is ReplicaState.SERVING for t in mine),
+            sum(t.state in _COMING for t in mine),
+        )
+
+    def _only_role(self) -> WorkerType | None:
+        return next(iter(self.roles)) if len(self.roles) == 1 else None
+
+    def waiting_for(self, role: WorkerType) -> int:
+        """Requests that wait for replicas of this role; those that wait for a router are not."""
+        missing = self.service.room.missing
+        if missing in (None, Missing.ROUTER) or _MISSING_HALF.get(missing, role) is not role:
+            return 0
+        return self.service.room.waiting
+
+    def note_roles(self, awake_s: float) -> None:
+        """Which roles there are: those seen, those configured, and those that there were before the last one left."""
+        scaling = self.service.settings.scaling
+        roles = {role for t in self._there() if (role := role_of(t))} - {WorkerType.ENCODE}
+        if scaling is not None:
+            own = ((WorkerType.PREFILL, scaling.prefill), (WorkerType.DECODE, scaling.decode))
+            roles |= {role for role, settings in own if settings is not None}
+        if roles & _PAIR:
+            roles |= _PAIR
+        if not roles and not self.roles:
+            if any(awake_s - t.seen_at < _UNIDENTIFIED_S for t in self._there()):
+                return  # What they are will be known in a moment.
+            roles = {WorkerType.REGULAR}
+        if roles and roles != set(self.roles):
+            for gone in set(self.roles) - roles:
+                self._metrics.forget_role(self.name, gone.value)
+            order = [role for role in WorkerType if role in roles]
+            self.roles = {role: self.roles.get(role) or RoleSignals() for role in order}
+
+    # -- how many there should be
+
+    def evaluate(self, now_s: float, awake_s: float) -> None:
+        """Recommends, if that is wanted and the replicas are known, and has the hook told of changes.
+
+        awake_s: by the clock that does not count stalls. What must have been wanted, or quiet, for so long goes by it.
+        """
+        scaling = self.service.settings.scaling
+        if scaling is None:
+            for role, signals in self.roles.items():
+                signals.policy, signals.scaler, signals.told = None, Scaler(), None
+                self._metrics.desired_replicas.remove_by_labels({"service": self.name, "role": role.value})
+            self.hook.settings = None
+            return
+        if not self.service.follower.has_looked:
+            return
+        windows = self.windows(now_s)
+        self.hook.settings = scaling.hook
+        for role, signals in self.roles.items():
+            policy = policy_of(scaling, role)
+            if signals.policy is not None and signals.policy != policy:
+                signals.scaler = forget_wishes(signals.scaler)
+            signals.policy = policy
+            seen = self._see(role, policy.metric, scaling.window_s, windows, now_s)
+            self._recommend(role, signals, policy, seen, awake_s)
+
+    def _recommend(self, role: WorkerType, signals: RoleSignals, policy: Policy, seen: Seen, awake_s: float) -> None:
+        was = signals.scaler.desired
+        signals.scaler = recommend(policy, signals.scaler, seen, awake_s)
+        desired = signals.scaler.desired
+        assert desired is not None
+        self._metrics.desired_replicas.labels(self.name, role.value).set(desired)
+        if was != desired:
+            self._logger.info(
+                "scaling.recommended", role=role.value, desired=desired, was=was,
+                current=seen.serving + seen.coming, reason=signals.scaler.reason,
+            )  # fmt: skip
+        if signals.told != desired and self.hook.settings is not None:
+            signals.told = desired
+            reason, current = signals.scaler.reason, seen.serving + seen.coming
+            self.hook.tell(Notice(self.name, role.value, desired, current, policy.metric.value, reason))
+
+    def _see(
+        self, role: WorkerType, metric: Metric, window_s: int, windows: Mapping[int, TrafficWindow], now_s: float
+    ) -> Seen:
+        serving, coming = self.counts(role)
+        return Seen(
+            value=self._value(role, metric, window_s, windows.get(window_s), now_s),
+            serving=serving,
+            coming=coming,
+            waiting=self.waiting_for(role),
+            idle=self._is_idle(windows, now_s),
+        )
+
+    def _value(
+        self, role: WorkerType, metric: Metric, window_s: int, traffic: TrafficWindow | None, now_s: float
+    ) -> float | None:
+        signals = self.roles[role]
+        match metric:
+            case Metric.RPS:
+                # Alone a role gets all that comes, and nginx counts what waits or is refused as well.
+                routed = signals.requests.rate(now_s, window_s)
+                if len(self.roles) > 1 or traffic is None:
+                    return routed
+                if traffic.covered_s < _ENOUGH_S:
+                    return None
+                return (
+                    traffic.rps or routed or 0.0
+                )  # A router that has work knows better than an nginx that is not heard.
+            case Metric.CONCURRENCY:
+                mean = signals.active.mean(now_s, window_s)
+                return None if mean is None else mean + self.waiting_for(role)
+            case Metric.TTFT:
+                told = self.ttft(now_s, window_s, traffic, role)
+            case Metric.ITL:
+                told = self.itl(now_s, window_s, role)
+        return None if told is None else told.latency.p90
+
+    def _is_idle(self, windows: Mapping[int, TrafficWindow], now_s: float) -> bool | None:
+        """Nothing comes, nothing is in flight, nothing waits; None unless all of that is known."""
+        traffic, in_flight = windows.get(_IDLE_WINDOW_S), self.in_flight(now_s)
+        if self.service.room.waiting or in_flight or (traffic is not None and traffic.requests):
+            return False
+        if any(signals.requests.rate(now_s, _IDLE_WINDOW_S) for signals in self.roles.values()):
+            return False
+        if traffic is None or traffic.covered_s < _ENOUGH_S:
+            return None
+        if in_flight is None and self.service.room.missing is not Missing.ROUTER:
+            return None
+        return True

@@ -1,0 +1,1 @@
+"""What stands between clients, routers and engines: nginx's processes, addresses and keys."""

@@ -1,0 +1,58 @@
+"""What the supervisors of small nginx processes have in common: who is told of a change, and how the loop sleeps."""
+
+from __future__ import annotations
+
+import asyncio
+from collections.abc import Callable
+from contextlib import suppress
+
+from gateway_sidecar.domain.backoff import Backoff
+from gateway_sidecar.supervision import awake
+from gateway_sidecar.telemetry.logs import get_logger
+
+RETRIES = Backoff(first_s=0.5, most_s=10.0)
+LOOK_S = 1.0
+QUIET_GAP_S = 0.2
+
+
+class Supervisor:
+    """What is wanted is said again and again; a loop of the subclass brings it about.
+
+    `has_looked` says whether every replica there is has been seen once: before that nothing that an earlier daemon left
+    is ended. `beat` is when the loop last came round (awake seconds).
+    """
+
+    def __init__(self) -> None:
+        self._logger = get_logger()
+        self._listeners: list[Callable[[], None]] = []
+        self._wake = asyncio.Event()
+        self.has_looked: Callable[[], bool] = lambda: False
+        self.beat = awake.now()
+
+    def listen(self, listener: Callable[[], None]) -> None:
+        """`listener` is called when something that is kept has changed."""
+        self._listeners.append(listener)
+
+    def unlisten(self, listener: Callable[[], None]) -> None:
+        """Takes a listener back."""
+        self._listeners.remove(listener)
+
+    def _tell(self) -> None:
+        for listener in self._listeners:
+            listener()
+
+    def _look_soon(self) -> None:
+        self._wake.set()
+
+    def _comes_round(self) -> None:
+        self.beat = awake.now()
+        self._wake.clear()
+
+    def _is_busy(self) -> None:
+        self.beat = awake.now()
+
+    async def _sleep(self, longest_s: float) -> None:
+        """Until `_look_soon`, or for `longest_s` seconds; for a second at most."""
+        with suppress(TimeoutError):
+            async with asyncio.timeout(min(LOOK_S, longest_s)):
+                await self._wake.wait()

@@ -1,0 +1,257 @@
+"""Where requests wait while a service cannot answer: bounded in number and time, and never with their bodies.
+
+nginx keeps the request and asks here whether it may go on. Nothing of it is read, stored or changed.
+"""
+
+from __future__ import annotations
+
+import asyncio
+from collections.abc import Awaitable, Callable
+from dataclasses import dataclass
+from enum import StrEnum
+from functools import partial
+from typing import Protocol
+
+from gateway_sidecar.config import HoldSettings
+from gateway_sidecar.domain.planning import Missing
+from gateway_sidecar.supervision import awake
+from gateway_sidecar.supervision.awake import within
+from gateway_sidecar.supervision.loops import Tasks
+from gateway_sidecar.telemetry.logs import get_logger
+from gateway_sidecar.telemetry.metrics import Metrics
+
+_MOMENT_S = 0.05
+_SLOWER = 4
+"""A request that is refused again waits so many times longer than before: its tries are few."""
+_MOST_TRIES = 4
+"""How often a request may be let go on. nginx gives one up, with an error page of its own, at its fifth return."""
+
+
+class Verdict(StrEnum):
+    """What becomes of a request that waited."""
+
+    GO_ON = "went_on"
+    FULL = "full"
+    TOO_LONG = "too_long"
+    LOST = "lost"
+
+
+@dataclass(frozen=True, slots=True)
+class Answer:
+    """The verdict, with words for the client and the seconds after which a new try is worth while."""
+
+    verdict: Verdict
+    message: str = ""
+    code: str = ""
+    retry_after_s: int = 1
+
+
+_GO_ON = Answer(Verdict.GO_ON)
+
+_CODES = {
+    Missing.ROUTER: "router_unavailable",
+    Missing.REPLICA: "no_replica",
+    Missing.PREFILL: "waiting_for_prefill",
+    Missing.DECODE: "waiting_for_decode",
+}
+
+_WORDS = {
+    Missing.ROUTER: "the router of service {} is away",
+    Missing.REPLICA: "no replica of service {} serves",
+    Missing.PREFILL: "service {} is waiting for prefill: it has decode replicas only",
+    Missing.DECODE: "service {} is waiting for decode: it has prefill replicas only",
+}
+
+
+@dataclass(frozen=True, slots=True)
+class History:
+    """What became of a request so far.
+
+    tries: how often it was sent to a router.
+    accepted: whether the last one had taken it, and so may have begun to work on it.
+    let_go: how often it was let go on from here. waited_s: for how long it was kept here.
+    """
+
+    tries: int = 0
+    accepted: bool = False
+    let_go: int = 0
+    waited_s: float = 0.0
+
+    @property
+    def refused(self) -> bool:
+        """Whether the last router did not even take the connection."""
+        return self.tries > 0 and not self.accepted
+
+
+class Gates(Protocol):
+    """nginx's switch for each service."""
+
+    def close_gate(self, service: str) -> None: ...
+
+    def open_gate(self, service: str) -> None: ...
+
+    def is_closed(self, service: str) -> bool: ...
+
+
+class HoldQueue:
+    """One service's waiting room. Its gate is closed while the service cannot answer; `missing` says what it lacks.
+
+    accepts: whether the router takes a new connection now.
+    on_trusted: called when a router that had refused one does.
+    """
+
+    def __init__(
+        self,
+        service: str,
+        settings: HoldSettings,
+        gates: Gates,
+        metrics: Metrics,
+        *,
+        accepts: Callable[[], Awaitable[bool]],
+        on_trusted: Callable[[], None],
+    ) -> None:
+        self._service = service
+        self._gates = gates
+        self._metrics = metrics
+        self._logger = get_logger(service=service)
+        self._changed = asyncio.Event()
+        self._accepts = accepts
+        self._on_trusted = on_trusted
+        self._tasks = Tasks(service, metrics)
+        self._doubt: asyncio.Task[None] | None = None
+        self._doubted_since = 0.0
+        self._is_switched = False  # How an earlier daemon left the gate is not known.
+        self.missing: Missing | None = Missing.ROUTER
+        self.waiting = 0
+        self.settings = settings
+        for each in Missing:
+            metrics.service_missing.labels(service, each.value).set_function(partial(self._lacks, each))
+        metrics.waiting_requests.labels(service).set_function(lambda: self.waiting)
+
+    @property
+    def is_open(self) -> bool:
+        """Whether requests go straight to the router."""
+        return self.missing is None
+
+    @property
+    def is_doubting(self) -> bool:
+        """Whether the router refused a connection and has not been seen to take one since."""
+        return self._doubt is not None
+
+    @property
+    def refused_for_s(self) -> float:
+        """How long the router has refused connections, though it may run and answer on old ones; 0 if it does not."""
+        return awake.now() - self._doubted_since if self.is_doubting else 0.0
+
+    def describe(self) -> str | None:
+        """What the service lacks, in words; None if it lacks nothing."""
+        return None if self.missing is None else _WORDS[self.missing].format(self._service)
+
+    def close(self, missing: Missing) -> None:
+        """New requests wait from now on."""
+        if self.missing is None or not self._is_switched:
+            self._switch(self._gates.close_gate)
+        if self.missing is not missing:
+            self._change(missing)
+
+    def open(self) -> None:
+        """Requests are answered: all that waited go on, new ones go straight to the router.
+
+        Not while the router refuses them.
+        """
+        if not self.is_doubting and (self.missing is not None or not self._is_switched):
+            # The gate first: who is let go on must not come back.
+            self._switch(self._gates.open_gate)
+            self._change(None)
+
+    def mend(self) -> bool:
+        """Switches the gate again if somebody else did; whether that was needed."""
+        if not self._is_switched or self._gates.is_closed(self._service) is not self.is_open:
+            return False
+        self._switch(self._gates.open_gate if self.is_open else self._gates.close_gate)
+        return True
+
+    async def wait(self, so_far: History, *, only_for_router: bool = False) -> Answer:
+        """Returns when the request may go on, or why it may not.
+
+        only_for_router: it needs no replica, and waits for none.
+        """
+        missing = self.missing or Missing.ROUTER
+        answer = await self._wait(so_far, only_for_router=only_for_router)
+        self._metrics.waited_requests.labels(self._service, missing.value, answer.verdict.value).inc()
+        return answer
+
+    async def end(self) -> None:
+        """Ends what goes on in the background."""
+        await self._tasks.close()
+
+    async def _wait(self, so_far: History, *, only_for_router: bool) -> Answer:
+        if so_far.accepted and not self.settings.retry_in_flight:
+            # A dying router's sockets live on for a moment. A client that tries again at once shall not meet them.
+            await asyncio.sleep(2 * _MOMENT_S)
+            return Answer(Verdict.LOST, "The router ended while it worked on this request.", "router_lost")
+        if self.waiting >= self.settings.max_waiting:
+            return self._refusal(Verdict.FULL, "and too many requests are waiting")
+        if so_far.let_go >= _MOST_TRIES:
+            return self._refusal(Verdict.TOO_LONG, f"and the request was refused {so_far.tries} times")
+        if so_far.refused and self.is_open:
+            self._begin_to_doubt(_MOMENT_S * _SLOWER**so_far.let_go)
+        self.waiting += 1
+        try:
+            return await self._until_open(awake.now() - so_far.waited_s, only_for_router=only_for_router)
+        finally:
+            self.waiting -= 1
+
+    async def _until_open(self, came: float, *, only_for_router: bool) -> Answer:
+        while self.missing is Missing.ROUTER or (self.missing is not None and not only_for_router):
+            patience_s = self._patience_s()
+            try:
+                async with within(came + patience_s - awake.now()):
+                    await self._changed.wait()
+            except TimeoutError:
+                return self._refusal(Verdict.TOO_LONG, f"and the request has waited for {patience_s:g} s")
+        return _GO_ON
+
+    def _patience_s(self) -> float:
+        return self.settings.timeout_s if self.missing is Missing.ROUTER else self.settings.asleep_s
+
+    def _refusal(self, verdict: Verdict, more: str) -> Answer:
+        missing = self.missing or Missing.ROUTER
+        words = _WORDS[missing].format(self._service)
+        return Answer(verdict, f"{words[0].upper()}{words[1:]}, {more}; try again later.", _CODES[missing], 5)
+
+    def _begin_to_doubt(self, pause_s: float) -> None:
+        """A router that refuses is gone, which will be noticed in a moment, or is not what it seems.
+
+        One that takes our connections and not nginx's is on ports that nginx has not heard of yet.
+        """
+        self._doubted_since = awake.now()
+        self._doubt = self._tasks.until_done(partial(self._until_accepting, pause_s))
+        self.close(Missing.ROUTER)
+
+    async def _until_accepting(self, pause_s: float) -> None:
+        told = False
+        await asyncio.sleep(pause_s)
+        while not await self._accepts():
+            if not told and self.refused_for_s > 1:
+                told = True
+                self._logger.warning("router.refusing", waiting=self.waiting)
+            await asyncio.sleep(_MOMENT_S)
+        self._doubt = None
+        self._on_trusted()
+
+    def _lacks(self, what: Missing) -> bool:
+        return self.missing is what
+
+    def _change(self, missing: Missing | None) -> None:
+        self.missing = missing
+        changed, self._changed = self._changed, asyncio.Event()
+        changed.set()
+
+    def _switch(self, switch: Callable[[str], None]) -> None:
+        self._is_switched = True
+        try:
+            switch(self._service)
+        except OSError as error:
+            self._is_switched = False
+            self._logger.error("gate.not_switched", reason=str(error))

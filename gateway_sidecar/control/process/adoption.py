@@ -1,0 +1,163 @@
+"""Takes up what an earlier daemon left: nginx, routers, ports, tenures. Records are hints; what lives is looked at."""
+
+from __future__ import annotations
+
+import asyncio
+from collections.abc import Callable, Mapping
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+from gateway_sidecar.bridges.connections import open_connections
+from gateway_sidecar.config import Settings
+from gateway_sidecar.control.edge.nginx_supervisor import NginxSupervisor
+from gateway_sidecar.control.routers.retired import RetiredRouters
+from gateway_sidecar.control.routers.workers import LATE_S
+from gateway_sidecar.control.service import Service
+from gateway_sidecar.control.state import records
+from gateway_sidecar.domain.leases import PortLeases
+from gateway_sidecar.errors import StateError
+from gateway_sidecar.supervision import awake
+from gateway_sidecar.supervision.process import Identity, Process, boot_id, writers_below, writers_of
+from gateway_sidecar.telemetry.logs import get_logger
+
+
+class Adoption:
+    """What was there before us, for all services. `departing` ends the routers that nobody has any more."""
+
+    def __init__(
+        self,
+        settings: Settings,
+        services: Callable[[], Mapping[str, Service]],
+        supervisor: NginxSupervisor,
+        leases: PortLeases,
+        departing: RetiredRouters,
+    ) -> None:
+        self._directories = settings.state_dir, settings.run_dir
+        self._services = services
+        self._supervisor = supervisor
+        self._nginx = supervisor.nginx
+        self._leases = leases
+        self._departing = departing
+        self._logger = get_logger()
+
+    async def take_routers(self, processes: Mapping[str, Any]) -> None:
+        """Adopts the routers that live, ends those that nobody has, and decides on the ports of all.
+
+        Raises ProcessError if there are no ports.
+        """
+        running = await asyncio.to_thread(_writers_of_routers, *self._directories)
+        for name, service in self._services().items():
+            await self._adopt_routers(service, processes.get("routers", {}).get(name, []), running)
+            service.slots.prepare()
+        self._end_leftovers(processes, running)
+
+    async def take_bridge(self, processes: Mapping[str, Any]) -> None:
+        """Adopts nginx, or starts it. Raises BridgeError."""
+        try:
+            nginx = processes.get("nginx")
+            earlier = records.identity_from_json(nginx) if nginx else None
+        except StateError as error:
+            self._logger.warning("state.ignored", reason=str(error))
+            earlier = None
+        unrecorded = await asyncio.to_thread(writers_of, *self._nginx.log.places)
+        await self._supervisor.begin([*([earlier] if earlier else []), *unrecorded])
+
+    async def take_tenures(self, leases: Mapping[str, Any]) -> None:
+        """Restores who had which port. One that nobody claims rests until it is quiet, if it is linked or in use."""
+        links = self._nginx.linked()
+        services = self._services()
+        for name, service in services.items():
+            service.hold_policy.models = [str(model) for model in leases.get("models", {}).get(name, [])]
+        if leases.get("boot_id", boot_id()) != boot_id():
+            self._after_reboot(leases, links)
+            return
+        in_use = await asyncio.to_thread(open_connections, self._leases)
+        for name, service in services.items():
+            for row in leases.get("services", {}).get(name, []):
+                try:
+                    saved = records.tenure_from_json(row)
+                except StateError as error:
+                    self._logger.warning("state.ignored", service=name, reason=str(error))
+                    continue
+                link = links.pop(saved.port, None) if saved.port is not None else None
+                if saved.port is None or link == saved.sighting.place:
+                    service.restore(saved, linked=link is not None)
+                else:
+                    # Unbridged: it was leaving, or drained. Its port is still somebody's until that is seen through.
+                    if link is not None:
+                        self._nginx.unlink(saved.port)
+                    service.restore(replace(saved, leaving=saved.leaving or not saved.drain), linked=False)
+        for port, socket in list(links.items()):
+            # A lease that the last daemon had no time to write down: its link tells enough.
+            if any(service.claim(port, socket, self._nginx.linked_at(port)) for service in services.values()):
+                del links[port]
+        late_until = awake.now() + LATE_S
+        for port in links:
+            # Nobody's any more: nothing new may come in, and the port rests until it is quiet.
+            self._nginx.unlink(port)
+        try:
+            resting = records.resting_from_json(leases)
+        except StateError as error:
+            self._logger.warning("state.ignored", reason=str(error))
+            resting = []
+        theirs = {port: service for port, _, service in resting}
+        for port in links.keys() | in_use.keys():
+            self._leases.quarantine(port, late_until, service=theirs.get(port, ""))
+        for port, until, service_name in resting:
+            self._leases.quarantine(port, min(late_until, until), service=service_name)
+
+    def _after_reboot(self, leases: Mapping[str, Any], links: Mapping[int, Path]) -> None:
+        """Nothing of what was written down lives any more, and nobody is connected: only the ports are worth a wish."""
+        for port in links:
+            self._nginx.unlink(port)
+        for name, service in self._services().items():
+            for row in leases.get("services", {}).get(name, []):
+                try:
+                    service.prefer(records.tenure_from_json(row))
+                except StateError as error:
+                    self._logger.warning("state.ignored", service=name, reason=str(error))
+
+    async def _adopt_routers(self, service: Service, rows: list[Any], running: Mapping[Identity, str]) -> None:
+        """Takes up the router that the service address leads to; one that was leaving goes on leaving.
+
+        One that was being started when it was written down is found among those `running`: process -> slot.
+        """
+        in_service = self._nginx.pointed(service.name)
+        service.slots.begin_in(in_service)  # There it is started, should it be gone: another may leave the other slot.
+        for row in rows:
+            try:
+                saved = records.router_from_json(row)
+            except StateError as error:
+                self._logger.warning("state.ignored", service=service.name, reason=str(error))
+                continue
+            its_own = [identity for identity, slot in running.items() if slot == saved.slot]
+            for identity in its_own if saved.identity is None else [saved.identity]:
+                adopt = service.router.adopt if saved.slot == in_service else service.slots.adopt_leaving
+                if await adopt(saved, identity):
+                    break
+
+    def _end_leftovers(self, processes: Mapping[str, Any], running: Mapping[Identity, str]) -> None:
+        """Ends routers that no service has any more: removed ones', and those whose start was not written down.
+
+        Nobody has the keys of the latter. They are found by their output, whatever the records say.
+        """
+        services = self._services()
+        kept = {router.pid for service in services.values() for router in service.routers}
+        found = {**records.departing_from_json(processes, still_there=services), **running}
+        for identity, service in found.items():
+            process = None if identity.pid in kept else Process.adopt(identity)
+            if process is not None:
+                self._logger.warning("router.leftover_stopped", service=service, pid=process.pid)
+                self._departing.end(service, process)
+
+
+def _writers_of_routers(*directories: Path) -> dict[Identity, str]:
+    """Processes whose output is a router's log, and that router's slot. Blocks."""
+    return {
+        identity: log.removeprefix("router-").removesuffix(".log")
+        for directory in directories
+        for log, writers in writers_below(directory / "log").items()
+        for identity in writers
+        if log.startswith("router-")
+    }

@@ -1,0 +1,94 @@
+"""Passes on what nginx and the routers write, and looks at how much memory the routers take."""
+
+from __future__ import annotations
+
+import asyncio
+from collections.abc import Callable, Mapping
+
+from gateway_sidecar.bridges.nginx import Nginx
+from gateway_sidecar.control.routers.process import RouterProcess
+from gateway_sidecar.control.service import Service
+from gateway_sidecar.domain.printable import printable
+from gateway_sidecar.supervision import awake
+from gateway_sidecar.supervision.logfile import ChildLog
+from gateway_sidecar.supervision.process import rss_bytes
+from gateway_sidecar.telemetry.logs import get_logger
+from gateway_sidecar.telemetry.metrics import Metrics
+
+_MEND_GAP_S = 5.0
+_GAP_S = 1.0
+_MOST_LINES = 1000
+"""Of one router in one look: 50 ms of work. All of them are in its log."""
+_LINES_AT_ONCE = 50
+_LONGEST_LINE = 1000
+
+
+class ChildLogs:
+    """nginx and the routers of all services. `problems` is where a log that cannot be written is told."""
+
+    def __init__(
+        self,
+        services: Callable[[], Mapping[str, Service]],
+        nginx: Nginx,
+        peers_log: ChildLog,
+        problems: dict[str, str],
+        metrics: Metrics,
+    ) -> None:
+        self._services = services
+        self._nginx = nginx
+        self._peers_log = peers_log
+        self._problems = problems
+        self._metrics = metrics
+        self._logger = get_logger()
+        self.beat = awake.now()
+
+    async def run(self) -> None:
+        """Runs until cancelled."""
+        mend_at = 0.0
+        while True:
+            self.beat = awake.now()
+            services = dict(self._services())
+            routers = [router for service in services.values() for router in service.routers]
+            # Beside each other: a disk that hangs costs each of them its patience.
+            await asyncio.gather(self._pass_on_nginx(self._nginx.log), *map(self._pass_on, routers))
+            for name, service in services.items():
+                if service.router.pid is not None and (rss := rss_bytes(service.router.pid)) is not None:
+                    self._metrics.router_rss.labels(name).set(rss)
+                    service.slots.note_memory(rss)
+            await self._pass_on_nginx(self._peers_log)
+            if awake.monotonic() >= mend_at:
+                mend_at = awake.monotonic() + _MEND_GAP_S
+                await self._nginx.mend_temp()
+            self._note_logs(
+                {f"log of router {router.slot}": router.log.trouble for router in routers}
+                | {"log of nginx": self._nginx.log.trouble}
+            )
+            await asyncio.sleep(_GAP_S)
+
+    def _note_logs(self, troubles: Mapping[str, str]) -> None:
+        """A child keeps the log that it was started with: it is a problem until the child is started again."""
+        for name in [name for name in self._problems if name.startswith("log of ") and not troubles.get(name)]:
+            del self._problems[name]
+        self._problems |= {name: trouble for name, trouble in troubles.items() if trouble}
+
+    async def _pass_on(self, router: RouterProcess) -> None:
+        lines = await router.log.read()
+        for number, line in enumerate(lines[:_MOST_LINES]):
+            read = router.kind.read_log_line(line)
+            if read is not None:
+                log = getattr(self._logger, read.level)
+                log("router.said", service=router.service, text=read.message, **read.fields)
+            if number % _LINES_AT_ONCE == 0:
+                await asyncio.sleep(0)
+        if len(lines) > _MOST_LINES:
+            more = len(lines) - _MOST_LINES
+            self._logger.info("router.said_more", service=router.service, lines=more, path=str(router.log.file))
+
+    async def _pass_on_nginx(self, log: ChildLog) -> None:
+        lines = await log.read()
+        # A dead socket makes nginx write a line for each connection: the first few tell the story.
+        for line in lines[:5]:
+            level = "error" if any(mark in line for mark in ("[emerg]", "[alert]", "[crit]")) else "info"
+            getattr(self._logger, level)("bridge.said", text=printable(line, _LONGEST_LINE))
+        if len(lines) > 5:
+            self._logger.info("bridge.said_more", lines=len(lines) - 5, path=str(log.file))

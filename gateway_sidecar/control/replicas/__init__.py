@@ -1,0 +1,1 @@
+"""From a socket that is seen to a worker that serves, and back."""

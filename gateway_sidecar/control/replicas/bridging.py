@@ -1,0 +1,260 @@
+"""What leads to the occupants of one service: the port, its link, the advertised address, and what shows a key.
+
+None of it is there before the occupant was found to be an engine. Ports are leased for a tenure and rest afterwards;
+the link of a port is all that nginx follows. What cannot be done is told in the tenure's `problem`, and tried again.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Container, Iterable
+from pathlib import Path
+from typing import Protocol
+
+from gateway_sidecar.bridges.keyed_nginx import Keyed
+from gateway_sidecar.control.edge.key_proxies import KeyState
+from gateway_sidecar.control.edge.peer_supervisor import PeerState
+from gateway_sidecar.control.replicas.tenure import Tenure
+from gateway_sidecar.control.replicas.workqueue import WorkQueue
+from gateway_sidecar.domain.leases import NoFreePort, PortLeases
+from gateway_sidecar.domain.model import ConnectionMode, PeerAddress, ReplicaId
+from gateway_sidecar.supervision import awake
+from gateway_sidecar.telemetry.logs import get_logger
+
+_RETRY_S = 1.0
+_RETRY_GAP_S = 0.02
+"""However many wait for a port: together they ask 50 times a second for one."""
+
+
+class Links(Protocol):
+    """Where each bridge leads."""
+
+    def link(self, port: int, target: Path) -> None: ...
+
+    def unlink(self, port: int) -> None: ...
+
+
+class Peers(Protocol):
+    """The addresses that replicas are advertised under."""
+
+    def want(self, address: PeerAddress, owner: str, replica: str, port: int, *, grpc: bool) -> PeerState: ...
+
+    def leave(self, address: PeerAddress, owner: str) -> None: ...
+
+    def listen(self, listener: Callable[[], None]) -> None: ...
+
+    def unlisten(self, listener: Callable[[], None]) -> None: ...
+
+
+class Keys(Protocol):
+    """What shows engines their API keys."""
+
+    def want(self, port: int, to: Keyed) -> KeyState: ...
+
+    def leave(self, port: int) -> None: ...
+
+    def listen(self, listener: Callable[[], None]) -> None: ...
+
+    def unlisten(self, listener: Callable[[], None]) -> None: ...
+
+
+class Bridging:
+    """The bridges of one service.
+
+    on_url: called when a tenure's worker URL may have become known, or another.
+    on_change: called when something changed that is written down.
+    """
+
+    def __init__(
+        self,
+        service: str,
+        *,
+        links: Links,
+        leases: PortLeases,
+        peers: Peers,
+        keys: Keys,
+        queue: WorkQueue[int],
+        tenures: Callable[[], Iterable[Tenure]],
+        on_url: Callable[[Tenure], None],
+        on_change: Callable[[], None],
+    ) -> None:
+        self._service = service
+        self._links = links
+        self._leases = leases
+        self._peers = peers
+        self._keys = keys
+        self._queue = queue
+        self._tenures = tenures
+        self._on_url = on_url
+        self._on_change = on_change
+        self._preferred: dict[ReplicaId, int] = {}
+        self._portless: set[int] = set()
+        self._logger = get_logger(service=service)
+
+    def listen(self) -> None:
+        """Tenures are looked at again whenever something changed for an address or a key of theirs."""
+        self._peers.listen(self._reconsider_addresses)
+        self._keys.listen(self._reconsider_keys)
+
+    def unlisten(self) -> None:
+        """The opposite of `listen`."""
+        self._peers.unlisten(self._reconsider_addresses)
+        self._keys.unlisten(self._reconsider_keys)
+
+    def restore(self, port: int, owner: str) -> bool:
+        """Leases the port that an earlier daemon's tenure had; False where that cannot be."""
+        return self._leases.restore(port, owner, service=self._service)
+
+    def prefer(self, replica: ReplicaId, port: int) -> None:
+        """The replica gets this port, if it is free by then."""
+        self._preferred[replica] = port
+        self._leases.save_for_last(port)
+
+    def open(self, tenure: Tenure) -> None:
+        """Leases a port and leads it to the occupant: at once or, if a key has to be shown, when that can be done."""
+        if tenure.port is None and not self._lease(tenure):
+            return
+        self.ask_for_address(tenure)
+        target = self._target(tenure)
+        if target is not None and self._lead(tenure, target):
+            tenure.linked = True
+            tenure.problem = None
+            self._queue.add(tenure.key)  # Its end is felt from now on.
+        self._on_url(tenure)
+
+    def keep_up(self, tenure: Tenure) -> None:
+        """Sees that the address and the key are as the tenure wants them."""
+        if tenure.key in self._portless and not tenure.view().wanted:
+            self._wait_no_more(tenure)
+        self.ask_for_address(tenure)
+        if tenure.linked and tenure.can_be_described:
+            target = self._target(tenure)
+            if target is not None and target != tenure.leads_to and self._lead(tenure, target):
+                self._leave_key(tenure)
+
+    def close(self, tenure: Tenure) -> None:
+        """Lets nothing new in; what is open goes on."""
+        assert tenure.port is not None
+        try:
+            self._links.unlink(tenure.port)
+        except OSError as error:
+            self._trouble(tenure, f"cannot remove the bridge's link: {error}")
+            return
+        tenure.linked = False
+
+    def mend(self, linked: Container[int]) -> bool:
+        """Makes the links again that are not among those there are; whether that was needed. Raises OSError."""
+        removed = [t for t in self._tenures() if t.linked and t.port is not None and t.port not in linked]
+        for tenure in removed:
+            assert tenure.port is not None
+            self._links.link(tenure.port, tenure.leads_to or tenure.sighting.place)
+        return bool(removed)
+
+    def give_back(self, tenure: Tenure, late_until: float) -> None:
+        """The occupant's stay is over. Its port rests while somebody holds a connection to it.
+
+        Until `late_until` (awake seconds) a worker that was taken back may yet appear at its port.
+        """
+        if tenure.port is not None:
+            self._leases.release(tenure.port, late_until)
+            if tenure.in_flight == 0:
+                self._leases.settle(tenure.port, awake.now())
+            self._keys.leave(tenure.port)
+        self._portless.discard(tenure.key)
+        self._leave_address(tenure)
+
+    def abandon(self, tenure: Tenure) -> None:
+        """The service is no more: nothing new gets in, and the port rests until it is quiet."""
+        if tenure.port is not None:
+            self._links.unlink(tenure.port)
+            self._leases.release(tenure.port)
+            self._keys.leave(tenure.port)
+        self._leave_address(tenure)
+
+    def readdress(self, tenure: Tenure, peer: PeerAddress | None) -> None:
+        """The occupant, whom no router knows yet, is advertised under another address."""
+        self._leave_address(tenure)
+        tenure.peer, tenure.peer_is_ours, tenure.peer_problem, tenure.peer_refused = peer, False, None, False
+        self.ask_for_address(tenure)
+
+    def ask_for_address(self, tenure: Tenure) -> None:
+        """Says, again, that the tenure's address is wanted, and learns how it stands with it."""
+        if tenure.peer is None or tenure.port is None or tenure.facts is None:
+            return
+        grpc = tenure.facts.connection_mode is ConnectionMode.GRPC
+        replica = f"{self._service}/{tenure.replica}"
+        state = self._peers.want(tenure.peer, tenure.owner, replica, tenure.port, grpc=grpc)
+        came = state.ours and not tenure.peer_is_ours
+        tenure.peer_is_ours, tenure.peer_problem = state.ours, state.problem
+        tenure.peer_refused = state.ours and state.refused
+        if came:
+            self._on_url(tenure)
+            self._on_change()
+
+    def _leave_address(self, tenure: Tenure) -> None:
+        if tenure.peer is not None:
+            self._peers.leave(tenure.peer, tenure.owner)
+
+    def _lease(self, tenure: Tenure) -> bool:
+        try:
+            preferred = self._preferred.get(tenure.replica)
+            tenure.port = self._leases.acquire(tenure.owner, preferred, service=self._service)
+        except NoFreePort as error:
+            self._portless.add(tenure.key)
+            self._trouble(tenure, f"no free bridge port ({error}); widen bridges.ports")
+            return False
+        self._portless.discard(tenure.key)
+        tenure.problem = None
+        self._on_change()
+        return True
+
+    def _wait_no_more(self, tenure: Tenure) -> None:
+        self._portless.discard(tenure.key)
+        tenure.problem = None
+
+    def _target(self, tenure: Tenure) -> Path | None:
+        """Where its link has to lead: to the socket or, if the engine has a key, to the nginx that shows it."""
+        assert tenure.port is not None
+        key, facts, socket = tenure.overrides.api_key, tenure.facts, tenure.sighting.place
+        if key is None:
+            tenure.key_problem = None
+            return socket
+        if facts is None:
+            return None
+        occupant = tenure.sighting.occupant
+        inode = (occupant.device, occupant.inode) if tenure.sighting.tunnel is None else None
+        to = Keyed(socket, key, facts.connection_mode is ConnectionMode.GRPC, inode, tenure.pin)
+        state = self._keys.want(tenure.port, to)
+        tenure.key_problem = state.problem
+        return state.listens_at
+
+    def _leave_key(self, tenure: Tenure) -> None:
+        """What showed a key is not needed any more once the bridge leads to the engine itself."""
+        if tenure.port is not None and tenure.leads_to == tenure.sighting.place:
+            self._keys.leave(tenure.port)
+
+    def _lead(self, tenure: Tenure, target: Path) -> bool:
+        assert tenure.port is not None
+        try:
+            self._links.link(tenure.port, target)
+        except OSError as error:
+            self._trouble(tenure, f"cannot make the bridge's link: {error}")
+            return False
+        tenure.leads_to = target
+        return True
+
+    def _trouble(self, tenure: Tenure, problem: str) -> None:
+        is_known = tenure.problem is not None if tenure.port is None else tenure.problem == problem
+        if not is_known:  # Who holds how many ports changes all the time, and is no news of this replica.
+            self._logger.error("replica.not_bridged", replica=tenure.replica, reason=problem)
+        tenure.problem = problem
+        self._queue.add_after(tenure.key, max(_RETRY_S, len(self._portless) * _RETRY_GAP_S))
+
+    def _reconsider_addresses(self) -> None:
+        for tenure in self._tenures():
+            if tenure.peer is not None:
+                self._queue.add(tenure.key)
+
+    def _reconsider_keys(self) -> None:
+        for tenure in self._tenures():
+            if tenure.overrides.api_key is not None:
+                self._queue.add(tenure.key)

@@ -1,0 +1,174 @@
+"""Takes replicas out of rotation and says when it is safe to stop their engines."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Container, Mapping
+from dataclasses import dataclass
+
+from gateway_sidecar.config import DrainSettings
+from gateway_sidecar.control.replicas.pairing import Pairing
+from gateway_sidecar.control.replicas.registry import Registry
+from gateway_sidecar.control.replicas.tenure import Tenure
+from gateway_sidecar.control.replicas.workqueue import WorkQueue
+from gateway_sidecar.control.routers.workers import WorkerSync
+from gateway_sidecar.domain.model import PeerAddress, ReplicaId, WorkerType
+from gateway_sidecar.domain.planning import STAYS_BRIDGED
+from gateway_sidecar.supervision import awake
+from gateway_sidecar.supervision.awake import within
+from gateway_sidecar.telemetry.logs import get_logger
+from gateway_sidecar.telemetry.metrics import Metrics
+
+
+@dataclass(frozen=True, slots=True)
+class DrainReport:
+    """What came of a drain: whether it is safe to stop the engine now, and after how long.
+
+    `missed` says what the service cannot answer without it: one line for each model.
+    """
+
+    drained: bool
+    in_flight: int | None
+    took_s: float
+    missed: tuple[str, ...] = ()
+
+
+class Drains:
+    """The drains of one service.
+
+    book: what the router in service says of its workers.
+    on_resumed: called when a replica may come back, once it answers.
+    on_change: called when there is something new to write down.
+    """
+
+    def __init__(
+        self,
+        service: str,
+        settings: DrainSettings,
+        tenures: Registry,
+        queue: WorkQueue[int],
+        metrics: Metrics,
+        *,
+        roles: Pairing,
+        book: Callable[[], WorkerSync],
+        on_resumed: Callable[[Tenure], None],
+        on_change: Callable[[], None],
+    ) -> None:
+        self.settings = settings
+        self._service = service
+        self._tenures = tenures
+        self._queue = queue
+        self._metrics = metrics
+        self._roles = roles
+        self._book = book
+        self._on_resumed = on_resumed
+        self._on_change = on_change
+        self._logger = get_logger(service=service)
+
+    def missed(self, replica: ReplicaId) -> tuple[str, ...]:
+        """What the service could not answer without it: one line for each model. Raises KeyError if it is not there."""
+        return tuple(self._roles.without(self._book().workers.values(), self._tenures.current[replica].url))
+
+    async def drain(self, replica: ReplicaId, timeout_s: float) -> DrainReport:
+        """Takes a replica out of rotation; returns when nothing is in flight, or after `timeout_s` seconds.
+
+        Raises KeyError for a replica that is not there. The replica stays out until its socket is replaced or
+        `resume` is called.
+        """
+        tenure = self._tenures.current[replica]
+        missed = self.missed(replica)
+        if not tenure.drain:
+            tenure.drain = True
+            tenure.drained.clear()
+            if tenure.liveness is not None:
+                tenure.liveness.abort()
+                tenure.liveness = None
+            self._on_change()
+            self._queue.add(tenure.key, urgent=True)
+        began = awake.monotonic()
+        try:
+            async with within(timeout_s):
+                await tenure.drained.wait()
+        except TimeoutError:
+            self._metrics.drains.labels(self._service, "timeout").inc()
+            return DrainReport(False, tenure.in_flight, awake.monotonic() - began, missed)
+        return DrainReport(True, 0, awake.monotonic() - began, missed)
+
+    def resume(self, replica: ReplicaId) -> None:
+        """Takes a drained replica back into rotation, once it answers. Raises KeyError for one that is not there."""
+        tenure = self._tenures.current[replica]
+        if tenure.drain:
+            tenure.result = None  # Nobody asked it while it was drained; it may be down by now.
+        tenure.drain = False
+        _forget_count(tenure)
+        self._on_change()
+        self._on_resumed(tenure)
+
+    def note_settled(self, tenure: Tenure, is_out: bool) -> None:
+        """Takes note of whether no router lists its worker any more: connections count from then on."""
+        if tenure.leaving is None or not is_out:
+            _forget_count(tenure)
+        elif tenure.settled_at is None:
+            tenure.settled_at = awake.monotonic()
+
+    def has_given_up(self, tenure: Tenure) -> bool:
+        """Whether what is connected to an engine that is gone has been waited for long enough.
+
+        Its port goes on resting until it is quiet.
+        """
+        is_gone = tenure.gone or tenure.replaced
+        return (
+            is_gone
+            and tenure.settled_at is not None
+            and awake.monotonic() >= tenure.settled_at + self.settings.timeout_s
+        )
+
+    def finish_if_quiet(self, tenure: Tenure) -> None:
+        """Whoever waits for the drain is told, if nobody needs the engine any more."""
+        if not tenure.drain or tenure.linked or (tenure.in_flight != 0 and tenure.port is not None):
+            return
+        left_s = self._handover_left_s(tenure)
+        if left_s > 0:
+            self._queue.add_after(tenure.key, left_s)
+        elif not tenure.drained.is_set():
+            tenure.drained.set()
+            self._metrics.drains.labels(self._service, "drained").inc()
+            self._logger.info("replica.drained", replica=tenure.replica)
+
+    def places_to_count(self) -> set[int | PeerAddress]:
+        """Bridge ports and advertised addresses whose open connections decide what happens next."""
+        waiting = (
+            t.counted_at
+            for t in self._tenures
+            if t.settled_at is not None and t.leaving not in STAYS_BRIDGED and t.in_flight != 0
+        )
+        return set().union(*waiting)
+
+    def connections_counted(
+        self, began: float, counted: Container[int | PeerAddress], counts: Mapping[int | PeerAddress, int]
+    ) -> None:
+        """Takes note of a count, begun at `began`, of the open connections at the places `counted`."""
+        for tenure in self._tenures:
+            places = tenure.counted_at
+            if (
+                places
+                and all(place in counted for place in places)
+                and tenure.settled_at is not None
+                and tenure.settled_at <= began
+            ):
+                tenure.in_flight = sum(counts.get(place, 0) for place in places)
+                if tenure.in_flight == 0 and tenure.quiet_since is None:
+                    tenure.quiet_since = awake.now()
+                self._queue.add(tenure.key)
+
+    def _handover_left_s(self, tenure: Tenure) -> float:
+        """How long a quiet engine is still needed: vLLM's prefill answers before its KV blocks are fetched."""
+        facts = tenure.facts
+        hands_over = facts is not None and facts.kv_connector is not None and facts.worker_type is WorkerType.PREFILL
+        if not hands_over or tenure.quiet_since is None:
+            return 0.0
+        return tenure.quiet_since + self.settings.handover_s - awake.now()
+
+
+def _forget_count(tenure: Tenure) -> None:
+    tenure.settled_at = tenure.in_flight = tenure.quiet_since = None
+    tenure.drained.clear()

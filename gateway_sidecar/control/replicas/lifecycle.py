@@ -1,0 +1,289 @@
+"""Who comes and who goes: the sightings of a source, turned into the tenures of one service.
+
+A tenure begins when a socket is first seen, when another inode is found at its path, when somebody else answers behind
+the same one, be it another engine or none, or when the replica is to be known by another address. What was written
+beside a socket is read before anything is said of the engine to a router.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import itertools
+import os
+from collections.abc import Callable
+from functools import partial
+from itertools import zip_longest
+from pathlib import Path
+
+from gateway_sidecar.control.replicas.bridging import Bridging
+from gateway_sidecar.control.replicas.handles import Handles
+from gateway_sidecar.control.replicas.prober import Prober
+from gateway_sidecar.control.replicas.reflector import Reflector
+from gateway_sidecar.control.replicas.registry import Registry
+from gateway_sidecar.control.replicas.reporting import Reporting
+from gateway_sidecar.control.replicas.tenure import BridgeHosts, Tenure, occupant_of, owner_of
+from gateway_sidecar.control.replicas.workqueue import WorkQueue
+from gateway_sidecar.domain.model import EngineFacts, Foreign, Overrides, PeerAddress, Ready
+from gateway_sidecar.errors import ConfigError
+from gateway_sidecar.files.follow import opened_at
+from gateway_sidecar.sources.listing import Listing, Sighting
+from gateway_sidecar.supervision import awake
+from gateway_sidecar.supervision.own_thread import OwnThread
+from gateway_sidecar.telemetry.logs import get_logger
+
+_NOTES_PATIENCE_S = 2.0
+
+
+class Lifecycle:
+    """The comings and goings of one service.
+
+    is_settled: whether a tenure serves, known to the router as it is described now.
+    is_known: whether a router has, or is being told of, its worker.
+    on_change: called when there is something new to write down.
+    """
+
+    def __init__(
+        self,
+        service: str,
+        hosts: BridgeHosts,
+        tenures: Registry,
+        *,
+        queue: WorkQueue[int],
+        bridges: Bridging,
+        watcher: Prober,
+        follower: Reflector,
+        log: Reporting,
+        read_overrides: Callable[[Path, int], Overrides],
+        is_settled: Callable[[Tenure], bool],
+        is_known: Callable[[Tenure], bool],
+        on_change: Callable[[], None],
+    ) -> None:
+        self._service = service
+        self._hosts = hosts
+        self._tenures = tenures
+        self._queue = queue
+        self._bridges = bridges
+        self._watcher = watcher
+        self._follower = follower
+        self._log = log
+        self._read_overrides = read_overrides
+        self._is_settled = is_settled
+        self._is_known = is_known
+        self._on_change = on_change
+        self._logger = get_logger(service=service)
+        self._notes_thread = OwnThread(f"notes {service}")
+        self._pins: dict[str, Handles] = {}
+        self._keys = itertools.count(1)
+
+    async def take_in(self, listing: Listing) -> None:
+        """Begins and ends what the listing shows to have come and gone."""
+        for replica, tenure in list(self._tenures.current.items()):
+            if listing.is_gone(replica, tenure.sighting.source):
+                self._miss(tenure, listing)
+        self.end_yielding()
+        undescribed, unpinned = [], []
+        for sighting in listing.present.values():
+            current = self._tenures.current.get(sighting.replica)
+            if current is not None and current.sighting.occupant != sighting.occupant:
+                self._supplant(current, sighting)
+                current = None
+            if current is None:
+                current = self.begin(sighting, self._tenures.fresh_generation(sighting.occupant))
+            if current.address is None:
+                unpinned.append(current)
+            if not current.notes_read or not current.sighting.says_as_much_as(sighting):
+                undescribed.append((current, sighting))
+        await self._pin(unpinned)
+        await self._describe(undescribed)
+
+    async def describe_restored(self) -> None:
+        """Reads what was written beside those that an earlier daemon left."""
+        undescribed = [t for t in self._tenures if not t.notes_read and not t.sighting.described]
+        await self._describe([(tenure, tenure.sighting) for tenure in undescribed])
+
+    def begin(self, sighting: Sighting, generation: int, *, gone: bool = False) -> Tenure:
+        """A new tenure, queued to be looked at."""
+        now = awake.now()
+        tenure = Tenure(
+            key=next(self._keys),
+            owner=owner_of(self._service, sighting, generation),
+            generation=generation,
+            replica=sighting.replica,
+            sighting=sighting,
+            seen_at=now,
+            pin=None,
+            state_since=now,
+            hosts=self._hosts,
+            gone=gone,
+            notes_read=sighting.notes is None and not sighting.described,
+        )
+        self._tenures.add(tenure)
+        self._queue.add(tenure.key)
+        self._log.begun(tenure)
+        return tenure
+
+    def _begin_after(self, tenure: Tenure) -> Tenure:
+        """The next stay behind the same socket takes over what keeps hold of it."""
+        successor = self.begin(tenure.sighting, tenure.generation + 1)
+        successor.pin, tenure.pin = tenure.pin, None
+        return successor
+
+    def identified(self, tenure: Tenure, facts: EngineFacts) -> None:
+        """Its engine has said what it is."""
+        tenure.facts = facts
+        self._tenures.know_url(tenure)
+        self._on_change()
+
+    def replace(self, tenure: Tenure, result: Ready | Foreign) -> None:
+        """Somebody else answers behind the same socket: another engine's worker is a new one, on a port of its own.
+
+        Nothing leads to what is no engine, and it is asked again as one that has just been seen.
+        """
+        if tenure.yielding:
+            self._lose(tenure)
+            return
+        by = "another engine" if isinstance(result, Ready) else result.reason
+        self._logger.info("replica.replaced", replica=tenure.replica, worker_url=tenure.url, by=by)
+        tenure.replaced = True
+        successor = self._begin_after(tenure)
+        successor.overrides, successor.peer = tenure.overrides, tenure.peer
+        successor.notes_read, successor.notes_problem = tenure.notes_read, tenure.notes_problem
+        successor.result = result
+        if isinstance(result, Ready):
+            self._watcher.trust_until_next(successor)
+            self.identified(successor, result.facts)
+        tenure.unpin()
+
+    def end_yielding(self) -> None:
+        """Those whose replica serves elsewhere now, or is no more, have done their part."""
+        for tenure in list(self._tenures.yielding.values()):
+            heir, listing = self._tenures.current.get(tenure.replica), self._follower.listing
+            if heir is None and listing is not None and tenure.replica in listing.absent:
+                continue
+            if heir is None or heir.drain or self._is_settled(heir):
+                self._lose(tenure)
+
+    def _lose(self, tenure: Tenure) -> None:
+        tenure.gone = True
+        self._tenures.leave(tenure)
+        if tenure.probe is not None:
+            tenure.probe.cancel()
+        tenure.unpin()
+        self._queue.add(tenure.key, urgent=True)  # Every millisecond may cost a request.
+
+    def _supplant(self, tenure: Tenure, by: Sighting) -> None:
+        """Somebody else is the replica now. Where it was only sent elsewhere, its old place serves until the new does.
+
+        Two cannot have one advertised address, so there the old one goes first.
+        """
+        has_address = tenure.peer is not None or (by.overrides is not None and by.overrides.peer is not None)
+        if has_address or tenure.drain or not by.is_told_elsewhere(tenure.sighting):
+            self._lose(tenure)
+            return
+        self._logger.info("replica.sent_elsewhere", replica=tenure.replica, worker_url=tenure.url, to=str(by.socket))
+        self._tenures.let_yield(tenure)
+
+    def _miss(self, tenure: Tenure, listing: Listing) -> None:
+        """Its source does not show the replica any more, unless it says that it will be somewhere else."""
+        source, place = listing.absent.get(tenure.replica, ("", tenure.sighting.socket))
+        here = place == tenure.sighting.socket or source != tenure.sighting.source
+        if here or tenure.peer is not None or tenure.drain:
+            self._lose(tenure)
+            return
+        self._logger.info("replica.sent_elsewhere", replica=tenure.replica, worker_url=tenure.url, to=str(place))
+        self._tenures.leave(tenure)
+        self._tenures.let_yield(tenure)
+
+    async def _pin(self, unpinned: list[Tenure]) -> None:
+        """Opens the sockets of those that have none open; where the file system hangs the next look tries again."""
+        by_source: dict[str, list[Tenure]] = {}
+        for tenure in unpinned:
+            if tenure.sighting.tunnel is None:
+                by_source.setdefault(tenure.sighting.source, []).append(tenure)
+        # Beside each other: what hangs holds up its own source alone.
+        await asyncio.gather(*(self._pin_those_of(source, tenures) for source, tenures in by_source.items()))
+
+    async def _pin_those_of(self, source: str, tenures: list[Tenure]) -> None:
+        pins = self._pins.setdefault(source, Handles(f"{self._service} {source}"))
+        opened = await pins.open(tenure.sighting.place for tenure in tenures)
+        for tenure, pin in zip_longest(tenures, opened):
+            if not isinstance(pin, int):
+                reason = pin.strerror if pin is not None else "the file system does not answer"
+                tenure.problem = f"cannot open {tenure.sighting.place}: {reason}"
+            elif tenure.gone or not is_at(pin, tenure.sighting):
+                os.close(pin)  # Replaced since the look: the next one begins a new tenure.
+                self._follower.look_soon()
+            else:
+                tenure.pin = pin
+                tenure.problem = None
+                self._queue.add(tenure.key)
+
+    # -- what is written beside a socket
+
+    async def _describe(self, undescribed: list[tuple[Tenure, Sighting]]) -> None:
+        """Reads what was written beside sockets; where the disk hangs the next look tries again."""
+        for tenure, sighting in sorted(undescribed, key=lambda pair: pair[1].notes is not None):
+            if not await self._read_notes(tenure, sighting):
+                return
+
+    async def _read_notes(self, tenure: Tenure, sighting: Sighting) -> bool:
+        """False if the file does not come in time: what was known of the tenure stays."""
+        try:
+            overrides, problem = sighting.overrides or Overrides(), None
+            if sighting.notes is not None:
+                read = partial(self._read_beside, sighting.notes[0], sighting, tenure.pin)
+                # One that hangs was waited for once: others come and go meanwhile.
+                patience_s = 0.0 if self._notes_thread.hangs else _NOTES_PATIENCE_S
+                overrides = await self._notes_thread.run(read, patience_s=patience_s)
+        except ConfigError as error:
+            overrides, problem = tenure.overrides, error.problems[0]
+            self._logger.error("replica.notes_refused", replica=tenure.replica, problems=error.problems)
+        except TimeoutError:
+            if not tenure.notes_read:
+                tenure.notes_problem = "the file system of its .yaml does not answer"
+                self._queue.add(tenure.key)
+            return False
+        except FileNotFoundError:
+            return True  # The socket itself is gone: the next look tells what that means.
+        tenure.sighting, tenure.notes_read, tenure.notes_problem = sighting, True, problem
+        if problem is None and overrides.peer != tenure.peer and not tenure.gone:
+            tenure = self._move(tenure, overrides.peer)
+        tenure.overrides = overrides
+        self._queue.add(tenure.key)
+        return True
+
+    def _read_beside(self, notes: Path, sighting: Sighting, pin: int | None) -> Overrides:
+        """What is noted beside a socket, whose owner it has to belong to. Raises ConfigError, OSError. Blocks."""
+        try:
+            socket = os.fstat(pin) if pin is not None else sighting.place.lstat()
+        except OSError:
+            raise FileNotFoundError(sighting.place) from None
+        if occupant_of(socket) != sighting.occupant:
+            raise FileNotFoundError(sighting.place)
+        return self._read_overrides(notes, socket.st_uid)
+
+    def _move(self, tenure: Tenure, peer: PeerAddress | None) -> Tenure:
+        """The replica is advertised under another address: a new stay, if a router knows of this one."""
+        if not self._is_known(tenure):
+            self._tenures.forget_url(tenure)
+            self._bridges.readdress(tenure, peer)
+            self._tenures.know_url(tenure)
+            return tenure
+        self._logger.info("replica.moved", replica=tenure.replica, worker_url=tenure.url, advertise=str(peer or "-"))
+        tenure.replaced = tenure.moved = True
+        successor = self._begin_after(tenure)
+        successor.peer, successor.notes_read = peer, True
+        successor.drain = tenure.drain
+        successor.result = tenure.result
+        if isinstance(tenure.result, Ready):
+            self._watcher.trust_until_next(successor)
+        if tenure.facts is not None:
+            self.identified(successor, tenure.facts)
+        tenure.unpin()
+        self._queue.add(tenure.key)
+        return successor
+
+
+def is_at(pin: int, sighting: Sighting) -> bool:
+    """Whether what is open is what was looked at, and lies there: no link was put on the way to it meanwhile."""
+    return occupant_of(os.fstat(pin)) == sighting.occupant and opened_at(pin) == str(sighting.place)

@@ -1,0 +1,53 @@
+"""A connection that is kept open to an engine for one purpose: to feel at once when the engine ends.
+
+The kernel closes it the moment the listening process dies, so a dead engine is noticed without asking it anything.
+It is a hint only: some servers close idle connections, and then the next probe finds them well. Nothing is asked over
+it: a server that goes on talking is not listened to.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import socket
+from collections.abc import Callable
+from typing import cast
+
+_MOST_BYTES = 64 * 1024
+"""HTTP/2 servers greet whoever connects, and ping now and then."""
+
+
+class _LivenessConnection(asyncio.Protocol):
+    def __init__(self, on_close: Callable[[], None]) -> None:
+        self._on_close = on_close
+        self._transport: asyncio.Transport | None = None
+        self._bytes_left = _MOST_BYTES
+
+    def connection_made(self, transport: asyncio.BaseTransport) -> None:
+        self._transport = cast(asyncio.Transport, transport)
+
+    def data_received(self, data: bytes) -> None:
+        self._bytes_left -= len(data)
+        if self._bytes_left < 0 and self._transport is not None:
+            self._transport.abort()
+
+    def connection_lost(self, exc: Exception | None) -> None:
+        self._on_close()
+
+
+async def connect_liveness(address: str, on_close: Callable[[], None]) -> asyncio.Transport:
+    """Connects; `on_close` is called once when the connection ends, whoever ends it. Raises OSError."""
+    loop = asyncio.get_running_loop()
+    transport, _ = await loop.create_unix_connection(lambda: _LivenessConnection(on_close), address)
+    return transport
+
+
+def is_refused(address: str) -> bool:
+    """Whether the kernel says that nobody listens at a Unix socket. Never blocks; about 30 us."""
+    with socket.socket(socket.AF_UNIX, socket.SOCK_STREAM | socket.SOCK_NONBLOCK) as touch:
+        try:
+            touch.connect(address)
+        except ConnectionRefusedError:
+            return True
+        except OSError:
+            return False  # Its backlog is full, or something else that does not prove death.
+    return False

@@ -1,0 +1,49 @@
+"""Sees when a model of a service cannot be answered although workers of it are there: half a pair."""
+
+from __future__ import annotations
+
+from collections.abc import Collection, Iterable
+
+from gateway_sidecar.domain.model import Registered, WorkerStatus
+from gateway_sidecar.domain.roles import models_of, unanswered
+from gateway_sidecar.telemetry.logs import get_logger
+from gateway_sidecar.telemetry.metrics import Metrics
+
+_PATIENCE_S = 2.0
+
+
+class Pairing:
+    """One service's. `lacking` is model -> why nobody answers for it; told in the log when it lasts for two seconds."""
+
+    def __init__(self, service: str, metrics: Metrics) -> None:
+        self._gauge = metrics.unanswered_models.labels(service)
+        self._logger = get_logger(service=service)
+        self.lacking: dict[str, str] = {}
+        self._since: dict[str, float] = {}
+        self._told: set[str] = set()
+
+    def look(self, workers: Collection[Registered], now: float) -> None:
+        """Takes note of the workers that the router lists now (awake seconds)."""
+        self.lacking = unanswered(_ready(workers))
+        self._gauge.set(len(self.lacking))
+        for model, reason in self.lacking.items():
+            since = self._since.setdefault(model, now)
+            if now - since >= _PATIENCE_S and model not in self._told:
+                self._told.add(model)
+                self._logger.warning("service.half_pair", model=model, reason=reason)
+        for model in self._since.keys() - self.lacking.keys():
+            since = self._since.pop(model)
+            if model in self._told:
+                self._told.discard(model)
+                self._logger.info("service.whole", model=model, for_s=round(now - since, 1))
+
+    def without(self, workers: Collection[Registered], url: str | None) -> list[str]:
+        """What a service that loses this worker cannot answer any more: one line for each model."""
+        ready = _ready(workers)
+        left = [worker for worker in ready if worker.url != url]
+        lost = dict.fromkeys(models_of(ready) - models_of(left), "no other replica serves it") | unanswered(left)
+        return [f"{model}: {reason}" for model, reason in sorted(lost.items()) if model not in self.lacking]
+
+
+def _ready(workers: Iterable[Registered]) -> list[Registered]:
+    return [worker for worker in workers if worker.status is WorkerStatus.READY]

@@ -1,0 +1,347 @@
+"""Keeps every occupant of one service watched: when to ask it, what, and what its answers and its silence prove.
+
+An engine is asked what it is once, and again only when something happened to it. In between its health is asked now
+and then, and a connection that is kept open tells at once when it ends.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import math
+import random
+from collections import Counter
+from collections.abc import Callable, Iterable
+from functools import partial
+from typing import Protocol
+
+from gateway_sidecar.config import ServiceSettings
+from gateway_sidecar.control.replicas.liveness import connect_liveness, is_refused
+from gateway_sidecar.control.replicas.probe_turns import ProbeTurns
+from gateway_sidecar.control.replicas.tenure import Tenure
+from gateway_sidecar.control.replicas.workqueue import WorkQueue
+from gateway_sidecar.domain.lifecycle import (
+    Against,
+    Crowd,
+    EvidencePolicy,
+    against,
+    loading_delay_s,
+    suspect_delay_s,
+)
+from gateway_sidecar.domain.model import EngineFacts, Foreign, Loading, ProbeResult, Ready, RuntimeType, Unknown
+from gateway_sidecar.domain.tunnels import PathState, PathStatus, Tunnel
+from gateway_sidecar.supervision import awake
+from gateway_sidecar.supervision.awake import within
+from gateway_sidecar.supervision.loops import Tasks
+from gateway_sidecar.telemetry.logs import get_logger
+from gateway_sidecar.telemetry.metrics import Metrics
+
+_PROBES_AT_ONCE = 32
+_TURN_OF_THE_SILENT_S = 0.5
+"""Far more than an answer takes, but a tenth of a time-out: with it some 320 silent ones are asked at the same time."""
+_TOUCH_GAP_S = 0.4
+_SLOTS = 5
+_LEAST_GAPS_S = {Foreign: 5.0, Unknown: 1.0}
+_COUNT_GAP_S = 0.2
+_TURN_S = 0.05
+_TOUCHED_AT_ONCE = 50
+"""With the turns: a thousand touches a second, which is 3 % of one CPU."""
+_LATEST = 10
+_ONE_AT_A_TIME = frozenset({RuntimeType.EXTERNAL})
+"""Engines that may serve one connection at a time: one that is kept open would keep them from serving."""
+
+
+PathOf = Callable[[Tunnel], PathStatus]
+"""How a tunnel is."""
+
+
+def far_end_of(tenure: Tenure, path_of: PathOf) -> PathStatus | None:
+    """How a tenure's tunnel is, and what came of the last question through it; None if it has no tunnel."""
+    tunnel = tenure.sighting.tunnel
+    return None if tunnel is None else _with_far_end(path_of(tunnel), tunnel, tenure.result if tenure.asked else None)
+
+
+def _with_far_end(path: PathStatus, tunnel: Tunnel, result: ProbeResult | None) -> PathStatus:
+    if not path.is_up or not isinstance(result, Loading) or not result.refused:
+        return path
+    if path.reason:
+        return PathStatus(PathState.FORBIDDEN, path.reason)
+    return PathStatus(PathState.REMOTE_CLOSED, f"the tunnel is up, and nobody listens on {tunnel}")
+
+
+class Probe(Protocol):
+    """Asks engines what they are. Never raises; what cannot be told is Unknown."""
+
+    async def identify(self, address: str, *, timeout_s: float, api_key: str | None = None) -> ProbeResult: ...
+
+    async def check_health(
+        self, address: str, facts: EngineFacts, *, timeout_s: float, api_key: str | None = None
+    ) -> ProbeResult: ...
+
+
+class Prober:
+    """Probes the tenures of one service. Changes only what is known of them; what follows is the service's business.
+
+    on_identified: a tenure's engine has said what it is.
+    on_replaced: somebody else answers behind a tenure's socket: another engine that is ready, or no engine at all.
+    """
+
+    def __init__(
+        self,
+        settings: ServiceSettings,
+        probe: Probe,
+        queue: WorkQueue[int],
+        metrics: Metrics,
+        *,
+        tenures: Callable[[], Iterable[Tenure]],
+        on_identified: Callable[[Tenure, EngineFacts], None],
+        on_replaced: Callable[[Tenure, Ready | Foreign], None],
+        path_of: PathOf,
+    ) -> None:
+        self._probe = probe
+        self._queue = queue
+        self._metrics = metrics
+        self._tenures = tenures
+        self._on_identified = on_identified
+        self._on_replaced = on_replaced
+        self._path_of = path_of
+        self._logger = get_logger(service=settings.name)
+        self._turns = ProbeTurns(_PROBES_AT_ONCE, most_s=_TURN_OF_THE_SILENT_S)
+        self._patient_turns = ProbeTurns(_PROBES_AT_ONCE, most_s=math.inf)
+        self._tasks = Tasks(settings.name, metrics)
+        self._counted_at = 0.0
+        self._counts: Counter[Against | None] = Counter()
+        self.reconfigure(settings)
+
+    def reconfigure(self, settings: ServiceSettings) -> None:
+        """Takes new time-outs and thresholds."""
+        self._settings = settings
+        self._policy = EvidencePolicy(
+            settings.refused.failures, settings.refused.over_s, settings.health.failures, settings.health.timeout_s
+        )
+
+    async def close(self) -> None:
+        """Ends the probes under way."""
+        await self._tasks.close()
+
+    def look_after(self, tenure: Tenure) -> None:
+        """Begins whatever is due for this tenure, and queues it for when the next thing is."""
+        if tenure.gone or tenure.replaced or tenure.drain or tenure.address is None or tenure.probe is not None:
+            return
+        if tenure.facts is None and not tenure.can_be_described:
+            return  # Its notes may hold the key that the engine wants.
+        now = awake.now()
+        if now >= tenure.probe_due:
+            tenure.probe = self._tasks.spawn(self._ask(tenure, tenure.address), again=partial(self._ask_anew, tenure))
+            return
+        self._queue.add_after(tenure.key, tenure.probe_due - now)
+        if isinstance(tenure.result, Ready) and tenure.linked:
+            self._connect_liveness(tenure, tenure.result.facts, now)
+
+    def is_proven_ill(self, tenure: Tenure) -> bool:
+        """Whether the evidence against its engine is strong now."""
+        return tenure.evidence.is_strong(awake.now(), self._policy)
+
+    def suspect(self, tenure: Tenure) -> None:
+        """Something happened to the engine: ask it again who it is, now."""
+        tenure.identify_next = True
+        tenure.probe_due = 0.0
+        self._queue.add(tenure.key)
+
+    def trust_until_next(self, tenure: Tenure) -> None:
+        """The engine is known to be well; the next question comes after the usual interval, spread a little.
+
+        Questions are asked in small crowds, a few times an interval: twenty in a row cost a third of twenty one by
+        one, each with cold caches.
+        """
+        tenure.identify_next = False
+        now = awake.now()
+        interval_s = self._settings.health.interval_s
+        if tenure.port is None:
+            # It has just been found or it waits for a port, and of those there may be any number.
+            interval_s = max(interval_s, self._crowd_of(None, now).least_gap_s)
+        slot_s = interval_s / _SLOTS
+        due = now + interval_s * (0.9 + 0.2 * random.random())
+        tenure.probe_due = math.ceil(due / slot_s) * slot_s
+
+    def _ask_anew(self, tenure: Tenure) -> None:
+        """Its probe ended with a fault of ours, which says nothing of the engine."""
+        tenure.probe = None
+        self._queue.add(tenure.key)
+
+    async def _ask(self, tenure: Tenure, address: str) -> None:
+        known = tenure.facts or (tenure.result.facts if isinstance(tenure.result, Loading) else None)
+        api_key = tenure.overrides.api_key
+        # Those that did not answer last time have a queue of their own: they must not hold up the others.
+        async with (self._patient_turns if isinstance(tenure.result, Unknown) else self._turns).turn():
+            while True:
+                began, stalls = awake.monotonic(), awake.stalls()
+                if (down := self._tunnel_down(tenure)) is not None:
+                    kind, result = "tunnel", down
+                elif tenure.identify_next or known is None:
+                    kind = "identify"
+                    result = await self._probe.identify(
+                        address, timeout_s=self._settings.probe.timeout_s, api_key=api_key
+                    )
+                else:
+                    kind = "health"
+                    result = await self._probe.check_health(
+                        address, known, timeout_s=self._settings.health.timeout_s, api_key=api_key
+                    )
+                if against(result) is None or awake.stalls() == stalls:
+                    break  # What was asked across a stall proves nothing: it is asked again.
+        self._metrics.probe_seconds.labels(self._settings.name, kind).observe(awake.monotonic() - began)
+        self._metrics.probes.labels(self._settings.name, kind, type(result).__name__.lower()).inc()
+        tenure.probe = None
+        if tenure.gone or tenure.replaced:
+            return
+        tenure.asked = kind != "tunnel"
+        if tenure.asked:
+            result = self._as_seen_through(tenure, result)
+        if kind == "health" and isinstance(result, Ready) and isinstance(tenure.result, Ready):
+            # Well as before, the usual case by far: nothing to plan.
+            self.trust_until_next(tenure)
+            self.look_after(tenure)
+            return
+        self._learn(tenure, result, identified=kind == "identify")
+        self._queue.add(tenure.key, urgent=True)
+
+    def _tunnel_down(self, tenure: Tenure) -> ProbeResult | None:
+        """A tunnel that is down refuses connections, and knows better than the kernel why."""
+        if tenure.sighting.tunnel is None:
+            return None
+        path = self._path_of(tenure.sighting.tunnel)
+        return None if path.is_up else Loading(f"tunnel: {path}", refused=True)
+
+    def _as_seen_through(self, tenure: Tenure, result: ProbeResult) -> ProbeResult:
+        """What a refusal means at the end of a tunnel that is up."""
+        tunnel = tenure.sighting.tunnel
+        if tunnel is None or not isinstance(result, Loading) or not result.refused:
+            return result
+        return Loading(f"{_with_far_end(self._path_of(tunnel), tunnel, result)}", refused=True)
+
+    def _learn(self, tenure: Tenure, result: ProbeResult, *, identified: bool) -> None:
+        now = awake.now()
+        tenure.evidence = tenure.evidence.after(result, now)
+        if isinstance(result, Ready):
+            if identified and tenure.facts is not None:
+                if not tenure.facts.is_same_engine(result.facts):
+                    self._on_replaced(tenure, result)
+                    return
+                tenure.facts = result.facts
+            tenure.result = result
+            tenure.condemned = False
+            if tenure.facts is None:
+                self._on_identified(tenure, result.facts)
+            self.trust_until_next(tenure)
+            return
+        tenure.result = result
+        is_strong = tenure.evidence.is_strong(now, self._policy)
+        if isinstance(result, Foreign) and is_strong and tenure.was_engine:
+            self._on_replaced(tenure, result)
+            return
+        if tenure.facts is not None and not tenure.condemned and is_strong:
+            tenure.condemned = True
+            tenure.condemned_at = now
+            self._logger.warning(
+                "replica.condemned",
+                replica=tenure.replica,
+                worker_url=tenure.url,
+                reason=result.reason,
+                failures=tenure.evidence.failures,
+                over_s=round(now - tenure.evidence.since, 2),
+            )
+        if against(result) is Against.REFUSED or tenure.condemned or tenure.facts is None:
+            # Whoever answers next may be somebody else, unless this answer was the engine's own.
+            tenure.identify_next = not (isinstance(result, Loading) and result.facts is not None)
+        tenure.probe_due = now + self._next_gap_s(tenure, result, now)
+
+    def _next_gap_s(self, tenure: Tenure, result: ProbeResult, now: float) -> float:
+        if tenure.facts is not None and not tenure.condemned:
+            return suspect_delay_s(tenure.evidence, self._policy)
+        if isinstance(result, Foreign) and tenure.was_engine:
+            return suspect_delay_s(tenure.evidence, self._policy)
+        age_s = now - (tenure.condemned_at if tenure.condemned else tenure.seen_at)
+        crowd = self._crowd_of(against(result), now)
+        return max(loading_delay_s(result, age_s, crowd), _LEAST_GAPS_S.get(type(result), 0.0))
+
+    def _crowd_of(self, kind: Against | None, now: float) -> Crowd:
+        """How many give answers of one kind; with None, how many are ready and have no port.
+
+        Each kind is a crowd of its own: dead sockets hold up no engine that loads.
+        """
+        if now >= self._counted_at + _COUNT_GAP_S:
+            self._counted_at = now
+            counted = ((t.result, t.port) for t in self._tenures() if not t.gone)
+            self._counts = Counter(
+                against(result)
+                for result, port in counted
+                if result is not None and not (isinstance(result, Ready) and port is not None)
+            )
+        return Crowd(max(self._counts[kind], 1))
+
+    async def touch_refused(self) -> None:
+        """Runs until cancelled. Where many sockets refuse, each is asked seldom: they are touched in between.
+
+        All of them in turn, and the latest to come each time, as an engine binds its socket a moment before it listens.
+        """
+        turn = 0
+        while True:
+            tenures = list(self._tenures())
+            batch = tenures[turn : turn + _TOUCHED_AT_ONCE]
+            turn = turn + _TOUCHED_AT_ONCE if batch else 0
+            now = awake.now()
+            for tenure in {t.key: t for t in (*batch, *tenures[-_LATEST:])}.values():
+                if self._waits_refused(tenure, now) and tenure.address and not is_refused(tenure.address):
+                    self.suspect(tenure)
+            await asyncio.sleep(_TURN_S if len(tenures) > _TOUCHED_AT_ONCE else _TOUCH_GAP_S)
+
+    def _waits_refused(self, tenure: Tenure, now: float) -> bool:
+        """Whether nobody listened there when it was last asked, and it is not asked again for a while."""
+        refused = isinstance(tenure.result, Loading) and tenure.result.refused
+        at_rest = tenure.gone or tenure.replaced or tenure.drain or tenure.probe is not None
+        return refused and not at_rest and tenure.sighting.tunnel is None and tenure.probe_due > now + _TOUCH_GAP_S
+
+    def _connect_liveness(self, tenure: Tenure, facts: EngineFacts, now: float) -> None:
+        """Makes sure that the engine's end will be noticed at once, or within a moment."""
+        if tenure.liveness is not None or tenure.address is None or tenure.is_connecting_liveness:
+            return
+        if now < tenure.liveness_due:
+            self._queue.add_after(tenure.key, tenure.liveness_due - now)
+        elif facts.runtime_type in _ONE_AT_A_TIME:
+            tenure.liveness_due = now + _TOUCH_GAP_S
+            self._queue.add_after(tenure.key, _TOUCH_GAP_S)
+            if is_refused(tenure.address):
+                self.suspect(tenure)
+        else:
+            tenure.is_connecting_liveness = True
+            self._tasks.spawn(self._open_liveness(tenure, tenure.address), again=partial(self._queue.add, tenure.key))
+
+    async def _open_liveness(self, tenure: Tenure, address: str) -> None:
+        opened = awake.now()
+        try:
+            async with within(self._settings.health.timeout_s):
+                liveness = await connect_liveness(address, lambda: self._liveness_ended(tenure, opened))
+        except (OSError, TimeoutError):
+            tenure.liveness_due = awake.now() + _TOUCH_GAP_S
+            self.suspect(tenure)
+            return
+        finally:
+            tenure.is_connecting_liveness = False
+        if tenure.address is None or tenure.drain:
+            liveness.abort()
+        else:
+            tenure.liveness = liveness
+
+    def _liveness_ended(self, tenure: Tenure, opened: float) -> None:
+        if tenure.address is None or tenure.drain:
+            return  # We closed it ourselves.
+        tenure.liveness = None
+        now = awake.now()
+        life_s, usual_s = now - opened, tenure.liveness_life_s
+        tenure.liveness_life_s = life_s
+        if life_s >= 2 and abs(life_s - usual_s) < 0.2 * usual_s:
+            tenure.liveness_due = now  # The server closes idle connections after this time: no news.
+            self._queue.add(tenure.key)
+            return
+        tenure.liveness_due = now + (0 if life_s >= 2 else _TOUCH_GAP_S)
+        self.suspect(tenure)

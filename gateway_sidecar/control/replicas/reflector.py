@@ -1,0 +1,148 @@
+"""Follows one source: looks whenever it hints, and every few seconds whatever it says. Unknown is not empty."""
+
+from __future__ import annotations
+
+import asyncio
+from collections.abc import AsyncIterator, Awaitable, Callable, Mapping
+from contextlib import suppress
+from dataclasses import replace
+from typing import Protocol
+
+from gateway_sidecar.sources.listing import Listing
+from gateway_sidecar.supervision import awake
+from gateway_sidecar.supervision.awake import within
+from gateway_sidecar.telemetry.logs import get_logger
+from gateway_sidecar.telemetry.metrics import Metrics
+
+_LEAST_GAP_S = 0.003
+_MOST_GAP_S = 0.2
+_PATIENCE_S = 1.0
+
+
+class Source(Protocol):
+    """Where replicas are learnt from."""
+
+    async def look(self) -> Listing:
+        """What is there now, soon. Never raises; what cannot be seen, or not in time, is said to be unknown."""
+        ...
+
+    def hints(self) -> AsyncIterator[None]:
+        """Yields whenever a look may be worth while."""
+        ...
+
+
+class Reflector:
+    """Hands every listing in which something could be seen to `take_in`.
+
+    `listing` is the latest; while the source is blind, the last one that was not, with the reason added.
+    """
+
+    def __init__(
+        self,
+        service: str,
+        source: Source,
+        metrics: Metrics,
+        *,
+        rescan_interval_s: float,
+        take_in: Callable[[Listing], Awaitable[None]],
+    ) -> None:
+        self._service = service
+        self._source = source
+        self._metrics = metrics
+        self._rescan_interval_s = rescan_interval_s
+        self._take_in = take_in
+        self._logger = get_logger(service=service)
+        self._look_now = asyncio.Event()
+        self._new_source = asyncio.Event()
+        self._begun = self._ended = 0
+        self._looked = asyncio.Event()
+        self.listing: Listing | None = None
+        self.has_looked = False
+        self.beat = awake.now()
+
+    def look_soon(self) -> None:
+        """Something was seen that the next look should settle."""
+        self._look_now.set()
+
+    async def look_again(self) -> None:
+        """Returns when a look that began after this call was taken in: who came before it is known then.
+
+        A place that does not answer is not waited for; what was known of it stays.
+        """
+        before = self._begun
+        self._look_now.set()
+        with suppress(TimeoutError):
+            async with within(_PATIENCE_S):
+                while self._ended <= before:
+                    self._looked.clear()
+                    await self._looked.wait()
+
+    def use(self, source: Source) -> None:
+        """Follows another source from now on."""
+        self._source = source
+        self._new_source.set()
+        self._look_now.set()
+
+    async def follow_hints(self) -> None:
+        """Runs until cancelled."""
+        while True:
+            self._new_source.clear()
+            hints = asyncio.create_task(self._take_hints(self._source))
+            changed = asyncio.create_task(self._new_source.wait())
+            try:
+                await asyncio.wait({hints, changed}, return_when=asyncio.FIRST_COMPLETED)
+                if hints.done():
+                    hints.result()
+            except OSError as error:  # No inotify left, say: the rescan goes on alone.
+                self._logger.warning("source.hints_failed", reason=str(error))
+                await asyncio.sleep(10)
+            finally:
+                hints.cancel()
+                changed.cancel()
+
+    async def look(self) -> None:
+        """Runs until cancelled."""
+        while True:
+            self.beat = awake.now()
+            self._look_now.clear()
+            began = awake.monotonic()
+            self._begun += 1
+            await self._see(await self._source.look())
+            self._ended = self._begun
+            self._looked.set()
+            # A crowd of hints must not keep us looking all the time. A look that took long was slow, and not much work.
+            await asyncio.sleep(min(max(_LEAST_GAP_S, 2 * (awake.monotonic() - began)), _MOST_GAP_S))
+            self.beat = awake.now()
+            try:
+                async with asyncio.timeout(self._rescan_interval_s):
+                    await self._look_now.wait()
+            except TimeoutError:
+                pass
+
+    async def _take_hints(self, source: Source) -> None:
+        async for _ in source.hints():
+            self._look_now.set()
+
+    async def _see(self, listing: Listing) -> None:
+        before = self.listing
+        trouble = listing.blind or _joined(listing.unseen)
+        known_trouble = before is not None and trouble == (before.blind or _joined(before.unseen))
+        self._metrics.source_up.labels(self._service).set(not trouble)
+        if trouble and not known_trouble:
+            self._logger.error("source.blind", reason=trouble)
+        if listing.blind is not None:
+            self.listing = replace(before, blind=listing.blind) if before else listing
+            return
+        self.listing = listing
+        if not trouble and before is not None and (before.blind is not None or before.unseen):
+            self._logger.info("source.sighted", replicas=len(listing.present))
+        self._metrics.refused_names.labels(self._service).set(len(listing.refused))
+        for name, reason in listing.refused.items():
+            if before is None or before.refused.get(name) != reason:
+                self._logger.warning("replica.refused", replica=name, reason=reason)
+        await self._take_in(listing)
+        self.has_looked = self.has_looked or not listing.unseen
+
+
+def _joined(unseen: Mapping[str, str]) -> str:
+    return "; ".join(f"{source}: {why}" for source, why in unseen.items())

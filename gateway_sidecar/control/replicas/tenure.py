@@ -1,0 +1,220 @@
+"""One occupant's stay behind one replica socket: from first sight until nobody holds a connection to it."""
+
+from __future__ import annotations
+
+import asyncio
+import os
+from dataclasses import dataclass, field
+from pathlib import Path
+
+from gateway_sidecar.domain.lifecycle import Evidence
+from gateway_sidecar.domain.model import (
+    ConnectionMode,
+    EngineFacts,
+    Occupant,
+    Overrides,
+    PeerAddress,
+    ProbeResult,
+    Ready,
+    ReplicaId,
+    ReplicaState,
+)
+from gateway_sidecar.domain.planning import OccupantView, Why
+from gateway_sidecar.sources.listing import Sighting
+
+
+def occupant_of(stat: os.stat_result) -> Occupant:
+    """A socket's inode as the kernel describes it."""
+    return Occupant(stat.st_dev, stat.st_ino, stat.st_mtime_ns)
+
+
+def owner_of(service: str, sighting: Sighting, generation: int) -> str:
+    """The name a tenure's port is leased under."""
+    it = sighting.occupant
+    place = it.tunnel or f"{it.device}:{it.inode}:{it.mtime_ns}"
+    return f"{service}/{sighting.replica}/{place}/{generation}"
+
+
+@dataclass(frozen=True, slots=True)
+class BridgeHosts:
+    """The addresses that bridges listen on: each port is there twice, once for each protocol."""
+
+    http: str
+    grpc: str
+
+    def of(self, mode: ConnectionMode) -> str:
+        """The one for engines that speak this."""
+        return self.grpc if mode is ConnectionMode.GRPC else self.http
+
+
+def worker_url(host: str, port: int, mode: ConnectionMode) -> str:
+    """A bridge's address in the scheme that the engine behind it speaks."""
+    shown = f"[{host}]" if ":" in host else host
+    return f"{'grpc' if mode is ConnectionMode.GRPC else 'http'}://{shown}:{port}"
+
+
+@dataclass(frozen=True, slots=True)
+class SavedTenure:
+    """What the next daemon needs to go on with a tenure. `leaving` says that the occupant was gone already.
+
+    port: None for one that is drained and has not been found to be an engine.
+    """
+
+    sighting: Sighting
+    generation: int
+    port: int | None
+    facts: EngineFacts | None
+    drain: bool
+    leaving: bool = False
+    peer: PeerAddress | None = None
+
+
+@dataclass(slots=True, eq=False)
+class Tenure:
+    """What is known of one occupant. Times are awake seconds; `settled_at` is monotonic, to tell what came first.
+
+    owner: the name its port is leased under; unique, and the same after a restart of the daemon.
+    pin: an O_PATH descriptor of the socket. It keeps the inode from being recycled while we compare inodes, and
+        `/proc/self/fd/<pin>` is an address of this very occupant, however long the socket's path is.
+    settled_at: since when no router lists its worker any more, once it has to go.
+    in_flight: connections on its bridge, counted after it settled; None before.
+    asked: whether `result` came from the occupant's side, and not from a tunnel that was down.
+    quiet_since: since when that has been zero.
+    peer: the address that it is advertised under; the same for the whole stay, once a router was told of it.
+    peer_is_ours: whether that address is kept for this stay; until then it has no URL.
+    peer_problem: why the address does not lead to it.
+    peer_refused: whether that is because this machine needs the address itself.
+    key_problem: why the engine is not shown its API key.
+    yielding: whether its replica is elsewhere now, and it serves only until that one does.
+    leads_to: what the bridge's link leads to: the socket, or the nginx that shows the key.
+    """
+
+    key: int
+    owner: str
+    generation: int
+    replica: ReplicaId
+    sighting: Sighting
+    seen_at: float
+    pin: int | None
+    hosts: BridgeHosts
+    overrides: Overrides = field(default_factory=Overrides)
+    problem: str | None = None
+    notes_read: bool = False
+    notes_problem: str | None = None
+    port: int | None = None
+    peer: PeerAddress | None = None
+    peer_is_ours: bool = False
+    peer_problem: str | None = None
+    peer_refused: bool = False
+    key_problem: str | None = None
+    linked: bool = False
+    leads_to: Path | None = None
+    facts: EngineFacts | None = None
+    result: ProbeResult | None = None
+    evidence: Evidence = field(default_factory=Evidence)
+    condemned: bool = False
+    condemned_at: float = 0.0
+    gone: bool = False
+    replaced: bool = False
+    moved: bool = False
+    yielding: bool = False
+    drain: bool = False
+    drained: asyncio.Event = field(default_factory=asyncio.Event)
+    settled_at: float | None = None
+    in_flight: int | None = None
+    quiet_since: float | None = None
+    probe: asyncio.Task[None] | None = None
+    probe_due: float = 0.0
+    identify_next: bool = True
+    liveness: asyncio.Transport | None = None
+    liveness_due: float = 0.0
+    liveness_life_s: float = 0.0
+    is_connecting_liveness: bool = False
+    state: ReplicaState = ReplicaState.SEEN
+    state_since: float = 0.0
+    reason: str = ""
+    served: bool = False
+    asked: bool = False
+
+    @property
+    def address(self) -> str | None:
+        """A connectable path of the occupant, short enough for any socket API; None if there is none.
+
+        A tunnel's socket is ours and stays at its short path, whatever inode it has: it is not pinned.
+        """
+        if self.sighting.tunnel is not None:
+            return None if self.gone or self.replaced else str(self.sighting.socket)
+        return None if self.pin is None else f"/proc/self/fd/{self.pin}"
+
+    @property
+    def bridge_host(self) -> str:
+        """Where its bridge listens, as far as is known what the engine speaks."""
+        return self.hosts.of(self.facts.connection_mode if self.facts else ConnectionMode.HTTP)
+
+    @property
+    def url(self) -> str | None:
+        """The worker's URL: its bridge, or what it is advertised under, in the scheme that the engine speaks."""
+        return None if self.facts is None else self.url_as(self.facts.connection_mode)
+
+    def url_as(self, mode: ConnectionMode) -> str | None:
+        """The URL that the worker has, or would have, if its engine speaks this."""
+        if self.port is None or (self.peer is not None and not self.peer_is_ours):
+            return None
+        host, port = (self.hosts.of(mode), self.port) if self.peer is None else (self.peer.host, self.peer.port)
+        return worker_url(host, port, mode)
+
+    @property
+    def counted_at(self) -> frozenset[int | PeerAddress]:
+        """Where connections to it end: its bridge's port and, if it has one, its advertised address."""
+        places: list[int | PeerAddress] = [] if self.port is None else [self.port]
+        if self.peer is not None and self.peer_is_ours:
+            places.append(self.peer)
+        return frozenset(places)
+
+    @property
+    def can_be_described(self) -> bool:
+        """Whether what the operator wrote beside the socket is known, so that the router is told the right thing."""
+        return self.notes_read and self.notes_problem is None
+
+    @property
+    def leaving(self) -> Why | None:
+        """Why it has to leave the router, if it has to."""
+        if self.replaced:
+            return Why.MOVED if self.moved else Why.REPLACED
+        if self.gone:
+            return Why.SOCKET_GONE
+        if self.drain:
+            return Why.DRAIN
+        if self.peer_refused:
+            return Why.ADDRESS
+        return Why.UNREACHABLE if self.condemned else None
+
+    def view(self) -> OccupantView:
+        """The occupant for the planner. Wanted is one that was ready when last asked and that we can describe."""
+        return OccupantView(
+            facts=self.facts,
+            wanted=isinstance(self.result, Ready) and self.leaving is None and self.can_be_described,
+            leaving=self.leaving,
+            gone=self.gone or self.replaced,
+            port=self.port,
+            linked=self.linked,
+            url=self.url,
+            overrides=self.overrides,
+            in_flight=self.in_flight,
+            reachable=self.key_problem is None
+            and (self.peer is None or (self.peer_is_ours and self.peer_problem is None)),
+        )
+
+    @property
+    def was_engine(self) -> bool:
+        """Whether it was found to be an engine, by us or by the earlier daemon that gave it its port."""
+        return self.facts is not None or self.port is not None
+
+    def unpin(self) -> None:
+        """Closes what keeps the occupant pinned and watched."""
+        pin, self.pin = self.pin, None
+        if self.liveness is not None:
+            self.liveness.abort()
+            self.liveness = None
+        if pin is not None:
+            os.close(pin)

@@ -1,0 +1,269 @@
+"""The two places that a service's router can be in: one in service, and for a while its successor beside it.
+
+Both are in nginx's configuration from the start, so that a replacement needs no reload: the successor is started in
+the free slot, is given every worker, and then the service address is switched to it.
+"""
+
+from __future__ import annotations
+
+import asyncio
+from collections.abc import Awaitable, Callable, Iterable
+from contextlib import suppress
+from functools import partial
+
+from gateway_sidecar.bridges.connections import open_connections
+from gateway_sidecar.bridges.nginx_config import SUCCESSOR
+from gateway_sidecar.config import ServiceSettings
+from gateway_sidecar.control.routers.process import PrivatePorts, RouterState, SavedRouter
+from gateway_sidecar.control.routers.unit import RouterUnit
+from gateway_sidecar.errors import RouterUnavailable
+from gateway_sidecar.routers.base import RouterPorts
+from gateway_sidecar.supervision import awake
+from gateway_sidecar.supervision.awake import within
+from gateway_sidecar.supervision.loops import Tasks, cancelled
+from gateway_sidecar.supervision.memory import router_share_mb
+from gateway_sidecar.supervision.process import Identity
+from gateway_sidecar.telemetry.logs import get_logger
+
+MOST_PATIENCE_S = 10.0
+"""How long a router is waited for, once it answers, until it has every worker."""
+
+_OUTGROWN_GAP_S = 600.0
+_POLL_S = 0.02
+_QUIET_GAP_S = 0.2
+
+
+class RouterSlots:
+    """The routers of one service.
+
+    make_unit: a router for one slot, as the settings have it now, not started yet.
+    private_ports: where the ports of the slots come from.
+    point: leads the service address to a slot.
+    move_address: makes the service address lead to the slots' ports, should those have changed.
+    staying: the URLs of the workers that are to stay: what a successor needs before it may take over.
+    has_caught_up: whether the router in service is up and has everybody whom it should have.
+    on_active: called when the router in service changed its state.
+    on_change: called when something changed that is written down.
+    on_retired: called when a router that was replaced has ended.
+    """
+
+    def __init__(
+        self,
+        settings: ServiceSettings,
+        tasks: Tasks,
+        *,
+        make_unit: Callable[[str], RouterUnit],
+        private_ports: PrivatePorts,
+        point: Callable[[str, str], None],
+        move_address: Callable[[], Awaitable[None]],
+        staying: Callable[[], Iterable[str]],
+        has_caught_up: Callable[[], bool],
+        on_active: Callable[[], None],
+        on_change: Callable[[], None],
+        on_retired: Callable[[], None],
+    ) -> None:
+        self.settings = settings
+        self.service = settings.name
+        self._tasks = tasks
+        self._make_unit = make_unit
+        self._private_ports = private_ports
+        self._point = point
+        self._move_address = move_address
+        self._staying = staying
+        self._has_caught_up = has_caught_up
+        self._on_active = on_active
+        self._on_change = on_change
+        self._on_retired = on_retired
+        self._logger = get_logger(service=settings.name)
+        self._reserved: dict[str, RouterPorts] = {}
+        self._replacing = asyncio.Lock()
+        self._renewing: asyncio.Task[None] | None = None
+        self._retiring: asyncio.Task[None] | None = None
+        self._may_outgrow_at = 0.0
+        self._not_replaced: tuple[int | None, str] = (None, "")
+        self.active = make_unit(self.service)
+        self.active.router.on_change.append(on_active)
+        self.units = [self.active]
+
+    @property
+    def watched(self) -> list[RouterUnit]:
+        """The routers that are to have every worker; a retiring one only loses some."""
+        return [unit for unit in self.units if not unit.retiring]
+
+    @property
+    def names(self) -> tuple[str, str]:
+        """The slots' names."""
+        return self.service, self.service + SUCCESSOR
+
+    @property
+    def problem(self) -> str:
+        """Why this very router should have been replaced, and was not; empty if there is nothing to say."""
+        pid, why = self._not_replaced
+        return why if pid is not None and pid == self.active.router.pid else ""
+
+    def addresses(self) -> tuple[str, str]:
+        """Where the routers in the two slots listen, or would."""
+        self._reserve_what_is_used()
+        first, second = (f"127.0.0.1:{self._reserved[slot].api}" for slot in self.names)
+        return first, second
+
+    def prepare(self) -> None:
+        """Decides on the ports of both slots, and leads the service address to the router that is, or will be.
+
+        Raises ProcessError if there are no ports.
+        """
+        self._reserve_what_is_used()
+        for slot in self.names:
+            if slot not in self._reserved:
+                self._reserved[slot] = self._private_ports.choose(slot)
+        self._point(self.service, self.active.router.slot)
+
+    def mend(self, pointed: str) -> bool:
+        """Leads the service address to the router in service again, should it be led elsewhere; whether it was."""
+        if pointed == self.active.router.slot:
+            return False
+        self._point(self.service, self.active.router.slot)
+        return True
+
+    def _reserve_what_is_used(self) -> None:
+        """A slot keeps the ports of the router that was in it last: nginx knows those."""
+        self._reserved |= {unit.router.slot: p for unit in self.units if (p := unit.router.ports) is not None}
+
+    def start(self) -> None:
+        """Begins to keep the router running, and replaces one that an earlier daemon started otherwise."""
+        self.active.start()
+        self._renewing = self._tasks.until_done(self._renew_outdated)
+
+    async def close(self) -> None:
+        """Stops keeping the routers; the processes go on."""
+        await cancelled(self._renewing, self._retiring)
+        for unit in self.units:
+            await unit.halt()
+
+    def abandon(self) -> None:
+        """The service is no more: both slots' ports may be used again."""
+        for slot in self.names:
+            self._private_ports.give_back(slot)
+
+    async def replace(self) -> None:
+        """Puts a new router, as the settings have it now, in the place of the old one. No request fails.
+
+        The new one is started beside the old and given every worker; then the service address leads to it, and the
+        old one finishes what it has begun, in the background. Raises RouterUnavailable, the old one kept, if the new
+        one does not get there.
+        """
+        await self._replacing.acquire()
+        try:
+            old = self.active
+            first, second = self.names
+            new = self._make_unit(second if old.router.slot == first else first)
+            self.units.append(new)
+            new.start()
+            try:
+                await self._until_equal(old, new)
+                await self._move_address()  # Changes nothing, unless the successor had to take another port.
+                self._point(self.service, new.router.slot)
+            except BaseException as error:
+                await new.halt()
+                await new.router.stop(grace_s=0)
+                self.units.remove(new)
+                new.router.log.close()
+                if not isinstance(error, TimeoutError | OSError | RouterUnavailable):
+                    raise
+                why = str(error) or new.router.reason or "it did not get every worker ready in time"
+                text = f"the new router was not put in place: {why}"
+                self._not_replaced = old.router.pid, text
+                raise RouterUnavailable(text) from error
+            self.active = new
+            old.router.on_change.remove(self._on_active)
+            new.router.on_change.append(self._on_active)
+            self._on_active()
+            self._on_change()
+            self._logger.info("router.replaced", pid=new.router.pid, old_pid=old.router.pid)
+            self._begin_to_retire(old)
+        except BaseException:
+            self._replacing.release()
+            raise
+
+    def note_memory(self, rss_bytes: int) -> None:
+        """Replaces a router that has outgrown its limit."""
+        limit_mb = self.settings.router.memory_limit_mb
+        if limit_mb == "auto":
+            limit_mb = router_share_mb()
+        is_renewing = self._renewing is not None and not self._renewing.done()
+        if limit_mb is None or rss_bytes <= limit_mb * 1024 * 1024 or self._replacing.locked() or is_renewing:
+            return
+        now = awake.monotonic()
+        if now < self._may_outgrow_at:
+            return  # A limit that a fresh router exceeds must not make us replace it for ever.
+        self._may_outgrow_at = now + _OUTGROWN_GAP_S
+        self._logger.warning("router.outgrown", memory_mb=rss_bytes >> 20, limit_mb=limit_mb)
+        self._renewing = self._tasks.spawn(self._renew(), again=self._on_retired)
+
+    def begin_in(self, slot: str) -> None:
+        """The router in service has its place in this slot. To be said before anything is adopted or started."""
+        if self.active.router.slot != slot:
+            self.active.router.log.close()
+            self.active = self._make_unit(slot)
+            self.active.router.on_change.append(self._on_active)
+            self.units = [self.active]
+
+    async def adopt_leaving(self, saved: SavedRouter, identity: Identity) -> bool:
+        """Takes over a router that an earlier daemon had replaced, or had not put in place: it may finish and go."""
+        unit = self._make_unit(saved.slot)
+        if not await unit.router.adopt(saved, identity):
+            return False
+        await self._replacing.acquire()
+        self.units.append(unit)
+        self._begin_to_retire(unit)
+        return True
+
+    async def _renew_outdated(self) -> None:
+        if not await self.active.router.is_outdated():
+            return
+        while not self._has_caught_up():
+            await asyncio.sleep(_POLL_S)
+        if await self.active.router.is_outdated():  # It may have been started again meanwhile.
+            self._logger.warning("router.outdated", pid=self.active.router.pid)
+            await self._renew()
+
+    async def _renew(self) -> None:
+        try:
+            await self.replace()
+        except RouterUnavailable as error:
+            self._logger.error("router.not_replaced", reason=str(error))
+
+    async def _until_equal(self, old: RouterUnit, new: RouterUnit) -> None:
+        """Returns when the new router has every worker that the old one has.
+
+        Raises TimeoutError, and RouterUnavailable as soon as it refuses its arguments.
+        """
+        async with within(self.settings.router.start_timeout_s + MOST_PATIENCE_S):
+            while not new.book.listed or any(old.is_ready(url) and not new.is_ready(url) for url in self._staying()):
+                if new.router.state is RouterState.REFUSED:
+                    raise RouterUnavailable(new.router.reason)
+                await asyncio.sleep(_POLL_S)
+
+    def _begin_to_retire(self, old: RouterUnit) -> None:
+        self._retiring = self._tasks.until_done(partial(self._retire, old))
+        self._retiring.add_done_callback(self._retired)
+
+    def _retired(self, _: asyncio.Task[None]) -> None:
+        self._on_change()
+        self._replacing.release()
+
+    async def _retire(self, old: RouterUnit) -> None:
+        """Ends a router that gets no new requests any more once nobody is connected to it, or if it hangs."""
+        await old.retire()
+        ports = {old.router.ports.api} if old.router.ports else set()
+        deadline = awake.now() + self.settings.router.retire_timeout_s
+        # Kept connections of nginx, idle for 5 s at the most, count as somebody's too.
+        while await asyncio.to_thread(open_connections, ports) and awake.now() < deadline:
+            with suppress(TimeoutError):
+                async with asyncio.timeout(_QUIET_GAP_S):
+                    await old.hangs.wait()
+                    break
+        await old.router.stop(grace_s=0 if old.hangs.is_set() else 0.5)
+        self.units.remove(old)  # Not before: as long as it runs it is ours to write down, or to end.
+        old.router.log.close()
+        self._on_retired()

@@ -1,0 +1,139 @@
+"""A router with its book of workers. A service has one, and during a replacement its successor beside it."""
+
+from __future__ import annotations
+
+import asyncio
+from collections.abc import Callable
+from contextlib import suppress
+
+from gateway_sidecar.control.routers.process import RouterProcess
+from gateway_sidecar.control.routers.workers import WorkerSync
+from gateway_sidecar.domain.model import WorkerStatus
+from gateway_sidecar.domain.planning import Deregister, WorkerView
+from gateway_sidecar.errors import RouterError, RouterRefused, RouterUnavailable
+from gateway_sidecar.routers.base import RouterClient
+from gateway_sidecar.supervision import awake
+from gateway_sidecar.supervision.loops import Tasks, run_forever
+from gateway_sidecar.telemetry.logs import get_logger
+from gateway_sidecar.telemetry.metrics import Metrics
+
+_AGAIN_S = 0.2
+
+
+class RouterUnit:
+    """One router process and what it says of its workers.
+
+    on_worker: called with the URL of a worker whose entry changed.
+    on_listed: called with this unit after each whole list, and with True for the first of a process.
+    on_silence: called when an answer of the router is overdue.
+    """
+
+    def __init__(
+        self,
+        router: RouterProcess,
+        metrics: Metrics,
+        *,
+        rescan_interval_s: float,
+        api_timeout_s: float,
+        on_worker: Callable[[str], None],
+        on_listed: Callable[[RouterUnit, bool], None],
+        on_silence: Callable[[], None],
+    ) -> None:
+        self.router = router
+        self._metrics = metrics
+        self.book = WorkerSync(
+            router,
+            metrics,
+            rescan_interval_s=rescan_interval_s,
+            api_timeout_s=api_timeout_s,
+            on_change=on_worker,
+            on_listed=lambda first: on_listed(self, first),
+            on_silence=on_silence,
+        )
+        router.on_change.append(self.book.hurry)
+        self._tasks = Tasks(router.service, metrics)
+        self._task: asyncio.Task[None] | None = None
+        self.retiring = False
+        """It only finishes what it has begun: nobody watches it any more, or registers anybody there."""
+        self.hangs = asyncio.Event()
+        """It is retiring and did not answer: nothing can be expected of it."""
+        self._on_worker = on_worker
+        self._logger = get_logger(service=router.service)
+        self._dismissals: dict[str, Deregister] = {}
+        self._dismissing: asyncio.Task[None] | None = None
+
+    def start(self) -> None:
+        """Begins to keep the router running and to watch its workers."""
+        self._task = self._tasks.spawn(self._run())
+
+    async def halt(self) -> None:
+        """Stops keeping and watching; the process itself goes on."""
+        await self._tasks.close()
+        await self.book.close()
+
+    async def retire(self) -> None:
+        """From now on it finishes what it has. Workers that leave are still taken out, so that it tries none again."""
+        self.retiring = True
+        await self.halt()
+        if not self.book.workers and self.router.client is not None:
+            with suppress(RouterError):  # An earlier daemon's: what it has is not known yet.
+                self.book.workers.update(await self.router.client.list_workers())
+        # Those that drain get nothing any more, and nobody would see them go.
+        for url in [url for url, worker in self.book.workers.items() if worker.status is WorkerStatus.DRAINING]:
+            del self.book.workers[url]
+        # Our own connections would count as somebody's.
+        await self.router.close_client()
+
+    def view(self, url: str | None) -> WorkerView:
+        """One worker for the planner."""
+        if not self.retiring:
+            return self.book.view(url)
+        return WorkerView(listed=True, worker=self.book.workers.get(url) if url else None)
+
+    def dismiss(self, action: Deregister) -> None:
+        """Takes a worker out of a retiring router; `on_worker` follows when it is out."""
+        self._dismissals[action.url] = action
+        if self._dismissing is None or self._dismissing.done():
+            self._dismissing = self._tasks.until_done(self._dismiss)
+
+    async def _dismiss(self) -> None:
+        client = self.router.client
+        while self._dismissals and client is not None:
+            url, action = next(iter(self._dismissals.items()))
+            try:
+                await self._deregister(client, action.worker_id)
+            except RouterUnavailable:
+                self._dismissals.clear()
+                self.hangs.set()
+                return
+            except RouterRefused as refusal:
+                self._logger.warning("worker.operation_failed", worker_url=url, reason=str(refusal), failures=1)
+            self._dismissals.pop(url)
+            self.book.workers.pop(url, None)
+            self._on_worker(url)
+            if not self._dismissals:
+                await self.router.close_client()
+
+    async def _deregister(self, client: RouterClient, worker_id: str) -> None:
+        """Raises RouterUnavailable once it has been asked for as long as a router in service may be silent."""
+        deadline = awake.now() + self.book.most_silence_s
+        while True:
+            stalls = awake.stalls()
+            try:
+                await client.deregister(worker_id)
+            except RouterUnavailable:
+                if awake.now() >= deadline and awake.stalls() == stalls:
+                    raise
+            else:
+                return
+            await asyncio.sleep(_AGAIN_S)
+
+    def is_ready(self, url: str | None) -> bool:
+        """Whether the router sends requests to the worker at `url`."""
+        worker = self.book.workers.get(url) if url else None
+        return self.book.listed and worker is not None and worker.status is WorkerStatus.READY
+
+    async def _run(self) -> None:
+        async with asyncio.TaskGroup() as group:
+            for loop in (self.router.run, self.book.run):
+                group.create_task(run_forever(self.router.service, loop, self._metrics))

@@ -1,0 +1,403 @@
+"""What one router says of its workers, and the operations under way on them.
+
+One operation at a time per worker URL. What the router answered to one of ours is newer than a list that was asked
+for before; a list that cannot be had leaves everything as it was.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import math
+from collections.abc import Callable, Coroutine
+from dataclasses import dataclass, replace
+
+from gateway_sidecar.control.routers.process import RouterProcess
+from gateway_sidecar.domain.backoff import Backoff
+from gateway_sidecar.domain.model import Registered, WorkerSpec, WorkerStatus
+from gateway_sidecar.domain.planning import Deregister, Register, WorkerView
+from gateway_sidecar.errors import RouterError, RouterUnavailable, WorkerExists
+from gateway_sidecar.routers.base import RouterClient
+from gateway_sidecar.supervision import awake
+from gateway_sidecar.supervision.loops import Tasks, beating
+from gateway_sidecar.telemetry.logs import get_logger
+from gateway_sidecar.telemetry.metrics import Metrics
+
+_RETRIES = Backoff(first_s=0.25, most_s=15.0)
+_FEW = 8
+_LEAST_POLL_S = 0.005
+_PATIENCE_S = 1.0
+_SETTLES_S = 0.1
+_AT_ONCE = 32
+_OVERDUE_S = 1.0
+LATE_S = 30.0
+"""A registration that SMG accepted cannot be taken back: its worker may appear that much later (seen: 25 s)."""
+
+
+@dataclass(slots=True)
+class _Submission:
+    """A registration that the router accepted."""
+
+    worker_id: str
+    spec: WorkerSpec
+    since: float
+    confirmed: bool = False
+
+
+@dataclass(frozen=True, slots=True)
+class _Failure:
+    """Operations that failed in a row, and until when (monotonic seconds) the next one waits."""
+
+    count: int
+    until: float
+    reason: str
+    removing: bool
+
+
+class WorkerSync:
+    """The workers of one router process. `on_change` is called with each URL whose entry changed, `on_listed` after
+    each whole list, with True for the first of a router process, `on_silence` when an answer is overdue."""
+
+    def __init__(
+        self,
+        router: RouterProcess,
+        metrics: Metrics,
+        *,
+        rescan_interval_s: float,
+        api_timeout_s: float,
+        on_change: Callable[[str], None],
+        on_listed: Callable[[bool], None],
+        on_silence: Callable[[], None],
+    ) -> None:
+        self._router = router
+        self._metrics = metrics
+        self._interval_s = rescan_interval_s
+        self._mute_s = api_timeout_s
+        self._on_change = on_change
+        self._on_listed = on_listed
+        self._on_silence = on_silence
+        self._silent_since: float | None = None
+        self._logger = get_logger(service=router.service)
+        self._epoch = -1
+        self._listed = False
+        self._listed_at = 0.0
+        self.workers: dict[str, Registered] = {}
+        self._submissions: dict[str, _Submission] = {}
+        self._late_until: dict[str, float] = {}
+        self._proven: set[str] = set()
+        self._told_before_until = 0.0
+        self._answered_at: dict[str, float] = {}
+        self._settling: dict[str, float] = {}
+        self._tasks = Tasks(router.service, metrics)
+        self._busy: dict[str, asyncio.Task[None]] = {}
+        self._failures: dict[str, _Failure] = {}
+        self._slots = asyncio.Semaphore(_AT_ONCE)
+        self._hurry = asyncio.Event()
+        self.beat = awake.now()
+
+    def reconfigure(self, api_timeout_s: float) -> None:
+        """Takes a new bound for how long the router may be silent."""
+        self._mute_s = api_timeout_s
+
+    @property
+    def most_silence_s(self) -> float:
+        """For how long the router may owe an answer."""
+        return self._mute_s
+
+    @property
+    def listed(self) -> bool:
+        """Whether the router's list of workers is known."""
+        return self._listed and self._epoch == self._router.epoch and self._router.up
+
+    @property
+    def is_silent(self) -> bool:
+        """Whether an answer is overdue, so that the router may hang: long before that is certain."""
+        return self._silent_since is not None and awake.now() - self._silent_since >= self._overdue_s
+
+    @property
+    def _overdue_s(self) -> float:
+        return min(_OVERDUE_S, self._mute_s / 2)
+
+    def view(self, url: str | None) -> WorkerView:
+        """One worker for the planner."""
+        if url is None:
+            return WorkerView(listed=self.listed)
+        submission = self._submissions.get(url)
+        held = self.held_for_s(url) > 0
+        return WorkerView(
+            listed=self.listed,
+            worker=self.workers.get(url),
+            registered_as=submission.spec if submission else None,
+            busy=url in self._busy,
+            held=held,
+            held_leaving=held and self._failures[url].removing,
+        )
+
+    def held_for_s(self, url: str) -> float:
+        """How long the next try has to wait."""
+        failure = self._failures.get(url)
+        return max(0.0, failure.until - awake.monotonic()) if failure else 0.0
+
+    def trouble(self, url: str) -> str | None:
+        """Why the last operation on this worker failed, if the last one did."""
+        failure = self._failures.get(url)
+        return failure.reason if failure else None
+
+    def late_until(self, url: str | None) -> float:
+        """Until when (awake seconds) a worker that was taken back before it was ready may yet appear; 0 if none.
+
+        What an earlier daemon told the router is not known: as if it had been told just before this one came. The URL
+        is None where it is not known which of two it is.
+        """
+        late_until = self._late_until.pop(url, 0.0) if url is not None else 0.0
+        return late_until if url in self._proven else max(late_until, self._told_before_until)
+
+    def forget(self, url: str) -> None:
+        """The URL's owner is gone for good."""
+        self._submissions.pop(url, None)
+        self._failures.pop(url, None)
+        self._answered_at.pop(url, None)
+        self._settling.pop(url, None)
+        self._proven.discard(url)
+
+    def start(self, action: Register | Deregister) -> None:
+        """Begins an operation; `on_change` follows when the router has answered."""
+        url = action.spec.url if isinstance(action, Register) else action.url
+        work = self._register(action.spec) if isinstance(action, Register) else self._deregister(action)
+        self._busy[url] = self._tasks.spawn(self._operate(url, work, isinstance(action, Deregister)))
+
+    async def run(self) -> None:
+        """Observes the router until cancelled."""
+        failing_since: float | None = None
+        while True:
+            self._comes_round()
+            if not self._router.up or self._epoch != self._router.epoch:
+                self._lose()
+                self._silent_since = failing_since = None
+                if not self._router.up:
+                    await self._pause(0.1)
+                    continue
+                self._epoch = self._router.epoch
+                self._told_before_until = awake.now() + LATE_S if self._router.is_adopted else 0.0
+            began, asked, stalls = awake.monotonic(), awake.now(), awake.stalls()
+            overdue = asyncio.get_running_loop().call_later(self._overdue_s, self._on_silence)
+            try:
+                await beating(self._observe(), self._comes_round)
+                self._silent_since = failing_since = None
+            except RouterError as error:
+                if failing_since is None:
+                    failing_since = asked if self._silent_since is None else self._silent_since
+                if not isinstance(error, RouterUnavailable):
+                    self._silent_since = None
+                self._metrics.router_errors.labels(self._router.service).inc()
+                self._logger.warning("router.not_answering", reason=str(error))
+                # What was asked across a stall proves nothing: it is asked again before anybody is judged.
+                if awake.now() - failing_since >= self._mute_s and awake.stalls() == stalls:
+                    self._router.report_unresponsive()
+                    failing_since = None
+                await asyncio.sleep(0.2)
+                continue
+            finally:
+                overdue.cancel()
+            took = awake.monotonic() - began
+            await self._pause(self._next_gap_s(took))
+
+    async def close(self) -> None:
+        """Ends the operations under way."""
+        await self._tasks.close()
+
+    def _comes_round(self) -> None:
+        self.beat = awake.now()
+
+    def hurry(self) -> None:
+        """Look again soon."""
+        self._hurry.set()
+
+    async def _pause(self, most_s: float) -> None:
+        try:
+            async with asyncio.timeout(most_s):
+                await self._hurry.wait()
+        except TimeoutError:
+            pass
+        self._hurry.clear()
+
+    def _next_gap_s(self, took_s: float) -> float:
+        """How soon to look again: at once while something is about to change, and ever later while it does not."""
+        pending = self._pending()
+        if not pending:
+            return self._interval_s
+        age_s = awake.monotonic() - max(self._answered_at.get(url, 0.0) for url in pending)
+        if age_s > 10:
+            return min(1.0, self._interval_s)
+        return min(max(_LEAST_POLL_S if age_s < 1 else 0.1, took_s), self._interval_s)
+
+    def _pending(self) -> list[str]:
+        """URLs whose next word from the router is awaited."""
+        return [
+            url
+            for url, worker in self.workers.items()
+            if worker.status in (WorkerStatus.PENDING, WorkerStatus.DRAINING)
+            or (worker.status is WorkerStatus.NOT_READY and url in self._submissions)
+        ]
+
+    def _lose(self) -> None:
+        """Another process, or none: what the last one said is void."""
+        lost = list(self.workers)
+        self._listed = False
+        for book in (
+            self.workers, self._submissions, self._answered_at, self._settling, self._failures, self._late_until
+        ):  # fmt: skip
+            book.clear()
+        self._proven.clear()
+        for url in lost:
+            self._on_change(url)
+
+    async def _observe(self) -> None:
+        client, epoch = self._router.client, self._router.epoch
+        assert client is not None
+        pending = self._pending()
+        asked_at = awake.monotonic()
+        if self._silent_since is None:
+            self._silent_since = awake.now()
+        if self._listed and 0 < len(pending) <= _FEW and self._hurry_only():
+            for url in pending:
+                asked_at = awake.monotonic()
+                self._silent_since = awake.now()
+                found = await client.find(self.workers[url].worker_id) if url in self.workers else None
+                if epoch == self._router.epoch:
+                    self._learn(url, found, asked_at)
+            return
+        listed = await client.list_workers()
+        if epoch != self._router.epoch:
+            return
+        self._listed_at = asked_at
+        for url in self.workers.keys() - listed.keys():
+            submission = self._submissions.get(url)
+            if submission is None or submission.confirmed:
+                self._learn(url, None, asked_at)
+            elif asked_at - submission.since > _PATIENCE_S:
+                # A worker that is being added may be missing from the list: ask for it by name.
+                self._silent_since = awake.now()
+                self._learn(url, await client.find(submission.worker_id), asked_at)
+        for url, worker in listed.items():
+            self._learn(url, worker, asked_at)
+        for url in [u for u, at in self._answered_at.items() if at < asked_at and u not in self.workers]:
+            del self._answered_at[url]
+        first, self._listed = not self._listed, True
+        self._on_listed(first)
+
+    def _is_settling(self, url: str, asked_at: float) -> bool:
+        until = self._settling.get(url)
+        if until is not None and until <= asked_at:
+            del self._settling[url]
+            return False
+        return until is not None
+
+    def _hurry_only(self) -> bool:
+        """Whether the whole list is fresh enough to ask only for what is pending."""
+        return awake.monotonic() - self._listed_at < self._interval_s
+
+    def _learn(self, url: str, worker: Registered | None, asked_at: float) -> None:
+        if self._answered_at.get(url, -math.inf) >= asked_at or url in self._busy:
+            return  # An operation of ours is newer than this answer.
+        if worker is not None and worker.status is not WorkerStatus.DRAINING and self._is_settling(url, asked_at):
+            return  # A removal that was accepted shows in the list a moment later.
+        before = self.workers.get(url)
+        if worker == before:
+            return
+        submission = self._submissions.get(url)
+        if submission is not None and worker is not None and submission.worker_id != worker.worker_id:
+            del self._submissions[url]  # Not the one that we registered: what we told of that one proves nothing.
+        if worker is None:
+            self.workers.pop(url, None)
+            submission = self._submissions.pop(url, None)
+            if submission is not None and not submission.confirmed:
+                self._late_until[url] = awake.now() + LATE_S
+                self._fail(url, "the router dropped the registration")
+        else:
+            self.workers[url] = worker
+            submission = self._submissions.get(url)
+            if worker.status is WorkerStatus.READY:
+                self._proven.add(url)
+                self._failures.pop(url, None)
+                if submission is not None and not submission.confirmed:
+                    submission.confirmed = True
+                    self._metrics.registrations.labels(self._router.service, "ready").inc()
+            elif worker.status is WorkerStatus.FAILED and (before is None or before.status is not worker.status):
+                removing = before is not None and before.status is WorkerStatus.DRAINING
+                self._fail(url, worker.note or "the router gave it up", removing=removing)
+        self._on_change(url)
+
+    async def _operate(self, url: str, work: Coroutine[None, None, None], removing: bool) -> None:
+        try:
+            async with self._slots:
+                await work
+        except RouterError as error:
+            self._fail(url, str(error), removing=removing)
+        except Exception as fault:
+            self._fail(url, f"a fault of the daemon's own: {fault!r}", removing=removing)
+            raise
+        finally:
+            del self._busy[url]
+            self._answered_at[url] = awake.monotonic()
+            self._hurry.set()
+            self._on_change(url)
+
+    def _fail(self, url: str, reason: str, *, removing: bool = False) -> None:
+        before = self._failures.get(url)
+        count = before.count + 1 if before else 1
+        delay = _RETRIES.delay_s(count)
+        self._failures[url] = _Failure(count, awake.monotonic() + delay, reason, removing)
+        self._metrics.registrations.labels(self._router.service, "failed").inc()
+        self._logger.warning(
+            "worker.operation_failed",
+            worker_url=url,
+            reason=reason,
+            failures=count,
+            retry_in_s=round(delay, 2),
+        )
+
+    async def _register(self, spec: WorkerSpec) -> None:
+        epoch, client = self._router.epoch, self._client()
+        try:
+            worker_id = await client.register(spec)
+        except WorkerExists as exists:
+            # The list did not show it: a leftover that is still pending, or one that drains. Take it out; the next
+            # plan registers it anew.
+            if exists.worker_id is None:
+                raise
+            found = await client.find(exists.worker_id)
+            if found is not None and found.status is not WorkerStatus.DRAINING:
+                await client.deregister(exists.worker_id)
+            if found is not None and epoch == self._router.epoch:
+                self.workers[spec.url] = replace(found, status=WorkerStatus.DRAINING)
+            return
+        if epoch != self._router.epoch:
+            return
+        self._submissions[spec.url] = _Submission(worker_id, spec, awake.monotonic())
+        self.workers[spec.url] = Registered(
+            worker_id=worker_id,
+            url=spec.url,
+            status=WorkerStatus.PENDING,
+            worker_type=spec.worker_type,
+            connection_mode=spec.connection_mode,
+            runtime_type=spec.runtime_type,
+        )
+
+    async def _deregister(self, action: Deregister) -> None:
+        epoch = self._router.epoch
+        await self._client().deregister(action.worker_id)
+        self._metrics.deregistrations.labels(self._router.service, action.why.name.lower()).inc()
+        if epoch != self._router.epoch:
+            return
+        submission = self._submissions.pop(action.url, None)
+        if submission is not None and not submission.confirmed:
+            self._late_until[action.url] = awake.now() + LATE_S
+        self._settling[action.url] = awake.monotonic() + _SETTLES_S
+        worker = self.workers.get(action.url)
+        if worker is not None and worker.worker_id == action.worker_id:
+            self.workers[action.url] = replace(worker, status=WorkerStatus.DRAINING)
+
+    def _client(self) -> RouterClient:
+        if self._router.client is None or not self._router.up:
+            raise RouterUnavailable("the router is not up")
+        return self._router.client

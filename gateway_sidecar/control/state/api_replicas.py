@@ -1,0 +1,239 @@
+"""What the admin API was told of replicas, of all services: on disk before anybody is answered.
+
+The record is no hint but the only place where this stands. So one that cannot be read is no empty one: while a disk
+does not give it out, nothing is changed; one that is no record of ours is put aside, and the replicas that it may have
+held stay as they are until somebody says again what is to be of them.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import errno
+from collections import defaultdict
+from collections.abc import Callable, Iterable, Mapping
+from dataclasses import dataclass
+from functools import partial
+from pathlib import Path
+from typing import Any
+
+from gateway_sidecar.config import ToldEntry, same_entry
+from gateway_sidecar.control.state.records import read_record
+from gateway_sidecar.control.state.writer import Record, RecordWriter
+from gateway_sidecar.domain.model import ReplicaId
+from gateway_sidecar.errors import StateError
+from gateway_sidecar.sources.told import Told
+from gateway_sidecar.supervision.own_thread import OwnThread
+from gateway_sidecar.telemetry.logs import get_logger
+from gateway_sidecar.telemetry.metrics import Metrics
+
+_PATIENCE_S = 5.0
+_RETRY_S = 1.0
+_PROBLEM = "api"
+_FULL = (errno.ENOSPC, errno.EDQUOT)
+
+Content = dict[str, object]
+
+
+@dataclass(frozen=True, slots=True)
+class Put:
+    """What came of a put. `entry` is the one that holds; `was_leaving` says that it was being drained."""
+
+    created: bool
+    changed: bool
+    entry: ToldEntry
+    was_leaving: bool = False
+
+
+def is_full(error: StateError) -> bool:
+    """Whether it was for want of room that something could not be written."""
+    return isinstance(error.__cause__, OSError) and error.__cause__.errno in _FULL
+
+
+class _InTurn(Record):
+    """A record that is written by one at a time: what is written last is what is true last."""
+
+    def __init__(self, name: str, path: Path, content: Callable[[], Mapping[str, object]]) -> None:
+        super().__init__(name, path, content)
+        self.turn = asyncio.Lock()
+
+    async def write(self, content: Mapping[str, object] | None = None) -> None:
+        async with self.turn:
+            await super().write(content)
+
+
+class ApiReplicas:
+    """Keeps what the API was told. `problems` gets an entry while something of it is lost or unread."""
+
+    def __init__(self, path: Path, problems: dict[str, str], metrics: Metrics) -> None:
+        self._problems = problems
+        self._logger = get_logger()
+        self._told: defaultdict[str, Told] = defaultdict(Told)
+        self._record = _InTurn("replicas", path, self._content)
+        self._supervisor = RecordWriter(self._record, problems, metrics)
+        self._change = asyncio.Lock()
+        self._thread = OwnThread(f"aside {path.name}")
+        self._owned_before: Mapping[str, Iterable[ReplicaId]] = {}
+        self._aside: Path | None = None
+        self._unread: str | None = None
+
+    def of(self, service: str) -> Told:
+        """What was told of one service; the same object for as long as the daemon runs."""
+        if service not in self._told:
+            self._told[service].unread = self._unread
+        return self._told[service]
+
+    async def load(self, owned_before: Mapping[str, Iterable[ReplicaId]]) -> None:
+        """Takes up what an earlier daemon was told. `owned_before`: the replicas that are known to be from there."""
+        self._owned_before = owned_before
+        await self._load()
+
+    async def run(self) -> None:
+        """Runs until cancelled."""
+        while self._unread is not None:
+            await asyncio.sleep(_RETRY_S)
+            await self._load()
+        await self._supervisor.run()
+
+    async def put(self, service: str, replica: ReplicaId, entry: ToldEntry) -> Put:
+        """The replica is as this says from now on; what that changed.
+
+        Raises StateError, nothing changed, if it cannot be written down.
+        """
+        async with self._change:
+            told = self.of(service)
+            before = told.entries.get(replica)
+            if before is not None and same_entry(before, entry):
+                return Put(created=False, changed=False, entry=before)
+            await self._write(service, replica, entry)
+            told.entries[replica] = entry
+            was_leaving = told.leaving.pop(replica, None) is not None
+            told.lost.discard(replica)
+            self._tell()
+            return Put(created=before is None, changed=True, entry=entry, was_leaving=was_leaving)
+
+    async def take_out(self, service: str, replica: ReplicaId) -> ToldEntry | None:
+        """The replica has to go; it is shown until `forget`. Its entry, None if that is lost.
+
+        Raises KeyError for one that the API was not told of, StateError, nothing changed, if it cannot be written down.
+        """
+        async with self._change:
+            told = self.of(service)
+            if replica in told.leaving:
+                return told.leaving[replica]
+            if replica not in told.entries and replica not in told.lost:
+                raise KeyError(replica)
+            await self._write(service, replica, None)
+            told.lost.discard(replica)
+            self._tell()
+            entry = told.entries.pop(replica, None)
+            if entry is not None:
+                told.leaving[replica] = entry
+            return entry
+
+    def forget(self, service: str, replica: ReplicaId, entry: ToldEntry | None) -> bool:
+        """The one that was taken out is gone for good; False if somebody put it again meanwhile."""
+        told = self.of(service)
+        if replica in told.entries:
+            return False
+        if told.leaving.get(replica) is entry:
+            told.leaving.pop(replica, None)
+        return True
+
+    # -- the record
+
+    def _content(self) -> Content:
+        return {
+            "replicas": {name: dict(told.entries) for name, told in self._told.items() if told.entries},
+            "lost": {name: sorted(told.lost) for name, told in self._told.items() if told.lost},
+        }
+
+    async def _write(self, service: str, replica: ReplicaId, entry: ToldEntry | None) -> None:
+        """Writes down how it is with this one changed. Raises StateError."""
+        if self._unread is not None:
+            raise StateError(self._unread)
+        content = self._content()
+        replicas, lost = content["replicas"], content["lost"]
+        assert isinstance(replicas, dict)
+        assert isinstance(lost, dict)
+        entries = {name: it for name, it in replicas.get(service, {}).items() if name != replica}
+        replicas[service] = entries if entry is None else {**entries, replica: entry}
+        lost[service] = [name for name in lost.get(service, []) if name != replica]
+        try:
+            await self._record.write(content)
+        except StateError:
+            self._supervisor.touch()  # It may be on the disk all the same: what holds is written over it.
+            raise
+
+    async def _load(self) -> None:
+        path = self._record.path
+        try:
+            told, lost = _from_json(path, await self._record.read())
+        except StateError as error:
+            if isinstance(error.__cause__, OSError):
+                self._note_unread(f"{error}; replicas that the API was told of stay as they are")
+                return
+            try:
+                self._aside = await self._thread.run(partial(_put_aside, path), patience_s=_PATIENCE_S)
+            except OSError as trouble:
+                self._note_unread(f"{error}, and cannot be put aside: {trouble.strerror or trouble}")
+                return
+            self._logger.error("state.put_aside", reason=str(error), path=str(self._aside))
+            told, lost = {}, {name: set(replicas) for name, replicas in self._owned_before.items()}
+        self._unread = None
+        for name in {*told, *lost, *self._told}:
+            it = self._told[name]
+            it.unread = None
+            it.entries = told.get(name, {})
+            it.lost = lost.get(name, set()) - it.entries.keys()
+        self._tell()
+        if self._aside is not None and not await self._supervisor.write():
+            self._supervisor.touch()
+
+    def _note_unread(self, why: str) -> None:
+        if self._unread != why:
+            self._logger.error("state.unread", reason=why)
+        self._unread = why
+        for told in self._told.values():
+            told.unread = why
+        self._tell()
+
+    def _tell(self) -> None:
+        lost = [f"{service}/{replica}" for service, told in sorted(self._told.items()) for replica in sorted(told.lost)]
+        if self._unread is not None:
+            self._problems[_PROBLEM] = self._unread
+        elif lost or self._aside is not None:
+            which = f"what was told of {', '.join(lost[:10])} is lost" if lost else "what was told is lost"
+            kept = f"; the old record is {self._aside}" if self._aside is not None else ""
+            self._problems[_PROBLEM] = f"{which}{kept}; put the replicas again, or delete them"
+        else:
+            self._problems.pop(_PROBLEM, None)
+
+
+def read_entries(path: Path) -> Mapping[str, Mapping[ReplicaId, ToldEntry]]:
+    """What a record holds, for whoever only wants to know. Raises StateError. Blocks."""
+    return _from_json(path, read_record(path))[0]
+
+
+def _from_json(
+    path: Path, content: Mapping[str, Any]
+) -> tuple[dict[str, dict[ReplicaId, ToldEntry]], dict[str, set[ReplicaId]]]:
+    try:
+        told: dict[str, dict[ReplicaId, ToldEntry]] = {
+            str(name): {ReplicaId(replica): dict(entry) for replica, entry in entries.items()}
+            for name, entries in content.get("replicas", {}).items()
+        }
+        lost = {
+            str(name): {ReplicaId(str(it)) for it in replicas} for name, replicas in content.get("lost", {}).items()
+        }
+    except (AttributeError, TypeError, ValueError) as error:
+        raise StateError(f"{path} is of a form that is not known: {error}") from error
+    return told, lost
+
+
+def _put_aside(path: Path) -> Path:
+    """Another name for what cannot be used, one that nothing has yet. Raises OSError. Blocks."""
+    for number in range(1, 1000):
+        aside = path.with_name(f"{path.name}.unusable-{number}")
+        if not aside.exists():
+            return path.rename(aside)
+    raise OSError(errno.EEXIST, f"{path}.unusable-* are 999 files already")

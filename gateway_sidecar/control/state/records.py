@@ -1,0 +1,209 @@
+"""What the daemon writes down for the next one. A hint, never the truth: observation wins.
+
+Two files, each atomic, versioned and fsynced: `leases.json` in the state directory (which port belonged to whom) and
+`processes.json` in the runtime directory (which nginx and routers run, and the routers' keys; mode 0600).
+"""
+
+from __future__ import annotations
+
+import contextlib
+import json
+from collections.abc import Container, Iterable, Mapping
+from dataclasses import asdict, dataclass
+from pathlib import Path
+from typing import Annotated, Any, TypeVar
+
+from pydantic import Field, FiniteFloat, TypeAdapter, ValidationError
+
+from gateway_sidecar.control.replicas.tenure import SavedTenure
+from gateway_sidecar.control.routers.process import SavedRouter
+from gateway_sidecar.domain.leases import PortLeases
+from gateway_sidecar.domain.model import EngineFacts, Occupant, PeerAddress, ReplicaId
+from gateway_sidecar.domain.tunnels import Tunnel
+from gateway_sidecar.errors import StateError
+from gateway_sidecar.files.own import make_directory
+from gateway_sidecar.files.replace import replace_file
+from gateway_sidecar.sources.listing import Sighting
+from gateway_sidecar.supervision import awake
+from gateway_sidecar.supervision.process import Identity
+
+_Port = Annotated[int, Field(ge=1, le=65535)]
+
+
+@dataclass(frozen=True, slots=True)
+class _Row:
+    """A row of `leases.json`."""
+
+    replica: str
+    socket: Path
+    occupant: Occupant
+    source: str
+    described: bool
+    tunnel: Tunnel | None
+    notes: tuple[Path, int] | None
+    generation: int
+    port: _Port | None
+    facts: EngineFacts | None
+    drain: bool
+    leaving: bool
+    peer: tuple[str, _Port, bool] | None = None
+    target: Path | None = None
+
+
+_T = TypeVar("_T")
+_TENURE = TypeAdapter(_Row)
+_IDENTITY = TypeAdapter(Identity)
+_ROUTER = TypeAdapter(SavedRouter)
+_PORTS = TypeAdapter(tuple[_Port, _Port])
+_BRIDGE_KEY = TypeAdapter(Annotated[str, Field(pattern=r"^[A-Za-z0-9_-]{32}$")] | None)
+_RESTING = TypeAdapter(list[tuple[int, FiniteFloat, str]])
+_VERSION = 1
+_MOST_BYTES = 64 * 1024 * 1024
+
+
+def write_record(path: Path, content: Mapping[str, object]) -> None:
+    """Replaces the file whole, or leaves it as it was. Raises StateError. Blocks: call in a thread."""
+    try:
+        make_directory(path.parent)
+        replace_file(path, json.dumps({"version": _VERSION, **content}), synced=True)
+    except OSError as error:
+        raise StateError(f"cannot write {path}: {error.strerror}") from error
+
+
+def read_record(path: Path) -> dict[str, Any]:
+    """What was written; empty if there is none. Raises StateError for a file that cannot be trusted."""
+    try:
+        with path.open("rb") as file:
+            raw = file.read(_MOST_BYTES)
+    except FileNotFoundError:
+        return {}
+    except OSError as error:
+        raise StateError(f"cannot read {path}: {error.strerror}") from error
+    try:
+        content = json.loads(raw)
+    except (ValueError, RecursionError) as error:
+        raise StateError(f"{path} is not whole: {error}") from error
+    version = content.get("version") if isinstance(content, dict) else None
+    if version != _VERSION:
+        raise StateError(f"{path} has version {version!r}; this daemon reads {_VERSION}")
+    for name in ("routers", "departing", "services", "models"):
+        by_service = content.get(name, {})
+        if not isinstance(by_service, dict) or not all(isinstance(rows, list) for rows in by_service.values()):
+            raise StateError(f"{path}: {name} is not a mapping of lists")
+    return dict(content)
+
+
+def _read(form: TypeAdapter[_T], row: object, what: str) -> _T:
+    """A part of a record in its form, nothing guessed. Raises StateError."""
+    try:
+        return form.validate_json(json.dumps(row), strict=True)
+    except ValidationError as error:
+        first = error.errors()[0]
+        where = ".".join(str(part) for part in first["loc"]) or "all of it"
+        raise StateError(f"{what} of a form that is not known: {where}: {first['msg']}") from error
+
+
+def _fields(value: Occupant | EngineFacts) -> dict[str, object]:
+    """A flat dataclass as plain data; `dataclasses.asdict` copies deeply, at ten times the cost."""
+    return {name: getattr(value, name) for name in value.__dataclass_fields__}
+
+
+def tenure_to_json(saved: SavedTenure) -> dict[str, object]:
+    """One tenure as plain data."""
+    return {
+        "replica": saved.sighting.replica,
+        "socket": str(saved.sighting.socket),
+        "target": None if saved.sighting.target is None else str(saved.sighting.target),
+        "occupant": _fields(saved.sighting.occupant),
+        "source": saved.sighting.source,
+        "described": saved.sighting.described,
+        "tunnel": asdict(saved.sighting.tunnel) if saved.sighting.tunnel else None,
+        "notes": [str(saved.sighting.notes[0]), saved.sighting.notes[1]] if saved.sighting.notes else None,
+        "generation": saved.generation,
+        "port": saved.port,
+        "facts": _fields(saved.facts) if saved.facts else None,
+        "drain": saved.drain,
+        "leaving": saved.leaving,
+        "peer": [saved.peer.host, saved.peer.port, saved.peer.direct] if saved.peer else None,
+    }
+
+
+def tenure_from_json(row: Mapping[str, Any]) -> SavedTenure:
+    """The tenure that was written down. Raises StateError for one of another form."""
+    told = _read(_TENURE, row, "a lease")
+    sighting = Sighting(
+        *(ReplicaId(told.replica), told.socket, told.occupant, told.notes, told.source, told.tunnel, told.described),
+        target=told.target,
+    )
+    peer = PeerAddress(*told.peer) if told.peer else None
+    return SavedTenure(sighting, told.generation, told.port, told.facts, told.drain, told.leaving, peer)
+
+
+def resting_to_json(leases: PortLeases) -> list[tuple[int, float, str]]:
+    """The ports that must rest, until when (monotonic seconds of this boot), and which service had them."""
+    rests_until = sorted(leases.rests_until.items())
+    return [(port, awake.to_monotonic(until), leases.holder_of(port)) for port, until in rests_until]
+
+
+def resting_from_json(leases: Mapping[str, Any]) -> list[tuple[int, float, str]]:
+    """The rows that were written down, with awake seconds. Raises StateError for rows of another form."""
+    rows: list[tuple[int, float, str]] = _read(_RESTING, leases.get("resting", []), "resting ports")
+    return [(port, awake.from_monotonic(until), service) for port, until, service in rows]
+
+
+def identity_to_json(identity: Identity) -> dict[str, object]:
+    """One process's identity as plain data."""
+    return asdict(identity)
+
+
+def identity_from_json(row: Mapping[str, Any]) -> Identity:
+    """The identity that was written down. Raises StateError for one of another form."""
+    return _read(_IDENTITY, row, "a process")
+
+
+def router_to_json(saved: SavedRouter) -> dict[str, object]:
+    """One router as plain data, its key included."""
+    return {
+        "slot": saved.slot,
+        "identity": None if saved.identity is None else identity_to_json(saved.identity),
+        "ports": asdict(saved.ports),
+        "key": saved.key,
+        "digest": saved.digest,
+    }
+
+
+def router_from_json(row: Mapping[str, Any]) -> SavedRouter:
+    """The router that was written down. Raises StateError for one of another form."""
+    saved = _read(_ROUTER, row, "a router")
+    _read(_PORTS, (saved.ports.api, saved.ports.metrics), "a router's ports")
+    return saved
+
+
+def bridge_key_from_json(processes: Mapping[str, Any]) -> str | None:
+    """What routers show the bridges; None if nothing was written down. Raises StateError for another form."""
+    return _read(_BRIDGE_KEY, processes.get("bridge_key"), "the bridges' key")
+
+
+def departing_to_json(departing: Iterable[tuple[str, Identity]]) -> dict[str, list[dict[str, object]]]:
+    """Routers that are to end, by service, as plain data."""
+    rows: dict[str, list[dict[str, object]]] = {}
+    for service, identity in departing:
+        rows.setdefault(service, []).append(identity_to_json(identity))
+    return rows
+
+
+def departing_from_json(processes: Mapping[str, Any], *, still_there: Container[str]) -> dict[Identity, str]:
+    """Routers that are to end, and whose they were: those of services that are not there any more are among them."""
+    found: dict[Identity, str] = {}
+    # A row of another form, or without identity, tells nothing of a process: that one is found by its output.
+    for service, rows in processes.get("routers", {}).items():
+        for row in rows if service not in still_there else ():
+            with contextlib.suppress(StateError):
+                identity = router_from_json(row).identity
+                if identity is not None:
+                    found[identity] = service
+    for service, rows in processes.get("departing", {}).items():
+        for row in rows:
+            with contextlib.suppress(StateError):
+                found[identity_from_json(row)] = service
+    return found

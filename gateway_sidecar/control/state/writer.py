@@ -1,0 +1,111 @@
+"""Keeps the records for the next daemon on disk: whenever something changes, when one vanished, and every minute.
+
+What cannot be written is told once, tried again each second, and told again when it could be. Each record has a thread
+of its own, so that a state disk that hangs does not keep the record of processes from being written.
+"""
+
+from __future__ import annotations
+
+import asyncio
+from collections.abc import Callable, Mapping
+from functools import partial
+from pathlib import Path
+from typing import Any
+
+from gateway_sidecar.control.state import records
+from gateway_sidecar.errors import StateError
+from gateway_sidecar.supervision import awake
+from gateway_sidecar.supervision.own_thread import OwnThread
+from gateway_sidecar.telemetry.logs import get_logger
+from gateway_sidecar.telemetry.metrics import Metrics
+
+_GAP_S = 0.2
+_RETRY_S = 1.0
+_LOOK_S = 2.0
+_ANEW_S = 60.0
+_PATIENCE_S = 5.0
+
+
+class Record:
+    """One file. `name` says in `status`, in the log and in a metric which."""
+
+    def __init__(self, name: str, path: Path, content: Callable[[], Mapping[str, object]]) -> None:
+        self.name = name
+        self.path = path
+        self.content = content
+        self._thread = OwnThread(f"record {path.name}")
+
+    async def read(self) -> dict[str, Any]:
+        """What was written; empty if there is none. Raises StateError."""
+        try:
+            return await self._thread.run(partial(records.read_record, self.path), patience_s=_PATIENCE_S)
+        except TimeoutError as error:
+            raise StateError(f"cannot read {self.path}: the file system does not answer") from error
+
+    async def write(self, content: Mapping[str, object] | None = None) -> None:
+        """Writes what there is to write down now, or `content`. Raises StateError."""
+        # Taken in one go, here; only the writing happens in the thread.
+        write = partial(records.write_record, self.path, self.content() if content is None else content)
+        try:
+            await self._thread.run(write, patience_s=_PATIENCE_S)
+        except TimeoutError:
+            raise StateError(f"cannot write {self.path}: the file system does not answer") from None
+
+    async def is_there(self) -> bool:
+        """Whether nobody removed it. What cannot be told is no reason to write."""
+        try:
+            return await self._thread.run(self.path.exists, patience_s=_PATIENCE_S)
+        except OSError:
+            return True
+
+
+class RecordWriter:
+    """Writes one record until cancelled. `problems` gets an entry while it cannot."""
+
+    def __init__(self, record: Record, problems: dict[str, str], metrics: Metrics) -> None:
+        self.record = record
+        self._problems = problems
+        self._up = metrics.record_up.labels(record.name)
+        self._logger = get_logger()
+        self._dirty = asyncio.Event()
+        self._written_at = awake.monotonic()
+
+    def touch(self) -> None:
+        """Something that is written down has changed."""
+        self._dirty.set()
+
+    async def run(self) -> None:
+        """Runs until cancelled."""
+        while True:
+            await self._until_due()
+            self._dirty.clear()
+            if not await self.write():
+                self._dirty.set()
+                await asyncio.sleep(_RETRY_S)
+            await asyncio.sleep(_GAP_S)
+
+    async def write(self) -> bool:
+        """Writes it now; whether it could, and it is told if that begins or ceases to fail."""
+        try:
+            await self.record.write()
+        except StateError as error:
+            self._up.set(0)
+            if self._problems.get(self.record.name) != str(error):
+                self._logger.error("state.not_written", reason=str(error))
+            self._problems[self.record.name] = str(error)
+            return False
+        self._up.set(1)
+        self._written_at = awake.monotonic()
+        if self._problems.pop(self.record.name, None):
+            self._logger.info("state.written_again", path=str(self.record.path))
+        return True
+
+    async def _until_due(self) -> None:
+        while not self._dirty.is_set():
+            try:
+                async with asyncio.timeout(_LOOK_S):
+                    await self._dirty.wait()
+            except TimeoutError:
+                # Anew now and then: a disk that became full or read-only is told of before it matters.
+                if awake.monotonic() - self._written_at > _ANEW_S or not await self.record.is_there():
+                    return
