@@ -186,6 +186,24 @@ async def test_a_bridge_serves_the_router_and_passes_inference(
             one.seen.clear()
 
 
+async def test_an_engine_gives_the_bridge_no_orders(gateway: Gateway, liar: Callable[[Path], Awaitable[Liar]]) -> None:
+    """What would lead whoever asks, or nginx itself, elsewhere is taken off; its answer is as it was."""
+    one = await liar(gateway.socket("r1"))
+    host, port = bridge_of(await gateway.until_states({"r1": "serving"}), "r1")
+    orders = dict.fromkeys(("Location", "Refresh", "X-Accel-Redirect"), "/update_weights")
+    one.says = lambda request: (
+        web.Response(text="mine", headers={**orders, "X-Accel-Limit-Rate": "1"}) if request.method == "POST" else None
+    )
+    headers = {"Authorization": f"Bearer {key_of(gateway)}"}
+    async with (
+        aiohttp.ClientSession(f"http://{host}:{port}", headers=headers) as session,
+        session.post("/v1/chat/completions", json=BODY) as response,
+    ):
+        assert (response.status, await response.text()) == (200, "mine")
+        assert response.headers.keys().isdisjoint({"Location", "Refresh"})
+    assert "/update_weights" not in [path for _, path in one.seen]
+
+
 async def test_everything_that_smg_asks_an_engine_passes_its_bridge(
     gateway: Gateway, liar: Callable[[Path], Awaitable[Liar]]
 ) -> None:
