@@ -42,7 +42,8 @@ def sets(text):
     return {line.split(":")[0]: int(line.split()[1], 16) for line in text.splitlines() if line.startswith("Cap")}
 here = sets(open("/proc/self/status").read())
 child = sets(subprocess.run(["cat", "/proc/self/status"], capture_output=True, text=True).stdout)
-print(os.getresuid(), os.getgroups(), [here[it] for it in ("CapEff", "CapPrm", "CapInh")], child["CapPrm"])
+print(os.getresuid(), os.getresgid(), os.getgroups())
+print([here[it] for it in ("CapEff", "CapPrm", "CapInh")], child["CapPrm"])
 """
 
 
@@ -50,4 +51,4 @@ def test_who_is_become_has_the_rights_that_were_told_and_no_others() -> None:
     """Groups, and of root's capabilities the one; what is started has none."""
     done = subprocess.run([sys.executable, "-c", BECOME], capture_output=True, text=True, check=False)
     assert done.returncode == 0, done.stderr
-    assert done.stdout.strip() == "(42430, 42430, 42430) [42431] [1024, 1024, 0] 0"
+    assert done.stdout == "(42430, 42430, 42430) (42430, 42430, 42430) [42431]\n[1024, 1024, 0] 0\n"

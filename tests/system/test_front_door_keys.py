@@ -281,6 +281,7 @@ async def test_what_goes_on_to_the_router(tmp_path: Path, passed: bool) -> None:
             assert {name: seen[-1].get(name) for name in headers} == (headers if passed else dict.fromkeys(headers))
 
 
+@pytest.mark.own_users
 @pytest.mark.parametrize(("asked", "passed"), [("websocket", True), ("WebSocket", True), ("h2c", False)])
 async def test_no_protocol_but_websocket_is_passed_on(tmp_path: Path, asked: str, passed: bool) -> None:
     """In another one, such as HTTP/2, requests could be sent that nobody judges."""

@@ -269,6 +269,24 @@ async def test_old_protocols_are_refused(make_gateway: MakeGateway) -> None:
     assert json.loads(text)["error"]["code"] == "https_required"
 
 
+async def test_no_cipher_without_forward_secrecy_and_authentication(make_gateway: MakeGateway) -> None:
+    """A client of TLS 1.2 gets AES-GCM or ChaCha20 over an ephemeral key, or nothing."""
+    gateway = make_gateway()
+    port = public(gateway)
+    await gateway.start()
+    for ciphers, served in (("ECDHE+AES:!AESGCM", False), ("ECDHE+AESGCM", True), ("ECDHE+CHACHA20", True)):
+        context = ssl.create_default_context()
+        context.check_hostname, context.verify_mode = False, ssl.CERT_NONE
+        context.maximum_version = ssl.TLSVersion.TLSv1_2
+        context.set_ciphers(ciphers)
+        if served:
+            _, writer = await asyncio.open_connection("127.0.0.1", port, ssl=context)
+            writer.close()
+        else:
+            with pytest.raises((ssl.SSLError, ConnectionError)):
+                await asyncio.open_connection("127.0.0.1", port, ssl=context)
+
+
 async def test_http_leads_to_https_where_nothing_is_given_away(make_gateway: MakeGateway, engine: StartEngine) -> None:
     """GET and HEAD are sent on; a body or a key in the clear is refused, so that somebody notices."""
     gateway = make_gateway()

@@ -4,7 +4,9 @@ from __future__ import annotations
 
 import asyncio
 import json
+import os
 import shutil
+import signal
 import socket
 
 import pytest
@@ -13,7 +15,7 @@ import yaml
 from examples.simulated import EngineKind
 from gateway_sidecar import __version__
 from gateway_sidecar.control.process.left_running import look_for_left
-from gateway_sidecar.supervision.process import start_ticks
+from gateway_sidecar.supervision.process import Identity, session_members, start_ticks
 from tests.system.clients import stream_chat
 from tests.system.conftest import StartEngine
 from tests.system.gateway import Gateway, service_of
@@ -55,6 +57,24 @@ async def test_commands_see_what_a_killed_daemon_left(gateway: Gateway, engine: 
     assert f"FAIL  cannot listen on 127.0.0.1:{address[1]}" in out
 
 
+async def test_workers_of_a_dead_nginx_are_among_what_was_left(gateway: Gateway) -> None:
+    """They go on listening, and the next daemon takes their ports up: they are no strangers to `check`."""
+    nginx = (await gateway.status())["bridge"]["pid"]
+    await gateway.kill()
+    master = Identity.of(nginx)
+    assert master is not None
+    workers = session_members(master)
+    assert workers
+    os.kill(nginx, signal.SIGKILL)
+    left = look_for_left(gateway.directory / "run", gateway.directory / "state")
+    assert {worker.pid for worker in workers} <= left.pids
+    code, out, _ = await gateway.cli("check")
+    assert code == 0, out
+    code, out, err = await gateway.cli("stop", "--all", "--timeout", "5")
+    assert (code, err) == (0, ""), out
+    assert [worker.pid for worker in workers if start_ticks(worker.pid) is not None] == []
+
+
 async def test_stop_all_without_a_daemon_ends_what_one_left(gateway: Gateway, engine: StartEngine) -> None:
     """As with a daemon: what is in flight may finish, nothing new gets in, and nothing is left."""
     await engine(gateway.socket("r1"), token_interval_s=0.05)
@@ -65,6 +85,8 @@ async def test_stop_all_without_a_daemon_ends_what_one_left(gateway: Gateway, en
     await gateway.kill()
     left = look_for_left(gateway.directory / "run", gateway.directory / "state")
     assert len(left.small) == 1
+    with_keys = list((gateway.directory / "run" / "keyed").rglob("nginx.conf"))
+    assert len(with_keys) == 1
     assert set(pids) < left.pids
     started = asyncio.Event()
     stream = asyncio.create_task(stream_chat(gateway, 60, started))
@@ -74,6 +96,7 @@ async def test_stop_all_without_a_daemon_ends_what_one_left(gateway: Gateway, en
     assert out.startswith("no daemon ran; stopped what an earlier one left: nginx (pid ")
     assert (await stream).split()[-1] == "59"
     assert [pid for pid in left.pids if start_ticks(pid) is not None] == []
+    assert not with_keys[0].exists(), "it holds the engine's key"
     assert not look_for_left(gateway.directory / "run", gateway.directory / "state")
     code, out, err = await gateway.cli("stop", "--all")
     assert code == 1

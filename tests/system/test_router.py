@@ -78,6 +78,7 @@ async def test_router_is_private_and_its_key_secret(gateway: Gateway) -> None:
         assert f"00000000:{port:04X}" not in listening
 
 
+@pytest.mark.own_users
 async def test_key_is_never_on_the_command_line_while_starting(make_gateway: MakeGateway) -> None:
     """Not even in the moment before the router renames itself."""
     gateway = make_gateway()

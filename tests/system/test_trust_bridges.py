@@ -17,6 +17,7 @@ import pytest_asyncio
 from aiohttp import web
 
 from examples.simulated import EngineKind
+from gateway_sidecar.bridges.bridge_server import OWNER_PATH
 from gateway_sidecar.config.frontend_values import ASKED_OF_ENGINES
 from gateway_sidecar.doors.keys import add_key
 from tests.system.clients import ask
@@ -162,21 +163,45 @@ async def test_a_bridge_serves_the_router_and_passes_inference(
     one = await liar(gateway.socket("r1"))
     host, port = bridge_of(await gateway.until_states({"r1": "serving"}), "r1")
     key = key_of(gateway)
+
+    def posted() -> list[str]:  # The router itself asks by GET, whenever it likes.
+        return [path for method, path in one.seen if method == "POST"]
+
     async with aiohttp.ClientSession(f"http://{host}:{port}") as session:
-        one.seen.clear()
         for path in ("/v1/chat/completions", "/v1/models", "/update_weights_from_disk", "/v1/../pause", "/v1//models"):
             for headers in ({}, {"Authorization": "Bearer wrong"}, {"X-Request-Id-Gateway-Key": f"x{key}"}):
                 async with session.post(path, json=BODY, headers=headers) as response:
                     assert response.status in (403, 404), path
-        assert one.seen == []
+        assert posted() == []
+        async with session.get(OWNER_PATH) as response:
+            assert (response.status, "router only" in await response.text()) == (403, True), "nobody else asks whose"
         for header in ({"Authorization": f"Bearer {key}"}, {"X-Request-Id-Gateway-Key": key}):
             for path in ("/update_weights_from_disk", "/pause_generation", "/flush_cache", "/server_info"):
                 async with session.post(path, json=BODY, headers=header) as response:
                     assert response.status == 404, path
-            assert one.seen == []
+            assert posted() == []
             async with session.post("/v1/chat/completions", json=BODY, headers=header) as response:
                 assert response.status == 200
-            assert one.seen.pop() == ("POST", "/v1/chat/completions")
+            assert posted() == ["/v1/chat/completions"]
+            one.seen.clear()
+
+
+async def test_an_engine_gives_the_bridge_no_orders(gateway: Gateway, liar: Callable[[Path], Awaitable[Liar]]) -> None:
+    """What would lead whoever asks, or nginx itself, elsewhere is taken off; its answer is as it was."""
+    one = await liar(gateway.socket("r1"))
+    host, port = bridge_of(await gateway.until_states({"r1": "serving"}), "r1")
+    orders = dict.fromkeys(("Location", "Refresh", "X-Accel-Redirect"), "/update_weights")
+    one.says = lambda request: (
+        web.Response(text="mine", headers={**orders, "X-Accel-Limit-Rate": "1"}) if request.method == "POST" else None
+    )
+    headers = {"Authorization": f"Bearer {key_of(gateway)}"}
+    async with (
+        aiohttp.ClientSession(f"http://{host}:{port}", headers=headers) as session,
+        session.post("/v1/chat/completions", json=BODY) as response,
+    ):
+        assert (response.status, await response.text()) == (200, "mine")
+        assert response.headers.keys().isdisjoint({"Location", "Refresh"})
+    assert "/update_weights" not in [path for _, path in one.seen]
 
 
 async def test_everything_that_smg_asks_an_engine_passes_its_bridge(
@@ -262,6 +287,8 @@ REFUSED_SERVERS = [
     "http://gpu7:PORT/",
     "http://x@127.0.0.1:PORT/",
     "http://example.com@127.0.0.1:PORT/",
+    "http://user@example.com/",
+    "http://127.0.0.1:PORT\\@example.com/",
     "http:///127.0.0.1:PORT/",
     "  http://127.0.0.1:PORT/sse",
     "http://10.0.0.1/",
@@ -322,6 +349,7 @@ async def test_servers_that_are_named_may_be_asked(make_gateway: MakeGateway, st
         assert (await answer_of(gateway, "/v1/responses", mcp(f"http://127.0.0.1:{port}/mcp")))[0] != 403
         assert asked
         assert key_of(gateway) not in "".join(asked)
+        assert (await answer_of(gateway, "/v1/responses", mcp(f"http://127.0.0.1.:{port}/mcp")))[0] != 403
         assert (await answer_of(gateway, "/v1/responses", mcp("https://example.org/mcp")))[0] == 403
         assert (await answer_of(gateway, "/v1/responses", mcp("https://example.com/mcp")))[0] == 403
         assert (await answer_of(gateway, "/v1/responses", mcp("https://aexample.com/mcp")))[0] == 403

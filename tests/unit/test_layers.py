@@ -161,6 +161,17 @@ def test_time_outs_do_not_count_stalls() -> None:
     assert found == []
 
 
+def test_nobody_waits_until_an_instant_that_a_stall_may_skip() -> None:
+    """Whoever looks again and again until it is too late reckons that by `awake.now`."""
+    found = [
+        f"{path.relative_to(PACKAGE.parent)}:{node.lineno}"
+        for path in sorted(PACKAGE.rglob("*.py"))
+        for node in nodes(path)
+        if isinstance(node, ast.While) and "monotonic()" in ast.unparse(node.test)
+    ]
+    assert found == []
+
+
 def test_no_grpc_library_is_in_the_daemon() -> None:
     """Its threads read whatever an engine sends, write to standard error and may never end (`engines/h2_unary.py`)."""
     assert [shown(each) for each in imports() if each[2].split(".")[0] == "grpc"] == []

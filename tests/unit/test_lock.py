@@ -49,3 +49,12 @@ def test_every_line_is_a_pin_with_hashes() -> None:
     rest = [line for line in _HASHED.sub("", LOCK).splitlines() if line.strip() and not line.startswith("#")]
     assert rest == []
     assert "://" not in LOCK
+
+
+def test_what_is_installed_is_what_is_locked() -> None:
+    """pip refuses what has no hash there or another one, and looks for nothing else on the project's behalf."""
+    script = (ROOT / "scripts" / "setup.sh").read_text("utf-8")
+    _, app = script.split("\nif wants app; then\n")
+    locked, own = [line.strip() for line in app.splitlines() if "environment " in line or "pip install" in line]
+    assert locked == 'environment "$prefix" "$(date)" --require-hashes --requirement requirements.lock'
+    assert own.endswith(" --no-deps --no-build-isolation .")

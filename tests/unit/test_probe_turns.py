@@ -61,6 +61,12 @@ async def test_a_silent_one_goes_on_without_its_turn() -> None:
     for end in ends.values():
         end.set()
     await asyncio.gather(*tasks.values())
+    begun, ends, tasks = asking(turns, "de")
+    await asyncio.sleep(0)  # Each has taken a turn if there was one, and no time is up yet.
+    assert begun == ["d"], "what ended after its time gave a second turn"
+    for end in ends.values():
+        end.set()
+    await asyncio.gather(*tasks.values())
     patient = ProbeTurns(1, most_s=math.inf)
     begun, ends, tasks = asking(patient, "ab")
     await asyncio.sleep(0.05)

@@ -11,10 +11,14 @@ from pathlib import Path
 from types import SimpleNamespace
 from typing import Any, cast
 
-from gateway_sidecar.control.routers.process import RouterProcess, RouterState
+import pytest
+
+from gateway_sidecar.control.routers.process import RouterProcess, RouterState, SavedRouter
 from gateway_sidecar.errors import RouterUnavailable
 from gateway_sidecar.routers.base import LaunchCommand, LogLine, RouterKind, RouterPorts
+from gateway_sidecar.supervision import awake
 from gateway_sidecar.supervision.logfile import ChildLog
+from gateway_sidecar.supervision.process import Identity
 from gateway_sidecar.telemetry.metrics import Metrics
 
 PORTS = RouterPorts(23001, 23002)
@@ -109,6 +113,42 @@ async def test_router_that_refuses_its_arguments_is_not_started_with_them_again(
     keeping.cancel()
     await asyncio.gather(keeping, return_exceptions=True)
     await router.stop(grace_s=0)
+
+
+async def test_a_stall_while_a_router_is_adopted_ends_no_router(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """What it did not answer while nothing of ours ran is asked again; what it does not answer then counts."""
+    stalls = 0
+    silent = [True, True]  # For as many questions it is, each across a stall of ours or none.
+    monkeypatch.setattr(awake, "stalls", lambda: stalls)
+
+    async def list_workers() -> list[str]:
+        nonlocal stalls
+        if not silent:
+            return []
+        stalls += silent.pop(0)
+        raise RouterUnavailable("no answer")
+
+    kind = SimpleNamespace(client=lambda _ports, _key: SimpleNamespace(list_workers=list_workers, close=_nothing))
+    ports: Any = SimpleNamespace(restore=lambda _slot, _ports: None)
+    program = await asyncio.create_subprocess_exec(sys.executable, "-c", "import time; time.sleep(60)")
+    try:
+        identity = Identity.of(program.pid)
+        assert identity is not None
+        saved = SavedRouter("chat", identity, PORTS, "key")
+        for is_kept in (True, False):
+            router = RouterProcess(
+                "chat", "chat", cast(RouterKind, kind), ChildLog(tmp_path / "log"), ports, Metrics(),
+                start_timeout_s=5, write_down=_nothing,
+            )  # fmt: skip
+            assert await router.adopt(saved, identity) == is_kept
+            assert identity.is_alive() == is_kept
+            silent.append(False)
+    finally:
+        if program.returncode is None:
+            program.kill()
+        await program.wait()
 
 
 async def _nobody() -> Any:

@@ -51,27 +51,48 @@ class PlayedProbe:
         return answer
 
 
-async def evidence_after(probe: PlayedProbe, monkeypatch: pytest.MonkeyPatch) -> Tenure:
-    """A tenure of an engine that was well, after one look at it."""
-    monkeypatch.setattr(awake, "stalls", lambda: probe.stalls)
-    sighting = Sighting(ReplicaId("r1"), Path("/r1.sock"), Occupant(1, 2, 3))
-    tenure = Tenure(
-        1, "chat/r1", 0, ReplicaId("r1"), sighting, awake.monotonic(), 99, BridgeHosts("127.0.0.1", "127.0.0.1")
-    )
-    tenure.facts, tenure.result, tenure.identify_next, tenure.notes_read = FACTS, Ready(FACTS), False, True
+class SilentEngines(PlayedProbe):
+    """They take connections and say nothing; whom of them was asked."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.asked: list[str] = []
+
+    async def identify(self, address: str, *, timeout_s: float, api_key: str | None = None) -> ProbeResult:
+        del timeout_s, api_key
+        self.asked.append(address)
+        await asyncio.Event().wait()
+        raise AssertionError
+
+
+def tenure_of(name: str) -> Tenure:
+    sighting = Sighting(ReplicaId(name), Path(f"/{name}.sock"), Occupant(1, 2, 3))
+    hosts = BridgeHosts("127.0.0.1", "127.0.0.1")
+    return Tenure(1, f"chat/{name}", 0, ReplicaId(name), sighting, awake.monotonic(), 99, hosts)
+
+
+def watcher_of(tenures: list[Tenure], probe: PlayedProbe) -> Prober:
     settings = ServiceSettings.model_validate(
         {"name": "chat", "listen": "127.0.0.1:1", "replicas": {"sockets": "/r/{replica}.sock"}}
     )
-    watcher = Prober(
+    return Prober(
         settings,
         probe,
         WorkQueue(awake.monotonic),
         Metrics(),
-        tenures=lambda: [tenure],
+        tenures=lambda: tenures,
         on_identified=lambda *_: None,
         on_replaced=lambda *_: None,
         path_of=lambda _: PathStatus(PathState.UP),
     )
+
+
+async def evidence_after(probe: PlayedProbe, monkeypatch: pytest.MonkeyPatch) -> Tenure:
+    """A tenure of an engine that was well, after one look at it."""
+    monkeypatch.setattr(awake, "stalls", lambda: probe.stalls)
+    tenure = tenure_of("r1")
+    tenure.facts, tenure.result, tenure.identify_next, tenure.notes_read = FACTS, Ready(FACTS), False, True
+    watcher = watcher_of([tenure], probe)
     await watcher._ask(tenure, "/r1.sock")
     await watcher.close()
     return tenure
@@ -93,3 +114,31 @@ async def test_silence_while_the_daemon_ran_is_evidence(monkeypatch: pytest.Monk
     tenure = await evidence_after(probe, monkeypatch)
     assert len(probe.left) == 1
     assert tenure.evidence.failures == 1
+
+
+@in_fake_time
+async def test_who_comes_after_silent_ones_is_asked_before_their_time_is_up() -> None:
+    """Each of them keeps its turn for a moment; those that were silent before have turns of their own."""
+    probe = SilentEngines()
+    names = [f"silent{number}" for number in range(40)]
+    tenures = [tenure_of(name) for name in names]
+    watcher = watcher_of(tenures, probe)
+    asking = [asyncio.create_task(watcher._ask(tenure, tenure.replica)) for tenure in tenures]
+    async with asyncio.timeout(60):
+        while set(probe.asked) != set(names):
+            await asyncio.sleep(0.01)
+    for task in asking:
+        task.cancel()
+    known = [tenure_of(f"known{number}") for number in range(40)]
+    for tenure in known:
+        tenure.result = Unknown("no answer")
+    asking += [asyncio.create_task(watcher._ask(tenure, tenure.replica)) for tenure in known]
+    await asyncio.sleep(0)
+    fresh = tenure_of("fresh")
+    asking.append(asyncio.create_task(watcher._ask(fresh, "fresh")))
+    await asyncio.sleep(0)
+    assert probe.asked[-1] == "fresh"
+    assert len(probe.asked) < 40 + 40 + 1
+    for task in asking:
+        task.cancel()
+    await asyncio.gather(*asking, return_exceptions=True)

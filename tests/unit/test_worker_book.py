@@ -7,6 +7,8 @@ from collections.abc import Callable
 from types import SimpleNamespace
 from typing import Any, cast
 
+import pytest
+
 from gateway_sidecar.control.routers.process import RouterProcess
 from gateway_sidecar.control.routers.workers import WorkerSync
 from gateway_sidecar.domain.model import ConnectionMode, Registered, RuntimeType, WorkerSpec, WorkerStatus, WorkerType
@@ -167,6 +169,29 @@ async def test_a_stall_of_ours_is_not_the_routers_silence() -> None:
             assert running.killed == 0
             router.answers.clear()
             await running.until(lambda: running.killed == 1)
+
+
+async def test_what_a_router_did_not_answer_across_a_stall_is_asked_again(monkeypatch: pytest.MonkeyPatch) -> None:
+    """However long it failed before. Its first failure is none yet; one that nothing of ours excuses counts."""
+    now, stalls = 1000.0, 0
+    monkeypatch.setattr(awake, "now", lambda: now)
+    monkeypatch.setattr(awake, "stalls", lambda: stalls)
+    killed_before: list[int] = []
+
+    class Failing(PlayedRouter):
+        async def list_workers(self) -> dict[str, Registered]:
+            nonlocal now, stalls
+            killed_before.append(running.killed)
+            question = len(killed_before)
+            now += 100.0 if question == 2 else 0.0
+            stalls += question == 2
+            raise RouterUnavailable("no answer")
+
+    async with RunningBook(Failing()) as running:
+        async with asyncio.timeout(60):
+            while running.killed == 0:
+                await asyncio.sleep(0.01)
+    assert killed_before == [0, 0, 0]
 
 
 @in_fake_time
