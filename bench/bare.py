@@ -15,7 +15,7 @@ from bench import processes
 from bench.engines import EngineKind
 from bench.ports import free_ports
 from bench.wire import Connection, ExchangeFailed
-from gateway_sidecar.bridges.nginx import find_nginx
+from gateway_sidecar.nginx.server import find_nginx
 from gateway_sidecar.routers.base import RouterPorts
 from gateway_sidecar.routers.smg import find_smg, launch_command
 

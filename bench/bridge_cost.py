@@ -31,7 +31,7 @@ from bench.gateway import replicas_of, running_gateway
 from bench.place import scratch_directory
 from bench.ports import free_ports
 from bench.report import Row, Scale, median
-from gateway_sidecar.bridges.nginx import find_nginx
+from gateway_sidecar.nginx.server import find_nginx
 
 NAME = "bridge-cost"
 _LEAST_RATIO = 0.95

@@ -37,9 +37,9 @@ from bench.ports import free_ports
 from bench.report import Row, Scale, in_ms, median, percentile, rounded_ms
 from bench.wire import Connection
 from examples.simulated import Behaviour, EngineKind, EngineSpec, start_engine
-from gateway_sidecar.bridges.front_door import tls_lines
-from gateway_sidecar.bridges.nginx import find_nginx
-from gateway_sidecar.doors.keys import add_key, revoke_key
+from gateway_sidecar.frontend.keys import add_key, revoke_key
+from gateway_sidecar.nginx.frontend_server import tls_lines
+from gateway_sidecar.nginx.server import find_nginx
 from tests.system.gateway import Gateway
 from tests.system.test_front_door_tls import certificate
 

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import os
 
-from gateway_sidecar.bridges.nginx import busy_ports
+from gateway_sidecar.nginx.server import busy_ports
 
 _FIRST, _LAST = 19_200, 32_000
 _next = _FIRST + os.getpid() % 40 * 100

@@ -12,16 +12,10 @@ from functools import partial
 from ipaddress import ip_network
 from pathlib import Path
 
-from gateway_sidecar.admin.api import serve_admin
-from gateway_sidecar.admin.exposition import serve_metrics
-from gateway_sidecar.admin.hold import serve_hold
-from gateway_sidecar.admin.listener import AdminListener
-from gateway_sidecar.bridges.addresses import ClaimRules, PeerAddresses, is_own_address
-from gateway_sidecar.bridges.bridge_server import owner_url
-from gateway_sidecar.bridges.keyed_nginx import KeyedNginx, keyed_left_running
-from gateway_sidecar.bridges.nginx import BridgeSettings, Nginx, busy_ports, find_nginx
-from gateway_sidecar.bridges.peer_nginx import PeerNginx, PeerPlaces, peers_left_running
-from gateway_sidecar.bridges.small_nginx import SmallPlaces
+from gateway_sidecar.api.exposition import serve_metrics
+from gateway_sidecar.api.hold import serve_hold
+from gateway_sidecar.api.listener import AdminListener
+from gateway_sidecar.api.routes import serve_admin
 from gateway_sidecar.config import PortRange, ServiceSettings, Settings, line_of, load_overrides
 from gateway_sidecar.control.edge.destinations import Destinations
 from gateway_sidecar.control.edge.key_proxies import KeyProxies
@@ -39,6 +33,12 @@ from gateway_sidecar.domain.leases import NoFreePort, PortLeases
 from gateway_sidecar.engines.probe import EngineProbe
 from gateway_sidecar.errors import ConfigError, NotInForce, ProcessError
 from gateway_sidecar.files.own import keep_directory
+from gateway_sidecar.nginx.addresses import ClaimRules, PeerAddresses, is_own_address
+from gateway_sidecar.nginx.bridge_server import owner_url
+from gateway_sidecar.nginx.key_proxy import KeyedNginx, keyed_left_running
+from gateway_sidecar.nginx.peer_proxy import PeerNginx, PeerPlaces, peers_left_running
+from gateway_sidecar.nginx.server import BridgeSettings, Nginx, busy_ports, find_nginx
+from gateway_sidecar.nginx.small import SmallPlaces
 from gateway_sidecar.routers.base import RouterPorts
 from gateway_sidecar.routers.smg import Smg
 from gateway_sidecar.sources.build import source_of

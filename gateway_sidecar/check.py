@@ -15,13 +15,8 @@ from ipaddress import IPv4Address, IPv6Address, ip_address, ip_network
 from pathlib import Path
 from typing import Any
 
-from gateway_sidecar.admin.client import ask_daemon
-from gateway_sidecar.admin.tls import read_tls
-from gateway_sidecar.bridges.addresses import ClaimRules, PeerAddresses
-from gateway_sidecar.bridges.bridge_server import bracketed
-from gateway_sidecar.bridges.connections import listening_at
-from gateway_sidecar.bridges.nginx import LUA_CURE, OWNER_CURE, NginxProgram, busy_ports, find_nginx, in_its_own_way
-from gateway_sidecar.bridges.nginx_config import Capacity
+from gateway_sidecar.api.client import ask_daemon
+from gateway_sidecar.api.tls import read_tls
 from gateway_sidecar.config import FrontendSettings, PortRange, ServiceSettings, Settings, advise, load_overrides
 from gateway_sidecar.config.frontend_values import ANY
 from gateway_sidecar.control.edge.destinations import hosts_of, look_up
@@ -30,11 +25,16 @@ from gateway_sidecar.domain.model import Overrides, PeerAddress
 from gateway_sidecar.domain.printable import counted
 from gateway_sidecar.domain.trust import ROOT, way_in
 from gateway_sidecar.domain.tunnels import Tunnel
-from gateway_sidecar.doors.certificate import read_certificate, today
-from gateway_sidecar.doors.keys import expiry_of, read_keys
 from gateway_sidecar.errors import AdminError, BridgeError, ConfigError, FrontDoorError, ProcessError
 from gateway_sidecar.files.follow import follow, ours
 from gateway_sidecar.files.own import way_in_for_others
+from gateway_sidecar.frontend.certificate import read_certificate, today
+from gateway_sidecar.frontend.keys import expiry_of, read_keys
+from gateway_sidecar.nginx.addresses import ClaimRules, PeerAddresses
+from gateway_sidecar.nginx.bridge_server import bracketed
+from gateway_sidecar.nginx.config import Capacity
+from gateway_sidecar.nginx.connections import listening_at
+from gateway_sidecar.nginx.server import LUA_CURE, OWNER_CURE, NginxProgram, busy_ports, find_nginx, in_its_own_way
 from gateway_sidecar.routers.base import RouterPorts
 from gateway_sidecar.routers.smg import find_smg, launch_command, objection_to, python_of, version_of
 from gateway_sidecar.sources.build import sources_of

@@ -21,9 +21,9 @@ from typing import TYPE_CHECKING, NoReturn, TextIO, cast
 from urllib.parse import quote
 
 from gateway_sidecar import __version__
-from gateway_sidecar.admin.client import Remote, ask_daemon
-from gateway_sidecar.admin.commands import add_admin_options, add_replica_commands, admin_of, warn_of_drain
-from gateway_sidecar.admin.table import render_status
+from gateway_sidecar.api.client import Remote, ask_daemon
+from gateway_sidecar.api.commands import add_admin_options, add_replica_commands, admin_of, warn_of_drain
+from gateway_sidecar.api.table import render_status
 from gateway_sidecar.config import (
     Settings,
     config_schema,
@@ -240,7 +240,7 @@ def _add_key_commands(parser: argparse.ArgumentParser) -> None:
 
 
 def _key_add(arguments: argparse.Namespace) -> int:
-    from gateway_sidecar.doors.keys import add_key
+    from gateway_sidecar.frontend.keys import add_key
 
     given = sys.stdin.readline().strip() if arguments.stdin else None
     key = add_key(arguments.file, arguments.name, given, expires=arguments.expires)
@@ -250,7 +250,7 @@ def _key_add(arguments: argparse.Namespace) -> int:
 
 
 def _key_revoke(arguments: argparse.Namespace) -> int:
-    from gateway_sidecar.doors.keys import revoke_key
+    from gateway_sidecar.frontend.keys import revoke_key
 
     revoke_key(arguments.file, arguments.name)
     print(f"{arguments.name} is revoked")
@@ -258,7 +258,7 @@ def _key_revoke(arguments: argparse.Namespace) -> int:
 
 
 def _key_list(arguments: argparse.Namespace) -> int:
-    from gateway_sidecar.doors.keys import described, read_keys
+    from gateway_sidecar.frontend.keys import described, read_keys
 
     for owner in sorted(read_keys(arguments.file).values()):
         print(described(owner))
@@ -322,7 +322,7 @@ def _summary(settings: Settings) -> str:
 
 
 def _plan(arguments: argparse.Namespace) -> int:
-    from gateway_sidecar.fresh_plan import fresh_plan
+    from gateway_sidecar.dry_run import fresh_plan
 
     settings = load_config(arguments.config)
     try:

@@ -17,10 +17,10 @@ from enum import StrEnum
 from importlib.resources import files
 from pathlib import Path
 
-from gateway_sidecar.bridges.addresses import ClaimRules, PeerAddresses
 from gateway_sidecar.config import load_usable
 from gateway_sidecar.errors import BridgeError, ConfigError, InstallError
 from gateway_sidecar.files.replace import replace_file
+from gateway_sidecar.nginx.addresses import ClaimRules, PeerAddresses
 
 UNIT = Path("etc/systemd/system/gateway-sidecar.service")
 PEERS = Path("etc/systemd/system/gateway-sidecar.service.d/peers.conf")

@@ -15,10 +15,10 @@ from typing import Any
 
 import yaml
 
-from gateway_sidecar.admin.client import ask_daemon
-from gateway_sidecar.bridges.nginx import busy_ports, stop_orphans
+from gateway_sidecar.api.client import ask_daemon
 from gateway_sidecar.control.state.records import identity_from_json, read_record
 from gateway_sidecar.errors import AdminError, StateError
+from gateway_sidecar.nginx.server import busy_ports, stop_orphans
 from gateway_sidecar.supervision.process import Process as Adopted
 from gateway_sidecar.supervision.process import writers_of
 

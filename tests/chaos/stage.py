@@ -20,7 +20,7 @@ from typing import Any
 import aiohttp
 
 from examples.simulated import EngineKind, Role
-from gateway_sidecar.bridges.connections import open_connections
+from gateway_sidecar.nginx.connections import open_connections
 from tests.chaos.check import GRACE_S, expected_is_there
 from tests.chaos.engines import EngineHost, read_journal
 from tests.chaos.events import (

@@ -13,8 +13,8 @@ from pathlib import Path
 
 import structlog
 
-from gateway_sidecar.bridges.addresses import ClaimRules, PeerAddresses
 from gateway_sidecar.errors import BridgeError
+from gateway_sidecar.nginx.addresses import ClaimRules, PeerAddresses
 
 NETWORKS = [ip_network("10.0.0.0/8"), ip_network("fd00::/8")]
 

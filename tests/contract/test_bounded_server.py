@@ -21,8 +21,8 @@ import structlog
 import uvloop
 from aiohttp import web
 
-from gateway_sidecar.admin import bounded_server
-from gateway_sidecar.admin.bounded_server import BoundedServer, tcp_listener
+from gateway_sidecar.api import bounded_server
+from gateway_sidecar.api.bounded_server import BoundedServer, tcp_listener
 from gateway_sidecar.config import Endpoint
 from gateway_sidecar.supervision import awake
 

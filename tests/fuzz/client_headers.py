@@ -19,13 +19,13 @@ from pathlib import Path
 
 import aiohttp
 
-from gateway_sidecar.bridges.bodies import SMALL_BYTES
-from gateway_sidecar.bridges.bridge_server import KEY_HEADER
-from gateway_sidecar.bridges.client_headers import CREDENTIALS, PASSED
-from gateway_sidecar.bridges.front_door import DoorPlaces
 from gateway_sidecar.config import FrontendSettings
 from gateway_sidecar.config.frontend_values import CONTROL, FLEET, INFERENCE
-from gateway_sidecar.doors.publish import publish_keys
+from gateway_sidecar.frontend.publish import publish_keys
+from gateway_sidecar.nginx.bodies import SMALL_BYTES
+from gateway_sidecar.nginx.bridge_server import KEY_HEADER
+from gateway_sidecar.nginx.client_headers import CREDENTIALS, PASSED
+from gateway_sidecar.nginx.frontend_server import DoorPlaces
 from tests.system.test_front_door_keys import bare_nginx
 
 AT_ONCE = 6

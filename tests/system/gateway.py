@@ -20,7 +20,7 @@ from typing import Any
 import aiohttp
 import yaml
 
-from gateway_sidecar.bridges.nginx import busy_ports
+from gateway_sidecar.nginx.server import busy_ports
 from gateway_sidecar.supervision.process import start_ticks, writers_below
 from tests.namespaces import Namespace
 

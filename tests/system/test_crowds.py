@@ -11,7 +11,7 @@ from pathlib import Path
 
 import aiohttp
 
-from gateway_sidecar.bridges.nginx import busy_ports
+from gateway_sidecar.nginx.server import busy_ports
 from tests.system.clients import ask
 from tests.system.conftest import MakeGateway, StartEngine
 from tests.system.gateway import Gateway, service_of

@@ -30,7 +30,7 @@ from hypothesis import strategies as st
 from examples.simulated import EngineKind, EngineSpec, SimulatedEngine, start_engine
 from gateway_sidecar.cli import EXIT_CONFIG, EXIT_FAILED, main
 from gateway_sidecar.config import FrontendSettings, LimitSettings, ServiceSettings, load_config
-from gateway_sidecar.doors.keys import add_key
+from gateway_sidecar.frontend.keys import add_key
 from tests.front_doors import FLEET, ORIGINS, SERVICES, SLOW, SLOW_PATH, STRANGE, Ground, names, services
 from tests.system.gateway import Gateway, Status, service_of
 from tests.system.test_front_door_tls import certificate, own_serial

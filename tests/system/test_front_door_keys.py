@@ -21,12 +21,12 @@ import pytest_asyncio
 from aiohttp import web
 from openai import AsyncOpenAI, AuthenticationError
 
-from gateway_sidecar.bridges.front_door import DoorPlaces
-from gateway_sidecar.bridges.nginx import busy_ports, find_nginx
-from gateway_sidecar.bridges.nginx_config import Capacity, NginxConfig, ServiceAddress
 from gateway_sidecar.config import AuthSettings, FrontendSettings
-from gateway_sidecar.doors.keys import add_key, revoke_key
-from gateway_sidecar.doors.publish import publish_keys
+from gateway_sidecar.frontend.keys import add_key, revoke_key
+from gateway_sidecar.frontend.publish import publish_keys
+from gateway_sidecar.nginx.config import Capacity, NginxConfig, ServiceAddress
+from gateway_sidecar.nginx.frontend_server import DoorPlaces
+from gateway_sidecar.nginx.server import busy_ports, find_nginx
 from tests.system.clients import stream_chat
 from tests.system.conftest import MakeGateway, StartEngine
 from tests.system.gateway import Gateway, PortBlock, Status, service_of

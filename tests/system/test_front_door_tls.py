@@ -21,7 +21,7 @@ from cryptography.hazmat.primitives import hashes, serialization
 from cryptography.hazmat.primitives.asymmetric import ec
 from cryptography.x509.oid import NameOID
 
-from gateway_sidecar.doors.keys import add_key
+from gateway_sidecar.frontend.keys import add_key
 from tests.system.conftest import MakeGateway, StartEngine
 from tests.system.gateway import Gateway, Status
 from tests.system.test_operation import metrics_of

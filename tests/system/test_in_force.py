@@ -20,10 +20,10 @@ from typing import Any
 import aiohttp
 import pytest
 
-from gateway_sidecar.bridges.nginx import TEMP, BridgeSettings, Nginx
-from gateway_sidecar.bridges.nginx_config import ServiceAddress
 from gateway_sidecar.config import FrontendSettings
 from gateway_sidecar.errors import BridgeError
+from gateway_sidecar.nginx.config import ServiceAddress
+from gateway_sidecar.nginx.server import TEMP, BridgeSettings, Nginx
 from gateway_sidecar.supervision.process import session_members
 from tests.system.clients import ask
 from tests.system.conftest import MakeGateway, StartEngine
@@ -233,7 +233,7 @@ async def test_a_change_is_not_in_force_while_an_old_process_serves(
         slow = session_members(nginx.process.identity)[0].pid
         try:
             with monkeypatch.context() as soon:
-                soon.setattr("gateway_sidecar.bridges.nginx._IN_FORCE_S", 2.0)
+                soon.setattr("gateway_sidecar.nginx.server._IN_FORCE_S", 2.0)
                 os.kill(slow, signal.SIGSTOP)
                 try:
                     with pytest.raises(BridgeError, match=f"its old processes serve on: {slow}$"):

@@ -16,12 +16,12 @@ import pytest_asyncio
 from aiohttp import web
 
 from examples.simulated import EngineKind
-from gateway_sidecar.bridges.keyed_nginx import Keyed, KeyedNginx
-from gateway_sidecar.bridges.nginx import NginxProgram, find_nginx
-from gateway_sidecar.bridges.peer_nginx import PeerNginx, PeerPlaces
-from gateway_sidecar.bridges.small_nginx import SmallPlaces
 from gateway_sidecar.domain.model import PeerAddress
 from gateway_sidecar.errors import BridgeError
+from gateway_sidecar.nginx.key_proxy import Keyed, KeyedNginx
+from gateway_sidecar.nginx.peer_proxy import PeerNginx, PeerPlaces
+from gateway_sidecar.nginx.server import NginxProgram, find_nginx
+from gateway_sidecar.nginx.small import SmallPlaces
 from gateway_sidecar.supervision.logfile import ChildLog
 from gateway_sidecar.supervision.process import start_ticks
 from tests.system.clients import ask, stream_chat

@@ -17,9 +17,9 @@ import pytest_asyncio
 from aiohttp import web
 
 from examples.simulated import EngineKind
-from gateway_sidecar.bridges.bridge_server import OWNER_PATH
 from gateway_sidecar.config.frontend_values import ASKED_OF_ENGINES
-from gateway_sidecar.doors.keys import add_key
+from gateway_sidecar.frontend.keys import add_key
+from gateway_sidecar.nginx.bridge_server import OWNER_PATH
 from tests.system.clients import ask
 from tests.system.conftest import MakeGateway, StartAs
 from tests.system.gateway import Gateway, replica_of

@@ -17,13 +17,13 @@ import httpx
 import pytest
 from aiohttp import web
 
-from gateway_sidecar.bridges.bodies import SMALL_BYTES, body_classes
-from gateway_sidecar.bridges.bridge_server import KEY_HEADER
-from gateway_sidecar.bridges.client_headers import CREDENTIALS, FOR_AUTH, HIDDEN, PASSED
-from gateway_sidecar.bridges.front_door import DoorPlaces
 from gateway_sidecar.config import AuthSettings, FrontendSettings, LimitSettings
 from gateway_sidecar.config.frontend_values import parse_auth_url
-from gateway_sidecar.doors.keys import add_key
+from gateway_sidecar.frontend.keys import add_key
+from gateway_sidecar.nginx.bodies import SMALL_BYTES, body_classes
+from gateway_sidecar.nginx.bridge_server import KEY_HEADER
+from gateway_sidecar.nginx.client_headers import CREDENTIALS, FOR_AUTH, HIDDEN, PASSED
+from gateway_sidecar.nginx.frontend_server import DoorPlaces
 from tests.system.conftest import MakeGateway
 from tests.system.gateway import PortBlock, service_of
 from tests.system.test_front_door_keys import Judge, bare_nginx, listening

@@ -18,7 +18,7 @@ import aiohttp
 import pytest
 
 from examples.simulated import EngineKind, SimulatedEngine
-from gateway_sidecar.bridges.connections import open_connections
+from gateway_sidecar.nginx.connections import open_connections
 from gateway_sidecar.supervision.process import writers_of
 from tests.system.clients import stream_chat
 from tests.system.conftest import MakeGateway, StartEngine

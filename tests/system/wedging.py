@@ -20,8 +20,8 @@ from gateway_sidecar.control.replicas.workqueue import K, WorkQueue
 from gateway_sidecar.control.state import records
 from gateway_sidecar.control.state.records import write_record
 from gateway_sidecar.domain.model import Overrides
-from gateway_sidecar.doors import door_files
-from gateway_sidecar.doors.keys import read_content
+from gateway_sidecar.frontend import files as door_files
+from gateway_sidecar.frontend.keys import read_content
 from gateway_sidecar.sources import build
 from gateway_sidecar.sources.listing import Listing
 from gateway_sidecar.sources.socket_pattern import SocketPattern

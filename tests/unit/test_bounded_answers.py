@@ -15,8 +15,7 @@ import pytest
 import structlog
 from aiohttp import web
 
-from gateway_sidecar.admin.replicas import _once
-from gateway_sidecar.bridges.nginx import Nginx
+from gateway_sidecar.api.replicas import _once
 from gateway_sidecar.control.process.child_logs import ChildLogs
 from gateway_sidecar.control.replicas.liveness import connect_liveness
 from gateway_sidecar.control.routers.process import RouterProcess
@@ -25,6 +24,7 @@ from gateway_sidecar.engines._pb import grpc_pb2, sglang_pb2
 from gateway_sidecar.engines.messages import MOST_MESSAGE_BYTES, decode
 from gateway_sidecar.engines.unix_socket import receive
 from gateway_sidecar.errors import MetricsError, RouterError, RouterUnavailable
+from gateway_sidecar.nginx.server import Nginx
 from gateway_sidecar.routers.answers import _MOST_PAGE_BYTES, MetricsPages
 from gateway_sidecar.routers.smg import _MOST_ANSWER_BYTES, SmgClient, _as_object, read_log_line
 from gateway_sidecar.supervision.logfile import ChildLog

@@ -5,11 +5,11 @@ from __future__ import annotations
 from collections import Counter
 from dataclasses import replace
 
-from gateway_sidecar.bridges.nginx import refusal
-from gateway_sidecar.bridges.nginx_config import InForce, ServiceAddress
-from gateway_sidecar.bridges.request_events import EventAddress
 from gateway_sidecar.config import FrontendSettings
 from gateway_sidecar.control.edge.nginx_supervisor import servable
+from gateway_sidecar.nginx.access_events import EventAddress
+from gateway_sidecar.nginx.config import InForce, ServiceAddress
+from gateway_sidecar.nginx.server import refusal
 
 CHAT = ServiceAddress("chat", "127.0.0.1:30000", "127.0.0.1:1", "127.0.0.1:2")
 CODE = ServiceAddress("code", "127.0.0.1:30001", "127.0.0.1:3", "127.0.0.1:4")

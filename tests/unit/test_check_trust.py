@@ -9,9 +9,9 @@ from pathlib import Path
 
 import pytest
 
-from gateway_sidecar.bridges.nginx import NginxProgram
 from gateway_sidecar.check import Level, _directory, _inventory_writers, _sharers, unguarded
 from gateway_sidecar.config import ServiceSettings, Settings, parse_config
+from gateway_sidecar.nginx.server import NginxProgram
 
 
 @pytest.fixture

@@ -13,7 +13,7 @@ import jsonschema
 import pytest
 import yaml
 
-from gateway_sidecar.admin.openapi import describe_api
+from gateway_sidecar.api.openapi import describe_api
 from gateway_sidecar.config import (
     Settings,
     SshDefaults,

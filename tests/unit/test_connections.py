@@ -7,10 +7,10 @@ from pathlib import Path
 
 import pytest
 
-from gateway_sidecar.bridges.connections import connections_at, kernel_address, open_connections
-from gateway_sidecar.bridges.nginx import busy_ports
 from gateway_sidecar.control.process.connection_counter import count_pause_s
 from gateway_sidecar.domain.model import PeerAddress
+from gateway_sidecar.nginx.connections import connections_at, kernel_address, open_connections
+from gateway_sidecar.nginx.server import busy_ports
 
 
 def test_real_connections_are_counted_until_both_sides_are_done() -> None:

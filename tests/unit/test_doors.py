@@ -14,15 +14,15 @@ import pytest
 from cryptography.hazmat.primitives import serialization
 from cryptography.hazmat.primitives.asymmetric import rsa
 
-from gateway_sidecar.bridges.front_door import DoorPlaces
 from gateway_sidecar.config import AuthSettings, FrontendSettings, TlsSettings
 from gateway_sidecar.control.edge.frontends import Frontends
-from gateway_sidecar.doors.certificate import read_certificate
-from gateway_sidecar.doors.door_files import DoorFiles, PairTaken
-from gateway_sidecar.doors.keys import add_key, expiry_of, name_of, parse_keys, read_keys, revoke_key
-from gateway_sidecar.doors.publish import publish_keys, publish_pem, withdraw_keys
-from gateway_sidecar.doors.signature import directories
 from gateway_sidecar.errors import FrontDoorError
+from gateway_sidecar.frontend.certificate import read_certificate
+from gateway_sidecar.frontend.files import DoorFiles, PairTaken
+from gateway_sidecar.frontend.keys import add_key, expiry_of, name_of, parse_keys, read_keys, revoke_key
+from gateway_sidecar.frontend.publish import publish_keys, publish_pem, withdraw_keys
+from gateway_sidecar.frontend.signature import directories
+from gateway_sidecar.nginx.frontend_server import DoorPlaces
 from gateway_sidecar.telemetry.metrics import Metrics
 from tests.system.test_front_door_tls import certificate
 

@@ -11,8 +11,8 @@ from aiohttp import web
 from aiohttp.test_utils import make_mocked_request
 from structlog.testing import capture_logs
 
-from gateway_sidecar.admin import hold
-from gateway_sidecar.admin.hold import read_history
+from gateway_sidecar.api import hold
+from gateway_sidecar.api.hold import read_history
 from gateway_sidecar.config import HoldSettings
 from gateway_sidecar.control.hold.queue import History, HoldQueue, Verdict
 from gateway_sidecar.control.process.daemon import Daemon

@@ -6,7 +6,7 @@ import socket
 
 import pytest
 
-from gateway_sidecar.admin.hosts import OwnNames
+from gateway_sidecar.api.hosts import OwnNames
 
 OURS = [
     *("127.0.0.1:9464", "127.0.0.1", "10.1.2.3:9464", "[::1]:9464", "[fe80::1]", "localhost:9464", "LOCALHOST"),

@@ -15,10 +15,10 @@ LAYERS: tuple[frozenset[str], ...] = tuple(
     for layer in (
         "__main__",
         "cli",
-        "app check fresh_plan install",
-        "admin",
+        "app check dry_run install",
+        "api",
         "control",
-        "bridges doors engines routers sources tunnels",
+        "engines frontend nginx routers sources tunnels",
         "config supervision",
         "telemetry",
         "files",
@@ -45,7 +45,7 @@ PURE = {
 }
 """What the domain may take from outside: nothing that reads a clock, draws a number or touches the world."""
 
-DATED = PACKAGE / "doors" / "certificate.py"
+DATED = PACKAGE / "frontend" / "certificate.py"
 """Certificates are valid from and to a date, which only the wall clock knows."""
 
 ROOMS = ("process", "autoscaling", "service", "hold", "state", "replicas", "routers", "edge")
@@ -198,9 +198,9 @@ def test_the_core_tells_the_time_by_one_clock() -> None:
 def test_every_task_is_guarded() -> None:
     """A task that nobody awaits is made by `supervision.loops`; where one is made by hand, its maker awaits it."""
     awaited_by_their_makers = {
-        "admin/bounded_server.py",
-        "admin/replicas.py",
-        "bridges/small_nginx.py",
+        "api/bounded_server.py",
+        "api/replicas.py",
+        "nginx/small.py",
         "control/edge/nginx_supervisor.py",
         "control/process/daemon.py",
         "control/replicas/reflector.py",

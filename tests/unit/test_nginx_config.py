@@ -8,13 +8,13 @@ from pathlib import Path
 
 import pytest
 
-from gateway_sidecar.bridges.bodies import body_classes
-from gateway_sidecar.bridges.front_door import DoorPlaces
-from gateway_sidecar.bridges.nginx import NginxProgram, needed_lua
-from gateway_sidecar.bridges.nginx_config import Capacity, NginxConfig, PeerConfig, ServiceAddress, services_in
 from gateway_sidecar.check import lacking, room_for_bodies
 from gateway_sidecar.config import AuthSettings, CorsSettings, FrontendSettings, TlsSettings
 from gateway_sidecar.errors import BridgeError
+from gateway_sidecar.nginx.bodies import body_classes
+from gateway_sidecar.nginx.config import Capacity, NginxConfig, PeerConfig, ServiceAddress, services_in
+from gateway_sidecar.nginx.frontend_server import DoorPlaces
+from gateway_sidecar.nginx.server import NginxProgram, needed_lua
 
 
 def config(**changes: object) -> str:

@@ -5,8 +5,8 @@ from __future__ import annotations
 import jsonschema
 import pytest
 
-from gateway_sidecar.admin.api import ROUTES
-from gateway_sidecar.admin.openapi import describe_api
+from gateway_sidecar.api.openapi import describe_api
+from gateway_sidecar.api.routes import ROUTES
 from gateway_sidecar.config import read_told
 from gateway_sidecar.config.tunnels import SshDefaults
 from gateway_sidecar.errors import ConfigError

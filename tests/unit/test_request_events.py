@@ -11,9 +11,9 @@ from collections.abc import Callable
 
 import pytest
 
-from gateway_sidecar.bridges.nginx_config import ServiceAddress
-from gateway_sidecar.bridges.request_events import EventAddress, EventListener, placeholder, read_event
 from gateway_sidecar.domain.signals import RequestEnd
+from gateway_sidecar.nginx.access_events import EventAddress, EventListener, placeholder, read_event
+from gateway_sidecar.nginx.config import ServiceAddress
 from tests.unit.test_nginx_config import config
 
 TAG = b"0123456789abcdef01234567"

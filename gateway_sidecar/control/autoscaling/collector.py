@@ -1,7 +1,7 @@
 """Reads the signals of all services, round by round.
 
 Reading is bounded: each router every five seconds; of each service's engines `MOST_ENGINES` at the most, every ten
-seconds, and only those that had something to do. nginx's events come by themselves (`bridges/request_events.py`).
+seconds, and only those that had something to do. nginx's events come by themselves (`nginx/access_events.py`).
 """
 
 from __future__ import annotations
@@ -12,7 +12,6 @@ from collections.abc import Callable, Mapping
 from functools import partial
 from typing import TypeVar
 
-from gateway_sidecar.bridges.request_events import EventAddress, EventListener
 from gateway_sidecar.control.autoscaling.hook import ScalingHook
 from gateway_sidecar.control.autoscaling.service_signals import ServiceSignals, Told
 from gateway_sidecar.control.autoscaling.shared_reads import SharedReads
@@ -23,6 +22,7 @@ from gateway_sidecar.domain.model import ReplicaId, ReplicaState
 from gateway_sidecar.domain.signals import WINDOWS_S, RequestEnd
 from gateway_sidecar.engines.engine_metrics import EngineMetrics, says_latency, why_no_metrics
 from gateway_sidecar.errors import MetricsError
+from gateway_sidecar.nginx.access_events import EventAddress, EventListener
 from gateway_sidecar.routers.answers import MetricsPages
 from gateway_sidecar.supervision import awake
 from gateway_sidecar.supervision.loops import cancelled

@@ -15,14 +15,14 @@ from pathlib import Path
 
 from asyncinotify import Inotify, Mask
 
-from gateway_sidecar.bridges.front_door import DoorPlaces
 from gateway_sidecar.config import FrontendSettings, TlsSettings
 from gateway_sidecar.domain.printable import counted
-from gateway_sidecar.doors.certificate import today
-from gateway_sidecar.doors.door_files import CERTIFICATE, KEYS, DoorFiles, KeysTaken, PairTaken
-from gateway_sidecar.doors.publish import withdraw_keys
 from gateway_sidecar.errors import FrontDoorError
 from gateway_sidecar.files.replace import is_unfinished
+from gateway_sidecar.frontend.certificate import today
+from gateway_sidecar.frontend.files import CERTIFICATE, KEYS, DoorFiles, KeysTaken, PairTaken
+from gateway_sidecar.frontend.publish import withdraw_keys
+from gateway_sidecar.nginx.frontend_server import DoorPlaces
 from gateway_sidecar.supervision import awake
 from gateway_sidecar.supervision.own_thread import OwnThread
 from gateway_sidecar.telemetry.logs import get_logger

@@ -8,10 +8,10 @@ from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 
-from gateway_sidecar.bridges.connections import open_connections
-from gateway_sidecar.bridges.keyed_nginx import Keyed, KeyedNginx
 from gateway_sidecar.control.edge.supervisor import LOOK_S, QUIET_GAP_S, RETRIES, Supervisor
 from gateway_sidecar.errors import BridgeError
+from gateway_sidecar.nginx.connections import open_connections
+from gateway_sidecar.nginx.key_proxy import Keyed, KeyedNginx
 from gateway_sidecar.supervision import awake
 from gateway_sidecar.supervision.loops import beating
 from gateway_sidecar.supervision.process import Identity

@@ -7,10 +7,10 @@ from collections.abc import Callable, Mapping, Sequence
 from contextlib import suppress
 from dataclasses import replace
 
-from gateway_sidecar.bridges.nginx import Nginx, stop_orphans
-from gateway_sidecar.bridges.nginx_config import ServiceAddress
 from gateway_sidecar.domain.backoff import Backoff
 from gateway_sidecar.errors import BridgeError
+from gateway_sidecar.nginx.config import ServiceAddress
+from gateway_sidecar.nginx.server import Nginx, stop_orphans
 from gateway_sidecar.supervision import awake
 from gateway_sidecar.supervision.loops import beating, cancelled
 from gateway_sidecar.supervision.process import Identity

@@ -8,7 +8,6 @@ from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
-from gateway_sidecar.bridges.connections import open_connections
 from gateway_sidecar.config import Settings
 from gateway_sidecar.control.edge.nginx_supervisor import NginxSupervisor
 from gateway_sidecar.control.routers.retired import RetiredRouters
@@ -17,6 +16,7 @@ from gateway_sidecar.control.service import Service
 from gateway_sidecar.control.state import records
 from gateway_sidecar.domain.leases import PortLeases
 from gateway_sidecar.errors import StateError
+from gateway_sidecar.nginx.connections import open_connections
 from gateway_sidecar.supervision import awake
 from gateway_sidecar.supervision.process import Identity, Process, boot_id, writers_below, writers_of
 from gateway_sidecar.telemetry.logs import get_logger

@@ -5,10 +5,10 @@ from __future__ import annotations
 import asyncio
 from collections.abc import Callable, Mapping
 
-from gateway_sidecar.bridges.nginx import Nginx
 from gateway_sidecar.control.routers.process import RouterProcess
 from gateway_sidecar.control.service import Service
 from gateway_sidecar.domain.printable import printable
+from gateway_sidecar.nginx.server import Nginx
 from gateway_sidecar.supervision import awake
 from gateway_sidecar.supervision.logfile import ChildLog
 from gateway_sidecar.supervision.process import rss_bytes

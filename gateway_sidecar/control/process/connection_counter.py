@@ -6,10 +6,10 @@ import asyncio
 from collections import Counter
 from collections.abc import Callable, Collection, Mapping
 
-from gateway_sidecar.bridges.connections import connections_at, open_connections
 from gateway_sidecar.control.service import Service
 from gateway_sidecar.domain.leases import PortLeases
 from gateway_sidecar.domain.model import PeerAddress
+from gateway_sidecar.nginx.connections import connections_at, open_connections
 from gateway_sidecar.supervision import awake
 
 _GAP_S = 0.05

@@ -14,8 +14,6 @@ from pathlib import Path
 from typing import Any, Protocol
 
 from gateway_sidecar import __version__
-from gateway_sidecar.bridges.nginx import Nginx
-from gateway_sidecar.bridges.nginx_config import ServiceAddress
 from gateway_sidecar.config import FrontendSettings, ServiceSettings, Settings, line_of, load_config
 from gateway_sidecar.control.autoscaling.collector import Signals
 from gateway_sidecar.control.edge.destinations import Destinations, hosts_of
@@ -39,6 +37,8 @@ from gateway_sidecar.control.state.writer import Record, RecordWriter
 from gateway_sidecar.domain.leases import PortLeases
 from gateway_sidecar.domain.model import ReplicaId
 from gateway_sidecar.errors import BridgeError, ConfigError, NotInForce, ProcessError, RouterUnavailable, StateError
+from gateway_sidecar.nginx.config import ServiceAddress
+from gateway_sidecar.nginx.server import Nginx
 from gateway_sidecar.routers.base import RouterKind
 from gateway_sidecar.sources.told import NAME as API
 from gateway_sidecar.supervision import awake

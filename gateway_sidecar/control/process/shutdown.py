@@ -7,9 +7,9 @@ from collections.abc import Sequence
 from contextlib import suppress
 from typing import Protocol
 
-from gateway_sidecar.bridges.connections import open_connections
-from gateway_sidecar.bridges.nginx import Nginx
 from gateway_sidecar.errors import BridgeError
+from gateway_sidecar.nginx.connections import open_connections
+from gateway_sidecar.nginx.server import Nginx
 from gateway_sidecar.routers.base import RouterPorts
 from gateway_sidecar.supervision import awake
 

@@ -10,13 +10,13 @@ from collections.abc import Callable, Container, Iterable
 from pathlib import Path
 from typing import Protocol
 
-from gateway_sidecar.bridges.keyed_nginx import Keyed
 from gateway_sidecar.control.edge.key_proxies import KeyState
 from gateway_sidecar.control.edge.peer_supervisor import PeerState
 from gateway_sidecar.control.replicas.tenure import Tenure
 from gateway_sidecar.control.replicas.workqueue import WorkQueue
 from gateway_sidecar.domain.leases import NoFreePort, PortLeases
 from gateway_sidecar.domain.model import ConnectionMode, PeerAddress, ReplicaId
+from gateway_sidecar.nginx.key_proxy import Keyed
 from gateway_sidecar.supervision import awake
 from gateway_sidecar.telemetry.logs import get_logger
 

@@ -10,9 +10,9 @@ from dataclasses import dataclass
 from enum import StrEnum
 from typing import Protocol
 
-from gateway_sidecar.bridges.nginx import busy_ports
 from gateway_sidecar.domain.backoff import Backoff
 from gateway_sidecar.errors import ProcessError, RouterError
+from gateway_sidecar.nginx.server import busy_ports
 from gateway_sidecar.routers.base import RouterClient, RouterKind, RouterPorts
 from gateway_sidecar.supervision import awake
 from gateway_sidecar.supervision.awake import within

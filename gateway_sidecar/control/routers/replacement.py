@@ -11,12 +11,12 @@ from collections.abc import Awaitable, Callable, Iterable
 from contextlib import suppress
 from functools import partial
 
-from gateway_sidecar.bridges.connections import open_connections
-from gateway_sidecar.bridges.nginx_config import SUCCESSOR
 from gateway_sidecar.config import ServiceSettings
 from gateway_sidecar.control.routers.process import PrivatePorts, RouterState, SavedRouter
 from gateway_sidecar.control.routers.unit import RouterUnit
 from gateway_sidecar.errors import RouterUnavailable
+from gateway_sidecar.nginx.config import SUCCESSOR
+from gateway_sidecar.nginx.connections import open_connections
 from gateway_sidecar.routers.base import RouterPorts
 from gateway_sidecar.supervision import awake
 from gateway_sidecar.supervision.awake import within

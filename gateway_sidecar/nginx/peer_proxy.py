@@ -15,15 +15,15 @@ from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from ipaddress import ip_address
 
-from gateway_sidecar.bridges.connections import listening_at
-from gateway_sidecar.bridges.nginx import busy_ports, own_user, write_script
-from gateway_sidecar.bridges.nginx_config import OWNER_SCRIPT, PeerConfig
-from gateway_sidecar.bridges.small_nginx import SmallNginx, SmallPlaces, small_left_running
 from gateway_sidecar.config import parse_endpoint
 from gateway_sidecar.domain.model import PeerAddress
 from gateway_sidecar.errors import BridgeError
 from gateway_sidecar.files.own import make_directory
 from gateway_sidecar.files.replace import replace_file
+from gateway_sidecar.nginx.config import OWNER_SCRIPT, PeerConfig
+from gateway_sidecar.nginx.connections import listening_at
+from gateway_sidecar.nginx.server import busy_ports, own_user, write_script
+from gateway_sidecar.nginx.small import SmallNginx, SmallPlaces, small_left_running
 from gateway_sidecar.supervision.process import Identity
 
 

@@ -12,11 +12,11 @@ from pathlib import Path
 from aiohttp import web
 from aiohttp.typedefs import Handler
 
-from gateway_sidecar.admin import view
-from gateway_sidecar.admin.answers import DAEMON, Refused, as_json, seconds_in, service_in
-from gateway_sidecar.admin.bounded_server import BoundedServer
-from gateway_sidecar.admin.openapi import describe_api
-from gateway_sidecar.admin.replicas import (
+from gateway_sidecar.api import view
+from gateway_sidecar.api.answers import DAEMON, Refused, as_json, seconds_in, service_in
+from gateway_sidecar.api.bounded_server import BoundedServer
+from gateway_sidecar.api.openapi import describe_api
+from gateway_sidecar.api.replicas import (
     MOST_BYTES,
     delete_replica,
     get_replica,
@@ -24,8 +24,8 @@ from gateway_sidecar.admin.replicas import (
     put_replica,
     unknown_replica,
 )
-from gateway_sidecar.admin.signals_view import signals_view
-from gateway_sidecar.admin.unix_door import UnixDoor
+from gateway_sidecar.api.signals_view import signals_view
+from gateway_sidecar.api.unix_server import UnixServer
 from gateway_sidecar.control.process.daemon import DEFAULT_STOP_S, Daemon
 from gateway_sidecar.domain.model import ReplicaId
 from gateway_sidecar.errors import ConfigError, NotInForce, RouterUnavailable
@@ -41,7 +41,7 @@ def admin_app(daemon: Daemon) -> web.Application:
     return app
 
 
-async def serve_admin(daemon: Daemon, run_dir: Path, state_dir: Path) -> UnixDoor:
+async def serve_admin(daemon: Daemon, run_dir: Path, state_dir: Path) -> UnixServer:
     """Listens on `admin.sock` in run_dir; the caller closes it.
 
     Nothing that the daemon started is answered. A replica's socket that is replaced by a link to this one, after it was
@@ -58,7 +58,7 @@ async def serve_admin(daemon: Daemon, run_dir: Path, state_dir: Path) -> UnixDoo
 
     app = admin_app(daemon)
     app.middlewares.insert(1, from_people)
-    door = UnixDoor(BoundedServer(app), run_dir / "admin.sock")
+    door = UnixServer(BoundedServer(app), run_dir / "admin.sock")
     await door.open()
     return door
 

@@ -10,11 +10,11 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from gateway_sidecar.config import FrontendSettings
-from gateway_sidecar.doors.certificate import covers, names_in, read_certificate
-from gateway_sidecar.doors.keys import digest_of, parse_keys, read_content
-from gateway_sidecar.doors.publish import publish_keys, publish_pem, remove_keys
-from gateway_sidecar.doors.signature import Signature, changed_at, directories, signature
 from gateway_sidecar.errors import FrontDoorError
+from gateway_sidecar.frontend.certificate import covers, names_in, read_certificate
+from gateway_sidecar.frontend.keys import digest_of, parse_keys, read_content
+from gateway_sidecar.frontend.publish import publish_keys, publish_pem, remove_keys
+from gateway_sidecar.frontend.signature import Signature, changed_at, directories, signature
 
 KEYS, CERTIFICATE = "keys", "certificate"
 

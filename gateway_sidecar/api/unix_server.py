@@ -5,14 +5,14 @@ from __future__ import annotations
 import socket
 from pathlib import Path
 
-from gateway_sidecar.admin.bounded_server import BoundedServer
+from gateway_sidecar.api.bounded_server import BoundedServer
 
 _MODE = 0o660
 _FRESH = "new.sock"
 """A door's name until it is open. No longer than the others: a socket's path may have 107 bytes."""
 
 
-class UnixDoor:
+class UnixServer:
     """Listens on `path`, mode 0660, from `open` to `close`."""
 
     def __init__(self, server: BoundedServer, path: Path, *, backlog: int = 128) -> None:

@@ -15,13 +15,13 @@ from dataclasses import dataclass, field
 from functools import partial
 from pathlib import Path
 
-from gateway_sidecar.bridges.connections import holds_listener
-from gateway_sidecar.bridges.nginx import ENGINE_LINK, KEYED, ask_in_force, own_user, refusal, stop_orphans
-from gateway_sidecar.bridges.nginx_config import ALIVE, KeyedConfig
-from gateway_sidecar.bridges.small_nginx import SmallNginx, SmallPlaces, small_left_running
 from gateway_sidecar.errors import BridgeError
 from gateway_sidecar.files.own import make_directory
 from gateway_sidecar.files.replace import replace_file, replace_link
+from gateway_sidecar.nginx.config import ALIVE, KeyedConfig
+from gateway_sidecar.nginx.connections import holds_listener
+from gateway_sidecar.nginx.server import ENGINE_LINK, KEYED, ask_in_force, own_user, refusal, stop_orphans
+from gateway_sidecar.nginx.small import SmallNginx, SmallPlaces, small_left_running
 from gateway_sidecar.supervision import awake
 from gateway_sidecar.supervision.process import Identity, Process, session_members
 

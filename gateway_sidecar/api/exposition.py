@@ -13,8 +13,8 @@ from aiohttp import web
 from prometheus_client import generate_latest
 from prometheus_client.exposition import CONTENT_TYPE_LATEST
 
-from gateway_sidecar.admin.bounded_server import BoundedServer, tcp_listener
-from gateway_sidecar.admin.hosts import OwnNames, only_by
+from gateway_sidecar.api.bounded_server import BoundedServer, tcp_listener
+from gateway_sidecar.api.hosts import OwnNames, only_by
 from gateway_sidecar.config import Endpoint
 from gateway_sidecar.control.process.daemon import Daemon
 from gateway_sidecar.control.replicas.tenure import Tenure

@@ -10,8 +10,8 @@ from typing import Any
 
 from aiohttp import web
 
-from gateway_sidecar.admin import view
-from gateway_sidecar.admin.answers import DAEMON, Refused, check_query, seconds_in, service_in
+from gateway_sidecar.api import view
+from gateway_sidecar.api.answers import DAEMON, Refused, check_query, seconds_in, service_in
 from gateway_sidecar.config import Described, ToldEntry, read_told
 from gateway_sidecar.control.process.daemon import Daemon
 from gateway_sidecar.control.replicas.drain import DrainReport

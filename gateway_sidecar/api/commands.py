@@ -11,8 +11,8 @@ from pathlib import Path
 from typing import Any
 from urllib.parse import quote
 
-from gateway_sidecar.admin.client import Place, Remote, ask_daemon
-from gateway_sidecar.admin.table import render_replicas
+from gateway_sidecar.api.client import Place, Remote, ask_daemon
+from gateway_sidecar.api.table import render_replicas
 from gateway_sidecar.config import load_usable, read_mapping
 from gateway_sidecar.domain.printable import counted
 from gateway_sidecar.errors import AdminError, ConfigError

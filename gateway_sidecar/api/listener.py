@@ -6,9 +6,9 @@ import asyncio
 import socket
 from collections.abc import Awaitable, Callable
 
-from gateway_sidecar.admin.api import admin_app
-from gateway_sidecar.admin.bounded_server import BoundedServer, tcp_listener
-from gateway_sidecar.admin.tls import Tls, read_tls
+from gateway_sidecar.api.bounded_server import BoundedServer, tcp_listener
+from gateway_sidecar.api.routes import admin_app
+from gateway_sidecar.api.tls import Tls, read_tls
 from gateway_sidecar.config import AdminSettings
 from gateway_sidecar.control.process.daemon import Daemon
 from gateway_sidecar.errors import ConfigError

@@ -15,11 +15,11 @@ from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
-from gateway_sidecar.bridges import bodies, client_headers
-from gateway_sidecar.bridges.bodies import BodyClass
-from gateway_sidecar.bridges.bridge_server import END, KEY_HEADER, SEGMENTS, patterns
 from gateway_sidecar.config import AuthSettings, Endpoint, FrontendSettings, LimitSettings
 from gateway_sidecar.config.frontend_values import ALL_PATHS, ANY, CONTROL, FLEET, INFERENCE, VERSION
+from gateway_sidecar.nginx import bodies, client_headers
+from gateway_sidecar.nginx.bodies import BodyClass
+from gateway_sidecar.nginx.bridge_server import END, KEY_HEADER, SEGMENTS, patterns
 
 LISTEN_OPTIONS = "backlog=4096 so_keepalive=60s:10s:6"
 

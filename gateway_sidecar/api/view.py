@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from typing import Any
 
-from gateway_sidecar.admin.signals_view import scaling_view
+from gateway_sidecar.api.signals_view import scaling_view
 from gateway_sidecar.config import Endpoint
 from gateway_sidecar.control.process.daemon import Daemon
 from gateway_sidecar.control.replicas.prober import far_end_of

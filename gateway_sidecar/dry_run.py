@@ -7,8 +7,6 @@ import os
 from collections.abc import Mapping
 from pathlib import Path
 
-from gateway_sidecar.bridges.nginx import engine_behind
-from gateway_sidecar.bridges.nginx_config import SUCCESSOR
 from gateway_sidecar.config import ServiceSettings, Settings, load_overrides
 from gateway_sidecar.control.process.left_running import look_for_left
 from gateway_sidecar.control.replicas.handles import open_path
@@ -17,6 +15,8 @@ from gateway_sidecar.domain.model import Overrides, Ready
 from gateway_sidecar.domain.planning import Register, describe, worker_spec
 from gateway_sidecar.engines.probe import EngineProbe
 from gateway_sidecar.errors import ConfigError, StateError
+from gateway_sidecar.nginx.config import SUCCESSOR
+from gateway_sidecar.nginx.server import engine_behind
 from gateway_sidecar.sources.build import source_of
 from gateway_sidecar.sources.listing import Sighting
 from gateway_sidecar.sources.placed import OwnSockets

@@ -10,8 +10,8 @@ from collections.abc import Awaitable, Callable, Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
-from gateway_sidecar.bridges.nginx import NginxProgram
 from gateway_sidecar.errors import BridgeError, ProcessError
+from gateway_sidecar.nginx.server import NginxProgram
 from gateway_sidecar.supervision import awake
 from gateway_sidecar.supervision.logfile import ChildLog
 from gateway_sidecar.supervision.process import Identity, Process, writers_of

@@ -20,9 +20,9 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from gateway_sidecar.bridges.connections import kernel_address
 from gateway_sidecar.domain.claims import Address, Network, Surroundings, objection
 from gateway_sidecar.errors import AddressRefused, BridgeError
+from gateway_sidecar.nginx.connections import kernel_address
 from gateway_sidecar.telemetry.logs import get_logger
 
 if TYPE_CHECKING:

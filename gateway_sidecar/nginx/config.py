@@ -10,13 +10,14 @@ from collections.abc import Sequence
 from dataclasses import dataclass, field, fields
 from pathlib import Path
 
-from gateway_sidecar.bridges import bodies, bridge_server, client_headers, front_door
-from gateway_sidecar.bridges.bodies import BodyClass, body_classes
-from gateway_sidecar.bridges.bridge_server import KEY_HEADER, ORDERS, bracketed
-from gateway_sidecar.bridges.front_door import DoorPlaces, FrontDoor
-from gateway_sidecar.bridges.request_events import EventAddress
 from gateway_sidecar.config import FrontendSettings
 from gateway_sidecar.config.frontend_values import ANY
+from gateway_sidecar.nginx import bodies, bridge_server, client_headers
+from gateway_sidecar.nginx import frontend_server as front_door
+from gateway_sidecar.nginx.access_events import EventAddress
+from gateway_sidecar.nginx.bodies import BodyClass, body_classes
+from gateway_sidecar.nginx.bridge_server import KEY_HEADER, ORDERS, bracketed
+from gateway_sidecar.nginx.frontend_server import DoorPlaces, FrontDoor
 
 _PLAIN_DOOR = FrontendSettings()
 _CONNECTIONS_EACH = 4  # client, service address -> router, router -> bridge, bridge -> replica

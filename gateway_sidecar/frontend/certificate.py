@@ -32,14 +32,14 @@ def today() -> float:
 
 
 def read_certificate(certificate: Path, key: Path, now: float) -> Certificate:
-    """Reads the pair. Raises FrontDoorError, with one line for what is wrong."""
-    from gateway_sidecar.doors import pair  # Not before it is needed: what it is read with takes 8 MB.
+    """Reads the certificates. Raises FrontDoorError, with one line for what is wrong."""
+    from gateway_sidecar.frontend import x509  # Not before it is needed: what it is read with takes 8 MB.
 
-    return Certificate(*pair.read(certificate, key, now))
+    return Certificate(*x509.read(certificate, key, now))
 
 
 def names_in(pem: bytes) -> tuple[str, ...]:
     """The host names of a certificate that was served before; none if it cannot be read."""
-    from gateway_sidecar.doors import pair  # As above.
+    from gateway_sidecar.frontend import x509  # As above.
 
-    return pair.names_in(pem)
+    return x509.names_in(pem)

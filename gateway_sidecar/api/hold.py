@@ -10,8 +10,8 @@ from pathlib import Path
 
 from aiohttp import web
 
-from gateway_sidecar.admin.bounded_server import BoundedServer
-from gateway_sidecar.admin.unix_door import UnixDoor
+from gateway_sidecar.api.bounded_server import BoundedServer
+from gateway_sidecar.api.unix_server import UnixServer
 from gateway_sidecar.control.hold.queue import Answer, History, Verdict
 from gateway_sidecar.control.process.daemon import Daemon
 from gateway_sidecar.control.service import Service
@@ -23,13 +23,13 @@ _FAULT = Answer(Verdict.FULL, "The gateway made a mistake with this request; try
 _STATUS = {Verdict.FULL: 503, Verdict.TOO_LONG: 503, Verdict.LOST: 502}
 
 
-async def serve_hold(daemon: Daemon, path: Path) -> UnixDoor:
+async def serve_hold(daemon: Daemon, path: Path) -> UnixServer:
     """Listens on `path`; the caller closes it. A client that leaves stops waiting."""
     app = web.Application()
     app[_DAEMON] = daemon
     app.router.add_route("*", "/{path:.*}", _hold)
     # As many as may wait: the waiting room itself has a bound for each service, and nginx alone connects.
-    door = UnixDoor(BoundedServer(app, most=None, handler_cancellation=True), path, backlog=4096)
+    door = UnixServer(BoundedServer(app, most=None, handler_cancellation=True), path, backlog=4096)
     await door.open()
     return door
 

@@ -8,9 +8,9 @@ from collections.abc import Iterable
 from contextlib import suppress
 from pathlib import Path
 
-from gateway_sidecar.doors.keys import Keys
 from gateway_sidecar.files.own import make_directory
 from gateway_sidecar.files.replace import is_unfinished, replace_file, replace_link
+from gateway_sidecar.frontend.keys import Keys
 
 _DIGEST = re.compile(r"[0-9a-f]{64}")
 

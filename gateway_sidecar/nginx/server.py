@@ -25,10 +25,13 @@ from importlib import resources
 from ipaddress import IPv4Address, IPv6Address, ip_address
 from pathlib import Path
 
-from gateway_sidecar.bridges.bridge_server import bracketed
-from gateway_sidecar.bridges.connections import listening_at
-from gateway_sidecar.bridges.front_door import DoorPlaces
-from gateway_sidecar.bridges.nginx_config import (
+from gateway_sidecar.config.values import hosts_clash
+from gateway_sidecar.errors import BridgeError, ProcessError
+from gateway_sidecar.files.own import keep_directory, make_directory
+from gateway_sidecar.files.replace import put_in_place, replace_file, replace_link, write_beside
+from gateway_sidecar.nginx.access_events import EventAddress, placeholder
+from gateway_sidecar.nginx.bridge_server import bracketed
+from gateway_sidecar.nginx.config import (
     ALIVE,
     BODIES,
     IN_FORCE,
@@ -41,11 +44,8 @@ from gateway_sidecar.bridges.nginx_config import (
     ServiceAddress,
     services_in,
 )
-from gateway_sidecar.bridges.request_events import EventAddress, placeholder
-from gateway_sidecar.config.values import hosts_clash
-from gateway_sidecar.errors import BridgeError, ProcessError
-from gateway_sidecar.files.own import keep_directory, make_directory
-from gateway_sidecar.files.replace import put_in_place, replace_file, replace_link, write_beside
+from gateway_sidecar.nginx.connections import listening_at
+from gateway_sidecar.nginx.frontend_server import DoorPlaces
 from gateway_sidecar.supervision import awake
 from gateway_sidecar.supervision.awake import within
 from gateway_sidecar.supervision.logfile import ChildLog, try_writing

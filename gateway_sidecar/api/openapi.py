@@ -9,8 +9,8 @@ from __future__ import annotations
 from typing import Any
 
 from gateway_sidecar import __version__
-from gateway_sidecar.admin.answers import LONGEST_S
-from gateway_sidecar.admin.replicas import MOST_BYTES
+from gateway_sidecar.api.answers import LONGEST_S
+from gateway_sidecar.api.replicas import MOST_BYTES
 from gateway_sidecar.config import told_schema
 from gateway_sidecar.config.tunnels import MOST_ID_BYTES
 from gateway_sidecar.domain.model import ConnectionMode, ReplicaState, RuntimeType, WorkerType
