@@ -14,6 +14,7 @@ LAYERS: tuple[frozenset[str], ...] = tuple(
     for layer in (
         "__main__",
         "cli",
+        "commands",
         "app check fresh_plan install",
         "admin",
         "control",
