@@ -354,7 +354,15 @@ def test_where_a_daemon_is_can_be_read_from_an_invalid_file(tmp_path: Path, mist
 
 
 @pytest.mark.parametrize(
-    "text", ["", "run_dir: [1]\n", "run_dir /run/x\nservices: []\n", "'run_dir': /x: y\n", "state_dir: relative\n"]
+    "text",
+    [
+        "",
+        "run_dir: [1]\n",
+        "run_dir /run/x\nservices: []\n",
+        "'run_dir': /x: y\n",
+        "state_dir: relative\n",
+        "run_dir:\t/x\n",
+    ],
 )
 def test_a_run_dir_that_cannot_be_read_is_not_guessed(tmp_path: Path, text: str) -> None:
     """The default would be another daemon's."""
