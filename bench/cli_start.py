@@ -64,5 +64,5 @@ def _row(name: str, seconds: Sequence[float], floor_s: float) -> Row:
     """One command's."""
     typical_s = median(seconds)
     ratio = typical_s / floor_s
-    return Row(NAME, f"CPU of `{name}`", f"p50 <= {_MOST:g} x floor", in_ms(floor_s), in_ms(typical_s), f"{ratio:.1f} x",
-               ratio <= _MOST, {"cpu_ms": rounded_ms(seconds)})  # fmt: skip
+    return Row(NAME, f"CPU of `{name}`", f"p50 <= {_MOST:g} x floor", in_ms(floor_s), in_ms(typical_s),
+               f"{ratio:.1f} x", ratio <= _MOST, {"cpu_ms": rounded_ms(seconds)})  # fmt: skip
