@@ -13,6 +13,7 @@ from pathlib import Path
 from bench import (
     at_rest,
     bridge_cost,
+    cli_start,
     daemon_restart,
     first_answer,
     front_door,
@@ -53,6 +54,7 @@ FIGURES: Mapping[str, Callable[[Scale], Awaitable[list[Row]]]] = {
         nginx_kill,
         tunnel_cost,
         tunnel_path,
+        cli_start,
     )
 }
 

@@ -332,7 +332,7 @@ def _expecting_nothing_odd(message: RawRequestMessage) -> RawRequestMessage:
 
 def _logger() -> logging.Logger:
     """For what aiohttp has to say: a fault of ours is told, what clients do wrong is answered and no more."""
-    logger = logging.getLogger("gateway_sidecar.admin")
+    logger = logging.getLogger("gateway_sidecar.api")
     logger.propagate = False
     logger.handlers = [_Faults()]
     return logger

@@ -1,82 +1,15 @@
-"""The configuration: YAML in, frozen settings out, every mistake reported at once with its line."""
+"""The configuration: YAML in, frozen settings out, every mistake reported at once with its line.
 
-from gateway_sidecar.config.advice import advise
-from gateway_sidecar.config.frontend import (
-    AuthSettings,
-    CorsSettings,
-    FrontendSettings,
-    LimitSettings,
-    TlsSettings,
-)
-from gateway_sidecar.config.inventory import Described, inventory_schema, read_inventory
-from gateway_sidecar.config.load import line_of, load_config, load_usable, parse_config
-from gateway_sidecar.config.models import (
-    AdminSettings,
-    AdminTlsSettings,
-    BridgeSettings,
-    DrainSettings,
-    HealthSettings,
-    HoldSettings,
-    LogSettings,
-    MetricsSettings,
-    PeersSettings,
-    ProbeSettings,
-    RefusedSettings,
-    ReplicaSettings,
-    RouterSettings,
-    ServiceSettings,
-    Settings,
-)
-from gateway_sidecar.config.overrides import load_overrides, replica_schema
-from gateway_sidecar.config.scaling import HookSettings, ScalingSettings
-from gateway_sidecar.config.schema import config_schema
-from gateway_sidecar.config.told import ToldEntry, read_mapping, read_told, same_entry, told_schema
-from gateway_sidecar.config.tunnels import SshDefaults, tunnel_to
-from gateway_sidecar.config.values import Endpoint, PathPattern, PortRange, parse_endpoint
+Its names are those of `whole`, which is imported when the first of them is asked for. The models take longer to import
+than all that `gateway-sidecar status` does, and it only needs `places`.
+"""
 
-__all__ = [
-    "AdminSettings",
-    "AdminTlsSettings",
-    "AuthSettings",
-    "BridgeSettings",
-    "CorsSettings",
-    "Described",
-    "DrainSettings",
-    "Endpoint",
-    "FrontendSettings",
-    "HealthSettings",
-    "HoldSettings",
-    "HookSettings",
-    "LimitSettings",
-    "LogSettings",
-    "MetricsSettings",
-    "PathPattern",
-    "PeersSettings",
-    "PortRange",
-    "ProbeSettings",
-    "RefusedSettings",
-    "ReplicaSettings",
-    "RouterSettings",
-    "ScalingSettings",
-    "ServiceSettings",
-    "Settings",
-    "SshDefaults",
-    "TlsSettings",
-    "ToldEntry",
-    "advise",
-    "config_schema",
-    "inventory_schema",
-    "line_of",
-    "load_config",
-    "load_overrides",
-    "load_usable",
-    "parse_config",
-    "parse_endpoint",
-    "read_inventory",
-    "read_mapping",
-    "read_told",
-    "replica_schema",
-    "same_entry",
-    "told_schema",
-    "tunnel_to",
-]
+from typing import TYPE_CHECKING
+
+if TYPE_CHECKING:
+    from gateway_sidecar.config.whole import *  # noqa: F403 - the names have one list
+else:
+    from importlib import import_module
+
+    def __getattr__(name: str) -> object:
+        return getattr(import_module("gateway_sidecar.config.whole"), name)

@@ -22,6 +22,7 @@ from pydantic import (
 from gateway_sidecar.config.frontend import FrontendSettings, PrefixValue, ServerNameValue
 from gateway_sidecar.config.part import Part
 from gateway_sidecar.config.part import number as _number
+from gateway_sidecar.config.places import RUN_DIR, STATE_DIR
 from gateway_sidecar.config.scaling import ScalingSettings
 from gateway_sidecar.config.smg_options import Policy, check_argument
 from gateway_sidecar.config.tunnels import PlainPathValue, SshDefaults, SshReplicas, tunnel_to
@@ -443,12 +444,12 @@ class Settings(Part):
     """The whole configuration of one daemon."""
 
     state_dir: DirectoryValue = Field(
-        default=Path("/var/lib/gateway-sidecar"),
+        default=STATE_DIR,
         description="What must outlive a reboot: port leases and the router's logs.",
         examples=["/var/lib/gateway-sidecar"],
     )
     run_dir: RunDirValue = Field(
-        default=Path("/run/gateway-sidecar"),
+        default=RUN_DIR,
         description="`admin.sock`, the bridges' links and nginx's files; 80 bytes at most.",
         examples=["/run/gateway-sidecar"],
     )

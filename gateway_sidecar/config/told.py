@@ -8,15 +8,14 @@ from pathlib import Path
 from typing import Any
 
 from gateway_sidecar.config.inventory import Described, InventoryEntry, describe, described_schema
-from gateway_sidecar.config.load import FileText, read_file
+from gateway_sidecar.config.text_file import FileText
 from gateway_sidecar.config.tunnels import SshDefaults
-from gateway_sidecar.config.yamltree import Problem, Tree, read_tree
+from gateway_sidecar.config.yamltree import Problem, Tree
 from gateway_sidecar.errors import ConfigError
 
 ToldEntry = Mapping[str, object]
 """The object that was put, as JSON has it. It names files with secrets and holds none."""
 
-_MOST_BYTES = 64 * 1024
 _OURS = Path("/")
 
 
@@ -36,18 +35,6 @@ def read_told(entry: object, service: str, replica: str, defaults: SshDefaults) 
         texts = [f"{problem.where}: {problem.text}" if problem.where else problem.text for problem in problems]
         raise ConfigError([text.replace(" to YAML, not", ", not") for text in dict.fromkeys(texts)])
     return described
-
-
-def read_mapping(path: Path) -> dict[str, object]:
-    """A YAML file that holds one entry, as JSON would have it. Raises ConfigError with lines. Blocks."""
-    tree = read_tree(read_file(path, _MOST_BYTES).content)
-    problems = [problem.render(str(path)) for problem in tree.problems]
-    if not problems and not isinstance(tree.data, dict):
-        problems = [f"{path}: is not a mapping at the top; write lines such as `socket: /run/r1.sock`"]
-    if problems:
-        raise ConfigError(problems)
-    assert isinstance(tree.data, dict)
-    return tree.data
 
 
 def told_schema(ref_template: str) -> tuple[dict[str, Any], dict[str, Any]]:

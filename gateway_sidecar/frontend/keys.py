@@ -18,7 +18,7 @@ from contextlib import contextmanager
 from pathlib import Path
 
 from gateway_sidecar.config.frontend_values import NAME
-from gateway_sidecar.config.load import FileText, read_file
+from gateway_sidecar.config.text_file import FileText, read_file
 from gateway_sidecar.config.values import show
 from gateway_sidecar.errors import ConfigError, FrontDoorError
 from gateway_sidecar.files.replace import put_in_place, write_beside

@@ -12,7 +12,7 @@ from cryptography.exceptions import UnsupportedAlgorithm
 from cryptography.hazmat.primitives.asymmetric.types import PrivateKeyTypes
 from cryptography.hazmat.primitives.serialization import Encoding, PublicFormat, load_pem_private_key
 
-from gateway_sidecar.config.load import read_file
+from gateway_sidecar.config.text_file import read_file
 from gateway_sidecar.errors import ConfigError, FrontDoorError
 
 _MOST_BYTES = 1024 * 1024

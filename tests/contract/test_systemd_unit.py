@@ -8,7 +8,7 @@ from pathlib import Path
 
 import pytest
 
-from gateway_sidecar.cli import EXIT_CONFIG, EXIT_STOPPED
+from gateway_sidecar.commands.defaults import EXIT_CONFIG, EXIT_STOPPED
 from gateway_sidecar.install import PEERS, SYSUSERS, TMPFILES, UNIT, install, own_command
 
 SOURCE = Path(__file__).parents[2] / "systemd" / "gateway-sidecar.service"

@@ -28,7 +28,8 @@ from hypothesis import HealthCheck, Phase, given, note, settings
 from hypothesis import strategies as st
 
 from examples.simulated import EngineKind, EngineSpec, SimulatedEngine, start_engine
-from gateway_sidecar.cli import EXIT_CONFIG, EXIT_FAILED, main
+from gateway_sidecar.cli import main
+from gateway_sidecar.commands.defaults import EXIT_CONFIG, EXIT_FAILED
 from gateway_sidecar.config import FrontendSettings, LimitSettings, ServiceSettings, load_config
 from gateway_sidecar.frontend.keys import add_key
 from tests.front_doors import FLEET, ORIGINS, SERVICES, SLOW, SLOW_PATH, STRANGE, Ground, names, services

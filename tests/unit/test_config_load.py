@@ -8,6 +8,7 @@ import pytest
 import yaml
 
 from gateway_sidecar.config import Endpoint, PortRange, load_config, load_usable, parse_config
+from gateway_sidecar.config.places import Places, find_places
 from gateway_sidecar.errors import ConfigError
 from tests.users import DAEMON
 
@@ -349,14 +350,55 @@ def test_where_a_daemon_is_can_be_read_from_an_invalid_file(tmp_path: Path, mist
         assert (found.run_dir, found.state_dir) == (Path("/run/x"), Path("/var/lib/gateway-sidecar"))
         assert found.bridges.ports == PortRange(100, 200)
         assert found.peers.interface == "gwsc0"
+        assert find_places(path) == Places(found.run_dir, found.state_dir)
 
 
 @pytest.mark.parametrize(
-    "text", ["", "run_dir: [1]\n", "run_dir /run/x\nservices: []\n", "'run_dir': /x: y\n", "state_dir: relative\n"]
+    "text",
+    [
+        "",
+        "run_dir: [1]\n",
+        "run_dir /run/x\nservices: []\n",
+        "'run_dir': /x: y\n",
+        "state_dir: relative\n",
+        "run_dir:\t/x\n",
+    ],
 )
 def test_a_run_dir_that_cannot_be_read_is_not_guessed(tmp_path: Path, text: str) -> None:
     """The default would be another daemon's."""
     path = tmp_path / "c.yaml"
     path.write_text(text)
-    with pytest.raises(ConfigError):
+    with pytest.raises(ConfigError) as of_all:
         load_usable(path)
+    with pytest.raises(ConfigError) as of_places:
+        find_places(path)
+    assert of_places.value.problems == of_all.value.problems
+
+
+SERVICE = "{name: a, listen: '127.0.0.1:8000', replicas: {sockets: '/run/x/{replica}.sock'}}"
+
+
+@pytest.mark.parametrize(
+    ("top", "run_dir"),
+    [
+        ("", "/run/gateway-sidecar"),
+        ("run_dir: /run/y", "/run/y"),
+        ("'run_dir': '/run//y'", "/run/y"),
+        ("x-top: &top {run_dir: /run/y}\n<<: *top", "/run/y"),
+        ("x-top: &top {run_dir: /run/y}\n<<: *top\nrun_dir: /run/z", "/run/z"),
+        ("x-note: >\n  run_dir: /run/y", "/run/gateway-sidecar"),
+        ("# run_dir: /run/y", "/run/gateway-sidecar"),
+        ("run_dir: /run/y\nrun_dir: /run/z", "/run/y"),
+        ("x-runs: &run /run/y\nrun_dir: *run", "/run/y"),
+        ("run_dir: !!str /run/y", "/run/y"),
+        ("run_dir: &here /run/y", "/run/y"),
+        ('"run\\u005fdir": /run/y', "/run/y"),
+        ("run_dir: >-\n  /run/y", "/run/y"),
+    ],
+)
+def test_a_daemon_is_found_where_its_settings_say(tmp_path: Path, top: str, run_dir: str) -> None:
+    """However they are written."""
+    path = tmp_path / "c.yaml"
+    path.write_text(f"{top}\nservices: [{SERVICE}]\n")
+    assert find_places(path) == Places(load_usable(path).run_dir, Path("/var/lib/gateway-sidecar"))
+    assert find_places(path).run_dir == Path(run_dir)

@@ -15,6 +15,7 @@ LAYERS: tuple[frozenset[str], ...] = tuple(
     for layer in (
         "__main__",
         "cli",
+        "commands",
         "app check dry_run install",
         "api",
         "control",

@@ -1,0 +1,33 @@
+"""`check`."""
+
+from __future__ import annotations
+
+import argparse
+import asyncio
+
+from gateway_sidecar.check import check_machine, user_to_be
+from gateway_sidecar.commands.defaults import DEFAULT_CONFIG, EXIT_FAILED
+from gateway_sidecar.commands.rights import become
+from gateway_sidecar.config import Settings, load_config, load_usable
+
+_ASSUMED = "assumed: its groups in /etc/group and no capabilities, as systemd tells of no unit with this user"
+
+
+def check(arguments: argparse.Namespace) -> int:
+    """Looks, and changes nothing."""
+    of_unit = arguments.config == DEFAULT_CONFIG
+    user = user_to_be(arguments.as_user, load_usable(arguments.config), of_unit=of_unit)
+    if user is not None:
+        become(user)
+        print(f"ok    with the rights of {user}, {user.why}; {user.told or _ASSUMED}")
+    settings = load_config(arguments.config)
+    print(f"ok    {arguments.config}: {_summary(settings)}")
+    findings = asyncio.run(check_machine(settings, assumed=user is not None and user.told is None))
+    for finding in findings:
+        print(finding.line())
+    return EXIT_FAILED if any(finding.failed for finding in findings) else 0
+
+
+def _summary(settings: Settings) -> str:
+    names = ", ".join(service.name for service in settings.services)
+    return f"{len(settings.services)} service{'s' * (len(settings.services) != 1)} ({names})"

@@ -1,0 +1,12 @@
+"""What the command line says in `--help` and its commands keep to."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+EXIT_FAILED, EXIT_CONFIG, EXIT_STOPPED = 1, 78, 79
+DEFAULT_CONFIG = Path("/etc/gateway-sidecar/gateway-sidecar.yaml")
+STOP_S = 30.0
+"""For how long `stop --all` lets requests in flight end."""
+WAIT_S = 60.0
+"""For how long `replica add --wait` waits."""

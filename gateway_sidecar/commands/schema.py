@@ -1,0 +1,16 @@
+"""`schema`."""
+
+from __future__ import annotations
+
+import argparse
+import json
+
+from gateway_sidecar.config import config_schema, inventory_schema, replica_schema
+
+_SCHEMAS = {"configuration": config_schema, "inventory": inventory_schema, "replica": replica_schema}
+
+
+def schema(arguments: argparse.Namespace) -> int:
+    """Prints the JSON Schema of a file."""
+    print(json.dumps(_SCHEMAS[arguments.of](), indent=2))
+    return 0

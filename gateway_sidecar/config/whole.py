@@ -1,0 +1,81 @@
+"""Every name of the package, for `__init__`."""
+
+from gateway_sidecar.config.advice import advise
+from gateway_sidecar.config.frontend import (
+    AuthSettings,
+    CorsSettings,
+    FrontendSettings,
+    LimitSettings,
+    TlsSettings,
+)
+from gateway_sidecar.config.inventory import Described, inventory_schema, read_inventory
+from gateway_sidecar.config.load import line_of, load_config, load_usable, parse_config
+from gateway_sidecar.config.models import (
+    AdminSettings,
+    AdminTlsSettings,
+    BridgeSettings,
+    DrainSettings,
+    HealthSettings,
+    HoldSettings,
+    LogSettings,
+    MetricsSettings,
+    PeersSettings,
+    ProbeSettings,
+    RefusedSettings,
+    ReplicaSettings,
+    RouterSettings,
+    ServiceSettings,
+    Settings,
+)
+from gateway_sidecar.config.overrides import load_overrides, replica_schema
+from gateway_sidecar.config.scaling import HookSettings, ScalingSettings
+from gateway_sidecar.config.schema import config_schema
+from gateway_sidecar.config.told import ToldEntry, read_told, same_entry, told_schema
+from gateway_sidecar.config.tunnels import SshDefaults, tunnel_to
+from gateway_sidecar.config.values import Endpoint, PathPattern, PortRange, parse_endpoint
+
+__all__ = [
+    "AdminSettings",
+    "AdminTlsSettings",
+    "AuthSettings",
+    "BridgeSettings",
+    "CorsSettings",
+    "Described",
+    "DrainSettings",
+    "Endpoint",
+    "FrontendSettings",
+    "HealthSettings",
+    "HoldSettings",
+    "HookSettings",
+    "LimitSettings",
+    "LogSettings",
+    "MetricsSettings",
+    "PathPattern",
+    "PeersSettings",
+    "PortRange",
+    "ProbeSettings",
+    "RefusedSettings",
+    "ReplicaSettings",
+    "RouterSettings",
+    "ScalingSettings",
+    "ServiceSettings",
+    "Settings",
+    "SshDefaults",
+    "TlsSettings",
+    "ToldEntry",
+    "advise",
+    "config_schema",
+    "inventory_schema",
+    "line_of",
+    "load_config",
+    "load_overrides",
+    "load_usable",
+    "parse_config",
+    "parse_endpoint",
+    "read_inventory",
+    "read_told",
+    "replica_schema",
+    "same_entry",
+    "told_schema",
+    "tunnel_to",
+]
