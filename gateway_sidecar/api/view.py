@@ -8,7 +8,7 @@ from gateway_sidecar.api.signals_view import scaling_view
 from gateway_sidecar.config import Endpoint
 from gateway_sidecar.control.process.daemon import Daemon
 from gateway_sidecar.control.replicas.prober import far_end_of
-from gateway_sidecar.control.replicas.tenure import Tenure
+from gateway_sidecar.control.replicas.tenure import Presence, Tenure
 from gateway_sidecar.control.service import Service
 from gateway_sidecar.domain.model import ReplicaId
 from gateway_sidecar.sources.listing import Listing
@@ -90,7 +90,7 @@ def _tunnel(service: Service, tenure: Tenure) -> dict[str, Any] | None:
 def replicas(daemon: Daemon, service: Service) -> list[dict[str, Any]]:
     """A service's replicas by id. Of several rows of one id the first is the present one."""
     tenures = sorted(service.tenures.values(), key=lambda t: -t.key)
-    here = {tenure.replica for tenure in tenures if not (tenure.gone or tenure.replaced or tenure.yielding)}
+    here = {tenure.replica for tenure in tenures if tenure.presence is Presence.PRESENT}
     waited_for = sorted(daemon.told.of(service.name).entries.keys() - here)
     rows = [_absent(daemon, service, replica) for replica in waited_for] + [_replica(service, t) for t in tenures]
     return sorted(rows, key=lambda row: str(row["id"]))

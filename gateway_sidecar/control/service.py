@@ -216,7 +216,7 @@ class Service:
             return
         earlier = self._tenures.current.get(saved.sighting.replica)
         if earlier is not None and not saved.leaving:
-            self._tenures.let_yield(earlier)
+            self._tenures.supersede(earlier)
         tenure = self._arrivals.begin(saved.sighting, saved.generation, gone=saved.leaving)
         tenure.port = saved.port
         tenure.peer = saved.peer
@@ -388,8 +388,8 @@ class Service:
         self.drains.finish_if_quiet(tenure)
         self._log.update(tenure)
         self._ring()
-        if self._tenures.yielding:
-            self._arrivals.end_yielding()
+        if self._tenures.superseded:
+            self._arrivals.end_superseded()
 
     def _seen(self, tenure: Tenure) -> dict[RouterUnit, WorkerView]:
         """The tenure's worker as each router knows it. A successor that is not up yet knows nobody."""

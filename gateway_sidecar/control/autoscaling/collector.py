@@ -104,7 +104,7 @@ class Signals:
         Raises KeyError for one that is not there, MetricsError.
         """
         for tenure in service.tenures.values():
-            if tenure.replica == replica and not (tenure.gone or tenure.replaced):
+            if tenure.replica == replica and not tenure.gone:
                 return await self._shared.read(tenure, partial(self._engine_page, tenure, _PAGE_PATIENCE_S))
         raise KeyError(replica)
 

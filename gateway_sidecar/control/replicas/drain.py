@@ -115,9 +115,8 @@ class Drains:
 
         Its port goes on resting until it is quiet.
         """
-        is_gone = tenure.gone or tenure.replaced
         return (
-            is_gone
+            tenure.gone
             and tenure.settled_at is not None
             and awake.monotonic() >= tenure.settled_at + self.settings.timeout_s
         )

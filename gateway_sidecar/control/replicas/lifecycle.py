@@ -21,9 +21,10 @@ from gateway_sidecar.control.replicas.prober import Prober
 from gateway_sidecar.control.replicas.reflector import Reflector
 from gateway_sidecar.control.replicas.registry import Registry
 from gateway_sidecar.control.replicas.reporting import Reporting
-from gateway_sidecar.control.replicas.tenure import BridgeHosts, Tenure, occupant_of, owner_of
+from gateway_sidecar.control.replicas.tenure import BridgeHosts, Presence, Tenure, occupant_of, owner_of
 from gateway_sidecar.control.replicas.workqueue import WorkQueue
 from gateway_sidecar.domain.model import EngineFacts, Foreign, Overrides, PeerAddress, Ready
+from gateway_sidecar.domain.planning import Why
 from gateway_sidecar.errors import ConfigError
 from gateway_sidecar.files.follow import opened_at
 from gateway_sidecar.sources.listing import Listing, Sighting
@@ -80,7 +81,7 @@ class Lifecycle:
         for replica, tenure in list(self._tenures.current.items()):
             if listing.is_gone(replica, tenure.sighting.source):
                 self._miss(tenure, listing)
-        self.end_yielding()
+        self.end_superseded()
         undescribed, unpinned = [], []
         for sighting in listing.present.values():
             current = self._tenures.current.get(sighting.replica)
@@ -114,9 +115,10 @@ class Lifecycle:
             pin=None,
             state_since=now,
             hosts=self._hosts,
-            gone=gone,
             notes_read=sighting.notes is None and not sighting.described,
         )
+        if gone:
+            tenure.leave(Why.SOCKET_GONE)
         self._tenures.add(tenure)
         self._queue.add(tenure.key)
         self._log.begun(tenure)
@@ -139,12 +141,12 @@ class Lifecycle:
 
         Nothing leads to what is no engine, and it is asked again as one that has just been seen.
         """
-        if tenure.yielding:
+        if tenure.presence is Presence.SUPERSEDED:
             self._lose(tenure)
             return
         by = "another engine" if isinstance(result, Ready) else result.reason
         self._logger.info("replica.replaced", replica=tenure.replica, worker_url=tenure.url, by=by)
-        tenure.replaced = True
+        tenure.leave(Why.REPLACED)
         successor = self._begin_after(tenure)
         successor.overrides, successor.peer = tenure.overrides, tenure.peer
         successor.notes_read, successor.notes_problem = tenure.notes_read, tenure.notes_problem
@@ -154,9 +156,9 @@ class Lifecycle:
             self.identified(successor, result.facts)
         tenure.unpin()
 
-    def end_yielding(self) -> None:
+    def end_superseded(self) -> None:
         """Those whose replica serves elsewhere now, or is no more, have done their part."""
-        for tenure in list(self._tenures.yielding.values()):
+        for tenure in list(self._tenures.superseded.values()):
             heir, listing = self._tenures.current.get(tenure.replica), self._follower.listing
             if heir is None and listing is not None and tenure.replica in listing.absent:
                 continue
@@ -164,7 +166,7 @@ class Lifecycle:
                 self._lose(tenure)
 
     def _lose(self, tenure: Tenure) -> None:
-        tenure.gone = True
+        tenure.leave(Why.SOCKET_GONE)
         self._tenures.leave(tenure)
         if tenure.probe is not None:
             tenure.probe.cancel()
@@ -181,7 +183,7 @@ class Lifecycle:
             self._lose(tenure)
             return
         self._logger.info("replica.sent_elsewhere", replica=tenure.replica, worker_url=tenure.url, to=str(by.socket))
-        self._tenures.let_yield(tenure)
+        self._tenures.supersede(tenure)
 
     def _miss(self, tenure: Tenure, listing: Listing) -> None:
         """Its source does not show the replica any more, unless it says that it will be somewhere else."""
@@ -192,7 +194,7 @@ class Lifecycle:
             return
         self._logger.info("replica.sent_elsewhere", replica=tenure.replica, worker_url=tenure.url, to=str(place))
         self._tenures.leave(tenure)
-        self._tenures.let_yield(tenure)
+        self._tenures.supersede(tenure)
 
     async def _pin(self, unpinned: list[Tenure]) -> None:
         """Opens the sockets of those that have none open; where the file system hangs the next look tries again."""
@@ -270,7 +272,7 @@ class Lifecycle:
             self._tenures.know_url(tenure)
             return tenure
         self._logger.info("replica.moved", replica=tenure.replica, worker_url=tenure.url, advertise=str(peer or "-"))
-        tenure.replaced = tenure.moved = True
+        tenure.leave(Why.MOVED)
         successor = self._begin_after(tenure)
         successor.peer, successor.notes_read = peer, True
         successor.drain = tenure.drain

@@ -125,7 +125,7 @@ class Prober:
 
     def look_after(self, tenure: Tenure) -> None:
         """Begins whatever is due for this tenure, and queues it for when the next thing is."""
-        if tenure.gone or tenure.replaced or tenure.drain or tenure.address is None or tenure.probe is not None:
+        if tenure.gone or tenure.drain or tenure.address is None or tenure.probe is not None:
             return
         if tenure.facts is None and not tenure.can_be_described:
             return  # Its notes may hold the key that the engine wants.
@@ -192,7 +192,7 @@ class Prober:
         self._metrics.probe_seconds.labels(self._settings.name, kind).observe(awake.monotonic() - began)
         self._metrics.probes.labels(self._settings.name, kind, type(result).__name__.lower()).inc()
         tenure.probe = None
-        if tenure.gone or tenure.replaced:
+        if tenure.gone:
             return
         tenure.asked = kind != "tunnel"
         if tenure.asked:
@@ -298,7 +298,7 @@ class Prober:
     def _waits_refused(self, tenure: Tenure, now: float) -> bool:
         """Whether nobody listened there when it was last asked, and it is not asked again for a while."""
         refused = isinstance(tenure.result, Loading) and tenure.result.refused
-        at_rest = tenure.gone or tenure.replaced or tenure.drain or tenure.probe is not None
+        at_rest = tenure.gone or tenure.drain or tenure.probe is not None
         return refused and not at_rest and tenure.sighting.tunnel is None and tenure.probe_due > now + _TOUCH_GAP_S
 
     def _connect_liveness(self, tenure: Tenure, facts: EngineFacts, now: float) -> None:

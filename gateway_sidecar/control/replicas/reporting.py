@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterable
 
-from gateway_sidecar.control.replicas.tenure import Tenure
+from gateway_sidecar.control.replicas.tenure import Presence, Tenure
 from gateway_sidecar.control.routers.unit import RouterUnit
 from gateway_sidecar.domain.lifecycle import state_of
 from gateway_sidecar.domain.model import Ready, Registered, ReplicaState, WorkerStatus
@@ -54,7 +54,7 @@ class Reporting:
         worker = self._active().book.workers.get(tenure.url) if tenure.url else None
         state = state_of(
             result=tenure.result,
-            leaving=tenure.gone or tenure.replaced or tenure.drain,
+            leaving=tenure.gone or tenure.drain,
             condemned=tenure.condemned,
             worker=worker,
         )
@@ -86,7 +86,7 @@ class Reporting:
         log(f"replica.{state.value}", replica=tenure.replica, worker_url=tenure.url, **facts)
 
     def _reason(self, tenure: Tenure, worker: Registered | None) -> str:
-        if tenure.leaving is not None and (tenure.gone or tenure.replaced or tenure.drain):
+        if tenure.leaving is not None and (tenure.gone or tenure.drain):
             if tenure.drained.is_set():
                 return f"{tenure.leaving.value}; drained, safe to stop"
             waiting = f"; {counted(tenure.in_flight, 'connection')} in flight" if tenure.in_flight else ""
@@ -99,7 +99,7 @@ class Reporting:
         if not isinstance(tenure.result, Ready):
             return tenure.result.reason
         if worker is not None and worker.status is WorkerStatus.READY:
-            if tenure.yielding:
+            if tenure.presence is Presence.SUPERSEDED:
                 return "its replica is elsewhere now; it serves until that one does"
             return "" if worker.model_id else _NAMELESS
         if not self._active().router.up:

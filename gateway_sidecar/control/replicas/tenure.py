@@ -5,6 +5,7 @@ from __future__ import annotations
 import asyncio
 import os
 from dataclasses import dataclass, field
+from enum import StrEnum
 from pathlib import Path
 
 from gateway_sidecar.domain.lifecycle import Evidence
@@ -33,6 +34,15 @@ def owner_of(service: str, sighting: Sighting, generation: int) -> str:
     it = sighting.occupant
     place = it.tunnel or f"{it.device}:{it.inode}:{it.mtime_ns}"
     return f"{service}/{sighting.replica}/{place}/{generation}"
+
+
+class Presence(StrEnum):
+    """What an occupant is to its replica."""
+
+    PRESENT = "present"
+    SUPERSEDED = "superseded"
+    """The replica is elsewhere now, and this one serves until that one does."""
+    GONE = "gone"
 
 
 @dataclass(frozen=True, slots=True)
@@ -85,7 +95,7 @@ class Tenure:
     peer_problem: why the address does not lead to it.
     peer_refused: whether that is because this machine needs the address itself.
     key_problem: why the engine is not shown its API key.
-    yielding: whether its replica is elsewhere now, and it serves only until that one does.
+    gone_because: why it is gone, once it is.
     leads_to: what the bridge's link leads to: the socket, or the nginx that shows the key.
     """
 
@@ -114,10 +124,8 @@ class Tenure:
     evidence: Evidence = field(default_factory=Evidence)
     condemned: bool = False
     condemned_at: float = 0.0
-    gone: bool = False
-    replaced: bool = False
-    moved: bool = False
-    yielding: bool = False
+    presence: Presence = Presence.PRESENT
+    gone_because: Why | None = None
     drain: bool = False
     drained: asyncio.Event = field(default_factory=asyncio.Event)
     settled_at: float | None = None
@@ -137,13 +145,23 @@ class Tenure:
     asked: bool = False
 
     @property
+    def gone(self) -> bool:
+        """Whether its occupant is not its replica any more, and does not serve in the meantime either."""
+        return self.presence is Presence.GONE
+
+    def leave(self, why: Why) -> None:
+        """Its occupant is gone. The first reason counts."""
+        self.presence = Presence.GONE
+        self.gone_because = self.gone_because or why
+
+    @property
     def address(self) -> str | None:
         """A connectable path of the occupant, short enough for any socket API; None if there is none.
 
         A tunnel's socket is ours and stays at its short path, whatever inode it has: it is not pinned.
         """
         if self.sighting.tunnel is not None:
-            return None if self.gone or self.replaced else str(self.sighting.socket)
+            return None if self.gone else str(self.sighting.socket)
         return None if self.pin is None else f"/proc/self/fd/{self.pin}"
 
     @property
@@ -179,10 +197,8 @@ class Tenure:
     @property
     def leaving(self) -> Why | None:
         """Why it has to leave the router, if it has to."""
-        if self.replaced:
-            return Why.MOVED if self.moved else Why.REPLACED
-        if self.gone:
-            return Why.SOCKET_GONE
+        if self.gone_because is not None:
+            return self.gone_because
         if self.drain:
             return Why.DRAIN
         if self.peer_refused:
@@ -195,7 +211,7 @@ class Tenure:
             facts=self.facts,
             wanted=isinstance(self.result, Ready) and self.leaving is None and self.can_be_described,
             leaving=self.leaving,
-            gone=self.gone or self.replaced,
+            gone=self.gone,
             port=self.port,
             linked=self.linked,
             url=self.url,
