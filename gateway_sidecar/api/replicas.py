@@ -198,7 +198,7 @@ async def _until_serving(
         if tenure is None or tenure.sighting.source != NAME:
             return False
         place: object = tenure.sighting.tunnel or tenure.sighting.socket
-        said = tenure.overrides
+        said = tenure.notes.overrides
         return place == described.place and said == described.overrides and service.is_settled(tenure)
 
     began = time.monotonic()

@@ -122,22 +122,22 @@ _NOTHING_KNOWN = (
 
 def _replica(service: Service, tenure: Tenure) -> dict[str, Any]:
     worker = service.book.workers.get(tenure.url) if tenure.url else None
-    facts = tenure.facts
-    kind = tenure.overrides.worker_type or (facts.worker_type if facts else None)
+    facts = tenure.probe.facts
+    kind = tenure.notes.overrides.worker_type or (facts.worker_type if facts else None)
     return {
         "id": tenure.replica,
-        "state": tenure.state.value,
-        "state_age_s": round(awake.now() - tenure.state_since, 3),
+        "state": tenure.status.state.value,
+        "state_age_s": round(awake.now() - tenure.status.since, 3),
         "socket": str(tenure.sighting.socket),
-        "bridge": str(Endpoint(tenure.bridge_host, tenure.port)) if tenure.port is not None else None,
-        "advertise": str(tenure.peer) if tenure.peer else None,
-        "direct": tenure.peer.direct if tenure.peer else False,
+        "bridge": str(Endpoint(tenure.bridge_host, tenure.bridge.port)) if tenure.bridge.port is not None else None,
+        "advertise": str(tenure.bridge.peer) if tenure.bridge.peer else None,
+        "direct": tenure.bridge.peer.direct if tenure.bridge.peer else False,
         "worker_id": worker.worker_id if worker else None,
         "worker_type": kind.value if kind else None,
         "connection_mode": facts.connection_mode.value if facts else None,
         "runtime_type": facts.runtime_type.value if facts else None,
         "model": (worker.model_id if worker else None) or (facts.model if facts else None),
-        "reason": tenure.reason or None,
+        "reason": tenure.status.reason or None,
         "source": tenure.sighting.source,
         "tunnel": _tunnel(service, tenure),
     }

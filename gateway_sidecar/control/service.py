@@ -23,7 +23,16 @@ from gateway_sidecar.control.replicas.prober import PathOf, Probe, Prober, far_e
 from gateway_sidecar.control.replicas.reflector import Reflector, Source
 from gateway_sidecar.control.replicas.registry import Registry
 from gateway_sidecar.control.replicas.reporting import Reporting
-from gateway_sidecar.control.replicas.tenure import BridgeHosts, SavedTenure, Tenure, occupant_of, owner_of
+from gateway_sidecar.control.replicas.tenure import (
+    Bridged,
+    BridgeHosts,
+    Draining,
+    Probed,
+    SavedTenure,
+    Tenure,
+    occupant_of,
+    owner_of,
+)
 from gateway_sidecar.control.replicas.workqueue import WorkQueue
 from gateway_sidecar.control.routers.process import PrivatePorts, RouterProcess
 from gateway_sidecar.control.routers.replacement import RouterSlots
@@ -149,7 +158,7 @@ class Service:
             self._queue,
             metrics,
             tenures=self._tenures.by_key.values,
-            on_identified=lambda tenure, facts: self._arrivals.identified(tenure, facts),
+            on_identified=lambda tenure: self._arrivals.identified(tenure),
             on_replaced=lambda tenure, result: self._arrivals.replace(tenure, result),
             path_of=path_of,
         )
@@ -175,7 +184,7 @@ class Service:
             metrics,
             roles=self.roles,
             book=lambda: self.book,
-            on_resumed=self._watcher.suspect,
+            on_resumed=self._watcher.ask_as_new,
             on_change=on_change,
         )
         self.hold_policy = HoldPolicy(
@@ -217,17 +226,17 @@ class Service:
         earlier = self._tenures.current.get(saved.sighting.replica)
         if earlier is not None and not saved.leaving:
             self._tenures.supersede(earlier)
-        tenure = self._arrivals.begin(saved.sighting, saved.generation, gone=saved.leaving)
-        tenure.port = saved.port
-        tenure.peer = saved.peer
+        facts = saved.facts
+        tenure = self._arrivals.begin(
+            saved.sighting,
+            saved.generation,
+            gone=saved.leaving,
+            probe=Probed(facts, Ready(facts) if facts is not None else None),
+            bridge=Bridged(saved.port, linked=linked, peer=saved.peer),
+            drain=Draining(requested=saved.drain),
+            served=True,  # How long it took to serve was told by the daemon that saw it come.
+        )
         self.bridges.ask_for_address(tenure)
-        tenure.linked = linked
-        tenure.drain = saved.drain
-        tenure.served = True  # How long it took to serve was told by the daemon that saw it come.
-        if saved.facts is not None:
-            self._arrivals.identified(tenure, saved.facts)
-            tenure.result = Ready(saved.facts)
-            self._watcher.trust_until_next(tenure)
 
     def prefer(self, saved: SavedTenure) -> None:
         """A replica of this name had this port before the machine was started anew: it gets it again if it can."""
@@ -321,7 +330,7 @@ class Service:
         """A tunnel came up or went down: whoever is behind one that is not what it was is asked again now."""
         for tenure in self._tenures:
             tunnel = tenure.sighting.tunnel
-            if tunnel is not None and self.path_of(tunnel).is_up is not isinstance(tenure.result, Ready):
+            if tunnel is not None and self.path_of(tunnel).is_up is not isinstance(tenure.probe.result, Ready):
                 self._watcher.suspect(tenure)
 
     def measure_tunnels(self) -> None:
@@ -405,7 +414,7 @@ class Service:
             for unit in self.slots.units:
                 unit.book.forget(url)
         self._on_change()
-        tenure.drained.set()
+        tenure.drain.done.set()
         self._log.ended(tenure)
 
     def _on_router(self) -> None:
@@ -430,7 +439,7 @@ class Service:
     def _known_urls(self) -> frozenset[str]:
         known = set(self._tenures.urls)
         for tenure in self._tenures:
-            if tenure.facts is None and tenure.leaving is None and not self._watcher.is_proven_ill(tenure):
+            if tenure.probe.facts is None and tenure.leaving is None and not self._watcher.is_proven_ill(tenure):
                 # It has not said what it is: either kind of worker there may be this replica's, of an earlier daemon.
                 # One that leaves needs none, whichever it is.
                 known.update(self._tenures.urls_unsaid(tenure))
@@ -471,7 +480,7 @@ class Service:
 
     def is_settled(self, tenure: Tenure) -> bool:
         """Whether it serves, and the router knows it as it is described now."""
-        if tenure.state is not ReplicaState.SERVING or tenure.url is None:
+        if tenure.status.state is not ReplicaState.SERVING or tenure.url is None:
             return False
         seen = self.book.view(tenure.url)
         return not seen.busy and plan_worker(tenure.view(), seen) is None

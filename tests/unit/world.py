@@ -372,7 +372,7 @@ class World:
 
     def states(self) -> dict[str, ReplicaState]:
         """As `status` has them."""
-        return {str(t.replica): t.state for t in self.service.tenures.values() if not t.gone}
+        return {str(t.replica): t.status.state for t in self.service.tenures.values() if not t.gone}
 
     def serves(self, *replicas: str) -> bool:
         """Whether these, and no others, are there and serve."""

@@ -499,7 +499,7 @@ class Daemon:
         """One line for `systemctl status`."""
         parts = []
         for name, service in self.services.items():
-            states = [t.state.value for t in service.tenures.values()]
+            states = [t.status.state.value for t in service.tenures.values()]
             counts = ", ".join(f"{states.count(s)} {s}" for s in dict.fromkeys(sorted(states))) or "no replicas"
             parts.append(f"{name}: {counts}; router {service.router.state.value}")
         return " | ".join(parts)

@@ -81,7 +81,9 @@ class Registry:
     def saved(self) -> list[SavedTenure]:
         """What to write down for the next daemon."""
         return [
-            SavedTenure(t.sighting, t.generation, t.port, t.facts, t.drain, t.gone, t.peer)
+            SavedTenure(
+                t.sighting, t.generation, t.bridge.port, t.probe.facts, t.drain.requested, t.gone, t.bridge.peer
+            )
             for t in self
-            if t.port is not None or t.drain
+            if t.bridge.port is not None or t.drain.requested
         ]
