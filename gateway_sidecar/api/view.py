@@ -45,7 +45,7 @@ def _problems(daemon: Daemon) -> dict[str, str]:
 
 def _service(daemon: Daemon, name: str, service: Service) -> dict[str, Any]:
     router = service.router
-    listing = service.follower.listing
+    listing = service.reflector.listing
     served = next((it for it in daemon.nginx_supervisor.applied or () if it.service == name), None)
     frontend = service.settings.frontend if served is None else served.frontend
     return {
@@ -98,7 +98,7 @@ def replicas(daemon: Daemon, service: Service) -> list[dict[str, Any]]:
 
 def _absent(daemon: Daemon, service: Service, replica: ReplicaId) -> dict[str, Any]:
     """A replica that the API was told of, and whose socket is not there."""
-    entry, listing = daemon.told.of(service.name).entries[replica], service.follower.listing
+    entry, listing = daemon.told.of(service.name).entries[replica], service.reflector.listing
     reason = listing.refused.get(replica) if listing is not None else None
     if reason is None and listing is not None and replica in listing.absent:
         reason = f"there is no socket {entry.get('socket')}"

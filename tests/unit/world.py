@@ -21,7 +21,7 @@ from structlog.testing import capture_logs
 from gateway_sidecar.config import ServiceSettings
 from gateway_sidecar.control.edge.key_proxies import KeyState
 from gateway_sidecar.control.edge.peer_supervisor import PeerState
-from gateway_sidecar.control.replicas import prober as watcher
+from gateway_sidecar.control.replicas import prober
 from gateway_sidecar.control.replicas.tenure import BridgeHosts, Tenure, occupant_of
 from gateway_sidecar.control.routers import replacement as router_slots
 from gateway_sidecar.control.routers.process import RouterProcess, RouterState
@@ -460,8 +460,8 @@ async def running_world(directory: Path, patch: pytest.MonkeyPatch, **settings: 
         world.liveness_connections.setdefault(replica_at(address), []).append(liveness)
         return cast("asyncio.Transport", cast("Any", liveness))
 
-    patch.setattr(watcher, "connect_liveness", connect_liveness)
-    patch.setattr(watcher, "is_refused", lambda at: world.probe.answers.get(replica_at(at), REFUSED) == REFUSED)
+    patch.setattr(prober, "connect_liveness", connect_liveness)
+    patch.setattr(prober, "is_refused", lambda at: world.probe.answers.get(replica_at(at), REFUSED) == REFUSED)
     with capture_logs() as world.log:
         await world.begin()
         try:

@@ -271,7 +271,7 @@ class ServiceSignals:
                 self._metrics.desired_replicas.remove_by_labels({"service": self.name, "role": role.value})
             self.hook.settings = None
             return
-        if not self.service.follower.has_looked:
+        if not self.service.reflector.has_looked:
             return
         windows = self.windows(now_s)
         self.hook.settings = scaling.hook

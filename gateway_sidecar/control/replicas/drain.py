@@ -10,7 +10,7 @@ from gateway_sidecar.control.replicas.pairing import Pairing
 from gateway_sidecar.control.replicas.registry import Registry
 from gateway_sidecar.control.replicas.tenure import Tenure
 from gateway_sidecar.control.replicas.workqueue import WorkQueue
-from gateway_sidecar.control.routers.workers import WorkerSync
+from gateway_sidecar.control.routers.replacement import RouterSlots
 from gateway_sidecar.domain.model import PeerAddress, ReplicaId, WorkerType
 from gateway_sidecar.domain.planning import STAYS_BRIDGED
 from gateway_sidecar.supervision import awake
@@ -35,7 +35,6 @@ class DrainReport:
 class Drains:
     """The drains of one service.
 
-    book: what the router in service says of its workers.
     on_resumed: called when a replica may come back, once it answers.
     on_change: called when there is something new to write down.
     """
@@ -49,7 +48,7 @@ class Drains:
         metrics: Metrics,
         *,
         roles: Pairing,
-        book: Callable[[], WorkerSync],
+        slots: RouterSlots,
         on_resumed: Callable[[Tenure], None],
         on_change: Callable[[], None],
     ) -> None:
@@ -59,14 +58,14 @@ class Drains:
         self._queue = queue
         self._metrics = metrics
         self._roles = roles
-        self._book = book
+        self._slots = slots
         self._on_resumed = on_resumed
         self._on_change = on_change
         self._logger = get_logger(service=service)
 
     def missed(self, replica: ReplicaId) -> tuple[str, ...]:
         """What the service could not answer without it: one line for each model. Raises KeyError if it is not there."""
-        return tuple(self._roles.without(self._book().workers.values(), self._tenures.current[replica].url))
+        return tuple(self._roles.without(self._slots.active.book.workers.values(), self._tenures.current[replica].url))
 
     async def drain(self, replica: ReplicaId, timeout_s: float) -> DrainReport:
         """Takes a replica out of rotation; returns when nothing is in flight, or after `timeout_s` seconds.

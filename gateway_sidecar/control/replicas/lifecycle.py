@@ -63,8 +63,8 @@ class Lifecycle:
         *,
         queue: WorkQueue[int],
         bridges: Bridging,
-        watcher: Prober,
-        follower: Reflector,
+        prober: Prober,
+        reflector: Reflector,
         log: Reporting,
         read_overrides: Callable[[Path, int], Overrides],
         is_settled: Callable[[Tenure], bool],
@@ -76,8 +76,8 @@ class Lifecycle:
         self._tenures = tenures
         self._queue = queue
         self._bridges = bridges
-        self._watcher = watcher
-        self._follower = follower
+        self._prober = prober
+        self._reflector = reflector
         self._log = log
         self._read_overrides = read_overrides
         self._is_settled = is_settled
@@ -149,9 +149,10 @@ class Lifecycle:
         self._queue.add(tenure.key)
         self._log.begun(tenure)
         if isinstance(tenure.probe.result, Ready):
-            self._watcher.trust_until_next(tenure)
+            self._prober.trust_until_next(tenure)
         if tenure.probe.facts is not None:
-            self.identified(tenure)
+            self._tenures.know_url(tenure)
+            self._on_change()
         return tenure
 
     def _begin_after(
@@ -169,12 +170,7 @@ class Lifecycle:
         successor.pin, tenure.pin = tenure.pin, None
         return successor
 
-    def identified(self, tenure: Tenure) -> None:
-        """Its engine has said what it is."""
-        self._tenures.know_url(tenure)
-        self._on_change()
-
-    def replace(self, tenure: Tenure, result: Ready | Foreign) -> None:
+    def replace(self, tenure: Tenure, other: Ready | Foreign) -> None:
         """Somebody else answers behind the same socket: another engine's worker is a new one, on a port of its own.
 
         Nothing leads to what is no engine, and it is asked again as one that has just been seen.
@@ -182,17 +178,17 @@ class Lifecycle:
         if tenure.presence is Presence.SUPERSEDED:
             self._lose(tenure)
             return
-        by = "another engine" if isinstance(result, Ready) else result.reason
+        by = "another engine" if isinstance(other, Ready) else other.reason
         self._logger.info("replica.replaced", replica=tenure.replica, worker_url=tenure.url, by=by)
         tenure.leave(Why.REPLACED)
-        facts = result.facts if isinstance(result, Ready) else None
-        self._begin_after(tenure, replace(tenure.notes), Probed(facts, result), tenure.bridge.peer)
+        facts = other.facts if isinstance(other, Ready) else None
+        self._begin_after(tenure, replace(tenure.notes), Probed(facts, other), tenure.bridge.peer)
         tenure.unpin()
 
     def end_superseded(self) -> None:
         """Those whose replica serves elsewhere now, or is no more, have done their part."""
         for tenure in list(self._tenures.superseded.values()):
-            heir, listing = self._tenures.current.get(tenure.replica), self._follower.listing
+            heir, listing = self._tenures.current.get(tenure.replica), self._reflector.listing
             if heir is None and listing is not None and tenure.replica in listing.absent:
                 continue
             if heir is None or heir.drain.requested or self._is_settled(heir):
@@ -247,7 +243,7 @@ class Lifecycle:
                 tenure.notes.pin_problem = f"cannot open {tenure.sighting.place}: {reason}"
             elif tenure.gone or not is_at(pin, tenure.sighting):
                 os.close(pin)  # Replaced since the look: the next one begins a new tenure.
-                self._follower.look_soon()
+                self._reflector.look_soon()
             else:
                 tenure.pin = pin
                 tenure.notes.pin_problem = None

@@ -83,11 +83,7 @@ class Probe(Protocol):
 
 
 class Prober:
-    """Probes the tenures of one service. Changes only what is known of them; what follows is the service's business.
-
-    on_identified: a tenure's engine has said what it is.
-    on_replaced: somebody else answers behind a tenure's socket: another engine that is ready, or no engine at all.
-    """
+    """Probes the tenures of one service: writes down what is known of each, and enqueues its key."""
 
     def __init__(
         self,
@@ -97,16 +93,12 @@ class Prober:
         metrics: Metrics,
         *,
         tenures: Callable[[], Iterable[Tenure]],
-        on_identified: Callable[[Tenure], None],
-        on_replaced: Callable[[Tenure, Ready | Foreign], None],
         path_of: PathOf,
     ) -> None:
         self._probe = probe
         self._queue = queue
         self._metrics = metrics
         self._tenures = tenures
-        self._on_identified = on_identified
-        self._on_replaced = on_replaced
         self._path_of = path_of
         self._logger = get_logger(service=settings.name)
         self._turns = ProbeTurns(_PROBES_AT_ONCE, most_s=_TURN_OF_THE_SILENT_S)
@@ -236,20 +228,19 @@ class Prober:
         if isinstance(result, Ready):
             if identified and tenure.probe.facts is not None:
                 if not tenure.probe.facts.is_same_engine(result.facts):
-                    self._on_replaced(tenure, result)
+                    tenure.probe.other = result
                     return
                 tenure.probe.facts = result.facts
             tenure.probe.result = result
             tenure.probe.condemned = False
             if tenure.probe.facts is None:
                 tenure.probe.facts = result.facts
-                self._on_identified(tenure)
             self.trust_until_next(tenure)
             return
         tenure.probe.result = result
         is_strong = tenure.probe.evidence.is_strong(now, self._policy)
         if isinstance(result, Foreign) and is_strong and tenure.was_engine:
-            self._on_replaced(tenure, result)
+            tenure.probe.other = result
             return
         if tenure.probe.facts is not None and not tenure.probe.condemned and is_strong:
             tenure.probe.condemned = True

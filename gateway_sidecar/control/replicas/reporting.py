@@ -2,10 +2,9 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable
-
+from gateway_sidecar.control.replicas.registry import Registry
 from gateway_sidecar.control.replicas.tenure import Presence, Tenure
-from gateway_sidecar.control.routers.unit import RouterUnit
+from gateway_sidecar.control.routers.replacement import RouterSlots
 from gateway_sidecar.domain.lifecycle import state_of
 from gateway_sidecar.domain.model import Ready, Registered, ReplicaState, WorkerStatus
 from gateway_sidecar.domain.printable import counted
@@ -24,11 +23,11 @@ class Reporting:
         self,
         service: str,
         metrics: Metrics,
-        tenures: Callable[[], Iterable[Tenure]],
-        active: Callable[[], RouterUnit],
+        tenures: Registry,
+        slots: RouterSlots,
     ) -> None:
         self._service = service
-        self._active = active
+        self._slots = slots
         self._metrics = metrics
         self._tenures = tenures
         self._logger = get_logger(service=service)
@@ -44,7 +43,7 @@ class Reporting:
 
     def ended(self, tenure: Tenure) -> None:
         """Nobody holds a connection to the occupant any more, or those who do have been waited for long enough."""
-        if not any(other.replica == tenure.replica for other in self._tenures()):
+        if not any(other.replica == tenure.replica for other in self._tenures):
             self._metrics.forget_replica(self._service, tenure.replica)
         self._count(tenure.status.state, -1)
         self._logger.info(
@@ -53,7 +52,7 @@ class Reporting:
 
     def update(self, tenure: Tenure) -> None:
         """Tells of a change of state, if there is one."""
-        worker = self._active().book.workers.get(tenure.url) if tenure.url else None
+        worker = self._slots.active.book.workers.get(tenure.url) if tenure.url else None
         state = state_of(
             result=tenure.probe.result,
             leaving=tenure.gone or tenure.drain.requested,
@@ -110,9 +109,9 @@ class Reporting:
             if tenure.presence is Presence.SUPERSEDED:
                 return "its replica is elsewhere now; it serves until that one does"
             return "" if worker.model_id else _NAMELESS
-        if not self._active().router.up:
-            return f"waiting for the router ({self._active().router.state.value})"
-        trouble = self._active().book.trouble(tenure.url) if tenure.url else None
+        if not self._slots.active.router.up:
+            return f"waiting for the router ({self._slots.active.router.state.value})"
+        trouble = self._slots.active.book.trouble(tenure.url) if tenure.url else None
         return trouble or (f"the router says {worker.status.value}" if worker else "not registered yet")
 
     def _count(self, state: ReplicaState, change: int) -> None:

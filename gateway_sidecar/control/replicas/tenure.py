@@ -12,6 +12,7 @@ from gateway_sidecar.domain.lifecycle import Evidence
 from gateway_sidecar.domain.model import (
     ConnectionMode,
     EngineFacts,
+    Foreign,
     Occupant,
     Overrides,
     PeerAddress,
@@ -94,11 +95,13 @@ class Probed:
     """What its engine has said, and when to ask again. Written by the prober.
 
     asked: whether `result` came from the occupant's side, and not from a tunnel that was down.
+    other: what somebody else says who answers behind the same socket now: another engine that is ready, or no engine.
     """
 
     facts: EngineFacts | None = None
     result: ProbeResult | None = None
     asked: bool = False
+    other: Ready | Foreign | None = None
     evidence: Evidence = field(default_factory=Evidence)
     condemned: bool = False
     condemned_at: float = 0.0

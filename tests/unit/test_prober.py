@@ -81,8 +81,6 @@ def watcher_of(tenures: list[Tenure], probe: PlayedProbe) -> Prober:
         WorkQueue(awake.monotonic),
         Metrics(),
         tenures=lambda: tenures,
-        on_identified=lambda *_: None,
-        on_replaced=lambda *_: None,
         path_of=lambda _: PathStatus(PathState.UP),
     )
 
@@ -93,9 +91,9 @@ async def evidence_after(probe: PlayedProbe, monkeypatch: pytest.MonkeyPatch) ->
     tenure = tenure_of("r1")
     tenure.probe = Probed(facts=FACTS, result=Ready(FACTS), identify_next=False)
     tenure.notes.read = True
-    watcher = watcher_of([tenure], probe)
-    await watcher._ask(tenure, "/r1.sock")
-    await watcher.close()
+    prober = watcher_of([tenure], probe)
+    await prober._ask(tenure, "/r1.sock")
+    await prober.close()
     return tenure
 
 
@@ -123,8 +121,8 @@ async def test_who_comes_after_silent_ones_is_asked_before_their_time_is_up() ->
     probe = SilentEngines()
     names = [f"silent{number}" for number in range(40)]
     tenures = [tenure_of(name) for name in names]
-    watcher = watcher_of(tenures, probe)
-    asking = [asyncio.create_task(watcher._ask(tenure, tenure.replica)) for tenure in tenures]
+    prober = watcher_of(tenures, probe)
+    asking = [asyncio.create_task(prober._ask(tenure, tenure.replica)) for tenure in tenures]
     async with asyncio.timeout(60):
         while set(probe.asked) != set(names):
             await asyncio.sleep(0.01)
@@ -133,10 +131,10 @@ async def test_who_comes_after_silent_ones_is_asked_before_their_time_is_up() ->
     known = [tenure_of(f"known{number}") for number in range(40)]
     for tenure in known:
         tenure.probe.result = Unknown("no answer")
-    asking += [asyncio.create_task(watcher._ask(tenure, tenure.replica)) for tenure in known]
+    asking += [asyncio.create_task(prober._ask(tenure, tenure.replica)) for tenure in known]
     await asyncio.sleep(0)
     fresh = tenure_of("fresh")
-    asking.append(asyncio.create_task(watcher._ask(fresh, "fresh")))
+    asking.append(asyncio.create_task(prober._ask(fresh, "fresh")))
     await asyncio.sleep(0)
     assert probe.asked[-1] == "fresh"
     assert len(probe.asked) < 40 + 40 + 1
