@@ -18,6 +18,7 @@ from hypothesis import strategies as st
 
 from gateway_sidecar.domain.model import Foreign, Loading, ProbeResult, Ready, ReplicaId, ReplicaState, Unknown
 from tests.unit.fake_time import in_fake_time
+from tests.unit.test_states import REPLICA_WAYS, walked
 from tests.unit.world import FACTS, READY, REFUSED, World, running_world
 
 _HISTORIES = int(os.environ.get("HISTORIES", "25"))
@@ -169,6 +170,8 @@ async def _play(history: list[Step], directory: Path, patch: pytest.MonkeyPatch)
         await world.until(lambda: world.links.closed is not bool(ready))
         await world.at_rest()
         story.holds()
+        for name in ("r1", "r2", "r3"):
+            assert walked(world, name) <= REPLICA_WAYS, "docs/architecture.md draws no such way"
         tenures = [world.tenure(name) for name in sorted(ready)]
         assert world.router.ready() == {str(tenure.url) for tenure in tenures}
         assert set(world.router.workers) == world.router.ready()

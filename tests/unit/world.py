@@ -96,6 +96,7 @@ class PlayedProbe:
     def __init__(self) -> None:
         self.answers: dict[str, ProbeResult | Exception] = {}
         self.asked: list[tuple[str, str]] = []
+        self.takes_s = ASKED_S
 
     async def identify(self, address: str, *, timeout_s: float, api_key: str | None = None) -> ProbeResult:
         return await self._answer("identify", address)
@@ -108,7 +109,7 @@ class PlayedProbe:
     async def _answer(self, kind: str, address: str) -> ProbeResult:
         replica = replica_at(address)
         self.asked.append((kind, replica))
-        await asyncio.sleep(ASKED_S)
+        await asyncio.sleep(self.takes_s)
         answer = self.answers.get(replica, REFUSED)
         if isinstance(answer, Exception):
             raise answer
