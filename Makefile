@@ -48,7 +48,7 @@ format:
 	$(PY) -m ruff check --fix .
 	$(PY) -m ruff format .
 
-## make bench    the figures in README.md
+## make bench    the figures in docs/figures.md
 bench:
 	@$(SETUP) dev nginx wrk sshd
 	@$(PY) -m bench $(ARGS)
