@@ -114,7 +114,7 @@ def test_every_target_of_make_is_in_the_table_and_no_other() -> None:
 
 def without_code(text: str) -> str:
     """What is prose: no fenced block."""
-    return re.sub(r"^( *)```.*?^\1```$", "", text, flags=re.MULTILINE | re.DOTALL)
+    return re.sub(r"^( *```).*?^ *```$", r"\1", text, flags=re.MULTILINE | re.DOTALL)
 
 
 def headings(document: Path) -> set[str]:
@@ -158,3 +158,10 @@ def test_every_table_has_a_head() -> None:
         for before, first, second in zip(lines, lines[1:], lines[2:], strict=False):
             if first.startswith("|") and not before.startswith("|"):
                 assert re.fullmatch(r"\|[ :|-]+\|", second), f"{document.name}: {first[:80]}"
+
+
+def test_what_is_inside_a_list_stands_four_spaces_in() -> None:
+    """A forge takes two or three; the site's Markdown would end the list there."""
+    for document in DOCUMENTS:
+        for line in without_code(document.read_text("utf-8")).splitlines():
+            assert not re.match(r" {1,3}(?:```|[-*] |\d+\. )", line), f"{document.name}: {line[:80]}"
