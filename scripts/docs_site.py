@@ -1,6 +1,6 @@
 """The site of docs/: README.md is its front page, and what a page links to outside docs/ comes with it.
 
-Links are written for a reader of the repository; here they are turned into those of the site. mkdocs.yml names this file.
+Links are written for a reader of the repository; here they become those of the site. mkdocs.yml names this file.
 """
 
 from __future__ import annotations
