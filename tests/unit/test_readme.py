@@ -58,6 +58,13 @@ def test_the_readme_names_every_package_that_setup_installs() -> None:
     assert wanted <= set(re.findall(r"`([a-z0-9.-]+)`", README))
 
 
+def test_the_first_configuration_is_the_example() -> None:
+    """README and tutorial show a configuration that works: tests load examples/minimal.yaml."""
+    minimal = (REPOSITORY / "examples" / "minimal.yaml").read_text("utf-8")
+    for text in (README, page("tutorial.md"), page("configuration.md")):
+        assert text.split("```yaml\n")[1].split("```")[0] in minimal
+
+
 def test_every_metric_is_in_the_table_and_no_other() -> None:
     """A dashboard is written from docs/reference/metrics.md."""
     suffix = {"counter": "_total", "info": "_info"}
