@@ -13,9 +13,11 @@ JOBS ?= 3
 
 PY := $(VENV)/bin/python
 SETUP := VENV="$(VENV)" MLX_VENV="$(MLX_VENV)" PREFIX="$(PREFIX)" PYTHON="$(PYTHON)" scripts/setup.sh
+# Not with --quiet: it keeps warnings from --strict. The variable silences an advertisement.
+SITE := NO_MKDOCS_2_WARNING=1 $(PY) -m mkdocs build --strict
 export MLX_PYTHON ?= $(abspath $(MLX_VENV)/bin/python)
 
-.PHONY: help run test unit check format bench chaos freezes doors soak fuzz proto mlx install lock dist clean
+.PHONY: help run test unit check docs format bench chaos freezes doors soak fuzz proto mlx install lock dist clean
 
 help:
 	@sed -n 's/^## //p' Makefile
@@ -35,12 +37,18 @@ unit:
 	@$(SETUP) dev
 	@$(PY) -m pytest -q -n 2 tests/unit $(ARGS)
 
-## make check    lint, format and types
+## make check    lint, format, types and the site of docs/
 check:
 	@$(SETUP) dev
 	$(PY) -m ruff check .
 	$(PY) -m ruff format --check .
 	$(PY) -m mypy
+	$(SITE)
+
+## make docs     the site of docs/, into build/site; a link that leads nowhere is an error
+docs:
+	@$(SETUP) dev
+	$(SITE)
 
 ## make format   put the format right, and what lint can put right by itself
 format:
@@ -48,7 +56,7 @@ format:
 	$(PY) -m ruff check --fix .
 	$(PY) -m ruff format .
 
-## make bench    the figures in README.md
+## make bench    the figures in docs/figures.md
 bench:
 	@$(SETUP) dev nginx wrk sshd
 	@$(PY) -m bench $(ARGS)

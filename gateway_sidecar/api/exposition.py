@@ -72,7 +72,7 @@ async def _discovery(request: web.Request) -> web.Response:
         if service.router.ports is not None:
             groups.append(_group(here, f"/routers/{name}/metrics", job="router", service=name))
         for tenure in sorted(service.tenures.values(), key=lambda t: t.replica):
-            if tenure.state is ReplicaState.SERVING and daemon.signals.may_have_a_page(tenure):
+            if tenure.status.state is ReplicaState.SERVING and daemon.signals.may_have_a_page(tenure):
                 path = f"/replicas/{name}/{quote(tenure.replica, safe='')}/metrics"
                 groups.append(_group(here, path, job="replica", service=name, **_labels(service, tenure)))
     return web.json_response(groups)
@@ -83,13 +83,13 @@ def _group(target: str, path: str, *, job: str, **labels: str) -> dict[str, obje
 
 
 def _labels(service: Service, tenure: Tenure) -> dict[str, str]:
-    assert tenure.facts is not None
+    assert tenure.probe.facts is not None
     worker = service.book.workers.get(tenure.url) if tenure.url else None
     return {
         "replica": tenure.replica,
-        "worker_type": (tenure.overrides.worker_type or tenure.facts.worker_type).value,
-        "runtime_type": tenure.facts.runtime_type.value,
-        "model": (worker.model_id if worker else None) or tenure.facts.model or "",
+        "worker_type": (tenure.notes.overrides.worker_type or tenure.probe.facts.worker_type).value,
+        "runtime_type": tenure.probe.facts.runtime_type.value,
+        "model": (worker.model_id if worker else None) or tenure.probe.facts.model or "",
     }
 
 

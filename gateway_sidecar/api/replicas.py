@@ -59,7 +59,7 @@ async def put_replica(request: web.Request) -> web.Response:
         raise _not_written(error) from error
     if put.was_leaving and service.current(replica) is not None:
         service.drains.resume(replica)
-    service.follower.look_soon()
+    service.reflector.look_soon()
     if wait:
         await _until_serving(daemon, service, replica, put.entry, described, timeout_s)
     row = _row(daemon, service, replica)
@@ -88,7 +88,7 @@ async def delete_replica(request: web.Request) -> web.Response:
         report = await _drained(daemon, service, replica, drain_s) if drain_s else DrainReport(False, None, 0.0)
     if not daemon.told.forget(service.name, replica, entry):
         raise Refused(409, f"'{replica}' was put again while it drained; it stays")
-    service.follower.look_soon()
+    service.reflector.look_soon()
     if tenure is not None:
         await service.until(lambda: service.current(replica) is not tenure, _GONE_S)
     # Where it was before may still have something in flight, too.
@@ -176,7 +176,7 @@ def _not_written(error: StateError) -> Refused:
 
 async def _has_looked(service: Service) -> None:
     """Whose replica it is can be told once all sources were seen."""
-    if not await service.until(lambda: service.follower.listing is not None, _FIRST_LOOK_S):
+    if not await service.until(lambda: service.reflector.listing is not None, _FIRST_LOOK_S):
         raise Refused(503, f"service '{service.name}' has not looked at its sources yet; nothing was changed")
 
 
@@ -198,7 +198,7 @@ async def _until_serving(
         if tenure is None or tenure.sighting.source != NAME:
             return False
         place: object = tenure.sighting.tunnel or tenure.sighting.socket
-        said = tenure.overrides
+        said = tenure.notes.overrides
         return place == described.place and said == described.overrides and service.is_settled(tenure)
 
     began = time.monotonic()

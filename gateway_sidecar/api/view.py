@@ -8,7 +8,7 @@ from gateway_sidecar.api.signals_view import scaling_view
 from gateway_sidecar.config import Endpoint
 from gateway_sidecar.control.process.daemon import Daemon
 from gateway_sidecar.control.replicas.prober import far_end_of
-from gateway_sidecar.control.replicas.tenure import Tenure
+from gateway_sidecar.control.replicas.tenure import Presence, Tenure
 from gateway_sidecar.control.service import Service
 from gateway_sidecar.domain.model import ReplicaId
 from gateway_sidecar.sources.listing import Listing
@@ -45,7 +45,7 @@ def _problems(daemon: Daemon) -> dict[str, str]:
 
 def _service(daemon: Daemon, name: str, service: Service) -> dict[str, Any]:
     router = service.router
-    listing = service.follower.listing
+    listing = service.reflector.listing
     served = next((it for it in daemon.nginx_supervisor.applied or () if it.service == name), None)
     frontend = service.settings.frontend if served is None else served.frontend
     return {
@@ -90,7 +90,7 @@ def _tunnel(service: Service, tenure: Tenure) -> dict[str, Any] | None:
 def replicas(daemon: Daemon, service: Service) -> list[dict[str, Any]]:
     """A service's replicas by id. Of several rows of one id the first is the present one."""
     tenures = sorted(service.tenures.values(), key=lambda t: -t.key)
-    here = {tenure.replica for tenure in tenures if not (tenure.gone or tenure.replaced or tenure.yielding)}
+    here = {tenure.replica for tenure in tenures if tenure.presence is Presence.PRESENT}
     waited_for = sorted(daemon.told.of(service.name).entries.keys() - here)
     rows = [_absent(daemon, service, replica) for replica in waited_for] + [_replica(service, t) for t in tenures]
     return sorted(rows, key=lambda row: str(row["id"]))
@@ -98,7 +98,7 @@ def replicas(daemon: Daemon, service: Service) -> list[dict[str, Any]]:
 
 def _absent(daemon: Daemon, service: Service, replica: ReplicaId) -> dict[str, Any]:
     """A replica that the API was told of, and whose socket is not there."""
-    entry, listing = daemon.told.of(service.name).entries[replica], service.follower.listing
+    entry, listing = daemon.told.of(service.name).entries[replica], service.reflector.listing
     reason = listing.refused.get(replica) if listing is not None else None
     if reason is None and listing is not None and replica in listing.absent:
         reason = f"there is no socket {entry.get('socket')}"
@@ -122,22 +122,22 @@ _NOTHING_KNOWN = (
 
 def _replica(service: Service, tenure: Tenure) -> dict[str, Any]:
     worker = service.book.workers.get(tenure.url) if tenure.url else None
-    facts = tenure.facts
-    kind = tenure.overrides.worker_type or (facts.worker_type if facts else None)
+    facts = tenure.probe.facts
+    kind = tenure.notes.overrides.worker_type or (facts.worker_type if facts else None)
     return {
         "id": tenure.replica,
-        "state": tenure.state.value,
-        "state_age_s": round(awake.now() - tenure.state_since, 3),
+        "state": tenure.status.state.value,
+        "state_age_s": round(awake.now() - tenure.status.since, 3),
         "socket": str(tenure.sighting.socket),
-        "bridge": str(Endpoint(tenure.bridge_host, tenure.port)) if tenure.port is not None else None,
-        "advertise": str(tenure.peer) if tenure.peer else None,
-        "direct": tenure.peer.direct if tenure.peer else False,
+        "bridge": str(Endpoint(tenure.bridge_host, tenure.bridge.port)) if tenure.bridge.port is not None else None,
+        "advertise": str(tenure.bridge.peer) if tenure.bridge.peer else None,
+        "direct": tenure.bridge.peer.direct if tenure.bridge.peer else False,
         "worker_id": worker.worker_id if worker else None,
         "worker_type": kind.value if kind else None,
         "connection_mode": facts.connection_mode.value if facts else None,
         "runtime_type": facts.runtime_type.value if facts else None,
         "model": (worker.model_id if worker else None) or (facts.model if facts else None),
-        "reason": tenure.reason or None,
+        "reason": tenure.status.reason or None,
         "source": tenure.sighting.source,
         "tunnel": _tunnel(service, tenure),
     }

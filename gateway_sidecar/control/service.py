@@ -23,7 +23,16 @@ from gateway_sidecar.control.replicas.prober import PathOf, Probe, Prober, far_e
 from gateway_sidecar.control.replicas.reflector import Reflector, Source
 from gateway_sidecar.control.replicas.registry import Registry
 from gateway_sidecar.control.replicas.reporting import Reporting
-from gateway_sidecar.control.replicas.tenure import BridgeHosts, SavedTenure, Tenure, occupant_of, owner_of
+from gateway_sidecar.control.replicas.tenure import (
+    Bridged,
+    BridgeHosts,
+    Draining,
+    Probed,
+    SavedTenure,
+    Tenure,
+    occupant_of,
+    owner_of,
+)
 from gateway_sidecar.control.replicas.workqueue import WorkQueue
 from gateway_sidecar.control.routers.process import PrivatePorts, RouterProcess
 from gateway_sidecar.control.routers.replacement import RouterSlots
@@ -112,12 +121,12 @@ class Service:
             on_change=on_change,
         )
         self._beat = awake.now()
-        self.follower = Reflector(
+        self.reflector = Reflector(
             self.name,
             source,
             metrics,
             rescan_interval_s=rescan_interval_s,
-            take_in=lambda listing: self._arrivals.take_in(listing),
+            take_in=lambda listing: self._lifecycle.take_in(listing),
         )
         self._bells: set[asyncio.Event] = set()
         self.room = HoldQueue(
@@ -142,25 +151,23 @@ class Service:
             on_retired=self._reconsider,
         )
         self.roles = Pairing(self.name, metrics)
-        self._log = Reporting(self.name, metrics, self._tenures.by_key.values, lambda: self.slots.active)
-        self._watcher = Prober(
+        self._log = Reporting(self.name, metrics, self._tenures, self.slots)
+        self._prober = Prober(
             settings,
             probe,
             self._queue,
             metrics,
             tenures=self._tenures.by_key.values,
-            on_identified=lambda tenure, facts: self._arrivals.identified(tenure, facts),
-            on_replaced=lambda tenure, result: self._arrivals.replace(tenure, result),
             path_of=path_of,
         )
-        self._arrivals = Lifecycle(
+        self._lifecycle = Lifecycle(
             self.name,
             hosts,
             self._tenures,
             queue=self._queue,
             bridges=self.bridges,
-            watcher=self._watcher,
-            follower=self.follower,
+            prober=self._prober,
+            reflector=self.reflector,
             log=self._log,
             read_overrides=read_overrides,
             is_settled=self.is_settled,
@@ -174,12 +181,12 @@ class Service:
             self._queue,
             metrics,
             roles=self.roles,
-            book=lambda: self.book,
-            on_resumed=self._watcher.suspect,
+            slots=self.slots,
+            on_resumed=self._prober.ask_as_new,
             on_change=on_change,
         )
         self.hold_policy = HoldPolicy(
-            self.room, self.slots, self.follower, self._tenures, known_urls=self._known_urls, on_change=on_change
+            self.room, self.slots, self.reflector, self._tenures, known_urls=self._known_urls, on_change=on_change
         )
 
     @property
@@ -216,18 +223,18 @@ class Service:
             return
         earlier = self._tenures.current.get(saved.sighting.replica)
         if earlier is not None and not saved.leaving:
-            self._tenures.let_yield(earlier)
-        tenure = self._arrivals.begin(saved.sighting, saved.generation, gone=saved.leaving)
-        tenure.port = saved.port
-        tenure.peer = saved.peer
+            self._tenures.supersede(earlier)
+        facts = saved.facts
+        tenure = self._lifecycle.begin(
+            saved.sighting,
+            saved.generation,
+            gone=saved.leaving,
+            probe=Probed(facts, Ready(facts) if facts is not None else None),
+            bridge=Bridged(saved.port, linked=linked, peer=saved.peer),
+            drain=Draining(requested=saved.drain),
+            served=True,  # How long it took to serve was told by the daemon that saw it come.
+        )
         self.bridges.ask_for_address(tenure)
-        tenure.linked = linked
-        tenure.drain = saved.drain
-        tenure.served = True  # How long it took to serve was told by the daemon that saw it come.
-        if saved.facts is not None:
-            self._arrivals.identified(tenure, saved.facts)
-            tenure.result = Ready(saved.facts)
-            self._watcher.trust_until_next(tenure)
 
     def prefer(self, saved: SavedTenure) -> None:
         """A replica of this name had this port before the machine was started anew: it gets it again if it can."""
@@ -255,10 +262,10 @@ class Service:
 
     async def run(self) -> None:
         """Runs the service until cancelled. What it started goes on; `router` is stopped or let go by its owner."""
-        await self._arrivals.describe_restored()
+        await self._lifecycle.describe_restored()
         self.slots.start()
         self.bridges.listen()
-        loops = (self._reconcile_loop, self.follower.look, self.follower.follow_hints, self._watcher.touch_refused)
+        loops = (self._reconcile_loop, self.reflector.look, self.reflector.follow_hints, self._prober.touch_refused)
         try:
             async with asyncio.TaskGroup() as group:
                 for loop in loops:
@@ -267,14 +274,14 @@ class Service:
             self.bridges.unlisten()
             await self.room.end()
             await self.slots.close()
-            await self._watcher.close()
+            await self._prober.close()
             for tenure in self._tenures:
                 tenure.unpin()
 
     def reconfigure(self, settings: ServiceSettings) -> None:
         """Takes new settings; what was observed stays."""
         self.settings = self.slots.settings = settings
-        self._watcher.reconfigure(settings)
+        self._prober.reconfigure(settings)
         for unit in self.slots.units:
             unit.book.reconfigure(settings.router.api_timeout_s)
         self.room.settings, self.drains.settings = settings.hold, settings.drain
@@ -282,7 +289,7 @@ class Service:
 
     def use_source(self, source: Source) -> None:
         """Learns replicas from another source from now on; those that it does not show are gone."""
-        self.follower.use(source)
+        self.reflector.use(source)
 
     def abandon(self) -> None:
         """Leaves the bridges of a service that is no more: nothing new gets in, and the ports rest until quiet."""
@@ -292,7 +299,7 @@ class Service:
 
     def stalest_beat(self) -> float:
         """When the loop that is most behind last made progress (awake seconds)."""
-        return min(self._beat, self.follower.beat, *(unit.book.beat for unit in self.slots.watched))
+        return min(self._beat, self.reflector.beat, *(unit.book.beat for unit in self.slots.watched))
 
     def pending_actions(self) -> list[tuple[str, str]]:
         """What the next look at each tenure would do: (replica, action). Nothing is done."""
@@ -307,7 +314,7 @@ class Service:
             pending += [(str(tenure.replica), describe(step)) for step in steps if step is not None]
         known = self._known_urls()
         for unit in self.slots.watched:
-            strays = plan_strays(unit.book.workers, known, complete=self.follower.has_looked)
+            strays = plan_strays(unit.book.workers, known, complete=self.reflector.has_looked)
             pending += [("-", describe(step)) for step in strays]
         return pending
 
@@ -321,8 +328,8 @@ class Service:
         """A tunnel came up or went down: whoever is behind one that is not what it was is asked again now."""
         for tenure in self._tenures:
             tunnel = tenure.sighting.tunnel
-            if tunnel is not None and self.path_of(tunnel).is_up is not isinstance(tenure.result, Ready):
-                self._watcher.suspect(tenure)
+            if tunnel is not None and self.path_of(tunnel).is_up is not isinstance(tenure.probe.result, Ready):
+                self._prober.suspect(tenure)
 
     def measure_tunnels(self) -> None:
         """Brings the metric of the tunnels' states up to date."""
@@ -359,7 +366,10 @@ class Service:
             await asyncio.sleep(0)
 
     def _reconcile(self, tenure: Tenure) -> None:
-        self._watcher.look_after(tenure)
+        if tenure.probe.other is not None and not tenure.gone:
+            self._lifecycle.replace(tenure, tenure.probe.other)
+        self._tenures.know_url(tenure)
+        self._prober.look_after(tenure)
         self.bridges.keep_up(tenure)
         seen = self._seen(tenure)
         self.drains.note_settled(tenure, all(w.listed and w.worker is None and not w.busy for w in seen.values()))
@@ -388,8 +398,8 @@ class Service:
         self.drains.finish_if_quiet(tenure)
         self._log.update(tenure)
         self._ring()
-        if self._tenures.yielding:
-            self._arrivals.end_yielding()
+        if self._tenures.superseded:
+            self._lifecycle.end_superseded()
 
     def _seen(self, tenure: Tenure) -> dict[RouterUnit, WorkerView]:
         """The tenure's worker as each router knows it. A successor that is not up yet knows nobody."""
@@ -405,7 +415,7 @@ class Service:
             for unit in self.slots.units:
                 unit.book.forget(url)
         self._on_change()
-        tenure.drained.set()
+        tenure.drain.done.set()
         self._log.ended(tenure)
 
     def _on_router(self) -> None:
@@ -422,7 +432,7 @@ class Service:
             self._reconsider()
         elif not self.room.is_open:
             self.hold_policy.tend()  # It answers again, or has somebody again.
-        for step in plan_strays(unit.book.workers, self._known_urls(), complete=self.follower.has_looked):
+        for step in plan_strays(unit.book.workers, self._known_urls(), complete=self.reflector.has_looked):
             if not unit.book.view(step.url).busy:
                 self._logger.warning("worker.stray", worker_url=step.url, worker_id=step.worker_id)
                 unit.book.start(step)
@@ -430,7 +440,7 @@ class Service:
     def _known_urls(self) -> frozenset[str]:
         known = set(self._tenures.urls)
         for tenure in self._tenures:
-            if tenure.facts is None and tenure.leaving is None and not self._watcher.is_proven_ill(tenure):
+            if tenure.probe.facts is None and tenure.leaving is None and not self._prober.is_proven_ill(tenure):
                 # It has not said what it is: either kind of worker there may be this replica's, of an earlier daemon.
                 # One that leaves needs none, whichever it is.
                 known.update(self._tenures.urls_unsaid(tenure))
@@ -460,7 +470,7 @@ class Service:
 
     def owner_of(self, replica: ReplicaId) -> str | None:
         """The source that has the replica, whether its socket is there or not; None if none of them knows it."""
-        tenure, listing = self._tenures.current.get(replica), self.follower.listing
+        tenure, listing = self._tenures.current.get(replica), self.reflector.listing
         if tenure is not None:
             return tenure.sighting.source
         return listing.absent[replica][0] if listing is not None and replica in listing.absent else None
@@ -471,7 +481,7 @@ class Service:
 
     def is_settled(self, tenure: Tenure) -> bool:
         """Whether it serves, and the router knows it as it is described now."""
-        if tenure.state is not ReplicaState.SERVING or tenure.url is None:
+        if tenure.status.state is not ReplicaState.SERVING or tenure.url is None:
             return False
         seen = self.book.view(tenure.url)
         return not seen.busy and plan_worker(tenure.view(), seen) is None

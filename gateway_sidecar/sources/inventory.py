@@ -63,7 +63,7 @@ class Inventory:
         self._files: dict[Path, _File] = {}
         self._owner: dict[ReplicaId, Path] = {}
         self._thread = OwnThread(f"source {path}")
-        self._watcher = OwnThread(f"hints {path}")
+        self._prober = OwnThread(f"hints {path}")
 
     async def look(self) -> Listing:
         """What is there now. Never raises. A file system that does not answer leaves everything unknown."""
@@ -150,7 +150,7 @@ class Inventory:
         """
         with Inotify() as inotify:
             while True:
-                await self._watcher.run(partial(self._watch, inotify), patience_s=_PATIENCE_S)
+                await self._prober.run(partial(self._watch, inotify), patience_s=_PATIENCE_S)
                 yield
                 event = await inotify.get()
                 # In the directory around it, only what bears its name matters.

@@ -48,7 +48,7 @@ class SocketPattern:
         self._rest = slash + rest
         self._last: dict[ReplicaId, Sighting] = {}
         self._thread = OwnThread(f"source {pattern}")
-        self._watcher = OwnThread(f"hints {pattern}")
+        self._prober = OwnThread(f"hints {pattern}")
         self._name = re.compile(re.escape(prefix) + "(.+)" + re.escape(suffix), re.DOTALL)
 
     async def look(self) -> Listing:
@@ -138,7 +138,7 @@ class SocketPattern:
 
     async def _in_thread(self, work: Callable[..., None], *arguments: object) -> None:
         """To watch a path is to look it up, which may hang."""
-        await self._watcher.run(partial(work, *arguments), patience_s=_PATIENCE_S)
+        await self._prober.run(partial(work, *arguments), patience_s=_PATIENCE_S)
 
     def _watch(self, inotify: Inotify, watched: set[Path]) -> None:
         """Watches the directory and its ancestors (to see it replaced), and the directories of replicas in it."""

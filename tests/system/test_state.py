@@ -341,13 +341,16 @@ async def test_nginx_that_cannot_be_reconfigured_serves_what_it_has(
     log.write_text("in the way")
     gateway.settings["services"] = both
     await gateway.start(ready=False)
-    status = await gateway.until(lambda s: "refuses its configuration" in (s["bridge"]["reason"] or ""), within_s=30)
+    status = await gateway.until(
+        lambda s: "refuses its configuration" in (service_of(s, "code")["not_in_force"] or ""), within_s=30
+    )
+    assert service_of(status, "chat")["not_in_force"] is None
     assert status["bridge"]["pid"] == before["bridge"]["pid"]
     await gateway.until_states({"r1": "serving"})
     assert "r1" in await ask(gateway, "tiny", stream=False)
     log.unlink()
     await engine(gateway.socket("r2", "code"))
-    await gateway.until(lambda s: not s["bridge"]["reason"], within_s=30)
+    await gateway.until(lambda s: service_of(s, "code")["not_in_force"] is None, within_s=30)
     await gateway.until_states({"r2": "serving"}, service="code", within_s=30)
     assert "r2" in await ask(gateway, "tiny", stream=False, service="code")
 

@@ -224,3 +224,35 @@ def test_every_task_is_guarded() -> None:
         if isinstance(node, ast.Attribute) and node.attr in {"create_task", "ensure_future"}
     }
     assert makers == awaited_by_their_makers
+
+
+WRITERS = {
+    "notes": "lifecycle.py",
+    "probe": "prober.py",
+    "bridge": "bridging.py",
+    "drain": "drain.py",
+    "status": "reporting.py",
+}
+"""Which module of `control/replicas/` writes which record of a tenure, once the tenure has begun."""
+
+
+def test_each_record_of_a_tenure_has_one_writer() -> None:
+    """Who wants to know what made a value what it is has one module to read."""
+    found = []
+    for path in sorted(PACKAGE.rglob("*.py")):
+        for node in nodes(path):
+            if not isinstance(node, ast.Assign | ast.AnnAssign | ast.AugAssign):
+                continue
+            targets = node.targets if isinstance(node, ast.Assign) else [node.target]
+            flat = [each for target in targets for each in getattr(target, "elts", [target])]
+            for target in flat:
+                record = target.value if isinstance(target, ast.Attribute) else None
+                if (
+                    isinstance(record, ast.Attribute)
+                    and record.attr in WRITERS
+                    and isinstance(record.value, ast.Name)
+                    and record.value.id != "self"
+                    and path.name != WRITERS[record.attr]
+                ):
+                    found.append(f"{path.relative_to(PACKAGE.parent)}:{node.lineno} {ast.unparse(target)}")
+    assert found == []

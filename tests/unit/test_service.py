@@ -39,7 +39,7 @@ async def test_replica_comes_to_serve_within_a_moment(worlds: Worlds) -> None:
         world.appear("r1")
         await world.until(lambda: world.serves("r1"))
         assert awake.monotonic() - began < 0.2
-        port = world.tenure("r1").port
+        port = world.tenure("r1").bridge.port
         assert port is not None
         assert world.links.led == {port: world.directory / "r1.sock"}
         assert world.router.calls == [("register", f"http://127.0.0.1:{port}")]
@@ -90,8 +90,8 @@ async def test_replicas_beyond_the_ports_wait_and_get_theirs(worlds: Worlds) -> 
         for name in names:
             world.appear(name)
         await world.until(lambda: list(world.states().values()).count(ReplicaState.SERVING) == 20)
-        (waiting,) = [t for t in world.service.tenures.values() if t.port is None]
-        assert "no free bridge port" in (waiting.problem or "")
+        (waiting,) = [t for t in world.service.tenures.values() if t.bridge.port is None]
+        assert "no free bridge port" in (waiting.bridge.problem or "")
         left = next(name for name in names if name != waiting.replica)
         world.vanish(left)
         await world.until(lambda: world.serves(*(set(names) - {left})))
@@ -108,7 +108,7 @@ async def test_socket_that_is_gone_takes_its_worker_with_it(worlds: Worlds) -> N
         world.appear("r2")
         await world.until(lambda: world.serves("r1", "r2"))
         tenure = world.tenure("r1")
-        port, url = tenure.port, tenure.url
+        port, url = tenure.bridge.port, tenure.url
         assert port is not None
         world.connections[port] = 3
         world.vanish("r1")
@@ -128,7 +128,7 @@ async def test_connection_to_an_engine_that_is_gone_is_waited_for_no_longer_than
     async with worlds() as world:
         world.appear("r1")
         await world.until(lambda: world.serves("r1"))
-        port = world.tenure("r1").port
+        port = world.tenure("r1").bridge.port
         assert port is not None
         world.connections[port] = 1
         world.vanish("r1")
@@ -191,7 +191,7 @@ async def test_drain_waits_for_what_is_in_flight_and_resume_takes_back(worlds: W
         world.appear("r2")
         await world.until(lambda: world.serves("r1", "r2"))
         tenure = world.tenure("r1")
-        port = tenure.port
+        port = tenure.bridge.port
         assert port is not None
         world.connections[port] = 1
         draining = asyncio.create_task(world.service.drains.drain(ReplicaId("r1"), 1000.0))
@@ -205,7 +205,7 @@ async def test_drain_waits_for_what_is_in_flight_and_resume_takes_back(worlds: W
         assert world.states() == {"r1": ReplicaState.DRAINING, "r2": ReplicaState.SERVING}
         world.service.drains.resume(ReplicaId("r1"))
         await world.until(lambda: world.serves("r1", "r2"))
-        assert world.tenure("r1").port == port
+        assert world.tenure("r1").bridge.port == port
 
 
 @in_fake_time
@@ -213,7 +213,7 @@ async def test_drain_that_gives_up_says_what_is_in_flight(worlds: Worlds) -> Non
     async with worlds() as world:
         world.appear("r1")
         await world.until(lambda: world.serves("r1"))
-        port = world.tenure("r1").port
+        port = world.tenure("r1").bridge.port
         assert port is not None
         world.connections[port] = 2
         report = await world.service.drains.drain(ReplicaId("r1"), 10.0)
@@ -260,9 +260,9 @@ async def test_another_socket_at_the_same_path_is_another_worker(worlds: Worlds)
     async with worlds() as world:
         world.appear("r1")
         await world.until(lambda: world.serves("r1"))
-        before = world.tenure("r1").port
+        before = world.tenure("r1").bridge.port
         world.appear("r1")
-        await world.until(lambda: world.serves("r1") and world.tenure("r1").port != before)
+        await world.until(lambda: world.serves("r1") and world.tenure("r1").bridge.port != before)
         await world.until(lambda: len(world.router.workers) == 1)
         await world.at_rest()
         assert len(world.leases.leased) == 1
@@ -291,7 +291,7 @@ async def test_notes_beside_a_socket_are_told_and_a_bad_file_changes_nothing(wor
         assert [row.model_id for row in world.router.workers.values()] == ["named"]
         (world.directory / "r1.yaml").write_text("bad")
         world.source.hint()
-        await world.until(lambda: world.tenure("r1").notes_problem is not None)
+        await world.until(lambda: world.tenure("r1").notes.problem is not None)
         await asyncio.sleep(60)
         assert [row.model_id for row in world.router.workers.values()] == ["named"]
 

@@ -18,6 +18,7 @@ from hypothesis import strategies as st
 
 from gateway_sidecar.domain.model import Foreign, Loading, ProbeResult, Ready, ReplicaId, ReplicaState, Unknown
 from tests.unit.fake_time import in_fake_time
+from tests.unit.test_states import REPLICA_WAYS, walked
 from tests.unit.world import FACTS, READY, REFUSED, World, running_world
 
 _HISTORIES = int(os.environ.get("HISTORIES", "25"))
@@ -89,7 +90,7 @@ class Story:
         """Grow before shrink: who gives no cause keeps its URL, whatever happens to the others."""
         for replica in self.engines.keys() - self.undisturbed.keys():
             tenure = self.world.service.current(ReplicaId(replica))
-            if tenure is not None and tenure.state is ReplicaState.SERVING and self.engines[replica] == "ready":
+            if tenure is not None and tenure.status.state is ReplicaState.SERVING and self.engines[replica] == "ready":
                 self.undisturbed[replica] = str(tenure.url)
         for replica, url in self.undisturbed.items():
             if url:
@@ -127,8 +128,8 @@ class Story:
 
     def _connect(self, step: Step, connections: int) -> None:
         tenure = self.world.service.current(ReplicaId(step.replica))
-        if tenure is not None and tenure.port is not None:
-            self.world.connections[tenure.port] = connections
+        if tenure is not None and tenure.bridge.port is not None:
+            self.world.connections[tenure.bridge.port] = connections
 
     def _replace(self, _: Step) -> None:
         self.replacing.append(asyncio.create_task(_forget(self.world.service.slots.replace())))
@@ -169,12 +170,14 @@ async def _play(history: list[Step], directory: Path, patch: pytest.MonkeyPatch)
         await world.until(lambda: world.links.closed is not bool(ready))
         await world.at_rest()
         story.holds()
+        for name in ("r1", "r2", "r3"):
+            assert walked(world, name) <= REPLICA_WAYS, "docs/architecture.md draws no such way"
         tenures = [world.tenure(name) for name in sorted(ready)]
         assert world.router.ready() == {str(tenure.url) for tenure in tenures}
         assert set(world.router.workers) == world.router.ready()
-        bridged = {t.port: t.sighting.place for t in world.service.tenures.values() if t.port is not None}
+        bridged = {t.bridge.port: t.sighting.place for t in world.service.tenures.values() if t.bridge.port is not None}
         assert world.leases.leased.keys() == bridged.keys()
-        assert {t.port for t in tenures} <= world.links.led.keys() <= bridged.keys()
+        assert {t.bridge.port for t in tenures} <= world.links.led.keys() <= bridged.keys()
         assert all(bridged[port] == place for port, place in world.links.led.items())
         assert world.links.closed is not bool(ready)
 

@@ -11,7 +11,8 @@ import pytest
 
 from gateway_sidecar.config import ScalingSettings
 from gateway_sidecar.control.autoscaling.service_signals import ServiceSignals, policy_of
-from gateway_sidecar.domain.model import ConnectionMode, EngineFacts, Overrides, ReplicaState, RuntimeType, WorkerType
+from gateway_sidecar.control.replicas.tenure import Notes, Probed, Status
+from gateway_sidecar.domain.model import ConnectionMode, EngineFacts, ReplicaState, RuntimeType, WorkerType
 from gateway_sidecar.domain.planning import Missing
 from gateway_sidecar.domain.scaling import Metric
 from gateway_sidecar.domain.signals import RequestEnd
@@ -32,15 +33,19 @@ class Replica:
     state: ReplicaState = ReplicaState.SERVING
     seen_at: float = 0.0
     leaving: object = None
-    overrides: Overrides = field(default_factory=Overrides)
+    notes: Notes = field(default_factory=Notes)
 
     @property
     def url(self) -> str:
         return f"http://a:{self.key}"
 
     @property
-    def facts(self) -> EngineFacts | None:
-        return EngineFacts(RuntimeType.VLLM, self.mode, self.role) if self.role else None
+    def probe(self) -> Probed:
+        return Probed(EngineFacts(RuntimeType.VLLM, self.mode, self.role) if self.role else None)
+
+    @property
+    def status(self) -> Status:
+        return Status(self.state)
 
 
 def service(*replicas: Replica, scaling: ScalingSettings | None = POLICY) -> tuple[ServiceSignals, Any]:
@@ -50,7 +55,7 @@ def service(*replicas: Replica, scaling: ScalingSettings | None = POLICY) -> tup
         tenures={r.key: r for r in replicas},
         settings=SimpleNamespace(scaling=scaling),
         room=SimpleNamespace(waiting=0, missing=None),
-        follower=SimpleNamespace(has_looked=True),
+        reflector=SimpleNamespace(has_looked=True),
     )
     signals = ServiceSignals(cast(Any, stub), Metrics())
     signals.note_roles(100)
@@ -92,7 +97,7 @@ def test_nothing_is_known_in_the_first_seconds() -> None:
 def test_replicas_that_are_not_listed_yet_are_not_zero() -> None:
     """A daemon that has not looked recommends nothing."""
     signals, stub = service()
-    stub.follower.has_looked = False
+    stub.reflector.has_looked = False
     assert desired(signals, 130) is None
 
 

@@ -7,7 +7,7 @@ from pathlib import Path
 import pytest
 
 from gateway_sidecar.control.replicas.prober import far_end_of
-from gateway_sidecar.control.replicas.tenure import BridgeHosts, Tenure
+from gateway_sidecar.control.replicas.tenure import BridgeHosts, Probed, Tenure
 from gateway_sidecar.domain.model import Loading, Occupant, ReplicaId
 from gateway_sidecar.domain.tunnels import PathState, PathStatus, SshRoute, SshServer, Tunnel
 from gateway_sidecar.sources.listing import Sighting
@@ -30,8 +30,7 @@ def tenure(*, result: Loading, asked: bool, tunnel: Tunnel | None = TUNNEL) -> T
         0.0,
         None,
         BridgeHosts("127.0.0.1", "127.0.0.2"),
-        result=result,
-        asked=asked,
+        probe=Probed(result=result, asked=asked),
     )
 
 

@@ -21,7 +21,7 @@ from structlog.testing import capture_logs
 from gateway_sidecar.config import ServiceSettings
 from gateway_sidecar.control.edge.key_proxies import KeyState
 from gateway_sidecar.control.edge.peer_supervisor import PeerState
-from gateway_sidecar.control.replicas import prober as watcher
+from gateway_sidecar.control.replicas import prober
 from gateway_sidecar.control.replicas.tenure import BridgeHosts, Tenure, occupant_of
 from gateway_sidecar.control.routers import replacement as router_slots
 from gateway_sidecar.control.routers.process import RouterProcess, RouterState
@@ -96,6 +96,7 @@ class PlayedProbe:
     def __init__(self) -> None:
         self.answers: dict[str, ProbeResult | Exception] = {}
         self.asked: list[tuple[str, str]] = []
+        self.takes_s = ASKED_S
 
     async def identify(self, address: str, *, timeout_s: float, api_key: str | None = None) -> ProbeResult:
         return await self._answer("identify", address)
@@ -108,7 +109,7 @@ class PlayedProbe:
     async def _answer(self, kind: str, address: str) -> ProbeResult:
         replica = replica_at(address)
         self.asked.append((kind, replica))
-        await asyncio.sleep(ASKED_S)
+        await asyncio.sleep(self.takes_s)
         answer = self.answers.get(replica, REFUSED)
         if isinstance(answer, Exception):
             raise answer
@@ -372,7 +373,7 @@ class World:
 
     def states(self) -> dict[str, ReplicaState]:
         """As `status` has them."""
-        return {str(t.replica): t.state for t in self.service.tenures.values() if not t.gone}
+        return {str(t.replica): t.status.state for t in self.service.tenures.values() if not t.gone}
 
     def serves(self, *replicas: str) -> bool:
         """Whether these, and no others, are there and serve."""
@@ -460,8 +461,8 @@ async def running_world(directory: Path, patch: pytest.MonkeyPatch, **settings: 
         world.liveness_connections.setdefault(replica_at(address), []).append(liveness)
         return cast("asyncio.Transport", cast("Any", liveness))
 
-    patch.setattr(watcher, "connect_liveness", connect_liveness)
-    patch.setattr(watcher, "is_refused", lambda at: world.probe.answers.get(replica_at(at), REFUSED) == REFUSED)
+    patch.setattr(prober, "connect_liveness", connect_liveness)
+    patch.setattr(prober, "is_refused", lambda at: world.probe.answers.get(replica_at(at), REFUSED) == REFUSED)
     with capture_logs() as world.log:
         await world.begin()
         try:

@@ -104,13 +104,17 @@ class Signals:
         Raises KeyError for one that is not there, MetricsError.
         """
         for tenure in service.tenures.values():
-            if tenure.replica == replica and not (tenure.gone or tenure.replaced):
+            if tenure.replica == replica and not tenure.gone:
                 return await self._shared.read(tenure, partial(self._engine_page, tenure, _PAGE_PATIENCE_S))
         raise KeyError(replica)
 
     def may_have_a_page(self, tenure: Tenure) -> bool:
         """Whether its engine may have metrics: it has not said that there are none."""
-        return tenure.facts is not None and why_no_metrics(tenure.facts) is None and tenure.key not in self._pageless
+        return (
+            tenure.probe.facts is not None
+            and why_no_metrics(tenure.probe.facts) is None
+            and tenure.key not in self._pageless
+        )
 
     async def router_page(self, router: RouterProcess) -> bytes:
         """A router's own metrics page. Raises MetricsError."""
@@ -186,8 +190,8 @@ class Signals:
             signals.router_problem = "no router answers"
 
     async def _read_engines(self, signals: ServiceSignals) -> None:
-        serving = [t for t in signals.service.tenures.values() if t.state is ReplicaState.SERVING]
-        candidates = [t for t in serving if t.facts is not None and says_latency(t.facts)]
+        serving = [t for t in signals.service.tenures.values() if t.status.state is ReplicaState.SERVING]
+        candidates = [t for t in serving if t.probe.facts is not None and says_latency(t.probe.facts)]
         signals.keep_engines({t.key for t in candidates}, {t.replica for t in candidates})
         # Those that had work, and always the same ones: what was read before tells what came since. Then those that
         # were never read, so that their first work is not lost.
@@ -199,8 +203,8 @@ class Signals:
         signals.worked_by[tenure.key] = signals.requests_of.get(tenure.url or "", 0.0)
         try:
             page = await self._engine_page(tenure, _PATIENCE_S)
-            assert tenure.facts is not None
-            reading = await self._off_the_loop(partial(self._engines.read, page, tenure.facts))
+            assert tenure.probe.facts is not None
+            reading = await self._off_the_loop(partial(self._engines.read, page, tenure.probe.facts))
         except MetricsError as error:
             signals.engine_problems[tenure.replica] = str(error)
             return
@@ -211,11 +215,11 @@ class Signals:
             signals.engine_problems[tenure.replica] = "its metrics say nothing of latencies"
 
     async def _engine_page(self, tenure: Tenure, patience_s: float) -> bytes:
-        if tenure.facts is None or tenure.address is None:
+        if tenure.probe.facts is None or tenure.address is None:
             raise MetricsError("it is not known yet what engine this is")
         try:
             page = await self._engines.page(
-                tenure.address, tenure.facts, api_key=tenure.overrides.api_key, timeout_s=patience_s
+                tenure.address, tenure.probe.facts, api_key=tenure.notes.overrides.api_key, timeout_s=patience_s
             )
         except MetricsError as error:
             if error.absent:

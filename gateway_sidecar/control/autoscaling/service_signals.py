@@ -69,7 +69,7 @@ class RoleSignals:
 
 def role_of(tenure: Tenure) -> WorkerType | None:
     """The part that a replica plays, once it is known."""
-    return tenure.overrides.worker_type or (tenure.facts.worker_type if tenure.facts else None)
+    return tenure.notes.overrides.worker_type or (tenure.probe.facts.worker_type if tenure.probe.facts else None)
 
 
 def policy_of(settings: ScalingSettings, role: WorkerType) -> Policy:
@@ -210,7 +210,11 @@ class ServiceSignals:
         return Told(latency, "router") if latency is not None else None
 
     def _is_all_grpc(self) -> bool:
-        modes = {t.facts.connection_mode for t in self._there() if t.facts and t.state is ReplicaState.SERVING}
+        modes = {
+            t.probe.facts.connection_mode
+            for t in self._there()
+            if t.probe.facts and t.status.state is ReplicaState.SERVING
+        }
         return modes == {ConnectionMode.GRPC}
 
     def _there(self) -> list[Tenure]:
@@ -220,8 +224,8 @@ class ServiceSignals:
         """Replicas of a role that serve, and those that load or register. One of unknown role is nobody's yet."""
         mine = [t for t in self._there() if (role_of(t) or self._only_role()) is role]
         return (
-            sum(t.state is ReplicaState.SERVING for t in mine),
-            sum(t.state in _COMING for t in mine),
+            sum(t.status.state is ReplicaState.SERVING for t in mine),
+            sum(t.status.state in _COMING for t in mine),
         )
 
     def _only_role(self) -> WorkerType | None:
@@ -267,7 +271,7 @@ class ServiceSignals:
                 self._metrics.desired_replicas.remove_by_labels({"service": self.name, "role": role.value})
             self.hook.settings = None
             return
-        if not self.service.follower.has_looked:
+        if not self.service.reflector.has_looked:
             return
         windows = self.windows(now_s)
         self.hook.settings = scaling.hook

@@ -25,7 +25,7 @@ class HoldPolicy:
         self,
         room: HoldQueue,
         slots: RouterSlots,
-        follower: Reflector,
+        reflector: Reflector,
         tenures: Registry,
         *,
         known_urls: Callable[[], frozenset[str]],
@@ -33,7 +33,7 @@ class HoldPolicy:
     ) -> None:
         self._room = room
         self._slots = slots
-        self._follower = follower
+        self._reflector = reflector
         self._tenures = tenures
         self._known_urls = known_urls
         self._on_change = on_change
@@ -83,7 +83,7 @@ class HoldPolicy:
             if worker.status is WorkerStatus.READY:
                 tenure = self._tenures.at_url(url)
                 if tenure is None:
-                    is_somebodys = not self._follower.has_looked or url in self._known_urls()
+                    is_somebodys = not self._reflector.has_looked or url in self._known_urls()
                     if is_somebodys:
                         yield worker
                 elif tenure.leaving is None:
@@ -93,4 +93,4 @@ class HoldPolicy:
         if awake.now() - self._router_up_at > MOST_PATIENCE_S:
             return True
         wanted = (t.url for t in self._tenures if t.view().wanted)
-        return self._follower.has_looked and all(self._slots.active.is_ready(url) for url in wanted)
+        return self._reflector.has_looked and all(self._slots.active.is_ready(url) for url in wanted)

@@ -114,7 +114,7 @@ class Daemon:
         destinations.use(self._hosts, peers.recheck_soon)
         self._destinations = destinations
         self.keys = keys
-        peers.has_looked = keys.has_looked = lambda: all(s.follower.has_looked for s in self.services.values())
+        peers.has_looked = keys.has_looked = lambda: all(s.reflector.has_looked for s in self.services.values())
         self.told = told
         self.tunnels = tunnels
         tunnels.on_change = self._tunnel_changed
@@ -178,7 +178,7 @@ class Daemon:
     @property
     def ready(self) -> bool:
         """Whether nginx runs and each service has an address, a router that answers, and looked at its replicas."""
-        services_ready = all(s.follower.has_looked and s.router.up for s in self.services.values())
+        services_ready = all(s.reflector.has_looked and s.router.up for s in self.services.values())
         return self.nginx_supervisor.up and not self.nginx_supervisor.unserved and services_ready
 
     def note_change(self) -> None:
@@ -436,7 +436,7 @@ class Daemon:
             self._beats["tunnels"] = awake.now()
             self._tunnels_due.clear()
             needed = {t.sighting.tunnel for s in self.services.values() for t in s.tenures.values()}
-            everybody_known = all(s.follower.has_looked for s in self.services.values())
+            everybody_known = all(s.reflector.has_looked for s in self.services.values())
             self.tunnels.want({tunnel for tunnel in needed if tunnel is not None}, complete=everybody_known)
             self._measure_tunnels()
             await asyncio.sleep(_TUNNEL_GAP_S)
@@ -499,7 +499,7 @@ class Daemon:
         """One line for `systemctl status`."""
         parts = []
         for name, service in self.services.items():
-            states = [t.state.value for t in service.tenures.values()]
+            states = [t.status.state.value for t in service.tenures.values()]
             counts = ", ".join(f"{states.count(s)} {s}" for s in dict.fromkeys(sorted(states))) or "no replicas"
             parts.append(f"{name}: {counts}; router {service.router.state.value}")
         return " | ".join(parts)

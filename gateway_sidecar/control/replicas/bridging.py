@@ -111,13 +111,13 @@ class Bridging:
 
     def open(self, tenure: Tenure) -> None:
         """Leases a port and leads it to the occupant: at once or, if a key has to be shown, when that can be done."""
-        if tenure.port is None and not self._lease(tenure):
+        if tenure.bridge.port is None and not self._lease(tenure):
             return
         self.ask_for_address(tenure)
         target = self._target(tenure)
         if target is not None and self._lead(tenure, target):
-            tenure.linked = True
-            tenure.problem = None
+            tenure.bridge.linked = True
+            tenure.bridge.problem = None
             self._queue.add(tenure.key)  # Its end is felt from now on.
         self._on_url(tenure)
 
@@ -126,27 +126,29 @@ class Bridging:
         if tenure.key in self._portless and not tenure.view().wanted:
             self._wait_no_more(tenure)
         self.ask_for_address(tenure)
-        if tenure.linked and tenure.can_be_described:
+        if tenure.bridge.linked and tenure.can_be_described:
             target = self._target(tenure)
-            if target is not None and target != tenure.leads_to and self._lead(tenure, target):
+            if target is not None and target != tenure.bridge.leads_to and self._lead(tenure, target):
                 self._leave_key(tenure)
 
     def close(self, tenure: Tenure) -> None:
         """Lets nothing new in; what is open goes on."""
-        assert tenure.port is not None
+        assert tenure.bridge.port is not None
         try:
-            self._links.unlink(tenure.port)
+            self._links.unlink(tenure.bridge.port)
         except OSError as error:
             self._trouble(tenure, f"cannot remove the bridge's link: {error}")
             return
-        tenure.linked = False
+        tenure.bridge.linked = False
 
     def mend(self, linked: Container[int]) -> bool:
         """Makes the links again that are not among those there are; whether that was needed. Raises OSError."""
-        removed = [t for t in self._tenures() if t.linked and t.port is not None and t.port not in linked]
+        removed = [
+            t for t in self._tenures() if t.bridge.linked and t.bridge.port is not None and t.bridge.port not in linked
+        ]
         for tenure in removed:
-            assert tenure.port is not None
-            self._links.link(tenure.port, tenure.leads_to or tenure.sighting.place)
+            assert tenure.bridge.port is not None
+            self._links.link(tenure.bridge.port, tenure.bridge.leads_to or tenure.sighting.place)
         return bool(removed)
 
     def give_back(self, tenure: Tenure, late_until: float) -> None:
@@ -154,107 +156,112 @@ class Bridging:
 
         Until `late_until` (awake seconds) a worker that was taken back may yet appear at its port.
         """
-        if tenure.port is not None:
-            self._leases.release(tenure.port, late_until)
-            if tenure.in_flight == 0:
-                self._leases.settle(tenure.port, awake.now())
-            self._keys.leave(tenure.port)
+        if tenure.bridge.port is not None:
+            self._leases.release(tenure.bridge.port, late_until)
+            if tenure.drain.in_flight == 0:
+                self._leases.settle(tenure.bridge.port, awake.now())
+            self._keys.leave(tenure.bridge.port)
         self._portless.discard(tenure.key)
         self._leave_address(tenure)
 
     def abandon(self, tenure: Tenure) -> None:
         """The service is no more: nothing new gets in, and the port rests until it is quiet."""
-        if tenure.port is not None:
-            self._links.unlink(tenure.port)
-            self._leases.release(tenure.port)
-            self._keys.leave(tenure.port)
+        if tenure.bridge.port is not None:
+            self._links.unlink(tenure.bridge.port)
+            self._leases.release(tenure.bridge.port)
+            self._keys.leave(tenure.bridge.port)
         self._leave_address(tenure)
 
     def readdress(self, tenure: Tenure, peer: PeerAddress | None) -> None:
         """The occupant, whom no router knows yet, is advertised under another address."""
         self._leave_address(tenure)
-        tenure.peer, tenure.peer_is_ours, tenure.peer_problem, tenure.peer_refused = peer, False, None, False
+        tenure.bridge.peer, tenure.bridge.peer_is_ours, tenure.bridge.peer_problem, tenure.bridge.peer_refused = (
+            peer,
+            False,
+            None,
+            False,
+        )
         self.ask_for_address(tenure)
 
     def ask_for_address(self, tenure: Tenure) -> None:
         """Says, again, that the tenure's address is wanted, and learns how it stands with it."""
-        if tenure.peer is None or tenure.port is None or tenure.facts is None:
+        if tenure.bridge.peer is None or tenure.bridge.port is None or tenure.probe.facts is None:
             return
-        grpc = tenure.facts.connection_mode is ConnectionMode.GRPC
+        grpc = tenure.probe.facts.connection_mode is ConnectionMode.GRPC
         replica = f"{self._service}/{tenure.replica}"
-        state = self._peers.want(tenure.peer, tenure.owner, replica, tenure.port, grpc=grpc)
-        came = state.ours and not tenure.peer_is_ours
-        tenure.peer_is_ours, tenure.peer_problem = state.ours, state.problem
-        tenure.peer_refused = state.ours and state.refused
+        state = self._peers.want(tenure.bridge.peer, tenure.owner, replica, tenure.bridge.port, grpc=grpc)
+        came = state.ours and not tenure.bridge.peer_is_ours
+        tenure.bridge.peer_is_ours, tenure.bridge.peer_problem = state.ours, state.problem
+        tenure.bridge.peer_refused = state.ours and state.refused
         if came:
             self._on_url(tenure)
             self._on_change()
 
     def _leave_address(self, tenure: Tenure) -> None:
-        if tenure.peer is not None:
-            self._peers.leave(tenure.peer, tenure.owner)
+        if tenure.bridge.peer is not None:
+            self._peers.leave(tenure.bridge.peer, tenure.owner)
 
     def _lease(self, tenure: Tenure) -> bool:
         try:
             preferred = self._preferred.get(tenure.replica)
-            tenure.port = self._leases.acquire(tenure.owner, preferred, service=self._service)
+            tenure.bridge.port = self._leases.acquire(tenure.owner, preferred, service=self._service)
         except NoFreePort as error:
             self._portless.add(tenure.key)
             self._trouble(tenure, f"no free bridge port ({error}); widen bridges.ports")
             return False
         self._portless.discard(tenure.key)
-        tenure.problem = None
+        tenure.bridge.problem = None
         self._on_change()
         return True
 
     def _wait_no_more(self, tenure: Tenure) -> None:
         self._portless.discard(tenure.key)
-        tenure.problem = None
+        tenure.bridge.problem = None
 
     def _target(self, tenure: Tenure) -> Path | None:
         """Where its link has to lead: to the socket or, if the engine has a key, to the nginx that shows it."""
-        assert tenure.port is not None
-        key, facts, socket = tenure.overrides.api_key, tenure.facts, tenure.sighting.place
+        assert tenure.bridge.port is not None
+        key, facts, socket = tenure.notes.overrides.api_key, tenure.probe.facts, tenure.sighting.place
         if key is None:
-            tenure.key_problem = None
+            tenure.bridge.key_problem = None
             return socket
         if facts is None:
             return None
         occupant = tenure.sighting.occupant
         inode = (occupant.device, occupant.inode) if tenure.sighting.tunnel is None else None
         to = Keyed(socket, key, facts.connection_mode is ConnectionMode.GRPC, inode, tenure.pin)
-        state = self._keys.want(tenure.port, to)
-        tenure.key_problem = state.problem
+        state = self._keys.want(tenure.bridge.port, to)
+        tenure.bridge.key_problem = state.problem
         return state.listens_at
 
     def _leave_key(self, tenure: Tenure) -> None:
         """What showed a key is not needed any more once the bridge leads to the engine itself."""
-        if tenure.port is not None and tenure.leads_to == tenure.sighting.place:
-            self._keys.leave(tenure.port)
+        if tenure.bridge.port is not None and tenure.bridge.leads_to == tenure.sighting.place:
+            self._keys.leave(tenure.bridge.port)
 
     def _lead(self, tenure: Tenure, target: Path) -> bool:
-        assert tenure.port is not None
+        assert tenure.bridge.port is not None
         try:
-            self._links.link(tenure.port, target)
+            self._links.link(tenure.bridge.port, target)
         except OSError as error:
             self._trouble(tenure, f"cannot make the bridge's link: {error}")
             return False
-        tenure.leads_to = target
+        tenure.bridge.leads_to = target
         return True
 
     def _trouble(self, tenure: Tenure, problem: str) -> None:
-        is_known = tenure.problem is not None if tenure.port is None else tenure.problem == problem
+        is_known = tenure.bridge.problem is not None if tenure.bridge.port is None else tenure.bridge.problem == problem
         if not is_known:  # Who holds how many ports changes all the time, and is no news of this replica.
             self._logger.error("replica.not_bridged", replica=tenure.replica, reason=problem)
-        tenure.problem = problem
+        tenure.bridge.problem = problem
         self._queue.add_after(tenure.key, max(_RETRY_S, len(self._portless) * _RETRY_GAP_S))
 
     def _reconsider_addresses(self) -> None:
         for tenure in self._tenures():
-            if tenure.peer is not None:
+            if tenure.bridge.peer is not None:
                 self._queue.add(tenure.key)
 
     def _reconsider_keys(self) -> None:
         for tenure in self._tenures():
-            if tenure.overrides.api_key is not None:
+            if tenure.notes.overrides.api_key is not None:
                 self._queue.add(tenure.key)

@@ -10,7 +10,7 @@ from gateway_sidecar.control.replicas.pairing import Pairing
 from gateway_sidecar.control.replicas.registry import Registry
 from gateway_sidecar.control.replicas.tenure import Tenure
 from gateway_sidecar.control.replicas.workqueue import WorkQueue
-from gateway_sidecar.control.routers.workers import WorkerSync
+from gateway_sidecar.control.routers.replacement import RouterSlots
 from gateway_sidecar.domain.model import PeerAddress, ReplicaId, WorkerType
 from gateway_sidecar.domain.planning import STAYS_BRIDGED
 from gateway_sidecar.supervision import awake
@@ -35,7 +35,6 @@ class DrainReport:
 class Drains:
     """The drains of one service.
 
-    book: what the router in service says of its workers.
     on_resumed: called when a replica may come back, once it answers.
     on_change: called when there is something new to write down.
     """
@@ -49,7 +48,7 @@ class Drains:
         metrics: Metrics,
         *,
         roles: Pairing,
-        book: Callable[[], WorkerSync],
+        slots: RouterSlots,
         on_resumed: Callable[[Tenure], None],
         on_change: Callable[[], None],
     ) -> None:
@@ -59,14 +58,14 @@ class Drains:
         self._queue = queue
         self._metrics = metrics
         self._roles = roles
-        self._book = book
+        self._slots = slots
         self._on_resumed = on_resumed
         self._on_change = on_change
         self._logger = get_logger(service=service)
 
     def missed(self, replica: ReplicaId) -> tuple[str, ...]:
         """What the service could not answer without it: one line for each model. Raises KeyError if it is not there."""
-        return tuple(self._roles.without(self._book().workers.values(), self._tenures.current[replica].url))
+        return tuple(self._roles.without(self._slots.active.book.workers.values(), self._tenures.current[replica].url))
 
     async def drain(self, replica: ReplicaId, timeout_s: float) -> DrainReport:
         """Takes a replica out of rotation; returns when nothing is in flight, or after `timeout_s` seconds.
@@ -76,29 +75,27 @@ class Drains:
         """
         tenure = self._tenures.current[replica]
         missed = self.missed(replica)
-        if not tenure.drain:
-            tenure.drain = True
-            tenure.drained.clear()
-            if tenure.liveness is not None:
-                tenure.liveness.abort()
-                tenure.liveness = None
+        if not tenure.drain.requested:
+            tenure.drain.requested = True
+            tenure.drain.done.clear()
+            tenure.probe.disconnect()
             self._on_change()
             self._queue.add(tenure.key, urgent=True)
         began = awake.monotonic()
         try:
             async with within(timeout_s):
-                await tenure.drained.wait()
+                await tenure.drain.done.wait()
         except TimeoutError:
             self._metrics.drains.labels(self._service, "timeout").inc()
-            return DrainReport(False, tenure.in_flight, awake.monotonic() - began, missed)
+            return DrainReport(False, tenure.drain.in_flight, awake.monotonic() - began, missed)
         return DrainReport(True, 0, awake.monotonic() - began, missed)
 
     def resume(self, replica: ReplicaId) -> None:
         """Takes a drained replica back into rotation, once it answers. Raises KeyError for one that is not there."""
         tenure = self._tenures.current[replica]
-        if tenure.drain:
-            tenure.result = None  # Nobody asked it while it was drained; it may be down by now.
-        tenure.drain = False
+        if not tenure.drain.requested:
+            return
+        tenure.drain.requested = False
         _forget_count(tenure)
         self._on_change()
         self._on_resumed(tenure)
@@ -107,30 +104,33 @@ class Drains:
         """Takes note of whether no router lists its worker any more: connections count from then on."""
         if tenure.leaving is None or not is_out:
             _forget_count(tenure)
-        elif tenure.settled_at is None:
-            tenure.settled_at = awake.monotonic()
+        elif tenure.drain.settled_at is None:
+            tenure.drain.settled_at = awake.monotonic()
 
     def has_given_up(self, tenure: Tenure) -> bool:
         """Whether what is connected to an engine that is gone has been waited for long enough.
 
         Its port goes on resting until it is quiet.
         """
-        is_gone = tenure.gone or tenure.replaced
         return (
-            is_gone
-            and tenure.settled_at is not None
-            and awake.monotonic() >= tenure.settled_at + self.settings.timeout_s
+            tenure.gone
+            and tenure.drain.settled_at is not None
+            and awake.monotonic() >= tenure.drain.settled_at + self.settings.timeout_s
         )
 
     def finish_if_quiet(self, tenure: Tenure) -> None:
         """Whoever waits for the drain is told, if nobody needs the engine any more."""
-        if not tenure.drain or tenure.linked or (tenure.in_flight != 0 and tenure.port is not None):
+        if (
+            not tenure.drain.requested
+            or tenure.bridge.linked
+            or (tenure.drain.in_flight != 0 and tenure.bridge.port is not None)
+        ):
             return
         left_s = self._handover_left_s(tenure)
         if left_s > 0:
             self._queue.add_after(tenure.key, left_s)
-        elif not tenure.drained.is_set():
-            tenure.drained.set()
+        elif not tenure.drain.done.is_set():
+            tenure.drain.done.set()
             self._metrics.drains.labels(self._service, "drained").inc()
             self._logger.info("replica.drained", replica=tenure.replica)
 
@@ -139,7 +139,7 @@ class Drains:
         waiting = (
             t.counted_at
             for t in self._tenures
-            if t.settled_at is not None and t.leaving not in STAYS_BRIDGED and t.in_flight != 0
+            if t.drain.settled_at is not None and t.leaving not in STAYS_BRIDGED and t.drain.in_flight != 0
         )
         return set().union(*waiting)
 
@@ -152,23 +152,23 @@ class Drains:
             if (
                 places
                 and all(place in counted for place in places)
-                and tenure.settled_at is not None
-                and tenure.settled_at <= began
+                and tenure.drain.settled_at is not None
+                and tenure.drain.settled_at <= began
             ):
-                tenure.in_flight = sum(counts.get(place, 0) for place in places)
-                if tenure.in_flight == 0 and tenure.quiet_since is None:
-                    tenure.quiet_since = awake.now()
+                tenure.drain.in_flight = sum(counts.get(place, 0) for place in places)
+                if tenure.drain.in_flight == 0 and tenure.drain.quiet_since is None:
+                    tenure.drain.quiet_since = awake.now()
                 self._queue.add(tenure.key)
 
     def _handover_left_s(self, tenure: Tenure) -> float:
         """How long a quiet engine is still needed: vLLM's prefill answers before its KV blocks are fetched."""
-        facts = tenure.facts
+        facts = tenure.probe.facts
         hands_over = facts is not None and facts.kv_connector is not None and facts.worker_type is WorkerType.PREFILL
-        if not hands_over or tenure.quiet_since is None:
+        if not hands_over or tenure.drain.quiet_since is None:
             return 0.0
-        return tenure.quiet_since + self.settings.handover_s - awake.now()
+        return tenure.drain.quiet_since + self.settings.handover_s - awake.now()
 
 
 def _forget_count(tenure: Tenure) -> None:
-    tenure.settled_at = tenure.in_flight = tenure.quiet_since = None
-    tenure.drained.clear()
+    tenure.drain.settled_at = tenure.drain.in_flight = tenure.drain.quiet_since = None
+    tenure.drain.done.clear()

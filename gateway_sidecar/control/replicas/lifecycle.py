@@ -11,6 +11,7 @@ import asyncio
 import itertools
 import os
 from collections.abc import Callable
+from dataclasses import replace
 from functools import partial
 from itertools import zip_longest
 from pathlib import Path
@@ -21,9 +22,21 @@ from gateway_sidecar.control.replicas.prober import Prober
 from gateway_sidecar.control.replicas.reflector import Reflector
 from gateway_sidecar.control.replicas.registry import Registry
 from gateway_sidecar.control.replicas.reporting import Reporting
-from gateway_sidecar.control.replicas.tenure import BridgeHosts, Tenure, occupant_of, owner_of
+from gateway_sidecar.control.replicas.tenure import (
+    Bridged,
+    BridgeHosts,
+    Draining,
+    Notes,
+    Presence,
+    Probed,
+    Status,
+    Tenure,
+    occupant_of,
+    owner_of,
+)
 from gateway_sidecar.control.replicas.workqueue import WorkQueue
-from gateway_sidecar.domain.model import EngineFacts, Foreign, Overrides, PeerAddress, Ready
+from gateway_sidecar.domain.model import Foreign, Overrides, PeerAddress, Ready
+from gateway_sidecar.domain.planning import Why
 from gateway_sidecar.errors import ConfigError
 from gateway_sidecar.files.follow import opened_at
 from gateway_sidecar.sources.listing import Listing, Sighting
@@ -50,8 +63,8 @@ class Lifecycle:
         *,
         queue: WorkQueue[int],
         bridges: Bridging,
-        watcher: Prober,
-        follower: Reflector,
+        prober: Prober,
+        reflector: Reflector,
         log: Reporting,
         read_overrides: Callable[[Path, int], Overrides],
         is_settled: Callable[[Tenure], bool],
@@ -63,8 +76,8 @@ class Lifecycle:
         self._tenures = tenures
         self._queue = queue
         self._bridges = bridges
-        self._watcher = watcher
-        self._follower = follower
+        self._prober = prober
+        self._reflector = reflector
         self._log = log
         self._read_overrides = read_overrides
         self._is_settled = is_settled
@@ -80,7 +93,7 @@ class Lifecycle:
         for replica, tenure in list(self._tenures.current.items()):
             if listing.is_gone(replica, tenure.sighting.source):
                 self._miss(tenure, listing)
-        self.end_yielding()
+        self.end_superseded()
         undescribed, unpinned = [], []
         for sighting in listing.present.values():
             current = self._tenures.current.get(sighting.replica)
@@ -91,18 +104,29 @@ class Lifecycle:
                 current = self.begin(sighting, self._tenures.fresh_generation(sighting.occupant))
             if current.address is None:
                 unpinned.append(current)
-            if not current.notes_read or not current.sighting.says_as_much_as(sighting):
+            if not current.notes.read or not current.sighting.says_as_much_as(sighting):
                 undescribed.append((current, sighting))
         await self._pin(unpinned)
         await self._describe(undescribed)
 
     async def describe_restored(self) -> None:
         """Reads what was written beside those that an earlier daemon left."""
-        undescribed = [t for t in self._tenures if not t.notes_read and not t.sighting.described]
+        undescribed = [t for t in self._tenures if not t.notes.read and not t.sighting.described]
         await self._describe([(tenure, tenure.sighting) for tenure in undescribed])
 
-    def begin(self, sighting: Sighting, generation: int, *, gone: bool = False) -> Tenure:
-        """A new tenure, queued to be looked at."""
+    def begin(
+        self,
+        sighting: Sighting,
+        generation: int,
+        *,
+        gone: bool = False,
+        notes: Notes | None = None,
+        probe: Probed | None = None,
+        bridge: Bridged | None = None,
+        drain: Draining | None = None,
+        served: bool = False,
+    ) -> Tenure:
+        """A new tenure, queued to be looked at. What is known of it already is given with it."""
         now = awake.now()
         tenure = Tenure(
             key=next(self._keys),
@@ -112,62 +136,69 @@ class Lifecycle:
             sighting=sighting,
             seen_at=now,
             pin=None,
-            state_since=now,
             hosts=self._hosts,
-            gone=gone,
-            notes_read=sighting.notes is None and not sighting.described,
+            notes=notes or Notes(read=sighting.notes is None and not sighting.described),
+            probe=probe or Probed(),
+            bridge=bridge or Bridged(),
+            drain=drain or Draining(),
+            status=Status(since=now, served=served),
         )
+        if gone:
+            tenure.leave(Why.SOCKET_GONE)
         self._tenures.add(tenure)
         self._queue.add(tenure.key)
         self._log.begun(tenure)
+        if isinstance(tenure.probe.result, Ready):
+            self._prober.trust_until_next(tenure)
+        if tenure.probe.facts is not None:
+            self._tenures.know_url(tenure)
+            self._on_change()
         return tenure
 
-    def _begin_after(self, tenure: Tenure) -> Tenure:
+    def _begin_after(
+        self, tenure: Tenure, notes: Notes, probe: Probed, peer: PeerAddress | None, *, drain: bool = False
+    ) -> Tenure:
         """The next stay behind the same socket takes over what keeps hold of it."""
-        successor = self.begin(tenure.sighting, tenure.generation + 1)
+        successor = self.begin(
+            tenure.sighting,
+            tenure.generation + 1,
+            notes=notes,
+            probe=probe,
+            bridge=Bridged(peer=peer),
+            drain=Draining(requested=drain),
+        )
         successor.pin, tenure.pin = tenure.pin, None
         return successor
 
-    def identified(self, tenure: Tenure, facts: EngineFacts) -> None:
-        """Its engine has said what it is."""
-        tenure.facts = facts
-        self._tenures.know_url(tenure)
-        self._on_change()
-
-    def replace(self, tenure: Tenure, result: Ready | Foreign) -> None:
+    def replace(self, tenure: Tenure, other: Ready | Foreign) -> None:
         """Somebody else answers behind the same socket: another engine's worker is a new one, on a port of its own.
 
         Nothing leads to what is no engine, and it is asked again as one that has just been seen.
         """
-        if tenure.yielding:
+        if tenure.presence is Presence.SUPERSEDED:
             self._lose(tenure)
             return
-        by = "another engine" if isinstance(result, Ready) else result.reason
+        by = "another engine" if isinstance(other, Ready) else other.reason
         self._logger.info("replica.replaced", replica=tenure.replica, worker_url=tenure.url, by=by)
-        tenure.replaced = True
-        successor = self._begin_after(tenure)
-        successor.overrides, successor.peer = tenure.overrides, tenure.peer
-        successor.notes_read, successor.notes_problem = tenure.notes_read, tenure.notes_problem
-        successor.result = result
-        if isinstance(result, Ready):
-            self._watcher.trust_until_next(successor)
-            self.identified(successor, result.facts)
+        tenure.leave(Why.REPLACED)
+        facts = other.facts if isinstance(other, Ready) else None
+        self._begin_after(tenure, replace(tenure.notes), Probed(facts, other), tenure.bridge.peer)
         tenure.unpin()
 
-    def end_yielding(self) -> None:
+    def end_superseded(self) -> None:
         """Those whose replica serves elsewhere now, or is no more, have done their part."""
-        for tenure in list(self._tenures.yielding.values()):
-            heir, listing = self._tenures.current.get(tenure.replica), self._follower.listing
+        for tenure in list(self._tenures.superseded.values()):
+            heir, listing = self._tenures.current.get(tenure.replica), self._reflector.listing
             if heir is None and listing is not None and tenure.replica in listing.absent:
                 continue
-            if heir is None or heir.drain or self._is_settled(heir):
+            if heir is None or heir.drain.requested or self._is_settled(heir):
                 self._lose(tenure)
 
     def _lose(self, tenure: Tenure) -> None:
-        tenure.gone = True
+        tenure.leave(Why.SOCKET_GONE)
         self._tenures.leave(tenure)
-        if tenure.probe is not None:
-            tenure.probe.cancel()
+        if tenure.probe.task is not None:
+            tenure.probe.task.cancel()
         tenure.unpin()
         self._queue.add(tenure.key, urgent=True)  # Every millisecond may cost a request.
 
@@ -176,23 +207,23 @@ class Lifecycle:
 
         Two cannot have one advertised address, so there the old one goes first.
         """
-        has_address = tenure.peer is not None or (by.overrides is not None and by.overrides.peer is not None)
-        if has_address or tenure.drain or not by.is_told_elsewhere(tenure.sighting):
+        has_address = tenure.bridge.peer is not None or (by.overrides is not None and by.overrides.peer is not None)
+        if has_address or tenure.drain.requested or not by.is_told_elsewhere(tenure.sighting):
             self._lose(tenure)
             return
         self._logger.info("replica.sent_elsewhere", replica=tenure.replica, worker_url=tenure.url, to=str(by.socket))
-        self._tenures.let_yield(tenure)
+        self._tenures.supersede(tenure)
 
     def _miss(self, tenure: Tenure, listing: Listing) -> None:
         """Its source does not show the replica any more, unless it says that it will be somewhere else."""
         source, place = listing.absent.get(tenure.replica, ("", tenure.sighting.socket))
         here = place == tenure.sighting.socket or source != tenure.sighting.source
-        if here or tenure.peer is not None or tenure.drain:
+        if here or tenure.bridge.peer is not None or tenure.drain.requested:
             self._lose(tenure)
             return
         self._logger.info("replica.sent_elsewhere", replica=tenure.replica, worker_url=tenure.url, to=str(place))
         self._tenures.leave(tenure)
-        self._tenures.let_yield(tenure)
+        self._tenures.supersede(tenure)
 
     async def _pin(self, unpinned: list[Tenure]) -> None:
         """Opens the sockets of those that have none open; where the file system hangs the next look tries again."""
@@ -209,13 +240,13 @@ class Lifecycle:
         for tenure, pin in zip_longest(tenures, opened):
             if not isinstance(pin, int):
                 reason = pin.strerror if pin is not None else "the file system does not answer"
-                tenure.problem = f"cannot open {tenure.sighting.place}: {reason}"
+                tenure.notes.pin_problem = f"cannot open {tenure.sighting.place}: {reason}"
             elif tenure.gone or not is_at(pin, tenure.sighting):
                 os.close(pin)  # Replaced since the look: the next one begins a new tenure.
-                self._follower.look_soon()
+                self._reflector.look_soon()
             else:
                 tenure.pin = pin
-                tenure.problem = None
+                tenure.notes.pin_problem = None
                 self._queue.add(tenure.key)
 
     # -- what is written beside a socket
@@ -236,19 +267,19 @@ class Lifecycle:
                 patience_s = 0.0 if self._notes_thread.hangs else _NOTES_PATIENCE_S
                 overrides = await self._notes_thread.run(read, patience_s=patience_s)
         except ConfigError as error:
-            overrides, problem = tenure.overrides, error.problems[0]
+            overrides, problem = tenure.notes.overrides, error.problems[0]
             self._logger.error("replica.notes_refused", replica=tenure.replica, problems=error.problems)
         except TimeoutError:
-            if not tenure.notes_read:
-                tenure.notes_problem = "the file system of its .yaml does not answer"
+            if not tenure.notes.read:
+                tenure.notes.problem = "the file system of its .yaml does not answer"
                 self._queue.add(tenure.key)
             return False
         except FileNotFoundError:
             return True  # The socket itself is gone: the next look tells what that means.
-        tenure.sighting, tenure.notes_read, tenure.notes_problem = sighting, True, problem
-        if problem is None and overrides.peer != tenure.peer and not tenure.gone:
+        tenure.sighting, tenure.notes.read, tenure.notes.problem = sighting, True, problem
+        if problem is None and overrides.peer != tenure.bridge.peer and not tenure.gone:
             tenure = self._move(tenure, overrides.peer)
-        tenure.overrides = overrides
+        tenure.notes.overrides = overrides
         self._queue.add(tenure.key)
         return True
 
@@ -270,15 +301,9 @@ class Lifecycle:
             self._tenures.know_url(tenure)
             return tenure
         self._logger.info("replica.moved", replica=tenure.replica, worker_url=tenure.url, advertise=str(peer or "-"))
-        tenure.replaced = tenure.moved = True
-        successor = self._begin_after(tenure)
-        successor.peer, successor.notes_read = peer, True
-        successor.drain = tenure.drain
-        successor.result = tenure.result
-        if isinstance(tenure.result, Ready):
-            self._watcher.trust_until_next(successor)
-        if tenure.facts is not None:
-            self.identified(successor, tenure.facts)
+        tenure.leave(Why.MOVED)
+        probe = Probed(tenure.probe.facts, tenure.probe.result)
+        successor = self._begin_after(tenure, Notes(read=True), probe, peer, drain=tenure.drain.requested)
         tenure.unpin()
         self._queue.add(tenure.key)
         return successor

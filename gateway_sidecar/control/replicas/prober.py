@@ -57,7 +57,11 @@ PathOf = Callable[[Tunnel], PathStatus]
 def far_end_of(tenure: Tenure, path_of: PathOf) -> PathStatus | None:
     """How a tenure's tunnel is, and what came of the last question through it; None if it has no tunnel."""
     tunnel = tenure.sighting.tunnel
-    return None if tunnel is None else _with_far_end(path_of(tunnel), tunnel, tenure.result if tenure.asked else None)
+    return (
+        None
+        if tunnel is None
+        else _with_far_end(path_of(tunnel), tunnel, tenure.probe.result if tenure.probe.asked else None)
+    )
 
 
 def _with_far_end(path: PathStatus, tunnel: Tunnel, result: ProbeResult | None) -> PathStatus:
@@ -79,11 +83,7 @@ class Probe(Protocol):
 
 
 class Prober:
-    """Probes the tenures of one service. Changes only what is known of them; what follows is the service's business.
-
-    on_identified: a tenure's engine has said what it is.
-    on_replaced: somebody else answers behind a tenure's socket: another engine that is ready, or no engine at all.
-    """
+    """Probes the tenures of one service: writes down what is known of each, and enqueues its key."""
 
     def __init__(
         self,
@@ -93,16 +93,12 @@ class Prober:
         metrics: Metrics,
         *,
         tenures: Callable[[], Iterable[Tenure]],
-        on_identified: Callable[[Tenure, EngineFacts], None],
-        on_replaced: Callable[[Tenure, Ready | Foreign], None],
         path_of: PathOf,
     ) -> None:
         self._probe = probe
         self._queue = queue
         self._metrics = metrics
         self._tenures = tenures
-        self._on_identified = on_identified
-        self._on_replaced = on_replaced
         self._path_of = path_of
         self._logger = get_logger(service=settings.name)
         self._turns = ProbeTurns(_PROBES_AT_ONCE, most_s=_TURN_OF_THE_SILENT_S)
@@ -125,27 +121,34 @@ class Prober:
 
     def look_after(self, tenure: Tenure) -> None:
         """Begins whatever is due for this tenure, and queues it for when the next thing is."""
-        if tenure.gone or tenure.replaced or tenure.drain or tenure.address is None or tenure.probe is not None:
+        if tenure.gone or tenure.drain.requested or tenure.address is None or tenure.probe.task is not None:
             return
-        if tenure.facts is None and not tenure.can_be_described:
+        if tenure.probe.facts is None and not tenure.can_be_described:
             return  # Its notes may hold the key that the engine wants.
         now = awake.now()
-        if now >= tenure.probe_due:
-            tenure.probe = self._tasks.spawn(self._ask(tenure, tenure.address), again=partial(self._ask_anew, tenure))
+        if now >= tenure.probe.due:
+            tenure.probe.task = self._tasks.spawn(
+                self._ask(tenure, tenure.address), again=partial(self._ask_anew, tenure)
+            )
             return
-        self._queue.add_after(tenure.key, tenure.probe_due - now)
-        if isinstance(tenure.result, Ready) and tenure.linked:
-            self._connect_liveness(tenure, tenure.result.facts, now)
+        self._queue.add_after(tenure.key, tenure.probe.due - now)
+        if isinstance(tenure.probe.result, Ready) and tenure.bridge.linked:
+            self._connect_liveness(tenure, tenure.probe.result.facts, now)
 
     def is_proven_ill(self, tenure: Tenure) -> bool:
         """Whether the evidence against its engine is strong now."""
-        return tenure.evidence.is_strong(awake.now(), self._policy)
+        return tenure.probe.evidence.is_strong(awake.now(), self._policy)
 
     def suspect(self, tenure: Tenure) -> None:
         """Something happened to the engine: ask it again who it is, now."""
-        tenure.identify_next = True
-        tenure.probe_due = 0.0
+        tenure.probe.identify_next = True
+        tenure.probe.due = 0.0
         self._queue.add(tenure.key)
+
+    def ask_as_new(self, tenure: Tenure) -> None:
+        """It was not asked while it was drained, and may be down by now."""
+        tenure.probe.result = None
+        self.suspect(tenure)
 
     def trust_until_next(self, tenure: Tenure) -> None:
         """The engine is known to be well; the next question comes after the usual interval, spread a little.
@@ -153,31 +156,31 @@ class Prober:
         Questions are asked in small crowds, a few times an interval: twenty in a row cost a third of twenty one by
         one, each with cold caches.
         """
-        tenure.identify_next = False
+        tenure.probe.identify_next = False
         now = awake.now()
         interval_s = self._settings.health.interval_s
-        if tenure.port is None:
+        if tenure.bridge.port is None:
             # It has just been found or it waits for a port, and of those there may be any number.
             interval_s = max(interval_s, self._crowd_of(None, now).least_gap_s)
         slot_s = interval_s / _SLOTS
         due = now + interval_s * (0.9 + 0.2 * random.random())
-        tenure.probe_due = math.ceil(due / slot_s) * slot_s
+        tenure.probe.due = math.ceil(due / slot_s) * slot_s
 
     def _ask_anew(self, tenure: Tenure) -> None:
         """Its probe ended with a fault of ours, which says nothing of the engine."""
-        tenure.probe = None
+        tenure.probe.task = None
         self._queue.add(tenure.key)
 
     async def _ask(self, tenure: Tenure, address: str) -> None:
-        known = tenure.facts or (tenure.result.facts if isinstance(tenure.result, Loading) else None)
-        api_key = tenure.overrides.api_key
+        known = tenure.probe.facts or (tenure.probe.result.facts if isinstance(tenure.probe.result, Loading) else None)
+        api_key = tenure.notes.overrides.api_key
         # Those that did not answer last time have a queue of their own: they must not hold up the others.
-        async with (self._patient_turns if isinstance(tenure.result, Unknown) else self._turns).turn():
+        async with (self._patient_turns if isinstance(tenure.probe.result, Unknown) else self._turns).turn():
             while True:
                 began, stalls = awake.monotonic(), awake.stalls()
                 if (down := self._tunnel_down(tenure)) is not None:
                     kind, result = "tunnel", down
-                elif tenure.identify_next or known is None:
+                elif tenure.probe.identify_next or known is None:
                     kind = "identify"
                     result = await self._probe.identify(
                         address, timeout_s=self._settings.probe.timeout_s, api_key=api_key
@@ -191,13 +194,13 @@ class Prober:
                     break  # What was asked across a stall proves nothing: it is asked again.
         self._metrics.probe_seconds.labels(self._settings.name, kind).observe(awake.monotonic() - began)
         self._metrics.probes.labels(self._settings.name, kind, type(result).__name__.lower()).inc()
-        tenure.probe = None
-        if tenure.gone or tenure.replaced:
+        tenure.probe.task = None
+        if tenure.gone:
             return
-        tenure.asked = kind != "tunnel"
-        if tenure.asked:
+        tenure.probe.asked = kind != "tunnel"
+        if tenure.probe.asked:
             result = self._as_seen_through(tenure, result)
-        if kind == "health" and isinstance(result, Ready) and isinstance(tenure.result, Ready):
+        if kind == "health" and isinstance(result, Ready) and isinstance(tenure.probe.result, Ready):
             # Well as before, the usual case by far: nothing to plan.
             self.trust_until_next(tenure)
             self.look_after(tenure)
@@ -221,46 +224,46 @@ class Prober:
 
     def _learn(self, tenure: Tenure, result: ProbeResult, *, identified: bool) -> None:
         now = awake.now()
-        tenure.evidence = tenure.evidence.after(result, now)
+        tenure.probe.evidence = tenure.probe.evidence.after(result, now)
         if isinstance(result, Ready):
-            if identified and tenure.facts is not None:
-                if not tenure.facts.is_same_engine(result.facts):
-                    self._on_replaced(tenure, result)
+            if identified and tenure.probe.facts is not None:
+                if not tenure.probe.facts.is_same_engine(result.facts):
+                    tenure.probe.other = result
                     return
-                tenure.facts = result.facts
-            tenure.result = result
-            tenure.condemned = False
-            if tenure.facts is None:
-                self._on_identified(tenure, result.facts)
+                tenure.probe.facts = result.facts
+            tenure.probe.result = result
+            tenure.probe.condemned = False
+            if tenure.probe.facts is None:
+                tenure.probe.facts = result.facts
             self.trust_until_next(tenure)
             return
-        tenure.result = result
-        is_strong = tenure.evidence.is_strong(now, self._policy)
+        tenure.probe.result = result
+        is_strong = tenure.probe.evidence.is_strong(now, self._policy)
         if isinstance(result, Foreign) and is_strong and tenure.was_engine:
-            self._on_replaced(tenure, result)
+            tenure.probe.other = result
             return
-        if tenure.facts is not None and not tenure.condemned and is_strong:
-            tenure.condemned = True
-            tenure.condemned_at = now
+        if tenure.probe.facts is not None and not tenure.probe.condemned and is_strong:
+            tenure.probe.condemned = True
+            tenure.probe.condemned_at = now
             self._logger.warning(
                 "replica.condemned",
                 replica=tenure.replica,
                 worker_url=tenure.url,
                 reason=result.reason,
-                failures=tenure.evidence.failures,
-                over_s=round(now - tenure.evidence.since, 2),
+                failures=tenure.probe.evidence.failures,
+                over_s=round(now - tenure.probe.evidence.since, 2),
             )
-        if against(result) is Against.REFUSED or tenure.condemned or tenure.facts is None:
+        if against(result) is Against.REFUSED or tenure.probe.condemned or tenure.probe.facts is None:
             # Whoever answers next may be somebody else, unless this answer was the engine's own.
-            tenure.identify_next = not (isinstance(result, Loading) and result.facts is not None)
-        tenure.probe_due = now + self._next_gap_s(tenure, result, now)
+            tenure.probe.identify_next = not (isinstance(result, Loading) and result.facts is not None)
+        tenure.probe.due = now + self._next_gap_s(tenure, result, now)
 
     def _next_gap_s(self, tenure: Tenure, result: ProbeResult, now: float) -> float:
-        if tenure.facts is not None and not tenure.condemned:
-            return suspect_delay_s(tenure.evidence, self._policy)
+        if tenure.probe.facts is not None and not tenure.probe.condemned:
+            return suspect_delay_s(tenure.probe.evidence, self._policy)
         if isinstance(result, Foreign) and tenure.was_engine:
-            return suspect_delay_s(tenure.evidence, self._policy)
-        age_s = now - (tenure.condemned_at if tenure.condemned else tenure.seen_at)
+            return suspect_delay_s(tenure.probe.evidence, self._policy)
+        age_s = now - (tenure.probe.condemned_at if tenure.probe.condemned else tenure.seen_at)
         crowd = self._crowd_of(against(result), now)
         return max(loading_delay_s(result, age_s, crowd), _LEAST_GAPS_S.get(type(result), 0.0))
 
@@ -271,7 +274,7 @@ class Prober:
         """
         if now >= self._counted_at + _COUNT_GAP_S:
             self._counted_at = now
-            counted = ((t.result, t.port) for t in self._tenures() if not t.gone)
+            counted = ((t.probe.result, t.bridge.port) for t in self._tenures() if not t.gone)
             self._counts = Counter(
                 against(result)
                 for result, port in counted
@@ -297,23 +300,23 @@ class Prober:
 
     def _waits_refused(self, tenure: Tenure, now: float) -> bool:
         """Whether nobody listened there when it was last asked, and it is not asked again for a while."""
-        refused = isinstance(tenure.result, Loading) and tenure.result.refused
-        at_rest = tenure.gone or tenure.replaced or tenure.drain or tenure.probe is not None
-        return refused and not at_rest and tenure.sighting.tunnel is None and tenure.probe_due > now + _TOUCH_GAP_S
+        refused = isinstance(tenure.probe.result, Loading) and tenure.probe.result.refused
+        at_rest = tenure.gone or tenure.drain.requested or tenure.probe.task is not None
+        return refused and not at_rest and tenure.sighting.tunnel is None and tenure.probe.due > now + _TOUCH_GAP_S
 
     def _connect_liveness(self, tenure: Tenure, facts: EngineFacts, now: float) -> None:
         """Makes sure that the engine's end will be noticed at once, or within a moment."""
-        if tenure.liveness is not None or tenure.address is None or tenure.is_connecting_liveness:
+        if tenure.probe.liveness is not None or tenure.address is None or tenure.probe.is_connecting:
             return
-        if now < tenure.liveness_due:
-            self._queue.add_after(tenure.key, tenure.liveness_due - now)
+        if now < tenure.probe.liveness_due:
+            self._queue.add_after(tenure.key, tenure.probe.liveness_due - now)
         elif facts.runtime_type in _ONE_AT_A_TIME:
-            tenure.liveness_due = now + _TOUCH_GAP_S
+            tenure.probe.liveness_due = now + _TOUCH_GAP_S
             self._queue.add_after(tenure.key, _TOUCH_GAP_S)
             if is_refused(tenure.address):
                 self.suspect(tenure)
         else:
-            tenure.is_connecting_liveness = True
+            tenure.probe.is_connecting = True
             self._tasks.spawn(self._open_liveness(tenure, tenure.address), again=partial(self._queue.add, tenure.key))
 
     async def _open_liveness(self, tenure: Tenure, address: str) -> None:
@@ -322,26 +325,26 @@ class Prober:
             async with within(self._settings.health.timeout_s):
                 liveness = await connect_liveness(address, lambda: self._liveness_ended(tenure, opened))
         except (OSError, TimeoutError):
-            tenure.liveness_due = awake.now() + _TOUCH_GAP_S
+            tenure.probe.liveness_due = awake.now() + _TOUCH_GAP_S
             self.suspect(tenure)
             return
         finally:
-            tenure.is_connecting_liveness = False
-        if tenure.address is None or tenure.drain:
+            tenure.probe.is_connecting = False
+        if tenure.address is None or tenure.drain.requested:
             liveness.abort()
         else:
-            tenure.liveness = liveness
+            tenure.probe.liveness = liveness
 
     def _liveness_ended(self, tenure: Tenure, opened: float) -> None:
-        if tenure.address is None or tenure.drain:
+        if tenure.address is None or tenure.drain.requested:
             return  # We closed it ourselves.
-        tenure.liveness = None
+        tenure.probe.liveness = None
         now = awake.now()
-        life_s, usual_s = now - opened, tenure.liveness_life_s
-        tenure.liveness_life_s = life_s
+        life_s, usual_s = now - opened, tenure.probe.liveness_life_s
+        tenure.probe.liveness_life_s = life_s
         if life_s >= 2 and abs(life_s - usual_s) < 0.2 * usual_s:
-            tenure.liveness_due = now  # The server closes idle connections after this time: no news.
+            tenure.probe.liveness_due = now  # The server closes idle connections after this time: no news.
             self._queue.add(tenure.key)
             return
-        tenure.liveness_due = now + (0 if life_s >= 2 else _TOUCH_GAP_S)
+        tenure.probe.liveness_due = now + (0 if life_s >= 2 else _TOUCH_GAP_S)
         self.suspect(tenure)

@@ -4,18 +4,18 @@ from __future__ import annotations
 
 from collections.abc import Iterator
 
-from gateway_sidecar.control.replicas.tenure import SavedTenure, Tenure
+from gateway_sidecar.control.replicas.tenure import Presence, SavedTenure, Tenure
 from gateway_sidecar.domain.model import ConnectionMode, Occupant, ReplicaId
 
 
 class Registry:
-    """All of them: `by_key` until the last connection is gone, `current` while the occupant is there, `yielding` while
-    one whose replica is elsewhere now serves on until that one does."""
+    """All of them: `by_key` until the last connection is gone, `current` while the occupant is there, `superseded`
+    while one whose replica is elsewhere now serves on until that one does."""
 
     def __init__(self) -> None:
         self.by_key: dict[int, Tenure] = {}
         self.current: dict[ReplicaId, Tenure] = {}
-        self.yielding: dict[int, Tenure] = {}
+        self.superseded: dict[int, Tenure] = {}
         self._by_url: dict[str, Tenure] = {}
         self._by_occupant: dict[Occupant, list[Tenure]] = {}
 
@@ -31,15 +31,14 @@ class Registry:
 
     def leave(self, tenure: Tenure) -> None:
         """Its occupant is gone, or another one counts."""
-        tenure.yielding = False
-        self.yielding.pop(tenure.key, None)
+        self.superseded.pop(tenure.key, None)
         if self.current.get(tenure.replica) is tenure:
             del self.current[tenure.replica]
 
-    def let_yield(self, tenure: Tenure) -> None:
+    def supersede(self, tenure: Tenure) -> None:
         """It serves only until its replica serves elsewhere."""
-        tenure.yielding = True
-        self.yielding[tenure.key] = tenure
+        tenure.presence = Presence.SUPERSEDED
+        self.superseded[tenure.key] = tenure
 
     def remove(self, tenure: Tenure) -> bool:
         """It is over; whether its URL was known as its own until now."""
@@ -82,7 +81,9 @@ class Registry:
     def saved(self) -> list[SavedTenure]:
         """What to write down for the next daemon."""
         return [
-            SavedTenure(t.sighting, t.generation, t.port, t.facts, t.drain, t.gone or t.replaced, t.peer)
+            SavedTenure(
+                t.sighting, t.generation, t.bridge.port, t.probe.facts, t.drain.requested, t.gone, t.bridge.peer
+            )
             for t in self
-            if t.port is not None or t.drain
+            if t.bridge.port is not None or t.drain.requested
         ]

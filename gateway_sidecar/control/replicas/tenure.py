@@ -5,12 +5,14 @@ from __future__ import annotations
 import asyncio
 import os
 from dataclasses import dataclass, field
+from enum import StrEnum
 from pathlib import Path
 
 from gateway_sidecar.domain.lifecycle import Evidence
 from gateway_sidecar.domain.model import (
     ConnectionMode,
     EngineFacts,
+    Foreign,
     Occupant,
     Overrides,
     PeerAddress,
@@ -33,6 +35,15 @@ def owner_of(service: str, sighting: Sighting, generation: int) -> str:
     it = sighting.occupant
     place = it.tunnel or f"{it.device}:{it.inode}:{it.mtime_ns}"
     return f"{service}/{sighting.replica}/{place}/{generation}"
+
+
+class Presence(StrEnum):
+    """What an occupant is to its replica."""
+
+    PRESENT = "present"
+    SUPERSEDED = "superseded"
+    """The replica is elsewhere now, and this one serves until that one does."""
+    GONE = "gone"
 
 
 @dataclass(frozen=True, slots=True)
@@ -70,23 +81,104 @@ class SavedTenure:
 
 
 @dataclass(slots=True, eq=False)
-class Tenure:
-    """What is known of one occupant. Times are awake seconds; `settled_at` is monotonic, to tell what came first.
+class Notes:
+    """What is at and beside its socket. Written by the lifecycle."""
 
-    owner: the name its port is leased under; unique, and the same after a restart of the daemon.
-    pin: an O_PATH descriptor of the socket. It keeps the inode from being recycled while we compare inodes, and
-        `/proc/self/fd/<pin>` is an address of this very occupant, however long the socket's path is.
-    settled_at: since when no router lists its worker any more, once it has to go.
-    in_flight: connections on its bridge, counted after it settled; None before.
+    pin_problem: str | None = None
+    overrides: Overrides = field(default_factory=Overrides)
+    read: bool = False
+    problem: str | None = None
+
+
+@dataclass(slots=True, eq=False)
+class Probed:
+    """What its engine has said, and when to ask again. Written by the prober.
+
     asked: whether `result` came from the occupant's side, and not from a tunnel that was down.
-    quiet_since: since when that has been zero.
+    other: what somebody else says who answers behind the same socket now: another engine that is ready, or no engine.
+    """
+
+    facts: EngineFacts | None = None
+    result: ProbeResult | None = None
+    asked: bool = False
+    other: Ready | Foreign | None = None
+    evidence: Evidence = field(default_factory=Evidence)
+    condemned: bool = False
+    condemned_at: float = 0.0
+    task: asyncio.Task[None] | None = None
+    due: float = 0.0
+    identify_next: bool = True
+    liveness: asyncio.Transport | None = None
+    liveness_due: float = 0.0
+    liveness_life_s: float = 0.0
+    is_connecting: bool = False
+
+    def disconnect(self) -> None:
+        """Closes the connection that tells when the engine ends."""
+        liveness, self.liveness = self.liveness, None
+        if liveness is not None:
+            liveness.abort()
+
+
+@dataclass(slots=True, eq=False)
+class Bridged:
+    """What leads to it. Written by the bridging.
+
+    leads_to: what the bridge's link leads to: the socket, or the nginx that shows the key.
     peer: the address that it is advertised under; the same for the whole stay, once a router was told of it.
     peer_is_ours: whether that address is kept for this stay; until then it has no URL.
     peer_problem: why the address does not lead to it.
     peer_refused: whether that is because this machine needs the address itself.
     key_problem: why the engine is not shown its API key.
-    yielding: whether its replica is elsewhere now, and it serves only until that one does.
-    leads_to: what the bridge's link leads to: the socket, or the nginx that shows the key.
+    """
+
+    port: int | None = None
+    linked: bool = False
+    leads_to: Path | None = None
+    problem: str | None = None
+    key_problem: str | None = None
+    peer: PeerAddress | None = None
+    peer_is_ours: bool = False
+    peer_problem: str | None = None
+    peer_refused: bool = False
+
+
+@dataclass(slots=True, eq=False)
+class Draining:
+    """How far its leaving is. Written by the drains.
+
+    done: set when it is safe to stop the engine.
+    settled_at: since when no router lists its worker any more, once it has to go; monotonic, to tell what came first.
+    in_flight: connections on its bridge, counted after it settled; None before.
+    quiet_since: since when that has been zero.
+    """
+
+    requested: bool = False
+    done: asyncio.Event = field(default_factory=asyncio.Event)
+    settled_at: float | None = None
+    in_flight: int | None = None
+    quiet_since: float | None = None
+
+
+@dataclass(slots=True, eq=False)
+class Status:
+    """What `status` and the events say of it. Written by the reporting."""
+
+    state: ReplicaState = ReplicaState.SEEN
+    since: float = 0.0
+    reason: str = ""
+    served: bool = False
+
+
+@dataclass(slots=True, eq=False)
+class Tenure:
+    """What is known of one occupant: who it is, and a record for each of those who learn something of it.
+
+    Times are awake seconds, if nothing else is said.
+    owner: the name its port is leased under; unique, and the same after a restart of the daemon.
+    pin: an O_PATH descriptor of the socket. It keeps the inode from being recycled while we compare inodes, and
+        `/proc/self/fd/<pin>` is an address of this very occupant, however long the socket's path is.
+    gone_because: why it is gone, once it is.
     """
 
     key: int
@@ -97,44 +189,23 @@ class Tenure:
     seen_at: float
     pin: int | None
     hosts: BridgeHosts
-    overrides: Overrides = field(default_factory=Overrides)
-    problem: str | None = None
-    notes_read: bool = False
-    notes_problem: str | None = None
-    port: int | None = None
-    peer: PeerAddress | None = None
-    peer_is_ours: bool = False
-    peer_problem: str | None = None
-    peer_refused: bool = False
-    key_problem: str | None = None
-    linked: bool = False
-    leads_to: Path | None = None
-    facts: EngineFacts | None = None
-    result: ProbeResult | None = None
-    evidence: Evidence = field(default_factory=Evidence)
-    condemned: bool = False
-    condemned_at: float = 0.0
-    gone: bool = False
-    replaced: bool = False
-    moved: bool = False
-    yielding: bool = False
-    drain: bool = False
-    drained: asyncio.Event = field(default_factory=asyncio.Event)
-    settled_at: float | None = None
-    in_flight: int | None = None
-    quiet_since: float | None = None
-    probe: asyncio.Task[None] | None = None
-    probe_due: float = 0.0
-    identify_next: bool = True
-    liveness: asyncio.Transport | None = None
-    liveness_due: float = 0.0
-    liveness_life_s: float = 0.0
-    is_connecting_liveness: bool = False
-    state: ReplicaState = ReplicaState.SEEN
-    state_since: float = 0.0
-    reason: str = ""
-    served: bool = False
-    asked: bool = False
+    presence: Presence = Presence.PRESENT
+    gone_because: Why | None = None
+    notes: Notes = field(default_factory=Notes)
+    probe: Probed = field(default_factory=Probed)
+    bridge: Bridged = field(default_factory=Bridged)
+    drain: Draining = field(default_factory=Draining)
+    status: Status = field(default_factory=Status)
+
+    @property
+    def gone(self) -> bool:
+        """Whether its occupant is not its replica any more, and does not serve in the meantime either."""
+        return self.presence is Presence.GONE
+
+    def leave(self, why: Why) -> None:
+        """Its occupant is gone. The first reason counts."""
+        self.presence = Presence.GONE
+        self.gone_because = self.gone_because or why
 
     @property
     def address(self) -> str | None:
@@ -143,78 +214,78 @@ class Tenure:
         A tunnel's socket is ours and stays at its short path, whatever inode it has: it is not pinned.
         """
         if self.sighting.tunnel is not None:
-            return None if self.gone or self.replaced else str(self.sighting.socket)
+            return None if self.gone else str(self.sighting.socket)
         return None if self.pin is None else f"/proc/self/fd/{self.pin}"
 
     @property
     def bridge_host(self) -> str:
         """Where its bridge listens, as far as is known what the engine speaks."""
-        return self.hosts.of(self.facts.connection_mode if self.facts else ConnectionMode.HTTP)
+        return self.hosts.of(self.probe.facts.connection_mode if self.probe.facts else ConnectionMode.HTTP)
 
     @property
     def url(self) -> str | None:
         """The worker's URL: its bridge, or what it is advertised under, in the scheme that the engine speaks."""
-        return None if self.facts is None else self.url_as(self.facts.connection_mode)
+        return None if self.probe.facts is None else self.url_as(self.probe.facts.connection_mode)
 
     def url_as(self, mode: ConnectionMode) -> str | None:
         """The URL that the worker has, or would have, if its engine speaks this."""
-        if self.port is None or (self.peer is not None and not self.peer_is_ours):
+        if self.bridge.port is None or (self.bridge.peer is not None and not self.bridge.peer_is_ours):
             return None
-        host, port = (self.hosts.of(mode), self.port) if self.peer is None else (self.peer.host, self.peer.port)
+        host, port = (
+            (self.hosts.of(mode), self.bridge.port)
+            if self.bridge.peer is None
+            else (self.bridge.peer.host, self.bridge.peer.port)
+        )
         return worker_url(host, port, mode)
 
     @property
     def counted_at(self) -> frozenset[int | PeerAddress]:
         """Where connections to it end: its bridge's port and, if it has one, its advertised address."""
-        places: list[int | PeerAddress] = [] if self.port is None else [self.port]
-        if self.peer is not None and self.peer_is_ours:
-            places.append(self.peer)
+        places: list[int | PeerAddress] = [] if self.bridge.port is None else [self.bridge.port]
+        if self.bridge.peer is not None and self.bridge.peer_is_ours:
+            places.append(self.bridge.peer)
         return frozenset(places)
 
     @property
     def can_be_described(self) -> bool:
         """Whether what the operator wrote beside the socket is known, so that the router is told the right thing."""
-        return self.notes_read and self.notes_problem is None
+        return self.notes.read and self.notes.problem is None
 
     @property
     def leaving(self) -> Why | None:
         """Why it has to leave the router, if it has to."""
-        if self.replaced:
-            return Why.MOVED if self.moved else Why.REPLACED
-        if self.gone:
-            return Why.SOCKET_GONE
-        if self.drain:
+        if self.gone_because is not None:
+            return self.gone_because
+        if self.drain.requested:
             return Why.DRAIN
-        if self.peer_refused:
+        if self.bridge.peer_refused:
             return Why.ADDRESS
-        return Why.UNREACHABLE if self.condemned else None
+        return Why.UNREACHABLE if self.probe.condemned else None
 
     def view(self) -> OccupantView:
         """The occupant for the planner. Wanted is one that was ready when last asked and that we can describe."""
         return OccupantView(
-            facts=self.facts,
-            wanted=isinstance(self.result, Ready) and self.leaving is None and self.can_be_described,
+            facts=self.probe.facts,
+            wanted=isinstance(self.probe.result, Ready) and self.leaving is None and self.can_be_described,
             leaving=self.leaving,
-            gone=self.gone or self.replaced,
-            port=self.port,
-            linked=self.linked,
+            gone=self.gone,
+            port=self.bridge.port,
+            linked=self.bridge.linked,
             url=self.url,
-            overrides=self.overrides,
-            in_flight=self.in_flight,
-            reachable=self.key_problem is None
-            and (self.peer is None or (self.peer_is_ours and self.peer_problem is None)),
+            overrides=self.notes.overrides,
+            in_flight=self.drain.in_flight,
+            reachable=self.bridge.key_problem is None
+            and (self.bridge.peer is None or (self.bridge.peer_is_ours and self.bridge.peer_problem is None)),
         )
 
     @property
     def was_engine(self) -> bool:
         """Whether it was found to be an engine, by us or by the earlier daemon that gave it its port."""
-        return self.facts is not None or self.port is not None
+        return self.probe.facts is not None or self.bridge.port is not None
 
     def unpin(self) -> None:
         """Closes what keeps the occupant pinned and watched."""
         pin, self.pin = self.pin, None
-        if self.liveness is not None:
-            self.liveness.abort()
-            self.liveness = None
+        self.probe.disconnect()
         if pin is not None:
             os.close(pin)

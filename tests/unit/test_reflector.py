@@ -42,22 +42,24 @@ class PlayedSource:
             yield
 
 
-class Following:
-    """A follower of the source that runs, and what it took in."""
+class Reflecting:
+    """A reflector of the source that runs, and what it took in."""
 
     def __init__(self, source: PlayedSource, rescan_interval_s: float = 60.0) -> None:
         self.taken: list[Listing] = []
-        self.follower = Reflector("chat", source, Metrics(), rescan_interval_s=rescan_interval_s, take_in=self._take_in)
+        self.reflector = Reflector(
+            "chat", source, Metrics(), rescan_interval_s=rescan_interval_s, take_in=self._take_in
+        )
         self.look_during = 0
 
     async def _take_in(self, listing: Listing) -> None:
         self.taken.append(listing)
         if self.look_during > 0:
             self.look_during -= 1
-            self.follower.look_soon()  # Seen while it was taken in: to be looked at after the rest.
+            self.reflector.look_soon()  # Seen while it was taken in: to be looked at after the rest.
 
-    async def __aenter__(self) -> Following:
-        self._tasks = [asyncio.create_task(self.follower.look()), asyncio.create_task(self.follower.follow_hints())]
+    async def __aenter__(self) -> Reflecting:
+        self._tasks = [asyncio.create_task(self.reflector.look()), asyncio.create_task(self.reflector.follow_hints())]
         return self
 
     async def __aexit__(self, *_: object) -> None:
@@ -70,19 +72,19 @@ class Following:
 async def test_after_a_slow_look_a_hint_is_heeded_at_once() -> None:
     """The rest after a look is bounded, however long the look took; then a hint ends it, and the loop has beaten."""
     source = PlayedSource(took_s=25.0)
-    following = Following(source)
-    following.look_during = 4
-    async with following:
+    reflecting = Reflecting(source)
+    reflecting.look_during = 4
+    async with reflecting:
         await asyncio.sleep(4 * 25.2 + 1)
         assert source.began == [pytest.approx(25.2 * number) for number in range(5)]
-        assert awake.now() - following.follower.beat < 2
+        assert awake.now() - reflecting.reflector.beat < 2
 
 
 @in_fake_time
 async def test_a_crowd_of_hints_does_not_keep_it_looking_all_the_time() -> None:
     """A look of 50 ms is rested from for twice as long: a third of the time at the most is spent looking."""
     source = PlayedSource(took_s=0.05)
-    async with Following(source):
+    async with Reflecting(source):
         for _ in range(1000):
             source.news.set()
             await asyncio.sleep(0.01)
@@ -94,7 +96,7 @@ async def test_without_hints_it_looks_every_so_often() -> None:
     """The rescan is the truth; hints only hurry it."""
     source = PlayedSource()
     source.hints_fail = True
-    async with Following(source, rescan_interval_s=5.0):
+    async with Reflecting(source, rescan_interval_s=5.0):
         await asyncio.sleep(61)
         assert 12 <= len(source.began) <= 13
 
@@ -104,15 +106,15 @@ async def test_a_blind_look_changes_nothing_and_says_why() -> None:
     source = PlayedSource()
     there = Listing({ReplicaId("r1"): Sighting(ReplicaId("r1"), _PATH, Occupant(1, 2, 3))})
     source.listing = there
-    async with Following(source) as following:
+    async with Reflecting(source) as reflecting:
         await asyncio.sleep(1)
         source.listing = Listing(blind="it cannot be read")
         source.news.set()
         await asyncio.sleep(1)
-        assert following.taken == [there]
-        assert following.follower.listing is not None
-        assert following.follower.listing.present == there.present
-        assert following.follower.listing.blind == "it cannot be read"
+        assert reflecting.taken == [there]
+        assert reflecting.reflector.listing is not None
+        assert reflecting.reflector.listing.present == there.present
+        assert reflecting.reflector.listing.blind == "it cannot be read"
 
 
 @in_fake_time
@@ -120,35 +122,35 @@ async def test_a_place_that_was_not_seen_whole_has_not_been_looked_at() -> None:
     """Before everything was seen once, a worker may be somebody's who was not seen yet."""
     source = PlayedSource()
     source.listing = Listing(unseen={"inventory": "it cannot be read"})
-    async with Following(source) as following:
+    async with Reflecting(source) as reflecting:
         await asyncio.sleep(1)
-        assert not following.follower.has_looked
+        assert not reflecting.reflector.has_looked
         source.listing = Listing()
-        await following.follower.look_again()
-        assert following.follower.has_looked
+        await reflecting.reflector.look_again()
+        assert reflecting.reflector.has_looked
 
 
 @in_fake_time
 async def test_looking_again_waits_for_a_look_that_began_later() -> None:
     """One that was under way may have passed the place already. A source that hangs is not waited for."""
     source = PlayedSource(took_s=0.4)
-    async with Following(source) as following:
+    async with Reflecting(source) as reflecting:
         await asyncio.sleep(0.2)
-        await following.follower.look_again()
+        await reflecting.reflector.look_again()
         assert source.began[1] >= 0.4
-        assert len(following.taken) == 2
+        assert len(reflecting.taken) == 2
         source.took_s = 1000.0
         began = awake.monotonic()
-        await following.follower.look_again()
+        await reflecting.reflector.look_again()
         assert awake.monotonic() - began == pytest.approx(1.0, abs=0.1)
 
 
 @in_fake_time
 async def test_another_source_is_followed_at_once() -> None:
     first, second = PlayedSource(), PlayedSource()
-    async with Following(first) as following:
+    async with Reflecting(first) as reflecting:
         await asyncio.sleep(1)
-        following.follower.use(second)
+        reflecting.reflector.use(second)
         await asyncio.sleep(1)
         looks = len(first.began)
         assert len(second.began) == 1

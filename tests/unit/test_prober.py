@@ -9,7 +9,7 @@ import pytest
 
 from gateway_sidecar.config import ServiceSettings
 from gateway_sidecar.control.replicas.prober import Prober
-from gateway_sidecar.control.replicas.tenure import BridgeHosts, Tenure
+from gateway_sidecar.control.replicas.tenure import BridgeHosts, Probed, Tenure
 from gateway_sidecar.control.replicas.workqueue import WorkQueue
 from gateway_sidecar.domain.model import (
     ConnectionMode,
@@ -81,8 +81,6 @@ def watcher_of(tenures: list[Tenure], probe: PlayedProbe) -> Prober:
         WorkQueue(awake.monotonic),
         Metrics(),
         tenures=lambda: tenures,
-        on_identified=lambda *_: None,
-        on_replaced=lambda *_: None,
         path_of=lambda _: PathStatus(PathState.UP),
     )
 
@@ -91,10 +89,11 @@ async def evidence_after(probe: PlayedProbe, monkeypatch: pytest.MonkeyPatch) ->
     """A tenure of an engine that was well, after one look at it."""
     monkeypatch.setattr(awake, "stalls", lambda: probe.stalls)
     tenure = tenure_of("r1")
-    tenure.facts, tenure.result, tenure.identify_next, tenure.notes_read = FACTS, Ready(FACTS), False, True
-    watcher = watcher_of([tenure], probe)
-    await watcher._ask(tenure, "/r1.sock")
-    await watcher.close()
+    tenure.probe = Probed(facts=FACTS, result=Ready(FACTS), identify_next=False)
+    tenure.notes.read = True
+    prober = watcher_of([tenure], probe)
+    await prober._ask(tenure, "/r1.sock")
+    await prober.close()
     return tenure
 
 
@@ -105,7 +104,7 @@ async def test_a_question_that_was_asked_across_a_stall_is_asked_again(monkeypat
     probe = PlayedProbe((silence, True), (silence, True), (Ready(FACTS), False))
     tenure = await evidence_after(probe, monkeypatch)
     assert probe.left == []
-    assert tenure.evidence.failures == 0
+    assert tenure.probe.evidence.failures == 0
 
 
 @in_fake_time
@@ -113,7 +112,7 @@ async def test_silence_while_the_daemon_ran_is_evidence(monkeypatch: pytest.Monk
     probe = PlayedProbe((Unknown("no answer"), True), (Unknown("no answer"), False), (Ready(FACTS), False))
     tenure = await evidence_after(probe, monkeypatch)
     assert len(probe.left) == 1
-    assert tenure.evidence.failures == 1
+    assert tenure.probe.evidence.failures == 1
 
 
 @in_fake_time
@@ -122,8 +121,8 @@ async def test_who_comes_after_silent_ones_is_asked_before_their_time_is_up() ->
     probe = SilentEngines()
     names = [f"silent{number}" for number in range(40)]
     tenures = [tenure_of(name) for name in names]
-    watcher = watcher_of(tenures, probe)
-    asking = [asyncio.create_task(watcher._ask(tenure, tenure.replica)) for tenure in tenures]
+    prober = watcher_of(tenures, probe)
+    asking = [asyncio.create_task(prober._ask(tenure, tenure.replica)) for tenure in tenures]
     async with asyncio.timeout(60):
         while set(probe.asked) != set(names):
             await asyncio.sleep(0.01)
@@ -131,11 +130,11 @@ async def test_who_comes_after_silent_ones_is_asked_before_their_time_is_up() ->
         task.cancel()
     known = [tenure_of(f"known{number}") for number in range(40)]
     for tenure in known:
-        tenure.result = Unknown("no answer")
-    asking += [asyncio.create_task(watcher._ask(tenure, tenure.replica)) for tenure in known]
+        tenure.probe.result = Unknown("no answer")
+    asking += [asyncio.create_task(prober._ask(tenure, tenure.replica)) for tenure in known]
     await asyncio.sleep(0)
     fresh = tenure_of("fresh")
-    asking.append(asyncio.create_task(watcher._ask(fresh, "fresh")))
+    asking.append(asyncio.create_task(prober._ask(fresh, "fresh")))
     await asyncio.sleep(0)
     assert probe.asked[-1] == "fresh"
     assert len(probe.asked) < 40 + 40 + 1
