@@ -9,7 +9,7 @@ MINUTES ?= 10
 EXAMPLES ?= 60
 SEED ?=
 ARGS ?=
-JOBS ?= 3
+JOBS ?= 4
 
 PY := $(VENV)/bin/python
 SETUP := VENV="$(VENV)" MLX_VENV="$(MLX_VENV)" PREFIX="$(PREFIX)" PYTHON="$(PYTHON)" scripts/setup.sh
@@ -27,7 +27,7 @@ run:
 	@$(SETUP) dev nginx $(filter mlx,$(ENGINE))
 	@ENGINE="$(ENGINE)" DEMO="$(DEMO)" $(PY) -m examples.demo
 
-## make test     all tests, with the real nginx and the real SMG, JOBS=3 at a time; ARGS='-k drain' for some of them
+## make test     all tests, with the real nginx and the real SMG, JOBS=4 at a time; ARGS='-k drain' for some of them
 test:
 	@$(SETUP) dev nginx sshd prometheus
 	@$(PY) -m pytest -n $(JOBS) --dist worksteal $(ARGS)

@@ -1,4 +1,4 @@
-"""The figures of the README, floor and ours in the same run: `python -m bench --help`.
+"""The figures of docs/figures.md, floor and ours in the same run: `python -m bench --help`.
 
 Each figure is a module of its own with `NAME` and `run`; its docstring says between which two instants it measures.
 What they share: `engines` (simulated engines in another process), `bare` (the floors: SMG and nginx alone), `gateway`

@@ -89,7 +89,7 @@ async def _run(names: Sequence[str], scale: Scale) -> list[Row]:
 def _parser() -> argparse.ArgumentParser:
     parser = argparse.ArgumentParser(
         prog="python -m bench",
-        description="Measures every figure of the README against its floor, in the same run.",
+        description="Measures every figure of docs/figures.md against its floor, in the same run.",
     )
     parser.add_argument(
         "--only", nargs="+", action="extend", choices=list(FIGURES), metavar="NAME", help=f"of {', '.join(FIGURES)}"

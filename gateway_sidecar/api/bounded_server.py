@@ -16,7 +16,7 @@ import struct
 from contextlib import suppress
 from functools import partial
 
-from aiohttp import ClientConnectionResetError, web
+from aiohttp import web
 from aiohttp.http_exceptions import HttpProcessingError
 from aiohttp.http_parser import RawRequestMessage
 from aiohttp.typedefs import Handler
@@ -47,8 +47,8 @@ again and again waited behind it for 3 s, with 128 for some milliseconds."""
 _AT_ONCE = 64  # connections that are taken in before the event loop goes on
 _REST_S = 0.5  # while the kernel has no descriptor for a new one
 _SWEEP_S = 1.0
-_CLIENTS_OWN = (HttpProcessingError, web.RequestPayloadError, ClientConnectionResetError)
-"""It sent what is no HTTP, or left before it was told to go on with its body."""
+_CLIENTS_OWN = (HttpProcessingError, web.RequestPayloadError, ConnectionResetError)
+"""It sent what is no HTTP, or left before it was told to go on with its body, or before all of its body had come."""
 
 _RESET_ON_CLOSE = struct.pack("ii", 1, 0)
 

@@ -272,6 +272,12 @@ async def test_who_leaves_is_no_fault(place: Place) -> None:
             stream[1].write((b"GET /" + what + b" HTTP/1.1\r\nHost: x\r\n\r\n") * count)
             await until(lambda: bool(place.asked))
             stream[1].transport.abort()
+        for half in (b"", b"x" * 50):
+            stream = await place.connect()
+            place.asked.clear()
+            stream[1].write(b"PUT /body HTTP/1.1\r\nHost: x\r\nContent-Length: 100\r\n\r\n" + half)
+            await until(lambda: bool(place.asked))
+            stream[1].transport.abort()
         place.release.set()
         await until(lambda: not place.server._connections)
         assert await place.ask("small") == b"ok"

@@ -479,7 +479,7 @@ def test_every_front_door_is_served_adopted_changed_and_refused_whole(runner: as
 
     # An example that fails is not made smaller: what came before it in the same nginx is part of it.
     @settings(
-        max_examples=AT_RANDOM or 12,
+        max_examples=AT_RANDOM or 8,
         derandomize=not AT_RANDOM,
         database=None,
         deadline=None,

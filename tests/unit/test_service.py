@@ -376,6 +376,42 @@ async def test_worker_that_failed_is_taken_out_and_tried_again(worlds: Worlds) -
         assert world.tenure("r1").url == url
 
 
+# -- restarts of the daemon
+
+
+@in_fake_time
+async def test_next_daemon_takes_up_what_runs(worlds: Worlds) -> None:
+    """The same port, nobody is registered again, and nobody is asked again what it is."""
+    async with worlds() as world:
+        world.appear("r1")
+        await world.until(lambda: world.serves("r1") and not world.links.closed)
+        url, calls = world.tenure("r1").url, list(world.router.calls)
+        world.probe.asked.clear()
+        await world.restart()
+        await asyncio.sleep(60)
+        assert world.serves("r1")
+        assert world.tenure("r1").url == url
+        assert world.router.calls == calls
+        assert {kind for kind, _ in world.probe.asked} == {"health"}
+        assert not world.links.closed
+
+
+@in_fake_time
+async def test_what_came_and_went_while_no_daemon_ran_is_put_right(worlds: Worlds) -> None:
+    async with worlds() as world:
+        world.appear("r1")
+        world.appear("r2")
+        await world.until(lambda: world.serves("r1", "r2"))
+        url = world.tenure("r1").url
+        (world.directory / "r2.sock").unlink()
+        world.probe.answers["r3"] = READY
+        (world.directory / "r3.sock").touch()
+        await world.restart()
+        await world.until(lambda: world.serves("r1", "r3"))
+        assert world.tenure("r1").url == url
+        await world.at_rest()
+
+
 # -- faults of our own
 
 

@@ -49,7 +49,8 @@ STEPS = st.builds(
     Step,
     what=st.sampled_from(
         ["appear", "appear", "answer", "answer", "vanish", "drain", "resume", "connect", "disconnect", "kill router",
-         "silence router", "replace router", "fault in a worker operation", "lose workers", "blind", "sight"]
+         "silence router", "replace router", "fault in a worker operation", "lose workers", "blind", "sight",
+         "restart the daemon"]
     ),
     replica=REPLICAS,
     answer=st.sampled_from(sorted(ANSWERS)),
@@ -85,6 +86,14 @@ class Story:
             "sight": lambda _: setattr(self.world.source, "trouble", None),
         }
         acts[step.what](step)
+
+    async def restart(self) -> None:
+        """What the old daemon was doing ends with it."""
+        for task in self.replacing:
+            task.cancel()
+        await asyncio.gather(*self.replacing, return_exceptions=True)
+        self.replacing.clear()
+        await self.world.restart()
 
     def holds(self) -> None:
         """Grow before shrink: who gives no cause keeps its URL, whatever happens to the others."""
@@ -159,7 +168,10 @@ async def _play(history: list[Step], directory: Path, patch: pytest.MonkeyPatch)
     async with running_world(directory, patch) as world:
         story = Story(world)
         for step in history:
-            story.happens(step)
+            if step.what == "restart the daemon":
+                await story.restart()
+            else:
+                story.happens(step)
             await asyncio.sleep(step.then_s)
             story.holds()
         await _calm_down(story)

@@ -25,6 +25,7 @@ from gateway_sidecar.control.replicas import prober
 from gateway_sidecar.control.replicas.tenure import BridgeHosts, Tenure, occupant_of
 from gateway_sidecar.control.routers import replacement as router_slots
 from gateway_sidecar.control.routers.process import RouterProcess, RouterState
+from gateway_sidecar.control.routers.workers import LATE_S
 from gateway_sidecar.control.service import Service
 from gateway_sidecar.domain.leases import PortLeases
 from gateway_sidecar.domain.model import (
@@ -254,15 +255,23 @@ class PlayedProcess:
     def up(self) -> bool:
         return self.state is RouterState.UP
 
+    def take_over(self, running: PlayedProcess) -> None:
+        """It is the process of an earlier daemon."""
+        self.client, self.ports, self.slot = running.client, running.ports, running.slot
+        self.epoch, self.is_adopted, self.accepts = 1, True, running.accepts
+        self._set(RouterState.UP)
+
     async def run(self) -> None:
         while True:
+            if self.up:
+                await self._lost.wait()
+                self._set(RouterState.BACKING_OFF)
             await asyncio.sleep(0.1)
+            self.is_adopted = False
             self.client, self.ports = PlayedRouter(), RouterPorts(16000 + 2 * self.pid, 16001 + 2 * self.pid)
             self.epoch += 1
             self._lost.clear()
             self._set(RouterState.UP)
-            await self._lost.wait()
-            self._set(RouterState.BACKING_OFF)
 
     def end(self) -> None:
         """It is killed; another is started in its place."""
@@ -310,24 +319,8 @@ class World:
         self.log: list[Any] = []
         self._loops: list[asyncio.Task[None]] = []
         described = {"name": "chat", "listen": "127.0.0.1:1", "replicas": {"sockets": f"{directory}/{{replica}}.sock"}}
-        self.service = Service(
-            ServiceSettings.model_validate({**described, **settings}),
-            source=self.source,
-            probe=self.probe,
-            switches=self.links,
-            leases=self.leases,
-            peers=NoPeers(),
-            keys=PlayedKeys(),
-            hosts=BridgeHosts("127.0.0.1", "127.0.0.2"),
-            make_router=self._make_router,
-            private_ports=cast("Any", self),
-            metrics=self.metrics,
-            rescan_interval_s=5.0,
-            read_overrides=self._read_notes,
-            path_of=lambda _: PathStatus(PathState.UP),
-            on_change=lambda: None,
-            move_address=self._move_address,
-        )
+        self._settings = ServiceSettings.model_validate({**described, **settings})
+        self.service = self._new_service()
 
     # -- what happens
 
@@ -352,6 +345,26 @@ class World:
         (self.directory / f"{replica}.sock").unlink()
         self.answer(replica, REFUSED)
         self.source.hint()
+
+    async def restart(self) -> None:
+        """The daemon is killed, and the next one takes up what was written down and what runs."""
+        saved, running = self.service.saved(), self.process
+        resting = self.leases.quarantined
+        await self.end()
+        for canary in [each for several in self.liveness_connections.values() for each in several]:
+            canary.forget()
+        self.leases = PortLeases(range(24001, 24021))
+        self.service = self._new_service()
+        self.service.slots.begin_in(self.links.slot or "chat")
+        if running.up:
+            self.process.take_over(running)
+        for tenure in saved:
+            led_to = self.links.led.get(tenure.port) if tenure.port is not None else None
+            self.service.restore(tenure, linked=led_to == tenure.sighting.place)
+        for port in resting | (self.links.led.keys() - self.leases.leased.keys()):
+            self.links.unlink(port)
+            self.leases.quarantine(port, awake.now() + LATE_S)
+        await self.begin()
 
     # -- what can be seen
 
@@ -424,6 +437,26 @@ class World:
                 if not self.connections[port]:
                     self.leases.settle(port, awake.now())
 
+    def _new_service(self) -> Service:
+        return Service(
+            self._settings,
+            source=self.source,
+            probe=self.probe,
+            switches=self.links,
+            leases=self.leases,
+            peers=NoPeers(),
+            keys=PlayedKeys(),
+            hosts=BridgeHosts("127.0.0.1", "127.0.0.2"),
+            make_router=self._make_router,
+            private_ports=cast("Any", self),
+            metrics=self.metrics,
+            rescan_interval_s=5.0,
+            read_overrides=self._read_notes,
+            path_of=lambda _: PathStatus(PathState.UP),
+            on_change=lambda: None,
+            move_address=self._move_address,
+        )
+
     def _make_router(self, settings: ServiceSettings, slot: str) -> RouterProcess:
         made = PlayedProcess(settings.name, slot, len(self.routers) + 1)
         self.routers.append(made)
@@ -483,6 +516,10 @@ class _LivenessConnection:
             _later(0.0, on_close)
 
     abort = close
+
+    def forget(self) -> None:
+        """Who was to be told is no more."""
+        self._on_close = None
 
 
 def _later(delay_s: float, then: Callable[[], None]) -> None:
