@@ -43,7 +43,6 @@ from gateway_sidecar.domain.model import (
     Overrides,
     Ready,
     ReplicaId,
-    ReplicaState,
 )
 from gateway_sidecar.domain.planning import (
     Bridge,
@@ -51,7 +50,6 @@ from gateway_sidecar.domain.planning import (
     Missing,
     Release,
     Unbridge,
-    WorkerView,
     describe,
     plan_occupant,
     plan_strays,
@@ -170,8 +168,7 @@ class Service:
             reflector=self.reflector,
             log=self._log,
             read_overrides=read_overrides,
-            is_settled=self.is_settled,
-            is_known=lambda tenure: any(w.worker is not None or w.busy for w in self._seen(tenure).values()),
+            slots=self.slots,
             on_change=on_change,
         )
         self.drains = Drains(
@@ -371,7 +368,7 @@ class Service:
         self._tenures.know_url(tenure)
         self._prober.look_after(tenure)
         self.bridges.keep_up(tenure)
-        seen = self._seen(tenure)
+        seen = self.slots.views(tenure.url)
         self.drains.note_settled(tenure, all(w.listed and w.worker is None and not w.busy for w in seen.values()))
         action = plan_occupant(tenure.view(), seen.values(), given_up=self.drains.has_given_up(tenure))
         match action:
@@ -400,11 +397,6 @@ class Service:
         self._ring()
         if self._tenures.superseded:
             self._lifecycle.end_superseded()
-
-    def _seen(self, tenure: Tenure) -> dict[RouterUnit, WorkerView]:
-        """The tenure's worker as each router knows it. A successor that is not up yet knows nobody."""
-        units = [unit for unit in self.slots.units if unit is self.slots.active or unit.retiring or unit.router.up]
-        return {unit: unit.view(tenure.url) for unit in units}
 
     def _release(self, tenure: Tenure) -> None:
         tenure.unpin()
@@ -481,10 +473,7 @@ class Service:
 
     def is_settled(self, tenure: Tenure) -> bool:
         """Whether it serves, and the router knows it as it is described now."""
-        if tenure.status.state is not ReplicaState.SERVING or tenure.url is None:
-            return False
-        seen = self.book.view(tenure.url)
-        return not seen.busy and plan_worker(tenure.view(), seen) is None
+        return self._lifecycle.is_settled(tenure)
 
     async def until(self, condition: Callable[[], bool], timeout_s: float) -> bool:
         """Whether the condition came to hold within `timeout_s` seconds; asked again whenever something was planned."""
