@@ -9,6 +9,7 @@ from __future__ import annotations
 import asyncio
 from collections.abc import Awaitable, Callable, Mapping
 from contextlib import suppress
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Protocol
 
@@ -74,45 +75,62 @@ class Switches(Links, Gates, Protocol):
     def point(self, service: str, slot: str) -> None: ...
 
 
+@dataclass(frozen=True, slots=True)
+class ServiceAdapters:
+    """What a service reaches the world through.
+
+    hosts: where bridges listen.
+    make_router: a router for a slot, not started yet.
+    read_overrides: reads a `<replica>.yaml` for a socket of this owner. Raises ConfigError.
+    path_of: how a tunnel is.
+    move_address: makes nginx serve the service's address as it is now.
+    """
+
+    source: Source
+    probe: Probe
+    switches: Switches
+    leases: PortLeases
+    peers: Peers
+    keys: Keys
+    hosts: BridgeHosts
+    make_router: Callable[[ServiceSettings, str], RouterProcess]
+    private_ports: PrivatePorts
+    read_overrides: Callable[[Path, int], Overrides]
+    path_of: PathOf
+    move_address: Callable[[], Awaitable[None]]
+
+
 class Service:
-    """One service of the daemon: its source, its tenures, its router's workers."""
+    """One service of the daemon: its source, its tenures, its router's workers.
+
+    on_change: called when there is something new to write down.
+    """
 
     def __init__(
         self,
         settings: ServiceSettings,
-        *,
-        source: Source,
-        probe: Probe,
-        switches: Switches,
-        leases: PortLeases,
-        peers: Peers,
-        keys: Keys,
-        hosts: BridgeHosts,
-        make_router: Callable[[ServiceSettings, str], RouterProcess],
-        private_ports: PrivatePorts,
+        outside: ServiceAdapters,
         metrics: Metrics,
+        *,
         rescan_interval_s: float,
-        read_overrides: Callable[[Path, int], Overrides],
-        path_of: PathOf,
         on_change: Callable[[], None],
-        move_address: Callable[[], Awaitable[None]],
     ) -> None:
         self.settings = settings
         self.name = settings.name
-        self._make_router = make_router
+        self._make_router = outside.make_router
         self._metrics = metrics
         self._rescan_interval_s = rescan_interval_s
-        self.path_of = path_of
+        self.path_of = outside.path_of
         self._on_change = on_change
         self._logger = get_logger(service=settings.name)
         self._queue: WorkQueue[int] = WorkQueue(awake.monotonic)
         self._tenures = Registry()
         self.bridges = Bridging(
             self.name,
-            links=switches,
-            leases=leases,
-            peers=peers,
-            keys=keys,
+            links=outside.switches,
+            leases=outside.leases,
+            peers=outside.peers,
+            keys=outside.keys,
             queue=self._queue,
             tenures=self._tenures.by_key.values,
             on_url=self._tenures.know_url,
@@ -121,7 +139,7 @@ class Service:
         self._beat = awake.now()
         self.reflector = Reflector(
             self.name,
-            source,
+            outside.source,
             metrics,
             rescan_interval_s=rescan_interval_s,
             take_in=lambda listing: self._lifecycle.take_in(listing),
@@ -130,7 +148,7 @@ class Service:
         self.room = HoldQueue(
             self.name,
             settings.hold,
-            switches,
+            outside.switches,
             metrics,
             accepts=lambda: self.router.accepts_connections(),
             on_trusted=lambda: self.hold_policy.tend(),
@@ -139,9 +157,9 @@ class Service:
             settings,
             Tasks(settings.name, metrics),
             make_unit=self._make_unit,
-            private_ports=private_ports,
-            point=switches.point,
-            move_address=move_address,
+            private_ports=outside.private_ports,
+            point=outside.switches.point,
+            move_address=outside.move_address,
             staying=self._staying_urls,
             has_caught_up=lambda: self.room.missing is not Missing.ROUTER,
             on_active=self._on_router,
@@ -152,22 +170,22 @@ class Service:
         self._log = Reporting(self.name, metrics, self._tenures, self.slots)
         self._prober = Prober(
             settings,
-            probe,
+            outside.probe,
             self._queue,
             metrics,
             tenures=self._tenures.by_key.values,
-            path_of=path_of,
+            path_of=outside.path_of,
         )
         self._lifecycle = Lifecycle(
             self.name,
-            hosts,
+            outside.hosts,
             self._tenures,
             queue=self._queue,
             bridges=self.bridges,
             prober=self._prober,
             reflector=self.reflector,
             log=self._log,
-            read_overrides=read_overrides,
+            read_overrides=outside.read_overrides,
             slots=self.slots,
             on_change=on_change,
         )
