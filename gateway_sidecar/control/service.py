@@ -53,7 +53,7 @@ from gateway_sidecar.domain.planning import (
     Unbridge,
     describe,
     plan_occupant,
-    plan_strays,
+    plan_orphans,
     plan_worker,
 )
 from gateway_sidecar.sources.listing import Sighting
@@ -329,8 +329,8 @@ class Service:
             pending += [(str(tenure.replica), describe(step)) for step in steps if step is not None]
         known = self._known_urls()
         for unit in self.slots.watched:
-            strays = plan_strays(unit.book.workers, known, complete=self.reflector.has_looked)
-            pending += [("-", describe(step)) for step in strays]
+            orphans = plan_orphans(unit.book.workers, known, complete=self.reflector.has_looked)
+            pending += [("-", describe(step)) for step in orphans]
         return pending
 
     def saved(self) -> list[SavedTenure]:
@@ -442,9 +442,9 @@ class Service:
             self._reconsider()
         elif not self.room.is_open:
             self.hold_policy.tend()  # It answers again, or has somebody again.
-        for step in plan_strays(unit.book.workers, self._known_urls(), complete=self.reflector.has_looked):
+        for step in plan_orphans(unit.book.workers, self._known_urls(), complete=self.reflector.has_looked):
             if not unit.book.view(step.url).busy:
-                self._logger.warning("worker.stray", worker_url=step.url, worker_id=step.worker_id)
+                self._logger.warning("worker.orphan", worker_url=step.url, worker_id=step.worker_id)
                 unit.book.start(step)
 
     def _known_urls(self) -> frozenset[str]:
