@@ -125,7 +125,7 @@ async def run(scale: Scale) -> list[Row]:
 def _stable(status: dict[str, object]) -> object:
     """What a restart of the daemon must not change."""
     assert isinstance(status["services"], list)
-    assert isinstance(status["bridge"], dict)
+    assert isinstance(status["nginx"], dict)
     (service,) = status["services"]
     replicas = [(row["id"], row["bridge"], row["worker_id"]) for row in service["replicas"]]
-    return status["bridge"]["pid"], service["router"]["pid"], replicas
+    return status["nginx"]["pid"], service["router"]["pid"], replicas

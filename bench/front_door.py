@@ -94,7 +94,7 @@ async def _two_services(file: Path) -> AsyncIterator[Gateway]:
 
 
 async def _worker(gateway: Gateway) -> int:
-    (pid,) = processes.children(int((await gateway.status())["bridge"]["pid"]))
+    (pid,) = processes.children(int((await gateway.status())["nginx"]["pid"]))
     return pid
 
 

@@ -47,12 +47,12 @@ class Ours:
 
     async def nginx_pids(self) -> list[int]:
         """The master's and its workers'."""
-        master = int((await self.gateway.status())["bridge"]["pid"])
+        master = int((await self.gateway.status())["nginx"]["pid"])
         return [master, *processes.children(master)]
 
     async def reloads(self) -> int:
         """How often nginx was reloaded so far."""
-        return int((await self.gateway.status())["bridge"]["reloads"])
+        return int((await self.gateway.status())["nginx"]["reloads"])
 
     async def until(self, condition: Callable[[dict[str, dict[str, Any]]], bool], *, within_s: float = 60.0) -> None:
         """Returns when the condition holds for the status's replicas (id -> row). Asks every 30 ms, not to disturb.

@@ -42,11 +42,11 @@ async def _floor(directory: Path) -> float:
 
 async def _ours(ours: Ours, *, workers_too: bool) -> float:
     """nginx killed until another one serves; seconds."""
-    master = int((await ours.gateway.status())["bridge"]["pid"])
+    master = int((await ours.gateway.status())["nginx"]["pid"])
     killed = await kill(master, *(processes.children(master) if workers_too else ()))
     async with asyncio.timeout(30):
         while True:
-            bridge = (await ours.gateway.status())["bridge"]
+            bridge = (await ours.gateway.status())["nginx"]
             if bridge["state"] == "up" and bridge["pid"] != master:
                 with suppress(ExchangeFailed):
                     async with ours.client() as client:

@@ -26,7 +26,7 @@ from gateway_sidecar.control.process.left_running import LeftRunning
 from gateway_sidecar.control.replicas.reflector import Source
 from gateway_sidecar.control.replicas.tenure import BridgeHosts
 from gateway_sidecar.control.routers.process import RouterProcess
-from gateway_sidecar.control.service import Service
+from gateway_sidecar.control.service import Service, ServiceAdapters
 from gateway_sidecar.control.state.api_replicas import ApiReplicas
 from gateway_sidecar.domain.claims import objection_to_direct
 from gateway_sidecar.domain.leases import NoFreePort, PortLeases
@@ -87,8 +87,7 @@ class RealAdapters:
         write_down: Callable[[], Awaitable[None]],
     ) -> Service:
         """One service, not running yet."""
-        return Service(
-            settings,
+        outside = ServiceAdapters(
             source=self.source(settings),
             probe=self._probe,
             switches=self._nginx,
@@ -98,13 +97,12 @@ class RealAdapters:
             hosts=BridgeHosts(self._settings.bridges.host, self._settings.bridges.grpc_host),
             make_router=partial(self.router, write_down),
             private_ports=self._router_ports,
-            metrics=self._metrics,
-            rescan_interval_s=self._settings.rescan_interval_s,
             read_overrides=load_overrides,
             path_of=self._tunnels.status,
-            on_change=on_change,
             move_address=move_address,
         )
+        rescan_interval_s = self._settings.rescan_interval_s
+        return Service(settings, outside, self._metrics, rescan_interval_s=rescan_interval_s, on_change=on_change)
 
     def router(self, write_down: Callable[[], Awaitable[None]], settings: ServiceSettings, slot: str) -> RouterProcess:
         """One router of a service, not started yet."""

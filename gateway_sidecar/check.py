@@ -264,7 +264,7 @@ def _ports(settings: Settings, running: dict[str, Any] | None, left: LeftRunning
     wanted = [(it.host, it.port) for it in sorted(public, key=str)]
     ours: frozenset[tuple[IPv4Address | IPv6Address, int]] = frozenset()
     if running is not None:
-        ours = listening_at(running["bridge"]["pid"] or 0)
+        ours = listening_at(running["nginx"]["pid"] or 0)
         if not ours:
             return []  # There is none, or we may not look into it.
         wanted = [(host, port) for host, port in wanted if (ip_address(host), port) not in ours]

@@ -131,7 +131,7 @@ class Show:
         await self._cli("status")
         async with self._session.get(f"http://127.0.0.1:{self._gateway.metrics_port}/metrics") as response:
             lines = (await response.text()).splitlines()
-        wanted = ("gateway_sidecar_registrations_total", "gateway_sidecar_bridge_reloads_total")
+        wanted = ("gateway_sidecar_registrations_total", "gateway_sidecar_nginx_reloads_total")
         print("", *(f"  {line}" for line in lines if line.startswith(wanted)), sep="\n")
 
     # -- what they have in common

@@ -300,7 +300,7 @@ def _schemas() -> Json:
         replicas=_list(_ref("Replica")),
         scaling={"anyOf": [_ref("Scaling"), {"type": "null"}]},
     )
-    bridge = _object(
+    nginx = _object(
         state=_one_of("up", "down"),
         pid={"type": ["integer", "null"]},
         reason=_MAYBE_TEXT,
@@ -331,7 +331,7 @@ def _schemas() -> Json:
         "Put": _object(created=_YES, changed=_YES, replica=_ref("Replica")),
         "Removed": _object(removed=_YES, **drained),
         "Drained": _object(**drained),
-        "Status": _object(services=_list(service), bridge=bridge, problems=_TEXTS, ready=_YES),
+        "Status": _object(services=_list(service), nginx=nginx, problems=_TEXTS, ready=_YES),
     }
 
 

@@ -14,9 +14,9 @@ _COLUMNS = ("replica", "state", "for", "engine", "role", "model", "bridge", "rea
 def render_status(status: dict[str, Any]) -> str:
     """The answer of `/v1/status` as text."""
     parts = []
-    bridge = status["bridge"]
-    if bridge["state"] != "up":
-        parts.append(_joined([f"BRIDGE DOWN: {bridge['reason']}"]))
+    nginx = status["nginx"]
+    if nginx["state"] != "up":
+        parts.append(_joined([f"NGINX DOWN: {nginx['reason']}"]))
     parts += [_joined([f"PROBLEM: {problem}"]) for problem in status["problems"]]
     parts += [_service(service) for service in status["services"]]
     return "\n\n".join(parts)

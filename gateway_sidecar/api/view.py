@@ -23,7 +23,7 @@ def status(daemon: Daemon) -> dict[str, Any]:
             _service(daemon, name, service) | {"scaling": scaling_view(daemon, name)}
             for name, service in sorted(daemon.services.items())
         ],
-        "bridge": {
+        "nginx": {
             "state": "up" if daemon.nginx_supervisor.up else "down",
             "pid": daemon.nginx_supervisor.nginx.process.pid if daemon.nginx_supervisor.nginx.process else None,
             "reason": daemon.nginx_supervisor.reason,

@@ -9,6 +9,7 @@ from __future__ import annotations
 import asyncio
 from collections.abc import Awaitable, Callable, Mapping
 from contextlib import suppress
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Protocol
 
@@ -43,7 +44,6 @@ from gateway_sidecar.domain.model import (
     Overrides,
     Ready,
     ReplicaId,
-    ReplicaState,
 )
 from gateway_sidecar.domain.planning import (
     Bridge,
@@ -51,10 +51,9 @@ from gateway_sidecar.domain.planning import (
     Missing,
     Release,
     Unbridge,
-    WorkerView,
     describe,
     plan_occupant,
-    plan_strays,
+    plan_orphans,
     plan_worker,
 )
 from gateway_sidecar.sources.listing import Sighting
@@ -76,45 +75,62 @@ class Switches(Links, Gates, Protocol):
     def point(self, service: str, slot: str) -> None: ...
 
 
+@dataclass(frozen=True, slots=True)
+class ServiceAdapters:
+    """What a service reaches the world through.
+
+    hosts: where bridges listen.
+    make_router: a router for a slot, not started yet.
+    read_overrides: reads a `<replica>.yaml` for a socket of this owner. Raises ConfigError.
+    path_of: how a tunnel is.
+    move_address: makes nginx serve the service's address as it is now.
+    """
+
+    source: Source
+    probe: Probe
+    switches: Switches
+    leases: PortLeases
+    peers: Peers
+    keys: Keys
+    hosts: BridgeHosts
+    make_router: Callable[[ServiceSettings, str], RouterProcess]
+    private_ports: PrivatePorts
+    read_overrides: Callable[[Path, int], Overrides]
+    path_of: PathOf
+    move_address: Callable[[], Awaitable[None]]
+
+
 class Service:
-    """One service of the daemon: its source, its tenures, its router's workers."""
+    """One service of the daemon: its source, its tenures, its router's workers.
+
+    on_change: called when there is something new to write down.
+    """
 
     def __init__(
         self,
         settings: ServiceSettings,
-        *,
-        source: Source,
-        probe: Probe,
-        switches: Switches,
-        leases: PortLeases,
-        peers: Peers,
-        keys: Keys,
-        hosts: BridgeHosts,
-        make_router: Callable[[ServiceSettings, str], RouterProcess],
-        private_ports: PrivatePorts,
+        outside: ServiceAdapters,
         metrics: Metrics,
+        *,
         rescan_interval_s: float,
-        read_overrides: Callable[[Path, int], Overrides],
-        path_of: PathOf,
         on_change: Callable[[], None],
-        move_address: Callable[[], Awaitable[None]],
     ) -> None:
         self.settings = settings
         self.name = settings.name
-        self._make_router = make_router
+        self._make_router = outside.make_router
         self._metrics = metrics
         self._rescan_interval_s = rescan_interval_s
-        self.path_of = path_of
+        self.path_of = outside.path_of
         self._on_change = on_change
         self._logger = get_logger(service=settings.name)
         self._queue: WorkQueue[int] = WorkQueue(awake.monotonic)
         self._tenures = Registry()
         self.bridges = Bridging(
             self.name,
-            links=switches,
-            leases=leases,
-            peers=peers,
-            keys=keys,
+            links=outside.switches,
+            leases=outside.leases,
+            peers=outside.peers,
+            keys=outside.keys,
             queue=self._queue,
             tenures=self._tenures.by_key.values,
             on_url=self._tenures.know_url,
@@ -123,7 +139,7 @@ class Service:
         self._beat = awake.now()
         self.reflector = Reflector(
             self.name,
-            source,
+            outside.source,
             metrics,
             rescan_interval_s=rescan_interval_s,
             take_in=lambda listing: self._lifecycle.take_in(listing),
@@ -132,7 +148,7 @@ class Service:
         self.room = HoldQueue(
             self.name,
             settings.hold,
-            switches,
+            outside.switches,
             metrics,
             accepts=lambda: self.router.accepts_connections(),
             on_trusted=lambda: self.hold_policy.tend(),
@@ -141,9 +157,9 @@ class Service:
             settings,
             Tasks(settings.name, metrics),
             make_unit=self._make_unit,
-            private_ports=private_ports,
-            point=switches.point,
-            move_address=move_address,
+            private_ports=outside.private_ports,
+            point=outside.switches.point,
+            move_address=outside.move_address,
             staying=self._staying_urls,
             has_caught_up=lambda: self.room.missing is not Missing.ROUTER,
             on_active=self._on_router,
@@ -154,24 +170,23 @@ class Service:
         self._log = Reporting(self.name, metrics, self._tenures, self.slots)
         self._prober = Prober(
             settings,
-            probe,
+            outside.probe,
             self._queue,
             metrics,
             tenures=self._tenures.by_key.values,
-            path_of=path_of,
+            path_of=outside.path_of,
         )
         self._lifecycle = Lifecycle(
             self.name,
-            hosts,
+            outside.hosts,
             self._tenures,
             queue=self._queue,
             bridges=self.bridges,
             prober=self._prober,
             reflector=self.reflector,
             log=self._log,
-            read_overrides=read_overrides,
-            is_settled=self.is_settled,
-            is_known=lambda tenure: any(w.worker is not None or w.busy for w in self._seen(tenure).values()),
+            read_overrides=outside.read_overrides,
+            slots=self.slots,
             on_change=on_change,
         )
         self.drains = Drains(
@@ -314,8 +329,8 @@ class Service:
             pending += [(str(tenure.replica), describe(step)) for step in steps if step is not None]
         known = self._known_urls()
         for unit in self.slots.watched:
-            strays = plan_strays(unit.book.workers, known, complete=self.reflector.has_looked)
-            pending += [("-", describe(step)) for step in strays]
+            orphans = plan_orphans(unit.book.workers, known, complete=self.reflector.has_looked)
+            pending += [("-", describe(step)) for step in orphans]
         return pending
 
     def saved(self) -> list[SavedTenure]:
@@ -371,7 +386,7 @@ class Service:
         self._tenures.know_url(tenure)
         self._prober.look_after(tenure)
         self.bridges.keep_up(tenure)
-        seen = self._seen(tenure)
+        seen = self.slots.views(tenure.url)
         self.drains.note_settled(tenure, all(w.listed and w.worker is None and not w.busy for w in seen.values()))
         action = plan_occupant(tenure.view(), seen.values(), given_up=self.drains.has_given_up(tenure))
         match action:
@@ -401,11 +416,6 @@ class Service:
         if self._tenures.superseded:
             self._lifecycle.end_superseded()
 
-    def _seen(self, tenure: Tenure) -> dict[RouterUnit, WorkerView]:
-        """The tenure's worker as each router knows it. A successor that is not up yet knows nobody."""
-        units = [unit for unit in self.slots.units if unit is self.slots.active or unit.retiring or unit.router.up]
-        return {unit: unit.view(tenure.url) for unit in units}
-
     def _release(self, tenure: Tenure) -> None:
         tenure.unpin()
         url, was_its_own = tenure.url, self._tenures.remove(tenure)
@@ -432,9 +442,9 @@ class Service:
             self._reconsider()
         elif not self.room.is_open:
             self.hold_policy.tend()  # It answers again, or has somebody again.
-        for step in plan_strays(unit.book.workers, self._known_urls(), complete=self.reflector.has_looked):
+        for step in plan_orphans(unit.book.workers, self._known_urls(), complete=self.reflector.has_looked):
             if not unit.book.view(step.url).busy:
-                self._logger.warning("worker.stray", worker_url=step.url, worker_id=step.worker_id)
+                self._logger.warning("worker.orphan", worker_url=step.url, worker_id=step.worker_id)
                 unit.book.start(step)
 
     def _known_urls(self) -> frozenset[str]:
@@ -481,10 +491,7 @@ class Service:
 
     def is_settled(self, tenure: Tenure) -> bool:
         """Whether it serves, and the router knows it as it is described now."""
-        if tenure.status.state is not ReplicaState.SERVING or tenure.url is None:
-            return False
-        seen = self.book.view(tenure.url)
-        return not seen.busy and plan_worker(tenure.view(), seen) is None
+        return self._lifecycle.is_settled(tenure)
 
     async def until(self, condition: Callable[[], bool], timeout_s: float) -> bool:
         """Whether the condition came to hold within `timeout_s` seconds; asked again whenever something was planned."""

@@ -130,17 +130,17 @@ def state_of(
     *,
     result: ProbeResult | None,
     leaving: bool,
-    condemned: bool,
+    ejected: bool,
     worker: Registered | None,
 ) -> ReplicaState:
     """The word of `status` for what is known of one replica.
 
-    `leaving` is a drain that was asked for or a socket that is gone; `condemned` is strong evidence against an
+    `leaving` is a drain that was asked for or a socket that is gone; `ejected` is strong evidence against an
     engine that was registered; `worker` is the replica as the router lists it.
     """
     if leaving:
         return ReplicaState.DRAINING
-    if condemned:
+    if ejected:
         said_so = isinstance(result, Loading) and not result.refused
         return ReplicaState.LOADING if said_so else ReplicaState.UNREACHABLE
     if worker is not None and worker.status is WorkerStatus.READY:

@@ -253,7 +253,7 @@ def missing_role(serving: Iterable[WorkerType]) -> Missing | None:
     return Missing.PREFILL if WorkerType.DECODE in seen else Missing.REPLICA
 
 
-def plan_strays(listed: Mapping[str, Registered], known_urls: frozenset[str], *, complete: bool) -> list[Deregister]:
+def plan_orphans(listed: Mapping[str, Registered], known_urls: frozenset[str], *, complete: bool) -> list[Deregister]:
     """Workers that no replica stands behind.
 
     `complete` says that the sources have been read whole at least once; before that a worker may be somebody's.

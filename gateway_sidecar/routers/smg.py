@@ -330,7 +330,7 @@ def _read_worker(row: object) -> Registered:
             url=_base_url(str(row["url"])),
             status=status,
             worker_type=WorkerType(row["worker_type"]),
-            # One that somebody else registered may speak what we do not; it is a stray all the same.
+            # One that somebody else registered may speak what we do not; it is an orphan all the same.
             connection_mode=ConnectionMode(mode) if mode in set(ConnectionMode) else ConnectionMode.HTTP,
             # A worker that is still being added has not got its runtime_type yet.
             runtime_type=RuntimeType(runtime) if runtime in set(RuntimeType) else RuntimeType.EXTERNAL,

@@ -112,12 +112,12 @@ class Metrics:
             "service_bridge_ports", "Bridge ports that a service holds, those at rest included.", "service"
         )
         self.bridge_port_share = gauge("bridge_port_share", "Bridge ports that each service is sure of.")
-        self.bridge_up = gauge("bridge_up", "1 while nginx runs.")
+        self.nginx_up = gauge("nginx_up", "1 while nginx runs.")
         self.service_in_force = gauge(
             "service_in_force", "1 while nginx serves the service as its listen and frontend say.", "service"
         )
-        self.bridge_reloads = counter("bridge_reloads", "Reloads of nginx; scale events cause none.")
-        self.bridge_starts = counter("bridge_starts", "Times nginx was started.")
+        self.nginx_reloads = counter("nginx_reloads", "Reloads of nginx; scale events cause none.")
+        self.nginx_starts = counter("nginx_starts", "Times nginx was started.")
         self.peer_addresses = gauge(
             "peer_addresses", "Addresses that replicas are advertised under, by state.", "state"
         )

@@ -34,16 +34,16 @@ GRACE_S = 10.0
 EXPLAINED_ERRORS: dict[str, frozenset[str]] = {
     "router.exited": frozenset({"router killed", "router lost"}),
     "router.not_answering": frozenset({"router killed", "router lost", "router frozen"}),
-    "bridge.exited": frozenset({"nginx killed"}),
-    "bridge.hung": frozenset({"nginx killed"}),
-    "bridge.not_started": frozenset({"nginx killed"}),
-    "bridge.not_reloaded": frozenset({"nginx killed"}),
+    "nginx.exited": frozenset({"nginx killed"}),
+    "nginx.hung": frozenset({"nginx killed"}),
+    "nginx.not_started": frozenset({"nginx killed"}),
+    "nginx.not_reloaded": frozenset({"nginx killed"}),
     "router.not_replaced": frozenset({"router killed", "router lost", "router frozen"}),
     "state.not_written": frozenset({"state removed"}),
     "replica.notes_refused": frozenset(),
 }
 """Events of level error, and the faults that may cause them. Any other is a violation."""
-SAID_BY_OTHERS = frozenset({"router.said", "bridge.said"})
+SAID_BY_OTHERS = frozenset({"router.said", "nginx.said"})
 _LOG_LAG_S = 20.0
 
 

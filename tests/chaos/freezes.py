@@ -125,7 +125,7 @@ def engines(seed: int) -> tuple[Appear, ...]:
 
 def check_freezes(history: History) -> list[Violation]:
     """What must not have happened, in the order of time."""
-    found = [*check(history), *_killed(history), *_condemned(history), *_blind(history)]
+    found = [*check(history), *_killed(history), *_ejected(history), *_blind(history)]
     return sorted(found, key=lambda violation: violation.at)
 
 
@@ -145,13 +145,13 @@ def _killed(history: History) -> Iterator[Violation]:
     for line in _events(history, "router.exited"):
         who = next((router_of(service) for service in SERVICES if f'"service":"{service}"' in line.text), "nobody")
         yield from _too_soon(history, line, who, API_TIMEOUT_S, "no healthy router is killed")
-    for line in _events(history, "bridge.hung"):
+    for line in _events(history, "nginx.hung"):
         yield from _too_soon(history, line, NGINX, _NGINX_SILENT_S, "no healthy nginx is killed")
 
 
-def _condemned(history: History) -> Iterator[Violation]:
+def _ejected(history: History) -> Iterator[Violation]:
     hosts = {f'"replica":"{it.replica}"': engines_in(it.engine.host) for it in engines(history.seed)}
-    for line in _events(history, "replica.condemned"):
+    for line in _events(history, "replica.ejected"):
         who = next((host for named, host in hosts.items() if named in line.text), "nobody")
         yield from _too_soon(history, line, who, _ENGINE_SILENT_S, "nobody is taken out who answers")
 

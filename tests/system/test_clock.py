@@ -61,7 +61,7 @@ async def test_clock_that_jumps_changes_nothing(make_gateway: MakeGateway, engin
         ]
     assert (await load.stop()).keys() == {"200"}
     assert (await stream).split()[-1] == "159"
-    for quiet in ("replica.unreachable", "replica.condemned", "router.exited", "daemon.wedged", "loop.failed"):
+    for quiet in ("replica.unreachable", "replica.ejected", "router.exited", "daemon.wedged", "loop.failed"):
         assert gateway.events(quiet) == []
     clock.write_text("-30d")
     began = time.monotonic()

@@ -99,7 +99,7 @@ async def test_a_thousand_sockets_at_once(make_gateway: MakeGateway) -> None:
         print(f"{CROWD} sockets: all serving after {took_s:.1f} s, slowest status {slowest_s * 1000:.0f} ms")
         assert slowest_s < 3, "a crowd must not hold up the admin socket"
         assert took_s < 45
-        assert found["gateway_sidecar_bridge_reloads_total", frozenset()] == 0
+        assert found["gateway_sidecar_nginx_reloads_total", frozenset()] == 0
         assert gateway.events("loop.failed") == []
         assert gateway.events("daemon.wedged") == []
         assert await ask(gateway, "tiny", stream=False)

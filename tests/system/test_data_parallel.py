@@ -48,7 +48,7 @@ async def remove_rank(gateway: Gateway, worker_id: str) -> None:
 async def test_every_rank_is_a_worker_and_all_of_them_are_one_replica(
     make_gateway: MakeGateway, engine: StartEngine
 ) -> None:
-    """Registered once, none of them taken for a stray, each used; a restart of the daemon changes nothing."""
+    """Registered once, none of them taken for an orphan, each used; a restart of the daemon changes nothing."""
     gateway = aware(make_gateway)
     await gateway.start()
     engines = await start_all(gateway, engine)
@@ -66,7 +66,7 @@ async def test_every_rank_is_a_worker_and_all_of_them_are_one_replica(
     await gateway.until_states(SERVING, within_s=20)
     await asyncio.sleep(2 * 2.0)  # two rescans: that nothing happens can only be waited for
     assert {row["url"]: row["id"] for row in await gateway.workers()} == before
-    assert gateway.events("worker.stray") == []
+    assert gateway.events("worker.orphan") == []
     assert gateway.events("worker.operation_failed") == []
 
 

@@ -46,5 +46,5 @@ async def test_daemon_without_descriptors_keeps_every_worker(make_gateway: MakeG
     ids = {row["id"]: row["worker_id"] for row in after["replicas"]}
     assert {row["id"]: row["worker_id"] for row in before["replicas"]}.items() <= ids.items()
     assert states_of(await gateway.until(lambda s: s["problems"] == [])).keys() == {*wanted, "late"}
-    for unjust in ("replica.condemned", "loop.failed"):
+    for unjust in ("replica.ejected", "loop.failed"):
         assert gateway.events(unjust) == []

@@ -127,8 +127,8 @@ async def test_disk_that_cannot_be_written_while_the_daemon_runs(
         assert (await response.json())["error"]["code"] == "gateway_unavailable"
     os.kill(service_of(before)["router"]["pid"], signal.SIGKILL)
     await gateway.until(lambda s: is_new(s, service_of(before)["router"]["pid"], wanted), within_s=20)
-    os.kill(before["bridge"]["pid"], signal.SIGKILL)
-    await gateway.until(lambda s: s["bridge"]["state"] == "up" and s["bridge"]["pid"] != before["bridge"]["pid"])
+    os.kill(before["nginx"]["pid"], signal.SIGKILL)
+    await gateway.until(lambda s: s["nginx"]["state"] == "up" and s["nginx"]["pid"] != before["nginx"]["pid"])
     async with (
         aiohttp.ClientSession() as session,
         session.post(f"{gateway.url()}/v1/chat/completions", json=body) as response,
@@ -159,14 +159,14 @@ async def test_daemon_that_starts_on_a_disk_that_cannot_be_written(
     assert Path(f"/proc/{service_of(status)['router']['pid']}/fd/1").readlink() == spare
     await gateway.until(lambda s: any(line.startswith("log of router chat:") for line in s["problems"]))
     assert gateway.events("router.log_elsewhere")[0]["path"] == str(spare)
-    assert gateway.events("bridge.log_elsewhere")
+    assert gateway.events("nginx.log_elsewhere")
     while not gateway.events("router.said"):
         assert await stream_chat(gateway, 3)
     await gateway.kill()
     await gateway.start()
     after = await gateway.until(is_served({"r1": "serving"}, words))
     assert service_of(after)["router"]["pid"] == service_of(status)["router"]["pid"]
-    assert after["bridge"]["pid"] == status["bridge"]["pid"]
+    assert after["nginx"]["pid"] == status["nginx"]["pid"]
     mend(disk)
     await gateway.until(lambda s: not any(line.startswith("state:") for line in s["problems"]))
     assert len(gateway.events("state.written_again")) == 1
@@ -194,7 +194,7 @@ async def test_children_survive_a_disk_that_fills_under_their_logs(
     await gateway.until_states({"r1": "serving"})
     after = await gateway.status()
     assert service_of(after)["router"]["pid"] == service_of(before)["router"]["pid"]
-    assert after["bridge"]["pid"] == before["bridge"]["pid"]
+    assert after["nginx"]["pid"] == before["nginx"]["pid"]
     assert gateway.events("loop.failed") == []
 
 
@@ -216,7 +216,7 @@ async def test_daemon_whose_own_log_goes_nowhere_goes_on(make_gateway: MakeGatew
     assert await stream_chat(gateway, 3)
     await gone.stop()
     await gateway.until_states({})
-    assert (await metrics_of(gateway))["gateway_sidecar_bridge_up", frozenset()] == 1
+    assert (await metrics_of(gateway))["gateway_sidecar_nginx_up", frozenset()] == 1
     assert await gateway.terminate() == 0
 
 
@@ -314,7 +314,7 @@ async def test_after_a_reboot_everything_is_rebuilt_on_the_same_ports(gateway: G
     while sum(row["facts"] is not None for row in json.loads(leases.read_text())["services"]["chat"]) < 4:
         await asyncio.sleep(0.01)
     await gateway.kill()
-    nginx, router = before["bridge"]["pid"], service_of(before)["router"]["pid"]
+    nginx, router = before["nginx"]["pid"], service_of(before)["router"]["pid"]
     workers = [int(pid) for pid in Path(f"/proc/{nginx}/task/{nginx}/children").read_text().split()]
     for pid in (nginx, *workers, router):
         os.kill(pid, signal.SIGKILL)

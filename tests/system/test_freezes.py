@@ -102,4 +102,4 @@ async def test_a_frozen_router_keeps_its_pair(make_gateway: MakeGateway, engine:
     after = await gateway.status()
     for name in ("p1", "d1"):
         assert replica_of(after, name)["worker_id"] == replica_of(before, name)["worker_id"]
-    assert gateway.events("replica.condemned") == []
+    assert gateway.events("replica.ejected") == []

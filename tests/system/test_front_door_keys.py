@@ -100,7 +100,7 @@ async def test_a_revoked_key_ends_at_once_and_its_streams_do_not(
     file = guarded(gateway)
     keep, gone = add_key(file, "keep"), add_key(file, "gone")
     await serving(gateway, engine, token_interval_s=0.05)
-    nginx = (await gateway.status())["bridge"]["pid"]
+    nginx = (await gateway.status())["nginx"]["pid"]
     started = asyncio.Event()
     stream = asyncio.create_task(stream_chat(gateway, 40, started, key=gone))
     await started.wait()
@@ -123,8 +123,8 @@ async def test_a_revoked_key_ends_at_once_and_its_streams_do_not(
     writer.close()
     assert await stream
     status = await gateway.status()
-    assert status["bridge"]["reloads"] == 0
-    assert status["bridge"]["pid"] == nginx
+    assert status["nginx"]["reloads"] == 0
+    assert status["nginx"]["pid"] == nginx
 
 
 async def test_the_daemon_may_be_dead(make_gateway: MakeGateway, engine: StartEngine) -> None:
@@ -338,7 +338,7 @@ async def test_keys_are_asked_for_from_a_reload_on(make_gateway: MakeGateway, en
     gateway = make_gateway()
     await serving(gateway, engine)
     assert (await post(gateway, None))[0] == 200
-    pid = (await gateway.status())["bridge"]["pid"]
+    pid = (await gateway.status())["nginx"]["pid"]
     key = add_key(guarded(gateway), "alice")
     gateway.configure()
     assert (await gateway.cli("reload"))[:2] == (0, "changed: chat: frontend\n")
@@ -349,7 +349,7 @@ async def test_keys_are_asked_for_from_a_reload_on(make_gateway: MakeGateway, en
     assert (await gateway.cli("reload"))[0] == 0
     await until_status(gateway, "wrong", 200)
     await until_gone(gateway.directory / "run" / "doors" / "chat.keys")
-    assert (await gateway.status())["bridge"]["pid"] == pid
+    assert (await gateway.status())["nginx"]["pid"] == pid
 
 
 async def test_a_front_door_that_cannot_be_changed_stays_as_it_is(

@@ -167,7 +167,7 @@ async def test_a_new_certificate_is_served_without_a_reload(make_gateway: MakeGa
     status = await gateway.until(lambda status: not problem_of(status, "certificate"))
     assert await kept() == b"200"
     writer.close()
-    assert status["bridge"]["reloads"] == 0
+    assert status["nginx"]["reloads"] == 0
     served = gateway.directory / "run" / "doors" / "chat.pem"
     assert served.stat().st_mode & 0o777 == 0o600
 

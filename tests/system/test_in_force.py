@@ -347,9 +347,9 @@ async def test_an_address_that_is_taken_is_not_shown_as_live(make_gateway: MakeG
         assert service_of(status)["listen"] == f"127.0.0.1:{old}"
         assert "EADDRINUSE" in service_of(status)["not_in_force"]
         assert await without_key(gateway, old) == 200
-        before = status["bridge"]["pid"]
+        before = status["nginx"]["pid"]
         os.kill(before, 9)
-        await gateway.until(lambda s: s["bridge"]["state"] == "up" and s["bridge"]["pid"] != before, within_s=30)
+        await gateway.until(lambda s: s["nginx"]["state"] == "up" and s["nginx"]["pid"] != before, within_s=30)
         assert await without_key(gateway, old) == 200
     status = await gateway.until(lambda s: service_of(s)["not_in_force"] is None, within_s=30)
     assert service_of(status)["listen"] == f"127.0.0.1:{new}"
@@ -467,11 +467,11 @@ async def test_nginx_is_back_as_soon_as_its_file_is_mended(make_gateway: MakeGat
     gateway.settings["bridges"]["nginx"] = str(program)
     await gateway.start()
     program.write_text('#!/bin/sh\n[ "$1" = -V ] && exec /usr/sbin/nginx -V\nexit 1\n')
-    os.kill((await gateway.status())["bridge"]["pid"], 9)
+    os.kill((await gateway.status())["nginx"]["pid"], 9)
     async with asyncio.timeout(60):  # Until the pause is the longest: 10 s.
-        while len(gateway.events("bridge.not_started")) < 7:
+        while len(gateway.events("nginx.not_started")) < 7:
             await asyncio.sleep(0.05)
     assert (await gateway.cli("reload"))[0] == 1
     program.write_text(works)
     assert (await gateway.cli("reload"))[0] == 0
-    assert (await gateway.status())["bridge"]["state"] == "up"
+    assert (await gateway.status())["nginx"]["state"] == "up"

@@ -107,7 +107,7 @@ async def test_a_killed_daemon_leaves_what_shows_the_key(gateway: Gateway, engin
     await gateway.until_states({"r1": "serving"}, within_s=30)
     assert (await stream).split()[-1] == "59"
     assert keyed_pid(gateway) == pid
-    assert gateway.events("worker.stray") == []
+    assert gateway.events("worker.orphan") == []
     os.kill(pid, signal.SIGKILL)
     async with asyncio.timeout(30):
         while not await answers(gateway):

@@ -28,7 +28,7 @@ async def test_commands_see_what_a_killed_daemon_left(gateway: Gateway, engine: 
     status = await gateway.until_states({"r1": "serving"})
     [began] = gateway.events("daemon.started")
     assert began["version"] == __version__
-    nginx, router = status["bridge"]["pid"], service_of(status)["router"]["pid"]
+    nginx, router = status["nginx"]["pid"], service_of(status)["router"]["pid"]
     port = service_of(status)["replicas"][0]["bridge"].rpartition(":")[2]
     await gateway.kill()
     for command in (("status",), ("stop",), ("reload",), ("drain", "chat", "r1")):
@@ -59,7 +59,7 @@ async def test_commands_see_what_a_killed_daemon_left(gateway: Gateway, engine: 
 
 async def test_workers_of_a_dead_nginx_are_among_what_was_left(gateway: Gateway) -> None:
     """They go on listening, and the next daemon takes their ports up: they are no strangers to `check`."""
-    nginx = (await gateway.status())["bridge"]["pid"]
+    nginx = (await gateway.status())["nginx"]["pid"]
     await gateway.kill()
     master = Identity.of(nginx)
     assert master is not None
@@ -81,7 +81,7 @@ async def test_stop_all_without_a_daemon_ends_what_one_left(gateway: Gateway, en
     give_key(gateway, "r2", "secret")
     await engine(gateway.socket("r2"), EngineKind.VLLM_HTTP, model="guarded", require_key="secret")
     status = await gateway.until_states({"r1": "serving", "r2": "serving"}, within_s=30)
-    pids = [service_of(status)["router"]["pid"], status["bridge"]["pid"]]
+    pids = [service_of(status)["router"]["pid"], status["nginx"]["pid"]]
     await gateway.kill()
     left = look_for_left(gateway.directory / "run", gateway.directory / "state")
     assert len(left.small) == 1
@@ -108,7 +108,7 @@ async def test_stop_all_without_a_daemon_ends_what_one_left(gateway: Gateway, en
 async def test_stop_all_finds_what_no_record_tells_of(gateway: Gateway) -> None:
     """Records are hints: the children's own logs say whose they are."""
     status = await gateway.status()
-    pids = {service_of(status)["router"]["pid"], status["bridge"]["pid"]}
+    pids = {service_of(status)["router"]["pid"], status["nginx"]["pid"]}
     await gateway.kill()
     (gateway.directory / "run" / "processes.json").unlink()
     shutil.rmtree(gateway.directory / "run" / "nginx")
@@ -122,7 +122,7 @@ async def test_stop_all_needs_no_valid_configuration(gateway: Gateway, engine: S
     """Where all of it is has not become wrong: whatever else the file says now, or if it is no YAML any more."""
     await engine(gateway.socket("r1"))
     status = await gateway.until_states({"r1": "serving"})
-    pids = {service_of(status)["router"]["pid"], status["bridge"]["pid"]}
+    pids = {service_of(status)["router"]["pid"], status["nginx"]["pid"]}
     await gateway.kill()
     (gateway.directory / "run" / "processes.json").unlink()
     where = {name: gateway.settings[name] for name in ("run_dir", "state_dir")}

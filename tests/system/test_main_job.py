@@ -54,7 +54,7 @@ async def test_scale_to_zero_and_back_many_times(gateway: Gateway, engine: Start
         status = await gateway.until_states({}, within_s=15)
         assert service_of(status)["replicas"] == []
         assert await gateway.workers() == []
-    assert (await gateway.status())["bridge"]["reloads"] == 0
+    assert (await gateway.status())["nginx"]["reloads"] == 0
 
 
 async def test_prefill_and_decode_pair_answers(gateway: Gateway, engine: StartEngine) -> None:

@@ -258,7 +258,7 @@ async def test_daemon_killed_and_started_again_adopts_everything(gateway: Gatewa
     await gateway.start()
     after = await gateway.until_states(wanted)
     assert service_of(after)["router"]["pid"] == service_of(before)["router"]["pid"]
-    assert after["bridge"]["pid"] == before["bridge"]["pid"]
+    assert after["nginx"]["pid"] == before["nginx"]["pid"]
     for name in wanted:
         for key in ("worker_id", "bridge"):
             assert replica_of(after, name)[key] == replica_of(before, name)[key]
@@ -288,7 +288,7 @@ async def test_interrupt_takes_everything_down(gateway: Gateway, engine: StartEn
     """Ctrl-C in the foreground leaves no process and no link behind."""
     await engine(gateway.socket("r1"))
     status = await gateway.until_states({"r1": "serving"})
-    pids = [service_of(status)["router"]["pid"], status["bridge"]["pid"]]
+    pids = [service_of(status)["router"]["pid"], status["nginx"]["pid"]]
     assert gateway.process is not None
     gateway.process.send_signal(signal.SIGINT)
     assert await gateway.process.wait() == 0

@@ -244,7 +244,7 @@ async def test_a_killed_daemon_leaves_the_address_and_the_next_takes_it_up(site:
     assert (await stream).split()[-1] == "59"
     assert peer_pid(site) == pid
     assert start_ticks(pid) is not None
-    assert site.gateway.events("worker.stray") == []
+    assert site.gateway.events("worker.orphan") == []
     assert (await site.chat())[0] == 200
 
 

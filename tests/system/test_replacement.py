@@ -88,7 +88,7 @@ async def test_router_is_replaced_without_a_failed_request(gateway: Gateway, eng
     assert router_is_new(after, old=old_pid)
     while start_ticks(old_pid) is not None:
         await asyncio.sleep(0.05)
-    assert after["bridge"]["reloads"] == 0, "a reload would cost clients their kept connections"
+    assert after["nginx"]["reloads"] == 0, "a reload would cost clients their kept connections"
     assert slow.ledger.aborted == 0
     for name in wanted:
         assert replica_of(after, name)["bridge"] == replica_of(before, name)["bridge"]
@@ -216,7 +216,7 @@ async def test_stop_leaves_everything_running_and_stop_all_nothing(gateway: Gate
     """`stop` ends the daemon alone; `stop --all` lets the streams finish and takes all down in order."""
     await engine(gateway.socket("r1"), token_interval_s=0.05)
     status = await gateway.until_states({"r1": "serving"})
-    pids = [service_of(status)["router"]["pid"], status["bridge"]["pid"]]
+    pids = [service_of(status)["router"]["pid"], status["nginx"]["pid"]]
     assert (await gateway.cli("stop"))[1] == "stopped; nginx and the routers go on\n"
     assert all(start_ticks(pid) is not None for pid in pids)
     assert await stream_chat(gateway, 3)
@@ -235,7 +235,7 @@ async def test_stop_all_is_bounded_and_takes_no_new_requests(gateway: Gateway, e
     """A stream that does not end in time is cut; meanwhile nobody new is let in, and an engine is still reached."""
     await engine(gateway.socket("r1"), token_interval_s=0.05)
     status = await gateway.until_states({"r1": "serving"})
-    pids = [service_of(status)["router"]["pid"], status["bridge"]["pid"]]
+    pids = [service_of(status)["router"]["pid"], status["nginx"]["pid"]]
     started = asyncio.Event()
     stream = asyncio.create_task(stream_chat(gateway, 10_000, started))
     await started.wait()
@@ -325,7 +325,7 @@ async def test_router_that_is_slow_to_go_holds_nobody_up(gateway: Gateway, engin
         await asyncio.sleep(0.05)
     assert (await gateway.cli("router", "restart", "chat"))[0] == 0
     after = await gateway.until_states({"slow": "serving", "r1": "draining", "r2": "draining"})
-    assert after["bridge"]["reloads"] == 0
+    assert after["nginx"]["reloads"] == 0
     assert gateway.events("daemon.wedged") == []
     assert gateway.events("loop.failed") == []
 

@@ -168,7 +168,7 @@ async def test_taken_port_is_walked_around(make_gateway: MakeGateway, engine: St
         assert await ask(gateway, "tiny", stream=False)
 
 
-async def test_lost_workers_come_back_and_strays_go(gateway: Gateway, engine: StartEngine) -> None:
+async def test_lost_workers_come_back_and_orphans_go(gateway: Gateway, engine: StartEngine) -> None:
     """What the router loses or invents is put right within a rescan or so."""
     await engine(gateway.socket("r1"))
     stranger = await engine(gateway.directory / "elsewhere.sock")
@@ -191,7 +191,7 @@ async def test_lost_workers_come_back_and_strays_go(gateway: Gateway, engine: St
         await gateway.until_workers(
             lambda workers: [w["id"] for w in workers] == [replica_of(status, "r1")["worker_id"]]
         )
-    assert gateway.events("worker.stray")[0]["worker_url"] == f"http://127.0.0.1:{port}"
+    assert gateway.events("worker.orphan")[0]["worker_url"] == f"http://127.0.0.1:{port}"
 
 
 async def test_wrongly_registered_worker_is_corrected(gateway: Gateway, engine: StartEngine) -> None:
@@ -291,7 +291,7 @@ async def test_router_comes_back_on_its_ports_though_they_are_free_only_a_moment
         await gateway.until(lambda s: service_of(s)["router"]["state"] == "starting")
     after = await gateway.until(lambda s: service_of(s)["router"]["state"] == "up" and s["ready"], within_s=20)
     assert service_of(after)["router"]["url"] == router["url"]
-    assert after["bridge"]["reloads"] == before["bridge"]["reloads"]
+    assert after["nginx"]["reloads"] == before["nginx"]["reloads"]
 
 
 async def bound(port: int) -> socket.socket:

@@ -15,8 +15,8 @@ from tests.system.gateway import Gateway, Status, replica_of, service_of, states
 def what_stays(status: Status) -> tuple[object, ...]:
     """What must be the same afterwards."""
     replica = replica_of(status, "r1")
-    pids = status["bridge"]["pid"], service_of(status)["router"]["pid"]
-    return *pids, status["bridge"]["reloads"], replica["bridge"], replica["worker_id"]
+    pids = status["nginx"]["pid"], service_of(status)["router"]["pid"]
+    return *pids, status["nginx"]["reloads"], replica["bridge"], replica["worker_id"]
 
 
 async def test_run_directory_removed_while_running(gateway: Gateway, engine: StartEngine) -> None:

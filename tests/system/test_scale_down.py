@@ -48,7 +48,7 @@ async def test_streams_on_an_unlinked_replica_and_on_its_neighbours_finish(
     assert (await stream).split()[-1] == "59"
     status = await gateway.until_states({"r2": "serving"})
     assert leaving.ledger.aborted == 0
-    assert status["bridge"]["leased"] == 1
+    assert status["nginx"]["leased"] == 1
 
 
 async def test_dead_listener_is_out_within_about_a_second(gateway: Gateway, engine: StartEngine) -> None:
@@ -78,8 +78,8 @@ async def test_hung_engine_is_out_after_the_evidence_and_back_when_it_answers(
     hanging.behave(hang=True)
     status = await gateway.until_states({"r1": "unreachable"})
     assert "no answer" in replica_of(status, "r1")["reason"]
-    [condemned] = gateway.events("replica.condemned")
-    assert condemned["failures"] == 3
+    [ejected] = gateway.events("replica.ejected")
+    assert ejected["failures"] == 3
     hanging.behave(hang=False)
     after = replica_of(await gateway.until_states({"r1": "serving"}), "r1")
     assert after["bridge"] == before["bridge"], "an unchanged replica keeps its port"
@@ -101,7 +101,7 @@ async def test_engine_that_was_silent_once_stays(make_gateway: MakeGateway, engi
     await busy.until(lambda seen: seen.calls["/health"] > checked + 1, within_s=10)
     after = replica_of(await gateway.status(), "r1")
     assert (after["state"], after["worker_id"]) == ("serving", before["worker_id"])
-    assert gateway.events("replica.condemned") == []
+    assert gateway.events("replica.ejected") == []
 
 
 async def test_other_role_behind_the_same_socket_is_another_worker(gateway: Gateway, engine: StartEngine) -> None:
@@ -250,7 +250,7 @@ async def test_unchanged_replica_keeps_port_and_worker_while_neighbours_come_and
         await gateway.until_states({"steady": "serving"}, within_s=15)
     after = replica_of(await gateway.status(), "steady")
     assert (after["bridge"], after["worker_id"]) == (before["bridge"], before["worker_id"])
-    assert (await gateway.status())["bridge"]["reloads"] == 0
+    assert (await gateway.status())["nginx"]["reloads"] == 0
 
 
 async def test_last_of_its_protocol_leaves_without_a_second_of_503(gateway: Gateway, engine: StartEngine) -> None:

@@ -110,7 +110,7 @@ async def test_nginx_does_not_care_whether_the_daemon_listens(gateway: Gateway, 
         assert [await post(session, gateway) for _ in range(200)] == [200] * 200
         assert log.read_bytes() == before
         await gateway.start()
-        assert gateway.events("bridge.adopted")
+        assert gateway.events("nginx.adopted")
         await until_listening(gateway)
         assert [await post(session, gateway) for _ in range(7)] == [200] * 7
     found = await until_signals(gateway, lambda s: s["windows"]["300"]["outcomes"].get("ok", 0) >= 7)
@@ -122,9 +122,9 @@ async def test_nginx_started_again_is_heard_again(gateway: Gateway, engine: Star
     await engine(gateway.socket("r1"))
     status = await gateway.until_states({"r1": "serving"})
     await until_listening(gateway)
-    pid = status["bridge"]["pid"]
+    pid = status["nginx"]["pid"]
     os.kill(pid, signal.SIGKILL)
-    await gateway.until(lambda s: s["bridge"]["state"] == "up" and s["bridge"]["pid"] != pid, within_s=20)
+    await gateway.until(lambda s: s["nginx"]["state"] == "up" and s["nginx"]["pid"] != pid, within_s=20)
     async with aiohttp.ClientSession() as session:
 
         async def is_heard() -> bool:

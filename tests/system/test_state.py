@@ -57,7 +57,7 @@ async def test_processes_that_no_record_tells_of_are_found(gateway: Gateway, eng
     (gateway.directory / "run" / "processes.json").unlink()
     await gateway.start()
     after = await gateway.until_states({"r1": "serving"}, within_s=20)
-    assert after["bridge"]["pid"] == before["bridge"]["pid"]
+    assert after["nginx"]["pid"] == before["nginx"]["pid"]
     await until_gone(service_of(before)["router"]["pid"])
     assert replica_of(after, "r1")["bridge"] == replica_of(before, "r1")["bridge"]
 
@@ -112,7 +112,7 @@ async def test_port_rests_as_long_as_a_worker_may_yet_appear_there(
     gateway.socket("r1").unlink()
     if daemon_dies == "before":
         await gateway.start()
-    await gateway.until(lambda s: states_of(s) == {} and s["bridge"]["quarantined"] == 1)
+    await gateway.until(lambda s: states_of(s) == {} and s["nginx"]["quarantined"] == 1)
     if daemon_dies == "after":
         await gateway.until(
             lambda _: recorded_rests(gateway) == [replica_of(status, "r1")["bridge"].rpartition(":")[2]]
@@ -122,7 +122,7 @@ async def test_port_rests_as_long_as_a_worker_may_yet_appear_there(
     else:
         await gateway.until_workers(lambda workers: workers == [])
     await engine(gateway.socket("r2"))
-    assert (await gateway.until_states({"r2": "serving"}))["bridge"]["quarantined"] == 1
+    assert (await gateway.until_states({"r2": "serving"}))["nginx"]["quarantined"] == 1
 
 
 def recorded_rests(gateway: Gateway) -> list[str]:
@@ -186,7 +186,7 @@ async def test_record_of_a_dead_nginx_does_not_hide_the_living_one(gateway: Gate
     record["nginx"]["start_ticks"] -= 1
     path.write_text(json.dumps(record))
     await gateway.start()
-    assert (await gateway.until_states({"r1": "serving"}))["bridge"]["pid"] == before["bridge"]["pid"]
+    assert (await gateway.until_states({"r1": "serving"}))["nginx"]["pid"] == before["nginx"]["pid"]
 
 
 async def test_leases_are_never_lost_while_a_daemon_starts(gateway: Gateway, engine: StartEngine) -> None:
@@ -258,25 +258,25 @@ async def test_nginx_master_killed_and_its_orphans_stopped(gateway: Gateway, eng
     """The workers that a dead master leaves hold the ports: they are stopped, and the bridges are back."""
     await engine(gateway.socket("r1"))
     before = await gateway.until_states({"r1": "serving"})
-    master = before["bridge"]["pid"]
+    master = before["nginx"]["pid"]
     workers = [int(pid) for pid in Path(f"/proc/{master}/task/{master}/children").read_text().split()]
     os.kill(master, signal.SIGKILL)
-    after = await gateway.until(lambda s: s["bridge"]["state"] == "up" and s["bridge"]["pid"] != master, within_s=5)
+    after = await gateway.until(lambda s: s["nginx"]["state"] == "up" and s["nginx"]["pid"] != master, within_s=5)
     assert all(start_ticks(pid) is None for pid in workers)
     assert await stream_chat(gateway, 3)
     assert replica_of(after, "r1")["worker_id"] == replica_of(before, "r1")["worker_id"]
-    assert gateway.events("bridge.orphans_stopped")[0]["workers"] == len(workers)
+    assert gateway.events("nginx.orphans_stopped")[0]["workers"] == len(workers)
 
 
 async def test_nginx_that_hangs_is_started_again(gateway: Gateway, engine: StartEngine) -> None:
     """It runs, it listens, the kernel takes every connection, and nobody answers: that is told and ended."""
     await engine(gateway.socket("r1"))
     before = await gateway.until_states({"r1": "serving"})
-    master = before["bridge"]["pid"]
+    master = before["nginx"]["pid"]
     for worker in Path(f"/proc/{master}/task/{master}/children").read_text().split():
         os.kill(int(worker), signal.SIGSTOP)
-    after = await gateway.until(lambda s: s["bridge"]["state"] == "up" and s["bridge"]["pid"] != master, within_s=60)
-    assert [event["pid"] for event in gateway.events("bridge.hung")] == [master]
+    after = await gateway.until(lambda s: s["nginx"]["state"] == "up" and s["nginx"]["pid"] != master, within_s=60)
+    assert [event["pid"] for event in gateway.events("nginx.hung")] == [master]
     assert await stream_chat(gateway, 3)
     assert replica_of(after, "r1")["worker_id"] == replica_of(before, "r1")["worker_id"]
 
@@ -290,7 +290,7 @@ async def test_drained_then_resumed_replica_is_released_when_it_goes(gateway: Ga
     await gateway.until_states({"r1": "serving"})
     await here.stop()
     status = await gateway.until_states({})
-    assert (status["bridge"]["leased"], status["bridge"]["quarantined"]) == (0, 0)
+    assert (status["nginx"]["leased"], status["nginx"]["quarantined"]) == (0, 0)
 
 
 async def test_engine_that_died_with_the_daemon_and_its_records(gateway: Gateway, engine: StartEngine) -> None:
@@ -322,7 +322,7 @@ async def test_log_directory_removed_while_no_daemon_ran(make_gateway: MakeGatew
     await gateway.start()
     await gateway.until_states({"r1": "serving"}, service="code")
     assert "r1" in await ask(gateway, "tiny", stream=False, service="code")
-    assert gateway.events("bridge.not_reloaded") == []
+    assert gateway.events("nginx.not_reloaded") == []
 
 
 async def test_nginx_that_cannot_be_reconfigured_serves_what_it_has(
@@ -345,7 +345,7 @@ async def test_nginx_that_cannot_be_reconfigured_serves_what_it_has(
         lambda s: "refuses its configuration" in (service_of(s, "code")["not_in_force"] or ""), within_s=30
     )
     assert service_of(status, "chat")["not_in_force"] is None
-    assert status["bridge"]["pid"] == before["bridge"]["pid"]
+    assert status["nginx"]["pid"] == before["nginx"]["pid"]
     await gateway.until_states({"r1": "serving"})
     assert "r1" in await ask(gateway, "tiny", stream=False)
     log.unlink()
@@ -370,7 +370,7 @@ async def test_port_of_a_lost_lease_is_nobodys_while_it_is_in_use(gateway: Gatew
     await engine(gateway.socket("r2"))
     status = await gateway.until_states({"r2": "serving"})
     assert not replica_of(status, "r2")["bridge"].endswith(f":{port}")
-    assert status["bridge"]["quarantined"] == 1
+    assert status["nginx"]["quarantined"] == 1
     writer.close()
     await leaving.stop()
 

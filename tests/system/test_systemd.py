@@ -108,7 +108,7 @@ def serves(status: dict[str, Any]) -> bool:
 
 def what_stays(status: dict[str, Any]) -> tuple[object, ...]:
     replica = replica_of(status, "r1")
-    return status["bridge"]["pid"], service_of(status)["router"]["pid"], replica["bridge"], replica["worker_id"]
+    return status["nginx"]["pid"], service_of(status)["router"]["pid"], replica["bridge"], replica["worker_id"]
 
 
 async def next_daemon(machine: SystemdMachine, old: int, *, within_s: float = 60) -> int:

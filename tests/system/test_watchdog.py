@@ -30,7 +30,7 @@ def supervised(gateway: Gateway, wedge: str) -> Supervisor:
 
 def what_stays(status: Status, names: list[str]) -> list[object]:
     rows = [(name, replica_of(status, name)["bridge"], replica_of(status, name)["worker_id"]) for name in names]
-    return [status["bridge"]["pid"], service_of(status)["router"]["pid"], rows]
+    return [status["nginx"]["pid"], service_of(status)["router"]["pid"], rows]
 
 
 @pytest.mark.parametrize("wedge", ["loop", "reconcile"])

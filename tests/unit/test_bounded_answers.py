@@ -276,7 +276,7 @@ async def test_what_nginx_says_of_its_clients_can_be_shown(tmp_path: Path) -> No
     with structlog.testing.capture_logs() as events:
         children._logger = structlog.get_logger()
         await children._pass_on_nginx(log)
-    assert [event["event"] for event in events] == ["bridge.said"] * 5 + ["bridge.said_more"]
+    assert [event["event"] for event in events] == ["nginx.said"] * 5 + ["nginx.said_more"]
     assert events[-1]["lines"] == 995
 
 

@@ -271,7 +271,7 @@ def test_settled_stays_settled() -> None:
 CHANGES: dict[str, Callable[[Worker], tuple[Worker, ...]]] = {
     "missing": lambda _w: (),
     "twice": lambda w: (w, w),
-    "a stray": lambda w: (w, replace(w, url="http://127.0.0.1:24009")),
+    "an orphan": lambda w: (w, replace(w, url="http://127.0.0.1:24009")),
     "wrong type": lambda w: (replace(w, worker_type="prefill"),),
     "wrong mode": lambda w: (replace(w, connection_mode="grpc"),),
     "wrong runtime": lambda w: (replace(w, runtime_type="vllm"),),

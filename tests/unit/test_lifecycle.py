@@ -89,7 +89,7 @@ def test_failures_of_different_kinds_count_together() -> None:
 
 
 @given(st.lists(st.sampled_from([REFUSED, NOT_READY, SILENT, Foreign("x"), Ready(FACTS)]), max_size=20))
-def test_a_single_failure_after_a_good_answer_never_condemns(results: list[ProbeResult]) -> None:
+def test_a_single_failure_after_a_good_answer_never_ejects(results: list[ProbeResult]) -> None:
     """Silence is not death, however bad the past."""
     history = [(float(i), result) for i, result in enumerate(results)]
     last = evidence(*history, (100.0, Ready(FACTS)), (101.0, SILENT))
@@ -148,7 +148,7 @@ READY_WORKER = Registered("w", "u", WorkerStatus.READY, WorkerType.REGULAR, Conn
 
 
 @pytest.mark.parametrize(
-    ("result", "leaving", "condemned", "worker", "state"),
+    ("result", "leaving", "ejected", "worker", "state"),
     [
         (None, False, False, None, ReplicaState.SEEN),
         (Ready(FACTS), False, False, None, ReplicaState.REGISTERING),
@@ -164,10 +164,10 @@ READY_WORKER = Registered("w", "u", WorkerStatus.READY, WorkerType.REGULAR, Conn
     ],
 )
 def test_words_of_status(
-    result: ProbeResult | None, leaving: bool, condemned: bool, worker: Registered | None, state: ReplicaState
+    result: ProbeResult | None, leaving: bool, ejected: bool, worker: Registered | None, state: ReplicaState
 ) -> None:
     """One word for each case; a worker that was silent once still serves."""
-    assert state_of(result=result, leaving=leaving, condemned=condemned, worker=worker) is state
+    assert state_of(result=result, leaving=leaving, ejected=ejected, worker=worker) is state
 
 
 def test_backoff_grows_to_its_bound_and_starts_at_nothing() -> None:

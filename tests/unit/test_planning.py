@@ -33,7 +33,7 @@ from gateway_sidecar.domain.planning import (
     differs,
     missing_role,
     plan_occupant,
-    plan_strays,
+    plan_orphans,
     plan_worker,
     worker_spec,
 )
@@ -109,7 +109,7 @@ def test_unknown_removes_nothing(status: WorkerStatus) -> None:
     "status", [WorkerStatus.READY, WorkerStatus.NOT_READY, WorkerStatus.PENDING, WorkerStatus.FAILED]
 )
 def test_positive_evidence_removes(why: Why, status: WorkerStatus) -> None:
-    """Gone, drained, condemned or replaced: out, whatever the router thinks of it."""
+    """Gone, drained, ejected or replaced: out, whatever the router thinks of it."""
     action = plan_worker(view(leaving=why, wanted=False), seen(replace(READY, status=status)))
     assert action == Deregister("w1", URL, why)
 
@@ -165,12 +165,12 @@ def test_drained_replica_is_unbridged_and_kept() -> None:
     assert plan_occupant(view(linked=False), [seen()]) == Bridge(), "resumed"
 
 
-def test_strays_go_only_when_the_sources_have_been_read() -> None:
+def test_orphans_go_only_when_the_sources_have_been_read() -> None:
     """Before the first whole look a worker may be somebody's."""
     listed = {URL: READY, "http://x:1": replace(READY, worker_id="w2", url="http://x:1")}
-    assert plan_strays(listed, frozenset({URL}), complete=False) == []
-    assert plan_strays(listed, frozenset({URL}), complete=True) == [Deregister("w2", "http://x:1", Why.FOREIGN)]
-    assert plan_strays(listed, frozenset(listed), complete=True) == []
+    assert plan_orphans(listed, frozenset({URL}), complete=False) == []
+    assert plan_orphans(listed, frozenset({URL}), complete=True) == [Deregister("w2", "http://x:1", Why.FOREIGN)]
+    assert plan_orphans(listed, frozenset(listed), complete=True) == []
 
 
 def test_actions_read_well() -> None:
@@ -187,7 +187,7 @@ class World:
     present: bool = True
     ready: bool = True
     drain: bool = False
-    condemned: bool = False
+    ejected: bool = False
     router_known: bool = True
     port: int | None = None
     linked: bool = False
@@ -203,7 +203,7 @@ class World:
             return Why.SOCKET_GONE
         if self.drain:
             return Why.DRAIN
-        return Why.UNREACHABLE if self.condemned else None
+        return Why.UNREACHABLE if self.ejected else None
 
     def views(self) -> tuple[OccupantView, WorkerView]:
         out = self.router_known and self.worker is None and self.leaving is not None
@@ -258,7 +258,7 @@ class World:
         self.connections = max(0, self.connections - 1)
 
 
-EVENTS = ("unlink", "silence", "answer", "drain", "condemn", "clear", "router_lost", "router_known", "router_new",
+EVENTS = ("unlink", "silence", "answer", "drain", "eject", "clear", "router_lost", "router_known", "router_new",
           "worker_failed", "connect", "plan_first", "plan_all", "time")  # fmt: skip
 
 
@@ -273,10 +273,10 @@ def happen(world: World, event: str) -> None:
             world.ready = True
         case "drain":
             world.drain = True
-        case "condemn":
-            world.condemned = True
+        case "eject":
+            world.ejected = True
         case "clear":
-            world.condemned = False
+            world.ejected = False
         case "router_lost":
             world.router_known = False
         case "router_known":
@@ -318,12 +318,12 @@ def test_any_plan_cut_anywhere_and_planned_again_converges(events: list[str]) ->
     elif world.drain:
         assert world.worker is None
         assert not world.linked
-    elif world.condemned:
+    elif world.ejected:
         assert world.worker is None
     assert world.plan() == [], "at rest there is nothing to do"
 
 
-@given(st.lists(st.sampled_from([e for e in EVENTS if e not in ("unlink", "drain", "condemn", "worker_failed")])))
+@given(st.lists(st.sampled_from([e for e in EVENTS if e not in ("unlink", "drain", "eject", "worker_failed")])))
 @settings(max_examples=300, deadline=None)
 def test_without_positive_evidence_nobody_is_removed(events: list[str]) -> None:
     """Silence, lost routers, cut plans: none of it deregisters a worker."""

@@ -183,7 +183,7 @@ def test_a_table_has_a_row_for_each_replica_whatever_is_in_it() -> None:
         "sockets": "",
         "replicas": rows,
     }
-    status = {"bridge": {"state": "down", "reason": EVIL}, "problems": [EVIL], "services": [service]}
+    status = {"nginx": {"state": "down", "reason": EVIL}, "problems": [EVIL], "services": [service]}
     text = render_status(status)
     assert "0 restarts" in text
     assert all(line.isprintable() for line in text.split("\n"))
@@ -206,6 +206,6 @@ def test_one_is_no_many() -> None:
             "reason": "none serves", "waiting": waiting, "unanswered": {}, "source": {"blind": None, "refused": {}},
             "scaling": None, "sockets": "", "replicas": [],
         }  # fmt: skip
-        text = render_status({"bridge": {"state": "up"}, "problems": [], "services": [service]})
+        text = render_status({"nginx": {"state": "up"}, "problems": [], "services": [service]})
         assert line in text
         assert "1 restart)" in text

@@ -346,9 +346,9 @@ async def test_worker_that_nobody_knows_is_taken_out(worlds: Worlds) -> None:
     async with worlds() as world:
         world.appear("r1")
         await world.until(lambda: world.serves("r1"))
-        stray = replace(next(iter(world.router.workers.values())), worker_id="w99", url="http://127.0.0.1:24020")
-        world.router.workers[stray.url] = stray
-        await world.until(lambda: stray.url not in world.router.workers)
+        orphan = replace(next(iter(world.router.workers.values())), worker_id="w99", url="http://127.0.0.1:24020")
+        world.router.workers[orphan.url] = orphan
+        await world.until(lambda: orphan.url not in world.router.workers)
         assert world.serves("r1")
 
 

@@ -26,7 +26,7 @@ from gateway_sidecar.control.replicas.tenure import BridgeHosts, Tenure, occupan
 from gateway_sidecar.control.routers import replacement as router_slots
 from gateway_sidecar.control.routers.process import RouterProcess, RouterState
 from gateway_sidecar.control.routers.workers import LATE_S
-from gateway_sidecar.control.service import Service
+from gateway_sidecar.control.service import Service, ServiceAdapters
 from gateway_sidecar.domain.leases import PortLeases
 from gateway_sidecar.domain.model import (
     ConnectionMode,
@@ -438,8 +438,7 @@ class World:
                     self.leases.settle(port, awake.now())
 
     def _new_service(self) -> Service:
-        return Service(
-            self._settings,
+        outside = ServiceAdapters(
             source=self.source,
             probe=self.probe,
             switches=self.links,
@@ -449,13 +448,11 @@ class World:
             hosts=BridgeHosts("127.0.0.1", "127.0.0.2"),
             make_router=self._make_router,
             private_ports=cast("Any", self),
-            metrics=self.metrics,
-            rescan_interval_s=5.0,
             read_overrides=self._read_notes,
             path_of=lambda _: PathStatus(PathState.UP),
-            on_change=lambda: None,
             move_address=self._move_address,
         )
+        return Service(self._settings, outside, self.metrics, rescan_interval_s=5.0, on_change=lambda: None)
 
     def _make_router(self, settings: ServiceSettings, slot: str) -> RouterProcess:
         made = PlayedProcess(settings.name, slot, len(self.routers) + 1)

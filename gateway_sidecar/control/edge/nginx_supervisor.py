@@ -109,7 +109,7 @@ class NginxSupervisor:
         """
         for earlier in candidates:
             if await self.nginx.adopt(earlier):
-                self._logger.info("bridge.adopted", pid=earlier.pid)
+                self._logger.info("nginx.adopted", pid=earlier.pid)
                 self._went(up=True)
                 self._begun = True
                 self.applied = await self.nginx.in_force()
@@ -143,11 +143,11 @@ class NginxSupervisor:
             touched.cancel()
         if not process.running:
             last = await self.nginx.log.read_tail(3)
-            self._logger.error("bridge.exited", pid=process.pid, exit_code=process.exit_code, last_lines=last)
+            self._logger.error("nginx.exited", pid=process.pid, exit_code=process.exit_code, last_lines=last)
             self._went(up=False)
             orphans = await stop_orphans(process.identity)
             if orphans:
-                self._logger.warning("bridge.orphans_stopped", workers=orphans)
+                self._logger.warning("nginx.orphans_stopped", workers=orphans)
         else:
             self._touched.clear()
             again = bool(self.reason or self._refused) and awake.now() > self._retry_at
@@ -164,7 +164,7 @@ class NginxSupervisor:
             self._ask_at = awake.now() + _ASK_GAP_S
             if self._mute_times >= _MUTE_TIMES:
                 self._mute_times = 0
-                self._logger.error("bridge.hung", pid=self.nginx.process.pid if self.nginx.process else None)
+                self._logger.error("nginx.hung", pid=self.nginx.process.pid if self.nginx.process else None)
                 self.nginx.kill()
                 return
         if self._asking is None and awake.now() >= self._ask_at:
@@ -186,14 +186,14 @@ class NginxSupervisor:
                 served, refused, reloaded = await self._lead(wanted)
             except (BridgeError, OSError) as error:
                 if self.reason != str(error):
-                    self._logger.error("bridge.not_reloaded", reason=str(error), retry_in_s=_RETRY_S)
+                    self._logger.error("nginx.not_reloaded", reason=str(error), retry_in_s=_RETRY_S)
                 self.reason = str(error)
                 self._retry_at = awake.now() + _RETRY_S
                 self._measure(wanted)
                 return
             if reloaded:
-                self._metrics.bridge_reloads.inc()
-                self._logger.info("bridge.reloaded", services=[a.service for a in served])
+                self._metrics.nginx_reloads.inc()
+                self._logger.info("nginx.reloaded", services=[a.service for a in served])
             self._settle(wanted, served, refused)
 
     async def _lead(self, wanted: Sequence[ServiceAddress]) -> tuple[Sequence[ServiceAddress], Mapping[str, str], bool]:
@@ -245,7 +245,7 @@ class NginxSupervisor:
             self._failures += 1
             self.reason = str(error)
             self._logger.error(
-                "bridge.not_started", reason=self.reason, retry_in_s=round(_RESTARTS.delay_s(self._failures), 1)
+                "nginx.not_started", reason=self.reason, retry_in_s=round(_RESTARTS.delay_s(self._failures), 1)
             )
             self._on_change()
             return
@@ -268,12 +268,12 @@ class NginxSupervisor:
                 raise
             served = as_before
             await self.nginx.start(served)
-        self._metrics.bridge_starts.inc()
+        self._metrics.nginx_starts.inc()
         assert self.nginx.process is not None
         if self.nginx.log.trouble:
             to = str(self.nginx.log.file) if self.nginx.log.file else None
-            self._logger.error("bridge.log_elsewhere", reason=self.nginx.log.trouble, path=to)
-        self._logger.info("bridge.started", pid=self.nginx.process.pid, took_s=round(awake.monotonic() - began, 3))
+            self._logger.error("nginx.log_elsewhere", reason=self.nginx.log.trouble, path=to)
+        self._logger.info("nginx.started", pid=self.nginx.process.pid, took_s=round(awake.monotonic() - began, 3))
         self._went(up=True)
         self._settle(wanted, served, refused)
 
@@ -302,7 +302,7 @@ class NginxSupervisor:
             self._back.set()
         else:
             self._back.clear()
-        self._metrics.bridge_up.set(up)
+        self._metrics.nginx_up.set(up)
         self._on_change()
 
 

@@ -88,7 +88,10 @@ class ChildLogs:
         lines = await log.read()
         # A dead socket makes nginx write a line for each connection: the first few tell the story.
         for line in lines[:5]:
-            level = "error" if any(mark in line for mark in ("[emerg]", "[alert]", "[crit]")) else "info"
-            getattr(self._logger, level)("bridge.said", text=printable(line, _LONGEST_LINE))
+            text = printable(line, _LONGEST_LINE)
+            if any(mark in line for mark in ("[emerg]", "[alert]", "[crit]")):
+                self._logger.error("nginx.said", text=text)
+            else:
+                self._logger.info("nginx.said", text=text)
         if len(lines) > 5:
-            self._logger.info("bridge.said_more", lines=len(lines) - 5, path=str(log.file))
+            self._logger.info("nginx.said_more", lines=len(lines) - 5, path=str(log.file))

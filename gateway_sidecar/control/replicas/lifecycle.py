@@ -35,8 +35,9 @@ from gateway_sidecar.control.replicas.tenure import (
     owner_of,
 )
 from gateway_sidecar.control.replicas.workqueue import WorkQueue
-from gateway_sidecar.domain.model import Foreign, Overrides, PeerAddress, Ready
-from gateway_sidecar.domain.planning import Why
+from gateway_sidecar.control.routers.replacement import RouterSlots
+from gateway_sidecar.domain.model import Foreign, Overrides, PeerAddress, Ready, ReplicaState
+from gateway_sidecar.domain.planning import Why, plan_worker
 from gateway_sidecar.errors import ConfigError
 from gateway_sidecar.files.follow import opened_at
 from gateway_sidecar.sources.listing import Listing, Sighting
@@ -50,8 +51,6 @@ _NOTES_PATIENCE_S = 2.0
 class Lifecycle:
     """The comings and goings of one service.
 
-    is_settled: whether a tenure serves, known to the router as it is described now.
-    is_known: whether a router has, or is being told of, its worker.
     on_change: called when there is something new to write down.
     """
 
@@ -67,8 +66,7 @@ class Lifecycle:
         reflector: Reflector,
         log: Reporting,
         read_overrides: Callable[[Path, int], Overrides],
-        is_settled: Callable[[Tenure], bool],
-        is_known: Callable[[Tenure], bool],
+        slots: RouterSlots,
         on_change: Callable[[], None],
     ) -> None:
         self._service = service
@@ -80,8 +78,7 @@ class Lifecycle:
         self._reflector = reflector
         self._log = log
         self._read_overrides = read_overrides
-        self._is_settled = is_settled
-        self._is_known = is_known
+        self._slots = slots
         self._on_change = on_change
         self._logger = get_logger(service=service)
         self._notes_thread = OwnThread(f"notes {service}")
@@ -185,13 +182,24 @@ class Lifecycle:
         self._begin_after(tenure, replace(tenure.notes), Probed(facts, other), tenure.bridge.peer)
         tenure.unpin()
 
+    def is_settled(self, tenure: Tenure) -> bool:
+        """Whether it serves, and the router knows it as it is described now."""
+        if tenure.status.state is not ReplicaState.SERVING or tenure.url is None:
+            return False
+        seen = self._slots.active.book.view(tenure.url)
+        return not seen.busy and plan_worker(tenure.view(), seen) is None
+
+    def _is_known(self, tenure: Tenure) -> bool:
+        """Whether a router has, or is being told of, its worker."""
+        return any(seen.worker is not None or seen.busy for seen in self._slots.views(tenure.url).values())
+
     def end_superseded(self) -> None:
         """Those whose replica serves elsewhere now, or is no more, have done their part."""
         for tenure in list(self._tenures.superseded.values()):
             heir, listing = self._tenures.current.get(tenure.replica), self._reflector.listing
             if heir is None and listing is not None and tenure.replica in listing.absent:
                 continue
-            if heir is None or heir.drain.requested or self._is_settled(heir):
+            if heir is None or heir.drain.requested or self.is_settled(heir):
                 self._lose(tenure)
 
     def _lose(self, tenure: Tenure) -> None:

@@ -232,7 +232,7 @@ class Prober:
                     return
                 tenure.probe.facts = result.facts
             tenure.probe.result = result
-            tenure.probe.condemned = False
+            tenure.probe.ejected = False
             if tenure.probe.facts is None:
                 tenure.probe.facts = result.facts
             self.trust_until_next(tenure)
@@ -242,28 +242,28 @@ class Prober:
         if isinstance(result, Foreign) and is_strong and tenure.was_engine:
             tenure.probe.other = result
             return
-        if tenure.probe.facts is not None and not tenure.probe.condemned and is_strong:
-            tenure.probe.condemned = True
-            tenure.probe.condemned_at = now
+        if tenure.probe.facts is not None and not tenure.probe.ejected and is_strong:
+            tenure.probe.ejected = True
+            tenure.probe.ejected_at = now
             self._logger.warning(
-                "replica.condemned",
+                "replica.ejected",
                 replica=tenure.replica,
                 worker_url=tenure.url,
                 reason=result.reason,
                 failures=tenure.probe.evidence.failures,
                 over_s=round(now - tenure.probe.evidence.since, 2),
             )
-        if against(result) is Against.REFUSED or tenure.probe.condemned or tenure.probe.facts is None:
+        if against(result) is Against.REFUSED or tenure.probe.ejected or tenure.probe.facts is None:
             # Whoever answers next may be somebody else, unless this answer was the engine's own.
             tenure.probe.identify_next = not (isinstance(result, Loading) and result.facts is not None)
         tenure.probe.due = now + self._next_gap_s(tenure, result, now)
 
     def _next_gap_s(self, tenure: Tenure, result: ProbeResult, now: float) -> float:
-        if tenure.probe.facts is not None and not tenure.probe.condemned:
+        if tenure.probe.facts is not None and not tenure.probe.ejected:
             return suspect_delay_s(tenure.probe.evidence, self._policy)
         if isinstance(result, Foreign) and tenure.was_engine:
             return suspect_delay_s(tenure.probe.evidence, self._policy)
-        age_s = now - (tenure.probe.condemned_at if tenure.probe.condemned else tenure.seen_at)
+        age_s = now - (tenure.probe.ejected_at if tenure.probe.ejected else tenure.seen_at)
         crowd = self._crowd_of(against(result), now)
         return max(loading_delay_s(result, age_s, crowd), _LEAST_GAPS_S.get(type(result), 0.0))
 

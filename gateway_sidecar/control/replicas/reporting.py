@@ -56,7 +56,7 @@ class Reporting:
         state = state_of(
             result=tenure.probe.result,
             leaving=tenure.gone or tenure.drain.requested,
-            condemned=tenure.probe.condemned,
+            ejected=tenure.probe.ejected,
             worker=worker,
         )
         tenure.status.reason = self._reason(tenure, worker)

@@ -103,8 +103,8 @@ class Probed:
     asked: bool = False
     other: Ready | Foreign | None = None
     evidence: Evidence = field(default_factory=Evidence)
-    condemned: bool = False
-    condemned_at: float = 0.0
+    ejected: bool = False
+    ejected_at: float = 0.0
     task: asyncio.Task[None] | None = None
     due: float = 0.0
     identify_next: bool = True
@@ -260,7 +260,7 @@ class Tenure:
             return Why.DRAIN
         if self.bridge.peer_refused:
             return Why.ADDRESS
-        return Why.UNREACHABLE if self.probe.condemned else None
+        return Why.UNREACHABLE if self.probe.ejected else None
 
     def view(self) -> OccupantView:
         """The occupant for the planner. Wanted is one that was ready when last asked and that we can describe."""

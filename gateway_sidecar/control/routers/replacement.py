@@ -14,6 +14,7 @@ from functools import partial
 from gateway_sidecar.config import ServiceSettings
 from gateway_sidecar.control.routers.process import PrivatePorts, RouterState, SavedRouter
 from gateway_sidecar.control.routers.unit import RouterUnit
+from gateway_sidecar.domain.planning import WorkerView
 from gateway_sidecar.errors import RouterUnavailable
 from gateway_sidecar.nginx.config import SUCCESSOR
 from gateway_sidecar.nginx.connections import open_connections
@@ -100,6 +101,11 @@ class RouterSlots:
         """Why this very router should have been replaced, and was not; empty if there is nothing to say."""
         pid, why = self._not_replaced
         return why if pid is not None and pid == self.active.router.pid else ""
+
+    def views(self, url: str | None) -> dict[RouterUnit, WorkerView]:
+        """A worker as each router knows it. A successor that is not up yet knows nobody."""
+        units = [unit for unit in self.units if unit is self.active or unit.retiring or unit.router.up]
+        return {unit: unit.view(url) for unit in units}
 
     def addresses(self) -> tuple[str, str]:
         """Where the routers in the two slots listen, or would."""
