@@ -229,3 +229,18 @@ async def test_a_router_that_never_answers_is_ended_after_its_start_timeout() ->
             await machine.until(RouterState.BACKING_OFF)
             assert awake.monotonic() == pytest.approx(30, abs=1)
             assert "did not answer within its start timeout" in machine.router.reason
+
+
+@in_fake_time
+async def test_why_the_last_one_ended_is_shown_until_the_next_is_up() -> None:
+    """Not that the next one does not answer yet, which says nothing."""
+    with pytest.MonkeyPatch.context() as patch:
+        async with running(patch, exits_with=1) as machine:
+            await machine.until(RouterState.BACKING_OFF)
+            machine.exits_with, machine.answers = None, False
+            await machine.until(RouterState.STARTING)
+            await asyncio.sleep(1)
+            assert "exit code 1" in machine.router.reason
+            machine.answers = True
+            await machine.until(RouterState.UP)
+            assert machine.router.reason == ""

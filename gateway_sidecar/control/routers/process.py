@@ -270,7 +270,8 @@ class RouterProcess:
             try:
                 await self.client.list_workers()
             except RouterError as error:
-                self.reason = str(error)
+                if not self._failures:  # Else why the last one ended says more.
+                    self.reason = str(error)
                 await asyncio.sleep(0.01)
                 continue
             took = awake.monotonic() - began
