@@ -151,12 +151,20 @@ class Gateway:
         # Whoever writes below these was started by the daemon, whatever its records say: a removed service's router.
         places = [self.directory / name for name in ("run/tunnels", "run/log", "state/log")]
         others = [one.pid for place in places for found in writers_below(place).values() for one in found]
-        for pid in (*self.left_running(), *others):
+        # A worker that nginx was just starting has no master any more then.
+        for pid in (*self.left_running(), *others, *self._writers_of_logs()):
             with suppress(ProcessLookupError):
                 os.kill(pid, signal.SIGKILL)
         if not keep_files:
             shutil.rmtree(self.directory)
         self._ports.release()
+
+    def _writers_of_logs(self) -> Iterator[int]:
+        """Processes whose standard error is a log of this daemon's, whoever their parents were."""
+        for entry in Path("/proc").glob("[0-9]*/fd/2"):
+            with suppress(OSError):
+                if entry.readlink().is_relative_to(self.directory / "state" / "log"):
+                    yield int(entry.parts[2])
 
     def left_running(self) -> Iterator[int]:
         """What the daemon has started for long: each nginx with its workers, each router."""
