@@ -2,6 +2,7 @@
 
     GatewaySidecarError
     ├── ConfigError             the configuration file: every problem at once, with lines
+    ├── KindError               another package's kind of router, engine or source cannot be used
     ├── RouterError
     │   ├── RouterUnavailable   no answer, or an answer that makes no sense; says nothing about workers
     │   ├── RouterRefused       the router answered, and the answer is no
@@ -35,6 +36,10 @@ class ConfigError(GatewaySidecarError):
     def __init__(self, problems: list[str]) -> None:
         super().__init__("\n".join(problems))
         self.problems = problems
+
+
+class KindError(GatewaySidecarError):
+    """A kind that another package brings cannot be imported, or its name is taken."""
 
 
 class RouterError(GatewaySidecarError):

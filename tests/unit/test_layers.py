@@ -21,6 +21,7 @@ LAYERS: tuple[frozenset[str], ...] = tuple(
         "control",
         "engines frontend nginx routers sources tunnels",
         "config supervision",
+        "kinds",
         "telemetry",
         "files",
         "domain",
