@@ -88,7 +88,7 @@ def _labels(service: Service, tenure: Tenure) -> dict[str, str]:
     return {
         "replica": tenure.replica,
         "worker_type": (tenure.notes.overrides.worker_type or tenure.probe.facts.worker_type).value,
-        "runtime_type": tenure.probe.facts.runtime_type.value,
+        "runtime_type": tenure.probe.facts.runtime_type,
         "model": (worker.model_id if worker else None) or tenure.probe.facts.model or "",
     }
 

@@ -13,7 +13,7 @@ from gateway_sidecar.api.answers import LONGEST_S
 from gateway_sidecar.api.replicas import MOST_BYTES
 from gateway_sidecar.config import told_schema
 from gateway_sidecar.config.tunnels import MOST_ID_BYTES
-from gateway_sidecar.domain.model import ConnectionMode, ReplicaState, RuntimeType, WorkerType
+from gateway_sidecar.domain.model import ConnectionMode, ReplicaState, WorkerType
 from gateway_sidecar.domain.planning import Missing
 from gateway_sidecar.domain.tunnels import PathState
 
@@ -269,7 +269,7 @@ def _schemas() -> Json:
         worker_id=_MAYBE_TEXT,
         worker_type=_one_of(*WorkerType, None),
         connection_mode=_one_of(*ConnectionMode, None),
-        runtime_type=_one_of(*RuntimeType, None),
+        runtime_type={**_MAYBE_TEXT, "description": "The engine, such as vllm; external is any other OpenAI API."},
         model=_MAYBE_TEXT,
         reason=_MAYBE_TEXT,
         source={**_TEXT, "description": "Who has it: sockets, ssh, inventory or api."},

@@ -135,7 +135,7 @@ def _replica(service: Service, tenure: Tenure) -> dict[str, Any]:
         "worker_id": worker.worker_id if worker else None,
         "worker_type": kind.value if kind else None,
         "connection_mode": facts.connection_mode.value if facts else None,
-        "runtime_type": facts.runtime_type.value if facts else None,
+        "runtime_type": facts.runtime_type if facts else None,
         "model": (worker.model_id if worker else None) or (facts.model if facts else None),
         "reason": tenure.status.reason or None,
         "source": tenure.sighting.source,

@@ -27,17 +27,6 @@ class ConnectionMode(StrEnum):
     GRPC = "grpc"
 
 
-class RuntimeType(StrEnum):
-    """The engine (SMG's `runtime_type`); `external` is any other OpenAI-compatible server."""
-
-    SGLANG = "sglang"
-    VLLM = "vllm"
-    TRTLLM = "trtllm"
-    MLX = "mlx"
-    TOKENSPEED = "tokenspeed"
-    EXTERNAL = "external"
-
-
 class ReplicaState(StrEnum):
     """Where a replica stands; the words of `status`."""
 
@@ -69,11 +58,12 @@ class Occupant:
 class EngineFacts:
     """What an engine says of itself; independent of the address it is reached at.
 
-    Field names are SMG's. `dp_size` is the engine's number of data-parallel ranks. `instance` differs from start to
-    start, also of engines that are the same in all else; None where nothing such is told.
+    Field names are SMG's. `runtime_type` is the engine's name; `external` is any other OpenAI-compatible server.
+    `dp_size` is the engine's number of data-parallel ranks. `instance` differs from start to start, also of engines
+    that are the same in all else; None where nothing such is told.
     """
 
-    runtime_type: RuntimeType
+    runtime_type: str
     connection_mode: ConnectionMode
     worker_type: WorkerType = WorkerType.REGULAR
     model: str | None = None
@@ -169,7 +159,7 @@ class WorkerSpec:
     """
 
     url: str
-    runtime_type: RuntimeType
+    runtime_type: str
     connection_mode: ConnectionMode
     worker_type: WorkerType = WorkerType.REGULAR
     model_id: str | None = None
@@ -197,14 +187,17 @@ class WorkerStatus(StrEnum):
 
 @dataclass(frozen=True, slots=True)
 class Registered:
-    """One worker as the router lists it. `note` is what the router adds, such as why it failed."""
+    """One worker as the router lists it. `note` is what the router adds, such as why it failed.
+
+    `runtime_type` is None where the router does not name the engine: it has one word for many, or has not asked yet.
+    """
 
     worker_id: str
     url: str
     status: WorkerStatus
     worker_type: WorkerType
     connection_mode: ConnectionMode
-    runtime_type: RuntimeType
+    runtime_type: str | None
     model_id: str | None = None
     bootstrap_port: int | None = None
     kv_connector: str | None = None

@@ -147,7 +147,7 @@ def describe(action: OccupantAction | WorkerAction) -> str:
     """One action in words, for people."""
     match action:
         case Register(spec):
-            return f"register {spec.url} as {spec.worker_type.value} {spec.runtime_type.value}"
+            return f"register {spec.url} as {spec.worker_type.value} {spec.runtime_type}"
         case Deregister(_, url, why):
             return f"deregister {url}: {why.value}"
         case Bridge():
@@ -222,7 +222,7 @@ def differs(worker: Registered, expected: WorkerSpec) -> bool:
     return (
         worker.worker_type is not expected.worker_type
         or worker.connection_mode is not expected.connection_mode
-        or worker.runtime_type is not expected.runtime_type
+        or worker.runtime_type not in (None, expected.runtime_type)
         or (expected.bootstrap_port is not None and worker.bootstrap_port != expected.bootstrap_port)
         or (expected.kv_role is not None and worker.kv_role != expected.kv_role)
         or expected.named not in (None, worker.model_id)

@@ -11,7 +11,7 @@ from collections import Counter
 from collections.abc import Iterable
 from dataclasses import dataclass
 
-from gateway_sidecar.domain.model import ConnectionMode, Registered, RuntimeType, WorkerType
+from gateway_sidecar.domain.model import ConnectionMode, Registered, WorkerType
 
 
 @dataclass(frozen=True, slots=True)
@@ -19,7 +19,7 @@ class _Kind:
     """What two workers must share to be a pair."""
 
     mode: ConnectionMode
-    runtime: RuntimeType | None
+    runtime: str | None
 
 
 def unanswered(workers: Iterable[Registered]) -> dict[str, str]:
@@ -61,7 +61,11 @@ def _kind(worker: Registered) -> _Kind:
 
 
 def _named(kinds: Iterable[_Kind]) -> str:
-    return ", ".join(sorted("HTTP" if k.runtime is None else f"gRPC ({k.runtime.value})" for k in kinds))
+    return ", ".join(sorted(_shown(k) for k in kinds))
+
+
+def _shown(kind: _Kind) -> str:
+    return f"gRPC ({kind.runtime or 'other'})" if kind.mode is ConnectionMode.GRPC else "HTTP"
 
 
 def _many(count: int, part: WorkerType) -> str:

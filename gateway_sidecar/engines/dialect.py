@@ -11,7 +11,7 @@ from dataclasses import dataclass
 from google.protobuf.message import Message
 
 from gateway_sidecar.domain.discovery import HealthReader, HttpAnswer, ModelList, read_standard_health
-from gateway_sidecar.domain.model import EngineFacts, RuntimeType, Unknown
+from gateway_sidecar.domain.model import EngineFacts, Unknown
 from gateway_sidecar.engines._pb import grpc_pb2
 from gateway_sidecar.engines.fields import Fields
 
@@ -24,7 +24,7 @@ class HttpDialect:
     `read` gets the model list and one answer for each question, in order.
     """
 
-    runtime_type: RuntimeType
+    runtime_type: str
     owned_by: frozenset[str]
     questions: tuple[tuple[str, ...], ...]
     read: Callable[[ModelList, tuple[HttpAnswer, ...]], EngineFacts | Unknown]
@@ -61,7 +61,7 @@ class GrpcDialect:
     is another one only where the engine has no grpc.health.v1, and never one that makes the engine generate.
     """
 
-    runtime_type: RuntimeType
+    runtime_type: str
     services: frozenset[str]
     server_info: Rpc
     model_info: Rpc

@@ -14,7 +14,7 @@ from dataclasses import dataclass
 
 from gateway_sidecar.domain.discovery import HttpAnswer, NoAnswer
 from gateway_sidecar.domain.metrics_text import histogram
-from gateway_sidecar.domain.model import ConnectionMode, EngineFacts, RuntimeType
+from gateway_sidecar.domain.model import ConnectionMode, EngineFacts
 from gateway_sidecar.engines.unix_http import UnixHttp
 from gateway_sidecar.engines.unix_socket import connect
 from gateway_sidecar.errors import MetricsError
@@ -23,17 +23,17 @@ from gateway_sidecar.supervision.awake import within
 MOST_BYTES = 4 * 1024 * 1024
 """Real engines' pages are far smaller: some hundred series, as many again for each data-parallel rank and model."""
 
-_PATHS = {RuntimeType.TRTLLM: "/prometheus/metrics"}
-_TTFT: Mapping[RuntimeType, tuple[str, ...]] = {
-    RuntimeType.VLLM: ("vllm:time_to_first_token_seconds",),
-    RuntimeType.SGLANG: ("sglang:time_to_first_token_seconds",),
-    RuntimeType.TRTLLM: ("trtllm_time_to_first_token_seconds", "time_to_first_token_seconds"),
+_PATHS = {"trtllm": "/prometheus/metrics"}
+_TTFT: Mapping[str, tuple[str, ...]] = {
+    "vllm": ("vllm:time_to_first_token_seconds",),
+    "sglang": ("sglang:time_to_first_token_seconds",),
+    "trtllm": ("trtllm_time_to_first_token_seconds", "time_to_first_token_seconds"),
 }
 # The newer name first; where there are both they say the same.
-_ITL: Mapping[RuntimeType, tuple[str, ...]] = {
-    RuntimeType.VLLM: ("vllm:inter_token_latency_seconds", "vllm:time_per_output_token_seconds"),
-    RuntimeType.SGLANG: ("sglang:inter_token_latency_seconds", "sglang:time_per_output_token_seconds"),
-    RuntimeType.TRTLLM: ("trtllm_time_per_output_token_seconds", "time_per_output_token_seconds"),
+_ITL: Mapping[str, tuple[str, ...]] = {
+    "vllm": ("vllm:inter_token_latency_seconds", "vllm:time_per_output_token_seconds"),
+    "sglang": ("sglang:inter_token_latency_seconds", "sglang:time_per_output_token_seconds"),
+    "trtllm": ("trtllm_time_per_output_token_seconds", "time_per_output_token_seconds"),
 }
 
 
@@ -48,7 +48,7 @@ class EngineReading:
 def why_no_metrics(facts: EngineFacts) -> str | None:
     """Why this engine has no metrics page, in words; None if it may have one."""
     if facts.connection_mode is ConnectionMode.GRPC:
-        return f"a {facts.runtime_type.value} engine that speaks gRPC has no metrics page on its socket"
+        return f"a {facts.runtime_type} engine that speaks gRPC has no metrics page on its socket"
     return None
 
 

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from gateway_sidecar.domain.discovery import HttpAnswer, ModelList, document
-from gateway_sidecar.domain.model import ConnectionMode, EngineFacts, Foreign, RuntimeType
+from gateway_sidecar.domain.model import ConnectionMode, EngineFacts, Foreign
 
 ELSEWHERE = "/server_info"
 """A path that mlx_lm.server does not have."""
@@ -11,7 +11,7 @@ ELSEWHERE = "/server_info"
 
 def read_listed(models: ModelList) -> EngineFacts:
     """Read a server that lists models. mlx_lm.server lists its whole cache: only a list of one names the model."""
-    return EngineFacts(RuntimeType.EXTERNAL, ConnectionMode.HTTP, model=models.only)
+    return EngineFacts("external", ConnectionMode.HTTP, model=models.only)
 
 
 def read_bare(elsewhere: HttpAnswer, health: HttpAnswer) -> EngineFacts | Foreign:
@@ -21,5 +21,5 @@ def read_bare(elsewhere: HttpAnswer, health: HttpAnswer) -> EngineFacts | Foreig
     none), and `/health` must be mlx_lm.server's, word for word.
     """
     if elsewhere.status == 404 and health.status == 200 and document(health) == {"status": "ok"}:
-        return EngineFacts(RuntimeType.EXTERNAL, ConnectionMode.HTTP)
+        return EngineFacts("external", ConnectionMode.HTTP)
     return Foreign("HTTP, but /v1/models lists no model and nothing else shows an engine")

@@ -6,7 +6,7 @@ It names a bootstrap port even where it is not disaggregated, and says `disaggre
 from __future__ import annotations
 
 from gateway_sidecar.domain.discovery import HttpAnswer, ModelList, OwnedBy, document, needs_key
-from gateway_sidecar.domain.model import ConnectionMode, EngineFacts, RuntimeType, Unknown, WorkerType
+from gateway_sidecar.domain.model import ConnectionMode, EngineFacts, Unknown, WorkerType
 from gateway_sidecar.engines._pb import sglang_pb2
 from gateway_sidecar.engines.dialect import GrpcDialect, HttpDialect, Rpc
 from gateway_sidecar.engines.fields import Fields, dp_size, part, port, started_at, text, worker_type_by_mode
@@ -24,7 +24,7 @@ def _facts(
     if worker_type is WorkerType.PREFILL and bootstrap_port is None:
         return Unknown("SGLang prefill without a usable disaggregation_bootstrap_port")
     return EngineFacts(
-        runtime_type=RuntimeType.SGLANG,
+        runtime_type="sglang",
         connection_mode=mode,
         worker_type=worker_type,
         model=model,
@@ -46,7 +46,7 @@ def read_http(models: ModelList, answers: tuple[HttpAnswer, ...]) -> EngineFacts
     (answer,) = answers
     listed = models.ids[0] if models.ids else None
     if answer.status == 404 and models.owned_by == OwnedBy.DYNAMO:
-        return EngineFacts(RuntimeType.SGLANG, ConnectionMode.HTTP, model=listed)
+        return EngineFacts("sglang", ConnectionMode.HTTP, model=listed)
     if answer.status in (401, 403):
         return Unknown(needs_key(f"/server_info answers {answer.status}"))
     body = document(answer)
@@ -72,14 +72,14 @@ def read_grpc(server_info: Fields, model_info: Fields) -> EngineFacts | Unknown:
 
 
 HTTP = HttpDialect(
-    runtime_type=RuntimeType.SGLANG,
+    runtime_type="sglang",
     owned_by=frozenset({OwnedBy.SGLANG, OwnedBy.DYNAMO}),
     questions=(("/server_info", "/get_server_info"),),
     read=read_http,
 )
 
 GRPC = GrpcDialect(
-    runtime_type=RuntimeType.SGLANG,
+    runtime_type="sglang",
     services=frozenset({SERVICE}),
     server_info=Rpc(f"/{SERVICE}/GetServerInfo", sglang_pb2.GetServerInfoRequest, sglang_pb2.GetServerInfoResponse),
     model_info=Rpc(f"/{SERVICE}/GetModelInfo", sglang_pb2.GetModelInfoRequest, sglang_pb2.GetModelInfoResponse),

@@ -5,7 +5,7 @@ An encode worker shows only the encoder's name to reflection, and answers the sc
 
 from __future__ import annotations
 
-from gateway_sidecar.domain.model import ConnectionMode, EngineFacts, RuntimeType, Unknown, WorkerType
+from gateway_sidecar.domain.model import ConnectionMode, EngineFacts, Unknown, WorkerType
 from gateway_sidecar.engines._pb import tokenspeed_pb2
 from gateway_sidecar.engines.dialect import GrpcDialect, Rpc
 from gateway_sidecar.engines.fields import Fields, dp_size, part, port, started_at, text, worker_type_by_mode
@@ -28,7 +28,7 @@ def read_grpc(server_info: Fields, model_info: Fields) -> EngineFacts | Unknown:
     if worker_type is WorkerType.PREFILL and bootstrap_port is None:
         return Unknown("TokenSpeed prefill without a usable disaggregation_bootstrap_port")
     return EngineFacts(
-        runtime_type=RuntimeType.TOKENSPEED,
+        runtime_type="tokenspeed",
         connection_mode=ConnectionMode.GRPC,
         worker_type=worker_type,
         model=text(model_info, "served_model_name") or text(model_info, "model_path"),
@@ -40,7 +40,7 @@ def read_grpc(server_info: Fields, model_info: Fields) -> EngineFacts | Unknown:
 
 
 GRPC = GrpcDialect(
-    runtime_type=RuntimeType.TOKENSPEED,
+    runtime_type="tokenspeed",
     services=frozenset({SERVICE, ENCODER_SERVICE}),
     server_info=Rpc(
         f"/{SERVICE}/GetServerInfo", tokenspeed_pb2.GetServerInfoRequest, tokenspeed_pb2.GetServerInfoResponse

@@ -11,7 +11,7 @@ from gateway_sidecar.domain.discovery import (
     document,
     rpc_failure,
 )
-from gateway_sidecar.domain.model import ConnectionMode, EngineFacts, RuntimeType, Unknown
+from gateway_sidecar.domain.model import ConnectionMode, EngineFacts, Unknown
 from gateway_sidecar.engines._pb import trtllm_pb2
 from gateway_sidecar.engines.dialect import GrpcDialect, HealthCheck, HttpDialect, Rpc
 from gateway_sidecar.engines.fields import Fields, text
@@ -24,7 +24,7 @@ def read_http(models: ModelList, answers: tuple[HttpAnswer, ...]) -> EngineFacts
     (version,) = answers
     told = document(version) if version.status == 200 else None
     return EngineFacts(
-        runtime_type=RuntimeType.TRTLLM,
+        runtime_type="trtllm",
         connection_mode=ConnectionMode.HTTP,
         model=models.ids[0] if models.ids else None,
         version=text(told, "version") if isinstance(told, dict) else None,
@@ -37,7 +37,7 @@ def read_grpc(server_info: Fields, model_info: Fields) -> EngineFacts | Unknown:
     if version is None:
         return Unknown("says it is TensorRT-LLM, but GetServerInfo tells no version")
     return EngineFacts(
-        runtime_type=RuntimeType.TRTLLM,
+        runtime_type="trtllm",
         connection_mode=ConnectionMode.GRPC,
         model=text(model_info, "model_id"),
         version=version,
@@ -55,14 +55,14 @@ def read_health(answer: RpcAnswer) -> Serving:
 
 
 HTTP = HttpDialect(
-    runtime_type=RuntimeType.TRTLLM,
+    runtime_type="trtllm",
     owned_by=frozenset({OwnedBy.TRTLLM}),
     questions=(("/version",),),
     read=read_http,
 )
 
 GRPC = GrpcDialect(
-    runtime_type=RuntimeType.TRTLLM,
+    runtime_type="trtllm",
     services=frozenset({SERVICE}),
     server_info=Rpc(f"/{SERVICE}/GetServerInfo", trtllm_pb2.GetServerInfoRequest, trtllm_pb2.GetServerInfoResponse),
     model_info=Rpc(f"/{SERVICE}/GetModelInfo", trtllm_pb2.GetModelInfoRequest, trtllm_pb2.GetModelInfoResponse),

@@ -29,7 +29,6 @@ import orjson
 from gateway_sidecar.domain.model import (
     ConnectionMode,
     Registered,
-    RuntimeType,
     WorkerSpec,
     WorkerStatus,
     WorkerType,
@@ -54,7 +53,10 @@ _CONNECTION_GAP_S = 1
 """Between those attempts: SMG's own 30 s keep an engine that was away for a moment out for half a minute."""
 _SHUT_OUT_S = 5
 """SMG gives a worker nothing after ten failures. Its own 60 s would be a minute of 503 for engines that are well."""
+_ENGINES = frozenset({"sglang", "vllm", "trtllm", "mlx", "tokenspeed"})
+"""The engines that SMG has a name for."""
 _GENERIC = "generic"
+"""SMG's name for all others."""
 _NAMELESS = "unknown"
 """The model of a worker that names none. No request for a model reaches it."""
 _PARSE_S = 30
@@ -181,7 +183,7 @@ class SmgClient:
             "url": spec.url,
             "worker_type": spec.worker_type.value,
             "connection_mode": spec.connection_mode.value,
-            "runtime_type": _GENERIC if spec.runtime_type is RuntimeType.EXTERNAL else spec.runtime_type.value,
+            "runtime_type": spec.runtime_type if spec.runtime_type in _ENGINES else _GENERIC,
             "labels": _labels(spec),
             "max_connection_attempts": _CONNECTION_ATTEMPTS,
             "health": self._health,
@@ -301,7 +303,7 @@ def _as_object(raw: bytes, what: str) -> dict[str, Any]:
 
 
 def _labels(spec: WorkerSpec) -> dict[str, str]:
-    if spec.runtime_type is RuntimeType.TRTLLM and spec.connection_mode is ConnectionMode.GRPC:
+    if spec.runtime_type == "trtllm" and spec.connection_mode is ConnectionMode.GRPC:
         return {"tokenizer_path": spec.model_id or "engine", **spec.labels}
     return dict(spec.labels)
 
@@ -333,7 +335,7 @@ def _read_worker(row: object) -> Registered:
             # One that somebody else registered may speak what we do not; it is an orphan all the same.
             connection_mode=ConnectionMode(mode) if mode in set(ConnectionMode) else ConnectionMode.HTTP,
             # A worker that is still being added has not got its runtime_type yet.
-            runtime_type=RuntimeType(runtime) if runtime in set(RuntimeType) else RuntimeType.EXTERNAL,
+            runtime_type=runtime if runtime in _ENGINES else None,
             model_id=None if row.get("model_id") == _NAMELESS else _text(row.get("model_id")),
             bootstrap_port=row.get("bootstrap_port") if isinstance(row.get("bootstrap_port"), int) else None,
             kv_connector=_text(row.get("kv_connector")),

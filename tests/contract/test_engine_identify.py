@@ -19,7 +19,6 @@ from gateway_sidecar.domain.model import (
     Foreign,
     Loading,
     Ready,
-    RuntimeType,
     Unknown,
     WorkerType,
 )
@@ -31,13 +30,13 @@ SERVING, NOT_SERVING = 1, 2
 TIMEOUT_S = 5.0
 """Generous: the machine may be busy. No test here waits for it to pass."""
 
-SGLANG_HTTP = EngineFacts(RuntimeType.SGLANG, ConnectionMode.HTTP, model="tiny-llama", version="0.5.23")
+SGLANG_HTTP = EngineFacts("sglang", ConnectionMode.HTTP, model="tiny-llama", version="0.5.23")
 SGLANG_GRPC = replace(SGLANG_HTTP, connection_mode=ConnectionMode.GRPC)
-VLLM_HTTP = EngineFacts(RuntimeType.VLLM, ConnectionMode.HTTP, model="tiny-llama", version="0.32.0")
-VLLM_GRPC = EngineFacts(RuntimeType.VLLM, ConnectionMode.GRPC, model="tiny-llama")
-MLX_GRPC = EngineFacts(RuntimeType.MLX, ConnectionMode.GRPC, model="tiny-llama")
-MLX_LM = EngineFacts(RuntimeType.EXTERNAL, ConnectionMode.HTTP, model="tiny-llama")
-TRTLLM_GRPC = EngineFacts(RuntimeType.TRTLLM, ConnectionMode.GRPC, model="m", version="1.2.0")
+VLLM_HTTP = EngineFacts("vllm", ConnectionMode.HTTP, model="tiny-llama", version="0.32.0")
+VLLM_GRPC = EngineFacts("vllm", ConnectionMode.GRPC, model="tiny-llama")
+MLX_GRPC = EngineFacts("mlx", ConnectionMode.GRPC, model="tiny-llama")
+MLX_LM = EngineFacts("external", ConnectionMode.HTTP, model="tiny-llama")
+TRTLLM_GRPC = EngineFacts("trtllm", ConnectionMode.GRPC, model="m", version="1.2.0")
 
 
 @pytest.fixture
@@ -171,7 +170,7 @@ ENGINES: dict[str, tuple[HttpReplay | GrpcReplay, EngineFacts]] = {
     "TensorRT-LLM gRPC": (trtllm_grpc(), TRTLLM_GRPC),
     "TokenSpeed gRPC": (
         tokenspeed_grpc(disaggregation_mode="null"),
-        EngineFacts(RuntimeType.TOKENSPEED, ConnectionMode.GRPC, model="m", version="0.1.0"),
+        EngineFacts("tokenspeed", ConnectionMode.GRPC, model="m", version="0.1.0"),
     ),
     "TokenSpeed gRPC, encode": (
         replace(
@@ -179,7 +178,7 @@ ENGINES: dict[str, tuple[HttpReplay | GrpcReplay, EngineFacts]] = {
             listed=[replay.TOKENSPEED_ENCODER, replay.HEALTH, replay.REFLECTION],
         ),
         EngineFacts(
-            RuntimeType.TOKENSPEED,
+            "tokenspeed",
             ConnectionMode.GRPC,
             WorkerType.ENCODE,
             model="m",
@@ -189,11 +188,11 @@ ENGINES: dict[str, tuple[HttpReplay | GrpcReplay, EngineFacts]] = {
     ),
     "SGLang behind Dynamo": (
         openai_http("nvidia"),
-        EngineFacts(RuntimeType.SGLANG, ConnectionMode.HTTP, model="m"),
+        EngineFacts("sglang", ConnectionMode.HTTP, model="m"),
     ),
     "another OpenAI-compatible server": (
         openai_http("library"),
-        EngineFacts(RuntimeType.EXTERNAL, ConnectionMode.HTTP, model="m"),
+        EngineFacts("external", ConnectionMode.HTTP, model="m"),
     ),
 }
 

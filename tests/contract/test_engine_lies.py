@@ -25,7 +25,6 @@ from gateway_sidecar.domain.model import (
     Loading,
     ProbeResult,
     Ready,
-    RuntimeType,
     Unknown,
 )
 from gateway_sidecar.engines.probe import LARGEST_ANSWERS_BYTES, EngineProbe
@@ -37,8 +36,8 @@ SHORT_S = 0.4
 AMPLE_S = 10.0
 """The deadline where an answer must come long before it."""
 
-HTTP_FACTS = EngineFacts(RuntimeType.VLLM, ConnectionMode.HTTP, model="m")
-GRPC_FACTS = EngineFacts(RuntimeType.VLLM, ConnectionMode.GRPC, model="m")
+HTTP_FACTS = EngineFacts("vllm", ConnectionMode.HTTP, model="m")
+GRPC_FACTS = EngineFacts("vllm", ConnectionMode.GRPC, model="m")
 
 
 @pytest.fixture

@@ -16,7 +16,7 @@ import pytest
 import pytest_asyncio
 
 from examples.mlx_engine import MODEL_NAME
-from gateway_sidecar.domain.model import ConnectionMode, EngineFacts, ProbeResult, Ready, RuntimeType
+from gateway_sidecar.domain.model import ConnectionMode, EngineFacts, ProbeResult, Ready
 from gateway_sidecar.engines.probe import EngineProbe
 from tests.system.clients import ask
 from tests.system.gateway import Gateway, replica_of, states_of
@@ -115,7 +115,7 @@ async def test_the_probe_knows_a_real_engine(cache: Path) -> None:
     socket = cache / "probed.sock"
     engine = await Mlx.start(socket, cache)
     try:
-        facts = EngineFacts(RuntimeType.MLX, ConnectionMode.GRPC, model=MODEL_NAME)
+        facts = EngineFacts("mlx", ConnectionMode.GRPC, model=MODEL_NAME)
         assert await identified(socket, engine) == Ready(facts)
         assert await EngineProbe().check_health(str(socket), facts, timeout_s=2) == Ready(facts)
     finally:

@@ -15,7 +15,7 @@ from grpc_reflection.v1alpha import reflection_pb2
 from hpack import Encoder
 
 from gateway_sidecar.domain.discovery import LONGEST_NAME
-from gateway_sidecar.domain.model import ConnectionMode, EngineFacts, ProbeResult, Ready, RuntimeType
+from gateway_sidecar.domain.model import ConnectionMode, EngineFacts, ProbeResult, Ready
 from gateway_sidecar.domain.printable import LONGEST
 from gateway_sidecar.engines.engine_metrics import EngineMetrics
 from gateway_sidecar.engines.probe import EngineProbe
@@ -27,9 +27,9 @@ from tests.fuzz.mutation import EVIL_TEXTS, mutated
 from tests.fuzz.servers import Line, Talk, serving
 
 _PATIENCE_S = 0.4
-_HTTP = EngineFacts(RuntimeType.VLLM, ConnectionMode.HTTP, model="m")
-_GRPC = EngineFacts(RuntimeType.VLLM, ConnectionMode.GRPC, model="m")
-_TRTLLM = EngineFacts(RuntimeType.TRTLLM, ConnectionMode.GRPC, model="m")
+_HTTP = EngineFacts("vllm", ConnectionMode.HTTP, model="m")
+_GRPC = EngineFacts("vllm", ConnectionMode.GRPC, model="m")
+_TRTLLM = EngineFacts("trtllm", ConnectionMode.GRPC, model="m")
 _MIB = 1024 * 1024
 
 
@@ -68,7 +68,7 @@ def _judge(result: ProbeResult) -> None:
 
 
 async def _read_metrics(metrics: EngineMetrics, reader: OwnThread, path: Path, source: random.Random) -> str:
-    facts = EngineFacts(source.choice((RuntimeType.VLLM, RuntimeType.SGLANG, RuntimeType.TRTLLM)), ConnectionMode.HTTP)
+    facts = EngineFacts(source.choice(("vllm", "sglang", "trtllm")), ConnectionMode.HTTP)
     try:
         page = await metrics.page(str(path), facts, api_key=None, timeout_s=_PATIENCE_S * 5)
     except MetricsError as error:

@@ -9,7 +9,7 @@ from collections.abc import AsyncIterator
 from functools import partial
 from pathlib import Path
 
-from gateway_sidecar.domain.model import ConnectionMode, RuntimeType, WorkerSpec
+from gateway_sidecar.domain.model import ConnectionMode, WorkerSpec
 from gateway_sidecar.errors import MetricsError, RouterError
 from gateway_sidecar.routers.answers import MetricsPages
 from gateway_sidecar.routers.smg import SmgClient, read_log_line
@@ -35,7 +35,7 @@ _ROW = {
     "load": 0,
 }
 _ACCEPTED = {"status": "accepted", "worker_id": _ROW["id"], "location": "/workers/1"}
-_SPEC = WorkerSpec("http://127.0.0.1:24001", RuntimeType.SGLANG, ConnectionMode.HTTP)
+_SPEC = WorkerSpec("http://127.0.0.1:24001", "sglang", ConnectionMode.HTTP)
 
 
 @contextlib.asynccontextmanager

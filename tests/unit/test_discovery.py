@@ -32,7 +32,6 @@ from gateway_sidecar.domain.model import (
     Foreign,
     Loading,
     Ready,
-    RuntimeType,
     Unknown,
     WorkerType,
 )
@@ -41,7 +40,7 @@ from gateway_sidecar.engines.grpc_probe import DIALECTS as GRPC_DIALECTS
 from gateway_sidecar.engines.http_probe import DIALECTS as HTTP_DIALECTS
 
 FIXTURES = Path(__file__).parents[1] / "fixtures" / "engines"
-FACTS = EngineFacts(RuntimeType.VLLM, ConnectionMode.HTTP, model="m")
+FACTS = EngineFacts("vllm", ConnectionMode.HTTP, model="m")
 NOT_FOUND = HttpAnswer(404, b'{"detail":"Not Found"}')
 
 
@@ -73,7 +72,7 @@ def told(value: object) -> HttpAnswer:
 def test_recorded_sglang_over_http() -> None:
     """A bootstrap port that SGLang names although it is not disaggregated is not passed on."""
     assert sglang.read_http(listed("sglang-http"), (http("sglang-http", "/server_info"),)) == EngineFacts(
-        RuntimeType.SGLANG, ConnectionMode.HTTP, model="tiny-llama", version="0.5.23"
+        "sglang", ConnectionMode.HTTP, model="tiny-llama", version="0.5.23"
     )
 
 
@@ -81,14 +80,14 @@ def test_recorded_sglang_over_grpc() -> None:
     """Numbers of a Struct are doubles, and the served name is empty: SGLang serves under its model path."""
     info = recorded("sglang-grpc")
     facts = sglang.read_grpc(info["GetServerInfo"]["json"], info["GetModelInfo"]["json"])
-    assert facts == EngineFacts(RuntimeType.SGLANG, ConnectionMode.GRPC, model="tiny-llama", version="0.5.23")
+    assert facts == EngineFacts("sglang", ConnectionMode.GRPC, model="tiny-llama", version="0.5.23")
 
 
 def test_recorded_vllm_over_http() -> None:
     """Outside development mode vLLM says nothing of its role over HTTP: it is regular."""
     answers = (http("vllm-http", "/server_info"), http("vllm-http", "/version"))
     assert vllm.read_http(listed("vllm-http"), answers) == EngineFacts(
-        RuntimeType.VLLM, ConnectionMode.HTTP, model="tiny-llama", version="0.32.0"
+        "vllm", ConnectionMode.HTTP, model="tiny-llama", version="0.32.0"
     )
 
 
@@ -96,14 +95,14 @@ def test_recorded_vllm_over_grpc() -> None:
     """No kv_role is no KV transfer."""
     info = recorded("vllm-grpc")
     facts = vllm.read_grpc(info["GetServerInfo"]["json"], info["GetModelInfo"]["json"])
-    assert facts == EngineFacts(RuntimeType.VLLM, ConnectionMode.GRPC, model="tiny-llama")
+    assert facts == EngineFacts("vllm", ConnectionMode.GRPC, model="tiny-llama")
 
 
 def test_recorded_mlx() -> None:
     """MLX names itself in `server_type`."""
     info = recorded("mlx-grpc")
     facts = mlx.read_grpc(info["GetServerInfo"]["json"], info["GetModelInfo"]["json"])
-    assert facts == EngineFacts(RuntimeType.MLX, ConnectionMode.GRPC, model="tiny-llama")
+    assert facts == EngineFacts("mlx", ConnectionMode.GRPC, model="tiny-llama")
 
 
 def test_recorded_mlx_lm() -> None:
@@ -116,7 +115,7 @@ def test_recorded_mlx_lm() -> None:
 def test_recorded_reflection_names_one_engine(name: str) -> None:
     """One reflection call tells the engines apart."""
     names = frozenset(recorded(name)["reflection v1alpha"])
-    assert [dialect.runtime_type.value for dialect in GRPC_DIALECTS if dialect.services & names] == [name[:-5]]
+    assert [dialect.runtime_type for dialect in GRPC_DIALECTS if dialect.services & names] == [name[:-5]]
 
 
 def test_every_owner_names_one_engine() -> None:
@@ -189,7 +188,7 @@ def test_a_role_that_is_not_understood_is_never_guessed(role: object) -> None:
 def test_older_sglang_without_disaggregation_is_regular() -> None:
     """What did not exist when the engine was written cannot be in use."""
     facts = sglang.read_http(ModelList(("m",), "sglang"), (told({"model_path": "m"}),))
-    assert facts == EngineFacts(RuntimeType.SGLANG, ConnectionMode.HTTP, model="m")
+    assert facts == EngineFacts("sglang", ConnectionMode.HTTP, model="m")
 
 
 def test_only_dynamo_may_lack_server_info() -> None:
@@ -201,11 +200,9 @@ def test_only_dynamo_may_lack_server_info() -> None:
 def test_model_names_prefer_the_served_one() -> None:
     """As the router resolves it: the served name, else the whole model path."""
     assert vllm.read_grpc({}, {"served_model_name": "s", "model_path": "/m/p"}) == EngineFacts(
-        RuntimeType.VLLM, ConnectionMode.GRPC, model="s"
+        "vllm", ConnectionMode.GRPC, model="s"
     )
-    assert vllm.read_grpc({}, {"model_path": "/m/p"}) == EngineFacts(
-        RuntimeType.VLLM, ConnectionMode.GRPC, model="/m/p"
-    )
+    assert vllm.read_grpc({}, {"model_path": "/m/p"}) == EngineFacts("vllm", ConnectionMode.GRPC, model="/m/p")
     served = sglang.read_http(ModelList(("listed",), "sglang"), (told({"model_path": "p", "served_model_name": "s"}),))
     assert isinstance(served, EngineFacts)
     assert served.model == "s"
@@ -215,7 +212,7 @@ def test_older_development_mode_tells_no_role() -> None:
     """An older vLLM in development mode answers with text, which is read as no answer."""
     text = told({"vllm_config": "model='m', kv_transfer_config=None"})
     facts = vllm.read_http(ModelList(("m",), "vllm"), (text, NOT_FOUND))
-    assert facts == EngineFacts(RuntimeType.VLLM, ConnectionMode.HTTP, model="m")
+    assert facts == EngineFacts("vllm", ConnectionMode.HTTP, model="m")
 
 
 # --- verdicts ---------------------------------------------------------------------------------------------------

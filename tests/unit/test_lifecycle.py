@@ -28,13 +28,12 @@ from gateway_sidecar.domain.model import (
     Ready,
     Registered,
     ReplicaState,
-    RuntimeType,
     Unknown,
     WorkerStatus,
     WorkerType,
 )
 
-FACTS = EngineFacts(RuntimeType.VLLM, ConnectionMode.HTTP)
+FACTS = EngineFacts("vllm", ConnectionMode.HTTP)
 REFUSED = Loading("connection refused", refused=True)
 NOT_READY = Loading("/health answers 503", FACTS)
 SILENT = Unknown("no answer within 5 s")
@@ -144,7 +143,7 @@ def test_suspect_is_asked_soon_enough_for_the_evidence() -> None:
     assert suspect_delay_s(refused, POLICY) * (POLICY.refused_failures - 1) == pytest.approx(POLICY.refused_over_s)
 
 
-READY_WORKER = Registered("w", "u", WorkerStatus.READY, WorkerType.REGULAR, ConnectionMode.HTTP, RuntimeType.VLLM)
+READY_WORKER = Registered("w", "u", WorkerStatus.READY, WorkerType.REGULAR, ConnectionMode.HTTP, "vllm")
 
 
 @pytest.mark.parametrize(

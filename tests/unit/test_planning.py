@@ -13,7 +13,6 @@ from gateway_sidecar.domain.model import (
     EngineFacts,
     Overrides,
     Registered,
-    RuntimeType,
     WorkerStatus,
     WorkerType,
 )
@@ -38,9 +37,9 @@ from gateway_sidecar.domain.planning import (
     worker_spec,
 )
 
-FACTS = EngineFacts(RuntimeType.SGLANG, ConnectionMode.HTTP, model="tiny")
+FACTS = EngineFacts("sglang", ConnectionMode.HTTP, model="tiny")
 URL = "http://127.0.0.1:24001"
-READY = Registered("w1", URL, WorkerStatus.READY, WorkerType.REGULAR, ConnectionMode.HTTP, RuntimeType.SGLANG)
+READY = Registered("w1", URL, WorkerStatus.READY, WorkerType.REGULAR, ConnectionMode.HTTP, "sglang")
 
 
 def view(**changes: object) -> OccupantView:
@@ -130,8 +129,9 @@ def test_failed_worker_is_replaced() -> None:
 
 def test_what_we_told_the_router_counts_and_not_its_words_for_it() -> None:
     """A router that renames what it was told is not corrected for ever."""
-    renamed = replace(READY, runtime_type=RuntimeType.EXTERNAL)
+    renamed = replace(READY, runtime_type="vllm")
     told = worker_spec(FACTS, URL, Overrides())
+    assert plan_worker(view(), seen(replace(READY, runtime_type=None))) is None, "it says nothing"
     assert plan_worker(view(), seen(renamed, registered_as=told)) is None
     assert plan_worker(view(), seen(renamed)) == Deregister("w1", URL, Why.CHANGED)
     other = replace(told, labels={"a": "b"})
@@ -141,7 +141,7 @@ def test_what_we_told_the_router_counts_and_not_its_words_for_it() -> None:
 def test_adopted_worker_with_the_right_properties_is_kept() -> None:
     """A new daemon re-registers nobody whose worker is as it should be."""
     assert plan_worker(view(), seen(READY)) is None
-    assert not differs(replace(READY, status=WorkerStatus.PENDING, runtime_type=RuntimeType.EXTERNAL),
+    assert not differs(replace(READY, status=WorkerStatus.PENDING, runtime_type="external"),
                        worker_spec(FACTS, URL, Overrides()))  # fmt: skip
 
 

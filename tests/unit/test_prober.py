@@ -18,7 +18,6 @@ from gateway_sidecar.domain.model import (
     ProbeResult,
     Ready,
     ReplicaId,
-    RuntimeType,
     Unknown,
     WorkerType,
 )
@@ -28,7 +27,7 @@ from gateway_sidecar.supervision import awake
 from gateway_sidecar.telemetry.metrics import Metrics
 from tests.unit.fake_time import in_fake_time
 
-FACTS = EngineFacts(RuntimeType.VLLM, ConnectionMode.HTTP, WorkerType.REGULAR, "tiny")
+FACTS = EngineFacts("vllm", ConnectionMode.HTTP, WorkerType.REGULAR, "tiny")
 
 
 class PlayedProbe:

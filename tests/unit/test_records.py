@@ -24,7 +24,6 @@ from gateway_sidecar.domain.model import (
     Overrides,
     PeerAddress,
     ReplicaId,
-    RuntimeType,
     WorkerType,
 )
 from gateway_sidecar.domain.tunnels import SshRoute, SshServer, Tunnel
@@ -33,9 +32,7 @@ from gateway_sidecar.routers.base import RouterPorts
 from gateway_sidecar.sources.listing import Sighting
 from gateway_sidecar.supervision.process import Identity
 
-FACTS = EngineFacts(
-    RuntimeType.SGLANG, ConnectionMode.GRPC, WorkerType.PREFILL, "tiny", "0.5", 8998, "Nixl", "kv", "e", 2
-)
+FACTS = EngineFacts("sglang", ConnectionMode.GRPC, WorkerType.PREFILL, "tiny", "0.5", 8998, "Nixl", "kv", "e", 2)
 SIGHTING = Sighting(ReplicaId("größe"), Path("/run/r 1.sock"), Occupant(1, 2, 3))
 
 

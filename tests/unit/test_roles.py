@@ -7,18 +7,18 @@ from dataclasses import replace
 import pytest
 
 from gateway_sidecar.control.replicas.pairing import Pairing
-from gateway_sidecar.domain.model import ConnectionMode, Registered, RuntimeType, WorkerStatus, WorkerType
+from gateway_sidecar.domain.model import ConnectionMode, Registered, WorkerStatus, WorkerType
 from gateway_sidecar.domain.roles import unanswered
 from gateway_sidecar.telemetry.metrics import Metrics
 
 WORDS = {"P": WorkerType.PREFILL, "D": WorkerType.DECODE, "R": WorkerType.REGULAR, "E": WorkerType.ENCODE}
-ENGINES = {"s": RuntimeType.SGLANG, "v": RuntimeType.VLLM}
+ENGINES = {"s": "sglang", "v": "vllm"}
 
 
 def worker(text: str) -> Registered:
     """`P`, `D`, `R` or `E` over HTTP; with an `s` or `v`, SGLang or vLLM over gRPC."""
     mode = ConnectionMode.GRPC if len(text) > 1 else ConnectionMode.HTTP
-    runtime = ENGINES[text[1]] if len(text) > 1 else RuntimeType.SGLANG
+    runtime = ENGINES[text[1]] if len(text) > 1 else "sglang"
     return Registered(text, f"http://{text}", WorkerStatus.READY, WORDS[text[0]], mode, runtime, "tiny")
 
 

@@ -7,10 +7,10 @@ from dataclasses import replace
 from pathlib import Path
 
 from gateway_sidecar.domain.discovery import HttpAnswer, ModelList
-from gateway_sidecar.domain.model import ConnectionMode, EngineFacts, RuntimeType
+from gateway_sidecar.domain.model import ConnectionMode, EngineFacts
 from gateway_sidecar.engines import sglang, vllm
 
-FACTS = EngineFacts(RuntimeType.SGLANG, ConnectionMode.HTTP, model="tiny", instance="seed 1")
+FACTS = EngineFacts("sglang", ConnectionMode.HTTP, model="tiny", instance="seed 1")
 
 
 def test_only_two_instances_that_are_both_known_and_differ_tell_engines_apart() -> None:

@@ -12,7 +12,7 @@ import pytest
 from gateway_sidecar.config import ScalingSettings
 from gateway_sidecar.control.autoscaling.service_signals import ServiceSignals, policy_of
 from gateway_sidecar.control.replicas.tenure import Notes, Probed, Status
-from gateway_sidecar.domain.model import ConnectionMode, EngineFacts, ReplicaState, RuntimeType, WorkerType
+from gateway_sidecar.domain.model import ConnectionMode, EngineFacts, ReplicaState, WorkerType
 from gateway_sidecar.domain.planning import Missing
 from gateway_sidecar.domain.scaling import Metric
 from gateway_sidecar.domain.signals import RequestEnd
@@ -41,7 +41,7 @@ class Replica:
 
     @property
     def probe(self) -> Probed:
-        return Probed(EngineFacts(RuntimeType.VLLM, self.mode, self.role) if self.role else None)
+        return Probed(EngineFacts("vllm", self.mode, self.role) if self.role else None)
 
     @property
     def status(self) -> Status:

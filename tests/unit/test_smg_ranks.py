@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from gateway_sidecar.domain.model import ConnectionMode, Registered, RuntimeType, WorkerStatus, WorkerType
+from gateway_sidecar.domain.model import ConnectionMode, Registered, WorkerStatus, WorkerType
 from gateway_sidecar.routers.smg_ranks import Rank, RankBook
 
 URL = "http://127.0.0.1:24001"
@@ -10,7 +10,7 @@ READY, DRAINING, NOT_READY = WorkerStatus.READY, WorkerStatus.DRAINING, WorkerSt
 
 
 def worker(worker_id: str, status: WorkerStatus = READY) -> Registered:
-    return Registered(worker_id, URL, status, WorkerType.REGULAR, ConnectionMode.HTTP, RuntimeType.SGLANG)
+    return Registered(worker_id, URL, status, WorkerType.REGULAR, ConnectionMode.HTTP, "sglang")
 
 
 def ranks(*numbers: int, of: int = 3, **status: WorkerStatus) -> list[Rank]:

@@ -11,7 +11,7 @@ import pytest
 
 from gateway_sidecar.control.routers.process import RouterProcess
 from gateway_sidecar.control.routers.workers import WorkerSync
-from gateway_sidecar.domain.model import ConnectionMode, Registered, RuntimeType, WorkerSpec, WorkerStatus, WorkerType
+from gateway_sidecar.domain.model import ConnectionMode, Registered, WorkerSpec, WorkerStatus, WorkerType
 from gateway_sidecar.domain.planning import Deregister, Register, Why
 from gateway_sidecar.errors import RouterUnavailable
 from gateway_sidecar.supervision import awake
@@ -22,7 +22,7 @@ from tests.unit.fake_time import in_fake_time, stall
 URL = "http://127.0.0.1:24001"
 SPEC = WorkerSpec(
     url=URL,
-    runtime_type=RuntimeType.SGLANG,
+    runtime_type="sglang",
     connection_mode=ConnectionMode.HTTP,
     worker_type=WorkerType.REGULAR,
     model_id="tiny",
@@ -57,7 +57,7 @@ class PlayedRouter:
         return None if self.status is None else self._row(self.status)
 
     def _row(self, status: WorkerStatus) -> Registered:
-        return Registered("w1", URL, status, WorkerType.REGULAR, ConnectionMode.HTTP, RuntimeType.SGLANG)
+        return Registered("w1", URL, status, WorkerType.REGULAR, ConnectionMode.HTTP, "sglang")
 
 
 class RunningBook:

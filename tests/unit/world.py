@@ -38,7 +38,6 @@ from gateway_sidecar.domain.model import (
     Registered,
     ReplicaId,
     ReplicaState,
-    RuntimeType,
     WorkerSpec,
     WorkerStatus,
     WorkerType,
@@ -53,7 +52,7 @@ from gateway_sidecar.telemetry.metrics import Metrics
 
 T = TypeVar("T")
 
-FACTS = EngineFacts(RuntimeType.VLLM, ConnectionMode.HTTP, WorkerType.REGULAR, "tiny")
+FACTS = EngineFacts("vllm", ConnectionMode.HTTP, WorkerType.REGULAR, "tiny")
 READY = Ready(FACTS)
 REFUSED = Loading("connection refused", refused=True)
 ASKED_S = 0.001

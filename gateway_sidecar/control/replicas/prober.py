@@ -27,7 +27,7 @@ from gateway_sidecar.domain.lifecycle import (
     loading_delay_s,
     suspect_delay_s,
 )
-from gateway_sidecar.domain.model import EngineFacts, Foreign, Loading, ProbeResult, Ready, RuntimeType, Unknown
+from gateway_sidecar.domain.model import EngineFacts, Foreign, Loading, ProbeResult, Ready, Unknown
 from gateway_sidecar.domain.tunnels import PathState, PathStatus, Tunnel
 from gateway_sidecar.supervision import awake
 from gateway_sidecar.supervision.awake import within
@@ -46,7 +46,7 @@ _TURN_S = 0.05
 _TOUCHED_AT_ONCE = 50
 """With the turns: a thousand touches a second, which is 3 % of one CPU."""
 _LATEST = 10
-_ONE_AT_A_TIME = frozenset({RuntimeType.EXTERNAL})
+_ONE_AT_A_TIME = frozenset({"external"})
 """Engines that may serve one connection at a time: one that is kept open would keep them from serving."""
 
 

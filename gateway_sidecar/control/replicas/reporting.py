@@ -73,7 +73,7 @@ class Reporting:
         if tenure.probe.facts is not None:
             kind = tenure.notes.overrides.worker_type or tenure.probe.facts.worker_type
             self._metrics.replica_serving.labels(
-                self._service, tenure.replica, kind.value, tenure.probe.facts.runtime_type.value
+                self._service, tenure.replica, kind.value, tenure.probe.facts.runtime_type
             ).set(state is ReplicaState.SERVING)
         if tenure.status.reason:
             facts["reason"] = tenure.status.reason
