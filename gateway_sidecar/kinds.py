@@ -17,9 +17,12 @@ from collections.abc import Iterator
 from functools import cached_property
 from importlib import import_module
 from importlib.metadata import entry_points
-from typing import Generic, Protocol, TypeVar
+from typing import TYPE_CHECKING, Generic, Protocol, TypeVar
 
 from gateway_sidecar.errors import KindError
+
+if TYPE_CHECKING:
+    from gateway_sidecar.engines.dialect import Engine
 
 
 class Named(Protocol):
@@ -66,3 +69,8 @@ class Registry(Generic[K]):
 
     def __getitem__(self, name: str) -> K:
         return self.by_name[name]
+
+
+ENGINES: Registry[Engine] = Registry(
+    *("gateway_sidecar.engines", "ENGINE"), *("sglang", "vllm", "mlx", "trtllm", "tokenspeed", "external")
+)

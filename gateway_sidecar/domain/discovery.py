@@ -9,7 +9,7 @@ from __future__ import annotations
 import json
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
-from enum import Enum, StrEnum
+from enum import Enum
 
 from gateway_sidecar.domain.model import EngineFacts, Foreign, Loading, ProbeResult, Ready, Unknown
 
@@ -143,15 +143,6 @@ def _whole(digits: str) -> int:
     if len(digits) > _MOST_DIGITS:
         raise ValueError("a number of too many digits")
     return int(digits)
-
-
-class OwnedBy(StrEnum):
-    """The `owned_by` values of `/v1/models` that name an engine."""
-
-    SGLANG = "sglang"
-    VLLM = "vllm"
-    TRTLLM = "tensorrt_llm"
-    DYNAMO = "nvidia"
 
 
 @dataclass(frozen=True, slots=True)

@@ -1,6 +1,7 @@
-"""The shape of an engine's entry: what it is asked, and how its answers read.
+"""The shape of an engine (`kinds.ENGINES`): what it is asked, how its answers read, what its metrics are called.
 
-Each engine's file fills in these tables; `http_probe.py` and `grpc_probe.py` follow them.
+Each engine's file ends with one `ENGINE = Engine(...)`, which `http_probe.py`, `grpc_probe.py` and
+`engine_metrics.py` follow.
 """
 
 from __future__ import annotations
@@ -18,13 +19,12 @@ from gateway_sidecar.engines.fields import Fields
 
 @dataclass(frozen=True, slots=True)
 class HttpDialect:
-    """An engine that speaks HTTP.
+    """An engine that speaks HTTP. `owned_by` are the values in `/v1/models` that name it.
 
     `questions`: each is a tuple of paths, the newest name first; the next is tried where one answers 404.
     `read` gets the model list and one answer for each question, in order.
     """
 
-    runtime_type: str
     owned_by: frozenset[str]
     questions: tuple[tuple[str, ...], ...]
     read: Callable[[ModelList, tuple[HttpAnswer, ...]], EngineFacts | Unknown]
@@ -61,7 +61,6 @@ class GrpcDialect:
     is another one only where the engine has no grpc.health.v1, and never one that makes the engine generate.
     """
 
-    runtime_type: str
     services: frozenset[str]
     server_info: Rpc
     model_info: Rpc
@@ -72,3 +71,29 @@ class GrpcDialect:
     def service(self) -> str:
         """The engine's own name for its service, by which its health may be asked."""
         return self.server_info.path.split("/")[1]
+
+
+@dataclass(frozen=True, slots=True)
+class MetricsPage:
+    """An engine's metrics over HTTP: where they are, and what two histograms in seconds are called, newer names first.
+
+    `ttft` is the time to the first token, `itl` the pause between two; without names the page says neither.
+    """
+
+    path: str = "/metrics"
+    ttft: tuple[str, ...] = ()
+    itl: tuple[str, ...] = ()
+
+
+@dataclass(frozen=True, slots=True)
+class Engine:
+    """One inference engine. `name` is the `runtime_type` of the facts that its dialects read.
+
+    `single_connection`: it serves one connection at a time, so none is kept open to notice its end.
+    """
+
+    name: str
+    http: HttpDialect | None = None
+    grpc: GrpcDialect | None = None
+    metrics: MetricsPage = MetricsPage()
+    single_connection: bool = False

@@ -1,9 +1,5 @@
-"""Engines' own metrics, read through their sockets: where they are, and the two histograms that signals are made of.
+"""Engines' own metrics, read through their sockets: the two histograms that signals are made of.
 
-Names after the engines' sources. vLLM has them by default (`v1/metrics/loggers.py`), SGLang with `--enable-metrics`
-(`srt/observability/metrics_collector.py`), TensorRT-LLM with `return_perf_metrics` (`metrics/collector.py`, in later
-versions with `trtllm_` before each name), at a path of its own, since its `/metrics` is JSON. Its time per output
-token is the mean of each answer, observed at the answer's end; the others observe each pause.
 Engines that speak gRPC have no metrics page on their socket.
 """
 
@@ -18,23 +14,11 @@ from gateway_sidecar.domain.model import ConnectionMode, EngineFacts
 from gateway_sidecar.engines.unix_http import UnixHttp
 from gateway_sidecar.engines.unix_socket import connect
 from gateway_sidecar.errors import MetricsError
+from gateway_sidecar.kinds import ENGINES
 from gateway_sidecar.supervision.awake import within
 
 MOST_BYTES = 4 * 1024 * 1024
 """Real engines' pages are far smaller: some hundred series, as many again for each data-parallel rank and model."""
-
-_PATHS = {"trtllm": "/prometheus/metrics"}
-_TTFT: Mapping[str, tuple[str, ...]] = {
-    "vllm": ("vllm:time_to_first_token_seconds",),
-    "sglang": ("sglang:time_to_first_token_seconds",),
-    "trtllm": ("trtllm_time_to_first_token_seconds", "time_to_first_token_seconds"),
-}
-# The newer name first; where there are both they say the same.
-_ITL: Mapping[str, tuple[str, ...]] = {
-    "vllm": ("vllm:inter_token_latency_seconds", "vllm:time_per_output_token_seconds"),
-    "sglang": ("sglang:inter_token_latency_seconds", "sglang:time_per_output_token_seconds"),
-    "trtllm": ("trtllm_time_per_output_token_seconds", "time_per_output_token_seconds"),
-}
 
 
 @dataclass(frozen=True, slots=True)
@@ -59,7 +43,7 @@ class EngineMetrics:
         """The whole page, of 4 MiB at the most. Raises MetricsError."""
         if (reason := why_no_metrics(facts)) is not None:
             raise MetricsError(reason, absent=True)
-        path = _PATHS.get(facts.runtime_type, "/metrics")
+        path = ENGINES[facts.runtime_type].metrics.path
         try:
             async with within(timeout_s):
                 answer = await _get(address, path, api_key)
@@ -75,14 +59,13 @@ class EngineMetrics:
 
     def read(self, page: bytes, facts: EngineFacts) -> EngineReading:
         """What signals are made of. A page of 4 MiB may take a twentieth of a second: not in the event loop."""
-        return EngineReading(
-            _first(page, _TTFT.get(facts.runtime_type, ())), _first(page, _ITL.get(facts.runtime_type, ()))
-        )
+        names = ENGINES[facts.runtime_type].metrics
+        return EngineReading(_first(page, names.ttft), _first(page, names.itl))
 
 
 def says_latency(facts: EngineFacts) -> bool:
     """Whether an engine like this may tell of its latencies."""
-    return why_no_metrics(facts) is None and facts.runtime_type in _TTFT
+    return why_no_metrics(facts) is None and bool(ENGINES[facts.runtime_type].metrics.ttft)
 
 
 async def _get(address: str, path: str, api_key: str | None) -> HttpAnswer | NoAnswer:

@@ -4,14 +4,17 @@ from __future__ import annotations
 
 from gateway_sidecar.domain.discovery import HttpAnswer, ModelList, document
 from gateway_sidecar.domain.model import ConnectionMode, EngineFacts, Foreign
+from gateway_sidecar.engines.dialect import Engine, HttpDialect
+
+NAME = "external"
 
 ELSEWHERE = "/server_info"
 """A path that mlx_lm.server does not have."""
 
 
-def read_listed(models: ModelList) -> EngineFacts:
+def read_listed(models: ModelList, _: tuple[HttpAnswer, ...]) -> EngineFacts:
     """Read a server that lists models. mlx_lm.server lists its whole cache: only a list of one names the model."""
-    return EngineFacts("external", ConnectionMode.HTTP, model=models.only)
+    return EngineFacts(NAME, ConnectionMode.HTTP, model=models.only)
 
 
 def read_bare(elsewhere: HttpAnswer, health: HttpAnswer) -> EngineFacts | Foreign:
@@ -21,5 +24,11 @@ def read_bare(elsewhere: HttpAnswer, health: HttpAnswer) -> EngineFacts | Foreig
     none), and `/health` must be mlx_lm.server's, word for word.
     """
     if elsewhere.status == 404 and health.status == 200 and document(health) == {"status": "ok"}:
-        return EngineFacts("external", ConnectionMode.HTTP)
+        return EngineFacts(NAME, ConnectionMode.HTTP)
     return Foreign("HTTP, but /v1/models lists no model and nothing else shows an engine")
+
+
+HTTP = HttpDialect(owned_by=frozenset(), questions=(), read=read_listed)
+"""For whatever lists models and names no engine that is known."""
+
+ENGINE = Engine(NAME, HTTP, single_connection=True)

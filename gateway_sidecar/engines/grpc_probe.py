@@ -14,13 +14,11 @@ from gateway_sidecar.domain.discovery import (
     unanswered,
 )
 from gateway_sidecar.domain.model import EngineFacts, Foreign, Loading, ProbeResult, Unknown
-from gateway_sidecar.engines import mlx, sglang, tokenspeed, trtllm, vllm
 from gateway_sidecar.engines._pb import grpc_pb2
 from gateway_sidecar.engines.dialect import STANDARD_HEALTH, GrpcDialect, Rpc
 from gateway_sidecar.engines.h2_unary import Broken, GrpcConnection
 from gateway_sidecar.engines.messages import decode
-
-DIALECTS: tuple[GrpcDialect, ...] = (sglang.GRPC, vllm.GRPC, mlx.GRPC, trtllm.GRPC, tokenspeed.GRPC)
+from gateway_sidecar.kinds import ENGINES
 
 # A stream in its proto. One request, then one answer and the end: on the wire that is a unary call.
 REFLECTION = Rpc(
@@ -28,11 +26,6 @@ REFLECTION = Rpc(
     grpc_pb2.ServerReflectionRequest,
     grpc_pb2.ServerReflectionResponse,
 )
-
-
-def dialect_of(facts: EngineFacts) -> GrpcDialect | None:
-    """The entry of an engine that was identified before; None for one that nobody here speaks gRPC with."""
-    return next((dialect for dialect in DIALECTS if dialect.runtime_type is facts.runtime_type), None)
 
 
 class GrpcConversation:
@@ -59,7 +52,7 @@ class GrpcConversation:
 
     async def check_health(self, facts: EngineFacts) -> ProbeResult:
         """Ask a known engine for its health alone."""
-        dialect = dialect_of(facts)
+        dialect = ENGINES[facts.runtime_type].grpc
         try:
             if dialect is not None and dialect.health is not STANDARD_HEALTH:
                 serving = await self._own_health(dialect)
@@ -93,14 +86,15 @@ class GrpcConversation:
         if not listing.ok and listing.code != "UNIMPLEMENTED":
             return Unknown(rpc_failure("reflection", listing))
         names = _listed(listing)
-        found = [dialect for dialect in DIALECTS if dialect.services & names]
+        known = [engine.grpc for engine in ENGINES if engine.grpc is not None]
+        found = [dialect for dialect in known if dialect.services & names]
         if not found:
-            answers = await self._ask(*((dialect.server_info, None) for dialect in DIALECTS))
-            found = [dialect for dialect, answer in zip(DIALECTS, answers, strict=True) if answer.ok]
+            answers = await self._ask(*((dialect.server_info, None) for dialect in known))
+            found = [dialect for dialect, answer in zip(known, answers, strict=True) if answer.ok]
             if not found:
                 return _no_engine(names, answers)
         if len(found) > 1:
-            claimed = ", ".join(dialect.runtime_type for dialect in found)
+            claimed = ", ".join(dialect.service for dialect in found)
             return Foreign(f"gRPC, but it answers as several engines: {claimed}")
         return found[0]
 
@@ -108,7 +102,7 @@ class GrpcConversation:
         server_info, model_info = await self._ask((dialect.server_info, None), (dialect.model_info, None))
         for asked, answer in (("GetServerInfo", server_info), ("GetModelInfo", model_info)):
             if not answer.ok:
-                return Unknown(rpc_failure(f"{dialect.runtime_type}: {asked}", answer))
+                return Unknown(rpc_failure(f"{dialect.service}: {asked}", answer))
         return dialect.read(server_info.fields, model_info.fields)
 
     async def _serving(self, dialect: GrpcDialect, overall: RpcAnswer) -> Serving:

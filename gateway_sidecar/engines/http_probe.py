@@ -11,11 +11,11 @@ from gateway_sidecar.domain.discovery import (
     unanswered,
 )
 from gateway_sidecar.domain.model import EngineFacts, ProbeResult
-from gateway_sidecar.engines import external, sglang, trtllm, vllm
+from gateway_sidecar.engines import external
 from gateway_sidecar.engines.dialect import HttpDialect
 from gateway_sidecar.engines.unix_http import UnixHttp
+from gateway_sidecar.kinds import ENGINES
 
-DIALECTS: tuple[HttpDialect, ...] = (sglang.HTTP, vllm.HTTP, trtllm.HTTP)
 HEALTH = "/health"
 
 
@@ -33,8 +33,9 @@ async def identify(http: UnixHttp) -> ProbeResult | NoAnswer:
         return models
     if not models.ids:
         return await _identify_bare(http)
-    dialect = next((known for known in DIALECTS if models.owned_by in known.owned_by), None)
-    facts = await _facts(http, dialect, models) if dialect else external.read_listed(models)
+    known = (engine.http for engine in ENGINES if engine.http is not None)
+    dialect = next((dialect for dialect in known if models.owned_by in dialect.owned_by), external.HTTP)
+    facts = await _facts(http, dialect, models)
     return await check_health(http, facts) if isinstance(facts, EngineFacts) else facts
 
 

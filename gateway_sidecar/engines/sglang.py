@@ -5,12 +5,15 @@ It names a bootstrap port even where it is not disaggregated, and says `disaggre
 
 from __future__ import annotations
 
-from gateway_sidecar.domain.discovery import HttpAnswer, ModelList, OwnedBy, document, needs_key
+from gateway_sidecar.domain.discovery import HttpAnswer, ModelList, document, needs_key
 from gateway_sidecar.domain.model import ConnectionMode, EngineFacts, Unknown, WorkerType
 from gateway_sidecar.engines._pb import sglang_pb2
-from gateway_sidecar.engines.dialect import GrpcDialect, HttpDialect, Rpc
+from gateway_sidecar.engines.dialect import Engine, GrpcDialect, HttpDialect, MetricsPage, Rpc
 from gateway_sidecar.engines.fields import Fields, dp_size, part, port, started_at, text, worker_type_by_mode
 
+NAME = "sglang"
+DYNAMO = "nvidia"
+"""The owner of models that Dynamo's front end lists."""
 SERVICE = "sglang.grpc.scheduler.SglangScheduler"
 
 
@@ -24,7 +27,7 @@ def _facts(
     if worker_type is WorkerType.PREFILL and bootstrap_port is None:
         return Unknown("SGLang prefill without a usable disaggregation_bootstrap_port")
     return EngineFacts(
-        runtime_type="sglang",
+        runtime_type=NAME,
         connection_mode=mode,
         worker_type=worker_type,
         model=model,
@@ -45,8 +48,8 @@ def read_http(models: ModelList, answers: tuple[HttpAnswer, ...]) -> EngineFacts
     """Read `/server_info`. Dynamo's front end for SGLang does not have it; SGLang itself always does."""
     (answer,) = answers
     listed = models.ids[0] if models.ids else None
-    if answer.status == 404 and models.owned_by == OwnedBy.DYNAMO:
-        return EngineFacts("sglang", ConnectionMode.HTTP, model=listed)
+    if answer.status == 404 and models.owned_by == DYNAMO:
+        return EngineFacts(NAME, ConnectionMode.HTTP, model=listed)
     if answer.status in (401, 403):
         return Unknown(needs_key(f"/server_info answers {answer.status}"))
     body = document(answer)
@@ -72,16 +75,22 @@ def read_grpc(server_info: Fields, model_info: Fields) -> EngineFacts | Unknown:
 
 
 HTTP = HttpDialect(
-    runtime_type="sglang",
-    owned_by=frozenset({OwnedBy.SGLANG, OwnedBy.DYNAMO}),
+    owned_by=frozenset({NAME, DYNAMO}),
     questions=(("/server_info", "/get_server_info"),),
     read=read_http,
 )
 
 GRPC = GrpcDialect(
-    runtime_type="sglang",
     services=frozenset({SERVICE}),
     server_info=Rpc(f"/{SERVICE}/GetServerInfo", sglang_pb2.GetServerInfoRequest, sglang_pb2.GetServerInfoResponse),
     model_info=Rpc(f"/{SERVICE}/GetModelInfo", sglang_pb2.GetModelInfoRequest, sglang_pb2.GetModelInfoResponse),
     read=read_grpc,
 )
+
+# `--enable-metrics`: `srt/observability/metrics_collector.py`.
+METRICS = MetricsPage(
+    ttft=("sglang:time_to_first_token_seconds",),
+    itl=("sglang:inter_token_latency_seconds", "sglang:time_per_output_token_seconds"),
+)
+
+ENGINE = Engine(NAME, HTTP, GRPC, METRICS)

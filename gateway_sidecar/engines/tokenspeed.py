@@ -7,9 +7,10 @@ from __future__ import annotations
 
 from gateway_sidecar.domain.model import ConnectionMode, EngineFacts, Unknown, WorkerType
 from gateway_sidecar.engines._pb import tokenspeed_pb2
-from gateway_sidecar.engines.dialect import GrpcDialect, Rpc
+from gateway_sidecar.engines.dialect import Engine, GrpcDialect, Rpc
 from gateway_sidecar.engines.fields import Fields, dp_size, part, port, started_at, text, worker_type_by_mode
 
+NAME = "tokenspeed"
 SERVICE = "tokenspeed.grpc.scheduler.TokenSpeedScheduler"
 ENCODER_SERVICE = "tokenspeed.grpc.encoder.TokenSpeedEncoder"
 
@@ -28,7 +29,7 @@ def read_grpc(server_info: Fields, model_info: Fields) -> EngineFacts | Unknown:
     if worker_type is WorkerType.PREFILL and bootstrap_port is None:
         return Unknown("TokenSpeed prefill without a usable disaggregation_bootstrap_port")
     return EngineFacts(
-        runtime_type="tokenspeed",
+        runtime_type=NAME,
         connection_mode=ConnectionMode.GRPC,
         worker_type=worker_type,
         model=text(model_info, "served_model_name") or text(model_info, "model_path"),
@@ -40,7 +41,6 @@ def read_grpc(server_info: Fields, model_info: Fields) -> EngineFacts | Unknown:
 
 
 GRPC = GrpcDialect(
-    runtime_type="tokenspeed",
     services=frozenset({SERVICE, ENCODER_SERVICE}),
     server_info=Rpc(
         f"/{SERVICE}/GetServerInfo", tokenspeed_pb2.GetServerInfoRequest, tokenspeed_pb2.GetServerInfoResponse
@@ -48,3 +48,5 @@ GRPC = GrpcDialect(
     model_info=Rpc(f"/{SERVICE}/GetModelInfo", tokenspeed_pb2.GetModelInfoRequest, tokenspeed_pb2.GetModelInfoResponse),
     read=read_grpc,
 )
+
+ENGINE = Engine(NAME, grpc=GRPC)

@@ -5,7 +5,6 @@ from __future__ import annotations
 from gateway_sidecar.domain.discovery import (
     HttpAnswer,
     ModelList,
-    OwnedBy,
     RpcAnswer,
     Serving,
     document,
@@ -13,9 +12,10 @@ from gateway_sidecar.domain.discovery import (
 )
 from gateway_sidecar.domain.model import ConnectionMode, EngineFacts, Unknown
 from gateway_sidecar.engines._pb import trtllm_pb2
-from gateway_sidecar.engines.dialect import GrpcDialect, HealthCheck, HttpDialect, Rpc
+from gateway_sidecar.engines.dialect import Engine, GrpcDialect, HealthCheck, HttpDialect, MetricsPage, Rpc
 from gateway_sidecar.engines.fields import Fields, text
 
+NAME = "trtllm"
 SERVICE = "trtllm.TrtllmService"
 
 
@@ -24,7 +24,7 @@ def read_http(models: ModelList, answers: tuple[HttpAnswer, ...]) -> EngineFacts
     (version,) = answers
     told = document(version) if version.status == 200 else None
     return EngineFacts(
-        runtime_type="trtllm",
+        runtime_type=NAME,
         connection_mode=ConnectionMode.HTTP,
         model=models.ids[0] if models.ids else None,
         version=text(told, "version") if isinstance(told, dict) else None,
@@ -37,7 +37,7 @@ def read_grpc(server_info: Fields, model_info: Fields) -> EngineFacts | Unknown:
     if version is None:
         return Unknown("says it is TensorRT-LLM, but GetServerInfo tells no version")
     return EngineFacts(
-        runtime_type="trtllm",
+        runtime_type=NAME,
         connection_mode=ConnectionMode.GRPC,
         model=text(model_info, "model_id"),
         version=version,
@@ -55,14 +55,12 @@ def read_health(answer: RpcAnswer) -> Serving:
 
 
 HTTP = HttpDialect(
-    runtime_type="trtllm",
-    owned_by=frozenset({OwnedBy.TRTLLM}),
+    owned_by=frozenset({"tensorrt_llm"}),
     questions=(("/version",),),
     read=read_http,
 )
 
 GRPC = GrpcDialect(
-    runtime_type="trtllm",
     services=frozenset({SERVICE}),
     server_info=Rpc(f"/{SERVICE}/GetServerInfo", trtllm_pb2.GetServerInfoRequest, trtllm_pb2.GetServerInfoResponse),
     model_info=Rpc(f"/{SERVICE}/GetModelInfo", trtllm_pb2.GetModelInfoRequest, trtllm_pb2.GetModelInfoResponse),
@@ -72,3 +70,13 @@ GRPC = GrpcDialect(
         read_health,
     ),
 )
+
+# `return_perf_metrics`: `metrics/collector.py`, in later versions with `trtllm_` before each name; `/metrics` is JSON.
+# The time per output token is the mean of each answer, observed at the answer's end; other engines observe each pause.
+METRICS = MetricsPage(
+    path="/prometheus/metrics",
+    ttft=("trtllm_time_to_first_token_seconds", "time_to_first_token_seconds"),
+    itl=("trtllm_time_per_output_token_seconds", "time_per_output_token_seconds"),
+)
+
+ENGINE = Engine(NAME, HTTP, GRPC, METRICS)

@@ -2,12 +2,13 @@
 
 from __future__ import annotations
 
-from gateway_sidecar.domain.discovery import HttpAnswer, ModelList, OwnedBy, document, needs_key
+from gateway_sidecar.domain.discovery import HttpAnswer, ModelList, document, needs_key
 from gateway_sidecar.domain.model import ConnectionMode, EngineFacts, Unknown
 from gateway_sidecar.engines._pb import vllm_pb2
-from gateway_sidecar.engines.dialect import GrpcDialect, HttpDialect, Rpc
+from gateway_sidecar.engines.dialect import Engine, GrpcDialect, HttpDialect, MetricsPage, Rpc
 from gateway_sidecar.engines.fields import Fields, dp_size, part, text, worker_type_by_kv_role
 
+NAME = "vllm"
 SERVICE = "vllm.grpc.engine.VllmEngine"
 
 
@@ -30,7 +31,7 @@ def read_http(models: ModelList, answers: tuple[HttpAnswer, ...]) -> EngineFacts
         return worker_type
     told_version = document(version) if version.status == 200 else None
     return EngineFacts(
-        runtime_type="vllm",
+        runtime_type=NAME,
         connection_mode=ConnectionMode.HTTP,
         worker_type=worker_type,
         model=models.ids[0] if models.ids else None,  # aliases and adapters are listed after it
@@ -48,7 +49,7 @@ def read_grpc(server_info: Fields, model_info: Fields) -> EngineFacts | Unknown:
     if isinstance(worker_type, Unknown):
         return worker_type
     return EngineFacts(
-        runtime_type="vllm",
+        runtime_type=NAME,
         connection_mode=ConnectionMode.GRPC,
         worker_type=worker_type,
         model=text(model_info, "served_model_name") or text(model_info, "model_path"),
@@ -61,16 +62,22 @@ def read_grpc(server_info: Fields, model_info: Fields) -> EngineFacts | Unknown:
 
 
 HTTP = HttpDialect(
-    runtime_type="vllm",
-    owned_by=frozenset({OwnedBy.VLLM}),
+    owned_by=frozenset({NAME}),
     questions=(("/server_info?config_format=json",), ("/version",)),
     read=read_http,
 )
 
 GRPC = GrpcDialect(
-    runtime_type="vllm",
     services=frozenset({SERVICE}),
     server_info=Rpc(f"/{SERVICE}/GetServerInfo", vllm_pb2.GetServerInfoRequest, vllm_pb2.GetServerInfoResponse),
     model_info=Rpc(f"/{SERVICE}/GetModelInfo", vllm_pb2.GetModelInfoRequest, vllm_pb2.GetModelInfoResponse),
     read=read_grpc,
 )
+
+# By default: `v1/metrics/loggers.py`.
+METRICS = MetricsPage(
+    ttft=("vllm:time_to_first_token_seconds",),
+    itl=("vllm:inter_token_latency_seconds", "vllm:time_per_output_token_seconds"),
+)
+
+ENGINE = Engine(NAME, HTTP, GRPC, METRICS)

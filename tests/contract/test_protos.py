@@ -26,7 +26,8 @@ from smg_grpc_proto.generated import (
 
 from gateway_sidecar.engines._pb import grpc_pb2, mlx_pb2, sglang_pb2, tokenspeed_pb2, trtllm_pb2, vllm_pb2
 from gateway_sidecar.engines.dialect import STANDARD_HEALTH, Rpc
-from gateway_sidecar.engines.grpc_probe import DIALECTS, REFLECTION
+from gateway_sidecar.engines.grpc_probe import REFLECTION
+from gateway_sidecar.kinds import ENGINES
 
 REPOSITORY = Path(__file__).parents[2]
 GENERATED = "gateway_sidecar/engines/_pb"
@@ -43,6 +44,7 @@ PUBLISHED_FILES: list[FileDescriptor] = [
     *(module.DESCRIPTOR for _, modules in PUBLISHED for module in modules),
     tokenspeed_encoder_pb2.DESCRIPTOR,
 ]
+DIALECTS = [engine.grpc for engine in ENGINES if engine.grpc is not None]
 RPCS = [
     STANDARD_HEALTH.rpc,
     REFLECTION,

@@ -36,8 +36,7 @@ from gateway_sidecar.domain.model import (
     WorkerType,
 )
 from gateway_sidecar.engines import external, mlx, sglang, tokenspeed, trtllm, vllm
-from gateway_sidecar.engines.grpc_probe import DIALECTS as GRPC_DIALECTS
-from gateway_sidecar.engines.http_probe import DIALECTS as HTTP_DIALECTS
+from gateway_sidecar.kinds import ENGINES
 
 FIXTURES = Path(__file__).parents[1] / "fixtures" / "engines"
 FACTS = EngineFacts("vllm", ConnectionMode.HTTP, model="m")
@@ -107,21 +106,21 @@ def test_recorded_mlx() -> None:
 
 def test_recorded_mlx_lm() -> None:
     """A list of one names the model; mlx_lm.server's list of its whole cache does not."""
-    assert external.read_listed(listed("mlx_lm-http")).model == "tiny-llama"
-    assert external.read_listed(ModelList(("a", "b"))).model is None
+    assert external.read_listed(listed("mlx_lm-http"), ()).model == "tiny-llama"
+    assert external.read_listed(ModelList(("a", "b")), ()).model is None
 
 
 @pytest.mark.parametrize("name", ["sglang-grpc", "vllm-grpc", "mlx-grpc"])
 def test_recorded_reflection_names_one_engine(name: str) -> None:
     """One reflection call tells the engines apart."""
     names = frozenset(recorded(name)["reflection v1alpha"])
-    assert [dialect.runtime_type for dialect in GRPC_DIALECTS if dialect.services & names] == [name[:-5]]
+    assert [engine.name for engine in ENGINES if engine.grpc and engine.grpc.services & names] == [name[:-5]]
 
 
 def test_every_owner_names_one_engine() -> None:
     """No two engines claim the same `owned_by`, and no two the same service."""
-    owners = [owner for dialect in HTTP_DIALECTS for owner in dialect.owned_by]
-    services = [service for dialect in GRPC_DIALECTS for service in dialect.services]
+    owners = [owner for engine in ENGINES if engine.http for owner in engine.http.owned_by]
+    services = [service for engine in ENGINES if engine.grpc for service in engine.grpc.services]
     assert len(owners) == len(set(owners))
     assert len(services) == len(set(services))
 

@@ -33,15 +33,16 @@ from gateway_sidecar.domain.model import (
     Unknown,
     WorkerType,
 )
-from gateway_sidecar.engines import external
-from gateway_sidecar.engines.dialect import STANDARD_HEALTH, GrpcDialect, HttpDialect
-from gateway_sidecar.engines.grpc_probe import DIALECTS as GRPC_DIALECTS
+from gateway_sidecar.engines import external, sglang
+from gateway_sidecar.engines.dialect import STANDARD_HEALTH, Engine
 from gateway_sidecar.engines.grpc_probe import REFLECTION
-from gateway_sidecar.engines.http_probe import DIALECTS as HTTP_DIALECTS
 from gateway_sidecar.engines.messages import decode
+from gateway_sidecar.kinds import ENGINES
 
 FIXTURES = Path(__file__).parents[1] / "fixtures" / "engines"
 FACTS = EngineFacts("vllm", ConnectionMode.HTTP)
+OVER_HTTP = [engine for engine in ENGINES if engine.http is not None]
+OVER_GRPC = [engine for engine in ENGINES if engine.grpc is not None]
 
 TELLING_WORDS = ("list", "vllm", "sglang", "nvidia", "null", "prefill", "kv_producer", "ok", "mlx-grpc", "m", "")
 TELLING_NUMBERS = (0, -1, 1, 8998, 8998.5, 65535, 65536, 1e300, float("nan"), float("inf"), True, 2**70)
@@ -91,31 +92,34 @@ def test_any_model_list_is_read(answer: HttpAnswer) -> None:
     models = read_models(answer)
     if isinstance(models, ModelList):
         assert answer.status == 200
-        check(external.read_listed(models))
+        check(external.read_listed(models, ()))
 
 
 @given(
-    st.sampled_from(HTTP_DIALECTS),
+    st.sampled_from(OVER_HTTP),
     st.lists(st.text("abc", min_size=1), max_size=3),
     st.sampled_from(("sglang", "nvidia", "vllm", "tensorrt_llm")),
     st.lists(http_answers, min_size=2, max_size=2),
 )
-def test_any_http_answers_are_read(dialect: HttpDialect, ids: list[str], owner: str, answers: list[HttpAnswer]) -> None:
+def test_any_http_answers_are_read(engine: Engine, ids: list[str], owner: str, answers: list[HttpAnswer]) -> None:
     """Facts or a reason, never an exception, and no fact that does not hold water."""
-    read = dialect.read(ModelList(tuple(ids), owner), tuple(answers[: len(dialect.questions)]))
+    assert engine.http is not None
+    read = engine.http.read(ModelList(tuple(ids), owner), tuple(answers[: len(engine.http.questions)]))
     if isinstance(read, EngineFacts):
         check(read)
+        assert read.runtime_type == engine.name
 
 
-@given(st.sampled_from(GRPC_DIALECTS), json_objects, json_objects)
+@given(st.sampled_from(OVER_GRPC), json_objects, json_objects)
 def test_any_grpc_fields_are_read(
-    dialect: GrpcDialect, server_info: dict[str, object], model_info: dict[str, object]
+    engine: Engine, server_info: dict[str, object], model_info: dict[str, object]
 ) -> None:
     """Facts or a reason, never an exception, and no fact that does not hold water."""
-    read = dialect.read(server_info, model_info)
+    assert engine.grpc is not None
+    read = engine.grpc.read(server_info, model_info)
     if isinstance(read, EngineFacts):
         check(read)
-        assert read.runtime_type is dialect.runtime_type
+        assert read.runtime_type == engine.name
 
 
 @given(
@@ -125,9 +129,8 @@ def test_any_grpc_fields_are_read(
 def test_a_real_answer_with_one_wrong_value_is_read(key: str, value: Any) -> None:
     """SGLang's real `/server_info` with any value in any place that matters."""
     body = json.loads((FIXTURES / "sglang-http.json").read_text())["/server_info"]["body"] | {key: value}
-    (sglang,) = (known for known in HTTP_DIALECTS if known.runtime_type == "sglang")
     answer = HttpAnswer(200, json.dumps(body).encode())
-    read = sglang.read(ModelList(("m",), "sglang"), (answer,))
+    read = sglang.read_http(ModelList(("m",), "sglang"), (answer,))
     if isinstance(read, EngineFacts):
         check(read)
         if key == "disaggregation_mode":
@@ -145,8 +148,9 @@ def test_only_serving_is_ready_over_grpc(code: str, fields: dict[str, object]) -
     """Readiness needs the engine's own yes."""
     answer = RpcAnswer(code, fields)
     assert bool(read_standard_health(answer).ready) <= (code == "OK" and fields.get("status") == 1)
-    for dialect in GRPC_DIALECTS:
-        assert bool(dialect.health.read(answer).ready) <= (code == "OK")
+    for engine in OVER_GRPC:
+        assert engine.grpc is not None
+        assert bool(engine.grpc.health.read(answer).ready) <= (code == "OK")
 
 
 results: st.SearchStrategy[ProbeResult | NoAnswer] = st.one_of(
@@ -168,8 +172,9 @@ responses: list[type[Message]] = [
     REFLECTION.response,
     *(
         rpc.response
-        for dialect in GRPC_DIALECTS
-        for rpc in (dialect.server_info, dialect.model_info, dialect.health.rpc)
+        for engine in ENGINES
+        if engine.grpc is not None
+        for rpc in (engine.grpc.server_info, engine.grpc.model_info, engine.grpc.health.rpc)
     ),
 ]
 

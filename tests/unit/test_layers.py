@@ -62,10 +62,24 @@ def nodes(path: Path) -> list[ast.AST]:
     return list(ast.walk(ast.parse(path.read_bytes())))
 
 
+@functools.cache
+def for_types(path: Path) -> list[ast.stmt]:
+    """What a module imports for type checkers alone. `kinds.py` may: a registry says of what type its kinds are, and
+    finds them by name, so it knows nothing above it when it runs."""
+    return [
+        it
+        for node in nodes(path)
+        if isinstance(node, ast.If) and ast.unparse(node.test) == "TYPE_CHECKING"
+        for it in node.body
+    ]
+
+
 def imports() -> Iterator[Import]:
     """(file, line, full name of what is imported) for every import in the package, wherever in a file it stands."""
     for path in sorted(PACKAGE.rglob("*.py")):
         for node in nodes(path):
+            if path.name == "kinds.py" and node in for_types(path):
+                continue
             if isinstance(node, ast.Import):
                 yield from ((path, node.lineno, alias.name) for alias in node.names)
             elif isinstance(node, ast.ImportFrom):

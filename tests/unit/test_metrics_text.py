@@ -14,6 +14,7 @@ from hypothesis import strategies as st
 from gateway_sidecar.domain.metrics_text import LONGEST_LINE, MOST_LABELS, MOST_SAMPLES, histogram, samples
 from gateway_sidecar.domain.model import ConnectionMode, EngineFacts
 from gateway_sidecar.engines.engine_metrics import EngineMetrics, says_latency, why_no_metrics
+from gateway_sidecar.kinds import ENGINES
 from gateway_sidecar.routers.smg_metrics import read_metrics
 
 RECORDED = Path(__file__).parents[1] / "fixtures" / "routers"
@@ -146,7 +147,7 @@ def test_the_newer_name_of_two_is_read() -> None:
     assert EngineMetrics().read(text, facts).ttft == {}
 
 
-@pytest.mark.parametrize("runtime", ["sglang", "vllm", "trtllm", "mlx", "tokenspeed", "external"])
+@pytest.mark.parametrize("runtime", ENGINES.by_name)
 def test_grpc_engines_have_no_page(runtime: str) -> None:
     """And it is said in words."""
     facts = EngineFacts(runtime, ConnectionMode.GRPC)

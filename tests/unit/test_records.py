@@ -53,6 +53,12 @@ def test_a_tenure_comes_back_as_it_was(facts: EngineFacts | None, sighting: Sigh
     assert records.tenure_from_json(json.loads(json.dumps(records.tenure_to_json(saved)))) == saved
 
 
+def test_an_engine_whose_package_is_gone_keeps_its_port_and_is_asked_again() -> None:
+    """The next daemon may know fewer engines than the last one."""
+    saved = SavedTenure(SIGHTING, 4, 24001, replace(FACTS, runtime_type="toy"), True)
+    assert records.tenure_from_json(records.tenure_to_json(saved)) == replace(saved, facts=None)
+
+
 def test_routers_that_are_to_end_come_back_with_those_of_removed_services() -> None:
     """Rows of another form are left out: their processes are found by their output."""
     ending, removed, kept = (Identity(pid, 7, "boot") for pid in (1, 2, 3))

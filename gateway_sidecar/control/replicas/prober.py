@@ -29,6 +29,7 @@ from gateway_sidecar.domain.lifecycle import (
 )
 from gateway_sidecar.domain.model import EngineFacts, Foreign, Loading, ProbeResult, Ready, Unknown
 from gateway_sidecar.domain.tunnels import PathState, PathStatus, Tunnel
+from gateway_sidecar.kinds import ENGINES
 from gateway_sidecar.supervision import awake
 from gateway_sidecar.supervision.awake import within
 from gateway_sidecar.supervision.loops import Tasks
@@ -46,8 +47,6 @@ _TURN_S = 0.05
 _TOUCHED_AT_ONCE = 50
 """With the turns: a thousand touches a second, which is 3 % of one CPU."""
 _LATEST = 10
-_ONE_AT_A_TIME = frozenset({"external"})
-"""Engines that may serve one connection at a time: one that is kept open would keep them from serving."""
 
 
 PathOf = Callable[[Tunnel], PathStatus]
@@ -310,7 +309,7 @@ class Prober:
             return
         if now < tenure.probe.liveness_due:
             self._queue.add_after(tenure.key, tenure.probe.liveness_due - now)
-        elif facts.runtime_type in _ONE_AT_A_TIME:
+        elif ENGINES[facts.runtime_type].single_connection:
             tenure.probe.liveness_due = now + _TOUCH_GAP_S
             self._queue.add_after(tenure.key, _TOUCH_GAP_S)
             if is_refused(tenure.address):

@@ -23,6 +23,7 @@ from gateway_sidecar.domain.tunnels import Tunnel
 from gateway_sidecar.errors import StateError
 from gateway_sidecar.files.own import make_directory
 from gateway_sidecar.files.replace import replace_file
+from gateway_sidecar.kinds import ENGINES
 from gateway_sidecar.sources.listing import Sighting
 from gateway_sidecar.supervision import awake
 from gateway_sidecar.supervision.process import Identity
@@ -136,7 +137,9 @@ def tenure_from_json(row: Mapping[str, Any]) -> SavedTenure:
         target=told.target,
     )
     peer = PeerAddress(*told.peer) if told.peer else None
-    return SavedTenure(sighting, told.generation, told.port, told.facts, told.drain, told.leaving, peer)
+    # An engine whose package is not installed any more is asked again what it is.
+    facts = told.facts if told.facts is not None and told.facts.runtime_type in ENGINES.by_name else None
+    return SavedTenure(sighting, told.generation, told.port, facts, told.drain, told.leaving, peer)
 
 
 def resting_to_json(leases: PortLeases) -> list[tuple[int, float, str]]:
