@@ -13,7 +13,7 @@ from pydantic import Field, ValidationError
 
 from gateway_sidecar.config.explain import explain
 from gateway_sidecar.config.overrides import LABEL_NAME, MOST_LABELS, OverridesFile, read_key, with_key
-from gateway_sidecar.config.schema import entry_schema
+from gateway_sidecar.config.part import entry_schema
 from gateway_sidecar.config.text_file import FileText, read_file
 from gateway_sidecar.config.tunnels import MOST_ID_BYTES, SocketValue, SshDefaults, SshReplica, parse_id, tunnel_to
 from gateway_sidecar.config.yamltree import Location, Problem, Tree, read_tree

@@ -4,19 +4,17 @@ from __future__ import annotations
 
 from contextlib import suppress
 from pathlib import Path
-from typing import Any, TypeVar
+from typing import Any
 
-from pydantic import BaseModel, TypeAdapter, ValidationError
+from pydantic import TypeAdapter, ValidationError
 
+from gateway_sidecar.config.build import build
 from gateway_sidecar.config.crosscheck import cross_problems
-from gateway_sidecar.config.explain import explain
 from gateway_sidecar.config.models import Settings
 from gateway_sidecar.config.places import MOST_BYTES, places_in, readable
 from gateway_sidecar.config.text_file import read_file
-from gateway_sidecar.config.yamltree import Problem, Tree, read_tree
+from gateway_sidecar.config.yamltree import Problem, read_tree
 from gateway_sidecar.errors import ConfigError
-
-M = TypeVar("M", bound=BaseModel)
 
 _USED = {"bridges", "peers"}
 
@@ -66,20 +64,3 @@ def parse_config(content: bytes | str, name: str = "gateway-sidecar.yaml") -> Se
         problem = Problem(tree.line(()), "", f"{what}; begin with `services:` (docs/configuration.md)")
         raise ConfigError([problem.render(name)])
     return build(Settings, tree, name, list(cross_problems(tree)))
-
-
-def build(model: type[M], tree: Tree, name: str, further: list[Problem]) -> M:
-    """The model's value; or `ConfigError` with the tree's, the model's and `further` problems."""
-    problems = tree.problems + further
-    value: M | None = None
-    # A file whose YAML cannot be read at all has no settings to judge.
-    if tree.data is not None or not problems:
-        try:
-            value = model.model_validate(tree.data)
-        except ValidationError as error:
-            found = [detail for detail in error.errors() if tuple(detail["loc"]) not in tree.unread]
-            problems += [explain(detail, model, tree) for detail in found]
-    if value is None or problems:
-        unique = dict.fromkeys(sorted(problems, key=lambda problem: problem.line or 0))
-        raise ConfigError([problem.render(name) for problem in unique])
-    return value

@@ -15,9 +15,8 @@ from typing import Annotated, Any, Literal
 
 from pydantic import Field, PlainValidator, field_validator
 
-from gateway_sidecar.config.load import build
-from gateway_sidecar.config.part import Part
-from gateway_sidecar.config.schema import entry_schema
+from gateway_sidecar.config.build import build
+from gateway_sidecar.config.part import Part, entry_schema
 from gateway_sidecar.config.text_file import FileText, read_file
 from gateway_sidecar.config.values import Endpoint, parse_peer_address, show
 from gateway_sidecar.config.yamltree import Problem, Tree, read_tree
