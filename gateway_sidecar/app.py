@@ -41,7 +41,7 @@ from gateway_sidecar.nginx.server import BridgeSettings, Nginx, busy_ports, find
 from gateway_sidecar.nginx.small import SmallPlaces
 from gateway_sidecar.routers.base import RouterPorts
 from gateway_sidecar.routers.smg import Smg
-from gateway_sidecar.sources.build import source_of
+from gateway_sidecar.sources.build import given_to, source_of
 from gateway_sidecar.sources.placed import OwnSockets
 from gateway_sidecar.supervision import awake
 from gateway_sidecar.supervision.lock import DirectoryLock
@@ -132,7 +132,8 @@ class RealAdapters:
 
     def source(self, settings: ServiceSettings) -> Source:
         """Where the service's replicas are learnt from."""
-        return source_of(settings, self._tunnels.socket_of, self._told.of(settings.name), self._own)
+        record = self._told.of(settings.name)
+        return source_of(settings, given_to(settings, self._tunnels.socket_of, self._own, record))
 
     def router_kind(self, settings: ServiceSettings) -> Smg:
         """The service's router as it is configured."""

@@ -7,7 +7,7 @@ import os
 import resource
 import shutil
 import stat
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from contextlib import suppress
 from dataclasses import dataclass, replace
 from enum import StrEnum
@@ -23,10 +23,9 @@ from gateway_sidecar.control.edge.destinations import hosts_of, look_up
 from gateway_sidecar.control.process.left_running import LeftRunning, look_for_left
 from gateway_sidecar.domain.model import Overrides, PeerAddress
 from gateway_sidecar.domain.printable import counted
-from gateway_sidecar.domain.trust import ROOT, way_in
-from gateway_sidecar.domain.tunnels import Tunnel
+from gateway_sidecar.domain.trust import ROOT
 from gateway_sidecar.errors import AdminError, BridgeError, ConfigError, FrontDoorError, ProcessError
-from gateway_sidecar.files.follow import follow, ours
+from gateway_sidecar.files.follow import ours
 from gateway_sidecar.files.own import way_in_for_others
 from gateway_sidecar.frontend.certificate import read_certificate, today
 from gateway_sidecar.frontend.keys import expiry_of, read_keys
@@ -37,10 +36,11 @@ from gateway_sidecar.nginx.connections import listening_at
 from gateway_sidecar.nginx.server import LUA_CURE, OWNER_CURE, NginxProgram, busy_ports, find_nginx, in_its_own_way
 from gateway_sidecar.routers.base import RouterPorts
 from gateway_sidecar.routers.smg import find_smg, launch_command, objection_to, python_of, version_of
-from gateway_sidecar.sources.build import sources_of
-from gateway_sidecar.sources.listing import Sighting
+from gateway_sidecar.sources.base import Given, SourceKind
+from gateway_sidecar.sources.build import given_to, source_of, used_by
+from gateway_sidecar.sources.entry import ApiRecord
+from gateway_sidecar.sources.listing import Listing, Sighting
 from gateway_sidecar.sources.placed import OwnSockets
-from gateway_sidecar.sources.socket_pattern import SocketPattern
 from gateway_sidecar.supervision.privileges import CAP_NET_ADMIN, User, has_capability, user_called
 from gateway_sidecar.supervision.unit import unit_user
 from gateway_sidecar.tunnels.inspect import engine_troubles, file_troubles
@@ -117,9 +117,7 @@ async def check_machine(settings: Settings, *, assumed: bool = False) -> list[Fi
     findings += [_directory("state_dir", settings.state_dir), _directory("run_dir", settings.run_dir)]
     findings += room_for_bodies(settings.state_dir, settings.bridges.max_bodies_mb)
     for service in settings.services:
-        if service.replicas.sockets is not None:
-            findings += await asyncio.to_thread(_sockets, service, _own(settings))
-        findings += await _described(service, settings)
+        findings += await _replicas(service, settings)
         findings += await asyncio.to_thread(lambda it: list(_front_door(it)), service)
         findings += _scaling(service)
     findings += await asyncio.to_thread(_peers, settings, await _all_sightings(settings))
@@ -371,8 +369,7 @@ async def _all_sightings(settings: Settings) -> list[Sighting]:
     """The replicas that are there now, whatever names them; what is wrong with the rest was told of."""
     found: list[Sighting] = []
     for service in settings.services:
-        for source in sources_of(service, _place_of(settings), _own(settings)).values():
-            found += (await source.look()).present.values()
+        found += (await source_of(service, _given(service, settings)).look()).present.values()
     return found
 
 
@@ -423,77 +420,18 @@ def _scaling(service: ServiceSettings) -> list[Finding]:
     return [Finding(Level.OK, f"{words}, target {scaling.target:g}; {hook.who} is told")]
 
 
-def _sockets(service: ServiceSettings, own: OwnSockets) -> list[Finding]:
-    return list(_look_at_sockets(service, own))
-
-
-def _look_at_sockets(service: ServiceSettings, own: OwnSockets) -> Iterator[Finding]:
-    pattern = SocketPattern(str(service.replicas.sockets), own)
-    listing = pattern.look_now()
-    if listing.blind:
-        yield Finding(Level.FAIL, f"{service.name}: {listing.blind}; give uid {os.geteuid()} r and x on it")
-        return
-    for name, reason in listing.refused.items():
-        yield Finding(Level.WARN, f"{service.name}: replica '{name}' is refused: {reason}")
-    for sighting in listing.present.values():
-        yield from _access(service, sighting)
-        if sighting.notes:
-            try:
-                _notes_of(sighting)
-            except ConfigError as error:
-                yield from (Finding(Level.FAIL, problem) for problem in error.problems)
-            except OSError:
-                continue  # It went while we looked.
-    yield from _sharers(service, pattern.directory)
-    if not pattern.directory.exists():
-        yield Finding(Level.WARN, f"{service.name}: {pattern.directory} does not exist yet; it is waited for")
-    else:
-        yield Finding(
-            Level.OK, f"{service.name}: {service.replicas.sockets} matches {counted(len(listing.present), 'socket')}"
-        )
-
-
-def _sharers(service: ServiceSettings, directory: Path) -> Iterator[Finding]:
-    """Whether users who share a directory could take each other's sockets away."""
-    try:
-        place = follow(str(directory))
-    except OSError:
-        return
-    for it in (place.owned, *reversed(place.above)):
-        if it.others_may_write and not it.mode & stat.S_ISVTX:
-            text = f"{it.path} lets its writers remove and replace each other's sockets ({it.shown_mode})"
-            yield Finding(Level.WARN, f"{service.name}: {text}; chmod +t {it.path}")
-
-
-def _inventory_writers(service: ServiceSettings) -> Iterator[Finding]:
-    """Who else than its owner may say which replicas there are, and by which SSH keys they are reached."""
-    if service.replicas.inventory is None:
-        return
-    try:
-        place = follow(str(service.replicas.inventory))
-    except OSError:
-        return  # It has been told of.
-    others = way_in(place.owned, place.above, ours() | {place.found.st_uid}, (ROOT,))
-    if others is not None:
-        text = f"inventory: {others}, and may name replicas, and SSH servers that the daemon logs in to with its keys"
-        yield Finding(Level.WARN, f"{service.name}: {text}; chmod go-w")
-
-
 def _notes_of(sighting: Sighting) -> Overrides:
     """What is noted beside a socket. Raises ConfigError, and OSError where the socket is gone."""
     assert sighting.notes is not None
     return load_overrides(sighting.notes[0], sighting.place.lstat().st_uid)
 
 
-def _place_of(settings: Settings) -> Callable[[Tunnel], Path]:
-    return lambda tunnel: settings.run_dir / "tunnels" / tunnel.owner
+def _given(service: ServiceSettings, settings: Settings) -> Given:
+    own = OwnSockets((settings.run_dir, settings.state_dir))
+    return given_to(service, lambda tunnel: settings.run_dir / "tunnels" / tunnel.owner, own, ApiRecord())
 
 
-def _own(settings: Settings) -> OwnSockets:
-    return OwnSockets((settings.run_dir, settings.state_dir))
-
-
-def _access(service: ServiceSettings, sighting: Sighting) -> Iterator[Finding]:
+def _access(sighting: Sighting) -> Iterator[Finding]:
     try:
         mode = stat.S_IMODE(sighting.socket.stat().st_mode)
     except OSError:
@@ -501,28 +439,42 @@ def _access(service: ServiceSettings, sighting: Sighting) -> Iterator[Finding]:
     if not os.access(sighting.socket, os.W_OK):
         yield Finding(
             Level.FAIL,
-            f"{service.name}: no permission to connect to {sighting.socket} (mode {mode:04o}); "
+            f"no permission to connect to {sighting.socket} (mode {mode:04o}); "
             f"give uid {os.geteuid()} w on it and x on its directories",
         )
 
 
-async def _described(service: ServiceSettings, settings: Settings) -> list[Finding]:
-    """The replicas that the settings or an inventory describe: their files, and what their tunnels need."""
-    findings = []
-    for name, source in sources_of(service, _place_of(settings), _own(settings)).items():
-        if name == "sockets":
-            continue
-        listing = await source.look()
-        tunnels = [sighting.tunnel for sighting in listing.present.values() if sighting.tunnel is not None]
-        troubles = [trouble for trouble in (listing.blind, *listing.unseen.values()) if trouble]
-        troubles += [f"'{replica}' is refused: {reason}" for replica, reason in listing.refused.items()]
-        troubles += await asyncio.to_thread(lambda them: [*engine_troubles(them), *file_troubles(them)], tunnels)
-        findings += [Finding(Level.FAIL, f"{service.name}: {name}: {trouble}") for trouble in troubles]
-        for sighting in listing.present.values():
-            if sighting.tunnel is None:
-                findings += _access(service, sighting)
-        if name == "inventory":
-            findings += _inventory_writers(service)
-        listed = f"{name} lists {counted(len(listing.present), 'replica')}, {len(tunnels)} behind SSH servers"
-        findings.append(Finding(Level.OK, f"{service.name}: {listed}"))
+async def _replicas(service: ServiceSettings, settings: Settings) -> list[Finding]:
+    """What the settings' sources list, and what their replicas need."""
+    findings: list[Finding] = []
+    for kind, value in used_by(service):
+        if kind.setting is not None:
+            listing = await kind.build(value, _given(service, settings)).look()
+            findings += await asyncio.to_thread(_about_replicas, service, kind, value, listing)
     return findings
+
+
+def _about_replicas(service: ServiceSettings, kind: SourceKind[Any], value: object, listing: Listing) -> list[Finding]:
+    sightings = listing.present.values()
+    tunnels = [it.tunnel for it in sightings if it.tunnel is not None]
+    troubles = [trouble for trouble in (listing.blind, *listing.unseen.values()) if trouble]
+    troubles += [*engine_troubles(tunnels), *file_troubles(tunnels)]
+    found = [Finding(Level.FAIL, trouble) for trouble in troubles]
+    refused = Level.WARN if kind.by_others else Level.FAIL
+    found += [Finding(refused, f"'{name}' is refused: {reason}") for name, reason in listing.refused.items()]
+    found += [finding for it in sightings if it.tunnel is None for finding in _access(it)]
+    found += [Finding(Level.WARN, text) for text in kind.advise(value)]
+    behind = f", {len(tunnels)} behind SSH servers" if tunnels else ""
+    listed = f"{service.name}: {kind.name} lists {counted(len(sightings), 'replica')}{behind}"
+    named = [Finding(it.level, f"{service.name}: {kind.name}: {it.text}") for it in found]
+    notes = [finding for it in sightings if it.notes is not None for finding in _notes(it)]
+    return [*named, *notes, Finding(Level.OK, listed)]
+
+
+def _notes(sighting: Sighting) -> Iterator[Finding]:
+    try:
+        _notes_of(sighting)
+    except ConfigError as error:
+        yield from (Finding(Level.FAIL, problem) for problem in error.problems)
+    except OSError:
+        return  # It went while we looked.

@@ -17,10 +17,10 @@ from gateway_sidecar.engines.probe import EngineProbe
 from gateway_sidecar.errors import ConfigError, StateError
 from gateway_sidecar.nginx.config import SUCCESSOR
 from gateway_sidecar.nginx.server import engine_behind
-from gateway_sidecar.sources.build import source_of
+from gateway_sidecar.sources.build import given_to, source_of
+from gateway_sidecar.sources.entry import ApiRecord
 from gateway_sidecar.sources.listing import Sighting
 from gateway_sidecar.sources.placed import OwnSockets
-from gateway_sidecar.sources.told import Told
 
 _AT_ONCE = 32
 
@@ -41,7 +41,7 @@ async def fresh_plan(settings: Settings) -> list[dict[str, str]]:
         how = f"start {service.router.type}" if router is None else f"take up {service.router.type} (pid {router.pid})"
         actions.append(_row(service.name, "-", f"{how} and serve it at {service.listen}"))
         known = links if router is not None else {}
-        actions += await _service_plan(service, Told(dict(told.get(service.name, {}))), settings, known)
+        actions += await _service_plan(service, ApiRecord(dict(told.get(service.name, {}))), settings, known)
     return actions
 
 
@@ -56,10 +56,11 @@ def _row(service: str, replica: str, action: str) -> dict[str, str]:
 
 
 async def _service_plan(
-    service: ServiceSettings, told: Told, settings: Settings, links: Mapping[Path, int]
+    service: ServiceSettings, record: ApiRecord, settings: Settings, links: Mapping[Path, int]
 ) -> list[dict[str, str]]:
     own = OwnSockets((settings.run_dir, settings.state_dir))
-    listing = await source_of(service, lambda tunnel: Path(f"/{tunnel.owner}"), told, own).look()
+    given = given_to(service, lambda tunnel: Path(f"/{tunnel.owner}"), own, record)
+    listing = await source_of(service, given).look()
     if listing.blind:
         return [_row(service.name, "-", f"nothing for its replicas: {listing.blind}")]
     unseen = [_row(service.name, "-", f"nothing for {source}: {why}") for source, why in listing.unseen.items()]

@@ -17,12 +17,13 @@ from collections.abc import Iterator
 from functools import cached_property
 from importlib import import_module
 from importlib.metadata import entry_points
-from typing import TYPE_CHECKING, Generic, Protocol, TypeVar
+from typing import TYPE_CHECKING, Any, Generic, Protocol, TypeVar
 
 from gateway_sidecar.errors import KindError
 
 if TYPE_CHECKING:
     from gateway_sidecar.engines.dialect import Engine
+    from gateway_sidecar.sources.base import SourceKind
 
 
 class Named(Protocol):
@@ -73,4 +74,7 @@ class Registry(Generic[K]):
 
 ENGINES: Registry[Engine] = Registry(
     *("gateway_sidecar.engines", "ENGINE"), *("sglang", "vllm", "mlx", "trtllm", "tokenspeed", "external")
+)
+SOURCES: Registry[SourceKind[Any]] = Registry(
+    *("gateway_sidecar.sources", "SOURCE"), *("socket_pattern", "ssh", "inventory", "api")
 )

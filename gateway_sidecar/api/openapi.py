@@ -11,11 +11,11 @@ from typing import Any
 from gateway_sidecar import __version__
 from gateway_sidecar.api.answers import LONGEST_S
 from gateway_sidecar.api.replicas import MOST_BYTES
-from gateway_sidecar.config import told_schema
 from gateway_sidecar.config.tunnels import MOST_ID_BYTES
 from gateway_sidecar.domain.model import ConnectionMode, ReplicaState, WorkerType
 from gateway_sidecar.domain.planning import Missing
 from gateway_sidecar.domain.tunnels import PathState
+from gateway_sidecar.sources.api import raw_schema
 
 Json = dict[str, Any]
 
@@ -253,7 +253,7 @@ def _signals() -> Json:
 
 
 def _schemas() -> Json:
-    entry, further = told_schema("#/components/schemas/{model}")
+    entry, further = raw_schema("#/components/schemas/{model}")
     tunnel = _object(to=_TEXT, state=_one_of(*PathState), reason=_MAYBE_TEXT)
     replica = _object(
         id=_TEXT,
@@ -272,7 +272,7 @@ def _schemas() -> Json:
         runtime_type={**_MAYBE_TEXT, "description": "The engine, such as vllm; external is any other OpenAI API."},
         model=_MAYBE_TEXT,
         reason=_MAYBE_TEXT,
-        source={**_TEXT, "description": "Who has it: sockets, ssh, inventory or api."},
+        source={**_TEXT, "description": "The source that has it, such as sockets or api."},
         tunnel={"anyOf": [tunnel, {"type": "null"}]},
     )
     router = _object(
@@ -289,8 +289,11 @@ def _schemas() -> Json:
         listen=_TEXT,
         public=_TEXTS,
         not_in_force={**_MAYBE_TEXT, "description": "Why `listen` and `frontend` are not served as they are set."},
-        sockets=_MAYBE_TEXT,
-        source=_object(blind=_MAYBE_TEXT, refused=_TEXT_BY_NAME),
+        source=_object(
+            settings={**_TEXT_BY_NAME, "description": "Where the settings have replicas looked for, by kind."},
+            blind=_MAYBE_TEXT,
+            refused=_TEXT_BY_NAME,
+        ),
         router=router,
         waiting=_COUNT,
         missing=_one_of(*Missing, None),

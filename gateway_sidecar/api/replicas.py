@@ -12,14 +12,14 @@ from aiohttp import web
 
 from gateway_sidecar.api import view
 from gateway_sidecar.api.answers import DAEMON, Refused, check_query, seconds_in, service_in
-from gateway_sidecar.config import Described, ToldEntry, read_told
 from gateway_sidecar.control.process.daemon import Daemon
 from gateway_sidecar.control.replicas.drain import DrainReport
 from gateway_sidecar.control.service import Service
 from gateway_sidecar.control.state.api_replicas import is_full
 from gateway_sidecar.domain.model import ReplicaId
 from gateway_sidecar.errors import ConfigError, StateError
-from gateway_sidecar.sources.told import NAME
+from gateway_sidecar.sources.api import NAME, read_raw
+from gateway_sidecar.sources.entry import Described, RawEntry
 from gateway_sidecar.supervision import awake
 from gateway_sidecar.supervision.own_thread import OwnThread
 
@@ -161,7 +161,7 @@ def _no_constant(name: str) -> object:
 
 async def _read(service: Service, replica: ReplicaId, entry: dict[str, Any]) -> Described:
     """What the entry says. Raises Refused."""
-    read = partial(read_told, entry, service.name, replica, service.settings.replicas.ssh_defaults)
+    read = partial(read_raw, entry, service.name, replica, service.settings.replicas.ssh_defaults)
     try:
         return await OwnThread("entry").run(read, patience_s=_READ_S)
     except ConfigError as error:
@@ -188,7 +188,7 @@ def _refuse_others(service: Service, replica: ReplicaId) -> None:
 
 
 async def _until_serving(
-    daemon: Daemon, service: Service, replica: ReplicaId, entry: ToldEntry, described: Described, timeout_s: float
+    daemon: Daemon, service: Service, replica: ReplicaId, entry: RawEntry, described: Described, timeout_s: float
 ) -> None:
     """Returns once it serves as described. Raises Refused with the reason why it does not."""
     told = daemon.told.of(service.name)

@@ -49,7 +49,8 @@ def _service(service: dict[str, Any]) -> str:
     lines += _scaling(service["scaling"])
     rows = [_row(replica) for replica in service["replicas"]]
     if not rows:
-        lines.append(f"  no replicas at {service['sockets']}" if service["sockets"] else "  no replicas")
+        at = ", ".join(service["source"]["settings"].values())
+        lines.append(f"  no replicas at {at}" if at else "  no replicas")
         return _joined(lines)
     lines += [f"  {line}" for line in _table([_COLUMNS, *rows])]
     return _joined(lines)

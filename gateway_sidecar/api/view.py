@@ -11,8 +11,9 @@ from gateway_sidecar.control.replicas.prober import far_end_of
 from gateway_sidecar.control.replicas.tenure import Presence, Tenure
 from gateway_sidecar.control.service import Service
 from gateway_sidecar.domain.model import ReplicaId
+from gateway_sidecar.sources.api import NAME
+from gateway_sidecar.sources.build import shown_of
 from gateway_sidecar.sources.listing import Listing
-from gateway_sidecar.sources.told import NAME
 from gateway_sidecar.supervision import awake
 
 
@@ -53,8 +54,7 @@ def _service(daemon: Daemon, name: str, service: Service) -> dict[str, Any]:
         "listen": str(service.settings.listen) if served is None else served.listen,
         "public": [str(address) for address in frontend.listen],
         "not_in_force": daemon.nginx_supervisor.not_in_force.get(name),
-        "sockets": str(service.settings.replicas.sockets) if service.settings.replicas.sockets else None,
-        "source": _source(listing),
+        "source": {"settings": shown_of(service.settings), **_source(listing)},
         "router": {
             "type": router.kind.name,
             "state": router.state.value,

@@ -5,7 +5,8 @@ from __future__ import annotations
 import argparse
 import json
 
-from gateway_sidecar.config import config_schema, inventory_schema, replica_schema
+from gateway_sidecar.config import config_schema, replica_schema
+from gateway_sidecar.sources.inventory import inventory_schema
 
 _SCHEMAS = {"configuration": config_schema, "inventory": inventory_schema, "replica": replica_schema}
 

@@ -8,25 +8,25 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
-from pathlib import Path
 from typing import Any, Generic, TypeVar
+
+from pydantic import TypeAdapter
 
 from gateway_sidecar.config.frontend_values import parse_server_name
 from gateway_sidecar.config.models import BridgeSettings, MetricsSettings, Settings
 from gateway_sidecar.config.scaling import scaling_problems
 from gateway_sidecar.config.values import (
     Endpoint,
-    PathPattern,
     PortRange,
     hosts_clash,
     parse_bridge_host,
     parse_directory,
     parse_endpoint,
     parse_name,
-    parse_pattern,
     parse_ports,
 )
 from gateway_sidecar.config.yamltree import Location, Problem, Tree, path_text
+from gateway_sidecar.kinds import SOURCES
 
 T = TypeVar("T")
 
@@ -64,7 +64,7 @@ def cross_problems(tree: Tree) -> Iterator[Problem]:
     yield from _same_names(said.of_services(("name",), parse_name))
     yield from _same_addresses(listens)
     yield from _ports(said, listens)
-    yield from _patterns(said)
+    yield from _replicas(said)
     yield from _directories(said)
     yield from scaling_problems(tree)
 
@@ -247,22 +247,19 @@ def _listens_in_range(listens: list[_Said[Endpoint]], ports: _Said[PortRange], h
                 yield _at_line(listen, f"{listen.value} lies in {where}; use a port outside that range")
 
 
-def _patterns(said: _Reading) -> Iterator[Problem]:
-    patterns = said.of_services(("replicas", "sockets"), parse_pattern)
-    for here, there in _first_pairs(patterns, lambda one, other: one.shared_path(other) is not None):
-        shared = here.value.shared_path(there.value)
-        text = f"{here.value} and {there} both match {shared}; give each service its own directory"
-        yield _at_line(here, text)
-    for run_dir in said.of_top(("run_dir",), parse_directory, _default("run_dir")):
-        for pattern in patterns:
-            yield from _own_sockets(pattern, run_dir.value)
-
-
-def _own_sockets(pattern: _Said[PathPattern], run_dir: Path) -> Iterator[Problem]:
-    for path in (run_dir / "admin.sock", run_dir / "bridges" / "24001.sock"):
-        if pattern.value.replica_of(path) is not None:
-            text = f"{pattern.value} matches the daemon's own {path}; keep replicas out of run_dir"
-            yield _at_line(pattern, text)
+def _replicas(said: _Reading) -> Iterator[Problem]:
+    """What sources of two services both name, or name of the daemon's own."""
+    run_dirs = said.of_top(("run_dir",), parse_directory, _default("run_dir"))
+    for kind in SOURCES:
+        if kind.setting is None:
+            continue
+        values = said.of_services(("replicas", kind.name), TypeAdapter(kind.setting[0]).validate_python)
+        for number, here in enumerate(values):
+            pairs = [(there, kind.clash(here.value, there.value)) for there in values[:number]]
+            for there, text in [(there, text) for there, text in pairs if text is not None][:1]:
+                yield _at_line(here, f"{here.value} and {there} {text}")
+            for run_dir in run_dirs:
+                yield from (_at_line(here, f"{here.value} {it}") for it in kind.objections(here.value, run_dir.value))
 
 
 def _directories(said: _Reading) -> Iterator[Problem]:

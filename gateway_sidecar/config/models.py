@@ -6,7 +6,7 @@ Durations are seconds, as each name says with `_s`.
 from __future__ import annotations
 
 from pathlib import Path
-from typing import Annotated, Literal
+from typing import TYPE_CHECKING, Annotated, Any, Literal, Self
 
 from pydantic import (
     AfterValidator,
@@ -15,6 +15,7 @@ from pydantic import (
     PlainSerializer,
     PlainValidator,
     WithJsonSchema,
+    create_model,
     field_validator,
     model_validator,
 )
@@ -25,12 +26,11 @@ from gateway_sidecar.config.part import number as _number
 from gateway_sidecar.config.places import RUN_DIR, STATE_DIR
 from gateway_sidecar.config.scaling import ScalingSettings
 from gateway_sidecar.config.smg_options import Policy, check_argument
-from gateway_sidecar.config.tunnels import PlainPathValue, SshDefaults, SshReplicas, tunnel_to
+from gateway_sidecar.config.tunnels import SshDefaults
 from gateway_sidecar.config.values import (
     INTERFACE_PATTERN,
     NAME_PATTERN,
     Endpoint,
-    PathPattern,
     PortRange,
     parse_bridge_host,
     parse_command,
@@ -40,11 +40,11 @@ from gateway_sidecar.config.values import (
     parse_interface,
     parse_name,
     parse_network,
-    parse_pattern,
     parse_ports,
     parse_run_dir,
     show,
 )
+from gateway_sidecar.kinds import SOURCES
 
 _TO_TEXT = PlainSerializer(str, return_type=str)
 _ABSOLUTE = {"type": "string", "pattern": r"""^/[^\s"'$;{}\\#%*?\[\]]+$"""}
@@ -74,12 +74,6 @@ PortsValue = Annotated[
             ]
         }
     ),
-]
-PatternValue = Annotated[
-    PathPattern,
-    PlainValidator(parse_pattern),
-    _TO_TEXT,
-    WithJsonSchema({"type": "string", "pattern": r"^/[^{}*?\[\]]*\{replica\}[^{}*?\[\]]*$"}),
 ]
 DirectoryValue = Annotated[Path, PlainValidator(parse_directory), _TO_TEXT, WithJsonSchema(_ABSOLUTE)]
 RunDirValue = Annotated[Path, PlainValidator(parse_run_dir), _TO_TEXT, WithJsonSchema(_ABSOLUTE)]
@@ -239,46 +233,38 @@ class PeersSettings(Part):
     )
 
 
-class ReplicaSettings(Part):
-    """Where a service's replicas are found: any of `sockets`, `ssh` and `inventory`, and what the admin API is told.
+class _Replicas(Part):
+    """What all sources together are held to."""
 
-    A replica that two of them name is the one of the first, in this order. `{}` leaves all to the admin API.
-    """
-
-    sockets: PatternValue | None = Field(
-        default=None,
-        description="Path of each replica's Unix socket. `{replica}` stands, once, for the replica's id, and"
-        " may be a directory, a file name or a part of one.",
-        examples=["/run/replicas/chat/{replica}.sock", "/run/replicas/{replica}/engine.sock"],
-    )
-    ssh: SshReplicas = Field(
-        default={},
-        description="Replicas behind SSH servers, by id; the daemon opens a tunnel to each.",
-        examples=[{"r1": {"host": "gpu7.example.net", "forward": "127.0.0.1:8000"}}],
-    )
-    inventory: PlainPathValue | None = Field(
-        default=None,
-        description="A YAML or JSON file, or a directory of them (`.yaml`, `.yml`, `.json`), that lists replicas: `id:"
-        " {socket: PATH}` or `id: {ssh: {...}}`. Changes apply at once.",
-        examples=["/etc/gateway-sidecar/chat.d"],
-    )
-    ssh_defaults: SshDefaults = SshDefaults()
-
-    @field_validator("sockets", mode="before")
-    @classmethod
-    def _said(cls, value: object) -> object:
-        if value is None:
-            raise ValueError("is empty; give it a value, or leave the line out")
-        return value
+    if TYPE_CHECKING:
+        ssh_defaults: SshDefaults
 
     @model_validator(mode="after")
-    def _complete(self) -> ReplicaSettings:
-        for replica, ssh in self.ssh.items():
-            try:
-                tunnel_to(replica, ssh, self.ssh_defaults)
-            except ValueError as error:
-                raise ValueError(f"ssh.{replica}: {error}") from None
+    def _complete(self) -> Self:
+        for kind in SOURCES:
+            if kind.setting is not None:
+                kind.check(getattr(self, kind.name), self.ssh_defaults)
         return self
+
+
+def _replica_settings() -> Any:
+    """A model with one field for each kind of source that has a setting."""
+    named = {kind.name: kind.setting for kind in SOURCES if kind.setting is not None}
+    *others, last = (f"`{name}`" for name in named)
+    fields: dict[str, Any] = {**named, "ssh_defaults": (SshDefaults, SshDefaults())}
+    return create_model(
+        "ReplicaSettings",
+        __base__=_Replicas,
+        __doc__=f"Where a service's replicas are found: any of {', '.join(others)} and {last}, and the admin API.\n\n"
+        "A replica that two of them name is the one of the first, in this order. `{}` leaves all to the admin API.",
+        **fields,
+    )
+
+
+if TYPE_CHECKING:
+    ReplicaSettings = _Replicas
+else:
+    ReplicaSettings = _replica_settings()
 
 
 class RouterSettings(Part):

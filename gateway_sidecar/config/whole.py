@@ -8,7 +8,6 @@ from gateway_sidecar.config.frontend import (
     LimitSettings,
     TlsSettings,
 )
-from gateway_sidecar.config.inventory import Described, inventory_schema, read_inventory
 from gateway_sidecar.config.load import line_of, load_config, load_usable, parse_config
 from gateway_sidecar.config.models import (
     AdminSettings,
@@ -30,7 +29,6 @@ from gateway_sidecar.config.models import (
 from gateway_sidecar.config.overrides import load_overrides, replica_schema
 from gateway_sidecar.config.scaling import HookSettings, ScalingSettings
 from gateway_sidecar.config.schema import config_schema
-from gateway_sidecar.config.told import ToldEntry, read_told, same_entry, told_schema
 from gateway_sidecar.config.tunnels import SshDefaults, tunnel_to
 from gateway_sidecar.config.values import Endpoint, PathPattern, PortRange, parse_endpoint
 
@@ -40,7 +38,6 @@ __all__ = [
     "AuthSettings",
     "BridgeSettings",
     "CorsSettings",
-    "Described",
     "DrainSettings",
     "Endpoint",
     "FrontendSettings",
@@ -62,20 +59,14 @@ __all__ = [
     "Settings",
     "SshDefaults",
     "TlsSettings",
-    "ToldEntry",
     "advise",
     "config_schema",
-    "inventory_schema",
     "line_of",
     "load_config",
     "load_overrides",
     "load_usable",
     "parse_config",
     "parse_endpoint",
-    "read_inventory",
-    "read_told",
     "replica_schema",
-    "same_entry",
-    "told_schema",
     "tunnel_to",
 ]

@@ -56,6 +56,7 @@ from gateway_sidecar.domain.planning import (
     plan_orphans,
     plan_worker,
 )
+from gateway_sidecar.sources.build import claim_of
 from gateway_sidecar.sources.listing import Sighting
 from gateway_sidecar.supervision import awake
 from gateway_sidecar.supervision.awake import within
@@ -261,9 +262,8 @@ class Service:
 
         A socket that was bound before the link was made is the one that it was made for.
         """
-        pattern = self.settings.replicas.sockets
-        replica = pattern.replica_of(socket) if pattern is not None else None
-        if replica is None or ReplicaId(replica) in self._tenures.current:
+        claim = claim_of(self.settings, socket)
+        if claim is None or claim[0] in self._tenures.current:
             return False
         try:
             occupant = occupant_of(socket.lstat())
@@ -271,7 +271,8 @@ class Service:
             return False
         if occupant.mtime_ns > linked_at_ns:
             return False
-        sighting = Sighting(ReplicaId(replica), socket, occupant)
+        replica, source = claim
+        sighting = Sighting(replica, socket, occupant, source=source)
         self.restore(SavedTenure(sighting, 0, port, None, False), linked=True)
         return True
 

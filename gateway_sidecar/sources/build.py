@@ -1,45 +1,44 @@
-"""A service's settings -> its source."""
+"""A service's settings -> its sources, of whatever kinds."""
 
 from __future__ import annotations
 
-from collections.abc import Mapping
-from functools import partial
+from collections.abc import Iterator
 from pathlib import Path
+from typing import Any
 
-from gateway_sidecar.config import Described, ServiceSettings, ToldEntry, read_inventory, read_told, tunnel_to
-from gateway_sidecar.domain.model import Overrides, ReplicaId
-from gateway_sidecar.sources.described import FixedReplicas, SocketOf
-from gateway_sidecar.sources.inventory import Inventory
+from gateway_sidecar.config import ServiceSettings
+from gateway_sidecar.domain.model import ReplicaId
+from gateway_sidecar.kinds import SOURCES
+from gateway_sidecar.sources.base import Given, SocketOf, SourceKind
+from gateway_sidecar.sources.entry import ApiRecord
+from gateway_sidecar.sources.merged import MergedSources
 from gateway_sidecar.sources.placed import OwnSockets
-from gateway_sidecar.sources.several import SeveralSources, Source
-from gateway_sidecar.sources.socket_pattern import SocketPattern
-from gateway_sidecar.sources.told import NAME, Told, ToldReplicas
 
 
-def sources_of(service: ServiceSettings, socket_of: SocketOf, own: OwnSockets) -> Mapping[str, Source]:
-    """The sources that a service's settings name, in order of precedence."""
-    replicas = service.replicas
-    found: dict[str, Source] = {}
-    if replicas.sockets is not None:
-        found["sockets"] = SocketPattern(str(replicas.sockets), own)
-    if replicas.ssh:
-        described = {
-            ReplicaId(replica): Described(
-                tunnel_to(f"{service.name}/{replica}", ssh, replicas.ssh_defaults), Overrides()
-            )
-            for replica, ssh in replicas.ssh.items()
-        }
-        found["ssh"] = FixedReplicas("ssh", described, socket_of, own)
-    if replicas.inventory is not None:
-        read = partial(read_inventory, service=service.name, defaults=replicas.ssh_defaults)
-        found["inventory"] = Inventory("inventory", Path(replicas.inventory), read, socket_of, own)
-    return found
+def used_by(service: ServiceSettings) -> Iterator[tuple[SourceKind[Any], Any]]:
+    """The kinds that a service has, in order of precedence, with what its settings say at each."""
+    for kind in SOURCES:
+        value = getattr(service.replicas, kind.name) if kind.setting is not None else None
+        if value or kind.setting is None:
+            yield kind, value
 
 
-def source_of(service: ServiceSettings, socket_of: SocketOf, told: Told, own: OwnSockets) -> Source:
-    """All of them as one, and after them what the admin API was told."""
+def shown_of(service: ServiceSettings) -> dict[str, str]:
+    """Where the settings have replicas looked for, by kind, in words."""
+    return {kind.name: kind.show(value) for kind, value in used_by(service) if kind.setting is not None}
 
-    def read(entry: ToldEntry, replica: ReplicaId) -> Described:
-        return read_told(entry, service.name, replica, service.replicas.ssh_defaults)
 
-    return SeveralSources({**sources_of(service, socket_of, own), NAME: ToldReplicas(told, read, socket_of, own)})
+def given_to(service: ServiceSettings, socket_of: SocketOf, own: OwnSockets, record: ApiRecord) -> Given:
+    """What the service's sources are built with."""
+    return Given(service.name, service.replicas.ssh_defaults, socket_of, own, record)
+
+
+def source_of(service: ServiceSettings, given: Given) -> MergedSources:
+    """All sources of a service as one."""
+    return MergedSources({kind.name: kind.build(value, given) for kind, value in used_by(service)})
+
+
+def claim_of(service: ServiceSettings, socket: Path) -> tuple[ReplicaId, str] | None:
+    """The replica whose socket would be at this path, and the name of its source."""
+    claims = ((kind.claim(value, socket), kind.name) for kind, value in used_by(service))
+    return next(((replica, name) for replica, name in claims if replica is not None), None)

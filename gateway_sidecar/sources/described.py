@@ -2,23 +2,17 @@
 
 from __future__ import annotations
 
-from collections.abc import AsyncIterator, Callable, Mapping, Set
-from functools import partial
+from collections.abc import Mapping, Set
 from pathlib import Path
 
-from gateway_sidecar.config import Described
 from gateway_sidecar.domain.model import Occupant, ReplicaId
 from gateway_sidecar.domain.trust import ROOT, Owned, way_in
 from gateway_sidecar.domain.tunnels import Tunnel
 from gateway_sidecar.files.follow import Followed, ours
+from gateway_sidecar.sources.base import SocketOf
+from gateway_sidecar.sources.entry import Described
 from gateway_sidecar.sources.listing import Listing, Sighting
 from gateway_sidecar.sources.placed import OwnSockets, RefusedPlaceError, socket_at
-from gateway_sidecar.supervision.own_thread import OwnThread
-
-_PATIENCE_S = 5.0
-
-SocketOf = Callable[[Tunnel], Path]
-"""Where a tunnel's socket is."""
 
 
 def listing_of(
@@ -78,28 +72,3 @@ def _who_else(place: Followed) -> str | None:
     owners = ours() | {place.found.st_uid}
     directory: Owned = place.above[-1]
     return way_in(directory, place.above[:-1], owners, (ROOT,))
-
-
-class FixedReplicas:
-    """Replicas that are there as long as the settings are."""
-
-    def __init__(
-        self, name: str, described: Mapping[ReplicaId, Described], socket_of: SocketOf, own: OwnSockets
-    ) -> None:
-        self.name = name
-        self._described = described
-        self._socket_of = socket_of
-        self._own = own
-        self._thread = OwnThread(f"source {name}")
-
-    async def look(self) -> Listing:
-        """What is there now. Never raises."""
-        look = partial(listing_of, self._described, self.name, self._socket_of, self._own)
-        try:
-            return await self._thread.run(look, patience_s=_PATIENCE_S)
-        except TimeoutError:
-            return Listing(blind="the file system of a replica's socket does not answer")
-
-    async def hints(self) -> AsyncIterator[None]:
-        """Yields once: nothing changes."""
-        yield

@@ -7,27 +7,36 @@ with it.
 
 from __future__ import annotations
 
+import json
 import os
+import re
 import stat
-from collections.abc import AsyncIterator, Callable, Mapping
+from collections.abc import AsyncIterator, Callable, Iterator, Mapping
 from contextlib import suppress
 from dataclasses import dataclass, field
 from functools import partial
 from pathlib import Path
+from typing import Any
 
 from asyncinotify import Inotify, Mask
+from pydantic import Field
 
-from gateway_sidecar.config import Described
+from gateway_sidecar.config.text_file import read_file
+from gateway_sidecar.config.tunnels import MOST_ID_BYTES, PlainPathValue, SshDefaults
+from gateway_sidecar.config.yamltree import Location, Problem, Tree, read_tree
 from gateway_sidecar.domain.model import ReplicaId
-from gateway_sidecar.domain.trust import trouble_with_links
+from gateway_sidecar.domain.trust import ROOT, trouble_with_links, way_in
 from gateway_sidecar.errors import ConfigError
 from gateway_sidecar.files.follow import follow, ours
-from gateway_sidecar.sources.described import SocketOf, listing_of
+from gateway_sidecar.sources.base import Given, SocketOf, SourceKind
+from gateway_sidecar.sources.described import listing_of
+from gateway_sidecar.sources.entry import Described, describe, described_schema
 from gateway_sidecar.sources.listing import Listing
 from gateway_sidecar.sources.placed import OwnSockets
 from gateway_sidecar.supervision.own_thread import OwnThread
 
 SUFFIXES = (".yaml", ".yml", ".json")
+_MOST_BYTES = 8 * 1024 * 1024
 _PATIENCE_S = 5.0
 _CHANGES = (
     Mask.CREATE | Mask.MOVED_TO | Mask.MOVED_FROM | Mask.DELETE | Mask.CLOSE_WRITE | Mask.ATTRIB | Mask.DELETE_SELF
@@ -162,3 +171,114 @@ class Inventory:
             with suppress(OSError):  # The rescan says what is wrong with it.
                 if place.is_dir():
                     inotify.add_watch(place, _CHANGES)
+
+
+def read_inventory(
+    path: Path, service: str, defaults: SshDefaults, warn: Callable[[str], object] = lambda _line: None
+) -> Mapping[ReplicaId, Described]:
+    """Reads one file. Raises ConfigError with a line for each mistake. Blocks.
+
+    An empty one is a mistake: so does a file look that is being written, or that a full disk has cut.
+    """
+    file = read_file(path, _MOST_BYTES)
+    tree = _read_tree(path, file.content)
+    problems = list(tree.problems)
+    if not isinstance(tree.data, dict) and not problems:
+        what = "is empty; write {} to have no replicas" if tree.data is None else "is not a mapping at the top"
+        cure = "" if tree.data is None else "; write `id: {socket: /path}` lines"
+        problems.append(Problem(tree.line(()), "", what + cure))
+    found: dict[ReplicaId, Described] = {}
+    if isinstance(tree.data, dict):
+        for replica, entry in _entries(tree):
+            further: list[Problem] = []
+            described = describe(path, file, f"{service}/{replica}", entry, defaults, further, warn)
+            where = re.sub(r"\n.*", "", replica)
+            problems += [Problem(p.line, f"{where}.{p.where}" if p.where else where, p.text) for p in further]
+            if described is not None:
+                found[ReplicaId(replica)] = described
+    if problems:
+        unique = dict.fromkeys(sorted(problems, key=lambda problem: problem.line or 0))
+        raise ConfigError([problem.render(str(path)) for problem in unique])
+    return found
+
+
+def _read_tree(path: Path, content: bytes) -> Tree:
+    """JSON is YAML, but for tabs between its tokens; in its texts it has none. Broken, it is told as JSON."""
+    if path.suffix != ".json":
+        return read_tree(content)
+    tree = read_tree(content.replace(b"\t", b" "))
+    if tree.problems and tree.data is None:
+        try:
+            json.loads(content)
+        except json.JSONDecodeError as error:
+            text = f"is not JSON: {error.msg} (column {error.colno}); it has no comments, and is written whole"
+            tree.problems = [Problem(error.lineno, "", text)]
+        except (UnicodeDecodeError, RecursionError):
+            pass  # Told already.
+    return tree
+
+
+def _entries(tree: Tree) -> Iterator[tuple[str, Tree]]:
+    """Each entry as a tree of its own."""
+    assert isinstance(tree.data, dict)
+    trees = {replica: Tree(data=entry) for replica, entry in tree.data.items()}
+
+    def below(location: Location) -> Tree | None:
+        return trees.get(str(location[0])) if location else None
+
+    for location, place in tree.places.items():
+        if (part := below(location)) is not None:
+            part.places[location[1:]] = place
+    for location, line in tree.key_lines.items():
+        if (part := below(location)) is not None:
+            part.key_lines[location[1:]] = line
+    for location in tree.unread:
+        if (part := below(location)) is not None:
+            part.unread.add(location[1:])
+    yield from trees.items()
+
+
+def inventory_schema() -> dict[str, Any]:
+    """JSON Schema (draft 2020-12) of an inventory file. What a service's `ssh_defaults` add is beyond it."""
+    entry, parts = described_schema("#/$defs/{model}")
+    return {
+        "$schema": "https://json-schema.org/draft/2020-12/schema",
+        "title": "gateway-sidecar inventory",
+        "description": "Replicas by their ids. A file without any says {}.",
+        "type": "object",
+        "propertyNames": {"pattern": r"^(?!\.{1,2}$)[^/]+$", "maxLength": MOST_ID_BYTES},
+        "additionalProperties": {"$ref": "#/$defs/InventoryEntry"},
+        "$defs": {**parts, "InventoryEntry": entry},
+    }
+
+
+def _build(path: str, given: Given) -> Inventory:
+    read = partial(read_inventory, service=given.service, defaults=given.ssh_defaults)
+    return Inventory(SOURCE.name, Path(path), read, given.socket_of, given.own)
+
+
+def _other_writers(path: str) -> Iterator[str]:
+    """Who else than its owner may say which replicas there are, and by which SSH keys they are reached."""
+    try:
+        place = follow(path)
+    except OSError:
+        return  # The look says so.
+    others = way_in(place.owned, place.above, ours() | {place.found.st_uid}, (ROOT,))
+    if others is not None:
+        yield f"{others}, and may name replicas, and SSH servers that the daemon logs in to with its keys; chmod go-w"
+
+
+SOURCE: SourceKind[str] = SourceKind(
+    name="inventory",
+    setting=(
+        PlainPathValue | None,
+        Field(
+            default=None,
+            description="A YAML or JSON file, or a directory of them (`.yaml`, `.yml`, `.json`), that lists replicas:"
+            " `id: {socket: PATH}` or `id: {ssh: {...}}`. Changes apply at once.",
+            examples=["/etc/gateway-sidecar/chat.d"],
+        ),
+    ),
+    build=_build,
+    advise=_other_writers,
+)

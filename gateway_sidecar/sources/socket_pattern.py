@@ -10,16 +10,21 @@ import contextlib
 import errno
 import os
 import re
-from collections.abc import AsyncIterator, Callable, Container
+import stat
+from collections.abc import AsyncIterator, Callable, Container, Iterator
 from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
+from typing import Annotated
 
 from asyncinotify import Inotify, Mask
+from pydantic import BeforeValidator, Field, PlainSerializer, PlainValidator, WithJsonSchema
 
+from gateway_sidecar.config.values import PathPattern, parse_pattern
 from gateway_sidecar.domain.model import Occupant, ReplicaId
 from gateway_sidecar.domain.trust import trouble_with_notes
 from gateway_sidecar.files.follow import Followed, follow, ours
+from gateway_sidecar.sources.base import Given, SourceKind
 from gateway_sidecar.sources.listing import Listing, Sighting
 from gateway_sidecar.sources.placed import Forbidden, OwnSockets, RefusedPlaceError, socket_at
 from gateway_sidecar.supervision.own_thread import OwnThread
@@ -196,3 +201,73 @@ def _unusable(raw_id: str) -> str | None:
     if size > MOST_NAME_BYTES:
         return f"its name has {size} bytes; {MOST_NAME_BYTES} is the most"
     return None
+
+
+def _said(value: object) -> object:
+    if value is None:
+        raise ValueError("is empty; give it a value, or leave the line out")
+    return value
+
+
+PatternValue = Annotated[
+    PathPattern,
+    PlainValidator(parse_pattern),
+    PlainSerializer(str, return_type=str),
+    WithJsonSchema({"type": "string", "pattern": r"^/[^{}*?\[\]]*\{replica\}[^{}*?\[\]]*$"}),
+]
+
+
+def _build(pattern: PathPattern, given: Given) -> SocketPattern:
+    return SocketPattern(str(pattern), given.own)
+
+
+def _clash(one: PathPattern, other: PathPattern) -> str | None:
+    shared = one.shared_path(other)
+    return None if shared is None else f"both match {shared}; give each service its own directory"
+
+
+def _own_sockets(pattern: PathPattern, run_dir: Path) -> Iterator[str]:
+    for path in (run_dir / "admin.sock", run_dir / "bridges" / "24001.sock"):
+        if pattern.replica_of(path) is not None:
+            yield f"matches the daemon's own {path}; keep replicas out of run_dir"
+
+
+def _claim(pattern: PathPattern, socket: Path) -> ReplicaId | None:
+    replica = pattern.replica_of(socket)
+    return None if replica is None else ReplicaId(replica)
+
+
+def _advise(pattern: PathPattern) -> Iterator[str]:
+    directory = SocketPattern(str(pattern), OwnSockets()).directory
+    try:
+        place = follow(str(directory))
+    except OSError as error:
+        if error.errno in _GONE:
+            yield f"{directory} does not exist yet; it is waited for"
+        return
+    for it in (place.owned, *reversed(place.above)):
+        if it.others_may_write and not it.mode & stat.S_ISVTX:
+            text = f"{it.path} lets its writers remove and replace each other's sockets ({it.shown_mode})"
+            yield f"{text}; chmod +t {it.path}"
+    if not os.access(directory, os.R_OK | os.X_OK):
+        yield f"uid {os.geteuid()} may not list {directory}; give it r and x there"
+
+
+SOURCE: SourceKind[PathPattern] = SourceKind(
+    name="sockets",
+    setting=(
+        Annotated[PatternValue | None, BeforeValidator(_said)],
+        Field(
+            default=None,
+            description="Path of each replica's Unix socket. `{replica}` stands, once, for the replica's id, and"
+            " may be a directory, a file name or a part of one.",
+            examples=["/run/replicas/chat/{replica}.sock", "/run/replicas/{replica}/engine.sock"],
+        ),
+    ),
+    build=_build,
+    clash=_clash,
+    objections=_own_sockets,
+    claim=_claim,
+    advise=_advise,
+    by_others=True,
+)

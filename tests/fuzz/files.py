@@ -10,10 +10,10 @@ import socket
 from collections.abc import AsyncIterator, Sequence
 from pathlib import Path
 
-from gateway_sidecar.config.inventory import read_inventory
 from gateway_sidecar.config.overrides import load_overrides
 from gateway_sidecar.config.tunnels import SshDefaults
 from gateway_sidecar.errors import ConfigError
+from gateway_sidecar.sources.inventory import read_inventory
 from gateway_sidecar.sources.placed import OwnSockets
 from gateway_sidecar.sources.socket_pattern import SocketPattern
 from gateway_sidecar.supervision.own_thread import OwnThread

@@ -22,7 +22,7 @@ from gateway_sidecar.control.state.records import write_record
 from gateway_sidecar.domain.model import Overrides
 from gateway_sidecar.frontend import files as door_files
 from gateway_sidecar.frontend.keys import read_content
-from gateway_sidecar.sources import build
+from gateway_sidecar.sources import socket_pattern
 from gateway_sidecar.sources.listing import Listing
 from gateway_sidecar.sources.socket_pattern import SocketPattern
 
@@ -86,7 +86,7 @@ def main() -> None:
     vars(app).update(run_daemon=run_daemon, load_overrides=_hanging_notes)
     vars(records).update(write_record=_hanging_record)
     vars(door_files).update(read_content=_hanging_keys)
-    vars(build).update(SocketPattern=WedgingPattern)
+    vars(socket_pattern).update(SocketPattern=WedgingPattern)
     vars(service).update(WorkQueue=WedgingQueue)
     cli.main()
 

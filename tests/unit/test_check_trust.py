@@ -9,8 +9,9 @@ from pathlib import Path
 
 import pytest
 
-from gateway_sidecar.check import Level, _directory, _inventory_writers, _sharers, unguarded
-from gateway_sidecar.config import ServiceSettings, Settings, parse_config
+from gateway_sidecar.check import Level, _directory, unguarded
+from gateway_sidecar.config import PathPattern, Settings, parse_config
+from gateway_sidecar.kinds import SOURCES
 from gateway_sidecar.nginx.server import NginxProgram
 
 
@@ -26,22 +27,17 @@ def settings_with(service: str, place: Path) -> Settings:
     return parse_config(f"{head}services: [{{name: chat, listen: '127.0.0.1:1', {service}}}]")
 
 
-def service_with(replicas: str, place: Path) -> ServiceSettings:
-    (service,) = settings_with(f"replicas: {{{replicas}}}", place).services
-    return service
-
-
 @pytest.mark.parametrize(("mode", "is_told"), [(0o775, True), (0o757, True), (0o1775, False), (0o755, False)])
 def test_a_shared_directory_without_the_sticky_bit_is_told_of(place: Path, mode: int, *, is_told: bool) -> None:
     """Its writers could put sockets of theirs into the places of others'; that above it as well."""
-    service = service_with(f"sockets: '{place}/shared/user/{{replica}}.sock'", place)
+    pattern = PathPattern(f"{place}/shared/user/{{replica}}.sock")
     (place / "shared" / "user").mkdir(parents=True)
     for shared in (place / "shared" / "user", place / "shared"):
         shared.chmod(mode)
-        found = list(_sharers(service, place / "shared" / "user"))
+        found = list(SOURCES["sockets"].advise(pattern))
         shared.chmod(0o755)
-        assert [finding.level for finding in found] == [Level.WARN] * is_told
-        assert all(f"chmod +t {shared}" in finding.text for finding in found)
+        assert len(found) == is_told
+        assert all(f"chmod +t {shared}" in text for text in found)
 
 
 @pytest.mark.parametrize(("mode", "is_told"), [(0o664, True), (0o646, True), (0o644, False)])
@@ -50,10 +46,10 @@ def test_an_inventory_that_others_may_change_is_told_of(place: Path, mode: int, 
     inventory = place / "replicas.yaml"
     inventory.write_text("replicas: []")
     inventory.chmod(mode)
-    found = list(_inventory_writers(service_with(f"inventory: {inventory}", place)))
-    assert [finding.level for finding in found] == [Level.WARN] * is_told
-    assert all("inventory: others than its owner may write" in finding.text for finding in found)
-    assert list(_inventory_writers(service_with(f"inventory: {place}/none.yaml", place))) == []
+    found = list(SOURCES["inventory"].advise(str(inventory)))
+    assert len(found) == is_told
+    assert all("others than its owner may write" in text for text in found)
+    assert list(SOURCES["inventory"].advise(f"{place}/none.yaml")) == []
 
 
 def test_a_directory_that_others_may_write_in_is_a_fault(place: Path) -> None:

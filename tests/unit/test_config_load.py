@@ -58,7 +58,7 @@ def test_five_lines_make_a_whole_configuration() -> None:
     assert (chat.name, chat.listen) == ("chat", Endpoint("127.0.0.1", 30000))
     assert chat.router.policy == "cache_aware"
     assert chat.router.args == ()
-    assert str(chat.replicas.sockets) == "/run/replicas/chat/{replica}.sock"
+    assert chat.replicas.model_dump()["sockets"] == "/run/replicas/chat/{replica}.sock"
 
 
 def test_ten_mistakes_get_ten_lines_in_one_go() -> None:

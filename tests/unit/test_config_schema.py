@@ -18,16 +18,15 @@ from gateway_sidecar.config import (
     Settings,
     SshDefaults,
     config_schema,
-    inventory_schema,
     load_config,
     load_overrides,
     parse_config,
-    read_inventory,
     replica_schema,
 )
-from gateway_sidecar.config.inventory import InventoryEntry
 from gateway_sidecar.config.overrides import OverridesFile
 from gateway_sidecar.errors import ConfigError
+from gateway_sidecar.sources.entry import InventoryEntry
+from gateway_sidecar.sources.inventory import inventory_schema, read_inventory
 
 ROOT = Path(__file__).parents[2]
 EXAMPLES = sorted((ROOT / "examples").glob("*.yaml"))

@@ -9,11 +9,12 @@ from pathlib import Path
 
 import pytest
 
-from gateway_sidecar.config import Described, SshDefaults, read_inventory
+from gateway_sidecar.config import SshDefaults
 from gateway_sidecar.domain.model import Overrides, ReplicaId, WorkerType
 from gateway_sidecar.domain.tunnels import SshServer, Tunnel
 from gateway_sidecar.errors import ConfigError
-from gateway_sidecar.sources.inventory import Inventory
+from gateway_sidecar.sources.entry import Described
+from gateway_sidecar.sources.inventory import Inventory, read_inventory
 from gateway_sidecar.sources.placed import OwnSockets
 
 DEFAULTS = SshDefaults(user="tunnel", key_file="/etc/key", known_hosts="/etc/known")

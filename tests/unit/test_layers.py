@@ -227,7 +227,7 @@ def test_every_task_is_guarded() -> None:
         "control/autoscaling/shared_reads.py",
         "control/autoscaling/collector.py",
         "engines/probe.py",
-        "sources/several.py",
+        "sources/merged.py",
         "supervision/loops.py",
         "tunnels/asyncssh_process.py",
         "tunnels/link.py",

@@ -7,9 +7,9 @@ import pytest
 
 from gateway_sidecar.api.openapi import describe_api
 from gateway_sidecar.api.routes import ROUTES
-from gateway_sidecar.config import read_told
 from gateway_sidecar.config.tunnels import SshDefaults
 from gateway_sidecar.errors import ConfigError
+from gateway_sidecar.sources.api import read_raw
 
 DESCRIPTION = describe_api()
 
@@ -59,7 +59,7 @@ def test_schema_of_an_entry_agrees_with_what_is_taken(name: str) -> None:
 
 def is_taken(entry: dict[str, object]) -> bool:
     try:
-        read_told(entry, "chat", "r1", SshDefaults(key_file="/k"))
+        read_raw(entry, "chat", "r1", SshDefaults(key_file="/k"))
     except ConfigError:
         return False
     return True

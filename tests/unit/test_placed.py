@@ -9,14 +9,15 @@ from pathlib import Path
 
 import pytest
 
-from gateway_sidecar.config import Described, SshDefaults, read_inventory
+from gateway_sidecar.config import SshDefaults
 from gateway_sidecar.control.replicas.handles import open_path
 from gateway_sidecar.control.replicas.lifecycle import is_at
 from gateway_sidecar.control.replicas.tenure import occupant_of
 from gateway_sidecar.domain.model import Overrides, ReplicaId
 from gateway_sidecar.domain.tunnels import SshRoute, SshServer, Tunnel
 from gateway_sidecar.sources.described import listing_of
-from gateway_sidecar.sources.inventory import Inventory
+from gateway_sidecar.sources.entry import Described
+from gateway_sidecar.sources.inventory import Inventory, read_inventory
 from gateway_sidecar.sources.listing import Listing, Sighting
 from gateway_sidecar.sources.placed import Forbidden, OwnSockets, RefusedPlaceError, socket_at
 from gateway_sidecar.sources.socket_pattern import SocketPattern

@@ -178,9 +178,8 @@ def test_a_table_has_a_row_for_each_replica_whatever_is_in_it() -> None:
         "missing": None,
         "unanswered": {EVIL: EVIL},
         "waiting": 0,
-        "source": {"blind": EVIL, "refused": {EVIL: EVIL}},
+        "source": {"settings": {EVIL: EVIL}, "blind": EVIL, "refused": {EVIL: EVIL}},
         "scaling": {"roles": {"regular": {"desired": 1, "current": 1, "reason": EVIL}}, "hook_problem": EVIL},
-        "sockets": "",
         "replicas": rows,
     }
     status = {"nginx": {"state": "down", "reason": EVIL}, "problems": [EVIL], "services": [service]}
@@ -203,8 +202,8 @@ def test_one_is_no_many() -> None:
     for waiting, line in ((1, "none serves; 1 request waits"), (2, "none serves; 2 requests wait")):
         service: dict[str, Any] = {
             "name": "chat", "listen": "-", "public": [], "not_in_force": None, "router": router, "missing": "replica",
-            "reason": "none serves", "waiting": waiting, "unanswered": {}, "source": {"blind": None, "refused": {}},
-            "scaling": None, "sockets": "", "replicas": [],
+            "reason": "none serves", "waiting": waiting, "unanswered": {}, "scaling": None, "replicas": [],
+            "source": {"settings": {}, "blind": None, "refused": {}},
         }  # fmt: skip
         text = render_status({"nginx": {"state": "up"}, "problems": [], "services": [service]})
         assert line in text

@@ -40,7 +40,7 @@ from gateway_sidecar.errors import BridgeError, ConfigError, NotInForce, Process
 from gateway_sidecar.nginx.config import ServiceAddress
 from gateway_sidecar.nginx.server import Nginx
 from gateway_sidecar.routers.base import RouterKind
-from gateway_sidecar.sources.told import NAME as API
+from gateway_sidecar.sources.api import NAME as API
 from gateway_sidecar.supervision import awake
 from gateway_sidecar.supervision.awake import within
 from gateway_sidecar.supervision.loops import Tasks

@@ -16,12 +16,12 @@ from functools import partial
 from pathlib import Path
 from typing import Any
 
-from gateway_sidecar.config import ToldEntry, same_entry
 from gateway_sidecar.control.state.records import read_record
 from gateway_sidecar.control.state.writer import Record, RecordWriter
 from gateway_sidecar.domain.model import ReplicaId
 from gateway_sidecar.errors import StateError
-from gateway_sidecar.sources.told import Told
+from gateway_sidecar.sources.api import same_entry
+from gateway_sidecar.sources.entry import ApiRecord, RawEntry
 from gateway_sidecar.supervision.own_thread import OwnThread
 from gateway_sidecar.telemetry.logs import get_logger
 from gateway_sidecar.telemetry.metrics import Metrics
@@ -40,7 +40,7 @@ class Put:
 
     created: bool
     changed: bool
-    entry: ToldEntry
+    entry: RawEntry
     was_leaving: bool = False
 
 
@@ -67,7 +67,7 @@ class ApiReplicas:
     def __init__(self, path: Path, problems: dict[str, str], metrics: Metrics) -> None:
         self._problems = problems
         self._logger = get_logger()
-        self._told: defaultdict[str, Told] = defaultdict(Told)
+        self._told: defaultdict[str, ApiRecord] = defaultdict(ApiRecord)
         self._record = _InTurn("replicas", path, self._content)
         self._supervisor = RecordWriter(self._record, problems, metrics)
         self._change = asyncio.Lock()
@@ -76,7 +76,7 @@ class ApiReplicas:
         self._aside: Path | None = None
         self._unread: str | None = None
 
-    def of(self, service: str) -> Told:
+    def of(self, service: str) -> ApiRecord:
         """What was told of one service; the same object for as long as the daemon runs."""
         if service not in self._told:
             self._told[service].unread = self._unread
@@ -94,7 +94,7 @@ class ApiReplicas:
             await self._load()
         await self._supervisor.run()
 
-    async def put(self, service: str, replica: ReplicaId, entry: ToldEntry) -> Put:
+    async def put(self, service: str, replica: ReplicaId, entry: RawEntry) -> Put:
         """The replica is as this says from now on; what that changed.
 
         Raises StateError, nothing changed, if it cannot be written down.
@@ -111,7 +111,7 @@ class ApiReplicas:
             self._tell()
             return Put(created=before is None, changed=True, entry=entry, was_leaving=was_leaving)
 
-    async def take_out(self, service: str, replica: ReplicaId) -> ToldEntry | None:
+    async def take_out(self, service: str, replica: ReplicaId) -> RawEntry | None:
         """The replica has to go; it is shown until `forget`. Its entry, None if that is lost.
 
         Raises KeyError for one that the API was not told of, StateError, nothing changed, if it cannot be written down.
@@ -130,7 +130,7 @@ class ApiReplicas:
                 told.leaving[replica] = entry
             return entry
 
-    def forget(self, service: str, replica: ReplicaId, entry: ToldEntry | None) -> bool:
+    def forget(self, service: str, replica: ReplicaId, entry: RawEntry | None) -> bool:
         """The one that was taken out is gone for good; False if somebody put it again meanwhile."""
         told = self.of(service)
         if replica in told.entries:
@@ -147,7 +147,7 @@ class ApiReplicas:
             "lost": {name: sorted(told.lost) for name, told in self._told.items() if told.lost},
         }
 
-    async def _write(self, service: str, replica: ReplicaId, entry: ToldEntry | None) -> None:
+    async def _write(self, service: str, replica: ReplicaId, entry: RawEntry | None) -> None:
         """Writes down how it is with this one changed. Raises StateError."""
         if self._unread is not None:
             raise StateError(self._unread)
@@ -209,16 +209,16 @@ class ApiReplicas:
             self._problems.pop(_PROBLEM, None)
 
 
-def read_entries(path: Path) -> Mapping[str, Mapping[ReplicaId, ToldEntry]]:
+def read_entries(path: Path) -> Mapping[str, Mapping[ReplicaId, RawEntry]]:
     """What a record holds, for whoever only wants to know. Raises StateError. Blocks."""
     return _from_json(path, read_record(path))[0]
 
 
 def _from_json(
     path: Path, content: Mapping[str, Any]
-) -> tuple[dict[str, dict[ReplicaId, ToldEntry]], dict[str, set[ReplicaId]]]:
+) -> tuple[dict[str, dict[ReplicaId, RawEntry]], dict[str, set[ReplicaId]]]:
     try:
-        told: dict[str, dict[ReplicaId, ToldEntry]] = {
+        told: dict[str, dict[ReplicaId, RawEntry]] = {
             str(name): {ReplicaId(replica): dict(entry) for replica, entry in entries.items()}
             for name, entries in content.get("replicas", {}).items()
         }

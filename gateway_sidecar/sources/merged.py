@@ -7,23 +7,15 @@ from collections.abc import AsyncIterator, Mapping
 from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
-from typing import Protocol
 
 from gateway_sidecar.domain.model import ReplicaId
+from gateway_sidecar.sources.base import Source
 from gateway_sidecar.sources.listing import Listing, Sighting
 from gateway_sidecar.supervision import awake
 
 _PATIENCE_S = 1.0
 _HANGS_S = 8.0
 """Each source has a patience of its own with its file system, 5 s. This is for one that has lost even that."""
-
-
-class Source(Protocol):
-    """One of them."""
-
-    async def look(self) -> Listing: ...
-
-    def hints(self) -> AsyncIterator[None]: ...
 
 
 @dataclass(slots=True)
@@ -35,7 +27,7 @@ class _Look:
     is_late: bool = False
 
 
-class SeveralSources:
+class MergedSources:
     """Sources by name, in order of precedence."""
 
     def __init__(self, sources: Mapping[str, Source]) -> None:

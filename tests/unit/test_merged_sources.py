@@ -11,9 +11,9 @@ import pytest
 
 from gateway_sidecar.domain.model import Occupant, ReplicaId
 from gateway_sidecar.domain.tunnels import SshRoute, SshServer, Tunnel
-from gateway_sidecar.sources import several
+from gateway_sidecar.sources import merged
 from gateway_sidecar.sources.listing import Listing, Sighting
-from gateway_sidecar.sources.several import SeveralSources
+from gateway_sidecar.sources.merged import MergedSources
 
 
 class Fixed:
@@ -47,7 +47,7 @@ def owners(listing: Listing) -> dict[str, str]:
 async def test_the_first_that_names_a_replica_owns_it() -> None:
     """The second is refused by name, and comes to its own when the first lets go."""
     one, two = Fixed("one", "a", "b"), Fixed("two", "b", "c")
-    both = SeveralSources({"one": one, "two": two})
+    both = MergedSources({"one": one, "two": two})
     listing = await both.look()
     assert owners(listing) == {"a": "one", "b": "one", "c": "two"}
     assert listing.refused == {"b": "is in one and in two; that of one counts: rename or remove one"}
@@ -58,7 +58,7 @@ async def test_the_first_that_names_a_replica_owns_it() -> None:
 async def test_blind_source_keeps_what_it_owned() -> None:
     """Against the others too: a replica of its own is not theirs because it cannot be read for a moment."""
     one, two = Fixed("one", "a", "b"), Fixed("two", "b")
-    both = SeveralSources({"one": one, "two": two})
+    both = MergedSources({"one": one, "two": two})
     await both.look()
     one.is_blind()
     two.lists("b", "c")
@@ -73,7 +73,7 @@ async def test_source_that_was_blind_from_the_start_loses_nothing() -> None:
     """What an earlier daemon knew of it stays as it was."""
     one, two = Fixed("one"), Fixed("two", "b")
     one.is_blind()
-    listing = await SeveralSources({"one": one, "two": two}).look()
+    listing = await MergedSources({"one": one, "two": two}).look()
     assert not listing.is_gone(ReplicaId("a"), "one")
     assert listing.is_gone(ReplicaId("a"), "two")
 
@@ -83,13 +83,13 @@ async def test_all_blind() -> None:
     one, two = Fixed("one"), Fixed("two")
     one.is_blind()
     two.is_blind()
-    listing = await SeveralSources({"one": one, "two": two}).look()
+    listing = await MergedSources({"one": one, "two": two}).look()
     assert listing.blind == "one: cannot be read; two: cannot be read"
 
 
 async def test_hints_of_all() -> None:
     """One that has nothing more to tell does not end the others."""
-    hints = SeveralSources({"one": Fixed("one"), "two": Fixed("two")}).hints()
+    hints = MergedSources({"one": Fixed("one"), "two": Fixed("two")}).hints()
     await anext(hints)
     await anext(hints)
     await hints.aclose()  # type: ignore[attr-defined]
@@ -98,7 +98,7 @@ async def test_hints_of_all() -> None:
 async def test_one_engine_under_two_ids_is_one_replica() -> None:
     """The first keeps the place while it is there, whatever the order; then it is the other's."""
     one, two = Fixed("one", "b"), Fixed("two")
-    both = SeveralSources({"one": one, "two": two})
+    both = MergedSources({"one": one, "two": two})
     assert owners(await both.look()) == {"b": "one"}
     b = one.listing.present[ReplicaId("b")]
     a = replace(b, replica=ReplicaId("a"), source="one")
@@ -123,7 +123,7 @@ async def test_one_tunnel_under_two_ids_is_one_replica() -> None:
     }
     one = Fixed("one")
     one.listing = Listing(found)
-    listing = await SeveralSources({"one": one}).look()
+    listing = await MergedSources({"one": one}).look()
     assert listing.present.keys() == {"a", "c"}
     assert listing.refused == {"b": "is the very engine that 'a' is (127.0.0.1:1 at gpu1:22); remove one"}
 
@@ -144,9 +144,9 @@ class Slow(Fixed):
 
 async def test_a_source_that_hangs_holds_up_no_other(monkeypatch: pytest.MonkeyPatch) -> None:
     """It is said which one is not seen; when it answers it is looked at again at once."""
-    monkeypatch.setattr(several, "_PATIENCE_S", 0.05)
+    monkeypatch.setattr(merged, "_PATIENCE_S", 0.05)
     slow, quick = Slow("slow", "a"), Fixed("quick", "b")
-    both = SeveralSources({"slow": slow, "quick": quick})
+    both = MergedSources({"slow": slow, "quick": quick})
     hints = both.hints()
     await anext(hints)
     listing = await both.look()
@@ -162,9 +162,9 @@ async def test_a_source_that_hangs_holds_up_no_other(monkeypatch: pytest.MonkeyP
 
 async def test_a_slow_source_keeps_what_it_said(monkeypatch: pytest.MonkeyPatch) -> None:
     """It is not blind for being slow, and comes late with its news; what it says as before is no news."""
-    monkeypatch.setattr(several, "_PATIENCE_S", 0.05)
+    monkeypatch.setattr(merged, "_PATIENCE_S", 0.05)
     slow, quick = Slow("slow", "a"), Fixed("quick", "b")
-    both = SeveralSources({"slow": slow, "quick": quick})
+    both = MergedSources({"slow": slow, "quick": quick})
     hints = both.hints()
     await anext(hints)
     slow.may.set()
@@ -191,14 +191,14 @@ async def test_a_slow_source_keeps_what_it_said(monkeypatch: pytest.MonkeyPatch)
 
 async def test_a_source_that_hangs_for_long_is_blind(monkeypatch: pytest.MonkeyPatch) -> None:
     """What it owned stays, and is nobody else's."""
-    monkeypatch.setattr(several, "_PATIENCE_S", 0.05)
+    monkeypatch.setattr(merged, "_PATIENCE_S", 0.05)
     slow, quick = Slow("slow", "a"), Fixed("quick", "b")
-    both = SeveralSources({"slow": slow, "quick": quick})
+    both = MergedSources({"slow": slow, "quick": quick})
     slow.may.set()
     await both.look()
     slow.may.clear()
     await both.look()
-    monkeypatch.setattr(several, "_HANGS_S", 0.0)
+    monkeypatch.setattr(merged, "_HANGS_S", 0.0)
     listing = await both.look()
     assert listing.unseen == {"slow": "it does not answer"}
     assert (owners(listing), set(listing.unknown)) == ({"b": "quick"}, {"a"})

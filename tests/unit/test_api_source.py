@@ -9,12 +9,13 @@ from pathlib import Path
 
 import pytest
 
-from gateway_sidecar.config import SshDefaults, read_told
+from gateway_sidecar.config import SshDefaults
 from gateway_sidecar.control.state.api_replicas import ApiReplicas
 from gateway_sidecar.domain.model import ReplicaId
 from gateway_sidecar.errors import StateError
+from gateway_sidecar.sources.api import ApiSource, read_raw
+from gateway_sidecar.sources.entry import ApiRecord
 from gateway_sidecar.sources.placed import OwnSockets
-from gateway_sidecar.sources.told import Told, ToldReplicas
 from gateway_sidecar.telemetry.metrics import Metrics
 
 A, B = ReplicaId("a"), ReplicaId("b")
@@ -37,12 +38,12 @@ async def loaded(path: Path, problems: dict[str, str] | None = None, *before: Re
 
 async def test_put_is_on_disk_before_it_holds_and_idempotent(path: Path) -> None:
     """The same again, in another order, changes nothing; what was told of other services stays."""
-    told = await loaded(path)
-    await told.put("other", B, {"socket": "/b"})
-    put = await told.put("chat", A, {"socket": "/a", "labels": {"x": "1"}})
+    api = await loaded(path)
+    await api.put("other", B, {"socket": "/b"})
+    put = await api.put("chat", A, {"socket": "/a", "labels": {"x": "1"}})
     assert (put.created, put.changed) == (True, True)
     inode = path.stat().st_ino
-    put = await told.put("chat", A, {"labels": {"x": "1"}, "socket": "/a", "priority": None})
+    put = await api.put("chat", A, {"labels": {"x": "1"}, "socket": "/a", "priority": None})
     assert (put.created, put.changed) == (False, False)
     assert path.stat().st_ino == inode
     assert json.loads(path.read_text())["replicas"] == {
@@ -50,40 +51,40 @@ async def test_put_is_on_disk_before_it_holds_and_idempotent(path: Path) -> None
         "other": {"b": {"socket": "/b"}},
     }
     again = await loaded(path)
-    assert again.of("chat").entries == told.of("chat").entries
+    assert again.of("chat").entries == api.of("chat").entries
     assert again.of("other").entries == {B: {"socket": "/b"}}
 
 
 async def test_delete_is_on_disk_before_the_drain(path: Path) -> None:
     """It is shown until it is forgotten; one that was put again meanwhile is not forgotten."""
-    told = await loaded(path)
-    await told.put("chat", A, {"socket": "/a"})
-    entry = await told.take_out("chat", A)
+    api = await loaded(path)
+    await api.put("chat", A, {"socket": "/a"})
+    entry = await api.take_out("chat", A)
     assert json.loads(path.read_text())["replicas"] == {"chat": {}}
-    assert told.of("chat").leaving == {A: entry}
-    assert await told.take_out("chat", A) is entry, "asked twice"
-    assert (await told.put("chat", A, {"socket": "/a"})).was_leaving
-    assert not told.forget("chat", A, entry)
-    entry = await told.take_out("chat", A)
-    assert told.forget("chat", A, entry)
+    assert api.of("chat").leaving == {A: entry}
+    assert await api.take_out("chat", A) is entry, "asked twice"
+    assert (await api.put("chat", A, {"socket": "/a"})).was_leaving
+    assert not api.forget("chat", A, entry)
+    entry = await api.take_out("chat", A)
+    assert api.forget("chat", A, entry)
     with pytest.raises(KeyError):
-        await told.take_out("chat", A)
+        await api.take_out("chat", A)
 
 
 async def test_record_that_cannot_be_read_is_no_empty_one(path: Path) -> None:
     """Nothing is written over it, nobody is taken for gone, and it is read as soon as that can be."""
     path.mkdir(parents=True)
     problems: dict[str, str] = {}
-    told = await loaded(path, problems)
+    api = await loaded(path, problems)
     assert "cannot read" in problems["api"]
     with pytest.raises(StateError):
-        await told.put("chat", A, {"socket": "/a"})
-    listing = await source(told.of("chat")).look()
+        await api.put("chat", A, {"socket": "/a"})
+    listing = await source(api.of("chat")).look()
     assert not listing.is_gone(A, "api")
     path.rmdir()
     path.write_text('{"version": 1, "replicas": {"chat": {"a": {"socket": "/a"}}}}')
-    await told.load({})
-    assert (told.of("chat").entries, problems) == ({A: {"socket": "/a"}}, {})
+    await api.load({})
+    assert (api.of("chat").entries, problems) == ({A: {"socket": "/a"}}, {})
 
 
 @pytest.mark.parametrize(
@@ -96,35 +97,35 @@ async def test_garbage_is_put_aside(path: Path, garbage: bytes) -> None:
         path.parent.mkdir(exist_ok=True)
         path.write_bytes(garbage)
         problems: dict[str, str] = {}
-        told = await loaded(path, problems, A, B)
+        api = await loaded(path, problems, A, B)
         assert path.with_name(f"replicas.json.unusable-{number}").read_bytes() == garbage
         assert json.loads(path.read_text())["lost"] == {"chat": ["a", "b"]}, "a daemon that is killed now knows, too"
         assert "chat/a, chat/b is lost" in problems["api"]
-    listing = await source(told.of("chat")).look()
+    listing = await source(api.of("chat")).look()
     assert (set(listing.unknown), set(listing.refused)) == ({A, B}, {"a", "b"})
-    await told.put("chat", A, {"socket": "/a"})
+    await api.put("chat", A, {"socket": "/a"})
     assert json.loads(path.read_text())["lost"] == {"chat": ["b"]}
-    assert await told.take_out("chat", B) is None
-    assert told.of("chat").lost == set()
+    assert await api.take_out("chat", B) is None
+    assert api.of("chat").lost == set()
 
 
 async def test_what_cannot_be_written_does_not_hold(path: Path) -> None:
     """Neither a put nor a delete is half applied."""
-    told = await loaded(path)
-    await told.put("chat", A, {"socket": "/a"})
+    api = await loaded(path)
+    await api.put("chat", A, {"socket": "/a"})
     path.with_name(".replicas.json.new").mkdir()
     with pytest.raises(StateError):
-        await told.put("chat", B, {"socket": "/b"})
+        await api.put("chat", B, {"socket": "/b"})
     with pytest.raises(StateError):
-        await told.take_out("chat", A)
-    assert (told.of("chat").entries, told.of("chat").leaving) == ({A: {"socket": "/a"}}, {})
+        await api.take_out("chat", A)
+    assert (api.of("chat").entries, api.of("chat").leaving) == ({A: {"socket": "/a"}}, {})
     assert json.loads(path.read_text())["replicas"] == {"chat": {"a": {"socket": "/a"}}}
 
 
-def source(told: Told) -> ToldReplicas:
-    return ToldReplicas(
-        told,
-        lambda entry, replica: read_told(entry, "chat", replica, SshDefaults(key_file="/k")),
+def source(record: ApiRecord) -> ApiSource:
+    return ApiSource(
+        record,
+        lambda entry, replica: read_raw(entry, "chat", replica, SshDefaults(key_file="/k")),
         lambda tunnel: Path("/run/t") / f"{tunnel.owner.replace('/', '-')}.sock",
         OwnSockets(),
     )
@@ -139,11 +140,11 @@ def sock(tmp_path: Path) -> Iterator[Path]:
 
 async def test_source_shows_what_is_there(sock: Path, tmp_path: Path) -> None:
     """A socket when it exists, a tunnel at once, one that leaves until it is forgotten."""
-    told = Told({A: {"socket": str(sock)}, B: {"ssh": {"host": "gpu", "forward": "/e.sock"}}})
+    record = ApiRecord({A: {"socket": str(sock)}, B: {"ssh": {"host": "gpu", "forward": "/e.sock"}}})
     missing, leaving = ReplicaId("missing"), ReplicaId("leaving")
-    told.entries[missing] = {"socket": str(tmp_path / "none.sock")}
-    told.leaving[leaving] = {"socket": str(sock)}
-    listing = await source(told).look()
+    record.entries[missing] = {"socket": str(tmp_path / "none.sock")}
+    record.leaving[leaving] = {"socket": str(sock)}
+    listing = await source(record).look()
     assert listing.present.keys() == {A, B, leaving}
     assert listing.absent == {missing: ("api", tmp_path / "none.sock")}
     assert {sighting.source for sighting in listing.present.values()} == {"api"}
@@ -154,8 +155,8 @@ async def test_key_is_read_again_when_its_file_changes(sock: Path, tmp_path: Pat
     """A file that is gone changes nothing but is told of; the key is in no entry."""
     key = tmp_path / "key"
     key.write_text("one\n")
-    told = Told({A: {"socket": str(sock), "api_key_file": str(key)}})
-    shown = source(told)
+    record = ApiRecord({A: {"socket": str(sock), "api_key_file": str(key)}})
+    shown = source(record)
 
     async def known() -> str | None:
         overrides = (await shown.look()).present[A].overrides
