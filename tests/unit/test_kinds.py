@@ -4,11 +4,13 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 import pytest
 
 from gateway_sidecar.errors import KindError
-from gateway_sidecar.kinds import Registry
+from gateway_sidecar.kinds import ENGINES, SOURCES, Registry
+from tests.unit.test_layers import PACKAGE, imports
 
 GROUP = "toys"
 
@@ -70,3 +72,23 @@ def test_a_kind_that_cannot_be_used_is_named(path: Path, points: str, text: str,
         list(with_ours(path))
     assert points in str(raised.value)
     assert GROUP in str(raised.value)
+
+
+BY_NAME = {
+    "engines.external": {"engines/http_probe.py"},  # What no other engine claims is external.
+    "sources.api": {"api/openapi.py", "api/replicas.py", "api/view.py", "control/process/daemon.py",
+                    "control/state/api_replicas.py"},  # It puts what this source shows.
+    "sources.inventory": {"commands/schema.py"},  # Its file's schema is printed.
+}  # fmt: skip
+"""Who knows a kind of ours by name beside `kinds.py`, and why. Another kind needs no such line."""
+
+
+@pytest.mark.parametrize("registry", [ENGINES, SOURCES], ids=lambda registry: registry.group)
+def test_a_new_kind_touches_one_file_that_is_there(registry: Registry[Any]) -> None:
+    """Its own file is new; `kinds.py` names it. Another package's needs not even that."""
+    for module in registry._modules:
+        name = f"{registry.group}.{module}"
+        known_by = {
+            str(path.relative_to(PACKAGE)) for path, _, imported in imports() if f"{imported}.".startswith(f"{name}.")
+        }
+        assert known_by == BY_NAME.get(name.removeprefix("gateway_sidecar."), set())
