@@ -65,7 +65,7 @@ class RealAdapters:
         keys: KeyProxies,
         tunnels: TunnelFleet,
         metrics: Metrics,
-        told: ApiReplicas,
+        api_replicas: ApiReplicas,
     ) -> None:
         self._settings = settings
         self._nginx = nginx
@@ -74,7 +74,7 @@ class RealAdapters:
         self._keys = keys
         self._tunnels = tunnels
         self._metrics = metrics
-        self._told = told
+        self._api_replicas = api_replicas
         self._router_ports = RouterPortLeases(settings.router_ports)
         self._own = OwnSockets((settings.run_dir, settings.state_dir), self._agents)
         self._probe = EngineProbe(self._is_own)
@@ -132,7 +132,7 @@ class RealAdapters:
 
     def source(self, settings: ServiceSettings) -> Source:
         """Where the service's replicas are learnt from."""
-        record = self._told.of(settings.name)
+        record = self._api_replicas.of(settings.name)
         return source_of(settings, given_to(settings, self._tunnels.socket_of, self._own, record))
 
     def router_kind(self, settings: ServiceSettings) -> Smg:
@@ -225,8 +225,8 @@ def build_daemon(config_path: Path, settings: Settings) -> Daemon:
     keys = KeyProxies(partial(KeyedNginx, keyed), partial(keyed_left_running, keyed))
     tunnels = TunnelFleet(settings.run_dir / "tunnels", Tasks("-", metrics))
     problems: dict[str, str] = {}
-    told = ApiReplicas(settings.state_dir / "replicas.json", problems, metrics)
-    adapters = RealAdapters(settings, nginx, bridges, peers, keys, tunnels, metrics, told)
+    api_replicas = ApiReplicas(settings.state_dir / "replicas.json", problems, metrics)
+    adapters = RealAdapters(settings, nginx, bridges, peers, keys, tunnels, metrics, api_replicas)
     return Daemon(
         config_path,
         settings,
@@ -236,7 +236,7 @@ def build_daemon(config_path: Path, settings: Settings) -> Daemon:
         destinations=destinations,
         keys=keys,
         tunnels=tunnels,
-        told=told,
+        api_replicas=api_replicas,
         problems=problems,
         metrics=metrics,
         adapters=adapters,

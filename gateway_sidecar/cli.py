@@ -240,13 +240,13 @@ def _add_replica_commands(commands: Any, add_config: Callable[[argparse.Argument
     command.add_argument("--wait", action="store_true", help="return when it serves, or say why it does not")
     command.add_argument("--timeout", type=float, metavar="S", help=f"with --wait: for how long (default: {WAIT_S:g})")
     command.set_defaults(misused=command.error)
-    command = add("remove", "replica:remove", "let the daemon forget a replica that it was told of")
+    command = add("remove", "replica:remove", "let the daemon forget a replica that was put over the API")
     command.add_argument("service", metavar="SERVICE")
     command.add_argument("replica", metavar="REPLICA")
     command.add_argument(
         "--drain", type=float, default=0.0, metavar="S", help="wait S seconds for what is in flight (default: 0)"
     )
-    command = add("list", "replica:list_all", "show replicas, and who told of them")
+    command = add("list", "replica:list_all", "show replicas, and which source has them")
     command.add_argument("service", metavar="SERVICE", nargs="?")
     command.add_argument("--json", action="store_true", help="for programs")
 

@@ -32,16 +32,16 @@ async def fresh_plan(settings: Settings) -> list[dict[str, str]]:
     bridges = f"nginx with {len(settings.bridges.ports)} bridges on {settings.bridges.host}"
     actions = [_row("-", "-", f"take up {bridges} (pid {left.nginx[0].pid})" if left.nginx else f"start {bridges}")]
     try:
-        told = await asyncio.to_thread(read_entries, settings.state_dir / "replicas.json")
+        entries = await asyncio.to_thread(read_entries, settings.state_dir / "replicas.json")
     except StateError as error:
-        actions.append(_row("-", "-", f"nothing for replicas that the admin API was told of: {error}"))
-        told = {}
+        actions.append(_row("-", "-", f"nothing for replicas that were put over the admin API: {error}"))
+        entries = {}
     for service in settings.services:
         router = left.router_in(service.name, service.name + SUCCESSOR)
         how = f"start {service.router.type}" if router is None else f"take up {service.router.type} (pid {router.pid})"
         actions.append(_row(service.name, "-", f"{how} and serve it at {service.listen}"))
         known = links if router is not None else {}
-        actions += await _service_plan(service, ApiRecord(dict(told.get(service.name, {}))), settings, known)
+        actions += await _service_plan(service, ApiRecord(dict(entries.get(service.name, {}))), settings, known)
     return actions
 
 

@@ -259,7 +259,7 @@ def _schemas() -> Json:
         id=_TEXT,
         state={
             **_one_of(*ReplicaState, "absent"),
-            "description": "`absent`: the API was told of it, and its socket is not there.",
+            "description": "`absent`: it was put over the API, and its socket is not there.",
         },
         state_age_s=_SECONDS,
         socket=_MAYBE_TEXT,

@@ -57,7 +57,7 @@ def _service(service: dict[str, Any]) -> str:
 
 
 def render_replicas(services: dict[str, list[dict[str, Any]]]) -> str:
-    """All replicas as one table: whose they are, who told of them, and how they are."""
+    """All replicas as one table: whose they are, which source has them, and how they are."""
     rows = [
         (name, row["id"], row["source"], row["state"], row["bridge"] or "-", _place(row), row["reason"] or "")
         for name, replicas in services.items()

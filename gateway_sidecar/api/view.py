@@ -91,14 +91,14 @@ def replicas(daemon: Daemon, service: Service) -> list[dict[str, Any]]:
     """A service's replicas by id. Of several rows of one id the first is the present one."""
     tenures = sorted(service.tenures.values(), key=lambda t: -t.key)
     here = {tenure.replica for tenure in tenures if tenure.presence is Presence.PRESENT}
-    waited_for = sorted(daemon.told.of(service.name).entries.keys() - here)
+    waited_for = sorted(daemon.api_replicas.of(service.name).entries.keys() - here)
     rows = [_absent(daemon, service, replica) for replica in waited_for] + [_replica(service, t) for t in tenures]
     return sorted(rows, key=lambda row: str(row["id"]))
 
 
 def _absent(daemon: Daemon, service: Service, replica: ReplicaId) -> dict[str, Any]:
-    """A replica that the API was told of, and whose socket is not there."""
-    entry, listing = daemon.told.of(service.name).entries[replica], service.reflector.listing
+    """A replica that was put over the API, and whose socket is not there."""
+    entry, listing = daemon.api_replicas.of(service.name).entries[replica], service.reflector.listing
     reason = listing.refused.get(replica) if listing is not None else None
     if reason is None and listing is not None and replica in listing.absent:
         reason = f"there is no socket {entry.get('socket')}"

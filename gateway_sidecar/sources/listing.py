@@ -37,10 +37,10 @@ class Sighting:
         """Where the socket really is: what is bridged. A link that is changed later leads nobody elsewhere."""
         return self.target or self.socket
 
-    def is_told_elsewhere(self, earlier: Sighting) -> bool:
+    def is_listed_elsewhere(self, earlier: Sighting) -> bool:
         """Whether its source says that the replica is somewhere else now: `earlier` may be there still."""
-        told = self.described and earlier.described and self.source == earlier.source
-        return told and (self.tunnel, self.socket) != (earlier.tunnel, earlier.socket)
+        described = self.described and earlier.described and self.source == earlier.source
+        return described and (self.tunnel, self.socket) != (earlier.tunnel, earlier.socket)
 
     def says_as_much_as(self, other: Sighting) -> bool:
         """Whether both say the same of the same place."""

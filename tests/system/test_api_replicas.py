@@ -62,7 +62,7 @@ async def test_put_serves_and_delete_drains(gateway: Gateway, engine: StartEngin
     assert (status, "has no replica 'a1'" in unknown["error"]) == (404, True)
 
 
-async def test_told_replicas_survive_a_killed_daemon(make_gateway: MakeGateway, engine: StartEngine) -> None:
+async def test_replicas_of_the_api_survive_a_killed_daemon(make_gateway: MakeGateway, engine: StartEngine) -> None:
     """They come back with the same port and worker id, several times, in a service that has no other source."""
     gateway = make_gateway()
     gateway.settings["services"][0]["replicas"] = {}
@@ -285,11 +285,11 @@ async def test_record_that_cannot_be_used_is_kept_aside(gateway: Gateway, engine
         assert [replica_of(status, name)["worker_id"] for name in ("a1", "a2")] == [
             replica_of(before, name)["worker_id"] for name in ("a1", "a2")
         ]
-        assert any("chat/a1, chat/a2 is lost" in problem for problem in status["problems"]), status["problems"]
+        assert any("chat/a1, chat/a2 are lost" in problem for problem in status["problems"]), status["problems"]
     await gateway.kill()
     await gateway.start()
     status = await gateway.until_states({"a1": "serving", "a2": "serving"})
-    assert any("is lost" in problem for problem in status["problems"]), "over restarts"
+    assert any("are lost" in problem for problem in status["problems"]), "over restarts"
     assert (await put(gateway, "a1", "?wait=serving", socket=str(elsewhere(gateway, "a1"))))[0] == 201
     assert (await call(gateway, "DELETE", "/a2"))[0] in (200, 202)
     status = await gateway.until_states({"a1": "serving"})

@@ -1,4 +1,4 @@
-"""What the admin API is told of replicas: kept whole on disk or not at all, and shown as a source."""
+"""What is put over the admin API: kept whole on disk or not at all, and shown as a source."""
 
 from __future__ import annotations
 
@@ -100,7 +100,7 @@ async def test_garbage_is_put_aside(path: Path, garbage: bytes) -> None:
         api = await loaded(path, problems, A, B)
         assert path.with_name(f"replicas.json.unusable-{number}").read_bytes() == garbage
         assert json.loads(path.read_text())["lost"] == {"chat": ["a", "b"]}, "a daemon that is killed now knows, too"
-        assert "chat/a, chat/b is lost" in problems["api"]
+        assert "chat/a, chat/b are lost" in problems["api"]
     listing = await source(api.of("chat")).look()
     assert (set(listing.unknown), set(listing.refused)) == ({A, B}, {"a", "b"})
     await api.put("chat", A, {"socket": "/a"})

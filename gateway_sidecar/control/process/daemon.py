@@ -99,7 +99,7 @@ class Daemon:
         destinations: Destinations,
         keys: KeyProxies,
         tunnels: TunnelFleet,
-        told: ApiReplicas,
+        api_replicas: ApiReplicas,
         problems: dict[str, str],
         metrics: Metrics,
         adapters: Adapters,
@@ -115,7 +115,7 @@ class Daemon:
         self._destinations = destinations
         self.keys = keys
         peers.has_looked = keys.has_looked = lambda: all(s.reflector.has_looked for s in self.services.values())
-        self.told = told
+        self.api_replicas = api_replicas
         self.tunnels = tunnels
         tunnels.on_change = self._tunnel_changed
         self._tunnels_due = asyncio.Event()
@@ -196,7 +196,7 @@ class Daemon:
         Raises BridgeError if nginx cannot be started at all.
         """
         processes, leases = [await self._read(writer.record) for writer in self._records.values()]
-        await self.told.load(_told_before(leases))
+        await self.api_replicas.load(_api_replicas_before(leases))
         self._take_bridge_key(processes)
         for settings in self.settings.services:
             self._add(settings)
@@ -214,7 +214,7 @@ class Daemon:
             for loop in (
                 *(writer.run for writer in self._records.values()),
                 self.nginx_supervisor.run,
-                self.told.run,
+                self.api_replicas.run,
                 self.doors.run,
                 self.run_dir.run,
                 self.peers.run,
@@ -641,8 +641,8 @@ async def _end_process(identity: Identity) -> None:
         await process.stop(grace_s=_END_GRACE_S)
 
 
-def _told_before(leases: Mapping[str, Any]) -> dict[str, list[ReplicaId]]:
-    """The replicas that the earlier daemon had because the API was told of them."""
+def _api_replicas_before(leases: Mapping[str, Any]) -> dict[str, list[ReplicaId]]:
+    """The replicas that the earlier daemon had because they were put over the API."""
     return {
         str(name): [
             ReplicaId(str(row.get("replica")))

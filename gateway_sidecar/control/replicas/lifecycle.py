@@ -216,7 +216,7 @@ class Lifecycle:
         Two cannot have one advertised address, so there the old one goes first.
         """
         has_address = tenure.bridge.peer is not None or (by.overrides is not None and by.overrides.peer is not None)
-        if has_address or tenure.drain.requested or not by.is_told_elsewhere(tenure.sighting):
+        if has_address or tenure.drain.requested or not by.is_listed_elsewhere(tenure.sighting):
             self._lose(tenure)
             return
         self._logger.info("replica.sent_elsewhere", replica=tenure.replica, worker_url=tenure.url, to=str(by.socket))

@@ -1,4 +1,4 @@
-"""What the admin API was told of replicas, of all services: on disk before anybody is answered.
+"""The replicas that were put over the admin API, of all services: on disk before anybody is answered.
 
 The record is no hint but the only place where this stands. So one that cannot be read is no empty one: while a disk
 does not give it out, nothing is changed; one that is no record of ours is put aside, and the replicas that it may have
@@ -62,12 +62,12 @@ class _InTurn(Record):
 
 
 class ApiReplicas:
-    """Keeps what the API was told. `problems` gets an entry while something of it is lost or unread."""
+    """Keeps the replicas that the API was given. `problems` gets an entry while something of it is lost or unread."""
 
     def __init__(self, path: Path, problems: dict[str, str], metrics: Metrics) -> None:
         self._problems = problems
         self._logger = get_logger()
-        self._told: defaultdict[str, ApiRecord] = defaultdict(ApiRecord)
+        self._records: defaultdict[str, ApiRecord] = defaultdict(ApiRecord)
         self._record = _InTurn("replicas", path, self._content)
         self._supervisor = RecordWriter(self._record, problems, metrics)
         self._change = asyncio.Lock()
@@ -77,13 +77,13 @@ class ApiReplicas:
         self._unread: str | None = None
 
     def of(self, service: str) -> ApiRecord:
-        """What was told of one service; the same object for as long as the daemon runs."""
-        if service not in self._told:
-            self._told[service].unread = self._unread
-        return self._told[service]
+        """The record of one service; the same object for as long as the daemon runs."""
+        if service not in self._records:
+            self._records[service].unread = self._unread
+        return self._records[service]
 
     async def load(self, owned_before: Mapping[str, Iterable[ReplicaId]]) -> None:
-        """Takes up what an earlier daemon was told. `owned_before`: the replicas that are known to be from there."""
+        """Takes up what an earlier daemon was given. `owned_before`: the replicas that are known to be from there."""
         self._owned_before = owned_before
         await self._load()
 
@@ -100,51 +100,51 @@ class ApiReplicas:
         Raises StateError, nothing changed, if it cannot be written down.
         """
         async with self._change:
-            told = self.of(service)
-            before = told.entries.get(replica)
+            record = self.of(service)
+            before = record.entries.get(replica)
             if before is not None and same_entry(before, entry):
                 return Put(created=False, changed=False, entry=before)
             await self._write(service, replica, entry)
-            told.entries[replica] = entry
-            was_leaving = told.leaving.pop(replica, None) is not None
-            told.lost.discard(replica)
+            record.entries[replica] = entry
+            was_leaving = record.leaving.pop(replica, None) is not None
+            record.lost.discard(replica)
             self._tell()
             return Put(created=before is None, changed=True, entry=entry, was_leaving=was_leaving)
 
     async def take_out(self, service: str, replica: ReplicaId) -> RawEntry | None:
         """The replica has to go; it is shown until `forget`. Its entry, None if that is lost.
 
-        Raises KeyError for one that the API was not told of, StateError, nothing changed, if it cannot be written down.
+        Raises KeyError for one that was not put over the API, StateError, nothing changed, if that cannot be written.
         """
         async with self._change:
-            told = self.of(service)
-            if replica in told.leaving:
-                return told.leaving[replica]
-            if replica not in told.entries and replica not in told.lost:
+            record = self.of(service)
+            if replica in record.leaving:
+                return record.leaving[replica]
+            if replica not in record.entries and replica not in record.lost:
                 raise KeyError(replica)
             await self._write(service, replica, None)
-            told.lost.discard(replica)
+            record.lost.discard(replica)
             self._tell()
-            entry = told.entries.pop(replica, None)
+            entry = record.entries.pop(replica, None)
             if entry is not None:
-                told.leaving[replica] = entry
+                record.leaving[replica] = entry
             return entry
 
     def forget(self, service: str, replica: ReplicaId, entry: RawEntry | None) -> bool:
         """The one that was taken out is gone for good; False if somebody put it again meanwhile."""
-        told = self.of(service)
-        if replica in told.entries:
+        record = self.of(service)
+        if replica in record.entries:
             return False
-        if told.leaving.get(replica) is entry:
-            told.leaving.pop(replica, None)
+        if record.leaving.get(replica) is entry:
+            record.leaving.pop(replica, None)
         return True
 
     # -- the record
 
     def _content(self) -> Content:
         return {
-            "replicas": {name: dict(told.entries) for name, told in self._told.items() if told.entries},
-            "lost": {name: sorted(told.lost) for name, told in self._told.items() if told.lost},
+            "replicas": {name: dict(record.entries) for name, record in self._records.items() if record.entries},
+            "lost": {name: sorted(record.lost) for name, record in self._records.items() if record.lost},
         }
 
     async def _write(self, service: str, replica: ReplicaId, entry: RawEntry | None) -> None:
@@ -167,10 +167,10 @@ class ApiReplicas:
     async def _load(self) -> None:
         path = self._record.path
         try:
-            told, lost = _from_json(path, await self._record.read())
+            entries, lost = _from_json(path, await self._record.read())
         except StateError as error:
             if isinstance(error.__cause__, OSError):
-                self._note_unread(f"{error}; replicas that the API was told of stay as they are")
+                self._note_unread(f"{error}; replicas that were put over the API stay as they are")
                 return
             try:
                 self._aside = await self._thread.run(partial(_put_aside, path), patience_s=_PATIENCE_S)
@@ -178,12 +178,12 @@ class ApiReplicas:
                 self._note_unread(f"{error}, and cannot be put aside: {trouble.strerror or trouble}")
                 return
             self._logger.error("state.put_aside", reason=str(error), path=str(self._aside))
-            told, lost = {}, {name: set(replicas) for name, replicas in self._owned_before.items()}
+            entries, lost = {}, {name: set(replicas) for name, replicas in self._owned_before.items()}
         self._unread = None
-        for name in {*told, *lost, *self._told}:
-            it = self._told[name]
+        for name in {*entries, *lost, *self._records}:
+            it = self._records[name]
             it.unread = None
-            it.entries = told.get(name, {})
+            it.entries = entries.get(name, {})
             it.lost = lost.get(name, set()) - it.entries.keys()
         self._tell()
         if self._aside is not None and not await self._supervisor.write():
@@ -193,16 +193,17 @@ class ApiReplicas:
         if self._unread != why:
             self._logger.error("state.unread", reason=why)
         self._unread = why
-        for told in self._told.values():
-            told.unread = why
+        for record in self._records.values():
+            record.unread = why
         self._tell()
 
     def _tell(self) -> None:
-        lost = [f"{service}/{replica}" for service, told in sorted(self._told.items()) for replica in sorted(told.lost)]
+        records = sorted(self._records.items())
+        lost = [f"{service}/{replica}" for service, record in records for replica in sorted(record.lost)]
         if self._unread is not None:
             self._problems[_PROBLEM] = self._unread
         elif lost or self._aside is not None:
-            which = f"what was told of {', '.join(lost[:10])} is lost" if lost else "what was told is lost"
+            which = f"the API's entries of {', '.join(lost[:10])} are lost" if lost else "the API's entries are lost"
             kept = f"; the old record is {self._aside}" if self._aside is not None else ""
             self._problems[_PROBLEM] = f"{which}{kept}; put the replicas again, or delete them"
         else:
@@ -218,16 +219,16 @@ def _from_json(
     path: Path, content: Mapping[str, Any]
 ) -> tuple[dict[str, dict[ReplicaId, RawEntry]], dict[str, set[ReplicaId]]]:
     try:
-        told: dict[str, dict[ReplicaId, RawEntry]] = {
-            str(name): {ReplicaId(replica): dict(entry) for replica, entry in entries.items()}
-            for name, entries in content.get("replicas", {}).items()
+        entries: dict[str, dict[ReplicaId, RawEntry]] = {
+            str(name): {ReplicaId(replica): dict(entry) for replica, entry in by_id.items()}
+            for name, by_id in content.get("replicas", {}).items()
         }
         lost = {
             str(name): {ReplicaId(str(it)) for it in replicas} for name, replicas in content.get("lost", {}).items()
         }
     except (AttributeError, TypeError, ValueError) as error:
         raise StateError(f"{path} is of a form that is not known: {error}") from error
-    return told, lost
+    return entries, lost
 
 
 def _put_aside(path: Path) -> Path:
