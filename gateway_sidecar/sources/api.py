@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import os
-from collections.abc import AsyncIterator, Callable
+from collections.abc import AsyncIterator
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -13,11 +13,10 @@ from gateway_sidecar.config.tunnels import SshDefaults
 from gateway_sidecar.config.yamltree import Problem, Tree
 from gateway_sidecar.domain.model import ReplicaId
 from gateway_sidecar.errors import ConfigError
-from gateway_sidecar.sources.base import Given, SocketOf, SourceKind
+from gateway_sidecar.sources.base import Given, SourceKind
 from gateway_sidecar.sources.described import listing_of
-from gateway_sidecar.sources.entry import ApiRecord, Described, InventoryEntry, RawEntry, describe, described_schema
+from gateway_sidecar.sources.entry import Described, InventoryEntry, RawEntry, describe, described_schema
 from gateway_sidecar.sources.listing import Listing
-from gateway_sidecar.sources.placed import OwnSockets
 from gateway_sidecar.supervision.own_thread import OwnThread
 
 NAME = "api"
@@ -36,15 +35,11 @@ class _Read:
 
 
 class ApiSource:
-    """Looks at the replicas of a record (a source). `read` turns an entry into what it says."""
+    """Looks at the replicas of the record (a source)."""
 
-    def __init__(
-        self, record: ApiRecord, read: Callable[[RawEntry, ReplicaId], Described], socket_of: SocketOf, own: OwnSockets
-    ) -> None:
-        self._record = record
-        self._read = read
-        self._socket_of = socket_of
-        self._own = own
+    def __init__(self, given: Given) -> None:
+        self._given = given
+        self._record = given.record
         self._known: dict[ReplicaId, _Read] = {}
         self._thread = OwnThread("source api")
 
@@ -64,7 +59,7 @@ class ApiSource:
     def _look(self, entries: dict[ReplicaId, RawEntry], lost: frozenset[ReplicaId]) -> Listing:
         self._known = {replica: self._refreshed(replica, entry) for replica, entry in entries.items()}
         described = {replica: it.described for replica, it in self._known.items() if it.described is not None}
-        listing = listing_of(described, NAME, self._socket_of, self._own)
+        listing = listing_of(described, NAME, self._given)
         again = "its entry is lost; PUT it again, or DELETE it"
         refused: dict[str, str] = {**dict.fromkeys(lost, again), **listing.refused}
         refused |= {replica: it.problem for replica, it in self._known.items() if it.problem is not None}
@@ -73,11 +68,12 @@ class ApiSource:
 
     def _refreshed(self, replica: ReplicaId, entry: RawEntry) -> _Read:
         """The entry as it was read last, unless it or its key's file is another one now."""
+        given = self._given
         before, stamp = self._known.get(replica), _stamp(entry)
         if before is not None and before.entry is entry and before.stamp == stamp:
             return before
         try:
-            return _Read(entry, stamp, self._read(entry, replica), None)
+            return _Read(entry, stamp, read_raw(entry, given.service, replica, given.ssh_defaults), None)
         except ConfigError as error:
             kept = before.described if before is not None and before.entry is entry else None
             return _Read(entry, stamp, kept, "; ".join(error.problems))
@@ -132,11 +128,4 @@ def same_entry(one: RawEntry, other: RawEntry) -> bool:
     return InventoryEntry.model_validate(one) == InventoryEntry.model_validate(other)
 
 
-def _build(_: None, given: Given) -> ApiSource:
-    def read(entry: RawEntry, replica: ReplicaId) -> Described:
-        return read_raw(entry, given.service, replica, given.ssh_defaults)
-
-    return ApiSource(given.record, read, given.socket_of, given.own)
-
-
-SOURCE: SourceKind[None] = SourceKind(name=NAME, build=_build)
+SOURCE: SourceKind[None] = SourceKind(name=NAME, build=lambda _, given: ApiSource(given))

@@ -5,28 +5,27 @@ from __future__ import annotations
 from collections.abc import Mapping, Set
 from pathlib import Path
 
-from gateway_sidecar.domain.model import Occupant, ReplicaId
+from gateway_sidecar.domain.model import Occupant, Overrides, ReplicaId
 from gateway_sidecar.domain.trust import ROOT, Owned, way_in
 from gateway_sidecar.domain.tunnels import Tunnel
 from gateway_sidecar.files.follow import Followed, ours
-from gateway_sidecar.sources.base import SocketOf
+from gateway_sidecar.sources.base import Given
 from gateway_sidecar.sources.entry import Described
 from gateway_sidecar.sources.listing import Listing, Sighting
-from gateway_sidecar.sources.placed import OwnSockets, RefusedPlaceError, socket_at
+from gateway_sidecar.sources.placed import RefusedPlaceError, socket_at
 
 
 def listing_of(
     described: Mapping[ReplicaId, Described],
     source: str,
-    socket_of: SocketOf,
-    own: OwnSockets,
+    given: Given,
     vouching: Set[int] = frozenset(),
 ) -> Listing:
     """Looks at each place. A tunnel of ours is there as soon as it is wanted; a socket when it exists. Blocks.
 
     vouching: users beside root and the daemon's own that may name anybody's socket, and SSH servers.
     """
-    forbidden = own.now()
+    forbidden = given.own.now()
     present: dict[ReplicaId, Sighting] = {}
     unknown: set[ReplicaId] = set()
     refused: dict[str, str] = {}
@@ -39,9 +38,7 @@ def listing_of(
             )
             continue
         if isinstance(it.place, Tunnel):
-            socket = socket_of(it.place)
-            occupant = Occupant(0, 0, 0, socket.stem)
-            present[replica] = Sighting(replica, socket, occupant, None, source, it.place, True, it.overrides)
+            present[replica] = tunnelled(replica, it.place, source, given, it.overrides)
             continue
         try:
             place = socket_at(str(it.place), forbidden, named_by=it.named_by, vouching=vouching)
@@ -65,6 +62,12 @@ def listing_of(
         target = None if place.real == str(it.place) else Path(place.real)
         present[replica] = Sighting(replica, it.place, occupant, None, source, None, True, it.overrides, target)
     return Listing(present, frozenset(unknown), refused, absent=absent)
+
+
+def tunnelled(replica: ReplicaId, tunnel: Tunnel, source: str, given: Given, overrides: Overrides) -> Sighting:
+    """A replica behind a tunnel of ours, which is its occupant: it is there as long as it is listed."""
+    socket = given.socket_of(tunnel)
+    return Sighting(replica, socket, Occupant(0, 0, 0, socket.stem), None, source, tunnel, True, overrides)
 
 
 def _who_else(place: Followed) -> str | None:

@@ -28,11 +28,10 @@ from gateway_sidecar.domain.model import ReplicaId
 from gateway_sidecar.domain.trust import ROOT, trouble_with_links, way_in
 from gateway_sidecar.errors import ConfigError
 from gateway_sidecar.files.follow import follow, ours
-from gateway_sidecar.sources.base import Given, SocketOf, SourceKind
+from gateway_sidecar.sources.base import Given, SourceKind
 from gateway_sidecar.sources.described import listing_of
 from gateway_sidecar.sources.entry import Described, describe, described_schema
 from gateway_sidecar.sources.listing import Listing
-from gateway_sidecar.sources.placed import OwnSockets
 from gateway_sidecar.supervision.own_thread import OwnThread
 
 SUFFIXES = (".yaml", ".yml", ".json")
@@ -55,19 +54,9 @@ class _File:
 class Inventory:
     """The replicas that files below one path list (a source)."""
 
-    def __init__(
-        self,
-        name: str,
-        path: Path,
-        read: Callable[[Path], Mapping[ReplicaId, Described]],
-        socket_of: SocketOf,
-        own: OwnSockets,
-    ) -> None:
-        self.name = name
+    def __init__(self, path: Path, given: Given) -> None:
         self.path = path
-        self._read = read
-        self._socket_of = socket_of
-        self._own = own
+        self._given = given
         self._vouching: frozenset[int] = frozenset()
         self._files: dict[Path, _File] = {}
         self._owner: dict[ReplicaId, Path] = {}
@@ -87,7 +76,7 @@ class Inventory:
             paths = self._paths()
         except OSError as error:
             trouble = f"cannot read {self.path}: {error.strerror}"
-            return self._listing({str(self.path): trouble}, {self.name: trouble})
+            return self._listing({str(self.path): trouble}, {SOURCE.name: trouble})
         for gone in self._files.keys() - set(paths):
             del self._files[gone]
         refused: dict[str, str] = {}
@@ -99,7 +88,7 @@ class Inventory:
                 kept = "" if file.said is None else "; what it said before stays"
                 refused[str(path)] = "; ".join(file.problems[:5]) + kept
             if file.said is None:
-                unseen[self.name] = file.problems[0]
+                unseen[SOURCE.name] = file.problems[0]
         return self._listing(refused, unseen)
 
     def _paths(self) -> list[Path]:
@@ -126,7 +115,7 @@ class Inventory:
         if stamp == file.stamp:
             return
         try:
-            file.said, file.problems = self._read(path), []
+            file.said, file.problems = read_inventory(path, self._given.service, self._given.ssh_defaults), []
         except ConfigError as error:
             file.problems = error.problems
         file.stamp = stamp
@@ -149,7 +138,7 @@ class Inventory:
                 kept = owner[replica]
                 refused[replica] = f"is in {kept} and in {path_refused}; that of {kept} counts: rename or remove one"
         self._owner = owner
-        listing = listing_of(described, self.name, self._socket_of, self._own, self._vouching)
+        listing = listing_of(described, SOURCE.name, self._given, self._vouching)
         return Listing(listing.present, listing.unknown, {**listing.refused, **refused}, unseen, listing.absent)
 
     async def hints(self) -> AsyncIterator[None]:
@@ -252,11 +241,6 @@ def inventory_schema() -> dict[str, Any]:
     }
 
 
-def _build(path: str, given: Given) -> Inventory:
-    read = partial(read_inventory, service=given.service, defaults=given.ssh_defaults)
-    return Inventory(SOURCE.name, Path(path), read, given.socket_of, given.own)
-
-
 def _other_writers(path: str) -> Iterator[str]:
     """Who else than its owner may say which replicas there are, and by which SSH keys they are reached."""
     try:
@@ -279,6 +263,6 @@ SOURCE: SourceKind[str] = SourceKind(
             examples=["/etc/gateway-sidecar/chat.d"],
         ),
     ),
-    build=_build,
+    build=lambda path, given: Inventory(Path(path), given),
     advise=_other_writers,
 )

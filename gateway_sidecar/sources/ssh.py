@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 from collections.abc import AsyncIterator, Mapping
-from functools import partial
 
 from pydantic import Field
 
@@ -11,41 +10,27 @@ from gateway_sidecar.config.tunnels import SshDefaults, SshReplica, SshReplicas,
 from gateway_sidecar.domain.model import Overrides, ReplicaId
 from gateway_sidecar.domain.printable import counted
 from gateway_sidecar.sources.base import Given, SourceKind
-from gateway_sidecar.sources.described import listing_of
-from gateway_sidecar.sources.entry import Described
+from gateway_sidecar.sources.described import tunnelled
 from gateway_sidecar.sources.listing import Listing
-from gateway_sidecar.supervision.own_thread import OwnThread
-
-_PATIENCE_S = 5.0
 
 
-class SshReplicaSource:
+class TunnelledReplicas:
     """Replicas that are there as long as the settings are (a source)."""
 
-    def __init__(self, described: Mapping[ReplicaId, Described], given: Given) -> None:
-        self._described = described
-        self._given = given
-        self._thread = OwnThread(f"source {SOURCE.name}")
+    def __init__(self, replicas: Mapping[str, SshReplica], given: Given) -> None:
+        found = {}
+        for name, ssh in replicas.items():
+            tunnel = tunnel_to(f"{given.service}/{name}", ssh, given.ssh_defaults)
+            found[ReplicaId(name)] = tunnelled(ReplicaId(name), tunnel, SOURCE.name, given, Overrides())
+        self._listing = Listing(found)
 
     async def look(self) -> Listing:
-        """What is there now. Never raises."""
-        look = partial(listing_of, self._described, SOURCE.name, self._given.socket_of, self._given.own)
-        try:
-            return await self._thread.run(look, patience_s=_PATIENCE_S)
-        except TimeoutError:
-            return Listing(blind="the file system of a replica's socket does not answer")
+        """Always the same."""
+        return self._listing
 
     async def hints(self) -> AsyncIterator[None]:
         """Yields once: nothing changes."""
         yield
-
-
-def _build(replicas: Mapping[str, SshReplica], given: Given) -> SshReplicaSource:
-    described = {
-        ReplicaId(replica): Described(tunnel_to(f"{given.service}/{replica}", ssh, given.ssh_defaults), Overrides())
-        for replica, ssh in replicas.items()
-    }
-    return SshReplicaSource(described, given)
 
 
 def _check(replicas: Mapping[str, SshReplica], defaults: SshDefaults) -> None:
@@ -66,7 +51,7 @@ SOURCE: SourceKind[Mapping[str, SshReplica]] = SourceKind(
             examples=[{"r1": {"host": "gpu7.example.net", "forward": "127.0.0.1:8000"}}],
         ),
     ),
-    build=_build,
+    build=TunnelledReplicas,
     check=_check,
     show=lambda replicas: counted(len(replicas), "SSH server"),
 )

@@ -13,7 +13,8 @@ from gateway_sidecar.config import SshDefaults
 from gateway_sidecar.control.state.api_replicas import ApiReplicas
 from gateway_sidecar.domain.model import ReplicaId
 from gateway_sidecar.errors import StateError
-from gateway_sidecar.sources.api import ApiSource, read_raw
+from gateway_sidecar.sources.api import ApiSource
+from gateway_sidecar.sources.base import Given
 from gateway_sidecar.sources.entry import ApiRecord
 from gateway_sidecar.sources.placed import OwnSockets
 from gateway_sidecar.telemetry.metrics import Metrics
@@ -123,12 +124,7 @@ async def test_what_cannot_be_written_does_not_hold(path: Path) -> None:
 
 
 def source(record: ApiRecord) -> ApiSource:
-    return ApiSource(
-        record,
-        lambda entry, replica: read_raw(entry, "chat", replica, SshDefaults(key_file="/k")),
-        lambda tunnel: Path("/run/t") / f"{tunnel.owner.replace('/', '-')}.sock",
-        OwnSockets(),
-    )
+    return ApiSource(Given("chat", SshDefaults(key_file="/k"), lambda _: Path("/run/t.sock"), OwnSockets(), record))
 
 
 @pytest.fixture

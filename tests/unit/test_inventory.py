@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import socket
 from collections.abc import Iterator, Mapping
-from functools import partial
 from pathlib import Path
 
 import pytest
@@ -13,6 +12,7 @@ from gateway_sidecar.config import SshDefaults
 from gateway_sidecar.domain.model import Overrides, ReplicaId, WorkerType
 from gateway_sidecar.domain.tunnels import SshServer, Tunnel
 from gateway_sidecar.errors import ConfigError
+from gateway_sidecar.sources.base import Given
 from gateway_sidecar.sources.entry import Described
 from gateway_sidecar.sources.inventory import Inventory, read_inventory
 from gateway_sidecar.sources.placed import OwnSockets
@@ -44,13 +44,11 @@ def sock(tmp_path: Path) -> Iterator[Path]:
 
 
 def inventory(path: Path) -> Inventory:
-    return Inventory(
-        "inventory",
-        path,
-        partial(read_inventory, service="chat", defaults=DEFAULTS),
-        lambda tunnel: Path("/run/t") / f"{tunnel.owner.replace('/', '-')}.sock",
-        OwnSockets(),
-    )
+    return Inventory(path, Given("chat", DEFAULTS, socket_of, OwnSockets()))
+
+
+def socket_of(tunnel: Tunnel) -> Path:
+    return Path("/run/t") / f"{tunnel.owner.replace('/', '-')}.sock"
 
 
 def test_entry_with_notes(path: Path) -> None:

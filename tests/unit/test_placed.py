@@ -15,9 +15,10 @@ from gateway_sidecar.control.replicas.lifecycle import is_at
 from gateway_sidecar.control.replicas.tenure import occupant_of
 from gateway_sidecar.domain.model import Overrides, ReplicaId
 from gateway_sidecar.domain.tunnels import SshRoute, SshServer, Tunnel
+from gateway_sidecar.sources.base import Given
 from gateway_sidecar.sources.described import listing_of
 from gateway_sidecar.sources.entry import Described
-from gateway_sidecar.sources.inventory import Inventory, read_inventory
+from gateway_sidecar.sources.inventory import Inventory
 from gateway_sidecar.sources.listing import Listing, Sighting
 from gateway_sidecar.sources.placed import Forbidden, OwnSockets, RefusedPlaceError, socket_at
 from gateway_sidecar.sources.socket_pattern import SocketPattern
@@ -48,6 +49,11 @@ def give(path: Path, owner: int) -> None:
     os.chown(path, owner, owner, follow_symlinks=False)
 
 
+def given(socket: Path, own: OwnSockets | None = None) -> Given:
+    """What a source is built with; a tunnel's socket is this one."""
+    return Given("chat", SshDefaults(), lambda _: socket, own or OwnSockets())
+
+
 def test_what_a_pattern_bridges_is_the_socket_itself(tmp_path: Path, bind: Bind) -> None:
     """A link of ours is followed once, here; the bridge does not follow it again."""
     real = bind(tmp_path / "real" / "engine.sock")
@@ -72,7 +78,7 @@ def test_the_daemons_own_is_refused_by_place_and_by_inode(
     for path in (admin, alive, agent, other_agent, tmp_path / "admin-too.sock", tmp_path / "link" / "admin.sock"):
         with pytest.raises(RefusedPlaceError, match=r"which is the daemon's own|which the daemon itself uses"):
             socket_at(str(path), own.now())
-        listing = listing_of({R1: Described(path, Overrides())}, "api", lambda _: admin, own)
+        listing = listing_of({R1: Described(path, Overrides())}, "api", given(admin, own))
         assert (dict(listing.present), list(listing.refused)) == ({}, [R1])
     assert socket_at(str(bind(tmp_path / "run-not" / "x.sock")), own.now()).links == ()
 
@@ -109,14 +115,7 @@ def test_an_inventory_names_its_owners_sockets_or_anybodys_where_it_was_given_th
     (directory / "a.yaml").write_text(f"r1: {{socket: {sock}}}\n")
 
     def look() -> Listing:
-        inventory = Inventory(
-            "inventory",
-            directory,
-            lambda path: read_inventory(path, "chat", SshDefaults()),
-            lambda _: sock,
-            OwnSockets(),
-        )
-        return inventory.look_now()
+        return Inventory(directory, given(sock)).look_now()
 
     give(sock, ONE)
     for of_directory, of_file, is_present in ((0, 0, True), (OTHER, OTHER, True), (0, ONE, True), (0, OTHER, False)):
@@ -138,9 +137,7 @@ def test_a_guest_of_an_inventory_has_the_daemon_log_in_nowhere(tmp_path: Path) -
     """Its SSH keys are for whom the settings named, and root."""
     tunnel = Tunnel("chat/r1", SshRoute((SshServer("gpu1"),)), "127.0.0.1:8000")
     for named_by, is_present in ((OTHER, False), (ONE, True), (0, True), (os.geteuid(), True)):
-        listing = listing_of(
-            {R1: Described(tunnel, Overrides(), named_by)}, "inventory", lambda _: tmp_path, OwnSockets(), {ONE}
-        )
+        listing = listing_of({R1: Described(tunnel, Overrides(), named_by)}, "inventory", given(tmp_path), {ONE})
         assert (R1 in listing.present) == is_present
         assert is_present or f"user {OTHER} may not have the daemon log in" in listing.refused[R1]
 
@@ -154,10 +151,10 @@ def test_a_key_goes_to_no_place_where_others_may_put_a_socket(tmp_path: Path, bi
     for owner, mode, is_present in ((0, 0o755, True), (ONE, 0o2750, True), (OTHER, 0o750, False), (0, 0o3775, False)):
         give(sock.parent, owner)
         sock.parent.chmod(mode)
-        listing = listing_of(described, "api", lambda _: sock, OwnSockets())
+        listing = listing_of(described, "api", given(sock))
         assert (R1 in listing.present) == is_present, (owner, oct(mode))
     assert "its API key would be shown to whoever places" in listing.refused[R1]
-    assert listing_of({R1: Described(sock, Overrides())}, "api", lambda _: sock, OwnSockets()).present
+    assert listing_of({R1: Described(sock, Overrides())}, "api", given(sock)).present
 
 
 @as_root
