@@ -15,6 +15,7 @@ from gateway_sidecar.config.places import MOST_BYTES, places_in, readable
 from gateway_sidecar.config.text_file import read_file
 from gateway_sidecar.config.yamltree import Problem, read_tree
 from gateway_sidecar.errors import ConfigError
+from gateway_sidecar.kinds import ENGINES
 
 _USED = {"bridges", "peers"}
 
@@ -22,8 +23,9 @@ _USED = {"bridges", "peers"}
 def load_config(path: Path) -> Settings:
     """Read and check the daemon's configuration.
 
-    Raises `ConfigError`, whose `problems` hold one line for each mistake, in the file's order.
+    Raises `ConfigError`, whose `problems` hold one line for each mistake, in the file's order, and `KindError`.
     """
+    list(ENGINES)  # One that cannot be imported is told of before anything starts, and not at each probe.
     return parse_config(read_file(path, MOST_BYTES).content, str(path))
 
 

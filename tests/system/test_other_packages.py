@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import json
-import os
 import subprocess
 import sys
 from collections.abc import AsyncIterator
@@ -103,16 +102,19 @@ def test_the_schema_and_the_errors_know_a_toy_source(installed: Path) -> None:
     ]
 
 
-def test_a_package_that_cannot_be_imported_is_named(installed: Path) -> None:
+@pytest.mark.parametrize(("group", "value"), [("sources", "toy_source:SOURCE"), ("engines", "toy_engine:ENGINE")])
+def test_a_package_that_cannot_be_imported_is_named(installed: Path, group: str, value: str) -> None:
     """One line, not a traceback."""
-    (installed / "toy_source.py").write_text("import no_such_module\n")
+    (installed / f"{value.partition(':')[0]}.py").write_text("import no_such_module\n")
+    config = installed / "gateway-sidecar.yaml"
+    config.write_text("services: [{name: chat, listen: '127.0.0.1:1', replicas: {}}]\n")
     said = subprocess.run(
-        [sys.executable, "-m", "gateway_sidecar", "check", "--config", os.devnull],
+        [sys.executable, "-m", "gateway_sidecar", "check", "--config", config],
         capture_output=True, text=True, check=False,
     )  # fmt: skip
     assert said.returncode == 1
     (line,) = said.stderr.splitlines()
-    assert line.startswith("gateway-sidecar: entry point toy = toy_source:SOURCE in gateway_sidecar.sources: No module")
+    assert line.startswith(f"gateway-sidecar: entry point toy = {value} in gateway_sidecar.{group}: No module")
 
 
 def test_the_tests_on_the_pages_pass(installed: Path) -> None:
