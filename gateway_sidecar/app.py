@@ -25,7 +25,7 @@ from gateway_sidecar.control.process.daemon import Daemon
 from gateway_sidecar.control.process.left_running import LeftRunning
 from gateway_sidecar.control.replicas.reflector import Source
 from gateway_sidecar.control.replicas.tenure import BridgeHosts
-from gateway_sidecar.control.routers.process import RouterProcess
+from gateway_sidecar.control.routers.process import RouterHost, RouterProcess
 from gateway_sidecar.control.service import Service, ServiceAdapters
 from gateway_sidecar.control.state.api_replicas import ApiReplicas
 from gateway_sidecar.domain.claims import objection_to_direct
@@ -82,7 +82,7 @@ class RealAdapters:
     def service(
         self,
         settings: ServiceSettings,
-        on_change: Callable[[], None],
+        touch: Callable[[], None],
         move_address: Callable[[], Awaitable[None]],
         write_down: Callable[[], Awaitable[None]],
     ) -> Service:
@@ -100,11 +100,17 @@ class RealAdapters:
             read_overrides=load_overrides,
             path_of=self._tunnels.status,
             move_address=move_address,
+            touch=touch,
         )
-        rescan_interval_s = self._settings.rescan_interval_s
-        return Service(settings, outside, self._metrics, rescan_interval_s=rescan_interval_s, on_change=on_change)
+        return Service(settings, outside, self._metrics, rescan_interval_s=self._settings.rescan_interval_s)
 
-    def router(self, write_down: Callable[[], Awaitable[None]], settings: ServiceSettings, slot: str) -> RouterProcess:
+    def router(
+        self,
+        write_down: Callable[[], Awaitable[None]],
+        settings: ServiceSettings,
+        slot: str,
+        on_change: Callable[[], None],
+    ) -> RouterProcess:
         """One router of a service, not started yet."""
         return RouterProcess(
             settings.name,
@@ -114,10 +120,8 @@ class RealAdapters:
                 self._settings.state_dir / "log" / f"router-{slot}.log",
                 spare=self._settings.run_dir / "log" / f"router-{slot}.log",
             ),
-            self._router_ports,
-            self._metrics,
+            RouterHost(self._router_ports, self._metrics, write_down, on_change),
             start_timeout_s=settings.router.start_timeout_s,
-            write_down=write_down,
         )
 
     def _agents(self) -> Iterator[str | None]:

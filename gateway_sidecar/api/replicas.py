@@ -176,7 +176,7 @@ def _not_written(error: StateError) -> Refused:
 
 async def _has_looked(service: Service) -> None:
     """Whose replica it is can be told once all sources were seen."""
-    if not await service.until(lambda: service.reflector.listing is not None, _FIRST_LOOK_S):
+    if not await service.until(lambda: service.controller.looks > 0, _FIRST_LOOK_S):
         raise Refused(503, f"service '{service.name}' has not looked at its sources yet; nothing was changed")
 
 
@@ -199,7 +199,7 @@ async def _until_serving(
             return False
         place: object = tenure.sighting.tunnel or tenure.sighting.socket
         said = tenure.notes.overrides
-        return place == described.place and said == described.overrides and service.is_settled(tenure)
+        return place == described.place and said == described.overrides and service.is_up_to_date(tenure)
 
     began = time.monotonic()
     await service.until(lambda: is_served() or told.entries.get(replica) is not entry, timeout_s)

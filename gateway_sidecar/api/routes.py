@@ -130,7 +130,7 @@ async def _before_drain(request: web.Request) -> web.Response:
 async def _drain(request: web.Request) -> web.Response:
     service, replica = service_in(request), ReplicaId(request.match_info["replica"])
     timeout_s = seconds_in(request, "timeout_s", service.settings.drain.timeout_s)
-    await service.reflector.look_again()  # Meant is who is there now, and not who left a moment ago.
+    await service.look_again()  # Meant is who is there now, and not who left a moment ago.
     try:
         report = await service.drains.drain(replica, timeout_s)
     except KeyError:

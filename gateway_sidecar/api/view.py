@@ -64,9 +64,9 @@ def _service(daemon: Daemon, name: str, service: Service) -> dict[str, Any]:
             "metrics_url": router.ports.metrics_url if router.ports else None,
             "reason": router.reason or service.slots.problem,
         },
-        "waiting": service.room.waiting,
-        "missing": service.room.missing.value if service.room.missing else None,
-        "reason": service.room.describe(),
+        "waiting": service.hold.waiting,
+        "missing": service.hold.missing.value if service.hold.missing else None,
+        "reason": service.hold.describe(),
         "unanswered": dict(service.roles.lacking),
         "bridge_ports": daemon.leases.held_by(name),
         "replicas": replicas(daemon, service),
@@ -152,5 +152,5 @@ def plan(daemon: Daemon) -> list[dict[str, Any]]:
     return in_force + [
         {"service": name, "replica": replica, "action": action}
         for name, service in sorted(daemon.services.items())
-        for replica, action in service.pending_actions()
+        for replica, action in service.controller.pending()
     ]

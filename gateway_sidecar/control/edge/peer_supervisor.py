@@ -169,7 +169,7 @@ class PeerSupervisor(Supervisor):
         """Runs until cancelled. What it started goes on then."""
         while True:
             self._comes_round()
-            await beating(self._look(), self._is_busy)
+            await beating(self._look())
             now = awake.monotonic()
             due = min((place.due - now for place in self._places.values() if not self._rests(place)), default=LOOK_S)
             await self._sleep(max(0.01, due))

@@ -7,7 +7,7 @@ from collections.abc import Callable
 from contextlib import suppress
 
 from gateway_sidecar.domain.backoff import Backoff
-from gateway_sidecar.supervision import awake
+from gateway_sidecar.supervision.loops import heartbeat
 from gateway_sidecar.telemetry.logs import get_logger
 
 RETRIES = Backoff(first_s=0.5, most_s=10.0)
@@ -19,7 +19,7 @@ class Supervisor:
     """What is wanted is said again and again; a loop of the subclass brings it about.
 
     `has_looked` says whether every replica there is has been seen once: before that nothing that an earlier daemon left
-    is ended. `beat` is when the loop last came round (awake seconds).
+    is ended.
     """
 
     def __init__(self) -> None:
@@ -27,7 +27,6 @@ class Supervisor:
         self._listeners: list[Callable[[], None]] = []
         self._wake = asyncio.Event()
         self.has_looked: Callable[[], bool] = lambda: False
-        self.beat = awake.now()
 
     def listen(self, listener: Callable[[], None]) -> None:
         """`listener` is called when something that is kept has changed."""
@@ -45,11 +44,8 @@ class Supervisor:
         self._wake.set()
 
     def _comes_round(self) -> None:
-        self.beat = awake.now()
+        heartbeat()
         self._wake.clear()
-
-    def _is_busy(self) -> None:
-        self.beat = awake.now()
 
     async def _sleep(self, longest_s: float) -> None:
         """Until `_look_soon`, or for `longest_s` seconds; for a second at most."""

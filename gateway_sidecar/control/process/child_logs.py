@@ -11,6 +11,7 @@ from gateway_sidecar.domain.printable import printable
 from gateway_sidecar.nginx.server import Nginx
 from gateway_sidecar.supervision import awake
 from gateway_sidecar.supervision.logfile import ChildLog
+from gateway_sidecar.supervision.loops import heartbeat
 from gateway_sidecar.supervision.process import rss_bytes
 from gateway_sidecar.telemetry.logs import get_logger
 from gateway_sidecar.telemetry.metrics import Metrics
@@ -40,13 +41,12 @@ class ChildLogs:
         self._problems = problems
         self._metrics = metrics
         self._logger = get_logger()
-        self.beat = awake.now()
 
     async def run(self) -> None:
         """Runs until cancelled."""
         mend_at = 0.0
         while True:
-            self.beat = awake.now()
+            heartbeat()
             services = dict(self._services())
             routers = [router for service in services.values() for router in service.routers]
             # Beside each other: a disk that hangs costs each of them its patience.

@@ -43,7 +43,7 @@ from gateway_sidecar.routers.base import RouterKind
 from gateway_sidecar.sources.told import NAME as API
 from gateway_sidecar.supervision import awake
 from gateway_sidecar.supervision.awake import within
-from gateway_sidecar.supervision.loops import Tasks
+from gateway_sidecar.supervision.loops import HEARTBEATS, Tasks, heartbeat
 from gateway_sidecar.supervision.notify import SystemdNotifier
 from gateway_sidecar.supervision.process import Identity, Process, boot_id
 from gateway_sidecar.telemetry.logs import get_logger, set_up_logs
@@ -69,7 +69,7 @@ class Adapters(Protocol):
     def service(
         self,
         settings: ServiceSettings,
-        on_change: Callable[[], None],
+        touch: Callable[[], None],
         move_address: Callable[[], Awaitable[None]],
         write_down: Callable[[], Awaitable[None]],
     ) -> Service: ...
@@ -114,7 +114,7 @@ class Daemon:
         destinations.use(self._hosts, peers.recheck_soon)
         self._destinations = destinations
         self.keys = keys
-        peers.has_looked = keys.has_looked = lambda: all(s.reflector.has_looked for s in self.services.values())
+        peers.has_looked = keys.has_looked = lambda: all(s.has_looked for s in self.services.values())
         self.told = told
         self.tunnels = tunnels
         tunnels.on_change = self._tunnel_changed
@@ -146,7 +146,6 @@ class Daemon:
         self.ended_by_command = False
         self._reload_lock = asyncio.Lock()
         self.before_reload: list[Callable[[], Awaitable[Callable[[], Awaitable[list[str]]]]]] = []
-        self._beats: dict[str, float] = {}
         self.problems = problems
         self._records = {
             "run": RecordWriter(Record("run", self._processes_path, self._processes), self.problems, metrics),
@@ -178,7 +177,7 @@ class Daemon:
     @property
     def ready(self) -> bool:
         """Whether nginx runs and each service has an address, a router that answers, and looked at its replicas."""
-        services_ready = all(s.reflector.has_looked and s.router.up for s in self.services.values())
+        services_ready = all(s.has_looked and s.router.up for s in self.services.values())
         return self.nginx_supervisor.up and not self.nginx_supervisor.unserved and services_ready
 
     def note_change(self) -> None:
@@ -425,7 +424,7 @@ class Daemon:
             "boot_id": boot_id(),
             "services": {n: [records.tenure_to_json(t) for t in s.saved()] for n, s in self.services.items()},
             "resting": records.resting_to_json(self.leases),
-            "models": {n: s.hold_policy.models for n, s in self.services.items()},
+            "models": {n: list(s.hold_policy.models) for n, s in self.services.items()},
         }
 
     # -- the loops
@@ -433,10 +432,10 @@ class Daemon:
     async def _tunnel_loop(self) -> None:
         """Keeps the tunnels that replicas need; one that is gone needs its own until it has drained."""
         while True:
-            self._beats["tunnels"] = awake.now()
+            heartbeat()
             self._tunnels_due.clear()
             needed = {t.sighting.tunnel for s in self.services.values() for t in s.tenures.values()}
-            everybody_known = all(s.reflector.has_looked for s in self.services.values())
+            everybody_known = all(s.has_looked for s in self.services.values())
             self.tunnels.want({tunnel for tunnel in needed if tunnel is not None}, complete=everybody_known)
             self._measure_tunnels()
             await asyncio.sleep(_TUNNEL_GAP_S)
@@ -465,13 +464,13 @@ class Daemon:
             late_s = max(0.0, awake.monotonic() - due)
             self.metrics.loop_lag.observe(late_s)
             self._notifier.status(self.summary())
-            stale_s = self._stale_s()
+            stalest = HEARTBEATS.stalest()
             if late_s > _STALLED_S:
                 self._logger.warning("daemon.stalled", for_s=round(late_s, 1))
-            if stale_s < self._stale_limit_s:
+            if self.healthy or stalest is None:
                 self._notifier.alive()
             else:
-                self._logger.error("daemon.wedged", stale_s=round(stale_s, 1))
+                self._logger.error("daemon.wedged", loop=stalest.name, stale_s=round(awake.now() - stalest.at, 1))
 
     @property
     def _stale_limit_s(self) -> float:
@@ -481,19 +480,8 @@ class Daemon:
 
     def _stale_s(self) -> float:
         """How long ago the loop that is most behind made progress."""
-        beats = [
-            self.nginx_supervisor.beat,
-            self.run_dir.beat,
-            self.peers.beat,
-            self.keys.beat,
-            self._destinations.beat,
-            self.signals.beat,
-            self._counter.beat,
-            self._children.beat,
-            *self._beats.values(),
-            *(s.stalest_beat() for s in self.services.values()),
-        ]
-        return awake.now() - min(beats)
+        stalest = HEARTBEATS.stalest()
+        return 0.0 if stalest is None else awake.now() - stalest.at
 
     def summary(self) -> str:
         """One line for `systemctl status`."""
@@ -597,7 +585,7 @@ class Daemon:
         """Gives a running service its new settings; why its router stays as it was, empty if that was not so."""
         service.reconfigure(service.settings)
         if "replicas" in changed:
-            service.use_source(self._adapters.source(service.settings))
+            service.reflector.use(self._adapters.source(service.settings))
         if "router" not in changed:
             await service.router.renew_client(self._adapters.router_kind(service.settings))
             return ""

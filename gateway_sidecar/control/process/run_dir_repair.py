@@ -12,7 +12,7 @@ from collections.abc import Awaitable, Callable, Mapping
 from gateway_sidecar.control.edge.nginx_supervisor import NginxSupervisor
 from gateway_sidecar.control.service import Service
 from gateway_sidecar.errors import BridgeError, ProcessError, StateError
-from gateway_sidecar.supervision import awake
+from gateway_sidecar.supervision.loops import heartbeat
 from gateway_sidecar.telemetry.logs import get_logger
 
 _PROBLEM = "run_dir"
@@ -38,12 +38,11 @@ class RunDirRepair:
         self._interval_s = interval_s
         self._logger = get_logger()
         self.others: dict[str, Callable[[], Awaitable[bool]]] = {}
-        self.beat = awake.now()
 
     async def run(self) -> None:
         """Runs until cancelled."""
         while True:
-            self.beat = awake.now()
+            heartbeat()
             await self.look()
             await asyncio.sleep(self._interval_s)
 
@@ -70,9 +69,9 @@ class RunDirRepair:
             mended.append("nginx's configuration")
         linked = nginx.linked_ports()
         for name, service in self._services().items():
-            if service.bridges.mend(linked):
+            if service.bridges.repair(linked):
                 mended.append(f"{name}: bridges")
-            if service.room.mend() | service.slots.mend(nginx.pointed(name)):
+            if service.hold.repair() | service.slots.repair(nginx.pointed(name)):
                 mended.append(f"{name}: gate")
         for name, mend in self.others.items():
             if await mend():

@@ -10,15 +10,16 @@ import asyncio
 import math
 import random
 from collections import Counter
-from collections.abc import Callable, Iterable
+from collections.abc import Callable
 from functools import partial
 from typing import Protocol
 
 from gateway_sidecar.config import ServiceSettings
 from gateway_sidecar.control.replicas.liveness import connect_liveness, is_refused
 from gateway_sidecar.control.replicas.probe_turns import ProbeTurns
+from gateway_sidecar.control.replicas.registry import Registry
 from gateway_sidecar.control.replicas.tenure import Tenure
-from gateway_sidecar.control.replicas.workqueue import WorkQueue
+from gateway_sidecar.control.workqueue import Key, WorkQueue
 from gateway_sidecar.domain.lifecycle import (
     Against,
     Crowd,
@@ -89,11 +90,10 @@ class Prober:
         self,
         settings: ServiceSettings,
         probe: Probe,
-        queue: WorkQueue[int],
-        metrics: Metrics,
-        *,
-        tenures: Callable[[], Iterable[Tenure]],
+        tenures: Registry,
+        queue: WorkQueue[Key],
         path_of: PathOf,
+        metrics: Metrics,
     ) -> None:
         self._probe = probe
         self._queue = queue
@@ -119,21 +119,29 @@ class Prober:
         """Ends the probes under way."""
         await self._tasks.close()
 
-    def look_after(self, tenure: Tenure) -> None:
-        """Begins whatever is due for this tenure, and queues it for when the next thing is."""
-        if tenure.gone or tenure.drain.requested or tenure.address is None or tenure.probe.task is not None:
-            return
+    def look_after(self, tenure: Tenure) -> float | None:
+        """Begins whatever is due for this tenure; in how many seconds the next thing is, if that is known."""
+        if tenure.drain.requested:
+            tenure.probe.rests = True
+            tenure.probe.disconnect()
+            return None
+        if tenure.probe.rests:
+            # It was not asked while it was drained, and may be down by now.
+            tenure.probe.rests, tenure.probe.result = False, None
+            tenure.probe.identify_next, tenure.probe.due = True, 0.0
+        if tenure.gone or tenure.address is None or tenure.probe.task is not None:
+            return None
         if tenure.probe.facts is None and not tenure.can_be_described:
-            return  # Its notes may hold the key that the engine wants.
+            return None  # Its notes may hold the key that the engine wants.
         now = awake.now()
         if now >= tenure.probe.due:
             tenure.probe.task = self._tasks.spawn(
                 self._ask(tenure, tenure.address), again=partial(self._ask_anew, tenure)
             )
-            return
-        self._queue.add_after(tenure.key, tenure.probe.due - now)
+            return None
         if isinstance(tenure.probe.result, Ready) and tenure.bridge.linked:
             self._connect_liveness(tenure, tenure.probe.result.facts, now)
+        return tenure.probe.due - now
 
     def is_proven_ill(self, tenure: Tenure) -> bool:
         """Whether the evidence against its engine is strong now."""
@@ -145,10 +153,15 @@ class Prober:
         tenure.probe.due = 0.0
         self._queue.add(tenure.key)
 
-    def ask_as_new(self, tenure: Tenure) -> None:
-        """It was not asked while it was drained, and may be down by now."""
-        tenure.probe.result = None
-        self.suspect(tenure)
+    def known_urls(self) -> frozenset[str]:
+        """The URLs that workers of tenures have, or may turn out to have."""
+        known = set(self._tenures.urls)
+        for tenure in self._tenures:
+            if tenure.probe.facts is None and tenure.leaving is None and not self.is_proven_ill(tenure):
+                # It has not said what it is: either kind of worker there may be this replica's, of an earlier daemon.
+                # One that leaves needs none, whichever it is.
+                known.update(self._tenures.urls_unsaid(tenure))
+        return frozenset(known)
 
     def trust_until_next(self, tenure: Tenure) -> None:
         """The engine is known to be well; the next question comes after the usual interval, spread a little.
@@ -203,7 +216,9 @@ class Prober:
         if kind == "health" and isinstance(result, Ready) and isinstance(tenure.probe.result, Ready):
             # Well as before, the usual case by far: nothing to plan.
             self.trust_until_next(tenure)
-            self.look_after(tenure)
+            delay_s = self.look_after(tenure)
+            if delay_s is not None:
+                self._queue.add_after(tenure.key, delay_s)
             return
         self._learn(tenure, result, identified=kind == "identify")
         self._queue.add(tenure.key, urgent=True)
@@ -274,7 +289,7 @@ class Prober:
         """
         if now >= self._counted_at + _COUNT_GAP_S:
             self._counted_at = now
-            counted = ((t.probe.result, t.bridge.port) for t in self._tenures() if not t.gone)
+            counted = ((t.probe.result, t.bridge.port) for t in self._tenures if not t.gone)
             self._counts = Counter(
                 against(result)
                 for result, port in counted
@@ -289,7 +304,7 @@ class Prober:
         """
         turn = 0
         while True:
-            tenures = list(self._tenures())
+            tenures = list(self._tenures)
             batch = tenures[turn : turn + _TOUCHED_AT_ONCE]
             turn = turn + _TOUCHED_AT_ONCE if batch else 0
             now = awake.now()
@@ -323,7 +338,7 @@ class Prober:
         opened = awake.now()
         try:
             async with within(self._settings.health.timeout_s):
-                liveness = await connect_liveness(address, lambda: self._liveness_ended(tenure, opened))
+                liveness = await connect_liveness(address, partial(self._liveness_ended, tenure, opened))
         except (OSError, TimeoutError):
             tenure.probe.liveness_due = awake.now() + _TOUCH_GAP_S
             self.suspect(tenure)
