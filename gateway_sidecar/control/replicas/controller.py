@@ -8,7 +8,7 @@ enqueue a key. Only this loop begins and ends tenures, bridges them, and has rou
 from __future__ import annotations
 
 import asyncio
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from contextlib import suppress
 from dataclasses import dataclass
 from typing import Protocol
@@ -24,12 +24,14 @@ from gateway_sidecar.control.replicas.registry import Registry
 from gateway_sidecar.control.replicas.reporting import Reporting
 from gateway_sidecar.control.replicas.tenure import Tenure
 from gateway_sidecar.control.routers.replacement import RouterSlots
+from gateway_sidecar.control.routers.unit import RouterUnit
 from gateway_sidecar.control.workqueue import Key, Part, WorkerAt, WorkQueue
 from gateway_sidecar.domain.planning import (
     Bridge,
     Deregister,
     Release,
     Unbridge,
+    WorkerView,
     describe,
     plan_occupant,
     plan_orphans,
@@ -92,7 +94,7 @@ class Controller:
         self._rescan_interval_s = rescan_interval_s
         self._touch = touch
         self._logger = get_logger(service=self._service)
-        self._listed: object = None
+        self._listed: dict[RouterUnit, tuple[bool, int | None]] = {}
         self._written: object = None
         self._reconciled: set[asyncio.Event] = set()
         self.looks = 0
@@ -216,7 +218,11 @@ class Controller:
 
     def _look_at_lists(self) -> None:
         """The first list of a router, or another router, may be news for everybody."""
-        listed = {unit: (unit.retiring, unit.book.listed_epoch) for unit in self._slots.units}
+        before = self._listed
+        listed = {
+            unit: (unit.retiring, unit.book.listed_epoch or before.get(unit, (False, None))[1])
+            for unit in self._slots.units
+        }
         if listed != self._listed:
             self._listed = listed
             self.reconsider()
@@ -250,7 +256,7 @@ class Controller:
                 self._release(tenure)
                 return None
         self._tenures.note(tenure)
-        tried_in_s = self._tell_routers(tenure)
+        tried_in_s = self._tell_routers(tenure, seen)
         drained_in_s = rooms.drains.finish_if_quiet(tenure)
         rooms.reporting.update(tenure)
         if self._tenures.superseded:
@@ -267,10 +273,10 @@ class Controller:
             else:
                 self._rooms.bridges.readdress(tenure, tenure.notes.overrides.peer)
 
-    def _tell_routers(self, tenure: Tenure) -> float | None:
+    def _tell_routers(self, tenure: Tenure, seen: Mapping[RouterUnit, WorkerView]) -> float | None:
         """Has each router told what it is to know; in how many seconds to try again what was refused."""
         view, tried_in_s = tenure.view(), None
-        for unit, worker in self._slots.views(tenure.url).items():
+        for unit, worker in seen.items():
             step = plan_worker(view, worker)
             if unit.retiring:
                 if isinstance(step, Deregister):
