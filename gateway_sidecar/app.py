@@ -21,12 +21,13 @@ from gateway_sidecar.control.edge.destinations import Destinations
 from gateway_sidecar.control.edge.key_proxies import KeyProxies
 from gateway_sidecar.control.edge.peer_supervisor import PeerSupervisor
 from gateway_sidecar.control.hold.socket_holder import SocketHolder
+from gateway_sidecar.control.ports import ServiceAdapters
 from gateway_sidecar.control.process.daemon import Daemon
 from gateway_sidecar.control.process.left_running import LeftRunning
 from gateway_sidecar.control.replicas.reflector import Source
 from gateway_sidecar.control.replicas.tenure import BridgeHosts
 from gateway_sidecar.control.routers.process import RouterHost, RouterProcess
-from gateway_sidecar.control.service import Service, ServiceAdapters
+from gateway_sidecar.control.service import Service
 from gateway_sidecar.control.state.api_replicas import ApiReplicas
 from gateway_sidecar.domain.claims import objection_to_direct
 from gateway_sidecar.domain.leases import NoFreePort, PortLeases

@@ -81,7 +81,7 @@ def _source(listing: Listing | None) -> dict[str, Any]:
 
 
 def _tunnel(service: Service, tenure: Tenure) -> dict[str, Any] | None:
-    path = far_end_of(tenure, service.path_of)
+    path = far_end_of(tenure, service.prober.path_of)
     if path is None:
         return None
     return {"to": str(tenure.sighting.tunnel), "state": path.state.value, "reason": path.reason or None}

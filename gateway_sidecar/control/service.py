@@ -7,71 +7,36 @@ decides what follows.
 from __future__ import annotations
 
 import asyncio
-from collections.abc import Awaitable, Callable, Mapping
-from dataclasses import dataclass
+from collections.abc import Callable, Mapping
 from functools import partial
-from typing import Protocol
 
 from gateway_sidecar.config import ServiceSettings
 from gateway_sidecar.control.hold.policy import HoldPolicy
-from gateway_sidecar.control.hold.queue import Gates, HoldQueue
-from gateway_sidecar.control.replicas.bridging import Bridging, Edge, Keys, Links, Peers
+from gateway_sidecar.control.hold.queue import HoldQueue
+from gateway_sidecar.control.ports import ServiceAdapters
+from gateway_sidecar.control.replicas.bridging import Bridging, Edge
 from gateway_sidecar.control.replicas.controller import Controller, Rooms
 from gateway_sidecar.control.replicas.drain import Drains
 from gateway_sidecar.control.replicas.lifecycle import Lifecycle
-from gateway_sidecar.control.replicas.notes import NotesReader, ReadOverrides
+from gateway_sidecar.control.replicas.notes import NotesReader
 from gateway_sidecar.control.replicas.pairing import Pairing
-from gateway_sidecar.control.replicas.prober import PathOf, Probe, Prober, far_end_of
-from gateway_sidecar.control.replicas.reflector import Reflector, Source
+from gateway_sidecar.control.replicas.prober import Prober
+from gateway_sidecar.control.replicas.reflector import Reflector
 from gateway_sidecar.control.replicas.registry import Registry
 from gateway_sidecar.control.replicas.reporting import Reporting
 from gateway_sidecar.control.replicas.restoring import Restoring
-from gateway_sidecar.control.replicas.tenure import BridgeHosts, SavedTenure, Tenure
-from gateway_sidecar.control.routers.process import PrivatePorts, RouterProcess
+from gateway_sidecar.control.replicas.tenure import SavedTenure, Tenure
+from gateway_sidecar.control.routers.process import RouterProcess
 from gateway_sidecar.control.routers.replacement import RouterSlots, SlotPlaces
 from gateway_sidecar.control.routers.unit import RouterUnit
 from gateway_sidecar.control.routers.workers import WorkerSync
 from gateway_sidecar.control.workqueue import Key, WorkQueue
-from gateway_sidecar.domain.leases import PortLeases
-from gateway_sidecar.domain.model import Ready, ReplicaId
+from gateway_sidecar.domain.model import ReplicaId
 from gateway_sidecar.supervision import awake
 from gateway_sidecar.supervision.loops import Tasks, run_forever
 from gateway_sidecar.telemetry.metrics import Metrics
 
 _LOOK_PATIENCE_S = 1.0
-
-
-class Switches(Links, Gates, Protocol):
-    """nginx, as one service has it: where bridges lead, whether requests wait, and which router they go to."""
-
-    def point(self, service: str, slot: str) -> None: ...
-
-
-@dataclass(frozen=True, slots=True)
-class ServiceAdapters:
-    """What a service reaches the world through.
-
-    hosts: where bridges listen.
-    make_router: a router for a slot, not started yet, that calls what it is given whenever its state changes.
-    read_overrides: reads a `<replica>.yaml` for a socket of this owner. Raises ConfigError.
-    path_of: how a tunnel is.
-    move_address: makes nginx serve the service's address as it is now.
-    touch: called when there is something new to write down.
-    """
-
-    source: Source
-    probe: Probe
-    switches: Switches
-    leases: PortLeases
-    peers: Peers
-    keys: Keys
-    hosts: BridgeHosts
-    make_router: Callable[[ServiceSettings, str, Callable[[], None]], RouterProcess]
-    private_ports: PrivatePorts
-    read_overrides: ReadOverrides
-    path_of: PathOf
-    move_address: Callable[[], Awaitable[None]]
-    touch: Callable[[], None]
 
 
 class Service:
@@ -95,23 +60,22 @@ class Service:
 
         self.settings = settings
         self.name = name
-        self.path_of = outside.path_of
         self._metrics = metrics
         self._tenures = tenures
         self.slots = RouterSlots(settings, make_unit, places, queue, Tasks(name, metrics))
         self.reflector = Reflector(name, outside.source, metrics, queue, rescan_interval_s=rescan_interval_s)
         self._notes = NotesReader(name, tenures, queue, self.reflector, outside.read_overrides)
-        self._prober = Prober(settings, outside.probe, tenures, queue, outside.path_of, metrics)
+        self.prober = Prober(settings, outside.probe, tenures, queue, outside.path_of, metrics)
         self.bridges = Bridging(name, edge, tenures, queue)
         self.roles = Pairing(self.slots, metrics)
         self.drains = Drains(name, settings.drain, tenures, queue, self.roles, metrics)
         self.hold = HoldQueue(name, settings.hold, outside.switches, metrics, queue)
-        self.hold_policy = HoldPolicy(self.hold, self.slots, tenures, self._prober, Tasks(name, metrics))
+        self.hold_policy = HoldPolicy(self.hold, self.slots, tenures, self.prober, Tasks(name, metrics))
         reporting = Reporting(name, metrics, tenures, self.slots)
-        self._lifecycle = Lifecycle(tenures, queue, self._prober, reporting, self.slots)
+        self._lifecycle = Lifecycle(tenures, queue, self.prober, reporting, self.slots)
         self.restoring = Restoring(settings, tenures, self._lifecycle, self.bridges)
         rooms = Rooms(
-            queue, tenures, self.slots, self.reflector, self._notes, self._lifecycle, self._prober, self.bridges,
+            queue, tenures, self.slots, self.reflector, self._notes, self._lifecycle, self.prober, self.bridges,
             self.drains, self.roles, reporting, self.hold_policy,
         )  # fmt: skip
         self.controller = Controller(rooms, metrics, rescan_interval_s=rescan_interval_s, touch=outside.touch)
@@ -123,7 +87,7 @@ class Service:
         self._notes.look_soon()
         loops = (
             *(self.controller.run, self.reflector.look, self.reflector.follow_hints),
-            *(self._notes.run, self._prober.touch_refused),
+            *(self._notes.run, self.prober.touch_refused),
         )
         try:
             async with asyncio.TaskGroup() as group:
@@ -133,7 +97,7 @@ class Service:
             self.bridges.unlisten()
             await self.hold_policy.close()
             await self.slots.close()
-            await self._prober.close()
+            await self.prober.close()
             for tenure in self._tenures:
                 tenure.unpin()
 
@@ -141,7 +105,7 @@ class Service:
         """Takes new settings; what was observed stays."""
         self.settings = settings
         self.slots.reconfigure(settings)
-        self._prober.reconfigure(settings)
+        self.prober.reconfigure(settings)
         self.hold.reconfigure(settings.hold)
         self.drains.reconfigure(settings.drain)
         self.controller.reconsider()
@@ -151,22 +115,6 @@ class Service:
         self.slots.abandon()
         for tenure in self._tenures:
             self.bridges.abandon(tenure)
-
-    # -- tunnels
-
-    def tunnels_changed(self) -> None:
-        """A tunnel came up or went down: whoever is behind one that is not what it was is asked again now."""
-        for tenure in self._tenures:
-            tunnel = tenure.sighting.tunnel
-            if tunnel is not None and self.path_of(tunnel).is_up is not isinstance(tenure.probe.result, Ready):
-                self._prober.suspect(tenure)
-
-    def measure_tunnels(self) -> None:
-        """Brings the metric of the tunnels' states up to date."""
-        for tenure in self._tenures.current.values():
-            path = far_end_of(tenure, self.path_of)
-            if path is not None:
-                self._metrics.note_tunnel(self.name, tenure.replica, path.state)
 
     # -- what others see
 

@@ -50,7 +50,7 @@ PURE = {
 DATED = PACKAGE / "frontend" / "certificate.py"
 """Certificates are valid from and to a date, which only the wall clock knows."""
 
-ROOMS = ("process", "autoscaling", "service", "hold", "state", "replicas", "routers", "edge", "workqueue")
+ROOMS = ("process", "autoscaling", "service", "ports", "hold", "state", "replicas", "routers", "edge", "workqueue")
 """The rooms of `control/`, highest first. A room imports from those below it."""
 
 Import = tuple[Path, int, str]

@@ -21,12 +21,13 @@ from structlog.testing import capture_logs
 from gateway_sidecar.config import ServiceSettings
 from gateway_sidecar.control.edge.key_proxies import KeyState
 from gateway_sidecar.control.edge.peer_supervisor import PeerState
+from gateway_sidecar.control.ports import ServiceAdapters
 from gateway_sidecar.control.replicas import prober
 from gateway_sidecar.control.replicas.tenure import BridgeHosts, Tenure, occupant_of
 from gateway_sidecar.control.routers import replacement as router_slots
 from gateway_sidecar.control.routers.process import RouterProcess, RouterState
 from gateway_sidecar.control.routers.workers import LATE_S
-from gateway_sidecar.control.service import Service, ServiceAdapters
+from gateway_sidecar.control.service import Service
 from gateway_sidecar.domain.leases import PortLeases
 from gateway_sidecar.domain.model import (
     ConnectionMode,

@@ -446,14 +446,14 @@ class Daemon:
     def _tunnel_changed(self) -> None:
         self._tunnels_due.set()
         for service in self.services.values():
-            service.tunnels_changed()
+            service.prober.tunnels_changed()
 
     def _measure_tunnels(self) -> None:
         states = [link.status.is_up for link in self.tunnels.links]
         self.metrics.tunnel_links.labels("up").set(states.count(True))
         self.metrics.tunnel_links.labels("down").set(states.count(False))
         for service in self.services.values():
-            service.measure_tunnels()
+            service.prober.measure_tunnels()
 
     async def _watch_loop(self) -> None:
         """Measures the event loop's lag, keeps systemd informed, and pets its watchdog while all loops move."""

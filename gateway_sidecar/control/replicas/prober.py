@@ -99,7 +99,7 @@ class Prober:
         self._queue = queue
         self._metrics = metrics
         self._tenures = tenures
-        self._path_of = path_of
+        self.path_of = path_of
         self._logger = get_logger(service=settings.name)
         self._turns = ProbeTurns(_PROBES_AT_ONCE, most_s=_TURN_OF_THE_SILENT_S)
         self._patient_turns = ProbeTurns(_PROBES_AT_ONCE, most_s=math.inf)
@@ -179,6 +179,20 @@ class Prober:
         due = now + interval_s * (0.9 + 0.2 * random.random())
         tenure.probe.due = math.ceil(due / slot_s) * slot_s
 
+    def tunnels_changed(self) -> None:
+        """A tunnel came up or went down: whoever is behind one that is not what it was is asked again now."""
+        for tenure in self._tenures:
+            tunnel = tenure.sighting.tunnel
+            if tunnel is not None and self.path_of(tunnel).is_up is not isinstance(tenure.probe.result, Ready):
+                self.suspect(tenure)
+
+    def measure_tunnels(self) -> None:
+        """Brings the metric of the tunnels' states up to date."""
+        for tenure in self._tenures.current.values():
+            path = far_end_of(tenure, self.path_of)
+            if path is not None:
+                self._metrics.note_tunnel(self._settings.name, tenure.replica, path.state)
+
     def _ask_anew(self, tenure: Tenure) -> None:
         """Its probe ended with a fault of ours, which says nothing of the engine."""
         tenure.probe.task = None
@@ -227,7 +241,7 @@ class Prober:
         """A tunnel that is down refuses connections, and knows better than the kernel why."""
         if tenure.sighting.tunnel is None:
             return None
-        path = self._path_of(tenure.sighting.tunnel)
+        path = self.path_of(tenure.sighting.tunnel)
         return None if path.is_up else Loading(f"tunnel: {path}", refused=True)
 
     def _as_seen_through(self, tenure: Tenure, result: ProbeResult) -> ProbeResult:
@@ -235,7 +249,7 @@ class Prober:
         tunnel = tenure.sighting.tunnel
         if tunnel is None or not isinstance(result, Loading) or not result.refused:
             return result
-        return Loading(f"{_with_far_end(self._path_of(tunnel), tunnel, result)}", refused=True)
+        return Loading(f"{_with_far_end(self.path_of(tunnel), tunnel, result)}", refused=True)
 
     def _learn(self, tenure: Tenure, result: ProbeResult, *, identified: bool) -> None:
         now = awake.now()
