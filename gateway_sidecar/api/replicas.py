@@ -54,7 +54,7 @@ async def put_replica(request: web.Request) -> web.Response:
     await _has_looked(service)
     _refuse_others(service, replica)
     try:
-        put = await daemon.told.put(service.name, replica, entry)
+        put = await daemon.shared.api.put(service.name, replica, entry)
     except StateError as error:
         raise _not_written(error) from error
     if put.was_leaving and service.current(replica) is not None:
@@ -76,7 +76,7 @@ async def delete_replica(request: web.Request) -> web.Response:
     await _has_looked(service)
     began, until = time.monotonic(), awake.now() + drain_s
     try:
-        entry = await daemon.told.take_out(service.name, replica)
+        entry = await daemon.shared.api.take_out(service.name, replica)
     except KeyError:
         _refuse_others(service, replica)
         raise unknown_replica(service, replica) from None
@@ -86,7 +86,7 @@ async def delete_replica(request: web.Request) -> web.Response:
     report = DrainReport(True, 0, 0.0)
     if tenure is not None and tenure.sighting.source == NAME:
         report = await _drained(daemon, service, replica, drain_s) if drain_s else DrainReport(False, None, 0.0)
-    if not daemon.told.forget(service.name, replica, entry):
+    if not daemon.shared.api.forget(service.name, replica, entry):
         raise Refused(409, f"'{replica}' was put again while it drained; it stays")
     service.reflector.look_soon()
     if tenure is not None:
@@ -106,7 +106,7 @@ async def delete_replica(request: web.Request) -> web.Response:
 
 async def _drained(daemon: Daemon, service: Service, replica: ReplicaId, drain_s: float) -> DrainReport:
     """What came of the drain, unless somebody puts the replica again before it is done."""
-    told = daemon.told.of(service.name)
+    told = daemon.shared.api.of(service.name)
     draining = asyncio.create_task(service.drains.drain(replica, drain_s))
     try:
         await service.until(lambda: draining.done() or replica in told.entries, drain_s + _GONE_S)
@@ -191,7 +191,7 @@ async def _until_serving(
     daemon: Daemon, service: Service, replica: ReplicaId, entry: ToldEntry, described: Described, timeout_s: float
 ) -> None:
     """Returns once it serves as described. Raises Refused with the reason why it does not."""
-    told = daemon.told.of(service.name)
+    told = daemon.shared.api.of(service.name)
 
     def is_served() -> bool:
         tenure = service.current(replica)

@@ -104,8 +104,8 @@ async def _reload(request: web.Request) -> web.Response:
 
 async def _stop(request: web.Request) -> web.Response:
     timeout_s = seconds_in(request, "timeout_s", DEFAULT_STOP_S)
-    request.app[DAEMON].ended_by_command = True
-    request.app[DAEMON].end(stop_all=request.query.get("all") == "true", timeout_s=timeout_s)
+    stop_all = request.query.get("all") == "true"
+    request.app[DAEMON].end(stop_all=stop_all, timeout_s=timeout_s, by_command=True)
     return web.json_response({"pid": os.getpid()}, status=202)
 
 

@@ -205,6 +205,7 @@ def test_every_task_is_guarded() -> None:
         "nginx/small.py",
         "control/edge/nginx_supervisor.py",
         "control/process/daemon.py",
+        "control/process/services.py",
         "control/replicas/reflector.py",
         "control/edge/frontends.py",
         "control/routers/process.py",

@@ -18,15 +18,15 @@ QUIET_GAP_S = 0.2
 class Supervisor:
     """What is wanted is said again and again; a loop of the subclass brings it about.
 
-    `has_looked` says whether every replica there is has been seen once: before that nothing that an earlier daemon left
-    is ended.
+    `begin` is told what says whether every replica there is has been seen once: before that nothing that an earlier
+    daemon left is ended.
     """
 
     def __init__(self) -> None:
         self._logger = get_logger()
         self._listeners: list[Callable[[], None]] = []
         self._wake = asyncio.Event()
-        self.has_looked: Callable[[], bool] = lambda: False
+        self._has_looked: Callable[[], bool] = bool
 
     def listen(self, listener: Callable[[], None]) -> None:
         """`listener` is called when something that is kept has changed."""
@@ -35,6 +35,14 @@ class Supervisor:
     def unlisten(self, listener: Callable[[], None]) -> None:
         """Takes a listener back."""
         self._listeners.remove(listener)
+
+    async def begin(self, has_looked: Callable[[], bool]) -> None:
+        """Takes over what an earlier daemon left. Nothing is ended yet."""
+        self._has_looked = has_looked
+        await self._take_over()
+
+    async def _take_over(self) -> None:
+        raise NotImplementedError
 
     def _tell(self) -> None:
         for listener in self._listeners:
