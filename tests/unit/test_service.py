@@ -12,6 +12,8 @@ from pathlib import Path
 
 import pytest
 
+from gateway_sidecar.control.replicas.bridging import Bridging
+from gateway_sidecar.control.replicas.tenure import Tenure
 from gateway_sidecar.control.routers import replacement as router_slots
 from gateway_sidecar.domain.model import Foreign, Loading, Ready, ReplicaId, ReplicaState, Unknown, WorkerStatus
 from gateway_sidecar.domain.planning import Missing
@@ -470,6 +472,29 @@ async def test_fault_in_a_probe_is_survived_and_the_replica_asked_again(worlds: 
         assert world.faults() <= 10, "with a pause after each"
         world.answer("r1", READY)
         await world.until(lambda: world.serves("r1", "r2"), within_s=5)
+
+
+@in_fake_time
+async def test_fault_with_one_replica_is_no_other_replicas(worlds: Worlds, monkeypatch: pytest.MonkeyPatch) -> None:
+    """What has a fault each time it is looked at is looked at again each second; whoever comes meanwhile is served."""
+    async with worlds() as world:
+        keep_up = Bridging.keep_up
+
+        def keep_up_or_fail(self: Bridging, tenure: Tenure) -> None:
+            if tenure.replica == "r1":
+                raise ZeroDivisionError("a fault of the loop's")
+            keep_up(self, tenure)
+
+        monkeypatch.setattr(Bridging, "keep_up", keep_up_or_fail)
+        world.appear("r1")
+        world.appear("r2")
+        began = awake.monotonic()
+        await world.until(lambda: world.states().get("r2") is ReplicaState.SERVING)
+        assert awake.monotonic() - began < 0.2
+        await asyncio.sleep(10)
+        assert 8 <= world.faults() <= 20
+        monkeypatch.setattr(Bridging, "keep_up", keep_up)
+        await world.until(lambda: world.serves("r1", "r2"), within_s=3)
 
 
 @in_fake_time

@@ -269,12 +269,12 @@ class ServiceSignals:
             for role, signals in self.roles.items():
                 signals.policy, signals.scaler, signals.told = None, Scaler(), None
                 self._metrics.desired_replicas.remove_by_labels({"service": self.name, "role": role.value})
-            self.hook.settings = None
+            self.hook.reconfigure(None)
             return
         if not self.service.has_looked:
             return
         windows = self.windows(now_s)
-        self.hook.settings = scaling.hook
+        self.hook.reconfigure(scaling.hook)
         for role, signals in self.roles.items():
             policy = policy_of(scaling, role)
             if signals.policy is not None and signals.policy != policy:

@@ -32,6 +32,7 @@ from gateway_sidecar.control.routers.retired import RetiredRouters
 from gateway_sidecar.control.service import Service
 from gateway_sidecar.domain.leases import PortLeases
 from gateway_sidecar.errors import BridgeError, ProcessError
+from gateway_sidecar.nginx.access_events import EventAddress
 from gateway_sidecar.supervision.loops import Tasks
 from gateway_sidecar.supervision.notify import SystemdNotifier
 from gateway_sidecar.supervision.process import Identity, Process
@@ -79,7 +80,7 @@ class Daemon:
         )
         self._reload = Reload(config_path, settings, self._services, self.nginx_supervisor, self.frontends, metrics)
         self._watchdog = Watchdog(self._services, self._reload, self._notifier, metrics)
-        self.signals = Signals(services, lambda: nginx.events, metrics)
+        self.signals = Signals(services, self._events_at, metrics)
         self._counter = ConnectionCounter(services, shared.leases)
         self._child_logs = ChildLogs(services, nginx, shared.peers.log, shared.problems, metrics)
         self._ending = asyncio.Event()
@@ -289,6 +290,9 @@ class Daemon:
 
     async def _write_down(self) -> None:
         await self._written.write_soon()
+
+    def _events_at(self) -> EventAddress | None:
+        return self.shared.nginx.events
 
     def _frontends_in_force(self) -> dict[str, FrontendSettings] | None:
         if self.nginx_supervisor.applied is None:

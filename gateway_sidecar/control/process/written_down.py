@@ -65,7 +65,7 @@ class WrittenDown:
             self._logger.warning("state.ignored", reason=str(error))
             return processes
         if earlier is not None:
-            self._nginx.bridge_key = earlier
+            self._nginx.take_over_key(earlier)
         return processes
 
     async def write_processes(self) -> None:

@@ -50,7 +50,8 @@ class Lifecycle:
                 self._began(self._tenures.begin(sighting, self._tenures.fresh_generation(sighting.occupant)))
             elif not current.sighting.says_as_much_as(sighting):
                 current.sighting = sighting
-        self._tenures.has_all = self._tenures.has_all or not listing.unseen
+        if not listing.unseen:
+            self._tenures.note_all()
 
     def restore(self, saved: SavedTenure, *, linked: bool) -> Tenure:
         """Goes on with a tenure that an earlier daemon left: no question to an engine already known.

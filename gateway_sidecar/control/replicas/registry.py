@@ -86,6 +86,10 @@ class Registry:
         self.note(tenure)
         return tenure
 
+    def note_all(self) -> None:
+        """Everybody who is there has been seen."""
+        self.has_all = True
+
     def leave(self, tenure: Tenure) -> None:
         """Its occupant is gone, or another one counts."""
         self.superseded.pop(tenure.key, None)
