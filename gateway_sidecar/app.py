@@ -19,16 +19,19 @@ from gateway_sidecar.api.routes import serve_admin
 from gateway_sidecar.config import PortRange, ServiceSettings, Settings, line_of, load_overrides
 from gateway_sidecar.control.edge.destinations import Destinations
 from gateway_sidecar.control.edge.key_proxies import KeyProxies
-from gateway_sidecar.control.edge.peer_supervisor import PeerSupervisor
+from gateway_sidecar.control.edge.peer_supervisor import BeforeClaim, PeerSupervisor
 from gateway_sidecar.control.hold.socket_holder import SocketHolder
+from gateway_sidecar.control.ports import ServiceAdapters
 from gateway_sidecar.control.process.daemon import Daemon
 from gateway_sidecar.control.process.left_running import LeftRunning
+from gateway_sidecar.control.process.services import ServiceHost
+from gateway_sidecar.control.process.shared import Shared
 from gateway_sidecar.control.replicas.reflector import Source
 from gateway_sidecar.control.replicas.tenure import BridgeHosts
-from gateway_sidecar.control.routers.process import RouterProcess
-from gateway_sidecar.control.service import Service, ServiceAdapters
+from gateway_sidecar.control.routers.process import RouterHost, RouterProcess
+from gateway_sidecar.control.service import Service
 from gateway_sidecar.control.state.api_replicas import ApiReplicas
-from gateway_sidecar.domain.claims import objection_to_direct
+from gateway_sidecar.domain.claims import Address, objection_to_direct
 from gateway_sidecar.domain.leases import NoFreePort, PortLeases
 from gateway_sidecar.engines.probe import EngineProbe
 from gateway_sidecar.errors import ConfigError, NotInForce, ProcessError
@@ -50,61 +53,49 @@ from gateway_sidecar.supervision.loops import Tasks, watch_event_loop
 from gateway_sidecar.supervision.privileges import CAP_NET_ADMIN, keep_files_to_ourselves, keep_to_ourselves
 from gateway_sidecar.supervision.process import is_own_child
 from gateway_sidecar.telemetry.metrics import Metrics
+from gateway_sidecar.telemetry.problems import Problems
 from gateway_sidecar.tunnels.fleet import TunnelFleet
 
 
 class RealAdapters:
     """Services built of SMG, nginx, socket patterns and the real probe (an `Adapters`)."""
 
-    def __init__(
-        self,
-        settings: Settings,
-        nginx: Nginx,
-        bridges: PortLeases,
-        peers: PeerSupervisor,
-        keys: KeyProxies,
-        tunnels: TunnelFleet,
-        metrics: Metrics,
-        api_replicas: ApiReplicas,
-    ) -> None:
+    def __init__(self, settings: Settings, shared: Shared, metrics: Metrics) -> None:
         self._settings = settings
-        self._nginx = nginx
-        self._bridges = bridges
-        self._peers = peers
-        self._keys = keys
-        self._tunnels = tunnels
+        self._nginx = shared.nginx
+        self._shared = shared
+        self._tunnels = shared.tunnels
         self._metrics = metrics
-        self._api_replicas = api_replicas
         self._router_ports = RouterPortLeases(settings.router_ports)
         self._own = OwnSockets((settings.run_dir, settings.state_dir), self._agents)
         self._probe = EngineProbe(self._is_own)
 
-    def service(
-        self,
-        settings: ServiceSettings,
-        on_change: Callable[[], None],
-        move_address: Callable[[], Awaitable[None]],
-        write_down: Callable[[], Awaitable[None]],
-    ) -> Service:
+    def service(self, settings: ServiceSettings, host: ServiceHost) -> Service:
         """One service, not running yet."""
         outside = ServiceAdapters(
             source=self.source(settings),
             probe=self._probe,
             switches=self._nginx,
-            leases=self._bridges,
-            peers=self._peers,
-            keys=self._keys,
+            leases=self._shared.leases,
+            peers=self._shared.peers,
+            keys=self._shared.keys,
             hosts=BridgeHosts(self._settings.bridges.host, self._settings.bridges.grpc_host),
-            make_router=partial(self.router, write_down),
+            make_router=partial(self.router, host.write_down),
             private_ports=self._router_ports,
             read_overrides=load_overrides,
             path_of=self._tunnels.status,
-            move_address=move_address,
+            move_address=host.move_address,
+            touch=host.touch,
         )
-        rescan_interval_s = self._settings.rescan_interval_s
-        return Service(settings, outside, self._metrics, rescan_interval_s=rescan_interval_s, on_change=on_change)
+        return Service(settings, outside, self._metrics, rescan_interval_s=self._settings.rescan_interval_s)
 
-    def router(self, write_down: Callable[[], Awaitable[None]], settings: ServiceSettings, slot: str) -> RouterProcess:
+    def router(
+        self,
+        write_down: Callable[[], Awaitable[None]],
+        settings: ServiceSettings,
+        slot: str,
+        on_change: Callable[[], None],
+    ) -> RouterProcess:
         """One router of a service, not started yet."""
         return RouterProcess(
             settings.name,
@@ -114,10 +105,8 @@ class RealAdapters:
                 self._settings.state_dir / "log" / f"router-{slot}.log",
                 spare=self._settings.run_dir / "log" / f"router-{slot}.log",
             ),
-            self._router_ports,
-            self._metrics,
+            RouterHost(self._router_ports, self._metrics, write_down, on_change),
             start_timeout_s=settings.router.start_timeout_s,
-            write_down=write_down,
         )
 
     def _agents(self) -> Iterator[str | None]:
@@ -132,7 +121,7 @@ class RealAdapters:
 
     def source(self, settings: ServiceSettings) -> Source:
         """Where the service's replicas are learnt from."""
-        record = self._api_replicas.of(settings.name)
+        record = self._shared.api.of(settings.name)
         return source_of(settings, given_to(settings, self._tunnels.socket_of, self._own, record))
 
     def router_kind(self, settings: ServiceSettings) -> Smg:
@@ -224,23 +213,10 @@ def build_daemon(config_path: Path, settings: Settings) -> Daemon:
     keyed = SmallPlaces(settings.run_dir, nginx.links, log, find)
     keys = KeyProxies(partial(KeyedNginx, keyed), partial(keyed_left_running, keyed))
     tunnels = TunnelFleet(settings.run_dir / "tunnels", Tasks("-", metrics))
-    problems: dict[str, str] = {}
-    api_replicas = ApiReplicas(settings.state_dir / "replicas.json", problems, metrics)
-    adapters = RealAdapters(settings, nginx, bridges, peers, keys, tunnels, metrics, api_replicas)
-    return Daemon(
-        config_path,
-        settings,
-        nginx=nginx,
-        leases=bridges,
-        peers=peers,
-        destinations=destinations,
-        keys=keys,
-        tunnels=tunnels,
-        api_replicas=api_replicas,
-        problems=problems,
-        metrics=metrics,
-        adapters=adapters,
-    )
+    problems = Problems()
+    api = ApiReplicas(settings.state_dir / "replicas.json", problems, metrics)
+    shared = Shared(nginx, bridges, peers, destinations, keys, tunnels, api, problems)
+    return Daemon(config_path, settings, shared, RealAdapters(settings, shared, metrics), metrics)
 
 
 def _peer_supervisor(
@@ -249,13 +225,17 @@ def _peer_supervisor(
     networks = [ip_network(text) for text in settings.peers.networks]
     rules = ClaimRules(settings.peers.interface, networks, settings.run_dir)
     claims = PeerAddresses(rules, destinations.addresses)
+
+    def object_to_direct(address: Address) -> str | None:
+        return objection_to_direct(address, networks, is_own=is_own_address(address))
+
     return PeerSupervisor(
         claims,
         partial(PeerNginx, places),
         partial(peers_left_running, places),
+        BeforeClaim(destinations.settle, object_to_direct),
         places.log,
         metrics,
-        object_to_direct=lambda address: objection_to_direct(address, networks, is_own=is_own_address(address)),
     )
 
 
@@ -329,9 +309,10 @@ async def run_daemon(config_path: Path, settings: Settings) -> bool:
         hold = await serve_hold(started, settings.run_dir / "hold.sock")
         holder = SocketHolder(settings.run_dir / "log" / "door.log", lambda: hold.socket)
         await holder.begin()
-        started.run_dir.others |= {
-            "lock": lock.mend, "admin.sock": admin.mend, "hold.sock": hold.mend, "holder of hold.sock": holder.mend
-        }  # fmt: skip
+        started.run_dir.keep("lock", lock.mend)
+        started.run_dir.keep("admin.sock", admin.mend)
+        started.run_dir.keep("hold.sock", hold.mend)
+        started.run_dir.keep("holder of hold.sock", holder.mend)
 
         async def close() -> None:
             await admin.close()

@@ -40,7 +40,7 @@ async def _hold(request: web.Request) -> web.Response:
         return _error(Answer(Verdict.FULL, "There is no such service.", "no_service"))
     with survived(service.name, _wait.__qualname__, request.app[_DAEMON].metrics):
         return await _wait(request, service)
-    service.hold_policy.tend()
+    service.hold_policy.decide()
     return _error(_FAULT)
 
 
@@ -49,7 +49,7 @@ async def _wait(request: web.Request, service: Service) -> web.Response:
     asleep = None if so_far.tries else _while_asleep(request, service)
     if asleep is not None:
         return asleep
-    answer = await service.room.wait(so_far, only_for_router=_only_asks(request))
+    answer = await service.hold.wait(so_far, only_for_router=_only_asks(request))
     if answer.verdict is Verdict.GO_ON:
         return _while_asleep(request, service) or web.Response(headers={"X-Accel-Redirect": "@router"})
     return _error(answer)
@@ -82,7 +82,7 @@ def _only_asks(request: web.Request) -> bool:
 
 def _while_asleep(request: web.Request, service: Service) -> web.Response | None:
     """The answer to a request that needs no replica, while none serves: those that only ask do not wait."""
-    if service.room.missing in (None, Missing.ROUTER) or not _only_asks(request):
+    if service.hold.missing in (None, Missing.ROUTER) or not _only_asks(request):
         return None
     if request.path != "/v1/models":
         return web.Response(headers={"X-Accel-Redirect": "@router"})

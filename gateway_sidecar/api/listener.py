@@ -14,8 +14,6 @@ from gateway_sidecar.control.process.daemon import Daemon
 from gateway_sidecar.errors import ConfigError
 from gateway_sidecar.telemetry.logs import get_logger
 
-_PROBLEM = "admin"
-
 
 class AdminListener:
     """Listens from `open` to `close`. While its files cannot be used it answers nobody, and `problems` says why."""
@@ -23,6 +21,7 @@ class AdminListener:
     def __init__(self, daemon: Daemon, settings: AdminSettings) -> None:
         self._daemon = daemon
         self._settings = settings
+        self._problem = daemon.shared.problems.of("admin")
         self._logger = get_logger()
         self._server = BoundedServer(admin_app(daemon))
         self._socket: socket.socket | None = None
@@ -34,9 +33,9 @@ class AdminListener:
         try:
             await self._serve(await asyncio.to_thread(read_tls, self._settings.tls))
         except ConfigError as error:
-            self._daemon.problems[_PROBLEM] = "; ".join(error.problems)
+            self._problem.set("; ".join(error.problems))
             self._logger.error("config.tls_refused", problems=error.problems)
-        self._daemon.before_reload.append(self._prepare)
+        self._daemon.reload_too(self._prepare)
 
     async def close(self) -> None:
         """Ends all connections."""
@@ -63,4 +62,4 @@ class AdminListener:
         else:
             await self._server.listen(self._socket, tls.context)
         self._digest = tls.digest
-        self._daemon.problems.pop(_PROBLEM, None)
+        self._problem.set("")

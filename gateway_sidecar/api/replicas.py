@@ -54,7 +54,7 @@ async def put_replica(request: web.Request) -> web.Response:
     await _has_looked(service)
     _refuse_others(service, replica)
     try:
-        put = await daemon.api_replicas.put(service.name, replica, entry)
+        put = await daemon.shared.api.put(service.name, replica, entry)
     except StateError as error:
         raise _not_written(error) from error
     if put.was_leaving and service.current(replica) is not None:
@@ -76,7 +76,7 @@ async def delete_replica(request: web.Request) -> web.Response:
     await _has_looked(service)
     began, until = time.monotonic(), awake.now() + drain_s
     try:
-        entry = await daemon.api_replicas.take_out(service.name, replica)
+        entry = await daemon.shared.api.take_out(service.name, replica)
     except KeyError:
         _refuse_others(service, replica)
         raise unknown_replica(service, replica) from None
@@ -86,7 +86,7 @@ async def delete_replica(request: web.Request) -> web.Response:
     report = DrainReport(True, 0, 0.0)
     if tenure is not None and tenure.sighting.source == NAME:
         report = await _drained(daemon, service, replica, drain_s) if drain_s else DrainReport(False, None, 0.0)
-    if not daemon.api_replicas.forget(service.name, replica, entry):
+    if not daemon.shared.api.forget(service.name, replica, entry):
         raise Refused(409, f"'{replica}' was put again while it drained; it stays")
     service.reflector.look_soon()
     if tenure is not None:
@@ -106,7 +106,7 @@ async def delete_replica(request: web.Request) -> web.Response:
 
 async def _drained(daemon: Daemon, service: Service, replica: ReplicaId, drain_s: float) -> DrainReport:
     """What came of the drain, unless somebody puts the replica again before it is done."""
-    record = daemon.api_replicas.of(service.name)
+    record = daemon.shared.api.of(service.name)
     draining = asyncio.create_task(service.drains.drain(replica, drain_s))
     try:
         await service.until(lambda: draining.done() or replica in record.entries, drain_s + _GONE_S)
@@ -176,7 +176,7 @@ def _not_written(error: StateError) -> Refused:
 
 async def _has_looked(service: Service) -> None:
     """Whose replica it is is known once all sources were seen."""
-    if not await service.until(lambda: service.reflector.listing is not None, _FIRST_LOOK_S):
+    if not await service.until(lambda: service.controller.looks > 0, _FIRST_LOOK_S):
         raise Refused(503, f"service '{service.name}' has not looked at its sources yet; nothing was changed")
 
 
@@ -191,7 +191,7 @@ async def _until_serving(
     daemon: Daemon, service: Service, replica: ReplicaId, entry: RawEntry, described: Described, timeout_s: float
 ) -> None:
     """Returns once it serves as described. Raises Refused with the reason why it does not."""
-    record = daemon.api_replicas.of(service.name)
+    record = daemon.shared.api.of(service.name)
 
     def is_served() -> bool:
         tenure = service.current(replica)
@@ -199,7 +199,7 @@ async def _until_serving(
             return False
         place: object = tenure.sighting.tunnel or tenure.sighting.socket
         said = tenure.notes.overrides
-        return place == described.place and said == described.overrides and service.is_settled(tenure)
+        return place == described.place and said == described.overrides and service.is_up_to_date(tenure)
 
     began = time.monotonic()
     await service.until(lambda: is_served() or record.entries.get(replica) is not entry, timeout_s)

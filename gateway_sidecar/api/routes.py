@@ -104,8 +104,8 @@ async def _reload(request: web.Request) -> web.Response:
 
 async def _stop(request: web.Request) -> web.Response:
     timeout_s = seconds_in(request, "timeout_s", DEFAULT_STOP_S)
-    request.app[DAEMON].ended_by_command = True
-    request.app[DAEMON].end(stop_all=request.query.get("all") == "true", timeout_s=timeout_s)
+    stop_all = request.query.get("all") == "true"
+    request.app[DAEMON].end(stop_all=stop_all, timeout_s=timeout_s, by_command=True)
     return web.json_response({"pid": os.getpid()}, status=202)
 
 
@@ -130,7 +130,7 @@ async def _before_drain(request: web.Request) -> web.Response:
 async def _drain(request: web.Request) -> web.Response:
     service, replica = service_in(request), ReplicaId(request.match_info["replica"])
     timeout_s = seconds_in(request, "timeout_s", service.settings.drain.timeout_s)
-    await service.reflector.look_again()  # Meant is who is there now, and not who left a moment ago.
+    await service.look_again()  # Meant is who is there now, and not who left a moment ago.
     try:
         report = await service.drains.drain(replica, timeout_s)
     except KeyError:

@@ -17,12 +17,12 @@ def signals_view(signals: ServiceSignals, events_problem: str | None) -> dict[st
     """All of one service, as it is now."""
     now = time.monotonic()
     traffic = signals.windows(now)
-    room = signals.service.room
+    hold = signals.service.hold
     return {
         "service": signals.name,
         "in_flight": signals.in_flight(now),
-        "waiting": room.waiting,
-        "missing": room.missing.value if room.missing else None,
+        "waiting": hold.waiting,
+        "missing": hold.missing.value if hold.missing else None,
         "windows": {str(window_s): _window(signals, traffic.get(window_s), window_s, now) for window_s in WINDOWS_S},
         "roles": {role.value: _role(signals, role, traffic, now) for role in signals.roles},
         "scaling": _scaling(signals),

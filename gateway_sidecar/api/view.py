@@ -28,10 +28,10 @@ def status(daemon: Daemon) -> dict[str, Any]:
             "state": "up" if daemon.nginx_supervisor.up else "down",
             "pid": daemon.nginx_supervisor.nginx.process.pid if daemon.nginx_supervisor.nginx.process else None,
             "reason": daemon.nginx_supervisor.reason,
-            "ports": daemon.leases.size,
-            "leased": len(daemon.leases.leased),
-            "quarantined": len(daemon.leases.quarantined),
-            "share": daemon.leases.share,
+            "ports": daemon.shared.leases.size,
+            "leased": len(daemon.shared.leases.leased),
+            "quarantined": len(daemon.shared.leases.quarantined),
+            "share": daemon.shared.leases.share,
             "reloads": daemon.nginx_supervisor.nginx.reloads,
         },
         "problems": [f"{what}: {reason}" for what, reason in sorted(_problems(daemon).items())],
@@ -40,8 +40,8 @@ def status(daemon: Daemon) -> dict[str, Any]:
 
 
 def _problems(daemon: Daemon) -> dict[str, str]:
-    peers = {"peers": daemon.peers.problem} if daemon.peers.problem else {}
-    return {**daemon.problems, **daemon.doors.problems, **peers, **daemon.nginx_supervisor.problems}
+    peers = {"peers": daemon.shared.peers.problem} if daemon.shared.peers.problem else {}
+    return {**daemon.shared.problems.told(), **daemon.frontends.problems, **peers, **daemon.nginx_supervisor.problems}
 
 
 def _service(daemon: Daemon, name: str, service: Service) -> dict[str, Any]:
@@ -64,11 +64,11 @@ def _service(daemon: Daemon, name: str, service: Service) -> dict[str, Any]:
             "metrics_url": router.ports.metrics_url if router.ports else None,
             "reason": router.reason or service.slots.problem,
         },
-        "waiting": service.room.waiting,
-        "missing": service.room.missing.value if service.room.missing else None,
-        "reason": service.room.describe(),
+        "waiting": service.hold.waiting,
+        "missing": service.hold.missing.value if service.hold.missing else None,
+        "reason": service.hold.describe(),
         "unanswered": dict(service.roles.lacking),
-        "bridge_ports": daemon.leases.held_by(name),
+        "bridge_ports": daemon.shared.leases.held_by(name),
         "replicas": replicas(daemon, service),
     }
 
@@ -81,7 +81,7 @@ def _source(listing: Listing | None) -> dict[str, Any]:
 
 
 def _tunnel(service: Service, tenure: Tenure) -> dict[str, Any] | None:
-    path = far_end_of(tenure, service.path_of)
+    path = far_end_of(tenure, service.prober.path_of)
     if path is None:
         return None
     return {"to": str(tenure.sighting.tunnel), "state": path.state.value, "reason": path.reason or None}
@@ -91,14 +91,14 @@ def replicas(daemon: Daemon, service: Service) -> list[dict[str, Any]]:
     """A service's replicas by id. Of several rows of one id the first is the present one."""
     tenures = sorted(service.tenures.values(), key=lambda t: -t.key)
     here = {tenure.replica for tenure in tenures if tenure.presence is Presence.PRESENT}
-    waited_for = sorted(daemon.api_replicas.of(service.name).entries.keys() - here)
+    waited_for = sorted(daemon.shared.api.of(service.name).entries.keys() - here)
     rows = [_absent(daemon, service, replica) for replica in waited_for] + [_replica(service, t) for t in tenures]
     return sorted(rows, key=lambda row: str(row["id"]))
 
 
 def _absent(daemon: Daemon, service: Service, replica: ReplicaId) -> dict[str, Any]:
     """A replica that was put over the API, and whose socket is not there."""
-    entry, listing = daemon.api_replicas.of(service.name).entries[replica], service.reflector.listing
+    entry, listing = daemon.shared.api.of(service.name).entries[replica], service.reflector.listing
     reason = listing.refused.get(replica) if listing is not None else None
     if reason is None and listing is not None and replica in listing.absent:
         reason = f"there is no socket {entry.get('socket')}"
@@ -152,5 +152,5 @@ def plan(daemon: Daemon) -> list[dict[str, Any]]:
     return in_force + [
         {"service": name, "replica": replica, "action": action}
         for name, service in sorted(daemon.services.items())
-        for replica, action in service.pending_actions()
+        for replica, action in service.controller.pending()
     ]

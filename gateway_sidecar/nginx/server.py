@@ -283,6 +283,10 @@ class Nginx:
             self.process = None
             raise
 
+    def take_over_key(self, key: str) -> None:
+        """Routers that an earlier daemon left show the bridges this key."""
+        self.bridge_key = key
+
     async def adopt(self, identity: Identity) -> bool:
         """Takes over the nginx of an earlier daemon, as it is; False if it is gone, its orphans stopped then.
 

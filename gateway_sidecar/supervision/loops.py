@@ -8,8 +8,11 @@ from __future__ import annotations
 
 import asyncio
 from collections.abc import Callable, Coroutine
+from contextvars import ContextVar
+from dataclasses import dataclass
 from typing import Any
 
+from gateway_sidecar.supervision import awake
 from gateway_sidecar.telemetry.logs import get_logger
 from gateway_sidecar.telemetry.metrics import Metrics
 
@@ -19,6 +22,47 @@ Loop = Callable[[], Work]
 PAUSE_S = 1.0
 """Between a fault and the next try: what fails at once does not take the CPU, and a person notices no pause."""
 _BEAT_S = 1.0
+
+
+@dataclass(slots=True, eq=False)
+class Heartbeat:
+    """One loop that runs: `name`, and when it last made progress (awake seconds)."""
+
+    name: str
+    at: float
+
+
+class Heartbeats:
+    """All loops that run and tell of their progress."""
+
+    def __init__(self) -> None:
+        self._beating: set[Heartbeat] = set()
+
+    def stalest(self) -> Heartbeat | None:
+        """The loop that is most behind."""
+        return min(self._beating, key=lambda it: it.at, default=None)
+
+    def note(self, beat: Heartbeat) -> None:
+        """The loop comes round."""
+        beat.at = awake.now()
+        self._beating.add(beat)
+
+    def forget(self, beat: Heartbeat) -> None:
+        """The loop runs no more."""
+        self._beating.discard(beat)
+
+
+HEARTBEATS = Heartbeats()
+"""The process's own: there is one daemon in it."""
+
+_OWN: ContextVar[Heartbeat | None] = ContextVar("own heartbeat", default=None)
+
+
+def heartbeat() -> None:
+    """The loop that calls this, run by `run_forever`, makes progress. From the first call on it has to."""
+    own = _OWN.get()
+    if own is not None:
+        HEARTBEATS.note(own)
 
 
 class Tasks:
@@ -97,11 +141,16 @@ class survived:  # noqa: N801 - reads as contextlib.suppress does
 
 async def run_forever(service: str, loop: Loop, metrics: Metrics) -> None:
     """Runs `loop` until cancelled, and again a second after each fault."""
-    while True:
-        with survived(service, _name(loop), metrics):
-            await loop()
-            continue
-        await asyncio.sleep(PAUSE_S)
+    own = Heartbeat(f"{service}: {_name(loop)}", awake.now())
+    _OWN.set(own)
+    try:
+        while True:
+            with survived(service, _name(loop), metrics):
+                await loop()
+                continue
+            await asyncio.sleep(PAUSE_S)
+    finally:
+        HEARTBEATS.forget(own)
 
 
 def watch_event_loop(metrics: Metrics) -> None:
@@ -127,15 +176,15 @@ async def cancelled(*tasks: asyncio.Task[Any] | None) -> None:
     await asyncio.gather(*there, return_exceptions=True)
 
 
-async def beating(work: Work, beat: Callable[[], None]) -> None:
-    """Awaits `work` and calls `beat` each second meanwhile.
+async def beating(work: Work) -> None:
+    """Awaits `work`, with a heartbeat each second meanwhile.
 
     For what waits for others, each time for so long and no longer: that they are slow is no fault of the loop's.
     """
     task = asyncio.ensure_future(work)
     try:
         while not task.done():
-            beat()
+            heartbeat()
             await asyncio.wait({task}, timeout=_BEAT_S)
     finally:
         if not task.done():

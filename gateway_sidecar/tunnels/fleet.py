@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import asyncio
 import time
-from collections.abc import Callable, Collection, Coroutine
+from collections.abc import Collection, Coroutine
 from contextlib import suppress
 from importlib.util import find_spec
 from pathlib import Path
@@ -74,7 +74,8 @@ class TunnelFleet:
 
     def __init__(self, directory: Path, tasks: Tasks) -> None:
         self.directory = directory
-        self.on_change: Callable[[], None] = lambda: None
+        self.changed = asyncio.Event()
+        """Set whenever a tunnel came up or went down."""
         self._background = tasks
         self._links: dict[str, Link] = {}
         self._tasks: dict[str, asyncio.Task[None]] = {}
@@ -170,7 +171,7 @@ class TunnelFleet:
             engine,
             self.directory,
             adopted=earlier[0] if earlier else None,
-            on_change=lambda: self.on_change(),
+            on_change=self.changed.set,
         )
         self._links[name] = link
         self._tasks[name] = self._background.run_forever(link.run)

@@ -7,18 +7,13 @@ was not silent for as long as the documentation says *while the daemon ran*, and
 
 from __future__ import annotations
 
-import argparse
-import asyncio
 import math
 import random
-import shutil
 import sys
-import time
-from collections import Counter
 from collections.abc import Iterable, Iterator
 
 from examples.simulated import EngineKind, Role
-from tests.chaos.check import Violation, check, failures, story, summary
+from tests.chaos.check import Violation, check
 from tests.chaos.events import (
     CALM,
     DAEMON,
@@ -37,8 +32,9 @@ from tests.chaos.events import (
     router_of,
 )
 from tests.chaos.history import Frozen, History, LogLine
+from tests.chaos.run import parser_of, play
 from tests.chaos.schedule import CHAT, PAIRS, SERVICES
-from tests.chaos.stage import API_TIMEOUT_S, HEALTH_FAILURES, HEALTH_TIMEOUT_S, Stage
+from tests.chaos.stage import API_TIMEOUT_S, HEALTH_FAILURES, HEALTH_TIMEOUT_S
 
 LEAST_S, MOST_S = 0.5, 30.0
 _STARVED_S = 10.0
@@ -52,7 +48,6 @@ _LATE_S = 3.0
 _NGINX_SILENT_S = 4 * 2.0 + 3 * 4.0
 """Four silences of two seconds, four seconds apart: docs/failure-modes.md."""
 _ENGINE_SILENT_S = HEALTH_FAILURES * HEALTH_TIMEOUT_S
-_SHOWN = 5
 
 
 # -- the schedule
@@ -175,44 +170,15 @@ def _events(history: History, name: str) -> Iterator[LogLine]:
 
 
 def main() -> int:
-    parser = argparse.ArgumentParser(prog="python -m tests.chaos.freezes", description=__doc__)
-    parser.add_argument("--minutes", type=float, default=10.0)
-    parser.add_argument("--seed", type=int, default=None)
-    parser.add_argument("--clients", type=int, default=10)
-    parser.add_argument("--print", action="store_true", help="print the schedule and do nothing")
-    parser.add_argument("--keep", action="store_true", help="keep the directory")
-    options = parser.parse_args()
-    seed = random.SystemRandom().randrange(1_000_000) if options.seed is None else options.seed
-    schedule = make_freezes(seed, options.minutes)
-    if options.print:
-        print(schedule)
-        return 0
-    print(f"freezes: seed {seed}, {len(schedule.rounds)} rounds", flush=True)
-    began = time.monotonic()
+    options = parser_of("tests.chaos.freezes", __doc__).parse_args()
+    schedule = make_freezes(options.seed, options.minutes)
+    print(f"freezes: seed {options.seed}, {len(schedule.rounds)} rounds", flush=True)
+    return play(schedule, options, check_freezes, muster_every=8, say=_frozen)
 
-    def tell(text: str) -> None:
-        print(f"{time.monotonic() - began:7.1f} s  {text}", flush=True)
 
-    stage = Stage(schedule, clients=options.clients, muster_every=8, tell=tell)
-    history = asyncio.run(stage.play())
-    violations = check_freezes(history)
-    for law, count in Counter(violation.law for violation in violations).items():
-        print(f"BROKEN {count} times: {law}")
-        for violation in [one for one in violations if one.law == law][:_SHOWN]:
-            print(f"    at {violation.at - began:.2f} s: {violation.what[:700]}")
-    for line in summary(history):
-        print(line)
-    print(f"frozen           {sum(one.ended - one.began for one in history.frozen):.0f} s in all, "
-          f"{sum(one.lost for one in history.frozen)} lost")  # fmt: skip
-    if options.keep or violations:
-        stories = stage.gateway.directory / "violations.txt"
-        told = [story(history, violation) for violation in violations]
-        stories.write_text("\n\n".join([str(schedule), *told, "ALL THAT FAILED", *failures(history)]))
-        print(f"stories          {stories}")
-    else:
-        shutil.rmtree(stage.gateway.directory)
-    print(f"verdict          {f'{len(violations)} violations' if violations else 'clean'}, seed {seed}")
-    return 1 if violations else 0
+def _frozen(history: History) -> Iterator[str]:
+    seconds, lost = sum(one.ended - one.began for one in history.frozen), sum(one.lost for one in history.frozen)
+    yield f"frozen           {seconds:.0f} s in all, {lost} lost"
 
 
 if __name__ == "__main__":

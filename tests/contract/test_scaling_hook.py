@@ -177,5 +177,5 @@ async def test_closing_ends_a_command_that_runs(tmp_path: Path) -> None:
 def make_hook(settings: HookSettings) -> tuple[ScalingHook, Metrics]:
     metrics = Metrics()
     hook = ScalingHook("chat", metrics)
-    hook.settings = settings
+    hook.reconfigure(settings)
     return hook, metrics

@@ -16,9 +16,9 @@ from pathlib import Path
 from gateway_sidecar import app, cli
 from gateway_sidecar.config import Settings, load_overrides
 from gateway_sidecar.control import service
-from gateway_sidecar.control.replicas.workqueue import K, WorkQueue
 from gateway_sidecar.control.state import records
 from gateway_sidecar.control.state.records import write_record
+from gateway_sidecar.control.workqueue import K, WorkQueue
 from gateway_sidecar.domain.model import Overrides
 from gateway_sidecar.frontend import files as door_files
 from gateway_sidecar.frontend.keys import read_content

@@ -18,6 +18,7 @@ from gateway_sidecar.sources.base import Given
 from gateway_sidecar.sources.entry import ApiRecord
 from gateway_sidecar.sources.placed import OwnSockets
 from gateway_sidecar.telemetry.metrics import Metrics
+from gateway_sidecar.telemetry.problems import Problems
 
 A, B = ReplicaId("a"), ReplicaId("b")
 
@@ -27,11 +28,11 @@ def path(tmp_path: Path) -> Path:
     return tmp_path / "state" / "replicas.json"
 
 
-def replicas_at(path: Path, problems: dict[str, str] | None = None) -> ApiReplicas:
-    return ApiReplicas(path, {} if problems is None else problems, Metrics())
+def replicas_at(path: Path, problems: Problems | None = None) -> ApiReplicas:
+    return ApiReplicas(path, problems or Problems(), Metrics())
 
 
-async def loaded(path: Path, problems: dict[str, str] | None = None, *before: ReplicaId) -> ApiReplicas:
+async def loaded(path: Path, problems: Problems | None = None, *before: ReplicaId) -> ApiReplicas:
     made = replicas_at(path, problems)
     await made.load({"chat": before} if before else {})
     return made
@@ -75,9 +76,9 @@ async def test_delete_is_on_disk_before_the_drain(path: Path) -> None:
 async def test_record_that_cannot_be_read_is_no_empty_one(path: Path) -> None:
     """Nothing is written over it, nobody is taken for gone, and it is read as soon as that can be."""
     path.mkdir(parents=True)
-    problems: dict[str, str] = {}
+    problems = Problems()
     api = await loaded(path, problems)
-    assert "cannot read" in problems["api"]
+    assert "cannot read" in problems.told()["api"]
     with pytest.raises(StateError):
         await api.put("chat", A, {"socket": "/a"})
     listing = await source(api.of("chat")).look()
@@ -85,7 +86,7 @@ async def test_record_that_cannot_be_read_is_no_empty_one(path: Path) -> None:
     path.rmdir()
     path.write_text('{"version": 1, "replicas": {"chat": {"a": {"socket": "/a"}}}}')
     await api.load({})
-    assert (api.of("chat").entries, problems) == ({A: {"socket": "/a"}}, {})
+    assert (api.of("chat").entries, problems.told()) == ({A: {"socket": "/a"}}, {})
 
 
 @pytest.mark.parametrize(
@@ -97,11 +98,11 @@ async def test_garbage_is_put_aside(path: Path, garbage: bytes) -> None:
     for number in (1, 2):
         path.parent.mkdir(exist_ok=True)
         path.write_bytes(garbage)
-        problems: dict[str, str] = {}
+        problems = Problems()
         api = await loaded(path, problems, A, B)
         assert path.with_name(f"replicas.json.unusable-{number}").read_bytes() == garbage
         assert json.loads(path.read_text())["lost"] == {"chat": ["a", "b"]}, "a daemon that is killed now knows, too"
-        assert "chat/a, chat/b are lost" in problems["api"]
+        assert "chat/a, chat/b are lost" in problems.told()["api"]
     listing = await source(api.of("chat")).look()
     assert (set(listing.unknown), set(listing.refused)) == ({A, B}, {"a", "b"})
     await api.put("chat", A, {"socket": "/a"})

@@ -29,6 +29,7 @@ from gateway_sidecar.routers.answers import _MOST_PAGE_BYTES, MetricsPages
 from gateway_sidecar.routers.smg import _MOST_ANSWER_BYTES, SmgClient, _as_object, read_log_line
 from gateway_sidecar.supervision.logfile import ChildLog
 from gateway_sidecar.telemetry.metrics import Metrics
+from gateway_sidecar.telemetry.problems import Problems
 
 MIB = 1024 * 1024
 MOST_S = 0.05
@@ -265,7 +266,7 @@ async def test_what_nginx_says_of_its_clients_can_be_shown(tmp_path: Path) -> No
     log = ChildLog(tmp_path / "nginx.log")
     log.new_lines()
     (tmp_path / "nginx.log").write_bytes(b'[error] referrer: "\x1b[2J\xc2\x9b31m\xe2\x80\xa8' + b"x" * 10_000 + b'"\n')
-    children = ChildLogs(dict, cast(Nginx, None), log, {}, Metrics())
+    children = ChildLogs(dict, cast(Nginx, None), log, Problems(), Metrics())
     with structlog.testing.capture_logs() as events:
         children._logger = structlog.get_logger()
         await children._pass_on_nginx(log)
@@ -302,7 +303,7 @@ async def test_a_flood_of_log_lines_is_passed_on_in_part(tmp_path: Path) -> None
 
     log = ChildLog(tmp_path / "router.log")
     log.new_lines()
-    children = ChildLogs(dict, cast(Nginx, None), log, {}, Metrics())
+    children = ChildLogs(dict, cast(Nginx, None), log, Problems(), Metrics())
     with structlog.testing.capture_logs() as events:
         children._logger = structlog.get_logger()
         assert await log.read() == []  # Its thread is there: from here on it is lines alone that are waited for.

@@ -16,6 +16,8 @@ from gateway_sidecar.api.hold import read_history
 from gateway_sidecar.config import HoldSettings
 from gateway_sidecar.control.hold.queue import History, HoldQueue, Verdict
 from gateway_sidecar.control.process.daemon import Daemon
+from gateway_sidecar.control.workqueue import WorkQueue
+from gateway_sidecar.supervision import awake
 from gateway_sidecar.telemetry.metrics import Metrics
 from tests.unit.fake_time import in_fake_time
 
@@ -52,21 +54,15 @@ class Gates:
         return self.closed
 
 
-def room(gates: Gates, accepting: asyncio.Event, timeout_s: float = 30.0) -> HoldQueue:
-    async def accepts() -> bool:
-        return accepting.is_set()
-
-    made = HoldQueue(
-        "chat", HoldSettings(timeout_s=timeout_s), gates, Metrics(), accepts=accepts, on_trusted=lambda: made.open()
-    )
-    return made
+def held(gates: Gates, timeout_s: float = 30.0) -> HoldQueue:
+    return HoldQueue("chat", HoldSettings(timeout_s=timeout_s), gates, Metrics(), WorkQueue(awake.monotonic))
 
 
 @in_fake_time
 async def test_refusal_closes_the_gate_until_a_connection_is_taken() -> None:
     """What one request met the next ones are spared."""
-    gates, accepting = Gates(), asyncio.Event()
-    here = room(gates, accepting)
+    gates = Gates()
+    here = held(gates)
     here.open()
     first = asyncio.create_task(here.wait(History(tries=1)))
     await asyncio.sleep(0)
@@ -74,63 +70,58 @@ async def test_refusal_closes_the_gate_until_a_connection_is_taken() -> None:
     here.open()
     assert gates.closed, "not before it is trusted again"
     assert not first.done()
-    accepting.set()
+    here.trust()
+    here.open()
     assert (await first).verdict is Verdict.GO_ON
     assert not gates.closed
-    await here.end()
 
 
 @in_fake_time
 async def test_time_is_bounded_over_all_returns_and_so_is_their_number() -> None:
     """A request that comes back goes on with the time it has left, and does not come back for ever."""
-    gates, accepting = Gates(), asyncio.Event()
-    here = room(gates, accepting)
+    here = held(Gates())
     answer = await here.wait(History(tries=2, let_go=1, waited_s=29.99))
     assert answer.verdict is Verdict.TOO_LONG
     here.open()
     answer = await here.wait(History(tries=5, let_go=4, waited_s=1.0))
     assert answer.verdict is Verdict.TOO_LONG
     assert "refused 5 times" in answer.message
-    await here.end()
 
 
 @in_fake_time
-async def test_request_that_is_refused_again_waits_longer(monkeypatch: pytest.MonkeyPatch) -> None:
+async def test_request_that_is_refused_again_waits_longer() -> None:
     """A router that takes our connections and not nginx's is on new ports: its few tries must outlast a reload."""
+    here = held(Gates())
     pauses: list[float] = []
-
-    async def note_pause(seconds: float) -> None:
-        pauses.append(seconds)
-
-    accepting = asyncio.Event()
-    accepting.set()
-    here = room(Gates(), accepting)
-    here.open()
-    monkeypatch.setattr(asyncio, "sleep", note_pause)
     for let_go in range(4):
-        answer = await here.wait(History(tries=let_go + 1, let_go=let_go))
-        assert answer.verdict is Verdict.GO_ON
+        here.open()
+        waiting = asyncio.create_task(here.wait(History(tries=let_go + 1, let_go=let_go)))
+        await asyncio.sleep(0)
+        assert here.doubt is not None
+        pauses.append(here.doubt.pause_s)
+        here.trust()
+        here.open()
+        assert (await waiting).verdict is Verdict.GO_ON
     assert pauses == sorted(pauses)
     assert sum(pauses) > 2, "a reload of nginx takes some tenths of a second"
-    await here.end()
 
 
 @in_fake_time
 async def test_fault_with_a_waiting_request_is_told_and_the_client_may_try_again() -> None:
-    """Its connection is not cut, the next request is no worse off, and the room is looked at again."""
+    """Its connection is not cut, the next request is no worse off, and the gate is looked at again."""
 
     class Faulty:
         missing = None
-        tended = 0
+        decided = 0
 
         async def wait(self, _: History, *, only_for_router: bool) -> None:
             raise ZeroDivisionError(only_for_router)
 
-        def tend(self) -> None:
-            self.tended += 1
+        def decide(self) -> None:
+            self.decided += 1
 
     faulty, metrics = Faulty(), Metrics()
-    service = SimpleNamespace(name="chat", room=faulty, hold_policy=faulty)
+    service = SimpleNamespace(name="chat", hold=faulty, hold_policy=faulty)
     app = web.Application()
     app[hold._DAEMON] = cast("Daemon", cast("Any", SimpleNamespace(services={"chat": service}, metrics=metrics)))
     with capture_logs() as logs:
@@ -139,4 +130,4 @@ async def test_fault_with_a_waiting_request_is_told_and_the_client_may_try_again
     assert b"gateway_fault" in cast("bytes", answer.body)
     assert [(log["event"], log["loop"]) for log in logs] == [("loop.failed", "_wait")]
     assert metrics.loop_failures.labels("chat")._value.get() == 1
-    assert faulty.tended == 1
+    assert faulty.decided == 1

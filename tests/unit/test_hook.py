@@ -29,7 +29,7 @@ class Told:
         self.calls: list[tuple[float, str, int]] = []
         patch.setattr(hook, "call", self._call)
         self.hook = ScalingHook("chat", Metrics())
-        self.hook.settings = cast("HookSettings", cast("Any", object()))
+        self.hook.reconfigure(cast("HookSettings", cast("Any", object())))
 
     async def _call(self, _: HookSettings, told: Notice) -> None:
         self.calls.append((awake.monotonic(), told.role, told.desired))
@@ -81,7 +81,7 @@ async def test_a_hook_that_fails_is_told_again_and_news_does_not_wait_for_that()
 async def test_a_hook_that_is_taken_away_is_told_nothing() -> None:
     with pytest.MonkeyPatch.context() as patch:
         told = Told(patch)
-        told.hook.settings = None
+        told.hook.reconfigure(None)
         told.hook.tell(notice(2))
         await asyncio.sleep(10)
         assert told.calls == []

@@ -65,6 +65,7 @@ class Proxies:
     def __init__(self, patch: pytest.MonkeyPatch, left: dict[int, Identity]) -> None:
         self.made: dict[int, PlayedNginx] = {}
         self.connections: Counter[int] = Counter()
+        self.has_looked = False
         patch.setattr(key_proxies, "open_connections", lambda _: self.connections)
         patch.setattr(asyncio, "to_thread", self._here)
         self.keys = KeyProxies(self._make, lambda: left)
@@ -89,7 +90,7 @@ class Proxies:
 async def proxies(left: dict[int, Identity] | None = None) -> AsyncIterator[Proxies]:
     with pytest.MonkeyPatch.context() as patch, capture_logs():
         made = Proxies(patch, left or {})
-        await made.keys.begin()
+        await made.keys.begin(lambda: made.has_looked)
         task = asyncio.create_task(made.keys.run())
         try:
             yield made
@@ -138,7 +139,7 @@ async def test_one_that_ends_is_started_again_at_once() -> None:
 @in_fake_time
 async def test_one_that_nobody_wants_is_ended_when_it_is_quiet() -> None:
     async with proxies() as it:
-        it.keys.has_looked = lambda: True
+        it.has_looked = True
         it.led_to(ONE)
         await asyncio.sleep(1)
         it.connections[PORT] = 1
@@ -156,6 +157,6 @@ async def test_what_an_earlier_daemon_left_is_kept_until_everybody_was_seen() ->
     async with proxies({PORT: Identity(1, 1, "boot")}) as it:
         await asyncio.sleep(100)
         assert it.nginx.running
-        it.keys.has_looked = lambda: True
+        it.has_looked = True
         await asyncio.sleep(2)
         assert not it.nginx.running

@@ -50,7 +50,7 @@ PURE = {
 DATED = PACKAGE / "frontend" / "certificate.py"
 """Certificates are valid from and to a date, which only the wall clock knows."""
 
-ROOMS = ("process", "autoscaling", "service", "hold", "state", "replicas", "routers", "edge")
+ROOMS = ("process", "autoscaling", "service", "ports", "hold", "state", "replicas", "routers", "edge", "workqueue")
 """The rooms of `control/`, highest first. A room imports from those below it."""
 
 Import = tuple[Path, int, str]
@@ -219,6 +219,7 @@ def test_every_task_is_guarded() -> None:
         "nginx/small.py",
         "control/edge/nginx_supervisor.py",
         "control/process/daemon.py",
+        "control/process/services.py",
         "control/replicas/reflector.py",
         "control/edge/frontends.py",
         "control/routers/process.py",
@@ -242,7 +243,7 @@ def test_every_task_is_guarded() -> None:
 
 
 WRITERS = {
-    "notes": "lifecycle.py",
+    "notes": "notes.py",
     "probe": "prober.py",
     "bridge": "bridging.py",
     "drain": "drain.py",

@@ -10,7 +10,17 @@ import pytest
 from structlog.testing import capture_logs
 
 from gateway_sidecar.supervision import awake
-from gateway_sidecar.supervision.loops import PAUSE_S, Tasks, beating, run_forever, survived, watch_event_loop
+from gateway_sidecar.supervision.loops import (
+    HEARTBEATS,
+    PAUSE_S,
+    Tasks,
+    beating,
+    cancelled,
+    heartbeat,
+    run_forever,
+    survived,
+    watch_event_loop,
+)
 from gateway_sidecar.telemetry.metrics import Metrics
 from tests.unit.fake_time import in_fake_time
 
@@ -135,6 +145,39 @@ async def test_what_no_guard_caught_is_told_all_the_same() -> None:
 
 @in_fake_time
 async def test_waiting_for_others_is_progress() -> None:
-    beats: list[float] = []
-    await beating(asyncio.sleep(3.5), lambda: beats.append(awake.monotonic()))
-    assert beats == [0, 1, 2, 3]
+    async def loop() -> None:
+        await beating(asyncio.sleep(100))
+
+    task = asyncio.create_task(run_forever("chat", loop, Metrics()))
+    await asyncio.sleep(50.5)
+    stalest = HEARTBEATS.stalest()
+    assert stalest is not None
+    assert awake.now() - stalest.at == pytest.approx(0.5)
+    await cancelled(task)
+
+
+@in_fake_time
+async def test_the_loop_that_is_most_behind_is_named() -> None:
+    """One that never tells of its progress may wait for as long as it likes; one that ended is behind no more."""
+
+    async def comes_round() -> None:
+        while True:
+            heartbeat()
+            await asyncio.sleep(1)
+
+    async def hangs() -> None:
+        heartbeat()
+        await asyncio.Event().wait()
+
+    async def waits() -> None:
+        await asyncio.Event().wait()
+
+    tasks = [asyncio.create_task(run_forever("chat", loop, Metrics())) for loop in (comes_round, hangs, waits)]
+    await asyncio.sleep(60)
+    stalest = HEARTBEATS.stalest()
+    assert stalest is not None
+    assert stalest.name.startswith("chat: ")
+    assert stalest.name.endswith("hangs")
+    assert awake.now() - stalest.at == pytest.approx(60)
+    await cancelled(*tasks)
+    assert HEARTBEATS.stalest() is None

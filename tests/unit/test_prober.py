@@ -4,13 +4,15 @@ from __future__ import annotations
 
 import asyncio
 from pathlib import Path
+from typing import cast
 
 import pytest
 
 from gateway_sidecar.config import ServiceSettings
 from gateway_sidecar.control.replicas.prober import Prober
+from gateway_sidecar.control.replicas.registry import Registry
 from gateway_sidecar.control.replicas.tenure import BridgeHosts, Probed, Tenure
-from gateway_sidecar.control.replicas.workqueue import WorkQueue
+from gateway_sidecar.control.workqueue import WorkQueue
 from gateway_sidecar.domain.model import (
     ConnectionMode,
     EngineFacts,
@@ -77,10 +79,10 @@ def watcher_of(tenures: list[Tenure], probe: PlayedProbe) -> Prober:
     return Prober(
         settings,
         probe,
+        cast("Registry", tenures),
         WorkQueue(awake.monotonic),
+        lambda _: PathStatus(PathState.UP),
         Metrics(),
-        tenures=lambda: tenures,
-        path_of=lambda _: PathStatus(PathState.UP),
     )
 
 
@@ -89,7 +91,7 @@ async def evidence_after(probe: PlayedProbe, monkeypatch: pytest.MonkeyPatch) ->
     monkeypatch.setattr(awake, "stalls", lambda: probe.stalls)
     tenure = tenure_of("r1")
     tenure.probe = Probed(facts=FACTS, result=Ready(FACTS), identify_next=False)
-    tenure.notes.read = True
+    tenure.notes.of = tenure.sighting
     prober = watcher_of([tenure], probe)
     await prober._ask(tenure, "/r1.sock")
     await prober.close()

@@ -5,13 +5,16 @@ from __future__ import annotations
 import asyncio
 from collections.abc import AsyncIterator
 from pathlib import Path
+from typing import Any, cast
 
 import pytest
 
 from gateway_sidecar.control.replicas.reflector import Reflector
+from gateway_sidecar.control.workqueue import Key, Part, WorkQueue
 from gateway_sidecar.domain.model import Occupant, ReplicaId
 from gateway_sidecar.sources.listing import Listing, Sighting
 from gateway_sidecar.supervision import awake
+from gateway_sidecar.supervision.loops import HEARTBEATS, run_forever
 from gateway_sidecar.telemetry.metrics import Metrics
 from tests.unit.fake_time import in_fake_time
 
@@ -43,23 +46,29 @@ class PlayedSource:
 
 
 class Reflecting:
-    """A reflector of the source that runs, and what it took in."""
+    """A reflector of the source that runs, and the listings that it enqueued a key for."""
 
     def __init__(self, source: PlayedSource, rescan_interval_s: float = 60.0) -> None:
         self.taken: list[Listing] = []
         self.reflector = Reflector(
-            "chat", source, Metrics(), rescan_interval_s=rescan_interval_s, take_in=self._take_in
+            "chat", source, Metrics(), cast("WorkQueue[Key]", cast("Any", self)), rescan_interval_s=rescan_interval_s
         )
         self.look_during = 0
 
-    async def _take_in(self, listing: Listing) -> None:
-        self.taken.append(listing)
+    def add(self, key: Key, *, urgent: bool = False) -> None:
+        """As a queue has it."""
+        assert (key, urgent) == (Part.LISTING, True)
+        assert self.reflector.listing is not None
+        self.taken.append(self.reflector.listing)
         if self.look_during > 0:
             self.look_during -= 1
             self.reflector.look_soon()  # Seen while it was taken in: to be looked at after the rest.
 
     async def __aenter__(self) -> Reflecting:
-        self._tasks = [asyncio.create_task(self.reflector.look()), asyncio.create_task(self.reflector.follow_hints())]
+        self._tasks = [
+            asyncio.create_task(run_forever("chat", self.reflector.look, Metrics())),
+            asyncio.create_task(self.reflector.follow_hints()),
+        ]
         return self
 
     async def __aexit__(self, *_: object) -> None:
@@ -77,7 +86,9 @@ async def test_after_a_slow_look_a_hint_is_heeded_at_once() -> None:
     async with reflecting:
         await asyncio.sleep(4 * 25.2 + 1)
         assert source.began == [pytest.approx(25.2 * number) for number in range(5)]
-        assert awake.now() - reflecting.reflector.beat < 2
+        stalest = HEARTBEATS.stalest()
+        assert stalest is not None
+        assert awake.now() - stalest.at < 2
 
 
 @in_fake_time
@@ -111,38 +122,9 @@ async def test_a_blind_look_changes_nothing_and_says_why() -> None:
         source.listing = Listing(blind="it cannot be read")
         source.news.set()
         await asyncio.sleep(1)
-        assert reflecting.taken == [there]
         assert reflecting.reflector.listing is not None
         assert reflecting.reflector.listing.present == there.present
         assert reflecting.reflector.listing.blind == "it cannot be read"
-
-
-@in_fake_time
-async def test_a_place_that_was_not_seen_whole_has_not_been_looked_at() -> None:
-    """Before everything was seen once, a worker may be somebody's who was not seen yet."""
-    source = PlayedSource()
-    source.listing = Listing(unseen={"inventory": "it cannot be read"})
-    async with Reflecting(source) as reflecting:
-        await asyncio.sleep(1)
-        assert not reflecting.reflector.has_looked
-        source.listing = Listing()
-        await reflecting.reflector.look_again()
-        assert reflecting.reflector.has_looked
-
-
-@in_fake_time
-async def test_looking_again_waits_for_a_look_that_began_later() -> None:
-    """One that was under way may have passed the place already. A source that hangs is not waited for."""
-    source = PlayedSource(took_s=0.4)
-    async with Reflecting(source) as reflecting:
-        await asyncio.sleep(0.2)
-        await reflecting.reflector.look_again()
-        assert source.began[1] >= 0.4
-        assert len(reflecting.taken) == 2
-        source.took_s = 1000.0
-        began = awake.monotonic()
-        await reflecting.reflector.look_again()
-        assert awake.monotonic() - began == pytest.approx(1.0, abs=0.1)
 
 
 @in_fake_time

@@ -3,10 +3,13 @@
 from __future__ import annotations
 
 from dataclasses import replace
+from types import SimpleNamespace
+from typing import cast
 
 import pytest
 
 from gateway_sidecar.control.replicas.pairing import Pairing
+from gateway_sidecar.control.routers.replacement import RouterSlots
 from gateway_sidecar.domain.model import ConnectionMode, Registered, WorkerStatus, WorkerType
 from gateway_sidecar.domain.roles import unanswered
 from gateway_sidecar.telemetry.metrics import Metrics
@@ -70,6 +73,7 @@ def test_models_are_judged_one_by_one() -> None:
 def test_what_nobody_answers_without_one(fleet: str, leaving: str, said: list[str]) -> None:
     """A drain says it before an engine is stopped, for the last replica of a model as for half of a pair."""
     workers = [worker(text) for text in fleet.split()]
-    watch = Pairing("chat", Metrics())
-    watch.look(workers, 0.0)
-    assert watch.without(workers, f"http://{leaving}") == said
+    book = SimpleNamespace(workers={each.url: each for each in workers})
+    watch = Pairing(cast("RouterSlots", SimpleNamespace(service="chat", active=SimpleNamespace(book=book))), Metrics())
+    watch.look(0.0)
+    assert watch.without(f"http://{leaving}") == said

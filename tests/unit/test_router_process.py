@@ -5,7 +5,7 @@ from __future__ import annotations
 import asyncio
 import sys
 import threading
-from collections.abc import Callable
+from collections.abc import Awaitable, Callable
 from concurrent.futures import Future, ThreadPoolExecutor
 from pathlib import Path
 from types import SimpleNamespace
@@ -13,7 +13,7 @@ from typing import Any, cast
 
 import pytest
 
-from gateway_sidecar.control.routers.process import RouterProcess, RouterState, SavedRouter
+from gateway_sidecar.control.routers.process import RouterHost, RouterProcess, RouterState, SavedRouter
 from gateway_sidecar.errors import RouterUnavailable
 from gateway_sidecar.routers.base import LaunchCommand, LogLine, RouterKind, RouterPorts
 from gateway_sidecar.supervision import awake
@@ -61,9 +61,7 @@ async def test_router_whose_keeper_is_cancelled_while_it_starts_is_known(tmp_pat
     async def write_down() -> None:
         return None
 
-    router = RouterProcess(
-        "chat", "chat", cast(RouterKind, kind), log, ports, Metrics(), start_timeout_s=5, write_down=write_down
-    )
+    router = RouterProcess("chat", "chat", cast(RouterKind, kind), log, host(ports, write_down), start_timeout_s=5)
     asyncio.get_running_loop().set_default_executor(threads)
     keeping = asyncio.create_task(router.run())
     while not threads.done.is_set():
@@ -93,11 +91,8 @@ async def test_router_that_refuses_its_arguments_is_not_started_with_them_again(
     )
     ports: Any = SimpleNamespace(choose=lambda _slot: PORTS)
     router = RouterProcess(
-        "chat", "chat", cast(RouterKind, kind), ChildLog(tmp_path / "log"), ports, Metrics(),
-        start_timeout_s=60, write_down=_nothing,
-    )  # fmt: skip
-    states: list[RouterState] = []
-    router.on_change.append(lambda: states.append(router.state))
+        "chat", "chat", cast(RouterKind, kind), ChildLog(tmp_path / "log"), host(ports), start_timeout_s=60
+    )
     keeping = asyncio.create_task(router.run())
     async with asyncio.timeout(60):
         while router.state is not RouterState.REFUSED:
@@ -139,9 +134,8 @@ async def test_a_stall_while_a_router_is_adopted_ends_no_router(
         saved = SavedRouter("chat", identity, PORTS, "key")
         for is_kept in (True, False):
             router = RouterProcess(
-                "chat", "chat", cast(RouterKind, kind), ChildLog(tmp_path / "log"), ports, Metrics(),
-                start_timeout_s=5, write_down=_nothing,
-            )  # fmt: skip
+                "chat", "chat", cast(RouterKind, kind), ChildLog(tmp_path / "log"), host(ports), start_timeout_s=5
+            )
             assert await router.adopt(saved, identity) == is_kept
             assert identity.is_alive() == is_kept
             silent.append(False)
@@ -149,6 +143,11 @@ async def test_a_stall_while_a_router_is_adopted_ends_no_router(
         if program.returncode is None:
             program.kill()
         await program.wait()
+
+
+def host(ports: Any, write_down: Callable[[], Awaitable[None]] | None = None) -> RouterHost:
+    """Where a router is kept whose state is nobody's news."""
+    return RouterHost(ports, Metrics(), write_down or _nothing, lambda: None)
 
 
 async def _nobody() -> Any:

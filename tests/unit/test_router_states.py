@@ -12,7 +12,7 @@ import pytest
 from structlog.testing import capture_logs
 
 from gateway_sidecar.control.routers import process
-from gateway_sidecar.control.routers.process import RouterProcess, RouterState, SavedRouter
+from gateway_sidecar.control.routers.process import RouterHost, RouterProcess, RouterState, SavedRouter
 from gateway_sidecar.errors import RouterUnavailable
 from gateway_sidecar.routers.base import LaunchCommand, LogLine, RouterKind, RouterPorts
 from gateway_sidecar.supervision import awake
@@ -70,11 +70,10 @@ class Machine:
         log = SimpleNamespace(open_for_child=self._log_fd, trouble=None, follow=lambda _: None, read_tail=self._tail)
         ports = SimpleNamespace(choose=lambda _: PORTS, restore=lambda *_: None)
         self.router = RouterProcess(
-            "chat", "chat", cast("RouterKind", kind), cast("Any", log), cast("Any", ports), Metrics(),
-            start_timeout_s=30, write_down=_nothing,
+            "chat", "chat", cast("RouterKind", kind), cast("Any", log),
+            RouterHost(cast("Any", ports), Metrics(), _nothing, self._changed), start_timeout_s=30,
         )  # fmt: skip
         self._before = self.router.state
-        self.router.on_change.append(self._changed)
 
     def _changed(self) -> None:
         if self.router.state is not self._before:

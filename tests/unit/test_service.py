@@ -12,9 +12,12 @@ from pathlib import Path
 
 import pytest
 
+from gateway_sidecar.control.replicas.bridging import Bridging
+from gateway_sidecar.control.replicas.tenure import Tenure
 from gateway_sidecar.control.routers import replacement as router_slots
 from gateway_sidecar.domain.model import Foreign, Loading, Ready, ReplicaId, ReplicaState, Unknown, WorkerStatus
 from gateway_sidecar.domain.planning import Missing
+from gateway_sidecar.sources.listing import Listing
 from gateway_sidecar.supervision import awake
 from tests.unit.fake_time import in_fake_time
 from tests.unit.world import FACTS, READY, REFUSED, World, running_world
@@ -165,7 +168,7 @@ async def test_last_replica_that_leaves_closes_the_gate_first(worlds: Worlds) ->
         world.vanish("r1")
         await world.until(lambda: "deregister" in dict(world.router.calls))
         assert world.links.closed
-        await world.until(lambda: world.service.room.missing is Missing.REPLICA)
+        await world.until(lambda: world.service.hold.missing is Missing.REPLICA)
         world.appear("r1")
         await world.until(lambda: not world.links.closed)
 
@@ -182,6 +185,50 @@ async def test_source_that_is_blind_changes_nothing(worlds: Worlds) -> None:
         assert world.serves("r1")
         world.source.trouble = None
         await world.until(lambda: world.states() == {})
+
+
+@in_fake_time
+async def test_a_place_that_was_not_seen_whole_has_not_been_looked_at(
+    worlds: Worlds, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Before everything was seen once, a worker may be somebody's who was not seen yet."""
+    async with worlds() as world:
+        await world.restart()
+        look = world.source.look
+
+        async def look_past_the_inventory() -> Listing:
+            return replace(await look(), unseen={"inventory": "it cannot be read"})
+
+        monkeypatch.setattr(world.source, "look", look_past_the_inventory)
+        await world.restart()
+        await world.service.look_again()
+        assert not world.service.has_looked
+        monkeypatch.setattr(world.source, "look", look)
+        await world.service.look_again()
+        assert world.service.has_looked
+
+
+@in_fake_time
+async def test_looking_again_waits_for_a_look_that_began_later(worlds: Worlds, monkeypatch: pytest.MonkeyPatch) -> None:
+    """One that was under way may have passed the place already. A source that hangs is not waited for."""
+    async with worlds() as world:
+        look, took_s = world.source.look, [0.4]
+
+        async def look_slowly() -> Listing:
+            seen = await look()
+            await asyncio.sleep(took_s[-1])
+            return seen
+
+        monkeypatch.setattr(world.source, "look", look_slowly)
+        world.source.hint()
+        await asyncio.sleep(0.2)
+        world.appear("r1")
+        await world.service.look_again()
+        assert world.service.current(ReplicaId("r1")) is not None
+        took_s.append(1000.0)
+        began = awake.monotonic()
+        await world.service.look_again()
+        assert awake.monotonic() - began == pytest.approx(1.0, abs=0.1)
 
 
 @in_fake_time
@@ -428,6 +475,29 @@ async def test_fault_in_a_probe_is_survived_and_the_replica_asked_again(worlds: 
 
 
 @in_fake_time
+async def test_fault_with_one_replica_is_no_other_replicas(worlds: Worlds, monkeypatch: pytest.MonkeyPatch) -> None:
+    """What has a fault each time it is looked at is looked at again each second; whoever comes meanwhile is served."""
+    async with worlds() as world:
+        keep_up = Bridging.keep_up
+
+        def keep_up_or_fail(self: Bridging, tenure: Tenure) -> None:
+            if tenure.replica == "r1":
+                raise ZeroDivisionError("a fault of the loop's")
+            keep_up(self, tenure)
+
+        monkeypatch.setattr(Bridging, "keep_up", keep_up_or_fail)
+        world.appear("r1")
+        world.appear("r2")
+        began = awake.monotonic()
+        await world.until(lambda: world.states().get("r2") is ReplicaState.SERVING)
+        assert awake.monotonic() - began < 0.2
+        await asyncio.sleep(10)
+        assert 8 <= world.faults() <= 20
+        monkeypatch.setattr(Bridging, "keep_up", keep_up)
+        await world.until(lambda: world.serves("r1", "r2"), within_s=3)
+
+
+@in_fake_time
 async def test_fault_in_a_worker_operation_is_survived_and_tried_again(worlds: Worlds) -> None:
     async with worlds() as world:
         world.router.faults = [ZeroDivisionError("a fault of the client's")] * 3
@@ -494,8 +564,8 @@ async def test_fault_while_a_router_is_doubted_does_not_close_the_gate_for_ever(
                 raise faults.pop()
             return True
 
-        monkeypatch.setattr(world.service.room, "_accepts", accepts)
-        world.service.room._begin_to_doubt(0.05)
+        monkeypatch.setattr(world.process, "accepts_connections", accepts)
+        world.service.hold._begin_to_doubt(0.05)
         assert world.links.closed
         await world.until(lambda: not world.links.closed)
         assert world.faults() == 1

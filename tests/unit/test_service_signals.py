@@ -54,8 +54,8 @@ def service(*replicas: Replica, scaling: ScalingSettings | None = POLICY) -> tup
         name="chat",
         tenures={r.key: r for r in replicas},
         settings=SimpleNamespace(scaling=scaling),
-        room=SimpleNamespace(waiting=0, missing=None),
-        reflector=SimpleNamespace(has_looked=True),
+        hold=SimpleNamespace(waiting=0, missing=None),
+        has_looked=True,
     )
     signals = ServiceSignals(cast(Any, stub), Metrics())
     signals.note_roles(100)
@@ -97,7 +97,7 @@ def test_nothing_is_known_in_the_first_seconds() -> None:
 def test_replicas_that_are_not_listed_yet_are_not_zero() -> None:
     """A daemon that has not looked recommends nothing."""
     signals, stub = service()
-    stub.reflector.has_looked = False
+    stub.has_looked = False
     assert desired(signals, 130) is None
 
 
@@ -118,11 +118,11 @@ def test_roles_are_waited_for_kept_and_complete() -> None:
 def test_waiting_requests_ask_for_the_half_that_is_missing() -> None:
     """Prefill is there, decode is not: one decode replica, at once."""
     signals, stub = service(Replica(1, WorkerType.PREFILL))
-    stub.room.waiting, stub.room.missing = 3, Missing.DECODE
+    stub.hold.waiting, stub.hold.missing = 3, Missing.DECODE
     assert signals.waiting_for(WorkerType.DECODE) == 3
     assert signals.waiting_for(WorkerType.PREFILL) == 0
     assert desired(signals, 105, WorkerType.DECODE) == 1
-    stub.room.missing = Missing.ROUTER
+    stub.hold.missing = Missing.ROUTER
     assert signals.waiting_for(WorkerType.DECODE) == 0, "no replica helps a router that is away"
 
 
@@ -152,10 +152,10 @@ def test_idle_is_known_or_it_is_not() -> None:
     assert signals._is_idle(signals.windows(131), 131) is False
     routed(132, signals, {"http://a:1": 6})
     assert signals._is_idle(signals.windows(132), 132) is False
-    stub.room.waiting = 1
+    stub.hold.waiting = 1
     routed(200, signals, {"http://a:1": 6})
     assert signals._is_idle(signals.windows(200), 200) is False
-    stub.room.waiting = 0
+    stub.hold.waiting = 0
     assert signals._is_idle(signals.windows(200), 200) is True
     signals.watch(200, is_told=False)
     assert signals._is_idle(signals.windows(200), 200) is None

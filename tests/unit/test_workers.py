@@ -11,6 +11,7 @@ import pytest
 
 from gateway_sidecar.control.routers.process import RouterProcess
 from gateway_sidecar.control.routers.workers import WorkerSync
+from gateway_sidecar.control.workqueue import Key, WorkQueue
 from gateway_sidecar.domain.model import ConnectionMode, Registered, WorkerSpec, WorkerStatus, WorkerType
 from gateway_sidecar.domain.planning import Deregister, Register, Why
 from gateway_sidecar.errors import RouterUnavailable
@@ -71,13 +72,16 @@ class RunningBook:
         self._news = asyncio.Event()
         self.book = WorkerSync(
             cast("RouterProcess", cast("Any", process)),
+            cast("WorkQueue[Key]", cast("Any", self)),
             Metrics(),
             rescan_interval_s=0.01,
             api_timeout_s=api_timeout_s,
-            on_change=lambda _url: self._news.set(),
-            on_listed=lambda _first: self._news.set(),
-            on_silence=self._news.set,
         )
+
+    def add(self, _key: Key, *, urgent: bool = False) -> None:
+        """As a queue has it."""
+        del urgent
+        self._news.set()
 
     def _kill(self) -> None:
         self.killed += 1

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import asyncio
 
-from gateway_sidecar.control.replicas.workqueue import WorkQueue
+from gateway_sidecar.control.workqueue import WorkQueue
 from gateway_sidecar.supervision import awake
 from tests.unit.fake_time import in_fake_time
 

@@ -21,12 +21,13 @@ from structlog.testing import capture_logs
 from gateway_sidecar.config import ServiceSettings
 from gateway_sidecar.control.edge.key_proxies import KeyState
 from gateway_sidecar.control.edge.peer_supervisor import PeerState
+from gateway_sidecar.control.ports import ServiceAdapters
 from gateway_sidecar.control.replicas import prober
 from gateway_sidecar.control.replicas.tenure import BridgeHosts, Tenure, occupant_of
 from gateway_sidecar.control.routers import replacement as router_slots
 from gateway_sidecar.control.routers.process import RouterProcess, RouterState
 from gateway_sidecar.control.routers.workers import LATE_S
-from gateway_sidecar.control.service import Service, ServiceAdapters
+from gateway_sidecar.control.service import Service
 from gateway_sidecar.domain.leases import PortLeases
 from gateway_sidecar.domain.model import (
     ConnectionMode,
@@ -239,9 +240,9 @@ class PlayedRouter:
 class PlayedProcess:
     """The process of a router (a `RouterProcess`), up as soon as it runs."""
 
-    def __init__(self, service: str, slot: str, pid: int) -> None:
+    def __init__(self, service: str, slot: str, pid: int, on_change: Callable[[], None]) -> None:
         self.service, self.slot, self.pid = service, slot, pid
-        self.on_change: list[Callable[[], None]] = []
+        self._on_change = on_change
         self.state, self.reason, self.epoch = RouterState.STOPPED, "", 0
         self.client: PlayedRouter | None = None
         self.ports: RouterPorts | None = None
@@ -282,6 +283,9 @@ class PlayedProcess:
     async def accepts_connections(self) -> bool:
         return self.accepts
 
+    def saved(self) -> None:
+        """Nothing of it is written down."""
+
     async def is_outdated(self) -> bool:
         return False
 
@@ -297,8 +301,7 @@ class PlayedProcess:
     def _set(self, state: RouterState) -> None:
         if state is not self.state:
             self.state = state
-            for tell in self.on_change:
-                tell()
+            self._on_change()
 
 
 class World:
@@ -314,7 +317,7 @@ class World:
         self.routers: list[PlayedProcess] = []
         self.connections: Counter[int] = Counter()
         self.liveness_connections: dict[str, list[_LivenessConnection]] = {}
-        self.moved = 0
+        self.moved = self.written = 0
         self.log: list[Any] = []
         self._loops: list[asyncio.Task[None]] = []
         described = {"name": "chat", "listen": "127.0.0.1:1", "replicas": {"sockets": f"{directory}/{{replica}}.sock"}}
@@ -359,7 +362,7 @@ class World:
             self.process.take_over(running)
         for tenure in saved:
             led_to = self.links.led.get(tenure.port) if tenure.port is not None else None
-            self.service.restore(tenure, linked=led_to == tenure.sighting.place)
+            self.service.restoring.restore(tenure, linked=led_to == tenure.sighting.place)
         for port in resting | (self.links.led.keys() - self.leases.leased.keys()):
             self.links.unlink(port)
             self.leases.quarantine(port, awake.now() + LATE_S)
@@ -406,7 +409,7 @@ class World:
         """Returns when nothing is left to do, now and after every interval there is."""
         await self.until(
             lambda: (
-                not self.service.pending_actions()
+                not self.service.controller.pending()
                 and not self.leases.quarantined
                 and len(self.service.tenures) == len(self.states())
                 and self.router.ready() == set(self.router.workers)
@@ -450,11 +453,15 @@ class World:
             read_overrides=self._read_notes,
             path_of=lambda _: PathStatus(PathState.UP),
             move_address=self._move_address,
+            touch=self._touch,
         )
-        return Service(self._settings, outside, self.metrics, rescan_interval_s=5.0, on_change=lambda: None)
+        return Service(self._settings, outside, self.metrics, rescan_interval_s=5.0)
 
-    def _make_router(self, settings: ServiceSettings, slot: str) -> RouterProcess:
-        made = PlayedProcess(settings.name, slot, len(self.routers) + 1)
+    def _touch(self) -> None:
+        self.written += 1
+
+    def _make_router(self, settings: ServiceSettings, slot: str, on_change: Callable[[], None]) -> RouterProcess:
+        made = PlayedProcess(settings.name, slot, len(self.routers) + 1, on_change)
         self.routers.append(made)
         return cast("RouterProcess", cast("Any", made))
 

@@ -25,7 +25,7 @@ from gateway_sidecar.errors import MetricsError
 from gateway_sidecar.nginx.access_events import EventAddress, EventListener
 from gateway_sidecar.routers.answers import MetricsPages
 from gateway_sidecar.supervision import awake
-from gateway_sidecar.supervision.loops import cancelled
+from gateway_sidecar.supervision.loops import cancelled, heartbeat
 from gateway_sidecar.supervision.own_thread import OwnThread
 from gateway_sidecar.telemetry.logs import get_logger
 from gateway_sidecar.telemetry.metrics import Metrics
@@ -73,7 +73,6 @@ class Signals:
         self.of: dict[str, ServiceSignals] = {}
         self.events_problem: str | None = None
         self._heard = False
-        self.beat = awake.now()
         metrics.lost_events.set_function(lambda: self._listener.lost)
 
     async def run(self) -> None:
@@ -81,7 +80,8 @@ class Signals:
         last_round, rounds = -_REST_S, 0
         try:
             while True:
-                self.beat, now = awake.now(), awake.monotonic()
+                heartbeat()
+                now = awake.monotonic()
                 self._follow_services()
                 self._listen(now)
                 due = last_round + (_ROUND_S if self._is_busy(now) else _REST_S)
@@ -96,7 +96,7 @@ class Signals:
 
     def _is_busy(self, now: float) -> bool:
         """Whether something ended since the last round, is in flight or waits, or whether that is not known."""
-        return self._heard or any(s.in_flight(now) != 0 or s.service.room.waiting for s in self.of.values())
+        return self._heard or any(s.in_flight(now) != 0 or s.service.hold.waiting for s in self.of.values())
 
     async def replica_page(self, service: Service, replica: ReplicaId) -> bytes:
         """A replica's own metrics page; one reading for all who ask meanwhile.

@@ -78,6 +78,10 @@ class ScalingHook:
         self.settings: HookSettings | None = None
         self.problem: str | None = None
 
+    def reconfigure(self, settings: HookSettings | None) -> None:
+        """Tells by these from now on; nobody, without any."""
+        self.settings = settings
+
     def tell(self, notice: Notice) -> None:
         """Has the hook told, soon."""
         self._pending[notice.role] = notice

@@ -233,10 +233,10 @@ class ServiceSignals:
 
     def waiting_for(self, role: WorkerType) -> int:
         """Requests that wait for replicas of this role; those that wait for a router are not."""
-        missing = self.service.room.missing
+        missing = self.service.hold.missing
         if missing in (None, Missing.ROUTER) or _MISSING_HALF.get(missing, role) is not role:
             return 0
-        return self.service.room.waiting
+        return self.service.hold.waiting
 
     def note_roles(self, awake_s: float) -> None:
         """Which roles there are: those seen, those configured, and those that there were before the last one left."""
@@ -269,12 +269,12 @@ class ServiceSignals:
             for role, signals in self.roles.items():
                 signals.policy, signals.scaler, signals.told = None, Scaler(), None
                 self._metrics.desired_replicas.remove_by_labels({"service": self.name, "role": role.value})
-            self.hook.settings = None
+            self.hook.reconfigure(None)
             return
-        if not self.service.reflector.has_looked:
+        if not self.service.has_looked:
             return
         windows = self.windows(now_s)
-        self.hook.settings = scaling.hook
+        self.hook.reconfigure(scaling.hook)
         for role, signals in self.roles.items():
             policy = policy_of(scaling, role)
             if signals.policy is not None and signals.policy != policy:
@@ -338,12 +338,12 @@ class ServiceSignals:
     def _is_idle(self, windows: Mapping[int, TrafficWindow], now_s: float) -> bool | None:
         """Nothing comes, nothing is in flight, nothing waits; None unless all of that is known."""
         traffic, in_flight = windows.get(_IDLE_WINDOW_S), self.in_flight(now_s)
-        if self.service.room.waiting or in_flight or (traffic is not None and traffic.requests):
+        if self.service.hold.waiting or in_flight or (traffic is not None and traffic.requests):
             return False
         if any(signals.requests.rate(now_s, _IDLE_WINDOW_S) for signals in self.roles.values()):
             return False
         if traffic is None or traffic.covered_s < _ENOUGH_S:
             return None
-        if in_flight is None and self.service.room.missing is not Missing.ROUTER:
+        if in_flight is None and self.service.hold.missing is not Missing.ROUTER:
             return None
         return True

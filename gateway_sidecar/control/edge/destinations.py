@@ -19,6 +19,7 @@ from gateway_sidecar.domain.claims import Address
 from gateway_sidecar.domain.tunnels import Tunnel
 from gateway_sidecar.supervision import awake
 from gateway_sidecar.supervision.awake import within
+from gateway_sidecar.supervision.loops import heartbeat
 from gateway_sidecar.supervision.own_thread import OwnThread
 
 _AGAIN_S = 30.0
@@ -52,7 +53,6 @@ class Destinations:
         self._told: Mapping[Address, str] = {}
         self._due: dict[str, float] = {}
         self._thread = OwnThread("names")
-        self.beat = awake.now()
 
     def use(self, hosts: Callable[[], Mapping[str, str]], on_change: Callable[[], None]) -> None:
         """`hosts` says which there are now: name or address -> what is there; `on_change` hears of new addresses."""
@@ -72,7 +72,7 @@ class Destinations:
     async def run(self) -> None:
         """Runs until cancelled."""
         while True:
-            self.beat = awake.now()
+            heartbeat()
             hosts = self._hosts()
             for gone in self._due.keys() - hosts.keys():
                 del self._due[gone]
@@ -83,7 +83,7 @@ class Destinations:
 
     async def _look(self, names: set[str]) -> None:
         for name in sorted(names, key=lambda name: (not _is_address(name), name)):
-            self.beat = awake.now()
+            heartbeat()
             try:
                 found = await self._thread.run(partial(look_up, name), patience_s=_PATIENCE_S)
             except TimeoutError:

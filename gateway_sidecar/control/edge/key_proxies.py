@@ -67,8 +67,7 @@ class KeyProxies(Supervisor):
             self._places[port].to = None
             self._look_soon()
 
-    async def begin(self) -> None:
-        """Takes over what an earlier daemon left. Nothing is ended yet."""
+    async def _take_over(self) -> None:
         for port, identity in (await asyncio.to_thread(self._find_left)).items():
             nginx = self._make(port)
             if nginx.adopt(identity):
@@ -81,7 +80,7 @@ class KeyProxies(Supervisor):
             self._comes_round()
             now = awake.monotonic()
             due = [place for place in self._places.values() if now >= place.due and not place.up]
-            await beating(self._step_all(due), self._is_busy)
+            await beating(self._step_all(due))
             pause = min((p.due - now for p in self._places.values() if not p.up), default=LOOK_S)
             await self._sleep(max(QUIET_GAP_S, pause))
 
@@ -119,7 +118,7 @@ class KeyProxies(Supervisor):
 
     async def _end_when_quiet(self, place: _Place) -> None:
         counts = await asyncio.to_thread(open_connections, {place.port})
-        if place.to is not None or not self.has_looked():
+        if place.to is not None or not self._has_looked():
             return
         if counts[place.port] and place.nginx.running:
             place.due = awake.monotonic() + QUIET_GAP_S

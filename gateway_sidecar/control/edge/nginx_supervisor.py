@@ -12,7 +12,7 @@ from gateway_sidecar.errors import BridgeError
 from gateway_sidecar.nginx.config import ServiceAddress
 from gateway_sidecar.nginx.server import Nginx, stop_orphans
 from gateway_sidecar.supervision import awake
-from gateway_sidecar.supervision.loops import beating, cancelled
+from gateway_sidecar.supervision.loops import beating, cancelled, heartbeat
 from gateway_sidecar.supervision.process import Identity
 from gateway_sidecar.telemetry.logs import get_logger
 from gateway_sidecar.telemetry.metrics import Metrics
@@ -58,7 +58,6 @@ class NginxSupervisor:
         self._mute_times = 0
         self._ask_at = 0.0
         self.reason = "not started yet"
-        self.beat = awake.now()
 
     @property
     def up(self) -> bool:
@@ -123,12 +122,9 @@ class NginxSupervisor:
         """Runs until cancelled. nginx itself goes on then."""
         try:
             while True:
-                await beating(self._watch() if self.up else self._restart(), self._comes_round)
+                await beating(self._watch() if self.up else self._restart())
         finally:
             await cancelled(self._asking)
-
-    def _comes_round(self) -> None:
-        self.beat = awake.now()
 
     async def _watch(self) -> None:
         process = self.nginx.process
@@ -233,7 +229,7 @@ class NginxSupervisor:
         with suppress(TimeoutError):
             async with asyncio.timeout(_RESTARTS.delay_s(self._failures)):
                 await self._back.wait()
-        self.beat = awake.now()
+        heartbeat()
         async with self._applying:
             if not self.up:
                 await self._try_to_start()

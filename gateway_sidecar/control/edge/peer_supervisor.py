@@ -76,6 +76,14 @@ class _Place:
     due: float = 0.0
 
 
+@dataclass(frozen=True, slots=True)
+class BeforeClaim:
+    """What has to be known first. `claim` returns when it is; `object_to_direct` says why an address is not direct."""
+
+    claim: Callable[[], Awaitable[None]]
+    object_to_direct: Callable[[Address], str | None]
+
+
 class PeerSupervisor(Supervisor):
     """All places of the daemon."""
 
@@ -84,13 +92,12 @@ class PeerSupervisor(Supervisor):
         claims: Claims,
         make_nginx: Callable[[PeerAddress, int, bool], PeerNginx],
         find_left: Callable[[], list[LeftRunning]],
+        before: BeforeClaim,
         log: ChildLog,
         metrics: Metrics,
-        *,
-        object_to_direct: Callable[[Address], str | None],
     ) -> None:
         super().__init__()
-        self._object_to_direct = object_to_direct
+        self._before = before
         self.log = log
         self._claims = claims
         self._make_nginx = make_nginx
@@ -103,7 +110,6 @@ class PeerSupervisor(Supervisor):
         self._held: frozenset[Address] = frozenset()
         self._held_at = 0.0
         self._swept = False
-        self.before_claim: Callable[[], Awaitable[None]] = _at_once
         self.problem = ""
         for state in ("up", "down", "refused"):
             metrics.peer_addresses.labels(state).set_function(partial(self._count, state))
@@ -117,7 +123,7 @@ class PeerSupervisor(Supervisor):
         name = str(address)
         place = self._places.get(name)
         if address.direct:
-            if (reason := self._object_to_direct(ipaddress.ip_address(address.host))) is not None:
+            if (reason := self._before.object_to_direct(ipaddress.ip_address(address.host))) is not None:
                 return PeerState(ours=True, problem=reason, refused=True)
             holder, its = self._direct.get(name) or (place and (place.owner, place.replica)) or (owner, replica)
             if holder != owner:
@@ -152,8 +158,7 @@ class PeerSupervisor(Supervisor):
             place.wanted, place.due = False, 0.0
             self._look_soon()
 
-    async def begin(self) -> None:
-        """Takes over what an earlier daemon left. Nothing is closed yet."""
+    async def _take_over(self) -> None:
         for left in await asyncio.to_thread(self._find_left):
             nginx = self._make_nginx(left.address, left.port, left.grpc)
             if nginx.adopt(left.identity):
@@ -169,7 +174,7 @@ class PeerSupervisor(Supervisor):
         """Runs until cancelled. What it started goes on then."""
         while True:
             self._comes_round()
-            await beating(self._look(), self._is_busy)
+            await beating(self._look())
             now = awake.monotonic()
             due = min((place.due - now for place in self._places.values() if not self._rests(place)), default=LOOK_S)
             await self._sleep(max(0.01, due))
@@ -195,7 +200,7 @@ class PeerSupervisor(Supervisor):
 
     async def _look(self) -> None:
         await self._recheck()
-        if not self._swept and self.has_looked():
+        if not self._swept and self._has_looked():
             await self._sweep()
         due = [place for place in self._places.values() if not self._rests(place) and awake.monotonic() >= place.due]
         await asyncio.gather(*map(self._step, due))
@@ -269,7 +274,7 @@ class PeerSupervisor(Supervisor):
             place.up, place.reason = False, "its nginx ended, and is started again"
         try:
             if place.host not in self._held:
-                await self.before_claim()
+                await self._before.claim()
             async with self._changing:
                 await asyncio.to_thread(self._claims.claim, place.host)
                 self._held |= {place.host}
@@ -328,10 +333,6 @@ class PeerSupervisor(Supervisor):
     def _count(self, state: str) -> int:
         states = ("refused" if p.refused else "up" if p.up else "down" for p in self._places.values())
         return sum(1 for each in states if each == state)
-
-
-async def _at_once() -> None:
-    """Nothing has to be known first."""
 
 
 def _taken(address: PeerAddress, replica: str) -> PeerState:

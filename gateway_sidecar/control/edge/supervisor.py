@@ -7,7 +7,7 @@ from collections.abc import Callable
 from contextlib import suppress
 
 from gateway_sidecar.domain.backoff import Backoff
-from gateway_sidecar.supervision import awake
+from gateway_sidecar.supervision.loops import heartbeat
 from gateway_sidecar.telemetry.logs import get_logger
 
 RETRIES = Backoff(first_s=0.5, most_s=10.0)
@@ -18,16 +18,15 @@ QUIET_GAP_S = 0.2
 class Supervisor:
     """What is wanted is said again and again; a loop of the subclass brings it about.
 
-    `has_looked` says whether every replica there is has been seen once: before that nothing that an earlier daemon left
-    is ended. `beat` is when the loop last came round (awake seconds).
+    `begin` is told what says whether every replica there is has been seen once: before that nothing that an earlier
+    daemon left is ended.
     """
 
     def __init__(self) -> None:
         self._logger = get_logger()
         self._listeners: list[Callable[[], None]] = []
         self._wake = asyncio.Event()
-        self.has_looked: Callable[[], bool] = lambda: False
-        self.beat = awake.now()
+        self._has_looked: Callable[[], bool] = bool
 
     def listen(self, listener: Callable[[], None]) -> None:
         """`listener` is called when something that is kept has changed."""
@@ -37,6 +36,14 @@ class Supervisor:
         """Takes a listener back."""
         self._listeners.remove(listener)
 
+    async def begin(self, has_looked: Callable[[], bool]) -> None:
+        """Takes over what an earlier daemon left. Nothing is ended yet."""
+        self._has_looked = has_looked
+        await self._take_over()
+
+    async def _take_over(self) -> None:
+        raise NotImplementedError
+
     def _tell(self) -> None:
         for listener in self._listeners:
             listener()
@@ -45,11 +52,8 @@ class Supervisor:
         self._wake.set()
 
     def _comes_round(self) -> None:
-        self.beat = awake.now()
+        heartbeat()
         self._wake.clear()
-
-    def _is_busy(self) -> None:
-        self.beat = awake.now()
 
     async def _sleep(self, longest_s: float) -> None:
         """Until `_look_soon`, or for `longest_s` seconds; for a second at most."""

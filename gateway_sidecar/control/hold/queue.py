@@ -6,17 +6,17 @@ nginx keeps the request and asks here whether it may go on. Nothing of it is rea
 from __future__ import annotations
 
 import asyncio
-from collections.abc import Awaitable, Callable
+from collections.abc import Callable
 from dataclasses import dataclass
 from enum import StrEnum
 from functools import partial
 from typing import Protocol
 
 from gateway_sidecar.config import HoldSettings
+from gateway_sidecar.control.workqueue import Key, Part, WorkQueue
 from gateway_sidecar.domain.planning import Missing
 from gateway_sidecar.supervision import awake
 from gateway_sidecar.supervision.awake import within
-from gateway_sidecar.supervision.loops import Tasks
 from gateway_sidecar.telemetry.logs import get_logger
 from gateway_sidecar.telemetry.metrics import Metrics
 
@@ -83,6 +83,19 @@ class History:
         return self.tries > 0 and not self.accepted
 
 
+@dataclass(frozen=True, slots=True)
+class Doubt:
+    """A router refused a connection at `since` (awake seconds), and is to be asked after `pause_s` whether it does."""
+
+    since: float
+    pause_s: float
+
+    @property
+    def for_s(self) -> float:
+        """How long it has refused them, though it may run and answer on old ones."""
+        return awake.now() - self.since
+
+
 class Gates(Protocol):
     """nginx's switch for each service."""
 
@@ -94,39 +107,29 @@ class Gates(Protocol):
 
 
 class HoldQueue:
-    """One service's waiting room. Its gate is closed while the service cannot answer; `missing` says what it lacks.
-
-    accepts: whether the router takes a new connection now.
-    on_trusted: called when a router that had refused one does.
-    """
+    """One service's waiting requests. Its gate is closed while it cannot answer; `missing` says what it lacks."""
 
     def __init__(
-        self,
-        service: str,
-        settings: HoldSettings,
-        gates: Gates,
-        metrics: Metrics,
-        *,
-        accepts: Callable[[], Awaitable[bool]],
-        on_trusted: Callable[[], None],
+        self, service: str, settings: HoldSettings, gates: Gates, metrics: Metrics, queue: WorkQueue[Key]
     ) -> None:
         self._service = service
         self._gates = gates
         self._metrics = metrics
         self._logger = get_logger(service=service)
         self._changed = asyncio.Event()
-        self._accepts = accepts
-        self._on_trusted = on_trusted
-        self._tasks = Tasks(service, metrics)
-        self._doubt: asyncio.Task[None] | None = None
-        self._doubted_since = 0.0
+        self._queue = queue
+        self._doubt: Doubt | None = None
         self._is_switched = False  # How an earlier daemon left the gate is not known.
         self.missing: Missing | None = Missing.ROUTER
         self.waiting = 0
-        self.settings = settings
+        self._settings = settings
         for each in Missing:
             metrics.service_missing.labels(service, each.value).set_function(partial(self._lacks, each))
-        metrics.waiting_requests.labels(service).set_function(lambda: self.waiting)
+        metrics.waiting_requests.labels(service).set_function(self._count)
+
+    def reconfigure(self, settings: HoldSettings) -> None:
+        """Takes new bounds; who waits already waits by them, too."""
+        self._settings = settings
 
     @property
     def is_open(self) -> bool:
@@ -134,14 +137,14 @@ class HoldQueue:
         return self.missing is None
 
     @property
-    def is_doubting(self) -> bool:
-        """Whether the router refused a connection and has not been seen to take one since."""
-        return self._doubt is not None
+    def doubt(self) -> Doubt | None:
+        """That the router refused a connection and has not been seen to take one since."""
+        return self._doubt
 
-    @property
-    def refused_for_s(self) -> float:
-        """How long the router has refused connections, though it may run and answer on old ones; 0 if it does not."""
-        return awake.now() - self._doubted_since if self.is_doubting else 0.0
+    def trust(self) -> None:
+        """The router takes connections."""
+        self._doubt = None
+        self._queue.add(Part.HOLD)
 
     def describe(self) -> str | None:
         """What the service lacks, in words; None if it lacks nothing."""
@@ -159,12 +162,12 @@ class HoldQueue:
 
         Not while the router refuses them.
         """
-        if not self.is_doubting and (self.missing is not None or not self._is_switched):
+        if self._doubt is None and (self.missing is not None or not self._is_switched):
             # The gate first: who is let go on must not come back.
             self._switch(self._gates.open_gate)
             self._change(None)
 
-    def mend(self) -> bool:
+    def repair(self) -> bool:
         """Switches the gate again if somebody else did; whether that was needed."""
         if not self._is_switched or self._gates.is_closed(self._service) is not self.is_open:
             return False
@@ -181,16 +184,12 @@ class HoldQueue:
         self._metrics.waited_requests.labels(self._service, missing.value, answer.verdict.value).inc()
         return answer
 
-    async def end(self) -> None:
-        """Ends what goes on in the background."""
-        await self._tasks.close()
-
     async def _wait(self, so_far: History, *, only_for_router: bool) -> Answer:
-        if so_far.accepted and not self.settings.retry_in_flight:
+        if so_far.accepted and not self._settings.retry_in_flight:
             # A dying router's sockets live on for a moment. A client that tries again at once shall not meet them.
             await asyncio.sleep(2 * _MOMENT_S)
             return Answer(Verdict.LOST, "The router ended while it worked on this request.", "router_lost")
-        if self.waiting >= self.settings.max_waiting:
+        if self.waiting >= self._settings.max_waiting:
             return self._refusal(Verdict.FULL, "and too many requests are waiting")
         if so_far.let_go >= _MOST_TRIES:
             return self._refusal(Verdict.TOO_LONG, f"and the request was refused {so_far.tries} times")
@@ -213,7 +212,7 @@ class HoldQueue:
         return _GO_ON
 
     def _patience_s(self) -> float:
-        return self.settings.timeout_s if self.missing is Missing.ROUTER else self.settings.asleep_s
+        return self._settings.timeout_s if self.missing is Missing.ROUTER else self._settings.asleep_s
 
     def _refusal(self, verdict: Verdict, more: str) -> Answer:
         missing = self.missing or Missing.ROUTER
@@ -225,20 +224,12 @@ class HoldQueue:
 
         One that takes our connections and not nginx's is on ports that nginx has not heard of yet.
         """
-        self._doubted_since = awake.now()
-        self._doubt = self._tasks.until_done(partial(self._until_accepting, pause_s))
+        self._doubt = Doubt(awake.now(), pause_s)
         self.close(Missing.ROUTER)
+        self._queue.add(Part.HOLD)
 
-    async def _until_accepting(self, pause_s: float) -> None:
-        told = False
-        await asyncio.sleep(pause_s)
-        while not await self._accepts():
-            if not told and self.refused_for_s > 1:
-                told = True
-                self._logger.warning("router.refusing", waiting=self.waiting)
-            await asyncio.sleep(_MOMENT_S)
-        self._doubt = None
-        self._on_trusted()
+    def _count(self) -> int:
+        return self.waiting
 
     def _lacks(self, what: Missing) -> bool:
         return self.missing is what

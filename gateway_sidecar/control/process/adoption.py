@@ -68,7 +68,7 @@ class Adoption:
         links = self._nginx.linked()
         services = self._services()
         for name, service in services.items():
-            service.hold_policy.models = [str(model) for model in leases.get("models", {}).get(name, [])]
+            service.hold_policy.restore([str(model) for model in leases.get("models", {}).get(name, [])])
         if leases.get("boot_id", boot_id()) != boot_id():
             self._after_reboot(leases, links)
             return
@@ -82,15 +82,15 @@ class Adoption:
                     continue
                 link = links.pop(saved.port, None) if saved.port is not None else None
                 if saved.port is None or link == saved.sighting.place:
-                    service.restore(saved, linked=link is not None)
+                    service.restoring.restore(saved, linked=link is not None)
                 else:
                     # Unbridged: it was leaving, or drained. Its port is still somebody's until that is seen through.
                     if link is not None:
                         self._nginx.unlink(saved.port)
-                    service.restore(replace(saved, leaving=saved.leaving or not saved.drain), linked=False)
+                    service.restoring.restore(replace(saved, leaving=saved.leaving or not saved.drain), linked=False)
         for port, socket in list(links.items()):
             # A lease that the last daemon had no time to write down: its link tells enough.
-            if any(service.claim(port, socket, self._nginx.linked_at(port)) for service in services.values()):
+            if any(service.restoring.claim(port, socket, self._nginx.linked_at(port)) for service in services.values()):
                 del links[port]
         late_until = awake.now() + LATE_S
         for port in links:
@@ -114,7 +114,7 @@ class Adoption:
         for name, service in self._services().items():
             for row in leases.get("services", {}).get(name, []):
                 try:
-                    service.prefer(records.tenure_from_json(row))
+                    service.restoring.prefer(records.tenure_from_json(row))
                 except StateError as error:
                     self._logger.warning("state.ignored", service=name, reason=str(error))
 

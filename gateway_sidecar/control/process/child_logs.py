@@ -11,9 +11,11 @@ from gateway_sidecar.domain.printable import printable
 from gateway_sidecar.nginx.server import Nginx
 from gateway_sidecar.supervision import awake
 from gateway_sidecar.supervision.logfile import ChildLog
+from gateway_sidecar.supervision.loops import heartbeat
 from gateway_sidecar.supervision.process import rss_bytes
 from gateway_sidecar.telemetry.logs import get_logger
 from gateway_sidecar.telemetry.metrics import Metrics
+from gateway_sidecar.telemetry.problems import Problem, Problems
 
 _MEND_GAP_S = 5.0
 _GAP_S = 1.0
@@ -24,29 +26,29 @@ _LONGEST_LINE = 1000
 
 
 class ChildLogs:
-    """nginx and the routers of all services. `problems` is where a log that cannot be written is told."""
+    """nginx and the routers of all services. Each log has a line of `problems`, for when it cannot be written."""
 
     def __init__(
         self,
         services: Callable[[], Mapping[str, Service]],
         nginx: Nginx,
         peers_log: ChildLog,
-        problems: dict[str, str],
+        problems: Problems,
         metrics: Metrics,
     ) -> None:
         self._services = services
         self._nginx = nginx
         self._peers_log = peers_log
         self._problems = problems
+        self._logs: dict[str, Problem] = {}
         self._metrics = metrics
         self._logger = get_logger()
-        self.beat = awake.now()
 
     async def run(self) -> None:
         """Runs until cancelled."""
         mend_at = 0.0
         while True:
-            self.beat = awake.now()
+            heartbeat()
             services = dict(self._services())
             routers = [router for service in services.values() for router in service.routers]
             # Beside each other: a disk that hangs costs each of them its patience.
@@ -67,9 +69,10 @@ class ChildLogs:
 
     def _note_logs(self, troubles: Mapping[str, str]) -> None:
         """A child keeps the log that it was started with: it is a problem until the child is started again."""
-        for name in [name for name in self._problems if name.startswith("log of ") and not troubles.get(name)]:
-            del self._problems[name]
-        self._problems |= {name: trouble for name, trouble in troubles.items() if trouble}
+        for name in troubles.keys() - self._logs.keys():
+            self._logs[name] = self._problems.of(name)
+        for name, problem in self._logs.items():
+            problem.set(troubles.get(name, ""))
 
     async def _pass_on(self, router: RouterProcess) -> None:
         lines = await router.log.read()

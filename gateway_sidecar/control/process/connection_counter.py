@@ -11,6 +11,7 @@ from gateway_sidecar.domain.leases import PortLeases
 from gateway_sidecar.domain.model import PeerAddress
 from gateway_sidecar.nginx.connections import connections_at, open_connections
 from gateway_sidecar.supervision import awake
+from gateway_sidecar.supervision.loops import heartbeat
 
 _GAP_S = 0.05
 _REST_S = 0.2
@@ -28,12 +29,11 @@ class ConnectionCounter:
     def __init__(self, services: Callable[[], Mapping[str, Service]], leases: PortLeases) -> None:
         self._services = services
         self._leases = leases
-        self.beat = awake.now()
 
     async def run(self) -> None:
         """Runs until cancelled."""
         while True:
-            self.beat = awake.now()
+            heartbeat()
             rested = self._leases.rested(awake.now())
             places: set[int | PeerAddress] = set()
             places.update(rested, *(s.drains.places_to_count() for s in self._services().values()))

@@ -12,38 +12,37 @@ from collections.abc import Awaitable, Callable, Mapping
 from gateway_sidecar.control.edge.nginx_supervisor import NginxSupervisor
 from gateway_sidecar.control.service import Service
 from gateway_sidecar.errors import BridgeError, ProcessError, StateError
-from gateway_sidecar.supervision import awake
+from gateway_sidecar.supervision.loops import heartbeat
 from gateway_sidecar.telemetry.logs import get_logger
-
-_PROBLEM = "run_dir"
+from gateway_sidecar.telemetry.problems import Problem
 
 
 class RunDirRepair:
-    """Looks every few seconds. `problems` has an entry while something cannot be put back.
-
-    others: by name, what mends what the daemon's own part does not know, and says whether that was needed.
-    """
+    """Looks every few seconds. `problem` says what cannot be put back."""
 
     def __init__(
         self,
         bridges: NginxSupervisor,
         services: Callable[[], Mapping[str, Service]],
-        problems: dict[str, str],
+        problem: Problem,
         *,
         interval_s: float,
     ) -> None:
         self._bridges = bridges
         self._services = services
-        self._problems = problems
+        self._problem = problem
         self._interval_s = interval_s
         self._logger = get_logger()
-        self.others: dict[str, Callable[[], Awaitable[bool]]] = {}
-        self.beat = awake.now()
+        self._others: dict[str, Callable[[], Awaitable[bool]]] = {}
+
+    def keep(self, name: str, repair: Callable[[], Awaitable[bool]]) -> None:
+        """Also keeps what the daemon's own part does not know: `repair` puts it back, and says whether it had to."""
+        self._others[name] = repair
 
     async def run(self) -> None:
         """Runs until cancelled."""
         while True:
-            self.beat = awake.now()
+            heartbeat()
             await self.look()
             await asyncio.sleep(self._interval_s)
 
@@ -54,11 +53,10 @@ class RunDirRepair:
             await self._mend(mended)
         except (OSError, BridgeError, ProcessError, StateError) as error:
             reason = f"something was removed from run_dir and cannot be put back: {error}"
-            if self._problems.get(_PROBLEM) != reason:
+            if self._problem.set(reason):
                 self._logger.error("run_dir.not_mended", reason=str(error))
-            self._problems[_PROBLEM] = reason
         else:
-            self._problems.pop(_PROBLEM, None)
+            self._problem.set("")
         if mended:
             self._logger.warning("run_dir.mended", removed=mended)
 
@@ -70,10 +68,10 @@ class RunDirRepair:
             mended.append("nginx's configuration")
         linked = nginx.linked_ports()
         for name, service in self._services().items():
-            if service.bridges.mend(linked):
+            if service.bridges.repair(linked):
                 mended.append(f"{name}: bridges")
-            if service.room.mend() | service.slots.mend(nginx.pointed(name)):
+            if service.hold.repair() | service.slots.repair(nginx.pointed(name)):
                 mended.append(f"{name}: gate")
-        for name, mend in self.others.items():
+        for name, mend in self._others.items():
             if await mend():
                 mended.append(name)

@@ -6,14 +6,16 @@ the link of a port is all that nginx follows. What cannot be done is told in the
 
 from __future__ import annotations
 
-from collections.abc import Callable, Container, Iterable
+from collections.abc import Callable, Container
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Protocol
 
 from gateway_sidecar.control.edge.key_proxies import KeyState
 from gateway_sidecar.control.edge.peer_supervisor import PeerState
+from gateway_sidecar.control.replicas.registry import Registry
 from gateway_sidecar.control.replicas.tenure import Tenure
-from gateway_sidecar.control.replicas.workqueue import WorkQueue
+from gateway_sidecar.control.workqueue import Key, WorkQueue
 from gateway_sidecar.domain.leases import NoFreePort, PortLeases
 from gateway_sidecar.domain.model import ConnectionMode, PeerAddress, ReplicaId
 from gateway_sidecar.nginx.key_proxy import Keyed
@@ -57,35 +59,27 @@ class Keys(Protocol):
     def unlisten(self, listener: Callable[[], None]) -> None: ...
 
 
+@dataclass(frozen=True, slots=True)
+class Edge:
+    """What bridges are made of."""
+
+    links: Links
+    leases: PortLeases
+    peers: Peers
+    keys: Keys
+
+
 class Bridging:
-    """The bridges of one service.
+    """The bridges of one service."""
 
-    on_url: called when a tenure's worker URL may have become known, or another.
-    on_change: called when something changed that is written down.
-    """
-
-    def __init__(
-        self,
-        service: str,
-        *,
-        links: Links,
-        leases: PortLeases,
-        peers: Peers,
-        keys: Keys,
-        queue: WorkQueue[int],
-        tenures: Callable[[], Iterable[Tenure]],
-        on_url: Callable[[Tenure], None],
-        on_change: Callable[[], None],
-    ) -> None:
+    def __init__(self, service: str, edge: Edge, tenures: Registry, queue: WorkQueue[Key]) -> None:
         self._service = service
-        self._links = links
-        self._leases = leases
-        self._peers = peers
-        self._keys = keys
+        self._links = edge.links
+        self._leases = edge.leases
+        self._peers = edge.peers
+        self._keys = edge.keys
         self._queue = queue
         self._tenures = tenures
-        self._on_url = on_url
-        self._on_change = on_change
         self._preferred: dict[ReplicaId, int] = {}
         self._portless: set[int] = set()
         self._logger = get_logger(service=service)
@@ -117,9 +111,6 @@ class Bridging:
         target = self._target(tenure)
         if target is not None and self._lead(tenure, target):
             tenure.bridge.linked = True
-            tenure.bridge.problem = None
-            self._queue.add(tenure.key)  # Its end is felt from now on.
-        self._on_url(tenure)
 
     def keep_up(self, tenure: Tenure) -> None:
         """Sees that the address and the key are as the tenure wants them."""
@@ -139,12 +130,16 @@ class Bridging:
         except OSError as error:
             self._trouble(tenure, f"cannot remove the bridge's link: {error}")
             return
-        tenure.bridge.linked = False
+        tenure.bridge.linked, tenure.bridge.problem = False, None
 
-    def mend(self, linked: Container[int]) -> bool:
+    def retry_s(self, tenure: Tenure) -> float | None:
+        """In how many seconds to try again what could not be done."""
+        return None if tenure.bridge.problem is None else max(_RETRY_S, len(self._portless) * _RETRY_GAP_S)
+
+    def repair(self, linked: Container[int]) -> bool:
         """Makes the links again that are not among those there are; whether that was needed. Raises OSError."""
         removed = [
-            t for t in self._tenures() if t.bridge.linked and t.bridge.port is not None and t.bridge.port not in linked
+            t for t in self._tenures if t.bridge.linked and t.bridge.port is not None and t.bridge.port not in linked
         ]
         for tenure in removed:
             assert tenure.bridge.port is not None
@@ -190,12 +185,8 @@ class Bridging:
         grpc = tenure.probe.facts.connection_mode is ConnectionMode.GRPC
         replica = f"{self._service}/{tenure.replica}"
         state = self._peers.want(tenure.bridge.peer, tenure.owner, replica, tenure.bridge.port, grpc=grpc)
-        came = state.ours and not tenure.bridge.peer_is_ours
         tenure.bridge.peer_is_ours, tenure.bridge.peer_problem = state.ours, state.problem
         tenure.bridge.peer_refused = state.ours and state.refused
-        if came:
-            self._on_url(tenure)
-            self._on_change()
 
     def _leave_address(self, tenure: Tenure) -> None:
         if tenure.bridge.peer is not None:
@@ -211,7 +202,6 @@ class Bridging:
             return False
         self._portless.discard(tenure.key)
         tenure.bridge.problem = None
-        self._on_change()
         return True
 
     def _wait_no_more(self, tenure: Tenure) -> None:
@@ -246,7 +236,7 @@ class Bridging:
         except OSError as error:
             self._trouble(tenure, f"cannot make the bridge's link: {error}")
             return False
-        tenure.bridge.leads_to = target
+        tenure.bridge.leads_to, tenure.bridge.problem = target, None
         return True
 
     def _trouble(self, tenure: Tenure, problem: str) -> None:
@@ -254,14 +244,13 @@ class Bridging:
         if not is_known:  # Who holds how many ports changes all the time, and is no news of this replica.
             self._logger.error("replica.not_bridged", replica=tenure.replica, reason=problem)
         tenure.bridge.problem = problem
-        self._queue.add_after(tenure.key, max(_RETRY_S, len(self._portless) * _RETRY_GAP_S))
 
     def _reconsider_addresses(self) -> None:
-        for tenure in self._tenures():
+        for tenure in self._tenures:
             if tenure.bridge.peer is not None:
                 self._queue.add(tenure.key)
 
     def _reconsider_keys(self) -> None:
-        for tenure in self._tenures():
+        for tenure in self._tenures:
             if tenure.notes.overrides.api_key is not None:
                 self._queue.add(tenure.key)

@@ -2,15 +2,14 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Container, Mapping
+from collections.abc import Container, Mapping
 from dataclasses import dataclass
 
 from gateway_sidecar.config import DrainSettings
 from gateway_sidecar.control.replicas.pairing import Pairing
 from gateway_sidecar.control.replicas.registry import Registry
 from gateway_sidecar.control.replicas.tenure import Tenure
-from gateway_sidecar.control.replicas.workqueue import WorkQueue
-from gateway_sidecar.control.routers.replacement import RouterSlots
+from gateway_sidecar.control.workqueue import Key, WorkQueue
 from gateway_sidecar.domain.model import PeerAddress, ReplicaId, WorkerType
 from gateway_sidecar.domain.planning import STAYS_BRIDGED
 from gateway_sidecar.supervision import awake
@@ -33,39 +32,32 @@ class DrainReport:
 
 
 class Drains:
-    """The drains of one service.
-
-    on_resumed: called when a replica may come back, once it answers.
-    on_change: called when there is something new to write down.
-    """
+    """The drains of one service."""
 
     def __init__(
         self,
         service: str,
         settings: DrainSettings,
         tenures: Registry,
-        queue: WorkQueue[int],
-        metrics: Metrics,
-        *,
+        queue: WorkQueue[Key],
         roles: Pairing,
-        slots: RouterSlots,
-        on_resumed: Callable[[Tenure], None],
-        on_change: Callable[[], None],
+        metrics: Metrics,
     ) -> None:
-        self.settings = settings
+        self._settings = settings
         self._service = service
         self._tenures = tenures
         self._queue = queue
-        self._metrics = metrics
         self._roles = roles
-        self._slots = slots
-        self._on_resumed = on_resumed
-        self._on_change = on_change
+        self._metrics = metrics
         self._logger = get_logger(service=service)
+
+    def reconfigure(self, settings: DrainSettings) -> None:
+        """Takes new bounds; the drains under way go by them, too."""
+        self._settings = settings
 
     def missed(self, replica: ReplicaId) -> tuple[str, ...]:
         """What the service could not answer without it: one line for each model. Raises KeyError if it is not there."""
-        return tuple(self._roles.without(self._slots.active.book.workers.values(), self._tenures.current[replica].url))
+        return tuple(self._roles.without(self._tenures.current[replica].url))
 
     async def drain(self, replica: ReplicaId, timeout_s: float) -> DrainReport:
         """Takes a replica out of rotation; returns when nothing is in flight, or after `timeout_s` seconds.
@@ -78,8 +70,6 @@ class Drains:
         if not tenure.drain.requested:
             tenure.drain.requested = True
             tenure.drain.done.clear()
-            tenure.probe.disconnect()
-            self._on_change()
             self._queue.add(tenure.key, urgent=True)
         began = awake.monotonic()
         try:
@@ -97,15 +87,14 @@ class Drains:
             return
         tenure.drain.requested = False
         _forget_count(tenure)
-        self._on_change()
-        self._on_resumed(tenure)
+        self._queue.add(tenure.key, urgent=True)
 
-    def note_settled(self, tenure: Tenure, is_out: bool) -> None:
+    def note_out(self, tenure: Tenure, is_out: bool) -> None:
         """Takes note of whether no router lists its worker any more: connections count from then on."""
         if tenure.leaving is None or not is_out:
             _forget_count(tenure)
-        elif tenure.drain.settled_at is None:
-            tenure.drain.settled_at = awake.monotonic()
+        elif tenure.drain.out_at is None:
+            tenure.drain.out_at = awake.monotonic()
 
     def has_given_up(self, tenure: Tenure) -> bool:
         """Whether what is connected to an engine that is gone has been waited for long enough.
@@ -114,32 +103,33 @@ class Drains:
         """
         return (
             tenure.gone
-            and tenure.drain.settled_at is not None
-            and awake.monotonic() >= tenure.drain.settled_at + self.settings.timeout_s
+            and tenure.drain.out_at is not None
+            and awake.monotonic() >= tenure.drain.out_at + self._settings.timeout_s
         )
 
-    def finish_if_quiet(self, tenure: Tenure) -> None:
-        """Whoever waits for the drain is told, if nobody needs the engine any more."""
+    def finish_if_quiet(self, tenure: Tenure) -> float | None:
+        """Ends the drain if nobody needs the engine any more; in how many seconds that may be, if it is known."""
         if (
             not tenure.drain.requested
             or tenure.bridge.linked
             or (tenure.drain.in_flight != 0 and tenure.bridge.port is not None)
         ):
-            return
+            return None
         left_s = self._handover_left_s(tenure)
         if left_s > 0:
-            self._queue.add_after(tenure.key, left_s)
-        elif not tenure.drain.done.is_set():
+            return left_s
+        if not tenure.drain.done.is_set():
             tenure.drain.done.set()
             self._metrics.drains.labels(self._service, "drained").inc()
             self._logger.info("replica.drained", replica=tenure.replica)
+        return None
 
     def places_to_count(self) -> set[int | PeerAddress]:
         """Bridge ports and advertised addresses whose open connections decide what happens next."""
         waiting = (
             t.counted_at
             for t in self._tenures
-            if t.drain.settled_at is not None and t.leaving not in STAYS_BRIDGED and t.drain.in_flight != 0
+            if t.drain.out_at is not None and t.leaving not in STAYS_BRIDGED and t.drain.in_flight != 0
         )
         return set().union(*waiting)
 
@@ -152,8 +142,8 @@ class Drains:
             if (
                 places
                 and all(place in counted for place in places)
-                and tenure.drain.settled_at is not None
-                and tenure.drain.settled_at <= began
+                and tenure.drain.out_at is not None
+                and tenure.drain.out_at <= began
             ):
                 tenure.drain.in_flight = sum(counts.get(place, 0) for place in places)
                 if tenure.drain.in_flight == 0 and tenure.drain.quiet_since is None:
@@ -166,9 +156,9 @@ class Drains:
         hands_over = facts is not None and facts.kv_connector is not None and facts.worker_type is WorkerType.PREFILL
         if not hands_over or tenure.drain.quiet_since is None:
             return 0.0
-        return tenure.drain.quiet_since + self.settings.handover_s - awake.now()
+        return tenure.drain.quiet_since + self._settings.handover_s - awake.now()
 
 
 def _forget_count(tenure: Tenure) -> None:
-    tenure.drain.settled_at = tenure.drain.in_flight = tenure.drain.quiet_since = None
+    tenure.drain.out_at = tenure.drain.in_flight = tenure.drain.quiet_since = None
     tenure.drain.done.clear()

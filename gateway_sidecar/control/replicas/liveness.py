@@ -10,6 +10,7 @@ from __future__ import annotations
 import asyncio
 import socket
 from collections.abc import Callable
+from functools import partial
 from typing import cast
 
 _MOST_BYTES = 64 * 1024
@@ -37,7 +38,7 @@ class _LivenessConnection(asyncio.Protocol):
 async def connect_liveness(address: str, on_close: Callable[[], None]) -> asyncio.Transport:
     """Connects; `on_close` is called once when the connection ends, whoever ends it. Raises OSError."""
     loop = asyncio.get_running_loop()
-    transport, _ = await loop.create_unix_connection(lambda: _LivenessConnection(on_close), address)
+    transport, _ = await loop.create_unix_connection(partial(_LivenessConnection, on_close), address)
     return transport
 
 

@@ -2,8 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Collection, Iterable
-
+from gateway_sidecar.control.routers.replacement import RouterSlots
 from gateway_sidecar.domain.model import Registered, WorkerStatus
 from gateway_sidecar.domain.roles import models_of, unanswered
 from gateway_sidecar.telemetry.logs import get_logger
@@ -15,16 +14,18 @@ _PATIENCE_S = 2.0
 class Pairing:
     """One service's. `lacking` is model -> why nobody answers for it; told in the log when it lasts for two seconds."""
 
-    def __init__(self, service: str, metrics: Metrics) -> None:
+    def __init__(self, slots: RouterSlots, metrics: Metrics) -> None:
+        service = slots.service
+        self._slots = slots
         self._gauge = metrics.unanswered_models.labels(service)
         self._logger = get_logger(service=service)
         self.lacking: dict[str, str] = {}
         self._since: dict[str, float] = {}
         self._told: set[str] = set()
 
-    def look(self, workers: Collection[Registered], now: float) -> None:
-        """Takes note of the workers that the router lists now (awake seconds)."""
-        self.lacking = unanswered(_ready(workers))
+    def look(self, now: float) -> None:
+        """Takes note of the workers that the router in service lists now (awake seconds)."""
+        self.lacking = unanswered(self._ready())
         self._gauge.set(len(self.lacking))
         for model, reason in self.lacking.items():
             since = self._since.setdefault(model, now)
@@ -37,13 +38,12 @@ class Pairing:
                 self._told.discard(model)
                 self._logger.info("service.whole", model=model, for_s=round(now - since, 1))
 
-    def without(self, workers: Collection[Registered], url: str | None) -> list[str]:
+    def without(self, url: str | None) -> list[str]:
         """What a service that loses this worker cannot answer any more: one line for each model."""
-        ready = _ready(workers)
+        ready = self._ready()
         left = [worker for worker in ready if worker.url != url]
         lost = dict.fromkeys(models_of(ready) - models_of(left), "no other replica serves it") | unanswered(left)
         return [f"{model}: {reason}" for model, reason in sorted(lost.items()) if model not in self.lacking]
 
-
-def _ready(workers: Iterable[Registered]) -> list[Registered]:
-    return [worker for worker in workers if worker.status is WorkerStatus.READY]
+    def _ready(self) -> list[Registered]:
+        return [w for w in self._slots.active.book.workers.values() if w.status is WorkerStatus.READY]

@@ -10,15 +10,16 @@ import asyncio
 import math
 import random
 from collections import Counter
-from collections.abc import Callable, Iterable
+from collections.abc import Callable
 from functools import partial
 from typing import Protocol
 
 from gateway_sidecar.config import ServiceSettings
 from gateway_sidecar.control.replicas.liveness import connect_liveness, is_refused
 from gateway_sidecar.control.replicas.probe_turns import ProbeTurns
+from gateway_sidecar.control.replicas.registry import Registry
 from gateway_sidecar.control.replicas.tenure import Tenure
-from gateway_sidecar.control.replicas.workqueue import WorkQueue
+from gateway_sidecar.control.workqueue import Key, WorkQueue
 from gateway_sidecar.domain.lifecycle import (
     Against,
     Crowd,
@@ -88,17 +89,16 @@ class Prober:
         self,
         settings: ServiceSettings,
         probe: Probe,
-        queue: WorkQueue[int],
-        metrics: Metrics,
-        *,
-        tenures: Callable[[], Iterable[Tenure]],
+        tenures: Registry,
+        queue: WorkQueue[Key],
         path_of: PathOf,
+        metrics: Metrics,
     ) -> None:
         self._probe = probe
         self._queue = queue
         self._metrics = metrics
         self._tenures = tenures
-        self._path_of = path_of
+        self.path_of = path_of
         self._logger = get_logger(service=settings.name)
         self._turns = ProbeTurns(_PROBES_AT_ONCE, most_s=_TURN_OF_THE_SILENT_S)
         self._patient_turns = ProbeTurns(_PROBES_AT_ONCE, most_s=math.inf)
@@ -118,21 +118,29 @@ class Prober:
         """Ends the probes under way."""
         await self._tasks.close()
 
-    def look_after(self, tenure: Tenure) -> None:
-        """Begins whatever is due for this tenure, and queues it for when the next thing is."""
-        if tenure.gone or tenure.drain.requested or tenure.address is None or tenure.probe.task is not None:
-            return
+    def look_after(self, tenure: Tenure) -> float | None:
+        """Begins whatever is due for this tenure; in how many seconds the next thing is, if that is known."""
+        if tenure.drain.requested:
+            tenure.probe.rests = True
+            tenure.probe.disconnect()
+            return None
+        if tenure.probe.rests:
+            # It was not asked while it was drained, and may be down by now.
+            tenure.probe.rests, tenure.probe.result = False, None
+            tenure.probe.identify_next, tenure.probe.due = True, 0.0
+        if tenure.gone or tenure.address is None or tenure.probe.task is not None:
+            return None
         if tenure.probe.facts is None and not tenure.can_be_described:
-            return  # Its notes may hold the key that the engine wants.
+            return None  # Its notes may hold the key that the engine wants.
         now = awake.now()
         if now >= tenure.probe.due:
             tenure.probe.task = self._tasks.spawn(
                 self._ask(tenure, tenure.address), again=partial(self._ask_anew, tenure)
             )
-            return
-        self._queue.add_after(tenure.key, tenure.probe.due - now)
+            return None
         if isinstance(tenure.probe.result, Ready) and tenure.bridge.linked:
             self._connect_liveness(tenure, tenure.probe.result.facts, now)
+        return tenure.probe.due - now
 
     def is_proven_ill(self, tenure: Tenure) -> bool:
         """Whether the evidence against its engine is strong now."""
@@ -144,10 +152,15 @@ class Prober:
         tenure.probe.due = 0.0
         self._queue.add(tenure.key)
 
-    def ask_as_new(self, tenure: Tenure) -> None:
-        """It was not asked while it was drained, and may be down by now."""
-        tenure.probe.result = None
-        self.suspect(tenure)
+    def known_urls(self) -> frozenset[str]:
+        """The URLs that workers of tenures have, or may turn out to have."""
+        known = set(self._tenures.urls)
+        for tenure in self._tenures:
+            if tenure.probe.facts is None and tenure.leaving is None and not self.is_proven_ill(tenure):
+                # It has not said what it is: either kind of worker there may be this replica's, of an earlier daemon.
+                # One that leaves needs none, whichever it is.
+                known.update(self._tenures.urls_unsaid(tenure))
+        return frozenset(known)
 
     def trust_until_next(self, tenure: Tenure) -> None:
         """The engine is known to be well; the next question comes after the usual interval, spread a little.
@@ -164,6 +177,20 @@ class Prober:
         slot_s = interval_s / _SLOTS
         due = now + interval_s * (0.9 + 0.2 * random.random())
         tenure.probe.due = math.ceil(due / slot_s) * slot_s
+
+    def tunnels_changed(self) -> None:
+        """A tunnel came up or went down: whoever is behind one that is not what it was is asked again now."""
+        for tenure in self._tenures:
+            tunnel = tenure.sighting.tunnel
+            if tunnel is not None and self.path_of(tunnel).is_up is not isinstance(tenure.probe.result, Ready):
+                self.suspect(tenure)
+
+    def measure_tunnels(self) -> None:
+        """Brings the metric of the tunnels' states up to date."""
+        for tenure in self._tenures.current.values():
+            path = far_end_of(tenure, self.path_of)
+            if path is not None:
+                self._metrics.note_tunnel(self._settings.name, tenure.replica, path.state)
 
     def _ask_anew(self, tenure: Tenure) -> None:
         """Its probe ended with a fault of ours, which says nothing of the engine."""
@@ -202,7 +229,9 @@ class Prober:
         if kind == "health" and isinstance(result, Ready) and isinstance(tenure.probe.result, Ready):
             # Well as before, the usual case by far: nothing to plan.
             self.trust_until_next(tenure)
-            self.look_after(tenure)
+            delay_s = self.look_after(tenure)
+            if delay_s is not None:
+                self._queue.add_after(tenure.key, delay_s)
             return
         self._learn(tenure, result, identified=kind == "identify")
         self._queue.add(tenure.key, urgent=True)
@@ -211,7 +240,7 @@ class Prober:
         """A tunnel that is down refuses connections, and knows better than the kernel why."""
         if tenure.sighting.tunnel is None:
             return None
-        path = self._path_of(tenure.sighting.tunnel)
+        path = self.path_of(tenure.sighting.tunnel)
         return None if path.is_up else Loading(f"tunnel: {path}", refused=True)
 
     def _as_seen_through(self, tenure: Tenure, result: ProbeResult) -> ProbeResult:
@@ -219,7 +248,7 @@ class Prober:
         tunnel = tenure.sighting.tunnel
         if tunnel is None or not isinstance(result, Loading) or not result.refused:
             return result
-        return Loading(f"{_with_far_end(self._path_of(tunnel), tunnel, result)}", refused=True)
+        return Loading(f"{_with_far_end(self.path_of(tunnel), tunnel, result)}", refused=True)
 
     def _learn(self, tenure: Tenure, result: ProbeResult, *, identified: bool) -> None:
         now = awake.now()
@@ -273,7 +302,7 @@ class Prober:
         """
         if now >= self._counted_at + _COUNT_GAP_S:
             self._counted_at = now
-            counted = ((t.probe.result, t.bridge.port) for t in self._tenures() if not t.gone)
+            counted = ((t.probe.result, t.bridge.port) for t in self._tenures if not t.gone)
             self._counts = Counter(
                 against(result)
                 for result, port in counted
@@ -288,7 +317,7 @@ class Prober:
         """
         turn = 0
         while True:
-            tenures = list(self._tenures())
+            tenures = list(self._tenures)
             batch = tenures[turn : turn + _TOUCHED_AT_ONCE]
             turn = turn + _TOUCHED_AT_ONCE if batch else 0
             now = awake.now()
@@ -322,7 +351,7 @@ class Prober:
         opened = awake.now()
         try:
             async with within(self._settings.health.timeout_s):
-                liveness = await connect_liveness(address, lambda: self._liveness_ended(tenure, opened))
+                liveness = await connect_liveness(address, partial(self._liveness_ended, tenure, opened))
         except (OSError, TimeoutError):
             tenure.probe.liveness_due = awake.now() + _TOUCH_GAP_S
             self.suspect(tenure)

@@ -1,22 +1,24 @@
-"""Follows one source: looks whenever it hints, and every few seconds whatever it says. Unknown is not empty."""
+"""Follows one source: looks whenever it hints, and every few seconds whatever it says. Unknown is not empty.
+
+Each look ends with a listing that is written here, and a key in the queue.
+"""
 
 from __future__ import annotations
 
 import asyncio
-from collections.abc import AsyncIterator, Awaitable, Callable, Mapping
-from contextlib import suppress
+from collections.abc import AsyncIterator, Mapping
 from dataclasses import replace
 from typing import Protocol
 
+from gateway_sidecar.control.workqueue import Key, Part, WorkQueue
 from gateway_sidecar.sources.listing import Listing
 from gateway_sidecar.supervision import awake
-from gateway_sidecar.supervision.awake import within
+from gateway_sidecar.supervision.loops import heartbeat
 from gateway_sidecar.telemetry.logs import get_logger
 from gateway_sidecar.telemetry.metrics import Metrics
 
 _LEAST_GAP_S = 0.003
 _MOST_GAP_S = 0.2
-_PATIENCE_S = 1.0
 
 
 class Source(Protocol):
@@ -32,50 +34,29 @@ class Source(Protocol):
 
 
 class Reflector:
-    """Hands every listing in which something could be seen to `take_in`.
+    """What a source says.
 
-    `listing` is the latest; while the source is blind, the last one that was not, with the reason added.
+    listing: the latest; while the source is blind, the last one that was not, with the reason added.
+    begun: how many looks were begun. ended: which of them brought `listing`.
     """
 
     def __init__(
-        self,
-        service: str,
-        source: Source,
-        metrics: Metrics,
-        *,
-        rescan_interval_s: float,
-        take_in: Callable[[Listing], Awaitable[None]],
+        self, service: str, source: Source, metrics: Metrics, queue: WorkQueue[Key], *, rescan_interval_s: float
     ) -> None:
         self._service = service
         self._source = source
         self._metrics = metrics
+        self._queue = queue
         self._rescan_interval_s = rescan_interval_s
-        self._take_in = take_in
         self._logger = get_logger(service=service)
         self._look_now = asyncio.Event()
         self._new_source = asyncio.Event()
-        self._begun = self._ended = 0
-        self._looked = asyncio.Event()
         self.listing: Listing | None = None
-        self.has_looked = False
-        self.beat = awake.now()
+        self.begun = self.ended = 0
 
     def look_soon(self) -> None:
-        """Something was seen that the next look should settle."""
+        """Something was seen that the next look should tell."""
         self._look_now.set()
-
-    async def look_again(self) -> None:
-        """Returns when a look that began after this call was taken in: who came before it is known then.
-
-        A place that does not answer is not waited for; what was known of it stays.
-        """
-        before = self._begun
-        self._look_now.set()
-        with suppress(TimeoutError):
-            async with within(_PATIENCE_S):
-                while self._ended <= before:
-                    self._looked.clear()
-                    await self._looked.wait()
 
     def use(self, source: Source) -> None:
         """Follows another source from now on."""
@@ -103,16 +84,16 @@ class Reflector:
     async def look(self) -> None:
         """Runs until cancelled."""
         while True:
-            self.beat = awake.now()
+            heartbeat()
             self._look_now.clear()
             began = awake.monotonic()
-            self._begun += 1
-            await self._see(await self._source.look())
-            self._ended = self._begun
-            self._looked.set()
+            self.begun += 1
+            self._see(await self._source.look())
+            self.ended = self.begun
+            self._queue.add(Part.LISTING, urgent=True)
             # A crowd of hints must not keep us looking all the time. A look that took long was slow, and not much work.
             await asyncio.sleep(min(max(_LEAST_GAP_S, 2 * (awake.monotonic() - began)), _MOST_GAP_S))
-            self.beat = awake.now()
+            heartbeat()
             try:
                 async with asyncio.timeout(self._rescan_interval_s):
                     await self._look_now.wait()
@@ -123,7 +104,7 @@ class Reflector:
         async for _ in source.hints():
             self._look_now.set()
 
-    async def _see(self, listing: Listing) -> None:
+    def _see(self, listing: Listing) -> None:
         before = self.listing
         trouble = listing.blind or _joined(listing.unseen)
         known_trouble = before is not None and trouble == (before.blind or _joined(before.unseen))
@@ -140,8 +121,6 @@ class Reflector:
         for name, reason in listing.refused.items():
             if before is None or before.refused.get(name) != reason:
                 self._logger.warning("replica.refused", replica=name, reason=reason)
-        await self._take_in(listing)
-        self.has_looked = self.has_looked or not listing.unseen
 
 
 def _joined(unseen: Mapping[str, str]) -> str:

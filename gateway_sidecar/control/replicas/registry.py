@@ -2,32 +2,93 @@
 
 from __future__ import annotations
 
+import itertools
 from collections.abc import Iterator
 
-from gateway_sidecar.control.replicas.tenure import Presence, SavedTenure, Tenure
+from gateway_sidecar.control.replicas.tenure import (
+    Bridged,
+    BridgeHosts,
+    Draining,
+    Notes,
+    Presence,
+    Probed,
+    SavedTenure,
+    Status,
+    Tenure,
+    owner_of,
+)
 from gateway_sidecar.domain.model import ConnectionMode, Occupant, ReplicaId
+from gateway_sidecar.domain.planning import Why
+from gateway_sidecar.sources.listing import Sighting
+from gateway_sidecar.supervision import awake
 
 
 class Registry:
     """All of them: `by_key` until the last connection is gone, `current` while the occupant is there, `superseded`
-    while one whose replica is elsewhere now serves on until that one does."""
+    while one whose replica is elsewhere now serves on until that one does.
 
-    def __init__(self) -> None:
+    has_all: whether everybody who is there has been seen once.
+    version: grows whenever something changes that is written down.
+    """
+
+    def __init__(self, service: str, hosts: BridgeHosts) -> None:
+        self._service = service
+        self._hosts = hosts
+        self._keys = itertools.count(1)
         self.by_key: dict[int, Tenure] = {}
         self.current: dict[ReplicaId, Tenure] = {}
         self.superseded: dict[int, Tenure] = {}
-        self._by_url: dict[str, Tenure] = {}
+        self.has_all = False
+        self.version = 0
         self._by_occupant: dict[Occupant, list[Tenure]] = {}
+        self._by_url: dict[str, Tenure] = {}
+        self._urls: dict[int, str] = {}
+        self._noted: dict[int, tuple[object, ...]] = {}
 
     def __iter__(self) -> Iterator[Tenure]:
         return iter(self.by_key.values())
 
-    def add(self, tenure: Tenure) -> None:
-        """A new tenure; it is the replica's current one unless its occupant is gone already."""
+    def begin(
+        self,
+        sighting: Sighting,
+        generation: int,
+        *,
+        gone: bool = False,
+        notes: Notes | None = None,
+        probe: Probed | None = None,
+        bridge: Bridged | None = None,
+        drain: Draining | None = None,
+        served: bool = False,
+    ) -> Tenure:
+        """A new tenure; its replica's current one unless it is gone. What is known of it already is given with it."""
+        now = awake.now()
+        tenure = Tenure(
+            key=next(self._keys),
+            owner=owner_of(self._service, sighting, generation),
+            generation=generation,
+            replica=sighting.replica,
+            sighting=sighting,
+            seen_at=now,
+            pin=None,
+            hosts=self._hosts,
+            notes=notes or Notes(of=sighting if sighting.notes is None and not sighting.described else None),
+            probe=probe or Probed(),
+            bridge=bridge or Bridged(),
+            drain=drain or Draining(),
+            status=Status(since=now, served=served),
+        )
         self.by_key[tenure.key] = tenure
-        self._by_occupant.setdefault(tenure.sighting.occupant, []).append(tenure)
-        if not tenure.gone:
+        if gone:
+            tenure.leave(Why.SOCKET_GONE)
+        else:
             self.current[tenure.replica] = tenure
+        self._by_occupant.setdefault(sighting.occupant, []).append(tenure)
+        self.note(tenure)
+        return tenure
+
+    def note_all(self) -> None:
+        """Everybody who is there has been seen."""
+        self.has_all = True
 
     def leave(self, tenure: Tenure) -> None:
         """Its occupant is gone, or another one counts."""
@@ -37,33 +98,51 @@ class Registry:
 
     def supersede(self, tenure: Tenure) -> None:
         """It serves only until its replica serves elsewhere."""
+        self.leave(tenure)
         tenure.presence = Presence.SUPERSEDED
         self.superseded[tenure.key] = tenure
 
-    def remove(self, tenure: Tenure) -> bool:
-        """It is over; whether its URL was known as its own until now."""
+    def remove(self, tenure: Tenure) -> str | None:
+        """It is over; the URL of its worker that is nobody's now, if it had one."""
+        self.version += 1
         del self.by_key[tenure.key]
+        self._noted.pop(tenure.key, None)
         stays = self._by_occupant[tenure.sighting.occupant]
         stays.remove(tenure)
         if not stays:
             del self._by_occupant[tenure.sighting.occupant]
-        return self.forget_url(tenure)
+        return self._forget_url(tenure)
 
-    def know_url(self, tenure: Tenure) -> None:
-        """Its worker has a URL, if it has one by now."""
+    def note(self, tenure: Tenure) -> None:
+        """Takes note of what was found of it."""
+        noted = (
+            *(tenure.bridge.port, tenure.bridge.peer, tenure.bridge.peer_is_ours, tenure.probe.facts),
+            *(tenure.drain.requested, tenure.gone, tenure.sighting),
+        )
+        if noted == self._noted.get(tenure.key):
+            return
+        self.version += 1
+        self._noted[tenure.key] = noted
+        self._forget_url(tenure)
         if tenure.url is not None:
+            self._urls[tenure.key] = tenure.url
             self._by_url[tenure.url] = tenure
 
-    def forget_url(self, tenure: Tenure) -> bool:
-        """The URL is not its worker's any more; False if it was not."""
-        if tenure.url is None or self._by_url.get(tenure.url) is not tenure:
-            return False
-        del self._by_url[tenure.url]
-        return True
+    def _forget_url(self, tenure: Tenure) -> str | None:
+        """The URL that was its worker's until now."""
+        url = self._urls.pop(tenure.key, None)
+        if url is None or self._by_url.get(url) is not tenure:
+            return None
+        del self._by_url[url]
+        return url
 
     def at_url(self, url: str) -> Tenure | None:
         """Whose worker has this URL."""
         return self._by_url.get(url)
+
+    def others(self, replica: ReplicaId, tenure: Tenure | None) -> int:
+        """How many further stays of the replica are not over yet."""
+        return sum(t.replica == replica and t is not tenure for t in self)
 
     @property
     def urls(self) -> frozenset[str]:

@@ -82,12 +82,20 @@ class SavedTenure:
 
 @dataclass(slots=True, eq=False)
 class Notes:
-    """What is at and beside its socket. Written by the lifecycle."""
+    """What is at and beside its socket. Written by the notes' reader.
 
+    of: the sighting that `overrides` were read of; None before the first time.
+    """
+
+    of: Sighting | None = None
     pin_problem: str | None = None
     overrides: Overrides = field(default_factory=Overrides)
-    read: bool = False
     problem: str | None = None
+
+    @property
+    def read(self) -> bool:
+        """Whether what the operator wrote was read once."""
+        return self.of is not None
 
 
 @dataclass(slots=True, eq=False)
@@ -96,6 +104,7 @@ class Probed:
 
     asked: whether `result` came from the occupant's side, and not from a tunnel that was down.
     other: what somebody else says who answers behind the same socket now: another engine that is ready, or no engine.
+    rests: whether it is not asked, since it is drained.
     """
 
     facts: EngineFacts | None = None
@@ -108,6 +117,7 @@ class Probed:
     task: asyncio.Task[None] | None = None
     due: float = 0.0
     identify_next: bool = True
+    rests: bool = False
     liveness: asyncio.Transport | None = None
     liveness_due: float = 0.0
     liveness_life_s: float = 0.0
@@ -148,14 +158,14 @@ class Draining:
     """How far its leaving is. Written by the drains.
 
     done: set when it is safe to stop the engine.
-    settled_at: since when no router lists its worker any more, once it has to go; monotonic, to tell what came first.
-    in_flight: connections on its bridge, counted after it settled; None before.
+    out_at: since when no router lists its worker any more, once it has to go; monotonic, to tell what came first.
+    in_flight: connections on its bridge, counted after that; None before.
     quiet_since: since when that has been zero.
     """
 
     requested: bool = False
     done: asyncio.Event = field(default_factory=asyncio.Event)
-    settled_at: float | None = None
+    out_at: float | None = None
     in_flight: int | None = None
     quiet_since: float | None = None
 
@@ -250,6 +260,11 @@ class Tenure:
     def can_be_described(self) -> bool:
         """Whether what the operator wrote beside the socket is known, so that the router is told the right thing."""
         return self.notes.read and self.notes.problem is None
+
+    @property
+    def moves(self) -> bool:
+        """Whether the operator wants it advertised under another address than it is."""
+        return self.can_be_described and self.notes.overrides.peer != self.bridge.peer and not self.gone
 
     @property
     def leaving(self) -> Why | None:

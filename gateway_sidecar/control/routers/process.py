@@ -72,34 +72,38 @@ class PrivatePorts(Protocol):
         ...
 
 
+@dataclass(frozen=True, slots=True)
+class RouterHost:
+    """What a router process needs of the daemon that keeps it.
+
+    write_down: writes down what `saved` says now, if it can soon.
+    on_change: called whenever the state changes.
+    """
+
+    private_ports: PrivatePorts
+    metrics: Metrics
+    write_down: Callable[[], Awaitable[None]]
+    on_change: Callable[[], None]
+
+
 class RouterProcess:
     """Keeps one router running. `slot` tells a service's router from the successor that is started beside it.
 
-    Each of `on_change` is called whenever the state changes; `epoch` counts processes, so that what one of them said is
-    never taken for what its successor knows. `write_down` writes down what `saved` says now, if it can soon.
+    `epoch` counts processes, so that what one of them said is never taken for what its successor knows.
     """
 
     def __init__(
-        self,
-        service: str,
-        slot: str,
-        kind: RouterKind,
-        log: ChildLog,
-        private_ports: PrivatePorts,
-        metrics: Metrics,
-        *,
-        start_timeout_s: float,
-        write_down: Callable[[], Awaitable[None]],
+        self, service: str, slot: str, kind: RouterKind, log: ChildLog, host: RouterHost, *, start_timeout_s: float
     ) -> None:
         self.service = service
         self.slot = slot
         self.kind = kind
         self.log = log
-        self._private_ports = private_ports
-        self._metrics = metrics
+        self._private_ports = host.private_ports
+        self._metrics = host.metrics
+        self._write_down = host.write_down
+        self._on_change = host.on_change
         self._start_timeout_s = start_timeout_s
-        self._write_down = write_down
-        self.on_change: list[Callable[[], None]] = []
         self._logger = get_logger(service=service)
         self.state = RouterState.STOPPED
         self.reason = ""
@@ -260,8 +264,7 @@ class RouterProcess:
         self.process, self.ports, self._key, self._digest = process, ports, key, digest
         self._prospect = None
         self.client = self.kind.client(ports, key)
-        for tell in self.on_change:
-            tell()  # It runs: that has to be written down before anything can happen to us.
+        self._on_change()  # It runs: that has to be written down before anything can happen to us.
         self.starts += 1
         self.restarts += self.starts > 1
         self._metrics.router_starts.labels(self.service).inc()
@@ -347,5 +350,4 @@ class RouterProcess:
             self.reason = ""
         if state is not self.state:
             self.state = state
-            for tell in self.on_change:
-                tell()
+            self._on_change()

@@ -9,11 +9,13 @@ from __future__ import annotations
 import asyncio
 from collections.abc import Awaitable, Callable, Iterable
 from contextlib import suppress
+from dataclasses import dataclass
 from functools import partial
 
 from gateway_sidecar.config import ServiceSettings
 from gateway_sidecar.control.routers.process import PrivatePorts, RouterState, SavedRouter
 from gateway_sidecar.control.routers.unit import RouterUnit
+from gateway_sidecar.control.workqueue import Key, Part, WorkQueue
 from gateway_sidecar.domain.planning import WorkerView
 from gateway_sidecar.errors import RouterUnavailable
 from gateway_sidecar.nginx.config import SUCCESSOR
@@ -34,47 +36,44 @@ _POLL_S = 0.02
 _QUIET_GAP_S = 0.2
 
 
+@dataclass(frozen=True, slots=True)
+class SlotPlaces:
+    """Where the slots are.
+
+    private_ports: where their ports come from.
+    point: leads the service address to a slot.
+    move_address: makes the service address lead to the slots' ports, should those have changed.
+    """
+
+    private_ports: PrivatePorts
+    point: Callable[[str, str], None]
+    move_address: Callable[[], Awaitable[None]]
+
+
 class RouterSlots:
     """The routers of one service.
 
     make_unit: a router for one slot, as the settings have it now, not started yet.
-    private_ports: where the ports of the slots come from.
-    point: leads the service address to a slot.
-    move_address: makes the service address lead to the slots' ports, should those have changed.
-    staying: the URLs of the workers that are to stay: what a successor needs before it may take over.
-    has_caught_up: whether the router in service is up and has everybody whom it should have.
-    on_active: called when the router in service changed its state.
-    on_change: called when something changed that is written down.
-    on_retired: called when a router that was replaced has ended.
     """
 
     def __init__(
         self,
         settings: ServiceSettings,
+        make_unit: Callable[[ServiceSettings, str], RouterUnit],
+        places: SlotPlaces,
+        queue: WorkQueue[Key],
         tasks: Tasks,
-        *,
-        make_unit: Callable[[str], RouterUnit],
-        private_ports: PrivatePorts,
-        point: Callable[[str, str], None],
-        move_address: Callable[[], Awaitable[None]],
-        staying: Callable[[], Iterable[str]],
-        has_caught_up: Callable[[], bool],
-        on_active: Callable[[], None],
-        on_change: Callable[[], None],
-        on_retired: Callable[[], None],
     ) -> None:
         self.settings = settings
         self.service = settings.name
-        self._tasks = tasks
         self._make_unit = make_unit
-        self._private_ports = private_ports
-        self._point = point
-        self._move_address = move_address
-        self._staying = staying
-        self._has_caught_up = has_caught_up
-        self._on_active = on_active
-        self._on_change = on_change
-        self._on_retired = on_retired
+        self._private_ports = places.private_ports
+        self._point = places.point
+        self._move_address = places.move_address
+        self._queue = queue
+        self._tasks = tasks
+        self._caught_up = asyncio.Event()
+        self._is_equal = False
         self._logger = get_logger(service=settings.name)
         self._reserved: dict[str, RouterPorts] = {}
         self._replacing = asyncio.Lock()
@@ -82,9 +81,14 @@ class RouterSlots:
         self._retiring: asyncio.Task[None] | None = None
         self._may_outgrow_at = 0.0
         self._not_replaced: tuple[int | None, str] = (None, "")
-        self.active = make_unit(self.service)
-        self.active.router.on_change.append(on_active)
+        self.active = make_unit(settings, self.service)
         self.units = [self.active]
+
+    def reconfigure(self, settings: ServiceSettings) -> None:
+        """Takes new settings; the next router is started by them."""
+        self.settings = settings
+        for unit in self.units:
+            unit.book.reconfigure(settings.router.api_timeout_s)
 
     @property
     def watched(self) -> list[RouterUnit]:
@@ -107,6 +111,23 @@ class RouterSlots:
         units = [unit for unit in self.units if unit is self.active or unit.retiring or unit.router.up]
         return {unit: unit.view(url) for unit in units}
 
+    def saved(self) -> list[SavedRouter]:
+        """What to write down of them for the next daemon."""
+        return [saved for unit in self.units if (saved := unit.router.saved()) is not None]
+
+    def note_caught_up(self) -> None:
+        """The router in service is up, and has everybody whom it should have."""
+        self._caught_up.set()
+
+    def compare(self, staying: Iterable[str]) -> None:
+        """Whether a successor has every worker, of these URLs, that the router in service has."""
+        old, new = self.active, self.watched[-1]
+        self._is_equal = (
+            new is not old
+            and new.book.listed
+            and not any(old.is_ready(url) and not new.is_ready(url) for url in staying)
+        )
+
     def addresses(self) -> tuple[str, str]:
         """Where the routers in the two slots listen, or would."""
         self._reserve_what_is_used()
@@ -124,7 +145,7 @@ class RouterSlots:
                 self._reserved[slot] = self._private_ports.choose(slot)
         self._point(self.service, self.active.router.slot)
 
-    def mend(self, pointed: str) -> bool:
+    def repair(self, pointed: str) -> bool:
         """Leads the service address to the router in service again, should it be led elsewhere; whether it was."""
         if pointed == self.active.router.slot:
             return False
@@ -162,11 +183,12 @@ class RouterSlots:
         try:
             old = self.active
             first, second = self.names
-            new = self._make_unit(second if old.router.slot == first else first)
+            new = self._make_unit(self.settings, second if old.router.slot == first else first)
+            self._is_equal = False
             self.units.append(new)
             new.start()
             try:
-                await self._until_equal(old, new)
+                await self._until_equal(new)
                 await self._move_address()  # Changes nothing, unless the successor had to take another port.
                 self._point(self.service, new.router.slot)
             except BaseException as error:
@@ -181,10 +203,7 @@ class RouterSlots:
                 self._not_replaced = old.router.pid, text
                 raise RouterUnavailable(text) from error
             self.active = new
-            old.router.on_change.remove(self._on_active)
-            new.router.on_change.append(self._on_active)
-            self._on_active()
-            self._on_change()
+            self._queue.add(Part.ROUTERS, urgent=True)
             self._logger.info("router.replaced", pid=new.router.pid, old_pid=old.router.pid)
             self._begin_to_retire(old)
         except BaseException:
@@ -204,19 +223,18 @@ class RouterSlots:
             return  # A limit that a fresh router exceeds must not make us replace it for ever.
         self._may_outgrow_at = now + _OUTGROWN_GAP_S
         self._logger.warning("router.outgrown", memory_mb=rss_bytes >> 20, limit_mb=limit_mb)
-        self._renewing = self._tasks.spawn(self._renew(), again=self._on_retired)
+        self._renewing = self._tasks.spawn(self._renew(), again=partial(self._queue.add, Part.ROUTERS))
 
     def begin_in(self, slot: str) -> None:
         """The router in service has its place in this slot. To be said before anything is adopted or started."""
         if self.active.router.slot != slot:
             self.active.router.log.close()
-            self.active = self._make_unit(slot)
-            self.active.router.on_change.append(self._on_active)
+            self.active = self._make_unit(self.settings, slot)
             self.units = [self.active]
 
     async def adopt_leaving(self, saved: SavedRouter, identity: Identity) -> bool:
         """Takes over a router that an earlier daemon had replaced, or had not put in place: it may finish and go."""
-        unit = self._make_unit(saved.slot)
+        unit = self._make_unit(self.settings, saved.slot)
         if not await unit.router.adopt(saved, identity):
             return False
         await self._replacing.acquire()
@@ -227,8 +245,7 @@ class RouterSlots:
     async def _renew_outdated(self) -> None:
         if not await self.active.router.is_outdated():
             return
-        while not self._has_caught_up():
-            await asyncio.sleep(_POLL_S)
+        await self._caught_up.wait()
         if await self.active.router.is_outdated():  # It may have been started again meanwhile.
             self._logger.warning("router.outdated", pid=self.active.router.pid)
             await self._renew()
@@ -239,13 +256,13 @@ class RouterSlots:
         except RouterUnavailable as error:
             self._logger.error("router.not_replaced", reason=str(error))
 
-    async def _until_equal(self, old: RouterUnit, new: RouterUnit) -> None:
-        """Returns when the new router has every worker that the old one has.
+    async def _until_equal(self, new: RouterUnit) -> None:
+        """Returns when the new router has every worker that the old one has, as the loop compares them.
 
         Raises TimeoutError, and RouterUnavailable as soon as it refuses its arguments.
         """
         async with within(self.settings.router.start_timeout_s + MOST_PATIENCE_S):
-            while not new.book.listed or any(old.is_ready(url) and not new.is_ready(url) for url in self._staying()):
+            while not self._is_equal:
                 if new.router.state is RouterState.REFUSED:
                     raise RouterUnavailable(new.router.reason)
                 await asyncio.sleep(_POLL_S)
@@ -255,7 +272,7 @@ class RouterSlots:
         self._retiring.add_done_callback(self._retired)
 
     def _retired(self, _: asyncio.Task[None]) -> None:
-        self._on_change()
+        self._queue.add(Part.ROUTERS)
         self._replacing.release()
 
     async def _retire(self, old: RouterUnit) -> None:
@@ -272,4 +289,4 @@ class RouterSlots:
         await old.router.stop(grace_s=0 if old.hangs.is_set() else 0.5)
         self.units.remove(old)  # Not before: as long as it runs it is ours to write down, or to end.
         old.router.log.close()
-        self._on_retired()
+        self._queue.add(Part.ROUTERS)

@@ -8,6 +8,7 @@ from contextlib import suppress
 
 from gateway_sidecar.control.routers.process import RouterProcess
 from gateway_sidecar.control.routers.workers import WorkerSync
+from gateway_sidecar.control.workqueue import Key, Part, WorkerAt, WorkQueue
 from gateway_sidecar.domain.model import WorkerStatus
 from gateway_sidecar.domain.planning import Deregister, WorkerView
 from gateway_sidecar.errors import RouterError, RouterRefused, RouterUnavailable
@@ -20,44 +21,32 @@ from gateway_sidecar.telemetry.metrics import Metrics
 _AGAIN_S = 0.2
 
 
-class RouterUnit:
-    """One router process and what it says of its workers.
+MakeRouter = Callable[[Callable[[], None]], RouterProcess]
+"""A router, not started yet, that calls what it is given whenever its state changes."""
 
-    on_worker: called with the URL of a worker whose entry changed.
-    on_listed: called with this unit after each whole list, and with True for the first of a process.
-    on_silence: called when an answer of the router is overdue.
-    """
+
+class RouterUnit:
+    """One router process and what it says of its workers."""
 
     def __init__(
         self,
-        router: RouterProcess,
+        make_router: MakeRouter,
+        queue: WorkQueue[Key],
         metrics: Metrics,
         *,
         rescan_interval_s: float,
         api_timeout_s: float,
-        on_worker: Callable[[str], None],
-        on_listed: Callable[[RouterUnit, bool], None],
-        on_silence: Callable[[], None],
     ) -> None:
-        self.router = router
+        router = self.router = make_router(self._router_changed)
+        self._queue = queue
         self._metrics = metrics
-        self.book = WorkerSync(
-            router,
-            metrics,
-            rescan_interval_s=rescan_interval_s,
-            api_timeout_s=api_timeout_s,
-            on_change=on_worker,
-            on_listed=lambda first: on_listed(self, first),
-            on_silence=on_silence,
-        )
-        router.on_change.append(self.book.hurry)
+        self.book = WorkerSync(router, queue, metrics, rescan_interval_s=rescan_interval_s, api_timeout_s=api_timeout_s)
         self._tasks = Tasks(router.service, metrics)
         self._task: asyncio.Task[None] | None = None
         self.retiring = False
         """It only finishes what it has begun: nobody watches it any more, or registers anybody there."""
         self.hangs = asyncio.Event()
         """It is retiring and did not answer: nothing can be expected of it."""
-        self._on_worker = on_worker
         self._logger = get_logger(service=router.service)
         self._dismissals: dict[str, Deregister] = {}
         self._dismissing: asyncio.Task[None] | None = None
@@ -91,7 +80,7 @@ class RouterUnit:
         return WorkerView(listed=True, worker=self.book.workers.get(url) if url else None)
 
     def dismiss(self, action: Deregister) -> None:
-        """Takes a worker out of a retiring router; `on_worker` follows when it is out."""
+        """Takes a worker out of a retiring router; its key follows when it is out."""
         self._dismissals[action.url] = action
         if self._dismissing is None or self._dismissing.done():
             self._dismissing = self._tasks.until_done(self._dismiss)
@@ -110,9 +99,13 @@ class RouterUnit:
                 self._logger.warning("worker.operation_failed", worker_url=url, reason=str(refusal), failures=1)
             self._dismissals.pop(url)
             self.book.workers.pop(url, None)
-            self._on_worker(url)
+            self._queue.add(WorkerAt(url))
             if not self._dismissals:
                 await self.router.close_client()
+
+    def _router_changed(self) -> None:
+        self.book.hurry()
+        self._queue.add(Part.ROUTERS, urgent=True)
 
     async def _deregister(self, client: RouterClient, worker_id: str) -> None:
         """Raises RouterUnavailable once it has been asked for as long as a router in service may be silent."""

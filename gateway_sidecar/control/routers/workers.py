@@ -8,17 +8,18 @@ from __future__ import annotations
 
 import asyncio
 import math
-from collections.abc import Callable, Coroutine
+from collections.abc import Coroutine
 from dataclasses import dataclass, replace
 
 from gateway_sidecar.control.routers.process import RouterProcess
+from gateway_sidecar.control.workqueue import Key, Part, WorkerAt, WorkQueue
 from gateway_sidecar.domain.backoff import Backoff
 from gateway_sidecar.domain.model import Registered, WorkerSpec, WorkerStatus
 from gateway_sidecar.domain.planning import Deregister, Register, WorkerView
 from gateway_sidecar.errors import RouterError, RouterUnavailable, WorkerExists
 from gateway_sidecar.routers.base import RouterClient
 from gateway_sidecar.supervision import awake
-from gateway_sidecar.supervision.loops import Tasks, beating
+from gateway_sidecar.supervision.loops import Tasks, beating, heartbeat
 from gateway_sidecar.telemetry.logs import get_logger
 from gateway_sidecar.telemetry.metrics import Metrics
 
@@ -54,27 +55,25 @@ class _Failure:
 
 
 class WorkerSync:
-    """The workers of one router process. `on_change` is called with each URL whose entry changed, `on_listed` after
-    each whole list, with True for the first of a router process, `on_silence` when an answer is overdue."""
+    """The workers of one router process.
+
+    Each whole list, each worker whose entry changed, and an answer that is overdue is a key in the queue.
+    """
 
     def __init__(
         self,
         router: RouterProcess,
+        queue: WorkQueue[Key],
         metrics: Metrics,
         *,
         rescan_interval_s: float,
         api_timeout_s: float,
-        on_change: Callable[[str], None],
-        on_listed: Callable[[bool], None],
-        on_silence: Callable[[], None],
     ) -> None:
         self._router = router
         self._metrics = metrics
         self._interval_s = rescan_interval_s
         self._mute_s = api_timeout_s
-        self._on_change = on_change
-        self._on_listed = on_listed
-        self._on_silence = on_silence
+        self._queue = queue
         self._silent_since: float | None = None
         self._logger = get_logger(service=router.service)
         self._epoch = -1
@@ -92,7 +91,6 @@ class WorkerSync:
         self._failures: dict[str, _Failure] = {}
         self._slots = asyncio.Semaphore(_AT_ONCE)
         self._hurry = asyncio.Event()
-        self.beat = awake.now()
 
     def reconfigure(self, api_timeout_s: float) -> None:
         """Takes a new bound for how long the router may be silent."""
@@ -107,6 +105,11 @@ class WorkerSync:
     def listed(self) -> bool:
         """Whether the router's list of workers is known."""
         return self._listed and self._epoch == self._router.epoch and self._router.up
+
+    @property
+    def listed_epoch(self) -> int | None:
+        """Which process of the router the list is of; None while it is not known."""
+        return self._epoch if self.listed else None
 
     @property
     def is_silent(self) -> bool:
@@ -160,7 +163,7 @@ class WorkerSync:
         self._proven.discard(url)
 
     def start(self, action: Register | Deregister) -> None:
-        """Begins an operation; `on_change` follows when the router has answered."""
+        """Begins an operation; its worker's key follows when the router has answered."""
         url = action.spec.url if isinstance(action, Register) else action.url
         work = self._register(action.spec) if isinstance(action, Register) else self._deregister(action)
         self._busy[url] = self._tasks.spawn(self._operate(url, work, isinstance(action, Deregister)))
@@ -169,7 +172,7 @@ class WorkerSync:
         """Observes the router until cancelled."""
         failing_since: float | None = None
         while True:
-            self._comes_round()
+            heartbeat()
             if not self._router.up or self._epoch != self._router.epoch:
                 self._lose()
                 self._silent_since = failing_since = None
@@ -181,7 +184,7 @@ class WorkerSync:
             began, asked, stalls = awake.monotonic(), awake.now(), awake.stalls()
             overdue = asyncio.get_running_loop().call_later(self._overdue_s, self._on_silence)
             try:
-                await beating(self._observe(), self._comes_round)
+                await beating(self._observe())
                 self._silent_since = failing_since = None
             except RouterError as error:
                 if failing_since is None:
@@ -205,12 +208,15 @@ class WorkerSync:
         """Ends the operations under way."""
         await self._tasks.close()
 
-    def _comes_round(self) -> None:
-        self.beat = awake.now()
-
     def hurry(self) -> None:
         """Look again soon."""
         self._hurry.set()
+
+    def _on_change(self, url: str) -> None:
+        self._queue.add(WorkerAt(url))
+
+    def _on_silence(self) -> None:
+        self._queue.add(Part.HOLD, urgent=True)
 
     async def _pause(self, most_s: float) -> None:
         try:
@@ -282,8 +288,8 @@ class WorkerSync:
             self._learn(url, worker, asked_at)
         for url in [u for u, at in self._answered_at.items() if at < asked_at and u not in self.workers]:
             del self._answered_at[url]
-        first, self._listed = not self._listed, True
-        self._on_listed(first)
+        self._listed = True
+        self._queue.add(Part.WORKERS)
 
     def _is_settling(self, url: str, asked_at: float) -> bool:
         until = self._settling.get(url)

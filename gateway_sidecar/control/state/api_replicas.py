@@ -25,10 +25,10 @@ from gateway_sidecar.sources.entry import ApiRecord, RawEntry
 from gateway_sidecar.supervision.own_thread import OwnThread
 from gateway_sidecar.telemetry.logs import get_logger
 from gateway_sidecar.telemetry.metrics import Metrics
+from gateway_sidecar.telemetry.problems import Problems
 
 _PATIENCE_S = 5.0
 _RETRY_S = 1.0
-_PROBLEM = "api"
 _FULL = (errno.ENOSPC, errno.EDQUOT)
 
 Content = dict[str, object]
@@ -62,14 +62,14 @@ class _InTurn(Record):
 
 
 class ApiReplicas:
-    """Keeps the replicas that the API was given. `problems` gets an entry while something of it is lost or unread."""
+    """Keeps the replicas that the API was given. A line of `problems` says what of it is lost or unread."""
 
-    def __init__(self, path: Path, problems: dict[str, str], metrics: Metrics) -> None:
-        self._problems = problems
+    def __init__(self, path: Path, problems: Problems, metrics: Metrics) -> None:
+        self._problem = problems.of("api")
         self._logger = get_logger()
         self._records: defaultdict[str, ApiRecord] = defaultdict(ApiRecord)
         self._record = _InTurn("replicas", path, self._content)
-        self._supervisor = RecordWriter(self._record, problems, metrics)
+        self._supervisor = RecordWriter(self._record, problems.of(self._record.name), metrics)
         self._change = asyncio.Lock()
         self._thread = OwnThread(f"aside {path.name}")
         self._owned_before: Mapping[str, Iterable[ReplicaId]] = {}
@@ -97,7 +97,7 @@ class ApiReplicas:
     async def put(self, service: str, replica: ReplicaId, entry: RawEntry) -> Put:
         """The replica is as this says from now on; what that changed.
 
-        Raises StateError, nothing changed, if it cannot be written down.
+        Raises StateError, nothing changed, if that cannot be written.
         """
         async with self._change:
             record = self.of(service)
@@ -201,13 +201,13 @@ class ApiReplicas:
         records = sorted(self._records.items())
         lost = [f"{service}/{replica}" for service, record in records for replica in sorted(record.lost)]
         if self._unread is not None:
-            self._problems[_PROBLEM] = self._unread
+            self._problem.set(self._unread)
         elif lost or self._aside is not None:
             which = f"the API's entries of {', '.join(lost[:10])} are lost" if lost else "the API's entries are lost"
             kept = f"; the old record is {self._aside}" if self._aside is not None else ""
-            self._problems[_PROBLEM] = f"{which}{kept}; put the replicas again, or delete them"
+            self._problem.set(f"{which}{kept}; put the replicas again, or delete them")
         else:
-            self._problems.pop(_PROBLEM, None)
+            self._problem.set("")
 
 
 def read_entries(path: Path) -> Mapping[str, Mapping[ReplicaId, RawEntry]]:

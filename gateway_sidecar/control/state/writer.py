@@ -18,6 +18,7 @@ from gateway_sidecar.supervision import awake
 from gateway_sidecar.supervision.own_thread import OwnThread
 from gateway_sidecar.telemetry.logs import get_logger
 from gateway_sidecar.telemetry.metrics import Metrics
+from gateway_sidecar.telemetry.problems import Problem
 
 _GAP_S = 0.2
 _RETRY_S = 1.0
@@ -60,11 +61,11 @@ class Record:
 
 
 class RecordWriter:
-    """Writes one record until cancelled. `problems` gets an entry while it cannot."""
+    """Writes one record until cancelled. `problem` says why it cannot."""
 
-    def __init__(self, record: Record, problems: dict[str, str], metrics: Metrics) -> None:
+    def __init__(self, record: Record, problem: Problem, metrics: Metrics) -> None:
         self.record = record
-        self._problems = problems
+        self._problem = problem
         self._up = metrics.record_up.labels(record.name)
         self._logger = get_logger()
         self._dirty = asyncio.Event()
@@ -90,13 +91,12 @@ class RecordWriter:
             await self.record.write()
         except StateError as error:
             self._up.set(0)
-            if self._problems.get(self.record.name) != str(error):
+            if self._problem.set(str(error)):
                 self._logger.error("state.not_written", reason=str(error))
-            self._problems[self.record.name] = str(error)
             return False
         self._up.set(1)
         self._written_at = awake.monotonic()
-        if self._problems.pop(self.record.name, None):
+        if self._problem.set(""):
             self._logger.info("state.written_again", path=str(self.record.path))
         return True
 

@@ -10,9 +10,35 @@ import asyncio
 import heapq
 from collections import OrderedDict
 from collections.abc import Callable, Hashable
+from dataclasses import dataclass
+from enum import Enum, auto
 from typing import Generic, TypeVar
 
 K = TypeVar("K", bound=Hashable)
+
+
+class Part(Enum):
+    """What of a service may have changed, beside one of its tenures."""
+
+    LISTING = auto()
+    """The source was looked at."""
+    ROUTERS = auto()
+    """A router came up or went down, or another one is in service."""
+    WORKERS = auto()
+    """A router said whom it has."""
+    HOLD = auto()
+    """Requests may have to wait, or need to no more."""
+
+
+@dataclass(frozen=True, slots=True)
+class WorkerAt:
+    """A router says something else of the worker at this URL."""
+
+    url: str
+
+
+Key = int | WorkerAt | Part
+"""What the loop of a service looks at. A number is the key of a tenure."""
 
 
 class WorkQueue(Generic[K]):

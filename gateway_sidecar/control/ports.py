@@ -1,0 +1,50 @@
+"""What a service reaches the world through."""
+
+from __future__ import annotations
+
+from collections.abc import Awaitable, Callable
+from dataclasses import dataclass
+from typing import Protocol
+
+from gateway_sidecar.config import ServiceSettings
+from gateway_sidecar.control.hold.queue import Gates
+from gateway_sidecar.control.replicas.bridging import Keys, Links, Peers
+from gateway_sidecar.control.replicas.notes import ReadOverrides
+from gateway_sidecar.control.replicas.prober import PathOf, Probe
+from gateway_sidecar.control.replicas.reflector import Source
+from gateway_sidecar.control.replicas.tenure import BridgeHosts
+from gateway_sidecar.control.routers.process import PrivatePorts, RouterProcess
+from gateway_sidecar.domain.leases import PortLeases
+
+
+class Switches(Links, Gates, Protocol):
+    """nginx, as one service has it: where bridges lead, whether requests wait, and which router they go to."""
+
+    def point(self, service: str, slot: str) -> None: ...
+
+
+@dataclass(frozen=True, slots=True)
+class ServiceAdapters:
+    """All of it, for one service.
+
+    hosts: where bridges listen.
+    make_router: a router for a slot, not started yet, that calls what it is given whenever its state changes.
+    read_overrides: reads a `<replica>.yaml` for a socket of this owner. Raises ConfigError.
+    path_of: how a tunnel is.
+    move_address: makes nginx serve the service's address as it is now.
+    touch: called when there is something new to write down.
+    """
+
+    source: Source
+    probe: Probe
+    switches: Switches
+    leases: PortLeases
+    peers: Peers
+    keys: Keys
+    hosts: BridgeHosts
+    make_router: Callable[[ServiceSettings, str, Callable[[], None]], RouterProcess]
+    private_ports: PrivatePorts
+    read_overrides: ReadOverrides
+    path_of: PathOf
+    move_address: Callable[[], Awaitable[None]]
+    touch: Callable[[], None]

@@ -1,0 +1,28 @@
+"""What all services of a daemon share."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+from gateway_sidecar.control.edge.destinations import Destinations
+from gateway_sidecar.control.edge.key_proxies import KeyProxies
+from gateway_sidecar.control.edge.peer_supervisor import PeerSupervisor
+from gateway_sidecar.control.state.api_replicas import ApiReplicas
+from gateway_sidecar.domain.leases import PortLeases
+from gateway_sidecar.nginx.server import Nginx
+from gateway_sidecar.telemetry.problems import Problems
+from gateway_sidecar.tunnels.fleet import TunnelFleet
+
+
+@dataclass(frozen=True, slots=True)
+class Shared:
+    """Each of them once in a daemon."""
+
+    nginx: Nginx
+    leases: PortLeases
+    peers: PeerSupervisor
+    destinations: Destinations
+    keys: KeyProxies
+    tunnels: TunnelFleet
+    api: ApiReplicas
+    problems: Problems

@@ -1,0 +1,55 @@
+"""Has the tunnels kept that replicas need, and the replicas asked again whose tunnel changed."""
+
+from __future__ import annotations
+
+import asyncio
+from contextlib import suppress
+
+from gateway_sidecar.control.process.services import Services
+from gateway_sidecar.supervision.loops import heartbeat
+from gateway_sidecar.telemetry.metrics import Metrics
+from gateway_sidecar.tunnels.fleet import TunnelFleet
+
+_GAP_S = 0.05
+
+
+class TunnelDemand:
+    """Of all services."""
+
+    def __init__(self, tunnels: TunnelFleet, services: Services, metrics: Metrics) -> None:
+        self._tunnels = tunnels
+        self._services = services
+        self._metrics = metrics
+        self._due = asyncio.Event()
+
+    def touch(self) -> None:
+        """Other tunnels may be needed."""
+        self._due.set()
+
+    async def run(self) -> None:
+        """Keeps the tunnels that replicas need, until cancelled."""
+        while True:
+            heartbeat()
+            self._due.clear()
+            self._tunnels.want(self._services.tunnels, complete=self._services.have_looked)
+            self._measure()
+            await asyncio.sleep(_GAP_S)
+            with suppress(TimeoutError):
+                async with asyncio.timeout(1.0):
+                    await self._due.wait()
+
+    async def follow(self) -> None:
+        """Whoever is behind a tunnel that came up or went down is asked again at once. Runs until cancelled."""
+        while True:
+            await self._tunnels.changed.wait()
+            self._tunnels.changed.clear()
+            self._due.set()
+            for service in self._services.by_name().values():
+                service.prober.tunnels_changed()
+
+    def _measure(self) -> None:
+        states = [link.status.is_up for link in self._tunnels.links]
+        self._metrics.tunnel_links.labels("up").set(states.count(True))
+        self._metrics.tunnel_links.labels("down").set(states.count(False))
+        for service in self._services.by_name().values():
+            service.prober.measure_tunnels()

@@ -1,0 +1,306 @@
+"""The loop of one service: observe -> plan -> execute, again and again, for whatever may have changed.
+
+Everything here is level-triggered: a key in the queue means "look at this again", and what to do follows from what is
+observed then. Observers (the source, probes, routers, counts, requests to the API) only write down what they saw and
+enqueue a key. Only this loop begins and ends tenures, bridges them, and has routers told.
+"""
+
+from __future__ import annotations
+
+import asyncio
+from collections.abc import Callable, Mapping, Sequence
+from contextlib import suppress
+from dataclasses import dataclass
+from typing import Protocol
+
+from gateway_sidecar.control.replicas.bridging import Bridging
+from gateway_sidecar.control.replicas.drain import Drains
+from gateway_sidecar.control.replicas.lifecycle import Lifecycle
+from gateway_sidecar.control.replicas.notes import NotesReader
+from gateway_sidecar.control.replicas.pairing import Pairing
+from gateway_sidecar.control.replicas.prober import Prober
+from gateway_sidecar.control.replicas.reflector import Reflector
+from gateway_sidecar.control.replicas.registry import Registry
+from gateway_sidecar.control.replicas.reporting import Reporting
+from gateway_sidecar.control.replicas.tenure import Tenure
+from gateway_sidecar.control.routers.replacement import RouterSlots
+from gateway_sidecar.control.routers.unit import RouterUnit
+from gateway_sidecar.control.workqueue import Key, Part, WorkerAt, WorkQueue
+from gateway_sidecar.domain.planning import (
+    Bridge,
+    Deregister,
+    Release,
+    Unbridge,
+    WorkerView,
+    describe,
+    plan_occupant,
+    plan_orphans,
+    plan_worker,
+)
+from gateway_sidecar.supervision import awake
+from gateway_sidecar.supervision.awake import within
+from gateway_sidecar.supervision.loops import PAUSE_S, heartbeat, survived
+from gateway_sidecar.telemetry.logs import get_logger
+from gateway_sidecar.telemetry.metrics import Metrics
+
+_RECONSIDER_RESCANS = 5
+_LISTEN_S = 0.2
+_STRETCH = 64
+"""So many keys are looked at before others get their turn: about 5 ms of a thousand that came at once."""
+
+
+class Gate(Protocol):
+    """Whether requests go to the router, or wait. `models` are those that the service had before it fell asleep."""
+
+    models: Sequence[str]
+
+    @property
+    def has_caught_up(self) -> bool: ...
+
+    def decide(self) -> None: ...
+
+
+@dataclass(frozen=True, slots=True)
+class Rooms:
+    """What a service is made of."""
+
+    queue: WorkQueue[Key]
+    tenures: Registry
+    slots: RouterSlots
+    reflector: Reflector
+    notes: NotesReader
+    lifecycle: Lifecycle
+    prober: Prober
+    bridges: Bridging
+    drains: Drains
+    roles: Pairing
+    reporting: Reporting
+    gate: Gate
+
+
+class Controller:
+    """One service's. `touch` is called when something changed that is written down.
+
+    looks: the look at the source that was taken in last, counted as `Reflector.begun` counts them.
+    """
+
+    def __init__(self, rooms: Rooms, metrics: Metrics, *, rescan_interval_s: float, touch: Callable[[], None]) -> None:
+        self._queue = rooms.queue
+        self._tenures = rooms.tenures
+        self._slots = rooms.slots
+        self._rooms = rooms
+        self._service = rooms.slots.service
+        self._metrics = metrics
+        self._rescan_interval_s = rescan_interval_s
+        self._touch = touch
+        self._logger = get_logger(service=self._service)
+        self._listed: dict[RouterUnit, tuple[bool, int | None]] = {}
+        self._written: object = None
+        self._reconciled: set[asyncio.Event] = set()
+        self.looks = 0
+
+    async def run(self) -> None:
+        """Runs until cancelled."""
+        all_due, stretch = 0.0, 0
+        while True:
+            heartbeat()
+            if awake.now() >= all_due:
+                # Whatever was missed, and whoever forgot to say so: the whole of it is looked at again.
+                all_due = awake.now() + _RECONSIDER_RESCANS * self._rescan_interval_s
+                self.reconsider()
+            key = await self._queue.get(1.0)
+            if key is not None:
+                self._take(key)
+            stretch += 1
+            if self._queue.has_more() and stretch < _STRETCH:
+                continue
+            self._look_at_the_whole()
+            stretch = 0
+            await asyncio.sleep(0)
+
+    def reconcile(self, key: Key) -> float | None:
+        """One look at what the key means; in how many seconds to look again, if nothing happens before.
+
+        Safe to repeat, safe to cut. It waits for nobody.
+        """
+        match key:
+            case Part.LISTING:
+                self._take_in()
+            case Part.ROUTERS:
+                self._metrics.router_up.labels(self._service).set(self._slots.active.router.up)
+                self._rooms.gate.decide()
+                self._look_at_lists()
+            case Part.WORKERS:
+                self._look_at_lists()
+                self._end_orphans()
+            case Part.HOLD:
+                self._rooms.gate.decide()
+            case WorkerAt(url):
+                tenure = self._tenures.at_url(url)
+                if tenure is not None:
+                    self._queue.add(tenure.key)
+            case _:
+                tenure = self._tenures.by_key.get(key)
+                return None if tenure is None else self._reconcile(tenure)
+        return None
+
+    def pending(self) -> list[tuple[str, str]]:
+        """What the next look at each tenure would do: (replica, action). Nothing is done."""
+        pending = []
+        for tenure in self._tenures:
+            view = tenure.view()
+            seen = [unit.book.view(tenure.url) for unit in self._slots.watched]
+            steps = [
+                plan_occupant(view, seen, given_up=self._rooms.drains.has_given_up(tenure)),
+                *(plan_worker(view, one) for one in seen),
+            ]
+            pending += [(str(tenure.replica), describe(step)) for step in steps if step is not None]
+        known = self._rooms.prober.known_urls()
+        for unit in self._slots.watched:
+            orphans = plan_orphans(unit.book.workers, known, complete=self._tenures.has_all)
+            pending += [("-", describe(step)) for step in orphans]
+        return pending
+
+    async def until(self, condition: Callable[[], bool], timeout_s: float) -> bool:
+        """Whether the condition came to hold within `timeout_s` seconds; asked again whenever something was planned."""
+        reconciled = asyncio.Event()
+        self._reconciled.add(reconciled)
+        try:
+            async with within(timeout_s):
+                while not condition():
+                    reconciled.clear()
+                    with suppress(TimeoutError):
+                        async with asyncio.timeout(_LISTEN_S):
+                            await reconciled.wait()
+        except TimeoutError:
+            return condition()
+        finally:
+            self._reconciled.discard(reconciled)
+        return True
+
+    def reconsider(self) -> None:
+        """Everything is looked at again."""
+        for key in (*Part, *self._tenures.by_key):
+            self._queue.add(key)
+
+    def _take(self, key: Key) -> None:
+        with survived(self._service, self.reconcile.__qualname__, self._metrics):
+            delay_s = self.reconcile(key)
+            if delay_s is not None:
+                self._queue.add_after(key, delay_s)
+            for reconciled in self._reconciled:
+                reconciled.set()
+            return
+        self._queue.add_after(key, PAUSE_S)
+
+    def _look_at_the_whole(self) -> None:
+        """What follows from all tenures and workers together."""
+        gate, slots = self._rooms.gate, self._slots
+        gate.decide()
+        if gate.has_caught_up:
+            slots.note_caught_up()
+        slots.compare(t.url for t in self._tenures if t.leaving is None and t.url is not None)
+        if slots.active.book.listed:
+            self._rooms.roles.look(awake.now())
+        written = (self._tenures.version, gate.models, slots.active.router.slot, slots.saved())
+        if written != self._written:
+            self._written = written
+            self._touch()
+
+    # -- parts
+
+    def _take_in(self) -> None:
+        listing, looks = self._rooms.reflector.listing, self._rooms.reflector.ended
+        if listing is not None:
+            self._rooms.lifecycle.take_in(listing)
+            self._rooms.notes.look_soon()
+        self.looks = looks
+
+    def _look_at_lists(self) -> None:
+        """The first list of a router, or another router, may be news for everybody."""
+        before = self._listed
+        listed = {
+            unit: (unit.retiring, unit.book.listed_epoch or before.get(unit, (False, None))[1])
+            for unit in self._slots.units
+        }
+        if listed != self._listed:
+            self._listed = listed
+            self.reconsider()
+
+    def _end_orphans(self) -> None:
+        """Takes out the workers that nobody stands behind."""
+        known = self._rooms.prober.known_urls()
+        for unit in self._slots.watched:
+            for step in plan_orphans(unit.book.workers, known, complete=self._tenures.has_all):
+                if unit.book.listed and not unit.book.view(step.url).busy:
+                    self._logger.warning("worker.orphan", worker_url=step.url, worker_id=step.worker_id)
+                    unit.book.start(step)
+
+    # -- one tenure
+
+    def _reconcile(self, tenure: Tenure) -> float | None:
+        rooms = self._rooms
+        self._follow(tenure)
+        asked_in_s = rooms.prober.look_after(tenure)
+        rooms.bridges.keep_up(tenure)
+        seen = self._slots.views(tenure.url)
+        is_out = all(w.listed and w.worker is None and not w.busy for w in seen.values())
+        rooms.drains.note_out(tenure, is_out)
+        match plan_occupant(tenure.view(), seen.values(), given_up=rooms.drains.has_given_up(tenure)):
+            case Bridge():
+                rooms.bridges.open(tenure)
+                asked_in_s = 0.0 if tenure.bridge.linked else asked_in_s  # Its end is noticed from now on.
+            case Unbridge():
+                rooms.bridges.close(tenure)
+            case Release():
+                self._release(tenure)
+                return None
+        self._tenures.note(tenure)
+        tried_in_s = self._tell_routers(tenure, seen)
+        drained_in_s = rooms.drains.finish_if_quiet(tenure)
+        rooms.reporting.update(tenure)
+        if self._tenures.superseded:
+            rooms.lifecycle.end_superseded(rooms.reflector.listing)
+        return soonest(asked_in_s, rooms.bridges.retry_s(tenure), tried_in_s, drained_in_s)
+
+    def _follow(self, tenure: Tenure) -> None:
+        """Somebody else may answer behind its socket, or it may have to be known by another address."""
+        if tenure.probe.other is not None and not tenure.gone:
+            self._rooms.lifecycle.replace(tenure, tenure.probe.other)
+        elif tenure.moves:
+            if any(seen.worker is not None or seen.busy for seen in self._slots.views(tenure.url).values()):
+                self._rooms.lifecycle.move(tenure)
+            else:
+                self._rooms.bridges.readdress(tenure, tenure.notes.overrides.peer)
+
+    def _tell_routers(self, tenure: Tenure, seen: Mapping[RouterUnit, WorkerView]) -> float | None:
+        """Has each router told what it is to know; in how many seconds to try again what was refused."""
+        view, tried_in_s = tenure.view(), None
+        for unit, worker in seen.items():
+            step = plan_worker(view, worker)
+            if unit.retiring:
+                if isinstance(step, Deregister):
+                    unit.dismiss(step)
+            elif step is not None:
+                if isinstance(step, Deregister):
+                    self._rooms.gate.decide()  # If it was the last one, requests have to wait before it goes.
+                unit.book.start(step)
+            elif tenure.url is not None and worker.held:
+                tried_in_s = soonest(tried_in_s, unit.book.held_for_s(tenure.url))
+        return tried_in_s
+
+    def _release(self, tenure: Tenure) -> None:
+        tenure.unpin()
+        url, its_own = tenure.url, self._tenures.remove(tenure)
+        late_until = max((unit.book.late_until(url) for unit in self._slots.units), default=0.0)
+        self._rooms.bridges.give_back(tenure, late_until)
+        if its_own is not None:
+            for unit in self._slots.units:
+                unit.book.forget(its_own)
+        tenure.drain.done.set()
+        self._rooms.reporting.ended(tenure)
+
+
+def soonest(*delays_s: float | None) -> float | None:
+    """The shortest of the delays there are."""
+    return min((delay for delay in delays_s if delay is not None), default=None)

@@ -1,0 +1,136 @@
+"""Opens replicas' sockets, and reads what is written beside them: `<replica>.yaml`, or what their source says.
+
+All of it may be on a disk that hangs, so it is done beside the loop: what was found is written into the tenure's notes.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import os
+from collections.abc import Callable, Iterable
+from functools import partial
+from itertools import zip_longest
+from pathlib import Path
+
+from gateway_sidecar.control.replicas.handles import Handles
+from gateway_sidecar.control.replicas.reflector import Reflector
+from gateway_sidecar.control.replicas.registry import Registry
+from gateway_sidecar.control.replicas.tenure import Tenure, occupant_of
+from gateway_sidecar.control.workqueue import Key, WorkQueue
+from gateway_sidecar.domain.model import Overrides
+from gateway_sidecar.errors import ConfigError
+from gateway_sidecar.files.follow import opened_at
+from gateway_sidecar.sources.listing import Sighting
+from gateway_sidecar.supervision.own_thread import OwnThread
+from gateway_sidecar.telemetry.logs import get_logger
+
+_PATIENCE_S = 2.0
+
+ReadOverrides = Callable[[Path, int], Overrides]
+"""Reads a `<replica>.yaml` for a socket of this owner. Raises ConfigError."""
+
+
+class NotesReader:
+    """One service's. Woken whenever somebody was seen; what could not be opened or read is tried again then."""
+
+    def __init__(
+        self, service: str, tenures: Registry, queue: WorkQueue[Key], reflector: Reflector, read: ReadOverrides
+    ) -> None:
+        self._service = service
+        self._tenures = tenures
+        self._queue = queue
+        self._reflector = reflector
+        self._read = read
+        self._logger = get_logger(service=service)
+        self._thread = OwnThread(f"notes {service}")
+        self._handles: dict[str, Handles] = {}
+        self._wake = asyncio.Event()
+
+    def look_soon(self) -> None:
+        """Somebody may be there whose socket is to be opened, or whose notes are to be read."""
+        self._wake.set()
+
+    async def run(self) -> None:
+        """Runs until cancelled."""
+        while True:
+            await self._wake.wait()
+            self._wake.clear()
+            await self._open(t for t in self._tenures.current.values() if t.address is None)
+            await self._describe(t for t in self._tenures if not t.gone and not _is_described(t))
+
+    async def _open(self, unopened: Iterable[Tenure]) -> None:
+        by_source: dict[str, list[Tenure]] = {}
+        for tenure in unopened:
+            by_source.setdefault(tenure.sighting.source, []).append(tenure)
+        # Beside each other: what hangs holds up its own source alone.
+        await asyncio.gather(*(self._open_those_of(source, tenures) for source, tenures in by_source.items()))
+
+    async def _open_those_of(self, source: str, tenures: list[Tenure]) -> None:
+        handles = self._handles.setdefault(source, Handles(f"{self._service} {source}"))
+        opened = await handles.open(tenure.sighting.place for tenure in tenures)
+        for tenure, pin in zip_longest(tenures, opened):
+            if not isinstance(pin, int):
+                reason = pin.strerror if pin is not None else "the file system does not answer"
+                tenure.notes.pin_problem = f"cannot open {tenure.sighting.place}: {reason}"
+            elif tenure.gone or not is_at(pin, tenure.sighting):
+                os.close(pin)  # Replaced since the look: the next one begins a new tenure.
+                self._reflector.look_soon()
+            else:
+                tenure.pin = pin
+                tenure.notes.pin_problem = None
+            self._queue.add(tenure.key)
+
+    async def _describe(self, undescribed: Iterable[Tenure]) -> None:
+        """Reads what was written; where the disk hangs the next look tries again."""
+        for tenure in sorted(undescribed, key=_needs_the_disk):
+            if not await self._describe_one(tenure, tenure.sighting):
+                return
+
+    async def _describe_one(self, tenure: Tenure, sighting: Sighting) -> bool:
+        """False if the file does not come in time: what was known of the tenure stays."""
+        notes = tenure.notes
+        try:
+            overrides, problem = sighting.overrides or Overrides(), None
+            if sighting.notes is not None:
+                read = partial(self._read_beside, sighting.notes[0], sighting, tenure.pin)
+                # One that hangs was waited for once: others come and go meanwhile.
+                overrides = await self._thread.run(read, patience_s=0.0 if self._thread.hangs else _PATIENCE_S)
+        except ConfigError as error:
+            overrides, problem = notes.overrides, error.problems[0]
+            self._logger.error("replica.notes_refused", replica=tenure.replica, problems=error.problems)
+        except TimeoutError:
+            if not notes.read:
+                notes.problem = "the file system of its .yaml does not answer"
+                self._queue.add(tenure.key)
+            return False
+        except FileNotFoundError:
+            return True  # The socket itself is gone: the next look tells what that means.
+        notes.of, notes.overrides, notes.problem = sighting, overrides, problem
+        self._queue.add(tenure.key)
+        return True
+
+    def _read_beside(self, notes: Path, sighting: Sighting, pin: int | None) -> Overrides:
+        """What is noted beside a socket, whose owner it has to belong to. Raises ConfigError, OSError. Blocks."""
+        try:
+            socket = os.fstat(pin) if pin is not None else sighting.place.lstat()
+        except OSError:
+            raise FileNotFoundError(sighting.place) from None
+        if occupant_of(socket) != sighting.occupant:
+            raise FileNotFoundError(sighting.place)
+        return self._read(notes, socket.st_uid)
+
+
+def _is_described(tenure: Tenure) -> bool:
+    of, sighting = tenure.notes.of, tenure.sighting
+    if sighting.described and sighting.overrides is None:
+        return True  # As it was written down: its source says the rest.
+    return of is not None and of.says_as_much_as(sighting)
+
+
+def _needs_the_disk(tenure: Tenure) -> bool:
+    return tenure.sighting.notes is not None
+
+
+def is_at(pin: int, sighting: Sighting) -> bool:
+    """Whether what is open is what was looked at, and lies there: no link was put on the way to it meanwhile."""
+    return occupant_of(os.fstat(pin)) == sighting.occupant and opened_at(pin) == str(sighting.place)

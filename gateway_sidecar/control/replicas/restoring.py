@@ -1,0 +1,58 @@
+"""Takes up the tenures that an earlier daemon left. Records are hints: who is there is told by the first look."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+from gateway_sidecar.config import ServiceSettings
+from gateway_sidecar.control.replicas.bridging import Bridging
+from gateway_sidecar.control.replicas.lifecycle import Lifecycle
+from gateway_sidecar.control.replicas.registry import Registry
+from gateway_sidecar.control.replicas.tenure import SavedTenure, occupant_of, owner_of
+from gateway_sidecar.sources.build import claim_of
+from gateway_sidecar.sources.listing import Sighting
+from gateway_sidecar.telemetry.logs import get_logger
+
+
+class Restoring:
+    """For one service, before its loop runs."""
+
+    def __init__(self, settings: ServiceSettings, tenures: Registry, lifecycle: Lifecycle, bridges: Bridging) -> None:
+        self._service = settings.name
+        self._settings = settings
+        self._tenures = tenures
+        self._lifecycle = lifecycle
+        self._bridges = bridges
+        self._logger = get_logger(service=settings.name)
+
+    def restore(self, saved: SavedTenure, *, linked: bool) -> None:
+        """Goes on with it on the same port. `linked` says whether the bridge still leads to it."""
+        owner = owner_of(self._service, saved.sighting, saved.generation)
+        if saved.port is not None and not self._bridges.restore(saved.port, owner):
+            self._logger.warning("lease.not_restored", replica=saved.sighting.replica, port=saved.port)
+            return
+        self._bridges.ask_for_address(self._lifecycle.restore(saved, linked=linked))
+
+    def prefer(self, saved: SavedTenure) -> None:
+        """A replica of this name had this port before the machine was started anew: it gets it again if it can."""
+        if saved.port is not None:
+            self._bridges.prefer(saved.sighting.replica, saved.port)
+
+    def claim(self, port: int, socket: Path, linked_at_ns: int) -> bool:
+        """Takes up a bridge of this service that an earlier daemon had no time to write down; False if it is none.
+
+        A socket that was bound before the link was made is the one that it was made for.
+        """
+        claim = claim_of(self._settings, socket)
+        if claim is None or claim[0] in self._tenures.current:
+            return False
+        try:
+            occupant = occupant_of(socket.lstat())
+        except OSError:
+            return False
+        if occupant.mtime_ns > linked_at_ns:
+            return False
+        replica, source = claim
+        sighting = Sighting(replica, socket, occupant, source=source)
+        self.restore(SavedTenure(sighting, 0, port, None, False), linked=True)
+        return True
