@@ -31,10 +31,10 @@ from gateway_sidecar.files.own import way_in_for_others
 from gateway_sidecar.frontend.certificate import read_certificate, today
 from gateway_sidecar.frontend.keys import expiry_of, read_keys
 from gateway_sidecar.nginx.addresses import ClaimRules, PeerAddresses
-from gateway_sidecar.nginx.bridge_server import bracketed
 from gateway_sidecar.nginx.config import Capacity
 from gateway_sidecar.nginx.connections import listening_at
 from gateway_sidecar.nginx.server import LUA_CURE, OWNER_CURE, NginxProgram, busy_ports, find_nginx, in_its_own_way
+from gateway_sidecar.nginx.templates import bracketed
 from gateway_sidecar.routers.base import RouterPorts
 from gateway_sidecar.routers.smg import find_smg, launch_command, objection_to, python_of, version_of
 from gateway_sidecar.sources.build import sources_of

@@ -18,7 +18,7 @@ from pathlib import Path
 from gateway_sidecar.errors import BridgeError
 from gateway_sidecar.files.own import make_directory
 from gateway_sidecar.files.replace import replace_file, replace_link
-from gateway_sidecar.nginx.config import ALIVE, KeyedConfig
+from gateway_sidecar.nginx.config import ALIVE, KeyedConfig, Rendered
 from gateway_sidecar.nginx.connections import holds_listener
 from gateway_sidecar.nginx.server import ENGINE_LINK, KEYED, ask_in_force, own_user, refusal, stop_orphans
 from gateway_sidecar.nginx.small import SmallNginx, SmallPlaces, small_left_running
@@ -84,7 +84,7 @@ class KeyedNginx(SmallNginx):
             if self.process is not None:
                 await stop_orphans(self.process.identity)
             config = self._config(to, held)
-            await asyncio.to_thread(self._write, config.text(), to.socket)
+            await asyncio.to_thread(self._write, config.text, to.socket)
             for left in (self.listens_at, self._alive):  # nginx does not listen where a killed one did.
                 left.unlink(missing_ok=True)
             says = partial(self._says, config.number)
@@ -103,7 +103,7 @@ class KeyedNginx(SmallNginx):
         said_before = Counter(await self._places.log.read_tail(_LINES))
         if not await self._says(config.number):
             try:
-                await asyncio.to_thread(self._write, config.text(), to.socket)
+                await asyncio.to_thread(self._write, config.text, to.socket)
             except OSError as error:
                 raise BridgeError(f"cannot tell {self._name} of another key: {error}") from error
             process.send(signal.SIGHUP)
@@ -133,10 +133,9 @@ class KeyedNginx(SmallNginx):
         """How many workers take connections: the new one, and the old one for a while."""
         return sum(1 for it in session_members(master) if holds_listener(it.pid, self.listens_at))
 
-    def _config(self, to: Keyed, held: int | None) -> KeyedConfig:
+    def _config(self, to: Keyed, held: int | None) -> Rendered:
         engine = self._directory / ENGINE_LINK if held is None else Path(f"/proc/self/fd/{held}")
-        user = own_user() if os.geteuid() == 0 else None
-        return KeyedConfig(self._directory, engine, to.key, to.grpc, user)
+        return KeyedConfig(self._directory, engine, to.key, to.grpc, own_user()).rendered()
 
     def _holds(self, to: Keyed) -> bool:
         """Whether the one that runs can lead there, and would not show another engine the key that it has now."""

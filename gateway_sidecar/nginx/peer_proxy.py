@@ -8,7 +8,6 @@ It has no master (3 MB), and serves connections of this machine only. Its direct
 from __future__ import annotations
 
 import asyncio
-import os
 import re
 import shutil
 from collections.abc import Callable, Sequence
@@ -69,7 +68,7 @@ class PeerNginx(SmallNginx):
                 self._paths,
                 modules,
                 None if program.owner_module is None or program.lua_modules is None else self._owner_url,
-                own_user() if os.geteuid() == 0 else None,
+                own_user(),
             ).text()
             write_script(self._directory, OWNER_SCRIPT)
             replace_file(self._directory / "nginx.conf", text)

@@ -549,9 +549,9 @@ async def bare_nginx(
         bridge_key="k" * 32, bridge_paths=(), links=directory, directory=directory,
         temp=directory / "temp", gates=directory, waiting_room=directory / "none.sock", log=directory / "error.log",
         worker_processes="1", capacity=Capacity.within(1024, 2, requests), services=[address],
-        stream_module=program.stream_module, user="root root" if owner.uid == 0 else None, doors=places,
+        stream_module=program.stream_module, user=("root", "root") if owner.uid == 0 else None, frontends=places,
         lua_modules=program.lua_modules or (), **more,
-    ).text()  # fmt: skip
+    ).rendered().text  # fmt: skip
     config.write_text(text)
     as_owner = owner.enter if owner != SELF else []
     process = await asyncio.create_subprocess_exec(*as_owner, program.path, "-p", str(directory), "-c", str(config))

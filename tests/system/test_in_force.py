@@ -172,7 +172,7 @@ async def test_a_configuration_that_was_written_and_never_told_is_put_in_force(s
         await nginx.start([doors.address({})])
         try:
             guarded = doors.address({"auth": {"keys_file": str(doors.directory / "chat.keys")}})
-            (doors.directory / "run" / "nginx" / "nginx.conf").write_text(nginx._config([guarded]).text())
+            (doors.directory / "run" / "nginx" / "nginx.conf").write_text(nginx._config([guarded]).rendered().text)
             nginx = await doors.again(nginx)
             assert await nginx.apply([guarded])
             assert await asyncio.to_thread(doors.status_at, guarded.listen, tls=False) == 401

@@ -37,9 +37,9 @@ def config(**changes: object) -> str:
         "services": [ServiceAddress("chat", "127.0.0.1:30000", "127.0.0.1:23001", "127.0.0.1:23003")],
         "stream_module": Path("/usr/lib/nginx/modules/ngx_stream_module.so"),
         "user": None,
-        "doors": DoorPlaces(Path("/run/g/doors")),
+        "frontends": DoorPlaces(Path("/run/g/doors")),
     }
-    return NginxConfig(**(settings | changes)).text()  # type: ignore[arg-type]
+    return NginxConfig(**(settings | changes)).rendered().text  # type: ignore[arg-type]
 
 
 def test_one_static_range_and_links_by_port() -> None:
@@ -138,7 +138,7 @@ def test_the_next_daemon_reads_what_is_served_and_believes_no_other_text() -> No
     ]
     text = config(services=served)
     assert max(map(len, text.partition("# Written")[0].splitlines())) < 4096, "nginx takes no longer comment"
-    found = re.search(r"return 200 '([0-9a-f]{16}) ", text)
+    found = re.search(r"return 200 \"([0-9a-f]{16}) ", text)
     assert found is not None
     assert services_in(text, found[1]) == served
     assert services_in(text, "0" * 16) is None

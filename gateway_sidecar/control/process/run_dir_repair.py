@@ -64,7 +64,7 @@ class RunDirRepair:
         nginx = self._bridges.nginx
         nginx.prepare()
         applied = self._bridges.applied
-        if self._bridges.up and applied is not None and nginx.mend_files(applied):
+        if self._bridges.up and applied is not None and await nginx.mend_files(applied):
             mended.append("nginx's configuration")
         linked = nginx.linked_ports()
         for name, service in self._services().items():
