@@ -306,7 +306,7 @@ async def run_daemon(config_path: Path, settings: Settings) -> bool:
             await remote.open()
         admin = await serve_admin(started, settings.run_dir, settings.state_dir)
         hold = await serve_hold(started, settings.run_dir / "hold.sock")
-        holder = SocketHolder(settings.run_dir / "log" / "door.log", lambda: hold.socket)
+        holder = SocketHolder(settings.run_dir / "log" / "hold.log", lambda: hold.socket)
         await holder.begin()
         started.run_dir.keep("lock", lock.mend)
         started.run_dir.keep("admin.sock", admin.mend)

@@ -25,7 +25,7 @@ from gateway_sidecar.domain.model import Overrides, PeerAddress
 from gateway_sidecar.domain.printable import counted
 from gateway_sidecar.domain.trust import ROOT, way_in
 from gateway_sidecar.domain.tunnels import Tunnel
-from gateway_sidecar.errors import AdminError, BridgeError, ConfigError, FrontDoorError, ProcessError
+from gateway_sidecar.errors import AdminError, BridgeError, ConfigError, FrontendError, ProcessError
 from gateway_sidecar.files.follow import follow, ours
 from gateway_sidecar.files.own import way_in_for_others
 from gateway_sidecar.frontend.certificate import read_certificate, today
@@ -120,7 +120,7 @@ async def check_machine(settings: Settings, *, assumed: bool = False) -> list[Fi
         if service.replicas.sockets is not None:
             findings += await asyncio.to_thread(_sockets, service, _own(settings))
         findings += await _described(service, settings)
-        findings += await asyncio.to_thread(lambda it: list(_front_door(it)), service)
+        findings += await asyncio.to_thread(lambda it: list(_frontend(it)), service)
         findings += _scaling(service)
     findings += await asyncio.to_thread(_peers, settings, await _all_sightings(settings))
     if running is not None:
@@ -177,50 +177,50 @@ def unguarded(program: NginxProgram, settings: Settings) -> Iterator[str]:
         )
 
 
-def lacking(program: NginxProgram, door: FrontendSettings) -> Iterator[str]:
-    """What this front door needs and nginx does not have."""
-    if door.auth is not None and door.auth.keys_file is not None and program.lua_modules is None:
+def lacking(program: NginxProgram, frontend: FrontendSettings) -> Iterator[str]:
+    """What this frontend needs and nginx does not have."""
+    if frontend.auth is not None and frontend.auth.keys_file is not None and program.lua_modules is None:
         yield f"frontend.auth.keys_file needs nginx's Lua module; {LUA_CURE}"
     for needed, setting, word in (
-        (door.tls is not None, "tls", "--with-http_ssl_module"),
-        (door.tls is not None and door.tls.http2, "tls.http2", "--with-http_v2_module"),
-        (door.auth is not None and door.auth.url is not None, "auth.url", "--with-http_auth_request_module"),
-        (bool(door.trusted_proxies), "trusted_proxies", "--with-http_realip_module"),
+        (frontend.tls is not None, "tls", "--with-http_ssl_module"),
+        (frontend.tls is not None and frontend.tls.http2, "tls.http2", "--with-http_v2_module"),
+        (frontend.auth is not None and frontend.auth.url is not None, "auth.url", "--with-http_auth_request_module"),
+        (bool(frontend.trusted_proxies), "trusted_proxies", "--with-http_realip_module"),
     ):
         if needed and word not in program.compiled:
             yield f"frontend.{setting} needs an nginx built {word}; use the distribution's"
 
 
-def _front_door(service: ServiceSettings) -> Iterator[Finding]:
+def _frontend(service: ServiceSettings) -> Iterator[Finding]:
     """Its keys and its certificate, read as the daemon will."""
-    door = service.frontend
+    frontend = service.frontend
     try:
-        if door.auth is not None and door.auth.keys_file is not None:
-            keys = read_keys(door.auth.keys_file)
+        if frontend.auth is not None and frontend.auth.keys_file is not None:
+            keys = read_keys(frontend.auth.keys_file)
             ends = [expiry_of(owner) for owner in keys.values()]
             expired = sum(1 for end in ends if end is not None and end <= today())
             yield Finding(
                 Level.OK if len(keys) > expired else Level.WARN,
-                f"{service.name}: {len(keys)} key{'s' * (len(keys) != 1)} in {door.auth.keys_file}"
+                f"{service.name}: {len(keys)} key{'s' * (len(keys) != 1)} in {frontend.auth.keys_file}"
                 + (f", {expired} of them expired" if expired else ""),
             )
-    except FrontDoorError as error:
+    except FrontendError as error:
         yield from (Finding(Level.FAIL, f"{service.name}: {problem}") for problem in error.problems)
-    if door.tls is None:
+    if frontend.tls is None:
         return
     try:
-        pair = read_certificate(door.tls.certificate, door.tls.key, today())
-    except FrontDoorError as error:
+        pair = read_certificate(frontend.tls.certificate, frontend.tls.key, today())
+    except FrontendError as error:
         yield from (Finding(Level.FAIL, f"{service.name}: {problem}") for problem in error.problems)
         return
     days = (pair.expires_at - today()) / 86400
-    soon = days <= door.tls.warn_days
-    text = f"{service.name}: {door.tls.certificate} expires in {counted(days, 'day')}"
+    soon = days <= frontend.tls.warn_days
+    text = f"{service.name}: {frontend.tls.certificate} expires in {counted(days, 'day')}"
     yield Finding(Level.WARN if soon else Level.OK, f"{text}; renew it" if soon else text)
-    for name in door.server_names:
+    for name in frontend.server_names:
         if not pair.covers(name):
             yield Finding(
-                Level.WARN, f"{service.name}: {door.tls.certificate} is not for {name}; browsers will refuse it"
+                Level.WARN, f"{service.name}: {frontend.tls.certificate} is not for {name}; browsers will refuse it"
             )
 
 

@@ -10,7 +10,7 @@
     ├── BridgeError             nginx cannot be found, configured or started, or an address cannot be claimed
     │   └── AddressRefused      this machine needs that address itself
     ├── NotInForce              the configuration was taken in, and nginx does not serve all of it
-    ├── FrontDoorError          a key file or a certificate cannot be used: a line for each mistake
+    ├── FrontendError           a key file or a certificate cannot be used: a line for each mistake
     ├── ProcessError            a child process cannot be started
     ├── StateError              a saved state file cannot be read or written
     ├── MetricsError            somebody's metrics cannot be read
@@ -86,8 +86,8 @@ class NotInForce(GatewaySidecarError):
         self.changes = changes
 
 
-class FrontDoorError(GatewaySidecarError):
-    """A front door's keys or its certificate cannot be used. `problems` holds a printable line for each mistake."""
+class FrontendError(GatewaySidecarError):
+    """A frontend's keys or its certificate cannot be used. `problems` holds a printable line for each mistake."""
 
     def __init__(self, problems: list[str]) -> None:
         super().__init__("; ".join(problems))

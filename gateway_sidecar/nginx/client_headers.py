@@ -1,4 +1,4 @@
-"""Which headers pass a front door, either way. Pure.
+"""Which headers pass a frontend, either way. Pure.
 
 Requests: a router decides by headers, and what one of a later version decides by is not known today. So only what is
 named here goes on (and `frontend.pass_headers`), and nginx says itself who the client is.
@@ -8,6 +8,9 @@ Answers: engines put into them what they like, and routers pass it on. Here ngin
 from __future__ import annotations
 
 from collections.abc import Collection, Iterable, Sequence
+
+TENANT_HEADER = "X-Smg-Tenant-Id"
+"""SMG keeps stored responses and conversations of different tenants apart, and believes this header."""
 
 CREDENTIALS = ("Authorization", "X-Api-Key")
 

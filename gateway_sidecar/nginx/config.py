@@ -19,10 +19,10 @@ from gateway_sidecar.nginx import client_headers
 from gateway_sidecar.nginx.access_events import EventAddress
 from gateway_sidecar.nginx.bodies import SMALL_BYTES, body_classes
 from gateway_sidecar.nginx.bridge_server import KEY_HEADER, ORDERS, OWNER_PATH, owner_url
-from gateway_sidecar.nginx.frontend_server import TENANT_HEADER, DoorPlaces
+from gateway_sidecar.nginx.frontend_places import FrontendPlaces
 from gateway_sidecar.nginx.templates import END, SEGMENTS, render
 
-_PLAIN_DOOR = FrontendSettings()
+_PLAIN = FrontendSettings()
 _CONNECTIONS_EACH = 4  # client, service address -> router, router -> bridge, bridge -> replica
 SUCCESSOR = ".next"
 """What is added to a service's name to name its second router slot, and the switch that leads to it."""
@@ -56,7 +56,7 @@ _WORDS: dict[str, object] = {
     "owner_script": OWNER_SCRIPT,
     "owner_path": OWNER_PATH,
     "key_header": KEY_HEADER,
-    "tenant_header": TENANT_HEADER,
+    "tenant_header": client_headers.TENANT_HEADER,
     "orders": ORDERS,
     "inference_paths": INFERENCE,
     "asked_paths": ASKED_OF_ENGINES,
@@ -103,7 +103,7 @@ class ServiceAddress:
     listen: str
     router: str
     successor: str
-    frontend: FrontendSettings = _PLAIN_DOOR
+    frontend: FrontendSettings = _PLAIN
     hold_s: float = 0.0
 
     @property
@@ -142,7 +142,7 @@ class ServiceAddress:
     def passed_headers(self) -> Sequence[str]:
         """The request headers that go on as they were sent; what is said with a value of ours is none of them."""
         auth = self.frontend.auth
-        ours = {KEY_HEADER, TENANT_HEADER}
+        ours = {KEY_HEADER, client_headers.TENANT_HEADER}
         if auth is not None and not auth.pass_authorization:
             ours.update(client_headers.CREDENTIALS)
         if auth is not None and auth.name_header is not None:
@@ -240,7 +240,7 @@ class NginxConfig:
     services: Sequence[ServiceAddress]
     stream_module: Path | None
     user: tuple[str, str] | None
-    frontends: DoorPlaces
+    frontends: FrontendPlaces
     lua_modules: Sequence[Path] | None = None
     events: EventAddress | None = None
     owner_module: Path | None = None

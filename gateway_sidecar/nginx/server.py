@@ -45,7 +45,7 @@ from gateway_sidecar.nginx.config import (
     services_in,
 )
 from gateway_sidecar.nginx.connections import listening_at
-from gateway_sidecar.nginx.frontend_server import DoorPlaces
+from gateway_sidecar.nginx.frontend_places import FrontendPlaces
 from gateway_sidecar.nginx.templates import bracketed
 from gateway_sidecar.supervision import awake
 from gateway_sidecar.supervision.awake import within
@@ -169,7 +169,7 @@ class Nginx:
         self._settings = settings
         self.links = settings.run_dir / "bridges"
         self.gates = settings.run_dir / "gates"
-        self.doors = DoorPlaces(settings.run_dir / "doors")
+        self.frontends = FrontendPlaces(settings.run_dir / "frontends")
         self._directory = settings.run_dir / "nginx"
         self._config_path = self._directory / "nginx.conf"
         self._before_path = self._directory / "before.conf"
@@ -191,7 +191,7 @@ class Nginx:
     def prepare(self) -> None:
         """Makes the directories in run_dir that nginx and the links need."""
         keep_directory(self._settings.run_dir)
-        for path in (self.links, self.gates, self._directory, self.doors.directory):
+        for path in (self.links, self.gates, self._directory, self.frontends.directory):
             make_directory(path, 0o700)
 
     def link(self, port: int, target: Path) -> None:
@@ -500,7 +500,7 @@ class Nginx:
             services=sorted(services, key=lambda s: s.service),
             stream_module=self._program.stream_module,
             user=own_user(),
-            frontends=self.doors,
+            frontends=self.frontends,
             lua_modules=lua_modules,
             events=self.events,
             owner_module=self._program.owner_module,
@@ -508,7 +508,7 @@ class Nginx:
         )
 
     def _write_scripts(self) -> None:
-        for name in ("front_door.lua", OWNER_LUA, OWNER_SCRIPT):
+        for name in ("frontends.lua", OWNER_LUA, OWNER_SCRIPT):
             write_script(self._directory, name)
 
     async def _tried_out(self, text: str) -> Path:

@@ -62,8 +62,8 @@ class Doors:
         it = ServiceAddress(
             *("chat", self.endpoint(0), self.endpoint(1), self.endpoint(2)), FrontendSettings.model_validate(door)
         )
-        shutil.copy(self.pem, self.directory / "run" / "doors" / "chat.pem")
-        with (self.directory / "run" / "doors" / "chat.pem").open("a") as file:
+        shutil.copy(self.pem, self.directory / "run" / "frontends" / "chat.pem")
+        with (self.directory / "run" / "frontends" / "chat.pem").open("a") as file:
             file.write(self.pem.with_suffix(".key").read_text())
         return it
 

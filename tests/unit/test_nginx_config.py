@@ -13,7 +13,7 @@ from gateway_sidecar.config import AuthSettings, CorsSettings, FrontendSettings,
 from gateway_sidecar.errors import BridgeError
 from gateway_sidecar.nginx.bodies import body_classes
 from gateway_sidecar.nginx.config import Capacity, NginxConfig, PeerConfig, ServiceAddress, services_in
-from gateway_sidecar.nginx.frontend_server import DoorPlaces
+from gateway_sidecar.nginx.frontend_places import FrontendPlaces
 from gateway_sidecar.nginx.server import NginxProgram, needed_lua
 
 
@@ -37,7 +37,7 @@ def config(**changes: object) -> str:
         "services": [ServiceAddress("chat", "127.0.0.1:30000", "127.0.0.1:23001", "127.0.0.1:23003")],
         "stream_module": Path("/usr/lib/nginx/modules/ngx_stream_module.so"),
         "user": None,
-        "frontends": DoorPlaces(Path("/run/g/doors")),
+        "frontends": FrontendPlaces(Path("/run/g/frontends")),
     }
     return NginxConfig(**(settings | changes)).rendered().text  # type: ignore[arg-type]
 

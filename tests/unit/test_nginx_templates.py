@@ -19,7 +19,7 @@ from gateway_sidecar.config.part import Part
 from gateway_sidecar.errors import BridgeError
 from gateway_sidecar.nginx.access_events import EventAddress
 from gateway_sidecar.nginx.config import Capacity, KeyedConfig, NginxConfig, PeerConfig, ServiceAddress
-from gateway_sidecar.nginx.frontend_server import DoorPlaces
+from gateway_sidecar.nginx.frontend_places import FrontendPlaces
 from gateway_sidecar.nginx.templates import below, quoted, render, verbatim, word
 from tests.nginx_directives import Directive, read_directives
 
@@ -57,7 +57,7 @@ def served(auth: dict[str, Any], *, lua: bool) -> NginxConfig:
         temp=Path("/var/lib/g/temp"), gates=Path("/run/g/gates"), waiting_room=Path("/run/g/hold.sock"),
         log=Path("/var/lib/g/nginx.log"), worker_processes="auto", capacity=Capacity.within(65536, 200),
         services=(ServiceAddress("chat", "127.0.0.1:30000", "127.0.0.1:1", "127.0.0.1:2", frontend(auth)),),
-        stream_module=Path("/m/stream.so"), user=("www", "www"), frontends=DoorPlaces(Path("/run/g/doors")),
+        stream_module=Path("/m/stream.so"), user=("www", "www"), frontends=FrontendPlaces(Path("/run/g/frontends")),
         lua_modules=(Path("/m/lua.so"),) if lua else None, events=EventAddress(4444, "ab" * 12),
         owner_module=Path("/m/js.so"),
     )  # fmt: skip

@@ -73,7 +73,7 @@ class NginxSupervisor:
         return {
             it.service: self._refused.get(it.service) or self.reason or "nginx is being told of it"
             for it in self._addresses()
-            if not _same_door(it, now.get(it.service))
+            if not _same_frontend(it, now.get(it.service))
         }
 
     @property
@@ -217,12 +217,12 @@ class NginxSupervisor:
     def _as_before(
         self, wanted: Sequence[ServiceAddress], why: str
     ) -> tuple[Sequence[ServiceAddress] | None, Mapping[str, str]]:
-        """The services with the addresses and front doors that they had, and which of them want others."""
+        """The services with the addresses and frontends that they had, and which of them want others."""
         if self.applied is None:
             return None, {}
         now = {it.service: it for it in self.applied}
         return servable(
-            wanted, self.applied, {it.service: why for it in wanted if not _same_door(it, now.get(it.service))}
+            wanted, self.applied, {it.service: why for it in wanted if not _same_frontend(it, now.get(it.service))}
         )
 
     async def _restart(self) -> None:
@@ -328,7 +328,7 @@ def servable(
     return served, refused
 
 
-def _same_door(one: ServiceAddress, other: ServiceAddress | None) -> bool:
+def _same_frontend(one: ServiceAddress, other: ServiceAddress | None) -> bool:
     return other is not None and (one.listen, one.frontend) == (other.listen, other.frontend)
 
 

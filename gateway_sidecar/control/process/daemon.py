@@ -72,7 +72,7 @@ class Daemon:
             self.nginx_supervisor, services, shared.problems.of("run_dir"), interval_s=rescan_interval_s
         )
         self.frontends = Frontends(
-            nginx.doors,
+            nginx.frontends,
             self._services.frontends,
             self._frontends_in_force,
             metrics,

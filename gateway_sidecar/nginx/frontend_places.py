@@ -1,16 +1,13 @@
-"""Where a frontend's keys and certificates are for nginx to read, and what it tells a router of their holders. Pure."""
+"""Where a frontend's keys and certificates lie for nginx to read. Pure."""
 
 from __future__ import annotations
 
 from dataclasses import dataclass
 from pathlib import Path
 
-TENANT_HEADER = "X-Smg-Tenant-Id"
-"""SMG keeps stored responses and conversations of different tenants apart, and believes this header."""
-
 
 @dataclass(frozen=True, slots=True)
-class DoorPlaces:
+class FrontendPlaces:
     """Where the daemon puts what nginx reads at run time."""
 
     directory: Path
