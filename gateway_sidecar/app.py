@@ -40,7 +40,7 @@ from gateway_sidecar.nginx.addresses import ClaimRules, PeerAddresses, is_own_ad
 from gateway_sidecar.nginx.bridge_server import owner_url
 from gateway_sidecar.nginx.key_proxy import KeyedNginx, keyed_left_running
 from gateway_sidecar.nginx.peer_proxy import PeerNginx, PeerPlaces, peers_left_running
-from gateway_sidecar.nginx.server import BridgeSettings, Nginx, busy_ports, find_nginx
+from gateway_sidecar.nginx.server import Nginx, NginxSettings, busy_ports, find_nginx
 from gateway_sidecar.nginx.small import SmallPlaces
 from gateway_sidecar.routers.base import RouterPorts
 from gateway_sidecar.routers.smg import Smg
@@ -178,11 +178,11 @@ class RouterPortLeases:
 
 
 def build_daemon(config_path: Path, settings: Settings) -> Daemon:
-    """The daemon with all its parts. Raises BridgeError for a run_dir that nginx cannot use."""
+    """The daemon with all its parts. Raises NginxError for a run_dir that nginx cannot use."""
     metrics = Metrics()
     workers = settings.bridges.nginx_workers
     nginx = Nginx(
-        BridgeSettings(
+        NginxSettings(
             host=settings.bridges.host,
             grpc_host=settings.bridges.grpc_host,
             paths=settings.bridges.paths,

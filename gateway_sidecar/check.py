@@ -25,7 +25,7 @@ from gateway_sidecar.domain.model import Overrides, PeerAddress
 from gateway_sidecar.domain.printable import counted
 from gateway_sidecar.domain.trust import ROOT, way_in
 from gateway_sidecar.domain.tunnels import Tunnel
-from gateway_sidecar.errors import AdminError, BridgeError, ConfigError, FrontendError, ProcessError
+from gateway_sidecar.errors import AdminError, ConfigError, FrontendError, NginxError, ProcessError
 from gateway_sidecar.files.follow import follow, ours
 from gateway_sidecar.files.own import way_in_for_others
 from gateway_sidecar.frontend.certificate import read_certificate, today
@@ -151,7 +151,7 @@ def _advice(settings: Settings) -> list[str]:
 async def _nginx(settings: Settings) -> list[Finding]:
     try:
         program = await find_nginx(settings.bridges.nginx)
-    except BridgeError as error:
+    except NginxError as error:
         return [Finding(Level.FAIL, f"bridges.nginx: {error}")]
     module = f"stream module {program.stream_module}" if program.stream_module else "stream built in"
     found = [Finding(Level.OK, f"nginx {program.version} at {program.path}, {module}")]
@@ -389,7 +389,7 @@ def _peers(settings: Settings, sightings: list[Sighting]) -> list[Finding]:
     for peer in advertised:
         try:
             reason = addresses.look(ip_address(peer.host)) or addresses.objections().get(ip_address(peer.host))
-        except BridgeError as error:
+        except NginxError as error:
             return [Finding(Level.FAIL, f"peers: {error}")]
         level = Level.OK if reason is None else Level.FAIL
         findings.append(Finding(level, f"peers: {reason or f'{peer} may be claimed on {settings.peers.interface}'}"))

@@ -7,7 +7,7 @@
     │   ├── RouterUnavailable   no answer, or an answer that makes no sense; says nothing about workers
     │   ├── RouterRefused       the router answered, and the answer is no
     │   └── WorkerExists        the router has a worker at that URL already
-    ├── BridgeError             nginx cannot be found, configured or started, or an address cannot be claimed
+    ├── NginxError              nginx cannot be found, configured or started, or an address cannot be claimed
     │   └── AddressRefused      this machine needs that address itself
     ├── NotInForce              the configuration was taken in, and nginx does not serve all of it
     ├── FrontendError           a key file or a certificate cannot be used: a line for each mistake
@@ -66,11 +66,11 @@ class WorkerExists(RouterError):
         self.worker_id = worker_id
 
 
-class BridgeError(GatewaySidecarError):
-    """The bridge process (nginx) cannot be found, configured or started, or an address cannot be claimed."""
+class NginxError(GatewaySidecarError):
+    """nginx cannot be found, configured or started, or an address cannot be claimed."""
 
 
-class AddressRefused(BridgeError):
+class AddressRefused(NginxError):
     """A replica's address that this machine must not make its own; the text says why, and what to do."""
 
 

@@ -1,7 +1,7 @@
 """nginx's configuration from the templates in `share/nginx`. Pure, once they are read.
 
 A value gets in only as what cannot end its directive: a plain word as it stands, and any other by a filter that makes
-it safe (`quoted`, `verbatim`, those for paths). What does not fit raises BridgeError. So templates need no care, and no
+it safe (`quoted`, `verbatim`, those for paths). What does not fit raises NginxError. So templates need no care, and no
 value is trusted to have been checked before.
 """
 
@@ -15,7 +15,7 @@ from typing import TYPE_CHECKING
 
 from markupsafe import Markup
 
-from gateway_sidecar.errors import BridgeError
+from gateway_sidecar.errors import NginxError
 
 if TYPE_CHECKING:
     from jinja2 import Environment
@@ -31,7 +31,7 @@ _TO_ESCAPE = re.compile(r"""\"|\\(?=[\\"'trn]|\Z)""")
 
 
 def render(template: str, values: Mapping[str, object]) -> str:
-    """The text of a template. Raises BridgeError for a value that nginx's configuration cannot carry."""
+    """The text of a template. Raises NginxError for a value that nginx's configuration cannot carry."""
     return _environment().get_template(template).render(values)
 
 
@@ -41,7 +41,7 @@ def word(value: object) -> Markup:
         return Markup(value[:-1]) if value.endswith("\n") else value
     text = str(value)
     if _NO_WORD.search(text):
-        raise BridgeError(f"nginx's configuration cannot carry {text!r}; use letters, digits and - _ . / : only")
+        raise NginxError(f"nginx's configuration cannot carry {text!r}; use letters, digits and - _ . / : only")
     return Markup(text)
 
 
@@ -53,7 +53,7 @@ def words(values: Iterable[object]) -> Markup:
 def quoted(value: object) -> Markup:
     """Any text without `$`, which nginx would look for variables in."""
     if "$" in str(value):
-        raise BridgeError(f"nginx's configuration cannot carry {str(value)!r}, as '$' begins a variable; leave it out")
+        raise NginxError(f"nginx's configuration cannot carry {str(value)!r}, as '$' begins a variable; leave it out")
     return verbatim(value)
 
 
@@ -66,7 +66,7 @@ def regex(value: object) -> Markup:
     """Any text, for a place within double quotes where nginx looks for no variables, such as the pattern of a map."""
     text = str(value)
     if _CONTROL.search(text):
-        raise BridgeError("nginx's configuration cannot carry a control character; leave it out")
+        raise NginxError("nginx's configuration cannot carry a control character; leave it out")
     return Markup(_TO_ESCAPE.sub(r"\\\g<0>", text))
 
 

@@ -10,7 +10,7 @@ import pytest
 
 from gateway_sidecar.check import lacking, room_for_bodies
 from gateway_sidecar.config import AuthSettings, CorsSettings, FrontendSettings, TlsSettings
-from gateway_sidecar.errors import BridgeError
+from gateway_sidecar.errors import NginxError
 from gateway_sidecar.nginx.bodies import body_classes
 from gateway_sidecar.nginx.config import Capacity, NginxConfig, PeerConfig, ServiceAddress, services_in
 from gateway_sidecar.nginx.frontend_places import FrontendPlaces
@@ -155,7 +155,7 @@ def test_without_lua_a_service_with_keys_does_not_start(tmp_path: Path) -> None:
     assert list(lacking(without, FrontendSettings())) == []
     assert list(lacking(replace(without, lua_modules=()), keys)) == []
     guarded = ServiceAddress("chat", "127.0.0.1:30000", "127.0.0.1:23001", "127.0.0.1:23003", keys)
-    with pytest.raises(BridgeError, match="libnginx-mod-http-lua"):
+    with pytest.raises(NginxError, match="libnginx-mod-http-lua"):
         needed_lua(without, [guarded])
     assert needed_lua(without, [replace(guarded, frontend=FrontendSettings())]) is None
 

@@ -16,7 +16,7 @@ from jinja2 import Environment, nodes
 
 from gateway_sidecar.config import FrontendSettings
 from gateway_sidecar.config.part import Part
-from gateway_sidecar.errors import BridgeError
+from gateway_sidecar.errors import NginxError
 from gateway_sidecar.nginx.access_events import EventAddress
 from gateway_sidecar.nginx.config import Capacity, KeyedConfig, NginxConfig, PeerConfig, ServiceAddress
 from gateway_sidecar.nginx.frontend_places import FrontendPlaces
@@ -115,7 +115,7 @@ def test_no_value_gets_out_of_its_directive(name: str) -> None:
         for where, changed in with_each_text(CONFIGS[name], bad):
             try:
                 directives = read_directives(text_of(changed))
-            except BridgeError:
+            except NginxError:
                 refused += 1
                 continue
             for found in (it for directive in directives for it in directive.everywhere()):
@@ -141,7 +141,7 @@ def test_every_template_is_what_nginx_reads(name: str) -> None:
 def test_quoted_text_is_one_word(text: str) -> None:
     assert read_directives(f"set {verbatim(text)};") == (Directive(("set", text)),)
     if "$" in text:
-        with pytest.raises(BridgeError):
+        with pytest.raises(NginxError):
             quoted(text)
     else:
         assert quoted(text) == verbatim(text)
@@ -151,7 +151,7 @@ def test_quoted_text_is_one_word(text: str) -> None:
 def test_a_word_is_one_within_quotes_too(text: str) -> None:
     try:
         made = word(text)
-    except BridgeError:
+    except NginxError:
         return
     for written in (f"{made}", f'"{made}"', f"'{made}'"):
         assert read_directives(f"set {written};") == (Directive(("set", text)),)
