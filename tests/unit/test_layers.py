@@ -266,7 +266,16 @@ def test_files_are_replaced_in_one_place() -> None:
         "api/unix_server.py": "a socket, which is bound and not written",
         "control/state/api_replicas.py": "put aside, under a name that nothing has",
     }
-    writes = {"write_text", "write_bytes", "rename", "symlink_to", "hardlink_to", "os.replace", "os.rename", "os.symlink"}
+    writes = {
+        "write_text",
+        "write_bytes",
+        "rename",
+        "symlink_to",
+        "hardlink_to",
+        "os.replace",
+        "os.rename",
+        "os.symlink",
+    }
     found = {
         str(path.relative_to(PACKAGE))
         for path in sorted(PACKAGE.rglob("*.py"))
