@@ -111,7 +111,7 @@ class RealAdapters:
 
     def _agents(self) -> Iterator[str | None]:
         """The SSH agents that tunnels use."""
-        return (server.agent for link in list(self._tunnels.links) for server in link.route.servers)
+        return (server.agent for it in list(self._tunnels.connections) for server in it.route.servers)
 
     def _is_own(self, address: str, pid: int) -> bool:
         """Whether a process of ours listens there, and there is no tunnel behind it."""

@@ -43,7 +43,7 @@ from gateway_sidecar.sources.placed import OwnSockets
 from gateway_sidecar.sources.socket_pattern import SocketPattern
 from gateway_sidecar.supervision.privileges import CAP_NET_ADMIN, User, has_capability, user_called
 from gateway_sidecar.supervision.unit import unit_user
-from gateway_sidecar.tunnels.inspect import engine_troubles, file_troubles
+from gateway_sidecar.tunnels.inspect import backend_troubles, file_troubles
 
 _EPHEMERAL = Path("/proc/sys/net/ipv4/ip_local_port_range")
 _UNPRIVILEGED = 1024
@@ -516,7 +516,7 @@ async def _described(service: ServiceSettings, settings: Settings) -> list[Findi
         tunnels = [sighting.tunnel for sighting in listing.present.values() if sighting.tunnel is not None]
         troubles = [trouble for trouble in (listing.blind, *listing.unseen.values()) if trouble]
         troubles += [f"'{replica}' is refused: {reason}" for replica, reason in listing.refused.items()]
-        troubles += await asyncio.to_thread(lambda them: [*engine_troubles(them), *file_troubles(them)], tunnels)
+        troubles += await asyncio.to_thread(lambda them: [*backend_troubles(them), *file_troubles(them)], tunnels)
         findings += [Finding(Level.FAIL, f"{service.name}: {name}: {trouble}") for trouble in troubles]
         for sighting in listing.present.values():
             if sighting.tunnel is None:

@@ -223,7 +223,7 @@ class Daemon:
             for router in self._services.routers:
                 await router.let_go()
             await self._departing.let_go()
-            await self.shared.tunnels.let_go()
+            await self.shared.tunnels.detach()
             if self.shared.nginx.process is not None:
                 self.shared.nginx.process.let_go()
             self.shared.peers.let_go()
