@@ -217,7 +217,7 @@ def test_every_task_is_guarded() -> None:
         "sources/several.py",
         "supervision/loops.py",
         "tunnels/asyncssh_process.py",
-        "tunnels/link.py",
+        "tunnels/connection.py",
     }
     makers = {
         str(path.relative_to(PACKAGE))
