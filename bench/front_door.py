@@ -38,8 +38,8 @@ from bench.report import Row, Scale, in_ms, median, percentile, rounded_ms
 from bench.wire import Connection
 from examples.simulated import Behaviour, EngineKind, EngineSpec, start_engine
 from gateway_sidecar.frontend.keys import add_key, revoke_key
-from gateway_sidecar.nginx.frontend_server import tls_lines
 from gateway_sidecar.nginx.server import find_nginx
+from gateway_sidecar.nginx.templates import render
 from tests.system.gateway import Gateway
 from tests.system.test_front_door_tls import certificate
 
@@ -212,7 +212,8 @@ async def _handshakes(directory: Path, count: int) -> dict[str, list[float]]:
     both.write_bytes(pem.read_bytes() + pem.with_suffix(".key").read_bytes())
     both.chmod(0o600)
     static, dynamic = (free_ports(1) for _ in range(2))
-    lines = " ".join(line for line in tls_lines("x") if "certificate" not in line and "session_cache" not in line)
+    tls = render("tls.conf", {"id": "x"}).splitlines()
+    lines = " ".join(line for line in tls if "certificate" not in line and "session_cache" not in line)
     temp = " ".join(
         f"{it}_temp_path {directory}/t_{it};" for it in ("client_body", "proxy", "fastcgi", "uwsgi", "scgi")
     )

@@ -33,7 +33,7 @@ from bench import processes
 from bench.place import scratch_directory
 from bench.report import Row, Scale, median
 from bench.token_source import TOKEN
-from gateway_sidecar.domain.tunnels import SshEngine, SshRoute, SshServer, Tunnel
+from gateway_sidecar.domain.tunnels import BackendName, SshRoute, SshServer, Tunnel
 from gateway_sidecar.supervision.loops import Tasks
 from gateway_sidecar.telemetry.logs import set_up_logs
 from gateway_sidecar.telemetry.metrics import Metrics
@@ -63,11 +63,11 @@ async def run(scale: Scale) -> list[Row]:
             sshd.kill()
 
 
-def _route(sshd: Sshd, engine: SshEngine, known_hosts: Path | None = None) -> SshRoute:
+def _route(sshd: Sshd, backend: BackendName, known_hosts: Path | None = None) -> SshRoute:
     server = SshServer(
         sshd.host, sshd.port, "root", str(sshd.user_key), known_hosts=str(known_hosts or sshd.known_hosts)
     )
-    return SshRoute((server,), engine=engine)
+    return SshRoute((server,), backend=backend)
 
 
 @asynccontextmanager
@@ -109,19 +109,19 @@ async def _by_hand(directory: Path, sshd: Sshd, local: Path, remote: Path) -> As
 async def _cost(directory: Path, sshd: Sshd, rounds: int, round_s: float) -> list[Row]:
     far = directory / "tokens.sock"
     source = await processes.start([sys.executable, "-m", "bench.token_source", str(far)], directory / "source.log")
-    engines: list[SshEngine] = ["openssh"]
+    backends: list[BackendName] = ["openssh"]
     if importlib.util.find_spec("asyncssh") is not None:
-        engines.append("asyncssh")
-    tunnels = {engine: Tunnel(f"bench/{engine}", _route(sshd, engine), str(far)) for engine in engines}
+        backends.append("asyncssh")
+    tunnels = {backend: Tunnel(f"bench/{backend}", _route(sshd, backend), str(far)) for backend in backends}
     try:
         async with (
             _fleet(directory / "tunnels") as fleet,
             _by_hand(directory, sshd, directory / "hand.sock", far) as by_hand,
         ):
             await _until_up(fleet, *tunnels.values())
-            pids = {link.route.engine: link.pid for link in fleet.links}
+            pids = {it.route.backend: it.pid for it in fleet.connections}
             ways: dict[str, tuple[Path, int]] = {"by hand": (directory / "hand.sock", by_hand)}
-            ways |= {engine: (fleet.socket_of(it), pids[engine] or 0) for engine, it in tunnels.items()}
+            ways |= {backend: (fleet.socket_of(it), pids[backend] or 0) for backend, it in tunnels.items()}
             return _cost_rows(await _rounds(ways, rounds, round_s))
     finally:
         await processes.end(source)
@@ -200,21 +200,23 @@ def _cost_rows(found: Measured) -> list[Row]:
 async def _at_rest(directory: Path, sshd: Sshd, interval_s: float) -> list[Row]:
     apiece = await _memory_by_hand(directory, sshd)
     many = _TUNNELS // _REPLICAS_A_HOST
-    ways: list[tuple[int, SshEngine]] = [(1, "openssh"), (many, "openssh")]
+    ways: list[tuple[int, BackendName]] = [(1, "openssh"), (many, "openssh")]
     if importlib.util.find_spec("asyncssh") is not None:
         ways.append((many, "asyncssh"))
-    return [await _rest(directory, sshd, hosts, engine, interval_s, apiece) for hosts, engine in ways]
+    return [await _rest(directory, sshd, hosts, backend, interval_s, apiece) for hosts, backend in ways]
 
 
-async def _rest(directory: Path, sshd: Sshd, hosts: int, engine: SshEngine, interval_s: float, apiece_mb: float) -> Row:
+async def _rest(
+    directory: Path, sshd: Sshd, hosts: int, backend: BackendName, interval_s: float, apiece_mb: float
+) -> Row:
     """One sshd stands for all hosts: a list of known hosts of its own makes a way another."""
-    routes = [_route(sshd, engine, Path(copy(sshd.known_hosts, directory / f"known-{n}"))) for n in range(hosts)]
+    routes = [_route(sshd, backend, Path(copy(sshd.known_hosts, directory / f"known-{n}"))) for n in range(hosts)]
     tunnels = [Tunnel(f"bench/r{n}", replace(routes[n % hosts]), f"127.0.0.1:{1 + n}") for n in range(_TUNNELS)]
-    async with _fleet(directory / f"rest-{engine}-{hosts}") as fleet:
+    async with _fleet(directory / f"rest-{backend}-{hosts}") as fleet:
         began = time.monotonic()
         await _until_up(fleet, *tunnels)
         up_s = time.monotonic() - began
-        pids = [link.pid for link in fleet.links if link.pid is not None]
+        pids = [it.pid for it in fleet.connections if it.pid is not None]
         before, own, began = sum(map(_cpu_ns, pids)), time.process_time(), time.monotonic()
         await asyncio.sleep(interval_s)
         took_s = time.monotonic() - began
@@ -230,7 +232,7 @@ async def _rest(directory: Path, sshd: Sshd, hosts: int, engine: SshEngine, inte
         "all_up_s": round(up_s, 2),
     }
     ours = f"{memory_mb:.0f} MB, {cpu_percent:.2f} % + {keeper_percent:.2f} % CPU"
-    case = f"{_TUNNELS} at rest, {hosts} connections, {engine}"
+    case = f"{_TUNNELS} at rest, {hosts} connections, {backend}"
     verdict = f"{memory_mb / (apiece_mb * _TUNNELS):.2f} x memory"
     return Row(NAME, case, "-", f"{apiece_mb * _TUNNELS:.0f} MB", ours, verdict, None, numbers)
 

@@ -40,7 +40,7 @@ from gateway_sidecar.nginx.addresses import ClaimRules, PeerAddresses, is_own_ad
 from gateway_sidecar.nginx.bridge_server import owner_url
 from gateway_sidecar.nginx.key_proxy import KeyedNginx, keyed_left_running
 from gateway_sidecar.nginx.peer_proxy import PeerNginx, PeerPlaces, peers_left_running
-from gateway_sidecar.nginx.server import BridgeSettings, Nginx, busy_ports, find_nginx
+from gateway_sidecar.nginx.server import Nginx, NginxSettings, busy_ports, find_nginx
 from gateway_sidecar.nginx.small import SmallPlaces
 from gateway_sidecar.routers.base import RouterPorts
 from gateway_sidecar.routers.smg import Smg
@@ -111,7 +111,7 @@ class RealAdapters:
 
     def _agents(self) -> Iterator[str | None]:
         """The SSH agents that tunnels use."""
-        return (server.agent for link in list(self._tunnels.links) for server in link.route.servers)
+        return (server.agent for it in list(self._tunnels.connections) for server in it.route.servers)
 
     def _is_own(self, address: str, pid: int) -> bool:
         """Whether a process of ours listens there, and there is no tunnel behind it."""
@@ -179,11 +179,11 @@ class RouterPortLeases:
 
 
 def build_daemon(config_path: Path, settings: Settings) -> Daemon:
-    """The daemon with all its parts. Raises BridgeError for a run_dir that nginx cannot use."""
+    """The daemon with all its parts. Raises NginxError for a run_dir that nginx cannot use."""
     metrics = Metrics()
     workers = settings.bridges.nginx_workers
     nginx = Nginx(
-        BridgeSettings(
+        NginxSettings(
             host=settings.bridges.host,
             grpc_host=settings.bridges.grpc_host,
             paths=settings.bridges.paths,
@@ -307,7 +307,7 @@ async def run_daemon(config_path: Path, settings: Settings) -> bool:
             await remote.open()
         admin = await serve_admin(started, settings.run_dir, settings.state_dir)
         hold = await serve_hold(started, settings.run_dir / "hold.sock")
-        holder = SocketHolder(settings.run_dir / "log" / "door.log", lambda: hold.socket)
+        holder = SocketHolder(settings.run_dir / "log" / "hold.log", lambda: hold.socket)
         await holder.begin()
         started.run_dir.keep("lock", lock.mend)
         started.run_dir.keep("admin.sock", admin.mend)

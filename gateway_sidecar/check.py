@@ -24,16 +24,16 @@ from gateway_sidecar.control.process.left_running import LeftRunning, look_for_l
 from gateway_sidecar.domain.model import Overrides, PeerAddress
 from gateway_sidecar.domain.printable import counted
 from gateway_sidecar.domain.trust import ROOT
-from gateway_sidecar.errors import AdminError, BridgeError, ConfigError, FrontDoorError, ProcessError
+from gateway_sidecar.errors import AdminError, ConfigError, FrontendError, NginxError, ProcessError
 from gateway_sidecar.files.follow import ours
 from gateway_sidecar.files.own import way_in_for_others
 from gateway_sidecar.frontend.certificate import read_certificate, today
 from gateway_sidecar.frontend.keys import expiry_of, read_keys
 from gateway_sidecar.nginx.addresses import ClaimRules, PeerAddresses
-from gateway_sidecar.nginx.bridge_server import bracketed
 from gateway_sidecar.nginx.config import Capacity
 from gateway_sidecar.nginx.connections import listening_at
 from gateway_sidecar.nginx.server import LUA_CURE, OWNER_CURE, NginxProgram, busy_ports, find_nginx, in_its_own_way
+from gateway_sidecar.nginx.templates import bracketed
 from gateway_sidecar.routers.base import RouterPorts
 from gateway_sidecar.routers.smg import find_smg, launch_command, objection_to, python_of, version_of
 from gateway_sidecar.sources.base import Given, SourceKind
@@ -43,7 +43,7 @@ from gateway_sidecar.sources.listing import Listing, Sighting
 from gateway_sidecar.sources.placed import OwnSockets
 from gateway_sidecar.supervision.privileges import CAP_NET_ADMIN, User, has_capability, user_called
 from gateway_sidecar.supervision.unit import unit_user
-from gateway_sidecar.tunnels.inspect import engine_troubles, file_troubles
+from gateway_sidecar.tunnels.inspect import backend_troubles, file_troubles
 
 _EPHEMERAL = Path("/proc/sys/net/ipv4/ip_local_port_range")
 _UNPRIVILEGED = 1024
@@ -118,7 +118,7 @@ async def check_machine(settings: Settings, *, assumed: bool = False) -> list[Fi
     findings += room_for_bodies(settings.state_dir, settings.bridges.max_bodies_mb)
     for service in settings.services:
         findings += await _replicas(service, settings)
-        findings += await asyncio.to_thread(lambda it: list(_front_door(it)), service)
+        findings += await asyncio.to_thread(lambda it: list(_frontend(it)), service)
         findings += _scaling(service)
     findings += await asyncio.to_thread(_peers, settings, await _all_sightings(settings))
     if running is not None:
@@ -149,7 +149,7 @@ def _advice(settings: Settings) -> list[str]:
 async def _nginx(settings: Settings) -> list[Finding]:
     try:
         program = await find_nginx(settings.bridges.nginx)
-    except BridgeError as error:
+    except NginxError as error:
         return [Finding(Level.FAIL, f"bridges.nginx: {error}")]
     module = f"stream module {program.stream_module}" if program.stream_module else "stream built in"
     found = [Finding(Level.OK, f"nginx {program.version} at {program.path}, {module}")]
@@ -175,50 +175,50 @@ def unguarded(program: NginxProgram, settings: Settings) -> Iterator[str]:
         )
 
 
-def lacking(program: NginxProgram, door: FrontendSettings) -> Iterator[str]:
-    """What this front door needs and nginx does not have."""
-    if door.auth is not None and door.auth.keys_file is not None and program.lua_modules is None:
+def lacking(program: NginxProgram, frontend: FrontendSettings) -> Iterator[str]:
+    """What this frontend needs and nginx does not have."""
+    if frontend.auth is not None and frontend.auth.keys_file is not None and program.lua_modules is None:
         yield f"frontend.auth.keys_file needs nginx's Lua module; {LUA_CURE}"
     for needed, setting, word in (
-        (door.tls is not None, "tls", "--with-http_ssl_module"),
-        (door.tls is not None and door.tls.http2, "tls.http2", "--with-http_v2_module"),
-        (door.auth is not None and door.auth.url is not None, "auth.url", "--with-http_auth_request_module"),
-        (bool(door.trusted_proxies), "trusted_proxies", "--with-http_realip_module"),
+        (frontend.tls is not None, "tls", "--with-http_ssl_module"),
+        (frontend.tls is not None and frontend.tls.http2, "tls.http2", "--with-http_v2_module"),
+        (frontend.auth is not None and frontend.auth.url is not None, "auth.url", "--with-http_auth_request_module"),
+        (bool(frontend.trusted_proxies), "trusted_proxies", "--with-http_realip_module"),
     ):
         if needed and word not in program.compiled:
             yield f"frontend.{setting} needs an nginx built {word}; use the distribution's"
 
 
-def _front_door(service: ServiceSettings) -> Iterator[Finding]:
+def _frontend(service: ServiceSettings) -> Iterator[Finding]:
     """Its keys and its certificate, read as the daemon will."""
-    door = service.frontend
+    frontend = service.frontend
     try:
-        if door.auth is not None and door.auth.keys_file is not None:
-            keys = read_keys(door.auth.keys_file)
+        if frontend.auth is not None and frontend.auth.keys_file is not None:
+            keys = read_keys(frontend.auth.keys_file)
             ends = [expiry_of(owner) for owner in keys.values()]
             expired = sum(1 for end in ends if end is not None and end <= today())
             yield Finding(
                 Level.OK if len(keys) > expired else Level.WARN,
-                f"{service.name}: {len(keys)} key{'s' * (len(keys) != 1)} in {door.auth.keys_file}"
+                f"{service.name}: {len(keys)} key{'s' * (len(keys) != 1)} in {frontend.auth.keys_file}"
                 + (f", {expired} of them expired" if expired else ""),
             )
-    except FrontDoorError as error:
+    except FrontendError as error:
         yield from (Finding(Level.FAIL, f"{service.name}: {problem}") for problem in error.problems)
-    if door.tls is None:
+    if frontend.tls is None:
         return
     try:
-        pair = read_certificate(door.tls.certificate, door.tls.key, today())
-    except FrontDoorError as error:
+        pair = read_certificate(frontend.tls.certificate, frontend.tls.key, today())
+    except FrontendError as error:
         yield from (Finding(Level.FAIL, f"{service.name}: {problem}") for problem in error.problems)
         return
     days = (pair.expires_at - today()) / 86400
-    soon = days <= door.tls.warn_days
-    text = f"{service.name}: {door.tls.certificate} expires in {counted(days, 'day')}"
+    soon = days <= frontend.tls.warn_days
+    text = f"{service.name}: {frontend.tls.certificate} expires in {counted(days, 'day')}"
     yield Finding(Level.WARN if soon else Level.OK, f"{text}; renew it" if soon else text)
-    for name in door.server_names:
+    for name in frontend.server_names:
         if not pair.covers(name):
             yield Finding(
-                Level.WARN, f"{service.name}: {door.tls.certificate} is not for {name}; browsers will refuse it"
+                Level.WARN, f"{service.name}: {frontend.tls.certificate} is not for {name}; browsers will refuse it"
             )
 
 
@@ -386,7 +386,7 @@ def _peers(settings: Settings, sightings: list[Sighting]) -> list[Finding]:
     for peer in advertised:
         try:
             reason = addresses.look(ip_address(peer.host)) or addresses.objections().get(ip_address(peer.host))
-        except BridgeError as error:
+        except NginxError as error:
             return [Finding(Level.FAIL, f"peers: {error}")]
         level = Level.OK if reason is None else Level.FAIL
         findings.append(Finding(level, f"peers: {reason or f'{peer} may be claimed on {settings.peers.interface}'}"))
@@ -458,7 +458,7 @@ def _about_replicas(service: ServiceSettings, kind: SourceKind[Any], value: obje
     sightings = listing.present.values()
     tunnels = [it.tunnel for it in sightings if it.tunnel is not None]
     troubles = [trouble for trouble in (listing.blind, *listing.unseen.values()) if trouble]
-    troubles += [*engine_troubles(tunnels), *file_troubles(tunnels)]
+    troubles += [*backend_troubles(tunnels), *file_troubles(tunnels)]
     found = [Finding(Level.FAIL, trouble) for trouble in troubles]
     refused = Level.WARN if kind.by_others else Level.FAIL
     found += [Finding(refused, f"'{name}' is refused: {reason}") for name, reason in listing.refused.items()]

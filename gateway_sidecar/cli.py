@@ -18,7 +18,7 @@ from typing import Any, NoReturn, TextIO, cast
 
 from gateway_sidecar import __version__
 from gateway_sidecar.commands.defaults import DEFAULT_CONFIG, EXIT_CONFIG, EXIT_FAILED, STOP_S, WAIT_S
-from gateway_sidecar.errors import ConfigError, DaemonAway, FrontDoorError, GatewaySidecarError, NotInForce
+from gateway_sidecar.errors import ConfigError, DaemonAway, FrontendError, GatewaySidecarError, NotInForce
 from gateway_sidecar.telemetry.terminal import PrintableStream
 
 _RUN = "daemon:run"
@@ -49,7 +49,7 @@ def _run_command(arguments: argparse.Namespace) -> int:
         for problem in error.problems:
             print(f"PROBLEM: not in force: {problem}", file=sys.stderr)
         code = EXIT_FAILED
-    except FrontDoorError as error:
+    except FrontendError as error:
         for problem in error.problems:
             print(f"gateway-sidecar: {problem}", file=sys.stderr)
         code = EXIT_FAILED

@@ -7,10 +7,10 @@
     │   ├── RouterUnavailable   no answer, or an answer that makes no sense; says nothing about workers
     │   ├── RouterRefused       the router answered, and the answer is no
     │   └── WorkerExists        the router has a worker at that URL already
-    ├── BridgeError             nginx cannot be found, configured or started, or an address cannot be claimed
+    ├── NginxError              nginx cannot be found, configured or started, or an address cannot be claimed
     │   └── AddressRefused      this machine needs that address itself
     ├── NotInForce              the configuration was taken in, and nginx does not serve all of it
-    ├── FrontDoorError          a key file or a certificate cannot be used: a line for each mistake
+    ├── FrontendError           a key file or a certificate cannot be used: a line for each mistake
     ├── ProcessError            a child process cannot be started
     ├── StateError              a saved state file cannot be read or written
     ├── MetricsError            somebody's metrics cannot be read
@@ -66,11 +66,11 @@ class WorkerExists(RouterError):
         self.worker_id = worker_id
 
 
-class BridgeError(GatewaySidecarError):
-    """The bridge process (nginx) cannot be found, configured or started, or an address cannot be claimed."""
+class NginxError(GatewaySidecarError):
+    """nginx cannot be found, configured or started, or an address cannot be claimed."""
 
 
-class AddressRefused(BridgeError):
+class AddressRefused(NginxError):
     """A replica's address that this machine must not make its own; the text says why, and what to do."""
 
 
@@ -86,8 +86,8 @@ class NotInForce(GatewaySidecarError):
         self.changes = changes
 
 
-class FrontDoorError(GatewaySidecarError):
-    """A front door's keys or its certificate cannot be used. `problems` holds a printable line for each mistake."""
+class FrontendError(GatewaySidecarError):
+    """A frontend's keys or its certificate cannot be used. `problems` holds a printable line for each mistake."""
 
     def __init__(self, problems: list[str]) -> None:
         super().__init__("; ".join(problems))

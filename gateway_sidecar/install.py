@@ -18,7 +18,7 @@ from importlib.resources import files
 from pathlib import Path
 
 from gateway_sidecar.config import load_usable
-from gateway_sidecar.errors import BridgeError, ConfigError, InstallError
+from gateway_sidecar.errors import ConfigError, InstallError, NginxError
 from gateway_sidecar.files.replace import replace_file
 from gateway_sidecar.nginx.addresses import ClaimRules, PeerAddresses
 
@@ -139,7 +139,7 @@ def _give_addresses_back(config: Path, *, dry_run: bool) -> Iterator[Step]:
             yield Step(Did.REMOVED, what, "dry run: not done" if dry_run else "")
     except ConfigError:
         return  # Without the file there is no telling which interface it was.
-    except BridgeError as error:
+    except NginxError as error:
         yield Step(Did.NOTE, "addresses of replicas were left alone", str(error))
 
 

@@ -1,8 +1,15 @@
-"""For all tests: those that take a minute begin first, so that nobody waits for one of them at the end."""
+"""For all tests: those that take a minute begin first, so that nobody waits for one of them at the end.
+
+No drawn example has a deadline: a machine under load breaks any.
+"""
 
 from __future__ import annotations
 
 import pytest
+from hypothesis import settings
+
+settings.register_profile("any machine", deadline=None)
+settings.load_profile("any machine")
 
 LONG = (
     "test_every_front_door",

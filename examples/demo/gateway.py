@@ -137,7 +137,7 @@ class Gateway:
             identities = [identity_from_json(row) for row in (*rows, record.get("nginx")) if row]
         except StateError:
             return
-        for identity in (*identities, *writers_of(self._run_dir / "log" / "door.log")):
+        for identity in (*identities, *writers_of(self._run_dir / "log" / "hold.log")):
             process = Adopted.adopt(identity)
             if process is not None:
                 await process.stop(grace_s=1)

@@ -1,4 +1,4 @@
-"""The waiting room's door: a small HTTP server on a Unix socket that only nginx talks to.
+"""Where requests wait: a small HTTP server on a Unix socket that only nginx talks to.
 
 `X-Accel-Redirect: @router` makes nginx send the original request, body and all, to the router.
 """
@@ -29,9 +29,9 @@ async def serve_hold(daemon: Daemon, path: Path) -> UnixServer:
     app[_DAEMON] = daemon
     app.router.add_route("*", "/{path:.*}", _hold)
     # As many as may wait: the waiting room itself has a bound for each service, and nginx alone connects.
-    door = UnixServer(BoundedServer(app, most=None, handler_cancellation=True), path, backlog=4096)
-    await door.open()
-    return door
+    server = UnixServer(BoundedServer(app, most=None, handler_cancellation=True), path, backlog=4096)
+    await server.open()
+    return server
 
 
 async def _hold(request: web.Request) -> web.Response:

@@ -58,9 +58,9 @@ async def serve_admin(daemon: Daemon, run_dir: Path, state_dir: Path) -> UnixSer
 
     app = admin_app(daemon)
     app.middlewares.insert(1, from_people)
-    door = UnixServer(BoundedServer(app), run_dir / "admin.sock")
-    await door.open()
-    return door
+    server = UnixServer(BoundedServer(app), run_dir / "admin.sock")
+    await server.open()
+    return server
 
 
 @web.middleware

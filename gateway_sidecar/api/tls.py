@@ -13,7 +13,7 @@ from gateway_sidecar.errors import ConfigError
 
 _MOST_BYTES = 1024 * 1024
 _CIPHERS = "ECDHE+AESGCM:ECDHE+CHACHA20"
-"""Authenticated encryption with forward secrecy alone, as at front doors: no CBC."""
+"""Authenticated encryption with forward secrecy alone, as at frontends: no CBC."""
 
 
 @dataclass(frozen=True, slots=True)

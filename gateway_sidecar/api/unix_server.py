@@ -9,7 +9,7 @@ from gateway_sidecar.api.bounded_server import BoundedServer
 
 _MODE = 0o660
 _FRESH = "new.sock"
-"""A door's name until it is open. No longer than the others: a socket's path may have 107 bytes."""
+"""A socket's name until it is open. No longer than the others: a socket's path may have 107 bytes."""
 
 
 class UnixServer:
@@ -51,7 +51,7 @@ class UnixServer:
             listener.bind(str(fresh))
             listener.listen(self._backlog)
             fresh.chmod(_MODE)
-            fresh.replace(self._path)  # In one step: whoever comes meets an open door, this one or the one before.
+            fresh.replace(self._path)  # In one step: whoever comes meets an open socket, this one or the one before.
         except OSError as error:
             listener.close()
             raise OSError(error.errno, f"cannot listen on {self._path}: {error.strerror}") from error

@@ -10,7 +10,7 @@ import uvloop
 from gateway_sidecar.app import run_daemon
 from gateway_sidecar.commands.defaults import EXIT_FAILED, EXIT_STOPPED
 from gateway_sidecar.config import load_config
-from gateway_sidecar.errors import BridgeError, ProcessError
+from gateway_sidecar.errors import NginxError, ProcessError
 from gateway_sidecar.supervision.memory import share_arenas
 from gateway_sidecar.telemetry.logs import get_logger, set_up_logs, take_in_libraries
 
@@ -24,7 +24,7 @@ def run(arguments: argparse.Namespace) -> int:
     faulthandler.enable()  # systemd's watchdog sends SIGABRT: the log is to show where we hung.
     try:
         by_command = uvloop.run(run_daemon(arguments.config.absolute(), settings))
-    except (BridgeError, ProcessError, OSError) as error:
+    except (NginxError, ProcessError, OSError) as error:
         get_logger().critical("daemon.failed", reason=str(error))
         return EXIT_FAILED
     # Told apart from a signal, so that systemd starts a daemon again that somebody's SIGTERM ended, and no other.

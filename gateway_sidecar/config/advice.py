@@ -47,7 +47,7 @@ def advise(settings: Settings, ephemeral: PortRange | None) -> list[str]:
                 f"services[{index}].health: timeout_s {service.health.timeout_s:g} is longer than interval_s"
                 f" {service.health.interval_s:g}, so questions come late; make it shorter"
             )
-        warnings += _door_advice(f"services[{index}].frontend", service.frontend)
+        warnings += _frontend_advice(f"services[{index}].frontend", service.frontend)
         if service.frontend.auth is not None and not ipaddress.ip_address(service.listen.host).is_loopback:
             warnings.append(
                 f"services[{index}].listen: {service.listen} speaks HTTP, so keys are readable on the way;"
@@ -56,25 +56,25 @@ def advise(settings: Settings, ephemeral: PortRange | None) -> list[str]:
     return warnings
 
 
-def _door_advice(where: str, door: FrontendSettings) -> list[str]:
+def _frontend_advice(where: str, frontend: FrontendSettings) -> list[str]:
     """What an address that others can reach should have."""
     warnings = []
-    public = [it for it in door.listen if not ipaddress.ip_address(it.host).is_loopback]
-    if public and door.tls is None:
+    public = [it for it in frontend.listen if not ipaddress.ip_address(it.host).is_loopback]
+    if public and frontend.tls is None:
         warnings.append(f"{where}.tls: {public[0]} speaks HTTP, so keys and prompts are readable on the way; give tls")
-    if public and door.auth is None:
+    if public and frontend.auth is None:
         warnings.append(f"{where}.auth: whoever reaches {public[0]} may use the engines; give auth")
-    for number, limit in enumerate(door.limits):
-        if limit.per.startswith("header:") and not door.trusted_proxies:
+    for number, limit in enumerate(frontend.limits):
+        if limit.per.startswith("header:") and not frontend.trusted_proxies:
             name = f"{where}.limits[{number}].per"
             warnings.append(f"{name}: clients choose what they send in a header; have a trusted proxy set it")
-        if limit.path is not None and not _something_passes(limit.path, door.paths):
+        if limit.path is not None and not _something_passes(limit.path, frontend.paths):
             warnings.append(f"{where}.limits[{number}].path: {limit.path} {_NOTHING}")
-    public_paths = door.auth.public_paths if door.auth is not None else ()
+    public_paths = frontend.auth.public_paths if frontend.auth is not None else ()
     warnings += [
         f"{where}.auth.public_paths: {path} {_NOTHING}"
         for path in public_paths
-        if not _something_passes(path, door.paths)
+        if not _something_passes(path, frontend.paths)
     ]
     return warnings
 

@@ -55,12 +55,14 @@ def cross_problems(tree: Tree) -> Iterator[Problem]:
     listens = said.of_services(("listen",), parse_endpoint)
     listens += said.of_top(("metrics", "listen"), parse_endpoint, MetricsSettings().listen)
     listens += said.of_top(("admin", "listen"), parse_endpoint, None)
-    doors = list(_doors(said))
-    yield from _shared_addresses(doors)
-    for door in doors:
-        yield from _door_problems(tree, door)
-    # Doors that rightly share an address count once.
-    listens += [address for number, door in enumerate(doors) for address in door.own_addresses(doors[:number])]
+    frontends = list(_frontends(said))
+    yield from _shared_addresses(frontends)
+    for frontend in frontends:
+        yield from _frontend_problems(tree, frontend)
+    # Frontends that rightly share an address count once.
+    listens += [
+        address for number, frontend in enumerate(frontends) for address in frontend.own_addresses(frontends[:number])
+    ]
     yield from _same_names(said.of_services(("name",), parse_name))
     yield from _same_addresses(listens)
     yield from _ports(said, listens)
@@ -112,7 +114,7 @@ class _Reading:
 
 
 @dataclass(frozen=True, slots=True)
-class _Door:
+class _Frontend:
     """One service's `frontend` as far as it is valid."""
 
     where: Location
@@ -132,18 +134,18 @@ class _Door:
             spoken = "https with http2"
         return [(spoken, it) for it in self.listen] + [("redirect", it) for it in self.redirect]
 
-    def own_addresses(self, earlier: list[_Door]) -> list[_Said[Endpoint]]:
-        """Those that no earlier service's front door has."""
-        taken = {it.value for door in earlier for _, it in door.addresses()}
+    def own_addresses(self, earlier: list[_Frontend]) -> list[_Said[Endpoint]]:
+        """Those that no earlier service's frontend has."""
+        taken = {it.value for frontend in earlier for _, it in frontend.addresses()}
         return [it for _, it in self.addresses() if it.value not in taken]
 
 
-def _doors(said: _Reading) -> Iterator[_Door]:
+def _frontends(said: _Reading) -> Iterator[_Frontend]:
     for index, service in enumerate(said.services):
         where: Location = ("services", index, "frontend")
         frontend = _at(service, ("frontend",))
         if isinstance(frontend, dict):
-            yield _Door(
+            yield _Frontend(
                 where,
                 frontend,
                 said.of_list((*where, "listen"), parse_endpoint),
@@ -152,46 +154,46 @@ def _doors(said: _Reading) -> Iterator[_Door]:
             )
 
 
-def _shared_addresses(doors: list[_Door]) -> Iterator[Problem]:
+def _shared_addresses(frontends: list[_Frontend]) -> Iterator[Problem]:
     """Services may share a public address by their names alone, and only if they speak the same there."""
-    for number, door in enumerate(doors):
-        for earlier in doors[:number]:
-            for spoken, here in door.addresses():
+    for number, frontend in enumerate(frontends):
+        for earlier in frontends[:number]:
+            for spoken, here in frontend.addresses():
                 for other, there in earlier.addresses():
                     if here.value != there.value:
                         continue
                     if spoken != other:
                         yield _at_line(here, f"{here.value} speaks {other} at {there}; use another address or port")
-                    elif not (door.names and earlier.names):
+                    elif not (frontend.names and earlier.names):
                         cure = "give both services server_names, or each its own address or port"
                         yield _at_line(here, f"{here.value} is taken by {there}; {cure}")
                     else:
-                        yield from _shared_names(here, door, earlier)
+                        yield from _shared_names(here, frontend, earlier)
 
 
-def _shared_names(address: _Said[Endpoint], door: _Door, earlier: _Door) -> Iterator[Problem]:
-    for here in door.names:
+def _shared_names(address: _Said[Endpoint], frontend: _Frontend, earlier: _Frontend) -> Iterator[Problem]:
+    for here in frontend.names:
         for there in earlier.names:
             if here.value == there.value:
                 yield _at_line(here, f"{here.value} is {there} at {address.value} too; give each service its own names")
 
 
-def _door_problems(tree: Tree, door: _Door) -> Iterator[Problem]:
+def _frontend_problems(tree: Tree, frontend: _Frontend) -> Iterator[Problem]:
     def problem(text: str, *below: str | int) -> Problem:
-        location = (*door.where, *below)
+        location = (*frontend.where, *below)
         return Problem(tree.line(location), path_text(location), text)
 
-    if door.redirect and not door.has_tls:
+    if frontend.redirect and not frontend.has_tls:
         yield problem("leads to HTTPS, and there is none; give tls as well", "redirect")
-    if door.redirect and not door.listen:
+    if frontend.redirect and not frontend.listen:
         yield problem("leads to HTTPS, and no address speaks it; give listen as well", "redirect")
-    if door.has_tls and not door.listen:
+    if frontend.has_tls and not frontend.listen:
         yield problem("is for public addresses, and there are none; give listen as well", "tls")
-    if door.names and not door.listen:
+    if frontend.names and not frontend.listen:
         yield problem("are for public addresses, and there are none; give listen as well", "server_names")
-    auth = door.said.get("auth")
+    auth = frontend.said.get("auth")
     has_keys = isinstance(auth, dict) and auth.get("keys_file") is not None
-    limits = door.said.get("limits")
+    limits = frontend.said.get("limits")
     for index, limit in enumerate(limits if isinstance(limits, list) else []):
         if isinstance(limit, dict) and limit.get("per") == "key" and not has_keys:
             text = "nobody has a key without auth.keys_file; count by ip or header:NAME, or give keys"

@@ -1,4 +1,4 @@
-"""The settings of a service's front door: who may come in, how, and how often."""
+"""The settings of a service's frontend: who may come in, how, and how often."""
 
 from __future__ import annotations
 
@@ -210,7 +210,7 @@ class LimitSettings(Part):
 
 
 class FrontendSettings(Part):
-    """The service's address as a front door that clients elsewhere may be given."""
+    """The service's address as a frontend that clients elsewhere may be given."""
 
     listen: Annotated[tuple[AddressValue, ...], Field(strict=False)] = _list(
         description="Public addresses, beside the service's `listen`. With `tls` they speak HTTPS.",

@@ -1,4 +1,4 @@
-"""The small values that a front door is made of: names, path prefixes, networks, URLs, origins.
+"""The small values that a frontend is made of: names, path prefixes, networks, URLs, origins.
 
 Each `parse_*` is like those of `values`: the value, or `ValueError` with what is wrong and the cure.
 """
@@ -32,7 +32,7 @@ CONTROL = (
     "/v1/loads",
     "/parse",
 )
-"""Where a router is controlled, or tells of its workers' addresses. No front door passes these, whatever `paths`
+"""Where a router is controlled, or tells of its workers' addresses. No frontend passes these, whatever `paths`
 says."""
 
 FLEET = ("/engine_metrics", "/get_model_info", "/get_server_info")
@@ -138,11 +138,11 @@ def parse_prefix(value: object) -> str:
 
 
 def parse_passed(value: object) -> str:
-    """A prefix that a front door may pass."""
+    """A prefix that a frontend may pass."""
     text = parse_prefix(value)
     for control in CONTROL:
         if f"{text.lower()}/".startswith(f"{control}/"):
-            raise ValueError(f"{show(text)} controls the router, and no front door passes that; leave it out")
+            raise ValueError(f"{show(text)} controls the router, and no frontend passes that; leave it out")
     return text
 
 

@@ -164,7 +164,7 @@ class SshDefaults(Part):
     )
     keepalive_failures: int = Field(default=2, ge=1, le=20, description="So many questions in a row may go unanswered.")
     connect_timeout_s: int = Field(default=10, ge=1, le=300, description="Time for one server to let us in.")
-    engine: Literal["auto", "openssh", "asyncssh"] = Field(
+    backend: Literal["auto", "openssh", "asyncssh"] = Field(
         default="auto",
         description="`openssh` is the program `ssh`; `asyncssh` needs `gateway-sidecar[ssh]`; `auto` is `openssh` where"
         " there is one.",
@@ -191,7 +191,7 @@ def tunnel_to(owner: str, ssh: SshReplica, defaults: SshDefaults) -> Tunnel:
         defaults.keepalive_s,
         defaults.keepalive_failures,
         defaults.connect_timeout_s,
-        defaults.engine,
+        defaults.backend,
     )
     return Tunnel(owner, route, ssh.forward)
 

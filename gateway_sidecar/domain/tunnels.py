@@ -6,7 +6,7 @@ from dataclasses import dataclass
 from enum import StrEnum
 from typing import Literal
 
-SshEngine = Literal["auto", "openssh", "asyncssh"]
+BackendName = Literal["auto", "openssh", "asyncssh"]
 
 AGENT_OF_ENVIRONMENT = "SSH_AUTH_SOCK"
 
@@ -95,7 +95,7 @@ class SshRoute:
     keepalive_s: int = 4
     keepalive_failures: int = 2
     connect_timeout_s: int = 10
-    engine: SshEngine = "auto"
+    backend: BackendName = "auto"
 
     @property
     def target(self) -> SshServer:

@@ -32,7 +32,7 @@ def today() -> float:
 
 
 def read_certificate(certificate: Path, key: Path, now: float) -> Certificate:
-    """Reads the certificates. Raises FrontDoorError, with one line for what is wrong."""
+    """Reads the certificates. Raises FrontendError, with one line for what is wrong."""
     from gateway_sidecar.frontend import x509  # Not before it is needed: what it is read with takes 8 MB.
 
     return Certificate(*x509.read(certificate, key, now))

@@ -10,7 +10,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from gateway_sidecar.config import FrontendSettings
-from gateway_sidecar.errors import FrontDoorError
+from gateway_sidecar.errors import FrontendError
 from gateway_sidecar.frontend.certificate import covers, names_in, read_certificate
 from gateway_sidecar.frontend.keys import digest_of, parse_keys, read_content
 from gateway_sidecar.frontend.publish import publish_keys, publish_pem, remove_keys
@@ -44,12 +44,12 @@ class PairTaken:
 class Found:
     """What one look brought. None is a part that is as it was; an error is one that cannot be used."""
 
-    keys: KeysTaken | FrontDoorError | OSError | None
-    pair: PairTaken | FrontDoorError | OSError | None
+    keys: KeysTaken | FrontendError | OSError | None
+    pair: PairTaken | FrontendError | OSError | None
     directories: frozenset[Path]
 
 
-class DoorFiles:
+class FrontendFiles:
     """The files of one service. `links` is the directory of keys, `pem` the file that nginx opens."""
 
     def __init__(self, links: Path, pem: Path) -> None:
@@ -58,20 +58,20 @@ class DoorFiles:
 
     def look(self, settings: FrontendSettings, now: float, *, again: Collection[str] = ()) -> Found:
         """Takes in what changed. `again`: parts to be read even if their files are as they were."""
-        keys: KeysTaken | FrontDoorError | OSError | None = None
-        pair: PairTaken | FrontDoorError | OSError | None = None
+        keys: KeysTaken | FrontendError | OSError | None = None
+        pair: PairTaken | FrontendError | OSError | None = None
         paths: list[Path] = []
         if settings.auth is not None and settings.auth.keys_file is not None:
             paths.append(settings.auth.keys_file)
             try:
                 keys = self._keys.look(settings.auth.keys_file, again=KEYS in again)
-            except (FrontDoorError, OSError) as error:
+            except (FrontendError, OSError) as error:
                 keys = error
         if settings.tls is not None:
             paths += [settings.tls.certificate, settings.tls.key]
             try:
                 pair = self._pair.look(settings, now, again=CERTIFICATE in again)
-            except (FrontDoorError, OSError) as error:
+            except (FrontendError, OSError) as error:
                 pair = error
         return Found(keys, pair, directories(paths))
 
@@ -144,7 +144,7 @@ class _PairFiles:
         wrong_for = tuple(name for name in settings.server_names if not pair.covers(name))
         served = self._served()
         if wrong_for and served and served != pair.pem and _is_for(served, settings.server_names):
-            raise FrontDoorError([f"{chain}: is not for {', '.join(wrong_for)}; put the one for that name there"])
+            raise FrontendError([f"{chain}: is not for {', '.join(wrong_for)}; put the one for that name there"])
         return PairTaken(pair.expires_at, publish_pem(self.place, pair.pem), wrong_for)
 
     def _served(self) -> bytes | None:

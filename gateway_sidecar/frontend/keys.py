@@ -20,7 +20,7 @@ from pathlib import Path
 from gateway_sidecar.config.frontend_values import NAME
 from gateway_sidecar.config.text_file import FileText, read_file
 from gateway_sidecar.config.values import show
-from gateway_sidecar.errors import ConfigError, FrontDoorError
+from gateway_sidecar.errors import ConfigError, FrontendError
 from gateway_sidecar.files.replace import put_in_place, write_beside
 
 MOST_BYTES = 64 * 1024 * 1024
@@ -64,21 +64,21 @@ def parse_expiry(text: str) -> int:
 
 
 def read_keys(path: Path) -> Keys:
-    """The keys of a file. Raises FrontDoorError, with a line for each mistake."""
+    """The keys of a file. Raises FrontendError, with a line for each mistake."""
     return parse_keys(read_content(path), str(path))
 
 
 def read_content(path: Path) -> bytes:
-    """What the file holds, if it may be believed at all. Raises FrontDoorError."""
+    """What the file holds, if it may be believed at all. Raises FrontendError."""
     try:
         file = read_file(path, MOST_BYTES)
     except ConfigError as error:
-        raise FrontDoorError([line.replace(", or name another with --config", "") for line in error.problems]) from None
+        raise FrontendError([line.replace(", or name another with --config", "") for line in error.problems]) from None
     if trouble := _trouble(file):
-        raise FrontDoorError([f"{path}: {trouble}"])
+        raise FrontendError([f"{path}: {trouble}"])
     if not file.content.removeprefix(codecs.BOM_UTF8).strip():
         # A file that is being written is empty for a moment, and that must lock nobody out.
-        raise FrontDoorError([f"{path}: is empty; write a line that begins with # where there shall be no key"])
+        raise FrontendError([f"{path}: is empty; write a line that begins with # where there shall be no key"])
     return file.content
 
 
@@ -89,7 +89,7 @@ def digest_of(line: bytes) -> str | None:
 
 
 def parse_keys(content: bytes, name: str) -> Keys:
-    """The keys of a file's content. Raises FrontDoorError, with a line for each mistake that shows no key or hash."""
+    """The keys of a file's content. Raises FrontendError, with a line for each mistake that shows no key or hash."""
     content = content.removeprefix(codecs.BOM_UTF8)
     pairs = _PAIRS.findall(content)
     if len(pairs) == sum(1 for line in content.split(b"\n") if line.strip() and not line.lstrip().startswith(b"#")):
@@ -126,36 +126,36 @@ def parse_keys(content: bytes, name: str) -> Keys:
             keys[digest], lines[owner] = f"{owner}{expires}", number
     if problems:
         further = len(problems) - _MOST_PROBLEMS
-        raise FrontDoorError(problems[:_MOST_PROBLEMS] + ([f"{name}: and {further} more"] if further > 0 else []))
+        raise FrontendError(problems[:_MOST_PROBLEMS] + ([f"{name}: and {further} more"] if further > 0 else []))
     return keys
 
 
 def add_key(path: Path, name: str, key: str | None = None, *, expires: str | None = None) -> str:
-    """Adds a key of this name, made here unless it is given, and returns it. Raises FrontDoorError."""
+    """Adds a key of this name, made here unless it is given, and returns it. Raises FrontendError."""
     if expires is not None:
         try:
             parse_expiry(expires)
         except ValueError as error:
-            raise FrontDoorError([f"--expires: {error}"]) from None
+            raise FrontendError([f"--expires: {error}"]) from None
     if not re.fullmatch(NAME, name):
-        raise FrontDoorError([f"{show(name)} is not a key's name; use letters, digits and . _ -, 64 at most"])
+        raise FrontendError([f"{show(name)} is not a key's name; use letters, digits and . _ -, 64 at most"])
     key = key or f"sk-{secrets.token_urlsafe(32)}"
     if not re.fullmatch(r"[\x21-\x7e]{16,4096}", key):
-        raise FrontDoorError(["a key has 16 to 4096 printable characters without spaces; use another"])
+        raise FrontendError(["a key has 16 to 4096 printable characters without spaces; use another"])
     digest = hashlib.sha256(key.encode()).hexdigest()
     with _edited(path) as text:
         keys = parse_keys(text.encode(), str(path))
         if name in map(name_of, keys.values()):
-            raise FrontDoorError([f"{path}: has a key {show(name)} already; revoke it first, or use another name"])
+            raise FrontendError([f"{path}: has a key {show(name)} already; revoke it first, or use another name"])
         if digest in keys:
-            raise FrontDoorError([f"{path}: has this very key already, as {show(name_of(keys[digest]))}"])
+            raise FrontendError([f"{path}: has this very key already, as {show(name_of(keys[digest]))}"])
         end = "" if not text or text.endswith("\n") else "\n"
         _replace(path, f"{text or _HEAD}{end}{name}:{digest}{f' expires={expires}' if expires else ''}\n")
     return key
 
 
 def revoke_key(path: Path, name: str) -> None:
-    """Removes the key of this name. Raises FrontDoorError, also where the key is removed from a file with mistakes.
+    """Removes the key of this name. Raises FrontendError, also where the key is removed from a file with mistakes.
 
     What else the file holds is looked at afterwards: nobody waits for it who wants a key to end.
     """
@@ -164,13 +164,13 @@ def revoke_key(path: Path, name: str) -> None:
         kept = lines.sub(lambda line: "" if _LINE.fullmatch(line[0].strip()) else line[0], text)
         if kept == text:
             parse_keys(text.encode(), str(path))
-            raise FrontDoorError([f"{path}: has no key {show(name)}; `gateway-sidecar key list` names them"])
+            raise FrontendError([f"{path}: has no key {show(name)}; `gateway-sidecar key list` names them"])
         _replace(path, kept or _HEAD)
     try:
         parse_keys(kept.encode(), str(path))
-    except FrontDoorError as error:
+    except FrontendError as error:
         first = f"{path}: {show(name)} is removed, and let in all the same until these mistakes are mended:"
-        raise FrontDoorError([first, *error.problems]) from None
+        raise FrontendError([first, *error.problems]) from None
 
 
 def _trouble(file: FileText) -> str | None:
@@ -187,7 +187,7 @@ def _edited(path: Path) -> Iterator[str]:
     try:
         directory = os.open(path.parent, os.O_RDONLY | os.O_DIRECTORY)
     except OSError as error:
-        raise FrontDoorError([f"{path.parent}: {error.strerror}; make the directory first"]) from error
+        raise FrontendError([f"{path.parent}: {error.strerror}; make the directory first"]) from error
     try:
         fcntl.flock(directory, fcntl.LOCK_EX)
         yield path.read_text() if path.exists() else ""

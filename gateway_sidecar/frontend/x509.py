@@ -13,14 +13,14 @@ from cryptography.hazmat.primitives.asymmetric.types import PrivateKeyTypes
 from cryptography.hazmat.primitives.serialization import Encoding, PublicFormat, load_pem_private_key
 
 from gateway_sidecar.config.text_file import read_file
-from gateway_sidecar.errors import ConfigError, FrontDoorError
+from gateway_sidecar.errors import ConfigError, FrontendError
 
 _MOST_BYTES = 1024 * 1024
 _OTHERS = 0o007
 
 
 def read(certificate: Path, key: Path, now: float) -> tuple[bytes, float, tuple[str, ...]]:
-    """Chain and key in PEM, the end of validity (seconds since 1970) and the host names. Raises FrontDoorError."""
+    """Chain and key in PEM, the end of validity (seconds since 1970) and the host names. Raises FrontendError."""
     chain_text, key_text = _read(certificate), _read(key, secret=True)
     try:
         chain = x509.load_pem_x509_certificates(chain_text)
@@ -57,7 +57,7 @@ def _read(path: Path, *, secret: bool = False) -> bytes:
     try:
         file = read_file(path, _MOST_BYTES)
     except ConfigError as error:
-        raise FrontDoorError([line.replace(", or name another with --config", "") for line in error.problems]) from None
+        raise FrontendError([line.replace(", or name another with --config", "") for line in error.problems]) from None
     if secret and file.mode & _OTHERS:
         raise _bad(path, f"others may read or change it (mode {file.mode:04o}); use chmod 0600 or 0640")
     return file.content
@@ -103,5 +103,5 @@ def _day(at: float) -> str:
     return datetime.datetime.fromtimestamp(at, datetime.UTC).strftime("%Y-%m-%d %H:%M UTC")
 
 
-def _bad(path: Path, text: str) -> FrontDoorError:
-    return FrontDoorError([f"{path}: {text}"])
+def _bad(path: Path, text: str) -> FrontendError:
+    return FrontendError([f"{path}: {text}"])

@@ -51,15 +51,6 @@ class EventAddress:
     port: int
     tag: str
 
-    def log_format(self, service: str) -> str:
-        """nginx's directive that says what an event of this service looks like."""
-        parts = (service, "$request_method", "$status", "$request_time", "$upstream_header_time")
-        return f"log_format gateway_{service} '{'|'.join(parts)}|$sent_http_content_type';"
-
-    def access_log(self, service: str) -> str:
-        """nginx's directive that sends this service's events."""
-        return f"access_log syslog:server={_HOST}:{self.port},nohostname,tag={self.tag} gateway_{service};"
-
 
 def placeholder() -> tuple[socket.socket, EventAddress]:
     """A socket for nginx to inherit and nobody to read, on a port that the kernel chooses. Raises OSError."""

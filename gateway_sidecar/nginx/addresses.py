@@ -21,7 +21,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from gateway_sidecar.domain.claims import Address, Network, Surroundings, objection
-from gateway_sidecar.errors import AddressRefused, BridgeError
+from gateway_sidecar.errors import AddressRefused, NginxError
 from gateway_sidecar.nginx.connections import kernel_address
 from gateway_sidecar.telemetry.logs import get_logger
 
@@ -76,7 +76,7 @@ class PeerAddresses:
     def claim(self, address: Address) -> None:
         """Makes the address this machine's own, unless it is so already by us.
 
-        Raises AddressRefused if this machine needs it, BridgeError if it cannot be done.
+        Raises AddressRefused if this machine needs it, NginxError if it cannot be done.
         """
         with _netlink() as netlink:
             index = self._interface(netlink)
@@ -157,7 +157,7 @@ class PeerAddresses:
         return replace(_surroundings(netlink, ours), destinations=self._destinations())
 
     def _interface(self, netlink: IPRoute) -> int | None:
-        """The interface's index; None if there is none. Raises BridgeError if it is not ours."""
+        """The interface's index; None if there is none. Raises NginxError if it is not ours."""
         found = netlink.link_lookup(ifname=self._rules.interface)
         if not found:
             return None
@@ -167,7 +167,7 @@ class PeerAddresses:
             return None  # Begun by us, or as good as.
         if alias != self._alias:
             whose = f"belongs to '{alias}'" if alias else "is not the daemon's"
-            raise BridgeError(f"the interface {self._rules.interface} {whose}; set peers.interface to another name")
+            raise NginxError(f"the interface {self._rules.interface} {whose}; set peers.interface to another name")
         return int(found[0])
 
     def _make(self, netlink: IPRoute) -> int:
@@ -193,7 +193,7 @@ class PeerAddresses:
 
 @contextmanager
 def _netlink() -> Iterator[IPRoute]:
-    """A netlink socket; its errors become BridgeError."""
+    """A netlink socket; its errors become NginxError."""
     from pyroute2 import IPRoute  # Not before it is needed: it takes a quarter of a second and 10 MB.
 
     try:
@@ -201,10 +201,10 @@ def _netlink() -> Iterator[IPRoute]:
             yield netlink
     except _error() as error:
         if error.code in (errno.EPERM, errno.EACCES):
-            raise BridgeError(_NEEDS) from error
-        raise BridgeError(f"netlink: {os.strerror(error.code)}") from error
+            raise NginxError(_NEEDS) from error
+        raise NginxError(f"netlink: {os.strerror(error.code)}") from error
     except OSError as error:
-        raise BridgeError(f"netlink: {error.strerror or error}") from error
+        raise NginxError(f"netlink: {error.strerror or error}") from error
 
 
 def _error() -> Any:

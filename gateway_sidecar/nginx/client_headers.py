@@ -1,4 +1,4 @@
-"""Which headers pass a front door, either way. Pure.
+"""Which headers pass a frontend, either way. Pure.
 
 Requests: a router decides by headers, and what one of a later version decides by is not known today. So only what is
 named here goes on (and `frontend.pass_headers`), and nginx says itself who the client is.
@@ -8,6 +8,9 @@ Answers: engines put into them what they like, and routers pass it on. Here ngin
 from __future__ import annotations
 
 from collections.abc import Collection, Iterable, Sequence
+
+TENANT_HEADER = "X-Smg-Tenant-Id"
+"""SMG keeps stored responses and conversations of different tenants apart, and believes this header."""
 
 CREDENTIALS = ("Authorization", "X-Api-Key")
 
@@ -34,7 +37,7 @@ HIDDEN = (
     # What a browser would keep, or do, for everything else that is at this name.
     *("Set-Cookie", "Set-Cookie2", "Clear-Site-Data", "Service-Worker-Allowed", "Accept-CH", "Critical-CH"),
     *("Strict-Transport-Security", "Public-Key-Handles", "Public-Key-Handles-Report-Only", "Expect-CT", "Alt-Svc"),
-    # Where a browser would go, or report to, by itself. `Location` passes as a path (LOCATION).
+    # Where a browser would go, or report to, by itself. `Location` passes as a path.
     *("Refresh", "Location", "Content-Location", "Link", "SourceMap", "X-SourceMap"),
     *("Report-To", "Reporting-Endpoints", "NEL", "Content-Security-Policy", "Content-Security-Policy-Report-Only"),
     # Whom a browser would ask its user for a password for.
@@ -46,22 +49,9 @@ HIDDEN = (
 )
 """Headers of an answer that stay here. nginx itself leaves out `Server`, `Date` and `X-Accel-*` of others."""
 
-LOCATION_MAP = r"""
-    map $upstream_http_location $gateway_location { default ""; "~^/(?!/)[!-\[\]-~]*\z" $upstream_http_location; }
-"""
-"""In http {}: the path of an answer's `Location`; nothing if it names a host."""
 
-LOCATION = "add_header Location $gateway_location;"
-
-
-def sent_on(passed: Iterable[str], *, but: Collection[str] = ()) -> list[str]:
-    """nginx's lines that send these request headers on; one that the client did not send is not sent."""
+def sent_on(more: Iterable[str], *, but: Collection[str]) -> Sequence[str]:
+    """The request headers that go on: those known, and more, but not some. None is named twice."""
     left_out = {name.lower() for name in but}
-    names = {name.lower(): name for name in passed if name.lower() not in left_out}
-    variables = {name: "$http_" + lower.replace("-", "_") for lower, name in names.items()}
-    return ["proxy_pass_request_headers off;", *(f"proxy_set_header {it} {var};" for it, var in variables.items())]
-
-
-def hidden() -> Sequence[str]:
-    """nginx's lines that keep an answer's headers here."""
-    return [f"proxy_hide_header {name};" for name in HIDDEN]
+    names = {name.lower(): name for name in (*CREDENTIALS, *PASSED, *more) if name.lower() not in left_out}
+    return list(names.values())

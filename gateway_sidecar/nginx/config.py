@@ -1,4 +1,7 @@
-"""The text of nginx's configuration: bridges (`stream`) and service addresses (`http`). Pure."""
+"""What nginx's configuration depends on: bridges (`stream`, `http`) and service addresses (`http`). Pure.
+
+The text itself is in `share/nginx`, and what each setting there is for.
+"""
 
 from __future__ import annotations
 
@@ -6,20 +9,20 @@ import hashlib
 import json
 import math
 import re
-from collections.abc import Sequence
-from dataclasses import dataclass, field, fields
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass, field, fields, replace
 from pathlib import Path
 
-from gateway_sidecar.config import FrontendSettings
-from gateway_sidecar.config.frontend_values import ANY
-from gateway_sidecar.nginx import bodies, bridge_server, client_headers
-from gateway_sidecar.nginx import frontend_server as front_door
+from gateway_sidecar.config import Endpoint, FrontendSettings
+from gateway_sidecar.config.frontend_values import ALL_PATHS, ANY, ASKED_OF_ENGINES, CONTROL, FLEET, INFERENCE, VERSION
+from gateway_sidecar.nginx import client_headers
 from gateway_sidecar.nginx.access_events import EventAddress
-from gateway_sidecar.nginx.bodies import BodyClass, body_classes
-from gateway_sidecar.nginx.bridge_server import KEY_HEADER, ORDERS, bracketed
-from gateway_sidecar.nginx.frontend_server import DoorPlaces, FrontDoor
+from gateway_sidecar.nginx.bodies import SMALL_BYTES, body_classes
+from gateway_sidecar.nginx.bridge_server import KEY_HEADER, ORDERS, OWNER_PATH, owner_url
+from gateway_sidecar.nginx.frontend_places import FrontendPlaces
+from gateway_sidecar.nginx.templates import END, SEGMENTS, render
 
-_PLAIN_DOOR = FrontendSettings()
+_PLAIN = FrontendSettings()
 _CONNECTIONS_EACH = 4  # client, service address -> router, router -> bridge, bridge -> replica
 SUCCESSOR = ".next"
 """What is added to a service's name to name its second router slot, and the switch that leads to it."""
@@ -37,38 +40,32 @@ BODIES = "client_body"
 """The directory, below the one for temporary files, that bodies go to."""
 
 _NUMBER_DIGITS = 16
+_UNNUMBERED = "[number]"
+"""Stands in the configuration in place of its number, which is made of the rest of the text."""
+
 _RECORD = "#: "
 _RECORD_LINE = 1000  # nginx takes no comment of more than 4096 bytes
 _SAID = re.compile(rf"([0-9a-f]{{{_NUMBER_DIGITS}}}) (run|state)(?: ([0-9]{{1,5}}) ([0-9a-f]+))?")
-_PEER_CONNECTIONS = 4096  # two for each request
-_TEMPS = (BODIES, "proxy", "fastcgi", "uwsgi", "scgi")
 _SPARE = 64  # files that nginx opens for itself
-_CLOSED = 598  # our own status, inside nginx only: the service's gate is closed
-_CONNECT_S = 2
-"""More than the second after which the kernel asks again where a router's queue of connections is full: a thousand
-that go on at once fill it. A hanging router's gate is closed for longer than that before it is killed: nobody meets its
-successor."""
-
-_HEAD_S = 30  # a request's head as a whole; nginx itself would wait for a minute
-_BODY_PAUSE_S = 60
-"""Between two reads of a body. One that goes on, however slowly, is waited for: nginx knows no bound for the whole."""
-
-_HOLD = "gateway.hold"  # no service's name has a dot
-_HOLD_TRIES = 16
-"""How often a request that waits asks again when it is cut off: twice for each time that the daemon is restarted."""
 _HOLD_MARGIN_S = 5
 """The waiting room answers in time. Should nobody be there to, nginx does so a little later."""
 
-_UNAVAILABLE = (
-    '{"error":{"message":"The router of service SERVICE is not available; try again shortly.",'
-    '"type":"server_error","code":"router_unavailable","param":null}}'
-)
-
-_FAILED = (
-    '{"error":{"message":"The gateway cannot take this request now, perhaps for want of disk space; try again.",'
-    '"type":"server_error","code":"gateway_unavailable","param":null}}'
-)
-"""For what nginx itself cannot do, such as write a large body to a full disk. A router's own 500 is left as it is."""
+_WORDS: dict[str, object] = {
+    "alive_socket": ALIVE,
+    "in_force_path": IN_FORCE,
+    "owner_script": OWNER_SCRIPT,
+    "owner_path": OWNER_PATH,
+    "key_header": KEY_HEADER,
+    "tenant_header": client_headers.TENANT_HEADER,
+    "orders": ORDERS,
+    "inference_paths": INFERENCE,
+    "asked_paths": ASKED_OF_ENGINES,
+    "every_path": f"^{VERSION}{SEGMENTS}+/?{END}",
+    "hidden_headers": client_headers.HIDDEN,
+    "auth_headers": client_headers.FOR_AUTH,
+    "small_bytes": SMALL_BYTES,
+}
+"""What all templates may name beside their own values."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -89,6 +86,11 @@ class Capacity:
         connections = min(wanted, most)
         return cls(connections, max(0, (connections - listening) // _CONNECTIONS_EACH))
 
+    @property
+    def open_files(self) -> int:
+        """How many files a worker process may have open."""
+        return self.worker_connections + _SPARE
+
 
 @dataclass(frozen=True, slots=True)
 class ServiceAddress:
@@ -101,7 +103,7 @@ class ServiceAddress:
     listen: str
     router: str
     successor: str
-    frontend: FrontendSettings = _PLAIN_DOOR
+    frontend: FrontendSettings = _PLAIN
     hold_s: float = 0.0
 
     @property
@@ -117,7 +119,51 @@ class ServiceAddress:
     @property
     def uses_lua(self) -> bool:
         """Whether nginx uses its Lua module for it, where there is one."""
-        return self.frontend.auth is not None or self.frontend.mcp_servers != (ANY,)
+        return self.frontend.auth is not None or self.judges_servers
+
+    # What its template asks for.
+
+    @property
+    def judges_servers(self) -> bool:
+        """Whether requests may name only some MCP servers."""
+        return self.frontend.mcp_servers != (ANY,)
+
+    @property
+    def successor_slot(self) -> str:
+        """The name of its second router slot."""
+        return self.service + SUCCESSOR
+
+    @property
+    def control_paths(self) -> tuple[str, ...]:
+        """What never passes, whatever `paths` says; with `all`, nor does what tells of the fleet."""
+        return (*CONTROL, *(FLEET if ALL_PATHS in self.frontend.paths else ()))
+
+    @property
+    def passed_headers(self) -> Sequence[str]:
+        """The request headers that go on as they were sent; what is said with a value of ours is none of them."""
+        auth = self.frontend.auth
+        ours = {KEY_HEADER, client_headers.TENANT_HEADER}
+        if auth is not None and not auth.pass_authorization:
+            ours.update(client_headers.CREDENTIALS)
+        if auth is not None and auth.name_header is not None:
+            ours.add(auth.name_header)
+        return client_headers.sent_on(self.frontend.pass_headers, but=ours)
+
+    @property
+    def patience_s(self) -> int:
+        """How long nginx itself lets a request wait for its router, should the daemon not be there to say."""
+        return math.ceil(self.hold_s) + _HOLD_MARGIN_S
+
+    @property
+    def retry_after_s(self) -> int:
+        """After how long whoever asked too often may ask again."""
+        return int(max((-(-1 // limit.rps) for limit in self.frontend.limits if limit.rps), default=1))
+
+    @property
+    def https_port(self) -> int:
+        """Where its redirects lead to."""
+        ports = [it.port for it in self.frontend.listen]
+        return 443 if 443 in ports or not ports else ports[0]
 
 
 @dataclass(frozen=True, slots=True)
@@ -144,6 +190,20 @@ class InForce:
             return None
         number, temp, port, tag = found.groups()
         return cls(number, temp == "run", EventAddress(int(port), tag) if port else None)
+
+
+@dataclass(frozen=True, slots=True)
+class Rendered:
+    """A configuration file, and the number by which an nginx that runs with it, and no other, calls it."""
+
+    text: str
+    number: str
+
+    @classmethod
+    def of(cls, unnumbered: str) -> Rendered:
+        """The file that says its own number."""
+        number = _number_of(unnumbered)
+        return cls(unnumbered.replace(_UNNUMBERED, number, 1), number)
 
 
 @dataclass(frozen=True, slots=True)
@@ -179,205 +239,39 @@ class NginxConfig:
     capacity: Capacity
     services: Sequence[ServiceAddress]
     stream_module: Path | None
-    user: str | None
-    doors: DoorPlaces
+    user: tuple[str, str] | None
+    frontends: FrontendPlaces
     lua_modules: Sequence[Path] | None = None
     events: EventAddress | None = None
     owner_module: Path | None = None
     held_mb: int = 8192
 
-    @property
-    def number(self) -> str:
-        """What an nginx with this configuration, and no other, calls it."""
-        return _number_of(self._text(""))
+    def rendered(self) -> Rendered:
+        """The whole configuration file. It begins with what it serves, for the next daemon: `services_in` reads it.
 
-    def text(self) -> str:
-        """The whole configuration file. It begins with what it serves, for the next daemon: `services_in` reads it."""
-        return _record(self.services) + self._text(self.number)
-
-    def _text(self, number: str) -> str:
-        return "\n".join([self._main(), self._stream(), self._http(number)])
-
-    def _main(self) -> str:
-        lines = [
-            "# Written by gateway-sidecar. Changes made here are lost.",
-            "daemon off;",
-            f"worker_processes {self.worker_processes};",
-            f"worker_rlimit_nofile {self.capacity.worker_connections + _SPARE};",
-            f"pid {_quoted(self.directory / 'nginx.pid')};",
-            f"error_log {_quoted(self.log)} warn;",
-        ]
-        if self.user is not None:
-            lines.insert(2, f"user {self.user};")
-        if self.stream_module is not None:
-            lines.append(f"load_module {_quoted(self.stream_module)};")
-        if self.owner_module is not None and self._asks_owners:
-            lines.append(f"load_module {_quoted(self.owner_module)};")
-        if self._uses_lua:
-            lines += [f"load_module {_quoted(module)};" for module in self.lua_modules or ()]
-        lines.append(f"events {{ worker_connections {self.capacity.worker_connections}; multi_accept on; }}")
-        return "\n".join(lines) + "\n"
-
-    def _bridges(self, host: str) -> str:
-        ports = str(self.first_port)
-        if self.last_port != self.first_port:
-            ports += f"-{self.last_port}"
-        return f"{bracketed(host)}:{ports}"
-
-    @property
-    def _asks_owners(self) -> bool:
-        return self.owner_module is not None and self.lua_modules is not None
-
-    def _owner_check(self) -> str:
-        url = bridge_server.owner_url(self.host, self.first_port)
-        return owner_check(self.directory, url, self.bridge_key) if self._asks_owners else ""
-
-    def _stream(self) -> str:
-        return f"""\
-stream {{
-{self._owner_check()}    server {{
-        listen {self._bridges(self.grpc_host)} backlog=1024 so_keepalive=60s:10s:6;
-        tcp_nodelay on;
-        proxy_connect_timeout 2s;
-        proxy_timeout 24h;
-        proxy_pass unix:{self.links}/$server_port.sock;
-    }}
-}}
-"""
-
-    def _http(self, number: str) -> str:
-        temp = "\n".join(f"    {kind}_temp_path {_quoted(self.temp / kind)};" for kind in _TEMPS)
-        said = InForce(number, self.temp.parent == self.directory.parent, self.events)
-        has_lua = self.lua_modules is not None
-        doors = {it.service: FrontDoor(it.service, it.frontend, self.doors, has_lua) for it in self.services}
-        classes = self._body_classes()
-        servers = "".join(self._server(service, doors[service.service], classes) for service in self.services)
-        shared = client_headers.LOCATION_MAP + bodies.maps(classes) if self.services else ""
-        # Warnings there are of each body that does not fit into memory, with the request's line and query.
-        lua = ""
-        if self._uses_lua:
-            lua = f"""\
-    lua_package_path "{self.directory}/?.lua;;";
-    init_by_lua_block {{ require("front_door") }}
-"""
-        link = f"{self.links}/$server_port.sock"
-        bridges = bridge_server.server(self._bridges(self.host), link, tells_owners=self._asks_owners)
-        hold = f"        server unix:{self.waiting_room} max_fails=0;\n" * _HOLD_TRIES
-        formats = "".join(f"    {self.events.log_format(s.service)}\n" for s in self.services if self.events)
-        return f"""\
-http {{
-    access_log off;
-    error_log {_quoted(self.log)} error;
-    default_type application/json;
-    server_tokens off;
-    variables_hash_max_size 8192;
-    variables_hash_bucket_size 256;
-    map_hash_bucket_size 512;
-    server_names_hash_max_size 8192;
-    server_names_hash_bucket_size 512;
-{temp}
-{bridge_server.UPGRADES}{_alive(self.directory, str(said))}\
-{bridge_server.maps(self.bridge_key, self.bridge_paths)}{bridges}\
-    upstream {_HOLD} {{
-{hold}    }}
-{front_door.clients()}{front_door.own_errors()}{shared}{lua}{formats}{servers}{front_door.other_servers(list(doors.values()))}}}
-"""
-
-    @property
-    def _uses_lua(self) -> bool:
-        return self.lua_modules is not None and (self._asks_owners or any(it.uses_lua for it in self.services))
-
-    def _body_classes(self) -> Sequence[BodyClass]:
-        return body_classes(self.held_mb, max((it.frontend.max_body_mb for it in self.services), default=1))
-
-    def _server(self, service: ServiceAddress, door: FrontDoor, classes: Sequence[BodyClass]) -> str:
-        # A request that the router cannot take goes to the waiting room, without its body; from there nginx sends the
-        # original on to @router. For that nginx must hold the body itself: a client's upload is buffered, an answer
-        # never is.
-        switch = f"""\
-            set $gateway_router {service.service};
-            if (-f {_quoted(self.gates / (service.service + SUCCESSOR))}) {{
-                set $gateway_router {service.service}{SUCCESSOR};
-            }}
-            proxy_pass http://$gateway_router;
-"""
-        patience_s = math.ceil(service.hold_s) + _HOLD_MARGIN_S
-        # What a location says of its own, it does not inherit.
-        refusals = "".join(f"            {line}\n" for line in door.errors())
-        headers = "".join(f"            {line}\n" for line in door.headers())
-        asked = "            auth_request off;\n" if service.frontend.auth and service.frontend.auth.url else ""
-        checks = "".join(f"            {line}\n" for line in bodies.checks(door.variable))
-        arrives = f"""\
-{refusals}            error_page 502 504 {_CLOSED} = @hold;
-            error_page 500 = @failed;
-            if (-f {_quoted(self.gates / service.service)}) {{ return {_CLOSED}; }}
-{door.check_servers()}{switch}"""
-        upstreams = _upstream(service.service, service.router) + _upstream(
-            service.service + SUCCESSOR, service.successor
-        )
-        return f"""
-{door.http()}{upstreams}    server {{
-        listen {service.listen} {front_door.LISTEN_OPTIONS};
-{front_door.listen_lines(door)}        {self.events.access_log(service.service) if self.events else "access_log off;"}
-        keepalive_timeout 75s;
-        keepalive_requests 1000000;
-        client_body_buffer_size 256k;
-        client_header_timeout {_HEAD_S}s;
-        client_body_timeout {_BODY_PAUSE_S}s;
-        send_timeout 1h;
-        recursive_error_pages on;
-        proxy_http_version 1.1;
-        proxy_set_header Host $http_host;
-        proxy_set_header Upgrade $gateway_upgrade;
-        proxy_set_header Connection $gateway_connection;
-        proxy_set_header X-Forwarded-For $remote_addr;
-        proxy_set_header X-Forwarded-Proto $scheme;
-        proxy_set_header {KEY_HEADER} {self.bridge_key};
-        proxy_buffering off;
-        proxy_next_upstream off;
-        proxy_connect_timeout {_CONNECT_S}s;
-        proxy_read_timeout 24h;
-        proxy_send_timeout 24h;
-        proxy_socket_keepalive on;
-        proxy_ignore_headers {ORDERS};
-{door.server(classes)}        location / {{
-{checks}{arrives}        }}
-        location @small {{
-            client_max_body_size {bodies.SMALL_BYTES};
-{arrives}        }}
-        location @router {{
-{asked}{refusals}            error_page 502 504 = @hold;
-            error_page 500 = @failed;
-{door.check_servers()}{switch}        }}
-        location @hold {{
-            internal;
-            proxy_ignore_headers X-Accel-Expires;
-{refusals}            error_page 502 504 = @unavailable;
-            error_page 500 = @failed;
-            proxy_next_upstream error non_idempotent;
-            proxy_next_upstream_timeout {patience_s}s;
-            proxy_read_timeout {patience_s}s;
-            proxy_pass http://{_HOLD};
-            proxy_pass_request_body off;
-            proxy_pass_request_headers off;
-            proxy_set_header Content-Length "";
-            proxy_set_header X-Service {service.service};
-            proxy_set_header X-Router-Connected $upstream_connect_time;
-            proxy_set_header X-Router-Took $upstream_response_time;
-            proxy_set_header X-Request-Upgrade $gateway_upgrade;
-        }}
-        location @failed {{
-            internal;
-{headers}            add_header Retry-After 5 always;
-{door.failed()}            return 503 '{_FAILED}';
-        }}
-        location @unavailable {{
-            internal;
-{headers}            add_header Retry-After 1 always;
-            return 503 '{_UNAVAILABLE.replace("SERVICE", service.service)}';
-        }}
-{door.locations()}    }}
-"""
+        Takes about 0.3 ms for each service.
+        """
+        tells_owners = self.owner_module is not None and self.lua_modules is not None
+        lua = self.lua_modules is not None
+        uses_lua = lua and (tells_owners or any(it.uses_lua for it in self.services))
+        modules = [self.stream_module, self.owner_module if tells_owners else None]
+        modules += self.lua_modules or () if uses_lua else ()
+        first, last = self.first_port, self.last_port
+        values = {
+            "ports": f"{first}" if first == last else f"{first}-{last}",
+            "modules": [it for it in modules if it is not None],
+            "owner_url": owner_url(self.host, first) if tells_owners else None,
+            "lua": lua,
+            "uses_lua": uses_lua,
+            "in_force": InForce(_UNNUMBERED, self.temp.parent == self.directory.parent, self.events),
+            "body_classes": body_classes(
+                self.held_mb, max((it.frontend.max_body_mb for it in self.services), default=1)
+            ),
+            "public_listens": _by_address(self.services, lambda it: it.frontend.listen),
+            "redirect_listens": _by_address(self.services, lambda it: it.frontend.redirect),
+        }
+        rendered = Rendered.of(render("nginx.conf", _WORDS | _values(self) | values))
+        return replace(rendered, text=_record(self.services) + rendered.text)
 
 
 @dataclass(frozen=True, slots=True)
@@ -397,60 +291,11 @@ class PeerConfig:
     bridge_paths: Sequence[str]
     modules: Sequence[Path]
     owner_url: str | None
-    user: str | None = None
+    user: tuple[str, str] | None = None
 
     def text(self) -> str:
         """The whole configuration file."""
-        listen = f"{bracketed(self.host)}:{self.port}"
-        only_us = f"        allow {self.host};\n        deny all;\n"
-        load = "".join(f"load_module {_quoted(module)};\n" for module in (self.modules if self.grpc else ()))
-        served = self._stream(listen, only_us) if self.grpc else self._http(listen, only_us)
-        return f"""\
-# Written by gateway-sidecar. Changes made here are lost.
-daemon off;
-master_process off;
-{f"user {self.user};" if self.user else ""}
-pid {_quoted(self.directory / "nginx.pid")};
-error_log stderr warn;
-{load}events {{ worker_connections {_PEER_CONNECTIONS}; multi_accept on; }}
-{served}"""
-
-    def _stream(self, listen: str, only_us: str) -> str:
-        return f"""\
-stream {{
-{owner_check(self.directory, self.owner_url, self.bridge_key) if self.owner_url else ""}    server {{
-        listen {listen} backlog=1024 so_keepalive=60s:10s:6;
-{only_us}        tcp_nodelay on;
-        proxy_connect_timeout 2s;
-        proxy_timeout 24h;
-        proxy_pass unix:{self.link};
-    }}
-}}
-"""
-
-    def _http(self, listen: str, only_us: str) -> str:
-        temp = "\n".join(f"    {kind}_temp_path {_quoted(self.directory / 'temp')};" for kind in _TEMPS)
-        return f"""\
-http {{
-    server_tokens off;
-    variables_hash_bucket_size 256;
-    map_hash_bucket_size 512;
-{temp}
-{bridge_server.UPGRADES}{bridge_server.maps(self.bridge_key, self.bridge_paths)}\
-{bridge_server.server(listen, str(self.link), more=only_us)}}}
-"""
-
-
-def owner_check(directory: Path, url: str, key: str) -> str:
-    """What lets only connections of our own user into a stream's servers: gRPC has no place for a secret with SMG."""
-    return f"""\
-    js_path {_quoted(directory)};
-    js_import owner from {OWNER_SCRIPT};
-    map $server_port $gateway_owner_url {{ default "{url}"; }}
-    map $server_port $gateway_key_header {{ default "{KEY_HEADER}"; }}
-    map $server_port $gateway_key {{ default "{key}"; }}
-    js_access owner.check;
-"""
+        return render("peers.conf", _WORDS | _values(self))
 
 
 @dataclass(frozen=True, slots=True)
@@ -466,73 +311,18 @@ class KeyedConfig:
     engine: Path
     key: str = field(repr=False)
     grpc: bool
-    user: str | None = None
+    user: tuple[str, str] | None = None
 
-    @property
-    def number(self) -> str:
-        """What an nginx with this configuration, and no other, calls it."""
-        return _number_of(self._text(""))
-
-    def text(self) -> str:
+    def rendered(self) -> Rendered:
         """The whole configuration file."""
-        return self._text(self.number)
-
-    def _text(self, number: str) -> str:
-        directory = self.directory
-        literal = self.key.replace("\\", "\\\\").replace('"', '\\"')
-        temp = "\n".join(f"    {kind}_temp_path {_quoted(directory / 'temp')};" for kind in _TEMPS)
-        if self.grpc:
-            passes = f"""\
-            grpc_pass grpc://unix:{self.engine};
-            grpc_set_header Authorization $gateway_key;
-            grpc_read_timeout 24h;
-            grpc_send_timeout 24h;"""
-        else:
-            passes = f"""\
-            proxy_pass http://unix:{self.engine}:;
-            proxy_http_version 1.1;
-            proxy_set_header Authorization $gateway_key;
-            proxy_set_header Host $http_host;
-            proxy_set_header Upgrade $http_upgrade;
-            proxy_set_header Connection $gateway_connection;
-            proxy_buffering off;
-            proxy_request_buffering off;
-            proxy_read_timeout 24h;
-            proxy_send_timeout 24h;"""
-        return f"""\
-# Written by gateway-sidecar. Changes made here are lost.
-daemon off;
-worker_processes 1;
-{f"user {self.user};" if self.user else ""}
-pid {_quoted(directory / "nginx.pid")};
-error_log stderr warn;
-events {{ worker_connections {_PEER_CONNECTIONS}; multi_accept on; }}
-http {{
-    access_log off;
-    server_tokens off;
-{temp}
-    map $http_upgrade $gateway_connection {{ default upgrade; '' ''; }}
-    geo $gateway_key {{ default "Bearer {literal}"; }}  # not a map, which would read a $ in it
-{_alive(directory, number)}    server {{
-        listen unix:{directory}/in.sock{" http2" if self.grpc else ""};
-        client_max_body_size 0;
-        client_body_timeout 24h;
-        send_timeout 24h;
-        keepalive_timeout 75s;
-        keepalive_requests 1000000;
-        location / {{
-{passes}
-        }}
-    }}
-}}
-"""
+        return Rendered.of(render("keyed.conf", _WORDS | _values(self) | {"in_force": _UNNUMBERED}))
 
 
 def services_in(text: str, number: str) -> Sequence[ServiceAddress] | None:
     """What an nginx serves that says this number; None if it does not run with the configuration of this text."""
     rows = text.splitlines(keepends=True)
     without = "".join(row for row in rows if not row.startswith(_RECORD))
-    if _number_of(without.replace(f"'{number} ", "' ", 1)) != number:
+    if _number_of(without.replace(number, _UNNUMBERED, 1)) != number:
         return None
     try:
         said = json.loads("".join(row.removeprefix(_RECORD).rstrip("\n") for row in rows if row.startswith(_RECORD)))
@@ -556,27 +346,16 @@ def _number_of(text: str) -> str:
     return hashlib.sha256(text.encode()).hexdigest()[:_NUMBER_DIGITS]
 
 
-def _alive(directory: Path, said: str) -> str:
-    """Where an nginx says that it is alive, and what it serves."""
-    return f"""\
-    server {{
-        listen unix:{directory}/{ALIVE};
-        location = {IN_FORCE} {{ return 200 '{said}'; }}
-        location / {{ return 204; }}
-    }}
-"""
+def _values(config: NginxConfig | PeerConfig | KeyedConfig) -> dict[str, object]:
+    return {field.name: getattr(config, field.name) for field in fields(config)}
 
 
-def _upstream(name: str, address: str) -> str:
-    return f"""\
-    upstream {name} {{
-        server {address} max_fails=0;
-        keepalive 128;
-        keepalive_requests 1000000;
-        keepalive_timeout 5s;
-    }}
-"""
-
-
-def _quoted(path: Path) -> str:
-    return '"' + str(path).replace("\\", "\\\\").replace('"', '\\"') + '"'
+def _by_address(
+    services: Sequence[ServiceAddress], listens: Callable[[ServiceAddress], Sequence[Endpoint]]
+) -> Mapping[Endpoint, list[ServiceAddress]]:
+    """Each address with the services behind it: more than one where all have names."""
+    found: dict[Endpoint, list[ServiceAddress]] = {}
+    for service in services:
+        for endpoint in listens(service):
+            found.setdefault(endpoint, []).append(service)
+    return found

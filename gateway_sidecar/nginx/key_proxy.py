@@ -15,10 +15,10 @@ from dataclasses import dataclass, field
 from functools import partial
 from pathlib import Path
 
-from gateway_sidecar.errors import BridgeError
+from gateway_sidecar.errors import NginxError
 from gateway_sidecar.files.own import make_directory
 from gateway_sidecar.files.replace import replace_file, replace_link
-from gateway_sidecar.nginx.config import ALIVE, KeyedConfig
+from gateway_sidecar.nginx.config import ALIVE, KeyedConfig, Rendered
 from gateway_sidecar.nginx.connections import holds_listener
 from gateway_sidecar.nginx.server import ENGINE_LINK, KEYED, ask_in_force, own_user, refusal, stop_orphans
 from gateway_sidecar.nginx.small import SmallNginx, SmallPlaces, small_left_running
@@ -47,16 +47,16 @@ class Keyed:
         return f"Keyed({self.socket})"
 
     def hold(self) -> int | None:
-        """A descriptor of the socket, the caller's to close; None where it is known by its path. Raises BridgeError."""
+        """A descriptor of the socket, the caller's to close; None where it is known by its path. Raises NginxError."""
         if self.inode is None:
             return None
         try:
             held = os.dup(self.pin if self.pin is not None else -1)
         except OSError:
-            raise BridgeError(f"{self.socket} is not held open any more") from None
+            raise NginxError(f"{self.socket} is not held open any more") from None
         if _inode(os.fstat(held)) != self.inode:
             os.close(held)
-            raise BridgeError(f"{self.socket} is another by now")
+            raise NginxError(f"{self.socket} is another by now")
         return held
 
 
@@ -71,7 +71,7 @@ class KeyedNginx(SmallNginx):
     async def lead(self, to: Keyed) -> None:
         """Starts it, or gives one that runs its new key; returns when no new connection is shown anything else.
 
-        Raises BridgeError. One that runs may then show what it did before.
+        Raises NginxError. One that runs may then show what it did before.
         """
         program = await self._places.find()
         if self.running and await asyncio.to_thread(self._holds, to):
@@ -84,13 +84,13 @@ class KeyedNginx(SmallNginx):
             if self.process is not None:
                 await stop_orphans(self.process.identity)
             config = self._config(to, held)
-            await asyncio.to_thread(self._write, config.text(), to.socket)
+            await asyncio.to_thread(self._write, config.text, to.socket)
             for left in (self.listens_at, self._alive):  # nginx does not listen where a killed one did.
                 left.unlink(missing_ok=True)
             says = partial(self._says, config.number)
             await self._spawn(program, says, keep_fds=() if held is None else (held,))
         except OSError as error:
-            raise BridgeError(f"cannot start {self._name}: {error}") from error
+            raise NginxError(f"cannot start {self._name}: {error}") from error
         finally:
             if held is not None:
                 os.close(held)
@@ -103,14 +103,14 @@ class KeyedNginx(SmallNginx):
         said_before = Counter(await self._places.log.read_tail(_LINES))
         if not await self._says(config.number):
             try:
-                await asyncio.to_thread(self._write, config.text(), to.socket)
+                await asyncio.to_thread(self._write, config.text, to.socket)
             except OSError as error:
-                raise BridgeError(f"cannot tell {self._name} of another key: {error}") from error
+                raise NginxError(f"cannot tell {self._name} of another key: {error}") from error
             process.send(signal.SIGHUP)
         await self._until_in_force(config.number, process, said_before)
 
     async def _until_in_force(self, number: str, process: Process, said_before: Counter[str]) -> None:
-        """Returns when its workers have the configuration of this number. Raises BridgeError if they do not get it.
+        """Returns when its workers have the configuration of this number. Raises NginxError if they do not get it.
 
         A signal says nothing: nginx may refuse what it is told, and its old worker takes connections on for a while.
         """
@@ -120,23 +120,22 @@ class KeyedNginx(SmallNginx):
                 if await asyncio.to_thread(self._takers, process.identity) == 1:
                     return
             elif not process.running:
-                raise BridgeError(f"{self._name} has ended")
+                raise NginxError(f"{self._name} has ended")
             else:
                 its_own = [it for it in await self._places.log.read_tail(_LINES) if f" {process.pid}#" in it]
                 if words := refusal(its_own, said_before):
-                    raise BridgeError(f"{self._name} refuses its new key and shows the old one: {words}")
+                    raise NginxError(f"{self._name} refuses its new key and shows the old one: {words}")
             if awake.now() > deadline:
-                raise BridgeError(f"{self._name} has not taken its new key within {_IN_FORCE_S:g} s; it may hang")
+                raise NginxError(f"{self._name} has not taken its new key within {_IN_FORCE_S:g} s; it may hang")
             await asyncio.sleep(0.01)
 
     def _takers(self, master: Identity) -> int:
         """How many workers take connections: the new one, and the old one for a while."""
         return sum(1 for it in session_members(master) if holds_listener(it.pid, self.listens_at))
 
-    def _config(self, to: Keyed, held: int | None) -> KeyedConfig:
+    def _config(self, to: Keyed, held: int | None) -> Rendered:
         engine = self._directory / ENGINE_LINK if held is None else Path(f"/proc/self/fd/{held}")
-        user = own_user() if os.geteuid() == 0 else None
-        return KeyedConfig(self._directory, engine, to.key, to.grpc, user)
+        return KeyedConfig(self._directory, engine, to.key, to.grpc, own_user()).rendered()
 
     def _holds(self, to: Keyed) -> bool:
         """Whether the one that runs can lead there, and would not show another engine the key that it has now."""

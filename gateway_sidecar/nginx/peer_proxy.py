@@ -8,7 +8,6 @@ It has no master (3 MB), and serves connections of this machine only. Its direct
 from __future__ import annotations
 
 import asyncio
-import os
 import re
 import shutil
 from collections.abc import Callable, Sequence
@@ -17,7 +16,7 @@ from ipaddress import ip_address
 
 from gateway_sidecar.config import parse_endpoint
 from gateway_sidecar.domain.model import PeerAddress
-from gateway_sidecar.errors import BridgeError
+from gateway_sidecar.errors import NginxError
 from gateway_sidecar.files.own import make_directory
 from gateway_sidecar.files.replace import replace_file
 from gateway_sidecar.nginx.config import OWNER_SCRIPT, PeerConfig
@@ -49,11 +48,11 @@ class PeerNginx(SmallNginx):
         self._owner_url = places.owner_url
 
     async def start(self) -> None:
-        """Starts it and returns when it listens. Raises BridgeError."""
+        """Starts it and returns when it listens. Raises NginxError."""
         program = await self._places.find()
         self.process = None
         if busy := await self._busy():
-            raise BridgeError(f"cannot listen on {self._address} ({busy[0][2]}); stop what uses the port")
+            raise NginxError(f"cannot listen on {self._address} ({busy[0][2]}); stop what uses the port")
         host, port = self._address.host, self._address.port
         try:
             make_directory(self._directory, 0o700)
@@ -69,12 +68,12 @@ class PeerNginx(SmallNginx):
                 self._paths,
                 modules,
                 None if program.owner_module is None or program.lua_modules is None else self._owner_url,
-                own_user() if os.geteuid() == 0 else None,
+                own_user(),
             ).text()
             write_script(self._directory, OWNER_SCRIPT)
             replace_file(self._directory / "nginx.conf", text)
         except OSError as error:
-            raise BridgeError(f"cannot start {self._name}: {error}") from error
+            raise NginxError(f"cannot start {self._name}: {error}") from error
         await self._spawn(program, self._listens)
 
     async def stop(self) -> None:

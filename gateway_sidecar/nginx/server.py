@@ -26,11 +26,10 @@ from ipaddress import IPv4Address, IPv6Address, ip_address
 from pathlib import Path
 
 from gateway_sidecar.config.values import hosts_clash
-from gateway_sidecar.errors import BridgeError, ProcessError
+from gateway_sidecar.errors import NginxError, ProcessError
 from gateway_sidecar.files.own import keep_directory, make_directory
 from gateway_sidecar.files.replace import put_in_place, replace_file, replace_link, write_beside
 from gateway_sidecar.nginx.access_events import EventAddress, placeholder
-from gateway_sidecar.nginx.bridge_server import bracketed
 from gateway_sidecar.nginx.config import (
     ALIVE,
     BODIES,
@@ -41,11 +40,13 @@ from gateway_sidecar.nginx.config import (
     Capacity,
     InForce,
     NginxConfig,
+    Rendered,
     ServiceAddress,
     services_in,
 )
 from gateway_sidecar.nginx.connections import listening_at
-from gateway_sidecar.nginx.frontend_server import DoorPlaces
+from gateway_sidecar.nginx.frontend_places import FrontendPlaces
+from gateway_sidecar.nginx.templates import bracketed
 from gateway_sidecar.supervision import awake
 from gateway_sidecar.supervision.awake import within
 from gateway_sidecar.supervision.logfile import ChildLog, try_writing
@@ -94,16 +95,16 @@ class NginxProgram:
 
 
 async def find_nginx(command: str) -> NginxProgram:
-    """Looks nginx and its stream module up. Raises BridgeError with the cure."""
+    """Looks nginx and its stream module up. Raises NginxError with the cure."""
     path = shutil.which(command, path=os.environ.get("PATH", "") + ":/usr/sbin:/usr/local/sbin")
     if path is None:
-        raise BridgeError(f"nginx was not found as '{command}'; {_CURE}")
+        raise NginxError(f"nginx was not found as '{command}'; {_CURE}")
     try:
         code, output = await _run(path, "-V")
     except OSError as error:
-        raise BridgeError(f"{path} cannot be run: {error.strerror}; {_CURE}") from error
+        raise NginxError(f"{path} cannot be run: {error.strerror}; {_CURE}") from error
     if code != 0 or "nginx/" not in output:
-        raise BridgeError(f"{path} is no nginx: `-V` says {output.strip()[-200:]!r}; {_CURE}")
+        raise NginxError(f"{path} is no nginx: `-V` says {output.strip()[-200:]!r}; {_CURE}")
     version = output.split("nginx/", 1)[-1].split()[0]
     words = output.split()
     places = [Path(w.partition("=")[2]) for w in words if w.startswith("--modules-path=")]
@@ -115,15 +116,15 @@ async def find_nginx(command: str) -> NginxProgram:
         return NginxProgram(path, version, None, lua, compiled, owner)
     stream = _modules(places, "ngx_stream_module.so")
     if stream is None:
-        raise BridgeError(f"{path} has no stream module; {_CURE}")
+        raise NginxError(f"{path} has no stream module; {_CURE}")
     return NginxProgram(path, version, stream[0], lua, compiled, owner)
 
 
 def needed_lua(program: NginxProgram, services: Sequence[ServiceAddress]) -> Sequence[Path] | None:
-    """The modules to load for Lua; None without it. Raises BridgeError if a service needs Lua and there is none."""
+    """The modules to load for Lua; None without it. Raises NginxError if a service needs Lua and there is none."""
     if needs_more_lua(program, services):
         lacking = next(service.service for service in services if service.needs_lua)
-        raise BridgeError(f"{lacking}: frontend.auth.keys_file needs nginx's Lua module; {LUA_CURE}")
+        raise NginxError(f"{lacking}: frontend.auth.keys_file needs nginx's Lua module; {LUA_CURE}")
     return program.lua_modules
 
 
@@ -142,8 +143,8 @@ def _modules(places: Sequence[Path], *names: str) -> Sequence[Path] | None:
 
 
 @dataclass(frozen=True, slots=True)
-class BridgeSettings:
-    """Where the bridges live. Ports are inclusive, and there on both hosts.
+class NginxSettings:
+    """Where nginx listens for bridges, and where its files are. Ports are inclusive, and there on both hosts.
 
     state_dir: for the log, and for bodies that do not fit into memory; if it cannot be written, run_dir takes them.
     held_mb: how much of bodies may be kept at once.
@@ -164,11 +165,11 @@ class BridgeSettings:
 class Nginx:
     """One nginx for all services. `link` and `unlink` are all that a scale event needs."""
 
-    def __init__(self, settings: BridgeSettings) -> None:
+    def __init__(self, settings: NginxSettings) -> None:
         self._settings = settings
         self.links = settings.run_dir / "bridges"
         self.gates = settings.run_dir / "gates"
-        self.doors = DoorPlaces(settings.run_dir / "doors")
+        self.frontends = FrontendPlaces(settings.run_dir / "frontends")
         self._directory = settings.run_dir / "nginx"
         self._config_path = self._directory / "nginx.conf"
         self._before_path = self._directory / "before.conf"
@@ -185,12 +186,12 @@ class Nginx:
         self._served_by: dict[Identity, str] = {}
         """The processes that served before nginx was told of a change, and the number of what they served."""
         if len(str(self.links / "65535.sock")) > _LONGEST_SOCKET_PATH:
-            raise BridgeError(f"run_dir: {settings.run_dir} is too long a path for Unix sockets; use a shorter one")
+            raise NginxError(f"run_dir: {settings.run_dir} is too long a path for Unix sockets; use a shorter one")
 
     def prepare(self) -> None:
         """Makes the directories in run_dir that nginx and the links need."""
         keep_directory(self._settings.run_dir)
-        for path in (self.links, self.gates, self._directory, self.doors.directory):
+        for path in (self.links, self.gates, self._directory, self.frontends.directory):
             make_directory(path, 0o700)
 
     def link(self, port: int, target: Path) -> None:
@@ -242,27 +243,27 @@ class Nginx:
         return (self.links / f"{port}.sock").lstat().st_mtime_ns
 
     async def start(self, services: Sequence[ServiceAddress]) -> None:
-        """Starts nginx and returns when it serves. Raises BridgeError."""
+        """Starts nginx and returns when it serves. Raises NginxError."""
         self.prepare()
         if self._program is None:
             self._program = await find_nginx(self._settings.command)
         busy = await asyncio.to_thread(busy_ports, self._addresses(services))
         if busy:
-            raise BridgeError(_busy_message(busy))
+            raise NginxError(_busy_message(busy))
         try:
             held, self.events = placeholder()
         except OSError as error:
-            raise BridgeError(f"cannot hold a UDP port on 127.0.0.1 for nginx: {error.strerror}") from error
+            raise NginxError(f"cannot hold a UDP port on 127.0.0.1 for nginx: {error.strerror}") from error
         with held:
             log_fd = await self.log.open_for_child()
             try:
                 self._temp = await self._temp_directory()
                 # Not tried out before: `nginx -t` listens for a moment, and would take clients' connections with it.
-                config = self._config(services)
-                replace_file(self._config_path, config.text())  # It holds secrets.
+                config = await self._configuration(services)
+                replace_file(self._config_path, config.text)  # It holds secrets.
                 self._write_scripts()
                 self._alive.unlink(missing_ok=True)  # nginx does not listen where a killed one did.
-            except (BridgeError, OSError):
+            except (NginxError, OSError):
                 os.close(log_fd)
                 raise
             try:
@@ -273,12 +274,12 @@ class Nginx:
                     keep_fds=(held.fileno(),),
                 )
             except ProcessError as error:
-                raise BridgeError(str(error)) from error
+                raise NginxError(str(error)) from error
         self.process = process
         self._served_by = {}
         try:
             await self._until_in_force(config.number, process)
-        except BridgeError:
+        except NginxError:
             await process.stop(grace_s=1)
             self.process = None
             raise
@@ -305,7 +306,7 @@ class Nginx:
     async def objections(self, services: Sequence[ServiceAddress]) -> dict[str, str]:
         """Why each of these services could not be served as it is to be; nothing of those that could.
 
-        Raises BridgeError if there is no nginx to run.
+        Raises NginxError if there is no nginx to run.
         """
         if self._program is None or needs_more_lua(self._program, services):
             self._program = await find_nginx(self._settings.command)  # It may have been installed meanwhile.
@@ -337,7 +338,7 @@ class Nginx:
         if said is None:
             return False
         self._take(said)
-        return said.number == self._config(services).number
+        return said.number == (await self._configuration(services)).number
 
     def _take(self, said: InForce) -> None:
         self.events = said.events
@@ -346,25 +347,24 @@ class Nginx:
     async def apply(self, services: Sequence[ServiceAddress]) -> bool:
         """Makes nginx serve just these addresses, and returns when it does; whether it had to be reloaded for that.
 
-        Raises BridgeError if it does not: then it goes on as it was, and so its file is made what it was.
+        Raises NginxError if it does not: then it goes on as it was, and so its file is made what it was.
         """
         process = self.process
         if process is None or not process.running:
-            raise BridgeError("nginx does not run")
+            raise NginxError("nginx does not run")
         said = await self._ask()
         if said is None:
-            raise BridgeError("nginx does not say what it serves; it hangs, or ends")
+            raise NginxError("nginx does not say what it serves; it hangs, or ends")
         self._take(said)
-        config = self._config(services)
-        text, before = config.text(), self._text_of(said.number)
+        config, before = await self._configuration(services), self._text_of(said.number)
         self.prepare()
         self._write_scripts()
         if said.number == config.number:
-            if self._written() != text:
-                replace_file(self._config_path, text)
+            if self._written() != config.text:
+                replace_file(self._config_path, config.text)
             await self._until_in_force(config.number, process)
             return False
-        fresh = await self._tried_out(text)
+        fresh = await self._tried_out(config.text)
         said_before = Counter(await self.log.read_tail(_LINES))
         self._served_by = dict.fromkeys(session_members(process.identity), said.number) | self._served_by
         if before is not None:  # For the next daemon, if this one ends before nginx has taken or refused it.
@@ -374,7 +374,7 @@ class Nginx:
         self.reloads += 1
         try:
             await self._until_in_force(config.number, process, said_before)
-        except BridgeError:
+        except NginxError:
             if before is not None:
                 replace_file(self._config_path, before)
             raise
@@ -396,7 +396,7 @@ class Nginx:
         return InForce.of(await ask_in_force(self._alive))
 
     async def _until_in_force(self, number: str, process: Process, said_before: Counter[str] | None = None) -> None:
-        """Returns when whoever takes requests has the configuration of this number. Raises BridgeError if nobody does.
+        """Returns when whoever takes requests has the configuration of this number. Raises NginxError if nobody does.
 
         A signal says nothing: nginx may refuse what it is told, and its old processes take requests on for a while.
         said_before: the log's lines before it was told, where it can refuse and go on.
@@ -410,27 +410,27 @@ class Nginx:
                     return
             elif not process.running:
                 last = " | ".join(await self.log.read_tail(3)) or "it said nothing"
-                raise BridgeError(f"nginx does not serve: {last}")
+                raise NginxError(f"nginx does not serve: {last}")
             elif said_before is not None and (words := refusal(await self.log.read_tail(_LINES), said_before)):
-                raise BridgeError(f"nginx refuses its new configuration and goes on with the old one: {words}")
+                raise NginxError(f"nginx refuses its new configuration and goes on with the old one: {words}")
             if awake.now() > deadline:
                 if said is not None and said.number == number:
                     pids = ", ".join(str(each.pid) for each, served in self._served_by.items() if served != number)
-                    raise BridgeError(f"nginx has taken its new configuration, but its old processes serve on: {pids}")
+                    raise NginxError(f"nginx has taken its new configuration, but its old processes serve on: {pids}")
                 last = " | ".join(await self.log.read_tail(3)) or "it said nothing"
-                raise BridgeError(f"nginx has not taken its new configuration within {_IN_FORCE_S:g} s: {last}")
+                raise NginxError(f"nginx has not taken its new configuration within {_IN_FORCE_S:g} s: {last}")
             await asyncio.sleep(pause_s)
             pause_s = min(0.1, pause_s * 1.5)
 
-    def mend_files(self, services: Sequence[ServiceAddress]) -> bool:
+    async def mend_files(self, services: Sequence[ServiceAddress]) -> bool:
         """Writes the configuration again that nginx runs with, should it be gone; whether it was.
 
-        nginx is not told: nothing is new to it. Raises BridgeError, OSError.
+        nginx is not told: nothing is new to it. Raises NginxError, OSError.
         """
         if self._config_path.exists():
             return False
         self._write_scripts()
-        replace_file(self._config_path, self._config(services).text())
+        replace_file(self._config_path, (await self._configuration(services)).text)
         return True
 
     async def is_mute(self, patience_s: float) -> bool:
@@ -464,6 +464,10 @@ class Nginx:
             await stop_orphans(self.process.identity)
             self.process = None
 
+    async def _configuration(self, services: Sequence[ServiceAddress]) -> Rendered:
+        """In a thread: with hundreds of services it takes a tenth of a second."""
+        return await asyncio.to_thread(self._config(services).rendered)
+
     def _config(self, services: Sequence[ServiceAddress]) -> NginxConfig:
         assert self._program is not None
         soft, hard = resource.getrlimit(resource.RLIMIT_NOFILE)
@@ -471,7 +475,7 @@ class Nginx:
         listening = 2 * (self._settings.last_port - self._settings.first_port + 1) + len(_addresses(services))
         capacity = Capacity.within(hard if hard != resource.RLIM_INFINITY else 1 << 20, listening)
         if capacity.requests < 16:
-            raise BridgeError(
+            raise NginxError(
                 f"the limit of {hard} open files leaves no room beside {listening} listening ports; "
                 "raise it (systemd: LimitNOFILE=) or use a smaller bridges.ports"
             )
@@ -495,8 +499,8 @@ class Nginx:
             capacity=capacity,
             services=sorted(services, key=lambda s: s.service),
             stream_module=self._program.stream_module,
-            user=own_user() if os.geteuid() == 0 else None,
-            doors=self.doors,
+            user=own_user(),
+            frontends=self.frontends,
             lua_modules=lua_modules,
             events=self.events,
             owner_module=self._program.owner_module,
@@ -504,11 +508,11 @@ class Nginx:
         )
 
     def _write_scripts(self) -> None:
-        for name in ("front_door.lua", OWNER_LUA, OWNER_SCRIPT):
+        for name in ("frontends.lua", OWNER_LUA, OWNER_SCRIPT):
             write_script(self._directory, name)
 
     async def _tried_out(self, text: str) -> Path:
-        """The new configuration beside its place. Raises BridgeError if the nginx on disk objects to it."""
+        """The new configuration beside its place. Raises NginxError if the nginx on disk objects to it."""
         fresh = write_beside(self._config_path, text)
         await self._make_log_directory()
         await self.mend_temp()
@@ -516,7 +520,7 @@ class Nginx:
         code, output = await _run(self._program.path, "-t", "-q", "-p", str(self._directory), "-c", str(fresh))
         # nginx -t binds nothing that a running nginx holds, so it tells syntax and files only.
         if code != 0 and "[emerg] bind()" not in output:
-            raise BridgeError(f"nginx refuses its configuration {fresh}: {output.strip()[-500:]}")
+            raise NginxError(f"nginx refuses its configuration {fresh}: {output.strip()[-500:]}")
         return fresh
 
     async def _temp_directory(self) -> Path:
@@ -663,12 +667,14 @@ async def _run(*argv: str) -> tuple[int, str]:
             output, _ = await process.communicate()
     except TimeoutError:
         process.kill()  # And not waited for: what hangs on a disk does not end.
-        raise BridgeError(
+        raise NginxError(
             f"`{' '.join(argv)}` did not end within {_RUN_S:g} s; is the disk of its files gone?"
         ) from None
     return process.returncode or 0, output.decode("utf-8", "replace")
 
 
-def own_user() -> str:
-    """The user and group that we are, as nginx's `user` directive takes them."""
-    return f"{pwd.getpwuid(os.geteuid()).pw_name} {grp.getgrgid(os.getegid()).gr_name}"
+def own_user() -> tuple[str, str] | None:
+    """The user and group that nginx is to have; None where it has ours anyway, and could take no other."""
+    if os.geteuid() != 0:
+        return None
+    return pwd.getpwuid(os.geteuid()).pw_name, grp.getgrgid(os.getegid()).gr_name

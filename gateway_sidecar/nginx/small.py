@@ -10,7 +10,7 @@ from collections.abc import Awaitable, Callable, Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
-from gateway_sidecar.errors import BridgeError, ProcessError
+from gateway_sidecar.errors import NginxError, ProcessError
 from gateway_sidecar.nginx.server import NginxProgram
 from gateway_sidecar.supervision import awake
 from gateway_sidecar.supervision.logfile import ChildLog
@@ -78,20 +78,20 @@ class SmallNginx:
     async def _spawn(
         self, program: NginxProgram, listens: Callable[[], Awaitable[bool]], *, keep_fds: Sequence[int] = ()
     ) -> None:
-        """Starts it with the configuration that lies there, and returns when it `listens`. Raises BridgeError."""
+        """Starts it with the configuration that lies there, and returns when it `listens`. Raises NginxError."""
         argv = [program.path, "-p", str(self._directory), "-c", str(self._directory / "nginx.conf")]
         try:
             log_fd = await self._places.log.open_for_child()
             process = await Process.spawn(argv, log_fd=log_fd, cwd=self._directory, keep_fds=keep_fds)
         except (OSError, ProcessError) as error:
-            raise BridgeError(f"cannot start {self._name}: {error}") from error
+            raise NginxError(f"cannot start {self._name}: {error}") from error
         self.process = process
         deadline = awake.now() + _START_S
         while not await listens():
             if not process.running or awake.now() > deadline:
                 await process.stop(grace_s=_STOP_S)
                 last = " | ".join(self._places.log.tail(2)) or "it said nothing"
-                raise BridgeError(f"{self._name} does not listen: {last}")
+                raise NginxError(f"{self._name} does not listen: {last}")
             await asyncio.sleep(0.005)
 
     def _heed_no_more(self) -> None:

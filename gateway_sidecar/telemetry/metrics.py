@@ -91,7 +91,7 @@ class Metrics:
             "frontend_certificate_expiry_timestamp_seconds", "When the served certificate expires.", "service"
         )
         self.frontend_problem = gauge(
-            "frontend_problem", "1 while the front door's part cannot be used as it is.", "service", "part"
+            "frontend_problem", "1 while the frontend's part cannot be used as it is.", "service", "part"
         )
         self.requests = counter("requests", "Requests for an answer that have ended, by outcome.", "service", "outcome")
         self.lost_events = gauge(

@@ -1,4 +1,4 @@
-"""What the SSH engines have in common: the names of their files, and what an engine can do.
+"""What the SSH backends have in common: the names of their files, and what a backend can do.
 
 Everything of a connection is in one directory under a name made of its whole route, so that the next daemon finds it
 without being told: `NAME.conf`, `NAME.log`, `NAME.ctl` (its control socket). A tunnel's socket is named after the
@@ -29,36 +29,36 @@ class TunnelFault(Exception):
         self.status = PathStatus(state, reason)
 
 
-class Engine(Protocol):
+class SshBackend(Protocol):
     """Makes SSH connections, each a process of its own in `directory`, which is its working directory too."""
 
     name: str
 
-    def command(self, link: str, route: SshRoute) -> list[str]:
+    def command(self, connection: str, route: SshRoute) -> list[str]:
         """Writes what the process reads, and returns its command line. Raises TunnelFault. Blocks."""
         ...
 
-    async def forward(self, link: str, local: str, remote: str) -> None:
+    async def forward(self, connection: str, local: str, remote: str) -> None:
         """Opens a forward over a connection that is up; one that is open already stays. Raises TunnelFault."""
         ...
 
-    async def cancel(self, link: str, local: str, remote: str) -> None:
+    async def cancel(self, connection: str, local: str, remote: str) -> None:
         """Ends a forward; its connections go on. Raises TunnelFault."""
         ...
 
-    def objection(self, link: str, route: SshRoute) -> PathStatus | None:
+    def objection(self, connection: str, route: SshRoute) -> PathStatus | None:
         """Why a connection that has just come up must not be used, if so. Blocks."""
         ...
 
-    def why_ended(self, link: str, route: SshRoute) -> PathStatus:
+    def why_ended(self, connection: str, route: SshRoute) -> PathStatus:
         """Reads what the process of this connection left behind. Blocks."""
         ...
 
 
 @lru_cache(4096)
-def link_name(route: SshRoute, engine: str) -> str:
+def connection_name(route: SshRoute, backend: str) -> str:
     """The name of a route's connection."""
-    return _digest([asdict(route), engine])
+    return _digest([asdict(route), backend])
 
 
 @lru_cache(4096)

@@ -20,16 +20,16 @@ from gateway_sidecar.files.own import make_directory
 from gateway_sidecar.supervision.loops import Tasks
 from gateway_sidecar.supervision.process import Identity, Process, writers_below
 from gateway_sidecar.telemetry.logs import get_logger
-from gateway_sidecar.tunnels.asyncssh_engine import AsyncSsh
-from gateway_sidecar.tunnels.base import Engine, TunnelFault, link_name, socket_name
-from gateway_sidecar.tunnels.link import Link
+from gateway_sidecar.tunnels.asyncssh_backend import AsyncSsh
+from gateway_sidecar.tunnels.base import SshBackend, TunnelFault, connection_name, socket_name
+from gateway_sidecar.tunnels.connection import SshConnection
 from gateway_sidecar.tunnels.openssh import OpenSsh
 
 _CHOICE_HOLDS_S = 5.0
 
 
 class Missing:
-    """Stands for an engine that this machine does not have (an `Engine`)."""
+    """Stands for a backend that this machine does not have (an `SshBackend`)."""
 
     name = "missing"
 
@@ -37,29 +37,29 @@ class Missing:
         self.cure = cure
         self._fault = TunnelFault(PathState.NOT_INSTALLED, cure)
 
-    def command(self, link: str, route: SshRoute) -> list[str]:
+    def command(self, connection: str, route: SshRoute) -> list[str]:
         """Nothing to start."""
         raise self._fault
 
-    async def forward(self, link: str, local: str, remote: str) -> None:
+    async def forward(self, connection: str, local: str, remote: str) -> None:
         """Nothing to ask."""
         raise self._fault
 
-    async def cancel(self, link: str, local: str, remote: str) -> None:
+    async def cancel(self, connection: str, local: str, remote: str) -> None:
         """Nothing to ask."""
         raise self._fault
 
-    def objection(self, link: str, route: SshRoute) -> PathStatus | None:
+    def objection(self, connection: str, route: SshRoute) -> PathStatus | None:
         """Nothing ran."""
         return None
 
-    def why_ended(self, link: str, route: SshRoute) -> PathStatus:
+    def why_ended(self, connection: str, route: SshRoute) -> PathStatus:
         """Nothing ran."""
         return self._fault.status
 
 
-def choose_engine(wanted: str, directory: Path) -> Engine:
-    """The engine that a route asks for, or the stand-in that says what to install."""
+def choose_backend(wanted: str, directory: Path) -> SshBackend:
+    """The backend that a route asks for, or the stand-in that says what to install."""
     program = which("ssh") if wanted != "asyncssh" else None
     if program is not None:
         return OpenSsh(Path(program), directory)
@@ -77,20 +77,20 @@ class TunnelFleet:
         self.changed = asyncio.Event()
         """Set whenever a tunnel came up or went down."""
         self._background = tasks
-        self._links: dict[str, Link] = {}
+        self._connections: dict[str, SshConnection] = {}
         self._tasks: dict[str, asyncio.Task[None]] = {}
         self._ending: set[asyncio.Task[None]] = set()
         self._leaving: set[str] = set()
         self._tidy = False
         self._earlier: dict[str, list[Identity]] = {}
-        self._by_tunnel: dict[Tunnel, tuple[Link, str]] = {}
-        self._engines: dict[str, tuple[float, Engine]] = {}
+        self._by_tunnel: dict[Tunnel, tuple[SshConnection, str]] = {}
+        self._backends: dict[str, tuple[float, SshBackend]] = {}
         self._logger = get_logger()
 
     @property
-    def links(self) -> Collection[Link]:
+    def connections(self) -> Collection[SshConnection]:
         """The connections that are kept."""
-        return self._links.values()
+        return self._connections.values()
 
     def socket_of(self, tunnel: Tunnel) -> Path:
         """Where the tunnel's socket is, or will be."""
@@ -112,84 +112,83 @@ class TunnelFleet:
 
         Unless `complete`, what an earlier daemon left may still be somebody's, and stays.
         """
-        by_link: dict[str, dict[str, str]] = {}
-        routes: dict[str, tuple[SshRoute, Engine]] = {}
+        by_connection: dict[str, dict[str, str]] = {}
+        routes: dict[str, tuple[SshRoute, SshBackend]] = {}
         places: dict[Tunnel, tuple[str, str]] = {}
         owners: dict[str, list[str]] = {}
         for tunnel in tunnels:
-            engine = self._engine(tunnel.route.engine)
-            name, local = link_name(tunnel.route, engine.name), socket_name(tunnel)
-            routes[name] = tunnel.route, engine
-            by_link.setdefault(name, {})[local] = tunnel.remote
+            backend = self._backend(tunnel.route.backend)
+            name, local = connection_name(tunnel.route, backend.name), socket_name(tunnel)
+            routes[name] = tunnel.route, backend
+            by_connection.setdefault(name, {})[local] = tunnel.remote
             places[tunnel] = name, local
             owners.setdefault(name, []).append(tunnel.owner)
-        for name in self._links.keys() - by_link.keys():
+        for name in self._connections.keys() - by_connection.keys():
             self._drop(name)
-        for name, wanted in by_link.items():
+        for name, wanted in by_connection.items():
             if name in self._leaving:
                 continue  # Wanted again before its end: the next look begins it anew.
-            link = self._links.get(name) or self._begin(name, *routes[name])
-            link.replicas = sorted(owners[name])
-            if link.wanted != wanted:
-                link.wanted = wanted
-                link.touch()
-        self._by_tunnel = {t: (self._links[name], local) for t, (name, local) in places.items() if name in self._links}
+            connection = self._connections.get(name) or self._begin(name, *routes[name])
+            connection.request(wanted, sorted(owners[name]))
+        self._by_tunnel = {
+            t: (self._connections[name], local) for t, (name, local) in places.items() if name in self._connections
+        }
         if complete and not self._tidy:
             self._tidy = True
-            self._remove_leftovers({local for wanted in by_link.values() for local in wanted})
+            self._remove_leftovers({local for wanted in by_connection.values() for local in wanted})
             self._spawn(self._end_earlier())
 
     async def end(self) -> None:
         """Ends every connection."""
-        for name in list(self._links):
+        for name in list(self._connections):
             self._drop(name)
         await self._end_earlier()
         await asyncio.gather(*self._ending)
         for left in self.directory.glob("*"):
             left.unlink(missing_ok=True)
 
-    async def let_go(self) -> None:
+    async def detach(self) -> None:
         """Leaves every connection to the next daemon."""
         for task in self._tasks.values():
             task.cancel()
         await asyncio.gather(*self._tasks.values(), *self._ending, return_exceptions=True)
-        for link in self._links.values():
-            link.let_go()
+        for connection in self._connections.values():
+            connection.detach()
 
-    def _engine(self, wanted: str) -> Engine:
-        chosen_at, engine = self._engines.get(wanted, (0.0, None))
-        if engine is None or time.monotonic() - chosen_at > _CHOICE_HOLDS_S:
-            engine = choose_engine(wanted, self.directory)
-            self._engines[wanted] = time.monotonic(), engine
-        return engine
+    def _backend(self, wanted: str) -> SshBackend:
+        chosen_at, backend = self._backends.get(wanted, (0.0, None))
+        if backend is None or time.monotonic() - chosen_at > _CHOICE_HOLDS_S:
+            backend = choose_backend(wanted, self.directory)
+            self._backends[wanted] = time.monotonic(), backend
+        return backend
 
-    def _begin(self, name: str, route: SshRoute, engine: Engine) -> Link:
+    def _begin(self, name: str, route: SshRoute, backend: SshBackend) -> SshConnection:
         earlier = self._earlier.pop(name, [])
-        link = Link(
+        connection = SshConnection(
             name,
             route,
-            engine,
+            backend,
             self.directory,
             adopted=earlier[0] if earlier else None,
             on_change=self.changed.set,
         )
-        self._links[name] = link
-        self._tasks[name] = self._background.run_forever(link.run)
-        return link
+        self._connections[name] = connection
+        self._tasks[name] = self._background.run_forever(connection.run)
+        return connection
 
     def _drop(self, name: str) -> None:
         self._leaving.add(name)
-        self._spawn(self._end_link(self._links.pop(name), self._tasks.pop(name)))
+        self._spawn(self._end_connection(self._connections.pop(name), self._tasks.pop(name)))
 
-    async def _end_link(self, link: Link, task: asyncio.Task[None]) -> None:
+    async def _end_connection(self, connection: SshConnection, task: asyncio.Task[None]) -> None:
         task.cancel()
         with suppress(asyncio.CancelledError):
             await task
         try:
-            await link.end()
+            await connection.end()
         finally:
-            self._leaving.discard(link.name)
-        self._logger.info("tunnel.ended", tunnel_to=str(link.route.target))
+            self._leaving.discard(connection.name)
+        self._logger.info("tunnel.ended", tunnel_to=str(connection.route.target))
 
     async def _end_earlier(self) -> None:
         """Ends what an earlier daemon left and nobody wants."""
@@ -205,7 +204,7 @@ class TunnelFleet:
 
     def _remove_leftovers(self, wanted: Collection[str]) -> None:
         """Files that an earlier daemon's connections left: a socket nobody wants must not be found there."""
-        kept = {*self._links, *self._leaving, *self._earlier}
+        kept = {*self._connections, *self._leaving, *self._earlier}
         for path in self.directory.iterdir():
             if path.name not in wanted and path.name.partition(".")[0] not in kept:
                 path.unlink(missing_ok=True)

@@ -7,15 +7,15 @@ from pathlib import Path
 
 from gateway_sidecar.domain.tunnels import Tunnel
 from gateway_sidecar.tunnels.files import troubles
-from gateway_sidecar.tunnels.fleet import Missing, choose_engine
+from gateway_sidecar.tunnels.fleet import Missing, choose_backend
 
 
-def engine_troubles(tunnels: Iterable[Tunnel]) -> Iterator[str]:
+def backend_troubles(tunnels: Iterable[Tunnel]) -> Iterator[str]:
     """Engines that these tunnels ask for and this machine does not have."""
-    for wanted in sorted({tunnel.route.engine for tunnel in tunnels}):
-        engine = choose_engine(wanted, Path("/"))
-        if isinstance(engine, Missing):
-            yield engine.cure
+    for wanted in sorted({tunnel.route.backend for tunnel in tunnels}):
+        backend = choose_backend(wanted, Path("/"))
+        if isinstance(backend, Missing):
+            yield backend.cure
 
 
 def file_troubles(tunnels: Iterable[Tunnel]) -> Iterator[str]:

@@ -62,7 +62,7 @@ _BEYOND = re.compile(r"open failed: |stdio forwarding failed")
 
 
 class OpenSsh:
-    """The engine of which every machine with `ssh` has the parts (an `Engine`)."""
+    """The backend of which every machine with `ssh` has the parts (an `SshBackend`)."""
 
     name = "openssh"
 
@@ -70,36 +70,36 @@ class OpenSsh:
         self._program = program
         self._directory = directory
 
-    def command(self, link: str, route: SshRoute) -> list[str]:
+    def command(self, connection: str, route: SshRoute) -> list[str]:
         """Writes the client's configuration, and returns the master's command line."""
         check_files(route.servers)
         for number, server in enumerate(route.servers):
             if server.host_key is not None:
                 host = server.host if server.port == 22 else f"[{server.host}]:{server.port}"
-                self._write(self._keys_of(link, number), f"{host} {server.host_key}\n")
-        self._write(f"{link}.conf", "\n".join(self._blocks(link, route)))
-        (self._directory / f"{link}.ctl").unlink(missing_ok=True)
-        return [str(self._program), "-M", "-F", f"{link}.conf", "target"]
+                self._write(self._keys_of(connection, number), f"{host} {server.host_key}\n")
+        self._write(f"{connection}.conf", "\n".join(self._blocks(connection, route)))
+        (self._directory / f"{connection}.ctl").unlink(missing_ok=True)
+        return [str(self._program), "-M", "-F", f"{connection}.conf", "target"]
 
-    async def forward(self, link: str, local: str, remote: str) -> None:
+    async def forward(self, connection: str, local: str, remote: str) -> None:
         """Asks the master for one more forward. It says yes to one that it has."""
-        await self._ask(link, "forward", local, remote)
+        await self._ask(connection, "forward", local, remote)
 
-    async def cancel(self, link: str, local: str, remote: str) -> None:
+    async def cancel(self, connection: str, local: str, remote: str) -> None:
         """Asks the master to listen on this socket no more."""
-        await self._ask(link, "cancel", local, remote)
+        await self._ask(connection, "cancel", local, remote)
 
-    def why_ended(self, link: str, route: SshRoute) -> PathStatus:
+    def why_ended(self, connection: str, route: SshRoute) -> PathStatus:
         """Judges by what each client of the connection said last, the nearest first."""
-        hops = [_lines(self._directory / f"{link}.hop{number}") for number in range(len(route.servers) - 1)]
-        own = _lines(self._directory / f"{link}.log")
+        hops = [_lines(self._directory / f"{connection}.hop{number}") for number in range(len(route.servers) - 1)]
+        own = _lines(self._directory / f"{connection}.log")
         # What engines that do not listen yet make the master say is about them, and not about the connection.
         return diagnose(route, [*hops, [line for line in own if not line.startswith("channel ")]])
 
-    def objection(self, link: str, route: SshRoute) -> PathStatus | None:
+    def objection(self, connection: str, route: SshRoute) -> PathStatus | None:
         """A host that was believed and could not be entered would be believed anew each time."""
-        names = [f"{link}.hop{number}" for number in range(len(route.servers) - 1)]
-        for name, server in zip([*names, f"{link}.log"], route.servers, strict=True):
+        names = [f"{connection}.hop{number}" for number in range(len(route.servers) - 1)]
+        for name, server in zip([*names, f"{connection}.log"], route.servers, strict=True):
             if not server.trust_first_use:
                 continue
             for line in _lines(self._directory / name):
@@ -107,8 +107,8 @@ class OpenSsh:
                     return PathStatus(PathState.HOST_KEY_UNKNOWN, f"{server}: {line}")
         return None
 
-    async def _ask(self, link: str, what: str, local: str, remote: str) -> None:
-        argv = (str(self._program), "-F", f"{link}.conf", "-O", what, "-L", f"./{local}:{remote}", "target")
+    async def _ask(self, connection: str, what: str, local: str, remote: str) -> None:
+        argv = (str(self._program), "-F", f"{connection}.conf", "-O", what, "-L", f"./{local}:{remote}", "target")
         try:
             process = await asyncio.create_subprocess_exec(
                 *argv,
@@ -132,18 +132,18 @@ class OpenSsh:
             last = _printable_lines(said[-_MOST_READ:])[-1:] or ["it does not say why"]
             raise TunnelFault(PathState.LOCAL_TROUBLE, f"ssh refuses to {what} {local}: {last[0]}")
 
-    def _blocks(self, link: str, route: SshRoute) -> Iterator[str]:
+    def _blocks(self, connection: str, route: SshRoute) -> Iterator[str]:
         last = len(route.servers) - 1
         for number, server in enumerate(route.servers):
             yield f"Host {'target' if number == last else f'hop{number}'}"
-            yield from self._server(server, self._keys_of(link, number))
-            yield f"  ControlPath {link}.ctl" if number == last else "  ControlPath none"
+            yield from self._server(server, self._keys_of(connection, number))
+            yield f"  ControlPath {connection}.ctl" if number == last else "  ControlPath none"
             if number == last:
                 yield "  SessionType none\n  StdinNull yes\n  ExitOnForwardFailure yes"
             if number:
-                err = shlex.quote(f"{link}.hop{number - 1}")
+                err = shlex.quote(f"{connection}.hop{number - 1}")
                 program = shlex.quote(str(self._program)).replace("%", "%%")
-                command = f"{program} -F {link}.conf -W [%h]:%p hop{number - 1}"
+                command = f"{program} -F {connection}.conf -W [%h]:%p hop{number - 1}"
                 yield f"  ProxyCommand {command} 2>{err}"
         yield "Host *"
         yield f"  ServerAliveInterval {route.keepalive_s}"
@@ -166,8 +166,8 @@ class OpenSsh:
         yield f"  UserKnownHostsFile {_quoted(known) if known else 'none'}"
         yield f"  StrictHostKeyChecking {'accept-new' if server.trust_first_use else 'yes'}"
 
-    def _keys_of(self, link: str, number: int) -> str:
-        return f"{link}.keys{number}"
+    def _keys_of(self, connection: str, number: int) -> str:
+        return f"{connection}.keys{number}"
 
     def _write(self, name: str, text: str) -> None:
         try:

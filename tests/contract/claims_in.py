@@ -13,7 +13,7 @@ from pathlib import Path
 
 import structlog
 
-from gateway_sidecar.errors import BridgeError
+from gateway_sidecar.errors import NginxError
 from gateway_sidecar.nginx.addresses import ClaimRules, PeerAddresses
 
 NETWORKS = [ip_network("10.0.0.0/8"), ip_network("fd00::/8")]
@@ -39,7 +39,7 @@ def answer(addresses: PeerAddresses, step: str) -> object:
                 return sorted(map(str, addresses.keep_only(kept)))
             case _:
                 return sorted(map(str, addresses.held()))
-    except BridgeError as error:
+    except NginxError as error:
         return f"{type(error).__name__}: {error}"
 
 

@@ -1,4 +1,4 @@
-"""Fixtures for tests of the SSH engines: either engine, a real sshd, and one daemon's tunnels."""
+"""Fixtures for tests of the SSH engines: either backend, a real sshd, and one daemon's tunnels."""
 
 from __future__ import annotations
 
@@ -9,15 +9,15 @@ from typing import Any
 import pytest
 import pytest_asyncio
 
-from gateway_sidecar.domain.tunnels import SshEngine
+from gateway_sidecar.domain.tunnels import BackendName
 from tests.contract.tunnel_world import World
 from tests.ssh_servers import Sshd
 
 
 @pytest.fixture(params=["openssh", "asyncssh"])
-def engine(request: pytest.FixtureRequest) -> SshEngine:
-    engine: SshEngine = request.param
-    return engine
+def backend(request: pytest.FixtureRequest) -> BackendName:
+    backend: BackendName = request.param
+    return backend
 
 
 @pytest.fixture

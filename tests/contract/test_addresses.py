@@ -174,12 +174,12 @@ def test_an_interface_of_somebody_else_is_left_alone(space: Namespace) -> None:
     space.ip("addr", "add", "10.0.0.9/32", "dev", OURS)
     for step in ("claim:10.0.0.5", "release:10.0.0.9", "keep:", "held:"):
         (said,) = ask(space, step)
-        assert said == "BridgeError: the interface gwsc0 is not the daemon's; set peers.interface to another name"
+        assert said == "NginxError: the interface gwsc0 is not the daemon's; set peers.interface to another name"
     assert space.addresses(OURS) == ["10.0.0.9/32"]
     space.ip("link", "del", OURS)
     assert ask(space, "claim:10.0.0.5", run_dir="/run/two") == ["done"]
     assert ask(space, "keep:", run_dir="/run/one") == [
-        "BridgeError: the interface gwsc0 belongs to 'gateway-sidecar /run/two'; set peers.interface to another name"
+        "NginxError: the interface gwsc0 belongs to 'gateway-sidecar /run/two'; set peers.interface to another name"
     ]
     assert space.addresses(OURS) == ["10.0.0.5/32"]
 
@@ -195,6 +195,6 @@ def test_without_the_privilege_it_says_so(space: Namespace) -> None:
     looked, claimed = ask(space, "look:10.0.0.5", "claim:10.0.0.5", dropped="net_admin")
     assert looked is None
     assert claimed == (
-        "BridgeError: the daemon may not change addresses; give it CAP_NET_ADMIN (gateway-sidecar install --peers)"
+        "NginxError: the daemon may not change addresses; give it CAP_NET_ADMIN (gateway-sidecar install --peers)"
     )
     assert ask(space, "held:", dropped="net_admin") == [[]]

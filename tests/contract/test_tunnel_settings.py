@@ -13,7 +13,7 @@ from pathlib import Path
 
 import pytest
 
-from gateway_sidecar.domain.tunnels import PathState, SshEngine, Tunnel
+from gateway_sidecar.domain.tunnels import BackendName, PathState, Tunnel
 from gateway_sidecar.tunnels.inspect import file_troubles
 from tests.contract.tunnel_world import World, route_to
 from tests.ssh_servers import SSHD, Sshd, make_key, public_of
@@ -55,11 +55,11 @@ def no_key(path: Path) -> None:
     ],
 )
 async def test_key_that_cannot_be_used_is_told_before_it_is_tried(
-    world: World, sshd: Sshd, engine: SshEngine, tmp_path: Path, make: Callable[[Path], None], said: str
+    world: World, sshd: Sshd, backend: BackendName, tmp_path: Path, make: Callable[[Path], None], said: str
 ) -> None:
     """ssh itself would only say that the login was refused."""
     make(tmp_path / "key")
-    tunnel = Tunnel("chat/r1", route_to(sshd, engine, key_file=str(tmp_path / "key")), "127.0.0.1:1")
+    tunnel = Tunnel("chat/r1", route_to(sshd, backend, key_file=str(tmp_path / "key")), "127.0.0.1:1")
     world.want(tunnel)
     reason = (await world.until(tunnel, PathState.KEY_UNUSABLE)).reason
     assert reason.startswith(f"key_file {tmp_path / 'key'} {said}")
@@ -67,7 +67,7 @@ async def test_key_that_cannot_be_used_is_told_before_it_is_tried(
 
 
 async def test_agent_that_cannot_be_asked(
-    world: World, sshd: Sshd, engine: SshEngine, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+    world: World, sshd: Sshd, backend: BackendName, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """Not there, nobody behind its socket, or none in the environment."""
     monkeypatch.delenv("SSH_AUTH_SOCK", raising=False)
@@ -78,36 +78,38 @@ async def test_agent_that_cannot_be_asked(
         (str(tmp_path / "stale"), f"agent {tmp_path / 'stale'}: Connection refused; start the agent"),
         ("SSH_AUTH_SOCK", "agent SSH_AUTH_SOCK is not set in the daemon's environment"),
     ):
-        tunnel = Tunnel("chat/r1", route_to(sshd, engine, key_file=None, agent=agent), "127.0.0.1:1")
+        tunnel = Tunnel("chat/r1", route_to(sshd, backend, key_file=None, agent=agent), "127.0.0.1:1")
         world.want(tunnel)
         assert (await world.until(tunnel, PathState.KEY_UNUSABLE)).reason.startswith(said)
 
 
-async def test_refused_key_says_which_and_for_whom(world: World, sshd: Sshd, engine: SshEngine, tmp_path: Path) -> None:
+async def test_refused_key_says_which_and_for_whom(
+    world: World, sshd: Sshd, backend: BackendName, tmp_path: Path
+) -> None:
     """And where to enter it."""
     other = make_key(tmp_path / "other")
-    tunnel = Tunnel("chat/r1", route_to(sshd, engine, key_file=str(other)), "127.0.0.1:1")
+    tunnel = Tunnel("chat/r1", route_to(sshd, backend, key_file=str(other)), "127.0.0.1:1")
     world.want(tunnel)
     reason = (await world.until(tunnel, PathState.AUTH_FAILED)).reason
     assert reason.endswith(f"the public half of {other}: enter that in root's authorized_keys there")
 
 
 async def test_list_of_known_hosts_that_cannot_be_read(
-    world: World, sshd: Sshd, engine: SshEngine, tmp_path: Path
+    world: World, sshd: Sshd, backend: BackendName, tmp_path: Path
 ) -> None:
     """Named, with what to do."""
     for known, said in ((tmp_path / "none", "is not there; enter the hosts' keys in it"), (tmp_path, "is not a regul")):
-        tunnel = Tunnel("chat/r1", route_to(sshd, engine, known_hosts=str(known)), "127.0.0.1:1")
+        tunnel = Tunnel("chat/r1", route_to(sshd, backend, known_hosts=str(known)), "127.0.0.1:1")
         world.want(tunnel)
         assert (await world.until(tunnel, PathState.HOST_KEY_UNKNOWN)).reason.startswith(f"known_hosts {known} {said}")
 
 
 async def test_host_without_an_entry_and_changed_one_say_where_to_look(
-    world: World, sshd: Sshd, engine: SshEngine
+    world: World, sshd: Sshd, backend: BackendName
 ) -> None:
     """The file, the host's name in it, and the cure."""
     sshd.known_hosts.write_text(f"elsewhere {public_of(sshd.host_key)}\n")
-    tunnel = Tunnel("chat/r1", route_to(sshd, engine), "127.0.0.1:1")
+    tunnel = Tunnel("chat/r1", route_to(sshd, backend), "127.0.0.1:1")
     world.want(tunnel)
     name = f"[{sshd.host}]:{sshd.port}"
     unknown = (await world.until(tunnel, PathState.HOST_KEY_UNKNOWN)).reason
@@ -122,21 +124,23 @@ async def test_host_without_an_entry_and_changed_one_say_where_to_look(
 
 
 async def test_first_use_that_cannot_be_written_down_is_refused(
-    world: World, sshd: Sshd, engine: SshEngine, tmp_path: Path
+    world: World, sshd: Sshd, backend: BackendName, tmp_path: Path
 ) -> None:
     """Else any host would be believed anew each time. The second file looks as if it could be written."""
     for known in (tmp_path / "none" / "known", Path("/proc/version")):
-        route = route_to(sshd, engine, trust_first_use=True, known_hosts=str(known))
+        route = route_to(sshd, backend, trust_first_use=True, known_hosts=str(known))
         tunnel = Tunnel("chat/r1", route, "127.0.0.1:1")
         world.want(tunnel)
         assert str(known) in (await world.until(tunnel, PathState.HOST_KEY_UNKNOWN)).reason
 
 
-async def test_first_use_spoils_no_unfinished_line(world: World, sshd: Sshd, engine: SshEngine, tmp_path: Path) -> None:
+async def test_first_use_spoils_no_unfinished_line(
+    world: World, sshd: Sshd, backend: BackendName, tmp_path: Path
+) -> None:
     """A list that somebody wrote without a line's end at its end keeps its last entry."""
     entry = f"elsewhere {public_of(make_key(tmp_path / 'other'))}"
     sshd.known_hosts.write_text(entry)
-    tunnel = Tunnel("chat/r1", route_to(sshd, engine, trust_first_use=True), "127.0.0.1:1")
+    tunnel = Tunnel("chat/r1", route_to(sshd, backend, trust_first_use=True), "127.0.0.1:1")
     world.want(tunnel)
     await world.until(tunnel, PathState.UP)
     lines = sshd.known_hosts.read_text().splitlines()
@@ -144,11 +148,11 @@ async def test_first_use_spoils_no_unfinished_line(world: World, sshd: Sshd, eng
 
 
 @pytest.mark.parametrize("first_use", [False, True])
-async def test_revoked_key_is_refused(world: World, sshd: Sshd, engine: SshEngine, first_use: bool) -> None:
+async def test_revoked_key_is_refused(world: World, sshd: Sshd, backend: BackendName, first_use: bool) -> None:
     """Whatever else the list says, and however new the host is."""
     known = "" if first_use else sshd.known_hosts.read_text()
     sshd.known_hosts.write_text(f"{known}@revoked * {public_of(sshd.host_key)}\n")
-    tunnel = Tunnel("chat/r1", route_to(sshd, engine, trust_first_use=first_use), "127.0.0.1:1")
+    tunnel = Tunnel("chat/r1", route_to(sshd, backend, trust_first_use=first_use), "127.0.0.1:1")
     world.want(tunnel)
     reason = (await world.until(tunnel, PathState.HOST_KEY_UNKNOWN)).reason
     assert "revoked" in reason
@@ -156,7 +160,7 @@ async def test_revoked_key_is_refused(world: World, sshd: Sshd, engine: SshEngin
 
 
 async def test_host_that_a_known_authority_vouches_for(
-    world: World, sshd: Sshd, engine: SshEngine, tmp_path: Path
+    world: World, sshd: Sshd, backend: BackendName, tmp_path: Path
 ) -> None:
     """`@cert-authority` lines count; another authority's word does not."""
     ours, other = make_key(tmp_path / "ours"), make_key(tmp_path / "other")
@@ -166,7 +170,7 @@ async def test_host_that_a_known_authority_vouches_for(
         (tmp_path / "certified" / name).write_bytes((sshd.directory / name).read_bytes())
     certified.start()
     try:
-        tunnel = Tunnel("chat/r1", route_to(certified, engine), "127.0.0.1:1")
+        tunnel = Tunnel("chat/r1", route_to(certified, backend), "127.0.0.1:1")
         certified.known_hosts.write_text(f"@cert-authority * {public_of(other)}\n")
         world.want(tunnel)
         await world.until(tunnel, PathState.HOST_KEY_UNKNOWN)
@@ -176,16 +180,16 @@ async def test_host_that_a_known_authority_vouches_for(
         certified.kill()
 
 
-async def test_hashed_list_of_known_hosts(world: World, sshd: Sshd, engine: SshEngine) -> None:
+async def test_hashed_list_of_known_hosts(world: World, sshd: Sshd, backend: BackendName) -> None:
     """As `HashKnownHosts` writes it."""
     keygen("-H", "-f", sshd.known_hosts)
     assert sshd.known_hosts.read_text().startswith("|1|")
-    tunnel = Tunnel("chat/r1", route_to(sshd, engine), "127.0.0.1:1")
+    tunnel = Tunnel("chat/r1", route_to(sshd, backend), "127.0.0.1:1")
     world.want(tunnel)
     await world.until(tunnel, PathState.UP)
 
 
-async def test_ipv6_all_the_way(world: World, engine: SshEngine, tmp_path: Path) -> None:
+async def test_ipv6_all_the_way(world: World, backend: BackendName, tmp_path: Path) -> None:
     """The server, one to jump over, and the engine."""
     far = Sshd(tmp_path / "six", host="::1")
     far.start()
@@ -196,7 +200,7 @@ async def test_ipv6_all_the_way(world: World, engine: SshEngine, tmp_path: Path)
 
     listening = await asyncio.start_server(talk, "::1", 0)
     world.servers.append(listening)
-    route = route_to(far, engine)
+    route = route_to(far, backend)
     try:
         for servers in (route.servers, route.servers * 2):
             remote = f"[::1]:{listening.sockets[0].getsockname()[1]}"
@@ -208,14 +212,14 @@ async def test_ipv6_all_the_way(world: World, engine: SshEngine, tmp_path: Path)
         far.kill()
 
 
-async def test_two_jumps(world: World, sshd: Sshd, engine: SshEngine, tmp_path: Path) -> None:
+async def test_two_jumps(world: World, sshd: Sshd, backend: BackendName, tmp_path: Path) -> None:
     """Each that fails is told by number and address, with its own reason."""
     first, second = Sshd(tmp_path / "first"), Sshd(tmp_path / "second")
     first.start()
     second.start()
     try:
-        servers = tuple(route_to(one, engine).target for one in (first, second, sshd))
-        route = replace(route_to(sshd, engine), servers=servers)
+        servers = tuple(route_to(one, backend).target for one in (first, second, sshd))
+        route = replace(route_to(sshd, backend), servers=servers)
         tunnel = Tunnel("chat/r1", route, f"127.0.0.1:{await world.listen(b'far')}")
         world.want(tunnel)
         await world.until(tunnel, PathState.UP)
@@ -245,42 +249,42 @@ async def test_two_jumps(world: World, sshd: Sshd, engine: SshEngine, tmp_path: 
         second.kill()
 
 
-async def test_fifty_replicas_on_one_host(world: World, sshd: Sshd, engine: SshEngine) -> None:
+async def test_fifty_replicas_on_one_host(world: World, sshd: Sshd, backend: BackendName) -> None:
     """One connection for all of them; after it was lost all are back."""
     port = await world.listen(b"one")
-    tunnels = [Tunnel(f"chat/r{n}", route_to(sshd, engine), f"127.0.0.1:{port}") for n in range(50)]
+    tunnels = [Tunnel(f"chat/r{n}", route_to(sshd, backend), f"127.0.0.1:{port}") for n in range(50)]
     world.want(*tunnels)
     for tunnel in tunnels:
         await world.until(tunnel, PathState.UP)
-    assert len(world.fleet.links) == 1
+    assert len(world.fleet.connections) == 1
     sshd.cut()
     await world.until(tunnels[0], PathState.CLOSED, PathState.CONNECTING)
     for tunnel in tunnels:
         await world.until(tunnel, PathState.UP)
         assert await world.hear(tunnel) == b"one"
-    assert len(world.fleet.links) == 1
+    assert len(world.fleet.connections) == 1
 
 
-async def test_something_else_listens_at_the_ssh_port(world: World, engine: SshEngine, tmp_path: Path) -> None:
+async def test_something_else_listens_at_the_ssh_port(world: World, backend: BackendName, tmp_path: Path) -> None:
     """One that says nothing: after `connect_timeout_s`, in words."""
     silent = Sshd(tmp_path / "silent")
     with socket.create_server((silent.host, silent.port)):
-        tunnel = Tunnel("chat/r1", route_to(silent, engine), "127.0.0.1:1")
+        tunnel = Tunnel("chat/r1", route_to(silent, backend), "127.0.0.1:1")
         world.want(tunnel)
         reason = (await world.until(tunnel, PathState.UNREACHABLE)).reason
         assert reason in ("Connection timed out during banner exchange", "it did not let us in in time")
 
 
-async def test_stopped_process_is_replaced(world: World, sshd: Sshd, engine: SshEngine) -> None:
+async def test_stopped_process_is_replaced(world: World, sshd: Sshd, backend: BackendName) -> None:
     """One that is there and does nothing is no tunnel: it is ended when it was silent as long as a path may be."""
-    tunnel = Tunnel("chat/r1", route_to(sshd, engine), f"127.0.0.1:{await world.listen(b'one')}")
+    tunnel = Tunnel("chat/r1", route_to(sshd, backend), f"127.0.0.1:{await world.listen(b'one')}")
     world.want(tunnel)
     await world.until(tunnel, PathState.UP)
-    (link,) = world.fleet.links
+    (link,) = world.fleet.connections
     pid = link.pid
     assert pid is not None
     os.kill(pid, signal.SIGSTOP)
     status = await world.until(tunnel, PathState.LOCAL_TROUBLE, within_s=15)
-    assert status.reason == f"the {engine} process (pid {pid}) did not answer, and was ended"
+    assert status.reason == f"the {backend} process (pid {pid}) did not answer, and was ended"
     await world.until(tunnel, PathState.UP)
     assert await world.hear(tunnel) == b"one"

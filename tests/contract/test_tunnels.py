@@ -12,7 +12,7 @@ import asyncssh
 import pytest
 import structlog
 
-from gateway_sidecar.domain.tunnels import PathState, SshEngine, SshRoute, SshServer, Tunnel
+from gateway_sidecar.domain.tunnels import BackendName, PathState, SshRoute, SshServer, Tunnel
 from gateway_sidecar.supervision.process import start_ticks
 from tests.contract.tunnel_world import World, route_to
 from tests.ssh_servers import SSHD, Sshd, free_port, make_key, public_of
@@ -20,16 +20,16 @@ from tests.ssh_servers import SSHD, Sshd, free_port, make_key, public_of
 pytestmark = pytest.mark.skipif(SSHD is None, reason="openssh-server is not installed; `make test` installs it")
 
 
-async def test_forwards_to_a_port(world: World, sshd: Sshd, engine: SshEngine) -> None:
+async def test_forwards_to_a_port(world: World, sshd: Sshd, backend: BackendName) -> None:
     """What the far end says arrives through an ordinary socket, for our user alone."""
-    tunnel = Tunnel("chat/r1", route_to(sshd, engine), f"127.0.0.1:{await world.listen(b'one')}")
+    tunnel = Tunnel("chat/r1", route_to(sshd, backend), f"127.0.0.1:{await world.listen(b'one')}")
     world.want(tunnel)
     await world.until(tunnel, PathState.UP)
     assert await world.hear(tunnel) == b"one"
     assert world.fleet.socket_of(tunnel).stat().st_mode & 0o777 == 0o600
 
 
-async def test_forwards_to_a_unix_socket(world: World, sshd: Sshd, engine: SshEngine, tmp_path: Path) -> None:
+async def test_forwards_to_a_unix_socket(world: World, sshd: Sshd, backend: BackendName, tmp_path: Path) -> None:
     """The engine may listen on a Unix socket there."""
     far = tmp_path / "engine.sock"
 
@@ -38,21 +38,21 @@ async def test_forwards_to_a_unix_socket(world: World, sshd: Sshd, engine: SshEn
         writer.close()
 
     world.servers.append(await asyncio.start_unix_server(talk, far))
-    tunnel = Tunnel("chat/r1", route_to(sshd, engine), str(far))
+    tunnel = Tunnel("chat/r1", route_to(sshd, backend), str(far))
     world.want(tunnel)
     await world.until(tunnel, PathState.UP)
     assert await world.hear(tunnel) == b"unix"
 
 
-async def test_two_replicas_of_a_host_share_a_connection(world: World, sshd: Sshd, engine: SshEngine) -> None:
+async def test_two_replicas_of_a_host_share_a_connection(world: World, sshd: Sshd, backend: BackendName) -> None:
     """One connection, two forwards; one that is not wanted any more goes, and the other does not notice."""
-    route = route_to(sshd, engine)
+    route = route_to(sshd, backend)
     one = Tunnel("chat/r1", route, f"127.0.0.1:{await world.listen(b'one')}")
     two = Tunnel("chat/r2", route, f"127.0.0.1:{await world.listen(b'two')}")
     world.want(one, two)
     await world.until(one, PathState.UP)
     await world.until(two, PathState.UP)
-    (link,) = world.fleet.links
+    (link,) = world.fleet.connections
     pid = link.pid
     assert (await world.hear(one), await world.hear(two)) == (b"one", b"two")
     reader, writer = await asyncio.open_unix_connection(world.fleet.socket_of(two))
@@ -67,10 +67,10 @@ async def test_two_replicas_of_a_host_share_a_connection(world: World, sshd: Ssh
     assert await world.hear(one) == b""
 
 
-async def test_remote_port_closed_is_no_fault_of_the_tunnel(world: World, sshd: Sshd, engine: SshEngine) -> None:
+async def test_remote_port_closed_is_no_fault_of_the_tunnel(world: World, sshd: Sshd, backend: BackendName) -> None:
     """The tunnel is up before the engine is; connections close at once until then."""
     port = free_port()
-    tunnel = Tunnel("chat/r1", route_to(sshd, engine), f"127.0.0.1:{port}")
+    tunnel = Tunnel("chat/r1", route_to(sshd, backend), f"127.0.0.1:{port}")
     world.want(tunnel)
     await world.until(tunnel, PathState.UP)
     assert await world.hear(tunnel) == b""
@@ -79,9 +79,9 @@ async def test_remote_port_closed_is_no_fault_of_the_tunnel(world: World, sshd: 
     assert world.fleet.status(tunnel).is_up
 
 
-async def test_killed_server_and_back(world: World, sshd: Sshd, engine: SshEngine) -> None:
+async def test_killed_server_and_back(world: World, sshd: Sshd, backend: BackendName) -> None:
     """The end is known at once, the way is tried again, and the socket is where it was."""
-    tunnel = Tunnel("chat/r1", route_to(sshd, engine), f"127.0.0.1:{await world.listen(b'one')}")
+    tunnel = Tunnel("chat/r1", route_to(sshd, backend), f"127.0.0.1:{await world.listen(b'one')}")
     world.want(tunnel)
     await world.until(tunnel, PathState.UP)
     with structlog.testing.capture_logs() as events:
@@ -95,9 +95,9 @@ async def test_killed_server_and_back(world: World, sshd: Sshd, engine: SshEngin
     assert await world.hear(tunnel) == b"one"
 
 
-async def test_frozen_server_is_a_dead_path(world: World, sshd: Sshd, engine: SshEngine) -> None:
+async def test_frozen_server_is_a_dead_path(world: World, sshd: Sshd, backend: BackendName) -> None:
     """Silence on a connection that answered keepalives is its end: after three of them, here three seconds."""
-    tunnel = Tunnel("chat/r1", route_to(sshd, engine), f"127.0.0.1:{await world.listen(b'one')}")
+    tunnel = Tunnel("chat/r1", route_to(sshd, backend), f"127.0.0.1:{await world.listen(b'one')}")
     world.want(tunnel)
     await world.until(tunnel, PathState.UP)
     sshd.freeze()
@@ -107,40 +107,40 @@ async def test_frozen_server_is_a_dead_path(world: World, sshd: Sshd, engine: Ss
     assert await world.hear(tunnel) == b"one"
 
 
-async def test_refused_connection(world: World, sshd: Sshd, engine: SshEngine) -> None:
+async def test_refused_connection(world: World, sshd: Sshd, backend: BackendName) -> None:
     """Nobody listens at the SSH port."""
     sshd.kill()
-    tunnel = Tunnel("chat/r1", route_to(sshd, engine), "127.0.0.1:1")
+    tunnel = Tunnel("chat/r1", route_to(sshd, backend), "127.0.0.1:1")
     world.want(tunnel)
     assert "refused" in (await world.until(tunnel, PathState.REFUSED)).reason
 
 
-async def test_name_that_is_not_known(world: World, sshd: Sshd, engine: SshEngine) -> None:
+async def test_name_that_is_not_known(world: World, sshd: Sshd, backend: BackendName) -> None:
     """A host that does not exist."""
-    tunnel = Tunnel("chat/r1", route_to(sshd, engine, host="nowhere.invalid"), "127.0.0.1:1")
+    tunnel = Tunnel("chat/r1", route_to(sshd, backend, host="nowhere.invalid"), "127.0.0.1:1")
     world.want(tunnel)
     await world.until(tunnel, PathState.NAME_UNKNOWN, within_s=20)
 
 
-async def test_changed_host_key_is_refused(world: World, sshd: Sshd, engine: SshEngine) -> None:
+async def test_changed_host_key_is_refused(world: World, sshd: Sshd, backend: BackendName) -> None:
     """A server with another key than the one written down gets nothing, with first use believed or not."""
     make_key(sshd.host_key)
     sshd.kill()
     sshd.start()
     for first_use in (False, True):
-        tunnel = Tunnel("chat/r1", route_to(sshd, engine, trust_first_use=first_use), "127.0.0.1:1")
+        tunnel = Tunnel("chat/r1", route_to(sshd, backend, trust_first_use=first_use), "127.0.0.1:1")
         world.want(tunnel)
         await world.until(tunnel, PathState.HOST_KEY_CHANGED)
 
 
-async def test_unknown_host_key_is_refused_unless_asked(world: World, sshd: Sshd, engine: SshEngine) -> None:
+async def test_unknown_host_key_is_refused_unless_asked(world: World, sshd: Sshd, backend: BackendName) -> None:
     """Without an entry nobody is believed; first use enters the key, and from then on it is the one."""
     sshd.known_hosts.unlink()
     remote = f"127.0.0.1:{await world.listen(b'one')}"
-    tunnel = Tunnel("chat/r1", route_to(sshd, engine), remote)
+    tunnel = Tunnel("chat/r1", route_to(sshd, backend), remote)
     world.want(tunnel)
     await world.until(tunnel, PathState.HOST_KEY_UNKNOWN)
-    trusting = Tunnel("chat/r1", route_to(sshd, engine, trust_first_use=True), remote)
+    trusting = Tunnel("chat/r1", route_to(sshd, backend, trust_first_use=True), remote)
     world.want(trusting)
     await world.until(trusting, PathState.UP)
     assert public_of(sshd.host_key) in sshd.known_hosts.read_text()
@@ -150,40 +150,40 @@ async def test_unknown_host_key_is_refused_unless_asked(world: World, sshd: Sshd
     await world.until(trusting, PathState.HOST_KEY_CHANGED)
 
 
-async def test_host_key_in_the_settings(world: World, sshd: Sshd, engine: SshEngine, tmp_path: Path) -> None:
+async def test_host_key_in_the_settings(world: World, sshd: Sshd, backend: BackendName, tmp_path: Path) -> None:
     """The key itself may be given; another than that is a changed one."""
     sshd.known_hosts.unlink()
     right = Tunnel(
-        "chat/r1", route_to(sshd, engine, known_hosts=None, host_key=public_of(sshd.host_key)), "127.0.0.1:1"
+        "chat/r1", route_to(sshd, backend, known_hosts=None, host_key=public_of(sshd.host_key)), "127.0.0.1:1"
     )
     world.want(right)
     await world.until(right, PathState.UP)
     other = public_of(make_key(tmp_path / "other"))
-    wrong = Tunnel("chat/r1", route_to(sshd, engine, known_hosts=None, host_key=other), "127.0.0.1:1")
+    wrong = Tunnel("chat/r1", route_to(sshd, backend, known_hosts=None, host_key=other), "127.0.0.1:1")
     world.want(wrong)
     await world.until(wrong, PathState.HOST_KEY_CHANGED)
 
 
-async def test_refused_key_and_unusable_keys(world: World, sshd: Sshd, engine: SshEngine, tmp_path: Path) -> None:
+async def test_refused_key_and_unusable_keys(world: World, sshd: Sshd, backend: BackendName, tmp_path: Path) -> None:
     """A key that the far side does not take, one that is not there, and one that others may read."""
     other = make_key(tmp_path / "other")
     for key, state in ((other, PathState.AUTH_FAILED), (tmp_path / "none", PathState.KEY_UNUSABLE)):
-        tunnel = Tunnel("chat/r1", route_to(sshd, engine, key_file=str(key)), "127.0.0.1:1")
+        tunnel = Tunnel("chat/r1", route_to(sshd, backend, key_file=str(key)), "127.0.0.1:1")
         world.want(tunnel)
         await world.until(tunnel, state)
     other.chmod(0o644)
-    tunnel = Tunnel("chat/r1", route_to(sshd, engine, key_file=str(other), user="nobody"), "127.0.0.1:1")
+    tunnel = Tunnel("chat/r1", route_to(sshd, backend, key_file=str(other), user="nobody"), "127.0.0.1:1")
     world.want(tunnel)
     assert "chmod 0600" in (await world.until(tunnel, PathState.KEY_UNUSABLE)).reason
 
 
-async def test_jump(world: World, sshd: Sshd, engine: SshEngine, tmp_path: Path) -> None:
+async def test_jump(world: World, sshd: Sshd, backend: BackendName, tmp_path: Path) -> None:
     """Over another server; what fails is told by name, whether it is the jump or what lies behind it."""
     gate = Sshd(tmp_path / "gate")
     gate.start()
     try:
-        hop = route_to(gate, engine).target
-        route = replace(route_to(sshd, engine), servers=(hop, route_to(sshd, engine).target))
+        hop = route_to(gate, backend).target
+        route = replace(route_to(sshd, backend), servers=(hop, route_to(sshd, backend).target))
         tunnel = Tunnel("chat/r1", route, f"127.0.0.1:{await world.listen(b'far')}")
         world.want(tunnel)
         await world.until(tunnel, PathState.UP)
@@ -199,13 +199,13 @@ async def test_jump(world: World, sshd: Sshd, engine: SshEngine, tmp_path: Path)
         gate.kill()
 
 
-async def test_frozen_jump_is_a_dead_path(world: World, sshd: Sshd, engine: SshEngine, tmp_path: Path) -> None:
+async def test_frozen_jump_is_a_dead_path(world: World, sshd: Sshd, backend: BackendName, tmp_path: Path) -> None:
     """Wherever on the way it is dead."""
     gate = Sshd(tmp_path / "gate")
     gate.start()
     try:
-        servers = (route_to(gate, engine).target, route_to(sshd, engine).target)
-        tunnel = Tunnel("chat/r1", replace(route_to(sshd, engine), servers=servers), "127.0.0.1:1")
+        servers = (route_to(gate, backend).target, route_to(sshd, backend).target)
+        tunnel = Tunnel("chat/r1", replace(route_to(sshd, backend), servers=servers), "127.0.0.1:1")
         world.want(tunnel)
         await world.until(tunnel, PathState.UP)
         gate.freeze()
@@ -214,9 +214,9 @@ async def test_frozen_jump_is_a_dead_path(world: World, sshd: Sshd, engine: SshE
         gate.kill()
 
 
-async def test_stale_socket_file_is_replaced(world: World, sshd: Sshd, engine: SshEngine) -> None:
+async def test_stale_socket_file_is_replaced(world: World, sshd: Sshd, backend: BackendName) -> None:
     """What an earlier connection left under a tunnel's name does not keep it from listening."""
-    tunnel = Tunnel("chat/r1", route_to(sshd, engine), f"127.0.0.1:{await world.listen(b'one')}")
+    tunnel = Tunnel("chat/r1", route_to(sshd, backend), f"127.0.0.1:{await world.listen(b'one')}")
     stale = await asyncio.start_unix_server(lambda _r, w: w.close(), world.fleet.socket_of(tunnel))
     stale.close()
     assert world.fleet.socket_of(tunnel).is_socket()
@@ -225,12 +225,12 @@ async def test_stale_socket_file_is_replaced(world: World, sshd: Sshd, engine: S
     assert await world.hear(tunnel) == b"one"
 
 
-async def test_killed_process_is_begun_again(world: World, sshd: Sshd, engine: SshEngine) -> None:
+async def test_killed_process_is_begun_again(world: World, sshd: Sshd, backend: BackendName) -> None:
     """SIGKILL leaves the socket's file and the control socket behind; neither is in the way."""
-    tunnel = Tunnel("chat/r1", route_to(sshd, engine), f"127.0.0.1:{await world.listen(b'one')}")
+    tunnel = Tunnel("chat/r1", route_to(sshd, backend), f"127.0.0.1:{await world.listen(b'one')}")
     world.want(tunnel)
     await world.until(tunnel, PathState.UP)
-    (link,) = world.fleet.links
+    (link,) = world.fleet.connections
     assert link.pid is not None
     os.kill(link.pid, signal.SIGKILL)
     while link.starts < 2:
@@ -239,19 +239,19 @@ async def test_killed_process_is_begun_again(world: World, sshd: Sshd, engine: S
     assert await world.hear(tunnel) == b"one"
 
 
-async def test_next_daemon_takes_over_in_mid_stream(world: World, sshd: Sshd, engine: SshEngine) -> None:
+async def test_next_daemon_takes_over_in_mid_stream(world: World, sshd: Sshd, backend: BackendName) -> None:
     """The process goes on without us, and who comes next goes on with it: nothing is opened anew."""
-    tunnel = Tunnel("chat/r1", route_to(sshd, engine), f"127.0.0.1:{await world.listen(b'one')}")
+    tunnel = Tunnel("chat/r1", route_to(sshd, backend), f"127.0.0.1:{await world.listen(b'one')}")
     world.want(tunnel)
     await world.until(tunnel, PathState.UP)
-    pid = next(iter(world.fleet.links)).pid
+    pid = next(iter(world.fleet.connections)).pid
     reader, writer = await asyncio.open_unix_connection(world.fleet.socket_of(tunnel))
     assert await reader.read(100) == b"one"
-    await world.fleet.let_go()
+    await world.fleet.detach()
     world.fleet = world.new_fleet()
     world.want(tunnel)
     await world.until(tunnel, PathState.UP)
-    (link,) = world.fleet.links
+    (link,) = world.fleet.connections
     assert (link.pid, link.starts) == (pid, 0)
     writer.write(b"on")
     assert await reader.read(100) == b"on"
@@ -259,14 +259,14 @@ async def test_next_daemon_takes_over_in_mid_stream(world: World, sshd: Sshd, en
     assert await world.hear(tunnel) == b"one"
 
 
-async def test_leftover_that_nobody_wants_is_ended(world: World, sshd: Sshd, engine: SshEngine) -> None:
+async def test_leftover_that_nobody_wants_is_ended(world: World, sshd: Sshd, backend: BackendName) -> None:
     """Not before it is known who wants what, and then at once."""
-    tunnel = Tunnel("chat/r1", route_to(sshd, engine), "127.0.0.1:1")
+    tunnel = Tunnel("chat/r1", route_to(sshd, backend), "127.0.0.1:1")
     world.want(tunnel)
     await world.until(tunnel, PathState.UP)
-    pid = next(iter(world.fleet.links)).pid
+    pid = next(iter(world.fleet.connections)).pid
     assert pid is not None
-    await world.fleet.let_go()
+    await world.fleet.detach()
     world.fleet = world.new_fleet()
     world.fleet.want([], complete=False)
     await asyncio.sleep(0)
@@ -277,14 +277,14 @@ async def test_leftover_that_nobody_wants_is_ended(world: World, sshd: Sshd, eng
             await asyncio.sleep(0.02)
 
 
-async def test_files_that_an_earlier_daemon_left_are_removed(world: World, sshd: Sshd, engine: SshEngine) -> None:
+async def test_files_that_an_earlier_daemon_left_are_removed(world: World, sshd: Sshd, backend: BackendName) -> None:
     """Once it is known who wants what; what is wanted, or was taken up, keeps its own."""
-    route = route_to(sshd, engine)
+    route = route_to(sshd, backend)
     one, two = Tunnel("chat/r1", route, "127.0.0.1:1"), Tunnel("chat/r2", route, "127.0.0.1:2")
     world.want(one, two)
     await world.until(one, PathState.UP)
     await world.until(two, PathState.UP)
-    await world.fleet.let_go()
+    await world.fleet.detach()
     (world.directory / "0123456789ab.log").touch()
     world.fleet = world.new_fleet()
     world.fleet.want([one], complete=False)
@@ -296,19 +296,19 @@ async def test_files_that_an_earlier_daemon_left_are_removed(world: World, sshd:
     assert world.fleet.socket_of(one).exists()
 
 
-async def test_end_leaves_nothing(world: World, sshd: Sshd, engine: SshEngine) -> None:
+async def test_end_leaves_nothing(world: World, sshd: Sshd, backend: BackendName) -> None:
     """No process, no file."""
-    tunnel = Tunnel("chat/r1", route_to(sshd, engine), "127.0.0.1:1")
+    tunnel = Tunnel("chat/r1", route_to(sshd, backend), "127.0.0.1:1")
     world.want(tunnel)
     await world.until(tunnel, PathState.UP)
-    pid = next(iter(world.fleet.links)).pid
+    pid = next(iter(world.fleet.connections)).pid
     assert pid is not None
     await world.fleet.end()
     assert start_ticks(pid) is None
     assert list(world.directory.iterdir()) == []
 
 
-async def test_key_from_an_agent(world: World, sshd: Sshd, engine: SshEngine, tmp_path: Path) -> None:
+async def test_key_from_an_agent(world: World, sshd: Sshd, backend: BackendName, tmp_path: Path) -> None:
     """Only if one is named: the key's file is not needed then."""
     socket = tmp_path / "agent.sock"
     agent = await asyncio.create_subprocess_exec(
@@ -321,7 +321,7 @@ async def test_key_from_an_agent(world: World, sshd: Sshd, engine: SshEngine, tm
             "ssh-add", "-q", str(sshd.user_key), env={**os.environ, "SSH_AUTH_SOCK": str(socket)}
         )
         assert await add.wait() == 0
-        with_agent = Tunnel("chat/r1", route_to(sshd, engine, key_file=None, agent=str(socket)), "127.0.0.1:1")
+        with_agent = Tunnel("chat/r1", route_to(sshd, backend, key_file=None, agent=str(socket)), "127.0.0.1:1")
         world.want(with_agent)
         await world.until(with_agent, PathState.UP)
     finally:
@@ -330,7 +330,7 @@ async def test_key_from_an_agent(world: World, sshd: Sshd, engine: SshEngine, tm
 
 
 async def test_agent_that_is_not_named_is_not_asked(
-    world: World, sshd: Sshd, engine: SshEngine, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+    world: World, sshd: Sshd, backend: BackendName, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """Whatever the daemon's environment says."""
     asked = asyncio.Event()
@@ -342,7 +342,7 @@ async def test_agent_that_is_not_named_is_not_asked(
     world.servers.append(await asyncio.start_unix_server(talk, tmp_path / "agent.sock"))
     monkeypatch.setenv("SSH_AUTH_SOCK", str(tmp_path / "agent.sock"))
     other = make_key(tmp_path / "other")
-    tunnel = Tunnel("chat/r1", route_to(sshd, engine, key_file=str(other)), "127.0.0.1:1")
+    tunnel = Tunnel("chat/r1", route_to(sshd, backend, key_file=str(other)), "127.0.0.1:1")
     world.want(tunnel)
     await world.until(tunnel, PathState.AUTH_FAILED)
     assert not asked.is_set()
@@ -364,12 +364,12 @@ async def test_server_that_forbids_forwarding(world: World, tmp_path: Path) -> N
         sshd.kill()
 
 
-async def test_nothing_secret_in_the_command_line(world: World, sshd: Sshd, engine: SshEngine) -> None:
+async def test_nothing_secret_in_the_command_line(world: World, sshd: Sshd, backend: BackendName) -> None:
     """Nor a user, a host or a key's path: whoever may run `ps` learns nothing of the way."""
-    tunnel = Tunnel("chat/r1", route_to(sshd, engine), "127.0.0.1:1")
+    tunnel = Tunnel("chat/r1", route_to(sshd, backend), "127.0.0.1:1")
     world.want(tunnel)
     await world.until(tunnel, PathState.UP)
-    (link,) = world.fleet.links
+    (link,) = world.fleet.connections
     command = Path(f"/proc/{link.pid}/cmdline").read_text()
     assert not [word for word in (str(sshd.user_key), str(sshd.port), "root", "127.0.0.1") if word in command]
 
@@ -399,7 +399,7 @@ class FarPython(asyncssh.SSHServer):
         return True
 
 
-async def test_another_make_of_server(world: World, engine: SshEngine, tmp_path: Path) -> None:
+async def test_another_make_of_server(world: World, backend: BackendName, tmp_path: Path) -> None:
     """asyncssh's: nothing here is OpenSSH's own way alone, its end included."""
     host_key, user_key = make_key(tmp_path / "host"), make_key(tmp_path / "user")
     server = await asyncssh.listen(
@@ -410,7 +410,7 @@ async def test_another_make_of_server(world: World, engine: SshEngine, tmp_path:
         authorized_client_keys=f"{user_key}.pub",
     )
     target = SshServer("127.0.0.1", server.get_port(), "any", str(user_key), host_key=public_of(host_key))
-    route = SshRoute((target,), keepalive_s=1, connect_timeout_s=3, engine=engine)
+    route = SshRoute((target,), keepalive_s=1, connect_timeout_s=3, backend=backend)
     tunnel = Tunnel("chat/r1", route, f"127.0.0.1:{await world.listen(b'one')}")
     world.want(tunnel)
     await world.until(tunnel, PathState.UP)

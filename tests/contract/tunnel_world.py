@@ -9,7 +9,7 @@ from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
-from gateway_sidecar.domain.tunnels import PathState, PathStatus, SshEngine, SshRoute, SshServer, Tunnel
+from gateway_sidecar.domain.tunnels import BackendName, PathState, PathStatus, SshRoute, SshServer, Tunnel
 from gateway_sidecar.supervision.loops import Tasks
 from gateway_sidecar.telemetry.metrics import Metrics
 from gateway_sidecar.tunnels.fleet import TunnelFleet
@@ -80,9 +80,9 @@ class World:
         self.fleet.want(tunnels, complete=True)
 
 
-def route_to(sshd: Sshd, engine: SshEngine, **changes: Any) -> SshRoute:
+def route_to(sshd: Sshd, backend: BackendName, **changes: Any) -> SshRoute:
     """Finds a dead path in three seconds."""
     server = SshServer(
         sshd.host, sshd.port, user="root", key_file=str(sshd.user_key), known_hosts=str(sshd.known_hosts)
     )
-    return SshRoute((replace(server, **changes),), keepalive_s=1, connect_timeout_s=3, engine=engine)
+    return SshRoute((replace(server, **changes),), keepalive_s=1, connect_timeout_s=3, backend=backend)

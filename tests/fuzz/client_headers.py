@@ -25,7 +25,7 @@ from gateway_sidecar.frontend.publish import publish_keys
 from gateway_sidecar.nginx.bodies import SMALL_BYTES
 from gateway_sidecar.nginx.bridge_server import KEY_HEADER
 from gateway_sidecar.nginx.client_headers import CREDENTIALS, PASSED
-from gateway_sidecar.nginx.frontend_server import DoorPlaces
+from gateway_sidecar.nginx.frontend_places import FrontendPlaces
 from tests.system.test_front_door_keys import bare_nginx
 
 AT_ONCE = 6
@@ -122,7 +122,7 @@ class Stub:
 @asynccontextmanager
 async def _door(directory: Path, settings: FrontendSettings, stub: Stub) -> AsyncIterator[int]:
     directory.mkdir()
-    places = DoorPlaces(directory)
+    places = FrontendPlaces(directory)
     publish_keys(places.keys("chat"), {hashlib.sha256(_KEY.encode()).hexdigest(): "alice"})
     server = await asyncio.start_server(stub.talk, "127.0.0.1", 0)
     async with server:

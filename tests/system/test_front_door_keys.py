@@ -25,7 +25,7 @@ from gateway_sidecar.config import AuthSettings, FrontendSettings
 from gateway_sidecar.frontend.keys import add_key, revoke_key
 from gateway_sidecar.frontend.publish import publish_keys
 from gateway_sidecar.nginx.config import Capacity, NginxConfig, ServiceAddress
-from gateway_sidecar.nginx.frontend_server import DoorPlaces
+from gateway_sidecar.nginx.frontend_places import FrontendPlaces
 from gateway_sidecar.nginx.server import busy_ports, find_nginx
 from tests.system.clients import stream_chat
 from tests.system.conftest import MakeGateway, StartEngine
@@ -260,7 +260,7 @@ async def test_a_key_is_nowhere_to_be_seen(make_gateway: MakeGateway, engine: St
 @pytest.mark.parametrize("passed", [False, True])
 async def test_what_goes_on_to_the_router(tmp_path: Path, passed: bool) -> None:
     """The key's name, which no client can choose, and the key only with `pass_authorization`."""
-    places = DoorPlaces(tmp_path)
+    places = FrontendPlaces(tmp_path)
     publish_keys(places.keys("chat"), {hashlib.sha256(b"a-key-of-alice-1").hexdigest(): "alice:4102444800"})
     auth = AuthSettings(keys_file=tmp_path / "unused", name_header="X-Key-Name", pass_authorization=passed)
     seen: list[dict[str, str]] = []
@@ -294,7 +294,7 @@ async def test_no_protocol_but_websocket_is_passed_on(tmp_path: Path, asked: str
     headers = {"Upgrade": asked, "Connection": "Upgrade", "HTTP2-Settings": "AAMAAABkAAQCAAAAAAIAAAAA"}
     async with (
         listening(router) as behind,
-        bare_nginx(tmp_path, DoorPlaces(tmp_path), behind, FrontendSettings()) as url,
+        bare_nginx(tmp_path, FrontendPlaces(tmp_path), behind, FrontendSettings()) as url,
         aiohttp.ClientSession() as session,
         session.get(f"{url}/v1/realtime", headers=headers) as response,
     ):
@@ -313,7 +313,7 @@ async def test_an_answer_leads_a_request_nowhere(tmp_path: Path) -> None:
 
     async with (
         listening(router) as behind,
-        bare_nginx(tmp_path, DoorPlaces(tmp_path), behind, FrontendSettings()) as url,
+        bare_nginx(tmp_path, FrontendPlaces(tmp_path), behind, FrontendSettings()) as url,
         aiohttp.ClientSession() as session,
         session.get(f"{url}/v1/models") as response,
     ):
@@ -348,7 +348,7 @@ async def test_keys_are_asked_for_from_a_reload_on(make_gateway: MakeGateway, en
     gateway.configure()
     assert (await gateway.cli("reload"))[0] == 0
     await until_status(gateway, "wrong", 200)
-    await until_gone(gateway.directory / "run" / "doors" / "chat.keys")
+    await until_gone(gateway.directory / "run" / "frontends" / "chat.keys")
     assert (await gateway.status())["nginx"]["pid"] == pid
 
 
@@ -376,7 +376,7 @@ async def test_a_front_door_that_cannot_be_changed_stays_as_it_is(
         assert (await post(gateway, key))[0] == 200
         assert (await post(gateway, "wrong"))[0] == 401
     await until_status(gateway, "wrong", 200, within_s=20)
-    await until_gone(gateway.directory / "run" / "doors" / "chat.keys")
+    await until_gone(gateway.directory / "run" / "frontends" / "chat.keys")
 
 
 async def until_gone(path: Path) -> None:
@@ -529,7 +529,7 @@ class listening:  # noqa: N801 - used like a function
 
 @asynccontextmanager
 async def bare_nginx(
-    directory: Path, places: DoorPlaces, router: int, frontend: FrontendSettings, requests: int = 16, **more: Any
+    directory: Path, places: FrontendPlaces, router: int, frontend: FrontendSettings, requests: int = 16, **more: Any
 ) -> AsyncIterator[str]:
     """The real nginx with the daemon's text for one service, led to a router of ours; the service's URL.
 
@@ -543,15 +543,15 @@ async def bare_nginx(
     config = directory / "nginx.conf"
     with owner.here():
         (directory / "temp").mkdir()
-    (directory / "front_door.lua").write_text((resources.files("gateway_sidecar") / "share/front_door.lua").read_text())
+    (directory / "frontends.lua").write_text((resources.files("gateway_sidecar") / "share/frontends.lua").read_text())
     text = NginxConfig(
         host="127.0.0.1", grpc_host="127.0.0.2", first_port=ports.first + 1, last_port=ports.first + 1,
         bridge_key="k" * 32, bridge_paths=(), links=directory, directory=directory,
         temp=directory / "temp", gates=directory, waiting_room=directory / "none.sock", log=directory / "error.log",
         worker_processes="1", capacity=Capacity.within(1024, 2, requests), services=[address],
-        stream_module=program.stream_module, user="root root" if owner.uid == 0 else None, doors=places,
+        stream_module=program.stream_module, user=("root", "root") if owner.uid == 0 else None, frontends=places,
         lua_modules=program.lua_modules or (), **more,
-    ).text()  # fmt: skip
+    ).rendered().text  # fmt: skip
     config.write_text(text)
     as_owner = owner.enter if owner != SELF else []
     process = await asyncio.create_subprocess_exec(*as_owner, program.path, "-p", str(directory), "-c", str(config))

@@ -168,7 +168,7 @@ async def test_a_new_certificate_is_served_without_a_reload(make_gateway: MakeGa
     assert await kept() == b"200"
     writer.close()
     assert status["nginx"]["reloads"] == 0
-    served = gateway.directory / "run" / "doors" / "chat.pem"
+    served = gateway.directory / "run" / "frontends" / "chat.pem"
     assert served.stat().st_mode & 0o777 == 0o600
 
 
@@ -228,7 +228,7 @@ async def test_nothing_secret_is_left_behind(make_gateway: MakeGateway) -> None:
     add_key(file, "alice")
     public(gateway, auth={"keys_file": str(file)})
     await gateway.start()
-    doors = gateway.directory / "run" / "doors"
+    doors = gateway.directory / "run" / "frontends"
     assert sorted(path.name for path in doors.iterdir()) == ["chat.keys", "chat.pem"]
     assert (await gateway.cli("stop", "--all"))[0] == 0
     assert list(doors.iterdir()) == []
@@ -239,7 +239,7 @@ async def test_what_a_removed_service_had_is_gone(make_gateway: MakeGateway) -> 
     gateway = make_gateway(services=("chat", "code"))
     public(gateway, 1)
     await gateway.start()
-    place = gateway.directory / "run" / "doors" / "code.pem"
+    place = gateway.directory / "run" / "frontends" / "code.pem"
     assert place.exists()
     await gateway.kill()
     gateway.settings["services"].pop()
@@ -397,7 +397,7 @@ async def test_a_front_door_is_opened_and_closed_by_a_reload(make_gateway: MakeG
         pass
     else:
         raise AssertionError("the address is still there")
-    assert not (gateway.directory / "run" / "doors" / "chat.pem").exists()
+    assert not (gateway.directory / "run" / "frontends" / "chat.pem").exists()
     assert (await fetch(f"{gateway.url()}/v1/models"))[0] == 200
 
 

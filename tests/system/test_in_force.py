@@ -21,9 +21,9 @@ import aiohttp
 import pytest
 
 from gateway_sidecar.config import FrontendSettings
-from gateway_sidecar.errors import BridgeError
+from gateway_sidecar.errors import NginxError
 from gateway_sidecar.nginx.config import ServiceAddress
-from gateway_sidecar.nginx.server import TEMP, BridgeSettings, Nginx
+from gateway_sidecar.nginx.server import TEMP, Nginx, NginxSettings
 from gateway_sidecar.supervision.process import session_members
 from tests.system.clients import ask
 from tests.system.conftest import MakeGateway, StartEngine
@@ -41,7 +41,7 @@ class Doors:
     def __init__(self, directory: Path) -> None:
         self.ports = PortBlock()
         self.directory = directory
-        self.settings = BridgeSettings(
+        self.settings = NginxSettings(
             *("127.0.0.1", "127.0.0.2"),
             *(self.ports.first + 20, self.ports.first + 23),
             paths=(),
@@ -62,8 +62,8 @@ class Doors:
         it = ServiceAddress(
             *("chat", self.endpoint(0), self.endpoint(1), self.endpoint(2)), FrontendSettings.model_validate(door)
         )
-        shutil.copy(self.pem, self.directory / "run" / "doors" / "chat.pem")
-        with (self.directory / "run" / "doors" / "chat.pem").open("a") as file:
+        shutil.copy(self.pem, self.directory / "run" / "frontends" / "chat.pem")
+        with (self.directory / "run" / "frontends" / "chat.pem").open("a") as file:
             file.write(self.pem.with_suffix(".key").read_text())
         return it
 
@@ -172,7 +172,7 @@ async def test_a_configuration_that_was_written_and_never_told_is_put_in_force(s
         await nginx.start([doors.address({})])
         try:
             guarded = doors.address({"auth": {"keys_file": str(doors.directory / "chat.keys")}})
-            (doors.directory / "run" / "nginx" / "nginx.conf").write_text(nginx._config([guarded]).text())
+            (doors.directory / "run" / "nginx" / "nginx.conf").write_text(nginx._config([guarded]).rendered().text)
             nginx = await doors.again(nginx)
             assert await nginx.apply([guarded])
             assert await asyncio.to_thread(doors.status_at, guarded.listen, tls=False) == 401
@@ -236,7 +236,7 @@ async def test_a_change_is_not_in_force_while_an_old_process_serves(
                 soon.setattr("gateway_sidecar.nginx.server._IN_FORCE_S", 2.0)
                 os.kill(slow, signal.SIGSTOP)
                 try:
-                    with pytest.raises(BridgeError, match=f"its old processes serve on: {slow}$"):
+                    with pytest.raises(NginxError, match=f"its old processes serve on: {slow}$"):
                         await nginx.apply([guarded])
                 finally:
                     os.kill(slow, signal.SIGCONT)
@@ -259,7 +259,7 @@ async def test_what_nginx_refuses_is_put_back(short_path: Path) -> None:
             assert await nginx.objections([moved]) == {}
             with socket.create_server(("127.0.0.1", doors.ports.first + 8)):
                 assert "EADDRINUSE" in (await nginx.objections([moved]))["chat"]
-                with pytest.raises(BridgeError, match=r"goes on with the old one: .*could not bind"):
+                with pytest.raises(NginxError, match=r"goes on with the old one: .*could not bind"):
                     await nginx.apply([moved])
             assert file.read_text() == before
             assert not await nginx.apply([plain])

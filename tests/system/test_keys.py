@@ -17,7 +17,7 @@ from aiohttp import web
 
 from examples.simulated import EngineKind
 from gateway_sidecar.domain.model import PeerAddress
-from gateway_sidecar.errors import BridgeError
+from gateway_sidecar.errors import NginxError
 from gateway_sidecar.nginx.key_proxy import Keyed, KeyedNginx
 from gateway_sidecar.nginx.peer_proxy import PeerNginx, PeerPlaces
 from gateway_sidecar.nginx.server import NginxProgram, find_nginx
@@ -238,7 +238,7 @@ async def test_somebody_elses_listener_is_not_taken_for_an_advertised_address(tm
     try:
         while not started.exists():
             await asyncio.sleep(0.01)
-        with socket.create_server(("127.0.0.1", ports.first)), pytest.raises(BridgeError, match="does not listen"):
+        with socket.create_server(("127.0.0.1", ports.first)), pytest.raises(NginxError, match="does not listen"):
             await starting
     finally:
         await nginx.stop()

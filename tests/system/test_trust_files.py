@@ -322,7 +322,7 @@ async def test_directories_that_others_may_write_in_are_not_used(
         give(gateway.directory / each, user, 0o750)
         for below in ("nginx", "log"):
             (gateway.directory / each / below).mkdir(parents=True)
-            for planted in ("nginx.conf", "front_door.lua", "nginx.log"):
+            for planted in ("nginx.conf", "frontends.lua", "nginx.log"):
                 (gateway.directory / each / below / planted).symlink_to(victim)
     (gateway.directory / "state" / ".leases.json.new").symlink_to(victim)
     spoil(gateway.directory / name)
@@ -360,7 +360,7 @@ async def test_umask_0_opens_nothing_to_others(make_gateway: MakeGateway, start:
         # nginx opens its sockets to all, in directories that are closed.
         if not stat.S_ISLNK(mode) and not (stat.S_ISSOCK(mode) and path.parent.stat().st_mode & 0o077 == 0):
             found[str(path.relative_to(gateway.directory))] = stat.S_IMODE(mode)
-    assert found["run/nginx/front_door.lua"] == found["run/nginx/nginx.conf"] == 0o600
+    assert found["run/nginx/frontends.lua"] == found["run/nginx/nginx.conf"] == 0o600
     may_be_the_groups = {"run/admin.sock", "run/hold.sock"}
     opened = {
         name: f"{mode:o}" for name, mode in found.items() if mode & (0o007 if name in may_be_the_groups else 0o027)

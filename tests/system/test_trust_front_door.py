@@ -23,7 +23,7 @@ from gateway_sidecar.frontend.keys import add_key
 from gateway_sidecar.nginx.bodies import SMALL_BYTES, body_classes
 from gateway_sidecar.nginx.bridge_server import KEY_HEADER
 from gateway_sidecar.nginx.client_headers import CREDENTIALS, FOR_AUTH, HIDDEN, PASSED
-from gateway_sidecar.nginx.frontend_server import DoorPlaces
+from gateway_sidecar.nginx.frontend_places import FrontendPlaces
 from tests.system.conftest import MakeGateway
 from tests.system.gateway import PortBlock, service_of
 from tests.system.test_front_door_keys import Judge, bare_nginx, listening
@@ -122,7 +122,9 @@ async def door(
     """A front door before the router; its URL and a client."""
     async with AsyncExitStack() as stack:
         behind = await stack.enter_async_context(listening(router.answer))
-        url = await stack.enter_async_context(bare_nginx(directory, DoorPlaces(directory), behind, frontend, **more))
+        url = await stack.enter_async_context(
+            bare_nginx(directory, FrontendPlaces(directory), behind, frontend, **more)
+        )
         yield url, await stack.enter_async_context(aiohttp.ClientSession())
 
 
@@ -435,7 +437,7 @@ async def test_what_needs_no_body_may_bring_none_that_is_held(tmp_path: Path, me
 async def test_a_body_of_no_said_length_over_http2(tmp_path: Path) -> None:
     """HTTP/2 needs neither Content-Length nor chunks: the same bounds hold."""
     pem = certificate(tmp_path / "tls", "localhost")
-    places = DoorPlaces(tmp_path)
+    places = FrontendPlaces(tmp_path)
     places.pem("chat").write_text(pem.read_text() + pem.with_suffix(".key").read_text())
     router = Router()
     tls = {"certificate": pem, "key": pem.with_suffix(".key"), "http2": True}

@@ -413,7 +413,7 @@ async def test_the_units_system_call_filter_lets_ssh_work(
         sshd.known_hosts.unlink()
         gateway = with_inventory(make_gateway, sshd)
         gateway.settings["services"][0]["replicas"]["ssh_defaults"] |= {
-            "engine": kind,
+            "backend": kind,
             "host_key": "trust-on-first-use",
             "jump": [{"host": gate.host, "port": gate.port, "key_file": None, "agent": str(tmp_path / "agent")}],
         }

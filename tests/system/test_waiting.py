@@ -218,7 +218,7 @@ def are_waiting(count: int, status: Status) -> bool:
 
 def holders(gateway: Gateway) -> list[int]:
     """The processes that hold the waiting room's door open while there is no daemon."""
-    return [identity.pid for identity in writers_of(gateway.directory / "run" / "log" / "door.log")]
+    return [identity.pid for identity in writers_of(gateway.directory / "run" / "log" / "hold.log")]
 
 
 async def until_connected_to_nginx(gateway: Gateway, count: int) -> None:

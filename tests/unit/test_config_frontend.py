@@ -48,7 +48,7 @@ def problems(*frontends: dict[str, Any]) -> list[str]:
         ({"paths": ["v1/x"]}, "paths: 'v1/x' is not a path that can be matched"),
         ({"paths": ["/v1/../x"]}, "paths: '/v1/../x' is not a path that can be matched"),
         ({"paths": ["/v1/%41"]}, "paths: '/v1/%41' is not a path that can be matched"),
-        ({"paths": ["/workers"]}, "paths: '/workers' controls the router, and no front door passes that"),
+        ({"paths": ["/workers"]}, "paths: '/workers' controls the router, and no frontend passes that"),
         ({"paths": ["/Wasm/x"]}, "paths: '/Wasm/x' controls the router"),
         ({"paths": ["/v1/tokenizers"]}, "paths: '/v1/tokenizers' controls the router"),
         ({"paths": "everything"}, "paths: 'everything' is neither a list of paths nor the word all"),

@@ -16,13 +16,13 @@ from cryptography.hazmat.primitives.asymmetric import rsa
 
 from gateway_sidecar.config import AuthSettings, FrontendSettings, TlsSettings
 from gateway_sidecar.control.edge.frontends import Frontends
-from gateway_sidecar.errors import FrontDoorError
+from gateway_sidecar.errors import FrontendError
 from gateway_sidecar.frontend.certificate import read_certificate
-from gateway_sidecar.frontend.files import DoorFiles, PairTaken
+from gateway_sidecar.frontend.files import FrontendFiles, PairTaken
 from gateway_sidecar.frontend.keys import add_key, expiry_of, name_of, parse_keys, read_keys, revoke_key
 from gateway_sidecar.frontend.publish import publish_keys, publish_pem, withdraw_keys
 from gateway_sidecar.frontend.signature import directories
-from gateway_sidecar.nginx.frontend_server import DoorPlaces
+from gateway_sidecar.nginx.frontend_places import FrontendPlaces
 from gateway_sidecar.telemetry.metrics import Metrics
 from tests.system.test_front_door_tls import certificate
 
@@ -63,7 +63,7 @@ def test_a_key_may_expire() -> None:
 )
 def test_a_bad_line_is_named_and_not_shown(text: str, expected: str) -> None:
     """With its number and the cure; what stands in it may be a key."""
-    with pytest.raises(FrontDoorError) as caught:
+    with pytest.raises(FrontendError) as caught:
         parse_keys(text.encode(), "f")
     assert [line.startswith(expected) and "; " in line for line in caught.value.problems] == [True]
     assert A not in str(caught.value)
@@ -72,7 +72,7 @@ def test_a_bad_line_is_named_and_not_shown(text: str, expected: str) -> None:
 
 def test_many_mistakes_are_not_many_lines() -> None:
     """Another file altogether, perhaps."""
-    with pytest.raises(FrontDoorError) as caught:
+    with pytest.raises(FrontendError) as caught:
         parse_keys(b"x\n" * 1000, "f")
     assert len(caught.value.problems) == 11
     assert caught.value.problems[-1] == "f: and 990 more"
@@ -87,7 +87,7 @@ def test_others_may_not_read_or_change_the_file(tmp_path: Path, mode: int, usabl
     if usable:
         assert list(read_keys(file).values()) == ["alice"]
         return
-    with pytest.raises(FrontDoorError, match=f"mode {mode:04o}"):
+    with pytest.raises(FrontendError, match=f"mode {mode:04o}"):
         read_keys(file)
 
 
@@ -110,7 +110,7 @@ def test_the_last_key_may_go(tmp_path: Path) -> None:
     revoke_key(file, "alice")
     assert read_keys(file) == {}
     file.write_text("")
-    with pytest.raises(FrontDoorError, match="is empty"):
+    with pytest.raises(FrontendError, match="is empty"):
         read_keys(file)
 
 
@@ -118,7 +118,7 @@ def test_a_key_is_revoked_in_a_file_with_mistakes_and_they_are_told(tmp_path: Pa
     """Who wants a key to end must know what keeps it alive."""
     file = tmp_path / "keys"
     file.write_text(f"alice:{A}\nbob\n")
-    with pytest.raises(FrontDoorError) as caught:
+    with pytest.raises(FrontendError) as caught:
         revoke_key(file, "alice")
     first, second = caught.value.problems
     assert "'alice' is removed, and let in all the same until these mistakes are mended" in first
@@ -133,7 +133,7 @@ def test_a_mark_of_the_byte_order_is_no_mistake(tmp_path: Path) -> None:
     file.chmod(0o600)
     assert read_keys(file) == {A: "alice"}
     file.write_bytes(b"\xef\xbb\xbf")
-    with pytest.raises(FrontDoorError, match="is empty"):
+    with pytest.raises(FrontendError, match="is empty"):
         read_keys(file)
 
 
@@ -142,7 +142,7 @@ def test_links_are_what_the_file_says_however_it_changed(tmp_path: Path, seed: i
     """Keys that are only removed are looked for by themselves: the outcome is that of reading all of it."""
     chance = random.Random(seed)
     file, links = tmp_path / "keys", tmp_path / "links"
-    files, settings = DoorFiles(links, tmp_path / "pem"), FrontendSettings(auth=AuthSettings(keys_file=file))
+    files, settings = FrontendFiles(links, tmp_path / "pem"), FrontendSettings(auth=AuthSettings(keys_file=file))
     lines = ["# first", ""]
     for number in range(60):
         digest = hashlib.sha256(str(chance.randrange(12)).encode()).hexdigest()
@@ -162,8 +162,8 @@ def test_links_are_what_the_file_says_however_it_changed(tmp_path: Path, seed: i
         file.write_text("\n".join(lines))
         file.chmod(0o600)
         found = files.look(settings, 0.0).keys
-        if isinstance(found, FrontDoorError):
-            with pytest.raises(FrontDoorError, match=re.escape(str(found))):
+        if isinstance(found, FrontendError):
+            with pytest.raises(FrontendError, match=re.escape(str(found))):
                 read_keys(file)
             assert _links(links) == before
         else:
@@ -232,12 +232,12 @@ def test_a_certificate_for_another_name_does_not_take_the_place_of_the_right_one
         return FrontendSettings(tls=tls, server_names=("a.example.com",))
 
     for place in (tmp_path / "1", tmp_path / "2"):
-        DoorFiles(tmp_path / "links", place).look(settings(right), time.time())
-        files = DoorFiles(tmp_path / "links", place)  # As after a restart of the daemon.
+        FrontendFiles(tmp_path / "links", place).look(settings(right), time.time())
+        files = FrontendFiles(tmp_path / "links", place)  # As after a restart of the daemon.
         found = files.look(settings(wrong), time.time())
         assert "wrong.pem: is not for a.example.com; " in str(found.pair)
         assert place.read_bytes().startswith(right.read_bytes().rstrip())
-    found = DoorFiles(tmp_path / "links", tmp_path / "3").look(settings(wrong), time.time())
+    found = FrontendFiles(tmp_path / "links", tmp_path / "3").look(settings(wrong), time.time())
     assert isinstance(found.pair, PairTaken)
     assert found.pair.wrong_for == ("a.example.com",)
 
@@ -249,7 +249,7 @@ def test_what_is_wrong_with_a_pair_is_one_line(tmp_path: Path) -> None:
     now = time.time()
 
     def said(certificate_file: Path = pem, key_file: Path = key, at: float = now) -> str:
-        with pytest.raises(FrontDoorError) as caught:
+        with pytest.raises(FrontendError) as caught:
             read_certificate(certificate_file, key_file, at)
         (line,) = caught.value.problems
         assert "; " in line
@@ -327,4 +327,4 @@ def front_doors(directory: Path, settings: FrontendSettings) -> Frontends:
     """Those of one service, `chat`."""
     directory.mkdir(exist_ok=True)
     wanted = {"chat": settings}
-    return Frontends(DoorPlaces(directory), lambda: wanted, lambda: wanted, Metrics(), rescan_interval_s=60)
+    return Frontends(FrontendPlaces(directory), lambda: wanted, lambda: wanted, Metrics(), rescan_interval_s=60)

@@ -14,7 +14,7 @@ from structlog.testing import capture_logs
 
 from gateway_sidecar.control.edge import key_proxies
 from gateway_sidecar.control.edge.key_proxies import KeyProxies
-from gateway_sidecar.errors import BridgeError
+from gateway_sidecar.errors import NginxError
 from gateway_sidecar.nginx.key_proxy import Keyed, KeyedNginx
 from gateway_sidecar.supervision.process import Identity
 from tests.unit.fake_time import in_fake_time
@@ -44,7 +44,7 @@ class PlayedNginx:
         await asyncio.sleep(0.1)
         if self.refuses:
             self.refuses -= 1
-            raise BridgeError("nginx refuses it")
+            raise NginxError("nginx refuses it")
         self.process = self.process or object()
         self.shows = to
 

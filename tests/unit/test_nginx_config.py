@@ -10,10 +10,10 @@ import pytest
 
 from gateway_sidecar.check import lacking, room_for_bodies
 from gateway_sidecar.config import AuthSettings, CorsSettings, FrontendSettings, TlsSettings
-from gateway_sidecar.errors import BridgeError
+from gateway_sidecar.errors import NginxError
 from gateway_sidecar.nginx.bodies import body_classes
 from gateway_sidecar.nginx.config import Capacity, NginxConfig, PeerConfig, ServiceAddress, services_in
-from gateway_sidecar.nginx.frontend_server import DoorPlaces
+from gateway_sidecar.nginx.frontend_places import FrontendPlaces
 from gateway_sidecar.nginx.server import NginxProgram, needed_lua
 
 
@@ -37,9 +37,9 @@ def config(**changes: object) -> str:
         "services": [ServiceAddress("chat", "127.0.0.1:30000", "127.0.0.1:23001", "127.0.0.1:23003")],
         "stream_module": Path("/usr/lib/nginx/modules/ngx_stream_module.so"),
         "user": None,
-        "doors": DoorPlaces(Path("/run/g/doors")),
+        "frontends": FrontendPlaces(Path("/run/g/frontends")),
     }
-    return NginxConfig(**(settings | changes)).text()  # type: ignore[arg-type]
+    return NginxConfig(**(settings | changes)).rendered().text  # type: ignore[arg-type]
 
 
 def test_one_static_range_and_links_by_port() -> None:
@@ -138,7 +138,7 @@ def test_the_next_daemon_reads_what_is_served_and_believes_no_other_text() -> No
     ]
     text = config(services=served)
     assert max(map(len, text.partition("# Written")[0].splitlines())) < 4096, "nginx takes no longer comment"
-    found = re.search(r"return 200 '([0-9a-f]{16}) ", text)
+    found = re.search(r"return 200 \"([0-9a-f]{16}) ", text)
     assert found is not None
     assert services_in(text, found[1]) == served
     assert services_in(text, "0" * 16) is None
@@ -155,7 +155,7 @@ def test_without_lua_a_service_with_keys_does_not_start(tmp_path: Path) -> None:
     assert list(lacking(without, FrontendSettings())) == []
     assert list(lacking(replace(without, lua_modules=()), keys)) == []
     guarded = ServiceAddress("chat", "127.0.0.1:30000", "127.0.0.1:23001", "127.0.0.1:23003", keys)
-    with pytest.raises(BridgeError, match="libnginx-mod-http-lua"):
+    with pytest.raises(NginxError, match="libnginx-mod-http-lua"):
         needed_lua(without, [guarded])
     assert needed_lua(without, [replace(guarded, frontend=FrontendSettings())]) is None
 

@@ -10,9 +10,9 @@ from pathlib import Path
 import pytest
 
 from gateway_sidecar.domain.tunnels import PathState, SshRoute, SshServer
-from gateway_sidecar.tunnels.asyncssh_engine import AsyncSsh
+from gateway_sidecar.tunnels.asyncssh_backend import AsyncSsh
 from gateway_sidecar.tunnels.base import TunnelFault
-from gateway_sidecar.tunnels.link import Link
+from gateway_sidecar.tunnels.connection import SshConnection
 from gateway_sidecar.tunnels.openssh import OpenSsh, diagnose
 
 EVIL = "\x1b[2J\u202e\u2028" * 1000
@@ -128,7 +128,7 @@ def test_what_a_server_says_is_searched_in_no_time_and_can_be_shown(tmp_path: Pa
 
 async def test_what_the_far_end_says_of_a_connection_that_is_up_can_be_shown(tmp_path: Path) -> None:
     """What it forbids stands in the log of the connection; why it does not forward is said by the process itself."""
-    link = Link(
+    link = SshConnection(
         "l", SshRoute((SshServer("h"),)), OpenSsh(Path("ssh"), tmp_path), tmp_path, adopted=None, on_change=lambda: None
     )
     await link._read_log()

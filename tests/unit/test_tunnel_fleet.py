@@ -11,8 +11,8 @@ from structlog.testing import capture_logs
 from gateway_sidecar.domain.tunnels import SshRoute, SshServer, Tunnel
 from gateway_sidecar.supervision.loops import Tasks
 from gateway_sidecar.telemetry.metrics import Metrics
+from gateway_sidecar.tunnels.connection import SshConnection
 from gateway_sidecar.tunnels.fleet import TunnelFleet
-from gateway_sidecar.tunnels.link import Link
 from tests.unit.fake_time import in_fake_time
 
 ROUTE = SshRoute((SshServer("gpu.example", 22, "root"),))
@@ -27,13 +27,13 @@ async def test_fault_in_a_connections_task_is_survived(tmp_path: Path, monkeypat
     """It is told and counted, and the connection is kept again."""
     faults, kept = [ZeroDivisionError("a fault of ours")], asyncio.Event()
 
-    async def run(_: Link) -> None:
+    async def run(_: SshConnection) -> None:
         if faults:
             raise faults.pop()
         kept.set()
         await asyncio.Event().wait()
 
-    monkeypatch.setattr(Link, "run", run)
+    monkeypatch.setattr(SshConnection, "run", run)
     metrics = Metrics()
     tasks = Tasks("-", metrics)
     fleet = TunnelFleet(tmp_path / "tunnels", tasks)
@@ -52,15 +52,15 @@ async def test_fault_in_a_connections_end_does_not_keep_it_from_beginning_anew(
 ) -> None:
     began: list[str] = []
 
-    async def run(link: Link) -> None:
-        began.append(link.name)
+    async def run(connection: SshConnection) -> None:
+        began.append(connection.name)
         await asyncio.Event().wait()
 
-    async def end(_: Link) -> None:
+    async def end(_: SshConnection) -> None:
         raise ZeroDivisionError("a fault of ours")
 
-    monkeypatch.setattr(Link, "run", run)
-    monkeypatch.setattr(Link, "end", end)
+    monkeypatch.setattr(SshConnection, "run", run)
+    monkeypatch.setattr(SshConnection, "end", end)
     metrics = Metrics()
     tasks = Tasks("-", metrics)
     fleet = TunnelFleet(tmp_path / "tunnels", tasks)

@@ -17,12 +17,12 @@ from asyncinotify import Inotify, Mask
 
 from gateway_sidecar.config import FrontendSettings, TlsSettings
 from gateway_sidecar.domain.printable import counted
-from gateway_sidecar.errors import FrontDoorError
+from gateway_sidecar.errors import FrontendError
 from gateway_sidecar.files.replace import is_unfinished
 from gateway_sidecar.frontend.certificate import today
-from gateway_sidecar.frontend.files import CERTIFICATE, KEYS, DoorFiles, KeysTaken, PairTaken
+from gateway_sidecar.frontend.files import CERTIFICATE, KEYS, FrontendFiles, KeysTaken, PairTaken
 from gateway_sidecar.frontend.publish import withdraw_keys
-from gateway_sidecar.nginx.frontend_server import DoorPlaces
+from gateway_sidecar.nginx.frontend_places import FrontendPlaces
 from gateway_sidecar.supervision import awake
 from gateway_sidecar.supervision.own_thread import OwnThread
 from gateway_sidecar.telemetry.logs import get_logger
@@ -41,7 +41,7 @@ _PATIENCE_S = 2.0
 class _Seen:
     """One service's files, the thread that looks at them, and what was last made of them."""
 
-    files: DoorFiles
+    files: FrontendFiles
     thread: OwnThread
     has_keys: bool = False
     tls: TlsSettings | None = None
@@ -56,13 +56,13 @@ class _Seen:
 class Frontends:
     """Keys and certificates of all services.
 
-    `wanted` says what each service's front door is to be, `served` what nginx has in force, or None where that is not
+    `wanted` says what each service's frontend is to be, `served` what nginx has in force, or None where that is not
     known: what it may still look for is not taken away.
     """
 
     def __init__(
         self,
-        places: DoorPlaces,
+        places: FrontendPlaces,
         wanted: Callable[[], Mapping[str, FrontendSettings]],
         served: Callable[[], Mapping[str, FrontendSettings] | None],
         metrics: Metrics,
@@ -94,7 +94,7 @@ class Frontends:
     async def look(self, *, withdraw: bool = True) -> None:
         """Takes in every file that changed. Never raises for what a file holds.
 
-        `withdraw`: what no front door needs any more is taken away; not before nginx has been told of it.
+        `withdraw`: what no frontend needs any more is taken away; not before nginx has been told of it.
         """
         async with self._looking:
             self._look_now.clear()
@@ -163,8 +163,8 @@ class Frontends:
             self._logger.warning("source.hints_failed", reason=str(error))
 
     def _fresh(self, service: str) -> _Seen:
-        files = DoorFiles(self._places.keys(service), self._places.pem(service))
-        return _Seen(files, OwnThread(f"front door {service}"))
+        files = FrontendFiles(self._places.keys(service), self._places.pem(service))
+        return _Seen(files, OwnThread(f"frontend {service}"))
 
     async def _let_go_of_keys(self, service: str, settings: FrontendSettings, seen: _Seen) -> None:
         if settings.auth is not None and settings.auth.keys_file is not None:
@@ -199,7 +199,7 @@ class Frontends:
             found = await seen.thread.run(look, patience_s=_PATIENCE_S)
         except TimeoutError:
             paths = ", ".join(str(path) for path in _files([settings]))
-            error = FrontDoorError([f"{paths}: not read within {_PATIENCE_S:g} s; look at the disk"])
+            error = FrontendError([f"{paths}: not read within {_PATIENCE_S:g} s; look at the disk"])
             self._refuse(service, seen, HANGS, error)
             return
         if HANGS in seen.problems:
@@ -209,7 +209,7 @@ class Frontends:
         if settings.tls is not None:
             self._take_certificate(service, settings.tls, seen, found.pair)
 
-    def _take_keys(self, service: str, seen: _Seen, keys: KeysTaken | FrontDoorError | OSError | None) -> None:
+    def _take_keys(self, service: str, seen: _Seen, keys: KeysTaken | FrontendError | OSError | None) -> None:
         if keys is None:
             return
         seen.has_keys, seen.looked_at[KEYS] = True, awake.monotonic()
@@ -224,7 +224,7 @@ class Frontends:
             )
 
     def _take_certificate(
-        self, service: str, tls: TlsSettings, seen: _Seen, pair: PairTaken | FrontDoorError | OSError | None
+        self, service: str, tls: TlsSettings, seen: _Seen, pair: PairTaken | FrontendError | OSError | None
     ) -> None:
         seen.tls = tls
         if pair is not None:
@@ -269,7 +269,7 @@ class Frontends:
         """What failed may succeed without a change of its file: a disk that was full, a clock that was wrong."""
         return part in seen.problems and awake.monotonic() - seen.looked_at.get(part, 0.0) > _AGAIN_S
 
-    def _doubt(self, service: str, seen: _Seen, part: str, error: FrontDoorError | OSError) -> None:
+    def _doubt(self, service: str, seen: _Seen, part: str, error: FrontendError | OSError) -> None:
         """Refuses it, unless somebody may be about to put its other half there: two renames are not one."""
         now = awake.monotonic()
         since = seen.doubts.setdefault(part, now)
@@ -283,7 +283,7 @@ class Frontends:
         certificate, keys = self._places.pem(service).exists(), self._places.keys(service).is_dir()
         return {CERTIFICATE: certificate, KEYS: keys}.get(part, certificate or keys)
 
-    def _refuse(self, service: str, seen: _Seen, part: str, error: FrontDoorError | OSError) -> None:
+    def _refuse(self, service: str, seen: _Seen, part: str, error: FrontendError | OSError) -> None:
         seen.doubts.pop(part, None)
         before = self._is_in_force(service, part)
         stays = "what was there before stays in force" if before else "nobody gets in until it can be used"

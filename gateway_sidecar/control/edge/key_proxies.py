@@ -9,7 +9,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from gateway_sidecar.control.edge.supervisor import LOOK_S, QUIET_GAP_S, RETRIES, Supervisor
-from gateway_sidecar.errors import BridgeError
+from gateway_sidecar.errors import NginxError
 from gateway_sidecar.nginx.connections import open_connections
 from gateway_sidecar.nginx.key_proxy import Keyed, KeyedNginx
 from gateway_sidecar.supervision import awake
@@ -104,7 +104,7 @@ class KeyProxies(Supervisor):
         to, before = place.to, place.nginx.process
         try:
             await place.nginx.lead(to)
-        except BridgeError as error:
+        except NginxError as error:
             place.failures += 1
             place.due = awake.monotonic() + RETRIES.delay_s(place.failures)
             if place.reason != str(error):

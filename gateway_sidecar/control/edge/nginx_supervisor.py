@@ -8,7 +8,7 @@ from contextlib import suppress
 from dataclasses import replace
 
 from gateway_sidecar.domain.backoff import Backoff
-from gateway_sidecar.errors import BridgeError
+from gateway_sidecar.errors import NginxError
 from gateway_sidecar.nginx.config import ServiceAddress
 from gateway_sidecar.nginx.server import Nginx, stop_orphans
 from gateway_sidecar.supervision import awake
@@ -73,7 +73,7 @@ class NginxSupervisor:
         return {
             it.service: self._refused.get(it.service) or self.reason or "nginx is being told of it"
             for it in self._addresses()
-            if not _same_door(it, now.get(it.service))
+            if not _same_frontend(it, now.get(it.service))
         }
 
     @property
@@ -104,7 +104,7 @@ class NginxSupervisor:
         """Adopts the nginx of an earlier daemon, the first of the candidates that lives, or starts one.
 
         One that cannot be given the addresses as they are now serves those that it has; this is tried again. Raises
-        BridgeError if there is none and none can be started.
+        NginxError if there is none and none can be started.
         """
         for earlier in candidates:
             if await self.nginx.adopt(earlier):
@@ -180,7 +180,7 @@ class NginxSupervisor:
             wanted = self._tried = self._addresses()
             try:
                 served, refused, reloaded = await self._lead(wanted)
-            except (BridgeError, OSError) as error:
+            except (NginxError, OSError) as error:
                 if self.reason != str(error):
                     self._logger.error("nginx.not_reloaded", reason=str(error), retry_in_s=_RETRY_S)
                 self.reason = str(error)
@@ -195,7 +195,7 @@ class NginxSupervisor:
     async def _lead(self, wanted: Sequence[ServiceAddress]) -> tuple[Sequence[ServiceAddress], Mapping[str, str], bool]:
         """Tells nginx of what can be served; what that is, why the rest is not, and whether nginx was reloaded.
 
-        Raises BridgeError, OSError if it goes on as it was.
+        Raises NginxError, OSError if it goes on as it was.
         """
         objections = await self.nginx.objections(wanted)
         if self.applied is None and objections:
@@ -203,11 +203,11 @@ class NginxSupervisor:
             if await self.nginx.serves(without):
                 return without, objections, False
             # What those have now cannot be kept, since nobody knows what that is: nothing is changed.
-            raise BridgeError("; ".join(f"{service}: {why}" for service, why in objections.items()))
+            raise NginxError("; ".join(f"{service}: {why}" for service, why in objections.items()))
         served, refused = servable(wanted, self.applied or (), objections)
         try:
             return served, refused, await self.nginx.apply(served)
-        except BridgeError as error:
+        except NginxError as error:
             # Of a change that nginx refuses nothing comes in; but a router that took another port must be found.
             as_before, refused = self._as_before(wanted, str(error))
             if as_before is None or as_before == served:
@@ -217,12 +217,12 @@ class NginxSupervisor:
     def _as_before(
         self, wanted: Sequence[ServiceAddress], why: str
     ) -> tuple[Sequence[ServiceAddress] | None, Mapping[str, str]]:
-        """The services with the addresses and front doors that they had, and which of them want others."""
+        """The services with the addresses and frontends that they had, and which of them want others."""
         if self.applied is None:
             return None, {}
         now = {it.service: it for it in self.applied}
         return servable(
-            wanted, self.applied, {it.service: why for it in wanted if not _same_door(it, now.get(it.service))}
+            wanted, self.applied, {it.service: why for it in wanted if not _same_frontend(it, now.get(it.service))}
         )
 
     async def _restart(self) -> None:
@@ -237,7 +237,7 @@ class NginxSupervisor:
     async def _try_to_start(self) -> None:
         try:
             await self._start()
-        except (BridgeError, OSError) as error:
+        except (NginxError, OSError) as error:
             self._failures += 1
             self.reason = str(error)
             self._logger.error(
@@ -248,7 +248,7 @@ class NginxSupervisor:
         self._failures = 0
 
     async def _start(self) -> None:
-        """Starts nginx with what can be served. Raises BridgeError, OSError."""
+        """Starts nginx with what can be served. Raises NginxError, OSError."""
         began = awake.monotonic()
         self._touched.clear()
         wanted = self._tried = self._addresses()
@@ -258,7 +258,7 @@ class NginxSupervisor:
         served, refused = servable(wanted, before, objections)
         try:
             await self.nginx.start(served)
-        except BridgeError as error:
+        except NginxError as error:
             as_before, refused = self._as_before(wanted, str(error))
             if as_before is None or as_before == served:
                 raise
@@ -328,7 +328,7 @@ def servable(
     return served, refused
 
 
-def _same_door(one: ServiceAddress, other: ServiceAddress | None) -> bool:
+def _same_frontend(one: ServiceAddress, other: ServiceAddress | None) -> bool:
     return other is not None and (one.listen, one.frontend) == (other.listen, other.frontend)
 
 

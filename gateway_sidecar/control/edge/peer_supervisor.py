@@ -19,7 +19,7 @@ from typing import Protocol
 from gateway_sidecar.control.edge.supervisor import LOOK_S, QUIET_GAP_S, RETRIES, Supervisor
 from gateway_sidecar.domain.claims import Address
 from gateway_sidecar.domain.model import PeerAddress
-from gateway_sidecar.errors import AddressRefused, BridgeError
+from gateway_sidecar.errors import AddressRefused, NginxError
 from gateway_sidecar.nginx.connections import connections_at
 from gateway_sidecar.nginx.peer_proxy import LeftRunning, PeerNginx
 from gateway_sidecar.supervision import awake
@@ -32,7 +32,7 @@ _AT_ONCE = 8
 
 
 class Claims(Protocol):
-    """Addresses made this machine's own. Every call blocks, and may raise BridgeError."""
+    """Addresses made this machine's own. Every call blocks, and may raise NginxError."""
 
     def claim(self, address: Address) -> None: ...
 
@@ -186,7 +186,7 @@ class PeerSupervisor(Supervisor):
         self._places.clear()
         try:
             await asyncio.to_thread(self._claims.keep_only, frozenset())
-        except BridgeError as error:
+        except NginxError as error:
             if were_used:
                 self._logger.error("peer.not_given_back", reason=str(error))
                 self.problem = str(error)
@@ -225,7 +225,7 @@ class PeerSupervisor(Supervisor):
             self._held = await asyncio.to_thread(self._claims.held)
             objections = await asyncio.to_thread(self._claims.objections)
             self.problem = ""
-        except BridgeError as error:
+        except NginxError as error:
             self.problem = str(error)
             return
         for place in [place for place in self._places.values() if place.host in objections]:
@@ -239,7 +239,7 @@ class PeerSupervisor(Supervisor):
             async with self._changing:
                 await asyncio.to_thread(self._claims.release, place.host)
                 self._held -= {place.host}
-        except BridgeError as error:
+        except NginxError as error:
             self._logger.error("peer.not_given_back", reason=str(error))
             self.problem = str(error)
         self._tell()
@@ -249,7 +249,7 @@ class PeerSupervisor(Supervisor):
         kept = frozenset(place.host for place in self._places.values())
         try:
             left = await asyncio.to_thread(self._claims.keep_only, kept)
-        except BridgeError as error:
+        except NginxError as error:
             if kept:  # An interface that we do not use is none of our business.
                 self._logger.error("peer.not_given_back", reason=str(error))
                 self.problem = str(error)
@@ -280,7 +280,7 @@ class PeerSupervisor(Supervisor):
                 self._held |= {place.host}
             if not place.nginx.running:
                 await place.nginx.start()
-        except (BridgeError, OSError) as error:
+        except (NginxError, OSError) as error:
             self._failed(place, error)
         else:
             if not place.up:
@@ -319,7 +319,7 @@ class PeerSupervisor(Supervisor):
                 if not any(other.host == place.host for other in self._places.values()):
                     await asyncio.to_thread(self._give_back, place.host, [p.host for p in self._places.values()])
                     self._held -= {place.host}
-        except BridgeError as error:
+        except NginxError as error:
             self._logger.error("peer.not_given_back", reason=str(error))
         self._logger.info("peer.closed", address=str(place.address), replica=place.replica)
         self._tell()

@@ -1,8 +1,8 @@
-"""A process that holds the waiting room's door open while no daemon does.
+"""A process that holds the waiting room's socket open while no daemon does.
 
 It does nothing: it has inherited the listening socket, and so the kernel goes on taking connections there when the
-daemon is gone. They stand in the socket's queue until the next daemon has a door of its own and ends this process;
-nginx is refused then, and asks at the new door, which has the old one's name.
+daemon is gone. They stand in the socket's queue until the next daemon has a socket of its own and ends this process;
+nginx is refused then, and asks at the new socket, which has the old one's name.
 """
 
 from __future__ import annotations
@@ -23,51 +23,51 @@ _GRACE_S = 1.0
 
 
 class SocketHolder:
-    """Holds the door that `door` returns. `mark` is the file that its output goes to, by which the next daemon finds
-    it; nothing is ever written there."""
+    """Holds the socket that `listening` returns. `mark` is the file that its output goes to, by which the next daemon
+    finds it; nothing is ever written there."""
 
-    def __init__(self, mark: Path, door: Callable[[], socket.socket]) -> None:
+    def __init__(self, mark: Path, listening: Callable[[], socket.socket]) -> None:
         self._mark = mark
-        self._door = door
+        self._listening = listening
         self._held: socket.socket | None = None
         self._process: Process | None = None
         self.took_over = False
-        """Whether an earlier daemon's door was held when this one began to be."""
+        """Whether an earlier daemon's socket was held when this one began to be."""
         self._logger = get_logger()
 
     async def begin(self) -> None:
-        """Holds the door. Without a holder the daemon serves all the same."""
+        """Holds the socket. Without a holder the daemon serves all the same."""
         try:
             await self.mend()
         except (OSError, ProcessError) as error:
-            self._logger.error("door.not_held", reason=str(error))
+            self._logger.error("hold.socket_not_held", reason=str(error))
 
     async def mend(self) -> bool:
-        """Holds the door, should nobody hold that very one; whether that was needed. Raises OSError, ProcessError."""
-        if self._process is not None and self._process.running and self._held is self._door():
+        """Holds the socket, should nobody hold that very one; whether that was needed. Raises OSError, ProcessError."""
+        if self._process is not None and self._process.running and self._held is self._listening():
             return False
-        door = self._door()
+        listening = self._listening()
         make_directory(self._mark.parent)
         output = open_to_append(self._mark)
-        process = await Process.spawn(_COMMAND, log_fd=output, keep_fds=(door.fileno(),))
+        process = await Process.spawn(_COMMAND, log_fd=output, keep_fds=(listening.fileno(),))
         if self._process is not None:
             await self._process.stop(grace_s=_GRACE_S)
-        self._process, self._held = process, door
+        self._process, self._held = process, listening
         await self._end_others(process)
         return True
 
     async def end(self) -> None:
-        """Nobody holds the door any more: it closes with the daemon's own."""
+        """Nobody holds the socket any more: it closes with the daemon's own."""
         if self._process is not None:
             await self._process.stop(grace_s=_GRACE_S)
 
     def let_go(self) -> None:
-        """Leaves it holding the door for the next daemon."""
+        """Leaves it holding the socket for the next daemon."""
         if self._process is not None:
             self._process.let_go()
 
     async def _end_others(self, but: Process) -> None:
-        """Ends those of earlier daemons: who waits at a door of theirs is sent to ours."""
+        """Ends those of earlier daemons: who waits at a socket of theirs is sent to ours."""
         for identity in await asyncio.to_thread(writers_of, self._mark):
             earlier = Process.adopt(identity) if identity != but.identity else None
             if earlier is not None:

@@ -53,7 +53,7 @@ class Adoption:
         self._end_leftovers(processes, running)
 
     async def take_bridge(self, processes: Mapping[str, Any]) -> None:
-        """Adopts nginx, or starts it. Raises BridgeError."""
+        """Adopts nginx, or starts it. Raises NginxError."""
         try:
             nginx = processes.get("nginx")
             earlier = records.identity_from_json(nginx) if nginx else None

@@ -31,7 +31,7 @@ from gateway_sidecar.control.process.written_down import WrittenDown, api_replic
 from gateway_sidecar.control.routers.retired import RetiredRouters
 from gateway_sidecar.control.service import Service
 from gateway_sidecar.domain.leases import PortLeases
-from gateway_sidecar.errors import BridgeError, ProcessError
+from gateway_sidecar.errors import NginxError, ProcessError
 from gateway_sidecar.nginx.access_events import EventAddress
 from gateway_sidecar.supervision.loops import Tasks
 from gateway_sidecar.supervision.notify import SystemdNotifier
@@ -72,7 +72,7 @@ class Daemon:
             self.nginx_supervisor, services, shared.problems.of("run_dir"), interval_s=rescan_interval_s
         )
         self.frontends = Frontends(
-            nginx.doors,
+            nginx.frontends,
             self._services.frontends,
             self._frontends_in_force,
             metrics,
@@ -135,7 +135,7 @@ class Daemon:
     async def run(self, serve: Callable[[Daemon], Awaitable[Close]]) -> None:
         """Runs until `end` is called. `serve` opens the admin and metrics listeners and returns what closes them.
 
-        Raises BridgeError if nginx cannot be started at all.
+        Raises NginxError if nginx cannot be started at all.
         """
         processes, leases = await self._written.read()
         await self.shared.api.load(api_replicas_before(leases))
@@ -146,7 +146,7 @@ class Daemon:
         close_listeners = await serve(self)
         try:
             await self._take_up(processes, leases)
-        except (BridgeError, ProcessError, OSError):
+        except (NginxError, ProcessError, OSError):
             await close_listeners()
             raise
         self.taken_up.set()
@@ -223,7 +223,7 @@ class Daemon:
             for router in self._services.routers:
                 await router.let_go()
             await self._departing.let_go()
-            await self.shared.tunnels.let_go()
+            await self.shared.tunnels.detach()
             if self.shared.nginx.process is not None:
                 self.shared.nginx.process.let_go()
             self.shared.peers.let_go()
@@ -246,13 +246,13 @@ class Daemon:
     async def end_left(self, left: LeftRunning, *, timeout_s: float) -> None:
         """Ends what an earlier daemon left, in the order and with the patience of `end`. For a daemon that never runs.
 
-        Raises OSError where the directories cannot be used, BridgeError where addresses could not be given back.
+        Raises OSError where the directories cannot be used, NginxError where addresses could not be given back.
         """
         self._stop_timeout_s = timeout_s
         await self._written.read_processes()
         nginx = self.shared.nginx
         for identity in left.nginx:
-            with suppress(BridgeError):  # Its program is gone: then it cannot be told of new addresses, only ended.
+            with suppress(NginxError):  # Its program is gone: then it cannot be told of new addresses, only ended.
                 if nginx.process is None and await nginx.adopt(identity):
                     continue
             await _end_process(identity)
@@ -266,7 +266,7 @@ class Daemon:
         if self.shared.peers.problem:
             interface = self.settings.peers.interface
             text = f"all is stopped, but addresses of replicas are still on {interface}: {self.shared.peers.problem}"
-            raise BridgeError(f"{text}; or, as root: ip link delete {interface}")
+            raise NginxError(f"{text}; or, as root: ip link delete {interface}")
 
     async def _take_up(self, processes: dict[str, Any], leases: dict[str, Any]) -> None:
         self.shared.nginx.prepare()

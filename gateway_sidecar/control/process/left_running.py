@@ -24,7 +24,7 @@ class LeftRunning:
     nginx: its master, or the dead master of workers that still run.
     routers: process -> slot. ports: where those listen, as far as that was written down.
     small: the nginx of advertised addresses and of API keys.
-    links: SSH connections. holders: what holds the waiting room's door.
+    links: SSH connections. holders: what holds the waiting room's socket.
     """
 
     nginx: tuple[Identity, ...] = ()
@@ -117,7 +117,7 @@ def look_for_left(run_dir: Path, state_dir: Path | None) -> LeftRunning:
         ports,
         tuple(logs.get("peers.log", ())),
         tuple(it for found in writers_below(run_dir / "tunnels").values() for it in found),
-        tuple(logs.get("door.log", ())),
+        tuple(logs.get("hold.log", ())),
     )
 
 

@@ -11,7 +11,7 @@ from collections.abc import Awaitable, Callable, Mapping
 
 from gateway_sidecar.control.edge.nginx_supervisor import NginxSupervisor
 from gateway_sidecar.control.service import Service
-from gateway_sidecar.errors import BridgeError, ProcessError, StateError
+from gateway_sidecar.errors import NginxError, ProcessError, StateError
 from gateway_sidecar.supervision.loops import heartbeat
 from gateway_sidecar.telemetry.logs import get_logger
 from gateway_sidecar.telemetry.problems import Problem
@@ -22,13 +22,13 @@ class RunDirRepair:
 
     def __init__(
         self,
-        bridges: NginxSupervisor,
+        nginx_supervisor: NginxSupervisor,
         services: Callable[[], Mapping[str, Service]],
         problem: Problem,
         *,
         interval_s: float,
     ) -> None:
-        self._bridges = bridges
+        self._nginx_supervisor = nginx_supervisor
         self._services = services
         self._problem = problem
         self._interval_s = interval_s
@@ -51,7 +51,7 @@ class RunDirRepair:
         mended: list[str] = []
         try:
             await self._mend(mended)
-        except (OSError, BridgeError, ProcessError, StateError) as error:
+        except (OSError, NginxError, ProcessError, StateError) as error:
             reason = f"something was removed from run_dir and cannot be put back: {error}"
             if self._problem.set(reason):
                 self._logger.error("run_dir.not_mended", reason=str(error))
@@ -61,10 +61,10 @@ class RunDirRepair:
             self._logger.warning("run_dir.mended", removed=mended)
 
     async def _mend(self, mended: list[str]) -> None:
-        nginx = self._bridges.nginx
+        nginx = self._nginx_supervisor.nginx
         nginx.prepare()
-        applied = self._bridges.applied
-        if self._bridges.up and applied is not None and nginx.mend_files(applied):
+        applied = self._nginx_supervisor.applied
+        if self._nginx_supervisor.up and applied is not None and await nginx.mend_files(applied):
             mended.append("nginx's configuration")
         linked = nginx.linked_ports()
         for name, service in self._services().items():

@@ -7,7 +7,7 @@ from collections.abc import Sequence
 from contextlib import suppress
 from typing import Protocol
 
-from gateway_sidecar.errors import BridgeError
+from gateway_sidecar.errors import NginxError
 from gateway_sidecar.nginx.connections import open_connections
 from gateway_sidecar.nginx.server import Nginx
 from gateway_sidecar.routers.base import RouterPorts
@@ -38,7 +38,7 @@ async def take_down(nginx: Nginx, routers: Sequence[Ending], *, timeout_s: float
     Returns how many connections were cut. Bridges go last: a router may open connections to engines to the end.
     """
     deadline = awake.now() + timeout_s
-    with suppress(BridgeError, OSError):  # nginx is gone already, or its configuration cannot be written.
+    with suppress(NginxError, OSError):  # nginx is gone already, or its configuration cannot be written.
         await nginx.apply([])
     await asyncio.gather(*(router.close_client() for router in routers))
     ports = {router.ports.api for router in routers if router.ports is not None and router.pid is not None}

@@ -48,7 +48,7 @@ class TunnelDemand:
                 service.prober.tunnels_changed()
 
     def _measure(self) -> None:
-        states = [link.status.is_up for link in self._tunnels.links]
+        states = [it.status.is_up for it in self._tunnels.connections]
         self._metrics.tunnel_links.labels("up").set(states.count(True))
         self._metrics.tunnel_links.labels("down").set(states.count(False))
         for service in self._services.by_name().values():

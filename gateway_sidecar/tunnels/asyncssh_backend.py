@@ -20,40 +20,40 @@ _MOST_READ = 64 * 1024
 
 
 class AsyncSsh:
-    """The engine for machines without `ssh` (an `Engine`)."""
+    """The backend for machines without `ssh` (an `SshBackend`)."""
 
     name = "asyncssh"
 
     def __init__(self, directory: Path) -> None:
         self._directory = directory
 
-    def command(self, link: str, route: SshRoute) -> list[str]:
+    def command(self, connection: str, route: SshRoute) -> list[str]:
         """Writes the route down for the process, and returns its command line."""
         check_files(route.servers)
-        path = self._directory / f"{link}.conf"
+        path = self._directory / f"{connection}.conf"
         try:
             replace_file(path, json.dumps(asdict(route)))
         except OSError as error:
             raise TunnelFault(PathState.LOCAL_TROUBLE, f"cannot write {path}: {error.strerror}") from error
-        (self._directory / f"{link}.ctl").unlink(missing_ok=True)
-        return [sys.executable, "-m", "gateway_sidecar.tunnels.asyncssh_process", link]
+        (self._directory / f"{connection}.ctl").unlink(missing_ok=True)
+        return [sys.executable, "-m", "gateway_sidecar.tunnels.asyncssh_process", connection]
 
-    async def forward(self, link: str, local: str, remote: str) -> None:
+    async def forward(self, connection: str, local: str, remote: str) -> None:
         """Asks the process for one more forward."""
-        await self._ask(link, {"do": "forward", "local": local, "remote": remote})
+        await self._ask(connection, {"do": "forward", "local": local, "remote": remote})
 
-    async def cancel(self, link: str, local: str, remote: str) -> None:
+    async def cancel(self, connection: str, local: str, remote: str) -> None:
         """Asks the process to listen on this socket no more."""
-        await self._ask(link, {"do": "cancel", "local": local, "remote": remote})
+        await self._ask(connection, {"do": "cancel", "local": local, "remote": remote})
 
-    def objection(self, link: str, route: SshRoute) -> PathStatus | None:
+    def objection(self, connection: str, route: SshRoute) -> PathStatus | None:
         """None: the process itself does not go on with a host that it could not enter."""
         return None
 
-    def why_ended(self, link: str, route: SshRoute) -> PathStatus:
+    def why_ended(self, connection: str, route: SshRoute) -> PathStatus:
         """What the process said last; that of its own and nothing else is JSON."""
         try:
-            with (self._directory / f"{link}.log").open("rb") as file:
+            with (self._directory / f"{connection}.log").open("rb") as file:
                 file.seek(max(0, os.fstat(file.fileno()).st_size - _MOST_READ))
                 lines = file.read(_MOST_READ).decode("utf-8", "replace").split("\n")
         except OSError:
@@ -67,8 +67,8 @@ class AsyncSsh:
                 continue
         return PathStatus(PathState.FAILED, printable(lines[-1]) if lines else "the process ended without a word")
 
-    async def _ask(self, link: str, question: dict[str, str]) -> None:
-        path = self._directory / f"{link}.ctl"
+    async def _ask(self, connection: str, question: dict[str, str]) -> None:
+        path = self._directory / f"{connection}.ctl"
         try:
             async with within(_ANSWER_S):
                 reader, writer = await asyncio.open_unix_connection(path)

@@ -20,7 +20,7 @@ from gateway_sidecar.supervision.awake import within
 from gateway_sidecar.supervision.logfile import ChildLog
 from gateway_sidecar.supervision.process import Identity, Process, writers_of
 from gateway_sidecar.telemetry.logs import get_logger
-from gateway_sidecar.tunnels.base import Engine, TunnelFault
+from gateway_sidecar.tunnels.base import SshBackend, TunnelFault
 
 _PASSING = Backoff(0.25, 5.0)
 _FOR_LONG = Backoff(2.0, 60.0)
@@ -34,14 +34,14 @@ _ENVIRONMENT = {"SHELL": "/bin/sh"}
 """What ssh gives a ProxyCommand to; the daemon's user may have one that lets nobody in."""
 
 
-class Link:
+class SshConnection:
     """The connection of one route. `wanted` is what it should forward: local socket's name -> remote end."""
 
     def __init__(
         self,
         name: str,
         route: SshRoute,
-        engine: Engine,
+        backend: SshBackend,
         directory: Path,
         *,
         adopted: Identity | None,
@@ -55,7 +55,7 @@ class Link:
         self.status = PathStatus(PathState.CONNECTING)
         self.since = time.monotonic()
         self.starts = 0
-        self._engine = engine
+        self._backend = backend
         self._directory = directory
         self._log_file = ChildLog(directory / f"{name}.log", _MOST_LOG_BYTES)
         self._earlier = adopted
@@ -64,7 +64,7 @@ class Link:
         self._troubles: dict[str, PathStatus] = {}
         self._forbidden = ""
         self._process: Process | None = None
-        self._touched = asyncio.Event()
+        self._changed = asyncio.Event()
         self._failures = 0
         self._logger = get_logger(tunnel_to=str(route.target))
 
@@ -78,9 +78,12 @@ class Link:
         """Who was silent for so long is dead, be it the path or the process."""
         return float(self.route.keepalive_s * (self.route.keepalive_failures + 1))
 
-    def touch(self) -> None:
-        """`wanted` has changed."""
-        self._touched.set()
+    def request(self, wanted: dict[str, str], replicas: list[str]) -> None:
+        """Says what it should forward from now on, and whose tunnels these are."""
+        self.replicas = replicas
+        if wanted != self.wanted:
+            self.wanted = wanted
+            self._changed.set()
 
     def status_of(self, local: str) -> PathStatus:
         """How the tunnel behind this socket is."""
@@ -122,7 +125,7 @@ class Link:
         for path in self._directory.glob(f"{self.name}.*"):
             path.unlink(missing_ok=True)
 
-    def let_go(self) -> None:
+    def detach(self) -> None:
         """Leaves the process running for the next daemon."""
         if self._process is not None:
             self._process.let_go()
@@ -152,7 +155,7 @@ class Link:
                 await process.stop(grace_s=_GRACE_S)
                 raise TunnelFault(PathState.UNREACHABLE, "the connection did not come about in time")
             await asyncio.sleep(_UP_POLL_S)
-        objection = await asyncio.to_thread(self._engine.objection, self.name, self.route)
+        objection = await asyncio.to_thread(self._backend.objection, self.name, self.route)
         if objection is not None:
             await process.stop(grace_s=_GRACE_S)
             raise TunnelFault(objection.state, objection.reason)
@@ -160,7 +163,7 @@ class Link:
         return process
 
     async def _start(self) -> Process:
-        argv = await asyncio.to_thread(self._engine.command, self.name, self.route)
+        argv = await asyncio.to_thread(self._backend.command, self.name, self.route)
         try:
             descriptor = await asyncio.to_thread(self._fresh_log)
             process = await Process.spawn(argv, log_fd=descriptor, cwd=self._directory, env=_ENVIRONMENT)
@@ -199,29 +202,29 @@ class Link:
             return False
 
     async def _why(self) -> tuple[PathState, str]:
-        found = await asyncio.to_thread(self._engine.why_ended, self.name, self.route)
+        found = await asyncio.to_thread(self._backend.why_ended, self.name, self.route)
         return found.state, found.reason
 
     async def _keep(self, process: Process) -> None:
         """Opens and ends forwards as wanted until the process ends. Raises TunnelFault when it has."""
         asked_at = time.monotonic()
         while process.running:
-            self._touched.clear()
+            self._changed.clear()
             await self._forward()
             ended = asyncio.create_task(process.wait())
-            touched = asyncio.create_task(self._touched.wait())
+            changed = asyncio.create_task(self._changed.wait())
             try:
-                await asyncio.wait({ended, touched}, timeout=_LOOK_S, return_when=asyncio.FIRST_COMPLETED)
+                await asyncio.wait({ended, changed}, timeout=_LOOK_S, return_when=asyncio.FIRST_COMPLETED)
             finally:
                 ended.cancel()
-                touched.cancel()
+                changed.cancel()
             await self._read_log()
             if time.monotonic() < asked_at + self._dead_s:
                 continue
             asked_at = time.monotonic()
             if process.running and not await self._is_alive() and process.running:
                 await process.stop(grace_s=0)
-                reason = f"the {self._engine.name} process (pid {process.pid}) did not answer, and was ended"
+                reason = f"the {self._backend.name} process (pid {process.pid}) did not answer, and was ended"
                 raise TunnelFault(PathState.LOCAL_TROUBLE, reason)
         raise TunnelFault(*await self._why())
 
@@ -229,19 +232,19 @@ class Link:
         for local, remote in list(self._open.items()):
             if local not in self.wanted:
                 with contextlib.suppress(TunnelFault):
-                    await self._engine.cancel(self.name, local, remote)
+                    await self._backend.cancel(self.name, local, remote)
                 (self._directory / local).unlink(missing_ok=True)
                 del self._open[local]
             elif not (self._directory / local).exists():
                 # Somebody removed it: the master would say that it has this forward already.
                 with contextlib.suppress(TunnelFault):
-                    await self._engine.cancel(self.name, local, remote)
+                    await self._backend.cancel(self.name, local, remote)
                 del self._open[local]
         for local, remote in list(self.wanted.items()):
             if local in self._open:
                 continue
             try:
-                await self._engine.forward(self.name, local, remote)
+                await self._backend.forward(self.name, local, remote)
             except TunnelFault as fault:
                 if self._troubles.get(local) != fault.status:
                     self._logger.error("tunnel.not_forwarded", remote=remote, reason=fault.status.reason)

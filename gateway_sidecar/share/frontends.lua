@@ -1,4 +1,4 @@
--- What a front door asks of a request beyond nginx's own directives: whose its key is, whose history it may see, and
+-- What a frontend asks of a request beyond nginx's own directives: whose its key is, whose history it may see, and
 -- which MCP servers it names.
 --
 -- Keys, for a service with `frontend.auth.keys_file`: `directory` holds one symbolic link for each key: its name is the
@@ -21,7 +21,7 @@ local target = ffi.new("char[?]", LONGEST_NAME)
 local digits, hex = {}, {}
 for byte = 0, 255 do digits[byte] = string.format("%02x", byte) end
 
-local door = {}
+local frontend = {}
 
 local function sent()
     local authorization = ngx.var.http_authorization
@@ -38,7 +38,7 @@ local function sha256(text)
 end
 
 -- The name of the key that was sent, or an empty text.
-function door.name_of_key(directory)
+function frontend.name_of_key(directory)
     local key = sent()
     if not key or #key > LONGEST_KEY then return "" end
     local size = tonumber(C.readlink(directory .. "/" .. sha256(key), target, LONGEST_NAME))
@@ -50,7 +50,7 @@ end
 
 -- Who a client is to a router that keeps what clients store apart, where another server knows the keys: the hash of
 -- what was shown to it, since that server says yes or no and no name.
-function door.tenant_of_credentials()
+function frontend.tenant_of_credentials()
     local var = ngx.var
     local shown = table.concat({var.http_authorization or "", var.http_x_api_key or "", var.http_cookie or ""}, "\n")
     return shown == "\n\n" and "" or string.sub(sha256(shown), 1, 32)
@@ -125,7 +125,7 @@ local function body_of_request()
 end
 
 -- The first MCP server in a body that may not be asked, or nil.
-function door.refused_server(body, allowed)
+function frontend.refused_server(body, allowed)
     -- Most requests name none; a key may be spelt with escapes, which plain letters never need.
     if not string.find(body, "server_url", 1, true) and not string.find(body, "\\u00[2-7]") then return nil end
     local context = {pos = 1}
@@ -145,12 +145,12 @@ function door.refused_server(body, allowed)
 end
 
 -- Ends the request with `status` if it names an MCP server that is not among those allowed.
-function door.check_servers(allowed, status)
+function frontend.check_servers(allowed, status)
     if ngx.req.get_method() ~= "POST" or not ngx.re.find(ngx.var.uri, ASKS_SERVERS, "jo") then return end
     local encoding = ngx.var.http_content_encoding
-    if (encoding and string.lower(encoding) ~= "identity") or door.refused_server(body_of_request(), allowed) then
+    if (encoding and string.lower(encoding) ~= "identity") or frontend.refused_server(body_of_request(), allowed) then
         return ngx.exit(status)
     end
 end
 
-return door
+return frontend

@@ -1,0 +1,182 @@
+"""Values in nginx's configuration stay values, whatever they hold."""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Iterator
+from dataclasses import fields, is_dataclass, replace
+from importlib import resources
+from pathlib import Path
+from typing import Any
+
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+from jinja2 import Environment, nodes
+
+from gateway_sidecar.config import FrontendSettings
+from gateway_sidecar.config.part import Part
+from gateway_sidecar.errors import NginxError
+from gateway_sidecar.nginx.access_events import EventAddress
+from gateway_sidecar.nginx.config import Capacity, KeyedConfig, NginxConfig, PeerConfig, ServiceAddress
+from gateway_sidecar.nginx.frontend_places import FrontendPlaces
+from gateway_sidecar.nginx.templates import below, quoted, render, verbatim, word
+from tests.nginx_directives import Directive, read_directives
+
+LINES = st.text(st.characters(exclude_categories=("Cc", "Cs")))
+BAD = ('"', "'", "$", ";", "{", "}", "\\", " ", "\n", "#")
+
+KEYS = {"keys_file": "/etc/keys", "name_header": "X-Key-Name", "public_paths": ["/health"]}
+URL = {"url": "http://127.0.0.1:4180/auth", "public_paths": ["/health"]}
+
+
+def frontend(auth: dict[str, Any]) -> FrontendSettings:
+    """One with all that a template looks at."""
+    return FrontendSettings.model_validate(
+        {
+            "listen": ["0.0.0.0:443"],
+            "redirect": ["0.0.0.0:80"],
+            "server_names": ["api.example.com"],
+            "tls": {"certificate": "/etc/a.pem", "key": "/etc/a.key", "hsts_days": 1},
+            "paths": ["/v1/more"],
+            "pass_headers": ["X-Team"],
+            "mcp_servers": ["mcp.example.com"],
+            "cors": {"origins": ["https://app.example.com"]},
+            "auth": auth,
+            "limits": [{"per": "header:X-Team", "path": "/v1/chat", "rps": 1}, {"per": "ip", "concurrent": 2}],
+            "trusted_proxies": ["10.0.0.0/8"],
+        }
+    )
+
+
+def served(auth: dict[str, Any], *, lua: bool) -> NginxConfig:
+    """The nginx of all services, with everything in it."""
+    return NginxConfig(
+        host="127.0.0.1", grpc_host="127.0.0.2", first_port=24001, last_port=24099, bridge_key="k" * 32,
+        bridge_paths=("/v1/more",), links=Path("/run/g/bridges"), directory=Path("/run/g/nginx"),
+        temp=Path("/var/lib/g/temp"), gates=Path("/run/g/gates"), waiting_room=Path("/run/g/hold.sock"),
+        log=Path("/var/lib/g/nginx.log"), worker_processes="auto", capacity=Capacity.within(65536, 200),
+        services=(ServiceAddress("chat", "127.0.0.1:30000", "127.0.0.1:1", "127.0.0.1:2", frontend(auth)),),
+        stream_module=Path("/m/stream.so"), user=("www", "www"), frontends=FrontendPlaces(Path("/run/g/frontends")),
+        lua_modules=(Path("/m/lua.so"),) if lua else None, events=EventAddress(4444, "ab" * 12),
+        owner_module=Path("/m/js.so"),
+    )  # fmt: skip
+
+
+def peer(*, grpc: bool) -> PeerConfig:
+    """The nginx of one advertised address."""
+    return PeerConfig(
+        "10.0.0.5", 8000, Path("/run/g/bridges/24001.sock"), Path("/run/g/peers/x"), grpc, "k" * 32, ("/v1/more",),
+        (Path("/m/stream.so"),), "http://127.0.0.1:24001/.gateway-owner", ("www", "www"),
+    )  # fmt: skip
+
+
+CONFIGS = {
+    "keys": served(KEYS, lua=True),
+    "asks": served(URL, lua=True),
+    "without lua": served(URL, lua=False),
+    "peer": peer(grpc=False),
+    "grpc peer": peer(grpc=True),
+    "keyed": KeyedConfig(Path("/run/g/keyed/1"), Path("/run/e.sock"), "secret", False, ("www", "www")),
+    "grpc keyed": KeyedConfig(Path("/run/g/keyed/1"), Path("/run/e.sock"), "secret", True, ("www", "www")),
+}
+
+
+def text_of(config: Any) -> str:
+    return config.text() if isinstance(config, PeerConfig) else str(config.rendered().text)
+
+
+def with_each_text(value: Any, bad: str) -> Iterator[tuple[str, Any]]:
+    """It, with the bad text in place of one text in it, for each text there is, and where that is."""
+    if isinstance(value, str):
+        yield "", bad
+    elif isinstance(value, Path):
+        yield "", Path("/" + bad)
+    elif isinstance(value, tuple):
+        for number, inner in enumerate(value):
+            for where, changed in with_each_text(inner, bad):
+                yield f"[{number}]{where}", (*value[:number], changed, *value[number + 1 :])
+    elif isinstance(value, Part):
+        for name in type(value).model_fields:
+            for where, changed in with_each_text(getattr(value, name), bad):
+                yield f".{name}{where}", value.model_copy(update={name: changed})
+    elif is_dataclass(value) and not isinstance(value, type):
+        for each in fields(value):
+            for where, changed in with_each_text(getattr(value, each.name), bad):
+                yield f".{each.name}{where}", replace(value, **{each.name: changed})
+
+
+@pytest.mark.parametrize("name", CONFIGS)
+def test_no_value_gets_out_of_its_directive(name: str) -> None:
+    """It stays within one word, or the configuration is not made at all; and nginx looks for no variable in it."""
+    refused = carried = 0
+    for mark in BAD:
+        bad = f"a{mark}evil on;"
+        for where, changed in with_each_text(CONFIGS[name], bad):
+            try:
+                directives = read_directives(text_of(changed))
+            except NginxError:
+                refused += 1
+                continue
+            for found in (it for directive in directives for it in directive.everywhere()):
+                for each in (it for it in found.words if "evil" in it):
+                    carried += 1
+                    assert bad in each or re.escape(bad) in each, where
+                    assert "$" not in mark or each.startswith("~") or found.words[0] == "default", where
+    assert refused > 10
+    assert carried > 10
+
+
+@pytest.mark.parametrize("name", CONFIGS)
+def test_every_template_is_what_nginx_reads(name: str) -> None:
+    """Braces and quotes are in pairs, with everything set; and what is read twice is the same."""
+    text = text_of(CONFIGS[name])
+    names = {it.words[0] for directive in read_directives(text) for it in directive.everywhere()}
+    assert {"daemon", "events", "listen"} <= names
+    assert text == text_of(CONFIGS[name])
+    assert "\n\n\n" not in text
+
+
+@given(LINES)
+def test_quoted_text_is_one_word(text: str) -> None:
+    assert read_directives(f"set {verbatim(text)};") == (Directive(("set", text)),)
+    if "$" in text:
+        with pytest.raises(NginxError):
+            quoted(text)
+    else:
+        assert quoted(text) == verbatim(text)
+
+
+@given(LINES)
+def test_a_word_is_one_within_quotes_too(text: str) -> None:
+    try:
+        made = word(text)
+    except NginxError:
+        return
+    for written in (f"{made}", f'"{made}"', f"'{made}'"):
+        assert read_directives(f"set {written};") == (Directive(("set", text)),)
+
+
+@given(LINES)
+def test_the_pattern_of_a_path_matches_that_path_alone(text: str) -> None:
+    (read,) = read_directives(f'"~^{below(text)}" 1;')
+    pattern = read.words[0].removeprefix("~").replace(r"\z", r"\Z")
+    assert re.search(pattern, text)
+    assert re.search(pattern, f"{text}?more")
+    assert not re.search(pattern, f"{text}more")
+
+
+def test_no_template_calls_a_value_safe() -> None:
+    """All values go through `word`; nothing in a template turns that off, or makes text that it lets through."""
+    share = resources.files("gateway_sidecar") / "share" / "nginx"
+    for template in share.iterdir():
+        tree = Environment().parse(template.read_text("utf-8"))
+        used = {it.name for it in tree.find_all(nodes.Filter)}
+        assert used.isdisjoint({"safe", "forceescape", "xmlattr", "tojson", "replace", "format", "urlize"})
+        assert not list(tree.find_all(nodes.EvalContextModifier))
+
+
+def test_a_value_that_a_template_lacks_is_an_error() -> None:
+    """It does not end up as nothing."""
+    with pytest.raises(Exception, match="'id' is undefined"):
+        render("tls.conf", {})
