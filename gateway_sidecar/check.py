@@ -468,7 +468,7 @@ def _about_replicas(service: ServiceSettings, kind: SourceKind[Any], value: obje
     listed = f"{service.name}: {kind.name} lists {counted(len(sightings), 'replica')}{behind}"
     named = [Finding(it.level, f"{service.name}: {kind.name}: {it.text}") for it in found]
     notes = [finding for it in sightings if it.notes is not None for finding in _notes(it)]
-    return [*named, *notes, Finding(Level.OK, listed)]
+    return [*named, *notes, *([Finding(Level.OK, listed)] if listing.blind is None else [])]
 
 
 def _notes(sighting: Sighting) -> Iterator[Finding]:

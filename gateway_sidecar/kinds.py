@@ -73,8 +73,8 @@ class Registry(Generic[K]):
 
 
 ENGINES: Registry[Engine] = Registry(
-    *("gateway_sidecar.engines", "ENGINE"), *("sglang", "vllm", "mlx", "trtllm", "tokenspeed", "external")
+    "gateway_sidecar.engines", "ENGINE", "sglang", "vllm", "mlx", "trtllm", "tokenspeed", "external"
 )
 SOURCES: Registry[SourceKind[Any]] = Registry(
-    *("gateway_sidecar.sources", "SOURCE"), *("socket_pattern", "ssh", "inventory", "api")
+    "gateway_sidecar.sources", "SOURCE", "socket_pattern", "ssh", "inventory", "api"
 )
