@@ -246,8 +246,10 @@ class PlayedProcess:
         self.state, self.reason, self.epoch = RouterState.STOPPED, "", 0
         self.client: PlayedRouter | None = None
         self.ports: RouterPorts | None = None
+        self.process: None = None
         self.is_adopted = False
         self.accepts = True
+        self.renewed = 0
         self.log = self
         self._lost = asyncio.Event()
 
@@ -291,6 +293,9 @@ class PlayedProcess:
 
     async def stop(self, grace_s: float) -> None:
         self._set(RouterState.STOPPED)
+
+    async def renew_client(self, kind: object) -> None:
+        self.renewed += 1
 
     async def close_client(self) -> None:
         return
