@@ -5,8 +5,10 @@ from __future__ import annotations
 import ast
 from collections import defaultdict
 from collections.abc import Iterator
+from dataclasses import fields
 from pathlib import Path
 
+from gateway_sidecar.control.ports import ServiceAdapters
 from tests.unit.test_layers import PACKAGE, WRITERS, nodes
 
 CORE = PACKAGE / "control"
@@ -107,3 +109,9 @@ def test_nothing_is_set_on_an_object_from_outside() -> None:
         if isinstance(target.value, ast.Attribute) and ast.unparse(target).startswith("self.")
     ]
     assert found == []
+
+
+def test_a_service_uses_all_that_it_reaches_the_world_through() -> None:
+    """An adapter that nothing uses is not handed on."""
+    wired = (CORE / "service.py").read_text()
+    assert [each.name for each in fields(ServiceAdapters) if f"outside.{each.name}" not in wired] == []
