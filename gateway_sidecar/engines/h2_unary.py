@@ -12,7 +12,7 @@ Frames: RFC 9113, 4.1 and 6. Messages and status: gRPC over HTTP/2.
 from __future__ import annotations
 
 import socket
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from functools import lru_cache
 from urllib.parse import unquote_to_bytes
@@ -31,6 +31,9 @@ MOST_HEADER_BYTES = 64 * 1024
 """Compressed header fields on one connection: pure Python decodes 16 KiB in 10 ms or so."""
 MOST_HEADER_BLOCK_BYTES = 16 * 1024
 """Of one answer, compressed and not; gRPC's own limit."""
+
+_FEW_BLOCKS, _FEW_BYTES = 32, 512
+"""Of header fields, which are remembered. More than an identification takes; to decode them anew takes 0.3 ms."""
 
 _RECEIVED_AT_ONCE = 16 * 1024
 _LARGEST_FRAME = 16 * 1024  # what a client that says nothing of it allows
@@ -96,6 +99,43 @@ class _Stream:
     reply: Reply | None = None
 
 
+class _HeaderFields:
+    """Reads one connection's blocks of header fields in the order they come. Raises HPACKError.
+
+    What a block tells depends on the blocks before it and on nothing else, and engines of one kind answer in the same
+    bytes again and again: those are looked up. An identification takes 505 us of CPU in place of 607, a question for
+    health 159 in place of 174.
+    """
+
+    def __init__(self) -> None:
+        self._blocks: tuple[bytes, ...] = ()
+        self._decoder: Decoder | None = None
+
+    def read(self, block: bytes) -> Mapping[bytes, bytes]:
+        """What the next block tells."""
+        if self._decoder is None:
+            self._blocks += (block,)
+            if len(self._blocks) <= _FEW_BLOCKS and sum(map(len, self._blocks)) <= _FEW_BYTES:
+                return _told_by(self._blocks)
+            self._decoder = Decoder(MOST_HEADER_BLOCK_BYTES)
+            for earlier in self._blocks[:-1]:
+                self._decoder.decode(earlier, raw=True)
+        return _told(self._decoder, block)
+
+
+@lru_cache(maxsize=256)
+def _told_by(blocks: tuple[bytes, ...]) -> Mapping[bytes, bytes]:
+    """What the last of a connection's first blocks tells."""
+    decoder = Decoder(MOST_HEADER_BLOCK_BYTES)
+    for earlier in blocks[:-1]:
+        decoder.decode(earlier, raw=True)
+    return _told(decoder, blocks[-1])
+
+
+def _told(decoder: Decoder, block: bytes) -> dict[bytes, bytes]:
+    return {bytes(name): bytes(value) for name, value in decoder.decode(block, raw=True) if name in _TOLD}
+
+
 class Calls:
     """The client's side of one connection, without the socket: bytes in, bytes out, replies. Raises Broken."""
 
@@ -104,7 +144,7 @@ class Calls:
         self._streams: dict[int, _Stream] = {}
         self._next_stream = 1
         self._buffer = bytearray()
-        self._decoder = Decoder(MOST_HEADER_BLOCK_BYTES)
+        self._fields = _HeaderFields()
         self._block: tuple[int, int, bytearray] | None = None
         self._bytes_left, self._steps_left, self._header_bytes_left = MOST_BYTES, MOST_STEPS, MOST_HEADER_BYTES
         self._leaving: Broken | None = None
@@ -204,10 +244,9 @@ class Calls:
             raise _too_large(f"more than {MOST_HEADER_BYTES} bytes of header fields")
         stream = self._open_stream(number)
         try:
-            fields = self._decoder.decode(bytes(block), raw=True)
+            told = self._fields.read(bytes(block))
         except HPACKError:
             raise _malformed("header fields that cannot be read") from None
-        told = {bytes(name): bytes(value) for name, value in fields if name in _TOLD}
         if told.get(b":status", b"").startswith(b"1"):
             return  # An interim answer: the real one follows.
         stream.told |= told

@@ -305,3 +305,23 @@ def test_a_key_of_any_length_is_sent_whole(key: str) -> None:
         "authorization": f"Bearer {key}",
     }
     assert sent == frame(DATA, END_STREAM, bytes(5))
+
+
+def test_header_fields_are_the_same_whether_they_are_looked_up_or_decoded() -> None:
+    """What a block tells depends on those before it: the encoder's table says `grpc-status: 7` in a byte by then."""
+
+    def codes() -> list[str]:
+        encoder = Encoder()
+        calls, streams = asked(*[PATH] * 40)  # More than are remembered: the rest is decoded.
+        received = OPENING
+        for number, stream in enumerate(streams):
+            told = [(":status", "200"), ("grpc-status", str(number % 8))]
+            received += frame(HEADERS, END_HEADERS | END_STREAM, bytes(encoder.encode(told)), stream)
+        calls.feed(received)
+        return [reply.code for stream in streams if (reply := calls.reply(stream)) is not None]
+
+    first = codes()
+    assert first[1:8] == ["CANCELLED", "UNKNOWN", "INVALID_ARGUMENT", "DEADLINE_EXCEEDED", "NOT_FOUND",
+                          "ALREADY_EXISTS", "PERMISSION_DENIED"]  # fmt: skip
+    assert len(first) == 40
+    assert first == codes()
