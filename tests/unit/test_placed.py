@@ -54,6 +54,62 @@ def given(socket: Path, own: OwnSockets | None = None) -> Given:
     return Given("chat", SshDefaults(), lambda _: socket, own or OwnSockets())
 
 
+def _bind_anew(socket_path: Path, bind: Bind) -> None:
+    socket_path.unlink()
+    bind(socket_path)
+
+
+def _lead_elsewhere(socket_path: Path, bind: Bind) -> None:
+    bind(socket_path.with_name("elsewhere"))
+    socket_path.unlink()
+    socket_path.symlink_to("elsewhere")
+
+
+def _put_a_file(socket_path: Path, _bind: Bind) -> None:
+    socket_path.unlink()
+    socket_path.touch()
+
+
+def _lead_the_directory_elsewhere(socket_path: Path, _bind: Bind) -> None:
+    moved = socket_path.parent.rename(socket_path.parent.with_name("moved"))
+    socket_path.parent.symlink_to(moved)
+
+
+@pytest.mark.parametrize(
+    "change",
+    [
+        _bind_anew,
+        _lead_elsewhere,
+        _put_a_file,
+        _lead_the_directory_elsewhere,
+        lambda path, _bind: path.unlink(),
+        lambda path, _bind: path.with_suffix(".yaml").touch(),
+        lambda path, _bind: os.utime(path, ns=(1, 1)),
+        lambda path, bind: bind(path.with_name("r2.sock")),
+    ],
+)  # fmt: skip
+def test_a_look_after_a_change_shows_what_a_first_look_would(
+    tmp_path: Path, bind: Bind, change: Callable[[Path, Bind], None]
+) -> None:
+    """What is as it was is looked at with one lstat; what is not is judged anew."""
+    pattern = f"{tmp_path}/at/{{replica}}.sock"
+    looker = SocketPattern(pattern, OwnSockets())
+    path = bind(tmp_path / "at" / "r1.sock")
+    looker.look_now()
+    assert looker.look_now() == SocketPattern(pattern, OwnSockets()).look_now()
+    change(path, bind)
+    assert looker.look_now() == SocketPattern(pattern, OwnSockets()).look_now()
+
+
+def test_a_socket_that_the_daemon_comes_to_use_is_refused_though_it_is_as_it_was(tmp_path: Path, bind: Bind) -> None:
+    used: list[str] = []
+    looker = SocketPattern(f"{tmp_path}/{{replica}}.sock", OwnSockets(sockets=lambda: used))
+    path = bind(tmp_path / "r1.sock")
+    assert looker.look_now().present
+    used.append(str(path))
+    assert "which the daemon itself uses" in looker.look_now().refused["r1"]
+
+
 def test_what_a_pattern_bridges_is_the_socket_itself(tmp_path: Path, bind: Bind) -> None:
     """A link of ours is followed once, here; the bridge does not follow it again."""
     real = bind(tmp_path / "real" / "engine.sock")
