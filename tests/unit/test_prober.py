@@ -3,12 +3,14 @@
 from __future__ import annotations
 
 import asyncio
+from itertools import pairwise
 from pathlib import Path
 from typing import cast
 
 import pytest
 
 from gateway_sidecar.config import ServiceSettings
+from gateway_sidecar.control.replicas import prober as prober_module
 from gateway_sidecar.control.replicas.prober import Prober
 from gateway_sidecar.control.replicas.registry import Registry
 from gateway_sidecar.control.replicas.tenure import BridgeHosts, Probed, Tenure
@@ -16,6 +18,7 @@ from gateway_sidecar.control.workqueue import WorkQueue
 from gateway_sidecar.domain.model import (
     ConnectionMode,
     EngineFacts,
+    Loading,
     Occupant,
     ProbeResult,
     Ready,
@@ -142,3 +145,59 @@ async def test_who_comes_after_silent_ones_is_asked_before_their_time_is_up() ->
     for task in asking:
         task.cancel()
     await asyncio.gather(*asking, return_exceptions=True)
+
+
+@in_fake_time
+async def test_an_engine_that_is_well_is_asked_each_interval_and_nothing_is_planned() -> None:
+    """Only an answer that is news is worth a plan."""
+    probe = PlayedProbe(*[(Ready(FACTS), False)] * 8)
+    tenure = tenure_of("r1")
+    tenure.probe = Probed(facts=FACTS, result=Ready(FACTS), identify_next=False)
+    tenure.notes.read = True
+    prober = watcher_of([tenure], probe)
+    prober.look_after(tenure)
+    asked_at = []
+    for _ in range(7):
+        left = len(probe.left)
+        while len(probe.left) == left:
+            await asyncio.sleep(0.1)
+        asked_at.append(awake.monotonic())
+    gaps = [after - before for before, after in pairwise(asked_at)]
+    assert all(8 <= gap <= 13 for gap in gaps), gaps
+    assert not prober._queue.has_more()
+    await prober.close()
+    await asyncio.sleep(60)
+    assert len(probe.left) == 1
+
+
+@in_fake_time
+async def test_an_engine_that_listens_at_last_is_found_however_long_nobody_refused(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    """Nobody is touched while nobody refuses; who refuses then is touched again and again."""
+    touched: list[str] = []
+    refuses = {"/proc/self/fd/99"}
+
+    def touch(address: str) -> bool:
+        touched.append(address)
+        return address in refuses
+
+    monkeypatch.setattr(prober_module, "is_refused", touch)
+    tenure = tenure_of("r1")
+    prober = watcher_of([tenure], PlayedProbe())
+    touching = asyncio.create_task(prober.touch_refused())
+    for _ in range(2):
+        await asyncio.sleep(3600)
+        assert touched == []
+        prober._learn(tenure, Loading("connection refused", refused=True), identified=False)
+        tenure.probe.due = awake.now() + 60
+        await asyncio.sleep(1.1)
+        assert len(touched) >= 2
+        refuses.clear()
+        await asyncio.sleep(0.5)
+        assert tenure.probe.due == 0.0  # It is asked now.
+        tenure.probe.result = Ready(FACTS)
+        await asyncio.sleep(1)
+        touched.clear()
+        refuses.add("/proc/self/fd/99")
+    touching.cancel()

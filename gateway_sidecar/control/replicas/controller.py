@@ -241,7 +241,8 @@ class Controller:
     def _reconcile(self, tenure: Tenure) -> float | None:
         rooms = self._rooms
         self._follow(tenure)
-        asked_in_s = rooms.prober.look_after(tenure)
+        again_in_s: float | None = None
+        rooms.prober.look_after(tenure)
         rooms.bridges.keep_up(tenure)
         seen = self._slots.views(tenure.url)
         is_out = all(w.listed and w.worker is None and not w.busy for w in seen.values())
@@ -249,7 +250,7 @@ class Controller:
         match plan_occupant(tenure.view(), seen.values(), given_up=rooms.drains.has_given_up(tenure)):
             case Bridge():
                 rooms.bridges.open(tenure)
-                asked_in_s = 0.0 if tenure.bridge.linked else asked_in_s  # Its end is noticed from now on.
+                again_in_s = 0.0 if tenure.bridge.linked else None  # Its end is noticed from now on.
             case Unbridge():
                 rooms.bridges.close(tenure)
             case Release():
@@ -261,7 +262,7 @@ class Controller:
         rooms.reporting.update(tenure)
         if self._tenures.superseded:
             rooms.lifecycle.end_superseded(rooms.reflector.listing)
-        return soonest(asked_in_s, rooms.bridges.retry_s(tenure), tried_in_s, drained_in_s)
+        return soonest(again_in_s, rooms.bridges.retry_s(tenure), tried_in_s, drained_in_s)
 
     def _follow(self, tenure: Tenure) -> None:
         """Somebody else may answer behind its socket, or it may have to be known by another address."""

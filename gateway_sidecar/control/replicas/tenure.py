@@ -103,6 +103,7 @@ class Probed:
     """What its engine has said, and when to ask again. Written by the prober.
 
     asked: whether `result` came from the occupant's side, and not from a tunnel that was down.
+    timer: when the prober comes back to it, which is at `due`.
     other: what somebody else says who answers behind the same socket now: another engine that is ready, or no engine.
     rests: whether it is not asked, since it is drained.
     """
@@ -116,6 +117,7 @@ class Probed:
     ejected_at: float = 0.0
     task: asyncio.Task[None] | None = None
     due: float = 0.0
+    timer: asyncio.TimerHandle | None = None
     identify_next: bool = True
     rests: bool = False
     liveness: asyncio.Transport | None = None
