@@ -26,6 +26,8 @@ from gateway_sidecar.telemetry.metrics import Metrics
 _RETRIES = Backoff(first_s=0.25, most_s=15.0)
 _FEW = 8
 _LEAST_POLL_S = 0.005
+_PAUSE_FOR_EACH = 3.0
+"""Between two lists, times what the first took: a list of hundreds keeps the router and us busy, and little is news."""
 _PATIENCE_S = 1.0
 _SETTLES_S = 0.1
 _AT_ONCE = 32
@@ -234,7 +236,7 @@ class WorkerSync:
         age_s = awake.monotonic() - max(self._answered_at.get(url, 0.0) for url in pending)
         if age_s > 10:
             return min(1.0, self._interval_s)
-        return min(max(_LEAST_POLL_S if age_s < 1 else 0.1, took_s), self._interval_s)
+        return min(max(_LEAST_POLL_S if age_s < 1 else 0.1, _PAUSE_FOR_EACH * took_s), self._interval_s)
 
     def _pending(self) -> list[str]:
         """URLs whose next word from the router is awaited."""
