@@ -10,6 +10,7 @@ The clock runs slower, in proportion, while the event loop is late: what starves
 from __future__ import annotations
 
 import asyncio
+import math
 import time
 from collections.abc import Awaitable, Callable, Iterator
 from contextlib import AbstractContextManager, contextmanager
@@ -66,7 +67,13 @@ class Clock:
 
     def _tick(self) -> None:
         self.now()
-        self._timer = asyncio.get_running_loop().call_later(_TICK_S, self._tick)
+        loop = asyncio.get_running_loop()
+        self._timer = loop.call_at(_tick_after(loop.time()), self._tick)
+
+
+def _tick_after(instant: float) -> float:
+    """The next multiple of a tick that is at least half of one away."""
+    return (math.floor(instant / _TICK_S + 0.5) + 1) * _TICK_S
 
 
 _clock = Clock()
@@ -106,6 +113,16 @@ def to_monotonic(instant: float) -> float:
 def from_monotonic(instant: float) -> float:
     """The awake seconds of an instant to come that was written down by `monotonic`."""
     return now() + (instant - monotonic())
+
+
+async def rest(seconds: float) -> None:
+    """A pause that need not be punctual: it ends with the first tick after so many seconds.
+
+    So the loops that look at something now and then wake the process when it wakes anyway. A wake-up of its own takes
+    0.1 ms of CPU, most of it for caches that are cold.
+    """
+    loop = asyncio.get_running_loop()
+    await asyncio.sleep(_tick_after(loop.time() + seconds - _TICK_S / 2) - loop.time())
 
 
 def stalls() -> int:

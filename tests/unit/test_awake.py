@@ -12,6 +12,7 @@ import uvloop
 
 from gateway_sidecar.supervision import awake
 from gateway_sidecar.supervision.awake import Clock, within
+from tests.unit.fake_time import in_fake_time
 
 Pair = tuple[socket.socket, socket.socket]
 
@@ -148,3 +149,19 @@ async def test_cancellation_is_no_time_out(pair: Pair) -> None:
 async def _received(sock: socket.socket, *, within_s: float) -> bytes:
     async with within(within_s):
         return await asyncio.get_running_loop().sock_recv(sock, 10)
+
+
+@in_fake_time
+async def test_pauses_that_end_about_the_same_time_end_together_and_none_too_soon() -> None:
+    """One wake-up serves all of them."""
+    ended: list[float] = []
+
+    async def rest(after_s: float, seconds: float) -> None:
+        await asyncio.sleep(after_s)
+        began = awake.monotonic()
+        await awake.rest(seconds)
+        ended.append(awake.monotonic())
+        assert seconds - 1e-6 <= awake.monotonic() - began <= seconds + 0.1 + 1e-6
+
+    await asyncio.gather(rest(0.01, 0.2), rest(0.03, 0.2), rest(0.09, 0.2), rest(0.07, 1.0))
+    assert ended == pytest.approx([0.3, 0.3, 0.3, 1.1])

@@ -90,7 +90,7 @@ class Signals:
                         self._reading.result()  # A fault of ours shows at the loop's edge.
                     self._reading = asyncio.create_task(self._round(with_engines=rounds % _ENGINES_EVERY == 0))
                     last_round, rounds, self._heard = now, rounds + 1, False
-                await asyncio.sleep(_LISTEN_S)
+                await awake.rest(_LISTEN_S)
         finally:
             await self._close()
 

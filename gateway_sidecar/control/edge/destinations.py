@@ -6,7 +6,6 @@ known: `settle` waits for that, within bounds.
 
 from __future__ import annotations
 
-import asyncio
 import ipaddress
 import socket
 from collections.abc import Callable, Iterable, Mapping
@@ -79,7 +78,7 @@ class Destinations:
                 self._known.pop(gone, None)
             await self._look({name for name in hosts if self._due.get(name, 0.0) <= awake.monotonic()})
             self._tell()
-            await asyncio.sleep(_LOOK_S)
+            await awake.rest(_LOOK_S)
 
     async def _look(self, names: set[str]) -> None:
         for name in sorted(names, key=lambda name: (not _is_address(name), name)):

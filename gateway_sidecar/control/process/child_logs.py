@@ -65,7 +65,7 @@ class ChildLogs:
                 {f"log of router {router.slot}": router.log.trouble for router in routers}
                 | {"log of nginx": self._nginx.log.trouble}
             )
-            await asyncio.sleep(_GAP_S)
+            await awake.rest(_GAP_S)
 
     def _note_logs(self, troubles: Mapping[str, str]) -> None:
         """A child keeps the log that it was started with: it is a problem until the child is started again."""

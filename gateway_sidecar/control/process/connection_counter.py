@@ -39,7 +39,7 @@ class ConnectionCounter:
             places.update(rested, *(s.drains.places_to_count() for s in self._services().values()))
             began = awake.monotonic()
             if not places:
-                await asyncio.sleep(_REST_S)
+                await awake.rest(_REST_S)
                 continue
             counts = await asyncio.to_thread(_count, places)
             for service in self._services().values():  # Some may have come or gone meanwhile.

@@ -6,7 +6,6 @@ No stream is touched: nginx and the routers keep what they have open, and only t
 
 from __future__ import annotations
 
-import asyncio
 from collections.abc import Awaitable, Callable, Mapping
 
 from gateway_sidecar.control.edge.nginx_supervisor import NginxSupervisor
@@ -44,7 +43,7 @@ class RunDirRepair:
         while True:
             heartbeat()
             await self.look()
-            await asyncio.sleep(self._interval_s)
+            await awake.rest(self._interval_s)
 
     async def look(self) -> None:
         """Puts everything back; what cannot be is told once, and tried again at the next look."""
