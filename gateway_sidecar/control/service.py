@@ -110,6 +110,11 @@ class Service:
         self.drains.reconfigure(settings.drain)
         self.controller.reconsider()
 
+    def note_answer(self, url: str) -> None:
+        """The worker at this URL has answered a request."""
+        if (tenure := self._tenures.at_url(url)) is not None:
+            self.prober.note_answer(tenure)
+
     def abandon(self) -> None:
         """Leaves the bridges of a service that is no more: nothing new gets in, and the ports rest until quiet."""
         self.slots.abandon()

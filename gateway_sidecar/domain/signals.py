@@ -46,12 +46,17 @@ class Outcome(StrEnum):
 
 @dataclass(frozen=True, slots=True)
 class RequestEnd:
-    """One request's end. `header_s`: how long a streamed answer's headers took; None for one in one piece."""
+    """One request's end.
+
+    header_s: how long a streamed answer's headers took; None for one in one piece.
+    worker: the URL of the worker that answered, as the router says it; anything else where it does not.
+    """
 
     service: str
     status: int
     took_s: float
     header_s: float | None = None
+    worker: str = "-"
 
 
 @dataclass(frozen=True, slots=True)

@@ -69,22 +69,23 @@ def placeholder() -> tuple[socket.socket, EventAddress]:
 def read_event(datagram: bytes, tag: bytes) -> RequestEnd | None:
     """One event; None for what is none, or not of the kind that signals are made of.
 
-    `<190>Nov 20 22:33:13 TAG: chat|POST|200|0.031|0.004|text/event-stream`. Requests for an answer are POSTs and
-    WebSockets: a list of models, or somebody's health check, is no load.
+    `<190>Nov 20 22:33:13 TAG: chat|POST|200|0.031|0.004|WORKER|text/event-stream`, WORKER an URL or `-`. Requests for
+    an answer are POSTs and WebSockets: a list of models, or somebody's health check, is no load.
     """
     head, mark, rest = datagram.partition(b"|")
     head, _, service = head.rpartition(b" ")
     if not mark or not head.endswith(tag + b":"):
         return None
     try:
-        method, status_text, took, header, content_type = rest.split(b"|", 4)
+        method, status_text, took, header, worker, content_type = rest.split(b"|", 5)
         if not _STATUS.fullmatch(status_text):
             return None
         status = int(status_text)
         if method != b"POST" and status != _SWITCHED:
             return None
         streamed = content_type.startswith(b"text/event-stream")
-        return RequestEnd(service.decode("ascii"), status, _seconds(took), _last(header) if streamed else None)
+        header_s = _last(header) if streamed else None
+        return RequestEnd(service.decode("ascii"), status, _seconds(took), header_s, worker.decode("ascii"))
     except ValueError:
         return None
 

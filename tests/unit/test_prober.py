@@ -151,10 +151,7 @@ async def test_who_comes_after_silent_ones_is_asked_before_their_time_is_up() ->
 async def test_an_engine_that_is_well_is_asked_each_interval_and_nothing_is_planned() -> None:
     """Only an answer that is news is worth a plan."""
     probe = PlayedProbe(*[(Ready(FACTS), False)] * 8)
-    tenure = tenure_of("r1")
-    tenure.probe = Probed(facts=FACTS, result=Ready(FACTS), identify_next=False)
-    tenure.notes.read = True
-    prober = watcher_of([tenure], probe)
+    tenure, prober = well_engine(probe)
     prober.look_after(tenure)
     asked_at = []
     for _ in range(7):
@@ -168,6 +165,62 @@ async def test_an_engine_that_is_well_is_asked_each_interval_and_nothing_is_plan
     await prober.close()
     await asyncio.sleep(60)
     assert len(probe.left) == 1
+
+
+def well_engine(probe: PlayedProbe) -> tuple[Tenure, Prober]:
+    tenure = tenure_of("r1")
+    tenure.probe = Probed(facts=FACTS, result=Ready(FACTS), identify_next=False)
+    tenure.notes.read = True
+    return tenure, watcher_of([tenure], probe)
+
+
+@in_fake_time
+async def test_an_engine_that_answers_requests_is_asked_seldom_and_again_soon_after_its_last_answer() -> None:
+    """Traffic is evidence. It is asked all the same now and then, and when it ends as soon as any other."""
+    probe = PlayedProbe(*[(Ready(FACTS), False)] * 100)
+    tenure, prober = well_engine(probe)
+    prober.look_after(tenure)
+    await asyncio.sleep(1)
+    before = len(probe.left)
+    for _ in range(300):
+        prober.note_answer(tenure)
+        await asyncio.sleep(1)
+    assert 6 <= before - len(probe.left) <= 11  # In place of thirty.
+    asked = len(probe.left)
+    await asyncio.sleep(13)
+    assert len(probe.left) < asked
+    await prober.close()
+
+
+@in_fake_time
+async def test_an_engine_that_does_not_say_how_it_is_but_answers_a_request_is_busy() -> None:
+    class Busy(PlayedProbe):
+        async def check_health(
+            self, _address: str, _facts: EngineFacts, *, timeout_s: float, api_key: str | None = None
+        ) -> ProbeResult:
+            del timeout_s, api_key
+            if answers:
+                prober.note_answer(tenure)
+            return Unknown("no answer")
+
+    answers = True
+    tenure, prober = well_engine(Busy())
+    await prober._ask(tenure, "/r1.sock")
+    assert tenure.probe.evidence.failures == 0
+    answers = False
+    await asyncio.sleep(1)
+    await prober._ask(tenure, "/r1.sock")
+    assert tenure.probe.evidence.failures == 1
+    await prober.close()
+
+
+@in_fake_time
+async def test_an_engine_that_refuses_is_not_saved_by_an_answer_of_before() -> None:
+    tenure, prober = well_engine(PlayedProbe((Loading("connection refused", refused=True), False)))
+    prober.note_answer(tenure)
+    await prober._ask(tenure, "/r1.sock")
+    assert tenure.probe.evidence.failures == 1
+    await prober.close()
 
 
 @in_fake_time

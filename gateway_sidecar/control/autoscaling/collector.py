@@ -19,7 +19,7 @@ from gateway_sidecar.control.replicas.tenure import Tenure
 from gateway_sidecar.control.routers.process import RouterProcess
 from gateway_sidecar.control.service import Service
 from gateway_sidecar.domain.model import ReplicaId, ReplicaState
-from gateway_sidecar.domain.signals import WINDOWS_S, RequestEnd
+from gateway_sidecar.domain.signals import WINDOWS_S, Outcome, RequestEnd
 from gateway_sidecar.engines.engine_metrics import EngineMetrics, says_latency, why_no_metrics
 from gateway_sidecar.errors import MetricsError
 from gateway_sidecar.nginx.access_events import EventAddress, EventListener
@@ -154,6 +154,8 @@ class Signals:
         signals = self.of.get(end.service)
         if signals is not None:
             signals.record(awake.monotonic(), end)
+            if Outcome.of(end.status) is Outcome.OK:
+                signals.service.note_answer(end.worker)
 
     async def _round(self, *, with_engines: bool) -> None:
         while self._hooks_left:

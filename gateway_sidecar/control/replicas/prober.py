@@ -43,6 +43,8 @@ _TURN_OF_THE_SILENT_S = 0.5
 _TOUCH_GAP_S = 0.4
 _SLOTS = 5
 _LEAST_GAPS_S = {Foreign: 5.0, Unknown: 1.0}
+_UNASKED_INTERVALS = 3
+"""An engine that answers requests is asked for its health once in so many intervals."""
 _COUNT_GAP_S = 0.2
 _TURN_S = 0.05
 _TOUCHED_AT_ONCE = 50
@@ -137,6 +139,8 @@ class Prober:
         if tenure.probe.facts is None and not tenure.can_be_described:
             return  # Its notes may hold the key that the engine wants.
         now = awake.now()
+        if now >= tenure.probe.due and self._answers_requests(tenure, now):
+            self._trust_since(tenure, tenure.probe.answered_at)
         if now >= tenure.probe.due:
             tenure.probe.task = self._tasks.spawn(
                 self._ask(tenure, tenure.address), again=partial(self._ask_anew, tenure)
@@ -181,6 +185,22 @@ class Prober:
         Questions are asked in small crowds, a few times an interval: twenty in a row cost a third of twenty one by
         one, each with cold caches.
         """
+        self._trust_since(tenure, awake.now())
+
+    def note_answer(self, tenure: Tenure) -> None:
+        """It has answered a request just now, which proves as much as an answer to a question for its health."""
+        tenure.probe.answered_at = awake.now()
+
+    def _answers_requests(self, tenure: Tenure, now: float) -> bool:
+        """Whether requests show that it is well. It is asked all the same now and then: others say who answered."""
+        return (
+            isinstance(tenure.probe.result, Ready)
+            and not tenure.probe.identify_next
+            and now - tenure.probe.answered_at < self._settings.health.interval_s
+            and now - tenure.probe.health_asked_at < _UNASKED_INTERVALS * self._settings.health.interval_s
+        )
+
+    def _trust_since(self, tenure: Tenure, well_at: float) -> None:
         tenure.probe.identify_next = False
         now = awake.now()
         interval_s = self._settings.health.interval_s
@@ -188,7 +208,7 @@ class Prober:
             # It has just been found or it waits for a port, and of those there may be any number.
             interval_s = max(interval_s, self._crowd_of(None, now).least_gap_s)
         slot_s = interval_s / _SLOTS
-        due = now + interval_s * (0.9 + 0.2 * random.random())
+        due = well_at + interval_s * (0.9 + 0.2 * random.random())
         tenure.probe.due = math.ceil(due / slot_s) * slot_s
 
     def tunnels_changed(self) -> None:
@@ -225,7 +245,7 @@ class Prober:
                         address, timeout_s=self._settings.probe.timeout_s, api_key=api_key
                     )
                 else:
-                    kind = "health"
+                    kind, tenure.probe.health_asked_at = "health", awake.now()
                     result = await self._probe.check_health(
                         address, known, timeout_s=self._settings.health.timeout_s, api_key=api_key
                     )
@@ -239,6 +259,9 @@ class Prober:
         tenure.probe.asked = kind != "tunnel"
         if tenure.probe.asked:
             result = self._as_seen_through(tenure, result)
+        has_answered = kind == "health" and tenure.probe.answered_at >= tenure.probe.health_asked_at
+        if has_answered and against(result) is Against.SILENT and known is not None:
+            result = Ready(known)  # Busy, not hung: it answered a request meanwhile.
         if kind == "health" and isinstance(result, Ready) and isinstance(tenure.probe.result, Ready):
             # Well as before, the usual case by far: nothing to plan.
             self.trust_until_next(tenure)

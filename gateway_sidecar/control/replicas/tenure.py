@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import math
 import os
 from dataclasses import dataclass, field
 from enum import StrEnum
@@ -103,6 +104,8 @@ class Probed:
     """What its engine has said, and when to ask again. Written by the prober.
 
     asked: whether `result` came from the occupant's side, and not from a tunnel that was down.
+    health_asked_at: when it was last asked for its health (awake seconds).
+    answered_at: when it was last seen to have answered a request.
     timer: when the prober comes back to it, which is at `due`.
     other: what somebody else says who answers behind the same socket now: another engine that is ready, or no engine.
     rests: whether it is not asked, since it is drained.
@@ -117,6 +120,8 @@ class Probed:
     ejected_at: float = 0.0
     task: asyncio.Task[None] | None = None
     due: float = 0.0
+    health_asked_at: float = 0.0
+    answered_at: float = -math.inf
     timer: asyncio.TimerHandle | None = None
     identify_next: bool = True
     rests: bool = False
