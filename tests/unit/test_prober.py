@@ -170,7 +170,7 @@ async def test_an_engine_that_is_well_is_asked_each_interval_and_nothing_is_plan
 def well_engine(probe: PlayedProbe) -> tuple[Tenure, Prober]:
     tenure = tenure_of("r1")
     tenure.probe = Probed(facts=FACTS, result=Ready(FACTS), identify_next=False)
-    tenure.notes.read = True
+    tenure.notes.of = tenure.sighting
     return tenure, watcher_of([tenure], probe)
 
 

@@ -11,6 +11,7 @@ from collections.abc import Awaitable, Callable, Mapping
 from gateway_sidecar.control.edge.nginx_supervisor import NginxSupervisor
 from gateway_sidecar.control.service import Service
 from gateway_sidecar.errors import NginxError, ProcessError, StateError
+from gateway_sidecar.supervision import awake
 from gateway_sidecar.supervision.loops import heartbeat
 from gateway_sidecar.telemetry.logs import get_logger
 from gateway_sidecar.telemetry.problems import Problem

@@ -128,7 +128,7 @@ class Prober:
         """Begins whatever is due for this tenure, and comes back when the next question is."""
         if tenure.drain.requested:
             tenure.probe.rests = True
-            tenure.probe.disconnect()
+            tenure.probe.liveness.disconnect()
             return
         if tenure.probe.rests:
             # It was not asked while it was drained, and may be down by now.
@@ -373,45 +373,46 @@ class Prober:
 
     def _connect_liveness(self, tenure: Tenure, facts: EngineFacts, now: float) -> None:
         """Makes sure that the engine's end will be noticed at once, or within a moment."""
-        if tenure.probe.liveness is not None or tenure.address is None or tenure.probe.is_connecting:
+        liveness = tenure.probe.liveness
+        if liveness.connection is not None or tenure.address is None or liveness.is_connecting:
             return
-        if now < tenure.probe.liveness_due:
-            self._queue.add_after(tenure.key, tenure.probe.liveness_due - now)
+        if now < liveness.due:
+            self._queue.add_after(tenure.key, liveness.due - now)
         elif ENGINES[facts.runtime_type].single_connection:
-            tenure.probe.liveness_due = now + _TOUCH_GAP_S
+            liveness.due = now + _TOUCH_GAP_S
             self._queue.add_after(tenure.key, _TOUCH_GAP_S)
             if is_refused(tenure.address):
                 self.suspect(tenure)
         else:
-            tenure.probe.is_connecting = True
+            liveness.is_connecting = True
             self._tasks.spawn(self._open_liveness(tenure, tenure.address), again=partial(self._queue.add, tenure.key))
 
     async def _open_liveness(self, tenure: Tenure, address: str) -> None:
-        opened = awake.now()
+        opened, liveness = awake.now(), tenure.probe.liveness
         try:
             async with within(self._settings.health.timeout_s):
-                liveness = await connect_liveness(address, partial(self._liveness_ended, tenure, opened))
+                connection = await connect_liveness(address, partial(self._liveness_ended, tenure, opened))
         except (OSError, TimeoutError):
-            tenure.probe.liveness_due = awake.now() + _TOUCH_GAP_S
+            liveness.due = awake.now() + _TOUCH_GAP_S
             self.suspect(tenure)
             return
         finally:
-            tenure.probe.is_connecting = False
+            liveness.is_connecting = False
         if tenure.address is None or tenure.drain.requested:
-            liveness.abort()
+            connection.abort()
         else:
-            tenure.probe.liveness = liveness
+            liveness.connection = connection
 
     def _liveness_ended(self, tenure: Tenure, opened: float) -> None:
         if tenure.address is None or tenure.drain.requested:
             return  # We closed it ourselves.
-        tenure.probe.liveness = None
-        now = awake.now()
-        life_s, usual_s = now - opened, tenure.probe.liveness_life_s
-        tenure.probe.liveness_life_s = life_s
+        now, liveness = awake.now(), tenure.probe.liveness
+        liveness.connection = None
+        life_s, usual_s = now - opened, liveness.life_s
+        liveness.life_s = life_s
         if life_s >= 2 and abs(life_s - usual_s) < 0.2 * usual_s:
-            tenure.probe.liveness_due = now  # The server closes idle connections after this time: no news.
+            liveness.due = now  # The server closes idle connections after this time: no news.
             self._queue.add(tenure.key)
             return
-        tenure.probe.liveness_due = now + (0 if life_s >= 2 else _TOUCH_GAP_S)
+        liveness.due = now + (0 if life_s >= 2 else _TOUCH_GAP_S)
         self.suspect(tenure)

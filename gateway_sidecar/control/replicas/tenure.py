@@ -100,6 +100,25 @@ class Notes:
 
 
 @dataclass(slots=True, eq=False)
+class Liveness:
+    """The connection that tells at once when its engine ends, and when the next one is due. Written by the prober.
+
+    life_s: how long the last one lasted.
+    """
+
+    connection: asyncio.Transport | None = None
+    due: float = 0.0
+    life_s: float = 0.0
+    is_connecting: bool = False
+
+    def disconnect(self) -> None:
+        """Closes the connection, if there is one."""
+        connection, self.connection = self.connection, None
+        if connection is not None:
+            connection.abort()
+
+
+@dataclass(slots=True, eq=False)
 class Probed:
     """What its engine has said, and when to ask again. Written by the prober.
 
@@ -125,16 +144,7 @@ class Probed:
     timer: asyncio.TimerHandle | None = None
     identify_next: bool = True
     rests: bool = False
-    liveness: asyncio.Transport | None = None
-    liveness_due: float = 0.0
-    liveness_life_s: float = 0.0
-    is_connecting: bool = False
-
-    def disconnect(self) -> None:
-        """Closes the connection that tells when the engine ends."""
-        liveness, self.liveness = self.liveness, None
-        if liveness is not None:
-            liveness.abort()
+    liveness: Liveness = field(default_factory=Liveness)
 
 
 @dataclass(slots=True, eq=False)
@@ -308,6 +318,6 @@ class Tenure:
     def unpin(self) -> None:
         """Closes what keeps the occupant pinned and watched."""
         pin, self.pin = self.pin, None
-        self.probe.disconnect()
+        self.probe.liveness.disconnect()
         if pin is not None:
             os.close(pin)
