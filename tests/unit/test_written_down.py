@@ -11,7 +11,7 @@ import pytest
 from structlog.testing import capture_logs
 
 from gateway_sidecar.control.process.shared import Shared
-from gateway_sidecar.control.process.written_down import WrittenDown, told_before
+from gateway_sidecar.control.process.written_down import WrittenDown, api_replicas_before
 from gateway_sidecar.control.routers.process import SavedRouter
 from gateway_sidecar.domain.leases import PortLeases
 from gateway_sidecar.routers.base import RouterPorts
@@ -107,4 +107,4 @@ def test_who_was_put_over_the_api_is_known_by_the_leases() -> None:
         {"replica": "r3", "source": "sockets"},
         "nonsense",
     ]
-    assert told_before({"services": {"chat": rows}}) == {"chat": ["r1"]}
+    assert api_replicas_before({"services": {"chat": rows}}) == {"chat": ["r1"]}
