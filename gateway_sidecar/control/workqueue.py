@@ -76,10 +76,13 @@ class WorkQueue(Generic[K]):
         if self._later[0][2] == key:
             self._wake.set()
 
-    def has_more(self) -> bool:
-        """Whether a key is to be looked at now."""
+    def pop(self) -> K | None:
+        """The next key to look at, in the order they came; None if there is none now."""
         self._collect_due(self._clock())
-        return bool(self._urgent or self._ordinary)
+        for lane in (self._urgent, self._ordinary):
+            if lane:
+                return lane.popitem(last=False)[0]
+        return None
 
     async def get(self, most_s: float) -> K | None:
         """The next key to look at, in the order they came; None after `most_s` seconds without any.
@@ -89,11 +92,9 @@ class WorkQueue(Generic[K]):
         end = self._clock() + most_s
         while True:
             self._wake.clear()
-            now = self._clock()
-            self._collect_due(now)
-            for lane in (self._urgent, self._ordinary):
-                if lane:
-                    return lane.popitem(last=False)[0]
+            key, now = self.pop(), self._clock()
+            if key is not None:
+                return key
             if now >= end:
                 return None
             until = min(end, self._later[0][0]) if self._later else end

@@ -27,9 +27,9 @@ async def test_a_key_waits_once_and_in_order() -> None:
     queue = new_queue()
     for key in "abcab":
         queue.add(key)
-    assert queue.has_more()
-    assert await all_of(queue) == ["a", "b", "c"]
-    assert not queue.has_more()
+    assert queue.pop() == "a"
+    assert await all_of(queue) == ["b", "c"]
+    assert queue.pop() is None
 
 
 @in_fake_time
