@@ -44,7 +44,7 @@ class Sighting:
 
     def says_as_much_as(self, other: Sighting) -> bool:
         """Whether both say the same of the same place."""
-        return (self.source, self.socket, self.target, self.notes, self.described, self.overrides) == (
+        return self is other or (self.source, self.socket, self.target, self.notes, self.described, self.overrides) == (
             *(other.source, other.socket, other.target, other.notes, other.described, other.overrides),
         )
 

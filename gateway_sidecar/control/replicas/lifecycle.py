@@ -43,6 +43,8 @@ class Lifecycle:
         self.end_superseded(listing)
         for sighting in listing.present.values():
             current = self._tenures.current.get(sighting.replica)
+            if current is not None and current.sighting is sighting:
+                continue  # As it was: sources show the same object then.
             if current is not None and current.sighting.occupant != sighting.occupant:
                 self._supplant(current, sighting)
                 current = None

@@ -19,14 +19,18 @@ class Pairing:
         self._slots = slots
         self._gauge = metrics.unanswered_models.labels(service)
         self._logger = get_logger(service=service)
+        self._seen: dict[str, Registered] = {}
         self.lacking: dict[str, str] = {}
         self._since: dict[str, float] = {}
         self._told: set[str] = set()
 
     def look(self, now: float) -> None:
         """Takes note of the workers that the router in service lists now (awake seconds)."""
-        self.lacking = unanswered(self._ready())
-        self._gauge.set(len(self.lacking))
+        workers = self._slots.active.book.workers
+        if workers != self._seen:  # To compare 1,000 that are the same takes 0.03 ms, to look at them a whole one.
+            self._seen = dict(workers)
+            self.lacking = unanswered(self._ready())
+            self._gauge.set(len(self.lacking))
         for model, reason in self.lacking.items():
             since = self._since.setdefault(model, now)
             if now - since >= _PATIENCE_S and model not in self._told:
