@@ -161,7 +161,7 @@ async def test_an_engine_that_is_well_is_asked_each_interval_and_nothing_is_plan
         asked_at.append(awake.monotonic())
     gaps = [after - before for before, after in pairwise(asked_at)]
     assert all(8 <= gap <= 13 for gap in gaps), gaps
-    assert not prober._queue.has_more()
+    assert prober._queue.pop() is None
     await prober.close()
     await asyncio.sleep(60)
     assert len(probe.left) == 1
