@@ -17,7 +17,8 @@ from bench.ports import free_ports
 from bench.wire import Connection, ExchangeFailed
 from gateway_sidecar.nginx.server import find_nginx
 from gateway_sidecar.routers.base import RouterPorts
-from gateway_sidecar.routers.smg import find_smg, launch_command
+from gateway_sidecar.routers.smg.launch import find_smg, launch_command
+from gateway_sidecar.routers.smg.settings import SmgSettings
 
 
 def worker_body(port: int, kind: EngineKind, model: str) -> dict[str, object]:
@@ -81,7 +82,7 @@ class BareSmg:
         self.workers = Workers(self.ports.api, self.key)
 
     async def __aenter__(self) -> Self:
-        command = launch_command(find_smg("smg"), self.ports, key=self.key, policy="cache_aware", log_level="warn")
+        command = launch_command(find_smg("smg"), self.ports, SmgSettings(), key=self.key)
         self._process = await processes.start(command.argv, self._log, command.env)
         async with asyncio.timeout(30):
             while True:

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import asyncio
 import errno
-import math
 import os
 import signal
 from collections.abc import Awaitable, Callable, Iterator
@@ -33,17 +32,18 @@ from gateway_sidecar.control.service import Service
 from gateway_sidecar.control.state.api_replicas import ApiReplicas
 from gateway_sidecar.domain.claims import Address, objection_to_direct
 from gateway_sidecar.domain.leases import NoFreePort, PortLeases
+from gateway_sidecar.domain.routing import BridgeRules
 from gateway_sidecar.engines.probe import EngineProbe
 from gateway_sidecar.errors import ConfigError, NotInForce, ProcessError
 from gateway_sidecar.files.own import keep_directory
+from gateway_sidecar.kinds import ROUTERS
 from gateway_sidecar.nginx.addresses import ClaimRules, PeerAddresses, is_own_address
 from gateway_sidecar.nginx.bridge_server import owner_url
 from gateway_sidecar.nginx.key_proxy import KeyedNginx, keyed_left_running
 from gateway_sidecar.nginx.peer_proxy import PeerNginx, PeerPlaces, peers_left_running
 from gateway_sidecar.nginx.server import Nginx, NginxSettings, busy_ports, find_nginx
 from gateway_sidecar.nginx.small import SmallPlaces
-from gateway_sidecar.routers.base import RouterPorts
-from gateway_sidecar.routers.smg import Smg
+from gateway_sidecar.routers.base import RouterPorts, RouterSetup
 from gateway_sidecar.sources.build import given_to, source_of
 from gateway_sidecar.sources.placed import OwnSockets
 from gateway_sidecar.supervision import awake
@@ -58,7 +58,7 @@ from gateway_sidecar.tunnels.fleet import TunnelFleet
 
 
 class RealAdapters:
-    """Services built of SMG, nginx, socket patterns and the real probe (an `Adapters`)."""
+    """Services built of routers, nginx, sources and the real probe (an `Adapters`)."""
 
     def __init__(self, settings: Settings, shared: Shared, metrics: Metrics) -> None:
         self._settings = settings
@@ -100,7 +100,7 @@ class RealAdapters:
         return RouterProcess(
             settings.name,
             slot,
-            self.router_kind(settings),
+            self.router_setup(settings),
             ChildLog(
                 self._settings.state_dir / "log" / f"router-{slot}.log",
                 spare=self._settings.run_dir / "log" / f"router-{slot}.log",
@@ -124,17 +124,9 @@ class RealAdapters:
         record = self._shared.api.of(settings.name)
         return source_of(settings, given_to(settings, self._tunnels.socket_of, self._own, record))
 
-    def router_kind(self, settings: ServiceSettings) -> Smg:
+    def router_setup(self, settings: ServiceSettings) -> RouterSetup:
         """The service's router as it is configured."""
-        it = settings.router
-        health = {
-            "timeout_secs": math.ceil(settings.health.timeout_s),
-            "failure_threshold": settings.health.failures,
-            "drain_settle_secs": math.ceil(settings.drain.settle_s),
-        }
-        return Smg(
-            it.command, it.policy, it.log_level, it.args, it.env, it.api_timeout_s, health, self._nginx.bridge_key
-        )
+        return ROUTERS[settings.router.type].build(settings.router, settings, self._nginx.bridge_key)
 
 
 class RouterPortLeases:
@@ -182,11 +174,12 @@ def build_daemon(config_path: Path, settings: Settings) -> Daemon:
     """The daemon with all its parts. Raises NginxError for a run_dir that nginx cannot use."""
     metrics = Metrics()
     workers = settings.bridges.nginx_workers
+    rules = BridgeRules.of(((kind.paths, kind.headers) for kind in ROUTERS), settings.bridges.paths)
     nginx = Nginx(
         NginxSettings(
             host=settings.bridges.host,
             grpc_host=settings.bridges.grpc_host,
-            paths=settings.bridges.paths,
+            rules=rules,
             first_port=settings.bridges.ports.first,
             last_port=settings.bridges.ports.last,
             command=settings.bridges.nginx,
@@ -206,7 +199,7 @@ def build_daemon(config_path: Path, settings: Settings) -> Daemon:
         log,
         find,
         lambda: nginx.bridge_key,
-        settings.bridges.paths,
+        rules,
         owner_url(settings.bridges.host, settings.bridges.ports.first),
     )
     peers = _peer_supervisor(settings, places, destinations, metrics)

@@ -9,18 +9,26 @@ import shutil
 import stat
 from collections.abc import Iterator
 from contextlib import suppress
-from dataclasses import dataclass, replace
-from enum import StrEnum
+from dataclasses import replace
 from ipaddress import IPv4Address, IPv6Address, ip_address, ip_network
 from pathlib import Path
 from typing import Any
 
 from gateway_sidecar.api.client import ask_daemon
 from gateway_sidecar.api.tls import read_tls
-from gateway_sidecar.config import FrontendSettings, PortRange, ServiceSettings, Settings, advise, load_overrides
+from gateway_sidecar.config import (
+    FrontendSettings,
+    PortRange,
+    RouterSettings,
+    ServiceSettings,
+    Settings,
+    advise,
+    load_overrides,
+)
 from gateway_sidecar.config.frontend_values import ANY
 from gateway_sidecar.control.edge.destinations import hosts_of, look_up
 from gateway_sidecar.control.process.left_running import LeftRunning, look_for_left
+from gateway_sidecar.domain.findings import Finding, Level
 from gateway_sidecar.domain.model import Overrides, PeerAddress
 from gateway_sidecar.domain.printable import counted
 from gateway_sidecar.domain.trust import ROOT
@@ -29,13 +37,12 @@ from gateway_sidecar.files.follow import ours
 from gateway_sidecar.files.own import way_in_for_others
 from gateway_sidecar.frontend.certificate import read_certificate, today
 from gateway_sidecar.frontend.keys import expiry_of, read_keys
+from gateway_sidecar.kinds import ROUTERS
 from gateway_sidecar.nginx.addresses import ClaimRules, PeerAddresses
 from gateway_sidecar.nginx.config import Capacity
 from gateway_sidecar.nginx.connections import listening_at
 from gateway_sidecar.nginx.server import LUA_CURE, OWNER_CURE, NginxProgram, busy_ports, find_nginx, in_its_own_way
 from gateway_sidecar.nginx.templates import bracketed
-from gateway_sidecar.routers.base import RouterPorts
-from gateway_sidecar.routers.smg import find_smg, launch_command, objection_to, python_of, version_of
 from gateway_sidecar.sources.base import Given, SourceKind
 from gateway_sidecar.sources.build import given_to, source_of, used_by
 from gateway_sidecar.sources.entry import ApiRecord
@@ -48,31 +55,6 @@ from gateway_sidecar.tunnels.inspect import backend_troubles, file_troubles
 _EPHEMERAL = Path("/proc/sys/net/ipv4/ip_local_port_range")
 _UNPRIVILEGED = 1024
 _CONTAINER = ("/run/systemd/container", "/run/.containerenv", "/.dockerenv")
-
-
-class Level(StrEnum):
-    """How bad a finding is."""
-
-    OK = "ok"
-    WARN = "warn"
-    FAIL = "FAIL"
-
-
-@dataclass(frozen=True, slots=True)
-class Finding:
-    """One thing that was looked at, and how it is."""
-
-    level: Level
-    text: str
-
-    @property
-    def failed(self) -> bool:
-        """Whether the daemon could not work like this."""
-        return self.level is Level.FAIL
-
-    def line(self) -> str:
-        """The finding as `check` prints it."""
-        return f"{self.level.value:<5} {self.text}"
 
 
 def user_to_be(wanted: str | None, settings: Settings, *, of_unit: bool) -> User | None:
@@ -223,37 +205,11 @@ def _frontend(service: ServiceSettings) -> Iterator[Finding]:
 
 
 async def _routers(settings: Settings) -> list[Finding]:
-    findings = []
-    for command in sorted({service.router.command for service in settings.services}):
-        try:
-            program = find_smg(command)
-            findings.append(Finding(Level.OK, f"router {program}: {await version_of(program)}"))
-            if python_of(program) is None:
-                text = f"router.command: {program} is no Python script, so its control-plane key will show in `ps`"
-                findings.append(Finding(Level.WARN, f"{text}; name the `smg` script itself"))
-        except ProcessError as error:
-            findings.append(Finding(Level.FAIL, str(error)))
-    return findings + [finding for service in settings.services for finding in await router_arguments(service)]
-
-
-async def router_arguments(service: ServiceSettings) -> list[Finding]:
-    """What SMG's own parser says of the command line that the daemon would start it with."""
-    it = service.router
-    try:
-        program = find_smg(it.command)
-    except ProcessError:
-        return []  # It has been told of.
-    command = launch_command(
-        program, RouterPorts(1, 1), key="x", policy=it.policy, log_level=it.log_level, args=it.args, env=it.env
-    )
-    try:
-        objection = await objection_to(command.argv, program, it.env)
-    except ProcessError as error:
-        text = f"{service.name}: router.args: SMG's parser cannot be asked: {error}; the first start will show"
-        return [Finding(Level.WARN, text)]
-    if objection is not None:
-        return [Finding(Level.FAIL, f"{service.name}: router.args: {objection}")]
-    return [Finding(Level.OK, f"{service.name}: SMG takes its arguments")]
+    """What each kind of router that is used says of its services'."""
+    by_kind: dict[str, dict[str, RouterSettings]] = {}
+    for service in settings.services:
+        by_kind.setdefault(service.router.type, {})[service.name] = service.router
+    return [finding for name, services in by_kind.items() for finding in await ROUTERS[name].check(services)]
 
 
 def _ports(settings: Settings, running: dict[str, Any] | None, left: LeftRunning, *, assumed: bool) -> list[Finding]:

@@ -23,6 +23,7 @@ from gateway_sidecar.errors import KindError
 
 if TYPE_CHECKING:
     from gateway_sidecar.engines.dialect import Engine
+    from gateway_sidecar.routers.base import RouterKind
     from gateway_sidecar.sources.base import SourceKind
 
 
@@ -65,6 +66,11 @@ class Registry(Generic[K]):
             found[kind.name] = kind
         return found
 
+    def named_in(self, settings: object) -> K | None:
+        """The kind that settings are of: they name it by `type`, or are of the first; None if there is none of it."""
+        name = settings.get("type") if isinstance(settings, dict) else None
+        return self.by_name.get(name) if isinstance(name, str) else next(iter(self))
+
     def __iter__(self) -> Iterator[K]:
         return iter(self.by_name.values())
 
@@ -72,6 +78,7 @@ class Registry(Generic[K]):
         return self.by_name[name]
 
 
+ROUTERS: Registry[RouterKind[Any]] = Registry("gateway_sidecar.routers", "ROUTER", "smg")
 ENGINES: Registry[Engine] = Registry(
     "gateway_sidecar.engines", "ENGINE", "sglang", "vllm", "mlx", "trtllm", "tokenspeed", "external"
 )

@@ -56,7 +56,7 @@ def _service(daemon: Daemon, name: str, service: Service) -> dict[str, Any]:
         "not_in_force": daemon.nginx_supervisor.not_in_force.get(name),
         "source": {"settings": shown_of(service.settings), **_source(listing)},
         "router": {
-            "type": router.kind.name,
+            "type": service.settings.router.type,
             "state": router.state.value,
             "url": router.ports.url if router.ports else None,
             "pid": router.pid,

@@ -7,9 +7,11 @@ import re
 from collections.abc import Sequence
 
 from gateway_sidecar.config.frontend import FrontendSettings
-from gateway_sidecar.config.frontend_values import ALL_PATHS, INFERENCE, VERSION
+from gateway_sidecar.config.frontend_values import ALL_PATHS
 from gateway_sidecar.config.models import Settings
 from gateway_sidecar.config.values import PortRange
+from gateway_sidecar.domain.routing import RouterPaths
+from gateway_sidecar.kinds import ROUTERS
 
 _NOTHING = "is nothing that passes here, so this has no effect; look at its spelling, or at frontend.paths"
 
@@ -47,7 +49,8 @@ def advise(settings: Settings, ephemeral: PortRange | None) -> list[str]:
                 f"services[{index}].health: timeout_s {service.health.timeout_s:g} is longer than interval_s"
                 f" {service.health.interval_s:g}, so questions come late; make it shorter"
             )
-        warnings += _frontend_advice(f"services[{index}].frontend", service.frontend)
+        where, known = f"services[{index}].frontend", ROUTERS[service.router.type].paths
+        warnings += _frontend_advice(where, service.frontend, known)
         if service.frontend.auth is not None and not ipaddress.ip_address(service.listen.host).is_loopback:
             warnings.append(
                 f"services[{index}].listen: {service.listen} speaks HTTP, so keys are readable on the way;"
@@ -56,7 +59,7 @@ def advise(settings: Settings, ephemeral: PortRange | None) -> list[str]:
     return warnings
 
 
-def _frontend_advice(where: str, frontend: FrontendSettings) -> list[str]:
+def _frontend_advice(where: str, frontend: FrontendSettings, known: RouterPaths) -> list[str]:
     """What an address that others can reach should have."""
     warnings = []
     public = [it for it in frontend.listen if not ipaddress.ip_address(it.host).is_loopback]
@@ -68,25 +71,25 @@ def _frontend_advice(where: str, frontend: FrontendSettings) -> list[str]:
         if limit.per.startswith("header:") and not frontend.trusted_proxies:
             name = f"{where}.limits[{number}].per"
             warnings.append(f"{name}: clients choose what they send in a header; have a trusted proxy set it")
-        if limit.path is not None and not _something_passes(limit.path, frontend.paths):
+        if limit.path is not None and not _something_passes(limit.path, frontend.paths, known):
             warnings.append(f"{where}.limits[{number}].path: {limit.path} {_NOTHING}")
     public_paths = frontend.auth.public_paths if frontend.auth is not None else ()
     warnings += [
         f"{where}.auth.public_paths: {path} {_NOTHING}"
         for path in public_paths
-        if not _something_passes(path, frontend.paths)
+        if not _something_passes(path, frontend.paths, known)
     ]
     return warnings
 
 
-def _something_passes(path: str, more: Sequence[str]) -> bool:
+def _something_passes(path: str, more: Sequence[str], known: RouterPaths) -> bool:
     """Whether a request to this path, or to one below it, can pass; `more` is what passes beside inference."""
-    if more == (ALL_PATHS,) and re.match(VERSION + r"(/|\Z)", path):
+    if more == (ALL_PATHS,) and re.match(known.versioned + r"(/|\Z)", path):
         return True
     wanted = path.split("/")
-    known = [(known.split("/"), False) for known in INFERENCE] + [(known.split("/"), True) for known in more]
+    passing = [(it.split("/"), False) for it in known.inference] + [(it.split("/"), True) for it in more]
     return any(
         all(theirs in (ours, "*") for theirs, ours in zip(parts, wanted, strict=False))
         and (has_below or len(wanted) <= len(parts))
-        for parts, has_below in known
+        for parts, has_below in passing
     )

@@ -12,7 +12,7 @@ from typing import Any, Generic, TypeVar
 
 from pydantic import TypeAdapter
 
-from gateway_sidecar.config.frontend_values import parse_server_name
+from gateway_sidecar.config.frontend_values import parse_header, parse_prefix, parse_server_name
 from gateway_sidecar.config.models import BridgeSettings, MetricsSettings, Settings
 from gateway_sidecar.config.scaling import scaling_problems
 from gateway_sidecar.config.values import (
@@ -24,9 +24,10 @@ from gateway_sidecar.config.values import (
     parse_endpoint,
     parse_name,
     parse_ports,
+    show,
 )
 from gateway_sidecar.config.yamltree import Location, Problem, Tree, path_text
-from gateway_sidecar.kinds import SOURCES
+from gateway_sidecar.kinds import ROUTERS, SOURCES
 
 T = TypeVar("T")
 
@@ -67,6 +68,7 @@ def cross_problems(tree: Tree) -> Iterator[Problem]:
     yield from _same_addresses(listens)
     yield from _ports(said, listens)
     yield from _replicas(said)
+    yield from _not_for_clients(said)
     yield from _directories(said)
     yield from scaling_problems(tree)
 
@@ -247,6 +249,25 @@ def _listens_in_range(listens: list[_Said[Endpoint]], ports: _Said[PortRange], h
             else:
                 where = ports if ports.line is None else f"{ports}, {ports.value}"
                 yield _at_line(listen, f"{listen.value} lies in {where}; use a port outside that range")
+
+
+def _not_for_clients(said: _Reading) -> Iterator[Problem]:
+    """What a frontend would pass, and this kind of router does not have for clients."""
+    for index, service in enumerate(said.services):
+        kind = ROUTERS.named_in(_at(service, ("router",)))
+        if kind is None:
+            continue
+        where: Location = ("services", index, "frontend")
+        steering = {it.headers.bridge_key.lower(): "shows the bridges the gateway's own key" for it in ROUTERS}
+        steering |= kind.headers.steering
+        for path in said.of_list((*where, "paths"), parse_prefix):
+            if any(f"{path.value.lower()}/".startswith(f"{control}/") for control in kind.paths.control):
+                text = "controls the router, and no frontend passes that; leave it out"
+                yield _at_line(path, f"{show(path.value)} {text}")
+        for header in said.of_list((*where, "pass_headers"), parse_header):
+            does = steering.get(header.value.lower())
+            if does is not None:
+                yield _at_line(header, f"{show(header.value)} {does}, which is not for clients; leave it out")
 
 
 def _replicas(said: _Reading) -> Iterator[Problem]:

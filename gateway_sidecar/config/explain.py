@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import difflib
+import re
 import types
 from collections.abc import Callable, Iterator, Mapping
 from typing import Any, Union, get_args, get_origin
@@ -12,6 +13,7 @@ from pydantic import BaseModel
 from pydantic.fields import FieldInfo
 from pydantic_core import ErrorDetails
 
+from gateway_sidecar.config.router import OfItsKind
 from gateway_sidecar.config.values import NotTextError, shorten, show
 from gateway_sidecar.config.yamltree import Location, Problem, Tree, path_text
 
@@ -19,35 +21,41 @@ from gateway_sidecar.config.yamltree import Location, Problem, Tree, path_text
 def explain(error: ErrorDetails, model: type[BaseModel], tree: Tree) -> Problem:
     """The problem that one pydantic error stands for."""
     location = tuple(error["loc"])
-    unknown = error["type"] == "extra_forbidden"
-    text = _unknown_key(location, model) if unknown else _text(error, location, model, tree)
+    if error["type"] == "extra_forbidden":
+        text = _unknown_key(location, _model_at(location[:-1], model, tree.data), model)
+    else:
+        text = _text(error, location, _field(location, model, tree.data), tree)
     return Problem(tree.line(location), path_text(location), text)
 
 
-def children(model: type[BaseModel]) -> Iterator[tuple[str, FieldInfo, type[BaseModel] | None]]:
-    """Each field's name, the field, and the model below it, seen through lists and None."""
+def _children(model: type[BaseModel]) -> Iterator[tuple[str, FieldInfo, type[BaseModel]]]:
+    """Each field that has a model below it, seen through lists and None, with that model; one of several kinds, with
+    each."""
     for name, info in model.model_fields.items():
-        yield name, info, _model_in(info.annotation)
+        kinds = _kinds_in(info)
+        for below in kinds.models() if kinds else [_model_in(info.annotation)]:
+            if below is not None:
+                yield name, info, below
 
 
-def _text(error: ErrorDetails, location: Location, model: type[BaseModel], tree: Tree) -> str:
+def _text(error: ErrorDetails, location: Location, field: FieldInfo | None, tree: Tree) -> str:
     kind, value = error["type"], error["input"]
     cause = error["ctx"]["error"] if kind == "value_error" else None
     if cause is not None and not isinstance(cause, NotTextError):
         return str(cause)
     if kind == "missing":
-        return f"is missing; add it{_example(_field(location, model))}"
+        return f"is missing; add it{_example(field)}"
     if value is None:
         return "is empty; give it a value, or leave the line out for the default"
     place = tree.places.get(location)
     raw = place.raw if place is not None and not isinstance(value, str) else None
     written = show(value) if raw is None else shorten(raw)
-    wanted = str(cause) if cause else _WANTED.get(kind, _bounds)(_field(location, model), location)
+    wanted = str(cause) if cause else _WANTED.get(kind, _bounds)(field, location)
     if (kind == "string_type" or cause) and not isinstance(value, (list, dict)):
         sort = "true or false" if isinstance(value, bool) else "a number"
         return f"{written} is {sort} to YAML, not a text; quote it: '{written}'"
     if kind == "literal_error":
-        near = difflib.get_close_matches(str(value).lower(), map(str, _choices(_field(location, model))), 1)
+        near = difflib.get_close_matches(str(value).lower(), map(str, _choices(field)), 1)
         hint = f" (did you mean {near[0]!r}?)" if near else ""
         return f"{written} is not one of the choices{hint}; {wanted}"
     if isinstance(value, (list, dict)):
@@ -120,14 +128,16 @@ _WANTED: Mapping[str, Callable[[FieldInfo | None, Location], str]] = {
 }
 
 
-def _unknown_key(location: Location, model: type[BaseModel]) -> str:
-    parent, key = _model_at(location[:-1], model), str(location[-1])
+def _unknown_key(location: Location, parent: type[BaseModel] | None, model: type[BaseModel]) -> str:
+    key = str(location[-1])
     known = list(parent.model_fields) if parent else []
     near = difflib.get_close_matches(key.lower().replace("-", "_"), known, 1)
     if near:
         return f"unknown setting; did you mean {near[0]!r}?"
     here = path_text(location[:-1])
-    if homes := [*(_homes(parent, key, here) if parent else ())] or [*_homes(model, key)]:
+    homes = dict.fromkeys([*(_homes(parent, key, here) if parent else ())] or _homes(model, key))
+    homes.pop(re.sub(r"\[\d+\]", "[]", here), None)  # Another kind's that could stand here.
+    if homes:
         return f"unknown setting here; it belongs under {' or '.join(homes)}"
     return f"unknown setting; use one of {', '.join(known)}"
 
@@ -136,25 +146,35 @@ def _homes(model: type[BaseModel], key: str, prefix: str = "") -> Iterator[str]:
     """The mappings that have a setting of this name."""
     if key in model.model_fields:
         yield prefix or "the top of the file"
-    for name, info, below in children(model):
-        if below is not None:
-            many = "[]" if get_origin(info.annotation) is tuple else ""
-            yield from _homes(below, key, f"{prefix}.{name}{many}" if prefix else f"{name}{many}")
+    for name, info, below in _children(model):
+        many = "[]" if get_origin(info.annotation) is tuple else ""
+        yield from _homes(below, key, f"{prefix}.{name}{many}" if prefix else f"{name}{many}")
 
 
-def _field(location: Location, model: type[BaseModel]) -> FieldInfo | None:
-    names = [part for part in location if isinstance(part, str)]
-    parent = _model_at(tuple(names[:-1]), model)
-    return parent.model_fields.get(names[-1]) if parent and names else None
+def _field(location: Location, model: type[BaseModel], data: object) -> FieldInfo | None:
+    """The field that an error is about, or about an item of."""
+    while location and not isinstance(location[-1], str):
+        location = location[:-1]
+    parent = _model_at(location[:-1], model, data)
+    return parent.model_fields.get(str(location[-1])) if parent and location else None
 
 
-def _model_at(location: Location, model: type[BaseModel]) -> type[BaseModel] | None:
+def _model_at(location: Location, model: type[BaseModel], data: object) -> type[BaseModel] | None:
+    """The model of what stands at a place in a file. Of one of several kinds its value says which it is of."""
     at: type[BaseModel] | None = model
     for part in location:
-        if isinstance(part, str):
-            info = at.model_fields.get(part) if at else None
-            at = _model_in(info.annotation) if info else None
+        if isinstance(part, int):
+            data = data[part] if isinstance(data, list) and part < len(data) else None
+            continue
+        data = data.get(part) if isinstance(data, dict) else None
+        info = at.model_fields.get(part) if at else None
+        kinds = _kinds_in(info) if info else None
+        at = kinds.model_for(data) if kinds else _model_in(info.annotation) if info else None
     return at
+
+
+def _kinds_in(info: FieldInfo) -> OfItsKind | None:
+    return next((it for it in info.metadata if isinstance(it, OfItsKind)), None)
 
 
 def _model_in(annotation: Any) -> type[BaseModel] | None:

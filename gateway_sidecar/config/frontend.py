@@ -17,7 +17,6 @@ from gateway_sidecar.config.frontend_values import (
     parse_mcp_servers,
     parse_network,
     parse_origin,
-    parse_passed_header,
     parse_paths,
     parse_per,
     parse_prefix,
@@ -57,7 +56,6 @@ NetworkValue = Annotated[str, PlainValidator(parse_network), _text_schema(r"^[0-
 OriginValue = Annotated[str, PlainValidator(parse_origin), _text_schema(r"^(\*|https?://[a-z0-9.-]+(:[0-9]{1,5})?)$")]
 AuthUrlValue = Annotated[AuthUrl, PlainValidator(parse_auth_url), _TO_TEXT, _text_schema(r"^http://[^\s?#]+$")]
 HeaderValue = Annotated[str, PlainValidator(parse_header), _text_schema(r"^[A-Za-z][A-Za-z0-9-]{0,63}$")]
-PassedHeaderValue = Annotated[str, PlainValidator(parse_passed_header), _text_schema(r"^[A-Za-z][A-Za-z0-9-]{0,63}$")]
 PerValue = Annotated[str, PlainValidator(parse_per), _text_schema(r"^(key|ip|header:[A-Za-z][A-Za-z0-9-]{0,63})$")]
 McpServersValue = Annotated[
     tuple[str, ...],
@@ -239,7 +237,7 @@ class FrontendSettings(Part):
         description="A larger request body (MiB) gets 413. A request that needs none (GET, DELETE, ...), or comes to a"
         " public path without a key, may bring 9999 bytes.",
     )
-    pass_headers: Annotated[tuple[PassedHeaderValue, ...], Field(strict=False)] = _list(
+    pass_headers: Annotated[tuple[HeaderValue, ...], Field(strict=False)] = _list(
         description="Request headers that go on to the router beside those that every client may send, such as"
         " one that `router.args` names for routing.",
         examples=[["X-Session-Id"]],

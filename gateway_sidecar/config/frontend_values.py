@@ -14,83 +14,6 @@ from gateway_sidecar.config.values import NotTextError, parse_endpoint, show
 
 ALL_PATHS = "all"
 
-VERSION = "/v[0-9]{1,3}(?:(?:alpha|beta)[0-9]{0,3})?"
-"""What the paths of an API for clients begin with. Routes that control a router, or an engine, mostly have no version:
-so `all` leaves out most of those that a later router may bring, whose names are not on the list yet."""
-
-CONTROL = (
-    "/workers",
-    "/flush_cache",
-    "/wasm",
-    "/v1/tokenizers",
-    "/v1/rl",
-    "/start_profile",
-    "/stop_profile",
-    "/heap_profile",
-    "/get_loads",
-    "/loads",
-    "/v1/loads",
-    "/parse",
-)
-"""Where a router is controlled, or tells of its workers' addresses. No frontend passes these, whatever `paths`
-says."""
-
-FLEET = ("/engine_metrics", "/get_model_info", "/get_server_info")
-"""What tells of the fleet. It passes where `paths` names it, and not with `all`."""
-
-ASKED_OF_ENGINES = (
-    "/get_load",
-    "/get_model_info",
-    "/get_server_info",
-    "/loads",
-    "/metrics",
-    "/model_info",
-    "/server_info",
-    "/v1/loads",
-    "/v1/models",
-    "/version",
-)
-"""What a router asks an engine beside inference: what it is, and how much it has to do (seen with SMG 1.13)."""
-
-INFERENCE = (
-    "/generate",
-    "/health",
-    "/health_generate",
-    "/liveness",
-    "/readiness",
-    "/rerank",
-    "/v1/audio/transcriptions",
-    "/v1/chat/completions",
-    "/v1/classify",
-    "/v1/completions",
-    "/v1/conversations",
-    "/v1/conversations/*",
-    "/v1/conversations/*/items",
-    "/v1/conversations/*/items/*",
-    "/v1/decisions",
-    "/v1/detokenize",
-    "/v1/embeddings",
-    "/v1/interactions",
-    "/v1/messages",
-    "/v1/messages/count_tokens",
-    "/v1/models",
-    "/v1/models/*",
-    "/v1/models/*/*",
-    "/v1/realtime",
-    "/v1/realtime/calls",
-    "/v1/realtime/client_secrets",
-    "/v1/realtime/sessions",
-    "/v1/realtime/transcription_sessions",
-    "/v1/rerank",
-    "/v1/responses",
-    "/v1/responses/*",
-    "/v1/responses/*/cancel",
-    "/v1/responses/*/input_items",
-    "/v1/systemone",
-    "/v1/tokenize",
-)
-"""What passes by default; `*` is one id. Everything that is not named does not pass."""
-
 ANY, PUBLIC = "any", "public"
 
 NAME = r"[A-Za-z0-9][A-Za-z0-9._-]{0,63}"
@@ -101,11 +24,6 @@ _OWN_HEADERS = frozenset(
     {"authorization", "x-api-key", "host", "connection", "upgrade", "content-length", "cookie"}
     | {"transfer-encoding", "te", "keep-alive", "expect", "forwarded", "x-real-ip"}
 )
-_STEERING = {
-    "x-smg-target-worker": "chooses an engine by its number",
-    "x-data-parallel-rank": "chooses a rank of an engine",
-    "x-smg-tenant-id": "says whose a stored conversation is",
-}
 
 
 @dataclass(frozen=True, slots=True)
@@ -137,22 +55,13 @@ def parse_prefix(value: object) -> str:
     return text
 
 
-def parse_passed(value: object) -> str:
-    """A prefix that a frontend may pass."""
-    text = parse_prefix(value)
-    for control in CONTROL:
-        if f"{text.lower()}/".startswith(f"{control}/"):
-            raise ValueError(f"{show(text)} controls the router, and no frontend passes that; leave it out")
-    return text
-
-
 def parse_paths(value: object) -> tuple[str, ...]:
     """`all`, or a list of prefixes."""
     if value == ALL_PATHS:
         return (ALL_PATHS,)
     if not isinstance(value, list | tuple):
         raise ValueError(f"{show(value)} is neither a list of paths nor the word {ALL_PATHS}; use one of the two")  # noqa: TRY004
-    return tuple(parse_passed(item) for item in value)
+    return tuple(parse_prefix(item) for item in value)
 
 
 def parse_network(value: object) -> str:
@@ -209,14 +118,6 @@ def parse_header(value: object) -> str:
         raise ValueError(f"{show(text)} is not a header's name; {cure}")
     if text.lower() in _OWN_HEADERS or text.lower().startswith("x-forwarded-"):
         raise ValueError(f"{show(text)} has a meaning of its own; {cure}")
-    return text
-
-
-def parse_passed_header(value: object) -> str:
-    """The name of a request header that may go on to the router."""
-    text = parse_header(value)
-    if text.lower() in _STEERING:
-        raise ValueError(f"{show(text)} {_STEERING[text.lower()]}, which is not for clients; leave it out")
     return text
 
 

@@ -14,7 +14,7 @@ from gateway_sidecar.config.models import Settings
 from gateway_sidecar.config.places import MOST_BYTES, places_in, readable
 from gateway_sidecar.config.text_file import read_file
 from gateway_sidecar.config.yamltree import Problem, read_tree
-from gateway_sidecar.errors import ConfigError
+from gateway_sidecar.errors import ConfigError, KindError
 from gateway_sidecar.kinds import ENGINES
 
 _USED = {"bridges", "peers"}
@@ -38,7 +38,7 @@ def load_usable(path: Path) -> Settings:
     content = read_file(path, MOST_BYTES).content
     try:
         return parse_config(content, str(path))
-    except ConfigError:
+    except (ConfigError, KindError):
         data = readable(content)
         places = places_in(data, content)
         if places is None:

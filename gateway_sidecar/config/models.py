@@ -9,7 +9,6 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any, Literal, Self
 
 from pydantic import (
-    AfterValidator,
     BeforeValidator,
     Field,
     PlainSerializer,
@@ -24,8 +23,8 @@ from gateway_sidecar.config.frontend import FrontendSettings, PrefixValue, Serve
 from gateway_sidecar.config.part import Part
 from gateway_sidecar.config.part import number as _number
 from gateway_sidecar.config.places import RUN_DIR, STATE_DIR
+from gateway_sidecar.config.router import CommandValue, RouterValue, default_router
 from gateway_sidecar.config.scaling import ScalingSettings
-from gateway_sidecar.config.smg_options import Policy, check_argument
 from gateway_sidecar.config.tunnels import SshDefaults
 from gateway_sidecar.config.values import (
     INTERFACE_PATTERN,
@@ -33,7 +32,6 @@ from gateway_sidecar.config.values import (
     Endpoint,
     PortRange,
     parse_bridge_host,
-    parse_command,
     parse_directory,
     parse_endpoint,
     parse_file,
@@ -49,7 +47,6 @@ from gateway_sidecar.kinds import SOURCES
 _TO_TEXT = PlainSerializer(str, return_type=str)
 _ABSOLUTE = {"type": "string", "pattern": r"""^/[^\s"'$;{}\\#%*?\[\]]+$"""}
 _FILE = {"type": "string", "pattern": "^/"}
-_COMMAND = {"type": "string", "pattern": r"^(/.+|[^-/\s][^/\s]*)$"}
 
 EndpointValue = Annotated[
     Endpoint,
@@ -88,7 +85,6 @@ BridgeHostValue = Annotated[
     ),
 ]
 FileValue = Annotated[str, PlainValidator(parse_file), WithJsonSchema(_FILE)]
-CommandValue = Annotated[str, PlainValidator(parse_command), WithJsonSchema(_COMMAND)]
 InterfaceValue = Annotated[
     str, PlainValidator(parse_interface), WithJsonSchema({"type": "string", "pattern": INTERFACE_PATTERN})
 ]
@@ -96,18 +92,6 @@ NetworkValue = Annotated[
     str, PlainValidator(parse_network), WithJsonSchema({"type": "string", "pattern": r"^[0-9A-Fa-f.:]+(/[0-9]{1,3})?$"})
 ]
 NameValue = Annotated[str, PlainValidator(parse_name), WithJsonSchema({"type": "string", "pattern": NAME_PATTERN})]
-
-
-ArgumentValue = Annotated[str, AfterValidator(check_argument)]
-
-
-def _without_nul(value: str) -> str:
-    if "\0" in value:
-        raise ValueError("holds a NUL character, which ends a text to the kernel; leave it out")
-    return value
-
-
-EnvironmentValue = Annotated[str, AfterValidator(_without_nul)]
 
 
 class LogSettings(Part):
@@ -180,7 +164,8 @@ class BridgeSettings(Part):
     )
     paths: Annotated[tuple[PrefixValue, ...], Field(strict=False)] = Field(
         default=(),
-        description="Path prefixes that a router may ask HTTP engines for, beside inference and what SMG asks."
+        description="Path prefixes that a router may ask HTTP engines for, beside inference and what routers"
+        " ask by themselves."
         " Whatever is named here, engines' control routes too, can be reached by those who can make the router ask.",
         examples=[["/v1/score"]],
     )
@@ -267,69 +252,6 @@ else:
     ReplicaSettings = _replica_settings()
 
 
-class RouterSettings(Part):
-    """The process that balances a service's requests."""
-
-    type: Literal["smg"] = Field(default="smg", description="The kind of router; `smg` is the one there is.")
-    policy: Policy = Field(default="cache_aware", description="How a worker is chosen for a request.")
-    command: CommandValue = Field(
-        default="smg",
-        description="The router's program: a name, looked for beside the daemon's own Python and then in"
-        " PATH, or an absolute path.",
-        examples=["smg"],
-    )
-    args: Annotated[tuple[ArgumentValue, ...], Field(strict=False)] = Field(
-        default=(),
-        description="Further options of `smg launch`. Those that the daemon sets itself are refused by name.",
-        examples=[["--max-payload-size", "1073741824"]],
-    )
-    env: dict[str, EnvironmentValue] = Field(
-        default={},
-        repr=False,
-        description="Environment variables for the router, above the daemon's own.",
-        examples=[{"HF_HOME": "/var/cache/huggingface"}],
-    )
-    log_level: Literal["debug", "info", "warn", "error"] = Field(
-        default="warn", description="The least severe event that the router writes; `info` is two lines a request."
-    )
-    retire_timeout_s: float = _number(
-        600.0,
-        0,
-        86400,
-        "A router that was replaced finishes its requests for this long; then it is ended, and those that are left are"
-        " cut off.",
-    )
-    start_timeout_s: float = _number(
-        30.0, 1, 600, "A started router that does not answer within this time is stopped and started again."
-    )
-    api_timeout_s: float = _number(5.0, 0.1, 60, "An answer from the router's API that takes longer counts as none.")
-    memory_limit_mb: Literal["auto"] | int | None = Field(
-        default="auto",
-        description="A router whose resident memory grows beyond this many MiB, 16 to 1048576, is replaced by a new"
-        " one, without failing a request. `auto` is a quarter of what the machine, or the unit's MemoryMax, has, and"
-        " 512 at the least; `null` sets no limit.",
-        json_schema_extra={
-            "anyOf": [{"const": "auto"}, {"type": "integer", "minimum": 16, "maximum": 1048576}, {"type": "null"}]
-        },
-    )
-
-    @field_validator("memory_limit_mb", mode="before")
-    @classmethod
-    def _memory(cls, value: object) -> object:
-        is_size = isinstance(value, int) and not isinstance(value, bool) and 16 <= value <= 1048576
-        if value in ("auto", None) or is_size:
-            return value
-        raise ValueError(f"{show(value)} is not a limit in MiB; use 16 to 1048576, auto, or null for none")
-
-    @field_validator("env")
-    @classmethod
-    def _env(cls, value: dict[str, str]) -> dict[str, str]:
-        for name in value:
-            if not name or "=" in name or "\0" in name:
-                raise ValueError(f"{show(name)} is not a variable's name; use one without = and NUL")
-        return value
-
-
 class ProbeSettings(Part):
     """Asking a replica what it is."""
 
@@ -373,7 +295,7 @@ class DrainSettings(Part):
         0,
         60,
         "A worker out of rotation stays with the router this long. While the last HTTP, or the last gRPC, worker of a"
-        " model does, SMG answers 503 to part of the requests, even if others serve the model.",
+        " model does, a router such as SMG may answer 503 to part of the requests, even if others serve the model.",
     )
     handover_s: float = _number(
         5.0,
@@ -412,7 +334,7 @@ class ServiceSettings(Part):
         examples=["127.0.0.1:30000", "[::1]:30000"],
     )
     replicas: ReplicaSettings
-    router: RouterSettings = RouterSettings()
+    router: RouterValue = Field(default_factory=default_router)
     probe: ProbeSettings = ProbeSettings()
     health: HealthSettings = HealthSettings()
     refused: RefusedSettings = RefusedSettings()

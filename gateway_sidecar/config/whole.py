@@ -22,11 +22,11 @@ from gateway_sidecar.config.models import (
     ProbeSettings,
     RefusedSettings,
     ReplicaSettings,
-    RouterSettings,
     ServiceSettings,
     Settings,
 )
 from gateway_sidecar.config.overrides import load_overrides, replica_schema
+from gateway_sidecar.config.router import RouterSettings
 from gateway_sidecar.config.scaling import HookSettings, ScalingSettings
 from gateway_sidecar.config.schema import config_schema
 from gateway_sidecar.config.tunnels import SshDefaults, tunnel_to

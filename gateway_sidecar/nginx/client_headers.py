@@ -1,16 +1,13 @@
 """Which headers pass a frontend, either way. Pure.
 
 Requests: a router decides by headers, and what one of a later version decides by is not known today. So only what is
-named here goes on (and `frontend.pass_headers`), and nginx says itself who the client is.
+named goes on, here, by the kind of router and in `frontend.pass_headers`, and nginx says itself who the client is.
 Answers: engines put into them what they like, and routers pass it on. Here nginx can only leave out by name.
 """
 
 from __future__ import annotations
 
 from collections.abc import Collection, Iterable, Sequence
-
-TENANT_HEADER = "X-Smg-Tenant-Id"
-"""SMG keeps stored responses and conversations of different tenants apart, and believes this header."""
 
 CREDENTIALS = ("Authorization", "X-Api-Key")
 
@@ -20,8 +17,6 @@ PASSED = (
     *("Anthropic-Version", "Anthropic-Beta", "OpenAI-Beta", "OpenAI-Organization", "OpenAI-Project"),
     # Names of a request, by which it is found in logs and traces.
     *("X-Request-Id", "X-Correlation-Id", "X-Trace-Id", "Request-Id", "Traceparent", "Tracestate"),
-    # Affinity: requests with the same text meet the same engine. It names no engine.
-    "X-Smg-Routing-Key",
     # WebSocket; `Upgrade` and `Connection` are said by nginx.
     *("Sec-WebSocket-Key", "Sec-WebSocket-Version", "Sec-WebSocket-Protocol", "Sec-WebSocket-Extensions"),
 )
@@ -33,7 +28,7 @@ another proxy would have said."""
 
 HIDDEN = (
     # Addresses and numbers of engines and bridges. `$upstream_http_...` still has them for nginx's own use.
-    *("X-Smg-Routed-Worker-Id", "X-Smg-Cache-Trace", "X-Powered-By", "Via"),
+    *("X-Powered-By", "Via"),
     # What a browser would keep, or do, for everything else that is at this name.
     *("Set-Cookie", "Set-Cookie2", "Clear-Site-Data", "Service-Worker-Allowed", "Accept-CH", "Critical-CH"),
     *("Strict-Transport-Security", "Public-Key-Handles", "Public-Key-Handles-Report-Only", "Expect-CT", "Alt-Svc"),

@@ -10,15 +10,17 @@ import json
 import math
 import re
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass, field, fields, replace
+from dataclasses import asdict, dataclass, field, fields, replace
 from pathlib import Path
+from typing import Any
 
 from gateway_sidecar.config import Endpoint, FrontendSettings
-from gateway_sidecar.config.frontend_values import ALL_PATHS, ANY, ASKED_OF_ENGINES, CONTROL, FLEET, INFERENCE, VERSION
+from gateway_sidecar.config.frontend_values import ALL_PATHS, ANY
+from gateway_sidecar.domain.routing import BridgeRules, RouterHeaders, RouterPaths
 from gateway_sidecar.nginx import client_headers
 from gateway_sidecar.nginx.access_events import EventAddress
 from gateway_sidecar.nginx.bodies import SMALL_BYTES, body_classes
-from gateway_sidecar.nginx.bridge_server import KEY_HEADER, ORDERS, OWNER_PATH, owner_url
+from gateway_sidecar.nginx.bridge_server import ORDERS, OWNER_PATH, owner_url
 from gateway_sidecar.nginx.frontend_places import FrontendPlaces
 from gateway_sidecar.nginx.templates import END, SEGMENTS, render
 
@@ -55,13 +57,7 @@ _WORDS: dict[str, object] = {
     "in_force_path": IN_FORCE,
     "owner_script": OWNER_SCRIPT,
     "owner_path": OWNER_PATH,
-    "key_header": KEY_HEADER,
-    "tenant_header": client_headers.TENANT_HEADER,
     "orders": ORDERS,
-    "inference_paths": INFERENCE,
-    "asked_paths": ASKED_OF_ENGINES,
-    "every_path": f"^{VERSION}{SEGMENTS}+/?{END}",
-    "hidden_headers": client_headers.HIDDEN,
     "auth_headers": client_headers.FOR_AUTH,
     "small_bytes": SMALL_BYTES,
 }
@@ -96,6 +92,7 @@ class Capacity:
 class ServiceAddress:
     """One service's stable address, and where its router and that router's successor listen (`host:port`).
 
+    paths, headers: what that kind of router takes, and heeds.
     hold_s: how long a request may be kept in the waiting room.
     """
 
@@ -103,6 +100,8 @@ class ServiceAddress:
     listen: str
     router: str
     successor: str
+    paths: RouterPaths
+    headers: RouterHeaders
     frontend: FrontendSettings = _PLAIN
     hold_s: float = 0.0
 
@@ -136,18 +135,28 @@ class ServiceAddress:
     @property
     def control_paths(self) -> tuple[str, ...]:
         """What never passes, whatever `paths` says; with `all`, nor does what tells of the fleet."""
-        return (*CONTROL, *(FLEET if ALL_PATHS in self.frontend.paths else ()))
+        return (*self.paths.control, *(self.paths.fleet if ALL_PATHS in self.frontend.paths else ()))
+
+    @property
+    def every_path(self) -> str:
+        """The pattern of what `all` passes beside inference."""
+        return f"^{self.paths.versioned}{SEGMENTS}+/?{END}"
+
+    @property
+    def hidden_headers(self) -> Sequence[str]:
+        """The headers of an answer that stay here."""
+        return (*self.headers.hidden, *client_headers.HIDDEN)
 
     @property
     def passed_headers(self) -> Sequence[str]:
         """The request headers that go on as they were sent; what is said with a value of ours is none of them."""
         auth = self.frontend.auth
-        ours = {KEY_HEADER, client_headers.TENANT_HEADER}
+        ours = {self.headers.bridge_key, self.headers.tenant}
         if auth is not None and not auth.pass_authorization:
             ours.update(client_headers.CREDENTIALS)
         if auth is not None and auth.name_header is not None:
             ours.add(auth.name_header)
-        return client_headers.sent_on(self.frontend.pass_headers, but=ours)
+        return client_headers.sent_on((*self.headers.passed, *self.frontend.pass_headers), but=ours)
 
     @property
     def patience_s(self) -> int:
@@ -211,7 +220,7 @@ class NginxConfig:
     """All that the configuration depends on.
 
     first_port..last_port: the bridges; of HTTP engines on `host`, of gRPC engines on `grpc_host`.
-    bridge_key: what a router shows the bridges of HTTP engines. bridge_paths: what they pass beside inference.
+    bridge_key: what a router shows the bridges of HTTP engines. bridge_rules: what they pass.
     lua_modules: what to load for Lua, which may be nothing; None without it.
     owner_module: nginx's module for JavaScript in streams, which tells whose a connection is; None without it.
     gates: a file named after a service in this directory sends its requests to the waiting room; one named after
@@ -228,7 +237,7 @@ class NginxConfig:
     first_port: int
     last_port: int
     bridge_key: str = field(repr=False)
-    bridge_paths: Sequence[str]
+    bridge_rules: BridgeRules
     links: Path
     directory: Path
     temp: Path
@@ -288,7 +297,7 @@ class PeerConfig:
     directory: Path
     grpc: bool
     bridge_key: str = field(repr=False)
-    bridge_paths: Sequence[str]
+    bridge_rules: BridgeRules
     modules: Sequence[Path]
     owner_url: str | None
     user: tuple[str, str] | None = None
@@ -326,16 +335,28 @@ def services_in(text: str, number: str) -> Sequence[ServiceAddress] | None:
         return None
     try:
         said = json.loads("".join(row.removeprefix(_RECORD).rstrip("\n") for row in rows if row.startswith(_RECORD)))
-        return [ServiceAddress(**it | {"frontend": FrontendSettings.model_validate(it["frontend"])}) for it in said]
+        return [_address(it) for it in said]
     except (ValueError, TypeError, KeyError):
         return None  # Another version's.
+
+
+def _address(said: dict[str, Any]) -> ServiceAddress:
+    """One service of a record."""
+    said["frontend"] = FrontendSettings.model_validate(said["frontend"])
+    said["paths"] = RouterPaths(**_with_tuples(said["paths"]))
+    said["headers"] = RouterHeaders(**_with_tuples(said["headers"]))
+    return ServiceAddress(**said)
+
+
+def _with_tuples(said: dict[str, Any]) -> dict[str, Any]:
+    return {name: tuple(value) if isinstance(value, list) else value for name, value in said.items()}
 
 
 def _record(services: Sequence[ServiceAddress]) -> str:
     """The services as comments; it is no part of the configuration's number."""
     said = [
         {field.name: getattr(it, field.name) for field in fields(it)}
-        | {"frontend": it.frontend.model_dump(mode="json")}
+        | {"frontend": it.frontend.model_dump(mode="json"), "paths": asdict(it.paths), "headers": asdict(it.headers)}
         for it in services
     ]
     text = json.dumps(said)

@@ -10,12 +10,13 @@ from __future__ import annotations
 import asyncio
 import re
 import shutil
-from collections.abc import Callable, Sequence
+from collections.abc import Callable
 from dataclasses import dataclass
 from ipaddress import ip_address
 
 from gateway_sidecar.config import parse_endpoint
 from gateway_sidecar.domain.model import PeerAddress
+from gateway_sidecar.domain.routing import BridgeRules
 from gateway_sidecar.errors import NginxError
 from gateway_sidecar.files.own import make_directory
 from gateway_sidecar.files.replace import replace_file
@@ -28,11 +29,11 @@ from gateway_sidecar.supervision.process import Identity
 
 @dataclass(frozen=True, slots=True)
 class PeerPlaces(SmallPlaces):
-    """What all of them share: what the router shows bridges, the paths that these pass beside inference, and where the
+    """What all of them share: what the router shows bridges, what these pass, and where the
     bridges' nginx tells whose a connection is."""
 
     bridge_key: Callable[[], str]
-    bridge_paths: Sequence[str]
+    bridge_rules: BridgeRules
     owner_url: str
 
 
@@ -44,7 +45,7 @@ class PeerNginx(SmallNginx):
         self._address = address
         self._link = places.links / f"{port}.sock"
         self._grpc = grpc
-        self._key, self._paths = places.bridge_key, places.bridge_paths
+        self._key, self._rules = places.bridge_key, places.bridge_rules
         self._owner_url = places.owner_url
 
     async def start(self) -> None:
@@ -65,7 +66,7 @@ class PeerNginx(SmallNginx):
                 self._directory,
                 self._grpc,
                 self._key(),
-                self._paths,
+                self._rules,
                 modules,
                 None if program.owner_module is None or program.lua_modules is None else self._owner_url,
                 own_user(),

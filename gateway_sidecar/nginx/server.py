@@ -26,6 +26,7 @@ from ipaddress import IPv4Address, IPv6Address, ip_address
 from pathlib import Path
 
 from gateway_sidecar.config.values import hosts_clash
+from gateway_sidecar.domain.routing import BridgeRules
 from gateway_sidecar.errors import NginxError, ProcessError
 from gateway_sidecar.files.own import keep_directory, make_directory
 from gateway_sidecar.files.replace import put_in_place, replace_file, replace_link, write_beside
@@ -154,7 +155,7 @@ class NginxSettings:
     grpc_host: str
     first_port: int
     last_port: int
-    paths: Sequence[str]
+    rules: BridgeRules
     command: str
     worker_processes: str
     held_mb: int
@@ -488,7 +489,7 @@ class Nginx:
             first_port=self._settings.first_port,
             last_port=self._settings.last_port,
             bridge_key=self.bridge_key,
-            bridge_paths=self._settings.paths,
+            bridge_rules=self._settings.rules,
             links=self.links,
             directory=self._directory,
             temp=self._temp,

@@ -1,12 +1,31 @@
-"""What the daemon needs of a router, whichever kind it is."""
+"""What the daemon needs of a router: its kind (`RouterKind`), and how it is run for one service (`RouterSetup`).
+
+docs/guides/write-your-own-router.md shows a whole kind.
+"""
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+import hashlib
+import os
+import shutil
+import sys
+from abc import ABC, abstractmethod
+from collections.abc import Awaitable, Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
-from typing import Protocol
+from pathlib import Path
+from typing import TYPE_CHECKING, ClassVar, Generic, Protocol, TypeVar
 
-from gateway_sidecar.domain.model import Registered, WorkerSpec
+from gateway_sidecar.config.router import RouterSettings
+from gateway_sidecar.domain.findings import Finding
+from gateway_sidecar.domain.model import Registered, WorkerSpec, WorkerType
+from gateway_sidecar.domain.printable import printable
+from gateway_sidecar.domain.routing import RouterHeaders, RouterPaths
+from gateway_sidecar.errors import ProcessError
+
+if TYPE_CHECKING:
+    from gateway_sidecar.config import ServiceSettings
+
+S = TypeVar("S", bound=RouterSettings)
 
 
 @dataclass(frozen=True, slots=True)
@@ -89,33 +108,97 @@ class RouterClient(Protocol):
         ...
 
 
-class RouterKind(Protocol):
-    """One kind of router, set up for one service."""
+class RouterSetup(ABC):
+    """One service's router as it is configured: how it is started, talked to and read.
 
-    @property
-    def name(self) -> str:
-        """The word of the configuration: `smg`."""
-        ...
+    A kind must say `program`, `command` and `client`; the rest says what holds of a router of which nothing is known.
 
+    late_s: for how long a registration that was accepted may still come about after it was given up.
+    settles_s: how long after an accepted removal the list may still show the worker as it was.
+    """
+
+    late_s: ClassVar[float] = 30.0
+    settles_s: ClassVar[float] = 0.1
+
+    @abstractmethod
+    def program(self) -> Path:
+        """The file that is run. Raises ProcessError if it cannot be found."""
+
+    @abstractmethod
     def command(self, ports: RouterPorts, key: str) -> LaunchCommand:
         """How to start it. Raises ProcessError if its program cannot be found."""
-        ...
+
+    @abstractmethod
+    def client(self, ports: RouterPorts, key: str) -> RouterClient:
+        """A client for its API."""
 
     def digest(self) -> str:
         """The same as long as it would be started from the same program with the same arguments and environment.
 
-        Ports and key do not count. Reads files. Raises ProcessError if its program cannot be found.
+        Ports and key do not count. A package that is installed anew writes its programs anew. Reads files. Raises
+        ProcessError if the program cannot be found.
         """
-        ...
-
-    def client(self, ports: RouterPorts, key: str) -> RouterClient:
-        """A client for its API."""
-        ...
+        command = self.command(RouterPorts(0, 0), "")
+        try:
+            stat = self.program().stat()
+        except OSError as error:
+            raise ProcessError(f"router.command: {error}") from error
+        parts = [*command.argv, stat.st_size, stat.st_mtime_ns, *sorted(command.env.items())]
+        return hashlib.sha256(repr(parts).encode()).hexdigest()[:16]
 
     def read_log_line(self, line: str) -> LogLine | None:
         """One line of its output; None for what is not worth passing on."""
-        ...
+        return LogLine("info", printable(line.strip()))
 
     def read_metrics(self, text: bytes) -> RouterReading:
         """What its metrics page says."""
-        ...
+        return RouterReading(None, {}, {}, {}, {})
+
+    def models_of(self, workers: Iterable[Registered]) -> set[str]:
+        """The models that these workers answer for, or a part of."""
+        return {worker.model_id or "-" for worker in workers if worker.worker_type is not WorkerType.ENCODE}
+
+    def unanswered(self, workers: Iterable[Registered]) -> Mapping[str, str]:
+        """Model -> why its requests cannot be answered, of models that ready workers are there for."""
+        return {}
+
+
+async def nothing_to_say(_services: Mapping[str, RouterSettings]) -> list[Finding]:
+    """A kind's `check` that looks at nothing."""
+    return []
+
+
+@dataclass(frozen=True, slots=True)
+class RouterKind(Generic[S]):
+    """One kind of router: all that the gateway knows of it.
+
+    name: the word of the configuration, `router: {type: NAME}`.
+    settings: what may be said below `router`, its defaults and bounds.
+    build: the router of one service, of its settings and the key that it shows the bridges of HTTP engines.
+    check: what `gateway-sidecar check` says of these services' routers (name -> settings); starts none.
+    """
+
+    name: str
+    settings: type[S]
+    build: Callable[[S, ServiceSettings, str], RouterSetup]
+    paths: RouterPaths
+    headers: RouterHeaders
+    check: Callable[[Mapping[str, S]], Awaitable[list[Finding]]] = nothing_to_say
+
+
+def find_program(command: str, cure: str) -> Path:
+    """A router's program: a path as it is, else the one beside this interpreter, else on PATH. Raises ProcessError.
+
+    cure: what to do if it is nowhere.
+    """
+    if "/" in command:
+        path = Path(command)
+        if not os.access(path, os.X_OK):
+            raise ProcessError(f"router.command: {command} is not an executable file")
+        return path
+    beside = Path(sys.executable).parent / command
+    found = beside if os.access(beside, os.X_OK) else shutil.which(command)
+    if found is None:
+        where = f"neither beside {sys.executable} nor on PATH"
+        raise ProcessError(f"router.command: '{command}' is {where}; {cure}, or give its path")
+    return Path(found)

@@ -9,7 +9,7 @@ async function check(s) {
     const there = `${v.remote_addr} ${v.remote_port} ${v.server_addr} ${v.server_port}`;
     try {
         const answer = await ngx.fetch(`${v.gateway_owner_url}?${encodeURIComponent(there)}`,
-                                       {headers: {[v.gateway_key_header]: v.gateway_key}});
+                                       {headers: {Authorization: `Bearer ${v.gateway_key}`}});
         if (answer.status === 204) {
             s.allow();
             return;

@@ -173,8 +173,8 @@ def _lines(raw: bytes) -> list[str]:
 def _open(path: Path) -> tuple[int, int]:
     """A descriptor, and how much is in the file already.
 
-    Raises OSError where nothing can be written: SMG does not start if its first line fails; a later one that fails it
-    survives.
+    Raises OSError where nothing can be written: a router may not start if its first line fails (SMG); a later one that
+    fails it survives.
     """
     try_writing(path.parent, _ROOM_BYTES)
     fd = open_to_append(path)

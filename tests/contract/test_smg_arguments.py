@@ -7,21 +7,15 @@ from pathlib import Path
 
 import pytest
 
-from gateway_sidecar.check import Level, router_arguments
-from gateway_sidecar.config import ServiceSettings
+from gateway_sidecar.domain.findings import Level
 from gateway_sidecar.errors import ProcessError
-from gateway_sidecar.routers.smg import find_smg
+from gateway_sidecar.routers.smg.check import check_arguments
+from gateway_sidecar.routers.smg.launch import find_smg
+from gateway_sidecar.routers.smg.settings import SmgSettings
 
 
-def service(*args: str, command: str = "smg") -> ServiceSettings:
-    return ServiceSettings.model_validate(
-        {
-            "name": "chat",
-            "listen": "127.0.0.1:8080",
-            "replicas": {"sockets": "/run/replicas/{replica}.sock"},
-            "router": {"command": command, "args": list(args)},
-        }
-    )
+def settings(*args: str, command: str = "smg") -> SmgSettings:
+    return SmgSettings(command=command, args=args)
 
 
 @pytest.fixture(autouse=True)
@@ -43,7 +37,7 @@ def _with_smg() -> None:
 )
 async def test_arguments_that_smg_would_refuse_fail(args: tuple[str, ...], reason: str) -> None:
     """What would end a router at its start is told before one is started, in SMG's words."""
-    [finding] = await router_arguments(service(*args))
+    [finding] = await check_arguments("chat", settings(*args))
     assert finding.level is Level.FAIL
     assert finding.text.startswith("chat: router.args: smg: error: ")
     assert reason in finding.text
@@ -51,7 +45,7 @@ async def test_arguments_that_smg_would_refuse_fail(args: tuple[str, ...], reaso
 
 async def test_arguments_that_smg_takes_are_fine() -> None:
     """The daemon's own ones among them."""
-    assert [it.level for it in await router_arguments(service("--max-tree-size", "1000"))] == [Level.OK]
+    assert [it.level for it in await check_arguments("chat", settings("--max-tree-size", "1000"))] == [Level.OK]
 
 
 async def test_an_smg_without_that_parser_is_warned_of(tmp_path: Path) -> None:
@@ -60,6 +54,6 @@ async def test_an_smg_without_that_parser_is_warned_of(tmp_path: Path) -> None:
         program = tmp_path / name
         program.write_text(f"{first}\n")
         program.chmod(0o755)
-        [finding] = await router_arguments(service(command=str(program)))
+        [finding] = await check_arguments("chat", settings(command=str(program)))
         assert finding.level is Level.WARN
         assert "SMG's parser cannot be asked" in finding.text

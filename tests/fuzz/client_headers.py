@@ -20,12 +20,11 @@ from pathlib import Path
 import aiohttp
 
 from gateway_sidecar.config import FrontendSettings
-from gateway_sidecar.config.frontend_values import CONTROL, FLEET, INFERENCE
 from gateway_sidecar.frontend.publish import publish_keys
 from gateway_sidecar.nginx.bodies import SMALL_BYTES
-from gateway_sidecar.nginx.bridge_server import KEY_HEADER
 from gateway_sidecar.nginx.client_headers import CREDENTIALS, PASSED
 from gateway_sidecar.nginx.frontend_places import FrontendPlaces
+from gateway_sidecar.routers.smg.paths import HEADERS, PATHS
 from tests.system.test_front_door_keys import bare_nginx
 
 AT_ONCE = 6
@@ -35,7 +34,16 @@ _PUBLIC = "/health"
 _TENANT = "x-smg-tenant-id"
 _LOG_LINE = re.compile(r"\d{4}/\d\d/\d\d \d\d:\d\d:\d\d \[(error|warn|info|notice)\] \d+#\d+: ")
 
-_ROOTS = (*CONTROL, *FLEET, *(path.replace("*", "x1") for path in INFERENCE), "/v1/files", "/metrics", "/", "*", "")
+_ROOTS = (
+    *PATHS.control,
+    *PATHS.fleet,
+    *(path.replace("*", "x1") for path in PATHS.inference),
+    "/v1/files",
+    "/metrics",
+    "/",
+    "*",
+    "",
+)
 _STEERING = (
     *("X-Smg-Target-Worker", "X-Smg-Routing-Tokens", "X-Smg-Tenant-Id", "X-Smg-Priority", "X-Smg-Mcp", "X-Tenant-Id"),
     *("X-Data-Parallel-Rank", "X-Worker-Id", "X-Forwarded-Host", "X-Forwarded-For", "X-Forwarded-Proto", "Forwarded"),
@@ -82,10 +90,12 @@ class Stub:
     def _judge(self, first: str, headers: list[tuple[str, str]], size: int) -> None:
         names = [name for name, _ in headers]
         told = dict(headers)
-        allowed = _OURS | {name.lower() for name in (*CREDENTIALS, *PASSED, KEY_HEADER, _TENANT)}
+        allowed = _OURS | {
+            name.lower() for name in (*CREDENTIALS, *PASSED, *HEADERS.passed, HEADERS.bridge_key, _TENANT)
+        }
         if told.get(_TENANT, "alice") != "alice" or (_TENANT in told and not self.keyed):
             self.faults.append(f"somebody else's tenant: {headers}")
-        if told.get(KEY_HEADER.lower()) != "k" * 32:
+        if told.get(HEADERS.bridge_key.lower()) != "k" * 32:
             self.faults.append(f"not the bridges' key: {headers}")
         more = {name for name in names if name not in allowed}
         wrong = []
@@ -114,9 +124,9 @@ class Stub:
         if "%" in path or "\\" in path or "//" in path or "/." in path:
             return False
         lower = f"{path.lower().rstrip('/')}/"
-        if any(lower.startswith(f"{root}/") for root in (*CONTROL, *FLEET)):
+        if any(lower.startswith(f"{root}/") for root in (*PATHS.control, *PATHS.fleet)):
             return False
-        return re.match(r"/v\d+[a-z0-9]*/.", path) is not None or any(path == it for it in INFERENCE)
+        return re.match(r"/v\d+[a-z0-9]*/.", path) is not None or any(path == it for it in PATHS.inference)
 
 
 @asynccontextmanager

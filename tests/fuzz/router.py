@@ -12,8 +12,9 @@ from pathlib import Path
 from gateway_sidecar.domain.model import ConnectionMode, WorkerSpec
 from gateway_sidecar.errors import MetricsError, RouterError
 from gateway_sidecar.routers.answers import MetricsPages
-from gateway_sidecar.routers.smg import SmgClient, read_log_line
-from gateway_sidecar.routers.smg_metrics import read_metrics
+from gateway_sidecar.routers.smg.client import SmgClient
+from gateway_sidecar.routers.smg.log import read_log_line
+from gateway_sidecar.routers.smg.metrics import read_metrics
 from gateway_sidecar.supervision.own_thread import OwnThread
 from tests.fuzz.frame import Edge, Trial
 from tests.fuzz.mutation import EVIL_TEXTS, mutated

@@ -24,9 +24,10 @@ from openai import AsyncOpenAI, AuthenticationError
 from gateway_sidecar.config import AuthSettings, FrontendSettings
 from gateway_sidecar.frontend.keys import add_key, revoke_key
 from gateway_sidecar.frontend.publish import publish_keys
-from gateway_sidecar.nginx.config import Capacity, NginxConfig, ServiceAddress
+from gateway_sidecar.nginx.config import Capacity, NginxConfig
 from gateway_sidecar.nginx.frontend_places import FrontendPlaces
 from gateway_sidecar.nginx.server import busy_ports, find_nginx
+from tests.smg import RULES, smg_address
 from tests.system.clients import stream_chat
 from tests.system.conftest import MakeGateway, StartEngine
 from tests.system.gateway import Gateway, PortBlock, Status, service_of
@@ -539,14 +540,14 @@ async def bare_nginx(
     ports = PortBlock()
     listen = f"127.0.0.1:{ports.first}"
     program = await find_nginx("nginx")
-    address = ServiceAddress("chat", listen, f"127.0.0.1:{router}", f"127.0.0.1:{router}", frontend)
+    address = smg_address("chat", listen, f"127.0.0.1:{router}", f"127.0.0.1:{router}", frontend)
     config = directory / "nginx.conf"
     with owner.here():
         (directory / "temp").mkdir()
     (directory / "frontends.lua").write_text((resources.files("gateway_sidecar") / "share/frontends.lua").read_text())
     text = NginxConfig(
         host="127.0.0.1", grpc_host="127.0.0.2", first_port=ports.first + 1, last_port=ports.first + 1,
-        bridge_key="k" * 32, bridge_paths=(), links=directory, directory=directory,
+        bridge_key="k" * 32, bridge_rules=RULES, links=directory, directory=directory,
         temp=directory / "temp", gates=directory, waiting_room=directory / "none.sock", log=directory / "error.log",
         worker_processes="1", capacity=Capacity.within(1024, 2, requests), services=[address],
         stream_module=program.stream_module, user=("root", "root") if owner.uid == 0 else None, frontends=places,

@@ -12,7 +12,7 @@ from pathlib import Path
 
 import pytest
 
-from gateway_sidecar.config.frontend_values import CONTROL, FLEET, INFERENCE
+from gateway_sidecar.routers.smg.paths import PATHS
 from tests.system.conftest import MakeGateway, StartAs
 from tests.system.gateway import Gateway, service_of
 from tests.users import ONE
@@ -191,8 +191,8 @@ async def test_of_the_routes_of_this_very_router_only_inference_passes(
     routes = await answered(behind, candidates)
     assert {"/heap_profile", "/loads", "/workers", "/v1/chat/completions"} <= set(routes), routes
     passing = [path for path in routes if not (await ask_raw(gateway.ports["chat"], "GET", path)).refused]
-    inference = re.compile("|".join(re.escape(path).replace(r"\*", "[^/]+") for path in INFERENCE))
-    assert [path for path in passing if not inference.fullmatch(path)] == [], "decide: INFERENCE, or CONTROL"
+    inference = re.compile("|".join(re.escape(path).replace(r"\*", "[^/]+") for path in PATHS.inference))
+    assert [path for path in passing if not inference.fullmatch(path)] == [], "decide: inference, or control"
 
 
 def router_program() -> Path:
@@ -337,7 +337,7 @@ async def test_what_is_no_request_is_refused_in_the_same_form(make_gateway: Make
 def test_the_lists_are_complete() -> None:
     """Every route of the router is on one list, and the front door's own lists have all of them."""
     ids = re.compile(r"(resp|conv|item|model)_1")
-    assert {ids.sub("*", path) for path in ROUTES} == set(INFERENCE)
-    assert set(INFORMATION) == set(FLEET)
+    assert {ids.sub("*", path) for path in ROUTES} == set(PATHS.inference)
+    assert set(INFORMATION) == set(PATHS.fleet)
     for path in CONTROLS | WORKERS_TOLD:
-        assert any(f"{path}/".startswith(f"{root}/") for root in CONTROL), path
+        assert any(f"{path}/".startswith(f"{root}/") for root in PATHS.control), path

@@ -25,6 +25,7 @@ from gateway_sidecar.errors import NginxError
 from gateway_sidecar.nginx.config import ServiceAddress
 from gateway_sidecar.nginx.server import TEMP, Nginx, NginxSettings
 from gateway_sidecar.supervision.process import session_members
+from tests.smg import RULES, smg_address
 from tests.system.clients import ask
 from tests.system.conftest import MakeGateway, StartEngine
 from tests.system.gateway import Gateway, PortBlock, service_of
@@ -44,7 +45,7 @@ class Doors:
         self.settings = NginxSettings(
             *("127.0.0.1", "127.0.0.2"),
             *(self.ports.first + 20, self.ports.first + 23),
-            paths=(),
+            rules=RULES,
             command="nginx",
             worker_processes="2",
             held_mb=1024,
@@ -59,7 +60,7 @@ class Doors:
         return f"{host}:{self.ports.first + port}"
 
     def address(self, door: dict[str, Any]) -> ServiceAddress:
-        it = ServiceAddress(
+        it = smg_address(
             *("chat", self.endpoint(0), self.endpoint(1), self.endpoint(2)), FrontendSettings.model_validate(door)
         )
         shutil.copy(self.pem, self.directory / "run" / "frontends" / "chat.pem")

@@ -24,6 +24,7 @@ from gateway_sidecar.nginx.server import NginxProgram, find_nginx
 from gateway_sidecar.nginx.small import SmallPlaces
 from gateway_sidecar.supervision.logfile import ChildLog
 from gateway_sidecar.supervision.process import start_ticks
+from tests.smg import RULES
 from tests.system.clients import ask, stream_chat
 from tests.system.conftest import StartEngine
 from tests.system.gateway import Gateway, PortBlock, replica_of
@@ -232,7 +233,7 @@ async def test_somebody_elses_listener_is_not_taken_for_an_advertised_address(tm
         return NginxProgram(str(program), "1.0", None)
 
     log = ChildLog(tmp_path / "log")
-    places = PeerPlaces(tmp_path, tmp_path, log, find, lambda: "k" * 32, (), "")
+    places = PeerPlaces(tmp_path, tmp_path, log, find, lambda: "k" * 32, RULES, "")
     nginx = PeerNginx(places, PeerAddress("127.0.0.1", ports.first), 1, grpc=False)
     starting = asyncio.create_task(nginx.start())
     try:

@@ -17,9 +17,9 @@ import pytest_asyncio
 from aiohttp import web
 
 from examples.simulated import EngineKind
-from gateway_sidecar.config.frontend_values import ASKED_OF_ENGINES
 from gateway_sidecar.frontend.keys import add_key
 from gateway_sidecar.nginx.bridge_server import OWNER_PATH
+from gateway_sidecar.routers.smg.paths import PATHS
 from tests.system.clients import ask
 from tests.system.conftest import MakeGateway, StartAs
 from tests.system.gateway import Gateway, replica_of
@@ -211,7 +211,7 @@ async def test_everything_that_smg_asks_an_engine_passes_its_bridge(
     one = await liar(gateway.socket("r1"))
     await gateway.until_states({"r1": "serving"})
     asked = {path for _, path in one.seen} - {"/health", "/v1/models"}
-    assert {"/server_info", "/model_info"} <= asked <= {*ASKED_OF_ENGINES, "/is_sleeping"}
+    assert {"/server_info", "/model_info"} <= asked <= {*PATHS.asked, "/is_sleeping"}
     log = (gateway.directory / "state" / "log" / "router-chat.log").read_text()
     assert "bridge passes inference only" not in log
 

@@ -22,7 +22,7 @@ import aiohttp
 import pytest
 import pytest_asyncio
 
-from gateway_sidecar.nginx.bridge_server import KEY_HEADER
+from tests.smg import KEY_HEADER
 from tests.system.clients import ask
 from tests.system.conftest import MakeGateway, StartAs
 from tests.system.gateway import Gateway, replica_of, service_of, states_of

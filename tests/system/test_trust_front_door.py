@@ -21,9 +21,10 @@ from gateway_sidecar.config import AuthSettings, FrontendSettings, LimitSettings
 from gateway_sidecar.config.frontend_values import parse_auth_url
 from gateway_sidecar.frontend.keys import add_key
 from gateway_sidecar.nginx.bodies import SMALL_BYTES, body_classes
-from gateway_sidecar.nginx.bridge_server import KEY_HEADER
 from gateway_sidecar.nginx.client_headers import CREDENTIALS, FOR_AUTH, HIDDEN, PASSED
 from gateway_sidecar.nginx.frontend_places import FrontendPlaces
+from gateway_sidecar.routers.smg.paths import HEADERS
+from tests.smg import KEY_HEADER
 from tests.system.conftest import MakeGateway
 from tests.system.gateway import PortBlock, service_of
 from tests.system.test_front_door_keys import Judge, bare_nginx, listening
@@ -142,7 +143,7 @@ async def test_a_router_is_told_only_what_is_named(tmp_path: Path) -> None:
                 assert response.status == 200
             told = router.seen[-1][1]
             ours = {"Host", "Connection", "X-Forwarded-For", "X-Forwarded-Proto", "Content-Length", KEY_HEADER}
-            known = {name.lower() for name in (*CREDENTIALS, *PASSED, *ours, "X-Session-Id")}
+            known = {name.lower() for name in (*CREDENTIALS, *PASSED, *HEADERS.passed, *ours, "X-Session-Id")}
             assert {name for name in told if name.lower() not in known} == set()
             arrived = {name.lower(): value for name, value in told.items()}
             assert {name: arrived.get(name.lower()) for name in SENT} == SENT
@@ -266,7 +267,7 @@ async def test_an_answer_brings_nothing_that_is_not_for_clients(tmp_path: Path) 
             router.headers = {"Location": location}
             async with client.get(f"{url}/v1/models", allow_redirects=False) as response:
                 assert response.headers.get("Location") == (location if passes else None)
-    assert {name.lower() for name in TELLTALE} - {name.lower() for name in HIDDEN} == {
+    assert {name.lower() for name in TELLTALE} - {name.lower() for name in (*HIDDEN, *HEADERS.hidden)} == {
         *("server", "x-accel-redirect", "x-accel-expires")
     }, "nginx leaves these out by itself"
 
@@ -330,7 +331,7 @@ async def test_no_engine_and_no_router_tells_clients_of_the_inside(make_gateway:
         finally:
             await runner.cleanup()
     assert [status for status, _ in answers] == [200, 200, 200, 400, 200]
-    hidden = {name.lower() for name in HIDDEN}
+    hidden = {name.lower() for name in (*HIDDEN, *HEADERS.hidden)}
     for _, headers in answers:
         assert [name for name in headers if name.lower() in hidden] == []
         assert "127.0.0.1" not in str(headers)

@@ -26,7 +26,8 @@ from gateway_sidecar.engines.unix_socket import receive
 from gateway_sidecar.errors import MetricsError, RouterError, RouterUnavailable
 from gateway_sidecar.nginx.server import Nginx
 from gateway_sidecar.routers.answers import _MOST_PAGE_BYTES, MetricsPages
-from gateway_sidecar.routers.smg import _MOST_ANSWER_BYTES, SmgClient, _as_object, read_log_line
+from gateway_sidecar.routers.smg.client import _MOST_ANSWER_BYTES, SmgClient, _as_object
+from gateway_sidecar.routers.smg.log import read_log_line
 from gateway_sidecar.supervision.logfile import ChildLog
 from gateway_sidecar.telemetry.metrics import Metrics
 from gateway_sidecar.telemetry.problems import Problems
@@ -285,7 +286,7 @@ class _Talkative:
     """As much of a router as its log needs."""
 
     service = "chat"
-    kind = type("Kind", (), {"read_log_line": staticmethod(read_log_line)})()
+    setup = type("Setup", (), {"read_log_line": staticmethod(read_log_line)})()
 
     def __init__(self, log: ChildLog) -> None:
         self.log = log

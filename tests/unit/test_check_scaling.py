@@ -4,8 +4,9 @@ from __future__ import annotations
 
 from pathlib import Path
 
-from gateway_sidecar.check import Level, _scaling
+from gateway_sidecar.check import _scaling
 from gateway_sidecar.config import parse_config
+from gateway_sidecar.domain.findings import Level
 
 HEAD = "services: [{name: chat, listen: '127.0.0.1:1', replicas: {sockets: '/run/a/{replica}'}"
 

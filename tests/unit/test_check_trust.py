@@ -9,8 +9,9 @@ from pathlib import Path
 
 import pytest
 
-from gateway_sidecar.check import Level, _directory, unguarded
+from gateway_sidecar.check import _directory, unguarded
 from gateway_sidecar.config import PathPattern, Settings, parse_config
+from gateway_sidecar.domain.findings import Level
 from gateway_sidecar.kinds import SOURCES
 from gateway_sidecar.nginx.server import NginxProgram
 

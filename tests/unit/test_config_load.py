@@ -10,6 +10,7 @@ import yaml
 from gateway_sidecar.config import Endpoint, PortRange, load_config, load_usable, parse_config
 from gateway_sidecar.config.places import Places, find_places
 from gateway_sidecar.errors import ConfigError
+from tests.smg import smg_of
 from tests.users import DAEMON
 
 MINIMAL = """\
@@ -56,8 +57,8 @@ def test_five_lines_make_a_whole_configuration() -> None:
     assert settings.metrics.listen == Endpoint("127.0.0.1", 9464)
     (chat,) = settings.services
     assert (chat.name, chat.listen) == ("chat", Endpoint("127.0.0.1", 30000))
-    assert chat.router.policy == "cache_aware"
-    assert chat.router.args == ()
+    assert smg_of(chat).policy == "cache_aware"
+    assert smg_of(chat).args == ()
     assert chat.replicas.model_dump()["sockets"] == "/run/replicas/chat/{replica}.sock"
 
 

@@ -47,8 +47,9 @@ def rows(schema: Schema, node: Schema, prefix: str = "") -> Iterator[str]:
         items = "[]" if "$ref" in inner.get("items", {}) else ""
         reference = inner.get("$ref") or inner.get("items", {}).get("$ref")
         path = f"{prefix}{name}{items}"
-        if reference:
-            yield from rows(schema, schema["$defs"][reference.rpartition("/")[2]], f"{path}.")
+        if reference or "properties" in inner:
+            below = schema["$defs"][reference.rpartition("/")[2]] if reference else inner
+            yield from rows(schema, below, f"{path}.")
         else:
             default = f"`{inline(field['default'])}`" if "default" in field else "required"
             yield f"| `{path}` | {default} | {field['description']}{bounds(name, field)} |"

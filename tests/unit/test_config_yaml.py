@@ -7,6 +7,7 @@ import pytest
 from gateway_sidecar.config import parse_config
 from gateway_sidecar.config.yamltree import read_tree
 from gateway_sidecar.errors import ConfigError
+from tests.smg import smg_of
 
 SERVICE = "services:\n  - {name: a, listen: '127.0.0.1:1', replicas: {sockets: '/run/a/{replica}'}}\n"
 
@@ -98,8 +99,8 @@ services:
 """
     )
     a, b = settings.services
-    assert (a.router.policy, a.drain.timeout_s) == ("random", 5)
-    assert (b.router.policy, b.drain.timeout_s) == ("manual", 7)
+    assert (smg_of(a).policy, a.drain.timeout_s) == ("random", 5)
+    assert (smg_of(b).policy, b.drain.timeout_s) == ("manual", 7)
 
 
 def test_a_merged_mistake_is_reported_where_it_is_written() -> None:

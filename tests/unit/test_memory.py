@@ -7,7 +7,7 @@ from pathlib import Path
 
 import pytest
 
-from gateway_sidecar.config import RouterSettings
+from gateway_sidecar.config.router import default_router
 from gateway_sidecar.supervision import memory
 from gateway_sidecar.supervision.memory import router_share_mb, usable_bytes
 
@@ -48,7 +48,7 @@ def test_a_machine_without_control_groups(tmp_path: Path) -> None:
 
 def test_a_router_may_have_a_quarter_and_not_too_little(monkeypatch: pytest.MonkeyPatch) -> None:
     """It is the default: an engine's answers must not take all there is, and nobody has to know that they might."""
-    assert RouterSettings().memory_limit_mb == "auto"
+    assert default_router().memory_limit_mb == "auto"
     for usable, share in ((8 * GIB, 2048), (GIB, 512)):
         monkeypatch.setattr(memory, "usable_bytes", lambda usable=usable: usable)
         router_share_mb.cache_clear()

@@ -15,7 +15,7 @@ from gateway_sidecar.domain.metrics_text import LONGEST_LINE, MOST_LABELS, MOST_
 from gateway_sidecar.domain.model import ConnectionMode, EngineFacts
 from gateway_sidecar.engines.engine_metrics import EngineMetrics, says_latency, why_no_metrics
 from gateway_sidecar.kinds import ENGINES
-from gateway_sidecar.routers.smg_metrics import read_metrics
+from gateway_sidecar.routers.smg.metrics import read_metrics
 
 RECORDED = Path(__file__).parents[1] / "fixtures" / "routers"
 

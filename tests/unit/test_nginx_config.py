@@ -12,9 +12,10 @@ from gateway_sidecar.check import lacking, room_for_bodies
 from gateway_sidecar.config import AuthSettings, CorsSettings, FrontendSettings, TlsSettings
 from gateway_sidecar.errors import NginxError
 from gateway_sidecar.nginx.bodies import body_classes
-from gateway_sidecar.nginx.config import Capacity, NginxConfig, PeerConfig, ServiceAddress, services_in
+from gateway_sidecar.nginx.config import Capacity, NginxConfig, PeerConfig, services_in
 from gateway_sidecar.nginx.frontend_places import FrontendPlaces
 from gateway_sidecar.nginx.server import NginxProgram, needed_lua
+from tests.smg import RULES, smg_address
 
 
 def config(**changes: object) -> str:
@@ -23,7 +24,7 @@ def config(**changes: object) -> str:
         "host": "127.0.0.1",
         "grpc_host": "127.0.0.2",
         "bridge_key": "k" * 32,
-        "bridge_paths": (),
+        "bridge_rules": RULES,
         "first_port": 24001,
         "last_port": 24999,
         "links": Path("/run/g/bridges"),
@@ -34,7 +35,7 @@ def config(**changes: object) -> str:
         "log": Path("/var/lib/g/nginx.log"),
         "worker_processes": "2",
         "capacity": Capacity.within(65536, 1000),
-        "services": [ServiceAddress("chat", "127.0.0.1:30000", "127.0.0.1:23001", "127.0.0.1:23003")],
+        "services": [smg_address("chat", "127.0.0.1:30000", "127.0.0.1:23001", "127.0.0.1:23003")],
         "stream_module": Path("/usr/lib/nginx/modules/ngx_stream_module.so"),
         "user": None,
         "frontends": FrontendPlaces(Path("/run/g/frontends")),
@@ -86,7 +87,7 @@ def test_the_largest_door_is_what_bodies_are_counted_for() -> None:
     """A body of unknown length may be as large as the largest that any service takes."""
     doors = [FrontendSettings(max_body_mb=size) for size in (1, 1024)]
     addresses = [
-        ServiceAddress(f"s{number}", f"127.0.0.1:3000{number}", "127.0.0.1:23001", "127.0.0.1:23003", door)
+        smg_address(f"s{number}", f"127.0.0.1:3000{number}", "127.0.0.1:23001", "127.0.0.1:23003", door)
         for number, door in enumerate(doors)
     ]
     text = config(services=addresses)
@@ -133,8 +134,8 @@ def test_the_next_daemon_reads_what_is_served_and_believes_no_other_text() -> No
         }
     )
     served = [
-        ServiceAddress("chat", "127.0.0.1:30000", "127.0.0.1:23001", "127.0.0.1:23003", door, 30.0),
-        ServiceAddress("code", "127.0.0.1:30001", "127.0.0.1:23005", "127.0.0.1:23007"),
+        smg_address("chat", "127.0.0.1:30000", "127.0.0.1:23001", "127.0.0.1:23003", door, 30.0),
+        smg_address("code", "127.0.0.1:30001", "127.0.0.1:23005", "127.0.0.1:23007"),
     ]
     text = config(services=served)
     assert max(map(len, text.partition("# Written")[0].splitlines())) < 4096, "nginx takes no longer comment"
@@ -154,7 +155,7 @@ def test_without_lua_a_service_with_keys_does_not_start(tmp_path: Path) -> None:
     assert "libnginx-mod-http-lua" in finding
     assert list(lacking(without, FrontendSettings())) == []
     assert list(lacking(replace(without, lua_modules=()), keys)) == []
-    guarded = ServiceAddress("chat", "127.0.0.1:30000", "127.0.0.1:23001", "127.0.0.1:23003", keys)
+    guarded = smg_address("chat", "127.0.0.1:30000", "127.0.0.1:23001", "127.0.0.1:23003", keys)
     with pytest.raises(NginxError, match="libnginx-mod-http-lua"):
         needed_lua(without, [guarded])
     assert needed_lua(without, [replace(guarded, frontend=FrontendSettings())]) is None
@@ -163,7 +164,7 @@ def test_without_lua_a_service_with_keys_does_not_start(tmp_path: Path) -> None:
 def test_lua_is_loaded_only_where_it_is_used() -> None:
     """A gateway without keys, on which any MCP server may be named, has nothing to ask of it."""
     modules = [Path("/m/ndk_http_module.so"), Path("/m/ngx_http_lua_module.so")]
-    plain = ServiceAddress("chat", "127.0.0.1:30000", "127.0.0.1:23001", "127.0.0.1:23003")
+    plain = smg_address("chat", "127.0.0.1:30000", "127.0.0.1:23001", "127.0.0.1:23003")
     assert "lua" not in config(
         lua_modules=modules, services=[replace(plain, frontend=FrontendSettings(mcp_servers=("any",)))]
     )
@@ -182,7 +183,7 @@ def test_lua_modules_are_loaded_in_their_order() -> None:
     """The second needs what the first brings."""
     modules = [Path("/m/ndk_http_module.so"), Path("/m/ngx_http_lua_module.so")]
     keys = FrontendSettings(auth=AuthSettings(keys_file=Path("/k")))
-    guarded = ServiceAddress("chat", "127.0.0.1:30000", "127.0.0.1:23001", "127.0.0.1:23003", keys)
+    guarded = smg_address("chat", "127.0.0.1:30000", "127.0.0.1:23001", "127.0.0.1:23003", keys)
     text = config(lua_modules=modules, services=[guarded])
     assert text.index("ndk_http_module.so") < text.index("ngx_http_lua_module.so")
 
@@ -194,7 +195,7 @@ def test_an_advertised_address_serves_this_machine_alone() -> None:
         (True, "proxy_pass unix:/run/g/bridges/24001.sock;"),
         (False, f"proxy_pass http://unix:{link}:;"),
     ):
-        text = PeerConfig("fd00::5", 8000, link, Path("/run/g/peers/x"), grpc, "k" * 32, (), (), None).text()
+        text = PeerConfig("fd00::5", 8000, link, Path("/run/g/peers/x"), grpc, "k" * 32, RULES, (), None).text()
         assert "listen [fd00::5]:8000 " in text
         assert text.index("allow fd00::5;") < text.index("deny all;")
         assert leads in text
@@ -208,7 +209,7 @@ def test_browsers_are_told_of_https_with_every_answer() -> None:
         door = FrontendSettings(
             tls=TlsSettings(certificate=Path("/c"), key=Path("/k"), hsts_days=days), cors=CorsSettings(origins=("*",))
         )
-        address = ServiceAddress("chat", "127.0.0.1:30000", "127.0.0.1:23001", "127.0.0.1:23003", door)
+        address = smg_address("chat", "127.0.0.1:30000", "127.0.0.1:23001", "127.0.0.1:23003", door)
         text = config(services=[address])
         said = text.count('add_header Strict-Transport-Security "max-age=31536000" always;')
         assert said == (text.count("add_header Vary Origin always;") if days else 0)

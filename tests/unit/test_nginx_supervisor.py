@@ -8,11 +8,12 @@ from dataclasses import replace
 from gateway_sidecar.config import FrontendSettings
 from gateway_sidecar.control.edge.nginx_supervisor import servable
 from gateway_sidecar.nginx.access_events import EventAddress
-from gateway_sidecar.nginx.config import InForce, ServiceAddress
+from gateway_sidecar.nginx.config import InForce
 from gateway_sidecar.nginx.server import refusal
+from tests.smg import smg_address
 
-CHAT = ServiceAddress("chat", "127.0.0.1:30000", "127.0.0.1:1", "127.0.0.1:2")
-CODE = ServiceAddress("code", "127.0.0.1:30001", "127.0.0.1:3", "127.0.0.1:4")
+CHAT = smg_address("chat", "127.0.0.1:30000", "127.0.0.1:1", "127.0.0.1:2")
+CODE = smg_address("code", "127.0.0.1:30001", "127.0.0.1:3", "127.0.0.1:4")
 
 
 def test_who_meets_no_objection_is_served_as_he_is_to_be() -> None:

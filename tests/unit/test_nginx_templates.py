@@ -18,15 +18,17 @@ from gateway_sidecar.config import FrontendSettings
 from gateway_sidecar.config.part import Part
 from gateway_sidecar.errors import NginxError
 from gateway_sidecar.nginx.access_events import EventAddress
-from gateway_sidecar.nginx.config import Capacity, KeyedConfig, NginxConfig, PeerConfig, ServiceAddress
+from gateway_sidecar.nginx.config import Capacity, KeyedConfig, NginxConfig, PeerConfig
 from gateway_sidecar.nginx.frontend_places import FrontendPlaces
 from gateway_sidecar.nginx.templates import below, quoted, render, verbatim, word
 from tests.nginx_directives import Directive, read_directives
+from tests.smg import RULES, smg_address
 
 LINES = st.text(st.characters(exclude_categories=("Cc", "Cs")))
 BAD = ('"', "'", "$", ";", "{", "}", "\\", " ", "\n", "#")
 
 KEYS = {"keys_file": "/etc/keys", "name_header": "X-Key-Name", "public_paths": ["/health"]}
+MORE = replace(RULES, prefixes=("/v1/more",))
 URL = {"url": "http://127.0.0.1:4180/auth", "public_paths": ["/health"]}
 
 
@@ -53,10 +55,10 @@ def served(auth: dict[str, Any], *, lua: bool) -> NginxConfig:
     """The nginx of all services, with everything in it."""
     return NginxConfig(
         host="127.0.0.1", grpc_host="127.0.0.2", first_port=24001, last_port=24099, bridge_key="k" * 32,
-        bridge_paths=("/v1/more",), links=Path("/run/g/bridges"), directory=Path("/run/g/nginx"),
+        bridge_rules=MORE, links=Path("/run/g/bridges"), directory=Path("/run/g/nginx"),
         temp=Path("/var/lib/g/temp"), gates=Path("/run/g/gates"), waiting_room=Path("/run/g/hold.sock"),
         log=Path("/var/lib/g/nginx.log"), worker_processes="auto", capacity=Capacity.within(65536, 200),
-        services=(ServiceAddress("chat", "127.0.0.1:30000", "127.0.0.1:1", "127.0.0.1:2", frontend(auth)),),
+        services=(smg_address("chat", "127.0.0.1:30000", "127.0.0.1:1", "127.0.0.1:2", frontend(auth)),),
         stream_module=Path("/m/stream.so"), user=("www", "www"), frontends=FrontendPlaces(Path("/run/g/frontends")),
         lua_modules=(Path("/m/lua.so"),) if lua else None, events=EventAddress(4444, "ab" * 12),
         owner_module=Path("/m/js.so"),
@@ -66,7 +68,7 @@ def served(auth: dict[str, Any], *, lua: bool) -> NginxConfig:
 def peer(*, grpc: bool) -> PeerConfig:
     """The nginx of one advertised address."""
     return PeerConfig(
-        "10.0.0.5", 8000, Path("/run/g/bridges/24001.sock"), Path("/run/g/peers/x"), grpc, "k" * 32, ("/v1/more",),
+        "10.0.0.5", 8000, Path("/run/g/bridges/24001.sock"), Path("/run/g/peers/x"), grpc, "k" * 32, MORE,
         (Path("/m/stream.so"),), "http://127.0.0.1:24001/.gateway-owner", ("www", "www"),
     )  # fmt: skip
 

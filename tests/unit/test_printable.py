@@ -18,7 +18,7 @@ from hypothesis import strategies as st
 
 from gateway_sidecar.api.table import render_replicas, render_status
 from gateway_sidecar.domain.printable import LONGEST, counted, printable, printable_lines
-from gateway_sidecar.routers.smg import read_log_line
+from gateway_sidecar.routers.smg.log import read_log_line
 from gateway_sidecar.telemetry.logs import get_logger, set_up_logs, take_in_libraries
 from gateway_sidecar.telemetry.terminal import PrintableStream
 

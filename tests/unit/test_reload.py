@@ -74,7 +74,7 @@ class Site:
     def source(self, settings: ServiceSettings) -> Any:
         return self.worlds[settings.name].source
 
-    def router_kind(self, settings: ServiceSettings) -> Any:
+    def router_setup(self, settings: ServiceSettings) -> Any:
         return SimpleNamespace()
 
     async def _apply(self) -> None:

@@ -13,7 +13,7 @@ import pytest
 
 from gateway_sidecar.domain.signals import RequestEnd
 from gateway_sidecar.nginx.access_events import EventAddress, EventListener, placeholder, read_event
-from gateway_sidecar.nginx.config import ServiceAddress
+from tests.smg import smg_address
 from tests.unit.test_nginx_config import config
 
 TAG = b"0123456789abcdef01234567"
@@ -68,7 +68,7 @@ def test_a_websocket_counts() -> None:
 def test_each_service_has_its_own_line_and_nginx_knows_no_other_log() -> None:
     """And nginx tells the next daemon the address."""
     address = EventAddress(4711, "ab12" * 6)
-    services = [ServiceAddress(name, f"127.0.0.1:{port}", "127.0.0.1:1", "127.0.0.1:2") for name, port in
+    services = [smg_address(name, f"127.0.0.1:{port}", "127.0.0.1:1", "127.0.0.1:2") for name, port in
                 (("chat", 30000), ("embed", 30001))]  # fmt: skip
     text = config(services=services, events=address)
     for name in ("chat", "embed"):

@@ -15,7 +15,7 @@ import pytest
 
 from gateway_sidecar.control.routers.process import RouterHost, RouterProcess, RouterState, SavedRouter
 from gateway_sidecar.errors import RouterUnavailable
-from gateway_sidecar.routers.base import LaunchCommand, LogLine, RouterKind, RouterPorts
+from gateway_sidecar.routers.base import LaunchCommand, LogLine, RouterPorts, RouterSetup
 from gateway_sidecar.supervision import awake
 from gateway_sidecar.supervision.logfile import ChildLog
 from gateway_sidecar.supervision.process import Identity
@@ -61,7 +61,7 @@ async def test_router_whose_keeper_is_cancelled_while_it_starts_is_known(tmp_pat
     async def write_down() -> None:
         return None
 
-    router = RouterProcess("chat", "chat", cast(RouterKind, kind), log, host(ports, write_down), start_timeout_s=5)
+    router = RouterProcess("chat", "chat", cast(RouterSetup, kind), log, host(ports, write_down), start_timeout_s=5)
     asyncio.get_running_loop().set_default_executor(threads)
     keeping = asyncio.create_task(router.run())
     while not threads.done.is_set():
@@ -91,7 +91,7 @@ async def test_router_that_refuses_its_arguments_is_not_started_with_them_again(
     )
     ports: Any = SimpleNamespace(choose=lambda _slot: PORTS)
     router = RouterProcess(
-        "chat", "chat", cast(RouterKind, kind), ChildLog(tmp_path / "log"), host(ports), start_timeout_s=60
+        "chat", "chat", cast(RouterSetup, kind), ChildLog(tmp_path / "log"), host(ports), start_timeout_s=60
     )
     keeping = asyncio.create_task(router.run())
     async with asyncio.timeout(60):
@@ -134,7 +134,7 @@ async def test_a_stall_while_a_router_is_adopted_ends_no_router(
         saved = SavedRouter("chat", identity, PORTS, "key")
         for is_kept in (True, False):
             router = RouterProcess(
-                "chat", "chat", cast(RouterKind, kind), ChildLog(tmp_path / "log"), host(ports), start_timeout_s=5
+                "chat", "chat", cast(RouterSetup, kind), ChildLog(tmp_path / "log"), host(ports), start_timeout_s=5
             )
             assert await router.adopt(saved, identity) == is_kept
             assert identity.is_alive() == is_kept

@@ -14,7 +14,7 @@ from structlog.testing import capture_logs
 from gateway_sidecar.control.routers import process
 from gateway_sidecar.control.routers.process import RouterHost, RouterProcess, RouterState, SavedRouter
 from gateway_sidecar.errors import RouterUnavailable
-from gateway_sidecar.routers.base import LaunchCommand, LogLine, RouterKind, RouterPorts
+from gateway_sidecar.routers.base import LaunchCommand, LogLine, RouterPorts, RouterSetup
 from gateway_sidecar.supervision import awake
 from gateway_sidecar.supervision.process import Identity, Process
 from gateway_sidecar.telemetry.metrics import Metrics
@@ -70,7 +70,7 @@ class Machine:
         log = SimpleNamespace(open_for_child=self._log_fd, trouble=None, follow=lambda _: None, read_tail=self._tail)
         ports = SimpleNamespace(choose=lambda _: PORTS, restore=lambda *_: None)
         self.router = RouterProcess(
-            "chat", "chat", cast("RouterKind", kind), cast("Any", log),
+            "chat", "chat", cast("RouterSetup", kind), cast("Any", log),
             RouterHost(cast("Any", ports), Metrics(), _nothing, self._changed), start_timeout_s=30,
         )  # fmt: skip
         self._before = self.router.state

@@ -8,6 +8,7 @@ from pathlib import Path
 import pytest
 
 from gateway_sidecar import check
+from gateway_sidecar.domain.findings import Level
 from gateway_sidecar.domain.trust import Owned, trouble_with_key, trouble_with_links, trouble_with_notes, way_in
 from gateway_sidecar.errors import StateError
 from gateway_sidecar.files.follow import follow, opened_at
@@ -131,7 +132,7 @@ def test_root_is_warned_of(monkeypatch: pytest.MonkeyPatch) -> None:
     """Outside a container; nobody else is."""
     monkeypatch.setattr(check, "_CONTAINER", ())
     monkeypatch.setattr(os, "geteuid", lambda: 0)
-    assert [finding.level for finding in check.root_findings()] == [check.Level.WARN]
+    assert [finding.level for finding in check.root_findings()] == [Level.WARN]
     monkeypatch.setattr(os, "geteuid", lambda: 990)
     assert check.root_findings() == []
 

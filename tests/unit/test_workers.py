@@ -18,6 +18,7 @@ from gateway_sidecar.errors import RouterUnavailable
 from gateway_sidecar.supervision import awake
 from gateway_sidecar.supervision.awake import within
 from gateway_sidecar.telemetry.metrics import Metrics
+from tests.smg import SMG
 from tests.unit.fake_time import in_fake_time, stall
 
 URL = "http://127.0.0.1:24001"
@@ -67,7 +68,13 @@ class RunningBook:
     def __init__(self, router: PlayedRouter, *, api_timeout_s: float = 5.0, is_adopted: bool = False) -> None:
         self.killed = 0
         process = SimpleNamespace(
-            service="chat", epoch=1, up=True, client=router, is_adopted=is_adopted, report_unresponsive=self._kill
+            service="chat",
+            epoch=1,
+            up=True,
+            client=router,
+            is_adopted=is_adopted,
+            report_unresponsive=self._kill,
+            setup=SMG,
         )
         self._news = asyncio.Event()
         self.book = WorkerSync(

@@ -26,7 +26,6 @@ from gateway_sidecar.control.replicas import prober
 from gateway_sidecar.control.replicas.tenure import BridgeHosts, Tenure, occupant_of
 from gateway_sidecar.control.routers import replacement as router_slots
 from gateway_sidecar.control.routers.process import RouterProcess, RouterState
-from gateway_sidecar.control.routers.workers import LATE_S
 from gateway_sidecar.control.service import Service
 from gateway_sidecar.domain.leases import PortLeases
 from gateway_sidecar.domain.model import (
@@ -50,6 +49,7 @@ from gateway_sidecar.sources.listing import Listing, Sighting
 from gateway_sidecar.supervision import awake
 from gateway_sidecar.supervision.own_thread import OwnThread
 from gateway_sidecar.telemetry.metrics import Metrics
+from tests.smg import SMG
 
 T = TypeVar("T")
 
@@ -251,6 +251,7 @@ class PlayedProcess:
         self.accepts = True
         self.renewed = 0
         self.log = self
+        self.setup = SMG
         self._lost = asyncio.Event()
 
     @property
@@ -370,7 +371,7 @@ class World:
             self.service.restoring.restore(tenure, linked=led_to == tenure.sighting.place)
         for port in resting | (self.links.led.keys() - self.leases.leased.keys()):
             self.links.unlink(port)
-            self.leases.quarantine(port, awake.now() + LATE_S)
+            self.leases.quarantine(port, awake.now() + SMG.late_s)
         await self.begin()
 
     # -- what can be seen

@@ -181,7 +181,7 @@ class Signals:
             for router in signals.service.routers:
                 if router.up and router.ports is not None:
                     page = await self._pages.read(router.ports.metrics_url, _PATIENCE_S)
-                    reading = await self._off_the_loop(partial(router.kind.read_metrics, page))
+                    reading = await self._off_the_loop(partial(router.setup.read_metrics, page))
                     readings[f"{router.slot}/{router.pid}"] = reading
         except MetricsError as error:
             signals.router_problem = str(error)

@@ -320,7 +320,7 @@ def servable(
         it, old = clash
         refused[it.service] = f"{old.service} still has an address that it is to have: {refused[old.service]}"
     routed = {
-        it.service: replace(kept[it.service], router=it.router, successor=it.successor, hold_s=it.hold_s)
+        it.service: replace(it, listen=kept[it.service].listen, frontend=kept[it.service].frontend)
         for it in wanted
         if it.service in kept
     }

@@ -11,7 +11,6 @@ from typing import Any
 from gateway_sidecar.config import Settings
 from gateway_sidecar.control.edge.nginx_supervisor import NginxSupervisor
 from gateway_sidecar.control.routers.retired import RetiredRouters
-from gateway_sidecar.control.routers.workers import LATE_S
 from gateway_sidecar.control.service import Service
 from gateway_sidecar.control.state import records
 from gateway_sidecar.domain.leases import PortLeases
@@ -92,7 +91,7 @@ class Adoption:
             # A lease that the last daemon had no time to write down: its link tells enough.
             if any(service.restoring.claim(port, socket, self._nginx.linked_at(port)) for service in services.values()):
                 del links[port]
-        late_until = awake.now() + LATE_S
+        late_until = awake.now() + max((it.router.setup.late_s for it in services.values()), default=0.0)
         for port in links:
             # Nobody's any more: nothing new may come in, and the port rests until it is quiet.
             self._nginx.unlink(port)

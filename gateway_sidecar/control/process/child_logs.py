@@ -77,7 +77,7 @@ class ChildLogs:
     async def _pass_on(self, router: RouterProcess) -> None:
         lines = await router.log.read()
         for number, line in enumerate(lines[:_MOST_LINES]):
-            read = router.kind.read_log_line(line)
+            read = router.setup.read_log_line(line)
             if read is not None:
                 log = getattr(self._logger, read.level)
                 log("router.said", service=router.service, text=read.message, **read.fields)

@@ -18,8 +18,9 @@ from gateway_sidecar.control.service import Service
 from gateway_sidecar.domain.leases import PortLeases
 from gateway_sidecar.domain.tunnels import Tunnel
 from gateway_sidecar.errors import RouterUnavailable
+from gateway_sidecar.kinds import ROUTERS
 from gateway_sidecar.nginx.config import ServiceAddress
-from gateway_sidecar.routers.base import RouterKind
+from gateway_sidecar.routers.base import RouterSetup
 from gateway_sidecar.telemetry.logs import get_logger
 from gateway_sidecar.telemetry.metrics import Metrics
 
@@ -45,7 +46,7 @@ class Adapters(Protocol):
 
     def source(self, settings: ServiceSettings) -> Source: ...
 
-    def router_kind(self, settings: ServiceSettings) -> RouterKind: ...
+    def router_setup(self, settings: ServiceSettings) -> RouterSetup: ...
 
 
 class Services:
@@ -101,6 +102,8 @@ class Services:
                 name,
                 str(service.settings.listen),
                 *service.slots.addresses(),
+                ROUTERS[service.settings.router.type].paths,
+                ROUTERS[service.settings.router.type].headers,
                 service.settings.frontend,
                 hold_s=max(service.settings.hold.timeout_s, service.settings.hold.asleep_s),
             )
@@ -139,7 +142,7 @@ class Services:
         if "replicas" in changed:
             service.reflector.use(self._adapters.source(settings))
         if "router" not in changed:
-            await service.router.renew_client(self._adapters.router_kind(settings))
+            await service.router.renew_client(self._adapters.router_setup(settings))
             return ""
         try:
             await service.slots.replace()

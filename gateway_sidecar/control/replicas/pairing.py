@@ -2,9 +2,10 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
+
 from gateway_sidecar.control.routers.replacement import RouterSlots
 from gateway_sidecar.domain.model import Registered, WorkerStatus
-from gateway_sidecar.domain.roles import models_of, unanswered
 from gateway_sidecar.telemetry.logs import get_logger
 from gateway_sidecar.telemetry.metrics import Metrics
 
@@ -20,7 +21,7 @@ class Pairing:
         self._gauge = metrics.unanswered_models.labels(service)
         self._logger = get_logger(service=service)
         self._seen: dict[str, Registered] = {}
-        self.lacking: dict[str, str] = {}
+        self.lacking: Mapping[str, str] = {}
         self._since: dict[str, float] = {}
         self._told: set[str] = set()
 
@@ -29,7 +30,7 @@ class Pairing:
         workers = self._slots.active.book.workers
         if workers != self._seen:  # To compare 1,000 that are the same takes 0.03 ms, to look at them a whole one.
             self._seen = dict(workers)
-            self.lacking = unanswered(self._ready())
+            self.lacking = self._slots.active.router.setup.unanswered(self._ready())
             self._gauge.set(len(self.lacking))
         for model, reason in self.lacking.items():
             since = self._since.setdefault(model, now)
@@ -44,9 +45,10 @@ class Pairing:
 
     def without(self, url: str | None) -> list[str]:
         """What a service that loses this worker cannot answer any more: one line for each model."""
-        ready = self._ready()
+        ready, router = self._ready(), self._slots.active.router.setup
         left = [worker for worker in ready if worker.url != url]
-        lost = dict.fromkeys(models_of(ready) - models_of(left), "no other replica serves it") | unanswered(left)
+        alone = router.models_of(ready) - router.models_of(left)
+        lost = {**dict.fromkeys(alone, "no other replica serves it"), **router.unanswered(left)}
         return [f"{model}: {reason}" for model, reason in sorted(lost.items()) if model not in self.lacking]
 
     def _ready(self) -> list[Registered]:

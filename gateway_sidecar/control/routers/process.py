@@ -13,7 +13,7 @@ from typing import Protocol
 from gateway_sidecar.domain.backoff import Backoff
 from gateway_sidecar.errors import ProcessError, RouterError
 from gateway_sidecar.nginx.server import busy_ports
-from gateway_sidecar.routers.base import RouterClient, RouterKind, RouterPorts
+from gateway_sidecar.routers.base import RouterClient, RouterPorts, RouterSetup
 from gateway_sidecar.supervision import awake
 from gateway_sidecar.supervision.awake import within
 from gateway_sidecar.supervision.logfile import ChildLog
@@ -44,7 +44,7 @@ class RouterState(StrEnum):
 
 @dataclass(frozen=True, slots=True)
 class SavedRouter:
-    """What the next daemon needs to adopt a router. `digest` says of what it was made (`RouterKind.digest`).
+    """What the next daemon needs to adopt a router. `digest` says of what it was made (`RouterSetup.digest`).
 
     `identity` is None from before it is started until that is known; meanwhile its output tells which process it is.
     """
@@ -93,11 +93,11 @@ class RouterProcess:
     """
 
     def __init__(
-        self, service: str, slot: str, kind: RouterKind, log: ChildLog, host: RouterHost, *, start_timeout_s: float
+        self, service: str, slot: str, setup: RouterSetup, log: ChildLog, host: RouterHost, *, start_timeout_s: float
     ) -> None:
         self.service = service
         self.slot = slot
-        self.kind = kind
+        self.setup = setup
         self.log = log
         self._private_ports = host.private_ports
         self._metrics = host.metrics
@@ -146,7 +146,7 @@ class RouterProcess:
         process = Process.adopt(identity)
         if process is None:
             return False
-        client = self.kind.client(saved.ports, saved.key)
+        client = self.setup.client(saved.ports, saved.key)
         try:
             await awake.asked_again(client.list_workers, RouterError)
         except RouterError as error:
@@ -173,17 +173,17 @@ class RouterProcess:
                 continue
             await self._until_lost()
 
-    async def renew_client(self, kind: RouterKind) -> None:
-        """Talks to the router as `kind` has it, from now on."""
-        self.kind = kind
+    async def renew_client(self, setup: RouterSetup) -> None:
+        """Talks to the router as `setup` has it, from now on."""
+        self.setup = setup
         if self.client is not None and self.ports is not None:
-            old, self.client = self.client, self.kind.client(self.ports, self._key)
+            old, self.client = self.client, self.setup.client(self.ports, self._key)
             await old.close()
 
     async def is_outdated(self) -> bool:
         """Whether it was started from another program, or otherwise, than it would be now."""
         try:
-            return self._digest not in ("", await asyncio.to_thread(self.kind.digest))
+            return self._digest not in ("", await asyncio.to_thread(self.setup.digest))
         except ProcessError:
             return False  # There is nothing to start now.
 
@@ -232,8 +232,8 @@ class RouterProcess:
         await self._until_its_ports_are_free()
         try:
             ports = self._private_ports.choose(self.slot)
-            command = self.kind.command(ports, key)
-            digest = await asyncio.to_thread(self.kind.digest)
+            command = self.setup.command(ports, key)
+            digest = await asyncio.to_thread(self.setup.digest)
             # Before it runs: a daemon that dies in the next moment must not leave a router that nobody has the key of.
             self._prospect = SavedRouter(self.slot, None, ports, key, digest)
             await self._write_down()
@@ -263,7 +263,7 @@ class RouterProcess:
             await self.client.close()
         self.process, self.ports, self._key, self._digest = process, ports, key, digest
         self._prospect = None
-        self.client = self.kind.client(ports, key)
+        self.client = self.setup.client(ports, key)
         self._on_change()  # It runs: that has to be written down before anything can happen to us.
         self.starts += 1
         self.restarts += self.starts > 1
@@ -323,7 +323,7 @@ class RouterProcess:
         code = self.process.exit_code
         refused = starting and code == _USAGE_EXIT
         last = await self.log.read_tail(5)
-        said = self.kind.read_log_line(last[-1]) if starting and last else None
+        said = self.setup.read_log_line(last[-1]) if starting and last else None
         words = [f"{what}, exit code {code}" if code is not None else what, *([said.message] if said else [])]
         self.reason = ": ".join(words) + ("; mend router.args" if refused else "")
         self._logger.error(

@@ -29,11 +29,8 @@ _LEAST_POLL_S = 0.005
 _PAUSE_FOR_EACH = 3.0
 """Between two lists, times what the first took: a list of hundreds keeps the router and us busy, and little is news."""
 _PATIENCE_S = 1.0
-_SETTLES_S = 0.1
 _AT_ONCE = 32
 _OVERDUE_S = 1.0
-LATE_S = 30.0
-"""A registration that SMG accepted cannot be taken back: its worker may appear that much later (seen: 25 s)."""
 
 
 @dataclass(slots=True)
@@ -182,7 +179,7 @@ class WorkerSync:
                     await self._pause(0.1)
                     continue
                 self._epoch = self._router.epoch
-                self._told_before_until = awake.now() + LATE_S if self._router.is_adopted else 0.0
+                self._told_before_until = awake.now() + self._router.setup.late_s if self._router.is_adopted else 0.0
             began, asked, stalls = awake.monotonic(), awake.now(), awake.stalls()
             overdue = asyncio.get_running_loop().call_later(self._overdue_s, self._on_silence)
             try:
@@ -319,7 +316,7 @@ class WorkerSync:
             self.workers.pop(url, None)
             submission = self._submissions.pop(url, None)
             if submission is not None and not submission.confirmed:
-                self._late_until[url] = awake.now() + LATE_S
+                self._late_until[url] = awake.now() + self._router.setup.late_s
                 self._fail(url, "the router dropped the registration")
         else:
             self.workers[url] = worker
@@ -399,8 +396,8 @@ class WorkerSync:
             return
         submission = self._submissions.pop(action.url, None)
         if submission is not None and not submission.confirmed:
-            self._late_until[action.url] = awake.now() + LATE_S
-        self._settling[action.url] = awake.monotonic() + _SETTLES_S
+            self._late_until[action.url] = awake.now() + self._router.setup.late_s
+        self._settling[action.url] = awake.monotonic() + self._router.setup.settles_s
         worker = self.workers.get(action.url)
         if worker is not None and worker.worker_id == action.worker_id:
             self.workers[action.url] = replace(worker, status=WorkerStatus.DRAINING)

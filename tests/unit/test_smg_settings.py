@@ -9,7 +9,7 @@ from typing import get_args
 
 import pytest
 
-from gateway_sidecar.config.smg_options import RESERVED, Policy, check_argument
+from gateway_sidecar.routers.smg.settings import RESERVED, Policy, check_argument
 
 
 @pytest.fixture(scope="module")

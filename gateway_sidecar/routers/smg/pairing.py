@@ -1,4 +1,4 @@
-"""Whether the workers of a service can answer at all: prefill and decode only do so together. Pure.
+"""Whether the workers of a service can answer at all: prefill and decode only do so together.
 
 What SMG 1.13 does, as measured: a model with a regular worker is always answered, whatever else there is; prefill and
 decode pair if they speak the same protocol, HTTP or gRPC, and over gRPC are the same engine; a model with no pair and
@@ -29,11 +29,6 @@ def unanswered(workers: Iterable[Registered]) -> dict[str, str]:
         if worker.worker_type is not WorkerType.ENCODE:
             by_model.setdefault(worker.model_id or "-", []).append(worker)
     return {model: reason for model, those in by_model.items() if (reason := _lacks(those)) is not None}
-
-
-def models_of(workers: Iterable[Registered]) -> set[str]:
-    """The models that these workers answer for, or a part of."""
-    return {worker.model_id or "-" for worker in workers if worker.worker_type is not WorkerType.ENCODE}
 
 
 def _lacks(workers: list[Registered]) -> str | None:

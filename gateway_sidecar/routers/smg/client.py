@@ -1,4 +1,4 @@
-"""SMG, the Shepherd Model Gateway: its command line, its REST dialect, its log.
+"""SMG's REST API.
 
 What is relied on was measured on smg 1.13: a POST is accepted (202) long before the worker is ready, `GET
 /workers/{id}` shows one that the list does not, a DELETE makes it `draining` at once, and `failed` is final.
@@ -13,14 +13,9 @@ Three things are put right here, so that nobody else has to know of them:
 from __future__ import annotations
 
 import asyncio
-import hashlib
-import os
 import re
-import shutil
-import sys
-from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, field, replace
-from pathlib import Path
+from collections.abc import Mapping
+from dataclasses import replace
 from typing import Any
 
 import aiohttp
@@ -34,12 +29,9 @@ from gateway_sidecar.domain.model import (
     WorkerType,
 )
 from gateway_sidecar.domain.printable import printable
-from gateway_sidecar.errors import ProcessError, RouterRefused, RouterUnavailable, WorkerExists
-from gateway_sidecar.routers import parse_only, with_key
+from gateway_sidecar.errors import RouterRefused, RouterUnavailable, WorkerExists
 from gateway_sidecar.routers.answers import body_within
-from gateway_sidecar.routers.base import LaunchCommand, LogLine, RouterPorts, RouterReading
-from gateway_sidecar.routers.smg_metrics import read_metrics
-from gateway_sidecar.routers.smg_ranks import Rank, RankBook
+from gateway_sidecar.routers.smg.ranks import Rank, RankBook
 from gateway_sidecar.supervision import awake
 from gateway_sidecar.supervision.awake import within
 
@@ -49,80 +41,13 @@ than 50 ms, in which nothing else is done."""
 _ROWS_AT_ONCE = 500
 """A list of thousands is read in parts of 5 ms, so that others have their turn."""
 _CONNECTION_ATTEMPTS = 3
-_CONNECTION_GAP_S = 1
-"""Between those attempts: SMG's own 30 s keep an engine that was away for a moment out for half a minute."""
-_SHUT_OUT_S = 5
-"""SMG gives a worker nothing after ten failures. Its own 60 s would be a minute of 503 for engines that are well."""
 _ENGINES = frozenset({"sglang", "vllm", "trtllm", "mlx", "tokenspeed"})
 """The engines that SMG has a name for."""
 _GENERIC = "generic"
 """SMG's name for all others."""
 _NAMELESS = "unknown"
 """The model of a worker that names none. No request for a model reaches it."""
-_PARSE_S = 30
-"""SMG takes a second to be imported on a machine that is at leisure."""
-_USAGE_EXIT = 2
-_OWN_TOKENIZER = frozenset(("--tokenizer-path", "--model-path", "--disable-tokenizer-autoload"))
 _ID_IN_TEXT = re.compile(r"[0-9a-f]{8}(?:-[0-9a-f]{4}){3}-[0-9a-f]{12}")
-
-
-def find_smg(command: str) -> Path:
-    """The `smg` to run: a path as it is, else the one beside this interpreter, else on PATH. Raises ProcessError."""
-    if "/" in command:
-        path = Path(command)
-        if not os.access(path, os.X_OK):
-            raise ProcessError(f"router.command: {command} is not an executable file")
-        return path
-    beside = Path(sys.executable).parent / command
-    found = beside if os.access(beside, os.X_OK) else shutil.which(command)
-    if found is None:
-        raise ProcessError(
-            f"router.command: '{command}' is neither beside {sys.executable} nor on PATH; "
-            "pip install 'gateway-sidecar[smg]' into the daemon's environment, or give its path"
-        )
-    return Path(found)
-
-
-def launch_command(
-    program: Path,
-    ports: RouterPorts,
-    *,
-    key: str,
-    policy: str,
-    log_level: str,
-    args: Sequence[str] = (),
-    env: Mapping[str, str] | None = None,
-) -> LaunchCommand:
-    """The command that starts SMG on private loopback ports, its key kept off the command line."""
-    options = [
-        "launch",
-        *("--host", "127.0.0.1", "--port", str(ports.api)),
-        *("--prometheus-host", "127.0.0.1", "--prometheus-port", str(ports.metrics)),
-        "--enable-igw",  # without it a gRPC worker that is registered at run time gets no traffic
-        *("--worker-startup-check-interval", str(_CONNECTION_GAP_S)),
-        *("--cb-timeout-duration-secs", str(_SHUT_OUT_S)),
-        "--trust-tenant-header",  # nginx names the tenant, so that one key does not see what another stored
-        *("--policy", policy),
-        *("--log-json", "--log-level", log_level),
-        *args,
-    ]
-    interpreter = python_of(program)
-    if interpreter is None:
-        # Not a Python entry point: the key can go nowhere but on the command line.
-        keys = ["--control-plane-api-keys", f"gateway-sidecar:gateway-sidecar:admin:{key}"]
-        return LaunchCommand([str(program), *options, *keys], dict(env or {}), shows_key=True)
-    argv = [*interpreter, with_key.__file__, str(program), *options]
-    return LaunchCommand(argv, {**(env or {}), with_key.KEY_VARIABLE: key})
-
-
-def python_of(program: Path) -> list[str] | None:
-    """The interpreter named in a script's first line, if it is a Python; None for any other program."""
-    with program.open("rb") as file:
-        first = file.readline(512)
-    if not first.startswith(b"#!"):
-        return None
-    words = first[2:].decode("utf-8", "replace").split()
-    return words if any(Path(word).name.startswith("python") for word in words) else None
 
 
 class SmgClient:
@@ -362,156 +287,3 @@ def _base_url(url: str) -> str:
 
 def _text(value: object) -> str | None:
     return value if isinstance(value, str) and value else None
-
-
-_EVERY_START = ("SECURITY POSTURE", "libturbojpeg not found")
-"""Warnings that SMG gives at every start, and that the daemon has an answer to, or nobody needs."""
-
-_LEVELS = {"ERROR": "error", "WARN": "warning", "INFO": "info", "DEBUG": "debug", "TRACE": "debug"}
-
-
-_NOT_PASSED_ON = frozenset(
-    ("timestamp", "level", "message", "filename", "line_number", "target", "threadName", "threadId", "span", "spans")
-) | frozenset(("event", "service", "text", "exc_info", "stack_info", "exception", "stack"))
-"""What says nothing new, and what our own events say under the same name."""
-_LONGEST_MESSAGE = 2000
-_MOST_FIELDS = 20
-
-
-def _shown(value: object) -> object:
-    if value is None or isinstance(value, bool | int | float):
-        return value
-    return printable(value if isinstance(value, str) else orjson.dumps(value).decode())
-
-
-def read_log_line(line: str) -> LogLine | None:
-    """One line of `--log-json` output; None for what is not worth passing on (the banner)."""
-    try:
-        row = orjson.loads(line)
-    except ValueError:
-        # The banner, a Python traceback, a Rust panic. The banner is drawn in Braille.
-        text = printable(line.strip(), _LONGEST_MESSAGE)
-        return LogLine("warning", text) if line.isascii() and not line.startswith(" ") else None
-    if not isinstance(row, dict):
-        return LogLine("warning", printable(line.strip(), _LONGEST_MESSAGE))
-    told = [name for name in row if name not in _NOT_PASSED_ON and name.isidentifier()][:_MOST_FIELDS]
-    fields = {name: _shown(row[name]) for name in told}
-    message = printable(str(row.get("message", "")), _LONGEST_MESSAGE)
-    level = "debug" if message.startswith(_EVERY_START) else _LEVELS.get(str(row.get("level")), "info")
-    return LogLine(level, message, fields)
-
-
-async def version_of(program: Path) -> str:
-    """What `smg --version` says. Raises ProcessError."""
-    try:
-        process = await asyncio.create_subprocess_exec(
-            str(program),
-            "--version",
-            stdin=asyncio.subprocess.DEVNULL,
-            stdout=asyncio.subprocess.PIPE,
-            stderr=asyncio.subprocess.STDOUT,
-        )
-        async with within(30):
-            output, _ = await process.communicate()
-    except (OSError, TimeoutError) as error:
-        raise ProcessError(f"{program} --version: {error or 'no answer within 30 s'}") from error
-    if process.returncode != 0:
-        raise ProcessError(
-            f"{program} --version ended with {process.returncode}: {output[-200:].decode('utf-8', 'replace')}"
-        )
-    return output.decode("utf-8", "replace").strip()
-
-
-async def objection_to(argv: Sequence[str], program: Path, env: Mapping[str, str]) -> str | None:
-    """Why SMG would refuse to start with this command line, by its own parser; None if it would not.
-
-    Starts no router. Raises ProcessError if its parser cannot be asked.
-    """
-    interpreter = python_of(program)
-    if interpreter is None:
-        raise ProcessError(f"{program} is no Python script")
-    options = argv[argv.index("launch") + 1 :]
-    try:
-        process = await asyncio.create_subprocess_exec(
-            *interpreter, parse_only.__file__, *options,
-            stdin=asyncio.subprocess.DEVNULL, stdout=asyncio.subprocess.DEVNULL, stderr=asyncio.subprocess.PIPE,
-            env={**os.environ, **env},
-        )  # fmt: skip
-    except OSError as error:
-        raise ProcessError(f"cannot start {interpreter[0]}: {error.strerror}") from error
-    try:
-        async with within(_PARSE_S):
-            _, said = await process.communicate()
-    except TimeoutError as error:
-        process.kill()
-        await process.wait()
-        raise ProcessError(f"{program}: no answer within {_PARSE_S} s") from error
-    last = printable(said.decode("utf-8", "replace").strip().rpartition("\n")[2], _LONGEST_MESSAGE)
-    if process.returncode == 0:
-        return None
-    if process.returncode == _USAGE_EXIT:
-        return last
-    raise ProcessError(f"{program}: exit code {process.returncode}: {last}")
-
-
-@dataclass(frozen=True, slots=True)
-class Smg:
-    """SMG as one service has it configured (a `RouterKind`).
-
-    health: SMG's own per-worker settings; its checks matter only while the daemon is away.
-    bridge_key: what it shows the bridges of HTTP engines.
-    """
-
-    program: str
-    policy: str
-    log_level: str
-    args: tuple[str, ...]
-    env: Mapping[str, str]
-    api_timeout_s: float
-    health: Mapping[str, int]
-    bridge_key: str = field(default="", repr=False)
-    name: str = "smg"
-
-    def command(self, ports: RouterPorts, key: str) -> LaunchCommand:
-        """How to start it. Raises ProcessError if its program cannot be found."""
-        return launch_command(
-            find_smg(self.program),
-            ports,
-            key=key,
-            policy=self.policy,
-            log_level=self.log_level,
-            args=self.args,
-            env=self.env,
-        )
-
-    def digest(self) -> str:
-        """The same as long as it would be started from the same program with the same arguments and environment.
-
-        A package that is installed anew writes its entry point anew. Raises ProcessError if the program is not found.
-        """
-        command = self.command(RouterPorts(0, 0), "")
-        try:
-            stat = find_smg(self.program).stat()
-        except OSError as error:
-            raise ProcessError(f"router.command: {error}") from error
-        parts = [*command.argv, stat.st_size, stat.st_mtime_ns, *sorted(self.env.items())]
-        return hashlib.sha256(repr(parts).encode()).hexdigest()[:16]
-
-    def client(self, ports: RouterPorts, key: str) -> SmgClient:
-        """A client for its API."""
-        return SmgClient(
-            ports.url,
-            key,
-            timeout_s=self.api_timeout_s,
-            health=self.health,
-            bridge_key=self.bridge_key,
-            loads_tokenizers=not any(word.partition("=")[0] in _OWN_TOKENIZER for word in self.args),
-        )
-
-    def read_log_line(self, line: str) -> LogLine | None:
-        """One line of its output; None for what is not worth passing on."""
-        return read_log_line(line)
-
-    def read_metrics(self, text: bytes) -> RouterReading:
-        """What its metrics page says."""
-        return read_metrics(text)

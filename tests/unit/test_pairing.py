@@ -11,8 +11,9 @@ import pytest
 from gateway_sidecar.control.replicas.pairing import Pairing
 from gateway_sidecar.control.routers.replacement import RouterSlots
 from gateway_sidecar.domain.model import ConnectionMode, Registered, WorkerStatus, WorkerType
-from gateway_sidecar.domain.roles import unanswered
+from gateway_sidecar.routers.smg.pairing import unanswered
 from gateway_sidecar.telemetry.metrics import Metrics
+from tests.smg import SMG
 
 WORDS = {"P": WorkerType.PREFILL, "D": WorkerType.DECODE, "R": WorkerType.REGULAR, "E": WorkerType.ENCODE}
 ENGINES = {"s": "sglang", "v": "vllm"}
@@ -74,6 +75,12 @@ def test_what_nobody_answers_without_one(fleet: str, leaving: str, said: list[st
     """A drain says it before an engine is stopped, for the last replica of a model as for half of a pair."""
     workers = [worker(text) for text in fleet.split()]
     book = SimpleNamespace(workers={each.url: each for each in workers})
-    watch = Pairing(cast("RouterSlots", SimpleNamespace(service="chat", active=SimpleNamespace(book=book))), Metrics())
+    watch = Pairing(
+        cast(
+            "RouterSlots",
+            SimpleNamespace(service="chat", active=SimpleNamespace(book=book, router=SimpleNamespace(setup=SMG))),
+        ),
+        Metrics(),
+    )
     watch.look(0.0)
     assert watch.without(f"http://{leaving}") == said

@@ -1,8 +1,12 @@
-"""What `router.policy` and `router.args` may say to SMG, and which options the daemon keeps to itself."""
+"""What may be said of SMG below `router`, and which of its options the daemon keeps to itself."""
 
 from __future__ import annotations
 
-from typing import Literal
+from typing import Annotated, Literal
+
+from pydantic import AfterValidator, Field
+
+from gateway_sidecar.config.router import CommandValue, RouterSettings
 
 Policy = Literal[
     "random",
@@ -74,3 +78,24 @@ def _whole_option(name: str) -> str | None:
     if not name.startswith("--"):
         return None
     return next((option for option in RESERVED if option.startswith(name)), None)
+
+
+class SmgSettings(RouterSettings):
+    """The process that balances a service's requests: SMG, the Shepherd Model Gateway."""
+
+    type: Literal["smg"] = Field(default="smg", description="The kind of router.")
+    policy: Policy = Field(default="cache_aware", description="How a worker is chosen for a request.")
+    command: CommandValue = Field(
+        default="smg",
+        description="The router's program: a name, looked for beside the daemon's own Python and then in"
+        " PATH, or an absolute path.",
+        examples=["smg"],
+    )
+    args: Annotated[tuple[Annotated[str, AfterValidator(check_argument)], ...], Field(strict=False)] = Field(
+        default=(),
+        description="Further options of `smg launch`. Those that the daemon sets itself are refused by name.",
+        examples=[["--max-payload-size", "1073741824"]],
+    )
+    log_level: Literal["debug", "info", "warn", "error"] = Field(
+        default="warn", description="The least severe event that the router writes; `info` is two lines a request."
+    )

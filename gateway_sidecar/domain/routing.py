@@ -1,0 +1,74 @@
+"""What a kind of router says of its paths and headers, for nginx before it and behind it. Pure."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Mapping
+from dataclasses import dataclass, field
+
+VERSIONED = "/v[0-9]{1,3}(?:(?:alpha|beta)[0-9]{0,3})?"
+"""What the paths of an API for clients begin with. Routes that control a router, or an engine, mostly have no version:
+so `all` leaves out most of those that a later router may bring, whose names are not on the list yet."""
+
+
+@dataclass(frozen=True, slots=True)
+class RouterPaths:
+    """Which paths are for whom. Whatever is not named does not pass.
+
+    inference: what clients may ask a router for, and a router its engines; `*` is one id.
+    control: where a router is controlled, or tells of its workers' addresses: no frontend passes these, nor what is
+        below them, whatever `frontend.paths` says.
+    fleet: what tells of the fleet: it passes where `frontend.paths` names it, and not with `all`.
+    asked: what the router itself asks an engine beside inference.
+    versioned: the pattern of what `frontend.paths: all` passes the rest of.
+    """
+
+    inference: tuple[str, ...]
+    control: tuple[str, ...] = ()
+    fleet: tuple[str, ...] = ()
+    asked: tuple[str, ...] = ()
+    versioned: str = VERSIONED
+
+
+@dataclass(frozen=True, slots=True)
+class RouterHeaders:
+    """Which headers a router heeds, or passes on.
+
+    bridge_key: a request header that the router passes on to HTTP engines, in all its modes. nginx shows the bridges
+        there that a request came through the router.
+    tenant: the request header by which the router keeps clients' stored conversations apart; nginx alone says it.
+        Empty if there is none.
+    passed: request headers of its own that clients may send.
+    steering: request header in lower case -> what it does that is not for clients.
+    hidden: headers of its answers that are not for clients.
+    """
+
+    bridge_key: str
+    tenant: str = ""
+    passed: tuple[str, ...] = ()
+    steering: Mapping[str, str] = field(default_factory=dict, hash=False)
+    hidden: tuple[str, ...] = ()
+
+
+@dataclass(frozen=True, slots=True)
+class BridgeRules:
+    """What the bridges of HTTP engines pass, whatever kinds of routers ask.
+
+    inference, asked: the paths of `RouterPaths`; prefixes: `bridges.paths`. key_headers: where a router may show that a
+    request comes through it.
+    """
+
+    inference: tuple[str, ...]
+    asked: tuple[str, ...]
+    prefixes: tuple[str, ...]
+    key_headers: tuple[str, ...]
+
+    @classmethod
+    def of(cls, kinds: Iterable[tuple[RouterPaths, RouterHeaders]], prefixes: tuple[str, ...]) -> BridgeRules:
+        """The rules for all of these kinds together."""
+        known = list(kinds)
+        return cls(
+            tuple(sorted({path for paths, _ in known for path in paths.inference})),
+            tuple(sorted({path for paths, _ in known for path in paths.asked})),
+            prefixes,
+            tuple(sorted({headers.bridge_key for _, headers in known})),
+        )

@@ -1,0 +1,28 @@
+"""SMG, as tests give it to nginx's configuration and to the core."""
+
+from __future__ import annotations
+
+from gateway_sidecar.config import FrontendSettings, ServiceSettings
+from gateway_sidecar.domain.routing import BridgeRules
+from gateway_sidecar.nginx.config import ServiceAddress
+from gateway_sidecar.routers.smg.paths import HEADERS, PATHS
+from gateway_sidecar.routers.smg.settings import SmgSettings
+from gateway_sidecar.routers.smg.setup import SmgSetup
+
+KEY_HEADER = HEADERS.bridge_key
+RULES = BridgeRules.of([(PATHS, HEADERS)], ())
+SMG = SmgSetup(SmgSettings(), {}, "")
+_PLAIN = FrontendSettings()
+
+
+def smg_address(
+    service: str, listen: str, router: str, successor: str, frontend: FrontendSettings = _PLAIN, hold_s: float = 0.0
+) -> ServiceAddress:
+    """The address of a service whose router is SMG."""
+    return ServiceAddress(service, listen, router, successor, PATHS, HEADERS, frontend, hold_s)
+
+
+def smg_of(service: ServiceSettings) -> SmgSettings:
+    """The settings of a service's SMG."""
+    assert isinstance(service.router, SmgSettings)
+    return service.router
