@@ -12,7 +12,7 @@ ReplicaId = NewType("ReplicaId", str)
 
 
 class WorkerType(StrEnum):
-    """The part a worker plays in its service (SMG's `worker_type`)."""
+    """The part a worker plays in its service."""
 
     REGULAR = "regular"
     PREFILL = "prefill"
@@ -21,7 +21,7 @@ class WorkerType(StrEnum):
 
 
 class ConnectionMode(StrEnum):
-    """How the router speaks to a worker (SMG's `connection_mode`)."""
+    """How the router speaks to a worker."""
 
     HTTP = "http"
     GRPC = "grpc"
