@@ -10,11 +10,15 @@ import asyncio
 import functools
 import selectors
 from collections.abc import Callable, Coroutine
-from typing import Any, ParamSpec
+from typing import Any, ParamSpec, TypeVar
+
+import pytest
 
 from gateway_sidecar.supervision import awake
+from gateway_sidecar.supervision.own_thread import OwnThread
 
 P = ParamSpec("P")
+T = TypeVar("T")
 
 _RESOLUTION_S = 1e-6
 """Timers that are this close are due: sums of floating-point seconds do not meet exactly."""
@@ -56,13 +60,23 @@ def stall(seconds: float) -> None:
 
 
 def in_fake_time(test: Callable[P, Coroutine[Any, Any, None]]) -> Callable[P, None]:
-    """Runs a test in such a loop, and the daemon's clock by it."""
+    """Runs a test in such a loop, and the daemon's clock by it. What blocks is done at once, and not in a thread."""
 
     @functools.wraps(test)
     def run(*args: P.args, **kwargs: P.kwargs) -> None:
-        with asyncio.Runner(loop_factory=FakeTimeLoop) as runner:
+        with asyncio.Runner(loop_factory=FakeTimeLoop) as runner, pytest.MonkeyPatch.context() as patch:
+            patch.setattr(asyncio, "to_thread", _here)
+            patch.setattr(OwnThread, "run", _at_once)
             loop = runner.get_loop()
             with awake.using(awake.Clock(loop.time)):
                 runner.run(test(*args, **kwargs))
 
     return run
+
+
+async def _here(work: Callable[P, T], *args: P.args, **kwargs: P.kwargs) -> T:
+    return work(*args, **kwargs)
+
+
+async def _at_once(_: OwnThread, work: Callable[[], T], *, patience_s: float) -> T:
+    return work()

@@ -8,14 +8,12 @@ from pathlib import Path
 import pytest
 
 from gateway_sidecar.control.replicas.controller import Controller, soonest
+from gateway_sidecar.control.replicas.reporting import Reporting
 from gateway_sidecar.control.workqueue import Key, Part, WorkerAt
 from gateway_sidecar.domain.model import ReplicaId, ReplicaState
 from gateway_sidecar.supervision import awake
 from tests.unit.fake_time import in_fake_time
-from tests.unit.test_service import Worlds, worlds
-from tests.unit.world import World
-
-__all__ = ["worlds"]
+from tests.unit.world import World, Worlds
 
 
 @pytest.mark.parametrize(
@@ -33,8 +31,8 @@ async def test_a_key_that_means_nothing_any_more_is_dropped(tmp_path: Path) -> N
 
 
 @in_fake_time
-async def test_to_look_again_at_a_tenure_that_serves_changes_nothing(worlds: Worlds) -> None:
-    """And it need not be looked at again: the prober asks its engine when that is due."""
+async def test_a_look_at_a_tenure_that_is_as_it_should_be_asks_for_no_other(worlds: Worlds) -> None:
+    """When its engine is to be asked next the prober sees to; and to look twice changes nothing."""
     async with worlds() as world:
         world.appear("r1")
         await world.until(lambda: world.serves("r1"))
@@ -89,3 +87,62 @@ async def test_who_waits_is_told_as_soon_as_something_was_planned(worlds: Worlds
         assert await waiting
         assert awake.monotonic() - began < 0.2
         assert not await world.service.until(lambda: False, 5.0)
+
+
+@in_fake_time
+async def test_at_rest_nothing_is_to_be_done_and_nothing_is_written_down(worlds: Worlds) -> None:
+    """Looking again changes nothing."""
+    async with worlds() as world:
+        world.appear("r1")
+        await world.until(lambda: world.serves("r1"))
+        await world.at_rest()
+        await asyncio.sleep(1)
+        written, calls = world.written, list(world.router.calls)
+        for _ in range(10):
+            world.service.controller.reconsider()
+            await asyncio.sleep(0.1)
+        assert world.service.controller.pending() == []
+        assert world.written == written
+        assert world.router.calls == calls
+
+
+@in_fake_time
+async def test_a_fault_while_one_is_looked_at_is_no_other_ones(worlds: Worlds, monkeypatch: pytest.MonkeyPatch) -> None:
+    """It is counted, and that one is looked at again after a pause."""
+    update, faults = Reporting.update, [ZeroDivisionError("a fault of ours")]
+
+    def stumble(self: Reporting, tenure: object) -> None:
+        if faults and getattr(tenure, "replica", "") == "r1":
+            raise faults.pop()
+        update(self, tenure)  # type: ignore[arg-type]
+
+    monkeypatch.setattr(Reporting, "update", stumble)
+    async with worlds() as world:
+        world.appear("r1")
+        world.appear("r2")
+        await world.until(lambda: world.serves("r1", "r2"))
+        assert world.faults() == 1
+        assert "loop.failed" in [each["event"] for each in world.log]
+
+
+@in_fake_time
+async def test_what_nobody_said_is_seen_all_the_same(worlds: Worlds, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Level, not edge: hints only hurry the loop."""
+    async with worlds() as world:
+        monkeypatch.setattr(type(world.source), "hint", lambda _: None)
+        world.appear("r1")
+        await world.until(lambda: world.serves("r1"), within_s=6)
+        world.vanish("r1")
+        await world.until(lambda: world.states() == {}, within_s=6)
+
+
+@in_fake_time
+async def test_what_the_next_look_would_do_is_said_and_not_done(worlds: Worlds) -> None:
+    async with worlds() as world:
+        world.appear("r1")
+        await world.until(lambda: world.serves("r1"))
+        world.tenure("r1").drain.requested = True
+        ((replica, action),) = world.service.controller.pending()[:1]
+        assert ReplicaId(replica) == "r1"
+        assert action
+        assert [call for call, _ in world.router.calls] == ["register"]

@@ -67,7 +67,6 @@ class Proxies:
         self.connections: Counter[int] = Counter()
         self.has_looked = False
         patch.setattr(key_proxies, "open_connections", lambda _: self.connections)
-        patch.setattr(asyncio, "to_thread", self._here)
         self.keys = KeyProxies(self._make, lambda: left)
 
     @property
@@ -81,9 +80,6 @@ class Proxies:
     def _make(self, port: int) -> KeyedNginx:
         self.made[port] = PlayedNginx(port)
         return cast("KeyedNginx", cast("Any", self.made[port]))
-
-    async def _here(self, work: Callable[..., object], *args: object) -> object:
-        return work(*args)
 
 
 @asynccontextmanager

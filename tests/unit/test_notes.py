@@ -13,10 +13,8 @@ from gateway_sidecar.control.replicas.handles import Handles, open_path
 from gateway_sidecar.domain.model import ReplicaState
 from gateway_sidecar.supervision.own_thread import OwnThread
 from tests.unit.fake_time import in_fake_time
-from tests.unit.test_service import Worlds, worlds
-from tests.unit.world import READY
+from tests.unit.world import READY, Worlds
 
-__all__ = ["worlds"]
 T = TypeVar("T")
 
 

@@ -60,7 +60,6 @@ class Machine:
         patch.setattr(Process, "spawn", self._spawn)
         patch.setattr(Process, "adopt", lambda identity: self._add())
         patch.setattr(process, "busy_ports", lambda _: [])
-        patch.setattr(asyncio, "to_thread", self._here)
         kind = SimpleNamespace(
             command=lambda _ports, _key: LaunchCommand(["router"]),
             digest=lambda: self.digest,
@@ -98,9 +97,6 @@ class Machine:
 
     async def _tail(self, _: int) -> list[str]:
         return ["smg: error: no such option"]
-
-    async def _here(self, work: Callable[..., object], *args: object) -> object:
-        return work(*args)
 
     @property
     def now(self) -> Played:

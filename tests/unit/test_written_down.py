@@ -15,11 +15,9 @@ from gateway_sidecar.control.process.written_down import WrittenDown, api_replic
 from gateway_sidecar.control.routers.process import SavedRouter
 from gateway_sidecar.domain.leases import PortLeases
 from gateway_sidecar.routers.base import RouterPorts
-from gateway_sidecar.supervision.own_thread import OwnThread
 from gateway_sidecar.supervision.process import Identity
 from gateway_sidecar.telemetry.metrics import Metrics
 from gateway_sidecar.telemetry.problems import Problems
-from tests.unit import world as played
 from tests.unit.fake_time import in_fake_time
 
 FIRST, OTHER = "1" * 32, "2" * 32
@@ -58,7 +56,6 @@ def daemon_in(directory: Path, key: str) -> tuple[WrittenDown, PlayedNginx]:
 @in_fake_time
 async def test_the_next_daemon_reads_what_this_one_wrote(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """And shows its bridges the key that the routers know, which go on."""
-    monkeypatch.setattr(OwnThread, "run", played._at_once)
     written, _ = daemon_in(tmp_path, FIRST)
     await written.write_all()
     following, nginx = daemon_in(tmp_path, OTHER)
@@ -76,7 +73,6 @@ async def test_the_next_daemon_reads_what_this_one_wrote(tmp_path: Path, monkeyp
 async def test_a_record_that_cannot_be_read_is_no_reason_not_to_begin(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(OwnThread, "run", played._at_once)
     for name in ("run/processes.json", "state/leases.json"):
         (tmp_path / name).parent.mkdir(mode=0o700)
         (tmp_path / name).write_text("{")
@@ -92,7 +88,6 @@ async def test_processes_are_written_down_before_the_leases_are_taken_up(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """Until then the file of leases has what we have not."""
-    monkeypatch.setattr(OwnThread, "run", played._at_once)
     written, _ = daemon_in(tmp_path, OTHER)
     await written.write_processes()
     assert json.loads((tmp_path / "run" / "processes.json").read_text())["bridge_key"] == OTHER

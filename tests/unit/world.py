@@ -9,11 +9,11 @@ import asyncio
 import os
 from collections import Counter
 from collections.abc import AsyncIterator, Callable, Mapping
-from contextlib import asynccontextmanager
+from contextlib import AbstractAsyncContextManager, asynccontextmanager
 from dataclasses import replace
 from itertools import count
 from pathlib import Path
-from typing import Any, TypeVar, cast
+from typing import Any, cast
 
 import pytest
 from structlog.testing import capture_logs
@@ -22,6 +22,7 @@ from gateway_sidecar.config import ServiceSettings
 from gateway_sidecar.control.edge.key_proxies import KeyState
 from gateway_sidecar.control.edge.peer_supervisor import PeerState
 from gateway_sidecar.control.ports import ServiceAdapters
+from gateway_sidecar.control.process.connection_counter import ConnectionCounter, Place
 from gateway_sidecar.control.replicas import prober
 from gateway_sidecar.control.replicas.tenure import BridgeHosts, Tenure, occupant_of
 from gateway_sidecar.control.routers import replacement as router_slots
@@ -47,11 +48,8 @@ from gateway_sidecar.errors import ConfigError, RouterRefused, RouterUnavailable
 from gateway_sidecar.routers.base import RouterPorts
 from gateway_sidecar.sources.listing import Listing, Sighting
 from gateway_sidecar.supervision import awake
-from gateway_sidecar.supervision.own_thread import OwnThread
 from gateway_sidecar.telemetry.metrics import Metrics
 from tests.smg import SMG
-
-T = TypeVar("T")
 
 FACTS = EngineFacts("vllm", ConnectionMode.HTTP, WorkerType.REGULAR, "tiny")
 READY = Ready(FACTS)
@@ -321,7 +319,7 @@ class World:
         self.links = PlayedLinks()
         self.leases = PortLeases(range(24001, 24021))
         self.routers: list[PlayedProcess] = []
-        self.connections: Counter[int] = Counter()
+        self.connections: Counter[Place] = Counter()
         self.liveness_connections: dict[str, list[_LivenessConnection]] = {}
         self.moved = self.written = 0
         self.log: list[Any] = []
@@ -404,12 +402,12 @@ class World:
         """How many faults of our own were survived."""
         return float(self.metrics.loop_failures.labels("chat")._value.get())
 
-    async def until(self, condition: Callable[[], bool], within_s: float = 60.0) -> None:
+    async def until(self, condition: Callable[[], bool], within_s: float = 60.0, every_s: float = 0.01) -> None:
         """Lets time pass until the condition holds; fails after so many (fake) seconds."""
         deadline = awake.monotonic() + within_s
         while not condition():
             assert awake.monotonic() < deadline, f"not within {within_s:g} s: {self.states()} {self.router.workers}"
-            await asyncio.sleep(0.01)
+            await asyncio.sleep(every_s)
 
     async def at_rest(self) -> None:
         """Returns when nothing is left to do, now and after every interval there is."""
@@ -421,29 +419,20 @@ class World:
                 and self.router.ready() == set(self.router.workers)
             ),
             within_s=300.0,
+            every_s=0.5,
         )
 
     # -- life
 
     async def begin(self) -> None:
-        self._loops = [asyncio.create_task(self.service.run()), asyncio.create_task(self._count())]
+        counter = ConnectionCounter(lambda: {"chat": self.service}, self.leases, count=lambda _places: self.connections)
+        self._loops = [asyncio.create_task(self.service.run()), asyncio.create_task(counter.run())]
         await self.until(lambda: self.process.up)
 
     async def end(self) -> None:
         for loop in self._loops:
             loop.cancel()
         await asyncio.gather(*self._loops, return_exceptions=True)
-
-    async def _count(self) -> None:
-        """The daemon's counter of connections."""
-        while True:
-            await asyncio.sleep(0.05)
-            began = awake.monotonic()
-            places = self.service.drains.places_to_count()
-            self.service.drains.connections_counted(began, places, cast("Any", self.connections))
-            for port in self.leases.rested(awake.now()):
-                if not self.connections[port]:
-                    self.leases.settle(port, awake.now())
 
     def _new_service(self) -> Service:
         outside = ServiceAdapters(
@@ -491,8 +480,6 @@ class World:
 @asynccontextmanager
 async def running_world(directory: Path, patch: pytest.MonkeyPatch, **settings: object) -> AsyncIterator[World]:
     """A world that runs, with nothing in it that takes real time."""
-    patch.setattr(OwnThread, "run", _at_once)
-    patch.setattr(asyncio, "to_thread", _here)
     patch.setattr(router_slots, "open_connections", lambda _ports: Counter[int]())
     world = World(directory, **settings)
 
@@ -511,6 +498,10 @@ async def running_world(directory: Path, patch: pytest.MonkeyPatch, **settings: 
             yield world
         finally:
             await world.end()
+
+
+Worlds = Callable[..., AbstractAsyncContextManager[World]]
+"""Makes a world that runs: the fixture `worlds`."""
 
 
 class _LivenessConnection:
@@ -533,11 +524,3 @@ class _LivenessConnection:
 
 def _later(delay_s: float, then: Callable[[], None]) -> None:
     asyncio.get_running_loop().call_later(delay_s, then)
-
-
-async def _at_once(_: OwnThread, work: Callable[[], T], *, patience_s: float) -> T:
-    return work()
-
-
-async def _here(work: Callable[..., T], *args: object) -> T:
-    return work(*args)
