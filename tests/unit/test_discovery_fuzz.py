@@ -64,10 +64,10 @@ telling_keys = st.sampled_from(
 )
 json_values = st.recursive(
     scalars,
-    lambda inner: st.lists(inner, max_size=4) | st.dictionaries(telling_keys | st.text(max_size=5), inner, max_size=6),
-    max_leaves=25,
+    lambda inner: st.lists(inner, max_size=3) | st.dictionaries(telling_keys | st.text(max_size=5), inner, max_size=4),
+    max_leaves=8,
 )
-json_objects = st.dictionaries(telling_keys, json_values, max_size=8)
+json_objects = st.dictionaries(telling_keys, json_values, max_size=5)
 bodies = st.binary(max_size=200) | json_values.map(lambda value: json.dumps(value).encode())
 statuses = st.sampled_from((200, 204, 302, 401, 403, 404, 429, 500, 503)) | st.integers(100, 999)
 http_answers = st.builds(HttpAnswer, status=statuses, body=bodies)

@@ -174,7 +174,7 @@ def spoil(data: st.DataObject, whole: Any) -> Any:
     ],
     ids=["lease", "router"],
 )
-@settings(max_examples=500)
+@settings(max_examples=150)
 @given(data=st.data())
 def test_a_spoilt_row_is_named_or_is_one(
     data: st.DataObject, saved: Any, to_json: Callable[[Any], Any], from_json: Callable[[Any], Any]
@@ -187,7 +187,7 @@ def test_a_spoilt_row_is_named_or_is_one(
     assert from_json(to_json(read)) == read
 
 
-@settings(max_examples=500)
+@settings(max_examples=150)
 @given(st.data())
 def test_spoilt_rests_are_named_or_ports_and_times(data: st.DataObject) -> None:
     """And for ports that rest."""

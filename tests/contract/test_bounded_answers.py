@@ -4,12 +4,11 @@ from __future__ import annotations
 
 import asyncio
 import json
-import socket
 import time
 import tracemalloc
 from collections.abc import Callable
 from pathlib import Path
-from typing import Any, cast
+from typing import cast
 
 import pytest
 import structlog
@@ -17,12 +16,10 @@ from aiohttp import web
 
 from gateway_sidecar.api.replicas import _once
 from gateway_sidecar.control.process.child_logs import ChildLogs
-from gateway_sidecar.control.replicas.liveness import connect_liveness
 from gateway_sidecar.control.routers.process import RouterProcess
 from gateway_sidecar.domain.discovery import HttpAnswer, document
 from gateway_sidecar.engines._pb import grpc_pb2, sglang_pb2
 from gateway_sidecar.engines.messages import MOST_MESSAGE_BYTES, decode
-from gateway_sidecar.engines.unix_socket import receive
 from gateway_sidecar.errors import MetricsError, RouterError, RouterUnavailable
 from gateway_sidecar.nginx.server import Nginx
 from gateway_sidecar.routers.answers import _MOST_PAGE_BYTES, MetricsPages
@@ -317,55 +314,3 @@ async def test_a_flood_of_log_lines_is_passed_on_in_part(tmp_path: Path) -> None
     assert turns >= 20
     assert [event["event"] for event in events] == ["router.said"] * 1000 + ["router.said_more"]
     assert events[-1]["lines"] == 9000
-
-
-# --- engines' sockets -------------------------------------------------------------------------------------------
-
-
-async def test_a_server_that_has_much_to_say_gives_others_their_turn() -> None:
-    """What lies in the socket already would be received in one go, however much it is."""
-    ours, theirs = socket.socketpair()
-    turns = 0
-
-    async def count() -> None:
-        nonlocal turns
-        while True:
-            await asyncio.sleep(0)
-            turns += 1
-
-    with ours, theirs:
-        ours.setblocking(False)
-        theirs.sendall(b"x" * 50_000)
-        counting = asyncio.create_task(count())
-        for _ in range(50):
-            assert len(await receive(ours, 1000)) == 1000
-        counting.cancel()
-    assert turns >= 49
-
-
-# --- the liveness -------------------------------------------------------------------------------------------------
-
-
-async def test_a_server_that_talks_on_the_canary_is_not_listened_to(tmp_path: Path) -> None:
-    """Nothing is asked over it; what comes all the same would be received for ever."""
-    path, ended = str(tmp_path / "r1.sock"), asyncio.Event()
-    sent = 0
-
-    async def talk(_reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
-        nonlocal sent
-        try:
-            while True:
-                writer.write(b"x" * 65536)
-                await writer.drain()
-                sent += 65536
-        except OSError:
-            writer.close()
-
-    server: Any = await asyncio.start_unix_server(talk, path)
-    try:
-        await connect_liveness(path, ended.set)
-        async with asyncio.timeout(60):
-            await ended.wait()
-        assert sent < 4 * MIB
-    finally:
-        server.close()
