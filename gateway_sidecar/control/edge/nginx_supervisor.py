@@ -138,12 +138,8 @@ class NginxSupervisor:
             ended.cancel()
             touched.cancel()
         if not process.running:
-            last = await self.nginx.log.read_tail(3)
-            self._logger.error("nginx.exited", pid=process.pid, exit_code=process.exit_code, last_lines=last)
-            self._went(up=False)
-            orphans = await stop_orphans(process.identity)
-            if orphans:
-                self._logger.warning("nginx.orphans_stopped", workers=orphans)
+            async with self._applying:
+                await self._on_exit()
         else:
             self._touched.clear()
             again = bool(self.reason or self._refused) and awake.now() > self._retry_at
@@ -234,7 +230,20 @@ class NginxSupervisor:
             if not self.up:
                 await self._try_to_start()
 
+    async def _on_exit(self) -> None:
+        """Tells, once, that nginx has ended, whoever noticed it, and stops what it left: that still has its ports."""
+        process = self.nginx.process
+        if not self._listens or process is None or process.running:
+            return
+        last = await self.nginx.log.read_tail(3)
+        self._logger.error("nginx.exited", pid=process.pid, exit_code=process.exit_code, last_lines=last)
+        self._went(up=False)
+        orphans = await stop_orphans(process.identity)
+        if orphans:
+            self._logger.warning("nginx.orphans_stopped", workers=orphans)
+
     async def _try_to_start(self) -> None:
+        await self._on_exit()
         try:
             await self._start()
         except (NginxError, OSError) as error:
