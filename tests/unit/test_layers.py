@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import ast
 import functools
+import re
 from collections.abc import Iterator
 from pathlib import Path
 
@@ -302,3 +303,31 @@ def test_files_are_replaced_in_one_place() -> None:
         )
     }
     assert found <= {"files/replace.py", *others}, found
+
+
+_OF_THE_CORE = re.compile(r"(?m)^from gateway_sidecar\.(control[.\w]*) import (?:\(([^)]*)\)|(.*))$")
+
+
+def test_every_module_of_the_core_has_unit_tests() -> None:
+    """They import it, or are named after it: `replicas/drain.py` is tested by `test_drain.py`, in the played world."""
+    tests = sorted(Path(__file__).parent.glob("test_*.py"))
+    named, imported = {path.stem for path in tests}, set()
+    for path in tests:
+        for module, several, one in _OF_THE_CORE.findall(path.read_text()):
+            imported |= {module, *(f"{module}.{name}" for name in re.findall(r"\w+", several or one))}
+    untested = [
+        path.relative_to(PACKAGE).as_posix()
+        for path in sorted((PACKAGE / "control").rglob("*.py"))
+        if _does_something(path)
+        and not named & {f"test_{path.stem}", f"test_{path.parent.name}_{path.stem}"}
+        and ".".join(path.relative_to(PACKAGE).with_suffix("").parts) not in imported
+    ]
+    assert untested == []
+
+
+def _does_something(path: Path) -> bool:
+    """Whether it is more than values and protocols: some function of it has a body."""
+    return any(
+        isinstance(node, ast.FunctionDef | ast.AsyncFunctionDef) and ast.unparse(node.body[-1]) != "..."
+        for node in nodes(path)
+    )

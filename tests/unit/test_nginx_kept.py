@@ -18,11 +18,12 @@ from gateway_sidecar.errors import NginxError
 from gateway_sidecar.nginx.config import ServiceAddress
 from gateway_sidecar.supervision.process import Identity
 from gateway_sidecar.telemetry.metrics import Metrics
+from tests.smg import smg_address
 from tests.unit.fake_time import in_fake_time
 from tests.unit.processes import PlayedProcess
 
-CHAT = ServiceAddress("chat", "127.0.0.1:30000", "127.0.0.1:1", "127.0.0.1:2")
-CODE = ServiceAddress("code", "127.0.0.1:30001", "127.0.0.1:3", "127.0.0.1:4")
+CHAT = smg_address("chat", "127.0.0.1:30000", "127.0.0.1:1", "127.0.0.1:2")
+CODE = smg_address("code", "127.0.0.1:30001", "127.0.0.1:3", "127.0.0.1:4")
 
 
 class PlayedNginx:

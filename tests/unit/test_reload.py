@@ -1,205 +1,205 @@
-"""A reload touches only what changed, and what cannot be done is told and tried again by the next."""
+"""The configuration file is taken in again, and only what changed is touched. In fake time, with services played."""
 
 from __future__ import annotations
 
 import asyncio
-from collections.abc import AsyncIterator, Awaitable, Callable
-from contextlib import asynccontextmanager
+from collections.abc import Mapping
 from pathlib import Path
-from types import SimpleNamespace
 from typing import Any, cast
 
 import pytest
+from structlog.testing import capture_logs
 
-from gateway_sidecar.config import ServiceSettings, load_config
+from gateway_sidecar.config.load import load_config
 from gateway_sidecar.control.process.reload import Reload
-from gateway_sidecar.control.process.services import ServiceHost, Services
 from gateway_sidecar.control.routers.process import RouterState
-from gateway_sidecar.control.service import Service
-from gateway_sidecar.domain.leases import PortLeases
-from gateway_sidecar.errors import ConfigError, NotInForce, ProcessError
-from gateway_sidecar.supervision.loops import cancelled
-from gateway_sidecar.supervision.own_thread import OwnThread
-from gateway_sidecar.telemetry.metrics import Metrics
-from tests.unit import world as played
+from gateway_sidecar.errors import ConfigError, NotInForce
+from gateway_sidecar.supervision import awake
+from tests.smg import smg_of
 from tests.unit.fake_time import in_fake_time
-from tests.unit.world import PlayedProcess, World
+from tests.unit.services import CHAT, CODE, Fleet, configured
 
 
 class Site:
-    """A configuration file, the services that run by it, and nginx, which only counts."""
+    """A daemon's file, its services, nginx and frontends. `done` says what was done, in order."""
 
     def __init__(self, directory: Path) -> None:
-        self.directory = directory
-        self.file = directory / "gateway-sidecar.yaml"
-        self.worlds: dict[str, World] = {}
-        self.no_ports_for: set[str] = set()
-        self.applied = 0
-        self.metrics = Metrics()
-        self.nginx = SimpleNamespace(up=True, problems={}, reason="", apply=self._apply)
-        self.notifier = SimpleNamespace(reloading=lambda: None, ready=lambda: None)
-        self.write("chat")
-        host = ServiceHost(lambda: None, self._apply, self._apply)
-        self.services = Services(
-            self, host, PortLeases(range(24001, 24021)), cast("Any", SimpleNamespace()), self.metrics
-        )
-        settings = load_config(self.file)
-        frontends = cast("Any", SimpleNamespace(look=self._look))
-        self.its = Reload(self.file, settings, self.services, cast("Any", self.nginx), frontends, self.metrics)
-        for service in settings.services:
-            self.services.add(service, prepare=True)
+        self.path = directory / "gateway-sidecar.yaml"
+        self.path.write_text(configured(CHAT))
+        self.fleet = Fleet(CHAT)
+        self.done: list[str] = []
+        self.up, self.reason = True, ""
+        self.problems: Mapping[str, str] = {}
+        self.reload_ = Reload(
+            self.path, load_config(self.path), self.fleet.services, cast("Any", self), cast("Any", self),
+            self.fleet.metrics,
+        )  # fmt: skip
 
-    def write(self, *names: str, more: str = "", head: str = "") -> None:
-        """The file as an operator has it now."""
-        services = "".join(
-            f"  - {{name: {name}, listen: '127.0.0.1:{30000 + len(name)}', "
-            f"replicas: {{sockets: '{self.directory}/{name}/{{replica}}.sock'}}{more}}}\n"
-            for name in names
-        )
-        self.file.write_text(f"{head}services:\n{services}")
+    async def reload(self, *services: str, head: str = "") -> list[str]:
+        self.path.write_text(configured(*services, head=head))
+        with capture_logs():
+            return await self.reload_.reload(cast("Any", self))
 
-    async def reload(self) -> list[str]:
-        return await self.its.reload(cast("Any", self.notifier))
+    def count(self, outcome: str) -> float:
+        return float(self.fleet.metrics.reloads.labels(outcome)._value.get())
 
-    # -- as `Adapters` has it
+    async def look(self, *, withdraw: bool = True) -> None:
+        self.done.append("look and withdraw" if withdraw else "look")
 
-    def service(self, settings: ServiceSettings, host: ServiceHost) -> Service:
-        if settings.name in self.no_ports_for:
-            raise ProcessError("no free port")
-        (self.directory / settings.name).mkdir(exist_ok=True)
-        world = self.worlds[settings.name] = World(self.directory / settings.name, name=settings.name)
-        world.service.settings = settings
-        return world.service
+    async def apply(self) -> None:
+        self.done.append("apply")
 
-    def source(self, settings: ServiceSettings) -> Any:
-        return self.worlds[settings.name].source
+    def reloading(self) -> None:
+        self.done.append("reloading")
 
-    def router_setup(self, settings: ServiceSettings) -> Any:
-        return SimpleNamespace()
-
-    async def _apply(self) -> None:
-        self.applied += 1
-
-    async def _look(self, *, withdraw: bool = True) -> None:
-        del withdraw
-
-
-@asynccontextmanager
-async def running(directory: Path, patch: pytest.MonkeyPatch) -> AsyncIterator[Site]:
-    patch.setattr(OwnThread, "run", played._at_once)
-    patch.setattr(asyncio, "to_thread", played._here)
-    site = Site(directory)
-    site.services.start("chat")
-    await asyncio.sleep(1)
-    try:
-        yield site
-    finally:
-        await cancelled(*site.services.tasks)
+    def ready(self) -> None:
+        self.done.append("ready")
 
 
 @in_fake_time
-async def test_a_service_comes_and_another_goes_and_the_third_is_not_touched(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    async with running(tmp_path, monkeypatch) as site:
-        chat = site.services.by_name()["chat"]
-        site.write("chat", "other")
-        assert await site.reload() == ["other: added"]
-        site.write("chat", "third1")
-        assert sorted(await site.reload()) == ["other: removed", "third1: added"]
-        assert site.services.by_name().keys() == {"chat", "third1"}
-        assert site.services.by_name()["chat"] is chat
-        assert len(chat.routers) == 1
-        assert [address.service for address in site.services.addresses()] == ["chat", "third1"]
-        assert await site.reload() == [], "nothing changed"
-        assert site.metrics.reloads.labels("done")._value.get() == 3
+async def test_an_unchanged_file_changes_nothing(tmp_path: Path) -> None:
+    site = Site(tmp_path)
+    chat = site.fleet.of("chat")
+    assert await site.reload(CHAT) == []
+    assert site.fleet.of("chat") is chat
+    assert (chat.sources, chat.replaced, chat.router.kinds) == (0, 0, 0)
+    assert site.count("done") == 1
 
 
 @in_fake_time
-async def test_new_settings_reach_a_service_that_runs(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    """Its router goes on: only what `router` says has it replaced."""
-    async with running(tmp_path, monkeypatch) as site:
-        chat = site.services.by_name()["chat"]
-        router = cast("PlayedProcess", chat.router)
-        site.write("chat", more=", drain: {timeout_s: 7}")
-        assert await site.reload() == ["chat: drain"]
-        assert chat.settings.drain.timeout_s == 7
-        assert (id(chat.router), router.renewed) == (id(router), 1)
-        site.write("chat", more=", router: {api_timeout_s: 9}, drain: {timeout_s: 7}")
-        assert await site.reload() == ["chat: router"]
-        assert id(chat.router) != id(router)
-        assert site.its.settings.services[0].router.api_timeout_s == 9
+async def test_services_are_added_removed_and_changed_and_all_others_left_alone(tmp_path: Path) -> None:
+    site = Site(tmp_path)
+    chat = site.fleet.of("chat")
+    assert await site.reload(CHAT, CODE) == ["code: added"]
+    code = site.fleet.of("code")
+    await code.running.wait()
+    assert site.fleet.of("chat") is chat
+    changed = CHAT.replace("replicas:", "drain: {timeout_s: 5}, replicas:")
+    assert sorted(await site.reload(changed)) == ["chat: drain", "code: removed"]
+    assert chat.settings.drain.timeout_s == 5
+    assert code.is_abandoned
+    assert (chat.sources, chat.replaced) == (0, 0)
 
 
 @in_fake_time
-async def test_a_router_that_is_not_replaced_leaves_its_settings_and_is_tried_again(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    async with running(tmp_path, monkeypatch) as site:
-        chat = site.services.by_name()["chat"]
-        before = chat.settings.router
-        run = PlayedProcess.run
-
-        async def refuse(self: PlayedProcess) -> None:
-            self._set(RouterState.REFUSED)
-            self.reason = "no such option"
-            await asyncio.Event().wait()
-
-        monkeypatch.setattr(PlayedProcess, "run", refuse)
-        site.write("chat", more=", router: {api_timeout_s: 9}, drain: {timeout_s: 7}")
-        with pytest.raises(NotInForce) as told:
-            await site.reload()
-        assert told.value.changes == ["chat: drain"]
-        assert "no such option" in told.value.problems[0]
-        assert (chat.settings.router, chat.settings.drain.timeout_s) == (before, 7)
-        monkeypatch.setattr(PlayedProcess, "run", run)
-        await asyncio.sleep(1)
-        assert await site.reload() == ["chat: router"]
+async def test_a_file_with_mistakes_or_what_needs_a_restart_changes_nothing(tmp_path: Path) -> None:
+    """The line is named."""
+    site = Site(tmp_path)
+    with pytest.raises(ConfigError):
+        await site.reload("- {name: chat}\n")
+    with pytest.raises(ConfigError) as refused:
+        await site.reload(CHAT, CODE, head="rescan_interval_s: 7\n")
+    assert refused.value.problems == [
+        f"{site.path}:1: rescan_interval_s: cannot change while the daemon runs; restart it"
+    ]
+    assert site.fleet.services.by_name().keys() == {"chat"}
+    assert site.done == []
+    assert site.count("refused") == 2
+    assert site.reload_.settings.rescan_interval_s != 7
 
 
 @in_fake_time
-async def test_a_service_without_ports_is_not_added_and_tried_again(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    async with running(tmp_path, monkeypatch) as site:
-        site.no_ports_for = {"other"}
-        site.write("chat", "other")
-        with pytest.raises(NotInForce, match="other: not added"):
-            await site.reload()
-        assert site.services.by_name().keys() == {"chat"}
-        site.no_ports_for = set()
-        assert await site.reload() == ["other: added"]
+async def test_keys_are_withdrawn_only_after_nginx_was_told(tmp_path: Path) -> None:
+    """And what a new front door needs is there before."""
+    site = Site(tmp_path)
+    await site.reload(CHAT)
+    assert site.done == ["reloading", "look", "apply", "look and withdraw", "ready"]
 
 
 @in_fake_time
-@pytest.mark.parametrize("bad", ["bridges: {ports: 25001-25100}\n", "nonsense: 1\n"])
-async def test_a_file_that_cannot_be_used_changes_nothing(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, bad: str
-) -> None:
-    """A mistake in it, or something that needs a restart, or files of others that belong to it."""
-    async with running(tmp_path, monkeypatch) as site:
-        taken: list[str] = []
+async def test_what_is_not_in_force_is_told_after_all_else_was_done(tmp_path: Path) -> None:
+    site = Site(tmp_path)
+    site.problems = {"chat: listen and frontend": "in use"}
+    site.fleet.adapters.without_ports = {"code"}
+    with pytest.raises(NotInForce) as told:
+        await site.reload(CHAT.replace("replicas:", "drain: {timeout_s: 5}, replicas:"), CODE)
+    assert told.value.problems == ["code: not added: no ports", "chat: listen and frontend: in use"]
+    assert site.fleet.of("chat").settings.drain.timeout_s == 5
+    assert site.count("refused") == 1
+    assert site.done[-1] == "ready"
+    site.problems, site.up, site.reason = {}, False, "the port is taken"
+    with pytest.raises(NotInForce) as down:
+        await site.reload(CHAT)
+    assert down.value.problems == ["nginx does not run: the port is taken"]
 
-        async def prepare() -> Callable[[], Awaitable[list[str]]]:
-            if taken == ["refuse"]:
-                raise ConfigError(["admin.tls: it cannot be read"])
 
-            async def take_in() -> list[str]:
-                return ["admin.tls"]
+@in_fake_time
+async def test_a_router_that_could_not_be_replaced_is_tried_again_by_the_next_reload(tmp_path: Path) -> None:
+    site = Site(tmp_path)
+    chat = site.fleet.of("chat")
+    changed = CHAT.replace("replicas:", "router: {args: [--odd]}, replicas:")
+    chat.refuses = True
+    with pytest.raises(NotInForce) as told:
+        await site.reload(changed)
+    assert told.value.problems == ["chat: router: its arguments are refused"]
+    assert list(smg_of(site.reload_.settings.services[0]).args) == []
+    chat.refuses = False
+    assert await site.reload(changed) == ["chat: router"]
+    assert chat.replaced == 1
 
-            return take_in
 
-        site.its.include(prepare)
-        before = site.its.settings
-        site.write("chat", "other", head=bad)
-        with pytest.raises(ConfigError):
-            await site.reload()
-        taken.append("refuse")
-        site.write("chat", "other")
-        with pytest.raises(ConfigError):
-            await site.reload()
-        assert site.its.settings is before
-        assert site.services.by_name().keys() == {"chat"}
-        assert site.metrics.reloads.labels("refused")._value.get() == 2
-        taken.clear()
-        assert await site.reload() == ["other: added", "admin.tls"]
+@in_fake_time
+async def test_a_new_services_router_is_waited_for_and_its_end_told(tmp_path: Path) -> None:
+    """For a while: one that loads long is no mistake of the file."""
+    site = Site(tmp_path)
+
+    def begin(service: Any) -> None:
+        service.router.state, service.router.reason = RouterState.STARTING, "exit code 2"
+
+    make = site.fleet.adapters.service
+
+    def made(settings: Any, host: Any) -> Any:
+        service = make(settings, host)
+        begin(service)
+        asyncio.get_running_loop().call_later(3, setattr, service.router, "state", RouterState.REFUSED)
+        return service
+
+    site.fleet.adapters.service = made  # type: ignore[method-assign]
+    with pytest.raises(NotInForce) as told:
+        await site.reload(CHAT, CODE)
+    assert told.value.problems == ["code: router: exit code 2"]
+    begin(site.fleet.of("code"))
+    began = awake.monotonic()
+    site.fleet.adapters.service = lambda settings, host: _starting(make(settings, host))  # type: ignore[method-assign]
+    await site.reload(CHAT, CODE.replace("code", "embed").replace("8001", "8002"))
+    assert 9 < awake.monotonic() - began < 12
+
+
+def _starting(service: Any) -> Any:
+    service.router.state = RouterState.STARTING
+    return service
+
+
+@in_fake_time
+async def test_what_else_is_read_with_it_is_read_before_anything_is_taken_in(tmp_path: Path) -> None:
+    """One file with mistakes, and nothing of the others comes in."""
+    site = Site(tmp_path)
+    mistakes = [ConfigError(["tls.pem: no such file"])]
+
+    async def prepare() -> Any:
+        if mistakes:
+            raise mistakes.pop()
+
+        async def take_in() -> list[str]:
+            site.done.append("taken in")
+            return ["admin: certificate"]
+
+        return take_in
+
+    site.reload_.include(prepare)
+    with pytest.raises(ConfigError):
+        await site.reload(CHAT, CODE)
+    assert site.done == []
+    assert sorted(await site.reload(CHAT, CODE)) == ["admin: certificate", "code: added"]
+    assert site.done.index("apply") < site.done.index("taken in")
+
+
+@in_fake_time
+async def test_two_at_once_are_one_after_the_other(tmp_path: Path) -> None:
+    site = Site(tmp_path)
+    site.path.write_text(configured(CHAT, CODE))
+    with capture_logs():
+        both = await asyncio.gather(*(site.reload_.reload(cast("Any", site)) for _ in range(2)))
+    assert sorted(both) == [[], ["code: added"]]
+    assert site.done.count("reloading") == 2
+    assert site.done.index("ready") < len(site.done) - 1 - site.done[::-1].index("reloading")

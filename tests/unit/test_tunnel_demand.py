@@ -1,63 +1,86 @@
-"""The tunnels that replicas need are kept, and who is behind one that changed is asked again at once."""
+"""Tunnels are kept for those who need them, in fake time."""
 
 from __future__ import annotations
 
 import asyncio
+from collections.abc import AsyncIterator
+from contextlib import asynccontextmanager
 from types import SimpleNamespace
 from typing import Any, cast
 
 from gateway_sidecar.control.process.tunnel_demand import TunnelDemand
-from gateway_sidecar.supervision.loops import Tasks, cancelled
-from gateway_sidecar.telemetry.metrics import Metrics
+from gateway_sidecar.domain.model import ReplicaState
+from gateway_sidecar.domain.tunnels import SshRoute, SshServer, Tunnel
 from tests.unit.fake_time import in_fake_time
+from tests.unit.services import CHAT, CODE, Fleet
+
+TUNNEL = Tunnel("chat/r1", SshRoute((SshServer("gpu"),)), "/e.sock")
 
 
-class Site:
-    """Tunnels and services that are played."""
+class PlayedTunnels:
+    """Remembers what was wanted, and whether that was all."""
 
     def __init__(self) -> None:
-        self.wanted: list[tuple[set[str], bool]] = []
-        self.asked_again = 0
-        self.links: list[Any] = []
-        self.tunnels = SimpleNamespace(want=self._want, connections=self.links, changed=asyncio.Event())
-        prober = SimpleNamespace(tunnels_changed=self._ask, measure_tunnels=lambda: None)
-        self.services = SimpleNamespace(
-            tunnels={"h:/r1.sock"}, have_looked=False, by_name=lambda: {"chat": SimpleNamespace(prober=prober)}
-        )
-        self.metrics = Metrics()
-        self.demand = TunnelDemand(cast("Any", self.tunnels), cast("Any", self.services), self.metrics)
+        self.wanted: list[tuple[set[Tunnel], bool]] = []
+        self.changed = asyncio.Event()
+        self.connections: list[Any] = []
 
-    def _want(self, tunnels: set[str], *, complete: bool) -> None:
+    def want(self, tunnels: set[Tunnel], *, complete: bool) -> None:
         self.wanted.append((tunnels, complete))
 
-    def _ask(self) -> None:
-        self.asked_again += 1
+
+@asynccontextmanager
+async def running() -> AsyncIterator[tuple[Fleet, PlayedTunnels, TunnelDemand]]:
+    fleet, tunnels = Fleet(CHAT, CODE), PlayedTunnels()
+    demand = TunnelDemand(cast("Any", tunnels), fleet.services, fleet.metrics)
+    loops = [asyncio.create_task(demand.run()), asyncio.create_task(demand.follow())]
+    await asyncio.sleep(0)
+    try:
+        yield fleet, tunnels, demand
+    finally:
+        for loop in loops:
+            loop.cancel()
+        await asyncio.gather(*loops, return_exceptions=True)
 
 
 @in_fake_time
-async def test_what_is_needed_is_said_again_and_again() -> None:
-    """What an earlier daemon left stays until every service has looked."""
-    site, tasks = Site(), Tasks("-", Metrics())
-    loop = tasks.run_forever(site.demand.run)
-    await asyncio.sleep(1)
-    assert site.wanted[-1] == ({"h:/r1.sock"}, False)
-    site.services.tunnels, site.services.have_looked = {"h:/r2.sock"}, True
-    site.demand.touch()
-    await asyncio.sleep(0.1)
-    assert site.wanted[-1] == ({"h:/r2.sock"}, True)
-    await cancelled(loop)
+async def test_a_tunnel_is_wanted_a_moment_after_somebody_needs_it() -> None:
+    async with running() as (fleet, tunnels, demand):
+        fleet.of("chat").has(ReplicaState.SERVING, TUNNEL)
+        demand.touch()
+        await asyncio.sleep(0.1)
+        assert tunnels.wanted[-1] == ({TUNNEL}, True)
+        fleet.of("chat").tenures.clear()
+        await asyncio.sleep(2)
+        assert tunnels.wanted[-1] == (set(), True), "and whatever is said, every second"
+        assert len(tunnels.wanted) <= 5
 
 
 @in_fake_time
-async def test_a_tunnel_that_changes_is_news_of_its_replicas() -> None:
-    site, tasks = Site(), Tasks("-", Metrics())
-    loops = [tasks.run_forever(site.demand.run), tasks.run_forever(site.demand.follow)]
-    await asyncio.sleep(1)
-    assert site.asked_again == 0
-    site.links += [SimpleNamespace(status=SimpleNamespace(is_up=up)) for up in (True, False, True)]
-    site.tunnels.changed.set()
-    await asyncio.sleep(0.1)
-    assert site.asked_again == 1
-    assert site.metrics.tunnel_links.labels("up")._value.get() == 2
-    assert site.metrics.tunnel_links.labels("down")._value.get() == 1
-    await cancelled(*loops)
+async def test_what_is_wanted_is_not_all_before_everybody_was_seen() -> None:
+    """No tunnel of an earlier daemon ends because its replica was not looked at yet."""
+    async with running() as (fleet, tunnels, _):
+        fleet.of("code").has_looked = False
+        await asyncio.sleep(2)
+        assert tunnels.wanted[-1] == (set(), False)
+
+
+@in_fake_time
+async def test_who_is_behind_a_tunnel_that_changed_is_asked_again_at_once() -> None:
+    async with running() as (fleet, tunnels, _):
+        await asyncio.sleep(0.5)
+        before = len(tunnels.wanted)
+        tunnels.changed.set()
+        await asyncio.sleep(0.1)
+        assert (fleet.of("chat").asked_again, fleet.of("code").asked_again) == (1, 1)
+        assert len(tunnels.wanted) == before + 1
+
+
+@in_fake_time
+async def test_connections_are_counted_by_whether_they_are_up() -> None:
+    async with running() as (fleet, tunnels, _):
+        tunnels.connections = [SimpleNamespace(status=SimpleNamespace(is_up=up)) for up in (True, False, False)]
+        await asyncio.sleep(2)
+        assert fleet.metrics.tunnel_links.labels("up")._value.get() == 1
+        assert fleet.metrics.tunnel_links.labels("down")._value.get() == 2
+        assert fleet.of("chat").measured > 0

@@ -1,0 +1,116 @@
+"""A router with its book: one in service and, while it is replaced, one that only finishes what it has begun."""
+
+from __future__ import annotations
+
+import asyncio
+from collections import Counter
+from collections.abc import AsyncIterator
+from contextlib import asynccontextmanager
+
+import pytest
+
+from gateway_sidecar.control.routers import replacement
+from gateway_sidecar.control.routers.unit import RouterUnit
+from gateway_sidecar.domain.model import WorkerStatus
+from gateway_sidecar.errors import RouterRefused, RouterUnavailable
+from tests.unit.fake_time import in_fake_time
+from tests.unit.world import PlayedRouter, World, Worlds
+
+
+@asynccontextmanager
+async def replaced(worlds: Worlds, patch: pytest.MonkeyPatch) -> AsyncIterator[tuple[World, RouterUnit, PlayedRouter]]:
+    """Two replicas, and a router that was replaced and still has a stream."""
+    async with worlds() as world:
+        world.appear("r1")
+        world.appear("r2")
+        await world.until(lambda: world.serves("r1", "r2"))
+        patch.setattr(replacement, "open_connections", lambda ports: Counter(dict.fromkeys(ports, 1)))
+        unit, client = world.service.slots.active, world.router
+        await world.service.slots.replace()
+        await world.until(lambda: unit.retiring)
+        yield world, unit, client
+
+
+def in_book(unit: RouterUnit) -> set[str]:
+    return set(unit.book.workers)
+
+
+@in_fake_time
+async def test_a_router_that_retires_loses_those_that_leave_and_gets_nobody(
+    worlds: Worlds, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """It must not try one that is gone; whoever comes is the new router's."""
+    async with replaced(worlds, monkeypatch) as (world, unit, old):
+        url = str(world.tenure("r1").url)
+        world.vanish("r1")
+        world.appear("r3")
+        await world.until(lambda: world.serves("r2", "r3"))
+        await world.until(lambda: url not in old.workers)
+        assert url not in in_book(unit)
+        assert set(old.workers) == {str(world.tenure("r2").url)}
+        assert unit.is_ready(str(world.tenure("r2").url))
+        assert not unit.is_ready(str(world.tenure("r3").url))
+        assert not unit.is_ready(None)
+
+
+@in_fake_time
+async def test_a_router_that_retires_and_answers_nothing_hangs(worlds: Worlds, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Nothing can be expected of it: its last streams do not keep it."""
+    async with replaced(worlds, monkeypatch) as (world, unit, old):
+        old.silent = True
+        world.vanish("r1")
+        await asyncio.sleep(3)
+        assert not unit.hangs.is_set(), "it may only be slow"
+        await world.until(unit.hangs.is_set)
+        await world.until(lambda: len(world.service.routers) == 1)
+
+
+@in_fake_time
+async def test_a_router_that_was_silent_for_a_moment_is_asked_again(
+    worlds: Worlds, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    async with replaced(worlds, monkeypatch) as (world, unit, old):
+        url, faults = str(world.tenure("r1").url), [RouterUnavailable("no answer"), RouterUnavailable("no answer")]
+        deregister = old.deregister
+
+        async def stumble(worker_id: str) -> None:
+            if faults:
+                raise faults.pop()
+            await deregister(worker_id)
+
+        old.deregister = stumble  # type: ignore[method-assign]
+        world.vanish("r1")
+        await world.until(lambda: url not in old.workers)
+        assert not unit.hangs.is_set()
+
+
+@in_fake_time
+async def test_a_router_that_refuses_to_let_one_go_is_believed_to_have_none(
+    worlds: Worlds, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """It is told, and the others are gone on with."""
+    async with replaced(worlds, monkeypatch) as (world, unit, old):
+        url = str(world.tenure("r1").url)
+
+        async def refuse(worker_id: str) -> None:
+            raise RouterRefused("no such worker", 404)
+
+        old.deregister = refuse  # type: ignore[method-assign]
+        world.vanish("r1")
+        await world.until(lambda: url not in in_book(unit))
+        assert "worker.operation_failed" in [each["event"] for each in world.log]
+        await world.until(lambda: len(world.service.tenures) == 1)
+
+
+@in_fake_time
+async def test_a_worker_is_ready_when_the_router_says_so_and_not_before(worlds: Worlds) -> None:
+    async with worlds() as world:
+        unit: RouterUnit = world.service.slots.active
+        world.router.ready_after_s = 10.0
+        world.appear("r1")
+        await world.until(lambda: len(world.router.workers) == 1)
+        (url,) = world.router.workers
+        await asyncio.sleep(5)
+        assert not unit.is_ready(url)
+        await world.until(lambda: unit.is_ready(url))
+        assert world.router.workers[url].status is WorkerStatus.READY
