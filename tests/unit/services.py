@@ -19,6 +19,7 @@ from gateway_sidecar.routers.base import RouterPorts
 from gateway_sidecar.supervision.loops import Tasks
 from gateway_sidecar.supervision.process import Identity
 from gateway_sidecar.telemetry.metrics import Metrics
+from tests.smg import SMG
 from tests.unit.processes import PlayedProcess
 
 CHAT = "- {name: chat, listen: '127.0.0.1:8000', replicas: {sockets: '/run/chat/{replica}.sock'}}\n"
@@ -47,6 +48,7 @@ class PlayedRouter:
         self.trouble = ""
         self.adopted: list[SavedRouter] = []
         self.kinds = 0
+        self.setup = SMG
         self.log = self
 
     @property

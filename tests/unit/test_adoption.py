@@ -44,6 +44,7 @@ class PlayedService:
         self.models: list[str] = []
         self.hold_policy = SimpleNamespace(restore=self.models.extend)
         self.slots = self.router = self.restoring = self
+        self.setup = SMG
 
     def begin_in(self, slot: str) -> None:
         self.begun_in = slot

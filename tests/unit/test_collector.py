@@ -109,7 +109,7 @@ class Site:
         self.answered: list[str] = []
         self.requests: dict[str, float] = {}
         self.router = SimpleNamespace(
-            up=True, ports=RouterPorts(23001, 23002), slot="chat", pid=7, kind=SimpleNamespace(read_metrics=self._say)
+            up=True, ports=RouterPorts(23001, 23002), slot="chat", pid=7, setup=SimpleNamespace(read_metrics=self._say)
         )
         self.service = self.add("chat", replicas)
         self.services = {"chat": self.service}
