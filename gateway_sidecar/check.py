@@ -14,7 +14,8 @@ from ipaddress import IPv4Address, IPv6Address, ip_address, ip_network
 from pathlib import Path
 from typing import Any
 
-from gateway_sidecar.api.client import ask_daemon
+from gateway_sidecar.api.client import Client
+from gateway_sidecar.api.models import Status
 from gateway_sidecar.api.tls import read_tls
 from gateway_sidecar.config import (
     FrontendSettings,
@@ -112,10 +113,10 @@ async def check_machine(settings: Settings, *, assumed: bool = False) -> list[Fi
     return findings
 
 
-def _running(settings: Settings) -> dict[str, Any] | None:
+def _running(settings: Settings) -> Status | None:
     """What the running daemon says of itself; None if there is none."""
     try:
-        return ask_daemon(settings.run_dir / "admin.sock", "GET", "/v1/status")[1]
+        return Client(settings.run_dir / "admin.sock").status()
     except AdminError:
         return None
 
@@ -212,7 +213,7 @@ async def _routers(settings: Settings) -> list[Finding]:
     return [finding for name, services in by_kind.items() for finding in await ROUTERS[name].check(services)]
 
 
-def _ports(settings: Settings, running: dict[str, Any] | None, left: LeftRunning, *, assumed: bool) -> list[Finding]:
+def _ports(settings: Settings, running: Status | None, left: LeftRunning, *, assumed: bool) -> list[Finding]:
     """Whether all could be listened on. Of a running daemon's, those that its nginx does not have: no others change."""
     public = {it for s in settings.services for it in (s.listen, *s.frontend.listen, *s.frontend.redirect)}
     wanted = [(it.host, it.port) for it in sorted(public, key=str)]

@@ -37,7 +37,7 @@ def main(argv: Sequence[str] | None = None) -> None:
 
 
 def _run_command(arguments: argparse.Namespace) -> int:
-    """Runs it; the exit code. What it has to say of an error is printed."""
+    """Runs the command and prints its errors; the exit code."""
     try:
         code: int = _imported(arguments.command)(arguments)
     except ConfigError as error:
@@ -72,7 +72,7 @@ def _run_command(arguments: argparse.Namespace) -> int:
 
 
 def _left_beside(arguments: argparse.Namespace) -> str:
-    """What serves on although no daemon runs, for the end of a sentence; empty if nothing does."""
+    """What an earlier daemon left running, for the end of a sentence; empty if nothing."""
     if getattr(arguments, "admin", None) is not None:
         return ""
     beside: str = _imported("left:left_beside")(arguments.config)
@@ -87,7 +87,7 @@ def _imported(name: str) -> Callable[..., Any]:
 
 
 class _Parser(argparse.ArgumentParser):
-    """Says what was meant, most likely, where a word is not one of those that there are."""
+    """Suggests the closest word for one that it does not know."""
 
     def error(self, message: str) -> NoReturn:
         wrong = _INVALID_CHOICE.search(message)
@@ -109,7 +109,7 @@ def _parser() -> argparse.ArgumentParser:
     def add_config(command: argparse.ArgumentParser) -> None:
         command.add_argument(
             "--config", type=Path, default=_default_config(), metavar="FILE",
-            help="the configuration (default: $GATEWAY_SIDECAR_CONFIG, else %(default)s)",
+            help="the configuration file (default: $GATEWAY_SIDECAR_CONFIG, else %(default)s)",
         )  # fmt: skip
 
     def add(name: str, run: str, text: str, more: str = "") -> argparse.ArgumentParser:
@@ -127,92 +127,100 @@ def _parser() -> argparse.ArgumentParser:
         "run",
         _RUN,
         "run the daemon in the foreground",
-        "SIGTERM leaves nginx and the routers running for the next start; Ctrl-C takes them down too; "
+        "SIGTERM leaves nginx and the routers running for the next start; Ctrl-C stops them too; "
         "SIGHUP reads the configuration again.",
     )
-    command = add("check", "check:check", "validate the configuration and this machine, and change nothing")
+    command = add("check", "check:check", "validate the configuration and this machine; change nothing")
     command.add_argument(
         "--as", dest="as_user", metavar="USER",
-        help="look with this user's rights (default, for root: the daemon's user, where one is known)",
+        help="check with this user's rights (default for root: the daemon's user, if one is known)",
     )  # fmt: skip
-    command = add("plan", "plan:plan", "show what a running daemon, or a fresh one, would do next, and do none of it")
-    command.add_argument("--json", action="store_true", help="for programs")
+    command = add("plan", "plan:plan", "show what the running daemon, or a fresh one, would do next; do none of it")
+    command.add_argument("--json", action="store_true", help="print JSON")
     command = ask("status", "ask:status", "show services, routers and replicas")
-    command.add_argument("--json", action="store_true", help="for programs")
+    command.add_argument("--json", action="store_true", help="print JSON")
     command = ask(
         "drain",
         "ask:drain",
-        "take a replica out of rotation and return when it is safe to stop its engine",
-        "It stays out until its socket is replaced, or `resume`.",
+        "take a replica out of rotation; return when it is safe to stop its engine",
+        "The replica stays out of rotation until `resume`, or until its socket is replaced.",
     )
     command.add_argument("service", metavar="SERVICE")
     command.add_argument("replica", metavar="REPLICA")
     command.add_argument(
         "--timeout", type=float, metavar="S", help="give up after S seconds (default: drain.timeout_s)"
     )
-    command = ask("resume", "ask:resume", "take a drained replica back into rotation")
+    command = ask("resume", "ask:resume", "put a drained replica back into rotation")
     command.add_argument("service", metavar="SERVICE")
     command.add_argument("replica", metavar="REPLICA")
     _add_replica_commands(commands, add_config)
-    command = ask("router", "ask:router", "replace a service's router by a new one without failing a request")
+    command = ask("router", "ask:router", "replace a service's router without failing a request")
     command.add_argument("action", choices=["restart"], metavar="restart")
     command.add_argument("service", metavar="SERVICE")
     command = ask(
-        "stop", "stop:stop", "end the daemon", "nginx, the routers and every stream go on, unless --all is given."
+        "stop", "stop:stop", "stop the daemon", "nginx, the routers and every stream go on unless --all is given."
     )
-    command.add_argument("--all", action="store_true", help="nginx and the routers as well, after what is in flight")
+    command.add_argument(
+        "--all", action="store_true", help="stop nginx and the routers too, after what is in flight has ended"
+    )
     command.add_argument(
         "--timeout", type=float, metavar="S",
         help=f"with --all: end what is still in flight after S seconds (default: {STOP_S:g})",
     )  # fmt: skip
     command.set_defaults(misused=command.error)
-    ask("reload", "ask:reload", "have the daemon read its configuration again and report what changed")
+    ask("reload", "ask:reload", "read the configuration again and report what changed")
     for name, text in (
-        ("install", "put the systemd unit, the user, directories and an example configuration in place"),
-        ("uninstall", "stop the daemon and all that it started, and remove the unit"),
+        ("install", "install the systemd unit, the user, the directories and an example configuration"),
+        ("uninstall", "stop the daemon, nginx and the routers, and remove the unit"),
     ):
         command = commands.add_parser(name, help=text, description=f"{text[0].upper()}{text[1:]}.")
         command.set_defaults(command=f"unit:{name}")
-        command.add_argument("--root", type=Path, default=Path("/"), metavar="DIR", help="another root directory")
-        command.add_argument("--dry-run", action="store_true", help="only say what would be done")
+        command.add_argument(
+            "--root", type=Path, default=Path("/"), metavar="DIR", help="install below DIR instead of /"
+        )
+        command.add_argument("--dry-run", action="store_true", help="print the steps; do none of them")
         if name == "install":
             command.add_argument(
-                "--peers", action="store_true", help="let the daemon put replicas' own addresses on this machine"
+                "--peers", action="store_true", help="let the daemon add replicas' own addresses to this machine"
             )
-    _add_key_commands(commands.add_parser("key", help="make, revoke and list the keys of frontend.auth.keys_file"))
-    schema = commands.add_parser("schema", help="print the JSON Schema of the files, for editors")
+    _add_key_commands(commands.add_parser("key", help="add, revoke and list the API keys of frontend.auth.keys_file"))
+    schema = commands.add_parser("schema", help="print a file's JSON Schema, for editors")
     schema.add_argument(
         "of",
         nargs="?",
         choices=["configuration", "inventory", "replica"],
         default="configuration",
-        help="of which file: gateway-sidecar.yaml, an inventory, or a <replica>.yaml",
+        help="which file: gateway-sidecar.yaml, an inventory, or a <replica>.yaml",
     )
     schema.set_defaults(command="schema:schema")
     return parser
 
 
 def _add_key_commands(parser: argparse.ArgumentParser) -> None:
-    parser.description = "Keys that let clients in. The file holds their hashes; a running daemon follows it at once."
+    parser.description = (
+        "Manage clients' API keys. The file holds only hashes; a running daemon applies changes at once."
+    )
     actions = parser.add_subparsers(metavar="ACTION", required=True)
     for name, run, text in (
-        ("add", "key:add", "make a key, store its hash, and print it: it is shown this once"),
-        ("revoke", "key:revoke", "remove a key; what it is used for now goes on, nothing new comes in"),
-        ("list", "key:list_names", "print the names of all keys, and until when they let in where that has an end"),
+        ("add", "key:add", "make a key, store its hash, and print the key, which is shown only once"),
+        ("revoke", "key:revoke", "remove a key; requests in flight go on, new ones are refused"),
+        ("list", "key:list_names", "print the name of each key, and when the key expires, if it does"),
     ):
         action = actions.add_parser(name, help=text, description=f"{text[0].upper()}{text[1:]}.")
         action.set_defaults(command=run)
-        action.add_argument("--file", type=Path, required=True, metavar="FILE", help="the file of keys")
+        action.add_argument("--file", type=Path, required=True, metavar="FILE", help="the file with the keys' hashes")
         if name != "list":
             action.add_argument("name", metavar="NAME", help="letters, digits and . _ -, 64 at most")
         if name == "add":
-            action.add_argument("--stdin", action="store_true", help="take the key from standard input, one line")
-            action.add_argument("--expires", metavar="DATE", help="let in until then: 2027-01-31 or 2027-01-31T12:00Z")
+            action.add_argument("--stdin", action="store_true", help="read the key from standard input, one line")
+            action.add_argument(
+                "--expires", metavar="DATE", help="when the key expires: 2027-01-31 or 2027-01-31T12:00Z"
+            )
 
 
 def _add_replica_commands(commands: Any, add_config: Callable[[argparse.ArgumentParser], None]) -> None:
     """`replica` and what belongs to it."""
-    text = "put, delete or list replicas that no file tells of"
+    text = "add, remove and list replicas over the API"
     replica = commands.add_parser("replica", help=text, description=f"{text[0].upper()}{text[1:]}.")
     actions = replica.add_subparsers(title="actions", metavar="ACTION", required=True)
 
@@ -225,39 +233,46 @@ def _add_replica_commands(commands: Any, add_config: Callable[[argparse.Argument
         _add_admin_options(command)
         return command
 
-    command = add("add", "replica:add", "tell the daemon of a replica, or that it is otherwise now")
+    command = add("add", "replica:add", "add a replica, or change one")
     command.add_argument("service", metavar="SERVICE")
     command.add_argument("replica", metavar="REPLICA")
     place = command.add_mutually_exclusive_group(required=True)
-    place.add_argument("--socket", metavar="PATH", help="its Unix socket on the daemon's machine")
-    place.add_argument("--ssh", metavar="HOST", help="the SSH server to reach it by; with --forward")
-    place.add_argument("--file", type=Path, metavar="YAML", help="all of it, as an inventory's entry has it")
-    command.add_argument(
-        "--forward", metavar="HOST:PORT", help="with --ssh: where it listens, as that server sees it; or a path there"
+    place.add_argument("--socket", metavar="PATH", help="the replica's Unix socket on the daemon's machine")
+    place.add_argument("--ssh", metavar="HOST", help="the SSH server that leads to the replica; needs --forward")
+    place.add_argument(
+        "--file",
+        type=Path,
+        metavar="YAML",
+        help="a file with all of the replica's settings, as an inventory's entry has them",
     )
-    command.add_argument("--ssh-port", type=int, metavar="PORT", help="with --ssh: its port")
-    command.add_argument("--user", metavar="USER", help="with --ssh: the user there")
-    command.add_argument("--wait", action="store_true", help="return when it serves, or say why it does not")
+    command.add_argument(
+        "--forward",
+        metavar="HOST:PORT",
+        help="with --ssh: the engine's address or socket path, as seen from that server",
+    )
+    command.add_argument("--ssh-port", type=int, metavar="PORT", help="with --ssh: the server's port")
+    command.add_argument("--user", metavar="USER", help="with --ssh: the user to log in as")
+    command.add_argument("--wait", action="store_true", help="return when the replica serves, or say why it does not")
     command.add_argument("--timeout", type=float, metavar="S", help=f"with --wait: for how long (default: {WAIT_S:g})")
     command.set_defaults(misused=command.error)
-    command = add("remove", "replica:remove", "let the daemon forget a replica that was put over the API")
+    command = add("remove", "replica:remove", "remove a replica that was added over the API")
     command.add_argument("service", metavar="SERVICE")
     command.add_argument("replica", metavar="REPLICA")
     command.add_argument(
-        "--drain", type=float, default=0.0, metavar="S", help="wait S seconds for what is in flight (default: 0)"
+        "--drain", type=float, default=0.0, metavar="S", help="wait up to S seconds for what is in flight (default: 0)"
     )
-    command = add("list", "replica:list_all", "show replicas, and which source has them")
+    command = add("list", "replica:list_all", "list replicas, and the source of each")
     command.add_argument("service", metavar="SERVICE", nargs="?")
-    command.add_argument("--json", action="store_true", help="for programs")
+    command.add_argument("--json", action="store_true", help="print JSON")
 
 
 def _add_admin_options(command: argparse.ArgumentParser) -> None:
-    """The options by which a daemon elsewhere is asked."""
-    group = command.add_argument_group("a daemon elsewhere, at its admin.listen")
-    group.add_argument("--admin", metavar="URL", help="https://HOST:PORT; admin.sock in run_dir by default")
-    group.add_argument("--cert", type=Path, metavar="FILE", help="our certificate, which the daemon's client_ca signed")
-    group.add_argument("--key", type=Path, metavar="FILE", help="its key")
-    group.add_argument("--ca", type=Path, metavar="FILE", help="the CA of the daemon's certificate")
+    """The options for a daemon on another machine."""
+    group = command.add_argument_group("a daemon on another machine, at its admin.listen")
+    group.add_argument("--admin", metavar="URL", help="https://HOST:PORT (default: admin.sock in run_dir)")
+    group.add_argument("--cert", type=Path, metavar="FILE", help="our certificate, signed by the daemon's client_ca")
+    group.add_argument("--key", type=Path, metavar="FILE", help="the certificate's private key")
+    group.add_argument("--ca", type=Path, metavar="FILE", help="the CA that signed the daemon's certificate")
 
 
 def _default_config() -> Path:

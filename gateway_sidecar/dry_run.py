@@ -7,6 +7,7 @@ import os
 from collections.abc import Mapping
 from pathlib import Path
 
+from gateway_sidecar.api.models import Action
 from gateway_sidecar.config import ServiceSettings, Settings, load_overrides
 from gateway_sidecar.control.process.left_running import look_for_left
 from gateway_sidecar.control.replicas.handles import open_path
@@ -25,7 +26,7 @@ from gateway_sidecar.sources.placed import OwnSockets
 _AT_ONCE = 32
 
 
-async def fresh_plan(settings: Settings) -> list[dict[str, str]]:
+async def fresh_plan(settings: Settings) -> list[Action]:
     """The actions of a daemon that starts now, in order, each with its service and replica ('-' for all)."""
     left = await asyncio.to_thread(look_for_left, settings.run_dir, settings.state_dir)
     links = _links_of(settings.run_dir) if left.nginx else {}
@@ -51,13 +52,13 @@ def _links_of(run_dir: Path) -> dict[Path, int]:
     return {engine_behind(link.readlink()): int(link.stem) for link in links}
 
 
-def _row(service: str, replica: str, action: str) -> dict[str, str]:
+def _row(service: str, replica: str, action: str) -> Action:
     return {"service": service, "replica": replica, "action": action}
 
 
 async def _service_plan(
     service: ServiceSettings, record: ApiRecord, settings: Settings, links: Mapping[Path, int]
-) -> list[dict[str, str]]:
+) -> list[Action]:
     own = OwnSockets((settings.run_dir, settings.state_dir))
     given = given_to(service, lambda tunnel: Path(f"/{tunnel.owner}"), own, record)
     listing = await source_of(service, given).look()

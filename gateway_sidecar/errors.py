@@ -15,7 +15,9 @@
     ├── StateError              a saved state file cannot be read or written
     ├── MetricsError            somebody's metrics cannot be read
     ├── InstallError            `install` cannot put a file, a directory or the user in place
-    └── AdminError              the daemon's admin socket cannot be reached, or says no
+    └── AdminError              the daemon's admin API cannot be reached, or gives no usable answer
+        ├── DaemonAway          no process listens there
+        └── AdminRefused        the daemon refused the request
 
 Adapters translate foreign errors into these once, at their edge.
 """
@@ -115,8 +117,21 @@ class InstallError(GatewaySidecarError):
 
 
 class AdminError(GatewaySidecarError):
-    """The daemon's admin socket cannot be reached, or it refused the request."""
+    """The daemon's admin API cannot be reached, or gives no usable answer."""
 
 
 class DaemonAway(AdminError):
-    """Nobody listens where the daemon would."""
+    """No process listens at the daemon's socket."""
+
+
+class AdminRefused(AdminError):
+    """The daemon refused the request, with this HTTP status.
+
+    `problems` holds a printable line for each mistake; `changes` what a reload took in all the same, None for others.
+    """
+
+    def __init__(self, status: int, message: str, problems: list[str], changes: list[str] | None) -> None:
+        super().__init__(message)
+        self.status = status
+        self.problems = problems
+        self.changes = changes

@@ -15,7 +15,8 @@ from typing import Any
 
 import yaml
 
-from gateway_sidecar.api.client import ask_daemon
+from gateway_sidecar.api.client import Client
+from gateway_sidecar.api.models import Replica, Status
 from gateway_sidecar.control.state.records import identity_from_json, read_record
 from gateway_sidecar.errors import AdminError, StateError
 from gateway_sidecar.nginx.server import busy_ports, stop_orphans
@@ -86,15 +87,14 @@ class Gateway:
                 *self._command("run"), stdout=log, stderr=log, start_new_session=True
             )
 
-    async def status(self) -> dict[str, Any] | None:
+    async def status(self) -> Status | None:
         """What `status --json` shows; None while the daemon does not listen yet. Raises DemoFailed if it ended."""
         if self._daemon is not None and self._daemon.returncode is not None:
             raise DemoFailed(f"the daemon ended with exit code {self._daemon.returncode}")
         try:
-            _, answer = await asyncio.to_thread(ask_daemon, self._run_dir / "admin.sock", "GET", "/v1/status")
+            return await asyncio.to_thread(Client(self._run_dir / "admin.sock").status)
         except AdminError:
             return None
-        return answer
 
     async def cli(self, *arguments: str) -> str:
         """Runs one command of `gateway-sidecar`; what it printed. Raises DemoFailed if it fails."""
@@ -147,9 +147,9 @@ class Gateway:
         return [sys.executable, "-m", "gateway_sidecar", *arguments, "--config", str(self.config)]
 
 
-def replicas_of(status: dict[str, Any]) -> dict[tuple[str, str], dict[str, Any]]:
+def replicas_of(status: Status) -> dict[tuple[str, str], Replica]:
     """(service, replica) -> its row; while an old engine drains beside the new one, the newer of the two."""
-    found: dict[tuple[str, str], dict[str, Any]] = {}
+    found: dict[tuple[str, str], Replica] = {}
     for service in status["services"]:
         for row in service["replicas"]:
             found.setdefault((service["name"], row["id"]), row)
@@ -165,7 +165,7 @@ def _free_block() -> int:
     raise DemoFailed(f"no {_BLOCK} free ports in a row between {_LOWEST} and {_HIGHEST}")
 
 
-def pretty(row: dict[str, Any]) -> str:
+def pretty(row: Replica) -> str:
     """One replica's row of the status, in a line."""
     engine = "/".join(filter(None, (row["runtime_type"], row["connection_mode"])))
     words = (

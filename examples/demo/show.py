@@ -16,6 +16,7 @@ from examples.demo.chat import ChatRefused, Load, chat, question
 from examples.demo.engines import MLX_MODEL, Engines
 from examples.demo.gateway import DemoFailed, Gateway
 from examples.demo.watch import Watch
+from gateway_sidecar.api.models import Status
 
 MODEL = "tiny"
 _TOKEN_S = 0.04
@@ -143,7 +144,7 @@ class Show:
     async def _all_serving(self, *names: str) -> None:
         """Waits until just these simulated replicas of `chat` serve, whatever the real one does."""
 
-        def there(status: dict[str, object]) -> bool:
+        def there(status: Status) -> bool:
             rows = {name: state for name, state in _states(status).items() if name != "mlx"}
             return rows == dict.fromkeys(names, "serving")
 
@@ -169,13 +170,12 @@ class Show:
             print(f"    {line}" if line else "", flush=True)
 
 
-def _states(status: dict[str, object]) -> dict[str, str]:
-    services = status["services"]
-    assert isinstance(services, list)
-    return {row["id"]: row["state"] for service in services if service["name"] == "chat" for row in service["replicas"]}
+def _states(status: Status) -> dict[str, str]:
+    chats = [service for service in status["services"] if service["name"] == "chat"]
+    return {row["id"]: row["state"] for service in chats for row in service["replicas"]}
 
 
-def _state(status: dict[str, object], replica: str) -> str | None:
+def _state(status: Status, replica: str) -> str | None:
     return _states(status).get(replica)
 
 

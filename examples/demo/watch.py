@@ -5,12 +5,11 @@ from __future__ import annotations
 import asyncio
 import time
 from collections.abc import Callable
-from typing import Any
 
 from examples.demo.gateway import DemoFailed, Gateway, pretty, replicas_of
+from gateway_sidecar.api.models import Status
 
 _GAP_S = 0.02
-Status = dict[str, Any]
 
 
 class Watch:

@@ -1,12 +1,14 @@
-"""What handlers of the admin API have in common: the daemon that they ask, and how they say no."""
+"""What all handlers of the admin API share: access to the daemon, and refusals."""
 
 from __future__ import annotations
 
 import re
+from typing import Unpack
 
 from aiohttp import web
 from aiohttp.typedefs import Handler
 
+from gateway_sidecar.api.models import Error
 from gateway_sidecar.control.process.daemon import Daemon
 from gateway_sidecar.control.service import Service
 
@@ -18,10 +20,10 @@ _NUMBER = re.compile(r"[0-9]+(\.[0-9]*)?([eE][+-]?[0-9]{1,3})?")
 class Refused(Exception):
     """The request cannot be done; `body` is the answer."""
 
-    def __init__(self, status: int, message: str, **further: object) -> None:
-        super().__init__(message)
+    def __init__(self, status: int, **body: Unpack[Error]) -> None:
+        super().__init__(body["error"])
         self.status = status
-        self.body = {"error": message, **further}
+        self.body = body
 
 
 @web.middleware
@@ -33,7 +35,8 @@ async def as_json(request: web.Request, handler: Handler) -> web.StreamResponse:
         return web.json_response(refused.body, status=refused.status)
     except web.HTTPException as error:
         headers = {"Allow": error.headers["Allow"]} if "Allow" in error.headers else {}
-        return web.json_response({"error": error.text or error.reason}, status=error.status, headers=headers)
+        body: Error = {"error": error.text or error.reason}
+        return web.json_response(body, status=error.status, headers=headers)
 
 
 def service_in(request: web.Request) -> Service:
@@ -42,7 +45,7 @@ def service_in(request: web.Request) -> Service:
     service = services.get(request.match_info["service"])
     if service is None:
         names = ", ".join(sorted(services)) or "none"
-        raise Refused(404, f"no service '{request.match_info['service']}'; there are: {names}")
+        raise Refused(404, error=f"no service '{request.match_info['service']}'; there are: {names}")
     return service
 
 
@@ -50,9 +53,9 @@ def check_query(request: web.Request, *names: str) -> None:
     """A parameter that is not known, or stands twice, was meant to do something. Raises Refused."""
     for name in request.query:
         if name not in names:
-            raise Refused(400, f"'{name}' is no parameter of this request; it takes {' and '.join(names)}")
+            raise Refused(400, error=f"'{name}' is not a parameter of this request; use {' and '.join(names)}")
         if len(request.query.getall(name)) > 1:
-            raise Refused(400, f"{name} is given twice; keep one of them")
+            raise Refused(400, error=f"{name} is given twice; keep one of them")
 
 
 def seconds_in(request: web.Request, name: str, default: float) -> float:
@@ -62,5 +65,5 @@ def seconds_in(request: web.Request, name: str, default: float) -> float:
         return default
     seconds = float(text) if _NUMBER.fullmatch(text) else -1.0
     if not 0 <= seconds <= LONGEST_S:
-        raise Refused(400, f"{name}: '{text}' is not a number of seconds from 0 to {LONGEST_S:.0f}")
+        raise Refused(400, error=f"{name}: '{text}' is not a number of seconds from 0 to {LONGEST_S:.0f}")
     return seconds

@@ -1,17 +1,25 @@
-"""The command line's side of the admin API. Plain `http.client`, over a Unix socket or TLS: one request, then done."""
+"""The command line's side of the admin API: plain `http.client`, over a Unix socket or TLS, a connection each time."""
 
 from __future__ import annotations
 
 import http.client
 import json
+import os
 import socket
 import ssl
+from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
-from urllib.parse import urlsplit
+from typing import TYPE_CHECKING, cast
+from urllib.parse import quote, urlsplit
 
-from gateway_sidecar.errors import AdminError, DaemonAway
+from gateway_sidecar.errors import AdminError, AdminRefused, ConfigError, DaemonAway, NotInForce
+
+if TYPE_CHECKING:
+    from gateway_sidecar.api import models
+
+_PATIENCE_S = 30.0
+"""So much longer than asked for may an answer to PUT or DELETE take."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -60,11 +68,100 @@ class _UnixConnection(http.client.HTTPConnection):
         self.sock.connect(str(self._path))
 
 
-def ask_daemon(
-    path: Place, method: str, target: str, *, body: object = None, timeout_s: float | None = 10.0
-) -> tuple[int, dict[str, Any]]:
-    """Status code and JSON answer of the daemon at `path`. Raises AdminError, DaemonAway if there is none."""
-    connection = path.connection(timeout_s) if isinstance(path, Remote) else _UnixConnection(path, timeout_s)
+class Client:
+    """The admin API of the daemon at `place`, with a method for each thing that a command asks for.
+
+    All of them raise DaemonAway if nobody listens there, AdminRefused if the daemon refuses the request, and AdminError
+    if no answer comes that can be used.
+    """
+
+    def __init__(self, place: Place) -> None:
+        self.place = place
+
+    def status(self) -> models.Status:
+        """The whole daemon."""
+        return cast("models.Status", self._ask("GET", "/v1/status"))
+
+    def plan(self) -> models.Plan:
+        """What the daemon would do next."""
+        return cast("models.Plan", self._ask("GET", "/v1/plan"))
+
+    def reload(self) -> models.Reloaded:
+        """Has the configuration read again. Raises ConfigError, NotInForce."""
+        try:
+            return cast("models.Reloaded", self._ask("POST", "/v1/reload", timeout_s=None))
+        except AdminRefused as refused:
+            if refused.status == 422:
+                raise ConfigError(refused.problems) from refused
+            if refused.changes is not None:
+                raise NotInForce(refused.problems, refused.changes) from refused
+            raise
+
+    def stop(self, *, everything: bool, timeout_s: float) -> models.Stopped:
+        """Has the daemon end; with `everything` nginx and the routers too, after `timeout_s` seconds at most."""
+        query = f"all=true&timeout_s={timeout_s:g}" if everything else "all=false"
+        return cast("models.Stopped", self._ask("POST", f"/v1/stop?{query}"))
+
+    def restart_router(self, service: str) -> models.Restarted:
+        """Has a service's router replaced; returns when the new one serves."""
+        return cast("models.Restarted", self._ask("POST", f"{_path(service)}/router/restart", timeout_s=None))
+
+    def replicas(self, service: str) -> models.Replicas:
+        """A service's replicas."""
+        return cast("models.Replicas", self._ask("GET", f"{_path(service)}/replicas"))
+
+    def put(self, service: str, replica: str, entry: Mapping[str, object], *, wait_s: float | None) -> models.Put:
+        """Adds or changes a replica; with `wait_s` returns when it serves. Raises ConfigError for an invalid entry."""
+        query = "" if wait_s is None else f"?wait=serving&timeout_s={wait_s:g}"
+        target, timeout_s = f"{_path(service, replica)}{query}", _PATIENCE_S + (wait_s or 0.0)
+        try:
+            return cast("models.Put", self._ask("PUT", target, body=entry, timeout_s=timeout_s))
+        except AdminRefused as refused:
+            if refused.status == 422:
+                raise ConfigError(refused.problems) from refused
+            raise
+
+    def delete(self, service: str, replica: str, *, drain_s: float) -> models.Drained:
+        """Removes a replica, after what is in flight has ended or after `drain_s` seconds."""
+        target = _path(service, replica) + (f"?drain_s={drain_s:g}" if drain_s else "")
+        return cast("models.Drained", self._ask("DELETE", target, timeout_s=_PATIENCE_S + drain_s))
+
+    def preview_drain(self, service: str, replica: str) -> models.Unanswered:
+        """What no replica could answer without this one."""
+        return cast("models.Unanswered", self._ask("GET", f"{_path(service, replica)}/drain"))
+
+    def drain(self, service: str, replica: str, *, timeout_s: float | None) -> models.Drained:
+        """Takes a replica out of rotation; returns when nothing is in flight, or after `timeout_s` seconds."""
+        query = "" if timeout_s is None else f"?timeout_s={timeout_s:g}"
+        target = f"{_path(service, replica)}/drain{query}"
+        return cast("models.Drained", self._ask("POST", target, timeout_s=None, or_status=504))
+
+    def resume(self, service: str, replica: str) -> models.Resumed:
+        """Takes a drained replica back into rotation."""
+        return cast("models.Resumed", self._ask("POST", f"{_path(service, replica)}/resume"))
+
+    def _ask(
+        self, method: str, target: str, *, body: object = None, timeout_s: float | None = 10.0, or_status: int = 200
+    ) -> object:
+        """The JSON answer, of status 2xx or `or_status`."""
+        status, answer = _exchange(self.place, method, target, body, timeout_s)
+        if 200 <= status < 300 or status == or_status:
+            return answer
+        error = cast("models.Error", answer)
+        raise AdminRefused(status, str(error.get("error")), error.get("problems", []), error.get("changes"))
+
+
+def _path(service: str, replica: str | None = None) -> str:
+    """The path of a service, or of one of its replicas, whatever bytes the names hold."""
+    of_service = f"/v1/services/{quote(os.fsencode(service), safe='')}"
+    return of_service if replica is None else f"{of_service}/replicas/{quote(os.fsencode(replica), safe='')}"
+
+
+def _exchange(
+    place: Place, method: str, target: str, body: object, timeout_s: float | None
+) -> tuple[int, dict[str, object]]:
+    """Status code and JSON answer. Raises AdminError, DaemonAway."""
+    connection = place.connection(timeout_s) if isinstance(place, Remote) else _UnixConnection(place, timeout_s)
     try:
         if body is None:
             connection.request(method, target)
@@ -73,19 +170,19 @@ def ask_daemon(
         response = connection.getresponse()
         answer = json.loads(response.read())
     except FileNotFoundError as error:
-        raise DaemonAway(f"{path} does not exist: the daemon does not run, or it has another run_dir") from error
+        raise DaemonAway(f"{place} does not exist: the daemon does not run, or it has another run_dir") from error
     except ConnectionRefusedError as error:
-        raise DaemonAway(f"nobody listens at {path}: the daemon does not run") from error
+        raise DaemonAway(f"nobody listens at {place}: the daemon does not run") from error
     except PermissionError as error:
-        raise AdminError(f"no permission for {path}: run this as the daemon's user, root, or in its group") from error
+        raise AdminError(f"no permission for {place}: run this as the daemon's user, root, or in its group") from error
     except ssl.SSLError as error:
-        raise AdminError(f"{path}: no trust between us and the daemon: {error}") from error
+        raise AdminError(f"{place}: TLS with the daemon failed: {error}") from error
     except TimeoutError as error:
-        raise AdminError(f"the daemon did not answer at {path} within {timeout_s:g} s") from error
+        raise AdminError(f"the daemon did not answer at {place} within {timeout_s:g} s") from error
     except (OSError, http.client.HTTPException, ValueError) as error:
-        raise AdminError(f"no usable answer at {path}: {error}") from error
+        raise AdminError(f"no usable answer at {place}: {error}") from error
     finally:
         connection.close()
     if not isinstance(answer, dict):
-        raise AdminError(f"no usable answer at {path}: not an object")
+        raise AdminError(f"no usable answer at {place}: not an object")
     return response.status, answer

@@ -1,4 +1,4 @@
-"""Replicas over the admin API: put, deleted, listed."""
+"""Replicas over the admin API: added, changed, removed, listed."""
 
 from __future__ import annotations
 
@@ -12,6 +12,7 @@ from aiohttp import web
 
 from gateway_sidecar.api import view
 from gateway_sidecar.api.answers import DAEMON, Refused, check_query, seconds_in, service_in
+from gateway_sidecar.api.models import Drained, Put, Replica, Replicas
 from gateway_sidecar.control.process.daemon import Daemon
 from gateway_sidecar.control.replicas.drain import DrainReport
 from gateway_sidecar.control.service import Service
@@ -31,19 +32,20 @@ _GONE_S = 5.0
 
 
 async def list_replicas(request: web.Request) -> web.Response:
-    """All of one service."""
+    """Lists a service's replicas."""
     service = service_in(request)
-    return web.json_response({"replicas": view.replicas(request.app[DAEMON], service)})
+    answer: Replicas = {"replicas": view.replicas(request.app[DAEMON], service)}
+    return web.json_response(answer)
 
 
 async def get_replica(request: web.Request) -> web.Response:
-    """One of them."""
+    """Shows one replica."""
     service = service_in(request)
     return web.json_response(_row(request.app[DAEMON], service, ReplicaId(request.match_info["replica"])))
 
 
 async def put_replica(request: web.Request) -> web.Response:
-    """There is such a replica from now on."""
+    """Adds or changes a replica; with `wait` answers when it serves."""
     daemon, service = request.app[DAEMON], service_in(request)
     replica = ReplicaId(request.match_info["replica"])
     check_query(request, "wait", "timeout_s")
@@ -62,13 +64,12 @@ async def put_replica(request: web.Request) -> web.Response:
     service.reflector.look_soon()
     if wait:
         await _until_serving(daemon, service, replica, put.entry, described, timeout_s)
-    row = _row(daemon, service, replica)
-    answer = {"created": put.created, "changed": put.changed, "replica": row}
+    answer: Put = {"created": put.created, "changed": put.changed, "replica": _row(daemon, service, replica)}
     return web.json_response(answer, status=201 if put.created else 200)
 
 
 async def delete_replica(request: web.Request) -> web.Response:
-    """There is no such replica any more, after what it has in flight."""
+    """Removes a replica, after what it has in flight or after `drain_s`."""
     daemon, service = request.app[DAEMON], service_in(request)
     replica = ReplicaId(request.match_info["replica"])
     check_query(request, "drain_s")
@@ -87,25 +88,24 @@ async def delete_replica(request: web.Request) -> web.Response:
     if tenure is not None and tenure.sighting.source == NAME:
         report = await _drained(daemon, service, replica, drain_s) if drain_s else DrainReport(False, None, 0.0)
     if not daemon.shared.api.forget(service.name, replica, entry):
-        raise Refused(409, f"'{replica}' was put again while it drained; it stays")
+        raise Refused(409, error=f"'{replica}' was put again while it drained; it stays")
     service.reflector.look_soon()
     if tenure is not None:
         await service.until(lambda: service.current(replica) is not tenure, _GONE_S)
     # Where it was before may still have something in flight, too.
     left_s = max(0.0, until - awake.now())
     drained = report.drained and await service.until(lambda: not service.others(replica, tenure), left_s)
-    answer = {
-        "removed": True,
+    answer: Drained = {
         "drained": drained,
         "in_flight": report.in_flight if drained or not report.drained else None,
         "took_s": round(time.monotonic() - began, 3),
-        "missed": list(report.missed),
+        "unanswered": dict(report.unanswered),
     }
     return web.json_response(answer, status=200 if drained else 202)
 
 
 async def _drained(daemon: Daemon, service: Service, replica: ReplicaId, drain_s: float) -> DrainReport:
-    """What came of the drain, unless somebody puts the replica again before it is done."""
+    """What came of the drain; False if the replica is put again before it is done."""
     record = daemon.shared.api.of(service.name)
     draining = asyncio.create_task(service.drains.drain(replica, drain_s))
     try:
@@ -116,33 +116,33 @@ async def _drained(daemon: Daemon, service: Service, replica: ReplicaId, drain_s
 
 
 def unknown_replica(service: Service, replica: str) -> Refused:
-    """The answer about a replica that nobody knows."""
+    """The answer about an unknown replica."""
     known = sorted(tenure.replica for tenure in service.tenures.values() if not tenure.gone)
     shown = ", ".join(known[:10]) + (", ..." if len(known) > 10 else "") or "none"
-    return Refused(404, f"service '{service.name}' has no replica '{replica}'; there are: {shown}")
+    return Refused(404, error=f"service '{service.name}' has no replica '{replica}'; there are: {shown}")
 
 
 def _wait_in(request: web.Request) -> bool:
     wait = request.query.get("wait")
     if wait not in (None, "serving"):
-        raise Refused(400, f"wait: '{wait}' is nothing to wait for; use serving, or leave it out")
+        raise Refused(400, error=f"wait: '{wait}' is not a state to wait for; use serving, or leave it out")
     return wait is not None
 
 
 async def _entry_in(request: web.Request) -> dict[str, Any]:
     """The object that was sent. Raises Refused."""
     if request.content_type != "application/json":
-        raise Refused(415, f"'{request.content_type}' is not what a replica is written in; use application/json")
+        raise Refused(415, error=f"'{request.content_type}' is not a supported content type; use application/json")
     body = await request.read()
     try:
         entry = json.loads(body.decode("utf-8"), object_pairs_hook=_once, parse_constant=_no_constant)
         json.dumps(entry, ensure_ascii=False).encode("utf-8")
     except UnicodeEncodeError as error:
-        raise Refused(400, "the body holds half of a surrogate pair; send whole characters") from error
+        raise Refused(400, error="the body holds half of a surrogate pair; send whole characters") from error
     except (ValueError, RecursionError) as error:
-        raise Refused(400, f"the body is not JSON: {error}") from error
+        raise Refused(400, error=f"the body is not JSON: {error}") from error
     if not isinstance(entry, dict):
-        raise Refused(422, "the replica was refused", problems=['is not an object; send {"socket": "/path"}'])
+        raise Refused(422, error="the replica was refused", problems=['is not an object; send {"socket": "/path"}'])
     return entry
 
 
@@ -156,35 +156,35 @@ def _once(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
 
 
 def _no_constant(name: str) -> object:
-    raise ValueError(f"{name} is no number in JSON")
+    raise ValueError(f"{name} is not a number in JSON")
 
 
 async def _read(service: Service, replica: ReplicaId, entry: dict[str, Any]) -> Described:
-    """What the entry says. Raises Refused."""
+    """What the entry describes. Raises Refused."""
     read = partial(read_raw, entry, service.name, replica, service.settings.replicas.ssh_defaults)
     try:
         return await OwnThread("entry").run(read, patience_s=_READ_S)
     except ConfigError as error:
-        raise Refused(422, "the replica was refused", problems=error.problems) from error
+        raise Refused(422, error="the replica was refused", problems=error.problems) from error
     except TimeoutError as error:
-        raise Refused(503, "the file system of its api_key_file does not answer; nothing was changed") from error
+        raise Refused(503, error="the file system of its api_key_file does not answer; nothing was changed") from error
 
 
 def _not_written(error: StateError) -> Refused:
-    return Refused(507 if is_full(error) else 503, f"nothing was changed: {error}")
+    return Refused(507 if is_full(error) else 503, error=f"nothing was changed: {error}")
 
 
 async def _has_looked(service: Service) -> None:
-    """Whose replica it is is known once all sources were seen."""
+    """Waits until all sources were read: only then is it known who owns a replica. Raises Refused."""
     if not await service.until(lambda: service.controller.looks > 0, _FIRST_LOOK_S):
-        raise Refused(503, f"service '{service.name}' has not looked at its sources yet; nothing was changed")
+        raise Refused(503, error=f"service '{service.name}' has not looked at its sources yet; nothing was changed")
 
 
 def _refuse_others(service: Service, replica: ReplicaId) -> None:
     owner = service.owner_of(replica)
     if owner not in (None, NAME):
         text = f"replica '{replica}' of service '{service.name}' belongs to {owner}; change it there, or use another id"
-        raise Refused(409, text, source=owner)
+        raise Refused(409, error=text, source=owner)
 
 
 async def _until_serving(
@@ -204,18 +204,18 @@ async def _until_serving(
     began = time.monotonic()
     await service.until(lambda: is_served() or record.entries.get(replica) is not entry, timeout_s)
     if record.entries.get(replica) is not entry:
-        raise Refused(409, f"'{replica}' was changed or deleted by somebody else while this waited")
+        raise Refused(409, error=f"'{replica}' was changed or deleted by another request while this one waited")
     if not is_served():
         row = _row(daemon, service, replica)
         waited = time.monotonic() - began
         state = "is served as it was before" if row["state"] == "serving" else f"is {row['state']}"
         why = f": {row['reason']}" if row["reason"] else ""
-        raise Refused(504, f"'{replica}' {state} after {waited:.1f} s{why}; it stays as it was put", replica=row)
+        raise Refused(504, error=f"'{replica}' {state} after {waited:.1f} s{why}; it stays as it was put", replica=row)
 
 
-def _row(daemon: Daemon, service: Service, replica: ReplicaId) -> dict[str, Any]:
+def _row(daemon: Daemon, service: Service, replica: ReplicaId) -> Replica:
     """The replica as `status` has it; its present occupant, not one that is still leaving. Raises Refused."""
-    rows = [row for row in view.replicas(daemon, service) if row["id"] == replica]
+    rows = view.replicas(daemon, service, only=replica)
     if not rows:
         raise unknown_replica(service, replica)
     return rows[0]

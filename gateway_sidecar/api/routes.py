@@ -1,10 +1,11 @@
 """The admin API: status, plan, signals, drain, resume, reload, router restart, stop, and replicas put and deleted.
 
-Who may open the socket may do all of it.
+Everyone who may open the socket may use all of it.
 """
 
 from __future__ import annotations
 
+import asyncio
 import os
 import time
 from pathlib import Path
@@ -12,7 +13,7 @@ from pathlib import Path
 from aiohttp import web
 from aiohttp.typedefs import Handler
 
-from gateway_sidecar.api import view
+from gateway_sidecar.api import models, view
 from gateway_sidecar.api.answers import DAEMON, Refused, as_json, seconds_in, service_in
 from gateway_sidecar.api.bounded_server import BoundedServer
 from gateway_sidecar.api.openapi import describe_api
@@ -53,7 +54,7 @@ async def serve_admin(daemon: Daemon, run_dir: Path, state_dir: Path) -> UnixSer
         transport = request.transport
         peer = 0 if transport is None else peer_of(transport.get_extra_info("socket"))
         if peer != os.getpid() and is_own_child(peer, run_dir, state_dir):
-            raise Refused(403, "nginx, routers and what else the daemon started may not use the admin API")
+            raise Refused(403, error="the daemon's child processes may not use the admin API")
         return await handler(request)
 
     app = admin_app(daemon)
@@ -65,13 +66,13 @@ async def serve_admin(daemon: Daemon, run_dir: Path, state_dir: Path) -> UnixSer
 
 @web.middleware
 async def _once_it_knows(request: web.Request, handler: Handler) -> web.StreamResponse:
-    """A daemon that has just begun answers when it has taken up what an earlier one left: before, all looks empty."""
+    """A daemon that has just started answers once it has adopted what an earlier one left: before, all looks empty."""
     await request.app[DAEMON].taken_up.wait()
     return await handler(request)
 
 
 async def _openapi(_request: web.Request) -> web.Response:
-    return web.json_response(describe_api())
+    return web.json_response(await asyncio.to_thread(describe_api))
 
 
 async def _status(request: web.Request) -> web.Response:
@@ -79,14 +80,14 @@ async def _status(request: web.Request) -> web.Response:
 
 
 async def _plan(request: web.Request) -> web.Response:
-    return web.json_response({"actions": view.plan(request.app[DAEMON])})
+    return web.json_response(models.Plan(actions=view.plan(request.app[DAEMON])))
 
 
 async def _signals(request: web.Request) -> web.Response:
     daemon, name = request.app[DAEMON], service_in(request).name
     signals = daemon.signals.of.get(name)
     if signals is None:
-        raise Refused(503, f"nothing has been measured of service '{name}' yet; ask again in a second")
+        raise Refused(503, error=f"service '{name}' has no measurements yet; ask again in a second")
     return web.json_response(signals_view(signals, daemon.signals.events_problem))
 
 
@@ -94,19 +95,19 @@ async def _reload(request: web.Request) -> web.Response:
     try:
         changes = await request.app[DAEMON].reload()
     except ConfigError as error:
-        raise Refused(422, "the configuration was refused", problems=error.problems) from error
+        raise Refused(422, error="the configuration was refused", problems=error.problems) from error
     except NotInForce as error:
         raise Refused(
-            503, "not all of the configuration is in force", problems=error.problems, changes=error.changes
+            503, error="not all of the configuration is in force", problems=error.problems, changes=error.changes
         ) from error
-    return web.json_response({"changes": changes})
+    return web.json_response(models.Reloaded(changes=changes))
 
 
 async def _stop(request: web.Request) -> web.Response:
     timeout_s = seconds_in(request, "timeout_s", DEFAULT_STOP_S)
     stop_all = request.query.get("all") == "true"
     request.app[DAEMON].end(stop_all=stop_all, timeout_s=timeout_s, by_command=True)
-    return web.json_response({"pid": os.getpid()}, status=202)
+    return web.json_response(models.Stopped(pid=os.getpid()), status=202)
 
 
 async def _restart_router(request: web.Request) -> web.Response:
@@ -115,14 +116,15 @@ async def _restart_router(request: web.Request) -> web.Response:
     try:
         await service.slots.replace()
     except RouterUnavailable as error:
-        raise Refused(409, str(error)) from error
-    return web.json_response({"pid": service.router.pid, "took_s": round(time.monotonic() - began, 3)})
+        raise Refused(409, error=str(error)) from error
+    took_s = round(time.monotonic() - began, 3)
+    return web.json_response(models.Restarted(pid=service.router.pid, took_s=took_s))
 
 
 async def _before_drain(request: web.Request) -> web.Response:
     service, replica = service_in(request), ReplicaId(request.match_info["replica"])
     try:
-        return web.json_response({"missed": list(service.drains.missed(replica))})
+        return web.json_response(models.Unanswered(unanswered=service.drains.unanswered_without(replica)))
     except KeyError:
         raise unknown_replica(service, replica) from None
 
@@ -135,15 +137,13 @@ async def _drain(request: web.Request) -> web.Response:
         report = await service.drains.drain(replica, timeout_s)
     except KeyError:
         raise unknown_replica(service, replica) from None
-    return web.json_response(
-        {
-            "drained": report.drained,
-            "in_flight": report.in_flight,
-            "took_s": round(report.took_s, 3),
-            "missed": list(report.missed),
-        },
-        status=200 if report.drained else 504,
-    )
+    answer: models.Drained = {
+        "drained": report.drained,
+        "in_flight": report.in_flight,
+        "took_s": round(report.took_s, 3),
+        "unanswered": dict(report.unanswered),
+    }
+    return web.json_response(answer, status=200 if report.drained else 504)
 
 
 async def _resume(request: web.Request) -> web.Response:
@@ -152,7 +152,7 @@ async def _resume(request: web.Request) -> web.Response:
         service.drains.resume(replica)
     except KeyError:
         raise unknown_replica(service, replica) from None
-    return web.json_response({"resumed": True})
+    return web.json_response(models.Resumed(resumed=True))
 
 
 _SERVICE = "/v1/services/{service}"

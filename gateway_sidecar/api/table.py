@@ -2,16 +2,20 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
-from typing import Any
+from collections.abc import Mapping, Sequence
+from typing import TYPE_CHECKING
 
 from gateway_sidecar.domain.printable import counted, printable
+
+if TYPE_CHECKING:
+    from gateway_sidecar.api.models import Replica, Service, Status
+    from gateway_sidecar.api.signal_models import Scaling
 
 _LONGEST_LINE = 2000
 _COLUMNS = ("replica", "state", "for", "engine", "role", "model", "bridge", "reason")
 
 
-def render_status(status: dict[str, Any]) -> str:
+def render_status(status: Status) -> str:
     """The answer of `/v1/status` as text."""
     parts = []
     nginx = status["nginx"]
@@ -27,9 +31,9 @@ def _joined(lines: Sequence[str]) -> str:
     return "\n".join(printable(line, _LONGEST_LINE) for line in lines)
 
 
-def _service(service: dict[str, Any]) -> str:
+def _service(service: Service) -> str:
     router = service["router"]
-    addresses = ", ".join([service["listen"], *service["public"]])
+    addresses = ", ".join([service["listen"], *service["frontend_listen"]])
     title = f"{service['name']}  {addresses}  router {router['type']} {router['state']}"
     if router["pid"]:
         title += f" (pid {router['pid']}, {router['url']}, {counted(router['restarts'], 'restart')})"
@@ -56,8 +60,8 @@ def _service(service: dict[str, Any]) -> str:
     return _joined(lines)
 
 
-def render_replicas(services: dict[str, list[dict[str, Any]]]) -> str:
-    """All replicas as one table: whose they are, which source has them, and how they are."""
+def render_replicas(services: Mapping[str, Sequence[Replica]]) -> str:
+    """All replicas as one table: service, source and state."""
     rows = [
         (name, row["id"], row["source"], row["state"], row["bridge"] or "-", _place(row), row["reason"] or "")
         for name, replicas in services.items()
@@ -67,11 +71,11 @@ def render_replicas(services: dict[str, list[dict[str, Any]]]) -> str:
     return _joined(_table([titles, *rows])) if rows else "no replicas"
 
 
-def _place(row: dict[str, Any]) -> str:
+def _place(row: Replica) -> str:
     return str(row["tunnel"]["to"] if row["tunnel"] else row["socket"] or "-")
 
 
-def _scaling(scaling: dict[str, Any] | None) -> list[str]:
+def _scaling(scaling: Scaling | None) -> list[str]:
     if scaling is None:
         return []
     lines = [
@@ -81,7 +85,7 @@ def _scaling(scaling: dict[str, Any] | None) -> list[str]:
     return lines + ([f"  SCALING HOOK: {scaling['hook_problem']}"] if scaling["hook_problem"] else [])
 
 
-def _row(replica: dict[str, Any]) -> tuple[str, ...]:
+def _row(replica: Replica) -> tuple[str, ...]:
     engine = "/".join(filter(None, (replica["runtime_type"], replica["connection_mode"])))
     return (
         replica["id"],

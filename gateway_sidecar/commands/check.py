@@ -10,7 +10,7 @@ from gateway_sidecar.commands.defaults import DEFAULT_CONFIG, EXIT_FAILED
 from gateway_sidecar.commands.rights import become
 from gateway_sidecar.config import Settings, load_config, load_usable
 
-_ASSUMED = "assumed: its groups in /etc/group and no capabilities, as systemd tells of no unit with this user"
+_ASSUMED = "assumed: its groups in /etc/group and no capabilities, since systemd knows no unit with this user"
 
 
 def check(arguments: argparse.Namespace) -> int:

@@ -1,4 +1,4 @@
-"""What the command line says in `--help` and its commands keep to."""
+"""Defaults that `--help` shows and the commands use."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""What `stop --all` does where no daemon runs that could."""
+"""`stop --all` where no daemon runs."""
 
 from __future__ import annotations
 

@@ -6,8 +6,7 @@ import argparse
 import asyncio
 import json
 
-from gateway_sidecar.api.client import ask_daemon
-from gateway_sidecar.commands.defaults import EXIT_FAILED
+from gateway_sidecar.api.client import Client
 from gateway_sidecar.config import load_config
 from gateway_sidecar.dry_run import fresh_plan
 from gateway_sidecar.errors import AdminError
@@ -17,13 +16,12 @@ def plan(arguments: argparse.Namespace) -> int:
     """Asks the daemon; works it out where none runs."""
     settings = load_config(arguments.config)
     try:
-        code, answer = ask_daemon(settings.run_dir / "admin.sock", "GET", "/v1/plan")
-        actions, whose = answer["actions"], "the running daemon"
+        actions, whose = Client(settings.run_dir / "admin.sock").plan()["actions"], "the running daemon"
     except AdminError:
-        code, actions, whose = 200, asyncio.run(fresh_plan(settings)), "a fresh daemon"
+        actions, whose = asyncio.run(fresh_plan(settings)), "a fresh daemon"
     if arguments.json:
         print(json.dumps({"by": whose, "actions": actions}, indent=2))
-        return 0 if code == 200 else EXIT_FAILED
+        return 0
     print(f"{whose} would do:" if actions else f"{whose} would do nothing: all is as it should be")
     for action in actions:
         print(f"  {action['service']}/{action['replica']}: {action['action']}")

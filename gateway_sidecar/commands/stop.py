@@ -7,31 +7,29 @@ import os
 import select
 from contextlib import suppress
 
-from gateway_sidecar.api.client import Remote, ask_daemon
+from gateway_sidecar.api.client import Remote
 from gateway_sidecar.commands.defaults import STOP_S
 from gateway_sidecar.commands.place import admin_of
-from gateway_sidecar.errors import AdminError, DaemonAway
+from gateway_sidecar.errors import DaemonAway
 
 
 def stop(arguments: argparse.Namespace) -> int:
     """Ends the daemon; with `--all` what an earlier one left, too."""
     if arguments.timeout is not None and not arguments.all:
-        arguments.misused("--timeout belongs to --all: without it nothing that is in flight ends")
-    socket = admin_of(arguments)
+        arguments.misused("--timeout belongs to --all; give both, or neither")
+    client = admin_of(arguments)
+    is_here = not isinstance(client.place, Remote)
     timeout_s = STOP_S if arguments.timeout is None else arguments.timeout
-    query = f"all=true&timeout_s={timeout_s:g}" if arguments.all else "all=false"
     try:
-        code, answer = ask_daemon(socket, "POST", f"/v1/stop?{query}")
+        answer = client.stop(everything=arguments.all, timeout_s=timeout_s)
     except DaemonAway:
-        if arguments.all and not isinstance(socket, Remote):
+        if arguments.all and is_here:
             from gateway_sidecar.commands.end_left import end_left  # All of the daemon.
 
             if end_left(arguments.config, timeout_s):
                 return 0
         raise
-    if code != 202:
-        raise AdminError(str(answer.get("error")))
-    if isinstance(socket, Remote):
+    if not is_here:
         print("it stops, with nginx and all routers" if arguments.all else "it stops; nginx and the routers go on")
         return 0
     with suppress(ProcessLookupError):

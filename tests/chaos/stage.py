@@ -325,7 +325,7 @@ class Stage:
         ports = {row["port"] for rows_ in leases.values() for row in rows_ if row["port"] is not None}
         held = await asyncio.to_thread(open_connections, _Everything())
         low, high = map(int, gateway.settings["bridges"]["ports"].split("-"))
-        quarantined = int(status["nginx"]["quarantined"])
+        quarantined = int(status["bridge_ports"]["quarantined"])
         code, out, err = await gateway.cli("stop", "--all")
         if code != 0:
             self.history.failures.append(f"stop --all: {code} {out} {err}")
@@ -797,7 +797,7 @@ def _rows(status: Status) -> tuple[Row, ...]:
 
 def _snapshot(at: float, status: Status) -> Snapshot:
     return Snapshot(
-        at, _rows(status), status["nginx"]["leased"], status["nginx"]["quarantined"],
+        at, _rows(status), status["bridge_ports"]["leased"], status["bridge_ports"]["quarantined"],
         status["nginx"]["pid"] if status["nginx"]["state"] == "up" else None,
         tuple((s["name"], s["router"]["pid"] if s["router"]["state"] == "up" else None) for s in status["services"]),
         tuple(status["problems"]), bool(status["ready"]),

@@ -15,8 +15,15 @@ from gateway_sidecar.cli import _imported, _parser
 
 HEAVY = {
     *("aiohttp", "asyncinotify", "asyncio", "asyncssh", "cryptography", "google", "hpack", "httptools", "orjson"),
-    *("prometheus_client", "pydantic", "pydantic_core", "pyroute2", "structlog", "uvloop", "importlib.metadata"),
-    *("gateway_sidecar.config.whole", "gateway_sidecar.control", "gateway_sidecar.nginx", "gateway_sidecar.app"),
+    *("prometheus_client", "pydantic", "pydantic_core", "pyroute2", "structlog", "typing_extensions", "uvloop"),
+    *(
+        "importlib.metadata",
+        "gateway_sidecar.api.models",
+        "gateway_sidecar.config.whole",
+        "gateway_sidecar.control",
+        "gateway_sidecar.nginx",
+        "gateway_sidecar.app",
+    ),
 }
 """What the daemon needs, and a command that asks it does not."""
 

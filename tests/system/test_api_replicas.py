@@ -54,7 +54,7 @@ async def test_put_serves_and_delete_drains(gateway: Gateway, engine: StartEngin
     shown = replica_of(await gateway.status(), "a1")
     assert shown.keys() == one.keys()
     status, gone = await call(gateway, "DELETE", "/a1?drain_s=10")
-    assert (status, gone["removed"], gone["drained"], gone["in_flight"]) == (200, True, True, 0)
+    assert (status, gone["drained"], gone["in_flight"]) == (200, True, 0)
     assert record_of(gateway)["replicas"] == {"chat": {}}
     await gateway.until_states({})
     assert (await call(gateway, "GET", ""))[1] == {"replicas": []}
@@ -141,7 +141,7 @@ async def test_another_sources_replica_is_refused_by_name(gateway: Gateway, engi
     status, answer = await put(gateway, "a1", socket=str(place), priority=3)
     assert (status, answer["source"]) == (409, "sockets")
     status, answer = await call(gateway, "DELETE", "/a1")
-    assert (status in (200, 202), answer["removed"]) == (True, True), "what the API was told; not the replica"
+    assert (status in (200, 202), "drained" in answer) == (True, True), "what the API was told; not the replica"
     await gateway.until(lambda s: service_of(s)["source"]["refused"] == {})
     assert replica_of(await gateway.status(), "a1")["state"] == "serving"
 
@@ -190,7 +190,7 @@ async def test_place_that_is_not_there_yet_costs_nothing(gateway: Gateway, engin
     assert status == 200
     assert "two" in await ask(gateway, "tiny", stream=False)
     await put(gateway, "a1", "?wait=serving&timeout_s=0.5", socket=f"{two}.not")
-    assert (await call(gateway, "DELETE", "/a1?drain_s=10"))[1]["removed"]
+    assert (await call(gateway, "DELETE", "/a1?drain_s=10"))[1]["drained"]
     await gateway.until_states({})
 
 
@@ -259,7 +259,7 @@ async def test_parameter_that_is_not_known_changes_nothing(gateway: Gateway, eng
     status, _ = await put(gateway, "r1", "?wait=serving", socket=str(elsewhere(gateway, "r1")))
     assert status == 201
     for query, said in (
-        ("drain=30", "'drain' is no parameter of this request; it takes drain_s"),
+        ("drain=30", "'drain' is not a parameter of this request; use drain_s"),
         ("drain_s=30&drain_s=1", "drain_s is given twice; keep one of them"),
         ("drain_s=1_0", "drain_s: '1_0' is not a number of seconds from 0 to 86400"),
     ):
@@ -325,7 +325,7 @@ async def test_replica_commands(gateway: Gateway, engine: StartEngine) -> None:
     code, out, _ = await gateway.cli("replica", "list", "--json")
     assert [row["id"] for row in json.loads(out)["chat"]] == ["a1", "a2"]
     code, out, err = await gateway.cli("replica", "remove", "chat", "a1", "--drain", "10")
-    warning = "without a1 nobody answers for tiny: no other replica serves it\n"
+    warning = "no replica would serve model tiny without a1: it is the model's only replica\n"
     assert (code, err, out) == (0, warning, f"{warning}a1 is gone, with nothing in flight: safe to stop\n")
     code, _, err = await gateway.cli("replica", "remove", "chat", "a1")
     assert (code, "has no replica 'a1'; there are: none" in err) == (1, True), err

@@ -85,7 +85,7 @@ async def test_a_drain_removes_every_rank_and_a_resume_brings_them_back(
             await gateway.until_states(SERVING, within_s=20)
         bridge = replica_of(await gateway.status(), "a")["bridge"]
         code, _, err = await gateway.cli("drain", "chat", "a")
-        assert (code, err) == (0, "without a nobody answers for model-a: no other replica serves it\n")
+        assert (code, err) == (0, "no replica would serve model model-a without a: it is the model's only replica\n")
         assert not [row for row in await gateway.workers() if bridge in row["url"]]
         await gateway.cli("resume", "chat", "a")
         await gateway.until_states(SERVING, within_s=20)

@@ -210,7 +210,7 @@ async def test_an_address_that_the_gateway_needs_is_refused_and_direct_is_the_cu
         code, out, err = await site.gateway.cli("drain", "chat", "p1")
         assert code == 0, "connections to the engine itself are counted too"
         assert "safe to stop" in out
-        assert "nobody answers for tiny" in err
+        assert "no replica would serve model tiny" in err
     finally:
         front.terminate()
         await front.wait()

@@ -84,7 +84,7 @@ async def test_draining_the_last_of_a_role_says_so(make_gateway: MakeGateway, en
     assert await chat(gateway) == 200
     code, _, err = await gateway.cli("drain", "chat", "p1")
     assert code == 0
-    assert err == "without p1 nobody answers for tiny: 1 decode worker and no prefill worker\n"
+    assert err == "no replica would serve model tiny without p1: 1 decode worker and no prefill worker\n"
     assert await chat(gateway) == 503
 
 

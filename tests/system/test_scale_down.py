@@ -48,7 +48,7 @@ async def test_streams_on_an_unlinked_replica_and_on_its_neighbours_finish(
     assert (await stream).split()[-1] == "59"
     status = await gateway.until_states({"r2": "serving"})
     assert leaving.ledger.aborted == 0
-    assert status["nginx"]["leased"] == 1
+    assert status["bridge_ports"]["leased"] == 1
 
 
 async def test_dead_listener_is_out_within_about_a_second(gateway: Gateway, engine: StartEngine) -> None:
@@ -251,7 +251,7 @@ async def test_what_a_drain_means_is_said_before_it_waits(gateway: Gateway, engi
         stdout=asyncio.subprocess.PIPE, stderr=asyncio.subprocess.PIPE,
     )  # fmt: skip
     assert process.stderr is not None
-    warning = "without r1 nobody answers for tiny: no other replica serves it\n"
+    warning = "no replica would serve model tiny without r1: it is the model's only replica\n"
     async with asyncio.timeout(30):
         assert (await process.stderr.readline()).decode() == warning
     assert slow.ledger.in_flight == 1, "it waits for this one yet"

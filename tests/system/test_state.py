@@ -112,7 +112,7 @@ async def test_port_rests_as_long_as_a_worker_may_yet_appear_there(
     gateway.socket("r1").unlink()
     if daemon_dies == "before":
         await gateway.start()
-    await gateway.until(lambda s: states_of(s) == {} and s["nginx"]["quarantined"] == 1)
+    await gateway.until(lambda s: states_of(s) == {} and s["bridge_ports"]["quarantined"] == 1)
     if daemon_dies == "after":
         await gateway.until(
             lambda _: recorded_rests(gateway) == [replica_of(status, "r1")["bridge"].rpartition(":")[2]]
@@ -122,7 +122,7 @@ async def test_port_rests_as_long_as_a_worker_may_yet_appear_there(
     else:
         await gateway.until_workers(lambda workers: workers == [])
     await engine(gateway.socket("r2"))
-    assert (await gateway.until_states({"r2": "serving"}))["nginx"]["quarantined"] == 1
+    assert (await gateway.until_states({"r2": "serving"}))["bridge_ports"]["quarantined"] == 1
 
 
 def recorded_rests(gateway: Gateway) -> list[str]:
@@ -290,7 +290,7 @@ async def test_drained_then_resumed_replica_is_released_when_it_goes(gateway: Ga
     await gateway.until_states({"r1": "serving"})
     await here.stop()
     status = await gateway.until_states({})
-    assert (status["nginx"]["leased"], status["nginx"]["quarantined"]) == (0, 0)
+    assert (status["bridge_ports"]["leased"], status["bridge_ports"]["quarantined"]) == (0, 0)
 
 
 async def test_engine_that_died_with_the_daemon_and_its_records(gateway: Gateway, engine: StartEngine) -> None:
@@ -370,7 +370,7 @@ async def test_port_of_a_lost_lease_is_nobodys_while_it_is_in_use(gateway: Gatew
     await engine(gateway.socket("r2"))
     status = await gateway.until_states({"r2": "serving"})
     assert not replica_of(status, "r2")["bridge"].endswith(f":{port}")
-    assert status["nginx"]["quarantined"] == 1
+    assert status["bridge_ports"]["quarantined"] == 1
     writer.close()
     await leaving.stop()
 

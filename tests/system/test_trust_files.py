@@ -201,7 +201,7 @@ async def test_a_link_that_takes_a_sockets_place_is_noticed_and_leads_no_client_
     # By the bridge that judges no paths, and as the user whom it serves.
     status, _, body = (await DAEMON.says(sys.executable, "-c", _ASK, "127.0.0.2", port)).partition(" ")
     assert (status, json.loads(body)) == (
-        "403", {"error": "nginx, routers and what else the daemon started may not use the admin API"},
+        "403", {"error": "the daemon's child processes may not use the admin API"},
     )  # fmt: skip
     (links / f"{port}.sock").unlink()
     bridge = links / f"{replica_of(await gateway.status(), 'r1')['bridge'].rpartition(':')[2]}.sock"

@@ -94,7 +94,7 @@ async def test_nothing_leads_to_what_is_no_engine(
     seen = {"foreign": "foreign", "silent": "unreachable", "loading": "loading", "dead": "loading"}
     status = await gateway.until_states(seen, within_s=30)
     assert [row["bridge"] for row in service_of(status)["replicas"]] == [None] * 4
-    assert (status["nginx"]["leased"], links(gateway), await answering(gateway)) == (0, [], [])
+    assert (status["bridge_ports"]["leased"], links(gateway), await answering(gateway)) == (0, [], [])
     assert set(asked) <= {"GET /v1/models", "GET /health", "GET /server_info", "GET /version"}, asked
     assert await gateway.workers() == []
     _, plan, _ = await gateway.cli("plan")
@@ -121,7 +121,7 @@ async def test_who_turns_foreign_is_unbridged(make_gateway: MakeGateway, start: 
     await gateway.until(lambda s: any(row["state"] == "foreign" for row in service_of(s)["replicas"]), within_s=20)
     assert (links(gateway), await answering(gateway)) == ([], [])
     assert (await stream).split()[-1] == "59"
-    status = await gateway.until(lambda s: states_of(s) == {"r1": "foreign"} and s["nginx"]["leased"] == 0)
+    status = await gateway.until(lambda s: states_of(s) == {"r1": "foreign"} and s["bridge_ports"]["leased"] == 0)
     assert replica_of(status, "r1")["bridge"] is None
     assert await gateway.until_workers(lambda workers: workers == []) == []
     await one.behave(lie=None)
@@ -182,7 +182,7 @@ async def test_dead_sockets_hold_no_port_and_nobody_up(make_gateway: MakeGateway
     # Seconds, and not the minute after which each of the dead is asked again.
     await gateway.until_state("loads", "serving", within_s=20)
     status = await gateway.until_state("later", "serving", within_s=20)
-    assert (status["nginx"]["leased"], len(links(gateway))) == (4, 4)
+    assert (status["bridge_ports"]["leased"], len(links(gateway))) == (4, 4)
     assert await ask(gateway, "tiny", stream=False)
     after = await metrics_of(gateway)
     asked = sum(after[key] - before.get(key, 0) for key in after if key[0] == "gateway_sidecar_probes_total")
@@ -200,7 +200,7 @@ async def test_a_service_with_few_replicas_gets_its_share(make_gateway: MakeGate
             for number, path in enumerate(sockets):
                 gateway.socket(f"g{number}", "greedy").hardlink_to(path)
         status = await gateway.until(lambda s: list(states_of(s, "greedy").values()).count("serving") == 4)
-        assert status["nginx"]["share"] == 3
+        assert status["bridge_ports"]["share"] == 3
         refused = await gateway.until(lambda s: len(portless(s)) == 36)
         reasons = {row["reason"] for row in service_of(refused, "greedy")["replicas"]} - {None, ""}
         assert reasons == {

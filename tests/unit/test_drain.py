@@ -46,7 +46,7 @@ async def test_one_that_is_quiet_is_safe_at_once_and_stays_out(worlds: Worlds) -
         report = await world.service.drains.drain(R1, 60.0)
         assert report.drained
         assert report.took_s < 2
-        assert report.missed == ()
+        assert report.unanswered == {}
         await asyncio.sleep(600)
         assert world.router.ready() == {str(world.tenure("r2").url)}
         assert drained(world) == 1
@@ -74,9 +74,9 @@ async def test_what_the_service_cannot_answer_without_it_is_said_before(worlds: 
     async with worlds() as world:
         world.appear("r1")
         await world.until(lambda: world.serves("r1"))
-        assert world.service.drains.missed(R1) == ("tiny: no other replica serves it",)
+        assert world.service.drains.unanswered_without(R1) == {"tiny": "it is the model's only replica"}
         report = await world.service.drains.drain(R1, 60.0)
-        assert report.missed == ("tiny: no other replica serves it",)
+        assert report.unanswered == {"tiny": "it is the model's only replica"}
 
 
 @in_fake_time

@@ -63,15 +63,15 @@ def test_models_are_judged_one_by_one() -> None:
 @pytest.mark.parametrize(
     ("fleet", "leaving", "said"),
     [
-        ("R", "R", ["tiny: no other replica serves it"]),
-        ("R Rs", "R", []),
-        ("P D", "D", ["tiny: 1 prefill worker and no decode worker"]),
-        ("E R", "E", []),
-        ("P", "P", []),  # Nobody answered before, either.
-        ("R", "X", []),
+        ("R", "R", {"tiny": "it is the model's only replica"}),
+        ("R Rs", "R", {}),
+        ("P D", "D", {"tiny": "1 prefill worker and no decode worker"}),
+        ("E R", "E", {}),
+        ("P", "P", {}),  # Nobody answered before, either.
+        ("R", "X", {}),
     ],
 )
-def test_what_nobody_answers_without_one(fleet: str, leaving: str, said: list[str]) -> None:
+def test_what_nobody_answers_without_one(fleet: str, leaving: str, said: dict[str, str]) -> None:
     """A drain says it before an engine is stopped, for the last replica of a model as for half of a pair."""
     workers = [worker(text) for text in fleet.split()]
     book = SimpleNamespace(workers={each.url: each for each in workers})
@@ -83,4 +83,4 @@ def test_what_nobody_answers_without_one(fleet: str, leaving: str, said: list[st
         Metrics(),
     )
     watch.look(0.0)
-    assert watch.without(f"http://{leaving}") == said
+    assert watch.unanswered_without(f"http://{leaving}") == said

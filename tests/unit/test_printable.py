@@ -9,13 +9,14 @@ import sys
 import threading
 import warnings
 from collections.abc import Iterator
-from typing import Any
+from typing import Any, cast
 
 import pytest
 import structlog
 from hypothesis import given
 from hypothesis import strategies as st
 
+from gateway_sidecar.api.models import Replica, Status
 from gateway_sidecar.api.table import render_replicas, render_status
 from gateway_sidecar.domain.printable import LONGEST, counted, printable, printable_lines
 from gateway_sidecar.routers.smg.log import read_log_line
@@ -160,11 +161,12 @@ def test_what_a_router_says_is_short_printable_and_names_nothing_of_ours() -> No
 # --- tables -----------------------------------------------------------------------------------------------------
 
 
-def replica(**said: object) -> dict[str, Any]:
+def replica(**said: object) -> Replica:
     row: dict[str, Any] = dict.fromkeys(
         ("runtime_type", "connection_mode", "worker_type", "model", "advertise", "bridge", "reason", "tunnel", "socket")
     )
-    return row | {"id": "r1", "state": "foreign", "state_age_s": 1, "source": "sockets"} | said
+    row |= {"id": "r1", "state": "foreign", "state_age_s": 1, "source": "sockets", **said}
+    return cast("Replica", row)
 
 
 def test_a_table_has_a_row_for_each_replica_whatever_is_in_it() -> None:
@@ -172,7 +174,7 @@ def test_a_table_has_a_row_for_each_replica_whatever_is_in_it() -> None:
     service: dict[str, Any] = {
         "name": "chat",
         "listen": "127.0.0.1:30000",
-        "public": [EVIL],
+        "frontend_listen": [EVIL],
         "not_in_force": EVIL,
         "router": {"type": "smg", "state": "up", "pid": 1, "url": EVIL, "restarts": 0, "reason": EVIL},
         "missing": None,
@@ -183,7 +185,7 @@ def test_a_table_has_a_row_for_each_replica_whatever_is_in_it() -> None:
         "replicas": rows,
     }
     status = {"nginx": {"state": "down", "reason": EVIL}, "problems": [EVIL], "services": [service]}
-    text = render_status(status)
+    text = render_status(cast("Status", status))
     assert "0 restarts" in text
     assert all(line.isprintable() for line in text.split("\n"))
     assert len(text.split("\n")) == 2 + 2 + 11
@@ -201,10 +203,11 @@ def test_one_is_no_many() -> None:
     router = {"type": "smg", "state": "up", "pid": 1, "url": "-", "restarts": 1, "reason": None}
     for waiting, line in ((1, "none serves; 1 request waits"), (2, "none serves; 2 requests wait")):
         service: dict[str, Any] = {
-            "name": "chat", "listen": "-", "public": [], "not_in_force": None, "router": router, "missing": "replica",
-            "reason": "none serves", "waiting": waiting, "unanswered": {}, "scaling": None, "replicas": [],
-            "source": {"settings": {}, "blind": None, "refused": {}},
+            "name": "chat", "listen": "-", "frontend_listen": [], "not_in_force": None, "router": router,
+            "missing": "replica", "reason": "none serves", "waiting": waiting, "unanswered": {},
+            "source": {"settings": {}, "blind": None, "refused": {}}, "scaling": None, "replicas": [],
         }  # fmt: skip
-        text = render_status({"nginx": {"state": "up"}, "problems": [], "services": [service]})
+        status = {"nginx": {"state": "up"}, "problems": [], "services": [service]}
+        text = render_status(cast("Status", status))
         assert line in text
         assert "1 restart)" in text

@@ -242,6 +242,7 @@ class PlayedProcess:
         self.service, self.slot, self.pid = service, slot, pid
         self._on_change = on_change
         self.state, self.reason, self.epoch = RouterState.STOPPED, "", 0
+        self.restarts = 0
         self.client: PlayedRouter | None = None
         self.ports: RouterPorts | None = None
         self.process: None = None

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Container, Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 
 from gateway_sidecar.config import DrainSettings
 from gateway_sidecar.control.replicas.pairing import Pairing
@@ -22,13 +22,13 @@ from gateway_sidecar.telemetry.metrics import Metrics
 class DrainReport:
     """What came of a drain: whether it is safe to stop the engine now, and after how long.
 
-    `missed` says what the service cannot answer without it: one line for each model.
+    unanswered: model -> why no replica can answer for it without this one.
     """
 
     drained: bool
     in_flight: int | None
     took_s: float
-    missed: tuple[str, ...] = ()
+    unanswered: Mapping[str, str] = field(default_factory=dict)
 
 
 class Drains:
@@ -55,9 +55,9 @@ class Drains:
         """Takes new bounds; the drains under way go by them, too."""
         self._settings = settings
 
-    def missed(self, replica: ReplicaId) -> tuple[str, ...]:
-        """What the service could not answer without it: one line for each model. Raises KeyError if it is not there."""
-        return tuple(self._roles.without(self._tenures.current[replica].url))
+    def unanswered_without(self, replica: ReplicaId) -> dict[str, str]:
+        """Model -> why no replica could answer for it without this one. Raises KeyError if it is not there."""
+        return self._roles.unanswered_without(self._tenures.current[replica].url)
 
     async def drain(self, replica: ReplicaId, timeout_s: float) -> DrainReport:
         """Takes a replica out of rotation; returns when nothing is in flight, or after `timeout_s` seconds.
@@ -66,7 +66,7 @@ class Drains:
         `resume` is called.
         """
         tenure = self._tenures.current[replica]
-        missed = self.missed(replica)
+        unanswered = self.unanswered_without(replica)
         if not tenure.drain.requested:
             tenure.drain.requested = True
             tenure.drain.done.clear()
@@ -77,8 +77,8 @@ class Drains:
                 await tenure.drain.done.wait()
         except TimeoutError:
             self._metrics.drains.labels(self._service, "timeout").inc()
-            return DrainReport(False, tenure.drain.in_flight, awake.monotonic() - began, missed)
-        return DrainReport(True, 0, awake.monotonic() - began, missed)
+            return DrainReport(False, tenure.drain.in_flight, awake.monotonic() - began, unanswered)
+        return DrainReport(True, 0, awake.monotonic() - began, unanswered)
 
     def resume(self, replica: ReplicaId) -> None:
         """Takes a drained replica back into rotation, once it answers. Raises KeyError for one that is not there."""

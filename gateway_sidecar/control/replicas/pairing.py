@@ -1,4 +1,4 @@
-"""Sees when a model of a service cannot be answered although workers of it are there: half a pair."""
+"""Detects models that have workers but cannot be answered: half a prefill-decode pair."""
 
 from __future__ import annotations
 
@@ -13,7 +13,7 @@ _PATIENCE_S = 2.0
 
 
 class Pairing:
-    """One service's. `lacking` is model -> why nobody answers for it; told in the log when it lasts for two seconds."""
+    """One service's. `lacking` is model -> why no worker answers for it; logged after two seconds."""
 
     def __init__(self, slots: RouterSlots, metrics: Metrics) -> None:
         service = slots.service
@@ -43,13 +43,13 @@ class Pairing:
                 self._told.discard(model)
                 self._logger.info("service.whole", model=model, for_s=round(now - since, 1))
 
-    def without(self, url: str | None) -> list[str]:
-        """What a service that loses this worker cannot answer any more: one line for each model."""
+    def unanswered_without(self, url: str | None) -> dict[str, str]:
+        """Model -> why no worker can answer for it, of models that lose this worker and are answered now."""
         ready, router = self._ready(), self._slots.active.router.setup
         left = [worker for worker in ready if worker.url != url]
         alone = router.models_of(ready) - router.models_of(left)
-        lost = {**dict.fromkeys(alone, "no other replica serves it"), **router.unanswered(left)}
-        return [f"{model}: {reason}" for model, reason in sorted(lost.items()) if model not in self.lacking]
+        lost = {**dict.fromkeys(alone, "it is the model's only replica"), **router.unanswered(left)}
+        return {model: reason for model, reason in sorted(lost.items()) if model not in self.lacking}
 
     def _ready(self) -> list[Registered]:
         return [w for w in self._slots.active.book.workers.values() if w.status is WorkerStatus.READY]

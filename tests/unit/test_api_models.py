@@ -1,0 +1,115 @@
+"""The daemon's answers are what `models` says: what is sent, what is described and what the table reads."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+from types import SimpleNamespace
+from typing import Any, cast
+
+import jsonschema
+import pytest
+
+from gateway_sidecar.api import view
+from gateway_sidecar.api.openapi import describe_api
+from gateway_sidecar.api.signals_view import signals_view
+from gateway_sidecar.api.table import render_replicas, render_status
+from gateway_sidecar.control.process.daemon import Daemon
+from gateway_sidecar.domain.model import Loading, ReplicaId
+from gateway_sidecar.domain.signals import RequestEnd
+from gateway_sidecar.supervision import awake
+from tests.unit.fake_time import in_fake_time
+from tests.unit.test_service_signals import Replica, desired, routed
+from tests.unit.test_service_signals import service as service_signals
+from tests.unit.world import World, running_world
+
+Json = dict[str, Any]
+DESCRIPTION = describe_api()
+SCHEMAS: Json = DESCRIPTION["components"]["schemas"]
+ENTRY = {"Entry", "SshReplica", "SshServerSettings"}
+"""What is put, which the configuration's models describe."""
+
+
+def closed(node: Any) -> Any:
+    """A schema that lets no field through that it does not name."""
+    if isinstance(node, list):
+        return [closed(each) for each in node]
+    if not isinstance(node, dict):
+        return node
+    further = {"additionalProperties": False} if "properties" in node else {}
+    return {name: closed(value) for name, value in node.items()} | further
+
+
+def check(answer: object, model: str) -> None:
+    """Raises ValidationError unless the answer, as JSON, has just the fields that are described."""
+    components = {"components": {"schemas": closed(SCHEMAS)}}
+    schema = {"$ref": f"#/components/schemas/{model}", **components}
+    jsonschema.Draft202012Validator(schema).validate(json.loads(json.dumps(answer)))
+
+
+def daemon_of(world: World, told: Json) -> Daemon:
+    """As much of a daemon as `status` looks at."""
+    nginx = SimpleNamespace(
+        up=True, reason=None, problems={"nginx": "slow"}, not_in_force={"chat": "taken"}, applied=None,
+        nginx=SimpleNamespace(process=None, reloads=0),
+    )  # fmt: skip
+    shared = SimpleNamespace(
+        leases=world.leases, problems=SimpleNamespace(told=dict), peers=SimpleNamespace(problem=None),
+        api=SimpleNamespace(of=lambda _name: SimpleNamespace(entries=told)),
+    )  # fmt: skip
+    parts = SimpleNamespace(
+        services={"chat": world.service}, nginx_supervisor=nginx, ready=True, frontends=SimpleNamespace(problems={}),
+        signals=SimpleNamespace(of={}), shared=shared,
+    )  # fmt: skip
+    return cast("Daemon", cast("Any", parts))
+
+
+@pytest.mark.parametrize("name", sorted(SCHEMAS.keys() - ENTRY))
+def test_every_field_is_described(name: str) -> None:
+    """A reader of `/v1/openapi.json` needs no other page."""
+    schema = SCHEMAS[name]
+    assert schema["description"]
+    bare = [field for field, of in schema.get("properties", {}).items() if "description" not in of]
+    assert bare == []
+
+
+@in_fake_time
+async def test_status_and_plan_are_as_described(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """With replicas that serve, that load, and that are told of and absent; one of them can be asked for alone."""
+    async with running_world(tmp_path, monkeypatch) as world:
+        world.appear("r1")
+        world.appear("r2", Loading("503: loading"))
+        await world.until(lambda: world.states() == {"r1": "serving", "r2": "loading"})
+        daemon = daemon_of(world, {ReplicaId("r3"): {"socket": "/run/r3.sock"}})
+        status = view.status(daemon)
+        check(status, "Status")
+        check({"actions": view.plan(daemon)}, "Plan")
+        text = render_status(json.loads(json.dumps(status)))
+        assert [line.split()[:2] for line in text.splitlines()[-3:]] == [
+            ["r1", "serving"],
+            ["r2", "loading"],
+            ["r3", "absent"],
+        ]
+        assert "NOT IN FORCE: taken" in text
+        for replica in ("r2", "r3"):
+            (alone,) = view.replicas(daemon, world.service, only=ReplicaId(replica))
+            assert alone["id"] == replica
+        assert "absent" in render_replicas({"chat": [alone]})
+
+
+def test_signals_are_as_described(monkeypatch: pytest.MonkeyPatch) -> None:
+    """What is known and what is not."""
+    signals, _ = service_signals(Replica(1))
+    check(signals_view(signals, "nginx cannot be heard"), "Signals")
+    routed(110, signals, {"http://a:1": 0})
+    routed(130, signals, {"http://a:1": 60})
+    signals.record(120, RequestEnd("chat", 200, 0.5))
+    desired(signals, 130)
+    monkeypatch.setattr(awake, "monotonic", lambda: 130.0)
+    monkeypatch.setattr("time.monotonic", lambda: 130.0)
+    shown = signals_view(signals, None)
+    check(shown, "Signals")
+    window = shown["windows"]["30"]
+    assert window["e2e_s"] is not None
+    assert (window["e2e_s"]["source"], window["ttft_s"]) == ("nginx", None)
+    assert shown["scaling"] is not None
