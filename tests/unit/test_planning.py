@@ -300,7 +300,7 @@ def happen(world: World, event: str) -> None:
 
 
 @given(st.lists(st.sampled_from(EVENTS), max_size=40))
-@settings(max_examples=400, deadline=None)
+@settings(max_examples=200, deadline=None)
 def test_any_plan_cut_anywhere_and_planned_again_converges(events: list[str]) -> None:
     """Whatever happened and whichever plan was cut off: planning again reaches what is wanted, and then rests."""
     world = World()
@@ -324,7 +324,7 @@ def test_any_plan_cut_anywhere_and_planned_again_converges(events: list[str]) ->
 
 
 @given(st.lists(st.sampled_from([e for e in EVENTS if e not in ("unlink", "drain", "eject", "worker_failed")])))
-@settings(max_examples=300, deadline=None)
+@settings(max_examples=200, deadline=None)
 def test_without_positive_evidence_nobody_is_removed(events: list[str]) -> None:
     """Silence, lost routers, cut plans: none of it deregisters a worker."""
     world = World()
