@@ -34,7 +34,7 @@ class Site:
         self.metrics = Metrics()
         self.log: list[Any] = []
         self.router = SimpleNamespace(
-            service="chat", slot="chat", pid=7, log=self.chat, kind=SimpleNamespace(read_log_line=self._read)
+            service="chat", slot="chat", pid=7, log=self.chat, setup=SimpleNamespace(read_log_line=self._read)
         )
         service = SimpleNamespace(
             routers=[self.router], router=self.router, slots=SimpleNamespace(note_memory=self.memory.append)
