@@ -82,7 +82,7 @@ freezes:
 	@$(SETUP) dev nginx
 	@$(PY) -m tests.chaos.freezes --minutes $(MINUTES) $(if $(SEED),--seed $(SEED)) $(ARGS)
 
-## make doors    random front doors, EXAMPLES=60 of them: served, adopted, changed, refused; all that tells of them agrees
+## make doors    random frontends, EXAMPLES=60 of them: served, adopted, changed, refused; status, plan, check and metrics agree
 doors:
 	@$(SETUP) dev nginx
 	@FRONT_DOORS=$(EXAMPLES) $(PY) -m pytest tests/system/test_every_front_door.py -o timeout=0 $(ARGS)

@@ -81,7 +81,7 @@ async def _fleet(directory: Path) -> AsyncIterator[TunnelFleet]:
 
 
 async def _until_up(fleet: TunnelFleet, *tunnels: Tunnel) -> None:
-    fleet.want(tunnels, complete=True)
+    fleet.request(tunnels, complete=True)
     async with asyncio.timeout(120):
         while not all(fleet.status(tunnel).is_up for tunnel in tunnels):
             await asyncio.sleep(0.02)

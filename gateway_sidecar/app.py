@@ -302,17 +302,17 @@ async def run_daemon(config_path: Path, settings: Settings) -> bool:
         hold = await serve_hold(started, settings.run_dir / "hold.sock")
         holder = SocketHolder(settings.run_dir / "log" / "hold.log", lambda: hold.socket)
         await holder.begin()
-        started.run_dir.keep("lock", lock.mend)
-        started.run_dir.keep("admin.sock", admin.mend)
-        started.run_dir.keep("hold.sock", hold.mend)
-        started.run_dir.keep("holder of hold.sock", holder.mend)
+        started.run_dir.keep("lock", lock.repair)
+        started.run_dir.keep("admin.sock", admin.repair)
+        started.run_dir.keep("hold.sock", hold.repair)
+        started.run_dir.keep("holder of hold.sock", holder.repair)
 
         async def close() -> None:
             await admin.close()
             if started.takes_all_down or not (started.taken_up.is_set() or holder.took_over):
                 await holder.end()
             else:
-                holder.let_go()
+                holder.detach()
             await hold.close()
             if remote is not None:
                 await remote.close()

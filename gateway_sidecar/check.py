@@ -59,10 +59,11 @@ _CONTAINER = ("/run/systemd/container", "/run/.containerenv", "/.dockerenv")
 
 
 def user_to_be(wanted: str | None, settings: Settings, *, of_unit: bool) -> User | None:
-    """Whose eyes to look with: root may open what the daemon's user may not. None for our own.
+    """The user whose rights `check` uses: root may open what the daemon's user may not. None for the caller's own
+    rights.
 
     wanted: a name or number that was asked for. of_unit: whether the unit starts the daemon with these settings.
-    A directory makes nobody the daemon's user but the unit's own: whoever made it would choose.
+    Only the unit's directories decide the daemon's user; the owner of any other directory could choose one.
     Raises ProcessError for one that does not exist, or that only root can become.
     """
     unit = unit_user()
@@ -145,11 +146,11 @@ async def _nginx(settings: Settings) -> list[Finding]:
 
 
 def unguarded(program: NginxProgram, settings: Settings) -> Iterator[str]:
-    """What this nginx cannot keep from those who should not do it."""
+    """What this nginx cannot protect."""
     if program.owner_module is None or program.lua_modules is None:
         yield (
-            "bridges: any user of this machine can connect to the bridges of gRPC engines, since this nginx cannot ask"
-            f" whose a connection is; {OWNER_CURE}"
+            f"bridges: any user of this machine can connect to the bridges of gRPC engines, since this nginx "
+            f"cannot tell which user opened a connection; {OWNER_CURE}"
         )
     if program.lua_modules is None and any(s.frontend.mcp_servers != (ANY,) for s in settings.services):
         yield (
@@ -255,7 +256,7 @@ def _admin(settings: Settings) -> list[Finding]:
         read_tls(tls)
     except ConfigError as error:
         return [Finding(Level.FAIL, problem) for problem in error.problems]
-    findings = [Finding(Level.OK, f"admin: {settings.admin.listen} for whom {tls.client_ca} vouches")]
+    findings = [Finding(Level.OK, f"admin: {settings.admin.listen}, for clients with a certificate of {tls.client_ca}")]
     mode = stat.S_IMODE(Path(tls.key).stat().st_mode)
     if mode & 0o044:
         text = f"admin.tls.key: {tls.key} may be read by others (mode {mode:04o}); use chmod 0600"
@@ -267,8 +268,13 @@ def root_findings() -> list[Finding]:
     """Root in a container is root of little."""
     if os.geteuid() != 0 or any(os.path.exists(mark) for mark in _CONTAINER):  # noqa: PTH110
         return []
-    text = "a daemon of root's runs nginx and the routers as root, and they read what clients and engines send"
-    return [Finding(Level.WARN, f"{text}; run it, and this check, as a user of its own, such as that of `install`")]
+    text = "a daemon that runs as root runs nginx and the routers as root, and these read what clients and engines send"
+    return [
+        Finding(
+            Level.WARN,
+            f"{text}; run the daemon, and this check, as a user of its own, such as the one that `install` makes",
+        )
+    ]
 
 
 def _files(settings: Settings) -> list[Finding]:
@@ -323,7 +329,7 @@ def room_for_bodies(state_dir: Path, most_mb: int) -> list[Finding]:
 
 
 async def _all_sightings(settings: Settings) -> list[Sighting]:
-    """The replicas that are there now, whatever names them; what is wrong with the rest was told of."""
+    """The replicas present now, of all sources; findings already name what is wrong with the rest."""
     found: list[Sighting] = []
     for service in settings.services:
         found += (await source_of(service, _given(service, settings)).look()).present.values()
@@ -348,7 +354,9 @@ def _peers(settings: Settings, sightings: list[Sighting]) -> list[Finding]:
         level = Level.OK if reason is None else Level.FAIL
         findings.append(Finding(level, f"peers: {reason or f'{peer} may be claimed on {settings.peers.interface}'}"))
     if not has_capability(CAP_NET_ADMIN):
-        text = "peers: claiming addresses needs CAP_NET_ADMIN, which this user lacks; gateway-sidecar install --peers"
+        text = (
+            "peers: claiming addresses needs CAP_NET_ADMIN, which this user lacks; run gateway-sidecar install --peers"
+        )
         findings.append(Finding(Level.WARN, text))
     return findings
 
@@ -370,11 +378,11 @@ def _scaling(service: ServiceSettings) -> list[Finding]:
     words = f"{service.name}: {scaling.min} to {scaling.max} replicas are recommended, by {scaling.metric}"
     hook = scaling.hook
     if hook is None:
-        return [Finding(Level.OK, f"{words}, target {scaling.target:g}; no hook is told")]
+        return [Finding(Level.OK, f"{words}, target {scaling.target:g}; there is no hook")]
     if hook.command is not None and not os.access(hook.command[0], os.X_OK):
         text = f"scaling.hook.command: {hook.command[0]} is not an executable file for uid {os.geteuid()}"
         return [Finding(Level.FAIL, f"{service.name}: {text}; install it, or chmod +x")]
-    return [Finding(Level.OK, f"{words}, target {scaling.target:g}; {hook.who} is told")]
+    return [Finding(Level.OK, f"{words}, target {scaling.target:g}; the hook is {hook.who}")]
 
 
 def _notes_of(sighting: Sighting) -> Overrides:

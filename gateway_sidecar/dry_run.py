@@ -92,7 +92,7 @@ async def _replica_plan(service: ServiceSettings, sighting: Sighting, interface:
         address = f"/proc/self/fd/{pin}"
         result = await EngineProbe().identify(address, timeout_s=service.probe.timeout_s, api_key=overrides.api_key)
     except ConfigError as error:
-        return f"wait for its notes to be mended: {error.problems[0]}"
+        return f"wait until its notes are fixed: {error.problems[0]}"
     finally:
         os.close(pin)
     if isinstance(result, Ready):

@@ -144,7 +144,7 @@ def _give_addresses_back(config: Path, *, dry_run: bool) -> Iterator[Step]:
 
 
 def own_command() -> list[str]:
-    """What starts this installation, whatever PATH says."""
+    """The command that starts this installation, independent of PATH."""
     script = Path(sys.executable).parent / "gateway-sidecar"
     return [str(script)] if script.exists() else [sys.executable, "-m", "gateway_sidecar"]
 
@@ -175,7 +175,7 @@ class _Place:
         except FileNotFoundError:
             did = Did.CREATED
         except (OSError, UnicodeDecodeError) as error:
-            raise InstallError(f"{target}: cannot be read: {error}; look at it, and move it away") from error
+            raise InstallError(f"{target}: cannot be read: {error}; check it, then move it away") from error
         if did is not Did.UNCHANGED and not self.dry_run:
             _replace(target, text, mode)
         return self._step(did, path)
@@ -229,7 +229,7 @@ def _shipped(name: str) -> str:
 
 
 def _make_directory(path: Path) -> None:
-    """Open to all whatever the umask is: the daemon's user must pass."""
+    """Open to all, independent of the umask: the daemon's user must pass."""
     for missing in reversed([part for part in (path, *path.parents) if not part.exists()]):
         try:
             missing.mkdir()
@@ -239,7 +239,7 @@ def _make_directory(path: Path) -> None:
 
 
 def _replace(target: Path, text: str, mode: int) -> None:
-    """All of the new content or all of the old, whatever happens in between."""
+    """Leaves all of the new content or all of the old, even after a crash."""
     _make_directory(target.parent)
     try:
         replace_file(target, text, mode)

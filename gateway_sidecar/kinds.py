@@ -60,7 +60,7 @@ class Registry(Generic[K]):
             try:
                 kind = point.load()
             except (ImportError, AttributeError) as error:
-                raise KindError(f"{origin}: {error}; mend or remove its package") from error
+                raise KindError(f"{origin}: {error}; fix or remove its package") from error
             if kind.name in found:
                 raise KindError(f"{origin}: there is a kind named '{kind.name}' already; give yours another name")
             found[kind.name] = kind

@@ -2,7 +2,7 @@
 # Puts in place what this project needs on a Debian or Ubuntu machine, and does nothing where it is there already:
 #
 #   dev     the package and its tools, in the virtual environment VENV
-#   nginx   nginx, its stream module, the Lua module that front doors need, and where there is one the JavaScript module
+#   nginx   nginx, its stream module, the Lua module that frontends need, and where there is one the JavaScript module
 #           for streams, which keeps other users of the machine from gRPC engines
 #   wrk     the load generator of the bridge's benchmark
 #   sshd    the OpenSSH client and server, for the tests of SSH tunnels; no service is started

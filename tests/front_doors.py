@@ -1,4 +1,4 @@
-"""Services with front doors as a configuration can describe them, drawn at random: every setting, in any company.
+"""Services with frontends as a configuration can describe them, drawn at random: every setting, in any company.
 
 What is drawn is valid by itself. `DRAWN` says for each mapping of the configuration what its settings are drawn from; a
 unit test holds that none is forgotten.
@@ -20,7 +20,7 @@ from gateway_sidecar.config.part import Part
 
 SERVICES = ("chat", "code")
 PORTS = 6
-"""How many ports from `Ground.port` on belong to the front doors."""
+"""How many ports from `Ground.port` on belong to the frontends."""
 
 SLOW, SLOW_PATH = 1 / 60, "/v1/embeddings"
 """A limit that a client meets with its second request, and where: a test may ask all else as often as it likes."""

@@ -1,9 +1,9 @@
-"""An HTTP server that no client can fill: so many connections at once, each for as long as its client keeps up.
+"""An HTTP server that no client can fill: the number of connections is bounded, and a slow client is cut.
 
-aiohttp bounds neither how many there are nor how long one takes over its request, and keeps an idle one for an hour. So
-connections are taken in here, and cut when their client has been waited for too long: for a request, for the rest of
-its body, to take the answer, or for its next request. If there are too many, the one that has been waited for longest
-makes room: whoever asks at once gets through beside thousands that do not.
+aiohttp bounds neither the number of connections nor the time for a request, and keeps an idle connection for an hour.
+So this module accepts connections itself and cuts a client that keeps it waiting too long: for a request, for the rest
+of a body, to take the answer, or for the next request. If there are too many connections, the one that has kept the
+server waiting longest is cut, so prompt clients get through beside thousands of idle ones.
 """
 
 from __future__ import annotations
@@ -102,7 +102,7 @@ class BoundedServer:
         loop.add_reader(listening, self._accept)
 
     def use_tls(self, tls: ssl.SSLContext) -> None:
-        """Lets who comes in by this from now on, and those whom the earlier one let in go after their answer."""
+        """Uses this TLS context for new connections; connections of the earlier context end after their answer."""
         self._tls = tls
         for connection in [one for one in self._connections if one.transport is None]:
             connection.cut()
@@ -240,7 +240,7 @@ class BoundedServer:
     async def _in_pieces(
         self, request: web.Request, connection: _Connection, response: web.Response, body: bytes
     ) -> web.StreamResponse:
-        """Sends a large answer as its client takes it: one that many ask for at once is not copied for each of them."""
+        """Sends a large answer as its client takes it, without a copy for each of many clients."""
         self._untaken[connection] = len(body)
         while sum(self._untaken.values()) > _MOST_UNTAKEN_BYTES:
             oldest = next(iter(self._untaken))
@@ -331,7 +331,7 @@ def _expecting_nothing_odd(message: RawRequestMessage) -> RawRequestMessage:
 
 
 def _logger() -> logging.Logger:
-    """For what aiohttp has to say: a fault of ours is told, what clients do wrong is answered and no more."""
+    """Receives aiohttp's log records: faults of the daemon are logged, errors of clients are only answered."""
     logger = logging.getLogger("gateway_sidecar.api")
     logger.propagate = False
     logger.handlers = [_Faults()]
@@ -339,7 +339,7 @@ def _logger() -> logging.Logger:
 
 
 class _Faults(logging.Handler):
-    """Tells of what a handler raised, in the daemon's own log."""
+    """Logs what a handler raised, in the daemon's own log."""
 
     def emit(self, record: logging.LogRecord) -> None:
         error = record.exc_info[1] if record.exc_info else None

@@ -1,7 +1,6 @@
-"""`/metrics`, `/healthz` and `/readyz` for Prometheus and for whoever watches the daemon.
-
-For a Prometheus elsewhere also the metrics of what it cannot reach: each replica's, through its socket, and each
-router's, which listens on loopback. `/sd` names them all, in the form of Prometheus' HTTP service discovery.
+"""`/metrics`, `/healthz` and `/readyz`, for Prometheus and other monitors. A Prometheus on another machine also gets
+the metrics of what it cannot reach: of each replica, through its socket, and of each router, which listens on loopback.
+`/sd` lists all of these pages, in the form of Prometheus' HTTP service discovery.
 """
 
 from __future__ import annotations

@@ -56,11 +56,9 @@ async def _wait(request: web.Request, service: Service) -> web.Response:
 
 
 def read_history(connected: str, took: str) -> History:
-    """What nginx tells of a request: the times that connecting, and answering, took at each place where it was.
-
-    Places stand in order, with colons between; the last one was a router, the one before it was here, and so on. Here
-    it may have been several times in a row, with commas between, if the daemon ended. Where it came to no connection
-    there is a `-`.
+    """What nginx reports of a request: the times to connect and to answer, at each place it was sent to. Places stand
+    in order, separated by colons; the last is a router, the one before it the hold, and so on. Several visits to the
+    hold in a row, after the daemon ended, are separated by commas. A `-` stands where no connection was made.
     """
     if not connected:
         return History()
@@ -70,7 +68,7 @@ def read_history(connected: str, took: str) -> History:
     return History(
         tries=len(places[-1::-2]),
         accepted=places[-1].rpartition(",")[2].strip() != "-",
-        let_go=len(places[-2::-2]),
+        released=len(places[-2::-2]),
         waited_s=sum(waits),
     )
 

@@ -1,7 +1,8 @@
-"""By which names the metrics listener may be asked.
+"""The host names that the metrics listener answers to.
 
 A web page whose name its owner leads to this machine's address (DNS rebinding) is, to a browser, the same site as the
-listener, and may read all that it answers. But the browser then says that page's name, which is none of ours.
+listener, and may read all that it answers. But the browser sends that page's name as Host, and that is not one of the
+listener's names.
 """
 
 from __future__ import annotations
@@ -50,8 +51,8 @@ def only_by(names: OwnNames) -> Middleware:
         shown = host[:_LONGEST_SHOWN].encode("ascii", "backslashreplace").decode()
         return web.Response(
             status=421,
-            text=f"{shown!r} is not known as a name of this listener: ask by its address, or add the name to"
-            " metrics.hosts in the gateway's configuration\n",
+            text=f"{shown!r} is not a name of this listener; use its address, or add the name to metrics.hosts in "
+            f"the gateway's configuration\n",
         )
 
     return ask

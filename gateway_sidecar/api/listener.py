@@ -1,4 +1,4 @@
-"""The admin API over TCP, with mutual TLS always. New certificates are taken in without closing the address."""
+"""The admin API over TCP, always with mutual TLS. New certificates take effect without closing the address."""
 
 from __future__ import annotations
 
@@ -16,7 +16,7 @@ from gateway_sidecar.telemetry.logs import get_logger
 
 
 class AdminListener:
-    """Listens from `open` to `close`. While its files cannot be used it answers nobody, and `problems` says why."""
+    """Listens from `open` to `close`. While its files cannot be used it answers no client, and `problems` says why."""
 
     def __init__(self, daemon: Daemon, settings: AdminSettings) -> None:
         self._daemon = daemon

@@ -1,4 +1,4 @@
-"""Mutual TLS for the admin API: who connects shows a certificate of the CA that the settings name, or gets nothing."""
+"""Mutual TLS for the admin API: a client without a certificate of the CA in the settings gets no answer."""
 
 from __future__ import annotations
 
@@ -47,8 +47,8 @@ def read_tls(tls: AdminTlsSettings) -> Tls:
         context.load_cert_chain(tls.certificate, tls.key, password=lambda: "")
     except (OSError, ValueError) as error:
         problems.append(
-            f"admin.tls.certificate: {tls.certificate} and the key {tls.key} are no pair that can be used ({error});"
-            " use PEM files, the certificate's own first, and a key without a passphrase"
+            f"admin.tls.certificate: {tls.certificate} and the key {tls.key} cannot be used together ({error}); "
+            f"use PEM files, the certificate's own first, and a key without a passphrase"
         )
     try:
         context.load_verify_locations(tls.client_ca)

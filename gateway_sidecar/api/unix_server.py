@@ -1,4 +1,4 @@
-"""An HTTP server on a Unix socket, bound again if somebody removes its file. Who is connected stays connected."""
+"""An HTTP server on a Unix socket, bound again if its file is removed. Open connections stay open."""
 
 from __future__ import annotations
 
@@ -32,7 +32,7 @@ class UnixServer:
         """Begins to listen. Raises OSError."""
         await self._bind()
 
-    async def mend(self) -> bool:
+    async def repair(self) -> bool:
         """Listens there again if the socket is gone, or another; whether that was needed. Raises OSError."""
         if self._bound == self._found():
             return False

@@ -1,4 +1,4 @@
-"""Settings that are allowed and still likely to end in trouble."""
+"""Warnings: settings that are allowed but likely to cause trouble."""
 
 from __future__ import annotations
 
@@ -13,7 +13,7 @@ from gateway_sidecar.config.values import PortRange
 from gateway_sidecar.domain.routing import RouterPaths
 from gateway_sidecar.kinds import ROUTERS
 
-_NOTHING = "is nothing that passes here, so this has no effect; look at its spelling, or at frontend.paths"
+_NOTHING = "matches no path that passes here, so this has no effect; check its spelling and frontend.paths"
 
 
 def advise(settings: Settings, ephemeral: PortRange | None) -> list[str]:
@@ -46,8 +46,8 @@ def advise(settings: Settings, ephemeral: PortRange | None) -> list[str]:
     for index, service in enumerate(settings.services):
         if service.health.timeout_s > service.health.interval_s:
             warnings.append(
-                f"services[{index}].health: timeout_s {service.health.timeout_s:g} is longer than interval_s"
-                f" {service.health.interval_s:g}, so questions come late; make it shorter"
+                f"services[{index}].health: timeout_s {service.health.timeout_s:g} is longer than interval_s "
+                f"{service.health.interval_s:g}, so health questions come late; make it shorter"
             )
         where, known = f"services[{index}].frontend", ROUTERS[service.router.type].paths
         warnings += _frontend_advice(where, service.frontend, known)
@@ -66,7 +66,7 @@ def _frontend_advice(where: str, frontend: FrontendSettings, known: RouterPaths)
     if public and frontend.tls is None:
         warnings.append(f"{where}.tls: {public[0]} speaks HTTP, so keys and prompts are readable on the way; give tls")
     if public and frontend.auth is None:
-        warnings.append(f"{where}.auth: whoever reaches {public[0]} may use the engines; give auth")
+        warnings.append(f"{where}.auth: anyone who reaches {public[0]} may use the engines; give auth")
     for number, limit in enumerate(frontend.limits):
         if limit.per.startswith("header:") and not frontend.trusted_proxies:
             name = f"{where}.limits[{number}].per"

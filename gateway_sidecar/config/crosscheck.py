@@ -1,7 +1,6 @@
-"""Mistakes that lie between settings: two that may not be alike, or that stand in each other's way.
-
-Works on what the file says, not on finished settings, so that these are reported in the same go as mistakes
-in single settings. What is wrong in itself is left out here: its own problem line speaks for it.
+"""Mistakes between settings: two that must differ, or that contradict each other. They are found in the file's values,
+not in finished settings, so that one run reports them together with mistakes in single settings. Values that are wrong
+by themselves are skipped, because they have a problem line of their own.
 """
 
 from __future__ import annotations
@@ -198,7 +197,7 @@ def _frontend_problems(tree: Tree, frontend: _Frontend) -> Iterator[Problem]:
     limits = frontend.said.get("limits")
     for index, limit in enumerate(limits if isinstance(limits, list) else []):
         if isinstance(limit, dict) and limit.get("per") == "key" and not has_keys:
-            text = "nobody has a key without auth.keys_file; count by ip or header:NAME, or give keys"
+            text = "no client has a key without auth.keys_file; count by ip or header:NAME, or give keys"
             yield problem(text, "limits", index, "per")
 
 

@@ -96,7 +96,10 @@ class TlsSettings(Part):
         examples=["/etc/letsencrypt/live/api.example.com/privkey.pem"],
     )
     warn_days: float = Field(
-        default=14.0, ge=0, le=365, description="`status` and the log warn so many days before the certificate expires."
+        default=14.0,
+        ge=0,
+        le=365,
+        description="`status` and the log warn this many days before the certificate expires.",
     )
     http2: bool = Field(
         default=False,
@@ -107,7 +110,8 @@ class TlsSettings(Part):
         default=0,
         ge=0,
         le=730,
-        description="Browsers are told to use HTTPS alone so many days (Strict-Transport-Security); 0 says nothing.",
+        description="Browsers use HTTPS only for this many days (Strict-Transport-Security); 0 does not send the "
+        "header.",
     )
 
 
@@ -119,7 +123,7 @@ class CorsSettings(Part):
         examples=[["https://chat.example.com"]],
     )
     max_age_s: int = Field(
-        default=600, ge=0, le=86400, description="A browser may remember the permission for so long."
+        default=600, ge=0, le=86400, description="A browser may remember the permission for this long."
     )
 
     @field_validator("origins", mode="before")
@@ -131,7 +135,7 @@ class CorsSettings(Part):
 
 
 class AuthSettings(Part):
-    """Who may come in: holders of a key, or whom another server lets in. One of the two."""
+    """Authentication: by keys, or by another server. One of the two."""
 
     keys_file: FileValue | None = Field(
         default=None,
@@ -145,7 +149,7 @@ class AuthSettings(Part):
         examples=["http://127.0.0.1:4180/auth"],
     )
     timeout_s: float = Field(
-        default=2.0, ge=0.1, le=60, description="`url` has so long to connect, and so long again to answer."
+        default=2.0, ge=0.1, le=60, description="`url` has this long to connect, and this long again to answer."
     )
     pass_authorization: bool = Field(
         default=False,
@@ -173,7 +177,8 @@ class LimitSettings(Part):
     """How often, and how often at once, one client may ask. All limits of a service hold together."""
 
     per: PerValue = Field(
-        description="What is counted by: `key` (the key's name), `ip`, or `header:NAME` (by IP where it is not sent).",
+        description="How requests are told apart: by `key` (the key's name), `ip`, or `header:NAME` (by IP where the "
+        "header is missing).",
         examples=["key"],
     )
     path: PrefixValue | None = Field(
@@ -182,13 +187,16 @@ class LimitSettings(Part):
         examples=["/v1/chat"],
     )
     rps: Annotated[float, Field(gt=0, le=100_000)] | None = Field(
-        default=None, description="Requests a second on average; below 1 as well (0.5 is 30 a minute)."
+        default=None, description="Requests per second on average; may be below 1 (0.5 is 30 a minute)."
     )
     burst: int = Field(
-        default=0, ge=0, le=100_000, description="So many may come at once beyond `rps` before 429 with Retry-After."
+        default=0,
+        ge=0,
+        le=100_000,
+        description="This many may exceed `rps` at once; the next one gets 429 with Retry-After.",
     )
     concurrent: Annotated[int, Field(ge=1, le=65535)] | None = Field(
-        default=None, description="So many may be under way at once; those that wait for a router count."
+        default=None, description="This many may be in flight at once, including those that wait for a router."
     )
 
     @field_validator("rps")

@@ -111,7 +111,7 @@ def parse_auth_url(value: object) -> AuthUrl:
 
 
 def parse_header(value: object) -> str:
-    """The name of an HTTP header that is nobody else's."""
+    """The name of an HTTP header that has no other meaning."""
     cure = "use letters, digits and -, for example X-Api-Key-Name"
     text = _text(value, cure)
     if not re.fullmatch(_HEADER, text):
@@ -129,7 +129,7 @@ def parse_per(value: object) -> str:
     if kind == "header" and colon:
         return f"header:{parse_header(name)}"
     if text not in ("key", "ip"):
-        raise ValueError(f"{show(text)} is nothing that requests can be counted by; {cure}")
+        raise ValueError(f"{show(text)} cannot tell requests apart; {cure}")
     return text
 
 
@@ -145,9 +145,9 @@ def parse_mcp_servers(value: object) -> tuple[str, ...]:
     if value in (ANY, (ANY,)):
         return (ANY,)
     if not isinstance(value, list | tuple):
-        raise NotTextError(f"{show(value)} is no list; {cure}")
+        raise NotTextError(f"{show(value)} is not a list; {cure}")
     for each in value:
         host = each.removeprefix("*.") if isinstance(each, str) else ""
         if not re.fullmatch(r"[A-Za-z0-9]([A-Za-z0-9.-]{0,251}[A-Za-z0-9])?", host):
-            raise ValueError(f"{show(each)} is no host name or IPv4 address; {cure}")
+            raise ValueError(f"{show(each)} is not a host name or an IPv4 address; {cure}")
     return tuple(str(each).lower() for each in value)

@@ -30,9 +30,8 @@ def load_config(path: Path) -> Settings:
 
 
 def load_usable(path: Path) -> Settings:
-    """What a file says of where its daemon is and what that uses, whatever else has become wrong since it started.
-
-    For asking and ending a daemon, not for starting one: there are no services in it. Raises `ConfigError` only if the
+    """Where a file's daemon keeps its things, even if the rest of the file has become invalid since the daemon started.
+    Commands use it to reach or end a daemon, not to start one: it has no services. Raises `ConfigError` only if the
     file cannot be read, or says nothing usable of `run_dir` or `state_dir`.
     """
     content = read_file(path, MOST_BYTES).content

@@ -1,4 +1,4 @@
-"""The settings: what may be said, its defaults and its bounds. Frozen; equal settings compare equal.
+"""The settings: their names, defaults and bounds. Frozen; equal settings compare equal.
 
 Durations are seconds, as each name says with `_s`.
 """
@@ -115,15 +115,16 @@ class MetricsSettings(Part):
     )
     hosts: Annotated[tuple[ServerNameValue, ...], Field(strict=False)] = Field(
         default=(),
-        description="Names by which it may be asked, beside any IP address, `localhost` and this machine's host name;"
-        " `*.example.net` for all below one. Another name in a request's Host gets 421: a web page could have led it"
-        " here.",
+        description="Names that clients may use for it, besides any IP address, `localhost` and this machine's host "
+        "name;"
+        " `*.example.net` for all below one. Another name in a request's Host gets 421, because a web page "
+        "could have sent that request here.",
         examples=[["gateway1.example.net"]],
     )
 
 
 class AdminTlsSettings(Part):
-    """Who the admin API is, and whom it lets in. PEM files; read again at each reload."""
+    """The certificate of the admin API, and the CA of its clients. PEM files; read again at each reload."""
 
     certificate: FileValue = Field(
         description="The listener's certificate, followed by those between it and its CA.",
@@ -133,7 +134,8 @@ class AdminTlsSettings(Part):
         description="Its private key, without a passphrase.", examples=["/etc/gateway-sidecar/admin.key"]
     )
     client_ca: FileValue = Field(
-        description="The CA whose certificates clients must show. Whoever has one may do all that the API can.",
+        description="The CA that signed the certificates of clients. A client with such a certificate may use the "
+        "whole API.",
         examples=["/etc/gateway-sidecar/clients.crt"],
     )
 
@@ -142,7 +144,7 @@ class AdminSettings(Part):
     """The admin API over TCP, beside `admin.sock`; with mutual TLS, 1.2 or later, and in no other way."""
 
     listen: EndpointValue = Field(
-        description="Its address. Replicas, routers and the daemon itself can be changed there.",
+        description="Its address. Clients can change replicas, routers and the daemon there.",
         examples=["127.0.0.1:9465"],
     )
     tls: AdminTlsSettings
@@ -153,13 +155,13 @@ class BridgeSettings(Part):
 
     host: BridgeHostValue = Field(
         default="127.0.0.1",
-        description="Address that the bridges of HTTP engines listen on, and by which the router knows its workers.",
+        description="Address of the bridges of HTTP engines, and so of the router's workers.",
         examples=["127.0.0.1"],
     )
     grpc_host: BridgeHostValue = Field(
         default="127.0.0.2",
-        description="The same for engines that speak gRPC. Each port is there twice, so this is another address than"
-        " `host`.",
+        description="The same for engines that speak gRPC. Both use the same ports, so this address must differ from "
+        "`host`.",
         examples=["127.0.0.2"],
     )
     paths: Annotated[tuple[PrefixValue, ...], Field(strict=False)] = Field(
@@ -189,8 +191,8 @@ class BridgeSettings(Part):
         default=8192,
         ge=64,
         le=16777216,
-        description="Request bodies that do not fit into memory, and are kept in `state_dir` while their requests are"
-        " under way, may take so many MiB together; a request whose body would be more gets 429.",
+        description="Request bodies that do not fit into memory are kept in `state_dir` while their requests are in "
+        "flight. Together they may take this many MiB; a request whose body would exceed it gets 429.",
     )
 
     @field_validator("nginx_workers", mode="before")
@@ -212,8 +214,8 @@ class PeersSettings(Part):
     )
     networks: Annotated[tuple[NetworkValue, ...], Field(strict=False)] = Field(
         default=(),
-        description="Only addresses in these networks may be advertised, direct or not: name the replicas' own, and"
-        " nothing that this machine needs itself. Without any, none may.",
+        description="Only addresses in these networks may be advertised, direct or not: name the replicas' own, and "
+        "nothing that this machine needs itself. An empty list allows no address.",
         examples=[["10.0.0.0/24"]],
     )
 
@@ -286,9 +288,9 @@ class DrainSettings(Part):
         600.0,
         0,
         86400,
-        "For this long `drain` waits for requests in flight; then it says that it is not safe to stop the engine, which"
-        " stays out of rotation. A replica whose socket is gone is shown for this long while somebody is connected to"
-        " it. No connection is cut.",
+        "`drain` waits this long for requests in flight. Then it reports that stopping the engine is not "
+        "safe yet, and the engine stays out of rotation. A replica whose socket is gone is shown for at "
+        "most this long while connections to it are open. No connection is cut.",
     )
     settle_s: float = _number(
         0.0,
@@ -313,7 +315,7 @@ class HoldSettings(Part):
     asleep_s: float = _number(
         30.0, 0, 3600, "A request waits this long for a replica while none serves, then gets 503 with Retry-After."
     )
-    max_waiting: int = _number(1000, 0, 100000, "So many may wait at once; the next one gets 503 with Retry-After.")
+    max_waiting: int = _number(1000, 0, 100000, "This many may wait at once; the next one gets 503 with Retry-After.")
     retry_in_flight: bool = Field(
         default=False,
         description="Whether a request that a router had taken, and not begun to answer, when it died is sent again."

@@ -1,8 +1,8 @@
 """The file beside a socket, `<replica>.yaml`: what it adds to, or puts above, the engine's own answers.
 
-Whoever may place replica sockets may write it, so it is read with care. It counts only for a socket of its own owner,
+Everyone who may place replica sockets may write it, so it is not trusted. It counts only for a socket of its own owner,
 unless it is root's or the daemon's; the key file that it names must be its owner's as well; and where it is root's, a
-key is shown only where nobody else could place a socket. So nobody's key is shown to another's engine.
+key is sent only where no other user could place a socket. So a user's key never reaches another user's engine.
 """
 
 from __future__ import annotations
@@ -47,7 +47,7 @@ class OverridesFile(Part):
         examples=["r1.key"],
     )
     worker_type: Literal["regular", "prefill", "decode", "encode"] | None = Field(
-        default=None, description="The worker's part, where the engine's own answer is wrong or missing."
+        default=None, description="The worker's role, where the engine's own answer is wrong or missing."
     )
     model: str | None = Field(
         default=None,
@@ -55,7 +55,7 @@ class OverridesFile(Part):
         max_length=MOST_MODEL,
         pattern=MODEL_NAME,
         description="The model's name, where the engine's own answer is wrong or missing: a server that lists no model,"
-        " or several. Requests have to name it so, and the engine gets it so.",
+        " or several. Requests must use this name, and the engine receives it.",
         examples=["qwen3-32b"],
     )
     priority: int | None = Field(

@@ -35,7 +35,7 @@ _PARSERS = {"run_dir": parse_run_dir, "state_dir": parse_directory}
 
 
 def find_places(path: Path) -> Places:
-    """The places, whatever else in the file is wrong. Raises `ConfigError` as `load_usable` does."""
+    """The places, even if other settings in the file are wrong. Raises `ConfigError` as `load_usable` does."""
     content = read_file(path, MOST_BYTES).content
     places = places_in(_plain(content) or readable(content), content)
     if places is not None:
@@ -48,9 +48,8 @@ def find_places(path: Path) -> Places:
 
 
 def places_in(data: dict[str, object], content: bytes) -> Places | None:
-    """The places that a file's `readable` settings name; None if the file leaves it in doubt.
-
-    It does where it says something of a place, and nobody can tell what: the default would be another daemon's.
+    """The places that a file's `readable` settings name; None if they are unclear. A place whose setting cannot be read
+    is unclear: the default would be another daemon's.
     """
     begins = (re.compile(rb"(?m)^['\" ]*" + name.encode()) for name in _PARSERS if name not in data)
     if not data or any(pattern.search(content) for pattern in begins):

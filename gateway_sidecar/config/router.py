@@ -67,7 +67,9 @@ class RouterSettings(Part):
     start_timeout_s: float = _number(
         30.0, 1, 600, "A started router that does not answer within this time is stopped and started again."
     )
-    api_timeout_s: float = _number(5.0, 0.1, 60, "An answer from the router's API that takes longer counts as none.")
+    api_timeout_s: float = _number(
+        5.0, 0.1, 60, "An answer from the router's API that takes longer counts as no answer."
+    )
     memory_limit_mb: Literal["auto"] | int | None = Field(
         default="auto",
         description="A router whose resident memory grows beyond this many MiB, 16 to 1048576, is replaced by a new"

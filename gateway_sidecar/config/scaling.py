@@ -1,4 +1,4 @@
-"""`services[].scaling`: what a recommendation of scale goes by, and whom it is told."""
+"""`services[].scaling`: the rules of a recommendation, and the hook that receives it."""
 
 from __future__ import annotations
 
@@ -29,7 +29,7 @@ UrlValue = Annotated[str, AfterValidator(_check_url), Field(json_schema_extra={"
 
 
 class HookSettings(Part):
-    """Who is told when a recommendation changes. The newest one is told; those that it overtook are not."""
+    """The hook that receives a changed recommendation. Only the newest one is sent."""
 
     command: Annotated[tuple[str, ...], Field(strict=False)] | None = Field(
         default=None,
@@ -39,15 +39,15 @@ class HookSettings(Part):
     )
     webhook: UrlValue | None = Field(
         default=None,
-        description="Address that the recommendation is sent to as JSON, with POST; any 2xx is taken as received,"
-        " and a redirection is not followed. Only its host is shown in logs and status.",
+        description="Address that receives the recommendation as JSON, with POST. Any 2xx counts as received; "
+        "redirections are not followed. Only its host is shown in logs and status.",
         examples=["http://127.0.0.1:8080/scale"],
     )
     timeout_s: float = number(10.0, 0.1, 600, "The command is ended, or the request given up, after this time.")
 
     @property
     def who(self) -> str:
-        """Who is told, fit for logs: of an address only the host, since the rest of it is often a secret."""
+        """The hook's name for logs: of an address only the host, since the rest is often a secret."""
         if self.command is not None:
             return self.command[0]
         parts = urlsplit(self.webhook or "")
@@ -85,15 +85,17 @@ class ScalingSettings(Part):
         " Within a tenth of it nothing changes.",
         examples=[5],
     )
-    min: Count = Field(default=1, description="Never fewer; 0 lets the last one go after `idle_after_s`.")
+    min: Count = Field(
+        default=1, description="At least this many replicas; with 0 the last one goes after `idle_after_s`."
+    )
     max: Count = Field(default=10, description="Never more.")
-    window_s: Literal[30, 60, 300] = Field(default=60, description="The metric is taken over so many seconds.")
+    window_s: Literal[30, 60, 300] = Field(default=60, description="The metric covers this many seconds.")
     up_after_s: float = number(0.0, 0, 3600, "More replicas must have been needed for this long.")
     down_after_s: float = number(300.0, 0, 3600, "Fewer replicas must have been enough for this long.")
     idle_after_s: float = number(600.0, 0, 86400, "With `min` 0: the last one goes after this time without a request.")
-    prefill: RoleScaling | None = Field(default=None, description="What differs for prefill replicas.")
-    decode: RoleScaling | None = Field(default=None, description="What differs for decode replicas.")
-    hook: HookSettings | None = Field(default=None, description="Who is told of changes.")
+    prefill: RoleScaling | None = Field(default=None, description="Other values for prefill replicas.")
+    decode: RoleScaling | None = Field(default=None, description="Other values for decode replicas.")
+    hook: HookSettings | None = Field(default=None, description="The hook that receives changes.")
 
 
 def scaling_problems(tree: Tree) -> Iterator[Problem]:

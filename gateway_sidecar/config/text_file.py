@@ -1,4 +1,4 @@
-"""A small file that somebody else writes, read with care."""
+"""A small file of another writer, read within bounds and without following what it should not."""
 
 from __future__ import annotations
 

@@ -68,7 +68,7 @@ def parse_agent(value: object) -> str:
 
 
 def parse_host_key(value: object) -> str:
-    """A public key, or the wish to believe whoever answers first."""
+    """A public key, or trust on first use."""
     cure = f"use a public key such as 'ssh-ed25519 AAAA...', or {FIRST_USE}"
     text = _text(value, cure).strip()
     if text != FIRST_USE and not _PUBLIC_KEY.fullmatch(text):
@@ -86,7 +86,7 @@ def parse_forward(value: object) -> str:
         return parse_plain_path(text)
     found = _FAR_PORT.fullmatch(text)
     if not found or not 1 <= int(found[2]) <= 65535:
-        raise ValueError(f"{show(text)} is no address of an engine; {cure}")
+        raise ValueError(f"{show(text)} is not an engine's address; {cure}")
     return text
 
 
@@ -153,17 +153,19 @@ class SshDefaults(Part):
         default=None, description="Believe hosts that `known_hosts` does not list, and enter them there."
     )
     jump: JumpValue = Field(
-        default=(), description="SSH servers to go through, in order.", examples=[[{"host": "gate.example.net"}]]
+        default=(), description="SSH servers to pass through, in order.", examples=[[{"host": "gate.example.net"}]]
     )
     keepalive_s: int = Field(
         default=4,
         ge=1,
         le=300,
-        description="A server that was silent for this long is asked for a sign of life. A path is dead after this time"
-        " for each question allowed to fail, and once more.",
+        description="After this long without a byte, a server is asked for a sign of life. A path is dead after "
+        "`keepalive_failures` + 1 times this long.",
     )
-    keepalive_failures: int = Field(default=2, ge=1, le=20, description="So many questions in a row may go unanswered.")
-    connect_timeout_s: int = Field(default=10, ge=1, le=300, description="Time for one server to let us in.")
+    keepalive_failures: int = Field(
+        default=2, ge=1, le=20, description="This many of these questions in a row may go unanswered."
+    )
+    connect_timeout_s: int = Field(default=10, ge=1, le=300, description="Time for one server to accept our login.")
     backend: Literal["auto", "openssh", "asyncssh"] = Field(
         default="auto",
         description="`openssh` is the program `ssh`; `asyncssh` needs `gateway-sidecar[ssh]`; `auto` is `openssh` where"
@@ -179,12 +181,12 @@ class SshReplica(SshServerSettings):
         examples=["127.0.0.1:8000", "/run/engine.sock"],
     )
     jump: JumpValue | None = Field(
-        default=None, description="SSH servers to go through, in order; `[]` for none.", examples=[[]]
+        default=None, description="SSH servers to pass through, in order; `[]` for none.", examples=[[]]
     )
 
 
 def tunnel_to(owner: str, ssh: SshReplica, defaults: SshDefaults) -> Tunnel:
-    """The tunnel that is meant. Raises ValueError for one that lacks something."""
+    """The tunnel that these settings describe. Raises ValueError if something is missing."""
     jumps = defaults.jump if ssh.jump is None else ssh.jump
     route = SshRoute(
         tuple(_server(server, defaults) for server in (*jumps, ssh)),

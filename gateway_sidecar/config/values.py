@@ -137,7 +137,7 @@ def parse_peer_address(value: object) -> Endpoint:
     endpoint = parse_endpoint(value)
     host = ipaddress.ip_address(endpoint.host)
     if host.is_unspecified or host.is_multicast:
-        raise ValueError(f"{show(value)} is no single machine's address; {cure}")
+        raise ValueError(f"{show(value)} is not the address of a single machine; {cure}")
     return endpoint
 
 
@@ -152,7 +152,7 @@ def parse_network(value: object) -> str:
 
 
 def parse_interface(value: object) -> str:
-    """A network interface's name that the kernel takes, and that is nobody's else."""
+    """A network interface's name that the kernel accepts and no other interface uses."""
     cure = "use a name of its own such as gwsc0: letters, digits and - _ . , 15 characters at most"
     text = _text(value, cure)
     if not re.fullmatch(INTERFACE_PATTERN, text) or text in ("lo", ".", "..", "all", "default"):
@@ -193,7 +193,7 @@ def parse_ports(value: object) -> PortRange:
 
 
 def parse_directory(value: object) -> Path:
-    """An absolute directory that nginx and systemd can be told of as it stands."""
+    """An absolute directory whose path nginx and systemd accept unquoted."""
     cure = "use an absolute path such as /var/lib/gateway-sidecar"
     path = parse_path(str(value) if isinstance(value, Path) else value, cure)
     if path == Path("/"):

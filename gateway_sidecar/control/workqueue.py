@@ -87,7 +87,7 @@ class WorkQueue(Generic[K]):
     async def get(self, most_s: float) -> K | None:
         """The next key to look at, in the order they came; None after `most_s` seconds without any.
 
-        Returns at once, and gives nobody else a turn, while there is one.
+        Returns at once, without yielding, while there is one.
         """
         end = self._clock() + most_s
         while True:

@@ -1,8 +1,6 @@
-"""Which address of a replica this machine may make its own, and why not. Pure.
-
-A bridge that peers of the replica are to know by the replica's own address listens on that very address, here. While
-it does, nothing on this machine reaches the real owner of that address any more: so only what this machine does not
-need itself may be claimed.
+"""Which address of a replica this machine may claim, and why not. Pure. A bridge that the replica's peers know by the
+replica's own address listens on that very address, on this machine. While it does, nothing on this machine reaches the
+real owner of the address. So the daemon claims only addresses that this machine does not need itself.
 """
 
 from __future__ import annotations
@@ -50,8 +48,8 @@ _DIRECT = "set direct: true, as this machine can reach it itself"
 def objection(address: Address, around: Surroundings, networks: Iterable[Network], *, held: bool = False) -> str | None:
     """Why `address` must not be claimed, and what to do instead; None where it may.
 
-    `networks` are those that the operator allows to be claimed from. One that is `held` is judged by the same rules,
-    except that connections to it are our own.
+    `networks` are those that the operator allows. An address that is `held` already is judged by the same rules, except
+    that its connections are our own.
     """
     unfit = _unfit(address)
     if unfit is not None:
@@ -90,8 +88,8 @@ def objection(address: Address, around: Surroundings, networks: Iterable[Network
 def objection_to_direct(address: Address, networks: Iterable[Network], *, is_own: bool) -> str | None:
     """Why a router must not be sent to `address` itself; None where it may.
 
-    Whoever writes a replica's notes could else have it ask any service of this machine, or near by. `is_own` says that
-    the address is this machine's.
+    Otherwise the author of a replica's notes could make the router send requests to any service on or near this
+    machine. `is_own` says that the address is this machine's.
     """
     unfit = "this machine's own" if is_own else _unfit(address)
     if unfit is not None:

@@ -1,7 +1,7 @@
 """What an engine's answers prove: Ready, Loading, Foreign or Unknown. Pure; `engines/` does the asking.
 
-A wrong identification is worse than a retry: whatever proves nothing is Unknown, and only an answer that no
-engine would give is Foreign. Readiness is told by health alone, never by an info call that happens to answer.
+A wrong identification is worse than a retry: an answer that proves nothing is Unknown, and only an answer that no
+engine would give is Foreign. Only health shows readiness, never an info call that happens to answer.
 """
 
 from __future__ import annotations
@@ -79,8 +79,8 @@ _SETTINGS, _GOAWAY = 4, 7
 def protocol_of(first: bytes) -> Protocol | None:
     """Tell the protocol from the first bytes of a server; None where more bytes are needed to tell.
 
-    An HTTP/2 server opens with a SETTINGS frame on stream 0 whatever the client said (RFC 9113, 3.4); one that
-    was offended first may send GOAWAY.
+    An HTTP/2 server opens with a SETTINGS frame on stream 0, whatever the client sent (RFC 9113, 3.4); after a client's
+    error it may send GOAWAY.
     """
     if first.startswith(b"HTTP/"):
         return Protocol.HTTP1
@@ -97,7 +97,7 @@ def unanswered(silence: NoAnswer, asked: str = "") -> ProbeResult:
     """Judge a question that got no readable answer. `asked` is set where the server had answered others before.
 
     Refusing and accept-and-close are how an engine looks before it listens, directly or behind an SSH forward.
-    What would show a stranger at first sight proves nothing of one that was an engine a moment ago.
+    What makes an unknown occupant Foreign proves nothing about an occupant that was an engine a moment ago.
     """
     reason = str(silence)
     match silence.failure:

@@ -2,8 +2,8 @@
 
 Services that share a range are each sure of an equal part of it: `share` ports. A service gets a port while it holds
 fewer than its share; beyond that only while more ports are free than the others still lack to theirs. Ports that rest
-count as held by the service that had them. Nobody loses a port: where a further service makes all shares smaller, who
-holds more than its share keeps what it has, and gets no more.
+count as held by the service that had them. No service loses a port: when a further service makes all shares smaller, a
+service above its share keeps what it has and gets no more.
 """
 
 from __future__ import annotations
@@ -25,9 +25,9 @@ class NoFreePort(Exception):
 class PortLeases:
     """Hands out the ports of one range.
 
-    A released port is quarantined: it comes back only when `settle` says that nobody holds a connection on it, and not
-    before the time that it was told to rest until (seconds of a clock that the caller chooses). The port that has been
-    free the longest goes first, so that a late client of an old owner meets nobody.
+    A released port is quarantined: it comes back only when `settle` says that no connection to it is left, and not
+    before the end of its rest (seconds of a clock that the caller chooses). The port that has been free the longest
+    goes first, so that a late client of an old owner meets no new one.
     """
 
     def __init__(self, ports: Iterable[int]) -> None:
@@ -90,7 +90,7 @@ class PortLeases:
         return self._by_owner.get(owner)
 
     def acquire(self, owner: str, preferred: int | None = None, *, service: str = _NOBODY) -> int:
-        """The owner's port: the one it has, the one preferred if that is free, or the one that was free the longest.
+        """The owner's port: its present port, else the preferred port if free, else the port that was free the longest.
 
         Raises NoFreePort.
         """
@@ -115,7 +115,7 @@ class PortLeases:
         return True
 
     def save_for_last(self, port: int) -> None:
-        """Gives a free port out when no other is left, or to whoever prefers it."""
+        """Gives this free port out last, unless an owner prefers it."""
         if port in self._free:
             self._free.remove(port)
             self._free.append(port)
@@ -135,7 +135,7 @@ class PortLeases:
             self._set_aside(port, until)
 
     def settle(self, port: int, now: float) -> None:
-        """Nobody holds a connection on a quarantined port any more: it is free again, unless it has to rest longer."""
+        """No connection to a quarantined port is left: it is free again, unless its rest is longer."""
         if port in self._quarantined and self._has_rested(port, now):
             self._end_rest(port)
             self._free.append(port)

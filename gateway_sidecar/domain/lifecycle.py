@@ -3,9 +3,9 @@
 Silence is not death and busy is not dead: a registered worker stays until the evidence is strong. A failed probe
 proves one of four things, each with its own threshold:
 
-* *refused*: nobody listens (connection refused, or closed before an answer). The kernel says so; it takes a few
-  tries only because an engine may be restarting.
-* *foreign*: somebody answers as no engine would. It is as good as nobody, and takes as many tries.
+* *refused*: nothing listens (connection refused, or closed before an answer). The kernel says so; a few tries are
+needed only because an engine may be restarting.
+* *foreign*: the answer is not an engine's. It counts like a refusal, and takes as many tries.
 * *not ready*: the engine itself says so. It is believed after a few times.
 * *silent*: it accepts and does not answer in time. It may be busy: it takes as many failures, and as long, as if
   each had waited for its whole time-out.
@@ -109,8 +109,8 @@ class Crowd:
 def loading_delay_s(result: ProbeResult | None, age_s: float, crowd: Crowd) -> float:
     """When to ask an engine again that is not ready yet: often at first, then at a rate that costs nothing.
 
-    A refused connection costs microseconds and nobody sees it, so it may be tried often; an engine that answers
-    503 writes a log line for each question.
+    A refused connection costs microseconds and leaves no trace, so it may be tried often; an engine that answers 503
+    writes a log line for each question.
     """
     refused = result is not None and against(result) is Against.REFUSED
     most_s = 0.2 if refused else 0.5

@@ -1,7 +1,7 @@
 """Prometheus' text format, as far as it is needed here: a few series out of thousands. Pure.
 
-A page is somebody else's: whatever is on it, reading takes time and memory in proportion to its length, and what is
-found is bounded. Lines are never split off but sought by their names, so that those of others cost nothing.
+A page is not trusted: reading takes time and memory in proportion to its length, and what is found is bounded. Lines
+are never split off but sought by their names, so that those of others cost nothing.
 """
 
 from __future__ import annotations

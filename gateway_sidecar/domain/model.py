@@ -59,8 +59,8 @@ class EngineFacts:
     """What an engine says of itself; independent of the address it is reached at.
 
     Field names are SMG's. `runtime_type` is the engine's name; `external` is any other OpenAI-compatible server.
-    `dp_size` is the engine's number of data-parallel ranks. `instance` differs from start to start, also of engines
-    that are the same in all else; None where nothing such is told.
+    `dp_size` is the engine's number of data-parallel ranks. `instance` differs from start to start, even if all else is
+    the same; None where the engine has no such id.
     """
 
     runtime_type: str
@@ -91,8 +91,8 @@ class Ready:
 class Loading:
     """An engine, or a socket waiting for one, that does not serve yet. A state with an age, not a failure.
 
-    `facts` is set where the engine already told what it is; `refused` where nobody answered at all: the connection
-    was refused, or closed before an answer.
+    `facts` is set where the engine is identified already; `refused` where nothing answered: the connection was refused,
+    or closed before an answer.
     """
 
     reason: str
@@ -109,7 +109,7 @@ class Foreign:
 
 @dataclass(frozen=True, slots=True)
 class Unknown:
-    """No answer within the deadline, or one that proves nothing. Changes nothing by itself.
+    """No answer within the deadline, or an answer that proves nothing. Changes nothing by itself.
 
     `ours` says that the trouble is the daemon's own (no descriptors left, say): no evidence about the engine at all.
     """
@@ -152,7 +152,7 @@ class Overrides:
 
 @dataclass(frozen=True, slots=True)
 class WorkerSpec:
-    """All that a router must be told of one worker. Field names are SMG's.
+    """All that a registration says of one worker. Field names are SMG's.
 
     model_id is what the engine says, and may be corrected by the router; `named` is the name that the worker must have.
     bridged says that a bridge of ours is at `url`, and not the engine itself.

@@ -1,15 +1,15 @@
 """What is observed and what is wanted -> the next actions. Pure: no clock, no I/O.
 
-The invariants, whatever is interrupted and whatever is not known:
+The invariants, which hold after every interruption and for everything unknown:
 
-1. Unknown removes nothing. A worker is deregistered only on positive evidence: its socket is gone, somebody asked
-   for a drain, the evidence against it is strong, it is another engine now, or no replica stands behind it.
+1. Unknown removes nothing. A worker is deregistered only on positive evidence: its socket is gone, a drain was asked
+for, the evidence against it is strong, it is another engine now, or no replica stands behind it.
 2. Grow before shrink. Bridge -> register -> Ready; deregister -> nothing in flight -> release the port.
-3. Who has not been found to be an engine is not bridged: it has no port, and nothing leads to it.
-4. One operation at a time per worker; the plan never repeats what is under way.
+3. Only an identified engine is bridged; anything else has no port, and nothing leads to it.
+4. One operation at a time per worker; the plan never repeats what is in progress.
 5. At rest the plan is empty.
 
-Every plan is made anew from what is observed, so a plan that was cut anywhere is simply planned again.
+Every plan is made anew from what is observed, so an interrupted plan is simply made again.
 """
 
 from __future__ import annotations
@@ -34,7 +34,7 @@ class Why(StrEnum):
     SOCKET_GONE = "socket gone"
     DRAIN = "drain requested"
     UNREACHABLE = "strong evidence that the engine does not answer"
-    REPLACED = "somebody else behind the socket"
+    REPLACED = "another engine behind the socket"
     CHANGED = "registered with other properties than the engine has"
     FAILED = "the router gave it up"
     MOVED = "it is advertised under another address"
@@ -58,7 +58,7 @@ class Unbridge:
 
 @dataclass(frozen=True, slots=True)
 class Release:
-    """Nobody holds a connection any more: forget the occupant, its port may be used again."""
+    """No connection is left: forget the occupant, its port may be used again."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -123,7 +123,7 @@ class WorkerView:
 
 
 def worker_spec(facts: EngineFacts, url: str, overrides: Overrides) -> WorkerSpec:
-    """What the router is told of an engine that is bridged at `url`."""
+    """The registration of an engine that is bridged at `url`."""
     return WorkerSpec(
         url=url,
         runtime_type=facts.runtime_type,
@@ -216,7 +216,7 @@ def plan_worker(view: OccupantView, seen: WorkerView) -> WorkerAction | None:
 
 
 def differs(worker: Registered, expected: WorkerSpec) -> bool:
-    """Whether the router treats a worker, whoever registered it, as something that it is not."""
+    """Whether the router's properties of a worker are wrong for the engine, no matter who registered it."""
     if worker.status is WorkerStatus.PENDING:
         return False  # Not all of its properties are listed yet.
     return (

@@ -1,7 +1,6 @@
-"""What others say, made fit to be shown: on a terminal, in a table's cell, in a log line. Pure.
-
-Whatever is not printed as itself is escaped: control characters and terminal escapes, line breaks of every kind, what
-turns the direction of writing, invisible characters, halves of surrogate pairs.
+"""Makes foreign text safe to show: on a terminal, in a table's cell, in a log line. Pure. It escapes everything that is
+not printed as itself: control characters and terminal escapes, line breaks of every kind, what turns the direction of
+writing, invisible characters, halves of surrogate pairs.
 """
 
 from __future__ import annotations

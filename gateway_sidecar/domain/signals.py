@@ -200,10 +200,8 @@ class _Step:
 
 
 class Growth:
-    """How much counters grew, whoever exports them: a process that begins anew, or goes, does no harm.
-
-    The first reading of a source only says where it begins. Keys are whatever tells the counters apart: a
-    histogram's upper bounds, say.
+    """How much counters grew; a process that restarts or goes does no harm. The first reading of a source is only its
+    beginning. Keys tell the counters apart, such as a histogram's upper bounds.
     """
 
     def __init__(self) -> None:

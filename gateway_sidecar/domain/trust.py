@@ -1,6 +1,5 @@
-"""Whom a file on a path is believed of: judged by owners and modes alone.
-
-Root and the daemon's own user vouch for whatever is theirs. Everybody else vouches for what is his own.
+"""Whether a file on a path is trusted, by owners and modes alone. Root and the daemon's user are trusted for all files
+of theirs; every other user only for his own engine and socket.
 """
 
 from __future__ import annotations
@@ -37,7 +36,7 @@ class Owned:
 def trouble_with_links(links: Iterable[Owned], target: Owned, ours: Container[int]) -> str | None:
     """Why what the links lead to is not taken for what stands at their place; None if it is.
 
-    A link gives away whatever its follower may reach: whoever made it must own what it leads to, or be one of `ours`.
+    A symlink exposes what its follower may reach, so its maker must own the target, or be one of `ours`.
     """
     for link in links:
         if link.owner not in ours and link.owner != target.owner:
@@ -56,7 +55,7 @@ def way_in(place: Owned, above: Iterable[Owned], owners: Container[int], groups:
     if place.owner not in owners:
         return f"{place.path} belongs to user {place.owner}"
     if place.others_may_write:
-        return f"others than its owner may write in {place.path} ({place.shown_mode})"
+        return f"users other than its owner may write in {place.path} ({place.shown_mode})"
     for each in above:
         if each.owner not in owners:
             return f"{each.path}, above it, belongs to user {each.owner}"
@@ -83,10 +82,12 @@ def trouble_with_key(notes: Owned, socket_owner: int, shared: str | None) -> str
     shared: how somebody else could place a socket there (`way_in`).
     """
     if notes.others_may_write:
-        return f"others than its owner may change {notes.path} ({notes.shown_mode}): it cannot name a key; chmod go-w"
+        return (
+            f"users other than its owner may change {notes.path} ({notes.shown_mode}): it cannot name a key; chmod go-w"
+        )
     if notes.owner == socket_owner or shared is None:
         return None
     return (
         f"{notes.path} belongs to user {notes.owner}, the socket beside it to user {socket_owner}, and {shared}: "
-        f"its key would be shown to whoever places that socket; give the file and its key to user {socket_owner}"
+        f"anyone who places that socket would be sent its key; give the file and its key to user {socket_owner}"
     )

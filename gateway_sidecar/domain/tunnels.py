@@ -42,12 +42,12 @@ LASTING = frozenset(
         PathState.NOT_INSTALLED,
     }
 )
-"""What somebody has to mend: trying again soon is of no use, and far sides count failed logins."""
+"""Faults that need a person: an early retry is useless, and far sides count failed logins."""
 
 
 @dataclass(frozen=True, slots=True)
 class PathStatus:
-    """How a tunnel is, and why in words. A note on one that is up tells what the far side complained of."""
+    """The state of a tunnel, and the reason. A note on a tunnel that is up is the far side's complaint."""
 
     state: PathState
     reason: str = ""

@@ -55,10 +55,8 @@ STANDARD_HEALTH = HealthCheck(
 
 @dataclass(frozen=True, slots=True)
 class GrpcDialect:
-    """An engine that speaks gRPC.
-
-    `services` are the names by which reflection knows it. `read` gets the fields of both info answers. `health`
-    is another one only where the engine has no grpc.health.v1, and never one that makes the engine generate.
+    """An engine that speaks gRPC. `services` are its names in reflection. `read` gets the fields of both info answers.
+    `health` differs only where the engine has no grpc.health.v1, and never makes the engine generate.
     """
 
     services: frozenset[str]

@@ -64,7 +64,7 @@ class EngineMetrics:
 
 
 def says_latency(facts: EngineFacts) -> bool:
-    """Whether an engine like this may tell of its latencies."""
+    """Whether an engine of this kind may export latencies."""
     return why_no_metrics(facts) is None and bool(ENGINES[facts.runtime_type].metrics.ttft)
 
 

@@ -48,7 +48,7 @@ def port(fields: Fields, key: str) -> int | None:
 
 
 def dp_size(fields: Fields, key: str) -> int:
-    """The number of data-parallel ranks; 1 where none is told."""
+    """The number of data-parallel ranks; 1 by default."""
     return whole(fields, key, LARGEST_DP_SIZE) or 1
 
 
@@ -77,9 +77,9 @@ def worker_type_by_kv_role(fields: Fields) -> WorkerType | Unknown:
 
 
 def _role(table: Mapping[str, WorkerType], fields: Fields, key: str) -> WorkerType | Unknown:
-    """A role that is told but not understood must not become a guess: it sends traffic the wrong way."""
+    """A role that is given but unknown must not become a guess, which would send traffic the wrong way."""
     value = fields.get(key)
     if value is None or value == "":
         return WorkerType.REGULAR
     found = table.get(value) if isinstance(value, str) else None
-    return found or Unknown(f"{key} {str(value)[:40]!r} names no role that is known here")
+    return found or Unknown(f"{key} {str(value)[:40]!r} is not a known role")

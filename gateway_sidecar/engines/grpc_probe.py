@@ -31,7 +31,7 @@ REFLECTION = Rpc(
 class GrpcConversation:
     """Questions to one server over one connection. Only cancellation is raised.
 
-    `loading` is set as soon as the server says that it does not serve yet; it holds whatever else is asked.
+    `loading` is set as soon as the server says that it does not serve yet, and stays set.
     """
 
     def __init__(self, address: str, *, api_key: str | None) -> None:
@@ -142,4 +142,4 @@ def _no_engine(names: frozenset[str], answers: list[RpcAnswer]) -> Foreign | Unk
         if answer.code != "UNIMPLEMENTED":
             return Unknown(rpc_failure("GetServerInfo", answer))
     offers = f"it offers {', '.join(sorted(names))}" if names else "it has no reflection"
-    return Foreign(f"gRPC, but no engine that is known here; {offers}")
+    return Foreign(f"gRPC, but not a known engine; {offers}")

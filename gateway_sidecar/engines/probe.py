@@ -1,8 +1,8 @@
 """The probe: asks what is behind a Unix socket what it is, and whether it is ready.
 
-It promises a verdict within the deadline and nothing else: no exception but cancellation, no connection or task left
-over, nothing remembered from one probe to the next (an address may lead to another occupant by then). Whatever the
-engine's own words are in a verdict, they can be shown (`printable`).
+It returns a verdict within the deadline. It raises only cancellation, leaves no connection or task over, and remembers
+nothing from one probe to the next, since an address may then lead to another occupant. Words of the engine in a verdict
+are safe to show (`printable`).
 
 HTTP is asked first, since the first bytes of the answer show the protocol. gRPC joins the moment that they are not
 HTTP/1, or after `HEDGE_S` of silence; from then on both are asked at the same time, and the first that gets through
@@ -74,7 +74,7 @@ class EngineProbe:
     ) -> ProbeResult:
         """Ask an occupant that was identified before whether it serves; the cheap repeat.
 
-        Loading with `facts` is the engine's own word; Loading without is a socket that nobody answers at.
+        Loading with `facts` is the engine's own answer; Loading without `facts` is a socket without an answer.
         """
         unusable = _unusable(address, api_key)
         if unusable is not None:
@@ -147,7 +147,7 @@ class _FirstSight:
             return unanswered(connected)
         if self._is_own(self._address, peer_of(connected)):
             connected.close()
-            return Foreign("it is a socket of the gateway's own, and no engine's; remove it from the replicas")
+            return Foreign("it is one of the gateway's own sockets, not an engine's; remove it from the replicas")
         self._http = UnixHttp(self._address, connected, api_key=self._api_key, budget_bytes=LARGEST_ANSWERS_BYTES)
         tasks = [asyncio.create_task(self._ask_http(self._http))]
         try:

@@ -32,7 +32,7 @@ class Followed:
 
 
 def ours() -> frozenset[int]:
-    """The users that vouch for whatever is theirs."""
+    """The users that are trusted for all files of theirs."""
     return frozenset((ROOT, os.geteuid()))
 
 

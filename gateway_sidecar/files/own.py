@@ -1,4 +1,4 @@
-"""Directories that are the daemon's own: made for it, and given to nobody else to write in."""
+"""The daemon's own directories: made for it, and writable for no other user."""
 
 from __future__ import annotations
 
@@ -11,9 +11,8 @@ from gateway_sidecar.files.follow import follow, ours
 
 
 def make_directory(path: Path, mode: int = 0o750) -> None:
-    """Makes it, whatever the umask is, and what is missing above it. One that is there stays as it is. Raises OSError.
-
-    Another user's is refused: whoever made it puts into it what he likes. Blocks.
+    """Makes it and its missing parents, independent of the umask. An existing directory stays as it is. Raises OSError,
+    also if it belongs to another user, who could put anything into it. Blocks.
     """
     try:
         path.mkdir(mode=0o700)
@@ -31,7 +30,7 @@ def make_directory(path: Path, mode: int = 0o750) -> None:
 
 
 def keep_directory(path: Path, mode: int = 0o750) -> None:
-    """The same for one whose place is the operator's choice: nobody else may write there. Raises OSError. Blocks."""
+    """The same for a directory that the operator chose: no other user may write there. Raises OSError. Blocks."""
     trouble = way_in_for_others(path)
     if trouble is not None:
         raise _refused(path, trouble)

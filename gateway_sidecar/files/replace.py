@@ -1,7 +1,5 @@
-"""Puts a file or a link in a place as a whole: whoever looks sees the old one or the new one.
-
-What lies there is replaced and never written through, so a link that somebody planted leads nowhere; nor does the
-umask open to others what is not meant for them.
+"""Replaces a file or a symlink atomically: a reader sees the old one or the new one. The old one is replaced and never
+written through, so a planted symlink leads nowhere. The mode does not depend on the umask.
 """
 
 from __future__ import annotations

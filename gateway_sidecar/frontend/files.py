@@ -1,6 +1,5 @@
-"""One service's keys and certificate: what changed in their files is put where nginx looks. All of it blocks.
-
-A key that is only removed is looked for by itself: whoever revokes one of 10,000 waits for 3 ms instead of 20.
+"""One service's keys and certificate: what changed in their files is put where nginx looks. All of it blocks. A removed
+key is handled by itself, so revoking one of 10,000 takes 3 ms instead of 20.
 """
 
 from __future__ import annotations
@@ -144,7 +143,7 @@ class _PairFiles:
         wrong_for = tuple(name for name in settings.server_names if not pair.covers(name))
         served = self._served()
         if wrong_for and served and served != pair.pem and _is_for(served, settings.server_names):
-            raise FrontendError([f"{chain}: is not for {', '.join(wrong_for)}; put the one for that name there"])
+            raise FrontendError([f"{chain}: is not for {', '.join(wrong_for)}; put the certificate of that name there"])
         return PairTaken(pair.expires_at, publish_pem(self.place, pair.pem), wrong_for)
 
     def _served(self) -> bytes | None:

@@ -47,7 +47,7 @@ def expiry_of(owner: str) -> int | None:
 
 
 def described(owner: str) -> str:
-    """The name, and until when the key lets in, for people."""
+    """The name, and when the key expires, for people."""
     expires = expiry_of(owner)
     if expires is None:
         return name_of(owner)
@@ -59,7 +59,7 @@ def parse_expiry(text: str) -> int:
     try:
         at = datetime.datetime.fromisoformat(text)
     except ValueError:
-        raise ValueError(f"{show(text)} is no date; use one such as 2027-01-31 or 2027-01-31T12:00Z") from None
+        raise ValueError(f"{show(text)} is not a date; use one such as 2027-01-31 or 2027-01-31T12:00Z") from None
     return int((at if at.tzinfo else at.replace(tzinfo=datetime.UTC)).timestamp())
 
 
@@ -78,7 +78,7 @@ def read_content(path: Path) -> bytes:
         raise FrontendError([f"{path}: {trouble}"])
     if not file.content.removeprefix(codecs.BOM_UTF8).strip():
         # A file that is being written is empty for a moment, and that must lock nobody out.
-        raise FrontendError([f"{path}: is empty; write a line that begins with # where there shall be no key"])
+        raise FrontendError([f"{path}: is empty; if no key is wanted, write a line that begins with #"])
     return file.content
 
 
@@ -157,7 +157,7 @@ def add_key(path: Path, name: str, key: str | None = None, *, expires: str | Non
 def revoke_key(path: Path, name: str) -> None:
     """Removes the key of this name. Raises FrontendError, also where the key is removed from a file with mistakes.
 
-    What else the file holds is looked at afterwards: nobody waits for it who wants a key to end.
+    The rest of the file is checked afterwards, so that the key ends without delay.
     """
     with _edited(path) as text:
         lines = re.compile(rf"^[ \t]*{re.escape(name)}[ \t]*:[^\n]*(?:\n|\Z)", re.MULTILINE)
@@ -169,7 +169,7 @@ def revoke_key(path: Path, name: str) -> None:
     try:
         parse_keys(kept.encode(), str(path))
     except FrontendError as error:
-        first = f"{path}: {show(name)} is removed, and let in all the same until these mistakes are mended:"
+        first = f"{path}: {show(name)} is removed from the file but still accepted until these errors are fixed:"
         raise FrontendError([first, *error.problems]) from None
 
 

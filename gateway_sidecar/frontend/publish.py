@@ -19,7 +19,7 @@ def publish_keys(directory: Path, keys: Keys, present: Keys | None = None) -> tu
     """Makes the links of a directory say just this; how many keys were added (or renamed), and removed.
 
     `present` is what is known to be there, to spare looking at each link.
-    Revoked keys go first: whatever stops us in the middle, nobody comes in who should not.
+    Revoked keys go first, so that an interruption never leaves a revoked key valid.
     """
     make_directory(directory, 0o700)
     if present is None:
@@ -34,7 +34,7 @@ def publish_keys(directory: Path, keys: Keys, present: Keys | None = None) -> tu
 
 
 def remove_keys(directory: Path, digests: Iterable[str]) -> None:
-    """These keys let nobody in any more."""
+    """Revokes these keys."""
     for digest in digests:
         os.unlink(f"{directory}/{digest}")  # noqa: PTH108 - thousands of them
 

@@ -11,7 +11,7 @@ _MOST_LINKS = 40  # as many as the kernel follows
 
 
 def signature(*paths: Path) -> Signature:
-    """What a file's change changes; None for one that cannot be looked at."""
+    """A file's inode, size and times; None if it cannot be read."""
     return tuple(_stat(path) for path in paths)
 
 

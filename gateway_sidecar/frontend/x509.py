@@ -39,7 +39,7 @@ def read(certificate: Path, key: Path, now: float) -> tuple[bytes, float, tuple[
     if now >= ends:
         raise _bad(certificate, f"expired at {_day(ends)}; renew it")
     if now < begins:
-        raise _bad(certificate, f"is not valid before {_day(begins)}; look at this machine's clock")
+        raise _bad(certificate, f"is not valid before {_day(begins)}; check this machine's clock")
     pem = chain_text.rstrip() + b"\n" + key_text
     _try_out(certificate, pem)
     return pem, ends, _names(first)
@@ -67,9 +67,7 @@ def _private_key(path: Path, text: bytes) -> PrivateKeyTypes:
     try:
         return load_pem_private_key(text, password=None)
     except TypeError:
-        raise _bad(
-            path, "is guarded by a passphrase, and nobody is there to type it; remove it (openssl pkey)"
-        ) from None
+        raise _bad(path, "has a passphrase, which the daemon cannot type; remove it (openssl pkey)") from None
     except (ValueError, UnsupportedAlgorithm):
         raise _bad(path, "holds no private key in PEM that can be used; put the certificate's own there") from None
 

@@ -1,10 +1,8 @@
-"""Requests as they end: nginx tells of each in one datagram to a UDP port on 127.0.0.1.
-
-nginx must not care whether anybody listens. With a Unix socket it does: while nobody reads, each request costs an error
-line or two (nginx 1.22), and the kernel's queue holds ten datagrams. UDP drops what does not fit without a word, but a
-port that nobody has open is an error again. So nginx itself holds the port open: it inherits a socket, bound and
-never read (`placeholder`). The daemon binds the same port later; when it dies the datagrams go to the placeholder
-again, and are dropped there.
+"""Requests as they end: nginx reports each in one datagram to a UDP port on 127.0.0.1. nginx must not depend on a
+listener. With a Unix socket it does: while nobody reads, each request costs an error line or two (nginx 1.22), and the
+kernel's queue holds ten datagrams. UDP drops what does not fit without a word, but a port that nobody has open is an
+error again. So nginx itself holds the port open: it inherits a socket, bound and never read (`placeholder`). The daemon
+binds the same port later; when it dies the datagrams go to the placeholder again, and are dropped there.
 
 Any process of this machine may send to the port. Nobody but this user's processes, and root, may bind it: Linux lets a
 socket join others on a port by SO_REUSEPORT only if their user is its own. (SO_REUSEADDR lets anybody join, and gives
@@ -53,7 +51,7 @@ class EventAddress:
 
 
 def placeholder() -> tuple[socket.socket, EventAddress]:
-    """A socket for nginx to inherit and nobody to read, on a port that the kernel chooses. Raises OSError."""
+    """A socket for nginx to inherit, never read, on a port that the kernel chooses. Raises OSError."""
     sock = _socket(buffer_bytes=1)
     try:
         sock.bind((_HOST, 0))

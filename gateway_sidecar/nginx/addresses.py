@@ -1,7 +1,7 @@
 """Addresses of replicas made this machine's own: /32 and /128 on one interface that belongs to the daemon alone.
 
-Whatever is on that interface is ours, so it is put right after a crash without a record. Its alias names the daemon's
-`run_dir`: an interface of anybody else is never touched. Nothing is done, and no privilege is needed, until the first
+Every address on that interface is the daemon's, so no record is needed after a crash. The interface's alias names the
+daemon's `run_dir`; any other interface is never touched. Nothing is done, and no privilege is needed, until the first
 address is claimed. All calls block (a few milliseconds; the first one loads the netlink library, a quarter of a
 second): call in a thread, one at a time.
 """
@@ -54,7 +54,7 @@ class ClaimRules:
 
 
 def is_own_address(address: Address) -> bool:
-    """Whether it is this machine's: only then can a socket be bound to it. Asks nobody."""
+    """Whether it is this machine's: only then can a socket be bound to it. Needs no netlink call."""
     family = socket.AF_INET if address.version == 4 else socket.AF_INET6
     with socket.socket(family, socket.SOCK_DGRAM) as probe:
         try:
@@ -102,7 +102,7 @@ class PeerAddresses:
                 netlink.addr("delete", index=index, address=str(address), prefixlen=address.max_prefixlen)
 
     def held(self) -> frozenset[Address]:
-        """What is on the interface now, whoever put it there. Needs no privilege."""
+        """All addresses on the interface now. Needs no privilege."""
         if not Path(f"/sys/class/net/{self._rules.interface}").exists():
             return frozenset()
         with _netlink() as netlink:

@@ -177,7 +177,7 @@ class ServiceAddress:
 
 @dataclass(frozen=True, slots=True)
 class InForce:
-    """What a running nginx says of itself: the number of its configuration, and what was decided when it was started.
+    """What a running nginx reports: the number of its configuration, and the choices made at its start.
 
     spare_temp: whether bodies go to the runtime directory, since the state disk did not take them.
     events: whom it tells of each request's end.
@@ -309,7 +309,7 @@ class PeerConfig:
 
 @dataclass(frozen=True, slots=True)
 class KeyedConfig:
-    """The nginx that shows one engine its API key, with every request.
+    """The nginx that sends one engine its API key, with every request.
 
     It has a master: without one nginx cannot be told of another key (it loses count of its connections).
 

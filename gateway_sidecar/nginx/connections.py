@@ -1,4 +1,4 @@
-"""Who still holds a connection to a bridge: read from the kernel, not guessed."""
+"""Open connections to a bridge: read from the kernel, not guessed."""
 
 from __future__ import annotations
 

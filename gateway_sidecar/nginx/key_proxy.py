@@ -1,7 +1,6 @@
-"""One small nginx between a bridge and an engine that asks for an API key: it shows the key, whoever asks.
-
-A router does not show it everywhere: SMG passes a client's own `Authorization` on in its place, and shows none where
-it asks for health, nor over gRPC. The bridge's link leads to this nginx, and this nginx to the engine.
+"""One small nginx between a bridge and an engine that needs an API key: it adds the key to every request. A router does
+not always send it: SMG passes on a client's own `Authorization` instead, and sends none with health questions or over
+gRPC. The bridge's symlink leads to this nginx, and this nginx to the engine.
 """
 
 from __future__ import annotations
@@ -53,10 +52,10 @@ class Keyed:
         try:
             held = os.dup(self.pin if self.pin is not None else -1)
         except OSError:
-            raise NginxError(f"{self.socket} is not held open any more") from None
+            raise NginxError(f"{self.socket} is no longer held open") from None
         if _inode(os.fstat(held)) != self.inode:
             os.close(held)
-            raise NginxError(f"{self.socket} is another by now")
+            raise NginxError(f"{self.socket} has been replaced")
         return held
 
 
@@ -105,7 +104,7 @@ class KeyedNginx(SmallNginx):
             try:
                 await asyncio.to_thread(self._write, config.text, to.socket)
             except OSError as error:
-                raise NginxError(f"cannot tell {self._name} of another key: {error}") from error
+                raise NginxError(f"cannot give {self._name} its new key: {error}") from error
             process.send(signal.SIGHUP)
         await self._until_in_force(config.number, process, said_before)
 

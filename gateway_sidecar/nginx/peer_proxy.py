@@ -87,7 +87,9 @@ class PeerNginx(SmallNginx):
             self._directory.rmdir()
 
     async def _listens(self) -> bool:
-        """Whether it listens there itself: whoever else took the address meanwhile does not serve the replica."""
+        """Whether this nginx listens there: another process that took the address meanwhile does not serve the
+        replica.
+        """
         assert self.process is not None
         listening = await asyncio.to_thread(listening_at, self.process.pid)
         return (ip_address(self._address.host), self._address.port) in listening

@@ -71,10 +71,10 @@ _IN_FORCE_S = 10.0
 """nginx tries for 2.5 s to listen where somebody else does, and tells its old processes a tenth of a second later."""
 
 _LINES = 20
-_CURE = "on Debian and Ubuntu: apt-get install nginx-light libnginx-mod-stream"
+_CURE = "on Debian and Ubuntu, run apt-get install nginx-light libnginx-mod-stream"
 _LUA_MODULES = ("ndk_http_module.so", "ngx_http_lua_module.so")
-LUA_CURE = "on Debian and Ubuntu: apt-get install libnginx-mod-http-lua"
-OWNER_CURE = "on Debian and Ubuntu: apt-get install libnginx-mod-stream-js libnginx-mod-http-lua"
+LUA_CURE = "on Debian and Ubuntu, run apt-get install libnginx-mod-http-lua"
+OWNER_CURE = "on Debian and Ubuntu, run apt-get install libnginx-mod-stream-js libnginx-mod-http-lua"
 _SHARE = resources.files("gateway_sidecar") / "share"
 
 
@@ -105,7 +105,7 @@ async def find_nginx(command: str) -> NginxProgram:
     except OSError as error:
         raise NginxError(f"{path} cannot be run: {error.strerror}; {_CURE}") from error
     if code != 0 or "nginx/" not in output:
-        raise NginxError(f"{path} is no nginx: `-V` says {output.strip()[-200:]!r}; {_CURE}")
+        raise NginxError(f"{path} is not nginx: `-V` says {output.strip()[-200:]!r}; {_CURE}")
     version = output.split("nginx/", 1)[-1].split()[0]
     words = output.split()
     places = [Path(w.partition("=")[2]) for w in words if w.startswith("--modules-path=")]
@@ -355,7 +355,7 @@ class Nginx:
             raise NginxError("nginx does not run")
         said = await self._ask()
         if said is None:
-            raise NginxError("nginx does not say what it serves; it hangs, or ends")
+            raise NginxError("nginx does not say what it serves; it hangs or is ending")
         self._take(said)
         config, before = await self._configuration(services), self._text_of(said.number)
         self.prepare()
@@ -423,7 +423,7 @@ class Nginx:
             await asyncio.sleep(pause_s)
             pause_s = min(0.1, pause_s * 1.5)
 
-    async def mend_files(self, services: Sequence[ServiceAddress]) -> bool:
+    async def repair_files(self, services: Sequence[ServiceAddress]) -> bool:
         """Writes the configuration again that nginx runs with, should it be gone; whether it was.
 
         nginx is not told: nothing is new to it. Raises NginxError, OSError.
@@ -516,7 +516,7 @@ class Nginx:
         """The new configuration beside its place. Raises NginxError if the nginx on disk objects to it."""
         fresh = write_beside(self._config_path, text)
         await self._make_log_directory()
-        await self.mend_temp()
+        await self.repair_temp()
         assert self._program is not None
         code, output = await _run(self._program.path, "-t", "-q", "-p", str(self._directory), "-c", str(fresh))
         # nginx -t binds nothing that a running nginx holds, so it tells syntax and files only.
@@ -535,7 +535,7 @@ class Nginx:
             return self._settings.run_dir / TEMP
         return self._settings.state_dir / TEMP
 
-    async def mend_temp(self) -> None:
+    async def repair_temp(self) -> None:
         """Makes the directory for bodies again if somebody removed it; nginx itself makes it only when it starts."""
         with contextlib.suppress(OSError):
             await self._state_thread.run(partial(make_directory, self._temp / BODIES, 0o700), patience_s=_PATIENCE_S)
@@ -589,7 +589,7 @@ async def ask_in_force(alive: Path) -> str:
 
 
 def refusal(lines: Sequence[str], said_before: Counter[str]) -> str:
-    """Why nginx refuses what it was told, in its own words; empty if it has not said so.
+    """Why nginx refuses its new configuration, in its own words; empty if it does not.
 
     An address in use is tried for a while before it is given up. The same words may be said twice in one second.
     """
@@ -668,9 +668,7 @@ async def _run(*argv: str) -> tuple[int, str]:
             output, _ = await process.communicate()
     except TimeoutError:
         process.kill()  # And not waited for: what hangs on a disk does not end.
-        raise NginxError(
-            f"`{' '.join(argv)}` did not end within {_RUN_S:g} s; is the disk of its files gone?"
-        ) from None
+        raise NginxError(f"`{' '.join(argv)}` did not end within {_RUN_S:g} s; check the disk of its files") from None
     return process.returncode or 0, output.decode("utf-8", "replace")
 
 

@@ -50,7 +50,7 @@ class SmallNginx:
         self.process = Process.adopt(identity)
         return self.process is not None
 
-    def heed_end(self, then: Callable[[], None]) -> None:
+    def on_exit(self, then: Callable[[], None]) -> None:
         """Calls `then` when the process has ended by itself."""
         process = self.process
         assert process is not None
@@ -69,11 +69,11 @@ class SmallNginx:
             await self.process.stop(grace_s=_STOP_S)
             self.process = None
 
-    def let_go(self) -> None:
+    def detach(self) -> None:
         """Leaves it running for the next daemon."""
         self._heed_no_more()
         if self.process is not None:
-            self.process.let_go()
+            self.process.detach()
 
     async def _spawn(
         self, program: NginxProgram, listens: Callable[[], Awaitable[bool]], *, keep_fds: Sequence[int] = ()

@@ -1,4 +1,4 @@
-"""What routers answer over HTTP, read within a bound: a router that goes astray must not fill our memory."""
+"""Reads a router's HTTP answers within a bound, so that a faulty router cannot fill our memory."""
 
 from __future__ import annotations
 

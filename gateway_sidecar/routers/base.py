@@ -96,11 +96,11 @@ class RouterClient(Protocol):
         ...
 
     async def find(self, worker_id: str) -> Registered | None:
-        """One worker, even one that is not listed yet; None if the router does not know it."""
+        """One worker, even if it is not listed yet; None if the router does not know it."""
         ...
 
     async def deregister(self, worker_id: str) -> None:
-        """Asks for a worker's removal: no new requests from now on. One that is not there is no error."""
+        """Asks for a worker's removal: no new requests from now on. An unknown worker is no error."""
         ...
 
     async def close(self) -> None:

@@ -1,4 +1,4 @@
-"""Replicas that somebody described: where each is, and what is noted of it."""
+"""Replicas that an inventory, a setting or the API describes: where each is, and its notes."""
 
 from __future__ import annotations
 
@@ -54,7 +54,7 @@ def listing_of(
             continue
         if it.overrides.api_key is not None and (shared := _who_else(place)):
             refused[replica] = (
-                f"{shared}: its API key would be shown to whoever places {place.real}; "
+                f"{shared}: anyone who places {place.real} would be sent its API key; "
                 f"place it in a directory that only user {place.found.st_uid} may write"
             )
             continue
@@ -71,7 +71,7 @@ def tunnelled(replica: ReplicaId, tunnel: Tunnel, source: str, given: Given, ove
 
 
 def _who_else(place: Followed) -> str | None:
-    """How somebody else than the socket's owner could place one there; None if nobody can."""
+    """How a user other than the socket's owner could place a socket there; None if none can."""
     owners = ours() | {place.found.st_uid}
     directory: Owned = place.above[-1]
     return way_in(directory, place.above[:-1], owners, (ROOT,))

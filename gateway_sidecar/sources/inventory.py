@@ -1,8 +1,7 @@
 """Replicas as a YAML or JSON file, or a directory of them, lists them.
 
-Files are read when they have changed. One that cannot be used keeps what it said last, and a file that is named and
-not there is not an empty one: whoever wants no replicas says so. In a directory, a file that goes takes its replicas
-with it.
+Files are read when they have changed. A bad file keeps its last good content, and a missing file is not an empty one:
+an inventory without replicas says so with {}. In a directory, a file that goes takes its replicas with it.
 """
 
 from __future__ import annotations
@@ -68,7 +67,7 @@ class Inventory:
         try:
             return await self._thread.run(self.look_now, patience_s=_PATIENCE_S)
         except TimeoutError:
-            return Listing(blind=f"{self.path} is not read within {_PATIENCE_S:.0f} s; is it huge, or its disk gone?")
+            return Listing(blind=f"{self.path} was not read within {_PATIENCE_S:.0f} s; check its size and its disk")
 
     def look_now(self) -> Listing:
         """Reads what has changed. Never raises. Blocks: call in a thread."""
@@ -136,7 +135,7 @@ class Inventory:
                 else:
                     path_refused = path
                 kept = owner[replica]
-                refused[replica] = f"is in {kept} and in {path_refused}; that of {kept} counts: rename or remove one"
+                refused[replica] = f"is in {kept} and in {path_refused}; {kept} counts: rename or remove one"
         self._owner = owner
         listing = listing_of(described, SOURCE.name, self._given, self._vouching)
         return Listing(listing.present, listing.unknown, {**listing.refused, **refused}, unseen, listing.absent)
@@ -165,9 +164,8 @@ class Inventory:
 def read_inventory(
     path: Path, service: str, defaults: SshDefaults, warn: Callable[[str], object] = lambda _line: None
 ) -> Mapping[ReplicaId, Described]:
-    """Reads one file. Raises ConfigError with a line for each mistake. Blocks.
-
-    An empty one is a mistake: so does a file look that is being written, or that a full disk has cut.
+    """Reads one file. Raises ConfigError with a line for each mistake. Blocks. An empty file is a mistake, because a
+    file that is being written, or that a full disk has cut, looks empty too.
     """
     file = read_file(path, _MOST_BYTES)
     tree = _read_tree(path, file.content)

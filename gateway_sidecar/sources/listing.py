@@ -34,7 +34,7 @@ class Sighting:
 
     @property
     def place(self) -> Path:
-        """Where the socket really is: what is bridged. A link that is changed later leads nobody elsewhere."""
+        """Where the socket really is: what is bridged. A later change of a symlink has no effect on it."""
         return self.target or self.socket
 
     def is_listed_elsewhere(self, earlier: Sighting) -> bool:

@@ -40,9 +40,8 @@ class MergedSources:
         self._merged: tuple[list[Listing], Listing] | None = None
 
     async def look(self) -> Listing:
-        """What is there now. Never raises. What a source that is blind owned stays its own.
-
-        A source that takes longer holds up nobody: what it said last counts until it is done, or counts as hung.
+        """What is there now. Never raises. A blind source keeps the replicas that it owned. A slow source delays no
+        other: its last listing counts until it is done, or counts as hung.
         """
         listings = await self._look_at_each()
         if self._merged is None or self._merged[0] != listings:
@@ -68,7 +67,7 @@ class MergedSources:
             for replica in sorted(owned):
                 if replica in owners:
                     first = owners[replica]
-                    refused[replica] = f"is in {first} and in {name}; that of {first} counts: rename or remove one"
+                    refused[replica] = f"is in {first} and in {name}; {first} counts: rename or remove one"
                     continue
                 owners[replica] = name
                 if replica in listing.present:
@@ -98,7 +97,7 @@ class MergedSources:
         elif not look.is_late:
             look.is_late = True
             look.task.add_done_callback(partial(self._came_late, name))
-        return self._said.get(name) or Listing(blind="it has not been seen yet, and does not answer at once")
+        return self._said.get(name) or Listing(blind="it has not answered yet")
 
     def _came_late(self, name: str, task: asyncio.Task[Listing]) -> None:
         if not task.cancelled() and task.exception() is None and task.result() != self._said.get(name):
@@ -118,7 +117,7 @@ class MergedSources:
         for replica, sighting in list(present.items()):
             holder = holders[_place(sighting)]
             if holder != replica:
-                refused[str(replica)] = f"is the very engine that '{holder}' is ({_shown(sighting)}); remove one"
+                refused[str(replica)] = f"is the same engine as '{holder}' ({_shown(sighting)}); remove one"
                 del present[replica]
         return refused
 

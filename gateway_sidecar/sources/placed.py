@@ -1,4 +1,4 @@
-"""What may be bridged: a socket, or what a link of its owner's leads to, and never a socket of the daemon's own."""
+"""What may be bridged: a socket, or the target of its owner's symlink, and never one of the daemon's own sockets."""
 
 from __future__ import annotations
 

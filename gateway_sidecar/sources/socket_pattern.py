@@ -1,7 +1,7 @@
 """Replicas as sockets that match a path pattern with one `{replica}` in it.
 
-inotify only hurries the next look; `look` itself reads the directory and is the truth. A directory that does not
-exist is empty (the kernel says so); one that cannot be read is unknown.
+inotify only hurries the next look; `look` itself reads the directory and is the truth. A missing directory is empty
+(the kernel says so); an unreadable directory is unknown.
 """
 
 from __future__ import annotations
@@ -265,7 +265,7 @@ def _advise(pattern: PathPattern) -> Iterator[str]:
         place = follow(str(directory))
     except OSError as error:
         if error.errno in _GONE:
-            yield f"{directory} does not exist yet; it is waited for"
+            yield f"{directory} does not exist yet; the daemon waits for it"
         return
     for it in (place.owned, *reversed(place.above)):
         if it.others_may_write and not it.mode & stat.S_ISVTX:

@@ -1,10 +1,9 @@
 """A clock that does not count the time in which this process did not run, and time-outs by it.
 
-A process is stopped, a virtual machine is paused, others take the CPU: nobody could answer meanwhile, or we could not
-hear the answer. Whoever judges by how long something has taken (a silence, a failed start, an operation that gave up)
-takes the time from `now`. `monotonic` is for what is shown, for pauses, and for what happened before what.
-
-The clock runs slower, in proportion, while the event loop is late: what starves us starves those who are to answer.
+A process may be stopped, a virtual machine paused, or the CPU busy: meanwhile no answer could be sent, or heard.
+Judgements by duration (a silence, a failed start, an operation that timed out) take the time from `now`. `monotonic` is
+for display, for pauses, and for the order of events. The clock runs slower, in proportion, while the event loop is
+late, because what starves the daemon starves the engines and routers too.
 """
 
 from __future__ import annotations

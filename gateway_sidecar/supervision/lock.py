@@ -40,7 +40,7 @@ class DirectoryLock:
         self.release()
         self._fd = fd
 
-    async def mend(self) -> bool:
+    async def repair(self) -> bool:
         """Takes it anew if somebody removed its file; whether that was needed. Raises StateError."""
         assert self._fd is not None
         try:

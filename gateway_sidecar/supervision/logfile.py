@@ -85,7 +85,7 @@ class ChildLog:
         return await self._in_thread(self.new_lines)
 
     async def read_tail(self, lines: int) -> list[str]:
-        """The last lines, printable, whoever read them before; none if the disk does not answer in time."""
+        """The last lines, printable, even if they were read before; none if the disk does not answer in time."""
         return await self._in_thread(partial(self.tail, lines))
 
     async def _in_thread(self, work: Callable[[], list[str]]) -> list[str]:
@@ -136,7 +136,7 @@ class ChildLog:
         return _lines(chunk[: end or None])
 
     def tail(self, lines: int) -> list[str]:
-        """The last lines, printable, whoever read them before. Blocks: `read_tail` does not."""
+        """The last lines, printable, even if they were read before. Blocks: `read_tail` does not."""
         if self.file is None:
             return []
         try:

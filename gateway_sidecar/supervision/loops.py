@@ -1,7 +1,7 @@
 """Background work that is guarded: a fault of ours in a loop or a task is logged, counted and survived.
 
 `run_forever` runs what never ends, `Tasks.until_done` what has to succeed, `Tasks.spawn` what is tried once and says
-what to look at again after a fault. Nothing else makes a task that nobody awaits.
+what to look at again after a fault. Nothing else makes a background task.
 """
 
 from __future__ import annotations
@@ -154,7 +154,7 @@ async def run_forever(service: str, loop: Loop, metrics: Metrics) -> None:
 
 
 def watch_event_loop(metrics: Metrics) -> None:
-    """What no guard caught, a callback's fault or a task that nobody awaits, is told as a loop's fault is."""
+    """Logs and counts what no guard caught: a callback's fault, or that of a task that was never awaited."""
 
     def report(loop: asyncio.AbstractEventLoop, context: dict[str, Any]) -> None:
         fault = context.get("exception")

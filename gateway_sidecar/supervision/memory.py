@@ -31,7 +31,7 @@ _LEAST_MB = 512
 
 @cache
 def router_share_mb() -> int:
-    """How large a router may grow where nobody says: a quarter of what this process and its children may have."""
+    """The default limit of a router's memory: a quarter of what this process and its children may have."""
     return max(_LEAST_MB, int(usable_bytes() * _ROUTER_SHARE) >> 20)
 
 

@@ -1,4 +1,4 @@
-"""What systemd is told: ready, reloading, stopping, one line of status, and that the loops make progress."""
+"""Notifies systemd: ready, reloading, stopping, one line of status, and the loops' progress."""
 
 from __future__ import annotations
 

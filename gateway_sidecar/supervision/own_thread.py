@@ -1,4 +1,4 @@
-"""Blocking work in a thread of its owner: a disk that hangs holds up nobody else, not even the end of the process.
+"""Blocking work in a thread of its owner: a disk that hangs delays nothing else, not even the end of the process.
 
 The event loop's own pool has a few threads for all: as many hung file systems as it has threads would stop everything
 that needs one. And the interpreter waits for them at its end.

@@ -180,7 +180,7 @@ class Process:
             self.send(signal.SIGKILL)
             await self.wait()
 
-    def let_go(self) -> None:
+    def detach(self) -> None:
         """Forgets the process and leaves it running."""
         if self.running:
             asyncio.get_running_loop().remove_reader(self._pidfd)

@@ -1,7 +1,7 @@
 """structlog, set up once: one event per fact, JSON or console, on standard error.
 
-Whoever said what is in an event, it is one line of what can be printed: the last defence of log and terminal. And
-nobody else writes there: libraries' own log records, warnings and faults become events (`library.said`).
+Each event is one line of printable text, whatever its values hold: the last defence of log and terminal. Nothing else
+writes there: libraries' own log records, warnings and faults become events (`library.said`).
 """
 
 from __future__ import annotations
@@ -64,7 +64,7 @@ def set_up_logs(form: str, level: str, stream: TextIO | None = None) -> None:
 def _time_and_event_first(
     _logger: object, _method: str, event: structlog.typing.EventDict
 ) -> structlog.typing.ProcessorReturnValue:
-    """Whoever reads lines finds when and what in the same place of each."""
+    """Time and event stand in the same place of each line."""
     return {**{name: event[name] for name in _FIRST if name in event}, **event}
 
 
@@ -115,7 +115,7 @@ def _tell_fault(where: str, fault: BaseException | None) -> None:
 
 
 class _NeverRaising:
-    """A stream whose reader may go and whose disk may be full: nobody stops working for want of a log line."""
+    """A stream whose reader may go and whose disk may be full: the daemon goes on without the log line."""
 
     def __init__(self, stream: TextIO) -> None:
         self._stream = stream

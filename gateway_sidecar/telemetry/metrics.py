@@ -38,7 +38,7 @@ class Metrics:
             "runtime_type",
         )
         self.state_changes = counter("replica_state_changes", "State changes.", "service", "state")
-        self.probes = counter("probes", "Probes by what was asked and what came of it.", "service", "kind", "outcome")
+        self.probes = counter("probes", "Probes by question and result.", "service", "kind", "outcome")
         self.probe_seconds = Histogram(
             prefix + "probe_duration_seconds",
             "Duration of a probe.",
@@ -54,15 +54,17 @@ class Metrics:
             registry=self.registry,
         )
         self.unanswered_models = gauge(
-            "unanswered_models", "Models with half a prefill-decode pair and nobody else to answer.", "service"
+            "unanswered_models", "Models with half a prefill-decode pair and no other worker that answers.", "service"
         )
         self.registrations = counter("registrations", "Registrations by outcome.", "service", "outcome")
         self.deregistrations = counter("deregistrations", "Deregistrations by reason.", "service", "reason")
         self.drains = counter("drains", "Drains by outcome.", "service", "outcome")
-        self.refused_names = gauge("refused_replicas", "Files that match and cannot be replicas.", "service")
+        self.refused_names = gauge(
+            "refused_replicas", "Files that match the pattern but cannot be replicas.", "service"
+        )
         self.source_up = gauge("source_up", "1 while the service's sources can be read whole.", "service")
         self.tunnel_state = gauge(
-            "tunnel_state", "1 for the state that a replica's SSH tunnel is in.", "service", "replica", "state"
+            "tunnel_state", "1 for the current state of a replica's SSH tunnel.", "service", "replica", "state"
         )
         self._tunnel_states: dict[tuple[str, str], str] = {}
         self.tunnel_links = gauge("tunnel_connections", "SSH connections by whether they are up.", "state")
@@ -78,7 +80,7 @@ class Metrics:
         )
         self.waited_requests = counter(
             "waited_requests",
-            "Requests that came to the waiting room, by what they waited for and what became of them.",
+            "Requests that were held, by what they waited for and how they ended.",
             "service",
             "missing",
             "outcome",
@@ -95,21 +97,21 @@ class Metrics:
         )
         self.requests = counter("requests", "Requests for an answer that have ended, by outcome.", "service", "outcome")
         self.lost_events = gauge(
-            "lost_request_events", "Ends of requests that nginx told of and nobody had time to read."
+            "lost_request_events", "Ends of requests that nginx reported and the daemon had no time to read."
         )
         self.request_rate = gauge(
-            "request_rate", "Requests per second over the last so many seconds.", "service", "role", "window"
+            "request_rate", "Requests per second over the window of this many seconds.", "service", "role", "window"
         )
         self.error_rate = gauge("error_rate", "Failures per second.", "service", "role", "window")
         self.in_flight = gauge("in_flight_requests", "Requests that the router works on.", "service", "role")
         self.latency = gauge(
             "latency_seconds", "Quantiles of latencies.", "service", "role", "kind", "window", "percentile"
         )
-        self.desired_replicas = gauge("desired_replicas", "Replicas that there should be.", "service", "role")
+        self.desired_replicas = gauge("desired_replicas", "Recommended number of replicas.", "service", "role")
         self.scaling_hook_runs = counter("scaling_hook_runs", "Calls of the scaling hook.", "service", "outcome")
         self.bridge_ports = gauge("bridge_ports", "Bridge ports by use.", "use")
         self.service_bridge_ports = gauge(
-            "service_bridge_ports", "Bridge ports that a service holds, those at rest included.", "service"
+            "service_bridge_ports", "Bridge ports that a service holds, including those at rest.", "service"
         )
         self.bridge_port_share = gauge("bridge_port_share", "Bridge ports that each service is sure of.")
         self.nginx_up = gauge("nginx_up", "1 while nginx runs.")
@@ -121,9 +123,7 @@ class Metrics:
         self.peer_addresses = gauge(
             "peer_addresses", "Addresses that replicas are advertised under, by state.", "state"
         )
-        self.record_up = gauge(
-            "record_up", "1 while what the next daemon has to know can be written down.", "directory"
-        )
+        self.record_up = gauge("record_up", "1 while the records for the next daemon can be written.", "directory")
         self.loop_lag = Histogram(
             prefix + "loop_lag_seconds",
             "How late the event loop runs what is due.",

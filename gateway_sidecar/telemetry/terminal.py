@@ -1,4 +1,4 @@
-"""What commands print: whoever wrote a name or a reason, it moves no cursor, colours nothing and begins no line."""
+"""What commands print: a foreign name or reason moves no cursor, colours nothing and begins no line."""
 
 from __future__ import annotations
 

@@ -65,7 +65,7 @@ class AsyncSsh:
                 return PathStatus(PathState(said["state"]), printable(str(said["reason"])))
             except (ValueError, KeyError, TypeError):
                 continue
-        return PathStatus(PathState.FAILED, printable(lines[-1]) if lines else "the process ended without a word")
+        return PathStatus(PathState.FAILED, printable(lines[-1]) if lines else "the process ended without a message")
 
     async def _ask(self, connection: str, question: dict[str, str]) -> None:
         path = self._directory / f"{connection}.ctl"

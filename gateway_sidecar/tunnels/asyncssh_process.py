@@ -1,8 +1,8 @@
 """One asyncssh connection as a process: `python -m gateway_sidecar.tunnels.asyncssh_process NAME`.
 
 It reads its route from `NAME.conf`, connects, and from then on does what it is asked over `NAME.ctl`, one JSON object
-in a line: {"do": "forward" | "cancel", "local": socket's name, "remote": far end}. Whoever connects there is greeted
-with an empty line, which shows that it is alive. It ends with the connection, and its last line says why.
+in a line: {"do": "forward" | "cancel", "local": socket's name, "remote": far end}. It greets each connection there with
+an empty line, which shows that it is alive. It ends with the connection, and its last line says why.
 """
 
 from __future__ import annotations
@@ -27,7 +27,7 @@ from gateway_sidecar.tunnels.files import with_cure
 
 _OURS_ALONE = 0o177
 GREETING = b"\n"
-"""Said to whoever connects: this process is alive, not just there. OpenSSH's says something of its own."""
+"""The greeting of each connection: this process is alive, not just there. OpenSSH's says something of its own."""
 
 
 _Keys = tuple[Sequence[asyncssh.SSHKey], Sequence[asyncssh.SSHKey], Sequence[asyncssh.SSHKey]]
@@ -51,9 +51,7 @@ class _Client(asyncssh.SSHClient):
         if self._has_entry:
             self.refused = PathStatus(PathState.HOST_KEY_CHANGED, f"it shows another {text[0]} key than the known one")
         elif not self._server.trust_first_use or self._server.known_hosts is None:
-            self.refused = PathStatus(
-                PathState.HOST_KEY_UNKNOWN, f"no key is known of it, and it shows a {text[0]} one"
-            )
+            self.refused = PathStatus(PathState.HOST_KEY_UNKNOWN, f"its key is not known, and it shows a {text[0]} key")
         else:
             name = host if port == 22 else f"[{host}]:{port}"
             try:
@@ -162,7 +160,7 @@ def judged(error: BaseException | None) -> PathStatus:
     """What an error of asyncssh, or of the connection below it, means."""
     reason = str(error) or type(error).__name__
     if isinstance(error, TimeoutError):
-        reason = "it did not let us in in time"
+        reason = "it did not accept our login in time"
     elif isinstance(error, OSError) and error.errno is not None and error.errno > 0:
         reason = os.strerror(error.errno)  # asyncio's own words leave that out.
     match error:

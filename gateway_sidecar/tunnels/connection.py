@@ -128,7 +128,7 @@ class SshConnection:
     def detach(self) -> None:
         """Leaves the process running for the next daemon."""
         if self._process is not None:
-            self._process.let_go()
+            self._process.detach()
 
     def _pause_s(self, state: PathState) -> float:
         backoff = _FOR_LONG if state in LASTING else _PASSING
@@ -153,7 +153,7 @@ class SshConnection:
                 raise TunnelFault(*await self._why())
             if awake.now() > deadline:
                 await process.stop(grace_s=_GRACE_S)
-                raise TunnelFault(PathState.UNREACHABLE, "the connection did not come about in time")
+                raise TunnelFault(PathState.UNREACHABLE, "the connection was not made in time")
             await asyncio.sleep(_UP_POLL_S)
         objection = await asyncio.to_thread(self._backend.objection, self.name, self.route)
         if objection is not None:
@@ -190,7 +190,7 @@ class SshConnection:
             return path.exists() and sock.connect_ex(str(path)) == 0
 
     async def _is_alive(self) -> bool:
-        """Whether the process greets whoever connects to its control socket, as both engines' do, in time."""
+        """Whether the process greets a connection to its control socket in time."""
         try:
             async with within(self._dead_s):
                 reader, writer = await asyncio.open_unix_connection(self._directory / f"{self.name}.ctl")

@@ -1,7 +1,5 @@
-"""What of an SSH server's settings can be seen to be of no use on this machine, before anything is tried.
-
-ssh itself says of most of it only that the login was refused, or believes a host anew each time since it cannot write
-down that it did.
+"""Problems of an SSH server's settings that can be seen on this machine before a connection is tried. ssh itself
+reports most of them only as a refused login, or trusts a host anew each time because it cannot record its key.
 """
 
 from __future__ import annotations
@@ -27,12 +25,12 @@ _NO_CIPHER = b"\0\0\0\4none"
 
 
 def first_trouble(servers: Sequence[SshServer]) -> PathStatus | None:
-    """The first thing that somebody has to mend before these servers can be reached; None if nothing is seen."""
+    """The first problem to fix before these servers can be reached; None if there is none."""
     return next((trouble for server in servers for trouble in troubles(server)), None)
 
 
 def troubles(server: SshServer) -> Iterator[PathStatus]:
-    """Whatever is wrong with one server's files and agent, each with its cure. Changes nothing."""
+    """Every problem of one server's files and agent, each with its cure. Changes nothing."""
     if server.key_file is not None and (text := key_trouble(server.key_file, in_agent=server.agent is not None)):
         yield PathStatus(PathState.KEY_UNUSABLE, f"key_file {text}")
     if server.agent is not None and (text := _agent_trouble(server.agent)):
@@ -72,7 +70,7 @@ def _content_trouble(path: str, content: bytes) -> str | None:
         what = "a public key" if content.startswith((b"ssh-", b"ecdsa-", b"sk-")) else "no private key"
         return f"{path} holds {what}; name the private key's file"
     if _is_encrypted(found[1], found[2]):
-        return f"{path} has a passphrase, which nobody can type here; make a key without one, or use an agent"
+        return f"{path} has a passphrase, which the daemon cannot type; make a key without one, or use an agent"
     return None
 
 
@@ -148,7 +146,7 @@ def with_cure(status: PathStatus, server: SshServer) -> PathStatus:
     match status.state:
         case PathState.AUTH_FAILED:
             shown = f"the public half of {server.key_file}" if server.key_file else f"a key of agent {server.agent}"
-            cure = f"it does not take {shown}: enter that in {server.user or 'our user'}'s authorized_keys there"
+            cure = f"it does not accept {shown}; add it to {server.user or 'our user'}'s authorized_keys there"
         case PathState.HOST_KEY_UNKNOWN | PathState.HOST_KEY_CHANGED if "revoked" in status.reason:
             cure = f"so says {listed}"
         case PathState.HOST_KEY_UNKNOWN:

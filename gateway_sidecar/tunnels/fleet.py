@@ -1,4 +1,4 @@
-"""All tunnels of a daemon: which connections they need, and what becomes of those that an earlier daemon left.
+"""All tunnels of a daemon: the connections that they need, and those that an earlier daemon left.
 
 A connection's process is known by its log: it leads a session of its own and writes to a file of ours, whose name is
 made of the whole route. So nothing needs to be written down to find it again, and none is taken for another.
@@ -107,7 +107,7 @@ class TunnelFleet:
         found = writers_below(self.directory)
         self._earlier = {name.removesuffix(".log"): identities for name, identities in found.items()}
 
-    def want(self, tunnels: Collection[Tunnel], *, complete: bool) -> None:
+    def request(self, tunnels: Collection[Tunnel], *, complete: bool) -> None:
         """Keeps these tunnels and no others.
 
         Unless `complete`, what an earlier daemon left may still be somebody's, and stays.
@@ -191,7 +191,7 @@ class TunnelFleet:
         self._logger.info("tunnel.ended", tunnel_to=str(connection.route.target))
 
     async def _end_earlier(self) -> None:
-        """Ends what an earlier daemon left and nobody wants."""
+        """Ends connections of an earlier daemon that no replica needs."""
         earlier, self._earlier = self._earlier, {}
         for name, identities in earlier.items():
             for identity in identities:

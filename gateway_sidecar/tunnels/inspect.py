@@ -1,4 +1,4 @@
-"""What of a tunnel can be seen to be wrong without opening it."""
+"""Problems of a tunnel that can be seen without opening it."""
 
 from __future__ import annotations
 

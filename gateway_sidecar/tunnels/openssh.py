@@ -82,7 +82,7 @@ class OpenSsh:
         return [str(self._program), "-M", "-F", f"{connection}.conf", "target"]
 
     async def forward(self, connection: str, local: str, remote: str) -> None:
-        """Asks the master for one more forward. It says yes to one that it has."""
+        """Asks the master for one more forward. It also accepts a forward that it already has."""
         await self._ask(connection, "forward", local, remote)
 
     async def cancel(self, connection: str, local: str, remote: str) -> None:
@@ -196,7 +196,7 @@ def diagnose(route: SshRoute, said: Sequence[Sequence[str]]) -> PathStatus:
     fault, _ = _fault(said[-1])
     if fault is not None:
         return with_cure(fault, route.target)
-    last = said[-1][-1] if said[-1] else "ssh ended without a word"
+    last = said[-1][-1] if said[-1] else "ssh ended without a message"
     return PathStatus(PathState.FAILED, last)
 
 

@@ -84,7 +84,7 @@ async def test_a_plain_file_is_foreign(probe: EngineProbe, path: Path) -> None:
 
 @pytest.mark.skipif(os.geteuid() != 0, reason="only root can become somebody who may not connect")
 async def test_a_forbidden_socket_is_unknown_and_the_reason_names_the_cure(probe: EngineProbe, path: Path) -> None:
-    """Permissions are ours to mend, not the engine's."""
+    """Permissions are ours to repair, not the engine's."""
     async with HttpReplay.of("vllm-http").serve(path):
         path.chmod(0o600)
         os.seteuid(65534)

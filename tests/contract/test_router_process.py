@@ -97,11 +97,11 @@ async def test_router_that_refuses_its_arguments_is_not_started_with_them_again(
     async with asyncio.timeout(60):
         while router.state is not RouterState.REFUSED:
             await asyncio.sleep(0.001)
-    assert router.reason == ("ended while starting, exit code 2: smg: error: no such option; mend router.args")
+    assert router.reason == ("ended while starting, exit code 2: smg: error: no such option; fix router.args")
     for _ in range(100):  # Where it was tried again, it would be at once.
         await asyncio.sleep(0.005)
     assert router.starts == 1
-    digests.append("mended")
+    digests.append("repaired")
     async with asyncio.timeout(60):
         while router.starts < 2:
             await asyncio.sleep(0.001)

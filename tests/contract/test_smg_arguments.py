@@ -56,4 +56,4 @@ async def test_an_smg_without_that_parser_is_warned_of(tmp_path: Path) -> None:
         program.chmod(0o755)
         [finding] = await check_arguments("chat", settings(command=str(program)))
         assert finding.level is Level.WARN
-        assert "SMG's parser cannot be asked" in finding.text
+        assert "SMG's parser cannot check it" in finding.text

@@ -47,7 +47,7 @@ def no_key(path: Path) -> None:
 @pytest.mark.parametrize(
     ("make", "said"),
     [
-        (with_passphrase, "has a passphrase, which nobody can type here; make a key without one, or use an agent"),
+        (with_passphrase, "has a passphrase, which the daemon cannot type; make a key without one, or use an agent"),
         (with_passphrase_as_pem, "has a passphrase"),
         (public, "holds a public key; name the private key's file"),
         (no_key, "holds no private key"),
@@ -60,7 +60,7 @@ async def test_key_that_cannot_be_used_is_told_before_it_is_tried(
     """ssh itself would only say that the login was refused."""
     make(tmp_path / "key")
     tunnel = Tunnel("chat/r1", route_to(sshd, backend, key_file=str(tmp_path / "key")), "127.0.0.1:1")
-    world.want(tunnel)
+    world.request(tunnel)
     reason = (await world.until(tunnel, PathState.KEY_UNUSABLE)).reason
     assert reason.startswith(f"key_file {tmp_path / 'key'} {said}")
     assert list(file_troubles([tunnel])) == [reason]
@@ -79,7 +79,7 @@ async def test_agent_that_cannot_be_asked(
         ("SSH_AUTH_SOCK", "agent SSH_AUTH_SOCK is not set in the daemon's environment"),
     ):
         tunnel = Tunnel("chat/r1", route_to(sshd, backend, key_file=None, agent=agent), "127.0.0.1:1")
-        world.want(tunnel)
+        world.request(tunnel)
         assert (await world.until(tunnel, PathState.KEY_UNUSABLE)).reason.startswith(said)
 
 
@@ -89,9 +89,9 @@ async def test_refused_key_says_which_and_for_whom(
     """And where to enter it."""
     other = make_key(tmp_path / "other")
     tunnel = Tunnel("chat/r1", route_to(sshd, backend, key_file=str(other)), "127.0.0.1:1")
-    world.want(tunnel)
+    world.request(tunnel)
     reason = (await world.until(tunnel, PathState.AUTH_FAILED)).reason
-    assert reason.endswith(f"the public half of {other}: enter that in root's authorized_keys there")
+    assert reason.endswith(f"the public half of {other}; add it to root's authorized_keys there")
 
 
 async def test_list_of_known_hosts_that_cannot_be_read(
@@ -100,7 +100,7 @@ async def test_list_of_known_hosts_that_cannot_be_read(
     """Named, with what to do."""
     for known, said in ((tmp_path / "none", "is not there; enter the hosts' keys in it"), (tmp_path, "is not a regul")):
         tunnel = Tunnel("chat/r1", route_to(sshd, backend, known_hosts=str(known)), "127.0.0.1:1")
-        world.want(tunnel)
+        world.request(tunnel)
         assert (await world.until(tunnel, PathState.HOST_KEY_UNKNOWN)).reason.startswith(f"known_hosts {known} {said}")
 
 
@@ -110,7 +110,7 @@ async def test_host_without_an_entry_and_changed_one_say_where_to_look(
     """The file, the host's name in it, and the cure."""
     sshd.known_hosts.write_text(f"elsewhere {public_of(sshd.host_key)}\n")
     tunnel = Tunnel("chat/r1", route_to(sshd, backend), "127.0.0.1:1")
-    world.want(tunnel)
+    world.request(tunnel)
     name = f"[{sshd.host}]:{sshd.port}"
     unknown = (await world.until(tunnel, PathState.HOST_KEY_UNKNOWN)).reason
     assert unknown.endswith(f"; enter the key of {name} in {sshd.known_hosts}")
@@ -130,7 +130,7 @@ async def test_first_use_that_cannot_be_written_down_is_refused(
     for known in (tmp_path / "none" / "known", Path("/proc/version")):
         route = route_to(sshd, backend, trust_first_use=True, known_hosts=str(known))
         tunnel = Tunnel("chat/r1", route, "127.0.0.1:1")
-        world.want(tunnel)
+        world.request(tunnel)
         assert str(known) in (await world.until(tunnel, PathState.HOST_KEY_UNKNOWN)).reason
 
 
@@ -141,7 +141,7 @@ async def test_first_use_spoils_no_unfinished_line(
     entry = f"elsewhere {public_of(make_key(tmp_path / 'other'))}"
     sshd.known_hosts.write_text(entry)
     tunnel = Tunnel("chat/r1", route_to(sshd, backend, trust_first_use=True), "127.0.0.1:1")
-    world.want(tunnel)
+    world.request(tunnel)
     await world.until(tunnel, PathState.UP)
     lines = sshd.known_hosts.read_text().splitlines()
     assert lines == [entry, f"[{sshd.host}]:{sshd.port} {public_of(sshd.host_key)}"]
@@ -153,7 +153,7 @@ async def test_revoked_key_is_refused(world: World, sshd: Sshd, backend: Backend
     known = "" if first_use else sshd.known_hosts.read_text()
     sshd.known_hosts.write_text(f"{known}@revoked * {public_of(sshd.host_key)}\n")
     tunnel = Tunnel("chat/r1", route_to(sshd, backend, trust_first_use=first_use), "127.0.0.1:1")
-    world.want(tunnel)
+    world.request(tunnel)
     reason = (await world.until(tunnel, PathState.HOST_KEY_UNKNOWN)).reason
     assert "revoked" in reason
     assert reason.endswith(f"so says {sshd.known_hosts}")
@@ -172,7 +172,7 @@ async def test_host_that_a_known_authority_vouches_for(
     try:
         tunnel = Tunnel("chat/r1", route_to(certified, backend), "127.0.0.1:1")
         certified.known_hosts.write_text(f"@cert-authority * {public_of(other)}\n")
-        world.want(tunnel)
+        world.request(tunnel)
         await world.until(tunnel, PathState.HOST_KEY_UNKNOWN)
         certified.known_hosts.write_text(f"@cert-authority * {public_of(ours)}\n")
         await world.until(tunnel, PathState.UP)
@@ -185,7 +185,7 @@ async def test_hashed_list_of_known_hosts(world: World, sshd: Sshd, backend: Bac
     keygen("-H", "-f", sshd.known_hosts)
     assert sshd.known_hosts.read_text().startswith("|1|")
     tunnel = Tunnel("chat/r1", route_to(sshd, backend), "127.0.0.1:1")
-    world.want(tunnel)
+    world.request(tunnel)
     await world.until(tunnel, PathState.UP)
 
 
@@ -205,7 +205,7 @@ async def test_ipv6_all_the_way(world: World, backend: BackendName, tmp_path: Pa
         for servers in (route.servers, route.servers * 2):
             remote = f"[::1]:{listening.sockets[0].getsockname()[1]}"
             tunnel = Tunnel("chat/r1", replace(route, servers=servers), remote)
-            world.want(tunnel)
+            world.request(tunnel)
             await world.until(tunnel, PathState.UP)
             assert await world.hear(tunnel) == b"six"
     finally:
@@ -221,7 +221,7 @@ async def test_two_jumps(world: World, sshd: Sshd, backend: BackendName, tmp_pat
         servers = tuple(route_to(one, backend).target for one in (first, second, sshd))
         route = replace(route_to(sshd, backend), servers=servers)
         tunnel = Tunnel("chat/r1", route, f"127.0.0.1:{await world.listen(b'far')}")
-        world.want(tunnel)
+        world.request(tunnel)
         await world.until(tunnel, PathState.UP)
         assert await world.hear(tunnel) == b"far"
         second.kill()
@@ -253,7 +253,7 @@ async def test_fifty_replicas_on_one_host(world: World, sshd: Sshd, backend: Bac
     """One connection for all of them; after it was lost all are back."""
     port = await world.listen(b"one")
     tunnels = [Tunnel(f"chat/r{n}", route_to(sshd, backend), f"127.0.0.1:{port}") for n in range(50)]
-    world.want(*tunnels)
+    world.request(*tunnels)
     for tunnel in tunnels:
         await world.until(tunnel, PathState.UP)
     assert len(world.fleet.connections) == 1
@@ -270,15 +270,15 @@ async def test_something_else_listens_at_the_ssh_port(world: World, backend: Bac
     silent = Sshd(tmp_path / "silent")
     with socket.create_server((silent.host, silent.port)):
         tunnel = Tunnel("chat/r1", route_to(silent, backend), "127.0.0.1:1")
-        world.want(tunnel)
+        world.request(tunnel)
         reason = (await world.until(tunnel, PathState.UNREACHABLE)).reason
-        assert reason in ("Connection timed out during banner exchange", "it did not let us in in time")
+        assert reason in ("Connection timed out during banner exchange", "it did not accept our login in time")
 
 
 async def test_stopped_process_is_replaced(world: World, sshd: Sshd, backend: BackendName) -> None:
     """One that is there and does nothing is no tunnel: it is ended when it was silent as long as a path may be."""
     tunnel = Tunnel("chat/r1", route_to(sshd, backend), f"127.0.0.1:{await world.listen(b'one')}")
-    world.want(tunnel)
+    world.request(tunnel)
     await world.until(tunnel, PathState.UP)
     (link,) = world.fleet.connections
     pid = link.pid

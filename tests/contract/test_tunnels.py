@@ -23,7 +23,7 @@ pytestmark = pytest.mark.skipif(SSHD is None, reason="openssh-server is not inst
 async def test_forwards_to_a_port(world: World, sshd: Sshd, backend: BackendName) -> None:
     """What the far end says arrives through an ordinary socket, for our user alone."""
     tunnel = Tunnel("chat/r1", route_to(sshd, backend), f"127.0.0.1:{await world.listen(b'one')}")
-    world.want(tunnel)
+    world.request(tunnel)
     await world.until(tunnel, PathState.UP)
     assert await world.hear(tunnel) == b"one"
     assert world.fleet.socket_of(tunnel).stat().st_mode & 0o777 == 0o600
@@ -39,7 +39,7 @@ async def test_forwards_to_a_unix_socket(world: World, sshd: Sshd, backend: Back
 
     world.servers.append(await asyncio.start_unix_server(talk, far))
     tunnel = Tunnel("chat/r1", route_to(sshd, backend), str(far))
-    world.want(tunnel)
+    world.request(tunnel)
     await world.until(tunnel, PathState.UP)
     assert await world.hear(tunnel) == b"unix"
 
@@ -49,7 +49,7 @@ async def test_two_replicas_of_a_host_share_a_connection(world: World, sshd: Ssh
     route = route_to(sshd, backend)
     one = Tunnel("chat/r1", route, f"127.0.0.1:{await world.listen(b'one')}")
     two = Tunnel("chat/r2", route, f"127.0.0.1:{await world.listen(b'two')}")
-    world.want(one, two)
+    world.request(one, two)
     await world.until(one, PathState.UP)
     await world.until(two, PathState.UP)
     (link,) = world.fleet.connections
@@ -57,7 +57,7 @@ async def test_two_replicas_of_a_host_share_a_connection(world: World, sshd: Ssh
     assert (await world.hear(one), await world.hear(two)) == (b"one", b"two")
     reader, writer = await asyncio.open_unix_connection(world.fleet.socket_of(two))
     assert await reader.read(100) == b"two"
-    world.want(two)
+    world.request(two)
     while world.fleet.socket_of(one).exists():
         await asyncio.sleep(0.02)
     writer.write(b"still")
@@ -71,7 +71,7 @@ async def test_remote_port_closed_is_no_fault_of_the_tunnel(world: World, sshd: 
     """The tunnel is up before the engine is; connections close at once until then."""
     port = free_port()
     tunnel = Tunnel("chat/r1", route_to(sshd, backend), f"127.0.0.1:{port}")
-    world.want(tunnel)
+    world.request(tunnel)
     await world.until(tunnel, PathState.UP)
     assert await world.hear(tunnel) == b""
     await world.listen(b"late", port)
@@ -82,7 +82,7 @@ async def test_remote_port_closed_is_no_fault_of_the_tunnel(world: World, sshd: 
 async def test_killed_server_and_back(world: World, sshd: Sshd, backend: BackendName) -> None:
     """The end is known at once, the way is tried again, and the socket is where it was."""
     tunnel = Tunnel("chat/r1", route_to(sshd, backend), f"127.0.0.1:{await world.listen(b'one')}")
-    world.want(tunnel)
+    world.request(tunnel)
     await world.until(tunnel, PathState.UP)
     with structlog.testing.capture_logs() as events:
         sshd.kill()
@@ -98,7 +98,7 @@ async def test_killed_server_and_back(world: World, sshd: Sshd, backend: Backend
 async def test_frozen_server_is_a_dead_path(world: World, sshd: Sshd, backend: BackendName) -> None:
     """Silence on a connection that answered keepalives is its end: after three of them, here three seconds."""
     tunnel = Tunnel("chat/r1", route_to(sshd, backend), f"127.0.0.1:{await world.listen(b'one')}")
-    world.want(tunnel)
+    world.request(tunnel)
     await world.until(tunnel, PathState.UP)
     sshd.freeze()
     await world.until(tunnel, PathState.DEAD_PATH, within_s=8)
@@ -111,14 +111,14 @@ async def test_refused_connection(world: World, sshd: Sshd, backend: BackendName
     """Nobody listens at the SSH port."""
     sshd.kill()
     tunnel = Tunnel("chat/r1", route_to(sshd, backend), "127.0.0.1:1")
-    world.want(tunnel)
+    world.request(tunnel)
     assert "refused" in (await world.until(tunnel, PathState.REFUSED)).reason
 
 
 async def test_name_that_is_not_known(world: World, sshd: Sshd, backend: BackendName) -> None:
     """A host that does not exist."""
     tunnel = Tunnel("chat/r1", route_to(sshd, backend, host="nowhere.invalid"), "127.0.0.1:1")
-    world.want(tunnel)
+    world.request(tunnel)
     await world.until(tunnel, PathState.NAME_UNKNOWN, within_s=20)
 
 
@@ -129,7 +129,7 @@ async def test_changed_host_key_is_refused(world: World, sshd: Sshd, backend: Ba
     sshd.start()
     for first_use in (False, True):
         tunnel = Tunnel("chat/r1", route_to(sshd, backend, trust_first_use=first_use), "127.0.0.1:1")
-        world.want(tunnel)
+        world.request(tunnel)
         await world.until(tunnel, PathState.HOST_KEY_CHANGED)
 
 
@@ -138,10 +138,10 @@ async def test_unknown_host_key_is_refused_unless_asked(world: World, sshd: Sshd
     sshd.known_hosts.unlink()
     remote = f"127.0.0.1:{await world.listen(b'one')}"
     tunnel = Tunnel("chat/r1", route_to(sshd, backend), remote)
-    world.want(tunnel)
+    world.request(tunnel)
     await world.until(tunnel, PathState.HOST_KEY_UNKNOWN)
     trusting = Tunnel("chat/r1", route_to(sshd, backend, trust_first_use=True), remote)
-    world.want(trusting)
+    world.request(trusting)
     await world.until(trusting, PathState.UP)
     assert public_of(sshd.host_key) in sshd.known_hosts.read_text()
     make_key(sshd.host_key)
@@ -156,11 +156,11 @@ async def test_host_key_in_the_settings(world: World, sshd: Sshd, backend: Backe
     right = Tunnel(
         "chat/r1", route_to(sshd, backend, known_hosts=None, host_key=public_of(sshd.host_key)), "127.0.0.1:1"
     )
-    world.want(right)
+    world.request(right)
     await world.until(right, PathState.UP)
     other = public_of(make_key(tmp_path / "other"))
     wrong = Tunnel("chat/r1", route_to(sshd, backend, known_hosts=None, host_key=other), "127.0.0.1:1")
-    world.want(wrong)
+    world.request(wrong)
     await world.until(wrong, PathState.HOST_KEY_CHANGED)
 
 
@@ -169,11 +169,11 @@ async def test_refused_key_and_unusable_keys(world: World, sshd: Sshd, backend: 
     other = make_key(tmp_path / "other")
     for key, state in ((other, PathState.AUTH_FAILED), (tmp_path / "none", PathState.KEY_UNUSABLE)):
         tunnel = Tunnel("chat/r1", route_to(sshd, backend, key_file=str(key)), "127.0.0.1:1")
-        world.want(tunnel)
+        world.request(tunnel)
         await world.until(tunnel, state)
     other.chmod(0o644)
     tunnel = Tunnel("chat/r1", route_to(sshd, backend, key_file=str(other), user="nobody"), "127.0.0.1:1")
-    world.want(tunnel)
+    world.request(tunnel)
     assert "chmod 0600" in (await world.until(tunnel, PathState.KEY_UNUSABLE)).reason
 
 
@@ -185,7 +185,7 @@ async def test_jump(world: World, sshd: Sshd, backend: BackendName, tmp_path: Pa
         hop = route_to(gate, backend).target
         route = replace(route_to(sshd, backend), servers=(hop, route_to(sshd, backend).target))
         tunnel = Tunnel("chat/r1", route, f"127.0.0.1:{await world.listen(b'far')}")
-        world.want(tunnel)
+        world.request(tunnel)
         await world.until(tunnel, PathState.UP)
         assert await world.hear(tunnel) == b"far"
         sshd.kill()
@@ -206,7 +206,7 @@ async def test_frozen_jump_is_a_dead_path(world: World, sshd: Sshd, backend: Bac
     try:
         servers = (route_to(gate, backend).target, route_to(sshd, backend).target)
         tunnel = Tunnel("chat/r1", replace(route_to(sshd, backend), servers=servers), "127.0.0.1:1")
-        world.want(tunnel)
+        world.request(tunnel)
         await world.until(tunnel, PathState.UP)
         gate.freeze()
         await world.until(tunnel, PathState.DEAD_PATH, within_s=10)
@@ -220,7 +220,7 @@ async def test_stale_socket_file_is_replaced(world: World, sshd: Sshd, backend: 
     stale = await asyncio.start_unix_server(lambda _r, w: w.close(), world.fleet.socket_of(tunnel))
     stale.close()
     assert world.fleet.socket_of(tunnel).is_socket()
-    world.want(tunnel)
+    world.request(tunnel)
     await world.until(tunnel, PathState.UP)
     assert await world.hear(tunnel) == b"one"
 
@@ -228,7 +228,7 @@ async def test_stale_socket_file_is_replaced(world: World, sshd: Sshd, backend: 
 async def test_killed_process_is_begun_again(world: World, sshd: Sshd, backend: BackendName) -> None:
     """SIGKILL leaves the socket's file and the control socket behind; neither is in the way."""
     tunnel = Tunnel("chat/r1", route_to(sshd, backend), f"127.0.0.1:{await world.listen(b'one')}")
-    world.want(tunnel)
+    world.request(tunnel)
     await world.until(tunnel, PathState.UP)
     (link,) = world.fleet.connections
     assert link.pid is not None
@@ -242,14 +242,14 @@ async def test_killed_process_is_begun_again(world: World, sshd: Sshd, backend: 
 async def test_next_daemon_takes_over_in_mid_stream(world: World, sshd: Sshd, backend: BackendName) -> None:
     """The process goes on without us, and who comes next goes on with it: nothing is opened anew."""
     tunnel = Tunnel("chat/r1", route_to(sshd, backend), f"127.0.0.1:{await world.listen(b'one')}")
-    world.want(tunnel)
+    world.request(tunnel)
     await world.until(tunnel, PathState.UP)
     pid = next(iter(world.fleet.connections)).pid
     reader, writer = await asyncio.open_unix_connection(world.fleet.socket_of(tunnel))
     assert await reader.read(100) == b"one"
     await world.fleet.detach()
     world.fleet = world.new_fleet()
-    world.want(tunnel)
+    world.request(tunnel)
     await world.until(tunnel, PathState.UP)
     (link,) = world.fleet.connections
     assert (link.pid, link.starts) == (pid, 0)
@@ -262,16 +262,16 @@ async def test_next_daemon_takes_over_in_mid_stream(world: World, sshd: Sshd, ba
 async def test_leftover_that_nobody_wants_is_ended(world: World, sshd: Sshd, backend: BackendName) -> None:
     """Not before it is known who wants what, and then at once."""
     tunnel = Tunnel("chat/r1", route_to(sshd, backend), "127.0.0.1:1")
-    world.want(tunnel)
+    world.request(tunnel)
     await world.until(tunnel, PathState.UP)
     pid = next(iter(world.fleet.connections)).pid
     assert pid is not None
     await world.fleet.detach()
     world.fleet = world.new_fleet()
-    world.fleet.want([], complete=False)
+    world.fleet.request([], complete=False)
     await asyncio.sleep(0)
     assert start_ticks(pid) is not None
-    world.fleet.want([], complete=True)
+    world.fleet.request([], complete=True)
     async with asyncio.timeout(10):
         while start_ticks(pid) is not None:
             await asyncio.sleep(0.02)
@@ -281,15 +281,15 @@ async def test_files_that_an_earlier_daemon_left_are_removed(world: World, sshd:
     """Once it is known who wants what; what is wanted, or was taken up, keeps its own."""
     route = route_to(sshd, backend)
     one, two = Tunnel("chat/r1", route, "127.0.0.1:1"), Tunnel("chat/r2", route, "127.0.0.1:2")
-    world.want(one, two)
+    world.request(one, two)
     await world.until(one, PathState.UP)
     await world.until(two, PathState.UP)
     await world.fleet.detach()
     (world.directory / "0123456789ab.log").touch()
     world.fleet = world.new_fleet()
-    world.fleet.want([one], complete=False)
+    world.fleet.request([one], complete=False)
     assert world.fleet.socket_of(two).exists()
-    world.want(one)
+    world.request(one)
     assert not world.fleet.socket_of(two).exists()
     assert not (world.directory / "0123456789ab.log").exists()
     await world.until(one, PathState.UP)
@@ -299,7 +299,7 @@ async def test_files_that_an_earlier_daemon_left_are_removed(world: World, sshd:
 async def test_end_leaves_nothing(world: World, sshd: Sshd, backend: BackendName) -> None:
     """No process, no file."""
     tunnel = Tunnel("chat/r1", route_to(sshd, backend), "127.0.0.1:1")
-    world.want(tunnel)
+    world.request(tunnel)
     await world.until(tunnel, PathState.UP)
     pid = next(iter(world.fleet.connections)).pid
     assert pid is not None
@@ -322,7 +322,7 @@ async def test_key_from_an_agent(world: World, sshd: Sshd, backend: BackendName,
         )
         assert await add.wait() == 0
         with_agent = Tunnel("chat/r1", route_to(sshd, backend, key_file=None, agent=str(socket)), "127.0.0.1:1")
-        world.want(with_agent)
+        world.request(with_agent)
         await world.until(with_agent, PathState.UP)
     finally:
         agent.terminate()
@@ -343,7 +343,7 @@ async def test_agent_that_is_not_named_is_not_asked(
     monkeypatch.setenv("SSH_AUTH_SOCK", str(tmp_path / "agent.sock"))
     other = make_key(tmp_path / "other")
     tunnel = Tunnel("chat/r1", route_to(sshd, backend, key_file=str(other)), "127.0.0.1:1")
-    world.want(tunnel)
+    world.request(tunnel)
     await world.until(tunnel, PathState.AUTH_FAILED)
     assert not asked.is_set()
 
@@ -354,7 +354,7 @@ async def test_server_that_forbids_forwarding(world: World, tmp_path: Path) -> N
     sshd.start()
     try:
         tunnel = Tunnel("chat/r1", route_to(sshd, "openssh"), f"127.0.0.1:{await world.listen(b'one')}")
-        world.want(tunnel)
+        world.request(tunnel)
         await world.until(tunnel, PathState.UP)
         assert await world.hear(tunnel) == b""
         async with asyncio.timeout(10):
@@ -367,7 +367,7 @@ async def test_server_that_forbids_forwarding(world: World, tmp_path: Path) -> N
 async def test_nothing_secret_in_the_command_line(world: World, sshd: Sshd, backend: BackendName) -> None:
     """Nor a user, a host or a key's path: whoever may run `ps` learns nothing of the way."""
     tunnel = Tunnel("chat/r1", route_to(sshd, backend), "127.0.0.1:1")
-    world.want(tunnel)
+    world.request(tunnel)
     await world.until(tunnel, PathState.UP)
     (link,) = world.fleet.connections
     command = Path(f"/proc/{link.pid}/cmdline").read_text()
@@ -380,12 +380,12 @@ async def test_machine_without_ssh_says_what_to_install(
     """And goes on by itself once it is there."""
     monkeypatch.setenv("PATH", str(tmp_path))
     tunnel = Tunnel("chat/r1", route_to(sshd, "openssh"), "127.0.0.1:1")
-    world.want(tunnel)
+    world.request(tunnel)
     assert "openssh-client" in (await world.until(tunnel, PathState.NOT_INSTALLED)).reason
     (tmp_path / "ssh").symlink_to("/usr/bin/ssh")
     async with asyncio.timeout(20):
         while not world.fleet.status(tunnel).is_up:
-            world.want(tunnel)
+            world.request(tunnel)
             await asyncio.sleep(0.1)
 
 
@@ -412,7 +412,7 @@ async def test_another_make_of_server(world: World, backend: BackendName, tmp_pa
     target = SshServer("127.0.0.1", server.get_port(), "any", str(user_key), host_key=public_of(host_key))
     route = SshRoute((target,), keepalive_s=1, connect_timeout_s=3, backend=backend)
     tunnel = Tunnel("chat/r1", route, f"127.0.0.1:{await world.listen(b'one')}")
-    world.want(tunnel)
+    world.request(tunnel)
     await world.until(tunnel, PathState.UP)
     assert await world.hear(tunnel) == b"one"
     server.close()

@@ -76,8 +76,8 @@ class World:
             writer.transport.abort()
         await asyncio.gather(*self.talks, return_exceptions=True)
 
-    def want(self, *tunnels: Tunnel) -> None:
-        self.fleet.want(tunnels, complete=True)
+    def request(self, *tunnels: Tunnel) -> None:
+        self.fleet.request(tunnels, complete=True)
 
 
 def route_to(sshd: Sshd, backend: BackendName, **changes: Any) -> SshRoute:

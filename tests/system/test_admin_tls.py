@@ -112,7 +112,7 @@ async def test_only_a_certificate_of_the_right_ca_opens_it(
 
 
 async def test_no_cipher_without_authentication_or_forward_secrecy(make_gateway: MakeGateway, tmp_path: Path) -> None:
-    """A client of TLS 1.2 gets AES-GCM or ChaCha20 over an ephemeral key, or nothing; as at front doors."""
+    """A client of TLS 1.2 gets AES-GCM or ChaCha20 over an ephemeral key, or nothing; as at frontends."""
     gateway = make_gateway()
     remote = Remote(gateway, tmp_path)
     await gateway.start()
@@ -157,7 +157,7 @@ async def test_new_certificates_are_taken_in_by_a_reload(make_gateway: MakeGatew
 async def test_files_that_cannot_be_used_stop_nobody(
     make_gateway: MakeGateway, engine: StartEngine, tmp_path: Path
 ) -> None:
-    """The service runs, status and check say what is wrong, and a reload mends it."""
+    """The service runs, status and check say what is wrong, and a reload repairs it."""
     gateway = make_gateway()
     remote = Remote(gateway, tmp_path)
     kept = remote.server[1].read_bytes()
@@ -172,7 +172,9 @@ async def test_files_that_cannot_be_used_stop_nobody(
     assert (code, "FAIL  admin.tls.certificate" in out) == (1, True), out
     remote.server[1].write_bytes(kept)
     code, out, _ = await gateway.cli("check")
-    assert f"ok    admin: 127.0.0.1:{remote.port} for whom {remote.authority.certificate} vouches" in out
+    assert (
+        f"ok    admin: 127.0.0.1:{remote.port}, for clients with a certificate of {remote.authority.certificate}"
+    ) in out
     assert (await gateway.cli("reload"))[0] == 0
     assert (await gateway.status())["problems"] == []
     assert replica_of(await remote.ask(remote.context(remote.client)), "r1")["state"] == "serving"

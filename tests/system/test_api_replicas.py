@@ -221,13 +221,13 @@ BAD: dict[str, tuple[dict[str, Any], str]] = {
     "key": ({"socket": "/s", "api_key_file": "key"}, "api_key_file: 'key' is relative"),
     "no key": ({"socket": "/s", "api_key_file": "/no/key"}, "api_key_file: '/no/key' no such file; create it"),
     "direct": ({"socket": "/s", "direct": True}, "add advertise: HOST:PORT"),
-    "ssh": ({"ssh": {"host": "h", "forward": "nowhere"}}, "ssh.forward: 'nowhere' is no address of an engine"),
+    "ssh": ({"ssh": {"host": "h", "forward": "nowhere"}}, "ssh.forward: 'nowhere' is not an engine's address"),
     "relative": ({"socket": "s.sock"}, "socket: 's.sock' is relative"),
 }
 
 
 async def test_what_cannot_be_used_is_refused_field_by_field(gateway: Gateway) -> None:
-    """What, where, which value and how to mend it; nothing is written."""
+    """What, where, which value and how to repair it; nothing is written."""
     for what, (entry, words) in BAD.items():
         status, answer = await put(gateway, "a1", **entry)
         assert (status, words in "\n".join(answer["problems"])) == (422, True), (what, answer)

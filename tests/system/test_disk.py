@@ -104,7 +104,7 @@ async def test_disk_that_cannot_be_written_while_the_daemon_runs(
     disk: Disk, make_gateway: MakeGateway, engine: StartEngine, how: str
 ) -> None:
     """All goes on, a new replica and a new router and a new nginx included; told once, and once when it is over."""
-    spoil, mend, words = BROKEN[how]
+    spoil, repair, words = BROKEN[how]
     gateway = on(disk, make_gateway)
     await gateway.start()
     await engine(gateway.socket("r1"))
@@ -135,7 +135,7 @@ async def test_disk_that_cannot_be_written_while_the_daemon_runs(
     ):
         assert response.status == 200, "an nginx that was started meanwhile keeps its bodies elsewhere"
     assert len(gateway.events("state.not_written")) == 1
-    mend(disk)
+    repair(disk)
     await gateway.until(lambda s: not any(line.startswith("state:") for line in s["problems"]))
     assert len(gateway.events("state.written_again")) == 1
     assert await record_up(gateway, "state") == 1
@@ -148,7 +148,7 @@ async def test_daemon_that_starts_on_a_disk_that_cannot_be_written(
     disk: Disk, make_gateway: MakeGateway, engine: StartEngine, how: str
 ) -> None:
     """It serves as on any other day; what its children write goes to run_dir, and `status` says so."""
-    spoil, mend, words = BROKEN[how]
+    spoil, repair, words = BROKEN[how]
     spoil(disk)
     gateway = on(disk, make_gateway)
     await gateway.start()
@@ -167,7 +167,7 @@ async def test_daemon_that_starts_on_a_disk_that_cannot_be_written(
     after = await gateway.until(is_served({"r1": "serving"}, words))
     assert service_of(after)["router"]["pid"] == service_of(status)["router"]["pid"]
     assert after["nginx"]["pid"] == status["nginx"]["pid"]
-    mend(disk)
+    repair(disk)
     await gateway.until(lambda s: not any(line.startswith("state:") for line in s["problems"]))
     assert len(gateway.events("state.written_again")) == 1
     spoil(disk)

@@ -1,4 +1,4 @@
-"""Whatever front door a configuration can describe is served, adopted, changed, and refused whole, and nobody says
+"""Whatever frontend a configuration can describe is served, adopted, changed, and refused whole, and nobody says
 otherwise: `status`, `plan`, `check`, exit codes, metrics and what a client gets agree at every step.
 
 `make doors EXAMPLES=60` draws so many at random.
@@ -203,7 +203,7 @@ class Site:
 
 
 def _moving(status: Status) -> bool:
-    """Whether something is under way that front doors have nothing to do with."""
+    """Whether something is under way that frontends have nothing to do with."""
     return any(
         service["router"]["state"] != "up" or any(row["state"] != "serving" for row in service["replicas"])
         for service in status["services"]
@@ -218,7 +218,7 @@ def _split(address: str) -> tuple[str, int]:
 
 
 class Client:
-    """Asks one address of one service what its front door says that it must answer."""
+    """Asks one address of one service what its frontend says that it must answer."""
 
     def __init__(self, site: Site, service: ServiceSettings, address: str, *, tls: bool, named: bool) -> None:
         self._site, self._service, self._address = site, service, address
@@ -243,7 +243,7 @@ class Client:
             await self._speaks_tls(allowed)
 
     def _questions(self) -> Iterator[tuple[str, str, str | None, int, bytes, int, str | None]]:
-        """Method, path, key, bytes announced, body -> status (0: any but a refusal by the front door), code."""
+        """Method, path, key, bytes announced, body -> status (0: any but a refusal by the frontend), code."""
         door, auth = self._door, self._door.auth
         public = auth is None or "/v1/models" in auth.public_paths
         nobody = (200, None) if public else (401, "invalid_api_key")

@@ -175,7 +175,7 @@ async def test_a_broken_file_changes_nothing_and_is_told(make_gateway: MakeGatew
     file.chmod(0o600)
     await gateway.until(lambda status: not problem(status))
     assert {row["part"] for row in gateway.events("frontend.refused")} == {"keys"}
-    assert gateway.events("frontend.mended")
+    assert gateway.events("frontend.repaired")
 
 
 async def test_a_key_ends_by_itself(make_gateway: MakeGateway, engine: StartEngine) -> None:
@@ -412,7 +412,7 @@ async def test_keys_by_command(make_gateway: MakeGateway) -> None:
     for arguments, words in {
         ("add", "alice"): "has a key 'alice' already",
         ("add", "a b"): "is not a key's name",
-        ("add", "bob", "--expires", "soon"): "--expires: 'soon' is no date",
+        ("add", "bob", "--expires", "soon"): "--expires: 'soon' is not a date",
         ("revoke", "bob"): "has no key 'bob'",
     }.items():
         code, _, err = await gateway.cli("key", *arguments, "--file", str(file), config=False)

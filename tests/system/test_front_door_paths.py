@@ -129,7 +129,7 @@ class Answer:
 
     @property
     def refused(self) -> bool:
-        """Whether the front door itself said that there is nothing at this path (the router has other words)."""
+        """Whether the frontend itself said that there is nothing at this path (the router has other words)."""
         return self.status == 404 and "There is nothing at this path." in self.body
 
 
@@ -335,7 +335,7 @@ async def test_what_is_no_request_is_refused_in_the_same_form(make_gateway: Make
 
 
 def test_the_lists_are_complete() -> None:
-    """Every route of the router is on one list, and the front door's own lists have all of them."""
+    """Every route of the router is on one list, and the frontend's own lists have all of them."""
     ids = re.compile(r"(resp|conv|item|model)_1")
     assert {ids.sub("*", path) for path in ROUTES} == set(PATHS.inference)
     assert set(INFORMATION) == set(PATHS.fleet)

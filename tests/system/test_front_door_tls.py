@@ -430,7 +430,7 @@ async def test_browsers_of_allowed_origins(make_gateway: MakeGateway, engine: St
 
 
 async def test_answers_to_browsers_have_one_origin(make_gateway: MakeGateway, engine: StartEngine) -> None:
-    """The router's own word on origins does not stand beside the front door's."""
+    """The router's own word on origins does not stand beside the frontend's."""
     gateway = make_gateway()
     gateway.settings["services"][0]["frontend"] = {"cors": {"origins": ["*"]}}
     await gateway.start()

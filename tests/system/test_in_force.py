@@ -77,7 +77,7 @@ class Doors:
     async def again(self, nginx: Nginx) -> Nginx:
         """Another daemon's: it knows nothing but the process."""
         assert nginx.process is not None
-        nginx.process.let_go()
+        nginx.process.detach()
         other = self.begin()
         assert await other.adopt(nginx.process.identity)
         return other
@@ -115,7 +115,7 @@ def short_path() -> Any:
 
 
 def every_door(doors: Doors) -> list[dict[str, Any]]:
-    """Front doors that differ in all that decides how nginx listens, and in a random part of the rest."""
+    """Frontends that differ in all that decides how nginx listens, and in a random part of the rest."""
     chosen = random.Random(13)
     tls = {"certificate": str(doors.pem), "key": str(doors.pem.with_suffix(".key"))}
     found = []
@@ -452,14 +452,14 @@ async def test_a_service_refused_at_adoption_holds_up_no_other(make_gateway: Mak
 
 
 def status_of_nothing(port: int) -> int:
-    """What a front door says to a path that it does not pass. Blocks."""
+    """What a frontend says to a path that it does not pass. Blocks."""
     with socket.create_connection(("127.0.0.1", port), timeout=10) as stream:
         stream.sendall(b"GET /nothing HTTP/1.0\r\n\r\n")
         return int(stream.recv(4096).split()[1])
 
 
-async def test_nginx_is_back_as_soon_as_its_file_is_mended(make_gateway: MakeGateway) -> None:
-    """A reload that mends what kept it down does not wait for the next try."""
+async def test_nginx_is_back_as_soon_as_its_file_is_repaired(make_gateway: MakeGateway) -> None:
+    """A reload that repairs what kept it down does not wait for the next try."""
     gateway = make_gateway()
     program = gateway.directory / "nginx"
     works = '#!/bin/sh\nexec /usr/sbin/nginx "$@"\n'

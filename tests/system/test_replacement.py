@@ -133,7 +133,7 @@ async def test_arguments_that_smg_refuses_are_told_at_once(make_gateway: MakeGat
         async with asyncio.timeout(100):  # The settings' 300 s would be waited for.
             code, out, err = await gateway.cli("reload")
         assert (code, out) == (1, "nothing changed\n")
-        assert "exit code 2: smg: error: unrecognized arguments: --no-such-option 1; mend router.args" in err
+        assert "exit code 2: smg: error: unrecognized arguments: --no-such-option 1; fix router.args" in err
     status = await gateway.status()
     assert service_of(status)["router"]["pid"] == before["pid"]
     assert "unrecognized arguments" in service_of(status)["router"]["reason"]

@@ -43,7 +43,7 @@ async def test_run_directory_removed_while_running(gateway: Gateway, engine: Sta
     assert code != 0
     assert "another gateway-sidecar" in err
     assert (await stream).split()[-1] == "159"
-    assert {name for event in gateway.events("run_dir.mended") for name in event["removed"]} == {
+    assert {name for event in gateway.events("run_dir.repaired") for name in event["removed"]} == {
         "nginx's configuration", "chat: bridges", "chat: gate",
         "lock", "admin.sock", "hold.sock", "holder of hold.sock",
     }  # fmt: skip
@@ -53,19 +53,19 @@ async def test_run_directory_removed_while_running(gateway: Gateway, engine: Sta
 
 
 async def test_run_directory_that_cannot_be_made_again_is_told(gateway: Gateway, engine: StartEngine) -> None:
-    """Once, in the log and in the metrics, since nobody can ask for the status; mended as soon as that is possible."""
+    """Once, in the log and in the metrics, since nobody can ask for the status; repaired as soon as possible."""
     await engine(gateway.socket("r1"))
     await gateway.until_states({"r1": "serving"})
     run_dir = gateway.directory / "run"
     shutil.rmtree(run_dir)
     run_dir.write_text("in the way")
     async with asyncio.timeout(15):
-        while not gateway.events("run_dir.not_mended") or not await record_is_down(gateway):
+        while not gateway.events("run_dir.not_repaired") or not await record_is_down(gateway):
             await asyncio.sleep(0.05)
     run_dir.unlink()
     await gateway.until(lambda s: not s["problems"] and states_of(s) == {"r1": "serving"})
     assert "r1" in await ask(gateway, "tiny", stream=False)
-    assert len(gateway.events("run_dir.not_mended")) == 1
+    assert len(gateway.events("run_dir.not_repaired")) == 1
 
 
 async def record_is_down(gateway: Gateway) -> bool:

@@ -137,7 +137,7 @@ async def test_not_even_root_bridges_the_daemons_own(gateway: Gateway) -> None:
     )
     assert "which is the daemon's own" in refused(status)["linked"]
     assert "which the daemon itself uses" in refused(status)["admin"]
-    assert "a socket of the gateway's own" in replica_of(status, "alive")["reason"]
+    assert "one of the gateway's own sockets" in replica_of(status, "alive")["reason"]
 
 
 async def test_whatever_the_daemon_starts_is_its_users_and_has_no_capability(gateway: Gateway, start: StartAs) -> None:
@@ -305,8 +305,8 @@ async def test_a_directory_for_each_user(make_gateway: MakeGateway, start: Start
     [
         ("run", lambda path: give(path, OTHER, 0o750), f"belongs to user {OTHER.uid}; name another directory"),
         ("state", lambda path: give(path, OTHER, 0o700), f"belongs to user {OTHER.uid}; name another directory"),
-        ("run", lambda path: path.chmod(0o770), "others than its owner may write in"),
-        ("state", lambda path: path.chmod(0o1777), "others than its owner may write in"),
+        ("run", lambda path: path.chmod(0o770), "users other than its owner may write in"),
+        ("state", lambda path: path.chmod(0o1777), "users other than its owner may write in"),
         ("run", lambda path: path.parent.chmod(0o777), "others may rename what is in"),
     ],
 )
@@ -388,8 +388,8 @@ async def test_a_planted_run_dir_is_not_taken_for_the_one_that_was_removed(
     shutil.rmtree(run_dir)
     assert await OTHER.does(*plant, run_dir)
     gateway.process.send_signal(signal.SIGCONT)
-    await gateway.until_logged("run_dir.not_mended")
-    assert words in str(gateway.events("run_dir.not_mended"))
+    await gateway.until_logged("run_dir.not_repaired")
+    assert words in str(gateway.events("run_dir.not_repaired"))
     assert not {"bridges", "gates", "lock", "admin.sock"} & {
         it.name for at in (run_dir, state_dir) for it in at.iterdir()
     }

@@ -120,7 +120,7 @@ def tmp_path() -> Iterator[Path]:
 async def door(
     directory: Path, frontend: FrontendSettings, router: Router, **more: Any
 ) -> AsyncIterator[tuple[str, aiohttp.ClientSession]]:
-    """A front door before the router; its URL and a client."""
+    """A frontend before the router; its URL and a client."""
     async with AsyncExitStack() as stack:
         behind = await stack.enter_async_context(listening(router.answer))
         url = await stack.enter_async_context(

@@ -257,7 +257,7 @@ async def test_id_in_two_sources_is_that_of_the_first(
     await gateway.start()
     status = await gateway.until_states({"r1": "serving", "r2": "serving"})
     assert [replica_of(status, r)["source"] for r in ("r1", "r2")] == ["sockets", "inventory"]
-    assert "that of sockets counts" in status["services"][0]["source"]["refused"]["r1"]
+    assert "; sockets counts" in status["services"][0]["source"]["refused"]["r1"]
     assert [row["replica"] for row in gateway.events("replica.refused")] == ["r1"]
 
 

@@ -32,18 +32,18 @@ def router_pid(status: Status) -> int:
 
 
 def broken_router(gateway: Gateway) -> None:
-    """Lets every further start of the router fail, until `mend_router`."""
+    """Lets every further start of the router fail, until `repair_router`."""
     path = gateway.directory / "smg"
     path.write_text("#!/bin/sh\nexit 1\n")
 
 
 def use_own_router_script(gateway: Gateway) -> None:
-    """A router command that the test can break and mend."""
-    mend_router(gateway)
+    """A router command that the test can break and repair."""
+    repair_router(gateway)
     gateway.settings["services"][0]["router"] = {"command": str(gateway.directory / "smg")}
 
 
-def mend_router(gateway: Gateway) -> None:
+def repair_router(gateway: Gateway) -> None:
     import sys
     from pathlib import Path
 
@@ -59,7 +59,7 @@ def is_back(status: Status, *, restarts: int, wanted: dict[str, str]) -> bool:
 
 
 async def lose_router(gateway: Gateway, engine: StartEngine) -> SimulatedEngine:
-    """Starts the gateway with one replica, then ends its router until `mend_router`. The replica's engine."""
+    """Starts the gateway with one replica, then ends its router until `repair_router`. The replica's engine."""
     use_own_router_script(gateway)
     await gateway.start()
     here = await engine(gateway.socket("r1"))
@@ -93,7 +93,7 @@ async def test_requests_wait_for_the_router_and_then_succeed(make_gateway: MakeG
         await gateway.until(lambda s: service_of(s)["waiting"] == 52)
         leaving.cancel()
         await gateway.until(lambda s: service_of(s)["waiting"] == 51)
-        mend_router(gateway)
+        repair_router(gateway)
         answers = await asyncio.gather(*waiting)
         async with await sending as response:
             assert response.status == 200
@@ -119,7 +119,7 @@ async def test_requests_go_on_waiting_while_the_waiting_rooms_socket_is_gone(
                 await asyncio.sleep(0.01)
         waiting += [asyncio.create_task(post(session, gateway)) for _ in range(2)]
         await gateway.until(lambda s: service_of(s)["waiting"] == 5)
-        mend_router(gateway)
+        repair_router(gateway)
         assert Counter(code for code, _ in await asyncio.gather(*waiting)) == {200: 5}
 
 
@@ -141,7 +141,7 @@ async def test_requests_go_on_waiting_while_the_daemon_is_restarted(
             await gateway.start(ready=False)
             await gateway.until(partial(are_waiting, 20 + 20 * restarts), within_s=30)
         assert not any(task.done() for task in waiting)
-        mend_router(gateway)
+        repair_router(gateway)
         assert Counter(code for code, _ in await asyncio.gather(*waiting)) == {200: 60}
     assert here.ledger.received == 60, "each was sent once"
     assert len(holders(gateway)) == 1
@@ -207,7 +207,7 @@ async def test_daemon_that_cannot_start_leaves_the_door_as_it_was(
         assert len(holders(gateway)) == 1
         await gateway.start(ready=False)
         await gateway.until(partial(are_waiting, 1))
-        mend_router(gateway)
+        repair_router(gateway)
         assert (await waiting)[0] == 200
     assert len(holders(gateway)) == 1
 

@@ -39,7 +39,7 @@ class PlayedProcess:
             await asyncio.sleep(grace_s)
         self.end()
 
-    def let_go(self) -> None:
+    def detach(self) -> None:
         self.is_let_go = True
 
 

@@ -68,7 +68,7 @@ class PlayedRouter:
     async def stop(self, grace_s: float) -> None:
         self.process.end()
 
-    async def let_go(self) -> None:
+    async def detach(self) -> None:
         self.is_let_go = True
 
     async def read(self) -> list[str]:

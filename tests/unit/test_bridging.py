@@ -36,7 +36,7 @@ async def test_a_link_that_cannot_be_made_is_told_once_and_tried_again(
             patch.setattr(PlayedLinks, "link", fail)
             world.appear("r1")
             await asyncio.sleep(60)
-            assert world.tenure("r1").bridge.problem == "cannot make the bridge's link: disk full"
+            assert world.tenure("r1").bridge.problem == "cannot make the bridge's symlink: disk full"
             assert world.router.workers == {}
             assert events(world).count("replica.not_bridged") == 1
         await world.until(lambda: world.serves("r1"))
@@ -59,7 +59,7 @@ async def test_a_link_that_cannot_be_removed_is_tried_again_and_its_port_given_t
             world.vanish("r1")
             await asyncio.sleep(30)
             assert tenure.bridge.port in world.leases.leased
-            assert "cannot remove the bridge's link" in str(tenure.bridge.problem)
+            assert "cannot remove the bridge's symlink" in str(tenure.bridge.problem)
         await world.at_rest()
         assert world.links.led == {}
 
@@ -99,7 +99,7 @@ async def test_nothing_leads_to_an_engine_before_its_key_is_shown(
 ) -> None:
     """Every request would be refused."""
     keyed(monkeypatch)
-    monkeypatch.setattr(PlayedKeys, "want", lambda *_: KeyState(None, "nginx refuses it"))
+    monkeypatch.setattr(PlayedKeys, "request", lambda *_: KeyState(None, "nginx refuses it"))
     async with worlds() as world:
         (world.directory / "r1.yaml").write_text("secret")
         world.appear("r1")
@@ -108,7 +108,7 @@ async def test_nothing_leads_to_an_engine_before_its_key_is_shown(
         assert world.router.workers == {}
         assert world.tenure("r1").bridge.key_problem == "nginx refuses it"
         assert world.states() == {"r1": ReplicaState.REGISTERING}
-        monkeypatch.setattr(PlayedKeys, "want", lambda _self, port, _to: KeyState(Path(f"/k/{port}"), None))
+        monkeypatch.setattr(PlayedKeys, "request", lambda _self, port, _to: KeyState(Path(f"/k/{port}"), None))
         await world.until(lambda: world.serves("r1"))
 
 
@@ -119,7 +119,7 @@ async def test_a_key_that_is_taken_away_leads_to_the_engine_itself(
     """On the same port; the router, which shows the key too, is told."""
     keyed(monkeypatch)
     left: list[int] = []
-    monkeypatch.setattr(PlayedKeys, "leave", lambda _self, port: left.append(port))
+    monkeypatch.setattr(PlayedKeys, "withdraw", lambda _self, port: left.append(port))
     async with worlds() as world:
         (world.directory / "r1.yaml").write_text("secret")
         world.appear("r1")

@@ -21,10 +21,10 @@ def test_what_is_recommended_and_who_is_told(tmp_path: Path) -> None:
     assert found("") == []
     words = "chat: 0 to 8 replicas are recommended, by rps, target 5; "
     settings = ", scaling: {metric: rps, target: 5, min: 0, max: 8"
-    assert found(settings + "}") == [(Level.OK, words + "no hook is told")]
-    assert found(settings + ", hook: {command: [/bin/sh, -c, ':']}}") == [(Level.OK, words + "/bin/sh is told")]
+    assert found(settings + "}") == [(Level.OK, words + "there is no hook")]
+    assert found(settings + ", hook: {command: [/bin/sh, -c, ':']}}") == [(Level.OK, words + "the hook is /bin/sh")]
     assert found(settings + ", hook: {webhook: 'https://u:pw@a:1/secret?t=s'}}") == [
-        (Level.OK, words + "https://a:1 is told")
+        (Level.OK, words + "the hook is https://a:1")
     ]
     hook = tmp_path / "hook"
     hook.touch(mode=0o600)

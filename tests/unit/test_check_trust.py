@@ -49,7 +49,7 @@ def test_an_inventory_that_others_may_change_is_told_of(place: Path, mode: int, 
     inventory.chmod(mode)
     found = list(SOURCES["inventory"].advise(str(inventory)))
     assert len(found) == is_told
-    assert all("others than its owner may write" in text for text in found)
+    assert all("users other than its owner may write" in text for text in found)
     assert list(SOURCES["inventory"].advise(f"{place}/none.yaml")) == []
 
 
@@ -60,7 +60,10 @@ def test_a_directory_that_others_may_write_in_is_a_fault(place: Path) -> None:
     assert _directory("run_dir", kept).level is Level.OK
     assert _directory("run_dir", kept / "deep").level is Level.OK
     kept.chmod(0o707)
-    for path, words in ((kept, "others than its owner may write in"), (kept / "deep", "others may rename what is in")):
+    for path, words in (
+        (kept, "users other than its owner may write in"),
+        (kept / "deep", "others may rename what is in"),
+    ):
         finding = _directory("run_dir", path)
         assert finding.level is Level.FAIL
         assert words in finding.text

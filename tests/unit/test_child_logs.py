@@ -27,7 +27,7 @@ class Site:
     def __init__(self, directory: Path, patch: pytest.MonkeyPatch) -> None:
         patch.setattr(child_logs, "rss_bytes", lambda _: 4096)
         self.nginx, self.peers, self.chat = (ChildLog(directory / name) for name in ("nginx", "peers", "chat"))
-        self.mended = 0
+        self.repaired = 0
         self.memory: list[int] = []
         self.problems = Problems()
         self.problems.of("disk").set("of another part")
@@ -39,7 +39,7 @@ class Site:
         service = SimpleNamespace(
             routers=[self.router], router=self.router, slots=SimpleNamespace(note_memory=self.memory.append)
         )
-        nginx = SimpleNamespace(log=self.nginx, mend_temp=self._mend)
+        nginx = SimpleNamespace(log=self.nginx, repair_temp=self._repair)
         self.logs = ChildLogs(
             lambda: cast("Any", {"chat": service}), cast("Any", nginx), self.peers, self.problems, self.metrics
         )
@@ -48,8 +48,8 @@ class Site:
     def said(self) -> list[tuple[str, str, str]]:
         return [(each["event"], each["log_level"], each.get("text", "")) for each in self.log]
 
-    async def _mend(self) -> None:
-        self.mended += 1
+    async def _repair(self) -> None:
+        self.repaired += 1
 
     def _read(self, line: str) -> LogLine | None:
         return LogLine("warning", line.removeprefix("W ")) if line.startswith("W ") else None
@@ -135,4 +135,4 @@ async def test_the_routers_memory_is_looked_at_while_it_runs(tmp_path: Path, mon
 async def test_directories_of_nginx_are_put_back_now_and_then(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     async with site(tmp_path, monkeypatch) as it:
         await asyncio.sleep(60)
-        assert 10 <= it.mended <= 13
+        assert 10 <= it.repaired <= 13

@@ -252,7 +252,7 @@ async def test_nginx_is_listened_to_where_it_sends_and_who_cannot_listen_says_so
         assert it.signals.of["chat"].traffic is not None
         it.events = None
         await asyncio.sleep(30)
-        assert "which an earlier version started" in str(it.signals.events_problem)
+        assert "was started by an earlier version" in str(it.signals.events_problem)
         assert it.signals.of["chat"].traffic is None
         it.events, it.listener.fault = EVENTS, OSError(98, "Address already in use")
         await asyncio.sleep(30)
@@ -317,7 +317,7 @@ async def test_a_replicas_page_is_read_once_for_all_who_ask(monkeypatch: pytest.
             await it.signals.replica_page(service, ReplicaId("r0"))
         assert not it.signals.may_have_a_page(tenure)
         tenure.probe.facts = None
-        with pytest.raises(MetricsError, match="not known yet"):
+        with pytest.raises(MetricsError, match="not identified yet"):
             await it.signals.replica_page(service, ReplicaId("r0"))
 
 

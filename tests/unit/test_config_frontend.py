@@ -1,4 +1,4 @@
-"""The front door's settings: one clear line for each mistake."""
+"""The frontend's settings: one clear line for each mistake."""
 
 from __future__ import annotations
 
@@ -75,13 +75,13 @@ def problems(*frontends: dict[str, Any]) -> list[str]:
         ({"auth": {"url": "http://127.0.0.1:1", "name_header": "X-Y"}}, "auth: name_header needs keys_file"),
         ({"limits": [{"per": "ip"}]}, "limits[0]: limits nothing"),
         ({"limits": [{"per": "ip", "concurrent": 1, "burst": 1}]}, "limits[0]: burst means nothing without rps"),
-        ({"limits": [{"per": "user", "rps": 1}]}, "limits[0].per: 'user' is nothing that requests can be counted by"),
+        ({"limits": [{"per": "user", "rps": 1}]}, "limits[0].per: 'user' cannot tell requests apart"),
         ({"limits": [{"per": "header:a b", "rps": 1}]}, "limits[0].per: 'a b' is not a header's name"),
         ({"limits": [{"per": "ip", "rps": 0}]}, "limits[0].rps: 0 is too small"),
         ({"limits": [{"per": "ip", "rps": 0.001}]}, "limits[0].rps: 0.001 is not a whole number of requests a minute"),
         ({"limits": [{"per": "ip", "rps": 1, "path": "chat"}]}, "limits[0].path: 'chat' is not a path"),
         ({"limits": [{"per": "ip", "concurrent": 0}]}, "limits[0].concurrent: 0 is too small"),
-        ({"limits": [{"per": "key", "rps": 1}]}, "limits[0].per: nobody has a key without auth.keys_file"),
+        ({"limits": [{"per": "key", "rps": 1}]}, "limits[0].per: no client has a key without auth.keys_file"),
         ({"cors": {"origins": ["chat.example.com"]}}, "cors.origins[0]: 'chat.example.com' is not an origin"),
         ({"cors": {"origins": []}}, "cors.origins: is empty"),
         ({"cors": {"origins": ["https://a/"]}}, "cors.origins[0]: 'https://a/' is not an origin"),
@@ -157,7 +157,7 @@ def test_open_doors_are_warned_of() -> None:
 
 
 def test_the_documents_example_is_the_example() -> None:
-    """`docs/front-door.md` shows a configuration that works."""
+    """`docs/frontend.md` shows a configuration that works."""
     root = Path(__file__).parents[2]
-    shown = (root / "docs" / "front-door.md").read_text().split("```yaml\n")[1].split("```")[0]
+    shown = (root / "docs" / "frontend.md").read_text().split("```yaml\n")[1].split("```")[0]
     assert shown in (root / "examples" / "front-door.yaml").read_text()

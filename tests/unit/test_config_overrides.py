@@ -180,8 +180,8 @@ def test_roots_notes_name_a_key_where_nobody_else_can_place_the_socket(beside: P
     assert load_overrides(beside, 4711).api_key == "sk-123"
     beside.parent.chmod(0o3775)
     (found,) = problems(beside, 4711)
-    assert "others than its owner may write in" in found
-    assert "its key would be shown to whoever places that socket; give the file and its key to user 4711" in found
+    assert "users other than its owner may write in" in found
+    assert "anyone who places that socket would be sent its key; give the file and its key to user 4711" in found
     evil = beside.with_name("evil.yaml")
     evil.symlink_to(beside.name)
     os.chown(evil, 4711, 4711, follow_symlinks=False)
@@ -196,7 +196,7 @@ def test_notes_that_others_may_change_name_no_key(beside: Path) -> None:
     beside.write_text("api_key_file: r1.key\n")
     beside.chmod(0o664)
     (found,) = problems(beside)
-    assert found.startswith("r1.yaml:1: api_key_file: others than its owner may change")
+    assert found.startswith("r1.yaml:1: api_key_file: users other than its owner may change")
     beside.write_text("priority: 3\n")
     assert load_overrides(beside, os.geteuid()).priority == 3
 
@@ -231,7 +231,7 @@ def test_mistakes_in_an_address(beside: Path) -> None:
     assert said.startswith("r1.yaml:1: advertise: 'gpu7:8000': host 'gpu7' is not an IP address")
     beside.write_text("advertise: 0.0.0.0:8000\n")
     (said,) = problems(beside)
-    assert "is no single machine's address" in said
+    assert "is not the address of a single machine" in said
     beside.write_text("priority: 1\ndirect: true\n")
     assert problems(beside) == [
         "r1.yaml:2: direct: true says that this machine reaches the replica itself, but not where;"

@@ -100,10 +100,10 @@ class Outside:
     def unlink(self, port: int) -> None:
         del self.left[port]
 
-    async def mend_files(self, services: object) -> bool:
+    async def repair_files(self, services: object) -> bool:
         return False
 
-    async def mend_temp(self) -> None:
+    async def repair_temp(self) -> None:
         return
 
     def take_over_key(self, key: str) -> None:
@@ -136,7 +136,7 @@ class Outside:
         while True:
             await asyncio.sleep(60)
 
-    def want(self, tunnels: object, *, complete: bool) -> None:
+    def request(self, tunnels: object, *, complete: bool) -> None:
         return
 
     async def close(self) -> None:
@@ -145,11 +145,12 @@ class Outside:
     async def end(self) -> None:
         self.done.append("tunnels ended")
 
-    def let_go(self) -> None:
-        self.done.append("let go")
-
-    async def detach(self) -> None:
-        self.done.append("let go")
+    def detach(self) -> asyncio.Future[None]:
+        """Of all of them: that of tunnels is awaited."""
+        self.done.append("detached")
+        done = asyncio.get_running_loop().create_future()
+        done.set_result(None)
+        return done
 
 
 class Site:
@@ -288,7 +289,7 @@ async def test_it_ends_and_all_goes_on_for_the_next_daemon(tmp_path: Path, monke
         site.outside.done.clear()
         site.daemon.end(stop_all=False)
         await task
-        assert site.outside.done == ["listeners closed", "let go", "let go", "let go"]
+        assert site.outside.done == ["listeners closed", "detached", "detached", "detached"]
         assert site.chat.router.is_let_go
         assert site.chat.router.process.running
         assert site.outside.process is not None
@@ -337,7 +338,7 @@ async def test_a_loop_that_ends_ends_the_daemon(tmp_path: Path, monkeypatch: pyt
         site.chat.fault = ZeroDivisionError("a fault of ours")
         with pytest.raises(ZeroDivisionError):
             await task
-        assert site.outside.done[-4:] == ["listeners closed", "let go", "let go", "let go"]
+        assert site.outside.done[-4:] == ["listeners closed", "detached", "detached", "detached"]
 
 
 @in_fake_time

@@ -1,4 +1,4 @@
-"""The random front doors of the tests are all that a configuration can describe."""
+"""The random frontends of the tests are all that a configuration can describe."""
 
 from __future__ import annotations
 

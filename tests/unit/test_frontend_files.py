@@ -47,7 +47,7 @@ def test_a_key_may_expire() -> None:
 @pytest.mark.parametrize(
     ("text", "expected"),
     [
-        (f"alice:{A} expires=soon", "f:1: expires: 'soon' is no date"),
+        (f"alice:{A} expires=soon", "f:1: expires: 'soon' is not a date"),
         (f"alice:{A} expires=", "f:1: is not NAME:SHA256"),
         (f"alice:{A} 2027-01-31", "f:1: is not NAME:SHA256"),
         (f"alice:{A} expires=2027-01-31\nalice:{B}", "f:2: 'alice' is named in line 1 already"),
@@ -121,7 +121,7 @@ def test_a_key_is_revoked_in_a_file_with_mistakes_and_they_are_told(tmp_path: Pa
     with pytest.raises(FrontendError) as caught:
         revoke_key(file, "alice")
     first, second = caught.value.problems
-    assert "'alice' is removed, and let in all the same until these mistakes are mended" in first
+    assert "'alice' is removed from the file but still accepted until these errors are fixed" in first
     assert "keys:1: is not NAME:SHA256" in second
     assert file.read_text() == "bob\n"
 
@@ -274,7 +274,7 @@ def test_what_is_wrong_with_a_pair_is_one_line(tmp_path: Path) -> None:
         )
     )
     guarded.chmod(0o600)
-    assert "is guarded by a passphrase" in said(key_file=guarded)
+    assert "has a passphrase" in said(key_file=guarded)
 
 
 def _locked(source: Path, target: Path) -> Path:
@@ -313,14 +313,14 @@ async def test_a_pair_that_is_replaced_by_two_renames_is_no_fault(
 
 
 async def test_what_was_never_good_does_not_stay_in_force(tmp_path: Path) -> None:
-    """The first files of a front door that cannot be used are told at once, and what that means."""
+    """The first files of a frontend that cannot be used are told at once, and what that means."""
     auth = AuthSettings(keys_file=tmp_path / "no keys")
     tls = TlsSettings(certificate=tmp_path / "no.pem", key=tmp_path / "no.key")
     (tmp_path / "doors").mkdir()
     doors = front_doors(tmp_path / "doors", FrontendSettings(auth=auth, tls=tls))
     await doors.look()
     assert len(doors.problems) == 2
-    assert all(problem.endswith("; nobody gets in until it can be used") for problem in doors.problems.values())
+    assert all(problem.endswith("; no client gets in until it can be used") for problem in doors.problems.values())
 
 
 def front_doors(directory: Path, settings: FrontendSettings) -> Frontends:

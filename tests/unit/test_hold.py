@@ -25,11 +25,11 @@ TOLD = [
     ("", "", History()),
     ("-", "0.000", History(tries=1)),
     ("0.001", "3.100", History(tries=1, accepted=True)),
-    ("- : 0.000 : -", "0.000 : 0.512 : 0.001", History(tries=2, let_go=1, waited_s=0.512)),
-    ("0.000 : -", "2.000 : 0.000", History(tries=1, let_go=1, waited_s=2.0)),
-    ("0.000 : 0.000", "2.000 : 9.500", History(tries=1, accepted=True, let_go=1, waited_s=2.0)),
-    ("- : 0.000, -, 0.001 : -", "0.000 : 2.000, 0.250, 0.500 : 0.0", History(tries=2, let_go=1, waited_s=2.75)),
-    ("- : 0.000 : - : 0.000 : -", "0.0 : 1.000 : 2.001 : 0.500 : -", History(tries=3, let_go=2, waited_s=1.5)),
+    ("- : 0.000 : -", "0.000 : 0.512 : 0.001", History(tries=2, released=1, waited_s=0.512)),
+    ("0.000 : -", "2.000 : 0.000", History(tries=1, released=1, waited_s=2.0)),
+    ("0.000 : 0.000", "2.000 : 9.500", History(tries=1, accepted=True, released=1, waited_s=2.0)),
+    ("- : 0.000, -, 0.001 : -", "0.000 : 2.000, 0.250, 0.500 : 0.0", History(tries=2, released=1, waited_s=2.75)),
+    ("- : 0.000 : - : 0.000 : -", "0.0 : 1.000 : 2.001 : 0.500 : -", History(tries=3, released=2, waited_s=1.5)),
 ]
 
 
@@ -80,10 +80,10 @@ async def test_refusal_closes_the_gate_until_a_connection_is_taken() -> None:
 async def test_time_is_bounded_over_all_returns_and_so_is_their_number() -> None:
     """A request that comes back goes on with the time it has left, and does not come back for ever."""
     here = held(Gates())
-    answer = await here.wait(History(tries=2, let_go=1, waited_s=29.99))
+    answer = await here.wait(History(tries=2, released=1, waited_s=29.99))
     assert answer.verdict is Verdict.TOO_LONG
     here.open()
-    answer = await here.wait(History(tries=5, let_go=4, waited_s=1.0))
+    answer = await here.wait(History(tries=5, released=4, waited_s=1.0))
     assert answer.verdict is Verdict.TOO_LONG
     assert "refused 5 times" in answer.message
 
@@ -93,9 +93,9 @@ async def test_request_that_is_refused_again_waits_longer() -> None:
     """A router that takes our connections and not nginx's is on new ports: its few tries must outlast a reload."""
     here = held(Gates())
     pauses: list[float] = []
-    for let_go in range(4):
+    for released in range(4):
         here.open()
-        waiting = asyncio.create_task(here.wait(History(tries=let_go + 1, let_go=let_go)))
+        waiting = asyncio.create_task(here.wait(History(tries=released + 1, released=released)))
         await asyncio.sleep(0)
         assert here.doubt is not None
         pauses.append(here.doubt.pause_s)

@@ -64,7 +64,7 @@ async def test_a_hook_that_fails_is_told_again_and_news_does_not_wait_for_that()
         tries = [at for at, _, _ in told.calls]
         pauses = [later - earlier for earlier, later in itertools.pairwise(tries)]
         assert pauses == sorted(pauses)
-        assert "the hook was not told that regular wants 2" in str(told.hook.problem)
+        assert "the hook did not receive that regular wants 2" in str(told.hook.problem)
         began, before = awake.monotonic(), len(told.calls)
         told.hook.tell(notice(3))
         await asyncio.sleep(0.01)

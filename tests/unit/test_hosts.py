@@ -1,4 +1,4 @@
-"""By which names the metrics listener may be asked."""
+"""The host names that the metrics listener answers to."""
 
 from __future__ import annotations
 

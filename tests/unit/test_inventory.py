@@ -86,7 +86,7 @@ def test_ssh_entry_takes_what_it_leaves_out_from_the_defaults(path: Path) -> Non
         ("r1: {socket: /a, direct: true}", "1: r1: has `direct: true`, but not where"),
         ("r1:\n  socket: a", "2: r1.socket: 'a' is relative"),
         ("r1: {ssh: {host: h}}", "1: r1.ssh.forward: is missing; add it, for example 127.0.0.1:8000"),
-        ("r1: {ssh: {host: h, forward: '1.1.1.1:0'}}", "1: r1.ssh.forward: '1.1.1.1:0' is no address of an engine"),
+        ("r1: {ssh: {host: h, forward: '1.1.1.1:0'}}", "1: r1.ssh.forward: '1.1.1.1:0' is not an engine's address"),
         (
             "r1: {ssh: {host: -oProxyCommand=x, forward: '1.1.1.1:1'}}",
             "1: r1.ssh.host: '-oProxyCommand=x' is not a host",
@@ -141,7 +141,7 @@ def test_sockets_are_there_when_they_exist_and_tunnels_at_once(tmp_path: Path, s
 
 
 def test_broken_file_keeps_its_last_content(tmp_path: Path, sock: Path) -> None:
-    """The other files go on; what is wrong is told until it is mended."""
+    """The other files go on; what is wrong is told until it is repaired."""
     (tmp_path / "a.yaml").write_text(f"r1: {{socket: {sock}}}\n")
     (tmp_path / "b.yaml").write_text("{}")
     source = inventory(tmp_path)
@@ -192,7 +192,7 @@ def test_id_in_two_files_stays_with_the_first(tmp_path: Path, sock: Path) -> Non
     listing = source.look_now()
     assert listing.present[ReplicaId("r1")].socket == sock
     assert listing.refused["r1"].startswith(
-        f"is in {tmp_path}/b.yaml and in {tmp_path}/a.yaml; that of {tmp_path}/b.yaml"
+        f"is in {tmp_path}/b.yaml and in {tmp_path}/a.yaml; {tmp_path}/b.yaml counts"
     )
 
 

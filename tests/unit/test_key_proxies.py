@@ -48,7 +48,7 @@ class PlayedNginx:
         self.process = self.process or object()
         self.shows = to
 
-    def heed_end(self, then: Callable[[], None]) -> None:
+    def on_exit(self, then: Callable[[], None]) -> None:
         self.on_end = then
 
     def adopt(self, identity: Identity) -> bool:
@@ -75,7 +75,7 @@ class Proxies:
 
     def led_to(self, to: Keyed) -> Path | None:
         """Where the bridge has to lead; None while it must not."""
-        return self.keys.want(PORT, to).listens_at
+        return self.keys.request(PORT, to).listens_at
 
     def _make(self, port: int) -> KeyedNginx:
         self.made[port] = PlayedNginx(port)
@@ -113,7 +113,7 @@ async def test_one_that_refuses_is_tried_again_ever_less_often() -> None:
         it.led_to(ONE)
         it.nginx.refuses = 1000
         await asyncio.sleep(100)
-        assert it.keys.want(PORT, ONE).problem == "nginx refuses it"
+        assert it.keys.request(PORT, ONE).problem == "nginx refuses it"
         assert 10 <= it.nginx.leads <= 25
         it.nginx.refuses = 0
         await asyncio.sleep(11)
@@ -139,7 +139,7 @@ async def test_one_that_nobody_wants_is_ended_when_it_is_quiet() -> None:
         it.led_to(ONE)
         await asyncio.sleep(1)
         it.connections[PORT] = 1
-        it.keys.leave(PORT)
+        it.keys.withdraw(PORT)
         await asyncio.sleep(100)
         assert it.nginx.running
         it.connections[PORT] = 0

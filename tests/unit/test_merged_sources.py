@@ -50,7 +50,7 @@ async def test_the_first_that_names_a_replica_owns_it() -> None:
     both = MergedSources({"one": one, "two": two})
     listing = await both.look()
     assert owners(listing) == {"a": "one", "b": "one", "c": "two"}
-    assert listing.refused == {"b": "is in one and in two; that of one counts: rename or remove one"}
+    assert listing.refused == {"b": "is in one and in two; one counts: rename or remove one"}
     one.lists("a")
     assert owners(await both.look()) == {"a": "one", "b": "two", "c": "two"}
 
@@ -105,7 +105,7 @@ async def test_one_engine_under_two_ids_is_one_replica() -> None:
     one.listing = Listing({a.replica: a, b.replica: b})
     listing = await both.look()
     assert owners(listing) == {"b": "one"}
-    assert listing.refused == {"a": "is the very engine that 'b' is (/s); remove one"}
+    assert listing.refused == {"a": "is the same engine as 'b' (/s); remove one"}
     one.listing = Listing({a.replica: a})
     listing = await both.look()
     assert (owners(listing), listing.refused) == ({"a": "one"}, {})
@@ -125,7 +125,7 @@ async def test_one_tunnel_under_two_ids_is_one_replica() -> None:
     one.listing = Listing(found)
     listing = await MergedSources({"one": one}).look()
     assert listing.present.keys() == {"a", "c"}
-    assert listing.refused == {"b": "is the very engine that 'a' is (127.0.0.1:1 at gpu1:22); remove one"}
+    assert listing.refused == {"b": "is the same engine as 'a' (127.0.0.1:1 at gpu1:22); remove one"}
 
 
 class Slow(Fixed):
@@ -151,7 +151,7 @@ async def test_a_source_that_hangs_holds_up_no_other(monkeypatch: pytest.MonkeyP
     await anext(hints)
     listing = await both.look()
     assert owners(listing) == {"b": "quick"}
-    assert listing.unseen == {"slow": "it has not been seen yet, and does not answer at once"}
+    assert listing.unseen == {"slow": "it has not answered yet"}
     quick.lists("b", "c")
     assert owners(await both.look()) == {"b": "quick", "c": "quick"}
     assert slow.looks == 1, "one look at a time"

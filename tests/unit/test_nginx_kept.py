@@ -107,7 +107,7 @@ class Kept:
             lambda: self.changes.append(self.supervisor.up),
         )  # fmt: skip
 
-    def want(self, *services: ServiceAddress) -> None:
+    def request(self, *services: ServiceAddress) -> None:
         self.wanted = list(services)
         self.supervisor.touch()
 
@@ -193,7 +193,7 @@ async def test_starts_that_fail_are_tried_ever_less_often_and_at_once_when_it_is
 async def test_a_change_is_told_at_once_and_only_a_change(monkeypatch: pytest.MonkeyPatch) -> None:
     moved = replace(CHAT, router="127.0.0.1:9")
     async with kept(monkeypatch) as it:
-        it.want(moved, CODE)
+        it.request(moved, CODE)
         await asyncio.sleep(0.01)
         assert it.nginx.served == [moved, CODE]
         tries = it.nginx.tries
@@ -210,12 +210,12 @@ async def test_a_service_whose_address_is_busy_keeps_what_it_has_and_is_tried_ag
     moved, code = replace(CHAT, listen="127.0.0.1:30005"), replace(CODE, listen="127.0.0.1:30006")
     async with kept(monkeypatch) as it:
         it.nginx.busy = {"chat": "127.0.0.1:30005 is in use"}
-        it.want(moved, code)
+        it.request(moved, code)
         await asyncio.sleep(1)
         assert it.nginx.served == [CHAT, code]
         assert it.supervisor.not_in_force == {"chat": "127.0.0.1:30005 is in use"}
         assert it.supervisor.unserved == frozenset()
-        assert "what was in force before goes on" in it.supervisor.problems["chat: listen and frontend"]
+        assert "nginx serves what was in force before" in it.supervisor.problems["chat: listen and frontend"]
         assert it.metrics.service_in_force.labels("chat")._value.get() == 0
         it.nginx.busy = {}
         await asyncio.sleep(10)
@@ -229,7 +229,7 @@ async def test_a_new_service_that_cannot_be_served_has_no_address(monkeypatch: p
     new = replace(CODE, service="new", listen="127.0.0.1:30007")
     async with kept(monkeypatch) as it:
         it.nginx.busy = {"new": "in use"}
-        it.want(CHAT, CODE, new)
+        it.request(CHAT, CODE, new)
         await asyncio.sleep(1)
         assert it.supervisor.unserved == {"new"}
         assert "it has no address until then" in it.supervisor.problems["new: listen and frontend"]
@@ -240,7 +240,7 @@ async def test_of_a_change_that_nginx_refuses_only_the_routers_come_in(monkeypat
     """A router that took another port must be found, whatever else is wrong."""
     async with kept(monkeypatch) as it:
         it.nginx.refuses = "127.0.0.1:30005"
-        it.want(replace(CHAT, listen="127.0.0.1:30005"), replace(CODE, router="127.0.0.1:9"))
+        it.request(replace(CHAT, listen="127.0.0.1:30005"), replace(CODE, router="127.0.0.1:9"))
         await asyncio.sleep(1)
         assert it.nginx.served == [CHAT, replace(CODE, router="127.0.0.1:9")]
         assert it.supervisor.not_in_force == {"chat": "nginx refuses 127.0.0.1:30005"}
@@ -250,7 +250,7 @@ async def test_of_a_change_that_nginx_refuses_only_the_routers_come_in(monkeypat
 async def test_an_nginx_that_cannot_be_told_goes_on_and_is_told_later(monkeypatch: pytest.MonkeyPatch) -> None:
     async with kept(monkeypatch) as it:
         it.nginx.fault = OSError("disk full")
-        it.want(CHAT)
+        it.request(CHAT)
         await asyncio.sleep(60)
         assert it.supervisor.up
         assert it.supervisor.problems == {"nginx": "disk full"}

@@ -22,7 +22,7 @@ def test_who_meets_no_objection_is_served_as_he_is_to_be() -> None:
 
 
 def test_who_meets_one_keeps_what_he_has_and_his_router_is_found() -> None:
-    """Its address and its front door are the old ones, as one: no new address without its keys."""
+    """Its address and its frontend are the old ones, as one: no new address without its keys."""
     wanted = replace(CHAT, listen="127.0.0.1:30005", router="127.0.0.1:9", frontend=FrontendSettings(max_body_mb=7))
     served, refused = servable([wanted, CODE], [CHAT], {"chat": "busy"})
     assert served == [replace(CHAT, router="127.0.0.1:9"), CODE]
@@ -43,7 +43,7 @@ def test_who_is_to_have_an_address_that_is_kept_waits_too() -> None:
     ]
     served, refused = servable(wanted, [CHAT, CODE, third], {"chat": "busy"})
     assert served == [CHAT, CODE, third]
-    assert refused["code"] == "chat still has an address that it is to have: busy"
+    assert refused["code"] == "chat still has one of its addresses: busy"
     assert set(refused) == {"chat", "code", "third"}
 
 

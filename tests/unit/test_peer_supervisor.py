@@ -95,7 +95,7 @@ class PlayedNginx:
         self.process = PlayedProcess(identity.pid)
         return identity.pid == 77
 
-    def heed_end(self, then: Callable[[], None]) -> None:
+    def on_exit(self, then: Callable[[], None]) -> None:
         self._on_end = then
 
     def end(self) -> None:
@@ -107,7 +107,7 @@ class PlayedNginx:
     async def stop(self) -> None:
         self.process = None
 
-    def let_go(self) -> None:
+    def detach(self) -> None:
         self.is_let_go = True
 
 
@@ -133,8 +133,8 @@ class Peers:
         )  # fmt: skip
         self.peers.listen(self._told)
 
-    def want(self, address: PeerAddress = ONE, owner: str = "r1#1", port: int = 24001) -> PeerState:
-        return self.peers.want(address, owner, owner.partition("#")[0], port, grpc=False)
+    def request(self, address: PeerAddress = ONE, owner: str = "r1#1", port: int = 24001) -> PeerState:
+        return self.peers.request(address, owner, owner.partition("#")[0], port, grpc=False)
 
     @property
     def events(self) -> list[str]:
@@ -173,10 +173,10 @@ async def running(*left: LeftRunning) -> AsyncIterator[Peers]:
 @in_fake_time
 async def test_an_address_is_claimed_and_listened_on_and_whoever_waits_is_told() -> None:
     async with running() as it:
-        first = it.want()
-        assert (first.ours, first.problem) == (True, "its address is not listened on yet")
+        first = it.request()
+        assert (first.ours, first.problem) == (True, "nginx does not listen on its address yet")
         await asyncio.sleep(0.1)
-        assert it.want() == PeerState(ours=True)
+        assert it.request() == PeerState(ours=True)
         assert it.claims.ours == {HOST}
         assert it.news == 1
         await asyncio.sleep(60)
@@ -187,7 +187,7 @@ async def test_an_address_is_claimed_and_listened_on_and_whoever_waits_is_told()
 async def test_nothing_is_claimed_before_it_is_known_where_the_daemon_itself_has_to_get_to() -> None:
     async with running() as it:
         it.known.clear()
-        it.want()
+        it.request()
         await asyncio.sleep(30)
         assert it.claims.ours == set()
         it.known.set()
@@ -199,35 +199,35 @@ async def test_nothing_is_claimed_before_it_is_known_where_the_daemon_itself_has
 async def test_an_address_has_one_owner_until_nobody_is_connected_to_it() -> None:
     """A new engine at the old address would get what was meant for the old one."""
     async with running() as it:
-        it.want()
+        it.request()
         await asyncio.sleep(0.1)
-        taken = it.want(owner="r2#2", port=24002)
+        taken = it.request(owner="r2#2", port=24002)
         assert (taken.ours, "still used by r1" in str(taken.problem)) == (False, True)
         it.connections[ONE] = 1
-        it.peers.leave(ONE, "r1#1")
+        it.peers.withdraw(ONE, "r1#1")
         await asyncio.sleep(10)
-        assert not it.want(owner="r2#2", port=24002).ours
+        assert not it.request(owner="r2#2", port=24002).ours
         it.connections[ONE] = 0
         await asyncio.sleep(1)
-        assert it.want(owner="r2#2", port=24002).ours
+        assert it.request(owner="r2#2", port=24002).ours
 
 
 @in_fake_time
 async def test_who_comes_back_before_it_is_closed_has_it_still() -> None:
     async with running() as it:
-        it.want()
+        it.request()
         await asyncio.sleep(0.1)
         it.connections[ONE] = 1
-        it.peers.leave(ONE, "r1#1")
+        it.peers.withdraw(ONE, "r1#1")
         await asyncio.sleep(1)
-        assert it.want().ours
+        assert it.request().ours
         it.connections[ONE] = 0
         await asyncio.sleep(10)
-        assert it.want() == PeerState(ours=True)
-        it.while_counted = it.want
-        it.peers.leave(ONE, "r1#1")
+        assert it.request() == PeerState(ours=True)
+        it.while_counted = it.request
+        it.peers.withdraw(ONE, "r1#1")
         await asyncio.sleep(10)
-        assert it.want() == PeerState(ours=True)
+        assert it.request() == PeerState(ours=True)
         assert it.nginx[str(ONE)].starts == 1
 
 
@@ -235,14 +235,14 @@ async def test_who_comes_back_before_it_is_closed_has_it_still() -> None:
 async def test_the_last_one_that_leaves_takes_the_interface_with_it() -> None:
     """And while another of the same host is there, the host stays."""
     async with running() as it:
-        it.want()
-        it.want(SAME_HOST, "r2#2", 24002)
+        it.request()
+        it.request(SAME_HOST, "r2#2", 24002)
         await asyncio.sleep(0.1)
-        it.peers.leave(ONE, "r1#1")
+        it.peers.withdraw(ONE, "r1#1")
         await asyncio.sleep(2)
         assert it.claims.ours == {HOST}
         assert it.claims.released == []
-        it.peers.leave(SAME_HOST, "r2#2")
+        it.peers.withdraw(SAME_HOST, "r2#2")
         await asyncio.sleep(2)
         assert it.claims.ours == set()
         assert not it.claims.interface
@@ -251,36 +251,36 @@ async def test_the_last_one_that_leaves_takes_the_interface_with_it() -> None:
 @in_fake_time
 async def test_nginx_that_ends_is_started_again_at_once() -> None:
     async with running() as it:
-        it.want()
+        it.request()
         await asyncio.sleep(0.1)
         it.nginx[str(ONE)].end()
         await asyncio.sleep(0.05)
         assert it.nginx[str(ONE)].starts == 2
-        assert it.want() == PeerState(ours=True)
+        assert it.request() == PeerState(ours=True)
         assert "peer.exited" in it.events
 
 
 @in_fake_time
 async def test_what_fails_is_told_once_and_tried_ever_less_often() -> None:
     async with running() as it:
-        it.want()
+        it.request()
         it.nginx[str(ONE)].faults = 1000
         await asyncio.sleep(100)
         assert 8 <= it.nginx[str(ONE)].starts <= 30
-        assert it.want().problem == "its port is busy"
+        assert it.request().problem == "its port is busy"
         assert it.events.count("peer.not_up") == 1
         it.nginx[str(ONE)].faults = 0
         await asyncio.sleep(12)
-        assert it.want() == PeerState(ours=True)
+        assert it.request() == PeerState(ours=True)
 
 
 @in_fake_time
 async def test_an_address_that_may_not_be_claimed_is_refused_and_used_by_nobody() -> None:
     async with running() as it:
         it.claims.refused = {HOST: "it is this machine's gateway"}
-        it.want()
+        it.request()
         await asyncio.sleep(1)
-        state = it.want()
+        state = it.request()
         assert (state.refused, state.problem) == (True, "it is this machine's gateway")
         assert it.claims.ours == set()
 
@@ -289,7 +289,7 @@ async def test_an_address_that_may_not_be_claimed_is_refused_and_used_by_nobody(
 async def test_an_address_that_this_machine_comes_to_need_is_given_back_whoever_is_connected() -> None:
     """While it is ours this machine lacks it."""
     async with running() as it:
-        it.want()
+        it.request()
         await asyncio.sleep(6)
         it.connections[ONE] = 5
         it.claims.needed = it.claims.refused = {HOST: "a name server has it"}
@@ -297,13 +297,13 @@ async def test_an_address_that_this_machine_comes_to_need_is_given_back_whoever_
         await asyncio.sleep(0.05)
         assert it.claims.ours == set()
         assert not it.nginx[str(ONE)].running
-        assert it.want().refused
+        assert it.request().refused
 
 
 @in_fake_time
 async def test_an_address_that_somebody_took_away_is_claimed_again() -> None:
     async with running() as it:
-        it.want()
+        it.request()
         await asyncio.sleep(0.1)
         it.claims.ours.clear()
         await asyncio.sleep(7)
@@ -318,10 +318,10 @@ async def test_what_an_earlier_daemon_left_is_kept_until_every_service_has_looke
         it.claims.ours.add(OTHER_HOST)
         await asyncio.sleep(60)
         assert it.nginx[str(ONE)].running
-        assert it.want() == PeerState(ours=True)
+        assert it.request() == PeerState(ours=True)
         it.has_looked = True
         await asyncio.sleep(5)
-        assert it.want() == PeerState(ours=True)
+        assert it.request() == PeerState(ours=True)
         assert it.nginx[str(ONE)].starts == 0
         assert it.claims.ours == {HOST}, "what nobody has is given back"
     async with running(*left) as it:
@@ -335,25 +335,25 @@ async def test_what_an_earlier_daemon_left_is_kept_until_every_service_has_looke
 async def test_a_direct_address_is_only_kept_for_its_owner() -> None:
     """This machine reaches it itself: nothing is claimed."""
     async with running() as it:
-        assert it.want(DIRECT) == PeerState(ours=True)
-        assert not it.want(DIRECT, "r2#2").ours
-        assert not it.want(ONE, "r2#2").ours, "bridged or not, it is one address"
+        assert it.request(DIRECT) == PeerState(ours=True)
+        assert not it.request(DIRECT, "r2#2").ours
+        assert not it.request(ONE, "r2#2").ours, "bridged or not, it is one address"
         await asyncio.sleep(5)
         assert it.claims.ours == set()
-        it.peers.leave(DIRECT, "r2#2")
-        assert not it.want(DIRECT, "r2#2").ours, "only its owner can leave it"
-        it.peers.leave(DIRECT, "r1#1")
-        assert it.want(DIRECT, "r2#2").ours
+        it.peers.withdraw(DIRECT, "r2#2")
+        assert not it.request(DIRECT, "r2#2").ours, "only its owner can leave it"
+        it.peers.withdraw(DIRECT, "r1#1")
+        assert it.request(DIRECT, "r2#2").ours
         it.unreachable = "no route leads there"
-        assert it.want(DIRECT, "r2#2") == PeerState(ours=True, problem="no route leads there", refused=True)
+        assert it.request(DIRECT, "r2#2") == PeerState(ours=True, problem="no route leads there", refused=True)
 
 
 @in_fake_time
 async def test_at_the_end_all_is_given_back_or_left_to_the_next_daemon() -> None:
     async with running() as it:
-        it.want()
+        it.request()
         await asyncio.sleep(0.1)
-        it.peers.let_go()
+        it.peers.detach()
         assert it.nginx[str(ONE)].is_let_go
         assert it.claims.ours == {HOST}
         await it.peers.close()
@@ -368,7 +368,7 @@ async def test_what_cannot_be_given_back_is_a_problem_of_those_who_used_it() -> 
         await it.peers.close()
         assert it.peers.problem == ""
         it.claims.fault = None
-        it.want()
+        it.request()
         await asyncio.sleep(0.1)
         it.claims.fault = NginxError("no permission")
         await asyncio.sleep(6)

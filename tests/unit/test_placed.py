@@ -209,7 +209,7 @@ def test_a_key_goes_to_no_place_where_others_may_put_a_socket(tmp_path: Path, bi
         sock.parent.chmod(mode)
         listing = listing_of(described, "api", given(sock))
         assert (R1 in listing.present) == is_present, (owner, oct(mode))
-    assert "its API key would be shown to whoever places" in listing.refused[R1]
+    assert "would be sent its API key" in listing.refused[R1]
     assert listing_of({R1: Described(sock, Overrides())}, "api", given(sock)).present
 
 

@@ -100,7 +100,7 @@ async def test_a_file_with_mistakes_or_what_needs_a_restart_changes_nothing(tmp_
 
 @in_fake_time
 async def test_keys_are_withdrawn_only_after_nginx_was_told(tmp_path: Path) -> None:
-    """And what a new front door needs is there before."""
+    """And what a new frontend needs is there before."""
     site = Site(tmp_path)
     await site.reload(CHAT)
     assert site.done == ["reloading", "look", "apply", "look and withdraw", "ready"]

@@ -30,7 +30,7 @@ class Stubborn:
         await asyncio.sleep(grace_s)
         self.running = False
 
-    def let_go(self) -> None:
+    def detach(self) -> None:
         self.is_let_go = True
 
 
@@ -74,6 +74,6 @@ async def test_at_the_end_they_are_ended_at_once_or_left_to_the_next_daemon() ->
         assert not first.running
         again = RetiredRouters(Tasks("-", Metrics()), lambda: None)
         again.end("chat", as_process(second))
-        await again.let_go()
+        await again.detach()
     assert second.running
     assert second.is_let_go

@@ -27,17 +27,17 @@ class Site:
         self.asked_of: list[object] = []
         nginx = SimpleNamespace(
             prepare=self._prepare, linked_ports=lambda: self.linked, pointed=lambda name: f"{name}.next",
-            mend_files=self._mend_files,
+            repair_files=self._repair_files,
         )  # fmt: skip
         self.nginx = SimpleNamespace(nginx=nginx, applied=["chat"], up=True)
         service = SimpleNamespace(
-            bridges=SimpleNamespace(repair=self._mend_bridges),
+            bridges=SimpleNamespace(repair=self._repair_bridges),
             hold=SimpleNamespace(repair=lambda: self._put_back("gate")),
-            slots=SimpleNamespace(repair=self._mend_slots),
+            slots=SimpleNamespace(repair=self._repair_slots),
         )
         services = cast("Any", {"chat": service})
         self.repair = RunDirRepair(cast("Any", self.nginx), lambda: services, self.problem, interval_s=5.0)
-        self.repair.keep("hold.sock", self._mend_other)
+        self.repair.keep("hold.sock", self._repair_other)
 
     def _put_back(self, part: str) -> bool:
         if self.fault is not None:
@@ -49,19 +49,19 @@ class Site:
     def _prepare(self) -> None:
         self._put_back("directories")
 
-    async def _mend_files(self, applied: object) -> bool:
+    async def _repair_files(self, applied: object) -> bool:
         self.asked_of.append(applied)
         return self._put_back("configuration")
 
-    def _mend_bridges(self, linked: object) -> bool:
+    def _repair_bridges(self, linked: object) -> bool:
         self.looked_for.append(linked)
         return self._put_back("links")
 
-    def _mend_slots(self, pointed: str) -> bool:
+    def _repair_slots(self, pointed: str) -> bool:
         assert pointed == "chat.next"
         return self._put_back("switch")
 
-    async def _mend_other(self) -> bool:
+    async def _repair_other(self) -> bool:
         return self._put_back("hold.sock")
 
 
@@ -119,10 +119,10 @@ async def test_what_cannot_be_put_back_is_told_once_and_tried_again(fault: Excep
         running = asyncio.create_task(site.repair.run())
         await asyncio.sleep(60)
         assert site.problem.text == f"something was removed from run_dir and cannot be put back: {fault}"
-        assert [each["event"] for each in log] == ["run_dir.not_mended"]
+        assert [each["event"] for each in log] == ["run_dir.not_repaired"]
         site.fault = None
         await asyncio.sleep(6)
         assert site.problem.text == ""
-        assert [each["event"] for each in log] == ["run_dir.not_mended", "run_dir.mended"]
+        assert [each["event"] for each in log] == ["run_dir.not_repaired", "run_dir.repaired"]
         running.cancel()
         await asyncio.gather(running, return_exceptions=True)

@@ -51,7 +51,7 @@ async def test_one_process_inherits_the_socket(tmp_path: Path, monkeypatch: pyte
     """And one alone, however often it is looked at."""
     machine = Machine(monkeypatch, tmp_path)
     await machine.holder.begin()
-    assert not await machine.holder.mend()
+    assert not await machine.holder.repair()
     assert machine.held == [(5,)]
     assert not machine.holder.took_over
 
@@ -63,9 +63,9 @@ async def test_one_that_ended_and_one_that_holds_another_socket_are_replaced(
     machine = Machine(monkeypatch, tmp_path)
     await machine.holder.begin()
     machine.holders[0].end()
-    assert await machine.holder.mend()
+    assert await machine.holder.repair()
     machine.listening = cast("Any", SimpleNamespace(fileno=lambda: 6))
-    assert await machine.holder.mend()
+    assert await machine.holder.repair()
     assert machine.held == [(5,), (5,), (6,)]
     assert [it.running for it in machine.holders] == [False, False, True]
 
@@ -90,14 +90,14 @@ async def test_without_a_holder_the_daemon_serves_all_the_same(tmp_path: Path, m
         await machine.holder.end()
     assert [each["event"] for each in log] == ["hold.socket_not_held"]
     machine.fault = None
-    assert await machine.holder.mend()
+    assert await machine.holder.repair()
 
 
 @in_fake_time
 async def test_it_is_left_to_the_next_daemon_or_ended(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     machine = Machine(monkeypatch, tmp_path)
     await machine.holder.begin()
-    machine.holder.let_go()
+    machine.holder.detach()
     assert machine.holders[0].is_let_go
     assert machine.holders[0].running
     await machine.holder.end()

@@ -51,8 +51,8 @@ def test_every_link_on_the_way_is_judged() -> None:
         (held("/tmp/b", US, 0o700), [held("/", 0), held("/tmp", 0, 0o1777)], None),
         (held("/a/b", US, 0o700), [held("/", 0), held("/a", US, 0o775, group=77)], None),
         (held("/a/b", ONE, 0o700), [], f"/a/b belongs to user {ONE}"),
-        (held("/a/b", US, 0o770), [], "others than its owner may write in /a/b (mode 0770)"),
-        (held("/a/b", US, 0o1777), [], "others than its owner may write in /a/b (mode 1777)"),
+        (held("/a/b", US, 0o770), [], "users other than its owner may write in /a/b (mode 0770)"),
+        (held("/a/b", US, 0o1777), [], "users other than its owner may write in /a/b (mode 1777)"),
         (held("/a/b", US, 0o700), [held("/a", ONE)], f"/a, above it, belongs to user {ONE}"),
         (held("/a/b", US, 0o700), [held("/a", ONE, 0o1777)], f"/a, above it, belongs to user {ONE}"),
         (held("/a/b", US, 0o700), [held("/a", 0, 0o777)], "others may rename what is in /a, above it (mode 0777)"),
@@ -91,7 +91,7 @@ def test_notes_count_for_their_owners_socket(notes_of: int, links_of: list[int],
         (held("/r/r1.yaml", ONE, 0o660), None, False),
         (held("/r/r1.yaml", ONE, 0o646), None, False),
         (held("/r/r1.yaml", 0, 0o640), None, True),
-        (held("/r/r1.yaml", 0, 0o640), "others than its owner may write in /r (mode 3775)", False),
+        (held("/r/r1.yaml", 0, 0o640), "users other than its owner may write in /r (mode 3775)", False),
     ],
 )
 def test_a_key_is_shown_to_its_owners_socket(notes: Owned, shared: str | None, shown: bool) -> None:
@@ -182,7 +182,7 @@ def test_a_directory_that_others_can_write_in_is_not_kept(tmp_path: Path) -> Non
     keep_directory(place, 0o750)
     assert (place.stat().st_mode & 0o777, way_in_for_others(place)) == (0o750, None)
     place.chmod(0o777)
-    with pytest.raises(OSError, match=r"others than its owner may write in .*mode 0777.*; name another"):
+    with pytest.raises(OSError, match=r"users other than its owner may write in .*mode 0777.*; name another"):
         keep_directory(place)
     place.rmdir()
     tmp_path.chmod(0o777)

@@ -25,7 +25,7 @@ class PlayedTunnels:
         self.changed = asyncio.Event()
         self.connections: list[Any] = []
 
-    def want(self, tunnels: set[Tunnel], *, complete: bool) -> None:
+    def request(self, tunnels: set[Tunnel], *, complete: bool) -> None:
         self.wanted.append((tunnels, complete))
 
 

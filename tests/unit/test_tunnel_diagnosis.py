@@ -69,7 +69,7 @@ ROUTE = SshRoute((SshServer("gate"), SshServer("inner", 2222), SshServer("gpu"))
         (
             [["root@gate: Permission denied (publickey)."], [], CLOSED_BELOW],
             PathState.JUMP_FAILED,
-            "jump 1 (gate:22): auth failed: root@gate: Permission denied (publickey); it does not take",
+            "jump 1 (gate:22): auth failed: root@gate: Permission denied (publickey); it does not accept",
         ),
         (
             [

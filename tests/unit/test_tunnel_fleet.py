@@ -39,7 +39,7 @@ async def test_fault_in_a_connections_task_is_survived(tmp_path: Path, monkeypat
     fleet = TunnelFleet(tmp_path / "tunnels", tasks)
     fleet.prepare()
     with capture_logs() as logs:
-        fleet.want([tunnel("r1")], complete=True)
+        fleet.request([tunnel("r1")], complete=True)
         await kept.wait()
     assert [log["event"] for log in logs if log["log_level"] == "error"] == ["loop.failed"]
     assert metrics.loop_failures.labels("-")._value.get() == 1
@@ -66,7 +66,7 @@ async def test_fault_in_a_connections_end_does_not_keep_it_from_beginning_anew(
     fleet = TunnelFleet(tmp_path / "tunnels", tasks)
     fleet.prepare()
     for wanted in ([tunnel("r1")], [], [tunnel("r1")]):
-        fleet.want(wanted, complete=True)
+        fleet.request(wanted, complete=True)
         await asyncio.sleep(1)
     assert len(began) == 2
     assert metrics.loop_failures.labels("-")._value.get() == 1

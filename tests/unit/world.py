@@ -150,10 +150,10 @@ class PlayedLinks:
 class NoPeers:
     """Gives every address to whoever asks."""
 
-    def want(self, *_: object, grpc: bool) -> PeerState:
+    def request(self, *_: object, grpc: bool) -> PeerState:
         return PeerState(ours=True)
 
-    def leave(self, *_: object) -> None:
+    def withdraw(self, *_: object) -> None:
         return
 
     def listen(self, listener: Callable[[], None]) -> None:
@@ -166,7 +166,7 @@ class NoPeers:
 class PlayedKeys(NoPeers):
     """Shows each key at a place of its own."""
 
-    def want(self, port: int, to: object) -> KeyState:  # type: ignore[override]
+    def request(self, port: int, to: object) -> KeyState:  # type: ignore[override]
         return KeyState(Path(f"/run/keyed/{port}.sock"), None)
 
 

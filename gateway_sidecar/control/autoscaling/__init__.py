@@ -1,1 +1,1 @@
-"""What is measured of a service, what follows, and who is told."""
+"""What is measured of a service, the recommendation that follows, and the hook that receives it."""

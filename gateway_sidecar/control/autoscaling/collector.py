@@ -99,9 +99,8 @@ class Signals:
         return self._heard or any(s.in_flight(now) != 0 or s.service.hold.waiting for s in self.of.values())
 
     async def replica_page(self, service: Service, replica: ReplicaId) -> bytes:
-        """A replica's own metrics page; one reading for all who ask meanwhile.
-
-        Raises KeyError for one that is not there, MetricsError.
+        """A replica's own metrics page; simultaneous callers share one reading. Raises KeyError for an unknown replica,
+        and MetricsError.
         """
         for tenure in service.tenures.values():
             if tenure.replica == replica and not tenure.gone:
@@ -137,7 +136,11 @@ class Signals:
 
     def _listen(self, now: float) -> None:
         address = self._events()
-        problem = None if address else "nginx, which an earlier version started, tells of no requests until its restart"
+        problem = (
+            None
+            if address
+            else ("nginx was started by an earlier version and reports no requests until it is restarted")
+        )
         try:
             self._listener.listen(address)
         except OSError as error:
@@ -214,11 +217,11 @@ class Signals:
         if reading.ttft or reading.itl:
             signals.engine_problems.pop(tenure.replica, None)
         else:
-            signals.engine_problems[tenure.replica] = "its metrics say nothing of latencies"
+            signals.engine_problems[tenure.replica] = "its metrics page has no latencies"
 
     async def _engine_page(self, tenure: Tenure, patience_s: float) -> bytes:
         if tenure.probe.facts is None or tenure.address is None:
-            raise MetricsError("it is not known yet what engine this is")
+            raise MetricsError("the engine is not identified yet")
         try:
             page = await self._engines.page(
                 tenure.address, tenure.probe.facts, api_key=tenure.notes.overrides.api_key, timeout_s=patience_s

@@ -1,6 +1,5 @@
-"""Tells a hook of changed recommendations: one at a time, the newest first of all, and again after a failure.
-
-Nobody waits for it. What it could not be told is in `problem`, in the log and in a metric.
+"""Sends changed recommendations to a hook: one at a time, the newest first, and again after a failure. No other work
+waits for it. `problem`, the log and a metric show a failure.
 """
 
 from __future__ import annotations
@@ -29,7 +28,7 @@ _MOST_SHOWN = 300
 
 
 class HookFailedError(Exception):
-    """Why a hook did not take what it was told."""
+    """Why a hook did not accept a recommendation."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -90,7 +89,7 @@ class ScalingHook:
             self._task = self._tasks.run_forever(self._run)
 
     async def close(self) -> None:
-        """Tells nobody any more; a command that runs is ended."""
+        """Sends nothing more; a running command is ended."""
         await self._tasks.close()
         self._task = None
 
@@ -121,7 +120,7 @@ class ScalingHook:
 
     async def _failed(self, notice: Notice, reason: str, failures: int) -> None:
         pause_s = _RETRIES.delay_s(failures)
-        self.problem = f"the hook was not told that {notice.role} wants {notice.desired}: {reason}"
+        self.problem = f"the hook did not receive that {notice.role} wants {notice.desired}: {reason}"
         self._metrics.scaling_hook_runs.labels(self._service, "failed").inc()
         self._logger.error(
             "scaling.hook_failed", role=notice.role, desired=notice.desired, reason=reason, retry_in_s=pause_s

@@ -1,8 +1,6 @@
-"""One service's measures, put together from whoever tells them, and the recommendations that follow.
-
-nginx's events say what clients saw; the routers' metrics what is in flight and which worker got how much; the engines'
-own say how long the first token took and the next ones. Each may be missing: what depends on it is unknown then, and
-what is unknown changes nothing.
+"""One service's measures, from three sources, and the recommendations that follow. nginx's events show what clients
+saw; the routers' metrics what is in flight and how much each worker got; the engines' metrics how long the first and
+the following tokens took. If a source is missing, what depends on it is unknown, and what is unknown changes nothing.
 """
 
 from __future__ import annotations
@@ -109,7 +107,7 @@ class ServiceSignals:
     # -- what is told
 
     def watch(self, now_s: float, *, is_told: bool) -> None:
-        """Whether nginx tells of requests. What nobody tells is not counted as quiet."""
+        """Whether nginx reports requests. Without reports a service is unknown, not quiet."""
         if is_told and self.traffic is None:
             self.traffic = Traffic(now_s)
         elif not is_told:
@@ -221,7 +219,7 @@ class ServiceSignals:
         return [t for t in self.service.tenures.values() if t.leaving is None]
 
     def counts(self, role: WorkerType) -> tuple[int, int]:
-        """Replicas of a role that serve, and those that load or register. One of unknown role is nobody's yet."""
+        """Replicas of a role that serve, and those that load or register. A replica of unknown role is not counted."""
         mine = [t for t in self._there() if (role_of(t) or self._only_role()) is role]
         return (
             sum(t.status.state is ReplicaState.SERVING for t in mine),

@@ -1,1 +1,1 @@
-"""What stands between clients, routers and engines: nginx's processes, addresses and keys."""
+"""nginx's processes, addresses and keys, between clients, routers and engines."""

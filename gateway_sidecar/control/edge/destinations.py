@@ -1,7 +1,6 @@
-"""Where the daemon itself has to get to, as addresses: hosts by their names, looked up now and then.
-
-A name's last good answer stays until there is a better one. Until a name was looked up once its addresses are not
-known: `settle` waits for that, within bounds.
+"""The addresses that the daemon itself must reach. Host names are looked up now and then, and a name's last good answer
+stays until there is a better one. Before the first look-up its addresses are unknown: `settle` waits for that, within
+bounds.
 """
 
 from __future__ import annotations

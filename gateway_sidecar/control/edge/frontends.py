@@ -1,7 +1,6 @@
-"""Keeps the keys and certificates of all services where nginx looks, as their files have them.
-
-A file that turns bad changes nothing: what was good stays in force, and the log, the status and a metric say so. nginx
-is not told of any of it, and goes on with what is there while no daemon runs.
+"""Copies the keys and certificates of all services to where nginx looks for them. A file that turns bad changes
+nothing: what was good stays in force, and the log, `status` and a metric say so. nginx needs no reload for it, and goes
+on with what is there while no daemon runs.
 """
 
 from __future__ import annotations
@@ -124,7 +123,7 @@ class Frontends:
                         seen.directories = frozenset()
 
     async def run(self) -> None:
-        """Runs until cancelled: looks when inotify hints, and every few seconds whatever it says."""
+        """Runs until cancelled: looks when inotify hints, and every few seconds in any case."""
         while True:
             await self.look()
             directories = self._directories()
@@ -190,7 +189,9 @@ class Frontends:
         seen.tls = seen.expires_at = None
 
     async def _look_at(self, service: str, settings: FrontendSettings, seen: _Seen) -> None:
-        """One piece of work in one thread: whoever revokes a key on a busy machine waits for each further one."""
+        """One piece of work in one thread, since each further thread would delay a key's revocation on a busy
+        machine.
+        """
         if seen.thread.hangs:
             return
         again = {part for part in (KEYS, CERTIFICATE) if part in seen.doubts or self._is_due(seen, part)}
@@ -199,7 +200,7 @@ class Frontends:
             found = await seen.thread.run(look, patience_s=_PATIENCE_S)
         except TimeoutError:
             paths = ", ".join(str(path) for path in _files([settings]))
-            error = FrontendError([f"{paths}: not read within {_PATIENCE_S:g} s; look at the disk"])
+            error = FrontendError([f"{paths}: not read within {_PATIENCE_S:g} s; check the disk"])
             self._refuse(service, seen, HANGS, error)
             return
         if HANGS in seen.problems:
@@ -245,7 +246,7 @@ class Frontends:
         if not pair.wrong_for:
             self._settle(service, seen, NAMES)
             return
-        text = f"{tls.certificate} is not for {', '.join(pair.wrong_for)}; put the one for that name there"
+        text = f"{tls.certificate} is not for {', '.join(pair.wrong_for)}; put the certificate of that name there"
         if seen.problems.get(NAMES) != text:
             self._logger.warning("frontend.certificate_wrong_name", service=service, reason=text)
         self._problem(service, seen, NAMES, text)
@@ -286,7 +287,7 @@ class Frontends:
     def _refuse(self, service: str, seen: _Seen, part: str, error: FrontendError | OSError) -> None:
         seen.doubts.pop(part, None)
         before = self._is_in_force(service, part)
-        stays = "what was there before stays in force" if before else "nobody gets in until it can be used"
+        stays = "what was there before stays in force" if before else "no client gets in until it can be used"
         text = f"{error}; {stays}"
         if seen.problems.get(part) != text:
             self._logger.error("frontend.refused", service=service, part=part, reason=str(error))
@@ -299,7 +300,7 @@ class Frontends:
     def _settle(self, service: str, seen: _Seen, part: str) -> None:
         seen.doubts.pop(part, None)
         if seen.problems.pop(part, None) is not None:
-            self._logger.info("frontend.mended", service=service, part=part)
+            self._logger.info("frontend.repaired", service=service, part=part)
         self._metrics.frontend_problem.labels(service, part).set(0)
 
     def _withdraw(self, service: str) -> None:

@@ -1,5 +1,7 @@
-"""Keeps the nginx of each bridge whose engine asks for an API key. As with advertised addresses, what is wanted is said
-again and again, what an earlier daemon left is found by looking, and nothing is ended while somebody is connected."""
+"""Supervises the nginx of each bridge whose engine needs an API key. As with advertised addresses, the request is
+repeated at each look, leftovers of an earlier daemon are found by looking, and no nginx is ended while a connection is
+open.
+"""
 
 from __future__ import annotations
 
@@ -27,7 +29,7 @@ class KeyState:
 
 @dataclass(slots=True, eq=False)
 class _Place:
-    """One bridge port. `to` is None for what nobody wants, or has asked for yet."""
+    """One bridge port. `to` is None while no tenure requests it."""
 
     port: int
     nginx: KeyedNginx
@@ -51,8 +53,8 @@ class KeyProxies(Supervisor):
         self._find_left = find_left
         self._places: dict[int, _Place] = {}
 
-    def want(self, port: int, to: Keyed) -> KeyState:
-        """Asks for the bridge `port` to show a key; to be said again at every look, until `leave`."""
+    def request(self, port: int, to: Keyed) -> KeyState:
+        """Asks for the bridge `port` to show a key; to be said again at every look, until `withdraw`."""
         place = self._places.get(port)
         if place is None:
             place = self._places[port] = _Place(port, self._make(port), to)
@@ -61,8 +63,8 @@ class KeyProxies(Supervisor):
             self._look_soon()
         return KeyState(place.nginx.listens_at) if place.up else KeyState(None, place.reason)
 
-    def leave(self, port: int) -> None:
-        """The bridge is nobody's any more."""
+    def withdraw(self, port: int) -> None:
+        """The bridge has no owner any more."""
         if port in self._places:
             self._places[port].to = None
             self._look_soon()
@@ -72,7 +74,7 @@ class KeyProxies(Supervisor):
             nginx = self._make(port)
             if nginx.adopt(identity):
                 self._places[port] = _Place(port, nginx, None)
-                nginx.heed_end(self._look_soon)
+                nginx.on_exit(self._look_soon)
 
     async def run(self) -> None:
         """Runs until cancelled. What it started goes on then."""
@@ -89,10 +91,10 @@ class KeyProxies(Supervisor):
         await asyncio.gather(*(place.nginx.stop() for place in self._places.values()))
         self._places.clear()
 
-    def let_go(self) -> None:
+    def detach(self) -> None:
         """Leaves all of them running for the next daemon."""
         for place in self._places.values():
-            place.nginx.let_go()
+            place.nginx.detach()
 
     async def _step_all(self, due: list[_Place]) -> None:
         await asyncio.gather(*map(self._step, due))
@@ -113,7 +115,7 @@ class KeyProxies(Supervisor):
         else:
             place.led, place.failures, place.due = to, 0, 0.0
             if place.nginx.process is not before:
-                place.nginx.heed_end(self._look_soon)
+                place.nginx.on_exit(self._look_soon)
         self._tell()
 
     async def _end_when_quiet(self, place: _Place) -> None:

@@ -71,7 +71,7 @@ class NginxSupervisor:
             return {}
         now = {it.service: it for it in self.applied or ()}
         return {
-            it.service: self._refused.get(it.service) or self.reason or "nginx is being told of it"
+            it.service: self._refused.get(it.service) or self.reason or "nginx is about to be reloaded"
             for it in self._addresses()
             if not _same_frontend(it, now.get(it.service))
         }
@@ -89,7 +89,7 @@ class NginxSupervisor:
         unserved = self.unserved
         found = {
             f"{service}: listen and frontend": f"{why}; "
-            + ("it has no address until then" if service in unserved else "what was in force before goes on")
+            + ("it has no address until then" if service in unserved else "nginx serves what was in force before")
             for service, why in self.not_in_force.items()
         }
         if self.up and self.reason and not found:
@@ -101,10 +101,9 @@ class NginxSupervisor:
         self._touched.set()
 
     async def begin(self, candidates: Sequence[Identity]) -> None:
-        """Adopts the nginx of an earlier daemon, the first of the candidates that lives, or starts one.
-
-        One that cannot be given the addresses as they are now serves those that it has; this is tried again. Raises
-        NginxError if there is none and none can be started.
+        """Adopts the nginx of an earlier daemon, the first candidate that lives, or starts one. If it does not accept
+        the addresses as they are now, it serves those that it has, and the daemon tries again. Raises NginxError if
+        there is none and none can be started.
         """
         for earlier in candidates:
             if await self.nginx.adopt(earlier):
@@ -149,7 +148,7 @@ class NginxSupervisor:
             self.nginx.prepare()
 
     def _ask(self) -> None:
-        """Asks nginx whether it is alive; ends one that has not said so for long, for it to be started again."""
+        """Asks nginx whether it is alive, and ends it after a long silence so that it is started again."""
         if self._asking is not None and self._asking.done():
             self._mute_times = self._mute_times + 1 if self._asking.result() else 0
             self._asking = None
@@ -163,9 +162,8 @@ class NginxSupervisor:
             self._asking = asyncio.create_task(self.nginx.is_mute(_MUTE_S))
 
     async def apply(self) -> None:
-        """Makes nginx serve the addresses as they are now, if it does not already; what fails is told and kept.
-
-        One that is down is started at once: what kept it from that may have been mended.
+        """Makes nginx serve the addresses as they are now, if it does not already; a failure is logged and kept. An
+        nginx that is down is started at once, since its obstacle may be gone.
         """
         async with self._applying:
             if not self._begun:
@@ -314,9 +312,8 @@ class NginxSupervisor:
 def servable(
     wanted: Sequence[ServiceAddress], now: Sequence[ServiceAddress], objections: Mapping[str, str]
 ) -> tuple[Sequence[ServiceAddress], Mapping[str, str]]:
-    """What can be served, and why the rest cannot: whoever meets an objection keeps what he has now, if anything.
-
-    Another who is to have an address of his waits, too.
+    """What can be served, and why the rest cannot. A refused service keeps the addresses that it has. A service that is
+    to get one of those addresses waits.
     """
     refused = dict(objections)
     has = {it.service: it for it in now}
@@ -327,7 +324,7 @@ def servable(
         if clash is None:
             break
         it, old = clash
-        refused[it.service] = f"{old.service} still has an address that it is to have: {refused[old.service]}"
+        refused[it.service] = f"{old.service} still has one of its addresses: {refused[old.service]}"
     routed = {
         it.service: replace(it, listen=kept[it.service].listen, frontend=kept[it.service].frontend)
         for it in wanted

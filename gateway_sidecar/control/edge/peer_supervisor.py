@@ -1,10 +1,8 @@
-"""Keeps the addresses by which replicas are known to their peers: claimed, listened on, given back.
-
-A place is one such address, used by one tenure at a time: it is the worker's URL. One that this machine reaches itself
-(`direct`) is only kept for its owner. What is wanted is said again and again (`want`), and the
-loop brings it about: claim the address, start its nginx, start it again when it ends. A place that nobody wants any
-more is closed when nobody is connected to it. What an earlier daemon left is found by looking, not by a record, and
-is closed only once every service has looked at its replicas.
+"""Supervises advertised addresses: claims them, listens on them, gives them back. A place is one such address, used by
+one tenure at a time: it is the worker's URL. An address that this machine reaches itself (`direct`) is only reserved
+for its owner. Tenures repeat their `request`, and the loop fulfils it: claim the address, start its nginx, start it
+again when it ends. A place without a request is closed when no connection is left. Leftovers of an earlier daemon
+are found by looking, not by a record, and are closed only after every service has looked at its replicas.
 """
 
 from __future__ import annotations
@@ -59,7 +57,7 @@ class PeerState:
 
 @dataclass(slots=True, eq=False)
 class _Place:
-    """One address that is bridged. `owner` is None for what an earlier daemon left and nobody has asked for yet."""
+    """One address that is bridged. `owner` is None for an earlier daemon's address that no tenure has requested yet."""
 
     address: PeerAddress
     host: Address
@@ -70,7 +68,7 @@ class _Place:
     nginx: PeerNginx
     wanted: bool
     up: bool = False
-    reason: str = "its address is not listened on yet"
+    reason: str = "nginx does not listen on its address yet"
     refused: bool = False
     failures: int = 0
     due: float = 0.0
@@ -114,11 +112,11 @@ class PeerSupervisor(Supervisor):
         for state in ("up", "down", "refused"):
             metrics.peer_addresses.labels(state).set_function(partial(self._count, state))
 
-    def want(self, address: PeerAddress, owner: str, replica: str, port: int, *, grpc: bool) -> PeerState:
+    def request(self, address: PeerAddress, owner: str, replica: str, port: int, *, grpc: bool) -> PeerState:
         """Asks for `address` to be kept for `owner` and, unless it is direct, to lead to the bridge `port`.
 
         grpc: what the engine there speaks.
-        To be said again at every look, until `leave`.
+        To be said again at every look, until `withdraw`.
         """
         name = str(address)
         place = self._places.get(name)
@@ -146,7 +144,7 @@ class PeerSupervisor(Supervisor):
             self._look_soon()
         return PeerState(ours=True, problem=None if place.up else place.reason, refused=place.refused)
 
-    def leave(self, address: PeerAddress, owner: str) -> None:
+    def withdraw(self, address: PeerAddress, owner: str) -> None:
         """The owner does not need it any more."""
         if address.direct:
             if self._direct.get(str(address), ("", ""))[0] == owner:
@@ -191,10 +189,10 @@ class PeerSupervisor(Supervisor):
                 self._logger.error("peer.not_given_back", reason=str(error))
                 self.problem = str(error)
 
-    def let_go(self) -> None:
+    def detach(self) -> None:
         """Leaves everything running for the next daemon."""
         for place in self._places.values():
-            place.nginx.let_go()
+            place.nginx.detach()
 
     # -- the loop
 
@@ -232,7 +230,7 @@ class PeerSupervisor(Supervisor):
             await self._give_up(place, AddressRefused(objections[place.host]))
 
     async def _give_up(self, place: _Place, reason: AddressRefused) -> None:
-        """Gives a claimed address back at once, whoever is connected: while it is ours this machine lacks it."""
+        """Gives a claimed address back at once, even with open connections, because this machine needs it itself."""
         self._failed(place, reason)
         await place.nginx.stop()
         try:
@@ -271,7 +269,7 @@ class PeerSupervisor(Supervisor):
             process = place.nginx.process
             code = process.exit_code if process is not None else None
             self._logger.error("peer.exited", address=str(place.address), replica=place.replica, exit_code=code)
-            place.up, place.reason = False, "its nginx ended, and is started again"
+            place.up, place.reason = False, "its nginx ended and is started again"
         try:
             if place.host not in self._held:
                 await self._before.claim()
@@ -303,7 +301,7 @@ class PeerSupervisor(Supervisor):
 
     def _went_up(self, place: _Place) -> None:
         place.up, place.refused, place.failures, place.due, place.reason = True, False, 0, 0.0, ""
-        place.nginx.heed_end(self._look_soon)
+        place.nginx.on_exit(self._look_soon)
 
     async def _close_when_quiet(self, place: _Place) -> None:
         counts = await asyncio.to_thread(connections_at, {place.address})
@@ -336,5 +334,5 @@ class PeerSupervisor(Supervisor):
 
 
 def _taken(address: PeerAddress, replica: str) -> PeerState:
-    text = f"{address} is still used by {replica}; it is free when nobody is connected to that one any more"
+    text = f"{address} is still used by {replica}; it is free when no connection to {replica} is left"
     return PeerState(ours=False, problem=text)

@@ -1,4 +1,4 @@
-"""What the supervisors of small nginx processes have in common: who is told of a change, and how the loop sleeps."""
+"""What the supervisors of small nginx processes share: notification of changes, and the loop's sleep."""
 
 from __future__ import annotations
 

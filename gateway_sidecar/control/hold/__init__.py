@@ -1,1 +1,1 @@
-"""Where requests wait while nobody can answer them."""
+"""Where requests wait while no router or replica can answer them."""

@@ -20,7 +20,7 @@ _ASK_GAP_S = 0.05
 
 
 class HoldPolicy:
-    """Lets requests wait while nobody can answer them. `models` are those last served, for while it sleeps."""
+    """Holds requests while no worker can answer them. `models` are those last served, for the time at zero replicas."""
 
     def __init__(self, hold: HoldQueue, slots: RouterSlots, tenures: Registry, prober: Prober, tasks: Tasks) -> None:
         self._hold = hold
@@ -49,9 +49,8 @@ class HoldPolicy:
         await self._tasks.close()
 
     def decide(self) -> None:
-        """Lets requests wait while nobody can answer them, and in again when somebody can.
-
-        A router that has just begun has to have everybody back first, or whoever it has after a while.
+        """Holds requests while no worker can answer them, and lets them go on when one can. A new router first waits
+        for all its workers, or for those that are ready after a while.
         """
         hold, router, book = self._hold, self._slots.active.router, self._slots.active.book
         self._note_router()
@@ -107,7 +106,9 @@ class HoldPolicy:
         self._hold.trust()
 
     def _staying_workers(self) -> Iterator[Registered]:
-        """The workers that get requests and go on to. One that may yet turn out to be somebody's is one of them."""
+        """The workers that get requests and keep getting them. A worker that may still turn out to be a replica's
+        counts.
+        """
         for url, worker in self._slots.active.book.workers.items():
             if worker.status is WorkerStatus.READY:
                 tenure = self._tenures.at_url(url)

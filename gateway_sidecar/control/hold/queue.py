@@ -69,12 +69,12 @@ class History:
 
     tries: how often it was sent to a router.
     accepted: whether the last one had taken it, and so may have begun to work on it.
-    let_go: how often it was let go on from here. waited_s: for how long it was kept here.
+    released: how often it was let go on from here. waited_s: for how long it was kept here.
     """
 
     tries: int = 0
     accepted: bool = False
-    let_go: int = 0
+    released: int = 0
     waited_s: float = 0.0
 
     @property
@@ -191,10 +191,10 @@ class HoldQueue:
             return Answer(Verdict.LOST, "The router ended while it worked on this request.", "router_lost")
         if self.waiting >= self._settings.max_waiting:
             return self._refusal(Verdict.FULL, "and too many requests are waiting")
-        if so_far.let_go >= _MOST_TRIES:
+        if so_far.released >= _MOST_TRIES:
             return self._refusal(Verdict.TOO_LONG, f"and the request was refused {so_far.tries} times")
         if so_far.refused and self.is_open:
-            self._begin_to_doubt(_MOMENT_S * _SLOWER**so_far.let_go)
+            self._begin_to_doubt(_MOMENT_S * _SLOWER**so_far.released)
         self.waiting += 1
         try:
             return await self._until_open(awake.now() - so_far.waited_s, only_for_router=only_for_router)

@@ -38,11 +38,11 @@ class SocketHolder:
     async def begin(self) -> None:
         """Holds the socket. Without a holder the daemon serves all the same."""
         try:
-            await self.mend()
+            await self.repair()
         except (OSError, ProcessError) as error:
             self._logger.error("hold.socket_not_held", reason=str(error))
 
-    async def mend(self) -> bool:
+    async def repair(self) -> bool:
         """Holds the socket, should nobody hold that very one; whether that was needed. Raises OSError, ProcessError."""
         if self._process is not None and self._process.running and self._held is self._listening():
             return False
@@ -61,10 +61,10 @@ class SocketHolder:
         if self._process is not None:
             await self._process.stop(grace_s=_GRACE_S)
 
-    def let_go(self) -> None:
+    def detach(self) -> None:
         """Leaves it holding the socket for the next daemon."""
         if self._process is not None:
-            self._process.let_go()
+            self._process.detach()
 
     async def _end_others(self, but: Process) -> None:
         """Ends those of earlier daemons: who waits at a socket of theirs is sent to ours."""

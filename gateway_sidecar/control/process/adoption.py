@@ -1,4 +1,6 @@
-"""Takes up what an earlier daemon left: nginx, routers, ports, tenures. Records are hints; what lives is looked at."""
+"""Adopts what an earlier daemon left: nginx, routers, ports, tenures. Records are hints; the living processes
+decide.
+"""
 
 from __future__ import annotations
 
@@ -22,7 +24,7 @@ from gateway_sidecar.telemetry.logs import get_logger
 
 
 class Adoption:
-    """What was there before us, for all services. `departing` ends the routers that nobody has any more."""
+    """What an earlier daemon left, for all services. `departing` ends the routers without a service."""
 
     def __init__(
         self,
@@ -41,7 +43,7 @@ class Adoption:
         self._logger = get_logger()
 
     async def take_routers(self, processes: Mapping[str, Any]) -> None:
-        """Adopts the routers that live, ends those that nobody has, and decides on the ports of all.
+        """Adopts the living routers, ends those without a service, and decides on all ports.
 
         Raises ProcessError if there are no ports.
         """
@@ -63,7 +65,9 @@ class Adoption:
         await self._supervisor.begin([*([earlier] if earlier else []), *unrecorded])
 
     async def take_tenures(self, leases: Mapping[str, Any]) -> None:
-        """Restores who had which port. One that nobody claims rests until it is quiet, if it is linked or in use."""
+        """Restores the owner of each port. A port without an owner rests until it is quiet, if it is linked or in
+        use.
+        """
         links = self._nginx.linked()
         services = self._services()
         for name, service in services.items():
@@ -107,7 +111,7 @@ class Adoption:
             self._leases.quarantine(port, min(late_until, until), service=service_name)
 
     def _after_reboot(self, leases: Mapping[str, Any], links: Mapping[int, Path]) -> None:
-        """Nothing of what was written down lives any more, and nobody is connected: only the ports are worth a wish."""
+        """Nothing in the record lives any more and no connection is open: only the ports are kept as a preference."""
         for port in links:
             self._nginx.unlink(port)
         for name, service in self._services().items():
@@ -137,9 +141,8 @@ class Adoption:
                     break
 
     def _end_leftovers(self, processes: Mapping[str, Any], running: Mapping[Identity, str]) -> None:
-        """Ends routers that no service has any more: removed ones', and those whose start was not written down.
-
-        Nobody has the keys of the latter. They are found by their output, whatever the records say.
+        """Ends routers without a service: those of removed services, and those whose start was not recorded, whose keys
+        are lost. They are found by their output, not by the records.
         """
         services = self._services()
         kept = {router.pid for service in services.values() for router in service.routers}

@@ -17,7 +17,7 @@ from gateway_sidecar.telemetry.logs import get_logger
 from gateway_sidecar.telemetry.metrics import Metrics
 from gateway_sidecar.telemetry.problems import Problem, Problems
 
-_MEND_GAP_S = 5.0
+_REPAIR_GAP_S = 5.0
 _GAP_S = 1.0
 _MOST_LINES = 1000
 """Of one router in one look: 50 ms of work. All of them are in its log."""
@@ -46,7 +46,7 @@ class ChildLogs:
 
     async def run(self) -> None:
         """Runs until cancelled."""
-        mend_at = 0.0
+        repair_at = 0.0
         while True:
             heartbeat()
             services = dict(self._services())
@@ -58,9 +58,9 @@ class ChildLogs:
                     self._metrics.router_rss.labels(name).set(rss)
                     service.slots.note_memory(rss)
             await self._pass_on_nginx(self._peers_log)
-            if awake.monotonic() >= mend_at:
-                mend_at = awake.monotonic() + _MEND_GAP_S
-                await self._nginx.mend_temp()
+            if awake.monotonic() >= repair_at:
+                repair_at = awake.monotonic() + _REPAIR_GAP_S
+                await self._nginx.repair_temp()
             self._note_logs(
                 {f"log of router {router.slot}": router.log.trouble for router in routers}
                 | {"log of nginx": self._nginx.log.trouble}

@@ -1,4 +1,4 @@
-"""Counts open connections, as long as somebody waits for a count: drains, and ports that rest."""
+"""Counts open connections while a drain or a resting port needs the count."""
 
 from __future__ import annotations
 

@@ -221,13 +221,13 @@ class Daemon:
         else:
             await self._written.write_all()
             for router in self._services.routers:
-                await router.let_go()
-            await self._departing.let_go()
+                await router.detach()
+            await self._departing.detach()
             await self.shared.tunnels.detach()
             if self.shared.nginx.process is not None:
-                self.shared.nginx.process.let_go()
-            self.shared.peers.let_go()
-            self.shared.keys.let_go()
+                self.shared.nginx.process.detach()
+            self.shared.peers.detach()
+            self.shared.keys.detach()
         self._logger.info("daemon.stopped", left_running=not self._stop_all)
 
     async def _take_all_down(self, routers: Sequence[Ending]) -> None:

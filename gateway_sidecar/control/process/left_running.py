@@ -64,7 +64,7 @@ class LeftRunning:
 
 
 class LeftRouter:
-    """A router of an earlier daemon that nobody asks anything any more (an `Ending`)."""
+    """A router of an earlier daemon that gets no more requests (an `Ending`)."""
 
     def __init__(self, process: Process, ports: RouterPorts | None) -> None:
         self.process = process

@@ -1,7 +1,6 @@
-"""Puts back what somebody removed from `run_dir`, such as a cleaner of temporary files.
-
-nginx follows links and looks for switch files there, and requests that wait come by a socket there.
-No stream is touched: nginx and the routers keep what they have open, and only the names are made again.
+"""Restores what was removed from `run_dir`, by a cleaner of temporary files for example. nginx follows symlinks and
+looks for switch files there, and held requests come through a socket there. No stream is touched: nginx and the routers
+keep what they have open, and only the names are made again.
 """
 
 from __future__ import annotations
@@ -47,31 +46,31 @@ class RunDirRepair:
             await awake.rest(self._interval_s)
 
     async def look(self) -> None:
-        """Puts everything back; what cannot be is told once, and tried again at the next look."""
-        mended: list[str] = []
+        """Puts everything back; a failure is logged once, and tried again at the next look."""
+        repaired: list[str] = []
         try:
-            await self._mend(mended)
+            await self._repair(repaired)
         except (OSError, NginxError, ProcessError, StateError) as error:
             reason = f"something was removed from run_dir and cannot be put back: {error}"
             if self._problem.set(reason):
-                self._logger.error("run_dir.not_mended", reason=str(error))
+                self._logger.error("run_dir.not_repaired", reason=str(error))
         else:
             self._problem.set("")
-        if mended:
-            self._logger.warning("run_dir.mended", removed=mended)
+        if repaired:
+            self._logger.warning("run_dir.repaired", removed=repaired)
 
-    async def _mend(self, mended: list[str]) -> None:
+    async def _repair(self, repaired: list[str]) -> None:
         nginx = self._nginx_supervisor.nginx
         nginx.prepare()
         applied = self._nginx_supervisor.applied
-        if self._nginx_supervisor.up and applied is not None and await nginx.mend_files(applied):
-            mended.append("nginx's configuration")
+        if self._nginx_supervisor.up and applied is not None and await nginx.repair_files(applied):
+            repaired.append("nginx's configuration")
         linked = nginx.linked_ports()
         for name, service in self._services().items():
             if service.bridges.repair(linked):
-                mended.append(f"{name}: bridges")
+                repaired.append(f"{name}: bridges")
             if service.hold.repair() | service.slots.repair(nginx.pointed(name)):
-                mended.append(f"{name}: gate")
-        for name, mend in self._others.items():
-            if await mend():
-                mended.append(name)
+                repaired.append(f"{name}: gate")
+        for name, repair in self._others.items():
+            if await repair():
+                repaired.append(name)

@@ -31,7 +31,7 @@ class TunnelDemand:
         while True:
             heartbeat()
             self._due.clear()
-            self._tunnels.want(self._services.tunnels, complete=self._services.have_looked)
+            self._tunnels.request(self._services.tunnels, complete=self._services.have_looked)
             self._measure()
             await asyncio.sleep(_GAP_S)
             with suppress(TimeoutError):

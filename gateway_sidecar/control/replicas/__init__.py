@@ -1,1 +1,1 @@
-"""From a socket that is seen to a worker that serves, and back."""
+"""From a socket to a serving worker, and back."""

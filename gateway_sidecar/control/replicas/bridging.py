@@ -1,7 +1,6 @@
-"""What leads to the occupants of one service: the port, its link, the advertised address, and what shows a key.
-
-None of it is there before the occupant was found to be an engine. Ports are leased for a tenure and rest afterwards;
-the link of a port is all that nginx follows. What cannot be done is told in the tenure's `problem`, and tried again.
+"""Bridges the occupants of one service: the port, its symlink, the advertised address, and the key proxy. None of them
+exists before the occupant was identified as an engine. Ports are leased for a tenure and rest afterwards; nginx only
+follows the port's symlink. A failure is in the tenure's `problem`, and is tried again.
 """
 
 from __future__ import annotations
@@ -38,9 +37,9 @@ class Links(Protocol):
 class Peers(Protocol):
     """The addresses that replicas are advertised under."""
 
-    def want(self, address: PeerAddress, owner: str, replica: str, port: int, *, grpc: bool) -> PeerState: ...
+    def request(self, address: PeerAddress, owner: str, replica: str, port: int, *, grpc: bool) -> PeerState: ...
 
-    def leave(self, address: PeerAddress, owner: str) -> None: ...
+    def withdraw(self, address: PeerAddress, owner: str) -> None: ...
 
     def listen(self, listener: Callable[[], None]) -> None: ...
 
@@ -50,9 +49,9 @@ class Peers(Protocol):
 class Keys(Protocol):
     """What shows engines their API keys."""
 
-    def want(self, port: int, to: Keyed) -> KeyState: ...
+    def request(self, port: int, to: Keyed) -> KeyState: ...
 
-    def leave(self, port: int) -> None: ...
+    def withdraw(self, port: int) -> None: ...
 
     def listen(self, listener: Callable[[], None]) -> None: ...
 
@@ -85,7 +84,7 @@ class Bridging:
         self._logger = get_logger(service=service)
 
     def listen(self) -> None:
-        """Tenures are looked at again whenever something changed for an address or a key of theirs."""
+        """Queues a tenure whenever its address or key proxy changed."""
         self._peers.listen(self._reconsider_addresses)
         self._keys.listen(self._reconsider_keys)
 
@@ -128,7 +127,7 @@ class Bridging:
         try:
             self._links.unlink(tenure.bridge.port)
         except OSError as error:
-            self._trouble(tenure, f"cannot remove the bridge's link: {error}")
+            self._trouble(tenure, f"cannot remove the bridge's symlink: {error}")
             return
         tenure.bridge.linked, tenure.bridge.problem = False, None
 
@@ -155,7 +154,7 @@ class Bridging:
             self._leases.release(tenure.bridge.port, late_until)
             if tenure.drain.in_flight == 0:
                 self._leases.settle(tenure.bridge.port, awake.now())
-            self._keys.leave(tenure.bridge.port)
+            self._keys.withdraw(tenure.bridge.port)
         self._portless.discard(tenure.key)
         self._leave_address(tenure)
 
@@ -164,7 +163,7 @@ class Bridging:
         if tenure.bridge.port is not None:
             self._links.unlink(tenure.bridge.port)
             self._leases.release(tenure.bridge.port)
-            self._keys.leave(tenure.bridge.port)
+            self._keys.withdraw(tenure.bridge.port)
         self._leave_address(tenure)
 
     def readdress(self, tenure: Tenure, peer: PeerAddress | None) -> None:
@@ -184,13 +183,13 @@ class Bridging:
             return
         grpc = tenure.probe.facts.connection_mode is ConnectionMode.GRPC
         replica = f"{self._service}/{tenure.replica}"
-        state = self._peers.want(tenure.bridge.peer, tenure.owner, replica, tenure.bridge.port, grpc=grpc)
+        state = self._peers.request(tenure.bridge.peer, tenure.owner, replica, tenure.bridge.port, grpc=grpc)
         tenure.bridge.peer_is_ours, tenure.bridge.peer_problem = state.ours, state.problem
         tenure.bridge.peer_refused = state.ours and state.refused
 
     def _leave_address(self, tenure: Tenure) -> None:
         if tenure.bridge.peer is not None:
-            self._peers.leave(tenure.bridge.peer, tenure.owner)
+            self._peers.withdraw(tenure.bridge.peer, tenure.owner)
 
     def _lease(self, tenure: Tenure) -> bool:
         try:
@@ -220,21 +219,21 @@ class Bridging:
         occupant = tenure.sighting.occupant
         inode = (occupant.device, occupant.inode) if tenure.sighting.tunnel is None else None
         to = Keyed(socket, key, facts.connection_mode is ConnectionMode.GRPC, inode, tenure.pin)
-        state = self._keys.want(tenure.bridge.port, to)
+        state = self._keys.request(tenure.bridge.port, to)
         tenure.bridge.key_problem = state.problem
         return state.listens_at
 
     def _leave_key(self, tenure: Tenure) -> None:
         """What showed a key is not needed any more once the bridge leads to the engine itself."""
         if tenure.bridge.port is not None and tenure.bridge.leads_to == tenure.sighting.place:
-            self._keys.leave(tenure.bridge.port)
+            self._keys.withdraw(tenure.bridge.port)
 
     def _lead(self, tenure: Tenure, target: Path) -> bool:
         assert tenure.bridge.port is not None
         try:
             self._links.link(tenure.bridge.port, target)
         except OSError as error:
-            self._trouble(tenure, f"cannot make the bridge's link: {error}")
+            self._trouble(tenure, f"cannot make the bridge's symlink: {error}")
             return False
         tenure.bridge.leads_to, tenure.bridge.problem = target, None
         return True

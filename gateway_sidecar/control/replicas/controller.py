@@ -1,4 +1,4 @@
-"""The loop of one service: observe -> plan -> execute, again and again, for whatever may have changed.
+"""The loop of one service: observe -> plan -> execute, for everything that may have changed.
 
 Everything here is level-triggered: a key in the queue means "look at this again", and what to do follows from what is
 observed then. Observers (the source, probes, routers, counts, requests to the API) only write down what they saw and

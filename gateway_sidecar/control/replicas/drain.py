@@ -81,7 +81,7 @@ class Drains:
         return DrainReport(True, 0, awake.monotonic() - began, unanswered)
 
     def resume(self, replica: ReplicaId) -> None:
-        """Takes a drained replica back into rotation, once it answers. Raises KeyError for one that is not there."""
+        """Takes a drained replica back into rotation, once it answers. Raises KeyError for an unknown replica."""
         tenure = self._tenures.current[replica]
         if not tenure.drain.requested:
             return

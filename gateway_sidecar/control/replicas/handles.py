@@ -1,4 +1,4 @@
-"""Opens sockets to keep hold of their inodes. A file system that hangs holds up nobody but who waits for it."""
+"""Opens sockets to keep hold of their inodes. A file system that hangs delays only its own callers."""
 
 from __future__ import annotations
 

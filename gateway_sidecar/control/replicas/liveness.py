@@ -1,8 +1,6 @@
-"""A connection that is kept open to an engine for one purpose: to feel at once when the engine ends.
-
-The kernel closes it the moment the listening process dies, so a dead engine is noticed without asking it anything.
-It is a hint only: some servers close idle connections, and then the next probe finds them well. Nothing is asked over
-it: a server that goes on talking is not listened to.
+"""The liveness connection: kept open to an engine, only to notice at once when the engine ends. The kernel closes it
+when the listening process dies, so a dead engine is noticed without a question. It is only a hint: some servers close
+idle connections, and the next probe finds them well. Nothing is sent over it, and bytes from the server are ignored.
 """
 
 from __future__ import annotations
@@ -36,14 +34,14 @@ class _LivenessConnection(asyncio.Protocol):
 
 
 async def connect_liveness(address: str, on_close: Callable[[], None]) -> asyncio.Transport:
-    """Connects; `on_close` is called once when the connection ends, whoever ends it. Raises OSError."""
+    """Connects; `on_close` is called once when either side ends the connection. Raises OSError."""
     loop = asyncio.get_running_loop()
     transport, _ = await loop.create_unix_connection(partial(_LivenessConnection, on_close), address)
     return transport
 
 
 def is_refused(address: str) -> bool:
-    """Whether the kernel says that nobody listens at a Unix socket. Never blocks; about 30 us."""
+    """Whether the kernel says that no process listens at a Unix socket. Never blocks; about 30 us."""
     with socket.socket(socket.AF_UNIX, socket.SOCK_STREAM | socket.SOCK_NONBLOCK) as touch:
         try:
             touch.connect(address)

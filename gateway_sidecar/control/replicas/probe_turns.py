@@ -1,4 +1,4 @@
-"""Who may be asked now: so many at a time, and whoever is silent keeps nobody waiting for long."""
+"""Which engines may be asked now: a bounded number at a time, of which a silent one delays the others only briefly."""
 
 from __future__ import annotations
 

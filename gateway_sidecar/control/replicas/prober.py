@@ -1,7 +1,6 @@
-"""Keeps every occupant of one service watched: when to ask it, what, and what its answers and its silence prove.
-
-An engine is asked what it is once, and again only when something happened to it. In between its health is asked now
-and then, and a connection that is kept open tells at once when it ends.
+"""Watches every occupant of one service: when to ask it, what to ask, and what its answers and its silence prove. An
+engine is asked what it is once, and again only when something happened to it. In between, its health is asked now and
+then, and the liveness connection shows at once when it ends.
 """
 
 from __future__ import annotations
@@ -71,7 +70,7 @@ def _with_far_end(path: PathStatus, tunnel: Tunnel, result: ProbeResult | None) 
         return path
     if path.reason:
         return PathStatus(PathState.FORBIDDEN, path.reason)
-    return PathStatus(PathState.REMOTE_CLOSED, f"the tunnel is up, and nobody listens on {tunnel}")
+    return PathStatus(PathState.REMOTE_CLOSED, f"the tunnel is up, but nothing listens on {tunnel}")
 
 
 class Probe(Protocol):
@@ -212,7 +211,7 @@ class Prober:
         tenure.probe.due = math.ceil(due / slot_s) * slot_s
 
     def tunnels_changed(self) -> None:
-        """A tunnel came up or went down: whoever is behind one that is not what it was is asked again now."""
+        """Tunnels came up or went down: the occupants behind them are asked again now."""
         for tenure in self._tenures:
             tunnel = tenure.sighting.tunnel
             if tunnel is not None and self.path_of(tunnel).is_up is not isinstance(tenure.probe.result, Ready):
@@ -366,7 +365,7 @@ class Prober:
             await asyncio.sleep(_TURN_S if len(tenures) > _TOUCHED_AT_ONCE else _TOUCH_GAP_S)
 
     def _waits_refused(self, tenure: Tenure, now: float) -> bool:
-        """Whether nobody listened there when it was last asked, and it is not asked again for a while."""
+        """Whether nothing listened there when it was last asked, so that the next question comes later."""
         refused = isinstance(tenure.probe.result, Loading) and tenure.probe.result.refused
         at_rest = tenure.gone or tenure.drain.requested or tenure.probe.task is not None
         return refused and not at_rest and tenure.sighting.tunnel is None and tenure.probe.due > now + _TOUCH_GAP_S

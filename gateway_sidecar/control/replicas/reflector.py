@@ -1,4 +1,4 @@
-"""Follows one source: looks whenever it hints, and every few seconds whatever it says. Unknown is not empty.
+"""Follows one source: looks whenever it hints, and every few seconds in any case. Unknown is not empty.
 
 Each look ends with a listing that is written here, and a key in the queue.
 """

@@ -1,4 +1,4 @@
-"""The tenures of one service: who stays behind its sockets, whose turn it is, and whose worker has which URL."""
+"""The tenures of one service: by id, by owner and by worker URL."""
 
 from __future__ import annotations
 

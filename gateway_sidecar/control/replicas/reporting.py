@@ -1,4 +1,4 @@
-"""Tells the operator where each replica stands: one log event for each change of state, and the metrics."""
+"""Reports the state of each replica: one log event for each change, and the metrics."""
 
 from __future__ import annotations
 
@@ -13,7 +13,9 @@ from gateway_sidecar.telemetry.logs import get_logger
 from gateway_sidecar.telemetry.metrics import Metrics
 
 _TROUBLED = (ReplicaState.UNREACHABLE, ReplicaState.FOREIGN)
-_NAMELESS = "it names no model, so no request for one reaches it; say `model: NAME` in its .yaml or inventory entry"
+_NAMELESS = (
+    "it names no model, so no request for a model reaches it; write `model: NAME` in its .yaml or inventory entry"
+)
 
 
 class Reporting:
@@ -42,7 +44,7 @@ class Reporting:
         self._count(tenure.status.state, +1)
 
     def ended(self, tenure: Tenure) -> None:
-        """Nobody holds a connection to the occupant any more, or those who do have been waited for long enough."""
+        """No connection to the occupant is left, or `drain.timeout_s` has passed."""
         if not any(other.replica == tenure.replica for other in self._tenures):
             self._metrics.forget_replica(self._service, tenure.replica)
         self._count(tenure.status.state, -1)
@@ -51,7 +53,7 @@ class Reporting:
         )
 
     def update(self, tenure: Tenure) -> None:
-        """Tells of a change of state, if there is one."""
+        """Logs a change of state, if there is one."""
         worker = self._slots.active.book.workers.get(tenure.url) if tenure.url else None
         state = state_of(
             result=tenure.probe.result,
@@ -107,7 +109,7 @@ class Reporting:
             return tenure.probe.result.reason
         if worker is not None and worker.status is WorkerStatus.READY:
             if tenure.presence is Presence.SUPERSEDED:
-                return "its replica is elsewhere now; it serves until that one does"
+                return "its replica has moved; it serves until the new engine does"
             return "" if worker.model_id else _NAMELESS
         if not self._slots.active.router.up:
             return f"waiting for the router ({self._slots.active.router.state.value})"

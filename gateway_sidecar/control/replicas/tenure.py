@@ -1,4 +1,4 @@
-"""One occupant's stay behind one replica socket: from first sight until nobody holds a connection to it."""
+"""One occupant's stay behind one replica socket: from first sight until no connection to it is left."""
 
 from __future__ import annotations
 
@@ -69,7 +69,7 @@ def worker_url(host: str, port: int, mode: ConnectionMode) -> str:
 class SavedTenure:
     """What the next daemon needs to go on with a tenure. `leaving` says that the occupant was gone already.
 
-    port: None for one that is drained and has not been found to be an engine.
+    port: None for a drained occupant that was never identified as an engine.
     """
 
     sighting: Sighting
@@ -199,7 +199,7 @@ class Status:
 
 @dataclass(slots=True, eq=False)
 class Tenure:
-    """What is known of one occupant: who it is, and a record for each of those who learn something of it.
+    """What is known of one occupant: its identity, and one record for each writer.
 
     Times are awake seconds, if nothing else is said.
     owner: the name its port is leased under; unique, and the same after a restart of the daemon.
@@ -275,7 +275,7 @@ class Tenure:
 
     @property
     def can_be_described(self) -> bool:
-        """Whether what the operator wrote beside the socket is known, so that the router is told the right thing."""
+        """Whether the file beside the socket has been read, so that the registration is right."""
         return self.notes.read and self.notes.problem is None
 
     @property

@@ -1,1 +1,1 @@
-"""The router's process, what it says of its workers, and how one takes the place of another."""
+"""The router's process, its workers, and the replacement of one router by another."""

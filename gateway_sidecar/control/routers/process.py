@@ -200,7 +200,7 @@ class RouterProcess:
         return True
 
     def report_unresponsive(self) -> None:
-        """Its API has not answered for too long: it is to be replaced, whatever its pid says."""
+        """Its API has not answered for too long: it must be replaced even if its process lives."""
         self._unresponsive.set()
 
     async def stop(self, grace_s: float) -> None:
@@ -217,10 +217,10 @@ class RouterProcess:
         if self.client is not None:
             await self.client.close()
 
-    async def let_go(self) -> None:
+    async def detach(self) -> None:
         """Leaves the router running for the next daemon."""
         if self.process is not None:
-            self.process.let_go()
+            self.process.detach()
         if self.client is not None:
             await self.client.close()
 
@@ -325,7 +325,7 @@ class RouterProcess:
         last = await self.log.read_tail(5)
         said = self.setup.read_log_line(last[-1]) if starting and last else None
         words = [f"{what}, exit code {code}" if code is not None else what, *([said.message] if said else [])]
-        self.reason = ": ".join(words) + ("; mend router.args" if refused else "")
+        self.reason = ": ".join(words) + ("; fix router.args" if refused else "")
         self._logger.error(
             "router.exited", pid=self.process.pid, reason=self.reason, exit_code=code, last_lines=last,
             restart_in_s=None if refused else round(self._delay_s(), 2),

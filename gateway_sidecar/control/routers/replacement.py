@@ -107,7 +107,7 @@ class RouterSlots:
         return why if pid is not None and pid == self.active.router.pid else ""
 
     def views(self, url: str | None) -> dict[RouterUnit, WorkerView]:
-        """A worker as each router knows it. A successor that is not up yet knows nobody."""
+        """A worker as each router knows it. A successor that is not up yet knows no worker."""
         units = [unit for unit in self.units if unit is self.active or unit.retiring or unit.router.up]
         return {unit: unit.view(url) for unit in units}
 
@@ -157,7 +157,7 @@ class RouterSlots:
         self._reserved |= {unit.router.slot: p for unit in self.units if (p := unit.router.ports) is not None}
 
     def start(self) -> None:
-        """Begins to keep the router running, and replaces one that an earlier daemon started otherwise."""
+        """Supervises the router, and replaces an earlier daemon's router that was started with other settings."""
         self.active.start()
         self._renewing = self._tasks.until_done(self._renew_outdated)
 
@@ -198,7 +198,7 @@ class RouterSlots:
                 new.router.log.close()
                 if not isinstance(error, TimeoutError | OSError | RouterUnavailable):
                     raise
-                why = str(error) or new.router.reason or "it did not get every worker ready in time"
+                why = str(error) or new.router.reason or "its workers did not all become ready in time"
                 text = f"the new router was not put in place: {why}"
                 self._not_replaced = old.router.pid, text
                 raise RouterUnavailable(text) from error
@@ -276,7 +276,7 @@ class RouterSlots:
         self._replacing.release()
 
     async def _retire(self, old: RouterUnit) -> None:
-        """Ends a router that gets no new requests any more once nobody is connected to it, or if it hangs."""
+        """Ends a router that gets no new requests when no connection to it is left, or if it hangs."""
         await old.retire()
         ports = {old.router.ports.api} if old.router.ports else set()
         deadline = awake.now() + self.settings.router.retire_timeout_s

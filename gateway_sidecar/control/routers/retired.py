@@ -1,6 +1,5 @@
-"""Routers that no service has any more: ended in the background, and written down until they are gone.
-
-A daemon may die while it waits for one. The next finds it in the record, and ends it.
+"""Routers without a service: ended in the background, and recorded until they are gone. If the daemon dies while it
+waits for one, the next daemon finds it in the record and ends it.
 """
 
 from __future__ import annotations
@@ -42,12 +41,12 @@ class RetiredRouters:
         await cancelled(*(task for _, task in self._ending.values()))
         await asyncio.gather(*(process.stop(grace_s=0) for process in left))
 
-    async def let_go(self) -> None:
+    async def detach(self) -> None:
         """Leaves them to the next daemon."""
         left = list(self._ending)
         await cancelled(*(task for _, task in self._ending.values()))
         for process in left:
-            process.let_go()
+            process.detach()
 
     async def _end(self, service: str, process: Process) -> None:
         await process.stop(grace_s=_GRACE_S)

@@ -1,7 +1,5 @@
-"""What one router says of its workers, and the operations under way on them.
-
-One operation at a time per worker URL. What the router answered to one of ours is newer than a list that was asked
-for before; a list that cannot be had leaves everything as it was.
+"""What one router says of its workers, and the operations in progress on them. One operation at a time per worker URL.
+The router's answer to an operation is newer than a list that was requested before it; a failed list changes nothing.
 """
 
 from __future__ import annotations

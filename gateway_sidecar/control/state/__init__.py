@@ -1,1 +1,1 @@
-"""What is written down for the next daemon."""
+"""The records for the next daemon."""

@@ -36,7 +36,7 @@ Content = dict[str, object]
 
 @dataclass(frozen=True, slots=True)
 class Put:
-    """What came of a put. `entry` is the one that holds; `was_leaving` says that it was being drained."""
+    """The result of a put. `entry` is the one in force; `was_leaving` says that it was being drained."""
 
     created: bool
     changed: bool
@@ -131,7 +131,7 @@ class ApiReplicas:
             return entry
 
     def forget(self, service: str, replica: ReplicaId, entry: RawEntry | None) -> bool:
-        """The one that was taken out is gone for good; False if somebody put it again meanwhile."""
+        """Forgets a replica that has left; False if it was put again meanwhile."""
         record = self.of(service)
         if replica in record.entries:
             return False
@@ -211,7 +211,7 @@ class ApiReplicas:
 
 
 def read_entries(path: Path) -> Mapping[str, Mapping[ReplicaId, RawEntry]]:
-    """What a record holds, for whoever only wants to know. Raises StateError. Blocks."""
+    """What a record holds; changes nothing. Raises StateError. Blocks."""
     return _from_json(path, read_record(path))[0]
 
 
@@ -227,12 +227,12 @@ def _from_json(
             str(name): {ReplicaId(str(it)) for it in replicas} for name, replicas in content.get("lost", {}).items()
         }
     except (AttributeError, TypeError, ValueError) as error:
-        raise StateError(f"{path} is of a form that is not known: {error}") from error
+        raise StateError(f"{path} has an unknown form: {error}") from error
     return entries, lost
 
 
 def _put_aside(path: Path) -> Path:
-    """Another name for what cannot be used, one that nothing has yet. Raises OSError. Blocks."""
+    """A free name for a damaged record. Raises OSError. Blocks."""
     for number in range(1, 1000):
         aside = path.with_name(f"{path.name}.unusable-{number}")
         if not aside.exists():

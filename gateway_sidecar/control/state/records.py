@@ -1,4 +1,4 @@
-"""What the daemon writes down for the next one. A hint, never the truth: observation wins.
+"""The records for the next daemon. They are hints, never the truth: observation wins.
 
 Two files, each atomic, versioned and fsynced: `leases.json` in the state directory (which port belonged to whom) and
 `processes.json` in the runtime directory (which nginx and routers run, and the routers' keys; mode 0600).
@@ -101,7 +101,7 @@ def _read(form: TypeAdapter[_T], row: object, what: str) -> _T:
     except ValidationError as error:
         first = error.errors()[0]
         where = ".".join(str(part) for part in first["loc"]) or "all of it"
-        raise StateError(f"{what} of a form that is not known: {where}: {first['msg']}") from error
+        raise StateError(f"{what} of an unknown form: {where}: {first['msg']}") from error
 
 
 def _fields(value: Occupant | EngineFacts) -> dict[str, object]:

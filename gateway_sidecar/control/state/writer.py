@@ -1,7 +1,6 @@
-"""Keeps the records for the next daemon on disk: whenever something changes, when one vanished, and every minute.
-
-What cannot be written is told once, tried again each second, and told again when it could be. Each record has a thread
-of its own, so that a state disk that hangs does not keep the record of processes from being written.
+"""Writes the records for the next daemon: after each change, when a file vanished, and every minute. A failure is
+logged once and tried again each second; its end is logged too. Each record has a thread of its own, so that a state
+disk that hangs does not keep the record of processes from being written.
 """
 
 from __future__ import annotations
@@ -53,7 +52,7 @@ class Record:
             raise StateError(f"cannot write {self.path}: the file system does not answer") from None
 
     async def is_there(self) -> bool:
-        """Whether nobody removed it. What cannot be told is no reason to write."""
+        """Whether the file is still there; True if that cannot be seen."""
         try:
             return await self._thread.run(self.path.exists, patience_s=_PATIENCE_S)
         except OSError:
@@ -86,7 +85,7 @@ class RecordWriter:
             await asyncio.sleep(_GAP_S)
 
     async def write(self) -> bool:
-        """Writes it now; whether it could, and it is told if that begins or ceases to fail."""
+        """Writes it now; returns whether it could. Logs when failures begin and end."""
         try:
             await self.record.write()
         except StateError as error:

@@ -28,7 +28,7 @@ async def _program(command: str) -> list[Finding]:
     except ProcessError as error:
         return [Finding(Level.FAIL, str(error))]
     if python_of(program) is None:
-        text = f"router.command: {program} is no Python script, so its control-plane key will show in `ps`"
+        text = f"router.command: {program} is not a Python script, so its control-plane key will show in `ps`"
         findings.append(Finding(Level.WARN, f"{text}; name the `smg` script itself"))
     return findings
 
@@ -43,7 +43,7 @@ async def check_arguments(service: str, settings: SmgSettings) -> list[Finding]:
     try:
         objection = await objection_to(command.argv, program, settings.env)
     except ProcessError as error:
-        text = f"{service}: router.args: SMG's parser cannot be asked: {error}; the first start will show"
+        text = f"{service}: router.args: SMG's parser cannot check it: {error}; the first start will"
         return [Finding(Level.WARN, text)]
     if objection is not None:
         return [Finding(Level.FAIL, f"{service}: router.args: {objection}")]

@@ -3,7 +3,7 @@
 What is relied on was measured on smg 1.13: a POST is accepted (202) long before the worker is ready, `GET
 /workers/{id}` shows one that the list does not, a DELETE makes it `draining` at once, and `failed` is final.
 
-Three things are put right here, so that nobody else has to know of them:
+Three things are corrected here, so that no other module has to know of them:
 
 * a gRPC worker is `ready` before SMG has its model's tokenizer, and requests get 503 until then: not ready yet;
 * `external` means a hosted provider to SMG; a plain OpenAI-compatible server is `generic`;
@@ -145,7 +145,7 @@ class SmgClient:
         return self._bridge_key if spec.connection_mode is ConnectionMode.HTTP else None
 
     async def find(self, worker_id: str) -> Registered | None:
-        """One worker, even one that is not listed yet; None if the router does not know it."""
+        """One worker, even if it is not listed yet; None if the router does not know it."""
         try:
             return await self._with_tokenizer(_read_worker(await self._ask("GET", f"/workers/{worker_id}")))
         except RouterRefused as refusal:
@@ -155,7 +155,7 @@ class SmgClient:
         return None if url is None else (await self.list_workers()).get(url)
 
     async def deregister(self, worker_id: str) -> None:
-        """Asks for a worker's removal: no new requests from now on. One that is not there is no error."""
+        """Asks for a worker's removal: no new requests from now on. An unknown worker is no error."""
         for each in self._ranks.ids_of(worker_id):
             try:
                 await self._ask("DELETE", f"/workers/{each}")
@@ -170,7 +170,7 @@ class SmgClient:
             await session.close()
 
     async def _with_tokenizer(self, worker: Registered) -> Registered:
-        """A gRPC worker whose model has no tokenizer yet is not ready, whatever the list says."""
+        """A gRPC worker whose model has no tokenizer yet is not ready, even if the list says so."""
         if (
             not self._loads_tokenizers
             or worker.connection_mode is not ConnectionMode.GRPC
@@ -246,7 +246,7 @@ def _error_text(raw: bytes) -> str:
 def _read_worker(row: object) -> Registered:
     """One row of SMG's list. Raises RouterUnavailable where it has not the form that SMG 1.13 gives it."""
     if not isinstance(row, dict):
-        raise RouterUnavailable(f"a worker that is no object: {row!r:.200}")
+        raise RouterUnavailable(f"a worker that is not an object: {row!r:.200}")
     try:
         job = row.get("job_status")
         failed = isinstance(job, dict) and job.get("status") == "failed"
@@ -269,9 +269,7 @@ def _read_worker(row: object) -> Registered:
             note=printable(_text(job.get("message")) or "") or None if isinstance(job, dict) else None,
         )
     except (KeyError, TypeError, ValueError) as error:
-        raise RouterUnavailable(
-            f"a worker in a form that is not known: {printable(str(error))}: {row!r:.300}"
-        ) from error
+        raise RouterUnavailable(f"a worker of an unknown form: {printable(str(error))}: {row!r:.300}") from error
 
 
 def _as_rank(worker: Registered, row: Mapping[str, object]) -> Rank:

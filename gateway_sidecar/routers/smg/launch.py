@@ -90,7 +90,7 @@ async def objection_to(argv: Sequence[str], program: Path, env: Mapping[str, str
     """
     interpreter = python_of(program)
     if interpreter is None:
-        raise ProcessError(f"{program} is no Python script")
+        raise ProcessError(f"{program} is not a Python script")
     options = argv[argv.index("launch") + 1 :]
     try:
         process = await asyncio.create_subprocess_exec(
