@@ -39,13 +39,15 @@ class RouterHeaders:
         Empty if there is none.
     passed: request headers of its own that clients may send.
     steering: request header in lower case -> what it does that is not for clients.
-    hidden: headers of its answers that are not for clients.
+    worker: the header of its answers that names the worker by its URL. Empty if there is none. Engines cannot say it.
+    hidden: headers of its answers that are not for clients; `worker` never is.
     """
 
     bridge_key: str
     tenant: str = ""
     passed: tuple[str, ...] = ()
     steering: Mapping[str, str] = field(default_factory=dict, hash=False)
+    worker: str = ""
     hidden: tuple[str, ...] = ()
 
 
@@ -54,13 +56,14 @@ class BridgeRules:
     """What the bridges of HTTP engines pass, whatever kinds of routers ask.
 
     inference, asked: the paths of `RouterPaths`; prefixes: `bridges.paths`. key_headers: where a router may show that a
-    request comes through it.
+    request comes through it. worker_headers: what a router, and no engine, says in answers.
     """
 
     inference: tuple[str, ...]
     asked: tuple[str, ...]
     prefixes: tuple[str, ...]
     key_headers: tuple[str, ...]
+    worker_headers: tuple[str, ...] = ()
 
     @classmethod
     def of(cls, kinds: Iterable[tuple[RouterPaths, RouterHeaders]], prefixes: tuple[str, ...]) -> BridgeRules:
@@ -71,4 +74,5 @@ class BridgeRules:
             tuple(sorted({path for paths, _ in known for path in paths.asked})),
             prefixes,
             tuple(sorted({headers.bridge_key for _, headers in known})),
+            tuple(sorted({headers.worker for _, headers in known if headers.worker})),
         )

@@ -145,7 +145,8 @@ class ServiceAddress:
     @property
     def hidden_headers(self) -> Sequence[str]:
         """The headers of an answer that stay here."""
-        return (*self.headers.hidden, *client_headers.HIDDEN)
+        routers = filter(None, (self.headers.worker, *self.headers.hidden))
+        return (*routers, *client_headers.HIDDEN)
 
     @property
     def passed_headers(self) -> Sequence[str]:

@@ -214,3 +214,10 @@ def test_browsers_are_told_of_https_with_every_answer() -> None:
         said = text.count('add_header Strict-Transport-Security "max-age=31536000" always;')
         assert said == (text.count("add_header Vary Origin always;") if days else 0)
         assert said > 1 or not days
+
+
+def test_which_worker_answered_is_the_routers_word_and_no_engines() -> None:
+    """An engine that said it could pass for another, which would be asked for its health less often."""
+    text = config(services=[smg_address("chat", "127.0.0.1:1", "127.0.0.1:2", "127.0.0.1:3")])
+    bridge = text.partition("location @gone")[0].rpartition("server {")[2]
+    assert "proxy_hide_header X-Smg-Routed-Worker-Id;" in bridge

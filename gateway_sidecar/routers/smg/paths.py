@@ -48,5 +48,6 @@ HEADERS = RouterHeaders(
         "x-data-parallel-rank": "chooses a rank of an engine",
         "x-smg-tenant-id": "says whose a stored conversation is",
     },
-    hidden=("X-Smg-Routed-Worker-Id", "X-Smg-Cache-Trace"),
+    worker="X-Smg-Routed-Worker-Id",
+    hidden=("X-Smg-Cache-Trace",),
 )
