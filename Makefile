@@ -19,7 +19,7 @@ UNIT := $(PY) -m pytest -q -p no:schemathesis tests/unit
 SITE := NO_MKDOCS_2_WARNING=1 $(PY) -m mkdocs build --strict
 export MLX_PYTHON ?= $(abspath $(MLX_VENV)/bin/python)
 
-.PHONY: help run test unit coverage check docs format bench chaos freezes doors soak fuzz proto mlx install lock dist clean
+.PHONY: help run test unit coverage check docs format bench chaos freezes frontends soak fuzz proto mlx install lock dist clean
 
 help:
 	@sed -n 's/^## //p' Makefile
@@ -82,10 +82,10 @@ freezes:
 	@$(SETUP) dev nginx
 	@$(PY) -m tests.chaos.freezes --minutes $(MINUTES) $(if $(SEED),--seed $(SEED)) $(ARGS)
 
-## make doors    random frontends, EXAMPLES=60 of them: served, adopted, changed, refused; status, plan, check and metrics agree
-doors:
+## make frontends    random frontends, EXAMPLES=60 of them: served, adopted, changed, refused; status, plan, check and metrics agree
+frontends:
 	@$(SETUP) dev nginx
-	@FRONT_DOORS=$(EXAMPLES) $(PY) -m pytest tests/system/test_every_front_door.py -o timeout=0 $(ARGS)
+	@FRONTENDS=$(EXAMPLES) $(PY) -m pytest tests/system/test_every_frontend.py -o timeout=0 $(ARGS)
 
 ## make soak     an hour's changes in MINUTES=10; nothing may grow
 soak:

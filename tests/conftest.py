@@ -12,7 +12,7 @@ settings.register_profile("any machine", deadline=None)
 settings.load_profile("any machine")
 
 LONG = (
-    "test_every_front_door",
+    "test_every_frontend",
     "test_signals",
     "test_chaos.py",
     "test_freezes",

@@ -25,7 +25,7 @@ from gateway_sidecar.nginx.bodies import SMALL_BYTES
 from gateway_sidecar.nginx.client_headers import CREDENTIALS, PASSED
 from gateway_sidecar.nginx.frontend_places import FrontendPlaces
 from gateway_sidecar.routers.smg.paths import HEADERS, PATHS
-from tests.system.test_front_door_keys import bare_nginx
+from tests.system.test_frontend_keys import bare_nginx
 
 AT_ONCE = 6
 _KEY = "a-key-of-alice-that-nobody-guesses"

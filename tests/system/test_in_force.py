@@ -29,7 +29,7 @@ from tests.smg import RULES, smg_address
 from tests.system.clients import ask
 from tests.system.conftest import MakeGateway, StartEngine
 from tests.system.gateway import Gateway, PortBlock, service_of
-from tests.system.test_front_door_tls import certificate
+from tests.system.test_frontend_tls import certificate
 from tests.system.test_operation import metrics_of
 
 NAMES = ("api.example.com", "*.example.org")
@@ -142,7 +142,7 @@ def every_door(doors: Doors) -> list[dict[str, Any]]:
     return found
 
 
-async def test_every_front_door_is_adopted_and_changed(short_path: Path) -> None:
+async def test_every_frontend_is_adopted_and_changed(short_path: Path) -> None:
     """Whatever nginx serves, the next daemon finds it served, changes nothing, and then puts a change in force."""
     async with doors_at(short_path) as doors:
         nginx = doors.begin()

@@ -160,4 +160,4 @@ def test_the_documents_example_is_the_example() -> None:
     """`docs/frontend.md` shows a configuration that works."""
     root = Path(__file__).parents[2]
     shown = (root / "docs" / "frontend.md").read_text().split("```yaml\n")[1].split("```")[0]
-    assert shown in (root / "examples" / "front-door.yaml").read_text()
+    assert shown in (root / "examples" / "frontend.yaml").read_text()

@@ -24,7 +24,7 @@ from gateway_sidecar.frontend.publish import publish_keys, publish_pem, withdraw
 from gateway_sidecar.frontend.signature import directories
 from gateway_sidecar.nginx.frontend_places import FrontendPlaces
 from gateway_sidecar.telemetry.metrics import Metrics
-from tests.system.test_front_door_tls import certificate
+from tests.system.test_frontend_tls import certificate
 
 A, B = (hashlib.sha256(name).hexdigest() for name in (b"a", b"b"))
 
@@ -293,7 +293,7 @@ async def test_a_pair_that_is_replaced_by_two_renames_is_no_fault(
     shutil.copy(old, live)
     shutil.copy(old.with_suffix(".key"), live.with_suffix(".key"))
     tls = TlsSettings(certificate=live, key=live.with_suffix(".key"))
-    doors = front_doors(tmp_path / "doors", FrontendSettings(tls=tls))
+    doors = frontends(tmp_path / "doors", FrontendSettings(tls=tls))
     await doors.look()
     monkeypatch.setattr("gateway_sidecar.control.edge.frontends._MOMENT_S", 3600.0)
     new.rename(live)
@@ -317,13 +317,13 @@ async def test_what_was_never_good_does_not_stay_in_force(tmp_path: Path) -> Non
     auth = AuthSettings(keys_file=tmp_path / "no keys")
     tls = TlsSettings(certificate=tmp_path / "no.pem", key=tmp_path / "no.key")
     (tmp_path / "doors").mkdir()
-    doors = front_doors(tmp_path / "doors", FrontendSettings(auth=auth, tls=tls))
+    doors = frontends(tmp_path / "doors", FrontendSettings(auth=auth, tls=tls))
     await doors.look()
     assert len(doors.problems) == 2
     assert all(problem.endswith("; no client gets in until it can be used") for problem in doors.problems.values())
 
 
-def front_doors(directory: Path, settings: FrontendSettings) -> Frontends:
+def frontends(directory: Path, settings: FrontendSettings) -> Frontends:
     """Those of one service, `chat`."""
     directory.mkdir(exist_ok=True)
     wanted = {"chat": settings}

@@ -15,7 +15,7 @@ from gateway_sidecar.config import FrontendSettings, Settings
 from gateway_sidecar.config.load import parse_config
 from gateway_sidecar.config.models import HoldSettings
 from gateway_sidecar.config.part import Part
-from tests.front_doors import DRAWN, Ground, services
+from tests.frontends import DRAWN, Ground, services
 
 GROUND = Ground(Path("/etc/doors"), 20000, 19999)
 
@@ -36,8 +36,8 @@ def parts_of(model: type[Part]) -> set[type[Part]]:
 
 
 @pytest.mark.parametrize("model", sorted(parts_of(FrontendSettings) | {HoldSettings}, key=str))
-def test_every_setting_of_a_front_door_is_drawn(model: type[Part]) -> None:
-    """A new setting is, too: add it to `tests/front_doors.py`, and what a client sees of it to the property test."""
+def test_every_setting_of_a_frontend_is_drawn(model: type[Part]) -> None:
+    """A new setting is, too: add it to `tests/frontends.py`, and what a client sees of it to the property test."""
     assert DRAWN[model](GROUND, "chat").keys() == model.model_fields.keys()
 
 

@@ -353,9 +353,7 @@ async def test_keys_are_asked_for_from_a_reload_on(make_gateway: MakeGateway, en
     assert (await gateway.status())["nginx"]["pid"] == pid
 
 
-async def test_a_front_door_that_cannot_be_changed_stays_as_it_is(
-    make_gateway: MakeGateway, engine: StartEngine
-) -> None:
+async def test_a_frontend_that_cannot_be_changed_stays_as_it_is(make_gateway: MakeGateway, engine: StartEngine) -> None:
     """Keys are not taken away while nginx still asks for them, nor for another file that cannot be used."""
     gateway = make_gateway()
     file = guarded(gateway)

@@ -27,8 +27,8 @@ from gateway_sidecar.routers.smg.paths import HEADERS
 from tests.smg import KEY_HEADER
 from tests.system.conftest import MakeGateway
 from tests.system.gateway import PortBlock, service_of
-from tests.system.test_front_door_keys import Judge, bare_nginx, listening
-from tests.system.test_front_door_tls import certificate
+from tests.system.test_frontend_keys import Judge, bare_nginx, listening
+from tests.system.test_frontend_tls import certificate
 from tests.users import DAEMON, OTHER, give
 
 pytestmark = pytest.mark.own_users

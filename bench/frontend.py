@@ -1,4 +1,4 @@
-"""Figure: what a front door costs, and how soon a revoked key is refused.
+"""Figure: what a frontend costs, and how soon a revoked key is refused.
 
 One gateway with two services that have an engine each and the same settings: `bare`, with nothing but the paths that
 every service has, and `door`, with a file of 10,000 keys, three limits and a body size. Both in the same nginx, one
@@ -14,7 +14,7 @@ revoked          From the moment before `revoke_key` begins, in a process of its
                  third service is asked, whose only limit is used up: nginx answers by itself, 429 as long as the key is
                  good, and how busy SMG is does not matter.
 handshake        CPU of an nginx worker for a full TLS 1.3 handshake with P-256, the certificate opened anew for each as
-                 the front door has it, against one that was read at the start.
+                 the frontend has it, against one that was read at the start.
 """
 
 from __future__ import annotations
@@ -41,9 +41,9 @@ from gateway_sidecar.frontend.keys import add_key, revoke_key
 from gateway_sidecar.nginx.server import find_nginx
 from gateway_sidecar.nginx.templates import render
 from tests.system.gateway import Gateway
-from tests.system.test_front_door_tls import certificate
+from tests.system.test_frontend_tls import certificate
 
-NAME = "front-door"
+NAME = "frontend"
 _KEYS = 10_000
 _ADDED_P50_S, _ADDED_P99_S = 0.0001, 0.0005
 _ADDED_CPU_US = 20.0

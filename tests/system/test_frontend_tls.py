@@ -378,7 +378,7 @@ async def test_services_share_an_address_by_name(make_gateway: MakeGateway, engi
     await until_counted(gateway, {"chat": 2.0, "code": 3.0})
 
 
-async def test_a_front_door_is_opened_and_closed_by_a_reload(make_gateway: MakeGateway, engine: StartEngine) -> None:
+async def test_a_frontend_is_opened_and_closed_by_a_reload(make_gateway: MakeGateway, engine: StartEngine) -> None:
     """What a reload takes away is gone: address, keys and certificate."""
     gateway = make_gateway()
     await gateway.start()

@@ -1,7 +1,7 @@
 """Whatever frontend a configuration can describe is served, adopted, changed, and refused whole, and nobody says
 otherwise: `status`, `plan`, `check`, exit codes, metrics and what a client gets agree at every step.
 
-`make doors EXAMPLES=60` draws so many at random.
+`make frontends EXAMPLES=60` draws so many at random.
 """
 
 from __future__ import annotations
@@ -32,12 +32,12 @@ from gateway_sidecar.cli import main
 from gateway_sidecar.commands.defaults import EXIT_CONFIG, EXIT_FAILED
 from gateway_sidecar.config import FrontendSettings, LimitSettings, ServiceSettings, load_config
 from gateway_sidecar.frontend.keys import add_key
-from tests.front_doors import FLEET, ORIGINS, SERVICES, SLOW, SLOW_PATH, STRANGE, Ground, names, services
+from tests.frontends import FLEET, ORIGINS, SERVICES, SLOW, SLOW_PATH, STRANGE, Ground, names, services
 from tests.system.gateway import Gateway, Status, service_of
-from tests.system.test_front_door_tls import certificate, own_serial
+from tests.system.test_frontend_tls import certificate, own_serial
 from tests.system.test_operation import metrics_of
 
-AT_RANDOM = int(os.environ.get("FRONT_DOORS", "0"))
+AT_RANDOM = int(os.environ.get("FRONTENDS", "0"))
 KEY, BANNED = "right", "banned"
 _CHAT = json.dumps({"model": "tiny", "messages": [{"role": "user", "content": "x"}], "max_tokens": 1}).encode()
 _MCP = {
@@ -473,7 +473,7 @@ def runner() -> Iterator[asyncio.Runner]:
 
 
 @pytest.mark.timeout(0 if AT_RANDOM else 900)
-def test_every_front_door_is_served_adopted_changed_and_refused_whole(runner: asyncio.Runner) -> None:
+def test_every_frontend_is_served_adopted_changed_and_refused_whole(runner: asyncio.Runner) -> None:
     """What `status`, `plan`, `check`, exit codes and metrics say is what a client gets, at every step."""
     sites: list[Site] = []
 
