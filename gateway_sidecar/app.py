@@ -140,7 +140,7 @@ class RouterPortLeases:
         try:
             return RouterPorts(self._usable(f"{slot}/api"), self._usable(f"{slot}/metrics"))
         finally:
-            self._settle()  # What was looked at is left to whoever uses it.
+            self._release_ports()  # What was looked at is left to whoever uses it.
 
     def restore(self, slot: str, ports: RouterPorts) -> None:
         """The slot's router, started by an earlier daemon, listens on these."""
@@ -153,11 +153,11 @@ class RouterPortLeases:
             port = self._leases.port_of(owner)
             if port is not None:
                 self._leases.release(port)
-        self._settle()
+        self._release_ports()
 
-    def _settle(self) -> None:
+    def _release_ports(self) -> None:
         for port in self._leases.quarantined:
-            self._leases.settle(port, 0.0)
+            self._leases.note_quiet(port, 0.0)
 
     def _usable(self, owner: str) -> int:
         while True:
@@ -226,7 +226,7 @@ def _peer_supervisor(
         claims,
         partial(PeerNginx, places),
         partial(peers_left_running, places),
-        BeforeClaim(destinations.settle, object_to_direct),
+        BeforeClaim(destinations.resolve, object_to_direct),
         places.log,
         metrics,
     )

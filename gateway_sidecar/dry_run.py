@@ -26,7 +26,7 @@ from gateway_sidecar.sources.placed import OwnSockets
 _AT_ONCE = 32
 
 
-async def fresh_plan(settings: Settings) -> list[Action]:
+async def dry_run(settings: Settings) -> list[Action]:
     """The actions of a daemon that starts now, in order, each with its service and replica ('-' for all)."""
     left = await asyncio.to_thread(look_for_left, settings.run_dir, settings.state_dir)
     links = _links_of(settings.run_dir) if left.nginx else {}
@@ -82,19 +82,19 @@ async def _replica_plan(service: ServiceSettings, sighting: Sighting, interface:
     if sighting.tunnel is not None:
         return f"open an SSH tunnel to {sighting.tunnel}, ask the engine, then bridge it"
     try:
-        pin = open_path(sighting.place)
+        handle = open_path(sighting.place)
     except OSError as error:
         return f"wait: cannot open {sighting.place}: {error.strerror}"
     try:
         overrides = sighting.overrides or Overrides()
         if sighting.notes:
-            overrides = load_overrides(sighting.notes[0], os.fstat(pin).st_uid)
-        address = f"/proc/self/fd/{pin}"
+            overrides = load_overrides(sighting.notes[0], os.fstat(handle).st_uid)
+        address = f"/proc/self/fd/{handle}"
         result = await EngineProbe().identify(address, timeout_s=service.probe.timeout_s, api_key=overrides.api_key)
     except ConfigError as error:
         return f"wait until its notes are fixed: {error.problems[0]}"
     finally:
-        os.close(pin)
+        os.close(handle)
     if isinstance(result, Ready):
         scheme = result.facts.connection_mode.value
         peer = overrides.peer

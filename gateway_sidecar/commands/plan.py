@@ -8,7 +8,7 @@ import json
 
 from gateway_sidecar.api.client import Client
 from gateway_sidecar.config import load_config
-from gateway_sidecar.dry_run import fresh_plan
+from gateway_sidecar.dry_run import dry_run
 from gateway_sidecar.errors import AdminError
 
 
@@ -18,7 +18,7 @@ def plan(arguments: argparse.Namespace) -> int:
     try:
         actions, whose = Client(settings.run_dir / "admin.sock").plan()["actions"], "the running daemon"
     except AdminError:
-        actions, whose = asyncio.run(fresh_plan(settings)), "a fresh daemon"
+        actions, whose = asyncio.run(dry_run(settings)), "a fresh daemon"
     if arguments.json:
         print(json.dumps({"by": whose, "actions": actions}, indent=2))
         return 0

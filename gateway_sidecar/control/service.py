@@ -99,7 +99,7 @@ class Service:
             await self.slots.close()
             await self.prober.close()
             for tenure in self._tenures:
-                tenure.unpin()
+                tenure.close_handle()
 
     def reconfigure(self, settings: ServiceSettings) -> None:
         """Takes new settings; what was observed stays."""

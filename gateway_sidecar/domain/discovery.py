@@ -274,7 +274,7 @@ def decisive(result: ProbeResult | NoAnswer) -> bool:
     return not isinstance(result, NoAnswer | Foreign)
 
 
-def settle(results: Sequence[ProbeResult | NoAnswer], protocol: Protocol | None) -> ProbeResult:
+def judge(results: Sequence[ProbeResult | NoAnswer], protocol: Protocol | None) -> ProbeResult:
     """Judge a socket where no side is decisive: HTTP's result first, gRPC's after it.
 
     `protocol` is what the first bytes showed.

@@ -25,7 +25,7 @@ class NoFreePort(Exception):
 class PortLeases:
     """Hands out the ports of one range.
 
-    A released port is quarantined: it comes back only when `settle` says that no connection to it is left, and not
+    A released port is quarantined: it comes back only when `note_quiet` says that no connection to it is left, and not
     before the end of its rest (seconds of a clock that the caller chooses). The port that has been free the longest
     goes first, so that a late client of an old owner meets no new one.
     """
@@ -134,7 +134,7 @@ class PortLeases:
             del self._by_owner[owner]
             self._set_aside(port, until)
 
-    def settle(self, port: int, now: float) -> None:
+    def note_quiet(self, port: int, now: float) -> None:
         """No connection to a quarantined port is left: it is free again, unless its rest is longer."""
         if port in self._quarantined and self._has_rested(port, now):
             self._end_rest(port)

@@ -40,7 +40,7 @@ class ReplicaState(StrEnum):
 
 
 @dataclass(frozen=True, slots=True)
-class Occupant:
+class SocketIdentity:
     """What is behind a path now: a socket's inode, or a tunnel of ours whatever inode it has.
 
     `mtime_ns` is set when the socket is bound and by nothing a connection does, so it tells a recycled inode

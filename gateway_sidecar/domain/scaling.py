@@ -90,7 +90,7 @@ def recommend(policy: Policy, before: Scaler, seen: Seen, now_s: float) -> Scale
     wishes = (*((at, n) for at, n in wishes if at > now_s - horizon_s), (now_s, bounded))
     if policy.least == 0 and idle_since_s is not None and now_s - idle_since_s >= policy.idle_after_s:
         return Scaler(0, ((now_s, 0),), idle_since_s, f"no request for {now_s - idle_since_s:.0f} s")
-    desired, held = _settle(policy, wishes, last, now_s)
+    desired, held = _decide(policy, wishes, last, now_s)
     if is_called and desired == 0:
         desired, held = bounded, ""  # From zero on demand: nothing else is waited for.
     within = min(max(desired, policy.least), policy.most)
@@ -99,7 +99,7 @@ def recommend(policy: Policy, before: Scaler, seen: Seen, now_s: float) -> Scale
     return Scaler(within, wishes, idle_since_s, reason + held)
 
 
-def _settle(policy: Policy, wishes: tuple[tuple[float, int], ...], last: int, now_s: float) -> tuple[int, str]:
+def _decide(policy: Policy, wishes: tuple[tuple[float, int], ...], last: int, now_s: float) -> tuple[int, str]:
     """Up to what was wished all through `up_after_s`, down to what was wished all through `down_after_s`."""
     *earlier, (_, wish) = wishes
     up = min([wish, *(n for at, n in earlier if at > now_s - policy.up_after_s)])

@@ -22,7 +22,7 @@ from gateway_sidecar.domain.discovery import (
     NoAnswer,
     Protocol,
     decisive,
-    settle,
+    judge,
     unanswered,
 )
 from gateway_sidecar.domain.model import ConnectionMode, EngineFacts, Foreign, ProbeResult, Ready, Unknown
@@ -182,14 +182,14 @@ class _FirstSight:
         if http.protocol.done() and self._shown() is not Protocol.HTTP2:
             alone = await asking_http
             if decisive(alone):
-                return settle((alone,), self._shown())
+                return judge((alone,), self._shown())
         asking_grpc = asyncio.create_task(self._ask_grpc())
         tasks.append(asking_grpc)
         for first in asyncio.as_completed(tuple(tasks)):
             result = await first
             if decisive(result):
-                return settle((result,), self._shown())
-        return settle((asking_http.result(), asking_grpc.result()), self._shown())
+                return judge((result,), self._shown())
+        return judge((asking_http.result(), asking_grpc.result()), self._shown())
 
     def _shown(self) -> Protocol | None:
         """The protocol that the first bytes showed; None where there are none (yet)."""

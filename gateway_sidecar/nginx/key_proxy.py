@@ -32,15 +32,15 @@ _LINES = 20
 class Keyed:
     """What one leads to, and what it shows there.
 
-    inode: the socket's device and inode, where there is a descriptor of it, `pin`. The key is then shown to that very
-        socket, and never to another that somebody binds in its place, whether a daemon is there to notice it or not.
+    inode: the socket's device and inode, where there is a descriptor of it (`handle`). The key is then shown to that
+        very socket, and never to another that somebody binds in its place, whether a daemon notices it or not.
     """
 
     socket: Path
     key: str
     grpc: bool
     inode: tuple[int, int] | None = None
-    pin: int | None = field(default=None, compare=False)
+    handle: int | None = field(default=None, compare=False)
 
     def __repr__(self) -> str:
         return f"Keyed({self.socket})"
@@ -50,7 +50,7 @@ class Keyed:
         if self.inode is None:
             return None
         try:
-            held = os.dup(self.pin if self.pin is not None else -1)
+            held = os.dup(self.handle if self.handle is not None else -1)
         except OSError:
             raise NginxError(f"{self.socket} is no longer held open") from None
         if _inode(os.fstat(held)) != self.inode:

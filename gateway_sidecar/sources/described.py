@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Mapping, Set
 from pathlib import Path
 
-from gateway_sidecar.domain.model import Occupant, Overrides, ReplicaId
+from gateway_sidecar.domain.model import Overrides, ReplicaId, SocketIdentity
 from gateway_sidecar.domain.trust import ROOT, Owned, way_in
 from gateway_sidecar.domain.tunnels import Tunnel
 from gateway_sidecar.files.follow import Followed, ours
@@ -58,7 +58,7 @@ def listing_of(
                 f"place it in a directory that only user {place.found.st_uid} may write"
             )
             continue
-        occupant = Occupant(place.found.st_dev, place.found.st_ino, place.found.st_mtime_ns)
+        occupant = SocketIdentity(place.found.st_dev, place.found.st_ino, place.found.st_mtime_ns)
         target = None if place.real == str(it.place) else Path(place.real)
         present[replica] = Sighting(replica, it.place, occupant, None, source, None, True, it.overrides, target)
     return Listing(present, frozenset(unknown), refused, absent=absent)
@@ -67,7 +67,7 @@ def listing_of(
 def tunnelled(replica: ReplicaId, tunnel: Tunnel, source: str, given: Given, overrides: Overrides) -> Sighting:
     """A replica behind a tunnel of ours, which is its occupant: it is there as long as it is listed."""
     socket = given.socket_of(tunnel)
-    return Sighting(replica, socket, Occupant(0, 0, 0, socket.stem), None, source, tunnel, True, overrides)
+    return Sighting(replica, socket, SocketIdentity(0, 0, 0, socket.stem), None, source, tunnel, True, overrides)
 
 
 def _who_else(place: Followed) -> str | None:

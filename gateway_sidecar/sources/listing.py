@@ -6,7 +6,7 @@ from collections.abc import Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
 
-from gateway_sidecar.domain.model import Occupant, Overrides, ReplicaId
+from gateway_sidecar.domain.model import Overrides, ReplicaId, SocketIdentity
 from gateway_sidecar.domain.tunnels import Tunnel
 
 
@@ -24,7 +24,7 @@ class Sighting:
 
     replica: ReplicaId
     socket: Path
-    occupant: Occupant
+    occupant: SocketIdentity
     notes: tuple[Path, int] | None = None
     source: str = "sockets"
     tunnel: Tunnel | None = None

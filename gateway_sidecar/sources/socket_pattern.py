@@ -21,7 +21,7 @@ from asyncinotify import Inotify, Mask
 from pydantic import BeforeValidator, Field, PlainSerializer, PlainValidator, WithJsonSchema
 
 from gateway_sidecar.config.values import PathPattern, parse_pattern
-from gateway_sidecar.domain.model import Occupant, ReplicaId
+from gateway_sidecar.domain.model import ReplicaId, SocketIdentity
 from gateway_sidecar.domain.trust import trouble_with_notes
 from gateway_sidecar.files.follow import Followed, follow, ours
 from gateway_sidecar.sources.base import Given, SourceKind
@@ -129,7 +129,7 @@ class SocketPattern:
         if self._below is not None:
             where, in_it = follow(f"{name}/{self._below.parent}", look.directory), self._below.name
         place = socket_at(in_it, look.forbidden, start=where)
-        occupant = Occupant(place.found.st_dev, place.found.st_ino, place.found.st_mtime_ns)
+        occupant = SocketIdentity(place.found.st_dev, place.found.st_ino, place.found.st_mtime_ns)
         beside = f"{replica}.yaml"
         notes = None
         if self._below is not None or beside in look.names:

@@ -17,7 +17,7 @@ from gateway_sidecar.control.replicas.tenure import SavedTenure
 from gateway_sidecar.control.routers.process import SavedRouter
 from gateway_sidecar.control.state import records
 from gateway_sidecar.domain.leases import PortLeases
-from gateway_sidecar.domain.model import Occupant, ReplicaId
+from gateway_sidecar.domain.model import ReplicaId, SocketIdentity
 from gateway_sidecar.routers.base import RouterPorts
 from gateway_sidecar.sources.listing import Sighting
 from gateway_sidecar.supervision import awake
@@ -132,7 +132,7 @@ def router(slot: str, pid: int | None) -> dict[str, object]:
 
 
 def tenure(port: int | None = PORT, socket: str = "/run/r1.sock", **more: bool) -> dict[str, object]:
-    sighting = Sighting(ReplicaId("r1"), Path(socket), Occupant(1, 2, 3))
+    sighting = Sighting(ReplicaId("r1"), Path(socket), SocketIdentity(1, 2, 3))
     return records.tenure_to_json(SavedTenure(sighting, 0, port, None, more.get("drain", False)))
 
 

@@ -43,14 +43,14 @@ async def test_last_good_answer_stays(monkeypatch: pytest.MonkeyPatch) -> None:
     it = Destinations()
     it.use(lambda: hosts, lambda: changes.append(it.addresses()))
     monkeypatch.setattr(destinations, "look_up", lambda name: answers.get(name, frozenset()))
-    await it.settle()
+    await it.resolve()
     assert it.addresses() == {ip_address("10.0.0.1"): "a server"}
     answers = {}
     hosts["other"] = "another"
-    await it.settle()
+    await it.resolve()
     assert it.addresses() == {ip_address("10.0.0.1"): "a server"}
     del hosts["gate"]
-    await it.settle()
+    await it.resolve()
     assert it.addresses() == {}
     assert changes == [{ip_address("10.0.0.1"): "a server"}, {}]
 

@@ -17,13 +17,13 @@ from gateway_sidecar.domain.discovery import (
     RpcAnswer,
     Serving,
     decisive,
+    judge,
     judge_grpc_health,
     judge_http_health,
     protocol_of,
     read_models,
     read_standard_health,
     rpc_failure,
-    settle,
     unanswered,
 )
 from gateway_sidecar.domain.model import (
@@ -285,10 +285,10 @@ def test_first_side_that_gets_through_decides() -> None:
     assert decisive(Unknown("x"))
     assert not decisive(Foreign("x"))
     assert not decisive(closed)
-    assert settle((closed, Foreign("grpc")), Protocol.HTTP2) == Foreign("grpc")
-    assert settle((Foreign("http"), cut), Protocol.HTTP1) == Foreign("http")
-    assert settle((closed, cut), None) == Loading("closed without an answer", refused=True)
-    assert isinstance(settle((NoAnswer(Failure.OTHER_PROTOCOL), closed), Protocol.HTTP2), Unknown)
+    assert judge((closed, Foreign("grpc")), Protocol.HTTP2) == Foreign("grpc")
+    assert judge((Foreign("http"), cut), Protocol.HTTP1) == Foreign("http")
+    assert judge((closed, cut), None) == Loading("closed without an answer", refused=True)
+    assert isinstance(judge((NoAnswer(Failure.OTHER_PROTOCOL), closed), Protocol.HTTP2), Unknown)
 
 
 @pytest.mark.parametrize(

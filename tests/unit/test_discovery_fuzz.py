@@ -17,11 +17,11 @@ from gateway_sidecar.domain.discovery import (
     NoAnswer,
     Protocol,
     RpcAnswer,
+    judge,
     judge_http_health,
     protocol_of,
     read_models,
     read_standard_health,
-    settle,
 )
 from gateway_sidecar.domain.model import (
     ConnectionMode,
@@ -164,7 +164,7 @@ def test_nothing_becomes_ready_by_being_put_together(
     sides: list[ProbeResult | NoAnswer], protocol: Protocol | None
 ) -> None:
     """A verdict on both sides is Ready only where one side is."""
-    assert isinstance(settle(sides, protocol), Ready) <= (Ready(FACTS) in sides)
+    assert isinstance(judge(sides, protocol), Ready) <= (Ready(FACTS) in sides)
 
 
 responses: list[type[Message]] = [

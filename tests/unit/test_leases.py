@@ -27,7 +27,7 @@ def test_released_port_rests_until_it_is_quiet() -> None:
     assert leases.acquire("b") != first
     with pytest.raises(NoFreePort, match="all 2 are held: nobody 2; 1 of them rest"):
         leases.acquire("c")
-    leases.settle(first, 0)
+    leases.note_quiet(first, 0)
     assert leases.acquire("c") == first
 
 
@@ -37,9 +37,9 @@ def test_port_that_has_to_rest_is_nobodys_until_then() -> None:
     leases.release(leases.acquire("a"), until=5.0)
     assert leases.rested(4.9) == frozenset()
     assert leases.rested(5.0) == {10}
-    leases.settle(10, 4.9)
+    leases.note_quiet(10, 4.9)
     assert leases.rests_until == {10: 5.0}
-    leases.settle(10, 5.0)
+    leases.note_quiet(10, 5.0)
     assert (leases.quarantined, leases.rests_until) == (frozenset(), {})
     leases.quarantine(11, until=7.0)
     assert leases.restore(11, "b")
@@ -51,7 +51,7 @@ def test_longest_free_port_goes_first() -> None:
     leases = PortLeases(range(10, 14))
     port = leases.acquire("a")
     leases.release(port)
-    leases.settle(port, 0)
+    leases.note_quiet(port, 0)
     assert [leases.acquire(name) for name in "bcd"] == [11, 12, 13]
     assert leases.acquire("e") == port
 
@@ -104,7 +104,7 @@ def test_a_port_at_rest_is_held_by_whoever_had_it() -> None:
     with pytest.raises(NoFreePort):
         leases.acquire("a2", service="a")
     assert {leases.acquire(f"b{number}", service="b") for number in range(2)} == {12, 13}
-    leases.settle(10, 0)
+    leases.note_quiet(10, 0)
     assert leases.acquire("a2", service="a") == 10
     after = leases_of(4, "ab")
     after.quarantine(11, service="a")
@@ -123,7 +123,7 @@ def test_a_further_service_makes_shares_smaller_and_takes_nothing_away() -> None
     assert leases.acquire("b0", service="b")
     assert leases.restore(15, "c0", service="c")
     leases.release(ports[0])
-    leases.settle(ports[0], 0)
+    leases.note_quiet(ports[0], 0)
     with pytest.raises(NoFreePort):
         leases.acquire("a4", service="a")
     leases.share_among("a")
@@ -136,7 +136,7 @@ def test_what_comes_back_is_theirs_who_have_less_than_their_share() -> None:
     ports = [leases.acquire(f"a{number}", service="a") for number in range(6)]
     leases.share_among("abc")
     leases.release(ports[0])
-    leases.settle(ports[0], 0)
+    leases.note_quiet(ports[0], 0)
     with pytest.raises(NoFreePort):
         leases.acquire("a6", service="a")
     assert leases.acquire("b0", service="b") == ports[0]
@@ -169,7 +169,7 @@ def test_who_holds_less_than_its_share_gets_a_port(total: int, steps: list[tuple
             case "release":
                 leases.release(10 + number)
             case "settle":
-                leases.settle(10 + number, 0)
+                leases.note_quiet(10 + number, 0)
         held = {name: leases.held_by(name) for name in "abc"}
         assert sum(held.values()) == len(leases.leased) + len(leases.quarantined)
         lacking = sum(max(0, leases.share - count) for count in held.values())
@@ -230,7 +230,7 @@ def test_no_port_has_two_owners_and_none_is_lost(operations: list[tuple[str, int
             case "release":
                 leases.release(port)
             case "settle":
-                leases.settle(port, 0)
+                leases.note_quiet(port, 0)
             case "quarantine":
                 leases.quarantine(port)
             case "restore":
@@ -242,5 +242,5 @@ def test_no_port_has_two_owners_and_none_is_lost(operations: list[tuple[str, int
     for port in list(leases.leased):
         leases.release(port)
     for port in leases.quarantined:
-        leases.settle(port, 0)
+        leases.note_quiet(port, 0)
     assert {leases.acquire(str(i)) for i in range(5)} == set(range(10, 15))

@@ -9,7 +9,7 @@ from pathlib import Path
 
 import pytest
 
-from gateway_sidecar.domain.model import Occupant, ReplicaId
+from gateway_sidecar.domain.model import ReplicaId, SocketIdentity
 from gateway_sidecar.domain.tunnels import SshRoute, SshServer, Tunnel
 from gateway_sidecar.sources import merged
 from gateway_sidecar.sources.listing import Listing, Sighting
@@ -26,7 +26,8 @@ class Fixed:
 
     def lists(self, *replicas: str) -> None:
         found = {
-            ReplicaId(r): Sighting(ReplicaId(r), Path("/s"), Occupant(1, ord(r), 3), source=self.name) for r in replicas
+            ReplicaId(r): Sighting(ReplicaId(r), Path("/s"), SocketIdentity(1, ord(r), 3), source=self.name)
+            for r in replicas
         }
         self.listing = Listing(found)
 
@@ -118,7 +119,7 @@ async def test_one_tunnel_under_two_ids_is_one_replica() -> None:
         name: Tunnel(f"chat/{name}", route, f"127.0.0.1:{port}") for name, port in (("a", 1), ("b", 1), ("c", 2))
     }
     found = {
-        ReplicaId(name): Sighting(ReplicaId(name), Path(f"/{name}"), Occupant(0, 0, 0, name), tunnel=tunnel)
+        ReplicaId(name): Sighting(ReplicaId(name), Path(f"/{name}"), SocketIdentity(0, 0, 0, name), tunnel=tunnel)
         for name, tunnel in tunnels.items()
     }
     one = Fixed("one")

@@ -75,8 +75,8 @@ async def test_who_is_replaced_while_it_is_opened_is_looked_at_again(
         judged: list[bool] = []
         is_at = notes.is_at
 
-        def once_another(pin: int, sighting: Any) -> bool:
-            judged.append(is_at(pin, sighting) and bool(judged))
+        def once_another(handle: int, sighting: Any) -> bool:
+            judged.append(is_at(handle, sighting) and bool(judged))
             return judged[-1]
 
         monkeypatch.setattr(notes, "is_at", once_another)

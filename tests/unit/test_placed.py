@@ -12,7 +12,7 @@ import pytest
 from gateway_sidecar.config import SshDefaults
 from gateway_sidecar.control.replicas.handles import open_path
 from gateway_sidecar.control.replicas.notes import is_at
-from gateway_sidecar.control.replicas.tenure import occupant_of
+from gateway_sidecar.control.replicas.tenure import socket_identity
 from gateway_sidecar.domain.model import Overrides, ReplicaId
 from gateway_sidecar.domain.tunnels import SshRoute, SshServer, Tunnel
 from gateway_sidecar.sources.base import Given
@@ -236,14 +236,14 @@ def test_a_link_put_on_the_way_after_the_look_is_noticed(tmp_path: Path, bind: B
     """The very socket, at the very place, or it is looked at again."""
     sock = bind(tmp_path / "a" / "r1.sock")
     place = socket_at(str(sock), Forbidden())
-    sighting = Sighting(R1, sock, occupant_of(place.found))
+    sighting = Sighting(R1, sock, socket_identity(place.found))
 
     def pinned() -> bool:
-        pin = open_path(sighting.place)
+        handle = open_path(sighting.place)
         try:
-            return is_at(pin, sighting)
+            return is_at(handle, sighting)
         finally:
-            os.close(pin)
+            os.close(handle)
 
     assert pinned()
     (tmp_path / "a").rename(tmp_path / "b")

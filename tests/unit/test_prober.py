@@ -19,10 +19,10 @@ from gateway_sidecar.domain.model import (
     ConnectionMode,
     EngineFacts,
     Loading,
-    Occupant,
     ProbeResult,
     Ready,
     ReplicaId,
+    SocketIdentity,
     Unknown,
     WorkerType,
 )
@@ -70,7 +70,7 @@ class SilentEngines(PlayedProbe):
 
 
 def tenure_of(name: str) -> Tenure:
-    sighting = Sighting(ReplicaId(name), Path(f"/{name}.sock"), Occupant(1, 2, 3))
+    sighting = Sighting(ReplicaId(name), Path(f"/{name}.sock"), SocketIdentity(1, 2, 3))
     hosts = BridgeHosts("127.0.0.1", "127.0.0.1")
     return Tenure(1, f"chat/{name}", 0, ReplicaId(name), sighting, awake.monotonic(), 99, hosts)
 

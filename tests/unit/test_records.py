@@ -20,10 +20,10 @@ from gateway_sidecar.control.state import records
 from gateway_sidecar.domain.model import (
     ConnectionMode,
     EngineFacts,
-    Occupant,
     Overrides,
     PeerAddress,
     ReplicaId,
+    SocketIdentity,
     WorkerType,
 )
 from gateway_sidecar.domain.tunnels import SshRoute, SshServer, Tunnel
@@ -33,14 +33,19 @@ from gateway_sidecar.sources.listing import Sighting
 from gateway_sidecar.supervision.process import Identity
 
 FACTS = EngineFacts("sglang", ConnectionMode.GRPC, WorkerType.PREFILL, "tiny", "0.5", 8998, "Nixl", "kv", "e", 2)
-SIGHTING = Sighting(ReplicaId("größe"), Path("/run/r 1.sock"), Occupant(1, 2, 3))
+SIGHTING = Sighting(ReplicaId("größe"), Path("/run/r 1.sock"), SocketIdentity(1, 2, 3))
 
 
 TUNNEL = Tunnel(
     "chat/r1", SshRoute((SshServer("gate"), SshServer("gpu", 23, "me", "/k", host_key="ssh-rsa A"))), "/e.sock"
 )
 BEHIND_SSH = Sighting(
-    ReplicaId("r1"), Path("/run/t.sock"), Occupant(0, 0, 0, "t"), source="inventory", tunnel=TUNNEL, described=True
+    ReplicaId("r1"),
+    Path("/run/t.sock"),
+    SocketIdentity(0, 0, 0, "t"),
+    source="inventory",
+    tunnel=TUNNEL,
+    described=True,
 )
 
 

@@ -8,7 +8,7 @@ from pathlib import Path
 
 import pytest
 
-from gateway_sidecar.control.replicas.tenure import SavedTenure, occupant_of
+from gateway_sidecar.control.replicas.tenure import SavedTenure, socket_identity
 from gateway_sidecar.domain.model import ReplicaId
 from gateway_sidecar.sources.listing import Sighting
 from tests.unit.fake_time import in_fake_time
@@ -21,7 +21,7 @@ def saved_in(world: World, port: int = 24003) -> SavedTenure:
     """A replica whose socket is there."""
     path = world.directory / "r1.sock"
     path.touch()
-    return SavedTenure(Sighting(R1, path, occupant_of(path.lstat())), 0, port, FACTS, drain=False)
+    return SavedTenure(Sighting(R1, path, socket_identity(path.lstat())), 0, port, FACTS, drain=False)
 
 
 @in_fake_time

@@ -8,7 +8,7 @@ import pytest
 
 from gateway_sidecar.control.replicas.prober import far_end_of
 from gateway_sidecar.control.replicas.tenure import BridgeHosts, Probed, Tenure
-from gateway_sidecar.domain.model import Loading, Occupant, ReplicaId
+from gateway_sidecar.domain.model import Loading, ReplicaId, SocketIdentity
 from gateway_sidecar.domain.tunnels import PathState, PathStatus, SshRoute, SshServer, Tunnel
 from gateway_sidecar.sources.listing import Sighting
 
@@ -20,7 +20,7 @@ REFUSED, BUSY = Loading("closed without an answer", refused=True), Loading("/hea
 
 
 def tenure(*, result: Loading, asked: bool, tunnel: Tunnel | None = TUNNEL) -> Tenure:
-    sighting = Sighting(ReplicaId("r1"), Path("/t.sock"), Occupant(0, 0, 0, "t"), tunnel=tunnel)
+    sighting = Sighting(ReplicaId("r1"), Path("/t.sock"), SocketIdentity(0, 0, 0, "t"), tunnel=tunnel)
     return Tenure(
         1,
         "chat/r1",

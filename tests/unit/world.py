@@ -24,7 +24,7 @@ from gateway_sidecar.control.edge.peer_supervisor import PeerState
 from gateway_sidecar.control.ports import ServiceAdapters
 from gateway_sidecar.control.process.connection_counter import ConnectionCounter, Place
 from gateway_sidecar.control.replicas import prober
-from gateway_sidecar.control.replicas.tenure import BridgeHosts, Tenure, occupant_of
+from gateway_sidecar.control.replicas.tenure import BridgeHosts, Tenure, socket_identity
 from gateway_sidecar.control.routers import replacement as router_slots
 from gateway_sidecar.control.routers.process import RouterProcess, RouterState
 from gateway_sidecar.control.service import Service
@@ -79,7 +79,7 @@ class PlayedSource:
             notes = path.with_suffix(".yaml")
             noted = (notes, notes.lstat().st_ctime_ns) if notes.exists() else None
             replica = ReplicaId(path.stem)
-            present[replica] = Sighting(replica, path, occupant_of(path.lstat()), noted)
+            present[replica] = Sighting(replica, path, socket_identity(path.lstat()), noted)
         return Listing(present)
 
     async def hints(self) -> AsyncIterator[None]:

@@ -1,5 +1,5 @@
 """The addresses that the daemon itself must reach. Host names are looked up now and then, and a name's last good answer
-stays until there is a better one. Before the first look-up its addresses are unknown: `settle` waits for that, within
+stays until there is a better one. Before the first look-up its addresses are unknown: `resolve` waits for that, within
 bounds.
 """
 
@@ -60,7 +60,7 @@ class Destinations:
         """Every address that is known to be needed -> what is there. May be called in any thread."""
         return self._told
 
-    async def settle(self) -> None:
+    async def resolve(self) -> None:
         """Returns when every name was looked up once, or after a few seconds."""
         with suppress(TimeoutError):
             async with within(_PATIENCE_S):

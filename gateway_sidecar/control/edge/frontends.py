@@ -173,7 +173,7 @@ class Frontends:
             await asyncio.to_thread(withdraw_keys, directory)
             seen.files.forget_keys()
             seen.has_keys = False
-            self._settle(service, seen, KEYS)
+            self._clear(service, seen, KEYS)
             self._metrics.frontend_keys.remove_by_labels({"service": service})
 
     def _let_go_of_certificate(self, service: str, settings: FrontendSettings, seen: _Seen) -> None:
@@ -184,7 +184,7 @@ class Frontends:
             place.unlink(missing_ok=True)
             seen.files.forget_pair()
             for part in (CERTIFICATE, EXPIRY, NAMES):
-                self._settle(service, seen, part)
+                self._clear(service, seen, part)
             self._metrics.frontend_expiry.remove_by_labels({"service": service})
         seen.tls = seen.expires_at = None
 
@@ -204,7 +204,7 @@ class Frontends:
             self._refuse(service, seen, HANGS, error)
             return
         if HANGS in seen.problems:
-            self._settle(service, seen, HANGS)
+            self._clear(service, seen, HANGS)
         seen.directories = found.directories
         self._take_keys(service, seen, found.keys)
         if settings.tls is not None:
@@ -217,7 +217,7 @@ class Frontends:
         if not isinstance(keys, KeysTaken):
             self._doubt(service, seen, KEYS, keys)
             return
-        self._settle(service, seen, KEYS)
+        self._clear(service, seen, KEYS)
         self._metrics.frontend_keys.labels(service).set(keys.keys)
         if keys.added or keys.removed:
             self._logger.info(
@@ -231,7 +231,7 @@ class Frontends:
         if pair is not None:
             seen.looked_at[CERTIFICATE] = awake.monotonic()
         if isinstance(pair, PairTaken):
-            self._settle(service, seen, CERTIFICATE)
+            self._clear(service, seen, CERTIFICATE)
             self._look_at_names(service, tls, seen, pair)
             seen.expires_at = pair.expires_at
             self._metrics.frontend_expiry.labels(service).set(pair.expires_at)
@@ -244,7 +244,7 @@ class Frontends:
 
     def _look_at_names(self, service: str, tls: TlsSettings, seen: _Seen, pair: PairTaken) -> None:
         if not pair.wrong_for:
-            self._settle(service, seen, NAMES)
+            self._clear(service, seen, NAMES)
             return
         text = f"{tls.certificate} is not for {', '.join(pair.wrong_for)}; put the certificate of that name there"
         if seen.problems.get(NAMES) != text:
@@ -256,7 +256,7 @@ class Frontends:
             return
         left_s = seen.expires_at - self._now()
         if left_s > tls.warn_days * _DAY_S:
-            self._settle(service, seen, EXPIRY)
+            self._clear(service, seen, EXPIRY)
             return
         days = left_s / _DAY_S
         text = (
@@ -297,7 +297,7 @@ class Frontends:
         seen.problems[part] = text
         self._metrics.frontend_problem.labels(service, part).set(1)
 
-    def _settle(self, service: str, seen: _Seen, part: str) -> None:
+    def _clear(self, service: str, seen: _Seen, part: str) -> None:
         seen.doubts.pop(part, None)
         if seen.problems.pop(part, None) is not None:
             self._logger.info("frontend.repaired", service=service, part=part)

@@ -184,7 +184,7 @@ class NginxSupervisor:
             if reloaded:
                 self._metrics.nginx_reloads.inc()
                 self._logger.info("nginx.reloaded", services=[a.service for a in served])
-            self._settle(wanted, served, refused)
+            self._note_in_force(wanted, served, refused)
 
     async def _lead(self, wanted: Sequence[ServiceAddress]) -> tuple[Sequence[ServiceAddress], Mapping[str, str], bool]:
         """Tells nginx of what can be served; what that is, why the rest is not, and whether nginx was reloaded.
@@ -278,9 +278,9 @@ class NginxSupervisor:
             self._logger.error("nginx.log_elsewhere", reason=self.nginx.log.trouble, path=to)
         self._logger.info("nginx.started", pid=self.nginx.process.pid, took_s=round(awake.monotonic() - began, 3))
         self._went(up=True)
-        self._settle(wanted, served, refused)
+        self._note_in_force(wanted, served, refused)
 
-    def _settle(
+    def _note_in_force(
         self, wanted: Sequence[ServiceAddress], served: Sequence[ServiceAddress], refused: Mapping[str, str]
     ) -> None:
         """nginx serves these now; the others are tried again."""

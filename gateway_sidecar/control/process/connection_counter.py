@@ -64,5 +64,5 @@ class ConnectionCounter:
                 service.drains.connections_counted(began, places, counts)
             for port in rested:
                 if counts[port] == 0:
-                    self._leases.settle(port, awake.now())
+                    self._leases.note_quiet(port, awake.now())
             await asyncio.sleep(count_pause_s(awake.monotonic() - began))

@@ -153,7 +153,7 @@ class Bridging:
         if tenure.bridge.port is not None:
             self._leases.release(tenure.bridge.port, late_until)
             if tenure.drain.in_flight == 0:
-                self._leases.settle(tenure.bridge.port, awake.now())
+                self._leases.note_quiet(tenure.bridge.port, awake.now())
             self._keys.withdraw(tenure.bridge.port)
         self._portless.discard(tenure.key)
         self._leave_address(tenure)
@@ -218,7 +218,7 @@ class Bridging:
             return None
         occupant = tenure.sighting.occupant
         inode = (occupant.device, occupant.inode) if tenure.sighting.tunnel is None else None
-        to = Keyed(socket, key, facts.connection_mode is ConnectionMode.GRPC, inode, tenure.pin)
+        to = Keyed(socket, key, facts.connection_mode is ConnectionMode.GRPC, inode, tenure.handle)
         state = self._keys.request(tenure.bridge.port, to)
         tenure.bridge.key_problem = state.problem
         return state.listens_at

@@ -290,7 +290,7 @@ class Controller:
         return tried_in_s
 
     def _release(self, tenure: Tenure) -> None:
-        tenure.unpin()
+        tenure.close_handle()
         url, its_own = tenure.url, self._tenures.remove(tenure)
         late_until = max((unit.book.late_until(url) for unit in self._slots.units), default=0.0)
         self._rooms.bridges.give_back(tenure, late_until)

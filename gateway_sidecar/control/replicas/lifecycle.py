@@ -127,8 +127,8 @@ class Lifecycle:
         successor = self._tenures.begin(
             tenure.sighting, tenure.generation + 1, notes=notes, probe=probe, bridge=bridge, drain=drain
         )
-        successor.pin, tenure.pin = tenure.pin, None
-        tenure.unpin()
+        successor.handle, tenure.handle = tenure.handle, None
+        tenure.close_handle()
         self._began(successor)
 
     def _lose(self, tenure: Tenure) -> None:
@@ -136,7 +136,7 @@ class Lifecycle:
         self._tenures.leave(tenure)
         if tenure.probe.task is not None:
             tenure.probe.task.cancel()
-        tenure.unpin()
+        tenure.close_handle()
         self._queue.add(tenure.key, urgent=True)  # Every millisecond may cost a request.
 
     def _supplant(self, tenure: Tenure, by: Sighting) -> None:

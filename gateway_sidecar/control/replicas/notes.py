@@ -15,7 +15,7 @@ from pathlib import Path
 from gateway_sidecar.control.replicas.handles import Handles
 from gateway_sidecar.control.replicas.reflector import Reflector
 from gateway_sidecar.control.replicas.registry import Registry
-from gateway_sidecar.control.replicas.tenure import Tenure, occupant_of
+from gateway_sidecar.control.replicas.tenure import Tenure, socket_identity
 from gateway_sidecar.control.workqueue import Key, WorkQueue
 from gateway_sidecar.domain.model import Overrides
 from gateway_sidecar.errors import ConfigError
@@ -68,15 +68,15 @@ class NotesReader:
     async def _open_those_of(self, source: str, tenures: list[Tenure]) -> None:
         handles = self._handles.setdefault(source, Handles(f"{self._service} {source}"))
         opened = await handles.open(tenure.sighting.place for tenure in tenures)
-        for tenure, pin in zip_longest(tenures, opened):
-            if not isinstance(pin, int):
-                reason = pin.strerror if pin is not None else "the file system does not answer"
+        for tenure, handle in zip_longest(tenures, opened):
+            if not isinstance(handle, int):
+                reason = handle.strerror if handle is not None else "the file system does not answer"
                 tenure.notes.pin_problem = f"cannot open {tenure.sighting.place}: {reason}"
-            elif tenure.gone or not is_at(pin, tenure.sighting):
-                os.close(pin)  # Replaced since the look: the next one begins a new tenure.
+            elif tenure.gone or not is_at(handle, tenure.sighting):
+                os.close(handle)  # Replaced since the look: the next one begins a new tenure.
                 self._reflector.look_soon()
             else:
-                tenure.pin = pin
+                tenure.handle = handle
                 tenure.notes.pin_problem = None
             self._queue.add(tenure.key)
 
@@ -92,7 +92,7 @@ class NotesReader:
         try:
             overrides, problem = sighting.overrides or Overrides(), None
             if sighting.notes is not None:
-                read = partial(self._read_beside, sighting.notes[0], sighting, tenure.pin)
+                read = partial(self._read_beside, sighting.notes[0], sighting, tenure.handle)
                 # One that hangs was waited for once: others come and go meanwhile.
                 overrides = await self._thread.run(read, patience_s=0.0 if self._thread.hangs else _PATIENCE_S)
         except ConfigError as error:
@@ -109,13 +109,13 @@ class NotesReader:
         self._queue.add(tenure.key)
         return True
 
-    def _read_beside(self, notes: Path, sighting: Sighting, pin: int | None) -> Overrides:
+    def _read_beside(self, notes: Path, sighting: Sighting, handle: int | None) -> Overrides:
         """What is noted beside a socket, whose owner it has to belong to. Raises ConfigError, OSError. Blocks."""
         try:
-            socket = os.fstat(pin) if pin is not None else sighting.place.lstat()
+            socket = os.fstat(handle) if handle is not None else sighting.place.lstat()
         except OSError:
             raise FileNotFoundError(sighting.place) from None
-        if occupant_of(socket) != sighting.occupant:
+        if socket_identity(socket) != sighting.occupant:
             raise FileNotFoundError(sighting.place)
         return self._read(notes, socket.st_uid)
 
@@ -131,6 +131,6 @@ def _needs_the_disk(tenure: Tenure) -> bool:
     return tenure.sighting.notes is not None
 
 
-def is_at(pin: int, sighting: Sighting) -> bool:
+def is_at(handle: int, sighting: Sighting) -> bool:
     """Whether what is open is what was looked at, and lies there: no link was put on the way to it meanwhile."""
-    return occupant_of(os.fstat(pin)) == sighting.occupant and opened_at(pin) == str(sighting.place)
+    return socket_identity(os.fstat(handle)) == sighting.occupant and opened_at(handle) == str(sighting.place)

@@ -17,7 +17,7 @@ from gateway_sidecar.control.replicas.tenure import (
     Tenure,
     owner_of,
 )
-from gateway_sidecar.domain.model import ConnectionMode, Occupant, ReplicaId
+from gateway_sidecar.domain.model import ConnectionMode, ReplicaId, SocketIdentity
 from gateway_sidecar.domain.planning import Why
 from gateway_sidecar.sources.listing import Sighting
 from gateway_sidecar.supervision import awake
@@ -40,7 +40,7 @@ class Registry:
         self.superseded: dict[int, Tenure] = {}
         self.has_all = False
         self.version = 0
-        self._by_occupant: dict[Occupant, list[Tenure]] = {}
+        self._by_occupant: dict[SocketIdentity, list[Tenure]] = {}
         self._by_url: dict[str, Tenure] = {}
         self._urls: dict[int, str] = {}
         self._noted: dict[int, tuple[object, ...]] = {}
@@ -69,7 +69,7 @@ class Registry:
             replica=sighting.replica,
             sighting=sighting,
             seen_at=now,
-            pin=None,
+            handle=None,
             hosts=self._hosts,
             notes=notes or Notes(of=sighting if sighting.notes is None and not sighting.described else None),
             probe=probe or Probed(),
@@ -153,7 +153,7 @@ class Registry:
         """The URLs that its worker may have, while it has not said what it is."""
         return (url for mode in ConnectionMode if (url := tenure.url_as(mode)) is not None)
 
-    def fresh_generation(self, occupant: Occupant) -> int:
+    def fresh_generation(self, occupant: SocketIdentity) -> int:
         """A socket that came back, the same inode, is a new stay: its old one may still be draining."""
         return max((t.generation for t in self._by_occupant.get(occupant, ())), default=-1) + 1
 

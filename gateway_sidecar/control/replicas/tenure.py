@@ -14,21 +14,21 @@ from gateway_sidecar.domain.model import (
     ConnectionMode,
     EngineFacts,
     Foreign,
-    Occupant,
     Overrides,
     PeerAddress,
     ProbeResult,
     Ready,
     ReplicaId,
     ReplicaState,
+    SocketIdentity,
 )
 from gateway_sidecar.domain.planning import OccupantView, Why
 from gateway_sidecar.sources.listing import Sighting
 
 
-def occupant_of(stat: os.stat_result) -> Occupant:
+def socket_identity(stat: os.stat_result) -> SocketIdentity:
     """A socket's inode as the kernel describes it."""
-    return Occupant(stat.st_dev, stat.st_ino, stat.st_mtime_ns)
+    return SocketIdentity(stat.st_dev, stat.st_ino, stat.st_mtime_ns)
 
 
 def owner_of(service: str, sighting: Sighting, generation: int) -> str:
@@ -203,8 +203,8 @@ class Tenure:
 
     Times are awake seconds, if nothing else is said.
     owner: the name its port is leased under; unique, and the same after a restart of the daemon.
-    pin: an O_PATH descriptor of the socket. It keeps the inode from being recycled while we compare inodes, and
-        `/proc/self/fd/<pin>` is an address of this very occupant, however long the socket's path is.
+    handle: an O_PATH descriptor of the socket. It keeps the inode from being recycled while we compare inodes, and
+        `/proc/self/fd/<handle>` is an address of this very occupant, however long the socket's path is.
     gone_because: why it is gone, once it is.
     """
 
@@ -214,7 +214,7 @@ class Tenure:
     replica: ReplicaId
     sighting: Sighting
     seen_at: float
-    pin: int | None
+    handle: int | None
     hosts: BridgeHosts
     presence: Presence = Presence.PRESENT
     gone_because: Why | None = None
@@ -238,11 +238,11 @@ class Tenure:
     def address(self) -> str | None:
         """A connectable path of the occupant, short enough for any socket API; None if there is none.
 
-        A tunnel's socket is ours and stays at its short path, whatever inode it has: it is not pinned.
+        A tunnel's socket is ours and stays at its short path, whatever inode it has: it has no handle.
         """
         if self.sighting.tunnel is not None:
             return None if self.gone else str(self.sighting.socket)
-        return None if self.pin is None else f"/proc/self/fd/{self.pin}"
+        return None if self.handle is None else f"/proc/self/fd/{self.handle}"
 
     @property
     def bridge_host(self) -> str:
@@ -315,9 +315,9 @@ class Tenure:
         """Whether it was found to be an engine, by us or by the earlier daemon that gave it its port."""
         return self.probe.facts is not None or self.bridge.port is not None
 
-    def unpin(self) -> None:
-        """Closes what keeps the occupant pinned and watched."""
-        pin, self.pin = self.pin, None
+    def close_handle(self) -> None:
+        """Closes what keeps the occupant's socket held and watched."""
+        handle, self.handle = self.handle, None
         self.probe.liveness.disconnect()
-        if pin is not None:
-            os.close(pin)
+        if handle is not None:
+            os.close(handle)

@@ -18,7 +18,7 @@ from pydantic import Field, FiniteFloat, TypeAdapter, ValidationError
 from gateway_sidecar.control.replicas.tenure import SavedTenure
 from gateway_sidecar.control.routers.process import SavedRouter
 from gateway_sidecar.domain.leases import PortLeases
-from gateway_sidecar.domain.model import EngineFacts, Occupant, PeerAddress, ReplicaId
+from gateway_sidecar.domain.model import EngineFacts, PeerAddress, ReplicaId, SocketIdentity
 from gateway_sidecar.domain.tunnels import Tunnel
 from gateway_sidecar.errors import StateError
 from gateway_sidecar.files.own import make_directory
@@ -37,7 +37,7 @@ class _Row:
 
     replica: str
     socket: Path
-    occupant: Occupant
+    occupant: SocketIdentity
     source: str
     described: bool
     tunnel: Tunnel | None
@@ -104,7 +104,7 @@ def _read(form: TypeAdapter[_T], row: object, what: str) -> _T:
         raise StateError(f"{what} of an unknown form: {where}: {first['msg']}") from error
 
 
-def _fields(value: Occupant | EngineFacts) -> dict[str, object]:
+def _fields(value: SocketIdentity | EngineFacts) -> dict[str, object]:
     """A flat dataclass as plain data; `dataclasses.asdict` copies deeply, at ten times the cost."""
     return {name: getattr(value, name) for name in value.__dataclass_fields__}
 

@@ -71,7 +71,7 @@ class SmgClient:
         self._ranks = RankBook()
         self._list_raw = b""
         self._list: Mapping[str, Registered] = {}
-        self._list_settled = False
+        self._list_reusable = False
         self._timeout_s = timeout_s
         self._headers = {"Authorization": f"Bearer {key}"}
         self._session: aiohttp.ClientSession | None = None
@@ -79,27 +79,27 @@ class SmgClient:
     async def list_workers(self) -> Mapping[str, Registered]:
         """Worker URL -> worker; the data-parallel ranks of an engine are one, as ready as the least ready of them."""
         raw = await self._ask_raw("GET", "/workers")
-        if raw == self._list_raw and self._list_settled:
+        if raw == self._list_raw and self._list_reusable:
             return self._list  # At rest nothing changes: do not read the same list again and again.
         answer = _as_object(raw, f"{self._url}/workers")
         rows = answer.get("workers")
         if not isinstance(rows, list):
             raise RouterUnavailable(f"{self._url}/workers: no list of workers in the answer")
         by_url: dict[str, list[Rank]] = {}
-        settled = True
+        reusable = True
         for number, row in enumerate(rows, 1):
             if number % _ROWS_AT_ONCE == 0:
                 await asyncio.sleep(0)
             listed = _read_worker(row)
             worker = await self._with_tokenizer(listed)
-            settled = settled and worker is listed
+            reusable = reusable and worker is listed
             by_url.setdefault(worker.url, []).append(_as_rank(worker, row))
         found: dict[str, Registered] = {}
         now = awake.now()
         for url, ranks in by_url.items():
             found[url], rests = self._ranks.join(url, ranks, now)
-            settled = settled and rests
-        self._list_raw, self._list, self._list_settled = raw, found, settled
+            reusable = reusable and rests
+        self._list_raw, self._list, self._list_reusable = raw, found, reusable
         return found
 
     async def register(self, spec: WorkerSpec) -> str:
