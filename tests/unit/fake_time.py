@@ -64,14 +64,19 @@ def in_fake_time(test: Callable[P, Coroutine[Any, Any, None]]) -> Callable[P, No
 
     @functools.wraps(test)
     def run(*args: P.args, **kwargs: P.kwargs) -> None:
-        with asyncio.Runner(loop_factory=FakeTimeLoop) as runner, pytest.MonkeyPatch.context() as patch:
-            patch.setattr(asyncio, "to_thread", _here)
-            patch.setattr(OwnThread, "run", _at_once)
+        with asyncio.Runner(loop_factory=FakeTimeLoop) as runner:
             loop = runner.get_loop()
             with awake.using(awake.Clock(loop.time)):
                 runner.run(test(*args, **kwargs))
 
-    return run
+    marked: Callable[P, None] = pytest.mark.usefixtures("_no_threads")(run)
+    return marked
+
+
+def no_threads(patch: pytest.MonkeyPatch) -> None:
+    """What blocks is done at once."""
+    patch.setattr(asyncio, "to_thread", _here)
+    patch.setattr(OwnThread, "run", _at_once)
 
 
 async def _here(work: Callable[P, T], *args: P.args, **kwargs: P.kwargs) -> T:
