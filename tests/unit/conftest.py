@@ -2,13 +2,15 @@
 
 from __future__ import annotations
 
+import asyncio
+from collections.abc import Iterator
 from functools import partial
 from pathlib import Path
 
 import pytest
 from hypothesis import settings
 
-from tests.unit.fake_time import no_threads
+from gateway_sidecar.supervision.own_thread import OwnThread
 from tests.unit.world import Worlds, running_world
 
 settings.register_profile("unit", deadline=None)
@@ -21,7 +23,11 @@ def worlds(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Worlds:
     return partial(running_world, tmp_path, monkeypatch)
 
 
-@pytest.fixture
-def _no_threads(monkeypatch: pytest.MonkeyPatch) -> None:
-    """Of tests in fake time. By the same `monkeypatch` as the test's own: what it puts in its place is undone first."""
-    no_threads(monkeypatch)
+THREADS = (asyncio.to_thread, OwnThread.run)
+
+
+@pytest.fixture(autouse=True)
+def _nothing_stays_in_place_of_threads() -> Iterator[None]:
+    """Tests of other directories may run after these, in the same process."""
+    yield
+    assert (asyncio.to_thread, OwnThread.run) == THREADS

@@ -60,23 +60,23 @@ def stall(seconds: float) -> None:
 
 
 def in_fake_time(test: Callable[P, Coroutine[Any, Any, None]]) -> Callable[P, None]:
-    """Runs a test in such a loop, and the daemon's clock by it. What blocks is done at once, and not in a thread."""
+    """Runs a test in such a loop, and the daemon's clock by it. What blocks is done at once, and not in a thread.
+
+    A test that has a `monkeypatch` of its own may put something else in place of threads: that is undone first.
+    """
 
     @functools.wraps(test)
     def run(*args: P.args, **kwargs: P.kwargs) -> None:
-        with asyncio.Runner(loop_factory=FakeTimeLoop) as runner:
+        with asyncio.Runner(loop_factory=FakeTimeLoop) as runner, pytest.MonkeyPatch.context() as own:
+            patch = kwargs.get("monkeypatch", own)
+            assert isinstance(patch, pytest.MonkeyPatch)
+            patch.setattr(asyncio, "to_thread", _here)
+            patch.setattr(OwnThread, "run", _at_once)
             loop = runner.get_loop()
             with awake.using(awake.Clock(loop.time)):
                 runner.run(test(*args, **kwargs))
 
-    marked: Callable[P, None] = pytest.mark.usefixtures("_no_threads")(run)
-    return marked
-
-
-def no_threads(patch: pytest.MonkeyPatch) -> None:
-    """What blocks is done at once."""
-    patch.setattr(asyncio, "to_thread", _here)
-    patch.setattr(OwnThread, "run", _at_once)
+    return run
 
 
 async def _here(work: Callable[P, T], *args: P.args, **kwargs: P.kwargs) -> T:
