@@ -75,8 +75,13 @@ def for_types(path: Path) -> list[ast.stmt]:
     ]
 
 
-def imports() -> Iterator[Import]:
+@functools.cache
+def imports() -> tuple[Import, ...]:
     """(file, line, full name of what is imported) for every import in the package, wherever in a file it stands."""
+    return tuple(_imports())
+
+
+def _imports() -> Iterator[Import]:
     for path in sorted(PACKAGE.rglob("*.py")):
         for node in nodes(path):
             if path.name == "kinds.py" and node in for_types(path):

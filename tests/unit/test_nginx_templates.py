@@ -16,19 +16,24 @@ from jinja2 import Environment, nodes
 
 from gateway_sidecar.config import FrontendSettings
 from gateway_sidecar.config.part import Part
+from gateway_sidecar.domain.routing import BridgeRules, RouterPaths
 from gateway_sidecar.errors import NginxError
 from gateway_sidecar.nginx.access_events import EventAddress
 from gateway_sidecar.nginx.config import Capacity, KeyedConfig, NginxConfig, PeerConfig
 from gateway_sidecar.nginx.frontend_places import FrontendPlaces
 from gateway_sidecar.nginx.templates import below, quoted, render, verbatim, word
+from gateway_sidecar.routers.smg.paths import HEADERS
 from tests.nginx_directives import Directive, read_directives
-from tests.smg import RULES, smg_address
+from tests.smg import smg_address
 
 LINES = st.text(st.characters(exclude_categories=("Cc", "Cs")))
 BAD = ('"', "'", "$", ";", "{", "}", "\\", " ", "\n", "#")
 
 KEYS = {"keys_file": "/etc/keys", "name_header": "X-Key-Name", "public_paths": ["/health"]}
-MORE = replace(RULES, prefixes=("/v1/more",))
+PATHS = RouterPaths(("/v1/chat/completions", "/v1/models/*"), ("/workers",), ("/get_server_info",), ("/version",))
+"""One of each use: a text that is used as another one is costs as much and shows nothing."""
+MORE = BridgeRules.of([(PATHS, HEADERS)], ("/v1/more",))
+CHAT = replace(smg_address("chat", "127.0.0.1:30000", "127.0.0.1:1", "127.0.0.1:2"), paths=PATHS)
 URL = {"url": "http://127.0.0.1:4180/auth", "public_paths": ["/health"]}
 
 
@@ -58,7 +63,7 @@ def served(auth: dict[str, Any], *, lua: bool) -> NginxConfig:
         bridge_rules=MORE, links=Path("/run/g/bridges"), directory=Path("/run/g/nginx"),
         temp=Path("/var/lib/g/temp"), gates=Path("/run/g/gates"), waiting_room=Path("/run/g/hold.sock"),
         log=Path("/var/lib/g/nginx.log"), worker_processes="auto", capacity=Capacity.within(65536, 200),
-        services=(smg_address("chat", "127.0.0.1:30000", "127.0.0.1:1", "127.0.0.1:2", frontend(auth)),),
+        services=(replace(CHAT, frontend=frontend(auth)),),
         stream_module=Path("/m/stream.so"), user=("www", "www"), frontends=FrontendPlaces(Path("/run/g/frontends")),
         lua_modules=(Path("/m/lua.so"),) if lua else None, events=EventAddress(4444, "ab" * 12),
         owner_module=Path("/m/js.so"),
