@@ -76,7 +76,7 @@ from tests.chaos.history import (
 )
 from tests.chaos.load import Load, Target
 from tests.chaos.schedule import CHAT, PAIRS, SERVICES, WILD_HOSTS
-from tests.system.gateway import Gateway, Status, with_children
+from tests.system.gateway import Gateway, PortBlock, Status, with_children
 
 NEVER = float("inf")
 API_TIMEOUT_S = 3.0
@@ -120,6 +120,9 @@ class Stage:
         self._clients = clients
         self._muster_every = muster_every
         self.gateway = Gateway(services=SERVICES)
+        # Thirty for each service: of twenty too many rest where ten engines end in ten seconds.
+        self._bridge_ports = PortBlock()
+        self.gateway.settings["bridges"]["ports"] = str(self._bridge_ports)
         for service in self.gateway.settings["services"]:
             service["health"] = {"interval_s": 1.0, "timeout_s": HEALTH_TIMEOUT_S, "failures": HEALTH_FAILURES}
             service["router"] = {"api_timeout_s": API_TIMEOUT_S}
@@ -174,6 +177,7 @@ class Stage:
             await host.kill()
         if self._calls is not None:
             await self._calls.close()
+        self._bridge_ports.release()
 
     async def _play_round(self, one: Round) -> None:
         began = time.monotonic()

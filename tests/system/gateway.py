@@ -46,6 +46,9 @@ class PortBlock:
             self._lock.close()
         raise AssertionError("no ports left")
 
+    def __str__(self) -> str:
+        return f"{self.first}-{self.first + _BLOCK - 1}"
+
     def _is_ours(self) -> bool:
         try:
             fcntl.flock(self._lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
