@@ -28,7 +28,7 @@ class Pairing:
     def look(self, now: float) -> None:
         """Takes note of the workers that the router in service lists now (awake seconds)."""
         workers = self._slots.active.book.workers
-        if workers != self._seen:  # To compare 1,000 that are the same takes 0.03 ms, to look at them a whole one.
+        if workers != self._seen:  # 1,000 that are the same: 0.01 ms; to look at them: 0.3 ms.
             self._seen = dict(workers)
             self.lacking = self._slots.active.router.setup.unanswered(self._ready())
             self._gauge.set(len(self.lacking))
