@@ -163,12 +163,23 @@ def _may_blame(request: Request, fault: Fault, faults: Sequence[Fault], engines:
                 return False
             if "router_" in request.detail:
                 return False
+            if fault.kind == "engine ended" and _is_at_its_place(fault, engines):
+                # With no daemon there, its successor at the same path gets what the router sends to it.
+                away = [it for it in faults if it.kind == "daemon away" and it.ended >= fault.began]
+                return any(_overlap(request, max(it.began, fault.began), it.ended + _KNOWN_S) for it in away)
             # One of prefill and decode is on two engines, and where one of them never got it no journal tells.
             if engines and request.service != PAIRS:
                 return fault.engine in engines and _overlap(request, fault.began, fault.ended + _KNOWN_S)
             shut_out = request.outcome == "status" and request.status == 503 and "circuits open" in request.detail
             return _overlap(request, fault.began, _felt(fault, faults, _SHUT_OUT_S if shut_out else EVIDENCE_S))
     return False
+
+
+def _is_at_its_place(ended: Fault, engines: Iterable[str]) -> bool:
+    """Whether one of these engines is a later one behind the same path."""
+    assert ended.engine is not None
+    place, _, number = ended.engine.rpartition("-")
+    return any((place, True) == (it.rpartition("-")[0], int(it.rpartition("-")[2]) > int(number)) for it in engines)
 
 
 def _overlap(request: Request, began: float, ended: float) -> bool:

@@ -378,3 +378,14 @@ def test_the_story_has_the_seed_the_request_and_what_was_near() -> None:
     assert any("NOTHING" in line for line in summary(history))
     assert "None" in failures(history)[0]
     assert explain(BROKEN, history.faults, frozenset()) is None
+
+
+def test_with_the_daemon_away_a_successor_may_get_what_was_for_the_engine_before() -> None:
+    """It is at the same path, and nobody tells the router. With the daemon there that is over in a moment."""
+    refused = replace(OK, outcome="status", status=501, detail="Method not found!", engine=None)
+    ended, away = Fault("engine ended", 5.0, 5.1, "chat", "c0-0", "calm"), Fault("daemon away", 4.0, 10.5)
+    assert failed(refused, ended, away, on="c0-1") == []
+    assert failed(refused, ended, on="c0-1") != []
+    assert failed(refused, ended, replace(away, ended=8.0), on="c0-1") != [], "it is back since"
+    assert failed(refused, ended, away, on="c1-1") != [], "at another place"
+    assert failed(refused, replace(ended, engine="c0-2"), away, on="c0-1") != [], "an earlier one"
