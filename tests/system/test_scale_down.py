@@ -115,12 +115,16 @@ async def test_engine_that_answers_requests_stays_however_long_its_health_takes(
     busy = await engine(gateway.socket("r1"))
     await gateway.until_states({"r1": "serving"})
 
+    answered = asyncio.Event()
+
     async def ask_on(after_s: float) -> None:
         await asyncio.sleep(after_s)
         while True:
             await ask(gateway, "tiny", stream=False)
+            answered.set()
 
     asking = [asyncio.create_task(ask_on(number / 10)) for number in range(8)]
+    await answered.wait()
     busy.behave(slow_s=0.8)  # Longer than the time-out of a question for health.
     asked = busy.ledger.calls["/health"]
     await busy.until(lambda seen: seen.calls["/health"] >= asked + 4, within_s=90)
