@@ -105,36 +105,6 @@ async def test_engine_that_was_silent_once_stays(make_gateway: MakeGateway, engi
     assert gateway.events("replica.ejected") == []
 
 
-async def test_engine_that_answers_requests_stays_however_long_its_health_takes(
-    make_gateway: MakeGateway, engine: StartEngine
-) -> None:
-    """Traffic is evidence: whom nginx's events show to have answered is busy. Without traffic its silence counts."""
-    gateway = make_gateway()
-    gateway.settings["services"][0]["health"] = SHORT_HEALTH
-    await gateway.start()
-    busy = await engine(gateway.socket("r1"))
-    await gateway.until_states({"r1": "serving"})
-
-    answered = asyncio.Event()
-
-    async def ask_on(after_s: float) -> None:
-        await asyncio.sleep(after_s)
-        while True:
-            await ask(gateway, "tiny", stream=False)
-            answered.set()
-
-    asking = [asyncio.create_task(ask_on(number / 10)) for number in range(8)]
-    await answered.wait()
-    busy.behave(slow_s=0.8)  # Longer than the time-out of a question for health.
-    asked = busy.ledger.calls["/health"]
-    await busy.until(lambda seen: seen.calls["/health"] >= asked + 4, within_s=90)
-    assert gateway.events("replica.ejected") == []
-    for task in asking:
-        task.cancel()
-    await asyncio.gather(*asking, return_exceptions=True)
-    await gateway.until_states({"r1": "unreachable"})
-
-
 async def test_other_role_behind_the_same_socket_is_another_worker(gateway: Gateway, engine: StartEngine) -> None:
     """The occupant, not the address: the old worker goes, a new one with the right role comes."""
     first = await engine(gateway.socket("r1"))
