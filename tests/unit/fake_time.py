@@ -9,7 +9,8 @@ from __future__ import annotations
 import asyncio
 import functools
 import selectors
-from collections.abc import Callable, Coroutine
+from collections.abc import AsyncIterator, Callable, Coroutine
+from contextlib import asynccontextmanager
 from typing import Any, ParamSpec, TypeVar
 
 import pytest
@@ -50,6 +51,17 @@ class FakeTimeLoop(asyncio.SelectorEventLoop):
 
     def pass_by(self, seconds: float) -> None:
         self._jumping.now += seconds
+
+
+@asynccontextmanager
+async def beside(work: Coroutine[Any, Any, Any]) -> AsyncIterator[None]:
+    """Runs it as a task for as long as the block takes."""
+    task = asyncio.create_task(work)
+    try:
+        yield
+    finally:
+        task.cancel()
+        await asyncio.gather(task, return_exceptions=True)
 
 
 def stall(seconds: float) -> None:

@@ -68,11 +68,7 @@ async def test_a_link_that_cannot_be_removed_is_tried_again_and_its_port_given_t
 async def test_a_replica_that_comes_back_gets_another_port_while_its_own_rests(worlds: Worlds) -> None:
     """Somebody may still be connected by the old one."""
     async with worlds() as world:
-        world.appear("r1")
-        await world.until(lambda: world.serves("r1"))
-        before = world.tenure("r1").bridge.port
-        assert before is not None
-        world.connections[before] = 1
+        before = await world.in_use("r1")
         world.vanish("r1")
         await asyncio.sleep(1)
         world.appear("r1")

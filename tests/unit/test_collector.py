@@ -28,7 +28,7 @@ from gateway_sidecar.errors import MetricsError
 from gateway_sidecar.nginx.access_events import EventAddress
 from gateway_sidecar.routers.base import RouterPorts, RouterReading
 from gateway_sidecar.telemetry.metrics import Metrics
-from tests.unit.fake_time import in_fake_time
+from tests.unit.fake_time import beside, in_fake_time
 
 EVENTS = EventAddress(4711, "ab12" * 6)
 
@@ -144,12 +144,8 @@ async def site(patch: pytest.MonkeyPatch, replicas: int = 1) -> AsyncIterator[Si
     with capture_logs() as log:
         made = Site(patch, replicas)
         made.log = log
-        task = asyncio.create_task(made.signals.run())
-        try:
+        async with beside(made.signals.run()):
             yield made
-        finally:
-            task.cancel()
-            await asyncio.gather(task, return_exceptions=True)
 
 
 @in_fake_time

@@ -15,7 +15,7 @@ from gateway_sidecar.control.process.connection_counter import ConnectionCounter
 from gateway_sidecar.domain.leases import PortLeases
 from gateway_sidecar.domain.model import PeerAddress
 from gateway_sidecar.supervision import awake
-from tests.unit.fake_time import in_fake_time
+from tests.unit.fake_time import beside, in_fake_time
 
 PORT = 24001
 PEER = PeerAddress("10.0.0.5", 8000)
@@ -45,12 +45,8 @@ class Site:
 @asynccontextmanager
 async def site() -> AsyncIterator[Site]:
     made = Site()
-    task = asyncio.create_task(made.counter.run())
-    try:
+    async with beside(made.counter.run()):
         yield made
-    finally:
-        task.cancel()
-        await asyncio.gather(task, return_exceptions=True)
 
 
 @in_fake_time

@@ -17,7 +17,7 @@ from gateway_sidecar.control.edge.key_proxies import KeyProxies
 from gateway_sidecar.errors import NginxError
 from gateway_sidecar.nginx.key_proxy import Keyed, KeyedNginx
 from gateway_sidecar.supervision.process import Identity
-from tests.unit.fake_time import in_fake_time
+from tests.unit.fake_time import beside, in_fake_time
 
 PORT = 24001
 ONE = Keyed(Path("/r1.sock"), "one", False)
@@ -87,12 +87,8 @@ async def proxies(left: dict[int, Identity] | None = None) -> AsyncIterator[Prox
     with pytest.MonkeyPatch.context() as patch, capture_logs():
         made = Proxies(patch, left or {})
         await made.keys.begin(lambda: made.has_looked)
-        task = asyncio.create_task(made.keys.run())
-        try:
+        async with beside(made.keys.run()):
             yield made
-        finally:
-            task.cancel()
-            await asyncio.gather(task, return_exceptions=True)
 
 
 @in_fake_time

@@ -19,7 +19,7 @@ from gateway_sidecar.nginx.config import ServiceAddress
 from gateway_sidecar.supervision.process import Identity
 from gateway_sidecar.telemetry.metrics import Metrics
 from tests.smg import smg_address
-from tests.unit.fake_time import in_fake_time
+from tests.unit.fake_time import beside, in_fake_time
 from tests.unit.processes import PlayedProcess
 
 CHAT = smg_address("chat", "127.0.0.1:30000", "127.0.0.1:1", "127.0.0.1:2")
@@ -130,12 +130,8 @@ async def kept(
         made.log = log
         before(made.nginx)
         await made.supervisor.begin([Identity(pid, 1, "boot") for pid in left])
-        task = asyncio.create_task(made.supervisor.run())
-        try:
+        async with beside(made.supervisor.run()):
             yield made
-        finally:
-            task.cancel()
-            await asyncio.gather(task, return_exceptions=True)
 
 
 @in_fake_time

@@ -21,7 +21,7 @@ from gateway_sidecar.errors import AddressRefused, NginxError
 from gateway_sidecar.nginx.peer_proxy import LeftRunning
 from gateway_sidecar.supervision.process import Identity
 from gateway_sidecar.telemetry.metrics import Metrics
-from tests.unit.fake_time import in_fake_time
+from tests.unit.fake_time import beside, in_fake_time
 from tests.unit.processes import PlayedProcess
 
 HOST, OTHER_HOST = ip_address("10.0.0.5"), ip_address("10.0.0.6")
@@ -162,12 +162,8 @@ async def running(*left: LeftRunning) -> AsyncIterator[Peers]:
         made.log = log
         made.claims.ours |= {ip_address(it.address.host) for it in left}
         await made.peers.begin(lambda: made.has_looked)
-        task = asyncio.create_task(made.peers.run())
-        try:
+        async with beside(made.peers.run()):
             yield made
-        finally:
-            task.cancel()
-            await asyncio.gather(task, return_exceptions=True)
 
 
 @in_fake_time

@@ -21,11 +21,7 @@ def generations(world: World) -> list[int]:
 async def test_a_socket_that_comes_back_is_a_new_stay(worlds: Worlds) -> None:
     """The same inode at the same path: the old stay may still be draining, and keeps its port."""
     async with worlds() as world:
-        world.appear("r1")
-        await world.until(lambda: world.serves("r1"))
-        port = world.tenure("r1").bridge.port
-        assert port is not None
-        world.connections[port] = 1
+        port = await world.in_use("r1")
         os.link(world.directory / "r1.sock", world.directory / "kept")
         world.vanish("r1")
         await asyncio.sleep(1)

@@ -85,11 +85,7 @@ async def test_the_reason_says_what_is_missing(worlds: Worlds) -> None:
 @in_fake_time
 async def test_one_that_drains_says_how_many_it_waits_for(worlds: Worlds) -> None:
     async with worlds() as world:
-        world.appear("r1")
-        await world.until(lambda: world.serves("r1"))
-        port = world.tenure("r1").bridge.port
-        assert port is not None
-        world.connections[port] = 2
+        port = await world.in_use("r1", 2)
         drain = asyncio.create_task(world.service.drains.drain(R1, 60.0))
         await world.until(lambda: world.tenure("r1").status.reason.endswith("; 2 connections in flight"))
         world.connections[port] = 0

@@ -18,7 +18,7 @@ from gateway_sidecar.routers.base import LaunchCommand, LogLine, RouterPorts, Ro
 from gateway_sidecar.supervision import awake
 from gateway_sidecar.supervision.process import Identity, Process
 from gateway_sidecar.telemetry.metrics import Metrics
-from tests.unit.fake_time import in_fake_time
+from tests.unit.fake_time import beside, in_fake_time
 from tests.unit.test_states import drawn
 
 WAYS = drawn("A router (`RouterState`)")
@@ -125,12 +125,8 @@ async def running(patch: pytest.MonkeyPatch, **changes: object) -> AsyncIterator
     for name, value in changes.items():
         setattr(machine, name, value)
     with capture_logs():
-        task = asyncio.create_task(machine.router.run())
-        try:
+        async with beside(machine.router.run()):
             yield machine
-        finally:
-            task.cancel()
-            await asyncio.gather(task, return_exceptions=True)
 
 
 # What is done to reach a state, from the beginning.

@@ -116,11 +116,7 @@ async def test_socket_that_is_gone_takes_its_worker_with_it(worlds: Worlds) -> N
 async def test_connection_to_an_engine_that_is_gone_is_waited_for_no_longer_than_a_drain(worlds: Worlds) -> None:
     """Then it is shown no more; its port rests for as long as somebody is connected, and nobody else gets it."""
     async with worlds() as world:
-        world.appear("r1")
-        await world.until(lambda: world.serves("r1"))
-        port = world.tenure("r1").bridge.port
-        assert port is not None
-        world.connections[port] = 1
+        port = await world.in_use("r1")
         world.vanish("r1")
         await asyncio.sleep(590)
         assert [str(t.replica) for t in world.service.tenures.values()] == ["r1"]
@@ -245,11 +241,7 @@ async def test_drain_waits_for_what_is_in_flight_and_resume_takes_back(worlds: W
 @in_fake_time
 async def test_drain_that_gives_up_says_what_is_in_flight(worlds: Worlds) -> None:
     async with worlds() as world:
-        world.appear("r1")
-        await world.until(lambda: world.serves("r1"))
-        port = world.tenure("r1").bridge.port
-        assert port is not None
-        world.connections[port] = 2
+        await world.in_use("r1", 2)
         report = await world.service.drains.drain(ReplicaId("r1"), 10.0)
         assert (report.drained, report.in_flight) == (False, 2)
         assert report.took_s == pytest.approx(10.0)

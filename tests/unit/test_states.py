@@ -50,11 +50,7 @@ async def into(world: World, state: str) -> None:
     if state == "registering":
         world.router.ready_after_s = 1000.0
     if state == "draining":
-        world.appear("r1")
-        await world.until(lambda: world.serves("r1"))
-        port = world.tenure("r1").bridge.port
-        assert port is not None
-        world.connections[port] = 1
+        await world.in_use("r1")
         await world.service.drains.drain(ReplicaId("r1"), 0.0)
     else:
         world.appear("r1", ANSWERS[state])

@@ -16,7 +16,7 @@ from gateway_sidecar.errors import StateError
 from gateway_sidecar.supervision.own_thread import OwnThread
 from gateway_sidecar.telemetry.metrics import Metrics
 from gateway_sidecar.telemetry.problems import Problem
-from tests.unit.fake_time import in_fake_time
+from tests.unit.fake_time import beside, in_fake_time
 
 
 class Disk:
@@ -60,12 +60,8 @@ async def disk(directory: Path) -> AsyncIterator[Disk]:
     with capture_logs() as log:
         made = Disk(directory)
         made.log = log
-        task = asyncio.create_task(made.writer.run())
-        try:
+        async with beside(made.writer.run()):
             yield made
-        finally:
-            task.cancel()
-            await asyncio.gather(task, return_exceptions=True)
 
 
 @in_fake_time

@@ -395,6 +395,15 @@ class World:
         """As `status` has them."""
         return {str(t.replica): t.status.state for t in self.service.tenures.values() if not t.gone}
 
+    async def in_use(self, replica: str, connections: int = 1) -> int:
+        """A replica that has come to serve, with so many connections to its bridge; the bridge's port."""
+        self.appear(replica)
+        await self.until(lambda: self.serves(replica))
+        port = self.tenure(replica).bridge.port
+        assert port is not None
+        self.connections[port] = connections
+        return port
+
     def serves(self, *replicas: str) -> bool:
         """Whether these, and no others, are there and serve."""
         return self.states() == dict.fromkeys(replicas, ReplicaState.SERVING)
