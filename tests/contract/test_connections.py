@@ -4,7 +4,10 @@ from __future__ import annotations
 
 import socket
 
-from gateway_sidecar.nginx.connections import open_connections
+import pytest
+
+from gateway_sidecar.domain.model import PeerAddress
+from gateway_sidecar.nginx.connections import bytes_to_routers, open_connections
 from gateway_sidecar.nginx.server import busy_ports
 
 
@@ -22,6 +25,21 @@ def test_real_connections_are_counted_until_both_sides_are_done() -> None:
         served.close()
         client.close()
         assert open_connections({port}) == {}
+
+
+@pytest.mark.parametrize("host", ["127.0.0.1", "::1"])
+def test_bytes_that_an_engine_sends_are_counted_on_each_connection(host: str) -> None:
+    """Those that it is sent are not, and its port and its advertised address show the same."""
+    family = socket.AF_INET6 if ":" in host else socket.AF_INET
+    with socket.create_server((host, 0), family=family) as server:
+        port = server.getsockname()[1]
+        with socket.create_connection((host, port)) as client, server.accept()[0] as engine:
+            client.sendall(b"x" * 5000)
+            engine.sendall(b"x" * 100)
+            assert len(client.recv(100)) == 100
+            assert list(bytes_to_routers({port}).values()) == [100]
+            assert set(bytes_to_routers({PeerAddress(host, port)}).values()) == {100}
+            assert bytes_to_routers({port + 1}) == {}
 
 
 def test_busy_ports_are_named() -> None:

@@ -10,6 +10,7 @@ from collections import Counter
 from typing import Any
 
 from examples.simulated import EngineKind, Role
+from gateway_sidecar.supervision.loops import cancelled
 from tests.system.clients import ask, pipe, stream_chat
 from tests.system.conftest import MakeGateway, StartEngine
 from tests.system.gateway import Gateway, replica_of, service_of, states_of
@@ -103,6 +104,53 @@ async def test_engine_that_was_silent_once_stays(make_gateway: MakeGateway, engi
     after = replica_of(await gateway.status(), "r1")
     assert (after["state"], after["worker_id"]) == ("serving", before["worker_id"])
     assert gateway.events("replica.ejected") == []
+
+
+async def test_engine_that_answers_requests_stays_however_long_its_health_takes(
+    make_gateway: MakeGateway, engine: StartEngine
+) -> None:
+    """Traffic is evidence: whom nginx's events show to have answered is busy. Without traffic its silence counts."""
+    gateway = make_gateway()
+    # An answer counts for an interval: also on a busy machine there are many in two seconds.
+    gateway.settings["services"][0]["health"] = SHORT_HEALTH | {"interval_s": 2.0}
+    await gateway.start()
+    busy = await engine(gateway.socket("r1"))
+    await gateway.until_states({"r1": "serving"})
+    answered = asyncio.Event()
+
+    async def ask_on() -> None:
+        while True:
+            await ask(gateway, "tiny", stream=False)
+            answered.set()
+
+    asking = [asyncio.create_task(ask_on()) for _ in range(8)]
+    await answered.wait()
+    busy.behave(slow_s=0.8)  # Longer than the time-out of a question for health.
+    asked = busy.ledger.calls["/health"]
+    await busy.until(lambda seen: seen.calls["/health"] >= asked + 4, within_s=90)
+    assert gateway.events("replica.ejected") == []
+    await cancelled(*asking)
+    await gateway.until_states({"r1": "unreachable"})
+
+
+async def test_engine_that_streams_and_cannot_say_how_it_is_stays(
+    make_gateway: MakeGateway, engine: StartEngine
+) -> None:
+    """Bytes that flow are evidence too, though no request ends. When they end, silence counts."""
+    gateway = make_gateway()
+    gateway.settings["services"][0]["health"] = SHORT_HEALTH | {"timeout_s": 1.0}
+    await gateway.start()
+    busy = await engine(gateway.socket("r1"), token_interval_s=0.05)
+    await gateway.until_states({"r1": "serving"})
+    started = asyncio.Event()
+    stream = asyncio.create_task(stream_chat(gateway, 10_000, started))
+    await started.wait()
+    busy.behave(slow_s=60)
+    asked = busy.ledger.calls["/health"]
+    await busy.until(lambda seen: seen.calls["/health"] >= asked + 6, within_s=90)
+    assert gateway.events("replica.ejected") == []
+    await cancelled(stream)
+    await gateway.until_states({"r1": "unreachable"})
 
 
 async def test_other_role_behind_the_same_socket_is_another_worker(gateway: Gateway, engine: StartEngine) -> None:

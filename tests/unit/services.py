@@ -146,6 +146,9 @@ class PlayedService:
     def saved(self) -> list[Any]:
         return []
 
+    def owing(self) -> list[Any]:
+        return []
+
     def tunnels_changed(self) -> None:
         self.asked_again += 1
 

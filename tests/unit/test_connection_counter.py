@@ -1,4 +1,4 @@
-"""Connections are counted while somebody waits for a count, in fake time."""
+"""Connections are counted while somebody waits for a count, and what flows on them while an engine owes an answer."""
 
 from __future__ import annotations
 
@@ -11,9 +11,10 @@ from typing import Any
 
 import pytest
 
-from gateway_sidecar.control.process.connection_counter import ConnectionCounter, Place, count_pause_s
+from gateway_sidecar.control.process.connection_counter import ConnectionCounter, Kernel, count_pause_s
 from gateway_sidecar.domain.leases import PortLeases
 from gateway_sidecar.domain.model import PeerAddress
+from gateway_sidecar.nginx.connections import Place, Sent
 from gateway_sidecar.supervision import awake
 from tests.unit.fake_time import beside, in_fake_time
 
@@ -31,12 +32,21 @@ class Site:
         self.asked: list[set[Place]] = []
         self.told: list[tuple[float, set[Place], Counter[Place]]] = []
         drains = SimpleNamespace(places_to_count=lambda: self.places, connections_counted=self._tell)
-        services: Any = {"chat": SimpleNamespace(drains=drains)}
-        self.counter = ConnectionCounter(lambda: services, self.leases, self._count)
+        self.owing: list[Any] = []
+        self.sent: dict[tuple[Place, bytes], int] = {}
+        self.read = 0
+        self.busy: list[Any] = []
+        prober = SimpleNamespace(owing=lambda: self.owing, note_answer=self.busy.append)
+        services: Any = {"chat": SimpleNamespace(drains=drains, prober=prober)}
+        self.counter = ConnectionCounter(lambda: services, self.leases, Kernel(self._count, self._read))
 
     def _count(self, places: Collection[Place]) -> Counter[Place]:
         self.asked.append(set(places))
         return Counter({place: self.connections[place] for place in places})
+
+    def _read(self, _places: Collection[Place]) -> Sent:
+        self.read += 1
+        return dict(self.sent)
 
     def _tell(self, began: float, places: set[Place], counts: Counter[Place]) -> None:
         self.told.append((began, set(places), counts))
@@ -53,7 +63,7 @@ async def site() -> AsyncIterator[Site]:
 async def test_nothing_is_counted_while_nobody_waits_for_it() -> None:
     async with site() as it:
         await asyncio.sleep(600)
-        assert it.asked == []
+        assert (it.asked, it.read) == ([], 0)
 
 
 @in_fake_time
@@ -82,6 +92,28 @@ async def test_a_port_that_rests_is_free_again_when_it_is_quiet() -> None:
         it.connections[PORT] = 0
         await asyncio.sleep(1)
         assert it.leases.quarantined == frozenset()
+
+
+@in_fake_time
+async def test_an_engine_that_owes_an_answer_and_sends_bytes_is_busy_on_an_old_connection_or_a_new_one() -> None:
+    """What it sent before it was watched proves nothing, and neither does what HTTP/2 sends by itself."""
+    async with site() as it:
+        tenure = SimpleNamespace(counted_at=frozenset({PORT}))
+        it.sent = {(PORT, b"old"): 10_000}
+        it.owing = [tenure]
+        await asyncio.sleep(1)
+        for _ in range(3):
+            it.sent[PORT, b"old"] += 17  # The answer to a PING.
+            await asyncio.sleep(1)
+        assert it.busy == []
+        it.sent[PORT, b"old"] += 30
+        await asyncio.sleep(1)
+        assert it.busy == [tenure]
+        it.sent = {(PORT, b"new"): 200}
+        await asyncio.sleep(1)
+        assert it.busy == [tenure] * 2
+        await asyncio.sleep(60)
+        assert it.busy == [tenure] * 2
 
 
 def test_counts_go_on_however_long_one_took() -> None:

@@ -208,9 +208,53 @@ async def test_an_engine_that_does_not_say_how_it_is_but_answers_a_request_is_bu
     await prober._ask(tenure, "/r1.sock")
     assert tenure.probe.evidence.failures == 0
     answers = False
-    await asyncio.sleep(1)
+    await asyncio.sleep(9)  # Less than an interval: the answer still counts.
+    await prober._ask(tenure, "/r1.sock")
+    assert tenure.probe.evidence.failures == 0
+    await asyncio.sleep(2)
     await prober._ask(tenure, "/r1.sock")
     assert tenure.probe.evidence.failures == 1
+    await prober.close()
+
+
+@in_fake_time
+async def test_an_engine_that_hangs_is_found_however_many_requests_it_answered_before() -> None:
+    tenure, prober = well_engine(PlayedProbe(*[(Unknown("no answer"), False)] * 100))
+    tenure.probe.health_asked_at = awake.now()
+    prober.note_answer(tenure)
+    look = asyncio.create_task(_look_each_tenth(prober, tenure))
+    await asyncio.sleep(26)
+    assert tenure.probe.ejected
+    look.cancel()
+    await prober.close()
+
+
+async def _look_each_tenth(prober: Prober, tenure: Tenure) -> None:
+    while True:
+        prober.look_after(tenure)
+        await asyncio.sleep(0.1)
+
+
+@in_fake_time
+async def test_a_busy_engine_that_was_to_be_asked_who_it_is_is_asked_again() -> None:
+    """Traffic shows that it is well, and not who it is."""
+
+    class Silent(PlayedProbe):
+        async def identify(self, _address: str, *, timeout_s: float, api_key: str | None = None) -> ProbeResult:
+            await asyncio.sleep(timeout_s)
+            return Unknown(f"no answer, {api_key}")
+
+    tenure, prober = well_engine(Silent())
+    tenure.probe.identify_next = True
+    asking = asyncio.create_task(prober._ask(tenure, "/r1.sock"))
+    assert prober.owing() == []
+    tenure.bridge.port = 24001
+    await asyncio.sleep(1)
+    assert prober.owing() == [tenure]
+    prober.note_answer(tenure)
+    await asking
+    assert tenure.probe.evidence.failures == 0
+    assert tenure.probe.identify_next
     await prober.close()
 
 

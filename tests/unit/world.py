@@ -22,7 +22,7 @@ from gateway_sidecar.config import ServiceSettings
 from gateway_sidecar.control.edge.key_proxies import KeyState
 from gateway_sidecar.control.edge.peer_supervisor import PeerState
 from gateway_sidecar.control.ports import ServiceAdapters
-from gateway_sidecar.control.process.connection_counter import ConnectionCounter, Place
+from gateway_sidecar.control.process.connection_counter import ConnectionCounter, Kernel
 from gateway_sidecar.control.replicas import prober
 from gateway_sidecar.control.replicas.tenure import BridgeHosts, Tenure, socket_identity
 from gateway_sidecar.control.routers import replacement as router_slots
@@ -45,6 +45,7 @@ from gateway_sidecar.domain.model import (
 )
 from gateway_sidecar.domain.tunnels import PathState, PathStatus
 from gateway_sidecar.errors import ConfigError, RouterRefused, RouterUnavailable
+from gateway_sidecar.nginx.connections import Place
 from gateway_sidecar.routers.base import RouterPorts
 from gateway_sidecar.sources.listing import Listing, Sighting
 from gateway_sidecar.supervision import awake
@@ -435,7 +436,8 @@ class World:
     # -- life
 
     async def begin(self) -> None:
-        counter = ConnectionCounter(lambda: {"chat": self.service}, self.leases, count=lambda _places: self.connections)
+        kernel = Kernel(lambda _places: self.connections, lambda _places: {})
+        counter = ConnectionCounter(lambda: {"chat": self.service}, self.leases, kernel)
         self._loops = [asyncio.create_task(self.service.run()), asyncio.create_task(counter.run())]
         await self.until(lambda: self.process.up)
 

@@ -44,6 +44,8 @@ _SLOTS = 5
 _LEAST_GAPS_S = {Foreign: 5.0, Unknown: 1.0}
 _UNASKED_INTERVALS = 3
 """An engine that answers requests is asked for its health once in so many intervals."""
+_OWES_S = 0.2
+"""An engine that has not answered for so long may be busy: what it sends to clients is watched."""
 _COUNT_GAP_S = 0.2
 _TURN_S = 0.05
 _TOUCHED_AT_ONCE = 50
@@ -107,6 +109,7 @@ class Prober:
         self._is_refused = asyncio.Event()
         self._counted_at = 0.0
         self._counts: Counter[Against | None] = Counter()
+        self._asked_at: dict[Tenure, float] = {}
         self.reconfigure(settings)
 
     def reconfigure(self, settings: ServiceSettings) -> None:
@@ -187,8 +190,19 @@ class Prober:
         self._trust_since(tenure, awake.now())
 
     def note_answer(self, tenure: Tenure) -> None:
-        """It has answered a request just now, which proves as much as an answer to a question for its health."""
+        """It has just answered a request, or a part of one, which proves as much as an answer about its health."""
         tenure.probe.answered_at = awake.now()
+
+    def owing(self) -> list[Tenure]:
+        """Whose engines owe an answer, or did not give their last one: traffic may show that they are busy."""
+        now = awake.now()
+        for tenure in [tenure for tenure in self._asked_at if tenure.gone]:
+            del self._asked_at[tenure]
+        return [
+            tenure
+            for tenure, asked_at in self._asked_at.items()
+            if now - asked_at >= _OWES_S and tenure.leaving is None and tenure.bridge.port is not None
+        ]
 
     def _answers_requests(self, tenure: Tenure, now: float) -> bool:
         """Whether requests show that it is well. It is asked all the same now and then: others say who answered."""
@@ -198,6 +212,11 @@ class Prober:
             and now - tenure.probe.answered_at < self._settings.health.interval_s
             and now - tenure.probe.health_asked_at < _UNASKED_INTERVALS * self._settings.health.interval_s
         )
+
+    def _is_busy(self, tenure: Tenure, asked_at: float) -> bool:
+        """Whether traffic shows that an engine that was asked at `asked_at`, and is silent, is busy and not hung."""
+        least_at = min(asked_at, awake.now() - self._settings.health.interval_s)
+        return not tenure.probe.ejected and tenure.probe.answered_at >= least_at
 
     def _trust_since(self, tenure: Tenure, well_at: float) -> None:
         tenure.probe.identify_next = False
@@ -236,6 +255,8 @@ class Prober:
         async with (self._patient_turns if isinstance(tenure.probe.result, Unknown) else self._turns).turn():
             while True:
                 began, stalls = awake.monotonic(), awake.stalls()
+                asked_at = awake.now()
+                self._asked_at.setdefault(tenure, asked_at)
                 if (down := self._tunnel_down(tenure)) is not None:
                     kind, result = "tunnel", down
                 elif tenure.probe.identify_next or known is None:
@@ -244,7 +265,7 @@ class Prober:
                         address, timeout_s=self._settings.probe.timeout_s, api_key=api_key
                     )
                 else:
-                    kind, tenure.probe.health_asked_at = "health", awake.now()
+                    kind, tenure.probe.health_asked_at = "health", asked_at
                     result = await self._probe.check_health(
                         address, known, timeout_s=self._settings.health.timeout_s, api_key=api_key
                     )
@@ -253,14 +274,20 @@ class Prober:
         self._metrics.probe_seconds.labels(self._settings.name, kind).observe(awake.monotonic() - began)
         self._metrics.probes.labels(self._settings.name, kind, type(result).__name__.lower()).inc()
         tenure.probe.task = None
+        if against(result) is not Against.SILENT or tenure.gone:
+            self._asked_at.pop(tenure, None)
         if tenure.gone:
             return
         tenure.probe.asked = kind != "tunnel"
         if tenure.probe.asked:
             result = self._as_seen_through(tenure, result)
-        has_answered = kind == "health" and tenure.probe.answered_at >= tenure.probe.health_asked_at
-        if has_answered and against(result) is Against.SILENT and known is not None:
-            result = Ready(known)  # Busy, not hung: it answered a request meanwhile.
+        if against(result) is Against.SILENT and tenure.probe.facts is not None and self._is_busy(tenure, asked_at):
+            # What it was asked, it is asked again.
+            self._learn(tenure, Ready(tenure.probe.facts), identified=False)
+            self._trust_since(tenure, tenure.probe.answered_at)
+            tenure.probe.identify_next = kind == "identify"
+            self._queue.add(tenure.key, urgent=True)
+            return
         if kind == "health" and isinstance(result, Ready) and isinstance(tenure.probe.result, Ready):
             # Well as before, the usual case by far: nothing to plan.
             self.trust_until_next(tenure)
