@@ -272,6 +272,13 @@ class HealthSettings(Part):
     interval_s: float = _number(10.0, 0.5, 3600, "Time from one health question to the next.")
     timeout_s: float = _number(5.0, 0.1, 600, "A health question not answered in this time has failed.")
     failures: int = _number(3, 1, 100, "A replica is taken out after this many failed health questions in a row.")
+    hung_after_s: float = _number(
+        8.0,
+        0,
+        3600,
+        "A replica is `dead` if its requests wait for so long and its own metrics show no work, though it says it is "
+        "well and other replicas answer. Where no other replica answers it takes six times as long. 0 turns this off.",
+    )
 
 
 class RefusedSettings(Part):

@@ -62,6 +62,7 @@ class Service:
         self.name = name
         self._metrics = metrics
         self._tenures = tenures
+        self._queue = queue
         self.slots = RouterSlots(settings, make_unit, places, queue, Tasks(name, metrics))
         self.reflector = Reflector(name, outside.source, metrics, queue, rescan_interval_s=rescan_interval_s)
         self._notes = NotesReader(name, tenures, queue, self.reflector, outside.read_overrides)
@@ -114,6 +115,15 @@ class Service:
         """The worker at this URL has answered a request."""
         if (tenure := self._tenures.at_url(url)) is not None:
             self.prober.note_answer(tenure)
+
+    def note_failure(self, url: str) -> None:
+        """A request to the worker at this URL has failed."""
+        if (tenure := self._tenures.at_url(url)) is not None:
+            self.prober.note_failure(tenure)
+
+    def reconsider(self, tenure: Tenure) -> None:
+        """Something was learnt of it."""
+        self._queue.add(tenure.key)
 
     def abandon(self) -> None:
         """Leaves the bridges of a service that is no more: nothing new gets in, and the ports rest until quiet."""

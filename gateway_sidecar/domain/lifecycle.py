@@ -1,12 +1,13 @@
 """One replica's life: the evidence for and against it, and when to look again.
 
 Silence is not death and busy is not dead: a registered worker stays until the evidence is strong. A failed probe
-proves one of four things, each with its own threshold:
+proves one of five things, each with its own threshold:
 
 * *refused*: nothing listens (connection refused, or closed before an answer). The kernel says so; a few tries are
 needed only because an engine may be restarting.
 * *foreign*: the answer is not an engine's. It counts like a refusal, and takes as many tries.
 * *not ready*: the engine itself says so. It is believed after a few times.
+* *dead*: its requests show that it does no work (`domain/progress.py`). That is proof already.
 * *silent*: it accepts and does not answer in time. It may be busy: it takes as many failures, and as long, as if
   each had waited for its whole time-out.
 
@@ -20,6 +21,7 @@ from dataclasses import dataclass
 from enum import StrEnum
 
 from gateway_sidecar.domain.model import (
+    Dead,
     Foreign,
     Loading,
     ProbeResult,
@@ -38,6 +40,7 @@ class Against(StrEnum):
     FOREIGN = "foreign"
     NOT_READY = "not ready"
     SILENT = "silent"
+    DEAD = "dead"
 
 
 @dataclass(frozen=True, slots=True)
@@ -77,6 +80,8 @@ class Evidence:
                 return self.failures >= policy.refused_failures and now - self.since >= policy.refused_over_s
             case Against.NOT_READY:
                 return self.failures >= policy.failures
+            case Against.DEAD:
+                return True
             case Against.SILENT:
                 # The first of them ended when it was noted, so its own time-out is not in the span.
                 patience_s = (policy.failures - 1) * policy.timeout_s
@@ -91,6 +96,8 @@ def against(result: ProbeResult) -> Against | None:
         return None
     if isinstance(result, Loading):
         return Against.REFUSED if result.refused else Against.NOT_READY
+    if isinstance(result, Dead):
+        return Against.DEAD
     return Against.FOREIGN if isinstance(result, Foreign) else Against.SILENT
 
 
@@ -130,19 +137,22 @@ def state_of(
     *,
     result: ProbeResult | None,
     leaving: bool,
-    ejected: bool,
+    ejected: Against | None,
     worker: Registered | None,
 ) -> ReplicaState:
     """The word of `status` for what is known of one replica.
 
-    `leaving` is a drain that was asked for or a socket that is gone; `ejected` is strong evidence against an
-    engine that was registered; `worker` is the replica as the router lists it.
+    `leaving` is a drain that was asked for or a socket that is gone; `ejected` is what took an engine out
+    that was registered; `worker` is the replica as the router lists it.
     """
     if leaving:
         return ReplicaState.DRAINING
-    if ejected:
-        said_so = isinstance(result, Loading) and not result.refused
-        return ReplicaState.LOADING if said_so else ReplicaState.UNREACHABLE
+    if ejected is not None:
+        said_so = isinstance(result, Dead) or (isinstance(result, Loading) and not result.refused)
+        if ejected is Against.REFUSED:  # Nothing listened there any more: whoever loads now is another process.
+            return ReplicaState.LOADING if said_so else ReplicaState.UNREACHABLE
+        is_dead = said_so or ejected in (Against.DEAD, Against.NOT_READY)
+        return ReplicaState.DEAD if is_dead else ReplicaState.UNREACHABLE
     if worker is not None and worker.status is WorkerStatus.READY:
         return ReplicaState.SERVING
     match result:
@@ -152,6 +162,8 @@ def state_of(
             return ReplicaState.REGISTERING
         case Loading():
             return ReplicaState.LOADING
+        case Dead():
+            return ReplicaState.DEAD
         case Foreign():
             return ReplicaState.FOREIGN
         case _:

@@ -37,6 +37,7 @@ class ReplicaState(StrEnum):
     DRAINING = "draining"
     FOREIGN = "foreign"
     UNREACHABLE = "unreachable"
+    DEAD = "dead"
 
 
 @dataclass(frozen=True, slots=True)
@@ -118,7 +119,14 @@ class Unknown:
     ours: bool = False
 
 
-ProbeResult = Ready | Loading | Foreign | Unknown
+@dataclass(frozen=True, slots=True)
+class Dead:
+    """Its requests show that it does no work, whatever its health check says (`domain/progress.py`)."""
+
+    reason: str
+
+
+ProbeResult = Ready | Loading | Foreign | Unknown | Dead
 
 
 @dataclass(frozen=True, slots=True)

@@ -53,10 +53,16 @@ STANDARD_HEALTH = HealthCheck(
 )
 
 
+def loads_of(service: str) -> Rpc:
+    """`GetLoads` of a service that SMG asks for it: its answers begin alike."""
+    return Rpc(f"/{service}/GetLoads", grpc_pb2.GetLoadsRequest, grpc_pb2.GetLoadsResponse)
+
+
 @dataclass(frozen=True, slots=True)
 class GrpcDialect:
     """An engine that speaks gRPC. `services` are its names in reflection. `read` gets the fields of both info answers.
     `health` differs only where the engine has no grpc.health.v1, and never makes the engine generate.
+    `loads`: what says how much the engine has to do, of which something moves whenever it works; not every engine does.
     """
 
     services: frozenset[str]
@@ -64,6 +70,7 @@ class GrpcDialect:
     model_info: Rpc
     read: Callable[[Fields, Fields], EngineFacts | Unknown]
     health: HealthCheck = STANDARD_HEALTH
+    loads: Rpc | None = None
 
     @property
     def service(self) -> str:
@@ -76,11 +83,13 @@ class MetricsPage:
     """An engine's metrics over HTTP: where they are, and what two histograms in seconds are called, newer names first.
 
     `ttft` is the time to the first token, `itl` the pause between two; without names the page says neither.
+    `progress`: counters and gauges of which some move whenever the engine works, and none while its core hangs.
     """
 
     path: str = "/metrics"
     ttft: tuple[str, ...] = ()
     itl: tuple[str, ...] = ()
+    progress: tuple[str, ...] = ()
 
 
 @dataclass(frozen=True, slots=True)

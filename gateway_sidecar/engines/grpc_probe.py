@@ -27,6 +27,8 @@ REFLECTION = Rpc(
     grpc_pb2.ServerReflectionResponse,
 )
 
+_LOADS = ("num_running_reqs", "num_used_tokens")
+
 
 class GrpcConversation:
     """Questions to one server over one connection. Only cancellation is raised.
@@ -62,6 +64,17 @@ class GrpcConversation:
         except Broken as broken:
             return unanswered(broken.silence, "gRPC health")
         return judge_grpc_health(facts, serving)
+
+    async def loads(self, rpc: Rpc) -> tuple[float, ...] | None:
+        """What each of its ranks has to do: requests that run, and tokens that they hold. None if it does not say."""
+        try:
+            (answer,) = await self._ask((rpc, None))
+        except Broken:
+            return None
+        ranks = answer.fields.get("loads")
+        if not answer.ok or not isinstance(ranks, tuple):
+            return None
+        return tuple(float(str(rank.get(name, 0))) for rank in ranks for name in _LOADS)
 
     async def _identify(self) -> ProbeResult:
         listing, overall = await self._ask(

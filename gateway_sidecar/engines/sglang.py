@@ -8,7 +8,7 @@ from __future__ import annotations
 from gateway_sidecar.domain.discovery import HttpAnswer, ModelList, document, needs_key
 from gateway_sidecar.domain.model import ConnectionMode, EngineFacts, Unknown, WorkerType
 from gateway_sidecar.engines._pb import sglang_pb2
-from gateway_sidecar.engines.dialect import Engine, GrpcDialect, HttpDialect, MetricsPage, Rpc
+from gateway_sidecar.engines.dialect import Engine, GrpcDialect, HttpDialect, MetricsPage, Rpc, loads_of
 from gateway_sidecar.engines.fields import Fields, dp_size, part, port, started_at, text, worker_type_by_mode
 
 NAME = "sglang"
@@ -85,12 +85,19 @@ GRPC = GrpcDialect(
     server_info=Rpc(f"/{SERVICE}/GetServerInfo", sglang_pb2.GetServerInfoRequest, sglang_pb2.GetServerInfoResponse),
     model_info=Rpc(f"/{SERVICE}/GetModelInfo", sglang_pb2.GetModelInfoRequest, sglang_pb2.GetModelInfoResponse),
     read=read_grpc,
+    loads=loads_of(SERVICE),
 )
 
 # `--enable-metrics`: `srt/observability/metrics_collector.py`.
 METRICS = MetricsPage(
     ttft=("sglang:time_to_first_token_seconds",),
     itl=("sglang:inter_token_latency_seconds", "sglang:time_per_output_token_seconds"),
+    progress=(
+        "sglang:num_running_reqs",
+        "sglang:generation_tokens_total",
+        "sglang:prompt_tokens_total",
+        "sglang:num_used_tokens",
+    ),
 )
 
 ENGINE = Engine(NAME, HTTP, GRPC, METRICS)

@@ -7,7 +7,7 @@ from __future__ import annotations
 
 from gateway_sidecar.domain.model import ConnectionMode, EngineFacts, Unknown, WorkerType
 from gateway_sidecar.engines._pb import tokenspeed_pb2
-from gateway_sidecar.engines.dialect import Engine, GrpcDialect, Rpc
+from gateway_sidecar.engines.dialect import Engine, GrpcDialect, Rpc, loads_of
 from gateway_sidecar.engines.fields import Fields, dp_size, part, port, started_at, text, worker_type_by_mode
 
 NAME = "tokenspeed"
@@ -47,6 +47,7 @@ GRPC = GrpcDialect(
     ),
     model_info=Rpc(f"/{SERVICE}/GetModelInfo", tokenspeed_pb2.GetModelInfoRequest, tokenspeed_pb2.GetModelInfoResponse),
     read=read_grpc,
+    loads=loads_of(SERVICE),
 )
 
 ENGINE = Engine(NAME, grpc=GRPC)

@@ -5,7 +5,7 @@ from __future__ import annotations
 from gateway_sidecar.domain.discovery import HttpAnswer, ModelList, document, needs_key
 from gateway_sidecar.domain.model import ConnectionMode, EngineFacts, Unknown
 from gateway_sidecar.engines._pb import vllm_pb2
-from gateway_sidecar.engines.dialect import Engine, GrpcDialect, HttpDialect, MetricsPage, Rpc
+from gateway_sidecar.engines.dialect import Engine, GrpcDialect, HttpDialect, MetricsPage, Rpc, loads_of
 from gateway_sidecar.engines.fields import Fields, dp_size, part, text, worker_type_by_kv_role
 
 NAME = "vllm"
@@ -72,12 +72,19 @@ GRPC = GrpcDialect(
     server_info=Rpc(f"/{SERVICE}/GetServerInfo", vllm_pb2.GetServerInfoRequest, vllm_pb2.GetServerInfoResponse),
     model_info=Rpc(f"/{SERVICE}/GetModelInfo", vllm_pb2.GetModelInfoRequest, vllm_pb2.GetModelInfoResponse),
     read=read_grpc,
+    loads=loads_of(SERVICE),
 )
 
 # By default: `v1/metrics/loggers.py`.
 METRICS = MetricsPage(
     ttft=("vllm:time_to_first_token_seconds",),
     itl=("vllm:inter_token_latency_seconds", "vllm:time_per_output_token_seconds"),
+    progress=(
+        "vllm:num_requests_running",
+        "vllm:generation_tokens_total",
+        "vllm:prompt_tokens_total",
+        "vllm:kv_cache_usage_perc",
+    ),
 )
 
 ENGINE = Engine(NAME, HTTP, GRPC, METRICS)

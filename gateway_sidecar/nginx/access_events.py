@@ -25,6 +25,9 @@ from dataclasses import dataclass
 from gateway_sidecar.domain.signals import RequestEnd
 
 _HOST = "127.0.0.1"
+BRIDGES = "-"
+"""Stands for a service's name in what bridges report: requests that failed at one engine, tries of a router too."""
+
 _BUFFER_BYTES = 4 * 1024 * 1024
 _REST_S = 0.05
 _MOST_AT_ONCE = 1000

@@ -18,7 +18,7 @@ from gateway_sidecar.config import Endpoint, FrontendSettings
 from gateway_sidecar.config.frontend_values import ALL_PATHS, ANY
 from gateway_sidecar.domain.routing import BridgeRules, RouterHeaders, RouterPaths
 from gateway_sidecar.nginx import client_headers
-from gateway_sidecar.nginx.access_events import EventAddress
+from gateway_sidecar.nginx.access_events import BRIDGES, EventAddress
 from gateway_sidecar.nginx.bodies import SMALL_BYTES, body_classes
 from gateway_sidecar.nginx.bridge_server import ORDERS, OWNER_PATH, owner_url
 from gateway_sidecar.nginx.frontend_places import FrontendPlaces
@@ -58,6 +58,7 @@ _WORDS: dict[str, object] = {
     "owner_script": OWNER_SCRIPT,
     "owner_path": OWNER_PATH,
     "orders": ORDERS,
+    "events_of_bridges": BRIDGES,
     "auth_headers": client_headers.FOR_AUTH,
     "small_bytes": SMALL_BYTES,
 }

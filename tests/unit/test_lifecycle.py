@@ -21,6 +21,7 @@ from gateway_sidecar.domain.lifecycle import (
 )
 from gateway_sidecar.domain.model import (
     ConnectionMode,
+    Dead,
     EngineFacts,
     Foreign,
     Loading,
@@ -149,21 +150,26 @@ READY_WORKER = Registered("w", "u", WorkerStatus.READY, WorkerType.REGULAR, Conn
 @pytest.mark.parametrize(
     ("result", "leaving", "ejected", "worker", "state"),
     [
-        (None, False, False, None, ReplicaState.SEEN),
-        (Ready(FACTS), False, False, None, ReplicaState.REGISTERING),
-        (Ready(FACTS), False, False, READY_WORKER, ReplicaState.SERVING),
-        (SILENT, False, False, READY_WORKER, ReplicaState.SERVING),
-        (NOT_READY, False, False, None, ReplicaState.LOADING),
-        (REFUSED, False, False, None, ReplicaState.LOADING),
-        (REFUSED, False, True, READY_WORKER, ReplicaState.UNREACHABLE),
-        (NOT_READY, False, True, None, ReplicaState.LOADING),
-        (SILENT, False, False, None, ReplicaState.UNREACHABLE),
-        (Foreign("x"), False, False, None, ReplicaState.FOREIGN),
-        (Ready(FACTS), True, False, READY_WORKER, ReplicaState.DRAINING),
+        (None, False, None, None, ReplicaState.SEEN),
+        (Ready(FACTS), False, None, None, ReplicaState.REGISTERING),
+        (Ready(FACTS), False, None, READY_WORKER, ReplicaState.SERVING),
+        (SILENT, False, None, READY_WORKER, ReplicaState.SERVING),
+        (NOT_READY, False, None, None, ReplicaState.LOADING),
+        (REFUSED, False, None, None, ReplicaState.LOADING),
+        (REFUSED, False, Against.REFUSED, READY_WORKER, ReplicaState.UNREACHABLE),
+        (NOT_READY, False, Against.REFUSED, None, ReplicaState.LOADING),
+        (NOT_READY, False, Against.NOT_READY, None, ReplicaState.DEAD),
+        (Dead("x"), False, Against.DEAD, READY_WORKER, ReplicaState.DEAD),
+        (SILENT, False, Against.NOT_READY, None, ReplicaState.DEAD),
+        (NOT_READY, False, Against.SILENT, None, ReplicaState.DEAD),
+        (SILENT, False, Against.SILENT, None, ReplicaState.UNREACHABLE),
+        (SILENT, False, None, None, ReplicaState.UNREACHABLE),
+        (Foreign("x"), False, None, None, ReplicaState.FOREIGN),
+        (Ready(FACTS), True, None, READY_WORKER, ReplicaState.DRAINING),
     ],
 )
 def test_words_of_status(
-    result: ProbeResult | None, leaving: bool, ejected: bool, worker: Registered | None, state: ReplicaState
+    result: ProbeResult | None, leaving: bool, ejected: Against | None, worker: Registered | None, state: ReplicaState
 ) -> None:
     """One word for each case; a worker that was silent once still serves."""
     assert state_of(result=result, leaving=leaving, ejected=ejected, worker=worker) is state

@@ -72,7 +72,7 @@ class SilentEngines(PlayedProbe):
 def tenure_of(name: str) -> Tenure:
     sighting = Sighting(ReplicaId(name), Path(f"/{name}.sock"), SocketIdentity(1, 2, 3))
     hosts = BridgeHosts("127.0.0.1", "127.0.0.1")
-    return Tenure(1, f"chat/{name}", 0, ReplicaId(name), sighting, awake.monotonic(), 99, hosts)
+    return Tenure(1, f"chat/{name}", 0, sighting, awake.monotonic(), 99, hosts)
 
 
 def watcher_of(tenures: list[Tenure], probe: PlayedProbe) -> Prober:

@@ -9,7 +9,7 @@ import pytest
 
 from gateway_sidecar.domain.model import Foreign, Loading, ProbeResult, ReplicaId, ReplicaState, Unknown
 from tests.unit.fake_time import in_fake_time
-from tests.unit.world import READY, REFUSED, World, running_world
+from tests.unit.world import FACTS, READY, REFUSED, World, running_world
 
 Way = tuple[str, str]
 ANSWERS: dict[str, ProbeResult] = {
@@ -18,6 +18,7 @@ ANSWERS: dict[str, ProbeResult] = {
     "unreachable": Unknown("no answer"),
     "registering": READY,
     "serving": READY,
+    "dead": Loading("/health answers 503", FACTS),
 }
 
 
@@ -43,14 +44,24 @@ def walked(world: World, replica: str = "r1") -> set[Way]:
     }
 
 
-async def into(world: World, state: str) -> None:
-    """Brings a replica into a state, and keeps it there."""
+async def into(world: World, state: str, *, was_engine: bool = False) -> None:
+    """Brings a replica into a state, and keeps it there; with `was_engine` one that was identified before."""
     if state == "seen":
+        return
+    if was_engine and state in ("loading", "unreachable"):
+        world.router.ready_after_s = 1000.0 if state == "loading" else 0.02
+        world.appear("r1", READY)
+        await world.until(lambda: "r1" in world.states() and world.states()["r1"] in ("registering", "serving"))
+        world.answer("r1", ANSWERS["dead" if state == "loading" else state])
+        await world.until(lambda: world.states() == {"r1": ReplicaState(state)}, within_s=60.0)
         return
     if state == "registering":
         world.router.ready_after_s = 1000.0
-    if state == "draining":
+    if state in ("draining", "dead"):
         await world.in_use("r1")
+    if state == "dead":
+        world.answer("r1", ANSWERS["dead"])
+    elif state == "draining":
         await world.service.drains.drain(ReplicaId("r1"), 0.0)
     else:
         world.appear("r1", ANSWERS[state])
@@ -79,7 +90,7 @@ async def onward(world: World, start: str, end: str) -> None:
     elif (start, end) == ("registering", "serving"):
         (row,) = world.router.workers.values()
         world.router._become_ready(row)
-    elif end == "unreachable" and start == "serving":
+    elif end == "unreachable" and start in ("serving", "dead"):
         world.answer("r1", REFUSED)
     else:
         world.answer("r1", ANSWERS[end])
@@ -92,7 +103,7 @@ def test_every_way_that_is_drawn_can_be_gone(
 ) -> None:
     async def go() -> None:
         async with running_world(tmp_path, monkeypatch) as world:
-            await into(world, start)
+            await into(world, start, was_engine=end == "dead")
             await onward(world, start, end)
             assert walked(world) <= REPLICA_WAYS
 

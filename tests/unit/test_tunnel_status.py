@@ -25,7 +25,6 @@ def tenure(*, result: Loading, asked: bool, tunnel: Tunnel | None = TUNNEL) -> T
         1,
         "chat/r1",
         0,
-        ReplicaId("r1"),
         sighting,
         0.0,
         None,

@@ -22,7 +22,7 @@ from gateway_sidecar.domain.model import ReplicaId, ReplicaState
 from gateway_sidecar.domain.signals import WINDOWS_S, Outcome, RequestEnd
 from gateway_sidecar.engines.engine_metrics import EngineMetrics, says_latency, why_no_metrics
 from gateway_sidecar.errors import MetricsError
-from gateway_sidecar.nginx.access_events import EventAddress, EventListener
+from gateway_sidecar.nginx.access_events import BRIDGES, EventAddress, EventListener
 from gateway_sidecar.routers.answers import MetricsPages
 from gateway_sidecar.supervision import awake
 from gateway_sidecar.supervision.loops import cancelled, heartbeat
@@ -107,6 +107,13 @@ class Signals:
                 return await self._shared.read(tenure, partial(self._engine_page, tenure, _PAGE_PATIENCE_S))
         raise KeyError(replica)
 
+    def active_on(self, service: str, url: str) -> float:
+        """How many requests the service's routers last said to be on a worker; 0 if that is too long ago."""
+        signals, now = self.of.get(service), awake.monotonic()
+        if signals is None or signals.router_read_at is None or now - signals.router_read_at > _REST_S:
+            return 0.0
+        return signals.active_on.get(url, 0.0)
+
     def may_have_a_page(self, tenure: Tenure) -> bool:
         """Whether its engine may have metrics: it has not said that there are none."""
         return (
@@ -157,8 +164,14 @@ class Signals:
         signals = self.of.get(end.service)
         if signals is not None:
             signals.record(awake.monotonic(), end)
-            if Outcome.of(end.status) is Outcome.OK:
+            outcome = Outcome.of(end.status)
+            if outcome is Outcome.OK:
                 signals.service.note_answer(end.worker)
+            elif outcome is Outcome.ERROR:
+                signals.service.note_failure(end.worker)
+        elif end.service == BRIDGES:
+            for service in self._services().values():
+                service.note_failure(end.worker)
 
     async def _round(self, *, with_engines: bool) -> None:
         while self._hooks_left:

@@ -103,6 +103,7 @@ class ServiceSignals:
         self.engine_problems: dict[ReplicaId, str] = {}
         self.worked_by: dict[int, float] = {}
         self.requests_of: dict[str, float] = {}
+        self.active_on: dict[str, float] = {}
 
     # -- what is told
 
@@ -125,7 +126,7 @@ class ServiceSignals:
         if None not in in_flight:
             self._in_flight.take(now_s, sum(value for value in in_flight if value is not None))
         self._itl.keep_only(set(readings))
-        self.requests_of = {}
+        self.requests_of, self.active_on = {}, {}
         by_url = {t.url: role for t in self.service.tenures.values() if t.url and (role := role_of(t))}
         # A worker that had no request yet is not named; a router that works and names none does not say.
         says_active = all(r.in_flight == 0 or r.active for r in readings.values())
@@ -139,6 +140,8 @@ class ServiceSignals:
             signals.requests.keep_only({(source, url) for source, r in readings.items() for url in r.requests})
         for source, reading in readings.items():
             self._itl.take(now_s, source, reading.itl)
+            for url, number in reading.active.items():
+                self.active_on[url] = self.active_on.get(url, 0.0) + number
             for url, requests in reading.requests.items():
                 self.requests_of[url] = self.requests_of.get(url, 0.0) + requests
                 signal = self.roles.get(by_url[url]) if url in by_url else None

@@ -25,6 +25,7 @@ from gateway_sidecar.control.process.run_dir_repair import RunDirRepair
 from gateway_sidecar.control.process.services import Adapters, ServiceHost, Services
 from gateway_sidecar.control.process.shared import Shared
 from gateway_sidecar.control.process.shutdown import Ending, take_down
+from gateway_sidecar.control.process.traffic_watch import TrafficWatch
 from gateway_sidecar.control.process.tunnel_demand import TunnelDemand
 from gateway_sidecar.control.process.watchdog import Watchdog
 from gateway_sidecar.control.process.written_down import WrittenDown, api_replicas_before
@@ -82,6 +83,7 @@ class Daemon:
         self._watchdog = Watchdog(self._services, self._reload, self._notifier, metrics)
         self.signals = Signals(services, self._events_at, metrics)
         self._counter = ConnectionCounter(services, shared.leases)
+        self._traffic = TrafficWatch(services, self.signals.active_on)
         self._child_logs = ChildLogs(services, nginx, shared.peers.log, shared.problems, metrics)
         self._ending = asyncio.Event()
         self.taken_up = asyncio.Event()
@@ -162,6 +164,7 @@ class Daemon:
                 self.shared.destinations.run,
                 self.shared.keys.run,
                 self._counter.run,
+                self._traffic.run,
                 self._child_logs.run,
                 self._watchdog.run,
                 self._tunnels.run,

@@ -27,7 +27,9 @@ from gateway_sidecar.domain.lifecycle import (
     loading_delay_s,
     suspect_delay_s,
 )
-from gateway_sidecar.domain.model import EngineFacts, Foreign, Loading, ProbeResult, Ready, Unknown
+from gateway_sidecar.domain.model import Dead, EngineFacts, Foreign, Loading, ProbeResult, Ready, Unknown
+from gateway_sidecar.domain.printable import counted
+from gateway_sidecar.domain.progress import Answers
 from gateway_sidecar.domain.tunnels import PathState, PathStatus, Tunnel
 from gateway_sidecar.kinds import ENGINES
 from gateway_sidecar.supervision import awake
@@ -47,6 +49,10 @@ _UNASKED_INTERVALS = 3
 _OWES_S = 0.2
 """An engine that has not answered for so long may be busy: what it sends to clients is watched."""
 _COUNT_GAP_S = 0.2
+_FAILED_GAP_S = 0.25
+"""Each failed request has its engine asked, but not more often than this."""
+_CHANCE_S = 60.0
+"""An engine whose requests proved it dead, and that says it is well, gets requests again after so long."""
 _TURN_S = 0.05
 _TOUCHED_AT_ONCE = 50
 """With the turns: a thousand touches a second, which is 3 % of one CPU."""
@@ -141,8 +147,10 @@ class Prober:
         if tenure.probe.facts is None and not tenure.can_be_described:
             return  # Its notes may hold the key that the engine wants.
         now = awake.now()
+        if isinstance(tenure.probe.result, Ready) and self._is_dead(tenure) is not None:
+            tenure.probe.due = 0.0
         if now >= tenure.probe.due and self._answers_requests(tenure, now):
-            self._trust_since(tenure, tenure.probe.answered_at)
+            self._trust_since(tenure, tenure.probe.answers.answered_at)
         if now >= tenure.probe.due:
             tenure.probe.task = self._tasks.spawn(
                 self._ask(tenure, tenure.address), again=partial(self._ask_anew, tenure)
@@ -191,7 +199,15 @@ class Prober:
 
     def note_answer(self, tenure: Tenure) -> None:
         """It has just answered a request, or a part of one, which proves as much as an answer about its health."""
-        tenure.probe.answered_at = awake.now()
+        tenure.probe.answers = Answers(awake.now())
+
+    def note_failure(self, tenure: Tenure) -> None:
+        """A request to it has failed just now: that may be the request's fault, so it is asked."""
+        now = awake.now()
+        tenure.probe.answers = tenure.probe.answers.failed(now)
+        if isinstance(tenure.probe.result, Ready) and now - tenure.probe.health_asked_at >= _FAILED_GAP_S:
+            tenure.probe.due = 0.0
+            self._queue.add(tenure.key, urgent=True)
 
     def owing(self) -> list[Tenure]:
         """Whose engines owe an answer, or did not give their last one: traffic may show that they are busy."""
@@ -209,14 +225,15 @@ class Prober:
         return (
             isinstance(tenure.probe.result, Ready)
             and not tenure.probe.identify_next
-            and now - tenure.probe.answered_at < self._settings.health.interval_s
+            and not tenure.probe.answers.failures
+            and now - tenure.probe.answers.answered_at < self._settings.health.interval_s
             and now - tenure.probe.health_asked_at < _UNASKED_INTERVALS * self._settings.health.interval_s
         )
 
     def _is_busy(self, tenure: Tenure, asked_at: float) -> bool:
         """Whether traffic shows that an engine that was asked at `asked_at`, and is silent, is busy and not hung."""
         least_at = min(asked_at, awake.now() - self._settings.health.interval_s)
-        return not tenure.probe.ejected and tenure.probe.answered_at >= least_at
+        return tenure.probe.ejected is None and tenure.probe.answers.answered_at >= least_at
 
     def _trust_since(self, tenure: Tenure, well_at: float) -> None:
         tenure.probe.identify_next = False
@@ -281,10 +298,12 @@ class Prober:
         tenure.probe.asked = kind != "tunnel"
         if tenure.probe.asked:
             result = self._as_seen_through(tenure, result)
+        if isinstance(result, Ready) and (dead := self._is_dead(tenure)) is not None:
+            result = dead
         if against(result) is Against.SILENT and tenure.probe.facts is not None and self._is_busy(tenure, asked_at):
             # What it was asked, it is asked again.
             self._learn(tenure, Ready(tenure.probe.facts), identified=False)
-            self._trust_since(tenure, tenure.probe.answered_at)
+            self._trust_since(tenure, tenure.probe.answers.answered_at)
             tenure.probe.identify_next = kind == "identify"
             self._queue.add(tenure.key, urgent=True)
             return
@@ -295,6 +314,24 @@ class Prober:
             return
         self._learn(tenure, result, identified=kind == "identify")
         self._queue.add(tenure.key, urgent=True)
+
+    def _is_dead(self, tenure: Tenure) -> Dead | None:
+        """What its requests say against an engine that says it is well."""
+        now, probe, work = awake.now(), tenure.probe, tenure.traffic.work
+        if isinstance(probe.result, Dead):
+            gets_chance = now - probe.ejected_at >= _CHANCE_S and work.busy_since is None
+            return None if gets_chance or work.alive_at > probe.ejected_at else probe.result
+        if probe.facts is None or not (probe.answers.failures or work.is_suspect(now)):
+            return None
+        others_at = max((t.probe.answers.answered_at for t in self._tenures if t is not tenure), default=-math.inf)
+        if probe.answers.prove_it(others_at):
+            failures = counted(probe.answers.failures, "request")
+            return Dead(f"it says it is well, but {failures} in a row failed while other replicas answered")
+        if (hung_s := work.hung_for_s(now, self._settings.health.hung_after_s, others_at)) is not None:
+            return Dead(
+                f"it says it is well, but its requests wait and its own counters stand still for {hung_s:.0f} s"
+            )
+        return None
 
     def _tunnel_down(self, tenure: Tenure) -> ProbeResult | None:
         """A tunnel that is down refuses connections, and knows better than the kernel why."""
@@ -320,7 +357,7 @@ class Prober:
                     return
                 tenure.probe.facts = result.facts
             tenure.probe.result = result
-            tenure.probe.ejected = False
+            tenure.probe.ejected = None
             if tenure.probe.facts is None:
                 tenure.probe.facts = result.facts
             self.trust_until_next(tenure)
@@ -328,13 +365,19 @@ class Prober:
         tenure.probe.result = result
         if against(result) is Against.REFUSED:
             self._is_refused.set()
-        is_strong = tenure.probe.evidence.is_strong(now, self._policy)
+        # One word of its own is enough where requests have failed since it last answered one.
+        is_proven = against(result) is Against.NOT_READY and tenure.probe.answers.failures > 0
+        is_strong = is_proven or tenure.probe.evidence.is_strong(now, self._policy)
         if isinstance(result, Foreign) and is_strong and tenure.was_engine:
             tenure.probe.other = result
             return
-        if tenure.probe.facts is not None and not tenure.probe.ejected and is_strong:
-            tenure.probe.ejected = True
+        if tenure.probe.ejected is not None:
+            if against(result) is Against.REFUSED:
+                tenure.probe.ejected = Against.REFUSED
+        elif tenure.probe.facts is not None and is_strong:
+            tenure.probe.ejected = against(result)
             tenure.probe.ejected_at = now
+            tenure.probe.answers = Answers(tenure.probe.answers.answered_at)
             self._logger.warning(
                 "replica.ejected",
                 replica=tenure.replica,
@@ -343,17 +386,19 @@ class Prober:
                 failures=tenure.probe.evidence.failures,
                 over_s=round(now - tenure.probe.evidence.since, 2),
             )
-        if against(result) is Against.REFUSED or tenure.probe.ejected or tenure.probe.facts is None:
+        if against(result) is Against.REFUSED or tenure.probe.ejected is not None or tenure.probe.facts is None:
             # Whoever answers next may be somebody else, unless this answer was the engine's own.
-            tenure.probe.identify_next = not (isinstance(result, Loading) and result.facts is not None)
+            tenure.probe.identify_next = not (
+                isinstance(result, Dead) or (isinstance(result, Loading) and result.facts is not None)
+            )
         tenure.probe.due = now + self._next_gap_s(tenure, result, now)
 
     def _next_gap_s(self, tenure: Tenure, result: ProbeResult, now: float) -> float:
-        if tenure.probe.facts is not None and not tenure.probe.ejected:
+        if tenure.probe.facts is not None and tenure.probe.ejected is None:
             return suspect_delay_s(tenure.probe.evidence, self._policy)
         if isinstance(result, Foreign) and tenure.was_engine:
             return suspect_delay_s(tenure.probe.evidence, self._policy)
-        age_s = now - (tenure.probe.ejected_at if tenure.probe.ejected else tenure.seen_at)
+        age_s = now - (tenure.seen_at if tenure.probe.ejected is None else tenure.probe.ejected_at)
         crowd = self._crowd_of(against(result), now)
         return max(loading_delay_s(result, age_s, crowd), _LEAST_GAPS_S.get(type(result), 0.0))
 

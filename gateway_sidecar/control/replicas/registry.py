@@ -66,7 +66,6 @@ class Registry:
             key=next(self._keys),
             owner=owner_of(self._service, sighting, generation),
             generation=generation,
-            replica=sighting.replica,
             sighting=sighting,
             seen_at=now,
             handle=None,

@@ -12,7 +12,7 @@ from gateway_sidecar.supervision import awake
 from gateway_sidecar.telemetry.logs import get_logger
 from gateway_sidecar.telemetry.metrics import Metrics
 
-_TROUBLED = (ReplicaState.UNREACHABLE, ReplicaState.FOREIGN)
+_TROUBLED = (ReplicaState.UNREACHABLE, ReplicaState.FOREIGN, ReplicaState.DEAD)
 _NAMELESS = (
     "it names no model, so no request for a model reaches it; write `model: NAME` in its .yaml or inventory entry"
 )

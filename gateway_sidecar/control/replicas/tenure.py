@@ -9,7 +9,7 @@ from dataclasses import dataclass, field
 from enum import StrEnum
 from pathlib import Path
 
-from gateway_sidecar.domain.lifecycle import Evidence
+from gateway_sidecar.domain.lifecycle import Against, Evidence
 from gateway_sidecar.domain.model import (
     ConnectionMode,
     EngineFacts,
@@ -23,6 +23,7 @@ from gateway_sidecar.domain.model import (
     SocketIdentity,
 )
 from gateway_sidecar.domain.planning import OccupantView, Why
+from gateway_sidecar.domain.progress import Answers, Work
 from gateway_sidecar.sources.listing import Sighting
 
 
@@ -124,9 +125,10 @@ class Probed:
 
     asked: whether `result` came from the occupant's side, and not from a tunnel that was down.
     health_asked_at: when it was last asked for its health (awake seconds).
-    answered_at: when it was last seen to have answered a request.
+    answers: how the requests that it got have ended.
     timer: when the prober comes back to it, which is at `due`.
     other: what somebody else says who answers behind the same socket now: another engine that is ready, or no engine.
+    ejected: what proved that it has to leave, or has proved it anew since; None while it may stay.
     rests: whether it is not asked, since it is drained.
     """
 
@@ -135,16 +137,23 @@ class Probed:
     asked: bool = False
     other: Ready | Foreign | None = None
     evidence: Evidence = field(default_factory=Evidence)
-    ejected: bool = False
+    ejected: Against | None = None
     ejected_at: float = 0.0
     task: asyncio.Task[None] | None = None
     due: float = 0.0
     health_asked_at: float = 0.0
-    answered_at: float = -math.inf
+    answers: Answers = field(default_factory=Answers)
     timer: asyncio.TimerHandle | None = None
     identify_next: bool = True
     rests: bool = False
     liveness: Liveness = field(default_factory=Liveness)
+
+
+@dataclass(slots=True, eq=False)
+class Traffic:
+    """What its requests show of it. Written by the traffic watch (`control/process/traffic_watch.py`)."""
+
+    work: Work = field(default_factory=Work)
 
 
 @dataclass(slots=True, eq=False)
@@ -211,7 +220,6 @@ class Tenure:
     key: int
     owner: str
     generation: int
-    replica: ReplicaId
     sighting: Sighting
     seen_at: float
     handle: int | None
@@ -220,9 +228,15 @@ class Tenure:
     gone_because: Why | None = None
     notes: Notes = field(default_factory=Notes)
     probe: Probed = field(default_factory=Probed)
+    traffic: Traffic = field(default_factory=Traffic)
     bridge: Bridged = field(default_factory=Bridged)
     drain: Draining = field(default_factory=Draining)
     status: Status = field(default_factory=Status)
+
+    @property
+    def replica(self) -> ReplicaId:
+        """The replica that its occupant is, or was."""
+        return self.sighting.replica
 
     @property
     def gone(self) -> bool:
@@ -292,7 +306,7 @@ class Tenure:
             return Why.DRAIN
         if self.bridge.peer_refused:
             return Why.ADDRESS
-        return Why.UNREACHABLE if self.probe.ejected else None
+        return Why.UNREACHABLE if self.probe.ejected is not None else None
 
     def view(self) -> OccupantView:
         """The occupant for the planner. Wanted is one that was ready when last asked and that we can describe."""

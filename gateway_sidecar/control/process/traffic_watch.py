@@ -1,0 +1,78 @@
+"""Watches what moves on the bridges, and reads the counters of engines that have requests and are silent."""
+
+from __future__ import annotations
+
+import asyncio
+from collections.abc import Callable, Collection, Mapping
+
+from gateway_sidecar.control.replicas.tenure import Tenure
+from gateway_sidecar.control.service import Service
+from gateway_sidecar.domain.model import ConnectionMode, Dead
+from gateway_sidecar.engines.progress import read_progress
+from gateway_sidecar.nginx.connections import Flow, flows
+from gateway_sidecar.supervision import awake
+from gateway_sidecar.supervision.loops import heartbeat
+
+_LOOK_S = 2.0
+_READ_S = 2.0
+_MOST_AT_ONCE = 16
+
+ActiveOn = Callable[[str, str], float]
+"""Service name, worker URL -> requests that its routers said lately to be on that worker; 0 where they do not say."""
+
+
+class TrafficWatch:
+    """One look for all services: the kernel has one list of connections."""
+
+    def __init__(
+        self,
+        services: Callable[[], Mapping[str, Service]],
+        active_on: ActiveOn,
+        look: Callable[[Collection[int]], dict[int, Flow]] = flows,
+    ) -> None:
+        self._services = services
+        self._active_on = active_on
+        self._look = look
+
+    async def run(self) -> None:
+        """Runs until cancelled."""
+        while True:
+            heartbeat()
+            await awake.rest(_LOOK_S)
+            watched = {
+                tenure.bridge.port: (service, tenure)
+                for service in self._services().values()
+                for tenure in service.tenures.values()
+                if tenure.bridge.port is not None and tenure.probe.facts is not None and not tenure.gone
+            }
+            if not watched:
+                continue
+            now = awake.now()
+            found = await asyncio.to_thread(self._look, watched.keys())
+            suspects = []
+            for port, (service, tenure) in watched.items():
+                self._take(service, tenure, found.get(port), now)
+                if isinstance(tenure.probe.result, Dead) or tenure.traffic.work.is_suspect(now):
+                    suspects.append((service, tenure))
+            # Those first that have been silent longest: it is their counters that decide.
+            suspects.sort(key=lambda it: it[1].traffic.work.silent_since)
+            await asyncio.gather(*(self._read(*each) for each in suspects[:_MOST_AT_ONCE]))
+
+    def _take(self, service: Service, tenure: Tenure, flow: Flow | None, now: float) -> None:
+        # HTTP/2 itself answers with a few bytes, whatever an engine does.
+        is_http = tenure.probe.facts is not None and tenure.probe.facts.connection_mode is ConnectionMode.HTTP
+        alive_at = tenure.probe.answers.answered_at
+        if flow is not None and is_http:
+            alive_at = max(alive_at, now - flow.answered_s)
+        waits = flow is not None and flow.waits_s is not None and is_http
+        busy = waits or (tenure.url is not None and self._active_on(service.name, tenure.url) > 0)
+        if busy or tenure.traffic.work.busy_since is not None:
+            tenure.traffic.work = tenure.traffic.work.seen(now, alive_at, busy=busy)
+
+    async def _read(self, service: Service, tenure: Tenure) -> None:
+        facts, address = tenure.probe.facts, tenure.address
+        if facts is None or address is None:
+            return
+        counters = await read_progress(address, facts, api_key=tenure.notes.overrides.api_key, timeout_s=_READ_S)
+        tenure.traffic.work = tenure.traffic.work.read(awake.now(), counters)
+        service.reconsider(tenure)
