@@ -4,8 +4,9 @@ from __future__ import annotations
 
 import asyncio
 import time
-from collections.abc import AsyncIterator, Mapping
-from dataclasses import replace
+from collections.abc import AsyncIterator, Iterator, Mapping
+from contextlib import contextmanager
+from dataclasses import dataclass, replace
 from enum import Enum, auto
 from typing import Any
 
@@ -31,6 +32,15 @@ class InferenceError(Exception):
     """The engine cannot answer this request: not healthy, `fail_rate` says so, or its peer was not met."""
 
 
+@dataclass(frozen=True, slots=True)
+class Counters:
+    """Requests that run, tokens made so far, and the metrics page."""
+
+    running: int
+    tokens: int
+    page: str
+
+
 class EngineCore:
     """What HTTP and gRPC engines have in common. Uses the running event loop's clock."""
 
@@ -45,7 +55,11 @@ class EngineCore:
         self._loaded_at = 0.0
         self.load()
         self._failures_due = 0.0
+        self.running = 0
+        self.generated = 0
+        self._said: Counters | None = None
         self._moving = asyncio.Event()
+        self._working = asyncio.Event()
         self._heed_hang()
 
     def behave(self, **changes: object) -> None:
@@ -93,6 +107,16 @@ class EngineCore:
         """Return when the engine does not hang."""
         await self._moving.wait()
 
+    async def working(self) -> None:
+        """Return when its core does not hang."""
+        await self._moving.wait()
+        await self._working.wait()
+
+    @property
+    def counters(self) -> Counters:
+        """What its core says of its work; the last that it said, while it hangs."""
+        return self._said or Counters(self.running, self.generated, self.latencies.page())
+
     def admits(self, authorization: str | None) -> bool:
         """Whether an `Authorization` value opens the engine."""
         key = self.behaviour.require_key
@@ -139,19 +163,32 @@ class EngineCore:
 
     async def tokens(self, count: int) -> AsyncIterator[str]:
         """The answer, token by token; the first one is the engine's name."""
-        with self.latencies.running.track_inprogress():
+        await self.working()
+        with self._runs():
             before = time.monotonic()
             for number in range(count):
                 await asyncio.sleep(self.behaviour.token_interval_s)
-                await self.moving()
+                await self.working()
                 now = time.monotonic()
                 (self.latencies.itl if number else self.latencies.ttft).observe(now - before)
                 self.latencies.tokens.inc()
+                self.generated += 1
                 before = now
                 yield f" {number}" if number else self.spec.name
 
+    @contextmanager
+    def _runs(self) -> Iterator[None]:
+        self.running += 1
+        try:
+            with self.latencies.running.track_inprogress():
+                yield
+        finally:
+            self.running -= 1
+
     def _heed_hang(self) -> None:
-        if self.behaviour.hang:
-            self._moving.clear()
-        else:
-            self._moving.set()
+        self._said = self.counters if self.behaviour.hung_core else None
+        for event, stands_still in ((self._moving, self.behaviour.hang), (self._working, self.behaviour.hung_core)):
+            if stands_still:
+                event.clear()
+            else:
+                event.set()

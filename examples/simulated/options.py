@@ -158,6 +158,7 @@ class Behaviour:
         accept_close: Connections, the open ones too, are closed at once: an SSH forward whose far end is
             dead.
         dead_core: Says what it is, is never healthy, fails inference: a vLLM whose engine core died.
+        hung_core: Says that it is well, no inference gets on, its counters stand still: a vLLM whose engine core hangs.
         lie: What is answered instead of the truth.
         require_key: A key to be shown as `Authorization: Bearer KEY` (gRPC: `authorization` metadata). Asked
             for where the real engine asks; gRPC engines have none, there it guards all but health and
@@ -176,6 +177,7 @@ class Behaviour:
     slow_s: Seconds = 0.0
     accept_close: bool = False
     dead_core: bool = False
+    hung_core: bool = False
     lie: Lie | None = None
     require_key: str | None = None
     guard_all: bool = False

@@ -136,7 +136,7 @@ def _vllm_server_info(core: EngineCore) -> Page:
 
 
 def _metrics(core: EngineCore) -> Page:
-    return Page(core.latencies.page())
+    return Page(core.counters.page)
 
 
 def _trtllm_server_info(_core: EngineCore) -> Page:

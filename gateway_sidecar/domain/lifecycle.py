@@ -130,7 +130,7 @@ def suspect_delay_s(evidence: Evidence, policy: EvidencePolicy) -> float:
     """When to ask a registered engine again that failed its last probe."""
     if evidence.kind in (Against.REFUSED, Against.FOREIGN):
         return policy.refused_over_s / max(policy.refused_failures - 1, 1)
-    return 1.0
+    return 0.25 if evidence.kind is Against.NOT_READY else 1.0
 
 
 def state_of(

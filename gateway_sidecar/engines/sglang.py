@@ -93,10 +93,8 @@ METRICS = MetricsPage(
     ttft=("sglang:time_to_first_token_seconds",),
     itl=("sglang:inter_token_latency_seconds", "sglang:time_per_output_token_seconds"),
     progress=(
-        "sglang:num_running_reqs",
-        "sglang:generation_tokens_total",
-        "sglang:prompt_tokens_total",
-        "sglang:num_used_tokens",
+        *("sglang:num_running_reqs", "sglang:num_used_tokens", "sglang:gen_throughput"),
+        *("sglang:generation_tokens_total", "sglang:inter_token_latency_seconds_count"),
     ),
 )
 

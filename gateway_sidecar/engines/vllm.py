@@ -80,10 +80,8 @@ METRICS = MetricsPage(
     ttft=("vllm:time_to_first_token_seconds",),
     itl=("vllm:inter_token_latency_seconds", "vllm:time_per_output_token_seconds"),
     progress=(
-        "vllm:num_requests_running",
-        "vllm:generation_tokens_total",
-        "vllm:prompt_tokens_total",
-        "vllm:kv_cache_usage_perc",
+        *("vllm:num_requests_running", "vllm:kv_cache_usage_perc", "vllm:iteration_tokens_total_count"),
+        *("vllm:generation_tokens_total", "vllm:prompt_tokens_total"),
     ),
 )
 

@@ -163,10 +163,11 @@ class EngineService:
 
     async def loads(self, request: Any, context: Any) -> Message:
         """One rank's load: what is in flight, and nothing waiting."""
-        running = self.core.ledger.in_flight
+        said = self.core.counters
         load = self.messages.SchedulerLoad(
-            num_running_reqs=running,
-            num_total_reqs=running,
+            num_running_reqs=said.running,
+            num_total_reqs=said.running,
+            num_used_tokens=said.tokens,
             max_total_num_tokens=CONTEXT_LENGTH,
             max_running_requests=256,
         )

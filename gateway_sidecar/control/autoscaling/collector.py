@@ -1,6 +1,6 @@
 """Reads the signals of all services, round by round.
 
-Reading is bounded: each router every five seconds; of each service's engines `MOST_ENGINES` at the most, every ten
+Reading is bounded: each router every two seconds; of each service's engines `MOST_ENGINES` at the most, every ten
 seconds, and only those that had something to do. nginx's events come by themselves (`nginx/access_events.py`).
 """
 
@@ -31,10 +31,10 @@ from gateway_sidecar.telemetry.logs import get_logger
 from gateway_sidecar.telemetry.metrics import Metrics
 
 MOST_ENGINES = 16
-_ROUND_S = 5.0
+_ROUND_S = 2.0
 _REST_S = 10.0
 """The pause between rounds while nobody asks anything."""
-_ENGINES_EVERY = 2
+_ENGINES_S = 10.0
 _LISTEN_S = 0.5
 _PATIENCE_S = 2.0
 _PAGE_PATIENCE_S = 8.0
@@ -77,25 +77,29 @@ class Signals:
 
     async def run(self) -> None:
         """Runs until cancelled."""
-        last_round, rounds = -_REST_S, 0
+        last_round = last_of_engines = -_REST_S
         try:
             while True:
                 heartbeat()
                 now = awake.monotonic()
                 self._follow_services()
                 self._listen(now)
-                due = last_round + (_ROUND_S if self._is_busy(now) else _REST_S)
+                due = last_round + (_ROUND_S if self.is_busy else _REST_S)
                 if now >= due and (self._reading is None or self._reading.done()):
                     if self._reading is not None:
                         self._reading.result()  # A fault of ours shows at the loop's edge.
-                    self._reading = asyncio.create_task(self._round(with_engines=rounds % _ENGINES_EVERY == 0))
-                    last_round, rounds, self._heard = now, rounds + 1, False
+                    with_engines = now >= last_of_engines + _ENGINES_S
+                    self._reading = asyncio.create_task(self._round(with_engines=with_engines))
+                    last_of_engines = now if with_engines else last_of_engines
+                    last_round, self._heard = now, False
                 await awake.rest(_LISTEN_S)
         finally:
             await self._close()
 
-    def _is_busy(self, now: float) -> bool:
+    @property
+    def is_busy(self) -> bool:
         """Whether something ended since the last round, is in flight or waits, or whether that is not known."""
+        now = awake.monotonic()
         return self._heard or any(s.in_flight(now) != 0 or s.service.hold.waiting for s in self.of.values())
 
     async def replica_page(self, service: Service, replica: ReplicaId) -> bytes:

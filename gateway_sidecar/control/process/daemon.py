@@ -83,7 +83,7 @@ class Daemon:
         self._watchdog = Watchdog(self._services, self._reload, self._notifier, metrics)
         self.signals = Signals(services, self._events_at, metrics)
         self._counter = ConnectionCounter(services, shared.leases)
-        self._traffic = TrafficWatch(services, self.signals.active_on)
+        self._traffic = TrafficWatch(services, self.signals)
         self._child_logs = ChildLogs(services, nginx, shared.peers.log, shared.problems, metrics)
         self._ending = asyncio.Event()
         self.taken_up = asyncio.Event()

@@ -5,6 +5,7 @@ from __future__ import annotations
 import asyncio
 from collections.abc import Callable, Collection, Mapping
 
+from gateway_sidecar.control.autoscaling.collector import Signals
 from gateway_sidecar.control.replicas.tenure import Tenure
 from gateway_sidecar.control.service import Service
 from gateway_sidecar.domain.model import ConnectionMode, Dead
@@ -17,9 +18,6 @@ _LOOK_S = 2.0
 _READ_S = 2.0
 _MOST_AT_ONCE = 16
 
-ActiveOn = Callable[[str, str], float]
-"""Service name, worker URL -> requests that its routers said lately to be on that worker; 0 where they do not say."""
-
 
 class TrafficWatch:
     """One look for all services: the kernel has one list of connections."""
@@ -27,11 +25,11 @@ class TrafficWatch:
     def __init__(
         self,
         services: Callable[[], Mapping[str, Service]],
-        active_on: ActiveOn,
+        signals: Signals,
         look: Callable[[Collection[int]], dict[int, Flow]] = flows,
     ) -> None:
         self._services = services
-        self._active_on = active_on
+        self._signals = signals
         self._look = look
 
     async def run(self) -> None:
@@ -39,6 +37,8 @@ class TrafficWatch:
         while True:
             heartbeat()
             await awake.rest(_LOOK_S)
+            if not self._signals.is_busy:
+                continue
             watched = {
                 tenure.bridge.port: (service, tenure)
                 for service in self._services().values()
@@ -65,7 +65,7 @@ class TrafficWatch:
         if flow is not None and is_http:
             alive_at = max(alive_at, now - flow.answered_s)
         waits = flow is not None and flow.waits_s is not None and is_http
-        busy = waits or (tenure.url is not None and self._active_on(service.name, tenure.url) > 0)
+        busy = waits or (tenure.url is not None and self._signals.active_on(service.name, tenure.url) > 0)
         if busy or tenure.traffic.work.busy_since is not None:
             tenure.traffic.work = tenure.traffic.work.seen(now, alive_at, busy=busy)
 
