@@ -167,7 +167,7 @@ def test_a_word_is_one_within_quotes_too(text: str) -> None:
 @given(LINES)
 def test_the_pattern_of_a_path_matches_that_path_alone(text: str) -> None:
     (read,) = read_directives(f'"~^{below(text)}" 1;')
-    pattern = read.words[0].removeprefix("~").replace(r"\z", r"\Z")
+    pattern = read.words[0].removeprefix("~").removesuffix(r"\z)") + r"\Z)"  # Python's word for the end
     assert re.search(pattern, text)
     assert re.search(pattern, f"{text}?more")
     assert not re.search(pattern, f"{text}more")
