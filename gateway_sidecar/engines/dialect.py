@@ -13,7 +13,7 @@ from google.protobuf.message import Message
 
 from gateway_sidecar.domain.discovery import HealthReader, HttpAnswer, ModelList, read_standard_health
 from gateway_sidecar.domain.model import EngineFacts, Unknown
-from gateway_sidecar.engines._pb import grpc_pb2
+from gateway_sidecar.engines._pb import grpc_pb2, loads_pb2
 from gateway_sidecar.engines.fields import Fields
 
 
@@ -55,7 +55,7 @@ STANDARD_HEALTH = HealthCheck(
 
 def loads_of(service: str) -> Rpc:
     """`GetLoads` of a service that SMG asks for it: its answers begin alike."""
-    return Rpc(f"/{service}/GetLoads", grpc_pb2.GetLoadsRequest, grpc_pb2.GetLoadsResponse)
+    return Rpc(f"/{service}/GetLoads", loads_pb2.GetLoadsRequest, loads_pb2.GetLoadsResponse)
 
 
 @dataclass(frozen=True, slots=True)

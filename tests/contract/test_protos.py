@@ -24,7 +24,7 @@ from smg_grpc_proto.generated import (
     vllm_engine_pb2,
 )
 
-from gateway_sidecar.engines._pb import grpc_pb2, mlx_pb2, sglang_pb2, tokenspeed_pb2, trtllm_pb2, vllm_pb2
+from gateway_sidecar.engines._pb import grpc_pb2, loads_pb2, mlx_pb2, sglang_pb2, tokenspeed_pb2, trtllm_pb2, vllm_pb2
 from gateway_sidecar.engines.dialect import STANDARD_HEALTH, Rpc
 from gateway_sidecar.engines.grpc_probe import REFLECTION
 from gateway_sidecar.kinds import ENGINES
@@ -39,6 +39,7 @@ PUBLISHED: list[tuple[ModuleType, list[ModuleType]]] = [
     (trtllm_pb2, [trtllm_service_pb2]),
     (tokenspeed_pb2, [tokenspeed_scheduler_pb2]),
     (grpc_pb2, [health_pb2, reflection_pb2]),
+    *((loads_pb2, [published]) for published in (sglang_scheduler_pb2, vllm_engine_pb2, tokenspeed_scheduler_pb2)),
 ]
 PUBLISHED_FILES: list[FileDescriptor] = [
     *(module.DESCRIPTOR for _, modules in PUBLISHED for module in modules),
@@ -49,6 +50,7 @@ RPCS = [
     STANDARD_HEALTH.rpc,
     REFLECTION,
     *(rpc for dialect in DIALECTS for rpc in (dialect.server_info, dialect.model_info)),
+    *(dialect.loads for dialect in DIALECTS if dialect.loads is not None),
     *(dialect.health.rpc for dialect in DIALECTS if dialect.health is not STANDARD_HEALTH),
 ]
 

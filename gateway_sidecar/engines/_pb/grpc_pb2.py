@@ -24,7 +24,7 @@ _sym_db = _symbol_database.Default()
 
 
 
-DESCRIPTOR = _descriptor_pool.Default().AddSerializedFile(b'\n&gateway_sidecar/engines/_pb/grpc.proto\x12\x1agateway_sidecar.probe.grpc\"%\n\x12HealthCheckRequest\x12\x0f\n\x07service\x18\x01 \x01(\t\"\xb5\x01\n\x13HealthCheckResponse\x12M\n\x06status\x18\x01 \x01(\x0e\x32=.gateway_sidecar.probe.grpc.HealthCheckResponse.ServingStatus\"O\n\rServingStatus\x12\x0b\n\x07UNKNOWN\x10\x00\x12\x0b\n\x07SERVING\x10\x01\x12\x0f\n\x0bNOT_SERVING\x10\x02\x12\x13\n\x0fSERVICE_UNKNOWN\x10\x03\"E\n\x17ServerReflectionRequest\x12\x17\n\rlist_services\x18\x07 \x01(\tH\x00\x42\x11\n\x0fmessage_request\"\x81\x01\n\x18ServerReflectionResponse\x12Q\n\x16list_services_response\x18\x06 \x01(\x0b\x32/.gateway_sidecar.probe.grpc.ListServiceResponseH\x00\x42\x12\n\x10message_response\"S\n\x13ListServiceResponse\x12<\n\x07service\x18\x01 \x03(\x0b\x32+.gateway_sidecar.probe.grpc.ServiceResponse\"\x1f\n\x0fServiceResponse\x12\x0c\n\x04name\x18\x01 \x01(\t\"\x11\n\x0fGetLoadsRequest\"C\n\x10GetLoadsResponse\x12/\n\x05loads\x18\x04 \x03(\x0b\x32 .gateway_sidecar.probe.grpc.Load\"9\n\x04Load\x12\x18\n\x10num_running_reqs\x18\x02 \x01(\x05\x12\x17\n\x0fnum_used_tokens\x18\x05 \x01(\x05\x62\x06proto3')
+DESCRIPTOR = _descriptor_pool.Default().AddSerializedFile(b'\n&gateway_sidecar/engines/_pb/grpc.proto\x12\x1agateway_sidecar.probe.grpc\"%\n\x12HealthCheckRequest\x12\x0f\n\x07service\x18\x01 \x01(\t\"\xb5\x01\n\x13HealthCheckResponse\x12M\n\x06status\x18\x01 \x01(\x0e\x32=.gateway_sidecar.probe.grpc.HealthCheckResponse.ServingStatus\"O\n\rServingStatus\x12\x0b\n\x07UNKNOWN\x10\x00\x12\x0b\n\x07SERVING\x10\x01\x12\x0f\n\x0bNOT_SERVING\x10\x02\x12\x13\n\x0fSERVICE_UNKNOWN\x10\x03\"E\n\x17ServerReflectionRequest\x12\x17\n\rlist_services\x18\x07 \x01(\tH\x00\x42\x11\n\x0fmessage_request\"\x81\x01\n\x18ServerReflectionResponse\x12Q\n\x16list_services_response\x18\x06 \x01(\x0b\x32/.gateway_sidecar.probe.grpc.ListServiceResponseH\x00\x42\x12\n\x10message_response\"S\n\x13ListServiceResponse\x12<\n\x07service\x18\x01 \x03(\x0b\x32+.gateway_sidecar.probe.grpc.ServiceResponse\"\x1f\n\x0fServiceResponse\x12\x0c\n\x04name\x18\x01 \x01(\tb\x06proto3')
 
 _globals = globals()
 _builder.BuildMessageAndEnumDescriptors(DESCRIPTOR, _globals)
@@ -45,10 +45,4 @@ if not _descriptor._USE_C_DESCRIPTORS:
   _globals['_LISTSERVICERESPONSE']._serialized_end=579
   _globals['_SERVICERESPONSE']._serialized_start=581
   _globals['_SERVICERESPONSE']._serialized_end=612
-  _globals['_GETLOADSREQUEST']._serialized_start=614
-  _globals['_GETLOADSREQUEST']._serialized_end=631
-  _globals['_GETLOADSRESPONSE']._serialized_start=633
-  _globals['_GETLOADSRESPONSE']._serialized_end=700
-  _globals['_LOAD']._serialized_start=702
-  _globals['_LOAD']._serialized_end=759
 # @@protoc_insertion_point(module_scope)

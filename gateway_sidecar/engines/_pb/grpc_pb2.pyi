@@ -52,21 +52,3 @@ class ServiceResponse(_message.Message):
     NAME_FIELD_NUMBER: _ClassVar[int]
     name: str
     def __init__(self, name: _Optional[str] = ...) -> None: ...
-
-class GetLoadsRequest(_message.Message):
-    __slots__ = ()
-    def __init__(self) -> None: ...
-
-class GetLoadsResponse(_message.Message):
-    __slots__ = ("loads",)
-    LOADS_FIELD_NUMBER: _ClassVar[int]
-    loads: _containers.RepeatedCompositeFieldContainer[Load]
-    def __init__(self, loads: _Optional[_Iterable[_Union[Load, _Mapping]]] = ...) -> None: ...
-
-class Load(_message.Message):
-    __slots__ = ("num_running_reqs", "num_used_tokens")
-    NUM_RUNNING_REQS_FIELD_NUMBER: _ClassVar[int]
-    NUM_USED_TOKENS_FIELD_NUMBER: _ClassVar[int]
-    num_running_reqs: int
-    num_used_tokens: int
-    def __init__(self, num_running_reqs: _Optional[int] = ..., num_used_tokens: _Optional[int] = ...) -> None: ...
