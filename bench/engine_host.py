@@ -2,7 +2,8 @@
 
     {"id": 1, "do": "start", "engines": [SETTINGS, ...]}   -> {"id": 1, "listening_at": [SECONDS, ...]}
     {"id": 2, "do": "stop", "name": "r1", "grace_s": 5}     -> {"id": 2}
-    {"id": 3, "do": "counts"}                               -> {"id": 3, "counts": {"r1": {...}}}
+    {"id": 3, "do": "behave", "name": "r1", "changes": {}}  -> {"id": 3}
+    {"id": 4, "do": "counts"}                               -> {"id": 4, "counts": {"r1": {...}}}
 
 Requests are served side by side; an answer that failed is `{"id", "error"}`. It ends when its input does. Instants are
 of the monotonic clock, which all processes of a machine share.
@@ -37,6 +38,9 @@ async def _do(fleet: Fleet, ask: Mapping[str, Any]) -> dict[str, Any]:
             return {"listening_at": await asyncio.gather(*[_start(fleet, each) for each in ask["engines"]])}
         case "stop":
             await fleet.stop(ask["name"], grace_s=ask["grace_s"], unlink=True)
+            return {}
+        case "behave":
+            fleet[ask["name"]].behave(**ask["changes"])
             return {}
         case "counts":
             return {"counts": {engine.spec.name: engine.ledger.as_dict() for engine in fleet}}

@@ -62,6 +62,10 @@ class EngineHost:
         """Stop an engine gracefully: its socket goes, requests in flight get `grace_s` seconds."""
         await self._ask(do="stop", name=name, grace_s=grace_s)
 
+    async def behave(self, name: str, **changes: object) -> None:
+        """Change how an engine behaves."""
+        await self._ask(do="behave", name=name, changes=changes)
+
     async def counts(self) -> dict[str, dict[str, Any]]:
         """What each engine saw, by name."""
         return dict((await self._ask(do="counts"))["counts"])

@@ -21,7 +21,8 @@ class Latencies:
 
         self.ttft = histogram("time_to_first_token_seconds", _TTFT)
         self.itl = histogram("inter_token_latency_seconds", _ITL)
-        running = Gauge(prefix + "num_requests_running", "running", [*labels], registry=self._registry)
+        name = "num_running_reqs" if prefix == "sglang:" else "num_requests_running"
+        running = Gauge(prefix + name, "running", [*labels], registry=self._registry)
         self.running = running.labels(**labels)
         tokens = Counter(prefix + "generation_tokens", "tokens", [*labels], registry=self._registry)
         self.tokens = tokens.labels(**labels)

@@ -26,7 +26,7 @@ class Work:
     """What is known of the requests that one engine has. Times are awake seconds.
 
     busy_since: since when it has had a request without a break; None if it has none.
-    alive_at: when it last gave a sign: a byte, an answer, or a counter that moved.
+    alive_at: when it last gave a sign: a whole answer, or a counter that moved.
     counters: what its own counters said last; None where they were not read, or it has none.
     same_since: since when, with a request, they were read as they are.
     """
@@ -46,7 +46,7 @@ class Work:
         return now - self.silent_since >= SUSPECT_S
 
     def seen(self, now: float, alive_at: float, *, busy: bool) -> Work:
-        """With what one look at its connections showed."""
+        """With what one look at it showed. `alive_at`: when it last answered a request."""
         alive_at = max(alive_at, self.alive_at)
         if not busy:
             return Work(None, alive_at, self.counters)

@@ -49,6 +49,7 @@ class RequestEnd:
     """One request's end.
 
     header_s: how long a streamed answer's headers took; None for one in one piece.
+    is_whole: whether the client got all of it. A stream that it left, or that broke off, has status 200 too.
     worker: the URL of the worker that answered, as the router says it; anything else where it does not.
     """
 
@@ -57,6 +58,7 @@ class RequestEnd:
     took_s: float
     header_s: float | None = None
     worker: str = "-"
+    is_whole: bool = True
 
 
 @dataclass(frozen=True, slots=True)

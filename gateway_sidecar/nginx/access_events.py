@@ -70,7 +70,8 @@ def placeholder() -> tuple[socket.socket, EventAddress]:
 def read_event(datagram: bytes, tag: bytes) -> RequestEnd | None:
     """One event; None for what is none, or not of the kind that signals are made of.
 
-    `<190>Nov 20 22:33:13 TAG: chat|POST|200|0.031|0.004|WORKER|text/event-stream`, WORKER an URL or `-`. Requests for
+    `<190>Nov 20 22:33:13 TAG: chat|POST|200|0.031|0.004|WORKER|OK|text/event-stream`, WORKER an URL or `-`, OK nothing
+    where the client did not get all of it. Requests for
     an answer are POSTs and WebSockets: a list of models, or somebody's health check, is no load.
     """
     head, mark, rest = datagram.partition(b"|")
@@ -78,7 +79,7 @@ def read_event(datagram: bytes, tag: bytes) -> RequestEnd | None:
     if not mark or not head.endswith(tag + b":"):
         return None
     try:
-        method, status_text, took, header, worker, content_type = rest.split(b"|", 5)
+        method, status_text, took, header, worker, whole, content_type = rest.split(b"|", 6)
         if not _STATUS.fullmatch(status_text):
             return None
         status = int(status_text)
@@ -86,7 +87,8 @@ def read_event(datagram: bytes, tag: bytes) -> RequestEnd | None:
             return None
         streamed = content_type.startswith(b"text/event-stream")
         header_s = _last(header) if streamed else None
-        return RequestEnd(service.decode("ascii"), status, _seconds(took), header_s, worker.decode("ascii"))
+        name, url = service.decode("ascii"), worker.decode("ascii")
+        return RequestEnd(name, status, _seconds(took), header_s, url, is_whole=whole == b"OK")
     except ValueError:
         return None
 

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import ipaddress
-import math
 import os
 import socket
 import struct
@@ -11,7 +10,6 @@ import sys
 from collections import Counter
 from collections.abc import Collection, Container, Iterator, Mapping
 from contextlib import suppress
-from dataclasses import dataclass
 from ipaddress import IPv4Address, IPv6Address
 from pathlib import Path
 
@@ -93,34 +91,19 @@ def bytes_to_routers(places: Collection[Place]) -> Sent:
     return found
 
 
-@dataclass(frozen=True, slots=True)
-class Flow:
-    """All connections to one bridge port together.
-
-    waits_s: how long the oldest request has waited for its first byte; None if none does. A connection of HTTP/2
-        carries many requests, and does not say it.
-    answered_s: how long ago the engine last sent a byte.
-    """
-
-    waits_s: float | None
-    answered_s: float
-
-
-def flows(ports: Container[int]) -> dict[int, Flow]:
-    """Port -> what moves there, for those of these ports of this machine that have a connection.
+def waiting_at(ports: Container[int]) -> frozenset[int]:
+    """Those of these ports of this machine where a request over HTTP/1 waits for the first byte of its answer.
 
     Empty where the kernel cannot be asked. Blocks for about 1 ms, and 3 us more for each connection: call in a thread.
     """
-    found: dict[int, Flow] = {}
+    found = set()
     with suppress(OSError):
         for answer in (*_tcp_info(socket.AF_INET), *_tcp_info(socket.AF_INET6)):
-            port = _ENDS.unpack_from(answer)[0]
-            if port in ports:
+            if (port := _ENDS.unpack_from(answer)[0]) in ports:
                 sent_ms, received_ms = _SENT_AND_RECEIVED_MS.unpack_from(_attribute(answer, _INFO))
-                before = found.get(port, Flow(None, math.inf))
-                waits_s = max(received_ms / 1000, before.waits_s or 0.0) if sent_ms > received_ms else before.waits_s
-                found[port] = Flow(waits_s, min(sent_ms / 1000, before.answered_s))
-    return found
+                if sent_ms > received_ms:
+                    found.add(port)
+    return frozenset(found)
 
 
 def _packed(address: bytes, family: int) -> bytes:

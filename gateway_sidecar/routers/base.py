@@ -74,7 +74,7 @@ class RouterReading:
     in_flight: inference requests that it works on; None where it does not say.
     active, requests: worker URL -> requests on it now, and ever since the router began.
     errors: worker_type -> requests that failed on workers of this type.
-    failed, answered: worker URL -> tries that failed there, and that it answered, ever since the router began.
+    failed: worker URL -> tries that failed there, ever since the router began.
     itl: pause between tokens, upper bound in seconds -> cumulative count; empty where it does not say.
     """
 
@@ -84,7 +84,6 @@ class RouterReading:
     errors: Mapping[str, float]
     itl: Mapping[float, float]
     failed: Mapping[str, float] = field(default_factory=dict)
-    answered: Mapping[str, float] = field(default_factory=dict)
 
 
 class RouterClient(Protocol):

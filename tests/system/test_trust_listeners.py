@@ -160,6 +160,6 @@ import socket, sys
 forged = socket.socket(socket.AF_INET, socket.SOCK_DGRAM)
 for tag in ("", "0" * 24, "f" * 24):
     for _ in range(20000):
-        forged.sendto(f"<190>Nov 20 22:33:13 {tag}: chat|POST|200|9.9|0.1|-|text/plain".encode(),
+        forged.sendto(f"<190>Nov 20 22:33:13 {tag}: chat|POST|200|9.9|0.1|-|OK|text/plain".encode(),
                       ("127.0.0.1", int(sys.argv[1])))
 """

@@ -163,7 +163,7 @@ async def test_routers_are_read_every_two_seconds_and_every_ten_at_rest(monkeypa
         await asyncio.sleep(20)
         it.pages.reads.clear()
         it.listener.take(RequestEnd("chat", 200, 0.1))
-        await asyncio.sleep(6)
+        await asyncio.sleep(3)
         assert len(it.pages.reads) == 1, "a request that ended is news"
 
 

@@ -18,34 +18,39 @@ ABSURD = (b"nan", b"inf", b"-1", b"1e300", b"9" * 400, b"1_0", b"+1")
 
 
 def test_an_event() -> None:
-    """A streamed answer has a time to its headers, one in one piece has none."""
-    streamed = HEAD + b"chat|POST|200|1.031|0.004|http://127.0.0.1:24001|text/event-stream; charset=utf-8"
+    """A streamed answer has a time to its headers, one in one piece has none. A client may leave a stream."""
+    streamed = HEAD + b"chat|POST|200|1.031|0.004|http://127.0.0.1:24001|OK|text/event-stream; charset=utf-8"
     assert read_event(streamed, TAG) == RequestEnd("chat", 200, 1.031, 0.004, "http://127.0.0.1:24001")
-    whole = HEAD + b"chat|POST|503|0.031|0.004|-|application/json"
+    left = HEAD + b"chat|POST|200|1.031|0.004|http://127.0.0.1:24001||text/event-stream"
+    assert read_event(left, TAG) == RequestEnd("chat", 200, 1.031, 0.004, "http://127.0.0.1:24001", is_whole=False)
+    whole = HEAD + b"chat|POST|503|0.031|0.004|-|OK|application/json"
     assert read_event(whole, TAG) == RequestEnd("chat", 503, 0.031, None)
 
 
 def test_of_several_upstreams_the_last_one_answered() -> None:
     """After the waiting room: `-` for the router that was away, the room's time, the router's."""
     times = b"-, 0.502 : 0.013"
-    assert read_event(HEAD + b"chat|POST|200|0.6|" + times + b"|-|text/event-stream", TAG) == RequestEnd(
+    assert read_event(HEAD + b"chat|POST|200|0.6|" + times + b"|-|OK|text/event-stream", TAG) == RequestEnd(
         "chat", 200, 0.6, 0.013
     )
-    assert read_event(HEAD + b"chat|POST|499|0.6|-|-|text/event-stream", TAG) == RequestEnd("chat", 499, 0.6, None)
+    assert read_event(HEAD + b"chat|POST|499|0.6|-|-|OK|text/event-stream", TAG) == RequestEnd("chat", 499, 0.6, None)
 
 
 @pytest.mark.parametrize(
     "datagram",
     [
-        HEAD + b"chat|GET|200|0.001|0.001|-|application/json",
-        HEAD.replace(b"0123", b"3210") + b"chat|POST|200|0.001|0.001|-|text/plain",
-        b"chat|POST|200|0.001|0.001|-|text/plain",
+        HEAD + b"chat|GET|200|0.001|0.001|-|OK|application/json",
+        HEAD.replace(b"0123", b"3210") + b"chat|POST|200|0.001|0.001|-|OK|text/plain",
+        b"chat|POST|200|0.001|0.001|-|OK|text/plain",
         HEAD + b"chat|POST|200|0.001",
-        HEAD + b"chat|POST|two|0.001|0.001|-|text/plain",
-        HEAD + b"ch\xff|POST|200|0.001|0.001|-|text/plain",
-        *(HEAD + b"chat|POST|200|" + took + b"|0.001|-|text/plain" for took in ABSURD),
-        *(HEAD + b"chat|POST|200|0.001|" + took + b"|-|text/event-stream" for took in ABSURD),
-        *(HEAD + b"chat|POST|" + status + b"|0.001|0.001|-|text/plain" for status in (b"-1", b"2_0", b"99999", b"600")),
+        HEAD + b"chat|POST|two|0.001|0.001|-|OK|text/plain",
+        HEAD + b"ch\xff|POST|200|0.001|0.001|-|OK|text/plain",
+        *(HEAD + b"chat|POST|200|" + took + b"|0.001|-|OK|text/plain" for took in ABSURD),
+        *(HEAD + b"chat|POST|200|0.001|" + took + b"|-|OK|text/event-stream" for took in ABSURD),
+        *(
+            HEAD + b"chat|POST|" + status + b"|0.001|0.001|-|OK|text/plain"
+            for status in (b"-1", b"2_0", b"99999", b"600")
+        ),
         b"",
         b"\0" * 2000,
     ],
@@ -57,7 +62,7 @@ def test_what_is_no_event(datagram: bytes) -> None:
 
 def test_a_websocket_counts() -> None:
     """It is asked for with GET."""
-    assert read_event(HEAD + b"chat|GET|101|9.5|0.004|-|-", TAG) == RequestEnd("chat", 101, 9.5, None)
+    assert read_event(HEAD + b"chat|GET|101|9.5|0.004|-|OK|-", TAG) == RequestEnd("chat", 101, 9.5, None)
 
 
 def test_each_service_has_its_own_line_and_nginx_knows_no_other_log() -> None:

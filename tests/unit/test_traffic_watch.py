@@ -14,7 +14,6 @@ from gateway_sidecar.control.process import traffic_watch
 from gateway_sidecar.control.process.traffic_watch import TrafficWatch
 from gateway_sidecar.domain.model import ConnectionMode, EngineFacts
 from gateway_sidecar.domain.progress import Answers, Work
-from gateway_sidecar.nginx.connections import Flow
 from tests.unit.fake_time import beside, in_fake_time
 
 
@@ -22,7 +21,7 @@ class Site:
     """One service with engines that are played, by bridge port."""
 
     def __init__(self, patch: pytest.MonkeyPatch, *ports: int, mode: ConnectionMode = ConnectionMode.HTTP) -> None:
-        self.flows: dict[int, Flow] = {}
+        self.waiting: frozenset[int] = frozenset()
         self.looks = 0
         self.counters: tuple[float, ...] | None = (1.0,)
         self.read: list[str] = []
@@ -50,9 +49,9 @@ class Site:
     def active_on(self, _service: str, url: str) -> float:
         return self.active.get(url, 0.0)
 
-    def _look(self, _ports: Collection[int]) -> dict[int, Flow]:
+    def _look(self, _ports: Collection[int]) -> frozenset[int]:
         self.looks += 1
-        return self.flows
+        return self.waiting
 
     async def _read(self, address: str, *_: object, **__: object) -> tuple[float, ...] | None:
         self.read.append(address)
@@ -79,7 +78,7 @@ async def test_at_rest_nothing_is_looked_at(monkeypatch: pytest.MonkeyPatch) -> 
 @in_fake_time
 async def test_only_an_engine_whose_request_waits_has_its_counters_read(monkeypatch: pytest.MonkeyPatch) -> None:
     async with site(monkeypatch, 1, 2) as it:
-        it.flows = {1: Flow(5.0, 5.0), 2: Flow(None, 0.1)}
+        it.waiting = frozenset({1})
         await asyncio.sleep(20)
         assert set(it.read) == {"/1"}
         assert it.tenures[1].traffic.work.same_since < 10
@@ -90,7 +89,6 @@ async def test_only_an_engine_whose_request_waits_has_its_counters_read(monkeypa
 async def test_a_stream_that_stands_still_is_seen_by_what_the_router_says(monkeypatch: pytest.MonkeyPatch) -> None:
     """Its headers have come, so its connection looks as one at rest."""
     async with site(monkeypatch, 1) as it:
-        it.flows = {1: Flow(None, 30.0)}
         await asyncio.sleep(20)
         assert it.read == []
         it.active = {"http://b:1": 1.0}
@@ -99,9 +97,12 @@ async def test_a_stream_that_stands_still_is_seen_by_what_the_router_says(monkey
 
 
 @in_fake_time
-async def test_bytes_of_grpc_are_no_sign_of_life(monkeypatch: pytest.MonkeyPatch) -> None:
-    """HTTP/2 answers requests by itself; an answer that came to its end is one."""
+async def test_a_connection_of_grpc_says_nothing_of_its_requests(monkeypatch: pytest.MonkeyPatch) -> None:
+    """It carries many of them; what the router says counts."""
     async with site(monkeypatch, 1, mode=ConnectionMode.GRPC) as it:
-        it.flows, it.active = {1: Flow(None, 0.1)}, {"http://b:1": 1.0}
+        it.waiting = frozenset({1})
+        await asyncio.sleep(20)
+        assert it.read == []
+        it.active = {"http://b:1": 1.0}
         await asyncio.sleep(20)
         assert it.read

@@ -169,7 +169,7 @@ class Signals:
         if signals is not None:
             signals.record(awake.monotonic(), end)
             outcome = Outcome.of(end.status)
-            if outcome is Outcome.OK:
+            if outcome is Outcome.OK and end.is_whole:
                 signals.service.note_answer(end.worker)
             elif outcome is Outcome.ERROR:
                 signals.service.note_failure(end.worker)

@@ -104,7 +104,7 @@ class ServiceSignals:
         self.worked_by: dict[int, float] = {}
         self.requests_of: dict[str, float] = {}
         self.active_on: dict[str, float] = {}
-        self._tries: dict[str, RouterReading] = {}
+        self._failed: dict[str, Mapping[str, float]] = {}
 
     # -- what is told
 
@@ -148,18 +148,17 @@ class ServiceSignals:
                 signal = self.roles.get(by_url[url]) if url in by_url else None
                 if signal is not None:
                     signal.requests.take(now_s, (source, url), {0.0: requests})
-        self._note_tries(readings)
+        self._note_failures(readings)
         self.router_read_at, self.router_problem = now_s, None
 
-    def _note_tries(self, readings: Mapping[str, RouterReading]) -> None:
-        """Whom tries failed at since the last reading, those that the router tried elsewhere too, and who answered."""
+    def _note_failures(self, readings: Mapping[str, RouterReading]) -> None:
+        """Whom tries failed at since the last reading, those that the router tried elsewhere too."""
         for source, reading in readings.items():
-            if (before := self._tries.get(source)) is not None:
-                for url in grown(before.answered, reading.answered):
-                    self.service.note_answer(url)
-                for url in grown(before.failed, reading.failed):
-                    self.service.note_failure(url)
-        self._tries = dict(readings)
+            if (before := self._failed.get(source)) is not None:
+                for url, count in reading.failed.items():
+                    if count > before.get(url, 0.0):
+                        self.service.note_failure(url)
+        self._failed = {source: reading.failed for source, reading in readings.items()}
 
     def take_engine(self, now_s: float, tenure: Tenure, reading: EngineReading) -> None:
         """What one engine says of its latencies."""
@@ -360,8 +359,3 @@ class ServiceSignals:
         if in_flight is None and self.service.hold.missing is not Missing.ROUTER:
             return None
         return True
-
-
-def grown(before: Mapping[str, float], after: Mapping[str, float]) -> list[str]:
-    """The worker URLs whose count is higher than it was."""
-    return [url for url, count in after.items() if count > before.get(url, 0.0)]

@@ -10,7 +10,7 @@ from gateway_sidecar.control.replicas.tenure import Tenure
 from gateway_sidecar.control.service import Service
 from gateway_sidecar.domain.model import ConnectionMode, Dead
 from gateway_sidecar.engines.progress import read_progress
-from gateway_sidecar.nginx.connections import Flow, flows
+from gateway_sidecar.nginx.connections import waiting_at
 from gateway_sidecar.supervision import awake
 from gateway_sidecar.supervision.loops import heartbeat
 
@@ -26,7 +26,7 @@ class TrafficWatch:
         self,
         services: Callable[[], Mapping[str, Service]],
         signals: Signals,
-        look: Callable[[Collection[int]], dict[int, Flow]] = flows,
+        look: Callable[[Collection[int]], frozenset[int]] = waiting_at,
     ) -> None:
         self._services = services
         self._signals = signals
@@ -48,26 +48,24 @@ class TrafficWatch:
             if not watched:
                 continue
             now = awake.now()
-            found = await asyncio.to_thread(self._look, watched.keys())
+            waiting = await asyncio.to_thread(self._look, watched.keys())
             suspects = []
             for port, (service, tenure) in watched.items():
-                self._take(service, tenure, found.get(port), now)
+                self._take(service, tenure, now, waits=port in waiting)
                 if isinstance(tenure.probe.result, Dead) or tenure.traffic.work.is_suspect(now):
                     suspects.append((service, tenure))
             # Those first that have been silent longest: it is their counters that decide.
             suspects.sort(key=lambda it: it[1].traffic.work.silent_since)
             await asyncio.gather(*(self._read(*each) for each in suspects[:_MOST_AT_ONCE]))
 
-    def _take(self, service: Service, tenure: Tenure, flow: Flow | None, now: float) -> None:
-        # HTTP/2 itself answers with a few bytes, whatever an engine does.
-        is_http = tenure.probe.facts is not None and tenure.probe.facts.connection_mode is ConnectionMode.HTTP
-        alive_at = tenure.probe.answers.answered_at
-        if flow is not None and is_http:
-            alive_at = max(alive_at, now - flow.answered_s)
-        waits = flow is not None and flow.waits_s is not None and is_http
-        busy = waits or (tenure.url is not None and self._signals.active_on(service.name, tenure.url) > 0)
+    def _take(self, service: Service, tenure: Tenure, now: float, *, waits: bool) -> None:
+        """Bytes are no sign of life: the headers of a stream come before any token, and HTTP/2 has its own."""
+        assert tenure.probe.facts is not None
+        is_http = tenure.probe.facts.connection_mode is ConnectionMode.HTTP
+        active = self._signals.active_on(service.name, tenure.url) if tenure.url is not None else 0.0
+        busy = (waits and is_http) or active > 0
         if busy or tenure.traffic.work.busy_since is not None:
-            tenure.traffic.work = tenure.traffic.work.seen(now, alive_at, busy=busy)
+            tenure.traffic.work = tenure.traffic.work.seen(now, tenure.probe.answers.answered_at, busy=busy)
 
     async def _read(self, service: Service, tenure: Tenure) -> None:
         facts, address = tenure.probe.facts, tenure.address

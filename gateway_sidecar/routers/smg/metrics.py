@@ -6,8 +6,8 @@ Seen on smg 1.13, streamed and not, HTTP and gRPC workers, alone and in prefill/
   daemon's own requests are not in it. It appears with the first one, as does `smg_router_requests_total`: a router
   that shows neither has had none.
 * `smg_worker_requests_active` and `smg_worker_requests_total` are kept for each worker, of every kind.
-* `smg_worker_cb_outcomes_total` counts the tries that each worker answered and that failed there, retried ones too, and
-  also with `--disable-circuit-breaker`.
+* `smg_worker_cb_outcomes_total` counts the tries that failed at each worker, those that were tried elsewhere too, and
+  also with `--disable-circuit-breaker`. Its successes say little: the headers of a stream are one.
 * `smg_worker_errors_total` counts failed tries by `worker_type`; there is none before the first.
 * `smg_router_tpot_seconds` is there for gRPC workers only, for streamed answers, once they have ended. It is the mean
   pause between one answer's tokens (tokenizer's tokens), so its quantiles are of answers and not of tokens.
@@ -38,7 +38,7 @@ def read_metrics(text: bytes) -> RouterReading:
     in_flight: float | None = None
     has_routed = False
     errors: dict[str, float] = {}
-    by_worker: dict[str, dict[str, float]] = {_ACTIVE: {}, _TOTAL: {}, "failure": {}, "success": {}}
+    by_worker: dict[str, dict[str, float]] = {_ACTIVE: {}, _TOTAL: {}, "failure": {}}
     for name, labels, value in samples(text, (_IN_FLIGHT, _ACTIVE, _TOTAL, _OUTCOMES, _ERRORS, _ROUTED)):
         if name == _IN_FLIGHT:
             in_flight = value
@@ -54,6 +54,5 @@ def read_metrics(text: bytes) -> RouterReading:
     if in_flight is None and not has_routed and b"\nsmg_" in text:
         in_flight = 0.0
     return RouterReading(
-        in_flight, by_worker[_ACTIVE], by_worker[_TOTAL], errors, histogram(text, _ITL),
-        failed=by_worker["failure"], answered=by_worker["success"],
-    )  # fmt: skip
+        in_flight, by_worker[_ACTIVE], by_worker[_TOTAL], errors, histogram(text, _ITL), by_worker["failure"]
+    )
