@@ -27,8 +27,9 @@ from gateway_sidecar.domain.discovery import (
 )
 from gateway_sidecar.domain.model import ConnectionMode, EngineFacts, Foreign, ProbeResult, Ready, Unknown
 from gateway_sidecar.domain.printable import printable
-from gateway_sidecar.engines import http_probe
+from gateway_sidecar.engines import health_question, http_probe
 from gateway_sidecar.engines.grpc_probe import GrpcConversation
+from gateway_sidecar.engines.health_question import HealthQuestion
 from gateway_sidecar.engines.unix_http import UnixHttp
 from gateway_sidecar.engines.unix_socket import LONGEST_ADDRESS_BYTES, connect
 from gateway_sidecar.supervision.awake import within
@@ -68,6 +69,10 @@ class EngineProbe:
                 return _fit_to_show(await sight.verdict())
         except TimeoutError:
             return _fit_to_show(sight.overdue())
+
+    def ask_health(self, address: str, facts: EngineFacts, *, api_key: str | None = None) -> HealthQuestion | None:
+        """Ask the same without waiting for anything; None where `check_health` has to do it."""
+        return None if _unusable(address, api_key) else health_question.ask(address, facts, api_key)
 
     async def check_health(
         self, address: str, facts: EngineFacts, *, timeout_s: float, api_key: str | None = None

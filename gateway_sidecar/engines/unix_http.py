@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import asyncio
 import socket
+from functools import lru_cache
 
 import httptools
 
@@ -32,7 +33,7 @@ _TOO_MANY_PIECES = NoAnswer(Failure.TOO_LARGE, "in too many pieces")
 _TOO_MANY_FIELDS = NoAnswer(Failure.MALFORMED, "headers without an end")
 
 
-class _BoundError(Exception):
+class BoundError(Exception):
     """Raised out of the parser to stop it."""
 
     def __init__(self, bound: NoAnswer) -> None:
@@ -40,7 +41,7 @@ class _BoundError(Exception):
         self.bound = bound
 
 
-class _Response:
+class Response:
     """What httptools finds in the bytes of one response."""
 
     def __init__(self) -> None:
@@ -54,10 +55,10 @@ class _Response:
         self.has_more = self.is_complete
         self._begun += 1
         if self._begun > _MOST_INTERIM:
-            raise _BoundError(_TOO_MANY_PIECES)
+            raise BoundError(_TOO_MANY_PIECES)
 
     def feed(self, received: bytes) -> None:
-        """Read on. Raises _BoundError, and what httptools raises."""
+        """Read on. Raises BoundError, and what httptools raises."""
         self._count_piece()
         try:
             self.parser.feed_data(received)
@@ -67,13 +68,13 @@ class _Response:
     def _count_piece(self) -> None:
         self._pieces += 1
         if self._pieces > _MOST_PIECES:
-            raise _BoundError(_TOO_MANY_PIECES)
+            raise BoundError(_TOO_MANY_PIECES)
 
     def on_header(self, name: bytes, _value: bytes) -> None:
         """Whether anything but the end of the connection tells where the body ends."""
         self._fields += 1
         if self._fields > _MOST_FIELDS:
-            raise _BoundError(_TOO_MANY_FIELDS)
+            raise BoundError(_TOO_MANY_FIELDS)
         self.is_sized = self.is_sized or name.lower() in _SIZED
 
     def on_headers_complete(self) -> None:
@@ -95,6 +96,14 @@ class _Response:
         return HttpAnswer(self.parser.get_status_code(), bytes(self.body))
 
 
+@lru_cache(maxsize=64)
+def request_for(path: str, api_key: str | None, *, last: bool) -> bytes:
+    """A GET on the wire; `last` tells the server that nothing follows on this connection."""
+    key = "" if api_key is None else f"Authorization: Bearer {api_key}\r\n"
+    closing = "Connection: close\r\n" if last else ""
+    return f"GET {path} HTTP/1.1\r\n{_HEADERS}{key}{closing}\r\n".encode("ascii")
+
+
 class UnixHttp:
     """A conversation with one server. Questions are answered with values; only cancellation is raised.
 
@@ -109,7 +118,7 @@ class UnixHttp:
         self._used = False
         self.asked = ""
         self._budget_bytes = budget_bytes
-        self._headers = _HEADERS if api_key is None else f"{_HEADERS}Authorization: Bearer {api_key}\r\n"
+        self._api_key = api_key
 
     def close(self) -> None:
         """Close the connection, if there is one."""
@@ -132,9 +141,8 @@ class UnixHttp:
             if isinstance(connected, NoAnswer):
                 return connected
             self._sock, self._used = connected, False
-        closing = "Connection: close\r\n" if last else ""
-        await send(self._sock, f"GET {path} HTTP/1.1\r\n{self._headers}{closing}\r\n".encode("ascii"))
-        response = _Response()
+        await send(self._sock, request_for(path, self._api_key, last=last))
+        response = Response()
         answer = await self._read(self._sock, response)
         if not self.protocol.done():
             self.protocol.set_result(None)
@@ -145,7 +153,7 @@ class UnixHttp:
             self.close()
         return answer
 
-    async def _read(self, sock: socket.socket, response: _Response) -> HttpAnswer | NoAnswer:
+    async def _read(self, sock: socket.socket, response: Response) -> HttpAnswer | NoAnswer:
         """Read one response."""
         started, head_bytes = False, 0
         while not response.is_complete:
@@ -159,7 +167,7 @@ class UnixHttp:
                 return response.answer() if whole else NoAnswer(Failure.CUT)
             try:
                 response.feed(received)
-            except _BoundError as error:
+            except BoundError as error:
                 return error.bound
             except httptools.HttpParserUpgrade:
                 return NoAnswer(Failure.MALFORMED, "an upgrade that nobody asked for")

@@ -50,6 +50,18 @@ async def connect(address: str) -> socket.socket | NoAnswer:
     return sock
 
 
+def connect_at_once(address: str) -> socket.socket | None:
+    """Connect without waiting; None where that does not work, for whatever reason."""
+    try:
+        sock = socket.socket(socket.AF_UNIX, socket.SOCK_STREAM | socket.SOCK_NONBLOCK | socket.SOCK_CLOEXEC)
+    except OSError:
+        return None
+    if sock.connect_ex(address):
+        sock.close()
+        return None
+    return sock
+
+
 def _connect_failure(error: int, address: str) -> NoAnswer:
     if error == errno.ECONNREFUSED:
         return NoAnswer(Failure.REFUSED if _is_socket(address) else Failure.NOT_A_SOCKET)

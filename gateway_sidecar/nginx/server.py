@@ -237,7 +237,8 @@ class Nginx:
 
     def linked_ports(self) -> set[int]:
         """The ports that have a link."""
-        return {int(link.stem) for link in self.links.glob("*.sock") if link.stem.isdigit()}
+        names = (name.removesuffix(".sock") for name in os.listdir(self.links))
+        return {int(name) for name in names if name.isdigit()}
 
     def linked_at(self, port: int) -> int:
         """When the port's link was made, in nanoseconds of the file system's clock."""

@@ -66,8 +66,7 @@ class Clock:
 
     def _tick(self) -> None:
         self.now()
-        loop = asyncio.get_running_loop()
-        self._timer = loop.call_at(_tick_after(loop.time()), self._tick)
+        self._timer = at_next_tick(self._tick)
 
 
 def _tick_after(instant: float) -> float:
@@ -112,6 +111,12 @@ def to_monotonic(instant: float) -> float:
 def from_monotonic(instant: float) -> float:
     """The awake seconds of an instant to come that was written down by `monotonic`."""
     return now() + (instant - monotonic())
+
+
+def at_next_tick(call: Callable[[], object]) -> asyncio.TimerHandle:
+    """Calls it with the next tick, at which the process wakes anyway."""
+    loop = asyncio.get_running_loop()
+    return loop.call_at(_tick_after(loop.time()), call)
 
 
 async def rest(seconds: float) -> None:

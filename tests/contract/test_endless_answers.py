@@ -51,7 +51,7 @@ async def test_a_server_that_talks_on_the_canary_is_not_listened_to(tmp_path: Pa
 
     server: Any = await asyncio.start_unix_server(talk, path)
     try:
-        await connect_liveness(path, ended.set)
+        await connect_liveness(path, ended.set, grpc=False)
         async with asyncio.timeout(60):
             await ended.wait()
         assert sent < 4 * MIB

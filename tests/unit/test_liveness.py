@@ -19,6 +19,10 @@ class PlayedTransport:
     def __init__(self, protocol: asyncio.Protocol) -> None:
         self._protocol = protocol
         self.is_open = True
+        self.written = b""
+
+    def write(self, data: bytes) -> None:
+        self.written += data
 
     def abort(self) -> None:
         if self.is_open:
@@ -47,7 +51,7 @@ class Engine:
 @in_fake_time
 async def test_the_end_is_told_once_whoever_ends_it(monkeypatch: pytest.MonkeyPatch) -> None:
     engine, ends = Engine(monkeypatch), []
-    transport = await connect_liveness("/r1.sock", lambda: ends.append(1))
+    transport = await connect_liveness("/r1.sock", lambda: ends.append(1), grpc=False)
     assert engine.asked == ["/r1.sock"]
     assert ends == []
     engine.protocol.connection_lost(ConnectionResetError())
@@ -60,7 +64,7 @@ async def test_one_that_refuses_is_an_error(monkeypatch: pytest.MonkeyPatch) -> 
     engine = Engine(monkeypatch)
     engine.fault = ConnectionRefusedError()
     with pytest.raises(OSError):  # noqa: PT011 - any
-        await connect_liveness("/r1.sock", lambda: None)
+        await connect_liveness("/r1.sock", lambda: None, grpc=False)
 
 
 @in_fake_time
@@ -69,13 +73,26 @@ async def test_a_server_that_greets_and_pings_is_heard_out_and_one_that_talks_on
 ) -> None:
     """Nothing is asked over it; what comes all the same would be received for ever."""
     engine, ends = Engine(monkeypatch), []
-    await connect_liveness("/r1.sock", lambda: ends.append(1))
+    await connect_liveness("/r1.sock", lambda: ends.append(1), grpc=False)
     for _ in range(64):
         engine.protocol.data_received(b"x" * 1024)
     assert engine.transport.is_open
     engine.protocol.data_received(b"x")
     assert not engine.transport.is_open
     assert ends == [1]
+
+
+@in_fake_time
+async def test_a_grpc_server_is_greeted_and_its_pings_are_answered(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Else it takes the connection for one that never begins, and closes it."""
+    engine = Engine(monkeypatch)
+    await connect_liveness("/r1.sock", lambda: None, grpc=True)
+    greeting, settings, ping = engine.transport.written, b"\0\0\0\x04%b\0\0\0\0", b"\0\0\x08\x06%b\0\0\0\x0012345678"
+    assert greeting.startswith(b"PRI * HTTP/2.0")
+    engine.protocol.data_received(settings % b"\0" + ping % b"\0")
+    assert engine.transport.written == greeting + settings % b"\x01" + ping % b"\x01"
+    engine.protocol.data_received(b"\xff" * 9)
+    assert not engine.transport.is_open
 
 
 class PlayedSocket:

@@ -45,6 +45,9 @@ class PlayedProbe:
     async def identify(self, _address: str, *, timeout_s: float, api_key: str | None = None) -> ProbeResult:
         raise AssertionError((timeout_s, api_key))
 
+    def ask_health(self, *_: object, **__: object) -> None:
+        """Each question is a task here."""
+
     async def check_health(
         self, _address: str, _facts: EngineFacts, *, timeout_s: float, api_key: str | None = None
     ) -> ProbeResult:

@@ -101,6 +101,9 @@ class PlayedProbe:
     async def identify(self, address: str, *, timeout_s: float, api_key: str | None = None) -> ProbeResult:
         return await self._answer("identify", address)
 
+    def ask_health(self, *_: object, **__: object) -> None:
+        """Each question is a task here."""
+
     async def check_health(
         self, address: str, facts: EngineFacts, *, timeout_s: float, api_key: str | None = None
     ) -> ProbeResult:
@@ -495,7 +498,8 @@ async def running_world(directory: Path, patch: pytest.MonkeyPatch, **settings: 
     patch.setattr(router_slots, "open_connections", lambda _ports: Counter[int]())
     world = World(directory, **settings)
 
-    async def connect_liveness(address: str, on_close: Callable[[], None]) -> asyncio.Transport:
+    async def connect_liveness(address: str, on_close: Callable[[], None], *, grpc: bool) -> asyncio.Transport:
+        del grpc
         if world.probe.answers.get(replica_at(address), REFUSED) == REFUSED:
             raise ConnectionRefusedError(address)
         liveness = _LivenessConnection(on_close)

@@ -1,6 +1,7 @@
 """The liveness connection: kept open to an engine, only to notice at once when the engine ends. The kernel closes it
 when the listening process dies, so a dead engine is noticed without a question. It is only a hint: some servers close
-idle connections, and the next probe finds them well. Nothing is sent over it, and bytes from the server are ignored.
+idle connections, and the next probe finds them well. Nothing is asked over it. A gRPC server is greeted and
+answered as HTTP/2 wants it, since it closes a connection that never becomes one.
 """
 
 from __future__ import annotations
@@ -11,32 +12,44 @@ from collections.abc import Callable
 from functools import partial
 from typing import cast
 
+from gateway_sidecar.engines.h2_unary import Broken, Calls
+
 _MOST_BYTES = 64 * 1024
 """HTTP/2 servers greet whoever connects, and ping now and then."""
 
 
 class _LivenessConnection(asyncio.Protocol):
-    def __init__(self, on_close: Callable[[], None]) -> None:
+    def __init__(self, on_close: Callable[[], None], http2: Calls | None) -> None:
         self._on_close = on_close
+        self._http2 = http2
         self._transport: asyncio.Transport | None = None
         self._bytes_left = _MOST_BYTES
 
     def connection_made(self, transport: asyncio.BaseTransport) -> None:
         self._transport = cast(asyncio.Transport, transport)
+        if self._http2 is not None:
+            self._transport.write(self._http2.begin(())[0])
 
     def data_received(self, data: bytes) -> None:
+        assert self._transport is not None
         self._bytes_left -= len(data)
-        if self._bytes_left < 0 and self._transport is not None:
+        if self._bytes_left < 0:
             self._transport.abort()
+        elif self._http2 is not None:
+            try:
+                self._transport.write(self._http2.feed(data))
+            except Broken:
+                self._transport.abort()
 
     def connection_lost(self, exc: Exception | None) -> None:
         self._on_close()
 
 
-async def connect_liveness(address: str, on_close: Callable[[], None]) -> asyncio.Transport:
+async def connect_liveness(address: str, on_close: Callable[[], None], *, grpc: bool) -> asyncio.Transport:
     """Connects; `on_close` is called once when either side ends the connection. Raises OSError."""
     loop = asyncio.get_running_loop()
-    transport, _ = await loop.create_unix_connection(partial(_LivenessConnection, on_close), address)
+    make = partial(_LivenessConnection, on_close, Calls(None) if grpc else None)
+    transport, _ = await loop.create_unix_connection(make, address)
     return transport
 
 

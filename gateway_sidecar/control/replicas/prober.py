@@ -27,7 +27,16 @@ from gateway_sidecar.domain.lifecycle import (
     loading_delay_s,
     suspect_delay_s,
 )
-from gateway_sidecar.domain.model import Dead, EngineFacts, Foreign, Loading, ProbeResult, Ready, Unknown
+from gateway_sidecar.domain.model import (
+    ConnectionMode,
+    Dead,
+    EngineFacts,
+    Foreign,
+    Loading,
+    ProbeResult,
+    Ready,
+    Unknown,
+)
 from gateway_sidecar.domain.printable import counted
 from gateway_sidecar.domain.progress import Answers
 from gateway_sidecar.domain.tunnels import PathState, PathStatus, Tunnel
@@ -48,6 +57,8 @@ _UNASKED_INTERVALS = 3
 """An engine that answers requests is asked for its health once in so many intervals."""
 _OWES_S = 0.2
 """An engine that has not answered for so long may be busy: what it sends to clients is watched."""
+_QUESTIONS_AT_ONCE = 512
+"""Under way without a task: to send one takes 50 us."""
 _COUNT_GAP_S = 0.2
 _FAILED_GAP_S = 0.25
 """Each failed request has its engine asked, but not more often than this."""
@@ -81,10 +92,20 @@ def _with_far_end(path: PathStatus, tunnel: Tunnel, result: ProbeResult | None) 
     return PathStatus(PathState.REMOTE_CLOSED, f"the tunnel is up, but nothing listens on {tunnel}")
 
 
+class Question(Protocol):
+    """A question for health that was sent; `is_well` is None while nothing was said to it."""
+
+    def is_well(self) -> bool | None: ...
+
+    def close(self) -> None: ...
+
+
 class Probe(Protocol):
     """Asks engines what they are. Never raises; what cannot be told is Unknown."""
 
     async def identify(self, address: str, *, timeout_s: float, api_key: str | None = None) -> ProbeResult: ...
+
+    def ask_health(self, address: str, facts: EngineFacts, *, api_key: str | None = None) -> Question | None: ...
 
     async def check_health(
         self, address: str, facts: EngineFacts, *, timeout_s: float, api_key: str | None = None
@@ -116,6 +137,9 @@ class Prober:
         self._counted_at = 0.0
         self._counts: Counter[Against | None] = Counter()
         self._asked_at: dict[Tenure, float] = {}
+        self._questions: dict[Tenure, tuple[Question, int]] = {}
+        """Under way without a task, and how often the daemon had stalled before."""
+        self._reading: asyncio.TimerHandle | None = None
         self.reconfigure(settings)
 
     def reconfigure(self, settings: ServiceSettings) -> None:
@@ -130,6 +154,11 @@ class Prober:
         for tenure in self._tenures:
             if tenure.probe.timer is not None:
                 tenure.probe.timer.cancel()
+        if self._reading is not None:
+            self._reading.cancel()
+        for question, _ in self._questions.values():
+            question.close()
+        self._questions.clear()
         await self._tasks.close()
 
     def look_after(self, tenure: Tenure) -> None:
@@ -144,6 +173,8 @@ class Prober:
             tenure.probe.identify_next, tenure.probe.due = True, 0.0
         if tenure.gone or tenure.address is None or tenure.probe.task is not None:
             return
+        if tenure in self._questions and not self._withdraw_question(tenure):
+            return
         if tenure.probe.facts is None and not tenure.can_be_described:
             return  # Its notes may hold the key that the engine wants.
         now = awake.now()
@@ -152,9 +183,8 @@ class Prober:
         if now >= tenure.probe.due and self._answers_requests(tenure, now):
             self._trust_since(tenure, tenure.probe.answers.answered_at)
         if now >= tenure.probe.due:
-            tenure.probe.task = self._tasks.spawn(
-                self._ask(tenure, tenure.address), again=partial(self._ask_anew, tenure)
-            )
+            if not self._ask_in_passing(tenure, tenure.address, now):
+                self._spawn_ask(tenure, tenure.address)
             return
         self._come_back(tenure, tenure.probe.due - now)
         if isinstance(tenure.probe.result, Ready) and tenure.bridge.linked:
@@ -265,7 +295,68 @@ class Prober:
         tenure.probe.task = None
         self._queue.add(tenure.key)
 
-    async def _ask(self, tenure: Tenure, address: str) -> None:
+    def _ask_in_passing(self, tenure: Tenure, address: str, now: float) -> bool:
+        """Asks an engine that was well for its health, without a task; whether that could be done."""
+        probe = tenure.probe
+        was_well = isinstance(probe.result, Ready) and probe.facts is not None and not probe.identify_next
+        is_suspect = probe.answers.failures or self._is_dead(tenure) is not None
+        if not was_well or is_suspect or self._tunnel_down(tenure) is not None or len(self._questions) >= _QUESTIONS_AT_ONCE:
+            return False
+        assert probe.facts is not None
+        question = self._probe.ask_health(address, probe.facts, api_key=tenure.notes.overrides.api_key)
+        if question is None:
+            return False
+        probe.health_asked_at = now
+        self._asked_at.setdefault(tenure, now)
+        self._questions[tenure] = question, awake.stalls()
+        if self._reading is None:
+            self._reading = awake.at_next_tick(self._read_answers)
+        return True
+
+    def _read_answers(self) -> None:
+        """What was asked without a task: who is well is left alone until the next question."""
+        now, timeout_s = awake.now(), self._settings.health.timeout_s
+        for tenure, (question, stalls) in list(self._questions.items()):
+            if self._withdraw_question(tenure):
+                self.look_after(tenure)
+                continue
+            is_well, waited_s = question.is_well(), now - tenure.probe.health_asked_at
+            if is_well is None and waited_s < timeout_s:
+                continue
+            question.close()
+            del self._questions[tenure]
+            if is_well and self._is_dead(tenure) is None:
+                self._asked_at.pop(tenure, None)
+                self._note_probe("health", "ready", waited_s)
+                self.trust_until_next(tenure)
+                self.look_after(tenure)
+                continue
+            silence = Unknown(f"no answer about its health within {timeout_s:g} s")
+            proves = is_well is None and awake.stalls() == stalls
+            if tenure.address is not None:
+                self._spawn_ask(tenure, tenure.address, silence if proves else None)
+        self._reading = awake.at_next_tick(self._read_answers) if self._questions else None
+
+    def _withdraw_question(self, tenure: Tenure) -> bool:
+        """Takes back a question whose answer would not matter any more; whether that was so."""
+        if not (tenure.gone or tenure.drain.requested or tenure.address is None or tenure.probe.identify_next):
+            return False
+        question, _ = self._questions.pop(tenure)
+        question.close()
+        self._asked_at.pop(tenure, None)
+        return True
+
+    def _spawn_ask(self, tenure: Tenure, address: str, silence: Unknown | None = None) -> None:
+        tenure.probe.task = self._tasks.spawn(
+            self._ask(tenure, address, silence), again=partial(self._ask_anew, tenure)
+        )
+
+    def _note_probe(self, kind: str, outcome: str, took_s: float) -> None:
+        self._metrics.probe_seconds.labels(self._settings.name, kind).observe(took_s)
+        self._metrics.probes.labels(self._settings.name, kind, outcome).inc()
+
+    async def _ask(self, tenure: Tenure, address: str, silence: Unknown | None = None) -> None:
+        """Asks it; `silence` is what came of a question that was asked in passing."""
         known = tenure.probe.facts or (tenure.probe.result.facts if isinstance(tenure.probe.result, Loading) else None)
         api_key = tenure.notes.overrides.api_key
         # Those that did not answer last time have a queue of their own: they must not hold up the others.
@@ -276,6 +367,9 @@ class Prober:
                 self._asked_at.setdefault(tenure, asked_at)
                 if (down := self._tunnel_down(tenure)) is not None:
                     kind, result = "tunnel", down
+                elif silence is not None:
+                    kind, result, asked_at = "health", silence, tenure.probe.health_asked_at
+                    began -= awake.now() - asked_at
                 elif tenure.probe.identify_next or known is None:
                     kind = "identify"
                     result = await self._probe.identify(
@@ -288,8 +382,7 @@ class Prober:
                     )
                 if against(result) is None or awake.stalls() == stalls:
                     break  # What was asked across a stall proves nothing: it is asked again.
-        self._metrics.probe_seconds.labels(self._settings.name, kind).observe(awake.monotonic() - began)
-        self._metrics.probes.labels(self._settings.name, kind, type(result).__name__.lower()).inc()
+        self._note_probe(kind, type(result).__name__.lower(), awake.monotonic() - began)
         tenure.probe.task = None
         if against(result) is not Against.SILENT or tenure.gone:
             self._asked_at.pop(tenure, None)
@@ -456,13 +549,15 @@ class Prober:
                 self.suspect(tenure)
         else:
             liveness.is_connecting = True
-            self._tasks.spawn(self._open_liveness(tenure, tenure.address), again=partial(self._queue.add, tenure.key))
+            opening = self._open_liveness(tenure, tenure.address, facts.connection_mode)
+            self._tasks.spawn(opening, again=partial(self._queue.add, tenure.key))
 
-    async def _open_liveness(self, tenure: Tenure, address: str) -> None:
+    async def _open_liveness(self, tenure: Tenure, address: str, mode: ConnectionMode) -> None:
         opened, liveness = awake.now(), tenure.probe.liveness
+        on_close, grpc = partial(self._liveness_ended, tenure, opened), mode is ConnectionMode.GRPC
         try:
             async with within(self._settings.health.timeout_s):
-                connection = await connect_liveness(address, partial(self._liveness_ended, tenure, opened))
+                connection = await connect_liveness(address, on_close, grpc=grpc)
         except (OSError, TimeoutError):
             liveness.due = awake.now() + _TOUCH_GAP_S
             self.suspect(tenure)
