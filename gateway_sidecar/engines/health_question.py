@@ -25,6 +25,8 @@ from gateway_sidecar.kinds import ENGINES
 
 _LONGEST_BYTES = 4096
 """Of an answer that is read here. SGLang over gRPC, the longest, has 300."""
+_MOST_LOOKS = 10
+"""At an answer that has begun: a second. A server may wait for what is not said here."""
 _ANY = EngineFacts("", ConnectionMode.HTTP)
 _STANDARD = [(STANDARD_HEALTH.rpc.path, STANDARD_HEALTH.rpc.request().SerializeToString())]
 
@@ -34,17 +36,26 @@ class HealthQuestion:
 
     def __init__(self, sock: socket.socket, facts: EngineFacts) -> None:
         self._sock = sock
+        self._received = b""
+        self._looks_left = _MOST_LOOKS
         self._reads = _is_well_over_grpc if facts.connection_mode is ConnectionMode.GRPC else _is_well_over_http
 
     def is_well(self) -> bool | None:
-        """Whether the engine has said that it is well; None while it has said nothing."""
+        """Whether the engine has said that it is well; None while it has said nothing, or not all of it yet."""
         try:
-            received = self._sock.recv(_LONGEST_BYTES)
+            more = self._sock.recv(_LONGEST_BYTES)
         except BlockingIOError:
-            return None
+            if not self._received:
+                return None
         except OSError:
             return False
-        return self._reads(received) if received and len(received) < _LONGEST_BYTES else False
+        else:
+            self._received += more
+            if not more or len(self._received) >= _LONGEST_BYTES:
+                return False
+        self._looks_left -= 1
+        said = self._reads(self._received)
+        return False if said is None and self._looks_left <= 0 else said
 
     def close(self) -> None:
         """Closes its connection."""
@@ -71,18 +82,19 @@ def ask(address: str, facts: EngineFacts, api_key: str | None) -> HealthQuestion
 
 
 @lru_cache(maxsize=256)
-def _is_well_over_http(received: bytes) -> bool:
+def _is_well_over_http(received: bytes) -> bool | None:
     response = Response()
     try:
         response.feed(received)
     except (BoundError, httptools.HttpParserError, httptools.HttpParserUpgrade):
         return False
-    is_whole = response.is_complete and not response.has_more
-    return is_whole and isinstance(judge_http_health(_ANY, response.answer()), Ready)
+    if not response.is_complete:
+        return None
+    return not response.has_more and isinstance(judge_http_health(_ANY, response.answer()), Ready)
 
 
 @lru_cache(maxsize=256)
-def _is_well_over_grpc(received: bytes) -> bool:
+def _is_well_over_grpc(received: bytes) -> bool | None:
     calls = Calls(None)
     _, (stream,) = calls.begin(_STANDARD)
     try:
@@ -90,6 +102,8 @@ def _is_well_over_grpc(received: bytes) -> bool:
     except Broken:
         return False
     reply = calls.reply(stream)
-    if reply is None or reply.code != "OK":
+    if reply is None:
+        return None
+    if reply.code != "OK":
         return False
     return read_standard_health(decode(STANDARD_HEALTH.rpc.response, reply.message)).ready is True

@@ -43,7 +43,7 @@ from gateway_sidecar.domain.tunnels import PathState, PathStatus, Tunnel
 from gateway_sidecar.kinds import ENGINES
 from gateway_sidecar.supervision import awake
 from gateway_sidecar.supervision.awake import within
-from gateway_sidecar.supervision.loops import Tasks
+from gateway_sidecar.supervision.loops import Tasks, survived
 from gateway_sidecar.telemetry.logs import get_logger
 from gateway_sidecar.telemetry.metrics import Metrics
 
@@ -300,7 +300,12 @@ class Prober:
         probe = tenure.probe
         was_well = isinstance(probe.result, Ready) and probe.facts is not None and not probe.identify_next
         is_suspect = probe.answers.failures or self._is_dead(tenure) is not None
-        if not was_well or is_suspect or self._tunnel_down(tenure) is not None or len(self._questions) >= _QUESTIONS_AT_ONCE:
+        if (
+            not was_well
+            or is_suspect
+            or self._tunnel_down(tenure) is not None
+            or len(self._questions) >= _QUESTIONS_AT_ONCE
+        ):
             return False
         assert probe.facts is not None
         question = self._probe.ask_health(address, probe.facts, api_key=tenure.notes.overrides.api_key)
@@ -314,37 +319,50 @@ class Prober:
         return True
 
     def _read_answers(self) -> None:
-        """What was asked without a task: who is well is left alone until the next question."""
-        now, timeout_s = awake.now(), self._settings.health.timeout_s
-        for tenure, (question, stalls) in list(self._questions.items()):
-            if self._withdraw_question(tenure):
-                self.look_after(tenure)
+        """What was asked without a task. A fault with one tenure has that one looked at again."""
+        now = awake.now()
+        for tenure in list(self._questions):
+            with survived(self._settings.name, self._read_answer.__qualname__, self._metrics):
+                self._read_answer(tenure, now)
                 continue
-            is_well, waited_s = question.is_well(), now - tenure.probe.health_asked_at
-            if is_well is None and waited_s < timeout_s:
-                continue
-            question.close()
-            del self._questions[tenure]
-            if is_well and self._is_dead(tenure) is None:
-                self._asked_at.pop(tenure, None)
-                self._note_probe("health", "ready", waited_s)
-                self.trust_until_next(tenure)
-                self.look_after(tenure)
-                continue
-            silence = Unknown(f"no answer about its health within {timeout_s:g} s")
-            proves = is_well is None and awake.stalls() == stalls
-            if tenure.address is not None:
-                self._spawn_ask(tenure, tenure.address, silence if proves else None)
+            self._drop_question(tenure)
+            self._queue.add(tenure.key)
         self._reading = awake.at_next_tick(self._read_answers) if self._questions else None
+
+    def _read_answer(self, tenure: Tenure, now: float) -> None:
+        """Who is well is left alone until the next question; whatever else comes of it is for `_ask`."""
+        if self._withdraw_question(tenure):
+            self.look_after(tenure)
+            return
+        question, stalls = self._questions[tenure]
+        is_well, timeout_s = question.is_well(), self._settings.health.timeout_s
+        waited_s = now - tenure.probe.health_asked_at
+        if is_well is None and waited_s < timeout_s:
+            return
+        if is_well and self._is_dead(tenure) is None:
+            self._drop_question(tenure)
+            self._note_probe("health", "ready", waited_s)
+            self.trust_until_next(tenure)
+            self.look_after(tenure)
+            return
+        question.close()
+        del self._questions[tenure]
+        silence = Unknown(f"no answer about its health within {timeout_s:g} s")
+        if tenure.address is not None:
+            proves = is_well is None and awake.stalls() == stalls
+            self._spawn_ask(tenure, tenure.address, silence if proves else None)
 
     def _withdraw_question(self, tenure: Tenure) -> bool:
         """Takes back a question whose answer would not matter any more; whether that was so."""
         if not (tenure.gone or tenure.drain.requested or tenure.address is None or tenure.probe.identify_next):
             return False
+        self._drop_question(tenure)
+        return True
+
+    def _drop_question(self, tenure: Tenure) -> None:
         question, _ = self._questions.pop(tenure)
         question.close()
         self._asked_at.pop(tenure, None)
-        return True
 
     def _spawn_ask(self, tenure: Tenure, address: str, silence: Unknown | None = None) -> None:
         tenure.probe.task = self._tasks.spawn(
