@@ -12,7 +12,7 @@ import asyncio
 import math
 import time
 from collections.abc import Awaitable, Callable, Iterator
-from contextlib import AbstractContextManager, contextmanager
+from contextlib import AbstractContextManager, contextmanager, suppress
 from types import TracebackType
 from typing import Self, TypeVar
 
@@ -27,6 +27,8 @@ _MOMENT_S = 1.0
 """So long after a stall the clock stands: those who were stopped with us have not answered yet, and timers of the event
 loop come before what lies in its sockets."""
 _LEAST_WAIT_S = 0.01
+_NEAR = 1e-3
+"""Of a tick: so close to one is at it. Sums of floating-point seconds do not meet exactly."""
 
 
 class Clock:
@@ -119,14 +121,26 @@ def at_next_tick(call: Callable[[], object]) -> asyncio.TimerHandle:
     return loop.call_at(_tick_after(loop.time()), call)
 
 
+def to_tick_s(seconds: float) -> float:
+    """Seconds until the first tick after so many seconds."""
+    now = asyncio.get_running_loop().time()
+    return math.ceil((now + seconds) / _TICK_S - _NEAR) * _TICK_S - now
+
+
 async def rest(seconds: float) -> None:
     """A pause that need not be punctual: it ends with the first tick after so many seconds.
 
     So the loops that look at something now and then wake the process when it wakes anyway. A wake-up of its own takes
     0.1 ms of CPU, most of it for caches that are cold.
     """
-    loop = asyncio.get_running_loop()
-    await asyncio.sleep(_tick_after(loop.time() + seconds - _TICK_S / 2) - loop.time())
+    await asyncio.sleep(to_tick_s(seconds))
+
+
+async def until_set(event: asyncio.Event, most_s: float) -> None:
+    """Waits for the event; where it does not come, for `most_s` seconds. A second and longer end with a tick."""
+    with suppress(TimeoutError):
+        async with asyncio.timeout(to_tick_s(most_s) if most_s >= 1 else most_s):
+            await event.wait()
 
 
 def stalls() -> int:

@@ -130,9 +130,7 @@ class Frontends:
             hints = asyncio.create_task(self._take_hints(directories))
             try:
                 while directories == self._directories():
-                    with suppress(TimeoutError):
-                        async with asyncio.timeout(self._rescan_interval_s):
-                            await self._look_now.wait()
+                    await awake.until_set(self._look_now, self._rescan_interval_s)
                     await self.look()
             finally:
                 hints.cancel()

@@ -82,7 +82,8 @@ class KeyProxies(Supervisor):
             self._comes_round()
             now = awake.monotonic()
             due = [place for place in self._places.values() if now >= place.due and not place.up]
-            await beating(self._step_all(due))
+            if due:
+                await beating(self._step_all(due))
             pause = min((p.due - now for p in self._places.values() if not p.up), default=LOOK_S)
             await self._sleep(max(QUIET_GAP_S, pause))
 

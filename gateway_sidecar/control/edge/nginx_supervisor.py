@@ -18,6 +18,7 @@ from gateway_sidecar.telemetry.logs import get_logger
 from gateway_sidecar.telemetry.metrics import Metrics
 
 _RETRY_S = 5.0
+_LOOK_S = 1.5
 _MUTE_S = 2.0
 _ASK_GAP_S = 4.0
 _MUTE_TIMES = 4
@@ -121,7 +122,8 @@ class NginxSupervisor:
         """Runs until cancelled. nginx itself goes on then."""
         try:
             while True:
-                await beating(self._watch() if self.up else self._restart())
+                heartbeat()
+                await (self._watch() if self.up else beating(self._restart()))
         finally:
             await cancelled(self._asking)
 
@@ -132,18 +134,19 @@ class NginxSupervisor:
         ended = asyncio.create_task(process.wait())
         touched = asyncio.create_task(self._touched.wait())
         try:
-            await asyncio.wait({ended, touched}, timeout=1.0, return_when=asyncio.FIRST_COMPLETED)
+            most_s = awake.to_tick_s(_LOOK_S)
+            await asyncio.wait({ended, touched}, timeout=most_s, return_when=asyncio.FIRST_COMPLETED)
         finally:
             ended.cancel()
             touched.cancel()
         if not process.running:
             async with self._applying:
-                await self._on_exit()
+                await beating(self._on_exit())
         else:
             self._touched.clear()
             again = bool(self.reason or self._refused) and awake.now() > self._retry_at
             if again or self._addresses() != self._tried:
-                await self.apply()
+                await beating(self.apply())
         with suppress(OSError):  # Whoever cannot write there says so elsewhere.
             self.nginx.prepare()
 

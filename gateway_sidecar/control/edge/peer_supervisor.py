@@ -172,7 +172,8 @@ class PeerSupervisor(Supervisor):
         """Runs until cancelled. What it started goes on then."""
         while True:
             self._comes_round()
-            await beating(self._look())
+            if self._places or not self._swept:
+                await beating(self._look())
             now = awake.monotonic()
             due = min((place.due - now for place in self._places.values() if not self._rests(place)), default=LOOK_S)
             await self._sleep(max(0.01, due))

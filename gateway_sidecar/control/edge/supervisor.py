@@ -4,9 +4,9 @@ from __future__ import annotations
 
 import asyncio
 from collections.abc import Callable
-from contextlib import suppress
 
 from gateway_sidecar.domain.backoff import Backoff
+from gateway_sidecar.supervision import awake
 from gateway_sidecar.supervision.loops import heartbeat
 from gateway_sidecar.telemetry.logs import get_logger
 
@@ -57,6 +57,4 @@ class Supervisor:
 
     async def _sleep(self, longest_s: float) -> None:
         """Until `_look_soon`, or for `longest_s` seconds; for a second at most."""
-        with suppress(TimeoutError):
-            async with asyncio.timeout(min(LOOK_S, longest_s)):
-                await self._wake.wait()
+        await awake.until_set(self._wake, min(LOOK_S, longest_s))

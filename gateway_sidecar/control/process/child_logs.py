@@ -17,7 +17,8 @@ from gateway_sidecar.telemetry.logs import get_logger
 from gateway_sidecar.telemetry.metrics import Metrics
 from gateway_sidecar.telemetry.problems import Problem, Problems
 
-_REPAIR_GAP_S = 5.0
+_FULL_GAP_S = 5.0
+"""The nginx of advertised addresses has little to say, and where there is none its log costs a thread's turn, too."""
 _GAP_S = 1.0
 _MOST_LINES = 1000
 """Of one router in one look: 50 ms of work. All of them are in its log."""
@@ -46,20 +47,21 @@ class ChildLogs:
 
     async def run(self) -> None:
         """Runs until cancelled."""
-        repair_at = 0.0
+        full_at = 0.0
         while True:
             heartbeat()
             services = dict(self._services())
             routers = [router for service in services.values() for router in service.routers]
             # Beside each other: a disk that hangs costs each of them its patience.
-            await asyncio.gather(self._pass_on_nginx(self._nginx.log), *map(self._pass_on, routers))
+            is_full = awake.monotonic() >= full_at
+            nginx = (self._nginx.log, self._peers_log) if is_full else (self._nginx.log,)
+            await asyncio.gather(*map(self._pass_on_nginx, nginx), *map(self._pass_on, routers))
             for name, service in services.items():
                 if service.router.pid is not None and (rss := rss_bytes(service.router.pid)) is not None:
                     self._metrics.router_rss.labels(name).set(rss)
                     service.slots.note_memory(rss)
-            await self._pass_on_nginx(self._peers_log)
-            if awake.monotonic() >= repair_at:
-                repair_at = awake.monotonic() + _REPAIR_GAP_S
+            if is_full:
+                full_at = awake.monotonic() + _FULL_GAP_S
                 await self._nginx.repair_temp()
             self._note_logs(
                 {f"log of router {router.slot}": router.log.trouble for router in routers}

@@ -44,6 +44,8 @@ DEFAULT_STOP_S = 30.0
 """What is in flight when everything is taken down may take so long."""
 
 _END_GRACE_S = 2.0
+_LOOK_S = 5.0
+"""How often the loops of services that came since are watched, too."""
 
 Close = Callable[[], Awaitable[None]]
 
@@ -209,7 +211,7 @@ class Daemon:
         ending = asyncio.create_task(self._ending.wait())
         while not ending.done():
             loops = [*background, *self._services.tasks]
-            done, _ = await asyncio.wait([*loops, ending], return_when=asyncio.FIRST_COMPLETED, timeout=1.0)
+            done, _ = await asyncio.wait([*loops, ending], return_when=asyncio.FIRST_COMPLETED, timeout=_LOOK_S)
             for task in done - {ending}:
                 if not task.cancelled():
                     task.result()  # A loop never ends by itself: let its error end us, and systemd start us again.

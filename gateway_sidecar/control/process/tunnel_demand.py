@@ -3,14 +3,15 @@
 from __future__ import annotations
 
 import asyncio
-from contextlib import suppress
 
 from gateway_sidecar.control.process.services import Services
+from gateway_sidecar.supervision import awake
 from gateway_sidecar.supervision.loops import heartbeat
 from gateway_sidecar.telemetry.metrics import Metrics
 from gateway_sidecar.tunnels.fleet import TunnelFleet
 
 _GAP_S = 0.05
+_LOOK_S = 1.0
 
 
 class TunnelDemand:
@@ -33,10 +34,9 @@ class TunnelDemand:
             self._due.clear()
             self._tunnels.request(self._services.tunnels, complete=self._services.have_looked)
             self._measure()
-            await asyncio.sleep(_GAP_S)
-            with suppress(TimeoutError):
-                async with asyncio.timeout(1.0):
-                    await self._due.wait()
+            await awake.until_set(self._due, _LOOK_S)
+            if self._due.is_set():
+                await asyncio.sleep(_GAP_S)  # Others may be needed in the same moment.
 
     async def follow(self) -> None:
         """Whoever is behind a tunnel that came up or went down is asked again at once. Runs until cancelled."""

@@ -94,11 +94,7 @@ class Reflector:
             # A crowd of hints must not keep us looking all the time. A look that took long was slow, and not much work.
             await asyncio.sleep(min(max(_LEAST_GAP_S, 2 * (awake.monotonic() - began)), _MOST_GAP_S))
             heartbeat()
-            try:
-                async with asyncio.timeout(self._rescan_interval_s):
-                    await self._look_now.wait()
-            except TimeoutError:
-                pass
+            await awake.until_set(self._look_now, self._rescan_interval_s)
 
     async def _take_hints(self, source: Source) -> None:
         async for _ in source.hints():

@@ -216,11 +216,7 @@ class WorkerSync:
         self._queue.add(Part.HOLD, urgent=True)
 
     async def _pause(self, most_s: float) -> None:
-        try:
-            async with asyncio.timeout(most_s):
-                await self._hurry.wait()
-        except TimeoutError:
-            pass
+        await awake.until_set(self._hurry, most_s)
         self._hurry.clear()
 
     def _next_gap_s(self, took_s: float) -> float:

@@ -101,10 +101,9 @@ class RecordWriter:
 
     async def _until_due(self) -> None:
         while not self._dirty.is_set():
-            try:
-                async with asyncio.timeout(_LOOK_S):
-                    await self._dirty.wait()
-            except TimeoutError:
-                # Anew now and then: a disk that became full or read-only is told of before it matters.
-                if awake.monotonic() - self._written_at > _ANEW_S or not await self.record.is_there():
-                    return
+            await awake.until_set(self._dirty, _LOOK_S)
+            if self._dirty.is_set():
+                return
+            # Anew now and then: a disk that became full or read-only is told of before it matters.
+            if awake.monotonic() - self._written_at > _ANEW_S or not await self.record.is_there():
+                return
