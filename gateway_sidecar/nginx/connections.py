@@ -79,15 +79,18 @@ def bytes_to_routers(places: Collection[Place]) -> Sent:
         place if isinstance(place, int) else (ipaddress.ip_address(place.host).packed, place.port): place
         for place in places
     }
+    has_addresses = not all(isinstance(place, int) for place in places)
     with suppress(OSError):
         for answer in (*_tcp_info(socket.AF_INET), *_tcp_info(socket.AF_INET6)):
             here, there, local, remote = _ENDS.unpack_from(answer)
-            packed = [_packed(each, answer[0]) for each in (local, remote)]
-            acked, received = _ACKED_AND_RECEIVED.unpack_from(_attribute(answer, _INFO))
-            if (place := wanted.get(here) or wanted.get((packed[0], here))) is not None:
-                found[place, answer[_COOKIE]] = acked
-            elif (place := wanted.get((packed[1], there))) is not None:
-                found[place, answer[_COOKIE]] = received
+            place, is_far = wanted.get(here), False
+            if place is None and has_addresses:
+                place = wanted.get((_packed(local, answer[0]), here))
+                if place is None:
+                    place, is_far = wanted.get((_packed(remote, answer[0]), there)), True
+            if place is not None:
+                numbers = _ACKED_AND_RECEIVED.unpack_from(_attribute(answer, _INFO))
+                found[place, answer[_COOKIE]] = numbers[is_far]
     return found
 
 

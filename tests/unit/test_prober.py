@@ -254,7 +254,7 @@ async def test_a_busy_engine_that_was_to_be_asked_who_it_is_is_asked_again() -> 
     asking = asyncio.create_task(prober._ask(tenure, "/r1.sock"))
     assert prober.owing() == []
     tenure.bridge.port = 24001
-    await asyncio.sleep(1)
+    await asyncio.sleep(2)
     assert prober.owing() == [tenure]
     prober.note_answer(tenure)
     await asking

@@ -71,7 +71,7 @@ class ConnectionCounter:
             began = awake.monotonic()
             await self._watch_flows()
             if not places:
-                await awake.rest(_REST_S)
+                await awake.rest(max(_REST_S, count_pause_s(awake.monotonic() - began)))
                 continue
             counts = await asyncio.to_thread(self._kernel.count, places)
             for service in self._services().values():  # Some may have come or gone meanwhile.

@@ -55,8 +55,8 @@ _SLOTS = 5
 _LEAST_GAPS_S = {Foreign: 5.0, Unknown: 1.0}
 _UNASKED_INTERVALS = 3
 """An engine that answers requests is asked for its health once in so many intervals."""
-_OWES_S = 0.2
-"""An engine that has not answered for so long may be busy: what it sends to clients is watched."""
+_OWES = 0.25
+"""Of its time-out: an engine that has not answered for so long may be busy, and what it sends to clients is watched."""
 _QUESTIONS_AT_ONCE = 512
 """Under way without a task: to send one takes 50 us."""
 _COUNT_GAP_S = 0.2
@@ -241,13 +241,13 @@ class Prober:
 
     def owing(self) -> list[Tenure]:
         """Whose engines owe an answer, or did not give their last one: traffic may show that they are busy."""
-        now = awake.now()
+        now, owes_s = awake.now(), _OWES * self._settings.health.timeout_s
         for tenure in [tenure for tenure in self._asked_at if tenure.gone]:
             del self._asked_at[tenure]
         return [
             tenure
             for tenure, asked_at in self._asked_at.items()
-            if now - asked_at >= _OWES_S and tenure.leaving is None and tenure.bridge.port is not None
+            if now - asked_at >= owes_s and tenure.leaving is None and tenure.bridge.port is not None
         ]
 
     def _answers_requests(self, tenure: Tenure, now: float) -> bool:
