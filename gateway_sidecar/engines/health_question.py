@@ -68,7 +68,7 @@ def ask(address: str, facts: EngineFacts, api_key: str | None) -> HealthQuestion
         dialect = ENGINES[facts.runtime_type].grpc
         if dialect is not None and dialect.health is not STANDARD_HEALTH:
             return None
-        request, _ = Calls(api_key).begin(_STANDARD)
+        request = _grpc_request(api_key)
     else:
         request = request_for(HEALTH, api_key, last=True)
     sock = connect_at_once(address)
@@ -79,6 +79,11 @@ def ask(address: str, facts: EngineFacts, api_key: str | None) -> HealthQuestion
             return HealthQuestion(sock, facts)
     sock.close()
     return None
+
+
+@lru_cache(maxsize=64)
+def _grpc_request(api_key: str | None) -> bytes:
+    return Calls(api_key).begin(_STANDARD)[0]
 
 
 @lru_cache(maxsize=256)
