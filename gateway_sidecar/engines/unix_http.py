@@ -47,7 +47,7 @@ class Response:
     def __init__(self) -> None:
         self.parser = httptools.HttpResponseParser(self)
         self.body = bytearray()
-        self.has_headers = self.is_sized = self.is_complete = self.has_more = False
+        self.has_headers = self.is_sized = self.is_complete = self.has_more = self.is_kept = False
         self._pieces = self._fields = self._begun = 0
 
     def on_message_begin(self) -> None:
@@ -90,6 +90,7 @@ class Response:
     def on_message_complete(self) -> None:
         """The whole of a response, unless it was an interim one."""
         self.is_complete = self.has_headers
+        self.is_kept = self.parser.should_keep_alive()  # Afterwards the parser has forgotten what this one said.
 
     def answer(self) -> HttpAnswer:
         """The response as a value."""
@@ -146,7 +147,7 @@ class UnixHttp:
         answer = await self._read(self._sock, response)
         if not self.protocol.done():
             self.protocol.set_result(None)
-        kept = response.is_complete and not response.has_more and not last and response.parser.should_keep_alive()
+        kept = response.is_complete and response.is_kept and not response.has_more and not last
         if isinstance(answer, HttpAnswer) and kept:
             self._used = True
         else:

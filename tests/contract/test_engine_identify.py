@@ -430,6 +430,14 @@ async def test_a_server_that_closes_after_each_answer_is_asked_on(probe: EngineP
         assert await probe.identify(str(path), timeout_s=TIMEOUT_S) == Ready(VLLM_HTTP)
 
 
+async def test_a_server_that_keeps_the_connection_is_asked_everything_over_it(probe: EngineProbe, path: Path) -> None:
+    """A connection for each question costs the engine more than the question."""
+    server = HttpReplay.of("sglang-http")
+    async with server.serve(path):
+        await probe.identify(str(path), timeout_s=TIMEOUT_S)
+    assert len({request.protocol for request in server.seen}) == 1
+
+
 async def test_an_http_engine_is_not_bothered_with_http2(probe: EngineProbe, path: Path) -> None:
     """An engine that answers HTTP promptly never sees a gRPC preface, which it would log as a bad request."""
     server = HttpReplay.of("sglang-http")
