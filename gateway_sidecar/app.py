@@ -51,7 +51,7 @@ from gateway_sidecar.supervision.lock import DirectoryLock
 from gateway_sidecar.supervision.logfile import ChildLog
 from gateway_sidecar.supervision.loops import Tasks, watch_event_loop
 from gateway_sidecar.supervision.privileges import CAP_NET_ADMIN, keep_files_to_ourselves, keep_to_ourselves
-from gateway_sidecar.supervision.process import is_own_child
+from gateway_sidecar.supervision.process import own_children
 from gateway_sidecar.telemetry.metrics import Metrics
 from gateway_sidecar.telemetry.problems import Problems
 from gateway_sidecar.tunnels.fleet import TunnelFleet
@@ -68,6 +68,7 @@ class RealAdapters:
         self._metrics = metrics
         self._router_ports = RouterPortLeases(settings.router_ports)
         self._own = OwnSockets((settings.run_dir, settings.state_dir), self._agents)
+        self._is_own_child = own_children(settings.run_dir, settings.state_dir)
         self._probe = EngineProbe(self._is_own)
 
     def service(self, settings: ServiceSettings, host: ServiceHost) -> Service:
@@ -117,7 +118,7 @@ class RealAdapters:
         """Whether a process of ours listens there, and there is no tunnel behind it."""
         if address.startswith(f"{self._tunnels.directory}/"):
             return False
-        return pid == os.getpid() or is_own_child(pid, self._settings.run_dir, self._settings.state_dir)
+        return pid == os.getpid() or self._is_own_child(pid)
 
     def source(self, settings: ServiceSettings) -> Source:
         """Where the service's replicas are learnt from."""

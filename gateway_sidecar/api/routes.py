@@ -30,7 +30,7 @@ from gateway_sidecar.api.unix_server import UnixServer
 from gateway_sidecar.control.process.daemon import DEFAULT_STOP_S, Daemon
 from gateway_sidecar.domain.model import ReplicaId
 from gateway_sidecar.errors import ConfigError, NotInForce, RouterUnavailable
-from gateway_sidecar.supervision.process import is_own_child, peer_of
+from gateway_sidecar.supervision.process import own_children, peer_of
 
 
 def admin_app(daemon: Daemon) -> web.Application:
@@ -48,12 +48,13 @@ async def serve_admin(daemon: Daemon, run_dir: Path, state_dir: Path) -> UnixSer
     Nothing that the daemon started is answered. A replica's socket that is replaced by a link to this one, after it was
     judged and before the next look, leads nginx here, and clients with it.
     """
+    is_own_child = own_children(run_dir, state_dir)
 
     @web.middleware
     async def from_people(request: web.Request, handler: Handler) -> web.StreamResponse:
         transport = request.transport
         peer = 0 if transport is None else peer_of(transport.get_extra_info("socket"))
-        if peer != os.getpid() and is_own_child(peer, run_dir, state_dir):
+        if peer != os.getpid() and is_own_child(peer):
             raise Refused(403, error="the daemon's child processes may not use the admin API")
         return await handler(request)
 

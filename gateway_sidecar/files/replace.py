@@ -58,6 +58,9 @@ def put_in_place(fresh: Path, path: Path, *, synced: bool = False) -> None:
 
 def replace_link(path: Path, target: Path | str) -> None:
     """Makes `path` a symbolic link to `target`. Raises OSError. Blocks for microseconds."""
+    with suppress(FileExistsError):
+        path.symlink_to(target)
+        return
     fresh = unfinished(path)
     fresh.unlink(missing_ok=True)
     fresh.symlink_to(target)

@@ -68,13 +68,20 @@ def peer_of(sock: socket.socket) -> int:
     return int(_CREDENTIALS.unpack(sock.getsockopt(socket.SOL_SOCKET, socket.SO_PEERCRED, _CREDENTIALS.size))[0])
 
 
-def is_own_child(pid: int, *directories: Path) -> bool:
-    """Whether this process was started by a daemon of these directories: such write to a log there, and nobody else."""
-    try:
-        output = Path(f"/proc/{pid}/fd/1").readlink()
-    except OSError:
-        return False  # Gone, or of a user into whose processes we cannot look.
-    return any(output.is_relative_to(os.path.realpath(directory)) for directory in directories)
+def own_children(*directories: Path) -> Callable[[int], bool]:
+    """Tells whether a process was started by a daemon of these directories.
+
+    Such write to a log there, and nobody else.
+    """
+    below = tuple(f"{os.path.realpath(directory)}/" for directory in directories)
+
+    def is_own(pid: int) -> bool:
+        try:
+            return os.readlink(f"/proc/{pid}/fd/1").startswith(below)  # noqa: PTH115 - once for each engine of a crowd
+        except OSError:
+            return False  # Gone, or of a user into whose processes we cannot look.
+
+    return is_own
 
 
 class Process:

@@ -130,9 +130,11 @@ class Controller:
                 self._metrics.router_up.labels(self._service).set(self._slots.active.router.up)
                 self._rooms.gate.decide()
                 self._look_at_lists()
+                return self._look_at_roles()
             case Part.WORKERS:
                 self._look_at_lists()
                 self._end_orphans()
+                return self._look_at_roles()
             case Part.HOLD:
                 self._rooms.gate.decide()
             case WorkerAt(url):
@@ -200,8 +202,6 @@ class Controller:
         if gate.has_caught_up:
             slots.note_caught_up()
         slots.compare(t.url for t in self._tenures if t.leaving is None and t.url is not None)
-        if slots.active.book.listed:
-            self._rooms.roles.look(awake.now())
         written = (self._tenures.version, gate.models, slots.active.router.slot, slots.saved())
         if written != self._written:
             self._written = written
@@ -227,6 +227,9 @@ class Controller:
             self._listed = listed
             self.reconsider()
 
+    def _look_at_roles(self) -> float | None:
+        return self._rooms.roles.look(awake.now()) if self._slots.active.book.listed else None
+
     def _end_orphans(self) -> None:
         """Takes out the workers that nobody stands behind."""
         known = self._rooms.prober.known_urls()
@@ -241,7 +244,6 @@ class Controller:
     def _reconcile(self, tenure: Tenure) -> float | None:
         rooms = self._rooms
         self._follow(tenure)
-        again_in_s: float | None = None
         rooms.prober.look_after(tenure)
         rooms.bridges.keep_up(tenure)
         seen = self._slots.views(tenure.url)
@@ -250,7 +252,7 @@ class Controller:
         match plan_occupant(tenure.view(), seen.values(), given_up=rooms.drains.has_given_up(tenure)):
             case Bridge():
                 rooms.bridges.open(tenure)
-                again_in_s = 0.0 if tenure.bridge.linked else None  # Its end is noticed from now on.
+                rooms.prober.look_after(tenure)  # Its end is noticed from now on.
             case Unbridge():
                 rooms.bridges.close(tenure)
             case Release():
@@ -262,7 +264,7 @@ class Controller:
         rooms.reporting.update(tenure)
         if self._tenures.superseded:
             rooms.lifecycle.end_superseded(rooms.reflector.listing)
-        return soonest(again_in_s, rooms.bridges.retry_s(tenure), tried_in_s, drained_in_s)
+        return soonest(rooms.bridges.retry_s(tenure), tried_in_s, drained_in_s)
 
     def _follow(self, tenure: Tenure) -> None:
         """Somebody else may answer behind its socket, or it may have to be known by another address."""

@@ -25,8 +25,11 @@ class Pairing:
         self._since: dict[str, float] = {}
         self._told: set[str] = set()
 
-    def look(self, now: float) -> None:
-        """Takes note of the workers that the router in service lists now (awake seconds)."""
+    def look(self, now: float) -> float | None:
+        """Takes note of the workers that the router in service lists now (awake seconds).
+
+        In how many seconds to look again, if a model that lacks something is to be told of by then.
+        """
         workers = self._slots.active.book.workers
         if workers != self._seen:  # 1,000 that are the same: 0.01 ms; to look at them: 0.3 ms.
             self._seen = dict(workers)
@@ -42,6 +45,8 @@ class Pairing:
             if model in self._told:
                 self._told.discard(model)
                 self._logger.info("service.whole", model=model, for_s=round(now - since, 1))
+        untold = [since for model, since in self._since.items() if model not in self._told]
+        return _PATIENCE_S - (now - min(untold)) if untold else None
 
     def unanswered_without(self, url: str | None) -> dict[str, str]:
         """Model -> why no worker can answer for it, of models that lose this worker and are answered now."""

@@ -8,6 +8,7 @@ import asyncio
 import math
 from collections.abc import Coroutine
 from dataclasses import dataclass, replace
+from heapq import nsmallest
 
 from gateway_sidecar.control.routers.process import RouterProcess
 from gateway_sidecar.control.workqueue import Key, Part, WorkerAt, WorkQueue
@@ -26,18 +27,25 @@ _FEW = 8
 _LEAST_POLL_S = 0.005
 _PAUSE_FOR_EACH = 3.0
 """Between two lists, times what the first took: a list of hundreds keeps the router and us busy, and little is news."""
+_MOST_PAUSE_S = 0.2
+"""So long that pause is at the most if something was told to the router meanwhile: its list may be slow, and short."""
 _PATIENCE_S = 1.0
+_NAMED = 2
+"""Workers asked for by name after a list, in turn: the router takes seconds to add a crowd, and lists none of it."""
 _AT_ONCE = 32
 _OVERDUE_S = 1.0
 
 
 @dataclass(slots=True)
 class _Submission:
-    """A registration that the router accepted."""
+    """A registration that the router accepted.
+
+    looked_at: when it was accepted, or asked for by name since.
+    """
 
     worker_id: str
     spec: WorkerSpec
-    since: float
+    looked_at: float
     confirmed: bool = False
 
 
@@ -174,7 +182,7 @@ class WorkerSync:
                 self._lose()
                 self._silent_since = failing_since = None
                 if not self._router.up:
-                    await self._pause(0.1)
+                    await self._pause(0.0, 0.1)
                     continue
                 self._epoch = self._router.epoch
                 self._told_before_until = awake.now() + self._router.setup.late_s if self._router.is_adopted else 0.0
@@ -199,7 +207,7 @@ class WorkerSync:
             finally:
                 overdue.cancel()
             took = awake.monotonic() - began
-            await self._pause(self._next_gap_s(took))
+            await self._pause(min(_PAUSE_FOR_EACH * took, _MOST_PAUSE_S), self._next_gap_s(took))
 
     async def close(self) -> None:
         """Ends the operations under way."""
@@ -215,8 +223,10 @@ class WorkerSync:
     def _on_silence(self) -> None:
         self._queue.add(Part.HOLD, urgent=True)
 
-    async def _pause(self, most_s: float) -> None:
-        await awake.until_set(self._hurry, most_s)
+    async def _pause(self, least_s: float, most_s: float) -> None:
+        """Until the next look, sooner if somebody hurries: a crowd does so all the time."""
+        await asyncio.sleep(least_s)
+        await awake.until_set(self._hurry, most_s - least_s)
         self._hurry.clear()
 
     def _next_gap_s(self, took_s: float) -> float:
@@ -262,21 +272,26 @@ class WorkerSync:
                 asked_at = awake.monotonic()
                 self._silent_since = awake.now()
                 found = await client.find(self.workers[url].worker_id) if url in self.workers else None
-                if epoch == self._router.epoch:
-                    self._learn(url, found, asked_at)
+                if epoch == self._router.epoch and self._learn(url, found, asked_at):
+                    self._queue.add(Part.WORKERS)
             return
         listed = await client.list_workers()
         if epoch != self._router.epoch:
             return
         self._listed_at = asked_at
+        missing: list[tuple[str, _Submission]] = []
         for url in self.workers.keys() - listed.keys():
             submission = self._submissions.get(url)
             if submission is None or submission.confirmed:
                 self._learn(url, None, asked_at)
-            elif asked_at - submission.since > _PATIENCE_S:
-                # A worker that is being added may be missing from the list: ask for it by name.
-                self._silent_since = awake.now()
-                self._learn(url, await client.find(submission.worker_id), asked_at)
+            elif asked_at - submission.looked_at > _PATIENCE_S:
+                missing.append((url, submission))
+        for url, submission in nsmallest(_NAMED, missing, key=lambda it: it[1].looked_at):
+            # A worker that is being added may be missing from the list: ask for it by name.
+            submission.looked_at, self._silent_since = asked_at, awake.now()
+            found = await client.find(submission.worker_id)
+            if epoch == self._router.epoch:
+                self._learn(url, found, asked_at)
         for url, worker in listed.items():
             self._learn(url, worker, asked_at)
         for url in [u for u, at in self._answered_at.items() if at < asked_at and u not in self.workers]:
@@ -295,14 +310,15 @@ class WorkerSync:
         """Whether the whole list is fresh enough to ask only for what is pending."""
         return awake.monotonic() - self._listed_at < self._interval_s
 
-    def _learn(self, url: str, worker: Registered | None, asked_at: float) -> None:
+    def _learn(self, url: str, worker: Registered | None, asked_at: float) -> bool:
+        """Takes note of what an answer says; whether that is news for anybody."""
         if self._answered_at.get(url, -math.inf) >= asked_at or url in self._busy:
-            return  # An operation of ours is newer than this answer.
+            return False  # An operation of ours is newer than this answer.
         if worker is not None and worker.status is not WorkerStatus.DRAINING and self._is_settling(url, asked_at):
-            return  # A removal that was accepted shows in the list a moment later.
+            return False  # A removal that was accepted shows in the list a moment later.
         before = self.workers.get(url)
         if worker == before:
-            return
+            return False
         submission = self._submissions.get(url)
         if submission is not None and worker is not None and submission.worker_id != worker.worker_id:
             del self._submissions[url]  # Not the one that we registered: what we told of that one proves nothing.
@@ -324,7 +340,10 @@ class WorkerSync:
             elif worker.status is WorkerStatus.FAILED and (before is None or before.status is not worker.status):
                 removing = before is not None and before.status is WorkerStatus.DRAINING
                 self._fail(url, worker.note or "the router gave it up", removing=removing)
+        if before is not None and worker is not None and before.status is worker.status is WorkerStatus.PENDING:
+            return False  # It is still being added: nothing follows from what else is said of it.
         self._on_change(url)
+        return True
 
     async def _operate(self, url: str, work: Coroutine[None, None, None], removing: bool) -> None:
         try:

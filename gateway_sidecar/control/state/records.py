@@ -7,12 +7,13 @@ Two files, each atomic, versioned and fsynced: `leases.json` in the state direct
 from __future__ import annotations
 
 import contextlib
-import json
+import os
 from collections.abc import Container, Iterable, Mapping
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Annotated, Any, TypeVar
 
+import orjson
 from pydantic import Field, FiniteFloat, TypeAdapter, ValidationError
 
 from gateway_sidecar.control.replicas.tenure import SavedTenure
@@ -66,9 +67,18 @@ def write_record(path: Path, content: Mapping[str, object]) -> None:
     """Replaces the file whole, or leaves it as it was. Raises StateError. Blocks: call in a thread."""
     try:
         make_directory(path.parent)
-        replace_file(path, json.dumps({"version": _VERSION, **content}), synced=True)
+        replace_file(path, as_json({"version": _VERSION, **content}), synced=True)
     except OSError as error:
         raise StateError(f"cannot write {path}: {error.strerror}") from error
+
+
+def as_json(value: object) -> bytes:
+    """Plain data, frozen values and paths as JSON. A path that is not UTF-8 is not the same when it is read."""
+    return orjson.dumps(value, default=_text_of)
+
+
+def _text_of(path: Path) -> str:
+    return os.fsencode(path).decode("utf-8", "replace")
 
 
 def read_record(path: Path) -> dict[str, Any]:
@@ -81,8 +91,8 @@ def read_record(path: Path) -> dict[str, Any]:
     except OSError as error:
         raise StateError(f"cannot read {path}: {error.strerror}") from error
     try:
-        content = json.loads(raw)
-    except (ValueError, RecursionError) as error:
+        content = orjson.loads(raw)
+    except ValueError as error:
         raise StateError(f"{path} is not whole: {error}") from error
     version = content.get("version") if isinstance(content, dict) else None
     if version != _VERSION:
@@ -97,35 +107,31 @@ def read_record(path: Path) -> dict[str, Any]:
 def _read(form: TypeAdapter[_T], row: object, what: str) -> _T:
     """A part of a record in its form, nothing guessed. Raises StateError."""
     try:
-        return form.validate_json(json.dumps(row), strict=True)
+        return form.validate_json(as_json(row), strict=True)
     except ValidationError as error:
         first = error.errors()[0]
         where = ".".join(str(part) for part in first["loc"]) or "all of it"
         raise StateError(f"{what} of an unknown form: {where}: {first['msg']}") from error
 
 
-def _fields(value: SocketIdentity | EngineFacts) -> dict[str, object]:
-    """A flat dataclass as plain data; `dataclasses.asdict` copies deeply, at ten times the cost."""
-    return {name: getattr(value, name) for name in value.__dataclass_fields__}
-
-
 def tenure_to_json(saved: SavedTenure) -> dict[str, object]:
-    """One tenure as plain data."""
+    """One tenure as `write_record` writes it, which knows values and paths. Of a thousand 3 ms."""
+    it = saved.sighting
     return {
-        "replica": saved.sighting.replica,
-        "socket": str(saved.sighting.socket),
-        "target": None if saved.sighting.target is None else str(saved.sighting.target),
-        "occupant": _fields(saved.sighting.occupant),
-        "source": saved.sighting.source,
-        "described": saved.sighting.described,
-        "tunnel": asdict(saved.sighting.tunnel) if saved.sighting.tunnel else None,
-        "notes": [str(saved.sighting.notes[0]), saved.sighting.notes[1]] if saved.sighting.notes else None,
+        "replica": it.replica,
+        "socket": it.socket,
+        "target": it.target,
+        "occupant": it.occupant,
+        "source": it.source,
+        "described": it.described,
+        "tunnel": it.tunnel,
+        "notes": it.notes,
         "generation": saved.generation,
         "port": saved.port,
-        "facts": _fields(saved.facts) if saved.facts else None,
+        "facts": saved.facts,
         "drain": saved.drain,
         "leaving": saved.leaving,
-        "peer": [saved.peer.host, saved.peer.port, saved.peer.direct] if saved.peer else None,
+        "peer": (saved.peer.host, saved.peer.port, saved.peer.direct) if saved.peer else None,
     }
 
 

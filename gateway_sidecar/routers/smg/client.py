@@ -47,6 +47,7 @@ _GENERIC = "generic"
 """SMG's name for all others."""
 _NAMELESS = "unknown"
 """The model of a worker that names none. No request for a model reaches it."""
+_MODES = {mode.value: mode for mode in ConnectionMode}
 _ID_IN_TEXT = re.compile(r"[0-9a-f]{8}(?:-[0-9a-f]{4}){3}-[0-9a-f]{12}")
 
 
@@ -258,7 +259,7 @@ def _read_worker(row: object) -> Registered:
             status=status,
             worker_type=WorkerType(row["worker_type"]),
             # One that somebody else registered may speak what we do not; it is an orphan all the same.
-            connection_mode=ConnectionMode(mode) if mode in set(ConnectionMode) else ConnectionMode.HTTP,
+            connection_mode=_MODES.get(mode, ConnectionMode.HTTP),
             # A worker that is still being added has not got its runtime_type yet.
             runtime_type=runtime if runtime in _ENGINES else None,
             model_id=None if row.get("model_id") == _NAMELESS else _text(row.get("model_id")),
