@@ -69,10 +69,10 @@ def says_latency(facts: EngineFacts) -> bool:
 
 
 async def _get(address: str, path: str, api_key: str | None) -> HttpAnswer | NoAnswer:
-    sock = await connect(address)
-    if isinstance(sock, NoAnswer):
-        return sock
-    conversation = UnixHttp(address, sock, api_key=api_key, budget_bytes=MOST_BYTES)
+    connected = await connect(address)
+    if isinstance(connected, NoAnswer):
+        return connected
+    conversation = UnixHttp(address, connected, api_key=api_key, budget_bytes=MOST_BYTES)
     try:
         return await conversation.get(path, last=True)
     finally:

@@ -11,7 +11,6 @@ Frames: RFC 9113, 4.1 and 6. Messages and status: gRPC over HTTP/2.
 
 from __future__ import annotations
 
-import socket
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from functools import lru_cache
@@ -21,7 +20,7 @@ from hpack import Decoder, Encoder, NeverIndexedHeaderTuple
 from hpack.exceptions import HPACKError
 
 from gateway_sidecar.domain.discovery import Failure, NoAnswer, Protocol, protocol_of
-from gateway_sidecar.engines.unix_socket import connect, receive, send
+from gateway_sidecar.engines.unix_socket import UnixConnection, connect
 
 MOST_BYTES = 1024 * 1024
 """From the server, on one connection. A real SGLang's GetServerInfo, the longest, has 20 KiB."""
@@ -274,40 +273,41 @@ class GrpcConnection:
     def __init__(self, address: str, api_key: str | None) -> None:
         self._address = address
         self._calls = Calls(api_key)
-        self._sock: socket.socket | None = None
+        self._connection: UnixConnection | None = None
         self._heard = False
 
     def close(self) -> None:
         """Close the connection, if there is one."""
-        if self._sock is not None:
-            self._sock.close()
-            self._sock = None
+        connection, self._connection = self._connection, None
+        if connection is not None:
+            connection.close()
 
     async def call(self, *calls: tuple[str, bytes]) -> list[Reply]:
         """Make some calls at the same time, each a path and a message; their replies. Raises Broken."""
         out, streams = self._calls.begin(calls)
-        if self._sock is None:
+        if self._connection is None:
             connected = await connect(self._address)
             if isinstance(connected, NoAnswer):
                 raise Broken(connected)
-            self._sock = connected
-        await send(self._sock, out)
+            self._connection = connected
+        connection = self._connection
+        await connection.send(out)
         while True:
             replies = [reply for stream in streams if (reply := self._calls.reply(stream)) is not None]
             if len(replies) == len(streams):
                 return replies
-            received = await (receive(self._sock, _RECEIVED_AT_ONCE) if self._heard else self._first(self._sock))
+            received = await (connection.receive(_RECEIVED_AT_ONCE) if self._heard else self._first(connection))
             if not received:
                 raise Broken(NoAnswer(Failure.CUT))
             out = self._calls.feed(received)
             if out:
-                await send(self._sock, out)
+                await connection.send(out)
 
-    async def _first(self, sock: socket.socket) -> bytes:
+    async def _first(self, connection: UnixConnection) -> bytes:
         """The first bytes of all, once they are enough to tell whether this is HTTP/2."""
         received = b""
         while (protocol := protocol_of(received)) is None:
-            more = await receive(sock, _RECEIVED_AT_ONCE)
+            more = await connection.receive(_RECEIVED_AT_ONCE)
             if not more:
                 raise Broken(NoAnswer(Failure.CUT if received else Failure.CLOSED))
             received += more

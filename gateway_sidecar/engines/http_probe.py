@@ -16,16 +16,17 @@ from gateway_sidecar.engines.dialect import HttpDialect
 from gateway_sidecar.engines.unix_http import UnixHttp
 from gateway_sidecar.kinds import ENGINES
 
+FIRST = "/v1/models"
+"""The first question: it is quick, and names the engine."""
 HEALTH = "/health"
 
 
 async def identify(http: UnixHttp) -> ProbeResult | NoAnswer:
     """Name the engine, read its facts, judge its health; NoAnswer where the first question got none.
 
-    The model list comes first: it is quick, and names the engine. Health comes last: SGLang takes a second or
-    more for it, as it generates a token.
+    Health comes last: SGLang takes a second or more for it, as it generates a token.
     """
-    listing = await http.get("/v1/models")
+    listing = await http.get(FIRST)
     if isinstance(listing, NoAnswer):
         return listing
     models = read_models(listing)

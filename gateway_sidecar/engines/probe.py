@@ -4,8 +4,8 @@ It returns a verdict within the deadline. It raises only cancellation, leaves no
 nothing from one probe to the next, since an address may then lead to another occupant. Words of the engine in a verdict
 are safe to show (`printable`).
 
-HTTP is asked first, since the first bytes of the answer show the protocol. gRPC joins the moment that they are not
-HTTP/1, or after `HEDGE_S` of silence; from then on both are asked at the same time, and the first that gets through
+HTTP is asked first, since the first bytes of the answer show the protocol. Where they are not HTTP/1, or HTTP settles
+nothing, gRPC is asked next. After `HEDGE_S` of silence both are asked at the same time, and the first that gets through
 decides.
 """
 
@@ -33,6 +33,7 @@ from gateway_sidecar.engines.health_question import HealthQuestion
 from gateway_sidecar.engines.unix_http import UnixHttp
 from gateway_sidecar.engines.unix_socket import LONGEST_ADDRESS_BYTES, connect
 from gateway_sidecar.supervision.awake import within
+from gateway_sidecar.supervision.loops import cancelled
 from gateway_sidecar.supervision.process import peer_of
 
 HEDGE_S = 0.05
@@ -150,17 +151,15 @@ class _FirstSight:
         connected = await connect(self._address)
         if isinstance(connected, NoAnswer):
             return unanswered(connected)
-        if self._is_own(self._address, peer_of(connected)):
+        if self._is_own(self._address, peer_of(connected.sock)):
             connected.close()
             return Foreign("it is one of the gateway's own sockets, not an engine's; remove it from the replicas")
         self._http = UnixHttp(self._address, connected, api_key=self._api_key, budget_bytes=LARGEST_ANSWERS_BYTES)
-        tasks = [asyncio.create_task(self._ask_http(self._http))]
         try:
-            return await self._decide(self._http, tasks)
+            if await self._http.begin(http_probe.FIRST, HEDGE_S):
+                return await self._in_turn(self._http)
+            return await self._at_once(self._http)
         finally:
-            for task in tasks:
-                task.cancel()
-            await asyncio.gather(*tasks, return_exceptions=True)
             self._http.close()
 
     def overdue(self) -> ProbeResult:
@@ -171,7 +170,7 @@ class _FirstSight:
             return self._as_http
         if self._grpc is not None and self._grpc.loading is not None:
             return self._grpc.loading
-        match self._shown():
+        match self._http.protocol:
             case Protocol.HTTP1:
                 asked = self._http.asked
             case Protocol.HTTP2:
@@ -180,27 +179,25 @@ class _FirstSight:
                 asked = "HTTP or gRPC"
         return Unknown(f"no answer to {asked} within {self._timeout_s:g} s")
 
-    async def _decide(self, http: UnixHttp, tasks: list[asyncio.Task[Outcome]]) -> ProbeResult:
-        """Let HTTP go on alone where the first bytes are HTTP/1, or there are none; else ask gRPC as well."""
-        (asking_http,) = tasks
-        await asyncio.wait({http.protocol}, timeout=HEDGE_S)
-        if http.protocol.done() and self._shown() is not Protocol.HTTP2:
-            alone = await asking_http
-            if decisive(alone):
-                return judge((alone,), self._shown())
-        asking_grpc = asyncio.create_task(self._ask_grpc())
-        tasks.append(asking_grpc)
-        for first in asyncio.as_completed(tuple(tasks)):
-            result = await first
-            if decisive(result):
-                return judge((result,), self._shown())
-        return judge((asking_http.result(), asking_grpc.result()), self._shown())
+    async def _in_turn(self, http: UnixHttp) -> ProbeResult:
+        """Ask gRPC where HTTP settles nothing: its first bytes are there, so it is told at once if they are others'."""
+        as_http = await self._ask_http(http)
+        if decisive(as_http):
+            return judge((as_http,), http.protocol)
+        as_grpc = await self._ask_grpc()
+        return judge((as_grpc,) if decisive(as_grpc) else (as_http, as_grpc), http.protocol)
 
-    def _shown(self) -> Protocol | None:
-        """The protocol that the first bytes showed; None where there are none (yet)."""
-        if self._http is None or not self._http.protocol.done():
-            return None
-        return self._http.protocol.result()
+    async def _at_once(self, http: UnixHttp) -> ProbeResult:
+        """Ask both a server that is silent."""
+        both = [asyncio.create_task(self._ask_http(http)), asyncio.create_task(self._ask_grpc())]
+        try:
+            for first in asyncio.as_completed(both):
+                result = await first
+                if decisive(result):
+                    return judge((result,), http.protocol)
+            return judge([task.result() for task in both], http.protocol)
+        finally:
+            await cancelled(*both)
 
     async def _ask_http(self, http: UnixHttp) -> Outcome:
         self._as_http = await http_probe.identify(http)

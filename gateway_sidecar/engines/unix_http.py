@@ -7,14 +7,12 @@ is decompressed, and one budget limits the bytes of all answers together.
 
 from __future__ import annotations
 
-import asyncio
-import socket
 from functools import lru_cache
 
 import httptools
 
 from gateway_sidecar.domain.discovery import Failure, HttpAnswer, NoAnswer, Protocol, protocol_of
-from gateway_sidecar.engines.unix_socket import connect, receive, send
+from gateway_sidecar.engines.unix_socket import UnixConnection, connect
 
 _MOST_PIECES = 10_000
 """Pieces of one answer, as they come. A body in chunks of one byte would keep the event loop busy for seconds."""
@@ -108,45 +106,53 @@ def request_for(path: str, api_key: str | None, *, last: bool) -> bytes:
 class UnixHttp:
     """A conversation with one server. Questions are answered with values; only cancellation is raised.
 
-    `protocol` is set by the first bytes that the server sends, or to None where it sends nothing that tells.
+    `protocol` is what the first bytes of the server showed; None until then.
     `asked` is the path of the latest question.
     """
 
-    def __init__(self, address: str, sock: socket.socket, *, api_key: str | None, budget_bytes: int) -> None:
-        self.protocol: asyncio.Future[Protocol | None] = asyncio.get_running_loop().create_future()
+    def __init__(self, address: str, connection: UnixConnection, *, api_key: str | None, budget_bytes: int) -> None:
+        self.protocol: Protocol | None = None
         self._address = address
-        self._sock: socket.socket | None = sock
+        self._connection: UnixConnection | None = connection
         self._used = False
+        self._begun: str | None = None
         self.asked = ""
         self._budget_bytes = budget_bytes
         self._api_key = api_key
 
     def close(self) -> None:
         """Close the connection, if there is one."""
-        if self._sock is not None:
-            self._sock.close()
-            self._sock = None
+        connection, self._connection = self._connection, None
+        if connection is not None:
+            connection.close()
+
+    async def begin(self, path: str, within_s: float) -> bool:
+        """Send the first question, for the next `get` to answer; whether something comes within so many seconds."""
+        assert self._connection is not None
+        self.asked = self._begun = path
+        await self._connection.send(request_for(path, self._api_key, last=False))
+        return await self._connection.is_readable(within_s)
 
     async def get(self, path: str, *, last: bool = False) -> HttpAnswer | NoAnswer:
         """GET a path; `last` tells the server that nothing follows on this connection."""
         self.asked = path
-        was_used = self._sock is not None and self._used
+        was_used = self._connection is not None and self._used
         answer = await self._exchange(path, last)
         if was_used and isinstance(answer, NoAnswer) and answer.failure is Failure.CLOSED:
             answer = await self._exchange(path, last)  # it may end a kept connection any time; that says nothing
         return answer
 
     async def _exchange(self, path: str, last: bool) -> HttpAnswer | NoAnswer:
-        if self._sock is None:
+        if self._connection is None:
             connected = await connect(self._address)
             if isinstance(connected, NoAnswer):
                 return connected
-            self._sock, self._used = connected, False
-        await send(self._sock, request_for(path, self._api_key, last=last))
+            self._connection, self._used = connected, False
+        if self._begun != path:
+            await self._connection.send(request_for(path, self._api_key, last=last))
+        self._begun = None
         response = Response()
-        answer = await self._read(self._sock, response)
-        if not self.protocol.done():
-            self.protocol.set_result(None)
+        answer = await self._read(self._connection, response)
         kept = response.is_complete and response.is_kept and not response.has_more and not last
         if isinstance(answer, HttpAnswer) and kept:
             self._used = True
@@ -154,11 +160,11 @@ class UnixHttp:
             self.close()
         return answer
 
-    async def _read(self, sock: socket.socket, response: Response) -> HttpAnswer | NoAnswer:
+    async def _read(self, connection: UnixConnection, response: Response) -> HttpAnswer | NoAnswer:
         """Read one response."""
         started, head_bytes = False, 0
         while not response.is_complete:
-            received = await self._receive(sock, first=not started)
+            received = await self._receive(connection, first=not started)
             if isinstance(received, NoAnswer):
                 return received
             started = True
@@ -182,19 +188,18 @@ class UnixHttp:
                     return _TOO_MANY_FIELDS
         return response.answer()
 
-    async def _receive(self, sock: socket.socket, *, first: bool) -> bytes | NoAnswer:
+    async def _receive(self, connection: UnixConnection, *, first: bool) -> bytes | NoAnswer:
         """Receive what there is; b"" is the end. The first bytes of all show the protocol."""
-        chunk = await receive(sock)
+        chunk = await connection.receive()
         if first:
             if not chunk:
                 return NoAnswer(Failure.CLOSED)
             while (protocol := protocol_of(chunk)) is None:
-                more = await receive(sock)
+                more = await connection.receive()
                 if not more:
                     return NoAnswer(Failure.CUT)
                 chunk += more
-            if not self.protocol.done():
-                self.protocol.set_result(protocol)
+            self.protocol = self.protocol or protocol
             if protocol is not Protocol.HTTP1:
                 return NoAnswer(Failure.OTHER_PROTOCOL, repr(chunk[:20]))
         self._budget_bytes -= len(chunk)

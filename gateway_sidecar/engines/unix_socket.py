@@ -28,7 +28,68 @@ _BY_ERRNO = {
 }
 
 
-async def connect(address: str) -> socket.socket | NoAnswer:
+class UnixConnection:
+    """A connection to a Unix socket; who opened it closes it.
+
+    The event loop watches it from the first wait on: to watch it anew for each answer costs more than to read that.
+    """
+
+    def __init__(self, sock: socket.socket) -> None:
+        self.sock = sock
+        self._readable: asyncio.Future[None] | None = None
+        self._is_watched = False
+
+    def close(self) -> None:
+        """Close it."""
+        if self._is_watched:
+            asyncio.get_running_loop().remove_reader(self.sock)
+            self._is_watched = False
+        self.sock.close()
+
+    async def send(self, data: bytes) -> None:
+        """Send everything. A server that closed early may have answered before it did: what counts is what it sent."""
+        with contextlib.suppress(OSError):
+            await asyncio.get_running_loop().sock_sendall(self.sock, data)
+
+    async def receive(self, most: int = _CHUNK_BYTES) -> bytes:
+        """Receive what there is; b"" is the end, and a reset is one: the server closed with our request unread.
+
+        Others have their turn in the event loop before each piece, also where the next one is there already.
+        """
+        while True:
+            try:
+                received = self.sock.recv(most)
+            except BlockingIOError:
+                await self._wait()
+                continue
+            except OSError:
+                return b""
+            if self._readable is None:
+                await asyncio.sleep(0)
+            self._readable = None
+            return received
+
+    async def is_readable(self, within_s: float) -> bool:
+        """Whether something comes, be it the end, within so many seconds."""
+        return bool((await asyncio.wait({self._wait()}, timeout=within_s))[0])
+
+    def _wait(self) -> asyncio.Future[None]:
+        loop = asyncio.get_running_loop()
+        self._readable = loop.create_future()
+        if not self._is_watched:
+            self._is_watched = True
+            loop.add_reader(self.sock, self._on_readable)
+        return self._readable
+
+    def _on_readable(self) -> None:
+        if self._readable is not None and not self._readable.done():
+            self._readable.set_result(None)
+            return
+        asyncio.get_running_loop().remove_reader(self.sock)  # Nobody waits for it now.
+        self._is_watched = False
+
+
+async def connect(address: str) -> UnixConnection | NoAnswer:
     """Connect, or tell why not.
 
     A full queue of waiting connections is not a refusal: a busy or hung engine looks like that, and it is asked
@@ -47,7 +108,7 @@ async def connect(address: str) -> socket.socket | NoAnswer:
     if error:
         sock.close()
         return _connect_failure(error, address)
-    return sock
+    return UnixConnection(sock)
 
 
 def connect_at_once(address: str) -> socket.socket | None:
@@ -74,27 +135,3 @@ def _is_socket(address: str) -> bool:
         return stat.S_ISSOCK(os.stat(address).st_mode)  # noqa: PTH116
     except OSError:
         return True
-
-
-async def send(sock: socket.socket, data: bytes) -> None:
-    """Send everything. A server that closed early may have answered before it did: what counts is what it sent."""
-    with contextlib.suppress(OSError):
-        await asyncio.get_running_loop().sock_sendall(sock, data)
-
-
-async def receive(sock: socket.socket, most: int = _CHUNK_BYTES) -> bytes:
-    """Receive what there is; b"" is the end, and a reset is one: the server closed with our request unread.
-
-    Others have their turn in the event loop after each piece, also where the next one is there already.
-    """
-    try:
-        received = sock.recv(most)
-    except BlockingIOError:
-        try:
-            return await asyncio.get_running_loop().sock_recv(sock, most)
-        except OSError:
-            return b""
-    except OSError:
-        return b""
-    await asyncio.sleep(0)
-    return received

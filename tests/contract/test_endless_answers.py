@@ -8,7 +8,7 @@ from pathlib import Path
 from typing import Any
 
 from gateway_sidecar.control.replicas.liveness import connect_liveness
-from gateway_sidecar.engines.unix_socket import receive
+from gateway_sidecar.engines.unix_socket import UnixConnection
 
 MIB = 1024 * 1024
 
@@ -28,8 +28,9 @@ async def test_a_server_that_has_much_to_say_gives_others_their_turn() -> None:
         ours.setblocking(False)
         theirs.sendall(b"x" * 50_000)
         counting = asyncio.create_task(count())
+        connection = UnixConnection(ours)
         for _ in range(50):
-            assert len(await receive(ours, 1000)) == 1000
+            assert len(await connection.receive(1000)) == 1000
         counting.cancel()
     assert turns >= 49
 
