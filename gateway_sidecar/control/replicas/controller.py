@@ -29,6 +29,7 @@ from gateway_sidecar.control.workqueue import Key, Part, WorkerAt, WorkQueue
 from gateway_sidecar.domain.planning import (
     Bridge,
     Deregister,
+    OccupantView,
     Release,
     Unbridge,
     WorkerView,
@@ -249,7 +250,9 @@ class Controller:
         seen = self._slots.views(tenure.url)
         is_out = all(w.listed and w.worker is None and not w.busy for w in seen.values())
         rooms.drains.note_out(tenure, is_out)
-        match plan_occupant(tenure.view(), seen.values(), given_up=rooms.drains.has_given_up(tenure)):
+        view = tenure.view()
+        step = plan_occupant(view, seen.values(), given_up=rooms.drains.has_given_up(tenure))
+        match step:
             case Bridge():
                 rooms.bridges.open(tenure)
                 rooms.prober.look_after(tenure)  # Its end is noticed from now on.
@@ -259,7 +262,7 @@ class Controller:
                 self._release(tenure)
                 return None
         self._tenures.note(tenure)
-        tried_in_s = self._tell_routers(tenure, seen)
+        tried_in_s = self._tell_routers(tenure, view if step is None else tenure.view(), seen)
         drained_in_s = rooms.drains.finish_if_quiet(tenure)
         rooms.reporting.update(tenure)
         if self._tenures.superseded:
@@ -276,9 +279,9 @@ class Controller:
             else:
                 self._rooms.bridges.readdress(tenure, tenure.notes.overrides.peer)
 
-    def _tell_routers(self, tenure: Tenure, seen: Mapping[RouterUnit, WorkerView]) -> float | None:
+    def _tell_routers(self, tenure: Tenure, view: OccupantView, seen: Mapping[RouterUnit, WorkerView]) -> float | None:
         """Has each router told what it is to know; in how many seconds to try again what was refused."""
-        view, tried_in_s = tenure.view(), None
+        tried_in_s: float | None = None
         for unit, worker in seen.items():
             step = plan_worker(view, worker)
             if unit.retiring:
@@ -288,8 +291,8 @@ class Controller:
                 if isinstance(step, Deregister):
                     self._rooms.gate.decide()  # If it was the last one, requests have to wait before it goes.
                 unit.book.start(step)
-            elif tenure.url is not None and worker.held:
-                tried_in_s = soonest(tried_in_s, unit.book.held_for_s(tenure.url))
+            elif view.url is not None and worker.held:
+                tried_in_s = soonest(tried_in_s, unit.book.held_for_s(view.url))
         return tried_in_s
 
     def _release(self, tenure: Tenure) -> None:

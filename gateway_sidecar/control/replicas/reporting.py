@@ -33,28 +33,29 @@ class Reporting:
         self._metrics = metrics
         self._tenures = tenures
         self._logger = get_logger(service=service)
-        self._counts = dict.fromkeys(ReplicaState, 0)
-        for state in ReplicaState:
-            self._count(state, 0)
+        self._counts = {state: metrics.replicas.labels(service, state.value) for state in ReplicaState}
+        for count in self._counts.values():
+            count.set(0)  # A service of the same name may have been removed before.
 
     def begun(self, tenure: Tenure) -> None:
         """A socket was seen for the first time, or another engine behind it."""
         self._metrics.state_changes.labels(self._service, tenure.status.state.value).inc()
         self._logger.info("replica.seen", replica=tenure.replica, socket=str(tenure.sighting.socket))
-        self._count(tenure.status.state, +1)
+        self._counts[tenure.status.state].inc()
 
     def ended(self, tenure: Tenure) -> None:
         """No connection to the occupant is left, or `drain.timeout_s` has passed."""
         if not any(other.replica == tenure.replica for other in self._tenures):
             self._metrics.forget_replica(self._service, tenure.replica)
-        self._count(tenure.status.state, -1)
+        self._counts[tenure.status.state].dec()
         self._logger.info(
             "replica.gone", replica=tenure.replica, port=tenure.bridge.port, in_flight=tenure.drain.in_flight
         )
 
     def update(self, tenure: Tenure) -> None:
         """Logs a change of state, if there is one."""
-        worker = self._slots.active.book.workers.get(tenure.url) if tenure.url else None
+        url, book = tenure.url, self._slots.active.book
+        worker = book.workers.get(url) if url else None
         state = state_of(
             result=tenure.probe.result,
             leaving=tenure.gone or tenure.drain.requested,
@@ -68,8 +69,8 @@ class Reporting:
     def _change(self, tenure: Tenure, state: ReplicaState, worker: Registered | None) -> None:
         now = awake.now()
         facts: dict[str, object] = {"was": tenure.status.state.value, "for_s": round(now - tenure.status.since, 3)}
-        self._count(tenure.status.state, -1)
-        self._count(state, +1)
+        self._counts[tenure.status.state].dec()
+        self._counts[state].inc()
         tenure.status.state, tenure.status.since = state, now
         self._metrics.state_changes.labels(self._service, state.value).inc()
         if tenure.probe.facts is not None:
@@ -115,7 +116,3 @@ class Reporting:
             return f"waiting for the router ({self._slots.active.router.state.value})"
         trouble = self._slots.active.book.trouble(tenure.url) if tenure.url else None
         return trouble or (f"the router says {worker.status.value}" if worker else "not registered yet")
-
-    def _count(self, state: ReplicaState, change: int) -> None:
-        self._counts[state] += change
-        self._metrics.replicas.labels(self._service, state.value).set(self._counts[state])
