@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+from collections import Counter
 from pathlib import Path
 
 import pytest
@@ -41,6 +42,27 @@ async def test_a_look_at_a_tenure_that_is_as_it_should_be_asks_for_no_other(worl
         for _ in range(3):
             assert world.service.controller.reconcile(tenure.key) is None
         assert world.router.calls == calls
+
+
+@in_fake_time
+async def test_a_replica_of_a_crowd_is_looked_at_a_few_times_until_it_serves(
+    worlds: Worlds, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Seen, opened, identified, accepted by the router, ready: each look costs CPU, and a thousand come at once."""
+    looks: Counter[Key] = Counter()
+    reconcile = Controller.reconcile
+
+    def counted(controller: Controller, key: Key) -> float | None:
+        looks[key] += 1
+        return reconcile(controller, key)
+
+    monkeypatch.setattr(Controller, "reconcile", counted)
+    async with worlds() as world:
+        names = [f"r{number}" for number in range(20)]
+        for name in names:
+            world.appear(name)
+        await world.until(lambda: world.serves(*names))
+        assert max(looks[world.tenure(name).key] for name in names) <= 5
 
 
 @in_fake_time

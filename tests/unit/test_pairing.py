@@ -7,6 +7,7 @@ from types import SimpleNamespace
 from typing import cast
 
 import pytest
+from structlog.testing import capture_logs
 
 from gateway_sidecar.control.replicas.pairing import Pairing
 from gateway_sidecar.control.routers.replacement import RouterSlots
@@ -60,6 +61,21 @@ def test_models_are_judged_one_by_one() -> None:
     }
 
 
+def pairing_of(fleet: str) -> Pairing:
+    """Of a service whose router lists these workers."""
+    book = SimpleNamespace(workers={each.url: each for each in map(worker, fleet.split())})
+    active = SimpleNamespace(book=book, router=SimpleNamespace(setup=SMG))
+    return Pairing(cast("RouterSlots", SimpleNamespace(service="chat", active=active)), Metrics())
+
+
+def test_half_a_pair_is_told_of_after_a_while_and_the_look_says_when() -> None:
+    """Its other half may be on its way."""
+    watch = pairing_of("P")
+    with capture_logs() as log:
+        assert [watch.look(now) for now in (0.0, 1.5, 2.0)] == [2.0, 0.5, None]
+    assert [event["event"] for event in log] == ["service.half_pair"]
+
+
 @pytest.mark.parametrize(
     ("fleet", "leaving", "said"),
     [
@@ -73,14 +89,6 @@ def test_models_are_judged_one_by_one() -> None:
 )
 def test_what_nobody_answers_without_one(fleet: str, leaving: str, said: dict[str, str]) -> None:
     """A drain says it before an engine is stopped, for the last replica of a model as for half of a pair."""
-    workers = [worker(text) for text in fleet.split()]
-    book = SimpleNamespace(workers={each.url: each for each in workers})
-    watch = Pairing(
-        cast(
-            "RouterSlots",
-            SimpleNamespace(service="chat", active=SimpleNamespace(book=book, router=SimpleNamespace(setup=SMG))),
-        ),
-        Metrics(),
-    )
+    watch = pairing_of(fleet)
     watch.look(0.0)
     assert watch.unanswered_without(f"http://{leaving}") == said

@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import asyncio
+from collections import Counter
 from collections.abc import Callable
+from dataclasses import replace
 from types import SimpleNamespace
 from typing import Any, cast
 
@@ -211,3 +213,36 @@ async def test_a_slow_answer_does_not_make_the_next_question_wait_as_long() -> N
     async with RunningBook(PlayedRouter()) as running:
         await running.do(Register(SPEC))
         assert running.book._next_gap_s(25.0) <= 0.01
+
+
+@in_fake_time
+async def test_workers_that_no_list_shows_yet_are_asked_for_by_name_in_turn() -> None:
+    """A router takes seconds to add a crowd: to ask for each of it after every list would keep both of them busy."""
+    router, specs = _Hiding(), [replace(SPEC, url=f"http://127.0.0.1:{port}") for port in range(24001, 24021)]
+    async with RunningBook(router) as running:
+        for spec in specs:
+            running.book.start(Register(spec))
+        await asyncio.sleep(0.9)
+        assert router.asked == []
+        await asyncio.sleep(30)
+        assert set(router.asked) == {spec.url for spec in specs}
+        assert max(Counter(router.asked).values()) <= 30
+
+
+class _Hiding(PlayedRouter):
+    """Accepts everything, and lists nothing of it."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.asked: list[str] = []
+
+    async def register(self, spec: WorkerSpec) -> str:
+        return spec.url
+
+    async def list_workers(self) -> dict[str, Registered]:
+        return {}
+
+    async def find(self, worker_id: str) -> Registered | None:
+        self.asked.append(worker_id)
+        row = self._row(WorkerStatus.PENDING)
+        return replace(row, worker_id=worker_id, url=worker_id)
