@@ -5,6 +5,7 @@ by themselves are skipped, because they have a problem line of their own.
 
 from __future__ import annotations
 
+import functools
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from typing import Any, Generic, TypeVar
@@ -275,13 +276,17 @@ def _replicas(said: _Reading) -> Iterator[Problem]:
     for kind in SOURCES:
         if kind.setting is None:
             continue
-        values = said.of_services(("replicas", kind.name), TypeAdapter(kind.setting[0]).validate_python)
+        values = said.of_services(("replicas", kind.name), _adapter(kind.setting[0]).validate_python)
         for number, here in enumerate(values):
             pairs = [(there, kind.clash(here.value, there.value)) for there in values[:number]]
             for there, text in [(there, text) for there, text in pairs if text is not None][:1]:
                 yield _at_line(here, f"{here.value} and {there} {text}")
             for run_dir in run_dirs:
                 yield from (_at_line(here, f"{here.value} {it}") for it in kind.objections(here.value, run_dir.value))
+
+
+_adapter = functools.cache(TypeAdapter)
+"""Made once for each type: that takes longer than all else that is done with a file."""
 
 
 def _directories(said: _Reading) -> Iterator[Problem]:
