@@ -40,8 +40,8 @@ from examples.simulated import Behaviour, EngineKind, EngineSpec, start_engine
 from gateway_sidecar.frontend.keys import add_key, revoke_key
 from gateway_sidecar.nginx.server import find_nginx
 from gateway_sidecar.nginx.templates import render
+from tests.certificates import certificate
 from tests.system.gateway import Gateway
-from tests.system.test_frontend_tls import certificate
 
 NAME = "frontend"
 _KEYS = 10_000

@@ -1,4 +1,4 @@
-"""A certificate authority for tests, and what it signs, as PEM files."""
+"""Certificates for tests, as PEM files: one that signs itself, or an authority and what it signs."""
 
 from __future__ import annotations
 
@@ -10,6 +10,28 @@ from cryptography import x509
 from cryptography.hazmat.primitives import hashes, serialization
 from cryptography.hazmat.primitives.asymmetric import ec
 from cryptography.x509.oid import NameOID
+
+
+def certificate(directory: Path, *names: str, days: float = 90, stem: str = "tls") -> Path:
+    """Writes a certificate of its own for these names, and its key; returns the certificate's path."""
+    key = ec.generate_private_key(ec.SECP256R1())
+    now = datetime.now(UTC)
+    subject = x509.Name([x509.NameAttribute(NameOID.COMMON_NAME, names[0])])
+    built = (
+        x509.CertificateBuilder().subject_name(subject).issuer_name(subject).public_key(key.public_key())
+        .serial_number(x509.random_serial_number()).not_valid_before(now - timedelta(days=400))
+        .not_valid_after(now + timedelta(days=days))
+        .add_extension(x509.SubjectAlternativeName([x509.DNSName(name) for name in names]), critical=False)
+        .sign(key, hashes.SHA256())
+    )  # fmt: skip
+    directory.mkdir(exist_ok=True)
+    pem, key_file = directory / f"{stem}.pem", directory / f"{stem}.key"
+    key_file.write_bytes(
+        key.private_bytes(serialization.Encoding.PEM, serialization.PrivateFormat.PKCS8, serialization.NoEncryption())
+    )
+    key_file.chmod(0o600)
+    pem.write_bytes(built.public_bytes(serialization.Encoding.PEM))
+    return pem
 
 
 class Authority:

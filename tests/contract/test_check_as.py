@@ -19,7 +19,7 @@ from gateway_sidecar.config import Settings
 from gateway_sidecar.errors import ProcessError
 from gateway_sidecar.supervision import unit
 from gateway_sidecar.supervision.privileges import CAP_NET_BIND_SERVICE
-from tests.system.test_frontend_tls import certificate
+from tests.certificates import certificate
 from tests.users import why_not, with_python
 
 UID = 42430

@@ -32,9 +32,10 @@ from gateway_sidecar.cli import main
 from gateway_sidecar.commands.defaults import EXIT_CONFIG, EXIT_FAILED
 from gateway_sidecar.config import FrontendSettings, LimitSettings, ServiceSettings, load_config
 from gateway_sidecar.frontend.keys import add_key
+from tests.certificates import certificate
 from tests.frontends import FLEET, ORIGINS, SERVICES, SLOW, SLOW_PATH, STRANGE, Ground, names, services
 from tests.system.gateway import Gateway, Status, service_of
-from tests.system.test_frontend_tls import certificate, own_serial
+from tests.system.test_frontend_tls import own_serial
 from tests.system.test_operation import metrics_of
 
 AT_RANDOM = int(os.environ.get("FRONTENDS", "0"))

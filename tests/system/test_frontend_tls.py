@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import asyncio
-import datetime
 import io
 import json
 import re
@@ -17,38 +16,14 @@ import aiohttp
 import httpx
 import pytest
 from cryptography import x509
-from cryptography.hazmat.primitives import hashes, serialization
-from cryptography.hazmat.primitives.asymmetric import ec
-from cryptography.x509.oid import NameOID
 
 from gateway_sidecar.frontend.keys import add_key
+from tests.certificates import certificate
 from tests.system.conftest import MakeGateway, StartEngine
 from tests.system.gateway import Gateway, Status
 from tests.system.test_operation import metrics_of
 
 NAME = "api.example.com"
-
-
-def certificate(directory: Path, *names: str, days: float = 90, stem: str = "tls") -> Path:
-    """Writes a certificate of its own for these names, and its key; returns the certificate's path."""
-    key = ec.generate_private_key(ec.SECP256R1())
-    now = datetime.datetime.now(datetime.UTC)
-    subject = x509.Name([x509.NameAttribute(NameOID.COMMON_NAME, names[0])])
-    built = (
-        x509.CertificateBuilder().subject_name(subject).issuer_name(subject).public_key(key.public_key())
-        .serial_number(x509.random_serial_number()).not_valid_before(now - datetime.timedelta(days=400))
-        .not_valid_after(now + datetime.timedelta(days=days))
-        .add_extension(x509.SubjectAlternativeName([x509.DNSName(name) for name in names]), critical=False)
-        .sign(key, hashes.SHA256())
-    )  # fmt: skip
-    directory.mkdir(exist_ok=True)
-    pem, key_file = directory / f"{stem}.pem", directory / f"{stem}.key"
-    key_file.write_bytes(
-        key.private_bytes(serialization.Encoding.PEM, serialization.PrivateFormat.PKCS8, serialization.NoEncryption())
-    )
-    key_file.chmod(0o600)
-    pem.write_bytes(built.public_bytes(serialization.Encoding.PEM))
-    return pem
 
 
 def public(gateway: Gateway, service: int = 0, *, names: tuple[str, ...] = (), port: int = 6, **more: Any) -> int:

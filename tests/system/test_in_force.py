@@ -25,11 +25,11 @@ from gateway_sidecar.errors import NginxError
 from gateway_sidecar.nginx.config import ServiceAddress
 from gateway_sidecar.nginx.server import TEMP, Nginx, NginxSettings
 from gateway_sidecar.supervision.process import session_members
+from tests.certificates import certificate
 from tests.smg import RULES, smg_address
 from tests.system.clients import ask
 from tests.system.conftest import MakeGateway, StartEngine
 from tests.system.gateway import Gateway, PortBlock, service_of
-from tests.system.test_frontend_tls import certificate
 from tests.system.test_operation import metrics_of
 
 NAMES = ("api.example.com", "*.example.org")

@@ -24,11 +24,11 @@ from gateway_sidecar.nginx.bodies import SMALL_BYTES, body_classes
 from gateway_sidecar.nginx.client_headers import CREDENTIALS, FOR_AUTH, HIDDEN, PASSED
 from gateway_sidecar.nginx.frontend_places import FrontendPlaces
 from gateway_sidecar.routers.smg.paths import HEADERS
+from tests.certificates import certificate
 from tests.smg import KEY_HEADER
 from tests.system.conftest import MakeGateway
 from tests.system.gateway import PortBlock, service_of
 from tests.system.test_frontend_keys import Judge, bare_nginx, listening
-from tests.system.test_frontend_tls import certificate
 from tests.users import DAEMON, OTHER, give
 
 pytestmark = pytest.mark.own_users

@@ -11,6 +11,7 @@ from pathlib import Path
 import pytest
 
 import gateway_sidecar
+from bench.__main__ import FIGURES
 from gateway_sidecar.cli import _parser
 from gateway_sidecar.domain.model import ReplicaState
 from gateway_sidecar.telemetry.metrics import Metrics
@@ -107,7 +108,7 @@ def test_every_figure_is_in_the_table_and_no_other() -> None:
     """docs/figures.md has a row for each module of bench/."""
     benches = "\n".join(path.read_text("utf-8") for path in sorted((REPOSITORY / "bench").glob("*.py")))
     measured = set(re.findall(r'^NAME = "([a-z-]+)"', benches, re.MULTILINE))
-    assert set(re.findall(r"^\| `([a-z-]+)`:", page("figures.md"), re.MULTILINE)) == measured
+    assert set(re.findall(r"^\| `([a-z-]+)`:", page("figures.md"), re.MULTILINE)) == measured == set(FIGURES)
 
 
 def test_every_target_of_make_is_in_the_table_and_no_other() -> None:
