@@ -6,9 +6,20 @@ import re
 from collections.abc import Iterator
 from dataclasses import dataclass
 
-_ESCAPED = {"t": "\t", "r": "\r", "n": "\n"}
-_NOTHING = re.compile(r"(?:[ \t\r\n]|#[^\n]*)*")
-_PLAIN = {'"': re.compile(r'[^"\\]+'), "'": re.compile(r"[^'\\]+"), "": re.compile(r"[^ \t\r\n;{\\]+")}
+_ESCAPED = {"t": "\t", "r": "\r", "n": "\n", '"': '"', "'": "'", "\\": "\\"}
+_TOKEN = re.compile(
+    r"""(?: [ \t\r\n] | \#[^\n]* )*+
+        (?: (?P<mark> [;{}] | \Z )
+          | "(?P<double> (?: [^"\\] | \\. )*+ )" (?= [ \t\r\n;{)] )
+          | '(?P<single> (?: [^'\\] | \\. )*+ )' (?= [ \t\r\n;{)] )
+          | (?P<bare> (?! ["'] ) (?: [^ \t\r\n;{\\] | \\. | (?<= \$ ) \{ )++ ) (?! \Z )
+        )""",
+    re.VERBOSE | re.DOTALL,
+)
+"""After a word in quotes comes white space, a mark or a bracket. A word without holds a brace only after a dollar."""
+_LUA = re.compile(
+    r""" "(?:[^"\\]|\\.)*+" | '(?:[^'\\]|\\.)*+' | (?P<brace>[{}]) | [^{}"']++ """, re.VERBOSE | re.DOTALL
+)
 
 
 @dataclass(frozen=True, slots=True)
@@ -27,91 +38,43 @@ class Directive:
 
 def read_directives(text: str) -> tuple[Directive, ...]:
     """The directives of a configuration file. Raises ValueError for what nginx would not read."""
-    reader = _Reader(text)
-    found = reader.block(inner=False)
-    if reader.at < len(text):
-        raise ValueError(f"a brace too many at {text[reader.at : reader.at + 60]!r}")
-    return found
+    directives, _ = _block(text, 0, end="")
+    return directives
 
 
-class _Reader:
-    def __init__(self, text: str) -> None:
-        self._text = text
-        self.at = 0
+def _block(text: str, at: int, *, end: str) -> tuple[tuple[Directive, ...], int]:
+    """What stands from there to the mark that ends the block, and where the text goes on."""
+    found: list[Directive] = []
+    words: list[str] = []
+    while (token := _TOKEN.match(text, at)) is not None:
+        at = token.end()
+        mark = token["mark"]
+        if mark is None:
+            words.append(_unescaped(token[token.lastgroup or 0]))
+        elif mark == end and not words:
+            return tuple(found), at
+        elif mark in ("}", "") or not words:
+            break
+        else:
+            inside = None
+            if mark == "{":
+                lua = words[0].endswith("_by_lua_block")
+                inside, at = _lua(text, at) if lua else _block(text, at, end="}")
+            found.append(Directive(tuple(words), inside))
+            words = []
+    raise ValueError(f"unexpected after {' '.join(words)!r}: {text[at - 1 : at + 60]!r}")
 
-    def block(self, *, inner: bool) -> tuple[Directive, ...]:
-        found: list[Directive] = []
-        words: list[str] = []
-        while (mark := self._skip_to_mark()) is not None:
-            if mark == "}" and inner and not words:
-                self.at += 1
-                return tuple(found)
-            if mark == ";" and words:
-                self.at += 1
-                found.append(Directive(tuple(words)))
-                words = []
-            elif mark == "{" and words:
-                self.at += 1
-                inside = (Directive((self._lua(),)),) if words[0].endswith("_by_lua_block") else self.block(inner=True)
-                found.append(Directive(tuple(words), inside))
-                words = []
-            elif mark in ";{}":
-                if mark == "}" and not inner and not words:
-                    return tuple(found)
-                raise ValueError(f"unexpected {mark!r} at {self._text[self.at : self.at + 60]!r}")
-            else:
-                words.append(self._word())
-        if inner or words:
-            raise ValueError(f"the text ends within {' '.join(words) or 'a block'!r}")
-        return tuple(found)
 
-    def _skip_to_mark(self) -> str | None:
-        found = _NOTHING.match(self._text, self.at)
-        assert found is not None
-        self.at = found.end()
-        return self._text[self.at] if self.at < len(self._text) else None
+def _unescaped(word: str) -> str:
+    return re.sub(r"(?s)\\(.)", lambda found: _ESCAPED.get(found[1], found[0]), word) if "\\" in word else word
 
-    def _word(self) -> str:
-        quote = self._text[self.at] if self._text[self.at] in "\"'" else ""
-        self.at += len(quote)
-        word = ""
-        while True:
-            if self.at >= len(self._text):
-                raise ValueError(f"the text ends within {word[:60]!r}")
-            if (plain := _PLAIN[quote].match(self._text, self.at)) is not None:
-                word += plain[0]
-                self.at = plain.end()
-                continue
-            mark = self._text[self.at]
-            if mark == "\\":
-                mark = self._text[self.at + 1]
-                word += mark if mark in "\"'\\" else _ESCAPED.get(mark, "\\" + mark)
-                self.at += 2
-            elif quote and mark == quote:
-                self.at += 1
-                if (after := self._text[self.at : self.at + 1]) not in (" ", "\t", "\r", "\n", ";", "{", ")"):
-                    raise ValueError(f"{after!r} right after {word!r} in quotes")
-                return word
-            elif not quote and (mark in " \t\r\n;" or (mark == "{" and not word.endswith("$"))):
-                return word
-            else:
-                word += mark
-                self.at += 1
 
-    def _lua(self) -> str:
-        """Lua's own text up to the brace that ends it, and past it."""
-        begin, depth = self.at, 1
-        quote = ""
-        while depth:
-            mark = self._text[self.at]
-            if quote:
-                if mark == "\\":
-                    self.at += 1
-                elif mark == quote:
-                    quote = ""
-            elif mark in "\"'":
-                quote = mark
-            else:
-                depth += {"{": 1, "}": -1}.get(mark, 0)
-            self.at += 1
-        return " ".join(self._text[begin : self.at - 1].split())
+def _lua(text: str, begin: int) -> tuple[tuple[Directive], int]:
+    """Lua's own text up to the brace that ends it, and past it."""
+    at, depth = begin, 1
+    while depth:
+        if (found := _LUA.match(text, at)) is None:
+            raise ValueError(f"Lua has no end: {text[begin : begin + 60]!r}")
+        depth += {"{": 1, "}": -1}.get(found["brace"], 0)
+        at = found.end()
+    return (Directive((" ".join(text[begin : at - 1].split()),)),), at

@@ -1,4 +1,4 @@
-"""For all unit tests: a busy machine fails none of them."""
+"""For all unit tests: worlds to run in, and a look at what they leave behind."""
 
 from __future__ import annotations
 
@@ -8,13 +8,9 @@ from functools import partial
 from pathlib import Path
 
 import pytest
-from hypothesis import settings
 
 from gateway_sidecar.supervision.own_thread import OwnThread
 from tests.unit.world import Worlds, running_world
-
-settings.register_profile("unit", deadline=None)
-settings.load_profile("unit")
 
 
 @pytest.fixture

@@ -1,5 +1,6 @@
 from __future__ import annotations
 
+import functools
 import os
 import re
 from collections.abc import Iterator
@@ -33,8 +34,13 @@ SERVICE = "services: [{name: a, listen: '127.0.0.1:1', replicas: {sockets: '/run
 Schema = dict[str, Any]
 
 
+@functools.cache
+def validator() -> jsonschema.Draft202012Validator:
+    return jsonschema.Draft202012Validator(config_schema())
+
+
 def validate(text: str) -> None:
-    jsonschema.Draft202012Validator(config_schema()).validate(yaml.safe_load(text))
+    validator().validate(yaml.safe_load(text))
 
 
 def rows(schema: Schema, node: Schema, prefix: str = "") -> Iterator[str]:

@@ -24,7 +24,7 @@ from gateway_sidecar.frontend.publish import publish_keys, publish_pem, withdraw
 from gateway_sidecar.frontend.signature import directories
 from gateway_sidecar.nginx.frontend_places import FrontendPlaces
 from gateway_sidecar.telemetry.metrics import Metrics
-from tests.system.test_frontend_tls import certificate
+from tests.certificates import certificate
 
 A, B = (hashlib.sha256(name).hexdigest() for name in (b"a", b"b"))
 

@@ -78,7 +78,7 @@ def peer(*, grpc: bool) -> PeerConfig:
     )  # fmt: skip
 
 
-CONFIGS = {
+CONFIGS: dict[str, Any] = {
     "keys": served(KEYS, lua=True),
     "asks": served(URL, lua=True),
     "without lua": served(URL, lua=False),
@@ -115,11 +115,17 @@ def with_each_text(value: Any, bad: str) -> Iterator[tuple[str, Any]]:
 
 @pytest.mark.parametrize("name", CONFIGS)
 def test_no_value_gets_out_of_its_directive(name: str) -> None:
-    """It stays within one word, or the configuration is not made at all; and nginx looks for no variable in it."""
+    """It stays within one word, or the configuration is not made at all; and nginx looks for no variable in it.
+
+    How keys are checked changes how services are served, and nothing around them.
+    """
+    varied = ".services" if name in ("asks", "without lua") else ""
     refused = carried = 0
     for mark in BAD:
         bad = f"a{mark}evil on;"
         for where, changed in with_each_text(CONFIGS[name], bad):
+            if not where.startswith(varied):
+                continue
             try:
                 directives = read_directives(text_of(changed))
             except NginxError:

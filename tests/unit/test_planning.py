@@ -5,7 +5,7 @@ from __future__ import annotations
 from dataclasses import dataclass, field, replace
 
 import pytest
-from hypothesis import given, settings
+from hypothesis import given
 from hypothesis import strategies as st
 
 from gateway_sidecar.domain.model import (
@@ -300,7 +300,6 @@ def happen(world: World, event: str) -> None:
 
 
 @given(st.lists(st.sampled_from(EVENTS), max_size=40))
-@settings(max_examples=200, deadline=None)
 def test_any_plan_cut_anywhere_and_planned_again_converges(events: list[str]) -> None:
     """Whatever happened and whichever plan was cut off: planning again reaches what is wanted, and then rests."""
     world = World()
@@ -324,7 +323,6 @@ def test_any_plan_cut_anywhere_and_planned_again_converges(events: list[str]) ->
 
 
 @given(st.lists(st.sampled_from([e for e in EVENTS if e not in ("unlink", "drain", "eject", "worker_failed")])))
-@settings(max_examples=200, deadline=None)
 def test_without_positive_evidence_nobody_is_removed(events: list[str]) -> None:
     """Silence, lost routers, cut plans: none of it deregisters a worker."""
     world = World()

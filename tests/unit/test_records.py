@@ -12,7 +12,7 @@ from typing import Any
 
 import orjson
 import pytest
-from hypothesis import given, settings
+from hypothesis import given
 from hypothesis import strategies as st
 
 from gateway_sidecar.control.replicas.tenure import SavedTenure
@@ -188,7 +188,6 @@ def from_disk(content: Any) -> Any:
     ],
     ids=["lease", "router"],
 )
-@settings(max_examples=150)
 @given(data=st.data())
 def test_a_spoilt_row_is_named_or_is_one(
     data: st.DataObject, saved: Any, to_json: Callable[[Any], Any], from_json: Callable[[Any], Any]
@@ -201,7 +200,6 @@ def test_a_spoilt_row_is_named_or_is_one(
     assert from_json(to_json(read)) == read
 
 
-@settings(max_examples=150)
 @given(st.data())
 def test_spoilt_rests_are_named_or_ports_and_times(data: st.DataObject) -> None:
     """And for ports that rest."""
