@@ -205,11 +205,11 @@ class BoundedServer:
         self._untaken.pop(connection, None)
 
     def _sweep(self) -> None:
+        self._sweeping = asyncio.get_running_loop().call_later(_SWEEP_S, self._sweep)
         now = awake.now()
         for one in list(self._connections):
             if one.patience_s is not None and now - one.since > one.patience_s:
                 one.cut()
-        self._sweeping = asyncio.get_running_loop().call_later(_SWEEP_S, self._sweep)
 
     # -- requests
 

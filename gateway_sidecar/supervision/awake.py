@@ -67,8 +67,8 @@ class Clock:
             self._is_watched = False
 
     def _tick(self) -> None:
-        self.now()
         self._timer = at_next_tick(self._tick)
+        self.now()
 
 
 def _tick_after(instant: float) -> float:

@@ -1,7 +1,8 @@
 """Background work that is guarded: a fault of ours in a loop or a task is logged, counted and survived.
 
 `run_forever` runs what never ends, `Tasks.until_done` what has to succeed, `Tasks.spawn` what is tried once and says
-what to look at again after a fault. Nothing else makes a background task.
+what to look at again after a fault, as does `Tasks.guarded` for what the event loop calls. Nothing else makes a
+background task.
 """
 
 from __future__ import annotations
@@ -80,6 +81,17 @@ class Tasks:
         """Runs `work`. A second after a fault `again` is called, which looks again at what the work was about."""
         return self._keep(self._once(work, again))
 
+    def guarded(self, act: Callable[[], object], *, again: Callable[[], object]) -> Callable[[], None]:
+        """`act` as a timer or a connection may call it. A second after a fault `again` is called."""
+
+        def call() -> None:
+            with survived(self._service, _name(act), self._metrics):
+                act()
+                return
+            self._keep(self._look_again(_name(act), again))
+
+        return call
+
     def until_done(self, work: Loop) -> asyncio.Task[None]:
         """Runs `work`, and after each fault again, until it returns."""
         return self._keep(self._until_done(work))
@@ -104,9 +116,12 @@ class Tasks:
             await work
             return
         if again is not None:
-            await asyncio.sleep(PAUSE_S)
-            with survived(self._service, name, self._metrics):
-                again()
+            await self._look_again(name, again)
+
+    async def _look_again(self, name: str, again: Callable[[], object]) -> None:
+        await asyncio.sleep(PAUSE_S)
+        with survived(self._service, name, self._metrics):
+            again()
 
     async def _until_done(self, work: Loop) -> None:
         while True:
@@ -115,7 +130,7 @@ class Tasks:
             await asyncio.sleep(PAUSE_S)
 
 
-def _name(work: Work | Loop) -> str:
+def _name(work: object) -> str:
     """As it stands in the log: of a coroutine, a function or a `partial` of one."""
     return str(getattr(getattr(work, "func", work), "__qualname__", work))
 

@@ -71,6 +71,22 @@ async def test_fault_in_looking_again_is_survived_too() -> None:
 
 
 @in_fake_time
+async def test_what_a_timer_calls_is_guarded_too() -> None:
+    """A fault there goes no further, is counted by service, and has its subject looked at again."""
+    metrics, again = Metrics(), asyncio.Event()
+    tasks = Tasks("chat", metrics)
+    with capture_logs() as logs:
+        asyncio.get_running_loop().call_later(5, tasks.guarded(partial(divmod, 1, 0), again=again.set))
+        await again.wait()
+    assert awake.monotonic() == 5 + PAUSE_S
+    assert [(log["event"], log["loop"]) for log in logs] == [("loop.failed", "divmod")]
+    assert failures(metrics) == 1
+    tasks.guarded(again.clear, again=again.set)()
+    await asyncio.sleep(2 * PAUSE_S)
+    assert not again.is_set()
+
+
+@in_fake_time
 async def test_what_has_to_succeed_is_tried_until_it_does() -> None:
     metrics, faulty = Metrics(), Faulty(faults=3)
     await Tasks("chat", metrics).until_done(partial(faulty.work))

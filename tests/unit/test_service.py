@@ -454,6 +454,44 @@ async def test_fault_in_a_probe_is_survived_and_the_replica_asked_again(worlds: 
 
 
 @in_fake_time
+@pytest.mark.parametrize("part", ["_answers_requests", "_trust_since"])
+async def test_fault_when_the_next_question_is_due_is_survived_and_the_question_asked(
+    part: str, worlds: Worlds, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """A timer begins the question, not the loop."""
+    async with worlds() as world:
+        world.appear("r1")
+        await world.until(lambda: world.serves("r1"))
+        await world.at_rest()
+        before, faults = len(world.probe.asked), [ZeroDivisionError("once")]
+        real = getattr(world.service.prober, part)
+
+        def stumble(*args: object) -> object:
+            if faults:
+                raise faults.pop()
+            return real(*args)
+
+        monkeypatch.setattr(world.service.prober, part, stumble)
+        await world.until(lambda: world.faults() == 1)
+        await world.until(lambda: len(world.probe.asked) > before + 2)
+        assert [(it["loop"], it["service"]) for it in world.log if it["event"] == "loop.failed"]
+        assert world.serves("r1")
+
+
+@in_fake_time
+async def test_fault_when_a_liveness_connection_ends_is_survived_and_the_engine_asked(
+    worlds: Worlds, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    async with worlds() as world:
+        monkeypatch.setattr(world.service.prober, "_liveness_ended", lambda *_: 1 // 0)
+        world.appear("r1")
+        await world.until(lambda: world.serves("r1") and bool(world.liveness_connections))
+        world.answer("r1", REFUSED)
+        await world.until(lambda: world.faults() == 1)
+        await world.until(lambda: world.states() == {"r1": ReplicaState.UNREACHABLE}, within_s=5)
+
+
+@in_fake_time
 async def test_fault_with_one_replica_is_no_other_replicas(worlds: Worlds, monkeypatch: pytest.MonkeyPatch) -> None:
     """What has a fault each time it is looked at is looked at again each second; whoever comes meanwhile is served."""
     async with worlds() as world:

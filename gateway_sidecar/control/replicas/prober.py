@@ -197,7 +197,8 @@ class Prober:
         """
         if tenure.probe.timer is not None:
             tenure.probe.timer.cancel()
-        tenure.probe.timer = asyncio.get_running_loop().call_later(delay_s, self.look_after, tenure)
+        look = self._tasks.guarded(partial(self.look_after, tenure), again=partial(self._queue.add, tenure.key))
+        tenure.probe.timer = asyncio.get_running_loop().call_later(delay_s, look)
 
     def is_proven_ill(self, tenure: Tenure) -> bool:
         """Whether the evidence against its engine is strong now."""
@@ -571,8 +572,9 @@ class Prober:
             self._tasks.spawn(opening, again=partial(self._queue.add, tenure.key))
 
     async def _open_liveness(self, tenure: Tenure, address: str, mode: ConnectionMode) -> None:
-        opened, liveness = awake.now(), tenure.probe.liveness
-        on_close, grpc = partial(self._liveness_ended, tenure, opened), mode is ConnectionMode.GRPC
+        liveness, grpc = tenure.probe.liveness, mode is ConnectionMode.GRPC
+        ended = partial(self._liveness_ended, tenure, awake.now())
+        on_close = self._tasks.guarded(ended, again=partial(self.suspect, tenure))
         try:
             async with within(self._settings.health.timeout_s):
                 connection = await connect_liveness(address, on_close, grpc=grpc)
