@@ -16,6 +16,7 @@ from gateway_sidecar.api.hold import serve_hold
 from gateway_sidecar.api.listener import AdminListener
 from gateway_sidecar.api.routes import serve_admin
 from gateway_sidecar.config import PortRange, ServiceSettings, Settings, line_of, load_overrides
+from gateway_sidecar.config.router import OfItsKind
 from gateway_sidecar.control.edge.destinations import Destinations
 from gateway_sidecar.control.edge.key_proxies import KeyProxies
 from gateway_sidecar.control.edge.peer_supervisor import BeforeClaim, PeerSupervisor
@@ -34,7 +35,7 @@ from gateway_sidecar.domain.claims import Address, objection_to_direct
 from gateway_sidecar.domain.leases import NoFreePort, PortLeases
 from gateway_sidecar.domain.routing import BridgeRules
 from gateway_sidecar.engines.probe import EngineProbe
-from gateway_sidecar.errors import ConfigError, NotInForce, ProcessError
+from gateway_sidecar.errors import ConfigError, NotInForce, ProcessError, StateError
 from gateway_sidecar.files.own import keep_directory
 from gateway_sidecar.kinds import ROUTERS
 from gateway_sidecar.nginx.addresses import ClaimRules, PeerAddresses, is_own_address
@@ -101,7 +102,7 @@ class RealAdapters:
         return RouterProcess(
             settings.name,
             slot,
-            self.router_setup(settings),
+            self.router_setup(settings, settings.router.type),
             ChildLog(
                 self._settings.state_dir / "log" / f"router-{slot}.log",
                 spare=self._settings.run_dir / "log" / f"router-{slot}.log",
@@ -125,9 +126,18 @@ class RealAdapters:
         record = self._shared.api.of(settings.name)
         return source_of(settings, given_to(settings, self._tunnels.socket_of, self._own, record))
 
-    def router_setup(self, settings: ServiceSettings) -> RouterSetup:
-        """The service's router as it is configured."""
-        return ROUTERS[settings.router.type].build(settings.router, settings, self._nginx.bridge_key)
+    def router_setup(self, settings: ServiceSettings, kind: str) -> RouterSetup:
+        """The service's router as it is configured; one of another kind as that has it by default.
+
+        Raises StateError for a kind of which nothing is known any more.
+        """
+        router = settings.router
+        if kind != router.type:
+            try:
+                router = OfItsKind().read({"type": kind})
+            except ValueError as error:
+                raise StateError(f"nothing is known of a router of kind {kind!r}; install its package") from error
+        return ROUTERS[kind].build(router, settings, self._nginx.bridge_key)
 
 
 class RouterPortLeases:

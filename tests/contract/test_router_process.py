@@ -125,18 +125,21 @@ async def test_a_stall_while_a_router_is_adopted_ends_no_router(
         stalls += silent.pop(0)
         raise RouterUnavailable("no answer")
 
-    kind = SimpleNamespace(client=lambda _ports, _key: SimpleNamespace(list_workers=list_workers, close=_nothing))
+    setup = cast(
+        RouterSetup,
+        SimpleNamespace(
+            kind="smg", client=lambda _ports, _key: SimpleNamespace(list_workers=list_workers, close=_nothing)
+        ),
+    )
     ports: Any = SimpleNamespace(restore=lambda _slot, _ports: None)
     program = await asyncio.create_subprocess_exec(sys.executable, "-c", "import time; time.sleep(60)")
     try:
         identity = Identity.of(program.pid)
         assert identity is not None
-        saved = SavedRouter("chat", identity, PORTS, "key")
+        saved = SavedRouter("chat", identity, PORTS, "key", "smg")
         for is_kept in (True, False):
-            router = RouterProcess(
-                "chat", "chat", cast(RouterSetup, kind), ChildLog(tmp_path / "log"), host(ports), start_timeout_s=5
-            )
-            assert await router.adopt(saved, identity) == is_kept
+            router = RouterProcess("chat", "chat", setup, ChildLog(tmp_path / "log"), host(ports), start_timeout_s=5)
+            assert await router.adopt(saved, identity, setup) == is_kept
             assert identity.is_alive() == is_kept
             silent.append(False)
     finally:

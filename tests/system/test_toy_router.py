@@ -47,6 +47,33 @@ async def test_a_service_changes_its_kind_of_router(
     assert await ask(gateway, "tiny", stream=True, service="code")
 
 
+async def test_a_service_changes_its_kind_of_router_while_the_daemon_is_away(
+    make_gateway: MakeGateway, engine: StartEngine, tmp_path: Path
+) -> None:
+    """The next daemon adopts the old router as what it is, and replaces it once the new one has every replica."""
+    env = dict(with_toy(tmp_path))
+    gateway = make_gateway()
+    gateway.settings["services"][0]["router"] = {"type": "toy"}
+    gateway.configure()
+    await gateway.start(env=env)
+    await engine(gateway.socket("r1"))
+    old = service_of(await gateway.until_states({"r1": "serving"}))["router"]
+    asking = asyncio.create_task(ask_on(gateway))
+    await gateway.terminate()
+    gateway.settings["services"][0]["router"] = {"type": "smg"}
+    gateway.configure()
+    await gateway.start(env=env)
+    after = await gateway.until(lambda status: service_of(status)["router"]["pid"] not in (None, old["pid"]))
+    assert service_of(after)["router"]["type"] == "smg"
+    assert gateway.events("router.adopted")[-1]["pid"] == old["pid"]
+    assert gateway.events("router.replaced")[-1]["old_pid"] == old["pid"]
+    assert not gateway.events("router.not_adopted")
+    asking.cancel()
+    with suppress(asyncio.CancelledError):
+        await asking
+    assert await ask(gateway, "tiny", stream=True)
+
+
 async def ask_on(gateway: Gateway) -> None:
     """Asks again and again; raises if one request fails."""
     while True:

@@ -55,11 +55,11 @@ class PlayedRouter:
     def up(self) -> bool:
         return self.state is RouterState.UP
 
-    async def adopt(self, saved: SavedRouter, identity: Identity) -> bool:
+    async def adopt(self, saved: SavedRouter, identity: Identity, setup: object) -> bool:
         self.adopted.append(saved)
         return True
 
-    async def renew_client(self, kind: object) -> None:
+    async def renew_client(self, setup: object) -> None:
         self.kinds += 1
 
     async def close_client(self) -> None:
@@ -171,7 +171,7 @@ class PlayedAdapters:
     def source(self, settings: ServiceSettings) -> Any:
         return object()
 
-    def router_setup(self, settings: ServiceSettings) -> Any:
+    def router_setup(self, settings: ServiceSettings, kind: str) -> Any:
         return object()
 
 

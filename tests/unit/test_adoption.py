@@ -11,6 +11,7 @@ from typing import Any, cast
 import pytest
 from structlog.testing import capture_logs
 
+from gateway_sidecar.config import ServiceSettings
 from gateway_sidecar.control.process import adoption
 from gateway_sidecar.control.process.adoption import Adoption
 from gateway_sidecar.control.replicas.tenure import SavedTenure
@@ -18,7 +19,8 @@ from gateway_sidecar.control.routers.process import SavedRouter
 from gateway_sidecar.control.state import records
 from gateway_sidecar.domain.leases import PortLeases
 from gateway_sidecar.domain.model import ReplicaId, SocketIdentity
-from gateway_sidecar.routers.base import RouterPorts
+from gateway_sidecar.errors import StateError
+from gateway_sidecar.routers.base import RouterPorts, RouterSetup
 from gateway_sidecar.sources.listing import Sighting
 from gateway_sidecar.supervision import awake
 from gateway_sidecar.supervision.process import Identity
@@ -45,6 +47,7 @@ class PlayedService:
         self.hold_policy = SimpleNamespace(restore=self.models.extend)
         self.slots = self.router = self.restoring = self
         self.setup = SMG
+        self.settings: Any = None
 
     def begin_in(self, slot: str) -> None:
         self.begun_in = slot
@@ -52,11 +55,11 @@ class PlayedService:
     def prepare(self) -> None:
         self.prepared += 1
 
-    async def adopt(self, saved: SavedRouter, identity: Identity) -> bool:
-        return self._take("in service", identity)
+    async def adopt(self, saved: SavedRouter, identity: Identity, setup: RouterSetup) -> bool:
+        return self._take("in service", identity, setup)
 
-    async def adopt_leaving(self, saved: SavedRouter, identity: Identity) -> bool:
-        return self._take("leaving", identity)
+    async def adopt_leaving(self, saved: SavedRouter, identity: Identity, setup: RouterSetup) -> bool:
+        return self._take("leaving", identity, setup)
 
     def restore(self, saved: SavedTenure, *, linked: bool) -> None:
         self.restored.append((saved, linked))
@@ -69,7 +72,8 @@ class PlayedService:
     def prefer(self, saved: SavedTenure) -> None:
         self.preferred.append(saved.port)
 
-    def _take(self, how: str, identity: Identity) -> bool:
+    def _take(self, how: str, identity: Identity, setup: RouterSetup) -> bool:
+        assert setup is SMG
         if identity.pid >= 900:
             return False  # That process is gone.
         self.adopted.append((how, identity.pid))
@@ -107,7 +111,13 @@ class Left:
             cast("Any", SimpleNamespace(nginx=nginx, begin=self._begin)),
             self.leases,
             cast("Any", departing),
+            self._setup_of,
         )
+
+    def _setup_of(self, settings: ServiceSettings, kind: str) -> RouterSetup:
+        if kind != "smg":
+            raise StateError(f"nothing is known of {kind}")
+        return SMG
 
     def _count(self, ports: Container[int]) -> Counter[int]:
         return self.connections
@@ -128,7 +138,7 @@ def process(pid: int) -> Identity:
 
 def router(slot: str, pid: int | None) -> dict[str, object]:
     identity = None if pid is None else process(pid)
-    return records.router_to_json(SavedRouter(slot, identity, RouterPorts(23001, 23002), "key"))
+    return records.router_to_json(SavedRouter(slot, identity, RouterPorts(23001, 23002), "key", "smg"))
 
 
 def tenure(port: int | None = PORT, socket: str = "/run/r1.sock", **more: bool) -> dict[str, object]:
@@ -176,6 +186,16 @@ async def test_routers_that_nobody_has_are_ended(monkeypatch: pytest.MonkeyPatch
         )
     assert left.chat.adopted == [("in service", 1)]
     assert sorted(left.ended) == [("chat", 7), ("code", 8), ("old", 9)]
+
+
+@in_fake_time
+async def test_a_router_of_a_kind_that_is_not_installed_any_more_is_ended(monkeypatch: pytest.MonkeyPatch) -> None:
+    left = Left(monkeypatch)
+    left.running = {"router-chat.log": [process(1)]}
+    with capture_logs() as log:
+        await left.adoption.take_routers({"routers": {"chat": [router("chat", 1) | {"kind": "gone"}]}})
+    assert (left.chat.adopted, left.ended) == ([], [("chat", 1)])
+    assert [each["event"] for each in log] == ["state.ignored", "router.leftover_stopped"]
 
 
 @in_fake_time

@@ -263,7 +263,7 @@ async def test_a_daemon_without_nginx_ends_and_closes_what_it_opened(
 
 @in_fake_time
 async def test_what_an_earlier_daemon_left_is_taken_up(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    saved = SavedRouter("chat", Identity(8, 1, "boot"), RouterPorts(23001, 23002), "key")
+    saved = SavedRouter("chat", Identity(8, 1, "boot"), RouterPorts(23001, 23002), "key", "smg")
     records.write_record(
         tmp_path / "run" / "processes.json",
         {

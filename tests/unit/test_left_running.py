@@ -85,7 +85,7 @@ def test_what_the_record_names_is_left_if_that_very_process_lives(
         nginx=records.identity_to_json(process(1)),
         routers={
             "chat": [
-                records.router_to_json(SavedRouter("chat", process(pid), PORTS, "key")) for pid in (2, 3)
+                records.router_to_json(SavedRouter("chat", process(pid), PORTS, "key", "smg")) for pid in (2, 3)
             ] + [{"odd": 1}]
         },
         departing=records.departing_to_json([("old", process(9)), ("older", process(10))]),

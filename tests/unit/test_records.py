@@ -69,7 +69,7 @@ def test_routers_that_are_to_end_come_back_with_those_of_removed_services() -> N
     """Rows of another form are left out: their processes are found by their output."""
     ending, removed, kept = (Identity(pid, 7, "boot") for pid in (1, 2, 3))
     routers = {
-        name: [records.router_to_json(SavedRouter(name, identity, RouterPorts(1, 2), "key")), {"pid": 1}, None]
+        name: [records.router_to_json(SavedRouter(name, identity, RouterPorts(1, 2), "key", "smg")), {"pid": 1}, None]
         for name, identity in (("code", removed), ("chat", kept))
     }
     departing = records.departing_to_json([("old", ending)])
@@ -95,7 +95,7 @@ def test_a_lease_of_a_daemon_that_knew_no_addresses_is_read() -> None:
 
 def test_a_router_comes_back_as_it_was() -> None:
     """The key and the identity are what adoption stands on."""
-    saved = SavedRouter("chat.next", Identity(7, 8, "boot"), RouterPorts(23001, 23002), "key")
+    saved = SavedRouter("chat.next", Identity(7, 8, "boot"), RouterPorts(23001, 23002), "key", "smg")
     assert records.router_from_json(records.router_to_json(saved)) == saved
 
 
@@ -181,7 +181,7 @@ def from_disk(content: Any) -> Any:
             records.tenure_from_json,
         ),
         (
-            SavedRouter("chat.next", Identity(7, 8, "boot"), RouterPorts(23001, 23002), "key", "digest"),
+            SavedRouter("chat.next", Identity(7, 8, "boot"), RouterPorts(23001, 23002), "key", "smg", "digest"),
             records.router_to_json,
             records.router_from_json,
         ),

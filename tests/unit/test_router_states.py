@@ -60,19 +60,30 @@ class Machine:
         patch.setattr(Process, "spawn", self._spawn)
         patch.setattr(Process, "adopt", lambda identity: self._add())
         patch.setattr(process, "busy_ports", lambda _: [])
-        kind = SimpleNamespace(
-            command=lambda _ports, _key: LaunchCommand(["router"]),
-            digest=lambda: self.digest,
-            client=lambda _ports, _key: SimpleNamespace(list_workers=self._list, close=_nothing),
-            read_log_line=lambda line: LogLine("warning", line),
-        )
         log = SimpleNamespace(open_for_child=self._log_fd, trouble=None, follow=lambda _: None, read_tail=self._tail)
         ports = SimpleNamespace(choose=lambda _: PORTS, restore=lambda *_: None)
         self.router = RouterProcess(
-            "chat", "chat", cast("RouterSetup", kind), cast("Any", log),
+            "chat", "chat", self.setup("smg"), cast("Any", log),
             RouterHost(cast("Any", ports), Metrics(), _nothing, self._changed), start_timeout_s=30,
         )  # fmt: skip
         self._before = self.router.state
+
+    def setup(self, kind: str) -> RouterSetup:
+        return cast(
+            "RouterSetup",
+            SimpleNamespace(
+                kind=kind,
+                command=lambda _ports, _key: LaunchCommand(["router"]),
+                digest=lambda: f"{kind}, {self.digest}",
+                client=lambda _ports, _key: SimpleNamespace(kind=kind, list_workers=self._list, close=_nothing),
+                read_log_line=lambda line: LogLine("warning", line),
+            ),
+        )
+
+    async def adopt(self, kind: str = "smg") -> bool:
+        """An earlier daemon's router, as it was then."""
+        saved = SavedRouter("chat", None, PORTS, "key", kind, f"{kind}, as it is")
+        return await self.router.adopt(saved, Identity(1, 1, "boot"), self.setup(kind))
 
     def _changed(self) -> None:
         if self.router.state is not self._before:
@@ -143,7 +154,7 @@ async def go(patch: pytest.MonkeyPatch, start: str, end: str) -> list[tuple[str,
     if (start, end) == ("stopped", "up"):
         machine = Machine(patch)
         with capture_logs():
-            assert await machine.router.adopt(SavedRouter("chat", None, PORTS, "key"), Identity(1, 1, "boot"))
+            assert await machine.adopt()
         return machine.ways
     if start == "unresponsive":
         return await _from_unresponsive(patch, end)
@@ -202,6 +213,32 @@ def test_every_way_that_is_drawn_can_be_gone(start: str, end: str, monkeypatch: 
         assert set(ways) <= WAYS
 
     in_fake_time(walk)()
+
+
+@in_fake_time
+async def test_an_adopted_router_of_another_kind_is_talked_to_as_what_it_is_until_another_is_started(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    """Grow before shrink: it serves on, is outdated, and is never started again as what it was."""
+    machine = Machine(monkeypatch)
+
+    def kinds() -> tuple[str, str, str]:
+        saved = machine.router.saved()
+        assert saved is not None
+        return cast("Any", machine.router.client).kind, machine.router.setup.kind, saved.kind
+
+    with capture_logs():
+        assert await machine.adopt("smg")
+        assert not await machine.router.is_outdated()
+        assert await machine.adopt("toy")
+        assert await machine.router.is_outdated()
+        await machine.router.renew_client(machine.setup("smg"))
+        assert kinds() == ("toy", "toy", "toy")
+        async with beside(machine.router.run()):
+            machine.now.ended.set()
+            await machine.until_gone("starting", "up")
+            assert kinds() == ("smg", "smg", "smg")
+            assert not await machine.router.is_outdated()
 
 
 @in_fake_time

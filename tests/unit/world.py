@@ -298,7 +298,7 @@ class PlayedProcess:
     async def stop(self, grace_s: float) -> None:
         self._set(RouterState.STOPPED)
 
-    async def renew_client(self, kind: object) -> None:
+    async def renew_client(self, setup: object) -> None:
         self.renewed += 1
 
     async def close_client(self) -> None:

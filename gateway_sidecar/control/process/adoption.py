@@ -10,7 +10,7 @@ from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
-from gateway_sidecar.config import Settings
+from gateway_sidecar.config import ServiceSettings, Settings
 from gateway_sidecar.control.edge.nginx_supervisor import NginxSupervisor
 from gateway_sidecar.control.routers.retired import RetiredRouters
 from gateway_sidecar.control.service import Service
@@ -18,13 +18,18 @@ from gateway_sidecar.control.state import records
 from gateway_sidecar.domain.leases import PortLeases
 from gateway_sidecar.errors import StateError
 from gateway_sidecar.nginx.connections import open_connections
+from gateway_sidecar.routers.base import RouterSetup
 from gateway_sidecar.supervision import awake
 from gateway_sidecar.supervision.process import Identity, Process, boot_id, writers_below, writers_of
 from gateway_sidecar.telemetry.logs import get_logger
 
 
 class Adoption:
-    """What an earlier daemon left, for all services. `departing` ends the routers without a service."""
+    """What an earlier daemon left, for all services.
+
+    departing: ends the routers without a service.
+    setup_of: how a service's router of some kind is talked to.
+    """
 
     def __init__(
         self,
@@ -33,6 +38,7 @@ class Adoption:
         supervisor: NginxSupervisor,
         leases: PortLeases,
         departing: RetiredRouters,
+        setup_of: Callable[[ServiceSettings, str], RouterSetup],
     ) -> None:
         self._directories = settings.state_dir, settings.run_dir
         self._services = services
@@ -40,6 +46,7 @@ class Adoption:
         self._nginx = supervisor.nginx
         self._leases = leases
         self._departing = departing
+        self._setup_of = setup_of
         self._logger = get_logger()
 
     async def take_routers(self, processes: Mapping[str, Any]) -> None:
@@ -131,13 +138,14 @@ class Adoption:
         for row in rows:
             try:
                 saved = records.router_from_json(row)
+                setup = self._setup_of(service.settings, saved.kind)
             except StateError as error:
                 self._logger.warning("state.ignored", service=service.name, reason=str(error))
                 continue
             its_own = [identity for identity, slot in running.items() if slot == saved.slot]
             for identity in its_own if saved.identity is None else [saved.identity]:
                 adopt = service.router.adopt if saved.slot == in_service else service.slots.adopt_leaving
-                if await adopt(saved, identity):
+                if await adopt(saved, identity, setup):
                     break
 
     def _end_leftovers(self, processes: Mapping[str, Any], running: Mapping[Identity, str]) -> None:

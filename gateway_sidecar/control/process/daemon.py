@@ -64,6 +64,7 @@ class Daemon:
         self._tasks = Tasks("-", metrics)
         self._departing = RetiredRouters(self._tasks, self.touch)
         host = ServiceHost(self.touch, self._move_address, self._write_down)
+        self._setup_of = adapters.router_setup
         self._services = Services(adapters, host, shared.leases, self._departing, metrics)
         services = self._services.by_name
         rescan_interval_s = settings.rescan_interval_s
@@ -278,7 +279,14 @@ class Daemon:
         await self.frontends.look(withdraw=False)
         await asyncio.to_thread(self.shared.tunnels.prepare)
         services = self._services.by_name
-        adoption = Adoption(self.settings, services, self.nginx_supervisor, self.shared.leases, self._departing)
+        adoption = Adoption(
+            self.settings,
+            services,
+            self.nginx_supervisor,
+            self.shared.leases,
+            self._departing,
+            self._setup_of,
+        )
         await adoption.take_routers(processes)
         await adoption.take_bridge(processes)
         # Not the leases: they are taken up below, and until then the file has what we have not.

@@ -46,7 +46,7 @@ class Adapters(Protocol):
 
     def source(self, settings: ServiceSettings) -> Source: ...
 
-    def router_setup(self, settings: ServiceSettings) -> RouterSetup: ...
+    def router_setup(self, settings: ServiceSettings, kind: str) -> RouterSetup: ...
 
 
 class Services:
@@ -142,7 +142,7 @@ class Services:
         if "replicas" in changed:
             service.reflector.use(self._adapters.source(settings))
         if "router" not in changed:
-            await service.router.renew_client(self._adapters.router_setup(settings))
+            await service.router.renew_client(self._adapters.router_setup(settings, settings.router.type))
             return ""
         try:
             await service.slots.replace()

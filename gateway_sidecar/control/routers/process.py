@@ -44,7 +44,7 @@ class RouterState(StrEnum):
 
 @dataclass(frozen=True, slots=True)
 class SavedRouter:
-    """What the next daemon needs to adopt a router. `digest` says of what it was made (`RouterSetup.digest`).
+    """What the next daemon needs to adopt a router. `kind` and `digest` say of what it was made (`RouterSetup`).
 
     `identity` is None from before it is started until that is known; meanwhile its output tells which process it is.
     """
@@ -53,6 +53,7 @@ class SavedRouter:
     identity: Identity | None
     ports: RouterPorts
     key: str
+    kind: str
     digest: str = ""
 
 
@@ -89,6 +90,7 @@ class RouterHost:
 class RouterProcess:
     """Keeps one router running. `slot` tells a service's router from the successor that is started beside it.
 
+    `setup` is that of the router that runs; an adopted one may be of another kind than is started after it.
     `epoch` counts processes, so that what one of them said is never taken for what its successor knows.
     """
 
@@ -97,7 +99,7 @@ class RouterProcess:
     ) -> None:
         self.service = service
         self.slot = slot
-        self.setup = setup
+        self.setup = self._next_setup = setup
         self.log = log
         self._private_ports = host.private_ports
         self._metrics = host.metrics
@@ -139,14 +141,17 @@ class RouterProcess:
             return self._prospect
         if self.process is None or not self.process.running or self.ports is None:
             return None
-        return SavedRouter(self.slot, self.process.identity, self.ports, self._key, self._digest)
+        return SavedRouter(self.slot, self.process.identity, self.ports, self._key, self.setup.kind, self._digest)
 
-    async def adopt(self, saved: SavedRouter, identity: Identity) -> bool:
-        """Takes over the router of an earlier daemon if it is that very process and its API answers with our key."""
+    async def adopt(self, saved: SavedRouter, identity: Identity, setup: RouterSetup) -> bool:
+        """Takes over the router of an earlier daemon if it is that very process and its API answers with our key.
+
+        setup: how it is talked to, as the kind that it is of.
+        """
         process = Process.adopt(identity)
         if process is None:
             return False
-        client = self.setup.client(saved.ports, saved.key)
+        client = setup.client(saved.ports, saved.key)
         try:
             await awake.asked_again(client.list_workers, RouterError)
         except RouterError as error:
@@ -155,7 +160,7 @@ class RouterProcess:
             await process.stop(grace_s=1)
             return False
         self._private_ports.restore(self.slot, saved.ports)
-        self.process, self.ports, self.client = process, saved.ports, client
+        self.process, self.ports, self.client, self.setup = process, saved.ports, client, setup
         if saved.slot != self.slot:
             self.log = self.log.beside(f"router-{saved.slot}.log")
         self._key, self._digest, self.slot = saved.key, saved.digest, saved.slot
@@ -174,7 +179,10 @@ class RouterProcess:
             await self._until_lost()
 
     async def renew_client(self, setup: RouterSetup) -> None:
-        """Talks to the router as `setup` has it, from now on."""
+        """Talks to the router as `setup` has it, from now on; to one of another kind as before."""
+        self._next_setup = setup
+        if self.setup.kind != setup.kind:
+            return
         self.setup = setup
         if self.client is not None and self.ports is not None:
             old, self.client = self.client, self.setup.client(self.ports, self._key)
@@ -183,7 +191,7 @@ class RouterProcess:
     async def is_outdated(self) -> bool:
         """Whether it was started from another program, or otherwise, than it would be now."""
         try:
-            return self._digest not in ("", await asyncio.to_thread(self.setup.digest))
+            return self._digest not in ("", await asyncio.to_thread(self._next_setup.digest))
         except ProcessError:
             return False  # There is nothing to start now.
 
@@ -228,6 +236,7 @@ class RouterProcess:
         began = awake.monotonic()
         self._unresponsive.clear()
         self._set(RouterState.STARTING)
+        self.setup = self._next_setup
         key = secrets.token_urlsafe(32)
         await self._until_its_ports_are_free()
         try:
@@ -235,7 +244,7 @@ class RouterProcess:
             command = self.setup.command(ports, key)
             digest = await asyncio.to_thread(self.setup.digest)
             # Before it runs: a daemon that dies in the next moment must not leave a router that nobody has the key of.
-            self._prospect = SavedRouter(self.slot, None, ports, key, digest)
+            self._prospect = SavedRouter(self.slot, None, ports, key, self.setup.kind, digest)
             await self._write_down()
             log_fd = await self.log.open_for_child()
             if self.log.trouble:

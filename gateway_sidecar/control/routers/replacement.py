@@ -20,7 +20,7 @@ from gateway_sidecar.domain.planning import WorkerView
 from gateway_sidecar.errors import RouterUnavailable
 from gateway_sidecar.nginx.config import SUCCESSOR
 from gateway_sidecar.nginx.connections import open_connections
-from gateway_sidecar.routers.base import RouterPorts
+from gateway_sidecar.routers.base import RouterPorts, RouterSetup
 from gateway_sidecar.supervision import awake
 from gateway_sidecar.supervision.awake import within
 from gateway_sidecar.supervision.loops import Tasks, cancelled
@@ -232,10 +232,10 @@ class RouterSlots:
             self.active = self._make_unit(self.settings, slot)
             self.units = [self.active]
 
-    async def adopt_leaving(self, saved: SavedRouter, identity: Identity) -> bool:
+    async def adopt_leaving(self, saved: SavedRouter, identity: Identity, setup: RouterSetup) -> bool:
         """Takes over a router that an earlier daemon had replaced, or had not put in place: it may finish and go."""
         unit = self._make_unit(self.settings, saved.slot)
-        if not await unit.router.adopt(saved, identity):
+        if not await unit.router.adopt(saved, identity, setup):
             return False
         await self._replacing.acquire()
         self.units.append(unit)
@@ -272,8 +272,8 @@ class RouterSlots:
         self._retiring.add_done_callback(self._retired)
 
     def _retired(self, _: asyncio.Task[None]) -> None:
-        self._queue.add(Part.ROUTERS)
         self._replacing.release()
+        self._queue.add(Part.ROUTERS)
 
     async def _retire(self, old: RouterUnit) -> None:
         """Ends a router that gets no new requests when no connection to it is left, or if it hangs."""

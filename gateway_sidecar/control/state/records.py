@@ -177,6 +177,7 @@ def router_to_json(saved: SavedRouter) -> dict[str, object]:
         "identity": None if saved.identity is None else identity_to_json(saved.identity),
         "ports": asdict(saved.ports),
         "key": saved.key,
+        "kind": saved.kind,
         "digest": saved.digest,
     }
 
