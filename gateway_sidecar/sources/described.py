@@ -60,14 +60,14 @@ def listing_of(
             continue
         occupant = SocketIdentity(place.found.st_dev, place.found.st_ino, place.found.st_mtime_ns)
         target = None if place.real == str(it.place) else Path(place.real)
-        present[replica] = Sighting(replica, it.place, occupant, None, source, None, True, it.overrides, target)
+        present[replica] = Sighting(replica, it.place, occupant, source, None, None, True, it.overrides, target)
     return Listing(present, frozenset(unknown), refused, absent=absent)
 
 
 def tunnelled(replica: ReplicaId, tunnel: Tunnel, source: str, given: Given, overrides: Overrides) -> Sighting:
     """A replica behind a tunnel of ours, which is its occupant: it is there as long as it is listed."""
     socket = given.socket_of(tunnel)
-    return Sighting(replica, socket, SocketIdentity(0, 0, 0, socket.stem), None, source, tunnel, True, overrides)
+    return Sighting(replica, socket, SocketIdentity(0, 0, 0, socket.stem), source, None, tunnel, True, overrides)
 
 
 def _who_else(place: Followed) -> str | None:

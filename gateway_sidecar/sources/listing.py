@@ -15,8 +15,8 @@ class Sighting:
     """One replica's socket as it is now.
 
     target: the socket itself, where links lead to it from `socket`; None where there are none.
-    notes: the (path, ctime in ns) of the `<replica>.yaml` beside it, if there is one. A change of owner counts, too.
     source: the name of the source that owns the replica.
+    notes: the (path, ctime in ns) of the `<replica>.yaml` beside it, if there is one. A change of owner counts, too.
     tunnel: what makes the socket, if that is us.
     described: whether the source itself says what is noted of the replica; `overrides` is that, and None only in a
         sighting that was written down, which holds no keys.
@@ -25,8 +25,8 @@ class Sighting:
     replica: ReplicaId
     socket: Path
     occupant: SocketIdentity
+    source: str
     notes: tuple[Path, int] | None = None
-    source: str = "sockets"
     tunnel: Tunnel | None = None
     described: bool = False
     overrides: Overrides | None = None

@@ -138,7 +138,7 @@ class SocketPattern:
         last = self._last.get(name)
         if last is not None and (last.occupant, last.notes, last.target) == (occupant, notes, target):
             return last
-        return Sighting(replica, Path(path), occupant, notes, target=target)
+        return Sighting(replica, Path(path), occupant, SOURCE.name, notes, target=target)
 
     async def hints(self) -> AsyncIterator[None]:
         """Yields whenever a look may be worth while. May miss things, and may yield for nothing.

@@ -9,13 +9,13 @@ from collections.abc import Awaitable, Callable
 from concurrent.futures import Future, ThreadPoolExecutor
 from pathlib import Path
 from types import SimpleNamespace
-from typing import Any, cast
+from typing import Any
 
 import pytest
 
 from gateway_sidecar.control.routers.process import RouterHost, RouterProcess, RouterState, SavedRouter
 from gateway_sidecar.errors import RouterUnavailable
-from gateway_sidecar.routers.base import LaunchCommand, LogLine, RouterPorts, RouterSetup
+from gateway_sidecar.routers.base import LaunchCommand, LogLine, RouterPorts
 from gateway_sidecar.supervision import awake
 from gateway_sidecar.supervision.logfile import ChildLog
 from gateway_sidecar.supervision.process import Identity
@@ -54,14 +54,14 @@ async def test_router_whose_keeper_is_cancelled_while_it_starts_is_known(tmp_pat
         threads.are_late = True  # The start comes next.
         return "as it is"
 
-    kind = SimpleNamespace(command=lambda _ports, _key: command, digest=digest)
+    setup: Any = SimpleNamespace(kind="smg", command=lambda _ports, _key: command, digest=digest)
     ports: Any = SimpleNamespace(choose=lambda _slot: PORTS)
     log = ChildLog(tmp_path / "log")
 
     async def write_down() -> None:
         return None
 
-    router = RouterProcess("chat", "chat", cast(RouterSetup, kind), log, host(ports, write_down), start_timeout_s=5)
+    router = RouterProcess("chat", "chat", setup, log, host(ports, write_down), start_timeout_s=5)
     asyncio.get_running_loop().set_default_executor(threads)
     keeping = asyncio.create_task(router.run())
     while not threads.done.is_set():
@@ -83,16 +83,15 @@ async def test_router_that_refuses_its_arguments_is_not_started_with_them_again(
     program = "import sys; print('usage: ...'); print('smg: error: no such option'); sys.exit(2)"
     command = LaunchCommand([sys.executable, "-c", program])
     digests = ["as it is"]
-    kind = SimpleNamespace(
+    setup: Any = SimpleNamespace(
+        kind="smg",
         command=lambda _ports, _key: command,
         digest=lambda: digests[-1],
         client=lambda _ports, _key: SimpleNamespace(list_workers=_nobody, close=_nothing),
         read_log_line=lambda line: LogLine("warning", line),
     )
     ports: Any = SimpleNamespace(choose=lambda _slot: PORTS)
-    router = RouterProcess(
-        "chat", "chat", cast(RouterSetup, kind), ChildLog(tmp_path / "log"), host(ports), start_timeout_s=60
-    )
+    router = RouterProcess("chat", "chat", setup, ChildLog(tmp_path / "log"), host(ports), start_timeout_s=60)
     keeping = asyncio.create_task(router.run())
     async with asyncio.timeout(60):
         while router.state is not RouterState.REFUSED:
@@ -125,11 +124,8 @@ async def test_a_stall_while_a_router_is_adopted_ends_no_router(
         stalls += silent.pop(0)
         raise RouterUnavailable("no answer")
 
-    setup = cast(
-        RouterSetup,
-        SimpleNamespace(
-            kind="smg", client=lambda _ports, _key: SimpleNamespace(list_workers=list_workers, close=_nothing)
-        ),
+    setup: Any = SimpleNamespace(
+        kind="smg", client=lambda _ports, _key: SimpleNamespace(list_workers=list_workers, close=_nothing)
     )
     ports: Any = SimpleNamespace(restore=lambda _slot, _ports: None)
     program = await asyncio.create_subprocess_exec(sys.executable, "-c", "import time; time.sleep(60)")

@@ -142,7 +142,7 @@ def router(slot: str, pid: int | None) -> dict[str, object]:
 
 
 def tenure(port: int | None = PORT, socket: str = "/run/r1.sock", **more: bool) -> dict[str, object]:
-    sighting = Sighting(ReplicaId("r1"), Path(socket), SocketIdentity(1, 2, 3))
+    sighting = Sighting(ReplicaId("r1"), Path(socket), SocketIdentity(1, 2, 3), "sockets")
     return records.tenure_to_json(SavedTenure(sighting, 0, port, None, more.get("drain", False)))
 
 

@@ -26,8 +26,7 @@ class Fixed:
 
     def lists(self, *replicas: str) -> None:
         found = {
-            ReplicaId(r): Sighting(ReplicaId(r), Path("/s"), SocketIdentity(1, ord(r), 3), source=self.name)
-            for r in replicas
+            ReplicaId(r): Sighting(ReplicaId(r), Path("/s"), SocketIdentity(1, ord(r), 3), self.name) for r in replicas
         }
         self.listing = Listing(found)
 
@@ -119,7 +118,9 @@ async def test_one_tunnel_under_two_ids_is_one_replica() -> None:
         name: Tunnel(f"chat/{name}", route, f"127.0.0.1:{port}") for name, port in (("a", 1), ("b", 1), ("c", 2))
     }
     found = {
-        ReplicaId(name): Sighting(ReplicaId(name), Path(f"/{name}"), SocketIdentity(0, 0, 0, name), tunnel=tunnel)
+        ReplicaId(name): Sighting(
+            ReplicaId(name), Path(f"/{name}"), SocketIdentity(0, 0, 0, name), "ssh", tunnel=tunnel
+        )
         for name, tunnel in tunnels.items()
     }
     one = Fixed("one")

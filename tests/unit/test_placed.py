@@ -236,7 +236,7 @@ def test_a_link_put_on_the_way_after_the_look_is_noticed(tmp_path: Path, bind: B
     """The very socket, at the very place, or it is looked at again."""
     sock = bind(tmp_path / "a" / "r1.sock")
     place = socket_at(str(sock), Forbidden())
-    sighting = Sighting(R1, sock, socket_identity(place.found))
+    sighting = Sighting(R1, sock, socket_identity(place.found), "sockets")
 
     def pinned() -> bool:
         handle = open_path(sighting.place)

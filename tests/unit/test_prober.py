@@ -75,7 +75,7 @@ class SilentEngines(PlayedProbe):
 
 
 def tenure_of(name: str) -> Tenure:
-    sighting = Sighting(ReplicaId(name), Path(f"/{name}.sock"), SocketIdentity(1, 2, 3))
+    sighting = Sighting(ReplicaId(name), Path(f"/{name}.sock"), SocketIdentity(1, 2, 3), "sockets")
     hosts = BridgeHosts("127.0.0.1", "127.0.0.1")
     return Tenure(1, f"chat/{name}", 0, sighting, awake.monotonic(), 99, hosts)
 

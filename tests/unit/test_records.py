@@ -34,7 +34,7 @@ from gateway_sidecar.sources.listing import Sighting
 from gateway_sidecar.supervision.process import Identity
 
 FACTS = EngineFacts("sglang", ConnectionMode.GRPC, WorkerType.PREFILL, "tiny", "0.5", 8998, "Nixl", "kv", "e", 2)
-SIGHTING = Sighting(ReplicaId("größe"), Path("/run/r 1.sock"), SocketIdentity(1, 2, 3))
+SIGHTING = Sighting(ReplicaId("größe"), Path("/run/r 1.sock"), SocketIdentity(1, 2, 3), "sockets")
 
 
 TUNNEL = Tunnel(

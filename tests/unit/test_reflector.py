@@ -115,7 +115,7 @@ async def test_without_hints_it_looks_every_so_often() -> None:
 @in_fake_time
 async def test_a_blind_look_changes_nothing_and_says_why() -> None:
     source = PlayedSource()
-    there = Listing({ReplicaId("r1"): Sighting(ReplicaId("r1"), _PATH, SocketIdentity(1, 2, 3))})
+    there = Listing({ReplicaId("r1"): Sighting(ReplicaId("r1"), _PATH, SocketIdentity(1, 2, 3), "sockets")})
     source.listing = there
     async with Reflecting(source) as reflecting:
         await asyncio.sleep(1)

@@ -21,7 +21,7 @@ def saved_in(world: World, port: int = 24003) -> SavedTenure:
     """A replica whose socket is there."""
     path = world.directory / "r1.sock"
     path.touch()
-    return SavedTenure(Sighting(R1, path, socket_identity(path.lstat())), 0, port, FACTS, drain=False)
+    return SavedTenure(Sighting(R1, path, socket_identity(path.lstat()), "sockets"), 0, port, FACTS, drain=False)
 
 
 @in_fake_time

@@ -20,7 +20,7 @@ REFUSED, BUSY = Loading("closed without an answer", refused=True), Loading("/hea
 
 
 def tenure(*, result: Loading, asked: bool, tunnel: Tunnel | None = TUNNEL) -> Tenure:
-    sighting = Sighting(ReplicaId("r1"), Path("/t.sock"), SocketIdentity(0, 0, 0, "t"), tunnel=tunnel)
+    sighting = Sighting(ReplicaId("r1"), Path("/t.sock"), SocketIdentity(0, 0, 0, "t"), "ssh", tunnel=tunnel)
     return Tenure(
         1,
         "chat/r1",

@@ -80,7 +80,7 @@ class PlayedSource:
             notes = path.with_suffix(".yaml")
             noted = (notes, notes.lstat().st_ctime_ns) if notes.exists() else None
             replica = ReplicaId(path.stem)
-            present[replica] = Sighting(replica, path, socket_identity(path.lstat()), noted)
+            present[replica] = Sighting(replica, path, socket_identity(path.lstat()), "sockets", noted)
         return Listing(present)
 
     async def hints(self) -> AsyncIterator[None]:

@@ -53,6 +53,6 @@ class Restoring:
         if occupant.mtime_ns > linked_at_ns:
             return False
         replica, source = claim
-        sighting = Sighting(replica, socket, occupant, source=source)
+        sighting = Sighting(replica, socket, occupant, source)
         self.restore(SavedTenure(sighting, 0, port, None, False), linked=True)
         return True

@@ -139,7 +139,7 @@ def tenure_from_json(row: Mapping[str, Any]) -> SavedTenure:
     """The tenure that was written down. Raises StateError for one of another form."""
     told = _read(_TENURE, row, "a lease")
     sighting = Sighting(
-        *(ReplicaId(told.replica), told.socket, told.occupant, told.notes, told.source, told.tunnel, told.described),
+        *(ReplicaId(told.replica), told.socket, told.occupant, told.source, told.notes, told.tunnel, told.described),
         target=told.target,
     )
     peer = PeerAddress(*told.peer) if told.peer else None
