@@ -76,151 +76,124 @@ _NOT_WRITTEN = {
     "507": _no("Nothing was changed: `state_dir` has no room left to write it down."),
 }
 
-
 _OF_SERVICE, _OF_REPLICA = "/v1/services/{service}", "/v1/services/{service}/replicas/{replica}"
-_PATHS: Json = {
-    "/v1/openapi.json": {
-        "get": _operation(
-            "getDescription",
-            "Show this description",
-            {"200": {"description": "OpenAPI 3.1.", "content": {"application/json": {"schema": {"type": "object"}}}}},
-        )
-    },
-    "/v1/status": {
-        "get": _operation("getStatus", "Show the whole daemon", {"200": _answer("Its state.", models.Status)})
-    },
-    "/v1/plan": {
-        "get": _operation("getPlan", "Show what would be done next", {"200": _answer("At rest empty.", models.Plan)})
-    },
-    "/v1/reload": {
-        "post": _operation(
-            "reload",
-            "Read the configuration again",
-            {
-                "200": _answer("The configuration is in force.", models.Reloaded),
-                "422": _no("The configuration is invalid. Nothing changed; `problems` has a line for each mistake."),
-                "503": _no("The changes (`changes`) are not all in force (`problems`); the daemon tries again."),
-            },
-        )
-    },
-    "/v1/stop": {
-        "post": _operation(
-            "stop",
-            "Stop the daemon",
-            {"202": _answer("The daemon is about to end.", models.Stopped), "400": _BAD_QUERY},
-            _query("all", "Stop nginx and the routers as well.", {"enum": ["true", "false"], "default": "false"}),
-            _seconds("timeout_s", "With `all`: wait up to this many seconds for what is in flight.", 30.0),
-        )
-    },
-    f"{_OF_SERVICE}/signals": {
-        "get": _operation(
-            "getSignals",
-            "Show what an autoscaler needs to know of a service",
-            {
-                "200": _answer("Null: not known.", Signals),
-                "404": _UNKNOWN_SERVICE,
-                "503": _no("Nothing has been measured yet; ask again in a second."),
-            },
-            _SERVICE,
-        )
-    },
-    f"{_OF_SERVICE}/router/restart": {
-        "post": _operation(
-            "restartRouter",
-            "Replace a service's router without failing a request",
-            {
-                "200": _answer("The new router serves.", models.Restarted),
-                "404": _UNKNOWN_SERVICE,
-                "409": _no("The router cannot be replaced now; the message says why."),
-            },
-            _SERVICE,
-        )
-    },
-    f"{_OF_SERVICE}/replicas": {
-        "get": _operation(
-            "listReplicas",
-            "List a service's replicas",
-            {"200": _answer("The replicas, as `status` shows them.", models.Replicas), "404": _UNKNOWN_SERVICE},
-            _SERVICE,
-        )
-    },
-    _OF_REPLICA: {
-        "get": _operation(
-            "getReplica",
-            "Show a replica",
-            {"200": _answer("The replica, as `status` shows it.", models.Replica), "404": _UNKNOWN},
-            _SERVICE,
-            _REPLICA,
-        ),
-        "put": _operation(
-            "putReplica",
-            "Add or change a replica",
-            {
-                "200": _answer("The API had it; `changed` says whether it differs now.", models.Put) | _LINKS,
-                "201": _answer("The replica is new.", models.Put) | _LINKS,
-                "400": _no("The body is not JSON, or a query parameter cannot be used."),
-                "404": _UNKNOWN_SERVICE,
-                "409": _no("Another source (`source`) owns the replica, or another request changed it meanwhile."),
-                "413": _no(f"The body is larger than {MOST_BYTES} bytes."),
-                "415": _no("The body is not `application/json`."),
-                "422": _no("The body is not a valid replica; `problems` has a line for each mistake."),
-                "504": _no("With `wait`: the replica does not serve in time, and stays as it was put (`replica`)."),
-                **_NOT_WRITTEN,
-            },
-            _SERVICE,
-            _REPLICA,
-            _query("wait", "Answer when the replica serves.", {"enum": ["serving"]}),
-            _seconds("timeout_s", "With `wait`: answer after this many seconds at the latest.", 60.0),
-            requestBody={"required": True, "content": {"application/json": {"schema": _ref("Entry")}}},
-        ),
-        "delete": _operation(
-            "deleteReplica",
-            "Remove a replica",
-            {
-                "200": _answer("The replica is gone, and nothing is in flight on it.", models.Drained),
-                "202": _answer("The replica is gone; what it has in flight goes on.", models.Drained),
-                "400": _BAD_QUERY,
-                "404": _UNKNOWN,
-                "409": _no("Another source (`source`) owns the replica, or it was put again while it drained."),
-                **_NOT_WRITTEN,
-            },
-            _SERVICE,
-            _REPLICA,
-            _seconds("drain_s", "Wait up to this many seconds for what is in flight, then remove it.", 0.0),
-        ),
-    },
-    f"{_OF_REPLICA}/drain": {
-        "get": _operation(
-            "previewDrain",
-            "Show what no replica could answer without this one",
-            {"200": _answer("Nothing was changed.", models.Unanswered), "404": _UNKNOWN},
-            _SERVICE,
-            _REPLICA,
-        ),
-        "post": _operation(
-            "drainReplica",
-            "Take a replica out of rotation and wait until nothing is in flight",
-            {
-                "200": _answer("The replica's engine can be stopped.", models.Drained),
-                "400": _BAD_QUERY,
-                "404": _UNKNOWN,
-                "504": _answer("Something is still in flight. The replica stays out of rotation.", models.Drained),
-            },
-            _SERVICE,
-            _REPLICA,
-            _seconds("timeout_s", "Wait this many seconds at most; by default the service's `drain.timeout_s`.", None),
-        ),
-    },
-    f"{_OF_REPLICA}/resume": {
-        "post": _operation(
-            "resumeReplica",
-            "Take a drained replica back into rotation",
-            {"200": _answer("The replica goes back once its engine answers.", models.Resumed), "404": _UNKNOWN},
-            _SERVICE,
-            _REPLICA,
-        )
-    },
+_OPERATIONS: dict[tuple[str, str], Json] = {
+    ("get", "/v1/openapi.json"): _operation(
+        "getDescription",
+        "Show this description",
+        {"200": {"description": "OpenAPI 3.1.", "content": {"application/json": {"schema": {"type": "object"}}}}},
+    ),
+    ("get", "/v1/status"): _operation(
+        "getStatus", "Show the whole daemon", {"200": _answer("Its state.", models.Status)}
+    ),
+    ("get", "/v1/plan"): _operation(
+        "getPlan", "Show what would be done next", {"200": _answer("At rest empty.", models.Plan)}
+    ),
+    ("post", "/v1/reload"): _operation(
+        "reload",
+        "Read the configuration again",
+        {
+            "200": _answer("The configuration is in force.", models.Reloaded),
+            "422": _no("The configuration is invalid. Nothing changed; `problems` has a line for each mistake."),
+            "503": _no("The changes (`changes`) are not all in force (`problems`); the daemon tries again."),
+        },
+    ),
+    ("post", "/v1/stop"): _operation(
+        "stop",
+        "Stop the daemon",
+        {"202": _answer("The daemon is about to end.", models.Stopped), "400": _BAD_QUERY},
+        _query("all", "Stop nginx and the routers as well.", {"enum": ["true", "false"], "default": "false"}),
+        _seconds("timeout_s", "With `all`: wait up to this many seconds for what is in flight.", 30.0),
+    ),
+    ("get", f"{_OF_SERVICE}/signals"): _operation(
+        "getSignals",
+        "Show what an autoscaler needs to know of a service",
+        {
+            "200": _answer("Null: not known.", Signals),
+            "503": _no("Nothing has been measured yet; ask again in a second."),
+        },
+    ),
+    ("post", f"{_OF_SERVICE}/router/restart"): _operation(
+        "restartRouter",
+        "Replace a service's router without failing a request",
+        {
+            "200": _answer("The new router serves.", models.Restarted),
+            "409": _no("The router cannot be replaced now; the message says why."),
+        },
+    ),
+    ("get", f"{_OF_SERVICE}/replicas"): _operation(
+        "listReplicas",
+        "List a service's replicas",
+        {"200": _answer("The replicas, as `status` shows them.", models.Replicas)},
+    ),
+    ("get", _OF_REPLICA): _operation(
+        "getReplica", "Show a replica", {"200": _answer("The replica, as `status` shows it.", models.Replica)}
+    ),
+    ("put", _OF_REPLICA): _operation(
+        "putReplica",
+        "Add or change a replica",
+        {
+            "200": _answer("The API had it; `changed` says whether it differs now.", models.Put) | _LINKS,
+            "201": _answer("The replica is new.", models.Put) | _LINKS,
+            "400": _no("The body is not JSON, or a query parameter cannot be used."),
+            "404": _UNKNOWN_SERVICE,
+            "409": _no("Another source (`source`) owns the replica, or another request changed it meanwhile."),
+            "413": _no(f"The body is larger than {MOST_BYTES} bytes."),
+            "415": _no("The body is not `application/json`."),
+            "422": _no("The body is not a valid replica; `problems` has a line for each mistake."),
+            "504": _no("With `wait`: the replica does not serve in time, and stays as it was put (`replica`)."),
+            **_NOT_WRITTEN,
+        },
+        _query("wait", "Answer when the replica serves.", {"enum": ["serving"]}),
+        _seconds("timeout_s", "With `wait`: answer after this many seconds at the latest.", 60.0),
+        requestBody={"required": True, "content": {"application/json": {"schema": _ref("Entry")}}},
+    ),
+    ("delete", _OF_REPLICA): _operation(
+        "deleteReplica",
+        "Remove a replica",
+        {
+            "200": _answer("The replica is gone, and nothing is in flight on it.", models.Drained),
+            "202": _answer("The replica is gone; what it has in flight goes on.", models.Drained),
+            "400": _BAD_QUERY,
+            "409": _no("Another source (`source`) owns the replica, or it was put again while it drained."),
+            **_NOT_WRITTEN,
+        },
+        _seconds("drain_s", "Wait up to this many seconds for what is in flight, then remove it.", 0.0),
+    ),
+    ("get", f"{_OF_REPLICA}/drain"): _operation(
+        "previewDrain",
+        "Show what no replica could answer without this one",
+        {"200": _answer("Nothing was changed.", models.Unanswered)},
+    ),
+    ("post", f"{_OF_REPLICA}/drain"): _operation(
+        "drainReplica",
+        "Take a replica out of rotation and wait until nothing is in flight",
+        {
+            "200": _answer("The replica's engine can be stopped.", models.Drained),
+            "400": _BAD_QUERY,
+            "504": _answer("Something is still in flight. The replica stays out of rotation.", models.Drained),
+        },
+        _seconds("timeout_s", "Wait this many seconds at most; by default the service's `drain.timeout_s`.", None),
+    ),
+    ("post", f"{_OF_REPLICA}/resume"): _operation(
+        "resumeReplica",
+        "Take a drained replica back into rotation",
+        {"200": _answer("The replica goes back once its engine answers.", models.Resumed)},
+    ),
 }
+
+
+def _paths() -> Json:
+    """Each path with its operations, and in each of these what the path says: parameters, and what may be unknown."""
+    paths: Json = {}
+    for (method, path), operation in _OPERATIONS.items():
+        named = [it for it in (_SERVICE, _REPLICA) if f"{{{it['name']}}}" in path]
+        unknown = {"404": _UNKNOWN if _REPLICA in named else _UNKNOWN_SERVICE} if named else {}
+        paths.setdefault(path, {})[method] = operation | {
+            "parameters": named + operation["parameters"],
+            "responses": unknown | operation["responses"],
+        }
+    return paths
 
 
 class _Generator(GenerateJsonSchema):
@@ -254,6 +227,6 @@ def describe_api() -> Json:
             "version": __version__,
             "description": "On `admin.sock` in `run_dir`; with `admin.listen` also over TCP, with mutual TLS.",
         },
-        "paths": _PATHS,
+        "paths": _paths(),
         "components": {"schemas": _schemas()},
     }

@@ -9,7 +9,7 @@ from typing import Annotated, Literal
 from pydantic import BeforeValidator, Field, PlainValidator, WithJsonSchema
 
 from gateway_sidecar.config.part import Part
-from gateway_sidecar.config.values import NotTextError, parse_path, show
+from gateway_sidecar.config.values import parse_path, show, text_in
 from gateway_sidecar.domain.tunnels import AGENT_OF_ENVIRONMENT, SshRoute, SshServer, Tunnel
 
 FIRST_USE = "trust-on-first-use"
@@ -22,16 +22,10 @@ _SAFE_PATH = re.compile(r"/[^\s\"'$;{}\\#%*?\[\]\x00-\x1f\x7f]+")
 _FAR_PORT = re.compile(r"(\[[0-9A-Fa-f:.]+\]|[A-Za-z0-9_.-]+):([0-9]{1,5})")
 
 
-def _text(value: object, cure: str) -> str:
-    if not isinstance(value, str):
-        raise NotTextError(cure)
-    return value
-
-
 def parse_host(value: object) -> str:
     """A host's name or address, without user and port."""
     cure = "use a host's name or address, for example gpu7.example.net"
-    text = _text(value, cure)
+    text = text_in(value, cure)
     if not _HOST.fullmatch(text):
         raise ValueError(f"{show(text)} is not a host; {cure} (user and port have settings of their own)")
     return text
@@ -40,7 +34,7 @@ def parse_host(value: object) -> str:
 def parse_user(value: object) -> str:
     """A user's name on the far side."""
     cure = "use a user's name on that host"
-    text = _text(value, cure)
+    text = text_in(value, cure)
     if not _USER.fullmatch(text):
         raise ValueError(f"{show(text)} is not a user's name; {cure}")
     return text
@@ -70,7 +64,7 @@ def parse_agent(value: object) -> str:
 def parse_host_key(value: object) -> str:
     """A public key, or trust on first use."""
     cure = f"use a public key such as 'ssh-ed25519 AAAA...', or {FIRST_USE}"
-    text = _text(value, cure).strip()
+    text = text_in(value, cure).strip()
     if text != FIRST_USE and not _PUBLIC_KEY.fullmatch(text):
         raise ValueError(f"{show(text)} is not a public key; {cure}")
     return text if text == FIRST_USE else " ".join(text.split()[:2])
@@ -79,7 +73,7 @@ def parse_host_key(value: object) -> str:
 def parse_forward(value: object) -> str:
     """Where the engine listens, as the far side sees it."""
     cure = "use HOST:PORT or a Unix socket's path there, for example 127.0.0.1:8000"
-    text = _text(value, cure)
+    text = text_in(value, cure)
     if text.startswith("/"):
         if ":" in text:
             raise ValueError(f"{show(text)} holds ':', which ssh gives a meaning; use a path without one")

@@ -110,7 +110,7 @@ def parse_endpoint(value: object) -> Endpoint:
     if isinstance(value, Endpoint):
         return value
     cure = "use HOST:PORT, for example 127.0.0.1:30000 or [::1]:30000"
-    text = _text(_digits(value), cure)
+    text = text_in(_digits(value), cure)
     if re.fullmatch(r"[0-9]{1,5}", text):
         raise ValueError(f"{text} has no host; use 127.0.0.1:{text}, or 0.0.0.0:{text} for all interfaces")
     host, colon, port_text = text.rpartition(":")
@@ -144,7 +144,7 @@ def parse_peer_address(value: object) -> Endpoint:
 def parse_network(value: object) -> str:
     """An IP network in its plain spelling, such as 10.0.0.0/8."""
     cure = "use ADDRESS/LENGTH, for example 10.0.0.0/8 or fd00::/8"
-    text = _text(value, cure)
+    text = text_in(value, cure)
     try:
         return str(ipaddress.ip_network(text))
     except ValueError as error:
@@ -154,7 +154,7 @@ def parse_network(value: object) -> str:
 def parse_interface(value: object) -> str:
     """A network interface's name that the kernel accepts and no other interface uses."""
     cure = "use a name of its own such as gwsc0: letters, digits and - _ . , 15 characters at most"
-    text = _text(value, cure)
+    text = text_in(value, cure)
     if not re.fullmatch(INTERFACE_PATTERN, text) or text in ("lo", ".", "..", "all", "default"):
         raise ValueError(f"{show(text)} is not a name for the daemon's interface; {cure}")
     return text
@@ -163,7 +163,7 @@ def parse_interface(value: object) -> str:
 def parse_bridge_host(value: object) -> str:
     """One IP address of this machine, as bridges are named to the router by it."""
     cure = "use one IP address of this machine, for example 127.0.0.1"
-    text = _text(value, cure)
+    text = text_in(value, cure)
     host = _host(text.removeprefix("[").removesuffix("]"), text)
     if ipaddress.ip_address(host).is_unspecified:
         raise ValueError(f"{show(text)} is every address, and the router needs one to connect to; {cure}")
@@ -175,7 +175,7 @@ def parse_ports(value: object) -> PortRange:
     if isinstance(value, PortRange):
         return value
     cure = "use FIRST-LAST, for example 24001-24999"
-    text = _text(_digits(value), cure)
+    text = text_in(_digits(value), cure)
     found = re.fullmatch(r"([0-9]{1,9})(?:\s*-\s*([0-9]{1,9}))?", text)
     if not found:
         raise ValueError(f"{show(text)} is not a port range; {cure}")
@@ -219,7 +219,7 @@ def parse_run_dir(value: object) -> Path:
 
 def parse_path(value: object, cure: str) -> Path:
     """An absolute path in its plain spelling."""
-    text = _text(value, cure)
+    text = text_in(value, cure)
     if text.startswith("~"):
         raise ValueError(f"{show(text)} begins with ~, which only a shell replaces; {cure}")
     if not text.startswith("/"):
@@ -239,7 +239,7 @@ def parse_file(value: object) -> str:
 def parse_command(value: object) -> str:
     """The name of a program that PATH has, or its absolute path."""
     cure = "use a name found in PATH or an absolute path"
-    text = _text(value, cure)
+    text = text_in(value, cure)
     if text != text.strip() or "\0" in text:
         raise ValueError(f"{show(text)} begins or ends with a space, or holds a NUL; {cure}")
     if "/" in text and not text.startswith("/"):
@@ -252,7 +252,7 @@ def parse_command(value: object) -> str:
 def parse_name(value: object) -> str:
     """A service's name: it becomes a directory, a label and an nginx variable's part."""
     cure = "use a-z, 0-9 and -, beginning and ending with a letter or digit, 63 characters at most"
-    text = _text(value, cure)
+    text = text_in(value, cure)
     if not re.match(NAME_PATTERN, text) or text.endswith("\n"):
         raise ValueError(f"{show(text)} is not a service name; {cure}")
     return text
@@ -263,7 +263,7 @@ def parse_pattern(value: object) -> PathPattern:
     if isinstance(value, PathPattern):
         return value
     cure = "use an absolute path such as /run/replicas/chat/{replica}.sock"
-    text = _text(value, cure)
+    text = text_in(value, cure)
     if text.count(REPLICA) != 1:
         many = "no" if REPLICA not in text else "more than one"
         raise ValueError(f"{show(text)} has {many} {{replica}}; write it once, where the replica's id stands")
@@ -291,7 +291,8 @@ def _digits(value: object) -> object:
     return str(value) if isinstance(value, int) and not isinstance(value, bool) else value
 
 
-def _text(value: object, cure: str) -> str:
+def text_in(value: object, cure: str) -> str:
+    """A value that is to be a text with something in it. Raises ValueError; `NotTextError` for what is none."""
     if not isinstance(value, str):
         raise NotTextError(cure)
     if not value:

@@ -1,72 +1,38 @@
-"""Every name of the package, for `__init__`."""
+"""Every name of the package, for `__init__`: `as` says that it is for others."""
 
-from gateway_sidecar.config.advice import advise
-from gateway_sidecar.config.frontend import (
-    AuthSettings,
-    CorsSettings,
-    FrontendSettings,
-    LimitSettings,
-    TlsSettings,
-)
-from gateway_sidecar.config.load import line_of, load_config, load_usable, parse_config
-from gateway_sidecar.config.models import (
-    AdminSettings,
-    AdminTlsSettings,
-    BridgeSettings,
-    DrainSettings,
-    HealthSettings,
-    HoldSettings,
-    LogSettings,
-    MetricsSettings,
-    PeersSettings,
-    ProbeSettings,
-    RefusedSettings,
-    ReplicaSettings,
-    ServiceSettings,
-    Settings,
-)
-from gateway_sidecar.config.overrides import load_overrides, replica_schema
-from gateway_sidecar.config.router import RouterSettings
-from gateway_sidecar.config.scaling import HookSettings, ScalingSettings
-from gateway_sidecar.config.schema import config_schema
-from gateway_sidecar.config.tunnels import SshDefaults, tunnel_to
-from gateway_sidecar.config.values import Endpoint, PathPattern, PortRange, parse_endpoint
-
-__all__ = [
-    "AdminSettings",
-    "AdminTlsSettings",
-    "AuthSettings",
-    "BridgeSettings",
-    "CorsSettings",
-    "DrainSettings",
-    "Endpoint",
-    "FrontendSettings",
-    "HealthSettings",
-    "HoldSettings",
-    "HookSettings",
-    "LimitSettings",
-    "LogSettings",
-    "MetricsSettings",
-    "PathPattern",
-    "PeersSettings",
-    "PortRange",
-    "ProbeSettings",
-    "RefusedSettings",
-    "ReplicaSettings",
-    "RouterSettings",
-    "ScalingSettings",
-    "ServiceSettings",
-    "Settings",
-    "SshDefaults",
-    "TlsSettings",
-    "advise",
-    "config_schema",
-    "line_of",
-    "load_config",
-    "load_overrides",
-    "load_usable",
-    "parse_config",
-    "parse_endpoint",
-    "replica_schema",
-    "tunnel_to",
-]
+from gateway_sidecar.config.advice import advise as advise
+from gateway_sidecar.config.frontend import AuthSettings as AuthSettings
+from gateway_sidecar.config.frontend import CorsSettings as CorsSettings
+from gateway_sidecar.config.frontend import FrontendSettings as FrontendSettings
+from gateway_sidecar.config.frontend import LimitSettings as LimitSettings
+from gateway_sidecar.config.frontend import TlsSettings as TlsSettings
+from gateway_sidecar.config.load import line_of as line_of
+from gateway_sidecar.config.load import load_config as load_config
+from gateway_sidecar.config.load import load_usable as load_usable
+from gateway_sidecar.config.load import parse_config as parse_config
+from gateway_sidecar.config.models import AdminSettings as AdminSettings
+from gateway_sidecar.config.models import AdminTlsSettings as AdminTlsSettings
+from gateway_sidecar.config.models import BridgeSettings as BridgeSettings
+from gateway_sidecar.config.models import DrainSettings as DrainSettings
+from gateway_sidecar.config.models import HealthSettings as HealthSettings
+from gateway_sidecar.config.models import HoldSettings as HoldSettings
+from gateway_sidecar.config.models import LogSettings as LogSettings
+from gateway_sidecar.config.models import MetricsSettings as MetricsSettings
+from gateway_sidecar.config.models import PeersSettings as PeersSettings
+from gateway_sidecar.config.models import ProbeSettings as ProbeSettings
+from gateway_sidecar.config.models import RefusedSettings as RefusedSettings
+from gateway_sidecar.config.models import ReplicaSettings as ReplicaSettings
+from gateway_sidecar.config.models import ServiceSettings as ServiceSettings
+from gateway_sidecar.config.models import Settings as Settings
+from gateway_sidecar.config.overrides import load_overrides as load_overrides
+from gateway_sidecar.config.overrides import replica_schema as replica_schema
+from gateway_sidecar.config.router import RouterSettings as RouterSettings
+from gateway_sidecar.config.scaling import HookSettings as HookSettings
+from gateway_sidecar.config.scaling import ScalingSettings as ScalingSettings
+from gateway_sidecar.config.schema import config_schema as config_schema
+from gateway_sidecar.config.tunnels import SshDefaults as SshDefaults
+from gateway_sidecar.config.tunnels import tunnel_to as tunnel_to
+from gateway_sidecar.config.values import Endpoint as Endpoint
+from gateway_sidecar.config.values import PathPattern as PathPattern
+from gateway_sidecar.config.values import PortRange as PortRange
+from gateway_sidecar.config.values import parse_endpoint as parse_endpoint

@@ -28,7 +28,6 @@ from gateway_sidecar.telemetry.logs import get_logger
 if TYPE_CHECKING:
     from pyroute2 import IPRoute
 
-DEFAULT_INTERFACE = "gwsc0"
 _NAMES = (Path("/etc/resolv.conf"), Path("/run/systemd/resolve/resolv.conf"))
 _SOCKETS = ("tcp", "tcp6", "udp", "udp6")
 _IDLE = frozenset((b"06", b"07", b"0A"))  # time-wait, closed, listening: nobody is at the far end
