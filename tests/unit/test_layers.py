@@ -248,6 +248,29 @@ def test_every_task_is_guarded() -> None:
     assert makers == awaited_by_their_makers
 
 
+def test_what_the_event_loop_calls_in_the_core_is_guarded() -> None:
+    """Law 15, for callbacks. Some do nothing that can fail, or are called again whatever happens; why is said here."""
+    known = {
+        "autoscaling/hook.py: self._read": "reads a pipe, and is called for what it left there",
+        "autoscaling/shared_reads.py: partial(self._done, key)": "forgets a task that ended",
+        "edge/frontends.py: self._look_now.set": "sets an event",
+        "replicas/probe_turns.py: end": "wakes who waits",
+        "routers/replacement.py: self._retired": "releases a lock, and enqueues a key",
+        "routers/workers.py: self._on_silence": "enqueues a key",
+    }
+    callback_at = {"call_later": 1, "call_at": 1, "call_soon": 0, "add_reader": 1, "add_done_callback": 0}
+    callback_at["connect_liveness"] = 1
+    core = PACKAGE / "control"
+    found = {
+        f"{path.relative_to(core)}: {ast.unparse(node.args[place])}"
+        for path in sorted(core.rglob("*.py"))
+        for node in nodes(path)
+        if isinstance(node, ast.Call)
+        and (place := callback_at.get(ast.unparse(node.func).rpartition(".")[2])) is not None
+    }
+    assert {it for it in found if ": self._tasks.guarded(" not in it} == known.keys()
+
+
 WRITERS = {
     "notes": "notes.py",
     "probe": "prober.py",

@@ -197,8 +197,10 @@ class Prober:
         """
         if tenure.probe.timer is not None:
             tenure.probe.timer.cancel()
-        look = self._tasks.guarded(partial(self.look_after, tenure), again=partial(self._queue.add, tenure.key))
-        tenure.probe.timer = asyncio.get_running_loop().call_later(delay_s, look)
+        tenure.probe.timer = asyncio.get_running_loop().call_later(
+            delay_s,
+            self._tasks.guarded(partial(self.look_after, tenure), again=partial(self._queue.add, tenure.key)),
+        )
 
     def is_proven_ill(self, tenure: Tenure) -> bool:
         """Whether the evidence against its engine is strong now."""
