@@ -141,25 +141,22 @@ class RealAdapters:
 
 
 class RouterPortLeases:
-    """The private ports of all routers (a `PrivatePorts`)."""
+    """The private ports of all routers (a `PrivatePorts`). Those that are given back may be used again at once."""
 
     def __init__(self, ports: PortRange) -> None:
         self._leases = PortLeases(range(ports.first, ports.last + 1))
 
     def choose(self, slot: str) -> RouterPorts:
-        """Two ports that can be listened on; the slot's own, unless somebody took them. Raises ProcessError."""
         try:
             return RouterPorts(self._usable(f"{slot}/api"), self._usable(f"{slot}/metrics"))
         finally:
             self._release_ports()  # What was looked at is left to whoever uses it.
 
     def restore(self, slot: str, ports: RouterPorts) -> None:
-        """The slot's router, started by an earlier daemon, listens on these."""
         self._leases.restore(ports.api, f"{slot}/api")
         self._leases.restore(ports.metrics, f"{slot}/metrics")
 
     def give_back(self, slot: str) -> None:
-        """There will be no router in this slot any more. Its ports may be used again; whether they are is looked at."""
         for owner in (f"{slot}/api", f"{slot}/metrics"):
             port = self._leases.port_of(owner)
             if port is not None:

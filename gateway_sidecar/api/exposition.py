@@ -38,8 +38,8 @@ async def serve_metrics(daemon: Daemon, listen: Endpoint, hosts: Sequence[str]) 
     app.router.add_get("/healthz", _healthz)
     app.router.add_get("/readyz", _readyz)
     app.router.add_get("/sd", _discovery)
-    app.router.add_get("/routers/{service}/metrics", _router_metrics)
-    app.router.add_get("/replicas/{service}/{replica}/metrics", _replica_metrics)
+    app.router.add_get("/routers/{service}/metrics", _metrics_of)
+    app.router.add_get("/replicas/{service}/{replica}/metrics", _metrics_of)
     server = BoundedServer(app)
     await server.listen(listening)
     return server
@@ -92,34 +92,20 @@ def _labels(service: Service, tenure: Tenure) -> dict[str, str]:
     }
 
 
-async def _router_metrics(request: web.Request) -> web.Response:
-    daemon, name = request.app[_DAEMON], request.match_info["service"]
+async def _metrics_of(request: web.Request) -> web.Response:
+    """The page of a service's router, or of one of its replicas."""
+    daemon, name, replica = request.app[_DAEMON], request.match_info["service"], request.match_info.get("replica")
     service = daemon.services.get(name)
     if service is None:
         return web.Response(status=404, text=f"no service '{name}'\n")
     try:
-        return _page(await daemon.signals.router_page(service.router))
-    except MetricsError as error:
-        return _failed(error)
-
-
-async def _replica_metrics(request: web.Request) -> web.Response:
-    daemon, name, replica = request.app[_DAEMON], request.match_info["service"], request.match_info["replica"]
-    service = daemon.services.get(name)
-    if service is None:
-        return web.Response(status=404, text=f"no service '{name}'\n")
-    try:
-        return _page(await daemon.signals.replica_page(service, ReplicaId(replica)))
+        if replica is None:
+            text = await daemon.signals.router_page(service.router)
+        else:
+            text = await daemon.signals.replica_page(service, ReplicaId(replica))
     except KeyError:
         return web.Response(status=404, text=f"service '{name}' has no replica '{replica}'\n")
     except MetricsError as error:
-        return _failed(error)
-
-
-def _page(text: bytes) -> web.Response:
+        return web.Response(status=404 if error.absent else 502, text=f"{error}\n")
     # Said anew, whatever the engine calls it: what is a web page elsewhere shall be none here.
     return web.Response(body=text, headers={"Content-Type": _TEXT_FORMAT, "X-Content-Type-Options": "nosniff"})
-
-
-def _failed(error: MetricsError) -> web.Response:
-    return web.Response(status=404 if error.absent else 502, text=f"{error}\n")

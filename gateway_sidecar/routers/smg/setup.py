@@ -21,7 +21,7 @@ _OWN_TOKENIZER = frozenset(("--tokenizer-path", "--model-path", "--disable-token
 
 @dataclass(frozen=True, slots=True)
 class SmgSetup(RouterSetup):
-    """One service's SMG.
+    """One service's SMG; `RouterSetup` says what each method is for.
 
     health: SMG's own per-worker settings; its checks matter only while the daemon is away.
     bridge_key: what it shows the bridges of HTTP engines.
@@ -36,15 +36,12 @@ class SmgSetup(RouterSetup):
     bridge_key: str = field(repr=False)
 
     def program(self) -> Path:
-        """The `smg` to run. Raises ProcessError if it cannot be found."""
         return find_smg(self.settings.command)
 
     def command(self, ports: RouterPorts, key: str) -> LaunchCommand:
-        """How to start it. Raises ProcessError if its program cannot be found."""
         return launch_command(self.program(), ports, self.settings, key=key)
 
     def client(self, ports: RouterPorts, key: str) -> SmgClient:
-        """A client for its API."""
         return SmgClient(
             ports.url,
             key,
@@ -55,13 +52,10 @@ class SmgSetup(RouterSetup):
         )
 
     def read_log_line(self, line: str) -> LogLine | None:
-        """One line of its output; None for what is not worth passing on."""
         return read_log_line(line)
 
     def read_metrics(self, text: bytes) -> RouterReading:
-        """What its metrics page says."""
         return read_metrics(text)
 
     def unanswered(self, workers: Iterable[Registered]) -> Mapping[str, str]:
-        """Model -> why its requests cannot be answered: half a pair of prefill and decode."""
         return pairing.unanswered(workers)
