@@ -100,7 +100,7 @@ class RealAdapters:
     ) -> RouterProcess:
         """One router of a service, not started yet."""
         return RouterProcess(
-            settings.name,
+            settings,
             slot,
             self.router_setup(settings, settings.router.type),
             ChildLog(
@@ -108,7 +108,6 @@ class RealAdapters:
                 spare=self._settings.run_dir / "log" / f"router-{slot}.log",
             ),
             RouterHost(self._router_ports, self._metrics, write_down, on_change),
-            start_timeout_s=settings.router.start_timeout_s,
         )
 
     def _agents(self) -> Iterator[str | None]:

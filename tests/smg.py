@@ -12,6 +12,8 @@ from gateway_sidecar.routers.smg.setup import SmgSetup
 KEY_HEADER = HEADERS.bridge_key
 RULES = BridgeRules.of([(PATHS, HEADERS)], ())
 SMG = SmgSetup(SmgSettings(), {}, "")
+SERVICE = ServiceSettings.model_validate({"name": "chat", "listen": "127.0.0.1:1", "replicas": {}})
+"""`chat`, with all that is the default."""
 _PLAIN = FrontendSettings()
 
 

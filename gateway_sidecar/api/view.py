@@ -73,7 +73,7 @@ def _source(service: Service) -> models.Source:
 def _router(service: Service) -> models.Router:
     router = service.router
     return {
-        "type": service.router.setup.kind,
+        "type": router.kind,
         "state": router.state,
         "url": router.ports.url if router.ports else None,
         "pid": router.pid,

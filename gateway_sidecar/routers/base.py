@@ -113,15 +113,12 @@ class RouterClient(Protocol):
 class RouterSetup(ABC):
     """One service's router as it is configured: how it is started, talked to and read.
 
-    A kind must say `kind`, `program`, `command` and `client`; the rest says what holds of a router of which nothing is
-    known.
+    A kind must say `program`, `command` and `client`; the rest says what holds of a router of which nothing is known.
 
-    kind: the name of its `RouterKind`.
     late_s: for how long a registration that was accepted may still come about after it was given up.
     settles_s: how long after an accepted removal the list may still show the worker as it was.
     """
 
-    kind: ClassVar[str]
     late_s: ClassVar[float] = 30.0
     settles_s: ClassVar[float] = 0.1
 

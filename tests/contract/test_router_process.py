@@ -20,6 +20,7 @@ from gateway_sidecar.supervision import awake
 from gateway_sidecar.supervision.logfile import ChildLog
 from gateway_sidecar.supervision.process import Identity
 from gateway_sidecar.telemetry.metrics import Metrics
+from tests.smg import SERVICE
 
 PORTS = RouterPorts(23001, 23002)
 
@@ -54,14 +55,14 @@ async def test_router_whose_keeper_is_cancelled_while_it_starts_is_known(tmp_pat
         threads.are_late = True  # The start comes next.
         return "as it is"
 
-    setup: Any = SimpleNamespace(kind="smg", command=lambda _ports, _key: command, digest=digest)
+    setup: Any = SimpleNamespace(command=lambda _ports, _key: command, digest=digest)
     ports: Any = SimpleNamespace(choose=lambda _slot: PORTS)
     log = ChildLog(tmp_path / "log")
 
     async def write_down() -> None:
         return None
 
-    router = RouterProcess("chat", "chat", setup, log, host(ports, write_down), start_timeout_s=5)
+    router = RouterProcess(SERVICE, "chat", setup, log, host(ports, write_down))
     asyncio.get_running_loop().set_default_executor(threads)
     keeping = asyncio.create_task(router.run())
     while not threads.done.is_set():
@@ -84,14 +85,13 @@ async def test_router_that_refuses_its_arguments_is_not_started_with_them_again(
     command = LaunchCommand([sys.executable, "-c", program])
     digests = ["as it is"]
     setup: Any = SimpleNamespace(
-        kind="smg",
         command=lambda _ports, _key: command,
         digest=lambda: digests[-1],
         client=lambda _ports, _key: SimpleNamespace(list_workers=_nobody, close=_nothing),
         read_log_line=lambda line: LogLine("warning", line),
     )
     ports: Any = SimpleNamespace(choose=lambda _slot: PORTS)
-    router = RouterProcess("chat", "chat", setup, ChildLog(tmp_path / "log"), host(ports), start_timeout_s=60)
+    router = RouterProcess(SERVICE, "chat", setup, ChildLog(tmp_path / "log"), host(ports))
     keeping = asyncio.create_task(router.run())
     async with asyncio.timeout(60):
         while router.state is not RouterState.REFUSED:
@@ -124,9 +124,7 @@ async def test_a_stall_while_a_router_is_adopted_ends_no_router(
         stalls += silent.pop(0)
         raise RouterUnavailable("no answer")
 
-    setup: Any = SimpleNamespace(
-        kind="smg", client=lambda _ports, _key: SimpleNamespace(list_workers=list_workers, close=_nothing)
-    )
+    setup: Any = SimpleNamespace(client=lambda _ports, _key: SimpleNamespace(list_workers=list_workers, close=_nothing))
     ports: Any = SimpleNamespace(restore=lambda _slot, _ports: None)
     program = await asyncio.create_subprocess_exec(sys.executable, "-c", "import time; time.sleep(60)")
     try:
@@ -134,7 +132,7 @@ async def test_a_stall_while_a_router_is_adopted_ends_no_router(
         assert identity is not None
         saved = SavedRouter("chat", identity, PORTS, "key", "smg")
         for is_kept in (True, False):
-            router = RouterProcess("chat", "chat", setup, ChildLog(tmp_path / "log"), host(ports), start_timeout_s=5)
+            router = RouterProcess(SERVICE, "chat", setup, ChildLog(tmp_path / "log"), host(ports))
             assert await router.adopt(saved, identity, setup) == is_kept
             assert identity.is_alive() == is_kept
             silent.append(False)

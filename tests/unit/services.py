@@ -48,7 +48,7 @@ class PlayedRouter:
         self.trouble = ""
         self.adopted: list[SavedRouter] = []
         self.kinds = 0
-        self.setup = SMG
+        self.kind, self.setup = "smg", SMG
         self.log = self
 
     @property

@@ -18,6 +18,7 @@ from gateway_sidecar.routers.base import LaunchCommand, LogLine, RouterPorts, Ro
 from gateway_sidecar.supervision import awake
 from gateway_sidecar.supervision.process import Identity, Process
 from gateway_sidecar.telemetry.metrics import Metrics
+from tests.smg import SERVICE
 from tests.unit.fake_time import beside, in_fake_time
 from tests.unit.test_states import drawn
 
@@ -63,8 +64,8 @@ class Machine:
         log = SimpleNamespace(open_for_child=self._log_fd, trouble=None, follow=lambda _: None, read_tail=self._tail)
         ports = SimpleNamespace(choose=lambda _: PORTS, restore=lambda *_: None)
         self.router = RouterProcess(
-            "chat", "chat", self.setup("smg"), cast("Any", log),
-            RouterHost(cast("Any", ports), Metrics(), _nothing, self._changed), start_timeout_s=30,
+            SERVICE, "chat", self.setup("smg"), cast("Any", log),
+            RouterHost(cast("Any", ports), Metrics(), _nothing, self._changed),
         )  # fmt: skip
         self._before = self.router.state
 
@@ -72,7 +73,6 @@ class Machine:
         return cast(
             "RouterSetup",
             SimpleNamespace(
-                kind=kind,
                 command=lambda _ports, _key: LaunchCommand(["router"]),
                 digest=lambda: f"{kind}, {self.digest}",
                 client=lambda _ports, _key: SimpleNamespace(kind=kind, list_workers=self._list, close=_nothing),
@@ -225,7 +225,7 @@ async def test_an_adopted_router_of_another_kind_is_talked_to_as_what_it_is_unti
     def kinds() -> tuple[str, str, str]:
         saved = machine.router.saved()
         assert saved is not None
-        return cast("Any", machine.router.client).kind, machine.router.setup.kind, saved.kind
+        return cast("Any", machine.router.client).kind, machine.router.kind, saved.kind
 
     with capture_logs():
         assert await machine.adopt("smg")

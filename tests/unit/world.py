@@ -254,7 +254,7 @@ class PlayedProcess:
         self.accepts = True
         self.renewed = 0
         self.log = self
-        self.setup = SMG
+        self.kind, self.setup = "smg", SMG
         self._lost = asyncio.Event()
 
     @property

@@ -85,7 +85,6 @@ def _registered(worker_id: str, row: Mapping[str, Any]) -> Registered:
 class ToySetup(RouterSetup):
     """One service's toy."""
 
-    kind: ClassVar[str] = "toy"
     late_s: ClassVar[float] = 0.0  # A registration is done when it is answered.
     settings: ToySettings
 
@@ -123,4 +122,4 @@ PATHS = RouterPaths(
     control=("/workers",),
 )
 HEADERS = RouterHeaders(bridge_key="X-Toy-Bridge-Key")
-ROUTER = RouterKind(ToySetup.kind, ToySettings, build, PATHS, HEADERS, check)
+ROUTER = RouterKind("toy", ToySettings, build, PATHS, HEADERS, check)

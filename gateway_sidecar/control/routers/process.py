@@ -10,6 +10,7 @@ from dataclasses import dataclass
 from enum import StrEnum
 from typing import Protocol
 
+from gateway_sidecar.config import ServiceSettings
 from gateway_sidecar.domain.backoff import Backoff
 from gateway_sidecar.errors import ProcessError, RouterError
 from gateway_sidecar.nginx.server import busy_ports
@@ -44,7 +45,7 @@ class RouterState(StrEnum):
 
 @dataclass(frozen=True, slots=True)
 class SavedRouter:
-    """What the next daemon needs to adopt a router. `kind` and `digest` say of what it was made (`RouterSetup`).
+    """What the next daemon needs to adopt a router. `kind` and `digest` say what it is and of what it was made.
 
     `identity` is None from before it is started until that is known; meanwhile its output tells which process it is.
     """
@@ -90,23 +91,24 @@ class RouterHost:
 class RouterProcess:
     """Keeps one router running. `slot` tells a service's router from the successor that is started beside it.
 
-    `setup` is that of the router that runs; an adopted one may be of another kind than is started after it.
+    `kind` and `setup` are those of the router that runs: an adopted one may be of another kind than its successors.
     `epoch` counts processes, so that what one of them said is never taken for what its successor knows.
     """
 
     def __init__(
-        self, service: str, slot: str, setup: RouterSetup, log: ChildLog, host: RouterHost, *, start_timeout_s: float
+        self, settings: ServiceSettings, slot: str, setup: RouterSetup, log: ChildLog, host: RouterHost
     ) -> None:
-        self.service = service
+        self.service = settings.name
         self.slot = slot
+        self.kind = self._next_kind = settings.router.type
         self.setup = self._next_setup = setup
         self.log = log
         self._private_ports = host.private_ports
         self._metrics = host.metrics
         self._write_down = host.write_down
         self._on_change = host.on_change
-        self._start_timeout_s = start_timeout_s
-        self._logger = get_logger(service=service)
+        self._start_timeout_s = settings.router.start_timeout_s
+        self._logger = get_logger(service=settings.name)
         self.state = RouterState.STOPPED
         self.reason = ""
         self.epoch = 0
@@ -141,7 +143,7 @@ class RouterProcess:
             return self._prospect
         if self.process is None or not self.process.running or self.ports is None:
             return None
-        return SavedRouter(self.slot, self.process.identity, self.ports, self._key, self.setup.kind, self._digest)
+        return SavedRouter(self.slot, self.process.identity, self.ports, self._key, self.kind, self._digest)
 
     async def adopt(self, saved: SavedRouter, identity: Identity, setup: RouterSetup) -> bool:
         """Takes over the router of an earlier daemon if it is that very process and its API answers with our key.
@@ -160,7 +162,8 @@ class RouterProcess:
             await process.stop(grace_s=1)
             return False
         self._private_ports.restore(self.slot, saved.ports)
-        self.process, self.ports, self.client, self.setup = process, saved.ports, client, setup
+        self.process, self.ports, self.client = process, saved.ports, client
+        self.kind, self.setup = saved.kind, setup
         if saved.slot != self.slot:
             self.log = self.log.beside(f"router-{saved.slot}.log")
         self._key, self._digest, self.slot = saved.key, saved.digest, saved.slot
@@ -181,7 +184,7 @@ class RouterProcess:
     async def renew_client(self, setup: RouterSetup) -> None:
         """Talks to the router as `setup` has it, from now on; to one of another kind as before."""
         self._next_setup = setup
-        if self.setup.kind != setup.kind:
+        if self.kind != self._next_kind:
             return
         self.setup = setup
         if self.client is not None and self.ports is not None:
@@ -236,7 +239,7 @@ class RouterProcess:
         began = awake.monotonic()
         self._unresponsive.clear()
         self._set(RouterState.STARTING)
-        self.setup = self._next_setup
+        self.kind, self.setup = self._next_kind, self._next_setup
         key = secrets.token_urlsafe(32)
         await self._until_its_ports_are_free()
         try:
@@ -244,7 +247,7 @@ class RouterProcess:
             command = self.setup.command(ports, key)
             digest = await asyncio.to_thread(self.setup.digest)
             # Before it runs: a daemon that dies in the next moment must not leave a router that nobody has the key of.
-            self._prospect = SavedRouter(self.slot, None, ports, key, self.setup.kind, digest)
+            self._prospect = SavedRouter(self.slot, None, ports, key, self.kind, digest)
             await self._write_down()
             log_fd = await self.log.open_for_child()
             if self.log.trouble:

@@ -25,4 +25,4 @@ def build(settings: SmgSettings, service: ServiceSettings, bridge_key: str) -> S
     return SmgSetup(settings, health, bridge_key)
 
 
-ROUTER = RouterKind(SmgSetup.kind, SmgSettings, build, PATHS, HEADERS, check)
+ROUTER = RouterKind("smg", SmgSettings, build, PATHS, HEADERS, check)

@@ -27,7 +27,6 @@ class SmgSetup(RouterSetup):
     bridge_key: what it shows the bridges of HTTP engines.
     """
 
-    kind: ClassVar[str] = "smg"
     late_s: ClassVar[float] = 30.0
     """A registration that SMG accepted cannot be taken back: its worker may appear that much later (seen: 25 s)."""
 
