@@ -576,10 +576,11 @@ class Prober:
     async def _open_liveness(self, tenure: Tenure, address: str, mode: ConnectionMode) -> None:
         liveness, grpc = tenure.probe.liveness, mode is ConnectionMode.GRPC
         ended = partial(self._liveness_ended, tenure, awake.now())
-        on_close = self._tasks.guarded(ended, again=partial(self.suspect, tenure))
         try:
             async with within(self._settings.health.timeout_s):
-                connection = await connect_liveness(address, on_close, grpc=grpc)
+                connection = await connect_liveness(
+                    address, self._tasks.guarded(ended, again=partial(self.suspect, tenure)), grpc=grpc
+                )
         except (OSError, TimeoutError):
             liveness.due = awake.now() + _TOUCH_GAP_S
             self.suspect(tenure)
