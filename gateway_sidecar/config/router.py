@@ -54,7 +54,8 @@ class RouterSettings(Part):
     env: dict[str, EnvironmentValue] = Field(
         default={},
         repr=False,
-        description="Environment variables for the router, above the daemon's own.",
+        description="Environment variables for the router, above the daemon's own. A proxy that they name"
+        " (`https_proxy`) is used for host names only, never for addresses: workers are asked directly.",
         examples=[{"HF_HOME": "/var/cache/huggingface"}],
     )
     retire_timeout_s: float = _number(

@@ -24,6 +24,10 @@ from gateway_sidecar.supervision.awake import within
 _OURS_ALONE = ("NOTIFY_SOCKET", "WATCHDOG_USEC", "WATCHDOG_PID", "LISTEN_FDS", "LISTEN_PID", "INVOCATION_ID")
 """What systemd tells the daemon and no child of it."""
 
+_PROXIES = frozenset({"http_proxy", "https_proxy", "all_proxy"})
+_NOT_PROXIED = "localhost,127.0.0.1,::1,0.0.0.0/0,::/0"
+"""Every address: that is how routers know their workers. What a router downloads has a name, and may need the proxy."""
+
 _CREDENTIALS = struct.Struct("3i")  # pid, uid, gid: unix(7)
 _BOOT_ID = Path("/proc/sys/kernel/random/boot_id")
 
@@ -132,9 +136,7 @@ class Process:
 
         It inherits `keep_fds`, and no other descriptor of ours.
 
-        It gets the daemon's environment, less what systemd told the daemon alone, with `env` on top.
         """
-        inherited = {name: value for name, value in os.environ.items() if name not in _OURS_ALONE}
 
         def start() -> subprocess.Popen[bytes]:
             try:
@@ -143,7 +145,7 @@ class Process:
                     stdin=subprocess.DEVNULL,
                     stdout=log_fd,
                     stderr=log_fd,
-                    env={**inherited, **(env or {})},
+                    env=environment_of_child(env or {}),
                     cwd=cwd,
                     start_new_session=True,
                     pass_fds=keep_fds,
@@ -202,6 +204,19 @@ class Process:
         if self._popen is not None:
             self.exit_code = self._popen.wait()
         self._ended.set()
+
+
+def environment_of_child(above: Mapping[str, str]) -> dict[str, str]:
+    """The daemon's environment, less what systemd told the daemon alone, with `above` on top.
+
+    A proxy that it names is for host names only.
+    """
+    inherited = {name: value for name, value in os.environ.items() if name not in _OURS_ALONE}
+    environment = {**inherited, **above}
+    if any(value and name.lower() in _PROXIES for name, value in environment.items()):
+        exempt = [environment.get("no_proxy"), environment.get("NO_PROXY"), _NOT_PROXIED]
+        environment["no_proxy"] = environment["NO_PROXY"] = ",".join(dict.fromkeys(filter(None, exempt)))
+    return environment
 
 
 def writers_of(*logs: Path) -> list[Identity]:

@@ -13,7 +13,14 @@ import pytest
 from gateway_sidecar.errors import ProcessError
 from gateway_sidecar.supervision.logfile import ChildLog
 from gateway_sidecar.supervision.notify import SystemdNotifier
-from gateway_sidecar.supervision.process import Identity, Process, rss_bytes, session_members, start_ticks
+from gateway_sidecar.supervision.process import (
+    Identity,
+    Process,
+    environment_of_child,
+    rss_bytes,
+    session_members,
+    start_ticks,
+)
 
 SLEEP = [sys.executable, "-c", "import time; print('up', flush=True); time.sleep(60)"]
 
@@ -98,6 +105,33 @@ async def test_a_child_learns_nothing_that_systemd_told_us_alone(
     process = await Process.spawn([sys.executable, "-c", program], log_fd=await log.open_for_child(), env={"MINE": "1"})
     await process.wait()
     assert log.new_lines() == ["['MINE']"]
+
+
+ADDRESSES = "localhost,127.0.0.1,::1,0.0.0.0/0,::/0"
+
+
+@pytest.mark.parametrize(
+    ("told", "above", "exempt"),
+    [
+        ({"HTTPS_PROXY": "http://p:1"}, {}, ADDRESSES),
+        ({"NO_PROXY": "x", "no_proxy": ".corp"}, {"all_proxy": "http://p:1"}, f".corp,x,{ADDRESSES}"),
+        ({"http_proxy": "http://p:1"}, {"NO_PROXY": ".corp"}, f".corp,{ADDRESSES}"),
+        ({"http_proxy": "", "NO_PROXY": ".corp"}, {}, ".corp"),
+        ({}, {}, None),
+    ],
+)
+def test_a_childs_proxy_is_for_names_and_not_for_addresses(
+    monkeypatch: pytest.MonkeyPatch, told: dict[str, str], above: dict[str, str], exempt: str | None
+) -> None:
+    """A router asks its workers, which are addresses, directly, whoever named the proxy; names go where they went."""
+    for name in ("http_proxy", "https_proxy", "all_proxy", "no_proxy"):
+        monkeypatch.delenv(name, raising=False)
+        monkeypatch.delenv(name.upper(), raising=False)
+    for name, value in told.items():
+        monkeypatch.setenv(name, value)
+    found = environment_of_child(above)
+    assert found.get("NO_PROXY") == exempt
+    assert found.get("no_proxy") == (exempt if exempt != ".corp" else None)
 
 
 async def test_the_log_is_bounded_and_its_writer_goes_on(tmp_path: Path) -> None:

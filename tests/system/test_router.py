@@ -100,6 +100,18 @@ async def test_key_is_never_on_the_command_line_while_starting(make_gateway: Mak
     assert not any(key in line or "--control-plane-api-keys" in line for line in seen)
 
 
+async def test_proxy_of_the_environment_is_not_asked_for_workers(
+    make_gateway: MakeGateway, engine: StartEngine
+) -> None:
+    """The daemon's environment names one, and the router's own settings do: nobody listens there."""
+    gateway = make_gateway()
+    gateway.settings["services"][0]["router"] = {"env": {"HTTP_PROXY": "http://127.0.0.1:9"}}
+    await gateway.start(env={"ALL_PROXY": "http://127.0.0.1:9", "NO_PROXY": ".corp.example"})
+    await engine(gateway.socket("r1"))
+    await gateway.until_states({"r1": "serving"})
+    assert await ask(gateway, "tiny", stream=False)
+
+
 async def test_killed_router_is_started_again_with_every_worker(gateway: Gateway, engine: StartEngine) -> None:
     """If the router exits it is started again and every worker is registered again."""
     for i in range(8):
