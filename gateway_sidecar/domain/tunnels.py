@@ -33,24 +33,22 @@ class PathState(StrEnum):
     FAILED = "failed"
 
 
-LASTING = frozenset(
-    {
-        PathState.AUTH_FAILED,
-        PathState.HOST_KEY_CHANGED,
-        PathState.HOST_KEY_UNKNOWN,
-        PathState.KEY_UNUSABLE,
-        PathState.NOT_INSTALLED,
-    }
-)
-"""Faults that need a person: an early retry is useless, and far sides count failed logins."""
+REFUSALS = frozenset({PathState.AUTH_FAILED, PathState.HOST_KEY_CHANGED, PathState.HOST_KEY_UNKNOWN})
+"""A server and we came to no terms: it takes that for a failed login, and counts those."""
 
 
 @dataclass(frozen=True, slots=True)
 class PathStatus:
-    """The state of a tunnel, and the reason. A note on a tunnel that is up is the far side's complaint."""
+    """The state of a tunnel, and the reason. A note on a tunnel that is up is the far side's complaint.
+
+    entered: how many servers on the way had let us in, as far as that is known, before a connection failed.
+    refusal: what the next server took for a failed login.
+    """
 
     state: PathState
     reason: str = ""
+    entered: int = 0
+    refusal: PathState | None = None
 
     @property
     def is_up(self) -> bool:

@@ -23,6 +23,7 @@ class AsyncSsh:
     """The backend for machines without `ssh` (an `SshBackend`)."""
 
     name = "asyncssh"
+    log_suffix = ".log"
 
     def __init__(self, directory: Path) -> None:
         self._directory = directory
@@ -62,7 +63,9 @@ class AsyncSsh:
         for line in reversed(lines):
             try:
                 said = json.loads(line)
-                return PathStatus(PathState(said["state"]), printable(str(said["reason"])))
+                refusal = said["refusal"] and PathState(said["refusal"])
+                reason = printable(str(said["reason"]))
+                return PathStatus(PathState(said["state"]), reason, int(said["entered"]), refusal)
             except (ValueError, KeyError, TypeError):
                 continue
         return PathStatus(PathState.FAILED, printable(lines[-1]) if lines else "the process ended without a message")

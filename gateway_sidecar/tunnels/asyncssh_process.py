@@ -16,12 +16,13 @@ import socket
 import sys
 from collections.abc import Sequence
 from contextlib import suppress
+from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 
 import asyncssh
 
-from gateway_sidecar.domain.tunnels import AGENT_OF_ENVIRONMENT, PathState, PathStatus, SshRoute, SshServer
+from gateway_sidecar.domain.tunnels import AGENT_OF_ENVIRONMENT, REFUSALS, PathState, PathStatus, SshRoute, SshServer
 from gateway_sidecar.tunnels.base import TunnelFault
 from gateway_sidecar.tunnels.files import with_cure
 
@@ -42,6 +43,15 @@ class _Client(asyncssh.SSHClient):
         self._has_entry = has_entry
         self.refused: PathStatus | None = None
         self.lost: Exception | None = None
+        self._connection: asyncssh.SSHClientConnection | None = None
+
+    @property
+    def in_login(self) -> bool:
+        """Whether keys were exchanged: what went wrong afterwards is a failed login to the far side."""
+        return self._connection is not None and self._connection.get_extra_info("send_cipher") is not None
+
+    def connection_made(self, conn: asyncssh.SSHClientConnection) -> None:
+        self._connection = conn
 
     def connection_lost(self, exc: Exception | None) -> None:
         self.lost = exc
@@ -105,10 +115,10 @@ class _Connections:
             try:
                 await self._connect(server)
             except TunnelFault as fault:
-                if number == len(self._route.servers) - 1:
-                    raise
-                reason = f"jump {number + 1} ({server}): {fault.status}"
-                raise TunnelFault(PathState.JUMP_FAILED, reason) from fault
+                state, reason = fault.status.state, fault.status.reason
+                if number < len(self._route.servers) - 1:
+                    state, reason = PathState.JUMP_FAILED, f"jump {number + 1} ({server}): {fault.status}"
+                raise TunnelFault(state, reason, number, fault.status.refusal) from fault
 
     def close(self) -> None:
         """Closes all of them, the last first."""
@@ -151,7 +161,8 @@ class _Connections:
         except (OSError, asyncssh.Error, TimeoutError, ValueError) as error:
             beyond = "as seen from the jump before it: " if below is not None else ""
             status = with_cure(client.refused or judged(error), server)
-            raise TunnelFault(status.state, beyond + status.reason) from error
+            refusal = status.state if status.state in REFUSALS or client.in_login else None
+            raise TunnelFault(status.state, beyond + status.reason, refusal=refusal) from error
         self._made.append(connection)
         self._clients.append(client)
 
@@ -276,7 +287,7 @@ def main() -> None:
     """Runs until the connection ends."""
     os.umask(_OURS_ALONE)
     status = asyncio.run(_serve(sys.argv[1]))
-    print(json.dumps({"state": status.state.value, "reason": status.reason}), flush=True)
+    print(json.dumps(asdict(status)), flush=True)
     os._exit(255)
 
 

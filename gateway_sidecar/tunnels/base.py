@@ -1,8 +1,8 @@
 """What the SSH backends have in common: the names of their files, and what a backend can do.
 
 Everything of a connection is in one directory under a name made of its whole route, so that the next daemon finds it
-without being told: `NAME.conf`, `NAME.log`, `NAME.ctl` (its control socket). A tunnel's socket is named after the
-tunnel: another way to the same replica is another tunnel.
+without being told: `NAME.conf`, `NAME.log` (its process's output), `NAME.ctl` (its control socket). A tunnel's socket
+is named after the tunnel: another way to the same replica is another tunnel.
 """
 
 from __future__ import annotations
@@ -24,15 +24,17 @@ _NAME_DIGITS = 12
 class TunnelFault(Exception):
     """A connection or a forward that did not come about."""
 
-    def __init__(self, state: PathState, reason: str) -> None:
+    def __init__(self, state: PathState, reason: str, entered: int = 0, refusal: PathState | None = None) -> None:
         super().__init__(reason)
-        self.status = PathStatus(state, reason)
+        self.status = PathStatus(state, reason, entered, refusal)
 
 
 class SshBackend(Protocol):
     """Makes SSH connections, each a process of its own in `directory`, which is its working directory too."""
 
     name: str
+    log_suffix: str
+    """Of the file in which the process says how the connection is; `.log` is its output."""
 
     def command(self, connection: str, route: SshRoute) -> list[str]:
         """Writes what the process reads, and returns its command line. Raises TunnelFault. Blocks."""

@@ -12,7 +12,7 @@ from pathlib import Path
 
 from gateway_sidecar.domain.backoff import Backoff
 from gateway_sidecar.domain.printable import printable
-from gateway_sidecar.domain.tunnels import LASTING, PathState, PathStatus, SshRoute
+from gateway_sidecar.domain.tunnels import PathState, PathStatus, SshRoute
 from gateway_sidecar.errors import ProcessError
 from gateway_sidecar.files.replace import open_to_append
 from gateway_sidecar.supervision import awake
@@ -20,10 +20,10 @@ from gateway_sidecar.supervision.awake import within
 from gateway_sidecar.supervision.logfile import ChildLog
 from gateway_sidecar.supervision.process import Identity, Process, writers_of
 from gateway_sidecar.telemetry.logs import get_logger
-from gateway_sidecar.tunnels.base import SshBackend, TunnelFault
+from gateway_sidecar.tunnels.base import SshBackend, TunnelFault, connection_name
+from gateway_sidecar.tunnels.logins import Logins
 
-_PASSING = Backoff(0.25, 5.0)
-_FOR_LONG = Backoff(2.0, 60.0)
+_BACKOFF = Backoff(0.25, 5.0)
 _STEADY_S = 5.0
 _LOOK_S = 2.0
 _MOST_NAMED = 20
@@ -39,15 +39,15 @@ class SshConnection:
 
     def __init__(
         self,
-        name: str,
         route: SshRoute,
         backend: SshBackend,
         directory: Path,
+        logins: Logins,
         *,
         adopted: Identity | None,
         on_change: Callable[[], None],
     ) -> None:
-        self.name = name
+        self.name = connection_name(route, backend.name)
         self.route = route
         self.wanted: dict[str, str] = {}
         self.replicas: list[str] = []
@@ -57,7 +57,9 @@ class SshConnection:
         self.starts = 0
         self._backend = backend
         self._directory = directory
-        self._log_file = ChildLog(directory / f"{name}.log", _MOST_LOG_BYTES)
+        self._logins = logins
+        self._output = directory / f"{self.name}.log"
+        self._log_file = ChildLog(self._output.with_suffix(backend.log_suffix), _MOST_LOG_BYTES)
         self._earlier = adopted
         self._on_change = on_change
         self._open: dict[str, str] = {}
@@ -104,11 +106,13 @@ class SshConnection:
                 up_at = time.monotonic()
                 await self._keep(process)
             except TunnelFault as fault:
-                if up_at is not None and time.monotonic() - up_at >= _STEADY_S:
-                    self._failures = 0
+                if up_at is not None:
+                    self._logins.note_lost(self.route)
+                    if time.monotonic() - up_at >= _STEADY_S:
+                        self._failures = 0
                 self._failures += 1
-                pause_s = self._pause_s(fault.status.state)
-                self._note(fault.status, retry_in_s=round(pause_s, 1))
+                pause_s = _BACKOFF.delay_s(self._failures) * (0.5 + random.random() / 2)
+                self._note(fault.status, retry_in_s=round(max(pause_s, self._logins.pause_s(self.route)), 1))
                 await asyncio.sleep(pause_s)
 
     async def end(self) -> None:
@@ -116,7 +120,7 @@ class SshConnection:
         if self._process is not None and self._process.running:
             await self._process.stop(grace_s=_GRACE_S)
         # One that `run` was cancelled over, before it knew it.
-        for identity in await asyncio.to_thread(writers_of, self._log_file.path):
+        for identity in await asyncio.to_thread(writers_of, self._output):
             process = Process.adopt(identity)
             if process is not None:
                 await process.stop(grace_s=_GRACE_S)
@@ -130,37 +134,47 @@ class SshConnection:
         if self._process is not None:
             self._process.detach()
 
-    def _pause_s(self, state: PathState) -> float:
-        backoff = _FOR_LONG if state in LASTING else _PASSING
-        return backoff.delay_s(self._failures) * (0.5 + random.random() / 2)
-
     async def _begin(self) -> Process:
         """Takes up the process that there is, or starts one; returns when it is connected. Raises TunnelFault."""
         earlier, self._earlier = self._earlier, None
         process = self._process if self._process is not None and self._process.running else None
         if process is None and earlier is not None:
             process = Process.adopt(earlier)
-        adopted = process is not None
-        if process is None:
+        if process is not None:
+            await self._connect(process)
+            self._note(PathStatus(PathState.UP), adopted=True)
+            return process
+        pause_s = self._logins.pause_s(self.route)
+        if pause_s and self.status.state is PathState.CONNECTING:
+            reason = f"waits up to {pause_s:.0f} s for its turn to log in, since others' logins were refused there"
+            self.status = PathStatus(PathState.CONNECTING, reason)
+        async with self._logins.login(self.route):
             process = await self._start()
+            await self._connect(process)
+        self._note(PathStatus(PathState.UP))
+        return process
+
+    async def _connect(self, process: Process) -> None:
+        """Returns when the process is connected. Raises TunnelFault."""
         self._process = process
         self._open.clear()
         self._troubles.clear()
         self._forbidden = ""
+        before_last = len(self.route.servers) - 1
         deadline = awake.now() + self.route.connect_timeout_s * (1 + len(self.route.servers))
         while not await self._answers():
             if not process.running:
-                raise TunnelFault(*await self._why())
+                raise await self._why()
             if awake.now() > deadline:
                 await process.stop(grace_s=_GRACE_S)
-                raise TunnelFault(PathState.UNREACHABLE, "the connection was not made in time")
+                # ssh itself gives up a server that does not even greet it: this one did not let us in.
+                reason = "it did not accept our login in time"
+                raise TunnelFault(PathState.UNREACHABLE, reason, before_last, PathState.UNREACHABLE)
             await asyncio.sleep(_UP_POLL_S)
         objection = await asyncio.to_thread(self._backend.objection, self.name, self.route)
         if objection is not None:
             await process.stop(grace_s=_GRACE_S)
-            raise TunnelFault(objection.state, objection.reason)
-        self._note(PathStatus(PathState.UP), adopted=adopted)
-        return process
+            raise TunnelFault(objection.state, objection.reason, before_last, objection.state)
 
     async def _start(self) -> Process:
         argv = await asyncio.to_thread(self._backend.command, self.name, self.route)
@@ -170,16 +184,15 @@ class SshConnection:
         except ProcessError as error:
             raise TunnelFault(PathState.LOCAL_TROUBLE, str(error)) from error
         except OSError as error:
-            reason = f"cannot write {self._log_file.path}: {error.strerror}"
+            reason = f"cannot write {self._output}: {error.strerror}"
             raise TunnelFault(PathState.LOCAL_TROUBLE, reason) from error
         self.starts += 1
         return process
 
     def _fresh_log(self) -> int:
         """An empty file for what the process will say; how the next daemon knows the process, too."""
-        path = self._log_file.path
-        path.unlink(missing_ok=True)
-        descriptor = open_to_append(path)
+        self._output.unlink(missing_ok=True)
+        descriptor = open_to_append(self._output)
         self._log_file.new_lines()  # From here on all of it is read.
         return descriptor
 
@@ -201,9 +214,9 @@ class SshConnection:
         except (OSError, TimeoutError):
             return False
 
-    async def _why(self) -> tuple[PathState, str]:
+    async def _why(self) -> TunnelFault:
         found = await asyncio.to_thread(self._backend.why_ended, self.name, self.route)
-        return found.state, found.reason
+        return TunnelFault(found.state, found.reason, found.entered, found.refusal)
 
     async def _keep(self, process: Process) -> None:
         """Opens and ends forwards as wanted until the process ends. Raises TunnelFault when it has."""
@@ -226,7 +239,7 @@ class SshConnection:
                 await process.stop(grace_s=0)
                 reason = f"the {self._backend.name} process (pid {process.pid}) did not answer, and was ended"
                 raise TunnelFault(PathState.LOCAL_TROUBLE, reason)
-        raise TunnelFault(*await self._why())
+        raise await self._why()
 
     async def _forward(self) -> None:
         for local, remote in list(self._open.items()):
@@ -256,7 +269,7 @@ class SshConnection:
 
     async def _read_log(self) -> None:
         for line in await asyncio.to_thread(self._log_file.new_lines):
-            if "administratively prohibited" in line:
+            if "open failed: administratively prohibited" in line:
                 self._forbidden = printable(line)
 
     def _note(self, status: PathStatus, *, adopted: bool = False, retry_in_s: float | None = None) -> None:

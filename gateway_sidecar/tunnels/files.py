@@ -7,10 +7,12 @@ from __future__ import annotations
 import base64
 import binascii
 import os
+import pwd
 import re
 import socket
 import stat
 from collections.abc import Iterator, Sequence
+from dataclasses import replace
 from pathlib import Path
 
 from gateway_sidecar.domain.tunnels import AGENT_OF_ENVIRONMENT, PathState, PathStatus, SshServer
@@ -24,8 +26,20 @@ _OPENSSH = b"openssh-key-v1\0"
 _NO_CIPHER = b"\0\0\0\4none"
 
 
+def user_trouble() -> str | None:
+    """What to do if nobody knows the daemon's user: both ssh and asyncssh end without a name for it."""
+    try:
+        pwd.getpwuid(os.geteuid())
+    except KeyError:
+        uid = os.geteuid()
+        return f"uid {uid} has no entry in /etc/passwd, and ssh needs one; add it (useradd --uid {uid} NAME)"
+    return None
+
+
 def first_trouble(servers: Sequence[SshServer]) -> PathStatus | None:
     """The first problem to fix before these servers can be reached; None if there is none."""
+    if (text := user_trouble()) is not None:
+        return PathStatus(PathState.LOCAL_TROUBLE, text)
     return next((trouble for server in servers for trouble in troubles(server)), None)
 
 
@@ -146,7 +160,10 @@ def with_cure(status: PathStatus, server: SshServer) -> PathStatus:
     match status.state:
         case PathState.AUTH_FAILED:
             shown = f"the public half of {server.key_file}" if server.key_file else f"a key of agent {server.agent}"
-            cure = f"it does not accept {shown}; add it to {server.user or 'our user'}'s authorized_keys there"
+            cure = (
+                f"it does not accept {shown}; add it to {server.user or 'our user'}'s authorized_keys there; "
+                "tried again at once when the key's file or the settings change, and every 5 minutes"
+            )
         case PathState.HOST_KEY_UNKNOWN | PathState.HOST_KEY_CHANGED if "revoked" in status.reason:
             cure = f"so says {listed}"
         case PathState.HOST_KEY_UNKNOWN:
@@ -157,4 +174,4 @@ def with_cure(status: PathStatus, server: SshServer) -> PathStatus:
             cure = f"if {name} was set up anew, change host_key in the settings"
         case _:
             return status
-    return PathStatus(status.state, f"{status.reason.rstrip('.')}; {cure}")
+    return replace(status, reason=f"{status.reason.rstrip('.')}; {cure}")

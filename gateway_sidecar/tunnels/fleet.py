@@ -23,6 +23,7 @@ from gateway_sidecar.telemetry.logs import get_logger
 from gateway_sidecar.tunnels.asyncssh_backend import AsyncSsh
 from gateway_sidecar.tunnels.base import SshBackend, TunnelFault, connection_name, socket_name
 from gateway_sidecar.tunnels.connection import SshConnection
+from gateway_sidecar.tunnels.logins import Logins
 from gateway_sidecar.tunnels.openssh import OpenSsh
 
 _CHOICE_HOLDS_S = 5.0
@@ -32,6 +33,7 @@ class Missing:
     """Stands for a backend that this machine does not have (an `SshBackend`)."""
 
     name = "missing"
+    log_suffix = ".log"
 
     def __init__(self, cure: str) -> None:
         self.cure = cure
@@ -85,6 +87,7 @@ class TunnelFleet:
         self._earlier: dict[str, list[Identity]] = {}
         self._by_tunnel: dict[Tunnel, tuple[SshConnection, str]] = {}
         self._backends: dict[str, tuple[float, SshBackend]] = {}
+        self._logins = Logins()
         self._logger = get_logger()
 
     @property
@@ -123,6 +126,7 @@ class TunnelFleet:
             by_connection.setdefault(name, {})[local] = tunnel.remote
             places[tunnel] = name, local
             owners.setdefault(name, []).append(tunnel.owner)
+        self._logins.keep(route for route, _ in routes.values())
         for name in self._connections.keys() - by_connection.keys():
             self._drop(name)
         for name, wanted in by_connection.items():
@@ -165,10 +169,10 @@ class TunnelFleet:
     def _begin(self, name: str, route: SshRoute, backend: SshBackend) -> SshConnection:
         earlier = self._earlier.pop(name, [])
         connection = SshConnection(
-            name,
             route,
             backend,
             self.directory,
+            self._logins,
             adopted=earlier[0] if earlier else None,
             on_change=self.changed.set,
         )

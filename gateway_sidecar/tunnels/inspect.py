@@ -6,7 +6,7 @@ from collections.abc import Iterable, Iterator
 from pathlib import Path
 
 from gateway_sidecar.domain.tunnels import Tunnel
-from gateway_sidecar.tunnels.files import troubles
+from gateway_sidecar.tunnels.files import troubles, user_trouble
 from gateway_sidecar.tunnels.fleet import Missing, choose_backend
 
 
@@ -19,6 +19,9 @@ def backend_troubles(tunnels: Iterable[Tunnel]) -> Iterator[str]:
 
 
 def file_troubles(tunnels: Iterable[Tunnel]) -> Iterator[str]:
-    """Keys, agents and lists of known hosts that cannot be used, each once."""
+    """A user, keys, agents and lists of known hosts that cannot be used, each once."""
+    tunnels = list(tunnels)
+    if tunnels and (text := user_trouble()) is not None:
+        yield text
     servers = {server for tunnel in tunnels for server in tunnel.route.servers}
     yield from sorted({trouble.reason for server in servers for trouble in troubles(server)})

@@ -5,7 +5,8 @@ but names is in its command line. Each server to jump over has a client of its o
 starts, so that what it says stands in a file of its own and the failed one is known by name.
 
 What it says is read only when it has ended, and only to tell people why. All of it is at LogLevel INFO: at ERROR
-the client would not tell a path that is dead from a server that closed.
+the client would not tell a path that is dead from a server that closed. It says that in a file of its own (`-E`), for
+a server's login banner, which may say anything, goes to its stderr.
 """
 
 from __future__ import annotations
@@ -14,10 +15,11 @@ import asyncio
 import re
 import shlex
 from collections.abc import Iterator, Sequence
+from dataclasses import replace
 from pathlib import Path
 
 from gateway_sidecar.domain.printable import printable
-from gateway_sidecar.domain.tunnels import PathState, PathStatus, SshRoute, SshServer
+from gateway_sidecar.domain.tunnels import REFUSALS, PathState, PathStatus, SshRoute, SshServer
 from gateway_sidecar.files.replace import replace_file
 from gateway_sidecar.supervision.awake import within
 from gateway_sidecar.tunnels.base import TunnelFault, check_files
@@ -55,9 +57,14 @@ _SAYS = (
     (PathState.DEAD_PATH, r"Timeout, server .* not responding"),
     (PathState.REFUSED, r"Connection refused"),
     (PathState.UNREACHABLE, r"timed out|No route to host|unreachable"),
-    (PathState.FORBIDDEN, r"administratively prohibited"),
-    (PathState.CLOSED, r"[Cc]losed by|[Cc]onnection reset|Broken pipe|Connection to .* closed"),
+    (PathState.FORBIDDEN, r"open failed: administratively prohibited"),
+    (PathState.CLOSED, r"[Cc]losed by|[Cc]onnection reset|Broken pipe"),
 )
+_FAR_WORDS = re.compile(r"(Received disconnect|Disconnected) from ")
+"""The rest of the line is the server's own words."""
+_CLOSED = re.compile(r"Connection to \S+ closed by remote host\.")
+"""The one message that the client writes to stderr, as its last, when it was connected."""
+_WORST_FIRST = tuple(dict.fromkeys(state for state, _ in _SAYS))
 _BEYOND = re.compile(r"open failed: |stdio forwarding failed")
 
 
@@ -65,6 +72,7 @@ class OpenSsh:
     """The backend of which every machine with `ssh` has the parts (an `SshBackend`)."""
 
     name = "openssh"
+    log_suffix = ".said"
 
     def __init__(self, program: Path, directory: Path) -> None:
         self._program = program
@@ -78,8 +86,9 @@ class OpenSsh:
                 host = server.host if server.port == 22 else f"[{server.host}]:{server.port}"
                 self._write(self._keys_of(connection, number), f"{host} {server.host_key}\n")
         self._write(f"{connection}.conf", "\n".join(self._blocks(connection, route)))
-        (self._directory / f"{connection}.ctl").unlink(missing_ok=True)
-        return [str(self._program), "-M", "-F", f"{connection}.conf", "target"]
+        for name in (f"{connection}.ctl", *self._said(connection, route)):
+            (self._directory / name).unlink(missing_ok=True)
+        return [str(self._program), "-M", "-F", f"{connection}.conf", "-E", f"{connection}.said", "target"]
 
     async def forward(self, connection: str, local: str, remote: str) -> None:
         """Asks the master for one more forward. It also accepts a forward that it already has."""
@@ -91,21 +100,25 @@ class OpenSsh:
 
     def why_ended(self, connection: str, route: SshRoute) -> PathStatus:
         """Judges by what each client of the connection said last, the nearest first."""
-        hops = [_lines(self._directory / f"{connection}.hop{number}") for number in range(len(route.servers) - 1)]
-        own = _lines(self._directory / f"{connection}.log")
+        *hops, own = (_lines(self._directory / name) for name in self._said(connection, route))
         # What engines that do not listen yet make the master say is about them, and not about the connection.
-        return diagnose(route, [*hops, [line for line in own if not line.startswith("channel ")]])
+        own = [line for line in own if not line.startswith("channel ")]
+        last = _lines(self._directory / f"{connection}.log")[-1:]
+        return diagnose(route, [*hops, own or [line for line in last if _CLOSED.fullmatch(line)]])
 
     def objection(self, connection: str, route: SshRoute) -> PathStatus | None:
         """A host that was believed and could not be entered would be believed anew each time."""
-        names = [f"{connection}.hop{number}" for number in range(len(route.servers) - 1)]
-        for name, server in zip([*names, f"{connection}.log"], route.servers, strict=True):
+        for name, server in zip(self._said(connection, route), route.servers, strict=True):
             if not server.trust_first_use:
                 continue
             for line in _lines(self._directory / name):
                 if "Failed to add the host" in line:
                     return PathStatus(PathState.HOST_KEY_UNKNOWN, f"{server}: {line}")
         return None
+
+    def _said(self, connection: str, route: SshRoute) -> list[str]:
+        """The files in which the clients on the way say how they are, the nearest first."""
+        return [*(f"{connection}.hop{number}" for number in range(len(route.servers) - 1)), f"{connection}.said"]
 
     async def _ask(self, connection: str, what: str, local: str, remote: str) -> None:
         argv = (str(self._program), "-F", f"{connection}.conf", "-O", what, "-L", f"./{local}:{remote}", "target")
@@ -141,10 +154,10 @@ class OpenSsh:
             if number == last:
                 yield "  SessionType none\n  StdinNull yes\n  ExitOnForwardFailure yes"
             if number:
-                err = shlex.quote(f"{connection}.hop{number - 1}")
                 program = shlex.quote(str(self._program)).replace("%", "%%")
-                command = f"{program} -F {connection}.conf -W [%h]:%p hop{number - 1}"
-                yield f"  ProxyCommand {command} 2>{err}"
+                hop = f"hop{number - 1}"
+                options = f"-F {connection}.conf -E {connection}.{hop} -W [%h]:%p"
+                yield f"  ProxyCommand {program} {options} {hop} 2>/dev/null"
         yield "Host *"
         yield f"  ServerAliveInterval {route.keepalive_s}"
         yield f"  ServerAliveCountMax {route.keepalive_failures}"
@@ -183,30 +196,46 @@ def diagnose(route: SshRoute, said: Sequence[Sequence[str]]) -> PathStatus:
     """
     for number, lines in enumerate(said[:-1]):
         fault, far = _fault(lines)
-        if fault is None or (fault.state is PathState.CLOSED and any(_fault(later)[0] for later in said[number + 1 :])):
+        if fault is None:
+            continue
+        told_later = any(_fault(later)[0] for later in said[number + 1 :])
+        if fault.state is PathState.CLOSED and fault.refusal is None and told_later:
             continue
         if fault.state is PathState.DEAD_PATH:
             return fault
         # What a client says of a connection that it was to open beyond its server is about the next one.
         about = number + 1 if far and fault.state is not PathState.FORBIDDEN else number
+        entered = number + 1 if far else number
         if about == len(said) - 1:
-            return PathStatus(fault.state, f"as seen from {route.servers[number]}: {fault.reason}")
+            return PathStatus(fault.state, f"as seen from {route.servers[number]}: {fault.reason}", entered)
         reason = f"jump {about + 1} ({route.servers[about]}): {with_cure(fault, route.servers[about])}"
-        return PathStatus(PathState.JUMP_FAILED, reason)
+        return PathStatus(PathState.JUMP_FAILED, reason, entered, fault.refusal)
     fault, _ = _fault(said[-1])
-    if fault is not None:
-        return with_cure(fault, route.target)
-    last = said[-1][-1] if said[-1] else "ssh ended without a message"
-    return PathStatus(PathState.FAILED, last)
+    if fault is None:
+        return PathStatus(PathState.FAILED, said[-1][-1] if said[-1] else "ssh ended without a message")
+    return replace(with_cure(fault, route.target), entered=len(said) - 1 if fault.refusal else 0)
 
 
 def _fault(lines: Sequence[str]) -> tuple[PathStatus | None, bool]:
     """The worst of what one client said, and whether that is about a connection beyond its server."""
-    for state, pattern in _SAYS:
+    for state in _WORST_FIRST:
         for line in lines:
-            if re.search(pattern, line):
-                return PathStatus(state, line.strip()), bool(_BEYOND.search(line))
+            if _state_of(line) is state:
+                refusal = state if state in REFUSALS or _is_in_login(line, lines) else None
+                return PathStatus(state, line, refusal=refusal), bool(_BEYOND.search(line))
     return None, False
+
+
+def _is_in_login(closed: str, lines: Sequence[str]) -> bool:
+    """Whether the server closed the connection on us after the greetings, as PAM does for a locked account."""
+    greeting = any("banner exchange" in line or "kex_exchange" in line for line in lines)
+    return closed.startswith(("Connection closed by", "Connection reset by")) and not greeting
+
+
+def _state_of(line: str) -> PathState | None:
+    if _FAR_WORDS.match(line):
+        return PathState.AUTH_FAILED if "Too many authentication failures" in line else PathState.CLOSED
+    return next((state for state, pattern in _SAYS if re.search(pattern, line)), None)
 
 
 def _lines(path: Path) -> list[str]:

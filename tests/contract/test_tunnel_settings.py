@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import os
+import pwd
 import signal
 import socket
 import subprocess
@@ -12,8 +13,10 @@ from dataclasses import replace
 from pathlib import Path
 
 import pytest
+import structlog
 
 from gateway_sidecar.domain.tunnels import BackendName, PathState, Tunnel
+from gateway_sidecar.files.replace import replace_file
 from gateway_sidecar.tunnels.inspect import file_troubles
 from tests.contract.tunnel_world import World, route_to
 from tests.ssh_servers import SSHD, Sshd, make_key, public_of
@@ -91,7 +94,76 @@ async def test_refused_key_says_which_and_for_whom(
     tunnel = Tunnel("chat/r1", route_to(sshd, backend, key_file=str(other)), "127.0.0.1:1")
     world.request(tunnel)
     reason = (await world.until(tunnel, PathState.AUTH_FAILED)).reason
-    assert reason.endswith(f"the public half of {other}; add it to root's authorized_keys there")
+    assert f"the public half of {other}; add it to root's authorized_keys there; tried again at once when" in reason
+
+
+@pytest.mark.parametrize("over_a_jump", [False, True])
+async def test_refused_key_is_tried_once_and_a_new_one_at_once(
+    world: World, sshd: Sshd, backend: BackendName, tmp_path: Path, *, over_a_jump: bool
+) -> None:
+    """At the target, and at a server to jump over: whoever counts refused logins counts one."""
+    key = make_key(tmp_path / "user_key")
+    wrong = route_to(sshd, backend, key_file=str(key))
+    route = replace(wrong, servers=(wrong.target, route_to(sshd, backend).target)) if over_a_jump else wrong
+    tunnel = Tunnel("chat/r1", route, "127.0.0.1:1")
+    world.request(tunnel)
+    with structlog.testing.capture_logs() as events:
+        status = await world.until(tunnel, PathState.JUMP_FAILED if over_a_jump else PathState.AUTH_FAILED)
+    assert (status.entered, status.refusal) == (0, PathState.AUTH_FAILED)
+    assert [event["retry_in_s"] > 20 for event in events if event["event"] == "tunnel.down"] == [True]
+    key.with_name("user_key.pub").unlink()
+    replace_file(key, sshd.user_key.read_text())
+    await world.until(tunnel, PathState.UP)
+    assert (sshd.directory / "sshd.log").read_text().count("authenticating user root") == 1
+
+
+async def test_banner_is_not_the_reason(world: World, tmp_path: Path, backend: BackendName) -> None:
+    """It may hold the words of any fault: of a connection that the server ends, and of a login that it refuses."""
+    banner = tmp_path / "banner"
+    words = (
+        "Idle sessions are timed out.",
+        "Permission denied (publickey).",
+        "open failed: administratively prohibited",
+    )
+    banner.write_text("".join(f"{line}\n" for line in words))
+    sshd = Sshd(tmp_path / "polite", options=f"Banner {banner}")
+    sshd.start()
+    try:
+        other = make_key(tmp_path / "other")
+        tunnel = Tunnel("chat/r1", route_to(sshd, backend), "127.0.0.1:1")
+        world.request(tunnel)
+        assert (await world.until(tunnel, PathState.UP)).reason == ""
+        await world.hear(tunnel)
+        (connection,) = world.fleet.connections
+        await connection._read_log()
+        assert world.fleet.status(tunnel).reason == ""
+        with structlog.testing.capture_logs() as events:
+            sshd.cut()
+            while not (down := [event for event in events if event["event"] == "tunnel.down"]):
+                await asyncio.sleep(0.02)
+        assert down[0]["state"] == PathState.CLOSED.value
+        await world.until(tunnel, PathState.UP)
+        tunnel = Tunnel("chat/r1", route_to(sshd, backend, key_file=str(other)), "127.0.0.1:1")
+        world.request(tunnel)
+        assert "timed out" not in (await world.until(tunnel, PathState.AUTH_FAILED)).reason
+    finally:
+        sshd.kill()
+
+
+async def test_user_without_a_passwd_entry_is_told_what_to_do(
+    world: World, sshd: Sshd, backend: BackendName, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Before ssh is started, and by `check`: both clients need the name of the user that they run as."""
+
+    def nobody(uid: int) -> None:
+        raise KeyError(uid)
+
+    monkeypatch.setattr(pwd, "getpwuid", nobody)
+    tunnel = Tunnel("chat/r1", route_to(sshd, backend), "127.0.0.1:1")
+    world.request(tunnel)
+    reason = (await world.until(tunnel, PathState.LOCAL_TROUBLE)).reason
+    assert reason.startswith(f"uid {os.geteuid()} has no entry in /etc/passwd, and ssh needs one; add it (useradd")
+    assert list(file_troubles([tunnel])) == [reason]
 
 
 async def test_list_of_known_hosts_that_cannot_be_read(
