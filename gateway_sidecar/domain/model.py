@@ -44,14 +44,14 @@ class ReplicaState(StrEnum):
 class SocketIdentity:
     """What is behind a path now: a socket's inode, or a tunnel of ours whatever inode it has.
 
-    `mtime_ns` is set when the socket is bound and by nothing a connection does, so it tells a recycled inode
-    number from the original even across a restart of the daemon. A tunnel that comes back binds its socket anew, and
-    leads to the same place: it is named instead, and the rest is 0.
+    `born_ns`, the time of its birth, tells a recycled inode number from the original even across a restart of the
+    daemon. It is 0 where the file system keeps none; a handle keeps the inode from being recycled there. A tunnel that
+    comes back binds its socket anew, and leads to the same place: it is named instead, and the rest is 0.
     """
 
     device: int
     inode: int
-    mtime_ns: int
+    born_ns: int
     tunnel: str = ""
 
 

@@ -12,7 +12,7 @@ from gateway_sidecar.files.follow import Followed, ours
 from gateway_sidecar.sources.base import Given
 from gateway_sidecar.sources.entry import Described
 from gateway_sidecar.sources.listing import Listing, Sighting
-from gateway_sidecar.sources.placed import RefusedPlaceError, socket_at
+from gateway_sidecar.sources.placed import RefusedPlaceError, occupant_of, socket_at
 
 
 def listing_of(
@@ -42,6 +42,7 @@ def listing_of(
             continue
         try:
             place = socket_at(str(it.place), forbidden, named_by=it.named_by, vouching=vouching)
+            occupant = occupant_of(place)
         except (FileNotFoundError, NotADirectoryError):
             absent[replica] = (source, it.place)
             continue
@@ -58,7 +59,6 @@ def listing_of(
                 f"place it in a directory that only user {place.found.st_uid} may write"
             )
             continue
-        occupant = SocketIdentity(place.found.st_dev, place.found.st_ino, place.found.st_mtime_ns)
         target = None if place.real == str(it.place) else Path(place.real)
         present[replica] = Sighting(replica, it.place, occupant, source, None, None, True, it.overrides, target)
     return Listing(present, frozenset(unknown), refused, absent=absent)

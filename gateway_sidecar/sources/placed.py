@@ -2,14 +2,17 @@
 
 from __future__ import annotations
 
+import errno
 import os
 import stat
 from collections.abc import Callable, Iterable, Mapping, Sequence, Set
 from dataclasses import dataclass, field
 from pathlib import Path
 
+from gateway_sidecar.domain.model import SocketIdentity
 from gateway_sidecar.domain.trust import trouble_with_links
 from gateway_sidecar.files.follow import Followed, follow, ours
+from gateway_sidecar.files.identity import socket_identity
 
 
 class RefusedPlaceError(Exception):
@@ -54,6 +57,14 @@ class OwnSockets:
             if it is not None and path:
                 found[it.st_dev, it.st_ino] = path
         return Forbidden(tuple(f"{os.path.realpath(it)}/" for it in self._directories), found)
+
+
+def occupant_of(place: Followed) -> SocketIdentity:
+    """Who is at a place that was judged. Raises OSError; FileNotFoundError if another is there by now. Blocks."""
+    occupant = socket_identity(place.real)
+    if (occupant.device, occupant.inode) != (place.found.st_dev, place.found.st_ino):
+        raise FileNotFoundError(errno.ENOENT, os.strerror(errno.ENOENT), place.real)
+    return occupant
 
 
 def socket_at(

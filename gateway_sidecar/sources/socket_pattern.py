@@ -21,12 +21,12 @@ from asyncinotify import Inotify, Mask
 from pydantic import BeforeValidator, Field, PlainSerializer, PlainValidator, WithJsonSchema
 
 from gateway_sidecar.config.values import PathPattern, parse_pattern
-from gateway_sidecar.domain.model import ReplicaId, SocketIdentity
+from gateway_sidecar.domain.model import ReplicaId
 from gateway_sidecar.domain.trust import trouble_with_notes
 from gateway_sidecar.files.follow import Followed, follow, ours
 from gateway_sidecar.sources.base import Given, SourceKind
 from gateway_sidecar.sources.listing import Listing, Sighting
-from gateway_sidecar.sources.placed import Forbidden, OwnSockets, RefusedPlaceError, socket_at
+from gateway_sidecar.sources.placed import Forbidden, OwnSockets, RefusedPlaceError, occupant_of, socket_at
 from gateway_sidecar.supervision.own_thread import OwnThread
 
 PLACEHOLDER = "{replica}"
@@ -51,7 +51,7 @@ class SocketPattern:
         self._below = Path(rest) if slash else None
         self._prefix = f"{directory}/"
         self._rest = slash + rest
-        self._last: dict[str, Sighting] = {}
+        self._last: dict[str, _Seen] = {}
         self._last_forbidden = Forbidden()
         self._thread = OwnThread(f"source {pattern}")
         self._prober = OwnThread(f"hints {pattern}")
@@ -78,11 +78,11 @@ class SocketPattern:
                 return Listing()
             return Listing(blind=f"cannot list {self.directory}: {error.strerror}")
         last = self._last if look.forbidden == self._last_forbidden and not look.directory.links else {}
-        seen: dict[str, Sighting] = {}
+        seen: dict[str, _Seen] = {}
         for name in names:
             known = last.get(name)
             if known is not None and self._is_as_before(known, look):
-                present[known.replica] = seen[name] = known
+                present[known.sighting.replica], seen[name] = known.sighting, known
                 continue
             match = self._name.fullmatch(name)
             if match is None:
@@ -93,7 +93,7 @@ class SocketPattern:
                 continue
             replica = ReplicaId(match[1])
             try:
-                sighting = self._look_at(name, replica, look)
+                it = self._look_at(name, replica, look)
             except RefusedPlaceError as error:
                 refused[replica] = str(error)
             except OSError as error:
@@ -101,44 +101,46 @@ class SocketPattern:
                     unknown.add(replica)
                     refused[replica] = f"cannot look at {self._path(name)}: {error.strerror}"
             else:
-                present[replica] = seen[name] = sighting
+                present[replica], seen[name] = it.sighting, it
         self._last, self._last_forbidden = seen, look.forbidden
         return Listing(present, frozenset(unknown), refused)
 
     def _path(self, name: str) -> str:
         return f"{self._prefix}{name}{self._rest}"
 
-    def _is_as_before(self, known: Sighting, look: _Look) -> bool:
+    def _is_as_before(self, known: _Seen, look: _Look) -> bool:
         """Whether one lstat shows that there is what was seen last: a socket at its very path, and nothing beside it.
 
-        It takes 3 us in place of 9 for following and judging its path: of a look at 1,000 replicas 6 ms are spared.
+        It takes 3 us in place of 20 for following its path and telling who is there: of a look at 1,000 replicas 17 ms
+        are spared.
         """
-        if self._below is not None or known.target is not None or f"{known.replica}.yaml" in look.names:
+        last = known.sighting
+        if self._below is not None or last.target is not None or f"{last.replica}.yaml" in look.names:
             return False
         try:
-            found = os.lstat(known.socket)
+            found = os.lstat(last.socket)
         except OSError:
             return False
-        it = known.occupant
-        is_it = (found.st_dev, found.st_ino, found.st_mtime_ns) == (it.device, it.inode, it.mtime_ns)
-        return is_it and known.notes is None and stat.S_ISSOCK(found.st_mode)
+        is_it = (found.st_dev, found.st_ino) == (last.occupant.device, last.occupant.inode)
+        return is_it and found.st_ctime_ns == known.ctime_ns and last.notes is None
 
-    def _look_at(self, name: str, replica: ReplicaId, look: _Look) -> Sighting:
+    def _look_at(self, name: str, replica: ReplicaId, look: _Look) -> _Seen:
         path = self._path(name)
         where, in_it = look.directory, name
         if self._below is not None:
             where, in_it = follow(f"{name}/{self._below.parent}", look.directory), self._below.name
         place = socket_at(in_it, look.forbidden, start=where)
-        occupant = SocketIdentity(place.found.st_dev, place.found.st_ino, place.found.st_mtime_ns)
+        occupant = occupant_of(place)
         beside = f"{replica}.yaml"
         notes = None
         if self._below is not None or beside in look.names:
             notes = look.notes(f"{path.rpartition('/')[0]}/{beside}", beside, where, place.found.st_uid)
         target = None if place.real == path else Path(place.real)
-        last = self._last.get(name)
-        if last is not None and (last.occupant, last.notes, last.target) == (occupant, notes, target):
-            return last
-        return Sighting(replica, Path(path), occupant, SOURCE.name, notes, target=target)
+        known = self._last.get(name)
+        last = None if known is None else known.sighting
+        if last is None or (last.occupant, last.notes, last.target) != (occupant, notes, target):
+            last = Sighting(replica, Path(path), occupant, SOURCE.name, notes, target=target)
+        return _Seen(last, place.found.st_ctime_ns)
 
     async def hints(self) -> AsyncIterator[None]:
         """Yields whenever a look may be worth while. May miss things, and may yield for nothing.
@@ -185,6 +187,14 @@ class SocketPattern:
         except OSError:
             return  # Not there, or not readable: the rescan says so.
         watched.add(path)
+
+
+@dataclass(frozen=True, slots=True)
+class _Seen:
+    """What was seen under a name. ctime_ns: as long as it is the same, nothing was done to the socket."""
+
+    sighting: Sighting
+    ctime_ns: int
 
 
 @dataclass(frozen=True, slots=True)

@@ -98,6 +98,19 @@ async def test_odd_names_are_served_or_refused_by_name(gateway: Gateway, engine:
     assert (code, "safe to stop" in out) == (0, True)
 
 
+async def test_touched_socket_is_the_same_replica(gateway: Gateway, engine: StartEngine) -> None:
+    """A cleaner or an operator that touches it, or changes its mode, begins no other replica."""
+    path = gateway.socket("r1")
+    await engine(path)
+    before = replica_of(await gateway.until_states({"r1": "serving"}), "r1")
+    path.touch()
+    path.chmod(0o600)
+    await engine(gateway.socket("r2"))  # Which a later look than this shows.
+    after = replica_of(await gateway.until_states({"r1": "serving", "r2": "serving"}), "r1")
+    assert after["worker_id"] == before["worker_id"]
+    assert len(gateway.events("replica.seen")) == 2
+
+
 async def test_replica_as_a_directory_of_the_pattern(make_gateway: MakeGateway, engine: StartEngine) -> None:
     """`{replica}` may be a directory: /run/replicas/{replica}/replica.sock."""
     gateway = make_gateway()

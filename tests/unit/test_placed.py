@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import os
 import socket
+import tempfile
 from collections.abc import Callable, Iterator
 from pathlib import Path
 
@@ -12,15 +13,15 @@ import pytest
 from gateway_sidecar.config import SshDefaults
 from gateway_sidecar.control.replicas.handles import open_path
 from gateway_sidecar.control.replicas.notes import is_at
-from gateway_sidecar.control.replicas.tenure import socket_identity
-from gateway_sidecar.domain.model import Overrides, ReplicaId
+from gateway_sidecar.domain.model import Overrides, ReplicaId, SocketIdentity
 from gateway_sidecar.domain.tunnels import SshRoute, SshServer, Tunnel
+from gateway_sidecar.files.identity import socket_identity
 from gateway_sidecar.sources.base import Given
 from gateway_sidecar.sources.described import listing_of
 from gateway_sidecar.sources.entry import Described
 from gateway_sidecar.sources.inventory import Inventory
 from gateway_sidecar.sources.listing import Listing, Sighting
-from gateway_sidecar.sources.placed import Forbidden, OwnSockets, RefusedPlaceError, socket_at
+from gateway_sidecar.sources.placed import Forbidden, OwnSockets, RefusedPlaceError, occupant_of, socket_at
 from gateway_sidecar.sources.socket_pattern import SocketPattern
 
 ONE, OTHER = 42421, 42422
@@ -99,6 +100,67 @@ def test_a_look_after_a_change_shows_what_a_first_look_would(
     assert looker.look_now() == SocketPattern(pattern, OwnSockets()).look_now()
     change(path, bind)
     assert looker.look_now() == SocketPattern(pattern, OwnSockets()).look_now()
+
+
+def _chown_and_back(socket_path: Path, _bind: Bind) -> None:
+    os.chown(socket_path, ONE, ONE)
+    os.chown(socket_path, os.geteuid(), os.getegid())
+
+
+@pytest.mark.parametrize(
+    ("change", "is_same"),
+    [
+        (lambda path, _bind: path.touch(), True),
+        (lambda path, _bind: os.utime(path, ns=(1, 1)), True),
+        (lambda path, _bind: path.chmod(0o600), True),
+        pytest.param(_chown_and_back, True, marks=as_root),
+        (lambda path, _bind: path.rename(path.with_name("x")).rename(path), True),
+        (_bind_anew, False),
+    ],
+    ids=["touch", "utime", "chmod", "chown", "rename", "bind"],
+)
+def test_identity_of_a_socket_is_when_it_was_bound_and_nothing_that_may_change(
+    tmp_path: Path, bind: Bind, change: Callable[[Path, Bind], None], *, is_same: bool
+) -> None:
+    """A served socket that is touched is the same replica; one bound anew is not, though its inode be the same."""
+    path = bind(tmp_path / "r1.sock")
+    source = SocketPattern(f"{tmp_path}/{{replica}}.sock", OwnSockets())
+    before = source.look_now().present[R1]
+    change(path, bind)
+    after = source.look_now().present[R1]
+    assert (after.occupant == before.occupant) is is_same
+    handle = open_path(path)
+    try:
+        assert is_at(handle, before) is is_same
+    finally:
+        os.close(handle)
+
+
+def _time_there(path: Path) -> int:
+    path.touch()
+    try:
+        return path.stat().st_mtime_ns
+    finally:
+        path.unlink()
+
+
+@pytest.mark.parametrize("directory", ["/dev/shm", "/tmp"])
+def test_inode_number_that_is_used_again_is_another_socket(directory: str) -> None:
+    """Where the file system gives it to the next socket, the time of birth tells the two apart."""
+    found: list[SocketIdentity] = []
+    with tempfile.TemporaryDirectory(dir=directory) as made:
+        path = Path(made) / "r1.sock"
+        for _ in range(10):
+            with socket.socket(socket.AF_UNIX) as sock:
+                sock.bind(str(path))
+            found.append(socket_identity(path))
+            path.unlink()
+            tick = _time_there(path)
+            while _time_there(path) == tick:
+                pass  # Two births in one tick of the file system's clock are one.
+    if not all(it.born_ns for it in found):
+        pytest.skip(f"{directory} keeps no time of birth")
+    assert len(set(found)) == len(found)
 
 
 def test_a_socket_that_the_daemon_comes_to_use_is_refused_though_it_is_as_it_was(tmp_path: Path, bind: Bind) -> None:
@@ -236,7 +298,7 @@ def test_a_link_put_on_the_way_after_the_look_is_noticed(tmp_path: Path, bind: B
     """The very socket, at the very place, or it is looked at again."""
     sock = bind(tmp_path / "a" / "r1.sock")
     place = socket_at(str(sock), Forbidden())
-    sighting = Sighting(R1, sock, socket_identity(place.found), "sockets")
+    sighting = Sighting(R1, sock, occupant_of(place), "sockets")
 
     def pinned() -> bool:
         handle = open_path(sighting.place)

@@ -2,14 +2,14 @@
 
 from __future__ import annotations
 
-import os
 from dataclasses import replace
 from pathlib import Path
 
 import pytest
 
-from gateway_sidecar.control.replicas.tenure import SavedTenure, socket_identity
+from gateway_sidecar.control.replicas.tenure import SavedTenure
 from gateway_sidecar.domain.model import ReplicaId
+from gateway_sidecar.files.identity import socket_identity
 from gateway_sidecar.sources.listing import Sighting
 from tests.unit.fake_time import in_fake_time
 from tests.unit.world import FACTS, World
@@ -21,7 +21,7 @@ def saved_in(world: World, port: int = 24003) -> SavedTenure:
     """A replica whose socket is there."""
     path = world.directory / "r1.sock"
     path.touch()
-    return SavedTenure(Sighting(R1, path, socket_identity(path.lstat()), "sockets"), 0, port, FACTS, drain=False)
+    return SavedTenure(Sighting(R1, path, socket_identity(path), "sockets"), 0, port, FACTS, drain=False)
 
 
 @in_fake_time
@@ -63,8 +63,8 @@ def test_a_bridge_that_nobody_wrote_down_is_claimed_by_its_link(
         world = World(tmp_path)
         socket = tmp_path / name
         socket.touch()
-        os.utime(socket, (1000 + bound_later_s,) * 2)
-        assert world.service.restoring.claim(24004, socket, 1000 * 10**9) is claimed
+        bound_at_ns = socket_identity(socket).born_ns or socket.lstat().st_mtime_ns
+        assert world.service.restoring.claim(24004, socket, bound_at_ns - bound_later_s * 10**9) is claimed
         assert (24004 in world.leases.leased) is claimed
 
     in_fake_time(go)()

@@ -24,7 +24,7 @@ from gateway_sidecar.control.edge.peer_supervisor import PeerState
 from gateway_sidecar.control.ports import ServiceAdapters
 from gateway_sidecar.control.process.connection_counter import ConnectionCounter, Kernel
 from gateway_sidecar.control.replicas import prober
-from gateway_sidecar.control.replicas.tenure import BridgeHosts, Tenure, socket_identity
+from gateway_sidecar.control.replicas.tenure import BridgeHosts, Tenure
 from gateway_sidecar.control.routers import replacement as router_slots
 from gateway_sidecar.control.routers.process import RouterProcess, RouterState
 from gateway_sidecar.control.service import Service
@@ -45,6 +45,7 @@ from gateway_sidecar.domain.model import (
 )
 from gateway_sidecar.domain.tunnels import PathState, PathStatus
 from gateway_sidecar.errors import ConfigError, RouterRefused, RouterUnavailable
+from gateway_sidecar.files.identity import socket_identity
 from gateway_sidecar.nginx.connections import Place
 from gateway_sidecar.routers.base import RouterPorts
 from gateway_sidecar.sources.listing import Listing, Sighting
@@ -80,7 +81,7 @@ class PlayedSource:
             notes = path.with_suffix(".yaml")
             noted = (notes, notes.lstat().st_ctime_ns) if notes.exists() else None
             replica = ReplicaId(path.stem)
-            present[replica] = Sighting(replica, path, socket_identity(path.lstat()), "sockets", noted)
+            present[replica] = Sighting(replica, path, socket_identity(path), "sockets", noted)
         return Listing(present)
 
     async def hints(self) -> AsyncIterator[None]:

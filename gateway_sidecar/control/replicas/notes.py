@@ -15,11 +15,12 @@ from pathlib import Path
 from gateway_sidecar.control.replicas.handles import Handles
 from gateway_sidecar.control.replicas.reflector import Reflector
 from gateway_sidecar.control.replicas.registry import Registry
-from gateway_sidecar.control.replicas.tenure import Tenure, socket_identity
+from gateway_sidecar.control.replicas.tenure import Tenure
 from gateway_sidecar.control.workqueue import Key, WorkQueue
 from gateway_sidecar.domain.model import Overrides
 from gateway_sidecar.errors import ConfigError
 from gateway_sidecar.files.follow import opened_at
+from gateway_sidecar.files.identity import socket_identity
 from gateway_sidecar.sources.listing import Sighting
 from gateway_sidecar.supervision.own_thread import OwnThread
 from gateway_sidecar.telemetry.logs import get_logger
@@ -112,12 +113,13 @@ class NotesReader:
     def _read_beside(self, notes: Path, sighting: Sighting, handle: int | None) -> Overrides:
         """What is noted beside a socket, whose owner it has to belong to. Raises ConfigError, OSError. Blocks."""
         try:
-            socket = os.fstat(handle) if handle is not None else sighting.place.lstat()
+            owner = (sighting.place.lstat() if handle is None else os.fstat(handle)).st_uid
+            found = socket_identity(sighting.place if handle is None else handle)
         except OSError:
             raise FileNotFoundError(sighting.place) from None
-        if socket_identity(socket) != sighting.occupant:
+        if found != sighting.occupant:
             raise FileNotFoundError(sighting.place)
-        return self._read(notes, socket.st_uid)
+        return self._read(notes, owner)
 
 
 def _is_described(tenure: Tenure) -> bool:
@@ -133,4 +135,4 @@ def _needs_the_disk(tenure: Tenure) -> bool:
 
 def is_at(handle: int, sighting: Sighting) -> bool:
     """Whether what is open is what was looked at, and lies there: no link was put on the way to it meanwhile."""
-    return socket_identity(os.fstat(handle)) == sighting.occupant and opened_at(handle) == str(sighting.place)
+    return socket_identity(handle) == sighting.occupant and opened_at(handle) == str(sighting.place)

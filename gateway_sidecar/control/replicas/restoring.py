@@ -8,7 +8,8 @@ from gateway_sidecar.config import ServiceSettings
 from gateway_sidecar.control.replicas.bridging import Bridging
 from gateway_sidecar.control.replicas.lifecycle import Lifecycle
 from gateway_sidecar.control.replicas.registry import Registry
-from gateway_sidecar.control.replicas.tenure import SavedTenure, owner_of, socket_identity
+from gateway_sidecar.control.replicas.tenure import SavedTenure, owner_of
+from gateway_sidecar.files.identity import socket_identity
 from gateway_sidecar.sources.build import claim_of
 from gateway_sidecar.sources.listing import Sighting
 from gateway_sidecar.telemetry.logs import get_logger
@@ -47,10 +48,11 @@ class Restoring:
         if claim is None or claim[0] in self._tenures.current:
             return False
         try:
-            occupant = socket_identity(socket.lstat())
+            occupant = socket_identity(socket)
+            bound_at_ns = occupant.born_ns or socket.lstat().st_mtime_ns
         except OSError:
             return False
-        if occupant.mtime_ns > linked_at_ns:
+        if bound_at_ns > linked_at_ns:
             return False
         replica, source = claim
         sighting = Sighting(replica, socket, occupant, source)

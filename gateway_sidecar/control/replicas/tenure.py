@@ -19,22 +19,16 @@ from gateway_sidecar.domain.model import (
     Ready,
     ReplicaId,
     ReplicaState,
-    SocketIdentity,
 )
 from gateway_sidecar.domain.planning import OccupantView, Why
 from gateway_sidecar.domain.progress import Answers, Work
 from gateway_sidecar.sources.listing import Sighting
 
 
-def socket_identity(stat: os.stat_result) -> SocketIdentity:
-    """A socket's inode as the kernel describes it."""
-    return SocketIdentity(stat.st_dev, stat.st_ino, stat.st_mtime_ns)
-
-
 def owner_of(service: str, sighting: Sighting, generation: int) -> str:
     """The name a tenure's port is leased under."""
     it = sighting.occupant
-    place = it.tunnel or f"{it.device}:{it.inode}:{it.mtime_ns}"
+    place = it.tunnel or f"{it.device}:{it.inode}:{it.born_ns}"
     return f"{service}/{sighting.replica}/{place}/{generation}"
 
 
