@@ -23,7 +23,7 @@ class Surroundings:
     links: networks it is connected to -> their interface.
     hosts: single addresses that a route leads to -> the route's interface.
     gateways: next hops of its routes -> the route's interface.
-    neighbours: machines that it has talked to on its links -> the link's interface.
+    neighbours: machines that it knows on a link, and has a route to by that link -> the link's interface.
     nameservers: what it asks for names.
     connected: the far ends of its connections that are open now.
     destinations: where the daemon itself has to get to, whether it is connected or not -> what that is.
@@ -55,7 +55,7 @@ def objection(address: Address, around: Surroundings, networks: Iterable[Network
     if unfit is not None:
         return f"{address} is {unfit}; advertise the address that the replica's peers know it by"
     if address in around.own:
-        return f"{address} is this machine's own, on {around.own[address]}; {_DIRECT}"
+        return f"{address} is this machine's own, on {around.own[address]}; advertise an address of the replica's"
     if address in around.gateways:
         return f"{address} is a gateway of this machine's routes, on {around.gateways[address]}; {_DIRECT}"
     if address in around.nameservers:

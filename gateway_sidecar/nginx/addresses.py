@@ -148,7 +148,7 @@ class PeerAddresses:
     def _await_answers(self, netlink: IPRoute, address: Address, ours: int | None) -> None:
         """Returns when the address has answered on a link, or has had the time to."""
         for _ in range(_ANSWER_LOOKS):  # Counted: a stall takes one look, and not all of the time.
-            if address in _neighbours(netlink, ours):
+            if address in _reached(netlink, ours):
                 return
             time.sleep(_ANSWER_S / _ANSWER_LOOKS)
 
@@ -250,30 +250,38 @@ def _surroundings(netlink: IPRoute, ours: int | None) -> Surroundings:
             hosts[network.network_address] = name
         elif not hops and network.prefixlen > 0:
             links[network] = name
-    neighbours = {address: names.get(index, "?") for address, index in _neighbours(netlink, ours).items()}
+    neighbours = {address: names.get(index, "?") for address, index in _reached(netlink, ours).items()}
     return Surroundings(own, links, hosts, gateways, neighbours, name_servers(), far_ends())
 
 
-def _neighbours(netlink: IPRoute, ours: int | None) -> dict[Address, int]:
-    """Whom this machine knows on its links -> the link's index."""
+def _links_to_all(netlink: IPRoute, ours: int | None) -> frozenset[int]:
+    """The links by which a default route leads to every address without a next hop: whoever is there is reached there.
+
+    On other links an answer proves no route: Linux answers for all its addresses on every link that it has.
+    """
+    defaults = [row for row in netlink.get_routes() if row["type"] == _UNICAST and row.get_attr("RTA_DST") is None]
+    found = {row.get_attr("RTA_OIF") for row in defaults if _hop(row) is None and not row.get_attr("RTA_MULTIPATH")}
+    return frozenset(index for index in found if index is not None and index != ours)
+
+
+def _reached(netlink: IPRoute, ours: int | None) -> dict[Address, int]:
+    """Whom this machine knows on a link, and would reach there -> the link's index."""
+    links = _links_to_all(netlink, ours)
     return {
         ipaddress.ip_address(text): row["ifindex"]
         for row in netlink.get_neighbours()
-        if row["ifindex"] != ours and row["state"] & _NUD_KNOWN and (text := row.get_attr("NDA_DST"))
+        if row["ifindex"] in links and row["state"] & _NUD_KNOWN and (text := row.get_attr("NDA_DST"))
     }
 
 
 def _solicit(netlink: IPRoute, addresses: Iterable[Address], ours: int | None) -> bool:
-    """Has the kernel ask on every link who has these; False if there is no link to ask on, or asking is not allowed.
-
-    This machine answers for an IPv4 address of its own on all its links: a replica on one of them would lose its peers.
-    For IPv6 it does so only on the link that has the address.
-    """
+    """Has the kernel ask who has these on the links that lead to all; False if there is none, or it is not allowed."""
     asked = [address for address in addresses if address.version == 4]
+    to_all = _links_to_all(netlink, ours)
     links = [
         link["index"]
         for link in netlink.get_links()
-        if link["index"] != ours and link["flags"] & _UP and not link["flags"] & (_LOOPBACK | _NO_ARP)
+        if link["index"] in to_all and link["flags"] & _UP and not link["flags"] & (_LOOPBACK | _NO_ARP)
     ]
     for index in links:
         for address in asked:

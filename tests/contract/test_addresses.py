@@ -107,7 +107,7 @@ def test_what_the_machine_needs_is_refused(connected: tuple[Namespace, Namespace
     assert OURS not in one.ip("link")
 
 
-def test_neighbours_and_open_connections_are_refused(connected: tuple[Namespace, Namespace]) -> None:
+def test_open_connections_are_refused(connected: tuple[Namespace, Namespace]) -> None:
     """Somebody who is talked to now: the far end of an SSH connection, say."""
     one, other = connected
     other.ip("addr", "add", "10.70.0.1/32", "dev", "lo")
@@ -129,20 +129,32 @@ def test_neighbours_and_open_connections_are_refused(connected: tuple[Namespace,
     try:
         (said,) = ask(one, "claim:10.70.0.1")
         assert str(said).startswith("AddressRefused: 10.70.0.1 is the far end of an open connection")
-        one.ip("neigh", "replace", "10.80.0.1", "lladdr", "02:00:00:00:00:01", "dev", one_link(one), "nud", "stale")
-        (said,) = ask(one, "claim:10.80.0.1")
-        assert str(said).startswith("AddressRefused: 10.80.0.1 is a neighbour of this machine")
     finally:
         for process in (client, server):
             process.communicate(b"\n")
 
 
-def test_who_answers_on_a_link_is_refused(connected: tuple[Namespace, Namespace]) -> None:
-    """On one link with the gateway, in a network that no route leads to: the gateway would answer in its place."""
+def test_host_of_two_networks_is_bridged_in_the_one_that_no_route_leads_to() -> None:
+    """Linux answers on its first link for its address on the second, where its peers are: that is no way there."""
+    with namespaces(3) as (one, host, peer):
+        join(one, "10.9.0.2/24", host, "10.9.0.1/24")
+        join(host, "10.40.0.5/24", peer, "10.40.0.6/24")
+        one.ip("route", "add", "default", "via", "10.9.0.77")
+        link = one_link(one)
+        one.ip("neigh", "replace", "10.40.0.6", "lladdr", "02:00:00:00:00:01", "dev", link, "nud", "stale")
+        one.ip("neigh", "replace", "10.40.0.5", "dev", link, "use")
+        assert ask(one, "look:10.40.0.5", "claim:10.40.0.5", "claim:10.40.0.6") == [None, "done", "done"]
+        assert ask(one, "objections:") == [{}]
+
+
+def test_who_answers_on_a_link_that_leads_to_all_is_refused(connected: tuple[Namespace, Namespace]) -> None:
+    """A default route without a next hop: this machine reaches whoever is there, and others do not answer."""
     one, other = connected
+    link = one_link(one)
+    one.ip("route", "replace", "default", "dev", link)
     other.ip("addr", "add", "10.40.0.5/24", "dev", one_link(other))
     refused, claimed = ask(one, "claim:10.40.0.5", "claim:10.40.0.6")
-    assert str(refused).startswith(f"AddressRefused: 10.40.0.5 is a neighbour of this machine, on {one_link(one)}")
+    assert str(refused).startswith(f"AddressRefused: 10.40.0.5 is a neighbour of this machine, on {link}; set direct")
     assert claimed == "done"
 
 
@@ -154,6 +166,7 @@ def test_what_the_machine_comes_to_need_later_is_told(connected: tuple[Namespace
         assert ask(one, f"claim:{address}") == ["done"]
     assert ask(one, "objections:") == [{}]
     one.ip("route", "add", "10.20.0.1/32", "dev", link)
+    one.ip("route", "replace", "default", "dev", link)
     one.ip("neigh", "replace", "10.20.0.2", "lladdr", "02:00:00:00:00:02", "dev", link, "nud", "stale")
     one.ip("addr", "add", "10.20.0.3/32", "dev", link)
     one.ip("addr", "add", "fd00::1/64", "dev", link, "nodad")

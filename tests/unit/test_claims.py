@@ -26,9 +26,6 @@ MACHINE = Surroundings(
 @pytest.mark.parametrize(
     ("text", "why"),
     [
-        ("192.168.7.2", "is this machine's own, on eth0"),
-        ("192.168.7.255", "is this machine's own, on eth0"),
-        ("fd01::2", "is this machine's own, on eth0"),
         ("192.168.7.1", "is a gateway of this machine's routes, on eth0"),
         ("172.20.0.1", "is a gateway of this machine's routes, on eth1"),
         ("10.2.0.53", "is a name server of this machine"),
@@ -47,6 +44,13 @@ def test_what_the_machine_needs_is_not_claimed(text: str, why: str) -> None:
     assert said is not None
     assert said.startswith(f"{text} {why}")
     assert said.endswith("set direct: true, as this machine can reach it itself")
+
+
+@pytest.mark.parametrize("text", ["192.168.7.2", "192.168.7.255", "fd01::2"])
+def test_the_machines_own_address_is_claimed_for_nobody(text: str) -> None:
+    """And `direct: true`, which is refused for such an address, is not what the refusal names."""
+    cure = "advertise an address of the replica's"
+    assert objection(ip_address(text), MACHINE, PRIVATE) == f"{text} is this machine's own, on eth0; {cure}"
 
 
 @pytest.mark.parametrize(
