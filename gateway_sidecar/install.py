@@ -19,6 +19,7 @@ from pathlib import Path
 
 from gateway_sidecar.config import load_usable
 from gateway_sidecar.errors import ConfigError, InstallError, NginxError
+from gateway_sidecar.files.mounts import HIDDEN_BY_UNIT
 from gateway_sidecar.files.replace import replace_file
 from gateway_sidecar.nginx.addresses import ClaimRules, PeerAddresses
 
@@ -33,7 +34,6 @@ Run = Callable[[Sequence[str]], str | None]
 
 _SERVICE = "gateway-sidecar.service"
 _COMMAND_IN_UNIT = "/usr/bin/env gateway-sidecar"
-_HIDDEN_BY_UNIT = ("/home", "/root", "/run/user", "/tmp", "/var/tmp")
 _PLAIN = re.compile(r"[A-Za-z0-9/._+@:-]+")
 
 
@@ -263,7 +263,7 @@ def _run(command: Sequence[str]) -> str | None:
 def _unreachable(program: Path) -> str | None:
     """Why the daemon's user, inside the unit's sandbox, cannot run this program; None if it can."""
     for directory in reversed(program.parents):
-        if str(directory) in _HIDDEN_BY_UNIT:
+        if str(directory) in HIDDEN_BY_UNIT:
             return f"the unit hides {directory}"
         try:
             mode = directory.stat().st_mode

@@ -24,6 +24,7 @@ from gateway_sidecar.config.values import PathPattern, parse_pattern
 from gateway_sidecar.domain.model import ReplicaId
 from gateway_sidecar.domain.trust import trouble_with_notes
 from gateway_sidecar.files.follow import Followed, follow, ours
+from gateway_sidecar.files.mounts import HIDDEN_BY_UNIT, UNIT, why_hidden
 from gateway_sidecar.sources.base import Given, SourceKind
 from gateway_sidecar.sources.listing import Listing, Sighting
 from gateway_sidecar.sources.placed import Forbidden, OwnSockets, RefusedPlaceError, occupant_of, socket_at
@@ -75,7 +76,7 @@ class SocketPattern:
             look = _Look(follow(str(self.directory)), names, self._own.now(), refused)
         except OSError as error:
             if error.errno in _GONE:
-                return Listing()
+                return Listing(refused=self._hidden())
             return Listing(blind=f"cannot list {self.directory}: {error.strerror}")
         last = self._last if look.forbidden == self._last_forbidden and not look.directory.links else {}
         seen: dict[str, _Seen] = {}
@@ -103,7 +104,14 @@ class SocketPattern:
             else:
                 present[replica], seen[name] = it.sighting, it
         self._last, self._last_forbidden = seen, look.forbidden
+        if not present:
+            refused |= self._hidden()
         return Listing(present, frozenset(unknown), refused)
+
+    def _hidden(self) -> dict[str, str]:
+        """Why nothing can be there, whoever has placed it, by the directory's name."""
+        reason = why_hidden(self.directory)
+        return {} if reason is None else {str(self.directory): reason}
 
     def _path(self, name: str) -> str:
         return f"{self._prefix}{name}{self._rest}"
@@ -281,6 +289,9 @@ def _advise(pattern: PathPattern) -> Iterator[str]:
         if it.others_may_write and not it.mode & stat.S_ISVTX:
             text = f"{it.path} lets its writers remove and replace each other's sockets ({it.shown_mode})"
             yield f"{text}; chmod +t {it.path}"
+    hidden = next((it for it in HIDDEN_BY_UNIT if directory.is_relative_to(it)), None)
+    if hidden is not None and UNIT.exists():
+        yield f"{UNIT} hides {hidden} from the daemon; place the sockets below /run, or change the unit"
     if not os.access(directory, os.R_OK | os.X_OK):
         yield f"uid {os.geteuid()} may not list {directory}; give it r and x there"
 
