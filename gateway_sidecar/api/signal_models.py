@@ -29,7 +29,9 @@ class Latency(TypedDict):
     samples: Count
     """How many were measured."""
     source: str
-    """`engines`, `router`, `nginx`; or `headers` for nginx's time to the headers of a stream."""
+    """`engines`, `router`, `nginx`; or `headers` for nginx's time to the headers of a stream; several with `+`."""
+    share: Annotated[float, Field(ge=0, le=1)] | None
+    """How many of the requests answered meanwhile were measured, from 0 to 1; null if not known."""
 
 
 class RoleWindow(TypedDict):

@@ -51,9 +51,9 @@ def _window(signals: ServiceSignals, traffic: TrafficWindow | None, window_s: in
         "requests_per_s": _rounded(traffic.rps) if traffic else None,
         "errors_per_s": _rounded(traffic.errors_per_s) if traffic else None,
         "outcomes": dict(traffic.outcomes) if traffic else None,
-        "e2e_s": _latency(traffic.took, "nginx") if traffic and traffic.took else None,
+        "e2e_s": _latency(traffic.took, "nginx", 1.0) if traffic and traffic.took else None,
         "ttft_s": _told(signals.ttft(now, window_s, traffic)),
-        "itl_s": _told(signals.itl(now, window_s)),
+        "itl_s": _told(signals.itl(now, window_s, traffic)),
     }
 
 
@@ -69,7 +69,7 @@ def _role(signals: ServiceSignals, role: WorkerType, traffic: Mapping[int, Traff
                 "requests_per_s": _rounded(signals.role_rps(role, now, window_s)),
                 "errors_per_s": _rounded(signals.role_errors_per_s(role, now, window_s)),
                 "ttft_s": _told(signals.ttft(now, window_s, traffic.get(window_s), role)),
-                "itl_s": _told(signals.itl(now, window_s, role)),
+                "itl_s": _told(signals.itl(now, window_s, traffic.get(window_s), role)),
             }
             for window_s in WINDOWS_S
         },
@@ -97,12 +97,13 @@ def _recommended(signals: ServiceSignals, role: WorkerType, one: RoleSignals) ->
 
 
 def _told(told: Told | None) -> models.Latency | None:
-    return None if told is None else _latency(told.latency, told.source)
+    return None if told is None else _latency(told.latency, told.source, told.share)
 
 
-def _latency(latency: Latency, source: str) -> models.Latency:
+def _latency(latency: Latency, source: str, share: float | None) -> models.Latency:
     p50, p90, p99 = (round(each, 6) for each in (latency.p50, latency.p90, latency.p99))
-    return {"p50": p50, "p90": p90, "p99": p99, "samples": latency.samples, "source": source}
+    share = _rounded(share)
+    return {"p50": p50, "p90": p90, "p99": p99, "samples": latency.samples, "source": source, "share": share}
 
 
 def _rounded(value: float | None) -> float | None:

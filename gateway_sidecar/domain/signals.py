@@ -104,7 +104,8 @@ class _Second:
     headers: dict[int, int] = field(default_factory=dict)
 
 
-def _count(buckets: dict[int, int], seconds: float) -> None:
+def count(buckets: dict[int, int], seconds: float) -> None:
+    """Counts one observation. Buckets are numbered, and each is a tenth wider than the one before."""
     index = 0 if seconds <= _LOW_S else min(_LAST_BUCKET, math.ceil(math.log(seconds / _LOW_S) / _PER_BUCKET))
     buckets[index] = buckets.get(index, 0) + 1
 
@@ -134,6 +135,17 @@ def quantile(buckets: Mapping[float, float], share: float) -> float | None:
         if not math.isinf(upper):
             lower = upper
     return lower
+
+
+def cumulative(counts: Mapping[int, int]) -> dict[float, float]:
+    """Numbered buckets as Prometheus has them: upper bound -> observations up to it."""
+    found: dict[float, float] = {}
+    total = 0.0
+    for index in sorted(counts):
+        found.setdefault(_LOW_S * _FACTOR ** (index - 1) if index else 0.0, total)
+        total += counts[index]
+        found[_LOW_S * _FACTOR**index] = total
+    return found
 
 
 def latency_of(buckets: Mapping[float, float]) -> Latency | None:
@@ -171,9 +183,9 @@ class Traffic:
         outcome = Outcome.of(end.status)
         second.outcomes[outcome] = second.outcomes.get(outcome, 0) + 1
         if outcome is Outcome.OK:
-            _count(second.took, end.took_s)
+            count(second.took, end.took_s)
             if end.header_s is not None:
-                _count(second.headers, end.header_s)
+                count(second.headers, end.header_s)
 
     def windows(self, now_s: float) -> dict[int, TrafficWindow]:
         """Every window that ends now, by its length in seconds."""
@@ -229,16 +241,9 @@ class Growth:
         for gone in [source for source in self._last if source not in sources]:
             del self._last[gone]
 
-    def over(self, now_s: float, window_s: float) -> dict[float, float] | None:
-        """The growth within the window, by key; None where nothing was read twice."""
-        steps = [step for step in self._steps if step.at_s > now_s - window_s]
-        if not steps:
-            return None
-        found: dict[float, float] = {}
-        for step in steps:
-            for key, value in step.growth.items():
-                found[key] = found.get(key, 0.0) + value
-        return found
+    def within(self, now_s: float, window_s: float) -> list[Mapping[float, float]]:
+        """How much the counters of one source grew, each time that they were read within the window."""
+        return [step.growth for step in self._steps if step.at_s > now_s - window_s]
 
     def rate(self, now_s: float, window_s: float) -> float | None:
         """The growth of all counters per second within the window; None where it is not known."""
@@ -250,15 +255,16 @@ class Growth:
 
 
 def latency_over(growths: Iterable[Growth], now_s: float, window_s: float) -> Latency | None:
-    """Of histograms whose keys are upper bounds and whose counters are cumulative, as Prometheus has them."""
-    cumulative: dict[float, float] = {}
-    for growth in growths:
-        for bound, value in (growth.over(now_s, window_s) or {}).items():
-            cumulative[bound] = cumulative.get(bound, 0.0) + value
-    buckets, below = {}, 0.0
-    for bound in sorted(cumulative):
-        buckets[bound] = max(0.0, cumulative[bound] - below)
-        below = max(below, cumulative[bound])
+    """Of histograms whose keys are upper bounds and whose counters are cumulative, as Prometheus has them.
+
+    Each source has bounds of its own, as engines of several makes do.
+    """
+    buckets: dict[float, float] = {}
+    for step in (step for growth in growths for step in growth.within(now_s, window_s)):
+        below = 0.0
+        for bound in sorted(step):
+            buckets[bound] = buckets.get(bound, 0.0) + max(0.0, step[bound] - below)
+            below = max(below, step[bound])
     return latency_of(buckets)
 
 

@@ -142,6 +142,30 @@ def test_who_says_what_a_first_token_took() -> None:
     assert told.latency.p50 == pytest.approx(0.25)
 
 
+def test_mixed_fleet_is_measured_over_http_and_over_grpc_and_says_how_much_of_it() -> None:
+    """Engines tell of theirs, with bounds of their own; nginx of the streams of gRPC workers; the rest is the rest."""
+    signals, _ = service(Replica(1), Replica(2, mode=ConnectionMode.GRPC))
+    routed(105, signals, {})
+    http = cast(Any, signals.service.tenures[1])
+    signals.take_engine(106, http, EngineReading({0.5: 0.0, math.inf: 0.0}, {}))
+    for _ in range(60):
+        signals.record(110, RequestEnd("chat", 200, 1.0, 0.001, "http://a:1"))
+    for _ in range(30):
+        signals.record(110, RequestEnd("chat", 200, 1.0, 2.0, "http://a:2"))
+    for _ in range(30):
+        signals.record(110, RequestEnd("chat", 200, 1.0, None, "http://a:2"))
+    signals.take_engine(115, http, EngineReading({0.5: 60.0, math.inf: 60.0}, {}))
+    told = signals.ttft(116, 30, signals.windows(116)[30])
+    assert told is not None
+    assert (told.source, told.latency.samples, told.share) == ("engines", 60, 0.5)
+    routed(117, signals, {})
+    told = signals.ttft(118, 30, signals.windows(118)[30])
+    assert told is not None
+    assert (told.source, told.latency.samples, told.share) == ("engines+headers", 90, 0.75)
+    assert told.latency.p50 == pytest.approx(0.375)
+    assert told.latency.p90 == pytest.approx(2.0, rel=0.1)
+
+
 def test_idle_is_known_or_it_is_not() -> None:
     """In flight, waiting, routed and ended: all of it has to be known, and nothing."""
     signals, stub = service(Replica(1))

@@ -25,6 +25,15 @@ def end(took_s: float = 0.1, status: int = 200, header_s: float | None = None) -
     return RequestEnd("chat", status, took_s, header_s)
 
 
+def over(growth: Growth, now_s: float, window_s: float) -> dict[float, float] | None:
+    """The growth within the window, by key; None where nothing was read twice."""
+    found: dict[float, float] = {}
+    for step in (steps := growth.within(now_s, window_s)):
+        for key, value in step.items():
+            found[key] = found.get(key, 0.0) + value
+    return found if steps else None
+
+
 def test_a_steady_rate_is_the_same_in_every_window() -> None:
     """Ten a second for six minutes."""
     traffic = Traffic(0.0)
@@ -104,12 +113,12 @@ def test_growth_survives_a_restart_of_what_is_read() -> None:
     """A counter that falls began anew; the first reading is only a beginning."""
     growth = Growth()
     growth.take(0, "a", {1.0: 1000})
-    assert growth.over(0, 60) is None
+    assert over(growth, 0, 60) is None
     growth.take(5, "a", {1.0: 1010})
     growth.take(10, "a", {1.0: 4})
-    assert growth.over(10, 60) == {1.0: 14}
+    assert over(growth, 10, 60) == {1.0: 14}
     assert growth.rate(10, 60) == pytest.approx(1.4)
-    assert growth.over(200, 60) is None, "nothing was read in that window: unknown"
+    assert over(growth, 200, 60) is None, "nothing was read in that window: unknown"
 
 
 def test_growth_of_several_sources_adds_up() -> None:
@@ -121,7 +130,7 @@ def test_growth_of_several_sources_adds_up() -> None:
     assert growth.rate(10, 60) == pytest.approx(4)
     growth.keep_only({"a"})
     growth.take(15, "b", {0.0: 1000})
-    assert growth.over(15, 60) == {0.0: 40}, "one that comes back begins anew"
+    assert over(growth, 15, 60) == {0.0: 40}, "one that comes back begins anew"
 
 
 @given(st.lists(st.lists(st.integers(0, 20), min_size=4, max_size=4), min_size=1, max_size=20))
@@ -137,6 +146,19 @@ def test_a_histogram_read_in_pieces_is_the_whole(steps: list[list[int]]) -> None
     found = latency_over([growth], float(len(steps)), 300)
     exact = quantile(dict(zip(bounds, map(float, totals), strict=True)), 0.9)
     assert (found.p90 if found else None) == (pytest.approx(exact) if exact is not None else None)
+
+
+def test_histograms_of_several_makes_are_one_though_their_bounds_are_not() -> None:
+    """Half of the observations are below a second, and half between two and four."""
+    one, other = Growth(), Growth()
+    for at, much in ((0.0, 0.0), (1.0, 100.0)):
+        one.take(at, "x", {0.5: 0.0, 1.0: much, math.inf: much})
+        other.take(at, "y", {2.0: 0.0, 4.0: much, math.inf: much})
+    found = latency_over([one, other], 1.0, 30)
+    assert found is not None
+    assert found.samples == 200
+    assert 0.5 < found.p50 <= 1.0
+    assert 2.0 < found.p90 <= 4.0
 
 
 def test_a_level_gets_old() -> None:

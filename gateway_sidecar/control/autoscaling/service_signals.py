@@ -1,12 +1,13 @@
 """One service's measures, from three sources, and the recommendations that follow. nginx's events show what clients
-saw; the routers' metrics what is in flight and how much each worker got; the engines' metrics how long the first and
-the following tokens took. If a source is missing, what depends on it is unknown, and what is unknown changes nothing.
+saw, and how long the first token of a gRPC worker took; the routers' metrics what is in flight and how much each worker
+got; the engines' metrics how long the first and the following tokens took. If a source is missing, what depends on it
+is unknown, and what is unknown changes nothing.
 """
 
 from __future__ import annotations
 
 from collections.abc import Mapping
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 
 from gateway_sidecar.config import ScalingSettings
 from gateway_sidecar.control.autoscaling.hook import Notice, ScalingHook
@@ -23,6 +24,8 @@ from gateway_sidecar.domain.signals import (
     RequestEnd,
     Traffic,
     TrafficWindow,
+    count,
+    cumulative,
     latency_over,
 )
 from gateway_sidecar.engines.engine_metrics import EngineReading
@@ -45,10 +48,14 @@ _MISSING_HALF = {Missing.PREFILL: WorkerType.PREFILL, Missing.DECODE: WorkerType
 
 @dataclass(frozen=True, slots=True)
 class Told:
-    """A latency, and who says so: `engines`, `router`, or `headers` for nginx's time to a stream's headers."""
+    """A latency, and who says so: `engines`, `router`, or `headers` for nginx's time to a stream's headers.
+
+    share: of the requests that were answered meanwhile, how many it covers, from 0 to 1; None where that is not known.
+    """
 
     latency: Latency
     source: str
+    share: float | None = None
 
 
 @dataclass(slots=True)
@@ -59,6 +66,8 @@ class RoleSignals:
     requests: Growth = field(default_factory=Growth)
     errors: Growth = field(default_factory=Growth)
     ttft: Growth = field(default_factory=Growth)
+    headers: Growth = field(default_factory=Growth)
+    headers_seen: dict[int, int] = field(default_factory=dict)
     itl: Growth = field(default_factory=Growth)
     policy: Policy | None = None
     scaler: Scaler = field(default_factory=Scaler)
@@ -95,6 +104,7 @@ class ServiceSignals:
         self._logger = get_logger(service=service.name)
         self._in_flight = Level()
         self._itl = Growth()
+        self._grpc_workers: dict[str, WorkerType] = {}
         self.traffic: Traffic | None = None
         self.roles: dict[WorkerType, RoleSignals] = {}
         self.hook = ScalingHook(service.name, metrics)
@@ -120,6 +130,8 @@ class ServiceSignals:
         if self.traffic is not None:
             self.traffic.record(now_s, end)
             self._metrics.requests.labels(self.name, Outcome.of(end.status).value).inc()
+        if end.header_s is not None and (role := self._grpc_workers.get(end.worker)) in self.roles:
+            count(self.roles[role].headers_seen, end.header_s)
 
     def take_routers(self, now_s: float, readings: Mapping[str, RouterReading]) -> None:
         """What all of the service's routers say now, by a name that no two processes share."""
@@ -128,10 +140,14 @@ class ServiceSignals:
             self._in_flight.take(now_s, sum(value for value in in_flight if value is not None))
         self._itl.keep_only(set(readings))
         self.requests_of, self.active_on = {}, {}
-        by_url = {t.url: role for t in self.service.tenures.values() if t.url and (role := role_of(t))}
+        there = self.service.tenures.values()
+        by_url = {t.url: role for t in there if t.url and (role := role_of(t))}
+        grpc = {t.url for t in there if t.probe.facts and t.probe.facts.connection_mode is ConnectionMode.GRPC}
+        self._grpc_workers = {url: role for url, role in by_url.items() if url in grpc}
         # A worker that had no request yet is not named; a router that works and names none does not say.
         says_active = all(r.in_flight == 0 or r.active for r in readings.values())
         for role, signals in self.roles.items():
+            signals.headers.take(now_s, "nginx", cumulative(signals.headers_seen))
             if says_active:
                 active = (n for r in readings.values() for url, n in r.active.items() if by_url.get(url) is role)
                 signals.active.take(now_s, sum(active))
@@ -201,25 +217,49 @@ class ServiceSignals:
     def ttft(
         self, now_s: float, window_s: int, traffic: TrafficWindow | None, role: WorkerType | None = None
     ) -> Told | None:
-        """Time to first token: what the engines say.
+        """Time to first token: what the engines say over HTTP, and nginx of streams from gRPC workers.
 
-        A router's stream over gRPC begins with its first token, so nginx's time to the headers is as good where all
-        that serve speak gRPC. Over HTTP the headers come before any token, and say nothing.
+        A router's stream over gRPC begins with its first token, so nginx's time to the headers is as good there. Over
+        HTTP the headers come before any token, and say nothing.
         """
-        growths = [signals.ttft for each, signals in self.roles.items() if role in (None, each)]
-        if (latency := latency_over(growths, now_s, window_s)) is not None:
-            return Told(latency, "engines")
-        if traffic is not None and traffic.headers is not None and self._is_all_grpc():
-            return Told(traffic.headers, "headers")
-        return None
+        roles = [signals for each, signals in self.roles.items() if role in (None, each)]
+        sources = {"engines": [it.ttft for it in roles], "headers": [it.headers for it in roles]}
+        told = self._merged(sources, now_s, window_s, traffic, role)
+        if told is None and traffic is not None and traffic.headers is not None and self._is_all_grpc():
+            return Told(traffic.headers, "headers", self._share(traffic.headers, now_s, window_s, traffic, role))
+        return told
 
-    def itl(self, now_s: float, window_s: int, role: WorkerType | None = None) -> Told | None:
-        """Pause between tokens: what the engines say, else the router, who knows it of gRPC workers."""
+    def itl(
+        self, now_s: float, window_s: int, traffic: TrafficWindow | None, role: WorkerType | None = None
+    ) -> Told | None:
+        """Pause between tokens: what the engines say over HTTP, and the router, who knows it of gRPC workers."""
         growths = [signals.itl for each, signals in self.roles.items() if role in (None, each)]
-        if (latency := latency_over(growths, now_s, window_s)) is not None:
-            return Told(latency, "engines")
-        latency = latency_over([self._itl], now_s, window_s)
-        return Told(latency, "router") if latency is not None else None
+        told = self._merged({"engines": growths, "router": [self._itl]}, now_s, window_s, traffic, role)
+        return told and replace(told, share=None)  # Of pauses, not of requests.
+
+    def _merged(
+        self,
+        sources: Mapping[str, list[Growth]],
+        now_s: float,
+        window_s: int,
+        traffic: TrafficWindow | None,
+        role: WorkerType | None,
+    ) -> Told | None:
+        """What these say together, each of requests that the others do not see."""
+        telling = [name for name, growths in sources.items() if latency_over(growths, now_s, window_s) is not None]
+        latency = latency_over([it for name in telling for it in sources[name]], now_s, window_s)
+        if latency is None:
+            return None
+        return Told(latency, "+".join(telling), self._share(latency, now_s, window_s, traffic, role))
+
+    def _share(
+        self, latency: Latency, now_s: float, window_s: int, traffic: TrafficWindow | None, role: WorkerType | None
+    ) -> float | None:
+        """How many of the requests answered in the window a latency is of, as far as anybody counts them."""
+        answered = 0.0 if traffic is None else float(traffic.outcomes.get(Outcome.OK, 0))
+        if role is not None and len(self.roles) > 1:
+            answered = sum(sum(step.values()) for step in self.roles[role].requests.within(now_s, window_s))
+        return min(1.0, latency.samples / answered) if answered else None
 
     def _is_all_grpc(self) -> bool:
         modes = {
@@ -344,7 +384,7 @@ class ServiceSignals:
             case Metric.TTFT:
                 told = self.ttft(now_s, window_s, traffic, role)
             case Metric.ITL:
-                told = self.itl(now_s, window_s, role)
+                told = self.itl(now_s, window_s, traffic, role)
         return None if told is None else told.latency.p90
 
     def _is_idle(self, windows: Mapping[int, TrafficWindow], now_s: float) -> bool | None:
