@@ -11,6 +11,9 @@ import math
 from dataclasses import dataclass, replace
 from enum import StrEnum
 
+_ALL_BUT_FEW = 0.95
+"""Streams that end while a source is read are missing for a moment."""
+
 TOLERANCE = 0.1
 
 
@@ -46,6 +49,7 @@ class Seen:
     """What is observed of one role.
 
     value: all of the load, or the latency; None where it is not known.
+    share: how many of the requests a latency is of, from 0 to 1; None where that is not known.
     serving: replicas that get requests. coming: those that load or are being registered.
     waiting: requests that wait for a replica.
     idle: nothing came, nothing is in flight and nothing waits; None where that is not known.
@@ -56,6 +60,7 @@ class Seen:
     coming: int = 0
     waiting: int = 0
     idle: bool | None = None
+    share: float | None = None
 
 
 @dataclass(frozen=True, slots=True)
@@ -130,7 +135,8 @@ def _wish(policy: Policy, seen: Seen, last: int) -> tuple[int, str]:
 
 def _wish_for_latency(policy: Policy, seen: Seen, last: int) -> tuple[int, str]:
     assert seen.value is not None
-    said = f"{policy.metric.value} p90 {seen.value:.4g} s, target {policy.target:g} s"
+    some = "" if seen.share is None or seen.share > _ALL_BUT_FEW else f" of {seen.share:.0%} of the requests"
+    said = f"{policy.metric.value} p90 {seen.value:.4g} s{some}, target {policy.target:g} s"
     if seen.serving == 0:
         return last, f"{said}; no replica serves, nothing changes"
     ratio = seen.value / policy.target

@@ -259,3 +259,12 @@ def test_unknown_moves_nothing(policy: Policy, trace: list[tuple[float, Seen]], 
     assert after.desired is not None
     assert scaler.desired is not None
     assert after.desired >= min(scaler.desired, policy.most)
+
+
+@pytest.mark.parametrize(
+    ("share", "said"), [(0.3, "ttft p90 2 s of 30% of the requests, target 1 s"), (0.99, "ttft p90 2 s, target 1 s")]
+)
+def test_latency_of_a_part_of_the_requests_says_so(share: float, said: str) -> None:
+    """Whoever follows the recommendation learns that it leaves the others out."""
+    seen = Seen(2.0, serving=2, share=share)
+    assert recommend(Policy(Metric.TTFT, 1.0, 1, 9), Scaler(), seen, 100.0).reason.startswith(said)

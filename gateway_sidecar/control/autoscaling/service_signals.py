@@ -355,8 +355,10 @@ class ServiceSignals:
         self, role: WorkerType, metric: Metric, window_s: int, windows: Mapping[int, TrafficWindow], now_s: float
     ) -> Seen:
         serving, coming = self.counts(role)
+        value, share = self._value(role, metric, window_s, windows.get(window_s), now_s)
         return Seen(
-            value=self._value(role, metric, window_s, windows.get(window_s), now_s),
+            value=value,
+            share=share,
             serving=serving,
             coming=coming,
             waiting=self.waiting_for(role),
@@ -365,27 +367,27 @@ class ServiceSignals:
 
     def _value(
         self, role: WorkerType, metric: Metric, window_s: int, traffic: TrafficWindow | None, now_s: float
-    ) -> float | None:
+    ) -> tuple[float | None, float | None]:
+        """The measure, and of a latency the share of the requests that it covers."""
         signals = self.roles[role]
         match metric:
             case Metric.RPS:
                 # Alone a role gets all that comes, and nginx counts what waits or is refused as well.
                 routed = signals.requests.rate(now_s, window_s)
                 if len(self.roles) > 1 or traffic is None:
-                    return routed
+                    return routed, None
                 if traffic.covered_s < _ENOUGH_S:
-                    return None
-                return (
-                    traffic.rps or routed or 0.0
-                )  # A router that has work knows better than an nginx that is not heard.
+                    return None, None
+                # A router that has work knows better than an nginx that is not heard.
+                return traffic.rps or routed or 0.0, None
             case Metric.CONCURRENCY:
                 mean = signals.active.mean(now_s, window_s)
-                return None if mean is None else mean + self.waiting_for(role)
+                return None if mean is None else mean + self.waiting_for(role), None
             case Metric.TTFT:
                 told = self.ttft(now_s, window_s, traffic, role)
             case Metric.ITL:
                 told = self.itl(now_s, window_s, traffic, role)
-        return None if told is None else told.latency.p90
+        return (None, None) if told is None else (told.latency.p90, told.share)
 
     def _is_idle(self, windows: Mapping[int, TrafficWindow], now_s: float) -> bool | None:
         """Nothing comes, nothing is in flight, nothing waits; None unless all of that is known."""
