@@ -38,6 +38,9 @@ IN_FORCE = "/in-force"
 OWNER_SCRIPT, OWNER_LUA = "bridge_owner.js", "bridge_owner.lua"
 """What asks, and what tells, whose a connection to a gRPC bridge is, in the directory of the nginx that runs it."""
 
+QUEUE_LUA = "full_queue.lua"
+"""What waits there for an engine whose queue of connections is full."""
+
 BODIES = "client_body"
 """The directory, below the one for temporary files, that bodies go to."""
 
@@ -115,11 +118,6 @@ class ServiceAddress:
     def needs_lua(self) -> bool:
         """Whether nginx needs its Lua module for it."""
         return self.frontend.auth is not None and self.frontend.auth.keys_file is not None
-
-    @property
-    def uses_lua(self) -> bool:
-        """Whether nginx uses its Lua module for it, where there is one."""
-        return self.frontend.auth is not None or self.judges_servers
 
     # What its template asks for.
 
@@ -263,17 +261,13 @@ class NginxConfig:
         Takes about 0.3 ms for each service.
         """
         tells_owners = self.owner_module is not None and self.lua_modules is not None
-        lua = self.lua_modules is not None
-        uses_lua = lua and (tells_owners or any(it.uses_lua for it in self.services))
-        modules = [self.stream_module, self.owner_module if tells_owners else None]
-        modules += self.lua_modules or () if uses_lua else ()
+        modules = [self.stream_module, self.owner_module if tells_owners else None, *(self.lua_modules or ())]
         first, last = self.first_port, self.last_port
         values = {
             "ports": f"{first}" if first == last else f"{first}-{last}",
             "modules": [it for it in modules if it is not None],
             "owner_url": owner_url(self.host, first) if tells_owners else None,
-            "lua": lua,
-            "uses_lua": uses_lua,
+            "lua": self.lua_modules is not None,
             "in_force": InForce(_UNNUMBERED, self.temp.parent == self.directory.parent, self.events),
             "body_classes": body_classes(
                 self.held_mb, max((it.frontend.max_body_mb for it in self.services), default=1)
@@ -302,6 +296,7 @@ class PeerConfig:
     bridge_rules: BridgeRules
     modules: Sequence[Path]
     owner_url: str | None
+    lua: bool = False
     user: tuple[str, str] | None = None
 
     def text(self) -> str:
@@ -322,11 +317,13 @@ class KeyedConfig:
     engine: Path
     key: str = field(repr=False)
     grpc: bool
+    lua_modules: Sequence[Path] | None = None
     user: tuple[str, str] | None = None
 
     def rendered(self) -> Rendered:
         """The whole configuration file."""
-        return Rendered.of(render("keyed.conf", _WORDS | _values(self) | {"in_force": _UNNUMBERED}))
+        values = {"in_force": _UNNUMBERED, "lua": self.lua_modules is not None}
+        return Rendered.of(render("keyed.conf", _WORDS | _values(self) | values))
 
 
 def services_in(text: str, number: str) -> Sequence[ServiceAddress] | None:

@@ -17,9 +17,18 @@ from pathlib import Path
 from gateway_sidecar.errors import NginxError
 from gateway_sidecar.files.own import make_directory
 from gateway_sidecar.files.replace import replace_file, replace_link
-from gateway_sidecar.nginx.config import ALIVE, KeyedConfig, Rendered
+from gateway_sidecar.nginx.config import ALIVE, QUEUE_LUA, KeyedConfig, Rendered
 from gateway_sidecar.nginx.connections import holds_listener
-from gateway_sidecar.nginx.server import ENGINE_LINK, KEYED, ask_in_force, own_user, refusal, stop_orphans
+from gateway_sidecar.nginx.server import (
+    ENGINE_LINK,
+    KEYED,
+    NginxProgram,
+    ask_in_force,
+    own_user,
+    refusal,
+    stop_orphans,
+    write_script,
+)
 from gateway_sidecar.nginx.small import SmallNginx, SmallPlaces, small_left_running
 from gateway_sidecar.supervision import awake
 from gateway_sidecar.supervision.process import Identity, Process, session_members
@@ -74,7 +83,7 @@ class KeyedNginx(SmallNginx):
         """
         program = await self._places.find()
         if self.running and await asyncio.to_thread(self._holds, to):
-            await self._give(to)
+            await self._give(program, to)
             return
         if self.running:
             await self.stop()
@@ -82,7 +91,7 @@ class KeyedNginx(SmallNginx):
         try:
             if self.process is not None:
                 await stop_orphans(self.process.identity)
-            config = self._config(to, held)
+            config = self._config(program, to, held)
             await asyncio.to_thread(self._write, config.text, to.socket)
             for left in (self.listens_at, self._alive):  # nginx does not listen where a killed one did.
                 left.unlink(missing_ok=True)
@@ -94,11 +103,11 @@ class KeyedNginx(SmallNginx):
             if held is not None:
                 os.close(held)
 
-    async def _give(self, to: Keyed) -> None:
+    async def _give(self, program: NginxProgram, to: Keyed) -> None:
         """Connections that are open keep the old key, new ones get the new."""
         process = self.process
         assert process is not None
-        config = self._config(to, await asyncio.to_thread(self._descriptor_of, to))
+        config = self._config(program, to, await asyncio.to_thread(self._descriptor_of, to))
         said_before = Counter(await self._places.log.read_tail(_LINES))
         if not await self._says(config.number):
             try:
@@ -132,9 +141,9 @@ class KeyedNginx(SmallNginx):
         """How many workers take connections: the new one, and the old one for a while."""
         return sum(1 for it in session_members(master) if holds_listener(it.pid, self.listens_at))
 
-    def _config(self, to: Keyed, held: int | None) -> Rendered:
+    def _config(self, program: NginxProgram, to: Keyed, held: int | None) -> Rendered:
         engine = self._directory / ENGINE_LINK if held is None else Path(f"/proc/self/fd/{held}")
-        return KeyedConfig(self._directory, engine, to.key, to.grpc, own_user()).rendered()
+        return KeyedConfig(self._directory, engine, to.key, to.grpc, program.lua_modules, own_user()).rendered()
 
     def _holds(self, to: Keyed) -> bool:
         """Whether the one that runs can lead there, and would not show another engine the key that it has now."""
@@ -161,7 +170,7 @@ class KeyedNginx(SmallNginx):
         await super().stop()
         if identity is not None:
             await stop_orphans(identity)
-        for name in ("nginx.conf", "nginx.pid", "in.sock", ALIVE, ENGINE_LINK):
+        for name in ("nginx.conf", "nginx.pid", "in.sock", ALIVE, ENGINE_LINK, QUEUE_LUA):
             (self._directory / name).unlink(missing_ok=True)
 
     def _write(self, text: str, socket: Path) -> None:
@@ -171,6 +180,7 @@ class KeyedNginx(SmallNginx):
         link = self._directory / ENGINE_LINK
         if not link.is_symlink() or link.readlink() != socket:
             replace_link(link, socket)
+        write_script(self._directory, QUEUE_LUA)
         replace_file(self._directory / "nginx.conf", text)
 
     async def _says(self, number: str) -> bool:

@@ -20,7 +20,7 @@ from gateway_sidecar.domain.routing import BridgeRules
 from gateway_sidecar.errors import NginxError
 from gateway_sidecar.files.own import make_directory
 from gateway_sidecar.files.replace import replace_file
-from gateway_sidecar.nginx.config import OWNER_SCRIPT, PeerConfig
+from gateway_sidecar.nginx.config import OWNER_SCRIPT, QUEUE_LUA, PeerConfig
 from gateway_sidecar.nginx.connections import listening_at
 from gateway_sidecar.nginx.server import busy_ports, own_user, write_script
 from gateway_sidecar.nginx.small import SmallNginx, SmallPlaces, small_left_running
@@ -58,7 +58,8 @@ class PeerNginx(SmallNginx):
         try:
             make_directory(self._directory, 0o700)
             make_directory(self._directory / "temp", 0o700)
-            modules = [it for it in (program.stream_module, program.owner_module) if it is not None]
+            streams = (program.stream_module, program.owner_module)
+            modules = [it for it in streams if it is not None] if self._grpc else program.lua_modules or ()
             text = PeerConfig(
                 host,
                 port,
@@ -69,9 +70,11 @@ class PeerNginx(SmallNginx):
                 self._rules,
                 modules,
                 None if program.owner_module is None or program.lua_modules is None else self._owner_url,
+                program.lua_modules is not None,
                 own_user(),
             ).text()
-            write_script(self._directory, OWNER_SCRIPT)
+            for script in (OWNER_SCRIPT, QUEUE_LUA):
+                write_script(self._directory, script)
             replace_file(self._directory / "nginx.conf", text)
         except OSError as error:
             raise NginxError(f"cannot start {self._name}: {error}") from error
@@ -80,7 +83,7 @@ class PeerNginx(SmallNginx):
     async def stop(self) -> None:
         """Ends it, with the connections it has."""
         await super().stop()
-        for name in ("nginx.conf", "nginx.pid", OWNER_SCRIPT):
+        for name in ("nginx.conf", "nginx.pid", OWNER_SCRIPT, QUEUE_LUA):
             (self._directory / name).unlink(missing_ok=True)
         shutil.rmtree(self._directory / "temp", ignore_errors=True)
         if self._directory.is_dir() and not any(self._directory.iterdir()):

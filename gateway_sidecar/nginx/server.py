@@ -37,6 +37,7 @@ from gateway_sidecar.nginx.config import (
     IN_FORCE,
     OWNER_LUA,
     OWNER_SCRIPT,
+    QUEUE_LUA,
     SUCCESSOR,
     Capacity,
     InForce,
@@ -510,7 +511,7 @@ class Nginx:
         )
 
     def _write_scripts(self) -> None:
-        for name in ("frontends.lua", OWNER_LUA, OWNER_SCRIPT):
+        for name in ("frontends.lua", OWNER_LUA, OWNER_SCRIPT, QUEUE_LUA):
             write_script(self._directory, name)
 
     async def _tried_out(self, text: str) -> Path:

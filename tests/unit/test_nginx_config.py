@@ -12,9 +12,10 @@ from gateway_sidecar.check import lacking, room_for_bodies
 from gateway_sidecar.config import AuthSettings, CorsSettings, FrontendSettings, TlsSettings
 from gateway_sidecar.errors import NginxError
 from gateway_sidecar.nginx.bodies import body_classes
-from gateway_sidecar.nginx.config import Capacity, NginxConfig, PeerConfig, services_in
+from gateway_sidecar.nginx.config import Capacity, KeyedConfig, NginxConfig, PeerConfig, services_in
 from gateway_sidecar.nginx.frontend_places import FrontendPlaces
 from gateway_sidecar.nginx.server import NginxProgram, needed_lua
+from tests.nginx_directives import Directive, read_directives
 from tests.smg import RULES, smg_address
 
 
@@ -41,6 +42,11 @@ def config(**changes: object) -> str:
         "frontends": FrontendPlaces(Path("/run/g/frontends")),
     }
     return NginxConfig(**(settings | changes)).rendered().text  # type: ignore[arg-type]
+
+
+def every(text: str, name: str) -> list[Directive]:
+    """The directives of this name, wherever they stand."""
+    return [it for top in read_directives(text) for it in top.everywhere() if it.words[0] == name]
 
 
 def test_one_static_range_and_links_by_port() -> None:
@@ -161,14 +167,42 @@ def test_without_lua_a_service_with_keys_does_not_start(tmp_path: Path) -> None:
     assert needed_lua(without, [replace(guarded, frontend=FrontendSettings())]) is None
 
 
-def test_lua_is_loaded_only_where_it_is_used() -> None:
-    """A gateway without keys, on which any MCP server may be named, has nothing to ask of it."""
-    modules = [Path("/m/ndk_http_module.so"), Path("/m/ngx_http_lua_module.so")]
-    plain = smg_address("chat", "127.0.0.1:30000", "127.0.0.1:23001", "127.0.0.1:23003")
-    assert "lua" not in config(
-        lua_modules=modules, services=[replace(plain, frontend=FrontendSettings(mcp_servers=("any",)))]
-    )
-    assert "check_servers" in config(lua_modules=modules, services=[plain])
+def test_an_engine_with_a_full_queue_is_tried_again_where_there_is_lua() -> None:
+    """Bridge, advertised address and the nginx that shows a key; without Lua the router is told at once."""
+    bridge = config(lua_modules=(Path("/m/lua.so"),))
+    without = config()
+    keyed = KeyedConfig(Path("/run/g/keyed/1"), Path("/run/e.sock"), "secret", False, (Path("/m/lua.so"),))
+    for text in (bridge, keyed.rendered().text):
+        (again,) = [it for it in every(text, "location") if it.words[1] == "@again"]
+        assert {it.words for it in again.block or ()} >= {("error_page", "502", "504", "=", "@again")}
+    assert [it.words for it in every(without, "location") if it.words[1] in ("@again", "@gone")] == [
+        ("location", "@gone")
+    ]
+
+
+def test_a_large_body_is_passed_on_as_it_comes() -> None:
+    """It is not written to the disk a second time, and so is never sent twice by nginx."""
+    (large,) = [it for it in every(config(), "location") if it.words[1] == "@large"]
+    assert ("proxy_request_buffering", "off") in {it.words for it in large.block or ()}
+
+
+def test_every_hop_takes_the_same_heads_of_answers() -> None:
+    """An answer that one of them does not take is lost after the engine has worked for it."""
+    keyed = KeyedConfig(Path("/run/g/keyed/1"), Path("/run/e.sock"), "secret", False).rendered().text
+    for text in (config(), keyed):
+        (http,) = [it for it in read_directives(text) if it.words == ("http",)]
+        servers = [it for it in http.block or () if it.words == ("server",)]
+        passes = [it for it in servers if any(below.words[0] == "proxy_pass" for below in it.everywhere())]
+        assert passes
+        assert all(("proxy_buffer_size", "64k") in {it.words for it in server.block or ()} for server in passes)
+
+
+def test_a_router_may_have_thousands_of_requests_to_an_engine_with_a_key() -> None:
+    """Over gRPC all of them are streams of one connection, of which nginx allows 128 by itself."""
+    text = KeyedConfig(Path("/run/g/keyed/1"), Path("/run/e.sock"), "secret", True).rendered().text
+    (most,) = [int(it.words[1]) for it in every(text, "http2_max_concurrent_streams")]
+    (connections,) = [int(it.words[1]) for it in every(text, "worker_connections")]
+    assert 1000 < most < connections - 1
 
 
 def test_without_lua_nobody_names_an_mcp_server() -> None:

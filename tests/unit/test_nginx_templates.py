@@ -74,7 +74,7 @@ def peer(*, grpc: bool) -> PeerConfig:
     """The nginx of one advertised address."""
     return PeerConfig(
         "10.0.0.5", 8000, Path("/run/g/bridges/24001.sock"), Path("/run/g/peers/x"), grpc, "k" * 32, MORE,
-        (Path("/m/stream.so"),), "http://127.0.0.1:24001/.gateway-owner", ("www", "www"),
+        (Path("/m/stream.so"),), "http://127.0.0.1:24001/.gateway-owner", True, ("www", "www"),
     )  # fmt: skip
 
 
@@ -84,8 +84,12 @@ CONFIGS: dict[str, Any] = {
     "without lua": served(URL, lua=False),
     "peer": peer(grpc=False),
     "grpc peer": peer(grpc=True),
-    "keyed": KeyedConfig(Path("/run/g/keyed/1"), Path("/run/e.sock"), "secret", False, ("www", "www")),
-    "grpc keyed": KeyedConfig(Path("/run/g/keyed/1"), Path("/run/e.sock"), "secret", True, ("www", "www")),
+    "keyed": KeyedConfig(
+        Path("/run/g/keyed/1"), Path("/run/e.sock"), "secret", False, (Path("/m/lua.so"),), ("www", "www")
+    ),
+    "grpc keyed": KeyedConfig(
+        Path("/run/g/keyed/1"), Path("/run/e.sock"), "secret", True, (Path("/m/lua.so"),), ("www", "www")
+    ),
 }
 
 
