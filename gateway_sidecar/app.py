@@ -51,11 +51,15 @@ from gateway_sidecar.supervision import awake
 from gateway_sidecar.supervision.lock import DirectoryLock
 from gateway_sidecar.supervision.logfile import ChildLog
 from gateway_sidecar.supervision.loops import Tasks, watch_event_loop
+from gateway_sidecar.supervision.memory import usable_cpus
 from gateway_sidecar.supervision.privileges import CAP_NET_ADMIN, keep_files_to_ourselves, keep_to_ourselves
 from gateway_sidecar.supervision.process import own_children
 from gateway_sidecar.telemetry.metrics import Metrics
 from gateway_sidecar.telemetry.problems import Problems
 from gateway_sidecar.tunnels.fleet import TunnelFleet
+
+_MOST_WORKERS = 16
+"""Of nginx, where nobody says how many: each takes some 16 MB, and passes on thousands of requests a second."""
 
 
 class RealAdapters:
@@ -190,7 +194,7 @@ def build_daemon(config_path: Path, settings: Settings) -> Daemon:
             first_port=settings.bridges.ports.first,
             last_port=settings.bridges.ports.last,
             command=settings.bridges.nginx,
-            worker_processes=str(os.cpu_count() or 1) if workers == "auto" else str(workers),
+            worker_processes=str(min(usable_cpus(), _MOST_WORKERS) if workers == "auto" else workers),
             held_mb=settings.bridges.max_bodies_mb,
             run_dir=settings.run_dir,
             state_dir=settings.state_dir,

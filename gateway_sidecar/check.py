@@ -152,6 +152,8 @@ def unguarded(program: NginxProgram, settings: Settings) -> Iterator[str]:
             f"bridges: any user of this machine can connect to the bridges of gRPC engines, since this nginx "
             f"cannot tell which user opened a connection; {OWNER_CURE}"
         )
+    if program.lua_modules is None:
+        yield f"bridges: nginx has no Lua to wait with for an engine whose queue of connections is full; {LUA_CURE}"
     if program.lua_modules is None and any(s.frontend.mcp_servers != (ANY,) for s in settings.services):
         yield (
             "frontend.mcp_servers: nginx has no Lua to read what requests ask for, so all POSTs to /v1/responses and"

@@ -16,11 +16,12 @@ from gateway_sidecar.control.hold.queue import Answer, History, Verdict
 from gateway_sidecar.control.process.daemon import Daemon
 from gateway_sidecar.control.service import Service
 from gateway_sidecar.domain.planning import Missing
+from gateway_sidecar.kinds import ROUTERS
 from gateway_sidecar.supervision.loops import survived
 
 _DAEMON = web.AppKey("daemon", Daemon)
 _FAULT = Answer(Verdict.FULL, "The gateway made a mistake with this request; try again.", "gateway_fault")
-_STATUS = {Verdict.FULL: 503, Verdict.TOO_LONG: 503, Verdict.LOST: 502}
+_STATUS = {Verdict.FULL: 503, Verdict.TOO_LONG: 503, Verdict.LOST: 502, Verdict.UNREADABLE: 502}
 
 
 async def serve_hold(daemon: Daemon, path: Path) -> UnixServer:
@@ -45,20 +46,23 @@ async def _hold(request: web.Request) -> web.Response:
 
 
 async def _wait(request: web.Request, service: Service) -> web.Response:
-    so_far = read_history(request.headers.get("X-Router-Connected", ""), request.headers.get("X-Router-Took", ""))
+    so_far = read_history(*(request.headers.get(f"X-Router-{it}", "") for it in ("Connected", "Took", "Said")))
     asleep = None if so_far.tries else _while_asleep(request, service)
     if asleep is not None:
         return asleep
-    answer = await service.hold.wait(so_far, only_for_router=_only_asks(request))
+    only_asks = _only_asks(request)
+    repeatable = only_asks or request.path in ROUTERS[service.settings.router.type].paths.repeatable
+    answer = await service.hold.wait(so_far, only_for_router=only_asks, repeatable=repeatable)
     if answer.verdict is Verdict.GO_ON:
         return _while_asleep(request, service) or web.Response(headers={"X-Accel-Redirect": "@router"})
     return _error(answer)
 
 
-def read_history(connected: str, took: str) -> History:
-    """What nginx reports of a request: the times to connect and to answer, at each place it was sent to. Places stand
-    in order, separated by colons; the last is a router, the one before it the hold, and so on. Several visits to the
-    hold in a row, after the daemon ended, are separated by commas. A `-` stands where no connection was made.
+def read_history(connected: str, took: str, said: str = "") -> History:
+    """What nginx reports of a request: the times to connect and to answer, and the bytes of the answer, at each place
+    it was sent to. Places stand in order, separated by colons; the last is a router, the one before it the hold, and so
+    on. Several visits to the hold in a row, after the daemon ended, are separated by commas. A `-` stands where no
+    connection was made.
     """
     if not connected:
         return History()
@@ -68,6 +72,7 @@ def read_history(connected: str, took: str) -> History:
     return History(
         tries=len(places[-1::-2]),
         accepted=places[-1].rpartition(",")[2].strip() != "-",
+        answered=said.rpartition(":")[2].rpartition(",")[2].strip() not in ("", "-", "0"),
         released=len(places[-2::-2]),
         waited_s=sum(waits),
     )

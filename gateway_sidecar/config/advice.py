@@ -5,6 +5,7 @@ from __future__ import annotations
 import ipaddress
 import re
 from collections.abc import Sequence
+from dataclasses import replace
 
 from gateway_sidecar.config.frontend import FrontendSettings
 from gateway_sidecar.config.frontend_values import ALL_PATHS
@@ -73,6 +74,12 @@ def _frontend_advice(where: str, frontend: FrontendSettings, known: RouterPaths)
             warnings.append(f"{name}: clients choose what they send in a header; have a trusted proxy set it")
         if limit.path is not None and not _something_passes(limit.path, frontend.paths, known):
             warnings.append(f"{where}.limits[{number}].path: {limit.path} {_NOTHING}")
+    routes = replace(known, inference=(*known.inference, *known.fleet))
+    warnings += [
+        f"{where}.paths: {path} is no route of this kind of router, which will answer 404; check its spelling"
+        for path in frontend.paths
+        if path != ALL_PATHS and not _something_passes(path, (), routes)
+    ]
     public_paths = frontend.auth.public_paths if frontend.auth is not None else ()
     warnings += [
         f"{where}.auth.public_paths: {path} {_NOTHING}"
@@ -87,7 +94,8 @@ def _something_passes(path: str, more: Sequence[str], known: RouterPaths) -> boo
     if more == (ALL_PATHS,) and re.match(known.versioned + r"(/|\Z)", path):
         return True
     wanted = path.split("/")
-    passing = [(it.split("/"), False) for it in known.inference] + [(it.split("/"), True) for it in more]
+    passing = [(it.removesuffix("/**").split("/"), it.endswith("/**")) for it in known.inference]
+    passing += [(it.split("/"), True) for it in more]
     return any(
         all(theirs in (ours, "*") for theirs, ours in zip(parts, wanted, strict=False))
         and (has_below or len(wanted) <= len(parts))

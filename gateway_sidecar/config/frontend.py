@@ -10,6 +10,7 @@ from pydantic import Field, PlainSerializer, PlainValidator, WithJsonSchema, fie
 from gateway_sidecar.config.frontend_values import (
     ALL_PATHS,
     ANY,
+    ORIGIN,
     PUBLIC,
     AuthUrl,
     parse_auth_url,
@@ -53,7 +54,7 @@ FileValue = Annotated[Path, PlainValidator(_parse_file), _TO_TEXT, _text_schema(
 ServerNameValue = Annotated[str, PlainValidator(parse_server_name), _text_schema(r"^(\*\.)?[A-Za-z0-9.-]+$")]
 PrefixValue = Annotated[str, PlainValidator(parse_prefix), _text_schema(_PATTERN_OF_PATH)]
 NetworkValue = Annotated[str, PlainValidator(parse_network), _text_schema(r"^[0-9A-Fa-f.:]+(/[0-9]{1,3})?$")]
-OriginValue = Annotated[str, PlainValidator(parse_origin), _text_schema(r"^(\*|https?://[a-z0-9.-]+(:[0-9]{1,5})?)$")]
+OriginValue = Annotated[str, PlainValidator(parse_origin), _text_schema(f"^({ORIGIN})$")]
 AuthUrlValue = Annotated[AuthUrl, PlainValidator(parse_auth_url), _TO_TEXT, _text_schema(r"^http://[^\s?#]+$")]
 HeaderValue = Annotated[str, PlainValidator(parse_header), _text_schema(r"^[A-Za-z][A-Za-z0-9-]{0,63}$")]
 PerValue = Annotated[str, PlainValidator(parse_per), _text_schema(r"^(key|ip|header:[A-Za-z][A-Za-z0-9-]{0,63})$")]
@@ -119,8 +120,8 @@ class CorsSettings(Part):
     """Browsers that run a page of another origin."""
 
     origins: Annotated[tuple[OriginValue, ...], Field(strict=False)] = Field(
-        description="The origins whose pages may call; `*` is any. Cookies are never allowed.",
-        examples=[["https://chat.example.com"]],
+        description="The origins whose pages, extensions and apps may call; `*` is any. Cookies are never allowed.",
+        examples=[["https://chat.example.com", "chrome-extension://dofdpnoclkigpakdndmhigfojjecnfln"]],
     )
     max_age_s: int = Field(
         default=600, ge=0, le=86400, description="A browser may remember the permission for this long."
@@ -140,7 +141,7 @@ class AuthSettings(Part):
     keys_file: FileValue | None = Field(
         default=None,
         description="File of hashed keys, `NAME:SHA256` in each line; made and changed with `gateway-sidecar key`."
-        " Clients send `Authorization: Bearer KEY`, or `X-Api-Key: KEY`.",
+        " Clients send `Authorization: Bearer KEY`, or `KEY` in `X-Api-Key`, `Api-Key` or `X-Goog-Api-Key`.",
         examples=["/etc/gateway-sidecar/chat.keys"],
     )
     url: AuthUrlValue | None = Field(
@@ -153,7 +154,7 @@ class AuthSettings(Part):
     )
     pass_authorization: bool = Field(
         default=False,
-        description="Whether the client's `Authorization` and `X-Api-Key` go on to the router and the engines.",
+        description="Whether the headers in which a client sends its key go on to the router and the engines.",
     )
     name_header: HeaderValue | None = Field(
         default=None,

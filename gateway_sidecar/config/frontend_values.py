@@ -16,12 +16,29 @@ ALL_PATHS = "all"
 
 ANY, PUBLIC = "any", "public"
 
+ORIGIN = (
+    r"\*|https?://([a-z0-9.-]+|\[[0-9a-f:.]+\])(:[0-9]{1,5})?"
+    r"|(?!https?:)[a-z][a-z0-9+.-]*://([A-Za-z0-9._-]+|\[[0-9a-f:.]+\])?(:[0-9]{1,5})?"
+)
+"""Browsers write web pages' hosts in lower case. Extensions and apps (`app://`, `tauri://`, `file://`) have schemes of
+their own, and ids or nothing for hosts."""
+
 NAME = r"[A-Za-z0-9][A-Za-z0-9._-]{0,63}"
 _HEADER = r"[A-Za-z][A-Za-z0-9-]{0,63}"
 _LABEL = r"[a-z0-9]([a-z0-9-]{0,61}[a-z0-9])?"
 _PREFIX = r"(/[A-Za-z0-9_~-][A-Za-z0-9._~-]*)+"
 _OWN_HEADERS = frozenset(
-    {"authorization", "x-api-key", "host", "connection", "upgrade", "content-length", "cookie"}
+    {
+        "authorization",
+        "x-api-key",
+        "api-key",
+        "x-goog-api-key",
+        "host",
+        "connection",
+        "upgrade",
+        "content-length",
+        "cookie",
+    }
     | {"transfer-encoding", "te", "keep-alive", "expect", "forwarded", "x-real-ip"}
 )
 
@@ -79,9 +96,9 @@ def parse_network(value: object) -> str:
 
 def parse_origin(value: object) -> str:
     """`*`, or an origin as browsers send it."""
-    cure = "use scheme, host and port only, for example https://chat.example.com, or *"
+    cure = "use scheme, host and port only, for example https://chat.example.com or chrome-extension://ID, or *"
     text = _text(value, cure)
-    if text != "*" and not re.fullmatch(r"https?://[a-z0-9.-]+(:[0-9]{1,5})?", text):
+    if not re.fullmatch(ORIGIN, text):
         raise ValueError(f"{show(text)} is not an origin as browsers send it; {cure}")
     return text
 

@@ -184,7 +184,8 @@ class BridgeSettings(Part):
     )
     nginx_workers: Literal["auto"] | int = Field(
         default="auto",
-        description="nginx worker processes, 1 to 256; `auto` is one for each CPU.",
+        description="nginx worker processes, 1 to 256; `auto` is one for each CPU that the daemon may use, by affinity"
+        " and control groups, and 16 at the most.",
         json_schema_extra={"anyOf": [{"const": "auto"}, {"type": "integer", "minimum": 1, "maximum": 256}]},
     )
     max_bodies_mb: int = Field(
@@ -324,9 +325,10 @@ class HoldSettings(Part):
     )
     max_waiting: int = _number(1000, 0, 100000, "This many may wait at once; the next one gets 503 with Retry-After.")
     retry_in_flight: bool = Field(
-        default=False,
+        default=True,
         description="Whether a request that a router had taken, and not begun to answer, when it died is sent again."
-        " An engine may then work on it twice.",
+        " An engine may then work on it twice. Only what keeps nothing is: chats, completions, embeddings, rerank,"
+        " classify, tokenize and the like, and what only reads; never a response or a conversation that is stored.",
     )
 
 

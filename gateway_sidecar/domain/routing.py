@@ -14,7 +14,8 @@ so `all` leaves out most of those that a later router may bring, whose names are
 class RouterPaths:
     """Which paths are for whom. Whatever is not named does not pass.
 
-    inference: what clients may ask a router for, and a router its engines; `*` is one id.
+    inference: what clients may ask a router for, and a router its engines; `*` is one id, `**` one with slashes in it.
+    repeatable: those of them at which a POST keeps nothing: it may be sent again when its router has died.
     control: where a router is controlled, or tells of its workers' addresses: no frontend passes these, nor what is
         below them, whatever `frontend.paths` says.
     fleet: what tells of the fleet: it passes where `frontend.paths` names it, and not with `all`.
@@ -27,6 +28,7 @@ class RouterPaths:
     fleet: tuple[str, ...] = ()
     asked: tuple[str, ...] = ()
     versioned: str = VERSIONED
+    repeatable: tuple[str, ...] = ()
 
 
 @dataclass(frozen=True, slots=True)

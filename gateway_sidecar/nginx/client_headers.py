@@ -9,7 +9,10 @@ from __future__ import annotations
 
 from collections.abc import Collection, Iterable, Sequence
 
-CREDENTIALS = ("Authorization", "X-Api-Key")
+KEYS = ("X-Api-Key", "Api-Key", "X-Goog-Api-Key")
+"""Where clients of Anthropic, Azure and Google send a key; all others send it as `Authorization: Bearer KEY`."""
+
+CREDENTIALS = ("Authorization", *KEYS)
 
 PASSED = (
     # What the body is, and what is asked for in return.

@@ -63,6 +63,7 @@ _WORDS: dict[str, object] = {
     "orders": ORDERS,
     "events_of_bridges": BRIDGES,
     "auth_headers": client_headers.FOR_AUTH,
+    "credentials": client_headers.CREDENTIALS,
     "small_bytes": SMALL_BYTES,
 }
 """What all templates may name beside their own values."""

@@ -12,6 +12,7 @@ import errno
 import grp
 import os
 import pwd
+import re
 import resource
 import secrets
 import shutil
@@ -72,6 +73,8 @@ _IN_FORCE_S = 10.0
 """nginx tries for 2.5 s to listen where somebody else does, and tells its old processes a tenth of a second later."""
 
 _LINES = 20
+_VERSION = re.compile(r"^nginx version: [a-z]+/([0-9.]+)", re.MULTILINE | re.IGNORECASE)
+"""Of nginx, and of what is built of it: OpenResty, freenginx."""
 _CURE = "on Debian and Ubuntu, run apt-get install nginx-light libnginx-mod-stream"
 _LUA_MODULES = ("ndk_http_module.so", "ngx_http_lua_module.so")
 LUA_CURE = "on Debian and Ubuntu, run apt-get install libnginx-mod-http-lua"
@@ -105,9 +108,10 @@ async def find_nginx(command: str) -> NginxProgram:
         code, output = await _run(path, "-V")
     except OSError as error:
         raise NginxError(f"{path} cannot be run: {error.strerror}; {_CURE}") from error
-    if code != 0 or "nginx/" not in output:
+    found = _VERSION.search(output)
+    if code != 0 or found is None:
         raise NginxError(f"{path} is not nginx: `-V` says {output.strip()[-200:]!r}; {_CURE}")
-    version = output.split("nginx/", 1)[-1].split()[0]
+    version = found[1]
     words = output.split()
     places = [Path(w.partition("=")[2]) for w in words if w.startswith("--modules-path=")]
     places += [module.parent for module in STREAM_MODULES]

@@ -72,8 +72,10 @@ def regex(value: object) -> Markup:
 
 @functools.lru_cache(maxsize=1024)
 def any_of(paths: tuple[str, ...]) -> Markup:
-    """The pattern of any of these paths, in which `*` stands for one id."""
-    return regex("|".join(re.escape(path).replace(r"\*", ID) for path in paths))
+    """The pattern of any of these paths, in which `*` stands for one id, and `**` for one with slashes in it, as they
+    are or escaped."""
+    some = f"{ID}(?:(?:/|%2[Ff]){ID})*"
+    return regex("|".join(re.escape(path).replace(r"\*\*", some).replace(r"\*", ID) for path in paths))
 
 
 @functools.lru_cache(maxsize=1024)

@@ -24,11 +24,9 @@ for byte = 0, 255 do digits[byte] = string.format("%02x", byte) end
 local frontend = {}
 
 local function sent()
-    local authorization = ngx.var.http_authorization
-    if authorization then
-        return string.match(authorization, "^[Bb][Ee][Aa][Rr][Ee][Rr] +(%S+) *$")
-    end
-    return ngx.var.http_x_api_key
+    local var = ngx.var
+    local bearer = string.match(var.http_authorization or "", "^[Bb][Ee][Aa][Rr][Ee][Rr] +(%S+) *$")
+    return bearer or var.http_x_api_key or var.http_api_key or var.http_x_goog_api_key
 end
 
 local function sha256(text)
@@ -52,8 +50,11 @@ end
 -- what was shown to it, since that server says yes or no and no name.
 function frontend.tenant_of_credentials()
     local var = ngx.var
-    local shown = table.concat({var.http_authorization or "", var.http_x_api_key or "", var.http_cookie or ""}, "\n")
-    return shown == "\n\n" and "" or string.sub(sha256(shown), 1, 32)
+    local shown = table.concat({
+        var.http_authorization or "", var.http_x_api_key or "", var.http_api_key or "", var.http_x_goog_api_key or "",
+        var.http_cookie or ""
+    }, "\n")
+    return shown == "\n\n\n\n" and "" or string.sub(sha256(shown), 1, 32)
 end
 
 -- MCP servers. A router connects to the `server_url` of a tool from this machine, so a client could have it ask a

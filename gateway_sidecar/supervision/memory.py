@@ -1,8 +1,9 @@
-"""Keeping the daemon small, and the routers within what there is."""
+"""Keeping the daemon small, and the routers and nginx within what there is."""
 
 from __future__ import annotations
 
 import ctypes
+import math
 import os
 from collections.abc import Iterator
 from contextlib import suppress
@@ -41,16 +42,40 @@ def usable_bytes(root: Path = Path("/")) -> int:
     return min([machine, *_limits(root)])
 
 
+def usable_cpus(root: Path = Path("/")) -> int:
+    """The CPUs that this process and its children may run on, or that control groups leave them the time of."""
+    return max(1, min([len(os.sched_getaffinity(0)), *(math.ceil(it) for it in _quotas(root))]))
+
+
 def _limits(root: Path) -> Iterator[int]:
-    """`memory.max` of our own control group and of those around it (the second version of control groups)."""
+    for group in _groups(root, "memory"):
+        for name in ("memory.max", "memory.limit_in_bytes"):
+            with suppress(OSError, ValueError):  # `max` is no number: no limit.
+                yield int((group / name).read_text())
+
+
+def _quotas(root: Path) -> Iterator[float]:
+    for group in _groups(root, "cpu"):
+        with suppress(OSError, ValueError):
+            quota, period = (group / "cpu.max").read_text().split()
+            yield int(quota) / int(period)
+        with suppress(OSError, ValueError):
+            quota_us = int((group / "cpu.cfs_quota_us").read_text())  # -1 is no limit.
+            if quota_us > 0:
+                yield quota_us / int((group / "cpu.cfs_period_us").read_text())
+
+
+def _groups(root: Path, controller: str) -> Iterator[Path]:
+    """Our own control group and those around it, of either version of control groups."""
     mount = root / "sys/fs/cgroup"
     try:
         lines = (root / "proc/self/cgroup").read_text().splitlines()
     except OSError:
         return
-    for own in (line for line in lines if line.startswith("0::")):
-        group = mount / own.removeprefix("0::").lstrip("/")
-        while group.is_relative_to(mount):
-            with suppress(OSError, ValueError):  # `max` is no number: no limit.
-                yield int((group / "memory.max").read_text())
-            group = group.parent
+    for _, controllers, own in (line.split(":", 2) for line in lines):
+        if not controllers or controller in controllers.split(","):
+            top = mount / controllers
+            group = top / own.lstrip("/")
+            while group.is_relative_to(top):
+                yield group
+                group = group.parent

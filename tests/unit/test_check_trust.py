@@ -75,10 +75,14 @@ def test_an_nginx_that_cannot_guard_is_told_of(place: Path) -> None:
     any_server = settings_with("replicas: {sockets: '/run/a/{replica}'}, frontend: {mcp_servers: any}", place)
     nothing = NginxProgram("nginx", "1.22.1", None)
     lua = replace(nothing, lua_modules=())
-    bridges, servers = unguarded(nothing, settings)
+    bridges, waits, servers = unguarded(nothing, settings)
     assert bridges.startswith("bridges: any user of this machine can connect to the bridges of gRPC engines")
+    assert waits.startswith("bridges: nginx has no Lua to wait with for an engine")
     assert servers.startswith("frontend.mcp_servers: nginx has no Lua to read what requests ask for")
-    assert list(unguarded(nothing, any_server)) == [bridges]
+    assert list(unguarded(nothing, any_server)) == [bridges, waits]
     assert list(unguarded(lua, settings)) == [bridges]
-    assert list(unguarded(replace(nothing, owner_module=Path("/m/ngx_stream_js_module.so")), any_server)) == [bridges]
+    assert list(unguarded(replace(nothing, owner_module=Path("/m/ngx_stream_js_module.so")), any_server)) == [
+        bridges,
+        waits,
+    ]
     assert list(unguarded(replace(lua, owner_module=Path("/m/ngx_stream_js_module.so")), settings)) == []

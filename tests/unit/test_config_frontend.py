@@ -8,7 +8,7 @@ from typing import Any
 import pytest
 import yaml
 
-from gateway_sidecar.config import PortRange, advise, parse_config
+from gateway_sidecar.config import CorsSettings, PortRange, advise, parse_config
 from gateway_sidecar.config.frontend_values import parse_auth_url
 from gateway_sidecar.errors import ConfigError
 
@@ -83,6 +83,9 @@ def problems(*frontends: dict[str, Any]) -> list[str]:
         ({"limits": [{"per": "ip", "concurrent": 0}]}, "limits[0].concurrent: 0 is too small"),
         ({"limits": [{"per": "key", "rps": 1}]}, "limits[0].per: no client has a key without auth.keys_file"),
         ({"cors": {"origins": ["chat.example.com"]}}, "cors.origins[0]: 'chat.example.com' is not an origin"),
+        ({"cors": {"origins": ["HTTPS://A"]}}, "cors.origins[0]: 'HTTPS://A' is not an origin"),
+        ({"cors": {"origins": ["http://"]}}, "cors.origins[0]: 'http://' is not an origin"),
+        ({"cors": {"origins": ["app://a b"]}}, "cors.origins[0]: 'app://a b' is not an origin"),
         ({"cors": {"origins": []}}, "cors.origins: is empty"),
         ({"cors": {"origins": ["https://a/"]}}, "cors.origins[0]: 'https://a/' is not an origin"),
         ({"trusted_proxies": ["10.0.0.0/33"]}, "trusted_proxies[0]: '10.0.0.0/33' is not a network"),
@@ -161,3 +164,17 @@ def test_the_documents_example_is_the_example() -> None:
     root = Path(__file__).parents[2]
     shown = (root / "docs" / "frontend.md").read_text().split("```yaml\n")[1].split("```")[0]
     assert shown in (root / "examples" / "frontend.yaml").read_text()
+
+
+@pytest.mark.parametrize(
+    "origin",
+    [
+        *("*", "https://chat.example.com", "http://localhost:3000", "http://[::1]:3000", "tauri://localhost"),
+        *("chrome-extension://dofdpnoclkigpakdndmhigfojjecnfln", "app://obsidian.md", "capacitor://localhost"),
+        *("moz-extension://6f1c5e0a-7a0b-4a53-bb1d-0b1b9b7c1f52", "vscode-webview://1a2b3c", "file://"),
+        "safari-web-extension://E2B0A1C3-0000-4000-8000-0123456789AB",
+    ],
+)
+def test_origins_are_taken_as_browsers_send_them(origin: str) -> None:
+    """Pages, extensions and apps."""
+    assert CorsSettings(origins=[origin]).origins == (origin,)  # type: ignore[arg-type]

@@ -17,6 +17,7 @@ from gateway_sidecar.config import HoldSettings
 from gateway_sidecar.control.hold.queue import History, HoldQueue, Verdict
 from gateway_sidecar.control.process.daemon import Daemon
 from gateway_sidecar.control.workqueue import WorkQueue
+from gateway_sidecar.routers.smg.paths import PATHS
 from gateway_sidecar.supervision import awake
 from gateway_sidecar.telemetry.metrics import Metrics
 from tests.unit.fake_time import in_fake_time
@@ -39,6 +40,37 @@ def test_history_of_a_request(connected: str, took: str, meant: History) -> None
     assert read_history(connected, took) == meant
 
 
+@in_fake_time
+async def test_what_keeps_nothing_is_sent_again_when_its_router_dies() -> None:
+    """A chat costs an engine twice the work at worst; a stored response would be there twice."""
+    lost = History(tries=1, accepted=True)
+    for asked in (True, False):
+        here = held(Gates(), retry_in_flight=asked)
+        here.open()
+        for repeatable in (True, False):
+            answer = await here.wait(lost, repeatable=repeatable)
+            assert answer.verdict is (Verdict.GO_ON if asked and repeatable else Verdict.LOST)
+
+
+@in_fake_time
+async def test_an_answer_that_nginx_cannot_read_is_not_asked_for_again() -> None:
+    """The engine has done the work, and would do it again for the same answer."""
+    said = read_history("- : 0.000 : 0.000", "0.0 : 0.1 : 3.0", "0 : 120 : 65536")
+    assert said.answered
+    answer = await held(Gates()).wait(said, repeatable=True)
+    assert (answer.verdict, answer.code) == (Verdict.UNREADABLE, "answer_not_readable")
+    assert not read_history("0.000 : 0.000", "0.1 : 3.0", "120 : 0").answered
+
+
+def test_only_requests_that_keep_nothing_are_repeatable() -> None:
+    """All that SMG serves is inference; what it stores, or hands out, it would store or hand out twice."""
+    kept = ("/v1/responses", "/v1/conversations", "/v1/interactions", "/v1/realtime")
+    assert set(PATHS.repeatable) <= set(PATHS.inference)
+    assert not any(path.startswith(kept) for path in PATHS.repeatable)
+    reads = ("/health", "/health_generate", "/liveness", "/readiness", "/v1/models", "/v1/models/**")
+    assert all(it in PATHS.repeatable or it.startswith(kept) or it in reads for it in PATHS.inference)
+
+
 class Gates:
     """A gate that only remembers."""
 
@@ -54,8 +86,9 @@ class Gates:
         return self.closed
 
 
-def held(gates: Gates, timeout_s: float = 30.0) -> HoldQueue:
-    return HoldQueue("chat", HoldSettings(timeout_s=timeout_s), gates, Metrics(), WorkQueue(awake.monotonic))
+def held(gates: Gates, timeout_s: float = 30.0, *, retry_in_flight: bool = True) -> HoldQueue:
+    settings = HoldSettings(timeout_s=timeout_s, retry_in_flight=retry_in_flight)
+    return HoldQueue("chat", settings, gates, Metrics(), WorkQueue(awake.monotonic))
 
 
 @in_fake_time

@@ -9,19 +9,19 @@ import pytest
 
 from gateway_sidecar.config.router import default_router
 from gateway_sidecar.supervision import memory
-from gateway_sidecar.supervision.memory import router_share_mb, usable_bytes
+from gateway_sidecar.supervision.memory import router_share_mb, usable_bytes, usable_cpus
 
 GIB = 1 << 30
 MACHINE = os.sysconf("SC_PHYS_PAGES") * os.sysconf("SC_PAGE_SIZE")
 
 
-def machine(root: Path, own: str, limits: dict[str, str]) -> Path:
+def machine(root: Path, own: str, limits: dict[str, str], name: str = "memory.max") -> Path:
     (root / "proc/self").mkdir(parents=True)
     (root / "proc/self/cgroup").write_text(f"1:cpu:/elsewhere\n0::{own}\n")
     for group, limit in limits.items():
         place = root / "sys/fs/cgroup" / group
         place.mkdir(parents=True, exist_ok=True)
-        (place / "memory.max").write_text(limit + "\n")
+        (place / name).write_text(limit + "\n")
     return root
 
 
@@ -39,6 +39,39 @@ def machine(root: Path, own: str, limits: dict[str, str]) -> Path:
 def test_what_there_is_is_the_least_of_all_limits(tmp_path: Path, limits: dict[str, str], usable: int) -> None:
     """The unit's MemoryMax, a slice's, a container's, the machine's."""
     assert usable_bytes(machine(tmp_path, "/system.slice/a.service", limits)) == usable
+
+
+@pytest.mark.parametrize(
+    ("quotas", "usable"),
+    [
+        ({}, 64),
+        ({"a": "max 100000"}, 64),
+        ({"a": "150000 100000"}, 2),
+        ({"a/b": "10000 100000", "a": "400000 100000"}, 1),
+    ],
+)
+def test_nginx_has_a_worker_for_each_cpu_that_there_is_time_of(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, quotas: dict[str, str], usable: int
+) -> None:
+    """A container with two CPUs on a machine with 64 pays for two."""
+    monkeypatch.setattr(os, "sched_getaffinity", lambda _: set(range(64)))
+    assert usable_cpus(machine(tmp_path, "/a/b", quotas, "cpu.max")) == usable
+
+
+def test_the_first_version_of_control_groups_counts_too(tmp_path: Path) -> None:
+    """Each controller has a tree of its own there."""
+    (tmp_path / "proc/self").mkdir(parents=True)
+    (tmp_path / "proc/self/cgroup").write_text("4:memory:/pod\n3:cpu,cpuacct:/pod\n")
+    for place, said in {
+        "memory/pod/memory.limit_in_bytes": str(GIB),
+        "cpu,cpuacct/pod/cpu.cfs_quota_us": "50000",
+        "cpu,cpuacct/pod/cpu.cfs_period_us": "100000",
+        "cpu,cpuacct/cpu.cfs_quota_us": "-1",
+    }.items():
+        file = tmp_path / "sys/fs/cgroup" / place
+        file.parent.mkdir(parents=True, exist_ok=True)
+        file.write_text(said)
+    assert (usable_bytes(tmp_path), usable_cpus(tmp_path)) == (GIB, 1)
 
 
 def test_a_machine_without_control_groups(tmp_path: Path) -> None:

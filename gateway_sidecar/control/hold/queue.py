@@ -34,6 +34,7 @@ class Verdict(StrEnum):
     FULL = "full"
     TOO_LONG = "too_long"
     LOST = "lost"
+    UNREADABLE = "unreadable"
 
 
 @dataclass(frozen=True, slots=True)
@@ -69,11 +70,13 @@ class History:
 
     tries: how often it was sent to a router.
     accepted: whether the last one had taken it, and so may have begun to work on it.
+    answered: whether the last one had begun to answer: with more than nginx takes, or it ended in the midst of it.
     released: how often it was let go on from here. waited_s: for how long it was kept here.
     """
 
     tries: int = 0
     accepted: bool = False
+    answered: bool = False
     released: int = 0
     waited_s: float = 0.0
 
@@ -174,18 +177,24 @@ class HoldQueue:
         self._switch(self._gates.open_gate if self.is_open else self._gates.close_gate)
         return True
 
-    async def wait(self, so_far: History, *, only_for_router: bool = False) -> Answer:
+    async def wait(self, so_far: History, *, only_for_router: bool = False, repeatable: bool = False) -> Answer:
         """Returns when the request may go on, or why it may not.
 
-        only_for_router: it needs no replica, and waits for none.
+        only_for_router: it needs no replica, and waits for none. repeatable: it does no harm to send it twice.
         """
         missing = self.missing or Missing.ROUTER
-        answer = await self._wait(so_far, only_for_router=only_for_router)
+        answer = await self._wait(so_far, only_for_router=only_for_router, repeatable=repeatable)
         self._metrics.waited_requests.labels(self._service, missing.value, answer.verdict.value).inc()
         return answer
 
-    async def _wait(self, so_far: History, *, only_for_router: bool) -> Answer:
-        if so_far.accepted and not self._settings.retry_in_flight:
+    async def _wait(self, so_far: History, *, only_for_router: bool, repeatable: bool) -> Answer:
+        if so_far.answered:
+            return Answer(
+                Verdict.UNREADABLE,
+                "The head of the answer cannot be passed on: it is no HTTP, or longer than 64 KiB.",
+                "answer_not_readable",
+            )
+        if so_far.accepted and not (repeatable and self._settings.retry_in_flight):
             # A dying router's sockets live on for a moment. A client that tries again at once shall not meet them.
             await asyncio.sleep(2 * _MOMENT_S)
             return Answer(Verdict.LOST, "The router ended while it worked on this request.", "router_lost")

@@ -15,7 +15,7 @@ PATHS = RouterPaths(
         /generate /health /health_generate /liveness /readiness /rerank /v1/audio/transcriptions /v1/chat/completions
         /v1/classify /v1/completions /v1/conversations /v1/conversations/* /v1/conversations/*/items
         /v1/conversations/*/items/* /v1/decisions /v1/detokenize /v1/embeddings /v1/interactions /v1/messages
-        /v1/messages/count_tokens /v1/models /v1/models/* /v1/models/*/* /v1/realtime /v1/realtime/calls
+        /v1/messages/count_tokens /v1/models /v1/models/** /v1/realtime /v1/realtime/calls
         /v1/realtime/client_secrets /v1/realtime/sessions /v1/realtime/transcription_sessions /v1/rerank /v1/responses
         /v1/responses/* /v1/responses/*/cancel /v1/responses/*/input_items /v1/systemone /v1/tokenize
         """
@@ -27,6 +27,13 @@ PATHS = RouterPaths(
         """
     ),
     fleet=("/engine_metrics", "/get_model_info", "/get_server_info"),
+    # Nothing is kept of these, whatever the body says: SMG knows `store` in a response or interaction only.
+    repeatable=_each(
+        """
+        /generate /rerank /v1/audio/transcriptions /v1/chat/completions /v1/classify /v1/completions /v1/decisions
+        /v1/detokenize /v1/embeddings /v1/messages /v1/messages/count_tokens /v1/rerank /v1/systemone /v1/tokenize
+        """
+    ),
     asked=_each(
         """
         /get_load /get_model_info /get_server_info /loads /metrics /model_info /server_info /v1/loads /v1/models
