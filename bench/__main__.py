@@ -19,6 +19,7 @@ FIGURES = (
     "unlinked",
     "scale-events",
     "bridge-cost",
+    "burst",
     "at-rest",
     "signals",
     "neighbours",

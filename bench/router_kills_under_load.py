@@ -3,9 +3,9 @@
 Eight replicas, half HTTP and half gRPC. A kill follows when every worker is ready again and 100 more requests were
 answered. A request fails if it is not answered 200, whole and with its last token.
 
-in flight       Requests that were sent before the killed process was gone and had not been answered when it was killed:
-                they may fail, with 502 and `Retry-After`. No other may.
-retry_in_flight With `hold.retry_in_flight` not even those fail.
+in flight       Without `hold.retry_in_flight`: requests that were sent before the killed process was gone and had not
+                been answered when it was killed. They may fail, with 502 and `Retry-After`. No other may.
+default         With it not even those fail.
 """
 
 from __future__ import annotations
@@ -40,7 +40,7 @@ async def _measured(count: int, *, retry: bool) -> Row:
     with scratch_directory() as directory:
         async with (
             EngineHost(directory / "engines.log") as engines,
-            running_gateway(hold={"retry_in_flight": True} if retry else None) as ours,
+            running_gateway(hold={"retry_in_flight": retry}) as ours,
         ):
             wanted = dict.fromkeys(await start_fleet(engines, ours, _REPLICAS, token_interval_s=0.005), "serving")
             async with Load("127.0.0.1", ours.gateway.ports["chat"], clients=_CLIENTS, shapes=_WHOLE) as load:
@@ -66,7 +66,7 @@ async def _measured(count: int, *, retry: bool) -> Row:
     bad = load.failures if retry else others
     return Row(
         NAME,
-        f"{count} kills, {'hold.retry_in_flight' if retry else 'default'}",
+        f"{count} kills, {'default' if retry else 'retry_in_flight: false'}",
         "0 failed" if retry else "0 failed but those in flight",
         "-",
         f"{len(load.failures)} of {load.requests}"

@@ -12,6 +12,7 @@ from pathlib import Path
 
 import pytest
 
+from gateway_sidecar.nginx.templates import any_of
 from gateway_sidecar.routers.smg.paths import PATHS
 from tests.system.conftest import MakeGateway, StartAs
 from tests.system.gateway import Gateway, service_of
@@ -50,7 +51,8 @@ ROUTES = {
     "/v1/audio/transcriptions": "POST",
     "/v1/models": "GET",
     "/v1/models/model_1": "GET",
-    "/v1/models/model_1/model_1": "GET",
+    "/v1/models/org/model_1": "GET",
+    "/v1/models/org%2Fmodel_1": "GET",
     "/liveness": "GET",
     "/readiness": "GET",
     "/health": "GET",
@@ -191,7 +193,7 @@ async def test_of_the_routes_of_this_very_router_only_inference_passes(
     routes = await answered(behind, candidates)
     assert {"/heap_profile", "/loads", "/workers", "/v1/chat/completions"} <= set(routes), routes
     passing = [path for path in routes if not (await ask_raw(gateway.ports["chat"], "GET", path)).refused]
-    inference = re.compile("|".join(re.escape(path).replace(r"\*", "[^/]+") for path in PATHS.inference))
+    inference = re.compile(any_of(PATHS.inference))
     assert [path for path in passing if not inference.fullmatch(path)] == [], "decide: inference, or control"
 
 
@@ -280,6 +282,18 @@ async def test_paths_add_what_is_below_them(make_gateway: MakeGateway, start: St
         assert (await ask_raw(gateway.ports["chat"], "GET", path)).refused is not passes, path
 
 
+async def test_a_refusal_has_the_name_of_its_request(gateway: Gateway) -> None:
+    """The client's own, or one that nginx gives it; none of a client's that is no name."""
+    found = []
+    for sent in ("req-1", "a b", ""):
+        async with gateway.client() as session:
+            headers = {"X-Request-Id": sent} if sent else {}
+            async with session.get(f"{gateway.url()}/nothing", headers=headers) as answer:
+                found.append(answer.headers.getall("X-Request-Id"))
+    assert found[0] == ["req-1"]
+    assert all(len(each) == 1 and re.fullmatch("[0-9a-f]{32}", each[0]) for each in found[1:])
+
+
 async def test_the_refusal_is_as_clients_know_it(gateway: Gateway) -> None:
     """OpenAI's form, while the router is away too."""
     answer = await ask_raw(gateway.ports["chat"], "POST", "/workers")
@@ -327,6 +341,7 @@ async def test_what_is_no_request_is_refused_in_the_same_form(make_gateway: Make
                 answer = (await reader.read()).decode()
             writer.close()
             body = answer.partition("\r\n\r\n")[2]
+            assert "\r\nX-Request-Id: " in answer, head
             assert body.startswith("{"), f"{head} on {port}: {answer}"
             assert (int(answer.split()[1]), json.loads(body)["error"]["code"]) == wanted, head
             assert set(json.loads(body)["error"]) == {"message", "type", "param", "code"}
@@ -336,8 +351,9 @@ async def test_what_is_no_request_is_refused_in_the_same_form(make_gateway: Make
 
 def test_the_lists_are_complete() -> None:
     """Every route of the router is on one list, and the frontend's own lists have all of them."""
-    ids = re.compile(r"(resp|conv|item|model)_1")
-    assert {ids.sub("*", path) for path in ROUTES} == set(PATHS.inference)
+    ids = re.compile(r"(resp|conv|item)_1")
+    routes = {re.sub("(org(/|%2F))?model_1", "**", ids.sub("*", path)) for path in ROUTES}
+    assert routes == set(PATHS.inference)
     assert set(INFORMATION) == set(PATHS.fleet)
     for path in CONTROLS | WORKERS_TOLD:
         assert any(f"{path}/".startswith(f"{root}/") for root in PATHS.control), path

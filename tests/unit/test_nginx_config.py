@@ -255,3 +255,22 @@ def test_which_worker_answered_is_the_routers_word_and_no_engines() -> None:
     text = config(services=[smg_address("chat", "127.0.0.1:1", "127.0.0.1:2", "127.0.0.1:3")])
     bridge = text.partition("location @gone")[0].rpartition("server {")[2]
     assert "proxy_hide_header X-Smg-Routed-Worker-Id;" in bridge
+
+
+def test_every_answer_of_nginx_itself_names_its_request() -> None:
+    """A location with an `add_header` of its own inherits none: it has to say this one, too."""
+    limits = [{"per": "ip", "rps": 1}, {"per": "ip", "concurrent": 1}]
+    more = {"listen": ["0.0.0.0:80"], "server_names": ["a.example.com"], "cors": {"origins": ["*"]}, "limits": limits}
+    for auth in ({"keys_file": "/k"}, {"url": "http://127.0.0.1:1/"}):
+        door = FrontendSettings.model_validate(more | {"auth": auth})
+        address = smg_address("chat", "127.0.0.1:30000", "127.0.0.1:23001", "127.0.0.1:23003", door)
+        text = config(services=[address], lua_modules=())
+        asked = [
+            (it, " ".join(on.words)) for it in every(text, "server") for on in it.block or () if on.words[0] == "listen"
+        ]
+        for server in (it for it, where in asked if "unix:" not in where and "backlog=1024" not in where):
+            said = {it.words for it in server.block or ()}
+            assert ("add_header", "X-Request-Id", "$gateway_own_id", "always") in said
+            for location in (it for it in server.block or () if it.words[0] == "location"):
+                added = {it.words[1] for it in location.block or () if it.words[0] == "add_header"}
+                assert not added or "X-Request-Id" in added, location.words
