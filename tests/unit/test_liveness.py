@@ -20,9 +20,13 @@ class PlayedTransport:
         self._protocol = protocol
         self.is_open = True
         self.written = b""
+        self.says_no_more = False
 
     def write(self, data: bytes) -> None:
         self.written += data
+
+    def write_eof(self) -> None:
+        self.says_no_more = True
 
     def abort(self) -> None:
         if self.is_open:
@@ -93,6 +97,16 @@ async def test_a_grpc_server_is_greeted_and_its_pings_are_answered(monkeypatch: 
     assert engine.transport.written == greeting + settings % b"\x01" + ping % b"\x01"
     engine.protocol.data_received(b"\xff" * 9)
     assert not engine.transport.is_open
+
+
+@in_fake_time
+async def test_in_line_an_engine_hears_at_once_that_nothing_will_be_sent(monkeypatch: pytest.MonkeyPatch) -> None:
+    """It closes the connection when its turn comes, and waits for no request on it."""
+    engine = Engine(monkeypatch)
+    await connect_liveness("/r1.sock", lambda: None)
+    assert not engine.transport.says_no_more
+    await connect_liveness("/r1.sock", lambda: None, in_line=True)
+    assert engine.transport.says_no_more
 
 
 class PlayedSocket:

@@ -586,3 +586,22 @@ async def test_fault_while_a_router_is_doubted_does_not_close_the_gate_for_ever(
         assert world.links.closed
         await world.until(lambda: not world.links.closed)
         assert world.faults() == 1
+
+
+@in_fake_time
+async def test_an_engine_that_serves_one_connection_is_waited_for_in_line_once(worlds: Worlds) -> None:
+    """While it is busy, one place in its queue is ours and no more; and its end is noticed at once all the same."""
+    async with worlds() as world:
+        world.appear("r1", Ready(replace(FACTS, runtime_type="external")))
+        await world.until(lambda: world.serves("r1"))
+        lines = world.liveness_connections["r1"]
+        await asyncio.sleep(60)
+        assert len(lines) == 1, "it has taken none yet"
+        for taken in range(1, 4):
+            lines[-1].close()
+            await asyncio.sleep(0.2)
+            assert len(lines) == taken, "not again and again in a moment"
+            await world.until(lambda taken=taken: len(lines) == taken + 1, within_s=1)  # type: ignore[misc]
+        assert world.serves("r1")
+        world.answer("r1", REFUSED)
+        await world.until(lambda: not world.serves("r1"), within_s=3)

@@ -499,8 +499,10 @@ async def running_world(directory: Path, patch: pytest.MonkeyPatch, **settings: 
     patch.setattr(router_slots, "open_connections", lambda _ports: Counter[int]())
     world = World(directory, **settings)
 
-    async def connect_liveness(address: str, on_close: Callable[[], None], *, grpc: bool) -> asyncio.Transport:
-        del grpc
+    async def connect_liveness(
+        address: str, on_close: Callable[[], None], *, grpc: bool, in_line: bool
+    ) -> asyncio.Transport:
+        del grpc, in_line
         if world.probe.answers.get(replica_at(address), REFUSED) == REFUSED:
             raise ConnectionRefusedError(address)
         liveness = _LivenessConnection(on_close)

@@ -2,6 +2,10 @@
 when the listening process dies, so a dead engine is noticed without a question. It is only a hint: some servers close
 idle connections, and the next probe finds them well. Nothing is asked over it. A gRPC server is greeted and
 answered as HTTP/2 wants it, since it closes a connection that never becomes one.
+
+An engine that serves one connection at a time cannot have it open for long: it waits *in line* with the requests, and
+says at once that nothing will be sent, so the engine closes it when its turn comes. There is never more than one of
+them, so it takes one place in the engine's queue and no other.
 """
 
 from __future__ import annotations
@@ -45,11 +49,18 @@ class _LivenessConnection(asyncio.Protocol):
         self._on_close()
 
 
-async def connect_liveness(address: str, on_close: Callable[[], None], *, grpc: bool) -> asyncio.Transport:
-    """Connects; `on_close` is called once when either side ends the connection. Raises OSError."""
+async def connect_liveness(
+    address: str, on_close: Callable[[], None], *, grpc: bool = False, in_line: bool = False
+) -> asyncio.Transport:
+    """Connects; `on_close` is called once when either side ends the connection. Raises OSError.
+
+    in_line: the engine may close it as soon as it has taken it.
+    """
     loop = asyncio.get_running_loop()
     make = partial(_LivenessConnection, on_close, Calls(None) if grpc else None)
     transport, _ = await loop.create_unix_connection(make, address)
+    if in_line:
+        transport.write_eof()
     return transport
 
 

@@ -563,24 +563,26 @@ class Prober:
             return
         if now < liveness.due:
             self._queue.add_after(tenure.key, liveness.due - now)
-        elif ENGINES[facts.runtime_type].single_connection:
-            liveness.due = now + _TOUCH_GAP_S
-            self._queue.add_after(tenure.key, _TOUCH_GAP_S)
-            if is_refused(tenure.address):
-                self.suspect(tenure)
         else:
             liveness.is_connecting = True
-            opening = self._open_liveness(tenure, tenure.address, facts.connection_mode)
+            opening = self._open_liveness(tenure, tenure.address, facts)
             self._tasks.spawn(opening, again=partial(self._queue.add, tenure.key))
 
-    async def _open_liveness(self, tenure: Tenure, address: str, mode: ConnectionMode) -> None:
-        liveness, grpc = tenure.probe.liveness, mode is ConnectionMode.GRPC
-        ended = partial(self._liveness_ended, tenure, awake.now())
+    async def _open_liveness(self, tenure: Tenure, address: str, facts: EngineFacts) -> None:
+        liveness, grpc = tenure.probe.liveness, facts.connection_mode is ConnectionMode.GRPC
+        in_line = ENGINES[facts.runtime_type].single_connection
+        ended = self._left_the_line if in_line else partial(self._liveness_ended, opened=awake.now())
         try:
             async with within(self._settings.health.timeout_s):
                 connection = await connect_liveness(
-                    address, self._tasks.guarded(ended, again=partial(self.suspect, tenure)), grpc=grpc
+                    address,
+                    self._tasks.guarded(partial(ended, tenure), again=partial(self.suspect, tenure)),
+                    grpc=grpc,
+                    in_line=in_line,
                 )
+        except BlockingIOError:  # Its queue is full: it is busy, and somebody listens.
+            self._left_the_line(tenure)
+            return
         except (OSError, TimeoutError):
             liveness.due = awake.now() + _TOUCH_GAP_S
             self.suspect(tenure)
@@ -592,7 +594,14 @@ class Prober:
         else:
             liveness.connection = connection
 
-    def _liveness_ended(self, tenure: Tenure, opened: float) -> None:
+    def _left_the_line(self, tenure: Tenure) -> None:
+        """The engine has taken the connection, or has ended: the next one will show which."""
+        tenure.probe.liveness.connection = None
+        if tenure.address is not None and not tenure.drain.requested:
+            tenure.probe.liveness.due = awake.now() + _TOUCH_GAP_S
+            self._queue.add_after(tenure.key, _TOUCH_GAP_S)
+
+    def _liveness_ended(self, tenure: Tenure, *, opened: float) -> None:
         if tenure.address is None or tenure.drain.requested:
             return  # We closed it ourselves.
         now, liveness = awake.now(), tenure.probe.liveness
