@@ -69,9 +69,11 @@ def read_history(connected: str, took: str, said: str = "") -> History:
     places = [place.strip() for place in connected.split(" : ")]
     times = [place.split(",") for place in took.split(" : ")]
     waits = [float(text) for here in times[-2::-2] for text in here if re.fullmatch(r" *[0-9.]+ *", text)]
+    took_it = [place.rpartition(",")[2].strip() != "-" for place in places[-1::-2]]
     return History(
-        tries=len(places[-1::-2]),
-        accepted=places[-1].rpartition(",")[2].strip() != "-",
+        tries=len(took_it),
+        accepted=took_it[0],
+        lost=sum(took_it),
         answered=said.rpartition(":")[2].rpartition(",")[2].strip() not in ("", "-", "0"),
         released=len(places[-2::-2]),
         waited_s=sum(waits),

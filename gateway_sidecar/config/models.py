@@ -326,9 +326,10 @@ class HoldSettings(Part):
     max_waiting: int = _number(1000, 0, 100000, "This many may wait at once; the next one gets 503 with Retry-After.")
     retry_in_flight: bool = Field(
         default=True,
-        description="Whether a request that a router had taken, and not begun to answer, when it died is sent again."
-        " An engine may then work on it twice. Only what keeps nothing is: chats, completions, embeddings, rerank,"
-        " classify, tokenize and the like, and what only reads; never a response or a conversation that is stored.",
+        description="Whether a request that a router had taken, and not begun to answer, when it died is sent again,"
+        " once. An engine may then work on it twice. Only what keeps nothing is: chats, completions, embeddings,"
+        " rerank, classify, tokenize and the like, and what only reads; never a response or a conversation that is"
+        " stored.",
     )
 
 

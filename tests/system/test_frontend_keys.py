@@ -24,6 +24,7 @@ from openai import AsyncOpenAI, AuthenticationError
 from gateway_sidecar.config import AuthSettings, FrontendSettings
 from gateway_sidecar.frontend.keys import add_key, revoke_key
 from gateway_sidecar.frontend.publish import publish_keys
+from gateway_sidecar.nginx.client_headers import KEYS
 from gateway_sidecar.nginx.config import Capacity, NginxConfig
 from gateway_sidecar.nginx.frontend_places import FrontendPlaces
 from gateway_sidecar.nginx.server import busy_ports, find_nginx
@@ -76,7 +77,10 @@ async def test_only_holders_of_a_key_come_in(make_gateway: MakeGateway, engine: 
     here = await serving(gateway, engine)
     for good in (key, other):
         assert (await post(gateway, good))[0] == 200
-    assert (await post(gateway, None, **{"X-Api-Key": key}))[0] == 200
+    for header in KEYS:
+        assert (await post(gateway, None, **{header: key}))[0] == 200
+        assert (await post(gateway, None, **{header: key, "Authorization": "Basic eA=="}))[0] == 200
+        assert (await post(gateway, None, **{header: key[:-1]}))[0] == 401
     digest = hashlib.sha256(key.encode()).hexdigest()
     for bad in (None, "", "x", key[:-1], key + "x", key.upper(), digest, "../alice", "a b", "x" * 5000):
         status, body, headers = await post(gateway, bad)
@@ -275,7 +279,8 @@ async def test_what_goes_on_to_the_router(tmp_path: Path, passed: bool) -> None:
         bare_nginx(tmp_path, places, behind, FrontendSettings(auth=auth)) as url,
         aiohttp.ClientSession() as session,
     ):
-        for headers in ({"Authorization": "Bearer a-key-of-alice-1"}, {"X-Api-Key": "a-key-of-alice-1"}):
+        keys = [{header: "a-key-of-alice-1"} for header in KEYS]
+        for headers in ({"Authorization": "Bearer a-key-of-alice-1"}, *keys):
             async with session.get(f"{url}/v1/models", headers={**headers, "X-Key-Name": "root"}) as response:
                 assert response.status == 200
             assert seen[-1]["X-Key-Name"] == "alice"

@@ -18,6 +18,7 @@ import pytest
 from cryptography import x509
 
 from gateway_sidecar.frontend.keys import add_key
+from gateway_sidecar.nginx.client_headers import CREDENTIALS
 from tests.certificates import certificate
 from tests.system.conftest import MakeGateway, StartEngine
 from tests.system.gateway import Gateway, Status
@@ -274,7 +275,7 @@ async def test_http_leads_to_https_where_nothing_is_given_away(make_gateway: Mak
         assert (status, headers["Location"]) == (308, f"https://{NAME}:{port}/v1/models?a=b")
     status, text, _ = await fetch(f"http://127.0.0.1:{plain}/v1/completions", method="POST", json={}, headers=named)
     assert (status, json.loads(text)["error"]["code"]) == (403, "https_required")
-    for secret in ({"Authorization": "Bearer k"}, {"X-Api-Key": "k"}):
+    for secret in ({header: "k"} for header in CREDENTIALS):
         assert (await fetch(f"http://127.0.0.1:{plain}/v1/models", headers={**named, **secret}))[0] == 403
     assert (await fetch(f"http://127.0.0.1:{plain}/v1/models", headers={"Host": "evil.example"}))[0] == 421
 

@@ -162,6 +162,21 @@ async def test_who_a_client_is_a_trusted_proxy_alone_says(tmp_path: Path) -> Non
             assert router.seen[-1][1]["X-Forwarded-For"] == "192.0.2.1"
 
 
+async def test_another_server_may_answer_with_many_headers(tmp_path: Path) -> None:
+    """Sessions and identities: some kilobytes. More than nginx's own 4 KiB shut everybody out."""
+
+    async def judge(_: web.Request) -> web.Response:
+        return web.Response(status=204, headers={f"X-Identity-{at}": "i" * 1000 for at in range(40)})
+
+    async with listening(judge) as port:
+        auth = AuthSettings(url=parse_auth_url(f"http://127.0.0.1:{port}/auth"))
+        async with (
+            door(tmp_path, FrontendSettings(auth=auth), Router()) as (url, client),
+            client.get(f"{url}/v1/models") as response,
+        ):
+            assert response.status == 200
+
+
 async def test_another_server_is_told_by_nginx_alone(tmp_path: Path) -> None:
     """`auth.url` hears what a client proves itself by, and of the request what nginx knows."""
     judge = Judge()

@@ -25,10 +25,10 @@ from tests.unit.fake_time import in_fake_time
 TOLD = [
     ("", "", History()),
     ("-", "0.000", History(tries=1)),
-    ("0.001", "3.100", History(tries=1, accepted=True)),
+    ("0.001", "3.100", History(tries=1, accepted=True, lost=1)),
     ("- : 0.000 : -", "0.000 : 0.512 : 0.001", History(tries=2, released=1, waited_s=0.512)),
     ("0.000 : -", "2.000 : 0.000", History(tries=1, released=1, waited_s=2.0)),
-    ("0.000 : 0.000", "2.000 : 9.500", History(tries=1, accepted=True, released=1, waited_s=2.0)),
+    ("0.000 : 0.000", "2.000 : 9.500", History(tries=1, accepted=True, lost=1, released=1, waited_s=2.0)),
     ("- : 0.000, -, 0.001 : -", "0.000 : 2.000, 0.250, 0.500 : 0.0", History(tries=2, released=1, waited_s=2.75)),
     ("- : 0.000 : - : 0.000 : -", "0.0 : 1.000 : 2.001 : 0.500 : -", History(tries=3, released=2, waited_s=1.5)),
 ]
@@ -43,13 +43,23 @@ def test_history_of_a_request(connected: str, took: str, meant: History) -> None
 @in_fake_time
 async def test_what_keeps_nothing_is_sent_again_when_its_router_dies() -> None:
     """A chat costs an engine twice the work at worst; a stored response would be there twice."""
-    lost = History(tries=1, accepted=True)
+    lost = read_history("0.000", "2.000", "0")
     for asked in (True, False):
         here = held(Gates(), retry_in_flight=asked)
         here.open()
         for repeatable in (True, False):
             answer = await here.wait(lost, repeatable=repeatable)
             assert answer.verdict is (Verdict.GO_ON if asked and repeatable else Verdict.LOST)
+
+
+@in_fake_time
+async def test_a_request_that_routers_may_die_of_is_sent_again_once() -> None:
+    """Each try costs everybody else's requests a router."""
+    here = held(Gates())
+    here.open()
+    again = read_history("0.000 : 0.000 : - : 0.000 : 0.000", "2.0 : 0.1 : 0.0 : 0.1 : 2.0", "0 : 120 : 0 : 120 : 0")
+    assert (again.tries, again.lost) == (3, 2)
+    assert (await here.wait(again, repeatable=True)).verdict is Verdict.LOST
 
 
 @in_fake_time

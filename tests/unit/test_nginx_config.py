@@ -197,6 +197,14 @@ def test_every_hop_takes_the_same_heads_of_answers() -> None:
         assert all(("proxy_buffer_size", "64k") in {it.words for it in server.block or ()} for server in passes)
 
 
+def test_a_client_may_have_hundreds_of_streams_over_one_connection() -> None:
+    """Where nginx speaks HTTP/2; an nginx that was built without it knows no such setting."""
+    for http2 in (False, True):
+        door = FrontendSettings(tls=TlsSettings(certificate=Path("/c"), key=Path("/k"), http2=http2))
+        text = config(services=[smg_address("chat", "127.0.0.1:30000", "127.0.0.1:1", "127.0.0.1:2", door)])
+        assert [it.words[1] for it in every(text, "http2_max_concurrent_streams")] == ["1000"] * http2
+
+
 def test_a_router_may_have_thousands_of_requests_to_an_engine_with_a_key() -> None:
     """Over gRPC all of them are streams of one connection, of which nginx allows 128 by itself."""
     text = KeyedConfig(Path("/run/g/keyed/1"), Path("/run/e.sock"), "secret", True).rendered().text

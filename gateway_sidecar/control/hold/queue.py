@@ -23,6 +23,8 @@ from gateway_sidecar.telemetry.metrics import Metrics
 _MOMENT_S = 0.05
 _SLOWER = 4
 """A request that is refused again waits so many times longer than before: its tries are few."""
+_MOST_LOST = 1
+"""How often a request is sent again that a dying router had taken: it may be what routers die of."""
 _MOST_TRIES = 4
 """How often a request may be let go on. nginx gives one up, with an error page of its own, at its fifth return."""
 
@@ -69,13 +71,14 @@ class History:
     """What became of a request so far.
 
     tries: how often it was sent to a router.
-    accepted: whether the last one had taken it, and so may have begun to work on it.
+    accepted: whether the last one had taken it, and so may have begun to work on it. lost: how many had, and ended.
     answered: whether the last one had begun to answer: with more than nginx takes, or it ended in the midst of it.
     released: how often it was let go on from here. waited_s: for how long it was kept here.
     """
 
     tries: int = 0
     accepted: bool = False
+    lost: int = 0
     answered: bool = False
     released: int = 0
     waited_s: float = 0.0
@@ -194,7 +197,8 @@ class HoldQueue:
                 "The head of the answer cannot be passed on: it is no HTTP, or longer than 64 KiB.",
                 "answer_not_readable",
             )
-        if so_far.accepted and not (repeatable and self._settings.retry_in_flight):
+        may_repeat = repeatable and self._settings.retry_in_flight and so_far.lost <= _MOST_LOST
+        if so_far.accepted and not may_repeat:
             # A dying router's sockets live on for a moment. A client that tries again at once shall not meet them.
             await asyncio.sleep(2 * _MOMENT_S)
             return Answer(Verdict.LOST, "The router ended while it worked on this request.", "router_lost")
