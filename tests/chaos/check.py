@@ -18,9 +18,6 @@ SETTLE_S = 15.0
 """Once faults end, everybody who is well serves within this time."""
 EVIDENCE_S = 6.0
 """An engine that ended may cost requests that were sent there before it was out: so long after it, at the most."""
-_SHUT_OUT_S = 8.0
-"""SMG shuts a worker out for 5 s after it failed, the innocent half of a pair too, and says so. The last to fail is a
-request that was under way when the fault ended."""
 _NOTICE_S = 0.7
 """A killed router's sockets live on for a moment, and requests reach them."""
 _ENGINE_LAG_S = 0.5
@@ -170,8 +167,7 @@ def _may_blame(request: Request, fault: Fault, faults: Sequence[Fault], engines:
             # One of prefill and decode is on two engines, and where one of them never got it no journal tells.
             if engines and request.service != PAIRS:
                 return fault.engine in engines and _overlap(request, fault.began, fault.ended + _KNOWN_S)
-            shut_out = request.outcome == "status" and request.status == 503 and "circuits open" in request.detail
-            return _overlap(request, fault.began, _felt(fault, faults, _SHUT_OUT_S if shut_out else EVIDENCE_S))
+            return _overlap(request, fault.began, _felt(fault, faults))
     return False
 
 

@@ -94,9 +94,6 @@ async def test_a_frozen_router_keeps_its_pair(make_gateway: MakeGateway, engine:
         await asyncio.sleep(FROZEN_S)
         os.kill(pid, signal.SIGCONT)
         assert set(await asyncio.gather(*in_flight)) <= {(200, ""), (504, "prefill_worker_silent")}
-        async with asyncio.timeout(60):  # Its circuit breaker may be open for a moment, if many were in flight.
-            while (answer := await chat()) != (200, ""):
-                assert answer == (503, "no_available_workers")
         assert {await chat() for _ in range(5)} == {(200, "")}
     assert all(worker["status"] == "ready" for worker in await gateway.workers())
     after = await gateway.status()

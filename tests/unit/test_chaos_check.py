@@ -129,15 +129,6 @@ def test_an_engine_excuses_only_what_was_on_it() -> None:
     assert failed(LOST, died) != [], "no engine makes the daemon say that a router is lost"
 
 
-def test_a_worker_that_the_router_shut_out_is_felt_for_a_little_longer() -> None:
-    """And nothing else is."""
-    lied = Fault("engine misbehaved", 1.0, 2.5, "chat", "c0-0", "calm")
-    shut_out = replace(OK, engine=None, outcome="status", status=503, detail="(all circuits open or unhealthy)")
-    assert failed(shut_out, lied) == []
-    assert failed(shut_out, replace(lied, ended=1.5)) != []
-    assert failed(replace(shut_out, detail="no worker"), lied) != []
-
-
 def test_an_engine_is_felt_for_longer_while_nobody_reacts() -> None:
     died = Fault("engine ended", 1.0, 1.1, "chat", "c0-0", "calm")
     away = Fault("daemon away", 1.0, 9.0)

@@ -41,10 +41,6 @@ than 50 ms, in which nothing else is done."""
 _ROWS_AT_ONCE = 500
 """A list of thousands is read in parts of 5 ms, so that others have their turn."""
 _CONNECTION_ATTEMPTS = 3
-_FAILURES = (500, 502, 504)
-"""What SMG counts against a worker: ten in a row, and it gets nothing for a while. SMG's own list has 408, 429 and 503
-too, which say that an engine is busy, or that a bridge could not connect to it; the daemon judges that. All of them are
-tried again with another worker, as without this list."""
 _ENGINES = frozenset({"sglang", "vllm", "trtllm", "mlx", "tokenspeed"})
 """The engines that SMG has a name for."""
 _GENERIC = "generic"
@@ -117,7 +113,6 @@ class SmgClient:
             "labels": _labels(spec),
             "max_connection_attempts": _CONNECTION_ATTEMPTS,
             "health": self._health,
-            "resilience": {"retryable_status_codes": _FAILURES},
         }
         optional = {
             "model_id": spec.model_id,

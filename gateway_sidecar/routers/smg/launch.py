@@ -16,8 +16,6 @@ from gateway_sidecar.supervision.awake import within
 
 _CONNECTION_GAP_S = 1
 """Between those attempts: SMG's own 30 s keep an engine that was away for a moment out for half a minute."""
-_SHUT_OUT_S = 5
-"""SMG gives a worker nothing after ten failures. Its own 60 s would be a minute of 503 for engines that are well."""
 _PARSE_S = 30
 """SMG takes a second to be imported on a machine that is at leisure."""
 _USAGE_EXIT = 2
@@ -37,7 +35,7 @@ def launch_command(program: Path, ports: RouterPorts, settings: SmgSettings, *, 
         *("--prometheus-host", "127.0.0.1", "--prometheus-port", str(ports.metrics)),
         "--enable-igw",  # without it a gRPC worker that is registered at run time gets no traffic
         *("--worker-startup-check-interval", str(_CONNECTION_GAP_S)),
-        *("--cb-timeout-duration-secs", str(_SHUT_OUT_S)),
+        "--disable-circuit-breaker",  # ten failures, a client's or nginx's own, shut an engine out that was well
         "--trust-tenant-header",  # nginx names the tenant, so that one key does not see what another stored
         *("--policy", settings.policy),
         *("--log-json", "--log-level", settings.log_level),

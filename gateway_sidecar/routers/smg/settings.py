@@ -49,6 +49,7 @@ RESERVED: dict[str, str] = {
     "--service-discovery": _FOREIGN,
     "--discovery-provider": _FOREIGN,
     "--enable-mesh": "it brings other gateways' workers, whose loopback addresses mean other engines here",
+    "--disable-circuit-breaker": "the daemon always sets it, and decides by evidence when a worker goes",
     "--remove-unhealthy-workers": _RECOVERY,
     "--worker-auto-recovery": _RECOVERY,
     "--tls-cert-path": _TLS,
