@@ -11,6 +11,7 @@ import pytest
 from gateway_sidecar.check import lacking, room_for_bodies
 from gateway_sidecar.config import AuthSettings, CorsSettings, FrontendSettings, TlsSettings
 from gateway_sidecar.errors import NginxError
+from gateway_sidecar.nginx.access_events import EventAddress
 from gateway_sidecar.nginx.bodies import body_classes
 from gateway_sidecar.nginx.config import Capacity, KeyedConfig, NginxConfig, PeerConfig, services_in
 from gateway_sidecar.nginx.frontend_places import FrontendPlaces
@@ -178,6 +179,22 @@ def test_an_engine_with_a_full_queue_is_tried_again_where_there_is_lua() -> None
     assert [it.words for it in every(without, "location") if it.words[1] in ("@again", "@gone")] == [
         ("location", "@gone")
     ]
+
+
+def test_a_connection_that_could_not_be_made_is_no_failure_of_the_engine() -> None:
+    """Its queue was full, which is no evidence; what failed after that is."""
+    (judged,) = [
+        it for it in every(config(events=EventAddress(1, "ab")), "map") if it.words[2] == "$gateway_bridge_failed"
+    ]
+    assert judged.words[1] == "$status:$upstream_connect_time"
+    patterns = [(it.words[0], it.words[1]) for it in judged.block or () if it.words[0] != "default"]
+
+    def told(text: str) -> str:
+        return next((says for said, says in patterns if re.search(said[1:].replace(r"\z", r"\Z"), text)), "")
+
+    assert [told(it) for it in ("503:-", "503:-, -", "503:0.000 : -")] == ["", "", ""]
+    assert [told(it) for it in ("444:0.000", "500:0.001", "520:- : 0.000", "503:0.000")] == ["1"] * 4
+    assert [told(it) for it in ("200:0.000", "404:", "200:- : 0.000")] == ["", "", ""]
 
 
 def test_a_large_body_is_passed_on_as_it_comes() -> None:

@@ -175,7 +175,7 @@ class Signals:
                 signals.service.note_failure(end.worker)
         elif end.service == BRIDGES:
             for service in self._services().values():
-                service.note_failure(end.worker)
+                service.note_failure(end.worker, by_bridge=True)
 
     async def _round(self, *, with_engines: bool) -> None:
         while self._hooks_left:

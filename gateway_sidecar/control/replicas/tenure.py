@@ -273,6 +273,12 @@ class Tenure:
         return worker_url(host, port, mode)
 
     @property
+    def has_telling_bridge(self) -> bool:
+        """Whether its bridge tells which requests failed at the engine: that of an HTTP engine without an address."""
+        facts = self.probe.facts
+        return facts is not None and facts.connection_mode is ConnectionMode.HTTP and self.bridge.peer is None
+
+    @property
     def counted_at(self) -> frozenset[int | PeerAddress]:
         """Where connections to it end: its bridge's port and, if it has one, its advertised address."""
         places: list[int | PeerAddress] = [] if self.bridge.port is None else [self.bridge.port]
