@@ -117,12 +117,8 @@ class Service:
             self.prober.note_answer(tenure)
 
     def note_failure(self, url: str, *, by_bridge: bool = False) -> None:
-        """A request to the worker at this URL has failed, as its bridge says or somebody else.
-
-        A bridge that tells failures knows best: where it could not connect the engine is busy, which is no failure.
-        """
-        tenure = self._tenures.at_url(url)
-        if tenure is not None and by_bridge is tenure.has_telling_bridge:
+        """A request to the worker at this URL has failed, as its bridge says, which knows best, or somebody else."""
+        if (tenure := self._tenures.at_url(url)) is not None and by_bridge is tenure.has_telling_bridge:
             self.prober.note_failure(tenure)
 
     def reconsider(self, tenure: Tenure) -> None:

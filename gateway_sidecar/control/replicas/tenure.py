@@ -274,7 +274,10 @@ class Tenure:
 
     @property
     def has_telling_bridge(self) -> bool:
-        """Whether its bridge tells which requests failed at the engine: that of an HTTP engine without an address."""
+        """Whether its bridge tells which requests failed: that of an HTTP engine without an address of its own.
+
+        It does not tell of those that it could not connect for, and a router takes them for failures of the engine.
+        """
         facts = self.probe.facts
         return facts is not None and facts.connection_mode is ConnectionMode.HTTP and self.bridge.peer is None
 
