@@ -141,7 +141,7 @@ class AuthSettings(Part):
     keys_file: FileValue | None = Field(
         default=None,
         description="File of hashed keys, `NAME:SHA256` in each line; made and changed with `gateway-sidecar key`."
-        " Clients send `Authorization: Bearer KEY`, or `KEY` in `X-Api-Key`, `Api-Key` or `X-Goog-Api-Key`.",
+        " Clients send `Authorization: Bearer KEY`, or `KEY` in `X-Api-Key` or `Api-Key`.",
         examples=["/etc/gateway-sidecar/chat.keys"],
     )
     url: AuthUrlValue | None = Field(

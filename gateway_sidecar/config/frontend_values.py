@@ -32,7 +32,6 @@ _OWN_HEADERS = frozenset(
         "authorization",
         "x-api-key",
         "api-key",
-        "x-goog-api-key",
         "host",
         "connection",
         "upgrade",

@@ -9,8 +9,8 @@ from __future__ import annotations
 
 from collections.abc import Collection, Iterable, Sequence
 
-KEYS = ("X-Api-Key", "Api-Key", "X-Goog-Api-Key")
-"""Where clients of Anthropic, Azure and Google send a key; all others send it as `Authorization: Bearer KEY`."""
+KEYS = ("X-Api-Key", "Api-Key")
+"""Where clients of Anthropic and of Azure send a key; all others send it as `Authorization: Bearer KEY`."""
 
 CREDENTIALS = ("Authorization", *KEYS)
 

@@ -26,7 +26,7 @@ local frontend = {}
 local function sent()
     local var = ngx.var
     local bearer = string.match(var.http_authorization or "", "^[Bb][Ee][Aa][Rr][Ee][Rr] +(%S+) *$")
-    return bearer or var.http_x_api_key or var.http_api_key or var.http_x_goog_api_key
+    return bearer or var.http_x_api_key or var.http_api_key
 end
 
 local function sha256(text)
@@ -51,10 +51,9 @@ end
 function frontend.tenant_of_credentials()
     local var = ngx.var
     local shown = table.concat({
-        var.http_authorization or "", var.http_x_api_key or "", var.http_api_key or "", var.http_x_goog_api_key or "",
-        var.http_cookie or ""
+        var.http_authorization or "", var.http_x_api_key or "", var.http_api_key or "", var.http_cookie or ""
     }, "\n")
-    return shown == "\n\n\n\n" and "" or string.sub(sha256(shown), 1, 32)
+    return shown == "\n\n\n" and "" or string.sub(sha256(shown), 1, 32)
 end
 
 -- MCP servers. A router connects to the `server_url` of a tool from this machine, so a client could have it ask a
