@@ -28,16 +28,7 @@ _HEADER = r"[A-Za-z][A-Za-z0-9-]{0,63}"
 _LABEL = r"[a-z0-9]([a-z0-9-]{0,61}[a-z0-9])?"
 _PREFIX = r"(/[A-Za-z0-9_~-][A-Za-z0-9._~-]*)+"
 _OWN_HEADERS = frozenset(
-    {
-        "authorization",
-        "x-api-key",
-        "api-key",
-        "host",
-        "connection",
-        "upgrade",
-        "content-length",
-        "cookie",
-    }
+    {"authorization", "x-api-key", "api-key", "host", "connection", "upgrade", "content-length", "cookie"}
     | {"transfer-encoding", "te", "keep-alive", "expect", "forwarded", "x-real-ip"}
 )
 
