@@ -278,7 +278,7 @@ class HealthSettings(Part):
         0,
         3600,
         "A replica is `dead` if its requests wait for so long and its own metrics show no work, though it says it is "
-        "well and other replicas answer. Where no other replica answers it takes half as long again. 0 turns this off.",
+        "well and other replicas answer. Where no other replica answers it takes a quarter longer. 0 turns this off.",
     )
 
 

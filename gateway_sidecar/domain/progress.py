@@ -13,7 +13,7 @@ from dataclasses import dataclass
 SUSPECT_S = 3.0
 """An engine that has a request and gives no sign for so long has its counters read."""
 
-_ALONE = 1.5
+_ALONE = 1.25
 """How much longer silence has to last where no other replica answers meanwhile: the requests may be what is slow."""
 
 _FAILURES = 5

@@ -9,7 +9,7 @@ import pytest
 from gateway_sidecar.domain.progress import Answers, Work
 
 HUNG_S = 8.0
-ALONE_S = 12.0
+ALONE_S = 10.0
 
 
 def watched(until_s: float, counters: tuple[float, ...] | None = (1.0,), *, busy: bool = True) -> Work:
@@ -30,7 +30,7 @@ def test_an_engine_whose_requests_wait_while_others_answer_and_whose_counters_st
 
 def test_where_no_other_answers_it_takes_longer() -> None:
     """The requests may be what is slow."""
-    assert watched(10.0).hung_for_s(10.0, HUNG_S, others_answered_at=-math.inf) is None
+    assert watched(8.0).hung_for_s(8.0, HUNG_S, others_answered_at=-math.inf) is None
     assert watched(ALONE_S).hung_for_s(ALONE_S, HUNG_S, others_answered_at=-math.inf) == ALONE_S
 
 

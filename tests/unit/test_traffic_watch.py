@@ -12,7 +12,7 @@ import pytest
 
 from gateway_sidecar.control.process import traffic_watch
 from gateway_sidecar.control.process.traffic_watch import TrafficWatch
-from gateway_sidecar.domain.model import ConnectionMode, EngineFacts
+from gateway_sidecar.domain.model import ConnectionMode, Dead, EngineFacts
 from gateway_sidecar.domain.progress import Answers, Work
 from tests.unit.fake_time import beside, in_fake_time
 
@@ -73,6 +73,17 @@ async def test_at_rest_nothing_is_looked_at(monkeypatch: pytest.MonkeyPatch) -> 
         it.busy = False
         await asyncio.sleep(600)
         assert it.looks == 0
+
+
+@in_fake_time
+async def test_a_dead_engine_is_looked_at_also_where_nobody_asks_any_more(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Else nothing would show that it works again."""
+    async with site(monkeypatch, 1, 2) as it:
+        it.busy = False
+        it.tenures[1].probe.result = Dead("it hangs")
+        await asyncio.sleep(20)
+        assert set(it.read) == {"/1"}
+        assert it.tenures[1] in it.again
 
 
 @in_fake_time

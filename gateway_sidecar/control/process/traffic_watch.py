@@ -14,7 +14,7 @@ from gateway_sidecar.nginx.connections import waiting_at
 from gateway_sidecar.supervision import awake
 from gateway_sidecar.supervision.loops import heartbeat
 
-_LOOK_S = 2.0
+_LOOK_S = 1.0
 _READ_S = 2.0
 _MOST_AT_ONCE = 16
 
@@ -37,15 +37,14 @@ class TrafficWatch:
         while True:
             heartbeat()
             await awake.rest(_LOOK_S)
-            if not self._signals.is_busy:
-                continue
             watched = {
                 tenure.bridge.port: (service, tenure)
                 for service in self._services().values()
                 for tenure in service.tenures.values()
                 if tenure.bridge.port is not None and tenure.probe.facts is not None and not tenure.gone
             }
-            if not watched:
+            has_dead = any(isinstance(tenure.probe.result, Dead) for _, tenure in watched.values())
+            if not watched or not (self._signals.is_busy or has_dead):
                 continue
             now = awake.now()
             waiting = await asyncio.to_thread(self._look, watched.keys())
