@@ -14,7 +14,7 @@ from aiohttp import web
 from aiohttp.typedefs import Handler
 
 from gateway_sidecar.api import models, view
-from gateway_sidecar.api.answers import DAEMON, Refused, as_json, seconds_in, service_in
+from gateway_sidecar.api.answers import DAEMON, Refused, as_json, json_text, seconds_in, service_in
 from gateway_sidecar.api.bounded_server import BoundedServer
 from gateway_sidecar.api.openapi import describe_api
 from gateway_sidecar.api.replicas import (
@@ -77,7 +77,7 @@ async def _openapi(_request: web.Request) -> web.Response:
 
 
 async def _status(request: web.Request) -> web.Response:
-    return web.json_response(view.status(request.app[DAEMON]))
+    return web.json_response(view.status(request.app[DAEMON]), dumps=json_text)
 
 
 async def _plan(request: web.Request) -> web.Response:

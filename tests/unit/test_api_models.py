@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import os
 from pathlib import Path
 from types import SimpleNamespace
 from typing import Any, cast
@@ -11,6 +12,7 @@ import jsonschema
 import pytest
 
 from gateway_sidecar.api import view
+from gateway_sidecar.api.answers import json_text
 from gateway_sidecar.api.openapi import describe_api
 from gateway_sidecar.api.signals_view import signals_view
 from gateway_sidecar.api.table import render_replicas, render_status
@@ -113,3 +115,9 @@ def test_signals_are_as_described(monkeypatch: pytest.MonkeyPatch) -> None:
     assert window["e2e_s"] is not None
     assert (window["e2e_s"]["source"], window["ttft_s"]) == ("nginx", None)
     assert shown["scaling"] is not None
+
+
+@pytest.mark.parametrize("path", ["/run/r1.sock", "/run/größe.sock", os.fsdecode(b"/run/\xff.sock")])
+def test_an_answer_may_name_any_path(path: str) -> None:
+    """Also one that is not UTF-8, which JSON can only have escaped."""
+    assert json.loads(json_text({"socket": path})) == {"socket": path}
