@@ -10,7 +10,7 @@ from pathlib import Path
 from gateway_sidecar.api.models import Action
 from gateway_sidecar.config import ServiceSettings, Settings, load_overrides
 from gateway_sidecar.control.process.left_running import look_for_left
-from gateway_sidecar.control.replicas.handles import open_path
+from gateway_sidecar.control.replicas.notes import open_path
 from gateway_sidecar.control.state.api_replicas import read_entries
 from gateway_sidecar.domain.model import Overrides, Ready
 from gateway_sidecar.domain.planning import Register, describe, worker_spec

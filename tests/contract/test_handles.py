@@ -9,7 +9,7 @@ from pathlib import Path
 
 import pytest
 
-from gateway_sidecar.control.replicas.handles import Handles, open_path
+from gateway_sidecar.control.replicas.notes import Handles, open_path
 
 
 class HangingFileSystem:

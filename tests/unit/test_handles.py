@@ -10,7 +10,7 @@ from typing import Any
 
 import pytest
 
-from gateway_sidecar.control.replicas.handles import Handles, open_path
+from gateway_sidecar.control.replicas.notes import Handles, open_path
 from gateway_sidecar.supervision.own_thread import OwnThread
 from tests.unit.fake_time import in_fake_time
 

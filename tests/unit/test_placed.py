@@ -11,7 +11,7 @@ from pathlib import Path
 import pytest
 
 from gateway_sidecar.config import SshDefaults
-from gateway_sidecar.control.replicas.handles import open_path
+from gateway_sidecar.control.replicas.notes import open_path
 from gateway_sidecar.control.replicas.notes import is_at
 from gateway_sidecar.domain.model import Overrides, ReplicaId, SocketIdentity
 from gateway_sidecar.domain.tunnels import SshRoute, SshServer, Tunnel
