@@ -28,7 +28,8 @@ _LEAST_POLL_S = 0.005
 _PAUSE_FOR_EACH = 3.0
 """Between two lists, times what the first took: a list of hundreds keeps the router and us busy, and little is news."""
 _MOST_PAUSE_S = 0.2
-"""So long that pause is at the most if something was told to the router meanwhile: its list may be slow, and short."""
+"""So long that pause is at the most if something was told to the router meanwhile: its list may be slow, and short.
+Where few are awaited they are asked for by name, at once."""
 _PATIENCE_S = 1.0
 _NAMED = 2
 """Workers asked for by name after a list, in turn: the router takes seconds to add a crowd, and lists none of it."""
@@ -207,7 +208,8 @@ class WorkerSync:
             finally:
                 overdue.cancel()
             took = awake.monotonic() - began
-            await self._pause(min(_PAUSE_FOR_EACH * took, _MOST_PAUSE_S), self._next_gap_s(took))
+            is_crowd = len(self._pending()) > _FEW
+            await self._pause(min(_PAUSE_FOR_EACH * took, _MOST_PAUSE_S) if is_crowd else 0.0, self._next_gap_s(took))
 
     async def close(self) -> None:
         """Ends the operations under way."""
@@ -224,7 +226,7 @@ class WorkerSync:
         self._queue.add(Part.HOLD, urgent=True)
 
     async def _pause(self, least_s: float, most_s: float) -> None:
-        """Until the next look, sooner if somebody hurries: a crowd does so all the time."""
+        """Until the next look, sooner if somebody hurries, but not before `least_s`: a crowd hurries all the time."""
         await asyncio.sleep(least_s)
         await awake.until_set(self._hurry, most_s - least_s)
         self._hurry.clear()
