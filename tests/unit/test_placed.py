@@ -11,8 +11,7 @@ from pathlib import Path
 import pytest
 
 from gateway_sidecar.config import SshDefaults
-from gateway_sidecar.control.replicas.notes import open_path
-from gateway_sidecar.control.replicas.notes import is_at
+from gateway_sidecar.control.replicas.notes import is_at, open_path
 from gateway_sidecar.domain.model import Overrides, ReplicaId, SocketIdentity
 from gateway_sidecar.domain.tunnels import SshRoute, SshServer, Tunnel
 from gateway_sidecar.files.identity import socket_identity
