@@ -90,7 +90,8 @@ async def _replica_plan(service: ServiceSettings, sighting: Sighting, interface:
         if sighting.notes:
             overrides = load_overrides(sighting.notes[0], os.fstat(handle).st_uid)
         address = f"/proc/self/fd/{handle}"
-        result = await EngineProbe().identify(address, timeout_s=service.probe.timeout_s, api_key=overrides.api_key)
+        access = overrides.access(service.health.access())
+        result = await EngineProbe().identify(address, timeout_s=service.probe.timeout_s, access=access)
     except ConfigError as error:
         return f"wait until its notes are fixed: {error.problems[0]}"
     finally:

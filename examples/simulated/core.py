@@ -130,6 +130,8 @@ class EngineCore:
         """
         if self.health in (Health.LOADING, Health.DEAD):
             raise InferenceError(f"{self.spec.name} is {self.health.name.lower()}")
+        if self.behaviour.asleep:
+            raise InferenceError(f"{self.spec.name} sleeps")
         self._failures_due += self.behaviour.fail_rate
         if self._failures_due >= 1:
             self._failures_due -= 1

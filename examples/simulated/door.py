@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import ssl
 from collections.abc import Callable
 from typing import Protocol
 
@@ -49,6 +50,10 @@ class Door:
         self._sock.setblocking(False)
         self._identity = sockets.identity_of(self._path)
         self._is_listening = False
+        self._tls: ssl.SSLContext | None = None
+        if core.spec.certificate is not None:
+            self._tls = ssl.SSLContext(ssl.PROTOCOL_TLS_SERVER)
+            self._tls.load_cert_chain(core.spec.certificate)
         self._coming: set[asyncio.Task[object]] = set()
 
     async def listen(self) -> None:
@@ -74,7 +79,7 @@ class Door:
                 return
             accepted.setblocking(False)
             task: asyncio.Task[object] = asyncio.create_task(
-                asyncio.get_running_loop().connect_accepted_socket(self._accept, accepted)
+                asyncio.get_running_loop().connect_accepted_socket(self._accept, accepted, ssl=self._tls)
             )
             self._coming.add(task)
             task.add_done_callback(self._coming.discard)

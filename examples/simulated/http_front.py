@@ -72,9 +72,15 @@ class HttpFront:
             return await tell(request, _encode(self._page(request).body))
         if self._guards(request.path) and not self._core.admits(request.headers.get("Authorization")):
             return self._send(Page({"error": "Unauthorized"}, 401))
-        if request.method == "POST" and request.path in self._answers:
+        if request.method == "POST" and self._path(request) in self._answers:
             return await self._infer(request)
         return self._send(self._page(request))
+
+    def _path(self, request: web.BaseRequest) -> str:
+        """The path as it would be without a prefix of the engine's own; no path of an engine for others below `/v1`."""
+        prefix = self._core.spec.prefix
+        below = request.path.startswith(f"{prefix}/")
+        return f"/v1{request.path.removeprefix(prefix)}" if below else request.path.replace("/v1/", "/", 1)
 
     def _guards(self, path: str) -> bool:
         return self._core.behaviour.guard_all or self._site.guards(path)
@@ -82,7 +88,7 @@ class HttpFront:
     def _page(self, request: web.BaseRequest) -> Page:
         if request.method not in ("GET", "HEAD"):
             return self._site.not_found
-        make = self._site.pages.get(request.path)
+        make = self._site.pages.get(self._path(request))
         return self._site.not_found if make is None else make(self._core)
 
     async def _infer(self, request: web.BaseRequest) -> web.StreamResponse:
@@ -92,7 +98,7 @@ class HttpFront:
             ask = None
         if not isinstance(ask, dict):
             return self._send(Page({"error": {"message": "the body is not a JSON object", "code": 400}}, 400))
-        answer = self._answers[request.path](self._core, ask)
+        answer = self._answers[self._path(request)](self._core, ask)
         try:
             with self._core.ledger.inference(RecordedRequest(request.path, ask)):
                 self._core.begin_inference()

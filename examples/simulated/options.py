@@ -32,6 +32,9 @@ class EngineKind(StrEnum):
     TOKENSPEED_GRPC = "tokenspeed-grpc"
     OPENAI_HTTP = "openai-http"
     DYNAMO_HTTP = "dynamo-http"
+    OLLAMA_HTTP = "ollama-http"
+    LMSTUDIO_HTTP = "lmstudio-http"
+    TEI_HTTP = "tei-http"
 
     @property
     def is_grpc(self) -> bool:
@@ -108,6 +111,8 @@ class EngineSpec:
     `bootstrap_listen`, a decode engine connects to where its requests say, and a request whose engines do
     not meet in that time fails. `leave_socket` says that a stopped engine leaves its socket file behind, as
     vLLM over HTTP does. `dev_mode` makes vLLM over HTTP answer `/server_info`. `vision` makes TokenSpeed take images.
+    `prefix` is where an engine over HTTP has its API in place of `/v1`. `certificate` is a PEM file with a key and a
+    certificate: the engine speaks TLS only.
     """
 
     __pydantic_config__ = ConfigDict(extra="forbid")
@@ -128,6 +133,8 @@ class EngineSpec:
     leave_socket: bool | None = None
     dev_mode: bool = False
     vision: bool = False
+    prefix: str = "/v1"
+    certificate: Path | None = None
 
     def __post_init__(self) -> None:
         self._default("name", self.socket.stem)
@@ -167,6 +174,9 @@ class Behaviour:
         fail_rate: The share of inference requests that fail; 0.25 fails every fourth.
         token_interval_s: The time before each token.
         grace_s: How long a graceful stop waits for requests in flight.
+        asleep: vLLM's sleep mode: `/is_sleeping` says so, `/health` says 200, inference fails.
+        words: What the page for health says with 200, such as `unhealthy`.
+        names: What it lists beside its model, with commas between: further names, and adapters.
     """
 
     __pydantic_config__ = ConfigDict(extra="forbid")
@@ -184,6 +194,9 @@ class Behaviour:
     fail_rate: Share = 0.0
     token_interval_s: Seconds = 0.0
     grace_s: Seconds = 5.0
+    asleep: bool = False
+    words: str | None = None
+    names: str = ""
 
 
 _SPECS = TypeAdapter(EngineSpec)

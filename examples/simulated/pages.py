@@ -74,6 +74,8 @@ def sglang_server_args(core: EngineCore) -> dict[str, Any]:
 
 
 def _health(core: EngineCore) -> Page:
+    if core.behaviour.words is not None and core.health is Health.SERVING:
+        return Page(core.behaviour.words)
     return Page("", 200 if core.health is Health.SERVING else 503)
 
 
@@ -105,8 +107,23 @@ def _models(core: EngineCore, **card: object) -> Page:
     if core.behaviour.lie is Lie.TYPES:
         return Page({"object": 1, "data": {"id": None, "owned_by": ["vllm"]}})
     entry = {"id": core.spec.model, "object": "model", "created": int(time.time())} | card
+    more = [entry | {"id": name} for name in core.behaviour.names.split(",") if name]
     # A server that loads models on demand lists those in its cache, which may be none.
-    return Page({"object": "list", "data": [entry] if core.spec.model else []})
+    return Page({"object": "list", "data": [entry, *more] if core.spec.model else []})
+
+
+def _ollama_models(core: EngineCore) -> Page:
+    page = _models(core, owned_by="library")
+    assert isinstance(page.body, dict)
+    return Page(page.body | {"data": page.body["data"] or None})
+
+
+def _is_sleeping(core: EngineCore) -> Page:
+    return Page({"is_sleeping": core.behaviour.asleep}) if core.spec.dev_mode else FASTAPI_NOT_FOUND
+
+
+def _tei_info(core: EngineCore) -> Page:
+    return Page({"model_id": core.spec.model, "model_type": {"embedding": {"pooling": "cls"}}, "version": "1.8.2"})
 
 
 def _sglang_models(core: EngineCore) -> Page:
@@ -172,6 +189,7 @@ SITES: Mapping[EngineKind, Site] = {
             "/health": _health,
             "/version": _version,
             "/server_info": _vllm_server_info,
+            "/is_sleeping": _is_sleeping,
             "/v1/models": _vllm_models,
             "/metrics": _metrics,
         },
@@ -198,5 +216,17 @@ SITES: Mapping[EngineKind, Site] = {
         pages={"/health": _mlx_health, "/v1/models": _models},
         not_found=PLAIN_NOT_FOUND,
         guards=_all_but_health,
+    ),
+    # After their sources, too.
+    EngineKind.OLLAMA_HTTP: Site(
+        pages={"/v1/models": _ollama_models}, not_found=Page("404 page not found", 404), guards=_under_v1
+    ),
+    EngineKind.LMSTUDIO_HTTP: Site(
+        pages={"/v1/models": _models},
+        not_found=Page({"error": "Unexpected endpoint or method. Returning 200 anyway"}),
+        guards=_under_v1,
+    ),
+    EngineKind.TEI_HTTP: Site(
+        pages={"/health": _health, "/info": _tei_info}, not_found=Page("", 404), guards=_all_but_health
     ),
 }

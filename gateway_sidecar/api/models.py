@@ -60,6 +60,8 @@ class Replica(TypedDict):
     """The engine, such as `vllm`; `external` is any other OpenAI API. Null until it is known."""
     model: str | None
     """The model that it serves; null until it is known."""
+    models: list[str]
+    """The names that the router has ready workers for: of the model, and of adapters."""
     reason: str | None
     """Why it is in this state, in words."""
     source: str

@@ -9,7 +9,7 @@ from gateway_sidecar.control.process.daemon import Daemon
 from gateway_sidecar.control.replicas.prober import far_end_of
 from gateway_sidecar.control.replicas.tenure import Presence, Tenure
 from gateway_sidecar.control.service import Service
-from gateway_sidecar.domain.model import ReplicaId
+from gateway_sidecar.domain.model import ReplicaId, WorkerStatus
 from gateway_sidecar.sources.api import NAME
 from gateway_sidecar.sources.build import shown_of
 from gateway_sidecar.supervision import awake
@@ -120,6 +120,7 @@ def _absent(daemon: Daemon, service: Service, replica: ReplicaId) -> models.Repl
         "connection_mode": None,
         "runtime_type": None,
         "model": None,
+        "models": [],
         "reason": reason,
         "source": NAME,
         "tunnel": None,
@@ -142,10 +143,16 @@ def _replica(service: Service, tenure: Tenure) -> models.Replica:
         "connection_mode": facts.connection_mode if facts else None,
         "runtime_type": facts.runtime_type if facts else None,
         "model": (worker.model_id if worker else None) or (facts.model if facts else None),
+        "models": _models(service, tenure),
         "reason": tenure.status.reason or None,
         "source": tenure.sighting.source,
         "tunnel": _tunnel(service, tenure),
     }
+
+
+def _models(service: Service, tenure: Tenure) -> list[str]:
+    workers = (service.book.workers.get(url) for url in tenure.urls)
+    return [it.model_id for it in workers if it is not None and it.status is WorkerStatus.READY and it.model_id]
 
 
 def plan(daemon: Daemon) -> list[models.Action]:

@@ -19,6 +19,7 @@ from pydantic import (
     model_validator,
 )
 
+from gateway_sidecar.config.access import AccessPart
 from gateway_sidecar.config.frontend import FrontendSettings, PrefixValue, ServerNameValue
 from gateway_sidecar.config.part import Part
 from gateway_sidecar.config.part import number as _number
@@ -267,8 +268,8 @@ class ProbeSettings(Part):
     )
 
 
-class HealthSettings(Part):
-    """Finding replicas that hang: they accept connections and never answer."""
+class HealthSettings(AccessPart):
+    """Asking replicas for their health, which also finds those that hang: they accept connections and never answer."""
 
     interval_s: float = _number(10.0, 0.5, 3600, "Time from one health question to the next.")
     timeout_s: float = _number(5.0, 0.1, 600, "A health question not answered in this time has failed.")

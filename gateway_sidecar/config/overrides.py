@@ -11,16 +11,17 @@ import os
 import re
 from collections.abc import Callable
 from pathlib import Path
-from typing import Annotated, Any, Literal
+from typing import Annotated, Any, Literal, Self
 
-from pydantic import Field, PlainValidator, field_validator
+from pydantic import Field, PlainValidator, field_validator, model_validator
 
+from gateway_sidecar.config.access import AccessPart
 from gateway_sidecar.config.build import build
 from gateway_sidecar.config.part import Part, entry_schema
 from gateway_sidecar.config.text_file import FileText, read_file
 from gateway_sidecar.config.values import Endpoint, parse_peer_address, show
 from gateway_sidecar.config.yamltree import Problem, Tree, read_tree
-from gateway_sidecar.domain.model import Overrides, PeerAddress, WorkerType
+from gateway_sidecar.domain.model import MOST_NAMES, Overrides, PeerAddress, WorkerType
 from gateway_sidecar.domain.trust import ROOT, Owned, trouble_with_key, trouble_with_notes, way_in
 from gateway_sidecar.errors import ConfigError
 from gateway_sidecar.files.follow import follow, ours
@@ -32,6 +33,9 @@ MOST_MODEL = 256
 MODEL_NAME = r"^[!-~]([ -~]*[!-~])?$"
 LABEL_NAME = r"[A-Za-z0-9]([A-Za-z0-9_./-]{0,251}[A-Za-z0-9])?"
 _OTHERS_MAY_READ = 0o044
+
+
+ModelName = Annotated[str, Field(min_length=1, max_length=MOST_MODEL, pattern=MODEL_NAME)]
 
 
 class OverridesFile(Part):
@@ -49,14 +53,19 @@ class OverridesFile(Part):
     worker_type: Literal["regular", "prefill", "decode", "encode"] | None = Field(
         default=None, description="The worker's role, where the engine's own answer is wrong or missing."
     )
-    model: str | None = Field(
+    model: (
+        ModelName | Annotated[tuple[ModelName, ...], Field(strict=False, min_length=1, max_length=MOST_NAMES)] | None
+    ) = Field(
         default=None,
-        min_length=1,
-        max_length=MOST_MODEL,
-        pattern=MODEL_NAME,
-        description="The model's name, where the engine's own answer is wrong or missing: a server that lists no model,"
-        " or several. Requests must use this name, and the engine receives it.",
-        examples=["qwen3-32b"],
+        description="The model's name, or a list of names, where the engine's own answer is wrong or missing: a server"
+        " that lists no model, names that are not to be used, or vLLM over gRPC, which tells one name only. Requests"
+        " must use these names, and the engine receives them.",
+        examples=["qwen3-32b", ["qwen3-32b", "qwen3"]],
+    )
+    health: AccessPart = Field(
+        default=AccessPart(),
+        description="How this engine is reached and asked, where that differs from the service's `health`.",
+        examples=[{"prefix": "/v3"}],
     )
     priority: int | None = Field(
         default=None, ge=0, le=2**32 - 1, description="The router prefers workers of higher priority."
@@ -84,6 +93,15 @@ class OverridesFile(Part):
         description="Port where a decode engine finds this prefill engine, where the engine does not say it: vLLM with"
         " Mooncake. SMG takes 8998 otherwise.",
     )
+
+    @model_validator(mode="after")
+    def _direct(self) -> Self:
+        if self.direct and (self.health.prefix is not None or self.health.tls):
+            raise ValueError(
+                "has `direct: true`, which leaves nothing before the engine that could speak TLS or know its prefix;"
+                " leave out either `direct` or these"
+            )
+        return self
 
     @field_validator("labels")
     @classmethod
@@ -151,7 +169,12 @@ def with_key(said: OverridesFile, key: str | None) -> Overrides:
     """What was said, and the key that it names."""
     worker_type = WorkerType(said.worker_type) if said.worker_type else None
     peer = PeerAddress(said.advertise.host, said.advertise.port, said.direct) if said.advertise else None
-    return Overrides(said.labels, key, worker_type, said.priority, said.cost, peer, said.bootstrap_port, said.model)
+    names = (said.model,) if isinstance(said.model, str) else said.model or (None,)
+    return Overrides(
+        *(said.labels, key, worker_type, said.priority, said.cost, peer, said.bootstrap_port, names[0]),
+        health=said.health.access(),
+        names=tuple(name for name in dict.fromkeys(names[1:]) if name is not None and name != names[0]),
+    )
 
 
 def read_key(

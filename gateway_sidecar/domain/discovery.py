@@ -7,6 +7,7 @@ engine would give is Foreign. Only health shows readiness, never an info call th
 from __future__ import annotations
 
 import json
+import re
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from enum import Enum
@@ -28,6 +29,7 @@ class Failure(Enum):
     OTHER_PROTOCOL = "speaks another protocol"
     TOO_LARGE = "answer too large"
     UNREACHABLE = "cannot be reached"
+    NO_TLS = "does not speak TLS, as health.tls says"
 
 
 @dataclass(frozen=True, slots=True)
@@ -102,12 +104,12 @@ def unanswered(silence: NoAnswer, asked: str = "") -> ProbeResult:
     reason = str(silence)
     match silence.failure:
         case Failure.REFUSED | Failure.CLOSED:
-            return Loading(reason, refused=True)
+            return Loading(reason, refused=True, closed=silence.failure is Failure.CLOSED)
         case Failure.NOT_A_SOCKET:
             return Foreign(reason)
-        case Failure.OTHER_PROTOCOL | Failure.TOO_LARGE | Failure.MALFORMED | Failure.CUT if asked:
+        case Failure.OTHER_PROTOCOL | Failure.NO_TLS | Failure.TOO_LARGE | Failure.MALFORMED | Failure.CUT if asked:
             return Unknown(f"{asked}: {reason}")
-        case Failure.OTHER_PROTOCOL | Failure.TOO_LARGE:
+        case Failure.OTHER_PROTOCOL | Failure.NO_TLS | Failure.TOO_LARGE:
             return Foreign(reason)
         case Failure.UNREACHABLE:
             return Unknown(reason, ours=True)
@@ -169,24 +171,30 @@ def name(value: object) -> str | None:
     return None
 
 
-def read_models(answer: HttpAnswer) -> ModelList | Loading | Foreign | Unknown:
-    """Read `GET /v1/models`.
+def read_models(answer: HttpAnswer, path: str = "/v1/models") -> ModelList | Loading | Foreign | Unknown:
+    """Read `GET /v1/models`: a list of models, under `data` or by itself (some servers leave the rest out).
 
     An empty list is not yet evidence of an engine; nor is an empty body, which mlx_lm.server sends where it has
     no model cache to list. The caller asks on.
     """
     if answer.status != 200:
-        return _refused("/v1/models", answer.status)
+        return _refused(path, answer.status)
     if not answer.body:
         return ModelList(())
     body = document(answer)
-    entries = body.get("data") if isinstance(body, dict) and body.get("object") == "list" else None
+    entries = body.get("data", body) if isinstance(body, dict) else body
+    if entries is None and isinstance(body, dict):
+        return ModelList(())  # Ollama without models
     if not isinstance(entries, list) or not all(isinstance(entry, dict) for entry in entries):
-        return Foreign("HTTP, but /v1/models is no OpenAI model list")
+        return Foreign(f"HTTP, but {path} is no OpenAI model list")
     ids = tuple(found for entry in entries if (found := name(entry.get("id"))))
     if len(ids) != len(entries):
-        return Foreign("HTTP, but /v1/models lists a model without a usable id")
-    return ModelList(ids, name(entries[0].get("owned_by")) if entries else None)
+        return Foreign(f"HTTP, but {path} lists a model without a usable id")
+    return ModelList(tuple(dict.fromkeys(ids)), name(entries[0].get("owned_by")) if entries else None)
+
+
+ABSENT = frozenset((404, 405, 501))
+"""How a server says that it has no such page."""
 
 
 def _refused(path: str, status: int) -> Loading | Foreign | Unknown:
@@ -196,7 +204,10 @@ def _refused(path: str, status: int) -> Loading | Foreign | Unknown:
         return Loading(f"{path} answers 503")
     if status in (408, 425, 429) or status >= 500:
         return Unknown(f"{path} answers {status}")
-    return Foreign(f"HTTP, but no OpenAI API: {path} answers {status}")
+    return Foreign(
+        f"HTTP, but no OpenAI API: {path} answers {status}; if it is an engine, set `model` or, where its API is"
+        " elsewhere, `health: {prefix: PATH}`"
+    )
 
 
 def needs_key(seen: str) -> str:
@@ -204,15 +215,31 @@ def needs_key(seen: str) -> str:
     return f"{seen}: the engine wants an API key; set api_key_file in the replica's yaml file"
 
 
-def judge_http_health(facts: EngineFacts, answer: HttpAnswer) -> Ready | Loading | Unknown:
-    """Read `GET /health` of a known engine."""
-    if answer.status == 200:
-        return Ready(facts) if _is_plain(answer.body) else Unknown("/health answers 200 with no engine's words")
+def is_absent(answer: HttpAnswer) -> bool:
+    """Whether a server says that it has no such page. LM Studio answers 200 to whatever it does not know."""
+    said = document(answer) if answer.status == 200 else None
+    unknown = isinstance(said, dict) and str(said.get("error", "")).startswith("Unexpected endpoint")
+    return answer.status in ABSENT or unknown
+
+
+def judge_http_health(
+    facts: EngineFacts, answer: HttpAnswer, path: str = "/health", expect: str | None = None
+) -> Ready | Loading | Unknown:
+    """Read the page for the health of a known engine. expect: what its body must contain to be good."""
+    asked = f"{path} answers {answer.status}"
+    if answer.status in (200, 204):
+        if expect is not None:
+            is_good = expect in answer.body.decode("utf-8", "replace")
+            return Ready(facts) if is_good else Loading(f"{asked} without {expect!r} (health.expect)", facts)
+        if not _is_plain(answer.body):
+            return Unknown(f"{asked} with no engine's words")
+        ill = says_ill(answer)
+        return Ready(facts) if ill is None else Loading(f"{asked}, but says {ill}", facts, asleep=_ASLEEP in ill)
     if answer.status == 503:
-        return Loading("/health answers 503", facts)
+        return Loading(asked, facts)
     if answer.status in (401, 403):
-        return Unknown(needs_key(f"/health answers {answer.status}"))
-    return Unknown(f"/health answers {answer.status}, which tells nothing about readiness")
+        return Unknown(needs_key(asked))
+    return Unknown(f"{asked}, which tells nothing about readiness; set health.path to a page that does")
 
 
 def _is_plain(body: bytes) -> bool:
@@ -221,6 +248,59 @@ def _is_plain(body: bytes) -> bool:
         return not body.decode().lstrip().startswith("<")
     except UnicodeDecodeError:
         return False
+
+
+_ILL = re.compile(
+    r"(?:(?:the )?(?:service|server|engine|model|backend|worker) (?:is )?)?"
+    r"(?:un(?:healthy|available|ready|loaded|responsive|initiali[sz]ed)|not[ _-]?\w+|nok?|ko|false|down|dead|asleep"
+    r"|sick|hung|(?:re)?(?:start|load|boot|initiali[sz]|warm|connect)ing|(?:stop|shut|terminat|drain|sleep|fail|crash)\w*"
+    r"|errors?|critical|offline|pending|maintenance|out[ _-]of[ _-]service)\b(?! slot)",
+    re.IGNORECASE,
+)
+"""How a verdict begins that is a bad one. llama.cpp's `no slot available` is not: it is busy."""
+_ASLEEP = "is_sleeping: true"
+_VERDICTS = frozenset(("status", "state", "health", "healthy", "ready", "ok", "alive", "live", "success", "available"))
+_COMPLAINTS = frozenset(("error", "is_sleeping", "sleeping", "is_paused", "paused", "loading", "unhealthy"))
+_SHORT = 200
+_DEEP = 3
+
+
+def says_ill(answer: HttpAnswer) -> str | None:
+    """What in the body of a good answer says that the engine is not well; None if nothing does."""
+    body = document(answer)
+    if body is None:
+        text = answer.body.decode("utf-8", "replace").strip()
+        return repr(text) if len(text) <= _SHORT and _is_ill(text) else None
+    return _complaint(body, _DEEP) if isinstance(body, dict) else (repr(body) if _is_ill(body) else None)
+
+
+def _complaint(said: Mapping[str, object], deep: int) -> str | None:
+    for key, value in said.items():
+        word = key.lower()
+        shown = f"{key}: {json.dumps(value)}"[:_SHORT]
+        if word in _COMPLAINTS and value:
+            return shown
+        if word in _VERDICTS:
+            if isinstance(value, dict):
+                if deep and (found := _complaint(value, deep - 1)) is not None:
+                    return found
+            elif _is_ill(value):
+                return shown
+    # LiteLLM counts the engines behind it: one that is well can answer.
+    if said.get("healthy_count") == 0 and said.get("unhealthy_count"):
+        return "healthy_count: 0"
+    return None
+
+
+def _is_ill(value: object) -> bool:
+    """Whether a verdict is a bad one."""
+    if isinstance(value, str):
+        return _ILL.match(value.strip()) is not None
+    return value is False or (type(value) is int and value >= _LEAST_FAILURE)
+
+
+_LEAST_FAILURE = 400
+"""An HTTP status as a verdict: `{"status": 503}`."""
 
 
 # --- gRPC ---------------------------------------------------------------------------------------------------

@@ -113,16 +113,22 @@ class Crowd:
         return self.loading * 0.02
 
 
+_LONG_S = 120.0
+_SELDOM_S = 15.0
+
+
 def loading_delay_s(result: ProbeResult | None, age_s: float, crowd: Crowd) -> float:
     """When to ask an engine again that is not ready yet: often at first, then at a rate that costs nothing.
 
-    A refused connection costs microseconds and leaves no trace, so it may be tried often; an engine that answers 503
-    writes a log line for each question.
+    A refused connection costs microseconds and leaves no trace, so it may be tried often; an engine that answers 503,
+    or closes the connection, writes a log line for each question.
     """
-    refused = result is not None and against(result) is Against.REFUSED
-    most_s = 0.2 if refused else 0.5
-    if age_s > 120:
+    is_free = isinstance(result, Loading) and result.refused and not result.closed
+    most_s = 0.2 if is_free else 0.5
+    if age_s > _LONG_S:
         most_s *= 2
+    if isinstance(result, Foreign | Unknown) or (isinstance(result, Loading) and result.closed):
+        most_s = max(most_s, min(age_s * 0.02, _SELDOM_S))  # It may never serve.
     return max(min(max(age_s * 0.05, 0.02), most_s), crowd.least_gap_s)
 
 
@@ -147,13 +153,13 @@ def state_of(
     """
     if leaving:
         return ReplicaState.DRAINING
-    if ejected is not None:
+    if ejected is not None and not (isinstance(result, Loading) and result.asleep):
         said_so = isinstance(result, Dead) or (isinstance(result, Loading) and not result.refused)
         if ejected is Against.REFUSED:  # Nothing listened there any more: whoever loads now is another process.
             return ReplicaState.LOADING if said_so else ReplicaState.UNREACHABLE
         is_dead = said_so or ejected in (Against.DEAD, Against.NOT_READY)
         return ReplicaState.DEAD if is_dead else ReplicaState.UNREACHABLE
-    if worker is not None and worker.status is WorkerStatus.READY:
+    if ejected is None and worker is not None and worker.status is WorkerStatus.READY:
         return ReplicaState.SERVING
     match result:
         case None:

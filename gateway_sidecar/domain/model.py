@@ -2,8 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
-from dataclasses import dataclass, field
+from collections.abc import Iterable, Mapping
+from dataclasses import dataclass, field, replace
 from enum import StrEnum
 from typing import NewType
 
@@ -55,13 +55,18 @@ class SocketIdentity:
     tunnel: str = ""
 
 
+MOST_NAMES = 64
+"""Of one engine that a router is told. Each is a worker of its own, which the router asks for its health."""
+
+
 @dataclass(frozen=True, slots=True)
 class EngineFacts:
     """What an engine says of itself; independent of the address it is reached at.
 
     Field names are SMG's. `runtime_type` is the engine's name; `external` is any other OpenAI-compatible server.
     `dp_size` is the engine's number of data-parallel ranks. `instance` differs from start to start, even if all else is
-    the same; None where the engine has no such id.
+    the same; None where the engine has no such id. `health` are the pages that are asked for its health over HTTP, one
+    after the other. `names` are further names and adapters that it serves beside `model`, which come and go.
     """
 
     runtime_type: str
@@ -75,10 +80,24 @@ class EngineFacts:
     kv_engine_id: str | None = None
     dp_size: int = 1
     instance: str | None = field(default=None, compare=False)
+    health: tuple[str, ...] = field(default=("/health",), compare=False)
+    names: tuple[str, ...] = field(default=(), compare=False)
 
     def is_same_engine(self, other: EngineFacts) -> bool:
         """Whether both may have been said by one engine that was not started again in between."""
-        return self == other and (None in (self.instance, other.instance) or self.instance == other.instance)
+        same = self == other.called(self.model)
+        return same and (None in (self.instance, other.instance) or self.instance == other.instance)
+
+    def called(self, model: str | None) -> EngineFacts:
+        """The same with this one of its names as the first."""
+        if model not in self.names:
+            return self
+        first = () if self.model is None else (self.model,)
+        return self.listing(model, (*first, *self.names))
+
+    def listing(self, model: str | None, names: Iterable[str]) -> EngineFacts:
+        """The same with these names, of which `model` is the first."""
+        return replace(self, model=model, names=tuple(sorted({*names} - {model})[: MOST_NAMES + 1]))
 
 
 @dataclass(frozen=True, slots=True)
@@ -93,12 +112,14 @@ class Loading:
     """An engine, or a socket waiting for one, that does not serve yet. A state with an age, not a failure.
 
     `facts` is set where the engine is identified already; `refused` where nothing answered: the connection was refused,
-    or closed before an answer.
+    or closed before an answer, which `closed` says. `asleep`: it was put to sleep, and will be woken.
     """
 
     reason: str
     facts: EngineFacts | None = None
     refused: bool = False
+    closed: bool = False
+    asleep: bool = False
 
 
 @dataclass(frozen=True, slots=True)
@@ -145,8 +166,37 @@ class PeerAddress:
 
 
 @dataclass(frozen=True, slots=True)
+class Access:
+    """How an engine is reached and asked, as the operator says it; None leaves it to the engine's own answers.
+
+    path: the page for its health. expect: what that page's body must contain.
+    prefix: where its API is, in place of `/v1`. tls: whether it speaks TLS.
+    model: its model's name.
+    """
+
+    path: str | None = None
+    expect: str | None = None
+    prefix: str | None = None
+    tls: bool | None = None
+    api_key: str | None = field(default=None, repr=False)
+    model: str | None = None
+
+    def over(self, usual: Access) -> Access:
+        """This, and the usual where this says nothing."""
+        pairs = ((getattr(self, name), getattr(usual, name)) for name in self.__dataclass_fields__)
+        return Access(*(usually if said is None else said for said, usually in pairs))
+
+    def at(self, path: str) -> str:
+        """Where the engine has a path of the OpenAI API that begins with `/v1`."""
+        return path if self.prefix is None else self.prefix + path.removeprefix("/v1")
+
+
+@dataclass(frozen=True, slots=True)
 class Overrides:
-    """What a `<replica>.yaml` beside the socket adds to or puts above the engine's own answers."""
+    """What a `<replica>.yaml` beside the socket adds to or puts above the engine's own answers.
+
+    names: further names of the model, beside `model`.
+    """
 
     labels: Mapping[str, str] = field(default_factory=dict)
     api_key: str | None = field(default=None, repr=False)
@@ -156,6 +206,12 @@ class Overrides:
     peer: PeerAddress | None = None
     bootstrap_port: int | None = None
     model: str | None = None
+    health: Access = Access()
+    names: tuple[str, ...] = ()
+
+    def access(self, usual: Access) -> Access:
+        """How to ask the engine, where `usual` is how its service's engines are asked."""
+        return replace(self.health.over(usual), api_key=self.api_key, model=self.model)
 
 
 @dataclass(frozen=True, slots=True)

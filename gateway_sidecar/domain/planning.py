@@ -14,11 +14,13 @@ Every plan is made anew from what is observed, so an interrupted plan is simply 
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Mapping
+import re
+from collections.abc import Container, Iterable, Mapping
 from dataclasses import dataclass
 from enum import StrEnum
 
 from gateway_sidecar.domain.model import (
+    MOST_NAMES,
     EngineFacts,
     Overrides,
     Registered,
@@ -90,7 +92,8 @@ class OccupantView:
     `facts` is set once the engine was identified. `wanted` says that it was ready when last asked and nothing
     strong speaks against it: only then is a bridge made. `leaving` gives the reason why it must go, if it must.
     `in_flight` counts established connections on its bridge; None where that is not known. `reachable` is False while
-    the address that it is advertised under does not lead to it yet.
+    the address that it is advertised under does not lead to it yet. `name` is the one of its names that the worker at
+    `url` answers to; None is the first.
     """
 
     facts: EngineFacts | None
@@ -103,6 +106,7 @@ class OccupantView:
     overrides: Overrides = _NOTHING_ADDED
     in_flight: int | None = None
     reachable: bool = True
+    name: str | None = None
 
 
 @dataclass(frozen=True, slots=True)
@@ -122,14 +126,44 @@ class WorkerView:
     held_leaving: bool = False
 
 
-def worker_spec(facts: EngineFacts, url: str, overrides: Overrides) -> WorkerSpec:
-    """The registration of an engine that is bridged at `url`."""
+_NAMED = "/="
+_RESERVED = re.compile(rb"[^A-Za-z0-9._~-]")
+
+
+def base_of(url: str) -> str:
+    """Where the bridge is that a worker's URL leads to."""
+    return url.partition(_NAMED)[0]
+
+
+def _quoted(name: str) -> str:
+    """A name as one segment of a path."""
+    return _RESERVED.sub(lambda found: b"%%%02X" % ord(found[0]), name.encode()).decode()
+
+
+def worker_urls(base: str, facts: EngineFacts, overrides: Overrides, *, bridged: bool) -> dict[str, str | None]:
+    """The workers of an engine that is bridged at `base`: URL -> name; None is the engine's only name, if it has one.
+
+    A router such as SMG sends a worker requests for one name, so each further name, of the model or of an adapter, is a
+    worker of its own: the same bridge by another path, which the bridge takes away. Without a bridge there is but one.
+    """
+    if overrides.model is None and not facts.names:
+        return {base: None}
+    first = overrides.model or facts.model
+    more = overrides.names if overrides.model else facts.names[:MOST_NAMES]
+    urls: dict[str, str | None] = {} if first is None else {base: None}
+    if bridged:
+        return urls | {f"{base}{_NAMED}{_quoted(name)}": name for name in more}
+    return urls or {base: more[0]}
+
+
+def worker_spec(facts: EngineFacts, url: str, overrides: Overrides, name: str | None = None) -> WorkerSpec:
+    """The registration of an engine that is bridged at `url`, under this name or the first of its names."""
     return WorkerSpec(
         url=url,
         runtime_type=facts.runtime_type,
         connection_mode=facts.connection_mode,
         worker_type=overrides.worker_type or facts.worker_type,
-        model_id=overrides.model or facts.model,
+        model_id=name or overrides.model or facts.model,
         bootstrap_port=overrides.bootstrap_port or facts.bootstrap_port,
         kv_connector=facts.kv_connector,
         kv_role=facts.kv_role,
@@ -139,7 +173,7 @@ def worker_spec(facts: EngineFacts, url: str, overrides: Overrides) -> WorkerSpe
         bridged=overrides.peer is None or not overrides.peer.direct,
         priority=overrides.priority,
         cost=overrides.cost,
-        named=overrides.model,
+        named=name or overrides.model,
     )
 
 
@@ -196,7 +230,7 @@ def plan_worker(view: OccupantView, seen: WorkerView) -> WorkerAction | None:
         if view.wanted and view.linked and view.reachable and not seen.held:
             assert view.facts is not None
             assert view.url is not None
-            return Register(worker_spec(view.facts, view.url, view.overrides))
+            return Register(worker_spec(view.facts, view.url, view.overrides, view.name))
         return None
     if worker.status is WorkerStatus.DRAINING:
         return None
@@ -208,7 +242,7 @@ def plan_worker(view: OccupantView, seen: WorkerView) -> WorkerAction | None:
     if worker.status is WorkerStatus.FAILED:
         return Deregister(worker.worker_id, worker.url, Why.FAILED)
     assert view.facts is not None
-    expected = worker_spec(view.facts, worker.url, view.overrides)
+    expected = worker_spec(view.facts, worker.url, view.overrides, view.name)
     # What we told the router counts, not what it made of it: a router that names things in its own way must not
     # be corrected for ever.
     changed = seen.registered_as != expected if seen.registered_as else differs(worker, expected)
@@ -253,8 +287,8 @@ def missing_role(serving: Iterable[WorkerType]) -> Missing | None:
     return Missing.PREFILL if WorkerType.DECODE in seen else Missing.REPLICA
 
 
-def plan_orphans(listed: Mapping[str, Registered], known_urls: frozenset[str], *, complete: bool) -> list[Deregister]:
-    """Workers that no replica stands behind.
+def plan_orphans(listed: Mapping[str, Registered], known_urls: Container[str], *, complete: bool) -> list[Deregister]:
+    """Workers that no replica stands behind, or stands behind no more under this name.
 
     `complete` says that the sources have been read whole at least once; before that a worker may be somebody's.
     """

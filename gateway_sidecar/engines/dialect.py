@@ -22,12 +22,14 @@ class HttpDialect:
     """An engine that speaks HTTP. `owned_by` are the values in `/v1/models` that name it.
 
     `questions`: each is a tuple of paths, the newest name first; the next is tried where one answers 404.
-    `read` gets the model list and one answer for each question, in order.
+    `read` gets the model list and one answer for each question, in order. `health` are pages that it may have, which
+    are asked for its health before the usual one.
     """
 
     owned_by: frozenset[str]
     questions: tuple[tuple[str, ...], ...]
     read: Callable[[ModelList, tuple[HttpAnswer, ...]], EngineFacts | Unknown]
+    health: tuple[str, ...] = ()
 
 
 @dataclass(frozen=True, slots=True)

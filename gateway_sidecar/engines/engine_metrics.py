@@ -10,7 +10,7 @@ from dataclasses import dataclass
 
 from gateway_sidecar.domain.discovery import HttpAnswer, NoAnswer
 from gateway_sidecar.domain.metrics_text import histogram
-from gateway_sidecar.domain.model import ConnectionMode, EngineFacts
+from gateway_sidecar.domain.model import Access, ConnectionMode, EngineFacts
 from gateway_sidecar.engines.unix_http import UnixHttp
 from gateway_sidecar.engines.unix_socket import connect
 from gateway_sidecar.errors import MetricsError
@@ -39,14 +39,14 @@ def why_no_metrics(facts: EngineFacts) -> str | None:
 class EngineMetrics:
     """Reads engines' metrics. Stateless."""
 
-    async def page(self, address: str, facts: EngineFacts, *, api_key: str | None, timeout_s: float) -> bytes:
+    async def page(self, address: str, facts: EngineFacts, access: Access, *, timeout_s: float) -> bytes:
         """The whole page, of 4 MiB at the most. Raises MetricsError."""
         if (reason := why_no_metrics(facts)) is not None:
             raise MetricsError(reason, absent=True)
         path = ENGINES[facts.runtime_type].metrics.path
         try:
             async with within(timeout_s):
-                answer = await _get(address, path, api_key)
+                answer = await _get(address, path, access)
         except TimeoutError:
             raise MetricsError(f"no answer to {path} within {timeout_s:g} s") from None
         if isinstance(answer, NoAnswer):
@@ -68,11 +68,11 @@ def says_latency(facts: EngineFacts) -> bool:
     return why_no_metrics(facts) is None and bool(ENGINES[facts.runtime_type].metrics.ttft)
 
 
-async def _get(address: str, path: str, api_key: str | None) -> HttpAnswer | NoAnswer:
-    connected = await connect(address)
-    if isinstance(connected, NoAnswer):
-        return connected
-    conversation = UnixHttp(address, connected, api_key=api_key, budget_bytes=MOST_BYTES)
+async def _get(address: str, path: str, access: Access) -> HttpAnswer | NoAnswer:
+    sock = await connect(address, tls=access.tls is True)
+    if isinstance(sock, NoAnswer):
+        return sock
+    conversation = UnixHttp(address, sock, access, budget_bytes=MOST_BYTES)
     try:
         return await conversation.get(path, last=True)
     finally:

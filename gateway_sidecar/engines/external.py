@@ -5,6 +5,7 @@ from __future__ import annotations
 from gateway_sidecar.domain.discovery import HttpAnswer, ModelList, document
 from gateway_sidecar.domain.model import ConnectionMode, EngineFacts, Foreign
 from gateway_sidecar.engines.dialect import Engine, HttpDialect
+from gateway_sidecar.engines.fields import text
 
 NAME = "external"
 
@@ -15,6 +16,16 @@ ELSEWHERE = "/server_info"
 def read_listed(models: ModelList, _: tuple[HttpAnswer, ...]) -> EngineFacts:
     """Read a server that lists models. mlx_lm.server lists its whole cache: only a list of one names the model."""
     return EngineFacts(NAME, ConnectionMode.HTTP, model=models.only)
+
+
+def read_info(info: HttpAnswer, model: str | None) -> EngineFacts | None:
+    """Read `/info`, by which TEI and TGI name their model; None for a server whose model nobody names.
+
+    model: what the operator calls it.
+    """
+    told = document(info) if info.status == 200 else None
+    said = text(told, "model_id") if isinstance(told, dict) else None
+    return EngineFacts(NAME, ConnectionMode.HTTP, model=model or said) if model or said else None
 
 
 def read_bare(elsewhere: HttpAnswer, health: HttpAnswer) -> EngineFacts | Foreign:

@@ -13,7 +13,7 @@ from gateway_sidecar.domain.discovery import (
     rpc_failure,
     unanswered,
 )
-from gateway_sidecar.domain.model import EngineFacts, Foreign, Loading, ProbeResult, Unknown
+from gateway_sidecar.domain.model import Access, EngineFacts, Foreign, Loading, ProbeResult, Unknown
 from gateway_sidecar.engines._pb import grpc_pb2
 from gateway_sidecar.engines.dialect import STANDARD_HEALTH, GrpcDialect, Rpc
 from gateway_sidecar.engines.h2_unary import Broken, GrpcConnection
@@ -36,9 +36,9 @@ class GrpcConversation:
     `loading` is set as soon as the server says that it does not serve yet, and stays set.
     """
 
-    def __init__(self, address: str, *, api_key: str | None) -> None:
+    def __init__(self, address: str, access: Access) -> None:
         self.loading: Loading | None = None
-        self._connection = GrpcConnection(address, api_key)
+        self._connection = GrpcConnection(address, access)
         self._answered = False
 
     def close(self) -> None:

@@ -20,6 +20,7 @@ from hpack import Decoder, Encoder, NeverIndexedHeaderTuple
 from hpack.exceptions import HPACKError
 
 from gateway_sidecar.domain.discovery import Failure, NoAnswer, Protocol, protocol_of
+from gateway_sidecar.domain.model import Access
 from gateway_sidecar.engines.unix_socket import UnixConnection, connect
 
 MOST_BYTES = 1024 * 1024
@@ -270,9 +271,10 @@ class Calls:
 class GrpcConnection:
     """One connection, opened by the first calls."""
 
-    def __init__(self, address: str, api_key: str | None) -> None:
+    def __init__(self, address: str, access: Access) -> None:
         self._address = address
-        self._calls = Calls(api_key)
+        self._tls = access.tls is True
+        self._calls = Calls(access.api_key)
         self._connection: UnixConnection | None = None
         self._heard = False
 
@@ -286,7 +288,7 @@ class GrpcConnection:
         """Make some calls at the same time, each a path and a message; their replies. Raises Broken."""
         out, streams = self._calls.begin(calls)
         if self._connection is None:
-            connected = await connect(self._address)
+            connected = await connect(self._address, tls=self._tls, protocols=("h2",))
             if isinstance(connected, NoAnswer):
                 raise Broken(connected)
             self._connection = connected

@@ -2,48 +2,114 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
+
 from gateway_sidecar.domain.discovery import (
+    ABSENT,
     HttpAnswer,
     ModelList,
     NoAnswer,
+    is_absent,
     judge_http_health,
     read_models,
     unanswered,
 )
-from gateway_sidecar.domain.model import EngineFacts, ProbeResult
+from gateway_sidecar.domain.model import Access, EngineFacts, Foreign, Loading, ProbeResult, Ready, Unknown
 from gateway_sidecar.engines import external
 from gateway_sidecar.engines.dialect import HttpDialect
 from gateway_sidecar.engines.unix_http import UnixHttp
 from gateway_sidecar.kinds import ENGINES
 
-FIRST = "/v1/models"
-"""The first question: it is quick, and names the engine."""
-HEALTH = "/health"
+HEALTH, MODELS, INFO = "/health", "/v1/models", "/info"
 
 
-async def identify(http: UnixHttp) -> ProbeResult | NoAnswer:
+async def identify(http: UnixHttp, access: Access) -> ProbeResult | NoAnswer:
     """Name the engine, read its facts, judge its health; NoAnswer where the first question got none.
 
     Health comes last: SGLang takes a second or more for it, as it generates a token.
     """
-    listing = await http.get(FIRST)
+    listing = await http.get(access.at(MODELS))
     if isinstance(listing, NoAnswer):
         return listing
-    models = read_models(listing)
+    models = read_models(listing, access.at(MODELS))
+    if isinstance(models, Foreign) and listing.status in ABSENT:
+        return await _identify_unlisted(http, access, models)
     if not isinstance(models, ModelList):
         return models
-    if not models.ids:
-        return await _identify_bare(http)
+    if not models.ids and access.model is None:
+        return await _identify_bare(http, access)
     known = (engine.http for engine in ENGINES if engine.http is not None)
     dialect = next((dialect for dialect in known if models.owned_by in dialect.owned_by), external.HTTP)
     facts = await _facts(http, dialect, models)
-    return await check_health(http, facts) if isinstance(facts, EngineFacts) else facts
+    if not isinstance(facts, EngineFacts):
+        return facts
+    return await _first_health(http, facts.listing(facts.model, models.ids), access, dialect)
 
 
-async def check_health(http: UnixHttp, facts: EngineFacts) -> ProbeResult:
-    """Ask a known engine for its health alone."""
-    answer = await http.get(HEALTH, last=True)
-    return unanswered(answer, HEALTH) if isinstance(answer, NoAnswer) else judge_http_health(facts, answer)
+async def check_health(http: UnixHttp, facts: EngineFacts, access: Access, *, relist: bool) -> ProbeResult:
+    """Ask a known engine for its health alone and, with `relist`, which names it has."""
+    pages = facts.health if not relist or access.at(MODELS) in facts.health else (access.at(MODELS), *facts.health)
+    for page in pages:
+        answer = await http.get(page, last=page == pages[-1])
+        models = read_models(answer, page) if page == access.at(MODELS) and isinstance(answer, HttpAnswer) else None
+        if isinstance(models, ModelList) and models.ids:
+            facts = facts.listing(facts.model, models.ids)
+        result = _judge(facts, access, page, answer)
+        if page in facts.health and not isinstance(result, Ready):
+            return result
+    return Ready(facts)
+
+
+async def _first_health(http: UnixHttp, facts: EngineFacts, access: Access, dialect: HttpDialect) -> ProbeResult:
+    """Ask an engine for its health by those pages that it has; where it has none, that it lists its models counts."""
+    pages, verdict = [], None
+    for page in (*dialect.health, access.path or HEALTH):
+        answer = await http.get(page)
+        if isinstance(answer, HttpAnswer) and page != access.path and is_absent(answer):
+            continue
+        pages.append(page)
+        result = _judge(facts, access, page, answer)
+        if isinstance(answer, NoAnswer):
+            return result
+        verdict = verdict if isinstance(result, Ready) else verdict or result
+    if not pages or pages[-1] in dialect.health:
+        pages.append(access.at(MODELS))
+    facts = replace(facts, health=tuple(pages))
+    if isinstance(verdict, Loading):
+        return replace(verdict, facts=facts)
+    return verdict or Ready(facts)
+
+
+def _judge(facts: EngineFacts, access: Access, page: str, answer: HttpAnswer | NoAnswer) -> ProbeResult:
+    if isinstance(answer, NoAnswer):
+        return unanswered(answer, page)
+    if page == access.at(MODELS):
+        models = read_models(answer, page)
+        return Ready(facts) if isinstance(models, ModelList) else _proves_little(models)
+    return judge_http_health(facts, answer, page, access.expect if page in (access.path, HEALTH) else None)
+
+
+def _proves_little(result: ProbeResult) -> ProbeResult:
+    """What makes an unknown occupant Foreign proves nothing about an engine that was one a moment ago."""
+    return Unknown(result.reason) if isinstance(result, Foreign) else result
+
+
+async def _identify_unlisted(http: UnixHttp, access: Access, unlisted: Foreign) -> ProbeResult:
+    """A server without a model list: its model is known from `/info` (TEI, older TGI) or from the operator."""
+    info = await http.get(INFO)
+    if isinstance(info, NoAnswer):
+        return unanswered(info, INFO)
+    facts = external.read_info(info, access.model)
+    if facts is None:
+        return unlisted
+    page = access.path or HEALTH
+    health = await http.get(page, last=True)
+    if isinstance(health, HttpAnswer) and is_absent(health):
+        return Foreign(
+            f"HTTP, but it has neither {access.at(MODELS)} nor {page}; set health.path to a page that it has"
+        )
+    result = _judge(facts, access, page, health)
+    return Ready(replace(facts, health=(page,))) if isinstance(result, Ready) else result
 
 
 async def _facts(http: UnixHttp, dialect: HttpDialect, models: ModelList) -> EngineFacts | ProbeResult:
@@ -66,7 +132,7 @@ async def _first_found(http: UnixHttp, paths: tuple[str, ...]) -> HttpAnswer | N
     return answer
 
 
-async def _identify_bare(http: UnixHttp) -> ProbeResult:
+async def _identify_bare(http: UnixHttp, access: Access) -> ProbeResult:
     elsewhere = await http.get(external.ELSEWHERE)
     if isinstance(elsewhere, NoAnswer):
         return unanswered(elsewhere, external.ELSEWHERE)
@@ -74,4 +140,4 @@ async def _identify_bare(http: UnixHttp) -> ProbeResult:
     if isinstance(health, NoAnswer):
         return unanswered(health, HEALTH)
     facts = external.read_bare(elsewhere, health)
-    return judge_http_health(facts, health) if isinstance(facts, EngineFacts) else facts
+    return _judge(facts, access, HEALTH, health) if isinstance(facts, EngineFacts) else facts

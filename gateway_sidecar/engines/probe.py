@@ -25,13 +25,13 @@ from gateway_sidecar.domain.discovery import (
     judge,
     unanswered,
 )
-from gateway_sidecar.domain.model import ConnectionMode, EngineFacts, Foreign, ProbeResult, Ready, Unknown
+from gateway_sidecar.domain.model import Access, ConnectionMode, EngineFacts, Foreign, ProbeResult, Ready, Unknown
 from gateway_sidecar.domain.printable import printable
 from gateway_sidecar.engines import health_question, http_probe
 from gateway_sidecar.engines.grpc_probe import GrpcConversation
 from gateway_sidecar.engines.health_question import HealthQuestion
 from gateway_sidecar.engines.unix_http import UnixHttp
-from gateway_sidecar.engines.unix_socket import LONGEST_ADDRESS_BYTES, connect
+from gateway_sidecar.engines.unix_socket import LONGEST_ADDRESS_BYTES, connect, tls_over
 from gateway_sidecar.supervision.awake import within
 from gateway_sidecar.supervision.loops import cancelled
 from gateway_sidecar.supervision.process import peer_of
@@ -42,6 +42,7 @@ HEDGE_S = 0.05
 LARGEST_ANSWERS_BYTES = 4 * 1024 * 1024
 """All HTTP answers of one probe together. A real SGLang's `/server_info` has 20 KiB per data-parallel rank."""
 
+_PLAIN = Access()
 _HEADER_SAFE = re.compile(r"[!-~]+")
 
 
@@ -55,40 +56,44 @@ class EngineProbe:
     def __init__(self, is_own: Callable[[str, int], bool] = lambda _address, _pid: False) -> None:
         self._is_own = is_own
 
-    async def identify(self, address: str, *, timeout_s: float, api_key: str | None = None) -> ProbeResult:
+    async def identify(self, address: str, *, timeout_s: float, access: Access = _PLAIN) -> ProbeResult:
         """Ask an occupant at first sight what it is and whether it is ready.
 
         `address` is a path to connect to, at most 107 bytes. SGLang over HTTP needs a second and more for its
         health, so `timeout_s` below 3 makes it look silent.
         """
-        unusable = _unusable(address, api_key)
+        unusable = _unusable(address, access.api_key)
         if unusable is not None:
             return unusable
-        sight = _FirstSight(address, api_key, timeout_s, self._is_own)
+        sight = _FirstSight(address, access, timeout_s, self._is_own)
         try:
             async with within(timeout_s):
                 return _fit_to_show(await sight.verdict())
         except TimeoutError:
             return _fit_to_show(sight.overdue())
 
-    def ask_health(self, address: str, facts: EngineFacts, *, api_key: str | None = None) -> HealthQuestion | None:
+    def ask_health(self, address: str, facts: EngineFacts, *, access: Access = _PLAIN) -> HealthQuestion | None:
         """Ask the same without waiting for anything; None where `check_health` has to do it."""
-        return None if _unusable(address, api_key) else health_question.ask(address, facts, api_key)
+        is_usual = facts.health == (http_probe.HEALTH,) and access.tls is not True and access.expect is None
+        if not is_usual or _unusable(address, access.api_key):
+            return None
+        return health_question.ask(address, facts, access.api_key)
 
     async def check_health(
-        self, address: str, facts: EngineFacts, *, timeout_s: float, api_key: str | None = None
+        self, address: str, facts: EngineFacts, *, timeout_s: float, access: Access = _PLAIN, relist: bool = False
     ) -> ProbeResult:
-        """Ask an occupant that was identified before whether it serves; the cheap repeat.
+        """Ask an occupant that was identified before whether it serves; the cheap repeat. relist: its names, too.
 
         Loading with `facts` is the engine's own answer; Loading without `facts` is a socket without an answer.
         """
-        unusable = _unusable(address, api_key)
+        unusable = _unusable(address, access.api_key)
         if unusable is not None:
             return unusable
         try:
             async with within(timeout_s):
-                ask = _grpc_health if facts.connection_mode is ConnectionMode.GRPC else _http_health
-                return _fit_to_show(await ask(address, facts, api_key))
+                if facts.connection_mode is ConnectionMode.GRPC:
+                    return _fit_to_show(await _grpc_health(address, facts, access))
+                return _fit_to_show(await _http_health(address, facts, access, relist=relist))
         except TimeoutError:
             return Unknown(f"no answer about its health within {timeout_s:g} s")
 
@@ -112,23 +117,32 @@ def _fit_to_show(result: ProbeResult) -> ProbeResult:
     return result if isinstance(result, Ready) else replace(result, reason=printable(result.reason))
 
 
-async def _http_health(address: str, facts: EngineFacts, api_key: str | None) -> ProbeResult:
-    connected = await connect(address)
+async def _http_health(address: str, facts: EngineFacts, access: Access, *, relist: bool) -> ProbeResult:
+    connected = await connect(address, tls=access.tls is True)
     if isinstance(connected, NoAnswer):
         return unanswered(connected)
-    http = UnixHttp(address, connected, api_key=api_key, budget_bytes=LARGEST_ANSWERS_BYTES)
+    http = UnixHttp(address, connected, access, budget_bytes=LARGEST_ANSWERS_BYTES)
     try:
-        return await http_probe.check_health(http, facts)
+        return await http_probe.check_health(http, facts, access, relist=relist)
     finally:
         http.close()
 
 
-async def _grpc_health(address: str, facts: EngineFacts, api_key: str | None) -> ProbeResult:
-    conversation = GrpcConversation(address, api_key=api_key)
+async def _grpc_health(address: str, facts: EngineFacts, access: Access) -> ProbeResult:
+    conversation = GrpcConversation(address, access)
     try:
         return await conversation.check_health(facts)
     finally:
         conversation.close()
+
+
+async def _speaks_tls(address: str) -> bool:
+    """Whether a server shakes hands over TLS."""
+    wire = await connect(address, tls=True)
+    if isinstance(wire, NoAnswer):
+        return False
+    wire.close()
+    return True
 
 
 Outcome = ProbeResult | NoAnswer
@@ -137,9 +151,9 @@ Outcome = ProbeResult | NoAnswer
 class _FirstSight:
     """One identification under way; what was learnt so far is still there when the deadline strikes."""
 
-    def __init__(self, address: str, api_key: str | None, timeout_s: float, is_own: Callable[[str, int], bool]) -> None:
+    def __init__(self, address: str, access: Access, timeout_s: float, is_own: Callable[[str, int], bool]) -> None:
         self._address = address
-        self._api_key = api_key
+        self._access = access
         self._timeout_s = timeout_s
         self._is_own = is_own
         self._http: UnixHttp | None = None
@@ -154,11 +168,18 @@ class _FirstSight:
         if self._is_own(self._address, peer_of(connected.sock)):
             connected.close()
             return Foreign("it is one of the gateway's own sockets, not an engine's; remove it from the replicas")
-        self._http = UnixHttp(self._address, connected, api_key=self._api_key, budget_bytes=LARGEST_ANSWERS_BYTES)
+        connection = await tls_over(connected) if self._access.tls else connected
+        if isinstance(connection, NoAnswer):
+            return unanswered(connection)
+        self._http = UnixHttp(self._address, connection, self._access, budget_bytes=LARGEST_ANSWERS_BYTES)
         try:
-            if await self._http.begin(http_probe.FIRST, HEDGE_S):
-                return await self._in_turn(self._http)
-            return await self._at_once(self._http)
+            if await self._http.begin(self._access.at(http_probe.MODELS), HEDGE_S):
+                found = await self._in_turn(self._http)
+            else:
+                found = await self._at_once(self._http)
+            if self._access.tls is None and self._may_be_tls() and await _speaks_tls(self._address):
+                return Foreign("it speaks TLS only; set `health: {tls: true}`")
+            return found
         finally:
             self._http.close()
 
@@ -199,12 +220,17 @@ class _FirstSight:
         finally:
             await cancelled(*both)
 
+    def _may_be_tls(self) -> bool:
+        """Whether it took a plain request as a TLS server does, which ends the connection or sends an alert."""
+        told = self._as_http
+        return isinstance(told, NoAnswer) and told.failure in (Failure.CLOSED, Failure.OTHER_PROTOCOL)
+
     async def _ask_http(self, http: UnixHttp) -> Outcome:
-        self._as_http = await http_probe.identify(http)
+        self._as_http = await http_probe.identify(http, self._access)
         return self._as_http
 
     async def _ask_grpc(self) -> Outcome:
-        self._grpc = GrpcConversation(self._address, api_key=self._api_key)
+        self._grpc = GrpcConversation(self._address, self._access)
         try:
             return await self._grpc.identify()
         finally:

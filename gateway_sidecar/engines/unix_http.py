@@ -12,6 +12,7 @@ from functools import lru_cache
 import httptools
 
 from gateway_sidecar.domain.discovery import Failure, HttpAnswer, NoAnswer, Protocol, protocol_of
+from gateway_sidecar.domain.model import Access
 from gateway_sidecar.engines.unix_socket import UnixConnection, connect
 
 _MOST_PIECES = 10_000
@@ -110,7 +111,7 @@ class UnixHttp:
     `asked` is the path of the latest question.
     """
 
-    def __init__(self, address: str, connection: UnixConnection, *, api_key: str | None, budget_bytes: int) -> None:
+    def __init__(self, address: str, connection: UnixConnection, access: Access, *, budget_bytes: int) -> None:
         self.protocol: Protocol | None = None
         self._address = address
         self._connection: UnixConnection | None = connection
@@ -118,7 +119,8 @@ class UnixHttp:
         self._begun: str | None = None
         self.asked = ""
         self._budget_bytes = budget_bytes
-        self._api_key = api_key
+        self._tls = access.tls is True
+        self._api_key = access.api_key
 
     def close(self) -> None:
         """Close the connection, if there is one."""
@@ -144,7 +146,7 @@ class UnixHttp:
 
     async def _exchange(self, path: str, last: bool) -> HttpAnswer | NoAnswer:
         if self._connection is None:
-            connected = await connect(self._address)
+            connected = await connect(self._address, tls=self._tls)
             if isinstance(connected, NoAnswer):
                 return connected
             self._connection, self._used = connected, False

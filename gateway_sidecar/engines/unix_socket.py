@@ -1,13 +1,19 @@
-"""Connecting to a Unix socket, sending and receiving, with failures as values. Cancelled, all of it ends at once."""
+"""Connecting to a Unix socket, with TLS or without, sending and receiving, with failures as values.
+
+Cancelled, all of it ends at once.
+"""
 
 from __future__ import annotations
 
 import asyncio
 import contextlib
 import errno
+import functools
 import os
 import socket
+import ssl
 import stat
+from collections.abc import Callable
 
 from gateway_sidecar.domain.discovery import Failure, NoAnswer
 
@@ -89,7 +95,80 @@ class UnixConnection:
         self._is_watched = False
 
 
-async def connect(address: str) -> UnixConnection | NoAnswer:
+class TlsConnection(UnixConnection):
+    """The same with TLS. No certificate is checked: the socket's place is trusted."""
+
+    def __init__(self, sock: socket.socket, protocols: tuple[str, ...] = ()) -> None:
+        super().__init__(sock)
+        self._in, self._out = ssl.MemoryBIO(), ssl.MemoryBIO()
+        self._tls = _tls_context(protocols).wrap_bio(self._in, self._out)
+
+    async def greet(self) -> NoAnswer | None:
+        """Shake hands, or tell why not."""
+        try:
+            await self._until(self._tls.do_handshake)
+        except ssl.SSLEOFError:
+            return NoAnswer(Failure.CLOSED)
+        except ssl.SSLError as error:
+            return NoAnswer(Failure.NO_TLS, (error.reason or str(error)).replace("_", " ").lower())
+        return None
+
+    async def send(self, data: bytes) -> None:
+        """Send everything, as without TLS."""
+        with contextlib.suppress(ssl.SSLError):
+            self._tls.write(data)
+        await super().send(self._out.read())
+
+    async def receive(self, most: int = _CHUNK_BYTES) -> bytes:
+        """Receive what there is, as without TLS."""
+        try:
+            return await self._until(lambda: self._tls.read(most)) or b""
+        except ssl.SSLError:
+            return b""
+
+    async def _until(self, step: Callable[[], bytes | None]) -> bytes | None:
+        """What comes of a step that may have to wait for the other side. Raises ssl.SSLError."""
+        while True:
+            try:
+                return step()
+            except ssl.SSLWantReadError:
+                await super().send(self._out.read())
+                received = await super().receive()
+                self._in.write(received) if received else self._in.write_eof()
+            finally:
+                await super().send(self._out.read())
+
+
+@functools.cache
+def _tls_context(protocols: tuple[str, ...]) -> ssl.SSLContext:
+    context = ssl.SSLContext(ssl.PROTOCOL_TLS_CLIENT)
+    if protocols:
+        context.set_alpn_protocols(protocols)
+    context.check_hostname, context.verify_mode = False, ssl.CERT_NONE
+    return context
+
+
+async def tls_over(connection: UnixConnection, protocols: tuple[str, ...] = ()) -> UnixConnection | NoAnswer:
+    """Shake hands over a connection that was just opened, or close it and tell why not."""
+    secured = TlsConnection(connection.sock, protocols)
+    try:
+        trouble = await secured.greet()
+    except asyncio.CancelledError:
+        secured.close()
+        raise
+    if trouble is None:
+        return secured
+    secured.close()
+    return trouble
+
+
+async def connect(address: str, *, tls: bool = False, protocols: tuple[str, ...] = ()) -> UnixConnection | NoAnswer:
+    """Connect, with TLS or without, or tell why not. Over TLS `protocols` are offered (ALPN)."""
+    connection = await _connect(address)
+    return connection if isinstance(connection, NoAnswer) or not tls else await tls_over(connection, protocols)
+
+
+async def _connect(address: str) -> UnixConnection | NoAnswer:
     """Connect, or tell why not.
 
     A full queue of waiting connections is not a refusal: a busy or hung engine looks like that, and it is asked

@@ -65,6 +65,7 @@ HTTP = HttpDialect(
     owned_by=frozenset({NAME}),
     questions=(("/server_info?config_format=json",), ("/version",)),
     read=read_http,
+    health=("/is_sleeping",),  # development mode has it; asleep `/health` says 200
 )
 
 GRPC = GrpcDialect(

@@ -16,6 +16,7 @@ from typing import Any
 
 from gateway_sidecar.config import Endpoint, FrontendSettings
 from gateway_sidecar.config.frontend_values import ALL_PATHS, ANY
+from gateway_sidecar.domain.model import Access
 from gateway_sidecar.domain.routing import BridgeRules, RouterHeaders, RouterPaths
 from gateway_sidecar.nginx import client_headers
 from gateway_sidecar.nginx.access_events import BRIDGES, EventAddress
@@ -307,7 +308,7 @@ class PeerConfig:
 
 @dataclass(frozen=True, slots=True)
 class KeyedConfig:
-    """The nginx that sends one engine its API key, with every request.
+    """The nginx that sends one engine its API key with every request, speaks TLS to it, or says its prefix for `/v1`.
 
     It has a master: without one nginx cannot be told of another key (it loses count of its connections).
 
@@ -316,7 +317,7 @@ class KeyedConfig:
 
     directory: Path
     engine: Path
-    key: str = field(repr=False)
+    access: Access
     grpc: bool
     lua_modules: Sequence[Path] | None = None
     user: tuple[str, str] | None = None

@@ -1,6 +1,7 @@
-"""One small nginx between a bridge and an engine that needs an API key: it adds the key to every request. A router does
-not always send it: SMG passes on a client's own `Authorization` instead, and sends none with health questions or over
-gRPC. The bridge's symlink leads to this nginx, and this nginx to the engine.
+"""One small nginx between a bridge and an engine that needs an API key, speaks TLS or has its API below another prefix:
+it adds the key to every request, and says `/v1` as the engine does. A router does not always send a key: SMG passes on
+a client's own `Authorization` instead, and sends none with health questions or over gRPC. The bridge's symlink leads to
+this nginx, and this nginx to the engine.
 """
 
 from __future__ import annotations
@@ -14,6 +15,7 @@ from dataclasses import dataclass, field
 from functools import partial
 from pathlib import Path
 
+from gateway_sidecar.domain.model import Access
 from gateway_sidecar.errors import NginxError
 from gateway_sidecar.files.own import make_directory
 from gateway_sidecar.files.replace import replace_file, replace_link
@@ -39,14 +41,14 @@ _LINES = 20
 
 @dataclass(frozen=True, slots=True)
 class Keyed:
-    """What one leads to, and what it shows there.
+    """What one leads to, and how: the key that it shows there, TLS, the prefix.
 
     inode: the socket's device and inode, where there is a descriptor of it (`handle`). The key is then shown to that
         very socket, and never to another that somebody binds in its place, whether a daemon notices it or not.
     """
 
     socket: Path
-    key: str
+    access: Access
     grpc: bool
     inode: tuple[int, int] | None = None
     handle: int | None = field(default=None, compare=False)
@@ -72,7 +74,7 @@ class KeyedNginx(SmallNginx):
     """The nginx of one bridge port."""
 
     def __init__(self, places: SmallPlaces, port: int) -> None:
-        super().__init__(places, places.directory / KEYED / str(port), "the nginx that shows the API key")
+        super().__init__(places, places.directory / KEYED / str(port), "the nginx before its engine")
         self.listens_at = self._directory / "in.sock"
         self._alive = self._directory / ALIVE
 
@@ -143,7 +145,7 @@ class KeyedNginx(SmallNginx):
 
     def _config(self, program: NginxProgram, to: Keyed, held: int | None) -> Rendered:
         engine = self._directory / ENGINE_LINK if held is None else Path(f"/proc/self/fd/{held}")
-        return KeyedConfig(self._directory, engine, to.key, to.grpc, program.lua_modules, own_user()).rendered()
+        return KeyedConfig(self._directory, engine, to.access, to.grpc, program.lua_modules, own_user()).rendered()
 
     def _holds(self, to: Keyed) -> bool:
         """Whether the one that runs can lead there, and would not show another engine the key that it has now."""

@@ -5,6 +5,7 @@ from __future__ import annotations
 import asyncio
 import contextlib
 import json
+import ssl
 from collections.abc import AsyncIterator, Awaitable, Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -45,11 +46,13 @@ def fixture(name: str) -> dict[str, Json]:
 
 @dataclass
 class HttpReplay:
-    """Answers by path: (status, body). Any other path is 404. `seen` records the requests."""
+    """Answers by path: (status, body), and `otherwise`. `seen` records the requests."""
 
     answers: dict[str, tuple[int, Json]]
     delay_s: float = 0.0
     keep_alive: bool = True
+    otherwise: tuple[int, Json] = (404, {"detail": "Not Found"})
+    tls: ssl.SSLContext | None = None
     seen: list[web.Request] = field(default_factory=list)
 
     @classmethod
@@ -65,7 +68,7 @@ class HttpReplay:
         runner = web.AppRunner(app, access_log=None)
         await runner.setup()
         try:
-            await web.SockSite(runner, user.binds(path)).start()
+            await web.SockSite(runner, user.binds(path), ssl_context=self.tls).start()
             yield self
         finally:
             await runner.cleanup()
@@ -73,7 +76,7 @@ class HttpReplay:
     async def _answer(self, request: web.Request) -> web.Response:
         self.seen.append(request)
         await asyncio.sleep(self.delay_s)
-        status, body = self.answers.get(request.path, (404, {"detail": "Not Found"}))
+        status, body = self.answers.get(request.path, self.otherwise)
         raw = body.encode() if isinstance(body, str) else json.dumps(body).encode()
         response = web.Response(status=status, body=raw, content_type="application/json")
         if not self.keep_alive:

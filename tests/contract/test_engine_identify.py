@@ -14,6 +14,7 @@ import grpc
 import pytest
 
 from gateway_sidecar.domain.model import (
+    Access,
     ConnectionMode,
     EngineFacts,
     Foreign,
@@ -331,8 +332,10 @@ async def test_the_key_is_sent_with_every_question(probe: EngineProbe, tmp_path:
     async with http.serve(tmp_path / "http.sock"), rpc.serve(tmp_path / "grpc.sock"):
         for name, facts in (("http", VLLM_HTTP), ("grpc", VLLM_GRPC)):
             address = str(tmp_path / f"{name}.sock")
-            assert await probe.identify(address, timeout_s=TIMEOUT_S, api_key=key) == Ready(facts)
-            assert await probe.check_health(address, facts, timeout_s=TIMEOUT_S, api_key=key) == Ready(facts)
+            assert await probe.identify(address, timeout_s=TIMEOUT_S, access=Access(api_key=key)) == Ready(facts)
+            assert await probe.check_health(address, facts, timeout_s=TIMEOUT_S, access=Access(api_key=key)) == Ready(
+                facts
+            )
     assert {request.headers.get("Authorization") for request in http.seen} == {f"Bearer {key}"}
     assert {sent.get("authorization") for sent in rpc.metadata} == {f"Bearer {key}"}
 
@@ -341,7 +344,7 @@ async def test_a_key_that_no_header_can_carry_is_refused(probe: EngineProbe, pat
     """A line break in a key must not become a header of its own."""
     async with HttpReplay.of("vllm-http").serve(path):
         for key in ("a\r\nX: y", "schlüssel", "", " a", "a b"):
-            assert isinstance(await probe.identify(str(path), timeout_s=TIMEOUT_S, api_key=key), Unknown)
+            assert isinstance(await probe.identify(str(path), timeout_s=TIMEOUT_S, access=Access(api_key=key)), Unknown)
 
 
 async def test_proxies_in_the_environment_are_not_used(

@@ -15,7 +15,7 @@ from grpc_reflection.v1alpha import reflection_pb2
 from hpack import Encoder
 
 from gateway_sidecar.domain.discovery import LONGEST_NAME
-from gateway_sidecar.domain.model import ConnectionMode, EngineFacts, ProbeResult, Ready
+from gateway_sidecar.domain.model import Access, ConnectionMode, EngineFacts, ProbeResult, Ready
 from gateway_sidecar.domain.printable import LONGEST
 from gateway_sidecar.engines.engine_metrics import EngineMetrics
 from gateway_sidecar.engines.probe import EngineProbe
@@ -43,7 +43,9 @@ async def _open(directory: Path) -> AsyncIterator[Trial]:
         with serving(path, talk, str(source.random())):
             if kind == "metrics":
                 return f"{kind}: {await _read_metrics(metrics, reader, path, source)}"
-            seen = await probe.identify(str(path), timeout_s=_PATIENCE_S, api_key=source.choice((None, "key")))
+            seen = await probe.identify(
+                str(path), timeout_s=_PATIENCE_S, access=Access(api_key=source.choice((None, "key")))
+            )
             known = source.choice((_HTTP, _GRPC, _TRTLLM))
             again = await probe.check_health(str(path), known, timeout_s=_PATIENCE_S)
         assert kind.startswith("changed") or not isinstance(seen, Ready), f"rubbish was taken for {seen}"
@@ -70,7 +72,7 @@ def _judge(result: ProbeResult) -> None:
 async def _read_metrics(metrics: EngineMetrics, reader: OwnThread, path: Path, source: random.Random) -> str:
     facts = EngineFacts(source.choice(("vllm", "sglang", "trtllm")), ConnectionMode.HTTP)
     try:
-        page = await metrics.page(str(path), facts, api_key=None, timeout_s=_PATIENCE_S * 5)
+        page = await metrics.page(str(path), facts, Access(), timeout_s=_PATIENCE_S * 5)
     except MetricsError as error:
         return "MetricsError" if str(error).isprintable() else f"forged {str(error)!r}"
     reading = await reader.run(partial(metrics.read, page, facts), patience_s=10)

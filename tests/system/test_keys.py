@@ -16,7 +16,7 @@ import pytest_asyncio
 from aiohttp import web
 
 from examples.simulated import EngineKind
-from gateway_sidecar.domain.model import PeerAddress
+from gateway_sidecar.domain.model import Access, PeerAddress
 from gateway_sidecar.errors import NginxError
 from gateway_sidecar.nginx.key_proxy import Keyed, KeyedNginx
 from gateway_sidecar.nginx.peer_proxy import PeerNginx, PeerPlaces
@@ -208,12 +208,12 @@ async def test_once_a_key_is_led_to_no_connection_is_shown_another(tmp_path: Pat
 
     try:
         for number in range(6):
-            await nginx.lead(Keyed(echo, f"key{number}", grpc=False))
+            await nginx.lead(Keyed(echo, Access(api_key=f"key{number}"), grpc=False))
             assert {await shown() for _ in range(30)} == {f"Bearer key{number}"}
         other = tmp_path / "other.sock"
         other.symlink_to(echo)
         before = nginx.process
-        await nginx.lead(Keyed(other, "other", grpc=False))
+        await nginx.lead(Keyed(other, Access(api_key="other"), grpc=False))
         assert nginx.process is not before, "no engine is shown the key of another, not for a moment"
         assert await shown() == "Bearer other"
     finally:

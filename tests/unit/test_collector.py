@@ -16,6 +16,7 @@ from gateway_sidecar.control.autoscaling import collector
 from gateway_sidecar.control.autoscaling.collector import MOST_ENGINES, Signals
 from gateway_sidecar.control.replicas.tenure import Notes, Probed, Status
 from gateway_sidecar.domain.model import (
+    Access,
     ConnectionMode,
     EngineFacts,
     ReplicaId,
@@ -41,7 +42,7 @@ class PlayedEngines:
         self.fault: MetricsError | None = None
         self.takes_s = 0.1
 
-    async def page(self, address: str, facts: EngineFacts, *, api_key: str | None, timeout_s: float) -> bytes:
+    async def page(self, address: str, facts: EngineFacts, access: Access, *, timeout_s: float) -> bytes:
         self.asked.append(address)
         await asyncio.sleep(self.takes_s)
         if self.fault is not None:
@@ -91,7 +92,8 @@ class Replica:
     """As much of a tenure as is looked at."""
 
     def __init__(self, key: int, mode: ConnectionMode = ConnectionMode.HTTP) -> None:
-        self.key, self.replica, self.url, self.address = key, ReplicaId(f"r{key}"), f"http://a:{key}", f"/r{key}.sock"
+        self.key, self.replica, self.address = key, ReplicaId(f"r{key}"), f"/r{key}.sock"
+        self.urls = {f"http://a:{key}": None}
         self.notes, self.status = Notes(), Status(ReplicaState.SERVING)
         self.probe = Probed(EngineFacts("vllm", mode, WorkerType.REGULAR))
         self.gone, self.leaving, self.seen_at = False, None, 0.0

@@ -5,9 +5,9 @@ from pathlib import Path
 
 import pytest
 
-from gateway_sidecar.config import load_overrides
+from gateway_sidecar.config import HealthSettings, load_overrides
 from gateway_sidecar.config.values import show
-from gateway_sidecar.domain.model import Overrides, PeerAddress, WorkerType
+from gateway_sidecar.domain.model import Access, Overrides, PeerAddress, WorkerType
 from gateway_sidecar.errors import ConfigError
 
 
@@ -38,6 +38,17 @@ def test_everything_that_can_be_said(beside: Path) -> None:
     overrides = load_overrides(beside, os.geteuid())
     assert overrides == Overrides({"rack": "b7", "zone": "1"}, "sk-123", WorkerType.DECODE, 10, 2.0)
     assert "sk-123" not in repr(overrides)
+
+
+def test_how_an_engine_is_reached_and_asked(beside: Path) -> None:
+    """A prefix with a version stands for `/v1`, another one before it; what is not said is as for the service."""
+    beside.write_text("health: {path: /ping, expect: ok, prefix: /openai}\nmodel: m\n")
+    said = load_overrides(beside, os.geteuid())
+    assert said.health == Access("/ping", "ok", "/openai/v1")
+    beside.write_text("health: {prefix: /v3}\n")
+    assert load_overrides(beside, os.geteuid()).health.at("/v1/models") == "/v3/models"
+    usual = HealthSettings.model_validate({"prefix": "/v2", "tls": True}).access()
+    assert said.access(usual) == Access("/ping", "ok", "/openai/v1", True, None, "m")
 
 
 @pytest.mark.parametrize("text", ["", "# nothing yet\n", "{}\n"])
@@ -72,6 +83,11 @@ def test_every_mistake_at_once(beside: Path) -> None:
         ("labels: {'a b': x}\n", "r1.yaml:1: labels: 'a b' is not a label's name; use letters"),
         ('labels: {a: "\\ud800"}\n', "r1.yaml:1: labels: '\\ud800' is not a label's value; use characters"),
         ('labels: {a: "\\e[2J"}\n', "r1.yaml:1: labels: '\\x1b[2J' is not a label's value; use characters"),
+        ("health: {path: ping}\n", "r1.yaml:1: health.path: 'ping' is not a path that can be asked for; use one"),
+        ("health: {prefix: /v3/}\n", "r1.yaml:1: health.prefix: '/v3/' is not a path that can be matched; use"),
+        ("health: {tls: 'yes'}\n", "r1.yaml:1: health.tls: "),
+        ("health: {interval_s: 3}\n", "r1.yaml:1: health.interval_s: unknown setting"),
+        ("direct: true\nadvertise: 10.0.0.5:80\nhealth: {tls: true}\n", "r1.yaml:1: has `direct: true`, which leaves"),
         ("labels: x\n", "r1.yaml:1: labels: 'x' is not a mapping; write `key: value` lines below it"),
         (
             "priority: 1\npriority: 2\n",

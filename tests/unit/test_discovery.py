@@ -238,7 +238,8 @@ def test_readiness_is_by_health() -> None:
     """200 and SERVING are Ready; 503 and NOT_SERVING are Loading with what is known; anything else proves nothing."""
     assert judge_http_health(FACTS, HttpAnswer(200)) == Ready(FACTS)
     assert judge_http_health(FACTS, HttpAnswer(503)) == Loading("/health answers 503", FACTS)
-    for status in (204, 302, 401, 403, 404, 429, 500, 502):
+    assert judge_http_health(FACTS, HttpAnswer(204)) == Ready(FACTS)
+    for status in (302, 401, 403, 404, 429, 500, 502):
         assert isinstance(judge_http_health(FACTS, HttpAnswer(status)), Unknown)
     assert judge_grpc_health(FACTS, Serving(True, "x")) == Ready(FACTS)
     assert judge_grpc_health(FACTS, Serving(False, "x")) == Loading("x", FACTS)
@@ -264,6 +265,7 @@ def test_silence_before_the_first_answer() -> None:
     assert {f for f, verdict in verdicts.items() if verdict is Foreign} == {
         Failure.NOT_A_SOCKET,
         Failure.OTHER_PROTOCOL,
+        Failure.NO_TLS,
         Failure.TOO_LARGE,
     }
 
@@ -287,7 +289,7 @@ def test_first_side_that_gets_through_decides() -> None:
     assert not decisive(closed)
     assert judge((closed, Foreign("grpc")), Protocol.HTTP2) == Foreign("grpc")
     assert judge((Foreign("http"), cut), Protocol.HTTP1) == Foreign("http")
-    assert judge((closed, cut), None) == Loading("closed without an answer", refused=True)
+    assert judge((closed, cut), None) == Loading("closed without an answer", refused=True, closed=True)
     assert isinstance(judge((NoAnswer(Failure.OTHER_PROTOCOL), closed), Protocol.HTTP2), Unknown)
 
 

@@ -14,14 +14,15 @@ from structlog.testing import capture_logs
 
 from gateway_sidecar.control.edge import key_proxies
 from gateway_sidecar.control.edge.key_proxies import KeyProxies
+from gateway_sidecar.domain.model import Access
 from gateway_sidecar.errors import NginxError
 from gateway_sidecar.nginx.key_proxy import Keyed, KeyedNginx
 from gateway_sidecar.supervision.process import Identity
 from tests.unit.fake_time import beside, in_fake_time
 
 PORT = 24001
-ONE = Keyed(Path("/r1.sock"), "one", False)
-OTHER = Keyed(Path("/r1.sock"), "other", False)
+ONE = Keyed(Path("/r1.sock"), Access(api_key="one"), False)
+OTHER = Keyed(Path("/r1.sock"), Access(api_key="other"), False)
 
 
 class PlayedNginx:

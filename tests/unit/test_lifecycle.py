@@ -118,6 +118,14 @@ def test_loading_is_asked_often_at_first_and_then_cheaply() -> None:
     assert loading_delay_s(REFUSED, 60.0, Crowd(100)) == pytest.approx(2.0), "together under 50 a second"
 
 
+@pytest.mark.parametrize("result", [Foreign("x"), SILENT, Loading("closed", refused=True, closed=True)])
+def test_who_may_never_serve_is_asked_ever_more_seldom(result: ProbeResult) -> None:
+    """Each question may be a line in its log."""
+    assert loading_delay_s(result, 10.0, Crowd()) == pytest.approx(0.5)
+    assert loading_delay_s(result, 300.0, Crowd()) == pytest.approx(6.0)
+    assert loading_delay_s(result, 86400.0, Crowd()) == pytest.approx(15.0)
+
+
 def asked_during(hours: float, result: Loading, loading: int = 1) -> list[float]:
     """When an engine is asked that is not ready for so long: seconds since it was first seen."""
     moments, now = [], 0.0
@@ -181,3 +189,14 @@ def test_backoff_grows_to_its_bound_and_starts_at_nothing() -> None:
     delays = [backoff.delay_s(n) for n in range(8)]
     assert delays == [0.0, 0.5, 1.0, 2.0, 4.0, 8.0, 10.0, 10.0]
     assert backoff.delay_s(10_000) == 10.0
+
+
+def test_an_engine_that_was_put_to_sleep_is_not_dead() -> None:
+    """It said so itself; one that served and says anything else against itself is."""
+    asleep = Loading("/is_sleeping answers 200, but says is_sleeping: true", FACTS, asleep=True)
+
+    def state(result: ProbeResult) -> ReplicaState:
+        return state_of(result=result, leaving=False, ejected=Against.NOT_READY, worker=None)
+
+    assert state(asleep) is ReplicaState.LOADING
+    assert state(NOT_READY) is ReplicaState.DEAD

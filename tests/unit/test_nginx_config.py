@@ -10,6 +10,7 @@ import pytest
 
 from gateway_sidecar.check import lacking, room_for_bodies
 from gateway_sidecar.config import AuthSettings, CorsSettings, FrontendSettings, TlsSettings
+from gateway_sidecar.domain.model import Access
 from gateway_sidecar.errors import NginxError
 from gateway_sidecar.nginx.access_events import EventAddress
 from gateway_sidecar.nginx.bodies import body_classes
@@ -57,7 +58,7 @@ def test_one_static_range_and_links_by_port() -> None:
     assert "listen 127.0.0.2:24001-24999 backlog" in streams
     assert "proxy_pass unix:/run/g/bridges/$server_port.sock;" in streams
     assert "listen 127.0.0.1:24001-24999 backlog" in http
-    assert "proxy_pass http://unix:/run/g/bridges/$server_port.sock:;" in http
+    assert "proxy_pass http://unix:/run/g/bridges/$server_port.sock:$gateway_bridge_uri;" in http
     assert config(services=[]) != text
 
 
@@ -172,7 +173,9 @@ def test_an_engine_with_a_full_queue_is_tried_again_where_there_is_lua() -> None
     """Bridge, advertised address and the nginx that shows a key; without Lua the router is told at once."""
     bridge = config(lua_modules=(Path("/m/lua.so"),))
     without = config()
-    keyed = KeyedConfig(Path("/run/g/keyed/1"), Path("/run/e.sock"), "secret", False, (Path("/m/lua.so"),))
+    keyed = KeyedConfig(
+        Path("/run/g/keyed/1"), Path("/run/e.sock"), Access(api_key="secret"), False, (Path("/m/lua.so"),)
+    )
     for text in (bridge, keyed.rendered().text):
         (again,) = [it for it in every(text, "location") if it.words[1] == "@again"]
         assert {it.words for it in again.block or ()} >= {("error_page", "502", "504", "=", "@again")}
@@ -205,7 +208,7 @@ def test_a_large_body_is_passed_on_as_it_comes() -> None:
 
 def test_every_hop_takes_the_same_heads_of_answers() -> None:
     """An answer that one of them does not take is lost after the engine has worked for it."""
-    keyed = KeyedConfig(Path("/run/g/keyed/1"), Path("/run/e.sock"), "secret", False).rendered().text
+    keyed = KeyedConfig(Path("/run/g/keyed/1"), Path("/run/e.sock"), Access(api_key="secret"), False).rendered().text
     for text in (config(), keyed):
         (http,) = [it for it in read_directives(text) if it.words == ("http",)]
         servers = [it for it in http.block or () if it.words == ("server",)]
@@ -224,7 +227,7 @@ def test_a_client_may_have_hundreds_of_streams_over_one_connection() -> None:
 
 def test_a_router_may_have_thousands_of_requests_to_an_engine_with_a_key() -> None:
     """Over gRPC all of them are streams of one connection, of which nginx allows 128 by itself."""
-    text = KeyedConfig(Path("/run/g/keyed/1"), Path("/run/e.sock"), "secret", True).rendered().text
+    text = KeyedConfig(Path("/run/g/keyed/1"), Path("/run/e.sock"), Access(api_key="secret"), True).rendered().text
     (most,) = [int(it.words[1]) for it in every(text, "http2_max_concurrent_streams")]
     (connections,) = [int(it.words[1]) for it in every(text, "worker_connections")]
     assert 1000 < most < connections - 1
@@ -252,7 +255,7 @@ def test_an_advertised_address_serves_this_machine_alone() -> None:
     link = Path("/run/g/bridges/24001.sock")
     for grpc, leads in (
         (True, "proxy_pass unix:/run/g/bridges/24001.sock;"),
-        (False, f"proxy_pass http://unix:{link}:;"),
+        (False, f"proxy_pass http://unix:{link}:$gateway_bridge_uri;"),
     ):
         text = PeerConfig("fd00::5", 8000, link, Path("/run/g/peers/x"), grpc, "k" * 32, RULES, (), None).text()
         assert "listen [fd00::5]:8000 " in text

@@ -16,6 +16,7 @@ from jinja2 import Environment, nodes
 
 from gateway_sidecar.config import FrontendSettings
 from gateway_sidecar.config.part import Part
+from gateway_sidecar.domain.model import Access
 from gateway_sidecar.domain.routing import BridgeRules, RouterPaths
 from gateway_sidecar.errors import NginxError
 from gateway_sidecar.nginx.access_events import EventAddress
@@ -85,10 +86,36 @@ CONFIGS: dict[str, Any] = {
     "peer": peer(grpc=False),
     "grpc peer": peer(grpc=True),
     "keyed": KeyedConfig(
-        Path("/run/g/keyed/1"), Path("/run/e.sock"), "secret", False, (Path("/m/lua.so"),), ("www", "www")
+        Path("/run/g/keyed/1"),
+        Path("/run/e.sock"),
+        Access(api_key="secret"),
+        False,
+        (Path("/m/lua.so"),),
+        ("www", "www"),
     ),
     "grpc keyed": KeyedConfig(
-        Path("/run/g/keyed/1"), Path("/run/e.sock"), "secret", True, (Path("/m/lua.so"),), ("www", "www")
+        Path("/run/g/keyed/1"),
+        Path("/run/e.sock"),
+        Access(api_key="secret"),
+        True,
+        (Path("/m/lua.so"),),
+        ("www", "www"),
+    ),
+    "prefixed over TLS": KeyedConfig(
+        Path("/run/g/keyed/1"),
+        Path("/run/e.sock"),
+        Access(prefix="/v3", tls=True, api_key="secret"),
+        False,
+        (Path("/m/lua.so"),),
+        ("www", "www"),
+    ),
+    "grpc over TLS": KeyedConfig(
+        Path("/run/g/keyed/1"),
+        Path("/run/e.sock"),
+        Access(tls=True, api_key="secret"),
+        True,
+        (Path("/m/lua.so"),),
+        ("www", "www"),
     ),
 }
 

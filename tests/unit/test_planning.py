@@ -9,6 +9,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from gateway_sidecar.domain.model import (
+    MOST_NAMES,
     ConnectionMode,
     EngineFacts,
     Overrides,
@@ -28,6 +29,7 @@ from gateway_sidecar.domain.planning import (
     Why,
     WorkerAction,
     WorkerView,
+    base_of,
     describe,
     differs,
     missing_role,
@@ -35,6 +37,7 @@ from gateway_sidecar.domain.planning import (
     plan_orphans,
     plan_worker,
     worker_spec,
+    worker_urls,
 )
 
 FACTS = EngineFacts("sglang", ConnectionMode.HTTP, model="tiny")
@@ -347,3 +350,47 @@ def test_service_answers_with_a_regular_worker_or_a_whole_pair(
     serving: list[WorkerType], missing: Missing | None
 ) -> None:
     assert missing_role(serving) is missing
+
+
+URL = "http://127.0.0.1:24001"
+
+
+@pytest.mark.parametrize(
+    ("model", "names", "overrides", "expected"),
+    [
+        ("m", (), Overrides(), {"": None}),
+        (None, (), Overrides(), {"": None}),
+        ("m", ("b", "a/l:1"), Overrides(), {"": None, "/=b": "b", "/=a%2Fl%3A1": "a/l:1"}),
+        (None, ("x", "y"), Overrides(), {"/=x": "x", "/=y": "y"}),
+        ("m", ("b",), Overrides(model="only"), {"": None}),
+        ("m", ("b",), Overrides(model="one", names=("two",)), {"": None, "/=two": "two"}),
+    ],
+)
+def test_every_name_is_a_worker_of_its_own(
+    model: str | None, names: tuple[str, ...], overrides: Overrides, expected: dict[str, str | None]
+) -> None:
+    """Behind one bridge, by another path; what the operator names counts alone. A name's URL depends on it alone."""
+    facts = replace(FACTS, model=model, names=names)
+    assert worker_urls(URL, facts, overrides, bridged=True) == {URL + path: name for path, name in expected.items()}
+    assert all(base_of(url) == URL for url in worker_urls(URL, facts, overrides, bridged=True))
+    assert list(worker_urls(URL, facts, overrides, bridged=False)) == [URL], "an engine knows no such path itself"
+
+
+def test_a_worker_of_a_further_name_is_registered_under_it() -> None:
+    """And what the engine says first is the name of the first."""
+    facts = replace(FACTS, model="m", names=("b",))
+    assert (worker_spec(facts, URL, Overrides()).model_id, worker_spec(facts, URL, Overrides()).named) == ("m", None)
+    further = worker_spec(facts, f"{URL}/=b", Overrides(), "b")
+    assert (further.model_id, further.named) == ("b", "b")
+
+
+def test_an_engine_with_other_names_is_no_other_engine() -> None:
+    """Not even where the one by which it was known is no longer the only one."""
+    alone = replace(FACTS, model="b")
+    several = replace(FACTS, model=None).listing(None, ["c", "b", "a"])
+    assert several.names == ("a", "b", "c")
+    assert alone.is_same_engine(several)
+    assert several.called("b") == alone
+    assert several.called("b").names == ("a", "c")
+    assert not alone.is_same_engine(replace(FACTS, model="z"))
+    assert len(FACTS.listing("m", map(str, range(1000))).names) == MOST_NAMES + 1

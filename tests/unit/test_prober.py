@@ -17,9 +17,12 @@ from gateway_sidecar.control.replicas.tenure import BridgeHosts, Probed, Tenure
 from gateway_sidecar.control.workqueue import WorkQueue
 from gateway_sidecar.domain.lifecycle import Against
 from gateway_sidecar.domain.model import (
+    Access,
     ConnectionMode,
     EngineFacts,
+    Foreign,
     Loading,
+    Overrides,
     ProbeResult,
     Ready,
     ReplicaId,
@@ -44,16 +47,16 @@ class PlayedProbe:
         self.left = list(answers)
         self.stalls = 0
 
-    async def identify(self, _address: str, *, timeout_s: float, api_key: str | None = None) -> ProbeResult:
-        raise AssertionError((timeout_s, api_key))
+    async def identify(self, _address: str, *, timeout_s: float, access: Access) -> ProbeResult:
+        raise AssertionError((timeout_s, access))
 
     def ask_health(self, *_: object, **__: object) -> None:
         """Each question is a task here."""
 
     async def check_health(
-        self, _address: str, _facts: EngineFacts, *, timeout_s: float, api_key: str | None = None
+        self, _address: str, _facts: EngineFacts, *, timeout_s: float, access: Access, relist: bool
     ) -> ProbeResult:
-        del timeout_s, api_key
+        del timeout_s, access, relist
         answer, stalls = self.left.pop(0)
         self.stalls += stalls
         await asyncio.sleep(0)
@@ -67,8 +70,8 @@ class SilentEngines(PlayedProbe):
         super().__init__()
         self.asked: list[str] = []
 
-    async def identify(self, address: str, *, timeout_s: float, api_key: str | None = None) -> ProbeResult:
-        del timeout_s, api_key
+    async def identify(self, address: str, *, timeout_s: float, access: Access) -> ProbeResult:
+        del timeout_s, access
         self.asked.append(address)
         await asyncio.Event().wait()
         raise AssertionError
@@ -201,9 +204,9 @@ async def test_an_engine_that_answers_requests_is_asked_seldom_and_again_soon_af
 async def test_an_engine_that_does_not_say_how_it_is_but_answers_a_request_is_busy() -> None:
     class Busy(PlayedProbe):
         async def check_health(
-            self, _address: str, _facts: EngineFacts, *, timeout_s: float, api_key: str | None = None
+            self, _address: str, _facts: EngineFacts, *, timeout_s: float, access: Access, relist: bool
         ) -> ProbeResult:
-            del timeout_s, api_key
+            del timeout_s, access, relist
             if answers:
                 prober.note_answer(tenure)
             return Unknown("no answer")
@@ -245,9 +248,9 @@ async def test_a_busy_engine_that_was_to_be_asked_who_it_is_is_asked_again() -> 
     """Traffic shows that it is well, and not who it is."""
 
     class Silent(PlayedProbe):
-        async def identify(self, _address: str, *, timeout_s: float, api_key: str | None = None) -> ProbeResult:
+        async def identify(self, _address: str, *, timeout_s: float, access: Access) -> ProbeResult:
             await asyncio.sleep(timeout_s)
-            return Unknown(f"no answer, {api_key}")
+            return Unknown(f"no answer, {access}")
 
     tenure, prober = well_engine(Silent())
     tenure.probe.identify_next = True
@@ -402,4 +405,31 @@ async def test_a_fault_with_one_answer_has_that_engine_looked_at_again() -> None
     probe.questions[1].says = True
     await asyncio.sleep(1)
     assert not probe.questions[1].is_open
+    await prober.close()
+
+
+@in_fake_time
+async def test_an_engine_is_asked_again_at_once_when_its_notes_say_how() -> None:
+    """What could not be understood so far may be, then; and one that rests is left alone."""
+    asked: list[Access] = []
+
+    class Understood(PlayedProbe):
+        async def identify(self, _address: str, *, timeout_s: float, access: Access) -> ProbeResult:
+            del timeout_s
+            asked.append(access)
+            return Foreign("no OpenAI API") if access.prefix is None else Ready(FACTS)
+
+    tenure = tenure_of("r1")
+    tenure.notes.of = tenure.sighting
+    tenure.seen_at = awake.monotonic() - 86400
+    prober = watcher_of([tenure], Understood())
+    for _ in range(60):
+        prober.look_after(tenure)
+        await asyncio.sleep(1)
+    assert 4 <= len(asked) <= 5
+    tenure.notes.overrides = Overrides(health=Access(prefix="/v3"), model="m")
+    prober.look_after(tenure)
+    await asyncio.sleep(0.1)
+    assert asked[-1] == Access(prefix="/v3", model="m")
+    assert tenure.probe.facts == FACTS
     await prober.close()

@@ -605,3 +605,42 @@ async def test_an_engine_that_serves_one_connection_is_waited_for_in_line_once(w
         assert world.serves("r1")
         world.answer("r1", REFUSED)
         await world.until(lambda: not world.serves("r1"), within_s=3)
+
+
+@in_fake_time
+async def test_names_that_an_engine_gets_and_loses_are_workers_that_come_and_go(worlds: Worlds) -> None:
+    """It stays the engine that it was, with its port and its first worker, and the next daemon knows all of them."""
+
+    def called(*names: str) -> Ready:
+        return Ready(FACTS.listing(FACTS.model, names))
+
+    async with worlds() as world:
+        world.appear("r1", called("sql", "org/x"))
+        await world.until(lambda: world.serves("r1"))
+        port = world.tenure("r1").bridge.port
+        base = f"http://127.0.0.1:{port}"
+        await world.until(lambda: world.router.ready() == {base, f"{base}/=sql", f"{base}/=org%2Fx"})
+        assert {row.model_id for row in world.router.workers.values()} == {FACTS.model, "sql", "org/x"}
+        await world.restart()
+        await world.at_rest()
+        assert [kind for kind, _ in world.router.calls] == ["register"] * 3
+        world.answer("r1", called("sql", "new"))
+        await world.until(lambda: world.router.ready() == {base, f"{base}/=sql", f"{base}/=new"}, within_s=90)
+        assert world.tenure("r1").bridge.port == port
+        assert world.router.calls.count(("deregister", base)) == 0
+        await world.service.drains.drain(ReplicaId("r1"), 30.0)
+        assert world.router.workers == {}
+        await world.at_rest()
+
+
+@in_fake_time
+async def test_a_name_that_has_no_worker_is_said(worlds: Worlds) -> None:
+    """In the replica's reason, until the router has it."""
+    async with worlds() as world:
+        world.appear("r1")
+        await world.until(lambda: world.serves("r1"))
+        world.router.ready_after_s = 5.0
+        world.answer("r1", Ready(FACTS.listing(FACTS.model, ["sql"])))
+        await world.until(lambda: world.tenure("r1").status.reason == "not routed yet: sql", within_s=90)
+        await world.until(lambda: world.tenure("r1").status.reason == "", within_s=30)
+        assert world.serves("r1")

@@ -36,8 +36,8 @@ class Replica:
     notes: Notes = field(default_factory=Notes)
 
     @property
-    def url(self) -> str:
-        return f"http://a:{self.key}"
+    def urls(self) -> dict[str, None]:
+        return {f"http://a:{self.key}": None}
 
     @property
     def probe(self) -> Probed:

@@ -12,7 +12,7 @@ import pytest
 
 from gateway_sidecar.control.process import traffic_watch
 from gateway_sidecar.control.process.traffic_watch import TrafficWatch
-from gateway_sidecar.domain.model import ConnectionMode, Dead, EngineFacts
+from gateway_sidecar.domain.model import Access, ConnectionMode, Dead, EngineFacts
 from gateway_sidecar.domain.progress import Answers, Work
 from tests.unit.fake_time import beside, in_fake_time
 
@@ -30,9 +30,9 @@ class Site:
         self.again: list[Any] = []
         self.tenures: dict[int, Any] = {
             port: SimpleNamespace(
-                bridge=SimpleNamespace(port=port), gone=False, url=f"http://b:{port}", address=f"/{port}",
+                bridge=SimpleNamespace(port=port), gone=False, urls={f"http://b:{port}": None}, address=f"/{port}",
                 notes=SimpleNamespace(overrides=SimpleNamespace(api_key=None)), traffic=SimpleNamespace(work=Work()),
-                probe=SimpleNamespace(facts=EngineFacts("vllm", mode), result=None, answers=Answers()),
+                probe=SimpleNamespace(facts=EngineFacts("vllm", mode), result=None, answers=Answers(), access=Access()),
             )
             for port in ports
         }  # fmt: skip

@@ -30,6 +30,7 @@ from gateway_sidecar.control.routers.process import RouterProcess, RouterState
 from gateway_sidecar.control.service import Service
 from gateway_sidecar.domain.leases import PortLeases
 from gateway_sidecar.domain.model import (
+    Access,
     ConnectionMode,
     EngineFacts,
     Loading,
@@ -99,14 +100,14 @@ class PlayedProbe:
         self.asked: list[tuple[str, str]] = []
         self.takes_s = ASKED_S
 
-    async def identify(self, address: str, *, timeout_s: float, api_key: str | None = None) -> ProbeResult:
+    async def identify(self, address: str, *, timeout_s: float, access: Access) -> ProbeResult:
         return await self._answer("identify", address)
 
     def ask_health(self, *_: object, **__: object) -> None:
         """Each question is a task here."""
 
     async def check_health(
-        self, address: str, facts: EngineFacts, *, timeout_s: float, api_key: str | None = None
+        self, address: str, facts: EngineFacts, *, timeout_s: float, access: Access, relist: bool
     ) -> ProbeResult:
         return await self._answer("health", address)
 

@@ -222,12 +222,12 @@ class Signals:
         signals.keep_engines({t.key for t in candidates}, {t.replica for t in candidates})
         # Those that had work, and always the same ones: what was read before tells what came since. Then those that
         # were never read, so that their first work is not lost.
-        due = [t for t in candidates if signals.worked_by.get(t.key) != signals.requests_of.get(t.url or "", 0.0)]
+        due = [t for t in candidates if signals.worked_by.get(t.key) != signals.requests_to(t)]
         due.sort(key=lambda t: (t.key not in signals.worked_by, t.key))
         await asyncio.gather(*(self._read_engine(signals, tenure) for tenure in due[:MOST_ENGINES]))
 
     async def _read_engine(self, signals: ServiceSignals, tenure: Tenure) -> None:
-        signals.worked_by[tenure.key] = signals.requests_of.get(tenure.url or "", 0.0)
+        signals.worked_by[tenure.key] = signals.requests_to(tenure)
         try:
             page = await self._engine_page(tenure, _PATIENCE_S)
             assert tenure.probe.facts is not None
@@ -246,7 +246,7 @@ class Signals:
             raise MetricsError("the engine is not identified yet")
         try:
             page = await self._engines.page(
-                tenure.address, tenure.probe.facts, api_key=tenure.notes.overrides.api_key, timeout_s=patience_s
+                tenure.address, tenure.probe.facts, tenure.probe.access, timeout_s=patience_s
             )
         except MetricsError as error:
             if error.absent:

@@ -133,6 +133,10 @@ class ServiceSignals:
         if end.header_s is not None and (role := self._grpc_workers.get(end.worker)) in self.roles:
             count(self.roles[role].headers_seen, end.header_s)
 
+    def requests_to(self, tenure: Tenure) -> float:
+        """How many requests routers have sent to an engine, under any of its names."""
+        return sum(self.requests_of.get(url, 0.0) for url in tenure.urls)
+
     def take_routers(self, now_s: float, readings: Mapping[str, RouterReading]) -> None:
         """What all of the service's routers say now, by a name that no two processes share."""
         in_flight = [reading.in_flight for reading in readings.values()]
@@ -141,8 +145,9 @@ class ServiceSignals:
         self._itl.keep_only(set(readings))
         self.requests_of, self.active_on = {}, {}
         there = self.service.tenures.values()
-        by_url = {t.url: role for t in there if t.url and (role := role_of(t))}
-        grpc = {t.url for t in there if t.probe.facts and t.probe.facts.connection_mode is ConnectionMode.GRPC}
+        by_url = {url: role for t in there if (role := role_of(t)) for url in t.urls}
+        by_mode = ((t, t.probe.facts.connection_mode) for t in there if t.probe.facts)
+        grpc = {url for t, mode in by_mode if mode is ConnectionMode.GRPC for url in t.urls}
         self._grpc_workers = {url: role for url, role in by_url.items() if url in grpc}
         # A worker that had no request yet is not named; a router that works and names none does not say.
         says_active = all(r.in_flight == 0 or r.active for r in readings.values())

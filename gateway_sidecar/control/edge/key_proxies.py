@@ -35,7 +35,7 @@ class _Place:
     nginx: KeyedNginx
     to: Keyed | None
     led: Keyed | None = None
-    reason: str = "the nginx that shows its API key is not up yet"
+    reason: str = "the nginx before its engine is not up yet"
     failures: int = 0
     due: float = 0.0
 

@@ -122,5 +122,5 @@ class HoldPolicy:
     def _is_complete(self) -> bool:
         if awake.now() - self._up_at > MOST_PATIENCE_S:
             return True
-        wanted = (t.url for t in self._tenures if t.view().wanted)
+        wanted = (url for t in self._tenures if t.view().wanted for url in t.urls)
         return self._tenures.has_all and all(self._slots.active.is_ready(url) for url in wanted)

@@ -61,8 +61,7 @@ class TrafficWatch:
         """Bytes are no sign of life: the headers of a stream come before any token, and HTTP/2 has its own."""
         assert tenure.probe.facts is not None
         is_http = tenure.probe.facts.connection_mode is ConnectionMode.HTTP
-        active = self._signals.active_on(service.name, tenure.url) if tenure.url is not None else 0.0
-        busy = (waits and is_http) or active > 0
+        busy = (waits and is_http) or any(self._signals.active_on(service.name, url) > 0 for url in tenure.urls)
         if busy or tenure.traffic.work.busy_since is not None:
             tenure.traffic.work = tenure.traffic.work.seen(now, tenure.probe.answers.answered_at, busy=busy)
 
@@ -70,6 +69,6 @@ class TrafficWatch:
         facts, address = tenure.probe.facts, tenure.address
         if facts is None or address is None:
             return
-        counters = await read_progress(address, facts, api_key=tenure.notes.overrides.api_key, timeout_s=_READ_S)
+        counters = await read_progress(address, facts, tenure.probe.access, timeout_s=_READ_S)
         tenure.traffic.work = tenure.traffic.work.read(awake.now(), counters)
         service.reconsider(tenure)

@@ -16,7 +16,7 @@ from gateway_sidecar.control.replicas.registry import Registry
 from gateway_sidecar.control.replicas.tenure import Tenure
 from gateway_sidecar.control.workqueue import Key, WorkQueue
 from gateway_sidecar.domain.leases import NoFreePort, PortLeases
-from gateway_sidecar.domain.model import ConnectionMode, PeerAddress, ReplicaId
+from gateway_sidecar.domain.model import Access, ConnectionMode, PeerAddress, ReplicaId
 from gateway_sidecar.nginx.key_proxy import Keyed
 from gateway_sidecar.supervision import awake
 from gateway_sidecar.telemetry.logs import get_logger
@@ -24,6 +24,11 @@ from gateway_sidecar.telemetry.logs import get_logger
 _RETRY_S = 1.0
 _RETRY_GAP_S = 0.02
 """However many wait for a port: together they ask 50 times a second for one."""
+
+
+def needs_nginx(access: Access) -> bool:
+    """Whether a bridge alone does not do for an engine."""
+    return access.api_key is not None or access.prefix is not None or access.tls is True
 
 
 class Links(Protocol):
@@ -208,17 +213,17 @@ class Bridging:
         tenure.bridge.problem = None
 
     def _target(self, tenure: Tenure) -> Path | None:
-        """Where its link has to lead: to the socket or, if the engine has a key, to the nginx that shows it."""
+        """Where its link has to lead: to the socket, or to the nginx that knows its key, TLS or prefix."""
         assert tenure.bridge.port is not None
-        key, facts, socket = tenure.notes.overrides.api_key, tenure.probe.facts, tenure.sighting.place
-        if key is None:
+        access, facts, socket = tenure.probe.access, tenure.probe.facts, tenure.sighting.place
+        if not needs_nginx(access):
             tenure.bridge.key_problem = None
             return socket
         if facts is None:
             return None
         occupant = tenure.sighting.occupant
         inode = (occupant.device, occupant.inode) if tenure.sighting.tunnel is None else None
-        to = Keyed(socket, key, facts.connection_mode is ConnectionMode.GRPC, inode, tenure.handle)
+        to = Keyed(socket, access, facts.connection_mode is ConnectionMode.GRPC, inode, tenure.handle)
         state = self._keys.request(tenure.bridge.port, to)
         tenure.bridge.key_problem = state.problem
         return state.listens_at
@@ -251,5 +256,5 @@ class Bridging:
 
     def _reconsider_keys(self) -> None:
         for tenure in self._tenures:
-            if tenure.notes.overrides.api_key is not None:
+            if needs_nginx(tenure.probe.access):
                 self._queue.add(tenure.key)

@@ -29,7 +29,6 @@ from gateway_sidecar.control.workqueue import Key, Part, WorkerAt, WorkQueue
 from gateway_sidecar.domain.planning import (
     Bridge,
     Deregister,
-    OccupantView,
     Release,
     Unbridge,
     WorkerView,
@@ -151,11 +150,15 @@ class Controller:
         """What the next look at each tenure would do: (replica, action). Nothing is done."""
         pending = []
         for tenure in self._tenures:
-            view = tenure.view()
-            seen = [unit.book.view(tenure.url) for unit in self._slots.watched]
+            seen = [
+                (tenure.view(url, name), unit.book.view(url))
+                for url, name in _workers(tenure).items()
+                for unit in self._slots.watched
+            ]
+            given_up = self._rooms.drains.has_given_up(tenure)
             steps = [
-                plan_occupant(view, seen, given_up=self._rooms.drains.has_given_up(tenure)),
-                *(plan_worker(view, one) for one in seen),
+                plan_occupant(tenure.view(), [worker for _, worker in seen], given_up=given_up),
+                *(plan_worker(view, worker) for view, worker in seen),
             ]
             pending += [(str(tenure.replica), describe(step)) for step in steps if step is not None]
         known = self._rooms.prober.known_urls()
@@ -202,7 +205,7 @@ class Controller:
         gate.decide()
         if gate.has_caught_up:
             slots.note_caught_up()
-        slots.compare(t.url for t in self._tenures if t.leaving is None and t.url is not None)
+        slots.compare(url for t in self._tenures if t.leaving is None for url in t.urls)
         written = (self._tenures.version, gate.models, slots.active.router.slot, slots.saved())
         if written != self._written:
             self._written = written
@@ -237,7 +240,8 @@ class Controller:
         for unit in self._slots.watched:
             for step in plan_orphans(unit.book.workers, known, complete=self._tenures.has_all):
                 if unit.book.listed and not unit.book.view(step.url).busy:
-                    self._logger.warning("worker.orphan", worker_url=step.url, worker_id=step.worker_id)
+                    if self._tenures.at_base(step.url) is None:  # Else a name that it lists no more.
+                        self._logger.warning("worker.orphan", worker_url=step.url, worker_id=step.worker_id)
                     unit.book.start(step)
 
     # -- one tenure
@@ -247,12 +251,11 @@ class Controller:
         self._follow(tenure)
         rooms.prober.look_after(tenure)
         rooms.bridges.keep_up(tenure)
-        seen = self._slots.views(tenure.url)
-        is_out = all(w.listed and w.worker is None and not w.busy for w in seen.values())
+        seen = {url: self._slots.views(url) for url in _workers(tenure)}
+        workers = [worker for by_unit in seen.values() for worker in by_unit.values()]
+        is_out = all(w.listed and w.worker is None and not w.busy for w in workers)
         rooms.drains.note_out(tenure, is_out)
-        view = tenure.view()
-        step = plan_occupant(view, seen.values(), given_up=rooms.drains.has_given_up(tenure))
-        match step:
+        match plan_occupant(tenure.view(), workers, given_up=rooms.drains.has_given_up(tenure)):
             case Bridge():
                 rooms.bridges.open(tenure)
                 rooms.prober.look_after(tenure)  # Its end is noticed from now on.
@@ -262,7 +265,7 @@ class Controller:
                 self._release(tenure)
                 return None
         self._tenures.note(tenure)
-        tried_in_s = self._tell_routers(tenure, view if step is None else tenure.view(), seen)
+        tried_in_s = self._tell_routers(tenure, seen)
         drained_in_s = rooms.drains.finish_if_quiet(tenure)
         rooms.reporting.update(tenure)
         if self._tenures.superseded:
@@ -274,37 +277,45 @@ class Controller:
         if tenure.probe.other is not None and not tenure.gone:
             self._rooms.lifecycle.replace(tenure, tenure.probe.other)
         elif tenure.moves:
-            if any(seen.worker is not None or seen.busy for seen in self._slots.views(tenure.url).values()):
+            known = (seen for url in _workers(tenure) for seen in self._slots.views(url).values())
+            if any(seen.worker is not None or seen.busy for seen in known):
                 self._rooms.lifecycle.move(tenure)
             else:
                 self._rooms.bridges.readdress(tenure, tenure.notes.overrides.peer)
 
-    def _tell_routers(self, tenure: Tenure, view: OccupantView, seen: Mapping[RouterUnit, WorkerView]) -> float | None:
+    def _tell_routers(self, tenure: Tenure, seen: Mapping[str | None, Mapping[RouterUnit, WorkerView]]) -> float | None:
         """Has each router told what it is to know; in how many seconds to try again what was refused."""
-        tried_in_s: float | None = None
-        for unit, worker in seen.items():
-            step = plan_worker(view, worker)
-            if unit.retiring:
-                if isinstance(step, Deregister):
-                    unit.dismiss(step)
-            elif step is not None:
-                if isinstance(step, Deregister):
-                    self._rooms.gate.decide()  # If it was the last one, requests have to wait before it goes.
-                unit.book.start(step)
-            elif view.url is not None and worker.held:
-                tried_in_s = soonest(tried_in_s, unit.book.held_for_s(view.url))
+        tried_in_s, workers = None, _workers(tenure)
+        for url, name in workers.items():
+            view = tenure.view(url, name)
+            for unit, worker in seen.get(url, self._slots.views(url)).items():
+                step = plan_worker(view, worker)
+                if unit.retiring:
+                    if isinstance(step, Deregister):
+                        unit.dismiss(step)
+                elif step is not None:
+                    if isinstance(step, Deregister):
+                        self._rooms.gate.decide()  # If it was the last one, requests have to wait before it goes.
+                    unit.book.start(step)
+                elif url is not None and worker.held:
+                    tried_in_s = soonest(tried_in_s, unit.book.held_for_s(url))
         return tried_in_s
 
     def _release(self, tenure: Tenure) -> None:
         tenure.close_handle()
-        url, its_own = tenure.url, self._tenures.remove(tenure)
-        late_until = max((unit.book.late_until(url) for unit in self._slots.units), default=0.0)
+        urls, its_own = _workers(tenure), self._tenures.remove(tenure)
+        late_until = max((unit.book.late_until(url) for unit in self._slots.units for url in urls), default=0.0)
         self._rooms.bridges.give_back(tenure, late_until)
-        if its_own is not None:
-            for unit in self._slots.units:
-                unit.book.forget(its_own)
+        for unit in self._slots.units:
+            for url in its_own:
+                unit.book.forget(url)
         tenure.drain.done.set()
         self._rooms.reporting.ended(tenure)
+
+
+def _workers(tenure: Tenure) -> Mapping[str | None, str | None]:
+    """Its workers by URL, or one without URL: nothing is known of it."""
+    return dict(tenure.urls.items()) or {None: None}
 
 
 def soonest(*delays_s: float | None) -> float | None:

@@ -57,7 +57,7 @@ class Drains:
 
     def unanswered_without(self, replica: ReplicaId) -> dict[str, str]:
         """Model -> why no replica could answer for it without this one. Raises KeyError if it is not there."""
-        return self._roles.unanswered_without(self._tenures.current[replica].url)
+        return self._roles.unanswered_without(self._tenures.current[replica].urls)
 
     async def drain(self, replica: ReplicaId, timeout_s: float) -> DrainReport:
         """Takes a replica out of rotation; returns when nothing is in flight, or after `timeout_s` seconds.

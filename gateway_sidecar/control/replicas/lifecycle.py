@@ -101,8 +101,8 @@ class Lifecycle:
         """Whether it serves, and the router knows it as it is described now."""
         if tenure.status.state is not ReplicaState.SERVING or tenure.url is None or tenure.moves:
             return False
-        seen = self._slots.active.book.view(tenure.url)
-        return not seen.busy and plan_worker(tenure.view(), seen) is None
+        seen = [(tenure.view(url, name), self._slots.active.book.view(url)) for url, name in tenure.urls.items()]
+        return all(not worker.busy and plan_worker(view, worker) is None for view, worker in seen)
 
     def end_superseded(self, listing: Listing | None) -> None:
         """Those whose replica serves elsewhere now, or is no more, have done their part."""

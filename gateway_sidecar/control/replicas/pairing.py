@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Container, Mapping
 
 from gateway_sidecar.control.routers.replacement import RouterSlots
 from gateway_sidecar.domain.model import Registered, WorkerStatus
@@ -48,10 +48,10 @@ class Pairing:
         untold = [since for model, since in self._since.items() if model not in self._told]
         return _PATIENCE_S - (now - min(untold)) if untold else None
 
-    def unanswered_without(self, url: str | None) -> dict[str, str]:
-        """Model -> why no worker can answer for it, of models that lose this worker and are answered now."""
+    def unanswered_without(self, urls: Container[str]) -> dict[str, str]:
+        """Model -> why no worker can answer for it, of models that lose these workers and are answered now."""
         ready, router = self._ready(), self._slots.active.router.setup
-        left = [worker for worker in ready if worker.url != url]
+        left = [worker for worker in ready if worker.url not in urls]
         alone = router.models_of(ready) - router.models_of(left)
         lost = {**dict.fromkeys(alone, "it is the model's only replica"), **router.unanswered(left)}
         return {model: reason for model, reason in sorted(lost.items()) if model not in self.lacking}

@@ -9,7 +9,8 @@ import asyncio
 import math
 import random
 from collections import Counter
-from collections.abc import Callable
+from collections.abc import Callable, Container
+from dataclasses import dataclass
 from functools import partial
 from typing import Protocol
 
@@ -28,6 +29,7 @@ from gateway_sidecar.domain.lifecycle import (
     suspect_delay_s,
 )
 from gateway_sidecar.domain.model import (
+    Access,
     ConnectionMode,
     Dead,
     EngineFacts,
@@ -37,6 +39,7 @@ from gateway_sidecar.domain.model import (
     Ready,
     Unknown,
 )
+from gateway_sidecar.domain.planning import base_of
 from gateway_sidecar.domain.printable import counted
 from gateway_sidecar.domain.progress import Answers
 from gateway_sidecar.domain.tunnels import PathState, PathStatus, Tunnel
@@ -59,6 +62,7 @@ _OWES = 0.25
 """Of its time-out: an engine that has not answered for so long may be busy, and what it sends to clients is watched."""
 _QUESTIONS_AT_ONCE = 512
 """Under way without a task: to send one takes 50 us."""
+_RELIST_S = 30.0
 _COUNT_GAP_S = 0.2
 _FAILED_GAP_S = 0.25
 """Each failed request has its engine asked, but not more often than this."""
@@ -100,15 +104,26 @@ class Question(Protocol):
     def close(self) -> None: ...
 
 
+@dataclass(frozen=True, slots=True)
+class KnownUrls:
+    """The URLs of workers, and the bridges of engines that have not said yet which names they have."""
+
+    said: Container[str]
+    unsaid: Container[str]
+
+    def __contains__(self, url: object) -> bool:
+        return url in self.said or (isinstance(url, str) and base_of(url) in self.unsaid)
+
+
 class Probe(Protocol):
     """Asks engines what they are. Never raises; what cannot be told is Unknown."""
 
-    async def identify(self, address: str, *, timeout_s: float, api_key: str | None = None) -> ProbeResult: ...
+    async def identify(self, address: str, *, timeout_s: float, access: Access) -> ProbeResult: ...
 
-    def ask_health(self, address: str, facts: EngineFacts, *, api_key: str | None = None) -> Question | None: ...
+    def ask_health(self, address: str, facts: EngineFacts, *, access: Access) -> Question | None: ...
 
     async def check_health(
-        self, address: str, facts: EngineFacts, *, timeout_s: float, api_key: str | None = None
+        self, address: str, facts: EngineFacts, *, timeout_s: float, access: Access, relist: bool
     ) -> ProbeResult: ...
 
 
@@ -145,6 +160,7 @@ class Prober:
     def reconfigure(self, settings: ServiceSettings) -> None:
         """Takes new time-outs and thresholds."""
         self._settings = settings
+        self._usual_access = settings.health.access()
         self._policy = EvidencePolicy(
             settings.refused.failures, settings.refused.over_s, settings.health.failures, settings.health.timeout_s
         )
@@ -163,14 +179,14 @@ class Prober:
 
     def look_after(self, tenure: Tenure) -> None:
         """Begins whatever is due for this tenure, and comes back when the next question is."""
+        self._heed_access(tenure)
         if tenure.drain.requested:
-            tenure.probe.rests = True
+            tenure.probe.due = math.inf
             tenure.probe.liveness.disconnect()
             return
-        if tenure.probe.rests:
+        if tenure.probe.due == math.inf:
             # It was not asked while it was drained, and may be down by now.
-            tenure.probe.rests, tenure.probe.result = False, None
-            tenure.probe.identify_next, tenure.probe.due = True, 0.0
+            tenure.probe.result, tenure.probe.identify_next, tenure.probe.due = None, True, 0.0
         if tenure.gone or tenure.address is None or tenure.probe.task is not None:
             return
         if tenure in self._questions and not self._withdraw_question(tenure):
@@ -189,6 +205,17 @@ class Prober:
         self._come_back(tenure, tenure.probe.due - now)
         if isinstance(tenure.probe.result, Ready) and tenure.bridge.linked:
             self._connect_liveness(tenure, tenure.probe.result.facts, now)
+
+    def _heed_access(self, tenure: Tenure) -> None:
+        """Who is to be asked in another way is asked again, now."""
+        access = tenure.notes.overrides.access(self._usual_access)
+        if tenure.can_be_described and access != tenure.probe.access:
+            tenure.probe.access, tenure.probe.identify_next = access, True
+            self._ask_soon(tenure)
+
+    def _ask_soon(self, tenure: Tenure) -> None:
+        """As soon as it is looked at, or as it does not rest any more."""
+        tenure.probe.due = math.inf if tenure.probe.due == math.inf else 0.0
 
     def _come_back(self, tenure: Tenure, delay_s: float) -> None:
         """Not by way of the queue: what follows is a question, and only its answer may have to be planned for.
@@ -209,18 +236,20 @@ class Prober:
     def suspect(self, tenure: Tenure) -> None:
         """Something happened to the engine: ask it again who it is, now."""
         tenure.probe.identify_next = True
-        tenure.probe.due = 0.0
+        self._ask_soon(tenure)
         self._queue.add(tenure.key)
 
-    def known_urls(self) -> frozenset[str]:
+    def known_urls(self) -> KnownUrls:
         """The URLs that workers of tenures have, or may turn out to have."""
-        known = set(self._tenures.urls)
+        unsaid: set[str] = set()
         for tenure in self._tenures:
-            if tenure.probe.facts is None and tenure.leaving is None and not self.is_proven_ill(tenure):
-                # It has not said what it is: either kind of worker there may be this replica's, of an earlier daemon.
-                # One that leaves needs none, whichever it is.
-                known.update(self._tenures.urls_unsaid(tenure))
-        return frozenset(known)
+            if tenure.leaving is not None or not (tenure.probe.facts is None or not tenure.can_be_described):
+                continue
+            if not self.is_proven_ill(tenure):
+                # It has not said what it is: either kind of worker there may be this replica's, of an earlier daemon,
+                # under whatever name. One that leaves needs none, whichever it is.
+                unsaid.update(self._tenures.urls_unsaid(tenure))
+        return KnownUrls(self._tenures.urls, frozenset(unsaid))
 
     def trust_until_next(self, tenure: Tenure) -> None:
         """The engine is known to be well; the next question comes after the usual interval, spread a little.
@@ -239,7 +268,7 @@ class Prober:
         now = awake.now()
         tenure.probe.answers = tenure.probe.answers.failed(now)
         if isinstance(tenure.probe.result, Ready) and now - tenure.probe.health_asked_at >= _FAILED_GAP_S:
-            tenure.probe.due = 0.0
+            self._ask_soon(tenure)
             self._queue.add(tenure.key, urgent=True)
 
     def owing(self) -> list[Tenure]:
@@ -306,12 +335,13 @@ class Prober:
         if (
             not was_well
             or is_suspect
+            or self._is_list_due(tenure)
             or self._tunnel_down(tenure) is not None
             or len(self._questions) >= _QUESTIONS_AT_ONCE
         ):
             return False
         assert probe.facts is not None
-        question = self._probe.ask_health(address, probe.facts, api_key=tenure.notes.overrides.api_key)
+        question = self._probe.ask_health(address, probe.facts, access=probe.access)
         if question is None:
             return False
         probe.health_asked_at = now
@@ -379,7 +409,7 @@ class Prober:
     async def _ask(self, tenure: Tenure, address: str, silence: Unknown | None = None) -> None:
         """Asks it; `silence` is what came of a question that was asked in passing."""
         known = tenure.probe.facts or (tenure.probe.result.facts if isinstance(tenure.probe.result, Loading) else None)
-        api_key = tenure.notes.overrides.api_key
+        access = tenure.probe.access
         # Those that did not answer last time have a queue of their own: they must not hold up the others.
         async with (self._patient_turns if isinstance(tenure.probe.result, Unknown) else self._turns).turn():
             while True:
@@ -394,12 +424,13 @@ class Prober:
                 elif tenure.probe.identify_next or known is None:
                     kind = "identify"
                     result = await self._probe.identify(
-                        address, timeout_s=self._settings.probe.timeout_s, api_key=api_key
+                        address, timeout_s=self._settings.probe.timeout_s, access=access
                     )
                 else:
-                    kind, tenure.probe.health_asked_at = "health", asked_at
+                    kind, relist = "health", self._is_list_due(tenure)
+                    tenure.probe.health_asked_at = asked_at
                     result = await self._probe.check_health(
-                        address, known, timeout_s=self._settings.health.timeout_s, api_key=api_key
+                        address, known, timeout_s=self._settings.health.timeout_s, access=access, relist=relist
                     )
                 if against(result) is None or awake.stalls() == stalls:
                     break  # What was asked across a stall proves nothing: it is asked again.
@@ -421,7 +452,8 @@ class Prober:
             tenure.probe.identify_next = kind == "identify"
             self._queue.add(tenure.key, urgent=True)
             return
-        if kind == "health" and isinstance(result, Ready) and isinstance(tenure.probe.result, Ready):
+        is_as_before = isinstance(result, Ready) and known is not None and result.facts.names == known.names
+        if kind == "health" and is_as_before and isinstance(tenure.probe.result, Ready):
             # Well as before, the usual case by far: nothing to plan.
             self.trust_until_next(tenure)
             self.look_after(tenure)
@@ -469,11 +501,11 @@ class Prober:
                 if not tenure.probe.facts.is_same_engine(result.facts):
                     tenure.probe.other = result
                     return
-                tenure.probe.facts = result.facts
+                result = Ready(result.facts.called(tenure.probe.facts.model))
+            self._note_names(tenure, result.facts)
             tenure.probe.result = result
             tenure.probe.ejected = None
-            if tenure.probe.facts is None:
-                tenure.probe.facts = result.facts
+            tenure.probe.facts = result.facts
             self.trust_until_next(tenure)
             return
         tenure.probe.result = result
@@ -506,6 +538,17 @@ class Prober:
                 isinstance(result, Dead) or (isinstance(result, Loading) and result.facts is not None)
             )
         tenure.probe.due = now + self._next_gap_s(tenure, result, now)
+
+    def _is_list_due(self, tenure: Tenure) -> bool:
+        """Whether it is time to see which names the engine has: adapters are loaded and unloaded."""
+        return awake.now() // _RELIST_S != tenure.probe.health_asked_at // _RELIST_S
+
+    def _note_names(self, tenure: Tenure, facts: EngineFacts) -> None:
+        """An engine with other names than before is no other engine."""
+        before = tenure.probe.facts
+        if before is not None and before.names != facts.names:
+            came, went = sorted({*facts.names} - {*before.names}), sorted({*before.names} - {*facts.names})
+            self._logger.info("replica.names", replica=tenure.replica, came=came, went=went)
 
     def _next_gap_s(self, tenure: Tenure, result: ProbeResult, now: float) -> float:
         if tenure.probe.facts is not None and tenure.probe.ejected is None:
@@ -552,13 +595,16 @@ class Prober:
 
     def _waits_refused(self, tenure: Tenure, now: float) -> bool:
         """Whether nothing listened there when it was last asked, so that the next question comes later."""
-        refused = isinstance(tenure.probe.result, Loading) and tenure.probe.result.refused
+        result = tenure.probe.result
+        refused = isinstance(result, Loading) and result.refused and not result.closed
         at_rest = tenure.gone or tenure.drain.requested or tenure.probe.task is not None
         return refused and not at_rest and tenure.sighting.tunnel is None and tenure.probe.due > now + _TOUCH_GAP_S
 
     def _connect_liveness(self, tenure: Tenure, facts: EngineFacts, now: float) -> None:
         """Makes sure that the engine's end will be noticed at once, or within a moment."""
         liveness = tenure.probe.liveness
+        if tenure.probe.access.tls:
+            return  # A connection without a handshake is an error to it, or holds up a server of one thread.
         if liveness.connection is not None or tenure.address is None or liveness.is_connecting:
             return
         if now < liveness.due:

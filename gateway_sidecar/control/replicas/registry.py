@@ -18,7 +18,7 @@ from gateway_sidecar.control.replicas.tenure import (
     owner_of,
 )
 from gateway_sidecar.domain.model import ConnectionMode, ReplicaId, SocketIdentity
-from gateway_sidecar.domain.planning import Why
+from gateway_sidecar.domain.planning import Why, base_of
 from gateway_sidecar.sources.listing import Sighting
 from gateway_sidecar.supervision import awake
 
@@ -42,7 +42,7 @@ class Registry:
         self.version = 0
         self._by_occupant: dict[SocketIdentity, list[Tenure]] = {}
         self._by_url: dict[str, Tenure] = {}
-        self._urls: dict[int, str] = {}
+        self._urls: dict[int, tuple[str, ...]] = {}
         self._noted: dict[int, tuple[object, ...]] = {}
 
     def __iter__(self) -> Iterator[Tenure]:
@@ -101,8 +101,8 @@ class Registry:
         tenure.presence = Presence.SUPERSEDED
         self.superseded[tenure.key] = tenure
 
-    def remove(self, tenure: Tenure) -> str | None:
-        """It is over; the URL of its worker that is nobody's now, if it had one."""
+    def remove(self, tenure: Tenure) -> list[str]:
+        """It is over; the URLs of its workers that are nobody's now."""
         self.version += 1
         del self.by_key[tenure.key]
         self._noted.pop(tenure.key, None)
@@ -110,34 +110,39 @@ class Registry:
         stays.remove(tenure)
         if not stays:
             del self._by_occupant[tenure.sighting.occupant]
-        return self._forget_url(tenure)
+        return self._forget_urls(tenure)
 
     def note(self, tenure: Tenure) -> None:
         """Takes note of what was found of it."""
+        urls = tuple(tenure.urls)
         noted = (
             *(tenure.bridge.port, tenure.bridge.peer, tenure.bridge.peer_is_ours, tenure.probe.facts),
-            *(tenure.drain.requested, tenure.gone, tenure.sighting),
+            *(tenure.drain.requested, tenure.gone, tenure.sighting, urls),
         )
         if noted == self._noted.get(tenure.key):
             return
         self.version += 1
         self._noted[tenure.key] = noted
-        self._forget_url(tenure)
-        if tenure.url is not None:
-            self._urls[tenure.key] = tenure.url
-            self._by_url[tenure.url] = tenure
+        self._forget_urls(tenure)
+        if urls:
+            self._urls[tenure.key] = urls
+            self._by_url.update(dict.fromkeys(urls, tenure))
 
-    def _forget_url(self, tenure: Tenure) -> str | None:
-        """The URL that was its worker's until now."""
-        url = self._urls.pop(tenure.key, None)
-        if url is None or self._by_url.get(url) is not tenure:
-            return None
-        del self._by_url[url]
-        return url
+    def _forget_urls(self, tenure: Tenure) -> list[str]:
+        """The URLs that were its workers' until now."""
+        its_own = [url for url in self._urls.pop(tenure.key, ()) if self._by_url.get(url) is tenure]
+        for url in its_own:
+            del self._by_url[url]
+        return its_own
 
     def at_url(self, url: str) -> Tenure | None:
         """Whose worker has this URL."""
         return self._by_url.get(url)
+
+    def at_base(self, url: str) -> Tenure | None:
+        """Whose bridge a worker's URL leads to."""
+        base = base_of(url)
+        return next((tenure for tenure in self if tenure.base_url == base), None)
 
     def others(self, replica: ReplicaId, tenure: Tenure | None) -> int:
         """How many further stays of the replica are not over yet."""

@@ -6,12 +6,13 @@ from gateway_sidecar.control.replicas.registry import Registry
 from gateway_sidecar.control.replicas.tenure import Presence, Tenure
 from gateway_sidecar.control.routers.replacement import RouterSlots
 from gateway_sidecar.domain.lifecycle import state_of
-from gateway_sidecar.domain.model import Ready, Registered, ReplicaState, WorkerStatus
+from gateway_sidecar.domain.model import MOST_NAMES, Ready, Registered, ReplicaState, WorkerStatus
 from gateway_sidecar.domain.printable import counted
 from gateway_sidecar.supervision import awake
 from gateway_sidecar.telemetry.logs import get_logger
 from gateway_sidecar.telemetry.metrics import Metrics
 
+_FEW_NAMES = 5
 _TROUBLED = (ReplicaState.UNREACHABLE, ReplicaState.FOREIGN, ReplicaState.DEAD)
 _NAMELESS = (
     "it names no model, so no request for a model reaches it; write `model: NAME` in its .yaml or inventory entry"
@@ -111,8 +112,26 @@ class Reporting:
         if worker is not None and worker.status is WorkerStatus.READY:
             if tenure.presence is Presence.SUPERSEDED:
                 return "its replica has moved; it serves until the new engine does"
-            return "" if worker.model_id else _NAMELESS
+            return self._not_routed(tenure) if worker.model_id else _NAMELESS
         if not self._slots.active.router.up:
             return f"waiting for the router ({self._slots.active.router.state.value})"
         trouble = self._slots.active.book.trouble(tenure.url) if tenure.url else None
         return trouble or (f"the router says {worker.status.value}" if worker else "not registered yet")
+
+    def _not_routed(self, tenure: Tenure) -> str:
+        """Which of its names have no worker, and why."""
+        facts, book = tenure.probe.facts, self._slots.active.book
+        if facts is None or not (facts.names or tenure.notes.overrides.names):
+            return ""
+        urls = tenure.urls
+        waiting = [url for url in urls if (w := book.workers.get(url)) is None or w.status is not WorkerStatus.READY]
+        if waiting:
+            names = ", ".join(str(urls[url]) for url in waiting[:_FEW_NAMES])
+            return f"not routed yet: {names}{', ...' if waiting[_FEW_NAMES:] else ''}"
+        if len(urls) == 1 and tenure.notes.overrides.model is None:
+            return (
+                f"its other names are not routed, as it has no bridge (`direct`): {', '.join(facts.names[:_FEW_NAMES])}"
+            )
+        if len(facts.names) > MOST_NAMES and tenure.notes.overrides.model is None:
+            return f"not all of its names are routed: more than {MOST_NAMES}; list those that count in `model`"
+        return ""

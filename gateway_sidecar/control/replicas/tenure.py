@@ -4,12 +4,14 @@ from __future__ import annotations
 
 import asyncio
 import os
+from collections.abc import Mapping
 from dataclasses import dataclass, field
 from enum import StrEnum
 from pathlib import Path
 
 from gateway_sidecar.domain.lifecycle import Against, Evidence
 from gateway_sidecar.domain.model import (
+    Access,
     ConnectionMode,
     EngineFacts,
     Foreign,
@@ -20,7 +22,7 @@ from gateway_sidecar.domain.model import (
     ReplicaId,
     ReplicaState,
 )
-from gateway_sidecar.domain.planning import OccupantView, Why
+from gateway_sidecar.domain.planning import OccupantView, Why, worker_urls
 from gateway_sidecar.domain.progress import Answers, Work
 from gateway_sidecar.sources.listing import Sighting
 
@@ -120,9 +122,10 @@ class Probed:
     health_asked_at: when it was last asked for its health (awake seconds).
     answers: how the requests that it got have ended.
     timer: when the prober comes back to it, which is at `due`.
+    due: when to ask it next; never, while it is drained.
     other: what somebody else says who answers behind the same socket now: another engine that is ready, or no engine.
     ejected: what proved that it has to leave, or has proved it anew since; None while it may stay.
-    rests: whether it is not asked, since it is drained.
+    access: how it is asked.
     """
 
     facts: EngineFacts | None = None
@@ -138,7 +141,7 @@ class Probed:
     answers: Answers = field(default_factory=Answers)
     timer: asyncio.TimerHandle | None = None
     identify_next: bool = True
-    rests: bool = False
+    access: Access = field(default_factory=Access)
     liveness: Liveness = field(default_factory=Liveness)
 
 
@@ -257,9 +260,22 @@ class Tenure:
         return self.hosts.of(self.probe.facts.connection_mode if self.probe.facts else ConnectionMode.HTTP)
 
     @property
-    def url(self) -> str | None:
-        """The worker's URL: its bridge, or what it is advertised under, in the scheme that the engine speaks."""
+    def base_url(self) -> str | None:
+        """Its bridge, or what it is advertised under, in the scheme that the engine speaks."""
         return None if self.probe.facts is None else self.url_as(self.probe.facts.connection_mode)
+
+    @property
+    def urls(self) -> Mapping[str, str | None]:
+        """Its workers: URL -> which of the engine's names; None is the first."""
+        base, facts, peer = self.base_url, self.probe.facts, self.bridge.peer
+        if base is None or facts is None:
+            return {}
+        return worker_urls(base, facts, self.notes.overrides, bridged=peer is None or not peer.direct)
+
+    @property
+    def url(self) -> str | None:
+        """The URL of its first worker."""
+        return next(iter(self.urls), None)
 
     def url_as(self, mode: ConnectionMode) -> str | None:
         """The URL that the worker has, or would have, if its engine speaks this."""
@@ -310,8 +326,10 @@ class Tenure:
             return Why.ADDRESS
         return Why.UNREACHABLE if self.probe.ejected is not None else None
 
-    def view(self) -> OccupantView:
-        """The occupant for the planner. Wanted is one that was ready when last asked and that we can describe."""
+    def view(self, url: str | None = None, name: str | None = None) -> OccupantView:
+        """The occupant for the planner, as the worker at `url`. Wanted is one that was ready when last asked and that
+        we can describe.
+        """
         return OccupantView(
             facts=self.probe.facts,
             wanted=isinstance(self.probe.result, Ready) and self.leaving is None and self.can_be_described,
@@ -319,7 +337,8 @@ class Tenure:
             gone=self.gone,
             port=self.bridge.port,
             linked=self.bridge.linked,
-            url=self.url,
+            url=url or self.url,
+            name=name,
             overrides=self.notes.overrides,
             in_flight=self.drain.in_flight,
             reachable=self.bridge.key_problem is None

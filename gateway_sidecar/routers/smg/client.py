@@ -114,6 +114,7 @@ class SmgClient:
             "max_connection_attempts": _CONNECTION_ATTEMPTS,
             "health": self._health,
         }
+        name = spec.named or (spec.model_id if spec.connection_mode is ConnectionMode.HTTP else None)
         optional = {
             "model_id": spec.model_id,
             "bootstrap_port": spec.bootstrap_port,
@@ -123,7 +124,8 @@ class SmgClient:
             "api_key": self._key_of(spec),
             "priority": spec.priority,
             "cost": spec.cost,
-            "models": [{"id": spec.named}] if spec.named else None,  # It heeds model_id for some engines only.
+            # It heeds model_id for some engines only, and takes what an engine lists while it is registered.
+            "models": [{"id": name}] if name else None,
         }
         body |= {name: value for name, value in optional.items() if value is not None}
         try:
