@@ -115,7 +115,7 @@ async def test_every_name_of_an_engine_is_answered_and_adapters_come_and_go(
     [event] = gateway.events("replica.names")
     assert (event["came"], event["went"]) == (["new"], ["org/sql lora:1"])
     assert await answered(gateway, "tiny", "alias", "new") == ["tiny", "alias", "new"]
-    code, _, _ = await gateway.cli("drain", "chat/r1", "--timeout", "20")
+    code, _, _ = await gateway.cli("drain", "chat", "r1")
     assert code == 0
     assert await gateway.workers() == []
 
