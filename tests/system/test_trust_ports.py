@@ -58,7 +58,7 @@ def links(gateway: Gateway) -> list[str]:
 
 
 async def answering(gateway: Gateway) -> list[int]:
-    """The bridge ports that somebody answers at."""
+    """The bridge ports that somebody answers at, and not the bridge itself that there is nobody."""
     first = int(gateway.settings["bridges"]["ports"].partition("-")[0])
 
     async def asks(port: int) -> bool:
@@ -67,7 +67,8 @@ async def answering(gateway: Gateway) -> list[int]:
                 reader, writer = await asyncio.open_connection("127.0.0.1", port)
                 try:
                     writer.write(b"GET /health HTTP/1.1\r\nHost: x\r\nConnection: close\r\n\r\n")
-                    return bool(await reader.read(1))
+                    answer = await reader.read()
+                    return bool(answer) and b"engine_not_connected" not in answer
                 finally:
                     writer.close()
         except OSError:
