@@ -49,10 +49,13 @@ class EngineCore:
         self.behaviour = behaviour
         self.ledger = Ledger()
         self.bootstrap = Bootstrap(spec, self.ledger)
-        self.latencies = Latencies(f"{spec.kind.value.partition('-')[0]}:", spec.model)
+        self.latencies = Latencies(
+            f"{spec.kind.value.partition('-')[0]}:", spec.model, has_nixl=spec.kv_connector == "NixlConnector"
+        )
         self.stopping = False
         self.started_at = time.monotonic()
         self._loaded_at = 0.0
+        self._info_asked_at: float | None = None
         self.load()
         self._failures_due = 0.0
         self.running = 0
@@ -103,6 +106,12 @@ class EngineCore:
         if self.behaviour.slow_s:
             await asyncio.sleep(self.behaviour.slow_s)
 
+    async def collect_info(self) -> None:
+        """What vLLM does when it is first asked for its `/server_info`, whether or not the client stays."""
+        now = time.monotonic()
+        self._info_asked_at = self._info_asked_at or now
+        await asyncio.sleep(self._info_asked_at + self.behaviour.first_info_s - now)
+
     async def moving(self) -> None:
         """Return when the engine does not hang."""
         await self._moving.wait()
@@ -149,7 +158,12 @@ class EngineCore:
             raise InferenceError(str(failure)) from failure
 
     def kv_handover(self, params: Mapping[str, Any], request_id: str) -> dict[str, Any] | None:
-        """vLLM's NIXL: where the KV blocks are, if a prefill is told to leave decoding to another engine."""
+        """vLLM's NIXL: where the KV blocks are, if a prefill is told to leave decoding to another engine.
+
+        One that decodes for another counts the transfer.
+        """
+        if params.get("do_remote_prefill") and self.latencies.transfers is not None:
+            self.latencies.transfers.observe(0.001)
         if not params.get("do_remote_decode"):
             return None
         return {

@@ -67,6 +67,8 @@ class HttpFront:
     async def _respond(self, request: web.BaseRequest) -> web.StreamResponse:
         self._core.ledger.called(request.path)
         await self._core.pause()
+        if self._path(request) == "/server_info":
+            await self._core.collect_info()
         tell = TELLERS.get(self._core.behaviour.lie)
         if tell is not None:
             return await tell(request, _encode(self._page(request).body))

@@ -11,7 +11,7 @@ _ITL = (0.001, 0.0025, 0.005, 0.01, 0.025, 0.05, 0.075, 0.1, 0.15, 0.2, 0.3, 0.4
 class Latencies:
     """One engine's figures; `prefix` is how its kind begins every name."""
 
-    def __init__(self, prefix: str, model: str) -> None:
+    def __init__(self, prefix: str, model: str, *, has_nixl: bool) -> None:
         self._registry = CollectorRegistry()
         labels = {"model_name": model}
 
@@ -26,6 +26,8 @@ class Latencies:
         self.running = running.labels(**labels)
         tokens = Counter(prefix + "generation_tokens", "tokens", [*labels], registry=self._registry)
         self.tokens = tokens.labels(**labels)
+
+        self.transfers = histogram("nixl_xfer_time_seconds", _TTFT) if has_nixl else None
 
     def page(self) -> str:
         """The metrics page."""

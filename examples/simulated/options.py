@@ -175,6 +175,7 @@ class Behaviour:
         token_interval_s: The time before each token.
         grace_s: How long a graceful stop waits for requests in flight.
         asleep: vLLM's sleep mode: `/is_sleeping` says so, `/health` says 200, inference fails.
+        first_info_s: How long vLLM over HTTP takes until it first answers `/server_info`.
         words: What the page for health says with 200, such as `unhealthy`.
         names: What it lists beside its model, with commas between: further names, and adapters.
     """
@@ -195,6 +196,7 @@ class Behaviour:
     token_interval_s: Seconds = 0.0
     grace_s: Seconds = 5.0
     asleep: bool = False
+    first_info_s: Seconds = 0.0
     words: str | None = None
     names: str = ""
 

@@ -149,7 +149,10 @@ def _version(core: EngineCore) -> Page:
 def _vllm_server_info(core: EngineCore) -> Page:
     if not core.spec.dev_mode:
         return FASTAPI_NOT_FOUND
-    return Page({"vllm_config": f"model='{core.spec.model}', tensor_parallel_size=1, dtype=torch.float32"})
+    spec = core.spec
+    kv = {"kv_connector": spec.kv_connector, "kv_role": spec.kv_role, "engine_id": spec.kv_engine_id}
+    config = {"kv_transfer_config": kv if spec.kv_connector else None}
+    return Page({"vllm_config": config | {"parallel_config": {"data_parallel_size": spec.dp_size}}, "vllm_env": {}})
 
 
 def _metrics(core: EngineCore) -> Page:

@@ -13,7 +13,7 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Annotated, Any, Literal, Self
 
-from pydantic import Field, PlainValidator, field_validator, model_validator
+from pydantic import Field, PlainValidator, ValidationInfo, field_validator, model_validator
 
 from gateway_sidecar.config.access import AccessPart
 from gateway_sidecar.config.build import build
@@ -21,7 +21,7 @@ from gateway_sidecar.config.part import Part, entry_schema
 from gateway_sidecar.config.text_file import FileText, read_file
 from gateway_sidecar.config.values import Endpoint, parse_peer_address, show
 from gateway_sidecar.config.yamltree import Problem, Tree, read_tree
-from gateway_sidecar.domain.model import MOST_NAMES, Overrides, PeerAddress, WorkerType
+from gateway_sidecar.domain.model import BY_KV_ROLE, MOST_NAMES, Overrides, PeerAddress, WorkerType
 from gateway_sidecar.domain.trust import ROOT, Owned, trouble_with_key, trouble_with_notes, way_in
 from gateway_sidecar.errors import ConfigError
 from gateway_sidecar.files.follow import follow, ours
@@ -52,6 +52,22 @@ class OverridesFile(Part):
     )
     worker_type: Literal["regular", "prefill", "decode", "encode"] | None = Field(
         default=None, description="The worker's role, where the engine's own answer is wrong or missing."
+    )
+    kv_connector: Annotated[str, Field(min_length=1, max_length=MOST_MODEL, pattern=MODEL_NAME)] | None = Field(
+        default=None,
+        description="vLLM's `kv_connector`, where the engine does not say it: over HTTP outside its development mode.",
+        examples=["NixlConnector"],
+    )
+    kv_role: Literal["kv_producer", "kv_consumer", "kv_both"] | None = Field(
+        default=None,
+        description="vLLM's `kv_role`, where the engine does not say it. A `kv_producer` is a prefill worker, a"
+        " `kv_consumer` a decode worker; `kv_both` goes with any `worker_type`.",
+    )
+    kv_engine_id: Annotated[str, Field(min_length=1, max_length=MOST_MODEL, pattern=MODEL_NAME)] | None = Field(
+        default=None,
+        description="vLLM's `engine_id` of the KV transfer, where the engine does not say it and its connector needs"
+        " one. NIXL's engines tell each other.",
+        examples=["engine-1"],
     )
     model: (
         ModelName | Annotated[tuple[ModelName, ...], Field(strict=False, min_length=1, max_length=MOST_NAMES)] | None
@@ -103,6 +119,17 @@ class OverridesFile(Part):
             )
         return self
 
+    @field_validator("kv_role")
+    @classmethod
+    def _kv_role(cls, value: str | None, others: ValidationInfo) -> str | None:
+        implied, worker_type = implied_by(value), others.data.get("worker_type")
+        if implied is not None and worker_type not in (None, implied.value):
+            raise ValueError(
+                f"{show(value)} is a {implied.value} worker, but worker_type says {worker_type}; leave out the one that"
+                " is wrong"
+            )
+        return value
+
     @field_validator("labels")
     @classmethod
     def _labels(cls, value: dict[str, str]) -> dict[str, str]:
@@ -114,6 +141,11 @@ class OverridesFile(Part):
             if not text.isprintable():
                 raise ValueError(f"{show(text)} is not a label's value; use characters that can be printed")
         return value
+
+
+def implied_by(kv_role: str | None) -> WorkerType | None:
+    """The only role that a vLLM of this `kv_role` can have; None if it may have any."""
+    return None if kv_role in (None, "kv_both") else BY_KV_ROLE[kv_role]
 
 
 def replica_schema() -> dict[str, Any]:
@@ -167,13 +199,16 @@ def _read_beside(path: Path, socket_owner: int) -> tuple[FileText, Owned, str | 
 
 def with_key(said: OverridesFile, key: str | None) -> Overrides:
     """What was said, and the key that it names."""
-    worker_type = WorkerType(said.worker_type) if said.worker_type else None
+    worker_type = WorkerType(said.worker_type) if said.worker_type else implied_by(said.kv_role)
     peer = PeerAddress(said.advertise.host, said.advertise.port, said.direct) if said.advertise else None
     names = (said.model,) if isinstance(said.model, str) else said.model or (None,)
     return Overrides(
         *(said.labels, key, worker_type, said.priority, said.cost, peer, said.bootstrap_port, names[0]),
         health=said.health.access(),
         names=tuple(name for name in dict.fromkeys(names[1:]) if name is not None and name != names[0]),
+        kv_connector=said.kv_connector,
+        kv_role=said.kv_role,
+        kv_engine_id=said.kv_engine_id,
     )
 
 

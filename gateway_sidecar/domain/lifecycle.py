@@ -166,7 +166,7 @@ def state_of(
             return ReplicaState.SEEN
         case Ready():
             return ReplicaState.REGISTERING
-        case Loading():
+        case Loading() | Unknown(begun=True):
             return ReplicaState.LOADING
         case Dead():
             return ReplicaState.DEAD

@@ -20,6 +20,14 @@ class WorkerType(StrEnum):
     ENCODE = "encode"
 
 
+BY_KV_ROLE = {
+    "kv_producer": WorkerType.PREFILL,
+    "kv_consumer": WorkerType.DECODE,
+    "kv_both": WorkerType.REGULAR,
+}
+"""What a `kv_role` of vLLM's is by itself. One that is both may be used as either."""
+
+
 class ConnectionMode(StrEnum):
     """How the router speaks to a worker."""
 
@@ -134,10 +142,12 @@ class Unknown:
     """No answer within the deadline, or an answer that proves nothing. Changes nothing by itself.
 
     `ours` says that the trouble is the daemon's own (no descriptors left, say): no evidence about the engine at all.
+    `begun`: it has named itself, and takes its time over the rest.
     """
 
     reason: str
     ours: bool = False
+    begun: bool = False
 
 
 @dataclass(frozen=True, slots=True)
@@ -208,6 +218,9 @@ class Overrides:
     model: str | None = None
     health: Access = Access()
     names: tuple[str, ...] = ()
+    kv_connector: str | None = None
+    kv_role: str | None = None
+    kv_engine_id: str | None = None
 
     def access(self, usual: Access) -> Access:
         """How to ask the engine, where `usual` is how its service's engines are asked."""

@@ -156,18 +156,26 @@ def worker_urls(base: str, facts: EngineFacts, overrides: Overrides, *, bridged:
     return urls or {base: more[0]}
 
 
+_KV_ROLES = {WorkerType.PREFILL: "kv_producer", WorkerType.DECODE: "kv_consumer"}
+
+
 def worker_spec(facts: EngineFacts, url: str, overrides: Overrides, name: str | None = None) -> WorkerSpec:
-    """The registration of an engine that is bridged at `url`, under this name or the first of its names."""
+    """The registration of an engine that is bridged at `url`, under this name or the first of its names.
+
+    Where a KV connector is known and its role is not, the worker's type tells the role.
+    """
+    worker_type = overrides.worker_type or facts.worker_type
+    connector = overrides.kv_connector or facts.kv_connector
     return WorkerSpec(
         url=url,
         runtime_type=facts.runtime_type,
         connection_mode=facts.connection_mode,
-        worker_type=overrides.worker_type or facts.worker_type,
+        worker_type=worker_type,
         model_id=name or overrides.model or facts.model,
         bootstrap_port=overrides.bootstrap_port or facts.bootstrap_port,
-        kv_connector=facts.kv_connector,
-        kv_role=facts.kv_role,
-        kv_engine_id=facts.kv_engine_id,
+        kv_connector=connector,
+        kv_role=overrides.kv_role or facts.kv_role or (_KV_ROLES.get(worker_type) if connector else None),
+        kv_engine_id=overrides.kv_engine_id or facts.kv_engine_id,
         labels=overrides.labels,
         api_key=overrides.api_key,
         bridged=overrides.peer is None or not overrides.peer.direct,
@@ -259,6 +267,7 @@ def differs(worker: Registered, expected: WorkerSpec) -> bool:
         or worker.runtime_type not in (None, expected.runtime_type)
         or (expected.bootstrap_port is not None and worker.bootstrap_port != expected.bootstrap_port)
         or (expected.kv_role is not None and worker.kv_role != expected.kv_role)
+        or (expected.kv_connector is not None and worker.kv_connector != expected.kv_connector)
         or expected.named not in (None, worker.model_id)
     )
 

@@ -6,13 +6,13 @@ Each engine's file ends with one `ENGINE = Engine(...)`, which `http_probe.py`, 
 
 from __future__ import annotations
 
-from collections.abc import Callable
-from dataclasses import dataclass
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass, field
 
 from google.protobuf.message import Message
 
 from gateway_sidecar.domain.discovery import HealthReader, HttpAnswer, ModelList, read_standard_health
-from gateway_sidecar.domain.model import EngineFacts, Unknown
+from gateway_sidecar.domain.model import EngineFacts, Unknown, WorkerSpec
 from gateway_sidecar.engines._pb import grpc_pb2, loads_pb2
 from gateway_sidecar.engines.fields import Fields
 
@@ -23,13 +23,15 @@ class HttpDialect:
 
     `questions`: each is a tuple of paths, the newest name first; the next is tried where one answers 404.
     `read` gets the model list and one answer for each question, in order. `health` are pages that it may have, which
-    are asked for its health before the usual one.
+    are asked for its health before the usual one. `connectors`: how the series of a KV connector begin on its metrics
+    page -> the connector, which an engine has that does not say so otherwise.
     """
 
     owned_by: frozenset[str]
     questions: tuple[tuple[str, ...], ...]
     read: Callable[[ModelList, tuple[HttpAnswer, ...]], EngineFacts | Unknown]
     health: tuple[str, ...] = ()
+    connectors: Mapping[str, str] = field(default_factory=dict)
 
 
 @dataclass(frozen=True, slots=True)
@@ -99,6 +101,7 @@ class Engine:
     """One inference engine. `name` is the `runtime_type` of the facts that its dialects read.
 
     `single_connection`: it serves one connection at a time, so none is kept open to notice its end.
+    `lacks`: what its registration does not say although it has to, with the cure; None if it says all.
     """
 
     name: str
@@ -106,3 +109,4 @@ class Engine:
     grpc: GrpcDialect | None = None
     metrics: MetricsPage = MetricsPage()
     single_connection: bool = False
+    lacks: Callable[[WorkerSpec], str | None] = lambda _spec: None

@@ -8,7 +8,7 @@ from __future__ import annotations
 from collections.abc import Mapping
 
 from gateway_sidecar.domain.discovery import name
-from gateway_sidecar.domain.model import Unknown, WorkerType
+from gateway_sidecar.domain.model import BY_KV_ROLE, Unknown, WorkerType
 
 Fields = Mapping[str, object]
 
@@ -59,12 +59,6 @@ _BY_DISAGGREGATION_MODE = {
     "encode": WorkerType.ENCODE,
 }
 
-_BY_KV_ROLE = {
-    "kv_producer": WorkerType.PREFILL,
-    "kv_consumer": WorkerType.DECODE,
-    "kv_both": WorkerType.REGULAR,
-}
-
 
 def worker_type_by_mode(server_args: Fields) -> WorkerType | Unknown:
     """The role by `disaggregation_mode`; engines older than disaggregation do not have it."""
@@ -73,7 +67,7 @@ def worker_type_by_mode(server_args: Fields) -> WorkerType | Unknown:
 
 def worker_type_by_kv_role(fields: Fields) -> WorkerType | Unknown:
     """The role by vLLM's `kv_role`; none, or an empty one, is a regular worker."""
-    return _role(_BY_KV_ROLE, fields, "kv_role")
+    return _role(BY_KV_ROLE, fields, "kv_role")
 
 
 def _role(table: Mapping[str, WorkerType], fields: Fields, key: str) -> WorkerType | Unknown:

@@ -6,6 +6,7 @@ from dataclasses import replace
 
 from gateway_sidecar.domain.discovery import (
     ABSENT,
+    Failure,
     HttpAnswer,
     ModelList,
     NoAnswer,
@@ -20,7 +21,9 @@ from gateway_sidecar.engines.dialect import HttpDialect
 from gateway_sidecar.engines.unix_http import UnixHttp
 from gateway_sidecar.kinds import ENGINES
 
-HEALTH, MODELS, INFO = "/health", "/v1/models", "/info"
+HEALTH, MODELS, INFO, METRICS = "/health", "/v1/models", "/info", "/metrics"
+IDENTIFYING = frozenset(path for engine in ENGINES if engine.http for paths in engine.http.questions for path in paths)
+"""What an engine is asked that has named itself. A real vLLM's first answer about itself takes over 5 s."""
 
 
 async def identify(http: UnixHttp, access: Access) -> ProbeResult | NoAnswer:
@@ -43,7 +46,8 @@ async def identify(http: UnixHttp, access: Access) -> ProbeResult | NoAnswer:
     facts = await _facts(http, dialect, models)
     if not isinstance(facts, EngineFacts):
         return facts
-    return await _first_health(http, facts.listing(facts.model, models.ids), access, dialect)
+    verdict = await _first_health(http, facts.listing(facts.model, models.ids), access, dialect)
+    return await _with_connector(http, verdict, dialect)
 
 
 async def check_health(http: UnixHttp, facts: EngineFacts, access: Access, *, relist: bool) -> ProbeResult:
@@ -78,6 +82,23 @@ async def _first_health(http: UnixHttp, facts: EngineFacts, access: Access, dial
     if isinstance(verdict, Loading):
         return replace(verdict, facts=facts)
     return verdict or Ready(facts)
+
+
+async def _with_connector(http: UnixHttp, verdict: ProbeResult, dialect: HttpDialect) -> ProbeResult:
+    """Look for a KV connector that the engine has not told of. Last of all: a page too large spoils nothing then."""
+    if not isinstance(verdict, Ready | Loading) or verdict.facts is None:
+        return verdict
+    if not dialect.connectors or verdict.facts.kv_connector is not None:
+        return verdict
+    page = await http.get(METRICS, last=True)
+    if isinstance(page, NoAnswer):
+        useless = page.failure in (Failure.TOO_LARGE, Failure.MALFORMED)
+        return verdict if useless else unanswered(page, METRICS)
+    body = b"\n" + page.body if page.status == 200 else b""
+    for start, connector in dialect.connectors.items():
+        if any(before + start.encode() in body for before in (b"\n", b"\n# TYPE ")):
+            return replace(verdict, facts=replace(verdict.facts, kv_connector=connector))
+    return verdict
 
 
 def _judge(facts: EngineFacts, access: Access, page: str, answer: HttpAnswer | NoAnswer) -> ProbeResult:

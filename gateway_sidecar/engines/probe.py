@@ -198,7 +198,8 @@ class _FirstSight:
                 asked = "gRPC"
             case _:
                 asked = "HTTP or gRPC"
-        return Unknown(f"no answer to {asked} within {self._timeout_s:g} s")
+        begun = asked in http_probe.IDENTIFYING
+        return Unknown(f"no answer to {asked} within {self._timeout_s:g} s" + begun * "; asked again", begun=begun)
 
     async def _in_turn(self, http: UnixHttp) -> ProbeResult:
         """Ask gRPC where HTTP settles nothing: its first bytes are there, so it is told at once if they are others'."""

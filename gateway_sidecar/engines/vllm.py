@@ -1,9 +1,12 @@
-"""vLLM: its role is its `kv_role`. gRPC tells it; HTTP only in development mode (`/server_info`)."""
+"""vLLM: its role is its `kv_role`. gRPC tells it; HTTP only in development mode (`/server_info`).
+
+Without it, HTTP shows a NIXL connector all the same: by its series in `/metrics`.
+"""
 
 from __future__ import annotations
 
 from gateway_sidecar.domain.discovery import HttpAnswer, ModelList, document, needs_key
-from gateway_sidecar.domain.model import ConnectionMode, EngineFacts, Unknown
+from gateway_sidecar.domain.model import ConnectionMode, EngineFacts, Unknown, WorkerSpec, WorkerType
 from gateway_sidecar.engines._pb import vllm_pb2
 from gateway_sidecar.engines.dialect import Engine, GrpcDialect, HttpDialect, MetricsPage, Rpc, loads_of
 from gateway_sidecar.engines.fields import Fields, dp_size, part, text, worker_type_by_kv_role
@@ -61,11 +64,27 @@ def read_grpc(server_info: Fields, model_info: Fields) -> EngineFacts | Unknown:
     )
 
 
+def lacks(spec: WorkerSpec) -> str | None:
+    """What keeps a pair from transferring KV: a router asks for it only where it knows the connector and the role."""
+    has_part = spec.kv_role is not None or spec.worker_type in (WorkerType.PREFILL, WorkerType.DECODE)
+    if spec.kv_connector is not None and spec.kv_role is None:
+        lacking = f"it has a KV connector ({spec.kv_connector}) and does not say its role"
+        cure = "`kv_role: kv_producer` (prefill) or `kv_role: kv_consumer` (decode)"
+    elif spec.kv_connector is None and has_part:
+        lacking = f"it is a {spec.worker_type.value} worker whose KV connector is not known"
+        cure = "`kv_connector: NAME`, such as NixlConnector,"
+    else:
+        return None
+    where = "in its .yaml or inventory entry, or start it with VLLM_SERVER_DEV_MODE=1"
+    return f"{lacking}, so no KV is transferred; write {cure} {where}"
+
+
 HTTP = HttpDialect(
     owned_by=frozenset({NAME}),
     questions=(("/server_info?config_format=json",), ("/version",)),
     read=read_http,
     health=("/is_sleeping",),  # development mode has it; asleep `/health` says 200
+    connectors={"vllm:nixl_": "NixlConnector"},  # `kv_connector/v1/nixl`: the only one with metrics of its own
 )
 
 GRPC = GrpcDialect(
@@ -86,4 +105,4 @@ METRICS = MetricsPage(
     ),
 )
 
-ENGINE = Engine(NAME, HTTP, GRPC, METRICS)
+ENGINE = Engine(NAME, HTTP, GRPC, METRICS, lacks=lacks)

@@ -13,17 +13,19 @@ from typing import Any
 import grpc
 import pytest
 
+from examples.simulated import Behaviour, EngineKind, EngineSpec, Role, SimulatedEngine
 from gateway_sidecar.domain.model import (
     Access,
     ConnectionMode,
     EngineFacts,
     Foreign,
     Loading,
+    ProbeResult,
     Ready,
     Unknown,
     WorkerType,
 )
-from gateway_sidecar.engines.probe import EngineProbe
+from gateway_sidecar.engines.probe import LARGEST_ANSWERS_BYTES, EngineProbe
 from tests.contract import engine_replay as replay
 from tests.contract.engine_replay import GrpcReplay, HttpReplay, message
 
@@ -474,3 +476,78 @@ async def test_a_hundred_sockets_are_identified_at_once(probe: EngineProbe, tmp_
             )
         )
     assert seen == [Ready(VLLM_HTTP), Ready(VLLM_GRPC)] * 50
+
+
+# --- vLLM over HTTP that does not say its role ------------------------------------------------------------------
+
+
+NIXL = """# HELP vllm:num_requests_running Number of requests in model execution batches.
+# TYPE vllm:num_requests_running gauge
+vllm:num_requests_running{engine="0",model_name="tiny-llama"} 0.0
+# HELP vllm:nixl_xfer_time_seconds Histogram of transfer duration for NIXL KV Cache transfers.
+# TYPE vllm:nixl_xfer_time_seconds histogram
+vllm:nixl_xfer_time_seconds_bucket{engine="0",le="0.005",model_name="tiny-llama"} 0.0
+vllm:nixl_xfer_time_seconds_count{engine="0",model_name="tiny-llama"} 0.0
+"""
+
+
+def with_metrics(page: str, status: int = 200, server: HttpReplay | None = None) -> HttpReplay:
+    """The recorded vLLM, and its metrics."""
+    server = server or HttpReplay.of("vllm-http")
+    server.answers["/metrics"] = (status, page)
+    return server
+
+
+@pytest.mark.parametrize(
+    ("server", "facts"),
+    [
+        (with_metrics(NIXL), replace(VLLM_HTTP, kv_connector="NixlConnector")),
+        (with_metrics(NIXL.splitlines()[-1]), replace(VLLM_HTTP, kv_connector="NixlConnector")),
+        (with_metrics("\n".join(NIXL.splitlines()[:5])), replace(VLLM_HTTP, kv_connector="NixlConnector")),
+        (with_metrics('vllm:x{model_name="vllm:nixl_"} 0\n'), VLLM_HTTP),
+        (with_metrics(NIXL, status=500), VLLM_HTTP),
+        (with_metrics("x" * (LARGEST_ANSWERS_BYTES + 1)), VLLM_HTTP),
+        (with_metrics(NIXL, server=vllm_dev(None)), replace(VLLM_HTTP, kv_connector="NixlConnector", dp_size=2)),
+        (
+            with_metrics(NIXL, server=vllm_dev({"kv_connector": "MultiConnector", "kv_role": "kv_both"})),
+            replace(VLLM_HTTP, kv_connector="MultiConnector", kv_role="kv_both", dp_size=2),
+        ),
+    ],
+)
+async def test_a_connector_shows_in_the_metrics(
+    probe: EngineProbe, path: Path, server: HttpReplay, facts: EngineFacts
+) -> None:
+    """Outside development mode nothing else tells that a vLLM has one; its own word stands above it."""
+    async with server.serve(path):
+        assert await probe.identify(str(path), timeout_s=TIMEOUT_S) == Ready(facts)
+
+
+async def test_the_metrics_are_asked_for_once_for_each_occupant(probe: EngineProbe, path: Path) -> None:
+    """At first sight, loading or not; never with a question for health."""
+    server = with_metrics(NIXL)
+    server.answers["/health"] = (503, "")
+    async with server.serve(path):
+        seen = await probe.identify(str(path), timeout_s=TIMEOUT_S)
+        assert isinstance(seen, Loading)
+        assert seen.facts is not None
+        assert seen.facts.kv_connector == "NixlConnector"
+        server.answers["/health"] = (200, "")
+        for relist in (False, True):
+            again = await probe.check_health(str(path), seen.facts, timeout_s=TIMEOUT_S, relist=relist)
+            assert again == Ready(seen.facts)
+    assert [request.path for request in server.seen].count("/metrics") == 1
+
+
+async def test_a_slow_first_answer_about_itself_is_no_silence(probe: EngineProbe, path: Path) -> None:
+    """A real vLLM's first `/server_info` takes over 5 s. It says what it is when it is asked again."""
+    spec = EngineSpec(kind=EngineKind.VLLM_HTTP, socket=path, role=Role.PREFILL, dev_mode=True)
+    slow = Unknown("no answer to /server_info?config_format=json within 0.2 s; asked again", begun=True)
+    async with SimulatedEngine(spec, Behaviour(first_info_s=3600)) as engine:
+        seen: ProbeResult | None = None
+        while seen != slow:  # A busy machine may need as long for its model list.
+            seen = await probe.identify(str(path), timeout_s=0.2)
+            assert isinstance(seen, Unknown)
+        engine.behave(first_info_s=0)
+        seen = await probe.identify(str(path), timeout_s=TIMEOUT_S)
+    assert isinstance(seen, Ready)
+    assert (seen.facts.worker_type, seen.facts.kv_role) == (WorkerType.PREFILL, "kv_producer")

@@ -261,3 +261,49 @@ def test_where_the_bootstrap_server_is(beside: Path) -> None:
     assert load_overrides(beside, os.geteuid()).bootstrap_port == 9001
     beside.write_text("bootstrap_port: 0\n")
     assert problems(beside) == ["r1.yaml:1: bootstrap_port: 0 is too small; use 1 to 65535"]
+
+
+@pytest.mark.parametrize(
+    ("lines", "role", "worker_type"),
+    [
+        ("kv_role: kv_producer", "kv_producer", WorkerType.PREFILL),
+        ("kv_role: kv_consumer", "kv_consumer", WorkerType.DECODE),
+        ("kv_role: kv_producer\nworker_type: prefill", "kv_producer", WorkerType.PREFILL),
+        ("kv_role: kv_both", "kv_both", None),
+        ("kv_role: kv_both\nworker_type: decode", "kv_both", WorkerType.DECODE),
+    ],
+)
+def test_a_kv_role_is_the_workers_role(beside: Path, lines: str, role: str, worker_type: WorkerType | None) -> None:
+    """A producer prefills and a consumer decodes; one that is both may be either."""
+    beside.write_text(f"kv_connector: NixlConnector\nkv_engine_id: e1\n{lines}\n")
+    found = load_overrides(beside, os.geteuid())
+    assert (found.kv_connector, found.kv_role, found.kv_engine_id) == ("NixlConnector", role, "e1")
+    assert found.worker_type is worker_type
+
+
+@pytest.mark.parametrize(
+    ("lines", "expected"),
+    [
+        (
+            "worker_type: decode\nkv_role: kv_producer",
+            "r1.yaml:2: kv_role: 'kv_producer' is a prefill worker, but worker_type says decode; leave out the one that"
+            " is wrong",
+        ),
+        (
+            "kv_role: kv_consumer\nworker_type: regular",
+            "r1.yaml:1: kv_role: 'kv_consumer' is a decode worker, but worker_type says regular; leave out the one that"
+            " is wrong",
+        ),
+        (
+            "kv_role: producer",
+            "r1.yaml:1: kv_role: 'producer' is not one of the choices (did you mean 'kv_producer'?); use kv_producer,"
+            " kv_consumer or kv_both",
+        ),
+        ("kv_connector: ''", "r1.yaml:1: kv_connector: "),
+        ("kv_engine_id: 7", "r1.yaml:1: kv_engine_id: 7 is a number to YAML, not a text; quote it: '7'"),
+    ],
+)
+def test_a_kv_role_that_cannot_be_is_told(beside: Path, lines: str, expected: str) -> None:
+    beside.write_text(f"{lines}\n")
+    (said,) = problems(beside)
+    assert said.startswith(expected)

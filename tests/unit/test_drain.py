@@ -115,6 +115,18 @@ async def test_a_prefill_engine_is_needed_until_its_blocks_are_fetched(worlds: W
 
 
 @in_fake_time
+async def test_one_that_is_a_prefill_engine_by_its_notes_is_needed_as_long(worlds: Worlds) -> None:
+    """vLLM over HTTP does not say it itself."""
+    async with worlds(drain={"handover_s": 30.0}) as world:
+        (world.directory / "r1.yaml").write_text("kv_connector: NixlConnector\nkv_role: kv_producer\n")
+        world.appear("r1")
+        await world.until(lambda: world.serves("r1"))
+        began = awake.monotonic()
+        assert (await world.service.drains.drain(R1, 600.0)).drained
+        assert 30 <= awake.monotonic() - began < 33
+
+
+@in_fake_time
 async def test_a_drain_outlives_the_daemon(worlds: Worlds) -> None:
     async with worlds() as world:
         world.appear("r1")

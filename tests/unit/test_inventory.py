@@ -84,6 +84,10 @@ def test_ssh_entry_takes_what_it_leaves_out_from_the_defaults(path: Path) -> Non
         ("r1: {}", "1: r1: needs one place; give it either `socket` or `ssh`"),
         ("r1: {socket: /a, ssh: {host: h, forward: '1.1.1.1:1'}}", "1: r1: needs one place"),
         ("r1: {socket: /a, direct: true}", "1: r1: has `direct: true`, but not where"),
+        (
+            "r1:\n  socket: /a\n  kv_role: kv_consumer\n  worker_type: prefill",
+            "3: r1.kv_role: 'kv_consumer' is a decode worker, but worker_type says prefill",
+        ),
         ("r1:\n  socket: a", "2: r1.socket: 'a' is relative"),
         ("r1: {ssh: {host: h}}", "1: r1.ssh.forward: is missing; add it, for example 127.0.0.1:8000"),
         ("r1: {ssh: {host: h, forward: '1.1.1.1:0'}}", "1: r1.ssh.forward: '1.1.1.1:0' is not an engine's address"),

@@ -39,6 +39,8 @@ def test_operations_have_names_of_their_own() -> None:
 ENTRIES: dict[str, dict[str, object]] = {
     "socket": {"socket": "/run/a.sock"},
     "notes": {"socket": "/a", "labels": {"rack": "b7"}, "priority": 3, "cost": 2.5, "worker_type": "decode"},
+    "kv": {"socket": "/a", "kv_connector": "NixlConnector", "kv_role": "kv_both", "kv_engine_id": "e1"},
+    "no role": {"socket": "/a", "kv_role": "prefill"},
     "ssh": {"ssh": {"host": "gpu", "forward": "127.0.0.1:8000", "key_file": "/k", "jump": [{"host": "g"}]}},
     "both": {"socket": "/a", "ssh": {"host": "gpu", "forward": "/e.sock"}},
     "none": {"priority": 1},

@@ -394,3 +394,39 @@ def test_an_engine_with_other_names_is_no_other_engine() -> None:
     assert several.called("b").names == ("a", "c")
     assert not alone.is_same_engine(replace(FACTS, model="z"))
     assert len(FACTS.listing("m", map(str, range(1000))).names) == MOST_NAMES + 1
+
+
+KV = Overrides(kv_connector="NixlConnector", kv_role="kv_producer", kv_engine_id="e1", worker_type=WorkerType.PREFILL)
+SEEN_CONNECTOR = replace(FACTS, kv_connector="NixlConnector")
+
+
+@pytest.mark.parametrize(
+    ("facts", "overrides", "expected"),
+    [
+        (FACTS, KV, ("prefill", "NixlConnector", "kv_producer", "e1")),
+        (replace(SEEN_CONNECTOR, kv_role="kv_both"), KV, ("prefill", "NixlConnector", "kv_producer", "e1")),
+        (SEEN_CONNECTOR, Overrides(worker_type=WorkerType.PREFILL), ("prefill", "NixlConnector", "kv_producer", None)),
+        (SEEN_CONNECTOR, Overrides(worker_type=WorkerType.DECODE), ("decode", "NixlConnector", "kv_consumer", None)),
+        (
+            SEEN_CONNECTOR,
+            Overrides(worker_type=WorkerType.DECODE, kv_role="kv_both"),
+            ("decode", "NixlConnector", "kv_both", None),
+        ),
+        (SEEN_CONNECTOR, Overrides(), ("regular", "NixlConnector", None, None)),
+        (FACTS, Overrides(worker_type=WorkerType.PREFILL), ("prefill", None, None, None)),
+    ],
+)
+def test_what_is_known_of_kv_transfer_reaches_the_router(
+    facts: EngineFacts, overrides: Overrides, expected: tuple[str | None, ...]
+) -> None:
+    """SMG transfers KV only between workers whose connector and role it was told."""
+    spec = worker_spec(facts, URL, overrides)
+    assert (spec.worker_type.value, spec.kv_connector, spec.kv_role, spec.kv_engine_id) == expected
+
+
+def test_a_worker_that_was_registered_without_its_connector_is_registered_anew() -> None:
+    """By an earlier daemon, before the line was there."""
+    worker = replace(READY, kv_role="kv_producer", worker_type=WorkerType.PREFILL)
+    action = plan_worker(view(overrides=KV), seen(worker))
+    assert isinstance(action, Deregister)
+    assert plan_worker(view(overrides=KV), seen(replace(worker, kv_connector="NixlConnector"))) is None

@@ -6,6 +6,8 @@ import asyncio
 from dataclasses import replace
 from typing import Any
 
+import pytest
+
 from gateway_sidecar.domain.model import Foreign, Loading, ReplicaId, ReplicaState, Unknown
 from tests.unit.fake_time import in_fake_time
 from tests.unit.world import FACTS, READY, World, Worlds
@@ -111,3 +113,46 @@ async def test_trouble_is_a_warning_and_all_else_is_not(worlds: Worlds) -> None:
         levels = {each["event"]: each["log_level"] for each in told(world)}
         assert levels["replica.foreign"] == "warning"
         assert levels["replica.serving"] == "info"
+
+
+@in_fake_time
+@pytest.mark.parametrize(
+    ("connector", "notes", "said"),
+    [
+        ("NixlConnector", "labels: {a: b}", "it has a KV connector (NixlConnector) and does not say its role"),
+        ("NixlConnector", "kv_role: kv_producer", ""),
+        ("NixlConnector", "worker_type: decode", ""),
+        (None, "worker_type: prefill", "it is a prefill worker whose KV connector is not known"),
+        (None, "kv_role: kv_both", "it is a regular worker whose KV connector is not known"),
+        (None, "kv_role: kv_consumer\nkv_connector: NixlConnector", ""),
+        (None, "labels: {a: b}", ""),
+    ],
+)
+async def test_a_vllm_that_transfers_no_kv_says_why_and_what_to_write(
+    worlds: Worlds, connector: str | None, notes: str, said: str
+) -> None:
+    """It serves, and each request is computed twice."""
+    async with worlds() as world:
+        (world.directory / "r1.yaml").write_text(notes)
+        world.appear("r1", replace(READY, facts=replace(FACTS, kv_connector=connector)))
+        await world.until(lambda: world.serves("r1"))
+        reason = world.tenure("r1").status.reason
+        assert reason.startswith(said)
+        assert bool(reason) is bool(said)
+        if said:
+            assert "so no KV is transferred; write `kv_" in reason
+            assert reason.endswith("in its .yaml or inventory entry, or start it with VLLM_SERVER_DEV_MODE=1")
+
+
+@in_fake_time
+async def test_one_that_takes_its_time_over_what_it_is_loads(worlds: Worlds) -> None:
+    """Neither out of reach nor registered: a real vLLM's first answer about itself takes over 5 s."""
+    slow = Unknown("no answer to /server_info within 5 s; asked again", begun=True)
+    async with worlds() as world:
+        world.appear("r1", slow)
+        await asyncio.sleep(20)
+        assert world.tenure("r1").status.state is ReplicaState.LOADING
+        assert world.router.ready() == set()
+        world.answer("r1", READY)
+        await world.until(lambda: world.serves("r1"))
+        assert "replica.unreachable" not in [each["event"] for each in told(world)]

@@ -11,7 +11,7 @@ from gateway_sidecar.control.replicas.registry import Registry
 from gateway_sidecar.control.replicas.tenure import Tenure
 from gateway_sidecar.control.workqueue import Key, WorkQueue
 from gateway_sidecar.domain.model import PeerAddress, ReplicaId, WorkerType
-from gateway_sidecar.domain.planning import STAYS_BRIDGED
+from gateway_sidecar.domain.planning import STAYS_BRIDGED, worker_spec
 from gateway_sidecar.supervision import awake
 from gateway_sidecar.supervision.awake import within
 from gateway_sidecar.telemetry.logs import get_logger
@@ -153,8 +153,10 @@ class Drains:
     def _handover_left_s(self, tenure: Tenure) -> float:
         """How long a quiet engine is still needed: vLLM's prefill answers before its KV blocks are fetched."""
         facts = tenure.probe.facts
-        hands_over = facts is not None and facts.kv_connector is not None and facts.worker_type is WorkerType.PREFILL
-        if not hands_over or tenure.drain.quiet_since is None:
+        if facts is None or tenure.drain.quiet_since is None:
+            return 0.0
+        spec = worker_spec(facts, "", tenure.notes.overrides)
+        if spec.kv_connector is None or spec.worker_type is not WorkerType.PREFILL:
             return 0.0
         return tenure.drain.quiet_since + self._settings.handover_s - awake.now()
 

@@ -7,7 +7,9 @@ from gateway_sidecar.control.replicas.tenure import Presence, Tenure
 from gateway_sidecar.control.routers.replacement import RouterSlots
 from gateway_sidecar.domain.lifecycle import state_of
 from gateway_sidecar.domain.model import MOST_NAMES, Ready, Registered, ReplicaState, WorkerStatus
+from gateway_sidecar.domain.planning import worker_spec
 from gateway_sidecar.domain.printable import counted
+from gateway_sidecar.kinds import ENGINES
 from gateway_sidecar.supervision import awake
 from gateway_sidecar.telemetry.logs import get_logger
 from gateway_sidecar.telemetry.metrics import Metrics
@@ -112,11 +114,19 @@ class Reporting:
         if worker is not None and worker.status is WorkerStatus.READY:
             if tenure.presence is Presence.SUPERSEDED:
                 return "its replica has moved; it serves until the new engine does"
-            return self._not_routed(tenure) if worker.model_id else _NAMELESS
+            return self._shortcomings(tenure) if worker.model_id else _NAMELESS
         if not self._slots.active.router.up:
             return f"waiting for the router ({self._slots.active.router.state.value})"
         trouble = self._slots.active.book.trouble(tenure.url) if tenure.url else None
         return trouble or (f"the router says {worker.status.value}" if worker else "not registered yet")
+
+    def _shortcomings(self, tenure: Tenure) -> str:
+        """What its clients miss although it serves."""
+        facts = tenure.probe.facts
+        if facts is None:
+            return ""
+        lacks = ENGINES[facts.runtime_type].lacks(worker_spec(facts, "", tenure.notes.overrides))
+        return "; ".join(filter(None, (lacks, self._not_routed(tenure))))
 
     def _not_routed(self, tenure: Tenure) -> str:
         """Which of its names have no worker, and why."""
