@@ -8,7 +8,7 @@ import pytest
 
 from examples.simulated import EngineKind, Role
 from tests.system.clients import ask
-from tests.system.conftest import StartEngine
+from tests.system.conftest import MakeGateway, StartEngine
 from tests.system.gateway import Gateway, Status, replica_of, service_of
 
 
@@ -82,6 +82,59 @@ async def test_vllm_pair_on_grpc_carries_its_kv_fields(gateway: Gateway, engine:
     assert by_type["prefill"]["kv_role"] == "kv_producer"
     assert by_type["decode"]["kv_role"] == "kv_consumer"
     assert await ask(gateway, "tiny", stream=False)
+
+
+@pytest.mark.parametrize(
+    ("prefill", "decode"),
+    [
+        ("kv_role: kv_producer\nkv_connector: NixlConnector\nkv_engine_id: e1", "kv_role: kv_consumer"),
+        ("worker_type: prefill", "worker_type: decode"),
+    ],
+)
+async def test_vllm_pair_on_http_gets_its_kv_fields_from_its_notes(
+    gateway: Gateway, engine: StartEngine, prefill: str, decode: str
+) -> None:
+    """Outside development mode it does not say them over HTTP; `status` says what to write, until it is written."""
+    first = await engine(gateway.socket("p1"), EngineKind.VLLM_HTTP, role=Role.PREFILL)
+    second = await engine(gateway.socket("d1"), EngineKind.VLLM_HTTP, role=Role.DECODE)
+    status = await gateway.until_states({"p1": "serving", "d1": "serving"}, within_s=30)
+    for name in ("p1", "d1"):
+        assert replica_of(status, name)["worker_type"] == "regular"
+        assert "does not say its role, so no KV is transferred; write `kv_role: " in replica_of(status, name)["reason"]
+    for name, notes in (("p1", prefill), ("d1", decode)):
+        gateway.socket(name).with_suffix(".yaml").write_text(notes)
+
+    def is_pair(status: Status) -> bool:
+        rows = [replica_of(status, name) for name in ("p1", "d1")]
+        told = [(row["state"], row["worker_type"], row["reason"]) for row in rows]
+        return told == [("serving", "prefill", None), ("serving", "decode", None)]
+
+    await gateway.until(is_pair, within_s=30)
+    by_type = {worker["worker_type"]: worker for worker in await gateway.workers()}
+    told = [(by_type[role]["kv_connector"], by_type[role]["kv_role"]) for role in ("prefill", "decode")]
+    assert told == [("NixlConnector", "kv_producer"), ("NixlConnector", "kv_consumer")]
+    assert await ask(gateway, "tiny", stream=False)
+    asked = [one.ledger.requests[-1].body["kv_transfer_params"] for one in (first, second)]
+    assert asked[0]["do_remote_decode"] is True
+    assert asked[1]["remote_engine_id"] == "engine-of-p1"
+
+
+async def test_vllm_whose_first_answer_about_itself_is_slow_is_never_out_of_reach(
+    make_gateway: MakeGateway, engine: StartEngine
+) -> None:
+    """A real one takes over 5 s to collect it: meanwhile it loads, and no router knows it in a wrong role."""
+    gateway = make_gateway()
+    gateway.settings["services"][0]["probe"] = {"timeout_s": 0.5}
+    await gateway.start()
+    slow = await engine(gateway.socket("p1"), EngineKind.VLLM_HTTP, role=Role.PREFILL, dev_mode=True, first_info_s=3600)
+    status = await gateway.until_states({"p1": "loading"}, within_s=30)
+    assert "no answer to /server_info" in replica_of(status, "p1")["reason"]
+    assert await gateway.workers() == []
+    slow.behave(first_info_s=0)
+    status = await gateway.until_states({"p1": "serving"}, within_s=30)
+    assert replica_of(status, "p1")["worker_type"] == "prefill"
+    (worker,) = await gateway.workers()
+    assert (worker["kv_connector"], worker["kv_role"]) == ("NixlConnector", "kv_producer")
 
 
 async def test_mixed_fleet_in_one_service(gateway: Gateway, engine: StartEngine) -> None:

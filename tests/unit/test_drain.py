@@ -7,7 +7,7 @@ from dataclasses import replace
 
 import pytest
 
-from gateway_sidecar.domain.model import Ready, ReplicaId, WorkerType
+from gateway_sidecar.domain.model import Overrides, Ready, ReplicaId, WorkerType
 from gateway_sidecar.supervision import awake
 from tests.unit.fake_time import in_fake_time
 from tests.unit.world import FACTS, World, Worlds
@@ -115,10 +115,14 @@ async def test_a_prefill_engine_is_needed_until_its_blocks_are_fetched(worlds: W
 
 
 @in_fake_time
-async def test_one_that_is_a_prefill_engine_by_its_notes_is_needed_as_long(worlds: Worlds) -> None:
+async def test_one_that_is_a_prefill_engine_by_its_notes_is_needed_as_long(
+    worlds: Worlds, monkeypatch: pytest.MonkeyPatch
+) -> None:
     """vLLM over HTTP does not say it itself."""
+    notes = Overrides(worker_type=WorkerType.PREFILL, kv_connector="NixlConnector")
+    monkeypatch.setattr(World, "_read_notes", lambda *_: notes)
     async with worlds(drain={"handover_s": 30.0}) as world:
-        (world.directory / "r1.yaml").write_text("kv_connector: NixlConnector\nkv_role: kv_producer\n")
+        (world.directory / "r1.yaml").touch()
         world.appear("r1")
         await world.until(lambda: world.serves("r1"))
         began = awake.monotonic()

@@ -8,7 +8,7 @@ from typing import Any
 
 import pytest
 
-from gateway_sidecar.domain.model import Foreign, Loading, ReplicaId, ReplicaState, Unknown
+from gateway_sidecar.domain.model import Foreign, Loading, Overrides, ReplicaId, ReplicaState, Unknown, WorkerType
 from tests.unit.fake_time import in_fake_time
 from tests.unit.world import FACTS, READY, World, Worlds
 
@@ -115,25 +115,26 @@ async def test_trouble_is_a_warning_and_all_else_is_not(worlds: Worlds) -> None:
         assert levels["replica.serving"] == "info"
 
 
-@in_fake_time
 @pytest.mark.parametrize(
     ("connector", "notes", "said"),
     [
-        ("NixlConnector", "labels: {a: b}", "it has a KV connector (NixlConnector) and does not say its role"),
-        ("NixlConnector", "kv_role: kv_producer", ""),
-        ("NixlConnector", "worker_type: decode", ""),
-        (None, "worker_type: prefill", "it is a prefill worker whose KV connector is not known"),
-        (None, "kv_role: kv_both", "it is a regular worker whose KV connector is not known"),
-        (None, "kv_role: kv_consumer\nkv_connector: NixlConnector", ""),
-        (None, "labels: {a: b}", ""),
+        ("NixlConnector", Overrides(), "it has a KV connector (NixlConnector) and does not say its role"),
+        ("NixlConnector", Overrides(kv_role="kv_producer"), ""),
+        ("NixlConnector", Overrides(worker_type=WorkerType.DECODE), ""),
+        (None, Overrides(worker_type=WorkerType.PREFILL), "it is a prefill worker whose KV connector is not known"),
+        (None, Overrides(kv_role="kv_both"), "it is a regular worker whose KV connector is not known"),
+        (None, Overrides(kv_role="kv_consumer", kv_connector="NixlConnector"), ""),
+        (None, Overrides(), ""),
     ],
 )
+@in_fake_time
 async def test_a_vllm_that_transfers_no_kv_says_why_and_what_to_write(
-    worlds: Worlds, connector: str | None, notes: str, said: str
+    worlds: Worlds, monkeypatch: pytest.MonkeyPatch, connector: str | None, notes: Overrides, said: str
 ) -> None:
-    """It serves, and each request is computed twice."""
+    """It serves, and each prompt is computed twice."""
+    monkeypatch.setattr(World, "_read_notes", lambda *_: notes)
     async with worlds() as world:
-        (world.directory / "r1.yaml").write_text(notes)
+        (world.directory / "r1.yaml").touch()
         world.appear("r1", replace(READY, facts=replace(FACTS, kv_connector=connector)))
         await world.until(lambda: world.serves("r1"))
         reason = world.tenure("r1").status.reason
