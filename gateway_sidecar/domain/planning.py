@@ -266,10 +266,14 @@ def differs(worker: Registered, expected: WorkerSpec) -> bool:
         or worker.connection_mode is not expected.connection_mode
         or worker.runtime_type not in (None, expected.runtime_type)
         or (expected.bootstrap_port is not None and worker.bootstrap_port != expected.bootstrap_port)
-        or (expected.kv_role is not None and worker.kv_role != expected.kv_role)
-        or (expected.kv_connector is not None and worker.kv_connector != expected.kv_connector)
+        or (expected.kv_role is not None and _kv(worker) != _kv(expected))
         or expected.named not in (None, worker.model_id)
     )
+
+
+def _kv(worker: Registered | WorkerSpec) -> tuple[str | None, str | None]:
+    """What makes a router ask a pair to transfer KV."""
+    return worker.kv_connector, worker.kv_role
 
 
 class Missing(StrEnum):

@@ -21,7 +21,7 @@ from tests.fuzz.frame import Edge, Trial
 from tests.fuzz.mutation import EVIL_TEXTS, mutated
 
 _NOTES = (
-    b"labels: {tier: gold}\nworker_type: prefill\nbootstrap_port: 8998\npriority: 3\n"
+    b"labels: {tier: gold}\nworker_type: prefill\nkv_role: kv_producer\nbootstrap_port: 8998\npriority: 3\n"
     b"advertise: 10.0.0.5:8000\nmodel: tiny\n"
 )
 _INVENTORY = (

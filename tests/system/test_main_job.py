@@ -117,6 +117,10 @@ async def test_vllm_pair_on_http_gets_its_kv_fields_from_its_notes(
     asked = [one.ledger.requests[-1].body["kv_transfer_params"] for one in (first, second)]
     assert asked[0]["do_remote_decode"] is True
     assert asked[1]["remote_engine_id"] == "engine-of-p1"
+    await gateway.kill()
+    await gateway.start()
+    await gateway.until(is_pair, within_s=30)
+    assert {worker["id"] for worker in await gateway.workers()} == {worker["id"] for worker in by_type.values()}
 
 
 async def test_vllm_whose_first_answer_about_itself_is_slow_is_never_out_of_reach(
