@@ -84,7 +84,7 @@ HTTP = HttpDialect(
     questions=(("/server_info?config_format=json",), ("/version",)),
     read=read_http,
     health=("/is_sleeping",),  # development mode has it; asleep `/health` says 200
-    connectors={"vllm:nixl_": "NixlConnector"},  # `kv_connector/v1/nixl`: the only one with metrics of its own
+    connectors={"vllm:nixl_": "NixlConnector"},  # its series are there from the start, at zero
 )
 
 GRPC = GrpcDialect(
