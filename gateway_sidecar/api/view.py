@@ -6,7 +6,6 @@ from gateway_sidecar.api import models
 from gateway_sidecar.api.signals_view import scaling_view
 from gateway_sidecar.config import Endpoint
 from gateway_sidecar.control.process.daemon import Daemon
-from gateway_sidecar.control.replicas.prober import far_end_of
 from gateway_sidecar.control.replicas.tenure import Presence, Tenure
 from gateway_sidecar.control.service import Service
 from gateway_sidecar.domain.model import ReplicaId, WorkerStatus
@@ -84,7 +83,7 @@ def _router(service: Service) -> models.Router:
 
 
 def _tunnel(service: Service, tenure: Tenure) -> models.Tunnel | None:
-    path = far_end_of(tenure, service.prober.path_of)
+    path = service.prober.tunnels.far_end_of(tenure)
     if path is None:
         return None
     return {"to": str(tenure.sighting.tunnel), "state": path.state, "reason": path.reason or None}

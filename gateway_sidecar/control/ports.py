@@ -8,13 +8,14 @@ from typing import Protocol
 
 from gateway_sidecar.config import ServiceSettings
 from gateway_sidecar.control.hold.queue import Gates
+from gateway_sidecar.control.replicas.asking import Probe
 from gateway_sidecar.control.replicas.bridging import Keys, Links, Peers
 from gateway_sidecar.control.replicas.notes import ReadOverrides
-from gateway_sidecar.control.replicas.prober import PathOf, Probe
 from gateway_sidecar.control.replicas.reflector import Source
 from gateway_sidecar.control.replicas.tenure import BridgeHosts
 from gateway_sidecar.control.routers.process import PrivatePorts, RouterProcess
 from gateway_sidecar.domain.leases import PortLeases
+from gateway_sidecar.domain.tunnels import PathOf
 
 
 class Switches(Links, Gates, Protocol):

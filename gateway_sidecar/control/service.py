@@ -18,10 +18,12 @@ from gateway_sidecar.control.replicas.bridging import Bridging, Edge
 from gateway_sidecar.control.replicas.controller import Controller, Rooms
 from gateway_sidecar.control.replicas.drain import Drains
 from gateway_sidecar.control.replicas.lifecycle import Lifecycle
+from gateway_sidecar.control.replicas.liveness import LivenessConnections
 from gateway_sidecar.control.replicas.notes import NotesReader
 from gateway_sidecar.control.replicas.pairing import Pairing
 from gateway_sidecar.control.replicas.prober import Prober
 from gateway_sidecar.control.replicas.reflector import Reflector
+from gateway_sidecar.control.replicas.refused_sockets import RefusedSockets
 from gateway_sidecar.control.replicas.registry import Registry
 from gateway_sidecar.control.replicas.reporting import Reporting
 from gateway_sidecar.control.replicas.restoring import Restoring
@@ -52,11 +54,8 @@ class Service:
         edge = Edge(outside.switches, outside.leases, outside.peers, outside.keys)
 
         def make_unit(settings: ServiceSettings, slot: str) -> RouterUnit:
-            make_router = partial(outside.make_router, settings, slot)
-            api_timeout_s = settings.router.api_timeout_s
-            return RouterUnit(
-                make_router, queue, metrics, rescan_interval_s=rescan_interval_s, api_timeout_s=api_timeout_s
-            )
+            make, timeout_s = partial(outside.make_router, settings, slot), settings.router.api_timeout_s
+            return RouterUnit(make, queue, metrics, rescan_interval_s=rescan_interval_s, api_timeout_s=timeout_s)
 
         self.settings = settings
         self.name = name
@@ -67,6 +66,7 @@ class Service:
         self.reflector = Reflector(name, outside.source, metrics, queue, rescan_interval_s=rescan_interval_s)
         self._notes = NotesReader(name, tenures, queue, self.reflector, outside.read_overrides)
         self.prober = Prober(settings, outside.probe, tenures, queue, outside.path_of, metrics)
+        self.liveness = LivenessConnections(settings, queue, self.prober, metrics)
         self.bridges = Bridging(name, edge, tenures, queue)
         self.roles = Pairing(self.slots, metrics)
         self.drains = Drains(name, settings.drain, tenures, queue, self.roles, metrics)
@@ -76,8 +76,8 @@ class Service:
         self._lifecycle = Lifecycle(tenures, queue, self.prober, reporting, self.slots)
         self.restoring = Restoring(settings, tenures, self._lifecycle, self.bridges)
         rooms = Rooms(
-            queue, tenures, self.slots, self.reflector, self._notes, self._lifecycle, self.prober, self.bridges,
-            self.drains, self.roles, reporting, self.hold_policy,
+            queue, tenures, self.slots, self.reflector, self._notes, self._lifecycle, self.prober, self.liveness,
+            self.bridges, self.drains, self.roles, reporting, self.hold_policy,
         )  # fmt: skip
         self.controller = Controller(rooms, metrics, rescan_interval_s=rescan_interval_s, touch=outside.touch)
 
@@ -86,10 +86,8 @@ class Service:
         self.slots.start()
         self.bridges.listen()
         self._notes.look_soon()
-        loops = (
-            *(self.controller.run, self.reflector.look, self.reflector.follow_hints),
-            *(self._notes.run, self.prober.touch_refused),
-        )
+        refused = RefusedSockets(self._tenures, self.prober)
+        loops = (self.controller.run, self.reflector.look, self.reflector.follow_hints, self._notes.run, refused.touch)
         try:
             async with asyncio.TaskGroup() as group:
                 for loop in loops:
@@ -99,6 +97,7 @@ class Service:
             await self.hold_policy.close()
             await self.slots.close()
             await self.prober.close()
+            await self.liveness.close()
             for tenure in self._tenures:
                 tenure.close_handle()
 
@@ -107,6 +106,7 @@ class Service:
         self.settings = settings
         self.slots.reconfigure(settings)
         self.prober.reconfigure(settings)
+        self.liveness.reconfigure(settings)
         self.hold.reconfigure(settings.hold)
         self.drains.reconfigure(settings.drain)
         self.controller.reconsider()

@@ -10,6 +10,9 @@ from __future__ import annotations
 import math
 from dataclasses import dataclass
 
+from gateway_sidecar.domain.model import Dead
+from gateway_sidecar.domain.printable import counted
+
 SUSPECT_S = 3.0
 """An engine that has a request and gives no sign for so long has its counters read."""
 
@@ -19,6 +22,9 @@ _ALONE = 1.25
 _FAILURES = 5
 _FAILED_OVER_S = 0.5
 """So many requests have to fail in a row, and over such a time, while others answer: a burst is one event."""
+
+_CHANCE_S = 60.0
+"""An engine whose requests proved it dead, and that says it is well, gets requests again after so long."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -94,3 +100,22 @@ class Answers:
         """Whether it answers nothing any more while others do: then it is no request's fault."""
         lasted = self.failed_at - self.failed_since >= _FAILED_OVER_S
         return self.failures >= _FAILURES and lasted and others_answered_at > self.failed_since
+
+
+def found_dead(answers: Answers, work: Work, others_answered_at: float, hung_after_s: float, now: float) -> Dead | None:
+    """What its requests prove against an engine that says it is well; None if nothing.
+
+    others_answered_at, hung_after_s: as `Work.hung_for_s` has them.
+    """
+    if answers.prove_it(others_answered_at):
+        failures = counted(answers.failures, "request")
+        return Dead(f"it says it is well, but {failures} in a row failed while other replicas answered")
+    if (hung_s := work.hung_for_s(now, hung_after_s, others_answered_at)) is not None:
+        return Dead(f"it says it is well, but its requests wait and its own counters stand still for {hung_s:.0f} s")
+    return None
+
+
+def stays_dead(work: Work, since: float, now: float) -> bool:
+    """Whether an engine that was found dead is so still: until it shows work again, or is due for another chance."""
+    gets_chance = now - since >= _CHANCE_S and work.busy_since is None
+    return not gets_chance and work.alive_at <= since

@@ -2,9 +2,12 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from dataclasses import dataclass
 from enum import StrEnum
 from typing import Literal
+
+from gateway_sidecar.domain.model import Loading, ProbeResult
 
 BackendName = Literal["auto", "openssh", "asyncssh"]
 
@@ -111,3 +114,16 @@ class Tunnel:
 
     def __str__(self) -> str:
         return f"{self.remote} at {self.route.target}"
+
+
+PathOf = Callable[[Tunnel], PathStatus]
+"""How a tunnel is."""
+
+
+def far_end(tunnel: Tunnel, path: PathStatus, result: ProbeResult | None) -> PathStatus:
+    """How a tunnel is with its far end: `path`, and what came of the last question through it, if there was one."""
+    if not path.is_up or not isinstance(result, Loading) or not result.refused:
+        return path
+    if path.reason:
+        return PathStatus(PathState.FORBIDDEN, path.reason)
+    return PathStatus(PathState.REMOTE_CLOSED, f"the tunnel is up, but nothing listens on {tunnel}")

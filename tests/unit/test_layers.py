@@ -294,6 +294,7 @@ def test_what_the_event_loop_calls_in_the_core_is_guarded() -> None:
 WRITERS = {
     "notes": "notes.py",
     "probe": "prober.py",
+    "liveness": "liveness.py",
     "bridge": "bridging.py",
     "drain": "drain.py",
     "status": "reporting.py",
@@ -301,25 +302,32 @@ WRITERS = {
 """Which module of `control/replicas/` writes which record of a tenure, once the tenure has begun."""
 
 
+def _assigned(path: Path) -> Iterator[tuple[ast.expr, ast.expr | None]]:
+    """(target, value) of each assignment in a module, those in a row one by one."""
+    for node in nodes(path):
+        if isinstance(node, ast.Assign):
+            for target in node.targets:
+                targets = getattr(target, "elts", [target])
+                yield from zip(targets, getattr(node.value, "elts", [node.value] * len(targets)), strict=False)
+        elif isinstance(node, ast.AnnAssign | ast.AugAssign):
+            yield node.target, node.value
+
+
 def test_each_record_of_a_tenure_has_one_writer() -> None:
-    """Who wants to know what made a value what it is has one module to read."""
+    """Who wants to know what made a value what it is has one module to read. A name for a record is that record."""
     found = []
     for path in sorted(PACKAGE.rglob("*.py")):
-        for node in nodes(path):
-            if not isinstance(node, ast.Assign | ast.AnnAssign | ast.AugAssign):
-                continue
-            targets = node.targets if isinstance(node, ast.Assign) else [node.target]
-            flat = [each for target in targets for each in getattr(target, "elts", [target])]
-            for target in flat:
-                record = target.value if isinstance(target, ast.Attribute) else None
-                if (
-                    isinstance(record, ast.Attribute)
-                    and record.attr in WRITERS
-                    and isinstance(record.value, ast.Name)
-                    and record.value.id != "self"
-                    and path.name != WRITERS[record.attr]
-                ):
-                    found.append(f"{path.relative_to(PACKAGE.parent)}:{node.lineno} {ast.unparse(target)}")
+        record_of = {
+            target.id: value.attr
+            for target, value in _assigned(path)
+            if isinstance(target, ast.Name) and isinstance(value, ast.Attribute) and value.attr in WRITERS
+        }
+        for target, _ in _assigned(path):
+            if isinstance(target, ast.Attribute) and not ast.unparse(target).startswith("self."):
+                of = target.value
+                record = of.attr if isinstance(of, ast.Attribute) else record_of.get(ast.unparse(of))
+                if record in WRITERS and path.name != WRITERS[record]:
+                    found.append(f"{path.relative_to(PACKAGE.parent)}:{target.lineno} {ast.unparse(target)}")
     assert found == []
 
 

@@ -3,13 +3,18 @@
 from __future__ import annotations
 
 import asyncio
-import socket
 from collections.abc import Callable
 from typing import Any, cast
 
 import pytest
 
-from gateway_sidecar.control.replicas.liveness import connect_liveness, is_refused
+from gateway_sidecar.control.replicas.liveness import LivenessConnections, connect_liveness
+from gateway_sidecar.control.replicas.tenure import Probed, Tenure
+from gateway_sidecar.control.workqueue import Key, WorkQueue
+from gateway_sidecar.domain.model import Access, ConnectionMode, EngineFacts, Ready
+from gateway_sidecar.supervision import awake
+from gateway_sidecar.telemetry.metrics import Metrics
+from tests.unit.engines import FACTS, SETTINGS, tenure_of
 from tests.unit.fake_time import FakeTimeLoop, in_fake_time
 
 
@@ -109,39 +114,115 @@ async def test_in_line_an_engine_hears_at_once_that_nothing_will_be_sent(monkeyp
     assert engine.transport.says_no_more
 
 
-class PlayedSocket:
-    """Answers a `connect` with a fault, or with nothing."""
+class Site:
+    """One engine that is well and bridged, as its prober knows it, and the connections to it."""
 
-    fault: OSError | None = None
+    def __init__(self, engine: Engine, facts: EngineFacts = FACTS) -> None:
+        self.engine = engine
+        self.tenure = tenure_of("r1")
+        self.tenure.probe = Probed(facts, Ready(facts), due=1e9, identify_next=False)
+        self.tenure.bridge.port, self.tenure.bridge.linked = 24001, True
+        self.suspected = 0
+        self.queue: WorkQueue[Key] = WorkQueue(awake.monotonic)
+        self.liveness = LivenessConnections(SETTINGS, self.queue, cast("Any", self), Metrics())
 
-    def __init__(self, *_: object) -> None:
-        return
+    def suspect(self, tenure: Tenure) -> None:
+        """As the prober has it."""
+        assert tenure is self.tenure
+        self.suspected += 1
 
-    def __enter__(self) -> PlayedSocket:
-        return self
-
-    def __exit__(self, *_: object) -> None:
-        return
-
-    def connect(self, address: str) -> None:
-        if self.fault is not None:
-            raise self.fault
+    async def look(self) -> int:
+        """Looks at the tenure as the loop would, a moment later; how often the engine was connected to by then."""
+        self.liveness.keep_up(self.tenure)
+        await asyncio.sleep(0)
+        await asyncio.sleep(0)
+        return len(self.engine.asked)
 
 
-@pytest.mark.parametrize(
-    ("fault", "refused"),
-    [
-        (ConnectionRefusedError(), True),
-        (BlockingIOError(), False),
-        (FileNotFoundError(), False),
-        (PermissionError(), False),
-        (None, False),
-    ],
-)
-def test_only_a_refusal_proves_that_nobody_listens(
-    monkeypatch: pytest.MonkeyPatch, fault: OSError | None, *, refused: bool
+@in_fake_time
+async def test_an_engine_that_ends_is_asked_at_once_and_connected_to_again_a_moment_later(
+    monkeypatch: pytest.MonkeyPatch,
 ) -> None:
-    """A full backlog does not: busy is not dead."""
-    monkeypatch.setattr(PlayedSocket, "fault", fault)
-    monkeypatch.setattr(socket, "socket", PlayedSocket)
-    assert is_refused("/r1.sock") is refused
+    site = Site(Engine(monkeypatch))
+    assert await site.look() == await site.look() == 1
+    site.engine.protocol.connection_lost(None)
+    assert site.suspected == 1
+    assert await site.look() == 1, "it may close each of them"
+    await asyncio.sleep(0.5)
+    assert site.queue.pop() == site.tenure.key
+    assert await site.look() == 2
+
+
+@in_fake_time
+async def test_a_server_that_closes_idle_connections_after_a_while_is_not_asked_for_that(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    site = Site(Engine(monkeypatch))
+    for life_s in (5.0, 5.1, 5.0):
+        await site.look()
+        await asyncio.sleep(life_s)
+        site.engine.protocol.connection_lost(None)
+        assert site.queue.pop() in (site.tenure.key, None)
+    assert site.suspected == 1, "the first time nobody knew"
+    await site.look()
+    await asyncio.sleep(8)
+    site.engine.protocol.connection_lost(None)
+    assert site.suspected == 2
+
+
+@in_fake_time
+@pytest.mark.parametrize(("fault", "suspected"), [(ConnectionRefusedError(), 1), (BlockingIOError(), 0)])
+async def test_an_engine_that_cannot_be_connected_to_is_asked_unless_its_queue_is_full(
+    monkeypatch: pytest.MonkeyPatch, fault: OSError, suspected: int
+) -> None:
+    """Who is busy is not dead."""
+    site = Site(Engine(monkeypatch))
+    site.engine.fault = fault
+    assert await site.look() == await site.look() == 1
+    assert site.suspected == suspected
+    await asyncio.sleep(0.5)
+    assert site.queue.pop() == site.tenure.key
+    assert await site.look() == 2
+
+
+@in_fake_time
+async def test_an_engine_that_serves_one_at_a_time_is_connected_to_anew_and_not_suspected(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    """It closes the connection once it has taken it."""
+    site = Site(Engine(monkeypatch), EngineFacts("external", ConnectionMode.HTTP))
+    for number in range(1, 4):
+        assert await site.look() == number
+        assert site.engine.transport.says_no_more
+        site.engine.protocol.connection_lost(None)
+        await asyncio.sleep(0.5)
+    assert site.suspected == 0
+
+
+@in_fake_time
+async def test_an_engine_that_is_being_asked_is_connected_to_afterwards(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Its answer may show that it is another one."""
+    site = Site(Engine(monkeypatch))
+    site.tenure.probe.due = 0.0
+    assert await site.look() == 0
+    site.tenure.probe.due = 1e9
+    await asyncio.sleep(0.5)
+    assert site.queue.pop() == site.tenure.key
+    assert await site.look() == 1
+
+
+@in_fake_time
+async def test_nobody_watches_an_engine_that_is_drained_or_that_nothing_leads_to(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    site = Site(Engine(monkeypatch))
+    site.tenure.bridge.linked = False
+    assert await site.look() == 0
+    site.tenure.bridge.linked = True
+    assert await site.look() == 1
+    site.tenure.drain.requested = True
+    await site.look()
+    assert not site.engine.transport.is_open
+    assert site.suspected == 0, "the daemon closed it itself"
+    site.tenure.drain.requested, site.tenure.probe.access = False, Access(tls=True)
+    assert await site.look() == 1, "a connection without a handshake is an error to a server that speaks TLS"

@@ -6,7 +6,7 @@ import math
 
 import pytest
 
-from gateway_sidecar.domain.progress import Answers, Work
+from gateway_sidecar.domain.progress import Answers, Work, found_dead, stays_dead
 
 HUNG_S = 8.0
 ALONE_S = 10.0
@@ -82,3 +82,26 @@ def test_failures_in_a_row_while_others_answer_prove_it() -> None:
 def test_a_burst_of_failures_is_one_event_and_a_few_are_none() -> None:
     assert not failed(1.0, 1.0, 1.0, 1.0, 1.0, 1.0).prove_it(others_answered_at=2.0)
     assert not failed(1.0, 2.0, 3.0, 4.0).prove_it(others_answered_at=5.0)
+
+
+@pytest.mark.parametrize(
+    ("answers", "work", "why"),
+    [
+        (Answers(0.0), Work(), None),
+        (failed(1.0, 1.2, 1.4, 1.6, 1.8), Work(), "5 requests in a row failed while other replicas answered"),
+        (Answers(0.0), watched(9.0), "its own counters stand still for 10 s"),
+    ],
+)
+def test_an_engine_is_found_dead_by_its_failures_or_by_its_counters(
+    answers: Answers, work: Work, why: str | None
+) -> None:
+    found = found_dead(answers, work, others_answered_at=9.0, hung_after_s=HUNG_S, now=10.0)
+    assert (found is None) if why is None else (found is not None and found.reason.endswith(why))
+
+
+def test_an_engine_stays_dead_until_it_shows_work_or_a_minute_has_passed_without_a_request() -> None:
+    """Its requests proved it, so what it says of itself does not count."""
+    assert stays_dead(Work(), since=10.0, now=69.0)
+    assert not stays_dead(Work(), since=10.0, now=70.0)
+    assert stays_dead(Work(busy_since=12.0), since=10.0, now=700.0), "its requests still wait"
+    assert not stays_dead(Work(busy_since=12.0, alive_at=13.0), since=10.0, now=14.0)

@@ -483,7 +483,7 @@ async def test_fault_when_a_liveness_connection_ends_is_survived_and_the_engine_
     worlds: Worlds, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     async with worlds() as world:
-        monkeypatch.setattr(world.service.prober, "_liveness_ended", lambda *_: 1 // 0)
+        monkeypatch.setattr(world.service.liveness, "_ended", lambda *_: 1 // 0)
         world.appear("r1")
         await world.until(lambda: world.serves("r1") and bool(world.liveness_connections))
         world.answer("r1", REFUSED)

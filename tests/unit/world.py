@@ -23,7 +23,7 @@ from gateway_sidecar.control.edge.key_proxies import KeyState
 from gateway_sidecar.control.edge.peer_supervisor import PeerState
 from gateway_sidecar.control.ports import ServiceAdapters
 from gateway_sidecar.control.process.connection_counter import ConnectionCounter, Kernel
-from gateway_sidecar.control.replicas import prober
+from gateway_sidecar.control.replicas import liveness, refused_sockets
 from gateway_sidecar.control.replicas.tenure import BridgeHosts, Tenure
 from gateway_sidecar.control.routers import replacement as router_slots
 from gateway_sidecar.control.routers.process import RouterProcess, RouterState
@@ -510,8 +510,8 @@ async def running_world(directory: Path, patch: pytest.MonkeyPatch, **settings: 
         world.liveness_connections.setdefault(replica_at(address), []).append(liveness)
         return cast("asyncio.Transport", cast("Any", liveness))
 
-    patch.setattr(prober, "connect_liveness", connect_liveness)
-    patch.setattr(prober, "is_refused", lambda at: world.probe.answers.get(replica_at(at), REFUSED) == REFUSED)
+    patch.setattr(liveness, "connect_liveness", connect_liveness)
+    patch.setattr(refused_sockets, "is_refused", lambda at: world.probe.answers.get(replica_at(at), REFUSED) == REFUSED)
     with capture_logs() as world.log:
         await world.begin()
         try:

@@ -113,8 +113,8 @@ class HoldPolicy:
             if worker.status is WorkerStatus.READY:
                 tenure = self._tenures.at_url(url)
                 if tenure is None:
-                    is_somebodys = not self._tenures.has_all or url in self._prober.known_urls()
-                    if is_somebodys:
+                    is_ill = self._prober.is_proven_ill
+                    if not self._tenures.has_all or url in self._tenures.known_urls(is_ill):
                         yield worker
                 elif tenure.leaving is None:
                     yield worker

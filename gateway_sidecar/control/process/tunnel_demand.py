@@ -52,4 +52,4 @@ class TunnelDemand:
         self._metrics.tunnel_links.labels("up").set(states.count(True))
         self._metrics.tunnel_links.labels("down").set(states.count(False))
         for service in self._services.by_name().values():
-            service.prober.measure_tunnels()
+            service.prober.tunnels.measure()

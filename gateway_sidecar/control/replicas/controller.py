@@ -16,6 +16,7 @@ from typing import Protocol
 from gateway_sidecar.control.replicas.bridging import Bridging
 from gateway_sidecar.control.replicas.drain import Drains
 from gateway_sidecar.control.replicas.lifecycle import Lifecycle
+from gateway_sidecar.control.replicas.liveness import LivenessConnections
 from gateway_sidecar.control.replicas.notes import NotesReader
 from gateway_sidecar.control.replicas.pairing import Pairing
 from gateway_sidecar.control.replicas.prober import Prober
@@ -72,6 +73,7 @@ class Rooms:
     notes: NotesReader
     lifecycle: Lifecycle
     prober: Prober
+    liveness: LivenessConnections
     bridges: Bridging
     drains: Drains
     roles: Pairing
@@ -161,7 +163,7 @@ class Controller:
                 *(plan_worker(view, worker) for view, worker in seen),
             ]
             pending += [(str(tenure.replica), describe(step)) for step in steps if step is not None]
-        known = self._rooms.prober.known_urls()
+        known = self._tenures.known_urls(self._rooms.prober.is_proven_ill)
         for unit in self._slots.watched:
             orphans = plan_orphans(unit.book.workers, known, complete=self._tenures.has_all)
             pending += [("-", describe(step)) for step in orphans]
@@ -236,7 +238,7 @@ class Controller:
 
     def _end_orphans(self) -> None:
         """Takes out the workers that nobody stands behind."""
-        known = self._rooms.prober.known_urls()
+        known = self._tenures.known_urls(self._rooms.prober.is_proven_ill)
         for unit in self._slots.watched:
             for step in plan_orphans(unit.book.workers, known, complete=self._tenures.has_all):
                 if unit.book.listed and not unit.book.view(step.url).busy:
@@ -258,12 +260,12 @@ class Controller:
         match plan_occupant(tenure.view(), workers, given_up=rooms.drains.has_given_up(tenure)):
             case Bridge():
                 rooms.bridges.open(tenure)
-                rooms.prober.look_after(tenure)  # Its end is noticed from now on.
             case Unbridge():
                 rooms.bridges.close(tenure)
             case Release():
                 self._release(tenure)
                 return None
+        rooms.liveness.keep_up(tenure)
         self._tenures.note(tenure)
         tried_in_s = self._tell_routers(tenure, seen)
         drained_in_s = rooms.drains.finish_if_quiet(tenure)

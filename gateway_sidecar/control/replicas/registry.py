@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 import itertools
-from collections.abc import Iterator
+from collections.abc import Callable, Container, Iterator
+from dataclasses import dataclass
 
 from gateway_sidecar.control.replicas.tenure import (
     Bridged,
@@ -21,6 +22,17 @@ from gateway_sidecar.domain.model import ConnectionMode, ReplicaId, SocketIdenti
 from gateway_sidecar.domain.planning import Why, base_of
 from gateway_sidecar.sources.listing import Sighting
 from gateway_sidecar.supervision import awake
+
+
+@dataclass(frozen=True, slots=True)
+class KnownUrls:
+    """The URLs of workers, and the bridges of engines that have not said yet which names they have."""
+
+    said: Container[str]
+    unsaid: Container[str]
+
+    def __contains__(self, url: object) -> bool:
+        return url in self.said or (isinstance(url, str) and base_of(url) in self.unsaid)
 
 
 class Registry:
@@ -148,14 +160,19 @@ class Registry:
         """How many further stays of the replica are not over yet."""
         return sum(t.replica == replica and t is not tenure for t in self)
 
-    @property
-    def urls(self) -> frozenset[str]:
-        """All URLs that workers have."""
-        return frozenset(self._by_url)
-
-    def urls_unsaid(self, tenure: Tenure) -> Iterator[str]:
-        """The URLs that its worker may have, while it has not said what it is."""
-        return (url for mode in ConnectionMode if (url := tenure.url_as(mode)) is not None)
+    def known_urls(self, is_ill: Callable[[Tenure], bool]) -> KnownUrls:
+        """The URLs that workers have, or may turn out to have. `is_ill`: whether the evidence against one is strong."""
+        unsaid = {
+            url
+            for tenure in self
+            # It has not said what it is: either kind of worker there may be this replica's, of an earlier daemon, under
+            # whatever name. One that leaves needs none, whichever it is.
+            if tenure.leaving is None and (tenure.probe.facts is None or not tenure.can_be_described)
+            if not is_ill(tenure)
+            for mode in ConnectionMode
+            if (url := tenure.url_as(mode)) is not None
+        }
+        return KnownUrls(frozenset(self._by_url), unsaid)
 
     def fresh_generation(self, occupant: SocketIdentity) -> int:
         """A socket that came back, the same inode, is a new stay: its old one may still be draining."""

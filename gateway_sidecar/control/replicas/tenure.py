@@ -97,7 +97,7 @@ class Notes:
 
 @dataclass(slots=True, eq=False)
 class Liveness:
-    """The connection that tells at once when its engine ends, and when the next one is due. Written by the prober.
+    """The connection that tells at once when its engine ends, and when the next one is due. Written by `liveness.py`.
 
     life_s: how long the last one lasted.
     """
@@ -119,7 +119,7 @@ class Probed:
     """What its engine has said, and when to ask again. Written by the prober.
 
     asked: whether `result` came from the occupant's side, and not from a tunnel that was down.
-    health_asked_at: when it was last asked for its health (awake seconds).
+    health_asked_at: when it was last asked for its health (awake seconds); while `task` asks it, the time before.
     answers: how the requests that it got have ended.
     timer: when the prober comes back to it, which is at `due`.
     due: when to ask it next; never, while it is drained.
