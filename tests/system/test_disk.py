@@ -362,7 +362,7 @@ async def test_full_disk_refuses_a_put_whole(disk: Disk, make_gateway: MakeGatew
     assert (await ask_for("PUT", "a1"))[0] == 201
     before = replica_of(await gateway.until_states({"a1": "serving"}), "a1")
     leases = disk.state / "leases.json"
-    await gateway.until(lambda _: leases.exists() and '"facts": {' in leases.read_text())
+    await gateway.until(lambda _: leases.exists() and '"facts":{' in leases.read_text())
     disk.fill()
     for method, replica, entry in (("PUT", "a2", {}), ("PUT", "a1", {"priority": 7}), ("DELETE", "a1", {})):
         status, answer = await ask_for(method, replica, **entry)

@@ -262,26 +262,17 @@ async def test_engine_that_dies_while_it_is_being_registered(
     assert "r1" in await ask(gateway, "tiny", stream=False)
 
 
-async def test_engine_that_failed_for_a_moment_gets_requests_again_soon(gateway: Gateway, engine: StartEngine) -> None:
-    """SMG shuts a worker out after ten failures; it has to look again after seconds, not after a minute."""
+async def test_engine_that_failed_again_and_again_is_not_shut_out(gateway: Gateway, engine: StartEngine) -> None:
+    """SMG's circuit breaker would shut a worker out after ten failures. The daemon judges engines, and here is no other
+    replica that shows that the requests are not to blame."""
     for name, kind in (("h", EngineKind.SGLANG_HTTP), ("g", EngineKind.VLLM_GRPC)):
         here = await engine(gateway.socket(name), kind, model=name, fail_rate=1.0)
         await gateway.until_state(name, "serving")
-        shut_out = False
-        while not shut_out:
+        while here.ledger.received < 12:
             with suppress(AssertionError):
                 await stream_chat(gateway, 2, model=name)
-            received = here.ledger.received
-            with suppress(AssertionError):
-                await stream_chat(gateway, 2, model=name)
-            shut_out = here.ledger.received == received
         here.behave(fail_rate=0.0)
-        async with asyncio.timeout(12):
-            while True:
-                with suppress(AssertionError):
-                    await stream_chat(gateway, 2, model=name)
-                    break
-                await asyncio.sleep(0.1)
+        await stream_chat(gateway, 2, model=name)
 
 
 async def test_router_comes_back_on_its_ports_though_they_are_free_only_a_moment_later(

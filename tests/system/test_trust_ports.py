@@ -96,7 +96,8 @@ async def test_nothing_leads_to_what_is_no_engine(
     status = await gateway.until_states(seen, within_s=30)
     assert [row["bridge"] for row in service_of(status)["replicas"]] == [None] * 4
     assert (status["bridge_ports"]["leased"], links(gateway), await answering(gateway)) == (0, [], [])
-    assert set(asked) <= {"GET /v1/models", "GET /health", "GET /server_info", "GET /version", "GET /metrics"}, asked
+    pages = {"/v1/models", "/info", "/health", "/server_info", "/version", "/metrics"}
+    assert set(asked) <= {f"GET {page}" for page in pages}, asked
     assert await gateway.workers() == []
     _, plan, _ = await gateway.cli("plan")
     assert "bridge" not in plan

@@ -378,7 +378,7 @@ async def test_replica_behind_ssh_put_over_the_api(make_gateway: MakeGateway, en
     before = replica_of(await gateway.status(), "s1")
     assert (before["source"], before["tunnel"]["state"]) == ("api", "up")
     leases = gateway.directory / "state" / "leases.json"
-    await gateway.until(lambda _: leases.exists() and '"facts": {' in leases.read_text())
+    await gateway.until(lambda _: leases.exists() and '"facts":{' in leases.read_text())
     await gateway.kill()
     await gateway.start()
     after = replica_of(await gateway.until_states({"s1": "serving"}, within_s=20), "s1")
