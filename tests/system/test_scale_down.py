@@ -130,7 +130,7 @@ async def test_engine_that_answers_requests_stays_however_long_its_health_takes(
     await busy.until(lambda seen: seen.calls["/health"] >= asked + 4, within_s=90)
     assert gateway.events("replica.ejected") == []
     await cancelled(*asking)
-    await gateway.until_states({"r1": "unreachable"})
+    await gateway.until_states({"r1": "unreachable"}, within_s=30)
 
 
 async def test_engine_that_streams_and_cannot_say_how_it_is_stays(
@@ -150,7 +150,7 @@ async def test_engine_that_streams_and_cannot_say_how_it_is_stays(
     await busy.until(lambda seen: seen.calls["/health"] >= asked + 6, within_s=90)
     assert gateway.events("replica.ejected") == []
     await cancelled(stream)
-    await gateway.until_states({"r1": "unreachable"})
+    await gateway.until_states({"r1": "unreachable"}, within_s=30)
 
 
 async def test_other_role_behind_the_same_socket_is_another_worker(gateway: Gateway, engine: StartEngine) -> None:
