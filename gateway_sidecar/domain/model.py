@@ -92,8 +92,14 @@ class EngineFacts:
     names: tuple[str, ...] = field(default=(), compare=False)
 
     def is_same_engine(self, other: EngineFacts) -> bool:
-        """Whether both may have been said by one engine that was not started again in between."""
-        same = self == other.called(self.model)
+        """Whether both may have been said by one engine that was not started again in between.
+
+        Over HTTP a connector is only guessed from a metrics page, which may not be there each time.
+        """
+        other = other.called(self.model)
+        if self.connection_mode is ConnectionMode.HTTP and None in (self.kv_connector, other.kv_connector):
+            other = replace(other, kv_connector=self.kv_connector)
+        same = self == other
         return same and (None in (self.instance, other.instance) or self.instance == other.instance)
 
     def called(self, model: str | None) -> EngineFacts:

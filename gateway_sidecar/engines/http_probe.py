@@ -6,7 +6,6 @@ from dataclasses import replace
 
 from gateway_sidecar.domain.discovery import (
     ABSENT,
-    Failure,
     HttpAnswer,
     ModelList,
     NoAnswer,
@@ -20,8 +19,11 @@ from gateway_sidecar.engines import external
 from gateway_sidecar.engines.dialect import HttpDialect
 from gateway_sidecar.engines.unix_http import UnixHttp
 from gateway_sidecar.kinds import ENGINES
+from gateway_sidecar.supervision.awake import within
 
 HEALTH, MODELS, INFO, METRICS = "/health", "/v1/models", "/info", "/metrics"
+_METRICS_S = 1.0
+"""A page that takes longer is done without: vLLM's has taken some milliseconds."""
 IDENTIFYING = frozenset(path for engine in ENGINES if engine.http for paths in engine.http.questions for path in paths)
 """What an engine is asked that has named itself. A real vLLM's first answer about itself takes over 5 s."""
 
@@ -85,15 +87,18 @@ async def _first_health(http: UnixHttp, facts: EngineFacts, access: Access, dial
 
 
 async def _with_connector(http: UnixHttp, verdict: ProbeResult, dialect: HttpDialect) -> ProbeResult:
-    """Look for a KV connector that the engine has not told of. Last of all: a page too large spoils nothing then."""
+    """Look for a KV connector that the engine has not told of. A page that is not to be had spoils nothing."""
     if not isinstance(verdict, Ready | Loading) or verdict.facts is None:
         return verdict
     if not dialect.connectors or verdict.facts.kv_connector is not None:
         return verdict
-    page = await http.get(METRICS, last=True)
+    try:
+        async with within(_METRICS_S):
+            page = await http.get(METRICS, last=True)
+    except TimeoutError:
+        return verdict
     if isinstance(page, NoAnswer):
-        useless = page.failure in (Failure.TOO_LARGE, Failure.MALFORMED)
-        return verdict if useless else unanswered(page, METRICS)
+        return verdict
     body = b"\n" + page.body if page.status == 200 else b""
     for start, connector in dialect.connectors.items():
         if any(before + start.encode() in body for before in (b"\n", b"\n# TYPE ")):

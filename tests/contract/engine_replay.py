@@ -46,13 +46,14 @@ def fixture(name: str) -> dict[str, Json]:
 
 @dataclass
 class HttpReplay:
-    """Answers by path: (status, body), and `otherwise`. `seen` records the requests."""
+    """Answers by path: (status, body), and `otherwise`, but never at the path `mute`. `seen` records the requests."""
 
     answers: dict[str, tuple[int, Json]]
     delay_s: float = 0.0
     keep_alive: bool = True
     otherwise: tuple[int, Json] = (404, {"detail": "Not Found"})
     tls: ssl.SSLContext | None = None
+    mute: str = ""
     seen: list[web.Request] = field(default_factory=list)
 
     @classmethod
@@ -75,7 +76,7 @@ class HttpReplay:
 
     async def _answer(self, request: web.Request) -> web.Response:
         self.seen.append(request)
-        await asyncio.sleep(self.delay_s)
+        await asyncio.sleep(3600.0 if request.path == self.mute else self.delay_s)
         status, body = self.answers.get(request.path, self.otherwise)
         raw = body.encode() if isinstance(body, str) else json.dumps(body).encode()
         response = web.Response(status=status, body=raw, content_type="application/json")

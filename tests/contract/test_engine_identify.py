@@ -522,6 +522,14 @@ async def test_a_connector_shows_in_the_metrics(
         assert await probe.identify(str(path), timeout_s=TIMEOUT_S) == Ready(facts)
 
 
+async def test_metrics_that_never_come_are_done_without(probe: EngineProbe, path: Path) -> None:
+    """An engine that serves is not kept out by a page that nobody needs to serve."""
+    server = with_metrics(NIXL)
+    server.mute = "/metrics"
+    async with server.serve(path):
+        assert await probe.identify(str(path), timeout_s=TIMEOUT_S) == Ready(VLLM_HTTP)
+
+
 async def test_the_metrics_are_asked_for_once_for_each_occupant(probe: EngineProbe, path: Path) -> None:
     """At first sight, loading or not; never with a question for health."""
     server = with_metrics(NIXL)

@@ -22,6 +22,16 @@ def test_only_two_instances_that_are_both_known_and_differ_tell_engines_apart() 
     assert not FACTS.is_same_engine(replace(FACTS, model="other"))
 
 
+def test_a_connector_that_was_only_guessed_makes_no_other_engine() -> None:
+    """The metrics page that shows it may not be there the next time."""
+    guessed = replace(FACTS, kv_connector="NixlConnector")
+    assert FACTS.is_same_engine(guessed)
+    assert guessed.is_same_engine(FACTS)
+    assert not guessed.is_same_engine(replace(guessed, kv_connector="MooncakeConnector"))
+    told = replace(guessed, connection_mode=ConnectionMode.GRPC)
+    assert not told.is_same_engine(replace(told, kv_connector=None))
+
+
 def test_sglang_tells_by_its_seed_or_its_start() -> None:
     """A seed that it was given, or none, or one that is no number, says nothing new."""
     info = {"model_path": "tiny", "random_seed": 552515057}
