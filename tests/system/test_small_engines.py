@@ -15,6 +15,7 @@ from pathlib import Path
 import aiohttp
 import pytest
 
+from gateway_sidecar.supervision.loops import cancelled
 from tests.system.gateway import Gateway, replica_of
 from tests.system.test_keys import give_key
 from tests.users import SELF
@@ -42,15 +43,17 @@ class OneByOne:
             try:
                 yield self
             finally:
-                serving.cancel()
+                await cancelled(serving)
 
     async def _serve(self, sock: socket.socket) -> None:
         while True:
             taken, _ = await asyncio.get_running_loop().sock_accept(sock)
             reader, writer = await asyncio.open_connection(sock=taken)
-            with contextlib.suppress(OSError, asyncio.IncompleteReadError):
-                await self._answer(reader, writer)
-            writer.close()
+            try:
+                with contextlib.suppress(OSError, asyncio.IncompleteReadError):
+                    await self._answer(reader, writer)
+            finally:
+                writer.close()
 
     async def _answer(self, reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
         head = (await reader.readuntil(b"\r\n\r\n")).decode()
