@@ -78,6 +78,17 @@ async def answering(gateway: Gateway) -> list[int]:
     return [first + number for number, answers in enumerate(said) if answers]
 
 
+async def until_hung_up(gateway: Gateway) -> bytes:
+    """What a bridge that leads nowhere says to somebody who would stay, until it ends the connection."""
+    first = int(gateway.settings["bridges"]["ports"].partition("-")[0])
+    async with asyncio.timeout(10):  # nginx keeps others for 75 s.
+        reader, writer = await asyncio.open_connection("127.0.0.1", first)
+        writer.write(b"GET /health HTTP/1.1\r\nHost: x\r\n\r\n")
+        said = await reader.read()
+    writer.close()
+    return said
+
+
 def portless(status: Status) -> list[str]:
     """Replicas of `greedy` that wait for a port."""
     rows = service_of(status, "greedy")["replicas"]
@@ -96,6 +107,7 @@ async def test_nothing_leads_to_what_is_no_engine(
     status = await gateway.until_states(seen, within_s=30)
     assert [row["bridge"] for row in service_of(status)["replicas"]] == [None] * 4
     assert (status["bridge_ports"]["leased"], links(gateway), await answering(gateway)) == (0, [], [])
+    assert b"engine_not_connected" in await until_hung_up(gateway), "a port rests while anybody is on it"
     pages = {"/v1/models", "/info", "/health", "/server_info", "/version", "/metrics"}
     assert set(asked) <= {f"GET {page}" for page in pages}, asked
     assert await gateway.workers() == []
