@@ -432,9 +432,8 @@ async def test_a_replica_that_is_advertised_anew_moves(site: Site, start_on: Sta
     assert len(workers) == 2
     await site.gateway.until_states({"p1": "serving", "d1": "serving"}, within_s=30)
     async with asyncio.timeout(30):
-        while site.bridges() != ["10.0.0.55:9000"]:
+        while (site.bridges(), site.space.addresses(OURS)) != (["10.0.0.55:9000"], ["10.0.0.55/32"]):
             await asyncio.sleep(0.02)
-    assert site.space.addresses(OURS) == ["10.0.0.55/32"]
     code, text = await site.chat()
     assert code == 200, text
 
