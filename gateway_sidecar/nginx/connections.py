@@ -81,7 +81,7 @@ def bytes_to_routers(places: Collection[Place]) -> Sent:
     }
     has_addresses = not all(isinstance(place, int) for place in places)
     with suppress(OSError):
-        for answer in (*_tcp_info(socket.AF_INET), *_tcp_info(socket.AF_INET6)):
+        for answer in _tcp_info():
             here, there, local, remote = _ENDS.unpack_from(answer)
             place, is_far = wanted.get(here), False
             if place is None and has_addresses:
@@ -101,7 +101,7 @@ def waiting_at(ports: Container[int]) -> frozenset[int]:
     """
     found = set()
     with suppress(OSError):
-        for answer in (*_tcp_info(socket.AF_INET), *_tcp_info(socket.AF_INET6)):
+        for answer in _tcp_info():
             if (port := _ENDS.unpack_from(answer)[0]) in ports:
                 sent_ms, received_ms = _SENT_AND_RECEIVED_MS.unpack_from(_attribute(answer, _INFO))
                 if sent_ms > received_ms:
@@ -115,8 +115,12 @@ def _packed(address: bytes, family: int) -> bytes:
     return address[12:] if address[:12] == _MAPPED else address
 
 
-def _tcp_info(family: int) -> list[bytes]:
+def _tcp_info() -> list[bytes]:
     """An `inet_diag_msg` for each socket that may send. Raises OSError."""
+    return [answer for family in (socket.AF_INET, socket.AF_INET6) for answer in _tcp_info_of(family)]
+
+
+def _tcp_info_of(family: int) -> list[bytes]:
     answers: list[bytes] = []
     with socket.socket(socket.AF_NETLINK, socket.SOCK_DGRAM, _NETLINK_SOCK_DIAG) as netlink:
         netlink.settimeout(1.0)

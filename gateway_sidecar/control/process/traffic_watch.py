@@ -37,14 +37,16 @@ class TrafficWatch:
         while True:
             heartbeat()
             await awake.rest(_LOOK_S)
+            services = list(self._services().values())
+            if not self._signals.is_busy and not any(map(_has_dead, services)):
+                continue
             watched = {
                 tenure.bridge.port: (service, tenure)
-                for service in self._services().values()
+                for service in services
                 for tenure in service.tenures.values()
                 if tenure.bridge.port is not None and tenure.probe.facts is not None and not tenure.gone
             }
-            has_dead = any(isinstance(tenure.probe.result, Dead) for _, tenure in watched.values())
-            if not watched or not (self._signals.is_busy or has_dead):
+            if not watched:
                 continue
             now = awake.now()
             waiting = await asyncio.to_thread(self._look, watched.keys())
@@ -72,3 +74,8 @@ class TrafficWatch:
         counters = await read_progress(address, facts, tenure.probe.access, timeout_s=_READ_S)
         tenure.traffic.work = tenure.traffic.work.read(awake.now(), counters)
         service.reconsider(tenure)
+
+
+def _has_dead(service: Service) -> bool:
+    """Whether an engine may have to be seen to work again, though nobody asks any more."""
+    return any(isinstance(tenure.probe.result, Dead) for tenure in service.tenures.values())
