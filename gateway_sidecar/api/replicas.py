@@ -61,6 +61,7 @@ async def put_replica(request: web.Request) -> web.Response:
         raise _not_written(error) from error
     if put.was_leaving and service.current(replica) is not None:
         service.drains.resume(replica)
+        await daemon.flush_leases()
     service.reflector.look_soon()
     if wait:
         await _until_serving(daemon, service, replica, put.entry, described, timeout_s)

@@ -138,6 +138,7 @@ async def _drain(request: web.Request) -> web.Response:
         report = await service.drains.drain(replica, timeout_s)
     except KeyError:
         raise unknown_replica(service, replica) from None
+    await request.app[DAEMON].flush_leases()
     answer: models.Drained = {
         "drained": report.drained,
         "in_flight": report.in_flight,
@@ -153,6 +154,7 @@ async def _resume(request: web.Request) -> web.Response:
         service.drains.resume(replica)
     except KeyError:
         raise unknown_replica(service, replica) from None
+    await request.app[DAEMON].flush_leases()
     return web.json_response(models.Resumed(resumed=True))
 
 

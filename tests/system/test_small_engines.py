@@ -47,18 +47,21 @@ class OneByOne:
 
     async def _serve(self, sock: socket.socket) -> None:
         while True:
-            taken, _ = await asyncio.get_running_loop().sock_accept(sock)
-            reader, writer = await asyncio.open_connection(sock=taken)
-            try:
-                with contextlib.suppress(OSError, asyncio.IncompleteReadError):
-                    await self._answer(reader, writer)
-            finally:
-                writer.close()
+            await _until_readable(sock)
+            taken, _ = sock.accept()  # At once: whoever is cancelled while he waits for it may lose one that came.
+            with taken, contextlib.suppress(OSError):
+                taken.setblocking(False)
+                await self._answer(taken)
 
-    async def _answer(self, reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
-        head = (await reader.readuntil(b"\r\n\r\n")).decode()
-        length = re.search(r"(?i)content-length: (\d+)", head)
-        body = await reader.readexactly(int(length[1])) if length else b""
+    async def _answer(self, taken: socket.socket) -> None:
+        loop, asked = asyncio.get_running_loop(), b""
+        while (length := _length_of(asked)) is None or len(asked) < length:
+            part = await loop.sock_recv(taken, 65536)
+            if not part:
+                return
+            asked += part
+        raw, _, body = asked.partition(b"\r\n\r\n")
+        head = raw.decode()
         answer: object = MODELS if "/v1/models" in head else {"status": "ok"}
         if head.startswith("POST"):
             self.bodies.append(body)
@@ -68,8 +71,23 @@ class OneByOne:
         said = json.dumps(answer).encode()
         more = "".join(f"X-Trace-{at}: {'t' * 980}\r\n" for at in range(self.head_bytes // 1000))
         head = f"HTTP/1.1 200 OK\r\n{more}Content-Type: application/json\r\nConnection: close\r\n"
-        writer.write(f"{head}Content-Length: {len(said)}\r\n\r\n".encode() + said)
-        await writer.drain()
+        await loop.sock_sendall(taken, f"{head}Content-Length: {len(said)}\r\n\r\n".encode() + said)
+
+
+async def _until_readable(sock: socket.socket) -> None:
+    loop, readable = asyncio.get_running_loop(), asyncio.Event()
+    loop.add_reader(sock, readable.set)
+    try:
+        await readable.wait()
+    finally:
+        loop.remove_reader(sock)
+
+
+def _length_of(said: bytes) -> int | None:
+    """How many bytes a request has, head and body; None while its head is not whole."""
+    head, end, _ = said.partition(b"\r\n\r\n")
+    found = re.search(rb"(?i)content-length: (\d+)", head)
+    return len(head) + len(end) + int(found[1] if found else 0) if end else None
 
 
 async def ask(session: aiohttp.ClientSession, gateway: Gateway, **more: object) -> tuple[int, str]:

@@ -293,6 +293,23 @@ async def test_drained_then_resumed_replica_is_released_when_it_goes(gateway: Ga
     assert (status["bridge_ports"]["leased"], status["bridge_ports"]["quarantined"]) == (0, 0)
 
 
+async def test_a_drain_and_its_end_are_written_down_before_they_are_answered(
+    gateway: Gateway, engine: StartEngine
+) -> None:
+    """Whoever was told that it is safe to stop, or that it serves again, is right of the next daemon, too."""
+    await engine(gateway.socket("r1"))
+    await gateway.until_states({"r1": "serving"})
+    replica, record = "http://daemon/v1/services/chat/replicas/r1", gateway.directory / "state" / "leases.json"
+    for action, drains in (("drain", True), ("resume", False), ("drain", True), ("resume", False)):
+        async with gateway.session.post(f"{replica}/{action}") as answer:
+            assert answer.status == 200
+        assert [row["drain"] for row in json.loads(record.read_text())["services"]["chat"]] == [drains]
+    await gateway.kill()
+    await gateway.start()
+    await gateway.until_states({"r1": "serving"})
+    assert "drain requested" not in {event["reason"] for event in gateway.events("replica.draining")}
+
+
 async def test_engine_that_died_with_the_daemon_and_its_records(gateway: Gateway, engine: StartEngine) -> None:
     """Nobody remembers what it was, and it cannot say so any more: its worker goes all the same."""
     dying = await engine(gateway.socket("r1"))

@@ -394,3 +394,4 @@ async def test_a_planted_run_dir_is_not_taken_for_the_one_that_was_removed(
         it.name for at in (run_dir, state_dir) for it in at.iterdir()
     }
     await gateway.terminate()
+    run_dir.rename(run_dir.with_name("planted"))  # What the daemon left running is known by the path that it had.

@@ -78,6 +78,28 @@ async def test_a_change_is_on_disk_a_moment_later(tmp_path: Path) -> None:
 
 
 @in_fake_time
+async def test_one_write_serves_all_who_wait_for_it(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """What holds when one asks is on disk when he is answered, though a write was under way that began before."""
+    written: list[object] = []
+
+    async def write(record: Record, content: Mapping[str, object] | None = None) -> None:
+        content = record.content()
+        await asyncio.sleep(1)
+        written.append(content["number"])
+
+    monkeypatch.setattr(Record, "write", write)
+    it = Disk(tmp_path)
+
+    async def change(number: int) -> bool:
+        it.content = {"number": number}
+        await it.writer.flush()
+        return number <= max(int(str(it)) for it in written)
+
+    assert await asyncio.gather(*(change(number) for number in range(50))) == [True] * 50
+    assert len(written) == 2
+
+
+@in_fake_time
 async def test_a_record_that_somebody_removed_is_written_again(tmp_path: Path) -> None:
     async with disk(tmp_path) as it:
         it.write(2)

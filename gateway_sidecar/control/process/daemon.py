@@ -135,6 +135,11 @@ class Daemon:
         self._tunnels.touch()
         self.nginx_supervisor.touch()
 
+    async def flush_leases(self) -> None:
+        """What was just decided about a replica outlives this daemon, or `status` says that it cannot be written."""
+        if self.taken_up.is_set():  # Until then the file has what we have not.
+            await self._written.flush_leases()
+
     # -- life
 
     async def run(self, serve: Callable[[Daemon], Awaitable[Close]]) -> None:

@@ -78,6 +78,10 @@ class WrittenDown:
             async with within(_NOW_S):
                 await self._run.write()
 
+    async def flush_leases(self) -> None:
+        """Who has which port, and who drains, has been written down, or could not be: `status` says that then."""
+        await self._state.flush()
+
     async def write_all(self) -> None:
         """Writes both, however long that takes, within the writers' patience."""
         await asyncio.gather(self._run.write(), self._state.write())

@@ -68,6 +68,8 @@ class RecordWriter:
         self._up = metrics.record_up.labels(record.name)
         self._logger = get_logger()
         self._dirty = asyncio.Event()
+        self._one_by_one = asyncio.Lock()
+        self._asked = self._covered = 0
         self._written_at = awake.monotonic()
 
     def touch(self) -> None:
@@ -84,8 +86,17 @@ class RecordWriter:
                 await asyncio.sleep(_RETRY_S)
             await asyncio.sleep(_GAP_S)
 
+    async def flush(self) -> None:
+        """What holds now has been written down, or could not be; one write serves all who ask before it begins."""
+        self._asked += 1
+        mine = self._asked
+        async with self._one_by_one:
+            if self._covered < mine:
+                await self.write()
+
     async def write(self) -> bool:
         """Writes it now; returns whether it could. Logs when failures begin and end."""
+        self._covered = self._asked
         try:
             await self.record.write()
         except StateError as error:
