@@ -147,8 +147,10 @@ def _files_of(server: SshServer) -> _Files:
 
 
 def _stamp(path: str | None) -> tuple[int, int, int] | None:
+    if not path:
+        return None
     try:
-        status = Path(path or "").stat()
+        status = Path(path).stat()
     except OSError:
         return None
     return status.st_ino, status.st_mtime_ns, status.st_size

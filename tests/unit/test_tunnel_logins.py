@@ -5,6 +5,8 @@ from __future__ import annotations
 import asyncio
 from pathlib import Path
 
+import pytest
+
 from gateway_sidecar.domain.tunnels import PathState, SshRoute, SshServer
 from gateway_sidecar.supervision import awake
 from gateway_sidecar.tunnels.base import TunnelFault
@@ -68,9 +70,25 @@ async def test_wrong_key_costs_fewer_than_five_logins_in_ten_minutes() -> None:
 
 
 @in_fake_time
+async def test_whatever_changes_where_the_daemon_runs_gives_no_login_another_try(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """A server without a list of known hosts, agent or key has no file that could change."""
+    monkeypatch.chdir(tmp_path)
+    bare = SshServer("gpu")
+    world = FarSides(SshRoute((bare,)))
+    world.bad = {bare}
+    async with beside(world.run()):
+        for number in range(600):
+            (tmp_path / str(number)).touch()
+            await asyncio.sleep(1)
+    assert world.most_in_ten_minutes() <= 3
+
+
+@in_fake_time
 async def test_tunnels_to_one_far_side_share_what_they_may_fail() -> None:
-    """Eight users with eight wrong keys, over one server and over two: each far side sees three logins."""
-    users = [SshServer("gpu", user=f"u{number}", key_file="/k") for number in range(8)]
+    """Five users with five wrong keys, over one server and over two: each far side sees three logins."""
+    users = [SshServer("gpu", user=f"u{number}", key_file="/k") for number in range(5)]
     behind = (SshRoute((user, SshServer(f"gpu{number}"))) for number, user in enumerate(users))
     for routes in ([SshRoute((user,)) for user in users], [SshRoute((GATE, user)) for user in users], behind):
         world = FarSides(*routes)
