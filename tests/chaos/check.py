@@ -84,16 +84,21 @@ def _requests(history: History) -> Iterator[Violation]:
             yield Violation("no failure without its cause", request.ended, f"{request}; on {engines}")
 
 
-def _met_successor(request: Request, faults: Iterable[Fault]) -> bool:
+def _met_successor(request: Request, faults: Sequence[Fault]) -> bool:
     """Whether another engine had just begun behind the same path: what is on its way to the old one finds it there."""
     return request.engine is not None and any(
         fault.kind == "engine ended"
         and (fault.service, fault.model) == (request.service, request.model)
-        and fault.engine is not None
-        and fault.engine.rpartition("-")[0] == request.engine.rpartition("-")[0]
-        and _overlap(request, fault.began, fault.began + _NOTICE_S)
+        and _is_at_its_place(fault, [request.engine])
+        and (_overlap(request, fault.began, fault.began + _NOTICE_S) or _went_unseen(request, fault, faults))
         for fault in faults
     )
+
+
+def _went_unseen(request: Request, ended: Fault, faults: Iterable[Fault]) -> bool:
+    """With no daemon there, an engine's successor at the same path gets what the router sends to that engine."""
+    away = [it for it in faults if it.kind == "daemon away" and it.ended >= ended.began]
+    return any(_overlap(request, max(it.began, ended.began), it.ended + _KNOWN_S) for it in away)
 
 
 def _engines_of_requests(history: History) -> dict[int, frozenset[str]]:
@@ -161,9 +166,7 @@ def _may_blame(request: Request, fault: Fault, faults: Sequence[Fault], engines:
             if "router_" in request.detail:
                 return False
             if fault.kind == "engine ended" and _is_at_its_place(fault, engines):
-                # With no daemon there, its successor at the same path gets what the router sends to it.
-                away = [it for it in faults if it.kind == "daemon away" and it.ended >= fault.began]
-                return any(_overlap(request, max(it.began, fault.began), it.ended + _KNOWN_S) for it in away)
+                return _went_unseen(request, fault, faults)
             # One of prefill and decode is on two engines, and where one of them never got it no journal tells.
             if engines and request.service != PAIRS:
                 return fault.engine in engines and _overlap(request, fault.began, fault.ended + _KNOWN_S)

@@ -184,8 +184,13 @@ def test_a_successor_of_another_model_may_get_what_was_on_its_way_to_the_old_eng
     assert laws(history) == ["answered by the right model"]
     history.faults = [other, ended]
     assert laws(history) == []
-    history.faults = [other, replace(ended, began=5.0, ended=5.1)]
+    earlier = replace(ended, began=5.0, ended=5.1)
+    history.faults = [other, earlier]
     assert laws(history) == ["answered by the right model"]
+    history.faults = [other, earlier, Fault("daemon away", 4.0, 10.5)]
+    assert laws(history) == [], "no daemon was there that could tell the router"
+    history.faults = [other, earlier, Fault("daemon away", 4.0, 8.0)]
+    assert laws(history) == ["answered by the right model"], "it is back since"
     history.faults = [other, replace(ended, engine="c1-0")]
     assert laws(history) == ["answered by the right model"]
 
