@@ -29,7 +29,7 @@ class Latency(TypedDict):
     samples: Count
     """How many were measured."""
     source: str
-    """`engines`, `router`, `nginx`; or `headers` for nginx's time to the headers of a stream; several with `+`."""
+    """`nginx` (as clients saw it), `engines`, `router`; `engines+router` for both together."""
     share: Annotated[float, Field(ge=0, le=1)] | None
     """How many of the requests answered meanwhile were measured, from 0 to 1; null if not known."""
 
@@ -42,7 +42,9 @@ class RoleWindow(TypedDict):
     errors_per_s: Rate | None
     """Requests that failed at its workers, retried or not, per second."""
     ttft_s: Latency | None
-    """Time to the first token."""
+    """Time to the first token of streams as clients saw it, waiting included; without any, as `engines_ttft_s`."""
+    engines_ttft_s: Latency | None
+    """The same by the engines' own clock, for streams and answers in one piece."""
     itl_s: Latency | None
     """Pause between tokens."""
 
@@ -61,7 +63,9 @@ class Window(TypedDict):
     e2e_s: Latency | None
     """From a request's first byte to its answer's last, waiting included; answered requests only."""
     ttft_s: Latency | None
-    """Time to the first token."""
+    """Time to the first token of streams as clients saw it, waiting included; without any, as `engines_ttft_s`."""
+    engines_ttft_s: Latency | None
+    """The same by the engines' own clock, for streams and answers in one piece."""
     itl_s: Latency | None
     """Pause between tokens."""
 
@@ -114,7 +118,7 @@ class SignalSources(TypedDict):
     router: RouterSource
     """Requests in flight, and which worker got how many."""
     engines: EnginesSource
-    """Time to the first token and pause between tokens."""
+    """Pause between tokens, and their own clock's time to the first token."""
 
 
 class RoleScaling(TypedDict):

@@ -53,6 +53,7 @@ def _window(signals: ServiceSignals, traffic: TrafficWindow | None, window_s: in
         "outcomes": dict(traffic.outcomes) if traffic else None,
         "e2e_s": _latency(traffic.took, "nginx", 1.0) if traffic and traffic.took else None,
         "ttft_s": _told(signals.ttft(now, window_s, traffic)),
+        "engines_ttft_s": _told(signals.engines_ttft(now, window_s, traffic)),
         "itl_s": _told(signals.itl(now, window_s, traffic)),
     }
 
@@ -69,6 +70,7 @@ def _role(signals: ServiceSignals, role: WorkerType, traffic: Mapping[int, Traff
                 "requests_per_s": _rounded(signals.role_rps(role, now, window_s)),
                 "errors_per_s": _rounded(signals.role_errors_per_s(role, now, window_s)),
                 "ttft_s": _told(signals.ttft(now, window_s, traffic.get(window_s), role)),
+                "engines_ttft_s": _told(signals.engines_ttft(now, window_s, traffic.get(window_s), role)),
                 "itl_s": _told(signals.itl(now, window_s, traffic.get(window_s), role)),
             }
             for window_s in WINDOWS_S

@@ -14,6 +14,8 @@ from dataclasses import dataclass, field
 from enum import StrEnum
 from typing import TypeVar
 
+from gateway_sidecar.domain.model import WorkerType
+
 WINDOWS_S = (30, 60, 300)
 QUANTILES = (0.5, 0.9, 0.99)
 
@@ -48,7 +50,7 @@ class Outcome(StrEnum):
 class RequestEnd:
     """One request's end.
 
-    header_s: how long a streamed answer's headers took; None for one in one piece.
+    first_s: how long the first event of a streamed answer took; None for an answer in one piece.
     is_whole: whether the client got all of it. A stream that it left, or that broke off, has status 200 too.
     worker: the URL of the worker that answered, as the router says it; anything else where it does not.
     """
@@ -56,7 +58,7 @@ class RequestEnd:
     service: str
     status: int
     took_s: float
-    header_s: float | None = None
+    first_s: float | None = None
     worker: str = "-"
     is_whole: bool = True
 
@@ -73,12 +75,16 @@ class Latency:
 
 @dataclass(frozen=True, slots=True)
 class TrafficWindow:
-    """What ended within a window. `covered_s`: how much of it was watched."""
+    """What ended within a window.
+
+    covered_s: how much of it was watched.
+    first: how long streams took to their first event: of each role, and of all under None.
+    """
 
     covered_s: float
     outcomes: Mapping[Outcome, int]
     took: Latency | None
-    headers: Latency | None
+    first: Mapping[WorkerType | None, Latency]
 
     @property
     def requests(self) -> int:
@@ -101,10 +107,10 @@ class _Second:
     at: int
     outcomes: dict[Outcome, int] = field(default_factory=dict)
     took: dict[int, int] = field(default_factory=dict)
-    headers: dict[int, int] = field(default_factory=dict)
+    first: dict[WorkerType | None, dict[int, int]] = field(default_factory=dict)
 
 
-def count(buckets: dict[int, int], seconds: float) -> None:
+def _count(buckets: dict[int, int], seconds: float) -> None:
     """Counts one observation. Buckets are numbered, and each is a tenth wider than the one before."""
     index = 0 if seconds <= _LOW_S else min(_LAST_BUCKET, math.ceil(math.log(seconds / _LOW_S) / _PER_BUCKET))
     buckets[index] = buckets.get(index, 0) + 1
@@ -137,17 +143,6 @@ def quantile(buckets: Mapping[float, float], share: float) -> float | None:
     return lower
 
 
-def cumulative(counts: Mapping[int, int]) -> dict[float, float]:
-    """Numbered buckets as Prometheus has them: upper bound -> observations up to it."""
-    found: dict[float, float] = {}
-    total = 0.0
-    for index in sorted(counts):
-        found.setdefault(_LOW_S * _FACTOR ** (index - 1) if index else 0.0, total)
-        total += counts[index]
-        found[_LOW_S * _FACTOR**index] = total
-    return found
-
-
 def latency_of(buckets: Mapping[float, float]) -> Latency | None:
     """The quantiles of a histogram; None without observations."""
     p50, p90, p99 = (quantile(buckets, share) for share in QUANTILES)
@@ -172,8 +167,8 @@ class Traffic:
         self._began_s = began_s
         self._seconds: deque[_Second] = deque()
 
-    def record(self, now_s: float, end: RequestEnd) -> None:
-        """One request has ended."""
+    def record(self, now_s: float, end: RequestEnd, roles: Iterable[WorkerType] = ()) -> None:
+        """One request has ended, which workers of these roles answered."""
         at = int(now_s)
         if not self._seconds or self._seconds[-1].at != at:
             self._seconds.append(_Second(at))
@@ -183,26 +178,29 @@ class Traffic:
         outcome = Outcome.of(end.status)
         second.outcomes[outcome] = second.outcomes.get(outcome, 0) + 1
         if outcome is Outcome.OK:
-            count(second.took, end.took_s)
-            if end.header_s is not None:
-                count(second.headers, end.header_s)
+            _count(second.took, end.took_s)
+            if end.first_s is not None:
+                for role in (None, *roles):
+                    _count(second.first.setdefault(role, {}), end.first_s)
 
     def windows(self, now_s: float) -> dict[int, TrafficWindow]:
         """Every window that ends now, by its length in seconds."""
         outcomes: dict[Outcome, int] = {}
         took: dict[int, int] = {}
-        headers: dict[int, int] = {}
+        first: dict[WorkerType | None, dict[int, int]] = {}
         found = {}
         waiting = list(self._seconds)
         for window_s in WINDOWS_S:
-            first = int(now_s) - window_s + 1
-            while waiting and waiting[-1].at >= first:
+            begin = int(now_s) - window_s + 1
+            while waiting and waiting[-1].at >= begin:
                 second = waiting.pop()
                 _merge(outcomes, second.outcomes)
                 _merge(took, second.took)
-                _merge(headers, second.headers)
-            covered_s = max(0.0, min(now_s - first, now_s - self._began_s))
-            found[window_s] = TrafficWindow(covered_s, dict(outcomes), _latency(took), _latency(headers))
+                for role, counts in second.first.items():
+                    _merge(first.setdefault(role, {}), counts)
+            covered_s = max(0.0, min(now_s - begin, now_s - self._began_s))
+            firsts = {role: told for role, counts in first.items() if (told := _latency(counts)) is not None}
+            found[window_s] = TrafficWindow(covered_s, dict(outcomes), _latency(took), firsts)
         return found
 
 

@@ -70,25 +70,24 @@ def placeholder() -> tuple[socket.socket, EventAddress]:
 def read_event(datagram: bytes, tag: bytes) -> RequestEnd | None:
     """One event; None for what is none, or not of the kind that signals are made of.
 
-    `<190>Nov 20 22:33:13 TAG: chat|POST|200|0.031|0.004|WORKER|OK|text/event-stream`, WORKER an URL or `-`, OK nothing
-    where the client did not get all of it. Requests for
-    an answer are POSTs and WebSockets: a list of models, or somebody's health check, is no load.
+    `<190>Nov 20 22:33:13 TAG: chat|POST|200|0.031|0.004|WORKER|OK`: how long it took, and how long a stream's first
+    event did, or nothing; WORKER an URL or `-`; OK nothing where the client did not get all of it. Requests for an
+    answer are POSTs and WebSockets: a list of models, or somebody's health check, is no load.
     """
     head, mark, rest = datagram.partition(b"|")
     head, _, service = head.rpartition(b" ")
     if not mark or not head.endswith(tag + b":"):
         return None
     try:
-        method, status_text, took, header, worker, whole, content_type = rest.split(b"|", 6)
+        method, status_text, took, first, worker, whole = rest.split(b"|", 5)
         if not _STATUS.fullmatch(status_text):
             return None
         status = int(status_text)
         if method != b"POST" and status != _SWITCHED:
             return None
-        streamed = content_type.startswith(b"text/event-stream")
-        header_s = _last(header) if streamed else None
+        first_s = _seconds(first) if first else None
         name, url = service.decode("ascii"), worker.decode("ascii")
-        return RequestEnd(name, status, _seconds(took), header_s, url, is_whole=whole == b"OK")
+        return RequestEnd(name, status, _seconds(took), first_s, url, is_whole=whole == b"OK")
     except ValueError:
         return None
 
@@ -97,12 +96,6 @@ def _seconds(text: bytes) -> float:
     if not _SECONDS.fullmatch(text):
         raise ValueError("no time of nginx's")
     return float(text)
-
-
-def _last(times: bytes) -> float | None:
-    """Of `0.002, 0.004 : 0.013`, one for each upstream that was tried, the one that answered."""
-    last = times.replace(b":", b",").rpartition(b",")[2].strip()
-    return None if last in (b"", b"-") else _seconds(last)
 
 
 def _socket(*, buffer_bytes: int) -> socket.socket:

@@ -232,6 +232,7 @@ class NginxConfig:
     temp: where bodies that do not fit into memory are kept.
     events: whom nginx tells of each request's end; None for nobody.
     held_mb: how much of bodies may be kept at once, in MiB.
+    times_streams: whether nginx has its module sub, and so can say when a stream's first event passed.
     """
 
     host: str
@@ -256,6 +257,7 @@ class NginxConfig:
     events: EventAddress | None = None
     owner_module: Path | None = None
     held_mb: int = 8192
+    times_streams: bool = True
 
     def rendered(self) -> Rendered:
         """The whole configuration file. It begins with what it serves, for the next daemon: `services_in` reads it.

@@ -512,6 +512,7 @@ class Nginx:
             events=self.events,
             owner_module=self._program.owner_module,
             held_mb=self._settings.held_mb,
+            times_streams="--with-http_sub_module" in self._program.compiled,
         )
 
     def _write_scripts(self) -> None:

@@ -10,6 +10,11 @@ from prometheus_client.process_collector import ProcessCollector
 from gateway_sidecar import __version__
 
 _PROBE_BUCKETS = (0.001, 0.0025, 0.005, 0.01, 0.025, 0.05, 0.1, 0.25, 0.5, 1, 2, 5)
+_FIRST_TOKEN_BUCKETS = (
+    *(0.005, 0.01, 0.02, 0.04, 0.06, 0.08, 0.1, 0.15, 0.25, 0.5, 0.75),
+    *(1, 1.5, 2.5, 5, 7.5, 10, 20, 40, 80, 160, 640),
+)
+"""About those of the engines' own histograms."""
 _SERVING_BUCKETS = (0.01, 0.025, 0.05, 0.1, 0.25, 0.5, 1, 2.5, 5, 10, 30, 60, 120, 300, 600, 1200, 1800, 3600)
 
 
@@ -96,6 +101,13 @@ class Metrics:
             "frontend_problem", "1 while the frontend's part cannot be used as it is.", "service", "part"
         )
         self.requests = counter("requests", "Requests for an answer that have ended, by outcome.", "service", "outcome")
+        self.first_token = Histogram(
+            prefix + "time_to_first_token_seconds",
+            "From a request's first byte to the first event of its streamed answer, at nginx; waiting included.",
+            ("service",),
+            buckets=_FIRST_TOKEN_BUCKETS,
+            registry=self.registry,
+        )
         self.lost_events = gauge(
             "lost_request_events", "Ends of requests that nginx reported and the daemon had no time to read."
         )

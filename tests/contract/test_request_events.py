@@ -15,7 +15,7 @@ from gateway_sidecar.nginx.access_events import EventAddress, EventListener, pla
 
 
 def an_event(address: EventAddress) -> bytes:
-    return b"<190>Nov 20 22:33:13 " + address.tag.encode() + b": chat|POST|200|0.1|0.1|-|OK|text/plain"
+    return b"<190>Nov 20 22:33:13 " + address.tag.encode() + b": chat|POST|200|0.1|0.1|-|OK"
 
 
 async def until(condition: Callable[[], bool]) -> None:

@@ -127,43 +127,56 @@ def test_waiting_requests_ask_for_the_half_that_is_missing() -> None:
 
 
 def test_who_says_what_a_first_token_took() -> None:
-    """The engines; else nginx where all speak gRPC; else nobody."""
-    for mode, source in ((ConnectionMode.GRPC, "headers"), (ConnectionMode.HTTP, None)):
-        signals, _ = service(Replica(1, mode=mode))
-        signals.record(110, RequestEnd("chat", 200, 1.0, 0.2))
-        told = signals.ttft(120, 30, signals.windows(120)[30])
-        assert (told.source if told else None) == source
+    """Clients' streams, by nginx, whatever the engines speak; without any the engines, whose own clock stays beside."""
+    signals, _ = service(Replica(1))
     tenure = cast(Any, signals.service.tenures[1])
     for at, count in ((115, 0.0), (120, 10.0)):
         signals.take_engine(at, tenure, EngineReading({0.5: count, math.inf: count}, {}))
-    told = signals.ttft(120, 30, signals.windows(120)[30])
+    signals.record(110, RequestEnd("chat", 200, 1.0))
+    window = signals.windows(120)[30]
+    told = signals.ttft(120, 30, window)
+    assert told == signals.engines_ttft(120, 30, window)
     assert told is not None
     assert (told.source, told.latency.samples) == ("engines", 10)
     assert told.latency.p50 == pytest.approx(0.25)
+    signals.record(110, RequestEnd("chat", 200, 1.0, 0.6))
+    signals.record(110, RequestEnd("chat", 500, 1.0, 9.0))
+    window = signals.windows(120)[30]
+    told = signals.ttft(120, 30, window)
+    assert told is not None
+    assert (told.source, told.latency.samples, told.share) == ("nginx", 1, 0.5)
+    assert told.latency.p50 == pytest.approx(0.6, rel=0.1)
+    engines = signals.engines_ttft(120, 30, window)
+    assert engines is not None
+    assert engines.latency.p50 == pytest.approx(0.25)
 
 
-def test_mixed_fleet_is_measured_over_http_and_over_grpc_and_says_how_much_of_it() -> None:
-    """Engines tell of theirs, with bounds of their own; nginx of the streams of gRPC workers; the rest is the rest."""
-    signals, _ = service(Replica(1), Replica(2, mode=ConnectionMode.GRPC))
+def test_scaling_by_the_first_token_follows_what_clients_saw() -> None:
+    """The engines' clock says that the target is met."""
+    policy = ScalingSettings(metric="ttft", target=1.0, max=9)
+    signals, _ = service(Replica(1), scaling=policy)
+    tenure = cast(Any, signals.service.tenures[1])
+    for at, count in ((105, 0.0), (110, 10.0)):
+        signals.take_engine(at, tenure, EngineReading({1.0: count, math.inf: count}, {}))
+    assert desired(signals, 111) == 1
+    for _ in range(10):
+        signals.record(112, RequestEnd("chat", 200, 4.0, 1.8))
+    assert desired(signals, 113) == 2
+    assert signals.roles[WorkerType.REGULAR].scaler.reason.startswith("ttft p90 1.8")
+
+
+def test_each_role_has_the_streams_that_its_workers_answered() -> None:
+    """Of a pair the router names one half, and both had a part in the first token."""
+    signals, _ = service(Replica(1), Replica(2, WorkerType.PREFILL), Replica(3, WorkerType.DECODE))
     routed(105, signals, {})
-    http = cast(Any, signals.service.tenures[1])
-    signals.take_engine(106, http, EngineReading({0.5: 0.0, math.inf: 0.0}, {}))
-    for _ in range(60):
-        signals.record(110, RequestEnd("chat", 200, 1.0, 0.001, "http://a:1"))
-    for _ in range(30):
-        signals.record(110, RequestEnd("chat", 200, 1.0, 2.0, "http://a:2"))
-    for _ in range(30):
-        signals.record(110, RequestEnd("chat", 200, 1.0, None, "http://a:2"))
-    signals.take_engine(115, http, EngineReading({0.5: 60.0, math.inf: 60.0}, {}))
-    told = signals.ttft(116, 30, signals.windows(116)[30])
-    assert told is not None
-    assert (told.source, told.latency.samples, told.share) == ("engines", 60, 0.5)
-    routed(117, signals, {})
-    told = signals.ttft(118, 30, signals.windows(118)[30])
-    assert told is not None
-    assert (told.source, told.latency.samples, told.share) == ("engines+headers", 90, 0.75)
-    assert told.latency.p50 == pytest.approx(0.375)
-    assert told.latency.p90 == pytest.approx(2.0, rel=0.1)
+    signals.record(110, RequestEnd("chat", 200, 1.0, 0.1, "http://a:1"))
+    for _ in range(3):
+        signals.record(110, RequestEnd("chat", 200, 1.0, 0.8, "http://a:3"))
+    window = signals.windows(112)[30]
+    told = {role: signals.ttft(112, 30, window, role) for role in (None, *signals.roles)}
+    assert {role: each and each.latency.samples for role, each in told.items()} == {
+        None: 4, WorkerType.REGULAR: 1, WorkerType.PREFILL: 3, WorkerType.DECODE: 3
+    }  # fmt: skip
 
 
 def test_idle_is_known_or_it_is_not() -> None:

@@ -21,8 +21,8 @@ from gateway_sidecar.domain.signals import (
 )
 
 
-def end(took_s: float = 0.1, status: int = 200, header_s: float | None = None) -> RequestEnd:
-    return RequestEnd("chat", status, took_s, header_s)
+def end(took_s: float = 0.1, status: int = 200, first_s: float | None = None) -> RequestEnd:
+    return RequestEnd("chat", status, took_s, first_s)
 
 
 def over(growth: Growth, now_s: float, window_s: float) -> dict[float, float] | None:
@@ -73,7 +73,7 @@ def test_outcomes() -> None:
     assert window.outcomes == {Outcome.OK: 2, Outcome.CLIENT_ERROR: 1, Outcome.CLIENT_LEFT: 1, Outcome.ERROR: 3}
     assert window.took is not None
     assert window.took.samples == 2
-    assert window.headers is None
+    assert window.first == {}
 
 
 @given(st.lists(st.floats(0.00101, 3000), min_size=1, max_size=300), st.sampled_from([0.5, 0.9, 0.99]))

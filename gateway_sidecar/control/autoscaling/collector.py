@@ -285,6 +285,7 @@ class Signals:
             took = Told(window.took, "nginx") if window and window.took else None
             self._export_latency(name, "all", "e2e", label, took)
             self._export_latency(name, "all", "ttft", label, signals.ttft(now, window_s, window))
+            self._export_latency(name, "all", "engines_ttft", label, signals.engines_ttft(now, window_s, window))
             self._export_latency(name, "all", "itl", label, signals.itl(now, window_s, window))
             if len(signals.roles) > 1:
                 for role in signals.roles:
@@ -294,6 +295,8 @@ class Signals:
                     metrics.error_rate.labels(name, role.value, label).set(_or_nan(errors))
                     ttft = signals.ttft(now, window_s, window, role)
                     self._export_latency(name, role.value, "ttft", label, ttft)
+                    engines = signals.engines_ttft(now, window_s, window, role)
+                    self._export_latency(name, role.value, "engines_ttft", label, engines)
                     self._export_latency(name, role.value, "itl", label, signals.itl(now, window_s, window, role))
         metrics.in_flight.labels(name, "all").set(_or_nan(signals.in_flight(now)))
         if len(signals.roles) > 1:

@@ -1,19 +1,19 @@
 """One service's measures, from three sources, and the recommendations that follow. nginx's events show what clients
-saw, and how long the first token of a gRPC worker took; the routers' metrics what is in flight and how much each worker
-got; the engines' metrics how long the first and the following tokens took. If a source is missing, what depends on it
-is unknown, and what is unknown changes nothing.
+saw, the first event of a stream too; the routers' metrics what is in flight and how much each worker got; the engines'
+metrics how long the first and the following tokens took. If a source is missing, what depends on it is unknown, and
+what is unknown changes nothing.
 """
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, field, replace
 
 from gateway_sidecar.config import ScalingSettings
 from gateway_sidecar.control.autoscaling.hook import Notice, ScalingHook
 from gateway_sidecar.control.replicas.tenure import Tenure
 from gateway_sidecar.control.service import Service
-from gateway_sidecar.domain.model import ConnectionMode, ReplicaId, ReplicaState, WorkerType
+from gateway_sidecar.domain.model import ReplicaId, ReplicaState, WorkerType
 from gateway_sidecar.domain.planning import Missing
 from gateway_sidecar.domain.scaling import Metric, Policy, Scaler, Seen, forget_wishes, recommend
 from gateway_sidecar.domain.signals import (
@@ -24,8 +24,6 @@ from gateway_sidecar.domain.signals import (
     RequestEnd,
     Traffic,
     TrafficWindow,
-    count,
-    cumulative,
     latency_over,
 )
 from gateway_sidecar.engines.engine_metrics import EngineReading
@@ -48,7 +46,7 @@ _MISSING_HALF = {Missing.PREFILL: WorkerType.PREFILL, Missing.DECODE: WorkerType
 
 @dataclass(frozen=True, slots=True)
 class Told:
-    """A latency, and who says so: `engines`, `router`, or `headers` for nginx's time to a stream's headers.
+    """A latency, and who says so: `nginx`, `engines` or `router`.
 
     share: of the requests that were answered meanwhile, how many it covers, from 0 to 1; None where that is not known.
     """
@@ -66,8 +64,6 @@ class RoleSignals:
     requests: Growth = field(default_factory=Growth)
     errors: Growth = field(default_factory=Growth)
     ttft: Growth = field(default_factory=Growth)
-    headers: Growth = field(default_factory=Growth)
-    headers_seen: dict[int, int] = field(default_factory=dict)
     itl: Growth = field(default_factory=Growth)
     policy: Policy | None = None
     scaler: Scaler = field(default_factory=Scaler)
@@ -104,7 +100,7 @@ class ServiceSignals:
         self._logger = get_logger(service=service.name)
         self._in_flight = Level()
         self._itl = Growth()
-        self._grpc_workers: dict[str, WorkerType] = {}
+        self._role_at: dict[str, WorkerType] = {}
         self.traffic: Traffic | None = None
         self.roles: dict[WorkerType, RoleSignals] = {}
         self.hook = ScalingHook(service.name, metrics)
@@ -127,11 +123,18 @@ class ServiceSignals:
 
     def record(self, now_s: float, end: RequestEnd) -> None:
         """One request has ended."""
-        if self.traffic is not None:
-            self.traffic.record(now_s, end)
-            self._metrics.requests.labels(self.name, Outcome.of(end.status).value).inc()
-        if end.header_s is not None and (role := self._grpc_workers.get(end.worker)) in self.roles:
-            count(self.roles[role].headers_seen, end.header_s)
+        if self.traffic is None:
+            return
+        outcome = Outcome.of(end.status)
+        self.traffic.record(now_s, end, self._roles_behind(end.worker))
+        self._metrics.requests.labels(self.name, outcome.value).inc()
+        if end.first_s is not None and outcome is Outcome.OK:
+            self._metrics.first_token.labels(self.name).observe(end.first_s)
+
+    def _roles_behind(self, url: str) -> Iterable[WorkerType]:
+        """Who answered, where there is a choice: of a pair the router names one."""
+        role = self._role_at.get(url) if len(self.roles) > 1 else None
+        return _PAIR if role in _PAIR else () if role is None else (role,)
 
     def requests_to(self, tenure: Tenure) -> float:
         """How many requests routers have sent to an engine, under any of its names."""
@@ -145,14 +148,10 @@ class ServiceSignals:
         self._itl.keep_only(set(readings))
         self.requests_of, self.active_on = {}, {}
         there = self.service.tenures.values()
-        by_url = {url: role for t in there if (role := role_of(t)) for url in t.urls}
-        by_mode = ((t, t.probe.facts.connection_mode) for t in there if t.probe.facts)
-        grpc = {url for t, mode in by_mode if mode is ConnectionMode.GRPC for url in t.urls}
-        self._grpc_workers = {url: role for url, role in by_url.items() if url in grpc}
+        by_url = self._role_at = {url: role for t in there if (role := role_of(t)) for url in t.urls}
         # A worker that had no request yet is not named; a router that works and names none does not say.
         says_active = all(r.in_flight == 0 or r.active for r in readings.values())
         for role, signals in self.roles.items():
-            signals.headers.take(now_s, "nginx", cumulative(signals.headers_seen))
             if says_active:
                 active = (n for r in readings.values() for url, n in r.active.items() if by_url.get(url) is role)
                 signals.active.take(now_s, sum(active))
@@ -222,17 +221,18 @@ class ServiceSignals:
     def ttft(
         self, now_s: float, window_s: int, traffic: TrafficWindow | None, role: WorkerType | None = None
     ) -> Told | None:
-        """Time to first token: what the engines say over HTTP, and nginx of streams from gRPC workers.
+        """Time to first token as clients saw it, which nginx tells of streams; without any, the engines' own."""
+        latency = traffic.first.get(role if len(self.roles) > 1 else None) if traffic is not None else None
+        if latency is None:
+            return self.engines_ttft(now_s, window_s, traffic, role)
+        return Told(latency, "nginx", self._share(latency, now_s, window_s, traffic, role))
 
-        A router's stream over gRPC begins with its first token, so nginx's time to the headers is as good there. Over
-        HTTP the headers come before any token, and say nothing.
-        """
-        roles = [signals for each, signals in self.roles.items() if role in (None, each)]
-        sources = {"engines": [it.ttft for it in roles], "headers": [it.headers for it in roles]}
-        told = self._merged(sources, now_s, window_s, traffic, role)
-        if told is None and traffic is not None and traffic.headers is not None and self._is_all_grpc():
-            return Told(traffic.headers, "headers", self._share(traffic.headers, now_s, window_s, traffic, role))
-        return told
+    def engines_ttft(
+        self, now_s: float, window_s: int, traffic: TrafficWindow | None, role: WorkerType | None = None
+    ) -> Told | None:
+        """Time to first token by the engines' own clock, which begins when a request has reached the engine."""
+        growths = [signals.ttft for each, signals in self.roles.items() if role in (None, each)]
+        return self._merged({"engines": growths}, now_s, window_s, traffic, role)
 
     def itl(
         self, now_s: float, window_s: int, traffic: TrafficWindow | None, role: WorkerType | None = None
@@ -265,14 +265,6 @@ class ServiceSignals:
         if role is not None and len(self.roles) > 1:
             answered = sum(sum(step.values()) for step in self.roles[role].requests.within(now_s, window_s))
         return min(1.0, latency.samples / answered) if answered else None
-
-    def _is_all_grpc(self) -> bool:
-        modes = {
-            t.probe.facts.connection_mode
-            for t in self._there()
-            if t.probe.facts and t.status.state is ReplicaState.SERVING
-        }
-        return modes == {ConnectionMode.GRPC}
 
     def _there(self) -> list[Tenure]:
         return [t for t in self.service.tenures.values() if t.leaving is None]
