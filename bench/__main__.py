@@ -24,6 +24,7 @@ FIGURES = (
     "signals",
     "neighbours",
     "frontend",
+    "first-token",
     "waking",
     "daemon-restart",
     "router-kill",
