@@ -11,9 +11,11 @@ import inspect
 import re
 import resource
 import socket
+import ssl
 import time
 from collections.abc import Callable, Coroutine
 from contextlib import AsyncExitStack, suppress
+from pathlib import Path
 from typing import Any
 
 import pytest
@@ -25,6 +27,7 @@ from gateway_sidecar.api import bounded_server
 from gateway_sidecar.api.bounded_server import BoundedServer, tcp_listener
 from gateway_sidecar.config import Endpoint
 from gateway_sidecar.supervision import awake
+from tests.certificates import certificate
 
 BIG = b"x" * (4 * 1024 * 1024)
 MOST = 16
@@ -259,6 +262,61 @@ async def test_what_is_no_http_is_answered_and_not_logged(place: Place, capfd: p
             await ended(stream)
     assert logs == []
     assert capfd.readouterr() == ("", "")
+
+
+HTTP2 = b"PRI * HTTP/2.0\r\n\r\nSM\r\n\r\n" + bytes((0, 0, 0, 4, 0, 0, 0, 0, 0))
+"""How a client begins that takes for granted that it meets HTTP/2: its preface, and an empty SETTINGS frame."""
+H2C = (
+    b"GET /small HTTP/1.1\r\nHost: x\r\nConnection: Upgrade, HTTP2-Settings\r\nUpgrade: h2c\r\n"
+    b"HTTP2-Settings: AAMAAABkAAQCAAAAAAIAAAAA\r\n\r\n"
+)
+
+
+@on_the_daemons_loop
+async def test_http2_in_any_form_is_turned_down_without_a_line(place: Place, capfd: pytest.CaptureFixture[str]) -> None:
+    """Known beforehand, by upgrade, behind an answered request, in pieces of any size; and targets that are none."""
+    faults: list[object] = []
+    loop = asyncio.get_running_loop()
+    loop.set_exception_handler(lambda _loop, context: faults.append(context))
+    get = H2C.partition(b"Connection")[0] + b"\r\n"
+    with structlog.testing.capture_logs() as logs:
+        for sent in (
+            HTTP2, HTTP2[:10], HTTP2.replace(b"2.0", b"1.1"), get + HTTP2, get + get + HTTP2, H2C, H2C + HTTP2,
+            H2C + H2C, H2C + get, H2C + bytes(70_000), H2C.replace(b"GET", b"POST"), H2C.replace(b"h2c", b"h2"),
+            H2C.replace(b"/small", b"/big") + HTTP2, b"CONNECT x:1 HTTP/1.1\r\nHost: x\r\n\r\n" + HTTP2,
+            b"GET /small HTTP/2.0\r\nHost: x\r\n\r\n", b"GET http://[::1/small HTTP/1.1\r\nHost: x\r\n\r\n",
+            b"GET http://x:99999/small HTTP/1.1\r\nHost: x\r\n\r\n", b"GET * HTTP/1.1\r\nHost: x\r\n\r\n",
+        ):  # fmt: skip
+            for size in (len(sent), *(1, 7) * (len(sent) < 1000)):
+                with socket.create_connection(("127.0.0.1", place.port)) as client, suppress(OSError):
+                    client.setblocking(False)
+                    for at in range(0, len(sent), size):
+                        await loop.sock_sendall(client, sent[at : at + size])
+                    client.shutdown(socket.SHUT_WR)
+                    while await loop.sock_recv(client, 65536):
+                        pass
+        assert await place.ask("small") == b"ok"
+    assert (faults, logs) == ([], [])
+    assert capfd.readouterr() == ("", "")
+
+
+@on_the_daemons_loop
+async def test_client_that_would_rather_speak_http2_over_tls_gets_http_1(place: Place, tmp_path: Path) -> None:
+    """By ALPN it offers both, or HTTP/2 alone."""
+    pem = certificate(tmp_path, "x")
+    ours = ssl.SSLContext(ssl.PROTOCOL_TLS_SERVER)
+    ours.load_cert_chain(pem, pem.with_suffix(".key"))
+    place.server.use_tls(ours)
+    with structlog.testing.capture_logs() as logs:
+        for offers in (["h2", "http/1.1"], ["h2"]):
+            context = ssl._create_unverified_context()
+            context.set_alpn_protocols(offers)
+            reader, writer = await asyncio.open_connection("127.0.0.1", place.port, ssl=context)
+            assert writer.get_extra_info("ssl_object").selected_alpn_protocol() in (None, "http/1.1")
+            writer.write(HTTP2)
+            assert b" 400 " in await reader.read()
+            await drop(writer)
+    assert logs == []
 
 
 @on_the_daemons_loop
