@@ -77,7 +77,7 @@ class ScalingSettings(Part):
 
     metric: MetricName = Field(
         description="What is held at `target`: `rps` and `concurrency` are shared by the replicas; `ttft` and `itl` are"
-        " the p90 of time to first token and of the pause between tokens.",
+        " the p90 of time to first token, as clients saw it, and of the pause between tokens.",
         examples=["rps"],
     )
     target: Target = Field(
