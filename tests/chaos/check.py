@@ -20,6 +20,8 @@ EVIDENCE_S = 6.0
 """An engine that ended may cost requests that were sent there before it was out: so long after it, at the most."""
 _NOTICE_S = 0.7
 """A killed router's sockets live on for a moment, and requests reach them."""
+_NOT_REACHED = ("start_generation_failed", "model_not_found")
+"""What SMG says when its connections to all engines have ended at once: of the last one that it tried, and of none."""
 _ENGINE_LAG_S = 0.5
 """An engine notes a little later that its client is gone."""
 
@@ -129,8 +131,11 @@ def _may_blame(request: Request, fault: Fault, faults: Sequence[Fault], engines:
     match fault.kind:
         case "nginx killed":
             # Its orphans serve until the daemon has ended them; then nobody listens until the next one does.
-            # A bridge may be gone a moment before the client's own connection: the router tells of it, in the stream.
-            told = request.outcome == "wrong" and "an error in the stream" in request.detail
+            # A bridge may be gone before the client's own connection, which may be to the next nginx already: the
+            # router tells of it, in the stream or before it begins.
+            told = (request.outcome == "wrong" and "an error in the stream" in request.detail) or (
+                request.outcome == "status" and any(code in request.detail for code in _NOT_REACHED)
+            )
             gone = told or request.outcome in ("broken", "refused")
             return gone and _overlap(request, fault.began, fault.ended)
         case "router killed":

@@ -310,6 +310,26 @@ async def test_a_drain_and_its_end_are_written_down_before_they_are_answered(
     assert "drain requested" not in {event["reason"] for event in gateway.events("replica.draining")}
 
 
+async def test_a_replica_that_went_while_neither_daemon_nor_record_was_there_is_waited_for(
+    gateway: Gateway, engine: StartEngine
+) -> None:
+    """Its link alone tells of it: until nothing of it is in flight it is listed, for until then it is needed."""
+    await engine(gateway.socket("r1"), token_interval_s=0.05)
+    await gateway.until_states({"r1": "serving"})
+    started = asyncio.Event()
+    stream = asyncio.create_task(stream_chat(gateway, 100_000, started))
+    await started.wait()
+    await gateway.kill()
+    (gateway.directory / "state" / "leases.json").unlink()
+    gateway.socket("r1").unlink()
+    await gateway.start(ready=False)
+    status = await gateway.until_states({"r1": "draining"})
+    assert replica_of(status, "r1")["reason"] == "socket gone"
+    assert not stream.done()
+    stream.cancel()
+    await gateway.until_states({})
+
+
 async def test_engine_that_died_with_the_daemon_and_its_records(gateway: Gateway, engine: StartEngine) -> None:
     """Nobody remembers what it was, and it cannot say so any more: its worker goes all the same."""
     dying = await engine(gateway.socket("r1"))

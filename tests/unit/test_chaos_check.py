@@ -112,6 +112,9 @@ def test_nginx_excuses_broken_connections_and_nothing_else() -> None:
     assert failed(replace(OK, outcome="refused"), killed) == []
     assert failed(replace(OK, outcome="wrong", detail="an error in the stream: h2 protocol error"), killed) == []
     assert failed(replace(OK, outcome="wrong", detail="its last token is missing"), killed) != []
+    not_reached = replace(OK, outcome="status", status=500, detail='{"error":{"code":"start_generation_failed"}}')
+    assert failed(not_reached, killed) == []
+    assert failed(replace(not_reached, detail='{"error":{"code":"server_error"}}'), killed) != []
     assert failed(LOST, killed) != []
     assert failed(BROKEN, replace(killed, ended=9.9)) != []
 

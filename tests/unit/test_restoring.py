@@ -51,23 +51,40 @@ async def test_who_was_leaving_is_no_replica_any_more_and_keeps_its_port_until_i
     assert [tenure.gone for tenure in world.service.tenures.values()] == [True]
 
 
-@pytest.mark.parametrize(
-    ("bound_later_s", "name", "claimed"), [(-1, "r1.sock", True), (1, "r1.sock", False), (-1, "r1.txt", False)]
-)
+@pytest.mark.parametrize(("bound_later_s", "gone"), [(-1, False), (1, True), (None, True)])
 def test_a_bridge_that_nobody_wrote_down_is_claimed_by_its_link(
-    tmp_path: Path, bound_later_s: int, name: str, claimed: bool
+    tmp_path: Path, bound_later_s: int | None, gone: bool
 ) -> None:
-    """A socket that was bound after the link was made is another engine's."""
+    """A socket that was bound after the link was made is another engine's: the one before has left, as without any."""
 
     async def go() -> None:
         world = World(tmp_path)
-        socket = tmp_path / name
-        socket.touch()
-        bound_at_ns = socket_identity(socket).born_ns or socket.lstat().st_mtime_ns
-        assert world.service.restoring.claim(24004, socket, bound_at_ns - bound_later_s * 10**9) is claimed
-        assert (24004 in world.leases.leased) is claimed
+        socket = tmp_path / "r1.sock"
+        linked_at_ns = 0
+        if bound_later_s is not None:
+            socket.touch()
+            bound_at_ns = socket_identity(socket).born_ns or socket.lstat().st_mtime_ns
+            linked_at_ns = bound_at_ns - bound_later_s * 10**9
+        assert world.service.restoring.claim(24004, socket, linked_at_ns)
+        assert [(tenure.replica, tenure.gone) for tenure in world.service.tenures.values()] == [("r1", gone)]
+        assert world.leases.leased.keys() == {24004}
 
     in_fake_time(go)()
+
+
+@in_fake_time
+async def test_a_bridge_beside_that_of_a_replica_that_is_there_is_one_that_leaves(tmp_path: Path) -> None:
+    world = World(tmp_path)
+    world.service.restoring.restore(saved_in(world), linked=True)
+    assert world.service.restoring.claim(24004, tmp_path / "r1.sock", 10**18)
+    assert world.service.restoring.claim(24005, tmp_path / "r1.sock", 10**18 + 1)
+    assert [tenure.gone for tenure in world.service.tenures.values()] == [False, True, True]
+    assert world.leases.leased.keys() == {24003, 24004, 24005}
+
+
+@in_fake_time
+async def test_a_bridge_to_what_is_no_replicas_socket_is_not_claimed(tmp_path: Path) -> None:
+    assert not World(tmp_path).service.restoring.claim(24004, tmp_path / "r1.txt", 0)
 
 
 @in_fake_time

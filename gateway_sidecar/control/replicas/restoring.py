@@ -9,6 +9,7 @@ from gateway_sidecar.control.replicas.bridging import Bridging
 from gateway_sidecar.control.replicas.lifecycle import Lifecycle
 from gateway_sidecar.control.replicas.registry import Registry
 from gateway_sidecar.control.replicas.tenure import SavedTenure, owner_of
+from gateway_sidecar.domain.model import SocketIdentity
 from gateway_sidecar.files.identity import socket_identity
 from gateway_sidecar.sources.build import claim_of
 from gateway_sidecar.sources.listing import Sighting
@@ -40,21 +41,25 @@ class Restoring:
             self._bridges.prefer(saved.sighting.replica, saved.port)
 
     def claim(self, port: int, socket: Path, linked_at_ns: int) -> bool:
-        """Takes up a bridge of this service that an earlier daemon had no time to write down; False if it is none.
+        """Takes up a bridge of this service that no record tells of; False if it is none.
 
-        A socket that was bound before the link was made is the one that it was made for.
+        A socket that was bound before the link was made is the one that it was made for. If there is none, the replica
+        has left, and what it has in flight is waited for.
         """
         claim = claim_of(self._settings, socket)
-        if claim is None or claim[0] in self._tenures.current:
-            return False
-        try:
-            occupant = socket_identity(socket)
-            bound_at_ns = occupant.born_ns or socket.lstat().st_mtime_ns
-        except OSError:
-            return False
-        if bound_at_ns > linked_at_ns:
+        if claim is None:
             return False
         replica, source = claim
-        sighting = Sighting(replica, socket, occupant, source)
-        self.restore(SavedTenure(sighting, 0, port, None, False), linked=True)
+        occupant = None if replica in self._tenures.current else _bound_before(linked_at_ns, socket)
+        sighting = Sighting(replica, socket, occupant or SocketIdentity(0, 0, linked_at_ns), source)
+        self.restore(SavedTenure(sighting, 0, port, None, False, leaving=occupant is None), linked=True)
         return True
+
+
+def _bound_before(at_ns: int, socket: Path) -> SocketIdentity | None:
+    try:
+        occupant = socket_identity(socket)
+        bound_at_ns = occupant.born_ns or socket.lstat().st_mtime_ns
+    except OSError:
+        return None
+    return occupant if bound_at_ns <= at_ns else None
