@@ -251,15 +251,21 @@ def _is_plain(body: bytes) -> bool:
 
 
 _ILL = re.compile(
-    r"(?:(?:the )?(?:service|server|engine|model|backend|worker) (?:is )?)?"
-    r"(?:un(?:healthy|available|ready|loaded|responsive|initiali[sz]ed)|not[ _-]?\w+|nok?|ko|false|down|dead|asleep"
-    r"|sick|hung|(?:re)?(?:start|load|boot|initiali[sz]|warm|connect)ing|(?:stop|shut|terminat|drain|sleep|fail|crash)\w*"
+    r"(?:(?:the )?(?:service|server|engine|model|backend|worker)[ _-]?(?:is )?)?"
+    r"(?:un(?:healthy|available|ready|loaded|responsive|reachable|initiali[sz]ed)|not[ _-]?\w+|nok?|ko|false|down"
+    r"|dead\w*|asleep|bad|broken|inactive|disconnected|internal[ _]server[ _]error|sick|hung"
+    r"|(?:re)?(?:start|load|boot|initiali[sz]|warm|connect)ing|(?:stop|shut|terminat|drain|sleep|fail|crash)\w*"
     r"|errors?|critical|offline|pending|maintenance|out[ _-]of[ _-]service)\b(?! slot)",
     re.IGNORECASE,
 )
 """How a verdict begins that is a bad one. llama.cpp's `no slot available` is not: it is busy."""
 _ASLEEP = "is_sleeping: true"
-_VERDICTS = frozenset(("status", "state", "health", "healthy", "ready", "ok", "alive", "live", "success", "available"))
+_SUBJECT = re.compile(r"^(?:is|model|engine|server|service)[ _-]?(?=[a-z])")
+"""What may stand before a verdict's name: `is_ready`, `isHealthy`, `engine_status`."""
+_YES_OR_NO = frozenset(("healthy", "ready", "ok", "alive", "live", "success", "available"))
+_VERDICTS = _YES_OR_NO | {"status", "state", "health", "code", "data"}
+_WORDS = frozenset(("message", "msg", "detail", "result"))
+"""Free text: a verdict only where it is nothing else."""
 _COMPLAINTS = frozenset(("error", "is_sleeping", "sleeping", "is_paused", "paused", "loading", "unhealthy"))
 _SHORT = 200
 _DEEP = 3
@@ -271,6 +277,9 @@ def says_ill(answer: HttpAnswer) -> str | None:
     if body is None:
         text = answer.body.decode("utf-8", "replace").strip()
         return repr(text) if len(text) <= _SHORT and _is_ill(text) else None
+    if isinstance(body, list):
+        complaints = [_complaint(one, _DEEP) if isinstance(one, dict) else None for one in body]
+        return complaints[0] if all(complaints) and complaints else None
     return _complaint(body, _DEEP) if isinstance(body, dict) else (repr(body) if _is_ill(body) else None)
 
 
@@ -279,6 +288,11 @@ def _complaint(said: Mapping[str, object], deep: int) -> str | None:
         word = key.lower()
         shown = f"{key}: {json.dumps(value)}"[:_SHORT]
         if word in _COMPLAINTS and value:
+            return shown
+        word = _SUBJECT.sub("", word)
+        if word in _WORDS and isinstance(value, str) and _ILL.fullmatch(value.strip(" .!\n")):
+            return shown
+        if word in _YES_OR_NO and type(value) is int and value == 0:
             return shown
         if word in _VERDICTS:
             if isinstance(value, dict):
