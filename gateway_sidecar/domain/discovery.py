@@ -165,14 +165,14 @@ LONGEST_NAME = 1024
 
 
 def name(value: object) -> str | None:
-    """A value as a name: a string that is not empty, not endless, and can be printed and sent on."""
-    if isinstance(value, str) and 0 < len(value) <= LONGEST_NAME and value.isprintable():
+    """A value as a name: a string that is not blank, not endless, and can be printed and sent on."""
+    if isinstance(value, str) and value.strip() and len(value) <= LONGEST_NAME and value.isprintable():
         return value
     return None
 
 
 def read_models(answer: HttpAnswer, path: str = "/v1/models") -> ModelList | Loading | Foreign | Unknown:
-    """Read `GET /v1/models`: a list of models, under `data` or by itself (some servers leave the rest out).
+    """Read `GET /v1/models`: a list of models or their names, under `data`, `models` or by itself, as servers have it.
 
     An empty list is not yet evidence of an engine; nor is an empty body, which mlx_lm.server sends where it has
     no model cache to list. The caller asks on.
@@ -182,15 +182,26 @@ def read_models(answer: HttpAnswer, path: str = "/v1/models") -> ModelList | Loa
     if not answer.body:
         return ModelList(())
     body = document(answer)
-    entries = body.get("data", body) if isinstance(body, dict) else body
+    entries = body.get("data", body.get("models", body)) if isinstance(body, dict) else body
     if entries is None and isinstance(body, dict):
         return ModelList(())  # Ollama without models
-    if not isinstance(entries, list) or not all(isinstance(entry, dict) for entry in entries):
-        return Foreign(f"HTTP, but {path} is no OpenAI model list")
-    ids = tuple(found for entry in entries if (found := name(entry.get("id"))))
+    if not isinstance(entries, list):
+        return Foreign(f"HTTP, but {path} is no OpenAI model list; {_CURE}")
+    ids = tuple(found for entry in entries if (found := _id_of(entry)))
     if len(ids) != len(entries):
-        return Foreign(f"HTTP, but {path} lists a model without a usable id")
-    return ModelList(tuple(dict.fromkeys(ids)), name(entries[0].get("owned_by")) if entries else None)
+        return Foreign(f"HTTP, but {path} lists a model without a usable id; {_CURE}")
+    owner = entries[0].get("owned_by") if entries and isinstance(entries[0], dict) else None
+    return ModelList(tuple(dict.fromkeys(ids)), name(owner))
+
+
+_CURE = "if it is an engine, set `model` or, where its API is elsewhere, `health: {prefix: PATH}`"
+
+
+def _id_of(entry: object) -> str | None:
+    """The name of one entry; Ollama's own lists call it `name` and `model`."""
+    if not isinstance(entry, dict):
+        return name(entry)
+    return next((found for key in ("id", "model", "name") if (found := name(entry.get(key)))), None)
 
 
 ABSENT = frozenset((404, 405, 501))
@@ -204,10 +215,7 @@ def _refused(path: str, status: int) -> Loading | Foreign | Unknown:
         return Loading(f"{path} answers 503")
     if status in (408, 425, 429) or status >= 500:
         return Unknown(f"{path} answers {status}")
-    return Foreign(
-        f"HTTP, but no OpenAI API: {path} answers {status}; if it is an engine, set `model` or, where its API is"
-        " elsewhere, `health: {prefix: PATH}`"
-    )
+    return Foreign(f"HTTP, but no OpenAI API: {path} answers {status}; {_CURE}")
 
 
 def needs_key(seen: str) -> str:

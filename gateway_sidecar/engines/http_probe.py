@@ -37,7 +37,7 @@ async def identify(http: UnixHttp, access: Access) -> ProbeResult | NoAnswer:
     if isinstance(listing, NoAnswer):
         return listing
     models = read_models(listing, access.at(MODELS))
-    if isinstance(models, Foreign) and listing.status in ABSENT:
+    if isinstance(models, Foreign) and (listing.status in ABSENT or access.model is not None):
         return await _identify_unlisted(http, access, models)
     if not isinstance(models, ModelList):
         return models
@@ -121,7 +121,7 @@ def _proves_little(result: ProbeResult) -> ProbeResult:
 
 
 async def _identify_unlisted(http: UnixHttp, access: Access, unlisted: Foreign) -> ProbeResult:
-    """A server without a model list: its model is known from `/info` (TEI, older TGI) or from the operator."""
+    """A server whose models cannot be listed: its model is known from `/info` (TEI, older TGI) or from the operator."""
     info = await http.get(INFO)
     if isinstance(info, NoAnswer):
         return unanswered(info, INFO)

@@ -43,6 +43,8 @@ SERVERS: dict[str, tuple[HttpReplay, EngineFacts]] = {
     "TEI": (server(info=(200, INFO), health=WELL), EXTERNAL),
     "TGI": (server(info=(200, {**INFO, "router": "text-generation-router"}), health=WELL), EXTERNAL),
     "a list without object": (server(v1__models=(200, {"data": [{"id": "m"}]}), health=WELL), EXTERNAL),
+    "a list of names": (server(v1__models=(200, {"models": ["m"]}), health=WELL), EXTERNAL),
+    "a list in Ollama's own form": (server(v1__models=(200, {"models": [{"name": "m"}]}), health=WELL), EXTERNAL),
     "a bare list": (server(v1__models=(200, [{"id": "m"}]), health=WELL), EXTERNAL),
 }
 
@@ -84,6 +86,12 @@ async def test_a_model_that_the_operator_names_needs_no_model_list(path: Path) -
     assert isinstance(unnamed, Foreign)
     assert "set `model`" in unnamed.reason
     assert "prefix" in unnamed.reason
+    for unreadable in ({"error": "no such page"}, {"data": [{"id": 7}]}, {"data": [{"id": " "}]}):
+        found = server(v1__models=(200, unreadable), health=(200, "OK"))
+        assert await seen(path, found, Access(model="bge")) == Ready(replace(EXTERNAL, model="bge"))
+        unnamed = await seen(path, found)
+        assert isinstance(unnamed, Foreign)
+        assert "set `model`" in unnamed.reason
     neither = await seen(path, server(), Access(model="bge"))
     assert isinstance(neither, Foreign)
     assert "set health.path" in neither.reason
