@@ -17,7 +17,7 @@ ALL_PATHS = "all"
 ANY, PUBLIC = "any", "public"
 
 ORIGIN = (
-    r"\*|https?://([a-z0-9.-]+|\[[0-9a-f:.]+\])(:[0-9]{1,5})?"
+    r"\*|https?://([a-z0-9._-]+|\[[0-9a-f:.]+\])(:[0-9]{1,5})?"
     r"|(?!https?:)[a-z][a-z0-9+.-]*://([A-Za-z0-9._-]+|\[[0-9a-f:.]+\])?(:[0-9]{1,5})?"
 )
 """Browsers write web pages' hosts in lower case. Extensions and apps (`app://`, `tauri://`, `file://`) have schemes of
@@ -90,6 +90,8 @@ def parse_origin(value: object) -> str:
     text = _text(value, cure)
     if not re.fullmatch(ORIGIN, text):
         raise ValueError(f"{show(text)} is not an origin as browsers send it; {cure}")
+    if text.endswith({"http": ":80", "https": ":443"}.get(text.partition("://")[0], " ")):
+        raise ValueError(f"{show(text)} says the port that browsers leave out; use {show(text.rpartition(':')[0])}")
     return text
 
 

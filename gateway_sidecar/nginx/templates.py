@@ -21,6 +21,7 @@ if TYPE_CHECKING:
     from jinja2 import Environment
 
 ID = "[A-Za-z0-9_][A-Za-z0-9_.:~-]*"
+_NAMED = "[A-Za-z0-9_](?:[A-Za-z0-9_.:~@+=,-]|%(?:3[AaDd]|40|2[BbCc]))*"
 SEGMENTS = "(?:/[A-Za-z0-9_~:@!$&'()*+,=-][A-Za-z0-9._~:@!$&'()*+,=-]*)"
 END = r"(?:\?|\z)"
 
@@ -72,9 +73,9 @@ def regex(value: object) -> Markup:
 
 @functools.lru_cache(maxsize=1024)
 def any_of(paths: tuple[str, ...]) -> Markup:
-    """The pattern of any of these paths, in which `*` stands for one id, and `**` for one with slashes in it, as they
-    are or escaped."""
-    some = f"{ID}(?:(?:/|%2[Ff]){ID})*"
+    """The pattern of any of these paths, in which `*` stands for one id, and `**` for a model's name: with slashes in
+    it, and what else clients escape in such a name, as they are or escaped."""
+    some = f"{_NAMED}(?:(?:/|%2[Ff]){_NAMED})*"
     return regex("|".join(re.escape(path).replace(r"\*\*", some).replace(r"\*", ID) for path in paths))
 
 

@@ -53,6 +53,7 @@ ROUTES = {
     "/v1/models/model_1": "GET",
     "/v1/models/org/model_1": "GET",
     "/v1/models/org%2Fmodel_1": "GET",
+    "/v1/models/org%2Fmodel_1%3A7b@main+lora": "GET",
     "/liveness": "GET",
     "/readiness": "GET",
     "/health": "GET",
@@ -352,7 +353,7 @@ async def test_what_is_no_request_is_refused_in_the_same_form(make_gateway: Make
 def test_the_lists_are_complete() -> None:
     """Every route of the router is on one list, and the frontend's own lists have all of them."""
     ids = re.compile(r"(resp|conv|item)_1")
-    routes = {re.sub("(org(/|%2F))?model_1", "**", ids.sub("*", path)) for path in ROUTES}
+    routes = {re.sub(r"(org(/|%2F))?model_1(%3A7b@main\+lora)?", "**", ids.sub("*", path)) for path in ROUTES}
     assert routes == set(PATHS.inference)
     assert set(INFORMATION) == set(PATHS.fleet)
     for path in CONTROLS | WORKERS_TOLD:

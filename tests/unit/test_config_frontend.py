@@ -86,6 +86,10 @@ def problems(*frontends: dict[str, Any]) -> list[str]:
         ({"cors": {"origins": ["HTTPS://A"]}}, "cors.origins[0]: 'HTTPS://A' is not an origin"),
         ({"cors": {"origins": ["http://"]}}, "cors.origins[0]: 'http://' is not an origin"),
         ({"cors": {"origins": ["app://a b"]}}, "cors.origins[0]: 'app://a b' is not an origin"),
+        (
+            {"cors": {"origins": ["https://a:443"]}},
+            "cors.origins[0]: 'https://a:443' says the port that browsers leave",
+        ),
         ({"cors": {"origins": []}}, "cors.origins: is empty"),
         ({"cors": {"origins": ["https://a/"]}}, "cors.origins[0]: 'https://a/' is not an origin"),
         ({"trusted_proxies": ["10.0.0.0/33"]}, "trusted_proxies[0]: '10.0.0.0/33' is not a network"),

@@ -22,7 +22,7 @@ from gateway_sidecar.errors import NginxError
 from gateway_sidecar.nginx.access_events import EventAddress
 from gateway_sidecar.nginx.config import Capacity, KeyedConfig, NginxConfig, PeerConfig
 from gateway_sidecar.nginx.frontend_places import FrontendPlaces
-from gateway_sidecar.nginx.templates import below, quoted, render, verbatim, word
+from gateway_sidecar.nginx.templates import any_of, below, quoted, render, verbatim, word
 from gateway_sidecar.routers.smg.paths import HEADERS
 from tests.nginx_directives import Directive, read_directives
 from tests.smg import smg_address
@@ -224,3 +224,21 @@ def test_a_value_that_a_template_lacks_is_an_error() -> None:
     """It does not end up as nothing."""
     with pytest.raises(Exception, match="'id' is undefined"):
         render("tls.conf", {})
+
+
+@pytest.mark.parametrize(
+    ("name", "passes"),
+    [
+        *(
+            (name, True)
+            for name in ("qwen3:8b", "qwen3%3A8b", "a@main", "a%40main", "a+lora", "a%2Blora", "a=b", "o/m")
+        ),
+        *((name, True) for name in ("o%2Fm", "o%2fm%3a7b")),
+        *((name, False) for name in ("", ".", "..", "%2e%2e", "..%2Fworkers", "a/../b", "a%2F..%2Fb", "a//b", "a%00")),
+        *((name, False) for name in ("a b", "a%20b", "a;b", "a%3Bb", "a%25", "a?", "a#", "@a", "%3Aa")),
+    ],
+)
+def test_a_models_name_is_a_path_however_clients_write_it(name: str, passes: bool) -> None:
+    """With what clients escape in it; and never a path to something else."""
+    pattern = str(any_of(("/v1/models/**",)))
+    assert (re.fullmatch(pattern, f"/v1/models/{name}") is not None) is passes
