@@ -10,18 +10,26 @@ import re
 import signal
 import time
 from collections.abc import Callable
+from contextlib import closing
 from pathlib import Path
 from typing import Any
+from urllib.parse import parse_qs, urlsplit
 
 import aiohttp
 import pytest
 import yaml
+from aiohttp import web
 
 from examples.simulated import EngineKind
 from examples.simulated.options import Lie, Role
+from gateway_sidecar.config import FrontendSettings
+from gateway_sidecar.domain.signals import RequestEnd
+from gateway_sidecar.nginx.access_events import EventListener, placeholder
+from gateway_sidecar.nginx.frontend_places import FrontendPlaces
 from tests.system.clients import stream_chat
 from tests.system.conftest import MakeGateway, StartEngine
 from tests.system.gateway import Gateway, service_of
+from tests.system.test_frontend_keys import bare_nginx, listening
 
 BODY = {"model": "tiny", "messages": [{"role": "user", "content": "x"}], "max_tokens": 2}
 
@@ -194,6 +202,69 @@ async def test_latencies_are_those_of_tokens(make_gateway: MakeGateway, engine: 
         # SMG counts the tokenizer's tokens, of which a simulated word has two or three.
         assert 0.04 < window["itl_s"]["p50"] < 0.6, window
         assert 0.7 < window["e2e_s"]["p50"] < 2.0, window
+
+
+EVENT = b'event: x\ndata: {"choices":[{"delta":{"content":"{{{"}}]}\n\n'
+COMMENT = b": still here\n\n"
+
+
+async def stream(request: web.Request) -> web.StreamResponse:
+    """What the query says, in pieces that are some time apart; the answer to a client that leaves has no end."""
+    answer = web.StreamResponse(headers={"Content-Type": request.query.get("type", "text/event-stream; charset=utf-8")})
+    await answer.prepare(request)
+    for piece in request.query["pieces"].split(","):
+        await answer.write({"event": EVENT, "comment": COMMENT, "done": b"data: [DONE]\n\n"}[piece])
+        await asyncio.sleep(0.05)
+    if "hangs" in request.query:
+        await asyncio.Event().wait()
+    return answer
+
+
+async def test_first_token_is_the_first_event_that_holds_data(tmp_path: Path) -> None:
+    """Not what keeps a connection open before it, nor an event about the answer itself; an answer that has none, or
+    that its client left before, has no first token. Clients get every byte as it was sent."""
+    held, address = placeholder()
+    ends: list[RequestEnd] = []
+    listener = EventListener(ends.append)
+    chat, late, never = "/v1/chat/completions", "comment,event,event,done", "comment,comment"
+    with held, closing(listener):
+        listener.listen(address)
+        async with (
+            listening(stream) as router,
+            bare_nginx(tmp_path, FrontendPlaces(tmp_path), router, FrontendSettings(), events=address) as url,
+            aiohttp.ClientSession() as session,
+        ):
+
+            async def ask(target: str, *, stay: bool = True) -> tuple[float, RequestEnd]:
+                ends.clear()
+                began = time.monotonic()
+                async with session.post(f"{url}{target}") as response:
+                    assert response.status == 200
+                    body = await (response.content.readany() if not stay else response.read())
+                    took_s = time.monotonic() - began
+                if stay:
+                    sent = parse_qs(urlsplit(target).query)["pieces"][0]
+                    assert body.count(EVENT) == sent.count("event")
+                    assert body.count(COMMENT) == sent.count("comment")
+                async with asyncio.timeout(20):
+                    while not ends:
+                        await asyncio.sleep(0.01)
+                return took_s, ends[0]
+
+            for target in (f"{chat}?pieces={late}", f"/v1/completions?x=/v1/responses&pieces={late}"):
+                took_s, end = await ask(target)
+                assert end.first_s is not None
+                assert 0.049 <= end.first_s <= took_s - 0.149, "one pause before it, three after it"
+                assert end.is_whole
+            _, left = await ask(f"{chat}?pieces=event&hangs=1", stay=False)
+            assert (left.first_s is not None, left.is_whole) == (True, False)
+            for target in (
+                f"{chat}?pieces={never}", f"{chat}?pieces=done", f"{chat}?pieces=event,event&type=application/json",
+                f"/v1/responses?pieces={late}", f"/v1/interactions?pieces={late}",
+            ):  # fmt: skip
+                assert (await ask(target))[1].first_s is None, target
+            _, left = await ask(f"{chat}?pieces=comment&hangs=1", stay=False)
+            assert (left.first_s, left.is_whole) == (None, False)
 
 
 async def test_a_pair_has_signals_for_each_half(make_gateway: MakeGateway, engine: StartEngine) -> None:
