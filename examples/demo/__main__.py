@@ -13,10 +13,12 @@ import aiohttp
 from examples.demo.engines import Engines
 from examples.demo.gateway import DemoFailed, Gateway
 from examples.demo.show import Show, what_next
+from examples.demo.vllm_show import VllmShow
 from examples.demo.watch import Watch
 
 EXIT_FAILED = 1
-_ENGINES = ("simulated", "mlx")
+_ENGINES = ("simulated", "mlx", "vllm")
+_ABOUT = {"simulated": "; the engines are simulated", "mlx": "", "vllm": ", and vLLM on this CPU"}
 
 
 def main() -> int:
@@ -25,11 +27,11 @@ def main() -> int:
     if engine not in _ENGINES:
         print(f"ENGINE={engine} is not one of {', '.join(_ENGINES)}", file=sys.stderr)
         return 2
-    once = os.environ.get("DEMO") == "once" or not (sys.stdin.isatty() and sys.stdout.isatty())
-    return asyncio.run(_demo(with_mlx=engine == "mlx", once=once))
+    once = engine == "vllm" or os.environ.get("DEMO") == "once" or not (sys.stdin.isatty() and sys.stdout.isatty())
+    return asyncio.run(_demo(engine, once=once))
 
 
-async def _demo(*, with_mlx: bool, once: bool) -> int:
+async def _demo(engine: str, *, once: bool) -> int:
     told_to_end = asyncio.Event()
     for sig in (signal.SIGINT, signal.SIGTERM, signal.SIGHUP):
         asyncio.get_running_loop().add_signal_handler(sig, told_to_end.set)
@@ -38,9 +40,9 @@ async def _demo(*, with_mlx: bool, once: bool) -> int:
     except DemoFailed as failed:
         print(f"demo: FAILED: {failed}", file=sys.stderr)
         return EXIT_FAILED
-    print("gateway-sidecar: the real daemon, nginx and SMG" + ("" if with_mlx else "; the engines are simulated"))
+    print(f"gateway-sidecar: the real daemon, nginx and SMG{_ABOUT[engine]}")
     print(f"everything is in {gateway.directory} and goes away with the demo", flush=True)
-    performing = asyncio.create_task(_perform(gateway, with_mlx=with_mlx, once=once))
+    performing = asyncio.create_task(_perform(gateway, engine, once=once))
     ending = asyncio.create_task(told_to_end.wait())
     await asyncio.wait({performing, ending}, return_when=asyncio.FIRST_COMPLETED)
     ending.cancel()
@@ -52,14 +54,15 @@ async def _demo(*, with_mlx: bool, once: bool) -> int:
     return 128 + signal.SIGINT
 
 
-async def _perform(gateway: Gateway, *, with_mlx: bool, once: bool) -> int:
+async def _perform(gateway: Gateway, engine: str, *, once: bool) -> int:
     engines, watch = Engines(gateway), Watch(gateway)
     watching = asyncio.create_task(watch.run())
     keep = False
     try:
         timeout = aiohttp.ClientTimeout(total=60)
         async with aiohttp.ClientSession(timeout=timeout) as session:
-            await Show(gateway, engines, watch, session).run(with_mlx=with_mlx)
+            show = VllmShow if engine == "vllm" else Show
+            await show(gateway, engines, watch, session).run(engine)
         if once:
             print("\ndemo: done, all went as it should. `make run` on a terminal goes on, and says what to try.")
             return 0

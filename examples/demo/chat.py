@@ -9,6 +9,7 @@ from typing import Any, Self
 
 import aiohttp
 
+PLEASE = "Count, please."
 _PAUSE_S = 0.02
 
 
@@ -20,15 +21,17 @@ class ChatRefused(Exception):
         self.status = status
 
 
-def question(model: str, tokens: int) -> dict[str, Any]:
+def question(model: str, tokens: int, text: str = PLEASE) -> dict[str, Any]:
     """The body of a request."""
-    messages = [{"role": "user", "content": "Count, please."}]
-    return {"model": model, "stream": True, "max_tokens": tokens, "messages": messages}
+    messages = [{"role": "user", "content": text}]
+    return {"model": model, "stream": True, "max_tokens": tokens, "temperature": 0, "messages": messages}
 
 
-async def chat(session: aiohttp.ClientSession, url: str, model: str, tokens: int) -> AsyncIterator[str]:
+async def chat(
+    session: aiohttp.ClientSession, url: str, model: str, tokens: int, text: str = PLEASE
+) -> AsyncIterator[str]:
     """The answer's tokens as they come. Raises ChatRefused, aiohttp.ClientError, or ValueError for a cut stream."""
-    async with session.post(f"{url}/v1/chat/completions", json=question(model, tokens)) as response:
+    async with session.post(f"{url}/v1/chat/completions", json=question(model, tokens, text)) as response:
         if response.status != 200:
             answer = await response.json(content_type=None)
             raise ChatRefused(response.status, answer.get("error", {}))

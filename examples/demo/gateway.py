@@ -44,6 +44,7 @@ class Gateway:
         self.log = self.directory / "daemon.log"
         first = _free_block()
         self.ports = {name: first + index for index, name in enumerate(SERVICES)}
+        self.spare_ports = range(first + len(SERVICES), first + 9)
         self.metrics_port = first + 9
         self._run_dir = self.directory / "run"
         self._daemon: Process | None = None

@@ -12,7 +12,7 @@ from pathlib import Path
 
 import aiohttp
 
-from examples.demo.chat import ChatRefused, Load, chat, question
+from examples.demo.chat import PLEASE, ChatRefused, Load, chat, question
 from examples.demo.engines import MLX_MODEL, Engines
 from examples.demo.gateway import DemoFailed, Gateway
 from examples.demo.watch import Watch
@@ -33,12 +33,12 @@ class Show:
         self._session = session
         self._numbers = itertools.count(1)
 
-    async def run(self, *, with_mlx: bool) -> None:
-        """All acts, in order."""
+    async def run(self, engine: str) -> None:
+        """All acts, in order. `engine`: `mlx` adds a real one."""
         await self._start()
         await self._scale_up()
         await self._pair()
-        if with_mlx:
+        if engine == "mlx":
             await self._mlx()
         await self._drain_under_load()
         await self._kill()
@@ -81,11 +81,8 @@ class Show:
 
     async def _mlx(self) -> None:
         self._act("A real engine beside the simulated ones: MLX over gRPC, with a tiny model of random weights")
-        await self._engines.start_mlx("mlx")
-        try:
-            await self._watch.states("chat", r1="serving", r2="serving", mlx="serving", within_s=120)
-        except DemoFailed as failed:
-            raise DemoFailed(f"{failed}\n{self._engines.mlx_words()}") from None
+        await self._engines.start_real("chat", "mlx", "mlx")
+        await self._real_states("chat", within_s=120, r1="serving", r2="serving", mlx="serving")
         print("  What it writes is random, and really generated:")
         await self._chat("chat", MLX_MODEL, tokens=24)
 
@@ -150,11 +147,18 @@ class Show:
 
         await self._watch.until(there, f"chat: {', '.join(names) or 'nobody'} serving")
 
-    async def _chat(self, service: str, model: str, tokens: int = 12) -> str:
+    async def _real_states(self, service: str, *, within_s: float, **states: str) -> None:
+        """Waits until the service has just these replicas in these states, and says else what the real ones said."""
+        try:
+            await self._watch.states(service, within_s=within_s, **states)
+        except DemoFailed as failed:
+            raise DemoFailed(f"{failed}\n{self._engines.last_words()}") from None
+
+    async def _chat(self, service: str, model: str, tokens: int = 12, text: str = PLEASE) -> str:
         """One chat, shown token by token; the whole answer."""
         parts: list[str] = []
         try:
-            async for token in chat(self._session, self._gateway.url(service), model, tokens):
+            async for token in chat(self._session, self._gateway.url(service), model, tokens, text):
                 print(token if parts else f"    > {token}", end="", flush=True)
                 parts.append(token)
         except (aiohttp.ClientError, ValueError) as error:

@@ -135,9 +135,9 @@ class GrpcReplay:
     def of(cls, name: str, service: str) -> GrpcReplay:
         """The recorded engine of this name."""
         told = fixture(name)
-        methods = ("GetServerInfo", "GetModelInfo", "HealthCheck")
+        methods = ("GetServerInfo", "GetModelInfo", "HealthCheck", "GetLoads")
         answers: dict[str, Message | bytes] = {
-            method: message(service, f"{method}Response", told[method]["json"]) for method in methods
+            method: message(service, f"{method}Response", told[method]["json"]) for method in methods if method in told
         }
         return cls(service, answers, listed=told["reflection v1alpha"])
 
