@@ -40,7 +40,10 @@ async def chat(
             if data == b"[DONE]":
                 return
             if data:
-                for choice in json.loads(data)["choices"]:
+                piece = json.loads(data)
+                if "error" in piece:  # in the middle of a stream, whose status was 200
+                    raise ChatRefused(response.status, piece["error"])
+                for choice in piece["choices"]:
                     if text := choice["delta"].get("content"):
                         yield text
     raise ValueError("the stream ended without [DONE]")

@@ -58,7 +58,7 @@ STANDARD_HEALTH = HealthCheck(
 
 
 def loads_of(service: str) -> Rpc:
-    """`GetLoads` of a service that SMG asks for it: its answers begin alike."""
+    """`GetLoads` of SGLang and TokenSpeed, whose answers begin alike."""
     return Rpc(f"/{service}/GetLoads", loads_pb2.GetLoadsRequest, loads_pb2.GetLoadsResponse)
 
 

@@ -27,7 +27,7 @@ REFLECTION = Rpc(
     grpc_pb2.ServerReflectionResponse,
 )
 
-_LOADS = ("num_running_reqs", "num_used_tokens")
+_LOADS = ("num_running_reqs", "num_used_tokens", "gen_throughput")
 
 
 class GrpcConversation:
@@ -66,7 +66,7 @@ class GrpcConversation:
         return judge_grpc_health(facts, serving)
 
     async def loads(self, rpc: Rpc) -> tuple[float, ...] | None:
-        """What each of its ranks has to do: requests that run, and tokens that they hold. None if it does not say."""
+        """What each of its ranks does: requests that run, tokens that they hold or make. None if it does not say."""
         try:
             (answer,) = await self._ask((rpc, None))
         except Broken:

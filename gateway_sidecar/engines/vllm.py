@@ -8,7 +8,7 @@ from __future__ import annotations
 from gateway_sidecar.domain.discovery import HttpAnswer, ModelList, document, needs_key
 from gateway_sidecar.domain.model import ConnectionMode, EngineFacts, Unknown, WorkerSpec, WorkerType
 from gateway_sidecar.engines._pb import vllm_pb2
-from gateway_sidecar.engines.dialect import Engine, GrpcDialect, HttpDialect, MetricsPage, Rpc, loads_of
+from gateway_sidecar.engines.dialect import Engine, GrpcDialect, HttpDialect, MetricsPage, Rpc
 from gateway_sidecar.engines.fields import Fields, dp_size, part, text, worker_type_by_kv_role
 
 NAME = "vllm"
@@ -92,7 +92,8 @@ GRPC = GrpcDialect(
     server_info=Rpc(f"/{SERVICE}/GetServerInfo", vllm_pb2.GetServerInfoRequest, vllm_pb2.GetServerInfoResponse),
     model_info=Rpc(f"/{SERVICE}/GetModelInfo", vllm_pb2.GetModelInfoRequest, vllm_pb2.GetModelInfoResponse),
     read=read_grpc,
-    loads=loads_of(SERVICE),
+    # One field more: it counts the tokens that it holds in blocks, of 128 on a CPU.
+    loads=Rpc(f"/{SERVICE}/GetLoads", vllm_pb2.GetLoadsRequest, vllm_pb2.GetLoadsResponse),
 )
 
 # By default: `v1/metrics/loggers.py`.

@@ -39,7 +39,7 @@ PUBLISHED: list[tuple[ModuleType, list[ModuleType]]] = [
     (trtllm_pb2, [trtllm_service_pb2]),
     (tokenspeed_pb2, [tokenspeed_scheduler_pb2]),
     (grpc_pb2, [health_pb2, reflection_pb2]),
-    *((loads_pb2, [published]) for published in (sglang_scheduler_pb2, vllm_engine_pb2, tokenspeed_scheduler_pb2)),
+    *((loads_pb2, [published]) for published in (sglang_scheduler_pb2, tokenspeed_scheduler_pb2)),
 ]
 PUBLISHED_FILES: list[FileDescriptor] = [
     *(module.DESCRIPTOR for _, modules in PUBLISHED for module in modules),

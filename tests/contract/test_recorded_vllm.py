@@ -12,7 +12,7 @@ from gateway_sidecar.engines.engine_metrics import EngineMetrics
 from gateway_sidecar.engines.probe import EngineProbe
 from gateway_sidecar.engines.progress import read_progress
 from tests.contract import engine_replay as replay
-from tests.contract.engine_replay import GrpcReplay, HttpReplay
+from tests.contract.engine_replay import GrpcReplay, HttpReplay, message
 
 TIMEOUT_S = 5.0
 """Generous: the machine may be busy. No test here waits for it to pass."""
@@ -96,6 +96,17 @@ async def test_the_counters_that_prove_work_are_on_the_page(path: Path) -> None:
 
 
 async def test_the_counters_that_prove_work_are_in_get_loads(path: Path) -> None:
-    """Requests that run, and the tokens that they hold."""
+    """Requests that run, the tokens that they hold, and tokens a second."""
     async with decode_grpc().serve(path):
-        assert await read_progress(str(path), GRPC, PLAIN, timeout_s=TIMEOUT_S) == (0.0, 0.0)
+        assert await read_progress(str(path), GRPC, PLAIN, timeout_s=TIMEOUT_S) == (0.0, 0.0, 0.0)
+
+
+async def test_a_stream_moves_the_counters_over_grpc_within_a_block(path: Path) -> None:
+    """Tokens in use are counted in blocks, of 128 on a CPU: at 10 tokens a second they would stand still for 13 s."""
+    server = decode_grpc()
+    seen = []
+    async with server.serve(path):
+        for answer in replay.fixture("vllm-grpc-decode")["GetLoads while it streams"]:
+            server.answers["GetLoads"] = message(replay.VLLM, "GetLoadsResponse", answer["json"])
+            seen.append(await read_progress(str(path), GRPC, PLAIN, timeout_s=TIMEOUT_S))
+    assert seen == [(1.0, 256.0, 71.0), (1.0, 256.0, 116.5)]

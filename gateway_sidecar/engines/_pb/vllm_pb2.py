@@ -24,7 +24,7 @@ _sym_db = _symbol_database.Default()
 
 
 
-DESCRIPTOR = _descriptor_pool.Default().AddSerializedFile(b'\n&gateway_sidecar/engines/_pb/vllm.proto\x12\x1agateway_sidecar.probe.vllm\"\x16\n\x14GetServerInfoRequest\"\x8a\x01\n\x15GetServerInfoResponse\x12\x14\n\x0ckv_connector\x18\x06 \x01(\t\x12\x0f\n\x07kv_role\x18\x07 \x01(\t\x12\x14\n\x0ckv_engine_id\x18\x08 \x01(\t\x12\x1a\n\x12\x64\x61ta_parallel_size\x18\t \x01(\x05\x12\x18\n\x10shm_namespace_id\x18\n \x01(\t\"\x15\n\x13GetModelInfoRequest\"E\n\x14GetModelInfoResponse\x12\x12\n\nmodel_path\x18\x01 \x01(\t\x12\x19\n\x11served_model_name\x18\x06 \x01(\tb\x06proto3')
+DESCRIPTOR = _descriptor_pool.Default().AddSerializedFile(b'\n&gateway_sidecar/engines/_pb/vllm.proto\x12\x1agateway_sidecar.probe.vllm\"\x16\n\x14GetServerInfoRequest\"\x8a\x01\n\x15GetServerInfoResponse\x12\x14\n\x0ckv_connector\x18\x06 \x01(\t\x12\x0f\n\x07kv_role\x18\x07 \x01(\t\x12\x14\n\x0ckv_engine_id\x18\x08 \x01(\t\x12\x1a\n\x12\x64\x61ta_parallel_size\x18\t \x01(\x05\x12\x18\n\x10shm_namespace_id\x18\n \x01(\t\"\x15\n\x13GetModelInfoRequest\"E\n\x14GetModelInfoResponse\x12\x12\n\nmodel_path\x18\x01 \x01(\t\x12\x19\n\x11served_model_name\x18\x06 \x01(\t\"\x11\n\x0fGetLoadsRequest\"L\n\x10GetLoadsResponse\x12\x38\n\x05loads\x18\x04 \x03(\x0b\x32).gateway_sidecar.probe.vllm.SchedulerLoad\"Z\n\rSchedulerLoad\x12\x18\n\x10num_running_reqs\x18\x02 \x01(\x05\x12\x17\n\x0fnum_used_tokens\x18\x05 \x01(\x05\x12\x16\n\x0egen_throughput\x18\x08 \x01(\x01\x62\x06proto3')
 
 _globals = globals()
 _builder.BuildMessageAndEnumDescriptors(DESCRIPTOR, _globals)
@@ -39,4 +39,10 @@ if not _descriptor._USE_C_DESCRIPTORS:
   _globals['_GETMODELINFOREQUEST']._serialized_end=256
   _globals['_GETMODELINFORESPONSE']._serialized_start=258
   _globals['_GETMODELINFORESPONSE']._serialized_end=327
+  _globals['_GETLOADSREQUEST']._serialized_start=329
+  _globals['_GETLOADSREQUEST']._serialized_end=346
+  _globals['_GETLOADSRESPONSE']._serialized_start=348
+  _globals['_GETLOADSRESPONSE']._serialized_end=424
+  _globals['_SCHEDULERLOAD']._serialized_start=426
+  _globals['_SCHEDULERLOAD']._serialized_end=516
 # @@protoc_insertion_point(module_scope)
