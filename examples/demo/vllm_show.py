@@ -16,7 +16,7 @@ from contextlib import asynccontextmanager, suppress
 from examples.demo.chat import PLEASE, Load
 from examples.demo.engines import RealEngine
 from examples.demo.gateway import DemoFailed, replicas_of
-from examples.demo.show import Show
+from examples.demo.show import Show, chat_state
 from examples.vllm_engine import ADAPTER_NAME
 from gateway_sidecar.api.models import Status
 from gateway_sidecar.domain.metrics_text import samples
@@ -26,7 +26,7 @@ _LATE = "late"
 _STARTS_WITHIN_S = 300.0
 _RELISTED_WITHIN_S = 60.0  # the daemon reads an engine's names every 30 s
 _HUNG_WITHIN_S, _KILLED_WITHIN_S = 15.0, 10.0
-_CLIENTS = 4
+_CALM_S = 3.0
 _CORE = "VLLM::EngineCor"  # 15 bytes are what the kernel keeps of a name
 _CONNECTOR, _ROLES = "NixlConnector", ("kv_producer", "kv_consumer")
 _PAIRED_CHATS = 4
@@ -47,7 +47,7 @@ class VllmShow(Show):
         await self._hang(http)
         await self._die(grpc, "dead")
         await self._engines.start("chat", "s1", "vllm-http", model="alpha")
-        await self._watch.until(lambda status: _state(status, "s1") == "serving", "s1 serves")
+        await self._watch.until(lambda status: chat_state(status, "s1") == "serving", "s1 serves")
         await self._die(http, "unreachable")
         for each in (http, grpc):
             await each.stop()
@@ -98,25 +98,28 @@ class VllmShow(Show):
     async def _die(self, engine: RealEngine, state: str) -> None:
         """Over gRPC the server lives on and says that it does not serve; over HTTP it ends."""
         self._act(f"The core of {engine.name} is killed under load")
-        async with self._load(most_failed=_CLIENTS):
+        async with self._load(may_fail=True):  # what it is in the middle of, and what SMG sends it until it is out
             engine.send(signal.SIGKILL, to=_CORE)
             await self._out(engine.name, state, within_s=_KILLED_WITHIN_S)
+        async with self._load():
+            await asyncio.sleep(_CALM_S)
 
     async def _transfer(self, prefill: str, decode: str, *, grpc: bool) -> None:
         self._act(f"A prefill and a decode engine over {'gRPC' if grpc else 'HTTP'}: KV goes from one to the other")
         *side_channels, metrics = self._gateway.spare_ports[::2][:3]
         engines = []
         for name, role, port in zip((prefill, decode), _ROLES, side_channels, strict=True):
-            if not grpc:  # over HTTP an engine says neither, unless in development mode
+            environment = {"VLLM_NIXL_SIDE_CHANNEL_PORT": str(port)}
+            if not grpc and name == decode:  # over HTTP an engine says what it is in development mode
+                environment["VLLM_SERVER_DEV_MODE"] = "1"
+            elif not grpc:  # else its notes have to
                 notes = self._gateway.sockets("pair") / f"{name}.yaml"
                 notes.write_text(f"kv_connector: {_CONNECTOR}\nkv_role: {role}\n", encoding="utf-8")
             transfer = {"kv_connector": _CONNECTOR, "kv_role": role, "kv_buffer_device": "cpu"}
             options = ["--served-model-name", "alpha", "--kv-transfer-config", json.dumps(transfer)]
             if grpc:
                 options += ["--grpc", *(("--metrics", str(metrics)) if name == decode else ())]
-            engine = await self._engines.start_real(
-                "pair", name, "vllm", *options, VLLM_NIXL_SIDE_CHANNEL_PORT=str(port)
-            )
+            engine = await self._engines.start_real("pair", name, "vllm", *options, **environment)
             engines.append(engine)
         await self._serving("pair", **{prefill: "serving", decode: "serving"})
         for number in range(_PAIRED_CHATS):  # only blocks that are full and not cached are transferred
@@ -143,12 +146,11 @@ class VllmShow(Show):
     # -- what they have in common
 
     @asynccontextmanager
-    async def _load(self, *, most_failed: int = 0) -> AsyncIterator[None]:
-        """Clients that ask meanwhile. A chat that an engine is in the middle of fails with it: one a client at most."""
-        async with Load(self._session, self._gateway.url("chat"), "alpha", clients=_CLIENTS) as load:
+    async def _load(self, *, may_fail: bool = False) -> AsyncIterator[None]:
+        async with Load(self._session, self._gateway.url("chat"), "alpha", clients=4) as load:
             yield
         print(f"  {load.answered} chats answered, {len(load.failures)} failed")
-        if len(load.failures) > most_failed or not load.answered:
+        if (load.failures and not may_fail) or not load.answered:
             raise DemoFailed(f"chats failed: {load.failures[:3] or 'none was answered'}")
 
     async def _serving(self, service: str, **states: str) -> None:
@@ -167,11 +169,6 @@ class VllmShow(Show):
         """Waits until a replica is in this state, out of rotation."""
         began = time.monotonic()
         status = await self._watch.until(
-            lambda status: _state(status, name) == state, f"{name} is {state}", within_s=within_s
+            lambda status: chat_state(status, name) == state, f"{name} is {state}", within_s=within_s
         )
         print(f"  {state} after {time.monotonic() - began:.1f} s: {replicas_of(status)['chat', name]['reason']}")
-
-
-def _state(status: Status, name: str) -> str | None:
-    row = replicas_of(status).get(("chat", name))
-    return None if row is None else row["state"]
