@@ -19,6 +19,7 @@ FIGURES = (
     "unlinked",
     "scale-events",
     "bridge-cost",
+    "no-router",
     "burst",
     "at-rest",
     "signals",

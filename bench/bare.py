@@ -6,7 +6,7 @@ import asyncio
 import os
 import secrets
 import socket
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from contextlib import suppress
 from pathlib import Path
 from typing import Any, Self
@@ -100,16 +100,23 @@ class BareSmg:
 
 class BareNginx:
     """A plain proxy as one writes it by hand: a `listen` and a `proxy_pass` for each socket, no more. `http`: one that
-    reads HTTP, and opens a connection for each request.
+    reads HTTP, and opens a connection for each request; `balanced`: it does so over these, the least loaded first.
 
     Use it as an async context manager.
     """
 
     def __init__(
-        self, directory: Path, sockets: Mapping[int, Path], *, worker_processes: int = 1, http: bool = False
+        self,
+        directory: Path,
+        sockets: Mapping[int, Path],
+        *,
+        worker_processes: int = 1,
+        http: bool = False,
+        balanced: Sequence[Path] = (),
     ) -> None:
         self._directory = directory / f"bare-nginx-{next(iter(sockets))}"
         self._http = http
+        self._balanced = balanced
         self._sockets = sockets
         self._worker_processes = worker_processes
 
@@ -135,7 +142,11 @@ class BareNginx:
         passes = (
             "access_log off; location / {{ proxy_pass http://unix:{0}:; }}" if self._http else "proxy_pass unix:{0};"
         )
-        servers = "\n".join(
+        if self._balanced:
+            passes = "access_log off; location / {{ proxy_pass http://balanced; }}"
+        members = " ".join(f"server unix:{socket};" for socket in self._balanced)
+        servers = f"    upstream balanced {{ least_conn; {members} }}\n" * bool(self._balanced)
+        servers += "\n".join(
             f"    server {{ listen 127.0.0.1:{port}; {passes.format(path)} }}" for port, path in self._sockets.items()
         )
         temps = "".join(

@@ -125,17 +125,29 @@ async def run(scale: Scale) -> list[Row]:
                     ("HTTP against a stream proxy", True, "127.0.0.1", first, streams.pids, None),
                 )
                 for case, kept, host, plain, plain_pids, least in cases:
-                    floors: list[_Round] = []
-                    times: list[_Round] = []
-                    for number in range(scale.pick(14, 4)):
-                        sides = [(floors, "127.0.0.1", plain, plain_pids), (times, host, bridge, our_pids)]
-                        for side, at, port, pids in sides if number % 2 else reversed(sides):
-                            side.append(await _round(at, port, pids, kept=kept))
-                    rows += _rows(case, floors, times, least)
+                    floor, bridges = (host, plain, plain_pids), (host, bridge, our_pids)
+                    rows += await compare(NAME, case, floor, bridges, scale.pick(14, 4), least, kept=kept)
     return rows
 
 
-def _rows(case: str, floors: list[_Round], times: list[_Round], least: float | None) -> list[Row]:
+Side = tuple[str, int, list[int]]
+"""Where a proxy listens, host and port, and its processes."""
+
+
+async def compare(
+    name: str, case: str, floor: Side, ours: Side, rounds: int, least: float | None, *, kept: bool = True
+) -> list[Row]:
+    """Requests/s and CPU per request of one proxy against another's, in so many rounds."""
+    floors: list[_Round] = []
+    times: list[_Round] = []
+    for number in range(rounds):
+        sides = [(floors, floor), (times, ours)]
+        for found, (host, port, pids) in sides if number % 2 else reversed(sides):
+            found.append(await _round(host, port, pids, kept=kept))
+    return _rows(name, case, floors, times, least)
+
+
+def _rows(name: str, case: str, floors: list[_Round], times: list[_Round], least: float | None) -> list[Row]:
     rates = [median([r.requests_per_s for r in side]) for side in (floors, times)]
     cpus = [median([r.cpu_us for r in side]) for side in (floors, times)]
     numbers = {
@@ -150,8 +162,8 @@ def _rows(case: str, floors: list[_Round], times: list[_Round], least: float | N
     cpu = median([floor.cpu_us / ours.cpu_us for floor, ours in pairs])
     bar = "-" if least is None else f">= {least:g} x floor"
     return [
-        Row(NAME, f"requests/s, {case}", bar, f"{rates[0]:.0f}/s", f"{rates[1]:.0f}/s", f"{rate:.2f} x",
+        Row(name, f"requests/s, {case}", bar, f"{rates[0]:.0f}/s", f"{rates[1]:.0f}/s", f"{rate:.2f} x",
             least is None or rate >= least, numbers),
-        Row(NAME, f"CPU per request, {case}", bar, f"{cpus[0]:.1f} us", f"{cpus[1]:.1f} us", f"{cpu:.2f} x",
+        Row(name, f"CPU per request, {case}", bar, f"{cpus[0]:.1f} us", f"{cpus[1]:.1f} us", f"{cpu:.2f} x",
             least is None or cpu >= least, numbers),
     ]  # fmt: skip

@@ -28,7 +28,9 @@ from gateway_sidecar.control.process.services import ServiceHost
 from gateway_sidecar.control.process.shared import Shared
 from gateway_sidecar.control.replicas.reflector import Source
 from gateway_sidecar.control.replicas.tenure import BridgeHosts
+from gateway_sidecar.control.routers.balanced import Balancer, NginxRouter
 from gateway_sidecar.control.routers.process import RouterHost, RouterProcess
+from gateway_sidecar.control.routers.router import Router
 from gateway_sidecar.control.service import Service
 from gateway_sidecar.control.state.api_replicas import ApiReplicas
 from gateway_sidecar.domain.claims import Address, objection_to_direct
@@ -44,7 +46,7 @@ from gateway_sidecar.nginx.key_proxy import KeyedNginx, keyed_left_running
 from gateway_sidecar.nginx.peer_proxy import PeerNginx, PeerPlaces, peers_left_running
 from gateway_sidecar.nginx.server import Nginx, NginxSettings, busy_ports, find_nginx
 from gateway_sidecar.nginx.small import SmallPlaces
-from gateway_sidecar.routers.base import RouterPorts, RouterSetup
+from gateway_sidecar.routers.base import RouterPorts, RouterRules, RouterSetup
 from gateway_sidecar.sources.build import given_to, source_of
 from gateway_sidecar.sources.placed import OwnSockets
 from gateway_sidecar.supervision import awake
@@ -101,12 +103,16 @@ class RealAdapters:
         settings: ServiceSettings,
         slot: str,
         on_change: Callable[[], None],
-    ) -> RouterProcess:
+    ) -> Router:
         """One router of a service, not started yet."""
+        setup = self.router_setup(settings, settings.router.type)
+        if not isinstance(setup, RouterSetup):
+            balancer = Balancer(self._nginx.endpoints, self._nginx.in_flight, self._settings.bridges.host)
+            return NginxRouter(settings, slot, setup, balancer, on_change)
         return RouterProcess(
             settings,
             slot,
-            self.router_setup(settings, settings.router.type),
+            setup,
             ChildLog(
                 self._settings.state_dir / "log" / f"router-{slot}.log",
                 spare=self._settings.run_dir / "log" / f"router-{slot}.log",
@@ -129,7 +135,7 @@ class RealAdapters:
         record = self._shared.api.of(settings.name)
         return source_of(settings, given_to(settings, self._tunnels.socket_of, self._own, record))
 
-    def router_setup(self, settings: ServiceSettings, kind: str) -> RouterSetup:
+    def router_setup(self, settings: ServiceSettings, kind: str) -> RouterRules:
         """The service's router as it is configured; one of another kind as that has it by default.
 
         Raises StateError for a kind of which nothing is known any more.

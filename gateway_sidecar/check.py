@@ -141,7 +141,7 @@ async def _nginx(settings: Settings) -> list[Finding]:
     return found + [
         Finding(Level.FAIL, f"{service.name}: {text}")
         for service in settings.services
-        for text in lacking(program, service.frontend)
+        for text in lacking(program, service.frontend, balances=not ROUTERS[service.router.type].headers.bridge_key)
     ]
 
 
@@ -161,8 +161,10 @@ def unguarded(program: NginxProgram, settings: Settings) -> Iterator[str]:
         )
 
 
-def lacking(program: NginxProgram, frontend: FrontendSettings) -> Iterator[str]:
-    """What this frontend needs and nginx does not have."""
+def lacking(program: NginxProgram, frontend: FrontendSettings, *, balances: bool = False) -> Iterator[str]:
+    """What this frontend needs and nginx does not have. balances: nginx is to be the router, too."""
+    if balances and program.lua_modules is None:
+        yield f"router.type: none needs nginx's Lua module, to balance with; {LUA_CURE}"
     if frontend.auth is not None and frontend.auth.keys_file is not None and program.lua_modules is None:
         yield f"frontend.auth.keys_file needs nginx's Lua module; {LUA_CURE}"
     for needed, setting, word in (

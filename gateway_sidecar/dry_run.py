@@ -90,7 +90,7 @@ async def _replica_plan(service: ServiceSettings, sighting: Sighting, interface:
         if sighting.notes:
             overrides = load_overrides(sighting.notes[0], os.fstat(handle).st_uid)
         address = f"/proc/self/fd/{handle}"
-        access = overrides.access(service.health.access())
+        access = overrides.access(service.access())
         result = await EngineProbe().identify(address, timeout_s=service.probe.timeout_s, access=access)
     except ConfigError as error:
         return f"wait until its notes are fixed: {error.problems[0]}"

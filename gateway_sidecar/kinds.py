@@ -78,9 +78,9 @@ class Registry(Generic[K]):
         return self.by_name[name]
 
 
-ROUTERS: Registry[RouterKind[Any]] = Registry("gateway_sidecar.routers", "ROUTER", "smg")
+ROUTERS: Registry[RouterKind[Any]] = Registry("gateway_sidecar.routers", "ROUTER", "smg", "none")
 ENGINES: Registry[Engine] = Registry(
-    "gateway_sidecar.engines", "ENGINE", "sglang", "vllm", "mlx", "trtllm", "tokenspeed", "external"
+    "gateway_sidecar.engines", "ENGINE", "sglang", "vllm", "mlx", "trtllm", "tokenspeed", "external", "web"
 )
 SOURCES: Registry[SourceKind[Any]] = Registry(
     "gateway_sidecar.sources", "SOURCE", "socket_pattern", "ssh", "inventory", "api"

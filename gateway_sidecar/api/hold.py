@@ -51,8 +51,11 @@ async def _wait(request: web.Request, service: Service) -> web.Response:
     if asleep is not None:
         return asleep
     only_asks = _only_asks(request)
-    repeatable = only_asks or request.path in ROUTERS[service.settings.router.type].paths.repeatable
-    answer = await service.hold.wait(so_far, only_for_router=only_asks, repeatable=repeatable)
+    repeatable = (
+        only_asks or request.path in ROUTERS[service.settings.router.type].paths_of(service.settings).repeatable
+    )
+    is_for_router = only_asks and not service.router.is_nginx
+    answer = await service.hold.wait(so_far, only_for_router=is_for_router, repeatable=repeatable)
     if answer.verdict is Verdict.GO_ON:
         return _while_asleep(request, service) or web.Response(headers={"X-Accel-Redirect": "@router"})
     return _error(answer)
@@ -62,14 +65,14 @@ def read_history(connected: str, took: str, said: str = "") -> History:
     """What nginx reports of a request: the times to connect and to answer, and the bytes of the answer, at each place
     it was sent to. Places stand in order, separated by colons; the last is a router, the one before it the hold, and so
     on. Several visits to the hold in a row, after the daemon ended, are separated by commas. A `-` stands where no
-    connection was made.
+    connection was made; nginx, where it is the router, may try several engines in one visit.
     """
     if not connected:
         return History()
     places = [place.strip() for place in connected.split(" : ")]
     times = [place.split(",") for place in took.split(" : ")]
     waits = [float(text) for here in times[-2::-2] for text in here if re.fullmatch(r" *[0-9.]+ *", text)]
-    took_it = [place.rpartition(",")[2].strip() != "-" for place in places[-1::-2]]
+    took_it = [any(it.strip() != "-" for it in place.split(",")) for place in places[-1::-2]]
     return History(
         tries=len(took_it),
         accepted=took_it[0],
@@ -88,6 +91,8 @@ def _only_asks(request: web.Request) -> bool:
 def _while_asleep(request: web.Request, service: Service) -> web.Response | None:
     """The answer to a request that needs no replica, while none serves: those that only ask do not wait."""
     if service.hold.missing in (None, Missing.ROUTER) or not _only_asks(request):
+        return None
+    if service.settings.engine == "http" or (request.path != "/v1/models" and service.router.is_nginx):
         return None
     if request.path != "/v1/models":
         return web.Response(headers={"X-Accel-Redirect": "@router"})

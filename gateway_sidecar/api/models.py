@@ -16,7 +16,7 @@ from typing import Literal, NotRequired
 from typing_extensions import TypedDict
 
 from gateway_sidecar.api.signal_models import Count, Scaling, Seconds
-from gateway_sidecar.control.routers.process import RouterState
+from gateway_sidecar.control.routers.router import RouterState
 from gateway_sidecar.domain.model import ConnectionMode, ReplicaState, WorkerType
 from gateway_sidecar.domain.planning import Missing
 from gateway_sidecar.domain.tunnels import PathState

@@ -50,7 +50,7 @@ def advise(settings: Settings, ephemeral: PortRange | None) -> list[str]:
                 f"services[{index}].health: timeout_s {service.health.timeout_s:g} is longer than interval_s "
                 f"{service.health.interval_s:g}, so health questions come late; make it shorter"
             )
-        where, known = f"services[{index}].frontend", ROUTERS[service.router.type].paths
+        where, known = f"services[{index}].frontend", ROUTERS[service.router.type].paths_of(service)
         warnings += _frontend_advice(where, service.frontend, known)
         if service.frontend.auth is not None and not ipaddress.ip_address(service.listen.host).is_loopback:
             warnings.append(
@@ -91,6 +91,8 @@ def _frontend_advice(where: str, frontend: FrontendSettings, known: RouterPaths)
 
 def _something_passes(path: str, more: Sequence[str], known: RouterPaths) -> bool:
     """Whether a request to this path, or to one below it, can pass; `more` is what passes beside inference."""
+    if known.anything:
+        return True
     if more == (ALL_PATHS,) and re.match(known.versioned + r"(/|\Z)", path):
         return True
     wanted = path.split("/")

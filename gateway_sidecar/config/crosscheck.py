@@ -257,8 +257,16 @@ def _not_for_clients(said: _Reading) -> Iterator[Problem]:
         kind = ROUTERS.named_in(_at(service, ("router",)))
         if kind is None:
             continue
+        if _at(service, ("engine",)) == "http" and kind.applications is None:
+            text = f"a router of kind {kind.name} serves inference engines alone; use `router: {{type: none}}`"
+            for engine in said.of_top(("services", index, "engine"), str, None):
+                yield _at_line(engine, f"'http' is any HTTP application, and {text}")
         where: Location = ("services", index, "frontend")
-        steering = {it.headers.bridge_key.lower(): "shows the bridges the gateway's own key" for it in ROUTERS}
+        steering = {
+            it.headers.bridge_key.lower(): "shows the bridges the gateway's own key"
+            for it in ROUTERS
+            if it.headers.bridge_key
+        }
         steering |= kind.headers.steering
         for path in said.of_list((*where, "paths"), parse_prefix):
             if any(f"{path.value.lower()}/".startswith(f"{control}/") for control in kind.paths.control):

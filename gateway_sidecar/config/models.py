@@ -5,6 +5,7 @@ Durations are seconds, as each name says with `_s`.
 
 from __future__ import annotations
 
+from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any, Literal, Self
 
@@ -43,6 +44,7 @@ from gateway_sidecar.config.values import (
     parse_run_dir,
     show,
 )
+from gateway_sidecar.domain.model import Access
 from gateway_sidecar.kinds import SOURCES
 
 _TO_TEXT = PlainSerializer(str, return_type=str)
@@ -347,6 +349,12 @@ class ServiceSettings(Part):
         examples=["127.0.0.1:30000", "[::1]:30000"],
     )
     replicas: ReplicaSettings
+    engine: Literal["auto", "http"] = Field(
+        default="auto",
+        description="`auto` asks replicas which inference engine they are. `http` is any HTTP application, which is"
+        " only asked whether it is well, at `health.path` or `/`; its clients may use every path. It needs"
+        " `router: {type: none}`.",
+    )
     router: RouterValue = Field(default_factory=default_router)
     probe: ProbeSettings = ProbeSettings()
     health: HealthSettings = HealthSettings()
@@ -355,6 +363,10 @@ class ServiceSettings(Part):
     hold: HoldSettings = HoldSettings()
     frontend: FrontendSettings = FrontendSettings()
     scaling: ScalingSettings | None = Field(default=None, description="How many replicas there should be.")
+
+    def access(self) -> Access:
+        """How its replicas are asked, where nothing beside their sockets says otherwise."""
+        return replace(self.health.access(), engine=None if self.engine == "auto" else self.engine)
 
 
 def _metrics_off(value: object) -> object:

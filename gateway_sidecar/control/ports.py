@@ -13,7 +13,8 @@ from gateway_sidecar.control.replicas.bridging import Keys, Links, Peers
 from gateway_sidecar.control.replicas.notes import ReadOverrides
 from gateway_sidecar.control.replicas.reflector import Source
 from gateway_sidecar.control.replicas.tenure import BridgeHosts
-from gateway_sidecar.control.routers.process import PrivatePorts, RouterProcess
+from gateway_sidecar.control.routers.process import PrivatePorts
+from gateway_sidecar.control.routers.router import Router
 from gateway_sidecar.domain.leases import PortLeases
 from gateway_sidecar.domain.tunnels import PathOf
 
@@ -43,7 +44,7 @@ class ServiceAdapters:
     peers: Peers
     keys: Keys
     hosts: BridgeHosts
-    make_router: Callable[[ServiceSettings, str, Callable[[], None]], RouterProcess]
+    make_router: Callable[[ServiceSettings, str, Callable[[], None]], Router]
     private_ports: PrivatePorts
     read_overrides: ReadOverrides
     path_of: PathOf

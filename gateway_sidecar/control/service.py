@@ -28,8 +28,8 @@ from gateway_sidecar.control.replicas.registry import Registry
 from gateway_sidecar.control.replicas.reporting import Reporting
 from gateway_sidecar.control.replicas.restoring import Restoring
 from gateway_sidecar.control.replicas.tenure import SavedTenure, Tenure
-from gateway_sidecar.control.routers.process import RouterProcess
 from gateway_sidecar.control.routers.replacement import RouterSlots, SlotPlaces
+from gateway_sidecar.control.routers.router import Router
 from gateway_sidecar.control.routers.unit import RouterUnit
 from gateway_sidecar.control.routers.workers import WorkerSync
 from gateway_sidecar.control.workqueue import Key, WorkQueue
@@ -144,7 +144,7 @@ class Service:
         return self._tenures.has_all
 
     @property
-    def router(self) -> RouterProcess:
+    def router(self) -> Router:
         """The router that the service address leads to."""
         return self.slots.active.router
 
@@ -154,7 +154,7 @@ class Service:
         return self.slots.active.book
 
     @property
-    def routers(self) -> list[RouterProcess]:
+    def routers(self) -> list[Router]:
         """All routers of the service: during a replacement there are two."""
         return [unit.router for unit in self.slots.units]
 

@@ -187,7 +187,7 @@ class Access:
 
     path: the page for its health. expect: what that page's body must contain.
     prefix: where its API is, in place of `/v1`. tls: whether it speaks TLS.
-    model: its model's name.
+    model: its model's name. engine: the kind that it is, where nobody is to find out.
     """
 
     path: str | None = None
@@ -196,6 +196,7 @@ class Access:
     tls: bool | None = None
     api_key: str | None = field(default=None, repr=False)
     model: str | None = None
+    engine: str | None = None
 
     def over(self, usual: Access) -> Access:
         """This, and the usual where this says nothing."""

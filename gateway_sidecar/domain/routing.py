@@ -21,6 +21,7 @@ class RouterPaths:
     fleet: what tells of the fleet: it passes where `frontend.paths` names it, and not with `all`.
     asked: what the router itself asks an engine beside inference.
     versioned: the pattern of what `frontend.paths: all` passes the rest of.
+    anything: every path is for clients, and what headers they and the application send is theirs to say.
     """
 
     inference: tuple[str, ...]
@@ -29,6 +30,7 @@ class RouterPaths:
     asked: tuple[str, ...] = ()
     versioned: str = VERSIONED
     repeatable: tuple[str, ...] = ()
+    anything: bool = False
 
 
 @dataclass(frozen=True, slots=True)
@@ -36,7 +38,7 @@ class RouterHeaders:
     """Which headers a router heeds, or passes on.
 
     bridge_key: a request header that the router passes on to HTTP engines, in all its modes. nginx shows the bridges
-        there that a request came through the router.
+        there that a request came through the router. Empty where nginx is the router.
     tenant: the request header by which the router keeps clients' stored conversations apart; nginx alone says it.
         Empty if there is none.
     passed: request headers of its own that clients may send.
@@ -75,6 +77,6 @@ class BridgeRules:
             tuple(sorted({path for paths, _ in known for path in paths.inference})),
             tuple(sorted({path for paths, _ in known for path in paths.asked})),
             prefixes,
-            tuple(sorted({headers.bridge_key for _, headers in known})),
+            tuple(sorted({headers.bridge_key for _, headers in known if headers.bridge_key})),
             tuple(sorted({headers.worker for _, headers in known if headers.worker})),
         )

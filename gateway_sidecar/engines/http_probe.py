@@ -15,7 +15,7 @@ from gateway_sidecar.domain.discovery import (
     unanswered,
 )
 from gateway_sidecar.domain.model import Access, EngineFacts, Foreign, Loading, ProbeResult, Ready, Unknown
-from gateway_sidecar.engines import external
+from gateway_sidecar.engines import external, web
 from gateway_sidecar.engines.dialect import HttpDialect
 from gateway_sidecar.engines.unix_http import UnixHttp
 from gateway_sidecar.kinds import ENGINES
@@ -28,14 +28,21 @@ IDENTIFYING = frozenset(path for engine in ENGINES if engine.http for paths in e
 """What an engine is asked that has named itself. A real vLLM's first answer about itself takes over 5 s."""
 
 
+def first_page(access: Access) -> str:
+    """What is asked first."""
+    return access.at(MODELS) if access.engine is None else access.path or web.ROOT
+
+
 async def identify(http: UnixHttp, access: Access) -> ProbeResult | NoAnswer:
     """Name the engine, read its facts, judge its health; NoAnswer where the first question got none.
 
     Health comes last: SGLang takes a second or more for it, as it generates a token.
     """
-    listing = await http.get(access.at(MODELS))
+    listing = await http.get(first_page(access))
     if isinstance(listing, NoAnswer):
         return listing
+    if access.engine == web.NAME:
+        return web.judge(web.facts_of(access), listing, access)
     models = read_models(listing, access.at(MODELS))
     if isinstance(models, Foreign) and (listing.status in ABSENT or access.model is not None):
         return await _identify_unlisted(http, access, models)
@@ -54,7 +61,11 @@ async def identify(http: UnixHttp, access: Access) -> ProbeResult | NoAnswer:
 
 async def check_health(http: UnixHttp, facts: EngineFacts, access: Access, *, relist: bool) -> ProbeResult:
     """Ask a known engine for its health alone and, with `relist`, which names it has."""
-    pages = facts.health if not relist or access.at(MODELS) in facts.health else (access.at(MODELS), *facts.health)
+    pages = (
+        facts.health
+        if access.engine is not None or not relist or access.at(MODELS) in facts.health
+        else (access.at(MODELS), *facts.health)
+    )
     for page in pages:
         answer = await http.get(page, last=page == pages[-1])
         models = read_models(answer, page) if page == access.at(MODELS) and isinstance(answer, HttpAnswer) else None
@@ -109,6 +120,8 @@ async def _with_connector(http: UnixHttp, verdict: ProbeResult, dialect: HttpDia
 def _judge(facts: EngineFacts, access: Access, page: str, answer: HttpAnswer | NoAnswer) -> ProbeResult:
     if isinstance(answer, NoAnswer):
         return unanswered(answer, page)
+    if facts.runtime_type == web.NAME:
+        return web.judge(facts, answer, access)
     if page == access.at(MODELS):
         models = read_models(answer, page)
         return Ready(facts) if isinstance(models, ModelList) else _proves_little(models)

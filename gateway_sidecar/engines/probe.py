@@ -173,7 +173,10 @@ class _FirstSight:
             return unanswered(connection)
         self._http = UnixHttp(self._address, connection, self._access, budget_bytes=LARGEST_ANSWERS_BYTES)
         try:
-            if await self._http.begin(self._access.at(http_probe.MODELS), HEDGE_S):
+            begun = await self._http.begin(http_probe.first_page(self._access), HEDGE_S)
+            if self._access.engine is not None:
+                found = judge((await self._ask_http(self._http),), self._http.protocol)
+            elif begun:
                 found = await self._in_turn(self._http)
             else:
                 found = await self._at_once(self._http)

@@ -20,6 +20,7 @@ from gateway_sidecar.domain.model import Access
 from gateway_sidecar.domain.routing import BridgeRules, RouterHeaders, RouterPaths
 from gateway_sidecar.nginx import client_headers
 from gateway_sidecar.nginx.access_events import BRIDGES, EventAddress
+from gateway_sidecar.nginx.balance import ENDPOINTS, ROWS, in_flight_at
 from gateway_sidecar.nginx.bodies import SMALL_BYTES, body_classes
 from gateway_sidecar.nginx.bridge_server import ORDERS, OWNER_PATH, owner_url
 from gateway_sidecar.nginx.frontend_places import FrontendPlaces
@@ -38,6 +39,9 @@ IN_FORCE = "/in-force"
 
 OWNER_SCRIPT, OWNER_LUA = "bridge_owner.js", "bridge_owner.lua"
 """What asks, and what tells, whose a connection to a gRPC bridge is, in the directory of the nginx that runs it."""
+
+BALANCE_LUA = "balance.lua"
+"""What chooses an engine for each request there, for services without a router."""
 
 QUEUE_LUA = "full_queue.lua"
 """What waits there for an engine whose queue of connections is full."""
@@ -96,7 +100,8 @@ class Capacity:
 
 @dataclass(frozen=True, slots=True)
 class ServiceAddress:
-    """One service's stable address, and where its router and that router's successor listen (`host:port`).
+    """One service's stable address, and where its router and that router's successor listen (`host:port`; empty where
+    nginx balances by itself).
 
     paths, headers: what that kind of router takes, and heeds.
     hold_s: how long a request may be kept in the waiting room.
@@ -117,16 +122,24 @@ class ServiceAddress:
         return [self.listen, *map(str, self.frontend.listen), *map(str, self.frontend.redirect)]
 
     @property
-    def needs_lua(self) -> bool:
-        """Whether nginx needs its Lua module for it."""
-        return self.frontend.auth is not None and self.frontend.auth.keys_file is not None
+    def needs_lua(self) -> str:
+        """What nginx needs its Lua module for; empty if nothing."""
+        if self.balances:
+            return "a service without a router (router.type: none)"
+        has_keys = self.frontend.auth is not None and self.frontend.auth.keys_file is not None
+        return "frontend.auth.keys_file" if has_keys else ""
+
+    @property
+    def balances(self) -> bool:
+        """Whether nginx balances its requests by itself, in one slot at the least."""
+        return not (self.router and self.successor)
 
     # What its template asks for.
 
     @property
     def judges_servers(self) -> bool:
         """Whether requests may name only some MCP servers."""
-        return self.frontend.mcp_servers != (ANY,)
+        return not self.paths.anything and self.frontend.mcp_servers != (ANY,)
 
     @property
     def successor_slot(self) -> str:
@@ -272,6 +285,9 @@ class NginxConfig:
             "modules": [it for it in modules if it is not None],
             "owner_url": owner_url(self.host, first) if tells_owners else None,
             "lua": self.lua_modules is not None,
+            "in_flight": in_flight_at(self.directory, first, last),
+            "rows": ROWS,
+            "endpoints": self.links.with_name(ENDPOINTS),
             "in_force": InForce(_UNNUMBERED, self.temp.parent == self.directory.parent, self.events),
             "body_classes": body_classes(
                 self.held_mb, max((it.frontend.max_body_mb for it in self.services), default=1)

@@ -32,8 +32,10 @@ from gateway_sidecar.errors import NginxError, ProcessError
 from gateway_sidecar.files.own import keep_directory, make_directory
 from gateway_sidecar.files.replace import put_in_place, replace_file, replace_link, write_beside
 from gateway_sidecar.nginx.access_events import EventAddress, placeholder
+from gateway_sidecar.nginx.balance import ENDPOINTS, Endpoints, InFlight
 from gateway_sidecar.nginx.config import (
     ALIVE,
+    BALANCE_LUA,
     BODIES,
     IN_FORCE,
     OWNER_LUA,
@@ -129,8 +131,8 @@ async def find_nginx(command: str) -> NginxProgram:
 def needed_lua(program: NginxProgram, services: Sequence[ServiceAddress]) -> Sequence[Path] | None:
     """The modules to load for Lua; None without it. Raises NginxError if a service needs Lua and there is none."""
     if needs_more_lua(program, services):
-        lacking = next(service.service for service in services if service.needs_lua)
-        raise NginxError(f"{lacking}: frontend.auth.keys_file needs nginx's Lua module; {LUA_CURE}")
+        lacking = next(service for service in services if service.needs_lua)
+        raise NginxError(f"{lacking.service}: {lacking.needs_lua} needs nginx's Lua module; {LUA_CURE}")
     return program.lua_modules
 
 
@@ -177,6 +179,8 @@ class Nginx:
         self.gates = settings.run_dir / "gates"
         self.frontends = FrontendPlaces(settings.run_dir / "frontends")
         self._directory = settings.run_dir / "nginx"
+        self.endpoints = Endpoints(settings.run_dir / ENDPOINTS)
+        self.in_flight = InFlight(self._directory, settings.first_port, settings.last_port)
         self._config_path = self._directory / "nginx.conf"
         self._before_path = self._directory / "before.conf"
         self.log = ChildLog(settings.state_dir / "log" / "nginx.log", spare=settings.run_dir / "log" / "nginx.log")
@@ -197,7 +201,7 @@ class Nginx:
     def prepare(self) -> None:
         """Makes the directories in run_dir that nginx and the links need."""
         keep_directory(self._settings.run_dir)
-        for path in (self.links, self.gates, self._directory, self.frontends.directory):
+        for path in (self.links, self.gates, self._directory, self.frontends.directory, self.endpoints.directory):
             make_directory(path, 0o700)
 
     def link(self, port: int, target: Path) -> None:
@@ -269,6 +273,7 @@ class Nginx:
                 config = await self._configuration(services)
                 replace_file(self._config_path, config.text)  # It holds secrets.
                 self._write_scripts()
+                self.in_flight.begin()
                 self._alive.unlink(missing_ok=True)  # nginx does not listen where a killed one did.
             except (NginxError, OSError):
                 os.close(log_fd)
@@ -308,6 +313,7 @@ class Nginx:
             return False
         self.process = process
         self.log.follow(process.pid)
+        self.in_flight.keep()
         return True
 
     async def objections(self, services: Sequence[ServiceAddress]) -> dict[str, str]:
@@ -326,7 +332,7 @@ class Nginx:
             fresh = [_split(listen) for listen in service.listens]
             fresh = [(host, port) for host, port in fresh if (ip_address(host), port) not in ours]
             if needs_more_lua(program, [service]):
-                found[service.service] = f"frontend.auth.keys_file needs nginx's Lua module; {LUA_CURE}"
+                found[service.service] = f"{service.needs_lua} needs nginx's Lua module; {LUA_CURE}"
             elif busy := busy_ports(fresh):
                 found[service.service] = _busy_message(busy, ours)
         return found
@@ -366,6 +372,7 @@ class Nginx:
         config, before = await self._configuration(services), self._text_of(said.number)
         self.prepare()
         self._write_scripts()
+        self.in_flight.keep()
         if said.number == config.number:
             if self._written() != config.text:
                 replace_file(self._config_path, config.text)
@@ -516,7 +523,7 @@ class Nginx:
         )
 
     def _write_scripts(self) -> None:
-        for name in ("frontends.lua", OWNER_LUA, OWNER_SCRIPT, QUEUE_LUA):
+        for name in ("frontends.lua", BALANCE_LUA, OWNER_LUA, OWNER_SCRIPT, QUEUE_LUA):
             write_script(self._directory, name)
 
     async def _tried_out(self, text: str) -> Path:

@@ -110,10 +110,8 @@ class RouterClient(Protocol):
         ...
 
 
-class RouterSetup(ABC):
-    """One service's router as it is configured: how it is started, talked to and read.
-
-    A kind must say `program`, `command` and `client`; the rest says what holds of a router of which nothing is known.
+class RouterRules:
+    """What holds of one service's router, be it a process or nginx itself.
 
     late_s: for how long a registration that was accepted may still come about after it was given up.
     settles_s: how long after an accepted removal the list may still show the worker as it was.
@@ -121,6 +119,21 @@ class RouterSetup(ABC):
 
     late_s: ClassVar[float] = 30.0
     settles_s: ClassVar[float] = 0.1
+
+    def models_of(self, workers: Iterable[Registered]) -> set[str]:
+        """The models that these workers answer for, or a part of."""
+        return {worker.model_id or "-" for worker in workers if worker.worker_type is not WorkerType.ENCODE}
+
+    def unanswered(self, workers: Iterable[Registered]) -> Mapping[str, str]:
+        """Model -> why its requests cannot be answered, of models that ready workers are there for."""
+        return {}
+
+
+class RouterSetup(RouterRules, ABC):
+    """One service's router as it is configured: how its process is started, talked to and read.
+
+    A kind must say `program`, `command` and `client`; the rest says what holds of a router of which nothing is known.
+    """
 
     @abstractmethod
     def program(self) -> Path:
@@ -156,14 +169,6 @@ class RouterSetup(ABC):
         """What its metrics page says."""
         return RouterReading(None, {}, {}, {}, {})
 
-    def models_of(self, workers: Iterable[Registered]) -> set[str]:
-        """The models that these workers answer for, or a part of."""
-        return {worker.model_id or "-" for worker in workers if worker.worker_type is not WorkerType.ENCODE}
-
-    def unanswered(self, workers: Iterable[Registered]) -> Mapping[str, str]:
-        """Model -> why its requests cannot be answered, of models that ready workers are there for."""
-        return {}
-
 
 async def nothing_to_say(_services: Mapping[str, RouterSettings]) -> list[Finding]:
     """A kind's `check` that looks at nothing."""
@@ -176,16 +181,24 @@ class RouterKind(Generic[S]):
 
     name: the word of the configuration, `router: {type: NAME}`.
     settings: what may be said below `router`, its defaults and bounds.
-    build: the router of one service, of its settings and the key that it shows the bridges of HTTP engines.
+    build: the router of one service, of its settings and the key that it shows the bridges of HTTP engines; no
+        `RouterSetup` where nginx itself balances and no process is started.
     check: what `gateway-sidecar check` says of these services' routers (name -> settings); starts none.
+    applications: the paths of any HTTP application (`services[].engine: http`); None for a kind that serves inference
+        engines alone.
     """
 
     name: str
     settings: type[S]
-    build: Callable[[S, ServiceSettings, str], RouterSetup]
+    build: Callable[[S, ServiceSettings, str], RouterRules]
     paths: RouterPaths
     headers: RouterHeaders
     check: Callable[[Mapping[str, S]], Awaitable[list[Finding]]] = nothing_to_say
+    applications: RouterPaths | None = None
+
+    def paths_of(self, service: ServiceSettings) -> RouterPaths:
+        """Which paths are for whom in this service."""
+        return self.applications if service.engine == "http" and self.applications is not None else self.paths
 
 
 def find_program(command: str, cure: str) -> Path:

@@ -13,7 +13,8 @@ from typing import Any
 
 import pytest
 
-from gateway_sidecar.control.routers.process import RouterHost, RouterProcess, RouterState, SavedRouter
+from gateway_sidecar.control.routers.process import RouterHost, RouterProcess, SavedRouter
+from gateway_sidecar.control.routers.router import RouterState
 from gateway_sidecar.errors import RouterUnavailable
 from gateway_sidecar.routers.base import LaunchCommand, LogLine, RouterPorts
 from gateway_sidecar.supervision import awake

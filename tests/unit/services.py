@@ -9,8 +9,9 @@ from typing import Any, cast
 from gateway_sidecar.config import ServiceSettings, Settings
 from gateway_sidecar.config.load import parse_config
 from gateway_sidecar.control.process.services import ServiceHost, Services
-from gateway_sidecar.control.routers.process import RouterState, SavedRouter
+from gateway_sidecar.control.routers.process import SavedRouter
 from gateway_sidecar.control.routers.retired import RetiredRouters
+from gateway_sidecar.control.routers.router import RouterState
 from gateway_sidecar.domain.leases import PortLeases
 from gateway_sidecar.domain.model import ReplicaState
 from gateway_sidecar.domain.tunnels import Tunnel
@@ -118,7 +119,7 @@ class PlayedService:
         if self.no_ports:
             raise ProcessError("no ports")
 
-    def begin_in(self, slot: str) -> None:
+    def begin_in(self, slot: str, _kind: str) -> None:
         """Its router is started there."""
 
     def repair(self, *_: object) -> bool:

@@ -49,7 +49,7 @@ class PlayedService:
         self.setup = SMG
         self.settings: Any = None
 
-    def begin_in(self, slot: str) -> None:
+    def begin_in(self, slot: str, _kind: str) -> None:
         self.begun_in = slot
 
     def prepare(self) -> None:

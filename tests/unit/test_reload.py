@@ -12,7 +12,7 @@ from structlog.testing import capture_logs
 
 from gateway_sidecar.config.load import load_config
 from gateway_sidecar.control.process.reload import Reload
-from gateway_sidecar.control.routers.process import RouterState
+from gateway_sidecar.control.routers.router import RouterState
 from gateway_sidecar.errors import ConfigError, NotInForce
 from gateway_sidecar.supervision import awake
 from tests.smg import smg_of

@@ -12,7 +12,8 @@ import pytest
 from structlog.testing import capture_logs
 
 from gateway_sidecar.control.routers import process
-from gateway_sidecar.control.routers.process import RouterHost, RouterProcess, RouterState, SavedRouter
+from gateway_sidecar.control.routers.process import RouterHost, RouterProcess, SavedRouter
+from gateway_sidecar.control.routers.router import RouterState
 from gateway_sidecar.errors import RouterUnavailable
 from gateway_sidecar.routers.base import LaunchCommand, LogLine, RouterPorts, RouterSetup
 from gateway_sidecar.supervision import awake

@@ -26,7 +26,8 @@ from gateway_sidecar.control.process.connection_counter import ConnectionCounter
 from gateway_sidecar.control.replicas import liveness, refused_sockets
 from gateway_sidecar.control.replicas.tenure import BridgeHosts, Tenure
 from gateway_sidecar.control.routers import replacement as router_slots
-from gateway_sidecar.control.routers.process import RouterProcess, RouterState
+from gateway_sidecar.control.routers.process import RouterProcess
+from gateway_sidecar.control.routers.router import RouterState
 from gateway_sidecar.control.service import Service
 from gateway_sidecar.domain.leases import PortLeases
 from gateway_sidecar.domain.model import (
@@ -368,7 +369,7 @@ class World:
             canary.forget()
         self.leases = PortLeases(range(24001, 24021))
         self.service = self._new_service()
-        self.service.slots.begin_in(self.links.slot or "chat")
+        self.service.slots.begin_in(self.links.slot or "chat", "smg")
         if running.up:
             self.process.take_over(running)
         for tenure in saved:

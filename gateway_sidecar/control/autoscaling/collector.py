@@ -16,7 +16,7 @@ from gateway_sidecar.control.autoscaling.hook import ScalingHook
 from gateway_sidecar.control.autoscaling.service_signals import ServiceSignals, Told
 from gateway_sidecar.control.autoscaling.shared_reads import SharedReads
 from gateway_sidecar.control.replicas.tenure import Tenure
-from gateway_sidecar.control.routers.process import RouterProcess
+from gateway_sidecar.control.routers.router import Router
 from gateway_sidecar.control.service import Service
 from gateway_sidecar.domain.model import ReplicaId, ReplicaState
 from gateway_sidecar.domain.signals import WINDOWS_S, Outcome, RequestEnd
@@ -24,6 +24,7 @@ from gateway_sidecar.engines.engine_metrics import EngineMetrics, says_latency, 
 from gateway_sidecar.errors import MetricsError
 from gateway_sidecar.nginx.access_events import BRIDGES, EventAddress, EventListener
 from gateway_sidecar.routers.answers import MetricsPages
+from gateway_sidecar.routers.base import RouterSetup
 from gateway_sidecar.supervision import awake
 from gateway_sidecar.supervision.loops import cancelled, heartbeat
 from gateway_sidecar.supervision.own_thread import OwnThread
@@ -129,10 +130,10 @@ class Signals:
             and tenure.key not in self._pageless
         )
 
-    async def router_page(self, router: RouterProcess) -> bytes:
+    async def router_page(self, router: Router) -> bytes:
         """A router's own metrics page. Raises MetricsError."""
         if router.ports is None:
-            raise MetricsError("the router does not run")
+            raise MetricsError("the router does not run, or is nginx, whose counts are in /metrics")
         url = router.ports.metrics_url
         return await self._shared.read(url, partial(self._pages.read, url, _PAGE_PATIENCE_S))
 
@@ -204,7 +205,9 @@ class Signals:
         readings = {}
         try:
             for router in signals.service.routers:
-                if router.up and router.ports is not None:
+                if (counted := router.reading()) is not None:
+                    readings[router.slot] = counted
+                elif isinstance(router.setup, RouterSetup) and router.up and router.ports is not None:
                     page = await self._pages.read(router.ports.metrics_url, _PATIENCE_S)
                     reading = await self._off_the_loop(partial(router.setup.read_metrics, page))
                     readings[f"{router.slot}/{router.pid}"] = reading

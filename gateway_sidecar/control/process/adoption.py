@@ -18,7 +18,7 @@ from gateway_sidecar.control.state import records
 from gateway_sidecar.domain.leases import PortLeases
 from gateway_sidecar.errors import StateError
 from gateway_sidecar.nginx.connections import open_connections
-from gateway_sidecar.routers.base import RouterSetup
+from gateway_sidecar.routers.base import RouterRules
 from gateway_sidecar.supervision import awake
 from gateway_sidecar.supervision.process import Identity, Process, boot_id, writers_below, writers_of
 from gateway_sidecar.telemetry.logs import get_logger
@@ -38,7 +38,7 @@ class Adoption:
         supervisor: NginxSupervisor,
         leases: PortLeases,
         departing: RetiredRouters,
-        setup_of: Callable[[ServiceSettings, str], RouterSetup],
+        setup_of: Callable[[ServiceSettings, str], RouterRules],
     ) -> None:
         self._directories = settings.state_dir, settings.run_dir
         self._services = services
@@ -58,6 +58,8 @@ class Adoption:
         for name, service in self._services().items():
             await self._adopt_routers(service, processes.get("routers", {}).get(name, []), running)
             service.slots.prepare()
+        balanced = {service.router.slot for service in self._services().values() if service.router.is_nginx}
+        self._nginx.endpoints.keep_only(balanced)
         self._end_leftovers(processes, running)
 
     async def take_bridge(self, processes: Mapping[str, Any]) -> None:
@@ -83,6 +85,7 @@ class Adoption:
             self._after_reboot(leases, links)
             return
         in_use = await asyncio.to_thread(open_connections, self._leases)
+        in_use.update(self._nginx.in_flight.count())
         for name, service in services.items():
             for row in leases.get("services", {}).get(name, []):
                 try:
@@ -133,8 +136,8 @@ class Adoption:
 
         One that was being started when it was written down is found among those `running`: process -> slot.
         """
-        in_service = self._nginx.pointed(service.name)
-        service.slots.begin_in(in_service)  # There it is started, should it be gone: another may leave the other slot.
+        in_service, kind = self._nginx.pointed(service.name), service.router.kind
+        service.slots.begin_in(in_service, kind)  # There it is started, should it be gone: another may leave the other.
         for row in rows:
             try:
                 saved = records.router_from_json(row)
@@ -142,11 +145,15 @@ class Adoption:
             except StateError as error:
                 self._logger.warning("state.ignored", service=service.name, reason=str(error))
                 continue
+            if saved.slot == in_service and service.router.is_nginx:
+                service.slots.begin_in(in_service, saved.kind)  # A process goes on until nginx takes its place.
             its_own = [identity for identity, slot in running.items() if slot == saved.slot]
             for identity in its_own if saved.identity is None else [saved.identity]:
                 adopt = service.router.adopt if saved.slot == in_service else service.slots.adopt_leaving
                 if await adopt(saved, identity, setup):
                     break
+        if service.router.process is None:
+            service.slots.begin_in(in_service, kind)
 
     def _end_leftovers(self, processes: Mapping[str, Any], running: Mapping[Identity, str]) -> None:
         """Ends routers without a service: those of removed services, and those whose start was not recorded, whose keys

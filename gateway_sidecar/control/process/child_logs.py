@@ -51,7 +51,7 @@ class ChildLogs:
         while True:
             heartbeat()
             services = dict(self._services())
-            routers = [router for service in services.values() for router in service.routers]
+            routers = [it for service in services.values() for it in service.routers if isinstance(it, RouterProcess)]
             # Beside each other: a disk that hangs costs each of them its patience.
             is_full = awake.monotonic() >= full_at
             nginx = (self._nginx.log, self._peers_log) if is_full else (self._nginx.log,)

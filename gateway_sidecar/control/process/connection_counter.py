@@ -12,6 +12,7 @@ from dataclasses import dataclass
 from gateway_sidecar.control.service import Service
 from gateway_sidecar.domain.leases import PortLeases
 from gateway_sidecar.domain.model import PeerAddress
+from gateway_sidecar.nginx.balance import InFlight
 from gateway_sidecar.nginx.connections import Place, Sent, bytes_to_routers, connections_at, open_connections
 from gateway_sidecar.supervision import awake
 from gateway_sidecar.supervision.loops import heartbeat
@@ -31,7 +32,7 @@ def count_pause_s(took_s: float) -> float:
 def count_connections(places: Collection[Place]) -> Counter[Place]:
     """How many connections are open at each place, as the kernel has it. Blocks."""
     found: Counter[Place] = Counter()
-    found.update(open_connections({place for place in places if isinstance(place, int)}))
+    found.update(open_connections(_ports(places)))
     if addresses := {place for place in places if isinstance(place, PeerAddress)}:
         found.update(connections_at(addresses))
     return found
@@ -43,6 +44,25 @@ class Kernel:
 
     count: Callable[[Collection[Place]], Counter[Place]] = count_connections
     sent: Callable[[Collection[Place]], Sent] = bytes_to_routers
+
+
+def kernel_and_nginx(in_flight: InFlight) -> Kernel:
+    """What the kernel says, and nginx of the requests that it balances by itself: those pass no port."""
+
+    def count(places: Collection[Place]) -> Counter[Place]:
+        found = count_connections(places)
+        found.update(in_flight.count(_ports(places)))
+        return found
+
+    def sent(places: Collection[Place]) -> Sent:
+        flows = in_flight.flows(_ports(places))
+        return {**bytes_to_routers(places), **{(port, b""): int(it) * _FLOWS_BYTES for port, it in flows.items()}}
+
+    return Kernel(count, sent)
+
+
+def _ports(places: Collection[Place]) -> set[int]:
+    return {place for place in places if isinstance(place, int)}
 
 
 class ConnectionCounter:

@@ -18,7 +18,7 @@ from gateway_sidecar.control.edge.frontends import Frontends
 from gateway_sidecar.control.edge.nginx_supervisor import NginxSupervisor
 from gateway_sidecar.control.process.adoption import Adoption
 from gateway_sidecar.control.process.child_logs import ChildLogs
-from gateway_sidecar.control.process.connection_counter import ConnectionCounter
+from gateway_sidecar.control.process.connection_counter import ConnectionCounter, kernel_and_nginx
 from gateway_sidecar.control.process.left_running import LeftRouter, LeftRunning
 from gateway_sidecar.control.process.reload import Prepare, Reload
 from gateway_sidecar.control.process.run_dir_repair import RunDirRepair
@@ -85,7 +85,7 @@ class Daemon:
         self._reload = Reload(config_path, settings, self._services, self.nginx_supervisor, self.frontends, metrics)
         self._watchdog = Watchdog(self._services, self._reload, self._notifier, metrics)
         self.signals = Signals(services, self._events_at, metrics)
-        self._counter = ConnectionCounter(services, shared.leases)
+        self._counter = ConnectionCounter(services, shared.leases, kernel_and_nginx(nginx.in_flight))
         self._traffic = TrafficWatch(services, self.signals)
         self._child_logs = ChildLogs(services, nginx, shared.peers.log, shared.problems, metrics)
         self._ending = asyncio.Event()

@@ -11,7 +11,7 @@ from gateway_sidecar.config import Settings, line_of, load_config
 from gateway_sidecar.control.edge.frontends import Frontends
 from gateway_sidecar.control.edge.nginx_supervisor import NginxSupervisor
 from gateway_sidecar.control.process.services import Services
-from gateway_sidecar.control.routers.process import RouterState
+from gateway_sidecar.control.routers.router import RouterState
 from gateway_sidecar.control.service import Service
 from gateway_sidecar.errors import ConfigError, NotInForce, ProcessError
 from gateway_sidecar.supervision.awake import within

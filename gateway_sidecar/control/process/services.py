@@ -12,15 +12,15 @@ from typing import Protocol
 from gateway_sidecar.config import FrontendSettings, ServiceSettings
 from gateway_sidecar.control.edge.destinations import hosts_of
 from gateway_sidecar.control.replicas.reflector import Source
-from gateway_sidecar.control.routers.process import RouterProcess
 from gateway_sidecar.control.routers.retired import RetiredRouters
+from gateway_sidecar.control.routers.router import Router
 from gateway_sidecar.control.service import Service
 from gateway_sidecar.domain.leases import PortLeases
 from gateway_sidecar.domain.tunnels import Tunnel
 from gateway_sidecar.errors import RouterUnavailable
 from gateway_sidecar.kinds import ROUTERS
 from gateway_sidecar.nginx.config import ServiceAddress
-from gateway_sidecar.routers.base import RouterSetup
+from gateway_sidecar.routers.base import RouterRules
 from gateway_sidecar.telemetry.logs import get_logger
 from gateway_sidecar.telemetry.metrics import Metrics
 
@@ -46,7 +46,7 @@ class Adapters(Protocol):
 
     def source(self, settings: ServiceSettings) -> Source: ...
 
-    def router_setup(self, settings: ServiceSettings, kind: str) -> RouterSetup: ...
+    def router_setup(self, settings: ServiceSettings, kind: str) -> RouterRules: ...
 
 
 class Services:
@@ -76,7 +76,7 @@ class Services:
         return list(self._tasks.values())
 
     @property
-    def routers(self) -> list[RouterProcess]:
+    def routers(self) -> list[Router]:
         """The routers of all."""
         return [router for service in self._services.values() for router in service.routers]
 
@@ -102,7 +102,7 @@ class Services:
                 name,
                 str(service.settings.listen),
                 *service.slots.addresses(),
-                ROUTERS[service.settings.router.type].paths,
+                ROUTERS[service.settings.router.type].paths_of(service.settings),
                 ROUTERS[service.settings.router.type].headers,
                 service.settings.frontend,
                 hold_s=max(service.settings.hold.timeout_s, service.settings.hold.asleep_s),
@@ -168,5 +168,5 @@ class Services:
         service.abandon()
         for router in service.routers:
             await router.close_client()
-            router.log.close()
+            router.close_log()
         self._metrics.forget_service(name)

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import asyncio
-from collections.abc import Sequence
+from collections.abc import Collection, Sequence
 from contextlib import suppress
 from typing import Protocol
 
@@ -42,7 +42,7 @@ async def take_down(nginx: Nginx, routers: Sequence[Ending], *, timeout_s: float
         await nginx.apply([])
     await asyncio.gather(*(router.close_client() for router in routers))
     ports = {router.ports.api for router in routers if router.ports is not None and router.pid is not None}
-    while left := (await asyncio.to_thread(open_connections, ports)).total():
+    while left := await asyncio.to_thread(_in_flight, nginx, ports):
         rest_s = deadline - awake.now()
         if rest_s <= 0 or at_once.is_set():
             break
@@ -52,3 +52,8 @@ async def take_down(nginx: Nginx, routers: Sequence[Ending], *, timeout_s: float
     await asyncio.gather(*(router.stop(grace_s=_ROUTER_GRACE_S) for router in routers))
     await nginx.stop(grace_s=_NGINX_GRACE_S)
     return left
+
+
+def _in_flight(nginx: Nginx, ports: Collection[int]) -> int:
+    """Connections to the routers, and requests that nginx balances by itself. Blocks."""
+    return open_connections(ports).total() + nginx.in_flight.count().total()

@@ -70,7 +70,7 @@ class Prober:
         """Takes new time-outs and thresholds."""
         self._settings = settings
         self._asking.reconfigure(settings)
-        self._usual_access = settings.health.access()
+        self._usual_access = settings.access()
         self._policy = EvidencePolicy(
             settings.refused.failures, settings.refused.over_s, settings.health.failures, settings.health.timeout_s
         )

@@ -7,14 +7,14 @@ import random
 import secrets
 from collections.abc import Awaitable, Callable
 from dataclasses import dataclass
-from enum import StrEnum
 from typing import Protocol
 
 from gateway_sidecar.config import ServiceSettings
+from gateway_sidecar.control.routers.router import Router, RouterState
 from gateway_sidecar.domain.backoff import Backoff
 from gateway_sidecar.errors import ProcessError, RouterError
 from gateway_sidecar.nginx.server import busy_ports
-from gateway_sidecar.routers.base import RouterClient, RouterPorts, RouterSetup
+from gateway_sidecar.routers.base import RouterPorts, RouterRules, RouterSetup
 from gateway_sidecar.supervision import awake
 from gateway_sidecar.supervision.awake import within
 from gateway_sidecar.supervision.logfile import ChildLog
@@ -30,17 +30,6 @@ _LOOK_AGAIN_S = 1.0
 _USAGE_EXIT = 2
 """What argparse and clap end with where a program cannot be called like this."""
 _STEADY_S = 60.0  # a router that ran this long starts with a clean record
-
-
-class RouterState(StrEnum):
-    """Where a router stands; a word of `status`."""
-
-    STARTING = "starting"
-    UP = "up"
-    UNRESPONSIVE = "unresponsive"
-    BACKING_OFF = "backing_off"
-    REFUSED = "refused"  # it refuses its arguments, and is not started with them again
-    STOPPED = "stopped"
 
 
 @dataclass(frozen=True, slots=True)
@@ -88,49 +77,29 @@ class RouterHost:
     on_change: Callable[[], None]
 
 
-class RouterProcess:
-    """Keeps one router running. `slot` tells a service's router from the successor that is started beside it.
+class RouterProcess(Router):
+    """Keeps one router running. `slot` tells a service's router from the successor that is started beside it."""
 
-    `kind` and `setup` are those of the router that runs: an adopted one may be of another kind than its successors.
-    `epoch` counts processes, so that what one of them said is never taken for what its successor knows.
-    """
+    setup: RouterSetup
+    log: ChildLog
 
     def __init__(
         self, settings: ServiceSettings, slot: str, setup: RouterSetup, log: ChildLog, host: RouterHost
     ) -> None:
-        self.service = settings.name
-        self.slot = slot
-        self.kind = self._next_kind = settings.router.type
-        self.setup = self._next_setup = setup
+        super().__init__(settings, slot, setup, host.on_change)
+        self._next_kind = self.kind
+        self._next_setup = setup
         self.log = log
         self._private_ports = host.private_ports
         self._metrics = host.metrics
         self._write_down = host.write_down
-        self._on_change = host.on_change
         self._start_timeout_s = settings.router.start_timeout_s
         self._logger = get_logger(service=settings.name)
-        self.state = RouterState.STOPPED
-        self.reason = ""
-        self.epoch = 0
         self.starts = 0
-        self.restarts = 0
-        self.process: Process | None = None
-        self.ports: RouterPorts | None = None
-        self.client: RouterClient | None = None
         self._key = self._digest = ""
         self._prospect: SavedRouter | None = None
         self._failures = 0
         self._unresponsive = asyncio.Event()
-
-    @property
-    def pid(self) -> int | None:
-        """The router's process id while it runs."""
-        return self.process.pid if self.process is not None and self.process.running else None
-
-    @property
-    def up(self) -> bool:
-        """Whether its API answers."""
-        return self.state is RouterState.UP
 
     @property
     def is_adopted(self) -> bool:
@@ -145,13 +114,13 @@ class RouterProcess:
             return None
         return SavedRouter(self.slot, self.process.identity, self.ports, self._key, self.kind, self._digest)
 
-    async def adopt(self, saved: SavedRouter, identity: Identity, setup: RouterSetup) -> bool:
+    async def adopt(self, saved: SavedRouter, identity: Identity, setup: RouterRules) -> bool:
         """Takes over the router of an earlier daemon if it is that very process and its API answers with our key.
 
         setup: how it is talked to, as the kind that it is of.
         """
         process = Process.adopt(identity)
-        if process is None:
+        if process is None or not isinstance(setup, RouterSetup):
             return False
         client = setup.client(saved.ports, saved.key)
         try:
@@ -181,8 +150,10 @@ class RouterProcess:
                 continue
             await self._until_lost()
 
-    async def renew_client(self, setup: RouterSetup) -> None:
+    async def renew_client(self, setup: RouterRules) -> None:
         """Talks to the router as `setup` has it, from now on; to one of another kind as before."""
+        if not isinstance(setup, RouterSetup):
+            return
         self._next_setup = setup
         if self.kind != self._next_kind:
             return
@@ -222,18 +193,6 @@ class RouterProcess:
         if self.client is not None:
             await self.client.close()
         self._set(RouterState.STOPPED)
-
-    async def close_client(self) -> None:
-        """Ends our own connections to the router, which would count as somebody's."""
-        if self.client is not None:
-            await self.client.close()
-
-    async def detach(self) -> None:
-        """Leaves the router running for the next daemon."""
-        if self.process is not None:
-            self.process.detach()
-        if self.client is not None:
-            await self.client.close()
 
     async def _start(self) -> bool:
         began = awake.monotonic()
@@ -356,10 +315,3 @@ class RouterProcess:
     async def _back_off(self) -> None:
         self._set(RouterState.BACKING_OFF)
         await asyncio.sleep(self._delay_s() * (1 - random.random() / 4))
-
-    def _set(self, state: RouterState) -> None:
-        if state is RouterState.UP:
-            self.reason = ""
-        if state is not self.state:
-            self.state = state
-            self._on_change()

@@ -13,14 +13,16 @@ from dataclasses import dataclass
 from functools import partial
 
 from gateway_sidecar.config import ServiceSettings
-from gateway_sidecar.control.routers.process import PrivatePorts, RouterState, SavedRouter
+from gateway_sidecar.config.router import OfItsKind
+from gateway_sidecar.control.routers.process import PrivatePorts, SavedRouter
+from gateway_sidecar.control.routers.router import RouterState
 from gateway_sidecar.control.routers.unit import RouterUnit
 from gateway_sidecar.control.workqueue import Key, Part, WorkQueue
 from gateway_sidecar.domain.planning import WorkerView
-from gateway_sidecar.errors import RouterUnavailable
+from gateway_sidecar.errors import ProcessError, RouterUnavailable
 from gateway_sidecar.nginx.config import SUCCESSOR
 from gateway_sidecar.nginx.connections import open_connections
-from gateway_sidecar.routers.base import RouterPorts, RouterSetup
+from gateway_sidecar.routers.base import RouterPorts, RouterRules
 from gateway_sidecar.supervision import awake
 from gateway_sidecar.supervision.awake import within
 from gateway_sidecar.supervision.loops import Tasks, cancelled
@@ -129,9 +131,13 @@ class RouterSlots:
         )
 
     def addresses(self) -> tuple[str, str]:
-        """Where the routers in the two slots listen, or would."""
+        """Where the routers in the two slots listen, or would; empty for a slot that nginx balances by itself."""
         self._reserve_what_is_used()
-        first, second = (f"127.0.0.1:{self._reserved[slot].api}" for slot in self.names)
+        balanced = {unit.router.slot for unit in self.units if unit.router.is_nginx}
+        first, second = (
+            "" if slot in balanced or slot not in self._reserved else f"127.0.0.1:{self._reserved[slot].api}"
+            for slot in self.names
+        )
         return first, second
 
     def prepare(self) -> None:
@@ -141,7 +147,7 @@ class RouterSlots:
         """
         self._reserve_what_is_used()
         for slot in self.names:
-            if slot not in self._reserved:
+            if slot not in self._reserved and not self.active.router.is_nginx:
                 self._reserved[slot] = self._private_ports.choose(slot)
         self._point(self.service, self.active.router.slot)
 
@@ -195,7 +201,7 @@ class RouterSlots:
                 await new.halt()
                 await new.router.stop(grace_s=0)
                 self.units.remove(new)
-                new.router.log.close()
+                new.router.close_log()
                 if not isinstance(error, TimeoutError | OSError | RouterUnavailable):
                     raise
                 why = str(error) or new.router.reason or "its workers did not all become ready in time"
@@ -225,16 +231,18 @@ class RouterSlots:
         self._logger.warning("router.outgrown", memory_mb=rss_bytes >> 20, limit_mb=limit_mb)
         self._renewing = self._tasks.spawn(self._renew(), again=partial(self._queue.add, Part.ROUTERS))
 
-    def begin_in(self, slot: str) -> None:
-        """The router in service has its place in this slot. To be said before anything is adopted or started."""
-        if self.active.router.slot != slot:
-            self.active.router.log.close()
-            self.active = self._make_unit(self.settings, slot)
+    def begin_in(self, slot: str, kind: str) -> None:
+        """The router in service has its place in this slot, and is of this kind. To be said before anything is adopted
+        or started.
+        """
+        if (self.active.router.slot, self.active.router.kind) != (slot, kind):
+            self.active.router.close_log()
+            self.active = self._make_unit(self._settings_for(kind), slot)
             self.units = [self.active]
 
-    async def adopt_leaving(self, saved: SavedRouter, identity: Identity, setup: RouterSetup) -> bool:
+    async def adopt_leaving(self, saved: SavedRouter, identity: Identity, setup: RouterRules) -> bool:
         """Takes over a router that an earlier daemon had replaced, or had not put in place: it may finish and go."""
-        unit = self._make_unit(self.settings, saved.slot)
+        unit = self._make_unit(self._settings_for(saved.kind), saved.slot)
         if not await unit.router.adopt(saved, identity, setup):
             return False
         await self._replacing.acquire()
@@ -242,13 +250,23 @@ class RouterSlots:
         self._begin_to_retire(unit)
         return True
 
+    def _settings_for(self, kind: str) -> ServiceSettings:
+        """For a router of this kind, which may be another than the one that is configured."""
+        if kind == self.settings.router.type:
+            return self.settings
+        return self.settings.model_copy(update={"router": OfItsKind().read({"type": kind})})
+
     async def _renew_outdated(self) -> None:
-        if not await self.active.router.is_outdated():
+        if not await self._is_outdated():
             return
         await self._caught_up.wait()
-        if await self.active.router.is_outdated():  # It may have been started again meanwhile.
+        if await self._is_outdated():  # It may have been started again meanwhile.
             self._logger.warning("router.outdated", pid=self.active.router.pid)
             await self._renew()
+
+    async def _is_outdated(self) -> bool:
+        router = self.active.router
+        return router.kind != self.settings.router.type or await router.is_outdated()
 
     async def _renew(self) -> None:
         try:
@@ -288,5 +306,7 @@ class RouterSlots:
                     break
         await old.router.stop(grace_s=0 if old.hangs.is_set() else 0.5)
         self.units.remove(old)  # Not before: as long as it runs it is ours to write down, or to end.
-        old.router.log.close()
+        old.router.close_log()
+        with suppress(ProcessError):  # No port is free for a router that may never be needed.
+            self.prepare()
         self._queue.add(Part.ROUTERS)

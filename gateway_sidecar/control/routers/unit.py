@@ -6,7 +6,7 @@ import asyncio
 from collections.abc import Callable
 from contextlib import suppress
 
-from gateway_sidecar.control.routers.process import RouterProcess
+from gateway_sidecar.control.routers.router import Router
 from gateway_sidecar.control.routers.workers import WorkerSync
 from gateway_sidecar.control.workqueue import Key, Part, WorkerAt, WorkQueue
 from gateway_sidecar.domain.model import WorkerStatus
@@ -21,7 +21,7 @@ from gateway_sidecar.telemetry.metrics import Metrics
 _AGAIN_S = 0.2
 
 
-MakeRouter = Callable[[Callable[[], None]], RouterProcess]
+MakeRouter = Callable[[Callable[[], None]], Router]
 """A router, not started yet, that calls what it is given whenever its state changes."""
 
 

@@ -10,7 +10,7 @@ from collections.abc import Coroutine
 from dataclasses import dataclass, replace
 from heapq import nsmallest
 
-from gateway_sidecar.control.routers.process import RouterProcess
+from gateway_sidecar.control.routers.router import Router
 from gateway_sidecar.control.workqueue import Key, Part, WorkerAt, WorkQueue
 from gateway_sidecar.domain.backoff import Backoff
 from gateway_sidecar.domain.model import Registered, WorkerSpec, WorkerStatus
@@ -68,7 +68,7 @@ class WorkerSync:
 
     def __init__(
         self,
-        router: RouterProcess,
+        router: Router,
         queue: WorkQueue[Key],
         metrics: Metrics,
         *,
