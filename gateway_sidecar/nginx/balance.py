@@ -13,7 +13,7 @@ import mmap
 import os
 import struct
 from collections import Counter
-from collections.abc import Container, Iterable, Iterator, Mapping
+from collections.abc import Callable, Container, Iterable, Iterator, Mapping
 from contextlib import suppress
 from dataclasses import asdict
 from pathlib import Path
@@ -29,6 +29,7 @@ ROWS = 512
 """Workers of one nginx that may live at the same time: those of reloads before live as long as their last stream."""
 
 _FIELDS, _HEADER = 4, 512  # as in balance.lua
+_CHANGES = 1
 _IN_FLIGHT, _REQUESTS, _FLOWS = range(3)
 _NUMBER = 8
 _DOUBLE = struct.Struct("d")
@@ -43,8 +44,9 @@ def in_flight_at(directory: Path, first_port: int, last_port: int) -> Path:
 class Endpoints:
     """The engines that each slot's requests go to."""
 
-    def __init__(self, directory: Path) -> None:
+    def __init__(self, directory: Path, on_change: Callable[[], None]) -> None:
         self.directory = directory
+        self._on_change = on_change
         self._read: dict[str, tuple[str, dict[str, Registered]]] = {}
 
     def read(self, slot: str) -> dict[str, Registered]:
@@ -69,7 +71,8 @@ class Endpoints:
         link = self.directory / slot
         fresh = f"{slot}.{token_hex(6)}"
         replace_file(self.directory / fresh, "".join(lines))
-        replace_link(link, Path(fresh))
+        replace_link(link, fresh)
+        self._on_change()
         self._tidy(slot, fresh)
 
     def remove(self, slot: str) -> None:
@@ -128,7 +131,13 @@ class InFlight:
         self._map = None
         self._fd = os.open(self._path, os.O_RDWR | os.O_CREAT | os.O_NOFOLLOW | os.O_CLOEXEC, 0o600)
         os.ftruncate(self._fd, self._size)  # Only what is written to takes memory.
-        self._map = mmap.mmap(self._fd, self._size, prot=mmap.PROT_READ)
+        self._map = mmap.mmap(self._fd, self._size)
+
+    def note_change(self) -> None:
+        """Has nginx's workers look at their engines anew with the next request."""
+        if self._map is not None:
+            number = _DOUBLE.unpack_from(self._map, _NUMBER * _CHANGES)[0]
+            _DOUBLE.pack_into(self._map, _NUMBER * _CHANGES, number + 1)
 
     def count(self, ports: Iterable[int] | None = None) -> Counter[int]:
         """Requests that are on the engines behind these ports, or all, now."""

@@ -179,8 +179,8 @@ class Nginx:
         self.gates = settings.run_dir / "gates"
         self.frontends = FrontendPlaces(settings.run_dir / "frontends")
         self._directory = settings.run_dir / "nginx"
-        self.endpoints = Endpoints(settings.run_dir / ENDPOINTS)
         self.in_flight = InFlight(self._directory, settings.first_port, settings.last_port)
+        self.endpoints = Endpoints(settings.run_dir / ENDPOINTS, self.in_flight.note_change)
         self._config_path = self._directory / "nginx.conf"
         self._before_path = self._directory / "before.conf"
         self.log = ChildLog(settings.state_dir / "log" / "nginx.log", spare=settings.run_dir / "log" / "nginx.log")

@@ -1,8 +1,8 @@
 -- Chooses the engine of each request for a service without a router, and counts what is on each engine.
 --
 -- Which engines there are is in a file that the daemon replaces: `RUN_DIR/endpoints/SLOT` is a symbolic link to it, and
--- each line begins with a bridge's port. One readlink(2) for each request tells whether it is another file. So a change
--- counts from the next request on, and neither a reload nor another nginx changes anything.
+-- each line begins with a bridge's port. A number in shared memory tells that something has changed. So a change counts
+-- from the next request on, and neither a reload nor another nginx changes anything.
 --
 -- The counts are in a file that all workers and the daemon have mapped: a row for each worker, four numbers for each
 -- port. Only its worker writes to a row, so nothing is locked and nothing gets lost. A worker holds a lock on its row's
@@ -23,7 +23,9 @@ struct gateway_lock { short type; short whence; long start; long length; int pid
 local O_RDWR_CLOEXEC, F_SETLK, F_WRLCK, READ_WRITE, SHARED = 0x80002, 6, 1, 3, 1
 local IN_FLIGHT, REQUESTS, FLOWS = 0, 1, 2
 local FIELDS = 4
-local HEADER = 512 -- numbers before the first row; the first says how many rows were ever used
+local HEADER = 512 -- numbers before the first row
+local ROWS_USED, CHANGES = 0, 1 -- two of them: the daemon counts its changes of engines
+local LOOK_S = 1 -- and without any of them each list is looked at as often: the file may be another than the daemon's
 -- How many engines are compared at the most, from one at random on. The first without a request is taken at once.
 local MOST_COMPARED = 16
 -- Engines that are tried one after the other, if they take no connection.
@@ -66,13 +68,18 @@ end
 
 -- The ports of a slot's engines, and where nginx connects to each.
 local function engines(slot)
+    local seen = known[slot]
+    if seen and seen.changes == all[CHANGES] and ngx.now() < seen.look_at then return seen end
+    local changes = all[CHANGES]
     local size = tonumber(C.readlink(slot, target, LONGEST))
     local name = size > 0 and size < LONGEST and ffi.string(target, size) or nil
-    local table_of = known[slot]
-    if table_of and (table_of.name == name or not name) then return table_of end
-    local file = name and io.open(string.match(slot, "^.*/") .. name, "r")
-    if not file then return table_of or {} end -- It has just been replaced, or nobody can tell: what was known stays.
-    local fresh, links = {name = name, at = {}}, string.match(slot, "^(.*)/[^/]*/") .. "/bridges/"
+    local file = name and not (seen and seen.name == name) and io.open(string.match(slot, "^.*/") .. name, "r")
+    if not file then
+        -- It is the same; or it has just been replaced again, or is away: then what was known stays.
+        if seen and seen.name == name then seen.changes, seen.look_at = changes, ngx.now() + LOOK_S end
+        return seen or {}
+    end
+    local fresh, links = {name = name, at = {}, changes = changes, look_at = ngx.now() + LOOK_S}, string.match(slot, "^(.*)/[^/]*/") .. "/bridges/"
     for line in file:lines() do
         local port = tonumber(string.match(line, "^%d+"))
         if port and not fresh.at[port] then
@@ -87,7 +94,7 @@ end
 
 local function load_of(port)
     local at, load = HEADER + place(port), 0
-    for _ = 1, all[0] do
+    for _ = 1, all[ROWS_USED] do
         load = load + all[at + IN_FLIGHT]
         at = at + row_size
     end
@@ -139,7 +146,7 @@ end
 function balance.choose(slot)
     local var = ngx.var
     if not all then return ngx.exit(BUSY) end
-    if all[0] <= row then all[0] = row + 1 end
+    if all[ROWS_USED] <= row then all[ROWS_USED] = row + 1 end
     local tried = ""
     if balancer.get_last_failure() then
         local on = var.gateway_engine

@@ -114,7 +114,8 @@ class Reporting:
         if worker is not None and worker.status is WorkerStatus.READY:
             if tenure.presence is Presence.SUPERSEDED:
                 return "its replica has moved; it serves until the new engine does"
-            return self._shortcomings(tenure) if worker.model_id else _NAMELESS
+            is_found = worker.model_id or not self._slots.active.router.setup.by_model
+            return self._shortcomings(tenure) if is_found else _NAMELESS
         if not self._slots.active.router.up:
             return f"waiting for the router ({self._slots.active.router.state.value})"
         trouble = self._slots.active.book.trouble(tenure.url) if tenure.url else None

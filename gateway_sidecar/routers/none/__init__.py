@@ -48,6 +48,7 @@ class NoneSettings(RouterSettings):
 class NoRouter(RouterRules):
     """What holds where nginx balances: what it is told is done at once."""
 
+    by_model = False
     late_s = 0.0
     settles_s = 0.0
 
