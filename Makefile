@@ -27,11 +27,12 @@ export VLLM_PYTHON ?= $(abspath $(VLLM_VENV)/bin/python)
 help:
 	@sed -n 's/^## //p' Makefile
 
-## make run      the demo: the real daemon with simulated engines; ENGINE=mlx adds a real one, DEMO=once ends by itself;
+## make run      the demo: the real daemon with simulated engines; ENGINE=mlx adds a real one, ROUTER=none (or another
+##               kind) has no SMG for the first service, DEMO=once ends by itself;
 ##               ENGINE=vllm shows real vLLM engines alone: names, adapters, a core that hangs or dies, prefill and decode
 run:
 	@$(SETUP) dev nginx $(filter mlx vllm,$(ENGINE))
-	@ENGINE="$(ENGINE)" DEMO="$(DEMO)" $(PY) -m examples.demo
+	@ENGINE="$(ENGINE)" ROUTER="$(ROUTER)" DEMO="$(DEMO)" $(PY) -m examples.demo
 
 ## make test     all tests, with the real nginx and the real SMG, JOBS=4 at a time; ARGS='-k drain' for some of them
 test:

@@ -15,6 +15,7 @@ from examples.demo.gateway import DemoFailed, Gateway
 from examples.demo.show import Show, what_next
 from examples.demo.vllm_show import VllmShow
 from examples.demo.watch import Watch
+from gateway_sidecar.kinds import ROUTERS
 
 EXIT_FAILED = 1
 _ENGINES = ("simulated", "mlx", "vllm")
@@ -27,16 +28,20 @@ def main() -> int:
     if engine not in _ENGINES:
         print(f"ENGINE={engine} is not one of {', '.join(_ENGINES)}", file=sys.stderr)
         return 2
+    router = os.environ.get("ROUTER") or "smg"
+    if router not in ROUTERS.by_name:
+        print(f"ROUTER={router} is not one of {', '.join(ROUTERS.by_name)}", file=sys.stderr)
+        return 2
     once = engine == "vllm" or os.environ.get("DEMO") == "once" or not (sys.stdin.isatty() and sys.stdout.isatty())
-    return asyncio.run(_demo(engine, once=once))
+    return asyncio.run(_demo(engine, router, once=once))
 
 
-async def _demo(engine: str, *, once: bool) -> int:
+async def _demo(engine: str, router: str, *, once: bool) -> int:
     told_to_end = asyncio.Event()
     for sig in (signal.SIGINT, signal.SIGTERM, signal.SIGHUP):
         asyncio.get_running_loop().add_signal_handler(sig, told_to_end.set)
     try:
-        gateway = Gateway()
+        gateway = Gateway(router)
     except DemoFailed as failed:
         print(f"demo: FAILED: {failed}", file=sys.stderr)
         return EXIT_FAILED

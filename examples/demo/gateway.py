@@ -35,9 +35,10 @@ class DemoFailed(Exception):
 
 
 class Gateway:
-    """One daemon, from its configuration to its end."""
+    """One daemon, from its configuration to its end. `router` is the kind that the service `chat` has."""
 
-    def __init__(self) -> None:
+    def __init__(self, router: str) -> None:
+        self.router = router
         # In /tmp whatever TMPDIR says: the path of a Unix socket has to be short.
         self.directory = Path(tempfile.mkdtemp(prefix="gateway-sidecar-", dir="/tmp"))
         self.config = self.directory / "gateway-sidecar.yaml"
@@ -53,6 +54,7 @@ class Gateway:
         self.config.write_text(yaml.safe_dump(self._settings(first), sort_keys=False))
 
     def _settings(self, first: int) -> dict[str, Any]:
+        is_smg = self.router == "smg"
         return {
             "state_dir": str(self.directory / "state"),
             "run_dir": str(self._run_dir),
@@ -65,7 +67,7 @@ class Gateway:
                     "name": name,
                     "listen": f"127.0.0.1:{port}",
                     "replicas": {"sockets": f"{self.sockets(name)}/{{replica}}.sock"},
-                    "router": {"policy": "round_robin"},
+                    "router": {"policy": "round_robin"} if name == "pair" or is_smg else {"type": self.router},
                     "health": {"interval_s": 2, "timeout_s": 1},  # a visitor does not wait half a minute
                 }
                 for name, port in self.ports.items()

@@ -45,10 +45,17 @@ class Show:
         await self._to_zero_and_back()
         await self._figures()
 
+    def _kind(self, kind: str) -> str:
+        """An engine that the router of `chat` can speak to: SMG alone speaks gRPC."""
+        return kind if self._gateway.router == "smg" else "sglang-http"
+
     # -- the acts
 
     async def _start(self) -> None:
-        self._act("The daemon starts nginx and one router (SMG) for each of two services")
+        router = {"smg": "one router (SMG) for each of two services"}.get(
+            self._gateway.router, f"a router of kind {self._gateway.router} for the first service, SMG for the second"
+        )
+        self._act(f"The daemon starts nginx and {router}")
         began = time.monotonic()
         await self._gateway.start()
         await self._watch.until(lambda status: bool(status["ready"]), "the daemon is ready", within_s=60)
@@ -56,9 +63,10 @@ class Show:
         print(f"  ready after {time.monotonic() - began:.1f} s: {addresses}")
 
     async def _scale_up(self) -> None:
-        self._act("Two engines appear as sockets: SGLang over HTTP, which loads for a second, and vLLM over gRPC")
+        other = "vLLM over gRPC" if self._gateway.router == "smg" else "another one"
+        self._act(f"Two engines appear as sockets: SGLang over HTTP, which loads for a second, and {other}")
         await self._engines.start("chat", "r1", "sglang-http", model=MODEL, load_s=1, token_interval_s=_TOKEN_S)
-        await self._engines.start("chat", "r2", "vllm-grpc", model=MODEL, token_interval_s=_TOKEN_S)
+        await self._engines.start("chat", "r2", self._kind("vllm-grpc"), model=MODEL, token_interval_s=_TOKEN_S)
         await self._watch.states("chat", r1="serving", r2="serving")
         print("  A simulated engine answers with its own name and then counts. Streamed, through the service address:")
         waiting = {"r1", "r2"}
@@ -89,7 +97,7 @@ class Show:
     async def _drain_under_load(self) -> None:
         self._act("Four clients ask without pause; meanwhile two more engines come, and r1 is drained and stopped")
         async with Load(self._session, self._gateway.url("chat"), MODEL, clients=4) as load:
-            for name, kind in (("r3", "vllm-http"), ("r4", "trtllm-grpc")):
+            for name, kind in (("r3", "vllm-http"), ("r4", self._kind("trtllm-grpc"))):
                 await self._engines.start("chat", name, kind, model=MODEL, token_interval_s=_TOKEN_S)
             await self._all_serving("r1", "r2", "r3", "r4")
             await asyncio.sleep(1)
@@ -119,7 +127,7 @@ class Show:
             print(f"  a client is told: {refused}")
         else:
             raise DemoFailed("a chat was answered, and there is no engine")
-        for name, kind in (("r1", "sglang-http"), ("r2", "vllm-grpc")):
+        for name, kind in (("r1", "sglang-http"), ("r2", self._kind("vllm-grpc"))):
             await self._engines.start("chat", name, kind, model=MODEL, token_interval_s=_TOKEN_S)
         await self._all_serving("r1", "r2")
         await self._chat("chat", MODEL)
