@@ -98,6 +98,10 @@ class _Reading:
             found += self._valid(("services", index, *location), parse, _at(service, location))
         return found
 
+    def of(self, location: Location, parse: Callable[[object], T]) -> list[_Said[T]]:
+        """One value below a list, if it is valid."""
+        return self._valid(location, parse, _at_any(self._tree.data, location))
+
     def of_list(self, location: Location, parse: Callable[[object], T]) -> list[_Said[T]]:
         """The valid ones of a list's items; `location` leads to the list."""
         items = _at_any(self._tree.data, location)
@@ -259,7 +263,7 @@ def _not_for_clients(said: _Reading) -> Iterator[Problem]:
             continue
         if _at(service, ("engine",)) == "http" and kind.applications is None:
             text = f"a router of kind {kind.name} serves inference engines alone; use `router: {{type: none}}`"
-            for engine in said.of_top(("services", index, "engine"), str, None):
+            for engine in said.of(("services", index, "engine"), str):
                 yield _at_line(engine, f"'http' is any HTTP application, and {text}")
         where: Location = ("services", index, "frontend")
         steering = {

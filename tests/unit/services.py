@@ -51,6 +51,7 @@ class PlayedRouter:
         self.kinds = 0
         self.kind, self.setup = "smg", SMG
         self.log = self
+        self.is_nginx = False
 
     @property
     def up(self) -> bool:
@@ -76,7 +77,7 @@ class PlayedRouter:
         """Of its log, as is what follows."""
         return []
 
-    def close(self) -> None:
+    def close_log(self) -> None:
         return
 
 

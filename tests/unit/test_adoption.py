@@ -47,6 +47,7 @@ class PlayedService:
         self.hold_policy = SimpleNamespace(restore=self.models.extend)
         self.slots = self.router = self.restoring = self
         self.setup = SMG
+        self.kind, self.is_nginx, self.process = "smg", False, None
         self.settings: Any = None
 
     def begin_in(self, slot: str, _kind: str) -> None:
@@ -103,6 +104,7 @@ class Left:
         nginx = SimpleNamespace(
             log=SimpleNamespace(places=()), linked=lambda: dict(self.links), linked_at=lambda _: 0,
             unlink=self._unlink, pointed=lambda _: self.in_service,
+            in_flight=SimpleNamespace(count=dict), endpoints=SimpleNamespace(keep_only=lambda _: None),
         )  # fmt: skip
         departing = SimpleNamespace(end=lambda service, process: self.ended.append((service, process.pid)))
         self.adoption = Adoption(

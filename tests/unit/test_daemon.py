@@ -23,6 +23,7 @@ from gateway_sidecar.control.state import records
 from gateway_sidecar.domain.leases import PortLeases
 from gateway_sidecar.errors import ConfigError, MetricsError, NginxError
 from gateway_sidecar.nginx.access_events import EventAddress
+from gateway_sidecar.nginx.balance import Endpoints, InFlight
 from gateway_sidecar.nginx.frontend_places import FrontendPlaces
 from gateway_sidecar.routers.base import RouterPorts
 from gateway_sidecar.supervision import awake
@@ -55,6 +56,8 @@ class Outside:
         self.log = self
         self.told: Any = None
         self.has_looked: Callable[[], bool] = bool
+        self.in_flight = InFlight(directory, 24001, 24002)
+        self.endpoints = Endpoints(directory / "endpoints", self.in_flight.note_change)
 
     # nginx
 

@@ -223,6 +223,7 @@ def test_the_core_tells_the_time_by_one_clock() -> None:
 
 KNOWN = {
     "gateway_sidecar.engines.external": "what no other engine claims is external",
+    "gateway_sidecar.engines.web": "an application is not asked what it is",
     "gateway_sidecar.sources.api": "the API puts what this source shows",
     "gateway_sidecar.sources.inventory": "`schema` prints that of its files",
 }

@@ -77,7 +77,10 @@ def test_another_packages_kind_is_configured_like_ours() -> None:
         ({"type": "toy", "order": None}, "c.yaml:7: services[0].router.order: is empty; give it a value"),
         ({"type": "toy", "start_timeout_s": 0}, "services[0].router.start_timeout_s: 0 is too small; use 1 to 600"),
         ({"type": "toi"}, "c.yaml:6: services[0].router.type: 'toi' is not one of the choices (did you mean 'toy'?);"),
-        ({"type": "vllm", "x": 1}, "c.yaml:6: services[0].router.type: 'vllm' is not one of the choices; use smg or t"),
+        (
+            {"type": "vllm", "x": 1},
+            "c.yaml:6: services[0].router.type: 'vllm' is not one of the choices; use smg or n",
+        ),
         ({"type": 5}, "c.yaml:6: services[0].router.type: 5 is not one of the choices; use smg"),
         ({"order": "random"}, "c.yaml:6: services[0].router.order: unknown setting; use one of type"),
     ],

@@ -5,6 +5,7 @@ from __future__ import annotations
 import asyncio
 from collections import Counter
 from collections.abc import Container
+from pathlib import Path
 from typing import Any, cast
 
 import pytest
@@ -12,6 +13,7 @@ import pytest
 from gateway_sidecar.control.process import shutdown
 from gateway_sidecar.control.process.shutdown import take_down
 from gateway_sidecar.errors import NginxError
+from gateway_sidecar.nginx.balance import InFlight
 from gateway_sidecar.routers.base import RouterPorts
 from gateway_sidecar.supervision import awake
 from tests.unit.fake_time import in_fake_time
@@ -27,6 +29,7 @@ class Gateway:
         self.pid: int | None = 7
         self.ports: RouterPorts | None = RouterPorts(23001, 23002)
         self.at_once = asyncio.Event()
+        self.in_flight = InFlight(Path("/none"), 24001, 24002)
         patch.setattr(shutdown, "open_connections", self._count)
 
     async def end(self, timeout_s: float = 60.0) -> int:

@@ -257,6 +257,7 @@ class PlayedProcess:
         self.accepts = True
         self.renewed = 0
         self.log = self
+        self.is_nginx = False
         self.kind, self.setup = "smg", SMG
         self._lost = asyncio.Event()
 
@@ -307,8 +308,8 @@ class PlayedProcess:
     async def close_client(self) -> None:
         return
 
-    def close(self) -> None:
-        """Of its log."""
+    def close_log(self) -> None:
+        return
 
     def _set(self, state: RouterState) -> None:
         if state is not self.state:

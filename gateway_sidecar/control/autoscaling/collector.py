@@ -10,7 +10,7 @@ import asyncio
 import math
 from collections.abc import Callable, Mapping
 from functools import partial
-from typing import TypeVar
+from typing import TypeVar, cast
 
 from gateway_sidecar.control.autoscaling.hook import ScalingHook
 from gateway_sidecar.control.autoscaling.service_signals import ServiceSignals, Told
@@ -205,12 +205,12 @@ class Signals:
         readings = {}
         try:
             for router in signals.service.routers:
-                if (counted := router.reading()) is not None:
-                    readings[router.slot] = counted
-                elif isinstance(router.setup, RouterSetup) and router.up and router.ports is not None:
+                if router.up and router.ports is not None:
                     page = await self._pages.read(router.ports.metrics_url, _PATIENCE_S)
-                    reading = await self._off_the_loop(partial(router.setup.read_metrics, page))
+                    reading = await self._off_the_loop(partial(cast("RouterSetup", router.setup).read_metrics, page))
                     readings[f"{router.slot}/{router.pid}"] = reading
+                elif router.up and (counted := router.reading()) is not None:
+                    readings[router.slot] = counted
         except MetricsError as error:
             signals.router_problem = str(error)
             return

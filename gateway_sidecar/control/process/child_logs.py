@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 from collections.abc import Callable, Mapping
+from typing import cast
 
 from gateway_sidecar.control.routers.process import RouterProcess
 from gateway_sidecar.control.service import Service
@@ -51,11 +52,12 @@ class ChildLogs:
         while True:
             heartbeat()
             services = dict(self._services())
-            routers = [it for service in services.values() for it in service.routers if isinstance(it, RouterProcess)]
+            routers = [it for service in services.values() for it in service.routers if it.log is not None]
             # Beside each other: a disk that hangs costs each of them its patience.
             is_full = awake.monotonic() >= full_at
             nginx = (self._nginx.log, self._peers_log) if is_full else (self._nginx.log,)
-            await asyncio.gather(*map(self._pass_on_nginx, nginx), *map(self._pass_on, routers))
+            processes = [cast("RouterProcess", it) for it in routers]
+            await asyncio.gather(*map(self._pass_on_nginx, nginx), *map(self._pass_on, processes))
             for name, service in services.items():
                 if service.router.pid is not None and (rss := rss_bytes(service.router.pid)) is not None:
                     self._metrics.router_rss.labels(name).set(rss)
@@ -64,7 +66,7 @@ class ChildLogs:
                 full_at = awake.monotonic() + _FULL_GAP_S
                 await self._nginx.repair_temp()
             self._note_logs(
-                {f"log of router {router.slot}": router.log.trouble for router in routers}
+                {f"log of router {router.slot}": router.log.trouble for router in processes}
                 | {"log of nginx": self._nginx.log.trouble}
             )
             await awake.rest(_GAP_S)

@@ -7,7 +7,7 @@ import random
 import secrets
 from collections.abc import Awaitable, Callable
 from dataclasses import dataclass
-from typing import Protocol
+from typing import Protocol, cast
 
 from gateway_sidecar.config import ServiceSettings
 from gateway_sidecar.control.routers.router import Router, RouterState
@@ -120,9 +120,10 @@ class RouterProcess(Router):
         setup: how it is talked to, as the kind that it is of.
         """
         process = Process.adopt(identity)
-        if process is None or not isinstance(setup, RouterSetup):
+        if process is None:
             return False
-        client = setup.client(saved.ports, saved.key)
+        its = cast("RouterSetup", setup)  # Only a process is ever written down.
+        client = its.client(saved.ports, saved.key)
         try:
             await awake.asked_again(client.list_workers, RouterError)
         except RouterError as error:
@@ -132,7 +133,7 @@ class RouterProcess(Router):
             return False
         self._private_ports.restore(self.slot, saved.ports)
         self.process, self.ports, self.client = process, saved.ports, client
-        self.kind, self.setup = saved.kind, setup
+        self.kind, self.setup = saved.kind, its
         if saved.slot != self.slot:
             self.log = self.log.beside(f"router-{saved.slot}.log")
         self._key, self._digest, self.slot = saved.key, saved.digest, saved.slot
@@ -152,12 +153,10 @@ class RouterProcess(Router):
 
     async def renew_client(self, setup: RouterRules) -> None:
         """Talks to the router as `setup` has it, from now on; to one of another kind as before."""
-        if not isinstance(setup, RouterSetup):
-            return
-        self._next_setup = setup
         if self.kind != self._next_kind:
             return
-        self.setup = setup
+        self._next_setup = cast("RouterSetup", setup)
+        self.setup = self._next_setup
         if self.client is not None and self.ports is not None:
             old, self.client = self.client, self.setup.client(self.ports, self._key)
             await old.close()
