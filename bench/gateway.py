@@ -113,10 +113,12 @@ async def running_gateway(
     nginx_workers: int | str = "auto",
     settle_s: float | None = None,
     hold: Mapping[str, object] | None = None,
+    router: str = "smg",
+    engine: str = "auto",
 ) -> AsyncIterator[Ours]:
     """A gateway with the default settings but for the ports, which waits `settle_s` after a worker is taken out.
 
-    hold: settings of the waiting room.
+    hold: settings of the waiting room. router: its kind; `workers` is for SMG alone. engine: what replicas are.
     """
     first = free_ports(bridges)
     gateway = Gateway(
@@ -129,7 +131,11 @@ async def running_gateway(
     if hold is not None:
         gateway.settings["services"][0]["hold"] = dict(hold)
     try:
+        gateway.settings["services"][0] |= {"router": {"type": router}, "engine": engine}
         await gateway.start()
+        if router != "smg":
+            yield Ours(gateway, Workers(0, ""))
+            return
         record = await _router_record(gateway)
         workers = Workers(int(record["ports"]["api"]), str(record["key"]))
         try:

@@ -62,11 +62,13 @@ function balance.begin(path, first, ports, rows)
     mine = all + HEADER + row * row_size
 end
 
-local function place(port)
-    return (port - first_port) * FIELDS
-end
+-- Where a port's numbers are in a row; a port is known by its text.
+local offsets = setmetatable({}, {__index = function(self, port)
+    self[port] = (tonumber(port) - first_port) * FIELDS
+    return self[port]
+end})
 
--- The ports of a slot's engines, and where nginx connects to each.
+-- The engines of a slot: `port`, where its numbers are (`offset`), and where nginx connects to (`peer`).
 local function engines(slot)
     local seen = known[slot]
     if seen and seen.changes == all[CHANGES] and ngx.now() < seen.look_at then return seen end
@@ -79,12 +81,13 @@ local function engines(slot)
         if seen and seen.name == name then seen.changes, seen.look_at = changes, ngx.now() + LOOK_S end
         return seen or {}
     end
-    local fresh, links = {name = name, at = {}, changes = changes, look_at = ngx.now() + LOOK_S}, string.match(slot, "^(.*)/[^/]*/") .. "/bridges/"
+    local fresh, links = {name = name, changes = changes, look_at = ngx.now() + LOOK_S}, string.match(slot, "^(.*)/[^/]*/") .. "/bridges/"
+    local last -- Names of one engine stand together.
     for line in file:lines() do
-        local port = tonumber(string.match(line, "^%d+"))
-        if port and not fresh.at[port] then
-            fresh[#fresh + 1] = port
-            fresh.at[port] = "unix:" .. links .. port .. ".sock"
+        local port = string.match(line, "^%d+")
+        if port and port ~= last then
+            fresh[#fresh + 1] = {port = port, offset = offsets[port], peer = "unix:" .. links .. port .. ".sock"}
+            last = port
         end
     end
     file:close()
@@ -92,8 +95,8 @@ local function engines(slot)
     return fresh
 end
 
-local function load_of(port)
-    local at, load = HEADER + place(port), 0
+local function load_of(engine)
+    local at, load = HEADER + engine.offset, 0
     for _ = 1, all[ROWS_USED] do
         load = load + all[at + IN_FLIGHT]
         at = at + row_size
@@ -102,16 +105,16 @@ local function load_of(port)
 end
 
 -- The engine with the fewest requests, of those that were not tried; nil if there is none.
-local function least(ports, tried)
-    local count, best, fewest = #ports, nil, math.huge
+local function least(found, tried)
+    local count, best, fewest = #found, nil, math.huge
     local from = math.random(count)
     for step = 0, count - 1 do
         if step >= MOST_COMPARED and best then break end
-        local port = ports[(from + step - 1) % count + 1]
-        if tried == "" or not string.find(tried, "," .. port .. ",", 1, true) then
-            local load = load_of(port)
-            if load <= 0 then return port end
-            if load < fewest then best, fewest = port, load end
+        local engine = found[(from + step - 1) % count + 1]
+        if not tried or not tried[engine.port] then
+            local load = load_of(engine)
+            if load <= 0 then return engine end
+            if load < fewest then best, fewest = engine, load end
         end
     end
     return best
@@ -125,7 +128,7 @@ end
 -- The request is with no engine any more: it failed there, or is over.
 local function leave(var, on)
     if on ~= "" then
-        local at = place(on) + IN_FLIGHT
+        local at = offsets[on] + IN_FLIGHT
         mine[at] = mine[at] - 1
         var.gateway_engine = ""
     end
@@ -139,7 +142,6 @@ function balance.failed()
         if was_connected() then var.gateway_failed = on end
         leave(var, on)
     end
-    var.gateway_tried = ""
 end
 
 -- For each try of each request. What an engine had is sent to no other: the daemon decides about that.
@@ -147,34 +149,34 @@ function balance.choose(slot)
     local var = ngx.var
     if not all then return ngx.exit(BUSY) end
     if all[ROWS_USED] <= row then all[ROWS_USED] = row + 1 end
-    local tried = ""
+    local tried
     if balancer.get_last_failure() then
         local on = var.gateway_engine
-        tried = var.gateway_tried .. "," .. on .. ","
         if was_connected() then
             balance.failed()
             return ngx.exit(BUSY)
         end
         leave(var, on)
-        var.gateway_tried = tried
+        tried = ngx.ctx.tried or {}
+        tried[on], ngx.ctx.tried = true, tried
     end
-    local ports = engines(slot)
-    local count = #ports
-    local port = count > 0 and least(ports, tried)
-    if not port then return ngx.exit(BUSY) end
-    if tried == "" and count > 1 then balancer.set_more_tries(math.min(count, MOST_TRIES) - 1) end
-    local at = place(port)
+    local found = engines(slot)
+    local count = #found
+    local engine = count > 0 and least(found, tried)
+    if not engine then return ngx.exit(BUSY) end
+    if not tried and count > 1 then balancer.set_more_tries(math.min(count, MOST_TRIES) - 1) end
+    local at = engine.offset
     mine[at + IN_FLIGHT] = mine[at + IN_FLIGHT] + 1
     mine[at + REQUESTS] = mine[at + REQUESTS] + 1
-    var.gateway_engine = port
-    balancer.set_current_peer(ports.at[port])
+    var.gateway_engine = engine.port
+    balancer.set_current_peer(engine.peer)
 end
 
 -- A piece of an answer passes: its engine works, whatever it says of its health.
 function balance.flows()
     local on = ngx.var.gateway_engine
     if on ~= "" then
-        local at = place(on) + FLOWS
+        local at = offsets[on] + FLOWS
         mine[at] = mine[at] + 1
     end
 end
@@ -183,7 +185,7 @@ end
 function balance.over()
     local on = ngx.var.gateway_engine
     if on ~= "" then
-        local at = place(on) + IN_FLIGHT
+        local at = offsets[on] + IN_FLIGHT
         mine[at] = mine[at] - 1
     end
 end
