@@ -141,7 +141,7 @@ async def _nginx(settings: Settings) -> list[Finding]:
     return found + [
         Finding(Level.FAIL, f"{service.name}: {text}")
         for service in settings.services
-        for text in lacking(program, service.frontend, balances=not ROUTERS[service.router.type].headers.bridge_key)
+        for text in lacking(program, service.frontend, balances=ROUTERS[service.router.type].is_nginx)
     ]
 
 

@@ -16,6 +16,7 @@ from gateway_sidecar.domain.model import Overrides, Ready
 from gateway_sidecar.domain.planning import Register, describe, worker_spec
 from gateway_sidecar.engines.probe import EngineProbe
 from gateway_sidecar.errors import ConfigError, StateError
+from gateway_sidecar.kinds import ROUTERS
 from gateway_sidecar.nginx.config import SUCCESSOR
 from gateway_sidecar.nginx.server import engine_behind
 from gateway_sidecar.sources.build import given_to, source_of
@@ -39,9 +40,12 @@ async def dry_run(settings: Settings) -> list[Action]:
         entries = {}
     for service in settings.services:
         router = left.router_in(service.name, service.name + SUCCESSOR)
-        how = f"start {service.router.type}" if router is None else f"take up {service.router.type} (pid {router.pid})"
+        kind = service.router.type
+        how = f"start {kind}" if router is None else f"take up {kind} (pid {router.pid})"
+        if ROUTERS[kind].is_nginx:
+            how = "have nginx balance over its replicas"
         actions.append(_row(service.name, "-", f"{how} and serve it at {service.listen}"))
-        known = links if router is not None else {}
+        known = links if router is not None or ROUTERS[kind].is_nginx else {}
         actions += await _service_plan(service, ApiRecord(dict(entries.get(service.name, {}))), settings, known)
     return actions
 

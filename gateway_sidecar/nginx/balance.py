@@ -165,12 +165,13 @@ class InFlight:
         return sums
 
     def _living(self) -> Iterator[int]:
-        """Rows whose worker lives: it holds a lock there."""
-        at = 0
-        while at < ROWS:
-            asked = _LOCK.pack(fcntl.F_WRLCK, os.SEEK_SET, at, ROWS - at, 0)
+        """Rows whose worker lives: it holds a lock there. The last one is that of all who found no other free."""
+        at, last = 0, ROWS - 1
+        while at < last:
+            asked = _LOCK.pack(fcntl.F_WRLCK, os.SEEK_SET, at, last - at, 0)
             kind, _, start, _, _ = _LOCK.unpack(fcntl.fcntl(self._fd, fcntl.F_GETLK, asked))
             if kind == fcntl.F_UNLCK:
-                return
+                break
             yield start
             at = start + 1
+        yield last

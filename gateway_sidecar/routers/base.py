@@ -198,6 +198,11 @@ class RouterKind(Generic[S]):
     check: Callable[[Mapping[str, S]], Awaitable[list[Finding]]] = nothing_to_say
     applications: RouterPaths | None = None
 
+    @property
+    def is_nginx(self) -> bool:
+        """Whether nginx itself is the router, and so needs no key for the bridges."""
+        return not self.headers.bridge_key
+
     def paths_of(self, service: ServiceSettings) -> RouterPaths:
         """Which paths are for whom in this service."""
         return self.applications if service.engine == "http" and self.applications is not None else self.paths

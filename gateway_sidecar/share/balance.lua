@@ -50,7 +50,7 @@ function balance.begin(path, first, ports, rows)
     end
     all = ffi.cast("double *", mapped)
     local lock = ffi.new("struct gateway_lock", {F_WRLCK, 0, 0, 1, 0})
-    row = rows - 1 -- Shared by all that come too late: they count a little wrongly.
+    row = rows - 1 -- That of all who find no other: they may count a little wrongly.
     for number = 0, rows - 2 do
         lock.start = number
         if C.fcntl(fd, F_SETLK, lock) == 0 then

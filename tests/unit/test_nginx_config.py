@@ -11,6 +11,7 @@ import pytest
 from gateway_sidecar.check import lacking, room_for_bodies
 from gateway_sidecar.config import AuthSettings, CorsSettings, FrontendSettings, TlsSettings
 from gateway_sidecar.domain.model import Access
+from gateway_sidecar.domain.routing import RouterHeaders, RouterPaths
 from gateway_sidecar.errors import NginxError
 from gateway_sidecar.nginx.access_events import EventAddress
 from gateway_sidecar.nginx.bodies import body_classes
@@ -19,6 +20,8 @@ from gateway_sidecar.nginx.frontend_places import FrontendPlaces
 from gateway_sidecar.nginx.server import NginxProgram, needed_lua
 from tests.nginx_directives import Directive, read_directives
 from tests.smg import RULES, smg_address
+
+APPLICATIONS = RouterPaths((), anything=True)
 
 
 def config(**changes: object) -> str:
@@ -302,3 +305,22 @@ def test_every_answer_of_nginx_itself_names_its_request() -> None:
             for location in (it for it in server.block or () if it.words[0] == "location"):
                 added = {it.words[1] for it in location.block or () if it.words[0] == "add_header"}
                 assert not added or "X-Request-Id" in added, location.words
+
+
+def test_a_service_without_a_router_is_balanced_and_shows_nobody_the_bridges_key() -> None:
+    """Its engines are asked directly: what nginx shows a router there would be a secret in their hands."""
+    without = replace(smg_address("chat", "127.0.0.1:30000", "", ""), paths=APPLICATIONS, headers=RouterHeaders(""))
+    text = config(services=[without], lua_modules=())
+    assert text.count('choose("/run/g/endpoints/chat")') == text.count('choose("/run/g/endpoints/chat.next")') == 1
+    (shown,) = [it for it in text.splitlines() if "$gateway_shown_chat {" in it]
+    assert "k" * 32 not in shown
+    assert needed_lua(NginxProgram("nginx", "1.22.1", None, ()), [without]) == ()
+    with pytest.raises(NginxError, match=r"chat: a service without a router \(router.type: none\) needs nginx's Lua"):
+        needed_lua(NginxProgram("nginx", "1.22.1", None), [without])
+
+
+def test_only_the_slot_of_a_router_is_shown_the_bridges_key() -> None:
+    """While a router takes nginx's place, or the other way round, requests go to either."""
+    both = smg_address("chat", "127.0.0.1:30000", "", "127.0.0.1:23003")
+    (shown,) = [it for it in config(services=[both], lua_modules=()).splitlines() if "$gateway_shown_chat {" in it]
+    assert shown.split("{")[1].split("}")[0].split() == ["default", '"";', "chat.next", f'"{"k" * 32}";']

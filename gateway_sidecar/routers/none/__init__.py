@@ -78,8 +78,12 @@ PATHS = RouterPaths(
         *("/health", "/ping", "/v1/models", "/v1/models/**", "/v1/realtime"),
         *("/v1/responses", "/v1/responses/*", "/v1/responses/*/cancel"),
     ),
+    control=(
+        *("/flush_cache", "/reset_prefix_cache", "/sleep", "/wake_up", "/start_profile", "/stop_profile"),
+        *("/v1/load_lora_adapter", "/v1/unload_lora_adapter"),
+    ),
     repeatable=_REPEATABLE,
 )
-"""With engines: what clients ask of them. Their control routes do not pass, unless `frontend.paths` names them."""
+"""With engines: what clients ask of them. What controls vLLM and SGLang never passes."""
 
 ROUTER = RouterKind("none", NoneSettings, build, PATHS, RouterHeaders(""), applications=RouterPaths((), anything=True))
