@@ -14,6 +14,7 @@ from typing import Any
 
 import pytest_asyncio
 
+from examples.simulated import EngineKind
 from tests.system.clients import ask, stream_chat
 from tests.system.conftest import MakeGateway, StartEngine
 from tests.system.gateway import Gateway, Status, service_of
@@ -227,6 +228,20 @@ async def test_engines_stream_and_only_inference_passes(make_gateway: MakeGatewa
     assert await ask(gateway, "tiny", stream=False)
     assert (await get(gateway, "/v1/models"))[1]["data"][0]["id"] == "tiny"
     assert (await get(gateway, "/flush_cache", method="POST"))[0] == 404
+
+
+async def test_what_nginx_cannot_balance_is_said_with_the_cure(make_gateway: MakeGateway, engine: StartEngine) -> None:
+    """An engine that speaks gRPC is not registered; models that only one engine has are told."""
+    gateway = none_of(make_gateway, engine="auto")
+    await gateway.start()
+    await engine(gateway.socket("r1"))
+    await engine(gateway.socket("r2"), kind=EngineKind.VLLM_GRPC)
+    status = await gateway.until_states({"r1": "serving", "r2": "registering"})
+    status = await gateway.until(lambda status: "gRPC" in (service_of(status)["replicas"][1]["reason"] or ""))
+    assert "use a router for gRPC, such as smg" in service_of(status)["replicas"][1]["reason"]
+    await engine(gateway.socket("r3"), model="other")
+    status = await gateway.until(lambda status: len(service_of(status)["unanswered"]) == 2)
+    assert service_of(status)["unanswered"]["other"].startswith("1 of 2 replicas have it")
 
 
 async def test_a_service_comes_to_have_no_router_and_gets_one_again(
