@@ -54,8 +54,10 @@ async def _wait(request: web.Request, service: Service) -> web.Response:
     repeatable = (
         only_asks or request.path in ROUTERS[service.settings.router.type].paths_of(service.settings).repeatable
     )
-    is_for_router = only_asks and not service.router.is_nginx
-    answer = await service.hold.wait(so_far, only_for_router=is_for_router, repeatable=repeatable)
+    alone = service.router.is_nginx
+    answer = await service.hold.wait(
+        so_far, only_for_router=only_asks and not alone, repeatable=repeatable, alone=alone
+    )
     if answer.verdict is Verdict.GO_ON:
         return _while_asleep(request, service) or web.Response(headers={"X-Accel-Redirect": "@router"})
     return _error(answer)

@@ -26,6 +26,8 @@ TOLD = [
     ("", "", History()),
     ("-", "0.000", History(tries=1)),
     ("0.001", "3.100", History(tries=1, accepted=True, lost=1)),
+    ("0.001, -", "2.000, 0.000", History(tries=1, accepted=True, lost=1)),
+    ("-, -", "0.000, 0.000", History(tries=1)),
     ("- : 0.000 : -", "0.000 : 0.512 : 0.001", History(tries=2, released=1, waited_s=0.512)),
     ("0.000 : -", "2.000 : 0.000", History(tries=1, released=1, waited_s=2.0)),
     ("0.000 : 0.000", "2.000 : 9.500", History(tries=1, accepted=True, lost=1, released=1, waited_s=2.0)),
@@ -50,6 +52,27 @@ async def test_what_keeps_nothing_is_sent_again_when_its_router_dies() -> None:
         for repeatable in (True, False):
             answer = await here.wait(lost, repeatable=repeatable)
             assert answer.verdict is (Verdict.GO_ON if asked and repeatable else Verdict.LOST)
+
+
+@in_fake_time
+async def test_whom_replicas_refused_waits_alone_where_nginx_is_the_router() -> None:
+    """One that found all full is no reason for others to wait; it comes back some four times, ever later."""
+    gates = Gates()
+    here = held(gates)
+    here.open()
+    waited = []
+    for history in ("-", "- : 0.0 : -", "- : 0.0 : - : 0.0 : -", "- : 0.0 : - : 0.0 : - : 0.0 : -"):
+        began = awake.now()
+        answer = await here.wait(read_history(history, history.replace("-", "0.0")), alone=True)
+        assert (answer.verdict, here.is_open, here.doubt) == (Verdict.GO_ON, True, None)
+        waited.append(awake.now() - began)
+    assert waited == sorted(waited)
+    assert 2 < sum(waited) < 7
+    end = "- : 0.0 : " * 4 + "-"
+    answer = await here.wait(read_history(end, end.replace("-", "0.0")), alone=True)
+    assert (answer.verdict, answer.code) == (Verdict.TOO_LONG, "no_replica")
+    lost = await here.wait(read_history("0.0", "0.0", "0"), alone=True)
+    assert (lost.verdict, lost.code) == (Verdict.LOST, "replica_lost")
 
 
 @in_fake_time
@@ -157,7 +180,7 @@ async def test_fault_with_a_waiting_request_is_told_and_the_client_may_try_again
         missing = None
         decided = 0
 
-        async def wait(self, _: History, *, only_for_router: bool) -> None:
+        async def wait(self, _: History, *, only_for_router: bool, **_more: bool) -> None:
             raise ZeroDivisionError(only_for_router)
 
         def decide(self) -> None:

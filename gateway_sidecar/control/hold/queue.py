@@ -6,6 +6,7 @@ nginx keeps the request and asks here whether it may go on. Nothing of it is rea
 from __future__ import annotations
 
 import asyncio
+import random
 from collections.abc import Callable
 from dataclasses import dataclass
 from enum import StrEnum
@@ -180,17 +181,20 @@ class HoldQueue:
         self._switch(self._gates.open_gate if self.is_open else self._gates.close_gate)
         return True
 
-    async def wait(self, so_far: History, *, only_for_router: bool = False, repeatable: bool = False) -> Answer:
+    async def wait(
+        self, so_far: History, *, only_for_router: bool = False, repeatable: bool = False, alone: bool = False
+    ) -> Answer:
         """Returns when the request may go on, or why it may not.
 
         only_for_router: it needs no replica, and waits for none. repeatable: it does no harm to send it twice.
+        alone: nginx is the router, and whoever is refused was refused by replicas: others need not wait for that.
         """
-        missing = self.missing or Missing.ROUTER
-        answer = await self._wait(so_far, only_for_router=only_for_router, repeatable=repeatable)
+        missing = self.missing or (Missing.REPLICA if alone else Missing.ROUTER)
+        answer = await self._wait(so_far, only_for_router=only_for_router, repeatable=repeatable, alone=alone)
         self._metrics.waited_requests.labels(self._service, missing.value, answer.verdict.value).inc()
         return answer
 
-    async def _wait(self, so_far: History, *, only_for_router: bool, repeatable: bool) -> Answer:
+    async def _wait(self, so_far: History, *, only_for_router: bool, repeatable: bool, alone: bool) -> Answer:
         if so_far.answered:
             return Answer(
                 Verdict.UNREADABLE,
@@ -201,15 +205,21 @@ class HoldQueue:
         if so_far.accepted and not may_repeat:
             # A dying router's sockets live on for a moment. A client that tries again at once shall not meet them.
             await asyncio.sleep(2 * _MOMENT_S)
-            return Answer(Verdict.LOST, "The router ended while it worked on this request.", "router_lost")
+            who = "replica" if alone else "router"
+            return Answer(Verdict.LOST, f"The {who} ended while it worked on this request.", f"{who}_lost")
         if self.waiting >= self._settings.max_waiting:
             return self._refusal(Verdict.FULL, "and too many requests are waiting")
         if so_far.released >= _MOST_TRIES:
+            if alone:
+                return Answer(Verdict.TOO_LONG, "No replica takes a connection now; try again later.", "no_replica", 5)
             return self._refusal(Verdict.TOO_LONG, f"and the request was refused {so_far.tries} times")
-        if so_far.refused and self.is_open:
-            self._begin_to_doubt(_MOMENT_S * _SLOWER**so_far.released)
+        pause_s = _MOMENT_S * _SLOWER**so_far.released if so_far.refused and self.is_open else 0.0
+        if pause_s and not alone:
+            self._begin_to_doubt(pause_s)
         self.waiting += 1
         try:
+            if pause_s and alone:
+                await asyncio.sleep(pause_s * (0.5 + random.random()))  # Not all that are refused come back at once.
             return await self._until_open(awake.now() - so_far.waited_s, only_for_router=only_for_router)
         finally:
             self.waiting -= 1
