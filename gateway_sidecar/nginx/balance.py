@@ -54,7 +54,7 @@ class Endpoints:
         try:
             name = str((self.directory / slot).readlink())
             known, workers = self._read.get(slot, ("", {}))
-            if known != name:
+            if known != name or not (self.directory / name).exists():
                 lines = (self.directory / name).read_text().splitlines()
                 workers = {it.url: it for it in map(_registered, lines) if it is not None}
                 self._read[slot] = name, workers

@@ -171,3 +171,14 @@ def test_settings_that_do_not_fit_are_told_with_their_line(service: str, problem
     with pytest.raises(ConfigError) as raised:
         parse_config(text, "c.yaml")
     assert problem in str(raised.value)
+
+
+async def test_a_list_that_somebody_removed_is_empty_and_so_is_written_again(nginx: Balancer) -> None:
+    """The daemon registers anew what no list has; nginx goes on with what it knows."""
+    client = NginxClient("chat", nginx)
+    await client.register(spec())
+    endpoints = cast("Endpoints", nginx.endpoints)
+    (endpoints.directory / (endpoints.directory / "chat").readlink()).unlink()
+    assert await client.list_workers() == {}
+    await client.register(spec())
+    assert list(await client.list_workers()) == [URL]
