@@ -132,7 +132,7 @@ _LARGE_BYTES = 256 * 1024
 
 def document(answer: HttpAnswer) -> object:
     """Parse an answer's body as JSON; None where it is none (JSON's own null is of no use to us either)."""
-    if sum(map(answer.body.count, (b",", b"[", b"{"))) > MOST_VALUES:
+    if not answer.body or sum(map(answer.body.count, (b",", b"[", b"{"))) > MOST_VALUES:
         return None
     try:
         return json.loads(answer.body, parse_int=_whole if len(answer.body) > _LARGE_BYTES else None)

@@ -59,13 +59,10 @@ async def identify(http: UnixHttp, access: Access) -> ProbeResult | NoAnswer:
     return await _with_connector(http, verdict, dialect)
 
 
-async def check_health(http: UnixHttp, facts: EngineFacts, access: Access, *, relist: bool) -> ProbeResult:
-    """Ask a known engine for its health alone and, with `relist`, which names it has."""
-    pages = (
-        facts.health
-        if access.engine is not None or not relist or access.at(MODELS) in facts.health
-        else (access.at(MODELS), *facts.health)
-    )
+async def check_health(http: UnixHttp, facts: EngineFacts, access: Access) -> ProbeResult:
+    """Ask a known engine which names it has, where it has any, and for its health."""
+    asks_names = access.engine is None and access.at(MODELS) not in facts.health
+    pages = (access.at(MODELS), *facts.health) if asks_names else facts.health
     for page in pages:
         answer = await http.get(page, last=page == pages[-1])
         models = read_models(answer, page) if page == access.at(MODELS) and isinstance(answer, HttpAnswer) else None

@@ -72,17 +72,22 @@ class EngineProbe:
         except TimeoutError:
             return _fit_to_show(sight.overdue())
 
-    def ask_health(self, address: str, facts: EngineFacts, *, access: Access = _PLAIN) -> HealthQuestion | None:
-        """Ask the same without waiting for anything; None where `check_health` has to do it."""
+    def ask_health(
+        self, address: str, facts: EngineFacts, *, access: Access = _PLAIN, relist: bool = False
+    ) -> HealthQuestion | None:
+        """Ask whether it is well without waiting for anything; None where `check_health` has to do it.
+
+        relist: whether an HTTP engine has the same names, too.
+        """
         is_usual = facts.health == (http_probe.HEALTH,) and access.tls is not True and access.expect is None
         if not is_usual or _unusable(address, access.api_key):
             return None
-        return health_question.ask(address, facts, access.api_key)
+        return health_question.ask(address, facts, access.api_key, access.at(http_probe.MODELS) if relist else None)
 
     async def check_health(
-        self, address: str, facts: EngineFacts, *, timeout_s: float, access: Access = _PLAIN, relist: bool = False
+        self, address: str, facts: EngineFacts, *, timeout_s: float, access: Access = _PLAIN
     ) -> ProbeResult:
-        """Ask an occupant that was identified before whether it serves; the cheap repeat. relist: its names, too.
+        """Ask an occupant that was identified before whether it serves, and which names it has.
 
         Loading with `facts` is the engine's own answer; Loading without `facts` is a socket without an answer.
         """
@@ -93,7 +98,7 @@ class EngineProbe:
             async with within(timeout_s):
                 if facts.connection_mode is ConnectionMode.GRPC:
                     return _fit_to_show(await _grpc_health(address, facts, access))
-                return _fit_to_show(await _http_health(address, facts, access, relist=relist))
+                return _fit_to_show(await _http_health(address, facts, access))
         except TimeoutError:
             return Unknown(f"no answer about its health within {timeout_s:g} s")
 
@@ -117,13 +122,13 @@ def _fit_to_show(result: ProbeResult) -> ProbeResult:
     return result if isinstance(result, Ready) else replace(result, reason=printable(result.reason))
 
 
-async def _http_health(address: str, facts: EngineFacts, access: Access, *, relist: bool) -> ProbeResult:
+async def _http_health(address: str, facts: EngineFacts, access: Access) -> ProbeResult:
     connected = await connect(address, tls=access.tls is True)
     if isinstance(connected, NoAnswer):
         return unanswered(connected)
     http = UnixHttp(address, connected, access, budget_bytes=LARGEST_ANSWERS_BYTES)
     try:
-        return await http_probe.check_health(http, facts, access, relist=relist)
+        return await http_probe.check_health(http, facts, access)
     finally:
         http.close()
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import socket
 from collections.abc import Iterator
 from contextlib import closing, contextmanager
@@ -30,9 +31,9 @@ def server(tmp_path: Path) -> Iterator[tuple[str, socket.socket]]:
 
 @contextmanager
 def asked(
-    server: tuple[str, socket.socket], facts: EngineFacts = HTTP
+    server: tuple[str, socket.socket], facts: EngineFacts = HTTP, models: str | None = None
 ) -> Iterator[tuple[HealthQuestion, socket.socket]]:
-    question = health_question.ask(server[0], facts, "sesame")
+    question = health_question.ask(server[0], facts, "sesame", models)
     assert question is not None
     with closing(question), server[1].accept()[0] as engine:
         yield question, engine
@@ -50,6 +51,21 @@ def test_an_engine_is_well_when_all_of_its_answer_has_come(server: tuple[str, so
         assert question.is_well() is True
         question.close()
         assert engine.recv(1) == b""
+
+
+@pytest.mark.parametrize(("names", "is_well"), [(("m", "sql"), True), (("m",), False), (("m", "sql", "new"), False)])
+def test_its_names_are_asked_for_in_the_same_breath(
+    server: tuple[str, socket.socket], names: tuple[str, ...], is_well: bool
+) -> None:
+    facts = EngineFacts("vllm", ConnectionMode.HTTP, model="m").listing("m", ("m", "sql"))
+    with asked(server, facts, "/v1/models") as (question, engine):
+        first, _, second = engine.recv(4096).partition(b"\r\n\r\n")
+        assert (first.split()[1], second.split()[1]) == (b"/v1/models", b"/health")
+        body = json.dumps({"data": [{"id": name} for name in names]}).encode()
+        engine.sendall(b"HTTP/1.1 200 OK\r\nContent-Length: %d\r\n\r\n" % len(body) + body)
+        assert question.is_well() is None
+        engine.sendall(HEAD + b"ok")
+        assert question.is_well() is is_well
 
 
 @pytest.mark.parametrize(

@@ -72,6 +72,7 @@ async def test_who_waits_is_told_of_ports_and_of_addresses_and_when_the_count_be
     async with site() as it:
         await asyncio.sleep(1)
         it.places, it.connections = {PORT, PEER}, Counter({PORT: 2, PEER: 3})
+        it.counter.touch()
         await asyncio.sleep(1)
         began, places, counts = it.told[0]
         assert 1.0 <= began <= 1.5

@@ -38,7 +38,7 @@ _ROUND_TAKES = 20
 _REST_S = 10.0
 """The pause between rounds while nobody asks anything."""
 _ENGINES_S = 10.0
-_LISTEN_S = 0.5
+_LISTEN_S = 1.0
 _PATIENCE_S = 2.0
 _PAGE_PATIENCE_S = 8.0
 _READ_PATIENCE_S = 10.0

@@ -21,7 +21,7 @@ from gateway_sidecar.supervision.loops import heartbeat
 from gateway_sidecar.supervision.own_thread import OwnThread
 
 _AGAIN_S = 30.0
-_LOOK_S = 2.0
+_LOOK_S = 5.0
 _PATIENCE_S = 5.0
 
 

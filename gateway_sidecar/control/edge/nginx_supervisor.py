@@ -18,7 +18,7 @@ from gateway_sidecar.telemetry.logs import get_logger
 from gateway_sidecar.telemetry.metrics import Metrics
 
 _RETRY_S = 5.0
-_LOOK_S = 1.5
+_LOOK_S = 2.0
 _MUTE_S = 2.0
 _ASK_GAP_S = 4.0
 _MUTE_TIMES = 4
@@ -147,8 +147,6 @@ class NginxSupervisor:
             again = bool(self.reason or self._refused) and awake.now() > self._retry_at
             if again or self._addresses() != self._tried:
                 await beating(self.apply())
-        with suppress(OSError):  # Whoever cannot write there says so elsewhere.
-            self.nginx.prepare()
 
     def _ask(self) -> None:
         """Asks nginx whether it is alive, and ends it after a long silence so that it is started again."""

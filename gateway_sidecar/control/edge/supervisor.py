@@ -11,7 +11,7 @@ from gateway_sidecar.supervision.loops import heartbeat
 from gateway_sidecar.telemetry.logs import get_logger
 
 RETRIES = Backoff(first_s=0.5, most_s=10.0)
-LOOK_S = 1.0
+LOOK_S = 2.0
 QUIET_GAP_S = 0.2
 
 
@@ -56,5 +56,5 @@ class Supervisor:
         self._wake.clear()
 
     async def _sleep(self, longest_s: float) -> None:
-        """Until `_look_soon`, or for `longest_s` seconds; for a second at most."""
+        """Until `_look_soon`, or for `longest_s` seconds; for two at most."""
         await awake.until_set(self._wake, min(LOOK_S, longest_s))

@@ -18,9 +18,7 @@ from gateway_sidecar.telemetry.logs import get_logger
 from gateway_sidecar.telemetry.metrics import Metrics
 from gateway_sidecar.telemetry.problems import Problem, Problems
 
-_FULL_GAP_S = 5.0
-"""The nginx of advertised addresses has little to say, and where there is none its log costs a thread's turn, too."""
-_GAP_S = 1.0
+_GAP_S = 2.0
 _MOST_LINES = 1000
 """Of one router in one look: 50 ms of work. All of them are in its log."""
 _LINES_AT_ONCE = 50
@@ -48,23 +46,18 @@ class ChildLogs:
 
     async def run(self) -> None:
         """Runs until cancelled."""
-        full_at = 0.0
         while True:
             heartbeat()
             services = dict(self._services())
             routers = [it for service in services.values() for it in service.routers if it.log is not None]
             # Beside each other: a disk that hangs costs each of them its patience.
-            is_full = awake.monotonic() >= full_at
-            nginx = (self._nginx.log, self._peers_log) if is_full else (self._nginx.log,)
             processes = [cast("RouterProcess", it) for it in routers]
-            await asyncio.gather(*map(self._pass_on_nginx, nginx), *map(self._pass_on, processes))
+            nginx = map(self._pass_on_nginx, (self._nginx.log, self._peers_log))
+            await asyncio.gather(*nginx, *map(self._pass_on, processes), self._nginx.repair_temp())
             for name, service in services.items():
                 if service.router.pid is not None and (rss := rss_bytes(service.router.pid)) is not None:
                     self._metrics.router_rss.labels(name).set(rss)
                     service.slots.note_memory(rss)
-            if is_full:
-                full_at = awake.monotonic() + _FULL_GAP_S
-                await self._nginx.repair_temp()
             self._note_logs(
                 {f"log of router {router.slot}": router.log.trouble for router in processes}
                 | {"log of nginx": self._nginx.log.trouble}

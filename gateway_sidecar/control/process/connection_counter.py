@@ -18,7 +18,7 @@ from gateway_sidecar.supervision import awake
 from gateway_sidecar.supervision.loops import heartbeat
 
 _GAP_S = 0.05
-_REST_S = 0.2
+_REST_S = 1.0
 _MOST_S = 1.0
 _FLOWS_BYTES = 64
 """More than HTTP/2 sends by itself: a PING and two WINDOW_UPDATE frames have 43 bytes. A token has more."""
@@ -77,21 +77,27 @@ class ConnectionCounter:
         self._services = services
         self._leases = leases
         self._kernel = kernel
+        self._due = asyncio.Event()
         self._watched: set[Place] = set()
         self._sent: Sent = {}
         """What was sent on each connection when its place was first watched, or last seen to flow."""
+
+    def touch(self) -> None:
+        """A drain may have begun."""
+        self._due.set()
 
     async def run(self) -> None:
         """Runs until cancelled."""
         while True:
             heartbeat()
+            self._due.clear()
             rested = self._leases.rested(awake.now())
             places: set[Place] = set()
             places.update(rested, *(s.drains.places_to_count() for s in self._services().values()))
             began = awake.monotonic()
             await self._watch_flows()
             if not places:
-                await awake.rest(max(_REST_S, count_pause_s(awake.monotonic() - began)))
+                await awake.until_set(self._due, _REST_S)
                 continue
             counts = await asyncio.to_thread(self._kernel.count, places)
             for service in self._services().values():  # Some may have come or gone meanwhile.

@@ -133,6 +133,7 @@ class Daemon:
         """Something that is written down has changed."""
         self._written.touch()
         self._tunnels.touch()
+        self._counter.touch()
         self.nginx_supervisor.touch()
 
     async def flush_leases(self) -> None:

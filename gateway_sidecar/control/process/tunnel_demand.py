@@ -11,7 +11,7 @@ from gateway_sidecar.telemetry.metrics import Metrics
 from gateway_sidecar.tunnels.fleet import TunnelFleet
 
 _GAP_S = 0.05
-_LOOK_S = 1.0
+_LOOK_S = 5.0
 
 
 class TunnelDemand:

@@ -17,7 +17,6 @@ from gateway_sidecar.supervision import awake
 _AT_ONCE = 32
 _TURN_OF_THE_SILENT_S = 0.5
 """Far more than an answer takes, but a tenth of a time-out: with it some 320 silent ones are asked at the same time."""
-_RELIST_S = 30.0
 
 
 class Question(Protocol):
@@ -33,10 +32,10 @@ class Probe(Protocol):
 
     async def identify(self, address: str, *, timeout_s: float, access: Access) -> ProbeResult: ...
 
-    def ask_health(self, address: str, facts: EngineFacts, *, access: Access) -> Question | None: ...
+    def ask_health(self, address: str, facts: EngineFacts, *, access: Access, relist: bool) -> Question | None: ...
 
     async def check_health(
-        self, address: str, facts: EngineFacts, *, timeout_s: float, access: Access, relist: bool
+        self, address: str, facts: EngineFacts, *, timeout_s: float, access: Access
     ) -> ProbeResult: ...
 
 
@@ -53,11 +52,6 @@ class Answer:
     result: ProbeResult
     asked_at: float
     took_s: float
-
-
-def is_list_due(tenure: Tenure) -> bool:
-    """Whether it is time to see which names the engine has: adapters are loaded and unloaded."""
-    return awake.now() // _RELIST_S != tenure.probe.health_asked_at // _RELIST_S
 
 
 class Asking:
@@ -96,8 +90,6 @@ class Asking:
             to, timeout_s = "identify", self._settings.probe.timeout_s
             result = await self._probe.identify(address, timeout_s=timeout_s, access=probe.access)
         else:
-            to, timeout_s, relist = "health", self._settings.health.timeout_s, is_list_due(tenure)
-            result = await self._probe.check_health(
-                address, known, timeout_s=timeout_s, access=probe.access, relist=relist
-            )
+            to, timeout_s = "health", self._settings.health.timeout_s
+            result = await self._probe.check_health(address, known, timeout_s=timeout_s, access=probe.access)
         return Answer(to, self._tunnels.as_seen_through(tenure, result), asked_at, awake.monotonic() - began)

@@ -111,7 +111,7 @@ class Controller:
                 # Whatever was missed, and whoever forgot to say so: the whole of it is looked at again.
                 all_due = awake.now() + _RECONSIDER_RESCANS * self._rescan_interval_s
                 self.reconsider()
-            key = await self._queue.get(awake.to_tick_s(1.0))
+            key = await self._queue.get(awake.to_tick_s(2.0))
             looked_at = 0
             while key is not None:
                 self._take(key)

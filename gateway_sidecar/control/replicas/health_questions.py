@@ -1,6 +1,6 @@
 """Questions for health that are asked without a task: nearly all of those to engines that are well.
 
-They are sent at once, and their answers are looked for with each tick of the clock.
+They are sent at once, and their answers are looked for together, a moment later.
 """
 
 from __future__ import annotations
@@ -12,13 +12,15 @@ from dataclasses import dataclass
 from gateway_sidecar.control.replicas.asking import Probe, Question
 from gateway_sidecar.control.replicas.tenure import Tenure
 from gateway_sidecar.control.workqueue import Key, WorkQueue
-from gateway_sidecar.domain.model import EngineFacts
+from gateway_sidecar.domain.model import ConnectionMode, EngineFacts
 from gateway_sidecar.supervision import awake
 from gateway_sidecar.supervision.loops import survived
 from gateway_sidecar.telemetry.metrics import Metrics
 
 _AT_ONCE = 512
 """To send one takes 50 us."""
+_MOMENT_S = 0.1
+_RELIST_S = 30.0
 
 Heed = Callable[[bool | None], None]
 """Takes what the engine said: whether it is well. None for its silence, which lasted and which no stall explains."""
@@ -59,12 +61,15 @@ class HealthQuestions:
         """Whether the question could be sent. If so, `heed` is called once, unless the answer matters no more then."""
         if len(self._sent) >= _AT_ONCE:
             return False
-        question = self._probe.ask_health(address, facts, access=tenure.probe.access)
+        # Adapters are loaded and unloaded. Only HTTP tells of them.
+        is_http = facts.connection_mode is ConnectionMode.HTTP
+        relist = is_http and awake.now() // _RELIST_S != tenure.probe.health_asked_at // _RELIST_S
+        question = self._probe.ask_health(address, facts, access=tenure.probe.access, relist=relist)
         if question is None:
             return False
         self._sent[tenure] = _Sent(question, awake.now() + timeout_s, awake.stalls(), heed)
         if self._reading is None:
-            self._reading = awake.at_next_tick(self._read_all)
+            self._read_soon()
         return True
 
     def withdraw(self, tenure: Tenure) -> bool:
@@ -82,7 +87,12 @@ class HealthQuestions:
                 continue
             self._take_back(tenure)
             self._queue.add(tenure.key)
-        self._reading = awake.at_next_tick(self._read_all) if self._sent else None
+        self._reading = None
+        if self._sent:
+            self._read_soon()
+
+    def _read_soon(self) -> None:
+        self._reading = asyncio.get_running_loop().call_later(_MOMENT_S, self._read_all)
 
     def _read(self, tenure: Tenure, now: float) -> None:
         sent = self._sent[tenure]

@@ -11,7 +11,7 @@ import random
 from functools import partial
 
 from gateway_sidecar.config import ServiceSettings
-from gateway_sidecar.control.replicas.asking import Answer, Asking, Probe, is_list_due
+from gateway_sidecar.control.replicas.asking import Answer, Asking, Probe
 from gateway_sidecar.control.replicas.crowds import Crowds
 from gateway_sidecar.control.replicas.health_questions import HealthQuestions
 from gateway_sidecar.control.replicas.registry import Registry
@@ -86,6 +86,9 @@ class Prober:
     def look_after(self, tenure: Tenure) -> None:
         """Begins whatever is due for this tenure, and comes back when the next question is."""
         self._heed_access(tenure)
+        self._look(tenure)
+
+    def _look(self, tenure: Tenure) -> None:
         probe, now = tenure.probe, awake.now()
         if tenure.drain.requested:
             probe.due = math.inf
@@ -127,7 +130,7 @@ class Prober:
             tenure.probe.timer.cancel()
         tenure.probe.timer = asyncio.get_running_loop().call_later(
             delay_s,
-            self._tasks.guarded(partial(self.look_after, tenure), again=partial(self._queue.add, tenure.key)),
+            self._tasks.guarded(partial(self._look, tenure), again=partial(self._queue.add, tenure.key)),
         )
 
     def is_proven_ill(self, tenure: Tenure) -> bool:
@@ -207,9 +210,7 @@ class Prober:
         """Asks an engine that was well for its health, without a task; whether that could be done."""
         probe = tenure.probe
         was_well = isinstance(probe.result, Ready) and not probe.identify_next
-        is_suspect = probe.answers.failures or self._is_dead(tenure) is not None
-        needs_more = is_list_due(tenure) or self.tunnels.refusal_of(tenure) is not None
-        if probe.facts is None or not was_well or is_suspect or needs_more:
+        if probe.facts is None or not was_well or probe.answers.failures or self.tunnels.refusal_of(tenure) is not None:
             return False
         timeout_s, heed = self._settings.health.timeout_s, partial(self._heed, tenure)
         if not self._questions.ask(tenure, address, probe.facts, timeout_s=timeout_s, heed=heed):
@@ -222,7 +223,7 @@ class Prober:
         """Who is well is left alone until the next question. What else it may have to say it is asked in full."""
         asked_at, before = tenure.probe.health_asked_at, tenure.probe.result
         took_s = awake.now() - asked_at
-        if is_well and isinstance(before, Ready) and self._is_dead(tenure) is None:
+        if is_well and isinstance(before, Ready):
             self._take(tenure, Answer("health", before, asked_at, took_s))
         elif is_well is None and self.tunnels.refusal_of(tenure) is None:
             silence = Unknown(f"no answer about its health within {self._settings.health.timeout_s:g} s")
@@ -256,7 +257,7 @@ class Prober:
         if tenure.gone:
             return
         probe.asked = answer.to != "tunnel"
-        if answer.to == "health":
+        if probe.asked:
             probe.health_asked_at = answer.asked_at
         if isinstance(result, Ready):
             result = self._is_dead(tenure) or result
@@ -267,7 +268,7 @@ class Prober:
             probe.identify_next = answer.to == "identify"
         elif answer.to == "health" and isinstance(result, Ready) and self._is_as_before(tenure, result):
             self.trust_until_next(tenure)  # The usual case by far: nothing to plan.
-            self.look_after(tenure)
+            self._come_back(tenure, probe.due - awake.now())
             return
         else:
             self._learn(tenure, result, identified=answer.to == "identify")
