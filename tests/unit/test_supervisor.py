@@ -40,10 +40,10 @@ class Sleeper(Supervisor):
 
 @in_fake_time
 @pytest.mark.parametrize(("longest_s", "gap_s"), [(60.0, LOOK_S), (0.25, 0.25)])
-async def test_it_looks_as_often_as_it_must_and_once_a_second_at_least(longest_s: float, gap_s: float) -> None:
+async def test_it_looks_as_often_as_it_must_and_every_two_seconds_at_least(longest_s: float, gap_s: float) -> None:
     sleeper = Sleeper(longest_s)
     task = asyncio.create_task(sleeper.run())
-    await asyncio.sleep(2)
+    await asyncio.sleep(5)
     task.cancel()
     assert sleeper.rounds[1] - sleeper.rounds[0] == pytest.approx(gap_s)
 
