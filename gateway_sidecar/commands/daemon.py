@@ -11,7 +11,7 @@ from gateway_sidecar.app import run_daemon
 from gateway_sidecar.commands.defaults import EXIT_FAILED, EXIT_STOPPED
 from gateway_sidecar.config import load_config
 from gateway_sidecar.errors import NginxError, ProcessError
-from gateway_sidecar.supervision.memory import share_arenas
+from gateway_sidecar.supervision.memory import collect_seldom, share_arenas
 from gateway_sidecar.telemetry.logs import get_logger, set_up_logs, take_in_libraries
 
 
@@ -21,6 +21,7 @@ def run(arguments: argparse.Namespace) -> int:
     settings = load_config(arguments.config)
     set_up_logs(settings.log.format, settings.log.level)
     take_in_libraries()
+    collect_seldom()
     faulthandler.enable()  # systemd's watchdog sends SIGABRT: the log is to show where we hung.
     try:
         by_command = uvloop.run(run_daemon(arguments.config.absolute(), settings))

@@ -208,6 +208,9 @@ class Access:
         return path if self.prefix is None else self.prefix + path.removeprefix("/v1")
 
 
+_NOTHING_OWN = (None, None, Access())
+
+
 @dataclass(frozen=True, slots=True)
 class Overrides:
     """What a `<replica>.yaml` beside the socket adds to or puts above the engine's own answers.
@@ -231,6 +234,8 @@ class Overrides:
 
     def access(self, usual: Access) -> Access:
         """How to ask the engine, where `usual` is how its service's engines are asked."""
+        if (self.api_key, self.model, self.health) == _NOTHING_OWN:
+            return usual
         return replace(self.health.over(usual), api_key=self.api_key, model=self.model)
 
 
