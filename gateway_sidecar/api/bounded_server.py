@@ -205,7 +205,7 @@ class BoundedServer:
         self._untaken.pop(connection, None)
 
     def _sweep(self) -> None:
-        self._sweeping = asyncio.get_running_loop().call_later(_SWEEP_S, self._sweep)
+        self._sweeping = asyncio.get_running_loop().call_later(awake.to_tick_s(_SWEEP_S), self._sweep)
         now = awake.now()
         for one in list(self._connections):
             if one.patience_s is not None and now - one.since > one.patience_s:
