@@ -152,13 +152,13 @@ async def test_a_fault_in_what_follows_an_answer_stops_no_other_answers(monkeypa
 @in_fake_time
 async def test_a_bounded_number_is_under_way_and_who_comes_then_is_asked_in_full() -> None:
     probe = Prompt(*[(Ready(FACTS), False)] * 3)
-    tenures = [tenure_of(f"r{number}") for number in range(515)]
+    tenures = [tenure_of(f"r{number}") for number in range(1027)]
     for tenure in tenures:
         tenure.probe, tenure.notes.of = Probed(FACTS, Ready(FACTS), identify_next=False), tenure.sighting
     prober = prober_of(tenures, probe)
     for tenure in tenures:
         prober.look_after(tenure)
     await asyncio.sleep(0.1)
-    assert len(probe.questions) == 512
+    assert len(probe.questions) == 1024
     assert probe.left == []
     await prober.close()
