@@ -32,6 +32,12 @@ def main() -> int:
     if router not in ROUTERS.by_name:
         print(f"ROUTER={router} is not one of {', '.join(ROUTERS.by_name)}", file=sys.stderr)
         return 2
+    if engine == "vllm" and router != "smg":
+        print(
+            f"ENGINE=vllm shows what SMG does with its names, adapters and pairs; ROUTER={router} is not SMG",
+            file=sys.stderr,
+        )
+        return 2
     once = engine == "vllm" or os.environ.get("DEMO") == "once" or not (sys.stdin.isatty() and sys.stdout.isatty())
     return asyncio.run(_demo(engine, router, once=once))
 
@@ -69,7 +75,8 @@ async def _perform(gateway: Gateway, engine: str, *, once: bool) -> int:
             show = VllmShow if engine == "vllm" else Show
             await show(gateway, engines, watch, session).run(engine)
         if once:
-            print("\ndemo: done, all went as it should. `make run` on a terminal goes on, and says what to try.")
+            goes_on = "" if engine == "vllm" else " `make run` on a terminal goes on, and says what to try."
+            print(f"\ndemo: done, all went as it should.{goes_on}")
             return 0
         await _stay(gateway, engines, watch)
     except Exception as error:  # noqa: BLE001 - whatever it is: say it, show the log, and clean up
