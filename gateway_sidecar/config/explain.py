@@ -76,6 +76,12 @@ _WRONG = {
     "model_type": "is not a mapping",
     "dict_type": "is not a mapping",
     "tuple_type": "is not a list",
+    "bool_type": "is neither true nor false",
+    "string_too_short": "is empty",
+    "string_too_long": "is too long",
+    "string_pattern_mismatch": "cannot be passed on",
+    "too_short": "is empty",
+    "too_long": "is too long",
 }
 
 
@@ -114,6 +120,19 @@ def _string(info: FieldInfo | None, _location: Location) -> str:
     return f"use a text{_example(info)}"
 
 
+def _yes_or_no(_info: FieldInfo | None, _location: Location) -> str:
+    return "use true or false"
+
+
+def _printable(_info: FieldInfo | None, _location: Location) -> str:
+    return "use ASCII that can be printed, with no space at its ends"
+
+
+def _length(info: FieldInfo | None, _location: Location) -> str:
+    longest = next((rule.max_length for rule in _rules(info) if isinstance(rule, annotated_types.MaxLen)), None)
+    return f"use at most {longest} characters" if longest else f"use a shorter one{_example(info)}"
+
+
 def _literal(info: FieldInfo | None, _location: Location) -> str:
     choices = [str(choice) for choice in _choices(info)]
     return f"use {', '.join(choices[:-1])} or {choices[-1]}" if len(choices) > 1 else f"use {choices[0]}"
@@ -124,6 +143,10 @@ _WANTED: Mapping[str, Callable[[FieldInfo | None, Location], str]] = {
     "dict_type": _mapping,
     "tuple_type": _list,
     "string_type": _string,
+    "string_too_short": _string,
+    "string_too_long": _length,
+    "string_pattern_mismatch": _printable,
+    "bool_type": _yes_or_no,
     "literal_error": _literal,
 }
 

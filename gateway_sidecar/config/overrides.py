@@ -13,13 +13,21 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Annotated, Any, Literal, Self
 
-from pydantic import Field, PlainValidator, ValidationInfo, field_validator, model_validator
+from pydantic import (
+    Field,
+    PlainValidator,
+    TypeAdapter,
+    ValidationInfo,
+    WithJsonSchema,
+    field_validator,
+    model_validator,
+)
 
 from gateway_sidecar.config.access import AccessPart
 from gateway_sidecar.config.build import build
 from gateway_sidecar.config.part import Part, entry_schema
 from gateway_sidecar.config.text_file import FileText, read_file
-from gateway_sidecar.config.values import Endpoint, parse_peer_address, show
+from gateway_sidecar.config.values import Endpoint, NotTextError, parse_peer_address, show
 from gateway_sidecar.config.yamltree import Problem, Tree, read_tree
 from gateway_sidecar.domain.model import BY_KV_ROLE, MOST_NAMES, Overrides, PeerAddress, WorkerType
 from gateway_sidecar.domain.trust import ROOT, Owned, trouble_with_key, trouble_with_notes, way_in
@@ -38,6 +46,25 @@ _OTHERS_MAY_READ = 0o044
 ModelName = Annotated[str, Field(min_length=1, max_length=MOST_MODEL, pattern=MODEL_NAME)]
 
 
+def parse_names(value: object) -> tuple[str, ...]:
+    """One model's name, or a list of them."""
+    cure = f"use a name, or a list of {MOST_NAMES} at most: ASCII that can be printed, {MOST_MODEL} characters each"
+    names = value if isinstance(value, list) else [value]
+    if not 0 < len(names) <= MOST_NAMES:
+        raise ValueError(f"has {len(names)} names; {cure}")
+    for name in names:
+        if not isinstance(name, str):
+            raise NotTextError(cure) if not isinstance(value, list) else ValueError(f"{show(name)} is no name; {cure}")
+        if len(name) > MOST_MODEL or not re.fullmatch(MODEL_NAME, name):
+            raise ValueError(f"{show(name)} is not a name that can be passed on; {cure}")
+    return tuple(names)
+
+
+_NAME = TypeAdapter(ModelName).json_schema()
+_NAMES = {"type": "array", "items": _NAME, "minItems": 1, "maxItems": MOST_NAMES}
+ModelNames = Annotated[tuple[str, ...], PlainValidator(parse_names), WithJsonSchema({"anyOf": [_NAME, _NAMES]})]
+
+
 class OverridesFile(Part):
     """The keys of a `<replica>.yaml`."""
 
@@ -53,7 +80,7 @@ class OverridesFile(Part):
     worker_type: Literal["regular", "prefill", "decode", "encode"] | None = Field(
         default=None, description="The worker's role, where the engine's own answer is wrong or missing."
     )
-    kv_connector: Annotated[str, Field(min_length=1, max_length=MOST_MODEL, pattern=MODEL_NAME)] | None = Field(
+    kv_connector: ModelName | None = Field(
         default=None,
         description="vLLM's `kv_connector`, where the engine does not say it: over HTTP outside its development mode.",
         examples=["NixlConnector"],
@@ -63,15 +90,13 @@ class OverridesFile(Part):
         description="vLLM's `kv_role`, where the engine does not say it. A `kv_producer` is a prefill worker, a"
         " `kv_consumer` a decode worker; `kv_both` goes with any `worker_type`.",
     )
-    kv_engine_id: Annotated[str, Field(min_length=1, max_length=MOST_MODEL, pattern=MODEL_NAME)] | None = Field(
+    kv_engine_id: ModelName | None = Field(
         default=None,
         description="vLLM's `engine_id` of the KV transfer, where the engine does not say it and its connector needs"
         " one. NIXL's engines tell each other.",
         examples=["engine-1"],
     )
-    model: (
-        ModelName | Annotated[tuple[ModelName, ...], Field(strict=False, min_length=1, max_length=MOST_NAMES)] | None
-    ) = Field(
+    model: ModelNames | None = Field(
         default=None,
         description="The model's name, or a list of names, where the engine's own answer is wrong or missing: a server"
         " that lists no model, names that are not to be used, or vLLM over gRPC, which tells one name only. Requests"
@@ -201,7 +226,7 @@ def with_key(said: OverridesFile, key: str | None) -> Overrides:
     """What was said, and the key that it names."""
     worker_type = WorkerType(said.worker_type) if said.worker_type else implied_by(said.kv_role)
     peer = PeerAddress(said.advertise.host, said.advertise.port, said.direct) if said.advertise else None
-    names = (said.model,) if isinstance(said.model, str) else said.model or (None,)
+    names = said.model or (None,)
     return Overrides(
         *(said.labels, key, worker_type, said.priority, said.cost, peer, said.bootstrap_port, names[0]),
         health=said.health.access(),

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import re
 from collections.abc import Iterator
-from typing import Annotated, Any, Literal
+from typing import Annotated, Any, Literal, get_args
 from urllib.parse import urlsplit
 
 from pydantic import AfterValidator, Field, field_validator
@@ -119,11 +119,10 @@ def _of_service(tree: Tree, at: tuple[str | int, ...], scaling: dict[str, Any]) 
             where = (*at, *([role] if role else []), "min" if "min" in said else "max")
             text = f"min is {mine['min']} and max is {mine['max']}; let min be max at the most"
             yield Problem(tree.line(where), path_text(where), text)
-        if role and own.get("metric") is not None and "target" not in own and own["metric"] != scaling.get("metric"):
+        metric = own.get("metric")
+        if role and metric in get_args(MetricName) and "target" not in own and metric != scaling.get("metric"):
             where = (*at, role, "metric")
-            yield Problem(
-                tree.line(where), path_text(where), f"{own['metric']} needs a target of its own; add `target`"
-            )
+            yield Problem(tree.line(where), path_text(where), f"{metric} needs a target of its own; add `target`")
     hook = scaling.get("hook")
     if isinstance(hook, dict) and (hook.get("command") is None) == (hook.get("webhook") is None):
         where = (*at, "hook")

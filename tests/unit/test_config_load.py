@@ -272,6 +272,8 @@ SETTINGS = [
         "services.0.router.env.A",
     ),
     *("services.0.router.api_timeout_s", "services.0.health.failures", "services.0.drain.settle_s"),
+    *(f"services.0.health.{name}" for name in ("path", "expect", "prefix", "tls")),
+    *("services.0.hold.retry_in_flight", "services.0.scaling.metric", "services.0.scaling.prefill.metric"),
 ]
 ODD_VALUES: list[object] = [
     None,
@@ -297,7 +299,7 @@ ODD_VALUES: list[object] = [
 def test_no_value_is_too_odd_for_a_clear_line(setting: str, value: object) -> None:
     """It works, or one line or more say where, what and the cure. Never a traceback."""
     data = yaml.safe_load(MINIMAL)
-    data["services"][0]["router"] = {"args": ["x"], "env": {"A": "x"}}
+    data["services"][0] |= {"router": {"args": ["x"], "env": {"A": "x"}}, "scaling": {"metric": "rps", "target": 1}}
     at = data
     *path, last = [int(part) if part.isdigit() else part for part in setting.split(".")]
     for part in path:
