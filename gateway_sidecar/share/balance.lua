@@ -181,10 +181,12 @@ function balance.flows()
     end
 end
 
--- The request is over. It stays named in the log.
-function balance.over()
+-- The request is over; its engine stays named in the log. Where `judged`, an error that the engine answers is told as
+-- a request that failed there: of an application it says nothing about the other pages.
+function balance.over(judged)
     local on = ngx.var.gateway_engine
     if on ~= "" then
+        if judged and ngx.status >= 500 then ngx.var.gateway_failed = on end
         local at = offsets[on] + IN_FLIGHT
         mine[at] = mine[at] - 1
     end
