@@ -29,7 +29,7 @@ ROWS = 512
 """Workers of one nginx that may live at the same time: those of reloads before live as long as their last stream."""
 
 _FIELDS, _HEADER = 4, 512  # as in balance.lua
-_CHANGES = 1
+_ROWS_USED, _CHANGES = range(2)
 _IN_FLIGHT, _REQUESTS, _FLOWS = range(3)
 _NUMBER = 8
 _DOUBLE = struct.Struct("d")
@@ -145,20 +145,21 @@ class InFlight:
         return Counter({port: int(number) for port, number in self._sums(_IN_FLIGHT, ports).items() if number > 0})
 
     def requests(self, ports: Iterable[int]) -> Mapping[int, float]:
-        """Requests that each has got since nginx's workers began."""
+        """Requests that each has got since nginx began."""
         return self._sums(_REQUESTS, ports)
 
     def flows(self, ports: Iterable[int]) -> Mapping[int, float]:
-        """Pieces of answers that have passed since nginx's workers began."""
+        """Pieces of answers that have passed since nginx began."""
         return self._sums(_FLOWS, ports)
 
     def _sums(self, field: int, ports: Iterable[int]) -> dict[int, float]:
-        """What the living workers say together."""
+        """What workers say together: of what is in flight those that live."""
         counts = self._map
         if counts is None:
             return {}
         sums = dict.fromkeys(ports, 0.0)
-        for row in self._living():
+        used = int(_DOUBLE.unpack_from(counts, _NUMBER * _ROWS_USED)[0])
+        for row in self._living() if field == _IN_FLIGHT else (*range(min(used, ROWS - 1)), ROWS - 1):
             for port in sums:
                 at = _HEADER + row * self._row_size + (port - self._first) * _FIELDS + field
                 sums[port] += _DOUBLE.unpack_from(counts, _NUMBER * at)[0]

@@ -55,11 +55,13 @@ function balance.begin(path, first, ports, rows)
         lock.start = number
         if C.fcntl(fd, F_SETLK, lock) == 0 then
             row = number
-            ffi.fill(all + HEADER + row * row_size, 8 * row_size)
             break
         end
     end
     mine = all + HEADER + row * row_size
+    if row < rows - 1 then -- What was in flight at an earlier worker is not any more; what it has counted counts.
+        for at = IN_FLIGHT, row_size - 1, FIELDS do mine[at] = 0 end
+    end
 end
 
 -- Where a port's numbers are in a row; a port is known by its text.

@@ -18,6 +18,7 @@ def test_only_living_workers_count(tmp_path: Path) -> None:
     (file,) = tmp_path.iterdir()
     numbers = 512 + 4 * 2 * 3  # the header, and rows of two ports up to the fourth
     with file.open("r+b", buffering=0) as worker:
+        worker.write(struct.pack("d", 4))
         worker.seek(8 * numbers)
         worker.write(struct.pack("8d", 2, 5, 7, 0, 0, 1, 0, 0))
         assert counts.count() == {}
