@@ -15,6 +15,7 @@ from typing import Any
 import pytest_asyncio
 
 from examples.simulated import EngineKind
+from gateway_sidecar.frontend.keys import add_key
 from tests.system.clients import ask, stream_chat
 from tests.system.conftest import MakeGateway, StartEngine
 from tests.system.gateway import Gateway, Status, service_of
@@ -88,6 +89,24 @@ async def test_a_web_application_gets_every_path_header_and_websocket(make_gatew
     assert (await gateway.status())["nginx"]["reloads"] == 0
     here.health = 500
     await gateway.until(lambda status: bool(service_of(status)["replicas"][0]["state"] != "serving"), within_s=60)
+
+
+async def test_keys_and_limits_hold_and_no_application_sees_a_key(make_gateway: MakeGateway, app: StartApp) -> None:
+    """The frontend is the same as before a router; what proves a client stays at the gateway."""
+    gateway = none_of(make_gateway)
+    file = gateway.directory / "keys"
+    key = add_key(file, "alice")
+    frontend = {"auth": {"keys_file": str(file), "name_header": "X-Who"}, "limits": [{"per": "key", "rps": 1 / 60}]}
+    gateway.settings["services"][0]["frontend"] = frontend
+    await gateway.start()
+    await app(gateway.socket("r1"), "one")
+    await gateway.until_states({"r1": "serving"})
+    assert (await get(gateway))[0] == 401
+    status, shown = await get(gateway, headers={"Authorization": f"Bearer {key}", "X-Who": "root", "X-Mine": "yes"})
+    assert status == 200
+    assert {"x-who", "x-mine"} <= set(shown["headers"])
+    assert "authorization" not in shown["headers"]
+    assert (await get(gateway, headers={"Authorization": f"Bearer {key}"}))[0] == 429
 
 
 async def test_the_engine_with_the_fewest_requests_is_chosen(make_gateway: MakeGateway, app: StartApp) -> None:
