@@ -167,6 +167,8 @@ class Services:
                 self._departing.end(name, router.process)
         service.abandon()
         for router in service.routers:
+            if router.is_nginx:
+                await router.stop(grace_s=0)  # A later service of this name must not find these engines.
             await router.close_client()
             router.close_log()
         self._metrics.forget_service(name)
