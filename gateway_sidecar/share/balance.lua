@@ -83,7 +83,8 @@ local function engines(slot)
         if seen and seen.name == name then seen.changes, seen.look_at = changes, ngx.now() + LOOK_S end
         return seen or {}
     end
-    local fresh, links = {name = name, changes = changes, look_at = ngx.now() + LOOK_S}, string.match(slot, "^(.*)/[^/]*/") .. "/bridges/"
+    local fresh = {name = name, changes = changes, look_at = ngx.now() + LOOK_S}
+    local links = string.match(slot, "^(.*)/[^/]*/") .. "/bridges/"
     local last -- Names of one engine stand together.
     for line in file:lines() do
         local port = string.match(line, "^%d+")

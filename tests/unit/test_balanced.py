@@ -124,6 +124,7 @@ async def test_it_is_up_at_once_and_says_what_it_counts(nginx: Balancer) -> None
     while not router.up:
         await asyncio.sleep(0)
     assert (router.kind, router.pid, router.saved(), router.ports, router.is_nginx) == ("none", None, None, None, True)
+    assert ports_of(nginx) == [], "what the slot had before is not to be known any more"
     client = NginxClient("chat", nginx)
     await client.register(spec())
     reading = router.reading()

@@ -143,6 +143,8 @@ class NginxRouter(Router):
         return True
 
     async def run(self) -> None:
+        if not self._client.workers():  # Else nginx would go on with those of the slot's last time.
+            self._nginx.endpoints.write(self.slot, {})
         self.epoch += 1
         self._set(RouterState.UP)
         await asyncio.Event().wait()
