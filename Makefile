@@ -22,7 +22,7 @@ SITE := NO_MKDOCS_2_WARNING=1 $(PY) -m mkdocs build --strict
 export MLX_PYTHON ?= $(abspath $(MLX_VENV)/bin/python)
 export VLLM_PYTHON ?= $(abspath $(VLLM_VENV)/bin/python)
 
-.PHONY: help run test unit coverage check docs format bench chaos freezes frontends soak fuzz proto mlx vllm install lock dist clean
+.PHONY: help run test unit coverage check docs format bench chaos freezes frontends kinds soak fuzz proto mlx vllm install lock dist clean
 
 help:
 	@sed -n 's/^## //p' Makefile
@@ -91,6 +91,11 @@ freezes:
 frontends:
 	@$(SETUP) dev nginx
 	@FRONTENDS=$(EXAMPLES) $(PY) -m pytest tests/system/test_every_frontend.py -o timeout=0 $(ARGS)
+
+## make kinds    every kind of router that is installed takes over from every other, under load
+kinds:
+	@$(SETUP) dev nginx
+	@PAIRS=all $(PY) -m pytest tests/system/test_kind_changes.py $(ARGS)
 
 ## make soak     an hour's changes in MINUTES=10; nothing may grow
 soak:

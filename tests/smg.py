@@ -21,7 +21,7 @@ def smg_address(
     service: str, listen: str, router: str, successor: str, frontend: FrontendSettings = _PLAIN, hold_s: float = 0.0
 ) -> ServiceAddress:
     """The address of a service whose router is SMG."""
-    return ServiceAddress(service, listen, router, successor, PATHS, HEADERS, frontend, hold_s)
+    return ServiceAddress(service, listen, router, successor, PATHS, (HEADERS,), frontend, hold_s)
 
 
 def smg_of(service: ServiceSettings) -> SmgSettings:

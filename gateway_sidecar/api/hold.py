@@ -52,7 +52,7 @@ async def _wait(request: web.Request, service: Service) -> web.Response:
         return asleep
     only_asks = _only_asks(request)
     repeatable = (
-        only_asks or request.path in ROUTERS[service.settings.router.type].paths_of(service.settings).repeatable
+        only_asks or request.path in ROUTERS[service.router.kind].paths_of(service.settings).repeatable
     )
     alone = service.router.is_nginx
     answer = await service.hold.wait(

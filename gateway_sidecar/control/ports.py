@@ -33,7 +33,7 @@ class ServiceAdapters:
     make_router: a router for a slot, not started yet, that calls what it is given whenever its state changes.
     read_overrides: reads a `<replica>.yaml` for a socket of this owner. Raises ConfigError.
     path_of: how a tunnel is.
-    move_address: makes nginx serve the service's address as it is now.
+    move_address: makes nginx serve a service's address for its routers as they are now. Raises RouterUnavailable.
     touch: called when there is something new to write down.
     """
 
@@ -48,5 +48,5 @@ class ServiceAdapters:
     private_ports: PrivatePorts
     read_overrides: ReadOverrides
     path_of: PathOf
-    move_address: Callable[[], Awaitable[None]]
+    move_address: Callable[[str], Awaitable[None]]
     touch: Callable[[], None]

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, field
+from typing import Any, Self
 
 VERSIONED = "/v[0-9]{1,3}(?:(?:alpha|beta)[0-9]{0,3})?"
 """What the paths of an API for clients begin with. Routes that control a router, or an engine, mostly have no version:
@@ -31,6 +32,20 @@ class RouterPaths:
     versioned: str = VERSIONED
     repeatable: tuple[str, ...] = ()
     anything: bool = False
+
+    @classmethod
+    def of_all(cls, kinds: Iterable[Self]) -> Self:
+        """For routers of several kinds behind one address: what one serves passes, and what controls one does not."""
+        known = list(kinds)
+        named = ("inference", "control", "fleet", "asked", "repeatable")
+        joined: dict[str, Any] = {name: tuple(_each(getattr(paths, name) for paths in known)) for name in named}
+        versioned = _each([paths.versioned] for paths in known)
+        anything = all(paths.anything for paths in known)
+        return cls(**joined, versioned=f"(?:{'|'.join(versioned)})", anything=anything)
+
+
+def _each(names: Iterable[Iterable[str]]) -> list[str]:
+    return sorted({name for some in names for name in some})
 
 
 @dataclass(frozen=True, slots=True)

@@ -34,6 +34,9 @@ SUCCESSOR = ".next"
 ALIVE = "alive.sock"
 """Where nginx says that it is alive, and what it serves, in its own directory, which is nobody else's to enter."""
 
+LAST_ANSWERS = ".last"
+"""The file among the gates that has each answer end its client's connection, for the moment before a reload."""
+
 IN_FORCE = "/in-force"
 """The path there at which it says so: as `InForce` writes it."""
 
@@ -62,6 +65,7 @@ _HOLD_MARGIN_S = 5
 
 _WORDS: dict[str, object] = {
     "alive_socket": ALIVE,
+    "last_answers": LAST_ANSWERS,
     "in_force_path": IN_FORCE,
     "owner_script": OWNER_SCRIPT,
     "owner_path": OWNER_PATH,
@@ -103,7 +107,7 @@ class ServiceAddress:
     """One service's stable address, and where its router and that router's successor listen (`host:port`; empty where
     nginx balances by itself).
 
-    paths, headers: what that kind of router takes, and heeds.
+    paths, headers: what the routers there take, and heed; of several kinds while one takes the place of another.
     hold_s: how long a request may be kept in the waiting room.
     """
 
@@ -112,7 +116,7 @@ class ServiceAddress:
     router: str
     successor: str
     paths: RouterPaths
-    headers: RouterHeaders
+    headers: tuple[RouterHeaders, ...]
     frontend: FrontendSettings = _PLAIN
     hold_s: float = 0.0
 
@@ -159,19 +163,29 @@ class ServiceAddress:
     @property
     def hidden_headers(self) -> Sequence[str]:
         """The headers of an answer that stay here."""
-        routers = filter(None, (self.headers.worker, *self.headers.hidden))
-        return (*routers, *client_headers.HIDDEN)
+        return (*self.worker_headers, *(name for it in self.headers for name in it.hidden), *client_headers.HIDDEN)
+
+    @property
+    def worker_headers(self) -> Sequence[str]:
+        """The headers of an answer of which one says which worker it is from."""
+        return [it.worker for it in self.headers if it.worker]
+
+    @property
+    def tenant_headers(self) -> Sequence[str]:
+        """The request headers by which routers know whose a request is."""
+        return [it.tenant for it in self.headers if it.tenant]
 
     @property
     def passed_headers(self) -> Sequence[str]:
         """The request headers that go on as they were sent; what is said with a value of ours is none of them."""
         auth = self.frontend.auth
-        ours = {self.headers.bridge_key, self.headers.tenant}
+        ours = {*self.tenant_headers, *(name for it in self.headers for name in (it.bridge_key, *it.steering))}
         if auth is not None and not auth.pass_authorization:
             ours.update(client_headers.CREDENTIALS)
         if auth is not None and auth.name_header is not None:
             ours.add(auth.name_header)
-        return client_headers.sent_on((*self.headers.passed, *self.frontend.pass_headers), but=ours)
+        passed = (name for it in self.headers for name in it.passed)
+        return client_headers.sent_on((*passed, *self.frontend.pass_headers), but=ours)
 
     @property
     def patience_s(self) -> int:
@@ -363,7 +377,7 @@ def _address(said: dict[str, Any]) -> ServiceAddress:
     """One service of a record."""
     said["frontend"] = FrontendSettings.model_validate(said["frontend"])
     said["paths"] = RouterPaths(**_with_tuples(said["paths"]))
-    said["headers"] = RouterHeaders(**_with_tuples(said["headers"]))
+    said["headers"] = tuple(RouterHeaders(**_with_tuples(it)) for it in said["headers"])
     return ServiceAddress(**said)
 
 
@@ -375,7 +389,8 @@ def _record(services: Sequence[ServiceAddress]) -> str:
     """The services as comments; it is no part of the configuration's number."""
     said = [
         {field.name: getattr(it, field.name) for field in fields(it)}
-        | {"frontend": it.frontend.model_dump(mode="json"), "paths": asdict(it.paths), "headers": asdict(it.headers)}
+        | {"frontend": it.frontend.model_dump(mode="json")}
+        | {"paths": asdict(it.paths), "headers": [asdict(kind) for kind in it.headers]}
         for it in services
     ]
     text = json.dumps(said)

@@ -38,6 +38,7 @@ from gateway_sidecar.nginx.config import (
     BALANCE_LUA,
     BODIES,
     IN_FORCE,
+    LAST_ANSWERS,
     OWNER_LUA,
     OWNER_SCRIPT,
     QUEUE_LUA,
@@ -49,7 +50,7 @@ from gateway_sidecar.nginx.config import (
     ServiceAddress,
     services_in,
 )
-from gateway_sidecar.nginx.connections import listening_at
+from gateway_sidecar.nginx.connections import listening_at, open_connections
 from gateway_sidecar.nginx.frontend_places import FrontendPlaces
 from gateway_sidecar.nginx.templates import bracketed
 from gateway_sidecar.supervision import awake
@@ -73,6 +74,9 @@ _ROOM_BYTES = 256 * 1024
 TEMP = "nginx-temp"
 _IN_FORCE_S = 10.0
 """nginx tries for 2.5 s to listen where somebody else does, and tells its old processes a tenth of a second later."""
+_PARTING_S = 1.0
+"""Most answers take less; clients that ask seldom lose a kept connection, which they may not be using just then."""
+_PARTING_POLL_S = 0.05
 
 _LINES = 20
 _VERSION = re.compile(r"^nginx version: [a-z]+/([0-9.]+)", re.MULTILINE | re.IGNORECASE)
@@ -204,6 +208,10 @@ class Nginx:
         for path in (self.links, self.gates, self._directory, self.frontends.directory, self.endpoints.directory):
             make_directory(path, 0o700)
 
+    def _prepare_anew(self) -> None:
+        self.prepare()
+        (self.gates / LAST_ANSWERS).unlink(missing_ok=True)  # An earlier daemon may have ended just then.
+
     def link(self, port: int, target: Path) -> None:
         """Leads the bridge `port` to a replica's socket, at once and for new connections only."""
         replace_link(self.links / f"{port}.sock", target)
@@ -255,7 +263,7 @@ class Nginx:
 
     async def start(self, services: Sequence[ServiceAddress]) -> None:
         """Starts nginx and returns when it serves. Raises NginxError."""
-        self.prepare()
+        self._prepare_anew()
         if self._program is None:
             self._program = await find_nginx(self._settings.command)
         busy = await asyncio.to_thread(busy_ports, self._addresses(services))
@@ -305,7 +313,7 @@ class Nginx:
 
         What it serves is not known before it has been asked: `in_force` does.
         """
-        self.prepare()
+        self._prepare_anew()
         self._program = await find_nginx(self._settings.command)
         process = Process.adopt(identity)
         if process is None:
@@ -383,16 +391,27 @@ class Nginx:
         self._served_by = dict.fromkeys(session_members(process.identity), said.number) | self._served_by
         if before is not None:  # For the next daemon, if this one ends before nginx has taken or refused it.
             replace_file(self._before_path, before)
-        put_in_place(fresh, self._config_path)
-        process.send(signal.SIGHUP)
-        self.reloads += 1
         try:
+            await self._let_clients_go(services)
+            put_in_place(fresh, self._config_path)
+            process.send(signal.SIGHUP)
+            self.reloads += 1
             await self._until_in_force(config.number, process, said_before)
         except NginxError:
             if before is not None:
                 replace_file(self._config_path, before)
             raise
+        finally:
+            (self.gates / LAST_ANSWERS).unlink(missing_ok=True)
         return True
+
+    async def _let_clients_go(self, services: Sequence[ServiceAddress]) -> None:
+        """Has answers end their clients' connections, until none is left or for a second: a reload closes idle ones."""
+        (self.gates / LAST_ANSWERS).touch()
+        ports = {port for _, port in _addresses(services)}
+        deadline = awake.now() + _PARTING_S
+        while awake.now() < deadline and (await asyncio.to_thread(open_connections, ports)).total():
+            await asyncio.sleep(_PARTING_POLL_S)
 
     def _written(self, path: Path | None = None) -> str | None:
         try:

@@ -22,31 +22,6 @@ def with_toy(site: Path) -> Mapping[str, str]:
     return {"PYTHONPATH": os.pathsep.join([str(site), os.environ.get("PYTHONPATH", "")])}
 
 
-async def test_a_service_changes_its_kind_of_router(
-    make_gateway: MakeGateway, engine: StartEngine, tmp_path: Path
-) -> None:
-    """By a reload, as one router is replaced by another; a service with an SMG beside it is not concerned."""
-    gateway = make_gateway(services=("chat", "code"))
-    await gateway.start(env=dict(with_toy(tmp_path)))
-    await engine(gateway.socket("r1"))
-    await engine(gateway.socket("c1", "code"))
-    before = await gateway.until_states({"r1": "serving"})
-    await gateway.until_states({"c1": "serving"}, service="code")
-    gateway.settings["services"][0]["router"] = {"type": "toy"}
-    gateway.configure()
-    asking = asyncio.create_task(ask_on(gateway))
-    env = [f"PYTHONPATH={tmp_path}"]
-    assert (await gateway.cli("reload", before=["env", *env]))[:2] == (0, "changed: chat: router\n")
-    old_pid = service_of(before)["router"]["pid"]
-    after = await gateway.until(lambda status: service_of(status)["router"]["pid"] not in (None, old_pid))
-    assert Path(f"/proc/{service_of(after)['router']['pid']}/cmdline").read_bytes().count(b"balancer.py")
-    asking.cancel()
-    with suppress(asyncio.CancelledError):
-        await asking
-    assert await ask(gateway, "tiny", stream=True)
-    assert await ask(gateway, "tiny", stream=True, service="code")
-
-
 async def test_a_service_changes_its_kind_of_router_while_the_daemon_is_away(
     make_gateway: MakeGateway, engine: StartEngine, tmp_path: Path
 ) -> None:

@@ -129,6 +129,10 @@ class PlayedService:
     def note_memory(self, rss: int) -> None:
         """Of its router."""
 
+    @property
+    def kinds(self) -> list[str]:
+        return [self.settings.router.type]
+
     def addresses(self) -> tuple[str, str]:
         return "127.0.0.1:1", "127.0.0.1:2"
 
@@ -197,5 +201,5 @@ class Fleet:
         return cast("PlayedService", cast("Any", self.services.by_name()[name]))
 
 
-async def _nothing() -> None:
+async def _nothing(*_: object) -> None:
     return None

@@ -18,9 +18,10 @@ import gateway_sidecar
 from gateway_sidecar.check import _routers
 from gateway_sidecar.config import PortRange, Settings, advise, config_schema, load_usable, parse_config
 from gateway_sidecar.domain.findings import Level
-from gateway_sidecar.domain.routing import BridgeRules, RouterPaths
+from gateway_sidecar.domain.routing import BridgeRules, RouterHeaders, RouterPaths
 from gateway_sidecar.errors import ConfigError
 from gateway_sidecar.kinds import ROUTERS
+from gateway_sidecar.nginx.access_events import EventAddress
 from tests.smg import smg_address
 from tests.toy_router import install_toy
 from tests.unit.test_nginx_config import config as nginx_config
@@ -143,6 +144,25 @@ def test_bridges_know_routers_of_all_kinds() -> None:
         assert f'proxy_set_header {header} "";' in text
     [passes] = re.findall(r"\$gateway_passes_a \{(.*?)\}", text, re.DOTALL)
     assert passes.split() == ["default", "0;", '"~^(?:/v1/models)(?:\\?|\\z)"', "1;"]
+
+
+@pytest.mark.usefixtures("_toy")
+def test_an_address_before_two_kinds_lets_through_what_harms_neither() -> None:
+    """What one of them serves passes; what controls, or steers, one of them does not; each knows whose a request is."""
+    kinds = [ROUTERS["smg"], ROUTERS["toy"]]
+    paths = RouterPaths.of_all(kind.paths for kind in kinds)
+    assert set(paths.inference) == {path for kind in kinds for path in kind.paths.inference}
+    assert set(paths.control) == {path for kind in kinds for path in kind.paths.control}
+    other = RouterHeaders(
+        "X-B", tenant="X-Who", passed=("X-Smg-Target-Worker",), steering={"x-smg-routing-key": "x"}, worker="X-W"
+    )
+    address = smg_address("a", "127.0.0.1:1", "127.0.0.1:2", "127.0.0.1:3")
+    both = replace(address, paths=paths, headers=(*address.headers, other))
+    assert both.tenant_headers == ["X-Smg-Tenant-Id", "X-Who"]
+    assert not {"X-Smg-Target-Worker", "X-Smg-Routing-Key"} & set(both.passed_headers)
+    assert "$upstream_http_x_smg_routed_worker_id$upstream_http_x_w" in nginx_config(
+        services=[both], events=EventAddress(1, "ab")
+    )
 
 
 def test_a_package_that_is_broken_does_not_keep_a_daemon_running(

@@ -256,7 +256,7 @@ class PlayedProcess:
         self.renewed = 0
         self.log = self
         self.is_nginx = False
-        self.kind, self.setup = "smg", SMG
+        self.kind, self.next_kind, self.setup, self.cannot_start = "smg", "smg", SMG, False
         self._lost = asyncio.Event()
 
     @property
@@ -477,7 +477,7 @@ class World:
         self.routers.append(made)
         return cast("RouterProcess", cast("Any", made))
 
-    async def _move_address(self) -> None:
+    async def _move_address(self, service: str) -> None:
         self.moved += 1
 
     def _read_notes(self, path: Path, owner: int) -> Overrides:

@@ -97,6 +97,11 @@ class NginxSupervisor:
             found["nginx"] = self.reason
         return found
 
+    def knows_routers(self, service: str) -> bool:
+        """Whether it leads to a service's routers as they are now; true of one that is down, which is started so."""
+        wanted, now = (_routers_of(service, it) for it in (self._addresses(), self.applied or ()))
+        return not self.up or wanted == now
+
     def touch(self) -> None:
         """The addresses may have changed."""
         self._touched.set()
@@ -333,6 +338,10 @@ def servable(
     }
     served = [routed.get(it.service, it) for it in wanted if it.service not in refused or it.service in routed]
     return served, refused
+
+
+def _routers_of(service: str, addresses: Sequence[ServiceAddress]) -> list[object]:
+    return [(it.router, it.successor, it.paths, it.headers) for it in addresses if it.service == service]
 
 
 def _same_frontend(one: ServiceAddress, other: ServiceAddress | None) -> bool:

@@ -32,7 +32,7 @@ from gateway_sidecar.control.process.written_down import WrittenDown, api_replic
 from gateway_sidecar.control.routers.retired import RetiredRouters
 from gateway_sidecar.control.service import Service
 from gateway_sidecar.domain.leases import PortLeases
-from gateway_sidecar.errors import NginxError, ProcessError
+from gateway_sidecar.errors import NginxError, ProcessError, RouterUnavailable
 from gateway_sidecar.nginx.access_events import EventAddress
 from gateway_sidecar.supervision.loops import Tasks
 from gateway_sidecar.supervision.notify import SystemdNotifier
@@ -304,8 +304,10 @@ class Daemon:
     def _have_looked(self) -> bool:
         return self._services.have_looked
 
-    async def _move_address(self) -> None:
+    async def _move_address(self, service: str) -> None:
         await self.nginx_supervisor.apply()
+        if not self.nginx_supervisor.knows_routers(service):
+            raise RouterUnavailable(f"nginx does not know of it: {self.nginx_supervisor.reason}")
 
     async def _write_down(self) -> None:
         await self._written.write_soon()

@@ -16,6 +16,7 @@ from gateway_sidecar.control.routers.retired import RetiredRouters
 from gateway_sidecar.control.routers.router import Router
 from gateway_sidecar.control.service import Service
 from gateway_sidecar.domain.leases import PortLeases
+from gateway_sidecar.domain.routing import RouterPaths
 from gateway_sidecar.domain.tunnels import Tunnel
 from gateway_sidecar.errors import RouterUnavailable
 from gateway_sidecar.kinds import ROUTERS
@@ -30,12 +31,12 @@ class ServiceHost:
     """What a service needs of the daemon it runs in.
 
     touch: called when there is something new to write down.
-    move_address: makes nginx serve the service's address as it is now.
+    move_address: makes nginx serve a service's address for its routers as they are now. Raises RouterUnavailable.
     write_down: writes down at once what runs, if it can soon.
     """
 
     touch: Callable[[], None]
-    move_address: Callable[[], Awaitable[None]]
+    move_address: Callable[[str], Awaitable[None]]
     write_down: Callable[[], Awaitable[None]]
 
 
@@ -97,18 +98,7 @@ class Services:
 
     def addresses(self) -> list[ServiceAddress]:
         """What nginx is to serve."""
-        return [
-            ServiceAddress(
-                name,
-                str(service.settings.listen),
-                *service.slots.addresses(),
-                ROUTERS[service.settings.router.type].paths_of(service.settings),
-                ROUTERS[service.settings.router.type].headers,
-                service.settings.frontend,
-                hold_s=max(service.settings.hold.timeout_s, service.settings.hold.asleep_s),
-            )
-            for name, service in self._services.items()
-        ]
+        return [_address_of(service) for service in self._services.values()]
 
     def hosts(self) -> dict[str, str]:
         """Where the daemon itself has to get to: name or address -> what is there."""
@@ -172,3 +162,16 @@ class Services:
             await router.close_client()
             router.close_log()
         self._metrics.forget_service(name)
+
+
+def _address_of(service: Service) -> ServiceAddress:
+    kinds, settings = [ROUTERS[kind] for kind in service.slots.kinds], service.settings
+    return ServiceAddress(
+        service.name,
+        str(settings.listen),
+        *service.slots.addresses(),
+        RouterPaths.of_all(kind.paths_of(settings) for kind in kinds),
+        tuple(kind.headers for kind in kinds),
+        settings.frontend,
+        hold_s=max(settings.hold.timeout_s, settings.hold.asleep_s),
+    )

@@ -87,7 +87,6 @@ class RouterProcess(Router):
         self, settings: ServiceSettings, slot: str, setup: RouterSetup, log: ChildLog, host: RouterHost
     ) -> None:
         super().__init__(settings, slot, setup, host.on_change)
-        self._next_kind = self.kind
         self._next_setup = setup
         self.log = log
         self._private_ports = host.private_ports
@@ -100,6 +99,10 @@ class RouterProcess(Router):
         self._prospect: SavedRouter | None = None
         self._failures = 0
         self._unresponsive = asyncio.Event()
+
+    @property
+    def cannot_start(self) -> bool:
+        return self.state is RouterState.BACKING_OFF and self.process is None
 
     @property
     def is_adopted(self) -> bool:
@@ -153,7 +156,7 @@ class RouterProcess(Router):
 
     async def renew_client(self, setup: RouterRules) -> None:
         """Talks to the router as `setup` has it, from now on; to one of another kind as before."""
-        if self.kind != self._next_kind:
+        if self.kind != self.next_kind:
             return
         self._next_setup = cast("RouterSetup", setup)
         self.setup = self._next_setup
@@ -197,7 +200,7 @@ class RouterProcess(Router):
         began = awake.monotonic()
         self._unresponsive.clear()
         self._set(RouterState.STARTING)
-        self.kind, self.setup = self._next_kind, self._next_setup
+        self.kind, self.setup = self.next_kind, self._next_setup
         key = secrets.token_urlsafe(32)
         await self._until_its_ports_are_free()
         try:

@@ -44,12 +44,12 @@ class SlotPlaces:
 
     private_ports: where their ports come from.
     point: leads the service address to a slot.
-    move_address: makes the service address lead to the slots' ports, should those have changed.
+    move_address: makes nginx serve a service's address for its routers as they are now. Raises RouterUnavailable.
     """
 
     private_ports: PrivatePorts
     point: Callable[[str, str], None]
-    move_address: Callable[[], Awaitable[None]]
+    move_address: Callable[[str], Awaitable[None]]
 
 
 class RouterSlots:
@@ -116,6 +116,16 @@ class RouterSlots:
     def saved(self) -> list[SavedRouter]:
         """What to write down of them for the next daemon."""
         return [saved for unit in self.units if (saved := unit.router.saved()) is not None]
+
+    @property
+    def kinds(self) -> list[str]:
+        """The kinds of router that requests may reach now.
+
+        A successor counts once it runs: one that never does changes nothing. What an adopted router's place will be
+        taken by, should it end, counts from the beginning.
+        """
+        reached = [unit.router for unit in self.units if unit is self.active or unit.retiring or unit.router.epoch]
+        return sorted({kind for router in reached for kind in (router.kind, router.next_kind)})
 
     def note_caught_up(self) -> None:
         """The router in service is up, and has everybody whom it should have."""
@@ -195,7 +205,8 @@ class RouterSlots:
             new.start()
             try:
                 await self._until_equal(new)
-                await self._move_address()  # Changes nothing, unless the successor had to take another port.
+                # Changes nothing, unless the successor is of another kind, or had to take another port.
+                await self._move_address(self.service)
                 self._point(self.service, new.router.slot)
             except BaseException as error:
                 await new.halt()
@@ -277,11 +288,11 @@ class RouterSlots:
     async def _until_equal(self, new: RouterUnit) -> None:
         """Returns when the new router has every worker that the old one has, as the loop compares them.
 
-        Raises TimeoutError, and RouterUnavailable as soon as it refuses its arguments.
+        Raises TimeoutError, and RouterUnavailable as soon as it refuses its arguments, or cannot be started at all.
         """
         async with within(self.settings.router.start_timeout_s + MOST_PATIENCE_S):
             while not self._is_equal:
-                if new.router.state is RouterState.REFUSED:
+                if new.router.state is RouterState.REFUSED or new.router.cannot_start:
                     raise RouterUnavailable(new.router.reason)
                 await asyncio.sleep(_POLL_S)
 

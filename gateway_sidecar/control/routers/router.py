@@ -32,7 +32,8 @@ class RouterState(StrEnum):
 class Router(ABC):
     """What every router has. What is said here holds of one that is no process.
 
-    `kind` and `setup` are those of the router that runs: an adopted one may be of another kind than its successors.
+    `kind` and `setup` are those of the router that runs: an adopted one may be of another kind than `next_kind`, which
+    is started should it end.
 
     epoch: counts processes, so that what one of them said is never taken for what its successor knows.
     """
@@ -47,7 +48,7 @@ class Router(ABC):
     def __init__(self, settings: ServiceSettings, slot: str, setup: RouterRules, on_change: Callable[[], None]) -> None:
         self.service = settings.name
         self.slot = slot
-        self.kind = settings.router.type
+        self.kind = self.next_kind = settings.router.type
         self.setup = setup
         self.state = RouterState.STOPPED
         self.epoch = 0
@@ -62,6 +63,11 @@ class Router(ABC):
     def up(self) -> bool:
         """Whether its API answers."""
         return self.state is RouterState.UP
+
+    @property
+    def cannot_start(self) -> bool:
+        """Whether its program could not even be run, so far."""
+        return False
 
     @property
     def is_adopted(self) -> bool:
