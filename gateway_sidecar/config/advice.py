@@ -39,7 +39,7 @@ def advise(settings: Settings, ephemeral: PortRange | None) -> list[str]:
     for name, host, cure in (
         ("host", settings.bridges.host, "127.0.0.1"), ("grpc_host", settings.bridges.grpc_host, "127.0.0.2"),
     ):  # fmt: skip
-        if not ipaddress.ip_address(host).is_loopback:
+        if not ipaddress.ip_address(host).is_loopback and (settings.bridges.key_file is None or name == "grpc_host"):
             warnings.append(
                 f"bridges.{name}: the bridges are for the router on this machine alone, and {host} is open to others;"
                 f" use {cure}"
@@ -49,6 +49,11 @@ def advise(settings: Settings, ephemeral: PortRange | None) -> list[str]:
             warnings.append(
                 f"services[{index}].health: timeout_s {service.health.timeout_s:g} is longer than interval_s "
                 f"{service.health.interval_s:g}, so health questions come late; make it shorter"
+            )
+        if service.endpoints and settings.bridges.key_file is None:
+            warnings.append(
+                f"services[{index}].endpoints: the bridges answer 403 to routers that the daemon does not run; set"
+                " bridges.key_file"
             )
         where, known = f"services[{index}].frontend", ROUTERS[service.router.type].paths_of(service)
         warnings += _frontend_advice(where, service.frontend, known)

@@ -22,6 +22,7 @@ from gateway_sidecar.config.values import (
     parse_bridge_host,
     parse_directory,
     parse_endpoint,
+    parse_file,
     parse_name,
     parse_ports,
     show,
@@ -70,6 +71,7 @@ def cross_problems(tree: Tree) -> Iterator[Problem]:
     yield from _replicas(said)
     yield from _not_for_clients(said)
     yield from _directories(said)
+    yield from _same_files(said)
     yield from scaling_problems(tree)
 
 
@@ -308,6 +310,17 @@ def _directories(said: _Reading) -> Iterator[Problem]:
                 here, there = _blame(state, run)
                 text = f"{here.value} is {there} too; use two directories, as run_dir is emptied at boot"
                 yield _at_line(here, text)
+
+
+def _same_files(said: _Reading) -> Iterator[Problem]:
+    """Two services, or two formats, in one file."""
+    files: list[_Said[str]] = []
+    for index, service in enumerate(said.services):
+        listed = _at(service, ("endpoints",))
+        for number in range(len(listed) if isinstance(listed, list) else 0):
+            files += said.of_top(("services", index, "endpoints", number, "path"), parse_file, None)
+    for here, there in _first_pairs(files, lambda one, other: one == other):
+        yield _at_line(here, f"{here.value} is {there} too; give each its own file")
 
 
 def _first_pairs(all_said: list[_Said[T]], same: Callable[[T, T], bool]) -> Iterator[tuple[_Said[T], _Said[T]]]:

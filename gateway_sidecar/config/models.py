@@ -21,6 +21,7 @@ from pydantic import (
 )
 
 from gateway_sidecar.config.access import AccessPart
+from gateway_sidecar.config.endpoints import EndpointsSettings
 from gateway_sidecar.config.frontend import FrontendSettings, PrefixValue, ServerNameValue
 from gateway_sidecar.config.part import Part
 from gateway_sidecar.config.part import number as _number
@@ -173,6 +174,13 @@ class BridgeSettings(Part):
         " ask by themselves."
         " Whatever is named here, engines' control routes too, can be reached by those who can make the router ask.",
         examples=[["/v1/score"]],
+    )
+    key_file: FileValue | None = Field(
+        default=None,
+        description="A file with a key, 20 to 200 letters, digits, `-` and `_`, by which routers that somebody else"
+        " runs show themselves: `Authorization: Bearer KEY`. Without it the bridges serve our routers only."
+        " Read at the start of the daemon.",
+        examples=["/etc/gateway-sidecar/bridges.key"],
     )
     ports: PortsValue = Field(
         default=PortRange(24001, 24999),
@@ -362,6 +370,10 @@ class ServiceSettings(Part):
     drain: DrainSettings = DrainSettings()
     hold: HoldSettings = HoldSettings()
     frontend: FrontendSettings = FrontendSettings()
+    endpoints: Annotated[tuple[EndpointsSettings, ...], Field(strict=False)] = Field(
+        default=(),
+        description="Files that tell routers which somebody else runs of the serving replicas.",
+    )
     scaling: ScalingSettings | None = Field(default=None, description="How many replicas there should be.")
 
     def access(self) -> Access:

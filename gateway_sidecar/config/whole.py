@@ -1,6 +1,7 @@
 """Every name of the package, for `__init__`: `as` says that it is for others."""
 
 from gateway_sidecar.config.advice import advise as advise
+from gateway_sidecar.config.endpoints import EndpointsSettings as EndpointsSettings
 from gateway_sidecar.config.frontend import AuthSettings as AuthSettings
 from gateway_sidecar.config.frontend import CorsSettings as CorsSettings
 from gateway_sidecar.config.frontend import FrontendSettings as FrontendSettings

@@ -17,6 +17,7 @@ from gateway_sidecar.control.ports import ServiceAdapters
 from gateway_sidecar.control.replicas.bridging import Bridging, Edge
 from gateway_sidecar.control.replicas.controller import Controller, Rooms
 from gateway_sidecar.control.replicas.drain import Drains
+from gateway_sidecar.control.replicas.endpoint_files import EndpointFiles
 from gateway_sidecar.control.replicas.lifecycle import Lifecycle
 from gateway_sidecar.control.replicas.liveness import LivenessConnections
 from gateway_sidecar.control.replicas.notes import NotesReader
@@ -75,9 +76,10 @@ class Service:
         reporting = Reporting(name, metrics, tenures, self.slots)
         self._lifecycle = Lifecycle(tenures, queue, self.prober, reporting, self.slots)
         self.restoring = Restoring(settings, tenures, self._lifecycle, self.bridges)
+        self.endpoints = EndpointFiles(settings, tenures, queue, metrics)
         rooms = Rooms(
             queue, tenures, self.slots, self.reflector, self._notes, self._lifecycle, self.prober, self.liveness,
-            self.bridges, self.drains, self.roles, reporting, self.hold_policy,
+            self.bridges, self.drains, self.roles, self.endpoints, reporting, self.hold_policy,
         )  # fmt: skip
         self.controller = Controller(rooms, metrics, rescan_interval_s=rescan_interval_s, touch=outside.touch)
 
@@ -87,7 +89,10 @@ class Service:
         self.bridges.listen()
         self._notes.look_soon()
         refused = RefusedSockets(self._tenures, self.prober)
-        loops = (self.controller.run, self.reflector.look, self.reflector.follow_hints, self._notes.run, refused.touch)
+        loops = (
+            self.controller.run, self.reflector.look, self.reflector.follow_hints, self._notes.run, refused.touch,
+            self.endpoints.run,
+        )  # fmt: skip
         try:
             async with asyncio.TaskGroup() as group:
                 for loop in loops:
@@ -109,6 +114,7 @@ class Service:
         self.liveness.reconfigure(settings)
         self.hold.reconfigure(settings.hold)
         self.drains.reconfigure(settings.drain)
+        self.endpoints.reconfigure(settings)
         self.controller.reconsider()
 
     def note_answer(self, url: str) -> None:

@@ -75,7 +75,8 @@ class BridgeRules:
     """What the bridges of HTTP engines pass, whatever kinds of routers ask.
 
     inference, asked: the paths of `RouterPaths`; prefixes: `bridges.paths`. key_headers: where a router may show that a
-    request comes through it. worker_headers: what a router, and no engine, says in answers.
+    request comes through it. worker_headers: what a router, and no engine, says in answers. shared_key: what routers
+    show that somebody else runs.
     """
 
     inference: tuple[str, ...]
@@ -83,9 +84,15 @@ class BridgeRules:
     prefixes: tuple[str, ...]
     key_headers: tuple[str, ...]
     worker_headers: tuple[str, ...] = ()
+    shared_key: str | None = field(default=None, repr=False)
 
     @classmethod
-    def of(cls, kinds: Iterable[tuple[RouterPaths, RouterHeaders]], prefixes: tuple[str, ...]) -> BridgeRules:
+    def of(
+        cls,
+        kinds: Iterable[tuple[RouterPaths, RouterHeaders]],
+        prefixes: tuple[str, ...],
+        shared_key: str | None = None,
+    ) -> BridgeRules:
         """The rules for all of these kinds together."""
         known = list(kinds)
         return cls(
@@ -94,4 +101,5 @@ class BridgeRules:
             prefixes,
             tuple(sorted({headers.bridge_key for _, headers in known if headers.bridge_key})),
             tuple(sorted({headers.worker for _, headers in known if headers.worker})),
+            shared_key,
         )

@@ -135,6 +135,7 @@ class Metrics:
         self.peer_addresses = gauge(
             "peer_addresses", "Addresses that replicas are advertised under, by state.", "state"
         )
+        self.endpoints_up = gauge("endpoints_up", "1 while the service's files of endpoints can be written.", "service")
         self.record_up = gauge("record_up", "1 while the records for the next daemon can be written.", "directory")
         self.loop_lag = Histogram(
             prefix + "loop_lag_seconds",

@@ -102,6 +102,7 @@ class PlayedService:
         self.slots = self.reflector = self.prober = self.restoring = self.bridges = self.hold = self
         self.tunnels = self
         self.waiting, self.missing = 0, None
+        self.endpoints = SimpleNamespace(withdraw=_nothing)
         self.drains = SimpleNamespace(places_to_count=set, connections_counted=lambda *_: None)
 
     async def run(self) -> None:

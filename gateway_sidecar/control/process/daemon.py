@@ -243,6 +243,7 @@ class Daemon:
         self._logger.info("daemon.stopped", left_running=not self._stop_all)
 
     async def _take_all_down(self, routers: Sequence[Ending]) -> None:
+        await asyncio.gather(*(service.endpoints.withdraw() for service in self.services.values()))
         cut = await take_down(self.shared.nginx, routers, timeout_s=self._stop_timeout_s, at_once=self._at_once)
         if cut:
             self._logger.warning("daemon.cut_off", connections=cut, after_s=self._stop_timeout_s)

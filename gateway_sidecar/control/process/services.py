@@ -155,6 +155,7 @@ class Services:
         for router in service.routers:
             if router.process is not None:
                 self._departing.end(name, router.process)
+        await service.endpoints.withdraw()
         service.abandon()
         for router in service.routers:
             if router.is_nginx:

@@ -15,6 +15,7 @@ from typing import Protocol
 
 from gateway_sidecar.control.replicas.bridging import Bridging
 from gateway_sidecar.control.replicas.drain import Drains
+from gateway_sidecar.control.replicas.endpoint_files import EndpointFiles
 from gateway_sidecar.control.replicas.lifecycle import Lifecycle
 from gateway_sidecar.control.replicas.liveness import LivenessConnections
 from gateway_sidecar.control.replicas.notes import NotesReader
@@ -77,6 +78,7 @@ class Rooms:
     bridges: Bridging
     drains: Drains
     roles: Pairing
+    endpoints: EndpointFiles
     reporting: Reporting
     gate: Gate
 
@@ -256,7 +258,9 @@ class Controller:
         seen = {url: self._slots.views(url) for url in _workers(tenure)}
         workers = [worker for by_unit in seen.values() for worker in by_unit.values()]
         is_out = all(w.listed and w.worker is None and not w.busy for w in workers)
-        rooms.drains.note_out(tenure, is_out)
+        rooms.endpoints.note(tenure)
+        told_in_s = rooms.endpoints.out_in_s(tenure)
+        rooms.drains.note_out(tenure, is_out and told_in_s == 0)
         match plan_occupant(tenure.view(), workers, given_up=rooms.drains.has_given_up(tenure)):
             case Bridge():
                 rooms.bridges.open(tenure)
@@ -272,7 +276,7 @@ class Controller:
         rooms.reporting.update(tenure)
         if self._tenures.superseded:
             rooms.lifecycle.end_superseded(rooms.reflector.listing)
-        return soonest(rooms.bridges.retry_s(tenure), tried_in_s, drained_in_s)
+        return soonest(rooms.bridges.retry_s(tenure), tried_in_s, drained_in_s, told_in_s or None)
 
     def _follow(self, tenure: Tenure) -> None:
         """Somebody else may answer behind its socket, or it may have to be known by another address."""
@@ -308,6 +312,7 @@ class Controller:
         urls, its_own = _workers(tenure), self._tenures.remove(tenure)
         late_until = max((unit.book.late_until(url) for unit in self._slots.units for url in urls), default=0.0)
         self._rooms.bridges.give_back(tenure, late_until)
+        self._rooms.endpoints.forget(tenure)
         for unit in self._slots.units:
             for url in its_own:
                 unit.book.forget(url)

@@ -1,0 +1,66 @@
+"""`services[].endpoints`: files that tell routers which somebody else runs of a service's replicas."""
+
+from __future__ import annotations
+
+import ipaddress
+import re
+from typing import Annotated, Literal, Self
+
+from pydantic import AfterValidator, Field, PlainValidator, WithJsonSchema, model_validator
+
+from gateway_sidecar.config.part import Part
+from gateway_sidecar.config.part import number as _number
+from gateway_sidecar.config.values import parse_bridge_host, parse_file, show
+
+_MODE = r"^0[0-7]{3}$"
+
+
+def _mode(value: str) -> str:
+    if not re.fullmatch(_MODE, value) or int(value, 8) & 0o022:
+        raise ValueError(
+            f"{show(value)} is not a mode that keeps others from writing; use one such as '0644' or '0640'"
+        )
+    return value
+
+
+class EndpointsSettings(Part):
+    """One file of the service's replicas over HTTP, for a router that the daemon does not run."""
+
+    path: Annotated[str, PlainValidator(parse_file), WithJsonSchema({"type": "string", "pattern": "^/"})] = Field(
+        description="The file. It is replaced as a whole, when something changes. Its directory must exist, and nobody"
+        " but the daemon's user may write there.",
+        examples=["/var/lib/gateway-sidecar-endpoints/chat.json"],
+    )
+    format: Literal["json", "llm-d", "production-stack", "envoy"] = Field(
+        default="json",
+        description="Who reads it: llm-d's endpoint picker (`file-discovery`), vLLM production-stack"
+        " (`--dynamic-config-json`), Envoy (EDS by `path_config_source`), or anybody (`json`).",
+    )
+    host: Annotated[str, PlainValidator(parse_bridge_host), WithJsonSchema({"type": "string"})] | None = Field(
+        default=None,
+        description="The IP address by which the router reaches this machine's bridges; otherwise `bridges.host`, or"
+        " the address that a replica is advertised under.",
+        examples=["10.0.0.5"],
+    )
+    settle_s: float = _number(
+        15.0,
+        0,
+        600,
+        "The router has read a changed file after this time. A replica that is out of the file is counted as out of"
+        " rotation only then. Envoy and llm-d need a second; production-stack looks every 10 s.",
+    )
+    mode: Annotated[str, AfterValidator(_mode), WithJsonSchema({"type": "string", "pattern": _MODE})] = Field(
+        default="0644", description="The file's mode; its owner is the daemon's user."
+    )
+    group: str | None = Field(default=None, description="The file's group; the daemon's user must be a member.")
+    fields: dict[str, str] = Field(
+        default={},
+        description="Further fields at the document's top, or other values for some.",
+        examples=[{"routing_logic": "session", "session_key": "x-user-id"}],
+    )
+
+    @model_validator(mode="after")
+    def _address_of_llm_d(self) -> Self:
+        if self.format == "llm-d" and self.host is not None and ipaddress.ip_address(self.host).version != 4:
+            raise ValueError(f"llm-d knows IPv4 addresses only, and host is {self.host}; use an IPv4 address")
+        return self
