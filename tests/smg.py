@@ -2,6 +2,11 @@
 
 from __future__ import annotations
 
+import os
+from pathlib import Path
+
+import pytest
+
 from gateway_sidecar.config import FrontendSettings, ServiceSettings
 from gateway_sidecar.domain.routing import BridgeRules
 from gateway_sidecar.nginx.config import ServiceAddress
@@ -9,6 +14,11 @@ from gateway_sidecar.routers.smg.paths import HEADERS, PATHS
 from gateway_sidecar.routers.smg.settings import SmgSettings
 from gateway_sidecar.routers.smg.setup import SmgSetup
 
+NEWEST = Path(os.environ.get("SMG_NEWEST", Path(__file__).parents[1] / ".venv-smg-newest" / "bin" / "smg"))
+"""The newest build on PyPI, `tokenspeed-smg`: the same module, so in an environment of its own."""
+WITHOUT_NEWEST = pytest.mark.skipif(
+    not NEWEST.exists(), reason="the newest SMG is not installed; `make test` installs it into .venv-smg-newest"
+)
 KEY_HEADER = HEADERS.bridge_key
 RULES = BridgeRules.of([(PATHS, HEADERS)], ())
 SMG = SmgSetup(SmgSettings(), {}, "")

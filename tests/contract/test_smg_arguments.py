@@ -12,18 +12,21 @@ from gateway_sidecar.errors import ProcessError
 from gateway_sidecar.routers.smg.check import check_arguments
 from gateway_sidecar.routers.smg.launch import find_smg
 from gateway_sidecar.routers.smg.settings import SmgSettings
+from tests.smg import NEWEST, WITHOUT_NEWEST
 
 
-def settings(*args: str, command: str = "smg") -> SmgSettings:
+def settings(*args: str, command: str) -> SmgSettings:
     return SmgSettings(command=command, args=args)
 
 
-@pytest.fixture(autouse=True)
-def _with_smg() -> None:
+@pytest.fixture(params=["smg", pytest.param(str(NEWEST), marks=WITHOUT_NEWEST, id="newest")])
+def smg(request: pytest.FixtureRequest) -> str:
+    """The installed SMG, and the newest build on PyPI."""
     try:
-        find_smg("smg")
+        find_smg(request.param)
     except ProcessError:
         pytest.skip("smg is not installed")
+    return str(request.param)
 
 
 @pytest.mark.parametrize(
@@ -35,17 +38,19 @@ def _with_smg() -> None:
         (("--max-tree-size",), "expected one argument"),
     ],
 )
-async def test_arguments_that_smg_would_refuse_fail(args: tuple[str, ...], reason: str) -> None:
+async def test_arguments_that_smg_would_refuse_fail(smg: str, args: tuple[str, ...], reason: str) -> None:
     """What would end a router at its start is told before one is started, in SMG's words."""
-    [finding] = await check_arguments("chat", settings(*args))
+    [finding] = await check_arguments("chat", settings(*args, command=smg))
     assert finding.level is Level.FAIL
     assert finding.text.startswith("chat: router.args: smg: error: ")
     assert reason in finding.text
 
 
-async def test_arguments_that_smg_takes_are_fine() -> None:
+async def test_arguments_that_smg_takes_are_fine(smg: str) -> None:
     """The daemon's own ones among them."""
-    assert [it.level for it in await check_arguments("chat", settings("--max-tree-size", "1000"))] == [Level.OK]
+    assert [it.level for it in await check_arguments("chat", settings("--max-tree-size", "1000", command=smg))] == [
+        Level.OK
+    ]
 
 
 async def test_an_smg_without_that_parser_is_warned_of(tmp_path: Path) -> None:

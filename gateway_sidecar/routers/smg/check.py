@@ -2,13 +2,20 @@
 
 from __future__ import annotations
 
+import re
 from collections.abc import Mapping
+from pathlib import Path
 
 from gateway_sidecar.domain.findings import Finding, Level
 from gateway_sidecar.errors import ProcessError
 from gateway_sidecar.routers.base import RouterPorts
 from gateway_sidecar.routers.smg.launch import find_smg, launch_command, objection_to, python_of, version_of
 from gateway_sidecar.routers.smg.settings import SmgSettings
+
+OLDEST, NEWEST = (1, 13), (1, 13)
+"""The versions that are tested: 1.13.0, and its later builds on PyPI (`tokenspeed-smg`)."""
+_SHOWN = "smg 1.13"
+_VERSION = re.compile(r"\b([0-9]{1,4})\.([0-9]{1,4})\b")
 
 
 async def check(services: Mapping[str, SmgSettings]) -> list[Finding]:
@@ -24,13 +31,28 @@ async def check(services: Mapping[str, SmgSettings]) -> list[Finding]:
 async def _program(command: str) -> list[Finding]:
     try:
         program = find_smg(command)
-        findings = [Finding(Level.OK, f"router {program}: {await version_of(program)}")]
+        findings = [about_version(program, await version_of(program))]
     except ProcessError as error:
         return [Finding(Level.FAIL, str(error))]
     if python_of(program) is None:
         text = f"router.command: {program} is not a Python script, so its control-plane key will show in `ps`"
         findings.append(Finding(Level.WARN, f"{text}; name the `smg` script itself"))
     return findings
+
+
+def about_version(program: Path, said: str) -> Finding:
+    """Whether this SMG is one that the daemon knows: `smg 1.13.0`, or a later build, `smg 1.13.0+post20261027`."""
+    found, text = _VERSION.search(said), f"router {program}: {said}"
+    if found is None:
+        return Finding(Level.WARN, f"{text} is no version of SMG; is this the right program?")
+    version = (int(found[1]), int(found[2]))
+    if version < OLDEST:
+        return Finding(Level.FAIL, f"{text} is too old; install {_SHOWN} or a later build of it")
+    if version[0] > NEWEST[0]:
+        return Finding(Level.FAIL, f"{text} is too new: its worker API may differ; install {_SHOWN}")
+    if version > NEWEST:
+        return Finding(Level.WARN, f"{text} is newer than what was tested, {_SHOWN}; try it beside the old one first")
+    return Finding(Level.OK, text)
 
 
 async def check_arguments(service: str, settings: SmgSettings) -> list[Finding]:

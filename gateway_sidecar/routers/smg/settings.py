@@ -26,7 +26,18 @@ _WORKERS = "the daemon registers the workers; replicas come from `replicas.socke
 _FOREIGN = "it brings workers that the daemon does not know and would remove"
 _PD = "prefill, decode and encode workers are told apart by their own answers, and mixed in one router"
 _TLS = "the service address reaches the router over loopback in the clear; put TLS in front of `listen`"
+_MESH = "it brings other gateways' workers, whose loopback addresses mean other engines here"
 _RECOVERY = "the daemon decides by evidence when a worker goes; see `health` and `refused`"
+
+FAMILIES: dict[str, str] = {
+    "--admin-": "the daemon controls the router at its private address",
+    "--consul-": _FOREIGN,
+    "--discovery-": _FOREIGN,
+    "--mesh-": _MESH,
+    "--service-discovery": _FOREIGN,
+    "--slurm-": _FOREIGN,
+}
+"""All options that begin like this, also those that a later SMG may have, and why they are the daemon's own."""
 
 RESERVED: dict[str, str] = {
     "--host": _ADDRESS,
@@ -46,12 +57,21 @@ RESERVED: dict[str, str] = {
     "--decode": _WORKERS,
     "--pd-disaggregation": _PD,
     "--epd-disaggregation": _PD,
-    "--service-discovery": _FOREIGN,
-    "--discovery-provider": _FOREIGN,
-    "--enable-mesh": "it brings other gateways' workers, whose loopback addresses mean other engines here",
+    "--selector": _FOREIGN,
+    "--encode-selector": _FOREIGN,
+    "--prefill-selector": _FOREIGN,
+    "--decode-selector": _FOREIGN,
+    "--router-selector": _MESH,
+    "--enable-mesh": _MESH,
+    "--health-check-port": "two routers run side by side while one is replaced, and one of them could not listen there",
+    "--max-connections": "the daemon asks at the same address, and takes a router that is full for one that hangs;"
+    " use `frontend.limits`",
+    "--drain-settle-secs": "use `drain.settle_s`",
     "--disable-circuit-breaker": "the daemon always sets it, and decides by evidence when a worker goes",
     "--remove-unhealthy-workers": _RECOVERY,
+    "--no-remove-unhealthy-workers": _RECOVERY,
     "--worker-auto-recovery": _RECOVERY,
+    "--no-worker-auto-recovery": _RECOVERY,
     "--tls-cert-path": _TLS,
     "--tls-key-path": _TLS,
     "--": "it would end the options, and the daemon's own come after",
@@ -66,10 +86,12 @@ def check_argument(argument: str) -> str:
     SMG takes any unambiguous beginning for the whole option, so beginnings are refused too.
     """
     name = argument.partition("=")[0]
-    whole = name if name in RESERVED else _whole_option(name)
+    family = next((family for family in FAMILIES if name.startswith(family)), None)
+    whole = name if family or name in RESERVED else _whole_option(name)
     if whole is not None:
         short = "" if name == whole else f" (short for {whole})"
-        raise ValueError(f"{name!r}{short} is the daemon's own; leave it out: {RESERVED[whole]}")
+        why = FAMILIES[family] if family else RESERVED[whole]
+        raise ValueError(f"{name!r}{short} is the daemon's own; leave it out: {why}")
     if "\0" in argument:
         raise ValueError(f"{argument!r} holds a NUL character; leave it out")
     return argument
