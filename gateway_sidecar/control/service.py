@@ -58,11 +58,8 @@ class Service:
             make, timeout_s = partial(outside.make_router, settings, slot), settings.router.api_timeout_s
             return RouterUnit(make, queue, metrics, rescan_interval_s=rescan_interval_s, api_timeout_s=timeout_s)
 
-        self.settings = settings
-        self.name = name
-        self._metrics = metrics
-        self._tenures = tenures
-        self._queue = queue
+        self.settings, self.name = settings, name
+        self._metrics, self._tenures, self._queue = metrics, tenures, queue
         self.slots = RouterSlots(settings, make_unit, places, queue, Tasks(name, metrics))
         self.reflector = Reflector(name, outside.source, metrics, queue, rescan_interval_s=rescan_interval_s)
         self._notes = NotesReader(name, tenures, queue, self.reflector, outside.read_overrides)
@@ -89,13 +86,10 @@ class Service:
         self.bridges.listen()
         self._notes.look_soon()
         refused = RefusedSockets(self._tenures, self.prober)
-        loops = (
-            self.controller.run, self.reflector.look, self.reflector.follow_hints, self._notes.run, refused.touch,
-            self.endpoints.run,
-        )  # fmt: skip
+        loops = (self.controller.run, self.reflector.look, self.reflector.follow_hints, self._notes.run, refused.touch)
         try:
             async with asyncio.TaskGroup() as group:
-                for loop in loops:
+                for loop in (*loops, self.endpoints.run):
                     group.create_task(run_forever(self.name, loop, self._metrics))
         finally:
             self.bridges.unlisten()
