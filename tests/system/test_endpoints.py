@@ -66,7 +66,9 @@ async def test_an_envoy_of_somebody_else_follows_the_file(
     await envoy.until_knows({port_of(each): "HEALTHY" for each in port.values()})
     begun = asyncio.Event()
     streams = [asyncio.create_task(stream(envoy, 80, begun)) for _ in range(2)]  # One on each, in turn.
-    await begun.wait()
+    while not begun.is_set():
+        assert not any(it.done() for it in (*load, *streams)), "a client failed"
+        await asyncio.sleep(0.01)
     draining = asyncio.create_task(gateway.cli("drain", "chat", "r1", "--timeout", "60"))
     await envoy.until_knows({port_of(port["r2"]): "HEALTHY"})
     assert not draining.done()

@@ -16,7 +16,7 @@ from examples.simulated import EngineKind
 from gateway_sidecar.supervision.process import start_ticks
 from tests.system.clients import stream_chat
 from tests.system.conftest import MakeGateway, StartEngine
-from tests.system.gateway import service_of
+from tests.system.gateway import Gateway, service_of
 from tests.system.test_replacement import Load
 from tests.system.test_toy_router import with_toy
 
@@ -41,9 +41,7 @@ async def test_a_router_of_another_kind_takes_over_without_a_failed_request(
     before = service_of(await gateway.until_states(wanted))["router"]
     load = Load(gateway)
     await load.answered(50)
-    started = asyncio.Event()
-    stream = asyncio.create_task(stream_chat(gateway, 60, started, model="slow"))
-    await started.wait()
+    stream = await begun(gateway, 60, model="slow")
     gateway.settings["services"][0]["router"] = {"type": new}
     gateway.configure()
     code, out, err = await gateway.cli("reload", before=["env", *(f"{name}={value}" for name, value in env.items())])
@@ -56,6 +54,17 @@ async def test_a_router_of_another_kind_takes_over_without_a_failed_request(
         await load.answered(1)
     await load.answered(200)
     assert (await load.stop()).keys() == {"200"}
+
+
+async def begun(gateway: Gateway, tokens: int, model: str) -> asyncio.Task[str]:
+    """A streamed chat whose first token has come; raises if that does not come."""
+    started = asyncio.Event()
+    stream = asyncio.create_task(stream_chat(gateway, tokens, started, model=model))
+    first = asyncio.create_task(started.wait())
+    await asyncio.wait({stream, first}, return_when=asyncio.FIRST_COMPLETED)
+    if stream.done():
+        stream.result()
+    return stream
 
 
 async def test_a_kind_that_cannot_be_started_changes_nothing(

@@ -157,6 +157,15 @@ async def test_engines_over_grpc_are_not_in_the_file(worlds: Worlds, tmp_path: P
         assert (await world.service.drains.drain(R1, 60.0)).drained
 
 
+@in_fake_time
+async def test_a_service_without_files_takes_new_settings(worlds: Worlds) -> None:
+    """And goes on: nobody waits for a file that is not there."""
+    async with worlds() as world:
+        world.service.reconfigure(world.service.settings)
+        await world.in_use("r1", connections=0)
+        assert (await world.service.drains.drain(R1, 60.0)).drained
+
+
 def endpoint(replica: str, **more: Any) -> FileEndpoint:
     facts = {"host": "10.0.0.5", "port": 24001, "models": ("tiny", "tiny:lora"), "engine": "vllm"}
     return FileEndpoint(replica, **{**facts, "worker_type": WorkerType.REGULAR, **more})

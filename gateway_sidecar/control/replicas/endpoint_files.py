@@ -91,12 +91,12 @@ class EndpointFiles:
         """Runs until cancelled. The files stay."""
         while True:
             heartbeat()
+            self._changed.clear()
             if self._files or self._dropped:
                 await beating(self._look())
             await awake.until_set(self._changed, _LOOK_S)
 
     async def _look(self) -> None:
-        self._changed.clear()
         if not self._tenures.has_all:
             return  # Who is there is not known yet: what an earlier daemon wrote stays.
         rows = dict(self._rows)
