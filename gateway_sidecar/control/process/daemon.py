@@ -29,6 +29,7 @@ from gateway_sidecar.control.process.traffic_watch import TrafficWatch
 from gateway_sidecar.control.process.tunnel_demand import TunnelDemand
 from gateway_sidecar.control.process.watchdog import Watchdog
 from gateway_sidecar.control.process.written_down import WrittenDown, api_replicas_before
+from gateway_sidecar.control.replicas.endpoint_files import keep_file
 from gateway_sidecar.control.routers.retired import RetiredRouters
 from gateway_sidecar.control.service import Service
 from gateway_sidecar.domain.leases import PortLeases
@@ -273,6 +274,10 @@ class Daemon:
         await self.shared.keys.begin(self._have_looked)
         await asyncio.to_thread(self.shared.tunnels.prepare)
         routers = [(Process.adopt(identity), left.ports.get(identity)) for identity in left.routers]
+        for service in self.settings.services:
+            for file in service.endpoints:
+                with suppress(OSError, LookupError):  # Nothing of it runs any more, whatever the file says.
+                    await asyncio.to_thread(keep_file, service.name, file, [])
         await self._take_all_down([LeftRouter(process, ports) for process, ports in routers if process is not None])
         for identity in (*left.small, *left.holders):
             await _end_process(identity)

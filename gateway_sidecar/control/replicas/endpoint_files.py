@@ -118,18 +118,15 @@ class EndpointFiles:
 
     async def _keep(self, file: EndpointsSettings, rows: Sequence[FileEndpoint]) -> str:
         """Writes the file, if that is needed; why that failed, empty if it did not."""
-        here = [it if file.host is None else replace(it, host=file.host) for it in rows]
-        text = document(file.format, self._service, here, file.fields)
-        keep = partial(keep_shared, Path(file.path), text, int(file.mode, 8), file.group)
         try:
-            written = await self._thread.run(keep, patience_s=_PATIENCE_S)
+            written = await self._thread.run(partial(keep_file, self._service, file, rows), patience_s=_PATIENCE_S)
         except TimeoutError:
             return f"{file.path}: its disk does not answer"
         except (OSError, LookupError) as error:
             return f"{file.path}: {getattr(error, 'strerror', None) or error}"
         if written:
-            serving = sum(not it.draining for it in here)
-            self._logger.info("endpoints.written", path=file.path, serving=serving, draining=len(here) - serving)
+            serving = sum(not it.draining for it in rows)
+            self._logger.info("endpoints.written", path=file.path, serving=serving, draining=len(rows) - serving)
         return ""
 
     def _tell(self, problem: str) -> None:
@@ -144,6 +141,13 @@ class EndpointFiles:
             if trouble := await self._keep(file, []):
                 self._logger.error("endpoints.not_written", reason=trouble)
         self._thread.end()
+
+
+def keep_file(service: str, file: EndpointsSettings, rows: Sequence[FileEndpoint]) -> bool:
+    """Sees that a file says this; whether it had to be written. Raises OSError, LookupError. Blocks."""
+    here = [it if file.host is None else replace(it, host=file.host) for it in rows]
+    text = document(file.format, service, here, file.fields)
+    return keep_shared(Path(file.path), text, int(file.mode, 8), file.group)
 
 
 def _row(tenure: Tenure, before: FileEndpoint | None) -> FileEndpoint | None:
