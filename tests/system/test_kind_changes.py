@@ -13,6 +13,9 @@ from pathlib import Path
 import pytest
 
 from examples.simulated import EngineKind
+from gateway_sidecar.config.router import OfItsKind
+from gateway_sidecar.domain.findings import Level
+from gateway_sidecar.kinds import ROUTERS
 from gateway_sidecar.supervision.process import start_ticks
 from tests.system.clients import stream_chat
 from tests.system.conftest import MakeGateway, StartEngine
@@ -20,7 +23,10 @@ from tests.system.gateway import Gateway, service_of
 from tests.system.test_replacement import Load
 from tests.system.test_toy_router import with_toy
 
-KINDS = ("smg", "toy")
+TOY = "toy"
+KINDS = [*(kind.name for kind in ROUTERS if kind.name != TOY), TOY]
+SETTINGS: dict[str, dict[str, str]] = {}
+"""What a kind's service says beside its type: where a program is that is no one's to find."""
 ROUND = list(zip(KINDS, [*KINDS[1:], KINDS[0]], strict=True))
 PAIRS = list(itertools.permutations(KINDS, 2)) if os.environ.get("PAIRS") == "all" else ROUND
 
@@ -30,9 +36,11 @@ async def test_a_router_of_another_kind_takes_over_without_a_failed_request(
     make_gateway: MakeGateway, engine: StartEngine, tmp_path: Path, old: str, new: str
 ) -> None:
     """What the old one has begun runs to its end there, and then it ends."""
+    for kind in (old, new):
+        await skip_without(kind)
     env = dict(with_toy(tmp_path))
     gateway = make_gateway()
-    gateway.settings["services"][0]["router"] = {"type": old}
+    gateway.settings["services"][0]["router"] = router(old)
     await gateway.start(env=env)
     await engine(gateway.socket("slow"), EngineKind.VLLM_HTTP, model="slow", token_interval_s=0.05)
     for name in ("r1", "r2"):
@@ -42,7 +50,7 @@ async def test_a_router_of_another_kind_takes_over_without_a_failed_request(
     load = Load(gateway)
     await load.answered(50)
     stream = await begun(gateway, 60, model="slow")
-    gateway.settings["services"][0]["router"] = {"type": new}
+    gateway.settings["services"][0]["router"] = router(new)
     gateway.configure()
     code, out, err = await gateway.cli("reload", before=["env", *(f"{name}={value}" for name, value in env.items())])
     assert (code, out) == (0, "changed: chat: router\n"), err
@@ -50,10 +58,24 @@ async def test_a_router_of_another_kind_takes_over_without_a_failed_request(
     assert (before["type"], after["type"]) == (old, new)
     await load.answered(50)
     assert (await stream).split()[-1] == "59"
-    while start_ticks(before["pid"]) is not None:
+    while before["pid"] is not None and start_ticks(before["pid"]) is not None:  # `none` has no process.
         await load.answered(1)
     await load.answered(200)
     assert (await load.stop()).keys() == {"200"}
+
+
+def router(kind: str) -> dict[str, str]:
+    """The settings of a service's router of this kind."""
+    return {"type": kind, **SETTINGS.get(kind, {})}
+
+
+async def skip_without(kind: str) -> None:
+    """Skips the test where a kind's program is not installed."""
+    if kind != TOY:
+        found = await ROUTERS[kind].check({"chat": OfItsKind().read(router(kind))})
+        for finding in found:
+            if finding.level is Level.FAIL:
+                pytest.skip(finding.text)
 
 
 async def begun(gateway: Gateway, tokens: int, model: str) -> asyncio.Task[str]:
