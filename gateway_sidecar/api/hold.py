@@ -51,9 +51,7 @@ async def _wait(request: web.Request, service: Service) -> web.Response:
     if asleep is not None:
         return asleep
     only_asks = _only_asks(request)
-    repeatable = (
-        only_asks or request.path in ROUTERS[service.router.kind].paths_of(service.settings).repeatable
-    )
+    repeatable = only_asks or request.path in ROUTERS[service.router.kind].paths_of(service.settings).repeatable
     alone = service.router.is_nginx
     answer = await service.hold.wait(
         so_far, only_for_router=only_asks and not alone, repeatable=repeatable, alone=alone

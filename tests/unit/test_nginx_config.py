@@ -309,7 +309,7 @@ def test_every_answer_of_nginx_itself_names_its_request() -> None:
 
 def test_a_service_without_a_router_is_balanced_and_shows_nobody_the_bridges_key() -> None:
     """Its engines are asked directly: what nginx shows a router there would be a secret in their hands."""
-    without = replace(smg_address("chat", "127.0.0.1:30000", "", ""), paths=APPLICATIONS, headers=RouterHeaders(""))
+    without = replace(smg_address("chat", "127.0.0.1:30000", "", ""), paths=APPLICATIONS, headers=(RouterHeaders(""),))
     text = config(services=[without], lua_modules=())
     assert text.count('choose("/run/g/endpoints/chat")') == text.count('choose("/run/g/endpoints/chat.next")') == 1
     (shown,) = [it for it in text.splitlines() if "$gateway_shown_chat {" in it]
