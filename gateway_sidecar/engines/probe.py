@@ -82,7 +82,8 @@ class EngineProbe:
         is_usual = facts.health == (http_probe.HEALTH,) and access.tls is not True and access.expect is None
         if not is_usual or _unusable(address, access.api_key):
             return None
-        return health_question.ask(address, facts, access.api_key, access.at(http_probe.MODELS) if relist else None)
+        models = access.at(http_probe.MODELS) if relist and access.engine is None else None
+        return health_question.ask(address, facts, access.api_key, models)
 
     async def check_health(
         self, address: str, facts: EngineFacts, *, timeout_s: float, access: Access = _PLAIN
