@@ -105,7 +105,7 @@ async def test_a_record_that_somebody_removed_is_written_again(tmp_path: Path) -
         it.write(2)
         await asyncio.sleep(1)
         it.record.path.unlink()
-        await asyncio.sleep(12)
+        await asyncio.sleep(7)
         assert await it.number() == 2
 
 

@@ -21,7 +21,7 @@ from gateway_sidecar.telemetry.problems import Problem
 
 _GAP_S = 0.2
 _RETRY_S = 1.0
-_LOOK_S = 10.0
+_LOOK_S = 5.0
 _ANEW_S = 60.0
 _PATIENCE_S = 5.0
 
