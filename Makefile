@@ -2,11 +2,13 @@
 
 VENV ?= .venv
 MLX_VENV ?= .venv-mlx
+DYNAMO_VENV ?= .venv-dynamo
 VLLM_VENV ?= .venv-vllm
 SMG_NEWEST_VENV ?= .venv-smg-newest
 ENVOY_VENV ?= .venv-envoy
 PREFIX ?= /opt/gateway-sidecar
 ENGINE ?= simulated
+ROUTER ?= smg
 DEMO ?=
 MINUTES ?= 10
 EXAMPLES ?= 60
@@ -16,18 +18,20 @@ JOBS ?= 4
 
 PY := $(VENV)/bin/python
 SETUP := VENV="$(VENV)" MLX_VENV="$(MLX_VENV)" VLLM_VENV="$(VLLM_VENV)" SMG_NEWEST_VENV="$(SMG_NEWEST_VENV)" \
-    ENVOY_VENV="$(ENVOY_VENV)" PREFIX="$(PREFIX)" PYTHON="$(PYTHON)" scripts/setup.sh
+    ENVOY_VENV="$(ENVOY_VENV)" DYNAMO_VENV="$(DYNAMO_VENV)" PREFIX="$(PREFIX)" PYTHON="$(PYTHON)" scripts/setup.sh
 # Without plugins that they do not use, with what is compiled kept whatever the environment says (3 s of CPU in each
 # process), and with an eighth of the drawn examples.
 UNIT := PYTHONDONTWRITEBYTECODE= $(PY) -m pytest -q -p no:schemathesis -p no:anyio --hypothesis-profile=quick tests/unit
 # Not with --quiet: it keeps warnings from --strict. The variable silences an advertisement.
 SITE := NO_MKDOCS_2_WARNING=1 $(PY) -m mkdocs build --strict
 export MLX_PYTHON ?= $(abspath $(MLX_VENV)/bin/python)
+export DYNAMO_PYTHON ?= $(abspath $(DYNAMO_VENV)/bin/python)
 export VLLM_PYTHON ?= $(abspath $(VLLM_VENV)/bin/python)
 export SMG_NEWEST ?= $(abspath $(SMG_NEWEST_VENV)/bin/smg)
 export ENVOY ?= $(abspath $(ENVOY_VENV)/bin/envoy)
 
-.PHONY: help run test unit coverage check docs format bench chaos freezes frontends kinds soak fuzz proto mlx vllm install lock dist clean
+.PHONY: help run test unit coverage check docs format bench chaos freezes frontends kinds soak fuzz proto mlx vllm dynamo
+.PHONY: install lock dist clean
 
 help:
 	@sed -n 's/^## //p' Makefile
@@ -36,12 +40,12 @@ help:
 ##               kind) has no SMG for the first service, DEMO=once ends by itself;
 ##               ENGINE=vllm shows real vLLM engines alone: names, adapters, a core that hangs or dies, prefill and decode
 run:
-	@$(SETUP) dev nginx $(filter mlx vllm,$(ENGINE))
+	@$(SETUP) dev nginx $(filter mlx vllm,$(ENGINE)) $(filter dynamo,$(ROUTER))
 	@ENGINE="$(ENGINE)" ROUTER="$(ROUTER)" DEMO="$(DEMO)" $(PY) -m examples.demo
 
 ## make test     all tests, with the real nginx and the real SMG, JOBS=4 at a time; ARGS='-k drain' for some of them
 test:
-	@$(SETUP) dev nginx sshd prometheus smg-newest envoy
+	@$(SETUP) dev nginx sshd prometheus smg-newest envoy dynamo
 	@$(PY) -m pytest -n $(JOBS) --dist worksteal $(ARGS)
 
 ## make unit     the unit tests alone: no nginx, no socket, no process, and time is fake
@@ -116,6 +120,10 @@ fuzz:
 mlx:
 	@$(SETUP) mlx
 
+## make dynamo   NVIDIA Dynamo's frontend and mock worker in .venv-dynamo, for their tests and for ROUTER=dynamo
+dynamo:
+	@$(SETUP) dynamo
+
 ## make vllm     vLLM for CPUs with NIXL in .venv-vllm, for ENGINE=vllm; 3 GB
 vllm:
 	@$(SETUP) vllm
@@ -148,5 +156,6 @@ dist:
 
 ## make clean    remove all that was made here
 clean:
-	rm -rf "$(VENV)" "$(MLX_VENV)" "$(VLLM_VENV)" "$(SMG_NEWEST_VENV)" "$(ENVOY_VENV)" build dist *.egg-info .mypy_cache .ruff_cache .pytest_cache .hypothesis
+	rm -rf "$(VENV)" "$(MLX_VENV)" "$(VLLM_VENV)" "$(SMG_NEWEST_VENV)" "$(ENVOY_VENV)" "$(DYNAMO_VENV)"
+	rm -rf build dist *.egg-info .mypy_cache .ruff_cache .pytest_cache .hypothesis
 	find . -name __pycache__ -type d -prune -exec rm -rf {} +

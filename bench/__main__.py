@@ -37,6 +37,7 @@ FIGURES = (
     "tunnel-cost",
     "tunnel-path",
     "cli-start",
+    "dynamo",
 )
 """Each is the module of that name. It is imported when it is measured."""
 

@@ -115,10 +115,12 @@ async def running_gateway(
     hold: Mapping[str, object] | None = None,
     router: str = "smg",
     engine: str = "auto",
+    command: str | None = None,
 ) -> AsyncIterator[Ours]:
     """A gateway with the default settings but for the ports, which waits `settle_s` after a worker is taken out.
 
-    hold: settings of the waiting room. router: its kind; `workers` is for SMG alone. engine: what replicas are.
+    hold: settings of the waiting room. router, command: its kind and its program; `workers` is for SMG alone. engine:
+        what replicas are.
     """
     first = free_ports(bridges)
     gateway = Gateway(
@@ -131,7 +133,8 @@ async def running_gateway(
     if hold is not None:
         gateway.settings["services"][0]["hold"] = dict(hold)
     try:
-        gateway.settings["services"][0] |= {"router": {"type": router}, "engine": engine}
+        of_kind = {"type": router, **({"command": command} if command else {})}
+        gateway.settings["services"][0] |= {"router": of_kind, "engine": engine}
         await gateway.start()
         if router != "smg":
             yield Ours(gateway, Workers(0, ""))

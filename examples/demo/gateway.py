@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import os
 import random
 import shutil
 import signal
@@ -28,6 +29,12 @@ BRIDGES = 50
 _BLOCK = BRIDGES + 30
 _LOWEST, _HIGHEST = 10_000, 32_000  # below the kernel's range for outgoing connections
 _END_PATIENCE_S = 20.0
+
+
+def _of(router: str) -> dict[str, str]:
+    """The settings of a router of this kind; `make` says where one is that has an environment of its own."""
+    command = os.environ.get(f"{router.upper()}_PYTHON")
+    return {"type": router, **({"command": command} if command else {})}
 
 
 class DemoFailed(Exception):
@@ -67,7 +74,7 @@ class Gateway:
                     "name": name,
                     "listen": f"127.0.0.1:{port}",
                     "replicas": {"sockets": f"{self.sockets(name)}/{{replica}}.sock"},
-                    "router": {"policy": "round_robin"} if name == "pair" or is_smg else {"type": self.router},
+                    "router": {"policy": "round_robin"} if name == "pair" or is_smg else _of(self.router),
                     "health": {"interval_s": 2, "timeout_s": 1},  # a visitor does not wait half a minute
                 }
                 for name, port in self.ports.items()

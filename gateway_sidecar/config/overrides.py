@@ -10,6 +10,7 @@ from __future__ import annotations
 import os
 import re
 from collections.abc import Callable
+from dataclasses import replace
 from pathlib import Path
 from typing import Annotated, Any, Literal, Self
 
@@ -127,6 +128,13 @@ class OverridesFile(Part):
         " bridged.",
     )
 
+    dynamo: Annotated[str, Field(pattern=r"^/[^\x00-\x1f]*$", max_length=1024)] | None = Field(
+        default=None,
+        description="What is behind the socket is the request plane of a worker of NVIDIA Dynamo, which writes its"
+        " entries in this directory (its DYN_FILE_KV), and no other worker does. It needs `router: {type: dynamo}`.",
+        examples=["/run/replicas/chat/r1.dynamo"],
+    )
+
     bootstrap_port: int | None = Field(
         default=None,
         ge=1,
@@ -229,7 +237,7 @@ def with_key(said: OverridesFile, key: str | None) -> Overrides:
     names = said.model or (None,)
     return Overrides(
         *(said.labels, key, worker_type, said.priority, said.cost, peer, said.bootstrap_port, names[0]),
-        health=said.health.access(),
+        health=replace(said.health.access(), dynamo=said.dynamo),
         names=tuple(name for name in dict.fromkeys(names[1:]) if name is not None and name != names[0]),
         kv_connector=said.kv_connector,
         kv_role=said.kv_role,

@@ -33,6 +33,8 @@ class ConnectionMode(StrEnum):
 
     HTTP = "http"
     GRPC = "grpc"
+    TCP = "tcp"
+    """The request plane of NVIDIA Dynamo, for a router that speaks it."""
 
 
 class ReplicaState(StrEnum):
@@ -187,7 +189,8 @@ class Access:
 
     path: the page for its health. expect: what that page's body must contain.
     prefix: where its API is, in place of `/v1`. tls: whether it speaks TLS.
-    model: its model's name. engine: the kind that it is, where nobody is to find out.
+    model: its model's name. engine: the kind that it is, where nobody is to find out. dynamo: the directory that it
+        writes its entries in, if it is a worker of NVIDIA Dynamo.
     """
 
     path: str | None = None
@@ -197,6 +200,7 @@ class Access:
     api_key: str | None = field(default=None, repr=False)
     model: str | None = None
     engine: str | None = None
+    dynamo: str | None = None
 
     def over(self, usual: Access) -> Access:
         """This, and the usual where this says nothing."""
@@ -237,6 +241,10 @@ class Overrides:
         if (self.api_key, self.model, self.health) == _NOTHING_OWN:
             return usual
         return replace(self.health.over(usual), api_key=self.api_key, model=self.model)
+
+
+ENTRIES_LABEL = "dynamo"
+"""The label of a worker of NVIDIA Dynamo that says where its entries are."""
 
 
 @dataclass(frozen=True, slots=True)

@@ -20,6 +20,7 @@ from dataclasses import dataclass
 from enum import StrEnum
 
 from gateway_sidecar.domain.model import (
+    ENTRIES_LABEL,
     MOST_NAMES,
     EngineFacts,
     Overrides,
@@ -166,6 +167,7 @@ def worker_spec(facts: EngineFacts, url: str, overrides: Overrides, name: str | 
     """
     worker_type = overrides.worker_type or facts.worker_type
     connector = overrides.kv_connector or facts.kv_connector
+    dynamo = overrides.health.dynamo
     return WorkerSpec(
         url=url,
         runtime_type=facts.runtime_type,
@@ -176,7 +178,7 @@ def worker_spec(facts: EngineFacts, url: str, overrides: Overrides, name: str | 
         kv_connector=connector,
         kv_role=overrides.kv_role or facts.kv_role or (_KV_ROLES.get(worker_type) if connector else None),
         kv_engine_id=overrides.kv_engine_id or facts.kv_engine_id,
-        labels=overrides.labels,
+        labels={**overrides.labels, **({ENTRIES_LABEL: dynamo} if dynamo else {})},
         api_key=overrides.api_key,
         bridged=overrides.peer is None or not overrides.peer.direct,
         priority=overrides.priority,

@@ -21,6 +21,7 @@ class RouterPaths:
         below them, whatever `frontend.paths` says.
     fleet: what tells of the fleet: it passes where `frontend.paths` names it, and not with `all`.
     asked: what the router itself asks an engine beside inference.
+    loses: whether it answers 503 to requests whose worker left before it began to answer: nginx asks it once more.
     versioned: the pattern of what `frontend.paths: all` passes the rest of.
     anything: every path is for clients, and what headers they and the application send is theirs to say.
     """
@@ -31,6 +32,7 @@ class RouterPaths:
     asked: tuple[str, ...] = ()
     versioned: str = VERSIONED
     repeatable: tuple[str, ...] = ()
+    loses: bool = False
     anything: bool = False
 
     @classmethod

@@ -6,13 +6,14 @@ Each engine's file ends with one `ENGINE = Engine(...)`, which `http_probe.py`, 
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping
+from collections.abc import Awaitable, Callable, Mapping
 from dataclasses import dataclass, field
+from pathlib import Path
 
 from google.protobuf.message import Message
 
-from gateway_sidecar.domain.discovery import HealthReader, HttpAnswer, ModelList, read_standard_health
-from gateway_sidecar.domain.model import EngineFacts, Unknown, WorkerSpec
+from gateway_sidecar.domain.discovery import HealthReader, HttpAnswer, ModelList, NoAnswer, read_standard_health
+from gateway_sidecar.domain.model import EngineFacts, ProbeResult, Unknown, WorkerSpec
 from gateway_sidecar.engines._pb import grpc_pb2, loads_pb2
 from gateway_sidecar.engines.fields import Fields
 
@@ -101,6 +102,7 @@ class Engine:
     """One inference engine. `name` is the `runtime_type` of the facts that its dialects read.
 
     `single_connection`: it serves one connection at a time, so none is kept open to notice its end.
+    `look`: of an engine that is asked nothing: its address, and the directory that it writes in -> what it is.
     `lacks`: what its registration does not say although it has to, with the cure; None if it says all.
     """
 
@@ -109,4 +111,5 @@ class Engine:
     grpc: GrpcDialect | None = None
     metrics: MetricsPage = MetricsPage()
     single_connection: bool = False
+    look: Callable[[str, Path], Awaitable[ProbeResult | NoAnswer]] | None = None
     lacks: Callable[[WorkerSpec], str | None] = lambda _spec: None

@@ -31,8 +31,9 @@ class EngineReading:
 
 def why_no_metrics(facts: EngineFacts) -> str | None:
     """Why this engine has no metrics page, in words; None if it may have one."""
-    if facts.connection_mode is ConnectionMode.GRPC:
-        return f"a {facts.runtime_type} engine that speaks gRPC has no metrics page on its socket"
+    if facts.connection_mode is not ConnectionMode.HTTP:
+        speaks = "gRPC" if facts.connection_mode is ConnectionMode.GRPC else "no HTTP"
+        return f"a {facts.runtime_type} engine that speaks {speaks} has no metrics page on its socket"
     return None
 
 

@@ -16,6 +16,7 @@ import os
 import re
 from collections.abc import Callable
 from dataclasses import replace
+from pathlib import Path
 
 from gateway_sidecar.domain.discovery import (
     Failure,
@@ -32,6 +33,7 @@ from gateway_sidecar.engines.grpc_probe import GrpcConversation
 from gateway_sidecar.engines.health_question import HealthQuestion
 from gateway_sidecar.engines.unix_http import UnixHttp
 from gateway_sidecar.engines.unix_socket import LONGEST_ADDRESS_BYTES, connect, tls_over
+from gateway_sidecar.kinds import ENGINES
 from gateway_sidecar.supervision.awake import within
 from gateway_sidecar.supervision.loops import cancelled
 from gateway_sidecar.supervision.process import peer_of
@@ -65,6 +67,8 @@ class EngineProbe:
         unusable = _unusable(address, access.api_key)
         if unusable is not None:
             return unusable
+        if access.dynamo is not None:
+            return await _look(address, access.dynamo, timeout_s)
         sight = _FirstSight(address, access, timeout_s, self._is_own)
         try:
             async with within(timeout_s):
@@ -79,6 +83,8 @@ class EngineProbe:
 
         relist: whether an HTTP engine has the same names, too.
         """
+        if facts.connection_mode is ConnectionMode.TCP:
+            return None
         is_usual = facts.health == (http_probe.HEALTH,) and access.tls is not True and access.expect is None
         if not is_usual or _unusable(address, access.api_key):
             return None
@@ -95,6 +101,8 @@ class EngineProbe:
         unusable = _unusable(address, access.api_key)
         if unusable is not None:
             return unusable
+        if facts.connection_mode is ConnectionMode.TCP:
+            return await _look(address, access.dynamo or "", timeout_s)
         try:
             async with within(timeout_s):
                 if facts.connection_mode is ConnectionMode.GRPC:
@@ -121,6 +129,17 @@ def _unusable(address: str, api_key: str | None) -> Unknown | None:
 def _fit_to_show(result: ProbeResult) -> ProbeResult:
     """The engine's edge: from here on a reason may be logged, printed and put into a table."""
     return result if isinstance(result, Ready) else replace(result, reason=printable(result.reason))
+
+
+async def _look(address: str, directory: str, timeout_s: float) -> ProbeResult:
+    """An engine that is asked nothing: what it writes into a directory says what it is, and whether it is well."""
+    look = next(engine.look for engine in ENGINES if engine.look is not None)
+    try:
+        async with within(timeout_s):
+            found = await look(address, Path(directory))
+    except TimeoutError:
+        return Unknown(f"no connection, or no look into {directory}, within {timeout_s:g} s")
+    return _fit_to_show(unanswered(found) if isinstance(found, NoAnswer) else found)
 
 
 async def _http_health(address: str, facts: EngineFacts, access: Access) -> ProbeResult:

@@ -17,6 +17,8 @@ async def read_progress(
     """Its counters now; None if it has none, or does not say them in time."""
     if facts.connection_mode is ConnectionMode.GRPC:
         return await _loads(address, facts, access, timeout_s)
+    if facts.connection_mode is ConnectionMode.TCP:
+        return None
     names = ENGINES[facts.runtime_type].metrics.progress
     if not names:
         return None

@@ -86,6 +86,18 @@ class RouterReading:
     failed: Mapping[str, float] = field(default_factory=dict)
 
 
+@dataclass(frozen=True, slots=True)
+class Surroundings:
+    """What a gateway gives one service's router.
+
+    bridge_key: what it shows the bridges of HTTP engines.
+    directory: its own, below `run_dir`, for files that need not outlive a reboot; made by who writes there.
+    """
+
+    bridge_key: str = field(repr=False)
+    directory: Path
+
+
 class RouterClient(Protocol):
     """A running router's API. Raises RouterError; never returns a guess."""
 
@@ -183,8 +195,8 @@ class RouterKind(Generic[S]):
 
     name: the word of the configuration, `router: {type: NAME}`.
     settings: what may be said below `router`, its defaults and bounds.
-    build: the router of one service, of its settings and the key that it shows the bridges of HTTP engines; no
-        `RouterSetup` where nginx itself balances and no process is started.
+    build: the router of one service, of its settings and what the gateway gives it; no `RouterSetup` where nginx itself
+        balances and no process is started.
     check: what `gateway-sidecar check` says of these services' routers (name -> settings); starts none.
     applications: the paths of any HTTP application (`services[].engine: http`); None for a kind that serves inference
         engines alone.
@@ -192,7 +204,7 @@ class RouterKind(Generic[S]):
 
     name: str
     settings: type[S]
-    build: Callable[[S, ServiceSettings, str], RouterRules]
+    build: Callable[[S, ServiceSettings, Surroundings], RouterRules]
     paths: RouterPaths
     headers: RouterHeaders
     check: Callable[[Mapping[str, S]], Awaitable[list[Finding]]] = nothing_to_say

@@ -58,6 +58,9 @@ DATED = PACKAGE / "frontend" / "certificate.py"
 ROOMS = ("process", "autoscaling", "service", "ports", "hold", "state", "replicas", "routers", "edge", "workqueue")
 """The rooms of `control/`, highest first. A room imports from those below it."""
 
+FOREIGN = "inside"
+"""The folder of a kind for what runs in another program's interpreter, and so has none of the daemon's modules."""
+
 Import = tuple[Path, int, str]
 
 
@@ -65,6 +68,11 @@ Import = tuple[Path, int, str]
 def nodes(path: Path) -> list[ast.AST]:
     """All nodes of a module's syntax tree."""
     return list(ast.walk(ast.parse(path.read_bytes())))
+
+
+def of_the_daemon() -> list[Path]:
+    """All modules but those that run in other programs' interpreters."""
+    return [path for path in sorted(PACKAGE.rglob("*.py")) if path.parent.name != FOREIGN]
 
 
 @functools.cache
@@ -155,7 +163,7 @@ WALL_CLOCKS = {"time", "time_ns", "localtime", "gmtime", "ctime", "now", "utcnow
 def test_nobody_looks_at_the_wall_clock() -> None:
     """A clock that jumps changes nothing: whatever is decided is decided by the monotonic one."""
     found = []
-    for path in sorted(PACKAGE.rglob("*.py")):
+    for path in of_the_daemon():
         if path == DATED:
             continue
         for node in nodes(path):
@@ -174,7 +182,7 @@ def test_nobody_looks_at_the_wall_clock() -> None:
 def test_time_outs_do_not_count_stalls() -> None:
     """`asyncio.timeout` is for pauses that an event of ours may end; what others owe us is bounded by `within`."""
     found = []
-    for path in sorted(PACKAGE.rglob("*.py")):
+    for path in of_the_daemon():
         for node in nodes(path):
             if isinstance(node, ast.AsyncWith) and ast.unparse(node.items[0].context_expr).startswith(
                 "asyncio.timeout"
@@ -191,7 +199,7 @@ def test_nobody_waits_until_an_instant_that_a_stall_may_skip() -> None:
     """Whoever looks again and again until it is too late reckons that by `awake.now`."""
     found = [
         f"{path.relative_to(PACKAGE.parent)}:{node.lineno}"
-        for path in sorted(PACKAGE.rglob("*.py"))
+        for path in of_the_daemon()
         for node in nodes(path)
         if isinstance(node, ast.While) and "monotonic()" in ast.unparse(node.test)
     ]
@@ -262,7 +270,7 @@ def test_every_task_is_guarded() -> None:
     }
     makers = {
         str(path.relative_to(PACKAGE))
-        for path in sorted(PACKAGE.rglob("*.py"))
+        for path in of_the_daemon()
         for node in nodes(path)
         if isinstance(node, ast.Attribute) and node.attr in {"create_task", "ensure_future"}
     }
@@ -351,7 +359,7 @@ def test_files_are_replaced_in_one_place() -> None:
     }
     found = {
         str(path.relative_to(PACKAGE))
-        for path in sorted(PACKAGE.rglob("*.py"))
+        for path in of_the_daemon()
         for node in nodes(path)
         if isinstance(node, ast.Call)
         and isinstance(node.func, ast.Attribute)

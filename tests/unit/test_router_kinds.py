@@ -137,7 +137,7 @@ def test_bridges_know_routers_of_all_kinds() -> None:
     rules = BridgeRules.of(((kind.paths, kind.headers) for kind in ROUTERS), ())
     bare = replace(smg_address("a", "127.0.0.1:1", "127.0.0.1:2", "127.0.0.1:3"), paths=RouterPaths(("/v1/models",)))
     text = nginx_config(bridge_rules=rules, services=[bare])
-    shown = "$http_authorization:$http_x_request_id_gateway_key:$http_x_toy_bridge_key"
+    shown = "$http_authorization:$http_x_dynamo_bridge_key:$http_x_request_id_gateway_key:$http_x_toy_bridge_key"
     assert f'map "{shown}" $gateway_is_router' in text
     for header in ("X-Request-Id-Gateway-Key", "X-Toy-Bridge-Key"):
         assert f"proxy_set_header {header} {'k' * 32};" in text

@@ -15,7 +15,7 @@ from gateway_sidecar.domain.findings import Finding, Level
 from gateway_sidecar.domain.model import ConnectionMode, Registered, WorkerSpec, WorkerStatus, WorkerType
 from gateway_sidecar.domain.routing import RouterHeaders, RouterPaths
 from gateway_sidecar.errors import ProcessError, RouterRefused, RouterUnavailable
-from gateway_sidecar.routers.base import LaunchCommand, RouterKind, RouterPorts, RouterSetup, find_program
+from gateway_sidecar.routers.base import LaunchCommand, RouterKind, RouterPorts, RouterSetup, Surroundings, find_program
 
 if TYPE_CHECKING:
     from gateway_sidecar.config import ServiceSettings
@@ -100,7 +100,7 @@ class ToySetup(RouterSetup):
         return ToyClient(ports.url, key, self.settings.api_timeout_s)
 
 
-def build(settings: ToySettings, _service: ServiceSettings, _bridge_key: str) -> ToySetup:
+def build(settings: ToySettings, _service: ServiceSettings, _around: Surroundings) -> ToySetup:
     """One service's toy. It passes all headers on to engines, so the bridges see their key in nginx's header."""
     return ToySetup(settings)
 

@@ -186,7 +186,7 @@ class Bridging:
         """Says, again, that the tenure's address is wanted, and learns how it stands with it."""
         if tenure.bridge.peer is None or tenure.bridge.port is None or tenure.probe.facts is None:
             return
-        grpc = tenure.probe.facts.connection_mode is ConnectionMode.GRPC
+        grpc = tenure.probe.facts.connection_mode is not ConnectionMode.HTTP
         replica = f"{self._service}/{tenure.replica}"
         state = self._peers.request(tenure.bridge.peer, tenure.owner, replica, tenure.bridge.port, grpc=grpc)
         tenure.bridge.peer_is_ours, tenure.bridge.peer_problem = state.ours, state.problem

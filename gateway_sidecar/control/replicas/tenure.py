@@ -45,20 +45,20 @@ class Presence(StrEnum):
 
 @dataclass(frozen=True, slots=True)
 class BridgeHosts:
-    """The addresses that bridges listen on: each port is there twice, once for each protocol."""
+    """The addresses that bridges listen on: each port is there twice, for HTTP and for bytes as they are."""
 
     http: str
     grpc: str
 
     def of(self, mode: ConnectionMode) -> str:
         """The one for engines that speak this."""
-        return self.grpc if mode is ConnectionMode.GRPC else self.http
+        return self.http if mode is ConnectionMode.HTTP else self.grpc
 
 
 def worker_url(host: str, port: int, mode: ConnectionMode) -> str:
     """A bridge's address in the scheme that the engine behind it speaks."""
     shown = f"[{host}]" if ":" in host else host
-    return f"{'grpc' if mode is ConnectionMode.GRPC else 'http'}://{shown}:{port}"
+    return f"{mode.value}://{shown}:{port}"
 
 
 @dataclass(frozen=True, slots=True)

@@ -16,7 +16,7 @@ from gateway_sidecar.config.values import show
 from gateway_sidecar.domain.model import Registered
 from gateway_sidecar.domain.planning import base_of
 from gateway_sidecar.domain.routing import RouterHeaders, RouterPaths
-from gateway_sidecar.routers.base import RouterKind, RouterRules
+from gateway_sidecar.routers.base import RouterKind, RouterRules, Surroundings
 
 if TYPE_CHECKING:
     from gateway_sidecar.config import ServiceSettings
@@ -67,7 +67,7 @@ class NoRouter(RouterRules):
         }
 
 
-def build(_settings: NoneSettings, _service: ServiceSettings, _bridge_key: str) -> NoRouter:
+def build(_settings: NoneSettings, _service: ServiceSettings, _around: Surroundings) -> NoRouter:
     """nginx, which needs nothing to be told."""
     return NoRouter()
 

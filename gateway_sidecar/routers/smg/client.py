@@ -105,6 +105,8 @@ class SmgClient:
 
     async def register(self, spec: WorkerSpec) -> str:
         """Asks for a worker; its id. Accepted is not done. Raises WorkerExists if the URL is taken."""
+        if spec.connection_mode is ConnectionMode.TCP:
+            raise RouterRefused(f"{spec.url}: SMG has no workers of NVIDIA Dynamo; use `router: {{type: dynamo}}`", 400)
         body: dict[str, object] = {
             "url": spec.url,
             "worker_type": spec.worker_type.value,

@@ -1,0 +1,81 @@
+"""What `gateway-sidecar check` says of Dynamo, asked without starting a router."""
+
+from __future__ import annotations
+
+import asyncio
+import os
+from collections.abc import Mapping
+from pathlib import Path
+
+from gateway_sidecar.domain.findings import Finding, Level
+from gateway_sidecar.domain.printable import printable
+from gateway_sidecar.errors import ProcessError
+from gateway_sidecar.routers.base import find_program
+from gateway_sidecar.routers.dynamo.inside import frontend
+from gateway_sidecar.routers.dynamo.settings import INSTALL, DynamoSettings
+from gateway_sidecar.routers.dynamo.setup import options
+from gateway_sidecar.supervision.awake import within
+
+_SERIES = (1, 6)
+"""The releases whose files and options were measured: 1.6.1."""
+_PATIENCE_S = 60
+"""It takes a second to be imported on a machine that is at leisure."""
+
+
+async def check(services: Mapping[str, DynamoSettings]) -> list[Finding]:
+    """Whether each has a frontend of a known release that takes its options."""
+    return [await _check_one(service, settings) for service, settings in services.items()]
+
+
+async def _check_one(service: str, settings: DynamoSettings) -> Finding:
+    try:
+        python = find_program(settings.command, INSTALL)
+        code, version, said = await _ask(python, settings)
+    except ProcessError as error:
+        return Finding(Level.FAIL, f"{service}: {error}")
+    if code == frontend.NO_DYNAMO:
+        return Finding(Level.FAIL, f"{service}: router.command: {python} has no ai-dynamo ({said}); {INSTALL}")
+    if (trouble := trouble_with(version)) is not None:
+        return Finding(Level.FAIL, f"{service}: router.command: {python} has ai-dynamo {version}, which is {trouble}")
+    if code == frontend.USAGE:
+        return Finding(Level.FAIL, f"{service}: router.args: {said}")
+    if code != 0:
+        return Finding(Level.FAIL, f"{service}: router.command: {python}: exit code {code}: {said}")
+    return Finding(Level.OK, f"{service}: router: ai-dynamo {version} of {python} takes its options")
+
+
+def trouble_with(version: str) -> str | None:
+    """What is wrong with a release of ai-dynamo, and the cure; None if nothing is."""
+    try:
+        series = tuple(int(part) for part in version.split(".")[:2])
+    except ValueError:
+        series = ()
+    if series == _SERIES:
+        return None
+    known = ".".join(map(str, _SERIES))
+    what = "too old" if series < _SERIES else "too new: its files may differ"
+    return f"{what}; install ai-dynamo {known} there"
+
+
+async def _ask(python: Path, settings: DynamoSettings) -> tuple[int, str, str]:
+    """(exit code, version, last words) of the frontend's own parser. Raises ProcessError."""
+    try:
+        process = await asyncio.create_subprocess_exec(
+            *(str(python), frontend.__file__, frontend.CHECK, "0", *options(settings, 1)),
+            stdin=asyncio.subprocess.DEVNULL,
+            stdout=asyncio.subprocess.PIPE,
+            stderr=asyncio.subprocess.STDOUT,
+            env={**os.environ, **settings.env},
+        )
+    except OSError as error:
+        raise ProcessError(f"router.command: cannot start {python}: {error.strerror}") from error
+    try:
+        async with within(_PATIENCE_S):
+            output, _ = await process.communicate()
+    except TimeoutError as error:
+        process.kill()
+        await process.wait()
+        raise ProcessError(f"router.command: {python}: no answer within {_PATIENCE_S} s") from error
+    lines = [printable(line, 500) for line in output.decode("utf-8", "replace").splitlines() if line.strip()]
+    last = lines[-1] if lines else "it said nothing"
+    return process.returncode or 0, next((line for line in lines if line[:1].isdigit()), ""), last
