@@ -6,6 +6,8 @@ DYNAMO_VENV ?= .venv-dynamo
 VLLM_VENV ?= .venv-vllm
 SMG_NEWEST_VENV ?= .venv-smg-newest
 ENVOY_VENV ?= .venv-envoy
+VLLM_ROUTER_VENV ?= .venv-vllm-router
+SGLANG_ROUTER_VENV ?= .venv-sglang-router
 PREFIX ?= /opt/gateway-sidecar
 ENGINE ?= simulated
 ROUTER ?= smg
@@ -18,7 +20,9 @@ JOBS ?= 4
 
 PY := $(VENV)/bin/python
 SETUP := VENV="$(VENV)" MLX_VENV="$(MLX_VENV)" VLLM_VENV="$(VLLM_VENV)" SMG_NEWEST_VENV="$(SMG_NEWEST_VENV)" \
-    ENVOY_VENV="$(ENVOY_VENV)" DYNAMO_VENV="$(DYNAMO_VENV)" PREFIX="$(PREFIX)" PYTHON="$(PYTHON)" scripts/setup.sh
+    ENVOY_VENV="$(ENVOY_VENV)" DYNAMO_VENV="$(DYNAMO_VENV)" VLLM_ROUTER_VENV="$(VLLM_ROUTER_VENV)" \
+    SGLANG_ROUTER_VENV="$(SGLANG_ROUTER_VENV)" PREFIX="$(PREFIX)" PYTHON="$(PYTHON)" scripts/setup.sh
+ROUTERS := vllm-router sglang-router dynamo
 # Without plugins that they do not use, with what is compiled kept whatever the environment says (3 s of CPU in each
 # process), and with an eighth of the drawn examples.
 UNIT := PYTHONDONTWRITEBYTECODE= $(PY) -m pytest -q -p no:schemathesis -p no:anyio --hypothesis-profile=quick tests/unit
@@ -30,8 +34,11 @@ export VLLM_PYTHON ?= $(abspath $(VLLM_VENV)/bin/python)
 export SMG_NEWEST ?= $(abspath $(SMG_NEWEST_VENV)/bin/smg)
 export ENVOY ?= $(abspath $(ENVOY_VENV)/bin/envoy)
 
+export VLLM_ROUTER ?= $(abspath $(VLLM_ROUTER_VENV)/bin/vllm-router)
+export SGLANG_ROUTER ?= $(abspath $(SGLANG_ROUTER_VENV)/bin/sglang-router)
+
 .PHONY: help run test unit coverage check docs format bench chaos freezes frontends kinds soak fuzz proto mlx vllm dynamo
-.PHONY: install lock dist clean
+.PHONY: routers install lock dist clean
 
 help:
 	@sed -n 's/^## //p' Makefile
@@ -40,12 +47,12 @@ help:
 ##               kind) has no SMG for the first service, DEMO=once ends by itself;
 ##               ENGINE=vllm shows real vLLM engines alone: names, adapters, a core that hangs or dies, prefill and decode
 run:
-	@$(SETUP) dev nginx $(filter mlx vllm,$(ENGINE)) $(filter dynamo,$(ROUTER))
+	@$(SETUP) dev nginx $(filter mlx vllm,$(ENGINE)) $(filter $(ROUTERS),$(ROUTER))
 	@ENGINE="$(ENGINE)" ROUTER="$(ROUTER)" DEMO="$(DEMO)" $(PY) -m examples.demo
 
 ## make test     all tests, with the real nginx and the real SMG, JOBS=4 at a time; ARGS='-k drain' for some of them
 test:
-	@$(SETUP) dev nginx sshd prometheus smg-newest envoy dynamo
+	@$(SETUP) dev nginx sshd prometheus smg-newest envoy $(ROUTERS)
 	@$(PY) -m pytest -n $(JOBS) --dist worksteal $(ARGS)
 
 ## make unit     the unit tests alone: no nginx, no socket, no process, and time is fake
@@ -83,7 +90,7 @@ format:
 
 ## make bench    the figures in docs/figures.md
 bench:
-	@$(SETUP) dev nginx wrk sshd
+	@$(SETUP) dev nginx wrk sshd $(ROUTERS)
 	@$(PY) -m bench $(ARGS)
 
 ## make chaos    random faults under load on the real thing; MINUTES=10, and SEED=n to play one again
@@ -128,6 +135,10 @@ dynamo:
 vllm:
 	@$(SETUP) vllm
 
+## make routers  vllm-router and sglang-router, each in an environment of its own, for their tests, figures and demos
+routers:
+	@$(SETUP) $(ROUTERS)
+
 ## make proto    write gateway_sidecar/engines/_pb anew from proto/
 proto:
 	@$(SETUP) dev
@@ -157,5 +168,6 @@ dist:
 ## make clean    remove all that was made here
 clean:
 	rm -rf "$(VENV)" "$(MLX_VENV)" "$(VLLM_VENV)" "$(SMG_NEWEST_VENV)" "$(ENVOY_VENV)" "$(DYNAMO_VENV)"
+	rm -rf "$(VLLM_ROUTER_VENV)" "$(SGLANG_ROUTER_VENV)"
 	rm -rf build dist *.egg-info .mypy_cache .ruff_cache .pytest_cache .hypothesis
 	find . -name __pycache__ -type d -prune -exec rm -rf {} +

@@ -32,6 +32,8 @@ FIGURES = (
     "router-kills-under-load",
     "router-hang",
     "router-replacement",
+    "vllm-router",
+    "sglang-router",
     "nginx-kill",
     "dead-engines",
     "tunnel-cost",

@@ -114,8 +114,8 @@ async def running_gateway(
     settle_s: float | None = None,
     hold: Mapping[str, object] | None = None,
     router: str = "smg",
-    engine: str = "auto",
     command: str | None = None,
+    engine: str = "auto",
 ) -> AsyncIterator[Ours]:
     """A gateway with the default settings but for the ports, which waits `settle_s` after a worker is taken out.
 

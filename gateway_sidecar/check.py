@@ -30,7 +30,7 @@ from gateway_sidecar.config.frontend_values import ANY
 from gateway_sidecar.control.edge.destinations import hosts_of, look_up
 from gateway_sidecar.control.process.left_running import LeftRunning, look_for_left
 from gateway_sidecar.domain.findings import Finding, Level
-from gateway_sidecar.domain.model import Overrides, PeerAddress
+from gateway_sidecar.domain.model import ConnectionMode, Overrides, PeerAddress, WorkerType
 from gateway_sidecar.domain.printable import counted
 from gateway_sidecar.domain.trust import ROOT
 from gateway_sidecar.errors import AdminError, ConfigError, FrontendError, NginxError, ProcessError
@@ -46,6 +46,7 @@ from gateway_sidecar.nginx.config import Capacity
 from gateway_sidecar.nginx.connections import listening_at
 from gateway_sidecar.nginx.server import LUA_CURE, OWNER_CURE, NginxProgram, busy_ports, find_nginx, in_its_own_way
 from gateway_sidecar.nginx.templates import bracketed
+from gateway_sidecar.routers.base import Surroundings
 from gateway_sidecar.sources.base import Given, SourceKind
 from gateway_sidecar.sources.build import given_to, source_of, used_by
 from gateway_sidecar.sources.entry import ApiRecord
@@ -57,6 +58,7 @@ from gateway_sidecar.tunnels.inspect import backend_troubles, file_troubles
 
 _EPHEMERAL = Path("/proc/sys/net/ipv4/ip_local_port_range")
 _UNPRIVILEGED = 1024
+_FEW = 3
 _CONTAINER = ("/run/systemd/container", "/run/.containerenv", "/.dockerenv")
 
 
@@ -105,6 +107,7 @@ async def check_machine(settings: Settings, *, assumed: bool = False) -> list[Fi
     findings += room_for_bodies(settings.state_dir, settings.bridges.max_bodies_mb)
     for service in settings.services:
         findings += await _replicas(service, settings)
+        findings += await _unfit(service, settings, running)
         findings += await asyncio.to_thread(lambda it: list(_frontend(it)), service)
         findings += _scaling(service)
         findings += await asyncio.to_thread(_endpoints, service, settings.bridges.host)
@@ -427,6 +430,39 @@ def _notes_of(sighting: Sighting) -> Overrides:
 def _given(service: ServiceSettings, settings: Settings) -> Given:
     own = OwnSockets((settings.run_dir, settings.state_dir))
     return given_to(service, lambda tunnel: settings.run_dir / "tunnels" / tunnel.owner, own, ApiRecord())
+
+
+async def _unfit(service: ServiceSettings, settings: Settings, running: Status | None) -> list[Finding]:
+    """Replicas that the service's kind of router cannot take: as they are described, or as the running daemon knows
+    them."""
+    router = ROUTERS[service.router.type].build(service.router, service, Surroundings("", settings.run_dir))
+    listing = await source_of(service, _given(service, settings)).look()
+    said = {replica: _said_type(sighting) for replica, sighting in listing.present.items()}
+    known = {str(replica): (worker_type, ConnectionMode.HTTP) for replica, worker_type in said.items() if worker_type}
+    for served in running["services"] if running is not None else ():
+        if served["name"] == service.name:
+            for row in served["replicas"]:
+                if row["worker_type"] and row["connection_mode"]:
+                    known[row["id"]] = (WorkerType(row["worker_type"]), ConnectionMode(row["connection_mode"]))
+    told: dict[str, list[str]] = {}
+    for replica, (worker_type, mode) in sorted(known.items()):
+        objection = router.objection(worker_type, mode)
+        if objection is not None:
+            told.setdefault(objection, []).append(replica)
+    shown = {why: ", ".join([*names[:_FEW], *(["..."] if names[_FEW:] else [])]) for why, names in told.items()}
+    return [Finding(Level.FAIL, f"{service.name}: replica {names}: {why}") for why, names in shown.items()]
+
+
+def _said_type(sighting: Sighting) -> WorkerType | None:
+    """The role that an inventory, or a file beside its socket, gives a replica."""
+    if sighting.overrides is not None:
+        return sighting.overrides.worker_type
+    if sighting.notes is None:
+        return None
+    try:
+        return _notes_of(sighting).worker_type
+    except (ConfigError, OSError):
+        return None  # It has been told of, or went while we looked.
 
 
 def _access(sighting: Sighting) -> Iterator[Finding]:

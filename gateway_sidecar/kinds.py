@@ -78,7 +78,9 @@ class Registry(Generic[K]):
         return self.by_name[name]
 
 
-ROUTERS: Registry[RouterKind[Any]] = Registry("gateway_sidecar.routers", "ROUTER", "smg", "none", "dynamo")
+ROUTERS: Registry[RouterKind[Any]] = Registry(
+    "gateway_sidecar.routers", "ROUTER", "smg", "none", "vllm_router", "sglang_router", "dynamo"
+)
 ENGINES: Registry[Engine] = Registry(
     "gateway_sidecar.engines", "ENGINE", "sglang", "vllm", "mlx", "trtllm", "tokenspeed", "dynamo", "external", "web"
 )

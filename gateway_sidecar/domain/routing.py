@@ -11,6 +11,11 @@ VERSIONED = "/v[0-9]{1,3}(?:(?:alpha|beta)[0-9]{0,3})?"
 so `all` leaves out most of those that a later router may bring, whose names are not on the list yet."""
 
 
+def each(paths: str) -> tuple[str, ...]:
+    """The paths of a text, which stand between blanks."""
+    return tuple(paths.split())
+
+
 @dataclass(frozen=True, slots=True)
 class RouterPaths:
     """Which paths are for whom. Whatever is not named does not pass.

@@ -17,7 +17,7 @@ from typing import TYPE_CHECKING, ClassVar, Generic, Protocol, TypeVar
 
 from gateway_sidecar.config.router import RouterSettings
 from gateway_sidecar.domain.findings import Finding
-from gateway_sidecar.domain.model import Registered, WorkerSpec, WorkerType
+from gateway_sidecar.domain.model import ConnectionMode, Registered, WorkerSpec, WorkerType
 from gateway_sidecar.domain.printable import printable
 from gateway_sidecar.domain.routing import RouterHeaders, RouterPaths
 from gateway_sidecar.errors import ProcessError
@@ -133,6 +133,10 @@ class RouterRules:
     by_model: ClassVar[bool] = True
     late_s: ClassVar[float] = 30.0
     settles_s: ClassVar[float] = 0.1
+
+    def objection(self, worker_type: WorkerType, mode: ConnectionMode) -> str | None:
+        """Why it cannot take a worker of this type that is spoken to like this, and what to do; None if it can."""
+        return None
 
     def models_of(self, workers: Iterable[Registered]) -> set[str]:
         """The models that these workers answer for, or a part of."""

@@ -23,7 +23,8 @@ from gateway_sidecar.engines.messages import MOST_MESSAGE_BYTES, decode
 from gateway_sidecar.errors import MetricsError, RouterError, RouterUnavailable
 from gateway_sidecar.nginx.server import Nginx
 from gateway_sidecar.routers.answers import _MOST_PAGE_BYTES, MetricsPages
-from gateway_sidecar.routers.smg.client import _MOST_ANSWER_BYTES, SmgClient, _as_object
+from gateway_sidecar.routers.rest import MOST_ANSWER_BYTES, as_object
+from gateway_sidecar.routers.smg.client import SmgClient
 from gateway_sidecar.routers.smg.log import read_log_line
 from gateway_sidecar.supervision.logfile import ChildLog
 from gateway_sidecar.telemetry.metrics import Metrics
@@ -174,9 +175,9 @@ async def test_a_long_list_of_workers_gives_others_their_turn() -> None:
             turns += 1
 
     try:
-        raw = client._ask_raw("GET", "/workers")
+        raw = client._api.ask_raw("GET", "/workers")
         answer = await raw
-        client._ask_raw = lambda *_: asyncio.sleep(0, answer)  # type: ignore[method-assign]
+        client._api.ask_raw = lambda *_: asyncio.sleep(0, answer)  # type: ignore[method-assign]
         counting = asyncio.create_task(count())
         assert len(await client.list_workers()) == 8000
         counting.cancel()
@@ -189,14 +190,14 @@ async def test_a_long_list_of_workers_gives_others_their_turn() -> None:
 def test_the_longest_list_of_workers_that_is_read_costs_less_than_50_ms() -> None:
     """It is parsed in one go, in the event loop."""
     row = json.dumps(worker(1, labels={f"label_{number}": "x" * 20 for number in range(30)})).encode() + b","
-    raw = b'{"workers": [' + row * (_MOST_ANSWER_BYTES // len(row)) + row[:-1] + b"]}"
-    assert len(raw) >= _MOST_ANSWER_BYTES
-    assert min(cost_of(lambda: _as_object(raw, "GET /workers")) for _ in range(5)) < MOST_S
+    raw = b'{"workers": [' + row * (MOST_ANSWER_BYTES // len(row)) + row[:-1] + b"]}"
+    assert len(raw) >= MOST_ANSWER_BYTES
+    assert min(cost_of(lambda: as_object(raw, "GET /workers")) for _ in range(5)) < MOST_S
 
 
 async def test_an_endless_list_of_workers_is_not_read() -> None:
     """And what a router says of a worker can be shown."""
-    runner, url = await served(b'{"workers": [' + b" " * _MOST_ANSWER_BYTES + b"]}")
+    runner, url = await served(b'{"workers": [' + b" " * MOST_ANSWER_BYTES + b"]}")
     client = SmgClient(url, "key", timeout_s=60, health={})
     try:
         with pytest.raises(RouterUnavailable, match="larger than"):

@@ -12,7 +12,7 @@ from structlog.testing import capture_logs
 from gateway_sidecar.control.replicas.pairing import Pairing
 from gateway_sidecar.control.routers.replacement import RouterSlots
 from gateway_sidecar.domain.model import ConnectionMode, Registered, WorkerStatus, WorkerType
-from gateway_sidecar.routers.smg.pairing import unanswered
+from gateway_sidecar.routers.pairing import unanswered
 from gateway_sidecar.telemetry.metrics import Metrics
 from tests.smg import SMG
 

@@ -9,7 +9,8 @@ from pathlib import Path
 from gateway_sidecar.domain.findings import Finding, Level
 from gateway_sidecar.errors import ProcessError
 from gateway_sidecar.routers.base import RouterPorts
-from gateway_sidecar.routers.smg.launch import find_smg, launch_command, objection_to, python_of, version_of
+from gateway_sidecar.routers.program import parse, python_of
+from gateway_sidecar.routers.smg.launch import find_smg, launch_command, version_of
 from gateway_sidecar.routers.smg.settings import SmgSettings
 
 OLDEST, NEWEST = (1, 13), (1, 13)
@@ -63,7 +64,8 @@ async def check_arguments(service: str, settings: SmgSettings) -> list[Finding]:
         return []  # It has been told of.
     command = launch_command(program, RouterPorts(1, 1), settings, key="x")
     try:
-        objection = await objection_to(command.argv, program, settings.env)
+        options = command.argv[command.argv.index("launch") + 1 :]
+        objection = (await parse(program, "smg", options, settings.env)).objection
     except ProcessError as error:
         text = f"{service}: router.args: SMG's parser cannot check it: {error}; the first start will"
         return [Finding(Level.WARN, text)]

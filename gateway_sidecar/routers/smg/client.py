@@ -18,9 +18,6 @@ from collections.abc import Mapping
 from dataclasses import replace
 from typing import Any
 
-import aiohttp
-import orjson
-
 from gateway_sidecar.domain.model import (
     ConnectionMode,
     Registered,
@@ -30,14 +27,10 @@ from gateway_sidecar.domain.model import (
 )
 from gateway_sidecar.domain.printable import printable
 from gateway_sidecar.errors import RouterRefused, RouterUnavailable, WorkerExists
-from gateway_sidecar.routers.answers import body_within
+from gateway_sidecar.routers.rest import RestApi, as_object, malformed, rows_of, text_or_none
 from gateway_sidecar.routers.smg.ranks import Rank, RankBook
 from gateway_sidecar.supervision import awake
-from gateway_sidecar.supervision.awake import within
 
-_MOST_ANSWER_BYTES = 5 * 1024 * 1024
-"""SMG says some 1.5 KiB of each worker, and of each data-parallel rank: 3,400 of them. To read so much JSON takes less
-than 50 ms, in which nothing else is done."""
 _ROWS_AT_ONCE = 500
 """A list of thousands is read in parts of 5 ms, so that others have their turn."""
 _CONNECTION_ATTEMPTS = 3
@@ -64,7 +57,7 @@ class SmgClient:
         loads_tokenizers: bool = True,
         bridge_key: str = "",
     ) -> None:
-        self._url = url
+        self._api = RestApi(url, key, timeout_s)
         self._bridge_key = bridge_key
         self._health = dict(health)
         self._loads_tokenizers = loads_tokenizers
@@ -73,19 +66,13 @@ class SmgClient:
         self._list_raw = b""
         self._list: Mapping[str, Registered] = {}
         self._list_reusable = False
-        self._timeout_s = timeout_s
-        self._headers = {"Authorization": f"Bearer {key}"}
-        self._session: aiohttp.ClientSession | None = None
 
     async def list_workers(self) -> Mapping[str, Registered]:
         """Worker URL -> worker; the data-parallel ranks of an engine are one, as ready as the least ready of them."""
-        raw = await self._ask_raw("GET", "/workers")
+        raw = await self._api.ask_raw("GET", "/workers")
         if raw == self._list_raw and self._list_reusable:
             return self._list  # At rest nothing changes: do not read the same list again and again.
-        answer = _as_object(raw, f"{self._url}/workers")
-        rows = answer.get("workers")
-        if not isinstance(rows, list):
-            raise RouterUnavailable(f"{self._url}/workers: no list of workers in the answer")
+        rows = rows_of(as_object(raw, f"{self._api.url}/workers"), self._api.url)
         by_url: dict[str, list[Rank]] = {}
         reusable = True
         for number, row in enumerate(rows, 1):
@@ -131,7 +118,7 @@ class SmgClient:
         }
         body |= {name: value for name, value in optional.items() if value is not None}
         try:
-            answer = await self._ask("POST", "/workers", body)
+            answer = await self._api.ask("POST", "/workers", body)
         except RouterRefused as refusal:
             if refusal.status == 409:
                 named = _ID_IN_TEXT.search(str(refusal))
@@ -139,7 +126,7 @@ class SmgClient:
             raise
         worker_id = answer.get("worker_id")
         if not isinstance(worker_id, str):
-            raise RouterUnavailable(f"{self._url}/workers: accepted {spec.url} without a worker_id")
+            raise RouterUnavailable(f"{self._api.url}/workers: accepted {spec.url} without a worker_id")
         self._ranks.submitted(spec.url, worker_id)
         return worker_id
 
@@ -152,7 +139,7 @@ class SmgClient:
     async def find(self, worker_id: str) -> Registered | None:
         """One worker, even if it is not listed yet; None if the router does not know it."""
         try:
-            return await self._with_tokenizer(_read_worker(await self._ask("GET", f"/workers/{worker_id}")))
+            return await self._with_tokenizer(_read_worker(await self._api.ask("GET", f"/workers/{worker_id}")))
         except RouterRefused as refusal:
             if refusal.status != 404:
                 raise
@@ -163,16 +150,14 @@ class SmgClient:
         """Asks for a worker's removal: no new requests from now on. An unknown worker is no error."""
         for each in self._ranks.ids_of(worker_id):
             try:
-                await self._ask("DELETE", f"/workers/{each}")
+                await self._api.ask("DELETE", f"/workers/{each}")
             except RouterRefused as refusal:
                 if refusal.status != 404:
                     raise
 
     async def close(self) -> None:
         """Closes the client's connections; the next question opens new ones."""
-        session, self._session = self._session, None
-        if session is not None:
-            await session.close()
+        await self._api.close()
 
     async def _with_tokenizer(self, worker: Registered) -> Registered:
         """A gRPC worker whose model has no tokenizer yet is not ready, even if the list says so."""
@@ -183,53 +168,12 @@ class SmgClient:
             or (worker.model_id or _NAMELESS) in self._tokenizers
         ):
             return worker
-        rows = (await self._ask("GET", "/v1/tokenizers")).get("tokenizers")
+        rows = (await self._api.ask("GET", "/v1/tokenizers")).get("tokenizers")
         if isinstance(rows, list):
             self._tokenizers = {str(row.get("name")) for row in rows if isinstance(row, dict)}
         if (worker.model_id or _NAMELESS) in self._tokenizers:
             return worker
         return replace(worker, status=WorkerStatus.NOT_READY, note="the router has not loaded its tokenizer yet")
-
-    async def _ask(self, method: str, path: str, body: Mapping[str, object] | None = None) -> dict[str, Any]:
-        return _as_object(await self._ask_raw(method, path, body), f"{method} {self._url}{path}")
-
-    async def _ask_raw(self, method: str, path: str, body: Mapping[str, object] | None = None) -> bytes:
-        """The body of a good answer. Raises RouterRefused for a 4xx, RouterUnavailable for anything else."""
-        if self._session is None:
-            self._session = aiohttp.ClientSession(
-                timeout=aiohttp.ClientTimeout(),  # `within` is the one.
-                headers=self._headers,
-                connector=aiohttp.TCPConnector(limit=64),
-                json_serialize=lambda body: orjson.dumps(body).decode(),
-            )
-        what = f"{method} {self._url}{path}"
-        try:
-            async with (
-                within(self._timeout_s),
-                self._session.request(method, self._url + path, json=body) as response,
-            ):
-                raw, status = await body_within(response, _MOST_ANSWER_BYTES), response.status
-        except (aiohttp.ClientError, TimeoutError, OSError) as error:
-            raise RouterUnavailable(f"{what}: {printable(str(error)) or type(error).__name__}") from error
-        if raw is None:
-            raise RouterUnavailable(f"{what}: the answer is larger than {_MOST_ANSWER_BYTES} bytes")
-        if status in (401, 403):
-            raise RouterUnavailable(f"{what}: {status}, this is not the router with our key")
-        if status >= 500:
-            raise RouterUnavailable(f"{what}: {status}: {_error_text(raw)}")
-        if status >= 400:
-            raise RouterRefused(f"{method} {path}: {status}: {_error_text(raw)}", status)
-        return raw
-
-
-def _as_object(raw: bytes, what: str) -> dict[str, Any]:
-    try:
-        answer = orjson.loads(raw) if raw else {}
-    except ValueError as error:
-        raise RouterUnavailable(f"{what}: no JSON: {raw[:200]!r}") from error
-    if not isinstance(answer, dict):
-        raise RouterUnavailable(f"{what}: not a JSON object: {raw[:200]!r}")
-    return answer
 
 
 def _labels(spec: WorkerSpec) -> dict[str, str]:
@@ -238,20 +182,8 @@ def _labels(spec: WorkerSpec) -> dict[str, str]:
     return dict(spec.labels)
 
 
-def _error_text(raw: bytes) -> str:
-    """What an error answer says: `{"error": TEXT}` on the admin routes, `{"error": {"message": TEXT}}` elsewhere."""
-    try:
-        answer = orjson.loads(raw)
-    except ValueError:
-        return printable(raw[:200].decode("utf-8", "replace"))
-    error = answer.get("error", answer) if isinstance(answer, dict) else answer
-    return printable(str(error.get("message", error) if isinstance(error, dict) else error), 500)
-
-
-def _read_worker(row: object) -> Registered:
+def _read_worker(row: Mapping[str, Any]) -> Registered:
     """One row of SMG's list. Raises RouterUnavailable where it has not the form that SMG 1.13 gives it."""
-    if not isinstance(row, dict):
-        raise RouterUnavailable(f"a worker that is not an object: {row!r:.200}")
     try:
         job = row.get("job_status")
         failed = isinstance(job, dict) and job.get("status") == "failed"
@@ -266,15 +198,15 @@ def _read_worker(row: object) -> Registered:
             connection_mode=_MODES.get(mode, ConnectionMode.HTTP),
             # A worker that is still being added has not got its runtime_type yet.
             runtime_type=runtime if runtime in _ENGINES else None,
-            model_id=None if row.get("model_id") == _NAMELESS else _text(row.get("model_id")),
+            model_id=None if row.get("model_id") == _NAMELESS else text_or_none(row.get("model_id")),
             bootstrap_port=row.get("bootstrap_port") if isinstance(row.get("bootstrap_port"), int) else None,
-            kv_connector=_text(row.get("kv_connector")),
-            kv_role=_text(row.get("kv_role")),
-            kv_engine_id=_text(row.get("kv_engine_id")),
-            note=printable(_text(job.get("message")) or "") or None if isinstance(job, dict) else None,
+            kv_connector=text_or_none(row.get("kv_connector")),
+            kv_role=text_or_none(row.get("kv_role")),
+            kv_engine_id=text_or_none(row.get("kv_engine_id")),
+            note=printable(text_or_none(job.get("message")) or "") or None if isinstance(job, dict) else None,
         )
     except (KeyError, TypeError, ValueError) as error:
-        raise RouterUnavailable(f"a worker of an unknown form: {printable(str(error))}: {row!r:.300}") from error
+        raise malformed(error, row) from error
 
 
 def _as_rank(worker: Registered, row: Mapping[str, object]) -> Rank:
@@ -286,7 +218,3 @@ def _base_url(url: str) -> str:
     """`URL@rank` of a data-parallel worker -> URL."""
     base, at, rank = url.rpartition("@")
     return base if at and rank.isdigit() else url
-
-
-def _text(value: object) -> str | None:
-    return value if isinstance(value, str) and value else None

@@ -3,23 +3,16 @@
 from __future__ import annotations
 
 import asyncio
-import os
-from collections.abc import Mapping, Sequence
 from pathlib import Path
 
-from gateway_sidecar.domain.printable import printable
 from gateway_sidecar.errors import ProcessError
 from gateway_sidecar.routers.base import LaunchCommand, RouterPorts, find_program
-from gateway_sidecar.routers.smg import parse_only, with_key
+from gateway_sidecar.routers.program import keeping_secret
 from gateway_sidecar.routers.smg.settings import SmgSettings
 from gateway_sidecar.supervision.awake import within
 
 _CONNECTION_GAP_S = 1
 """Between those attempts: SMG's own 30 s keep an engine that was away for a moment out for half a minute."""
-_PARSE_S = 30
-"""SMG takes a second to be imported on a machine that is at leisure."""
-_USAGE_EXIT = 2
-_LONGEST_MESSAGE = 2000
 
 
 def find_smg(command: str) -> Path:
@@ -41,23 +34,8 @@ def launch_command(program: Path, ports: RouterPorts, settings: SmgSettings, *, 
         *("--log-json", "--log-level", settings.log_level),
         *settings.args,
     ]
-    interpreter = python_of(program)
-    if interpreter is None:
-        # Not a Python entry point: the key can go nowhere but on the command line.
-        keys = ["--control-plane-api-keys", f"gateway-sidecar:gateway-sidecar:admin:{key}"]
-        return LaunchCommand([str(program), *options, *keys], settings.env, shows_key=True)
-    argv = [*interpreter, with_key.__file__, str(program), *options]
-    return LaunchCommand(argv, {**settings.env, with_key.KEY_VARIABLE: key})
-
-
-def python_of(program: Path) -> list[str] | None:
-    """The interpreter named in a script's first line, if it is a Python; None for any other program."""
-    with program.open("rb") as file:
-        first = file.readline(512)
-    if not first.startswith(b"#!"):
-        return None
-    words = first[2:].decode("utf-8", "replace").split()
-    return words if any(Path(word).name.startswith("python") for word in words) else None
+    keys = ["--control-plane-api-keys", f"gateway-sidecar:gateway-sidecar:admin:{key}"]
+    return keeping_secret(program, options, keys, settings.env)
 
 
 async def version_of(program: Path) -> str:
@@ -79,35 +57,3 @@ async def version_of(program: Path) -> str:
             f"{program} --version ended with {process.returncode}: {output[-200:].decode('utf-8', 'replace')}"
         )
     return output.decode("utf-8", "replace").strip()
-
-
-async def objection_to(argv: Sequence[str], program: Path, env: Mapping[str, str]) -> str | None:
-    """Why SMG would refuse to start with this command line, by its own parser; None if it would not.
-
-    Starts no router. Raises ProcessError if its parser cannot be asked.
-    """
-    interpreter = python_of(program)
-    if interpreter is None:
-        raise ProcessError(f"{program} is not a Python script")
-    options = argv[argv.index("launch") + 1 :]
-    try:
-        process = await asyncio.create_subprocess_exec(
-            *interpreter, parse_only.__file__, *options,
-            stdin=asyncio.subprocess.DEVNULL, stdout=asyncio.subprocess.DEVNULL, stderr=asyncio.subprocess.PIPE,
-            env={**os.environ, **env},
-        )  # fmt: skip
-    except OSError as error:
-        raise ProcessError(f"cannot start {interpreter[0]}: {error.strerror}") from error
-    try:
-        async with within(_PARSE_S):
-            _, said = await process.communicate()
-    except TimeoutError as error:
-        process.kill()
-        await process.wait()
-        raise ProcessError(f"{program}: no answer within {_PARSE_S} s") from error
-    last = printable(said.decode("utf-8", "replace").strip().rpartition("\n")[2], _LONGEST_MESSAGE)
-    if process.returncode == 0:
-        return None
-    if process.returncode == _USAGE_EXIT:
-        return last
-    raise ProcessError(f"{program}: exit code {process.returncode}: {last}")

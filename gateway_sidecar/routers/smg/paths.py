@@ -2,15 +2,10 @@
 
 from __future__ import annotations
 
-from gateway_sidecar.domain.routing import RouterHeaders, RouterPaths
-
-
-def _each(paths: str) -> tuple[str, ...]:
-    return tuple(paths.split())
-
+from gateway_sidecar.domain.routing import RouterHeaders, RouterPaths, each
 
 PATHS = RouterPaths(
-    inference=_each(
+    inference=each(
         """
         /generate /health /health_generate /liveness /readiness /rerank /v1/audio/transcriptions /v1/chat/completions
         /v1/classify /v1/completions /v1/conversations /v1/conversations/* /v1/conversations/*/items
@@ -20,7 +15,7 @@ PATHS = RouterPaths(
         /v1/responses/* /v1/responses/*/cancel /v1/responses/*/input_items /v1/systemone /v1/tokenize
         """
     ),
-    control=_each(
+    control=each(
         """
         /workers /flush_cache /wasm /v1/tokenizers /v1/rl /start_profile /stop_profile /heap_profile /get_loads /loads
         /v1/loads /parse
@@ -28,13 +23,13 @@ PATHS = RouterPaths(
     ),
     fleet=("/engine_metrics", "/get_model_info", "/get_server_info"),
     # Nothing is kept of these, whatever the body says: SMG knows `store` in a response or interaction only.
-    repeatable=_each(
+    repeatable=each(
         """
         /generate /rerank /v1/audio/transcriptions /v1/chat/completions /v1/classify /v1/completions /v1/decisions
         /v1/detokenize /v1/embeddings /v1/messages /v1/messages/count_tokens /v1/rerank /v1/systemone /v1/tokenize
         """
     ),
-    asked=_each(
+    asked=each(
         """
         /get_load /get_model_info /get_server_info /loads /metrics /model_info /server_info /v1/loads /v1/models
         /version

@@ -8,8 +8,8 @@ from pathlib import Path
 from typing import ClassVar
 
 from gateway_sidecar.domain.model import Registered
+from gateway_sidecar.routers import pairing
 from gateway_sidecar.routers.base import LaunchCommand, LogLine, RouterPorts, RouterReading, RouterSetup
-from gateway_sidecar.routers.smg import pairing
 from gateway_sidecar.routers.smg.client import SmgClient
 from gateway_sidecar.routers.smg.launch import find_smg, launch_command
 from gateway_sidecar.routers.smg.log import read_log_line

@@ -1,8 +1,8 @@
 """Whether the workers of a service can answer at all: prefill and decode only do so together.
 
-What SMG 1.13 does, as measured: a model with a regular worker is always answered, whatever else there is; prefill and
-decode pair if they speak the same protocol, HTTP or gRPC, and over gRPC are the same engine; a model with no pair and
-no regular worker gets 503.
+What SMG 1.13, vllm-router 0.1.17 and sglang-router 0.3.2 do, as measured: a model with a regular worker is always
+answered, whatever else there is; prefill and decode pair if they speak the same protocol, HTTP or gRPC, and over gRPC
+are the same engine; a model with no pair and no regular worker gets 503.
 """
 
 from __future__ import annotations

@@ -1,0 +1,133 @@
+"""A router whose program is a Python script: how it is run with a secret, and what its own parser says of arguments.
+
+Nothing here starts a router.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import os
+from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+
+from gateway_sidecar.domain.findings import Finding, Level
+from gateway_sidecar.domain.printable import printable
+from gateway_sidecar.errors import ProcessError
+from gateway_sidecar.routers import parse_only, with_key
+from gateway_sidecar.routers.base import LaunchCommand
+from gateway_sidecar.supervision.awake import within
+
+_PARSE_S = 30
+"""SMG takes a second to be imported on a machine that is at leisure."""
+_USAGE_EXIT = 2
+_LONGEST_MESSAGE = 2000
+
+
+@dataclass(frozen=True, slots=True)
+class Parsed:
+    """What a router's own parser says: its package's version, empty where it has none, and why it refuses, if so."""
+
+    version: str
+    objection: str | None
+
+
+def python_of(program: Path) -> list[str] | None:
+    """The interpreter named in a script's first line, if it is a Python; None for any other program."""
+    with program.open("rb") as file:
+        first = file.readline(512)
+    if not first.startswith(b"#!"):
+        return None
+    words = first[2:].decode("utf-8", "replace").split()
+    return words if any(Path(word).name.startswith("python") for word in words) else None
+
+
+def keeping_secret(
+    program: Path, options: Sequence[str], secret: Sequence[str], env: Mapping[str, str]
+) -> LaunchCommand:
+    """The command that runs `program` with the secret words after its options, and shows them to nobody if it can."""
+    interpreter = python_of(program)
+    if interpreter is None:
+        # Not a Python entry point: they can go nowhere but on the command line.
+        return LaunchCommand([str(program), *options, *secret], env, shows_key=True)
+    argv = [*interpreter, with_key.__file__, str(program), *options]
+    return LaunchCommand(argv, {**env, with_key.SECRET_VARIABLE: "\n".join(secret)})
+
+
+async def parse(program: Path, package: str, options: Iterable[str], env: Mapping[str, str]) -> Parsed:
+    """What the parser of this program's package says of these options. Raises ProcessError if it cannot be asked."""
+    interpreter = python_of(program)
+    if interpreter is None:
+        raise ProcessError(f"{program} is not a Python script")
+    try:
+        process = await asyncio.create_subprocess_exec(
+            *interpreter, parse_only.__file__, package, *options,
+            stdin=asyncio.subprocess.DEVNULL, stdout=asyncio.subprocess.PIPE, stderr=asyncio.subprocess.PIPE,
+            env={**os.environ, **env},
+        )  # fmt: skip
+    except OSError as error:
+        raise ProcessError(f"cannot start {interpreter[0]}: {error.strerror}") from error
+    try:
+        async with within(_PARSE_S):
+            version, said = await process.communicate()
+    except TimeoutError as error:
+        process.kill()
+        await process.wait()
+        raise ProcessError(f"{program}: no answer within {_PARSE_S} s") from error
+    last = printable(said.decode("utf-8", "replace").strip().rpartition("\n")[2], _LONGEST_MESSAGE)
+    if process.returncode not in (0, _USAGE_EXIT):
+        raise ProcessError(f"{program}: exit code {process.returncode}: {last}")
+    named = printable(version.decode("utf-8", "replace").partition("\n")[0].strip(), 40)
+    return Parsed(named, last if process.returncode == _USAGE_EXIT else None)
+
+
+@dataclass(frozen=True, slots=True)
+class Measured:
+    """Which versions of a router are known to do what is relied on.
+
+    first: the oldest. beyond: the first of those that may have changed it.
+    """
+
+    first: str
+    beyond: str
+
+    def objection(self, name: str, version: str) -> str | None:
+        """Why this version is not used."""
+        if _numbers(version) < _numbers(self.first):
+            return f"{name} {version} is too old; pip install '{name}>={self.first},<{self.beyond}'"
+        if _numbers(version) >= _numbers(self.beyond):
+            text = f"{name} {version} is too new: what it does has not been measured"
+            return f"{text}; pip install '{name}>={self.first},<{self.beyond}'"
+        return None
+
+
+def _numbers(version: str) -> tuple[int, ...]:
+    """`0.3.2.post1` -> (0, 3, 2)."""
+    numbers: list[int] = []
+    for word in version.split("."):
+        if not word.isdigit():
+            break
+        numbers.append(int(word))
+    return tuple(numbers)
+
+
+async def check_program(
+    service: str, program: Path, package: str, command: LaunchCommand, measured: Measured
+) -> list[Finding]:
+    """Whether the program that a service names is a version that we know, and takes the arguments that we give it.
+
+    command: as it would be started, its options after the program's own path.
+    """
+    name = package.replace("_", "-")
+    options = [word for word in command.argv[command.argv.index(str(program)) + 1 :] if word != "launch"]
+    try:
+        parsed = await parse(program, package, options, command.env)
+    except ProcessError as error:
+        text = f"{service}: router.command: this is no {name}: {error}"
+        return [Finding(Level.FAIL, f"{text}; pip install '{name}>={measured.first},<{measured.beyond}'")]
+    objection = measured.objection(name, parsed.version)
+    if objection is not None:
+        return [Finding(Level.FAIL, f"{service}: router.command: {program}: {objection}")]
+    if parsed.objection is not None:
+        return [Finding(Level.FAIL, f"{service}: router.args: {parsed.objection}")]
+    return [Finding(Level.OK, f"{service}: router {program}: {name} {parsed.version}, which takes its arguments")]
