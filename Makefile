@@ -37,8 +37,7 @@ export ENVOY ?= $(abspath $(ENVOY_VENV)/bin/envoy)
 export VLLM_ROUTER ?= $(abspath $(VLLM_ROUTER_VENV)/bin/vllm-router)
 export SGLANG_ROUTER ?= $(abspath $(SGLANG_ROUTER_VENV)/bin/sglang-router)
 
-.PHONY: help run test unit coverage check docs format bench chaos freezes frontends kinds soak fuzz proto mlx vllm dynamo
-.PHONY: routers install lock dist clean
+.PHONY: help run test unit coverage check docs format bench chaos freezes frontends kinds soak fuzz proto mlx vllm dynamo routers install lock dist clean
 
 help:
 	@sed -n 's/^## //p' Makefile

@@ -12,7 +12,7 @@ import tempfile
 from asyncio.subprocess import PIPE, STDOUT, Process
 from contextlib import suppress
 from pathlib import Path
-from typing import Any
+from typing import Any, get_args
 
 import yaml
 
@@ -20,6 +20,7 @@ from gateway_sidecar.api.client import Client
 from gateway_sidecar.api.models import Replica, Status
 from gateway_sidecar.control.state.records import identity_from_json, read_record
 from gateway_sidecar.errors import AdminError, StateError
+from gateway_sidecar.kinds import ROUTERS
 from gateway_sidecar.nginx.server import busy_ports, stop_orphans
 from gateway_sidecar.supervision.process import Process as Adopted
 from gateway_sidecar.supervision.process import writers_of
@@ -35,7 +36,10 @@ def _of_kind(kind: str) -> dict[str, str]:
     """A router of this kind; `make` says where one is that has an environment of its own."""
     name = kind.replace("-", "_").upper()
     program = os.environ.get(name) or os.environ.get(f"{name}_PYTHON")
-    return {"type": kind, **({"command": program} if program else {})}
+    policy = ROUTERS[kind].settings.model_fields.get("policy")
+    may_take_turns = policy is not None and "round_robin" in get_args(policy.annotation)
+    said = {"command": program, "policy": "round_robin" if may_take_turns else None}
+    return {"type": kind, **{name: value for name, value in said.items() if value}}
 
 
 class DemoFailed(Exception):

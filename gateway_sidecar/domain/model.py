@@ -243,7 +243,7 @@ class Overrides:
         return replace(self.health.over(usual), api_key=self.api_key, model=self.model)
 
 
-ENTRIES_LABEL = "dynamo"
+ENTRIES_LABEL = "entries"
 """The label of a worker of NVIDIA Dynamo that says where its entries are."""
 
 
