@@ -131,7 +131,7 @@ class Gateway:
                 stdout=log, stderr=log, env={**os.environ, **(env or {})},
             )  # fmt: skip
         if ready:
-            await self.until(lambda status: status["ready"], within_s=30)
+            await self.until(lambda status: status["ready"], within_s=120)
 
     async def terminate(self) -> int:
         """SIGTERM: the daemon ends, nginx and the routers go on."""
