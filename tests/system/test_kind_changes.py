@@ -17,6 +17,9 @@ from gateway_sidecar.config.router import OfItsKind
 from gateway_sidecar.domain.findings import Level
 from gateway_sidecar.kinds import ROUTERS
 from gateway_sidecar.supervision.process import start_ticks
+from tests.dynamo import PYTHON
+from tests.other_routers import KINDS as OTHERS
+from tests.other_routers import program_of
 from tests.system.clients import stream_chat
 from tests.system.conftest import MakeGateway, StartEngine
 from tests.system.gateway import Gateway, service_of
@@ -25,8 +28,8 @@ from tests.system.test_toy_router import with_toy
 
 TOY = "toy"
 KINDS = [*(kind.name for kind in ROUTERS if kind.name != TOY), TOY]
-SETTINGS: dict[str, dict[str, str]] = {}
-"""What a kind's service says beside its type: where a program is that is no one's to find."""
+COMMANDS = {"dynamo": PYTHON, **{kind: str(program_of(kind) or kind) for kind in OTHERS}}
+"""Where a program is that has an environment of its own."""
 ROUND = list(zip(KINDS, [*KINDS[1:], KINDS[0]], strict=True))
 PAIRS = list(itertools.permutations(KINDS, 2)) if os.environ.get("PAIRS") == "all" else ROUND
 
@@ -42,14 +45,13 @@ async def test_a_router_of_another_kind_takes_over_without_a_failed_request(
     gateway = make_gateway()
     gateway.settings["services"][0]["router"] = router(old)
     await gateway.start(env=env)
-    await engine(gateway.socket("slow"), EngineKind.VLLM_HTTP, model="slow", token_interval_s=0.05)
     for name in ("r1", "r2"):
-        await engine(gateway.socket(name), EngineKind.VLLM_HTTP)
-    wanted = dict.fromkeys(("r1", "r2", "slow"), "serving")
+        await engine(gateway.socket(name), EngineKind.VLLM_HTTP, token_interval_s=0.02)
+    wanted = dict.fromkeys(("r1", "r2"), "serving")
     before = service_of(await gateway.until_states(wanted))["router"]
     load = Load(gateway)
     await load.answered(50)
-    stream = await begun(gateway, 60, model="slow")
+    stream = await begun(gateway, 300)
     gateway.settings["services"][0]["router"] = router(new)
     gateway.configure()
     code, out, err = await gateway.cli("reload", before=["env", *(f"{name}={value}" for name, value in env.items())])
@@ -57,7 +59,7 @@ async def test_a_router_of_another_kind_takes_over_without_a_failed_request(
     after = service_of(await gateway.until_states(wanted))["router"]
     assert (before["type"], after["type"]) == (old, new)
     await load.answered(50)
-    assert (await stream).split()[-1] == "59"
+    assert (await stream).split()[-1] == "299"
     while before["pid"] is not None and start_ticks(before["pid"]) is not None:  # `none` has no process.
         await load.answered(1)
     await load.answered(200)
@@ -66,7 +68,7 @@ async def test_a_router_of_another_kind_takes_over_without_a_failed_request(
 
 def router(kind: str) -> dict[str, str]:
     """The settings of a service's router of this kind."""
-    return {"type": kind, **SETTINGS.get(kind, {})}
+    return {"type": kind, **({"command": COMMANDS[kind]} if kind in COMMANDS else {})}
 
 
 async def skip_without(kind: str) -> None:
@@ -78,10 +80,10 @@ async def skip_without(kind: str) -> None:
                 pytest.skip(finding.text)
 
 
-async def begun(gateway: Gateway, tokens: int, model: str) -> asyncio.Task[str]:
+async def begun(gateway: Gateway, tokens: int) -> asyncio.Task[str]:
     """A streamed chat whose first token has come; raises if that does not come."""
     started = asyncio.Event()
-    stream = asyncio.create_task(stream_chat(gateway, tokens, started, model=model))
+    stream = asyncio.create_task(stream_chat(gateway, tokens, started))
     first = asyncio.create_task(started.wait())
     await asyncio.wait({stream, first}, return_when=asyncio.FIRST_COMPLETED)
     if stream.done():
