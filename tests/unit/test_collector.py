@@ -109,6 +109,7 @@ class Site:
         patch.setattr(collector, "EventListener", self._listening)
         self.in_flight = 0.0
         self.answered: list[str] = []
+        self.active: dict[str, float] = {}
         self.requests: dict[str, float] = {}
         self.router = SimpleNamespace(
             up=True, ports=RouterPorts(23001, 23002), slot="chat", pid=7, setup=SimpleNamespace(read_metrics=self._say)
@@ -134,7 +135,7 @@ class Site:
             self.requests[url] = self.requests.get(url, 0.0) + 1
 
     def _say(self, _: bytes) -> RouterReading:
-        return RouterReading(self.in_flight, {}, dict(self.requests), {}, {})
+        return RouterReading(self.in_flight, dict(self.active), dict(self.requests), {}, {})
 
     def _listening(self, take: Any) -> PlayedListener:
         self.listener.take = take
@@ -224,6 +225,21 @@ async def test_what_is_wrong_is_told_for_as_long_as_it_is(monkeypatch: pytest.Mo
         it.router.up = False
         await asyncio.sleep(20)
         assert signals.router_problem == "no router answers"
+
+
+@in_fake_time
+async def test_a_router_that_hangs_says_of_no_engine_that_requests_wait_for_it(monkeypatch: pytest.MonkeyPatch) -> None:
+    """They wait for the router: an engine that it held up for long enough was taken for dead."""
+    async with site(monkeypatch) as it:
+        it.in_flight, it.active = 1.0, {"http://a:0": 1.0}
+        await asyncio.sleep(12)
+        assert it.signals.active_on("chat", "http://a:0") == 1
+        it.pages.fault = MetricsError("no answer")
+        await asyncio.sleep(2)
+        assert it.signals.active_on("chat", "http://a:0") == 0
+        it.pages.fault = None
+        await asyncio.sleep(2)
+        assert it.signals.active_on("chat", "http://a:0") == 1
 
 
 @in_fake_time

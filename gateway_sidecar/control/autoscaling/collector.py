@@ -116,9 +116,14 @@ class Signals:
         raise KeyError(replica)
 
     def active_on(self, service: str, url: str) -> float:
-        """How many requests the service's routers last said to be on a worker; 0 if that is too long ago."""
+        """How many requests the service's routers say to be on a worker; 0 if they do not say, or long ago.
+
+        While a router hangs, its requests wait for it and not for their engines.
+        """
         signals, now = self.of.get(service), awake.monotonic()
-        if signals is None or signals.router_read_at is None or now - signals.router_read_at > _REST_S:
+        if signals is None or signals.router_problem is not None or signals.router_read_at is None:
+            return 0.0
+        if now - signals.router_read_at > _REST_S:
             return 0.0
         return signals.active_on.get(url, 0.0)
 
