@@ -10,12 +10,13 @@ import os
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Protocol
 
 from gateway_sidecar.domain.findings import Finding, Level
 from gateway_sidecar.domain.printable import printable
 from gateway_sidecar.errors import ProcessError
 from gateway_sidecar.routers import parse_only, with_key
-from gateway_sidecar.routers.base import LaunchCommand
+from gateway_sidecar.routers.base import LaunchCommand, RouterPorts
 from gateway_sidecar.supervision.awake import within
 
 _PARSE_S = 30
@@ -59,26 +60,40 @@ async def parse(program: Path, package: str, options: Iterable[str], env: Mappin
     interpreter = python_of(program)
     if interpreter is None:
         raise ProcessError(f"{program} is not a Python script")
+    argv = [*interpreter, parse_only.__file__, package, *options]
+    code, version, said = await run_to_its_end(argv, env, str(program), patience_s=_PARSE_S)
+    last = printable(said.decode("utf-8", "replace").strip().rpartition("\n")[2], _LONGEST_MESSAGE)
+    if code not in (0, _USAGE_EXIT):
+        raise ProcessError(f"{program}: exit code {code}: {last}")
+    named = printable(version.decode("utf-8", "replace").partition("\n")[0].strip(), 40)
+    return Parsed(named, last if code == _USAGE_EXIT else None)
+
+
+async def run_to_its_end(
+    argv: Sequence[str], env: Mapping[str, str], name: str, *, patience_s: int
+) -> tuple[int, bytes, bytes]:
+    """(exit code, stdout, stderr) of a program that says something and ends.
+
+    Raises ProcessError if it cannot be started, or is not done after `patience_s` seconds; it is ended then.
+    """
     try:
         process = await asyncio.create_subprocess_exec(
-            *interpreter, parse_only.__file__, package, *options,
-            stdin=asyncio.subprocess.DEVNULL, stdout=asyncio.subprocess.PIPE, stderr=asyncio.subprocess.PIPE,
+            *argv,
+            stdin=asyncio.subprocess.DEVNULL,
+            stdout=asyncio.subprocess.PIPE,
+            stderr=asyncio.subprocess.PIPE,
             env={**os.environ, **env},
-        )  # fmt: skip
+        )
     except OSError as error:
-        raise ProcessError(f"cannot start {interpreter[0]}: {error.strerror}") from error
+        raise ProcessError(f"cannot start {argv[0]}: {error.strerror}") from error
     try:
-        async with within(_PARSE_S):
-            version, said = await process.communicate()
+        async with within(patience_s):
+            output, said = await process.communicate()
     except TimeoutError as error:
         process.kill()
         await process.wait()
-        raise ProcessError(f"{program}: no answer within {_PARSE_S} s") from error
-    last = printable(said.decode("utf-8", "replace").strip().rpartition("\n")[2], _LONGEST_MESSAGE)
-    if process.returncode not in (0, _USAGE_EXIT):
-        raise ProcessError(f"{program}: exit code {process.returncode}: {last}")
-    named = printable(version.decode("utf-8", "replace").partition("\n")[0].strip(), 40)
-    return Parsed(named, last if process.returncode == _USAGE_EXIT else None)
+        raise ProcessError(f"{name}: no answer within {patience_s} s") from error
+    return process.returncode or 0, output, said
 
 
 @dataclass(frozen=True, slots=True)
@@ -111,7 +126,28 @@ def _numbers(version: str) -> tuple[int, ...]:
     return tuple(numbers)
 
 
-async def check_program(
+class OwnProgram(Protocol):
+    """A router of one service, as far as its program is looked at. Raises ProcessError."""
+
+    def program(self) -> Path: ...
+
+    def command(self, ports: RouterPorts, key: str) -> LaunchCommand: ...
+
+
+async def check_programs(routers: Mapping[str, OwnProgram], package: str, measured: Measured) -> list[Finding]:
+    """What is to be said of these services' programs, each a script of this package."""
+    findings = []
+    for service, router in routers.items():
+        try:
+            program, command = router.program(), router.command(RouterPorts(1, 1), "x")
+        except ProcessError as error:
+            findings.append(Finding(Level.FAIL, f"{service}: {error}"))
+            continue
+        findings += await _check_program(service, program, package, command, measured)
+    return findings
+
+
+async def _check_program(
     service: str, program: Path, package: str, command: LaunchCommand, measured: Measured
 ) -> list[Finding]:
     """Whether the program that a service names is a version that we know, and takes the arguments that we give it.

@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-import asyncio
-import os
 from collections.abc import Mapping
 from pathlib import Path
 
@@ -14,7 +12,7 @@ from gateway_sidecar.routers.base import find_program
 from gateway_sidecar.routers.dynamo.inside import frontend
 from gateway_sidecar.routers.dynamo.settings import INSTALL, DynamoSettings
 from gateway_sidecar.routers.dynamo.setup import options
-from gateway_sidecar.supervision.awake import within
+from gateway_sidecar.routers.program import run_to_its_end
 
 _SERIES = (1, 6)
 """The releases whose files and options were measured: 1.6.1."""
@@ -59,23 +57,12 @@ def trouble_with(version: str) -> str | None:
 
 async def _ask(python: Path, settings: DynamoSettings) -> tuple[int, str, str]:
     """(exit code, version, last words) of the frontend's own parser. Raises ProcessError."""
+    argv = [str(python), frontend.__file__, frontend.CHECK, "0", *options(settings, 1)]
     try:
-        process = await asyncio.create_subprocess_exec(
-            *(str(python), frontend.__file__, frontend.CHECK, "0", *options(settings, 1)),
-            stdin=asyncio.subprocess.DEVNULL,
-            stdout=asyncio.subprocess.PIPE,
-            stderr=asyncio.subprocess.STDOUT,
-            env={**os.environ, **settings.env},
-        )
-    except OSError as error:
-        raise ProcessError(f"router.command: cannot start {python}: {error.strerror}") from error
-    try:
-        async with within(_PATIENCE_S):
-            output, _ = await process.communicate()
-    except TimeoutError as error:
-        process.kill()
-        await process.wait()
-        raise ProcessError(f"router.command: {python}: no answer within {_PATIENCE_S} s") from error
-    lines = [printable(line, 500) for line in output.decode("utf-8", "replace").splitlines() if line.strip()]
+        code, output, said = await run_to_its_end(argv, settings.env, str(python), patience_s=_PATIENCE_S)
+    except ProcessError as error:
+        raise ProcessError(f"router.command: {error}") from error
+    text = b"\n".join((output, said)).decode("utf-8", "replace")
+    lines = [printable(line, 500) for line in text.splitlines() if line.strip()]
     last = lines[-1] if lines else "it said nothing"
-    return process.returncode or 0, next((line for line in lines if line[:1].isdigit()), ""), last
+    return code, next((line for line in lines if line[:1].isdigit()), ""), last
