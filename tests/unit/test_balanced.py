@@ -54,10 +54,10 @@ def ports_of(nginx: Balancer, slot: str = "chat") -> list[str]:
 
 async def test_what_is_registered_is_ready_and_what_is_removed_is_gone(nginx: Balancer) -> None:
     """At once, and for the next daemon too: the file says all of it."""
-    client = NginxClient("chat", nginx)
+    client = NginxClient("chat", NoRouter(), nginx)
     assert await client.list_workers() == {}
     worker_id = await client.register(spec())
-    (worker,) = (await NginxClient("chat", nginx).list_workers()).values()
+    (worker,) = (await NginxClient("chat", NoRouter(), nginx).list_workers()).values()
     assert (worker.worker_id, worker.status, worker.model_id) == (worker_id, WorkerStatus.READY, "tiny")
     assert await client.find(worker_id) == worker
     assert ports_of(nginx) == ["24001"]
@@ -67,9 +67,22 @@ async def test_what_is_registered_is_ready_and_what_is_removed_is_gone(nginx: Ba
     assert len(list(cast("Endpoints", nginx.endpoints).directory.iterdir())) == 2, "no older file stays"
 
 
+async def test_a_list_that_cannot_be_written_fails_all_whom_it_was_for(nginx: Balancer) -> None:
+    """One of them writes for all: nobody is told that nginx has what it has not."""
+    directory = cast("Endpoints", nginx.endpoints).directory
+    directory.touch()
+    client = NginxClient("chat", NoRouter(), nginx)
+    registered = (client.register(spec(f"http://127.0.0.1:{24001 + it}")) for it in range(3))
+    outcomes = await asyncio.gather(*registered, return_exceptions=True)
+    assert [type(outcome) for outcome in outcomes] == [RouterUnavailable] * 3
+    directory.unlink()
+    await client.register(spec())
+    assert ports_of(nginx) == ["24001"], "what failed is not done later"
+
+
 async def test_a_crowd_is_one_file(nginx: Balancer) -> None:
     """A thousand that come together do not make nginx read a thousand lists."""
-    client = NginxClient("chat", nginx)
+    client = NginxClient("chat", NoRouter(), nginx)
     await asyncio.gather(*(client.register(spec(f"http://127.0.0.1:{24001 + it}")) for it in range(100)))
     assert len(await client.list_workers()) == 100
     assert cast("Counts", nginx.counts).changes == 1
@@ -77,7 +90,7 @@ async def test_a_crowd_is_one_file(nginx: Balancer) -> None:
 
 async def test_names_of_one_engine_are_one_place(nginx: Balancer) -> None:
     """Each name is a worker, and all have the port of their bridge."""
-    client = NginxClient("chat", nginx)
+    client = NginxClient("chat", NoRouter(), nginx)
     await client.register(spec())
     await client.register(spec(f"{URL}/=other"))
     assert set(ports_of(nginx)) == {"24001"}
@@ -98,7 +111,7 @@ async def test_what_nginx_cannot_balance_is_refused_with_the_cure(
     nginx: Balancer, refused: WorkerSpec, why: str
 ) -> None:
     """And nothing of it is told to nginx."""
-    client = NginxClient("chat", nginx)
+    client = NginxClient("chat", NoRouter(), nginx)
     with pytest.raises(RouterRefused, match=why):
         await client.register(refused)
     assert await client.list_workers() == {}
@@ -108,7 +121,7 @@ async def test_what_cannot_be_written_is_tried_again(tmp_path: Path) -> None:
     """A disk that fails is no answer of a router."""
     (tmp_path / "file").write_text("")
     counts = Counts()
-    client = NginxClient("chat", Balancer(Endpoints(tmp_path / "file", counts.note_change), counts, "::1"))
+    client = NginxClient("chat", NoRouter(), Balancer(Endpoints(tmp_path / "file", counts.note_change), counts, "::1"))
     with pytest.raises(RouterUnavailable):
         await client.register(WorkerSpec("http://[::1]:24001", "vllm", ConnectionMode.HTTP))
 
@@ -125,7 +138,7 @@ async def test_it_is_up_at_once_and_says_what_it_counts(nginx: Balancer) -> None
         await asyncio.sleep(0)
     assert (router.kind, router.pid, router.saved(), router.ports, router.is_nginx) == ("none", None, None, None, True)
     assert ports_of(nginx) == [], "what the slot had before is not to be known any more"
-    client = NginxClient("chat", nginx)
+    client = NginxClient("chat", NoRouter(), nginx)
     await client.register(spec())
     reading = router.reading()
     assert reading is not None
@@ -148,7 +161,7 @@ def test_slots_of_others_are_forgotten(nginx: Balancer) -> None:
 
 async def test_models_that_only_some_have_are_told(nginx: Balancer) -> None:
     """nginx does not read which one a request is for."""
-    client = NginxClient("chat", nginx)
+    client = NginxClient("chat", NoRouter(), nginx)
     await client.register(spec())
     await client.register(WorkerSpec("http://127.0.0.1:24002", "vllm", ConnectionMode.HTTP, model_id="other"))
     await client.register(WorkerSpec("http://127.0.0.1:24003", "http", ConnectionMode.HTTP))
@@ -176,7 +189,7 @@ def test_settings_that_do_not_fit_are_told_with_their_line(service: str, problem
 
 async def test_a_list_that_somebody_removed_is_empty_and_so_is_written_again(nginx: Balancer) -> None:
     """The daemon registers anew what no list has; nginx goes on with what it knows."""
-    client = NginxClient("chat", nginx)
+    client = NginxClient("chat", NoRouter(), nginx)
     await client.register(spec())
     endpoints = cast("Endpoints", nginx.endpoints)
     (endpoints.directory / (endpoints.directory / "chat").readlink()).unlink()

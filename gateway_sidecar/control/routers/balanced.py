@@ -9,7 +9,7 @@ from typing import Protocol
 
 from gateway_sidecar.config import ServiceSettings
 from gateway_sidecar.control.routers.router import Router, RouterState
-from gateway_sidecar.domain.model import ConnectionMode, Registered, WorkerSpec, WorkerStatus, WorkerType
+from gateway_sidecar.domain.model import Registered, WorkerSpec, WorkerStatus
 from gateway_sidecar.domain.planning import base_of
 from gateway_sidecar.errors import RouterRefused, RouterUnavailable
 from gateway_sidecar.routers.base import RouterReading, RouterRules
@@ -45,8 +45,9 @@ class Balancer:
 class NginxClient:
     """The engines of one slot, as a router's workers (a `RouterClient`). What is asked for is done when it answers."""
 
-    def __init__(self, slot: str, nginx: Balancer) -> None:
+    def __init__(self, slot: str, rules: RouterRules, nginx: Balancer) -> None:
         self._slot = slot
+        self._rules = rules
         self._endpoints = nginx.endpoints
         self._changes: dict[str, Registered | None] = {}
         host = nginx.bridge_host
@@ -82,10 +83,8 @@ class NginxClient:
         return int(base_of(url).removeprefix(self._base))
 
     def _objection(self, spec: WorkerSpec) -> str | None:
-        if spec.connection_mode is not ConnectionMode.HTTP:
-            return "nginx balances engines that speak HTTP only; use a router for gRPC, such as smg"
-        if spec.worker_type is not WorkerType.REGULAR:
-            return f"nginx does not pair prefill with decode, and this is {spec.worker_type}; use a router, such as smg"
+        if (objection := self._rules.objection(spec.worker_type, spec.connection_mode)) is not None:
+            return objection
         if not spec.bridged or not spec.url.startswith(self._base):
             return "nginx leads to the replica's socket, so nobody needs its address; remove `advertise`"
         return None
@@ -95,18 +94,22 @@ class NginxClient:
         self._changes[url] = worker
         await asyncio.sleep(0)
         if self._changes.get(url, _WRITTEN) is worker:
-            self._write()
+            try:
+                self._write()
+            except RouterUnavailable:
+                del self._changes[url]  # Those of the others are theirs to try, and to fail at.
+                raise
 
     def _write(self) -> None:
-        changes, self._changes = self._changes, {}
         by_port: dict[int, list[Registered]] = {}
-        for it in {**self.workers(), **changes}.values():
+        for it in {**self.workers(), **self._changes}.values():
             if it is not None:
                 by_port.setdefault(self.port_of(it.url), []).append(it)
         try:
             self._endpoints.write(self._slot, by_port)
         except OSError as error:
             raise RouterUnavailable(f"nginx cannot be told of its engines: {error}") from error
+        self._changes = {}
 
 
 _WRITTEN = object()
@@ -136,7 +139,7 @@ class NginxRouter(Router):
     ) -> None:
         super().__init__(settings, slot, setup, on_change)
         self._nginx = nginx
-        self._client = self.client = NginxClient(slot, nginx)
+        self._client = self.client = NginxClient(slot, setup, nginx)
 
     @property
     def is_nginx(self) -> bool:

@@ -13,7 +13,7 @@ from pydantic import Field, model_validator
 
 from gateway_sidecar.config.router import CommandValue, RouterSettings
 from gateway_sidecar.config.values import show
-from gateway_sidecar.domain.model import Registered
+from gateway_sidecar.domain.model import ConnectionMode, Registered, WorkerType
 from gateway_sidecar.domain.planning import base_of
 from gateway_sidecar.domain.routing import RouterHeaders, RouterPaths
 from gateway_sidecar.routers.base import RouterKind, RouterRules, Surroundings
@@ -51,6 +51,13 @@ class NoRouter(RouterRules):
     by_model = False
     late_s = 0.0
     settles_s = 0.0
+
+    def objection(self, worker_type: WorkerType, mode: ConnectionMode) -> str | None:
+        if mode is not ConnectionMode.HTTP:
+            return "nginx balances engines that speak HTTP only; use a router for gRPC, such as smg"
+        if worker_type is not WorkerType.REGULAR:
+            return f"nginx does not pair prefill with decode, and this is {worker_type}; use a router, such as smg"
+        return None
 
     def unanswered(self, workers: Iterable[Registered]) -> Mapping[str, str]:
         """Models that only some of the engines have: nginx does not read which one a request is for."""
