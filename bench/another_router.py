@@ -27,7 +27,7 @@ from gateway_sidecar.routers.base import RouterPorts, RouterSetup, Surroundings
 from tests.other_routers import program_of
 from tests.smg import SERVICE
 
-_REPLICAS = 4
+REPLICAS = 4
 _FIRST_S = 0.3
 _KILL_OVER_FLOOR_S = 1.0
 _KIND = EngineKind.VLLM_HTTP
@@ -45,26 +45,26 @@ async def measure(kind: str, scale: Scale) -> list[Row]:
             EngineHost(directory / "engines.log") as engines,
             running_gateway(router=kind, command=str(program)) as ours,
         ):
-            firsts = [await _first(ours, engines, f"f{number}") for number in range(rounds)]
-            names = [f"r{number}" for number in range(_REPLICAS)]
+            firsts = [await first_answer(ours, engines, f"f{number}") for number in range(rounds)]
+            names = [f"r{number}" for number in range(REPLICAS)]
             for name in names:
-                await _start(ours, engines, name)
+                await start_engine(ours, engines, name)
             await ours.until_serving(*names)
             async with Load("127.0.0.1", ours.gateway.ports["chat"], clients=12) as load:
-                replacing = [_replaced(ours, engines, name, scale.pick(5, 1)) for name in names]
+                replacing = [replace_in_turn(ours, engines, name, scale.pick(5, 1)) for name in names]
                 await asyncio.gather(*replacing)
                 await load.until(requests, within_s=600)
             troubles = ours.troubles()
             floors, killed = [], []
             for _ in range(kills):
                 floors.append(await _by_hand(router, directory))
-                killed.append(await _killed(ours))
+                killed.append(await kill_router(ours))
     over_s = median(killed) - median(floors)
     return [
         Row(kind, "an engine listens, until the first 200", f"p50 {in_ms(_FIRST_S)}", "-",
             f"p50 {in_ms(median(firsts))}, worst {in_ms(percentile(firsts, 100))}", "-", median(firsts) <= _FIRST_S,
             {"ours_ms": rounded_ms(firsts)}),
-        Row(kind, f"{_REPLICAS * scale.pick(5, 1)} replicas replaced", "0 failed", "-",
+        Row(kind, f"{REPLICAS * scale.pick(5, 1)} replicas replaced", "0 failed", "-",
             f"{len(load.failures)} of {load.requests}", f"{len(load.failures)} failed", not load.failures,
             {"failures": [asdict(failure) for failure in load.failures[:50]], "answered": dict(load.answered),
              "daemon_said": troubles if load.failures else []}),
@@ -75,18 +75,18 @@ async def measure(kind: str, scale: Scale) -> list[Row]:
     ]  # fmt: skip
 
 
-async def _start(ours: Ours, engines: EngineHost, name: str) -> float:
+async def start_engine(ours: Ours, engines: EngineHost, name: str) -> float:
     """A new engine; the monotonic instant at which it listens."""
     engine = settings(ours.socket(name), _KIND, name=name, model=MODEL, token_interval_s=0.01)
     (listening_at,) = await engines.start(engine)
     return listening_at
 
 
-async def _first(ours: Ours, engines: EngineHost, name: str) -> float:
+async def first_answer(ours: Ours, engines: EngineHost, name: str) -> float:
     """Seconds from an engine that listens to the first 200; it is gone again afterwards."""
     async with ours.client() as client:
         answered = asyncio.create_task(first_200(client))
-        listening_at = await _start(ours, engines, name)
+        listening_at = await start_engine(ours, engines, name)
         took_s = await answered - listening_at
     await engines.stop(name)
     ours.socket(name).unlink(missing_ok=True)
@@ -94,19 +94,19 @@ async def _first(ours: Ours, engines: EngineHost, name: str) -> float:
     return took_s
 
 
-async def _replaced(ours: Ours, engines: EngineHost, old: str, rounds: int) -> None:
+async def replace_in_turn(ours: Ours, engines: EngineHost, old: str, rounds: int) -> None:
     """One replica of the fleet, replaced so many times."""
     for number in range(rounds):
         new = f"{old.partition('-')[0]}-{number}"
-        await _start(ours, engines, new)
+        await start_engine(ours, engines, new)
         await ours.until(lambda rows, new=new: rows.get(new, {}).get("state") == "serving")  # type: ignore[misc]
         await ours.drain(old)
-        await engines.stop(old)
+        await engines.stop(old, grace_s=10)
         ours.socket(old).unlink(missing_ok=True)
         old = new
 
 
-async def _killed(ours: Ours) -> float:
+async def kill_router(ours: Ours) -> float:
     """Seconds from the router's death to the first 200."""
     pid = await ours.router_pid()
     assert pid is not None

@@ -17,10 +17,10 @@ from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager
 from pathlib import Path
 
-from bench.chat import MODEL, first_200
-from bench.engines import EngineHost, EngineKind, settings
-from bench.fatal import kill
-from bench.gateway import Ours, running_gateway
+from bench.another_router import REPLICAS, first_answer, kill_router, replace_in_turn, start_engine
+from bench.chat import MODEL
+from bench.engines import EngineHost
+from bench.gateway import running_gateway
 from bench.load import Load
 from bench.place import scratch_directory
 from bench.ports import free_ports
@@ -33,9 +33,6 @@ from tests.dynamo import PLANES, PYTHON
 NAME = "dynamo"
 _FIRST_OVER_FLOOR_S = 0.3
 _KILL_OVER_FLOOR_S = 1.0
-_REPLICAS = 4
-_KIND = EngineKind.VLLM_HTTP
-_SERVES_WITHIN_S = 60.0
 
 
 @asynccontextmanager
@@ -80,34 +77,6 @@ async def _frontend_floor(directory: Path) -> float:
                 await asyncio.sleep(0.002)
 
 
-async def _start(ours: Ours, engines: EngineHost, name: str) -> float:
-    """A new engine; the monotonic instant at which it listens."""
-    options = {"name": name, "model": MODEL, "token_interval_s": 0.01}
-    (listening_at,) = await engines.start(settings(ours.socket(name), _KIND, **options))
-    return listening_at
-
-
-async def _first(ours: Ours, engines: EngineHost, name: str) -> float:
-    async with ours.client() as client:
-        answered = asyncio.create_task(first_200(client))
-        listening_at = await _start(ours, engines, name)
-        took_s = await answered - listening_at
-    await engines.stop(name)
-    await ours.until_serving()
-    return took_s
-
-
-async def _replaced(ours: Ours, engines: EngineHost, old: str, rounds: int) -> None:
-    """One replica of the fleet, replaced so many times."""
-    for number in range(rounds):
-        new = f"{old.partition('-')[0]}-{number}"
-        await _start(ours, engines, new)
-        await ours.until(lambda rows, new=new: rows.get(new, {}).get("state") == "serving", within_s=_SERVES_WITHIN_S)  # type: ignore[misc]
-        await ours.drain(old)
-        await engines.stop(old, grace_s=10)
-        old = new
-
-
 async def run(scale: Scale) -> list[Row]:
     """10 first answers, 10,000 requests, 5 kills; 3, 1,000 and 2 with `--quick`."""
     if not Path(PYTHON).exists():
@@ -119,36 +88,26 @@ async def run(scale: Scale) -> list[Row]:
             running_gateway(router="dynamo", command=PYTHON) as ours,
         ):
             floors = [await _shim_floor(directory, number) for number in range(rounds)]
-            firsts = [await _first(ours, engines, f"f{number}") for number in range(rounds)]
-            names = [f"r{number}" for number in range(_REPLICAS)]
+            firsts = [await first_answer(ours, engines, f"f{number}") for number in range(rounds)]
+            names = [f"r{number}" for number in range(REPLICAS)]
             for name in names:
-                await _start(ours, engines, name)
+                await start_engine(ours, engines, name)
             await ours.until_serving(*names)
             async with Load("127.0.0.1", ours.gateway.ports["chat"], clients=16) as load:
-                await asyncio.gather(*(_replaced(ours, engines, name, scale.pick(5, 1)) for name in names))
+                await asyncio.gather(*(replace_in_turn(ours, engines, name, scale.pick(5, 1)) for name in names))
                 await load.until(requests, within_s=300)
             kill_floors, killed = [], []
             for _ in range(kills):
                 kill_floors.append(await _frontend_floor(directory))
-                killed.append(await _killed(ours))
+                killed.append(await kill_router(ours))
     failed = [failure.reason for failure in itertools.islice(load.failures, 20)]
     return [
         _timed("an engine listens, until the first 200", floors, firsts, _FIRST_OVER_FLOOR_S),
-        Row(NAME, f"{_REPLICAS * scale.pick(5, 1)} replacements", "0 failed", "-",
+        Row(NAME, f"{REPLICAS * scale.pick(5, 1)} replacements", "0 failed", "-",
             f"{len(load.failures)} of {load.requests}", f"{len(load.failures)} failed", not load.failures,
             {"failures": failed, "answered": dict(load.answered)}),
         _timed("SIGKILL of the frontend, until the first 200", kill_floors, killed, _KILL_OVER_FLOOR_S),
     ]  # fmt: skip
-
-
-async def _killed(ours: Ours) -> float:
-    pid = await ours.router_pid()
-    assert pid is not None
-    async with ours.client() as client:
-        death = await kill(pid)
-        took_s = await first_200(client) - death.at
-    await ours.gateway.until(lambda status: all(row["state"] == "serving" for row in status["services"][0]["replicas"]))
-    return took_s
 
 
 def _timed(case: str, floors: list[float], times: list[float], over_s: float) -> Row:
