@@ -4,14 +4,17 @@ from __future__ import annotations
 
 import asyncio
 import os
+import shlex
 import shutil
 import socket
 import stat
 import sys
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
+
+_REPOSITORY = Path(__file__).parents[1]
 
 GROUP = 42429
 """Whose members may place sockets; each of these users is one."""
@@ -19,17 +22,6 @@ GROUP = 42429
 # What is started lets its group write the sockets that it makes.
 _UMASK = 0o007
 _AS_USER = f'umask {_UMASK:04o}; exec "$@"'
-_OPENED = """\
-set -e
-kept=$(mktemp -d)
-mount --bind "$1" "$kept"
-mount -t tmpfs -o mode=0755 tmpfs "$2"
-mkdir -p "$1"
-mount --move "$kept" "$1"
-rmdir "$kept"
-shift 2
-exec "$@"
-"""
 
 
 def why_not() -> str | None:
@@ -107,9 +99,30 @@ def give(path: Path, user: User, mode: int) -> None:
 
 
 def with_python() -> list[str]:
-    """Where the interpreter lies in a directory that is closed to others: a view of the machine that opens it."""
-    python = Path(sys.executable).resolve().parents[1]
-    closed = [each for each in python.parents if not stat.S_IMODE(each.stat().st_mode) & 0o001]
-    if not closed:
+    """Where the interpreter, or what it runs, lies in a directory that is closed to others: a view of the machine that
+    opens it."""
+    opened: dict[Path, list[Path]] = {}
+    for wanted in _without_nested(Path(sys.executable).resolve().parents[1], Path(sys.prefix), _REPOSITORY):
+        closed = [each for each in (wanted, *wanted.parents) if not stat.S_IMODE(each.stat().st_mode) & 0o001]
+        if closed:
+            within = [wanted] if wanted not in closed else [it for it in wanted.iterdir() if it.is_dir()]
+            opened.setdefault(closed[-1], []).extend(within)
+    if not opened:
         return []
-    return ["unshare", "--mount", "sh", "-c", _OPENED, "sh", str(python), str(closed[-1])]
+    script = "".join(_opening(closed, paths) for closed, paths in opened.items())
+    return ["unshare", "--mount", "sh", "-c", f'set -e\n{script}exec "$@"', "sh"]
+
+
+def _without_nested(*paths: Path) -> list[Path]:
+    return [path for path in paths if not any(path.is_relative_to(other) for other in paths if other != path)]
+
+
+def _opening(closed: Path, paths: Iterable[Path]) -> str:
+    """Shell commands after which a directory is open and has these in it, and no more."""
+    put_aside, put_back = "", ""
+    for number, path in enumerate(map(str, paths)):
+        kept, place = f'"$kept/{number}"', shlex.quote(path)
+        put_aside += f"mkdir {kept}\nmount --bind {place} {kept}\n"
+        put_back += f"mkdir -p {place}\nmount --move {kept} {place}\nrmdir {kept}\n"
+    emptied = f"mount -t tmpfs -o mode=0755 tmpfs {shlex.quote(str(closed))}\n"
+    return f'kept=$(mktemp -d)\n{put_aside}{emptied}{put_back}rmdir "$kept"\n'
