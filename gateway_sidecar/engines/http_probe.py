@@ -59,9 +59,9 @@ async def identify(http: UnixHttp, access: Access) -> ProbeResult | NoAnswer:
     return await _with_connector(http, verdict, dialect)
 
 
-async def check_health(http: UnixHttp, facts: EngineFacts, access: Access) -> ProbeResult:
-    """Ask a known engine which names it has, where it has any, and for its health."""
-    asks_names = access.engine is None and access.at(MODELS) not in facts.health
+async def check_health(http: UnixHttp, facts: EngineFacts, access: Access, *, relist: bool) -> ProbeResult:
+    """Ask a known engine for its health and, with `relist`, which names it has, where it has any."""
+    asks_names = relist and access.engine is None and access.at(MODELS) not in facts.health
     pages = (access.at(MODELS), *facts.health) if asks_names else facts.health
     for page in pages:
         answer = await http.get(page, last=page == pages[-1])

@@ -92,9 +92,9 @@ class EngineProbe:
         return health_question.ask(address, facts, access.api_key, models)
 
     async def check_health(
-        self, address: str, facts: EngineFacts, *, timeout_s: float, access: Access = _PLAIN
+        self, address: str, facts: EngineFacts, *, timeout_s: float, access: Access = _PLAIN, relist: bool = True
     ) -> ProbeResult:
-        """Ask an occupant that was identified before whether it serves, and which names it has.
+        """Ask an occupant that was identified before whether it serves and, with `relist`, which names it has.
 
         Loading with `facts` is the engine's own answer; Loading without `facts` is a socket without an answer.
         """
@@ -107,7 +107,7 @@ class EngineProbe:
             async with within(timeout_s):
                 if facts.connection_mode is ConnectionMode.GRPC:
                     return _fit_to_show(await _grpc_health(address, facts, access))
-                return _fit_to_show(await _http_health(address, facts, access))
+                return _fit_to_show(await _http_health(address, facts, access, relist=relist))
         except TimeoutError:
             return Unknown(f"no answer about its health within {timeout_s:g} s")
 
@@ -142,13 +142,13 @@ async def _look(address: str, directory: str, timeout_s: float) -> ProbeResult:
     return _fit_to_show(unanswered(found) if isinstance(found, NoAnswer) else found)
 
 
-async def _http_health(address: str, facts: EngineFacts, access: Access) -> ProbeResult:
+async def _http_health(address: str, facts: EngineFacts, access: Access, *, relist: bool) -> ProbeResult:
     connected = await connect(address, tls=access.tls is True)
     if isinstance(connected, NoAnswer):
         return unanswered(connected)
     http = UnixHttp(address, connected, access, budget_bytes=LARGEST_ANSWERS_BYTES)
     try:
-        return await http_probe.check_health(http, facts, access)
+        return await http_probe.check_health(http, facts, access, relist=relist)
     finally:
         http.close()
 

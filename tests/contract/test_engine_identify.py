@@ -239,6 +239,9 @@ async def test_http_engine_is_loading_until_health_says_otherwise(
         assert isinstance(seen, Loading)
         assert seen.facts is not None
         assert await probe.check_health(str(path), seen.facts, timeout_s=TIMEOUT_S) == seen
+        server.seen.clear()
+        assert await probe.check_health(str(path), seen.facts, timeout_s=TIMEOUT_S, relist=False) == seen
+        assert len(server.seen) == 1
         server.answers["/health"] = (200, "")
         assert await probe.check_health(str(path), seen.facts, timeout_s=TIMEOUT_S) == Ready(seen.facts)
 

@@ -47,9 +47,9 @@ class PlayedProbe:
         """Each question is a task here."""
 
     async def check_health(
-        self, _address: str, _facts: EngineFacts, *, timeout_s: float, access: Access
+        self, _address: str, _facts: EngineFacts, *, timeout_s: float, access: Access, relist: bool
     ) -> ProbeResult:
-        del timeout_s, access
+        del timeout_s, access, relist
         answer, stalls = self.left.pop(0)
         self.stalls += stalls
         await asyncio.sleep(0)

@@ -96,9 +96,9 @@ async def test_an_engine_that_answers_requests_is_asked_seldom_and_again_soon_af
 async def test_an_engine_that_does_not_say_how_it_is_but_answers_a_request_is_busy() -> None:
     class Busy(PlayedProbe):
         async def check_health(
-            self, _address: str, _facts: EngineFacts, *, timeout_s: float, access: Access
+            self, _address: str, _facts: EngineFacts, *, timeout_s: float, access: Access, relist: bool
         ) -> ProbeResult:
-            del timeout_s, access
+            del timeout_s, access, relist
             if answers:
                 prober.note_answer(tenure)
             return Unknown("no answer")

@@ -107,7 +107,9 @@ class PlayedProbe:
     def ask_health(self, *_: object, **__: object) -> None:
         """Each question is a task here."""
 
-    async def check_health(self, address: str, facts: EngineFacts, *, timeout_s: float, access: Access) -> ProbeResult:
+    async def check_health(
+        self, address: str, facts: EngineFacts, *, timeout_s: float, access: Access, relist: bool
+    ) -> ProbeResult:
         return await self._answer("health", address)
 
     async def _answer(self, kind: str, address: str) -> ProbeResult:

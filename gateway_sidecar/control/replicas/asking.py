@@ -35,7 +35,7 @@ class Probe(Protocol):
     def ask_health(self, address: str, facts: EngineFacts, *, access: Access, relist: bool) -> Question | None: ...
 
     async def check_health(
-        self, address: str, facts: EngineFacts, *, timeout_s: float, access: Access
+        self, address: str, facts: EngineFacts, *, timeout_s: float, access: Access, relist: bool
     ) -> ProbeResult: ...
 
 
@@ -90,6 +90,9 @@ class Asking:
             to, timeout_s = "identify", self._settings.probe.timeout_s
             result = await self._probe.identify(address, timeout_s=timeout_s, access=probe.access)
         else:
-            to, timeout_s = "health", self._settings.health.timeout_s
-            result = await self._probe.check_health(address, known, timeout_s=timeout_s, access=probe.access)
+            # One that loads has no use for its names yet, and a crowd that does is asked a lot.
+            to, timeout_s, relist = "health", self._settings.health.timeout_s, not isinstance(probe.result, Loading)
+            result = await self._probe.check_health(
+                address, known, timeout_s=timeout_s, access=probe.access, relist=relist
+            )
         return Answer(to, self._tunnels.as_seen_through(tenure, result), asked_at, awake.monotonic() - began)
