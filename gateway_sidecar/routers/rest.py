@@ -6,14 +6,11 @@ from collections.abc import Mapping
 from types import MappingProxyType
 from typing import Any
 
-import aiohttp
 import orjson
-from yarl import URL
 
 from gateway_sidecar.domain.printable import printable
 from gateway_sidecar.errors import RouterRefused, RouterUnavailable
-from gateway_sidecar.routers.answers import body_within
-from gateway_sidecar.supervision.awake import within
+from gateway_sidecar.routers.answers import Connections
 
 MOST_ANSWER_BYTES = 5 * 1024 * 1024
 """SMG says some 1.5 KiB of each worker, and of each data-parallel rank: 3,400 of them. To read so much JSON takes less
@@ -26,8 +23,7 @@ class RestApi:
     def __init__(self, url: str, key: str, timeout_s: float, headers: Mapping[str, str] = MappingProxyType({})) -> None:
         self.url = url
         self._timeout_s = timeout_s
-        self._headers = {**headers, **({"Authorization": f"Bearer {key}"} if key else {})}
-        self._session: aiohttp.ClientSession | None = None
+        self._connections = Connections({**headers, **({"Authorization": f"Bearer {key}"} if key else {})})
 
     async def ask(self, method: str, path: str, body: Mapping[str, object] | None = None) -> dict[str, Any]:
         """The object of a good answer. Raises as `ask_raw` does."""
@@ -38,24 +34,8 @@ class RestApi:
 
         path: as it is to be sent, all that needs it quoted.
         """
-        if self._session is None:
-            self._session = aiohttp.ClientSession(
-                timeout=aiohttp.ClientTimeout(),  # `within` is the one.
-                headers=self._headers,
-                connector=aiohttp.TCPConnector(limit=64),
-                json_serialize=lambda body: orjson.dumps(body).decode(),
-            )
         what = f"{method} {self.url}{path}"
-        try:
-            async with (
-                within(self._timeout_s),
-                self._session.request(method, URL(self.url + path, encoded=True), json=body) as response,
-            ):
-                raw, status = await body_within(response, MOST_ANSWER_BYTES), response.status
-        except (aiohttp.ClientError, TimeoutError, OSError) as error:
-            raise RouterUnavailable(f"{what}: {printable(str(error)) or type(error).__name__}") from error
-        if raw is None:
-            raise RouterUnavailable(f"{what}: the answer is larger than {MOST_ANSWER_BYTES} bytes")
+        status, raw = await self._connections.ask(method, self.url + path, self._timeout_s, MOST_ANSWER_BYTES, body)
         if status in (401, 403):
             raise RouterUnavailable(f"{what}: {status}, this is not the router with our key")
         if status >= 500:
@@ -65,10 +45,8 @@ class RestApi:
         return raw
 
     async def close(self) -> None:
-        """Closes the connections; the next question opens new ones."""
-        session, self._session = self._session, None
-        if session is not None:
-            await session.close()
+        """Closes the connections, for good: a later question raises RouterUnavailable."""
+        await self._connections.close()
 
 
 def as_object(raw: bytes, what: str) -> dict[str, Any]:

@@ -253,7 +253,7 @@ async def test_a_metrics_page_without_end_is_not_read() -> None:
     runner, url = await served(b"x" * (_MOST_PAGE_BYTES + 1))
     pages = MetricsPages()
     try:
-        with pytest.raises(MetricsError, match=f"more than {_MOST_PAGE_BYTES} bytes"):
+        with pytest.raises(MetricsError, match=f"larger than {_MOST_PAGE_BYTES} bytes"):
             await pages.read(f"{url}/workers", 60)
     finally:
         await pages.close()

@@ -81,6 +81,8 @@ class Signals:
 
     async def run(self) -> None:
         """Runs until cancelled."""
+        # Those of the last run are closed, should a fault of ours have ended it.
+        self._pages, self._reader = MetricsPages(), OwnThread("metrics pages")
         last_round = last_of_engines = -_REST_S
         try:
             while True:

@@ -33,7 +33,7 @@ from gateway_sidecar.control.replicas.endpoint_files import keep_file
 from gateway_sidecar.control.routers.retired import RetiredRouters
 from gateway_sidecar.control.service import Service
 from gateway_sidecar.domain.leases import PortLeases
-from gateway_sidecar.errors import NginxError, ProcessError, RouterUnavailable
+from gateway_sidecar.errors import ConfigError, NginxError, NotInForce, ProcessError, RouterUnavailable
 from gateway_sidecar.nginx.access_events import EventAddress
 from gateway_sidecar.supervision.loops import Tasks
 from gateway_sidecar.supervision.notify import SystemdNotifier
@@ -63,6 +63,7 @@ class Daemon:
         self._logger = get_logger()
         self._notifier = SystemdNotifier()
         self._tasks = Tasks("-", metrics)
+        self._reloads = Tasks("-", metrics)
         self._departing = RetiredRouters(self._tasks, self.touch)
         host = ServiceHost(self.touch, self._move_address, self._write_down)
         self._setup_of = adapters.router_setup
@@ -211,6 +212,14 @@ class Daemon:
         finally:
             self.touch()
 
+    def reload_soon(self) -> None:
+        """As `reload`, for who waits for no answer."""
+        self._reloads.spawn(self._reload_unheard())
+
+    async def _reload_unheard(self) -> None:
+        with suppress(ConfigError, NotInForce):  # It is logged and counted; what was in force before stays.
+            await self.reload()
+
     def reload_too(self, prepare: Prepare) -> None:
         """Has something else read again with the configuration."""
         self._reload.include(prepare)
@@ -225,6 +234,7 @@ class Daemon:
                     task.result()  # A loop never ends by itself: let its error end us, and systemd start us again.
 
     async def _end(self, background: list[asyncio.Task[None]]) -> None:
+        await self._reloads.close()  # It would go on to start what nobody ends.
         tasks = [*background, *self._services.tasks]
         for task in tasks:
             task.cancel()

@@ -89,7 +89,7 @@ class SglangRouterClient:
             await self._api.ask("DELETE", f"/workers/{worker_id}")
 
     async def close(self) -> None:
-        """Closes the client's connections; the next question opens new ones."""
+        """Closes the client's connections, for good."""
         await self._api.close()
 
 

@@ -156,7 +156,7 @@ class SmgClient:
                     raise
 
     async def close(self) -> None:
-        """Closes the client's connections; the next question opens new ones."""
+        """Closes the client's connections, for good."""
         await self._api.close()
 
     async def _with_tokenizer(self, worker: Registered) -> Registered:

@@ -85,7 +85,7 @@ class VllmRouterClient:
                 raise
 
     async def close(self) -> None:
-        """Closes the client's connections; the next question opens new ones."""
+        """Closes the client's connections, for good."""
         await self._api.close()
 
     async def _add_to_one_model(self, spec: WorkerSpec) -> None:
