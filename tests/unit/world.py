@@ -24,7 +24,7 @@ from gateway_sidecar.control.edge.peer_supervisor import PeerState
 from gateway_sidecar.control.ports import ServiceAdapters
 from gateway_sidecar.control.process.connection_counter import ConnectionCounter, Kernel
 from gateway_sidecar.control.replicas import liveness, refused_sockets
-from gateway_sidecar.control.replicas.tenure import BridgeHosts, Tenure
+from gateway_sidecar.control.replicas.tenure import BridgeHosts, SavedTenure, Tenure
 from gateway_sidecar.control.routers import replacement as router_slots
 from gateway_sidecar.control.routers.process import RouterProcess
 from gateway_sidecar.control.routers.router import RouterState
@@ -69,6 +69,7 @@ class PlayedSource:
 
     def __init__(self, directory: Path) -> None:
         self.directory = directory
+        self.takes_s = 0.0
         self.trouble: str | None = None
         self._news = asyncio.Event()
 
@@ -76,6 +77,7 @@ class PlayedSource:
         self._news.set()
 
     async def look(self) -> Listing:
+        await asyncio.sleep(self.takes_s)
         if self.trouble is not None:
             return Listing(blind=self.trouble)
         present = {}
@@ -398,9 +400,12 @@ class World:
         self.answer(replica, REFUSED)
         self.source.hint()
 
-    async def restart(self) -> None:
-        """The daemon is killed, and the next one takes up what was written down and what runs."""
-        saved, running = self.service.saved(), self.process
+    async def restart(self, saved: list[SavedTenure] | None = None) -> None:
+        """The daemon is killed, and the next one takes up what was written down and what runs.
+
+        saved: what was written down, if that is not how it was in the end.
+        """
+        saved, running = self.service.saved() if saved is None else saved, self.process
         resting = self.leases.quarantined
         await self.end()
         for canary in [each for several in self.liveness_connections.values() for each in several]:
@@ -526,6 +531,8 @@ class World:
         text = path.read_text()
         if text == "bad":
             raise ConfigError([f"{path}: bad"])
+        if text in set(WorkerType):
+            return Overrides(worker_type=WorkerType(text))
         return Overrides(model=text)
 
     def choose(self, slot: str) -> RouterPorts:
