@@ -1,18 +1,24 @@
-"""One question to an engine in full: when it is its turn, what it is asked, and what came of it."""
+"""One question to an engine in full: when it is its turn, what it is asked, what its tunnel makes of that, and what
+came of it.
+"""
 
 from __future__ import annotations
 
+import asyncio
 import math
+from collections.abc import AsyncIterator, Iterator
+from contextlib import asynccontextmanager
 from dataclasses import dataclass
 from typing import Literal, Protocol
 
 from gateway_sidecar.config import ServiceSettings
-from gateway_sidecar.control.replicas.probe_turns import ProbeTurns
+from gateway_sidecar.control.replicas.registry import Registry
 from gateway_sidecar.control.replicas.tenure import Tenure
-from gateway_sidecar.control.replicas.tunnel_ends import TunnelEnds
 from gateway_sidecar.domain.lifecycle import against
-from gateway_sidecar.domain.model import Access, EngineFacts, Loading, ProbeResult, Unknown
+from gateway_sidecar.domain.model import Access, EngineFacts, Loading, ProbeResult, Ready, Unknown
+from gateway_sidecar.domain.tunnels import PathOf, PathStatus, far_end
 from gateway_sidecar.supervision import awake
+from gateway_sidecar.telemetry.metrics import Metrics
 
 _AT_ONCE = 32
 _TURN_OF_THE_SILENT_S = 0.5
@@ -96,3 +102,99 @@ class Asking:
                 address, known, timeout_s=timeout_s, access=probe.access, relist=relist
             )
         return Answer(to, self._tunnels.as_seen_through(tenure, result), asked_at, awake.monotonic() - began)
+
+
+class TunnelEnds:
+    """What the tunnels of one service's replicas make of questions through them; a tenure may have none."""
+
+    def __init__(self, service: str, tenures: Registry, path_of: PathOf, metrics: Metrics) -> None:
+        self._service = service
+        self._tenures = tenures
+        self._path_of = path_of
+        self._metrics = metrics
+
+    def far_end_of(self, tenure: Tenure) -> PathStatus | None:
+        """How a tenure's tunnel is, and what came of the last question through it; None if it has no tunnel."""
+        tunnel, probe = tenure.sighting.tunnel, tenure.probe
+        return None if tunnel is None else far_end(tunnel, self._path_of(tunnel), probe.result if probe.asked else None)
+
+    def refusal_of(self, tenure: Tenure) -> Loading | None:
+        """A tunnel that is down refuses connections, and knows better than the kernel why; None while it is up."""
+        tunnel = tenure.sighting.tunnel
+        path = None if tunnel is None else self._path_of(tunnel)
+        return None if path is None or path.is_up else Loading(f"tunnel: {path}", refused=True)
+
+    def as_seen_through(self, tenure: Tenure, result: ProbeResult) -> ProbeResult:
+        """What a refusal means at the end of a tunnel that is up."""
+        tunnel = tenure.sighting.tunnel
+        if tunnel is None or not isinstance(result, Loading) or not result.refused:
+            return result
+        return Loading(f"{far_end(tunnel, self._path_of(tunnel), result)}", refused=True)
+
+    def outdated(self) -> Iterator[Tenure]:
+        """Whose last answers do not fit how their tunnels are now."""
+        for tenure in self._tenures:
+            tunnel = tenure.sighting.tunnel
+            if tunnel is not None and self._path_of(tunnel).is_up is not isinstance(tenure.probe.result, Ready):
+                yield tenure
+
+    def measure(self) -> None:
+        """Brings the metric of the tunnels' states up to date."""
+        for tenure in self._tenures.current.values():
+            path = self.far_end_of(tenure)
+            if path is not None:
+                self._metrics.note_tunnel(self._service, tenure.replica, path.state)
+
+
+class ProbeTurns:
+    """Which engines may be asked now: a bounded number at a time, of which a silent one delays the others only briefly.
+
+    A turn lasts until the probe ends, or `most_s` seconds if it takes longer: it goes on without.
+
+    Of those that wait the latest goes first: a crowd that came before may be silent, each of it for its whole time-out.
+    """
+
+    def __init__(self, at_once: int, *, most_s: float) -> None:
+        self._free = at_once
+        self._most_s = most_s
+        self._waiting: list[asyncio.Future[None]] = []
+
+    @asynccontextmanager
+    async def turn(self) -> AsyncIterator[None]:
+        """Begins when it is one's turn."""
+        await self._take()
+        is_over = False
+
+        def end() -> None:
+            nonlocal is_over
+            if not is_over:
+                is_over = True
+                self._pass_on()
+
+        timer = asyncio.get_running_loop().call_later(self._most_s, end)
+        try:
+            yield
+        finally:
+            timer.cancel()
+            end()
+
+    async def _take(self) -> None:
+        if self._free:
+            self._free -= 1
+            return
+        mine = asyncio.get_running_loop().create_future()
+        self._waiting.append(mine)
+        try:
+            await mine
+        except asyncio.CancelledError:
+            if not mine.cancelled():
+                self._pass_on()  # Its turn came at the same moment.
+            raise
+
+    def _pass_on(self) -> None:
+        while self._waiting:
+            latest = self._waiting.pop()
+            if not latest.done():  # Else it waits no more.
+                latest.set_result(None)
+                return
+        self._free += 1

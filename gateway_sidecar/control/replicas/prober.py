@@ -11,12 +11,11 @@ import random
 from functools import partial
 
 from gateway_sidecar.config import ServiceSettings
-from gateway_sidecar.control.replicas.asking import Answer, Asking, Probe
+from gateway_sidecar.control.replicas.asking import Answer, Asking, Probe, TunnelEnds
 from gateway_sidecar.control.replicas.crowds import Crowds
 from gateway_sidecar.control.replicas.health_questions import HealthQuestions
 from gateway_sidecar.control.replicas.registry import Registry
 from gateway_sidecar.control.replicas.tenure import Tenure
-from gateway_sidecar.control.replicas.tunnel_ends import TunnelEnds
 from gateway_sidecar.control.workqueue import Key, WorkQueue
 from gateway_sidecar.domain.lifecycle import Against, EvidencePolicy, against, loading_delay_s, suspect_delay_s
 from gateway_sidecar.domain.model import Dead, EngineFacts, Foreign, Loading, ProbeResult, Ready, Unknown
