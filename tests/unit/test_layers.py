@@ -284,7 +284,7 @@ def test_what_the_event_loop_calls_in_the_core_is_guarded() -> None:
         "autoscaling/shared_reads.py: partial(self._done, key)": "forgets a task that ended",
         "edge/frontends.py: self._look_now.set": "sets an event",
         "replicas/asking.py: end": "wakes who waits",
-        "replicas/health_questions.py: self._read_all": "each answer is read under a guard of its own",
+        "replicas/asking.py: self._read_all": "each answer is read under a guard of its own",
         "routers/replacement.py: self._retired": "releases a lock, and enqueues a key",
         "routers/workers.py: self._on_silence": "enqueues a key",
     }

@@ -1,6 +1,6 @@
 """Watches every occupant of one service: when to ask it, and what its answers and its silence prove. An engine is asked
 what it is once, and again only when something happened to it. In between, its health is asked now and then: without a
-task where that is all (`health_questions.py`), else in full (`asking.py`).
+task where that is all, else in full (`asking.py`).
 """
 
 from __future__ import annotations
@@ -11,9 +11,8 @@ import random
 from functools import partial
 
 from gateway_sidecar.config import ServiceSettings
-from gateway_sidecar.control.replicas.asking import Answer, Asking, Probe, TunnelEnds
+from gateway_sidecar.control.replicas.asking import Answer, Asking, HealthQuestions, Probe, TunnelEnds
 from gateway_sidecar.control.replicas.crowds import Crowds
-from gateway_sidecar.control.replicas.health_questions import HealthQuestions
 from gateway_sidecar.control.replicas.registry import Registry
 from gateway_sidecar.control.replicas.tenure import Tenure
 from gateway_sidecar.control.workqueue import Key, WorkQueue
