@@ -11,8 +11,8 @@ import pytest
 from gateway_sidecar.domain.findings import Finding, Level
 from gateway_sidecar.errors import ProcessError
 from gateway_sidecar.routers.smg.check import check, check_arguments
-from gateway_sidecar.routers.smg.launch import find_smg
 from gateway_sidecar.routers.smg.settings import SmgSettings
+from gateway_sidecar.routers.smg.setup import find_smg
 from gateway_sidecar.supervision.process import Identity
 from tests.smg import NEWEST, WITHOUT_NEWEST
 

@@ -11,8 +11,8 @@ from gateway_sidecar.domain.printable import printable
 from gateway_sidecar.errors import ProcessError
 from gateway_sidecar.routers.base import RouterPorts
 from gateway_sidecar.routers.program import Measured, parse, python_of, run_to_its_end
-from gateway_sidecar.routers.smg.launch import find_smg, launch_command
 from gateway_sidecar.routers.smg.settings import SmgSettings
+from gateway_sidecar.routers.smg.setup import find_smg, launch_command
 
 _TESTED = Measured("1.13", "1.14")
 """1.13.0, and its later builds on PyPI (`tokenspeed-smg`)."""
