@@ -22,8 +22,7 @@ from gateway_sidecar.engines._pb import grpc_pb2, sglang_pb2
 from gateway_sidecar.engines.messages import MOST_MESSAGE_BYTES, decode
 from gateway_sidecar.errors import MetricsError, RouterError, RouterUnavailable
 from gateway_sidecar.nginx.server import Nginx
-from gateway_sidecar.routers.answers import _MOST_PAGE_BYTES, MetricsPages
-from gateway_sidecar.routers.rest import MOST_ANSWER_BYTES, as_object
+from gateway_sidecar.routers.http import _MOST_PAGE_BYTES, MOST_ANSWER_BYTES, MetricsPages, as_object
 from gateway_sidecar.routers.smg.client import SmgClient
 from gateway_sidecar.routers.smg.log import read_log_line
 from gateway_sidecar.supervision.logfile import ChildLog

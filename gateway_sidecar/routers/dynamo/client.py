@@ -29,11 +29,10 @@ from gateway_sidecar.domain.printable import printable
 from gateway_sidecar.errors import ProcessError, RouterRefused, RouterUnavailable, WorkerExists
 from gateway_sidecar.files import dynamo_entries as entries
 from gateway_sidecar.files.dynamo_entries import Entry
-from gateway_sidecar.routers.answers import Connections
 from gateway_sidecar.routers.base import LaunchCommand, find_program
 from gateway_sidecar.routers.dynamo.inside import shim
 from gateway_sidecar.routers.dynamo.settings import INSTALL
-from gateway_sidecar.routers.rest import as_object
+from gateway_sidecar.routers.http import Connections, as_object
 from gateway_sidecar.supervision.process import Identity, Process
 
 _MOST_ANSWER_BYTES = 16 * 1024 * 1024

@@ -14,8 +14,8 @@ from contextlib import suppress
 from gateway_sidecar.domain.model import ConnectionMode, Registered, WorkerSpec, WorkerStatus, WorkerType
 from gateway_sidecar.domain.printable import printable
 from gateway_sidecar.errors import RouterRefused, RouterUnavailable
+from gateway_sidecar.routers.http import RestApi, malformed, rows_of, text_or_none
 from gateway_sidecar.routers.one_model import refuse_another_model
-from gateway_sidecar.routers.rest import RestApi, malformed, rows_of, text_or_none
 
 _NAMELESS = "unknown"
 """The model, type and mode of a worker that is not there yet."""

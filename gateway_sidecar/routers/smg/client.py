@@ -30,7 +30,7 @@ from gateway_sidecar.domain.model import (
 )
 from gateway_sidecar.domain.printable import printable
 from gateway_sidecar.errors import RouterRefused, RouterUnavailable, WorkerExists
-from gateway_sidecar.routers.rest import RestApi, as_object, malformed, rows_of, text_or_none
+from gateway_sidecar.routers.http import RestApi, as_object, malformed, rows_of, text_or_none
 from gateway_sidecar.supervision import awake
 
 _ROWS_AT_ONCE = 500

@@ -16,8 +16,8 @@ from urllib.parse import quote, unquote
 from gateway_sidecar.domain.model import ConnectionMode, Registered, WorkerSpec, WorkerStatus, WorkerType
 from gateway_sidecar.domain.planning import base_of
 from gateway_sidecar.errors import RouterError, RouterRefused, WorkerExists
+from gateway_sidecar.routers.http import RestApi, malformed, rows_of, text_or_none
 from gateway_sidecar.routers.one_model import refuse_another_model
-from gateway_sidecar.routers.rest import RestApi, malformed, rows_of, text_or_none
 from gateway_sidecar.routers.vllm_router.paths import HEADERS
 from gateway_sidecar.supervision.awake import within
 

@@ -10,10 +10,9 @@ import aiohttp
 import pytest
 
 from gateway_sidecar.errors import GatewaySidecarError
-from gateway_sidecar.routers.answers import MetricsPages
 from gateway_sidecar.routers.base import LaunchCommand
 from gateway_sidecar.routers.dynamo.client import DynamoClient
-from gateway_sidecar.routers.rest import RestApi
+from gateway_sidecar.routers.http import MetricsPages, RestApi
 from tests.unit.fake_time import in_fake_time
 
 URL = "http://127.0.0.1:23001"
