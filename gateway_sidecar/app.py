@@ -26,7 +26,6 @@ from gateway_sidecar.control.process.daemon import Daemon
 from gateway_sidecar.control.process.left_running import LeftRunning
 from gateway_sidecar.control.process.services import ServiceHost
 from gateway_sidecar.control.process.shared import Shared
-from gateway_sidecar.control.replicas.reflector import Source
 from gateway_sidecar.control.replicas.tenure import BridgeHosts
 from gateway_sidecar.control.routers.balanced import Balancer, NginxRouter
 from gateway_sidecar.control.routers.process import RouterHost, RouterProcess
@@ -49,6 +48,7 @@ from gateway_sidecar.nginx.server import Nginx, NginxSettings, busy_ports, find_
 from gateway_sidecar.nginx.small import SmallPlaces
 from gateway_sidecar.routers.base import RouterPorts, RouterRules, RouterSetup, Surroundings
 from gateway_sidecar.sources.build import given_to, source_of
+from gateway_sidecar.sources.listing import Source
 from gateway_sidecar.sources.placed import OwnSockets
 from gateway_sidecar.supervision import awake
 from gateway_sidecar.supervision.lock import DirectoryLock

@@ -263,7 +263,7 @@ def test_every_task_is_guarded() -> None:
         "control/autoscaling/shared_reads.py",
         "control/autoscaling/collector.py",
         "engines/probe.py",
-        "sources/merged.py",
+        "sources/listing.py",
         "supervision/loops.py",
         "tunnels/asyncssh_process.py",
         "tunnels/connection.py",

@@ -10,7 +10,6 @@ from typing import Protocol
 
 from gateway_sidecar.config import FrontendSettings, ServiceSettings
 from gateway_sidecar.control.edge.destinations import hosts_of
-from gateway_sidecar.control.replicas.reflector import Source
 from gateway_sidecar.control.routers.retired import RetiredRouters
 from gateway_sidecar.control.routers.router import Router
 from gateway_sidecar.control.service import Service
@@ -21,6 +20,7 @@ from gateway_sidecar.errors import RouterUnavailable
 from gateway_sidecar.kinds import ROUTERS
 from gateway_sidecar.nginx.config import ServiceAddress
 from gateway_sidecar.routers.base import RouterRules
+from gateway_sidecar.sources.listing import Source
 from gateway_sidecar.supervision.loops import cancelled
 from gateway_sidecar.telemetry.logs import get_logger
 from gateway_sidecar.telemetry.metrics import Metrics
