@@ -107,7 +107,7 @@ def test_only_requests_that_keep_nothing_are_repeatable() -> None:
 class Gates:
     """A gate that only remembers."""
 
-    closed = False
+    closed = asleep = False
 
     def close_gate(self, service: str) -> None:
         self.closed = True
@@ -117,6 +117,12 @@ class Gates:
 
     def is_closed(self, service: str) -> bool:
         return self.closed
+
+    def mark_asleep(self, service: str, *, asleep: bool) -> None:
+        self.asleep = asleep
+
+    def is_asleep(self, service: str) -> bool:
+        return self.asleep
 
 
 def held(gates: Gates, timeout_s: float = 30.0, *, retry_in_flight: bool = True) -> HoldQueue:
