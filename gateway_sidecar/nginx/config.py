@@ -18,6 +18,7 @@ from gateway_sidecar.config import AddressSettings, Endpoint, FrontendSettings
 from gateway_sidecar.config.frontend_values import ALL_PATHS, ANY
 from gateway_sidecar.domain.model import Access
 from gateway_sidecar.domain.routing import BridgeRules, RouterHeaders, RouterPaths
+from gateway_sidecar.domain.signals import DIVERTED
 from gateway_sidecar.nginx import client_headers
 from gateway_sidecar.nginx.access_events import BRIDGES, EventAddress
 from gateway_sidecar.nginx.balance import ENDPOINTS, ROWS, in_flight_at
@@ -82,6 +83,7 @@ _WORDS: dict[str, object] = {
     "credentials": client_headers.CREDENTIALS,
     "small_bytes": SMALL_BYTES,
     "successor": SUCCESSOR,
+    "diverted": DIVERTED,
 }
 """What all templates may name beside their own values."""
 
@@ -237,10 +239,13 @@ def shared_address(address: AddressSettings, services: Mapping[str, ServiceAddre
     does not. A service that is not there yet is led to all the same, and its requests are told so.
     """
     found = [services[name] for name in address.services if name in services]
+    found = [replace(it, paths=replace(it.paths, inference=tuple(sorted(it.paths.inference)))) for it in found]
     paths = RouterPaths.of_all(it.paths for it in found)
     headers = dict.fromkeys(header for it in found for header in it.headers)
     known = {
-        it.service: Behind(it.service, it.way, it.router_slots, set(it.paths.inference) != set(paths.inference))
+        it.service: Behind(
+            it.service, it.way, it.router_slots, it.paths.inference if it.paths.inference != paths.inference else ()
+        )
         for it in found
     }
     return ServiceAddress(

@@ -52,13 +52,13 @@ class Behind:
     """A service behind a shared address.
 
     slots: those of its two router slots that a router, and not nginx, is in.
-    has_own_paths: whether it takes not all of the paths that the address passes.
+    inference: the paths that its router takes, where these are not all of those that the address passes.
     """
 
     service: str
     way: Way
     slots: tuple[str, ...] = ()
-    has_own_paths: bool = False
+    inference: tuple[str, ...] = ()
 
 
 @dataclass(frozen=True, slots=True)
@@ -75,6 +75,11 @@ class Dispatch:
         ways = [it.way for it in self.services]
         return sorted(set(ways), key=lambda way: (-ways.count(way), way.location))
 
+    @property
+    def path_sets(self) -> Sequence[tuple[str, ...]]:
+        """The `inference` of its services, each once."""
+        return sorted({it.inference for it in self.services if it.inference})
+
     @classmethod
     def of(cls, said: Mapping[str, Any]) -> Self:
         """Reads back what `asdict` made of it."""
@@ -83,7 +88,8 @@ class Dispatch:
             for it in said["models"]
         ]
         services = [
-            Behind(it["service"], Way(**it["way"]), tuple(it["slots"]), it["has_own_paths"]) for it in said["services"]
+            Behind(it["service"], Way(**it["way"]), tuple(it["slots"]), tuple(it["inference"]))
+            for it in said["services"]
         ]
         return cls(tuple(models), tuple(services), said["default"])
 

@@ -108,6 +108,8 @@ end
 
 -- The beginning of a name that may be anything, in whole characters of UTF-8.
 local function shown(name)
+    local _, _, reason = ngx.re.find(name, "^", "jou")
+    if reason then name = string.gsub(name, "[\128-\255]", "?") end
     if #name <= LONGEST_SHOWN then return name end
     local last = LONGEST_SHOWN
     while last > 0 and bit.band(string.byte(name, last + 1), 0xC0) == 0x80 do last = last - 1 end
@@ -334,6 +336,8 @@ local function in_form(p, n, boundary)
         local last = string.find(head, "\r\n\r\n", 1, true)
         if not last or not string.find(head, "^[ \t]*\r\n") then return nil, "no_form" end
         local value = at + last + 3
+        -- Parsers do not agree on whether such a value is one, or a part's end.
+        if n - value >= #mark and ffi.string(p + value, #mark) == mark then return nil, "no_form" end
         local next_mark = find(p, value, n, "\r\n" .. mark)
         if not next_mark then return nil, "no_form" end
         if field_of(string.sub(head, 1, last)) == "model" then from, to = value, next_mark end
@@ -351,7 +355,10 @@ end
 -- Calls `look` with a body's bytes and their number. A body that nginx keeps in a file is not copied into memory.
 local function with_body(look, ...)
     local text = ngx.req.get_body_data()
-    if text then return look(ffi.cast(bytes_of, text), #text, ...) end
+    if text then
+        local name, from, to = look(ffi.cast(bytes_of, text), #text, ...)
+        return name, from, to, text -- Named after the call: else it could be collected while it is looked at.
+    end
     local path = ngx.req.get_body_file()
     if not path then return nil, "empty" end
     local fd = C.open(path, O_RDONLY_CLOEXEC)
@@ -406,7 +413,8 @@ local function model_of_body(var)
         local name, from, to = with_body(in_form, boundary)
         return name, from, to, true
     end
-    return with_body(in_json)
+    local name, from, to = with_body(in_json)
+    return name, from, to, false
 end
 
 -- What a request without a body names in its query: a WebSocket does.
@@ -483,8 +491,8 @@ function models.lead(name)
         if has_body then
             rewrite(from, to, is_form and sent or quoted(sent))
         else
-            local args = string.gsub("&" .. var.args, "&model=[^&]*", "&model=" .. ngx.escape_uri(sent))
-            ngx.req.set_uri_args(string.sub(args, 2))
+            local before, after = string.match("&" .. var.args, "^(.*&model=)[^&]*(.*)$")
+            ngx.req.set_uri_args(string.sub(before .. ngx.escape_uri(sent) .. after, 2))
         end
     end
     var.gateway_service, var.gateway_back = target.service, service.way
@@ -522,9 +530,13 @@ local function only_asks()
     return method == "GET" or method == "HEAD"
 end
 
+local function refuse_method()
+    return refuse(405, "method_not_allowed", "null", "This method is not allowed here.")
+end
+
 -- All models of an address.
 function models.list(name)
-    if not only_asks() then return ngx.exit(405) end
+    if not only_asks() then return refuse_method() end
     local nobody, found = remembering(), {}
     for at, model in ipairs(addresses[name].order) do found[at] = entry(model, nobody) end
     ngx.print('{"object": "list", "data": [', table.concat(found, ", "), "]}")
@@ -532,7 +544,7 @@ end
 
 -- The model that a path names.
 function models.one(name)
-    if not only_asks() then return ngx.exit(405) end
+    if not only_asks() then return refuse_method() end
     local address, asked = addresses[name], string.match(ngx.var.uri, "^/v1/models/(.*)$")
     local model = address.named[asked]
     if not model then return refuse_unknown(address, asked) end
