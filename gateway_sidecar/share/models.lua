@@ -495,7 +495,8 @@ function models.lead(name)
             ngx.req.set_uri_args(string.sub(before .. ngx.escape_uri(sent) .. after, 2))
         end
     end
-    var.gateway_service, var.gateway_back = target.service, service.way
+    var.gateway_service = target.service
+    if service.way ~= address.way then var.gateway_back = service.way end
     if diverted then var.gateway_diverted = diverted.service end
     if C.access(gates .. target.service, 0) == 0 then return ngx.exec("@hold") end
     local successor = target.service .. ".next"
