@@ -53,7 +53,7 @@ class WeightedSettings(TargetSettings):
     weight: int = Field(
         default=1,
         ge=0,
-        le=1_000_000,
+        le=100_000,
         description="Its part of the requests is this in proportion to the sum of all; each is drawn at random.",
     )
 

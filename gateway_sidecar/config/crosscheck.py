@@ -10,7 +10,7 @@ import functools
 import ipaddress
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, Any, Generic, TypeVar
+from typing import Any, Generic, TypeVar
 
 from pydantic import TypeAdapter
 
@@ -32,9 +32,6 @@ from gateway_sidecar.config.values import (
 )
 from gateway_sidecar.config.yamltree import Location, Problem, Tree, path_text
 from gateway_sidecar.kinds import ROUTERS, SOURCES
-
-if TYPE_CHECKING:
-    from gateway_sidecar.routers.base import RouterKind
 
 T = TypeVar("T")
 
@@ -338,7 +335,7 @@ def _not_for_clients(said: _Reading) -> Iterator[Problem]:
         yield from _not_for_clients_of(said, ("addresses", index, "frontend"), [it for it in kinds if it is not None])
 
 
-def _not_for_clients_of(said: _Reading, where: Location, kinds: list[RouterKind[Any]]) -> Iterator[Problem]:
+def _not_for_clients_of(said: _Reading, where: Location, kinds: list[Any]) -> Iterator[Problem]:
     """The same for one frontend, and the kinds of routers behind it."""
     steering = {
         it.headers.bridge_key.lower(): "shows the bridges the gateway's own key"
@@ -376,9 +373,7 @@ def _models(tree: Tree, said: _Reading) -> Iterator[Problem]:
                 cure = f"did you mean {near[0]!r}?" if near else f"use one of {', '.join(known)}"
                 yield Problem(tree.line(where), path_text(where), f"there is no service {show(name)}; {cure}")
             elif _at(known[name], ("engine",)) == "http":
-                text = (
-                    f"service {name} is any HTTP application (engine: http), which no model is asked of; leave it out"
-                )
+                text = f"service {name} is an HTTP application (engine: http), which no model is asked of; leave it out"
                 yield Problem(tree.line(where), path_text(where), text)
 
 

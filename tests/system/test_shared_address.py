@@ -280,9 +280,9 @@ async def test_services_share_a_model_by_weight(make_gateway: MakeGateway, recor
         assert await ask(gateway, chat("tiny")) == (200, {"from": "tiny"})
     diverted = ("gateway_sidecar_requests_total", frozenset({"service": "code", "outcome": "diverted"}.items()))
     async with asyncio.timeout(10):
-        while not (count := (await metrics_of(gateway)).get(diverted, 0)):
+        while not (number := (await metrics_of(gateway)).get(diverted, 0)):
             await asyncio.sleep(0.05)
-    assert count < 50
+    assert number < 50
 
 
 def _desired(status: Status, service: str) -> int | None:
@@ -345,7 +345,7 @@ async def test_a_reload_changes_models_and_a_scale_event_reloads_nothing(
         await ask(gateway, chat("tiny"))
 
 
-async def test_keys_and_routers_of_several_kinds(
+async def test_routers_of_several_kinds_behind_keys(
     make_gateway: MakeGateway, engine: StartEngine, record: Record
 ) -> None:
     """One address, keys of its own, an SMG and no router behind it; a path that one of the two does not have."""
