@@ -10,6 +10,7 @@ from pathlib import Path
 from typing import Any
 
 import aiohttp
+import httpx
 import pytest
 import pytest_asyncio
 from aiohttp import web
@@ -17,6 +18,7 @@ from aiohttp import web
 from bench.wire import Connection
 from examples.simulated import SimulatedEngine
 from gateway_sidecar.frontend.keys import add_key
+from tests.certificates import certificate
 from tests.system.conftest import MakeGateway, StartEngine
 from tests.system.gateway import Gateway, Status, service_of
 from tests.system.test_operation import metrics_of
@@ -381,3 +383,37 @@ async def test_routers_of_several_kinds_behind_keys(
             if all(metrics.get(("gateway_sidecar_requests_total", it)) == 1 for it in labels.values()):
                 break
             await asyncio.sleep(0.05)
+
+
+async def test_over_http2_and_while_the_daemon_is_away(make_gateway: MakeGateway, record: Record) -> None:
+    """Bodies of any kind over HTTP/2, aliases too; nginx does it alone, and the next daemon reloads nothing."""
+    gateway = balanced(make_gateway, {"tiny": "chat", "gpt-4o": {"service": "chat", "model": "tiny"}})
+    port = gateway.ports["chat"] + 7
+    pem = certificate(gateway.directory / "tls", "localhost")
+    gateway.settings["addresses"][0]["frontend"] = {
+        "listen": [f"127.0.0.1:{port}"],
+        "tls": {"certificate": str(pem), "key": str(pem.with_suffix(".key")), "http2": True},
+    }
+    await gateway.start()
+    here = await record(gateway, "chat", "tiny")
+    assert await gateway.terminate() == 0
+    url = f"https://127.0.0.1:{port}/v1/chat/completions"
+    async with httpx.AsyncClient(http2=True, http1=False, verify=False, timeout=30) as http:
+        for size in (10, 1_000_000):
+            text, sent = (json.dumps(chat(name, x="y" * size)).encode() for name in ("gpt-4o", "tiny"))
+
+            async def in_pieces(text: bytes = text) -> AsyncIterator[bytes]:
+                yield text[:5]
+                yield text[5:]
+
+            for content in (text, in_pieces()):
+                answer = await http.post(url, content=content, headers={"Content-Type": "application/json"})
+                assert (answer.http_version, answer.status_code) == ("HTTP/2", 200), answer.text
+                assert here.asked.pop()[1] == sent
+        models = (await http.get(f"https://127.0.0.1:{port}/v1/models")).json()
+        assert [it["id"] for it in models["data"]] == ["gpt-4o", "tiny"]
+    await gateway.start()
+    await gateway.until(lambda s: service_of(s)["missing"] is None)
+    assert (await ask(gateway, chat("gpt-4o")))[0] == 200
+    status = await gateway.status()
+    assert (status["nginx"]["reloads"], status["problems"]) == (0, [])
