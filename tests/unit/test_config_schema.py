@@ -88,6 +88,12 @@ def test_the_examples_are_valid(path: Path) -> None:
     validate(path.read_text())
 
 
+def test_the_guide_shows_the_example_of_many_models() -> None:
+    """Whoever copies it from the page has what the tests read."""
+    shown = (ROOT / "docs" / "guides" / "many-models.md").read_text().split("```yaml\n")[1].partition("```")[0]
+    assert (ROOT / "examples" / "many-models.yaml").read_text().endswith(shown)
+
+
 def test_what_is_commented_out_in_the_example_is_the_default() -> None:
     """A person may uncomment any line and change nothing."""
     lines = (ROOT / "examples" / "gateway-sidecar.yaml").read_text().splitlines()
