@@ -127,6 +127,7 @@ local REFUSALS = {
     no_form = {"The body is not a valid multipart form.", "invalid_form", "null"},
     no_text = {"`model` must be a text.", "invalid_model", '"model"'},
     encoded = {"A compressed body cannot be read here; send it as it is.", "unsupported_encoding", "null"},
+    no_length = {"Say the body's length: send Content-Length.", "length_required", "null", 411},
     twice = {"The query names `model` more than once.", "invalid_model", '"model"'},
 }
 
@@ -404,7 +405,8 @@ end
 local function model_of_body(var)
     local encoding = var.http_content_encoding
     if encoding and string.lower(encoding) ~= "identity" then return nil, "encoded" end
-    ngx.req.read_body()
+    -- Some versions of nginx's Lua module (0.10.25, 0.10.26) raise an error over HTTP/2 without a Content-Length.
+    if not pcall(ngx.req.read_body) then return nil, "no_length" end
     local kind = var.http_content_type
     if kind and string.find(kind, "^%s*[Mm][Uu][Ll][Tt][Ii][Pp][Aa][Rr][Tt]/[Ff][Oo][Rr][Mm]%-[Dd][Aa][Tt][Aa]") then
         local boundary = string.match(kind, '[Bb][Oo][Uu][Nn][Dd][Aa][Rr][Yy]="([^"]+)"')
@@ -477,8 +479,8 @@ function models.lead(name)
         if not model then return refuse_unknown(address, asked) end
         target, diverted = choose(model)
     elseif REFUSALS[from] then
-        local message, code, param = unpack(REFUSALS[from])
-        return refuse(400, code, param, message)
+        local message, code, param, status = unpack(REFUSALS[from])
+        return refuse(status or 400, code, param, message)
     elseif address.default ~= "" then
         target = {service = address.default, sent = ""}
     else

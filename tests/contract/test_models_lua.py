@@ -23,6 +23,16 @@ from hypothesis import strategies as st
 from gateway_sidecar.errors import NginxError
 from gateway_sidecar.nginx.server import find_nginx
 
+# A shared address in an nginx whose Lua module reads no body: it raises this error over HTTP/2.
+_UNREADABLE = """
+    local models, read = require "models", ngx.req.read_body
+    models.address("api", "/nowhere", "", "@router")
+    models.model("api", "tiny", "", "")
+    ngx.req.read_body = function() error("http2 requests are not supported without content-length header") end
+    ngx.ctx.read = read
+    models.lead("api")
+"""
+
 # Answers with what it was asked to read: the name, and where it stands, or a word for what is wrong.
 _ANSWER = """
     ngx.req.read_body()
@@ -54,6 +64,12 @@ class Reader:
     def close(self) -> None:
         self._connection.close()
 
+    def refusal(self) -> tuple[int, str]:
+        """The answer of a shared address that cannot read a body."""
+        self._connection.request("POST", "/unreadable", b"{}")
+        answer = self._connection.getresponse()
+        return answer.status, json.loads(answer.read())["error"]["code"]
+
     def ask(self, body: bytes, boundary: str | None = None) -> tuple[bytes, str]:
         """What it finds."""
         self._connection.request("POST", "/", body, {"X-Boundary": boundary} if boundary else {})
@@ -74,6 +90,7 @@ def reader(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Reader]:
         pytest.skip("nginx has no Lua module; `make test` installs it")
     (directory / "models.lua").write_text((resources.files("gateway_sidecar") / "share/models.lua").read_text())
     (directory / "answer.lua").write_text(_ANSWER)
+    (directory / "unreadable.lua").write_text(_UNREADABLE)
     temp = " ".join(f"{it}_temp_path {directory};" for it in ("client_body", "proxy", "fastcgi", "uwsgi", "scgi"))
     (directory / "nginx.conf").write_text(f"""
         daemon off; pid {directory}/nginx.pid; error_log {directory}/error.log; worker_processes 1;
@@ -83,7 +100,14 @@ def reader(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Reader]:
         http {{
             access_log off; {temp} lua_package_path "{directory}/?.lua;;"; client_body_buffer_size 1m;
             keepalive_requests 1000000;
-            server {{ listen unix:{directory}/read.sock; location / {{ content_by_lua_file {directory}/answer.lua; }} }}
+            server {{
+                listen unix:{directory}/read.sock;
+                location / {{ content_by_lua_file {directory}/answer.lua; }}
+                location /unreadable {{
+                    access_by_lua_file {directory}/unreadable.lua;
+                    log_by_lua_block {{ ngx.req.read_body = ngx.ctx.read }}
+                }}
+            }}
         }}
     """)
     process = subprocess.Popen([program.path, "-p", str(directory), "-c", str(directory / "nginx.conf")])
@@ -216,3 +240,9 @@ def test_the_field_is_the_one_that_parsers_read(reader: Reader, parts: list[dict
     begin, end = map(int, places.split())
     assert body[begin:end] == fields[-1]["value"]
     assert name == fields[-1]["value"][:1024]
+
+
+def test_a_body_that_lua_cannot_read_has_an_answer(reader: Reader) -> None:
+    """Some versions of the module raise an error where others read."""
+    assert reader.refusal() == (411, "length_required")
+    assert reader.ask(b'{"model": "m"}')[0] == b"m"
