@@ -18,7 +18,6 @@ from gateway_sidecar.api.client import Client
 from gateway_sidecar.api.models import Status
 from gateway_sidecar.api.tls import read_tls
 from gateway_sidecar.config import (
-    AddressSettings,
     FrontendSettings,
     PortRange,
     RouterSettings,
@@ -239,7 +238,7 @@ def _frontend(name: str, frontend: FrontendSettings) -> Iterator[Finding]:
 
 def acme_findings(settings: Settings) -> Iterator[Finding]:
     """The ACME server, as this machine reaches it now, and the names that it is to prove. Orders nothing."""
-    frontends = {it.name: it.frontend for it in settings.services}
+    frontends = {it.name: it.frontend for it in settings.all_addresses}
     names = {owner: it.server_names for owner, it in frontends.items() if it.tls is not None and it.tls.acme}
     if settings.acme is None or not names:
         return
@@ -282,8 +281,7 @@ async def _routers(settings: Settings) -> list[Finding]:
 
 def _ports(settings: Settings, running: Status | None, left: LeftRunning, *, assumed: bool) -> list[Finding]:
     """Whether all could be listened on. Of a running daemon's, those that its nginx does not have: no others change."""
-    both: list[ServiceSettings | AddressSettings] = [*settings.services, *settings.addresses]
-    public = {it for s in both for it in (s.listen, *s.frontend.listen, *s.frontend.redirect)}
+    public = {it for s in settings.all_addresses for it in (s.listen, *s.frontend.listen, *s.frontend.redirect)}
     wanted = [(it.host, it.port) for it in sorted(public, key=str)]
     ours: frozenset[tuple[IPv4Address | IPv6Address, int]] = frozenset()
     if running is not None:
@@ -347,9 +345,8 @@ def root_findings() -> list[Finding]:
 def _files(settings: Settings) -> list[Finding]:
     _, hard = resource.getrlimit(resource.RLIMIT_NOFILE)
     limit = hard if hard != resource.RLIM_INFINITY else 1 << 20
-    both: list[ServiceSettings | AddressSettings] = [*settings.services, *settings.addresses]
-    public = {it for s in both for it in (*s.frontend.listen, *s.frontend.redirect)}
-    listening = len(settings.bridges.ports) + len(both) + len(public)
+    public = {it for s in settings.all_addresses for it in (*s.frontend.listen, *s.frontend.redirect)}
+    listening = len(settings.bridges.ports) + len(settings.all_addresses) + len(public)
     capacity = Capacity.within(limit, listening)
     text = f"{limit} open files allowed: room for {capacity.requests} requests at once in each nginx worker process"
     if capacity.requests < 16:

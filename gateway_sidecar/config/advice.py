@@ -52,13 +52,15 @@ def advise(settings: Settings, ephemeral: PortRange | None) -> list[str]:
                 f"services[{index}].endpoints: the bridges answer 403 to routers that the daemon does not run; set"
                 " bridges.key_file"
             )
-        if service.frontend.tls is not None and service.frontend.tls.acme:
-            frontends = [it.frontend for it in settings.services]
-            warnings += _acme_advice(f"services[{index}].frontend", service.frontend, frontends)
         where, known = f"services[{index}].frontend", ROUTERS[service.router.type].paths_of(service)
         warnings += _frontend_advice(where, service.frontend, known)
         warnings += _listen_advice(f"services[{index}]", service.listen, service.frontend, ephemeral)
     kinds = {service.name: ROUTERS[service.router.type].paths_of(service) for service in settings.services}
+    frontends = {f"services[{index}].frontend": it.frontend for index, it in enumerate(settings.services)}
+    frontends |= {f"addresses[{index}].frontend": it.frontend for index, it in enumerate(settings.addresses)}
+    for where, frontend in frontends.items():
+        if frontend.tls is not None and frontend.tls.acme:
+            warnings += _acme_advice(where, frontend, list(frontends.values()))
     for index, address in enumerate(settings.addresses):
         where = f"addresses[{index}]"
         known = RouterPaths.of_all(kinds[name] for name in address.services)

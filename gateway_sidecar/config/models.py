@@ -422,6 +422,11 @@ class Settings(Part):
         default=(), description="Addresses for the models of several services, beside the services' own."
     )
 
+    @property
+    def all_addresses(self) -> tuple[ServiceSettings | AddressSettings, ...]:
+        """All that clients find at an address of its own: the services, and the shared addresses."""
+        return (*self.services, *self.addresses)
+
     # Before the items, as pydantic's own minimum counts only valid ones.
     @field_validator("services", mode="before")
     @classmethod
