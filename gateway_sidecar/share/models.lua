@@ -297,25 +297,29 @@ local function find(p, from, n, text)
     return nil
 end
 
--- The name of a part of a form that is a field; nil for a file, and where there is none.
+-- The name of a part of a form that is a field; nil for a file, and where there is none, or more than one.
 local function field_of(head)
+    local name
     for line in string.gmatch(head, "[^\r\n]+") do
         local said = string.match(line, "^[Cc][Oo][Nn][Tt][Ee][Nn][Tt]%-[Dd][Ii][Ss][Pp][Oo][Ss][Ii][Tt][Ii][Oo][Nn]:(.*)$")
         if said then
-            local name, at = nil, string.find(said, ";", 1, true)
+            if name then return nil end
+            local at = string.find(said, ";", 1, true)
             while at do
                 local word, value, after = string.match(said, '^;%s*([%w%*_-]+)%s*=%s*"([^"]*)"()', at)
                 if not word then word, value, after = string.match(said, "^;%s*([%w%*_-]+)%s*=%s*([^;%s]*)()", at) end
                 if not word then return nil end
                 word = string.lower(word)
                 if word == "filename" or word == "filename*" then return nil end
-                if word == "name" then name = value end
+                if word == "name" then
+                    if name then return nil end
+                    name = value
+                end
                 at = string.find(said, ";", after, true)
             end
-            return name
         end
     end
-    return nil
+    return name
 end
 
 -- The field `model` of a form, as `in_json`; of two the last. The value has no quotes.
@@ -402,6 +406,21 @@ local function rewrite(from, to, words)
     ngx.req.finish_body()
 end
 
+-- What stands between the parts of a form; nil if it is said twice, or in a way that parsers read differently.
+local function boundary_of(kind)
+    local boundary
+    local at = string.find(kind, ";", 1, true) or #kind + 1
+    while not string.find(kind, "^%s*;?%s*$", at) do
+        local word, value, after = string.match(kind, '^%s*;%s*([^%s=;"]+)="([^"\\]+)"()', at)
+        if not word then word, value, after = string.match(kind, '^%s*;%s*([^%s=;"]+)=([^%s;"\\]+)()', at) end
+        local is_boundary = word and string.lower(word) == "boundary"
+        if not word or (is_boundary and boundary) then return nil end
+        if is_boundary then boundary = value end
+        at = after
+    end
+    return boundary
+end
+
 local function model_of_body(var)
     local encoding = var.http_content_encoding
     if encoding and string.lower(encoding) ~= "identity" then return nil, "encoded" end
@@ -409,8 +428,7 @@ local function model_of_body(var)
     if not pcall(ngx.req.read_body) then return nil, "no_length" end
     local kind = var.http_content_type
     if kind and string.find(kind, "^%s*[Mm][Uu][Ll][Tt][Ii][Pp][Aa][Rr][Tt]/[Ff][Oo][Rr][Mm]%-[Dd][Aa][Tt][Aa]") then
-        local boundary = string.match(kind, '[Bb][Oo][Uu][Nn][Dd][Aa][Rr][Yy]="([^"]+)"')
-            or string.match(kind, "[Bb][Oo][Uu][Nn][Dd][Aa][Rr][Yy]=([^;%s]+)")
+        local boundary = boundary_of(kind)
         if not boundary then return nil, "no_form" end
         local name, from, to = with_body(in_form, boundary)
         return name, from, to, true
@@ -421,10 +439,11 @@ end
 
 -- What a request without a body names in its query: a WebSocket does.
 local function model_of_query(var)
-    local name = var.arg_model
-    if not name or name == "" then return nil end
-    if ngx.re.find("&" .. var.args, "&model=.*&model=", "jo") then return nil, "twice" end
-    return ngx.unescape_uri(name)
+    local args = var.args
+    local found = args and ngx.re.match("&" .. args, "&model=([^&]+)(.*&model=)?", "jo")
+    if not found then return nil end
+    if found[2] then return nil, "twice" end
+    return ngx.unescape_uri(found[1])
 end
 
 -- -- which service
@@ -484,7 +503,8 @@ function models.lead(name)
     elseif address.default ~= "" then
         target = {service = address.default, sent = ""}
     else
-        return refuse(400, "missing_model", '"model"', "The request names no `model`. Use one of: " .. names_of(address) .. ".")
+        local message = "The request names no `model`. Use one of: " .. names_of(address) .. "."
+        return refuse(400, "missing_model", '"model"', message)
     end
     local service = address.services[target.service]
     if service.passes ~= "" and var[service.passes] == "0" then return ngx.exit(596) end

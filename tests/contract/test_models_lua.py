@@ -246,3 +246,23 @@ def test_a_body_that_lua_cannot_read_has_an_answer(reader: Reader) -> None:
     """Some versions of the module raise an error where others read."""
     assert reader.refusal() == (411, "length_required")
     assert reader.ask(b'{"model": "m"}')[0] == b"m"
+
+
+@pytest.mark.parametrize(
+    ("head", "found"),
+    [
+        ('Content-Disposition: form-data; name="model"', b"m"),
+        ("content-disposition:form-data;name=model", b"m"),
+        ('Content-Disposition: form-data; name="model"; filename="x"', b""),
+        ("Content-Disposition: form-data; name=model; filename*=utf-8''x", b""),
+        ('Content-Disposition: form-data; name="model"; name="x"', b""),
+        ('Content-Disposition: form-data; name="x; name=model"', b""),
+        ('Content-Disposition: form-data; name="model\\"; x="', b""),
+        ('Content-Disposition: form-data; name="model"\r\nContent-Disposition: form-data; name="x"', b""),
+        ("Content-Type: text/plain", b""),
+    ],
+)
+def test_a_part_is_the_model_only_where_all_parsers_agree(reader: Reader, head: str, found: bytes) -> None:
+    """What one of them could read as another field, or as a file, is not the model."""
+    body = f"--b\r\n{head}\r\n\r\nm\r\n--b--\r\n".encode()
+    assert reader.ask(body, "b")[0] == found

@@ -212,6 +212,15 @@ async def test_forms_are_led_by_their_field(make_gateway: MakeGateway, record: R
                 assert status == 200, answer
                 sent = body.replace(b"\r\n\r\nwhisper-1\r\n", b"\r\n\r\norg/whisper-large\r\n")
                 assert engine.asked.pop() == ("/v1/audio/transcriptions", sent)
+    good = b'--AbC\r\nContent-Disposition: form-data; name="model"\r\n\r\nwhisper\r\n--AbC--\r\n'
+    for said in ('boundary="AbC"', "charset=x; BOUNDARY=AbC ; a=b"):
+        kind["Content-Type"] = f"multipart/form-data; {said}"
+        assert (await ask(gateway, good, "/v1/audio/transcriptions", **kind))[0] == 200, said
+    for said in ("boundary=", "xboundary=AbC", "boundary=AbC; boundary=AbC", 'boundary="A\\bC"', 'x="; boundary=AbC'):
+        kind["Content-Type"] = f"multipart/form-data; {said}"
+        status, answer = await ask(gateway, good, "/v1/audio/transcriptions", **kind)
+        assert (status, answer["error"]["code"]) == (400, "invalid_form"), said
+    kind["Content-Type"] = "multipart/form-data; boundary=AbC"
     unended = b"--AbC\r\nContent-Disposition: form-data; name=model\r\n\r\nx"
     for body in (b"", b"--AbC--\r\n", b"--AbC\r\n", b"nothing", unended):
         status, answer = await ask(gateway, body, "/v1/audio/transcriptions", **kind)
@@ -257,6 +266,8 @@ async def test_each_body_that_leads_nowhere_has_one_answer(make_gateway: MakeGat
             assert (answer.status, (await answer.json())["error"]["code"]) == (400, "unsupported_encoding")
         async with session.get(f"{gateway.url('api')}/v1/realtime?model=tiny&model=x") as answer:
             assert (answer.status, (await answer.json())["error"]["code"]) == (400, "invalid_model")
+        async with session.get(f"{gateway.url('api')}/v1/responses/resp_1?MODEL=tiny") as answer:
+            assert (answer.status, (await answer.json())["error"]["code"]) == (400, "missing_model")
         async with session.post(f"{gateway.url('api')}/v1/models", data=b"x") as answer:
             assert answer.status == 405
         async with session.get(f"{gateway.url('api')}/health") as answer:
