@@ -114,6 +114,10 @@ DRAWN: Mapping[type[Part], Callable[[Ground, str], Draws]] = {
         "auth": _maybe(_part(AuthSettings, ground, service)),
         "limits": st.lists(_part(LimitSettings, ground, service), max_size=3),
         "trusted_proxies": _some(("127.0.0.0/8", "::1", "10.0.0.0/8", "fd00::/8"), most=3),
+        "allow": st.sampled_from(
+            ([], [], ["127.0.0.1", "::/0"], ["10.0.0.0/8", "::1", "127.0.0.0/8", "198.18.0.0/15"])
+        ),
+        "deny": st.sampled_from(([], [], ["192.0.2.66"], ["127.0.0.0/16"], ["::1", "127.0.0.1/32"])),
     },
     HoldSettings: lambda ground, service: {
         "timeout_s": st.sampled_from((0.0, 30.0, 3600.0)),
@@ -172,6 +176,9 @@ def services(draw: DrawFn, ground: Ground) -> list[dict[str, Any]]:
         for limit in door.get("limits", ()):
             if limit["per"] == "key" and not has_keys:
                 limit["per"] = "ip"
+        # 127.0.0.1/32 is 127.0.0.1, and what is in both lists is in none.
+        allowed = door.get("allow", ())
+        door["deny"] = [it for it in door.get("deny", ()) if it.removesuffix("/32") not in allowed]
         made.append(service)
     return made
 

@@ -15,7 +15,7 @@ from typing import Any, Generic, TypeVar
 from pydantic import TypeAdapter
 
 from gateway_sidecar.config.addresses import parse_model
-from gateway_sidecar.config.frontend_values import parse_header, parse_prefix, parse_server_name
+from gateway_sidecar.config.frontend_values import parse_clients, parse_header, parse_prefix, parse_server_name
 from gateway_sidecar.config.models import BridgeSettings, MetricsSettings, Settings
 from gateway_sidecar.config.scaling import scaling_problems
 from gateway_sidecar.config.values import (
@@ -143,6 +143,8 @@ class _Frontend:
     listen: list[_Said[Endpoint]]
     redirect: list[_Said[Endpoint]]
     names: list[_Said[str]]
+    allow: list[_Said[str]]
+    deny: list[_Said[str]]
 
     @property
     def has_tls(self) -> bool:
@@ -174,6 +176,7 @@ def _frontends(said: _Reading) -> Iterator[_Frontend]:
                 said.of_list((*where, "listen"), parse_endpoint),
                 said.of_list((*where, "redirect"), parse_endpoint),
                 said.of_list((*where, "server_names"), parse_server_name),
+                *(said.of_list((*where, name), parse_clients) for name in ("allow", "deny")),
             )
 
 
@@ -214,6 +217,8 @@ def _frontend_problems(tree: Tree, frontend: _Frontend) -> Iterator[Problem]:
         yield problem("is for public addresses, and there are none; give listen as well", "tls")
     if frontend.names and not frontend.listen:
         yield problem("are for public addresses, and there are none; give listen as well", "server_names")
+    for here, there in _first_pairs(frontend.allow + frontend.deny, str.__eq__):
+        yield _at_line(here, f"{here.value} is {there} too; name it once")
     auth = frontend.said.get("auth")
     has_keys = isinstance(auth, dict) and auth.get("keys_file") is not None
     limits = frontend.said.get("limits")

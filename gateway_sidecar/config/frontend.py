@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Annotated, Any
 
@@ -14,6 +15,7 @@ from gateway_sidecar.config.frontend_values import (
     PUBLIC,
     AuthUrl,
     parse_auth_url,
+    parse_clients,
     parse_header,
     parse_mcp_servers,
     parse_network,
@@ -54,6 +56,7 @@ FileValue = Annotated[Path, PlainValidator(_parse_file), _TO_TEXT, _text_schema(
 ServerNameValue = Annotated[str, PlainValidator(parse_server_name), _text_schema(r"^(\*\.)?[A-Za-z0-9.-]+$")]
 PrefixValue = Annotated[str, PlainValidator(parse_prefix), _text_schema(_PATTERN_OF_PATH)]
 NetworkValue = Annotated[str, PlainValidator(parse_network), _text_schema(r"^[0-9A-Fa-f.:]+(/[0-9]{1,3})?$")]
+ClientsValue = Annotated[str, PlainValidator(parse_clients), _text_schema(r"^[0-9A-Fa-f.:]+(/[0-9]{1,3})?$")]
 OriginValue = Annotated[str, PlainValidator(parse_origin), _text_schema(f"^({ORIGIN})$")]
 AuthUrlValue = Annotated[AuthUrl, PlainValidator(parse_auth_url), _TO_TEXT, _text_schema(r"^http://[^\s?#]+$")]
 HeaderValue = Annotated[str, PlainValidator(parse_header), _text_schema(r"^[A-Za-z][A-Za-z0-9-]{0,63}$")]
@@ -281,3 +284,21 @@ class FrontendSettings(Part):
         description="Networks of proxies before this one whose `X-Forwarded-For` is believed; limits per IP need it.",
         examples=[["10.0.0.0/8"]],
     )
+    allow: Annotated[tuple[ClientsValue, ...], Field(strict=False)] = _list(
+        description="Addresses and networks of the clients that may ask; all others get 403. Clients on this machine"
+        " are others, too: name `127.0.0.1` for them. Of networks within each other the most specific decides.",
+        examples=[["192.0.2.0/24", "2001:db8::/32"]],
+    )
+    deny: Annotated[tuple[ClientsValue, ...], Field(strict=False)] = _list(
+        description="Addresses and networks of clients that get 403, whatever they prove themselves by. Without"
+        " `allow` all others may ask.",
+        examples=[["192.0.2.66"]],
+    )
+
+    @property
+    def clients(self) -> Mapping[str, bool]:
+        """Each network that is judged by itself -> whether its clients may ask; empty if all may."""
+        if not self.allow and not self.deny:
+            return {}
+        others = not self.allow
+        return {"0.0.0.0/0": others, "::/0": others} | dict.fromkeys(self.allow, True) | dict.fromkeys(self.deny, False)

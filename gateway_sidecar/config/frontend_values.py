@@ -79,8 +79,29 @@ def parse_network(value: object) -> str:
         network = ipaddress.ip_network(text, strict=False)
     except ValueError:
         raise ValueError(f"{show(text)} is not a network; {cure}") from None
+    if "%" in text:
+        raise ValueError(f"{show(text)} is not a network: nginx knows no zones; {cure}")
     if network.prefixlen == 0:
         raise ValueError(f"{show(text)} trusts every client to say who it is; name the proxies' own networks")
+    return str(network)
+
+
+def parse_clients(value: object) -> str:
+    """The network of some clients, or the address of one: canonical, as nginx's `geo` and `ipaddress` both read it."""
+    cure = "use an IP address or a network, for example 192.0.2.7, 10.0.0.0/8 or 2001:db8::/32"
+    text = _text(value, cure)
+    # Masks (10.0.0.0/255.0.0.0), zones (fe80::1%eth0) and ranges are what one reader takes and another does not.
+    if not re.fullmatch(r"[0-9A-Fa-f.:]+(/[0-9]{1,3})?", text):
+        raise ValueError(f"{show(text)} is not an address or network; {cure}")
+    try:
+        network = ipaddress.ip_network(text, strict=False)
+    except ValueError:
+        raise ValueError(f"{show(text)} is not an address or network; {cure}") from None
+    if network.network_address != ipaddress.ip_address(text.partition("/")[0]):
+        alone = text.partition("/")[0]
+        raise ValueError(f"{show(text)} has bits of a host behind its mask; use {network}, or {alone} for one address")
+    if isinstance(network, ipaddress.IPv6Network) and network.network_address.ipv4_mapped is not None:
+        raise ValueError(f"{show(text)} is how IPv6 writes IPv4, and such clients count as IPv4; use IPv4's own form")
     return str(network)
 
 

@@ -436,3 +436,24 @@ def test_a_model_that_nginx_could_not_carry_is_refused() -> None:
     )
     with pytest.raises(NginxError, match="cannot carry"):
         config(services=[behind("chat"), shared_address(settings, {"chat": behind("chat")})], lua_modules=())
+
+
+def test_addresses_of_clients_do_not_concern_who_asks_for_a_proof() -> None:
+    """An ACME server asks from anywhere, at the redirect address: only where requests are served they are judged."""
+    door = FrontendSettings.model_validate(
+        {
+            "listen": ["0.0.0.0:443"],
+            "redirect": ["0.0.0.0:80"],
+            "server_names": ["a.example.com"],
+            "tls": {"acme": True},
+            "allow": ["192.0.2.0/24"],
+            "deny": ["0.0.0.0/0"],
+        }
+    )
+    text = config(services=[smg_address("chat", "127.0.0.1:30000", "127.0.0.1:1", "127.0.0.1:2", door)])
+    judging = [
+        {each.words[1] for each in server.block or () if each.words[0] == "listen"}
+        for server in every(text, "server")
+        if any("$gateway_stranger_chat" in word for it in server.everywhere() for word in it.words)
+    ]
+    assert judging == [{"127.0.0.1:30000", "0.0.0.0:443"}]

@@ -53,6 +53,8 @@ def frontend(auth: dict[str, Any]) -> FrontendSettings:
             "auth": auth,
             "limits": [{"per": "header:X-Team", "path": "/v1/chat", "rps": 1}, {"per": "ip", "concurrent": 2}],
             "trusted_proxies": ["10.0.0.0/8"],
+            "allow": ["192.0.2.0/24"],
+            "deny": ["2001:db8::/32"],
         }
     )
 
