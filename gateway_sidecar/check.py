@@ -38,7 +38,7 @@ from gateway_sidecar.files.follow import ours
 from gateway_sidecar.files.own import way_in_for_others
 from gateway_sidecar.files.shared import trouble_with_group
 from gateway_sidecar.frontend.acme_state import AcmeState, Wanted
-from gateway_sidecar.frontend.certificate import read_certificate, shown_at, today
+from gateway_sidecar.frontend.certificate import read_certificate, read_client_ca, shown_at, today
 from gateway_sidecar.frontend.keys import expiry_of, read_keys
 from gateway_sidecar.kinds import ROUTERS
 from gateway_sidecar.nginx.addresses import ClaimRules, PeerAddresses
@@ -219,7 +219,16 @@ def _frontend(name: str, frontend: FrontendSettings) -> Iterator[Finding]:
             )
     except FrontendError as error:
         yield from (Finding(Level.FAIL, f"{name}: {problem}") for problem in error.problems)
-    if frontend.tls is None or frontend.tls.acme:
+    if frontend.tls is None:
+        return
+    if frontend.tls.client_ca is not None:
+        try:
+            _, authorities = read_client_ca(frontend.tls.client_ca, today())
+            named = f"{authorities} certificate{'s' * (authorities != 1)} of authorities in {frontend.tls.client_ca}"
+            yield Finding(Level.OK, f"{name}: {named}")
+        except FrontendError as error:
+            yield from (Finding(Level.FAIL, f"{name}: {problem}") for problem in error.problems)
+    if frontend.tls.acme:
         return
     certificate, key = frontend.tls.pair
     try:

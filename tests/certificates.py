@@ -76,12 +76,21 @@ class Authority:
         made = self._builder(self._subject, self._key.public_key()).add_extension(basic, critical=True)
         self._write(self.certificate, made.add_extension(usage, critical=True))
 
-    def sign(self, name: str) -> tuple[Path, Path]:
+    def sign(
+        self,
+        name: str,
+        subject: x509.Name | None = None,
+        *,
+        days: float = 2,
+        purpose: x509.ObjectIdentifier | None = None,
+    ) -> tuple[Path, Path]:
         """A new certificate and its key."""
         key = ec.generate_private_key(ec.SECP256R1())
-        subject = x509.Name([x509.NameAttribute(NameOID.COMMON_NAME, name)])
+        subject = subject or x509.Name([x509.NameAttribute(NameOID.COMMON_NAME, name)])
         names = x509.SubjectAlternativeName([x509.IPAddress(ip_address("127.0.0.1"))])
-        made = self._builder(subject, key.public_key()).add_extension(names, critical=False)
+        made = self._builder(subject, key.public_key(), days).add_extension(names, critical=False)
+        if purpose is not None:
+            made = made.add_extension(x509.ExtendedKeyUsage([purpose]), critical=False)
         certificate, key_file = self.directory / f"{name}.crt", self.directory / f"{name}.key"
         self._write(certificate, made)
         key_file.write_bytes(
@@ -92,7 +101,7 @@ class Authority:
         key_file.chmod(0o600)
         return certificate, key_file
 
-    def _builder(self, subject: x509.Name, key: ec.EllipticCurvePublicKey) -> x509.CertificateBuilder:
+    def _builder(self, subject: x509.Name, key: ec.EllipticCurvePublicKey, days: float = 2) -> x509.CertificateBuilder:
         now = datetime.now(UTC)
         return (
             x509.CertificateBuilder()
@@ -100,8 +109,8 @@ class Authority:
             .issuer_name(self._subject)
             .public_key(key)
             .serial_number(x509.random_serial_number())
-            .not_valid_before(now - timedelta(days=1))
-            .not_valid_after(now + timedelta(days=2))
+            .not_valid_before(now - timedelta(days=3))
+            .not_valid_after(now + timedelta(days=days))
             .add_extension(x509.SubjectKeyIdentifier.from_public_key(key), critical=False)
             .add_extension(x509.AuthorityKeyIdentifier.from_issuer_public_key(self._key.public_key()), critical=False)
         )

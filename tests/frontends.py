@@ -41,6 +41,11 @@ class Ground:
         """The certificate of this service, for all names that it may have; its key is beside it."""
         return self.directory / "tls" / f"{service}.pem"
 
+    @property
+    def client_ca(self) -> Path:
+        """The authority of clients' certificates; the one of `alice` and its key are beside it."""
+        return self.directory / "tls" / "clients.crt"
+
     def keys(self, service: str) -> Path:
         """Its file of keys."""
         return self.directory / f"{service}.keys"
@@ -80,6 +85,9 @@ DRAWN: Mapping[type[Part], Callable[[Ground, str], Draws]] = {
         "acme": st.just(False),
         "warn_days": st.sampled_from((0.0, 14.0, 60.5)),
         "http2": st.booleans(),
+        "client_ca": st.sampled_from((None, str(ground.client_ca))),
+        "client_certificates": st.sampled_from(("required", "optional")),
+        "client_names": st.sampled_from(([], ["bob", "alice"])),
         "hsts_days": st.sampled_from((0, 1, 730)),
     },
     CorsSettings: lambda ground, service: {
@@ -145,6 +153,8 @@ def _mapping(draw: DrawFn, model: type[Part], ground: Ground, service: str) -> d
 
 def _valid(model: type[Part], said: dict[str, Any]) -> dict[str, Any]:
     """What may not be said together is not."""
+    if model is TlsSettings and said.get("client_ca") is None:
+        said = {name: value for name, value in said.items() if not name.startswith("client_")}
     if model is LimitSettings:
         if said.get("rps") is None and said.get("concurrent") is None:
             said["concurrent"] = 65535
@@ -172,6 +182,8 @@ def services(draw: DrawFn, ground: Ground) -> list[dict[str, Any]]:
         else:
             _stand(door, free)
         auth = door.get("auth")
+        if not auth and (door.get("tls") or {}).get("client_certificates") == "optional":
+            auth = door["auth"] = {"keys_file": str(ground.keys(name))}
         has_keys = bool(auth and auth.get("keys_file"))
         for limit in door.get("limits", ()):
             if limit["per"] == "key" and not has_keys:

@@ -101,7 +101,7 @@ def _frontend_advice(where: str, frontend: FrontendSettings, known: RouterPaths)
     public = [it for it in frontend.listen if not ipaddress.ip_address(it.host).is_loopback]
     if public and frontend.tls is None:
         warnings.append(f"{where}.tls: {public[0]} speaks HTTP, so keys and prompts are readable on the way; give tls")
-    if public and frontend.auth is None and not frontend.allow:
+    if public and frontend.auth is None and not frontend.allow and not (frontend.tls and frontend.tls.client_ca):
         warnings.append(f"{where}.auth: anyone who reaches {public[0]} may use the engines; give auth")
     for number, limit in enumerate(frontend.limits):
         if limit.per.startswith("header:") and not frontend.trusted_proxies:

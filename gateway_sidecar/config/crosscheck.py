@@ -220,6 +220,9 @@ def _frontend_problems(tree: Tree, frontend: _Frontend) -> Iterator[Problem]:
     for here, there in _first_pairs(frontend.allow + frontend.deny, str.__eq__):
         yield _at_line(here, f"{here.value} is {there} too; name it once")
     auth = frontend.said.get("auth")
+    if _at(frontend.said, ("tls", "client_certificates")) == "optional" and auth is None:
+        text = "'optional' certificates stand in the place of a key, and there is no auth; give auth, or use required"
+        yield problem(text, "tls", "client_certificates")
     has_keys = isinstance(auth, dict) and auth.get("keys_file") is not None
     limits = frontend.said.get("limits")
     for index, limit in enumerate(limits if isinstance(limits, list) else []):

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from pathlib import Path
-from typing import Annotated, Any
+from typing import Annotated, Any, Literal
 
 from pydantic import Field, PlainSerializer, PlainValidator, WithJsonSchema, field_validator, model_validator
 
@@ -15,6 +15,7 @@ from gateway_sidecar.config.frontend_values import (
     PUBLIC,
     AuthUrl,
     parse_auth_url,
+    parse_client_name,
     parse_clients,
     parse_header,
     parse_mcp_servers,
@@ -57,6 +58,9 @@ ServerNameValue = Annotated[str, PlainValidator(parse_server_name), _text_schema
 PrefixValue = Annotated[str, PlainValidator(parse_prefix), _text_schema(_PATTERN_OF_PATH)]
 NetworkValue = Annotated[str, PlainValidator(parse_network), _text_schema(r"^[0-9A-Fa-f.:]+(/[0-9]{1,3})?$")]
 ClientsValue = Annotated[str, PlainValidator(parse_clients), _text_schema(r"^[0-9A-Fa-f.:]+(/[0-9]{1,3})?$")]
+ClientNameValue = Annotated[
+    str, PlainValidator(parse_client_name), _text_schema(r"^[A-Za-z0-9@][A-Za-z0-9 @._-]{0,63}$")
+]
 OriginValue = Annotated[str, PlainValidator(parse_origin), _text_schema(f"^({ORIGIN})$")]
 AuthUrlValue = Annotated[AuthUrl, PlainValidator(parse_auth_url), _TO_TEXT, _text_schema(r"^http://[^\s?#]+$")]
 HeaderValue = Annotated[str, PlainValidator(parse_header), _text_schema(r"^[A-Za-z][A-Za-z0-9-]{0,63}$")]
@@ -119,6 +123,21 @@ class TlsSettings(Part):
         description="Whether clients may use HTTP/2: many streams over one connection, where browsers open no more than"
         " six. WebSockets go on to use HTTP/1.1. The same for all services at one address.",
     )
+    client_ca: FileValue | None = Field(
+        default=None,
+        description="Certificates, in PEM, of the authorities whose client certificates count (mTLS). Clients at the"
+        " public addresses are asked for one. nginx is reloaded when the file changes.",
+        examples=["/etc/gateway-sidecar/tls/clients.pem"],
+    )
+    client_certificates: Literal["required", "optional"] = Field(
+        default="required",
+        description="With `client_ca`: `required` refuses requests without a valid certificate, and `auth` asks for"
+        " a key as well; `optional` lets a valid certificate stand in the place of a key.",
+    )
+    client_names: Annotated[tuple[ClientNameValue, ...], Field(strict=False)] = _list(
+        description="Only certificates with one of these common names (CN) count; without names all of `client_ca`.",
+        examples=[["billing", "search.example.com"]],
+    )
     hsts_days: int = Field(
         default=0,
         ge=0,
@@ -126,6 +145,12 @@ class TlsSettings(Part):
         description="Browsers use HTTPS only for this many days (Strict-Transport-Security); 0 does not send the "
         "header.",
     )
+
+    @model_validator(mode="after")
+    def _of_clients(self) -> TlsSettings:
+        if self.client_ca is None and (self.client_names or self.client_certificates != "required"):
+            raise ValueError("client_names and client_certificates mean nothing without client_ca; give it as well")
+        return self
 
     @property
     def pair(self) -> tuple[Path, Path]:

@@ -86,6 +86,15 @@ def parse_network(value: object) -> str:
     return str(network)
 
 
+def parse_client_name(value: object) -> str:
+    """The common name of a client's certificate, of characters that nothing escapes."""
+    cure = "use the CN of its subject: up to 64 letters, digits, spaces and @ . _ -"
+    text = _text(value, cure)
+    if not re.fullmatch(r"[A-Za-z0-9@]([A-Za-z0-9 @._-]{0,62}[A-Za-z0-9@._-])?", text):
+        raise ValueError(f"{show(text)} is not a name that certificates can be told apart by; {cure}")
+    return text
+
+
 def parse_clients(value: object) -> str:
     """The network of some clients, or the address of one: canonical, as nginx's `geo` and `ipaddress` both read it."""
     cure = "use an IP address or a network, for example 192.0.2.7, 10.0.0.0/8 or 2001:db8::/32"

@@ -49,6 +49,13 @@ def read_certificate(certificate: Path, key: Path, now: float) -> Certificate:
     return Certificate(*x509.read(certificate, key, now))
 
 
+def read_client_ca(path: Path, now: float) -> tuple[bytes, int]:
+    """Certificates of authorities, in PEM, and how many. Raises FrontendError, with one line for what is wrong."""
+    from gateway_sidecar.frontend import x509  # As above.
+
+    return x509.read_authorities(path, now)
+
+
 def names_in(pem: bytes) -> tuple[str, ...]:
     """The host names of a certificate that was served before; none if it cannot be read."""
     from gateway_sidecar.frontend import x509  # As above.

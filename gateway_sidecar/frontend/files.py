@@ -10,12 +10,12 @@ from pathlib import Path
 
 from gateway_sidecar.config import FrontendSettings
 from gateway_sidecar.errors import FrontendError
-from gateway_sidecar.frontend.certificate import covers, names_in, read_certificate
+from gateway_sidecar.frontend.certificate import covers, names_in, read_certificate, read_client_ca
 from gateway_sidecar.frontend.keys import digest_of, parse_keys, read_content
-from gateway_sidecar.frontend.publish import publish_keys, publish_pem, remove_keys
+from gateway_sidecar.frontend.publish import publish_client_ca, publish_keys, publish_pem, remove_keys
 from gateway_sidecar.frontend.signature import Signature, changed_at, directories, signature
 
-KEYS, CERTIFICATE = "keys", "certificate"
+KEYS, CERTIFICATE, CLIENT_CA = "keys", "certificate", "client_ca"
 
 
 @dataclass(frozen=True, slots=True)
@@ -41,20 +41,30 @@ class PairTaken:
 
 
 @dataclass(frozen=True, slots=True)
+class ClientCaTaken:
+    """What a look made of the authorities of client certificates: how many there are."""
+
+    certificates: int
+    is_new: bool
+
+
+@dataclass(frozen=True, slots=True)
 class Found:
     """What one look brought. None is a part that is as it was; an error is one that cannot be used."""
 
     keys: KeysTaken | FrontendError | OSError | None
     pair: PairTaken | FrontendError | OSError | None
+    client_ca: ClientCaTaken | FrontendError | OSError | None
     directories: frozenset[Path]
 
 
 class FrontendFiles:
-    """The files of one service. `links` is the directory of keys, `pem` the file that nginx opens."""
+    """The files of one service. `links` is the directory of keys, `pem` and `client_ca` are files that nginx opens."""
 
-    def __init__(self, links: Path, pem: Path) -> None:
+    def __init__(self, links: Path, pem: Path, client_ca: Path) -> None:
         self._keys = _KeyFile(links)
         self._pair = _PairFiles(pem)
+        self._client_ca = _ClientCaFile(client_ca)
 
     def look(self, settings: FrontendSettings, now: float, *, again: Collection[str] = ()) -> Found:
         """Takes in what changed. `again`: parts to be read even if their files are as they were."""
@@ -73,7 +83,14 @@ class FrontendFiles:
                 pair = self._pair.look(settings, now, again=CERTIFICATE in again)
             except (FrontendError, OSError) as error:
                 pair = error
-        return Found(keys, pair, directories(paths))
+        client_ca: ClientCaTaken | FrontendError | OSError | None = None
+        if settings.tls is not None and settings.tls.client_ca is not None:
+            paths.append(settings.tls.client_ca)
+            try:
+                client_ca = self._client_ca.look(settings.tls.client_ca, now, again=CLIENT_CA in again)
+            except (FrontendError, OSError) as error:
+                client_ca = error
+        return Found(keys, pair, client_ca, directories(paths))
 
     def forget_keys(self) -> None:
         """The links are gone."""
@@ -82,6 +99,10 @@ class FrontendFiles:
     def forget_pair(self) -> None:
         """The certificate is gone."""
         self._pair = _PairFiles(self._pair.place)
+
+    def forget_client_ca(self) -> None:
+        """The authorities are gone."""
+        self._client_ca = _ClientCaFile(self._client_ca.place)
 
 
 class _KeyFile:
@@ -154,6 +175,20 @@ class _PairFiles:
             return self.place.read_bytes()
         except FileNotFoundError:
             return None
+
+
+class _ClientCaFile:
+    def __init__(self, place: Path) -> None:
+        self.place = place
+        self._read: tuple[Path, Signature] | None = None
+
+    def look(self, file: Path, now: float, *, again: bool) -> ClientCaTaken | None:
+        seen = (file, signature(file))
+        if self._read == seen and not again and self.place.exists():
+            return None
+        self._read = seen
+        pem, certificates = read_client_ca(file, now)
+        return ClientCaTaken(certificates, publish_client_ca(self.place, pem))
 
 
 def _is_for(pem: bytes, names: Iterable[str]) -> bool:

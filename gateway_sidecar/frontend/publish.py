@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import hashlib
 import os
 import re
 from collections.abc import Iterable
@@ -56,3 +57,8 @@ def publish_pem(path: Path, pem: bytes) -> bool:
             return False
     replace_file(path, pem)
     return True
+
+
+def publish_client_ca(path: Path, pem: bytes) -> bool:
+    """Puts certificates of authorities there, and their number before them; False if they were there already."""
+    return publish_pem(path, b"# " + hashlib.sha256(pem).hexdigest()[:16].encode() + b"\n" + pem)

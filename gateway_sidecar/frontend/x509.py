@@ -17,6 +17,7 @@ from gateway_sidecar.frontend.certificate import shown_at
 
 _MOST_BYTES = 1024 * 1024
 _OTHERS = 0o007
+_OTHERS_WRITE = 0o022
 
 
 def read(certificate: Path, key: Path, now: float) -> tuple[bytes, float, float, float, tuple[str, ...]]:
@@ -54,6 +55,25 @@ def validity_in(pem: bytes) -> tuple[float, float] | None:
     return first.not_valid_before_utc.timestamp(), first.not_valid_after_utc.timestamp()
 
 
+def read_authorities(path: Path, now: float) -> tuple[bytes, int]:
+    """The certificates of a bundle, in PEM and nothing else, and how many. Raises FrontendError."""
+    text = _read(path, decides=True)
+    try:
+        found = list(dict.fromkeys(x509.load_pem_x509_certificates(text)))
+    except ValueError:
+        raise _bad(path, "holds no certificate in PEM; put the authorities' there, from -----BEGIN on") from None
+    last = max(each.not_valid_after_utc.timestamp() for each in found)
+    if now >= last:
+        raise _bad(path, f"expired at {shown_at(last)}, and no client's certificate would count; renew it")
+    # As it was read here: nginx would also take in what stands beside certificates (TRUSTED CERTIFICATE, CRLs).
+    pem = b"".join(each.public_bytes(Encoding.PEM) for each in found)
+    try:
+        ssl.SSLContext(ssl.PROTOCOL_TLS_SERVER).load_verify_locations(cadata=pem.decode())
+    except ssl.SSLError as error:
+        raise _bad(path, f"is refused by OpenSSL ({error.reason or error}); make a new one") from None
+    return pem, len(found)
+
+
 def names_in(pem: bytes) -> tuple[str, ...]:
     """The host names of the first certificate; none if there is none."""
     try:
@@ -62,13 +82,17 @@ def names_in(pem: bytes) -> tuple[str, ...]:
         return ()
 
 
-def _read(path: Path, *, secret: bool = False) -> bytes:
+def _read(path: Path, *, secret: bool = False, decides: bool = False) -> bytes:
     try:
         file = read_file(path, _MOST_BYTES)
     except ConfigError as error:
         raise FrontendError([line.replace(", or name another with --config", "") for line in error.problems]) from None
     if secret and file.mode & _OTHERS:
         raise _bad(path, f"others may read or change it (mode {file.mode:04o}); use chmod 0600 or 0640")
+    if decides and file.mode & _OTHERS_WRITE:
+        raise _bad(path, f"others may change it, and so let anybody in (mode {file.mode:04o}); use chmod 0644 or 0640")
+    if decides and file.owner not in (0, os.geteuid()):
+        raise _bad(path, f"belongs to user {file.owner}; it must be root's or the daemon's (user {os.geteuid()})")
     return file.content
 
 

@@ -121,6 +121,7 @@ class ServiceAddress:
         at a shared address.
     hold_s: how long a request may be kept in the waiting room.
     dispatch: of a shared address, which service a request goes to.
+    client_ca: the number of the authorities of client certificates that nginx is to read; empty where there are none.
     """
 
     service: str
@@ -132,6 +133,7 @@ class ServiceAddress:
     frontend: FrontendSettings = _PLAIN
     hold_s: float = 0.0
     dispatch: Dispatch | None = None
+    client_ca: str = ""
 
     @property
     def listens(self) -> Sequence[str]:

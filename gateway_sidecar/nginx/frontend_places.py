@@ -1,7 +1,8 @@
-"""Where a frontend's keys and certificates lie for nginx to read. Pure."""
+"""Where a frontend's keys and certificates lie for nginx to read."""
 
 from __future__ import annotations
 
+from contextlib import suppress
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -15,7 +16,7 @@ class FrontendPlaces:
     def services(self) -> set[str]:
         """Whose keys or certificate are there."""
         found = self.directory.iterdir() if self.directory.is_dir() else ()
-        return {path.stem for path in found if path.suffix in (".pem", ".keys")}
+        return {path.stem for path in found if path.suffix in (".pem", ".ca", ".keys")}
 
     @property
     def challenges(self) -> Path:
@@ -25,6 +26,16 @@ class FrontendPlaces:
     def pem(self, service: str) -> Path:
         """Certificate and key in one file, so that no handshake sees one without the other."""
         return self.directory / f"{service}.pem"
+
+    def client_ca(self, service: str) -> Path:
+        """The authorities of client certificates, in PEM; the first line is `# NUMBER`, which is made of the rest."""
+        return self.directory / f"{service}.ca"
+
+    def client_ca_number(self, service: str) -> str:
+        """The number there; empty where there is none. nginx reads the file when it is told of another number."""
+        with suppress(OSError), self.client_ca(service).open() as file:
+            return file.readline().removeprefix("# ").strip()
+        return ""
 
     def keys(self, service: str) -> Path:
         """The directory of keys: SHA-256 -> name, as symbolic links."""

@@ -79,6 +79,11 @@ def any_of(paths: tuple[str, ...]) -> Markup:
     return regex("|".join(re.escape(path).replace(r"\*\*", some).replace(r"\*", ID) for path in paths))
 
 
+def any_name(names: tuple[str, ...]) -> Markup:
+    """The pattern of any of these texts."""
+    return regex("|".join(map(re.escape, names)))
+
+
 @functools.lru_cache(maxsize=1024)
 def below(path: str) -> Markup:
     """The pattern of a path and all below it."""
@@ -110,7 +115,7 @@ def _rate(rps: float) -> Markup:
 
 
 _FILTERS: Mapping[str, Callable[..., object]] = {
-    **{it.__name__: it for it in (words, quoted, verbatim, regex, any_of, below, bracketed)},
+    **{it.__name__: it for it in (words, quoted, verbatim, regex, any_of, any_name, below, bracketed)},
     "variable": _variable,
     "name": _name,
     "lua_list": _lua_list,

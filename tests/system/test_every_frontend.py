@@ -32,7 +32,7 @@ from gateway_sidecar.cli import main
 from gateway_sidecar.commands.defaults import EXIT_CONFIG, EXIT_FAILED
 from gateway_sidecar.config import FrontendSettings, LimitSettings, ServiceSettings, load_config
 from gateway_sidecar.frontend.keys import add_key
-from tests.certificates import certificate
+from tests.certificates import Authority, certificate
 from tests.frontends import FLEET, ORIGINS, SERVICES, SLOW, SLOW_PATH, STRANGE, Ground, names, services
 from tests.system.gateway import Gateway, Status, service_of
 from tests.system.test_frontend_tls import own_serial
@@ -84,6 +84,7 @@ class Site:
             status = {f"Bearer {KEY * 5}": 204, f"Bearer {BANNED}": 403}
             return web.Response(status=status.get(request.headers.get("Authorization", ""), 401))
 
+        Authority(self.ground.client_ca.parent, self.ground.client_ca.stem).sign("alice")
         app = web.Application()
         app.router.add_route("*", "/{path:.*}", decide)
         self._decider = web.AppRunner(app)
@@ -228,6 +229,9 @@ class Client:
         wanted = self._door.server_names[0] if named else "whatever.example.net"
         self._name = wanted.replace("*", "any")
         self._where = f"{service.name} at {address}"
+        spoken = self._door.tls if tls else None
+        self._asks_certificate = spoken is not None and spoken.client_ca is not None
+        self._certified = self._asks_certificate and spoken is not None and spoken.client_certificates == "required"
 
     def _may_ask(self, address: str) -> bool:
         """Whether a client of this address may ask: the most specific network that it is in decides."""
@@ -265,6 +269,10 @@ class Client:
         assert said == [anybody or (ORIGINS[0] if ORIGINS[0] in origins else None), anybody], self._where
         if self._tls:
             await self._speaks_tls(allowed)
+        if self._asks_certificate:
+            self._certified = not self._certified
+            status, code = (200, None) if self._certified else (401, "invalid_client_certificate")
+            await self._meets("GET", "/v1/models", None, 0, b"", status, code)
 
     def _questions(self) -> Iterator[tuple[str, str, str | None, int, bytes, int, str | None]]:
         """Method, path, key, bytes announced, body -> status (0: any but a refusal by the frontend), code."""
@@ -370,6 +378,9 @@ class Client:
         if self._tls:
             context = ssl._create_unverified_context()
             context.set_alpn_protocols(list(alpn) or ["http/1.1"])
+            if self._certified:
+                alice = self._site.ground.client_ca.with_name("alice.crt")
+                context.load_cert_chain(alice, alice.with_suffix(".key"))
         async with asyncio.timeout(60):
             reader, writer = await asyncio.open_connection(
                 *_split(self._address), ssl=context, server_hostname=self._name if context else None

@@ -62,6 +62,23 @@ def problems(*frontends: dict[str, Any]) -> list[str]:
         ({"paths": ["/heap_profile/x"]}, "paths[0]: '/heap_profile/x' controls the router"),
         ({"tls": {"certificate": "/a"}, "listen": ["0.0.0.0:1"]}, "tls.key: is missing"),
         ({"tls": {**TLS, "key": "b"}, "listen": ["0.0.0.0:1"]}, "tls.key: 'b' is relative"),
+        ({"tls": {**TLS, "client_ca": "ca.pem"}, "listen": ["0.0.0.0:1"]}, "tls.client_ca: 'ca.pem' is relative"),
+        (
+            {"tls": {**TLS, "client_names": ["a"]}, "listen": ["0.0.0.0:1"]},
+            "tls: client_names and client_certificates mean nothing without client_ca",
+        ),
+        (
+            {"tls": {**TLS, "client_ca": "/c", "client_certificates": "maybe"}, "listen": ["0.0.0.0:1"]},
+            "tls.client_certificates: 'maybe' is not",
+        ),
+        (
+            {"tls": {**TLS, "client_ca": "/c", "client_certificates": "optional"}, "listen": ["0.0.0.0:1"]},
+            "tls.client_certificates: 'optional' certificates stand in the place of a key, and there is no auth",
+        ),
+        (
+            {"tls": {**TLS, "client_ca": "/c", "client_names": ["a,CN=b"]}, "listen": ["0.0.0.0:1"]},
+            "tls.client_names[0]: 'a,CN=b' is not a name that certificates can be told apart by",
+        ),
         ({"tls": TLS}, "tls: is for public addresses, and there are none"),
         ({"server_names": ["a"]}, "server_names: are for public addresses, and there are none"),
         ({"redirect": ["0.0.0.0:80"], "listen": ["0.0.0.0:1"]}, "redirect: leads to HTTPS, and there is none"),
@@ -181,6 +198,7 @@ def test_open_doors_are_warned_of() -> None:
         (quiet, []),
         ({**quiet, "tls": None}, ["tls"]),
         ({**quiet, "auth": None}, ["auth"]),
+        ({**quiet, "auth": None, "tls": {**TLS, "client_ca": "/c"}}, []),
         ({**quiet, "auth": None, "allow": ["192.0.2.0/24"]}, []),
         ({**quiet, "limits": [limit]}, ["limits[0].per"]),
         ({**quiet, "limits": [limit], "trusted_proxies": ["10.0.0.0/8"]}, []),

@@ -17,14 +17,14 @@ from cryptography.hazmat.primitives.asymmetric import rsa
 from gateway_sidecar.config import AuthSettings, FrontendSettings, TlsSettings
 from gateway_sidecar.control.edge.frontends import Frontends
 from gateway_sidecar.errors import FrontendError
-from gateway_sidecar.frontend.certificate import read_certificate
+from gateway_sidecar.frontend.certificate import read_certificate, read_client_ca
 from gateway_sidecar.frontend.files import FrontendFiles, PairTaken
 from gateway_sidecar.frontend.keys import add_key, expiry_of, name_of, parse_keys, read_keys, revoke_key
 from gateway_sidecar.frontend.publish import publish_keys, publish_pem, withdraw_keys
 from gateway_sidecar.frontend.signature import directories
 from gateway_sidecar.nginx.frontend_places import FrontendPlaces
 from gateway_sidecar.telemetry.metrics import Metrics
-from tests.certificates import certificate
+from tests.certificates import Authority, certificate
 
 A, B = (hashlib.sha256(name).hexdigest() for name in (b"a", b"b"))
 
@@ -142,7 +142,10 @@ def test_links_are_what_the_file_says_however_it_changed(tmp_path: Path, seed: i
     """Keys that are only removed are looked for by themselves: the outcome is that of reading all of it."""
     chance = random.Random(seed)
     file, links = tmp_path / "keys", tmp_path / "links"
-    files, settings = FrontendFiles(links, tmp_path / "pem"), FrontendSettings(auth=AuthSettings(keys_file=file))
+    files, settings = (
+        FrontendFiles(links, tmp_path / "pem", tmp_path / "ca"),
+        FrontendSettings(auth=AuthSettings(keys_file=file)),
+    )
     lines = ["# first", ""]
     for number in range(60):
         digest = hashlib.sha256(str(chance.randrange(12)).encode()).hexdigest()
@@ -232,12 +235,12 @@ def test_a_certificate_for_another_name_does_not_take_the_place_of_the_right_one
         return FrontendSettings(tls=tls, server_names=("a.example.com",))
 
     for place in (tmp_path / "1", tmp_path / "2"):
-        FrontendFiles(tmp_path / "links", place).look(settings(right), time.time())
-        files = FrontendFiles(tmp_path / "links", place)  # As after a restart of the daemon.
+        FrontendFiles(tmp_path / "links", place, tmp_path / "ca").look(settings(right), time.time())
+        files = FrontendFiles(tmp_path / "links", place, tmp_path / "ca")  # As after a restart of the daemon.
         found = files.look(settings(wrong), time.time())
         assert "wrong.pem: is not for a.example.com; " in str(found.pair)
         assert place.read_bytes().startswith(right.read_bytes().rstrip())
-    found = FrontendFiles(tmp_path / "links", tmp_path / "3").look(settings(wrong), time.time())
+    found = FrontendFiles(tmp_path / "links", tmp_path / "3", tmp_path / "ca").look(settings(wrong), time.time())
     assert isinstance(found.pair, PairTaken)
     assert found.pair.wrong_for == ("a.example.com",)
 
@@ -275,6 +278,67 @@ def test_what_is_wrong_with_a_pair_is_one_line(tmp_path: Path) -> None:
     )
     guarded.chmod(0o600)
     assert "has a passphrase" in said(key_file=guarded)
+
+
+def test_what_is_wrong_with_authorities_is_one_line(tmp_path: Path) -> None:
+    """File, what is wrong, cure. What is taken is certificates alone, each once."""
+    ca = Authority(tmp_path, "ca").certificate
+    pem, now = ca.read_bytes(), time.time()
+    file = tmp_path / "clients.pem"
+
+    def said(content: bytes, at: float = now, mode: int = 0o644) -> str:
+        file.write_bytes(content)
+        file.chmod(mode)
+        with pytest.raises(FrontendError) as caught:
+            read_client_ca(file, at)
+        (line,) = caught.value.problems
+        assert "; " in line
+        return line
+
+    assert "clients.pem: holds no certificate in PEM" in said(b"rubbish")
+    assert "holds no certificate in PEM" in said(b"")
+    assert "holds no certificate in PEM" in said(pem.replace(b"CERTIFICATE", b"TRUSTED CERTIFICATE"))
+    assert "holds no certificate in PEM" in said(pem[:200])
+    assert "expired at" in said(pem, now + 10 * 86400)
+    assert "others may change it, and so let anybody in (mode 0664)" in said(pem, mode=0o664)
+    assert "others may change it" in said(pem, mode=0o646)
+    other = Authority(tmp_path, "other").certificate.read_bytes()
+    beside = b"-----BEGIN TRUSTED CERTIFICATE-----\nAAAA\n-----END TRUSTED CERTIFICATE-----\n"
+    file.write_bytes(b"# ours\n" + pem + beside + other + pem)
+    file.chmod(0o644)
+    assert read_client_ca(file, now) == (pem + other, 2)
+
+
+async def test_other_authorities_have_another_number(tmp_path: Path) -> None:
+    """By it nginx is told; a file that turns bad, or is as it was, changes none."""
+    file = tmp_path / "clients.pem"
+    file.write_bytes(Authority(tmp_path, "one").certificate.read_bytes())
+    pem = certificate(tmp_path, "a")
+    tls = TlsSettings(certificate=pem, key=pem.with_suffix(".key"), client_ca=file)
+    wanted = {"chat": FrontendSettings(tls=tls)}
+    places = FrontendPlaces(tmp_path / "doors")
+    places.directory.mkdir()
+    doors = Frontends(places, lambda: wanted, lambda: wanted, Metrics(), rescan_interval_s=60)
+    assert places.client_ca_number("chat") == ""
+    await doors.look()
+    first = places.client_ca_number("chat")
+    assert re.fullmatch("[0-9a-f]{16}", first)
+    assert places.client_ca("chat").stat().st_mode & 0o777 == 0o600
+    file.write_bytes(Authority(tmp_path, "two").certificate.read_bytes())
+    await doors.look()
+    second = places.client_ca_number("chat")
+    assert second not in (first, "")
+    places.client_ca("chat").unlink()
+    assert doors.client_ca("chat") == second, "whoever removed it has changed nothing"
+    await doors.look()
+    file.write_bytes(b"rubbish" + b"x" * 2000)
+    await doors.look()
+    assert places.client_ca_number("chat") == second
+    wanted["chat"] = FrontendSettings()
+    await doors.look()
+    assert places.services() == set()
+    assert doors.client_ca("chat") == ""
+    assert doors.problems == {}
 
 
 def _locked(source: Path, target: Path) -> Path:

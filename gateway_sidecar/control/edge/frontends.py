@@ -20,7 +20,15 @@ from gateway_sidecar.domain.renewal import Validity
 from gateway_sidecar.errors import FrontendError
 from gateway_sidecar.files.replace import is_unfinished
 from gateway_sidecar.frontend.certificate import today
-from gateway_sidecar.frontend.files import CERTIFICATE, KEYS, FrontendFiles, KeysTaken, PairTaken
+from gateway_sidecar.frontend.files import (
+    CERTIFICATE,
+    CLIENT_CA,
+    KEYS,
+    ClientCaTaken,
+    FrontendFiles,
+    KeysTaken,
+    PairTaken,
+)
 from gateway_sidecar.frontend.publish import withdraw_keys
 from gateway_sidecar.nginx.frontend_places import FrontendPlaces
 from gateway_sidecar.supervision import awake
@@ -46,6 +54,7 @@ class _Seen:
     has_keys: bool = False
     tls: TlsSettings | None = None
     validity: Validity | None = None
+    client_ca: str = ""
     directories: frozenset[Path] = frozenset()
     looked_at: dict[str, float] = field(default_factory=dict)
     problems: dict[str, str] = field(default_factory=dict)
@@ -95,6 +104,11 @@ class Frontends:
         """A file has changed."""
         self._look_now.set()
 
+    def client_ca(self, service: str) -> str:
+        """The number of the authorities that are there for nginx to read; empty if none were ever good."""
+        seen = self._seen.get(service)
+        return "" if seen is None else seen.client_ca
+
     async def look(self, *, withdraw: bool = True) -> None:
         """Takes in every file that changed. Never raises for what a file holds.
 
@@ -122,6 +136,7 @@ class Frontends:
                         await self._let_go_of_keys(service, settings, seen)
                     if withdraw and told.tls == settings.tls:
                         self._let_go_of_certificate(service, settings, seen)
+                        self._let_go_of_client_ca(service, settings, seen)
                     if any(_files([settings])):
                         looks.create_task(self._look_at(service, settings, seen))
                     else:
@@ -165,7 +180,7 @@ class Frontends:
             self._logger.warning("source.hints_failed", reason=str(error))
 
     def _fresh(self, service: str) -> _Seen:
-        files = FrontendFiles(self._places.keys(service), self._places.pem(service))
+        files = FrontendFiles(self._places.keys(service), self._places.pem(service), self._places.client_ca(service))
         return _Seen(files, OwnThread(f"frontend {service}"))
 
     async def _let_go_of_keys(self, service: str, settings: FrontendSettings, seen: _Seen) -> None:
@@ -191,13 +206,21 @@ class Frontends:
             self._metrics.frontend_expiry.remove_by_labels({"service": service})
         seen.tls = seen.validity = None
 
+    def _let_go_of_client_ca(self, service: str, settings: FrontendSettings, seen: _Seen) -> None:
+        place = self._places.client_ca(service)
+        if (settings.tls is None or settings.tls.client_ca is None) and place.exists():
+            place.unlink(missing_ok=True)
+            seen.files.forget_client_ca()
+            seen.client_ca = ""
+            self._clear(service, seen, CLIENT_CA)
+
     async def _look_at(self, service: str, settings: FrontendSettings, seen: _Seen) -> None:
         """One piece of work in one thread, since each further thread would delay a key's revocation on a busy
         machine.
         """
         if seen.thread.hangs:
             return
-        again = {part for part in (KEYS, CERTIFICATE) if part in seen.doubts or self._is_due(seen, part)}
+        again = {part for part in (KEYS, CERTIFICATE, CLIENT_CA) if part in seen.doubts or self._is_due(seen, part)}
         look = partial(seen.files.look, settings, self._now(), again=again)
         try:
             found = await seen.thread.run(look, patience_s=_PATIENCE_S)
@@ -212,6 +235,9 @@ class Frontends:
         self._take_keys(service, seen, found.keys)
         if settings.tls is not None:
             self._take_certificate(service, settings.tls, seen, found.pair)
+        self._take_client_ca(service, seen, found.client_ca)
+        # If it is gone it was removed by somebody, and is put there again: nginx need not be told.
+        seen.client_ca = self._places.client_ca_number(service) or seen.client_ca
 
     def _take_keys(self, service: str, seen: _Seen, keys: KeysTaken | FrontendError | OSError | None) -> None:
         if keys is None:
@@ -226,6 +252,17 @@ class Frontends:
             self._logger.info(
                 "frontend.keys_taken_in", service=service, keys=keys.keys, added=keys.added, removed=keys.removed
             )
+
+    def _take_client_ca(self, service: str, seen: _Seen, found: ClientCaTaken | FrontendError | OSError | None) -> None:
+        if found is None:
+            return
+        seen.looked_at[CLIENT_CA] = awake.monotonic()
+        if not isinstance(found, ClientCaTaken):
+            self._doubt(service, seen, CLIENT_CA, found)
+            return
+        self._clear(service, seen, CLIENT_CA)
+        if found.is_new:
+            self._logger.info("frontend.client_ca_taken_in", service=service, certificates=found.certificates)
 
     def _take_certificate(
         self, service: str, tls: TlsSettings, seen: _Seen, pair: PairTaken | FrontendError | OSError | None
@@ -285,8 +322,12 @@ class Frontends:
 
     def _is_in_force(self, service: str, part: str) -> bool:
         """Whether nginx has something of an earlier look that stays as it is."""
-        certificate, keys = self._places.pem(service).exists(), self._places.keys(service).is_dir()
-        return {CERTIFICATE: certificate, KEYS: keys}.get(part, certificate or keys)
+        there = {
+            CERTIFICATE: self._places.pem(service).exists(),
+            KEYS: self._places.keys(service).is_dir(),
+            CLIENT_CA: self._places.client_ca(service).exists(),
+        }
+        return there.get(part, any(there.values()))
 
     def _refuse(self, service: str, seen: _Seen, part: str, error: FrontendError | OSError) -> None:
         seen.doubts.pop(part, None)
@@ -310,6 +351,7 @@ class Frontends:
     def _withdraw(self, service: str) -> None:
         withdraw_keys(self._places.keys(service))
         self._places.pem(service).unlink(missing_ok=True)
+        self._places.client_ca(service).unlink(missing_ok=True)
 
 
 def _files(frontends: Iterable[FrontendSettings]) -> Iterable[Path]:
@@ -318,3 +360,5 @@ def _files(frontends: Iterable[FrontendSettings]) -> Iterable[Path]:
             yield settings.auth.keys_file
         if settings.tls is not None:
             yield from settings.tls.pair
+            if settings.tls.client_ca is not None:
+                yield settings.tls.client_ca

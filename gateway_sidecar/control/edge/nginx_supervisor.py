@@ -332,9 +332,9 @@ def servable(
         it, old = clash
         refused[it.service] = f"{old.service} still has one of its addresses: {refused[old.service]}"
     routed = {
-        it.service: replace(it, listen=kept[it.service].listen, frontend=kept[it.service].frontend)
-        for it in wanted
-        if it.service in kept
+        it.service: replace(it, listen=before.listen, frontend=before.frontend, client_ca=before.client_ca)
+        for it, before in ((it, kept.get(it.service)) for it in wanted)
+        if before is not None
     }
     served = [routed.get(it.service, it) for it in wanted if it.service not in refused or it.service in routed]
     return served, refused

@@ -8,6 +8,7 @@ from __future__ import annotations
 import asyncio
 from collections.abc import Awaitable, Callable, Mapping, Sequence
 from contextlib import suppress
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -37,6 +38,7 @@ from gateway_sidecar.domain.leases import PortLeases
 from gateway_sidecar.errors import ConfigError, NginxError, NotInForce, ProcessError, RouterUnavailable
 from gateway_sidecar.frontend.acme_state import AcmeState
 from gateway_sidecar.nginx.access_events import EventAddress
+from gateway_sidecar.nginx.config import ServiceAddress
 from gateway_sidecar.supervision.loops import Tasks
 from gateway_sidecar.supervision.notify import SystemdNotifier
 from gateway_sidecar.supervision.process import Identity, Process
@@ -75,7 +77,7 @@ class Daemon:
         shared.destinations.use(self._services.hosts, shared.peers.recheck_soon)
         self._written = WrittenDown(settings, shared, self._services, self._departing, metrics)
         self._tunnels = TunnelDemand(shared.tunnels, self._services, metrics)
-        self.nginx_supervisor = NginxSupervisor(nginx, self._services.addresses, metrics, self.touch)
+        self.nginx_supervisor = NginxSupervisor(nginx, self._addresses, metrics, self.touch)
         self.run_dir = RunDirRepair(
             self.nginx_supervisor, services, shared.problems.of("run_dir"), interval_s=rescan_interval_s
         )
@@ -342,6 +344,14 @@ class Daemon:
 
     def _events_at(self) -> EventAddress | None:
         return self.shared.nginx.events
+
+    def _addresses(self) -> list[ServiceAddress]:
+        return [
+            replace(it, client_ca=self.frontends.client_ca(it.service))
+            if it.frontend.tls is not None and it.frontend.tls.client_ca is not None
+            else it
+            for it in self._services.addresses()
+        ]
 
     def _frontends_in_force(self) -> dict[str, FrontendSettings] | None:
         if self.nginx_supervisor.applied is None:
