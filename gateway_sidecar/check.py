@@ -195,6 +195,8 @@ def lacking(
         yield f"router.type: none needs nginx's Lua module, to balance with; {LUA_CURE}"
     if frontend.auth is not None and frontend.auth.keys_file is not None and program.lua_modules is None:
         yield f"frontend.auth.keys_file needs nginx's Lua module; {LUA_CURE}"
+    if frontend.auth is not None and frontend.auth.keeps and program.lua_modules is None:
+        yield f"frontend.auth.keep_s and stale_s need nginx's Lua module, to keep answers; {LUA_CURE}"
     for needed, setting, word in (
         (frontend.tls is not None, "tls", "--with-http_ssl_module"),
         (frontend.tls is not None and frontend.tls.http2, "tls.http2", "--with-http_v2_module"),

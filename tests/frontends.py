@@ -98,6 +98,8 @@ DRAWN: Mapping[type[Part], Callable[[Ground, str], Draws]] = {
         "keys_file": st.just(str(ground.keys(service))),
         "url": st.sampled_from(("", "/auth")).map(lambda path: f"http://127.0.0.1:{ground.decider}{path}"),
         "timeout_s": st.sampled_from((5.0, 59.5)),  # Long enough for a busy machine.
+        "keep_s": st.sampled_from((0.0, 0.5, 3600.0)),
+        "stale_s": st.sampled_from((0.0, 3601.0, 86400.0)),
         "pass_authorization": st.booleans(),
         "name_header": _maybe(st.sampled_from(("X-Api-Key-Name", "X-Smg-Tenant-Id"))),
         "public_paths": _some(("/health", "/v1/models")),
@@ -145,7 +147,7 @@ def _mapping(draw: DrawFn, model: type[Part], ground: Ground, service: str) -> d
         fixed = {"certificate", "key", "acme"}
     if model is AuthSettings:
         fixed = {draw(st.sampled_from(("keys_file", "url")))}
-        for other in {"keys_file", "url", *(("name_header",) if "url" in fixed else ())} - fixed:
+        for other in {"keys_file", "url", *(("name_header",) if "url" in fixed else ("keep_s", "stale_s"))} - fixed:
             del said[other]
     left_out = draw(st.sets(st.sampled_from(sorted(said.keys() - fixed)), max_size=2)) if said.keys() - fixed else ()
     return _valid(model, {name: value for name, value in said.items() if name not in left_out})

@@ -196,6 +196,21 @@ class AuthSettings(Part):
     timeout_s: float = Field(
         default=2.0, ge=0.1, le=60, description="`url` has this long to connect, and this long again to answer."
     )
+    keep_s: float = Field(
+        default=0.0,
+        ge=0,
+        le=3600,
+        description="nginx keeps a yes of `url` for this long, and a no for as long but a second at the most, for the"
+        " same request of the same client. So a revocation counts after this time at the latest. 0 asks about each"
+        " request.",
+    )
+    stale_s: float = Field(
+        default=0.0,
+        ge=0,
+        le=86400,
+        description="While `url` does not answer, or answers 5xx, a request passes that it let in within this time."
+        " 0 lets nobody in.",
+    )
     pass_authorization: bool = Field(
         default=False,
         description="Whether the headers in which a client sends its key go on to the router and the engines.",
@@ -213,9 +228,18 @@ class AuthSettings(Part):
     def _one(self) -> AuthSettings:
         if (self.keys_file is None) == (self.url is None):
             raise ValueError("needs keys_file or url, and not both; give one of them")
+        if self.keeps and self.url is None:
+            raise ValueError("keep_s and stale_s are for answers of url, and there is none; leave them out")
+        if 0 < self.stale_s <= self.keep_s:
+            raise ValueError("stale_s has no effect unless it is longer than keep_s; make it longer, or leave it out")
         if self.name_header is not None and self.keys_file is None:
             raise ValueError("name_header needs keys_file: only a key of ours has a name; leave it out")
         return self
+
+    @property
+    def keeps(self) -> bool:
+        """Whether answers of `url` are kept."""
+        return self.keep_s > 0 or self.stale_s > 0
 
 
 class LimitSettings(Part):

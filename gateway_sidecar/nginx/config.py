@@ -147,8 +147,10 @@ class ServiceAddress:
             return "an address for several services (addresses)"
         if self.balances:
             return "a service without a router (router.type: none)"
-        has_keys = self.frontend.auth is not None and self.frontend.auth.keys_file is not None
-        return "frontend.auth.keys_file" if has_keys else ""
+        auth = self.frontend.auth
+        if auth is not None and auth.keeps:
+            return "frontend.auth.keep_s or stale_s"
+        return "frontend.auth.keys_file" if auth is not None and auth.keys_file is not None else ""
 
     @property
     def balances(self) -> bool:

@@ -56,6 +56,59 @@ function frontend.tenant_of_credentials()
     return shown == "\n\n\n" and "" or string.sub(sha256(shown), 1, 32)
 end
 
+-- Answers of another server, which knows the keys. They are kept in memory that all workers share, by the hash of all
+-- that the server is told of a request: no credential is there. A yes is the time when it was given; a no as well, with
+-- its status as the entry's flags. A clock that is set back makes an answer unknown, and none older.
+
+local LONGEST_NO_S = 1
+-- How long a server that failed counts as away: what it let in need not wait for it again.
+local AWAY_S = 1
+
+-- Where another server is asked, and what it is told of a request; `headers` are those that it gets from the client.
+local function asked_of(url, headers)
+    local var = ngx.var
+    local told = {url, var.request_method, var.request_uri, var.http_host or "", var.scheme, var.remote_addr}
+    for _, header in ipairs(headers) do told[#told + 1] = var[header] or "" end
+    -- No value of these has a line's end in it.
+    local text = table.concat(told, "\n")
+    C.SHA256(text, #text, digest)
+    return ffi.string(digest, 32)
+end
+
+local function is_within(at, seconds)
+    local age = at and ngx.now() - at
+    return age and age >= 0 and age < seconds
+end
+
+-- Answers the question with what the server said before, or lets it be asked.
+function frontend.recall(url, keep_s, stale_s, headers)
+    local let_in, refused = ngx.shared.gateway_let_in, ngx.shared.gateway_refused
+    local key = asked_of(url, headers)
+    local at = let_in:get(key)
+    if is_within(at, keep_s) or (is_within(at, stale_s) and is_within(let_in:get(url), AWAY_S)) then
+        return ngx.exit(204)
+    end
+    local refused_at, status = refused:get(key)
+    if is_within(refused_at, math.min(keep_s, LONGEST_NO_S)) then return ngx.exit(status) end
+    ngx.ctx.asked = key
+end
+
+-- Keeps what the server says, or turns what it does not say into what it said before.
+function frontend.keep(url, keep_s, stale_s)
+    local key, status = ngx.ctx.asked, ngx.status
+    if not key then return end
+    local let_in, refused = ngx.shared.gateway_let_in, ngx.shared.gateway_refused
+    if status >= 200 and status < 300 then
+        let_in:set(key, ngx.now(), math.max(keep_s, stale_s))
+    elseif status == 401 or status == 403 then
+        let_in:delete(key)
+        if keep_s > 0 then refused:set(key, ngx.now(), math.min(keep_s, LONGEST_NO_S), status) end
+    elseif status >= 500 and stale_s > 0 then
+        let_in:set(url, ngx.now(), AWAY_S)
+        if is_within(let_in:get(key), stale_s) then ngx.status = 204 end
+    end
+end
+
 -- MCP servers. A router connects to the `server_url` of a tool from this machine, so a client could have it ask a
 -- bridge, or whatever else listens here or near by.
 

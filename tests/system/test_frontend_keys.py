@@ -9,7 +9,7 @@ import json
 import signal
 import socket
 import time
-from collections.abc import AsyncIterator
+from collections.abc import AsyncIterator, Awaitable, Callable
 from contextlib import asynccontextmanager
 from importlib import resources
 from pathlib import Path
@@ -24,7 +24,7 @@ from openai import AsyncOpenAI, AuthenticationError
 from gateway_sidecar.config import AuthSettings, FrontendSettings
 from gateway_sidecar.frontend.keys import add_key, revoke_key
 from gateway_sidecar.frontend.publish import publish_keys
-from gateway_sidecar.nginx.client_headers import KEYS
+from gateway_sidecar.nginx.client_headers import FOR_AUTH, KEYS
 from gateway_sidecar.nginx.config import Capacity, NginxConfig
 from gateway_sidecar.nginx.frontend_places import FrontendPlaces
 from gateway_sidecar.nginx.server import busy_ports, find_nginx
@@ -513,6 +513,234 @@ async def test_another_servers_word_holds_in_the_waiting_room(
     judge.verdict = 403
     await engine(gateway.socket("r1"))
     assert (await waiting)[0] == 200
+
+
+# -- its answers, kept
+
+
+class Decider:
+    """A server that nginx asks: it knows some keys, may be silent or fail, and notes what it was asked."""
+
+    def __init__(self) -> None:
+        self.keys = {"right"}
+        self.fails: int | None = None
+        self.silent = False
+        self.asked: list[dict[str, str]] = []
+        self.port = 0
+
+    async def answer(self, request: web.Request) -> web.Response:
+        self.asked.append(dict(request.headers))
+        if self.silent:
+            await asyncio.sleep(30)
+        if self.fails is not None:
+            return web.Response(status=self.fails)
+        shown = request.headers.get("Authorization", "").removeprefix("Bearer ")
+        return web.Response(status=204 if shown in self.keys else 403 if shown == "banned" else 401)
+
+
+@asynccontextmanager
+async def deciding(
+    directory: Path, **settings: Any
+) -> AsyncIterator[tuple[Decider, Callable[..., Awaitable[int]], web.AppRunner]]:
+    """nginx before a decider and a router that says yes; `ask` sends a request and returns its status."""
+    decider = Decider()
+    app = web.Application()
+    app.router.add_route("*", "/{path:.*}", decider.answer)
+    runner = web.AppRunner(app, access_log=None, shutdown_timeout=0.1)
+    await runner.setup()
+    site = web.TCPSite(runner, "127.0.0.1", 0)
+    await site.start()
+    decider.port = int(runner.addresses[0][1])
+    auth = AuthSettings.model_validate({"url": f"http://127.0.0.1:{decider.port}/auth", **settings})
+    frontend = FrontendSettings(auth=auth, trusted_proxies=("127.0.0.1",))
+
+    async def router(_: web.Request) -> web.Response:
+        return web.Response()
+
+    async with (
+        listening(router) as behind,
+        bare_nginx(directory, FrontendPlaces(directory), behind, frontend, requests=200) as url,
+        aiohttp.ClientSession() as session,
+    ):
+
+        async def ask(key: str = "right", *, method: str = "GET", path: str = "/v1/models", **headers: str) -> int:
+            sent = {"Authorization": f"Bearer {key}"} | headers
+            async with session.request(method, f"{url}{path}", headers=sent) as response:
+                text = await response.text()
+                if response.status >= 400:
+                    assert "error" in json.loads(text)
+                return response.status
+
+        try:
+            yield decider, ask, runner
+        finally:
+            await runner.cleanup()
+
+
+async def until_asked(decider: Decider, ask: Callable[..., Awaitable[int]], key: str, status: int) -> None:
+    """Asks on until the answer is another one."""
+    async with asyncio.timeout(20):
+        while await ask(key) != status:
+            await asyncio.sleep(0.02)
+
+
+async def test_answers_are_kept_for_a_while(tmp_path: Path) -> None:
+    """A yes for `keep_s`, a no for a second at the most; then another word counts."""
+    async with deciding(tmp_path, keep_s=3) as (decider, ask, _):
+        began = time.monotonic()
+        assert {await ask() for _ in range(20)} == {200}
+        assert [await ask("wrong") for _ in range(5)] == [401] * 5
+        assert [await ask("banned") for _ in range(5)] == [403] * 5
+        if time.monotonic() - began < 1:
+            assert len(decider.asked) == 3
+        decider.keys = {"wrong"}
+        await until_asked(decider, ask, "wrong", 200)
+        assert time.monotonic() - began > 0.9
+        await until_asked(decider, ask, "right", 401)
+        assert time.monotonic() - began > 2.9, "kept as long as it was said"
+
+
+async def test_without_keep_s_each_request_is_asked_about(tmp_path: Path) -> None:
+    """The default: a revocation counts at once."""
+    async with deciding(tmp_path) as (decider, ask, _):
+        assert [await ask() for _ in range(5)] == [200] * 5
+        assert len(decider.asked) == 5
+        decider.keys = set()
+        assert await ask() == 401
+        decider.fails = 500
+        assert await ask() == 503
+
+
+@pytest.mark.own_users
+async def test_all_that_the_server_is_told_of_belongs_to_an_answer(tmp_path: Path) -> None:
+    """Nobody comes in by the answer to another request: of each header that the server gets there are two questions."""
+    async with deciding(tmp_path, keep_s=3600) as (decider, ask, _):
+        others: list[dict[str, Any]] = [
+            {},
+            {"method": "POST"},
+            {"path": "/v1/models?x=1"},
+            {"path": "/health"},
+            {"Host": "other.example.com"},
+            {"X-Forwarded-For": "192.0.2.1"},
+            {"X-Forwarded-For": "192.0.2.2"},
+            *({header: "x"} for header in FOR_AUTH if header != "Authorization"),
+            # What two values say together is not what another two say.
+            {"X-Api-Key": "x", "Api-Key": "y"},
+            {"X-Api-Key": "y", "Api-Key": "x"},
+        ]
+        for more in others * 2:
+            assert await ask(**more) == 200, more
+        assert len(decider.asked) == len(others)
+        told = [tuple(sorted(it.items())) for it in decider.asked]
+        assert len(set(told)) == len(told), "two questions that are the same to the server"
+        covered = {"Host", "X-Original-URI", "X-Original-Method", "X-Real-IP", *FOR_AUTH}
+        copies = {f"X-Forwarded-{it}" for it in ("For", "Host", "Proto", "Method", "Uri")}
+        assert set().union(*decider.asked) == covered | copies, (
+            "another header: ask about it above, and in frontends.lua"
+        )
+        for wrong in ("", "wrong", "right2", "righ", "Right"):
+            assert await ask(wrong) == 401
+
+
+@pytest.mark.parametrize("away", ["gone", "failing", "silent"])
+async def test_a_server_that_is_away_locks_out_nobody_whom_it_let_in(tmp_path: Path, away: str) -> None:
+    """For `stale_s`: others stay out, and what it refused last does too; who was let in does not wait each time."""
+    async with deciding(tmp_path, stale_s=3600, timeout_s=0.5) as (decider, ask, runner):
+        decider.keys = {"right", "revoked"}
+        assert [await ask(it) for it in ("right", "revoked", "wrong")] == [200, 200, 401]
+        decider.keys = {"right"}
+        assert await ask("revoked") == 401
+        if away == "gone":
+            await runner.cleanup()
+        decider.fails, decider.silent = (503, away == "silent")
+        began, asked = time.monotonic(), len(decider.asked)
+        assert [await ask() for _ in range(100)] == [200] * 100
+        took_s = time.monotonic() - began
+        assert len(decider.asked) - asked <= 2 + took_s, "asked again once a second"
+        for key in ("wrong", "revoked", "never seen"):
+            assert await ask(key) == 503
+        assert await ask(path="/health") == 503, "this it was never asked"
+        if away != "gone":
+            decider.fails, decider.silent = None, False
+            await until_asked(decider, ask, "wrong", 401)
+            decider.keys = set()
+            await until_asked(decider, ask, "right", 401)
+            decider.fails = 500
+            assert await ask() == 503, "a no ends what was"
+
+
+async def test_what_was_let_in_is_not_let_in_for_ever(tmp_path: Path) -> None:
+    """After `stale_s` nobody comes in while the server is away; an answer that makes no sense is no yes before that."""
+    async with deciding(tmp_path, keep_s=0.1, stale_s=2) as (decider, ask, _):
+        assert await ask() == 200
+        began = time.monotonic()
+        decider.fails = 500
+        assert await ask() == 200
+        await until_asked(decider, ask, "right", 503)
+        assert 1.9 < time.monotonic() - began < 15
+        decider.fails = None
+        assert await ask() == 200
+        decider.fails = 404
+        await until_asked(decider, ask, "right", 503)
+
+
+def shared_memory(pid: int) -> bytes:
+    """All that a process may have in common with others. Blocks."""
+    found = b""
+    with Path(f"/proc/{pid}/mem").open("rb") as memory:
+        for line in Path(f"/proc/{pid}/maps").read_text().splitlines():
+            addresses, rights, *_ = line.split()
+            if rights.endswith("s"):
+                first, last = (int(it, 16) for it in addresses.split("-"))
+                memory.seek(first)
+                found += memory.read(last - first)
+    return found
+
+
+@pytest.mark.own_users
+async def test_no_credential_is_kept_in_the_clear(make_gateway: MakeGateway, engine: StartEngine, judge: Judge) -> None:
+    """Neither in shared memory nor in a file. Over a reload answers stay; of another server there are none yet."""
+    gateway = make_gateway()
+    secret, path = "sk-in-the-clear-0123456789", f"http://127.0.0.1:{judge.port}/auth"
+    frontend: dict[str, Any] = {"auth": {"url": path, "keep_s": 3600}}
+    gateway.settings["services"][0]["frontend"] = frontend
+    await serving(gateway, engine)
+    for _ in range(3):
+        assert (await post(gateway, secret))[0] == 200
+    assert len(judge.asked) == 1
+    nginx = (await gateway.status())["nginx"]["pid"]
+    content = await asyncio.to_thread(shared_memory, nginx)
+    assert secret.encode() not in content
+    host = gateway.url().removeprefix("http://")
+    values = {"Authorization": f"Bearer {secret}"}
+    told = [path, "POST", "/v1/chat/completions", host, "http", "127.0.0.1", *(values.get(it, "") for it in FOR_AUTH)]
+    assert hashlib.sha256("\n".join(told).encode()).digest() in content, "the hash is there"
+    for file in (gateway.directory / "run").rglob("*"):
+        if file.is_file():
+            assert secret.encode() not in file.read_bytes()
+    frontend["max_body_mb"] = 1
+    gateway.configure()
+    assert (await gateway.cli("reload"))[0] == 0
+    assert (await post(gateway, secret))[0] == 200
+    assert len(judge.asked) == 1
+    frontend["auth"]["url"] += "/elsewhere"
+    gateway.configure()
+    assert (await gateway.cli("reload"))[0] == 0
+    judge.verdict = 403
+    assert (await post(gateway, secret))[0] == 403
+
+
+async def test_a_flood_of_wrong_keys_takes_no_place_of_who_was_let_in(tmp_path: Path) -> None:
+    """What is kept has a bound: answers leave, and nobody is let in or locked out by that."""
+    async with deciding(tmp_path, keep_s=3600, stale_s=7200) as (decider, ask, _):
+        assert await ask() == 200
+        for first in range(0, 12_000, 40):
+            answers = await asyncio.gather(*(ask(f"wrong-{it}") for it in range(first, first + 40)))
+            assert set(answers) == {401}
+        asked = len(decider.asked)
+        assert asked == 12_001
+        assert await ask() == 200
+        assert len(decider.asked) == asked
 
 
 class listening:  # noqa: N801 - used like a function

@@ -17,6 +17,7 @@ from gateway_sidecar.config import (
     ModelSettings,
     TlsSettings,
 )
+from gateway_sidecar.config.frontend_values import parse_auth_url
 from gateway_sidecar.domain.model import Access
 from gateway_sidecar.domain.routing import RouterHeaders, RouterPaths
 from gateway_sidecar.errors import NginxError
@@ -186,6 +187,18 @@ def test_without_lua_a_service_with_keys_does_not_start(tmp_path: Path) -> None:
     with pytest.raises(NginxError, match="libnginx-mod-http-lua"):
         needed_lua(without, [guarded])
     assert needed_lua(without, [replace(guarded, frontend=FrontendSettings())]) is None
+
+
+def test_only_answers_that_are_kept_need_lua() -> None:
+    """Another server can be asked without it, and nothing of it is in the configuration then."""
+    program = NginxProgram("nginx", "1.22.1", None, compiled=frozenset({"--with-http_auth_request_module"}))
+    url = parse_auth_url("http://127.0.0.1:1/auth")
+    for more, needs in (({}, False), ({"keep_s": 1}, True), ({"stale_s": 1}, True)):
+        frontend = FrontendSettings(auth=AuthSettings.model_validate({"url": url, **more}))
+        address = smg_address("chat", "127.0.0.1:30000", "127.0.0.1:1", "127.0.0.1:2", frontend)
+        assert [("keep_s" in it) for it in lacking(program, frontend)] == [True] * needs
+        assert bool(address.needs_lua) is needs
+        assert ("gateway_let_in" in config(services=[address], lua_modules=())) is needs
 
 
 def test_an_engine_with_a_full_queue_is_tried_again_where_there_is_lua() -> None:
