@@ -112,6 +112,7 @@ DRAWN: Mapping[type[Part], Callable[[Ground, str], Draws]] = {
         "cors": _maybe(_part(CorsSettings, ground, service)),
         "auth": _maybe(_part(AuthSettings, ground, service)),
         "limits": st.lists(_part(LimitSettings, ground, service), max_size=3),
+        "access_log": st.sampled_from(("off", "errors", "all")),
         "trusted_proxies": _some(("127.0.0.0/8", "::1", "10.0.0.0/8", "fd00::/8"), most=3),
     },
     HoldSettings: lambda ground, service: {

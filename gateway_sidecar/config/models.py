@@ -21,6 +21,7 @@ from pydantic import (
 )
 
 from gateway_sidecar.config.access import AccessPart
+from gateway_sidecar.config.access_log import AccessLogSettings
 from gateway_sidecar.config.endpoints import EndpointsSettings
 from gateway_sidecar.config.frontend import FrontendSettings, PrefixValue, ServerNameValue
 from gateway_sidecar.config.part import Part
@@ -399,6 +400,7 @@ class Settings(Part):
         examples=["/run/gateway-sidecar"],
     )
     log: LogSettings = LogSettings()
+    access_log: AccessLogSettings = AccessLogSettings()
     metrics: Annotated[MetricsSettings, BeforeValidator(_metrics_off)] = MetricsSettings()
     admin: AdminSettings | None = None
     rescan_interval_s: float = _number(

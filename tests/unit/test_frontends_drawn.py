@@ -44,7 +44,7 @@ def test_every_setting_of_a_frontend_is_drawn(model: type[Part]) -> None:
 def test_every_draw_is_a_configuration_and_every_setting_varies() -> None:
     seen: dict[tuple[str, str], set[str]] = defaultdict(set)
 
-    @settings(max_examples=60, derandomize=True, database=None, deadline=None, phases=[Phase.generate])
+    @settings(max_examples=100, derandomize=True, database=None, deadline=None, phases=[Phase.generate])
     @given(services(GROUND))
     def draw(drawn: list[dict[str, Any]]) -> None:
         for parsed in parsed_with_replicas(drawn).services:
