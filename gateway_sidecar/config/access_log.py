@@ -72,8 +72,8 @@ class AccessLogSettings(Part):
 
     tokens: bool = Field(
         default=False,
-        description="Whether nginx reads in the answers how many tokens they took. It costs some 3 us an answer, and"
-        " 0.6 us for each event of a stream.",
+        description="Whether nginx reads in the answers how many tokens they took. It costs some 3 us of CPU for an"
+        " answer in one piece, and for each event of a stream.",
     )
 
     @model_validator(mode="after")

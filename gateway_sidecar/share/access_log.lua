@@ -4,8 +4,9 @@
 -- Text inside a JSON string has its quotes escaped, so `"model"` and `"prompt_tokens"`, quotes and all, are names there
 -- and never a part of what somebody said.
 --
--- It runs for each request, and for each piece of an answer. So it looks for plain text alone where it can, and takes
--- `ngx.ctx` and variables, which cost more than all else, only if there is something to put there.
+-- It runs for each request, and for each piece of an answer. What most of them run is what LuaJIT compiles, which
+-- patterns and `ngx.req` are not: it looks for plain text, and goes from byte to byte. `ngx.ctx` and variables, which cost
+-- more than all else, are taken only if there is something to put there.
 
 local ffi = require "ffi"
 local C = ffi.C
@@ -18,9 +19,10 @@ local byte, find, match, sub, gsub = string.byte, string.find, string.match, str
 local LONGEST_NAME = 4096
 local LONGEST_MODEL = 256
 local MOST_KNOWN = 4096
+local MOST_DIGITS = 16
 -- Of a piece of an answer that ends in mid-number, or in mid-name.
 local KEPT = 128
-local LINE_FEED, BRACE = 10, 125
+local LINE_FEED, QUOTE, COLON, BACKSLASH, BRACE = 10, 34, 58, 92, 125
 local target = ffi.new("char[?]", LONGEST_NAME)
 -- Worker -> its replica's name, as of the second `known_at`: a port rests for longer before another replica has it.
 local known, known_at, count = {}, 0, 0
@@ -29,15 +31,32 @@ local kept = 0
 
 local access_log = {}
 
+-- Where the first byte is that is no white space.
+local function past_space(text, at)
+    local code = byte(text, at)
+    while code == 32 or code == 10 or code == 13 or code == 9 do
+        at = at + 1
+        code = byte(text, at)
+    end
+    return at
+end
+
 -- The last number of this name in a text; nil if there is none, or it may go on in the next piece.
 local function last_number(text, name)
     local digits
     local _, stop = find(text, name, 1, true)
     while stop do
-        digits = match(text, "^%s*:%s*(%d+)%s*[,}]", stop + 1) or digits
+        local from = past_space(text, stop + 1)
+        from = byte(text, from) == COLON and past_space(text, from + 1) or #text + 1
+        local at, code = from, byte(text, from)
+        while code and code >= 48 and code < 58 do
+            at = at + 1
+            code = byte(text, at)
+        end
+        if code and at > from and at - from < MOST_DIGITS then digits = sub(text, from, at - 1) end
         _, stop = find(text, name, stop, true)
     end
-    return digits and #digits < 16 and digits or nil
+    return digits
 end
 
 -- One piece of an answer passes. What it says last of its tokens counts: streams may say it with each event.
@@ -71,7 +90,7 @@ local function string_at(text, at)
         stop = find(text, '"', stop + 1, true)
         if not stop then return nil end
         local escapes = 0
-        while byte(text, stop - 1 - escapes) == 92 do escapes = escapes + 1 end
+        while byte(text, stop - 1 - escapes) == BACKSLASH do escapes = escapes + 1 end
     until escapes % 2 == 0
     return sub(text, at + 1, stop - 1), stop
 end
@@ -105,14 +124,20 @@ function access_log.model_of(body)
     local _, stop = find(body, '"model"', 1, true)
     if not stop then return nil end
     if find(body, '"model"', stop, true) then return outermost_model(body) end
-    local value = match(body, '^%s*:%s*()"', stop + 1)
-    return value and (string_at(body, value)) or nil
+    local colon = past_space(body, stop + 1)
+    if byte(body, colon) ~= COLON then return nil end
+    local value = past_space(body, colon + 1)
+    return byte(body, value) == QUOTE and string_at(body, value) or nil
 end
 
 -- Text of a client's as it may stand in a line: printable ASCII, and not longer than a name is.
 local function shown(text)
-    if #text <= LONGEST_MODEL and not find(text, "[^ -~]") then return text end
-    return (gsub(sub(text, 1, LONGEST_MODEL), "[^ -~]", "?"))
+    local plain = #text <= LONGEST_MODEL
+    for at = 1, plain and #text or 0 do
+        local code = byte(text, at)
+        plain = plain and code >= 32 and code < 127
+    end
+    return plain and text or (gsub(sub(text, 1, LONGEST_MODEL), "[^ -~]", "?"))
 end
 
 -- Which replica a worker is: the daemon keeps a symbolic link for each, named by its address. `said` is that address, or
@@ -152,7 +177,7 @@ function access_log.over(names, host, only, first, second, third)
     if second and (not said or said == "") then said = var[second] end
     if third and (not said or said == "") then said = var[third] end
     if said and said ~= "" then var.gateway_replica = replica_of(said, names, host) end
-    local body = ngx.req.get_body_data()
+    local body = var.request_body
     local model = body and access_log.model_of(body)
     if model then var.gateway_model = shown(model) end
     if find(places, " ", 1, true) then
