@@ -15,6 +15,7 @@ from aiohttp import web
 from hypothesis import HealthCheck, Phase, given, settings
 from hypothesis import strategies as st
 
+from examples.simulated import EngineKind
 from gateway_sidecar.frontend.keys import add_key
 from tests.system.conftest import MakeGateway, StartEngine
 from tests.system.gateway import Gateway
@@ -496,6 +497,50 @@ async def test_nginx_as_a_router_names_the_replica_too(make_gateway: MakeGateway
     assert {line["replica"] for line in lines} == {"r1", "r2"}
     assert {line["model"] for line in lines} == {"tiny"}
     assert {line["tokens_out"] for line in lines} == {4}
+
+
+ASKED = {
+    '{"model": "a", "messages": []}': "a",
+    ' {\n"messages": [{"role": "user", "content": "x"}],\t"model"\n:\r "a" }': "a",
+    '{"metadata": {"model": "b"}, "messages": [{"model": "c"}], "model": "a"}': "a",
+    '{"x": ["model", {"model": "b"}], "model": "a", "y": "model"}': "a",
+    r'{"messages": [{"content": "\"model\": \"b\" \\"}], "model": "a"}': "a",
+    r'{"x": "}{\"", "tools": [{"model": {"type": "string"}}], "model": "a"}': "a",
+    r'{"model": "a\"b\\"}': r"a\"b\\",
+    '{"model": "\u00e4\n"}': "???",
+    '{"model": 7, "x": "model"}': "",
+    '{"messages": []}': "",
+    '["model", "a"]': "",
+    '{"model": "' + "m" * 300 + '"}': "m" * 256,
+    '{"x": "' + "x" * 400_000 + '", "model": "a"}': "",
+    '{"model": "a': "",
+}
+"""Bodies, and the model that a line names: nothing that somebody says in a prompt, and no other object's."""
+
+
+async def test_the_model_is_that_of_the_bodys_outermost_object(make_gateway: MakeGateway, engine: StartEngine) -> None:
+    """However it is written; of a body that is on disk it is not known."""
+    gateway = logging(make_gateway)
+    gateway.settings["services"][0]["router"] = {"type": "none"}
+    await gateway.start()
+    await engine(gateway.socket("r1"))
+    await gateway.until_states({"r1": "serving"})
+    async with gateway.client() as client:
+        for body in ASKED:
+            async with client.post(gateway.url() + CHAT, data=body.encode()) as answer:
+                await answer.read()
+    assert [line["model"] for line in await until_lines(gateway, len(ASKED))] == list(ASKED.values())
+
+
+async def test_a_grpc_engine_is_named_too(make_gateway: MakeGateway, engine: StartEngine) -> None:
+    """It has no headers to say it in: SMG does."""
+    gateway = logging(make_gateway)
+    await gateway.start()
+    await engine(gateway.socket("r1"), EngineKind.VLLM_GRPC)
+    await gateway.until_states({"r1": "serving"}, within_s=_LONGEST_S)
+    assert (await post(gateway, **{"X-Request-Id": "mine"}))[:2] == (200, "mine")
+    (line,) = await until_lines(gateway, 1)
+    assert (line["id"], line["replica"], line["model"], line["tokens_out"]) == ("mine", "r1", "tiny", 4)
 
 
 async def test_names_that_somebody_removed_are_put_back(make_gateway: MakeGateway, engine: StartEngine) -> None:
