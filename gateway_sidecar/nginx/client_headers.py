@@ -42,8 +42,6 @@ another proxy would have said."""
 HIDDEN = (
     # Addresses and numbers of engines and bridges. `$upstream_http_...` still has them for nginx's own use.
     *("X-Powered-By", "Via", BRIDGE, WAITED),
-    # nginx says it itself: that of the request.
-    REQUEST_ID,
     # What a browser would keep, or do, for everything else that is at this name.
     *("Set-Cookie", "Set-Cookie2", "Clear-Site-Data", "Service-Worker-Allowed", "Accept-CH", "Critical-CH"),
     *("Strict-Transport-Security", "Public-Key-Handles", "Public-Key-Handles-Report-Only", "Expect-CT", "Alt-Svc"),

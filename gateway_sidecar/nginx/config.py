@@ -171,7 +171,8 @@ class ServiceAddress:
     @property
     def hidden_headers(self) -> Sequence[str]:
         """The headers of an answer that stay here."""
-        return (*self.worker_headers, *(name for it in self.headers for name in it.hidden), *client_headers.HIDDEN)
+        kinds = (*self.worker_headers, *(name for it in self.headers for name in it.hidden))
+        return (*kinds, client_headers.REQUEST_ID, *client_headers.HIDDEN)  # nginx says the request's own name.
 
     @property
     def worker_headers(self) -> Sequence[str]:
