@@ -17,8 +17,8 @@ from bench.ports import free_ports
 from bench.wire import Connection, ExchangeFailed
 from gateway_sidecar.nginx.server import find_nginx
 from gateway_sidecar.routers.base import RouterPorts
-from gateway_sidecar.routers.smg.launch import find_smg, launch_command
 from gateway_sidecar.routers.smg.settings import SmgSettings
+from gateway_sidecar.routers.smg.setup import find_smg, launch_command
 
 
 def worker_body(port: int, kind: EngineKind, model: str) -> dict[str, object]:

@@ -29,10 +29,10 @@ from bench.wire import ExchangeFailed
 NAME = "nginx-kill"
 _REPLICAS = 8
 _BRIDGES = 400
-_BAR_S = 2.0
+KILL_BAR_S = 2.0
 
 
-async def _floor(directory: Path) -> float:
+async def plain_start(directory: Path) -> float:
     """A plain nginx until it accepts; seconds."""
     first = free_ports(_BRIDGES)
     began = time.monotonic()
@@ -40,7 +40,7 @@ async def _floor(directory: Path) -> float:
         return time.monotonic() - began
 
 
-async def _ours(ours: Ours, *, workers_too: bool) -> float:
+async def kill_nginx(ours: Ours, *, workers_too: bool) -> float:
     """nginx killed until another one serves; seconds."""
     master = int((await ours.gateway.status())["nginx"]["pid"])
     killed = await kill(master, *(processes.children(master) if workers_too else ()))
@@ -69,8 +69,8 @@ async def run(scale: Scale) -> list[Row]:
             for workers_too in (False, True):
                 floors, times = [], []
                 for _ in range(rounds):
-                    floors.append(await _floor(directory))
-                    times.append(await _ours(ours, workers_too=workers_too))
+                    floors.append(await plain_start(directory))
+                    times.append(await kill_nginx(ours, workers_too=workers_too))
                 rows.append(_row(workers_too, floors, times))
     return rows
 
@@ -80,10 +80,10 @@ def _row(workers_too: bool, floors: list[float], times: list[float]) -> Row:
     return Row(
         NAME,
         "master and workers" if workers_too else "master only, its workers live on",
-        f"p99 < {_BAR_S:g} s",
+        f"p99 < {KILL_BAR_S:g} s",
         in_ms(median(floors)),
         f"p50 {in_ms(median(times))}, p99 {in_ms(worst)}",
         f"p99 {in_ms(worst)}",
-        worst < _BAR_S,
+        worst < KILL_BAR_S,
         {"rounds": len(times), "floor_ms": rounded_ms(floors), "ours_ms": rounded_ms(times)},
     )

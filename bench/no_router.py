@@ -12,6 +12,8 @@ requests/s, CPU per request
 first 200   From the instant at which an engine's socket listens to the first 200 through the service address.
 rolling     Clients ask without a pause while all of four engines are replaced, one after the other: a new one starts
             and serves, the old one is drained and stopped. A request fails if it is not answered 200, whole.
+SIGKILL     nginx, master and workers, is killed, until the first 200 through the service address. Floor: as
+            `nginx-kill`.
 """
 
 from __future__ import annotations
@@ -30,6 +32,7 @@ from bench.chat import MODEL, first_200
 from bench.engines import EngineHost, EngineKind, settings
 from bench.gateway import Ours, running_gateway
 from bench.load import Load
+from bench.nginx_kill import KILL_BAR_S, kill_nginx, plain_start
 from bench.place import scratch_directory
 from bench.ports import free_ports
 from bench.report import Row, Scale, in_ms, median, percentile, rounded_ms
@@ -44,7 +47,7 @@ _CLIENTS = 16
 
 
 async def run(scale: Scale) -> list[Row]:
-    """14 rounds of 1 s for each side, 40 first answers, 10,000 requests; 4, 8 and 2,000 with `--quick`."""
+    """14 rounds of 1 s for each side, 40 first answers, 10,000 requests, 8 kills; 4, 8, 2,000, 3 with `--quick`."""
     rows = []
     if shutil.which("wrk") is None:
         rows.append(Row.not_measured(NAME, "wrk is missing: apt-get install wrk"))
@@ -54,6 +57,7 @@ async def run(scale: Scale) -> list[Row]:
         async with EngineHost(directory / "engines.log") as engines, running_gateway(router="none") as ours:
             rows.append(await _first_answers(ours, engines, scale.pick(40, 8)))
             rows.append(await _rolling(ours, engines, scale.pick(10_000, 2_000)))
+            rows.append(await _killed(ours, directory, scale.pick(8, 3)))
     return rows
 
 
@@ -137,6 +141,17 @@ async def _rolling(ours: Ours, engines: EngineHost, requests: int) -> Row:
     numbers = {"failures": [it.reason for it in load.failures[:20]], "replaced": replaced}
     return Row(NAME, "rolling replacement, failed requests", "0", "-", f"{len(load.failures)} of {load.requests}",
                f"{replaced} replaced", not load.failures, numbers)  # fmt: skip
+
+
+async def _killed(ours: Ours, directory: Path, times: int) -> Row:
+    floors, took = [], []
+    for _ in range(times):
+        floors.append(await plain_start(directory))
+        took.append(await kill_nginx(ours, workers_too=True))
+    worst = percentile(took, 99)
+    return Row(NAME, "SIGKILL of nginx, until the first 200", f"p99 < {KILL_BAR_S:g} s", f"p50 {in_ms(median(floors))}",
+               f"p50 {in_ms(median(took))}", f"p99 {in_ms(worst)}", worst < KILL_BAR_S,
+               {"floor_ms": rounded_ms(floors), "ours_ms": rounded_ms(took)})  # fmt: skip
 
 
 def _engine(ours: Ours, name: str) -> dict[str, object]:

@@ -26,7 +26,6 @@ from gateway_sidecar.control.process.daemon import Daemon
 from gateway_sidecar.control.process.left_running import LeftRunning
 from gateway_sidecar.control.process.services import ServiceHost
 from gateway_sidecar.control.process.shared import Shared
-from gateway_sidecar.control.replicas.reflector import Source
 from gateway_sidecar.control.replicas.tenure import BridgeHosts
 from gateway_sidecar.control.routers.balanced import Balancer, NginxRouter
 from gateway_sidecar.control.routers.process import RouterHost, RouterProcess
@@ -37,7 +36,7 @@ from gateway_sidecar.domain.claims import Address, objection_to_direct
 from gateway_sidecar.domain.leases import NoFreePort, PortLeases
 from gateway_sidecar.domain.routing import BridgeRules
 from gateway_sidecar.engines.probe import EngineProbe
-from gateway_sidecar.errors import ConfigError, NotInForce, ProcessError, StateError
+from gateway_sidecar.errors import ConfigError, ProcessError, StateError
 from gateway_sidecar.files.own import keep_directory
 from gateway_sidecar.kinds import ROUTERS
 from gateway_sidecar.nginx.addresses import ClaimRules, PeerAddresses, is_own_address
@@ -49,6 +48,7 @@ from gateway_sidecar.nginx.server import Nginx, NginxSettings, busy_ports, find_
 from gateway_sidecar.nginx.small import SmallPlaces
 from gateway_sidecar.routers.base import RouterPorts, RouterRules, RouterSetup, Surroundings
 from gateway_sidecar.sources.build import given_to, source_of
+from gateway_sidecar.sources.listing import Source
 from gateway_sidecar.sources.placed import OwnSockets
 from gateway_sidecar.supervision import awake
 from gateway_sidecar.supervision.lock import DirectoryLock
@@ -301,20 +301,9 @@ async def run_daemon(config_path: Path, settings: Settings) -> bool:
     daemon = build_daemon(config_path, settings, None if key_file is None else read_bridge_key(Path(key_file)))
     loop = asyncio.get_running_loop()
     watch_event_loop(daemon.metrics)
-    reloads = Tasks("-", daemon.metrics)
-
-    async def reload() -> None:
-        try:
-            await daemon.reload()
-        except (ConfigError, NotInForce):
-            return  # It has been logged and counted; what was in force before stays.
-
-    def on_hup() -> None:
-        reloads.spawn(reload())
-
     loop.add_signal_handler(signal.SIGTERM, partial(daemon.end, stop_all=False))
     loop.add_signal_handler(signal.SIGINT, partial(daemon.end, stop_all=True))
-    loop.add_signal_handler(signal.SIGHUP, on_hup)
+    loop.add_signal_handler(signal.SIGHUP, daemon.reload_soon)
 
     async def serve(started: Daemon) -> Callable[[], Awaitable[None]]:
         listen = settings.metrics.listen

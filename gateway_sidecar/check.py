@@ -33,11 +33,12 @@ from gateway_sidecar.domain.findings import Finding, Level
 from gateway_sidecar.domain.model import ConnectionMode, Overrides, PeerAddress, WorkerType
 from gateway_sidecar.domain.printable import counted
 from gateway_sidecar.domain.trust import ROOT
-from gateway_sidecar.errors import AdminError, ConfigError, FrontendError, NginxError, ProcessError
+from gateway_sidecar.errors import AcmeError, AdminError, ConfigError, FrontendError, NginxError, ProcessError
 from gateway_sidecar.files.follow import ours
 from gateway_sidecar.files.own import way_in_for_others
 from gateway_sidecar.files.shared import trouble_with_group
-from gateway_sidecar.frontend.certificate import read_certificate, today
+from gateway_sidecar.frontend.acme_state import AcmeState, Wanted
+from gateway_sidecar.frontend.certificate import read_certificate, shown_at, today
 from gateway_sidecar.frontend.keys import expiry_of, read_keys
 from gateway_sidecar.kinds import ROUTERS
 from gateway_sidecar.nginx.addresses import ClaimRules, PeerAddresses
@@ -102,6 +103,7 @@ async def check_machine(settings: Settings, *, assumed: bool = False) -> list[Fi
     findings += _files(settings)
     findings += await asyncio.to_thread(_admin, settings)
     findings += await asyncio.to_thread(_bridge_key, settings)
+    findings += await asyncio.to_thread(lambda: list(acme_findings(settings)))
     findings += root_findings()
     findings += [_directory("state_dir", settings.state_dir), _directory("run_dir", settings.run_dir)]
     findings += room_for_bodies(settings.state_dir, settings.bridges.max_bodies_mb)
@@ -200,22 +202,56 @@ def _frontend(service: ServiceSettings) -> Iterator[Finding]:
             )
     except FrontendError as error:
         yield from (Finding(Level.FAIL, f"{service.name}: {problem}") for problem in error.problems)
-    if frontend.tls is None:
+    if frontend.tls is None or frontend.tls.acme:
         return
+    certificate, key = frontend.tls.pair
     try:
-        pair = read_certificate(frontend.tls.certificate, frontend.tls.key, today())
+        pair = read_certificate(certificate, key, today())
     except FrontendError as error:
         yield from (Finding(Level.FAIL, f"{service.name}: {problem}") for problem in error.problems)
         return
     days = (pair.expires_at - today()) / 86400
     soon = days <= frontend.tls.warn_days
-    text = f"{service.name}: {frontend.tls.certificate} expires in {counted(days, 'day')}"
+    text = f"{service.name}: {certificate} expires in {counted(days, 'day')}"
     yield Finding(Level.WARN if soon else Level.OK, f"{text}; renew it" if soon else text)
     for name in frontend.server_names:
         if not pair.covers(name):
-            yield Finding(
-                Level.WARN, f"{service.name}: {frontend.tls.certificate} is not for {name}; browsers will refuse it"
-            )
+            yield Finding(Level.WARN, f"{service.name}: {certificate} is not for {name}; browsers will refuse it")
+
+
+def acme_findings(settings: Settings) -> Iterator[Finding]:
+    """The ACME server, as this machine reaches it now, and the names that it is to prove. Orders nothing."""
+    frontends = {it.name: it.frontend for it in settings.services}
+    names = {owner: it.server_names for owner, it in frontends.items() if it.tls is not None and it.tls.acme}
+    if settings.acme is None or not names:
+        return
+    from gateway_sidecar.frontend.acme_client import read_directory, read_hmac_key  # Late: its libraries take 0.2 s.
+
+    url = settings.acme.directory
+    try:
+        if settings.acme.eab is not None:
+            read_hmac_key(settings.acme.eab.hmac_key_file)
+        directory = read_directory(settings.acme)
+        if directory.needs_eab and settings.acme.eab is None:
+            yield Finding(Level.FAIL, f"acme.eab: {url} needs external account binding; give it")
+        terms = f"; its terms of service, which acme.accept_terms accepts: {directory.terms}" if directory.terms else ""
+        yield Finding(Level.OK, f"acme: {url} answers{terms}")
+    except AcmeError as error:
+        yield Finding(Level.FAIL, str(error) if str(error).startswith("acme.") else f"acme: {error}")
+    for name in sorted({name for those in names.values() for name in those}):
+        if not look_up(name):
+            yield Finding(Level.WARN, f"acme: {name} has no address that this machine knows of; have it lead here")
+    state = AcmeState(settings.state_dir / "acme")
+    for owner, those in names.items():
+        held = state.read(Wanted.of(those, url), today())
+        if held.validity is None:
+            yield Finding(Level.WARN, f"{owner}: no certificate yet; a running daemon orders it")
+        else:
+            days = (held.validity.ends_at - today()) / 86400
+            renewal = shown_at(held.renewal_at)
+            late = held.validity.ends_at - today() < held.validity.last_s
+            text = f"{owner}: the certificate by ACME expires in {counted(days, 'day')}; it is renewed {renewal}"
+            yield Finding(Level.WARN if late else Level.OK, text)
 
 
 async def _routers(settings: Settings) -> list[Finding]:

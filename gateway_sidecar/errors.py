@@ -11,6 +11,7 @@
     │   └── AddressRefused      this machine needs that address itself
     ├── NotInForce              the configuration was taken in, and nginx does not serve all of it
     ├── FrontendError           a key file or a certificate cannot be used: a line for each mistake
+    ├── AcmeError               no certificate could be had of the ACME server
     ├── ProcessError            a child process cannot be started
     ├── StateError              a saved state file cannot be read or written
     ├── MetricsError            somebody's metrics cannot be read
@@ -94,6 +95,16 @@ class FrontendError(GatewaySidecarError):
     def __init__(self, problems: list[str]) -> None:
         super().__init__("; ".join(problems))
         self.problems = problems
+
+
+class AcmeError(GatewaySidecarError):
+    """No certificate could be had of the ACME server. The text is printable; `asked_s` is how long the server wants to
+    be left alone, 0 if it did not say.
+    """
+
+    def __init__(self, message: str, *, asked_s: float = 0.0) -> None:
+        super().__init__(message)
+        self.asked_s = asked_s
 
 
 class ProcessError(GatewaySidecarError):

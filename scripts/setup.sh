@@ -7,6 +7,7 @@
 #   wrk     the load generator of the bridge's benchmark
 #   sshd    the OpenSSH client and server, for the tests of SSH tunnels; no service is started
 #   prometheus  Prometheus and promtool, for the tests of metrics and alert rules; its service is not started
+#   pebble  an ACME server for the tests of certificates by ACME; it is no service
 #   mlx     a real MLX engine, in the virtual environment MLX_VENV
 #   dynamo  the frontend and the mock worker of NVIDIA Dynamo, 312 MB, in the virtual environment DYNAMO_VENV
 #   vllm    vLLM for CPUs, in the virtual environment VLLM_VENV; 3 GB
@@ -190,6 +191,9 @@ if wants sshd; then
     fi
 fi
 if wants wrk && ! command -v wrk >/dev/null; then packages="$packages wrk"; fi
+if wants pebble && ! { command -v pebble && command -v pebble-challtestsrv; } >/dev/null; then
+    wished="$wished pebble" # not in every release: its tests are skipped without it
+fi
 if wants prometheus && ! command -v promtool >/dev/null; then
     had_prometheus=no
     packages="$packages prometheus"

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from datetime import UTC, datetime, timedelta
 from ipaddress import ip_address
 from pathlib import Path
@@ -32,6 +33,30 @@ def certificate(directory: Path, *names: str, days: float = 90, stem: str = "tls
     key_file.chmod(0o600)
     pem.write_bytes(built.public_bytes(serialization.Encoding.PEM))
     return pem
+
+
+def chain_and_key(names: Sequence[str], begins_at: float, ends_at: float, *, issuer_ends_at: float = 1e10) -> bytes:
+    """A certificate, its issuer's and the key, in one PEM, as an ACME order brings them. Seconds since 1970."""
+    issuer_key, key = (ec.generate_private_key(ec.SECP256R1()) for _ in range(2))
+    issuer, subject = (x509.Name([x509.NameAttribute(NameOID.COMMON_NAME, name)]) for name in ("issuer", names[0][:64]))
+
+    def made(of: x509.Name, public: ec.EllipticCurvePublicKey, until: float) -> x509.CertificateBuilder:
+        return (
+            x509.CertificateBuilder().subject_name(of).issuer_name(issuer).public_key(public)
+            .serial_number(x509.random_serial_number())
+            .not_valid_before(datetime.fromtimestamp(begins_at, UTC))
+            .not_valid_after(datetime.fromtimestamp(until, UTC))
+        )  # fmt: skip
+
+    first = made(subject, key.public_key(), ends_at).add_extension(
+        x509.SubjectAlternativeName([x509.DNSName(name) for name in names]), critical=False
+    )
+    second = made(issuer, issuer_key.public_key(), issuer_ends_at)
+    pems = [it.sign(issuer_key, hashes.SHA256()).public_bytes(serialization.Encoding.PEM) for it in (first, second)]
+    secret = key.private_bytes(
+        serialization.Encoding.PEM, serialization.PrivateFormat.PKCS8, serialization.NoEncryption()
+    )
+    return b"".join((*pems, secret))
 
 
 class Authority:

@@ -77,6 +77,7 @@ DRAWN: Mapping[type[Part], Callable[[Ground, str], Draws]] = {
     TlsSettings: lambda ground, service: {
         "certificate": st.just(str(ground.pem(service))),
         "key": st.just(str(ground.pem(service).with_suffix(".key"))),
+        "acme": st.just(False),
         "warn_days": st.sampled_from((0.0, 14.0, 60.5)),
         "http2": st.booleans(),
         "hsts_days": st.sampled_from((0, 1, 730)),
@@ -129,6 +130,8 @@ def _mapping(draw: DrawFn, model: type[Part], ground: Ground, service: str) -> d
     """One mapping with any of its settings left out: those have a default, or belong to what makes a valid one."""
     said = {name: draw(values) for name, values in DRAWN[model](ground, service).items()}
     fixed = {name for name, field in model.model_fields.items() if field.is_required()}
+    if model is TlsSettings:
+        fixed = {"certificate", "key", "acme"}
     if model is AuthSettings:
         fixed = {draw(st.sampled_from(("keys_file", "url")))}
         for other in {"keys_file", "url", *(("name_header",) if "url" in fixed else ())} - fixed:

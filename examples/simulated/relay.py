@@ -71,15 +71,14 @@ class Relay:
         writer.close()
 
     async def _deliver(self, data: bytes, writer: asyncio.StreamWriter) -> None:
-        match self._core.behaviour.lie:
-            case Lie.SLOW_DRIP:
-                for position in range(len(data)):
-                    writer.write(data[position : position + 1])
-                    await writer.drain()
-                    await asyncio.sleep(DRIP_INTERVAL_S)
-            case Lie.TRUNCATED:
-                writer.write(data[:TRUNCATED_BYTES])
-                raise ConnectionAbortedError("truncated, as told")
-            case _:
-                writer.write(data)
+        # What has begun to drip does so only while it is told to: a router keeps its connections for longer than that.
+        while data and self._core.behaviour.lie is Lie.SLOW_DRIP:
+            writer.write(data[:1])
+            data = data[1:]
+            await writer.drain()
+            await asyncio.sleep(DRIP_INTERVAL_S)
+        if self._core.behaviour.lie is Lie.TRUNCATED:
+            writer.write(data[:TRUNCATED_BYTES])
+            raise ConnectionAbortedError("truncated, as told")
+        writer.write(data)
         await writer.drain()

@@ -42,6 +42,7 @@ def _problems(daemon: Daemon) -> dict[str, str]:
     return {
         **daemon.shared.problems.told(),
         **daemon.frontends.problems,
+        **daemon.certificates.problems,
         **peers,
         **files,
         **daemon.nginx_supervisor.problems,

@@ -14,6 +14,7 @@ from gateway_sidecar.config.values import PortRange
 from gateway_sidecar.domain.routing import RouterPaths
 from gateway_sidecar.kinds import ROUTERS
 
+_HTTP_PORT = 80
 _NOTHING = "matches no path that passes here, so this has no effect; check its spelling and frontend.paths"
 
 
@@ -55,6 +56,9 @@ def advise(settings: Settings, ephemeral: PortRange | None) -> list[str]:
                 f"services[{index}].endpoints: the bridges answer 403 to routers that the daemon does not run; set"
                 " bridges.key_file"
             )
+        if service.frontend.tls is not None and service.frontend.tls.acme:
+            frontends = [it.frontend for it in settings.services]
+            warnings += _acme_advice(f"services[{index}].frontend", service.frontend, frontends)
         where, known = f"services[{index}].frontend", ROUTERS[service.router.type].paths_of(service)
         warnings += _frontend_advice(where, service.frontend, known)
         if service.frontend.auth is not None and not ipaddress.ip_address(service.listen.host).is_loopback:
@@ -63,6 +67,18 @@ def advise(settings: Settings, ephemeral: PortRange | None) -> list[str]:
                 " use 127.0.0.1 here, and frontend.listen with tls for others"
             )
     return warnings
+
+
+def _acme_advice(where: str, frontend: FrontendSettings, frontends: Sequence[FrontendSettings]) -> list[str]:
+    """Whether an ACME server can prove the names: it connects to port 80 of each (RFC 8555, 8.3)."""
+    names = set(frontend.server_names)
+    redirects = [address for it in frontends if names & set(it.server_names) for address in it.redirect]
+    if redirects and all(ipaddress.ip_address(it.host).is_loopback for it in redirects):
+        return [f"{where}.redirect: no ACME server elsewhere reaches {redirects[0]}; use 0.0.0.0:80 and [::]:80"]
+    if all(it.port != _HTTP_PORT for it in redirects):
+        cure = f"use port {_HTTP_PORT}, or have it forwarded"
+        return [f"{where}.redirect: ACME servers connect to port {_HTTP_PORT}, not {redirects[0].port}; {cure}"]
+    return []
 
 
 def _frontend_advice(where: str, frontend: FrontendSettings, known: RouterPaths) -> list[str]:

@@ -6,6 +6,7 @@ by themselves are skipped, because they have a problem line of their own.
 from __future__ import annotations
 
 import functools
+import ipaddress
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from typing import Any, Generic, TypeVar
@@ -61,6 +62,7 @@ def cross_problems(tree: Tree) -> Iterator[Problem]:
     yield from _shared_addresses(frontends)
     for frontend in frontends:
         yield from _frontend_problems(tree, frontend)
+        yield from _certificate_problems(tree, frontend, frontends)
     # Frontends that rightly share an address count once.
     listens += [
         address for number, frontend in enumerate(frontends) for address in frontend.own_addresses(frontends[:number])
@@ -206,6 +208,52 @@ def _frontend_problems(tree: Tree, frontend: _Frontend) -> Iterator[Problem]:
         if isinstance(limit, dict) and limit.get("per") == "key" and not has_keys:
             text = "no client has a key without auth.keys_file; count by ip or header:NAME, or give keys"
             yield problem(text, "limits", index, "per")
+
+
+def _certificate_problems(tree: Tree, frontend: _Frontend, frontends: list[_Frontend]) -> Iterator[Problem]:
+    """What a certificate from files needs, and one by ACME: a name is proved over HTTP, at a redirect address."""
+    tls = frontend.said.get("tls")
+    if not isinstance(tls, dict):
+        return
+
+    def problem(text: str, *below: str) -> Problem:
+        location = (*frontend.where, "tls", *below)
+        return Problem(tree.line(location), path_text(location), text)
+
+    if not isinstance(tls.get("acme", False), bool):
+        return
+    if tls.get("acme") is not True:
+        for file, example in (("certificate", "fullchain.pem"), ("key", "privkey.pem")):
+            if file not in tls:
+                cure = f"add it, for example `{file}: /etc/ssl/{example}`, or have `acme: true`"
+                yield problem(f"is missing; {cure}", file)
+        return
+    for file in ("certificate", "key"):
+        if tls.get(file) is not None:
+            yield problem("has no meaning with `acme: true`, which makes its own; leave one of the two out", file)
+    if _at(tree.data, ("acme",)) in (_ABSENT, None):
+        yield problem("needs an ACME server; add `acme` at the top of the file, with its directory", "acme")
+    if not frontend.said.get("server_names"):
+        yield problem("needs the names that the certificate is for; give server_names", "acme")
+    proved = {it.value for other in frontends if other.redirect for it in other.names}
+    for name in frontend.names:
+        if name.value.startswith("*."):
+            cure = "name each host, or give certificate and key in place of acme"
+            yield _at_line(name, f"{name.value}: no wildcard is proved over HTTP (HTTP-01); {cure}")
+        elif _is_ip(name.value):
+            cure = "use a host name, or give certificate and key in place of acme"
+            yield _at_line(name, f"{name.value} is an IP address, for which no certificate is ordered; {cure}")
+        elif name.value not in proved:
+            cure = "give redirect, such as 0.0.0.0:80 and [::]:80"
+            yield problem(f"needs an address where the ACME server finds {name.value} over HTTP; {cure}", "acme")
+
+
+def _is_ip(name: str) -> bool:
+    try:
+        ipaddress.ip_address(name)
+    except ValueError:
+        return False
+    return True
 
 
 def _same_names(names: list[_Said[str]]) -> Iterator[Problem]:

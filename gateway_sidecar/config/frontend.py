@@ -99,21 +99,30 @@ def _list(**more: Any) -> Any:
 
 
 class TlsSettings(Part):
-    """A certificate and its key. Both are read again when they change, without a reload."""
+    """A certificate and its key, from files or by ACME. Files are read again when they change, without a reload."""
 
-    certificate: FileValue = Field(
-        description="The certificate, in PEM, with its intermediate certificates after it.",
+    certificate: FileValue | None = Field(
+        default=None,
+        description="The certificate, in PEM, with its intermediate certificates after it. Required without `acme`.",
         examples=["/etc/letsencrypt/live/api.example.com/fullchain.pem"],
     )
-    key: FileValue = Field(
-        description="Its private key, in PEM, without a passphrase; not readable for everybody.",
+    key: FileValue | None = Field(
+        default=None,
+        description="Its private key, in PEM, without a passphrase; not readable for everybody. Required without"
+        " `acme`.",
         examples=["/etc/letsencrypt/live/api.example.com/privkey.pem"],
+    )
+    acme: bool = Field(
+        default=False,
+        description="Whether the ACME server of the `acme` settings issues the certificate, for `server_names`. It"
+        " proves the names at port 80, so `redirect` must listen there.",
     )
     warn_days: float = Field(
         default=14.0,
         ge=0,
         le=365,
-        description="`status` and the log warn this many days before the certificate expires.",
+        description="`status` and the log warn this many days before the certificate expires; of one by ACME not"
+        " before the last sixth of its lifetime.",
     )
     http2: bool = Field(
         default=False,
@@ -127,6 +136,13 @@ class TlsSettings(Part):
         description="Browsers use HTTPS only for this many days (Strict-Transport-Security); 0 does not send the "
         "header.",
     )
+
+    @property
+    def pair(self) -> tuple[Path, Path]:
+        """The files of certificate and key. Of `acme` they are not known here: `control` says where they are."""
+        assert self.certificate is not None
+        assert self.key is not None
+        return self.certificate, self.key
 
 
 class CorsSettings(Part):

@@ -22,6 +22,7 @@ from pydantic import (
 
 from gateway_sidecar.config.access import AccessPart
 from gateway_sidecar.config.access_log import AccessLogSettings
+from gateway_sidecar.config.acme import AcmeSettings
 from gateway_sidecar.config.endpoints import EndpointsSettings
 from gateway_sidecar.config.frontend import FrontendSettings, PrefixValue, ServerNameValue
 from gateway_sidecar.config.part import Part
@@ -391,7 +392,7 @@ class Settings(Part):
 
     state_dir: DirectoryValue = Field(
         default=STATE_DIR,
-        description="What must outlive a reboot: port leases and the router's logs.",
+        description="What must outlive a reboot: port leases, certificates by ACME, the router's logs.",
         examples=["/var/lib/gateway-sidecar"],
     )
     run_dir: RunDirValue = Field(
@@ -403,6 +404,7 @@ class Settings(Part):
     access_log: AccessLogSettings = AccessLogSettings()
     metrics: Annotated[MetricsSettings, BeforeValidator(_metrics_off)] = MetricsSettings()
     admin: AdminSettings | None = None
+    acme: AcmeSettings | None = None
     rescan_interval_s: float = _number(
         2.0, 0.2, 60, "Every socket pattern is listed again this often, whatever inotify says or misses."
     )

@@ -1,5 +1,7 @@
 """Every name of the package, for `__init__`: `as` says that it is for others."""
 
+from gateway_sidecar.config.acme import AcmeSettings as AcmeSettings
+from gateway_sidecar.config.acme import EabSettings as EabSettings
 from gateway_sidecar.config.advice import advise as advise
 from gateway_sidecar.config.endpoints import EndpointsSettings as EndpointsSettings
 from gateway_sidecar.config.frontend import AuthSettings as AuthSettings

@@ -11,12 +11,12 @@ from gateway_sidecar.control.hold.queue import Gates
 from gateway_sidecar.control.replicas.asking import Probe
 from gateway_sidecar.control.replicas.bridging import Keys, Links, Peers
 from gateway_sidecar.control.replicas.notes import ReadOverrides
-from gateway_sidecar.control.replicas.reflector import Source
 from gateway_sidecar.control.replicas.tenure import BridgeHosts
 from gateway_sidecar.control.routers.process import PrivatePorts
 from gateway_sidecar.control.routers.router import Router
 from gateway_sidecar.domain.leases import PortLeases
 from gateway_sidecar.domain.tunnels import PathOf
+from gateway_sidecar.sources.listing import Source
 
 
 class Switches(Links, Gates, Protocol):

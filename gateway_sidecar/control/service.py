@@ -84,7 +84,6 @@ class Service:
         """Runs the service until cancelled. What it started goes on; `router` is stopped or left by its owner."""
         self.slots.start()
         self.bridges.listen()
-        self._notes.look_soon()
         refused = RefusedSockets(self._tenures, self.prober)
         loops = (self.controller.run, self.reflector.look, self.reflector.follow_hints, self._notes.run, refused.touch)
         try:

@@ -47,8 +47,12 @@ class RouterPaths:
         named = ("inference", "control", "fleet", "asked", "repeatable")
         joined: dict[str, Any] = {name: tuple(_each(getattr(paths, name) for paths in known)) for name in named}
         versioned = _each([paths.versioned] for paths in known)
-        anything = all(paths.anything for paths in known)
-        return cls(**joined, versioned=f"(?:{'|'.join(versioned)})", anything=anything)
+        return cls(
+            **joined,
+            versioned=f"(?:{'|'.join(versioned)})",
+            loses=any(paths.loses for paths in known),
+            anything=all(paths.anything for paths in known),
+        )
 
 
 def _each(names: Iterable[Iterable[str]]) -> list[str]:

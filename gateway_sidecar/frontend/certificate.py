@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import datetime
 import time
 from collections.abc import Collection
 from dataclasses import dataclass
@@ -10,10 +11,15 @@ from pathlib import Path
 
 @dataclass(frozen=True, slots=True)
 class Certificate:
-    """One that can be served. `pem` holds the chain and the key; times are seconds since 1970."""
+    """One that can be served. `pem` holds the chain and the key; times are seconds since 1970.
+
+    issuer_expires_at: when the certificate after it in the chain expires; its own end where there is none.
+    """
 
     pem: bytes
+    begins_at: float
     expires_at: float
+    issuer_expires_at: float
     names: tuple[str, ...]
 
     def covers(self, name: str) -> bool:
@@ -31,8 +37,13 @@ def today() -> float:
     return time.time()
 
 
+def shown_at(at: float) -> str:
+    """For people, to the minute."""
+    return datetime.datetime.fromtimestamp(at, datetime.UTC).strftime("%Y-%m-%d %H:%M UTC")
+
+
 def read_certificate(certificate: Path, key: Path, now: float) -> Certificate:
-    """Reads the certificates. Raises FrontendError, with one line for what is wrong."""
+    """Reads the certificates. Raises FrontendError, with one line for what is wrong. One file may hold both."""
     from gateway_sidecar.frontend import x509  # Not before it is needed: what it is read with takes 8 MB.
 
     return Certificate(*x509.read(certificate, key, now))
@@ -43,3 +54,10 @@ def names_in(pem: bytes) -> tuple[str, ...]:
     from gateway_sidecar.frontend import x509  # As above.
 
     return x509.names_in(pem)
+
+
+def validity_in(pem: bytes) -> tuple[float, float] | None:
+    """From when to when the first certificate is good, in seconds since 1970; None if there is none."""
+    from gateway_sidecar.frontend import x509  # As above.
+
+    return x509.validity_in(pem)

@@ -31,9 +31,10 @@ class KeysTaken:
 class PairTaken:
     """What a look made of a certificate and its key.
 
-    expires_at: seconds since 1970. wrong_for: names of the service that it is not for.
+    begins_at, expires_at: seconds since 1970. wrong_for: names of the service that it is not for.
     """
 
+    begins_at: float
     expires_at: float
     is_new: bool
     wrong_for: tuple[str, ...]
@@ -67,7 +68,7 @@ class FrontendFiles:
             except (FrontendError, OSError) as error:
                 keys = error
         if settings.tls is not None:
-            paths += [settings.tls.certificate, settings.tls.key]
+            paths += settings.tls.pair
             try:
                 pair = self._pair.look(settings, now, again=CERTIFICATE in again)
             except (FrontendError, OSError) as error:
@@ -134,7 +135,9 @@ class _PairFiles:
 
     def look(self, settings: FrontendSettings, now: float, *, again: bool) -> PairTaken | None:
         assert settings.tls is not None
-        chain, key = settings.tls.certificate, settings.tls.key
+        chain, key = settings.tls.pair
+        if settings.tls.acme and not chain.exists():
+            return None  # It is being ordered.
         seen = (chain, key, settings.server_names, signature(chain, key))
         if self._read == seen and not again and self.place.exists():
             return None
@@ -144,7 +147,7 @@ class _PairFiles:
         served = self._served()
         if wrong_for and served and served != pair.pem and _is_for(served, settings.server_names):
             raise FrontendError([f"{chain}: is not for {', '.join(wrong_for)}; put the certificate of that name there"])
-        return PairTaken(pair.expires_at, publish_pem(self.place, pair.pem), wrong_for)
+        return PairTaken(pair.begins_at, pair.expires_at, publish_pem(self.place, pair.pem), wrong_for)
 
     def _served(self) -> bytes | None:
         try:

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import datetime
 import os
 import ssl
 from pathlib import Path
@@ -14,13 +13,14 @@ from cryptography.hazmat.primitives.serialization import Encoding, PublicFormat,
 
 from gateway_sidecar.config.text_file import read_file
 from gateway_sidecar.errors import ConfigError, FrontendError
+from gateway_sidecar.frontend.certificate import shown_at
 
 _MOST_BYTES = 1024 * 1024
 _OTHERS = 0o007
 
 
-def read(certificate: Path, key: Path, now: float) -> tuple[bytes, float, tuple[str, ...]]:
-    """Chain and key in PEM, the end of validity (seconds since 1970) and the host names. Raises FrontendError."""
+def read(certificate: Path, key: Path, now: float) -> tuple[bytes, float, float, float, tuple[str, ...]]:
+    """What `Certificate` says of a pair. Raises FrontendError."""
     chain_text, key_text = _read(certificate), _read(key, secret=True)
     try:
         chain = x509.load_pem_x509_certificates(chain_text)
@@ -37,12 +37,21 @@ def read(certificate: Path, key: Path, now: float) -> tuple[bytes, float, tuple[
         raise _bad(key, f"is not the key of {certificate}; put the two that belong together there")
     begins, ends = first.not_valid_before_utc.timestamp(), first.not_valid_after_utc.timestamp()
     if now >= ends:
-        raise _bad(certificate, f"expired at {_day(ends)}; renew it")
+        raise _bad(certificate, f"expired at {shown_at(ends)}; renew it")
     if now < begins:
-        raise _bad(certificate, f"is not valid before {_day(begins)}; check this machine's clock")
-    pem = chain_text.rstrip() + b"\n" + key_text
+        raise _bad(certificate, f"is not valid before {shown_at(begins)}; check this machine's clock")
+    pem = chain_text if certificate == key else chain_text.rstrip() + b"\n" + key_text
     _try_out(certificate, pem)
-    return pem, ends, _names(first)
+    return pem, begins, ends, min(ends, chain[:2][-1].not_valid_after_utc.timestamp()), _names(first)
+
+
+def validity_in(pem: bytes) -> tuple[float, float] | None:
+    """From when to when the first certificate is good; None if there is none."""
+    try:
+        first = x509.load_pem_x509_certificate(pem)
+    except ValueError:
+        return None
+    return first.not_valid_before_utc.timestamp(), first.not_valid_after_utc.timestamp()
 
 
 def names_in(pem: bytes) -> tuple[str, ...]:
@@ -95,10 +104,6 @@ def _names(certificate: x509.Certificate) -> tuple[str, ...]:
     except x509.ExtensionNotFound:
         return ()
     return tuple(name.lower() for name in names.get_values_for_type(x509.DNSName))
-
-
-def _day(at: float) -> str:
-    return datetime.datetime.fromtimestamp(at, datetime.UTC).strftime("%Y-%m-%d %H:%M UTC")
 
 
 def _bad(path: Path, text: str) -> FrontendError:

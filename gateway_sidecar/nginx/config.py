@@ -333,6 +333,7 @@ class NginxConfig:
                 self.held_mb, max((it.frontend.max_body_mb for it in self.services), default=1)
             ),
             "public_listens": _by_address(self.services, lambda it: it.frontend.listen),
+            "proves_names": any(it.frontend.tls is not None and it.frontend.tls.acme for it in self.services),
             "redirect_listens": _by_address(self.services, lambda it: it.frontend.redirect),
         }
         rendered = Rendered.of(render("nginx.conf", _WORDS | _values(self) | values))

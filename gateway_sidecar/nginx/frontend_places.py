@@ -17,6 +17,11 @@ class FrontendPlaces:
         found = self.directory.iterdir() if self.directory.is_dir() else ()
         return {path.stem for path in found if path.suffix in (".pem", ".keys")}
 
+    @property
+    def challenges(self) -> Path:
+        """The directory of what ACME servers ask for: a file for each token (RFC 8555, 8.3)."""
+        return self.directory / "challenges"
+
     def pem(self, service: str) -> Path:
         """Certificate and key in one file, so that no handshake sees one without the other."""
         return self.directory / f"{service}.pem"

@@ -118,7 +118,9 @@ class RouterClient(Protocol):
         ...
 
     async def close(self) -> None:
-        """Closes the client's connections."""
+        """Closes the client's connections, for good: it is asked nothing any more, except by who did not know yet. That
+        raises RouterUnavailable.
+        """
         ...
 
 

@@ -10,7 +10,7 @@ import os
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Protocol
+from typing import Literal, Protocol
 
 from gateway_sidecar.domain.findings import Finding, Level
 from gateway_sidecar.domain.printable import printable
@@ -106,14 +106,18 @@ class Measured:
     first: str
     beyond: str
 
-    def objection(self, name: str, version: str) -> str | None:
-        """Why this version is not used."""
+    def age_of(self, version: str) -> Literal["too old", "too new"] | None:
+        """What is wrong with a version; one that is no number is too old."""
         if _numbers(version) < _numbers(self.first):
-            return f"{name} {version} is too old; pip install '{name}>={self.first},<{self.beyond}'"
-        if _numbers(version) >= _numbers(self.beyond):
-            text = f"{name} {version} is too new: what it does has not been measured"
-            return f"{text}; pip install '{name}>={self.first},<{self.beyond}'"
-        return None
+            return "too old"
+        return "too new" if _numbers(version) >= _numbers(self.beyond) else None
+
+    def objection(self, name: str, version: str) -> str | None:
+        """Why this version of a package is not used."""
+        if (age := self.age_of(version)) is None:
+            return None
+        why = ": what it does has not been measured" if age == "too new" else ""
+        return f"{name} {version} is {age}{why}; pip install '{name}>={self.first},<{self.beyond}'"
 
 
 def _numbers(version: str) -> tuple[int, ...]:

@@ -2,34 +2,22 @@
 
 from __future__ import annotations
 
-from collections.abc import AsyncIterator, Callable, Iterable
+from collections.abc import Callable, Iterable
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any, Generic, Protocol, TypeVar
+from typing import Any, Generic, TypeVar
 
 from gateway_sidecar.config.tunnels import SshDefaults
 from gateway_sidecar.domain.model import ReplicaId
 from gateway_sidecar.domain.tunnels import Tunnel
 from gateway_sidecar.sources.entry import ApiRecord
-from gateway_sidecar.sources.listing import Listing
+from gateway_sidecar.sources.listing import Source
 from gateway_sidecar.sources.placed import OwnSockets
 
 S = TypeVar("S")
 
 SocketOf = Callable[[Tunnel], Path]
 """Where a tunnel's socket is."""
-
-
-class Source(Protocol):
-    """What says which replicas there are. It promises no more than that."""
-
-    async def look(self) -> Listing:
-        """What is there now. Never raises: what cannot be seen is `blind`, `unseen` or `unknown`."""
-        ...
-
-    def hints(self) -> AsyncIterator[None]:
-        """Yields whenever a look may be worth while. May miss things. Raises OSError if it cannot tell any more."""
-        ...
 
 
 @dataclass(frozen=True, slots=True)

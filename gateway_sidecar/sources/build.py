@@ -11,7 +11,7 @@ from gateway_sidecar.domain.model import ReplicaId
 from gateway_sidecar.kinds import SOURCES
 from gateway_sidecar.sources.base import Given, SocketOf, SourceKind
 from gateway_sidecar.sources.entry import ApiRecord
-from gateway_sidecar.sources.merged import MergedSources
+from gateway_sidecar.sources.listing import MergedSources
 from gateway_sidecar.sources.placed import OwnSockets
 
 

@@ -100,6 +100,10 @@ class Metrics:
         self.frontend_problem = gauge(
             "frontend_problem", "1 while the frontend's part cannot be used as it is.", "service", "part"
         )
+        self.acme_renewal = gauge(
+            "acme_renewal_timestamp_seconds", "When the certificate by ACME is to be ordered anew.", "service"
+        )
+        self.acme_orders = counter("acme_orders", "Orders of certificates by outcome.", "service", "outcome")
         self.requests = counter("requests", "Requests for an answer that have ended, by outcome.", "service", "outcome")
         self.first_token = Histogram(
             prefix + "time_to_first_token_seconds",

@@ -120,8 +120,8 @@ class Stage:
         self._clients = clients
         self._muster_every = muster_every
         self.gateway = Gateway(services=SERVICES)
-        # Thirty for each service: of twenty too many rest where ten engines end in ten seconds.
-        self._bridge_ports = PortBlock()
+        # Sixty for each service: of thirty all rest where ten engines end in ten seconds and the machine is busy.
+        self._bridge_ports = PortBlock(120)
         self.gateway.settings["bridges"]["ports"] = str(self._bridge_ports)
         for service in self.gateway.settings["services"]:
             service["health"] = {"interval_s": 1.0, "timeout_s": HEALTH_TIMEOUT_S, "failures": HEALTH_FAILURES}

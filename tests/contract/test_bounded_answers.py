@@ -22,8 +22,7 @@ from gateway_sidecar.engines._pb import grpc_pb2, sglang_pb2
 from gateway_sidecar.engines.messages import MOST_MESSAGE_BYTES, decode
 from gateway_sidecar.errors import MetricsError, RouterError, RouterUnavailable
 from gateway_sidecar.nginx.server import Nginx
-from gateway_sidecar.routers.answers import _MOST_PAGE_BYTES, MetricsPages
-from gateway_sidecar.routers.rest import MOST_ANSWER_BYTES, as_object
+from gateway_sidecar.routers.http import _MOST_PAGE_BYTES, MOST_ANSWER_BYTES, MetricsPages, as_object
 from gateway_sidecar.routers.smg.client import SmgClient
 from gateway_sidecar.routers.smg.log import read_log_line
 from gateway_sidecar.supervision.logfile import ChildLog
@@ -253,7 +252,7 @@ async def test_a_metrics_page_without_end_is_not_read() -> None:
     runner, url = await served(b"x" * (_MOST_PAGE_BYTES + 1))
     pages = MetricsPages()
     try:
-        with pytest.raises(MetricsError, match=f"more than {_MOST_PAGE_BYTES} bytes"):
+        with pytest.raises(MetricsError, match=f"larger than {_MOST_PAGE_BYTES} bytes"):
             await pages.read(f"{url}/workers", 60)
     finally:
         await pages.close()

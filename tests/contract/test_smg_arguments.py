@@ -3,15 +3,17 @@
 from __future__ import annotations
 
 import sys
+from importlib import import_module
 from pathlib import Path
 
 import pytest
 
-from gateway_sidecar.domain.findings import Level
+from gateway_sidecar.domain.findings import Finding, Level
 from gateway_sidecar.errors import ProcessError
-from gateway_sidecar.routers.smg.check import check_arguments
-from gateway_sidecar.routers.smg.launch import find_smg
+from gateway_sidecar.routers.smg.check import check, check_arguments
 from gateway_sidecar.routers.smg.settings import SmgSettings
+from gateway_sidecar.routers.smg.setup import find_smg
+from gateway_sidecar.supervision.process import Identity
 from tests.smg import NEWEST, WITHOUT_NEWEST
 
 
@@ -62,3 +64,16 @@ async def test_an_smg_without_that_parser_is_warned_of(tmp_path: Path) -> None:
         [finding] = await check_arguments("chat", settings(command=str(program)))
         assert finding.level is Level.WARN
         assert "SMG's parser cannot check it" in finding.text
+
+
+async def test_a_program_that_does_not_tell_its_version_is_ended(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """`check` goes on after its patience, and leaves no process behind."""
+    program, pid = tmp_path / "smg", tmp_path / "pid"
+    program.write_text(f"#!/bin/sh\necho $$ > {pid}\nexec sleep 600\n")
+    program.chmod(0o755)
+    monkeypatch.setattr(import_module("gateway_sidecar.routers.smg.check"), "_VERSION_S", 1)
+    [finding] = [it for it in await check({"chat": settings(command=str(program))}) if "version" in it.text]
+    assert finding == Finding(Level.FAIL, f"{program} --version: no answer within 1 s")
+    assert not pid.exists() or Identity.of(int(pid.read_text())) is None

@@ -11,7 +11,7 @@ from pathlib import Path
 
 from gateway_sidecar.domain.model import ConnectionMode, WorkerSpec
 from gateway_sidecar.errors import MetricsError, RouterError
-from gateway_sidecar.routers.answers import MetricsPages
+from gateway_sidecar.routers.http import MetricsPages
 from gateway_sidecar.routers.smg.client import SmgClient
 from gateway_sidecar.routers.smg.log import read_log_line
 from gateway_sidecar.routers.smg.metrics import read_metrics

@@ -15,7 +15,7 @@ import time
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import suppress
 from pathlib import Path
-from typing import Any
+from typing import IO, Any
 
 import aiohttp
 import yaml
@@ -32,34 +32,43 @@ _blocks = itertools.islice(itertools.cycle(_starts), os.getpid() % len(_starts),
 
 
 class PortBlock:
-    """Ports that nobody listens on, `first` and the next ones; no other run of the tests on this machine has them."""
+    """`ports` of them that nobody listens on, `first` and the next ones; no other run of the tests on this machine has
+    them.
+    """
 
-    def __init__(self) -> None:
+    def __init__(self, ports: int = _BLOCK) -> None:
+        self._ports = ports
         for first in itertools.islice(_blocks, len(_starts)):
-            self._path = Path(tempfile.gettempdir()) / f"gateway-sidecar-test-ports-{first}"
-            self._lock = self._path.open("w")
-            if self._is_ours():
-                if not busy_ports([("127.0.0.1", port) for port in range(first, first + _BLOCK)]):
-                    self.first = first
-                    return
-                self._path.unlink()
-            self._lock.close()
+            self._locked: list[tuple[Path, IO[str]]] = []
+            is_ours = all(self._lock(each) for each in range(first, first + ports, _BLOCK))
+            if is_ours and not busy_ports([("127.0.0.1", port) for port in range(first, first + ports)]):
+                self.first = first
+                return
+            self.release()
         raise AssertionError("no ports left")
 
     def __str__(self) -> str:
-        return f"{self.first}-{self.first + _BLOCK - 1}"
+        return f"{self.first}-{self.first + self._ports - 1}"
 
-    def _is_ours(self) -> bool:
+    def _lock(self, first: int) -> bool:
+        path = Path(tempfile.gettempdir()) / f"gateway-sidecar-test-ports-{first}"
+        lock = path.open("w")
         try:
-            fcntl.flock(self._lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
-            return self._path.stat().st_ino == os.fstat(self._lock.fileno()).st_ino
+            fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
+            is_ours = path.stat().st_ino == os.fstat(lock.fileno()).st_ino
         except (BlockingIOError, FileNotFoundError):
-            return False  # Another run has them, or has just let go of them.
+            is_ours = False  # Another run has them, or has just let go of them.
+        if is_ours:
+            self._locked.append((path, lock))
+        else:
+            lock.close()
+        return is_ours
 
     def release(self) -> None:
         """Others may use them."""
-        self._path.unlink()
-        self._lock.close()
+        for path, lock in self._locked:
+            path.unlink()
+            lock.close()
 
 
 class Gateway:

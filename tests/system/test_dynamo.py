@@ -61,6 +61,8 @@ async def test_plain_engines_are_served_through_shims_that_end_with_them(
     here = await engine(gateway.socket("r1"))
     there = await engine(gateway.socket("r2"))
     before = service_of(await gateway.until_states({"r1": "serving", "r2": "serving"}))["router"]
+    # What is cut off when an entry is deleted is asked once more; it happens to one request of some thousands.
+    assert "http_503 non_idempotent" in (gateway.directory / "run" / "nginx" / "nginx.conf").read_text()
     shims = shims_of(gateway)
     assert len(shims) == 2
     for stream in (True, True, False, False):

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import asyncio
-import json
 
 import pytest
 
@@ -118,21 +117,10 @@ async def test_vllm_pair_on_http_gets_its_kv_fields_from_its_notes(
     asked = [one.ledger.requests[-1].body["kv_transfer_params"] for one in (first, second)]
     assert asked[0]["do_remote_decode"] is True
     assert asked[1]["remote_engine_id"] == "engine-of-p1"
-    await until_noted(gateway, "p1", "d1")
     await gateway.kill()
     await gateway.start()
     await gateway.until(is_pair, within_s=30)
     assert {worker["id"] for worker in await gateway.workers()} == {worker["id"] for worker in by_type.values()}
-
-
-async def until_noted(gateway: Gateway, *replicas: str) -> None:
-    """Until the record for the next daemon has the notes of these replicas."""
-    async with asyncio.timeout(20):
-        while True:
-            rows = json.loads((gateway.directory / "state" / "leases.json").read_text())["services"]["chat"]
-            if {row["replica"] for row in rows if row["notes"]} >= set(replicas):
-                return
-            await asyncio.sleep(0.02)
 
 
 async def test_vllm_whose_first_answer_about_itself_is_slow_is_never_out_of_reach(

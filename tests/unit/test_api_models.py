@@ -61,7 +61,7 @@ def daemon_of(world: World, told: Json) -> Daemon:
     )  # fmt: skip
     parts = SimpleNamespace(
         services={"chat": world.service}, nginx_supervisor=nginx, ready=True, frontends=SimpleNamespace(problems={}),
-        signals=SimpleNamespace(of={}), shared=shared,
+        certificates=SimpleNamespace(problems={}), signals=SimpleNamespace(of={}), shared=shared,
     )  # fmt: skip
     return cast("Daemon", cast("Any", parts))
 

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import math
-from collections.abc import AsyncIterator
+from collections.abc import AsyncIterator, Callable
 from contextlib import asynccontextmanager
 from types import SimpleNamespace
 from typing import Any, cast
@@ -28,6 +28,9 @@ from gateway_sidecar.engines.engine_metrics import EngineReading
 from gateway_sidecar.errors import MetricsError
 from gateway_sidecar.nginx.access_events import EventAddress
 from gateway_sidecar.routers.base import RouterPorts, RouterReading
+from gateway_sidecar.supervision import awake
+from gateway_sidecar.supervision.loops import run_forever
+from gateway_sidecar.supervision.own_thread import OwnThread
 from gateway_sidecar.telemetry.metrics import Metrics
 from tests.unit.fake_time import beside, in_fake_time
 
@@ -59,15 +62,34 @@ class PlayedPages:
     def __init__(self) -> None:
         self.reads: list[float] = []
         self.fault: MetricsError | None = None
+        self.are_open = False
+
+    def open(self) -> PlayedPages:
+        self.are_open = True
+        return self
 
     async def read(self, url: str, timeout_s: float) -> bytes:
+        assert self.are_open
         self.reads.append(asyncio.get_running_loop().time())
         if self.fault is not None:
             raise self.fault
         return b""
 
     async def close(self) -> None:
-        return
+        self.are_open = False
+
+
+class Reader(OwnThread):
+    """Its thread."""
+
+    has_ended = False
+
+    def end(self) -> None:
+        self.has_ended = True
+
+    async def run(self, work: Callable[[], Any], *, patience_s: float) -> Any:
+        assert not self.has_ended
+        return work()
 
 
 class PlayedListener:
@@ -105,7 +127,8 @@ class Site:
     def __init__(self, patch: pytest.MonkeyPatch, replicas: int) -> None:
         self.engines, self.pages, self.listener = PlayedEngines(), PlayedPages(), PlayedListener()
         patch.setattr(collector, "EngineMetrics", lambda: self.engines)
-        patch.setattr(collector, "MetricsPages", lambda: self.pages)
+        patch.setattr(collector, "MetricsPages", self.pages.open)
+        patch.setattr(collector, "OwnThread", Reader)
         patch.setattr(collector, "EventListener", self._listening)
         self.in_flight = 0.0
         self.answered: list[str] = []
@@ -253,6 +276,24 @@ async def test_a_round_that_takes_long_is_not_joined_by_another(monkeypatch: pyt
         it.engines.takes_s = 0.1
         await asyncio.sleep(30)
         assert len(it.pages.reads) >= 3, "and then it goes on"
+
+
+@in_fake_time
+async def test_after_a_fault_of_our_own_pages_are_read_again(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Over connections and in a thread of the new run: those of the last one are closed."""
+    with capture_logs():
+        it = Site(monkeypatch, 1)
+        services = it.services
+        async with beside(run_forever("-", it.signals.run, it.metrics)):
+            await asyncio.sleep(30)
+            it.services = cast("Any", None)
+            await asyncio.sleep(5)
+            assert not it.pages.are_open
+            it.services, it.in_flight = services, 1.0
+            it.pages.reads.clear()
+            await asyncio.sleep(30)
+            assert len(it.pages.reads) > 10
+            assert it.signals.of["chat"].in_flight(awake.monotonic()) == 1.0
 
 
 @in_fake_time

@@ -378,6 +378,42 @@ async def test_a_reload_is_written_down_whatever_comes_of_it(tmp_path: Path, mon
 
 
 @in_fake_time
+async def test_a_reload_under_way_ends_before_the_daemon_does(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """It would go on to start routers that nobody writes down, and connections that nobody closes."""
+    async with running(tmp_path, monkeypatch) as (site, task):
+        ended = asyncio.Event()
+
+        async def replace() -> None:
+            try:
+                await asyncio.sleep(3600)
+            finally:
+                assert "detached" not in site.outside.done
+                ended.set()
+
+        monkeypatch.setattr(site.chat, "replace", replace)
+        site.path.write_text(site.text(CHAT.replace("replicas:", "router: {api_timeout_s: 9}, replicas:")))
+        site.daemon.reload_soon()
+        await asyncio.sleep(10)
+        assert "config.refused" not in site.events
+        assert not ended.is_set()
+        site.daemon.end(stop_all=False)
+        await task
+        assert ended.is_set()
+
+
+@in_fake_time
+async def test_a_signal_that_asks_for_what_cannot_be_taken_in_changes_nothing(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    async with running(tmp_path, monkeypatch) as (site, _):
+        site.path.write_text("services: 7\n")
+        site.daemon.reload_soon()
+        await asyncio.sleep(1)
+        assert site.events[-1] == "config.refused"
+        assert site.daemon.services.keys() == {"chat"}
+
+
+@in_fake_time
 async def test_what_is_left_is_ended_without_a_daemon(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """In the order of a daemon's own end; what could not be given back is told, and how to."""
     site = Site(tmp_path, monkeypatch)

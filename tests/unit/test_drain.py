@@ -151,3 +151,40 @@ async def test_one_whose_socket_is_replaced_is_another_and_serves(worlds: Worlds
         await world.service.drains.drain(R1, 60.0)
         world.appear("r1")
         await world.until(lambda: world.serves("r1"))
+
+
+@in_fake_time
+async def test_an_engine_whose_socket_was_away_is_safe_to_stop_when_its_earlier_requests_are_done(
+    worlds: Worlds,
+) -> None:
+    """The socket that comes back is a new stay of the same engine, which still works on what the old one was sent."""
+    async with worlds() as world:
+        port = await world.in_use("r1")
+        socket, away = world.directory / "r1.sock", world.directory / "away"
+        socket.rename(away)
+        world.source.hint()
+        await world.until(lambda: world.states() == {})
+        away.rename(socket)
+        world.source.hint()
+        await world.until(lambda: world.serves("r1"))
+        assert port_of(world, "r1") != port
+        report = await world.service.drains.drain(R1, 5.0)
+        assert (report.drained, report.in_flight) == (False, 1)
+        draining = asyncio.create_task(world.service.drains.drain(R1, 60.0))
+        await asyncio.sleep(1)
+        assert not draining.done()
+        world.connections[port] = 0
+        report = await draining
+        assert report.drained
+        assert report.took_s < 5
+
+
+@in_fake_time
+async def test_an_engine_that_took_anothers_place_does_not_wait_for_its_requests(worlds: Worlds) -> None:
+    async with worlds() as world:
+        port = await world.in_use("r1")
+        world.answer("r1", Ready(replace(FACTS, model="other")))
+        world.service.prober.suspect(world.tenure("r1"))
+        await world.until(lambda: world.serves("r1") and port_of(world, "r1") != port)
+        assert (await world.service.drains.drain(R1, 5.0)).drained
+        assert world.connections[port] == 1

@@ -11,9 +11,8 @@ import pytest
 
 from gateway_sidecar.domain.model import ReplicaId, SocketIdentity
 from gateway_sidecar.domain.tunnels import SshRoute, SshServer, Tunnel
-from gateway_sidecar.sources import merged
-from gateway_sidecar.sources.listing import Listing, Sighting
-from gateway_sidecar.sources.merged import MergedSources
+from gateway_sidecar.sources import listing as sources
+from gateway_sidecar.sources.listing import Listing, MergedSources, Sighting
 
 
 class Fixed:
@@ -146,7 +145,7 @@ class Slow(Fixed):
 
 async def test_a_source_that_hangs_holds_up_no_other(monkeypatch: pytest.MonkeyPatch) -> None:
     """It is said which one is not seen; when it answers it is looked at again at once."""
-    monkeypatch.setattr(merged, "_PATIENCE_S", 0.05)
+    monkeypatch.setattr(sources, "_PATIENCE_S", 0.05)
     slow, quick = Slow("slow", "a"), Fixed("quick", "b")
     both = MergedSources({"slow": slow, "quick": quick})
     hints = both.hints()
@@ -164,7 +163,7 @@ async def test_a_source_that_hangs_holds_up_no_other(monkeypatch: pytest.MonkeyP
 
 async def test_a_slow_source_keeps_what_it_said(monkeypatch: pytest.MonkeyPatch) -> None:
     """It is not blind for being slow, and comes late with its news; what it says as before is no news."""
-    monkeypatch.setattr(merged, "_PATIENCE_S", 0.05)
+    monkeypatch.setattr(sources, "_PATIENCE_S", 0.05)
     slow, quick = Slow("slow", "a"), Fixed("quick", "b")
     both = MergedSources({"slow": slow, "quick": quick})
     hints = both.hints()
@@ -193,14 +192,14 @@ async def test_a_slow_source_keeps_what_it_said(monkeypatch: pytest.MonkeyPatch)
 
 async def test_a_source_that_hangs_for_long_is_blind(monkeypatch: pytest.MonkeyPatch) -> None:
     """What it owned stays, and is nobody else's."""
-    monkeypatch.setattr(merged, "_PATIENCE_S", 0.05)
+    monkeypatch.setattr(sources, "_PATIENCE_S", 0.05)
     slow, quick = Slow("slow", "a"), Fixed("quick", "b")
     both = MergedSources({"slow": slow, "quick": quick})
     slow.may.set()
     await both.look()
     slow.may.clear()
     await both.look()
-    monkeypatch.setattr(merged, "_HANGS_S", 0.0)
+    monkeypatch.setattr(sources, "_HANGS_S", 0.0)
     listing = await both.look()
     assert listing.unseen == {"slow": "it does not answer"}
     assert (owners(listing), set(listing.unknown)) == ({"b": "quick"}, {"a"})

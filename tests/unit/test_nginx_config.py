@@ -324,3 +324,19 @@ def test_only_the_slot_of_a_router_is_shown_the_bridges_key() -> None:
     both = smg_address("chat", "127.0.0.1:30000", "", "127.0.0.1:23003")
     (shown,) = [it for it in config(services=[both], lua_modules=()).splitlines() if "$gateway_shown_chat {" in it]
     assert shown.split("{")[1].split("}")[0].split() == ["default", '"";', "chat.next", f'"{"k" * 32}";']
+
+
+def test_names_are_proved_at_the_redirect_address_where_a_certificate_is_by_acme() -> None:
+    """At every one, since services with one name share a certificate; and nowhere without such a certificate."""
+    plain = FrontendSettings.model_validate({"redirect": ["0.0.0.0:80"], "server_names": ["a.example.com"]})
+    by_acme = FrontendSettings.model_validate({"server_names": ["a.example.com"], "tls": {"acme": True}})
+    doors = [("chat", plain), ("code", by_acme)]
+    services = [
+        smg_address(name, f"127.0.0.1:3000{number}", "127.0.0.1:23001", "127.0.0.1:23003", door)
+        for number, (name, door) in enumerate(doors)
+    ]
+    path = r"^/\.well-known/acme-challenge/(?<gateway_token>[A-Za-z0-9_-]+)\z"
+    assert [it.words[1:] for it in every(config(services=services), "location") if "acme" in it.words[-1]] == [
+        ("~", path)
+    ]
+    assert "acme" not in config(services=services[:1])

@@ -10,10 +10,10 @@ import pytest
 
 from gateway_sidecar.control.replicas import notes
 from gateway_sidecar.control.replicas.notes import Handles, open_path
-from gateway_sidecar.domain.model import ReplicaState
+from gateway_sidecar.domain.model import ReplicaState, WorkerType
 from gateway_sidecar.supervision.own_thread import OwnThread
 from tests.unit.fake_time import in_fake_time
-from tests.unit.world import READY, Worlds
+from tests.unit.world import READY, World, Worlds
 
 T = TypeVar("T")
 
@@ -44,6 +44,69 @@ async def test_a_replica_whose_notes_are_not_read_is_not_told_of(
         hangs[0] = False
         await world.until(lambda: world.serves("r1", "r2"), within_s=10)
         assert {str(row.model_id) for row in world.router.workers.values()} == {"named", "tiny"}
+
+
+@in_fake_time
+async def test_the_next_daemon_tells_nobody_what_was_noted_before(worlds: Worlds) -> None:
+    """A daemon that is killed right after notes came has not written them down: the first look tells of them."""
+    async with worlds() as world:
+        world.appear("r1")
+        await world.until(lambda: world.serves("r1"))
+        saved = world.service.saved()
+        (world.directory / "r1.yaml").write_text("prefill")
+        world.source.hint()
+        await world.until(lambda: world.serves("r1") and _types(world) == [WorkerType.PREFILL])
+        router, told = world.router, len(world.router.calls)
+        world.source.takes_s = 1.0
+        await world.restart(saved)
+        assert world.router is router
+        await world.until(lambda: world.serves("r1"))
+        await world.at_rest()
+        assert router.calls[told:] == []
+        assert _types(world) == [WorkerType.PREFILL]
+
+
+@in_fake_time
+async def test_what_was_noted_counts_where_the_next_daemon_cannot_look(worlds: Worlds) -> None:
+    """Unknown is not empty: the replicas of a blind source are served as they were, by a new router, too."""
+    async with worlds() as world:
+        (world.directory / "r1.yaml").write_text("named")
+        world.appear("r1")
+        world.appear("r2")
+        await world.until(lambda: world.serves("r1", "r2"))
+        world.source.trouble = "the directory cannot be read"
+        world.process.end()
+        await world.restart()
+        await world.until(lambda: world.serves("r1", "r2") and _models(world) == {"named", "tiny"})
+
+
+@in_fake_time
+async def test_who_has_no_notes_is_told_of_by_the_next_daemon_though_a_disk_hangs(
+    worlds: Worlds, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """What hangs delays only its owner: the first look has shown that there is nothing to read."""
+    async with worlds() as world:
+        world.appear("r1")
+        await world.until(lambda: world.serves("r1"))
+
+        async def hang(_: Handles, paths: Any) -> list[int | OSError]:
+            await asyncio.sleep(3600)
+            return []
+
+        monkeypatch.setattr(Handles, "open", hang)
+        world.process.end()
+        await world.restart()
+        await world.until(lambda: bool(world.router.ready()), within_s=2)
+
+
+def _types(world: World) -> list[WorkerType]:
+    """Of the router's workers."""
+    return [row.worker_type for row in world.router.workers.values()]
+
+
+def _models(world: World) -> set[str | None]:
+    """Of the router's workers."""
+    return {row.model_id for row in world.router.workers.values()}
 
 
 @in_fake_time

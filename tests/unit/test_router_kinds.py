@@ -6,7 +6,7 @@ import ast
 import re
 import sys
 from collections.abc import Iterator
-from dataclasses import replace
+from dataclasses import fields, replace
 from pathlib import Path
 from typing import Any
 
@@ -22,6 +22,7 @@ from gateway_sidecar.domain.routing import BridgeRules, RouterHeaders, RouterPat
 from gateway_sidecar.errors import ConfigError
 from gateway_sidecar.kinds import ROUTERS
 from gateway_sidecar.nginx.access_events import EventAddress
+from gateway_sidecar.routers.base import RouterKind
 from tests.smg import smg_address
 from tests.toy_router import install_toy
 from tests.unit.test_nginx_config import config as nginx_config
@@ -163,6 +164,22 @@ def test_an_address_before_two_kinds_lets_through_what_harms_neither() -> None:
     assert "$upstream_http_x_smg_routed_worker_id$upstream_http_x_w" in nginx_config(
         services=[both], events=EventAddress(1, "ab")
     )
+
+
+@pytest.mark.parametrize("kind", list(ROUTERS), ids=lambda kind: kind.name)
+def test_an_address_before_one_kind_says_all_that_the_kind_says(kind: RouterKind[Any]) -> None:
+    """None of it is lost on the way: that Dynamo has to be asked once more was."""
+    said = kind.paths
+    found = RouterPaths.of_all([said])
+    lists: dict[str, Any] = {
+        it.name: tuple(sorted({*getattr(said, it.name)})) for it in fields(said) if it.default == ()
+    }
+    lists["inference"] = tuple(sorted({*said.inference}))
+    assert replace(found, versioned=said.versioned) == replace(said, **lists)
+    assert found.versioned == f"(?:{said.versioned})"
+    address = smg_address("a", "127.0.0.1:1", "127.0.0.1:2", "127.0.0.1:3")
+    text = nginx_config(services=[replace(address, paths=found)])
+    assert ("proxy_next_upstream http_503 non_idempotent;" in text) is said.loses
 
 
 def test_a_package_that_is_broken_does_not_keep_a_daemon_running(

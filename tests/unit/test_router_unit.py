@@ -6,6 +6,7 @@ import asyncio
 from collections import Counter
 from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager
+from dataclasses import replace
 
 import pytest
 
@@ -100,6 +101,33 @@ async def test_a_router_that_refuses_to_let_one_go_is_believed_to_have_none(
         await world.until(lambda: url not in in_book(unit))
         assert "worker.operation_failed" in [each["event"] for each in world.log]
         await world.until(lambda: len(world.service.tenures) == 1)
+
+
+@in_fake_time
+async def test_who_is_still_being_taken_out_of_a_router_that_ends_is_asked_for_no_more(
+    worlds: Worlds, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """What is opened to ask a router that has ended would be closed by nobody."""
+    async with replaced(worlds, monkeypatch) as (world, unit, old):
+        old.silent = True
+        world.vanish("r1")
+        await world.until(lambda: any(client.is_open for client in world.routers[0].clients))
+        monkeypatch.setattr(replacement, "open_connections", lambda _: Counter())
+        await world.until(lambda: unit not in world.service.slots.units, within_s=1.0)
+        assert not any(client.is_open for client in world.routers[0].clients)
+
+
+@in_fake_time
+async def test_a_worker_that_the_retiring_router_lists_by_another_id_is_taken_out_by_that(
+    worlds: Worlds, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """An engine with ranks goes by an id that only the client knows which registered it."""
+    async with replaced(worlds, monkeypatch) as (world, unit, old):
+        url = str(world.tenure("r1").url)
+        old.workers[url] = replace(old.workers[url], worker_id="w7")
+        world.vanish("r1")
+        await world.until(lambda: url not in old.workers)
+        assert url not in in_book(unit)
 
 
 @in_fake_time

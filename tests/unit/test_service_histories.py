@@ -200,8 +200,8 @@ async def _calm_down(story: Story) -> None:
     world.source.trouble = None
     world.connections.clear()
     for router in world.routers:
-        if router.client is not None:
-            router.client.faults.clear()
+        if router.router is not None:
+            router.router.faults.clear()
     for name, answer in story.engines.items():
         if answer == "a fault of ours":
             story.engines[name] = "ready"

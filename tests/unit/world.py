@@ -24,7 +24,7 @@ from gateway_sidecar.control.edge.peer_supervisor import PeerState
 from gateway_sidecar.control.ports import ServiceAdapters
 from gateway_sidecar.control.process.connection_counter import ConnectionCounter, Kernel
 from gateway_sidecar.control.replicas import liveness, refused_sockets
-from gateway_sidecar.control.replicas.tenure import BridgeHosts, Tenure
+from gateway_sidecar.control.replicas.tenure import BridgeHosts, SavedTenure, Tenure
 from gateway_sidecar.control.routers import replacement as router_slots
 from gateway_sidecar.control.routers.process import RouterProcess
 from gateway_sidecar.control.routers.router import RouterState
@@ -69,6 +69,7 @@ class PlayedSource:
 
     def __init__(self, directory: Path) -> None:
         self.directory = directory
+        self.takes_s = 0.0
         self.trouble: str | None = None
         self._news = asyncio.Event()
 
@@ -76,6 +77,7 @@ class PlayedSource:
         self._news.set()
 
     async def look(self) -> Listing:
+        await asyncio.sleep(self.takes_s)
         if self.trouble is not None:
             return Listing(blind=self.trouble)
         present = {}
@@ -230,9 +232,6 @@ class PlayedRouter:
             self.workers[row.url] = replace(row, status=WorkerStatus.DRAINING)
             _later(self.drains_for_s, lambda: self._remove(worker_id))
 
-    async def close(self) -> None:
-        return
-
     def ready(self) -> set[str]:
         """The URLs that get requests."""
         return {url for url, row in self.workers.items() if row.status is WorkerStatus.READY}
@@ -252,6 +251,33 @@ class PlayedRouter:
                 del self.workers[url]
 
 
+class PlayedClient:
+    """Asks a played router (a `RouterClient`). A closed one is asked nothing."""
+
+    def __init__(self, router: PlayedRouter) -> None:
+        self._router = router
+        self.is_open = True
+
+    async def list_workers(self) -> Mapping[str, Registered]:
+        return await self._asked().list_workers()
+
+    async def register(self, spec: WorkerSpec) -> str:
+        return await self._asked().register(spec)
+
+    async def find(self, worker_id: str) -> Registered | None:
+        return await self._asked().find(worker_id)
+
+    async def deregister(self, worker_id: str) -> None:
+        await self._asked().deregister(worker_id)
+
+    async def close(self) -> None:
+        self.is_open = False
+
+    def _asked(self) -> PlayedRouter:
+        assert self.is_open, "who asks now opens connections that nobody closes"
+        return self._router
+
+
 class PlayedProcess:
     """The process of a router (a `RouterProcess`), up as soon as it runs."""
 
@@ -260,7 +286,9 @@ class PlayedProcess:
         self._on_change = on_change
         self.state, self.reason, self.epoch = RouterState.STOPPED, "", 0
         self.restarts = 0
-        self.client: PlayedRouter | None = None
+        self.router: PlayedRouter | None = None
+        self.client: PlayedClient | None = None
+        self.clients: list[PlayedClient] = []
         self.ports: RouterPorts | None = None
         self.process: None = None
         self.is_adopted = False
@@ -277,7 +305,8 @@ class PlayedProcess:
 
     def take_over(self, running: PlayedProcess) -> None:
         """It is the process of an earlier daemon."""
-        self.client, self.ports, self.slot = running.client, running.ports, running.slot
+        self.router, self.ports, self.slot = running.router, running.ports, running.slot
+        self.client = self.another_client()
         self.epoch, self.is_adopted, self.accepts = 1, True, running.accepts
         self._set(RouterState.UP)
 
@@ -288,7 +317,9 @@ class PlayedProcess:
                 self._set(RouterState.BACKING_OFF)
             await asyncio.sleep(0.1)
             self.is_adopted = False
-            self.client, self.ports = PlayedRouter(), RouterPorts(16000 + 2 * self.pid, 16001 + 2 * self.pid)
+            await self.close_client()
+            self.router, self.ports = PlayedRouter(), RouterPorts(16000 + 2 * self.pid, 16001 + 2 * self.pid)
+            self.client = self.another_client()
             self.epoch += 1
             self._lost.clear()
             self._set(RouterState.UP)
@@ -310,13 +341,21 @@ class PlayedProcess:
         return False
 
     async def stop(self, grace_s: float) -> None:
+        await self.close_client()
         self._set(RouterState.STOPPED)
 
     async def renew_client(self, setup: object) -> None:
         self.renewed += 1
 
+    def another_client(self) -> PlayedClient | None:
+        if self.router is None:
+            return None
+        self.clients.append(PlayedClient(self.router))
+        return self.clients[-1]
+
     async def close_client(self) -> None:
-        return
+        if self.client is not None:
+            await self.client.close()
 
     def close_log(self) -> None:
         return
@@ -371,9 +410,12 @@ class World:
         self.answer(replica, REFUSED)
         self.source.hint()
 
-    async def restart(self) -> None:
-        """The daemon is killed, and the next one takes up what was written down and what runs."""
-        saved, running = self.service.saved(), self.process
+    async def restart(self, saved: list[SavedTenure] | None = None) -> None:
+        """The daemon is killed, and the next one takes up what was written down and what runs.
+
+        saved: what was written down, if that is not how it was in the end.
+        """
+        saved, running = self.service.saved() if saved is None else saved, self.process
         resting = self.leases.quarantined
         await self.end()
         for canary in [each for several in self.liveness_connections.values() for each in several]:
@@ -396,9 +438,9 @@ class World:
     @property
     def router(self) -> PlayedRouter:
         """What answers at the service address."""
-        client = cast("PlayedProcess", self.service.router).client
-        assert client is not None
-        return client
+        router = self.process.router
+        assert router is not None
+        return router
 
     @property
     def process(self) -> PlayedProcess:
@@ -462,6 +504,9 @@ class World:
         for loop in self._loops:
             loop.cancel()
         await asyncio.gather(*self._loops, return_exceptions=True)
+        for router in self.service.routers:
+            await router.close_client()
+        assert not any(client.is_open for process in self.routers for client in process.clients)
 
     def _new_service(self) -> Service:
         outside = ServiceAdapters(
@@ -496,6 +541,8 @@ class World:
         text = path.read_text()
         if text == "bad":
             raise ConfigError([f"{path}: bad"])
+        if text in set(WorkerType):
+            return Overrides(worker_type=WorkerType(text))
         return Overrides(model=text)
 
     def choose(self, slot: str) -> RouterPorts:

@@ -65,7 +65,7 @@ class ToyClient:
                 answer.raise_for_status()
                 said: dict[str, Any] = await answer.json()
                 return said
-        except (aiohttp.ClientError, TimeoutError, ValueError) as error:
+        except (aiohttp.ClientError, TimeoutError, ValueError, RuntimeError) as error:  # The last: it is closed.
             raise RouterUnavailable(f"{method} {path}: {error or type(error).__name__}") from error
 
 

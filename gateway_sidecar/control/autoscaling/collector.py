@@ -23,8 +23,8 @@ from gateway_sidecar.domain.signals import WINDOWS_S, Outcome, RequestEnd
 from gateway_sidecar.engines.engine_metrics import EngineMetrics, says_latency, why_no_metrics
 from gateway_sidecar.errors import MetricsError
 from gateway_sidecar.nginx.access_events import BRIDGES, EventAddress, EventListener
-from gateway_sidecar.routers.answers import MetricsPages
 from gateway_sidecar.routers.base import RouterSetup
+from gateway_sidecar.routers.http import MetricsPages
 from gateway_sidecar.supervision import awake
 from gateway_sidecar.supervision.loops import cancelled, heartbeat
 from gateway_sidecar.supervision.own_thread import OwnThread
@@ -81,6 +81,8 @@ class Signals:
 
     async def run(self) -> None:
         """Runs until cancelled."""
+        # Those of the last run are closed, should a fault of ours have ended it.
+        self._pages, self._reader = MetricsPages(), OwnThread("metrics pages")
         last_round = last_of_engines = -_REST_S
         try:
             while True:

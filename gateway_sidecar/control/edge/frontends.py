@@ -16,6 +16,7 @@ from asyncinotify import Inotify, Mask
 
 from gateway_sidecar.config import FrontendSettings, TlsSettings
 from gateway_sidecar.domain.printable import counted
+from gateway_sidecar.domain.renewal import Validity
 from gateway_sidecar.errors import FrontendError
 from gateway_sidecar.files.replace import is_unfinished
 from gateway_sidecar.frontend.certificate import today
@@ -44,7 +45,7 @@ class _Seen:
     thread: OwnThread
     has_keys: bool = False
     tls: TlsSettings | None = None
-    expires_at: float | None = None
+    validity: Validity | None = None
     directories: frozenset[Path] = frozenset()
     looked_at: dict[str, float] = field(default_factory=dict)
     problems: dict[str, str] = field(default_factory=dict)
@@ -89,6 +90,10 @@ class Frontends:
             for service, seen in sorted(self._seen.items())
             for part, reason in sorted(seen.problems.items())
         }
+
+    def look_soon(self) -> None:
+        """A file has changed."""
+        self._look_now.set()
 
     async def look(self, *, withdraw: bool = True) -> None:
         """Takes in every file that changed. Never raises for what a file holds.
@@ -184,7 +189,7 @@ class Frontends:
             for part in (CERTIFICATE, EXPIRY, NAMES):
                 self._clear(service, seen, part)
             self._metrics.frontend_expiry.remove_by_labels({"service": service})
-        seen.tls = seen.expires_at = None
+        seen.tls = seen.validity = None
 
     async def _look_at(self, service: str, settings: FrontendSettings, seen: _Seen) -> None:
         """One piece of work in one thread, since each further thread would delay a key's revocation on a busy
@@ -231,7 +236,7 @@ class Frontends:
         if isinstance(pair, PairTaken):
             self._clear(service, seen, CERTIFICATE)
             self._look_at_names(service, tls, seen, pair)
-            seen.expires_at = pair.expires_at
+            seen.validity = Validity(pair.begins_at, pair.expires_at)
             self._metrics.frontend_expiry.labels(service).set(pair.expires_at)
             if pair.is_new:
                 days = round((pair.expires_at - self._now()) / _DAY_S, 1)
@@ -250,19 +255,20 @@ class Frontends:
         self._problem(service, seen, NAMES, text)
 
     def _look_at_expiry(self, service: str, tls: TlsSettings, seen: _Seen) -> None:
-        if seen.expires_at is None:
+        if seen.validity is None:
             return
-        left_s = seen.expires_at - self._now()
-        if left_s > tls.warn_days * _DAY_S:
+        left_s, warn_s = seen.validity.ends_at - self._now(), tls.warn_days * _DAY_S
+        if left_s > (min(warn_s, seen.validity.last_s) if tls.acme else warn_s):
             self._clear(service, seen, EXPIRY)
             return
         days = left_s / _DAY_S
         text = (
             f"{tls.certificate} expires in {counted(days, 'day')}" if left_s > 0 else f"{tls.certificate} has expired"
         )
-        if seen.problems.get(EXPIRY) != f"{text}; renew it":
+        problem = f"{text}; {'why it is not renewed is said of acme' if tls.acme else 'renew it'}"
+        if seen.problems.get(EXPIRY) != problem:
             self._logger.warning("frontend.certificate_expires", service=service, reason=text)
-        self._problem(service, seen, EXPIRY, f"{text}; renew it")
+        self._problem(service, seen, EXPIRY, problem)
 
     def _is_due(self, seen: _Seen, part: str) -> bool:
         """What failed may succeed without a change of its file: a disk that was full, a clock that was wrong."""
@@ -311,5 +317,4 @@ def _files(frontends: Iterable[FrontendSettings]) -> Iterable[Path]:
         if settings.auth is not None and settings.auth.keys_file is not None:
             yield settings.auth.keys_file
         if settings.tls is not None:
-            yield settings.tls.certificate
-            yield settings.tls.key
+            yield from settings.tls.pair

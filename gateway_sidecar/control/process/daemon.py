@@ -12,8 +12,9 @@ from pathlib import Path
 from typing import Any
 
 from gateway_sidecar import __version__
-from gateway_sidecar.config import FrontendSettings, Settings
+from gateway_sidecar.config import AcmeSettings, FrontendSettings, Settings
 from gateway_sidecar.control.autoscaling.collector import Signals
+from gateway_sidecar.control.edge.certificates import AcmeHost, Certificates
 from gateway_sidecar.control.edge.frontends import Frontends
 from gateway_sidecar.control.edge.nginx_supervisor import NginxSupervisor
 from gateway_sidecar.control.process.adoption import Adoption
@@ -33,7 +34,8 @@ from gateway_sidecar.control.replicas.endpoint_files import keep_file
 from gateway_sidecar.control.routers.retired import RetiredRouters
 from gateway_sidecar.control.service import Service
 from gateway_sidecar.domain.leases import PortLeases
-from gateway_sidecar.errors import NginxError, ProcessError, RouterUnavailable
+from gateway_sidecar.errors import ConfigError, NginxError, NotInForce, ProcessError, RouterUnavailable
+from gateway_sidecar.frontend.acme_state import AcmeState
 from gateway_sidecar.nginx.access_events import EventAddress
 from gateway_sidecar.supervision.loops import Tasks
 from gateway_sidecar.supervision.notify import SystemdNotifier
@@ -63,6 +65,7 @@ class Daemon:
         self._logger = get_logger()
         self._notifier = SystemdNotifier()
         self._tasks = Tasks("-", metrics)
+        self._reloads = Tasks("-", metrics)
         self._departing = RetiredRouters(self._tasks, self.touch)
         host = ServiceHost(self.touch, self._move_address, self._write_down)
         self._setup_of = adapters.router_setup
@@ -76,14 +79,17 @@ class Daemon:
         self.run_dir = RunDirRepair(
             self.nginx_supervisor, services, shared.problems.of("run_dir"), interval_s=rescan_interval_s
         )
+        acme = AcmeHost(self._acme, self._services.frontends, self._frontends_in_force, self._take_in_certificate)
+        self.certificates = Certificates(AcmeState(settings.state_dir / "acme"), nginx.frontends, acme, metrics)
         self.frontends = Frontends(
             nginx.frontends,
-            self._services.frontends,
-            self._frontends_in_force,
+            self._frontends_wanted,
+            self._frontends_served,
             metrics,
             rescan_interval_s=rescan_interval_s,
         )
         self._reload = Reload(config_path, settings, self._services, self.nginx_supervisor, self.frontends, metrics)
+        self._reload.include(self.certificates.prepare)
         self._watchdog = Watchdog(self._services, self._reload, self._notifier, metrics)
         self.signals = Signals(services, self._events_at, metrics)
         self._counter = ConnectionCounter(services, shared.leases, kernel_and_nginx(nginx.in_flight))
@@ -169,6 +175,7 @@ class Daemon:
                 self.nginx_supervisor.run,
                 self.shared.api.run,
                 self.frontends.run,
+                self.certificates.run,
                 self.run_dir.run,
                 self.shared.peers.run,
                 self.shared.destinations.run,
@@ -211,6 +218,14 @@ class Daemon:
         finally:
             self.touch()
 
+    def reload_soon(self) -> None:
+        """As `reload`, for who waits for no answer."""
+        self._reloads.spawn(self._reload_unheard())
+
+    async def _reload_unheard(self) -> None:
+        with suppress(ConfigError, NotInForce):  # It is logged and counted; what was in force before stays.
+            await self.reload()
+
     def reload_too(self, prepare: Prepare) -> None:
         """Has something else read again with the configuration."""
         self._reload.include(prepare)
@@ -225,6 +240,7 @@ class Daemon:
                     task.result()  # A loop never ends by itself: let its error end us, and systemd start us again.
 
     async def _end(self, background: list[asyncio.Task[None]]) -> None:
+        await self._reloads.close()  # It would go on to start what nobody ends.
         tasks = [*background, *self._services.tasks]
         for task in tasks:
             task.cancel()
@@ -325,6 +341,19 @@ class Daemon:
         if self.nginx_supervisor.applied is None:
             return None
         return {address.service: address.frontend for address in self.nginx_supervisor.applied}
+
+    def _acme(self) -> AcmeSettings | None:
+        return self.settings.acme
+
+    def _take_in_certificate(self) -> None:
+        self.frontends.look_soon()
+
+    def _frontends_wanted(self) -> dict[str, FrontendSettings]:
+        return self.certificates.with_files(self._services.frontends())
+
+    def _frontends_served(self) -> dict[str, FrontendSettings] | None:
+        in_force = self._frontends_in_force()
+        return None if in_force is None else self.certificates.with_files(in_force)
 
 
 async def _end_process(identity: Identity) -> None:

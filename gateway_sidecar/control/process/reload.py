@@ -110,6 +110,8 @@ class Reload:
         if fresh.log != self.settings.log:
             set_up_logs(fresh.log.format, fresh.log.level)
             changes.append("log")
+        if fresh.acme != self.settings.acme:
+            changes.append("acme")
         await self._take_in_services(fresh, changes, not_in_force)
         services = self._services.by_name()
         in_force = tuple(services[s.name].settings for s in fresh.services if s.name in services)

@@ -4,14 +4,12 @@ from __future__ import annotations
 
 import asyncio
 from collections.abc import Awaitable, Callable, Mapping
-from contextlib import suppress
 from dataclasses import dataclass
 from functools import partial
 from typing import Protocol
 
 from gateway_sidecar.config import FrontendSettings, ServiceSettings
 from gateway_sidecar.control.edge.destinations import hosts_of
-from gateway_sidecar.control.replicas.reflector import Source
 from gateway_sidecar.control.routers.retired import RetiredRouters
 from gateway_sidecar.control.routers.router import Router
 from gateway_sidecar.control.service import Service
@@ -22,6 +20,8 @@ from gateway_sidecar.errors import RouterUnavailable
 from gateway_sidecar.kinds import ROUTERS
 from gateway_sidecar.nginx.config import ServiceAddress
 from gateway_sidecar.routers.base import RouterRules
+from gateway_sidecar.sources.listing import Source
+from gateway_sidecar.supervision.loops import cancelled
 from gateway_sidecar.telemetry.logs import get_logger
 from gateway_sidecar.telemetry.metrics import Metrics
 
@@ -145,10 +145,7 @@ class Services:
 
     async def remove(self, name: str) -> None:
         """It is no more: its routers end in the background, and its ports rest."""
-        task = self._tasks.pop(name)
-        task.cancel()
-        with suppress(asyncio.CancelledError):
-            await task
+        await cancelled(self._tasks.pop(name))
         # In one go: its routers are written down as a service's, or as departing, at any time.
         service = self._services.pop(name)
         self._leases.share_among(self._services)

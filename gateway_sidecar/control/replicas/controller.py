@@ -317,6 +317,8 @@ class Controller:
             for url in its_own:
                 unit.book.forget(url)
         tenure.drain.done.set()
+        for stay in self._tenures.of_same_engine(tenure):
+            self._queue.add(stay.key)  # Whose drain may have waited for this one's requests.
         self._rooms.reporting.ended(tenure)
 
 

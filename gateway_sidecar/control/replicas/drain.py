@@ -77,7 +77,7 @@ class Drains:
                 await tenure.drain.done.wait()
         except TimeoutError:
             self._metrics.drains.labels(self._service, "timeout").inc()
-            return DrainReport(False, tenure.drain.in_flight, awake.monotonic() - began, unanswered)
+            return DrainReport(False, self._in_flight(tenure), awake.monotonic() - began, unanswered)
         return DrainReport(True, 0, awake.monotonic() - began, unanswered)
 
     def resume(self, replica: ReplicaId) -> None:
@@ -112,7 +112,7 @@ class Drains:
         if (
             not tenure.drain.requested
             or tenure.bridge.linked
-            or (tenure.drain.in_flight != 0 and tenure.bridge.port is not None)
+            or any(_is_needed(stay) for stay in (tenure, *self._tenures.of_same_engine(tenure)))
         ):
             return None
         left_s = self._handover_left_s(tenure)
@@ -148,7 +148,14 @@ class Drains:
                 tenure.drain.in_flight = sum(counts.get(place, 0) for place in places)
                 if tenure.drain.in_flight == 0 and tenure.drain.quiet_since is None:
                     tenure.drain.quiet_since = awake.now()
-                self._queue.add(tenure.key)
+                for stay in (tenure, *self._tenures.of_same_engine(tenure)):
+                    self._queue.add(stay.key)
+
+    def _in_flight(self, tenure: Tenure) -> int | None:
+        """Connections to its engine, as far as they were counted; None if none were."""
+        counts = [stay.drain.in_flight for stay in (tenure, *self._tenures.of_same_engine(tenure))]
+        known = [count for count in counts if count is not None]
+        return sum(known) if known else None
 
     def _handover_left_s(self, tenure: Tenure) -> float:
         """How long a quiet engine is still needed: vLLM's prefill answers before its KV blocks are fetched."""
@@ -159,6 +166,11 @@ class Drains:
         if spec.kv_connector is None or spec.worker_type is not WorkerType.PREFILL:
             return 0.0
         return tenure.drain.quiet_since + self._settings.handover_s - awake.now()
+
+
+def _is_needed(tenure: Tenure) -> bool:
+    """Whether something is in flight there, as far as is known."""
+    return tenure.drain.in_flight != 0 and tenure.bridge.port is not None
 
 
 def _forget_count(tenure: Tenure) -> None:

@@ -58,8 +58,8 @@ class Lifecycle:
     def restore(self, saved: SavedTenure, *, linked: bool) -> Tenure:
         """Goes on with a tenure that an earlier daemon left: no question to an engine already known.
 
-        Whether the occupant is still the same is decided by the first look at the source. `linked` says whether
-        the bridge still leads to it.
+        Whether the occupant is still the same, and how it is described, is decided by the first look at the source.
+        `linked` says whether the bridge still leads to it.
         """
         earlier = self._tenures.current.get(saved.sighting.replica)
         if earlier is not None and not saved.leaving:
@@ -68,6 +68,7 @@ class Lifecycle:
             saved.sighting,
             saved.generation,
             gone=saved.leaving,
+            notes=Notes(),  # What is written beside its socket may have changed since.
             probe=Probed(saved.facts, Ready(saved.facts) if saved.facts is not None else None),
             bridge=Bridged(saved.port, linked=linked, peer=saved.peer),
             drain=Draining(requested=saved.drain),

@@ -100,7 +100,10 @@ def _close(opened: Iterable[int | OSError]) -> None:
 
 
 class NotesReader:
-    """One service's. Woken whenever somebody was seen; what could not be opened or read is tried again then."""
+    """One service's. Woken whenever somebody was seen; what could not be opened or read is tried again then.
+
+    Before the first look it opens and reads nothing: what an earlier daemon wrote down may not be so any more.
+    """
 
     def __init__(
         self, service: str, tenures: Registry, queue: WorkQueue[Key], reflector: Reflector, read: ReadOverrides
@@ -116,7 +119,7 @@ class NotesReader:
         self._wake = asyncio.Event()
 
     def look_soon(self) -> None:
-        """Somebody may be there whose socket is to be opened, or whose notes are to be read."""
+        """A look has shown who is there, or that nobody can be seen: there may be sockets to open and notes to read."""
         self._wake.set()
 
     async def run(self) -> None:
@@ -124,8 +127,13 @@ class NotesReader:
         while True:
             await self._wake.wait()
             self._wake.clear()
+            # Who needs no disk is not held up by one that hangs.
+            await self._describe(t for t in self._undescribed() if not _needs_the_disk(t))
             await self._open(t for t in self._tenures.current.values() if t.address is None)
-            await self._describe(t for t in self._tenures if not t.gone and not _is_described(t))
+            await self._describe(self._undescribed())
+
+    def _undescribed(self) -> list[Tenure]:
+        return [t for t in self._tenures if not t.gone and not _is_described(t)]
 
     async def _open(self, unopened: Iterable[Tenure]) -> None:
         by_source: dict[str, list[Tenure]] = {}

@@ -1,6 +1,6 @@
 """Watches every occupant of one service: when to ask it, and what its answers and its silence prove. An engine is asked
 what it is once, and again only when something happened to it. In between, its health is asked now and then: without a
-task where that is all (`health_questions.py`), else in full (`asking.py`).
+task where that is all, else in full (`asking.py`).
 """
 
 from __future__ import annotations
@@ -8,17 +8,15 @@ from __future__ import annotations
 import asyncio
 import math
 import random
+from collections import Counter
 from functools import partial
 
 from gateway_sidecar.config import ServiceSettings
-from gateway_sidecar.control.replicas.asking import Answer, Asking, Probe
-from gateway_sidecar.control.replicas.crowds import Crowds
-from gateway_sidecar.control.replicas.health_questions import HealthQuestions
+from gateway_sidecar.control.replicas.asking import Answer, Asking, HealthQuestions, Probe, TunnelEnds
 from gateway_sidecar.control.replicas.registry import Registry
 from gateway_sidecar.control.replicas.tenure import Tenure
-from gateway_sidecar.control.replicas.tunnel_ends import TunnelEnds
 from gateway_sidecar.control.workqueue import Key, WorkQueue
-from gateway_sidecar.domain.lifecycle import Against, EvidencePolicy, against, loading_delay_s, suspect_delay_s
+from gateway_sidecar.domain.lifecycle import Against, Crowd, EvidencePolicy, against, loading_delay_s, suspect_delay_s
 from gateway_sidecar.domain.model import Dead, EngineFacts, Foreign, Loading, ProbeResult, Ready, Unknown
 from gateway_sidecar.domain.progress import Answers, found_dead, stays_dead
 from gateway_sidecar.domain.tunnels import PathOf
@@ -35,6 +33,8 @@ _OWES = 0.25
 """Of its time-out: an engine that has not answered for so long may be busy, and what it sends to clients is watched."""
 _FAILED_GAP_S = 0.25
 """Each failed request has its engine asked, but not more often than this."""
+_COUNT_GAP_S = 0.2
+"""To count a thousand takes a millisecond or two."""
 
 
 class Prober:
@@ -346,3 +346,27 @@ class Prober:
         age_s = now - (tenure.seen_at if probe.ejected is None else probe.ejected_at)
         crowd = self._crowds.of(against(result), now)
         return max(loading_delay_s(result, age_s, crowd), _LEAST_GAPS_S.get(type(result), 0.0))
+
+
+class Crowds:
+    """How many replicas of a service are not ready: the more there are, the less often each is asked.
+
+    Each kind of answer is a crowd of its own: dead sockets hold up no engine that loads.
+    """
+
+    def __init__(self, tenures: Registry) -> None:
+        self._tenures = tenures
+        self._counted_at = 0.0
+        self._counts: Counter[Against | None] = Counter()
+
+    def of(self, kind: Against | None, now: float) -> Crowd:
+        """How many give answers of one kind; with None, how many are ready and have no port."""
+        if now >= self._counted_at + _COUNT_GAP_S:
+            self._counted_at = now
+            counted = ((t.probe.result, t.bridge.port) for t in self._tenures if not t.gone)
+            self._counts = Counter(
+                against(result)
+                for result, port in counted
+                if result is not None and not (isinstance(result, Ready) and port is not None)
+            )
+        return Crowd(max(self._counts[kind], 1))

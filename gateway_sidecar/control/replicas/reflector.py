@@ -6,12 +6,11 @@ Each look ends with a listing that is written here, and a key in the queue.
 from __future__ import annotations
 
 import asyncio
-from collections.abc import AsyncIterator, Mapping
+from collections.abc import Mapping
 from dataclasses import replace
-from typing import Protocol
 
 from gateway_sidecar.control.workqueue import Key, Part, WorkQueue
-from gateway_sidecar.sources.listing import Listing
+from gateway_sidecar.sources.listing import Listing, Source
 from gateway_sidecar.supervision import awake
 from gateway_sidecar.supervision.loops import heartbeat
 from gateway_sidecar.telemetry.logs import get_logger
@@ -19,18 +18,6 @@ from gateway_sidecar.telemetry.metrics import Metrics
 
 _LEAST_GAP_S = 0.003
 _MOST_GAP_S = 0.2
-
-
-class Source(Protocol):
-    """Where replicas are learnt from."""
-
-    async def look(self) -> Listing:
-        """What is there now, soon. Never raises; what cannot be seen, or not in time, is said to be unknown."""
-        ...
-
-    def hints(self) -> AsyncIterator[None]:
-        """Yields whenever a look may be worth while."""
-        ...
 
 
 class Reflector:

@@ -174,6 +174,14 @@ class Registry:
         }
         return KnownUrls(frozenset(self._by_url), unsaid)
 
+    def of_same_engine(self, tenure: Tenure) -> list[Tenure]:
+        """Its engine's further stays, which are not over: its socket was away for a moment, or its address is another.
+
+        Their requests are that engine's too.
+        """
+        stays = self._by_occupant.get(tenure.sighting.occupant, ())
+        return [stay for stay in stays if stay is not tenure and stay.gone_because is not Why.REPLACED]
+
     def fresh_generation(self, occupant: SocketIdentity) -> int:
         """A socket that came back, the same inode, is a new stay: its old one may still be draining."""
         return max((t.generation for t in self._by_occupant.get(occupant, ())), default=-1) + 1

@@ -14,7 +14,7 @@ from gateway_sidecar.control.routers.router import Router, RouterState
 from gateway_sidecar.domain.backoff import Backoff
 from gateway_sidecar.errors import ProcessError, RouterError
 from gateway_sidecar.nginx.server import busy_ports
-from gateway_sidecar.routers.base import RouterPorts, RouterRules, RouterSetup
+from gateway_sidecar.routers.base import RouterClient, RouterPorts, RouterRules, RouterSetup
 from gateway_sidecar.supervision import awake
 from gateway_sidecar.supervision.awake import within
 from gateway_sidecar.supervision.logfile import ChildLog
@@ -153,6 +153,9 @@ class RouterProcess(Router):
                 await (self._until_it_changes() if self.state is RouterState.REFUSED else self._back_off())
                 continue
             await self._until_lost()
+
+    def another_client(self) -> RouterClient | None:
+        return None if self.ports is None else self.setup.client(self.ports, self._key)
 
     async def renew_client(self, setup: RouterRules) -> None:
         """Talks to the router as `setup` has it, from now on; to one of another kind as before."""

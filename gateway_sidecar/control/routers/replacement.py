@@ -315,6 +315,7 @@ class RouterSlots:
                 async with asyncio.timeout(_QUIET_GAP_S):
                     await old.hangs.wait()
                     break
+        await old.halt()  # Whoever is still being taken out of it is out with it.
         await old.router.stop(grace_s=0 if old.hangs.is_set() else 0.5)
         self.units.remove(old)  # Not before: as long as it runs it is ours to write down, or to end.
         old.router.close_log()

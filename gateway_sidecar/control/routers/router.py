@@ -113,8 +113,12 @@ class Router(ABC):
     async def stop(self, grace_s: float) -> None:
         """Ends the router."""
 
+    def another_client(self) -> RouterClient | None:
+        """A client beside `client`, for who closes it when he is done; None where there is no router to ask."""
+        return self.client
+
     async def close_client(self) -> None:
-        """Ends our own connections to the router, which would count as somebody's."""
+        """Ends our own connections to the router, which would count as somebody's; `client` is asked no more."""
         if self.client is not None:
             await self.client.close()
 

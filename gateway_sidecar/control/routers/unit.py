@@ -3,13 +3,15 @@
 from __future__ import annotations
 
 import asyncio
-from collections.abc import Callable
+from collections.abc import Awaitable, Callable, Mapping
 from contextlib import suppress
+from functools import partial
+from typing import TypeVar
 
 from gateway_sidecar.control.routers.router import Router
 from gateway_sidecar.control.routers.workers import WorkerSync
 from gateway_sidecar.control.workqueue import Key, Part, WorkerAt, WorkQueue
-from gateway_sidecar.domain.model import WorkerStatus
+from gateway_sidecar.domain.model import Registered, WorkerStatus
 from gateway_sidecar.domain.planning import Deregister, WorkerView
 from gateway_sidecar.errors import RouterError, RouterRefused, RouterUnavailable
 from gateway_sidecar.routers.base import RouterClient
@@ -20,6 +22,7 @@ from gateway_sidecar.telemetry.metrics import Metrics
 
 _AGAIN_S = 0.2
 
+T = TypeVar("T")
 
 MakeRouter = Callable[[Callable[[], None]], Router]
 """A router, not started yet, that calls what it is given whenever its state changes."""
@@ -86,39 +89,44 @@ class RouterUnit:
             self._dismissing = self._tasks.until_done(self._dismiss)
 
     async def _dismiss(self) -> None:
-        client = self.router.client
-        while self._dismissals and client is not None:
-            url, action = next(iter(self._dismissals.items()))
+        while self._dismissals and (client := self.router.another_client()) is not None:
             try:
-                await self._deregister(client, action.worker_id)
+                await self._dismiss_through(client)
             except RouterUnavailable:
                 self._dismissals.clear()
                 self.hangs.set()
-                return
+            finally:
+                await client.close()
+
+    async def _dismiss_through(self, client: RouterClient) -> None:
+        """Raises RouterUnavailable once it has been asked for as long as a router in service may be silent."""
+        listed: Mapping[str, Registered] = {}
+        with suppress(RouterRefused):  # By what id this client knows them: an engine with ranks has several.
+            listed = await self._patiently(client.list_workers)
+        while self._dismissals:
+            url, action = next(iter(self._dismissals.items()))
+            worker_id = listed[url].worker_id if url in listed else action.worker_id
+            try:
+                await self._patiently(partial(client.deregister, worker_id))
             except RouterRefused as refusal:
                 self._logger.warning("worker.operation_failed", worker_url=url, reason=str(refusal), failures=1)
             self._dismissals.pop(url)
             self.book.workers.pop(url, None)
             self._queue.add(WorkerAt(url))
-            if not self._dismissals:
-                await self.router.close_client()
 
     def _router_changed(self) -> None:
         self.book.hurry()
         self._queue.add(Part.ROUTERS, urgent=True)
 
-    async def _deregister(self, client: RouterClient, worker_id: str) -> None:
-        """Raises RouterUnavailable once it has been asked for as long as a router in service may be silent."""
+    async def _patiently(self, ask: Callable[[], Awaitable[T]]) -> T:
         deadline = awake.now() + self.book.most_silence_s
         while True:
             stalls = awake.stalls()
             try:
-                await client.deregister(worker_id)
+                return await ask()
             except RouterUnavailable:
                 if awake.now() >= deadline and awake.stalls() == stalls:
                     raise
-            else:
-                return
             await asyncio.sleep(_AGAIN_S)
 
     def is_ready(self, url: str | None) -> bool:

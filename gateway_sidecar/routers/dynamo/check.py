@@ -12,9 +12,9 @@ from gateway_sidecar.routers.base import find_program
 from gateway_sidecar.routers.dynamo.inside import frontend
 from gateway_sidecar.routers.dynamo.settings import INSTALL, DynamoSettings
 from gateway_sidecar.routers.dynamo.setup import options
-from gateway_sidecar.routers.program import run_to_its_end
+from gateway_sidecar.routers.program import Measured, run_to_its_end
 
-_SERIES = (1, 6)
+_MEASURED = Measured("1.6", "1.7")
 """The releases whose files and options were measured: 1.6.1."""
 _PATIENCE_S = 60
 """It takes a second to be imported on a machine that is at leisure."""
@@ -44,15 +44,10 @@ async def _check_one(service: str, settings: DynamoSettings) -> Finding:
 
 def trouble_with(version: str) -> str | None:
     """What is wrong with a release of ai-dynamo, and the cure; None if nothing is."""
-    try:
-        series = tuple(int(part) for part in version.split(".")[:2])
-    except ValueError:
-        series = ()
-    if series == _SERIES:
+    if (age := _MEASURED.age_of(version)) is None:
         return None
-    known = ".".join(map(str, _SERIES))
-    what = "too old" if series < _SERIES else "too new: its files may differ"
-    return f"{what}; install ai-dynamo {known} there"
+    why = ": its files may differ" if age == "too new" else ""
+    return f"{age}{why}; install ai-dynamo {_MEASURED.first} there"
 
 
 async def _ask(python: Path, settings: DynamoSettings) -> tuple[int, str, str]:

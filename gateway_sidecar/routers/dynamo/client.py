@@ -17,9 +17,6 @@ from pathlib import Path
 from typing import Any
 from urllib.parse import quote, urlsplit
 
-import aiohttp
-import orjson
-
 from gateway_sidecar.domain.model import (
     ENTRIES_LABEL,
     ConnectionMode,
@@ -32,11 +29,10 @@ from gateway_sidecar.domain.printable import printable
 from gateway_sidecar.errors import ProcessError, RouterRefused, RouterUnavailable, WorkerExists
 from gateway_sidecar.files import dynamo_entries as entries
 from gateway_sidecar.files.dynamo_entries import Entry
-from gateway_sidecar.routers.answers import body_within
 from gateway_sidecar.routers.base import LaunchCommand, find_program
 from gateway_sidecar.routers.dynamo.inside import shim
 from gateway_sidecar.routers.dynamo.settings import INSTALL
-from gateway_sidecar.supervision.awake import within
+from gateway_sidecar.routers.http import Connections, as_object
 from gateway_sidecar.supervision.process import Identity, Process
 
 _MOST_ANSWER_BYTES = 16 * 1024 * 1024
@@ -55,7 +51,7 @@ class DynamoClient:
         self._timeout_s = timeout_s
         self._python = python
         self._bridge_key = bridge_key
-        self._session: aiohttp.ClientSession | None = None
+        self._connections = Connections()
 
     async def list_workers(self) -> Mapping[str, Registered]:
         """Worker URL -> worker, ready once the frontend has found it and answers for its model."""
@@ -120,10 +116,8 @@ class DynamoClient:
             await self._keep_up()
 
     async def close(self) -> None:
-        """Closes the client's connections; the next question opens new ones. Shims go on."""
-        session, self._session = self._session, None
-        if session is not None:
-            await session.close()
+        """Closes the client's connections, for good. Shims go on."""
+        await self._connections.close()
 
     # -- files
 
@@ -213,18 +207,9 @@ class DynamoClient:
 
     async def _ask(self, path: str) -> dict[str, Any]:
         """A JSON object, whatever its status is. Raises RouterUnavailable."""
-        if self._session is None:
-            self._session = aiohttp.ClientSession(timeout=aiohttp.ClientTimeout(), trust_env=False)
         what = f"http://127.0.0.1:{self._port}{path}"
-        try:
-            async with within(self._timeout_s), self._session.get(what) as response:
-                raw = await body_within(response, _MOST_ANSWER_BYTES)
-            answer = orjson.loads(raw or b"")
-        except (aiohttp.ClientError, TimeoutError, OSError, ValueError) as error:
-            raise RouterUnavailable(f"{what}: {printable(str(error)) or type(error).__name__}") from error
-        if not isinstance(answer, dict):
-            raise RouterUnavailable(f"{what}: not a JSON object")
-        return answer
+        _, raw = await self._connections.ask("GET", what, self._timeout_s, _MOST_ANSWER_BYTES)
+        return as_object(raw, what)
 
 
 def _unready(worker: Registered) -> Registered:

@@ -14,8 +14,8 @@ from contextlib import suppress
 from gateway_sidecar.domain.model import ConnectionMode, Registered, WorkerSpec, WorkerStatus, WorkerType
 from gateway_sidecar.domain.printable import printable
 from gateway_sidecar.errors import RouterRefused, RouterUnavailable
+from gateway_sidecar.routers.http import RestApi, malformed, rows_of, text_or_none
 from gateway_sidecar.routers.one_model import refuse_another_model
-from gateway_sidecar.routers.rest import RestApi, malformed, rows_of, text_or_none
 
 _NAMELESS = "unknown"
 """The model, type and mode of a worker that is not there yet."""
@@ -89,7 +89,7 @@ class SglangRouterClient:
             await self._api.ask("DELETE", f"/workers/{worker_id}")
 
     async def close(self) -> None:
-        """Closes the client's connections; the next question opens new ones."""
+        """Closes the client's connections, for good."""
         await self._api.close()
 
 

@@ -7,16 +7,19 @@ from collections.abc import Mapping
 from pathlib import Path
 
 from gateway_sidecar.domain.findings import Finding, Level
+from gateway_sidecar.domain.printable import printable
 from gateway_sidecar.errors import ProcessError
 from gateway_sidecar.routers.base import RouterPorts
-from gateway_sidecar.routers.program import parse, python_of
-from gateway_sidecar.routers.smg.launch import find_smg, launch_command, version_of
+from gateway_sidecar.routers.program import Measured, parse, python_of, run_to_its_end
 from gateway_sidecar.routers.smg.settings import SmgSettings
+from gateway_sidecar.routers.smg.setup import find_smg, launch_command
 
-OLDEST, NEWEST = (1, 13), (1, 13)
-"""The versions that are tested: 1.13.0, and its later builds on PyPI (`tokenspeed-smg`)."""
+_TESTED = Measured("1.13", "1.14")
+"""1.13.0, and its later builds on PyPI (`tokenspeed-smg`)."""
+_USABLE = Measured("1.13", "2")
+_VERSION_S = 30
 _SHOWN = "smg 1.13"
-_VERSION = re.compile(r"\b([0-9]{1,4})\.([0-9]{1,4})\b")
+_VERSION = re.compile(r"\b[0-9]{1,4}\.[0-9]{1,4}\b")
 
 
 async def check(services: Mapping[str, SmgSettings]) -> list[Finding]:
@@ -32,7 +35,7 @@ async def check(services: Mapping[str, SmgSettings]) -> list[Finding]:
 async def _program(command: str) -> list[Finding]:
     try:
         program = find_smg(command)
-        findings = [about_version(program, await version_of(program))]
+        findings = [about_version(program, await _version_of(program))]
     except ProcessError as error:
         return [Finding(Level.FAIL, str(error))]
     if python_of(program) is None:
@@ -41,17 +44,26 @@ async def _program(command: str) -> list[Finding]:
     return findings
 
 
+async def _version_of(program: Path) -> str:
+    """What `smg --version` says. Raises ProcessError."""
+    asked = f"{program} --version"
+    code, output, said = await run_to_its_end([str(program), "--version"], {}, asked, patience_s=_VERSION_S)
+    text = printable((output + said).decode("utf-8", "replace").strip()[-200:])
+    if code != 0:
+        raise ProcessError(f"{asked} ended with {code}: {text}")
+    return text
+
+
 def about_version(program: Path, said: str) -> Finding:
     """Whether this SMG is one that the daemon knows: `smg 1.13.0`, or a later build, `smg 1.13.0+post20261027`."""
     found, text = _VERSION.search(said), f"router {program}: {said}"
     if found is None:
         return Finding(Level.WARN, f"{text} is no version of SMG; is this the right program?")
-    version = (int(found[1]), int(found[2]))
-    if version < OLDEST:
+    if (age := _USABLE.age_of(found[0])) == "too old":
         return Finding(Level.FAIL, f"{text} is too old; install {_SHOWN} or a later build of it")
-    if version[0] > NEWEST[0]:
+    if age == "too new":
         return Finding(Level.FAIL, f"{text} is too new: its worker API may differ; install {_SHOWN}")
-    if version > NEWEST:
+    if _TESTED.age_of(found[0]) is not None:
         return Finding(Level.WARN, f"{text} is newer than what was tested, {_SHOWN}; try it beside the old one first")
     return Finding(Level.OK, text)
 

@@ -3,19 +3,22 @@
 What is relied on was measured on smg 1.13: a POST is accepted (202) long before the worker is ready, `GET
 /workers/{id}` shows one that the list does not, a DELETE makes it `draining` at once, and `failed` is final.
 
-Three things are corrected here, so that no other module has to know of them:
+Four things are corrected here, so that no other module has to know of them:
 
 * a gRPC worker is `ready` before SMG has its model's tokenizer, and requests get 503 until then: not ready yet;
 * `external` means a hosted provider to SMG; a plain OpenAI-compatible server is `generic`;
-* a TensorRT-LLM gRPC worker gets a tokenizer only if its labels name one, whatever they name.
+* a TensorRT-LLM gRPC worker gets a tokenizer only if its labels name one, whatever they name;
+* with `--dp-aware` SMG lists one worker for each data-parallel rank, `URL@rank`, each with an id of its own: they are
+  one here. The id that a registration was answered with is gone once the ranks are there, and to remove one removes no
+  other.
 """
 
 from __future__ import annotations
 
 import asyncio
 import re
-from collections.abc import Mapping
-from dataclasses import replace
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, replace
 from typing import Any
 
 from gateway_sidecar.domain.model import (
@@ -27,8 +30,7 @@ from gateway_sidecar.domain.model import (
 )
 from gateway_sidecar.domain.printable import printable
 from gateway_sidecar.errors import RouterRefused, RouterUnavailable, WorkerExists
-from gateway_sidecar.routers.rest import RestApi, as_object, malformed, rows_of, text_or_none
-from gateway_sidecar.routers.smg.ranks import Rank, RankBook
+from gateway_sidecar.routers.http import RestApi, as_object, malformed, rows_of, text_or_none
 from gateway_sidecar.supervision import awake
 
 _ROWS_AT_ONCE = 500
@@ -42,6 +44,14 @@ _NAMELESS = "unknown"
 """The model of a worker that names none. No request for a model reaches it."""
 _MODES = {mode.value: mode for mode in ConnectionMode}
 _ID_IN_TEXT = re.compile(r"[0-9a-f]{8}(?:-[0-9a-f]{4}){3}-[0-9a-f]{12}")
+_PATIENCE_S = 5.0
+_LEAST_READY_FIRST = (
+    WorkerStatus.FAILED,
+    WorkerStatus.DRAINING,
+    WorkerStatus.PENDING,
+    WorkerStatus.NOT_READY,
+    WorkerStatus.READY,
+)
 
 
 class SmgClient:
@@ -156,7 +166,7 @@ class SmgClient:
                     raise
 
     async def close(self) -> None:
-        """Closes the client's connections; the next question opens new ones."""
+        """Closes the client's connections, for good."""
         await self._api.close()
 
     async def _with_tokenizer(self, worker: Registered) -> Registered:
@@ -218,3 +228,62 @@ def _base_url(url: str) -> str:
     """`URL@rank` of a data-parallel worker -> URL."""
     base, at, rank = url.rpartition("@")
     return base if at and rank.isdigit() else url
+
+
+@dataclass(frozen=True, slots=True)
+class Rank:
+    """One row of SMG's list. `of` is how many ranks the engine has; None for a worker that is not split."""
+
+    worker: Registered
+    number: int = 0
+    of: int | None = None
+
+
+class RankBook:
+    """What belongs together: the ranks of each engine, and the id that it goes by.
+
+    An engine goes by the id that its registration was answered with, or, registered before our time, by that of its
+    first rank.
+    """
+
+    def __init__(self) -> None:
+        self._submitted: dict[str, str] = {}
+        self._ids: dict[str, tuple[str, ...]] = {}
+        self._partial_since: dict[str, float] = {}
+
+    def submitted(self, url: str, worker_id: str) -> None:
+        """A registration was accepted."""
+        self._submitted[url] = worker_id
+        self._ids.pop(worker_id, None)
+
+    def url_of(self, worker_id: str) -> str | None:
+        """The URL that was registered under this id, if it was by us."""
+        return next((url for url, submitted in self._submitted.items() if submitted == worker_id), None)
+
+    def ids_of(self, worker_id: str) -> Sequence[str]:
+        """All that has to be removed to remove this worker."""
+        return self._ids.get(worker_id, (worker_id,))
+
+    def join(self, url: str, ranks: Sequence[Rank], now: float) -> tuple[Registered, bool]:
+        """One worker for the rows of one URL, the least ready of them; and whether that may rest until the rows change.
+
+        An engine that some ranks are missing of, for seconds on end, has failed: it has to be registered anew.
+        """
+        first = min(ranks, key=lambda rank: rank.number)
+        if first.of is None:
+            return min(ranks, key=_readiness).worker, True
+        worker_id = self._submitted.get(url, first.worker.worker_id)
+        self._ids[worker_id] = tuple(rank.worker.worker_id for rank in ranks)
+        worker = replace(min(ranks, key=_readiness).worker, worker_id=worker_id)
+        missing = first.of - len({rank.number for rank in ranks})
+        if missing <= 0 or worker.status is WorkerStatus.DRAINING:
+            self._partial_since.pop(url, None)
+            return worker, True
+        since = self._partial_since.setdefault(url, now)
+        status = WorkerStatus.FAILED if now - since >= _PATIENCE_S else WorkerStatus.NOT_READY
+        note = f"{missing} of {first.of} data-parallel ranks are missing"
+        return replace(worker, status=status, note=note), False
+
+
+def _readiness(rank: Rank) -> int:
+    return _LEAST_READY_FIRST.index(rank.worker.status)

@@ -16,8 +16,8 @@ from urllib.parse import quote, unquote
 from gateway_sidecar.domain.model import ConnectionMode, Registered, WorkerSpec, WorkerStatus, WorkerType
 from gateway_sidecar.domain.planning import base_of
 from gateway_sidecar.errors import RouterError, RouterRefused, WorkerExists
+from gateway_sidecar.routers.http import RestApi, malformed, rows_of, text_or_none
 from gateway_sidecar.routers.one_model import refuse_another_model
-from gateway_sidecar.routers.rest import RestApi, malformed, rows_of, text_or_none
 from gateway_sidecar.routers.vllm_router.paths import HEADERS
 from gateway_sidecar.supervision.awake import within
 
@@ -85,7 +85,7 @@ class VllmRouterClient:
                 raise
 
     async def close(self) -> None:
-        """Closes the client's connections; the next question opens new ones."""
+        """Closes the client's connections, for good."""
         await self._api.close()
 
     async def _add_to_one_model(self, spec: WorkerSpec) -> None:

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from gateway_sidecar.domain.model import ConnectionMode, Registered, WorkerStatus, WorkerType
-from gateway_sidecar.routers.smg.ranks import Rank, RankBook
+from gateway_sidecar.routers.smg.client import Rank, RankBook
 
 URL = "http://127.0.0.1:24001"
 READY, DRAINING, NOT_READY = WorkerStatus.READY, WorkerStatus.DRAINING, WorkerStatus.NOT_READY

@@ -1,0 +1,87 @@
+"""When a certificate is ordered anew, and when again after a failure. Times are seconds since 1970."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+from gateway_sidecar.domain.backoff import Backoff
+
+_DUE = 2 / 3
+"""Of its lifetime: as Let's Encrypt's integration guide advises, a third is left for failures."""
+_SPREAD = 1 / 30
+"""So much of its lifetime earlier at the most (3 of 90 days): what was ordered together is not renewed together."""
+_LAST = 1 / 6
+"""Half of what is left when it is due: then people are told."""
+_FIRST_S, _FACTOR, _DAY_S = 60.0, 10.0, 86400.0
+"""Let's Encrypt's integration guide: after 1, 10 and 100 minutes, then once a day. So no more than three orders fail in
+an hour; its limit is five failed validations of a name an hour."""
+_HOUR_S = 3600.0
+"""While there is no certificate that can be served, clients wait: an hour is within that limit, too."""
+_MOST_ASKED_S = 8 * _DAY_S
+"""Let's Encrypt's longest limits count over a week."""
+_OF_LIFETIME = 1 / 24
+"""A certificate of a day is ordered again after an hour, as one of 24 days and more is after a day."""
+
+
+@dataclass(frozen=True, slots=True)
+class Validity:
+    """From when to when a certificate is good."""
+
+    begins_at: float
+    ends_at: float
+
+    @property
+    def lifetime_s(self) -> float:
+        """How long it is good as a whole."""
+        return self.ends_at - self.begins_at
+
+    def renewal_at(self, share: float, suggested_at: float | None = None) -> float:
+        """When the next one is to be ordered. share: 0 to 1, the certificate's own part of the spread.
+
+        suggested_at: when the server would have it renewed, if it says so; not later than when people are told.
+        """
+        if suggested_at is not None:
+            return min(suggested_at, self.ends_at - self.last_s)
+        return self.begins_at + self.lifetime_s * (_DUE - share * _SPREAD)
+
+    @property
+    def last_s(self) -> float:
+        """How long before its end people are told, if it is still there."""
+        return self.lifetime_s * _LAST
+
+
+@dataclass(frozen=True, slots=True)
+class Tries:
+    """The orders in a row that brought nothing.
+
+    next_at: the next one is not before that. reason: of the last failure. asked: whether the server named the time.
+    """
+
+    failures: int = 0
+    next_at: float = 0.0
+    reason: str = ""
+    asked: bool = False
+
+    def failed(self, now: float, reason: str, validity: Validity | None, asked_s: float = 0.0) -> Tries:
+        """One more. asked_s: how long the server wants to be left alone."""
+        wait_s = longest_wait_s(now, validity)
+        wait_s = Backoff(_FIRST_S, wait_s, _FACTOR).delay_s(self.failures + 1)
+        asked_s = min(asked_s, _MOST_ASKED_S)
+        return Tries(self.failures + 1, now + max(wait_s, asked_s), reason, asked_s > wait_s)
+
+
+def longest_wait_s(now: float, validity: Validity | None) -> float:
+    """The longest pause after failures, unless the server asks for more."""
+    if validity is None or now >= validity.ends_at:
+        return _HOUR_S
+    return min(_DAY_S, max(validity.lifetime_s * _OF_LIFETIME, _FIRST_S))
+
+
+def order_at(now: float, validity: Validity | None, renewal_at: float, tries: Tries) -> float:
+    """When the next order is due; not later than `now` if it is due already. renewal_at: if nothing had failed.
+
+    A clock that was wrong when the last one failed does not put it off for long, unless the server asked for it.
+    """
+    due = 0.0 if validity is None else renewal_at
+    again = tries.next_at if tries.asked else min(tries.next_at, now + longest_wait_s(now, validity))
+    return max(due, again)
