@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import re
 from dataclasses import replace
+from pathlib import Path
 from typing import Any
 
 import pytest
@@ -13,8 +14,9 @@ import yaml
 from gateway_sidecar.config import FrontendSettings, parse_config
 from gateway_sidecar.domain.routing import RouterHeaders
 from gateway_sidecar.errors import ConfigError
+from gateway_sidecar.nginx.config import PeerConfig
 from gateway_sidecar.routers.smg.log import read_log_line
-from tests.smg import smg_address
+from tests.smg import RULES, smg_address
 from tests.unit.fake_time import in_fake_time
 from tests.unit.test_nginx_config import APPLICATIONS, config, every
 from tests.unit.world import Worlds
@@ -120,6 +122,22 @@ def test_routers_engines_and_clients_are_told_one_name() -> None:
     assert "proxy_hide_header X-Gateway-Waited;" in text
     named = replace(smg_address("chat", "127.0.0.1:1", "", ""), paths=APPLICATIONS, headers=(RouterHeaders(""),))
     assert "add_header X-Request-Id $gateway_own_id always;" in config(services=[named], lua_modules=())
+
+
+def test_a_bridge_says_its_address_to_our_routers_alone() -> None:
+    """In whichever nginx it is, and never to a router that somebody else runs: its clients would see it."""
+    said = ("map", "$http_authorization", "$gateway_bridge")
+    (ours,) = [it for it in every(config(), "map") if it.words[:3] == said]
+    assert [it.words for it in ours.block or ()] == [("default", "127.0.0.1:$server_port")]
+    rules = replace(RULES, shared_key="s" * 20)
+    (others,) = [it for it in every(config(bridge_rules=rules), "map") if it.words[:3] == said]
+    assert ("Bearer " + "s" * 20, "") in [it.words for it in others.block or ()]
+    peer = PeerConfig(
+        "10.0.0.5", 8000, Path("/run/g/bridges/24001.sock"), Path("/run/g/peers/x"), grpc=False, bridge_key="k" * 32,
+        bridge_rules=RULES, modules=(), owner_url=None,
+    ).text()  # fmt: skip
+    assert "map $http_authorization $gateway_bridge { default 10.0.0.5:$server_port; }" in peer
+    assert "add_header X-Gateway-Bridge $gateway_bridge;" in peer
 
 
 def test_a_header_that_an_operator_passes_does_not_bring_the_clients_id_back() -> None:
