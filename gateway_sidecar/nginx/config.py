@@ -327,6 +327,11 @@ class NginxConfig:
             "rows": ROWS,
             "endpoints": self.links.with_name(ENDPOINTS),
             "names": self.links.with_name(NAMES),
+            "notes_answers": self.access_log
+            and any(
+                it.frontend.access_log != "off" and not all(kind.passes_answers for kind in it.headers)
+                for it in self.services
+            ),
             "logged": self.access_log and any(it.frontend.access_log != "off" for it in self.services),
             "in_force": InForce(_UNNUMBERED, self.temp.parent == self.directory.parent, self.events),
             "body_classes": body_classes(

@@ -155,6 +155,13 @@ local function replica_of(said, names, host)
     return name
 end
 
+-- At a bridge, where an engine begins to answer: for a router that passes no header of it on.
+function access_log.note_answer()
+    local var = ngx.var
+    local id = var.http_x_request_id
+    if id then ngx.shared.gateway_answered:set(id, var.gateway_bridge) end
+end
+
 -- How often a request was sent again: to a router, or an engine. The waiting room is neither.
 local function retries(places)
     local tries = 0
@@ -176,6 +183,10 @@ function access_log.over(names, host, only, first, second, third)
     local said = var[first]
     if second and (not said or said == "") then said = var[second] end
     if third and (not said or said == "") then said = var[third] end
+    if not said or said == "" then
+        local answered = ngx.shared.gateway_answered
+        said = answered and answered:get(var.gateway_id)
+    end
     if said and said ~= "" then var.gateway_replica = replica_of(said, names, host) end
     local body = var.request_body
     local model = body and access_log.model_of(body)

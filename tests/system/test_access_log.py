@@ -79,6 +79,11 @@ class Engine:
 
     async def _chat(self, request: web.Request) -> web.Response:
         self.seen.append({name.lower(): value for name, value in request.headers.items()})
+        if (await request.json()).get("stream"):
+            choice = {"index": 0, "delta": {"role": "assistant", "content": "x"}, "finish_reason": "stop"}
+            said = {"id": "1", "object": "chat.completion.chunk", "created": 1, "model": "tiny", "choices": [choice]}
+            text = f"data: {json.dumps(said)}\n\ndata: [DONE]\n\n"
+            return web.Response(text=text, content_type="text/event-stream")
         headers = {"X-Request-Id": "an engine's own", "X-Gateway-Bridge": "forged", "X-Gateway-Waited": "9"}
         return web.json_response({"object": "chat.completion", "choices": [], **self.answer}, headers=headers)
 
