@@ -181,10 +181,9 @@ class ServiceAddress:
 
     @property
     def worker_variables(self) -> Sequence[str]:
-        """nginx's variables of which the first that is not empty says which engine a request went to."""
+        """nginx's variables of which the first that is not empty says which engine a router sent a request to."""
         headers = (*self.worker_headers, client_headers.BRIDGE)
-        said = ["upstream_http_" + it.lower().replace("-", "_") for it in headers]
-        return ["gateway_engine", *said] if self.balances else said
+        return ["upstream_http_" + it.lower().replace("-", "_") for it in headers]
 
     @property
     def tenant_headers(self) -> Sequence[str]:
@@ -327,11 +326,7 @@ class NginxConfig:
             "rows": ROWS,
             "endpoints": self.links.with_name(ENDPOINTS),
             "names": self.links.with_name(NAMES),
-            "notes_answers": self.access_log
-            and any(
-                it.frontend.access_log != "off" and not all(kind.passes_answers for kind in it.headers)
-                for it in self.services
-            ),
+            "names_answers": not all(kind.passes_answers for it in self.services for kind in it.headers),
             "logged": self.access_log and any(it.frontend.access_log != "off" for it in self.services),
             "in_force": InForce(_UNNUMBERED, self.temp.parent == self.directory.parent, self.events),
             "body_classes": body_classes(

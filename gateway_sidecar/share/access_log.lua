@@ -5,8 +5,8 @@
 -- and never a part of what somebody said.
 --
 -- It runs for each request, and for each piece of an answer. What most of them run is what LuaJIT compiles, which
--- patterns and `ngx.req` are not: it looks for plain text, and goes from byte to byte. `ngx.ctx` and variables, which cost
--- more than all else, are taken only if there is something to put there.
+-- patterns, loops of few rounds and `ngx.req` are not: it looks for plain text. `ngx.ctx` and variables, which cost more
+-- than all else, are taken only if there is something to put there.
 
 local ffi = require "ffi"
 local C = ffi.C
@@ -22,10 +22,14 @@ local MOST_KNOWN = 4096
 local MOST_DIGITS = 16
 -- Of a piece of an answer that ends in mid-number, or in mid-name.
 local KEPT = 128
-local LINE_FEED, QUOTE, COLON, BACKSLASH, BRACE = 10, 34, 58, 92, 125
+local LINE_FEED, COLON, BACKSLASH, BRACE = 10, 58, 92, 125
 local target = ffi.new("char[?]", LONGEST_NAME)
 -- Worker -> its replica's name, as of the second `known_at`: a port rests for longer before another replica has it.
 local known, known_at, count = {}, 0, 0
+-- A model's name -> what is shown of it.
+local shown_as, shown_count = {}, 0
+-- What stands before a request's name where it is noted who answered, beside how often it failed: no name begins so.
+local ANSWERED = "!"
 -- How many requests have something in `ngx.ctx`.
 local kept = 0
 
@@ -124,20 +128,24 @@ function access_log.model_of(body)
     local _, stop = find(body, '"model"', 1, true)
     if not stop then return nil end
     if find(body, '"model"', stop, true) then return outermost_model(body) end
-    local colon = past_space(body, stop + 1)
-    if byte(body, colon) ~= COLON then return nil end
-    local value = past_space(body, colon + 1)
-    return byte(body, value) == QUOTE and string_at(body, value) or nil
+    local from = find(body, '"', stop + 1, true)
+    if not from then return nil end
+    local between = sub(body, stop + 1, from - 1)
+    if between ~= ":" and between ~= ": " and not match(between, "^%s*:%s*$") then return nil end
+    local to = find(body, '"', from + 1, true)
+    if not to then return nil end
+    if byte(body, to - 1) == BACKSLASH then return (string_at(body, from)) end
+    return sub(body, from + 1, to - 1)
 end
 
 -- Text of a client's as it may stand in a line: printable ASCII, and not longer than a name is.
 local function shown(text)
-    local plain = #text <= LONGEST_MODEL
-    for at = 1, plain and #text or 0 do
-        local code = byte(text, at)
-        plain = plain and code >= 32 and code < 127
-    end
-    return plain and text or (gsub(sub(text, 1, LONGEST_MODEL), "[^ -~]", "?"))
+    local known = shown_as[text]
+    if known then return known end
+    if shown_count > MOST_KNOWN then shown_as, shown_count = {}, 0 end
+    local fit = gsub(sub(text, 1, LONGEST_MODEL), "[^ -~]", "?")
+    if #text <= LONGEST_MODEL then shown_as[text], shown_count = fit, shown_count + 1 end
+    return fit
 end
 
 -- Which replica a worker is: the daemon keeps a symbolic link for each, named by its address. `said` is that address, or
@@ -155,15 +163,29 @@ local function replica_of(said, names, host)
     return name
 end
 
--- At a bridge, where an engine begins to answer: for a router that passes no header of it on.
-function access_log.note_answer()
+-- At a bridge, where an engine begins to answer, or fails: a router that tries another one does not say so. `named`: a
+-- router passes no header on, so who answered is noted, too.
+function access_log.note_try(named)
+    local failed = ngx.status >= 500
+    if not failed and not named then return end
     local var = ngx.var
     local id = var.http_x_request_id
-    if id then ngx.shared.gateway_answered:set(id, var.gateway_bridge) end
+    if not id then return end
+    if failed then ngx.shared.gateway_tries:incr(id, 1, 0) end
+    if named then ngx.shared.gateway_tries:set(ANSWERED .. id, var.gateway_bridge) end
 end
 
--- How often a request was sent again: to a router, or an engine. The waiting room is neither.
-local function retries(places)
+-- How often a router sent a request again by itself: what failed at its engines, but for the last if that is the answer.
+local function retries_of_router(id)
+    local tries = ngx.shared.gateway_tries
+    local failed = tries:get(id)
+    if not failed then return 0 end
+    tries:delete(id)
+    return ngx.status >= 500 and failed - 1 or failed
+end
+
+-- How often nginx sent a request again: to a router, or an engine. The waiting room is neither.
+local function retries_of_nginx(places)
     local tries = 0
     for place in string.gmatch(places, "[^ ,]+") do
         if find(place, ":", 2, true) and sub(place, -10) ~= "/hold.sock" then tries = tries + 1 end
@@ -172,29 +194,29 @@ local function retries(places)
 end
 
 -- A request is over, and about to be logged. `names`: the directory of links to replicas' names. `host`: where bridges
--- listen. `only`: the variable that is empty if the request is not logged; nil if each is. The others: variables of
--- which the first that is not empty says which engine answered.
-function access_log.over(names, host, only, first, second, third)
+-- listen. `only`: the variable that is empty if the request is not logged; nil if each is. `engine`: the port of the
+-- one that nginx has chosen by itself, or nothing; nil where there is a router. The others: variables of which the first
+-- that is not empty says which engine a router has chosen.
+function access_log.over(names, host, only, engine, first, second)
     local var = ngx.var
     if kept > 0 and ngx.ctx.gateway_kept then kept = kept - 1 end
     if only and var[only] == "" then return end
     local places = var.upstream_addr
     if not places then return end -- nginx has answered: what was asked for nobody has read.
-    local said = var[first]
+    local said, again = engine, 0
+    if not said or said == "" then said = var[first] end
     if second and (not said or said == "") then said = var[second] end
-    if third and (not said or said == "") then said = var[third] end
-    if not said or said == "" then
-        local answered = ngx.shared.gateway_answered
-        said = answered and answered:get(var.gateway_id)
+    if not engine then
+        local id = var.gateway_id
+        again = retries_of_router(id)
+        if not said or said == "" then said = ngx.shared.gateway_tries:get(ANSWERED .. id) end
     end
     if said and said ~= "" then var.gateway_replica = replica_of(said, names, host) end
     local body = var.request_body
     local model = body and access_log.model_of(body)
     if model then var.gateway_model = shown(model) end
-    if find(places, " ", 1, true) then
-        local again = retries(places)
-        if again > 0 then var.gateway_retries = again end
-    end
+    if find(places, " ", 1, true) then again = again + retries_of_nginx(places) end
+    if again > 0 then var.gateway_retries = again end
 end
 
 return access_log

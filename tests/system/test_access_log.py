@@ -537,6 +537,22 @@ async def test_the_model_is_that_of_the_bodys_outermost_object(make_gateway: Mak
     assert [line["model"] for line in await until_lines(gateway, len(ASKED))] == list(ASKED.values())
 
 
+async def test_what_a_router_tries_again_is_counted(make_gateway: MakeGateway, engine: StartEngine) -> None:
+    """SMG asks another engine where one fails, and does not say so: the bridges do. The same name may come again."""
+    gateway = logging(make_gateway)
+    gateway.settings["services"][0]["router"] = {"policy": "round_robin"}
+    await gateway.start()
+    failing = await engine(gateway.socket("r1"))
+    await engine(gateway.socket("r2"))
+    await gateway.until_states({"r1": "serving", "r2": "serving"})
+    failing.behave(fail_rate=1.0)
+    for _ in range(6):
+        assert (await post(gateway, **{"X-Request-Id": "mine"}))[0] == 200
+    lines = await until_lines(gateway, 6)
+    assert {(line["status"], line["replica"]) for line in lines} == {(200, "r2")}
+    assert {line["retries"] for line in lines} == {0, 1}
+
+
 async def test_a_grpc_engine_is_named_too(make_gateway: MakeGateway, engine: StartEngine) -> None:
     """It has no headers to say it in: SMG does."""
     gateway = logging(make_gateway)
