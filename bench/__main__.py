@@ -25,6 +25,7 @@ FIGURES = (
     "signals",
     "neighbours",
     "frontend",
+    "many-models",
     "first-token",
     "waking",
     "daemon-restart",

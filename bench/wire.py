@@ -56,7 +56,7 @@ class Connection:
             self._streams = None
 
     async def ask(self, method: str, path: str, body: object = None) -> Answer:
-        """One exchange. Raises ExchangeFailed; every status is an answer."""
+        """One exchange; `body` is JSON, or bytes as they are. Raises ExchangeFailed; every status is an answer."""
         phase, got = "connect", bytearray()
         try:
             async with asyncio.timeout(self._timeout_s):
@@ -80,7 +80,7 @@ class Connection:
         return Answer(status, bytes(got))
 
     def _request(self, method: str, path: str, body: object) -> bytes:
-        content = b"" if body is None else json.dumps(body).encode()
+        content = body if isinstance(body, bytes) else b"" if body is None else json.dumps(body).encode()
         head = (
             f"{method} {path} HTTP/1.1\r\nHost: {self._host}:{self._port}\r\n{self._authorization}"
             f"Content-Type: application/json\r\nContent-Length: {len(content)}\r\n\r\n"

@@ -108,10 +108,14 @@ async def check_machine(settings: Settings, *, assumed: bool = False) -> list[Fi
     findings += [_directory("state_dir", settings.state_dir), _directory("run_dir", settings.run_dir)]
     findings += room_for_bodies(settings.state_dir, settings.bridges.max_bodies_mb)
     findings += await asyncio.to_thread(_access_log, settings)
+    for address in settings.addresses:
+        models = f"{counted(len(address.models), 'model')} of {', '.join(address.services)}"
+        findings.append(Finding(Level.OK, f"{address.name}: {address.listen} leads to {models}"))
+        findings += await asyncio.to_thread(lambda it: list(_frontend(it.name, it.frontend)), address)
     for service in settings.services:
         findings += await _replicas(service, settings)
         findings += await _unfit(service, settings, running)
-        findings += await asyncio.to_thread(lambda it: list(_frontend(it)), service)
+        findings += await asyncio.to_thread(lambda it: list(_frontend(it.name, it.frontend)), service)
         findings += _scaling(service)
         findings += await asyncio.to_thread(_endpoints, service, settings.bridges.host)
     findings += await asyncio.to_thread(_peers, settings, await _all_sightings(settings))
@@ -148,11 +152,19 @@ async def _nginx(settings: Settings) -> list[Finding]:
     module = f"stream module {program.stream_module}" if program.stream_module else "stream built in"
     found = [Finding(Level.OK, f"nginx {program.version} at {program.path}, {module}")]
     found += [Finding(Level.WARN, text) for text in unguarded(program, settings)]
-    return found + [
-        Finding(Level.FAIL, f"{service.name}: {text}")
-        for service in settings.services
-        for text in lacking(program, service.frontend, balances=ROUTERS[service.router.type].is_nginx)
-    ]
+    return (
+        found
+        + [
+            Finding(Level.FAIL, f"{service.name}: {text}")
+            for service in settings.services
+            for text in lacking(program, service.frontend, balances=ROUTERS[service.router.type].is_nginx)
+        ]
+        + [
+            Finding(Level.FAIL, f"{address.name}: {text}")
+            for address in settings.addresses
+            for text in lacking(program, address.frontend, dispatches=True)
+        ]
+    )
 
 
 def unguarded(program: NginxProgram, settings: Settings) -> Iterator[str]:
@@ -171,8 +183,15 @@ def unguarded(program: NginxProgram, settings: Settings) -> Iterator[str]:
         )
 
 
-def lacking(program: NginxProgram, frontend: FrontendSettings, *, balances: bool = False) -> Iterator[str]:
-    """What this frontend needs and nginx does not have. balances: nginx is to be the router, too."""
+def lacking(
+    program: NginxProgram, frontend: FrontendSettings, *, balances: bool = False, dispatches: bool = False
+) -> Iterator[str]:
+    """What this frontend needs and nginx does not have.
+
+    balances: nginx is to be the router, too. dispatches: it is to choose a service for each request.
+    """
+    if dispatches and program.lua_modules is None:
+        yield f"addresses need nginx's Lua module, to read the model that a request names; {LUA_CURE}"
     if balances and program.lua_modules is None:
         yield f"router.type: none needs nginx's Lua module, to balance with; {LUA_CURE}"
     if frontend.auth is not None and frontend.auth.keys_file is not None and program.lua_modules is None:
@@ -187,9 +206,8 @@ def lacking(program: NginxProgram, frontend: FrontendSettings, *, balances: bool
             yield f"frontend.{setting} needs an nginx built {word}; use the distribution's"
 
 
-def _frontend(service: ServiceSettings) -> Iterator[Finding]:
+def _frontend(name: str, frontend: FrontendSettings) -> Iterator[Finding]:
     """Its keys and its certificate, read as the daemon will."""
-    frontend = service.frontend
     try:
         if frontend.auth is not None and frontend.auth.keys_file is not None:
             keys = read_keys(frontend.auth.keys_file)
@@ -197,31 +215,31 @@ def _frontend(service: ServiceSettings) -> Iterator[Finding]:
             expired = sum(1 for end in ends if end is not None and end <= today())
             yield Finding(
                 Level.OK if len(keys) > expired else Level.WARN,
-                f"{service.name}: {len(keys)} key{'s' * (len(keys) != 1)} in {frontend.auth.keys_file}"
+                f"{name}: {len(keys)} key{'s' * (len(keys) != 1)} in {frontend.auth.keys_file}"
                 + (f", {expired} of them expired" if expired else ""),
             )
     except FrontendError as error:
-        yield from (Finding(Level.FAIL, f"{service.name}: {problem}") for problem in error.problems)
+        yield from (Finding(Level.FAIL, f"{name}: {problem}") for problem in error.problems)
     if frontend.tls is None or frontend.tls.acme:
         return
     certificate, key = frontend.tls.pair
     try:
         pair = read_certificate(certificate, key, today())
     except FrontendError as error:
-        yield from (Finding(Level.FAIL, f"{service.name}: {problem}") for problem in error.problems)
+        yield from (Finding(Level.FAIL, f"{name}: {problem}") for problem in error.problems)
         return
     days = (pair.expires_at - today()) / 86400
     soon = days <= frontend.tls.warn_days
-    text = f"{service.name}: {certificate} expires in {counted(days, 'day')}"
+    text = f"{name}: {certificate} expires in {counted(days, 'day')}"
     yield Finding(Level.WARN if soon else Level.OK, f"{text}; renew it" if soon else text)
-    for name in frontend.server_names:
-        if not pair.covers(name):
-            yield Finding(Level.WARN, f"{service.name}: {certificate} is not for {name}; browsers will refuse it")
+    for host in frontend.server_names:
+        if not pair.covers(host):
+            yield Finding(Level.WARN, f"{name}: {certificate} is not for {host}; browsers will refuse it")
 
 
 def acme_findings(settings: Settings) -> Iterator[Finding]:
     """The ACME server, as this machine reaches it now, and the names that it is to prove. Orders nothing."""
-    frontends = {it.name: it.frontend for it in settings.services}
+    frontends = {it.name: it.frontend for it in settings.all_addresses}
     names = {owner: it.server_names for owner, it in frontends.items() if it.tls is not None and it.tls.acme}
     if settings.acme is None or not names:
         return
@@ -264,7 +282,7 @@ async def _routers(settings: Settings) -> list[Finding]:
 
 def _ports(settings: Settings, running: Status | None, left: LeftRunning, *, assumed: bool) -> list[Finding]:
     """Whether all could be listened on. Of a running daemon's, those that its nginx does not have: no others change."""
-    public = {it for s in settings.services for it in (s.listen, *s.frontend.listen, *s.frontend.redirect)}
+    public = {it for s in settings.all_addresses for it in (s.listen, *s.frontend.listen, *s.frontend.redirect)}
     wanted = [(it.host, it.port) for it in sorted(public, key=str)]
     ours: frozenset[tuple[IPv4Address | IPv6Address, int]] = frozenset()
     if running is not None:
@@ -328,8 +346,8 @@ def root_findings() -> list[Finding]:
 def _files(settings: Settings) -> list[Finding]:
     _, hard = resource.getrlimit(resource.RLIMIT_NOFILE)
     limit = hard if hard != resource.RLIM_INFINITY else 1 << 20
-    public = {it for s in settings.services for it in (*s.frontend.listen, *s.frontend.redirect)}
-    listening = len(settings.bridges.ports) + len(settings.services) + len(public)
+    public = {it for s in settings.all_addresses for it in (*s.frontend.listen, *s.frontend.redirect)}
+    listening = len(settings.bridges.ports) + len(settings.all_addresses) + len(public)
     capacity = Capacity.within(limit, listening)
     text = f"{limit} open files allowed: room for {capacity.requests} requests at once in each nginx worker process"
     if capacity.requests < 16:
@@ -404,7 +422,8 @@ def room_for_bodies(state_dir: Path, most_mb: int) -> list[Finding]:
 def _access_log(settings: Settings) -> list[Finding]:
     """Whether its file could be written, or its syslog server is there; nothing where no service logs."""
     log, file = settings.access_log, settings.access_log.file(settings.state_dir)
-    if all(service.frontend.access_log == "off" for service in settings.services):
+    frontends = [*(it.frontend for it in settings.services), *(it.frontend for it in settings.addresses)]
+    if all(frontend.access_log == "off" for frontend in frontends):
         return []
     if log.syslog is not None:
         place = log.syslog.removeprefix("unix:")
@@ -435,7 +454,7 @@ def _peers(settings: Settings, sightings: list[Sighting]) -> list[Finding]:
     if not advertised:
         return []
     networks = [ip_network(text) for text in settings.peers.networks]
-    hosts = hosts_of([it.tunnel for it in sightings if it.tunnel is not None], settings.services)
+    hosts = hosts_of([it.tunnel for it in sightings if it.tunnel is not None], settings.services, settings.addresses)
     needed = {address: what for host, what in hosts.items() for address in look_up(host)}
     addresses = PeerAddresses(ClaimRules(settings.peers.interface, networks, settings.run_dir), lambda: needed)
     findings = []

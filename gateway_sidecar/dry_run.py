@@ -14,6 +14,7 @@ from gateway_sidecar.control.replicas.notes import open_path
 from gateway_sidecar.control.state.api_replicas import read_entries
 from gateway_sidecar.domain.model import Overrides, Ready
 from gateway_sidecar.domain.planning import Register, describe, worker_spec
+from gateway_sidecar.domain.printable import counted
 from gateway_sidecar.engines.probe import EngineProbe
 from gateway_sidecar.errors import ConfigError, StateError
 from gateway_sidecar.kinds import ROUTERS
@@ -47,6 +48,9 @@ async def dry_run(settings: Settings) -> list[Action]:
         actions.append(_row(service.name, "-", f"{how} and serve it at {service.listen}"))
         known = links if router is not None or ROUTERS[kind].is_nginx else {}
         actions += await _service_plan(service, ApiRecord(dict(entries.get(service.name, {}))), settings, known)
+    for address in settings.addresses:
+        models = f"{counted(len(address.models), 'model')} of {', '.join(address.services)}"
+        actions.append(_row(address.name, "-", f"serve {models} at {address.listen}"))
     return actions
 
 

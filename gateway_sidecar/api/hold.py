@@ -1,6 +1,7 @@
 """Where requests wait: a small HTTP server on a Unix socket that only nginx talks to.
 
-`X-Accel-Redirect: @router` makes nginx send the original request, body and all, to the router.
+`X-Accel-Redirect: @router` makes nginx send the original request, body and all, to the router. A shared address has
+several such locations, and says in `X-Return-To` which of them a request came for.
 """
 
 from __future__ import annotations
@@ -67,7 +68,7 @@ async def _wait_on(request: web.Request, service: Service, so_far: History) -> w
         so_far, only_for_router=only_asks and not alone, repeatable=repeatable, alone=alone
     )
     if answer.verdict is Verdict.GO_ON:
-        return _while_asleep(request, service) or web.Response(headers={"X-Accel-Redirect": "@router"})
+        return _while_asleep(request, service) or _on_to_router(request)
     return _error(answer)
 
 
@@ -105,12 +106,16 @@ def _while_asleep(request: web.Request, service: Service) -> web.Response | None
     if service.settings.engine == "http" or (request.path != "/v1/models" and service.router.is_nginx):
         return None
     if request.path != "/v1/models":
-        return web.Response(headers={"X-Accel-Redirect": "@router"})
+        return _on_to_router(request)
     models = [
         {"id": model, "object": "model", "created": 0, "owned_by": "gateway-sidecar", "status": "asleep"}
         for model in service.hold_policy.models
     ]
     return web.json_response({"object": "list", "data": models})
+
+
+def _on_to_router(request: web.Request) -> web.Response:
+    return web.Response(headers={"X-Accel-Redirect": request.headers.get("X-Return-To", "@router")})
 
 
 def _error(answer: Answer) -> web.Response:

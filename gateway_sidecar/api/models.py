@@ -131,6 +131,49 @@ class Service(TypedDict):
     """What is recommended; null where nothing is configured or measured."""
 
 
+class Target(TypedDict):
+    """One of the services that a model's requests go to."""
+
+    service: str
+    """The service."""
+    weight: Count
+    """Its part of the requests is this in proportion to the sum of all."""
+    model: str | None
+    """The name that requests go on with; null where it is the one that the client sent."""
+    asleep: bool
+    """Whether it has no replica that could answer."""
+
+
+class Model(TypedDict):
+    """One model of a shared address."""
+
+    name: str
+    """What clients call it."""
+    services: list[Target]
+    """The services that share its requests."""
+    fallback: Target | None
+    """The service that gets them while none of those has a replica."""
+    asleep: bool
+    """Whether no service could answer for it now, so that requests wait."""
+
+
+class Address(TypedDict):
+    """One shared address."""
+
+    name: str
+    """Its name in the configuration."""
+    listen: str
+    """The stable address that nginx serves, as `listen` sets it."""
+    frontend_listen: list[str]
+    """The addresses that nginx serves as `frontend.listen` sets them."""
+    not_in_force: str | None
+    """Why nginx does not serve it as the configuration has it."""
+    default: str | None
+    """The service of requests that name no model."""
+    models: list[Model]
+    """By name."""
+
+
 class Nginx(TypedDict):
     """The nginx of all services."""
 
@@ -162,6 +205,8 @@ class Status(TypedDict):
 
     services: list[Service]
     """By name."""
+    addresses: list[Address]
+    """The shared addresses, by name."""
     nginx: Nginx
     """The nginx that serves all addresses and bridges."""
     bridge_ports: BridgePorts

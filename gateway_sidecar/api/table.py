@@ -8,10 +8,11 @@ from typing import TYPE_CHECKING
 from gateway_sidecar.domain.printable import counted, printable
 
 if TYPE_CHECKING:
-    from gateway_sidecar.api.models import Replica, Service, Status
+    from gateway_sidecar.api.models import Address, Model, Replica, Service, Status, Target
     from gateway_sidecar.api.signal_models import Scaling
 
 _LONGEST_LINE = 2000
+_MOST_MODELS = 50
 _COLUMNS = ("replica", "state", "for", "engine", "role", "model", "bridge", "reason")
 
 
@@ -22,6 +23,7 @@ def render_status(status: Status) -> str:
     if nginx["state"] != "up":
         parts.append(_joined([f"NGINX DOWN: {nginx['reason']}"]))
     parts += [_joined([f"PROBLEM: {problem}"]) for problem in status["problems"]]
+    parts += [_address(address) for address in status["addresses"]]
     parts += [_service(service) for service in status["services"]]
     return "\n\n".join(parts)
 
@@ -29,6 +31,37 @@ def render_status(status: Status) -> str:
 def _joined(lines: Sequence[str]) -> str:
     """What others said stands in these lines, and ends none of them."""
     return "\n".join(printable(line, _LONGEST_LINE) for line in lines)
+
+
+def _address(address: Address) -> str:
+    addresses = ", ".join([address["listen"], *address["frontend_listen"]])
+    models = address["models"]
+    lines = [f"{address['name']}  {addresses}  address of {counted(len(models), 'model')}"]
+    if address["not_in_force"]:
+        lines.append(f"  NOT IN FORCE: {address['not_in_force']}")
+    if address["default"]:
+        lines.append(f"  requests that name no model go to {address['default']}")
+    rows = [(it["name"], _targets(it), "asleep" if it["asleep"] else "") for it in models[:_MOST_MODELS]]
+    lines += [f"  {line}" for line in _table([("model", "services", ""), *rows])]
+    if len(models) > _MOST_MODELS:
+        lines.append(f"  and {len(models) - _MOST_MODELS} more: status --json")
+    return _joined(lines)
+
+
+def _targets(model: Model) -> str:
+    """`chat 90 %, code as tiny 10 %, else small`."""
+    services = model["services"]
+    total = sum(it["weight"] for it in services)
+    shares = [f" {100 * it['weight'] / total:.3g} %" if len(services) > 1 else "" for it in services]
+    words = [f"{_target(it)}{share}" for it, share in zip(services, shares, strict=True)]
+    if model["fallback"] is not None:
+        words.append(f"else {_target(model['fallback'])}")
+    return ", ".join(words)
+
+
+def _target(target: Target) -> str:
+    name = f" as {target['model']}" if target["model"] else ""
+    return f"{target['service']}{name}{' (asleep)' if target['asleep'] else ''}"
 
 
 def _service(service: Service) -> str:

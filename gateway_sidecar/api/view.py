@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
+from collections.abc import Container
+
 from gateway_sidecar.api import models
 from gateway_sidecar.api.signals_view import scaling_view
-from gateway_sidecar.config import Endpoint
+from gateway_sidecar.config import AddressSettings, Endpoint, ModelSettings, TargetSettings
 from gateway_sidecar.control.process.daemon import Daemon
 from gateway_sidecar.control.replicas.tenure import Presence, Tenure
 from gateway_sidecar.control.service import Service
@@ -19,6 +21,7 @@ def status(daemon: Daemon) -> models.Status:
     nginx, leases = daemon.nginx_supervisor, daemon.shared.leases
     return {
         "services": [_service(daemon, name, service) for name, service in sorted(daemon.services.items())],
+        "addresses": [_address(daemon, it) for it in sorted(daemon.addresses, key=lambda it: it.name)],
         "nginx": {
             "state": "up" if nginx.up else "down",
             "pid": nginx.nginx.process.pid if nginx.nginx.process else None,
@@ -67,6 +70,30 @@ def _service(daemon: Daemon, name: str, service: Service) -> models.Service:
         "replicas": replicas(daemon, service),
         "scaling": scaling_view(daemon, name),
     }
+
+
+def _address(daemon: Daemon, settings: AddressSettings) -> models.Address:
+    served = next((it for it in daemon.nginx_supervisor.applied or () if it.service == settings.name), None)
+    frontend = settings.frontend if served is None else served.frontend
+    asleep = {name for name, service in daemon.services.items() if service.hold.is_asleep}
+    return {
+        "name": settings.name,
+        "listen": str(settings.listen) if served is None else served.listen,
+        "frontend_listen": [str(address) for address in frontend.listen],
+        "not_in_force": daemon.nginx_supervisor.not_in_force.get(settings.name),
+        "default": settings.default,
+        "models": [_model(name, model, asleep) for name, model in sorted(settings.models.items())],
+    }
+
+
+def _model(name: str, settings: ModelSettings, asleep: Container[str]) -> models.Model:
+    def target(it: TargetSettings, weight: int) -> models.Target:
+        return {"service": it.service, "weight": weight, "model": it.model, "asleep": it.service in asleep}
+
+    services = [target(it, it.weight) for it in settings.targets]
+    fallback = None if settings.fallback is None else target(settings.fallback, 1)
+    answering = [it for it in (*services, fallback) if it is not None and it["weight"] and not it["asleep"]]
+    return {"name": name, "services": services, "fallback": fallback, "asleep": not answering}
 
 
 def _source(service: Service) -> models.Source:

@@ -10,7 +10,7 @@ from dataclasses import replace
 from gateway_sidecar.config.frontend import FrontendSettings
 from gateway_sidecar.config.frontend_values import ALL_PATHS
 from gateway_sidecar.config.models import Settings
-from gateway_sidecar.config.values import PortRange
+from gateway_sidecar.config.values import Endpoint, PortRange
 from gateway_sidecar.domain.routing import RouterPaths
 from gateway_sidecar.kinds import ROUTERS
 
@@ -33,10 +33,6 @@ def advise(settings: Settings, ephemeral: PortRange | None) -> list[str]:
         ]:
             if ports.overlaps(ephemeral):
                 warnings.append(f"{name}: any outgoing connection may take a port of {ports} first; {cure}")
-        for index, service in enumerate(settings.services):
-            if service.listen.port in ephemeral:
-                name = f"services[{index}].listen"
-                warnings.append(f"{name}: any outgoing connection may take port {service.listen.port} first; {cure}")
     for name, host, cure in (
         ("host", settings.bridges.host, "127.0.0.1"), ("grpc_host", settings.bridges.grpc_host, "127.0.0.2"),
     ):  # fmt: skip
@@ -56,16 +52,34 @@ def advise(settings: Settings, ephemeral: PortRange | None) -> list[str]:
                 f"services[{index}].endpoints: the bridges answer 403 to routers that the daemon does not run; set"
                 " bridges.key_file"
             )
-        if service.frontend.tls is not None and service.frontend.tls.acme:
-            frontends = [it.frontend for it in settings.services]
-            warnings += _acme_advice(f"services[{index}].frontend", service.frontend, frontends)
         where, known = f"services[{index}].frontend", ROUTERS[service.router.type].paths_of(service)
         warnings += _frontend_advice(where, service.frontend, known)
-        if service.frontend.auth is not None and not ipaddress.ip_address(service.listen.host).is_loopback:
-            warnings.append(
-                f"services[{index}].listen: {service.listen} speaks HTTP, so keys are readable on the way;"
-                " use 127.0.0.1 here, and frontend.listen with tls for others"
-            )
+        warnings += _listen_advice(f"services[{index}]", service.listen, service.frontend, ephemeral)
+    kinds = {service.name: ROUTERS[service.router.type].paths_of(service) for service in settings.services}
+    frontends = {f"services[{index}].frontend": it.frontend for index, it in enumerate(settings.services)}
+    frontends |= {f"addresses[{index}].frontend": it.frontend for index, it in enumerate(settings.addresses)}
+    for where, frontend in frontends.items():
+        if frontend.tls is not None and frontend.tls.acme:
+            warnings += _acme_advice(where, frontend, list(frontends.values()))
+    for index, address in enumerate(settings.addresses):
+        where = f"addresses[{index}]"
+        known = RouterPaths.of_all(kinds[name] for name in address.services)
+        warnings += _frontend_advice(f"{where}.frontend", address.frontend, known)
+        warnings += _listen_advice(where, address.listen, address.frontend, ephemeral)
+    return warnings
+
+
+def _listen_advice(where: str, listen: Endpoint, frontend: FrontendSettings, ephemeral: PortRange | None) -> list[str]:
+    """What the stable address of a service, or a shared one, should be."""
+    warnings = []
+    if ephemeral is not None and listen.port in ephemeral:
+        cure = f"move it out, or shrink net.ipv4.ip_local_port_range ({ephemeral})"
+        warnings.append(f"{where}.listen: any outgoing connection may take port {listen.port} first; {cure}")
+    if frontend.auth is not None and not ipaddress.ip_address(listen.host).is_loopback:
+        warnings.append(
+            f"{where}.listen: {listen} speaks HTTP, so keys are readable on the way;"
+            " use 127.0.0.1 here, and frontend.listen with tls for others"
+        )
     return warnings
 
 

@@ -5,6 +5,7 @@ by themselves are skipped, because they have a problem line of their own.
 
 from __future__ import annotations
 
+import difflib
 import functools
 import ipaddress
 from collections.abc import Callable, Iterator
@@ -13,6 +14,7 @@ from typing import Any, Generic, TypeVar
 
 from pydantic import TypeAdapter
 
+from gateway_sidecar.config.addresses import parse_model
 from gateway_sidecar.config.frontend_values import parse_header, parse_prefix, parse_server_name
 from gateway_sidecar.config.models import BridgeSettings, MetricsSettings, Settings
 from gateway_sidecar.config.scaling import scaling_problems
@@ -55,7 +57,7 @@ class _Said(Generic[T]):
 def cross_problems(tree: Tree) -> Iterator[Problem]:
     """Every pair of settings that cannot both be."""
     said = _Reading(tree)
-    listens = said.of_services(("listen",), parse_endpoint)
+    listens = said.of_services(("listen",), parse_endpoint) + said.of_addresses(("listen",), parse_endpoint)
     listens += said.of_top(("metrics", "listen"), parse_endpoint, MetricsSettings().listen)
     listens += said.of_top(("admin", "listen"), parse_endpoint, None)
     frontends = list(_frontends(said))
@@ -67,7 +69,8 @@ def cross_problems(tree: Tree) -> Iterator[Problem]:
     listens += [
         address for number, frontend in enumerate(frontends) for address in frontend.own_addresses(frontends[:number])
     ]
-    yield from _same_names(said.of_services(("name",), parse_name))
+    yield from _same_names(said.of_services(("name",), parse_name) + said.of_addresses(("name",), parse_name))
+    yield from _models(tree, said)
     yield from _same_addresses(listens)
     yield from _ports(said, listens)
     yield from _replicas(said)
@@ -82,8 +85,9 @@ class _Reading:
 
     def __init__(self, tree: Tree) -> None:
         self._tree = tree
-        services = _at(tree.data, ("services",))
+        services, addresses = (_at(tree.data, (name,)) for name in ("services", "addresses"))
         self.services = services if isinstance(services, list) else []
+        self.addresses = addresses if isinstance(addresses, list) else []
 
     def of_top(self, location: Location, parse: Callable[[object], T], default: T | None) -> list[_Said[T]]:
         """One value, or none where the file has an unusable one or turns it off."""
@@ -97,9 +101,16 @@ class _Reading:
 
     def of_services(self, location: Location, parse: Callable[[object], T]) -> list[_Said[T]]:
         """One setting's values over the services that have a valid one."""
+        return self._of_each("services", self.services, location, parse)
+
+    def of_addresses(self, location: Location, parse: Callable[[object], T]) -> list[_Said[T]]:
+        """The same over the shared addresses."""
+        return self._of_each("addresses", self.addresses, location, parse)
+
+    def _of_each(self, name: str, items: list[Any], location: Location, parse: Callable[[object], T]) -> list[_Said[T]]:
         found: list[_Said[T]] = []
-        for index, service in enumerate(self.services):
-            found += self._valid(("services", index, *location), parse, _at(service, location))
+        for index, item in enumerate(items):
+            found += self._valid((name, index, *location), parse, _at(item, location))
         return found
 
     def of(self, location: Location, parse: Callable[[object], T]) -> list[_Said[T]]:
@@ -151,9 +162,11 @@ class _Frontend:
 
 
 def _frontends(said: _Reading) -> Iterator[_Frontend]:
-    for index, service in enumerate(said.services):
-        where: Location = ("services", index, "frontend")
-        frontend = _at(service, ("frontend",))
+    places = [(("services", index), it) for index, it in enumerate(said.services)]
+    places += [(("addresses", index), it) for index, it in enumerate(said.addresses)]
+    for place, item in places:
+        where: Location = (*place, "frontend")
+        frontend = _at(item, ("frontend",))
         if isinstance(frontend, dict):
             yield _Frontend(
                 where,
@@ -315,21 +328,68 @@ def _not_for_clients(said: _Reading) -> Iterator[Problem]:
             text = f"a router of kind {kind.name} serves inference engines alone; use `router: {{type: none}}`"
             for engine in said.of(("services", index, "engine"), str):
                 yield _at_line(engine, f"'http' is any HTTP application, and {text}")
-        where: Location = ("services", index, "frontend")
-        steering = {
-            it.headers.bridge_key.lower(): "shows the bridges the gateway's own key"
-            for it in ROUTERS
-            if it.headers.bridge_key
-        }
+        yield from _not_for_clients_of(said, ("services", index, "frontend"), [kind])
+    for index, address in enumerate(said.addresses):
+        named = {name for _, name in _services_of(address)}
+        kinds = [ROUTERS.named_in(_at(it, ("router",))) for it in said.services if _at(it, ("name",)) in named]
+        yield from _not_for_clients_of(said, ("addresses", index, "frontend"), [it for it in kinds if it is not None])
+
+
+def _not_for_clients_of(said: _Reading, where: Location, kinds: list[Any]) -> Iterator[Problem]:
+    """The same for one frontend, and the kinds of routers behind it."""
+    steering = {
+        it.headers.bridge_key.lower(): "shows the bridges the gateway's own key"
+        for it in ROUTERS
+        if it.headers.bridge_key
+    }
+    for kind in kinds:
         steering |= kind.headers.steering
-        for path in said.of_list((*where, "paths"), parse_prefix):
-            if any(f"{path.value.lower()}/".startswith(f"{control}/") for control in kind.paths.control):
-                text = "controls the router, and no frontend passes that; leave it out"
-                yield _at_line(path, f"{show(path.value)} {text}")
-        for header in said.of_list((*where, "pass_headers"), parse_header):
-            does = steering.get(header.value.lower())
-            if does is not None:
-                yield _at_line(header, f"{show(header.value)} {does}, which is not for clients; leave it out")
+    controls = {control for kind in kinds for control in kind.paths.control}
+    for path in said.of_list((*where, "paths"), parse_prefix):
+        if any(f"{path.value.lower()}/".startswith(f"{control}/") for control in controls):
+            text = "controls the router, and no frontend passes that; leave it out"
+            yield _at_line(path, f"{show(path.value)} {text}")
+    for header in said.of_list((*where, "pass_headers"), parse_header):
+        does = steering.get(header.value.lower())
+        if does is not None:
+            yield _at_line(header, f"{show(header.value)} {does}, which is not for clients; leave it out")
+
+
+def _models(tree: Tree, said: _Reading) -> Iterator[Problem]:
+    """Names that no request could say, and services that do not exist or that no model is asked of."""
+    known = {name: it for it in said.services if isinstance(name := _at(it, ("name",)), str)}
+    for index, address in enumerate(said.addresses):
+        models = _at(address, ("models",))
+        for name in models if isinstance(models, dict) else ():
+            try:
+                parse_model(name)
+            except ValueError as error:
+                where: Location = ("addresses", index, "models", name)
+                yield Problem(tree.line(where), path_text(where), str(error))
+        for below, name in _services_of(address):
+            where = ("addresses", index, *below)
+            if name not in known:
+                near = difflib.get_close_matches(name, known, 1)
+                cure = f"did you mean {near[0]!r}?" if near else f"use one of {', '.join(known)}"
+                yield Problem(tree.line(where), path_text(where), f"there is no service {show(name)}; {cure}")
+            elif _at(known[name], ("engine",)) == "http":
+                text = f"service {name} is an HTTP application (engine: http), which no model is asked of; leave it out"
+                yield Problem(tree.line(where), path_text(where), text)
+
+
+def _services_of(address: object) -> Iterator[tuple[Location, str]]:
+    """Where a shared address names a service, and which."""
+    models = _at(address, ("models",))
+    places: list[Location] = [("default",)]
+    for name in models if isinstance(models, dict) else ():
+        here: Location = ("models", name)
+        services = _at_any(models, (name, "services"))
+        count = len(services) if isinstance(services, list) else 0
+        places += [here, (*here, "service"), (*here, "fallback"), (*here, "fallback", "service")]
+        places += [(*here, "services", number, "service") for number in range(count)]
+    for place in places:
+        if isinstance(name := _at_any(address, place), str):
+            yield place, name
 
 
 def _replicas(said: _Reading) -> Iterator[Problem]:

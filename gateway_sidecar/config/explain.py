@@ -6,7 +6,7 @@ import difflib
 import re
 import types
 from collections.abc import Callable, Iterator, Mapping
-from typing import Any, Union, get_args, get_origin
+from typing import Annotated, Any, Union, get_args, get_origin
 
 import annotated_types
 from pydantic import BaseModel
@@ -185,14 +185,19 @@ def _field(location: Location, model: type[BaseModel], data: object) -> FieldInf
 def _model_at(location: Location, model: type[BaseModel], data: object) -> type[BaseModel] | None:
     """The model of what stands at a place in a file. Of one of several kinds its value says which it is of."""
     at: type[BaseModel] | None = model
+    is_key = False
     for part in location:
         if isinstance(part, int):
             data = data[part] if isinstance(data, list) and part < len(data) else None
             continue
         data = data.get(part) if isinstance(data, dict) else None
+        if is_key:  # Any name, of one value of many: `at` is their model already.
+            is_key = False
+            continue
         info = at.model_fields.get(part) if at else None
         kinds = _kinds_in(info) if info else None
         at = kinds.model_for(data) if kinds else _model_in(info.annotation) if info else None
+        is_key = info is not None and get_origin(info.annotation) is dict
     return at
 
 
@@ -203,7 +208,9 @@ def _kinds_in(info: FieldInfo) -> OfItsKind | None:
 def _model_in(annotation: Any) -> type[BaseModel] | None:
     if isinstance(annotation, type) and not get_args(annotation):
         return annotation if issubclass(annotation, BaseModel) else None
-    if get_origin(annotation) in (tuple, list, Union, types.UnionType):
+    if get_origin(annotation) is Annotated:
+        return _model_in(get_args(annotation)[0])
+    if get_origin(annotation) in (tuple, list, dict, Union, types.UnionType):
         return next((found for arg in get_args(annotation) if (found := _model_in(arg))), None)
     return None
 

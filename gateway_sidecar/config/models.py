@@ -23,6 +23,7 @@ from pydantic import (
 from gateway_sidecar.config.access import AccessPart
 from gateway_sidecar.config.access_log import AccessLogSettings
 from gateway_sidecar.config.acme import AcmeSettings
+from gateway_sidecar.config.addresses import AddressSettings
 from gateway_sidecar.config.endpoints import EndpointsSettings
 from gateway_sidecar.config.frontend import FrontendSettings, PrefixValue, ServerNameValue
 from gateway_sidecar.config.part import Part
@@ -419,6 +420,14 @@ class Settings(Part):
     services: Annotated[tuple[ServiceSettings, ...], Field(strict=False)] = Field(
         description="The services, one router each; at least one.", json_schema_extra={"minItems": 1}
     )
+    addresses: Annotated[tuple[AddressSettings, ...], Field(strict=False)] = Field(
+        default=(), description="Addresses for the models of several services, beside the services' own."
+    )
+
+    @property
+    def all_addresses(self) -> tuple[ServiceSettings | AddressSettings, ...]:
+        """All that clients find at an address of its own: the services, and the shared addresses."""
+        return (*self.services, *self.addresses)
 
     # Before the items, as pydantic's own minimum counts only valid ones.
     @field_validator("services", mode="before")

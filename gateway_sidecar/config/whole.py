@@ -2,6 +2,9 @@
 
 from gateway_sidecar.config.acme import AcmeSettings as AcmeSettings
 from gateway_sidecar.config.acme import EabSettings as EabSettings
+from gateway_sidecar.config.addresses import AddressSettings as AddressSettings
+from gateway_sidecar.config.addresses import ModelSettings as ModelSettings
+from gateway_sidecar.config.addresses import TargetSettings as TargetSettings
 from gateway_sidecar.config.advice import advise as advise
 from gateway_sidecar.config.endpoints import EndpointsSettings as EndpointsSettings
 from gateway_sidecar.config.frontend import AuthSettings as AuthSettings

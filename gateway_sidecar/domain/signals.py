@@ -28,13 +28,18 @@ _LAST_BUCKET = 160
 K = TypeVar("K", bound=Hashable)
 
 
+DIVERTED = 399
+"""No status of HTTP: nginx tells it of a request that a shared address gave to another service."""
+
+
 class Outcome(StrEnum):
-    """What became of a request, as its client saw it."""
+    """What became of a request, as its client saw it; `diverted` is one that another service had in its place."""
 
     OK = "ok"
     CLIENT_ERROR = "client_error"
     CLIENT_LEFT = "client_left"
     ERROR = "error"
+    DIVERTED = "diverted"
 
     @classmethod
     def of(cls, status: int) -> Outcome:
@@ -43,6 +48,8 @@ class Outcome(StrEnum):
             return cls.ERROR
         if status == 499:
             return cls.CLIENT_LEFT
+        if status == DIVERTED:
+            return cls.DIVERTED
         return cls.CLIENT_ERROR if status >= 400 else cls.OK
 
 

@@ -14,15 +14,17 @@ from dataclasses import asdict, dataclass, field, fields, replace
 from pathlib import Path
 from typing import Any
 
-from gateway_sidecar.config import Endpoint, FrontendSettings
+from gateway_sidecar.config import AddressSettings, Endpoint, FrontendSettings
 from gateway_sidecar.config.frontend_values import ALL_PATHS, ANY
 from gateway_sidecar.domain.model import Access
 from gateway_sidecar.domain.routing import BridgeRules, RouterHeaders, RouterPaths
+from gateway_sidecar.domain.signals import DIVERTED
 from gateway_sidecar.nginx import client_headers
 from gateway_sidecar.nginx.access_events import BRIDGES, EventAddress
 from gateway_sidecar.nginx.balance import ENDPOINTS, ROWS, in_flight_at
 from gateway_sidecar.nginx.bodies import SMALL_BYTES, body_classes
 from gateway_sidecar.nginx.bridge_server import ORDERS, OWNER_PATH, owner_url
+from gateway_sidecar.nginx.dispatch import Behind, Dispatch, Way, models_of
 from gateway_sidecar.nginx.frontend_places import FrontendPlaces
 from gateway_sidecar.nginx.templates import END, SEGMENTS, render
 
@@ -55,6 +57,12 @@ BALANCE_LUA = "balance.lua"
 QUEUE_LUA = "full_queue.lua"
 """What waits there for an engine whose queue of connections is full."""
 
+MODELS_LUA = "models.lua"
+"""What chooses a service there for each request to a shared address."""
+
+ASLEEP = ".asleep"
+"""What is added to a service's name to name the file that says that it has no replica."""
+
 BODIES = "client_body"
 """The directory, below the one for temporary files, that bodies go to."""
 
@@ -82,6 +90,8 @@ _WORDS: dict[str, object] = {
     "small_bytes": SMALL_BYTES,
     "bridge_header": client_headers.BRIDGE,
     "waited_header": client_headers.WAITED,
+    "successor": SUCCESSOR,
+    "diverted": DIVERTED,
 }
 """What all templates may name beside their own values."""
 
@@ -113,10 +123,12 @@ class Capacity:
 @dataclass(frozen=True, slots=True)
 class ServiceAddress:
     """One service's stable address, and where its router and that router's successor listen (`host:port`; empty where
-    nginx balances by itself).
+    nginx balances by itself). Or a shared address, which has its own name in `service`, and no router.
 
-    paths, headers: what the routers there take, and heed; of several kinds while one takes the place of another.
+    paths, headers: what the routers there take, and heed; of several kinds while one takes the place of another, and
+        at a shared address.
     hold_s: how long a request may be kept in the waiting room.
+    dispatch: of a shared address, which service a request goes to.
     """
 
     service: str
@@ -127,6 +139,7 @@ class ServiceAddress:
     headers: tuple[RouterHeaders, ...]
     frontend: FrontendSettings = _PLAIN
     hold_s: float = 0.0
+    dispatch: Dispatch | None = None
 
     @property
     def listens(self) -> Sequence[str]:
@@ -136,6 +149,8 @@ class ServiceAddress:
     @property
     def needs_lua(self) -> str:
         """What nginx needs its Lua module for; empty if nothing."""
+        if self.dispatch is not None:
+            return "an address for several services (addresses)"
         if self.balances:
             return "a service without a router (router.type: none)"
         has_keys = self.frontend.auth is not None and self.frontend.auth.keys_file is not None
@@ -143,8 +158,23 @@ class ServiceAddress:
 
     @property
     def balances(self) -> bool:
-        """Whether nginx balances its requests by itself, in one slot at the least."""
+        """Whether nginx balances its requests by itself, in one slot, or for one service, at the least."""
+        if self.dispatch is not None:
+            return any(way.balances for way in self.dispatch.ways)
         return not (self.router and self.successor)
+
+    @property
+    def way(self) -> Way:
+        """How requests that need no other way are sent on."""
+        return self.dispatch.ways[0] if self.dispatch is not None else Way(self.balances, self.paths.loses)
+
+    @property
+    def router_slots(self) -> tuple[str, ...]:
+        """The slots that a router is in, and not nginx."""
+        if self.dispatch is not None:
+            return tuple(slot for it in self.dispatch.services for slot in it.slots)
+        slots = ((self.service, self.router), (self.successor_slot, self.successor))
+        return tuple(slot for slot, address in slots if address)
 
     # What its template asks for.
 
@@ -221,6 +251,37 @@ class ServiceAddress:
         """Where its redirects lead to."""
         ports = [it.port for it in self.frontend.listen]
         return 443 if 443 in ports or not ports else ports[0]
+
+
+def shared_address(address: AddressSettings, services: Mapping[str, ServiceAddress]) -> ServiceAddress:
+    """A shared address in front of these services. What one of their routers takes passes, and what controls one
+    does not. A service that is not there yet is led to all the same, and its requests are told so.
+    """
+    found = [services[name] for name in address.services if name in services]
+    found = [replace(it, paths=replace(it.paths, inference=tuple(sorted(it.paths.inference)))) for it in found]
+    paths = RouterPaths.of_all(it.paths for it in found)
+    headers = dict.fromkeys(header for it in found for header in it.headers)
+    known = {
+        it.service: Behind(
+            it.service, it.way, it.router_slots, it.paths.inference if it.paths.inference != paths.inference else ()
+        )
+        for it in found
+    }
+    return ServiceAddress(
+        address.name,
+        str(address.listen),
+        "",
+        "",
+        replace(paths, anything=False),
+        tuple(headers),
+        address.frontend,
+        hold_s=max((it.hold_s for it in found), default=0.0),
+        dispatch=Dispatch(
+            models_of(address),
+            tuple(known.get(name) or Behind(name, Way()) for name in address.services),
+            address.default or "",
+        ),
+    )
 
 
 @dataclass(frozen=True, slots=True)
@@ -405,6 +466,7 @@ def _address(said: dict[str, Any]) -> ServiceAddress:
     said["frontend"] = FrontendSettings.model_validate(said["frontend"])
     said["paths"] = RouterPaths(**_with_tuples(said["paths"]))
     said["headers"] = tuple(RouterHeaders(**_with_tuples(it)) for it in said["headers"])
+    said["dispatch"] = Dispatch.of(said["dispatch"]) if said["dispatch"] is not None else None
     return ServiceAddress(**said)
 
 
@@ -418,6 +480,7 @@ def _record(services: Sequence[ServiceAddress]) -> str:
         {field.name: getattr(it, field.name) for field in fields(it)}
         | {"frontend": it.frontend.model_dump(mode="json")}
         | {"paths": asdict(it.paths), "headers": [asdict(kind) for kind in it.headers]}
+        | {"dispatch": asdict(it.dispatch) if it.dispatch is not None else None}
         for it in services
     ]
     text = json.dumps(said)

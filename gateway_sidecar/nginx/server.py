@@ -40,10 +40,12 @@ from gateway_sidecar.nginx.balance import ENDPOINTS, Endpoints, InFlight
 from gateway_sidecar.nginx.config import (
     ACCESS_LOG_LUA,
     ALIVE,
+    ASLEEP,
     BALANCE_LUA,
     BODIES,
     IN_FORCE,
     LAST_ANSWERS,
+    MODELS_LUA,
     NAMES,
     OWNER_LUA,
     OWNER_SCRIPT,
@@ -260,6 +262,17 @@ class Nginx:
     def is_closed(self, service: str) -> bool:
         """Whether the service's new requests go to the waiting room."""
         return (self.gates / service).exists()
+
+    def mark_asleep(self, service: str, *, asleep: bool) -> None:
+        """Says to shared addresses whether the service has no replica that could answer."""
+        if asleep:
+            (self.gates / (service + ASLEEP)).touch()
+        else:
+            (self.gates / (service + ASLEEP)).unlink(missing_ok=True)
+
+    def is_asleep(self, service: str) -> bool:
+        """Whether shared addresses take the service to have no replica."""
+        return (self.gates / (service + ASLEEP)).exists()
 
     def point(self, service: str, slot: str) -> None:
         """From now on the service's new requests go to the router in this slot."""
@@ -585,7 +598,7 @@ class Nginx:
         )
 
     def _write_scripts(self) -> None:
-        for name in ("frontends.lua", ACCESS_LOG_LUA, BALANCE_LUA, OWNER_LUA, OWNER_SCRIPT, QUEUE_LUA):
+        for name in ("frontends.lua", ACCESS_LOG_LUA, BALANCE_LUA, MODELS_LUA, OWNER_LUA, OWNER_SCRIPT, QUEUE_LUA):
             write_script(self._directory, name)
 
     async def _tried_out(self, text: str) -> Path:

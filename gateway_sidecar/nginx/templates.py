@@ -95,6 +95,11 @@ def _variable(name: str) -> Markup:
     return word(name.lower().replace("-", "_"))
 
 
+def _name(text: str) -> Markup:
+    """A name, or nothing."""
+    return word(text) if text else Markup("")
+
+
 def _lua_list(values: Iterable[object]) -> Markup:
     """A table of Lua's."""
     return Markup("{%s}") % Markup(", ").join(Markup('"%s"') % word(value) for value in values)
@@ -107,6 +112,7 @@ def _rate(rps: float) -> Markup:
 _FILTERS: Mapping[str, Callable[..., object]] = {
     **{it.__name__: it for it in (words, quoted, verbatim, regex, any_of, below, bracketed)},
     "variable": _variable,
+    "name": _name,
     "lua_list": _lua_list,
     "rate": _rate,
 }

@@ -259,3 +259,19 @@ async def test_other_names_order_another_certificate_and_the_old_one_serves_mean
     await gateway.cli("reload")
     await gateway.until(lambda status: not status["problems"])
     assert await orders_of(gateway) == {}
+
+
+async def test_a_shared_address_has_a_certificate_of_its_own(site: Callable[..., Site]) -> None:
+    """It has a frontend as a service has it."""
+    it = site()
+    it.pebble.start()
+    gateway = it.gateway
+    frontend = gateway.settings["services"][0].pop("frontend")
+    listen = f"127.0.0.1:{gateway.ports['chat'] + 8}"
+    address = {"name": "api", "listen": listen, "models": {"tiny": "chat"}, "frontend": frontend}
+    gateway.settings["addresses"] = [address]
+    await gateway.start()
+    assert names_of(await it.until_served(root=it.pebble.root())) == {NAME}
+    assert await orders_of(gateway, "api") == {"issued": 1}
+    _, shown, _ = await gateway.cli("check")
+    assert "api: the certificate by ACME expires in" in shown

@@ -16,6 +16,7 @@ from gateway_sidecar.api.answers import json_text
 from gateway_sidecar.api.openapi import describe_api
 from gateway_sidecar.api.signals_view import signals_view
 from gateway_sidecar.api.table import render_replicas, render_status
+from gateway_sidecar.config import AddressSettings
 from gateway_sidecar.control.process.daemon import Daemon
 from gateway_sidecar.domain.model import Loading, ReplicaId
 from gateway_sidecar.domain.signals import RequestEnd
@@ -49,6 +50,19 @@ def check(answer: object, model: str) -> None:
     jsonschema.Draft202012Validator(schema).validate(json.loads(json.dumps(answer)))
 
 
+ADDRESS: Json = {
+    "name": "api",
+    "listen": "127.0.0.1:8000",
+    "models": {
+        "gpt-4o": {
+            "services": [{"service": "chat", "weight": 9}, {"service": "gone", "model": "tiny"}],
+            "fallback": "more",
+        }
+    },
+    "default": "chat",
+}
+
+
 def daemon_of(world: World, told: Json) -> Daemon:
     """As much of a daemon as `status` looks at."""
     nginx = SimpleNamespace(
@@ -62,6 +76,7 @@ def daemon_of(world: World, told: Json) -> Daemon:
     parts = SimpleNamespace(
         services={"chat": world.service}, nginx_supervisor=nginx, ready=True, frontends=SimpleNamespace(problems={}),
         certificates=SimpleNamespace(problems={}), signals=SimpleNamespace(of={}), shared=shared,
+        addresses=[AddressSettings.model_validate(ADDRESS)],
     )  # fmt: skip
     return cast("Daemon", cast("Any", parts))
 
@@ -93,6 +108,8 @@ async def test_status_and_plan_are_as_described(tmp_path: Path, monkeypatch: pyt
             ["r3", "absent"],
         ]
         assert "NOT IN FORCE: taken" in text
+        assert "  gpt-4o  chat 90 %, gone as tiny 10 %, else more  asleep" not in text
+        assert "  gpt-4o  chat 90 %, gone as tiny 10 %, else more" in text
         for replica in ("r2", "r3"):
             (alone,) = view.replicas(daemon, world.service, only=ReplicaId(replica))
             assert alone["id"] == replica

@@ -147,3 +147,105 @@ def test_each_clash_is_reported_once() -> None:
     """Three services on one address are two mistakes, not three."""
     many = [service(name, "127.0.0.1:30000") for name in ("a", "b", "c")]
     assert len(problems("", *many)) == 2
+
+
+BEHIND = "".join(
+    (
+        "services:\n",
+        "  - {name: chat, listen: '127.0.0.1:30000', replicas: {}}\n",
+        "  - {name: code, listen: '127.0.0.1:30001', replicas: {}}\n",
+        "  - {name: web, listen: '127.0.0.1:30002', replicas: {}, engine: http, router: {type: none}}\n",
+        "addresses:\n",
+    )
+)
+SHARED = "  - {{name: api, listen: '127.0.0.1:8000', {}}}\n"
+NAMES = "use 256 characters at most, of letters, digits and . _ : / @ + = , ~ -, for example Qwen/Qwen3-32B"
+
+
+@pytest.mark.parametrize(
+    ("said", "expected"),
+    [
+        ("models: {a: chatt}", "models.a: there is no service 'chatt'; did you mean 'chat'?"),
+        (
+            "models: {a: chat}, default: other",
+            "default: there is no service 'other'; use one of chat, code, web",
+        ),
+        (
+            "models: {a: {service: chat, fallback: nobody}}",
+            "models.a.fallback: there is no service 'nobody'; use one of chat, code, web",
+        ),
+        (
+            "models: {a: {services: [{service: chat}, {service: nope}]}}",
+            "models.a.services[1].service: there is no service 'nope'; use one of chat, code, web",
+        ),
+        ("models: {a: chat, a: code}", "models.a: is given twice, first in line 6; keep one of them"),
+        (
+            "models: {a: {services: [{service: chat, weight: 0}]}}",
+            "models.a: the weights of services add up to nothing; give one of them a weight above 0",
+        ),
+        (
+            "models: {a: {services: [{service: chat}, {service: chat}]}}",
+            "models.a: names service 'chat' twice; give it one weight",
+        ),
+        (
+            "models: {a: {service: chat, fallback: chat}}",
+            "models.a: falls back to 'chat', which it leads to already; name another service",
+        ),
+        ("models: {a: {}}", "models.a: needs service or services, and not both; give one of them"),
+        (
+            "models: {a: {services: [{service: chat}], model: b}}",
+            "models.a: model is said with each of services; move it there",
+        ),
+        ("models: {}", "models: is empty; name at least one model and its service"),
+        (
+            "models: {'b c': chat}",
+            f"models['b c']: 'b c' is not a model's name that can be passed on; {NAMES}",
+        ),
+        (
+            f"models: {{{'m' * 257}: chat}}",
+            f"models.{'m' * 257}: '{'m' * 59}...mmmmm' is not a model's name that can be passed on; {NAMES}",
+        ),
+        (
+            "models: {a: {service: chat, wieght: 3}}",
+            "models.a.wieght: unknown setting; use one of service, model, services, fallback",
+        ),
+        (
+            "models: {a: {services: [{service: chat, wieght: 3}]}}",
+            "models.a.services[0].wieght: unknown setting; did you mean 'weight'?",
+        ),
+        (
+            "models: {a: web}",
+            "models.a: service web is an HTTP application (engine: http), which no model is asked of; leave it out",
+        ),
+        (
+            "models: {a: chat}, frontend: {paths: [/workers/x]}",
+            "frontend.paths[0]: '/workers/x' controls the router, and no frontend passes that; leave it out",
+        ),
+        (
+            "models: {a: chat}, frontend: {listen: ['127.0.0.1:30001']}",
+            "frontend.listen[0]: 127.0.0.1:30001 is taken by services[1].listen (line 3); give each its own"
+            " address or port",
+        ),
+    ],
+)
+def test_models_of_shared_addresses_have_services(said: str, expected: str) -> None:
+    """Each mistake has one line, and says what to do."""
+    with pytest.raises(ConfigError) as refused:
+        parse_config(BEHIND + SHARED.format(said), "c")
+    assert refused.value.problems == [f"c:6: addresses[0].{expected}"]
+
+
+def test_two_shared_addresses_may_share_a_public_one_by_their_names() -> None:
+    """And each may have the same models, for other clients."""
+    text = BEHIND
+    for number in (1, 2):
+        frontend = f"{{listen: ['0.0.0.0:8443'], server_names: [api{number}.example.com]}}"
+        text += (
+            f"  - {{name: api{number}, listen: '127.0.0.1:800{number}', models: {{a: chat}}, frontend: {frontend}}}\n"
+        )
+    assert [it.services for it in parse_config(text).addresses] == [("chat",), ("chat",)]
+    with pytest.raises(ConfigError) as refused:
+        parse_config(text.replace("api2.example", "api1.example"))
+    assert "api1.example.com is addresses[0].frontend.server_names[0] (line 6) at 0.0.0.0:8443 too" in str(
+        refused.value
+    )

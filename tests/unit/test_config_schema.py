@@ -50,12 +50,19 @@ def rows(schema: Schema, node: Schema, prefix: str = "") -> Iterator[str]:
         items = "[]" if "$ref" in inner.get("items", {}) else ""
         reference = inner.get("$ref") or inner.get("items", {}).get("$ref")
         path = f"{prefix}{name}{items}"
+        if path == "addresses[].frontend":
+            yield f"| `{path}` | `{{}}` | As [`services[].frontend`](#frontend). |"
+            continue
+        named = field.get("additionalProperties", {}) or {}
         if reference or "properties" in inner:
             below = schema["$defs"][reference.rpartition("/")[2]] if reference else inner
             yield from rows(schema, below, f"{path}.")
         else:
             default = f"`{inline(field['default'])}`" if "default" in field else "required"
             yield f"| `{path}` | {default} | {field['description']}{bounds(name, field)} |"
+        if "anyOf" in named:  # Whatever the name, one of these.
+            below = schema["$defs"][named["anyOf"][0]["$ref"].rpartition("/")[2]]
+            yield from rows(schema, below, f"{path}.NAME.")
 
 
 def inline(value: object) -> str:
@@ -79,6 +86,12 @@ def test_the_examples_are_valid(path: Path) -> None:
     """For the daemon, and for an editor."""
     load_config(path)
     validate(path.read_text())
+
+
+def test_the_guide_shows_the_example_of_many_models() -> None:
+    """Whoever copies it from the page has what the tests read."""
+    shown = (ROOT / "docs" / "guides" / "many-models.md").read_text().split("```yaml\n")[1].partition("```")[0]
+    assert (ROOT / "examples" / "many-models.yaml").read_text().endswith(shown)
 
 
 def test_what_is_commented_out_in_the_example_is_the_default() -> None:

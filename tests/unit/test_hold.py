@@ -17,6 +17,7 @@ from gateway_sidecar.config import HoldSettings
 from gateway_sidecar.control.hold.queue import History, HoldQueue, Verdict
 from gateway_sidecar.control.process.daemon import Daemon
 from gateway_sidecar.control.workqueue import WorkQueue
+from gateway_sidecar.domain.planning import Missing
 from gateway_sidecar.routers.smg.paths import PATHS
 from gateway_sidecar.supervision import awake
 from gateway_sidecar.telemetry.metrics import Metrics
@@ -107,7 +108,7 @@ def test_only_requests_that_keep_nothing_are_repeatable() -> None:
 class Gates:
     """A gate that only remembers."""
 
-    closed = False
+    closed = asleep = False
 
     def close_gate(self, service: str) -> None:
         self.closed = True
@@ -117,6 +118,12 @@ class Gates:
 
     def is_closed(self, service: str) -> bool:
         return self.closed
+
+    def mark_asleep(self, service: str, *, asleep: bool) -> None:
+        self.asleep = asleep
+
+    def is_asleep(self, service: str) -> bool:
+        return self.asleep
 
 
 def held(gates: Gates, timeout_s: float = 30.0, *, retry_in_flight: bool = True) -> HoldQueue:
@@ -197,3 +204,24 @@ async def test_fault_with_a_waiting_request_is_told_and_the_client_may_try_again
     assert [(log["event"], log["loop"]) for log in logs] == [("loop.failed", "_wait")]
     assert metrics.loop_failures.labels("chat")._value.get() == 1
     assert faulty.decided == 1
+
+
+@in_fake_time
+async def test_shared_addresses_are_told_who_has_nobody() -> None:
+    """As far as it is known: a router that is away says nothing of the replicas behind it."""
+    gates = Gates()
+    hold = held(gates)
+    history = (
+        (Missing.ROUTER, False), (None, False), (Missing.REPLICA, True), (Missing.ROUTER, True),
+        (Missing.PREFILL, True), (None, False), (Missing.ROUTER, False), (Missing.DECODE, True),
+    )  # fmt: skip
+    for missing, asleep in history:
+        if missing is None:
+            hold.open()
+        else:
+            hold.close(missing)
+        assert gates.asleep is hold.is_asleep is asleep
+    gates.asleep = False
+    assert hold.repair()
+    assert gates.asleep
+    assert not hold.repair()

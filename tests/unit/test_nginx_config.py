@@ -9,15 +9,31 @@ from pathlib import Path
 import pytest
 
 from gateway_sidecar.check import lacking, room_for_bodies
-from gateway_sidecar.config import AuthSettings, CorsSettings, FrontendSettings, TlsSettings
+from gateway_sidecar.config import (
+    AddressSettings,
+    AuthSettings,
+    CorsSettings,
+    FrontendSettings,
+    ModelSettings,
+    TlsSettings,
+)
 from gateway_sidecar.domain.model import Access
 from gateway_sidecar.domain.routing import RouterHeaders, RouterPaths
 from gateway_sidecar.errors import NginxError
 from gateway_sidecar.nginx.access_events import EventAddress
 from gateway_sidecar.nginx.bodies import body_classes
-from gateway_sidecar.nginx.config import Capacity, KeyedConfig, NginxConfig, PeerConfig, services_in
+from gateway_sidecar.nginx.config import (
+    Capacity,
+    KeyedConfig,
+    NginxConfig,
+    PeerConfig,
+    ServiceAddress,
+    services_in,
+    shared_address,
+)
 from gateway_sidecar.nginx.frontend_places import FrontendPlaces
 from gateway_sidecar.nginx.server import NginxProgram, needed_lua
+from gateway_sidecar.routers.smg.paths import PATHS
 from tests.nginx_directives import Directive, read_directives
 from tests.smg import RULES, smg_address
 
@@ -340,3 +356,83 @@ def test_names_are_proved_at_the_redirect_address_where_a_certificate_is_by_acme
         ("~", path)
     ]
     assert "acme" not in config(services=services[:1])
+
+
+def behind(name: str, **changes: object) -> ServiceAddress:
+    """A service behind a shared address."""
+    own = smg_address(name, "127.0.0.1:30000", "127.0.0.1:23001", "127.0.0.1:23003")
+    return replace(own, **changes)  # type: ignore[arg-type]
+
+
+def test_a_shared_address_knows_how_each_service_is_led_to() -> None:
+    """By the way that its router needs, with all headers, and the paths that it has; the next daemon reads it."""
+    settings = AddressSettings.model_validate(
+        {
+            "name": "api",
+            "listen": "127.0.0.1:8000",
+            "models": {
+                "tiny": "chat",
+                "gpt-4o": {"services": [{"service": "chat", "weight": 9, "model": "tiny"}, {"service": "web"}]},
+                "org/large:7b": {"service": "code", "fallback": "chat"},
+            },
+            "default": "soon",
+        }
+    )
+    services = [
+        behind("chat"),
+        behind("code", paths=replace(PATHS, loses=True), headers=(RouterHeaders("X-Key", passed=("X-More",)),)),
+        behind(
+            "web", router="", successor="", paths=RouterPaths(("/v1/only",)), headers=(RouterHeaders(""),), hold_s=60
+        ),
+    ]
+    shared = shared_address(settings, {it.service: it for it in services})
+    assert shared.dispatch is not None
+    assert {it.service: it.way.location for it in shared.dispatch.services} == {
+        "chat": "@router", "code": "@router_losing", "web": "@router_balanced", "soon": "@router",
+    }  # fmt: skip
+    assert shared.hold_s == 60
+    text = config(services=[*services, shared], lua_modules=(Path("/m/lua.so"),), events=EventAddress(1, "ab"))
+    found = re.search(r"return 200 \"([0-9a-f]{16}) ", text)
+    assert found is not None
+    read = services_in(text, found[1])
+    assert read == [*services, shared]
+    (server,) = [
+        it
+        for it in every(text, "server")
+        if any(each.words[:2] == ("listen", "127.0.0.1:8000") for each in it.block or ())
+    ]
+    locations = {
+        it.words[1]: {each.words for each in it.block or ()} for it in server.block or () if it.words[0] == "location"
+    }
+    assert ("proxy_next_upstream", "error") in locations["@router_balanced"]
+    assert ("proxy_next_upstream", "http_503", "non_idempotent") in locations["@router_losing"]
+    assert ("proxy_next_upstream", "off") in locations["@router"]
+    for line in (
+        'models.address("api", "/run/g/gates", "soon", "@router")',
+        'models.service("api", "web", "@router_balanced", "gateway_known_api_1")',
+        'models.service("api", "chat", "@router", "gateway_known_api_0")',
+        'models.model("api", "org/large:7b", "chat", "")',
+        'models.target("chat", 9, "tiny")',
+        'map $gateway_router $gateway_shown_api { default ""; chat "',
+        "proxy_set_header X-More $http_x_more;",
+    ):
+        assert line in text
+
+
+def test_a_shared_address_needs_lua() -> None:
+    """Nothing else of nginx could read a body."""
+    settings = AddressSettings.model_validate({"name": "api", "listen": "127.0.0.1:8000", "models": {"tiny": "chat"}})
+    shared = shared_address(settings, {"chat": behind("chat")})
+    with pytest.raises(NginxError, match="api: an address for several services"):
+        needed_lua(NginxProgram("nginx", "1.22.1", None), [shared])
+    (finding,) = lacking(NginxProgram("nginx", "1.22.1", None), FrontendSettings(), dispatches=True)
+    assert "libnginx-mod-http-lua" in finding
+
+
+def test_a_model_that_nginx_could_not_carry_is_refused() -> None:
+    """Whoever let it in: no name ends the call that it stands in."""
+    settings = AddressSettings.model_construct(
+        name="api", listen="127.0.0.1:8000", models={'x", os.exit()) --': ModelSettings(service="chat")}, default=None
+    )
+    with pytest.raises(NginxError, match="cannot carry"):
+        config(services=[behind("chat"), shared_address(settings, {"chat": behind("chat")})], lua_modules=())

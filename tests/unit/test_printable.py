@@ -170,6 +170,12 @@ def replica(**said: object) -> Replica:
 
 
 def test_a_table_has_a_row_for_each_replica_whatever_is_in_it() -> None:
+    target = {"service": EVIL, "weight": 1, "model": EVIL, "asleep": True}
+    model = {"name": EVIL, "services": [target, target], "fallback": target, "asleep": True}
+    address = {
+        "name": "api", "listen": EVIL, "frontend_listen": [EVIL], "not_in_force": EVIL, "default": EVIL,
+        "models": [model] * 51,
+    }  # fmt: skip
     rows = [replica(reason=EVIL, model=EVIL, socket=EVIL, id=EVIL), replica()]
     service: dict[str, Any] = {
         "name": "chat",
@@ -185,10 +191,12 @@ def test_a_table_has_a_row_for_each_replica_whatever_is_in_it() -> None:
         "replicas": rows,
     }
     status = {"nginx": {"state": "down", "reason": EVIL}, "problems": [EVIL], "services": [service]}
+    status["addresses"] = [address]
     text = render_status(cast("Status", status))
     assert "0 restarts" in text
     assert all(line.isprintable() for line in text.split("\n"))
-    assert len(text.split("\n")) == 2 + 2 + 11
+    assert len(text.split("\n")) == 2 + 2 + 11 + 56
+    assert "and 1 more: status --json" in text
     table = render_replicas({"chat": rows})
     assert all(line.isprintable() for line in table.split("\n"))
     assert len(table.split("\n")) == 3
@@ -207,7 +215,7 @@ def test_one_is_no_many() -> None:
             "missing": "replica", "reason": "none serves", "waiting": waiting, "unanswered": {},
             "source": {"settings": {}, "blind": None, "refused": {}}, "scaling": None, "replicas": [],
         }  # fmt: skip
-        status = {"nginx": {"state": "up"}, "problems": [], "services": [service]}
+        status = {"nginx": {"state": "up"}, "problems": [], "services": [service], "addresses": []}
         text = render_status(cast("Status", status))
         assert line in text
         assert "1 restart)" in text

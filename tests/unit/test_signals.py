@@ -10,6 +10,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from gateway_sidecar.domain.signals import (
+    DIVERTED,
     WINDOWS_S,
     Growth,
     Level,
@@ -67,10 +68,12 @@ def test_what_was_not_watched_is_not_counted_as_quiet() -> None:
 def test_outcomes() -> None:
     """A client's own mistake, and one that left, are no errors of the service; nor is their time its latency."""
     traffic = Traffic(0.0)
-    for status in (200, 101, 404, 499, 500, 502, 503):
+    for status in (200, 101, 404, 499, 500, 502, 503, DIVERTED):
         traffic.record(10, end(status=status, took_s=1.0))
     window = traffic.windows(20)[30]
-    assert window.outcomes == {Outcome.OK: 2, Outcome.CLIENT_ERROR: 1, Outcome.CLIENT_LEFT: 1, Outcome.ERROR: 3}
+    assert window.outcomes == {
+        Outcome.OK: 2, Outcome.CLIENT_ERROR: 1, Outcome.CLIENT_LEFT: 1, Outcome.ERROR: 3, Outcome.DIVERTED: 1,
+    }  # fmt: skip
     assert window.took is not None
     assert window.took.samples == 2
     assert window.first == {}

@@ -136,7 +136,7 @@ class PlayedLinks:
         self.led: dict[int, Path] = {}
         self.names: dict[str, str] = {}
         self.slot = ""
-        self.closed = False
+        self.closed = self.asleep = False
 
     def link(self, port: int, target: Path) -> None:
         self.led[port] = target
@@ -164,6 +164,12 @@ class PlayedLinks:
 
     def is_closed(self, service: str) -> bool:
         return self.closed
+
+    def mark_asleep(self, service: str, *, asleep: bool) -> None:
+        self.asleep = asleep
+
+    def is_asleep(self, service: str) -> bool:
+        return self.asleep
 
 
 class NoPeers:

@@ -12,7 +12,7 @@ from contextlib import suppress
 from functools import partial
 from urllib.parse import urlsplit
 
-from gateway_sidecar.config import ServiceSettings
+from gateway_sidecar.config import AddressSettings, ServiceSettings
 from gateway_sidecar.domain.claims import Address
 from gateway_sidecar.domain.tunnels import Tunnel
 from gateway_sidecar.supervision import awake
@@ -25,9 +25,14 @@ _LOOK_S = 5.0
 _PATIENCE_S = 5.0
 
 
-def hosts_of(tunnels: Iterable[Tunnel], services: Iterable[ServiceSettings]) -> dict[str, str]:
+def hosts_of(
+    tunnels: Iterable[Tunnel], services: Iterable[ServiceSettings], addresses: Iterable[AddressSettings] = ()
+) -> dict[str, str]:
     """The hosts that these have this machine connect to itself -> what is there, in words."""
     found: dict[str, str] = {}
+    for address in addresses:
+        if address.frontend.auth is not None and (asked := address.frontend.auth.url) is not None:
+            found[urlsplit(str(asked)).hostname or ""] = f"frontend.auth.url of address {address.name}"
     for service in services:
         auth, scaling = service.frontend.auth, service.scaling
         urls = {

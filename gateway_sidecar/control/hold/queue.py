@@ -112,6 +112,10 @@ class Gates(Protocol):
 
     def is_closed(self, service: str) -> bool: ...
 
+    def mark_asleep(self, service: str, *, asleep: bool) -> None: ...
+
+    def is_asleep(self, service: str) -> bool: ...
+
 
 class HoldQueue:
     """One service's waiting requests. Its gate is closed while it cannot answer; `missing` says what it lacks."""
@@ -127,6 +131,9 @@ class HoldQueue:
         self._queue = queue
         self._doubt: Doubt | None = None
         self._is_switched = False  # How an earlier daemon left the gate is not known.
+        self._asleep: bool | None = None
+        """What is said of it to shared addresses; None until that is known. A router that is away leaves it as it was:
+        who is behind it is not known then."""
         self.missing: Missing | None = Missing.ROUTER
         self.waiting = 0
         self._settings = settings
@@ -142,6 +149,11 @@ class HoldQueue:
     def is_open(self) -> bool:
         """Whether requests go straight to the router."""
         return self.missing is None
+
+    @property
+    def is_asleep(self) -> bool:
+        """Whether shared addresses take it to have no replica."""
+        return bool(self._asleep)
 
     @property
     def doubt(self) -> Doubt | None:
@@ -161,6 +173,8 @@ class HoldQueue:
         """New requests wait from now on."""
         if self.missing is None or not self._is_switched:
             self._switch(self._gates.close_gate)
+        if missing is not Missing.ROUTER:
+            self._say_asleep(asleep=True)
         if self.missing is not missing:
             self._change(missing)
 
@@ -173,11 +187,17 @@ class HoldQueue:
             # The gate first: who is let go on must not come back.
             self._switch(self._gates.open_gate)
             self._change(None)
+        if self.missing is None:
+            self._say_asleep(asleep=False)
 
     def repair(self) -> bool:
         """Switches the gate again if somebody else did; whether that was needed."""
+        repaired = self._asleep is not None and self._gates.is_asleep(self._service) is not self._asleep
+        if repaired:
+            asleep, self._asleep = bool(self._asleep), None
+            self._say_asleep(asleep=asleep)
         if not self._is_switched or self._gates.is_closed(self._service) is not self.is_open:
-            return False
+            return repaired
         self._switch(self._gates.open_gate if self.is_open else self._gates.close_gate)
         return True
 
@@ -261,6 +281,17 @@ class HoldQueue:
         self.missing = missing
         changed, self._changed = self._changed, asyncio.Event()
         changed.set()
+
+    def _say_asleep(self, *, asleep: bool) -> None:
+        if self._asleep is asleep:
+            return
+        try:
+            self._gates.mark_asleep(self._service, asleep=asleep)
+        except OSError as error:
+            self._asleep = None
+            self._logger.error("gate.not_switched", reason=str(error))
+        else:
+            self._asleep = asleep
 
     def _switch(self, switch: Callable[[str], None]) -> None:
         self._is_switched = True

@@ -12,7 +12,7 @@ from pathlib import Path
 from typing import Any
 
 from gateway_sidecar import __version__
-from gateway_sidecar.config import AcmeSettings, FrontendSettings, Settings
+from gateway_sidecar.config import AcmeSettings, AddressSettings, FrontendSettings, Settings
 from gateway_sidecar.control.autoscaling.collector import Signals
 from gateway_sidecar.control.edge.certificates import AcmeHost, Certificates
 from gateway_sidecar.control.edge.frontends import Frontends
@@ -116,6 +116,11 @@ class Daemon:
         return self._services.by_name()
 
     @property
+    def addresses(self) -> Sequence[AddressSettings]:
+        """The shared addresses."""
+        return self._services.shared
+
+    @property
     def healthy(self) -> bool:
         """Whether every loop makes progress."""
         return self._watchdog.behind is None
@@ -159,6 +164,7 @@ class Daemon:
         await self.shared.api.load(api_replicas_before(leases))
         for settings in self.settings.services:
             self._services.add(settings)
+        self._services.share(self.settings.addresses)
         # Before nginx: an address that is taken ends us here, with nothing begun, and the first client that has to
         # wait finds the waiting room there.
         close_listeners = await serve(self)

@@ -113,6 +113,7 @@ class Reload:
         if fresh.acme != self.settings.acme:
             changes.append("acme")
         await self._take_in_services(fresh, changes, not_in_force)
+        self._take_in_addresses(fresh, changes)
         services = self._services.by_name()
         in_force = tuple(services[s.name].settings for s in fresh.services if s.name in services)
         self.settings = fresh.model_copy(update={"services": in_force})
@@ -150,6 +151,17 @@ class Reload:
                 not_in_force.append(f"{name}: router: {failure}")
             if changed:
                 changes.append(f"{name}: {', '.join(changed)}")
+
+    def _take_in_addresses(self, fresh: Settings, changes: list[str]) -> None:
+        old = {it.name: it for it in self.settings.addresses}
+        new = {it.name: it for it in fresh.addresses}
+        changes += [f"{name}: removed" for name in old.keys() - new.keys()]
+        changes += [f"{name}: added" for name in new.keys() - old.keys()]
+        for name in old.keys() & new.keys():
+            fields = type(new[name]).model_fields
+            if changed := [it for it in fields if getattr(old[name], it) != getattr(new[name], it)]:
+                changes.append(f"{name}: {', '.join(changed)}")
+        self._services.share(fresh.addresses)
 
     def _not_served(self) -> list[str]:
         if not self._nginx.up:

@@ -3,12 +3,12 @@
 from __future__ import annotations
 
 import asyncio
-from collections.abc import Awaitable, Callable, Mapping
+from collections.abc import Awaitable, Callable, Mapping, Sequence
 from dataclasses import dataclass
 from functools import partial
 from typing import Protocol
 
-from gateway_sidecar.config import FrontendSettings, ServiceSettings
+from gateway_sidecar.config import AddressSettings, FrontendSettings, ServiceSettings
 from gateway_sidecar.control.edge.destinations import hosts_of
 from gateway_sidecar.control.routers.retired import RetiredRouters
 from gateway_sidecar.control.routers.router import Router
@@ -18,7 +18,7 @@ from gateway_sidecar.domain.routing import RouterPaths
 from gateway_sidecar.domain.tunnels import Tunnel
 from gateway_sidecar.errors import RouterUnavailable
 from gateway_sidecar.kinds import ROUTERS
-from gateway_sidecar.nginx.config import ServiceAddress
+from gateway_sidecar.nginx.config import ServiceAddress, shared_address
 from gateway_sidecar.routers.base import RouterRules
 from gateway_sidecar.sources.listing import Source
 from gateway_sidecar.supervision.loops import cancelled
@@ -64,6 +64,7 @@ class Services:
         self._logger = get_logger()
         self._services: dict[str, Service] = {}
         self._tasks: dict[str, asyncio.Task[None]] = {}
+        self.shared: Sequence[AddressSettings] = ()
 
     # -- what there is
 
@@ -93,20 +94,28 @@ class Services:
         return {tenure.sighting.tunnel for tenure in tenures if tenure.sighting.tunnel is not None}
 
     def frontends(self) -> dict[str, FrontendSettings]:
-        """What each service's frontend is to be."""
-        return {name: service.settings.frontend for name, service in self._services.items()}
+        """What the frontend of each service, and of each shared address, is to be."""
+        own = {name: service.settings.frontend for name, service in self._services.items()}
+        return own | {it.name: it.frontend for it in self.shared}
 
     def addresses(self) -> list[ServiceAddress]:
         """What nginx is to serve."""
-        return [_address_of(service) for service in self._services.values()]
+        own = {name: _address_of(service) for name, service in self._services.items()}
+        return [*own.values(), *(shared_address(it, own) for it in self.shared)]
 
     def hosts(self) -> dict[str, str]:
         """Where the daemon itself has to get to: name or address -> what is there."""
         here = (t for service in self._services.values() for t in service.tenures.values() if not t.gone)
         tunnels = {t.sighting.tunnel for t in here if t.sighting.tunnel is not None}
-        return hosts_of(list(tunnels), [service.settings for service in self._services.values()])
+        return hosts_of(list(tunnels), [service.settings for service in self._services.values()], self.shared)
 
     # -- what becomes of them
+
+    def share(self, addresses: Sequence[AddressSettings]) -> None:
+        """These are the shared addresses from now on; nginx is to be told."""
+        for gone in {it.name for it in self.shared} - {it.name for it in addresses}:
+            self._metrics.forget_service(gone)
+        self.shared = tuple(addresses)
 
     def add(self, settings: ServiceSettings, *, prepare: bool = False) -> Service:
         """One more service, not running yet. Raises ProcessError, nothing added, if it cannot be prepared."""

@@ -1,0 +1,579 @@
+-- One address, many services: finds the model that a request names, and leads the request to that model's service.
+--
+-- What is sent on is what came, byte for byte, but for the model's name where the configuration has another one for the
+-- service. A body is read in one pass and never turned into Lua's values: it may be large, and only one word of it
+-- counts. That word is the one which JSON parsers find: of a top-level `model` that is there twice the last, with its
+-- escapes undone. (A test holds it to Python's parser.)
+--
+-- Whether a service has somebody is a file among the gates, which the daemon makes: `SERVICE` while its gate is closed,
+-- `SERVICE.asleep` while it has no replica that could answer.
+
+local ffi = require "ffi"
+local C = ffi.C
+
+ffi.cdef [[
+int access(const char *path, int mode);
+int open(const char *path, int flags, ...);
+int close(int fd);
+long lseek(int fd, long offset, int whence);
+void *mmap(void *address, size_t size, int protection, int flags, int fd, long offset);
+int munmap(void *address, size_t size);
+size_t strcspn(const char *text, const char *any);
+void *memchr(const void *text, int byte, size_t size);
+void *memmem(const void *text, size_t size, const void *what, size_t length);
+]]
+
+local O_RDONLY_CLOEXEC, SEEK_END, READ, ANONYMOUS, IN_PLACE = 0x80000, 2, 1, 0x22, 0x12
+local SPACE, QUOTE, BACKSLASH, COMMA, COLON, OPENS, CLOSES = 32, 34, 92, 44, 58, 123, 125
+local LONGEST_NAME = 1024 -- bytes as sent; a configured one has 256
+local LONGEST_SHOWN = 100
+local MOST_SHOWN = 20
+local STEP = 1048576 -- bytes that are looked at before other requests get their turn
+local NEAR = 64 -- most strings are short: what is beyond is searched with memchr
+local LONGEST_HEAD = 4096 -- of a part of a form
+local IN_MEMORY = 262144 -- client_body_buffer_size
+local NOT_SMALL = {POST = true, PUT = true, PATCH = true}
+
+local bytes_of, chars_of = ffi.typeof "const uint8_t *", ffi.typeof "const char *"
+local QUOTED, DEEPER, HIGHER, NONE = 1, 2, 3, 4
+local kinds = ffi.new("uint8_t[256]")
+kinds[0] = NONE -- No JSON has such a byte, and libc stops there.
+kinds[QUOTE] = QUOTED
+for _, byte in ipairs {91, OPENS} do kinds[byte] = DEEPER end
+for _, byte in ipairs {93, CLOSES} do kinds[byte] = HIGHER end
+local literal = ffi.new("uint8_t[256]") -- what numbers, true, false and null are made of
+for byte in string.gmatch("+-.0123456789abcdefghijklmnopqrstuvwxyzEINTF", ".") do literal[string.byte(byte)] = 1 end
+
+local models = {}
+local addresses, gates = {}, ""
+
+-- -- the configuration, said anew by each nginx.conf
+
+-- An address. `default`: the service of requests that name no model, or an empty text. `way`: the location that sends
+-- requests on as most of its services' routers have it; that is what its own location does, too.
+function models.address(name, directory, default, way)
+    gates = directory .. "/"
+    addresses[name] = {named = {}, order = {}, services = {}, default = default, way = way}
+end
+
+-- A service that it leads to. `way`: the location for this one. `passes`: the variable that says whether a request's
+-- path is one of that service's, or an empty text where each is.
+function models.service(address, name, way, passes)
+    addresses[address].services[name] = {way = way, passes = passes}
+end
+
+local newest
+
+-- A model; `fallback` gets its requests, under the name `sent`, while none of its services has anybody.
+function models.model(address, name, fallback, sent)
+    local all = addresses[address]
+    newest = {name = name, total = 0, fallback = fallback ~= "" and {service = fallback, sent = sent} or nil}
+    all.named[name], all.order[#all.order + 1] = newest, newest
+end
+
+-- One of its services, its weight, and what the model is called there (empty: as it was sent).
+function models.target(service, weight, sent)
+    newest[#newest + 1] = {service = service, weight = weight, sent = sent}
+    newest.total = newest.total + weight
+end
+
+-- -- answers of its own
+
+local function quoted(text)
+    text = string.gsub(text, '[%c"\\\127]', function(it) return string.format("\\u%04x", string.byte(it)) end)
+    return '"' .. text .. '"'
+end
+
+local function answer(status, body)
+    ngx.status = status
+    ngx.print(body)
+    return ngx.exit(ngx.HTTP_OK)
+end
+
+local function refuse(status, code, param, message)
+    return answer(status, string.format(
+        '{"error": {"message": %s, "type": "invalid_request_error", "param": %s, "code": "%s"}}',
+        quoted(message), param, code
+    ))
+end
+
+-- The names that there are, as far as they fit into a message.
+local function names_of(address)
+    local names = {}
+    for at = 1, math.min(#address.order, MOST_SHOWN) do names[at] = address.order[at].name end
+    local text = table.concat(names, ", ")
+    local more = #address.order - #names
+    return more > 0 and string.format("%s and %d more, which GET /v1/models lists", text, more) or text
+end
+
+-- The beginning of a name that may be anything, in whole characters of UTF-8.
+local function shown(name)
+    local _, _, reason = ngx.re.find(name, "^", "jou")
+    if reason then name = string.gsub(name, "[\128-\255]", "?") end
+    if #name <= LONGEST_SHOWN then return name end
+    local last = LONGEST_SHOWN
+    while last > 0 and bit.band(string.byte(name, last + 1), 0xC0) == 0x80 do last = last - 1 end
+    return string.sub(name, 1, last) .. "..."
+end
+
+local function refuse_unknown(address, name)
+    return refuse(404, "model_not_found", '"model"', string.format(
+        "The model '%s' does not exist at this address. Use one of: %s.", shown(name), names_of(address)
+    ))
+end
+
+local REFUSALS = {
+    no_json = {"The body is not valid JSON.", "invalid_json", "null"},
+    no_form = {"The body is not a valid multipart form.", "invalid_form", "null"},
+    no_text = {"`model` must be a text.", "invalid_model", '"model"'},
+    encoded = {"A compressed body cannot be read here; send it as it is.", "unsupported_encoding", "null"},
+    no_length = {"Say the body's length: send Content-Length.", "length_required", "null", 411},
+    twice = {"The query names `model` more than once.", "invalid_model", '"model"'},
+}
+
+-- -- JSON
+
+local function after_space(p, i, n)
+    while i < n and p[i] <= SPACE do i = i + 1 end
+    return i
+end
+
+-- Where a string ends that begins before `i`: behind its closing quote; nil if it does not end.
+local function after_string(p, i, n)
+    while i < n do
+        local near = math.min(i + NEAR, n)
+        while i < near do
+            local byte = p[i]
+            if byte == QUOTE then return i + 1 end
+            i = i + (byte == BACKSLASH and 2 or 1)
+        end
+        if i >= n then return nil end
+        local found = ffi.cast(bytes_of, C.memchr(p + i, QUOTE, n - i))
+        if found == nil then return nil end
+        local at = tonumber(found - p)
+        local first = at
+        while first > i and p[first - 1] == BACKSLASH do first = first - 1 end
+        if (at - first) % 2 == 0 then return at + 1 end
+        i = at + 1
+    end
+    return nil
+end
+
+-- The same for a list or an object. Which bracket closes which is the engine's to judge.
+local function after_nested(p, i, n)
+    local depth, pause = 1, i + STEP
+    while i < n do
+        local near = math.min(i + NEAR, n)
+        while i < near and kinds[p[i]] == 0 do i = i + 1 end
+        if i == near then
+            i = i + tonumber(C.strcspn(ffi.cast(chars_of, p + i), '"[]{}'))
+            if i >= n then return nil end
+        end
+        local kind = kinds[p[i]]
+        i = i + 1
+        if kind == QUOTED then
+            i = after_string(p, i, n)
+            if not i then return nil end
+        elseif kind == DEEPER then
+            depth = depth + 1
+        elseif kind == HIGHER then
+            depth = depth - 1
+            if depth == 0 then return i end
+        else
+            return nil
+        end
+        if i > pause then
+            ngx.sleep(0)
+            pause = i + STEP
+        end
+    end
+    return nil
+end
+
+local function after_value(p, i, n)
+    if i >= n then return nil end
+    local byte = p[i]
+    if byte == QUOTE then return after_string(p, i + 1, n) end
+    if kinds[byte] == DEEPER then return after_nested(p, i + 1, n) end
+    local from = i
+    while i < n and literal[p[i]] == 1 do i = i + 1 end
+    return i > from and i or nil
+end
+
+local ESCAPES = {b = "\b", f = "\f", n = "\n", r = "\r", t = "\t", ['"'] = '"', ["\\"] = "\\", ["/"] = "/"}
+
+local function utf8(code)
+    if code < 0x80 then return string.char(code) end
+    local tail = string.char(0x80 + code % 64)
+    if code < 0x800 then return string.char(0xC0 + math.floor(code / 64)) .. tail end
+    tail = string.char(0x80 + math.floor(code / 64) % 64) .. tail
+    if code < 0x10000 then return string.char(0xE0 + math.floor(code / 4096)) .. tail end
+    return string.char(0xF0 + math.floor(code / 262144), 0x80 + math.floor(code / 4096) % 64) .. tail
+end
+
+-- What a JSON string says; nil if it says nothing.
+local function unescaped(text)
+    if not string.find(text, "\\", 1, true) then return text end
+    local parts, at = {}, 1
+    while true do
+        local escape = string.find(text, "\\", at, true)
+        parts[#parts + 1] = string.sub(text, at, (escape or 0) - 1)
+        if not escape then return table.concat(parts) end
+        local letter = string.sub(text, escape + 1, escape + 1)
+        if letter == "u" then
+            local code = tonumber(string.match(text, "^%x%x%x%x", escape + 2) or "", 16)
+            at = escape + 6
+            local low = code and code >= 0xD800 and code < 0xDC00
+                and tonumber(string.match(text, "^\\u([dD][c-fC-F]%x%x)", at) or "", 16)
+            if low then
+                code, at = 0x10000 + (code - 0xD800) * 1024 + low - 0xDC00, at + 6
+            end
+            if not code then return nil end
+            parts[#parts + 1] = utf8(code)
+        else
+            if not ESCAPES[letter] then return nil end
+            parts[#parts + 1] = ESCAPES[letter]
+            at = escape + 2
+        end
+    end
+end
+
+-- Whether the key between two quotes is `model`; one letter may take six bytes.
+local function is_model(p, from, to)
+    local length = to - from
+    if length == 5 then return p[from] == 109 and ffi.string(p + from, 5) == "model" end
+    return length > 5 and length <= 30 and C.memchr(p + from, BACKSLASH, length) ~= nil
+        and unescaped(ffi.string(p + from, length)) == "model"
+end
+
+-- The top-level `model` of a JSON object: its name, and the bytes from which to which it stands, quotes included. No
+-- name: why not, or nothing where there is no `model`.
+local function in_json(p, n)
+    local i = after_space(p, 0, n)
+    if i >= n or p[i] ~= OPENS then return nil, "no_json" end
+    i = after_space(p, i + 1, n)
+    local from, to
+    local is_empty, pause = i < n and p[i] == CLOSES, STEP
+    while not is_empty do
+        if i > pause then
+            ngx.sleep(0)
+            pause = i + STEP
+        end
+        if i >= n or p[i] ~= QUOTE then return nil, "no_json" end
+        local key = i + 1
+        i = after_string(p, key, n)
+        if not i then return nil, "no_json" end
+        local key_end = i - 1
+        i = after_space(p, i, n)
+        if i >= n or p[i] ~= COLON then return nil, "no_json" end
+        i = after_space(p, i + 1, n)
+        local value = i
+        i = after_value(p, i, n)
+        if not i then return nil, "no_json" end
+        if is_model(p, key, key_end) then from, to = value, i end
+        i = after_space(p, i, n)
+        if i >= n then return nil, "no_json" end
+        if p[i] == CLOSES then break end
+        if p[i] ~= COMMA then return nil, "no_json" end
+        i = after_space(p, i + 1, n)
+    end
+    if after_space(p, i + 1, n) < n then return nil, "no_json" end
+    if not from then return nil end
+    if p[from] ~= QUOTE then return nil, "no_text" end
+    local length = math.min(to - from - 2, LONGEST_NAME)
+    return unescaped(ffi.string(p + from + 1, length)) or "", from, to
+end
+
+-- -- multipart forms
+
+local function find(p, from, n, text)
+    while from < n do
+        local size = math.min(n - from, STEP + #text)
+        local found = ffi.cast(bytes_of, C.memmem(p + from, size, text, #text))
+        if found ~= nil then return tonumber(found - p) end
+        from = from + STEP
+        if from < n then ngx.sleep(0) end
+    end
+    return nil
+end
+
+-- The name of a part of a form that is a field; nil for a file, and where there is none, or more than one.
+local function field_of(head)
+    local name
+    for line in string.gmatch(head, "[^\r\n]+") do
+        local said = string.match(line, "^[Cc][Oo][Nn][Tt][Ee][Nn][Tt]%-[Dd][Ii][Ss][Pp][Oo][Ss][Ii][Tt][Ii][Oo][Nn]:(.*)$")
+        if said then
+            if name then return nil end
+            local at = string.find(said, ";", 1, true)
+            while at do
+                local word, value, after = string.match(said, '^;%s*([%w%*_-]+)%s*=%s*"([^"]*)"()', at)
+                if not word then word, value, after = string.match(said, "^;%s*([%w%*_-]+)%s*=%s*([^;%s]*)()", at) end
+                if not word then return nil end
+                word = string.lower(word)
+                if word == "filename" or word == "filename*" then return nil end
+                if word == "name" then
+                    if name then return nil end
+                    name = value
+                end
+                at = string.find(said, ";", after, true)
+            end
+        end
+    end
+    return name
+end
+
+-- The field `model` of a form, as `in_json`; of two the last. The value has no quotes.
+local function in_form(p, n, boundary)
+    local mark, from, to = "--" .. boundary, nil, nil
+    local at
+    if n >= #mark and ffi.string(p, #mark) == mark then
+        at = #mark
+    else
+        at = find(p, 0, n, "\r\n" .. mark)
+        at = at and at + 2 + #mark
+    end
+    while at do
+        if at + 2 <= n and ffi.string(p + at, 2) == "--" then
+            if not from then return nil end
+            return ffi.string(p + from, math.min(to - from, LONGEST_NAME)), from, to
+        end
+        local head = ffi.string(p + at, math.min(n - at, LONGEST_HEAD))
+        local last = string.find(head, "\r\n\r\n", 1, true)
+        if not last or not string.find(head, "^[ \t]*\r\n") then return nil, "no_form" end
+        local value = at + last + 3
+        -- Parsers do not agree on whether such a value is one, or a part's end.
+        if n - value >= #mark and ffi.string(p + value, #mark) == mark then return nil, "no_form" end
+        local next_mark = find(p, value, n, "\r\n" .. mark)
+        if not next_mark then return nil, "no_form" end
+        if field_of(string.sub(head, 1, last)) == "model" then from, to = value, next_mark end
+        at = next_mark + 2 + #mark
+    end
+    return nil, "no_form"
+end
+
+-- -- bodies
+
+local function is_mapped(address)
+    return ffi.cast("intptr_t", address) ~= -1
+end
+
+-- Calls `look` with a body's bytes and their number. A body that nginx keeps in a file is not copied into memory.
+local function with_body(look, ...)
+    local text = ngx.req.get_body_data()
+    if text then
+        local name, from, to = look(ffi.cast(bytes_of, text), #text, ...)
+        return name, from, to, text -- Named after the call: else it could be collected while it is looked at.
+    end
+    local path = ngx.req.get_body_file()
+    if not path then return nil, "empty" end
+    local fd = C.open(path, O_RDONLY_CLOEXEC)
+    local size = fd >= 0 and tonumber(C.lseek(fd, 0, SEEK_END)) or 0
+    -- One byte more than there is: behind the last one is a zero, as behind a text.
+    local room = C.mmap(nil, size + 1, READ, ANONYMOUS, -1, 0)
+    local mapped = size > 0 and is_mapped(room) and C.mmap(room, size, READ, IN_PLACE, fd, 0)
+    if fd >= 0 then C.close(fd) end
+    if not mapped or not is_mapped(mapped) then return ngx.exit(500) end
+    -- Collected if the client goes while other requests have their turn.
+    local held = ffi.gc(room, function(it) C.munmap(it, size + 1) end)
+    local name, from, to = look(ffi.cast(bytes_of, held), size, ...)
+    ffi.gc(held, nil)
+    C.munmap(held, size + 1)
+    return name, from, to
+end
+
+-- Puts other words in the place of some bytes of the body.
+local function rewrite(from, to, words)
+    local text = ngx.req.get_body_data()
+    if text then
+        return ngx.req.set_body_data(string.sub(text, 1, from) .. words .. string.sub(text, to + 1))
+    end
+    local file = assert(io.open(ngx.req.get_body_file(), "rb"))
+    ngx.req.init_body(IN_MEMORY)
+    local left = from
+    while left > 0 do
+        local piece = file:read(math.min(left, STEP))
+        ngx.req.append_body(piece)
+        left = left - #piece
+    end
+    ngx.req.append_body(words)
+    file:seek("set", to)
+    while true do
+        local piece = file:read(STEP)
+        if not piece then break end
+        ngx.req.append_body(piece)
+    end
+    file:close()
+    ngx.req.finish_body()
+end
+
+-- What stands between the parts of a form; nil if it is said twice, or in a way that parsers read differently.
+local function boundary_of(kind)
+    local boundary
+    local at = string.find(kind, ";", 1, true) or #kind + 1
+    while not string.find(kind, "^%s*;?%s*$", at) do
+        local word, value, after = string.match(kind, '^%s*;%s*([^%s=;"]+)="([^"\\]+)"()', at)
+        if not word then word, value, after = string.match(kind, '^%s*;%s*([^%s=;"]+)=([^%s;"\\]+)()', at) end
+        local is_boundary = word and string.lower(word) == "boundary"
+        if not word or (is_boundary and boundary) then return nil end
+        if is_boundary then boundary = value end
+        at = after
+    end
+    return boundary
+end
+
+local function model_of_body(var)
+    local encoding = var.http_content_encoding
+    if encoding and string.lower(encoding) ~= "identity" then return nil, "encoded" end
+    -- Some versions of nginx's Lua module (0.10.25, 0.10.26) raise an error over HTTP/2 without a Content-Length.
+    if not pcall(ngx.req.read_body) then return nil, "no_length" end
+    local kind = var.http_content_type
+    if kind and string.find(kind, "^%s*[Mm][Uu][Ll][Tt][Ii][Pp][Aa][Rr][Tt]/[Ff][Oo][Rr][Mm]%-[Dd][Aa][Tt][Aa]") then
+        local boundary = boundary_of(kind)
+        if not boundary then return nil, "no_form" end
+        local name, from, to = with_body(in_form, boundary)
+        return name, from, to, true
+    end
+    local name, from, to = with_body(in_json)
+    return name, from, to, false
+end
+
+-- What a request without a body names in its query: a WebSocket does.
+local function model_of_query(var)
+    local args = var.args
+    local found = args and ngx.re.match("&" .. args, "&model=([^&]+)(.*&model=)?", "jo")
+    if not found then return nil end
+    if found[2] then return nil, "twice" end
+    return ngx.unescape_uri(found[1])
+end
+
+-- -- which service
+
+local function has_nobody(service)
+    return C.access(gates .. service, 0) == 0 and C.access(gates .. service .. ".asleep", 0) == 0
+end
+
+local seeded
+local function draw(model, total, left_out)
+    if not seeded then
+        math.randomseed(ngx.worker.pid() * 1000 + ngx.now() * 1000 % 1000)
+        seeded = true
+    end
+    local number, last = math.random() * total, nil
+    for at = 1, #model do
+        local target = model[at]
+        if target.weight > 0 and not (left_out and left_out[target.service]) then
+            number, last = number - target.weight, target
+            if number < 0 then break end
+        end
+    end
+    return last
+end
+
+-- The service for a request, and the one that would have had it, had it anybody. While nobody is anywhere the request
+-- waits at the first.
+local function choose(model)
+    local first = #model == 1 and model[1] or draw(model, model.total)
+    if (#model == 1 and not model.fallback) or not has_nobody(first.service) then return first end
+    local nobody, total = {}, 0
+    for at = 1, #model do
+        local target = model[at]
+        if nobody[target.service] == nil then nobody[target.service] = has_nobody(target.service) end
+        if not nobody[target.service] then total = total + target.weight end
+    end
+    if total > 0 then return draw(model, total, nobody), first end
+    local fallback = model.fallback
+    if fallback and not has_nobody(fallback.service) then return fallback, first end
+    return first
+end
+
+-- Sends a request on to its model's service, or answers it.
+function models.lead(name)
+    local address, var = addresses[name], ngx.var
+    local has_body = NOT_SMALL[ngx.req.get_method()]
+    local asked, from, to, is_form
+    if has_body then asked, from, to, is_form = model_of_body(var) else asked, from = model_of_query(var) end
+    local target, diverted
+    if asked then
+        local model = address.named[asked]
+        if not model then return refuse_unknown(address, asked) end
+        target, diverted = choose(model)
+    elseif REFUSALS[from] then
+        local message, code, param, status = unpack(REFUSALS[from])
+        return refuse(status or 400, code, param, message)
+    elseif address.default ~= "" then
+        target = {service = address.default, sent = ""}
+    else
+        local message = "The request names no `model`. Use one of: " .. names_of(address) .. "."
+        return refuse(400, "missing_model", '"model"', message)
+    end
+    local service = address.services[target.service]
+    if service.passes ~= "" and var[service.passes] == "0" then return ngx.exit(596) end
+    local sent = target.sent
+    if sent ~= "" and sent ~= asked then
+        if has_body then
+            rewrite(from, to, is_form and sent or quoted(sent))
+        else
+            local before, after = string.match("&" .. var.args, "^(.*&model=)[^&]*(.*)$")
+            ngx.req.set_uri_args(string.sub(before .. ngx.escape_uri(sent) .. after, 2))
+        end
+    end
+    var.gateway_service = target.service
+    if service.way ~= address.way then var.gateway_back = service.way end
+    if diverted then var.gateway_diverted = diverted.service end
+    if C.access(gates .. target.service, 0) == 0 then return ngx.exec("@hold") end
+    local successor = target.service .. ".next"
+    var.gateway_router = C.access(gates .. successor, 0) == 0 and successor or target.service
+    if service.way ~= address.way then return ngx.exec(service.way) end
+end
+
+-- -- GET /v1/models
+
+local function entry(model, nobody)
+    local asleep = not (model.fallback and not nobody(model.fallback.service))
+    for at = 1, #model do
+        if not asleep then break end
+        asleep = model[at].weight == 0 or nobody(model[at].service)
+    end
+    return string.format(
+        '{"id": %s, "object": "model", "created": 0, "owned_by": "gateway-sidecar"%s}',
+        quoted(model.name), asleep and ', "status": "asleep"' or ""
+    )
+end
+
+local function remembering()
+    local known = {}
+    return function(service)
+        if known[service] == nil then known[service] = has_nobody(service) end
+        return known[service]
+    end
+end
+
+local function only_asks()
+    local method = ngx.req.get_method()
+    return method == "GET" or method == "HEAD"
+end
+
+local function refuse_method()
+    return refuse(405, "method_not_allowed", "null", "This method is not allowed here.")
+end
+
+-- All models of an address.
+function models.list(name)
+    if not only_asks() then return refuse_method() end
+    local nobody, found = remembering(), {}
+    for at, model in ipairs(addresses[name].order) do found[at] = entry(model, nobody) end
+    ngx.print('{"object": "list", "data": [', table.concat(found, ", "), "]}")
+end
+
+-- The model that a path names.
+function models.one(name)
+    if not only_asks() then return refuse_method() end
+    local address, asked = addresses[name], string.match(ngx.var.uri, "^/v1/models/(.*)$")
+    local model = address.named[asked]
+    if not model then return refuse_unknown(address, asked) end
+    ngx.print(entry(model, remembering()))
+end
+
+models.in_json, models.in_form = in_json, in_form -- For tests.
+
+return models

@@ -1,0 +1,64 @@
+"""What people use: the `openai` and `anthropic` clients, each with one address for all models."""
+
+from __future__ import annotations
+
+import anthropic
+import openai
+import pytest
+from anthropic.types import MessageParam
+from openai.types.chat import ChatCompletionUserMessageParam
+
+from examples.simulated import EngineKind
+from tests.system.conftest import MakeGateway, StartEngine
+from tests.system.gateway import service_of
+from tests.system.test_shared_address import Record, record, shared
+
+__all__ = ["record"]
+
+MESSAGES: list[ChatCompletionUserMessageParam] = [{"role": "user", "content": "hello"}]
+PROMPT: list[MessageParam] = [{"role": "user", "content": "hello"}]
+
+
+async def test_the_clients_of_openai_and_anthropic(
+    make_gateway: MakeGateway, engine: StartEngine, record: Record
+) -> None:
+    """Chats, streams, lists, audio and errors, at one address with three services, an alias and a fallback."""
+    models = {
+        "tiny": "chat",
+        "gpt-4o": {"service": "chat", "model": "tiny"},
+        "claude-here": {"service": "code", "model": "large"},
+        "huge": {"service": "code", "model": "none", "fallback": "chat"},
+        "whisper-1": {"service": "audio", "model": "whisper-large"},
+    }
+    gateway = shared(make_gateway, models, services=("chat", "code", "audio"))
+    gateway.settings["services"][2]["router"] = {"type": "none"}
+    await gateway.start()
+    await engine(gateway.socket("r1", "chat"), EngineKind.SGLANG_HTTP, model="tiny")
+    await engine(gateway.socket("r1", "code"), EngineKind.VLLM_GRPC, model="large")
+    audio = await record(gateway, "audio", "whisper-large")
+    await gateway.until(lambda s: not any(service_of(s, it)["missing"] for it in ("chat", "code")), within_s=30)
+    url = gateway.url("api")
+    async with openai.AsyncOpenAI(base_url=f"{url}/v1", api_key="none", max_retries=0) as client:
+        assert {it.id async for it in client.models.list()} == set(models)
+        assert (await client.models.retrieve("gpt-4o")).id == "gpt-4o"
+        for model in ("tiny", "gpt-4o"):
+            answer = await client.chat.completions.create(model=model, messages=MESSAGES, max_tokens=4)
+            assert answer.choices[0].message.content
+            stream = await client.chat.completions.create(model=model, messages=MESSAGES, max_tokens=4, stream=True)
+            assert len([chunk async for chunk in stream]) > 1
+        await client.audio.transcriptions.create(model="whisper-1", file=("a.wav", b"RIFF" * 1000))
+        path, form = audio.asked[-1]
+        assert path == "/v1/audio/transcriptions"
+        assert b"whisper-large" in form
+        assert b"whisper-1" not in form
+        with pytest.raises(openai.NotFoundError) as refused:
+            await client.chat.completions.create(model="gpt-5", messages=MESSAGES)
+        assert refused.value.code == "model_not_found"
+        assert "claude-here, gpt-4o, huge, tiny, whisper-1" in refused.value.message
+    async with anthropic.AsyncAnthropic(base_url=url, api_key="none", max_retries=0) as claude:
+        said = await claude.messages.create(model="claude-here", messages=PROMPT, max_tokens=4)
+        assert said.content
+        async with claude.messages.stream(model="claude-here", messages=PROMPT, max_tokens=4) as events:
+            assert await events.get_final_text()
+        with pytest.raises(anthropic.NotFoundError, match="claude-here, gpt-4o, huge"):
+            await claude.messages.create(model="claude-elsewhere", messages=PROMPT, max_tokens=4)
