@@ -139,7 +139,7 @@ function access_log.model_of(body)
 end
 
 -- Text of a client's as it may stand in a line: printable ASCII, and not longer than a name is.
-local function shown(text)
+function access_log.shown(text)
     local known = shown_as[text]
     if known then return known end
     if shown_count > MOST_KNOWN then shown_as, shown_count = {}, 0 end
@@ -195,9 +195,10 @@ end
 
 -- A request is over, and about to be logged. `names`: the directory of links to replicas' names. `host`: where bridges
 -- listen. `only`: the variable that is empty if the request is not logged; nil if each is. `engine`: the port of the
--- one that nginx has chosen by itself, or nothing; nil where there is a router. The others: variables of which the first
--- that is not empty says which engine a router has chosen.
-function access_log.over(names, host, only, engine, first, second)
+-- one that nginx has chosen by itself, or nothing; nil where there is a router. `led`: whether models.lua has read which
+-- model was asked for, and said it. The others: variables of which the first that is not empty says which engine a router
+-- has chosen.
+function access_log.over(names, host, only, engine, led, first, second)
     local var = ngx.var
     if kept > 0 and ngx.ctx.gateway_kept then kept = kept - 1 end
     if only and var[only] == "" then return end
@@ -212,9 +213,9 @@ function access_log.over(names, host, only, engine, first, second)
         if not said or said == "" then said = ngx.shared.gateway_tries:get(ANSWERED .. id) end
     end
     if said and said ~= "" then var.gateway_replica = replica_of(said, names, host) end
-    local body = var.request_body
+    local body = not led and var.request_body
     local model = body and access_log.model_of(body)
-    if model then var.gateway_model = shown(model) end
+    if model then var.gateway_model = access_log.shown(model) end
     if find(places, " ", 1, true) then again = again + retries_of_nginx(places) end
     if again > 0 then var.gateway_retries = again end
 end

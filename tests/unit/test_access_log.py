@@ -109,7 +109,7 @@ def test_only_who_asks_for_tokens_has_answers_read() -> None:
     )
     text = logged("all", reads_tokens=True, services=[application])
     assert reads not in text
-    assert 'access_log.over("/run/g/names", "127.0.0.1", nil, package.loaded.balance.over(), ' in text
+    assert 'access_log.over("/run/g/names", "127.0.0.1", nil, package.loaded.balance.over(), false, ' in text
 
 
 def test_routers_engines_and_clients_are_told_one_name() -> None:
