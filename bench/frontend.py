@@ -13,6 +13,11 @@ revoked          From the moment before `revoke_key` begins, in a process of its
                  401, asked every millisecond over a kept connection; 10,000 keys, the daemon under no other load. A
                  third service is asked, whose only limit is used up: nginx answers by itself, 429 as long as the key is
                  good, and how busy SMG is does not matter.
+access log       A service that logs each request beside `bare`, and nothing else. One chat of 2 KB at a time over one
+                 kept connection to each address, the two in turns: the line names the model and the replica. Both are
+                 without a router, since that takes most of the time and its scatter is larger than the bar. Per round
+                 the median of 50 chats and the CPU of nginx's worker; each side's figure is that of its quietest
+                 round, since other work only adds. `errors` is a service that logs errors alone, asked the same.
 handshake        CPU of an nginx worker for a full TLS 1.3 handshake with P-256, the certificate opened anew for each as
                  the frontend has it, against one that was read at the start.
 """
@@ -52,6 +57,9 @@ _REQUESTS = 200
 _PATH = "/v1/models"
 _BETWEEN_S = 0.001
 _SETTLE_S = 0.3
+_LOGS, _CHATS, _CHAT_PATH = {"all": "all", "errors": "errors", "bare": "off"}, 50, "/v1/chat/completions"
+_CHAT = {"model": "tiny", "messages": [{"role": "user", "content": "hello world " * 170}], "max_tokens": 4}
+_LOG_P50_S, _LOG_CPU_US = 0.000015, 5.0
 
 
 def _fill(file: Path, keys: int) -> None:
@@ -167,10 +175,12 @@ async def run(scale: Scale) -> list[Row]:
                     pass
             _, _, cpu_of_one = await _compare(gateway, alone, scale.pick(20, 4))
         handshakes = await _handshakes(directory, scale.pick(300, 100))
+        logs = await _logs(scale.pick(200, 40))
     return [
         *(_added(floors, doors, percent, bar) for percent, bar in ((50, _ADDED_P50_S), (99, _ADDED_P99_S))),
         _cpu_row(cpu, cpu_of_one),
         _revoked_row(revoked),
+        *logs,
         _handshake_row(handshakes),
     ]
 
@@ -200,6 +210,61 @@ def _revoked_row(times: list[float]) -> Row:
 
 def _ms(seconds: float) -> str:
     return f"{seconds * 1000:.2f} ms"
+
+
+# -- the access log
+
+
+async def _logs(rounds: int) -> list[Row]:
+    times: dict[str, list[float]] = {name: [] for name in _LOGS}
+    cpu: dict[str, list[float]] = {name: [] for name in _LOGS}
+    gateway = Gateway(services=tuple(_LOGS), base=BASE, log={"format": "json", "level": "info"})
+    first = gateway.ports["all"]
+    gateway.settings["router_ports"] = f"{first + 10}-{first + 21}"
+    gateway.settings["bridges"]["ports"] = f"{first + 22}-{first + 59}"
+    for service in gateway.settings["services"]:
+        service |= {"router": {"type": "none"}, "frontend": {"access_log": _LOGS[service["name"]]}}
+    engines = []
+    try:
+        await gateway.start()
+        for name in _LOGS:
+            spec = EngineSpec(kind=EngineKind.SGLANG_HTTP, socket=gateway.socket("r1", name), model="tiny")
+            engines.append(await start_engine(spec, Behaviour()))
+            await gateway.until_states({"r1": "serving"}, service=name)
+        pid, names = await _worker(gateway), list(_LOGS)
+        connections = {name: Connection("127.0.0.1", gateway.ports[name]) for name in names}
+        for number in range(rounds):
+            for name in names[number % 3 :] + names[: number % 3]:
+                took, before = [], _cpu_us(pid)
+                for _ in range(_CHATS):
+                    began = time.perf_counter()
+                    answer = await connections[name].ask("POST", _CHAT_PATH, _CHAT)
+                    took.append(time.perf_counter() - began)
+                    if answer.status != 200:
+                        raise RuntimeError(f"{answer.status}: {answer.body!r:.200}")
+                cpu[name].append((_cpu_us(pid) - before) / _CHATS)
+                times[name].append(median(took))
+        for connection in connections.values():
+            connection.close()
+    finally:
+        for engine in engines:
+            await engine.stop(grace_s=0)
+        await gateway.close()
+    return [row for name in ("all", "errors") for row in _log_rows(name, times, cpu)]
+
+
+def _log_rows(name: str, times: dict[str, list[float]], cpu: dict[str, list[float]]) -> list[Row]:
+    before, after = min(times["bare"]), min(times[name])
+    later, more = after - before, min(cpu[name]) - min(cpu["bare"])
+    numbers = {side: {"p50_ms": rounded_ms(times[side]), "cpu_us": [round(it, 2) for it in cpu[side]]}
+               for side in ("bare", name)}  # fmt: skip
+    return [
+        Row(NAME, f"access log ({name}): added latency p50", f"< {_LOG_P50_S * 1e6:.0f} us",
+            _ms(before), _ms(after), f"{later * 1e6:+.1f} us", later < _LOG_P50_S, numbers),
+        Row(NAME, f"access log ({name}): added CPU of nginx", f"< {_LOG_CPU_US:.0f} us",
+            f"{min(cpu['bare']):.1f} us", f"{min(cpu[name]):.1f} us", f"{more:+.1f} us", more < _LOG_CPU_US,
+            numbers),
+    ]  # fmt: skip
 
 
 # -- handshakes

@@ -207,6 +207,7 @@ def build_daemon(config_path: Path, settings: Settings, shared_key: str | None =
             command=settings.bridges.nginx,
             worker_processes=str(min(usable_cpus(), _MOST_WORKERS) if workers == "auto" else workers),
             held_mb=settings.bridges.max_bodies_mb,
+            access_log=settings.access_log,
             run_dir=settings.run_dir,
             state_dir=settings.state_dir,
         )

@@ -107,6 +107,7 @@ async def check_machine(settings: Settings, *, assumed: bool = False) -> list[Fi
     findings += root_findings()
     findings += [_directory("state_dir", settings.state_dir), _directory("run_dir", settings.run_dir)]
     findings += room_for_bodies(settings.state_dir, settings.bridges.max_bodies_mb)
+    findings += await asyncio.to_thread(_access_log, settings)
     for address in settings.addresses:
         models = f"{counted(len(address.models), 'model')} of {', '.join(address.services)}"
         findings.append(Finding(Level.OK, f"{address.name}: {address.listen} leads to {models}"))
@@ -427,6 +428,27 @@ def room_for_bodies(state_dir: Path, most_mb: int) -> list[Finding]:
         " bridges.max_bodies_mb lower, or give it more room"
     )
     return [Finding(Level.WARN, text)]
+
+
+def _access_log(settings: Settings) -> list[Finding]:
+    """Whether its file could be written, or its syslog server is there; nothing where no service logs."""
+    log, file = settings.access_log, settings.access_log.file(settings.state_dir)
+    frontends = [*(it.frontend for it in settings.services), *(it.frontend for it in settings.addresses)]
+    if all(frontend.access_log == "off" for frontend in frontends):
+        return []
+    if log.syslog is not None:
+        place = log.syslog.removeprefix("unix:")
+        if place != log.syslog and not Path(place).is_socket():
+            text = f"access_log.syslog: there is no socket {place}; start the syslog server, or name another socket"
+            return [Finding(Level.FAIL, text)]
+        return [Finding(Level.OK, f"access_log.syslog: lines go to {log.syslog}")]
+    findings = [_directory("access_log.directory", file.parent)] if log.directory is not None else []
+    nearest = next(p for p in (file.parent, *file.parents) if os.path.exists(p))  # noqa: PTH110
+    free_mb = shutil.disk_usage(nearest).free // (1024 * 1024)
+    if free_mb < log.most_mb:
+        text = f"access_log: {free_mb} MiB are free at {nearest}, and its files may take {log.most_mb}"
+        findings.append(Finding(Level.WARN, f"{text}; set max_mb or keep lower, or give it more room"))
+    return findings or [Finding(Level.OK, f"access_log: lines go to {file}, at most {log.most_mb} MiB")]
 
 
 async def _all_sightings(settings: Settings) -> list[Sighting]:

@@ -18,6 +18,8 @@ from gateway_sidecar.control.process.daemon import Daemon
 from gateway_sidecar.control.service import Service
 from gateway_sidecar.domain.planning import Missing
 from gateway_sidecar.kinds import ROUTERS
+from gateway_sidecar.nginx.client_headers import WAITED
+from gateway_sidecar.supervision import awake
 from gateway_sidecar.supervision.loops import survived
 
 _DAEMON = web.AppKey("daemon", Daemon)
@@ -48,6 +50,14 @@ async def _hold(request: web.Request) -> web.Response:
 
 async def _wait(request: web.Request, service: Service) -> web.Response:
     so_far = read_history(*(request.headers.get(f"X-Router-{it}", "") for it in ("Connected", "Took", "Said")))
+    began = awake.monotonic()
+    response = await _wait_on(request, service, so_far)
+    # Over all its visits; for nginx's access log, and for no client.
+    response.headers[WAITED] = f"{so_far.waited_s + awake.monotonic() - began:.3f}"
+    return response
+
+
+async def _wait_on(request: web.Request, service: Service, so_far: History) -> web.Response:
     asleep = None if so_far.tries else _while_asleep(request, service)
     if asleep is not None:
         return asleep

@@ -6,7 +6,15 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Annotated, Any, Literal
 
-from pydantic import Field, PlainSerializer, PlainValidator, WithJsonSchema, field_validator, model_validator
+from pydantic import (
+    BeforeValidator,
+    Field,
+    PlainSerializer,
+    PlainValidator,
+    WithJsonSchema,
+    field_validator,
+    model_validator,
+)
 
 from gateway_sidecar.config.frontend_values import (
     ALL_PATHS,
@@ -86,6 +94,11 @@ PathsValue = Annotated[
         {"anyOf": [{"const": ALL_PATHS}, {"type": "array", "items": {"type": "string", "pattern": _PATTERN_OF_PATH}}]}
     ),
 ]
+
+
+def _off(value: object) -> object:
+    """YAML reads `off` as false."""
+    return "off" if value is False else value
 
 
 def _list(**more: Any) -> Any:
@@ -329,6 +342,11 @@ class FrontendSettings(Part):
     cors: CorsSettings | None = None
     auth: AuthSettings | None = None
     limits: Annotated[tuple[LimitSettings, ...], Field(strict=False)] = ()
+    access_log: Annotated[Literal["off", "errors", "all"], BeforeValidator(_off)] = Field(
+        default="off",
+        description="Which requests get a line in the access log: none, those that were refused, failed or cut off, or"
+        " `all`.",
+    )
     trusted_proxies: Annotated[tuple[NetworkValue, ...], Field(strict=False)] = _list(
         description="Networks of proxies before this one whose `X-Forwarded-For` is believed; limits per IP need it.",
         examples=[["10.0.0.0/8"]],

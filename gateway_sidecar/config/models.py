@@ -21,6 +21,7 @@ from pydantic import (
 )
 
 from gateway_sidecar.config.access import AccessPart
+from gateway_sidecar.config.access_log import AccessLogSettings
 from gateway_sidecar.config.acme import AcmeSettings
 from gateway_sidecar.config.addresses import AddressSettings
 from gateway_sidecar.config.endpoints import EndpointsSettings
@@ -401,6 +402,7 @@ class Settings(Part):
         examples=["/run/gateway-sidecar"],
     )
     log: LogSettings = LogSettings()
+    access_log: AccessLogSettings = AccessLogSettings()
     metrics: Annotated[MetricsSettings, BeforeValidator(_metrics_off)] = MetricsSettings()
     admin: AdminSettings | None = None
     acme: AcmeSettings | None = None

@@ -71,6 +71,7 @@ class RouterHeaders:
     steering: request header in lower case -> what it does that is not for clients.
     worker: the header of its answers that names the worker by its URL. Empty if there is none. Engines cannot say it.
     hidden: headers of its answers that are not for clients; `worker` never is.
+    passes_answers: whether it passes on what a bridge says in an answer. Else bridges note which request they answered.
     """
 
     bridge_key: str
@@ -79,6 +80,7 @@ class RouterHeaders:
     steering: Mapping[str, str] = field(default_factory=dict, hash=False)
     worker: str = ""
     hidden: tuple[str, ...] = ()
+    passes_answers: bool = True
 
 
 @dataclass(frozen=True, slots=True)

@@ -12,6 +12,16 @@ from collections.abc import Collection, Iterable, Sequence
 KEYS = ("X-Api-Key", "Api-Key")
 """Where clients of Anthropic and of Azure send a key; all others send it as `Authorization: Bearer KEY`."""
 
+REQUEST_ID = "X-Request-Id"
+"""The name of a request, which nginx says to routers, engines and clients: the client's, if it is one, else its own."""
+
+BRIDGE = "X-Gateway-Bridge"
+"""In which a bridge says its address with an engine's answer, for the access log. No engine says it, and no client sees
+it."""
+
+WAITED = "X-Gateway-Waited"
+"""In which the waiting room says how long a request waited, for the access log."""
+
 CREDENTIALS = ("Authorization", *KEYS)
 
 PASSED = (
@@ -19,7 +29,7 @@ PASSED = (
     *("Accept", "Content-Type", "Content-Encoding", "User-Agent"),
     *("Anthropic-Version", "Anthropic-Beta", "OpenAI-Beta", "OpenAI-Organization", "OpenAI-Project"),
     # Names of a request, by which it is found in logs and traces.
-    *("X-Request-Id", "X-Correlation-Id", "X-Trace-Id", "Request-Id", "Traceparent", "Tracestate"),
+    *("X-Correlation-Id", "X-Trace-Id", "Request-Id", "Traceparent", "Tracestate"),
     # WebSocket; `Upgrade` and `Connection` are said by nginx.
     *("Sec-WebSocket-Key", "Sec-WebSocket-Version", "Sec-WebSocket-Protocol", "Sec-WebSocket-Extensions"),
 )
@@ -31,7 +41,7 @@ another proxy would have said."""
 
 HIDDEN = (
     # Addresses and numbers of engines and bridges. `$upstream_http_...` still has them for nginx's own use.
-    *("X-Powered-By", "Via"),
+    *("X-Powered-By", "Via", BRIDGE, WAITED),
     # What a browser would keep, or do, for everything else that is at this name.
     *("Set-Cookie", "Set-Cookie2", "Clear-Site-Data", "Service-Worker-Allowed", "Accept-CH", "Critical-CH"),
     *("Strict-Transport-Security", "Public-Key-Handles", "Public-Key-Handles-Report-Only", "Expect-CT", "Alt-Svc"),

@@ -45,6 +45,12 @@ IN_FORCE = "/in-force"
 OWNER_SCRIPT, OWNER_LUA = "bridge_owner.js", "bridge_owner.lua"
 """What asks, and what tells, whose a connection to a gRPC bridge is, in the directory of the nginx that runs it."""
 
+NAMES = "names"
+"""The directory, in `run_dir`, that has a symbolic link for each worker's address, to its replica's name."""
+
+ACCESS_LOG_LUA = "access_log.lua"
+"""What tells the access log what nginx has no variables for."""
+
 BALANCE_LUA = "balance.lua"
 """What chooses an engine for each request there, for services without a router."""
 
@@ -82,6 +88,8 @@ _WORDS: dict[str, object] = {
     "auth_headers": client_headers.FOR_AUTH,
     "credentials": client_headers.CREDENTIALS,
     "small_bytes": SMALL_BYTES,
+    "bridge_header": client_headers.BRIDGE,
+    "waited_header": client_headers.WAITED,
     "successor": SUCCESSOR,
     "diverted": DIVERTED,
 }
@@ -197,12 +205,19 @@ class ServiceAddress:
     @property
     def hidden_headers(self) -> Sequence[str]:
         """The headers of an answer that stay here."""
-        return (*self.worker_headers, *(name for it in self.headers for name in it.hidden), *client_headers.HIDDEN)
+        kinds = (*self.worker_headers, *(name for it in self.headers for name in it.hidden))
+        return (*kinds, client_headers.REQUEST_ID, *client_headers.HIDDEN)  # nginx says the request's own name.
 
     @property
     def worker_headers(self) -> Sequence[str]:
         """The headers of an answer of which one says which worker it is from."""
         return [it.worker for it in self.headers if it.worker]
+
+    @property
+    def worker_variables(self) -> Sequence[str]:
+        """nginx's variables of which the first that is not empty says which engine a router sent a request to."""
+        headers = (*self.worker_headers, client_headers.BRIDGE)
+        return ["upstream_http_" + it.lower().replace("-", "_") for it in headers]
 
     @property
     def tenant_headers(self) -> Sequence[str]:
@@ -213,7 +228,11 @@ class ServiceAddress:
     def passed_headers(self) -> Sequence[str]:
         """The request headers that go on as they were sent; what is said with a value of ours is none of them."""
         auth = self.frontend.auth
-        ours = {*self.tenant_headers, *(name for it in self.headers for name in (it.bridge_key, *it.steering))}
+        ours = {
+            client_headers.REQUEST_ID,
+            *self.tenant_headers,
+            *(name for it in self.headers for name in (it.bridge_key, *it.steering)),
+        }
         if auth is not None and not auth.pass_authorization:
             ours.update(client_headers.CREDENTIALS)
         if auth is not None and auth.name_header is not None:
@@ -325,6 +344,8 @@ class NginxConfig:
     events: whom nginx tells of each request's end; None for nobody.
     held_mb: how much of bodies may be kept at once, in MiB.
     times_streams: whether nginx has its module sub, and so can say when a stream's first event passed.
+    access_log: where lines of the access log go, as nginx says it: a file, or `syslog:...`; None for nowhere.
+    reads_tokens: whether lines say how many tokens an answer took, as far as it says so itself.
     """
 
     host: str
@@ -350,6 +371,8 @@ class NginxConfig:
     owner_module: Path | None = None
     held_mb: int = 8192
     times_streams: bool = True
+    access_log: str | None = None
+    reads_tokens: bool = False
 
     def rendered(self) -> Rendered:
         """The whole configuration file. It begins with what it serves, for the next daemon: `services_in` reads it.
@@ -367,6 +390,9 @@ class NginxConfig:
             "in_flight": in_flight_at(self.directory, first, last),
             "rows": ROWS,
             "endpoints": self.links.with_name(ENDPOINTS),
+            "names": self.links.with_name(NAMES),
+            "names_answers": not all(kind.passes_answers for it in self.services for kind in it.headers),
+            "logged": self.access_log and any(it.frontend.access_log != "off" for it in self.services),
             "in_force": InForce(_UNNUMBERED, self.temp.parent == self.directory.parent, self.events),
             "body_classes": body_classes(
                 self.held_mb, max((it.frontend.max_body_mb for it in self.services), default=1)

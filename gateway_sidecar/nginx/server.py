@@ -25,15 +25,20 @@ from functools import partial
 from importlib import resources
 from ipaddress import IPv4Address, IPv6Address, ip_address
 from pathlib import Path
+from urllib.parse import urlsplit
 
+from gateway_sidecar.config.access_log import AccessLogSettings
 from gateway_sidecar.config.values import hosts_clash
+from gateway_sidecar.domain.printable import printable
 from gateway_sidecar.domain.routing import BridgeRules
 from gateway_sidecar.errors import NginxError, ProcessError
 from gateway_sidecar.files.own import keep_directory, make_directory
 from gateway_sidecar.files.replace import put_in_place, replace_file, replace_link, write_beside
 from gateway_sidecar.nginx.access_events import EventAddress, placeholder
+from gateway_sidecar.nginx.access_log import AccessLog
 from gateway_sidecar.nginx.balance import ENDPOINTS, Endpoints, InFlight
 from gateway_sidecar.nginx.config import (
+    ACCESS_LOG_LUA,
     ALIVE,
     ASLEEP,
     BALANCE_LUA,
@@ -41,6 +46,7 @@ from gateway_sidecar.nginx.config import (
     IN_FORCE,
     LAST_ANSWERS,
     MODELS_LUA,
+    NAMES,
     OWNER_LUA,
     OWNER_SCRIPT,
     QUEUE_LUA,
@@ -174,6 +180,7 @@ class NginxSettings:
     held_mb: int
     run_dir: Path
     state_dir: Path
+    access_log: AccessLogSettings
 
 
 class Nginx:
@@ -183,6 +190,7 @@ class Nginx:
         self._settings = settings
         self.links = settings.run_dir / "bridges"
         self.gates = settings.run_dir / "gates"
+        self.names = settings.run_dir / NAMES
         self.frontends = FrontendPlaces(settings.run_dir / "frontends")
         self._directory = settings.run_dir / "nginx"
         self.in_flight = InFlight(self._directory, settings.first_port, settings.last_port)
@@ -190,6 +198,8 @@ class Nginx:
         self._config_path = self._directory / "nginx.conf"
         self._before_path = self._directory / "before.conf"
         self.log = ChildLog(settings.state_dir / "log" / "nginx.log", spare=settings.run_dir / "log" / "nginx.log")
+        self.access_log = AccessLog(settings.access_log, settings.state_dir, self._reopen_logs)
+        self._logs_to: str | None = None
         self._temp = settings.state_dir / TEMP
         self._state_thread = OwnThread("nginx-temp")
         self._program: NginxProgram | None = None
@@ -207,7 +217,14 @@ class Nginx:
     def prepare(self) -> None:
         """Makes the directories in run_dir that nginx and the links need."""
         keep_directory(self._settings.run_dir)
-        for path in (self.links, self.gates, self._directory, self.frontends.directory, self.endpoints.directory):
+        for path in (
+            self.links,
+            self.gates,
+            self.names,
+            self._directory,
+            self.frontends.directory,
+            self.endpoints.directory,
+        ):
             make_directory(path, 0o700)
 
     def _prepare_anew(self) -> None:
@@ -221,6 +238,18 @@ class Nginx:
     def unlink(self, port: int) -> None:
         """New connections to the bridge lead nowhere; open ones go on."""
         (self.links / f"{port}.sock").unlink(missing_ok=True)
+
+    def name(self, url: str, replica: str) -> None:
+        """The access log knows the worker at this URL by its replica's name. Raises OSError."""
+        replace_link(self.names / urlsplit(url).netloc, printable(replica))
+
+    def unname(self, url: str) -> None:
+        """The worker is no more."""
+        (self.names / urlsplit(url).netloc).unlink(missing_ok=True)
+
+    def named(self, url: str) -> bool:
+        """Whether the access log knows this worker."""
+        return (self.names / urlsplit(url).netloc).is_symlink()
 
     def close_gate(self, service: str) -> None:
         """From now on the service's new requests go to the waiting room."""
@@ -316,6 +345,11 @@ class Nginx:
             await process.stop(grace_s=1)
             self.process = None
             raise
+
+    @property
+    def logs_elsewhere(self) -> bool:
+        """Whether its access log has to go elsewhere than its configuration says."""
+        return self._logs_to != self.access_log.target
 
     def take_over_key(self, key: str) -> None:
         """Routers that an earlier daemon left show the bridges this key."""
@@ -494,6 +528,11 @@ class Nginx:
                 return True
         return False
 
+    def _reopen_logs(self) -> None:
+        """Has it, and whatever processes of earlier configurations are left, open the files of its logs by name."""
+        if self.process is not None and self.process.running:
+            self.process.send(signal.SIGUSR1)
+
     def kill(self) -> None:
         """Ends it at once, every process that it has."""
         if self.process is not None:
@@ -512,6 +551,8 @@ class Nginx:
 
     async def _configuration(self, services: Sequence[ServiceAddress]) -> Rendered:
         """In a thread: with hundreds of services it takes a tenth of a second."""
+        await self.access_log.want(wanted=any(it.frontend.access_log != "off" for it in services))
+        self._logs_to = self.access_log.target
         return await asyncio.to_thread(self._config(services).rendered)
 
     def _config(self, services: Sequence[ServiceAddress]) -> NginxConfig:
@@ -552,10 +593,12 @@ class Nginx:
             owner_module=self._program.owner_module,
             held_mb=self._settings.held_mb,
             times_streams="--with-http_sub_module" in self._program.compiled,
+            access_log=self._logs_to,
+            reads_tokens=self._settings.access_log.tokens,
         )
 
     def _write_scripts(self) -> None:
-        for name in ("frontends.lua", BALANCE_LUA, MODELS_LUA, OWNER_LUA, OWNER_SCRIPT, QUEUE_LUA):
+        for name in ("frontends.lua", ACCESS_LOG_LUA, BALANCE_LUA, MODELS_LUA, OWNER_LUA, OWNER_SCRIPT, QUEUE_LUA):
             write_script(self._directory, name)
 
     async def _tried_out(self, text: str) -> Path:

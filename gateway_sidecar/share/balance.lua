@@ -185,7 +185,7 @@ function balance.flows()
 end
 
 -- The request is over; its engine stays named in the log. Where `judged`, an error that the engine answers is told as
--- a request that failed there: of an application it says nothing about the other pages.
+-- a request that failed there: of an application it says nothing about the other pages. Returns the engine, if any.
 function balance.over(judged)
     local on = ngx.var.gateway_engine
     if on ~= "" then
@@ -193,6 +193,7 @@ function balance.over(judged)
         local at = offsets[on] + IN_FLIGHT
         mine[at] = mine[at] - 1
     end
+    return on
 end
 
 return balance

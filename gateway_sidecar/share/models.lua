@@ -486,13 +486,15 @@ local function choose(model)
     return first
 end
 
--- Sends a request on to its model's service, or answers it.
-function models.lead(name)
+-- Sends a request on to its model's service, or answers it. `shown`: what the access log shows of a model's name, if it
+-- is to name it.
+function models.lead(name, shown)
     local address, var = addresses[name], ngx.var
     local has_body = NOT_SMALL[ngx.req.get_method()]
     local asked, from, to, is_form
     if has_body then asked, from, to, is_form = model_of_body(var) else asked, from = model_of_query(var) end
     local target, diverted
+    if asked and shown then var.gateway_model = shown(asked) end
     if asked then
         local model = address.named[asked]
         if not model then return refuse_unknown(address, asked) end

@@ -29,7 +29,10 @@ from tests.system.test_frontend_keys import bare_nginx
 
 AT_ONCE = 6
 _KEY = "a-key-of-alice-that-nobody-guesses"
-_OURS = {"host", "connection", "upgrade", "content-length", "transfer-encoding", "x-forwarded-for", "x-forwarded-proto"}
+_OURS = {
+    *("host", "connection", "upgrade", "content-length", "transfer-encoding", "x-forwarded-for", "x-forwarded-proto"),
+    "x-request-id",
+}
 _PUBLIC = "/health"
 _TENANT = "x-smg-tenant-id"
 _LOG_LINE = re.compile(r"\d{4}/\d\d/\d\d \d\d:\d\d:\d\d \[(error|warn|info|notice)\] \d+#\d+: ")

@@ -22,6 +22,8 @@ from tests.dynamo import PYTHON, Mocker, needs_dynamo, write_model
 from tests.system.clients import ask, stream_chat
 from tests.system.conftest import MakeGateway, StartEngine
 from tests.system.gateway import Gateway, replica_of, service_of, states_of, until_gone
+from tests.system.test_access_log import StartRecorder, post, recorder, until_lines  # noqa: F401 - a fixture
+from tests.system.test_tracing import SENT
 
 pytestmark = [needs_dynamo, pytest.mark.timeout(180)]
 
@@ -225,3 +227,23 @@ async def test_check_says_what_is_wrong_with_it(make_gateway: MakeGateway, route
     assert code != 0
     [line] = [line for line in out.splitlines() if cure in line]
     assert "chat" in line
+
+
+async def test_an_engine_is_told_the_name_and_the_trace_of_a_request(
+    make_gateway: MakeGateway,
+    recorder: StartRecorder,  # noqa: F811
+) -> None:
+    """Its shim says them, as they went with the request through Dynamo. By its name the access log finds the replica,
+    since Dynamo says nothing of the engine.
+    """
+    gateway = with_dynamo(make_gateway())
+    gateway.settings["services"][0]["frontend"] = {"access_log": "all"}
+    await gateway.start()
+    engine = await recorder(gateway.socket("r1"))
+    await gateway.until_states({"r1": "serving"}, within_s=60)
+    assert (await post(gateway, **SENT, **{"X-Request-Id": "mine"}))[:2] == (200, "mine")
+    (seen,) = engine.seen
+    assert seen["x-request-id"] == "mine"
+    assert seen["traceparent"].split("-")[1] == SENT["traceparent"].split("-")[1]
+    (line,) = await until_lines(gateway, 1)
+    assert (line["id"], line["replica"], line["model"], line["status"]) == ("mine", "r1", "tiny", 200)

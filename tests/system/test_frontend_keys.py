@@ -51,12 +51,14 @@ async def serving(gateway: Gateway, engine: StartEngine, **options: Any) -> Any:
     return here
 
 
-async def post(gateway: Gateway, key: str | None, **headers: str) -> tuple[int, dict[str, Any], dict[str, str]]:
+async def post(
+    gateway: Gateway, key: str | None, at: str = "chat", **headers: str
+) -> tuple[int, dict[str, Any], dict[str, str]]:
     if key is not None:
         headers["Authorization"] = f"Bearer {key}"
     async with (
         aiohttp.ClientSession() as session,
-        session.post(f"{gateway.url()}/v1/chat/completions", json=BODY, headers=headers) as response,
+        session.post(f"{gateway.url(at)}/v1/chat/completions", json=BODY, headers=headers) as response,
     ):
         return response.status, await response.json(), dict(response.headers)
 
@@ -728,6 +730,20 @@ async def test_no_credential_is_kept_in_the_clear(make_gateway: MakeGateway, eng
     assert (await gateway.cli("reload"))[0] == 0
     judge.verdict = 403
     assert (await post(gateway, secret))[0] == 403
+
+
+async def test_answers_are_kept_at_an_address_of_many_models_too(
+    make_gateway: MakeGateway, engine: StartEngine, judge: Judge
+) -> None:
+    gateway = make_gateway()
+    frontend = {"auth": {"url": f"http://127.0.0.1:{judge.port}/auth", "keep_s": 3600}}
+    port = gateway.ports["api"] = min(gateway.ports.values()) + 8
+    shared = {"name": "api", "listen": f"127.0.0.1:{port}", "models": {"tiny": "chat"}, "frontend": frontend}
+    gateway.settings["addresses"] = [shared]
+    await serving(gateway, engine)
+    for _ in range(3):
+        assert (await post(gateway, "sk-any", "api"))[0] == 200
+    assert len(judge.asked) == 1
 
 
 async def test_a_flood_of_wrong_keys_takes_no_place_of_who_was_let_in(tmp_path: Path) -> None:

@@ -21,6 +21,7 @@ import aiohttp
 import pytest
 
 from gateway_sidecar.config import FrontendSettings
+from gateway_sidecar.config.access_log import AccessLogSettings
 from gateway_sidecar.errors import NginxError
 from gateway_sidecar.nginx.config import ServiceAddress
 from gateway_sidecar.nginx.server import TEMP, Nginx, NginxSettings
@@ -51,6 +52,7 @@ class Doors:
             held_mb=1024,
             run_dir=directory / "run",
             state_dir=directory / "state",
+            access_log=AccessLogSettings(),
         )
         for part in (self.settings.run_dir, self.settings.state_dir / "log"):
             part.mkdir(parents=True)

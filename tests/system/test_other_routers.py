@@ -18,6 +18,8 @@ from tests.other_routers import KINDS, router_of
 from tests.system.clients import ask, stream_chat
 from tests.system.conftest import MakeGateway, StartEngine
 from tests.system.gateway import Gateway, replica_of, service_of, states_of
+from tests.system.test_access_log import StartRecorder, post, recorder, until_lines  # noqa: F401 - a fixture
+from tests.system.test_tracing import SENT
 
 PAIRING = {"vllm-router": {"models": "many"}, "sglang-router": {"mode": "prefill_decode"}}
 FAMILY = {"vllm-router": EngineKind.VLLM_HTTP, "sglang-router": EngineKind.SGLANG_HTTP}
@@ -207,3 +209,35 @@ async def test_what_it_cannot_serve_is_told_with_the_cure(serve: MakeService, en
 def _is_told(replica: str, words: str, status: dict[str, Any]) -> bool:
     rows = service_of(status)["replicas"]
     return any(words in str(row["reason"]) for row in rows if row["id"] == replica)
+
+
+async def test_the_access_log_names_the_replica_and_the_request(
+    serve: MakeService, engine: StartEngine, kind: str
+) -> None:
+    """These routers do not say which worker answered. Its bridge does, and no client hears of it."""
+    gateway = await serve(kind, policy="round_robin")
+    gateway.settings["services"][0]["frontend"] = {"access_log": "all"}
+    gateway.configure()
+    code, _, error = await gateway.cli("reload")
+    assert code == 0, error
+    for name in ("r1", "r2"):
+        await engine(gateway.socket(name), FAMILY[kind])
+    await gateway.until_states({"r1": "serving", "r2": "serving"})
+    for number in range(8):
+        assert (await post(gateway, **{"X-Request-Id": f"mine-{number}"}))[:2] == (200, f"mine-{number}")
+    lines = await until_lines(gateway, 8)
+    assert {line["replica"] for line in lines} == {"r1", "r2"}
+    assert {(line["status"], line["model"]) for line in lines} == {(200, "tiny")}
+
+
+async def test_an_engine_is_told_the_name_and_the_trace_of_a_request(
+    serve: MakeService,
+    recorder: StartRecorder,  # noqa: F811
+    kind: str,
+) -> None:
+    """As with SMG: both pass the router as they came."""
+    gateway = await serve(kind)
+    engine = await recorder(gateway.socket("r1"))
+    await gateway.until_states({"r1": "serving"})
+    assert (await post(gateway, **SENT, **{"X-Request-Id": "mine"}))[:2] == (200, "mine")
+    assert {name: engine.seen[0].get(name) for name in (*SENT, "x-request-id")} == {**SENT, "x-request-id": "mine"}

@@ -21,6 +21,7 @@ from gateway_sidecar.frontend.keys import add_key
 from tests.certificates import certificate
 from tests.system.conftest import MakeGateway, StartEngine
 from tests.system.gateway import Gateway, Status, service_of
+from tests.system.test_access_log import until_lines
 from tests.system.test_operation import metrics_of
 
 MESSAGES = [{"role": "user", "content": "hello"}]
@@ -428,3 +429,16 @@ async def test_over_http2_and_while_the_daemon_is_away(make_gateway: MakeGateway
     assert (await ask(gateway, chat("gpt-4o")))[0] == 200
     status = await gateway.status()
     assert (status["nginx"]["reloads"], status["problems"]) == (0, [])
+
+
+async def test_the_access_log_names_the_service_that_a_request_went_to(
+    make_gateway: MakeGateway, engine: StartEngine
+) -> None:
+    """And the model as the client called it; one that nobody has went to no service."""
+    models = {"tiny": "chat", "alias": {"service": "code", "model": "large"}}
+    gateway = shared(make_gateway, models, frontend={"access_log": "all"})
+    await serve(gateway, engine, chat="tiny", code="large")
+    for model, status in (("tiny", 200), ("alias", 200), ("none", 404)):
+        assert (await ask(gateway, chat(model)))[0] == status
+    said = [(it["service"], it["model"], it["replica"], it["status"]) for it in await until_lines(gateway, 3)]
+    assert said == [("chat", "tiny", "r1", 200), ("code", "alias", "r1", 200), ("", "none", "", 404)]

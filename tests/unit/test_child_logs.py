@@ -27,7 +27,7 @@ class Site:
     def __init__(self, directory: Path, patch: pytest.MonkeyPatch) -> None:
         patch.setattr(child_logs, "rss_bytes", lambda _: 4096)
         self.nginx, self.peers, self.chat = (ChildLog(directory / name) for name in ("nginx", "peers", "chat"))
-        self.repaired = 0
+        self.repaired = self.looks = 0
         self.memory: list[int] = []
         self.problems = Problems()
         self.problems.of("disk").set("of another part")
@@ -39,7 +39,7 @@ class Site:
         service = SimpleNamespace(
             routers=[self.router], router=self.router, slots=SimpleNamespace(note_memory=self.memory.append)
         )
-        nginx = SimpleNamespace(log=self.nginx, repair_temp=self._repair)
+        nginx = SimpleNamespace(log=self.nginx, repair_temp=self._repair, access_log=self)
         self.logs = ChildLogs(
             lambda: cast("Any", {"chat": service}), cast("Any", nginx), self.peers, self.problems, self.metrics
         )
@@ -47,6 +47,12 @@ class Site:
     @property
     def said(self) -> list[tuple[str, str, str]]:
         return [(each["event"], each["log_level"], each.get("text", "")) for each in self.log]
+
+    trouble = ""
+    """Of the access log, which this is, too."""
+
+    async def look(self) -> None:
+        self.looks += 1
 
     async def _repair(self) -> None:
         self.repaired += 1
@@ -136,3 +142,4 @@ async def test_directories_of_nginx_are_put_back_now_and_then(tmp_path: Path, mo
     async with site(tmp_path, monkeypatch) as it:
         await asyncio.sleep(60)
         assert 28 <= it.repaired <= 31
+        assert 28 <= it.looks <= 31

@@ -96,7 +96,7 @@ def test_ten_mistakes_get_ten_lines_in_one_go() -> None:
         ("log: json", "log: 'json' is not a mapping; write `key: value` lines below it"),
         ("loog: {}", "loog: unknown setting; did you mean 'log'?"),
         ("policy: random", "policy: unknown setting here; it belongs under services[].router"),
-        ("colour: red", "colour: unknown setting; use one of state_dir, run_dir, log, metrics"),
+        ("colour: red", "colour: unknown setting; use one of state_dir, run_dir, log, access_log"),
         ("bridges: {ports: []}", "bridges.ports: a list cannot stand here; use FIRST-LAST"),
         (
             "bridges: {nginx: true}",

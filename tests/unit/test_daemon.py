@@ -53,7 +53,8 @@ class Outside:
         self.places: tuple[Path, ...] = ()
         self.changed = asyncio.Event()
         self.frontends = FrontendPlaces(directory / "frontends")
-        self.log = self
+        self.log = self.access_log = self
+        self.logs_elsewhere = False
         self.told: Any = None
         self.has_looked: Callable[[], bool] = bool
         self.in_flight = InFlight(directory, 24001, 24002)
@@ -107,6 +108,9 @@ class Outside:
         return False
 
     async def repair_temp(self) -> None:
+        return
+
+    async def look(self) -> None:
         return
 
     def take_over_key(self, key: str) -> None:

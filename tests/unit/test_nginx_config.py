@@ -330,7 +330,7 @@ def test_every_answer_of_nginx_itself_names_its_request() -> None:
         ]
         for server in (it for it, where in asked if "unix:" not in where and "backlog=1024" not in where):
             said = {it.words for it in server.block or ()}
-            assert ("add_header", "X-Request-Id", "$gateway_own_id", "always") in said
+            assert said & {("add_header", "X-Request-Id", it, "always") for it in ("$gateway_id", "$gateway_own_id")}
             for location in (it for it in server.block or () if it.words[0] == "location"):
                 added = {it.words[1] for it in location.block or () if it.words[0] == "add_header"}
                 assert not added or "X-Request-Id" in added, location.words

@@ -36,6 +36,7 @@ class PlayedNginx:
         self.busy: dict[str, str] = {}
         self.fault: Exception | None = None
         self.refuses = ""
+        self.logs_elsewhere = False
         self.mute = False
         self.known = True
         self.starts = 0

@@ -134,6 +134,7 @@ class PlayedLinks:
 
     def __init__(self) -> None:
         self.led: dict[int, Path] = {}
+        self.names: dict[str, str] = {}
         self.slot = ""
         self.closed = self.asleep = False
 
@@ -142,6 +143,15 @@ class PlayedLinks:
 
     def unlink(self, port: int) -> None:
         self.led.pop(port, None)
+
+    def name(self, url: str, replica: str) -> None:
+        self.names[url] = replica
+
+    def unname(self, url: str) -> None:
+        self.names.pop(url, None)
+
+    def named(self, url: str) -> bool:
+        return url in self.names
 
     def point(self, service: str, slot: str) -> None:
         self.slot = slot

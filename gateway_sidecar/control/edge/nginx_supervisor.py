@@ -150,7 +150,7 @@ class NginxSupervisor:
         else:
             self._touched.clear()
             again = bool(self.reason or self._refused) and awake.now() > self._retry_at
-            if again or self._addresses() != self._tried:
+            if again or self.nginx.logs_elsewhere or self._addresses() != self._tried:
                 await beating(self.apply())
 
     def _ask(self) -> None:

@@ -1,4 +1,6 @@
-"""Passes on what nginx and the routers write, and looks at how much memory the routers take."""
+"""Passes on what nginx and the routers write, keeps the access log within its bounds, and looks at how much memory the
+routers take.
+"""
 
 from __future__ import annotations
 
@@ -53,14 +55,15 @@ class ChildLogs:
             # Beside each other: a disk that hangs costs each of them its patience.
             processes = [cast("RouterProcess", it) for it in routers]
             nginx = map(self._pass_on_nginx, (self._nginx.log, self._peers_log))
-            await asyncio.gather(*nginx, *map(self._pass_on, processes), self._nginx.repair_temp())
+            own = (self._nginx.repair_temp(), self._nginx.access_log.look())
+            await asyncio.gather(*nginx, *map(self._pass_on, processes), *own)
             for name, service in services.items():
                 if service.router.pid is not None and (rss := rss_bytes(service.router.pid)) is not None:
                     self._metrics.router_rss.labels(name).set(rss)
                     service.slots.note_memory(rss)
             self._note_logs(
                 {f"log of router {router.slot}": router.log.trouble for router in processes}
-                | {"log of nginx": self._nginx.log.trouble}
+                | {"log of nginx": self._nginx.log.trouble, "access log": self._nginx.access_log.trouble}
             )
             await awake.rest(_GAP_S)
 

@@ -21,7 +21,17 @@ from gateway_sidecar.telemetry.metrics import Metrics
 
 _FIRST_START_S = 10.0
 _START_POLL_S = 0.02
-_FIXED = ("state_dir", "run_dir", "bridges", "peers", "router_ports", "metrics", "admin", "rescan_interval_s")
+_FIXED = (
+    "state_dir",
+    "run_dir",
+    "access_log",
+    "bridges",
+    "peers",
+    "router_ports",
+    "metrics",
+    "admin",
+    "rescan_interval_s",
+)
 
 TakeIn = Callable[[], Awaitable[list[str]]]
 """Takes in what was read, and says what that changed."""

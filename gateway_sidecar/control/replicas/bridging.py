@@ -6,6 +6,7 @@ follows the port's symlink. A failure is in the tenure's `problem`, and is tried
 from __future__ import annotations
 
 from collections.abc import Callable, Container
+from contextlib import suppress
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Protocol
@@ -37,6 +38,12 @@ class Links(Protocol):
     def link(self, port: int, target: Path) -> None: ...
 
     def unlink(self, port: int) -> None: ...
+
+    def name(self, url: str, replica: str) -> None: ...
+
+    def unname(self, url: str) -> None: ...
+
+    def named(self, url: str) -> bool: ...
 
 
 class Peers(Protocol):
@@ -115,6 +122,7 @@ class Bridging:
         target = self._target(tenure)
         if target is not None and self._lead(tenure, target):
             tenure.bridge.linked = True
+        self._name(tenure)
 
     def keep_up(self, tenure: Tenure) -> None:
         """Sees that the address and the key are as the tenure wants them."""
@@ -125,6 +133,7 @@ class Bridging:
             target = self._target(tenure)
             if target is not None and target != tenure.bridge.leads_to and self._lead(tenure, target):
                 self._leave_key(tenure)
+        self._name(tenure)
 
     def close(self, tenure: Tenure) -> None:
         """Lets nothing new in; what is open goes on."""
@@ -148,7 +157,10 @@ class Bridging:
         for tenure in removed:
             assert tenure.bridge.port is not None
             self._links.link(tenure.bridge.port, tenure.bridge.leads_to or tenure.sighting.place)
-        return bool(removed)
+        nameless = [t for t in self._tenures if t.bridge.named is not None and not self._links.named(t.bridge.named)]
+        for tenure in nameless:
+            self._name(tenure, again=True)
+        return bool(removed or nameless)
 
     def give_back(self, tenure: Tenure, late_until: float) -> None:
         """The occupant's stay is over. Its port rests while somebody holds a connection to it.
@@ -161,6 +173,7 @@ class Bridging:
                 self._leases.note_quiet(tenure.bridge.port, awake.now())
             self._keys.withdraw(tenure.bridge.port)
         self._portless.discard(tenure.key)
+        self._unname(tenure)
         self._leave_address(tenure)
 
     def abandon(self, tenure: Tenure) -> None:
@@ -169,6 +182,7 @@ class Bridging:
             self._links.unlink(tenure.bridge.port)
             self._leases.release(tenure.bridge.port)
             self._keys.withdraw(tenure.bridge.port)
+        self._unname(tenure)
         self._leave_address(tenure)
 
     def readdress(self, tenure: Tenure, peer: PeerAddress | None) -> None:
@@ -242,6 +256,23 @@ class Bridging:
             return False
         tenure.bridge.leads_to, tenure.bridge.problem = target, None
         return True
+
+    def _name(self, tenure: Tenure, *, again: bool = False) -> None:
+        """Has the access log name the replica. Without it lines have no name, which is no reason to serve nobody."""
+        url = tenure.base_url
+        if url is None or (url == tenure.bridge.named and not again):
+            return
+        with suppress(OSError):
+            if tenure.bridge.named not in (None, url):
+                self._unname(tenure)
+            self._links.name(url, str(tenure.replica))
+            tenure.bridge.named = url
+
+    def _unname(self, tenure: Tenure) -> None:
+        if tenure.bridge.named is not None:
+            with suppress(OSError):
+                self._links.unname(tenure.bridge.named)
+            tenure.bridge.named = None
 
     def _trouble(self, tenure: Tenure, problem: str) -> None:
         is_known = tenure.bridge.problem is not None if tenure.bridge.port is None else tenure.bridge.problem == problem

@@ -162,6 +162,7 @@ class Bridged:
     peer_problem: why the address does not lead to it.
     peer_refused: whether that is because this machine needs the address itself.
     key_problem: why the engine is not shown its API key.
+    named: the URL at which the access log knows its replica.
     """
 
     port: int | None = None
@@ -173,6 +174,7 @@ class Bridged:
     peer_is_ours: bool = False
     peer_problem: str | None = None
     peer_refused: bool = False
+    named: str | None = None
 
 
 @dataclass(slots=True, eq=False)

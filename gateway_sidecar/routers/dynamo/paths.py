@@ -31,6 +31,7 @@ PATHS = RouterPaths(
 HEADERS = RouterHeaders(
     # It passes no header on to its workers: a shim shows the bridges their key by itself.
     bridge_key="X-Dynamo-Bridge-Key",
+    passes_answers=False,
     steering={
         "x-worker-instance-id": "chooses a worker by its number",
         "x-prefill-instance-id": "chooses a prefill worker by its number",

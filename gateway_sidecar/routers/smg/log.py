@@ -27,6 +27,13 @@ def _shown(value: object) -> object:
     return printable(value if isinstance(value, str) else orjson.dumps(value).decode())
 
 
+def _request_of(row: dict[str, object]) -> dict[str, object]:
+    """The names of the request that a line is about, and of its trace, which the span around it has."""
+    span = row.get("span")
+    said = span if isinstance(span, dict) else {}
+    return {name: _shown(said[name]) for name in ("request_id", "trace_id") if said.get(name)}
+
+
 def read_log_line(line: str) -> LogLine | None:
     """One line of `--log-json` output; None for what is not worth passing on (the banner)."""
     try:
@@ -38,7 +45,7 @@ def read_log_line(line: str) -> LogLine | None:
     if not isinstance(row, dict):
         return LogLine("warning", printable(line.strip(), _LONGEST_MESSAGE))
     told = [name for name in row if name not in _NOT_PASSED_ON and name.isidentifier()][:_MOST_FIELDS]
-    fields = {name: _shown(row[name]) for name in told}
+    fields = {name: _shown(row[name]) for name in told} | _request_of(row)
     message = printable(str(row.get("message", "")), _LONGEST_MESSAGE)
     level = "debug" if message.startswith(_EVERY_START) else _LEVELS.get(str(row.get("level")), "info")
     return LogLine(level, message, fields)

@@ -14,6 +14,7 @@ import asyncio
 import fcntl
 import json
 import os
+import re
 import shutil
 import sys
 import time
@@ -44,6 +45,7 @@ _MOST_LOG_BYTES = 1024 * 1024
 """Each request that fails leaves a traceback there."""
 _LONGEST_LINE = 8 * 1024 * 1024
 _LONGEST_ERROR = 8000
+_PLAIN = re.compile(r"[!-~][ -~]{0,500}")
 
 
 class Engine:
@@ -56,13 +58,16 @@ class Engine:
         self.in_flight = 0
         self.is_suspect = False
 
-    async def open(self, method: str, path: str, body: bytes = b"") -> tuple[asyncio.StreamReader, Any]:
+    async def open(
+        self, method: str, path: str, body: bytes = b"", headers: dict[str, str] | None = None
+    ) -> tuple[asyncio.StreamReader, Any]:
         """Asks; what the answer, head and all, is read from. Raises OSError."""
+        more = "".join(f"{name}: {value}\r\n" for name, value in (headers or {}).items() if _PLAIN.fullmatch(value))
         reader, writer = await asyncio.open_connection(self._host, self._port, limit=_LONGEST_LINE)
         head = (
             f"{method} {self._prefix}{path} HTTP/1.0\r\nHost: {self._host}:{self._port}\r\n"
             f"Authorization: Bearer {self._key}\r\n"
-            f"Content-Type: application/json\r\nContent-Length: {len(body)}\r\n\r\n"
+            f"{more}Content-Type: application/json\r\nContent-Length: {len(body)}\r\n\r\n"
         )
         writer.write(head.encode() + body)
         return reader, writer
@@ -95,7 +100,9 @@ class Engine:
     async def _answer(self, request: dict[str, Any], context: Any) -> AsyncIterator[dict[str, Any]]:
         path = "/v1/chat/completions" if "messages" in request else "/v1/completions"
         try:
-            reader, writer = await self.open("POST", path, json.dumps({**request, "stream": True}).encode())
+            body = json.dumps({**request, "stream": True}).encode()
+            # The names of the request and of its trace: traceparent, tracestate, x-request-id.
+            reader, writer = await self.open("POST", path, body, context.trace_headers())
         except OSError as error:
             raise CannotConnect(f"{path}: {error}") from error
         left = asyncio.ensure_future(context.async_killed_or_stopped())

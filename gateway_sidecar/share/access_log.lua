@@ -1,0 +1,223 @@
+-- What a line of the access log says that nginx itself does not know: which model was asked for, what the answer says of
+-- tokens, which replica answered, and how often the request was sent again. Nothing of a prompt is kept.
+--
+-- Text inside a JSON string has its quotes escaped, so `"model"` and `"prompt_tokens"`, quotes and all, are names there
+-- and never a part of what somebody said.
+--
+-- It runs for each request, and for each piece of an answer. What most of them run is what LuaJIT compiles, which
+-- patterns, loops of few rounds and `ngx.req` are not: it looks for plain text. `ngx.ctx` and variables, which cost more
+-- than all else, are taken only if there is something to put there.
+
+local ffi = require "ffi"
+local C = ffi.C
+
+ffi.cdef [[
+long readlink(const char *path, char *target, size_t size);
+]]
+
+local byte, find, match, sub, gsub = string.byte, string.find, string.match, string.sub, string.gsub
+local LONGEST_NAME = 4096
+local LONGEST_MODEL = 256
+local MOST_KNOWN = 4096
+local MOST_DIGITS = 16
+-- Of a piece of an answer that ends in mid-number, or in mid-name.
+local KEPT = 128
+local LINE_FEED, COLON, BACKSLASH, BRACE = 10, 58, 92, 125
+local target = ffi.new("char[?]", LONGEST_NAME)
+-- Worker -> its replica's name, as of the second `known_at`: a port rests for longer before another replica has it.
+local known, known_at, count = {}, 0, 0
+-- A model's name -> what is shown of it.
+local shown_as, shown_count = {}, 0
+-- What stands before a request's name where it is noted who answered, beside how often it failed: no name begins so.
+local ANSWERED = "!"
+-- How many requests have something in `ngx.ctx`.
+local kept = 0
+
+local access_log = {}
+
+-- Where the first byte is that is no white space.
+local function past_space(text, at)
+    local code = byte(text, at)
+    while code == 32 or code == 10 or code == 13 or code == 9 do
+        at = at + 1
+        code = byte(text, at)
+    end
+    return at
+end
+
+-- The last number of this name in a text; nil if there is none, or it may go on in the next piece.
+local function last_number(text, name)
+    local digits
+    local _, stop = find(text, name, 1, true)
+    while stop do
+        local from = past_space(text, stop + 1)
+        from = byte(text, from) == COLON and past_space(text, from + 1) or #text + 1
+        local at, code = from, byte(text, from)
+        while code and code >= 48 and code < 58 do
+            at = at + 1
+            code = byte(text, at)
+        end
+        if code and at > from and at - from < MOST_DIGITS then digits = sub(text, from, at - 1) end
+        _, stop = find(text, name, stop, true)
+    end
+    return digits
+end
+
+-- One piece of an answer passes. What it says last of its tokens counts: streams may say it with each event.
+function access_log.answers()
+    local piece, arg = ngx.arg[1], ngx.arg
+    local last = byte(piece, -1)
+    if not last then return end
+    if kept > 0 then
+        local ctx = ngx.ctx
+        if ctx.gateway_kept then
+            piece, ctx.gateway_kept, kept = ctx.gateway_kept .. piece, nil, kept - 1
+        end
+    end
+    if find(piece, '_tokens"', 1, true) then
+        local var = ngx.var
+        local tokens = last_number(piece, '"prompt_tokens"') or last_number(piece, '"input_tokens"')
+        if tokens then var.gateway_tokens_in = tokens end
+        tokens = last_number(piece, '"completion_tokens"') or last_number(piece, '"output_tokens"')
+        if tokens then var.gateway_tokens_out = tokens end
+    end
+    -- An event ends with a line, and an answer in one piece with a brace.
+    if last ~= LINE_FEED and last ~= BRACE and not arg[2] then
+        ngx.ctx.gateway_kept, kept = sub(piece, -KEPT), kept + 1
+    end
+end
+
+-- The string at `at`, where a quote begins it, without its quotes, and where it ends; nil if it does not.
+local function string_at(text, at)
+    local stop = at
+    repeat
+        stop = find(text, '"', stop + 1, true)
+        if not stop then return nil end
+        local escapes = 0
+        while byte(text, stop - 1 - escapes) == BACKSLASH do escapes = escapes + 1 end
+    until escapes % 2 == 0
+    return sub(text, at + 1, stop - 1), stop
+end
+
+-- The value of `model` in the outermost object of a body, whatever is in it otherwise.
+local function outermost_model(body)
+    local depth, at = 0, 1
+    while true do
+        at = find(body, '["{}%[%]]', at)
+        if not at then return nil end
+        local mark = sub(body, at, at)
+        if mark == '"' then
+            local text, stop = string_at(body, at)
+            if not text then return nil end
+            at = stop
+            if text == "model" and depth == 1 then
+                local value = match(body, '^%s*:%s*()"', stop + 1)
+                if value then return (string_at(body, value)) end
+            end
+        elseif mark == "{" or mark == "[" then
+            depth = depth + 1
+        else
+            depth = depth - 1
+        end
+        at = at + 1
+    end
+end
+
+-- The model that a body of JSON asks for, as it is written there; nil if it names none.
+function access_log.model_of(body)
+    local _, stop = find(body, '"model"', 1, true)
+    if not stop then return nil end
+    if find(body, '"model"', stop, true) then return outermost_model(body) end
+    local from = find(body, '"', stop + 1, true)
+    if not from then return nil end
+    local between = sub(body, stop + 1, from - 1)
+    if between ~= ":" and between ~= ": " and not match(between, "^%s*:%s*$") then return nil end
+    local to = find(body, '"', from + 1, true)
+    if not to then return nil end
+    if byte(body, to - 1) == BACKSLASH then return (string_at(body, from)) end
+    return sub(body, from + 1, to - 1)
+end
+
+-- Text of a client's as it may stand in a line: printable ASCII, and not longer than a name is.
+function access_log.shown(text)
+    local known = shown_as[text]
+    if known then return known end
+    if shown_count > MOST_KNOWN then shown_as, shown_count = {}, 0 end
+    local fit = gsub(sub(text, 1, LONGEST_MODEL), "[^ -~]", "?")
+    if #text <= LONGEST_MODEL then shown_as[text], shown_count = fit, shown_count + 1 end
+    return fit
+end
+
+-- Which replica a worker is: the daemon keeps a symbolic link for each, named by its address. `said` is that address, or
+-- a URL; the port alone where nginx chose the engine by itself.
+local function replica_of(said, names, host)
+    local now = ngx.time()
+    if now ~= known_at or count > MOST_KNOWN then known, known_at, count = {}, now, 0 end
+    local name = known[said]
+    if name then return name end
+    local address = match(said, "^%a+://([%w.:%[%]]+)") or match(said, "^[%w.:%[%]]+$") or "?"
+    if not find(address, ":", 1, true) then address = host .. ":" .. address end
+    local size = tonumber(C.readlink(names .. "/" .. address, target, LONGEST_NAME))
+    name = size > 0 and ffi.string(target, size) or ""
+    known[said], count = name, count + 1
+    return name
+end
+
+-- At a bridge, where an engine begins to answer, or fails: a router that tries another one does not say so. `named`: a
+-- router passes no header on, so who answered is noted, too.
+function access_log.note_try(named)
+    local failed = ngx.status >= 500
+    if not failed and not named then return end
+    local var = ngx.var
+    local id = var.http_x_request_id
+    if not id then return end
+    if failed then ngx.shared.gateway_tries:incr(id, 1, 0) end
+    if named then ngx.shared.gateway_tries:set(ANSWERED .. id, var.gateway_bridge) end
+end
+
+-- How often a router sent a request again by itself: what failed at its engines, but for the last if that is the answer.
+local function retries_of_router(id)
+    local tries = ngx.shared.gateway_tries
+    local failed = tries:get(id)
+    if not failed then return 0 end
+    tries:delete(id)
+    return ngx.status >= 500 and failed - 1 or failed
+end
+
+-- How often nginx sent a request again: to a router, or an engine. The waiting room is neither.
+local function retries_of_nginx(places)
+    local tries = 0
+    for place in string.gmatch(places, "[^ ,]+") do
+        if find(place, ":", 2, true) and sub(place, -10) ~= "/hold.sock" then tries = tries + 1 end
+    end
+    return tries - 1
+end
+
+-- A request is over, and about to be logged. `names`: the directory of links to replicas' names. `host`: where bridges
+-- listen. `only`: the variable that is empty if the request is not logged; nil if each is. `engine`: the port of the
+-- one that nginx has chosen by itself, or nothing; nil where there is a router. `led`: whether models.lua has read which
+-- model was asked for, and said it. The others: variables of which the first that is not empty says which engine a router
+-- has chosen.
+function access_log.over(names, host, only, engine, led, first, second)
+    local var = ngx.var
+    if kept > 0 and ngx.ctx.gateway_kept then kept = kept - 1 end
+    if only and var[only] == "" then return end
+    local places = var.upstream_addr
+    if not places then return end -- nginx has answered: what was asked for nobody has read.
+    local said, again = engine, 0
+    if not said or said == "" then said = var[first] end
+    if second and (not said or said == "") then said = var[second] end
+    if not engine then
+        local id = var.gateway_id
+        again = retries_of_router(id)
+        if not said or said == "" then said = ngx.shared.gateway_tries:get(ANSWERED .. id) end
+    end
+    if said and said ~= "" then var.gateway_replica = replica_of(said, names, host) end
+    local body = not led and var.request_body
+    local model = body and access_log.model_of(body)
+    if model then var.gateway_model = access_log.shown(model) end
+    if find(places, " ", 1, true) then again = again + retries_of_nginx(places) end
+    if again > 0 then var.gateway_retries = again end
+end
+
+return access_log
