@@ -87,8 +87,10 @@ def problem_of(status: Status, service: str = "chat") -> str:
     return next((text for text in status["problems"] if text.startswith(f"{service}: frontend acme: ")), "")
 
 
-async def orders_of(gateway: Gateway, service: str = "chat") -> dict[str, float]:
-    """Outcome -> how many."""
+async def orders_of(gateway: Gateway, service: str = "chat", *, told: str | None = None) -> dict[str, float]:
+    """Outcome -> how many, once the event `told` is logged: a certificate is served a moment before it is counted."""
+    if told is not None:
+        await gateway.until_logged(told)
     rows = await metrics_of(gateway)
     wanted = "gateway_sidecar_acme_orders_total"
     return {
@@ -127,7 +129,7 @@ async def test_a_certificate_is_issued_and_served_and_outlives_all(site: Callabl
     first = await it.until_served(root=root)
     assert names_of(first) == {NAME}
     await gateway.until(lambda status: not status["problems"])
-    assert await orders_of(gateway) == {"issued": 1}
+    assert await orders_of(gateway, told="acme.issued") == {"issued": 1}
     assert [row["names"] for row in gateway.events("acme.issued")] == [[NAME]]
     assert hmac_key not in gateway.log()
     kept = list((gateway.directory / "state" / "acme").iterdir())
@@ -191,7 +193,7 @@ async def test_a_renewal_fails_no_request_and_a_server_that_is_away_keeps_the_ol
     assert "1 order in a row failed" in problem_of(status)
     assert "what was there before stays in force" in problem_of(status)
     assert await it.served() == second
-    assert (await orders_of(gateway))["failed"] == 1
+    assert (await orders_of(gateway, told="acme.failed"))["failed"] == 1
     rows = await metrics_of(gateway)
     labels = frozenset({("service", "chat"), ("part", "acme")})
     assert rows["gateway_sidecar_frontend_problem", labels] == 1
@@ -272,6 +274,6 @@ async def test_a_shared_address_has_a_certificate_of_its_own(site: Callable[...,
     gateway.settings["addresses"] = [address]
     await gateway.start()
     assert names_of(await it.until_served(root=it.pebble.root())) == {NAME}
-    assert await orders_of(gateway, "api") == {"issued": 1}
+    assert await orders_of(gateway, "api", told="acme.issued") == {"issued": 1}
     _, shown, _ = await gateway.cli("check")
     assert "api: the certificate by ACME expires in" in shown
