@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import errno
 import os
+import stat
 from pathlib import Path
 
 from gateway_sidecar.domain.trust import ROOT, Owned, trouble_with_links, way_in
@@ -15,6 +16,18 @@ def make_directory(path: Path, mode: int = 0o750) -> None:
     also if it belongs to another user, who could put anything into it. Blocks.
     """
     try:
+        there = path.stat()  # Most often it exists, and one call tells all: it is looked at every two seconds.
+    except FileNotFoundError:
+        _make_missing(path, mode)
+        return
+    if not stat.S_ISDIR(there.st_mode):
+        raise FileExistsError(errno.EEXIST, os.strerror(errno.EEXIST), str(path))
+    if there.st_uid not in ours():
+        raise _refused(path, f"it belongs to user {there.st_uid}, and the daemon runs as user {os.geteuid()}")
+
+
+def _make_missing(path: Path, mode: int) -> None:
+    try:
         path.mkdir(mode=0o700)
     except FileNotFoundError:
         make_directory(path.parent)
@@ -22,9 +35,7 @@ def make_directory(path: Path, mode: int = 0o750) -> None:
     except FileExistsError:
         if not path.is_dir():
             raise
-        owner = path.stat().st_uid
-        if owner not in ours():
-            raise _refused(path, f"it belongs to user {owner}, and the daemon runs as user {os.geteuid()}") from None
+        make_directory(path, mode)  # Somebody else has just made it.
     else:
         path.chmod(mode)
 
