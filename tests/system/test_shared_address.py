@@ -442,3 +442,25 @@ async def test_the_access_log_names_the_service_that_a_request_went_to(
         assert (await ask(gateway, chat(model)))[0] == status
     said = [(it["service"], it["model"], it["replica"], it["status"]) for it in await until_lines(gateway, 3)]
     assert said == [("chat", "tiny", "r1", 200), ("code", "alias", "r1", 200), ("", "none", "", 404)]
+
+
+@pytest.mark.parametrize("router", [{}, {"type": "none"}], ids=["smg", "no router"])
+async def test_a_body_that_is_no_http_is_refused_here_and_asks_nobody(
+    make_gateway: MakeGateway, engine: StartEngine, router: dict[str, str]
+) -> None:
+    """Its head has been judged, and let in, by then. At a service's own address, too."""
+    gateway = shared(make_gateway, {"tiny": "chat"}, services=("chat",))
+    gateway.settings["services"][0]["router"] = router
+    here = (await serve(gateway, engine, chat="tiny"))["chat"]
+    head = "POST /v1/chat/completions HTTP/1.1|Host: x|Connection: close|Transfer-Encoding: chunked||"
+    for name in ("chat", "api"):
+        for chunk in (b"zz\r\n{}\r\n0\r\n\r\n", b"-1\r\n{}\r\n0\r\n\r\n", b"1\r\n{}\r\n0\r\n\r\n"):
+            reader, writer = await asyncio.open_connection("127.0.0.1", gateway.ports[name])
+            writer.write(head.replace("|", "\r\n").encode() + chunk)
+            async with asyncio.timeout(20):
+                answer = (await reader.read()).decode()
+            writer.close()
+            assert answer.startswith("HTTP/1.1 400 "), answer
+            assert json.loads(answer.partition("\r\n\r\n")[2])["error"]["code"] == "bad_request", answer
+    assert here.ledger.received == 0
+    assert not [path for path in here.ledger.calls if "refused" in path]
