@@ -347,6 +347,32 @@ async def test_nothing_that_clients_send_breaks_a_line(make_gateway: MakeGateway
     assert len({line["status"] for line in lines}) > 3
 
 
+async def test_what_nginx_refuses_by_itself_is_logged_as_it_came(
+    make_gateway: MakeGateway, engine: StartEngine
+) -> None:
+    """Its method, too, though nginx looks such an answer up as a GET. What is no request has none."""
+    gateway = logging(make_gateway, "errors")
+    await gateway.start()
+    await engine(gateway.socket("r1"))
+    await gateway.until_states({"r1": "serving"})
+    post_of = f"POST {CHAT} HTTP/1.1|Host: x|X-Request-Id:"
+    heads = {
+        f"{post_of} chunks|Transfer-Encoding: chunked||zz|": ("POST", CHAT, 400),
+        f"{post_of} coding|Transfer-Encoding: gzip||": ("POST", CHAT, 501),
+        f"{post_of} lengths|Content-Length: 1|Transfer-Encoding: chunked||": ("POST", CHAT, 400),
+        f"{post_of} long|X-Long: {'x' * 9000}||": ("POST", CHAT, 431),
+        f"TRACE {CHAT} HTTP/1.1|Host: x|X-Request-Id: trace||": ("TRACE", CHAT, 405),
+        f"HEAD {CHAT} HTTP/1.1|Host: x|Host: y|X-Request-Id: head||": ("HEAD", CHAT, 400),
+        "get / HTTP/1.1|Host: x||": ("", "", 400),
+    }
+    for head in heads:
+        await send(gateway, head.replace("|", "\r\n").encode())
+    lines = await until_lines(gateway, len(heads))
+    said = [(line["method"], line["path"], line["status"]) for line in lines]
+    assert said == list(heads.values())
+    assert not [line["replica"] for line in lines if line["replica"]]
+
+
 async def test_a_log_is_rotated_and_bounded_over_reloads_and_daemons(
     make_gateway: MakeGateway, engine: StartEngine
 ) -> None:
