@@ -24,6 +24,7 @@ from gateway_sidecar.frontend.keys import add_key
 from tests.certificates import Authority, certificate
 from tests.system.conftest import MakeGateway, StartEngine
 from tests.system.gateway import Gateway, service_of
+from tests.system.test_access_log import until_lines
 from tests.system.test_frontend_keys import listening, post, serving
 from tests.system.test_frontend_tls import NAME, problem_of, public
 from tests.system.test_shared_address import shared
@@ -510,6 +511,29 @@ async def test_a_shared_address_has_authorities_and_clients_of_its_own(
     assert await over_tls(port, mine) == (403, "address_refused")
     assert await over_tls(own, its) == LET_IN
     assert await over_tls(own, mine) == REFUSED
+
+
+@pytest.mark.parametrize("auth", [None, "http://127.0.0.1:9/"], ids=["no keys", "another server"])
+@pytest.mark.parametrize("where", ["service", "shared address"])
+async def test_the_access_log_names_who_came_by_certificate(
+    make_gateway: MakeGateway, engine: StartEngine, ca: Authority, where: str, auth: str | None
+) -> None:
+    """By its subject, as where there are keys. A certificate that does not count names nobody."""
+    gateway = shared(make_gateway, {"tiny": "chat"}, services=("chat",))
+    ways: dict[str, Any] = {"client_certificates": "optional", "auth": {"url": auth}} if auth else {}
+    port = with_mtls(gateway, ca.certificate, access_log="all", **ways)
+    if where == "shared address":
+        gateway.settings["addresses"][0]["frontend"] = gateway.settings["services"][0].pop("frontend")
+    await serving(gateway, engine)
+    theirs = Authority(ca.directory, "theirs")
+    subject = x509.Name(
+        [x509.NameAttribute(NameOID.COMMON_NAME, 'a"l'), x509.NameAttribute(NameOID.ORGANIZATION_NAME, "x")]
+    )
+    assert await over_tls(port, ca.sign("alice", subject)) == LET_IN
+    assert (await over_tls(port, ca.sign("bob"), "/workers")) == (404, "unknown_url")
+    assert await over_tls(port, theirs.sign("mallory")) == REFUSED
+    named = [line["key"] for line in await until_lines(gateway, 3)]
+    assert named == ['certificate:O=x,CN=a\\"l', "certificate:CN=bob", ""]
 
 
 async def test_another_authority_counts_without_a_failed_request(
