@@ -70,6 +70,11 @@ def inline(value: object) -> str:
     return yaml.safe_dump(value, default_flow_style=True, width=200).strip().removesuffix("...").strip()
 
 
+def number(value: float) -> str:
+    """With all its digits, as a person writes it into the file."""
+    return str(int(value)) if value == int(value) else str(value)
+
+
 def bounds(name: str, field: Schema) -> str:
     """What may be said, where the description does not say it."""
     unit = " seconds" if name.endswith("_s") else ""
@@ -77,7 +82,7 @@ def bounds(name: str, field: Schema) -> str:
         if "enum" in kind:
             return f" One of {', '.join(f'`{choice}`' for choice in kind['enum'])}."
         if "minimum" in kind and "anyOf" not in field:
-            return f" {kind['minimum']:g} to {kind['maximum']:g}{unit}."
+            return f" {number(kind['minimum'])} to {number(kind['maximum'])}{unit}."
     return ""
 
 
