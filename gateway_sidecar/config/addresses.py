@@ -54,7 +54,8 @@ class WeightedSettings(TargetSettings):
         default=1,
         ge=0,
         le=100_000,
-        description="Its part of the requests is this in proportion to the sum of all; each is drawn at random.",
+        description="Its share of the requests is this number divided by the sum of all weights; nginx draws a service"
+        " for each request at random.",
     )
 
 
@@ -69,7 +70,7 @@ class ModelSettings(Part):
     )
     model: ModelValue | None = Field(
         default=None,
-        description="What the model is called there, if not as clients call it: the request goes on with this name.",
+        description="The model's name at that service, if clients use another one; the request goes on with this name.",
         examples=["Qwen/Qwen3-32B"],
     )
     services: Annotated[tuple[WeightedSettings, ...], Field(strict=False)] = Field(
@@ -114,7 +115,7 @@ class AddressSettings(Part):
     """One address for the models of several services."""
 
     name: ServiceValue = Field(
-        description="Its name in `status`, logs and metrics; no service has it, too.", examples=["api"]
+        description="Its name in `status`, logs and metrics. No service may have the same name.", examples=["api"]
     )
     listen: AddressValue = Field(
         description="The stable address, plain HTTP, as a service's `listen`.", examples=["127.0.0.1:8000"]

@@ -34,7 +34,7 @@ class EndpointsSettings(Part):
     format: Literal["json", "llm-d", "production-stack", "envoy"] = Field(
         default="json",
         description="Who reads it: llm-d's endpoint picker (`file-discovery`), vLLM production-stack"
-        " (`--dynamic-config-json`), Envoy (EDS by `path_config_source`), or anybody (`json`).",
+        " (`--dynamic-config-json`), Envoy (EDS by `path_config_source`), or any program (`json`).",
     )
     host: Annotated[str, PlainValidator(parse_bridge_host), WithJsonSchema({"type": "string"})] | None = Field(
         default=None,

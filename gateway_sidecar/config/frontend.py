@@ -213,16 +213,16 @@ class AuthSettings(Part):
         default=0.0,
         ge=0,
         le=3600,
-        description="nginx keeps a yes of `url` for this long, and a no for as long but a second at the most, for the"
-        " same request of the same client. So a revocation counts after this time at the latest. 0 asks about each"
-        " request.",
+        description="nginx keeps an acceptance by `url` for this long, and a refusal for as long but one second at most,"
+        " for the same request of the same client. So a revocation counts after this time at the latest. 0 asks"
+        " about each request.",
     )
     stale_s: float = Field(
         default=0.0,
         ge=0,
         le=86400,
-        description="While `url` does not answer, or answers 5xx, a request passes that it let in within this time."
-        " 0 lets nobody in.",
+        description="While `url` does not answer, or answers 5xx, a request passes if `url` accepted the same one"
+        " within this time. 0 lets no request pass.",
     )
     pass_authorization: bool = Field(
         default=False,
@@ -310,7 +310,7 @@ class FrontendSettings(Part):
     )
     server_names: Annotated[tuple[ServerNameValue, ...], Field(strict=False)] = _list(
         description="Host names that the public addresses answer to (others get 421); services with names may share an"
-        " address. Without names any is right.",
+        " address. Without names, every name is accepted.",
         examples=[["api.example.com"]],
     )
     tls: TlsSettings | None = None
@@ -344,21 +344,21 @@ class FrontendSettings(Part):
     limits: Annotated[tuple[LimitSettings, ...], Field(strict=False)] = ()
     access_log: Annotated[Literal["off", "errors", "all"], BeforeValidator(_off)] = Field(
         default="off",
-        description="Which requests get a line in the access log: none, those that were refused, failed or cut off, or"
-        " `all`.",
+        description="Which requests get a line in the access log. `errors` means those that were refused, failed or"
+        " were cut off.",
     )
     trusted_proxies: Annotated[tuple[NetworkValue, ...], Field(strict=False)] = _list(
         description="Networks of proxies before this one whose `X-Forwarded-For` is believed; limits per IP need it.",
         examples=[["10.0.0.0/8"]],
     )
     allow: Annotated[tuple[ClientsValue, ...], Field(strict=False)] = _list(
-        description="Addresses and networks of the clients that may ask; all others get 403. Clients on this machine"
-        " are others, too: name `127.0.0.1` for them. Of networks within each other the most specific decides.",
+        description="Only clients with these addresses, or in these networks, may ask; all others get 403. Name"
+        " `127.0.0.1` too, to let clients on this machine in. If networks overlap, the most specific one decides.",
         examples=[["192.0.2.0/24", "2001:db8::/32"]],
     )
     deny: Annotated[tuple[ClientsValue, ...], Field(strict=False)] = _list(
-        description="Addresses and networks of clients that get 403, whatever they prove themselves by. Without"
-        " `allow` all others may ask.",
+        description="Clients with these addresses, or in these networks, get 403, whatever key or certificate they"
+        " show. Without `allow`, all other clients may ask.",
         examples=[["192.0.2.66"]],
     )
 

@@ -341,9 +341,9 @@ class HoldSettings(Part):
     retry_in_flight: bool = Field(
         default=True,
         description="Whether a request that a router had taken, and not begun to answer, when it died is sent again,"
-        " once. An engine may then work on it twice. Only what keeps nothing is: chats, completions, embeddings,"
-        " rerank, classify, tokenize and the like, and what only reads; never a response or a conversation that is"
-        " stored.",
+        " once. An engine may then work on it twice. Only requests that store nothing are sent again:"
+        " chats, completions, embeddings, rerank, classify, tokenize and the like, and requests that only read; never a"
+        " response or a conversation that is stored.",
     )
 
 
