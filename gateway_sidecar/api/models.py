@@ -137,7 +137,7 @@ class Target(TypedDict):
     service: str
     """The service."""
     weight: Count
-    """Its part of the requests is this in proportion to the sum of all."""
+    """Its share of the requests is this number divided by the sum of all weights."""
     model: str | None
     """The name that requests go on with; null where it is the one that the client sent."""
     asleep: bool

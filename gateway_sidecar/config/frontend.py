@@ -213,8 +213,8 @@ class AuthSettings(Part):
         default=0.0,
         ge=0,
         le=3600,
-        description="nginx keeps an acceptance by `url` for this long, and a refusal for as long but one second at most,"
-        " for the same request of the same client. So a revocation counts after this time at the latest. 0 asks"
+        description="nginx keeps an acceptance by `url` for this long, and a refusal for as long but one second at"
+        " most, for the same request of the same client. So a revocation counts after this time at the latest. 0 asks"
         " about each request.",
     )
     stale_s: float = Field(
