@@ -12,7 +12,7 @@ import pytest
 
 from gateway_sidecar.control.routers import replacement
 from gateway_sidecar.control.routers.unit import RouterUnit
-from gateway_sidecar.domain.model import WorkerStatus
+from gateway_sidecar.domain.model import WorkerSpec, WorkerStatus
 from gateway_sidecar.errors import RouterRefused, RouterUnavailable
 from tests.unit.fake_time import in_fake_time
 from tests.unit.world import PlayedRouter, World, Worlds
@@ -128,6 +128,30 @@ async def test_a_worker_that_the_retiring_router_lists_by_another_id_is_taken_ou
         world.vanish("r1")
         await world.until(lambda: url not in old.workers)
         assert url not in in_book(unit)
+
+
+@in_fake_time
+async def test_a_replacement_that_fails_names_the_worker_that_the_new_router_refuses(
+    worlds: Worlds, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """The operator reads in the answer to a reload what keeps another kind of router out."""
+    async with worlds() as world:
+        world.appear("r1")
+        world.appear("r2")
+        await world.until(lambda: world.serves("r1", "r2"))
+        url, register = str(world.tenure("r2").url), PlayedRouter.register
+
+        async def refuse(router: PlayedRouter, spec: WorkerSpec) -> str:
+            if spec.url == url:
+                raise RouterRefused("it speaks HTTP only", 400)
+            return await register(router, spec)
+
+        monkeypatch.setattr(PlayedRouter, "register", refuse)
+        with pytest.raises(RouterUnavailable) as failed:
+            await world.service.slots.replace()
+        why = f"1 of its workers did not become ready in time; {url}: it speaks HTTP only"
+        assert str(failed.value) == f"the new router was not put in place: {why}"
+        assert world.serves("r1", "r2")
 
 
 @in_fake_time

@@ -76,6 +76,7 @@ class RouterSlots:
         self._tasks = tasks
         self._caught_up = asyncio.Event()
         self._is_equal = False
+        self._lacking: list[str] = []
         self._logger = get_logger(service=settings.name)
         self._reserved: dict[str, RouterPorts] = {}
         self._replacing = asyncio.Lock()
@@ -134,11 +135,8 @@ class RouterSlots:
     def compare(self, staying: Iterable[str]) -> None:
         """Whether a successor has every worker, of these URLs, that the router in service has."""
         old, new = self.active, self.watched[-1]
-        self._is_equal = (
-            new is not old
-            and new.book.listed
-            and not any(old.is_ready(url) and not new.is_ready(url) for url in staying)
-        )
+        self._lacking = [url for url in staying if old.is_ready(url) and not new.is_ready(url)]
+        self._is_equal = new is not old and new.book.listed and not self._lacking
 
     def addresses(self) -> tuple[str, str]:
         """Where the routers in the two slots listen, or would; empty for a slot that nginx balances by itself."""
@@ -209,13 +207,14 @@ class RouterSlots:
                 await self._move_address(self.service)
                 self._point(self.service, new.router.slot)
             except BaseException as error:
+                unready = self._unready(new)
                 await new.halt()
                 await new.router.stop(grace_s=0)
                 self.units.remove(new)
                 new.router.close_log()
                 if not isinstance(error, TimeoutError | OSError | RouterUnavailable):
                     raise
-                why = str(error) or new.router.reason or "its workers did not all become ready in time"
+                why = str(error) or new.router.reason or unready
                 text = f"the new router was not put in place: {why}"
                 self._not_replaced = old.router.pid, text
                 raise RouterUnavailable(text) from error
@@ -295,6 +294,13 @@ class RouterSlots:
                 if new.router.state is RouterState.REFUSED or new.router.cannot_start:
                     raise RouterUnavailable(new.router.reason)
                 await asyncio.sleep(_POLL_S)
+
+    def _unready(self, new: RouterUnit) -> str:
+        """How many workers the new router does not have ready, and what it said of one."""
+        if not self._lacking:
+            return "it did not list its workers in time"
+        troubles = [f"; {url}: {why}" for url in self._lacking if (why := new.book.trouble(url))]
+        return f"{len(self._lacking)} of its workers did not become ready in time{''.join(troubles[:1])}"
 
     def _begin_to_retire(self, old: RouterUnit) -> None:
         self._retiring = self._tasks.until_done(partial(self._retire, old))
