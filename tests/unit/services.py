@@ -93,7 +93,7 @@ class PlayedService:
         self.tenures: dict[int, Any] = {}
         self.refuses = self.no_ports = False
         self.sources = 0
-        self.replaced = 0
+        self.replaced = self.kept = 0
         self.is_abandoned = False
         self.asked_again = self.measured = 0
         self.running = asyncio.Event()
@@ -147,6 +147,9 @@ class PlayedService:
         if self.refuses:
             raise RouterUnavailable("its arguments are refused")
         self.replaced += 1
+
+    def note_kept(self) -> None:
+        self.kept += 1
 
     def abandon(self) -> None:
         self.is_abandoned = True

@@ -67,6 +67,22 @@ async def test_an_unchanged_file_changes_nothing(tmp_path: Path) -> None:
 
 
 @in_fake_time
+async def test_a_file_that_asks_for_the_router_as_it_is_ends_what_was_said_of_another(tmp_path: Path) -> None:
+    """A problem of settings that are in the file no more would send an operator looking for nothing."""
+    site = Site(tmp_path)
+    chat = site.fleet.of("chat")
+    odd = CHAT.replace("replicas:", "router: {args: [--odd]}, replicas:")
+    chat.refuses = True
+    with pytest.raises(NotInForce):
+        await site.reload(odd)
+    with pytest.raises(NotInForce):
+        await site.reload(odd)
+    assert chat.kept == 0
+    await site.reload(CHAT)
+    assert chat.kept == 1
+
+
+@in_fake_time
 async def test_services_are_added_removed_and_changed_and_all_others_left_alone(tmp_path: Path) -> None:
     site = Site(tmp_path)
     chat = site.fleet.of("chat")

@@ -155,6 +155,34 @@ async def test_a_replacement_that_fails_names_the_worker_that_the_new_router_ref
 
 
 @in_fake_time
+async def test_what_is_said_of_settings_that_failed_ends_when_they_are_wanted_no_more(
+    worlds: Worlds, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """A replacement that failed with the settings in force is still to be told of."""
+    async with worlds() as world:
+        world.appear("r1")
+        await world.until(lambda: world.serves("r1"))
+
+        async def refuse(router: PlayedRouter, spec: WorkerSpec) -> str:
+            raise RouterRefused("it is full", 400)
+
+        monkeypatch.setattr(PlayedRouter, "register", refuse)
+        slots, settings = world.service.slots, world.service.slots.settings
+        with pytest.raises(RouterUnavailable):
+            await slots.replace()
+        slots.note_kept()
+        assert "it is full" in slots.problem
+        changed = settings.router.model_copy(update={"api_timeout_s": 7.0})
+        slots.reconfigure(settings.model_copy(update={"router": changed}))
+        with pytest.raises(RouterUnavailable):
+            await slots.replace()
+        slots.reconfigure(settings)
+        assert "it is full" in slots.problem
+        slots.note_kept()
+        assert slots.problem == ""
+
+
+@in_fake_time
 async def test_a_worker_is_ready_when_the_router_says_so_and_not_before(worlds: Worlds) -> None:
     async with worlds() as world:
         unit: RouterUnit = world.service.slots.active

@@ -143,6 +143,8 @@ class Reload:
             changes.append(f"{name}: added")
         for name in old.keys() & new.keys():
             changed = [f for f in type(new[name]).model_fields if getattr(old[name], f) != getattr(new[name], f)]
+            if "router" not in changed:
+                self._services.keep_router(name)
             if not changed:
                 continue
             failure = await self._services.change(new[name], changed)

@@ -152,6 +152,10 @@ class Services:
             return str(error)
         return ""
 
+    def keep_router(self, name: str) -> None:
+        """The configuration asks for this service's router as it is."""
+        self._services[name].slots.note_kept()
+
     async def remove(self, name: str) -> None:
         """It is no more: its routers end in the background, and its ports rest."""
         await cancelled(self._tasks.pop(name))

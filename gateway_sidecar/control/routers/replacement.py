@@ -13,7 +13,7 @@ from dataclasses import dataclass
 from functools import partial
 
 from gateway_sidecar.config import ServiceSettings
-from gateway_sidecar.config.router import OfItsKind
+from gateway_sidecar.config.router import OfItsKind, RouterSettings
 from gateway_sidecar.control.routers.process import PrivatePorts, SavedRouter
 from gateway_sidecar.control.routers.router import RouterState
 from gateway_sidecar.control.routers.unit import RouterUnit
@@ -52,6 +52,15 @@ class SlotPlaces:
     move_address: Callable[[str], Awaitable[None]]
 
 
+@dataclass(frozen=True, slots=True)
+class _NotReplaced:
+    """Which router stayed, why, and by which settings another one should have been started."""
+
+    pid: int | None
+    why: str
+    wanted: RouterSettings
+
+
 class RouterSlots:
     """The routers of one service.
 
@@ -83,7 +92,7 @@ class RouterSlots:
         self._renewing: asyncio.Task[None] | None = None
         self._retiring: asyncio.Task[None] | None = None
         self._may_outgrow_at = 0.0
-        self._not_replaced: tuple[int | None, str] = (None, "")
+        self._not_replaced: _NotReplaced | None = None
         self.active = make_unit(settings, self.service)
         self.units = [self.active]
 
@@ -106,8 +115,13 @@ class RouterSlots:
     @property
     def problem(self) -> str:
         """Why this very router should have been replaced, and was not; empty if there is nothing to say."""
-        pid, why = self._not_replaced
-        return why if pid is not None and pid == self.active.router.pid else ""
+        failed = self._not_replaced
+        return failed.why if failed is not None and failed.pid == self.active.router.pid else ""
+
+    def note_kept(self) -> None:
+        """The configuration asks for the router as it is: that another one could not be put in place counts no more."""
+        if self._not_replaced is not None and self._not_replaced.wanted != self.settings.router:
+            self._not_replaced = None
 
     def views(self, url: str | None) -> dict[RouterUnit, WorkerView]:
         """A worker as each router knows it. A successor that is not up yet knows no worker."""
@@ -216,7 +230,7 @@ class RouterSlots:
                     raise
                 why = str(error) or new.router.reason or unready
                 text = f"the new router was not put in place: {why}"
-                self._not_replaced = old.router.pid, text
+                self._not_replaced = _NotReplaced(old.router.pid, text, self.settings.router)
                 raise RouterUnavailable(text) from error
             self.active = new
             self._queue.add(Part.ROUTERS, urgent=True)
