@@ -75,8 +75,8 @@ class DynamoSettings(RouterSettings):
         default=3,
         ge=0,
         le=100,
-        description="A request whose worker dies goes on at another one, so many times. Only replicas that are Dynamo"
-        " workers can be followed in the middle of an answer.",
+        description="If a request's worker dies, the request goes on at another worker, at most this many times. In the"
+        " middle of an answer that works between Dynamo workers only.",
     )
     command: CommandValue = Field(
         default="python3",
