@@ -81,7 +81,7 @@ def _parser() -> argparse.ArgumentParser:
     parser.add_argument(
         "--only", nargs="+", action="extend", choices=FIGURES, metavar="NAME", help=f"of {', '.join(FIGURES)}"
     )
-    parser.add_argument("--quick", action="store_true", help="fewer rounds: about a minute")
+    parser.add_argument("--quick", action="store_true", help="fewer rounds: about four minutes")
     parser.add_argument("--json", type=Path, metavar="FILE", help="write everything measured here as well")
     return parser
 
