@@ -520,7 +520,7 @@ function models.lead(name, shown)
         end
     end
     var.gateway_service = target.service
-    if service.way ~= address.way then var.gateway_back = service.way end
+    var.gateway_back = service.way
     if diverted then var.gateway_diverted = diverted.service end
     if C.access(gates .. target.service, 0) == 0 then return ngx.exec("@hold") end
     local successor = target.service .. ".next"

@@ -32,6 +32,8 @@ from tests.smg import RULES, smg_address
 from tests.system.clients import stream_chat
 from tests.system.conftest import MakeGateway, StartEngine
 from tests.system.gateway import Gateway, PortBlock, Status, service_of
+from tests.system.test_access_log import until_lines
+from tests.system.test_shared_address import ask, chat, shared
 from tests.users import SELF, User
 
 BODY: dict[str, Any] = {"model": "tiny", "messages": [{"role": "user", "content": "x"}], "max_tokens": 2}
@@ -517,6 +519,33 @@ async def test_another_servers_word_holds_in_the_waiting_room(
     assert (await waiting)[0] == 200
 
 
+@pytest.mark.parametrize("router", [{}, {"type": "none"}], ids=["smg", "no router"])
+async def test_another_servers_word_holds_in_the_waiting_room_of_a_shared_address_too(
+    make_gateway: MakeGateway, engine: StartEngine, judge: Judge, router: dict[str, str]
+) -> None:
+    """It is asked once about each request, and its question takes nothing away of what was found out before."""
+    models = {"tiny": {"service": "chat", "model": "tiny"}, "large": "code"}
+    auth = {"auth": {"url": f"http://127.0.0.1:{judge.port}/auth"}, "access_log": "all"}
+    gateway = shared(make_gateway, models, frontend=auth)
+    gateway.settings["services"][0]["router"] = router
+    await gateway.start()
+    for service in ("chat", "code"):
+        await gateway.until(lambda s, service=service: service_of(s, service)["missing"] == "replica")  # type: ignore[misc]
+    waiting = [asyncio.create_task(ask(gateway, chat(model))) for model in ("tiny", "large")]
+    for service in ("chat", "code"):
+        await gateway.until(lambda s, service=service: service_of(s, service)["waiting"] == 1)  # type: ignore[misc]
+    judge.verdict = 403
+    for service, model in (("chat", "tiny"), ("code", "large")):
+        await engine(gateway.socket("r1", service), model=model)
+    answers = await asyncio.gather(*waiting)
+    assert [(status, answer.get("model")) for status, answer in answers] == [(200, "tiny"), (200, "large")]
+    assert len(judge.asked) == 2
+    lines = await until_lines(gateway, 2)
+    assert sorted((it["service"], it["model"], it["status"]) for it in lines) == [
+        ("chat", "tiny", 200), ("code", "large", 200),
+    ]  # fmt: skip
+
+
 # -- its answers, kept
 
 
@@ -738,8 +767,8 @@ async def test_answers_are_kept_at_an_address_of_many_models_too(
     gateway = make_gateway()
     frontend = {"auth": {"url": f"http://127.0.0.1:{judge.port}/auth", "keep_s": 3600}}
     port = gateway.ports["api"] = min(gateway.ports.values()) + 8
-    shared = {"name": "api", "listen": f"127.0.0.1:{port}", "models": {"tiny": "chat"}, "frontend": frontend}
-    gateway.settings["addresses"] = [shared]
+    address = {"name": "api", "listen": f"127.0.0.1:{port}", "models": {"tiny": "chat"}, "frontend": frontend}
+    gateway.settings["addresses"] = [address]
     await serving(gateway, engine)
     for _ in range(3):
         assert (await post(gateway, "sk-any", "api"))[0] == 200

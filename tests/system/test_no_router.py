@@ -13,12 +13,14 @@ from pathlib import Path
 from typing import Any
 
 import pytest_asyncio
+from aiohttp import web
 
 from examples.simulated import EngineKind
 from gateway_sidecar.frontend.keys import add_key
 from tests.system.clients import ask, stream_chat
 from tests.system.conftest import MakeGateway, StartEngine
 from tests.system.gateway import Gateway, Status, service_of
+from tests.system.test_frontend_keys import listening
 from tests.system.web_app import WebApp
 
 StartApp = Callable[[Path, str], Awaitable[WebApp]]
@@ -180,6 +182,27 @@ async def test_what_an_application_had_is_sent_to_no_other(make_gateway: MakeGat
     gateway.socket("r1").rename(gateway.socket("r1").with_suffix(".away"))
     for _ in range(30):
         assert (await get(gateway, method="POST", data=b"x"))[1]["name"] == "r2"
+
+
+async def test_what_fails_behind_another_servers_word_leaves_no_count_behind(
+    make_gateway: MakeGateway, app: StartApp
+) -> None:
+    """That server is asked again before the request waits, and what nginx has in flight is known all the same."""
+    gateway = none_of(make_gateway)
+
+    async def let_in(_: web.Request) -> web.Response:
+        return web.Response()
+
+    async with listening(let_in) as port:
+        gateway.settings["services"][0]["frontend"] = {"auth": {"url": f"http://127.0.0.1:{port}/auth"}}
+        await gateway.start()
+        here = await app(gateway.socket("r1"), "one")
+        await gateway.until_states({"r1": "serving"})
+        for _ in range(3):
+            assert (await get(gateway, "/die", method="POST"))[0] == 502
+        assert here.asked.count("POST /die") == 3
+        code, out, err = await gateway.cli("drain", "chat", "r1", "--timeout", "20")
+        assert code == 0, out + err
 
 
 async def test_killed_workers_and_masters_of_nginx_leave_no_count_behind(
