@@ -64,7 +64,8 @@ local LONGEST_NO_S = 1
 -- How long a server that failed counts as away: what it let in need not wait for it again.
 local AWAY_S = 1
 
--- Where another server is asked, and what it is told of a request; `headers` are those that it gets from the client.
+-- Where another server is asked, and what it is told of a request; `headers` are those that it gets from the client. But
+-- for the request's name: with that no answer would be kept.
 local function asked_of(url, headers)
     local var = ngx.var
     local told = {url, var.request_method, var.request_uri, var.http_host or "", var.scheme, var.remote_addr}
