@@ -303,6 +303,13 @@ def with_children(pid: int) -> Iterator[int]:
     yield from found
 
 
+def take_away(directory: Path) -> None:
+    """Removes it with all that is in it, at once: the daemon may be about to write there."""
+    gone = directory.with_name(f"{directory.name}-gone")
+    directory.rename(gone)
+    shutil.rmtree(gone)
+
+
 async def until_gone(pid: int) -> None:
     """Within the time that a router is given to end by itself, and a little more."""
     async with asyncio.timeout(15):

@@ -5,7 +5,6 @@ from __future__ import annotations
 import asyncio
 import json
 import os
-import shutil
 import signal
 import subprocess
 import sys
@@ -18,7 +17,7 @@ import pytest
 from gateway_sidecar.supervision.process import boot_id, start_ticks
 from tests.system.clients import ask, stream_chat
 from tests.system.conftest import MakeGateway, StartEngine
-from tests.system.gateway import Gateway, Status, replica_of, service_of, states_of
+from tests.system.gateway import Gateway, Status, replica_of, service_of, states_of, take_away
 from tests.system.test_operation import metrics_of
 
 
@@ -228,7 +227,7 @@ async def test_everything_in_the_state_directory_is_made_again(gateway: Gateway,
     while not (state / "leases.json").exists():
         await asyncio.sleep(0.01)
     await asyncio.sleep(0.5)  # The last change is written down: what follows is not on its account.
-    shutil.rmtree(state)
+    take_away(state)
     async with asyncio.timeout(15):
         while not (state / "leases.json").exists() or not (state / "nginx-temp" / "client_body").exists():
             await asyncio.sleep(0.05)
@@ -331,7 +330,7 @@ async def test_after_a_reboot_everything_is_rebuilt_on_the_same_ports(gateway: G
             identity["start_ticks"] = start_ticks(innocent.pid)
         record.write_text(json.dumps(rows))
         leases.write_text(leases.read_text().replace(boot_id(), "an-earlier-boot"))
-        shutil.rmtree(gateway.directory / "run" / "bridges")
+        take_away(gateway.directory / "run" / "bridges")
         for name in names:
             await engine(gateway.socket(name))
         await gateway.start()

@@ -5,7 +5,6 @@ from __future__ import annotations
 import asyncio
 import json
 import os
-import shutil
 import signal
 import sys
 from contextlib import suppress
@@ -17,7 +16,7 @@ import pytest
 from gateway_sidecar.supervision.process import start_ticks
 from tests.system.clients import ask, stream_chat
 from tests.system.conftest import MakeGateway, StartEngine
-from tests.system.gateway import Gateway, replica_of, service_of, states_of, until_gone
+from tests.system.gateway import Gateway, replica_of, service_of, states_of, take_away, until_gone
 
 GARBAGE = {
     "truncated": '{"version": 1, "services": {"chat": [{"repl',
@@ -217,8 +216,8 @@ async def test_state_directory_removed_while_running(gateway: Gateway, engine: S
     """Everything goes on, and is written down again with the next change."""
     await engine(gateway.socket("r1"))
     await gateway.until_states({"r1": "serving"})
-    shutil.rmtree(gateway.directory / "state")
-    shutil.rmtree(gateway.directory / "run" / "nginx")
+    take_away(gateway.directory / "state")
+    take_away(gateway.directory / "run" / "nginx")
     await engine(gateway.socket("r2"))
     await gateway.until_states({"r1": "serving", "r2": "serving"})
     leases = gateway.directory / "state" / "leases.json"
@@ -336,7 +335,7 @@ async def test_engine_that_died_with_the_daemon_and_its_records(gateway: Gateway
     await engine(gateway.socket("r2"))
     before = await gateway.until_states({"r1": "serving", "r2": "serving"})
     await gateway.kill()
-    shutil.rmtree(gateway.directory / "state")
+    take_away(gateway.directory / "state")
     await dying.kill()
     await gateway.start()
     await gateway.until_workers(lambda workers: [w["status"] for w in workers] == ["ready"], within_s=20)
@@ -354,7 +353,7 @@ async def test_log_directory_removed_while_no_daemon_ran(make_gateway: MakeGatew
     await gateway.start()
     await engine(gateway.socket("r1", "code"))
     await gateway.kill()
-    shutil.rmtree(gateway.directory / "state")
+    take_away(gateway.directory / "state")
     gateway.settings["services"] = both
     await gateway.start()
     await gateway.until_states({"r1": "serving"}, service="code")
@@ -402,7 +401,7 @@ async def test_port_of_a_lost_lease_is_nobodys_while_it_is_in_use(gateway: Gatew
     gateway.socket("r1").unlink()
     await gateway.until_states({"r1": "draining"})
     await gateway.kill()
-    shutil.rmtree(gateway.directory / "state")
+    take_away(gateway.directory / "state")
     await gateway.start()
     await engine(gateway.socket("r2"))
     status = await gateway.until_states({"r2": "serving"})
@@ -418,7 +417,7 @@ async def test_drain_of_an_engine_that_nobody_remembers(gateway: Gateway, engine
     await engine(gateway.socket("r2"))
     await gateway.until_states({"r1": "serving", "r2": "serving"})
     await gateway.kill()
-    shutil.rmtree(gateway.directory / "state")
+    take_away(gateway.directory / "state")
     hung.behave(hang=True)
     await gateway.start()
     await gateway.until(lambda s: set(states_of(s)) == {"r1", "r2"})

@@ -169,9 +169,9 @@ async def test_loading_engine_is_no_fault_of_the_tunnel(
     gateway = with_inventory(make_gateway, sshd)
     write(gateway, "a.json", {"r1": behind(sshd, tmp_path / "far.sock")})
     await gateway.start()
-    status = await gateway.until(lambda s: replica_of(s, "r1")["tunnel"]["state"] == "remote port closed")
+    status = await gateway.until(lambda s: "the tunnel is up" in replica_of(s, "r1")["reason"])
+    assert replica_of(status, "r1")["tunnel"]["state"] == "remote port closed"
     assert replica_of(status, "r1")["state"] == "loading"
-    assert "the tunnel is up" in replica_of(status, "r1")["reason"]
     await engine(tmp_path / "far.sock")
     await gateway.until_states({"r1": "serving"})
 
