@@ -10,7 +10,7 @@ import aiohttp
 
 from tests.system.clients import ask, stream_chat
 from tests.system.conftest import StartEngine
-from tests.system.gateway import Gateway, Status, replica_of, service_of, states_of
+from tests.system.gateway import Gateway, Status, replica_of, service_of, states_of, take_away
 
 
 def what_stays(status: Status) -> tuple[object, ...]:
@@ -30,7 +30,7 @@ async def test_run_directory_removed_while_running(gateway: Gateway, engine: Sta
     stream = asyncio.create_task(stream_chat(gateway, 160, started))
     await started.wait()
     run_dir = gateway.directory / "run"
-    shutil.rmtree(run_dir)
+    take_away(run_dir)
     made_again = ("lock", "admin.sock", "hold.sock", "processes.json", "nginx/nginx.conf", "gates/chat.next")
     async with asyncio.timeout(10):
         while not all((run_dir / name).exists() for name in made_again) or not any((run_dir / "bridges").iterdir()):
