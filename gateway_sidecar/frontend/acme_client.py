@@ -22,9 +22,15 @@ import requests
 from acme import challenges, errors, messages
 from acme.client import ClientNetwork, ClientV2
 from cryptography import x509
+from cryptography.exceptions import UnsupportedAlgorithm
 from cryptography.hazmat.primitives import hashes
 from cryptography.hazmat.primitives.asymmetric import ec
-from cryptography.hazmat.primitives.serialization import Encoding, NoEncryption, PrivateFormat
+from cryptography.hazmat.primitives.serialization import (
+    Encoding,
+    NoEncryption,
+    PrivateFormat,
+    load_pem_private_key,
+)
 from josepy.b64 import b64decode
 from josepy.jwa import ES256
 from josepy.jwk import JWK, JWKEC
@@ -103,7 +109,7 @@ def order(
 
     at: the directory in which nginx looks for what the server asks for. told: hears of a new account's URL.
     """
-    key = ec.generate_private_key(ec.SECP256R1())
+    key = _key_of(state.pem(wanted))
     names = x509.SubjectAlternativeName([x509.DNSName(name) for name in wanted.names])
     request = x509.CertificateSigningRequestBuilder().subject_name(x509.Name([])).add_extension(names, critical=False)
     csr = request.sign(key, hashes.SHA256()).public_bytes(Encoding.PEM)
@@ -124,6 +130,19 @@ def order(
             chain = client.poll_and_finalize(started, _deadline()).fullchain_pem
     secret = key.private_bytes(Encoding.PEM, PrivateFormat.PKCS8, NoEncryption())
     return str(chain).encode().rstrip() + b"\n" + secret
+
+
+def _key_of(path: Path) -> ec.EllipticCurvePrivateKey:
+    """The key of the certificate that is there, or a new one.
+
+    nginx reads a certificate and its key one after the other, and may find the next certificate's key in between: with
+    another key that handshake would fail.
+    """
+    with suppress(OSError, ValueError, TypeError, UnsupportedAlgorithm):
+        key = load_pem_private_key(path.read_bytes(), None)
+        if isinstance(key, ec.EllipticCurvePrivateKey):
+            return key
+    return ec.generate_private_key(ec.SECP256R1())
 
 
 def suggested_renewal(settings: AcmeSettings, pem: bytes) -> tuple[float | None, float]:
