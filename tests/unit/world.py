@@ -8,7 +8,7 @@ from __future__ import annotations
 import asyncio
 import os
 from collections import Counter
-from collections.abc import AsyncIterator, Callable, Mapping
+from collections.abc import AsyncIterator, Callable, Collection, Mapping
 from contextlib import AbstractAsyncContextManager, asynccontextmanager
 from dataclasses import replace
 from itertools import count
@@ -150,8 +150,8 @@ class PlayedLinks:
     def unname(self, url: str) -> None:
         self.names.pop(url, None)
 
-    def named(self, url: str) -> bool:
-        return url in self.names
+    def nameless(self, urls: Collection[str]) -> list[str]:
+        return [url for url in urls if url not in self.names]
 
     def point(self, service: str, slot: str) -> None:
         self.slot = slot

@@ -5,7 +5,7 @@ follows the port's symlink. A failure is in the tenure's `problem`, and is tried
 
 from __future__ import annotations
 
-from collections.abc import Callable, Container
+from collections.abc import Callable, Collection, Container
 from contextlib import suppress
 from dataclasses import dataclass
 from pathlib import Path
@@ -43,7 +43,7 @@ class Links(Protocol):
 
     def unname(self, url: str) -> None: ...
 
-    def named(self, url: str) -> bool: ...
+    def nameless(self, urls: Collection[str]) -> Collection[str]: ...
 
 
 class Peers(Protocol):
@@ -157,9 +157,10 @@ class Bridging:
         for tenure in removed:
             assert tenure.bridge.port is not None
             self._links.link(tenure.bridge.port, tenure.bridge.leads_to or tenure.sighting.place)
-        nameless = [t for t in self._tenures if t.bridge.named is not None and not self._links.named(t.bridge.named)]
-        for tenure in nameless:
-            self._name(tenure, again=True)
+        named = {tenure.bridge.named: tenure for tenure in self._tenures if tenure.bridge.named is not None}
+        nameless = self._links.nameless(named)
+        for url in nameless:
+            self._name(named[url], again=True)
         return bool(removed or nameless)
 
     def give_back(self, tenure: Tenure, late_until: float) -> None:
