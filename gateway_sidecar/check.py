@@ -227,7 +227,7 @@ def _frontend(name: str, frontend: FrontendSettings) -> Iterator[Finding]:
     if frontend.tls.client_ca is not None:
         try:
             _, authorities = read_client_ca(frontend.tls.client_ca, today())
-            named = f"{authorities} certificate{'s' * (authorities != 1)} of authorities in {frontend.tls.client_ca}"
+            named = f"{counted(authorities, 'certificate')} of authorities in {frontend.tls.client_ca}"
             yield Finding(Level.OK, f"{name}: {named}")
         except FrontendError as error:
             yield from (Finding(Level.FAIL, f"{name}: {problem}") for problem in error.problems)
@@ -433,8 +433,7 @@ def room_for_bodies(state_dir: Path, most_mb: int) -> list[Finding]:
 def _access_log(settings: Settings) -> list[Finding]:
     """Whether its file could be written, or its syslog server is there; nothing where no service logs."""
     log, file = settings.access_log, settings.access_log.file(settings.state_dir)
-    frontends = [*(it.frontend for it in settings.services), *(it.frontend for it in settings.addresses)]
-    if all(frontend.access_log == "off" for frontend in frontends):
+    if all(it.frontend.access_log == "off" for it in settings.all_addresses):
         return []
     if log.syslog is not None:
         place = log.syslog.removeprefix("unix:")

@@ -7,12 +7,13 @@ listener's names.
 
 from __future__ import annotations
 
-import ipaddress
 import socket
 from collections.abc import Iterable
 
 from aiohttp import web
 from aiohttp.typedefs import Handler, Middleware
+
+from gateway_sidecar.domain.claims import is_address
 
 _LONGEST_SHOWN = 100
 
@@ -33,11 +34,7 @@ class OwnNames:
         """Whether `host`, as a Host header says it, is ours."""
         name = host.lower()
         name = name[1:].partition("]")[0] if name.startswith("[") else name.partition(":")[0]
-        try:
-            ipaddress.ip_address(name)
-        except ValueError:
-            return name in self._exact or name.endswith(self._below)
-        return True
+        return is_address(name) or name in self._exact or name.endswith(self._below)
 
 
 def only_by(names: OwnNames) -> Middleware:

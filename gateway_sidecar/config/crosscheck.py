@@ -7,7 +7,6 @@ from __future__ import annotations
 
 import difflib
 import functools
-import ipaddress
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from typing import Any, Generic, TypeVar
@@ -31,6 +30,7 @@ from gateway_sidecar.config.values import (
     show,
 )
 from gateway_sidecar.config.yamltree import Location, Problem, Tree, path_text
+from gateway_sidecar.domain.claims import is_address
 from gateway_sidecar.kinds import ROUTERS, SOURCES
 
 T = TypeVar("T")
@@ -261,20 +261,12 @@ def _certificate_problems(tree: Tree, frontend: _Frontend, frontends: list[_Fron
         if name.value.startswith("*."):
             cure = "name each host, or give certificate and key in place of acme"
             yield _at_line(name, f"{name.value}: no wildcard is proved over HTTP (HTTP-01); {cure}")
-        elif _is_ip(name.value):
+        elif is_address(name.value):
             cure = "use a host name, or give certificate and key in place of acme"
             yield _at_line(name, f"{name.value} is an IP address, for which no certificate is ordered; {cure}")
         elif name.value not in proved:
             cure = "give redirect, such as 0.0.0.0:80 and [::]:80"
             yield problem(f"needs an address where the ACME server finds {name.value} over HTTP; {cure}", "acme")
-
-
-def _is_ip(name: str) -> bool:
-    try:
-        ipaddress.ip_address(name)
-    except ValueError:
-        return False
-    return True
 
 
 def _same_names(names: list[_Said[str]]) -> Iterator[Problem]:

@@ -15,6 +15,15 @@ Network = IPv4Network | IPv6Network
 _NOBODY: Mapping[Address, str] = {}
 
 
+def is_address(host: str) -> bool:
+    """Whether a host is said by its address, and not by a name."""
+    try:
+        ip_address(host)
+    except ValueError:
+        return False
+    return True
+
+
 @dataclass(frozen=True, slots=True)
 class Surroundings:
     """What this machine's network is made of, less what the daemon itself put there.

@@ -13,7 +13,7 @@ from functools import partial
 from urllib.parse import urlsplit
 
 from gateway_sidecar.config import AddressSettings, ServiceSettings
-from gateway_sidecar.domain.claims import Address
+from gateway_sidecar.domain.claims import Address, is_address
 from gateway_sidecar.domain.tunnels import Tunnel
 from gateway_sidecar.supervision import awake
 from gateway_sidecar.supervision.awake import within
@@ -85,7 +85,7 @@ class Destinations:
             await awake.rest(_LOOK_S)
 
     async def _look(self, names: set[str]) -> None:
-        for name in sorted(names, key=lambda name: (not _is_address(name), name)):
+        for name in sorted(names, key=lambda name: (not is_address(name), name)):
             heartbeat()
             try:
                 found = await self._thread.run(partial(look_up, name), patience_s=_PATIENCE_S)
@@ -101,14 +101,6 @@ class Destinations:
         if told != self._told:
             self._told = told
             self._on_change()
-
-
-def _is_address(name: str) -> bool:
-    try:
-        ipaddress.ip_address(name)
-    except ValueError:
-        return False
-    return True
 
 
 def look_up(name: str) -> frozenset[Address]:

@@ -7,6 +7,8 @@ from collections.abc import Awaitable, Callable
 from contextlib import suppress
 from pathlib import Path
 
+from pydantic import BaseModel
+
 from gateway_sidecar.config import Settings, line_of, load_config
 from gateway_sidecar.control.edge.frontends import Frontends
 from gateway_sidecar.control.edge.nginx_supervisor import NginxSupervisor
@@ -142,7 +144,7 @@ class Reload:
             self._services.start(name)
             changes.append(f"{name}: added")
         for name in old.keys() & new.keys():
-            changed = [f for f in type(new[name]).model_fields if getattr(old[name], f) != getattr(new[name], f)]
+            changed = _changed(old[name], new[name])
             if "router" not in changed:
                 self._services.keep_router(name)
             if not changed:
@@ -160,8 +162,7 @@ class Reload:
         changes += [f"{name}: removed" for name in old.keys() - new.keys()]
         changes += [f"{name}: added" for name in new.keys() - old.keys()]
         for name in old.keys() & new.keys():
-            fields = type(new[name]).model_fields
-            if changed := [it for it in fields if getattr(old[name], it) != getattr(new[name], it)]:
+            if changed := _changed(old[name], new[name]):
                 changes.append(f"{name}: {', '.join(changed)}")
         self._services.share(fresh.addresses)
 
@@ -169,6 +170,11 @@ class Reload:
         if not self._nginx.up:
             return [f"nginx does not run: {self._nginx.reason}"]
         return [f"{what}: {why}" for what, why in self._nginx.problems.items()]
+
+
+def _changed(old: BaseModel, new: BaseModel) -> list[str]:
+    """Which settings of one part of the file are others now."""
+    return [name for name in type(new).model_fields if getattr(old, name) != getattr(new, name)]
 
 
 async def _why_not_begun(service: Service) -> str:
