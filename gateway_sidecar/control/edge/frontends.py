@@ -236,8 +236,9 @@ class Frontends:
         if settings.tls is not None:
             self._take_certificate(service, settings.tls, seen, found.pair)
         self._take_client_ca(service, seen, found.client_ca)
-        # If it is gone it was removed by somebody, and is put there again: nginx need not be told.
-        seen.client_ca = self._places.client_ca_number(service) or seen.client_ca
+        if settings.tls is not None and settings.tls.client_ca is not None:
+            # If it is gone it was removed by somebody, and is put there again: nginx need not be told.
+            seen.client_ca = self._places.client_ca_number(service) or seen.client_ca
 
     def _take_keys(self, service: str, seen: _Seen, keys: KeysTaken | FrontendError | OSError | None) -> None:
         if keys is None:
