@@ -5,12 +5,14 @@ the metrics of what it cannot reach: of each replica, through its socket, and of
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from urllib.parse import quote
 
 from aiohttp import web
 from prometheus_client import generate_latest
 from prometheus_client.exposition import CONTENT_TYPE_LATEST
+from prometheus_client.metrics_core import GaugeMetricFamily, Metric
+from prometheus_client.registry import Collector
 
 from gateway_sidecar.api.bounded_server import BoundedServer, tcp_listener
 from gateway_sidecar.api.hosts import OwnNames, only_by
@@ -26,6 +28,26 @@ _MOST_BODY_BYTES = 1024  # of a request: there is nothing to send here.
 _TEXT_FORMAT = "text/plain; version=0.0.4; charset=utf-8"
 
 
+class WorkerInfo(Collector):
+    """Which replica a worker of the routers' own metrics is. Read from the records when Prometheus asks."""
+
+    def __init__(self, daemon: Daemon) -> None:
+        self._daemon = daemon
+
+    def collect(self) -> Iterable[Metric]:
+        """One series for each URL that a router knows, or is to know, a replica by."""
+        family = GaugeMetricFamily(
+            "gateway_sidecar_worker_info",
+            "Always 1: which replica the router's worker of this URL is.",
+            labels=("service", "replica", "worker"),
+        )
+        for name, service in self._daemon.services.items():
+            for tenure in service.tenures.values():
+                for url in tenure.urls:
+                    family.add_metric((name, tenure.replica, url), 1)
+        yield family
+
+
 async def serve_metrics(daemon: Daemon, listen: Endpoint, hosts: Sequence[str]) -> BoundedServer:
     """Listens there; the caller closes it. Raises OSError if the address is taken.
 
@@ -34,6 +56,7 @@ async def serve_metrics(daemon: Daemon, listen: Endpoint, hosts: Sequence[str]) 
     listening = tcp_listener(listen)
     app = web.Application(middlewares=[only_by(OwnNames(hosts))], client_max_size=_MOST_BODY_BYTES)
     app[_DAEMON] = daemon
+    daemon.metrics.registry.register(WorkerInfo(daemon))
     app.router.add_get("/metrics", _metrics)
     app.router.add_get("/healthz", _healthz)
     app.router.add_get("/readyz", _readyz)

@@ -15,6 +15,8 @@ _FIRST_TOKEN_BUCKETS = (
     *(1, 1.5, 2.5, 5, 7.5, 10, 20, 40, 80, 160, 640),
 )
 """About those of the engines' own histograms."""
+_DURATION_BUCKETS = (0.05, 0.1, 0.25, 0.5, 1, 1.5, 2.5, 5, 7.5, 10, 15, 20, 30, 45, 60, 120, 240, 480, 960, 1920)
+"""Those of vLLM's own `vllm:e2e_request_latency_seconds`, from 0.3 s on thinned, and with what is shorter."""
 _SERVING_BUCKETS = (0.01, 0.025, 0.05, 0.1, 0.25, 0.5, 1, 2.5, 5, 10, 30, 60, 120, 300, 600, 1200, 1800, 3600)
 
 
@@ -110,6 +112,13 @@ class Metrics:
             "From a request's first byte to the first event of its streamed answer, at nginx; waiting included.",
             ("service",),
             buckets=_FIRST_TOKEN_BUCKETS,
+            registry=self.registry,
+        )
+        self.request_duration = Histogram(
+            prefix + "request_duration_seconds",
+            "From a request's first byte to its answer's last, at nginx, waiting included; errors are not in it.",
+            ("service",),
+            buckets=_DURATION_BUCKETS,
             registry=self.registry,
         )
         self.lost_events = gauge(

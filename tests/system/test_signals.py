@@ -503,5 +503,14 @@ async def test_a_real_prometheus_finds_and_reads_them(
     assert wanted.items() <= row["metric"].items()
     await server.until('smg_worker_pool_size{service="chat"}', lambda rows: len(rows) > 0)
     await server.until("gateway_sidecar_router_up", lambda rows: len(rows) == 1)
+    await asyncio.gather(*(stream_chat(gateway, 3) for _ in range(6)))
+    shown = json.loads(Path("gateway_sidecar/share/grafana/gateway-sidecar.json").read_text())["panels"]
+    (by_replica,) = (panel["targets"][0]["expr"] for panel in shown if panel["title"] == "Requests on each replica")
+    rows = await server.until(by_replica.replace("$instance", ".*").replace("$service", ".*"), lambda rows: len(rows))
+    assert {row["metric"]["gateway"] for row in rows} == {here}
+    assert {row["metric"]["replica"] for row in rows} <= {"r1", "r2", "g1"}
+    await server.until(
+        "gateway_sidecar_request_duration_seconds_count", lambda rows: [row["value"][1] for row in rows] == ["6"]
+    )
     await leaving.stop()
     await server.until('up{job="gateway-sidecar-behind"}', lambda rows: len(rows) == 2)

@@ -14,7 +14,7 @@ import gateway_sidecar
 from bench.__main__ import FIGURES
 from gateway_sidecar.cli import _parser
 from gateway_sidecar.domain.model import ReplicaState
-from gateway_sidecar.telemetry.metrics import Metrics
+from tests.exported import all_families
 
 REPOSITORY = Path(__file__).parents[2]
 README = (REPOSITORY / "README.md").read_text("utf-8")
@@ -69,7 +69,7 @@ def test_the_first_configuration_is_the_example() -> None:
 def test_every_metric_is_in_the_table_and_no_other() -> None:
     """A dashboard is written from docs/reference/metrics.md."""
     suffix = {"counter": "_total", "info": "_info"}
-    families = (family for family in Metrics().registry.collect() if family.name.startswith("gateway_sidecar_"))
+    families = (family for family in all_families() if family.name.startswith("gateway_sidecar_"))
     exported = {family.name + suffix.get(family.type, "") for family in families}
     text = page("reference/metrics.md")
     assert set(re.findall(r"^\| `(gateway_sidecar_[a-z_]+)` \|", text, re.MULTILINE)) == exported

@@ -128,8 +128,10 @@ class ServiceSignals:
         outcome = Outcome.of(end.status)
         self.traffic.record(now_s, end, self._roles_behind(end.worker))
         self._metrics.requests.labels(self.name, outcome.value).inc()
-        if end.first_s is not None and outcome is Outcome.OK:
-            self._metrics.first_token.labels(self.name).observe(end.first_s)
+        if outcome is Outcome.OK:
+            self._metrics.request_duration.labels(self.name).observe(end.took_s)
+            if end.first_s is not None:
+                self._metrics.first_token.labels(self.name).observe(end.first_s)
 
     def _roles_behind(self, url: str) -> Iterable[WorkerType]:
         """Who answered, where there is a choice: of a pair the router names one."""
