@@ -16,7 +16,7 @@ _FIRST_TOKEN_BUCKETS = (
 )
 """About those of the engines' own histograms."""
 _DURATION_BUCKETS = (0.05, 0.1, 0.25, 0.5, 1, 1.5, 2.5, 5, 7.5, 10, 15, 20, 30, 45, 60, 120, 240, 480, 960, 1920)
-"""Those of vLLM's own `vllm:e2e_request_latency_seconds`, from 0.3 s on thinned, and with what is shorter."""
+"""About those of vLLM's own `vllm:e2e_request_latency_seconds`."""
 _SERVING_BUCKETS = (0.01, 0.025, 0.05, 0.1, 0.25, 0.5, 1, 2.5, 5, 10, 30, 60, 120, 300, 600, 1200, 1800, 3600)
 
 
