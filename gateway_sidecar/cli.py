@@ -140,6 +140,20 @@ def _parser() -> argparse.ArgumentParser:
     command = ask("status", "ask:status", "show services, routers and replicas")
     command.add_argument("--json", action="store_true", help="print JSON")
     command = ask(
+        "events",
+        "events:events",
+        "show the last events of the log, of all or of one service or replica",
+        "The daemon keeps the last events of each replica and each service, over its restarts.",
+    )
+    command.add_argument("service", metavar="SERVICE", nargs="?")
+    command.add_argument("replica", metavar="REPLICA", nargs="?")
+    command.add_argument("-f", "--follow", action="store_true", help="go on with each event as it is logged")
+    command.add_argument(
+        "--since", metavar="WHEN", help="90s, 10m, 2h or 1d ago, or a date and time: 2027-01-31T12:00:00Z"
+    )
+    command.add_argument("--last", type=int, metavar="N", help="so many at most (default: 50, with --since all)")
+    command.add_argument("--json", action="store_true", help="print JSON, an event a line")
+    command = ask(
         "drain",
         "ask:drain",
         "take a replica out of rotation; return when it is safe to stop its engine",

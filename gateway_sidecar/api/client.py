@@ -5,19 +5,22 @@ from __future__ import annotations
 import http.client
 import json
 import os
+import select
 import socket
 import ssl
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager, suppress
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, cast
-from urllib.parse import quote, urlsplit
+from urllib.parse import quote, urlencode, urlsplit
 
 from gateway_sidecar.errors import AdminError, AdminRefused, ConfigError, DaemonAway, NotInForce
 
 if TYPE_CHECKING:
     from gateway_sidecar.api import models
 
+_PIECE_BYTES = 65536
 _PATIENCE_S = 30.0
 """So much longer than asked for may an answer to PUT or DELETE take."""
 
@@ -85,6 +88,25 @@ class Client:
     def plan(self) -> models.Plan:
         """What the daemon would do next."""
         return cast("models.Plan", self._ask("GET", "/v1/plan"))
+
+    def events(self, **query: str | int | None) -> models.Events:
+        """The last events; `query` as `GET /v1/events` takes it."""
+        return cast("models.Events", self._ask("GET", f"/v1/events{_query(query)}"))
+
+    @contextmanager
+    def following(self, **query: str | int | None) -> Iterator[Stream]:
+        """The events from now on, each as it is logged."""
+        connection = _connection(self.place, None)
+        try:
+            with _translated(self.place, None):
+                connection.request("GET", f"/v1/events{_query({**query, 'follow': 1})}")
+                response = connection.getresponse()
+                if response.status != 200:
+                    answer = cast("models.Error", json.loads(response.read()))
+                    raise AdminRefused(response.status, str(answer.get("error")), [], None)
+            yield Stream(self.place, connection.sock, response)
+        finally:
+            connection.close()
 
     def reload(self) -> models.Reloaded:
         """Has the configuration read again. Raises ConfigError, NotInForce."""
@@ -157,18 +179,66 @@ def _path(service: str, replica: str | None = None) -> str:
     return of_service if replica is None else f"{of_service}/replicas/{quote(os.fsencode(replica), safe='')}"
 
 
+def _query(query: Mapping[str, str | int | None]) -> str:
+    said = {name: str(value) for name, value in query.items() if value is not None}
+    return f"?{urlencode(said, errors='surrogateescape')}" if said else ""
+
+
+class Stream:
+    """Events that are followed. It ends when the daemon does."""
+
+    def __init__(self, place: Place, sock: socket.socket | None, response: http.client.HTTPResponse) -> None:
+        self._place = place
+        self._sock = sock
+        self._response = response
+
+    def wait(self, timeout_s: float) -> bool:
+        """Whether an event came within so many seconds; what came is taken, whatever it is. Raises DaemonAway."""
+        if self._sock is None or not select.select([self._sock], [], [], timeout_s)[0]:
+            return False
+        with _translated(self._place, None):
+            if not self._response.read1(_PIECE_BYTES):
+                raise DaemonAway(f"the daemon at {self._place} has ended")
+        return True
+
+    def __iter__(self) -> Iterator[dict[str, object]]:
+        with suppress(OSError, http.client.HTTPException):  # However its end looks, the daemon has ended.
+            while line := self._response.readline():
+                try:
+                    yield dict(json.loads(line))
+                except (TypeError, ValueError) as error:
+                    raise AdminError(f"no usable answer at {self._place}: {error}") from error
+
+
+def _connection(place: Place, timeout_s: float | None) -> http.client.HTTPConnection:
+    return place.connection(timeout_s) if isinstance(place, Remote) else _UnixConnection(place, timeout_s)
+
+
 def _exchange(
     place: Place, method: str, target: str, body: object, timeout_s: float | None
 ) -> tuple[int, dict[str, object]]:
     """Status code and JSON answer. Raises AdminError, DaemonAway."""
-    connection = place.connection(timeout_s) if isinstance(place, Remote) else _UnixConnection(place, timeout_s)
+    connection = _connection(place, timeout_s)
     try:
-        if body is None:
-            connection.request(method, target)
-        else:
-            connection.request(method, target, json.dumps(body).encode(), {"Content-Type": "application/json"})
-        response = connection.getresponse()
-        answer = json.loads(response.read())
+        with _translated(place, timeout_s):
+            if body is None:
+                connection.request(method, target)
+            else:
+                connection.request(method, target, json.dumps(body).encode(), {"Content-Type": "application/json"})
+            response = connection.getresponse()
+            answer = json.loads(response.read())
+    finally:
+        connection.close()
+    if not isinstance(answer, dict):
+        raise AdminError(f"no usable answer at {place}: not an object")
+    return response.status, answer
+
+
+@contextmanager
+def _translated(place: Place, timeout_s: float | None) -> Iterator[None]:
+    """What is wrong with the daemon, or with the way to it, in words. Raises AdminError, DaemonAway."""
+    try:
+        yield
     except FileNotFoundError as error:
         raise DaemonAway(f"{place} does not exist: the daemon does not run, or it has another run_dir") from error
     except ConnectionRefusedError as error:
@@ -178,11 +248,6 @@ def _exchange(
     except ssl.SSLError as error:
         raise AdminError(f"{place}: TLS with the daemon failed: {error}") from error
     except TimeoutError as error:
-        raise AdminError(f"the daemon did not answer at {place} within {timeout_s:g} s") from error
+        raise AdminError(f"the daemon did not answer at {place} within {timeout_s or 0:g} s") from error
     except (OSError, http.client.HTTPException, ValueError) as error:
         raise AdminError(f"no usable answer at {place}: {error}") from error
-    finally:
-        connection.close()
-    if not isinstance(answer, dict):
-        raise AdminError(f"no usable answer at {place}: not an object")
-    return response.status, answer

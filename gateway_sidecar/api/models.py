@@ -303,6 +303,15 @@ class Stopped(TypedDict):
     """The daemon's process, which is about to end."""
 
 
+class Events(TypedDict):
+    """The last events of the log."""
+
+    events: list[dict[str, object]]
+    """In order, each with `seq`, `timestamp`, `level`, `event`, and what it says (docs/reference/events.md)."""
+    last: Count
+    """The `seq` of the latest event of all: `after` it there is nothing yet."""
+
+
 class Error(TypedDict):
     """Why a request was not done."""
 

@@ -15,6 +15,7 @@ from pydantic.json_schema import GenerateJsonSchema
 from gateway_sidecar import __version__
 from gateway_sidecar.api import models
 from gateway_sidecar.api.answers import LONGEST_S
+from gateway_sidecar.api.events import BACK, DATE, MOST_FOLLOWERS
 from gateway_sidecar.api.replicas import MOST_BYTES
 from gateway_sidecar.api.signal_models import Signals
 from gateway_sidecar.config.tunnels import MOST_ID_BYTES
@@ -88,6 +89,40 @@ _OPERATIONS: dict[tuple[str, str], Json] = {
     ),
     ("get", "/v1/plan"): _operation(
         "getPlan", "Show what would be done next", {"200": _answer("At rest empty.", models.Plan)}
+    ),
+    ("get", "/v1/events"): _operation(
+        "getEvents",
+        "Show the last events, and follow them",
+        {
+            "200": _answer("The events; with `follow` a line of JSON for each, without end.", models.Events),
+            "400": _BAD_QUERY,
+            "404": _UNKNOWN_SERVICE,
+            "503": _no(f"With `follow`: {MOST_FOLLOWERS} requests follow events already."),
+        },
+        _query("service", "Only events about this service and its replicas.", _TEXT),
+        _query("replica", "Only events about this replica of the service.", _TEXT),
+        _query(
+            "since",
+            "Only events of the last so many seconds, minutes, hours or days (`10m`), or since a date and "
+            "time (RFC 3339).",
+            {"type": "string", "pattern": f"^({BACK}|{DATE})$"},
+        ),
+        _query(
+            "after",
+            "Only events after the one with this `seq`; `follow` begins there.",
+            {"type": "integer", "minimum": 0},
+        ),
+        _query(
+            "last",
+            "So many of them at most, the latest; by default all that are kept.",
+            {"type": "integer", "minimum": 0},
+        ),
+        _query(
+            "follow",
+            "`1`: go on with each event as it is logged, as lines of JSON; as server-sent events where "
+            "`Accept` has `text/event-stream`. `Last-Event-ID` counts as `after`.",
+            {"enum": ["0", "1"], "default": "0"},
+        ),
     ),
     ("post", "/v1/reload"): _operation(
         "reload",
@@ -204,8 +239,8 @@ class _Generator(GenerateJsonSchema):
 
 
 _Answers = (
-    models.Drained | models.Error | models.Plan | models.Put | models.Reloaded | models.Replicas | models.Restarted
-    | models.Resumed | Signals | models.Status | models.Stopped | models.Unanswered
+    models.Drained | models.Error | models.Events | models.Plan | models.Put | models.Reloaded | models.Replicas
+    | models.Restarted | models.Resumed | Signals | models.Status | models.Stopped | models.Unanswered
 )  # fmt: skip
 """All that is answered; pydantic describes it and what it is made of."""
 

@@ -11,7 +11,7 @@ from typing import Any
 from aiohttp import web
 
 from gateway_sidecar.api import view
-from gateway_sidecar.api.answers import DAEMON, Refused, check_query, seconds_in, service_in
+from gateway_sidecar.api.answers import DAEMON, Refused, check_query, near, seconds_in, service_in
 from gateway_sidecar.api.models import Drained, Put, Replica, Replicas
 from gateway_sidecar.control.process.daemon import Daemon
 from gateway_sidecar.control.replicas.drain import DrainReport
@@ -118,9 +118,8 @@ async def _drained(daemon: Daemon, service: Service, replica: ReplicaId, drain_s
 
 def unknown_replica(service: Service, replica: str) -> Refused:
     """The answer about an unknown replica."""
-    known = sorted(tenure.replica for tenure in service.tenures.values() if not tenure.gone)
-    shown = ", ".join(known[:10]) + (", ..." if len(known) > 10 else "") or "none"
-    return Refused(404, error=f"service '{service.name}' has no replica '{replica}'; there are: {shown}")
+    known = sorted({tenure.replica for tenure in service.tenures.values() if not tenure.gone})
+    return Refused(404, error=f"service '{service.name}' has no replica '{replica}'; {near(replica, known)}")
 
 
 def _wait_in(request: web.Request) -> bool:

@@ -16,6 +16,7 @@ from aiohttp.typedefs import Handler
 from gateway_sidecar.api import models, view
 from gateway_sidecar.api.answers import DAEMON, Refused, as_json, json_text, seconds_in, service_in
 from gateway_sidecar.api.bounded_server import BoundedServer
+from gateway_sidecar.api.events import end_followers, list_events
 from gateway_sidecar.api.openapi import describe_api
 from gateway_sidecar.api.replicas import (
     MOST_BYTES,
@@ -37,6 +38,7 @@ def admin_app(daemon: Daemon) -> web.Application:
     """The API itself, wherever it listens."""
     app = web.Application(middlewares=[as_json, _once_it_knows], client_max_size=MOST_BYTES)
     app[DAEMON] = daemon
+    app.on_shutdown.append(end_followers)
     for (method, path), handler in ROUTES.items():
         app.router.add_route(method, path, handler)
     return app
@@ -164,6 +166,7 @@ ROUTES: dict[tuple[str, str], Handler] = {
     ("GET", "/v1/openapi.json"): _openapi,
     ("GET", "/v1/status"): _status,
     ("GET", "/v1/plan"): _plan,
+    ("GET", "/v1/events"): list_events,
     ("POST", "/v1/reload"): _reload,
     ("POST", "/v1/stop"): _stop,
     ("GET", f"{_SERVICE}/signals"): _signals,

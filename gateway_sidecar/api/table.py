@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Mapping, Sequence
 from typing import TYPE_CHECKING
 
+from gateway_sidecar.api.event_lines import age
 from gateway_sidecar.domain.printable import counted, printable
 
 if TYPE_CHECKING:
@@ -136,15 +137,3 @@ def _table(raw: Sequence[Sequence[str]]) -> list[str]:
     rows = [[printable(cell) for cell in row] for row in raw]
     widths = [max(len(row[i]) for row in rows) for i in range(len(rows[0]))]
     return ["  ".join(cell.ljust(width) for cell, width in zip(row, widths, strict=True)).rstrip() for row in rows]
-
-
-def age(seconds: float) -> str:
-    """A duration in its two largest units: `2h05m`."""
-    whole = int(seconds)
-    if whole < 60:
-        return f"{whole}s"
-    if whole < 3600:
-        return f"{whole // 60}m{whole % 60:02}s"
-    if whole < 86400:
-        return f"{whole // 3600}h{whole % 3600 // 60:02}m"
-    return f"{whole // 86400}d{whole % 86400 // 3600:02}h"

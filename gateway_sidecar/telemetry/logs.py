@@ -1,4 +1,4 @@
-"""structlog, set up once: one event per fact, JSON or console, on standard error.
+"""structlog, set up once: one event per fact, JSON or console, on standard error, and in the journal (`journal.py`).
 
 Each event is one line of printable text, whatever its values hold: the last defence of log and terminal. Nothing else
 writes there: libraries' own log records, warnings and faults become events (`library.said`).
@@ -21,8 +21,10 @@ import structlog
 import structlog.tracebacks
 
 from gateway_sidecar.domain.printable import printable, printable_lines
+from gateway_sidecar.telemetry.journal import JOURNAL
 
 _LEVELS = {"debug": logging.DEBUG, "info": logging.INFO, "warning": logging.WARNING, "error": logging.ERROR}
+_NUMBERS = {**_LEVELS, "warn": logging.WARNING, "critical": logging.CRITICAL}
 _PRIORITIES = {"critical": 2, "error": 3, "warning": 4, "info": 6, "debug": 7}
 _FIRST = ("timestamp", "level", "event")
 _LONGEST_VALUE = 4000
@@ -52,13 +54,30 @@ def set_up_logs(form: str, level: str, stream: TextIO | None = None) -> None:
             structlog.contextvars.merge_contextvars,
             structlog.processors.add_log_level,
             structlog.processors.TimeStamper(fmt="iso", utc=True),
+            _noted_from(_LEVELS[level]),
             *render[:-1],
             _with_priority(render[-1]) if _is_journal(target) else render[-1],
         ],
-        wrapper_class=structlog.make_filtering_bound_logger(_LEVELS[level]),
+        wrapper_class=structlog.make_filtering_bound_logger(min(_LEVELS[level], logging.INFO)),
         logger_factory=structlog.WriteLoggerFactory(cast(TextIO, _NeverRaising(target))),
         cache_logger_on_first_use=False,
     )
+
+
+def _noted_from(level: int) -> structlog.typing.Processor:
+    """Puts an event into the journal, and lets only those of `level` through to the log: the journal has all but
+    `debug`, so `explain` and `events` know as much whatever `log.level` is.
+    """
+
+    def note(_logger: object, method: str, event: structlog.typing.EventDict) -> structlog.typing.EventDict:
+        number = _NUMBERS.get(method, logging.ERROR)
+        if number >= logging.INFO:
+            JOURNAL.note(event)
+        if number < level:
+            raise structlog.DropEvent
+        return event
+
+    return note
 
 
 def _time_and_event_first(

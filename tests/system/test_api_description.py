@@ -31,6 +31,7 @@ SETTINGS = """
 "path.service" = "chat"
 "query.timeout_s" = 0.05
 "query.drain_s" = 0.05
+"query.follow" = "0"
 
 # What is waited for may not come: that is described, and no fault.
 [checks.not_a_server_error]

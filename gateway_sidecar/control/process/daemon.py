@@ -34,6 +34,7 @@ from gateway_sidecar.control.process.written_down import WrittenDown, api_replic
 from gateway_sidecar.control.replicas.endpoint_files import keep_file
 from gateway_sidecar.control.routers.retired import RetiredRouters
 from gateway_sidecar.control.service import Service
+from gateway_sidecar.control.state.event_file import EventFile
 from gateway_sidecar.domain.leases import PortLeases
 from gateway_sidecar.errors import ConfigError, NginxError, NotInForce, ProcessError, RouterUnavailable
 from gateway_sidecar.frontend.acme_state import AcmeState
@@ -42,6 +43,7 @@ from gateway_sidecar.nginx.config import ServiceAddress
 from gateway_sidecar.supervision.loops import Tasks
 from gateway_sidecar.supervision.notify import SystemdNotifier
 from gateway_sidecar.supervision.process import Identity, Process
+from gateway_sidecar.telemetry.journal import JOURNAL
 from gateway_sidecar.telemetry.logs import get_logger
 from gateway_sidecar.telemetry.metrics import Metrics
 
@@ -76,6 +78,8 @@ class Daemon:
         rescan_interval_s = settings.rescan_interval_s
         shared.destinations.use(self._services.hosts, shared.peers.recheck_soon)
         self._written = WrittenDown(settings, shared, self._services, self._departing, metrics)
+        events = settings.state_dir / "events.jsonl"
+        self._events = EventFile(events, JOURNAL, shared.problems.of("events"), metrics)
         self._tunnels = TunnelDemand(shared.tunnels, self._services, metrics)
         self.nginx_supervisor = NginxSupervisor(nginx, self._addresses, metrics, self.touch)
         self.run_dir = RunDirRepair(
@@ -162,6 +166,7 @@ class Daemon:
 
         Raises NginxError if nginx cannot be started at all.
         """
+        await self._events.load()
         processes, leases = await self._written.read()
         await self.shared.api.load(api_replicas_before(leases))
         for settings in self.settings.services:
@@ -180,6 +185,7 @@ class Daemon:
             self._tasks.run_forever(loop)
             for loop in (
                 *self._written.loops,
+                self._events.run,
                 self.nginx_supervisor.run,
                 self.shared.api.run,
                 self.frontends.run,
@@ -266,6 +272,7 @@ class Daemon:
             self.shared.peers.detach()
             self.shared.keys.detach()
         self._logger.info("daemon.stopped", left_running=not self._stop_all)
+        await self._events.write()
 
     async def _take_all_down(self, routers: Sequence[Ending]) -> None:
         await asyncio.gather(*(service.endpoints.withdraw() for service in self.services.values()))
