@@ -140,6 +140,14 @@ def _parser() -> argparse.ArgumentParser:
     command = ask("status", "ask:status", "show services, routers and replicas")
     command.add_argument("--json", action="store_true", help="print JSON")
     command = ask(
+        "explain",
+        "explain:explain",
+        "show why a replica is where it is, step by step, and what would change that",
+    )
+    command.add_argument("service", metavar="SERVICE")
+    command.add_argument("replica", metavar="REPLICA")
+    command.add_argument("--json", action="store_true", help="print JSON")
+    command = ask(
         "events",
         "events:events",
         "show the last events of the log, of all or of one service or replica",

@@ -89,6 +89,10 @@ class Client:
         """What the daemon would do next."""
         return cast("models.Plan", self._ask("GET", "/v1/plan"))
 
+    def explain(self, service: str, replica: str) -> models.Explained:
+        """Why a replica is where it is."""
+        return cast("models.Explained", self._ask("GET", f"{_path(service, replica)}/explain"))
+
     def events(self, **query: str | int | None) -> models.Events:
         """The last events; `query` as `GET /v1/events` takes it."""
         return cast("models.Events", self._ask("GET", f"/v1/events{_query(query)}"))

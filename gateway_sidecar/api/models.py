@@ -17,6 +17,7 @@ from typing_extensions import TypedDict
 
 from gateway_sidecar.api.signal_models import Count, Scaling, Seconds
 from gateway_sidecar.control.routers.router import RouterState
+from gateway_sidecar.domain.explain import StepState
 from gateway_sidecar.domain.model import ConnectionMode, ReplicaState, WorkerType
 from gateway_sidecar.domain.planning import Missing
 from gateway_sidecar.domain.tunnels import PathState
@@ -310,6 +311,47 @@ class Events(TypedDict):
     """In order, each with `seq`, `timestamp`, `level`, `event`, and what it says (docs/reference/events.md)."""
     last: Count
     """The `seq` of the latest event of all: `after` it there is nothing yet."""
+
+
+class Step(TypedDict):
+    """One step of the way that a replica takes."""
+
+    name: Literal["seen", "socket", "probe", "bridge", "router", "drain"]
+    """Which step it is; `drain` is there once the replica leaves."""
+    state: StepState
+    """How it stands. `not reached`: a step before it has to be well first, or it is over."""
+    says: str
+    """The same in words."""
+    evidence: list[str]
+    """What that is known by, and how old it is."""
+    change: str | None
+    """What would change it; null where nothing has to."""
+
+
+class Stay(TypedDict):
+    """Why one occupant of a replica is where it is."""
+
+    state: ReplicaState | Literal["absent", "refused", "gone"]
+    """As in `status`. `refused`: its source will not have it. `gone`: only its events are left."""
+    state_age_s: Seconds
+    """How long it has been in this state, in seconds."""
+    why: str
+    """The first step that holds it up, or that all is well."""
+    steps: list[Step]
+    """In order."""
+
+
+class Explained(TypedDict):
+    """Why a replica is where it is."""
+
+    service: str
+    """Its service."""
+    replica: str
+    """Its id."""
+    stays: list[Stay]
+    """The present occupant first, then those before it that are still leaving."""
+    events: list[dict[str, object]]
+    """Its last events, as `/v1/events` has them."""
 
 
 class Error(TypedDict):

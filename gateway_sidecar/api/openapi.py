@@ -164,6 +164,11 @@ _OPERATIONS: dict[tuple[str, str], Json] = {
     ("get", _OF_REPLICA): _operation(
         "getReplica", "Show a replica", {"200": _answer("The replica, as `status` shows it.", models.Replica)}
     ),
+    ("get", f"{_OF_REPLICA}/explain"): _operation(
+        "explainReplica",
+        "Show why a replica is where it is",
+        {"200": _answer("Step by step, with the evidence, and what would change it.", models.Explained)},
+    ),
     ("put", _OF_REPLICA): _operation(
         "putReplica",
         "Add or change a replica",
@@ -239,8 +244,8 @@ class _Generator(GenerateJsonSchema):
 
 
 _Answers = (
-    models.Drained | models.Error | models.Events | models.Plan | models.Put | models.Reloaded | models.Replicas
-    | models.Restarted | models.Resumed | Signals | models.Status | models.Stopped | models.Unanswered
+    models.Drained | models.Error | models.Events | models.Explained | models.Plan | models.Put | models.Reloaded
+    | models.Replicas | models.Restarted | models.Resumed | Signals | models.Status | models.Stopped | models.Unanswered
 )  # fmt: skip
 """All that is answered; pydantic describes it and what it is made of."""
 

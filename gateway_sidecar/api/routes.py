@@ -17,6 +17,7 @@ from gateway_sidecar.api import models, view
 from gateway_sidecar.api.answers import DAEMON, Refused, as_json, json_text, seconds_in, service_in
 from gateway_sidecar.api.bounded_server import BoundedServer
 from gateway_sidecar.api.events import end_followers, list_events
+from gateway_sidecar.api.explained import explain_replica
 from gateway_sidecar.api.openapi import describe_api
 from gateway_sidecar.api.replicas import (
     MOST_BYTES,
@@ -175,6 +176,7 @@ ROUTES: dict[tuple[str, str], Handler] = {
     ("GET", _REPLICA): get_replica,
     ("PUT", _REPLICA): put_replica,
     ("DELETE", _REPLICA): delete_replica,
+    ("GET", f"{_REPLICA}/explain"): explain_replica,
     ("GET", f"{_REPLICA}/drain"): _before_drain,
     ("POST", f"{_REPLICA}/drain"): _drain,
     ("POST", f"{_REPLICA}/resume"): _resume,

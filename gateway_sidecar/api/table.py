@@ -5,8 +5,7 @@ from __future__ import annotations
 from collections.abc import Mapping, Sequence
 from typing import TYPE_CHECKING
 
-from gateway_sidecar.api.event_lines import age
-from gateway_sidecar.domain.printable import counted, printable
+from gateway_sidecar.domain.printable import age, counted, printable
 
 if TYPE_CHECKING:
     from gateway_sidecar.api.models import Address, Model, Replica, Service, Status, Target

@@ -27,5 +27,17 @@ def counted(number: float, noun: str) -> str:
     return f"{shown} {noun}{'s' * (shown != '1')}"
 
 
+def age(seconds: float) -> str:
+    """A duration in its two largest units: `2h05m`."""
+    whole = int(seconds)
+    if whole < 60:
+        return f"{whole}s"
+    if whole < 3600:
+        return f"{whole // 60}m{whole % 60:02}s"
+    if whole < 86400:
+        return f"{whole // 3600}h{whole % 3600 // 60:02}m"
+    return f"{whole // 86400}d{whole % 86400 // 3600:02}h"
+
+
 def _escaped(character: str) -> str:
     return character if character.isprintable() else character.encode("unicode_escape").decode("ascii")

@@ -20,3 +20,9 @@ class PrintableStream:
 
     def __getattr__(self, name: str) -> object:
         return getattr(self._stream, name)
+
+
+def coloured(stream: TextIO, text: str, code: str) -> None:
+    """Writes the text in a colour (SGR `code`), which is ours; the text itself is made printable as all is."""
+    plain = stream._stream if isinstance(stream, PrintableStream) else stream
+    plain.write(f"\x1b[{code}m{printable_lines(text)}\x1b[0m")

@@ -114,3 +114,27 @@ async def test_what_cannot_be_asked_for_is_said(gateway: Gateway, query: str, wo
         assert words in (await response.json())["error"]
     code, _, err = await gateway.cli("events", "caht")
     assert (code, "no service 'caht'; did you mean 'chat'?" in err) == (1, True)
+
+
+async def test_explain_names_the_step_that_fails(gateway: Gateway, engine: StartEngine) -> None:
+    """Of an engine that loads, one that was killed, one that is drained, and one that is no more."""
+    one = await engine(gateway.socket("r1"))
+    await engine(gateway.socket("r2"), load_s=3600)
+    await gateway.until_states({"r1": "serving", "r2": "loading"})
+    code, out, _ = await gateway.cli("explain", "chat", "r1")
+    assert (code, "it serves: every step is well" in out) == (0, True)
+    code, out, _ = await gateway.cli("explain", "chat", "r2", "--json")
+    (stay,) = json.loads(out)["stays"]
+    assert stay["why"].startswith("probe: ")
+    assert [step["state"] for step in stay["steps"]] == ["ok", "ok", "waiting", "not reached", "not reached"]
+    assert (await gateway.cli("drain", "chat", "r1"))[0] == 0
+    assert "drain   nothing is in flight: safe to stop" in (await gateway.cli("explain", "chat", "r1"))[1]
+    await one.stop(grace_s=0)
+    gateway.socket("r1").unlink(missing_ok=True)
+    await gateway.until_states({"r2": "loading"})
+    code, out, _ = await gateway.cli("explain", "chat", "r1")
+    assert code == 0
+    assert "chat/r1 is gone" in out
+    assert "replica.gone" in out
+    code, _, err = await gateway.cli("explain", "chat", "r22")
+    assert (code, "did you mean 'r2'?" in err) == (1, True)

@@ -123,6 +123,11 @@ class TunnelEnds:
         tunnel, probe = tenure.sighting.tunnel, tenure.probe
         return None if tunnel is None else far_end(tunnel, self._path_of(tunnel), probe.result if probe.asked else None)
 
+    def path_of(self, tenure: Tenure) -> PathStatus | None:
+        """How a tenure's tunnel itself is; None if it has no tunnel."""
+        tunnel = tenure.sighting.tunnel
+        return None if tunnel is None else self._path_of(tunnel)
+
     def refusal_of(self, tenure: Tenure) -> Loading | None:
         """A tunnel that is down refuses connections, and knows better than the kernel why; None while it is up."""
         tunnel = tenure.sighting.tunnel

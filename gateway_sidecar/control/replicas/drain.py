@@ -96,6 +96,12 @@ class Drains:
         elif tenure.drain.out_at is None:
             tenure.drain.out_at = awake.monotonic()
 
+    def gives_up_s(self, tenure: Tenure) -> float | None:
+        """In how many seconds what is connected to it is waited for no more; None where that has no end."""
+        if not tenure.gone or tenure.drain.out_at is None:
+            return None
+        return max(0.0, tenure.drain.out_at + self._settings.timeout_s - awake.monotonic())
+
     def has_given_up(self, tenure: Tenure) -> bool:
         """Whether what is connected to an engine that is gone has been waited for long enough.
 

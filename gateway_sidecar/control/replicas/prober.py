@@ -133,6 +133,11 @@ class Prober:
             self._tasks.guarded(partial(self._look, tenure), again=partial(self._queue.add, tenure.key)),
         )
 
+    @property
+    def policy(self) -> EvidencePolicy:
+        """How much evidence takes an engine out of rotation."""
+        return self._policy
+
     def is_proven_ill(self, tenure: Tenure) -> bool:
         """Whether the evidence against its engine is strong now."""
         return tenure.probe.evidence.is_strong(awake.now(), self._policy)

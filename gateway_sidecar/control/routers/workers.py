@@ -118,6 +118,11 @@ class WorkerSync:
         return self._epoch if self.listed else None
 
     @property
+    def list_age_s(self) -> float | None:
+        """How long ago the list was asked for; None while it is not known."""
+        return awake.monotonic() - self._listed_at if self.listed else None
+
+    @property
     def is_silent(self) -> bool:
         """Whether an answer is overdue, so that the router may hang: long before that is certain."""
         return self._silent_since is not None and awake.now() - self._silent_since >= self._overdue_s
