@@ -65,7 +65,11 @@ async def _wait_on(request: web.Request, service: Service, so_far: History) -> w
     repeatable = only_asks or request.path in ROUTERS[service.router.kind].paths_of(service.settings).repeatable
     alone = service.router.is_nginx
     answer = await service.hold.wait(
-        so_far, only_for_router=only_asks and not alone, repeatable=repeatable, alone=alone
+        so_far,
+        only_for_router=only_asks and not alone,
+        repeatable=repeatable,
+        alone=alone,
+        model=request.headers.get("X-Model", ""),
     )
     if answer.verdict is Verdict.GO_ON:
         return _while_asleep(request, service) or _on_to_router(request)

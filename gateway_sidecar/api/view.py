@@ -15,6 +15,8 @@ from gateway_sidecar.sources.api import NAME
 from gateway_sidecar.sources.build import shown_of
 from gateway_sidecar.supervision import awake
 
+_LOST = "its last replica has left; its requests wait for another one"
+
 
 def status(daemon: Daemon) -> models.Status:
     """The whole daemon."""
@@ -65,7 +67,7 @@ def _service(daemon: Daemon, name: str, service: Service) -> models.Service:
         "waiting": service.hold.waiting,
         "missing": service.hold.missing,
         "reason": service.hold.describe(),
-        "unanswered": dict(service.roles.lacking),
+        "unanswered": dict.fromkeys(sorted(service.hold.lost.values()), _LOST) | dict(service.roles.lacking),
         "bridge_ports": daemon.shared.leases.held_by(name),
         "replicas": replicas(daemon, service),
         "scaling": scaling_view(daemon, name),
@@ -76,19 +78,23 @@ def _address(daemon: Daemon, settings: AddressSettings) -> models.Address:
     served = next((it for it in daemon.nginx_supervisor.applied or () if it.service == settings.name), None)
     frontend = settings.frontend if served is None else served.frontend
     asleep = {name for name, service in daemon.services.items() if service.hold.is_asleep}
+    lost = {(name, model) for name, service in daemon.services.items() for model in service.hold.lost.values()}
     return {
         "name": settings.name,
         "listen": str(settings.listen) if served is None else served.listen,
         "frontend_listen": [str(address) for address in frontend.listen],
         "not_in_force": daemon.nginx_supervisor.not_in_force.get(settings.name),
         "default": settings.default,
-        "models": [_model(name, model, asleep) for name, model in sorted(settings.models.items())],
+        "models": [_model(name, model, asleep, lost) for name, model in sorted(settings.models.items())],
     }
 
 
-def _model(name: str, settings: ModelSettings, asleep: Container[str]) -> models.Model:
+def _model(
+    name: str, settings: ModelSettings, asleep: Container[str], lost: Container[tuple[str, str]]
+) -> models.Model:
     def target(it: TargetSettings, weight: int) -> models.Target:
-        return {"service": it.service, "weight": weight, "model": it.model, "asleep": it.service in asleep}
+        has_nobody = it.service in asleep or (it.service, it.model or name) in lost
+        return {"service": it.service, "weight": weight, "model": it.model, "asleep": has_nobody}
 
     services = [target(it, it.weight) for it in settings.targets]
     fallback = None if settings.fallback is None else target(settings.fallback, 1)

@@ -63,6 +63,11 @@ MODELS_LUA = "models.lua"
 ASLEEP = ".asleep"
 """What is added to a service's name to name the file that says that it has no replica."""
 
+LOST = ".lost"
+"""What is added to a service's name to name the directory of models that it has no replica for, though it has others: a
+file for each, named by the name's MD5, with the name in it.
+"""
+
 BODIES = "client_body"
 """The directory, below the one for temporary files, that bodies go to."""
 

@@ -45,6 +45,7 @@ from gateway_sidecar.nginx.config import (
     BODIES,
     IN_FORCE,
     LAST_ANSWERS,
+    LOST,
     MODELS_LUA,
     NAMES,
     OWNER_LUA,
@@ -276,6 +277,32 @@ class Nginx:
     def is_asleep(self, service: str) -> bool:
         """Whether shared addresses take the service to have no replica."""
         return (self.gates / (service + ASLEEP)).exists()
+
+    @property
+    def reads_models(self) -> bool:
+        """Whether it can tell which model a request is for."""
+        return self._program is not None and self._program.lua_modules is not None
+
+    def mark_lost(self, service: str, models: Mapping[str, str]) -> None:
+        """The models (digest -> name) that requests wait for while the service's gate is closed: for all, if none is
+        said. They are there all at once, and gone all at once.
+        """
+        place, beside = self.gates / (service + LOST), self.gates / f"{service}{LOST}.{secrets.token_hex(4)}"
+        if models and not place.exists():
+            make_directory(beside, 0o700)
+            _write_names(beside, models)
+            put_in_place(beside, place)
+        elif models:
+            _write_names(place, models)
+        elif place.exists():
+            put_in_place(place, beside)
+            shutil.rmtree(beside, ignore_errors=True)
+
+    def lost(self, service: str) -> Mapping[str, str]:
+        """The models (digest -> name) that are marked so."""
+        with contextlib.suppress(FileNotFoundError):
+            return {it.name: it.read_text("utf-8", "replace") for it in (self.gates / (service + LOST)).iterdir()}
+        return {}
 
     def point(self, service: str, slot: str) -> None:
         """From now on the service's new requests go to the router in this slot."""
@@ -649,6 +676,14 @@ def write_script(directory: Path, name: str) -> None:
     text, path = (_SHARE / name).read_text(), directory / name
     if not path.exists() or path.read_text() != text:
         replace_file(path, text)
+
+
+def _write_names(directory: Path, names: Mapping[str, str]) -> None:
+    """A file for each, and no other."""
+    for file, name in names.items():
+        replace_file(directory / file, name.encode("utf-8", "backslashreplace"))
+    for file in set(os.listdir(directory)) - names.keys():
+        (directory / file).unlink(missing_ok=True)
 
 
 def engine_behind(target: Path) -> Path:

@@ -128,11 +128,13 @@ class RouterRules:
     """What holds of one service's router, be it a process or nginx itself.
 
     by_model: whether a request finds its worker by the model that it names.
+    refuses_unknown: whether it refuses a request at once whose model none of its workers has.
     late_s: for how long a registration that was accepted may still come about after it was given up.
     settles_s: how long after an accepted removal the list may still show the worker as it was.
     """
 
     by_model: ClassVar[bool] = True
+    refuses_unknown: ClassVar[bool] = False
     late_s: ClassVar[float] = 30.0
     settles_s: ClassVar[float] = 0.1
 

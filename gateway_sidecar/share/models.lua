@@ -6,7 +6,8 @@
 -- escapes undone. (A test holds it to Python's parser.)
 --
 -- Whether a service has somebody is a file among the gates, which the daemon makes: `SERVICE` while its gate is closed,
--- `SERVICE.asleep` while it has no replica that could answer.
+-- `SERVICE.asleep` while it has no replica that could answer. `SERVICE.lost` has a file for each model without replicas,
+-- named by its name's MD5: the gate is closed for these alone.
 
 local ffi = require "ffi"
 local C = ffi.C
@@ -448,8 +449,18 @@ end
 
 -- -- which service
 
-local function has_nobody(service)
-    return C.access(gates .. service, 0) == 0 and C.access(gates .. service .. ".asleep", 0) == 0
+local function is_lost(directory, service, model)
+    return C.access(directory .. service .. ".lost/" .. ngx.md5(model), 0) == 0
+end
+
+-- Whether a service has no replica for a model, as it is called there.
+local function has_nobody(service, model)
+    if C.access(gates .. service, 0) ~= 0 then return false end
+    return C.access(gates .. service .. ".asleep", 0) == 0 or is_lost(gates, service, model)
+end
+
+local function called(target, asked)
+    return target.sent ~= "" and target.sent or asked
 end
 
 local seeded
@@ -473,16 +484,17 @@ end
 -- waits at the first.
 local function choose(model)
     local first = #model == 1 and model[1] or draw(model, model.total)
-    if (#model == 1 and not model.fallback) or not has_nobody(first.service) then return first end
+    if #model == 1 and not model.fallback then return first end
+    if not has_nobody(first.service, called(first, model.name)) then return first end
     local nobody, total = {}, 0
     for at = 1, #model do
         local target = model[at]
-        if nobody[target.service] == nil then nobody[target.service] = has_nobody(target.service) end
+        nobody[target.service] = has_nobody(target.service, called(target, model.name))
         if not nobody[target.service] then total = total + target.weight end
     end
     if total > 0 then return draw(model, total, nobody), first end
     local fallback = model.fallback
-    if fallback and not has_nobody(fallback.service) then return fallback, first end
+    if fallback and not has_nobody(fallback.service, called(fallback, model.name)) then return fallback, first end
     return first
 end
 
@@ -528,13 +540,25 @@ function models.lead(name, shown)
     if service.way ~= address.way then return ngx.exec(service.way) end
 end
 
+-- A request is about to wait for a service. If only some of its models are lost, and the request is for none of them,
+-- it goes on by the location `back`. The waiting room is told which model it is for.
+function models.wait(directory, service, back)
+    local var = ngx.var
+    if var.gateway_waits_for ~= "" then return end
+    local name
+    if NOT_SMALL[ngx.req.get_method()] then name = model_of_body(var) else name = model_of_query(var) end
+    if name then var.gateway_waits_for = ngx.md5(name) end
+    if var.upstream_addr or C.access(directory .. "/" .. service .. ".lost", 0) ~= 0 then return end
+    if not name or not is_lost(directory .. "/", service, name) then return ngx.exec(back) end
+end
+
 -- -- GET /v1/models
 
 local function entry(model, nobody)
-    local asleep = not (model.fallback and not nobody(model.fallback.service))
+    local asleep = not (model.fallback and not nobody(model.fallback, model.name))
     for at = 1, #model do
         if not asleep then break end
-        asleep = model[at].weight == 0 or nobody(model[at].service)
+        asleep = model[at].weight == 0 or nobody(model[at], model.name)
     end
     return string.format(
         '{"id": %s, "object": "model", "created": 0, "owned_by": "gateway-sidecar"%s}',
@@ -543,10 +567,11 @@ local function entry(model, nobody)
 end
 
 local function remembering()
-    local known = {}
-    return function(service)
-        if known[service] == nil then known[service] = has_nobody(service) end
-        return known[service]
+    local is_open = {}
+    return function(target, name)
+        local service = target.service
+        if is_open[service] == nil then is_open[service] = C.access(gates .. service, 0) ~= 0 end
+        return not is_open[service] and has_nobody(service, called(target, name))
     end
 end
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+from collections.abc import Mapping
 from types import SimpleNamespace
 from typing import Any, cast
 
@@ -14,7 +15,7 @@ from structlog.testing import capture_logs
 from gateway_sidecar.api import hold
 from gateway_sidecar.api.hold import read_history
 from gateway_sidecar.config import HoldSettings
-from gateway_sidecar.control.hold.queue import History, HoldQueue, Verdict
+from gateway_sidecar.control.hold.queue import History, HoldQueue, Verdict, digest_of
 from gateway_sidecar.control.process.daemon import Daemon
 from gateway_sidecar.control.workqueue import WorkQueue
 from gateway_sidecar.domain.planning import Missing
@@ -109,6 +110,10 @@ class Gates:
     """A gate that only remembers."""
 
     closed = asleep = False
+    reads_models = True
+
+    def __init__(self) -> None:
+        self.models: Mapping[str, str] = {}
 
     def close_gate(self, service: str) -> None:
         self.closed = True
@@ -124,6 +129,12 @@ class Gates:
 
     def is_asleep(self, service: str) -> bool:
         return self.asleep
+
+    def mark_lost(self, service: str, models: Mapping[str, str]) -> None:
+        self.models = dict(models)
+
+    def lost(self, service: str) -> Mapping[str, str]:
+        return self.models
 
 
 def held(gates: Gates, timeout_s: float = 30.0, *, retry_in_flight: bool = True) -> HoldQueue:
@@ -187,7 +198,7 @@ async def test_fault_with_a_waiting_request_is_told_and_the_client_may_try_again
         missing = None
         decided = 0
 
-        async def wait(self, _: History, *, only_for_router: bool, **_more: bool) -> None:
+        async def wait(self, _: History, *, only_for_router: bool, **_more: bool | str) -> None:
             raise ZeroDivisionError(only_for_router)
 
         def decide(self) -> None:
@@ -224,4 +235,64 @@ async def test_shared_addresses_are_told_who_has_nobody() -> None:
     gates.asleep = False
     assert hold.repair()
     assert gates.asleep
+    assert not hold.repair()
+
+
+@in_fake_time
+async def test_the_gate_is_closed_for_lost_models_alone() -> None:
+    """Their requests wait, with words for their clients; a request for another model goes on, and so do all later."""
+    gates = Gates()
+    hold = held(gates)
+    hold.open({"large", "größer"})
+    assert gates.closed
+    assert set(gates.models.values()) == {"large", "größer"}
+    assert not hold.repair()
+    large = asyncio.create_task(hold.wait(History(), model=digest_of("large")))
+    greater = asyncio.create_task(hold.wait(History(), model=digest_of("größer")))
+    await asyncio.sleep(0)
+    assert (await hold.wait(History(), model=digest_of("tiny"))).verdict is Verdict.GO_ON
+    assert (await hold.wait(History())).verdict is Verdict.GO_ON
+    assert hold.waiting_for_models == 2
+    hold.open({"größer"})
+    assert (await large).verdict is Verdict.GO_ON
+    answer = await greater
+    assert (answer.verdict, answer.code) == (Verdict.TOO_LONG, "no_replica")
+    assert answer.message.startswith("No replica of service chat serves model größer now, and the request has waited")
+    gates.models = {}
+    assert hold.repair()
+    assert set(gates.models.values()) == {"größer"}
+    hold.open()
+    assert not gates.closed
+    assert not gates.models
+
+
+@in_fake_time
+async def test_a_service_that_lacks_everything_waits_as_a_whole() -> None:
+    """Whoever waits for the router, or for any replica, is asked about its model when these are there."""
+    gates = Gates()
+    hold = held(gates)
+    hold.open({"large"})
+    hold.close(Missing.REPLICA)
+    assert gates.closed
+    assert not gates.models
+    waiting = asyncio.create_task(hold.wait(History(), model=digest_of("large")))
+    other = asyncio.create_task(hold.wait(History(), model=digest_of("tiny")))
+    await asyncio.sleep(1)
+    hold.open({"large"})
+    assert (await other).verdict is Verdict.GO_ON
+    assert not waiting.done()
+    assert gates.closed
+    hold.open()
+    assert (await waiting).verdict is Verdict.GO_ON
+
+
+@in_fake_time
+async def test_an_nginx_that_cannot_read_models_keeps_nobody_waiting_for_one() -> None:
+    """The gate would be closed for all."""
+    gates = Gates()
+    gates.reads_models = False
+    hold = held(gates)
+    hold.open({"large"})
+    assert not gates.closed
+    assert not hold.lost
     assert not hold.repair()

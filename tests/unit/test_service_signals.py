@@ -54,7 +54,7 @@ def service(*replicas: Replica, scaling: ScalingSettings | None = POLICY) -> tup
         name="chat",
         tenures={r.key: r for r in replicas},
         settings=SimpleNamespace(scaling=scaling),
-        hold=SimpleNamespace(waiting=0, missing=None),
+        hold=SimpleNamespace(waiting=0, waiting_for_models=0, missing=None),
         has_looked=True,
     )
     signals = ServiceSignals(cast(Any, stub), Metrics())
@@ -124,6 +124,8 @@ def test_waiting_requests_ask_for_the_half_that_is_missing() -> None:
     assert desired(signals, 105, WorkerType.DECODE) == 1
     stub.hold.missing = Missing.ROUTER
     assert signals.waiting_for(WorkerType.DECODE) == 0, "no replica helps a router that is away"
+    stub.hold.missing, stub.hold.waiting_for_models = None, 2
+    assert signals.waiting_for(WorkerType.DECODE) == 2, "one of several models has no replica"
 
 
 def test_who_says_what_a_first_token_took() -> None:

@@ -137,6 +137,8 @@ class PlayedLinks:
         self.names: dict[str, str] = {}
         self.slot = ""
         self.closed = self.asleep = False
+        self.reads_models = True
+        self.models: Mapping[str, str] = {}
 
     def link(self, port: int, target: Path) -> None:
         self.led[port] = target
@@ -170,6 +172,12 @@ class PlayedLinks:
 
     def is_asleep(self, service: str) -> bool:
         return self.asleep
+
+    def mark_lost(self, service: str, models: Mapping[str, str]) -> None:
+        self.models = dict(models)
+
+    def lost(self, service: str) -> Mapping[str, str]:
+        return self.models
 
 
 class NoPeers:

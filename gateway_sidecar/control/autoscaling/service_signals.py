@@ -285,7 +285,9 @@ class ServiceSignals:
     def waiting_for(self, role: WorkerType) -> int:
         """Requests that wait for replicas of this role; those that wait for a router are not."""
         missing = self.service.hold.missing
-        if missing in (None, Missing.ROUTER) or _MISSING_HALF.get(missing, role) is not role:
+        if missing is None:
+            return self.service.hold.waiting_for_models
+        if missing is Missing.ROUTER or _MISSING_HALF.get(missing, role) is not role:
             return 0
         return self.service.hold.waiting
 

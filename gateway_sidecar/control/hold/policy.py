@@ -6,6 +6,7 @@ import asyncio
 from collections.abc import Iterator, Sequence
 from functools import partial
 
+from gateway_sidecar.control.hold.lost import LostWatch
 from gateway_sidecar.control.hold.queue import Doubt, HoldQueue
 from gateway_sidecar.control.replicas.prober import Prober
 from gateway_sidecar.control.replicas.registry import Registry
@@ -34,6 +35,7 @@ class HoldPolicy:
         self._asking: asyncio.Task[None] | None = None
         self._logger = get_logger(service=slots.service)
         self.models: Sequence[str] = ()
+        self._lost = LostWatch(hold, tenures)
 
     @property
     def has_caught_up(self) -> bool:
@@ -69,7 +71,7 @@ class HoldPolicy:
         self._is_catching_up = False
         missing = missing_role(worker.worker_type for worker in self._staying_workers())
         if missing is None:
-            hold.open()
+            hold.open(self._lost.look(router.setup, self._staying_workers()))
             return
         if hold.is_open:
             present = (w for w in book.workers.values() if w.status is not WorkerStatus.PENDING)

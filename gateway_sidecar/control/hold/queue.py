@@ -7,15 +7,17 @@ from __future__ import annotations
 
 import asyncio
 import random
-from collections.abc import Callable
+from collections.abc import Collection, Mapping
 from dataclasses import dataclass
 from enum import StrEnum
 from functools import partial
+from hashlib import md5
 from typing import Protocol
 
 from gateway_sidecar.config import HoldSettings
 from gateway_sidecar.control.workqueue import Key, Part, WorkQueue
 from gateway_sidecar.domain.planning import Missing
+from gateway_sidecar.domain.printable import printable
 from gateway_sidecar.supervision import awake
 from gateway_sidecar.supervision.awake import within
 from gateway_sidecar.telemetry.logs import get_logger
@@ -103,8 +105,21 @@ class Doubt:
         return awake.now() - self.since
 
 
+def digest_of(model: str) -> str:
+    """What nginx knows a model by, whatever is in its name. No secret, and nobody's to choose: two that are the same
+    would only wait for each other.
+    """
+    return md5(model.encode("utf-8", "backslashreplace"), usedforsecurity=False).hexdigest()
+
+
 class Gates(Protocol):
-    """nginx's switch for each service."""
+    """nginx's switch for each service.
+
+    reads_models: whether nginx can tell which model a request is for.
+    """
+
+    @property
+    def reads_models(self) -> bool: ...
 
     def close_gate(self, service: str) -> None: ...
 
@@ -116,9 +131,16 @@ class Gates(Protocol):
 
     def is_asleep(self, service: str) -> bool: ...
 
+    def mark_lost(self, service: str, models: Mapping[str, str]) -> None: ...
+
+    def lost(self, service: str) -> Mapping[str, str]: ...
+
 
 class HoldQueue:
-    """One service's waiting requests. Its gate is closed while it cannot answer; `missing` says what it lacks."""
+    """One service's waiting requests. Its gate is closed while it cannot answer; `missing` says what it lacks.
+
+    lost: models that it does not answer for, though it answers for others. Its gate is closed for these alone.
+    """
 
     def __init__(
         self, service: str, settings: HoldSettings, gates: Gates, metrics: Metrics, queue: WorkQueue[Key]
@@ -134,7 +156,10 @@ class HoldQueue:
         self._asleep: bool | None = None
         """What is said of it to shared addresses; None until that is known. A router that is away leaves it as it was:
         who is behind it is not known then."""
+        self._lost: Mapping[str, str] | None = None
+        """What nginx is told to let wait; None while that is not known."""
         self.missing: Missing | None = Missing.ROUTER
+        self.lost: Mapping[str, str] = {}
         self.waiting = 0
         self._settings = settings
         for each in Missing:
@@ -165,27 +190,42 @@ class HoldQueue:
         self._doubt = None
         self._queue.add(Part.HOLD)
 
+    @property
+    def waiting_for_models(self) -> int:
+        """How many requests wait for a model, while others are answered."""
+        return self.waiting if self.is_open and self.lost else 0
+
+    def left_behind(self) -> Collection[str]:
+        """The models that an earlier daemon let requests wait for."""
+        return set(self._gates.lost(self._service).values())
+
     def describe(self) -> str | None:
         """What the service lacks, in words; None if it lacks nothing."""
         return None if self.missing is None else _WORDS[self.missing].format(self._service)
 
     def close(self, missing: Missing) -> None:
         """New requests wait from now on."""
-        if self.missing is None or not self._is_switched:
-            self._switch(self._gates.close_gate)
+        self.lost = {}
+        if self.missing is None or not self._is_switched or self._lost != {}:
+            self._set_gate(open_=False)
         if missing is not Missing.ROUTER:
             self._say_asleep(asleep=True)
         if self.missing is not missing:
             self._change(missing)
 
-    def open(self) -> None:
-        """Requests are answered: all that waited go on, new ones go straight to the router.
+    def open(self, lost: Collection[str] = ()) -> None:
+        """Requests are answered: all that waited go on, new ones go straight to the router, but for those of models
+        that are lost.
 
         Not while the router refuses them.
         """
-        if self._doubt is None and (self.missing is not None or not self._is_switched):
+        if not self._gates.reads_models:
+            lost = ()
+        is_new = self.missing is not None or set(self.lost.values()) != set(lost)
+        if self._doubt is None and (is_new or not self._is_switched):
+            self.lost = {digest_of(model): model for model in lost}
             # The gate first: who is let go on must not come back.
-            self._switch(self._gates.open_gate)
+            self._set_gate(open_=True)
             self._change(None)
         if self.missing is None:
             self._say_asleep(asleep=False)
@@ -196,25 +236,39 @@ class HoldQueue:
         if repaired:
             asleep, self._asleep = bool(self._asleep), None
             self._say_asleep(asleep=asleep)
-        if not self._is_switched or self._gates.is_closed(self._service) is not self.is_open:
+        is_shut = self._gates.is_closed(self._service)
+        is_right = is_shut is (not self.is_open or bool(self.lost))
+        if not self._is_switched or (is_right and self._gates.lost(self._service).keys() == self.lost.keys()):
             return repaired
-        self._switch(self._gates.open_gate if self.is_open else self._gates.close_gate)
+        self._lost = None
+        self._set_gate(open_=self.is_open)
         return True
 
     async def wait(
-        self, so_far: History, *, only_for_router: bool = False, repeatable: bool = False, alone: bool = False
+        self,
+        so_far: History,
+        *,
+        only_for_router: bool = False,
+        repeatable: bool = False,
+        alone: bool = False,
+        model: str = "",
     ) -> Answer:
         """Returns when the request may go on, or why it may not.
 
         only_for_router: it needs no replica, and waits for none. repeatable: it does no harm to send it twice.
         alone: nginx is the router, and whoever is refused was refused by replicas: others need not wait for that.
+        model: the digest of the one that it is for, if nginx has found one.
         """
-        missing = self.missing or (Missing.REPLICA if alone else Missing.ROUTER)
-        answer = await self._wait(so_far, only_for_router=only_for_router, repeatable=repeatable, alone=alone)
+        missing = self.missing or (Missing.REPLICA if alone or model in self.lost else Missing.ROUTER)
+        answer = await self._wait(
+            so_far, only_for_router=only_for_router, repeatable=repeatable, alone=alone, model=model
+        )
         self._metrics.waited_requests.labels(self._service, missing.value, answer.verdict.value).inc()
         return answer
 
-    async def _wait(self, so_far: History, *, only_for_router: bool, repeatable: bool, alone: bool) -> Answer:
+    async def _wait(
+        self, so_far: History, *, only_for_router: bool, repeatable: bool, alone: bool, model: str
+    ) -> Answer:
         if so_far.answered:
             return Answer(
                 Verdict.UNREADABLE,
@@ -228,7 +282,7 @@ class HoldQueue:
             who = "replica" if alone else "router"
             return Answer(Verdict.LOST, f"The {who} ended while it worked on this request.", f"{who}_lost")
         if self.waiting >= self._settings.max_waiting:
-            return self._refusal(Verdict.FULL, "and too many requests are waiting")
+            return self._refusal(Verdict.FULL, "and too many requests are waiting", model)
         if so_far.released >= _MOST_TRIES:
             if alone:
                 return Answer(Verdict.TOO_LONG, "No replica takes a connection now; try again later.", "no_replica", 5)
@@ -240,26 +294,34 @@ class HoldQueue:
         try:
             if pause_s and alone:
                 await asyncio.sleep(pause_s * (0.5 + random.random()))  # Not all that are refused come back at once.
-            return await self._until_open(awake.now() - so_far.waited_s, only_for_router=only_for_router)
+            came = awake.now() - so_far.waited_s
+            return await self._until_open(came, only_for_router=only_for_router, model=model)
         finally:
             self.waiting -= 1
 
-    async def _until_open(self, came: float, *, only_for_router: bool) -> Answer:
-        while self.missing is Missing.ROUTER or (self.missing is not None and not only_for_router):
+    async def _until_open(self, came: float, *, only_for_router: bool, model: str) -> Answer:
+        while (
+            self.missing is Missing.ROUTER
+            or (self.missing is not None and not only_for_router)
+            or (self.missing is None and model in self.lost)
+        ):
             patience_s = self._patience_s()
             try:
                 async with within(came + patience_s - awake.now()):
                     await self._changed.wait()
             except TimeoutError:
-                return self._refusal(Verdict.TOO_LONG, f"and the request has waited for {patience_s:g} s")
+                return self._refusal(Verdict.TOO_LONG, f"and the request has waited for {patience_s:g} s", model)
         return _GO_ON
 
     def _patience_s(self) -> float:
         return self._settings.timeout_s if self.missing is Missing.ROUTER else self._settings.asleep_s
 
-    def _refusal(self, verdict: Verdict, more: str) -> Answer:
-        missing = self.missing or Missing.ROUTER
+    def _refusal(self, verdict: Verdict, more: str, model: str = "") -> Answer:
+        lost = self.lost.get(model) if self.is_open else None
+        missing = self.missing or (Missing.ROUTER if lost is None else Missing.REPLICA)
         words = _WORDS[missing].format(self._service)
+        if lost is not None:
+            words += f" model {printable(lost)} now"
         return Answer(verdict, f"{words[0].upper()}{words[1:]}, {more}; try again later.", _CODES[missing], 5)
 
     def _begin_to_doubt(self, pause_s: float) -> None:
@@ -293,10 +355,21 @@ class HoldQueue:
         else:
             self._asleep = asleep
 
-    def _switch(self, switch: Callable[[str], None]) -> None:
+    def _set_gate(self, *, open_: bool) -> None:
+        """Has nginx let requests through or wait: all of them, or those for a model that is lost.
+
+        Which models these are stands there before the gate is closed for them, and goes after it was opened.
+        """
         self._is_switched = True
+        lost = self.lost if open_ else {}
         try:
-            switch(self._service)
+            if open_ and not lost:
+                self._gates.open_gate(self._service)
+            if lost != self._lost:
+                self._gates.mark_lost(self._service, lost)
+                self._lost = lost
+            if lost or not open_:
+                self._gates.close_gate(self._service)
         except OSError as error:
-            self._is_switched = False
+            self._is_switched, self._lost = False, None
             self._logger.error("gate.not_switched", reason=str(error))

@@ -54,6 +54,7 @@ class SmgSetup(RouterSetup):
     bridge_key: what it shows the bridges of HTTP engines.
     """
 
+    refuses_unknown: ClassVar[bool] = True
     late_s: ClassVar[float] = 30.0
     """A registration that SMG accepted cannot be taken back: its worker may appear that much later (seen: 25 s)."""
 
