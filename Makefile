@@ -51,7 +51,7 @@ run:
 
 ## make test     all tests, with the real nginx and the real SMG, JOBS=4 at a time; ARGS='-k drain' for some of them
 test:
-	@$(SETUP) dev nginx sshd prometheus pebble smg-newest envoy $(ROUTERS)
+	@$(SETUP) dev nginx sshd prometheus etcd pebble smg-newest envoy $(ROUTERS)
 	@$(PY) -m pytest -n $(JOBS) --dist worksteal $(ARGS)
 
 ## make unit     the unit tests alone: no nginx, no socket, no process, and time is fake

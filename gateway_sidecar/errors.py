@@ -13,7 +13,16 @@
     ├── FrontendError           a key file or a certificate cannot be used: a line for each mistake
     ├── AcmeError               no certificate could be had of the ACME server
     ├── ProcessError            a child process cannot be started
-    ├── StateError              a saved state file cannot be read or written
+    ├── StateError              a saved state file, or what stands in its place, cannot be read or written
+    │   └── StateInDoubt        it may have been written, or not
+    ├── StoreError              the store that gateways share: no usable answer
+    │   ├── StoreAway           no answer in time
+    │   │   └── StoreInDoubt    no answer to a write, which it may have done
+    │   ├── StoreDenied         it refused us: password, rights, certificate
+    │   ├── StoreFull           it takes no more
+    │   ├── StoreRefused        what it says cannot be believed
+    │   ├── StoreConflict       a key is not as it was seen
+    │   └── LeaseLost           a lease has ended
     ├── MetricsError            somebody's metrics cannot be read
     ├── InstallError            `install` cannot put a file, a directory or the user in place
     └── AdminError              the daemon's admin API cannot be reached, or gives no usable answer
@@ -113,6 +122,56 @@ class ProcessError(GatewaySidecarError):
 
 class StateError(GatewaySidecarError):
     """A saved state file cannot be read or written."""
+
+
+class StateInDoubt(StateError):
+    """It may have been written, or not."""
+
+
+class StoreError(GatewaySidecarError):
+    """The store gave no usable answer, or none that can be believed. `kind` is how metrics call it."""
+
+    kind = "error"
+
+
+class StoreAway(StoreError):
+    """No member of the store answered in time."""
+
+    kind = "away"
+
+
+class StoreInDoubt(StoreAway):
+    """A write was not answered: it may have been done, or not."""
+
+
+class StoreDenied(StoreError):
+    """The store refused us, or we refused its certificate."""
+
+    kind = "denied"
+
+
+class StoreFull(StoreError):
+    """The store has no room; it can still be read."""
+
+    kind = "full"
+
+
+class StoreRefused(StoreError):
+    """What the store says cannot be believed: it is empty, older or another one."""
+
+    kind = "refused"
+
+
+class StoreConflict(StoreError):
+    """A key is not as it was seen: somebody else has written it."""
+
+    kind = "conflict"
+
+
+class LeaseLost(StoreError):
+    """A lease has ended."""
+
+    kind = "lease"
 
 
 class MetricsError(GatewaySidecarError):

@@ -1,8 +1,8 @@
-"""Where kinds are found: routers, engines and sources, ours by their names, others' by entry points.
+"""Where kinds are found: routers, engines, sources and stores, ours by their names, others' by entry points.
 
-A kind is one module or folder with one value in it (`ROUTER`, `ENGINE` or `SOURCE`), which brings its settings, its
-checks and its rules. Ours are listed here, in the order in which they are asked. Another package brings its own with
-an entry point that leads to such a value:
+A kind is one module or folder with one value in it (`ROUTER`, `ENGINE`, `SOURCE` or `STORE`), which brings its
+settings, its checks and its rules. Ours are listed here, in the order in which they are asked. Another package brings
+its own with an entry point that leads to such a value:
 
     [project.entry-points."gateway_sidecar.routers"]
     toy = "my_package.toy:ROUTER"
@@ -25,6 +25,7 @@ if TYPE_CHECKING:
     from gateway_sidecar.engines.dialect import Engine
     from gateway_sidecar.routers.base import RouterKind
     from gateway_sidecar.sources.base import SourceKind
+    from gateway_sidecar.stores.base import StoreKind
 
 
 class Named(Protocol):
@@ -87,3 +88,4 @@ ENGINES: Registry[Engine] = Registry(
 SOURCES: Registry[SourceKind[Any]] = Registry(
     "gateway_sidecar.sources", "SOURCE", "socket_pattern", "ssh", "inventory", "api"
 )
+STORES: Registry[StoreKind] = Registry("gateway_sidecar.stores", "STORE", "etcd")

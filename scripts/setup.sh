@@ -8,6 +8,7 @@
 #   sshd    the OpenSSH client and server, for the tests of SSH tunnels; no service is started
 #   prometheus  Prometheus and promtool, for the tests of metrics and alert rules; its service is not started
 #   pebble  an ACME server for the tests of certificates by ACME; it is no service
+#   etcd    etcd and etcdctl, for the tests of several gateways; no service is started
 #   mlx     a real MLX engine, in the virtual environment MLX_VENV
 #   dynamo  the frontend and the mock worker of NVIDIA Dynamo, 312 MB, in the virtual environment DYNAMO_VENV
 #   vllm    vLLM for CPUs, in the virtual environment VLLM_VENV; 3 GB
@@ -37,6 +38,7 @@ wished=
 had_nginx=yes
 had_sshd=yes
 had_prometheus=yes
+had_etcd=yes
 policy=/usr/sbin/policy-rc.d
 own_policy=
 
@@ -167,6 +169,9 @@ install_packages() {
     if [ "$had_prometheus" = no ] && command -v systemctl >/dev/null; then
         $as_root systemctl disable --quiet prometheus || say "the service prometheus is enabled, and is not needed here"
     fi
+    if [ "$had_etcd" = no ] && command -v systemctl >/dev/null; then
+        $as_root systemctl disable --quiet etcd || say "the service etcd is enabled, and is not needed here"
+    fi
 }
 
 # --
@@ -197,6 +202,10 @@ fi
 if wants prometheus && ! command -v promtool >/dev/null; then
     had_prometheus=no
     packages="$packages prometheus"
+fi
+if wants etcd && ! { command -v etcd && command -v etcdctl; } >/dev/null; then
+    had_etcd=no
+    packages="$packages etcd-server etcd-client"
 fi
 # Nobody is asked for a password for what can be done without.
 if [ -z "$packages" ] && [ "$(id -u)" -ne 0 ]; then wished=; fi

@@ -24,7 +24,7 @@ LAYERS: tuple[frozenset[str], ...] = tuple(
         "app check dry_run install",
         "api",
         "control",
-        "engines frontend nginx routers sources tunnels",
+        "engines frontend nginx routers sources stores tunnels",
         "config supervision",
         "kinds",
         "telemetry",
@@ -55,7 +55,18 @@ PURE = {
 DATED = (PACKAGE / "frontend" / "certificate.py", PACKAGE / "telemetry" / "dates.py")
 """Certificates are valid from and to a date, which only the wall clock knows; people ask for events by date."""
 
-ROOMS = ("process", "autoscaling", "service", "ports", "hold", "state", "replicas", "routers", "edge", "workqueue")
+ROOMS = (
+    "process",
+    "autoscaling",
+    "service",
+    "ports",
+    "hold",
+    "state",
+    "replicas",
+    "routers",
+    "edge",
+    "workqueue",
+)
 """The rooms of `control/`, highest first. A room imports from those below it."""
 
 FOREIGN = "inside"

@@ -1,0 +1,1 @@
+"""What several gateways share: one folder for each kind of store."""

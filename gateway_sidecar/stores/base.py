@@ -1,0 +1,66 @@
+"""What every kind of store has (`kinds.STORES`): one folder each, with one `STORE = StoreKind(...)`."""
+
+from __future__ import annotations
+
+from collections.abc import AsyncIterator, Callable
+from dataclasses import dataclass
+from typing import Any, Protocol
+
+from gateway_sidecar.domain.store_memory import Snapshot
+
+
+class Store(Protocol):
+    """Keys and texts that several gateways share. It raises `StoreError`; it never returns a guess.
+
+    Each call has a deadline of its own. A revision is a number of the store's that grows with each write.
+    """
+
+    async def read(self, *prefixes: str) -> Snapshot:
+        """Everything below these prefixes at one revision: nothing older than what had been written when it began."""
+        ...
+
+    async def swap(self, key: str, value: str | None, *, seen: int | None, lease: str | None = None) -> int:
+        """Writes the key, or removes it for None, if its revision is still `seen`; for None, if there is no such key.
+
+        Returns the revision of that write. `lease`: the key is gone when the lease is.
+        Raises StoreConflict if the key is at another revision, StoreInDoubt if it may have been written or not.
+        """
+        ...
+
+    def watch(self, prefix: str, since: int) -> AsyncIterator[None]:
+        """Yields whenever something below the prefix may have changed after revision `since`: a hint only.
+
+        May miss things and may end. Raises StoreError.
+        """
+        ...
+
+    async def grant(self, ttl_s: int) -> str:
+        """A new lease, which ends unless it is kept within `ttl_s` seconds."""
+        ...
+
+    async def keep(self, lease: str) -> None:
+        """Keeps a lease for once more its time. Raises LeaseLost if it has ended."""
+        ...
+
+    async def revoke(self, lease: str) -> None:
+        """Ends a lease, and removes its keys. One that has ended is no error."""
+        ...
+
+    async def close(self) -> None:
+        """Gives back its connections."""
+        ...
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class StoreKind:
+    """One kind of store.
+
+    name: the key under `store`. settings: the model of what stands there, and what it is for.
+    build: the settings' value -> store; connects to nobody yet.
+    show: where the store is, as `status` and `check` have it.
+    """
+
+    name: str
+    settings: tuple[Any, Any]
+    build: Callable[[Any], Store]
+    show: Callable[[Any], str] = str

@@ -1,0 +1,133 @@
+"""One suite for every store: the real etcd, and the one in memory that other tests use."""
+
+from __future__ import annotations
+
+import asyncio
+import itertools
+from collections.abc import AsyncIterator, Iterator
+
+import pytest
+import pytest_asyncio
+
+from gateway_sidecar.errors import LeaseLost, StoreConflict
+from gateway_sidecar.stores.base import Store
+from gateway_sidecar.stores.etcd import STORE
+from gateway_sidecar.stores.etcd.settings import EtcdSettings
+from tests.etcd import Etcd, running
+from tests.fake_store import FakeStore, Held
+
+_prefixes = itertools.count()
+
+
+@pytest.fixture(scope="module")
+def etcd() -> Iterator[Etcd]:
+    with running() as one:
+        yield one
+
+
+@pytest_asyncio.fixture(params=["etcd", "memory"])
+async def stores(request: pytest.FixtureRequest) -> AsyncIterator[tuple[Store, Store]]:
+    """Two clients of one store."""
+    if request.param == "memory":
+        held = Held()
+        yield FakeStore(held), FakeStore(held)
+        return
+    etcd: Etcd = request.getfixturevalue("etcd")
+    settings = EtcdSettings(endpoints=(etcd.endpoint,), prefix=f"/test-{next(_prefixes)}/", timeout_s=30.0)
+    one, other = STORE.build(settings), STORE.build(settings)
+    yield one, other
+    await one.close()
+    await other.close()
+
+
+async def test_what_one_writes_another_reads(stores: tuple[Store, Store]) -> None:
+    """A read is never older than a write that was answered before it began."""
+    one, other = stores
+    revision = await one.swap("replicas/chat/r1", "hällo", seen=None)
+    snapshot = await other.read("replicas/", "gateways/")
+    assert {key: it.value for key, it in snapshot.entries.items()} == {"replicas/chat/r1": "hällo"}
+    assert snapshot.entries["replicas/chat/r1"].revision == revision
+    assert snapshot.revision >= revision
+    assert snapshot.cluster == (await one.read("x")).cluster != ""
+
+
+async def test_a_prefix_is_no_more_than_itself(stores: tuple[Store, Store]) -> None:
+    """Topics do not see each other's keys."""
+    one, _ = stores
+    for key in ("a/1", "a0", "b/1", "a/2"):
+        await one.swap(key, "", seen=None)
+    assert set((await one.read("a/")).entries) == {"a/1", "a/2"}
+    assert set((await one.read("a/1", "b/")).entries) == {"a/1", "b/1"}
+
+
+async def test_a_write_that_saw_something_else_changes_nothing(stores: tuple[Store, Store]) -> None:
+    """Of two who saw the same, one wins, and the other learns of it."""
+    one, other = stores
+    first = await one.swap("k", "1", seen=None)
+    with pytest.raises(StoreConflict):
+        await other.swap("k", "2", seen=None)
+    second = await other.swap("k", "2", seen=first)
+    with pytest.raises(StoreConflict):
+        await one.swap("k", None, seen=first)
+    assert (await one.read("k")).entries["k"].value == "2"
+    assert await one.swap("k", None, seen=second) > second
+    assert (await other.read("k")).entries == {}
+    with pytest.raises(StoreConflict):
+        await other.swap("k", "3", seen=second)
+
+
+async def test_of_many_who_create_one_key_one_does(stores: tuple[Store, Store]) -> None:
+    """The compare and the set are one."""
+    done = await asyncio.gather(
+        *(stores[n % 2].swap("k", str(n), seen=None) for n in range(20)), return_exceptions=True
+    )
+    assert sum(isinstance(it, int) for it in done) == 1
+    assert sum(isinstance(it, StoreConflict) for it in done) == 19
+
+
+async def test_a_watch_tells_of_each_kind_of_change(stores: tuple[Store, Store]) -> None:
+    """A put and a removal are both hints."""
+    one, other = stores
+    revision = await one.swap("a/1", "x", seen=None)
+    hints = one.watch("a/", revision)
+    for value in ("y", None):
+        told = asyncio.ensure_future(anext(hints))
+        revision = await other.swap("a/1", value, seen=revision)
+        await asyncio.wait_for(told, 60)
+    await hints.aclose()  # type: ignore[attr-defined]
+
+
+async def test_a_watch_tells_what_came_before_it_began(stores: tuple[Store, Store]) -> None:
+    """Between a read and the watch after it nothing is missed."""
+    one, other = stores
+    snapshot = await one.read("a/")
+    await other.swap("a/1", "x", seen=None)
+    hints = one.watch("a/", snapshot.revision)
+    await asyncio.wait_for(anext(hints), 60)
+    await hints.aclose()  # type: ignore[attr-defined]
+
+
+async def test_a_key_ends_with_its_lease(stores: tuple[Store, Store]) -> None:
+    """A gateway that is gone is not listed."""
+    one, other = stores
+    lease = await one.grant(60)
+    await one.swap("gateways/a", "me", seen=None, lease=lease)
+    await one.keep(lease)
+    assert set((await other.read("gateways/")).entries) == {"gateways/a"}
+    await one.revoke(lease)
+    assert (await other.read("gateways/")).entries == {}
+    with pytest.raises(LeaseLost):
+        await one.keep(lease)
+    with pytest.raises(LeaseLost):
+        await one.swap("gateways/a", "me", seen=None, lease=lease)
+    await one.revoke(lease)
+
+
+async def test_a_key_written_with_a_new_lease_outlives_the_old_one(stores: tuple[Store, Store]) -> None:
+    """The next daemon of a gateway takes its key over."""
+    one, other = stores
+    old, new = await one.grant(60), await other.grant(60)
+    revision = await one.swap("gateways/a", "me", seen=None, lease=old)
+    await other.swap("gateways/a", "me", seen=revision, lease=new)
+    await one.revoke(old)
+    assert set((await other.read("gateways/")).entries) == {"gateways/a"}

@@ -1,0 +1,139 @@
+"""A real etcd of Debian's package, in a directory and on ports of its own."""
+
+from __future__ import annotations
+
+import shutil
+import signal
+import subprocess
+import tempfile
+import time
+import urllib.request
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+
+import pytest
+
+from tests.certificates import Authority
+from tests.system.gateway import PortBlock
+
+_START_S = 60.0
+
+
+class Etcd:
+    """One member, or a client-side view of nothing while it does not run.
+
+    authority: with one it speaks TLS, with a certificate from it; `client_ca` has it ask its clients for one, too.
+    """
+
+    def __init__(
+        self, *, authority: Authority | None = None, client_ca: Authority | None = None, quota: int = 0
+    ) -> None:
+        self.directory = Path(tempfile.mkdtemp(prefix="etcd-", dir="/tmp"))
+        self._ports = PortBlock()
+        self.port, self._peer_port = self._ports.first, self._ports.first + 1
+        self.options = [f"--quota-backend-bytes={quota}"] if quota else []
+        self.scheme = "http"
+        if authority is not None:
+            self.scheme = "https"
+            self.issue(authority)
+            self.options += [f"--cert-file={self.directory}/crt", f"--key-file={self.directory}/key"]
+        if client_ca is not None:
+            self.options += ["--client-cert-auth", f"--trusted-ca-file={client_ca.certificate}"]
+        self.process: subprocess.Popen[bytes] | None = None
+
+    @property
+    def endpoint(self) -> str:
+        return f"{self.scheme}://127.0.0.1:{self.port}"
+
+    def issue(self, authority: Authority, *, days: float = 30) -> None:
+        """etcd reads it at the next connection."""
+        certificate, key = authority.sign(f"etcd-{self.port}", days=days)
+        certificate.replace(self.directory / "crt")
+        key.replace(self.directory / "key")
+
+    def start(self) -> None:
+        peer = f"http://127.0.0.1:{self._peer_port}"
+        with (self.directory / "log").open("ab") as log:
+            self.process = subprocess.Popen(
+                [
+                    "etcd", f"--data-dir={self.directory}/data", "--unsafe-no-fsync", "--name=m1",
+                    f"--listen-client-urls={self.endpoint}", f"--advertise-client-urls={self.endpoint}",
+                    f"--listen-peer-urls={peer}", f"--initial-advertise-peer-urls={peer}",
+                    f"--initial-cluster=m1={peer}",
+                    f"--listen-metrics-urls=http://127.0.0.1:{self._ports.first + 2}", *self.options,
+                ],
+                stdout=log, stderr=log,
+            )  # fmt: skip
+        self._wait()
+
+    def _wait(self) -> None:
+        end = time.monotonic() + _START_S
+        while True:
+            try:
+                with urllib.request.urlopen(f"http://127.0.0.1:{self._ports.first + 2}/health", timeout=5) as answer:
+                    if b"true" in answer.read():
+                        return
+            except OSError:
+                assert time.monotonic() < end, (self.directory / "log").read_text()[-2000:]
+            time.sleep(0.05)
+
+    def kill(self) -> None:
+        """As `kill -9`."""
+        if self.process is not None:
+            self.process.kill()
+            self.process.wait()
+            self.process = None
+
+    def freeze(self) -> None:
+        """As SIGSTOP: connections are taken, and nothing is answered."""
+        assert self.process is not None
+        self.process.send_signal(signal.SIGSTOP)
+
+    def thaw(self) -> None:
+        assert self.process is not None
+        self.process.send_signal(signal.SIGCONT)
+
+    def wipe(self) -> None:
+        """All that it holds is gone. It must not run."""
+        shutil.rmtree(self.directory / "data")
+
+    def ctl(self, *arguments: str) -> str:
+        """etcdctl, without TLS."""
+        command = ["etcdctl", f"--endpoints={self.endpoint}", *arguments]
+        done = subprocess.run(
+            command, capture_output=True, text=True, check=False, env={"ETCDCTL_API": "3"}, timeout=60
+        )
+        assert done.returncode == 0, done.stderr
+        return done.stdout
+
+    def restore(self, backup: Path) -> None:
+        """What a backup holds is all that it holds from the next start on. It must not run."""
+        self.wipe()
+        peer = f"http://127.0.0.1:{self._peer_port}"
+        self.ctl(
+            "snapshot", "restore", str(backup), f"--data-dir={self.directory}/data", "--name=m1",
+            f"--initial-cluster=m1={peer}", f"--initial-advertise-peer-urls={peer}",
+        )  # fmt: skip
+
+    def close(self) -> None:
+        self.kill()
+        shutil.rmtree(self.directory)
+        self._ports.release()
+
+
+def skip_without_etcd() -> None:
+    if shutil.which("etcd") is None or shutil.which("etcdctl") is None:
+        pytest.skip("etcd is not installed; `make test` installs it")
+
+
+@contextmanager
+def running(**options: Authority | int | None) -> Iterator[Etcd]:
+    """An etcd that runs meanwhile."""
+    skip_without_etcd()
+    etcd = Etcd(**options)  # type: ignore[arg-type]
+    try:
+        etcd.start()
+        yield etcd
+    finally:
+        etcd.close()

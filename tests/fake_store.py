@@ -1,0 +1,101 @@
+"""A store in memory, for tests that need no etcd: the same contract (`tests/contract/test_stores.py`)."""
+
+from __future__ import annotations
+
+import asyncio
+import itertools
+from collections.abc import AsyncIterator
+
+from gateway_sidecar.domain.store_memory import Entry, Snapshot
+from gateway_sidecar.errors import LeaseLost, StoreConflict, StoreError, StoreInDoubt
+
+
+class Held:
+    """What a store holds. Several clients, and so several gateways, may share it."""
+
+    def __init__(self, cluster: str = "one") -> None:
+        self.cluster = cluster
+        self.revision = 1
+        self.entries: dict[str, Entry] = {}
+        self.leases: dict[str, set[str]] = {}
+        self.changed = asyncio.Event()
+        self.numbers = itertools.count(1)
+
+    def write(self, key: str, value: str | None) -> int:
+        self.revision += 1
+        if value is None:
+            self.entries.pop(key, None)
+        else:
+            self.entries[key] = Entry(value, self.revision)
+        changed, self.changed = self.changed, asyncio.Event()
+        changed.set()
+        return self.revision
+
+    def end(self, lease: str) -> None:
+        """As if it had run out."""
+        for key in self.leases.pop(lease, ()):
+            self.write(key, None)
+
+
+class FakeStore:
+    """One client of it (a `Store`). `failing`: what each call raises; `in_doubt`: a swap does its work, and raises."""
+
+    def __init__(self, held: Held | None = None) -> None:
+        self.held = held or Held()
+        self.failing: StoreError | None = None
+        self.in_doubt = False
+        self.delay_s = 0.0
+
+    async def read(self, *prefixes: str) -> Snapshot:
+        await self._answer()
+        found = {key: it for key, it in self.held.entries.items() if key.startswith(prefixes)}
+        return Snapshot(self.held.cluster, self.held.revision, found)
+
+    async def swap(self, key: str, value: str | None, *, seen: int | None, lease: str | None = None) -> int:
+        await self._answer()
+        entry = self.held.entries.get(key)
+        if (entry.revision if entry else None) != seen:
+            raise StoreConflict(f"'{key}' was written by somebody else")
+        if lease is not None and lease not in self.held.leases:
+            raise LeaseLost("the lease has ended")
+        revision = self.held.write(key, value)
+        for keys in self.held.leases.values():
+            keys.discard(key)
+        if lease is not None:
+            self.held.leases[lease].add(key)
+        if self.in_doubt:
+            raise StoreInDoubt("no answer")
+        return revision
+
+    async def watch(self, prefix: str, since: int) -> AsyncIterator[None]:
+        await self._answer()
+        while True:
+            changed = self.held.changed
+            newest = max((it.revision for key, it in self.held.entries.items() if key.startswith(prefix)), default=0)
+            if newest > since or self.held.revision > since:
+                since = self.held.revision
+                yield
+            await changed.wait()
+
+    async def grant(self, ttl_s: int) -> str:
+        await self._answer()
+        lease = str(next(self.held.numbers))
+        self.held.leases[lease] = set()
+        return lease
+
+    async def keep(self, lease: str) -> None:
+        await self._answer()
+        if lease not in self.held.leases:
+            raise LeaseLost("the lease has ended")
+
+    async def revoke(self, lease: str) -> None:
+        await self._answer()
+        self.held.end(lease)
+
+    async def close(self) -> None:
+        return
+
+    async def _answer(self) -> None:
+        await asyncio.sleep(self.delay_s)
+        if self.failing is not None:
+            raise self.failing
