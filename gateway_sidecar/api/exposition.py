@@ -18,6 +18,7 @@ from gateway_sidecar.api.bounded_server import BoundedServer, tcp_listener
 from gateway_sidecar.api.hosts import OwnNames, only_by
 from gateway_sidecar.config import Endpoint
 from gateway_sidecar.control.process.daemon import Daemon
+from gateway_sidecar.control.process.readiness import LEAVING
 from gateway_sidecar.control.replicas.tenure import Tenure
 from gateway_sidecar.control.service import Service
 from gateway_sidecar.domain.model import ReplicaId, ReplicaState
@@ -80,10 +81,18 @@ async def _healthz(request: web.Request) -> web.Response:
 
 
 async def _readyz(request: web.Request) -> web.Response:
-    daemon = request.app[_DAEMON]
-    if daemon.ready:
-        return web.Response(text="ready\n")
-    return web.Response(status=503, text=f"not ready: {daemon.summary()}\n")
+    """Of the whole gateway, or with `?service=NAME` of one service or shared address."""
+    daemon, name = request.app[_DAEMON], request.query.get("service")
+    if name is None:
+        if daemon.ready:
+            return web.Response(text="ready\n")
+        why = LEAVING if daemon.readiness.is_leaving else daemon.summary()
+        return web.Response(status=503, text=f"not ready: {why}\n")
+    try:
+        objection = daemon.readiness.objection(name)
+    except KeyError:
+        return web.Response(status=404, text=f"no service '{name}'; there are: {', '.join(daemon.readiness.names)}\n")
+    return web.Response(status=503, text=f"not ready: {objection}\n") if objection else web.Response(text="ready\n")
 
 
 async def _discovery(request: web.Request) -> web.Response:

@@ -19,6 +19,7 @@ from pydantic import (
 from gateway_sidecar.config.frontend_values import (
     ALL_PATHS,
     ANY,
+    AUTO,
     ORIGIN,
     PUBLIC,
     AuthUrl,
@@ -32,6 +33,7 @@ from gateway_sidecar.config.frontend_values import (
     parse_paths,
     parse_per,
     parse_prefix,
+    parse_ready_path,
     parse_server_name,
 )
 from gateway_sidecar.config.part import Part
@@ -64,6 +66,7 @@ AddressValue = Annotated[Endpoint, PlainValidator(parse_endpoint), _TO_TEXT, Wit
 FileValue = Annotated[Path, PlainValidator(_parse_file), _TO_TEXT, _text_schema("^/.+$")]
 ServerNameValue = Annotated[str, PlainValidator(parse_server_name), _text_schema(r"^(\*\.)?[A-Za-z0-9.-]+$")]
 PrefixValue = Annotated[str, PlainValidator(parse_prefix), _text_schema(_PATTERN_OF_PATH)]
+ReadyPathValue = Annotated[str, PlainValidator(parse_ready_path), _text_schema(rf"^auto$|{_PATTERN_OF_PATH}")]
 NetworkValue = Annotated[str, PlainValidator(parse_network), _text_schema(r"^[0-9A-Fa-f.:]+(/[0-9]{1,3})?$")]
 ClientsValue = Annotated[str, PlainValidator(parse_clients), _text_schema(r"^[0-9A-Fa-f.:]+(/[0-9]{1,3})?$")]
 ClientNameValue = Annotated[
@@ -346,6 +349,13 @@ class FrontendSettings(Part):
         default="off",
         description="Which requests get a line in the access log. `errors` means those that were refused, failed or"
         " were cut off.",
+    )
+    ready_path: ReadyPathValue | None = Field(
+        default=AUTO,
+        description="Where nginx tells a load balancer whether to send requests here: 200 or 503, to anyone, without a"
+        " key, a certificate or a limit. `auto` is `/readyz`; with `engine: http` it is nowhere, because all paths are"
+        " the application's. `null` turns it off.",
+        examples=["/readyz", None],
     )
     trusted_proxies: Annotated[tuple[NetworkValue, ...], Field(strict=False)] = _list(
         description="Networks of proxies before this one whose `X-Forwarded-For` is believed; limits per IP need it.",

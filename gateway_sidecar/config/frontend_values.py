@@ -16,6 +16,8 @@ ALL_PATHS = "all"
 
 ANY, PUBLIC = "any", "public"
 
+AUTO = "auto"
+
 ORIGIN = (
     r"\*|https?://([a-z0-9._-]+|\[[0-9a-f:.]+\])(:[0-9]{1,5})?"
     r"|(?!https?:)[a-z][a-z0-9+.-]*://([A-Za-z0-9._-]+|\[[0-9a-f:.]+\])?(:[0-9]{1,5})?"
@@ -69,6 +71,16 @@ def parse_paths(value: object) -> tuple[str, ...]:
     if not isinstance(value, list | tuple):
         raise ValueError(f"{show(value)} is neither a list of paths nor the word {ALL_PATHS}; use one of the two")  # noqa: TRY004
     return tuple(parse_prefix(item) for item in value)
+
+
+def parse_ready_path(value: object) -> str:
+    """`auto`, or one path, which no request for inference has."""
+    if value == AUTO:
+        return AUTO
+    path = parse_prefix(value)
+    if path == "/v1" or path.startswith("/v1/"):
+        raise ValueError(f"{show(path)} is where requests for inference go; use a path outside /v1, such as /readyz")
+    return path
 
 
 def parse_network(value: object) -> str:

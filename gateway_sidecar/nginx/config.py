@@ -15,7 +15,7 @@ from pathlib import Path
 from typing import Any
 
 from gateway_sidecar.config import AddressSettings, Endpoint, FrontendSettings
-from gateway_sidecar.config.frontend_values import ALL_PATHS, ANY
+from gateway_sidecar.config.frontend_values import ALL_PATHS, ANY, AUTO
 from gateway_sidecar.domain.model import Access
 from gateway_sidecar.domain.routing import BridgeRules, RouterHeaders, RouterPaths
 from gateway_sidecar.domain.signals import DIVERTED
@@ -38,6 +38,15 @@ ALIVE = "alive.sock"
 
 LAST_ANSWERS = ".last"
 """The file among the gates that has each answer end its client's connection, for the moment before a reload."""
+
+LEAVING = ".leaving"
+"""The file among the gates that has nginx say at each `ready_path` that the gateway is leaving."""
+
+UNREADY = ".unready"
+"""What is added to the name of a service or shared address to name the file that has nginx say that it is not ready."""
+
+READY_PATH = "/readyz"
+"""Where load balancers ask, unless the configuration says otherwise."""
 
 IN_FORCE = "/in-force"
 """The path there at which it says so: as `InForce` writes it."""
@@ -85,6 +94,8 @@ _HOLD_MARGIN_S = 5
 _WORDS: dict[str, object] = {
     "alive_socket": ALIVE,
     "last_answers": LAST_ANSWERS,
+    "leaving": LEAVING,
+    "unready": UNREADY,
     "in_force_path": IN_FORCE,
     "owner_script": OWNER_SCRIPT,
     "owner_path": OWNER_PATH,
@@ -191,6 +202,19 @@ class ServiceAddress:
     def judges_servers(self) -> bool:
         """Whether requests may name only some MCP servers."""
         return not self.paths.anything and self.frontend.mcp_servers != (ANY,)
+
+    @property
+    def ready_path(self) -> str | None:
+        """Where load balancers ask whether it is ready; None for nowhere. An application's paths are all its own."""
+        path = self.frontend.ready_path
+        if path != AUTO:
+            return path
+        return None if self.paths.anything else READY_PATH
+
+    @property
+    def ready_names(self) -> Sequence[str]:
+        """Whom they may ask about there: itself, and at a shared address the services behind it."""
+        return [self.service, *(it.service for it in (self.dispatch.services if self.dispatch is not None else ()))]
 
     @property
     def successor_slot(self) -> str:

@@ -61,6 +61,7 @@ from gateway_sidecar.nginx.config import (
 )
 from gateway_sidecar.nginx.connections import listening_at, open_connections
 from gateway_sidecar.nginx.frontend_places import FrontendPlaces
+from gateway_sidecar.nginx.ready_marks import ReadyMarks
 from gateway_sidecar.nginx.templates import bracketed
 from gateway_sidecar.supervision import awake
 from gateway_sidecar.supervision.awake import within
@@ -193,6 +194,7 @@ class Nginx:
         self.gates = settings.run_dir / "gates"
         self.names = settings.run_dir / NAMES
         self.frontends = FrontendPlaces(settings.run_dir / "frontends")
+        self.ready_marks = ReadyMarks(self.gates)
         self._directory = settings.run_dir / "nginx"
         self.in_flight = InFlight(self._directory, settings.first_port, settings.last_port)
         self.endpoints = Endpoints(settings.run_dir / ENDPOINTS, self.in_flight.note_change)
@@ -230,7 +232,7 @@ class Nginx:
 
     def _prepare_anew(self) -> None:
         self.prepare()
-        (self.gates / LAST_ANSWERS).unlink(missing_ok=True)  # An earlier daemon may have ended just then.
+        self._keep_clients()  # An earlier daemon may have ended just then.
 
     def link(self, port: int, target: Path) -> None:
         """Leads the bridge `port` to a replica's socket, at once and for new connections only."""
@@ -479,8 +481,13 @@ class Nginx:
                 replace_file(self._config_path, before)
             raise
         finally:
-            (self.gates / LAST_ANSWERS).unlink(missing_ok=True)
+            self._keep_clients()
         return True
+
+    def _keep_clients(self) -> None:
+        """Answers end nobody's connection any more, unless the gateway is leaving."""
+        if not self.ready_marks.is_leaving:
+            (self.gates / LAST_ANSWERS).unlink(missing_ok=True)
 
     async def _let_clients_go(self, services: Sequence[ServiceAddress]) -> None:
         """Has answers end their clients' connections, until none is left or for a second: a reload closes idle ones."""

@@ -143,6 +143,9 @@ class Metrics:
         self.service_in_force = gauge(
             "service_in_force", "1 while nginx serves the service as its listen and frontend say.", "service"
         )
+        self.service_ready = gauge(
+            "service_ready", "1 while load balancers are told to send the service's requests here.", "service"
+        )
         self.nginx_reloads = counter("nginx_reloads", "Reloads of nginx; scale events cause none.")
         self.nginx_starts = counter("nginx_starts", "Times nginx was started.")
         self.peer_addresses = gauge(

@@ -32,6 +32,7 @@ from gateway_sidecar.telemetry.metrics import Metrics
 from gateway_sidecar.telemetry.problems import Problems
 from tests.unit.fake_time import in_fake_time
 from tests.unit.processes import PlayedProcess
+from tests.unit.ready_marks import PlayedMarks
 from tests.unit.services import CHAT, CODE, PlayedAdapters, PlayedService, configured
 from tests.unit.test_collector import PlayedListener
 
@@ -59,6 +60,7 @@ class Outside:
         self.has_looked: Callable[[], bool] = bool
         self.in_flight = InFlight(directory, 24001, 24002)
         self.endpoints = Endpoints(directory / "endpoints", self.in_flight.note_change)
+        self.ready_marks = PlayedMarks()
 
     # nginx
 
@@ -250,7 +252,7 @@ async def test_whoever_has_to_wait_finds_where_before_nginx_is_there(
         assert done.index("listeners opened") < done.index("nginx started")
         assert site.daemon.taken_up.is_set()
         assert site.chat.running.is_set()
-        assert site.events == ["nginx.started", "daemon.started"]
+        assert site.events == ["service.not_ready", "nginx.started", "daemon.started", "service.ready"]
         assert site.daemon.ready
         assert site.daemon.healthy
 

@@ -22,6 +22,7 @@ from gateway_sidecar.control.process.adoption import Adoption
 from gateway_sidecar.control.process.child_logs import ChildLogs
 from gateway_sidecar.control.process.connection_counter import ConnectionCounter, kernel_and_nginx
 from gateway_sidecar.control.process.left_running import LeftRouter, LeftRunning
+from gateway_sidecar.control.process.readiness import Readiness
 from gateway_sidecar.control.process.reload import Prepare, Reload
 from gateway_sidecar.control.process.run_dir_repair import RunDirRepair
 from gateway_sidecar.control.process.services import Adapters, ServiceHost, Services
@@ -96,6 +97,9 @@ class Daemon:
         )
         self._reload = Reload(config_path, settings, self._services, self.nginx_supervisor, self.frontends, metrics)
         self._reload.include(self.certificates.prepare)
+        self.readiness = Readiness(
+            self._services, self.nginx_supervisor, self._is_leaving, shared.problems.of("readiness"), metrics
+        )
         self._watchdog = Watchdog(self._services, self._reload, self._notifier, metrics)
         self.signals = Signals(services, self._events_at, metrics)
         self._counter = ConnectionCounter(services, shared.leases, kernel_and_nginx(nginx.in_flight))
@@ -139,9 +143,7 @@ class Daemon:
     @property
     def ready(self) -> bool:
         """Whether nginx runs and each service has an address, a router that answers, and looked at its replicas."""
-        routers_up = all(service.router.up for service in self.services.values())
-        served = self.nginx_supervisor.up and not self.nginx_supervisor.unserved
-        return served and routers_up and self._services.have_looked
+        return self.readiness.ready and not self.nginx_supervisor.unserved
 
     def summary(self) -> str:
         """One line of what runs."""
@@ -153,6 +155,7 @@ class Daemon:
         self._tunnels.touch()
         self._counter.touch()
         self.nginx_supervisor.touch()
+        self.readiness.touch()
 
     async def flush_leases(self) -> None:
         """What was just decided about a replica outlives this daemon, or `status` says that it cannot be written."""
@@ -188,6 +191,7 @@ class Daemon:
                 self._events.run,
                 self.nginx_supervisor.run,
                 self.shared.api.run,
+                self.readiness.run,
                 self.frontends.run,
                 self.certificates.run,
                 self.run_dir.run,
@@ -330,6 +334,7 @@ class Daemon:
             self._departing,
             self._setup_of,
         )
+        self.readiness.begin(afresh=not processes.get("nginx"))
         await adoption.take_routers(processes)
         await adoption.take_bridge(processes)
         # Not the leases: they are taken up below, and until then the file has what we have not.
@@ -340,6 +345,9 @@ class Daemon:
 
     def _have_looked(self) -> bool:
         return self._services.have_looked
+
+    def _is_leaving(self) -> bool:
+        return self.shared.nginx.ready_marks.is_leaving
 
     async def _move_address(self, service: str) -> None:
         await self.nginx_supervisor.apply()
