@@ -1,0 +1,51 @@
+# Brings the number of replicas to GATEWAY_SIDECAR_DESIRED. A hook sources this file after it has defined:
+#
+#   running      prints the names of the replicas that run, or wait for a machine, one a line
+#   start NAME   starts a replica; its socket on the gateway is to be NAME.sock
+#   stop NAME    ends a replica
+#
+# A replica that is not wanted any more is drained first. That takes as long as its longest answer, so it happens in the
+# background, and a replica that drains counts as gone: if more replicas are wanted meanwhile, another one starts.
+set -eu
+service=$GATEWAY_SIDECAR_SERVICE
+base=$service-$GATEWAY_SIDECAR_ROLE
+retiring=${SCALE_DIRECTORY:-/var/lib/gateway-sidecar/retiring}
+drain_s=${SCALE_DRAIN_S:-1800}
+mkdir -p "$retiring"
+
+# Names that run and are to stay, by number.
+living() {
+    running | sed -n "s/^$base-\([0-9]\{1,\}\)\$/\1/p" | sort -n | while read -r number; do
+        [ -e "$retiring/$base-$number" ] || echo "$base-$number"
+    done
+}
+
+# The first name that nobody has, whether it stays or drains.
+free_name() {
+    number=1
+    while echo "$taken" | grep -qx "$base-$number" || [ -e "$retiring/$base-$number" ]; do number=$((number + 1)); done
+    echo "$base-$number"
+}
+
+retire() {
+    : > "$retiring/$1"
+    (
+        # One that is not known to the gateway, or not drained in time, is ended all the same.
+        gateway-sidecar drain "$service" "$1" --timeout "$drain_s" || :
+        stop "$1"
+        rm -f "$retiring/$1"
+    ) > /dev/null 2>&1 &
+}
+
+taken=$(running)
+there=$(living)
+count=$(echo "$there" | grep -c . || :)
+while [ "$count" -lt "$GATEWAY_SIDECAR_DESIRED" ]; do
+    name=$(free_name)
+    start "$name"
+    taken=$(printf '%s\n%s' "$taken" "$name")
+    count=$((count + 1))
+done
+if [ "$count" -gt "$GATEWAY_SIDECAR_DESIRED" ]; then
+    for name in $(echo "$there" | tail -n "$((count - GATEWAY_SIDECAR_DESIRED))"); do retire "$name"; done
+fi
