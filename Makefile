@@ -37,7 +37,7 @@ export ENVOY ?= $(abspath $(ENVOY_VENV)/bin/envoy)
 export VLLM_ROUTER ?= $(abspath $(VLLM_ROUTER_VENV)/bin/vllm-router)
 export SGLANG_ROUTER ?= $(abspath $(SGLANG_ROUTER_VENV)/bin/sglang-router)
 
-.PHONY: help run test unit coverage check docs format bench chaos freezes frontends kinds soak fuzz proto mlx vllm dynamo routers install lock dist clean
+.PHONY: help run test unit coverage check reference docs format bench chaos freezes frontends kinds soak fuzz proto mlx vllm dynamo routers install lock dist clean
 
 help:
 	@sed -n 's/^## //p' Makefile
@@ -75,6 +75,11 @@ check:
 	$(PY) -m ruff format --check .
 	$(PY) -m mypy
 	$(SITE)
+
+## make reference write into docs/ what the code itself says: the page of events
+reference:
+	@$(SETUP) dev
+	$(PY) -m scripts.reference
 
 ## make docs     the site of docs/, into build/site; a link that leads nowhere is an error
 docs:

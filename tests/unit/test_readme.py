@@ -10,7 +10,6 @@ from pathlib import Path
 
 import pytest
 
-import gateway_sidecar
 from bench.__main__ import FIGURES
 from gateway_sidecar.cli import _parser
 from gateway_sidecar.domain.model import ReplicaState
@@ -21,12 +20,6 @@ README = (REPOSITORY / "README.md").read_text("utf-8")
 DOCUMENTS = [*sorted(REPOSITORY.glob("*.md")), *sorted((REPOSITORY / "docs").rglob("*.md"))]
 MOST_LINES = 180
 """A newcomer reads the README in one sitting; the rest is in docs/."""
-
-_KINDS = (
-    "bridge|config|daemon|frontend|gate|lease|library|loop|peer|replica|router|"
-    "scaling|service|signals|source|state|tunnel|worker"
-)
-_AN_EVENT = re.compile(rf'"((?:{_KINDS})\.[a-z_]+)"|logger\.\w+\(\s*"([a-z_]+\.[a-z_]+)"')
 
 
 def page(name: str) -> str:
@@ -73,14 +66,6 @@ def test_every_metric_is_in_the_table_and_no_other() -> None:
     exported = {family.name + suffix.get(family.type, "") for family in families}
     text = page("reference/metrics.md")
     assert set(re.findall(r"^\| `(gateway_sidecar_[a-z_]+)` \|", text, re.MULTILINE)) == exported
-
-
-def test_every_event_is_in_the_table_and_no_other() -> None:
-    """A reader of the log finds each event in docs/reference/events.md."""
-    sources = sorted(Path(gateway_sidecar.__file__).parent.rglob("*.py"))
-    logged = {of_kind or told for path in sources for of_kind, told in _AN_EVENT.findall(path.read_text("utf-8"))}
-    logged |= {f"replica.{state.value}" for state in ReplicaState}
-    assert set(re.findall(r"`([a-z_]+\.[a-z_]+)`", first_cells(page("reference/events.md")))) == logged
 
 
 def commands(parser: argparse.ArgumentParser) -> dict[str, argparse.ArgumentParser]:

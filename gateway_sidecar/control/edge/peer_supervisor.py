@@ -294,9 +294,12 @@ class PeerSupervisor(Supervisor):
         place.due = awake.monotonic() + pause
         place.refused = isinstance(error, AddressRefused)
         if place.reason != str(error) or place.up:
-            event = "peer.refused" if place.refused else "peer.not_up"
             self._logger.error(
-                event, address=str(place.address), replica=place.replica, reason=str(error), retry_in_s=round(pause, 1)
+                "peer.refused" if place.refused else "peer.not_up",
+                address=str(place.address),
+                replica=place.replica,
+                reason=str(error),
+                retry_in_s=round(pause, 1),
             )
         place.up, place.reason = False, str(error)
 

@@ -1,0 +1,336 @@
+"""Every event that the daemon logs: how severe it is, what it means, and what to do.
+
+The page of events in docs/ is made from this list, and a test holds each call of a logger to it: an event that is not
+here, or that is logged at another level, fails the test.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass
+
+
+@dataclass(frozen=True, slots=True)
+class Event:
+    """One kind of event.
+
+    levels: those that it is logged at, in words. meaning: a sentence, which may name keys of the event in backquotes.
+    cure: what to do, as an imperative; empty where there is nothing to do.
+    """
+
+    levels: tuple[str, ...]
+    meaning: str
+    cure: str = ""
+
+
+def _info(meaning: str) -> Event:
+    return Event(("info",), meaning)
+
+
+def _warning(meaning: str, cure: str = "") -> Event:
+    return Event(("warning",), meaning, cure)
+
+
+def _error(meaning: str, cure: str = "") -> Event:
+    return Event(("error",), meaning, cure)
+
+
+GROUPS: Mapping[str, Mapping[str, Event]] = {
+    "The daemon": {
+        "daemon.started": _info("The daemon runs: its `version` and its `services`."),
+        "daemon.stopped": _info("The daemon ends; `left_running` says whether nginx and the routers go on."),
+        "daemon.failed": Event(
+            ("critical",),
+            "The daemon cannot start, or cannot go on, for this `reason`.",
+            "Remove the reason, then start it.",
+        ),
+        "daemon.cut_off": _warning(
+            "`stop --all` ended `connections` that were not closed after `after_s` seconds.",
+            "Give `stop --all` a longer `--timeout` if answers take longer.",
+        ),
+        "daemon.stalled": _warning(
+            "No part of the daemon ran for `for_s` seconds: the daemon or the machine was stopped or starved.",
+            "Give the machine more CPU or memory if it happens again.",
+        ),
+        "daemon.wedged": _error(
+            "A `loop` has made no progress for `stale_s` seconds, so the daemon stops its pings to systemd's watchdog.",
+            "Report it, with the log before it. systemd restarts the daemon; nginx and the routers go on.",
+        ),
+        "daemon.request_failed": _error(
+            "The daemon failed while it answered a request to one of its own listeners.", "Report the traceback."
+        ),
+        "loop.failed": _error(
+            "A task of the daemon failed. It goes on, and what it was working on is looked at again.",
+            "Report the traceback.",
+        ),
+        "library.said": Event(
+            ("warning", "error"),
+            "A library that the daemon uses warns of something, or failed.",
+            "Report it if it repeats.",
+        ),
+    },
+    "Configuration and files": {
+        "config.reloaded": _info("The configuration was read again and is in force: its `changes`."),
+        "config.refused": _error(
+            "The configuration has errors (`problems`). The one before stays in force.",
+            "Correct the file, run `gateway-sidecar check`, then `reload`.",
+        ),
+        "config.tls_refused": _error(
+            "The certificates of `admin` cannot be used. Those before stay in force.",
+            "Correct the files, then `reload`.",
+        ),
+        "config.not_in_force": _error(
+            "The configuration was accepted, but nginx or a router does not serve all of it (`problems`).",
+            "Remove the reason. The daemon tries again by itself.",
+        ),
+        "run_dir.repaired": _warning(
+            "Something was removed from `run_dir` (`removed`), and was restored.",
+            "Exclude `run_dir` from what cleans directories.",
+        ),
+        "run_dir.not_repaired": _error(
+            "Something was removed from `run_dir` and cannot be restored.", "Make `run_dir` writable for the daemon."
+        ),
+        "state.not_written": _error(
+            "A file in `state_dir` or `run_dir` cannot be written. Serving goes on.",
+            "Make room on the disk, or the directory writable for the daemon.",
+        ),
+        "state.written_again": _info("The file at `path` can be written again."),
+        "state.ignored": _warning(
+            "What an earlier daemon wrote cannot be used. The daemon looks for itself.", "Nothing, unless it repeats."
+        ),
+        "state.unread": _error(
+            "The record of replicas that were put over the API cannot be read. Those that are served stay.",
+            "Make `state_dir` readable for the daemon.",
+        ),
+        "state.put_aside": _error(
+            "The record of replicas that were put over the API is damaged, and was moved to `path`.",
+            "Put the missing replicas again.",
+        ),
+        "lease.not_restored": _warning(
+            "The bridge `port` that an earlier daemon gave a replica cannot be kept. The replica gets another one.",
+            "Leave `bridges.ports` as it is while replicas serve.",
+        ),
+    },
+    "Replicas": {
+        "replica.seen": _info("A socket appeared, or another engine behind it."),
+        "replica.loading": _info("The engine is not ready yet: `reason`."),
+        "replica.registering": _info("The engine is ready, and the router is told of it."),
+        "replica.serving": _info("The router lists the worker as ready; `since_seen_s` says how long all of it took."),
+        "replica.draining": _info("The replica gets no new requests: `reason`."),
+        "replica.unreachable": _warning(
+            "The engine cannot be asked: `reason`.", "Look up the reason in troubleshooting."
+        ),
+        "replica.foreign": _warning(
+            "Something that is no LLM engine answers behind the socket: `reason`.", "Check where the socket leads."
+        ),
+        "replica.dead": _warning(
+            "The engine served and does no work any more: `reason`. It gets no requests.", "Restart the engine."
+        ),
+        "replica.gone": _info("Its last connection is closed and its `port` is free, or `drain.timeout_s` is over."),
+        "replica.drained": _info("Nothing is in flight any more: it is safe to stop the engine."),
+        "replica.names": _info("The engine lists other names than before: those that `came`, and those that `went`."),
+        "replica.ejected": _warning(
+            "The evidence against an engine is strong: `failures` within `over_s` seconds. It gets no requests.",
+            "Read the engine's log.",
+        ),
+        "replica.replaced": _info(
+            "Another engine, or something that is no engine (`by`), answers behind the same socket."
+        ),
+        "replica.moved": _info("Its `<replica>.yaml` advertises another address, which makes it a new worker."),
+        "replica.sent_elsewhere": _info(
+            "Its source names another place for it (`to`). The old engine serves until the new one does."
+        ),
+        "replica.refused": _warning(
+            "A file matches the pattern and cannot be a replica: `reason`.", "Correct or remove the file."
+        ),
+        "replica.notes_refused": _error(
+            "Its `<replica>.yaml` has errors (`problems`). What was read before counts.", "Correct the file."
+        ),
+        "replica.not_bridged": _error(
+            "The replica has no bridge: no port is free for its service, or the symlink cannot be made.",
+            "Widen `bridges.ports`, or make `run_dir` writable.",
+        ),
+        "endpoints.written": _info("The file at `path` for other routers says something new."),
+        "endpoints.not_written": _error(
+            "The file for other routers cannot be written. No drain ends meanwhile.", "Make its directory writable."
+        ),
+        "source.blind": _error(
+            "The replicas cannot be listed, so nothing changes: `reason`.", "Make the source readable for the daemon."
+        ),
+        "source.sighted": _info("The replicas can be listed again."),
+        "source.hints_failed": _warning(
+            "The kernel tells no changes of files. Changes are seen at the next rescan instead.",
+            "Raise `fs.inotify.max_user_watches` or `max_user_instances`.",
+        ),
+        "bridge.key_not_shown": _error(
+            "The nginx that sends an engine its API key cannot be started, or refuses a changed key.",
+            "Follow the `reason`; `state_dir/log/nginx.log` has more.",
+        ),
+        "peer.up": _info("An advertised address is on the gateway and leads to its replica."),
+        "peer.adopted": _info("An advertised address was taken over from an earlier daemon."),
+        "peer.closed": _info("An advertised address was removed from the gateway."),
+        "peer.refused": _error("The gateway needs the advertised address itself.", "Advertise another address."),
+        "peer.not_up": _error(
+            "The advertised address cannot be claimed, or nginx cannot listen there: `reason`.", "Remove the reason."
+        ),
+        "peer.exited": _error("The nginx of an advertised address ended. It is started again."),
+        "peer.given_back": _info("Addresses that an earlier daemon left, and no replica needs, were removed."),
+        "peer.not_given_back": _error(
+            "An address that no replica needs cannot be removed: `reason`.", "Remove it with `ip address del`."
+        ),
+        "peer.interface_made": _info(
+            "The network interface for advertised addresses was made; `kind` says of which kind."
+        ),
+    },
+    "Services and signals": {
+        "service.half_pair": _warning(
+            "A `model` has prefill workers and no decode worker, or the other way round: `reason`.",
+            "Start a replica of the missing half.",
+        ),
+        "service.whole": _info("A `model` that lacked half a pair is answered again."),
+        "service.in_force": _info("nginx serves the service as its `listen` and `frontend` say."),
+        "service.not_in_force": _error(
+            "nginx cannot serve the service as it is configured. What was in force before, if anything, stays.",
+            "Remove the `reason`. The daemon tries again by itself.",
+        ),
+        "service.not_added": _error(
+            "A reload adds a service for which no ports are left.",
+            "Widen `bridges.ports` or `router_ports`, then restart.",
+        ),
+        "service.ready": _info(
+            "Load balancers are told to send the requests of this service, or shared address, here."
+        ),
+        "service.not_ready": _info("Load balancers are told to send the requests elsewhere: `reason`."),
+        "gate.not_switched": _error(
+            "The file that lets a service's requests through, or has them wait, cannot be changed.",
+            "Make `run_dir` writable for the daemon.",
+        ),
+        "hold.socket_not_held": _error(
+            "The process that keeps waiting requests while the daemon is restarted cannot be started.",
+            "Follow the `reason`. Until then requests that wait during a restart fail.",
+        ),
+        "scaling.recommended": _info("A `role` of a service should have `desired` replicas: `reason`."),
+        "scaling.hook_told": _info("The scaling hook accepted a recommendation."),
+        "scaling.hook_failed": _error(
+            "The scaling hook did not accept a recommendation: `reason`. It is told again.", "Run the hook by hand."
+        ),
+        "signals.no_events": _error(
+            "nginx's reports of requests do not arrive, so no recommendation is based on them.", "Remove the `reason`."
+        ),
+    },
+    "Routers": {
+        "router.started": _info("A router is up."),
+        "router.adopted": _info("A router was taken over from an earlier daemon."),
+        "router.stopped": _info("A router was stopped by the daemon."),
+        "router.not_started": _error(
+            "A router cannot be started: `reason`.", "Remove the reason. The daemon tries again by itself."
+        ),
+        "router.exited": _error(
+            "A router ended by itself; `last_lines` are its last words. Requests wait until it is up again.",
+            "Read `state_dir/log/router-SERVICE.log`.",
+        ),
+        "router.not_answering": _warning(
+            "A router's API fails: `reason`. What is registered there stays.", "Read its log if it lasts."
+        ),
+        "router.not_adopted": _warning(
+            "A router of an earlier daemon cannot be taken over: `reason`. Another is started."
+        ),
+        "router.silent": _warning("A router's API has not answered for a second. Requests wait until it does."),
+        "router.refusing": _warning(
+            "A router runs but accepts no connections. Requests wait; it is started again after `router.api_timeout_s`."
+        ),
+        "router.said": Event(
+            ("debug", "info", "warning", "error"), "A line of a router's own output, at the level that it has there."
+        ),
+        "router.said_more": _info("So many more `lines` of a router's output are in the log at `path`."),
+        "router.replaced": _info("Another router took the place of the old one, without failing a request."),
+        "router.not_replaced": _error(
+            "Another router could not take the old one's place: `reason`. The old one goes on.",
+            "Correct the `router` settings, then `reload` or `router restart`.",
+        ),
+        "router.outgrown": _warning(
+            "The router takes more than `router.memory_limit_mb`, and is about to be replaced."
+        ),
+        "router.outdated": _warning(
+            "An earlier daemon started the router from another program or with other arguments. It will be replaced."
+        ),
+        "router.leftover_stopped": _warning("A router that an earlier daemon left behind is asked to end."),
+        "router.key_visible": _warning(
+            "`router.command` is no Python script, so the router's key stands on its command line.",
+            "Let no other user log in, or use the script that pip installs.",
+        ),
+        "router.log_elsewhere": _error(
+            "The router's log file cannot be opened. Its output goes to the daemon's log alone.",
+            "Make `state_dir/log` writable, then `router restart`.",
+        ),
+        "worker.operation_failed": _warning(
+            "The router refused or failed a registration or a removal: `reason`. It is tried again after `retry_in_s`."
+        ),
+        "worker.orphan": _warning(
+            "The router has a worker without a replica. The worker is removed.",
+            "Register no workers there by hand; tell the daemon of the replica.",
+        ),
+    },
+    "nginx and the frontend": {
+        "nginx.started": _info("nginx is up."),
+        "nginx.adopted": _info("nginx was taken over from an earlier daemon."),
+        "nginx.exited": _error(
+            "nginx ended by itself; `last_lines` are its last words. It is started again.",
+            "Read `state_dir/log/nginx.log`.",
+        ),
+        "nginx.hung": _error("nginx answers nothing. It is ended and started again."),
+        "nginx.not_started": _error("nginx cannot be started: `reason`.", "Remove the reason. The daemon tries again."),
+        "nginx.orphans_stopped": _warning("Processes that a dead nginx left behind were ended."),
+        "nginx.reloaded": _info("nginx has a new configuration: an address, a key file or a router's port changed."),
+        "nginx.not_reloaded": _error(
+            "nginx did not take its new configuration: `reason`. The one before stays in force.", "Remove the reason."
+        ),
+        "nginx.said": Event(("info", "error"), "A line of nginx's own error log."),
+        "nginx.said_more": _info("So many more `lines` of nginx's output are in the log at `path`."),
+        "nginx.log_elsewhere": _error(
+            "nginx's log file cannot be opened. Its output goes to the daemon's log alone.",
+            "Make `state_dir/log` writable.",
+        ),
+        "frontend.keys_taken_in": _info("A keys file changed and is in force: so many were `added` and `removed`."),
+        "frontend.certificate_taken_in": _info("A certificate changed and is in force."),
+        "frontend.client_ca_taken_in": _info(
+            "The authorities of client certificates changed: nginx is about to be reloaded."
+        ),
+        "frontend.refused": _error(
+            "A keys file, a certificate or a file of authorities cannot be used. The one before stays in force.",
+            "Correct the file. No reload is needed.",
+        ),
+        "frontend.repaired": _info("The file that could not be used can be used again."),
+        "frontend.certificate_expires": _warning(
+            "The certificate expires within `tls.warn_days`, or has expired.", "Renew the certificate."
+        ),
+        "frontend.certificate_wrong_name": _warning(
+            "The served certificate does not cover all of `server_names`.", "Get a certificate for all of these names."
+        ),
+        "acme.account": _info("An account was made at the ACME server: its `url`."),
+        "acme.issued": _info("A certificate by ACME is there for these `names`; `renewal` says when it is renewed."),
+        "acme.failed": Event(
+            ("warning", "error"),
+            "An order of a certificate failed: `reason`. The certificate before stays; `again`: the next try.",
+            "Have the names lead to `frontend.redirect` at port 80, then `reload`.",
+        ),
+    },
+    "Tunnels": {
+        "tunnel.up": _info("An SSH connection is up."),
+        "tunnel.down": _warning(
+            "An SSH connection is down (`state`, `reason`); `replicas` are behind it.",
+            "Try `ssh` by hand with the same key.",
+        ),
+        "tunnel.ended": _info("An SSH connection is needed by no replica any more."),
+        "tunnel.not_forwarded": _error(
+            "The SSH connection is up, but ssh refuses to forward a replica's socket: `reason`.",
+            "Allow the forward on the far side (`AllowTcpForwarding`, `AllowStreamLocalForwarding`, `PermitOpen`).",
+        ),
+        "tunnel.leftover_stopped": _warning(
+            "An ssh process that an earlier daemon left, and no replica needs, is ended."
+        ),
+    },
+}
+"""Event -> what it is, by what it is about."""
+
+EVENTS: Mapping[str, Event] = {name: event for group in GROUPS.values() for name, event in group.items()}
