@@ -18,6 +18,7 @@ from typing import Any, NoReturn, TextIO, cast
 
 from gateway_sidecar import __version__
 from gateway_sidecar.commands.defaults import DEFAULT_CONFIG, EXIT_CONFIG, EXIT_FAILED, STOP_S, WAIT_S
+from gateway_sidecar.commands.shipped import NAMES
 from gateway_sidecar.errors import ConfigError, DaemonAway, FrontendError, GatewaySidecarError, NotInForce
 from gateway_sidecar.telemetry.terminal import PrintableStream
 
@@ -205,6 +206,7 @@ def _parser() -> argparse.ArgumentParser:
             command.add_argument(
                 "--peers", action="store_true", help="let the daemon add replicas' own addresses to this machine"
             )
+    _add_files_command(commands)
     _add_key_commands(commands.add_parser("key", help="add, revoke and list the API keys of frontend.auth.keys_file"))
     schema = commands.add_parser("schema", help="print a file's JSON Schema, for editors")
     schema.add_argument(
@@ -216,6 +218,15 @@ def _parser() -> argparse.ArgumentParser:
     )
     schema.set_defaults(command="schema:schema")
     return parser
+
+
+def _add_files_command(commands: Any) -> None:
+    text = "say where the alert rules, the dashboard, the JSON Schemas and the example configuration are"
+    command = commands.add_parser("files", help=text, description=f"{text[0].upper()}{text[1:]}.")
+    what = command.add_mutually_exclusive_group()
+    what.add_argument("name", nargs="?", choices=NAMES, help="print this path alone")
+    what.add_argument("--copy", type=Path, metavar="DIR", help="write all of them into DIR")
+    command.set_defaults(command="files:files")
 
 
 def _add_key_commands(parser: argparse.ArgumentParser) -> None:
