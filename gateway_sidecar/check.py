@@ -82,11 +82,27 @@ def user_to_be(wanted: str | None, settings: Settings, *, of_unit: bool) -> User
         if os.geteuid() != 0:
             raise ProcessError(f"--as: only root can look as {user}; run this with sudo")
         return replace(unit, why=user.why) if unit is not None and unit.uid == user.uid else user
-    if os.geteuid() != 0 or unit is None or unit.uid == ROOT:
+    return unit if os.geteuid() == ROOT and unit is not None and _starts_as(unit, settings, of_unit=of_unit) else None
+
+
+def not_who_is_meant(settings: Settings, *, of_unit: bool) -> Finding | None:
+    """That these are the rights of somebody else than the daemon's user; None for that user, and for root, who can
+    become that user."""
+    unit = unit_user()
+    if os.geteuid() == ROOT or unit is None or unit.uid == os.geteuid():
         return None
+    if not _starts_as(unit, settings, of_unit=of_unit):
+        return None
+    text = f"with the rights of uid {os.geteuid()}, not of {unit}, {unit.why}; run this with sudo to check with those"
+    return Finding(Level.WARN, text)
+
+
+def _starts_as(unit: User, settings: Settings, *, of_unit: bool) -> bool:
+    """Whether the unit's user is the daemon's with these settings, and nobody who may do everything."""
+    if unit.uid == ROOT:
+        return False
     owners = {path.stat().st_uid for path in (settings.run_dir, settings.state_dir) if path.exists()}
-    starts_it = of_unit and (unit.told is not None or not owners)
-    return unit if starts_it or unit.uid in owners else None
+    return (of_unit and (unit.told is not None or not owners)) or unit.uid in owners
 
 
 async def check_machine(settings: Settings, *, assumed: bool = False) -> list[Finding]:

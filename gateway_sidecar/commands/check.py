@@ -5,7 +5,7 @@ from __future__ import annotations
 import argparse
 import asyncio
 
-from gateway_sidecar.check import check_machine, user_to_be
+from gateway_sidecar.check import check_machine, not_who_is_meant, user_to_be
 from gateway_sidecar.commands.defaults import DEFAULT_CONFIG, EXIT_FAILED
 from gateway_sidecar.commands.rights import become
 from gateway_sidecar.config import Settings, load_config, load_usable
@@ -16,10 +16,13 @@ _ASSUMED = "assumed: its groups in /etc/group and no capabilities, since systemd
 def check(arguments: argparse.Namespace) -> int:
     """Looks, and changes nothing."""
     of_unit = arguments.config == DEFAULT_CONFIG
-    user = user_to_be(arguments.as_user, load_usable(arguments.config), of_unit=of_unit)
+    usable = load_usable(arguments.config)
+    user = user_to_be(arguments.as_user, usable, of_unit=of_unit)
     if user is not None:
         become(user)
         print(f"ok    with the rights of {user}, {user.why}; {user.told or _ASSUMED}")
+    elif arguments.as_user is None and (finding := not_who_is_meant(usable, of_unit=of_unit)) is not None:
+        print(finding.line())
     settings = load_config(arguments.config)
     print(f"ok    {arguments.config}: {_summary(settings)}")
     findings = asyncio.run(check_machine(settings, assumed=user is not None and user.told is None))

@@ -5,6 +5,7 @@ from __future__ import annotations
 import asyncio
 import grp
 import os
+import pwd
 import sys
 import tempfile
 from collections.abc import Iterator
@@ -14,7 +15,7 @@ from typing import Any
 import pytest
 import yaml
 
-from gateway_sidecar.check import user_to_be
+from gateway_sidecar.check import not_who_is_meant, user_to_be
 from gateway_sidecar.config import Settings
 from gateway_sidecar.errors import ProcessError
 from gateway_sidecar.supervision import unit
@@ -160,3 +161,18 @@ def test_what_a_drop_in_grants_is_granted(tmp_path: Path, monkeypatch: pytest.Mo
     assert found.told == (
         "systemd says SupplementaryGroups=mail 4242 AmbientCapabilities=cap_net_bind_service cap_chown"
     )
+
+
+def test_another_user_is_told_whose_rights_these_are_not(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """What alice may open says little of the daemon; where the settings are not the unit's, nothing is said."""
+    settings = settings_in(tmp_path)
+    systemd_says(monkeypatch, tmp_path, "LoadState=loaded", "User=daemon")
+    monkeypatch.setattr(os, "geteuid", lambda: UID)
+    found = not_who_is_meant(settings, of_unit=True)
+    assert found is not None
+    assert found.line().startswith(f"warn  with the rights of uid {UID}, not of daemon (uid ")
+    assert found.text.endswith("; run this with sudo to check with those")
+    assert not_who_is_meant(settings, of_unit=False) is None
+    for who in (0, pwd.getpwnam("daemon").pw_uid):
+        monkeypatch.setattr(os, "geteuid", lambda who=who: who)
+        assert not_who_is_meant(settings, of_unit=True) is None
