@@ -28,6 +28,9 @@ PEERS = Path("etc/systemd/system/gateway-sidecar.service.d/peers.conf")
 SYSUSERS = Path("etc/sysusers.d/gateway-sidecar.conf")
 TMPFILES = Path("etc/tmpfiles.d/gateway-sidecar.conf")
 CONFIG = Path("etc/gateway-sidecar/gateway-sidecar.yaml")
+ENVIRONMENT = Path("etc/default/gateway-sidecar")
+OF_PACKAGE = Path("usr/lib/systemd/system/gateway-sidecar.service")
+"""Where a package of the distribution has the unit."""
 
 Run = Callable[[Sequence[str]], str | None]
 """Runs a command; None where it went well, else the reason why not."""
@@ -83,6 +86,12 @@ def install(
     """
     command = list(command or own_command())
     place = _Place(root, dry_run, run or (_run if root == Path("/") else None))
+    if (root / OF_PACKAGE).exists():
+        yield Step(Did.KEPT, f"/{OF_PACKAGE}", "the Debian package has installed the unit and its files")
+        if peers:
+            yield place.write(PEERS, _shipped("systemd/peers.conf"), 0o644)
+            yield from place.systemctl("daemon-reload")
+        return
     yield place.write(UNIT, unit_text(command), 0o644)
     if peers:
         yield place.write(PEERS, _shipped("systemd/peers.conf"), 0o644)
@@ -90,6 +99,7 @@ def install(
     yield place.write(TMPFILES, _shipped("systemd/gateway-sidecar.tmpfiles"), 0o644)
     yield place.directory(CONFIG.parent)
     yield place.write_once(CONFIG, _shipped("gateway-sidecar.yaml"), 0o640)
+    yield place.write_once(ENVIRONMENT, _shipped("systemd/gateway-sidecar.default"), 0o644)
     yield from place.tool("systemd-sysusers", str(Path("/") / SYSUSERS), why="user and groups")
     yield from place.tool("systemd-tmpfiles", "--create", str(Path("/") / TMPFILES), why="directories and modes")
     yield from place.systemctl("daemon-reload")
@@ -107,6 +117,8 @@ def uninstall(root: Path = Path("/"), *, dry_run: bool = False, run: Run | None 
     The configuration, the state and the user stay: they may be wanted again, and files may belong to the user.
     """
     place = _Place(root, dry_run, run or (_run if root == Path("/") else None))
+    if (root / OF_PACKAGE).exists():
+        raise InstallError(f"/{OF_PACKAGE} is of the Debian package; apt remove gateway-sidecar, or apt purge for all")
     if (root / UNIT).exists():
         # In this order: what the daemon started lives on without it, and would be started again with it.
         yield from place.systemctl("stop", _SERVICE)
@@ -121,7 +133,7 @@ def uninstall(root: Path = Path("/"), *, dry_run: bool = False, run: Run | None 
     if (root / PEERS).exists():
         yield place.remove(PEERS)
     yield from place.systemctl("daemon-reload")
-    for kept in (CONFIG, Path("var/lib/gateway-sidecar")):
+    for kept in (CONFIG, ENVIRONMENT, Path("var/lib/gateway-sidecar")):
         if (root / kept).exists():
             yield Step(Did.KEPT, f"/{kept}", "remove it by hand if it is not wanted again")
 

@@ -11,6 +11,8 @@ from gateway_sidecar.config import load_config
 from gateway_sidecar.errors import InstallError
 from gateway_sidecar.install import (
     CONFIG,
+    ENVIRONMENT,
+    OF_PACKAGE,
     PEERS,
     SYSUSERS,
     TMPFILES,
@@ -23,7 +25,7 @@ from gateway_sidecar.install import (
 )
 
 COMMAND = ["/opt/gateway-sidecar/bin/gateway-sidecar"]
-FILES = (UNIT, SYSUSERS, TMPFILES, CONFIG)
+FILES = (UNIT, SYSUSERS, TMPFILES, CONFIG, ENVIRONMENT)
 
 
 class Tools:
@@ -51,7 +53,7 @@ def test_everything_is_put_in_place(tmp_path: Path) -> None:
     assert "/usr/bin/env" not in unit
     assert load_config(tmp_path / CONFIG).services[0].name == "chat"
     modes = {path: stat.S_IMODE((tmp_path / path).stat().st_mode) for path in FILES}
-    assert modes == {UNIT: 0o644, SYSUSERS: 0o644, TMPFILES: 0o644, CONFIG: 0o640}
+    assert modes == {UNIT: 0o644, SYSUSERS: 0o644, TMPFILES: 0o644, CONFIG: 0o640, ENVIRONMENT: 0o644}
     for path in FILES:
         assert any(step.did is Did.CREATED and step.what == f"/{path}" for step in said)
 
@@ -196,3 +198,29 @@ def test_the_privilege_for_addresses_is_given_when_asked_for(tmp_path: Path) -> 
     said = list(uninstall(tmp_path))
     assert any(step.did is Did.REMOVED and step.what == f"/{PEERS}" for step in said)
     assert not (tmp_path / PEERS).exists()
+
+
+def test_what_the_debian_package_installed_is_left_to_it(tmp_path: Path) -> None:
+    """A unit in /etc would hide the package's own; only the privilege for addresses is added, when asked for."""
+    unit = tmp_path / OF_PACKAGE
+    unit.parent.mkdir(parents=True)
+    unit.write_text("the package's")
+    before = tree(tmp_path)
+    (step,) = install(tmp_path, command=COMMAND)
+    assert (step.did, step.what) == (Did.KEPT, f"/{OF_PACKAGE}")
+    assert tree(tmp_path) == before
+    list(install(tmp_path, command=COMMAND, peers=True))
+    assert sorted(tree(tmp_path).keys() - before.keys())[-1] == str(PEERS)
+    with pytest.raises(InstallError, match="apt remove gateway-sidecar"):
+        list(uninstall(tmp_path))
+    assert unit.read_text() == "the package's"
+
+
+def test_the_environment_that_an_operator_wrote_is_kept(tmp_path: Path) -> None:
+    """/etc/default is the operator's, like the configuration; the unit reads it, and does without it."""
+    environment = tmp_path / ENVIRONMENT
+    environment.parent.mkdir(parents=True)
+    environment.write_text("HF_HOME=/srv/hf\n")
+    list(install(tmp_path, command=COMMAND))
+    assert environment.read_text() == "HF_HOME=/srv/hf\n"
+    assert f"EnvironmentFile=-/{ENVIRONMENT}\n" in (tmp_path / UNIT).read_text()
