@@ -16,6 +16,7 @@ MINUTES ?= 10
 EXAMPLES ?= 60
 SEED ?=
 ARGS ?=
+RELEASES ?= bookworm trixie
 JOBS ?= 4
 
 PY := $(VENV)/bin/python
@@ -37,7 +38,7 @@ export ENVOY ?= $(abspath $(ENVOY_VENV)/bin/envoy)
 export VLLM_ROUTER ?= $(abspath $(VLLM_ROUTER_VENV)/bin/vllm-router)
 export SGLANG_ROUTER ?= $(abspath $(SGLANG_ROUTER_VENV)/bin/sglang-router)
 
-.PHONY: help run test unit coverage check reference docs format bench chaos freezes frontends kinds soak fuzz proto mlx vllm dynamo routers install lock dist clean
+.PHONY: help run test unit coverage check reference docs format bench chaos freezes frontends kinds soak fuzz proto mlx vllm dynamo routers install lock dist deb deb-test clean
 
 help:
 	@sed -n 's/^## //p' Makefile
@@ -151,6 +152,7 @@ proto:
 ## make install  as root: the package into PREFIX (/opt/gateway-sidecar), and from there the systemd unit and its files
 install:
 	@$(SETUP) nginx app
+	"$(PREFIX)/bin/gateway-sidecar" files --copy "$(PREFIX)/share/gateway-sidecar" >/dev/null
 	"$(PREFIX)/bin/gateway-sidecar" install $(ARGS)
 
 ## make lock     write requirements.lock anew: what make install puts in place, the newest of all, each with its hashes
@@ -168,6 +170,16 @@ dist:
 	@$(PY) -m pip install --quiet --disable-pip-version-check build
 	@rm -rf build dist
 	$(PY) -m build --outdir dist .
+
+## make deb      Debian packages, into dist/; RELEASES='bookworm trixie', each in a clean root of that release
+deb:
+	@$(SETUP) dev deb
+	@VENV="$(VENV)" scripts/deb.sh $(RELEASES)
+
+## make deb-test each package in dist/ (make deb) in a clean root: lintian, installed, upgraded under load, rolled back, purged
+deb-test:
+	@$(SETUP) dev deb
+	@$(PY) -m pytest -s tests/system/test_debian_package.py $(ARGS)
 
 ## make clean    remove all that was made here
 clean:

@@ -20,6 +20,7 @@ from tests.namespaces import Namespace
 
 SERVICE = "gateway-sidecar.service"
 _SCRIPT = Path(__file__).with_name("systemd_in_namespaces.sh")
+_SCRIPT_FOR_TREE = Path(__file__).with_name("systemd_in_tree.sh")
 _SYSTEMD = Path("/lib/systemd/systemd")
 _HIDDEN = ("/home", "/root", "/tmp", "/var/tmp")
 """What the unit hides. An interpreter or a clone of the repository below one of them is shown to it by a drop-in."""
@@ -38,10 +39,16 @@ def why_not() -> str | None:
 
 
 class SystemdMachine:
-    """One machine: a systemd with an `/etc`, a `/run` and a `/var/lib` of its own, on the network of `namespace`."""
+    """One machine: a systemd with an `/etc`, a `/run` and a `/var/lib` of its own, on the network of `namespace`.
 
-    def __init__(self, namespace: Namespace, directory: Path) -> None:
+    tree: a file tree of a Debian that is all the machine has in place of this one's; it is not written to.
+    """
+
+    def __init__(self, namespace: Namespace, directory: Path, tree: Path | None = None) -> None:
         self._namespace = namespace
+        self._becomes = [str(_SCRIPT), str(directory)]
+        if tree is not None:
+            self._becomes = [str(_SCRIPT_FOR_TREE), str(directory), str(tree)]
         self._directory = directory
         self._process: asyncio.subprocess.Process | None = None
         self._pid = 0
@@ -64,7 +71,7 @@ class SystemdMachine:
             self._process = await asyncio.create_subprocess_exec(
                 "sh", "-c", join, "sh", *self._namespace.enter,
                 "unshare", "--mount", "--pid", "--fork", "--kill-child", "--mount-proc", "--cgroup", "--ipc", "--uts",
-                str(_SCRIPT), str(self._directory), stdout=log, stderr=log,
+                *self._becomes, stdout=log, stderr=log,
             )  # fmt: skip
         try:
             async with asyncio.timeout(20):
