@@ -9,7 +9,6 @@ from collections.abc import Iterator
 from importlib.resources import files as resources
 from pathlib import Path
 
-from gateway_sidecar.commands.schema import SCHEMA_OF
 from gateway_sidecar.commands.shipped import IN_PACKAGE, NAMES, SCHEMAS
 from gateway_sidecar.errors import InstallError
 from gateway_sidecar.files.replace import replace_file
@@ -64,6 +63,8 @@ def _file_name(name: str) -> str:
 def _content(name: str) -> str:
     if name in IN_PACKAGE:
         return _in_package(name).read_text(encoding="utf-8")
+    from gateway_sidecar.commands.schema import SCHEMA_OF  # All of the configuration: nearly a second of CPU.
+
     return json.dumps(SCHEMA_OF[SCHEMAS[name][0]](), indent=2) + "\n"
 
 
