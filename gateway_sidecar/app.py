@@ -32,12 +32,15 @@ from gateway_sidecar.control.routers.process import RouterHost, RouterProcess
 from gateway_sidecar.control.routers.router import Router
 from gateway_sidecar.control.service import Service
 from gateway_sidecar.control.state.api_replicas import ApiReplicas
+from gateway_sidecar.control.state.usage import UsageCollector
+from gateway_sidecar.control.state.usage_store import UsageStore
 from gateway_sidecar.domain.claims import Address, objection_to_direct
 from gateway_sidecar.domain.leases import NoFreePort, PortLeases
 from gateway_sidecar.domain.routing import BridgeRules
 from gateway_sidecar.engines.probe import EngineProbe
 from gateway_sidecar.errors import ConfigError, ProcessError, StateError
 from gateway_sidecar.files.own import keep_directory
+from gateway_sidecar.frontend.certificate import today
 from gateway_sidecar.kinds import ROUTERS
 from gateway_sidecar.nginx.addresses import ClaimRules, PeerAddresses, is_own_address
 from gateway_sidecar.nginx.bridge_key import read_bridge_key
@@ -231,7 +234,12 @@ def build_daemon(config_path: Path, settings: Settings, shared_key: str | None =
     tunnels = TunnelFleet(settings.run_dir / "tunnels", Tasks("-", metrics))
     problems = Problems()
     api = ApiReplicas(settings.state_dir / "replicas.json", problems, metrics)
-    shared = Shared(nginx, bridges, peers, destinations, keys, tunnels, api, problems)
+    usage = UsageCollector(
+        UsageStore(settings.state_dir / "usage.db", nginx.usage, settings.usage.keep_days, today),
+        problems.of("usage"),
+        metrics,
+    )
+    shared = Shared(nginx, bridges, peers, destinations, keys, tunnels, api, usage, problems)
     return Daemon(config_path, settings, shared, RealAdapters(settings, shared, metrics), metrics)
 
 

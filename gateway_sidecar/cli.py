@@ -140,6 +140,10 @@ def _parser() -> argparse.ArgumentParser:
     command.add_argument("--json", action="store_true", help="print JSON")
     command = ask("status", "ask:status", "show services, routers and replicas")
     command.add_argument("--json", action="store_true", help="print JSON")
+    text = "show requests and tokens by key and model, of services and addresses with frontend.usage"
+    command = add("usage", "usage:usage", text)
+    _add_usage_options(command)
+    _add_admin_options(command, "--cert-key")  # --key names a client's.
     command = ask(
         "explain",
         "explain:explain",
@@ -229,6 +233,20 @@ def _add_files_command(commands: Any) -> None:
     command.set_defaults(command="files:files")
 
 
+def _add_usage_options(command: argparse.ArgumentParser) -> None:
+    command.add_argument(
+        "--since", default="24h", metavar="TIME",
+        help="from when on: a time ago such as 24h or 7d, or 2026-11-01 (default: %(default)s)",
+    )  # fmt: skip
+    command.add_argument("--until", metavar="TIME", help="until when, as --since has it (default: now)")
+    command.add_argument("--service", metavar="SERVICE", help="only this service, or shared address")
+    command.add_argument("--key", dest="of_key", metavar="NAME", help="only this client's key, by its name")
+    command.add_argument("--model", metavar="MODEL", help="only this model")
+    form = command.add_mutually_exclusive_group()
+    form.add_argument("--json", action="store_true", help="print JSON")
+    form.add_argument("--csv", action="store_true", help="print CSV, with a line of names first")
+
+
 def _add_key_commands(parser: argparse.ArgumentParser) -> None:
     parser.description = (
         "Manage clients' API keys. The file holds only hashes; a running daemon applies changes at once."
@@ -299,12 +317,14 @@ def _add_replica_commands(commands: Any, add_config: Callable[[argparse.Argument
     command.add_argument("--json", action="store_true", help="print JSON")
 
 
-def _add_admin_options(command: argparse.ArgumentParser) -> None:
-    """The options for a daemon on another machine."""
+def _add_admin_options(command: argparse.ArgumentParser, *key: str) -> None:
+    """The options for a daemon on another machine. `key`: the one for the private key, if not `--key`."""
     group = command.add_argument_group("a daemon on another machine, at its admin.listen")
     group.add_argument("--admin", metavar="URL", help="https://HOST:PORT (default: admin.sock in run_dir)")
     group.add_argument("--cert", type=Path, metavar="FILE", help="our certificate, signed by the daemon's client_ca")
-    group.add_argument("--key", type=Path, metavar="FILE", help="the certificate's private key")
+    group.add_argument(
+        *(key or ("--key", "--cert-key")), dest="key", type=Path, metavar="FILE", help="the certificate's private key"
+    )
     group.add_argument("--ca", type=Path, metavar="FILE", help="the CA that signed the daemon's certificate")
 
 

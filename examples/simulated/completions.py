@@ -43,6 +43,10 @@ class Answer:
         """The event that says why it ends, if that is an event of its own."""
         raise NotImplementedError
 
+    def last_usage(self) -> Json | None:
+        """The event that says the stream's usage, if its client asked for that."""
+        return None
+
     def whole(self) -> Json:
         """The answer in one piece."""
         raise NotImplementedError
@@ -63,14 +67,21 @@ class Answer:
         return self._openai(kind, choice | {"finish_reason": "length"}, usage=self.usage, **more)
 
     def _openai(self, kind: str, choice: Json, **more: Any) -> Json:
+        return self._said(kind, [{"index": 0, "logprobs": None} | choice], **more)
+
+    def _said(self, kind: str, choices: list[Json], **more: Any) -> Json:
         return {
             "id": self.identity,
             "object": kind,
             "created": self.created,
             "model": self.ask.get("model", self.core.spec.model),
-            "choices": [{"index": 0, "logprobs": None} | choice],
+            "choices": choices,
             **more,
         }
+
+    def _asked_usage(self, kind: str) -> Json | None:
+        asks = (self.ask.get("stream_options") or {}).get("include_usage")
+        return self._said(kind, [], usage=self.usage) if asks else None
 
 
 class ChatAnswer(Answer):
@@ -85,7 +96,10 @@ class ChatAnswer(Answer):
         return self._openai("chat.completion.chunk", {"delta": delta, "finish_reason": None})
 
     def ending(self) -> Json:
-        return self._openai("chat.completion.chunk", {"delta": {}, "finish_reason": "length"}, usage=self.usage)
+        return self._openai("chat.completion.chunk", {"delta": {}, "finish_reason": "length"})
+
+    def last_usage(self) -> Json | None:
+        return self._asked_usage("chat.completion.chunk")
 
     def whole(self) -> Json:
         message = {"role": "assistant", "content": self.text}
@@ -103,7 +117,10 @@ class TextAnswer(Answer):
         return self._openai("text_completion", {"text": token, "finish_reason": None})
 
     def ending(self) -> Json:
-        return self._openai("text_completion", {"text": "", "finish_reason": "length"}, usage=self.usage)
+        return self._openai("text_completion", {"text": "", "finish_reason": "length"})
+
+    def last_usage(self) -> Json | None:
+        return self._asked_usage("text_completion")
 
     def whole(self) -> Json:
         return self._openai_whole("text_completion", {"text": self.text})
@@ -164,9 +181,9 @@ async def _stream(answer: Answer, request: web.BaseRequest, headers: Mapping[str
     async for token in answer.core.tokens(answer.max_tokens):
         answer.tokens.append(token)
         await response.write(_event(json.dumps(answer.chunk(token), separators=(",", ":"))))
-    ending = answer.ending()
-    if ending is not None:
-        await response.write(_event(json.dumps(ending, separators=(",", ":"))))
+    for last in (answer.ending(), answer.last_usage()):
+        if last is not None:
+            await response.write(_event(json.dumps(last, separators=(",", ":"))))
     await response.write(_event("[DONE]"))
     await response.write_eof()
     return response

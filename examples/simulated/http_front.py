@@ -105,7 +105,9 @@ class HttpFront:
             with self._core.ledger.inference(RecordedRequest(request.path, ask)):
                 self._core.begin_inference()
                 await self._core.meet(Rendezvous.of_json(ask))
-                return await respond(answer, request, self._signature)
+                response = await respond(answer, request, self._signature)
+                self._core.ledger.spent(answer.usage["prompt_tokens"], answer.usage["completion_tokens"])
+                return response
         except InferenceError as failure:
             return self._send(Page({"error": {"message": str(failure), "code": 500}}, 500))
 

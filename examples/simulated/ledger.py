@@ -46,6 +46,8 @@ class Ledger:
         aborted: Its connection went, it was cancelled, or an Abort RPC named it.
         failed: Refused by the engine: loading, dead, or `fail_rate`.
         in_flight: Begun and not yet ended.
+        tokens_in: Of the prompts of those that were completed.
+        tokens_out: Of their answers.
         transfers: Meetings of a prefill and a decode engine, by the address of the other one.
         requests: The last inference requests, newest last.
         on_inference: Told of each inference request when it begins ("begun") and ends (as what it ended).
@@ -57,6 +59,8 @@ class Ledger:
     aborted: int = 0
     failed: int = 0
     in_flight: int = 0
+    tokens_in: int = 0
+    tokens_out: int = 0
     transfers: Counter[str] = field(default_factory=Counter)
     calls: Counter[str] = field(default_factory=Counter)
     requests: deque[RecordedRequest] = field(default_factory=lambda: deque(maxlen=REQUESTS_KEPT))
@@ -74,6 +78,11 @@ class Ledger:
     def transferred(self, peer: str) -> None:
         self.transfers[peer] += 1
         self._tell()
+
+    def spent(self, tokens_in: int, tokens_out: int) -> None:
+        """An answer is complete, and took so many tokens."""
+        self.tokens_in += tokens_in
+        self.tokens_out += tokens_out
 
     @contextmanager
     def inference(self, request: RecordedRequest) -> Iterator[None]:
@@ -113,6 +122,8 @@ class Ledger:
             "aborted": self.aborted,
             "failed": self.failed,
             "in_flight": self.in_flight,
+            "tokens_in": self.tokens_in,
+            "tokens_out": self.tokens_out,
             "transfers": dict(self.transfers),
             "calls": dict(self.calls),
         }

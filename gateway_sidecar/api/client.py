@@ -112,6 +112,10 @@ class Client:
         finally:
             connection.close()
 
+    def usage(self, asked: Mapping[str, str]) -> models.Usage:
+        """What clients have used; `asked` are the parameters of the query."""
+        return cast("models.Usage", self._ask("GET", f"/v1/usage?{urlencode(asked)}", timeout_s=_PATIENCE_S))
+
     def reload(self) -> models.Reloaded:
         """Has the configuration read again. Raises ConfigError, NotInForce."""
         try:

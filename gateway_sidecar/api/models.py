@@ -354,6 +354,46 @@ class Explained(TypedDict):
     """Its last events, as `/v1/events` has them."""
 
 
+class UsageRow(TypedDict):
+    """What one key has used of one model."""
+
+    frontend: str
+    """The service or shared address whose frontend let the requests in."""
+    service: str
+    """The service that answered; that of `frontend` for requests that found none."""
+    key: str
+    """The name of the client's key or certificate; empty for none."""
+    model: str
+    """The model as clients named it; empty where that is not known."""
+    requests: Count
+    """All requests for an answer that have ended."""
+    refused: Count
+    """Those of them with a status of 4xx."""
+    failed: Count
+    """Those of them with a status of 5xx."""
+    aborted: Count
+    """Those of them whose answer did not reach the client as a whole."""
+    streams: Count
+    """Those of them that were answered by a stream."""
+    tokens_in: Count
+    """Tokens of prompts, as the answers say."""
+    tokens_out: Count
+    """Tokens of answers, as they say."""
+    unknown: Count
+    """Answers whose tokens nobody knows: cut off, or not said."""
+
+
+class Usage(TypedDict):
+    """What clients have used."""
+
+    since: str
+    """From this moment on: the beginning of an hour, in UTC."""
+    until: str
+    """Before this moment."""
+    rows: list[UsageRow]
+    """Each service, key and model once; those with most tokens first."""
+
+
 class Error(TypedDict):
     """Why a request was not done."""
 

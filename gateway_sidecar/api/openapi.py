@@ -77,6 +77,7 @@ _NOT_WRITTEN = {
     "507": _no("Nothing was changed: `state_dir` has no room left to write it down."),
 }
 
+_WHEN = "A time ago (`24h`, `7d`), a day or a time (`2026-11-01`, `2026-11-01T12:00Z`); its hour counts as a whole."
 _OF_SERVICE, _OF_REPLICA = "/v1/services/{service}", "/v1/services/{service}/replicas/{replica}"
 _OPERATIONS: dict[tuple[str, str], Json] = {
     ("get", "/v1/openapi.json"): _operation(
@@ -123,6 +124,20 @@ _OPERATIONS: dict[tuple[str, str], Json] = {
             "`Accept` has `text/event-stream`. `Last-Event-ID` counts as `after`.",
             {"enum": ["0", "1"], "default": "0"},
         ),
+    ),
+    ("get", "/v1/usage"): _operation(
+        "getUsage",
+        "Show what clients have used, by key and model",
+        {
+            "200": _answer("Counted until now, by the hour; older than eight days by the day (UTC).", models.Usage),
+            "400": _BAD_QUERY,
+            "503": _no("What is on disk cannot be read."),
+        },
+        _query("since", f"{_WHEN} By default 24h.", _TEXT),
+        _query("until", f"{_WHEN} By default now.", _TEXT),
+        _query("service", "Only this service, or this shared address.", _TEXT),
+        _query("key", "Only this key; an empty text for requests without one.", {"type": "string"}),
+        _query("model", "Only this model; an empty text for requests without one.", {"type": "string"}),
     ),
     ("post", "/v1/reload"): _operation(
         "reload",
@@ -246,6 +261,7 @@ class _Generator(GenerateJsonSchema):
 _Answers = (
     models.Drained | models.Error | models.Events | models.Explained | models.Plan | models.Put | models.Reloaded
     | models.Replicas | models.Restarted | models.Resumed | Signals | models.Status | models.Stopped | models.Unanswered
+    | models.Usage
 )  # fmt: skip
 """All that is answered; pydantic describes it and what it is made of."""
 

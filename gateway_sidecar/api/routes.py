@@ -1,4 +1,4 @@
-"""The admin API: status, plan, signals, drain, resume, reload, router restart, stop, and replicas put and deleted.
+"""The admin API: status, plan, signals, usage, drain, resume, reload, router restart, stop, replicas put and deleted.
 
 Everyone who may open the socket may use all of it.
 """
@@ -29,6 +29,7 @@ from gateway_sidecar.api.replicas import (
 )
 from gateway_sidecar.api.signals_view import signals_view
 from gateway_sidecar.api.unix_server import UnixServer
+from gateway_sidecar.api.usage import show_usage
 from gateway_sidecar.control.process.daemon import DEFAULT_STOP_S, Daemon
 from gateway_sidecar.domain.model import ReplicaId
 from gateway_sidecar.errors import ConfigError, NotInForce, RouterUnavailable
@@ -168,6 +169,7 @@ ROUTES: dict[tuple[str, str], Handler] = {
     ("GET", "/v1/status"): _status,
     ("GET", "/v1/plan"): _plan,
     ("GET", "/v1/events"): list_events,
+    ("GET", "/v1/usage"): show_usage,
     ("POST", "/v1/reload"): _reload,
     ("POST", "/v1/stop"): _stop,
     ("GET", f"{_SERVICE}/signals"): _signals,

@@ -3,16 +3,18 @@
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Literal
 
 from gateway_sidecar.domain.printable import age, counted, printable
 
 if TYPE_CHECKING:
-    from gateway_sidecar.api.models import Address, Model, Replica, Service, Status, Target
+    from gateway_sidecar.api.models import Address, Model, Replica, Service, Status, Target, Usage
     from gateway_sidecar.api.signal_models import Scaling
 
+Used = Literal["requests", "refused", "failed", "aborted", "streams", "tokens_in", "tokens_out", "unknown"]
 _LONGEST_LINE = 2000
 _MOST_MODELS = 50
+_USED: tuple[Used, ...] = ("requests", "refused", "failed", "aborted", "streams", "tokens_in", "tokens_out", "unknown")
 _COLUMNS = ("replica", "state", "for", "engine", "role", "model", "bridge", "reason")
 
 
@@ -102,6 +104,24 @@ def render_replicas(services: Mapping[str, Sequence[Replica]]) -> str:
     ]
     titles = ("service", "replica", "source", "state", "bridge", "place", "reason")
     return _joined(_table([titles, *rows])) if rows else "no replicas"
+
+
+def render_usage(usage: Usage) -> str:
+    """A line for each service, key and model, and their sum."""
+    rows = usage["rows"]
+    if not rows:
+        return f"nothing was counted from {usage['since']} to {usage['until']}"
+    named = [
+        (it["service"], it["key"] or "-", it["model"] or "-", *(it[name] for name in _USED), it["frontend"])
+        for it in rows
+    ]
+    shows_frontend = any(it["frontend"] != it["service"] for it in rows)
+    sums = ("all", "", "", *(sum(it[name] for it in rows) for name in _USED), "")
+    titles = ("service", "key", "model", *(name.replace("_", " ") for name in _USED), "address")
+    lines = [row if shows_frontend else row[:-1] for row in (titles, *named, sums)]
+    return _joined(
+        [f"from {usage['since']} to {usage['until']}", *_table([[str(cell) for cell in row] for row in lines])]
+    )
 
 
 def _place(row: Replica) -> str:

@@ -300,6 +300,17 @@ class LimitSettings(Part):
         return self
 
 
+class UsageSettings(Part):
+    """Counting requests and tokens by key and model: `usage: {}` counts. It needs nginx's Lua module."""
+
+    ask: bool = Field(
+        default=True,
+        description="Whether nginx asks engines for the tokens of streams, by `stream_options.include_usage` in the"
+        " request, and hides the event that says them from clients that did not ask. Without it, streams whose clients"
+        " do not ask count as unknown.",
+    )
+
+
 class FrontendSettings(Part):
     """The service's address as a frontend that clients elsewhere may be given."""
 
@@ -357,6 +368,7 @@ class FrontendSettings(Part):
         " the application's. `null` turns it off.",
         examples=["/readyz", None],
     )
+    usage: UsageSettings | None = None
     trusted_proxies: Annotated[tuple[NetworkValue, ...], Field(strict=False)] = _list(
         description="Networks of proxies before this one whose `X-Forwarded-For` is believed; limits per IP need it.",
         examples=[["10.0.0.0/8"]],

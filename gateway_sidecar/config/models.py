@@ -235,6 +235,17 @@ class PeersSettings(Part):
     )
 
 
+class UsageKeepingSettings(Part):
+    """How long the use of services with `frontend.usage` is kept."""
+
+    keep_days: int = Field(
+        default=400,
+        ge=8,
+        le=3660,
+        description="Older usage is forgotten. The last eight days are kept by the hour, others by the day (UTC).",
+    )
+
+
 class _Replicas(Part):
     """What all sources together are held to."""
 
@@ -403,6 +414,7 @@ class Settings(Part):
     )
     log: LogSettings = LogSettings()
     access_log: AccessLogSettings = AccessLogSettings()
+    usage: UsageKeepingSettings = UsageKeepingSettings()
     metrics: Annotated[MetricsSettings, BeforeValidator(_metrics_off)] = MetricsSettings()
     admin: AdminSettings | None = None
     acme: AcmeSettings | None = None

@@ -27,6 +27,7 @@ from gateway_sidecar.nginx.bridge_server import ORDERS, OWNER_PATH, owner_url
 from gateway_sidecar.nginx.dispatch import Behind, Dispatch, Way, models_of
 from gateway_sidecar.nginx.frontend_places import FrontendPlaces
 from gateway_sidecar.nginx.templates import END, SEGMENTS, render
+from gateway_sidecar.nginx.usage_counts import MOST_ROWS, counts_at
 
 _PLAIN = FrontendSettings()
 _CONNECTIONS_EACH = 4  # client, service address -> router, router -> bridge, bridge -> replica
@@ -65,6 +66,12 @@ BALANCE_LUA = "balance.lua"
 
 QUEUE_LUA = "full_queue.lua"
 """What waits there for an engine whose queue of connections is full."""
+
+TOKENS_LUA = "tokens.lua"
+"""What reads there how many tokens an answer took."""
+
+USAGE_LUA = "usage.lua"
+"""What counts there what clients use."""
 
 MODELS_LUA = "models.lua"
 """What chooses a service there for each request to a shared address."""
@@ -171,6 +178,8 @@ class ServiceAddress:
             return "an address for several services (addresses)"
         if self.balances:
             return "a service without a router (router.type: none)"
+        if self.frontend.usage is not None:
+            return "usage by key and model (frontend.usage)"
         auth = self.frontend.auth
         if auth is not None and auth.keeps:
             return "frontend.auth.keep_s or stale_s"
@@ -197,6 +206,11 @@ class ServiceAddress:
         return tuple(slot for slot, address in slots if address)
 
     # What its template asks for.
+
+    @property
+    def counts(self) -> bool:
+        """Whether what its clients use is counted."""
+        return self.frontend.usage is not None and not self.paths.anything
 
     @property
     def judges_servers(self) -> bool:
@@ -422,6 +436,9 @@ class NginxConfig:
             "names": self.links.with_name(NAMES),
             "names_answers": not all(kind.passes_answers for it in self.services for kind in it.headers),
             "logged": self.access_log and any(it.frontend.access_log != "off" for it in self.services),
+            "counted": any(it.counts for it in self.services),
+            "usage_counts": counts_at(self.directory),
+            "usage_rows": MOST_ROWS,
             "in_force": InForce(_UNNUMBERED, self.temp.parent == self.directory.parent, self.events),
             "body_classes": body_classes(
                 self.held_mb, max((it.frontend.max_body_mb for it in self.services), default=1)

@@ -52,6 +52,8 @@ from gateway_sidecar.nginx.config import (
     OWNER_SCRIPT,
     QUEUE_LUA,
     SUCCESSOR,
+    TOKENS_LUA,
+    USAGE_LUA,
     Capacity,
     InForce,
     NginxConfig,
@@ -63,6 +65,7 @@ from gateway_sidecar.nginx.connections import listening_at, open_connections
 from gateway_sidecar.nginx.frontend_places import FrontendPlaces
 from gateway_sidecar.nginx.ready_marks import ReadyMarks
 from gateway_sidecar.nginx.templates import bracketed
+from gateway_sidecar.nginx.usage_counts import UsageCounts, counts_at
 from gateway_sidecar.supervision import awake
 from gateway_sidecar.supervision.awake import within
 from gateway_sidecar.supervision.logfile import ChildLog, try_writing
@@ -198,6 +201,7 @@ class Nginx:
         self._directory = settings.run_dir / "nginx"
         self.in_flight = InFlight(self._directory, settings.first_port, settings.last_port)
         self.endpoints = Endpoints(settings.run_dir / ENDPOINTS, self.in_flight.note_change)
+        self.usage = UsageCounts(counts_at(self._directory))
         self._config_path = self._directory / "nginx.conf"
         self._before_path = self._directory / "before.conf"
         self.log = ChildLog(settings.state_dir / "log" / "nginx.log", spare=settings.run_dir / "log" / "nginx.log")
@@ -227,6 +231,7 @@ class Nginx:
             self._directory,
             self.frontends.directory,
             self.endpoints.directory,
+            self.usage.directory,
         ):
             make_directory(path, 0o700)
 
@@ -635,7 +640,8 @@ class Nginx:
         )
 
     def _write_scripts(self) -> None:
-        for name in ("frontends.lua", ACCESS_LOG_LUA, BALANCE_LUA, MODELS_LUA, OWNER_LUA, OWNER_SCRIPT, QUEUE_LUA):
+        scripts = (ACCESS_LOG_LUA, BALANCE_LUA, MODELS_LUA, OWNER_LUA, OWNER_SCRIPT, QUEUE_LUA, TOKENS_LUA, USAGE_LUA)
+        for name in ("frontends.lua", *scripts):
             write_script(self._directory, name)
 
     async def _tried_out(self, text: str) -> Path:

@@ -1,10 +1,10 @@
--- What a line of the access log says that nginx itself does not know: which model was asked for, what the answer says of
--- tokens, which replica answered, and how often the request was sent again. Nothing of a prompt is kept.
+-- What a line of the access log says that nginx itself does not know: which model was asked for, which replica answered,
+-- and how often the request was sent again. Nothing of a prompt is kept. What the answer says of tokens tokens.lua reads.
 --
--- Text inside a JSON string has its quotes escaped, so `"model"` and `"prompt_tokens"`, quotes and all, are names there
--- and never a part of what somebody said.
+-- Text inside a JSON string has its quotes escaped, so `"model"`, quotes and all, is a name there and never a part of
+-- what somebody said.
 --
--- It runs for each request, and for each piece of an answer. What most of them run is what LuaJIT compiles, which
+-- It runs for each request. What most of them run is what LuaJIT compiles, which
 -- patterns, loops of few rounds and `ngx.req` are not: it looks for plain text. `ngx.ctx` and variables, which cost more
 -- than all else, are taken only if there is something to put there.
 
@@ -15,14 +15,12 @@ ffi.cdef [[
 long readlink(const char *path, char *target, size_t size);
 ]]
 
+local tokens = require "tokens"
 local byte, find, match, sub, gsub = string.byte, string.find, string.match, string.sub, string.gsub
 local LONGEST_NAME = 4096
 local LONGEST_MODEL = 256
 local MOST_KNOWN = 4096
-local MOST_DIGITS = 16
--- Of a piece of an answer that ends in mid-number, or in mid-name.
-local KEPT = 128
-local LINE_FEED, COLON, BACKSLASH, BRACE = 10, 58, 92, 125
+local BACKSLASH = 92
 local target = ffi.new("char[?]", LONGEST_NAME)
 -- Worker -> its replica's name, as of the second `known_at`: a port rests for longer before another replica has it.
 local known, known_at, count = {}, 0, 0
@@ -30,62 +28,8 @@ local known, known_at, count = {}, 0, 0
 local shown_as, shown_count = {}, 0
 -- What stands before a request's name where it is noted who answered, beside how often it failed: no name begins so.
 local ANSWERED = "!"
--- How many requests have something in `ngx.ctx`.
-local kept = 0
 
-local access_log = {}
-
--- Where the first byte is that is no white space.
-local function past_space(text, at)
-    local code = byte(text, at)
-    while code == 32 or code == 10 or code == 13 or code == 9 do
-        at = at + 1
-        code = byte(text, at)
-    end
-    return at
-end
-
--- The last number of this name in a text; nil if there is none, or it may go on in the next piece.
-local function last_number(text, name)
-    local digits
-    local _, stop = find(text, name, 1, true)
-    while stop do
-        local from = past_space(text, stop + 1)
-        from = byte(text, from) == COLON and past_space(text, from + 1) or #text + 1
-        local at, code = from, byte(text, from)
-        while code and code >= 48 and code < 58 do
-            at = at + 1
-            code = byte(text, at)
-        end
-        if code and at > from and at - from < MOST_DIGITS then digits = sub(text, from, at - 1) end
-        _, stop = find(text, name, stop, true)
-    end
-    return digits
-end
-
--- One piece of an answer passes. What it says last of its tokens counts: streams may say it with each event.
-function access_log.answers()
-    local piece, arg = ngx.arg[1], ngx.arg
-    local last = byte(piece, -1)
-    if not last then return end
-    if kept > 0 then
-        local ctx = ngx.ctx
-        if ctx.gateway_kept then
-            piece, ctx.gateway_kept, kept = ctx.gateway_kept .. piece, nil, kept - 1
-        end
-    end
-    if find(piece, '_tokens"', 1, true) then
-        local var = ngx.var
-        local tokens = last_number(piece, '"prompt_tokens"') or last_number(piece, '"input_tokens"')
-        if tokens then var.gateway_tokens_in = tokens end
-        tokens = last_number(piece, '"completion_tokens"') or last_number(piece, '"output_tokens"')
-        if tokens then var.gateway_tokens_out = tokens end
-    end
-    -- An event ends with a line, and an answer in one piece with a brace.
-    if last ~= LINE_FEED and last ~= BRACE and not arg[2] then
-        ngx.ctx.gateway_kept, kept = sub(piece, -KEPT), kept + 1
-    end
-end
+local access_log = {answers = tokens.answers}
 
 -- The string at `at`, where a quote begins it, without its quotes, and where it ends; nil if it does not.
 local function string_at(text, at)
@@ -200,7 +144,7 @@ end
 -- has chosen.
 function access_log.over(names, host, only, engine, led, first, second)
     local var = ngx.var
-    if kept > 0 and ngx.ctx.gateway_kept then kept = kept - 1 end
+    tokens.over()
     if only and var[only] == "" then return end
     local places = var.upstream_addr
     if not places then return end -- nginx has answered: what was asked for nobody has read.

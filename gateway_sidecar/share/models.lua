@@ -602,5 +602,8 @@ function models.one(name)
 end
 
 models.in_json, models.in_form = in_json, in_form -- For tests.
+-- For usage.lua, which looks at bodies in the same way.
+models.after_space, models.after_string, models.after_value, models.unescaped = after_space, after_string, after_value, unescaped
+models.with_body, models.rewrite = with_body, rewrite
 
 return models

@@ -124,6 +124,15 @@ class Metrics:
         self.lost_events = gauge(
             "lost_request_events", "Ends of requests that nginx reported and the daemon had no time to read."
         )
+        self.usage_requests = counter(
+            "usage_requests", "Requests by key and model, by outcome.", "service", "key", "model", "outcome"
+        )
+        self.usage_tokens = counter(
+            "usage_tokens", "Tokens that answers say, by key and model.", "service", "key", "model", "direction"
+        )
+        self.usage_unknown = counter(
+            "usage_unknown_answers", "Answers whose tokens nobody knows.", "service", "key", "model"
+        )
         self.request_rate = gauge(
             "request_rate", "Requests per second over the window of this many seconds.", "service", "role", "window"
         )

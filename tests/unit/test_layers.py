@@ -357,6 +357,7 @@ def test_files_are_replaced_in_one_place() -> None:
     others = {
         "api/unix_server.py": "a socket, which is bound and not written",
         "control/state/api_replicas.py": "put aside, under a name that nothing has",
+        "control/state/usage_store.py": "put aside, under a name that nothing has",
     }
     writes = {
         "write_text",

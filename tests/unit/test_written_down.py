@@ -40,7 +40,7 @@ def daemon_in(directory: Path, key: str) -> tuple[WrittenDown, PlayedNginx]:
     nothing = cast("Any", SimpleNamespace())
     leases = PortLeases(range(24001, 24011))
     leases.quarantine(24005, 100.0, service="chat")
-    shared = Shared(cast("Any", nginx), leases, nothing, nothing, nothing, nothing, nothing, Problems())
+    shared = Shared(cast("Any", nginx), leases, nothing, nothing, nothing, nothing, nothing, nothing, Problems())
     router = SavedRouter("chat", Identity(8, 1, "boot"), RouterPorts(15000, 15001), "secret", "smg", "digest")
     service = SimpleNamespace(
         slots=SimpleNamespace(saved=lambda: [router]),

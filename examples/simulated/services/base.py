@@ -134,6 +134,7 @@ class EngineService:
                     else:
                         ids += new_ids
                 yield self.complete(asked, request, ids, made)
+                self.core.ledger.spent(asked.prompt_tokens, made)
         except RequestAbortedError:
             await context.abort(grpc.StatusCode.CANCELLED, "aborted by its client")
         except InferenceError as failure:

@@ -192,6 +192,7 @@ class Daemon:
                 self.nginx_supervisor.run,
                 self.shared.api.run,
                 self.readiness.run,
+                self.shared.usage.run,
                 self.frontends.run,
                 self.certificates.run,
                 self.run_dir.run,
@@ -265,7 +266,8 @@ class Daemon:
         await asyncio.gather(*tasks, return_exceptions=True)
         if self._stop_all:
             await self._take_all_down(self._services.routers)
-        else:
+        await self.shared.usage.collect_last()
+        if not self._stop_all:
             await self._written.write_all()
             for router in self._services.routers:
                 await router.detach()

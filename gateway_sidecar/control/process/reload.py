@@ -27,6 +27,7 @@ _FIXED = (
     "state_dir",
     "run_dir",
     "access_log",
+    "usage",
     "bridges",
     "peers",
     "router_ports",

@@ -8,6 +8,7 @@ from gateway_sidecar.control.edge.destinations import Destinations
 from gateway_sidecar.control.edge.key_proxies import KeyProxies
 from gateway_sidecar.control.edge.peer_supervisor import PeerSupervisor
 from gateway_sidecar.control.state.api_replicas import ApiReplicas
+from gateway_sidecar.control.state.usage import UsageCollector
 from gateway_sidecar.domain.leases import PortLeases
 from gateway_sidecar.nginx.server import Nginx
 from gateway_sidecar.telemetry.problems import Problems
@@ -25,4 +26,5 @@ class Shared:
     keys: KeyProxies
     tunnels: TunnelFleet
     api: ApiReplicas
+    usage: UsageCollector
     problems: Problems
