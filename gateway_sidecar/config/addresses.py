@@ -54,8 +54,8 @@ class WeightedSettings(TargetSettings):
         default=1,
         ge=0,
         le=100_000,
-        description="Its share of the requests is this number divided by the sum of all weights; nginx draws a service"
-        " for each request at random.",
+        description="Its share of the requests is this number divided by the sum of all weights. nginx keeps to it over"
+        " few requests, too, in each of its worker processes.",
     )
 
 

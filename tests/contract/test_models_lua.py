@@ -33,6 +33,20 @@ _UNREADABLE = """
     models.lead("api")
 """
 
+# Which service each of 10,000 requests for a model gets: one digit each.
+_CHOICES = """
+    local models, found = require "models", {}
+    local weights = ngx.var.arg_weights
+    models.address("api", "/nowhere", "", "@router")
+    local model = {name = "m", total = 0}
+    for weight in string.gmatch(weights, "%d+") do
+        model[#model + 1] = {service = tostring(#model), sent = "", weight = tonumber(weight)}
+        model.total = model.total + tonumber(weight)
+    end
+    for at = 1, 10000 do found[at] = models.choose(model).service end
+    ngx.print(table.concat(found))
+"""
+
 # Answers with what it was asked to read: the name, and where it stands, or a word for what is wrong.
 _ANSWER = """
     ngx.req.read_body()
@@ -70,6 +84,11 @@ class Reader:
         answer = self._connection.getresponse()
         return answer.status, json.loads(answer.read())["error"]["code"]
 
+    def choices(self, *weights: int) -> str:
+        """The number of the service that each of 10,000 requests gets."""
+        self._connection.request("GET", f"/choices?weights={','.join(map(str, weights))}")
+        return self._connection.getresponse().read().decode()
+
     def ask(self, body: bytes, boundary: str | None = None) -> tuple[bytes, str]:
         """What it finds."""
         self._connection.request("POST", "/", body, {"X-Boundary": boundary} if boundary else {})
@@ -91,6 +110,7 @@ def reader(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Reader]:
     (directory / "models.lua").write_text((resources.files("gateway_sidecar") / "share/models.lua").read_text())
     (directory / "answer.lua").write_text(_ANSWER)
     (directory / "unreadable.lua").write_text(_UNREADABLE)
+    (directory / "choices.lua").write_text(_CHOICES)
     temp = " ".join(f"{it}_temp_path {directory};" for it in ("client_body", "proxy", "fastcgi", "uwsgi", "scgi"))
     (directory / "nginx.conf").write_text(f"""
         daemon off; pid {directory}/nginx.pid; error_log {directory}/error.log; worker_processes 1;
@@ -103,6 +123,7 @@ def reader(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Reader]:
             server {{
                 listen unix:{directory}/read.sock;
                 location / {{ content_by_lua_file {directory}/answer.lua; }}
+                location /choices {{ content_by_lua_file {directory}/choices.lua; }}
                 location /unreadable {{
                     access_by_lua_file {directory}/unreadable.lua;
                     log_by_lua_block {{ ngx.req.read_body = ngx.ctx.read }}
@@ -266,3 +287,17 @@ def test_a_part_is_the_model_only_where_all_parsers_agree(reader: Reader, head: 
     """What one of them could read as another field, or as a file, is not the model."""
     body = f"--b\r\n{head}\r\n\r\nm\r\n--b--\r\n".encode()
     assert reader.ask(body, "b")[0] == found
+
+
+@pytest.mark.parametrize("weights", [(9, 1), (1, 1), (99, 1), (6, 3, 1), (1, 0, 2)])
+def test_each_service_gets_its_share_of_any_few_requests(reader: Reader, weights: tuple[int, ...]) -> None:
+    """A canary of 10 % gets 1,000 of 10,000, and ten of any hundred, give or take four."""
+    choices = reader.choices(*weights)
+    assert len(choices) == 10_000
+    for at, weight in enumerate(weights):
+        share = weight / sum(weights)
+        assert abs(choices.count(str(at)) - 10_000 * share) <= 4
+        for begin in range(0, 9_900, 50):
+            assert abs(choices[begin : begin + 100].count(str(at)) - 100 * share) <= 4
+    every_second = choices[::2]
+    assert abs(every_second.count("0") - 5_000 * weights[0] / sum(weights)) <= 8, "a client that comes in turn with one"
