@@ -138,8 +138,18 @@ def _parser() -> argparse.ArgumentParser:
     )  # fmt: skip
     command = add("plan", "plan:plan", "show what the running daemon, or a fresh one, would do next; do none of it")
     command.add_argument("--json", action="store_true", help="print JSON")
-    command = ask("status", "ask:status", "show services, routers and replicas")
+    command = ask(
+        "status",
+        "status:status",
+        "show services, routers and replicas, or one of them",
+        "With --problems it exits with 1 if there are any.",
+    )
+    command.add_argument("service", metavar="SERVICE", nargs="?")
+    command.add_argument("replica", metavar="REPLICA", nargs="?")
+    command.add_argument("--problems", action="store_true", help="only what is not as it should be")
+    command.add_argument("-w", "--watch", action="store_true", help="keep it up to date, until Ctrl-C")
     command.add_argument("--json", action="store_true", help="print JSON")
+    command.set_defaults(misused=command.error)
     text = "show requests and tokens by key and model, of services and addresses with frontend.usage"
     command = add("usage", "usage:usage", text)
     _add_usage_options(command)

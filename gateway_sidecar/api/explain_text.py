@@ -50,9 +50,9 @@ def _step(step: Step, width: int | None) -> list[str]:
     return lines
 
 
-def wrapped(text: str, width: int | None, indent: str = "", more: int = 2) -> list[str]:
+def wrapped(text: str, width: int | None, indent: str = "", more: int = 2, *, most: int = _LONGEST) -> list[str]:
     """The text in lines of `width` at most, the further ones `more` deeper; one line without a width."""
-    text = printable(text, _LONGEST)
+    text = printable(text, most)
     if width is None or len(indent) + len(text) <= width:
         return [indent + text]
     room = max(width - len(indent), 12)

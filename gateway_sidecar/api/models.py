@@ -15,7 +15,7 @@ from typing import Literal, NotRequired
 
 from typing_extensions import TypedDict
 
-from gateway_sidecar.api.signal_models import Count, Scaling, Seconds
+from gateway_sidecar.api.signal_models import Count, Rate, Scaling, Seconds
 from gateway_sidecar.control.routers.router import RouterState
 from gateway_sidecar.domain.explain import StepState
 from gateway_sidecar.domain.model import ConnectionMode, ReplicaState, WorkerType
@@ -63,6 +63,8 @@ class Replica(TypedDict):
     """The model that it serves; null until it is known."""
     models: list[str]
     """The names that the router has ready workers for: of the model, and of adapters."""
+    in_flight: Rate | None
+    """Requests that the router has sent to it and that have not ended, up to 15 s old; null if not known."""
     reason: str | None
     """Why it is in this state, in words."""
     source: str
@@ -101,6 +103,23 @@ class Router(TypedDict):
     """Why it is not up, why it ended last, or why it could not be replaced."""
 
 
+class Traffic(TypedDict):
+    """What clients saw over the last minute, from `signals`. Null: not known."""
+
+    covered_s: Seconds
+    """How much of that minute was watched, in seconds."""
+    requests_per_s: Rate | None
+    """Requests that ended, per second."""
+    errors_per_s: Rate | None
+    """Answers of 500 and more, per second."""
+    in_flight: Rate | None
+    """Requests that the router works on, up to 15 s old."""
+    ttft_p50_s: Seconds | None
+    """Time to the first token of streams, in seconds: half of them were quicker. Without streams the engines' own."""
+    ttft_p99_s: Seconds | None
+    """99 of 100 were quicker."""
+
+
 class Service(TypedDict):
     """One service."""
 
@@ -116,6 +135,12 @@ class Service(TypedDict):
     """Its sources, and what they could not show."""
     router: Router
     """Its router."""
+    serving: Count
+    """Replicas that serve."""
+    expected: Count
+    """Replicas that serve or should: all but those that are leaving."""
+    traffic: Traffic
+    """What its clients see."""
     waiting: Count
     """Requests that wait for a router or a replica now."""
     missing: Missing | None
@@ -201,8 +226,37 @@ class BridgePorts(TypedDict):
     """What each service is sure of."""
 
 
+class Configuration(TypedDict):
+    """The configuration file, and what is in force of it."""
+
+    path: str
+    """Where it is."""
+    age_s: Seconds
+    """How long ago what is in force was loaded, in seconds."""
+    on_disk: Literal["in force", "differs", "invalid", "unreadable"]
+    """Whether the file on disk, as it is now, means what is in force. Comments and order do not count."""
+    lines: list[str]
+    """What a reload would change, or what is wrong in the file: a line each."""
+
+
+class About(TypedDict):
+    """The daemon itself."""
+
+    version: str
+    """Which one runs."""
+    pid: Count
+    """Its process."""
+    uptime_s: Seconds
+    """How long it has run, in seconds."""
+    configuration: Configuration
+    """What it goes by."""
+
+
 class Status(TypedDict):
     """The whole daemon."""
+
+    daemon: About
+    """Which daemon answers, and what it goes by."""
 
     services: list[Service]
     """By name."""

@@ -6,10 +6,13 @@ import time
 from collections.abc import Mapping
 
 from gateway_sidecar.api import signal_models as models
+from gateway_sidecar.api.models import Traffic
 from gateway_sidecar.control.autoscaling.service_signals import RoleSignals, ServiceSignals, Told
 from gateway_sidecar.control.process.daemon import Daemon
 from gateway_sidecar.domain.model import WorkerType
 from gateway_sidecar.domain.signals import WINDOWS_S, Latency, TrafficWindow
+
+_MINUTE_S = 60
 
 
 def signals_view(signals: ServiceSignals, events_problem: str | None) -> models.Signals:
@@ -43,6 +46,22 @@ def scaling_view(daemon: Daemon, name: str) -> models.Scaling | None:
     """The recommendation for `status`; None where none is wanted, or there is none yet."""
     signals = daemon.signals.of.get(name)
     return None if signals is None else _scaling(signals)
+
+
+def traffic_view(signals: ServiceSignals | None) -> Traffic:
+    """The last minute, for `status`."""
+    now = time.monotonic()
+    window = None if signals is None else signals.windows(now).get(_MINUTE_S)
+    told = None if signals is None else signals.ttft(now, _MINUTE_S, window)
+    in_flight = None if signals is None else signals.in_flight(now)
+    return {
+        "covered_s": 0.0 if window is None else round(window.covered_s, 1),
+        "requests_per_s": None if window is None else _rounded(window.rps),
+        "errors_per_s": None if window is None else _rounded(window.errors_per_s),
+        "in_flight": in_flight,
+        "ttft_p50_s": None if told is None else round(told.latency.p50, 6),
+        "ttft_p99_s": None if told is None else round(told.latency.p99, 6),
+    }
 
 
 def _window(signals: ServiceSignals, traffic: TrafficWindow | None, window_s: int, now: float) -> models.Window:

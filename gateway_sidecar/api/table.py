@@ -5,37 +5,61 @@ from __future__ import annotations
 from collections.abc import Mapping, Sequence
 from typing import TYPE_CHECKING, Literal
 
+from gateway_sidecar import __version__
+from gateway_sidecar.api.explain_text import wrapped
 from gateway_sidecar.domain.printable import age, counted, printable
 
 if TYPE_CHECKING:
-    from gateway_sidecar.api.models import Address, Model, Replica, Service, Status, Target, Usage
+    from gateway_sidecar.api.models import About, Address, Model, Replica, Service, Status, Target, Usage
     from gateway_sidecar.api.signal_models import Scaling
 
 Used = Literal["requests", "refused", "failed", "aborted", "streams", "tokens_in", "tokens_out", "unknown"]
 _LONGEST_LINE = 2000
 _MOST_MODELS = 50
 _USED: tuple[Used, ...] = ("requests", "refused", "failed", "aborted", "streams", "tokens_in", "tokens_out", "unknown")
-_COLUMNS = ("replica", "state", "for", "engine", "role", "model", "bridge", "reason")
+_COLUMNS = ("replica", "state", "for", "load", "engine", "role", "model", "bridge", "reason")
+_NARROW = ("role", "bridge", "model", "engine", "load", "for")
+"""What is left out where the terminal is too narrow, in this order. The reason is shown in full in any case."""
+_LEAST_REASON = 24
 
 
-def render_status(status: Status) -> str:
-    """The answer of `/v1/status` as text."""
-    parts = []
+def render_status(status: Status, width: int | None = None) -> str:
+    """The answer of `/v1/status` as text, in lines of `width` at most; None for as long as they are."""
     nginx = status["nginx"]
+    parts = [_lines(_about(status["daemon"]), width)]
     if nginx["state"] != "up":
-        parts.append(_joined([f"NGINX DOWN: {nginx['reason']}"]))
-    parts += [_joined([f"PROBLEM: {problem}"]) for problem in status["problems"]]
-    parts += [_address(address) for address in status["addresses"]]
-    parts += [_service(service) for service in status["services"]]
+        parts.append(_lines([f"NGINX DOWN: {nginx['reason']}"], width))
+    parts += [_lines([f"PROBLEM: {problem}"], width) for problem in status["problems"]]
+    parts += [_address(address, width) for address in status["addresses"]]
+    parts += [render_service(service, width) for service in status["services"]]
     return "\n\n".join(parts)
 
 
-def _joined(lines: Sequence[str]) -> str:
+def _about(about: About) -> list[str]:
+    file = about["configuration"]
+    on_disk = {
+        "in force": "and the file on disk is the same",
+        "differs": "and the FILE ON DISK DIFFERS: a reload changes",
+        "invalid": "and the FILE ON DISK IS INVALID:",
+        "unreadable": "and the FILE ON DISK CANNOT BE READ:",
+    }[file["on_disk"]]
+    version = f"daemon {about['version']} (pid {about['pid']})"
+    if about["version"] != __version__:
+        version += f", this command is {__version__}: restart the daemon to update it"
+    lines = [f"{version}, up {age(about['uptime_s'])}; configuration loaded {age(file['age_s'])} ago, {on_disk}"]
+    return lines + [f"  {line}" for line in file["lines"]]
+
+
+def _lines(lines: Sequence[str], width: int | None) -> str:
     """What others said stands in these lines, and ends none of them."""
-    return "\n".join(printable(line, _LONGEST_LINE) for line in lines)
+    shown: list[str] = []
+    for line in lines:
+        indent = line[: len(line) - len(line.lstrip(" "))]
+        shown += wrapped(line[len(indent) :], width, indent, 2, most=_LONGEST_LINE)
+    return "\n".join(shown)
 
 
-def _address(address: Address) -> str:
+def _address(address: Address, width: int | None) -> str:
     addresses = ", ".join([address["listen"], *address["frontend_listen"]])
     models = address["models"]
     lines = [f"{address['name']}  {addresses}  address of {counted(len(models), 'model')}"]
@@ -47,7 +71,7 @@ def _address(address: Address) -> str:
     lines += [f"  {line}" for line in _table([("model", "services", ""), *rows])]
     if len(models) > _MOST_MODELS:
         lines.append(f"  and {len(models) - _MOST_MODELS} more: status --json")
-    return _joined(lines)
+    return _lines(lines, width)
 
 
 def _targets(model: Model) -> str:
@@ -66,17 +90,33 @@ def _target(target: Target) -> str:
     return f"{target['service']}{name}{' (asleep)' if target['asleep'] else ''}"
 
 
-def _service(service: Service) -> str:
+def render_service(service: Service, width: int | None = None) -> str:
+    """One service: its addresses, what its clients see, what is amiss, and its replicas."""
     router = service["router"]
     addresses = ", ".join([service["listen"], *service["frontend_listen"]])
-    title = f"{service['name']}  {addresses}  router {router['type']} {router['state']}"
+    serve = f"{service['serving']} of {service['expected']} serve"
+    title = f"{service['name']}  {addresses}  {serve}  router {router['type']} {router['state']}"
     if router["pid"]:
         title += f" (pid {router['pid']}, {router['url']}, {counted(router['restarts'], 'restart')})"
-    lines = [title]
+    lines = [title, f"  {_traffic(service)}", *problems_of(service), *_scaling(service["scaling"])]
+    replicas = service["replicas"]
+    if not replicas:
+        at = ", ".join(service["source"]["settings"].values())
+        lines.append(f"  no replicas at {at}" if at else "  no replicas")
+        return _lines(lines, width)
+    rows = [_COLUMNS, *(_row(replica) for replica in replicas)]
+    return "\n".join(
+        [_lines(lines, width), *(f"  {line}" for line in _fitting(rows, None if width is None else width - 2))]
+    )
+
+
+def problems_of(service: Service) -> list[str]:
+    """What is amiss with a service, replicas aside."""
+    lines = []
     if service["not_in_force"]:
         lines.append(f"  NOT IN FORCE: {service['not_in_force']}")
-    if router["reason"]:
-        lines.append(f"  router: {router['reason']}")
+    if service["router"]["reason"]:
+        lines.append(f"  router: {service['router']['reason']}")
     if service["missing"] not in (None, "router"):
         waiting = service["waiting"]
         lines.append(f"  {service['reason']}; {counted(waiting, 'request')} {'waits' if waiting == 1 else 'wait'}")
@@ -84,15 +124,54 @@ def _service(service: Service) -> str:
         lines += [f"  UNANSWERED: model {model}: {why}" for model, why in service["unanswered"].items()]
     if service["source"]["blind"]:
         lines.append(f"  SOURCE: {service['source']['blind']}; every replica stays as it was")
-    lines += [f"  refused: {name}: {reason}" for name, reason in service["source"]["refused"].items()]
-    lines += _scaling(service["scaling"])
-    rows = [_row(replica) for replica in service["replicas"]]
-    if not rows:
-        at = ", ".join(service["source"]["settings"].values())
-        lines.append(f"  no replicas at {at}" if at else "  no replicas")
-        return _joined(lines)
-    lines += [f"  {line}" for line in _table([_COLUMNS, *rows])]
-    return _joined(lines)
+    return lines + [f"  refused: {name}: {reason}" for name, reason in service["source"]["refused"].items()]
+
+
+def _traffic(service: Service) -> str:
+    """`12.3 requests/s, 0.1 errors/s, 8 in flight, 0 waiting, first token 0.21 s (p50) 1.3 s (p99)`."""
+    it = service["traffic"]
+    words = []
+    if it["requests_per_s"] is not None:
+        words += [f"{_rate(it['requests_per_s'])} requests/s", f"{_rate(it['errors_per_s'] or 0.0)} errors/s"]
+    if it["in_flight"] is not None:
+        words.append(f"{it['in_flight']:.0f} in flight")
+    words.append(f"{service['waiting']} waiting")
+    if it["ttft_p50_s"] is not None and it["ttft_p99_s"] is not None:
+        words.append(f"first token {_latency(it['ttft_p50_s'])} (p50) {_latency(it['ttft_p99_s'])} (p99)")
+    over = "" if it["covered_s"] >= _WHOLE_S else f" (watched for {it['covered_s']:.0f} s)"
+    return ", ".join(words) + (over if it["requests_per_s"] is not None else "; requests not measured yet")
+
+
+_WHOLE_S = 58
+
+
+def _rate(value: float) -> str:
+    return f"{value:.0f}" if value >= 100 or not value else f"{value:.1f}" if value >= 1 else f"{value:.2f}"
+
+
+def _latency(seconds: float) -> str:
+    return f"{seconds * 1000:.0f} ms" if seconds < 1 else f"{seconds:.1f} s"
+
+
+def _fitting(rows: Sequence[Sequence[str]], width: int | None) -> list[str]:
+    """The table in lines of `width` at most: less important columns are left out, and the reason is wrapped."""
+    if width is None or max(map(len, _table(rows))) <= width:
+        return _table(rows)
+    titles, left_out = rows[0], list(_NARROW)
+    while True:
+        kept = [i for i, title in enumerate(titles) if title in ("replica", "state") or title in left_out]
+        shown = [[row[i] for i in kept] for row in rows]
+        fixed = max(map(len, _table(shown)))
+        if fixed + 2 + _LEAST_REASON <= width or not left_out:
+            break
+        left_out.pop(0)
+    lines = []
+    for line, row in zip(_table(shown), rows, strict=True):
+        if fixed + 2 + _LEAST_REASON <= width:
+            lines += wrapped(f"{line:{fixed}}  {row[-1]}".rstrip(), width, "", fixed + 2, most=_LONGEST_LINE)
+        else:
+            lines += [*wrapped(line, width), *(wrapped(row[-1], width, "    ", 0) if row[-1] else [])]
+    return lines
 
 
 def render_replicas(services: Mapping[str, Sequence[Replica]]) -> str:
@@ -103,7 +182,7 @@ def render_replicas(services: Mapping[str, Sequence[Replica]]) -> str:
         for row in replicas
     ]
     titles = ("service", "replica", "source", "state", "bridge", "place", "reason")
-    return _joined(_table([titles, *rows])) if rows else "no replicas"
+    return "\n".join(_table([titles, *rows])) if rows else "no replicas"
 
 
 def render_usage(usage: Usage) -> str:
@@ -119,7 +198,7 @@ def render_usage(usage: Usage) -> str:
     sums = ("all", "", "", *(sum(it[name] for it in rows) for name in _USED), "")
     titles = ("service", "key", "model", *(name.replace("_", " ") for name in _USED), "address")
     lines = [row if shows_frontend else row[:-1] for row in (titles, *named, sums)]
-    return _joined(
+    return "\n".join(
         [f"from {usage['since']} to {usage['until']}", *_table([[str(cell) for cell in row] for row in lines])]
     )
 
@@ -144,6 +223,7 @@ def _row(replica: Replica) -> tuple[str, ...]:
         replica["id"],
         replica["state"],
         age(replica["state_age_s"]),
+        "-" if replica["in_flight"] is None else f"{replica['in_flight']:.0f}",
         engine or "-",
         replica["worker_type"] or "-",
         replica["model"] or "-",
@@ -156,3 +236,53 @@ def _table(raw: Sequence[Sequence[str]]) -> list[str]:
     rows = [[printable(cell) for cell in row] for row in raw]
     widths = [max(len(row[i]) for row in rows) for i in range(len(rows[0]))]
     return ["  ".join(cell.ljust(width) for cell, width in zip(row, widths, strict=True)).rstrip() for row in rows]
+
+
+def render_problems(status: Status, width: int | None = None) -> str:
+    """All that is not as it should be, a line each; empty if nothing is."""
+    file, nginx = status["daemon"]["configuration"], status["nginx"]
+    about_file = "a reload would change" if file["on_disk"] == "differs" else f"the file on disk is {file['on_disk']}:"
+    lines = [f"PROBLEM: {about_file} {line}" for line in file["lines"]]
+    if nginx["state"] != "up":
+        lines.append(f"NGINX DOWN: {nginx['reason']}")
+    lines += [f"PROBLEM: {problem}" for problem in status["problems"]]
+    lines += [f"{it['name']}  NOT IN FORCE: {it['not_in_force']}" for it in status["addresses"] if it["not_in_force"]]
+    for service in status["services"]:
+        name, router = service["name"], service["router"]
+        if router["state"] != "up" and not router["reason"]:
+            lines.append(f"{name}  router: {router['state']}")
+        lines += [f"{name}  {line.strip()}" for line in problems_of(service)]
+        scaling = service["scaling"]
+        if scaling is not None and scaling["hook_problem"]:
+            lines.append(f"{name}  SCALING HOOK: {scaling['hook_problem']}")
+        for it in service["replicas"]:
+            if it["state"] not in ("serving", "draining"):
+                why = f"  {it['reason']}" if it["reason"] else ""
+                lines.append(f"{name}/{it['id']}  {it['state']} for {age(it['state_age_s'])}{why}")
+            elif it["state"] == "serving" and it["reason"]:
+                lines.append(f"{name}/{it['id']}  serving, but {it['reason']}")
+    return _lines(lines, width)
+
+
+def render_replica(service: Service, row: Replica, width: int | None = None) -> str:
+    """One replica in the manner of `systemctl status`."""
+    engine = "/".join(filter(None, (row["runtime_type"], row["connection_mode"]))) or "not identified"
+    facts = {
+        "reason": row["reason"],
+        "engine": ", ".join(filter(None, (engine, row["worker_type"], row["model"] and f"model {row['model']}"))),
+        "models": ", ".join(row["models"]) if len(row["models"]) > 1 else None,
+        "socket": row["socket"],
+        "tunnel": row["tunnel"] and f"{row['tunnel']['to']}: {row['tunnel']['reason'] or row['tunnel']['state']}",
+        "bridge": row["bridge"],
+        "advertised": row["advertise"],
+        "worker": row["worker_id"],
+        "load": None if row["in_flight"] is None else f"{row['in_flight']:.0f} in flight",
+        "source": row["source"],
+        "service": f"{service['serving']} of {service['expected']} serve; {_traffic(service)}",
+        "why": f"gateway-sidecar explain {service['name']} {row['id']}",
+    }
+    lines = wrapped(f"{service['name']}/{row['id']} is {row['state']} for {age(row['state_age_s'])}", width)
+    for name, value in facts.items():
+        if value:
+            lines += wrapped(f"{name + ':':12}{value}", width, "  ", 12, most=_LONGEST_LINE)
+    return "\n".join(lines)

@@ -2,15 +2,19 @@
 
 from __future__ import annotations
 
+import os
+import time
 from collections.abc import Container
 
+from gateway_sidecar import __version__
 from gateway_sidecar.api import models
-from gateway_sidecar.api.signals_view import scaling_view
+from gateway_sidecar.api.signals_view import scaling_view, traffic_view
 from gateway_sidecar.config import AddressSettings, Endpoint, ModelSettings, TargetSettings
+from gateway_sidecar.control.autoscaling.service_signals import ServiceSignals
 from gateway_sidecar.control.process.daemon import Daemon
 from gateway_sidecar.control.replicas.tenure import Presence, Tenure
 from gateway_sidecar.control.service import Service
-from gateway_sidecar.domain.model import ReplicaId, WorkerStatus
+from gateway_sidecar.domain.model import ReplicaId, ReplicaState, WorkerStatus
 from gateway_sidecar.sources.api import NAME
 from gateway_sidecar.sources.build import shown_of
 from gateway_sidecar.supervision import awake
@@ -22,6 +26,7 @@ def status(daemon: Daemon) -> models.Status:
     """The whole daemon."""
     nginx, leases = daemon.nginx_supervisor, daemon.shared.leases
     return {
+        "daemon": _about(daemon),
         "services": [_service(daemon, name, service) for name, service in sorted(daemon.services.items())],
         "addresses": [_address(daemon, it) for it in sorted(daemon.addresses, key=lambda it: it.name)],
         "nginx": {
@@ -41,6 +46,21 @@ def status(daemon: Daemon) -> models.Status:
     }
 
 
+def _about(daemon: Daemon) -> models.About:
+    now, found = awake.monotonic(), daemon.file.found
+    return {
+        "version": __version__,
+        "pid": os.getpid(),
+        "uptime_s": round(now - daemon.began_at, 1),
+        "configuration": {
+            "path": str(daemon.file.path),
+            "age_s": round(now - daemon.loaded_at, 1),
+            "on_disk": found.state,
+            "lines": list(found.lines),
+        },
+    }
+
+
 def _problems(daemon: Daemon) -> dict[str, str]:
     peers = {"peers": daemon.shared.peers.problem} if daemon.shared.peers.problem else {}
     files = {f"{it.name}: endpoints": it.endpoints.problem for it in daemon.services.values() if it.endpoints.problem}
@@ -57,6 +77,7 @@ def _problems(daemon: Daemon) -> dict[str, str]:
 def _service(daemon: Daemon, name: str, service: Service) -> models.Service:
     served = next((it for it in daemon.nginx_supervisor.applied or () if it.service == name), None)
     frontend = service.settings.frontend if served is None else served.frontend
+    rows = replicas(daemon, service)
     return {
         "name": name,
         "listen": str(service.settings.listen) if served is None else served.listen,
@@ -64,12 +85,15 @@ def _service(daemon: Daemon, name: str, service: Service) -> models.Service:
         "not_in_force": daemon.nginx_supervisor.not_in_force.get(name),
         "source": _source(service),
         "router": _router(service),
+        "serving": sum(row["state"] == ReplicaState.SERVING for row in rows),
+        "expected": sum(row["state"] != ReplicaState.DRAINING for row in rows),
+        "traffic": traffic_view(daemon.signals.of.get(name)),
         "waiting": service.hold.waiting,
         "missing": service.hold.missing,
         "reason": service.hold.describe(),
         "unanswered": dict.fromkeys(sorted(service.hold.lost.values()), _LOST) | dict(service.roles.lacking),
         "bridge_ports": daemon.shared.leases.held_by(name),
-        "replicas": replicas(daemon, service),
+        "replicas": rows,
         "scaling": scaling_view(daemon, name),
     }
 
@@ -136,7 +160,10 @@ def replicas(daemon: Daemon, service: Service, only: ReplicaId | None = None) ->
     tenures.sort(key=lambda t: -t.key)
     here = {tenure.replica for tenure in tenures if tenure.presence is Presence.PRESENT}
     absent = [r for r in daemon.shared.api.of(service.name).entries.keys() - here if only in (None, r)]
-    rows = [_absent(daemon, service, replica) for replica in sorted(absent)] + [_replica(service, t) for t in tenures]
+    signals, now = daemon.signals.of.get(service.name), time.monotonic()
+    rows = [_absent(daemon, service, replica) for replica in sorted(absent)] + [
+        _replica(service, t, signals, now) for t in tenures
+    ]
     return sorted(rows, key=lambda row: row["id"])
 
 
@@ -161,13 +188,14 @@ def _absent(daemon: Daemon, service: Service, replica: ReplicaId) -> models.Repl
         "runtime_type": None,
         "model": None,
         "models": [],
+        "in_flight": None,
         "reason": reason,
         "source": NAME,
         "tunnel": None,
     }
 
 
-def _replica(service: Service, tenure: Tenure) -> models.Replica:
+def _replica(service: Service, tenure: Tenure, signals: ServiceSignals | None, now: float) -> models.Replica:
     worker = service.book.workers.get(tenure.url) if tenure.url else None
     facts = tenure.probe.facts
     return {
@@ -184,6 +212,7 @@ def _replica(service: Service, tenure: Tenure) -> models.Replica:
         "runtime_type": facts.runtime_type if facts else None,
         "model": (worker.model_id if worker else None) or (facts.model if facts else None),
         "models": _models(service, tenure),
+        "in_flight": None if signals is None or not tenure.urls else signals.active_at(tenure.urls, now),
         "reason": tenure.status.reason or None,
         "source": tenure.sighting.source,
         "tunnel": _tunnel(service, tenure),

@@ -3,19 +3,10 @@
 from __future__ import annotations
 
 import argparse
-import json
 
-from gateway_sidecar.api.table import render_status
 from gateway_sidecar.commands.place import admin_of, unanswered_lines, warn_of_drain
 from gateway_sidecar.domain.printable import counted
 from gateway_sidecar.errors import AdminError
-
-
-def status(arguments: argparse.Namespace) -> int:
-    """Services, routers and replicas."""
-    answer = admin_of(arguments).status()
-    print(json.dumps(answer, indent=2) if arguments.json else render_status(answer))
-    return 0
 
 
 def drain(arguments: argparse.Namespace) -> int:

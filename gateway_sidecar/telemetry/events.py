@@ -106,6 +106,10 @@ GROUPS: Mapping[str, Mapping[str, Event]] = {
             "The record of replicas that were put over the API is damaged, and was moved to `path`.",
             "Put the missing replicas again.",
         ),
+        "usage.not_kept": _error(
+            "What clients have used cannot be written down: `reason`. nginx goes on counting.",
+            "Make room in `state_dir`, or make it writable for the daemon.",
+        ),
         "lease.not_restored": _warning(
             "The bridge `port` that an earlier daemon gave a replica cannot be kept. The replica gets another one.",
             "Leave `bridges.ports` as it is while replicas serve.",

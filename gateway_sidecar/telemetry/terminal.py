@@ -24,5 +24,10 @@ class PrintableStream:
 
 def coloured(stream: TextIO, text: str, code: str) -> None:
     """Writes the text in a colour (SGR `code`), which is ours; the text itself is made printable as all is."""
+    control(stream, f"\x1b[{code}m{printable_lines(text)}\x1b[0m")
+
+
+def control(stream: TextIO, text: str) -> None:
+    """Writes what moves the cursor or colours text, which is ours alone, as it is."""
     plain = stream._stream if isinstance(stream, PrintableStream) else stream
-    plain.write(f"\x1b[{code}m{printable_lines(text)}\x1b[0m")
+    plain.write(text)

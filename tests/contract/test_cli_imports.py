@@ -40,6 +40,9 @@ _ASK = """
 import sys
 import gateway_sidecar.cli
 import gateway_sidecar.commands.ask
+import gateway_sidecar.commands.events
+import gateway_sidecar.commands.explain
+import gateway_sidecar.commands.status
 import gateway_sidecar.commands.replica
 import gateway_sidecar.commands.stop
 from gateway_sidecar.config.places import find_places

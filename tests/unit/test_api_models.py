@@ -18,6 +18,7 @@ from gateway_sidecar.api.signals_view import signals_view
 from gateway_sidecar.api.table import render_replicas, render_status
 from gateway_sidecar.config import AddressSettings
 from gateway_sidecar.control.process.daemon import Daemon
+from gateway_sidecar.control.process.file_on_disk import OnDisk
 from gateway_sidecar.domain.model import Loading, ReplicaId
 from gateway_sidecar.domain.signals import RequestEnd
 from gateway_sidecar.supervision import awake
@@ -76,7 +77,8 @@ def daemon_of(world: World, told: Json) -> Daemon:
     parts = SimpleNamespace(
         services={"chat": world.service}, nginx_supervisor=nginx, ready=True, frontends=SimpleNamespace(problems={}),
         certificates=SimpleNamespace(problems={}), signals=SimpleNamespace(of={}), shared=shared,
-        addresses=[AddressSettings.model_validate(ADDRESS)],
+        addresses=[AddressSettings.model_validate(ADDRESS)], began_at=0.0, loaded_at=0.0,
+        file=SimpleNamespace(path=Path("/etc/g.yaml"), found=OnDisk("differs", ("chat: router",))),
     )  # fmt: skip
     return cast("Daemon", cast("Any", parts))
 

@@ -163,7 +163,18 @@ def test_what_a_router_says_is_short_printable_and_names_nothing_of_ours() -> No
 
 def replica(**said: object) -> Replica:
     row: dict[str, Any] = dict.fromkeys(
-        ("runtime_type", "connection_mode", "worker_type", "model", "advertise", "bridge", "reason", "tunnel", "socket")
+        (
+            "runtime_type",
+            "connection_mode",
+            "worker_type",
+            "model",
+            "advertise",
+            "bridge",
+            "reason",
+            "tunnel",
+            "socket",
+            "in_flight",
+        )
     )
     row |= {"id": "r1", "state": "foreign", "state_age_s": 1, "source": "sockets", **said}
     return cast("Replica", row)
@@ -190,18 +201,37 @@ def test_a_table_has_a_row_for_each_replica_whatever_is_in_it() -> None:
         "scaling": {"roles": {"regular": {"desired": 1, "current": 1, "reason": EVIL}}, "hook_problem": EVIL},
         "replicas": rows,
     }
-    status = {"nginx": {"state": "down", "reason": EVIL}, "problems": [EVIL], "services": [service]}
-    status["addresses"] = [address]
+    status: dict[str, Any] = {
+        "nginx": {"state": "down", "reason": EVIL},
+        "problems": [EVIL],
+        "services": [service | SEEN],
+    }
+    status |= {
+        "addresses": [address],
+        "daemon": {**ABOUT, "configuration": {**ABOUT["configuration"], "lines": [EVIL]}},
+    }
     text = render_status(cast("Status", status))
     assert "0 restarts" in text
     assert all(line.isprintable() for line in text.split("\n"))
-    assert len(text.split("\n")) == 2 + 2 + 11 + 56
+    assert len(text.split("\n")) == 3 + 2 + 2 + 12 + 56
     assert "and 1 more: status --json" in text
     table = render_replicas({"chat": rows})
     assert all(line.isprintable() for line in table.split("\n"))
     assert len(table.split("\n")) == 3
     long = replica(socket="/s" * 5000, reason="why it is so")
     assert render_replicas({"chat": [long]}).endswith("why it is so"), "a cell is cut, and not what follows it"
+
+
+ABOUT: dict[str, Any] = {
+    "version": "0.0.9", "pid": 7, "uptime_s": 3.0,
+    "configuration": {"path": "/etc/g.yaml", "age_s": 3.0, "on_disk": "differs", "lines": []},
+}  # fmt: skip
+SEEN: dict[str, Any] = {
+    "serving": 1, "expected": 2, "traffic": {
+        "covered_s": 60.0, "requests_per_s": 12.34, "errors_per_s": 0.0, "in_flight": 8.0, "ttft_p50_s": 0.2,
+        "ttft_p99_s": 1.34,
+    },
+}  # fmt: skip
 
 
 def test_one_is_no_many() -> None:
@@ -215,7 +245,8 @@ def test_one_is_no_many() -> None:
             "missing": "replica", "reason": "none serves", "waiting": waiting, "unanswered": {},
             "source": {"settings": {}, "blind": None, "refused": {}}, "scaling": None, "replicas": [],
         }  # fmt: skip
-        status = {"nginx": {"state": "up"}, "problems": [], "services": [service], "addresses": []}
+        status = {"nginx": {"state": "up"}, "problems": [], "services": [service | SEEN], "addresses": []}
+        status["daemon"] = ABOUT
         text = render_status(cast("Status", status))
         assert line in text
         assert "1 restart)" in text

@@ -142,6 +142,16 @@ class ServiceSignals:
         """How many requests routers have sent to an engine, under any of its names."""
         return sum(self.requests_of.get(url, 0.0) for url in tenure.urls)
 
+    def active_at(self, urls: Iterable[str], now_s: float) -> float | None:
+        """Requests in flight at the workers of these URLs, by the last reading; None where nobody says so.
+
+        A worker that had no request yet is not named.
+        """
+        is_fresh = self.router_read_at is not None and now_s - self.router_read_at <= MOST_AGE_S
+        if not is_fresh or (not self.active_on and self.in_flight(now_s) != 0):
+            return None
+        return sum(self.active_on.get(url, 0.0) for url in urls)
+
     def take_routers(self, now_s: float, readings: Mapping[str, RouterReading]) -> None:
         """What all of the service's routers say now, by a name that no two processes share."""
         in_flight = [reading.in_flight for reading in readings.values()]

@@ -21,6 +21,7 @@ from gateway_sidecar.control.edge.nginx_supervisor import NginxSupervisor
 from gateway_sidecar.control.process.adoption import Adoption
 from gateway_sidecar.control.process.child_logs import ChildLogs
 from gateway_sidecar.control.process.connection_counter import ConnectionCounter, kernel_and_nginx
+from gateway_sidecar.control.process.file_on_disk import FileOnDisk
 from gateway_sidecar.control.process.left_running import LeftRouter, LeftRunning
 from gateway_sidecar.control.process.readiness import Readiness
 from gateway_sidecar.control.process.reload import Prepare, Reload
@@ -41,6 +42,7 @@ from gateway_sidecar.errors import ConfigError, NginxError, NotInForce, ProcessE
 from gateway_sidecar.frontend.acme_state import AcmeState
 from gateway_sidecar.nginx.access_events import EventAddress
 from gateway_sidecar.nginx.config import ServiceAddress
+from gateway_sidecar.supervision import awake
 from gateway_sidecar.supervision.loops import Tasks
 from gateway_sidecar.supervision.notify import SystemdNotifier
 from gateway_sidecar.supervision.process import Identity, Process
@@ -100,6 +102,8 @@ class Daemon:
         self.readiness = Readiness(
             self._services, self.nginx_supervisor, self._is_leaving, shared.problems.of("readiness"), metrics
         )
+        self.began_at = awake.monotonic()
+        self.file = FileOnDisk(config_path, lambda: self.settings)
         self._watchdog = Watchdog(self._services, self._reload, self._notifier, metrics)
         self.signals = Signals(services, self._events_at, metrics)
         self._counter = ConnectionCounter(services, shared.leases, kernel_and_nginx(nginx.in_flight))
@@ -119,6 +123,11 @@ class Daemon:
     def settings(self) -> Settings:
         """Those in force."""
         return self._reload.settings
+
+    @property
+    def loaded_at(self) -> float:
+        """Since when they are, in monotonic seconds."""
+        return self._reload.loaded_at
 
     @property
     def services(self) -> Mapping[str, Service]:
@@ -189,6 +198,7 @@ class Daemon:
             for loop in (
                 *self._written.loops,
                 self._events.run,
+                self.file.run,
                 self.nginx_supervisor.run,
                 self.shared.api.run,
                 self.readiness.run,
@@ -235,6 +245,7 @@ class Daemon:
         try:
             return await self._reload.reload(self._notifier)
         finally:
+            await self.file.look()
             self.touch()
 
     def reload_soon(self) -> None:

@@ -7,15 +7,15 @@ from collections.abc import Awaitable, Callable
 from contextlib import suppress
 from pathlib import Path
 
-from pydantic import BaseModel
-
 from gateway_sidecar.config import Settings, line_of, load_config
+from gateway_sidecar.config.differences import FIXED, changed_settings
 from gateway_sidecar.control.edge.frontends import Frontends
 from gateway_sidecar.control.edge.nginx_supervisor import NginxSupervisor
 from gateway_sidecar.control.process.services import Services
 from gateway_sidecar.control.routers.router import RouterState
 from gateway_sidecar.control.service import Service
 from gateway_sidecar.errors import ConfigError, NotInForce, ProcessError
+from gateway_sidecar.supervision import awake
 from gateway_sidecar.supervision.awake import within
 from gateway_sidecar.supervision.notify import SystemdNotifier
 from gateway_sidecar.telemetry.logs import get_logger, set_up_logs
@@ -23,19 +23,6 @@ from gateway_sidecar.telemetry.metrics import Metrics
 
 _FIRST_START_S = 10.0
 _START_POLL_S = 0.02
-_FIXED = (
-    "state_dir",
-    "run_dir",
-    "access_log",
-    "usage",
-    "bridges",
-    "peers",
-    "router_ports",
-    "metrics",
-    "admin",
-    "rescan_interval_s",
-)
-
 TakeIn = Callable[[], Awaitable[list[str]]]
 """Takes in what was read, and says what that changed."""
 Prepare = Callable[[], Awaitable[TakeIn]]
@@ -43,7 +30,7 @@ Prepare = Callable[[], Awaitable[TakeIn]]
 
 
 class Reload:
-    """One at a time. `settings` are those in force."""
+    """One at a time. `settings` are those in force, since `loaded_at` (monotonic seconds)."""
 
     def __init__(
         self,
@@ -55,6 +42,7 @@ class Reload:
         metrics: Metrics,
     ) -> None:
         self.settings = settings
+        self.loaded_at = awake.monotonic()
         self._config_path = config_path
         self._services = services
         self._nginx = nginx
@@ -98,7 +86,7 @@ class Reload:
     def _read(self) -> Settings:
         """The file as it is now. Raises ConfigError, also for what needs a restart."""
         fresh = load_config(self._config_path)
-        fixed = [name for name in _FIXED if getattr(fresh, name) != getattr(self.settings, name)]
+        fixed = [name for name in FIXED if getattr(fresh, name) != getattr(self.settings, name)]
         if fixed:
             cannot = "cannot change while the daemon runs; restart it"
             path = self._config_path
@@ -119,7 +107,7 @@ class Reload:
         self._take_in_addresses(fresh, changes)
         services = self._services.by_name()
         in_force = tuple(services[s.name].settings for s in fresh.services if s.name in services)
-        self.settings = fresh.model_copy(update={"services": in_force})
+        self.settings, self.loaded_at = fresh.model_copy(update={"services": in_force}), awake.monotonic()
         await self._frontends.look(withdraw=False)
         await self._nginx.apply()
         await self._frontends.look()
@@ -145,7 +133,7 @@ class Reload:
             self._services.start(name)
             changes.append(f"{name}: added")
         for name in old.keys() & new.keys():
-            changed = _changed(old[name], new[name])
+            changed = changed_settings(old[name], new[name])
             if "router" not in changed:
                 self._services.keep_router(name)
             if not changed:
@@ -163,7 +151,7 @@ class Reload:
         changes += [f"{name}: removed" for name in old.keys() - new.keys()]
         changes += [f"{name}: added" for name in new.keys() - old.keys()]
         for name in old.keys() & new.keys():
-            if changed := _changed(old[name], new[name]):
+            if changed := changed_settings(old[name], new[name]):
                 changes.append(f"{name}: {', '.join(changed)}")
         self._services.share(fresh.addresses)
 
@@ -171,11 +159,6 @@ class Reload:
         if not self._nginx.up:
             return [f"nginx does not run: {self._nginx.reason}"]
         return [f"{what}: {why}" for what, why in self._nginx.problems.items()]
-
-
-def _changed(old: BaseModel, new: BaseModel) -> list[str]:
-    """Which settings of one part of the file are others now."""
-    return [name for name in type(new).model_fields if getattr(old, name) != getattr(new, name)]
 
 
 async def _why_not_begun(service: Service) -> str:

@@ -1,0 +1,84 @@
+"""Whether the configuration file on disk is what is in force: looked at when it changed, in a thread of its own."""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Callable
+from dataclasses import dataclass
+from functools import partial
+from pathlib import Path
+from typing import Literal
+
+from gateway_sidecar.config import Settings, load_config
+from gateway_sidecar.config.differences import differences
+from gateway_sidecar.errors import ConfigError, KindError
+from gateway_sidecar.supervision import awake
+from gateway_sidecar.supervision.loops import heartbeat
+from gateway_sidecar.supervision.own_thread import OwnThread
+
+_LOOK_S = 2.0
+_PATIENCE_S = 5.0
+
+Verdict = Literal["in force", "differs", "invalid", "unreadable"]
+
+
+@dataclass(frozen=True, slots=True)
+class OnDisk:
+    """state: `in force` if a reload would change nothing. lines: what it would change, or what is wrong in the file."""
+
+    state: Verdict
+    lines: tuple[str, ...] = ()
+
+
+class FileOnDisk:
+    """The daemon's file. `found` is what the last look showed, two seconds ago at most, and a while more if the disk
+    hangs.
+    """
+
+    def __init__(self, path: Path, in_force: Callable[[], Settings]) -> None:
+        self.path = path
+        self.found = OnDisk("in force")
+        self._in_force = in_force
+        self._thread = OwnThread("configuration file")
+        self._seen: tuple[object, ...] | None = None
+
+    async def run(self) -> None:
+        """Looks until cancelled."""
+        while True:
+            heartbeat()
+            await self.look()
+            await awake.rest(_LOOK_S)
+
+    async def look(self) -> None:
+        """One look. A file that has not changed is not read again, unless other settings are in force now."""
+        in_force = self._in_force()
+        look = partial(_look, self.path, in_force, self._seen)
+        try:
+            seen, found = await self._thread.run(look, patience_s=_PATIENCE_S)
+        except TimeoutError:
+            self._seen, self.found = None, OnDisk("unreadable", ("the file system does not answer",))
+            return
+        self._seen = seen
+        if found is not None:
+            self.found = found
+
+
+def _look(
+    path: Path, in_force: Settings, before: tuple[object, ...] | None
+) -> tuple[tuple[object, ...] | None, OnDisk | None]:
+    """How the file is known again, and what it shows; None where it is the same as before."""
+    try:
+        there = path.stat()
+    except OSError as error:
+        return None, OnDisk("unreadable", (f"{path}: {error.strerror}",))
+    seen = (there.st_dev, there.st_ino, there.st_mtime_ns, there.st_ctime_ns, there.st_size, id(in_force))
+    if seen == before:
+        return seen, None
+    try:
+        fresh = load_config(path)
+    except ConfigError as error:
+        return seen, OnDisk("unreadable" if not os.access(path, os.R_OK) else "invalid", tuple(error.problems))
+    except KindError as error:
+        return seen, OnDisk("invalid", (str(error),))
+    lines = tuple(differences(in_force, fresh))
+    return seen, OnDisk("differs" if lines else "in force", lines)
