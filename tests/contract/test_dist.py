@@ -40,8 +40,10 @@ def installed(tmp_path_factory: pytest.TempPathFactory) -> Path:
     clone.mkdir()
     for name in SOURCES:
         ignored = shutil.ignore_patterns("__pycache__")
-        copy = shutil.copytree if (ROOT / name).is_dir() else shutil.copy
-        copy(ROOT / name, clone / name, **({"ignore": ignored} if copy is shutil.copytree else {}))  # type: ignore[operator]
+        if (ROOT / name).is_dir():
+            shutil.copytree(ROOT / name, clone / name, ignore=ignored)
+        else:
+            shutil.copy(ROOT / name, clone / name)
     with tarfile.open(built("build_sdist", clone, directory / "sdist")) as archive:
         archive.extractall(directory / "source", filter="data")
     shutil.rmtree(clone)
