@@ -10,6 +10,7 @@ from collections.abc import Awaitable, Callable, Iterator
 from functools import partial
 from ipaddress import ip_network
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 from gateway_sidecar.api.exposition import serve_metrics
 from gateway_sidecar.api.hold import serve_hold
@@ -63,6 +64,10 @@ from gateway_sidecar.supervision.process import own_children
 from gateway_sidecar.telemetry.metrics import Metrics
 from gateway_sidecar.telemetry.problems import Problems
 from gateway_sidecar.tunnels.fleet import TunnelFleet
+
+if TYPE_CHECKING:
+    from gateway_sidecar.config.store import StoreSettings
+    from gateway_sidecar.control.fleet.fleet import Fleet
 
 _MOST_WORKERS = 16
 """Of nginx, where nobody says how many: each takes some 16 MB, and passes on thousands of requests a second."""
@@ -233,14 +238,23 @@ def build_daemon(config_path: Path, settings: Settings, shared_key: str | None =
     keys = KeyProxies(partial(KeyedNginx, keyed), partial(keyed_left_running, keyed))
     tunnels = TunnelFleet(settings.run_dir / "tunnels", Tasks("-", metrics))
     problems = Problems()
-    api = ApiReplicas(settings.state_dir / "replicas.json", problems, metrics)
+    record = settings.state_dir / "replicas.json"
+    fleet = _fleet(settings, settings.store, problems, metrics) if settings.store is not None else None
+    api = ApiReplicas(record, problems, metrics) if fleet is None else fleet.replicas
     usage = UsageCollector(
         UsageStore(settings.state_dir / "usage.db", nginx.usage, settings.usage.keep_days, today),
         problems.of("usage"),
         metrics,
     )
-    shared = Shared(nginx, bridges, peers, destinations, keys, tunnels, api, usage, problems)
+    shared = Shared(nginx, bridges, peers, destinations, keys, tunnels, api, usage, problems, fleet)
     return Daemon(config_path, settings, shared, RealAdapters(settings, shared, metrics), metrics)
+
+
+def _fleet(settings: Settings, store: StoreSettings, problems: Problems, metrics: Metrics) -> Fleet:
+    """This gateway's part in a fleet. Imported here: a gateway that works alone needs none of it."""
+    from gateway_sidecar.control.fleet.build import build_fleet
+
+    return build_fleet(settings.state_dir, store, problems, metrics)
 
 
 def _peer_supervisor(

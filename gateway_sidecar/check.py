@@ -33,14 +33,22 @@ from gateway_sidecar.domain.findings import Finding, Level
 from gateway_sidecar.domain.model import ConnectionMode, Overrides, PeerAddress, WorkerType
 from gateway_sidecar.domain.printable import counted
 from gateway_sidecar.domain.trust import ROOT
-from gateway_sidecar.errors import AcmeError, AdminError, ConfigError, FrontendError, NginxError, ProcessError
+from gateway_sidecar.errors import (
+    AcmeError,
+    AdminError,
+    ConfigError,
+    FrontendError,
+    NginxError,
+    ProcessError,
+    StoreError,
+)
 from gateway_sidecar.files.follow import ours
 from gateway_sidecar.files.own import way_in_for_others
 from gateway_sidecar.files.shared import trouble_with_group
 from gateway_sidecar.frontend.acme_state import AcmeState, Wanted
 from gateway_sidecar.frontend.certificate import read_certificate, read_client_ca, shown_at, today
 from gateway_sidecar.frontend.keys import expiry_of, read_keys
-from gateway_sidecar.kinds import ROUTERS
+from gateway_sidecar.kinds import ROUTERS, STORES
 from gateway_sidecar.nginx.addresses import ClaimRules, PeerAddresses
 from gateway_sidecar.nginx.bridge_key import read_bridge_key
 from gateway_sidecar.nginx.config import Capacity
@@ -118,6 +126,7 @@ async def check_machine(settings: Settings, *, assumed: bool = False) -> list[Fi
     findings += _ports(settings, running, left, assumed=assumed)
     findings += _files(settings)
     findings += await asyncio.to_thread(_admin, settings)
+    findings += await _store(settings)
     findings += await asyncio.to_thread(_bridge_key, settings)
     findings += await asyncio.to_thread(lambda: list(acme_findings(settings)))
     findings += root_findings()
@@ -338,6 +347,25 @@ def _ports(settings: Settings, running: Status | None, left: LeftRunning, *, ass
     if len(busy) > 10:
         findings.append(Finding(Level.FAIL, f"nor on {len(busy) - 10} further addresses"))
     return findings or [Finding(Level.OK, f"{len(wanted)} addresses are free to listen on")]
+
+
+async def _store(settings: Settings) -> list[Finding]:
+    """Whether the store can be read as the daemon would read it."""
+    if settings.store is None:
+        return []
+    name, of_kind = settings.store.of_kind
+    kind = STORES[name]
+    store = kind.build(of_kind)
+    try:
+        snapshot = await store.read("")
+    except StoreError as error:
+        return [Finding(Level.FAIL, f"store: {kind.show(of_kind)}: {error}")]
+    finally:
+        await store.close()
+    count = counted(len(snapshot.entries), "key")
+    return [
+        Finding(Level.OK, f"store: {kind.show(of_kind)} can be read, and has {count} at revision {snapshot.revision}")
+    ]
 
 
 def _admin(settings: Settings) -> list[Finding]:

@@ -191,6 +191,7 @@ def _parser() -> argparse.ArgumentParser:
     command.add_argument("service", metavar="SERVICE")
     command.add_argument("replica", metavar="REPLICA")
     _add_replica_commands(commands, add_config)
+    _add_store_commands(commands, add_config)
     command = ask("router", "ask:router", "replace a service's router without failing a request")
     command.add_argument("action", choices=["restart"], metavar="restart")
     command.add_argument("service", metavar="SERVICE")
@@ -325,6 +326,20 @@ def _add_replica_commands(commands: Any, add_config: Callable[[argparse.Argument
     command = add("list", "replica:list_all", "list replicas, and the source of each")
     command.add_argument("service", metavar="SERVICE", nargs="?")
     command.add_argument("--json", action="store_true", help="print JSON")
+
+
+def _add_store_commands(commands: Any, add_config: Callable[[argparse.ArgumentParser], None]) -> None:
+    text = "say what counts when a store came back empty, older or as another one"
+    store = commands.add_parser("store", help=text, description=f"{text[0].upper()}{text[1:]}.")
+    actions = store.add_subparsers(title="actions", metavar="ACTION", required=True)
+    for name, text in (
+        ("accept", "believe the store as it is, at every gateway; replicas that it does not have leave"),
+        ("refill", "put back into the store what this gateway knows, and have every gateway believe it"),
+    ):
+        command = actions.add_parser(name, help=text, description=f"{text[0].upper()}{text[1:]}.")
+        command.set_defaults(command=f"store:{name}")
+        add_config(command)
+        _add_admin_options(command)
 
 
 def _add_admin_options(command: argparse.ArgumentParser, *key: str) -> None:

@@ -132,6 +132,11 @@ class Client:
         query = f"all=true&timeout_s={timeout_s:g}" if everything else "all=false"
         return cast("models.Stopped", self._ask("POST", f"/v1/stop?{query}"))
 
+    def accept_store(self, *, refill: bool) -> models.Accepted:
+        """Has every gateway believe the store; with `refill` after this gateway has put back what it knows."""
+        target = f"/v1/store/accept?refill={'true' if refill else 'false'}"
+        return cast("models.Accepted", self._ask("POST", target, timeout_s=60.0))
+
     def restart_router(self, service: str) -> models.Restarted:
         """Has a service's router replaced; returns when the new one serves."""
         return cast("models.Restarted", self._ask("POST", f"{_path(service)}/router/restart", timeout_s=None))

@@ -18,6 +18,7 @@ from typing_extensions import TypedDict
 from gateway_sidecar.api.signal_models import Count, Rate, Scaling, Seconds
 from gateway_sidecar.control.routers.router import RouterState
 from gateway_sidecar.domain.explain import StepState
+from gateway_sidecar.domain.fleet import StoreState
 from gateway_sidecar.domain.model import ConnectionMode, ReplicaState, WorkerType
 from gateway_sidecar.domain.planning import Missing
 from gateway_sidecar.domain.tunnels import PathState
@@ -252,6 +253,38 @@ class About(TypedDict):
     """What it goes by."""
 
 
+class FleetGateway(TypedDict):
+    """A gateway that is alive."""
+
+    name: str
+    """Its name in the fleet."""
+    version: str
+    """Of its program."""
+    ready: bool
+    """Whether it takes requests."""
+    leaving: bool
+    """Whether it is about to stop."""
+
+
+class Store(TypedDict):
+    """What this gateway shares with others, and how it stands with it."""
+
+    where: str
+    """The kind of store, and where it is."""
+    gateway: str
+    """This gateway's own name in the fleet."""
+    state: StoreState
+    """Whether it can be read (`up`, `away`; `unread` before the first try). `refused`: what it says is not believed."""
+    state_age_s: Seconds
+    """For how long, in seconds."""
+    read_age_s: Seconds | None
+    """Age of the last good read, in seconds; null before the first."""
+    reason: str | None
+    """Why it is away or refused."""
+    others: list[FleetGateway]
+    """The other gateways that are alive, as far as the last good read says; by name."""
+
+
 class Status(TypedDict):
     """The whole daemon."""
 
@@ -266,6 +299,8 @@ class Status(TypedDict):
     """The nginx that serves all addresses and bridges."""
     bridge_ports: BridgePorts
     """The ports that bridges listen on."""
+    store: Store | None
+    """The store that several gateways share; null for a gateway that works alone."""
     problems: list[str]
     """What is not as it should be and belongs to no replica: a line each."""
     ready: bool
@@ -349,6 +384,13 @@ class Reloaded(TypedDict):
 
     changes: list[str]
     """What changed: a line each."""
+
+
+class Accepted(TypedDict):
+    """What came of accepting a store."""
+
+    changed: Count
+    """Keys of the store that were put back."""
 
 
 class Stopped(TypedDict):

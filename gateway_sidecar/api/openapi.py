@@ -155,6 +155,21 @@ _OPERATIONS: dict[tuple[str, str], Json] = {
         _query("all", "Stop nginx and the routers as well.", {"enum": ["true", "false"], "default": "false"}),
         _seconds("timeout_s", "With `all`: wait up to this many seconds for what is in flight.", 30.0),
     ),
+    ("post", "/v1/store/accept"): _operation(
+        "acceptStore",
+        "Believe the store as it is from now on, at every gateway",
+        {
+            "200": _answer("Every gateway believes it.", models.Accepted),
+            "400": _BAD_QUERY,
+            "409": _no("There is no store, or it is believed as it is."),
+            "503": _no("The store cannot be written."),
+        },
+        _query(
+            "refill",
+            "First put back what this gateway knows.",
+            {"enum": ["true", "false"], "default": "false"},
+        ),
+    ),
     ("get", f"{_OF_SERVICE}/signals"): _operation(
         "getSignals",
         "Show what an autoscaler needs to know of a service",
@@ -259,7 +274,8 @@ class _Generator(GenerateJsonSchema):
 
 
 _Answers = (
-    models.Drained | models.Error | models.Events | models.Explained | models.Plan | models.Put | models.Reloaded
+    models.Accepted | models.Drained | models.Error | models.Events | models.Explained | models.Plan | models.Put
+    | models.Reloaded
     | models.Replicas | models.Restarted | models.Resumed | Signals | models.Status | models.Stopped | models.Unanswered
     | models.Usage
 )  # fmt: skip

@@ -18,7 +18,7 @@ from gateway_sidecar.control.replicas.drain import DrainReport
 from gateway_sidecar.control.service import Service
 from gateway_sidecar.control.state.api_replicas import is_full
 from gateway_sidecar.domain.model import ReplicaId
-from gateway_sidecar.errors import ConfigError, StateError
+from gateway_sidecar.errors import ConfigError, StateError, StateInDoubt
 from gateway_sidecar.sources.api import NAME, read_raw
 from gateway_sidecar.sources.entry import Described, RawEntry
 from gateway_sidecar.supervision import awake
@@ -89,6 +89,8 @@ async def delete_replica(request: web.Request) -> web.Response:
     if tenure is not None and tenure.sighting.source == NAME:
         report = await _drained(daemon, service, replica, drain_s) if drain_s else DrainReport(False, None, 0.0)
     if not daemon.shared.api.forget(service.name, replica, entry):
+        if service.current(replica) is not None:
+            service.drains.resume(replica)  # Another gateway may have put it.
         raise Refused(409, error=f"'{replica}' was put again while it drained; it stays")
     service.reflector.look_soon()
     if tenure is not None:
@@ -96,6 +98,8 @@ async def delete_replica(request: web.Request) -> web.Response:
     # Where it was before may still have something in flight, too.
     left_s = max(0.0, until - awake.now())
     drained = report.drained and await service.until(lambda: not service.others(replica, tenure), left_s)
+    if daemon.shared.fleet is not None and daemon.shared.fleet.membership.others:
+        drained = False  # Other gateways may have something in flight there, and have not said that they have not.
     answer: Drained = {
         "drained": drained,
         "in_flight": report.in_flight if drained or not report.drained else None,
@@ -171,6 +175,8 @@ async def _read(service: Service, replica: ReplicaId, entry: dict[str, Any]) -> 
 
 
 def _not_written(error: StateError) -> Refused:
+    if isinstance(error, StateInDoubt):
+        return Refused(503, error=f"it is not known whether this was written; send it again: {error}")
     return Refused(507 if is_full(error) else 503, error=f"nothing was changed: {error}")
 
 

@@ -1,4 +1,5 @@
-"""The admin API: status, plan, signals, usage, drain, resume, reload, router restart, stop, replicas put and deleted.
+"""The admin API: status, plan, signals, usage, events, drain, resume, reload, router restart, store accept, stop; and
+replicas put and deleted.
 
 Everyone who may open the socket may use all of it.
 """
@@ -14,7 +15,7 @@ from aiohttp import web
 from aiohttp.typedefs import Handler
 
 from gateway_sidecar.api import models, view
-from gateway_sidecar.api.answers import DAEMON, Refused, as_json, json_text, seconds_in, service_in
+from gateway_sidecar.api.answers import DAEMON, Refused, as_json, check_query, json_text, seconds_in, service_in
 from gateway_sidecar.api.bounded_server import BoundedServer
 from gateway_sidecar.api.events import end_followers, list_events
 from gateway_sidecar.api.explained import explain_replica
@@ -32,7 +33,7 @@ from gateway_sidecar.api.unix_server import UnixServer
 from gateway_sidecar.api.usage import show_usage
 from gateway_sidecar.control.process.daemon import DEFAULT_STOP_S, Daemon
 from gateway_sidecar.domain.model import ReplicaId
-from gateway_sidecar.errors import ConfigError, NotInForce, RouterUnavailable
+from gateway_sidecar.errors import ConfigError, NotInForce, RouterUnavailable, StoreError
 from gateway_sidecar.supervision.process import own_children, peer_of
 
 
@@ -108,6 +109,22 @@ async def _reload(request: web.Request) -> web.Response:
     return web.json_response(models.Reloaded(changes=changes))
 
 
+async def _accept_store(request: web.Request) -> web.Response:
+    check_query(request, "refill")
+    refill = request.query.get("refill", "false")
+    if refill not in ("true", "false"):
+        raise Refused(400, error=f"refill: '{refill}' is neither true nor false")
+    fleet = request.app[DAEMON].shared.fleet
+    if fleet is None:
+        raise Refused(409, error="this gateway has no store; set `store` in the configuration")
+    try:
+        return web.json_response(models.Accepted(changed=await fleet.reflector.accept(refill=refill == "true")))
+    except ValueError as error:
+        raise Refused(409, error=f"{error}; there is nothing to accept") from error
+    except StoreError as error:
+        raise Refused(503, error=f"the store cannot be written: {error}") from error
+
+
 async def _stop(request: web.Request) -> web.Response:
     timeout_s = seconds_in(request, "timeout_s", DEFAULT_STOP_S)
     stop_all = request.query.get("all") == "true"
@@ -172,6 +189,7 @@ ROUTES: dict[tuple[str, str], Handler] = {
     ("GET", "/v1/usage"): show_usage,
     ("POST", "/v1/reload"): _reload,
     ("POST", "/v1/stop"): _stop,
+    ("POST", "/v1/store/accept"): _accept_store,
     ("GET", f"{_SERVICE}/signals"): _signals,
     ("POST", f"{_SERVICE}/router/restart"): _restart_router,
     ("GET", f"{_SERVICE}/replicas"): list_replicas,

@@ -10,7 +10,7 @@ from gateway_sidecar.api.explain_text import wrapped
 from gateway_sidecar.domain.printable import age, counted, printable
 
 if TYPE_CHECKING:
-    from gateway_sidecar.api.models import About, Address, Model, Replica, Service, Status, Target, Usage
+    from gateway_sidecar.api.models import About, Address, Model, Replica, Service, Status, Store, Target, Usage
     from gateway_sidecar.api.signal_models import Scaling
 
 Used = Literal["requests", "refused", "failed", "aborted", "streams", "tokens_in", "tokens_out", "unknown"]
@@ -30,6 +30,9 @@ def render_status(status: Status, width: int | None = None) -> str:
     if nginx["state"] != "up":
         parts.append(_lines([f"NGINX DOWN: {nginx['reason']}"], width))
     parts += [_lines([f"PROBLEM: {problem}"], width) for problem in status["problems"]]
+    store = status.get("store")
+    if store is not None:
+        parts.append(_lines([_store(store)], width))
     parts += [_address(address, width) for address in status["addresses"]]
     parts += [render_service(service, width) for service in status["services"]]
     return "\n\n".join(parts)
@@ -57,6 +60,14 @@ def _lines(lines: Sequence[str], width: int | None) -> str:
         indent = line[: len(line) - len(line.lstrip(" "))]
         shown += wrapped(line[len(indent) :], width, indent, 2, most=_LONGEST_LINE)
     return "\n".join(shown)
+
+
+def _store(store: Store) -> str:
+    others = [f"{it['name']}{'' if it['ready'] else ' (not ready)'}" for it in store["others"]]
+    read = f"read {age(store['read_age_s'])} ago" if store["read_age_s"] is not None else "not read yet"
+    state = f"{store['state']} for {age(store['state_age_s'])}, {read}"
+    fleet = f"shared with {', '.join(others)}" if others else "shared with no other gateway"
+    return f"store  {store['where']}  {state}  gateway {store['gateway']}, {fleet}"
 
 
 def _address(address: Address, width: int | None) -> str:

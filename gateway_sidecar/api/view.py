@@ -41,6 +41,7 @@ def status(daemon: Daemon) -> models.Status:
             "quarantined": len(leases.quarantined),
             "share": leases.share,
         },
+        "store": _store(daemon),
         "problems": [f"{what}: {reason}" for what, reason in sorted(_problems(daemon).items())],
         "ready": daemon.ready,
     }
@@ -58,6 +59,25 @@ def _about(daemon: Daemon) -> models.About:
             "on_disk": found.state,
             "lines": list(found.lines),
         },
+    }
+
+
+def _store(daemon: Daemon) -> models.Store | None:
+    fleet = daemon.shared.fleet
+    if fleet is None:
+        return None
+    it, now = fleet.reflector.status, awake.monotonic()
+    return {
+        "where": fleet.where,
+        "gateway": fleet.membership.name,
+        "state": it.state,
+        "state_age_s": round(now - it.since, 3),
+        "read_age_s": round(now - it.read_at, 3) if it.read_at is not None else None,
+        "reason": it.reason or None,
+        "others": [
+            {"name": other.name, "version": other.version, "ready": other.ready, "leaving": other.leaving}
+            for other in fleet.membership.others
+        ],
     }
 
 

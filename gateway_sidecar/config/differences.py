@@ -19,6 +19,7 @@ FIXED = (
     "router_ports",
     "metrics",
     "admin",
+    "store",
     "rescan_interval_s",
 )
 """What cannot change while a daemon runs."""

@@ -31,6 +31,7 @@ from gateway_sidecar.config.part import number as _number
 from gateway_sidecar.config.places import RUN_DIR, STATE_DIR
 from gateway_sidecar.config.router import CommandValue, RouterValue, default_router
 from gateway_sidecar.config.scaling import ScalingSettings
+from gateway_sidecar.config.store import StoreValue
 from gateway_sidecar.config.tunnels import SshDefaults
 from gateway_sidecar.config.values import (
     INTERFACE_PATTERN,
@@ -434,6 +435,10 @@ class Settings(Part):
     )
     addresses: Annotated[tuple[AddressSettings, ...], Field(strict=False)] = Field(
         default=(), description="Addresses for the models of several services, beside the services' own."
+    )
+
+    store: StoreValue = Field(
+        default=None, description="What this gateway shares with others; without it, it works alone."
     )
 
     @property

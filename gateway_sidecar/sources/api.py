@@ -79,8 +79,12 @@ class ApiSource:
             return _Read(entry, stamp, kept, "; ".join(error.problems))
 
     async def hints(self) -> AsyncIterator[None]:
-        """Yields once: whoever changes the record has the service look."""
+        """Yields once, and then whenever others have changed the record: our own API has the service look."""
         yield
+        while (news := self._record.news) is not None:
+            await news.wait()
+            news.clear()
+            yield
 
 
 def _stamp(entry: RawEntry) -> tuple[int, int, int] | None:

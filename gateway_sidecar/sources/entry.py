@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import asyncio
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -63,12 +64,14 @@ class ApiRecord:
     leaving: those that were deleted and are being drained; they are forgotten when that is done.
     lost: those that were put once, and whose entries cannot be read any more; they stay as they are.
     unread: why what an earlier daemon was given could not be read yet.
+    news: set when others than this daemon's own API have changed the record; None where nobody else can.
     """
 
     entries: dict[ReplicaId, RawEntry] = field(default_factory=dict)
     leaving: dict[ReplicaId, RawEntry] = field(default_factory=dict)
     lost: set[ReplicaId] = field(default_factory=set)
     unread: str | None = None
+    news: asyncio.Event | None = None
 
 
 def describe(

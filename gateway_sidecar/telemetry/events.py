@@ -115,6 +115,21 @@ GROUPS: Mapping[str, Mapping[str, Event]] = {
             "Leave `bridges.ports` as it is while replicas serve.",
         ),
     },
+    "Store of several gateways": {
+        "store.up": _info("The store can be read, or read again."),
+        "store.away": _error(
+            "The store cannot be read: `reason`. Everything goes on as it was; `PUT` and `DELETE` answer 503.",
+            "Bring the store back. docs/guides/several-gateways.md has the usual reasons.",
+        ),
+        "store.refused": _error(
+            "What the store says cannot be believed: `reason`. Everything goes on as it was.",
+            "Decide which counts: `gateway-sidecar store refill` or `store accept`.",
+        ),
+        "store.begun": _info("This gateway is the first one of a new store."),
+        "store.accepted": _warning("An operator has accepted a store that was refused, or `refilled` it."),
+        "store.moved": _info("Replicas that were put at this gateway alone are in the store now."),
+        "store.lease_lost": _warning("This gateway's lease has ended, and it takes a new one. Serving goes on."),
+    },
     "Replicas": {
         "replica.seen": _info("A socket appeared, or another engine behind it."),
         "replica.loading": _info("The engine is not ready yet: `reason`."),

@@ -162,6 +162,10 @@ class Metrics:
         )
         self.endpoints_up = gauge("endpoints_up", "1 while the service's files of endpoints can be written.", "service")
         self.record_up = gauge("record_up", "1 while the records for the next daemon can be written.", "directory")
+        self.store_up = gauge("store_up", "1 while the store can be read, and is believed.", "store")
+        self.store_read_age = gauge("store_read_age_seconds", "Age of the last good read of the store.", "store")
+        self.store_errors = counter("store_errors", "Reads of the store that brought nothing, by kind.", "kind")
+        self.fleet_gateways = gauge("fleet_gateways", "Gateways that are alive, as this one sees it.", "store")
         self.loop_lag = Histogram(
             prefix + "loop_lag_seconds",
             "How late the event loop runs what is due.",

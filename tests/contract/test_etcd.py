@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import asyncio
 import socket
+import subprocess
+import sys
 from collections.abc import AsyncIterator, Callable, Iterator
 from pathlib import Path
 from typing import Any
@@ -203,3 +205,15 @@ async def test_certificates_are_checked_on_both_sides(connect: Connect, tmp_path
             await late.read("")
         etcd.issue(ours)
         assert set((await late.read("")).entries) == {"k"}
+
+
+def test_a_gateway_that_works_alone_imports_nothing_of_it() -> None:
+    """It stays just as it is: no module of the store, or of the fleet."""
+    text = "services: [{name: chat, listen: '127.0.0.1:1', replicas: {}}]"
+    script = (
+        "import sys; from gateway_sidecar.config import parse_config; import gateway_sidecar.app;"
+        f"parse_config({text!r}, 'x');"
+        "print([m for m in sys.modules if m.startswith(('gateway_sidecar.stores', 'gateway_sidecar.control.fleet'))])"
+    )
+    done = subprocess.run([sys.executable, "-c", script], capture_output=True, text=True, check=True)
+    assert done.stdout.strip() == "[]"

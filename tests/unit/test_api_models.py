@@ -17,8 +17,10 @@ from gateway_sidecar.api.openapi import describe_api
 from gateway_sidecar.api.signals_view import signals_view
 from gateway_sidecar.api.table import render_replicas, render_status
 from gateway_sidecar.config import AddressSettings
+from gateway_sidecar.control.fleet.reflector import StoreStatus
 from gateway_sidecar.control.process.daemon import Daemon
 from gateway_sidecar.control.process.file_on_disk import OnDisk
+from gateway_sidecar.domain.fleet import Gateway
 from gateway_sidecar.domain.model import Loading, ReplicaId
 from gateway_sidecar.domain.signals import RequestEnd
 from gateway_sidecar.supervision import awake
@@ -64,6 +66,15 @@ ADDRESS: Json = {
 }
 
 
+def _fleet() -> Any:
+    other = Gateway("b", "1", "0.1.0", ready=False)
+    return SimpleNamespace(
+        where="etcd http://10.0.0.1:2379 /gateway-sidecar/",
+        reflector=SimpleNamespace(status=StoreStatus("away", 0.0, None, "no answer")),
+        membership=SimpleNamespace(name="a", others=[other]),
+    )
+
+
 def daemon_of(world: World, told: Json) -> Daemon:
     """As much of a daemon as `status` looks at."""
     nginx = SimpleNamespace(
@@ -72,7 +83,7 @@ def daemon_of(world: World, told: Json) -> Daemon:
     )  # fmt: skip
     shared = SimpleNamespace(
         leases=world.leases, problems=SimpleNamespace(told=dict), peers=SimpleNamespace(problem=None),
-        api=SimpleNamespace(of=lambda _name: SimpleNamespace(entries=told)),
+        api=SimpleNamespace(of=lambda _name: SimpleNamespace(entries=told)), fleet=_fleet(),
     )  # fmt: skip
     parts = SimpleNamespace(
         services={"chat": world.service}, nginx_supervisor=nginx, ready=True, frontends=SimpleNamespace(problems={}),
@@ -110,6 +121,7 @@ async def test_status_and_plan_are_as_described(tmp_path: Path, monkeypatch: pyt
             ["r3", "absent"],
         ]
         assert "NOT IN FORCE: taken" in text
+        assert "gateway a, shared with b (not ready)" in text
         assert "  gpt-4o  chat 90 %, gone as tiny 10 %, else more  asleep" not in text
         assert "  gpt-4o  chat 90 %, gone as tiny 10 %, else more" in text
         for replica in ("r2", "r3"):

@@ -185,7 +185,7 @@ class Site:
         outside = cast("Any", self.outside)
         shared = SimpleNamespace(
             nginx=outside, leases=PortLeases(range(24001, 24011)), peers=outside, destinations=outside, keys=outside,
-            tunnels=outside, api=outside, problems=Problems(),
+            tunnels=outside, api=outside, problems=Problems(), fleet=None,
         )  # fmt: skip
         self.daemon = Daemon(self.path, load_config(self.path), cast("Any", shared), self.adapters, Metrics())
 

@@ -61,6 +61,7 @@ ROOMS = (
     "service",
     "ports",
     "hold",
+    "fleet",
     "state",
     "replicas",
     "routers",

@@ -75,10 +75,10 @@ def commands(parser: argparse.ArgumentParser) -> dict[str, argparse.ArgumentPars
 
 
 def test_every_command_is_in_the_table_and_no_other() -> None:
-    """docs/reference/commands.md names them all, and what belongs to `replica` and `key`."""
+    """docs/reference/commands.md names them all, and what belongs to `replica`, `key` and `store`."""
     cells = first_cells(page("reference/commands.md").partition("## States")[0])
     assert set(re.findall(r"`(?:gateway-sidecar )?([a-z]+)", cells)) == set(commands(_parser()))
-    for name in ("replica", "key"):
+    for name in ("replica", "key", "store"):
         shown = re.findall(rf"`gateway-sidecar {name} ([a-z|\\]+)", cells)
         assert {word for one in shown for word in one.split("\\|")} == set(commands(commands(_parser())[name]))
 

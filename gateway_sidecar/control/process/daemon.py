@@ -216,6 +216,7 @@ class Daemon:
                 self._tunnels.run,
                 self._tunnels.follow,
                 self.signals.run,
+                *(self.shared.fleet.loops(self._described) if self.shared.fleet is not None else ()),
             )
         ]
         self._services.start(*self.services)
@@ -275,6 +276,8 @@ class Daemon:
         for task in tasks:
             task.cancel()
         await asyncio.gather(*tasks, return_exceptions=True)
+        if self.shared.fleet is not None:
+            await self.shared.fleet.close(leaves=self._stop_all)
         if self._stop_all:
             await self._take_all_down(self._services.routers)
         await self.shared.usage.collect_last()
@@ -355,6 +358,10 @@ class Daemon:
         await self.shared.peers.begin(self._have_looked)
         await self.shared.keys.begin(self._have_looked)
         await adoption.take_tenures(leases)
+
+    def _described(self) -> Mapping[str, Any]:
+        """What other gateways are told of this one."""
+        return {"version": __version__, "services": sorted(self.services), "ready": self.ready}
 
     def _have_looked(self) -> bool:
         return self._services.have_looked

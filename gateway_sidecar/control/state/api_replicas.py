@@ -14,12 +14,12 @@ from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
-from typing import Any
+from typing import Any, Protocol
 
 from gateway_sidecar.control.state.records import read_record
 from gateway_sidecar.control.state.writer import Record, RecordWriter
 from gateway_sidecar.domain.model import ReplicaId
-from gateway_sidecar.errors import StateError
+from gateway_sidecar.errors import StateError, StoreFull
 from gateway_sidecar.sources.api import same_entry
 from gateway_sidecar.sources.entry import ApiRecord, RawEntry
 from gateway_sidecar.supervision.own_thread import OwnThread
@@ -46,7 +46,24 @@ class Put:
 
 def is_full(error: StateError) -> bool:
     """Whether it was for want of room that something could not be written."""
-    return isinstance(error.__cause__, OSError) and error.__cause__.errno in _FULL
+    cause = error.__cause__
+    return isinstance(cause, StoreFull) or (isinstance(cause, OSError) and cause.errno in _FULL)
+
+
+class ReplicasOfApi(Protocol):
+    """What keeps the replicas that were put over the API: this daemon's own record, or a store that gateways share."""
+
+    def of(self, service: str) -> ApiRecord: ...
+
+    async def load(self, owned_before: Mapping[str, Iterable[ReplicaId]]) -> None: ...
+
+    async def run(self) -> None: ...
+
+    async def put(self, service: str, replica: ReplicaId, entry: RawEntry) -> Put: ...
+
+    async def take_out(self, service: str, replica: ReplicaId) -> RawEntry | None: ...
+
+    def forget(self, service: str, replica: ReplicaId, entry: RawEntry | None) -> bool: ...
 
 
 class _InTurn(Record):

@@ -1,0 +1,48 @@
+"""A fleet's parts, put together from the settings."""
+
+from __future__ import annotations
+
+import re
+import socket
+from pathlib import Path
+
+from gateway_sidecar.config.store import StoreSettings
+from gateway_sidecar.control.fleet.fleet import Fleet
+from gateway_sidecar.control.fleet.membership import Membership
+from gateway_sidecar.control.fleet.memory import RememberedStore
+from gateway_sidecar.control.fleet.reflector import StoreReflector
+from gateway_sidecar.control.fleet.replicas import SharedReplicas
+from gateway_sidecar.kinds import STORES
+from gateway_sidecar.supervision import awake
+from gateway_sidecar.telemetry.metrics import Metrics
+from gateway_sidecar.telemetry.problems import Problems
+
+
+def build_fleet(state_dir: Path, settings: StoreSettings, problems: Problems, metrics: Metrics) -> Fleet:
+    """Nothing is connected yet."""
+    kind, of_kind = settings.of_kind
+    store = STORES[kind].build(of_kind)
+    remembered = RememberedStore(state_dir / "fleet.json", problems, metrics)
+    reflector = StoreReflector(store, remembered, problems.of("store"), metrics, read_every_s=settings.read_every_s)
+    name = settings.gateway or _host_name()
+    problem = problems.of("store: gateway")
+    membership = Membership(store, reflector, remembered, name, problem, lease_s=settings.lease_s)
+    replicas = SharedReplicas(store, reflector, remembered, state_dir / "replicas.json")
+    _measure(kind, reflector, membership, metrics)
+    return Fleet(STORES[kind].show(of_kind), store, remembered, reflector, membership, replicas)
+
+
+def _host_name() -> str:
+    """The machine's, as far as it can be a gateway's."""
+    name = re.sub(r"[^a-z0-9-]+", "-", socket.gethostname().partition(".")[0].lower()).strip("-")
+    return name[:63].strip("-") or "gateway"
+
+
+def _measure(kind: str, reflector: StoreReflector, membership: Membership, metrics: Metrics) -> None:
+    def age_s() -> float:
+        at = reflector.status.read_at
+        return awake.monotonic() - at if at is not None else float("inf")
+
+    metrics.store_up.labels(kind).set_function(lambda: reflector.is_up)
+    metrics.store_read_age.labels(kind).set_function(age_s)
+    metrics.fleet_gateways.labels(kind).set_function(lambda: 1 + len(membership.others))

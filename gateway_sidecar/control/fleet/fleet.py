@@ -1,0 +1,40 @@
+"""One gateway's part in a fleet: the store, what it follows there, and what it tells."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from contextlib import suppress
+from dataclasses import dataclass
+from functools import partial
+
+from gateway_sidecar.control.fleet.membership import Describe, Membership
+from gateway_sidecar.control.fleet.memory import RememberedStore
+from gateway_sidecar.control.fleet.reflector import TOPICS, StoreReflector
+from gateway_sidecar.control.fleet.replicas import SharedReplicas
+from gateway_sidecar.errors import StoreError
+from gateway_sidecar.stores.base import Store
+from gateway_sidecar.supervision.loops import Loop
+
+
+@dataclass(frozen=True, slots=True)
+class Fleet:
+    """`where` is the store, in words."""
+
+    where: str
+    store: Store
+    remembered: RememberedStore
+    reflector: StoreReflector
+    membership: Membership
+    replicas: SharedReplicas
+
+    def loops(self, describe: Describe) -> Sequence[Loop]:
+        """What keeps it going, beside `replicas.run`. `describe`: what the other gateways are told of this one."""
+        follow = [partial(self.reflector.follow, topic) for topic in TOPICS]
+        return [self.reflector.run, *follow, partial(self.membership.run, describe), self.remembered.run]
+
+    async def close(self, *, leaves: bool) -> None:
+        """Gives back the connections; with `leaves` the others see at once that this gateway is gone."""
+        if leaves:
+            with suppress(StoreError):  # Its lease ends by itself.
+                await self.membership.leave()
+        await self.store.close()

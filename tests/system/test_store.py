@@ -1,0 +1,303 @@
+"""Several real gateways on a real etcd: one inventory, and what each promises when the store fails."""
+
+from __future__ import annotations
+
+import asyncio
+import itertools
+import time
+from collections.abc import AsyncIterator, Awaitable, Callable, Iterator
+from pathlib import Path
+from typing import Any
+
+import pytest
+import pytest_asyncio
+
+from tests.etcd import Etcd, running
+from tests.system.conftest import MakeGateway, StartEngine
+from tests.system.gateway import Gateway, Status, service_of, states_of
+
+Start = Callable[..., Awaitable[Gateway]]
+_prefixes = itertools.count()
+_LATE_S = 60.0
+
+
+@pytest.fixture(scope="module")
+def shared_etcd() -> Iterator[Etcd]:
+    with running() as one:
+        yield one
+
+
+@pytest.fixture
+def etcd() -> Iterator[Etcd]:
+    """One of the test's own, to do things to."""
+    with running() as one:
+        yield one
+
+
+@pytest_asyncio.fixture
+async def start(make_gateway: MakeGateway) -> AsyncIterator[Start]:
+    """Starts a gateway of a fleet: `await start("a", etcd)`."""
+    prefix = f"/test-{next(_prefixes)}/"
+
+    async def begin(name: str, etcd: Etcd, **store: Any) -> Gateway:
+        of_etcd = {"endpoints": [etcd.endpoint], "prefix": prefix, "timeout_s": 1.0}
+        settings = {"gateway": name, "read_every_s": 0.5, "lease_s": 5, "etcd": of_etcd, **store}
+        gateway = make_gateway(store=settings)
+        gateway.configure(services=[{**gateway.service("chat"), "replicas": {}, "router": {"type": "none"}}])
+        await gateway.start()
+        return gateway
+
+    yield begin
+
+
+async def put(gateway: Gateway, replica: str, socket: Path, **query: str) -> tuple[int, dict[str, Any]]:
+    url = f"http://daemon/v1/services/chat/replicas/{replica}"
+    async with gateway.session.put(url, json={"socket": str(socket)}, params=query) as answer:
+        return answer.status, await answer.json()
+
+
+async def delete(gateway: Gateway, replica: str, **query: str) -> tuple[int, dict[str, Any]]:
+    async with gateway.session.delete(f"http://daemon/v1/services/chat/replicas/{replica}", params=query) as answer:
+        return answer.status, await answer.json()
+
+
+async def accept(gateway: Gateway, action: str) -> str:
+    code, out, err = await gateway.cli("store", action)
+    assert code == 0, err
+    return out
+
+
+async def until_store(gateway: Gateway, state: str) -> Status:
+    return await gateway.until(lambda status: status["store"]["state"] == state, within_s=_LATE_S)
+
+
+async def until_serving(gateway: Gateway, *replicas: str) -> None:
+    await gateway.until_states(dict.fromkeys(replicas, "serving"), within_s=_LATE_S)
+
+
+async def ask(gateway: Gateway) -> int:
+    body = {"model": "tiny", "messages": [{"role": "user", "content": "x"}]}
+    async with gateway.client() as session, session.post(f"{gateway.url()}/v1/chat/completions", json=body) as answer:
+        await answer.read()
+        return answer.status
+
+
+async def stays_as_it_is(*gateways: Gateway, seconds: float = 2.0) -> None:
+    """Every look of this time finds all replicas serving, and requests answered."""
+    end = time.monotonic() + seconds
+    before = [states_of(await gateway.status()) for gateway in gateways]
+    assert all(set(states.values()) == {"serving"} for states in before)
+    while time.monotonic() < end:
+        for gateway, states in zip(gateways, before, strict=True):
+            assert states_of(await gateway.status()) == states
+            assert await ask(gateway) == 200
+        await asyncio.sleep(0.1)
+
+
+async def test_a_replica_put_at_one_gateway_serves_at_all(start: Start, shared_etcd: Etcd, engine: StartEngine) -> None:
+    """One inventory: put, changed and deleted at any gateway, at all of them."""
+    a, b = await start("a", shared_etcd), await start("b", shared_etcd)
+    one, two = a.socket("r1"), a.socket("r2")
+    await engine(one)
+    await engine(two)
+    assert (await put(a, "r1", one, wait="serving"))[0] == 201
+    await until_serving(b, "r1")
+    status, answer = await put(b, "r1", one)
+    assert (status, answer["created"], answer["changed"]) == (200, False, False)
+    assert (await put(b, "r1", two))[1]["changed"]
+    await a.until(lambda s: [it["socket"] for it in service_of(s)["replicas"]] == [str(two)], within_s=_LATE_S)
+    assert (await put(b, "r2", one, wait="serving"))[0] == 201
+    await until_serving(a, "r1", "r2")
+    assert (await delete(a, "r1", drain_s="10"))[0] in (200, 202)
+    await until_serving(b, "r2")
+    await until_serving(a, "r2")
+    assert (await delete(b, "r9"))[0] == 404
+    assert [it["name"] for it in (await a.status())["store"]["others"]] == ["b"]
+    assert await ask(a) == await ask(b) == 200
+
+
+async def test_of_puts_at_two_gateways_at_once_the_last_holds_at_both(start: Start, shared_etcd: Etcd) -> None:
+    """Each PUT is one compare-and-set: gateways never disagree about what was put."""
+    a, b = await start("a", shared_etcd), await start("b", shared_etcd)
+    puts = [put((a, b)[n % 2], "r1", a.socket(f"s{n}")) for n in range(20)]
+    assert {status for status, _ in await asyncio.gather(*puts)} <= {200, 201, 503}
+
+    def socket_of(status: Status) -> str:
+        return str(next(it["socket"] for it in service_of(status)["replicas"]))
+
+    async with asyncio.timeout(_LATE_S):
+        while socket_of(await a.status()) != socket_of(await b.status()):
+            await asyncio.sleep(0.05)
+
+
+async def test_a_killed_store_changes_nothing_and_puts_are_refused(
+    start: Start, etcd: Etcd, engine: StartEngine
+) -> None:
+    """Last good from memory, and after a restart of the daemon from disk. PUT and DELETE answer 503."""
+    a, b = await start("a", etcd), await start("b", etcd)
+    await engine(a.socket("r1"))
+    await put(a, "r1", a.socket("r1"), wait="serving")
+    await until_serving(b, "r1")
+    etcd.kill()
+    for gateway in (a, b):
+        await until_store(gateway, "away")
+    await stays_as_it_is(a, b)
+    status, answer = await put(a, "r2", a.socket("r2"))
+    assert status == 503
+    assert "nothing was changed" in answer["error"]
+    assert (await delete(b, "r1"))[0] == 503
+    problems = (await a.status())["problems"]
+    assert any("store: the store cannot be read" in it and "answer 503" in it for it in problems)
+    await b.kill()
+    await b.start()
+    await until_serving(b, "r1")
+    await stays_as_it_is(a, b, seconds=1)
+    etcd.start()
+    for gateway in (a, b):
+        await until_store(gateway, "up")
+    await stays_as_it_is(a, b, seconds=1)
+    assert (await put(b, "r2", a.socket("r2")))[0] == 201
+    await a.until(lambda s: "r2" in states_of(s), within_s=_LATE_S)
+
+
+async def test_a_frozen_store_is_one_that_is_away(start: Start, etcd: Etcd, engine: StartEngine) -> None:
+    """SIGSTOP: the watch says nothing at all, and the full read finds out. What lost its lease meanwhile serves on."""
+    a = await start("a", etcd)
+    await engine(a.socket("r1"))
+    await put(a, "r1", a.socket("r1"), wait="serving")
+    etcd.freeze()
+    await until_store(a, "away")
+    assert (await put(a, "r2", a.socket("r2")))[0] == 503
+    await stays_as_it_is(a)
+    etcd.thaw()
+    await until_store(a, "up")
+    await until_serving(a, "r1")
+
+
+async def test_a_store_that_comes_back_empty_is_refused_until_an_operator_has_it_refilled(
+    start: Start, etcd: Etcd, engine: StartEngine
+) -> None:
+    """Nobody is deregistered for it. `store refill` puts back what a gateway knows, for all of them."""
+    a, b = await start("a", etcd), await start("b", etcd)
+    await engine(a.socket("r1"))
+    await put(a, "r1", a.socket("r1"), wait="serving")
+    await until_serving(b, "r1")
+    etcd.kill()
+    etcd.wipe()
+    etcd.start()
+    for gateway in (a, b):
+        status = await until_store(gateway, "refused")
+        assert any("it holds nothing of ours" in it and "store refill" in it for it in status["problems"])
+    await stays_as_it_is(a, b)
+    assert (await put(a, "r2", a.socket("r2")))[0] == 503
+    await b.kill()
+    await b.start()
+    await until_store(b, "refused")
+    await until_serving(b, "r1")
+    assert etcd.ctl("get", "--prefix", "--keys-only", "") == ""  # Nothing is written to it, either.
+    assert "1 key put back" in await accept(a, "refill")
+    for gateway in (a, b):
+        await until_store(gateway, "up")
+    await stays_as_it_is(a, b, seconds=1)
+    assert (await put(b, "r2", a.socket("r2")))[0] == 201
+
+
+async def test_a_store_that_was_restored_from_a_backup_is_refused_until_an_operator_accepts_it(
+    start: Start, etcd: Etcd, engine: StartEngine, tmp_path: Path
+) -> None:
+    """A replica that was put since would leave. It stays refused also when the store has grown again."""
+    a, b = await start("a", etcd), await start("b", etcd)
+    for name in ("r1", "r2"):
+        await engine(a.socket(name))
+    await put(a, "r1", a.socket("r1"), wait="serving")
+    backup = tmp_path / "backup"
+    etcd.ctl("snapshot", "save", str(backup))
+    await put(a, "r2", a.socket("r2"), wait="serving")
+    await until_serving(b, "r1", "r2")
+    etcd.kill()
+    etcd.restore(backup)
+    etcd.start()
+    for gateway in (a, b):
+        status = await until_store(gateway, "refused")
+        assert "gone back" in status["store"]["reason"] or "another store" in status["store"]["reason"]
+    for number in range(100):
+        etcd.ctl("put", "/somebody/elses", str(number))
+    await stays_as_it_is(a, b)
+    assert (await a.status())["store"]["state"] == "refused"
+    await accept(b, "accept")
+    for gateway in (a, b):
+        await until_store(gateway, "up")
+        await until_serving(gateway, "r1")
+
+
+async def test_a_gateway_that_dies_is_listed_until_its_lease_ends_and_others_serve_on(
+    start: Start, shared_etcd: Etcd, engine: StartEngine
+) -> None:
+    """A killed daemon's own nginx goes on, too; the next one takes its name over at once."""
+    a, b = await start("a", shared_etcd), await start("b", shared_etcd)
+    await engine(a.socket("r1"))
+    await put(a, "r1", a.socket("r1"), wait="serving")
+    await until_serving(b, "r1")
+    await a.until(lambda s: [it["name"] for it in s["store"]["others"]] == ["b"], within_s=_LATE_S)
+    await b.kill()
+    assert await ask(b) == 200
+    await a.until(lambda s: s["store"]["others"] == [], within_s=_LATE_S)
+    await b.start()
+    await a.until(lambda s: [it["name"] for it in s["store"]["others"]] == ["b"], within_s=_LATE_S)
+    await until_serving(b, "r1")
+
+
+async def test_a_lease_that_was_taken_away_is_taken_anew(start: Start, shared_etcd: Etcd, engine: StartEngine) -> None:
+    """A lost lease never stops serving."""
+    a, b = await start("a", shared_etcd), await start("b", shared_etcd)
+    await engine(a.socket("r1"))
+    await put(a, "r1", a.socket("r1"), wait="serving")
+    await a.until(lambda s: [it["name"] for it in s["store"]["others"]] == ["b"], within_s=_LATE_S)
+    for lease in shared_etcd.ctl("lease", "list").split()[3:]:
+        shared_etcd.ctl("lease", "revoke", lease)
+    await b.until_logged("store.lease_lost", within_s=_LATE_S)
+    await a.until(lambda s: [it["name"] for it in s["store"]["others"]] == ["b"], within_s=_LATE_S)
+    await stays_as_it_is(a, seconds=0.5)
+
+
+async def test_two_gateways_of_one_name_are_told(start: Start, shared_etcd: Etcd) -> None:
+    """The second one reads and serves, and says what to do."""
+    await start("same", shared_etcd)
+    second = await start("same", shared_etcd)
+    await second.until(
+        lambda s: any("another gateway is called 'same'" in it for it in s["problems"]), within_s=_LATE_S
+    )
+
+
+async def test_replicas_of_a_gateway_that_worked_alone_are_moved_to_the_store(
+    start: Start, shared_etcd: Etcd, engine: StartEngine, make_gateway: MakeGateway
+) -> None:
+    """Nothing that was put is lost when a gateway joins a fleet, and no replica leaves for it."""
+    a = await start("a", shared_etcd)
+    store = a.settings["store"]
+    alone = make_gateway()
+    alone.configure(services=[{**alone.service("chat"), "replicas": {}, "router": {"type": "none"}}])
+    await alone.start()
+    assert (await alone.status())["store"] is None
+    await engine(alone.socket("r1"))
+    await put(alone, "r1", alone.socket("r1"), wait="serving")
+    await alone.terminate()
+    alone.configure(store={**store, "gateway": "b"})
+    await alone.start()
+    await until_serving(a, "r1")
+    await until_serving(alone, "r1")
+    await alone.until_logged("store.moved")
+    assert (await delete(a, "r1"))[0] in (200, 202)
+    await alone.until_states({}, within_s=_LATE_S)
+
+
+async def test_check_says_whether_the_store_can_be_read(make_gateway: MakeGateway, etcd: Etcd) -> None:
+    """Before a daemon needs it, and changing nothing there."""
+    gateway = make_gateway(store={"etcd": {"endpoints": [etcd.endpoint], "timeout_s": 5.0}})
+    gateway.configure()
+    _, out, _ = await gateway.cli("check")
+    assert f"store: etcd {etcd.endpoint} /gateway-sidecar/ can be read, and has 0 keys at revision 1" in out
+    etcd.kill()
+    code, out, _ = await gateway.cli("check")
+    assert code == 1
+    assert "Connect call failed" in out

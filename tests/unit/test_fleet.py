@@ -1,0 +1,330 @@
+"""Several gateways on a store in memory, in fake time: what each of them knows, tells, and refuses to believe."""
+
+from __future__ import annotations
+
+import asyncio
+from collections.abc import AsyncIterator
+from contextlib import asynccontextmanager
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from gateway_sidecar.config.store import store_model
+from gateway_sidecar.control.fleet import build
+from gateway_sidecar.control.fleet.fleet import Fleet
+from gateway_sidecar.control.fleet.membership import Membership
+from gateway_sidecar.control.fleet.memory import RememberedStore
+from gateway_sidecar.control.fleet.reflector import StoreReflector
+from gateway_sidecar.control.fleet.replicas import SharedReplicas
+from gateway_sidecar.control.state.records import write_record
+from gateway_sidecar.domain.model import ReplicaId
+from gateway_sidecar.errors import StateError, StateInDoubt, StoreAway, StoreDenied, StoreError, StoreFull
+from gateway_sidecar.supervision.loops import Tasks
+from gateway_sidecar.telemetry.metrics import Metrics
+from gateway_sidecar.telemetry.problems import Problems
+from tests.fake_store import FakeStore, Held
+from tests.unit.fake_time import in_fake_time
+
+R1, R2 = ReplicaId("r1"), ReplicaId("r2")
+ENTRY: dict[str, object] = {"socket": "/run/r1.sock"}
+OTHER: dict[str, object] = {"socket": "/run/r2.sock"}
+
+
+class Site:
+    """One gateway, as far as its fleet goes."""
+
+    def __init__(self, directory: Path, held: Held, name: str) -> None:
+        directory.mkdir(exist_ok=True)
+        self.store = FakeStore(held)
+        self.problems, self.metrics = Problems(), Metrics()
+        remembered = RememberedStore(directory / "fleet.json", self.problems, self.metrics)
+        problem = self.problems.of("store")
+        reflector = StoreReflector(self.store, remembered, problem, self.metrics, read_every_s=5.0)
+        membership = Membership(self.store, reflector, remembered, name, self.problems.of("store: gateway"), lease_s=15)
+        replicas = SharedReplicas(self.store, reflector, remembered, directory / "replicas.json")
+        self.fleet = Fleet("memory", self.store, remembered, reflector, membership, replicas)
+
+    @property
+    def state(self) -> str:
+        return self.fleet.reflector.status.state
+
+    def entries(self) -> dict[ReplicaId, Any]:
+        return dict(self.fleet.replicas.of("chat").entries)
+
+    def errors(self, kind: str) -> float:
+        value = self.metrics.registry.get_sample_value("gateway_sidecar_store_errors_total", {"kind": kind})
+        return value or 0.0
+
+
+class Fleets:
+    """Gateways of one store, which run until the end of the test."""
+
+    def __init__(self, directory: Path) -> None:
+        self.directory = directory
+        self.held = Held()
+        self._tasks: dict[Site, Tasks] = {}
+
+    async def start(self, name: str, before: dict[str, list[ReplicaId]] | None = None, **site: Any) -> Site:
+        made = Site(self.directory / name, self.held, site.get("called", name))
+        made.store.failing = site.get("failing")
+        await made.fleet.replicas.load(before or {})
+        tasks = self._tasks[made] = Tasks("-", made.metrics)
+        for loop in [*made.fleet.loops(dict), made.fleet.replicas.run]:
+            tasks.run_forever(loop)
+        await asyncio.sleep(6)
+        return made
+
+    async def stop(self, site: Site) -> None:
+        await self._tasks.pop(site).close()
+
+    async def close(self) -> None:
+        for site in list(self._tasks):
+            await self.stop(site)
+
+
+@asynccontextmanager
+async def fleets(directory: Path) -> AsyncIterator[Fleets]:
+    made = Fleets(directory)
+    try:
+        yield made
+    finally:
+        await made.close()
+
+
+@in_fake_time
+async def test_what_is_put_at_one_gateway_is_there_at_the_others_within_a_tenth_of_a_second(tmp_path: Path) -> None:
+    """By the watch; without it by the next full read."""
+    async with fleets(tmp_path) as them:
+        a, b = await them.start("a"), await them.start("b")
+        put = await a.fleet.replicas.put("chat", R1, ENTRY)
+        assert (put.created, put.changed) == (True, True)
+        assert a.entries() == {R1: ENTRY}
+        await asyncio.sleep(0.1)
+        assert b.entries() == {R1: ENTRY}
+        assert await b.fleet.replicas.take_out("chat", R1) == ENTRY
+        await asyncio.sleep(0.1)
+        assert a.entries() == b.entries() == {}
+        assert b.fleet.replicas.of("chat").leaving == {R1: ENTRY}
+        assert b.fleet.replicas.forget("chat", R1, b.fleet.replicas.of("chat").leaving[R1])
+
+
+@in_fake_time
+async def test_a_source_is_told_of_what_others_changed_and_an_unchanged_entry_stays_the_same_object(
+    tmp_path: Path,
+) -> None:
+    """A service looks at once; what did not change is not read anew."""
+    async with fleets(tmp_path) as them:
+        a, b = await them.start("a"), await them.start("b")
+        await a.fleet.replicas.put("chat", R1, ENTRY)
+        await asyncio.sleep(0.1)
+        record = b.fleet.replicas.of("chat")
+        before = record.entries[R1]
+        assert record.news is not None
+        record.news.clear()
+        await a.fleet.replicas.put("chat", R2, OTHER)
+        await asyncio.sleep(0.1)
+        assert record.news.is_set()
+        assert record.entries[R1] is before
+
+
+@in_fake_time
+async def test_a_put_that_says_the_same_writes_nothing(tmp_path: Path) -> None:
+    """At whichever gateway, and however it is written."""
+    async with fleets(tmp_path) as them:
+        a, b = await them.start("a"), await them.start("b")
+        await a.fleet.replicas.put("chat", R1, ENTRY)
+        revision = them.held.revision
+        put = await b.fleet.replicas.put("chat", R1, {**ENTRY, "labels": {}})
+        assert (put.created, put.changed, them.held.revision) == (False, False, revision)
+
+
+@in_fake_time
+async def test_a_replica_put_again_elsewhere_while_it_drains_here_stays(tmp_path: Path) -> None:
+    """The last word counts, wherever it was said."""
+    async with fleets(tmp_path) as them:
+        a, b = await them.start("a"), await them.start("b")
+        await a.fleet.replicas.put("chat", R1, ENTRY)
+        entry = await a.fleet.replicas.take_out("chat", R1)
+        await b.fleet.replicas.put("chat", R1, OTHER)
+        await asyncio.sleep(0.1)
+        assert not a.fleet.replicas.forget("chat", R1, entry)
+        assert a.entries() == {R1: OTHER}
+
+
+@pytest.mark.parametrize("failing", [StoreAway("gone"), StoreDenied("wrong password"), StoreError("nonsense")])
+def test_a_store_that_is_away_changes_nothing(tmp_path: Path, failing: StoreError) -> None:
+    """However long: what was known stays, from memory and for the next daemon from disk; a PUT changes nothing."""
+
+    @in_fake_time
+    async def test() -> None:
+        async with fleets(tmp_path) as them:
+            a = await them.start("a")
+            await a.fleet.replicas.put("chat", R1, ENTRY)
+            await asyncio.sleep(1)
+            a.store.failing = failing
+            await asyncio.sleep(1800)
+            assert (a.state, a.entries()) == ("away", {R1: ENTRY})
+            assert str(failing) in a.problems.told()["store"]
+            assert a.errors(failing.kind) > 0
+            with pytest.raises(StateError, match=str(failing)):
+                await a.fleet.replicas.put("chat", R2, OTHER)
+            with pytest.raises(StateError):
+                await a.fleet.replicas.take_out("chat", R1)
+            await them.stop(a)
+            again = await them.start("a", {"chat": [R1]}, failing=failing)
+            assert again.entries() == {R1: ENTRY}
+            again.store.failing = None
+            await asyncio.sleep(6)
+            assert (again.state, again.entries(), again.problems.told()) == ("up", {R1: ENTRY}, {})
+
+    test()
+
+
+@in_fake_time
+async def test_a_gateway_that_never_read_the_store_knows_that_it_knows_nothing(tmp_path: Path) -> None:
+    """Unread is not empty: the source says that it sees nothing of what it owns."""
+    async with fleets(tmp_path) as them:
+        a = await them.start("a", {"chat": [R1]}, failing=StoreAway("gone"))
+        assert a.fleet.replicas.of("chat").unread
+        a.store.failing = None
+        await asyncio.sleep(6)
+        assert a.state == "refused"  # The store holds nothing, and r1 was there.
+        assert a.fleet.replicas.of("chat").unread
+
+
+@in_fake_time
+async def test_a_write_without_an_answer_is_said_to_be_in_doubt(tmp_path: Path) -> None:
+    """And what came of it is seen at the next read."""
+    async with fleets(tmp_path) as them:
+        a = await them.start("a")
+        a.store.in_doubt = True
+        with pytest.raises(StateInDoubt):
+            await a.fleet.replicas.put("chat", R1, ENTRY)
+        await asyncio.sleep(6)
+        assert a.entries() == {R1: ENTRY}
+
+
+@in_fake_time
+async def test_a_full_store_is_said_as_such(tmp_path: Path) -> None:
+    """The API answers 507."""
+    async with fleets(tmp_path) as them:
+        a = await them.start("a")
+        a.store.failing = StoreFull("no room")
+        with pytest.raises(StateError) as refused:
+            await a.fleet.replicas.put("chat", R1, ENTRY)
+        assert isinstance(refused.value.__cause__, StoreFull)
+
+
+@pytest.mark.parametrize("refill", [False, True])
+def test_an_empty_store_is_refused_by_all_and_one_word_of_an_operator_serves_all(tmp_path: Path, refill: bool) -> None:
+    """Also for a gateway that was off meanwhile. Until then nobody writes to it, not even that it is alive."""
+
+    @in_fake_time
+    async def test() -> None:
+        async with fleets(tmp_path) as them:
+            a, b, off = await them.start("a"), await them.start("b"), await them.start("off")
+            await a.fleet.replicas.put("chat", R1, ENTRY)
+            await asyncio.sleep(1)
+            await them.stop(off)
+            them.held.entries.clear()
+            them.held.leases.clear()
+            them.held.revision = 1
+            await asyncio.sleep(600)
+            assert (a.state, b.state, a.entries(), b.entries()) == ("refused", "refused", {R1: ENTRY}, {R1: ENTRY})
+            assert "store refill" in a.problems.told()["store"]
+            assert them.held.entries == {}
+            assert await a.fleet.reflector.accept(refill=refill) == refill
+            await asyncio.sleep(10)
+            wanted = {R1: ENTRY} if refill else {}
+            off = await them.start("off", {"chat": [R1]})
+            for site in (a, b, off):
+                assert (site.state, site.entries(), site.problems.told()) == ("up", wanted, {})
+            with pytest.raises(ValueError, match="believed as it is"):
+                await a.fleet.reflector.accept(refill=refill)
+
+    test()
+
+
+@in_fake_time
+async def test_a_store_that_was_set_back_stays_refused_over_a_restart(tmp_path: Path) -> None:
+    """Also when it has grown again meanwhile."""
+    async with fleets(tmp_path) as them:
+        a = await them.start("a")
+        await a.fleet.replicas.put("chat", R1, ENTRY)
+        await asyncio.sleep(1)
+        del them.held.entries["replicas/chat/r1"]
+        them.held.revision -= 3
+        await asyncio.sleep(6)
+        assert a.state == "refused"
+        await them.stop(a)
+        them.held.revision += 100
+        again = await them.start("a", {"chat": [R1]})
+        assert (again.state, again.entries()) == ("refused", {R1: ENTRY})
+
+
+@in_fake_time
+async def test_gateways_see_each_other_and_a_lost_lease_is_taken_anew(tmp_path: Path) -> None:
+    """Nothing else comes of it. One that leaves is gone at once."""
+    async with fleets(tmp_path) as them:
+        a, b = await them.start("a"), await them.start("b")
+        await asyncio.sleep(1)
+        assert [it.name for it in a.fleet.membership.others] == ["b"]
+        for lease in list(them.held.leases):
+            them.held.end(lease)
+        await asyncio.sleep(12)
+        assert [it.name for it in a.fleet.membership.others] == ["b"]
+        assert [it.name for it in b.fleet.membership.others] == ["a"]
+        await them.stop(b)
+        await b.fleet.close(leaves=True)
+        await asyncio.sleep(0.2)
+        assert a.fleet.membership.others == []
+
+
+@in_fake_time
+async def test_a_second_gateway_of_a_name_is_told_and_the_next_daemon_of_one_is_not(tmp_path: Path) -> None:
+    """Instances are remembered."""
+    async with fleets(tmp_path) as them:
+        a = await them.start("a", called="same")
+        b = await them.start("b", called="same")
+        assert "another gateway is called 'same'" in b.problems.told()["store: gateway"]
+        assert a.problems.told() == {}
+        await asyncio.sleep(60)
+        await them.stop(a)
+        again = await them.start("a", called="same")
+        assert again.problems.told() == {}
+
+
+@in_fake_time
+async def test_what_was_put_while_a_gateway_worked_alone_is_moved_and_what_the_store_has_counts(tmp_path: Path) -> None:
+    """Nothing is lost, and nothing is undone."""
+    async with fleets(tmp_path) as them:
+        a = await them.start("a")
+        await a.fleet.replicas.put("chat", R2, OTHER)
+        (tmp_path / "b").mkdir()
+        local = {"replicas": {"chat": {"r1": ENTRY, "r2": ENTRY}}, "lost": {}}
+        write_record(tmp_path / "b" / "replicas.json", local)
+        b = await them.start("b", {"chat": [R1, R2]})
+        for site in (a, b):
+            assert site.entries() == {R1: ENTRY, R2: OTHER}
+        await them.stop(b)
+        await a.fleet.replicas.take_out("chat", R1)
+        b = await them.start("b")
+        assert b.entries() == {R2: OTHER}
+
+
+@in_fake_time
+async def test_it_is_put_together_from_the_settings_and_measured(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """The name is the machine's where none is set."""
+    monkeypatch.setattr("socket.gethostname", lambda: "GW_1.example.net")
+    metrics = Metrics()
+    settings = store_model().model_validate({"etcd": {"endpoints": ["http://127.0.0.1:1"]}})
+    fleet = build.build_fleet(tmp_path, settings, Problems(), metrics)
+    assert (fleet.membership.name, fleet.where) == ("gw-1", "etcd http://127.0.0.1:1 /gateway-sidecar/")
+    of = {"store": "etcd"}
+    assert metrics.registry.get_sample_value("gateway_sidecar_store_up", of) == 0
+    assert metrics.registry.get_sample_value("gateway_sidecar_store_read_age_seconds", of) == float("inf")
+    assert metrics.registry.get_sample_value("gateway_sidecar_fleet_gateways", of) == 1
+    await fleet.close(leaves=True)

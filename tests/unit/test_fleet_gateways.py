@@ -1,0 +1,23 @@
+"""The gateways of a fleet, as the store's keys say."""
+
+from __future__ import annotations
+
+from gateway_sidecar.domain.fleet import Gateway, gateways_in
+from gateway_sidecar.domain.store_memory import Entry, Snapshot
+
+
+def test_gateways_are_those_whose_keys_can_be_read() -> None:
+    """What another version, or nobody of us, wrote is passed over."""
+    entries = {
+        "gateways/b": Entry('{"instance": "2", "version": "9", "services": ["chat"], "ready": true, "new": 1}', 3),
+        "gateways/a": Entry('{"instance": "1", "leaving": true}', 4),
+        "gateways/c": Entry("garbage", 5),
+        "replicas/chat/r1": Entry("{}", 6),
+    }
+    found = gateways_in(Snapshot("one", 9, entries), "gateways/")
+    assert [(it.name, it.ready, it.leaving, it.services) for it in found] == [
+        ("a", False, True, ()),
+        ("b", True, False, ("chat",)),
+    ]
+    assert found[1].said["new"] == 1
+    assert Gateway.from_json("x", "[]") is None
