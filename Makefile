@@ -52,7 +52,7 @@ run:
 
 ## make test     all tests, with the real nginx and the real SMG, JOBS=4 at a time; ARGS='-k drain' for some of them
 test:
-	@$(SETUP) dev nginx sshd prometheus etcd pebble smg-newest envoy $(ROUTERS)
+	@$(SETUP) dev nginx sshd prometheus etcd pebble man smg-newest envoy $(ROUTERS)
 	@$(PY) -m pytest -n $(JOBS) --dist worksteal $(ARGS)
 
 ## make unit     the unit tests alone: no nginx, no socket, no process, and time is fake
@@ -173,12 +173,12 @@ dist:
 
 ## make deb      Debian packages, into dist/; RELEASES='bookworm trixie', each in a clean root of that release
 deb:
-	@$(SETUP) dev deb
+	@$(SETUP) dev man deb
 	@VENV="$(VENV)" scripts/deb.sh $(RELEASES)
 
 ## make deb-test each package in dist/ (make deb) in a clean root: lintian, installed, upgraded under load, rolled back, purged
 deb-test:
-	@$(SETUP) dev deb
+	@$(SETUP) dev nginx deb
 	@$(PY) -m pytest -s tests/system/test_debian_package.py $(ARGS)
 
 ## make clean    remove all that was made here

@@ -9,7 +9,8 @@
 #   prometheus  Prometheus and promtool, for the tests of metrics and alert rules; its service is not started
 #   pebble  an ACME server for the tests of certificates by ACME; it is no service
 #   etcd    etcd and etcdctl, for the tests of several gateways; no service is started
-#   deb     what builds and tests the Debian package: mmdebstrap for clean roots, lowdown for the man page, lintian
+#   man     lowdown, which makes a man page of Markdown
+#   deb     what builds and tests the Debian package: mmdebstrap, which makes clean roots, and lintian
 #   mlx     a real MLX engine, in the virtual environment MLX_VENV
 #   dynamo  the frontend and the mock worker of NVIDIA Dynamo, 312 MB, in the virtual environment DYNAMO_VENV
 #   vllm    vLLM for CPUs, in the virtual environment VLLM_VENV; 3 GB
@@ -203,10 +204,9 @@ if wants wrk && ! command -v wrk >/dev/null; then packages="$packages wrk"; fi
 if wants pebble && ! { command -v pebble && command -v pebble-challtestsrv; } >/dev/null; then
     wished="$wished pebble" # not in every release: its tests are skipped without it
 fi
-if wants deb; then
-    if ! { command -v mmdebstrap && command -v lowdown && command -v lintian; } >/dev/null; then
-        packages="$packages mmdebstrap lowdown lintian"
-    fi
+if wants man && ! command -v lowdown >/dev/null; then packages="$packages lowdown"; fi
+if wants deb && ! { command -v mmdebstrap && command -v lintian; } >/dev/null; then
+    packages="$packages mmdebstrap lintian"
 fi
 if wants prometheus && ! command -v promtool >/dev/null; then
     had_prometheus=no

@@ -4,17 +4,22 @@ from __future__ import annotations
 
 import argparse
 import asyncio
+import os
 
 from gateway_sidecar.check import check_machine, not_who_is_meant, user_to_be
 from gateway_sidecar.commands.defaults import DEFAULT_CONFIG, EXIT_FAILED
 from gateway_sidecar.commands.rights import become
 from gateway_sidecar.config import Settings, load_config, load_usable
+from gateway_sidecar.errors import ProcessError
 
 _ASSUMED = "assumed: its groups in /etc/group and no capabilities, since systemd knows no unit with this user"
 
 
 def check(arguments: argparse.Namespace) -> int:
     """Looks, and changes nothing."""
+    if arguments.config.exists() and not os.access(arguments.config, os.R_OK, effective_ids=True):
+        # Installed, the file is for root and the daemon alone: no mode is to be changed for a look.
+        raise ProcessError(f"{arguments.config}: may not be read by user {os.geteuid()}; run this with sudo")
     of_unit = arguments.config == DEFAULT_CONFIG
     usable = load_usable(arguments.config)
     user = user_to_be(arguments.as_user, usable, of_unit=of_unit)

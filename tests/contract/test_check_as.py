@@ -16,6 +16,7 @@ import pytest
 import yaml
 
 from gateway_sidecar.check import not_who_is_meant, user_to_be
+from gateway_sidecar.cli import main
 from gateway_sidecar.config import Settings
 from gateway_sidecar.errors import ProcessError
 from gateway_sidecar.supervision import unit
@@ -176,3 +177,24 @@ def test_another_user_is_told_whose_rights_these_are_not(tmp_path: Path, monkeyp
     for who in (0, pwd.getpwnam("daemon").pw_uid):
         monkeypatch.setattr(os, "geteuid", lambda who=who: who)
         assert not_who_is_meant(settings, of_unit=True) is None
+
+
+@pytest.mark.skipif(why_not() is not None, reason=str(why_not()))
+def test_a_file_that_is_the_daemons_alone_is_looked_at_with_sudo(
+    open_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """The installed configuration is root's and the daemon's: that alice may not read it is no fault of it."""
+    config = open_path / "gateway-sidecar.yaml"
+    config.write_text(yaml.safe_dump(minimal(open_path)))
+    config.chmod(0o640)
+    os.seteuid(UID)
+    try:
+        with pytest.raises(SystemExit) as ended:
+            main(["check", "--config", str(config)])
+    finally:
+        os.seteuid(0)
+    said = capsys.readouterr().err
+    assert (ended.value.code, said) == (
+        1,
+        f"gateway-sidecar: {config}: may not be read by user {UID}; run this with sudo\n",
+    )

@@ -16,7 +16,7 @@ from gateway_sidecar.cli import _parser
 
 ROOT = Path(__file__).parents[2]
 pytestmark = pytest.mark.skipif(
-    shutil.which("lowdown") is None, reason="lowdown is not installed (Debian: package lowdown; make deb installs it)"
+    shutil.which("lowdown") is None, reason="lowdown is not installed (Debian: package lowdown)"
 )
 
 
