@@ -25,6 +25,7 @@ FIGURES = (
     "signals",
     "neighbours",
     "frontend",
+    "bounds",
     "many-models",
     "first-token",
     "waking",

@@ -42,7 +42,7 @@ from bench.ports import free_ports
 from bench.report import Row, Scale, in_ms, median, percentile, rounded_ms
 from bench.wire import Connection
 from examples.simulated import Behaviour, EngineKind, EngineSpec, start_engine
-from gateway_sidecar.frontend.keys import add_key, revoke_key
+from gateway_sidecar.frontend.edit_keys import add_key, revoke_key
 from gateway_sidecar.nginx.server import find_nginx
 from gateway_sidecar.nginx.templates import render
 from tests.certificates import certificate

@@ -18,6 +18,7 @@ from gateway_sidecar.api.client import Client
 from gateway_sidecar.api.models import Status
 from gateway_sidecar.api.tls import read_tls
 from gateway_sidecar.config import (
+    AddressSettings,
     FrontendSettings,
     PortRange,
     RouterSettings,
@@ -27,6 +28,7 @@ from gateway_sidecar.config import (
     load_overrides,
 )
 from gateway_sidecar.config.frontend_values import ANY
+from gateway_sidecar.config.values import show
 from gateway_sidecar.control.edge.destinations import hosts_of, look_up
 from gateway_sidecar.control.process.left_running import LeftRunning, look_for_left
 from gateway_sidecar.domain.findings import Finding, Level
@@ -47,7 +49,8 @@ from gateway_sidecar.files.own import way_in_for_others
 from gateway_sidecar.files.shared import trouble_with_group
 from gateway_sidecar.frontend.acme_state import AcmeState, Wanted
 from gateway_sidecar.frontend.certificate import read_certificate, read_client_ca, shown_at, today
-from gateway_sidecar.frontend.keys import expiry_of, read_keys
+from gateway_sidecar.frontend.keys import read_keys
+from gateway_sidecar.frontend.words import NONE
 from gateway_sidecar.kinds import ROUTERS, STORES
 from gateway_sidecar.nginx.addresses import ClaimRules, PeerAddresses
 from gateway_sidecar.nginx.bridge_key import read_bridge_key
@@ -137,6 +140,7 @@ async def check_machine(settings: Settings, *, assumed: bool = False) -> list[Fi
         models = f"{counted(len(address.models), 'model')} of {', '.join(address.services)}"
         findings.append(Finding(Level.OK, f"{address.name}: {address.listen} leads to {models}"))
         findings += await asyncio.to_thread(lambda it: list(_frontend(it.name, it.frontend)), address)
+        findings += await asyncio.to_thread(lambda it: list(_models_of_keys(it)), address)
     for service in settings.services:
         findings += await _replicas(service, settings)
         findings += await _unfit(service, settings, running)
@@ -237,8 +241,8 @@ def _frontend(name: str, frontend: FrontendSettings) -> Iterator[Finding]:
     """Its keys and its certificate, read as the daemon will."""
     try:
         if frontend.auth is not None and frontend.auth.keys_file is not None:
-            keys = read_keys(frontend.auth.keys_file)
-            ends = [expiry_of(owner) for owner in keys.values()]
+            keys = read_keys(frontend.auth.keys_file).keys
+            ends = [key.expires for key in keys.values()]
             expired = sum(1 for end in ends if end is not None and end <= today())
             yield Finding(
                 Level.OK if len(keys) > expired else Level.WARN,
@@ -271,6 +275,25 @@ def _frontend(name: str, frontend: FrontendSettings) -> Iterator[Finding]:
     for host in frontend.server_names:
         if not pair.covers(host):
             yield Finding(Level.WARN, f"{name}: {certificate} is not for {host}; browsers will refuse it")
+
+
+def _models_of_keys(address: AddressSettings) -> Iterator[Finding]:
+    """Models that keys may use and that this address does not have: an old name, perhaps, or one to come."""
+    auth = address.frontend.auth
+    if auth is None or auth.keys_file is None:
+        return
+    try:
+        file = read_keys(auth.keys_file)
+    except FrontendError:
+        return  # It is told of already.
+    lists = {
+        it["models"] for it in (*file.plans.values(), *(key.words for key in file.keys.values())) if "models" in it
+    }
+    wanted = {name for words in lists if words != NONE for name in words.split(",")}
+    for name in sorted(wanted - address.models.keys())[:_FEW]:
+        models = ", ".join(sorted(address.models))
+        text = f"{auth.keys_file}: models: {show(name)} is no model of {address.name}, whose models are {models}"
+        yield Finding(Level.WARN, f"{text}; no client gets it there")
 
 
 def acme_findings(settings: Settings) -> Iterator[Finding]:

@@ -222,7 +222,7 @@ def _parser() -> argparse.ArgumentParser:
                 "--peers", action="store_true", help="let the daemon add replicas' own addresses to this machine"
             )
     _add_files_command(commands)
-    _add_key_commands(commands.add_parser("key", help="add, revoke and list the API keys of frontend.auth.keys_file"))
+    _add_key_commands(commands.add_parser("key", help="make, change, revoke and list the API keys of clients"))
     schema = commands.add_parser("schema", help="print a file's JSON Schema, for editors")
     schema.add_argument(
         "of",
@@ -265,19 +265,55 @@ def _add_key_commands(parser: argparse.ArgumentParser) -> None:
     actions = parser.add_subparsers(metavar="ACTION", required=True)
     for name, run, text in (
         ("add", "key:add", "make a key, store its hash, and print the key, which is shown only once"),
+        ("set", "key:change", "change a key's bounds, expiry or note"),
+        ("pause", "key:pause", "refuse a key's requests until `resume`; requests in flight go on"),
+        ("resume", "key:resume", "end a key's pause"),
+        ("rotate", "key:rotate", "give a key another secret and print it; the old one ends by itself, a while later"),
         ("revoke", "key:revoke", "remove a key; requests in flight go on, new ones are refused"),
-        ("list", "key:list_names", "print the name of each key, and when the key expires, if it does"),
+        ("plan", "key:plan", "make or change a plan: bounds of all keys that name it"),
+        ("list", "key:list_all", "print each key: state, bounds, when it was last used, note; and each plan"),
     ):
         action = actions.add_parser(name, help=text, description=f"{text[0].upper()}{text[1:]}.")
         action.set_defaults(command=run)
         action.add_argument("--file", type=Path, required=True, metavar="FILE", help="the file with the keys' hashes")
         if name != "list":
             action.add_argument("name", metavar="NAME", help="letters, digits and . _ -, 64 at most")
-        if name == "add":
+        if name in ("add", "rotate"):
             action.add_argument("--stdin", action="store_true", help="read the key from standard input, one line")
+        if name in ("add", "set", "plan"):
+            _add_bounds(action, of_plan=name == "plan")
+        if name == "rotate":
             action.add_argument(
-                "--expires", metavar="DATE", help="when the key expires: 2027-01-31 or 2027-01-31T12:00Z"
-            )
+                "--keep-old", default="24h", metavar="TIME",
+                help="for how long the old secret counts, too: 24h, 90m, 7d or 0 (default: %(default)s)",
+            )  # fmt: skip
+        if name == "list":
+            action.add_argument("--json", action="store_true", help="print JSON")
+            action.add_argument(
+                "--config", type=Path, default=_default_config(), metavar="FILE",
+                help="the configuration, which says where it is noted when keys were last used (default: %(default)s)",
+            )  # fmt: skip
+
+
+def _add_bounds(action: argparse.ArgumentParser, *, of_plan: bool) -> None:
+    """The options for what a key may do."""
+    also = "" if of_plan else "; `plan`: as the plan says"
+    group = action.add_argument_group("bounds", f"`none`: no such bound{also}. Numbers may end in k or M.")
+    group.add_argument("--models", metavar="A,B", help="the models that may be used, as clients name them")
+    for option, what in (
+        ("requests-per-minute", "requests a minute"),
+        ("tokens-per-minute", "tokens a minute, of prompts and answers"),
+        ("tokens-per-day", "tokens a day (UTC)"),
+        ("tokens-per-month", "tokens a month (UTC)"),
+        ("concurrent", "requests at the same time"),
+    ):
+        group.add_argument(f"--{option}", metavar="N", help=what)
+    if of_plan:
+        action.add_argument("--remove", action="store_true", help="remove the plan, which no key may name any more")
+        return
+    action.add_argument("--plan", metavar="PLAN", help="the plan whose bounds hold where the key has none of its own")
+    action.add_argument("--expires", metavar="DATE", help="when the key expires: 2027-01-31 or 2027-01-31T12:00Z")
+    action.add_argument("--note", metavar="TEXT", help="what people should know of the key")
 
 
 def _add_replica_commands(commands: Any, add_config: Callable[[argparse.ArgumentParser], None]) -> None:

@@ -1,5 +1,5 @@
-"""The file of hashed keys: one `NAME:SHA256` a line, perhaps with ` expires=DATE` after it. Keys themselves are in no
-file: each is shown once.
+"""The file of hashed keys: one `NAME:SHA256` a line, and what bounds the key after it. Keys themselves are in no file:
+each is shown once. A line `plan NAME` has bounds for all keys that name the plan.
 
 SHA-256 without salt or stretching is enough for keys that nobody can guess, such as those made here (256 random bits).
 """
@@ -8,63 +8,94 @@ from __future__ import annotations
 
 import codecs
 import datetime
-import fcntl
-import hashlib
 import os
 import re
-import secrets
-from collections.abc import Iterator, Mapping
-from contextlib import contextmanager
+from collections.abc import Iterable, Iterator, Mapping
+from dataclasses import dataclass
 from pathlib import Path
+from typing import NamedTuple
 
 from gateway_sidecar.config.frontend_values import NAME
 from gateway_sidecar.config.text_file import FileText, read_file
 from gateway_sidecar.config.values import show
 from gateway_sidecar.errors import ConfigError, FrontendError
-from gateway_sidecar.files.replace import put_in_place, write_beside
+from gateway_sidecar.frontend.words import link_text, parse_expiry, parse_words
 
 MOST_BYTES = 64 * 1024 * 1024
 _MOST_PROBLEMS = 10
 _OTHERS = 0o007
 _GROUP_WRITES = 0o020
-_LINE = re.compile(rf"({NAME})\s*:\s*(?:sha256:)?([0-9A-Fa-f]{{64}})(?:\s+expires=(\S+))?")
-_PAIRS = re.compile(rf"^[ \t]*({NAME})[ \t]*:[ \t]*(?:sha256:)?([0-9A-Fa-f]{{64}})[ \t\r]*$".encode(), re.MULTILINE)
-_HEAD = "# Keys of gateway-sidecar: NAME:SHA256, one a line. Change them with `gateway-sidecar key`.\n"
+_KEY = rf"({NAME})[ \t]*:[ \t]*(?:sha256:)?([0-9A-Fa-f]{{64}})((?:[ \t][^\n]*)?)"
+_PLAN = rf"plan[ \t]+({NAME})((?:[ \t][^\n]*)?)"
+_KEY_LINE, _PLAN_LINE = re.compile(_KEY), re.compile(_PLAN)
+_KEY_LINES = re.compile(rf"^[ \t]*{_KEY}$", re.MULTILINE)
+_PLAN_LINES = re.compile(rf"^[ \t]*{_PLAN}$", re.MULTILINE)
 
-Keys = Mapping[str, str]
-"""SHA-256 of a key, in lower-case hex -> the key's name; where it expires, with `:` and the seconds since 1970."""
+PLAN_LINK = "@"
+"""What a plan's link begins with; a key's is its hash."""
 
-
-def name_of(owner: str) -> str:
-    """The key's name."""
-    return owner.partition(":")[0]
-
-
-def expiry_of(owner: str) -> int | None:
-    """When the key expires, in seconds since 1970; None for never."""
-    expires = owner.partition(":")[2]
-    return int(expires) if expires else None
+Links = Mapping[str, str]
+"""What nginx looks for: a key's SHA-256, in lower-case hex, or `@` and a plan's name -> the name and its bounds."""
 
 
-def described(owner: str) -> str:
-    """The name, and when the key expires, for people."""
-    expires = expiry_of(owner)
-    if expires is None:
-        return name_of(owner)
-    return f"{name_of(owner)}  until {datetime.datetime.fromtimestamp(expires, datetime.UTC):%Y-%m-%dT%H:%M:%SZ}"
+def shown_date(seconds: float) -> str:
+    """Seconds since 1970 as a file has them, in UTC."""
+    return f"{datetime.datetime.fromtimestamp(seconds, datetime.UTC):%Y-%m-%dT%H:%M:%SZ}"
 
 
-def parse_expiry(text: str) -> int:
-    """Seconds since 1970. A day alone is its first moment in UTC. Raises ValueError."""
-    try:
-        at = datetime.datetime.fromisoformat(text)
-    except ValueError:
-        raise ValueError(f"{show(text)} is not a date; use one such as 2027-01-31 or 2027-01-31T12:00Z") from None
-    return int((at if at.tzinfo else at.replace(tzinfo=datetime.UTC)).timestamp())
+class Key(NamedTuple):
+    """One key: its name, its SHA-256, and the words after it as they are written."""
+
+    name: str
+    digest: str
+    words: Mapping[str, str]
+
+    @property
+    def expires(self) -> int | None:
+        """When it expires, in seconds since 1970; None for never."""
+        return parse_expiry(self.words["expires"]) if "expires" in self.words else None
+
+    @property
+    def old_until(self) -> int | None:
+        """Until when its old secret counts, too; None where there is none."""
+        return parse_expiry(self.words["old_until"]) if "old_until" in self.words else None
+
+    def links(self) -> Iterator[tuple[str, str]]:
+        """What nginx looks for. An old secret is a key of the same name that expires."""
+        yield self.digest, self.name + link_text(self.words)
+        if (until := self.old_until) is not None:
+            ends = min(until, self.expires or until)
+            yield self.words["old"], f"{self.name}{link_text({**self.words, 'expires': shown_date(ends)})}"
 
 
-def read_keys(path: Path) -> Keys:
-    """The keys of a file. Raises FrontendError, with a line for each mistake."""
+@dataclass(frozen=True, slots=True)
+class KeyFile:
+    """All that a file says: keys by name, and the bounds of each plan."""
+
+    keys: Mapping[str, Key]
+    plans: Mapping[str, Mapping[str, str]]
+
+    def links(self) -> Links:
+        """What nginx looks for."""
+        found = {PLAN_LINK + name: name + link_text(words) for name, words in self.plans.items()}
+        for key in self.keys.values():
+            found.update(key.links())
+        return found
+
+    def bounds_of(self, key: Key) -> Mapping[str, str]:
+        """What holds for a key: its own bounds, and its plan's where it has none of its own."""
+        return {**self.plans.get(key.words.get("plan", ""), {}), **key.words}
+
+
+def no_plan(name: str, plans: Iterable[str]) -> str:
+    """Why a key cannot have this plan."""
+    known = ", ".join(plans)
+    cure = f"use {known}, or make it" if known else "make it"
+    return f"there is no plan {show(name)}; {cure} with `gateway-sidecar key plan {name}`"
+
+
+def read_keys(path: Path) -> KeyFile:
+    """What a file says. Raises FrontendError, with a line for each mistake."""
     return parse_keys(read_content(path), str(path))
 
 
@@ -82,95 +113,114 @@ def read_content(path: Path) -> bytes:
     return file.content
 
 
-def digest_of(line: bytes) -> str | None:
-    """The SHA-256 that a line with a key has; None for any other line."""
-    match = _LINE.fullmatch(line.strip().decode("utf-8", "replace"))
-    return None if match is None else match[2].lower()
-
-
-def parse_keys(content: bytes, name: str) -> Keys:
-    """The keys of a file's content. Raises FrontendError, with a line for each mistake that shows no key or hash."""
-    content = content.removeprefix(codecs.BOM_UTF8)
-    pairs = _PAIRS.findall(content)
-    if len(pairs) == sum(1 for line in content.split(b"\n") if line.strip() and not line.lstrip().startswith(b"#")):
-        # All is well, most likely: found so 10,000 keys take 5 ms, which somebody who revokes one waits for.
-        found = {digest.decode().lower(): owner.decode() for owner, digest in pairs}
-        if len(found) == len(pairs) == len(set(found.values())):
-            return found
-    keys: dict[str, str] = {}
-    lines: dict[str, int] = {}
-    problems: list[str] = []
-    for number, raw in enumerate(content.split(b"\n"), 1):
-        text = raw.strip().decode("utf-8", "replace")
-        if not text or text.startswith("#"):
-            continue
-        match = _LINE.fullmatch(text)
-        if match is None:
-            problems.append(f"{name}:{number}: is not NAME:SHA256; make it with `gateway-sidecar key add NAME`")
-            continue
-        owner, digest = match[1], match[2].lower()
-        expires = ""
-        if match[3] is not None:
-            try:
-                expires = f":{parse_expiry(match[3])}"
-            except ValueError as error:
-                problems.append(f"{name}:{number}: expires: {error}")
-                continue
-        if owner in lines:
-            problems.append(f"{name}:{number}: {show(owner)} is named in line {lines[owner]} already; use another name")
-        elif digest in keys:
-            problems.append(
-                f"{name}:{number}: {show(owner)} has the same key as {show(name_of(keys[digest]))}; remove one of them"
-            )
-        else:
-            keys[digest], lines[owner] = f"{owner}{expires}", number
-    if problems:
-        further = len(problems) - _MOST_PROBLEMS
-        raise FrontendError(problems[:_MOST_PROBLEMS] + ([f"{name}: and {further} more"] if further > 0 else []))
-    return keys
-
-
-def add_key(path: Path, name: str, key: str | None = None, *, expires: str | None = None) -> str:
-    """Adds a key of this name, made here unless it is given, and returns it. Raises FrontendError."""
-    if expires is not None:
-        try:
-            parse_expiry(expires)
-        except ValueError as error:
-            raise FrontendError([f"--expires: {error}"]) from None
-    if not re.fullmatch(NAME, name):
-        raise FrontendError([f"{show(name)} is not a key's name; use letters, digits and . _ -, 64 at most"])
-    key = key or f"sk-{secrets.token_urlsafe(32)}"
-    if not re.fullmatch(r"[\x21-\x7e]{16,4096}", key):
-        raise FrontendError(["a key has 16 to 4096 printable characters without spaces; use another"])
-    digest = hashlib.sha256(key.encode()).hexdigest()
-    with _edited(path) as text:
-        keys = parse_keys(text.encode(), str(path))
-        if name in map(name_of, keys.values()):
-            raise FrontendError([f"{path}: has a key {show(name)} already; revoke it first, or use another name"])
-        if digest in keys:
-            raise FrontendError([f"{path}: has this very key already, as {show(name_of(keys[digest]))}"])
-        end = "" if not text or text.endswith("\n") else "\n"
-        _replace(path, f"{text or _HEAD}{end}{name}:{digest}{f' expires={expires}' if expires else ''}\n")
-    return key
-
-
-def revoke_key(path: Path, name: str) -> None:
-    """Removes the key of this name. Raises FrontendError, also where the key is removed from a file with mistakes.
-
-    The rest of the file is checked afterwards, so that the key ends without delay.
-    """
-    with _edited(path) as text:
-        lines = re.compile(rf"^[ \t]*{re.escape(name)}[ \t]*:[^\n]*(?:\n|\Z)", re.MULTILINE)
-        kept = lines.sub(lambda line: "" if _LINE.fullmatch(line[0].strip()) else line[0], text)
-        if kept == text:
-            parse_keys(text.encode(), str(path))
-            raise FrontendError([f"{path}: has no key {show(name)}; `gateway-sidecar key list` names them"])
-        _replace(path, kept or _HEAD)
+def key_of(line: bytes) -> Key | None:
+    """The key of a line; None for any other line, and one with a mistake."""
+    match = _KEY_LINE.fullmatch(line.strip().decode("utf-8", "replace"))
+    if match is None:
+        return None
     try:
-        parse_keys(kept.encode(), str(path))
-    except FrontendError as error:
-        first = f"{path}: {show(name)} is removed from the file but still accepted until these errors are fixed:"
-        raise FrontendError([first, *error.problems]) from None
+        key = Key(match[1], match[2].lower(), parse_words(match[3]))
+    except ValueError:
+        return None
+    return None if key.words.get("old") == key.digest else key
+
+
+def parse_keys(content: bytes, name: str) -> KeyFile:
+    """What a file's content says. Raises FrontendError, with a line for each mistake that shows no key or hash."""
+    text = content.removeprefix(codecs.BOM_UTF8).replace(b"\r\n", b"\n").decode("utf-8", "replace")
+    found = _all_well(text)
+    if found is None:
+        found, problems = _line_by_line(text, name)
+        if problems:
+            further = len(problems) - _MOST_PROBLEMS
+            raise FrontendError(problems[:_MOST_PROBLEMS] + ([f"{name}: and {further} more"] if further > 0 else []))
+    return found
+
+
+def _all_well(text: str) -> KeyFile | None:
+    """What it says, if that needs no explanation, as most likely: so 10,000 keys take 20 ms, which somebody who
+    revokes one waits for.
+    """
+    rows, plans = _KEY_LINES.findall(text), _PLAN_LINES.findall(text)
+    lines = map(str.strip, text.split("\n"))
+    if len(rows) + len(plans) != sum(1 for line in lines if line and not line.startswith("#")):
+        return None
+    try:
+        keys = {name: Key(name, digest.lower(), parse_words(words)) for name, digest, words in rows}
+        bounds = {name: parse_words(words, of_plan=True) for name, words in plans}
+    except ValueError:
+        return None
+    digests = {key.digest for key in keys.values()}
+    old = [key.words["old"] for key in keys.values() if "old" in key.words]
+    unknown = {key.words["plan"] for key in keys.values() if "plan" in key.words} - bounds.keys()
+    counts = len(keys), len(digests | set(old)), len(bounds)
+    return None if unknown or counts != (len(rows), len(rows) + len(old), len(plans)) else KeyFile(keys, bounds)
+
+
+def _line_by_line(text: str, name: str) -> tuple[KeyFile, list[str]]:
+    """The same, and what is wrong, for people."""
+    read = _Lines(name)
+    lines = [(number, line.strip()) for number, line in enumerate(text.split("\n"), 1)]
+    lines = [(number, line) for number, line in lines if line and not line.startswith("#")]
+    for number, line in lines:
+        if (plan := _PLAN_LINE.fullmatch(line)) is not None:
+            read.take_plan(number, plan[1], plan[2])
+    for number, line in lines:
+        if (key := _KEY_LINE.fullmatch(line)) is not None:
+            read.take_key(number, key[1], key[2].lower(), key[3])
+        elif _PLAN_LINE.fullmatch(line) is None:
+            read.refuse(number, "is not NAME:SHA256; make it with `gateway-sidecar key add NAME`")
+    return KeyFile(read.keys, read.plans), [problem for _, problem in sorted(read.problems)]
+
+
+class _Lines:
+    """What lines have said so far."""
+
+    def __init__(self, file: str) -> None:
+        self._file = file
+        self.keys: dict[str, Key] = {}
+        self.plans: dict[str, Mapping[str, str]] = {}
+        self.problems: list[tuple[int, str]] = []
+        self._lines: dict[str, int] = {}
+        self._owners: dict[str, str] = {}
+
+    def refuse(self, number: int, why: str) -> None:
+        self.problems.append((number, f"{self._file}:{number}: {why}"))
+
+    def take_plan(self, number: int, name: str, words: str) -> None:
+        if name in self.plans:
+            line = self._lines[PLAN_LINK + name]
+            self.refuse(number, f"plan {show(name)} is in line {line} already; use another name")
+            return
+        try:
+            self.plans[name] = parse_words(words, of_plan=True)
+        except ValueError as error:
+            self.refuse(number, str(error))
+            self.plans[name] = {}
+        self._lines[PLAN_LINK + name] = number
+
+    def take_key(self, number: int, name: str, digest: str, text: str) -> None:
+        try:
+            words = parse_words(text)
+        except ValueError as error:
+            self.refuse(number, str(error))
+            return
+        if name in self.keys:
+            self.refuse(number, f"{show(name)} is named in line {self._lines[name]} already; use another name")
+            return
+        if "plan" in words and words["plan"] not in self.plans:
+            self.refuse(number, f"plan: {no_plan(words['plan'], self.plans)}")
+            return
+        key = Key(name, digest, words)
+        owners = {digest: name}
+        if "old" in words and owners.setdefault(words["old"], "") == name:
+            self.refuse(number, "old is the key itself; use `gateway-sidecar key rotate`")
+            return
+        for each in sorted(owners.keys() & self._owners.keys()):
+            self.refuse(number, f"{show(name)} has the same key as {show(self._owners[each])}; remove one of them")
+            return
+        self.keys[name], self._lines[name] = key, number
+        self._owners.update(dict.fromkeys(owners, name))
 
 
 def _trouble(file: FileText) -> str | None:
@@ -179,26 +229,3 @@ def _trouble(file: FileText) -> str | None:
     if file.owner not in (0, os.geteuid()):
         return f"belongs to user {file.owner}; it must be root's or the daemon's (user {os.geteuid()})"
     return None
-
-
-@contextmanager
-def _edited(path: Path) -> Iterator[str]:
-    """The file's text, or an empty one, with other editors kept out."""
-    try:
-        directory = os.open(path.parent, os.O_RDONLY | os.O_DIRECTORY)
-    except OSError as error:
-        raise FrontendError([f"{path.parent}: {error.strerror}; make the directory first"]) from error
-    try:
-        fcntl.flock(directory, fcntl.LOCK_EX)
-        yield path.read_text() if path.exists() else ""
-    finally:
-        os.close(directory)
-
-
-def _replace(path: Path, text: str) -> None:
-    """Writes the file whole or not at all; its owner and mode stay."""
-    before = path.stat() if path.exists() else None
-    fresh = write_beside(path, text, 0o600 if before is None else before.st_mode & 0o777, synced=True)
-    if before is not None and os.geteuid() == 0:
-        os.chown(fresh, before.st_uid, before.st_gid, follow_symlinks=False)
-    put_in_place(fresh, path, synced=True)

@@ -9,35 +9,51 @@ from collections.abc import Iterable
 from contextlib import suppress
 from pathlib import Path
 
+from gateway_sidecar.config.frontend_values import NAME
 from gateway_sidecar.files.own import make_directory
 from gateway_sidecar.files.replace import is_unfinished, replace_file, replace_link
-from gateway_sidecar.frontend.keys import Keys
+from gateway_sidecar.frontend.keys import PLAN_LINK, Links
+from gateway_sidecar.frontend.last_used import note_use
 
-_DIGEST = re.compile(r"[0-9a-f]{64}")
+_LINK = re.compile(rf"[0-9a-f]{{64}}|{PLAN_LINK}{NAME}")
 
 
-def publish_keys(directory: Path, keys: Keys, present: Keys | None = None) -> tuple[int, int]:
-    """Makes the links of a directory say just this; how many keys were added (or renamed), and removed.
+def publish_keys(
+    directory: Path, links: Links, present: Links | None = None, used: dict[str, float] | None = None
+) -> tuple[int, int]:
+    """Makes the links of a directory say just this; how many keys were added (or changed), and removed.
 
-    `present` is what is known to be there, to spare looking at each link.
-    Revoked keys go first, so that an interruption never leaves a revoked key valid.
+    `present` is what is known to be there, to spare looking at each link. `used`: when each name was last used; it is
+    noted there for what is removed, and a new link says it.
+    Revoked keys go first, so that an interruption never leaves a revoked key valid; a plan is there before its keys.
     """
     make_directory(directory, 0o700)
     if present is None:
-        names = [name for name in os.listdir(directory) if _DIGEST.fullmatch(name)]
+        names = [name for name in os.listdir(directory) if _LINK.fullmatch(name)]
         present = {name: os.readlink(f"{directory}/{name}") for name in names}  # noqa: PTH115 - thousands of them
-    gone = present.keys() - keys.keys()
-    remove_keys(directory, gone)
-    added = [digest for digest, name in keys.items() if present.get(digest) != name]
-    for digest in added:
-        replace_link(directory / digest, keys[digest])
-    return len(added), len(gone)
+    gone = {name: text for name, text in present.items() if name not in links}
+    added = {name: text for name, text in links.items() if present.get(name) != text}
+    before = {name: present[name] for name in added if name in present}
+    return change_keys(directory, gone, added, before, {} if used is None else used)
 
 
-def remove_keys(directory: Path, digests: Iterable[str]) -> None:
-    """Revokes these keys."""
-    for digest in digests:
-        os.unlink(f"{directory}/{digest}")  # noqa: PTH108 - thousands of them
+def change_keys(directory: Path, gone: Links, added: Links, before: Links, used: dict[str, float]) -> tuple[int, int]:
+    """Removes these links, and makes those; `before`: what of the latter is there, and says something else."""
+    keys_gone = [name for name in gone if not name.startswith(PLAN_LINK)]
+    for name, text in (*((name, gone[name]) for name in keys_gone), *before.items()):
+        note_use(f"{directory}/{name}", text, used)
+    _remove(directory, keys_gone)
+    for name, text in added.items():
+        replace_link(directory / name, text)
+        said = used.get(text.partition(" ")[0], 0.0)
+        os.utime(f"{directory}/{name}", (said, said), follow_symlinks=False)
+    _remove(directory, gone.keys() - set(keys_gone))
+    return sum(1 for name in added if not name.startswith(PLAN_LINK)), len(keys_gone)
+
+
+def _remove(directory: Path, names: Iterable[str]) -> None:
+    for name in names:
+        os.unlink(f"{directory}/{name}")  # noqa: PTH108 - thousands of them
 
 
 def withdraw_keys(directory: Path) -> None:

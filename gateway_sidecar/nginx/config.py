@@ -64,6 +64,9 @@ ACCESS_LOG_LUA = "access_log.lua"
 BALANCE_LUA = "balance.lua"
 """What chooses an engine for each request there, for services without a router."""
 
+BOUNDS_LUA = "bounds.lua"
+"""What holds keys to their bounds there."""
+
 QUEUE_LUA = "full_queue.lua"
 """What waits there for an engine whose queue of connections is full."""
 

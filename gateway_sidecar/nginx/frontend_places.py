@@ -9,9 +9,15 @@ from pathlib import Path
 
 @dataclass(frozen=True, slots=True)
 class FrontendPlaces:
-    """Where the daemon puts what nginx reads at run time."""
+    """Where the daemon puts what nginx reads at run time. `kept`: where it keeps what has to outlast a reboot."""
 
     directory: Path
+    kept: Path | None = None
+
+    @classmethod
+    def of(cls, run_dir: Path, state_dir: Path) -> FrontendPlaces:
+        """Those of the daemon that has these directories."""
+        return cls(run_dir / "frontends", state_dir / "keys")
 
     def services(self) -> set[str]:
         """Whose keys or certificate are there."""
@@ -38,5 +44,9 @@ class FrontendPlaces:
         return ""
 
     def keys(self, service: str) -> Path:
-        """The directory of keys: SHA-256 -> name, as symbolic links."""
+        """The directory of keys, as symbolic links: SHA-256, or `@` and a plan's name -> name and bounds."""
         return self.directory / f"{service}.keys"
+
+    def last_used(self, service: str) -> Path | None:
+        """The file of when each key was last used."""
+        return None if self.kept is None else self.kept / f"{service}.json"

@@ -43,6 +43,7 @@ from gateway_sidecar.nginx.config import (
     ASLEEP,
     BALANCE_LUA,
     BODIES,
+    BOUNDS_LUA,
     IN_FORCE,
     LAST_ANSWERS,
     LOST,
@@ -196,7 +197,7 @@ class Nginx:
         self.links = settings.run_dir / "bridges"
         self.gates = settings.run_dir / "gates"
         self.names = settings.run_dir / NAMES
-        self.frontends = FrontendPlaces(settings.run_dir / "frontends")
+        self.frontends = FrontendPlaces.of(settings.run_dir, settings.state_dir)
         self.ready_marks = ReadyMarks(self.gates)
         self._directory = settings.run_dir / "nginx"
         self.in_flight = InFlight(self._directory, settings.first_port, settings.last_port)
@@ -640,8 +641,8 @@ class Nginx:
         )
 
     def _write_scripts(self) -> None:
-        scripts = (ACCESS_LOG_LUA, BALANCE_LUA, MODELS_LUA, OWNER_LUA, OWNER_SCRIPT, QUEUE_LUA, TOKENS_LUA, USAGE_LUA)
-        for name in ("frontends.lua", *scripts):
+        lua = ACCESS_LOG_LUA, BALANCE_LUA, BOUNDS_LUA, MODELS_LUA, OWNER_LUA, QUEUE_LUA, TOKENS_LUA, USAGE_LUA
+        for name in ("frontends.lua", *lua, OWNER_SCRIPT):
             write_script(self._directory, name)
 
     async def _tried_out(self, text: str) -> Path:

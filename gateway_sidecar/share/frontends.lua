@@ -2,22 +2,19 @@
 -- which MCP servers it names.
 --
 -- Keys, for a service with `frontend.auth.keys_file`: `directory` holds one symbolic link for each key: its name is the
--- key's SHA-256, what it points to is the key's name, and where the key expires `:` and the seconds since 1970.
--- So a key is looked up with one readlink(2), a new one counts from the moment its link is there, and a revoked one
+-- key's SHA-256, what it points to is the key's name, and what bounds it (bounds.lua). So a key is looked up with one readlink(2), a new one counts from the moment its link is there, and a revoked one
 -- does not from the moment it is gone. Nothing is compared with a secret: the time it takes tells of a hash alone.
 
 local ffi = require "ffi"
+local bounds = require "bounds"
 local C = ffi.C
 
 ffi.cdef [[
 unsigned char *SHA256(const unsigned char *data, size_t size, unsigned char *digest);
-long readlink(const char *path, char *target, size_t size);
 ]]
 
 local LONGEST_KEY = 4096
-local LONGEST_NAME = 255
 local digest = ffi.new("unsigned char[32]")
-local target = ffi.new("char[?]", LONGEST_NAME)
 local digits, hex = {}, {}
 for byte = 0, 255 do digits[byte] = string.format("%02x", byte) end
 
@@ -35,15 +32,18 @@ local function sha256(text)
     return table.concat(hex, "", 1, 32)
 end
 
--- The name of the key that was sent, or an empty text.
-function frontend.name_of_key(directory)
+-- The name of the key that was sent to a service's address, or an empty text. What bounds the key judges the request.
+function frontend.name_of_key(directory, service)
     local key = sent()
     if not key or #key > LONGEST_KEY then return "" end
-    local size = tonumber(C.readlink(directory .. "/" .. sha256(key), target, LONGEST_NAME))
-    if size <= 0 then return "" end
-    local name, expires = string.match(ffi.string(target, size), "^([^:]*):?(%d*)$")
-    if not name or (expires ~= "" and tonumber(expires) <= ngx.time()) then return "" end
-    return name
+    local path = directory .. "/" .. sha256(key)
+    local text = bounds.link(path)
+    if not text then return "" end
+    local owner = bounds.read(text)
+    if owner.expires and owner.expires <= bounds.now() then return "" end
+    bounds.note_use(path)
+    if owner.is_bounded then bounds.judge(owner, directory, service) end
+    return owner.name
 end
 
 -- Who a client is to a router that keeps what clients store apart, where another server knows the keys: the hash of

@@ -10,6 +10,7 @@
 -- named by its name's MD5: the gate is closed for these alone.
 
 local ffi = require "ffi"
+local bounds = require "bounds"
 local C = ffi.C
 
 ffi.cdef [[
@@ -98,12 +99,23 @@ local function refuse(status, code, param, message)
     ))
 end
 
--- The names that there are, as far as they fit into a message.
-local function names_of(address)
+-- The models of an address that a request's key may use.
+local function models_for(address)
+    local may = bounds.models()
+    if not may then return address.order end
+    local order = {}
+    for _, model in ipairs(address.order) do
+        if may[model.name] then order[#order + 1] = model end
+    end
+    return order
+end
+
+-- Their names, as far as they fit into a message.
+local function names_of(order)
     local names = {}
-    for at = 1, math.min(#address.order, MOST_SHOWN) do names[at] = address.order[at].name end
+    for at = 1, math.min(#order, MOST_SHOWN) do names[at] = order[at].name or order[at] end
     local text = table.concat(names, ", ")
-    local more = #address.order - #names
+    local more = #order - #names
     return more > 0 and string.format("%s and %d more, which GET /v1/models lists", text, more) or text
 end
 
@@ -117,13 +129,23 @@ local function shown(name)
     return string.sub(name, 1, last) .. "..."
 end
 
-local function refuse_unknown(address, name)
+local function refuse_unknown(order, name)
+    if #order == 0 then
+        return refuse(404, "model_not_found", '"model"', string.format(
+            "The model '%s' does not exist at this address, and this API key may use none there.", shown(name)
+        ))
+    end
     return refuse(404, "model_not_found", '"model"', string.format(
-        "The model '%s' does not exist at this address. Use one of: %s.", shown(name), names_of(address)
+        "The model '%s' does not exist at this address. Use one of: %s.", shown(name), names_of(order)
     ))
 end
 
-local REFUSALS = {
+local function refuse_nameless(order)
+    local message = "The request names no `model`. Use one of: " .. names_of(order) .. "."
+    return refuse(400, "missing_model", '"model"', message)
+end
+
+local REASONS = {
     no_json = {"The body is not valid JSON.", "invalid_json", "null"},
     no_form = {"The body is not a valid multipart form.", "invalid_form", "null"},
     no_text = {"`model` must be a text.", "invalid_model", '"model"'},
@@ -131,6 +153,11 @@ local REFUSALS = {
     no_length = {"Say the body's length: send Content-Length.", "length_required", "null", 411},
     twice = {"The query names `model` more than once.", "invalid_model", '"model"'},
 }
+
+local function refuse_for(reason)
+    local message, code, param, status = unpack(REASONS[reason])
+    return refuse(status or 400, code, param, message)
+end
 
 -- -- JSON
 
@@ -447,6 +474,12 @@ local function model_of_query(var)
     return ngx.unescape_uri(found[1])
 end
 
+-- The model that a request names, and the bytes where it stands in its body; nil and a reason where it names none.
+local function model_of_request(var, has_body)
+    if has_body then return model_of_body(var) end
+    return model_of_query(var)
+end
+
 -- -- which service
 
 local function is_lost(directory, service, model)
@@ -503,27 +536,44 @@ local function choose(model)
     return first
 end
 
+-- Whether a request has to name a model if its key may use only some: nobody knows which one it would get.
+local function needs_model(var, has_body)
+    return has_body or var.http_upgrade
+end
+
+-- At an address of one service: ends a request for a model that its key may not use.
+function models.check()
+    local may, var = bounds.models(), ngx.var
+    if not may then return end
+    local has_body = NOT_SMALL[ngx.req.get_method()]
+    local asked, reason = model_of_request(var, has_body)
+    if asked then
+        if not may[asked] then return refuse_unknown(may, asked) end
+    elseif REASONS[reason] then
+        return refuse_for(reason)
+    elseif needs_model(var, has_body) then
+        return refuse_nameless(may)
+    end
+end
+
 -- Sends a request on to its model's service, or answers it. `shown`: what the access log shows of a model's name, if it
 -- is to name it.
 function models.lead(name, shown)
     local address, var = addresses[name], ngx.var
     local has_body = NOT_SMALL[ngx.req.get_method()]
-    local asked, from, to, is_form
-    if has_body then asked, from, to, is_form = model_of_body(var) else asked, from = model_of_query(var) end
+    local asked, from, to, is_form = model_of_request(var, has_body)
     local target, diverted
     if asked and shown then var.gateway_model = shown(asked) end
     if asked then
-        local model = address.named[asked]
-        if not model then return refuse_unknown(address, asked) end
+        local model, may = address.named[asked], bounds.models()
+        if not model or (may and not may[asked]) then return refuse_unknown(models_for(address), asked) end
         target, diverted = choose(model)
-    elseif REFUSALS[from] then
-        local message, code, param, status = unpack(REFUSALS[from])
-        return refuse(status or 400, code, param, message)
-    elseif address.default ~= "" then
+    elseif REASONS[from] then
+        return refuse_for(from)
+    elseif address.default ~= "" and not (needs_model(var, has_body) and bounds.models()) then
         target = {service = address.default, sent = ""}
     else
-        local message = "The request names no `model`. Use one of: " .. names_of(address) .. "."
-        return refuse(400, "missing_model", '"model"', message)
+        return refuse_nameless(models_for(address))
     end
     local service = address.services[target.service]
     if service.passes ~= "" and var[service.passes] == "0" then return ngx.exit(596) end
@@ -589,11 +639,11 @@ local function refuse_method()
     return refuse(405, "method_not_allowed", "null", "This method is not allowed here.")
 end
 
--- All models of an address.
+-- All models of an address that the request's key may use.
 function models.list(name)
     if not only_asks() then return refuse_method() end
     local nobody, found = remembering(), {}
-    for at, model in ipairs(addresses[name].order) do found[at] = entry(model, nobody) end
+    for at, model in ipairs(models_for(addresses[name])) do found[at] = entry(model, nobody) end
     ngx.print('{"object": "list", "data": [', table.concat(found, ", "), "]}")
 end
 
@@ -601,8 +651,8 @@ end
 function models.one(name)
     if not only_asks() then return refuse_method() end
     local address, asked = addresses[name], string.match(ngx.var.uri, "^/v1/models/(.*)$")
-    local model = address.named[asked]
-    if not model then return refuse_unknown(address, asked) end
+    local model, may = address.named[asked], bounds.models()
+    if not model or (may and not may[asked]) then return refuse_unknown(models_for(address), asked) end
     ngx.print(entry(model, remembering()))
 end
 

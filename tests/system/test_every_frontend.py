@@ -31,7 +31,7 @@ from examples.simulated import EngineKind, EngineSpec, SimulatedEngine, start_en
 from gateway_sidecar.cli import main
 from gateway_sidecar.commands.defaults import EXIT_CONFIG, EXIT_FAILED
 from gateway_sidecar.config import FrontendSettings, LimitSettings, ServiceSettings, load_config
-from gateway_sidecar.frontend.keys import add_key
+from gateway_sidecar.frontend.edit_keys import add_key
 from tests.certificates import Authority, certificate
 from tests.frontends import FLEET, ORIGINS, SERVICES, SLOW, SLOW_PATH, STRANGE, Ground, names, services
 from tests.system.gateway import Gateway, Status, service_of

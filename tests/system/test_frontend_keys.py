@@ -22,7 +22,7 @@ from aiohttp import web
 from openai import AsyncOpenAI, AuthenticationError
 
 from gateway_sidecar.config import AuthSettings, FrontendSettings
-from gateway_sidecar.frontend.keys import add_key, revoke_key
+from gateway_sidecar.frontend.edit_keys import add_key, revoke_key
 from gateway_sidecar.frontend.publish import publish_keys
 from gateway_sidecar.nginx.client_headers import FOR_AUTH, KEYS
 from gateway_sidecar.nginx.config import Capacity, NginxConfig
@@ -197,7 +197,11 @@ async def test_a_key_ends_by_itself(make_gateway: MakeGateway, engine: StartEngi
     code, out, _ = await gateway.cli("key", "list", "--file", str(file), config=False)
     assert (code, out.splitlines()) == (
         0,
-        ["over  until 2026-01-01T00:00:00Z", "stays  until 2100-01-01T00:00:00Z"],
+        [
+            "key    state                               bounds  last used  note",
+            "over   expired since 2026-01-01T00:00:00Z  -       -",
+            "stays  active until 2100-01-01T00:00:00Z   -       -",
+        ],
     )
     _, out, _ = await gateway.cli("check")
     assert f"2 keys in {file}, 1 of them expired" in out
@@ -271,7 +275,7 @@ async def test_a_key_is_nowhere_to_be_seen(make_gateway: MakeGateway, engine: St
 async def test_what_goes_on_to_the_router(tmp_path: Path, passed: bool) -> None:
     """The key's name, which no client can choose, and the key only with `pass_authorization`."""
     places = FrontendPlaces(tmp_path)
-    publish_keys(places.keys("chat"), {hashlib.sha256(b"a-key-of-alice-1").hexdigest(): "alice:4102444800"})
+    publish_keys(places.keys("chat"), {hashlib.sha256(b"a-key-of-alice-1").hexdigest(): "alice expires=4102444800"})
     auth = AuthSettings(keys_file=tmp_path / "unused", name_header="X-Key-Name", pass_authorization=passed)
     seen: list[dict[str, str]] = []
 
@@ -809,7 +813,13 @@ class listening:  # noqa: N801 - used like a function
 
 @asynccontextmanager
 async def bare_nginx(
-    directory: Path, places: FrontendPlaces, router: int, frontend: FrontendSettings, requests: int = 16, **more: Any
+    directory: Path,
+    places: FrontendPlaces,
+    router: int,
+    frontend: FrontendSettings,
+    requests: int = 16,
+    workers: int = 1,
+    **more: Any,
 ) -> AsyncIterator[str]:
     """The real nginx with the daemon's text for one service, led to a router of ours; the service's URL.
 
@@ -823,12 +833,14 @@ async def bare_nginx(
     config = directory / "nginx.conf"
     with owner.here():
         (directory / "temp").mkdir()
-    (directory / "frontends.lua").write_text((resources.files("gateway_sidecar") / "share/frontends.lua").read_text())
+    for name in ("frontends.lua", "bounds.lua", "tokens.lua", "models.lua"):
+        if not (directory / name).exists():  # A test may have one with a clock of its own.
+            (directory / name).write_text((resources.files("gateway_sidecar") / "share" / name).read_text())
     text = NginxConfig(
         host="127.0.0.1", grpc_host="127.0.0.2", first_port=ports.first + 1, last_port=ports.first + 1,
         bridge_key="k" * 32, bridge_rules=RULES, links=directory, directory=directory,
         temp=directory / "temp", gates=directory, waiting_room=directory / "none.sock", log=directory / "error.log",
-        worker_processes="1", capacity=Capacity.within(1024, 2, requests), services=[address],
+        worker_processes=str(workers), capacity=Capacity.within(1024, 2, requests), services=[address],
         stream_module=program.stream_module, user=("root", "root") if owner.uid == 0 else None, frontends=places,
         lua_modules=program.lua_modules or (), **more,
     ).rendered().text  # fmt: skip

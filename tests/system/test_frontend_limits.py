@@ -10,7 +10,7 @@ import aiohttp
 import pytest
 from openai import AsyncOpenAI, RateLimitError
 
-from gateway_sidecar.frontend.keys import add_key
+from gateway_sidecar.frontend.edit_keys import add_key
 from tests.system.clients import stream_chat
 from tests.system.conftest import MakeGateway, StartEngine
 from tests.system.gateway import Gateway, service_of

@@ -17,7 +17,7 @@ import httpx
 import pytest
 from cryptography import x509
 
-from gateway_sidecar.frontend.keys import add_key
+from gateway_sidecar.frontend.edit_keys import add_key
 from gateway_sidecar.nginx.client_headers import CREDENTIALS
 from tests.certificates import certificate
 from tests.system.conftest import MakeGateway, StartEngine

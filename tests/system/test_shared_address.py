@@ -17,7 +17,7 @@ from aiohttp import web
 
 from bench.wire import Connection
 from examples.simulated import SimulatedEngine
-from gateway_sidecar.frontend.keys import add_key
+from gateway_sidecar.frontend.edit_keys import add_key
 from tests.certificates import certificate
 from tests.system.conftest import MakeGateway, StartEngine
 from tests.system.gateway import Gateway, Status, service_of

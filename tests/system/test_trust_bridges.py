@@ -17,7 +17,7 @@ import pytest_asyncio
 from aiohttp import web
 
 from examples.simulated import EngineKind
-from gateway_sidecar.frontend.keys import add_key
+from gateway_sidecar.frontend.edit_keys import add_key
 from gateway_sidecar.nginx.bridge_server import OWNER_PATH
 from gateway_sidecar.routers.smg.paths import PATHS
 from tests.system.clients import ask

@@ -19,7 +19,7 @@ from aiohttp import web
 
 from gateway_sidecar.config import AuthSettings, FrontendSettings, LimitSettings
 from gateway_sidecar.config.frontend_values import parse_auth_url
-from gateway_sidecar.frontend.keys import add_key
+from gateway_sidecar.frontend.edit_keys import add_key
 from gateway_sidecar.nginx.bodies import SMALL_BYTES, body_classes
 from gateway_sidecar.nginx.client_headers import CREDENTIALS, FOR_AUTH, HIDDEN, PASSED
 from gateway_sidecar.nginx.frontend_places import FrontendPlaces

@@ -12,7 +12,7 @@ import aiohttp
 import pytest
 
 from examples.simulated import EngineKind
-from gateway_sidecar.frontend.keys import add_key, revoke_key
+from gateway_sidecar.frontend.edit_keys import add_key, revoke_key
 from tests.system.clients import ask, stream_chat
 from tests.system.conftest import MakeGateway, StartEngine
 from tests.system.gateway import Gateway, Status, replica_of, service_of, states_of

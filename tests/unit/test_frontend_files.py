@@ -18,8 +18,9 @@ from gateway_sidecar.config import AuthSettings, FrontendSettings, TlsSettings
 from gateway_sidecar.control.edge.frontends import Frontends
 from gateway_sidecar.errors import FrontendError
 from gateway_sidecar.frontend.certificate import read_certificate, read_client_ca
+from gateway_sidecar.frontend.edit_keys import add_key, revoke_key
 from gateway_sidecar.frontend.files import FrontendFiles, PairTaken
-from gateway_sidecar.frontend.keys import add_key, expiry_of, name_of, parse_keys, read_keys, revoke_key
+from gateway_sidecar.frontend.keys import parse_keys, read_keys
 from gateway_sidecar.frontend.publish import publish_keys, publish_pem, withdraw_keys
 from gateway_sidecar.frontend.signature import directories
 from gateway_sidecar.nginx.frontend_places import FrontendPlaces
@@ -32,24 +33,41 @@ A, B = (hashlib.sha256(name).hexdigest() for name in (b"a", b"b"))
 def test_both_spellings_comments_and_capitals() -> None:
     """As people write them, and as `sha256sum` does."""
     text = f"# keys\n\nalice:{A}\r\n bob.x-1 : sha256:{B.upper()} \n"
-    assert parse_keys(text.encode(), "f") == {A: "alice", B: "bob.x-1"}
+    assert parse_keys(text.encode(), "f").links() == {A: "alice", B: "bob.x-1"}
 
 
 def test_a_key_may_expire() -> None:
     """A day is its first moment in UTC; the name goes with it to where nginx looks."""
     text = f"a:{A} expires=2027-01-31\nb : sha256:{B} \t expires=2027-01-31T13:00+01:00\r\n"
-    keys = parse_keys(text.encode(), "f")
-    assert keys == {A: "a:1801353600", B: "b:1801396800"}
-    assert [(name_of(owner), expiry_of(owner)) for owner in keys.values()] == [("a", 1801353600), ("b", 1801396800)]
-    assert expiry_of("alice") is None
+    file = parse_keys(text.encode(), "f")
+    assert file.links() == {A: "a expires=1801353600", B: "b expires=1801396800"}
+    assert [key.expires for key in file.keys.values()] == [1801353600, 1801396800]
+    assert parse_keys(f"alice:{A}".encode(), "f").keys["alice"].expires is None
 
 
 @pytest.mark.parametrize(
     ("text", "expected"),
     [
         (f"alice:{A} expires=soon", "f:1: expires: 'soon' is not a date"),
-        (f"alice:{A} expires=", "f:1: is not NAME:SHA256"),
-        (f"alice:{A} 2027-01-31", "f:1: is not NAME:SHA256"),
+        (f"alice:{A} expires=", "f:1: expires: has no value"),
+        (f"alice:{A} 2027-01-31", "f:1: what follows is not WORD=VALUE"),
+        (f"alice:{A} sk-in-the-clear", "f:1: what follows is not WORD=VALUE"),
+        (f"alice:{A} skinthe", "f:1: what follows is not WORD=VALUE"),
+        (f"alice:{A} tokens=5", "f:1: 'tokens' is no word for a key"),
+        (f"alice:{A} tokens_per_day=5k tokens_per_day=6k", "f:1: tokens_per_day: is there twice"),
+        (f"alice:{A} tokens_per_day=5G", "f:1: tokens_per_day: '5G' is not a number above 0"),
+        (f"alice:{A} tokens_per_day=0", "f:1: tokens_per_day: '0' is not a number above 0"),
+        (f"alice:{A} paused=yes", "f:1: paused: takes no value"),
+        (f"alice:{A} models=a,,b", "f:1: models: '' is not a model's name"),
+        (f"alice:{A} models={'x' * 200 + ',' * 1}{','.join(['y' * 200] * 20)}", "f:1: models: the names have more"),
+        (f'alice:{A} note="a', "f:1: what follows is not WORD=VALUE"),
+        (f"alice:{A} plan=team", "f:1: plan: there is no plan 'team'; make it with `gateway-sidecar key plan team`"),
+        (f"plan solo\nalice:{A} plan=team", "f:2: plan: there is no plan 'team'; use solo, or make it"),
+        ("plan team plan=x", "f:1: 'plan' is no word for a plan"),
+        ("plan team\nplan team", "f:2: plan 'team' is in line 1 already"),
+        (f"alice:{A} old={B}", "f:1: old and old_until belong together"),
+        (f"alice:{A} old={A} old_until=2027-01-31", "f:1: old is the key itself"),
+        (f"alice:{A}\nbob:{B} old={A} old_until=2027-01-31", "f:2: 'bob' has the same key as 'alice'"),
         (f"alice:{A} expires=2027-01-31\nalice:{B}", "f:2: 'alice' is named in line 1 already"),
         (f"alice:{A} expires=2027-01-31\nbob:{A}", "f:2: 'bob' has the same key as 'alice'"),
         ("alice", "f:1: is not NAME:SHA256"),
@@ -85,7 +103,7 @@ def test_others_may_not_read_or_change_the_file(tmp_path: Path, mode: int, usabl
     add_key(file, "alice")
     file.chmod(mode)
     if usable:
-        assert list(read_keys(file).values()) == ["alice"]
+        assert list(read_keys(file).keys) == ["alice"]
         return
     with pytest.raises(FrontendError, match=f"mode {mode:04o}"):
         read_keys(file)
@@ -108,7 +126,7 @@ def test_the_last_key_may_go(tmp_path: Path) -> None:
     file = tmp_path / "keys"
     add_key(file, "alice")
     revoke_key(file, "alice")
-    assert read_keys(file) == {}
+    assert read_keys(file).links() == {}
     file.write_text("")
     with pytest.raises(FrontendError, match="is empty"):
         read_keys(file)
@@ -131,7 +149,7 @@ def test_a_mark_of_the_byte_order_is_no_mistake(tmp_path: Path) -> None:
     file = tmp_path / "keys"
     file.write_bytes(b"\xef\xbb\xbf# by hand\n" + f"alice:{A}\n".encode())
     file.chmod(0o600)
-    assert read_keys(file) == {A: "alice"}
+    assert read_keys(file).links() == {A: "alice"}
     file.write_bytes(b"\xef\xbb\xbf")
     with pytest.raises(FrontendError, match="is empty"):
         read_keys(file)
@@ -153,7 +171,17 @@ def test_links_are_what_the_file_says_however_it_changed(tmp_path: Path, seed: i
             lines.pop(chance.randrange(len(lines))) if lines else None
         if chance.random() < 0.5:
             text = chance.choice(
-                (f"u{chance.randrange(8)}:{digest}", "# more", "", " ", f" u{number} : {digest} ", "x")
+                (
+                    f"u{chance.randrange(8)}:{digest}",
+                    "# more",
+                    "",
+                    " ",
+                    f" u{number} : {digest} ",
+                    "x",
+                    f"u{chance.randrange(8)}:{digest} plan=p{chance.randrange(2)}",
+                    f"plan p{chance.randrange(2)} concurrent={number + 1}",
+                    f"u{number}:{digest} paused old={number:064x} old_until=2027-01-31",
+                )
             )
             lines.insert(chance.randrange(len(lines) + 1), text)
         if lines and chance.random() < 0.1:
@@ -170,7 +198,7 @@ def test_links_are_what_the_file_says_however_it_changed(tmp_path: Path, seed: i
                 read_keys(file)
             assert _links(links) == before
         else:
-            assert _links(links) == read_keys(file), lines
+            assert _links(links) == read_keys(file).links(), lines
 
 
 def _links(directory: Path) -> dict[str, str]:

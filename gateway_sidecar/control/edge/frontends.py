@@ -180,7 +180,8 @@ class Frontends:
             self._logger.warning("source.hints_failed", reason=str(error))
 
     def _fresh(self, service: str) -> _Seen:
-        files = FrontendFiles(self._places.keys(service), self._places.pem(service), self._places.client_ca(service))
+        it = self._places
+        files = FrontendFiles(it.keys(service), it.pem(service), it.client_ca(service), it.last_used(service))
         return _Seen(files, OwnThread(f"frontend {service}"))
 
     async def _let_go_of_keys(self, service: str, settings: FrontendSettings, seen: _Seen) -> None:
@@ -350,6 +351,7 @@ class Frontends:
         self._metrics.frontend_problem.labels(service, part).set(0)
 
     def _withdraw(self, service: str) -> None:
+        self._seen[service].files.keep_uses()
         withdraw_keys(self._places.keys(service))
         self._places.pem(service).unlink(missing_ok=True)
         self._places.client_ca(service).unlink(missing_ok=True)
