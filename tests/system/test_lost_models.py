@@ -12,7 +12,7 @@ import pytest
 from aiohttp import web
 
 from examples.simulated import EngineKind
-from gateway_sidecar.frontend.keys import add_key
+from gateway_sidecar.frontend.edit_keys import add_key
 from tests.system.conftest import MakeGateway, StartEngine
 from tests.system.gateway import Gateway, service_of
 from tests.system.test_odd_engines import SHORT_HEALTH, until_names

@@ -12,7 +12,7 @@ from typing import Any
 
 import aiohttp
 
-from gateway_sidecar.frontend.keys import add_key
+from gateway_sidecar.frontend.edit_keys import add_key
 from tests.system.conftest import MakeGateway, StartEngine
 from tests.system.gateway import Gateway, service_of
 from tests.system.test_access_log import until_lines

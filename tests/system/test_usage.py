@@ -16,7 +16,7 @@ import aiohttp
 import pytest
 
 from examples.simulated import EngineKind
-from gateway_sidecar.frontend.keys import add_key
+from gateway_sidecar.frontend.edit_keys import add_key
 from tests.system.conftest import MakeGateway, StartEngine
 from tests.system.gateway import Gateway, with_children
 
