@@ -18,7 +18,6 @@ import yaml
 from tests.ssh_servers import free_port
 
 ROOT = Path(__file__).parents[2]
-SOURCES = ("gateway_sidecar", "pyproject.toml", "README.md", "LICENSE")
 _BUILD = "import sys, setuptools.build_meta as backend; print(getattr(backend, sys.argv[1])(sys.argv[2]))"
 
 
@@ -38,12 +37,9 @@ def installed(tmp_path_factory: pytest.TempPathFactory) -> Path:
     directory = tmp_path_factory.mktemp("dist")
     clone = directory / "clone"
     clone.mkdir()
-    for name in SOURCES:
-        ignored = shutil.ignore_patterns("__pycache__")
-        if (ROOT / name).is_dir():
-            shutil.copytree(ROOT / name, clone / name, ignore=ignored)
-        else:
-            shutil.copy(ROOT / name, clone / name)
+    shutil.copytree(ROOT / "gateway_sidecar", clone / "gateway_sidecar", ignore=shutil.ignore_patterns("__pycache__"))
+    for name in ("pyproject.toml", "README.md", "LICENSE"):
+        shutil.copy(ROOT / name, clone / name)
     with tarfile.open(built("build_sdist", clone, directory / "sdist")) as archive:
         archive.extractall(directory / "source", filter="data")
     shutil.rmtree(clone)
