@@ -8,6 +8,7 @@ import os
 import pwd
 import sys
 import tempfile
+from argparse import Namespace
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
@@ -16,7 +17,7 @@ import pytest
 import yaml
 
 from gateway_sidecar.check import not_who_is_meant, user_to_be
-from gateway_sidecar.cli import main
+from gateway_sidecar.commands.check import check as check_command
 from gateway_sidecar.config import Settings
 from gateway_sidecar.errors import ProcessError
 from gateway_sidecar.supervision import unit
@@ -180,21 +181,15 @@ def test_another_user_is_told_whose_rights_these_are_not(tmp_path: Path, monkeyp
 
 
 @pytest.mark.skipif(why_not() is not None, reason=str(why_not()))
-def test_a_file_that_is_the_daemons_alone_is_looked_at_with_sudo(
-    open_path: Path, capsys: pytest.CaptureFixture[str]
-) -> None:
+def test_a_file_that_is_the_daemons_alone_is_looked_at_with_sudo(open_path: Path) -> None:
     """The installed configuration is root's and the daemon's: that alice may not read it is no fault of it."""
     config = open_path / "gateway-sidecar.yaml"
     config.write_text(yaml.safe_dump(minimal(open_path)))
-    config.chmod(0o640)
+    config.chmod(0o600)
     os.seteuid(UID)
     try:
-        with pytest.raises(SystemExit) as ended:
-            main(["check", "--config", str(config)])
+        with pytest.raises(ProcessError) as refused:
+            check_command(Namespace(config=config, as_user=None))
     finally:
         os.seteuid(0)
-    said = capsys.readouterr().err
-    assert (ended.value.code, said) == (
-        1,
-        f"gateway-sidecar: {config}: may not be read by user {UID}; run this with sudo\n",
-    )
+    assert str(refused.value) == f"{config}: may not be read by user {UID}; run this with sudo"
