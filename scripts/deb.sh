@@ -44,16 +44,16 @@ for release in $releases; do
     esac
     fetch_wheels "$minor" "$build/wheels-$minor"
     source="$build/$release"
-    rm -rf "$source"
+    rm -rf "$source" dist/gateway-sidecar_*+deb${debian}_*.deb
     mkdir -p "$source/wheels"
-    cp -a gateway_sidecar pyproject.toml requirements.lock README.md LICENSE debian "$build/manual" "$source"
+    cp -a gateway_sidecar pyproject.toml requirements.lock README.md LICENSE CHANGELOG.md debian "$build/manual" "$source"
     find "$source" -name __pycache__ -type d -prune -exec rm -rf {} +
     cp "$build/wheels-$minor"/*.whl "$source/wheels"
     sed -i "s|@MAINTAINER@|$maintainer|" "$source/debian/control"
     cat >"$source/debian/changelog" <<END
 gateway-sidecar ($version+deb$debian) $release; urgency=medium
 
-  * See https://keepachangelog.com in CHANGELOG.md of the source.
+  * /usr/share/doc/gateway-sidecar/CHANGELOG.md.gz says what is new.
 
  -- $maintainer  $(date -u -R -d "@$SOURCE_DATE_EPOCH")
 END
