@@ -104,13 +104,19 @@ def read_content(path: Path) -> bytes:
     try:
         file = read_file(path, MOST_BYTES)
     except ConfigError as error:
-        raise FrontendError([line.replace(", or name another with --config", "") for line in error.problems]) from None
+        words = "create it, or name another with --config"
+        raise FrontendError([line.replace(words, _cure(path)) for line in error.problems]) from None
     if trouble := _trouble(file):
         raise FrontendError([f"{path}: {trouble}"])
     if not file.content.removeprefix(codecs.BOM_UTF8).strip():
         # A file that is being written is empty for a moment, and that must lock nobody out.
-        raise FrontendError([f"{path}: is empty; if no key is wanted, write a line that begins with #"])
+        none = "if no key is wanted, write a line that begins with #"
+        raise FrontendError([f"{path}: is empty; {_cure(path)}; {none}"])
     return file.content
+
+
+def _cure(path: Path) -> str:
+    return f"add a key with gateway-sidecar key add NAME --file {path}"
 
 
 def key_of(line: bytes) -> Key | None:

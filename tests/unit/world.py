@@ -65,10 +65,14 @@ _PATIENCE_S = 5.0
 
 
 class PlayedSource:
-    """Lists what is in a directory; blind while `trouble` says why."""
+    """Lists what is in a directory; blind while `trouble` says why.
+
+    named: replica -> its socket, as an inventory has them beside these.
+    """
 
     def __init__(self, directory: Path) -> None:
         self.directory = directory
+        self.named: dict[str, Path] = {}
         self.takes_s = 0.0
         self.trouble: str | None = None
         self._news = asyncio.Event()
@@ -86,6 +90,11 @@ class PlayedSource:
             noted = (notes, notes.lstat().st_ctime_ns) if notes.exists() else None
             replica = ReplicaId(path.stem)
             present[replica] = Sighting(replica, path, socket_identity(path), "sockets", noted)
+        for name, path in self.named.items():
+            replica, said = ReplicaId(name), Overrides()
+            present[replica] = Sighting(
+                replica, path, socket_identity(path), "inventory", described=True, overrides=said
+            )
         return Listing(present)
 
     async def hints(self) -> AsyncIterator[None]:

@@ -146,7 +146,7 @@ class Lifecycle:
         Two cannot have one advertised address, so there the old one goes first.
         """
         has_address = tenure.bridge.peer is not None or (by.overrides is not None and by.overrides.peer is not None)
-        if has_address or tenure.drain.requested or not by.is_listed_elsewhere(tenure.sighting):
+        if has_address or not _serves_on(tenure) or not by.is_listed_elsewhere(tenure.sighting):
             self._lose(tenure)
         else:
             self._supersede(tenure, str(by.socket))
@@ -155,7 +155,7 @@ class Lifecycle:
         """Its source does not show the replica any more, unless it says that it will be somewhere else."""
         source, place = listing.absent.get(tenure.replica, ("", tenure.sighting.socket))
         here = place == tenure.sighting.socket or source != tenure.sighting.source
-        if here or tenure.bridge.peer is not None or tenure.drain.requested:
+        if here or tenure.bridge.peer is not None or not _serves_on(tenure):
             self._lose(tenure)
         else:
             self._supersede(tenure, str(place))
@@ -163,3 +163,8 @@ class Lifecycle:
     def _supersede(self, tenure: Tenure, to: str) -> None:
         self._logger.info("replica.sent_elsewhere", replica=tenure.replica, worker_url=tenure.url, to=to)
         self._tenures.supersede(tenure)
+
+
+def _serves_on(tenure: Tenure) -> bool:
+    """Whether its old place is of use until the new one serves: nothing leads to an engine that was never ready."""
+    return tenure.bridge.port is not None and not tenure.drain.requested
