@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import ipaddress
 import re
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import replace
 
 from gateway_sidecar.config.frontend import FrontendSettings
@@ -15,6 +15,8 @@ from gateway_sidecar.domain.routing import RouterPaths
 from gateway_sidecar.kinds import ROUTERS
 
 _HTTP_PORT = 80
+_GUARDS = ("auth", "limits", "allow", "deny", "mcp_servers", "paths")
+_PLAIN = FrontendSettings()
 _NOTHING = "matches no path that passes here, so this has no effect; check its spelling and frontend.paths"
 
 
@@ -66,6 +68,22 @@ def advise(settings: Settings, ephemeral: PortRange | None) -> list[str]:
         known = RouterPaths.of_all(kinds[name] for name in address.services)
         warnings += _frontend_advice(f"{where}.frontend", address.frontend, known)
         warnings += _listen_advice(where, address.listen, address.frontend, ephemeral)
+        behind = {it.name: it.frontend for it in settings.services if it.name in address.services}
+        warnings += _unheeded(where, address.frontend, behind)
+    return warnings
+
+
+def _unheeded(where: str, frontend: FrontendSettings, behind: Mapping[str, FrontendSettings]) -> list[str]:
+    """What services refuse, or let pass, at their own addresses, of which the shared one says nothing."""
+    warnings = []
+    for service, own in behind.items():
+        unsaid = [part for part in _GUARDS if getattr(frontend, part) == getattr(_PLAIN, part)]
+        parts = [part for part in unsaid if getattr(own, part) != getattr(_PLAIN, part)]
+        if parts:
+            warnings.append(
+                f"{where}.frontend: {', '.join(parts)} of {service}'s own frontend do not hold here; say what is to"
+                f" hold in {where}.frontend, too"
+            )
     return warnings
 
 

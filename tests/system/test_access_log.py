@@ -26,6 +26,7 @@ FIELDS = [
     "unix_s",
     "id",
     "service",
+    "address",
     "client",
     "key",
     "method",
@@ -167,7 +168,8 @@ async def test_a_line_says_who_asked_for_what_and_what_became_of_it(
         assert answer.status == 401
     chat, unknown, streamed, refused = await until_lines(gateway, 4)
     assert chat | {name: 0 for name in FIELDS if name.endswith("_s") or name in ("time", "bytes_in", "bytes_out")} == {
-        "time": 0, "unix_s": 0, "id": "mine-1", "service": "chat", "client": "127.0.0.1", "key": "alice",
+        "time": 0, "unix_s": 0, "id": "mine-1", "service": "chat", "address": "", "client": "127.0.0.1",
+        "key": "alice",
         "method": "POST", "path": CHAT, "model": "tiny", "status": 200, "complete": True, "waited_s": 0,
         "first_byte_s": 0, "first_token_s": 0, "duration_s": 0, "bytes_in": 0, "bytes_out": 0,
         "tokens_in": chat["tokens_in"], "tokens_out": 4, "replica": "r1", "retries": 0,

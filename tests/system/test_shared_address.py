@@ -114,6 +114,7 @@ class Recorder:
     def __init__(self, socket: Path, model: str) -> None:
         self._socket, self._model = socket, model
         self.asked: list[tuple[str, bytes]] = []
+        self._talks = 0
         app = web.Application(client_max_size=1 << 30)
         app.router.add_get("/v1/models", self._models)
         app.router.add_get("/health", self._healthy)
@@ -126,7 +127,11 @@ class Recorder:
         return self
 
     async def stop(self) -> None:
+        async with asyncio.timeout(30):
+            while self._talks:  # A WebSocket ends when nginx has passed its end on.
+                await asyncio.sleep(0.01)
         await self._runner.cleanup()
+        await asyncio.sleep(0)
         self._socket.unlink(missing_ok=True)
 
     async def _models(self, _request: web.Request) -> web.Response:
@@ -135,9 +140,23 @@ class Recorder:
     async def _healthy(self, _request: web.Request) -> web.Response:
         return web.Response()
 
-    async def _record(self, request: web.Request) -> web.Response:
+    async def _record(self, request: web.Request) -> web.StreamResponse:
+        if request.headers.get("Upgrade", "").lower() == "websocket":
+            return await self._talk(request)
         self.asked.append((request.raw_path, await request.read()))
         return web.json_response({"from": self._model})
+
+    async def _talk(self, request: web.Request) -> web.StreamResponse:
+        self.asked.append((request.raw_path, b""))
+        self._talks += 1
+        try:
+            websocket = web.WebSocketResponse()
+            await websocket.prepare(request)
+            async for message in websocket:
+                await websocket.send_str(f"{self._model}: {message.data}")
+            return websocket
+        finally:
+            self._talks -= 1
 
 
 Record = Callable[[Gateway, str, str], Awaitable[Recorder]]
@@ -226,6 +245,34 @@ async def test_forms_are_led_by_their_field(make_gateway: MakeGateway, record: R
     for body in (b"", b"--AbC--\r\n", b"--AbC\r\n", b"nothing", unended):
         status, answer = await ask(gateway, body, "/v1/audio/transcriptions", **kind)
         assert (status, answer["error"]["type"]) == (400, "invalid_request_error"), body
+
+
+async def test_a_websocket_names_its_model_in_its_query(make_gateway: MakeGateway, record: Record) -> None:
+    """It is led, renamed, refused and held like any other request."""
+    models = {"large": "code", "gpt-4o-realtime": {"service": "chat", "model": "org/tiny"}}
+    gateway = balanced(make_gateway, models)
+    gateway.settings["services"][1]["hold"] = {"asleep_s": 60}
+    await gateway.start()
+    here = await record(gateway, "chat", "org/tiny")
+    await gateway.until(lambda s: service_of(s, "code")["missing"] == "replica")
+    url = f"{gateway.url('api')}/v1/realtime"
+
+    async def talk(session: aiohttp.ClientSession, model: str) -> str:
+        async with session.ws_connect(f"{url}?intent=talk&model={model}") as websocket:
+            await websocket.send_str("hello")
+            return await websocket.receive_str()
+
+    async with aiohttp.ClientSession() as session:
+        assert await talk(session, "gpt-4o-realtime") == "org/tiny: hello"
+        assert here.asked == [("/v1/realtime?intent=talk&model=org%2Ftiny", b"")]
+        for query, status in (("", 400), ("?model=none", 404), ("?model=large&model=large", 400)):
+            with pytest.raises(aiohttp.WSServerHandshakeError) as refused:
+                await session.ws_connect(url + query)
+            assert refused.value.status == status
+        waiting = asyncio.create_task(talk(session, "large"))
+        await gateway.until(lambda s: service_of(s, "code")["waiting"] == 1)
+        await record(gateway, "code", "large")
+        assert await waiting == "large: hello"
 
 
 BAD_BODIES = [
@@ -445,7 +492,9 @@ async def test_the_access_log_names_the_service_that_a_request_went_to(
     await serve(gateway, engine, chat="tiny", code="large")
     for model, status in (("tiny", 200), ("alias", 200), ("none", 404)):
         assert (await ask(gateway, chat(model)))[0] == status
-    said = [(it["service"], it["model"], it["replica"], it["status"]) for it in await until_lines(gateway, 3)]
+    lines = await until_lines(gateway, 3)
+    assert [it["address"] for it in lines] == ["api"] * 3
+    said = [(it["service"], it["model"], it["replica"], it["status"]) for it in lines]
     assert said == [("chat", "tiny", "r1", 200), ("code", "alias", "r1", 200), ("", "none", "", 404)]
 
 

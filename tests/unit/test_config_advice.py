@@ -82,3 +82,19 @@ def test_a_path_that_the_router_does_not_have_is_named() -> None:
 
     assert not any(map(told, ("/get_model_info", "/engine_metrics", "/v1", "/v1/models/org/tiny")))
     assert all(map(told, ("/v1/files", "/metrics", "/get_model_inf", "/v1/chat/completions/x")))
+
+
+def test_what_services_refuse_and_their_shared_address_does_not_is_named() -> None:
+    """A service's own frontend holds at its own address alone: its keys guard nothing at the other one."""
+    own = "    frontend: {auth: {keys_file: /k}, limits: [{per: ip, rps: 1}]}\n"
+    shared = "addresses:\n  - {name: api, listen: 127.0.0.1:8000, models: {tiny: chat}, frontend: {FRONTEND}}\n"
+
+    def told(frontend: str) -> list[str]:
+        return advise(parse_config(MINIMAL + own + shared.replace("FRONTEND", frontend)), LINUX)
+
+    assert told("") == [
+        "addresses[0].frontend: auth, limits of chat's own frontend do not hold here; say what is to hold in"
+        " addresses[0].frontend, too"
+    ]
+    assert "frontend: limits of chat's" in told("auth: {keys_file: /j}")[0]
+    assert told("auth: {keys_file: /j}, limits: [{per: key, rps: 5}]") == []
