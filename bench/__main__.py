@@ -27,6 +27,7 @@ FIGURES = (
     "frontend",
     "bounds",
     "many-models",
+    "usage",
     "first-token",
     "waking",
     "daemon-restart",
