@@ -107,7 +107,8 @@ def reader(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Reader]:
         pytest.skip(str(error))
     if program.lua_modules is None:
         pytest.skip("nginx has no Lua module; `make test` installs it")
-    (directory / "models.lua").write_text((resources.files("gateway_sidecar") / "share/models.lua").read_text())
+    for name in ("models.lua", "bounds.lua", "tokens.lua"):
+        (directory / name).write_text((resources.files("gateway_sidecar") / "share" / name).read_text())
     (directory / "answer.lua").write_text(_ANSWER)
     (directory / "unreadable.lua").write_text(_UNREADABLE)
     (directory / "choices.lua").write_text(_CHOICES)

@@ -21,7 +21,7 @@ from hypothesis import strategies as st
 from gateway_sidecar.errors import NginxError
 from gateway_sidecar.nginx.server import find_nginx
 
-_SCRIPTS = ("access_log.lua", "models.lua", "tokens.lua", "usage.lua")
+_SCRIPTS = ("access_log.lua", "bounds.lua", "models.lua", "tokens.lua", "usage.lua")
 
 # Answers a body with the one that would go on.
 _QUESTION = """
