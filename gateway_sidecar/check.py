@@ -241,7 +241,8 @@ def _frontend(name: str, frontend: FrontendSettings) -> Iterator[Finding]:
     """Its keys and its certificate, read as the daemon will."""
     try:
         if frontend.auth is not None and frontend.auth.keys_file is not None:
-            keys = read_keys(frontend.auth.keys_file).keys
+            file = read_keys(frontend.auth.keys_file)
+            keys = file.keys
             ends = [key.expires for key in keys.values()]
             expired = sum(1 for end in ends if end is not None and end <= today())
             yield Finding(
@@ -249,6 +250,12 @@ def _frontend(name: str, frontend: FrontendSettings) -> Iterator[Finding]:
                 f"{name}: {len(keys)} key{'s' * (len(keys) != 1)} in {frontend.auth.keys_file}"
                 + (f", {expired} of them expired" if expired else ""),
             )
+            words = {word for it in (*file.plans.values(), *(key.words for key in keys.values())) for word in it}
+            if frontend.usage is None and (quotas := sorted(words & {"tokens_per_day", "tokens_per_month"})):
+                text = (
+                    f"{name}: {' and '.join(quotas)} begin anew with each start of nginx, as frontend.usage is not set"
+                )
+                yield Finding(Level.WARN, f"{text}; set it")
     except FrontendError as error:
         yield from (Finding(Level.FAIL, f"{name}: {problem}") for problem in error.problems)
     if frontend.tls is None:

@@ -47,6 +47,11 @@ class FrontendPlaces:
         """The directory of keys, as symbolic links: SHA-256, or `@` and a plan's name -> name and bounds."""
         return self.directory / f"{service}.keys"
 
+    @property
+    def used(self) -> Path:
+        """What keys had used up when nginx was started."""
+        return self.directory / "used"
+
     def last_used(self, service: str) -> Path | None:
         """The file of when each key was last used."""
         return None if self.kept is None else self.kept / f"{service}.json"

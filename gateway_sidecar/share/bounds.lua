@@ -181,8 +181,24 @@ local function leave(it)
     if dict:incr(worker_key(it), -1, 0) <= 0 then dict:delete(worker_key(it)) end
 end
 
+-- Counts what was used before this nginx began, as the daemon has it in a file: a service, a key's name, a bound, a
+-- period and a number in each line. What is counted already stays.
+local function load(path)
+    local file = io.open(path, "r")
+    if not file then return end
+    for line in file:lines() do
+        local service, name, bound, period, number = string.match(line, "^(%S+) (%S+) ([%l_]+) (%d+) (%d+)$")
+        if service then
+            local key = table.concat({bound, service, name, period}, " ")
+            ngx.shared.gateway_bounds:add(key, tonumber(number), KEPT_S)
+        end
+    end
+    file:close()
+end
+
 -- A worker starts. What was in flight at one that was killed is not any more.
-function bounds.begin()
+function bounds.begin(path)
+    load(path)
     local dict = ngx.shared.gateway_bounds
     for _, key in ipairs(dict:get_keys(0)) do
         local pid, id = string.match(key, "^worker (%d+) (.*)$")
@@ -199,10 +215,12 @@ end
 
 -- -- judging
 
--- This worker's requests with bounds, each by the number that its variable has.
-local live, last = {}, 0
+-- This worker's requests with bounds, each by the number that its variable has; and how many there are. Where there are
+-- none, nobody has to ask for a variable, which costs more than all else.
+local live, last, count_live = {}, 0, 0
 
 local function of_request()
+    if count_live == 0 then return nil end
     local number = ngx.var.gateway_bounds
     return number and number ~= "" and live[number] or nil
 end
@@ -238,7 +256,8 @@ function bounds.judge(key, directory, service)
     local it = {bounds = effective(key, directory), id = service .. " " .. key.name, events = 0}
     last = last + 1
     local number = tostring(last)
-    live[number], var.gateway_bounds = it, number
+    it.number = number
+    live[number], count_live, var.gateway_bounds = it, count_live + 1, number
     if it.bounds.paused then
         it.why = "paused"
     elseif COUNTED[ngx.req.get_method()] or var.http_upgrade then
@@ -351,10 +370,9 @@ end
 
 -- A request is over. `alone`: nobody else ends what tokens.lua has of it.
 function bounds.over(alone)
-    local number = ngx.var.gateway_bounds
-    local it = number ~= "" and live[number]
+    local it = of_request()
     if not it then return end
-    live[number] = nil
+    live[it.number], count_live = nil, count_live - 1
     if alone then tokens.over() end
     if it.is_in then leave(it) end
     if it.why or not it.counts or not it.bounds.has_tokens then return end
@@ -374,23 +392,6 @@ end
 function bounds.models()
     local it = of_request()
     return it and it.bounds.models
-end
-
--- -- a restart
-
--- Counts what was used before this nginx began, as the daemon has it in a file: a service, a key's name, a counter's
--- name, its period and its number in each line. What is counted already stays.
-function bounds.load(path)
-    local file = io.open(path, "r")
-    if not file then return end
-    for line in file:lines() do
-        local service, name, bound, period, number = string.match(line, "^(%S+) (%S+) (%l+_per_%l+) (%d+) (%d+)$")
-        if service then
-            local key = table.concat({bound, service .. " " .. name, period}, " ")
-            ngx.shared.gateway_bounds:add(key, tonumber(number), KEPT_S)
-        end
-    end
-    file:close()
 end
 
 return bounds

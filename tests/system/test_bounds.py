@@ -10,7 +10,7 @@ import os
 import signal
 import time
 from collections.abc import AsyncIterator
-from contextlib import asynccontextmanager
+from contextlib import asynccontextmanager, suppress
 from importlib import resources
 from pathlib import Path
 from typing import Any
@@ -518,3 +518,29 @@ async def test_keys_are_changed_by_command(make_gateway: MakeGateway) -> None:
         assert file.read_text() == text
     await key("set", "alice", "--plan", "none")
     assert await key("plan", "team", "--remove") == "plan team is removed"
+
+
+async def test_a_new_nginx_does_not_fill_a_quota(make_gateway: MakeGateway, engine: StartEngine) -> None:
+    """The daemon tells it what each key has used, also of what nobody had taken in before the old one was killed."""
+    gateway = make_gateway()
+    file = guarded(gateway)
+    gateway.settings["services"][0]["frontend"]["usage"] = {}
+    day = add_key(file, "day", tokens_per_day="2")
+    month = add_key(file, "month", tokens_per_month="1k")
+    await serving(gateway, engine)
+    assert (await post(gateway, day))[0] == 200
+    await until_status(gateway, day, 429)
+    _, first, _ = await post(gateway, month)
+    before = (await gateway.status())["nginx"]["pid"]
+    os.kill(before, signal.SIGKILL)
+    async with asyncio.timeout(60):
+        while True:
+            with suppress(aiohttp.ClientError):
+                status, _, _ = await post(gateway, day)
+                break
+            await asyncio.sleep(0.05)
+    assert status == 429, "it is the first request that the new one gets"
+    await until_status(gateway, month, 200, within_s=60)
+    _, _, headers = await post(gateway, month)
+    said = {name.lower(): value for name, value in headers.items()}
+    assert int(said["x-ratelimit-remaining-tokens"]) <= 1000 - 2 * first["usage"]["total_tokens"]

@@ -98,10 +98,11 @@ class Kept:
         self.changes: list[bool] = []
         self.log: list[Any] = []
         self.orphans_of: list[int] = []
+        self.told = 0
         patch.setattr(nginx_supervisor, "stop_orphans", self._orphans)
         self.supervisor = NginxSupervisor(
             cast("Any", self.nginx), lambda: list(self.wanted), self.metrics,
-            lambda: self.changes.append(self.supervisor.up),
+            lambda: self.changes.append(self.supervisor.up), self._before_start,
         )  # fmt: skip
 
     def request(self, *services: ServiceAddress) -> None:
@@ -111,6 +112,9 @@ class Kept:
     @property
     def events(self) -> list[str]:
         return [each["event"] for each in self.log]
+
+    async def _before_start(self) -> None:
+        self.told += 1
 
     async def _orphans(self, master: Identity) -> int:
         self.orphans_of.append(master.pid)

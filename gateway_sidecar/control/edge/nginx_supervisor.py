@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import asyncio
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Awaitable, Callable, Mapping, Sequence
 from contextlib import suppress
 from dataclasses import replace
 
@@ -29,6 +29,7 @@ _RESTARTS = Backoff(first_s=0.1, most_s=10.0)
 class NginxSupervisor:
     """One nginx, kept. `addresses` says what it has to serve; `touch` that this may have changed.
 
+    before_start: has ready what an nginx that is about to start will read.
     applied: what it serves; None as long as nobody knows, which may be so of an earlier daemon's at first.
     reason: why nginx is down, or has not been told of all that changed.
     """
@@ -39,8 +40,10 @@ class NginxSupervisor:
         addresses: Callable[[], Sequence[ServiceAddress]],
         metrics: Metrics,
         on_change: Callable[[], None],
+        before_start: Callable[[], Awaitable[None]],
     ) -> None:
         self.nginx = nginx
+        self._before_start = before_start
         self._addresses = addresses
         self._metrics = metrics
         self._on_change = on_change
@@ -263,6 +266,7 @@ class NginxSupervisor:
     async def _start(self) -> None:
         """Starts nginx with what can be served. Raises NginxError, OSError."""
         began = awake.monotonic()
+        await self._before_start()
         self._touched.clear()
         wanted = self._tried = self._addresses()
         objections = await self.nginx.objections(wanted)

@@ -18,6 +18,7 @@ from gateway_sidecar.control.autoscaling.collector import Signals
 from gateway_sidecar.control.edge.certificates import AcmeHost, Certificates
 from gateway_sidecar.control.edge.frontends import Frontends
 from gateway_sidecar.control.edge.nginx_supervisor import NginxSupervisor
+from gateway_sidecar.control.edge.used_up import UsedUp
 from gateway_sidecar.control.process.adoption import Adoption
 from gateway_sidecar.control.process.child_logs import ChildLogs
 from gateway_sidecar.control.process.connection_counter import ConnectionCounter, kernel_and_nginx
@@ -84,7 +85,8 @@ class Daemon:
         events = settings.state_dir / "events.jsonl"
         self._events = EventFile(events, JOURNAL, shared.problems.of("events"), metrics)
         self._tunnels = TunnelDemand(shared.tunnels, self._services, metrics)
-        self.nginx_supervisor = NginxSupervisor(nginx, self._addresses, metrics, self.touch)
+        used_up = UsedUp(nginx.frontends, shared.usage, self._frontends_wanted)
+        self.nginx_supervisor = NginxSupervisor(nginx, self._addresses, metrics, self.touch, used_up.tell)
         self.run_dir = RunDirRepair(
             self.nginx_supervisor, services, shared.problems.of("run_dir"), interval_s=rescan_interval_s
         )
