@@ -174,6 +174,7 @@ def _parser() -> argparse.ArgumentParser:
     command.add_argument(
         "--since", metavar="WHEN", help="90s, 10m, 2h or 1d ago, or a date and time: 2027-01-31T12:00:00Z"
     )
+    command.add_argument("--said", action="store_true", help="also lines that routers and nginx said themselves")
     command.add_argument("--last", type=int, metavar="N", help="so many at most (default: 50, with --since all)")
     command.add_argument("--json", action="store_true", help="print JSON, an event a line")
     command = ask(

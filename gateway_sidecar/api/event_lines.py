@@ -8,7 +8,8 @@ from gateway_sidecar.domain.printable import age, printable
 from gateway_sidecar.telemetry.dates import local_time
 
 _LONGEST = 400
-_HEAD = ("seq", "timestamp", "level", "event", "service", "replica", "reason")
+_HEAD = ("seq", "timestamp", "level", "event", "service", "replica", "reason", "worker_id")
+"""Shown first, or left to `--json`."""
 _MARKS = {"warning": "!", "error": "!!", "critical": "!!"}
 _OF_TIME = ("for_s", "over_s", "took_s", "since_seen_s", "retry_in_s", "after_s")
 

@@ -25,7 +25,7 @@ MOST_FOLLOWERS = 32
 BACK = "[0-9]{1,9}[smhd]"
 DATE = r"[0-9]{4}-[0-9]{2}-[0-9]{2}[Tt ][0-9]{2}:[0-9]{2}(:[0-9]{2}(\.[0-9]{1,9})?)?([Zz]|[+-][0-9]{2}:[0-9]{2})"
 
-_PARAMETERS = ("service", "replica", "since", "after", "last", "follow")
+_PARAMETERS = ("service", "replica", "since", "after", "last", "said", "follow")
 _SECONDS = {"s": 1, "m": 60, "h": 3600, "d": 86400}
 _LOOK_S = 2.0
 """How often it is looked whether a follower has left."""
@@ -85,21 +85,25 @@ async def list_events(request: web.Request) -> web.StreamResponse:
     service, replica = request.query.get("service"), request.query.get("replica")
     if replica is not None and service is None:
         raise Refused(400, error="replica: a replica is one of a service's; say `service`, too")
-    follow = request.query.get("follow", "0")
-    if follow not in ("0", "1"):
-        raise Refused(400, error=f"follow: '{follow}' is neither 0 nor 1")
+    follow, said = _flag(request, "follow", "0"), _flag(request, "said", "1")
     since, last = _since(request), _number(request.query.get("last"), "last")
     is_sse = follow == "1" and _SSE in request.headers.get("Accept", "")
     after = _number(request.query.get("after") or (request.headers.get("Last-Event-ID") if is_sse else None), "after")
+
+    def wanted(it: Entry) -> bool:
+        return it.concerns(service, replica) and (said == "1" or not it.is_said)
+
     journal, services = FOLLOWERS.journal, request.app[DAEMON].services
     if service is not None and service not in services and not journal.entries(service):
         raise unknown_service(services, service)
-    there = [it for it in journal.entries(service, replica, since=since) if after is None or it.seq > after]
+    there = [
+        it for it in journal.entries(service, replica, since=since) if (after is None or it.seq > after) and wanted(it)
+    ]
     there = there if last is None else there[len(there) - min(last, len(there)) :]
     if follow == "0":
         head, lines = b'{"events":[', b",".join(it.line for it in there)
         return web.Response(body=head + lines + b'],"last":%d}' % journal.last, content_type="application/json")
-    return await _follow(request, there, lambda it: it.concerns(service, replica), is_sse=is_sse)
+    return await _follow(request, there, wanted, is_sse=is_sse)
 
 
 async def _follow(
@@ -165,6 +169,13 @@ def _since(request: web.Request) -> float:
     raise Refused(
         400, error=f"since: '{text}' is neither a time ago (90s, 10m, 2h, 1d) nor a date and time in RFC 3339"
     )
+
+
+def _flag(request: web.Request, name: str, default: str) -> str:
+    value = request.query.get(name, default)
+    if value not in ("0", "1"):
+        raise Refused(400, error=f"{name}: '{value}' is neither 0 nor 1")
+    return value
 
 
 def _number(text: str | None, name: str) -> int | None:

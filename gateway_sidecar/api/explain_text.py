@@ -14,6 +14,7 @@ if TYPE_CHECKING:
 _STATES = {"ok": "ok", "waiting": "WAITING", "failed": "FAILED", "not reached": "-"}
 _LONGEST = 1000
 _NARROW = 60
+_LEAST = 16
 
 
 def render_explained(answer: Explained, width: int | None) -> str:
@@ -32,8 +33,8 @@ def render_explained(answer: Explained, width: int | None) -> str:
 
 def _stay(name: str, stay: Stay, width: int | None) -> list[str]:
     lasted = f" for {age(stay['state_age_s'])}" if stay["state_age_s"] else ""
-    lines = wrapped(f"{name} is {stay['state']}{lasted}", width)
-    lines += wrapped(f"because of {stay['why']}" if stay["state"] != "serving" else stay["why"], width)
+    because = "" if stay["why"].startswith("it serves") else f", because of {stay['why'].partition(':')[0]}"
+    lines = wrapped(f"{name} is {stay['state']}{lasted}{because}", width)
     for step in stay["steps"]:
         lines += _step(step, width)
     return lines
@@ -57,6 +58,10 @@ def wrapped(text: str, width: int | None, indent: str = "", more: int = 2, *, mo
         return [indent + text]
     room = max(width - len(indent), 12)
     lines = textwrap.wrap(
-        text, room, subsequent_indent=" " * min(more, room // 2), break_on_hyphens=False, drop_whitespace=True
+        text,
+        room,
+        subsequent_indent=" " * (more if room - more >= _LEAST else 2),
+        break_on_hyphens=False,
+        drop_whitespace=True,
     )
     return [indent + line for line in lines]

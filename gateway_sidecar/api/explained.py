@@ -29,7 +29,7 @@ async def explain_replica(request: web.Request) -> web.Response:
 
 def explained(daemon: Daemon, service: Service, replica: ReplicaId) -> models.Explained:
     """All stays of a replica, the present one first. Raises Refused for one of which nothing is known."""
-    events = JOURNAL.entries(service.name, replica)[-_EVENTS:]
+    events = JOURNAL.entries(service.name, replica)
     tenures = sorted((t for t in service.tenures.values() if t.replica == replica), key=lambda t: -t.key)
     found = [chain.explain(_record(service, tenure)) for tenure in tenures]
     if not any(tenure.presence is Presence.PRESENT for tenure in tenures):
@@ -46,7 +46,7 @@ def explained(daemon: Daemon, service: Service, replica: ReplicaId) -> models.Ex
         "service": service.name,
         "replica": replica,
         "stays": [_shown(it) for it in found],
-        "events": [orjson.loads(it.line) for it in events],
+        "events": [orjson.loads(it.line) for it in [one for one in events if not one.is_said][-_EVENTS:]],
     }
 
 

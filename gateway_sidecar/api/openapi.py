@@ -119,6 +119,11 @@ _OPERATIONS: dict[tuple[str, str], Json] = {
             {"type": "integer", "minimum": 0},
         ),
         _query(
+            "said",
+            "`0`: without lines that routers, nginx and libraries said themselves.",
+            {"enum": ["0", "1"], "default": "1"},
+        ),
+        _query(
             "follow",
             "`1`: go on with each event as it is logged, as lines of JSON; as server-sent events where "
             "`Accept` has `text/event-stream`. `Last-Event-ID` counts as `after`.",

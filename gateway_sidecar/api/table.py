@@ -20,7 +20,7 @@ _USED: tuple[Used, ...] = ("requests", "refused", "failed", "aborted", "streams"
 _COLUMNS = ("replica", "state", "for", "load", "engine", "role", "model", "bridge", "reason")
 _NARROW = ("role", "bridge", "model", "engine", "load", "for")
 """What is left out where the terminal is too narrow, in this order. The reason is shown in full in any case."""
-_LEAST_REASON = 24
+_LEAST_REASON = 36
 
 
 def render_status(status: Status, width: int | None = None) -> str:

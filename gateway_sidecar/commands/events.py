@@ -21,6 +21,7 @@ def events(arguments: argparse.Namespace) -> int:
     """Prints the last events, and with `--follow` each one as it is logged."""
     client = admin_of(arguments)
     query = {"service": arguments.service, "replica": arguments.replica, "since": arguments.since}
+    query["said"] = None if arguments.said or arguments.json else "0"
     last = arguments.last if arguments.last is not None else None if arguments.since else _LAST
     if not arguments.follow:
         answer = client.events(**query, last=last)

@@ -58,7 +58,7 @@ def _one(client: Client, answer: Status, name: str, replica: str | None, columns
     text = render_service(service, columns) if replica is None else None
     if replica is not None:
         text = render_replica(service, _replica(service, replica), columns)
-    events = client.events(service=name, replica=replica, last=_EVENTS)["events"]
+    events = client.events(service=name, replica=replica, last=_EVENTS, said=0)["events"]
     lines = [line for it in events for line in wrapped(event_line(it, named=replica is None), columns, "  ", 8)]
     return "\n".join([str(text), "", "Last events:", *(lines or ["  none"])])
 

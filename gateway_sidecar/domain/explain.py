@@ -244,6 +244,8 @@ def _probe(record: Record) -> Step:
     if it.drained:
         return Step("probe", StepState.NOT_REACHED, "not asked while it is drained", _facts(it))
     if it.result is None:
+        if it.facts is None and _socket(record).state is not StepState.OK:
+            return Step("probe", StepState.NOT_REACHED, "asked once its socket is well")
         says = "being asked now" if it.asking else "not asked yet"
         return Step("probe", StepState.WAITING, says, _facts(it), "its answer")
     if isinstance(it.result, Ready):
@@ -252,6 +254,9 @@ def _probe(record: Record) -> Step:
     state = StepState.WAITING if is_loading and it.ejected is None else StepState.FAILED
     evidence = (*_asked(it), *_against(it), *_facts(it))
     return Step("probe", state, it.result.reason, evidence, _cure(record, it.result))
+
+
+_NOW_S = 0.05
 
 
 def _facts(it: Probing) -> tuple[str, ...]:
@@ -265,7 +270,9 @@ def _facts(it: Probing) -> tuple[str, ...]:
 
 def _asked(it: Probing) -> tuple[str, ...]:
     asked = "being asked now" if it.asking else f"asked {ago(it.asked_age_s)}" if it.asked_age_s is not None else ""
-    again = f"asked again in {short(it.next_s)}" if it.next_s is not None and not it.asking else ""
+    again = "" if it.next_s is None or it.asking else f"asked again in {short(it.next_s)}" if it.next_s >= _NOW_S else (
+        "asked again now"
+    )  # fmt: skip
     words = [", ".join(filter(None, (asked, again)))]
     if it.answered_age_s is not None:
         words.append(f"it answered a request {ago(it.answered_age_s)}")
@@ -306,6 +313,8 @@ def _cure(record: Record, result: Loading | Foreign | Unknown | Dead) -> str:
             return "wake the engine"
         case Loading(refused=True):
             return f"an engine that listens at {where}: see whether it runs, and its log"
+        case _ if record.state is ReplicaState.DEAD:
+            return "restart the engine: it served, and says that it is not well; its log says why"
         case _:
             return "the engine's own word that it is well: see its log; it is asked again by itself"
 

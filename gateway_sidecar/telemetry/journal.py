@@ -53,6 +53,11 @@ class Entry:
     subjects: tuple[Subject, ...]
     line: bytes
 
+    @property
+    def is_said(self) -> bool:
+        """Whether it only repeats a line of a router, nginx or a library."""
+        return self.name.endswith((".said", ".said_more"))
+
     def concerns(self, service: str | None, replica: str | None) -> bool:
         """Whether it is about this replica, or about this service or one of its replicas; None is any."""
         return service is None or any(of == service and replica in (None, its) for of, its in self.subjects)
