@@ -12,7 +12,7 @@ from gateway_sidecar.config import ServiceSettings, Settings, load_overrides
 from gateway_sidecar.control.process.left_running import look_for_left
 from gateway_sidecar.control.replicas.notes import open_path
 from gateway_sidecar.control.state.api_replicas import read_entries
-from gateway_sidecar.domain.model import Overrides, Ready
+from gateway_sidecar.domain.model import Overrides, Ready, ReplicaId
 from gateway_sidecar.domain.planning import Register, describe, worker_spec
 from gateway_sidecar.domain.printable import counted
 from gateway_sidecar.engines.probe import EngineProbe
@@ -21,7 +21,7 @@ from gateway_sidecar.kinds import ROUTERS
 from gateway_sidecar.nginx.config import SUCCESSOR
 from gateway_sidecar.nginx.server import engine_behind
 from gateway_sidecar.sources.build import given_to, source_of
-from gateway_sidecar.sources.entry import ApiRecord
+from gateway_sidecar.sources.entry import ApiRecord, RawEntry
 from gateway_sidecar.sources.listing import Sighting
 from gateway_sidecar.sources.placed import OwnSockets
 
@@ -35,7 +35,9 @@ async def dry_run(settings: Settings) -> list[Action]:
     bridges = f"nginx with {len(settings.bridges.ports)} bridges on {settings.bridges.host}"
     actions = [_row("-", "-", f"take up {bridges} (pid {left.nginx[0].pid})" if left.nginx else f"start {bridges}")]
     try:
-        entries = await asyncio.to_thread(read_entries, settings.state_dir / "replicas.json")
+        entries = {**await asyncio.to_thread(read_entries, settings.state_dir / "replicas.json")}
+        if settings.store is not None:
+            entries |= await asyncio.to_thread(_of_the_store, settings.state_dir)
     except StateError as error:
         actions.append(_row("-", "-", f"nothing for replicas that were put over the admin API: {error}"))
         entries = {}
@@ -52,6 +54,13 @@ async def dry_run(settings: Settings) -> list[Action]:
         models = f"{counted(len(address.models), 'model')} of {', '.join(address.services)}"
         actions.append(_row(address.name, "-", f"serve {models} at {address.listen}"))
     return actions
+
+
+def _of_the_store(state_dir: Path) -> Mapping[str, Mapping[ReplicaId, RawEntry]]:
+    """What an earlier daemon knew of the store, which is what the next one begins with. Raises StateError."""
+    from gateway_sidecar.control.fleet.replicas import read_remembered
+
+    return read_remembered(state_dir)
 
 
 def _links_of(run_dir: Path) -> dict[Path, int]:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import asyncio
 import shutil
 import signal
 import subprocess
@@ -9,7 +10,7 @@ import tempfile
 import time
 import urllib.request
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from pathlib import Path
 
 import pytest
@@ -98,11 +99,11 @@ class Etcd:
         """All that it holds is gone. It must not run."""
         shutil.rmtree(self.directory / "data")
 
-    def ctl(self, *arguments: str) -> str:
+    def ctl(self, *arguments: str, stdin: str = "") -> str:
         """etcdctl, without TLS."""
         command = ["etcdctl", f"--endpoints={self.endpoint}", *arguments]
         done = subprocess.run(
-            command, capture_output=True, text=True, check=False, env={"ETCDCTL_API": "3"}, timeout=60
+            command, capture_output=True, text=True, check=False, env={"ETCDCTL_API": "3"}, timeout=60, input=stdin
         )
         assert done.returncode == 0, done.stderr
         return done.stdout
@@ -120,6 +121,56 @@ class Etcd:
         self.kill()
         shutil.rmtree(self.directory)
         self._ports.release()
+
+
+class Front:
+    """A TCP relay before one etcd, which a test may cut or slow: a network in between."""
+
+    def __init__(self, port: int) -> None:
+        self._port = port
+        self._open = asyncio.Event()
+        self._open.set()
+        self.delay_s = 0.0
+        self._tasks: set[asyncio.Task[None]] = set()
+
+    async def start(self) -> str:
+        self._server = await asyncio.start_server(self._take, "127.0.0.1", 0)
+        return f"http://127.0.0.1:{self._server.sockets[0].getsockname()[1]}"
+
+    def cut(self) -> None:
+        """Connections stay, and nothing passes: as a network that drops everything."""
+        self._open.clear()
+
+    def mend(self) -> None:
+        self._open.set()
+
+    async def close(self) -> None:
+        self._server.close()
+        for task in self._tasks:
+            task.cancel()
+        await asyncio.gather(*self._tasks, return_exceptions=True)
+
+    async def _take(self, reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
+        task = asyncio.current_task()
+        assert task is not None
+        self._tasks.add(task)
+        try:
+            far, back = await asyncio.open_connection("127.0.0.1", self._port)
+            await asyncio.gather(self._carry(reader, back), self._carry(far, writer))
+        except (OSError, asyncio.CancelledError):
+            writer.close()
+        finally:
+            self._tasks.discard(task)
+
+    async def _carry(self, source: asyncio.StreamReader, target: asyncio.StreamWriter) -> None:
+        try:
+            with suppress(ConnectionError):
+                while data := await source.read(65536):
+                    await self._open.wait()
+                    await asyncio.sleep(self.delay_s)
+                    target.write(data)
+        finally:
+            target.close()
 
 
 def skip_without_etcd() -> None:

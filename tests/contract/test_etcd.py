@@ -199,6 +199,16 @@ async def test_certificates_are_checked_on_both_sides(connect: Connect, tmp_path
             await connect(etcd.endpoint, tls=tls(certificate=strange, key=strange_key)).read("")
         with pytest.raises(StoreDenied, match=r"cannot read .*No such file"):
             await connect(etcd.endpoint, tls=tls(ca=tmp_path / "absent")).read("")
+        mine, my_key = tmp_path / "mine.crt", tmp_path / "mine.key"
+        for good, theirs in ((False, (strange, strange_key)), (True, (certificate, key))):
+            mine.write_bytes(theirs[0].read_bytes())
+            my_key.write_bytes(theirs[1].read_bytes())
+            if not good:
+                renewed = connect(etcd.endpoint, tls=tls(certificate=mine, key=my_key))
+                with pytest.raises((StoreDenied, StoreAway)):
+                    await renewed.read("")
+            else:
+                assert set((await renewed.read("")).entries) == {"k"}
         etcd.issue(ours, days=-1)
         late = connect(etcd.endpoint, tls=tls())
         with pytest.raises(StoreDenied, match="expired"):

@@ -6,15 +6,18 @@ import asyncio
 import itertools
 import time
 from collections.abc import AsyncIterator, Awaitable, Callable, Iterator
+from contextlib import suppress
 from pathlib import Path
 from typing import Any
 
 import pytest
 import pytest_asyncio
 
-from tests.etcd import Etcd, running
+from tests.certificates import Authority
+from tests.etcd import Etcd, Front, running
 from tests.system.conftest import MakeGateway, StartEngine
 from tests.system.gateway import Gateway, Status, service_of, states_of
+from tests.system.test_clock import LIBRARY
 
 Start = Callable[..., Awaitable[Gateway]]
 _prefixes = itertools.count()
@@ -39,12 +42,12 @@ async def start(make_gateway: MakeGateway) -> AsyncIterator[Start]:
     """Starts a gateway of a fleet: `await start("a", etcd)`."""
     prefix = f"/test-{next(_prefixes)}/"
 
-    async def begin(name: str, etcd: Etcd, **store: Any) -> Gateway:
-        of_etcd = {"endpoints": [etcd.endpoint], "prefix": prefix, "timeout_s": 1.0}
-        settings = {"gateway": name, "read_every_s": 0.5, "lease_s": 5, "etcd": of_etcd, **store}
+    async def begin(name: str, etcd: Etcd, env: dict[str, str] | None = None, **of_etcd: Any) -> Gateway:
+        there = {"endpoints": [etcd.endpoint], "prefix": prefix, "timeout_s": 1.0, **of_etcd}
+        settings = {"gateway": name, "read_every_s": 0.5, "lease_s": 5, "etcd": there}
         gateway = make_gateway(store=settings)
         gateway.configure(services=[{**gateway.service("chat"), "replicas": {}, "router": {"type": "none"}}])
-        await gateway.start()
+        await gateway.start(env=env)
         return gateway
 
     yield begin
@@ -301,3 +304,135 @@ async def test_check_says_whether_the_store_can_be_read(make_gateway: MakeGatewa
     code, out, _ = await gateway.cli("check")
     assert code == 1
     assert "Connect call failed" in out
+
+
+async def test_a_gateway_that_is_cut_off_from_the_store_serves_on_and_catches_up(
+    start: Start, shared_etcd: Etcd, engine: StartEngine
+) -> None:
+    """Nothing passes, and no connection ends. The others go on putting replicas, and it has them when it is back."""
+    front = Front(shared_etcd.port)
+    try:
+        far = await start("far", shared_etcd, endpoints=[await front.start()])
+        near = await start("near", shared_etcd)
+        for name in ("r1", "r2"):
+            await engine(near.socket(name))
+        await put(near, "r1", near.socket("r1"), wait="serving")
+        await until_serving(far, "r1")
+        front.cut()
+        await until_store(far, "away")
+        assert (await put(near, "r2", near.socket("r2"), wait="serving"))[0] == 201
+        assert (await put(far, "r3", near.socket("r3")))[0] == 503
+        await stays_as_it_is(far)
+        await near.until(lambda s: s["store"]["others"] == [], within_s=_LATE_S)  # Its lease has ended.
+        front.mend()
+        await until_store(far, "up")
+        await until_serving(far, "r1", "r2")
+        await near.until(lambda s: [it["name"] for it in s["store"]["others"]] == ["far"], within_s=_LATE_S)
+    finally:
+        await front.close()
+
+
+async def test_a_slow_store_is_used_as_long_as_it_keeps_the_deadline(
+    start: Start, shared_etcd: Etcd, engine: StartEngine
+) -> None:
+    """Slow is not away; slower than `timeout_s` is."""
+    front = Front(shared_etcd.port)
+    front.delay_s = 0.3
+    try:
+        a = await start("a", shared_etcd, endpoints=[await front.start()], timeout_s=5.0)
+        await engine(a.socket("r1"))
+        assert (await put(a, "r1", a.socket("r1"), wait="serving"))[0] == 201
+        assert (await a.status())["store"]["state"] == "up"
+        front.delay_s = 10.0
+        await until_store(a, "away")
+        await stays_as_it_is(a)
+    finally:
+        await front.close()
+
+
+async def test_a_store_that_refuses_us_is_one_that_is_away(start: Start, etcd: Etcd, engine: StartEngine) -> None:
+    """A password that is wrong from now on. Once it is right again nothing more is needed."""
+    for command in (
+        "user add root:root", "user grant-role root root", "role add ours", "user add gw:secret",
+        "role grant-permission ours --prefix=true readwrite /", "user grant-role gw ours", "auth enable",
+    ):  # fmt: skip
+        etcd.ctl(*command.split())
+    password = etcd.directory / "password"
+    password.write_text("secret")
+    a = await start("a", etcd, user="gw", password_file=str(password), timeout_s=20.0)
+    await engine(a.socket("r1"))
+    await put(a, "r1", a.socket("r1"), wait="serving")
+    etcd.ctl("--user=root:root", "user", "passwd", "gw", "--interactive=false", stdin="other\n")
+    etcd.kill()
+    etcd.start()  # Logins are in memory alone.
+    status = await until_store(a, "away")
+    assert "etcd refused user 'gw'" in (status["store"]["reason"] or "")
+    assert (await put(a, "r2", a.socket("r2")))[0] == 503
+    await stays_as_it_is(a)
+    password.write_text("other")
+    await until_store(a, "up")
+    await until_serving(a, "r1")
+
+
+async def test_an_expired_certificate_changes_nothing_and_a_renewed_one_is_read(
+    start: Start, engine: StartEngine, tmp_path: Path
+) -> None:
+    """etcd's own certificate runs out while the gateways serve."""
+    authority = Authority(tmp_path, "ca")
+    with running(authority=authority) as etcd:
+        a = await start("a", etcd, tls={"ca": str(authority.certificate)})
+        await engine(a.socket("r1"))
+        assert (await put(a, "r1", a.socket("r1"), wait="serving"))[0] == 201
+        etcd.kill()
+        etcd.issue(authority, days=-1)
+        etcd.start()
+        status = await until_store(a, "away")
+        await a.until(lambda s: "expired" in (s["store"]["reason"] or ""), within_s=_LATE_S)
+        assert status["store"]["read_age_s"] is not None
+        await stays_as_it_is(a)
+        etcd.issue(authority)
+        await until_store(a, "up")
+        await until_serving(a, "r1")
+
+
+async def test_a_full_store_takes_no_put_and_goes_on_to_be_read(start: Start, engine: StartEngine) -> None:
+    """507 with the cure; what is there stays, and gateways still see each other."""
+    with running(quota=1 << 20) as etcd:
+        a, b = await start("a", etcd, timeout_s=10.0), await start("b", etcd, timeout_s=10.0)
+        await engine(a.socket("r1"))
+        await put(a, "r1", a.socket("r1"), wait="serving")
+        await until_serving(b, "r1")
+        for number in range(40):
+            with suppress(AssertionError):
+                etcd.ctl("put", f"/somebody/{number}", "x" * 100_000)
+        status, answer = await put(a, "r2", a.socket("r2"))
+        assert status == 507
+        assert "compact and defragment" in answer["error"]
+        await stays_as_it_is(a, b)
+        assert (await a.status())["store"]["state"] == "up"
+        assert [it["name"] for it in (await a.status())["store"]["others"]] == ["b"]
+
+
+@pytest.mark.skipif(LIBRARY is None, reason="libfaketime is not installed (Debian: package libfaketime)")
+async def test_clocks_that_jump_apart_change_nothing(
+    start: Start, etcd: Etcd, engine: StartEngine, tmp_path: Path
+) -> None:
+    """One gateway's clock is hours ahead, then days back, and the other's is right: no lease ends."""
+    clock = tmp_path / "clock"
+    clock.write_text("+0")
+    env = {
+        "LD_PRELOAD": str(LIBRARY), "FAKETIME_TIMESTAMP_FILE": str(clock), "FAKETIME_NO_CACHE": "1",
+        "FAKETIME_DONT_FAKE_MONOTONIC": "1", "NO_FAKE_STAT": "1",
+    }  # fmt: skip
+    a, b = await start("a", etcd, env), await start("b", etcd)
+    await engine(a.socket("r1"))
+    await put(a, "r1", a.socket("r1"), wait="serving")
+    await until_serving(b, "r1")
+    await b.until(lambda s: [it["name"] for it in s["store"]["others"]] == ["a"], within_s=_LATE_S)
+    for offset in ("+6h", "-3d", "+0"):
+        clock.write_text(offset)
+        await stays_as_it_is(a, b)
+        for gateway in (a, b):
+            assert (await gateway.status())["store"]["state"] == "up"
+        assert [it["name"] for it in (await b.status())["store"]["others"]] == ["a"]
+    assert a.events("store.lease_lost") == a.events("store.away") == []

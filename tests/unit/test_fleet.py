@@ -14,9 +14,9 @@ from gateway_sidecar.config.store import store_model
 from gateway_sidecar.control.fleet import build
 from gateway_sidecar.control.fleet.fleet import Fleet
 from gateway_sidecar.control.fleet.membership import Membership
-from gateway_sidecar.control.fleet.memory import RememberedStore
+from gateway_sidecar.control.fleet.memory import RememberedStore, record_in
 from gateway_sidecar.control.fleet.reflector import StoreReflector
-from gateway_sidecar.control.fleet.replicas import SharedReplicas
+from gateway_sidecar.control.fleet.replicas import SharedReplicas, read_remembered
 from gateway_sidecar.control.state.records import write_record
 from gateway_sidecar.domain.model import ReplicaId
 from gateway_sidecar.errors import StateError, StateInDoubt, StoreAway, StoreDenied, StoreError, StoreFull
@@ -38,7 +38,7 @@ class Site:
         directory.mkdir(exist_ok=True)
         self.store = FakeStore(held)
         self.problems, self.metrics = Problems(), Metrics()
-        remembered = RememberedStore(directory / "fleet.json", self.problems, self.metrics)
+        remembered = RememberedStore(record_in(directory), self.problems, self.metrics)
         problem = self.problems.of("store")
         reflector = StoreReflector(self.store, remembered, problem, self.metrics, read_every_s=5.0)
         membership = Membership(self.store, reflector, remembered, name, self.problems.of("store: gateway"), lease_s=15)
@@ -162,6 +162,7 @@ def test_a_store_that_is_away_changes_nothing(tmp_path: Path, failing: StoreErro
             a = await them.start("a")
             await a.fleet.replicas.put("chat", R1, ENTRY)
             await asyncio.sleep(1)
+            assert read_remembered(tmp_path / "a") == {"chat": {R1: ENTRY}}
             a.store.failing = failing
             await asyncio.sleep(1800)
             assert (a.state, a.entries()) == ("away", {R1: ENTRY})

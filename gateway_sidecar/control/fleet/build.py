@@ -9,7 +9,7 @@ from pathlib import Path
 from gateway_sidecar.config.store import StoreSettings
 from gateway_sidecar.control.fleet.fleet import Fleet
 from gateway_sidecar.control.fleet.membership import Membership
-from gateway_sidecar.control.fleet.memory import RememberedStore
+from gateway_sidecar.control.fleet.memory import RememberedStore, record_in
 from gateway_sidecar.control.fleet.reflector import StoreReflector
 from gateway_sidecar.control.fleet.replicas import SharedReplicas
 from gateway_sidecar.kinds import STORES
@@ -22,7 +22,7 @@ def build_fleet(state_dir: Path, settings: StoreSettings, problems: Problems, me
     """Nothing is connected yet."""
     kind, of_kind = settings.of_kind
     store = STORES[kind].build(of_kind)
-    remembered = RememberedStore(state_dir / "fleet.json", problems, metrics)
+    remembered = RememberedStore(record_in(state_dir), problems, metrics)
     reflector = StoreReflector(store, remembered, problems.of("store"), metrics, read_every_s=settings.read_every_s)
     name = settings.gateway or _host_name()
     problem = problems.of("store: gateway")

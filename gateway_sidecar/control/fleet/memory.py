@@ -32,7 +32,7 @@ class RememberedStore:
         """Takes up what an earlier daemon remembered. `expected`: how many replicas it had of a store."""
         try:
             content = await self._writer.record.read()
-            self.memory = _memory_from(content)
+            self.memory = memory_from(content)
             self.instance = str(content.get("instance") or self.instance)
         except StateError as error:
             get_logger().warning("state.ignored", reason=str(error))
@@ -64,7 +64,12 @@ class RememberedStore:
         }
 
 
-def _memory_from(content: Mapping[str, Any]) -> Memory:
+def record_in(state_dir: Path) -> Path:
+    """Where it is written down."""
+    return state_dir / "fleet.json"
+
+
+def memory_from(content: Mapping[str, Any]) -> Memory:
     """Raises StateError."""
     try:
         cluster = content.get("cluster")

@@ -13,10 +13,10 @@ from collections.abc import Iterable, Mapping
 from functools import partial
 from pathlib import Path
 
-from gateway_sidecar.control.fleet.memory import RememberedStore
+from gateway_sidecar.control.fleet.memory import RememberedStore, memory_from, record_in
 from gateway_sidecar.control.fleet.reflector import REPLICAS, StoreReflector
 from gateway_sidecar.control.state.api_replicas import Put, read_entries
-from gateway_sidecar.control.state.records import write_record
+from gateway_sidecar.control.state.records import read_record, write_record
 from gateway_sidecar.domain.model import ReplicaId
 from gateway_sidecar.domain.store_memory import Snapshot
 from gateway_sidecar.errors import StateError, StateInDoubt, StoreConflict, StoreError, StoreInDoubt
@@ -191,6 +191,17 @@ class SharedReplicas:
         self._reflector.look_soon()
         self._logger.info("store.moved", replicas=moved, had_already=kept)
         return True
+
+
+def read_remembered(state_dir: Path) -> Mapping[str, Mapping[ReplicaId, RawEntry]]:
+    """What an earlier daemon knew of the store; changes nothing. Raises StateError. Blocks."""
+    known = memory_from(read_record(record_in(state_dir))).known
+    found: defaultdict[str, dict[ReplicaId, RawEntry]] = defaultdict(dict)
+    for key, it in known.entries.items() if known else ():
+        if key.startswith(REPLICAS):
+            service, _, replica = key.removeprefix(REPLICAS).partition("/")
+            found[service][ReplicaId(replica)] = _entry_in(it.value)
+    return found
 
 
 def _new_record() -> ApiRecord:

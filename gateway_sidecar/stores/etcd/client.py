@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import base64
 import binascii
+import ssl
 from collections.abc import AsyncIterator, Mapping
 from typing import Any
 
@@ -60,6 +61,7 @@ class EtcdStore:
         self._tls = TlsFiles(settings.tls) if settings.endpoints[0].startswith("https:") else None
         self._login = Login(settings.user, settings.password_file)
         self._session: aiohttp.ClientSession | None = None
+        self._context: ssl.SSLContext | bool = True
 
     # -- what a store does
 
@@ -139,9 +141,9 @@ class EtcdStore:
 
     async def close(self) -> None:
         """Gives back its connections."""
-        if self._session is not None:
-            await self._session.close()
-            self._session = None
+        session, self._session = self._session, None
+        if session is not None:
+            await session.close()
 
     # -- one call
 
@@ -216,7 +218,10 @@ class EtcdStore:
     async def session(self) -> aiohttp.ClientSession:
         """The connections. Raises StoreDenied if our own files cannot be used."""
         context = await self._tls.context() if self._tls is not None else True
+        if self._session is not None and context is not self._context:
+            await self.close()  # Our files have changed.
         if self._session is None:
+            self._context = context
             connector = aiohttp.TCPConnector(ssl=context, limit=16)
             # No time-out of aiohttp's: it would count a stall of this process.
             self._session = aiohttp.ClientSession(
