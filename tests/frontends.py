@@ -14,7 +14,14 @@ from typing import Any
 from hypothesis import strategies as st
 from hypothesis.strategies import DrawFn, SearchStrategy
 
-from gateway_sidecar.config.frontend import AuthSettings, CorsSettings, FrontendSettings, LimitSettings, TlsSettings
+from gateway_sidecar.config.frontend import (
+    AuthSettings,
+    CorsSettings,
+    FrontendSettings,
+    LimitSettings,
+    TlsSettings,
+    UsageSettings,
+)
 from gateway_sidecar.config.models import HoldSettings
 from gateway_sidecar.config.part import Part
 
@@ -111,6 +118,7 @@ DRAWN: Mapping[type[Part], Callable[[Ground, str], Draws]] = {
         "burst": st.sampled_from((0, 50_000)),
         "concurrent": st.sampled_from((None, 1000, 65535)),
     },
+    UsageSettings: lambda ground, service: {"ask": st.booleans()},
     FrontendSettings: lambda ground, service: {
         "listen": st.integers(0, 2),  # How many of the addresses.
         "redirect": st.integers(0, 2),
@@ -124,6 +132,7 @@ DRAWN: Mapping[type[Part], Callable[[Ground, str], Draws]] = {
         "auth": _maybe(_part(AuthSettings, ground, service)),
         "limits": st.lists(_part(LimitSettings, ground, service), max_size=3),
         "access_log": st.sampled_from(("off", "errors", "all")),
+        "usage": _maybe(_part(UsageSettings, ground, service)),
         "trusted_proxies": _some(("127.0.0.0/8", "::1", "10.0.0.0/8", "fd00::/8"), most=3),
         "allow": st.sampled_from(
             ([], [], ["127.0.0.1", "::/0"], ["10.0.0.0/8", "::1", "127.0.0.0/8", "198.18.0.0/15"])

@@ -110,6 +110,10 @@ GROUPS: Mapping[str, Mapping[str, Event]] = {
             "What clients have used cannot be written down: `reason`. nginx goes on counting.",
             "Make room in `state_dir`, or make it writable for the daemon.",
         ),
+        "bounds.begin_anew": _error(
+            "A new nginx cannot be told what keys have used up of their day and month: `reason`. Their quotas begin anew.",
+            "Make `state_dir` readable for the daemon.",
+        ),
         "lease.not_restored": _warning(
             "The bridge `port` that an earlier daemon gave a replica cannot be kept. The replica gets another one.",
             "Leave `bridges.ports` as it is while replicas serve.",

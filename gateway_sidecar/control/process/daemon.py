@@ -105,7 +105,7 @@ class Daemon:
             self._services, self.nginx_supervisor, self._is_leaving, shared.problems.of("readiness"), metrics
         )
         self.began_at = awake.monotonic()
-        self.file = FileOnDisk(config_path, lambda: self.settings)
+        self.file = FileOnDisk(config_path, self._reload.in_force)
         self._watchdog = Watchdog(self._services, self._reload, self._notifier, metrics)
         self.signals = Signals(services, self._events_at, metrics)
         self._counter = ConnectionCounter(services, shared.leases, kernel_and_nginx(nginx.in_flight))
