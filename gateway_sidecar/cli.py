@@ -136,7 +136,11 @@ def _parser() -> argparse.ArgumentParser:
         "--as", dest="as_user", metavar="USER",
         help="check with this user's rights (default for root: the daemon's user, if one is known)",
     )  # fmt: skip
-    command = add("plan", "plan:plan", "show what the running daemon, or a fresh one, would do next; do none of it")
+    command = add(
+        "plan",
+        "plan:plan",
+        "show what a reload would change, and what the running daemon, or a fresh one, would do next; do none of it",
+    )
     command.add_argument("--json", action="store_true", help="print JSON")
     command = ask(
         "status",
@@ -207,7 +211,10 @@ def _parser() -> argparse.ArgumentParser:
         help=f"with --all: end what is still in flight after S seconds (default: {STOP_S:g})",
     )  # fmt: skip
     command.set_defaults(misused=command.error)
-    ask("reload", "ask:reload", "read the configuration again and report what changed")
+    command = ask("reload", "ask:reload", "read the configuration again and report what changed")
+    command.add_argument(
+        "--dry-run", action="store_true", help="show what would change, and what that interrupts; change nothing"
+    )
     for name, text in (
         ("install", "install the systemd unit, the user, the directories and an example configuration"),
         ("uninstall", "stop the daemon, nginx and the routers, and remove the unit"),

@@ -318,11 +318,37 @@ class Action(TypedDict):
     """The step, in words."""
 
 
+class Change(TypedDict):
+    """One thing that a reload would change."""
+
+    part: str
+    """The service or shared address; `-` for the daemon."""
+    what: str
+    """What is other than in force, in words."""
+    interrupts: str | None
+    """What it costs clients; null for nothing."""
+
+
+class ReloadPlan(TypedDict):
+    """What a reload of the file as it is on disk would do."""
+
+    file: str
+    """The file."""
+    on_disk: Literal["in force", "differs", "invalid", "unreadable"]
+    """Whether it means what is in force."""
+    changes: list[Change]
+    """What would change."""
+    problems: list[str]
+    """What is wrong in the file, so that a reload would change nothing: a line each."""
+
+
 class Plan(TypedDict):
     """What the daemon would do next."""
 
     actions: list[Action]
     """In order; empty at rest."""
+    reload: ReloadPlan
+    """What a reload would do."""
 
 
 class Replicas(TypedDict):

@@ -86,7 +86,9 @@ async def _status(request: web.Request) -> web.Response:
 
 
 async def _plan(request: web.Request) -> web.Response:
-    return web.json_response(models.Plan(actions=view.plan(request.app[DAEMON])))
+    daemon = request.app[DAEMON]
+    await daemon.file.look()
+    return web.json_response(models.Plan(actions=view.plan(daemon), reload=view.reload_plan(daemon)))
 
 
 async def _signals(request: web.Request) -> web.Response:

@@ -10,7 +10,18 @@ from gateway_sidecar.api.explain_text import wrapped
 from gateway_sidecar.domain.printable import age, counted, printable
 
 if TYPE_CHECKING:
-    from gateway_sidecar.api.models import About, Address, Model, Replica, Service, Status, Store, Target, Usage
+    from gateway_sidecar.api.models import (
+        About,
+        Address,
+        Model,
+        ReloadPlan,
+        Replica,
+        Service,
+        Status,
+        Store,
+        Target,
+        Usage,
+    )
     from gateway_sidecar.api.signal_models import Scaling
 
 Used = Literal["requests", "refused", "failed", "aborted", "streams", "tokens_in", "tokens_out", "unknown"]
@@ -297,3 +308,16 @@ def render_replica(service: Service, row: Replica, width: int | None = None) -> 
         if value:
             lines += wrapped(f"{name + ':':12}{value}", width, "  ", 12, most=_LONGEST_LINE)
     return "\n".join(lines)
+
+
+def reload_lines(plan: ReloadPlan) -> list[str]:
+    """What a reload would change, for people."""
+    if plan["problems"]:
+        return [f"a reload of {plan['file']} would be refused:", *(f"  {line}" for line in plan["problems"])]
+    if not plan["changes"]:
+        return [f"a reload of {plan['file']} would change nothing"]
+    lines = [f"a reload of {plan['file']} would change:"]
+    for it in plan["changes"]:
+        lines.append(f"  {it['what']}" if it["part"] == "-" else f"  {it['part']}: {it['what']}")
+        lines.append(f"    interrupts: {it['interrupts'] or 'nothing'}")
+    return lines

@@ -52,10 +52,10 @@ def _about(daemon: Daemon) -> models.About:
     return {
         "version": __version__,
         "pid": os.getpid(),
-        "uptime_s": round(now - daemon.began_at, 1),
+        "uptime_s": round(now - daemon.file.began_at, 1),
         "configuration": {
             "path": str(daemon.file.path),
-            "age_s": round(now - daemon.loaded_at, 1),
+            "age_s": round(now - daemon.file.loaded_at, 1),
             "on_disk": found.state,
             "lines": list(found.lines),
         },
@@ -256,3 +256,14 @@ def plan(daemon: Daemon) -> list[models.Action]:
         for replica, action in service.controller.pending()
     ]
     return in_force + pending
+
+
+def reload_plan(daemon: Daemon) -> models.ReloadPlan:
+    """What a reload of the file on disk would change, by the last look at it."""
+    found = daemon.file.found
+    return {
+        "file": str(daemon.file.path),
+        "on_disk": found.state,
+        "changes": [{"part": it.part, "what": it.what, "interrupts": it.interrupts} for it in found.changes],
+        "problems": list(found.problems),
+    }

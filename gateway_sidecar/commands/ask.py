@@ -4,9 +4,10 @@ from __future__ import annotations
 
 import argparse
 
+from gateway_sidecar.api.table import reload_lines
 from gateway_sidecar.commands.place import admin_of, unanswered_lines, warn_of_drain
 from gateway_sidecar.domain.printable import counted
-from gateway_sidecar.errors import AdminError
+from gateway_sidecar.errors import AdminError, ConfigError
 
 
 def drain(arguments: argparse.Namespace) -> int:
@@ -42,7 +43,14 @@ def router(arguments: argparse.Namespace) -> int:
 
 
 def reload(arguments: argparse.Namespace) -> int:
-    """Has the configuration read again."""
+    """Has the configuration read again, or shows what that would change."""
+    if arguments.dry_run:
+        found = admin_of(arguments).plan()["reload"]
+        if found["problems"]:
+            raise ConfigError(found["problems"])
+        for line in reload_lines(found):
+            print(line)
+        return 0
     changes = admin_of(arguments).reload()["changes"]
     print("changed: " + "; ".join(changes) if changes else "nothing changed")
     return 0

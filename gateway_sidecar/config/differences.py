@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterable
+from dataclasses import dataclass
 
 from pydantic import BaseModel
 
@@ -30,21 +31,52 @@ def changed_settings(old: BaseModel, new: BaseModel) -> list[str]:
     return [name for name in type(new).model_fields if getattr(old, name) != getattr(new, name)]
 
 
-def differences(old: Settings, new: Settings) -> list[str]:
-    """What a reload from the one to the other would change: a line for each part, in the words of `reload`."""
-    whole = [name for name in ("log", "acme") if getattr(old, name) != getattr(new, name)]
-    fixed = [f"{name}: needs a restart of the daemon" for name in FIXED if getattr(old, name) != getattr(new, name)]
+@dataclass(frozen=True, slots=True)
+class Change:
+    """One thing that a reload would change. part: the service or address, or "-". interrupts: what it costs clients,
+    or None for nothing.
+    """
+
+    part: str
+    what: str
+    interrupts: str | None = None
+
+    def __str__(self) -> str:
+        return self.what if self.part == "-" else f"{self.part}: {self.what}"
+
+
+_CLOSES = "requests to it are refused from then on; requests in flight go on"
+_KEPT = "nginx is reloaded: clients' kept connections end after their current answer"
+_RESTART = "the reload is refused as a whole; a restart of the daemon takes it in, and interrupts nothing by itself"
+_COSTS = {
+    "listen": "nginx is reloaded: the old address closes, requests in flight go on",
+    "frontend": _KEPT,
+    "router": "the router is replaced: requests in flight stay with the old one, for `router.retire_timeout_s` at most",
+    "replicas": "replicas that the new sources do not show leave as if their sockets had gone",
+}
+"""What a setting of a service costs clients; the others cost nothing."""
+
+
+def differences(old: Settings, new: Settings) -> list[Change]:
+    """What a reload from the one to the other would change, in the words of `reload`."""
+    fixed = [
+        Change("-", f"{name}: needs a restart of the daemon", _RESTART)
+        for name in FIXED
+        if getattr(old, name) != getattr(new, name)
+    ]
+    whole = [Change("-", name) for name in ("log", "acme") if getattr(old, name) != getattr(new, name)]
     return [*fixed, *whole, *_parts(old.services, new.services), *_parts(old.addresses, new.addresses)]
 
 
 def _parts(
     old: Iterable[ServiceSettings | AddressSettings], new: Iterable[ServiceSettings | AddressSettings]
-) -> list[str]:
+) -> list[Change]:
     before, after = {it.name: it for it in old}, {it.name: it for it in new}
-    lines = [f"{name}: removed" for name in before if name not in after]
+    changes = [Change(name, "removed", _CLOSES) for name in before if name not in after]
     for name, settings in after.items():
         if name not in before:
-            lines.append(f"{name}: added")
+            changes.append(Change(name, "added"))
         elif changed := changed_settings(before[name], settings):
-            lines.append(f"{name}: {', '.join(changed)}")
-    return lines
+            costs = "; ".join(_COSTS[setting] for setting in changed if setting in _COSTS)
+            changes.append(Change(name, ", ".join(changed), costs or None))
+    return changes

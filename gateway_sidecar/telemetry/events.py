@@ -111,7 +111,7 @@ GROUPS: Mapping[str, Mapping[str, Event]] = {
             "Make room in `state_dir`, or make it writable for the daemon.",
         ),
         "bounds.begin_anew": _error(
-            "A new nginx cannot be told what keys have used up of their day and month: `reason`. Their quotas begin anew.",
+            "A new nginx cannot be told what keys have used up of their day and month: `reason`. Quotas begin anew.",
             "Make `state_dir` readable for the daemon.",
         ),
         "lease.not_restored": _warning(

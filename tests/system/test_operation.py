@@ -55,7 +55,25 @@ async def test_plan_of_a_fresh_and_of_a_running_daemon(make_gateway: MakeGateway
     await gateway.start()
     await gateway.until_states({"r1": "serving", "r2": "loading"})
     code, out, _ = await gateway.cli("plan", "--json")
-    assert json.loads(out) == {"by": "the running daemon", "actions": []}
+    plan = json.loads(out)
+    assert (plan["by"], plan["actions"], plan["reload"]["on_disk"]) == ("the running daemon", [], "in force")
+
+
+async def test_plan_and_a_dry_run_say_what_a_reload_would_change_and_interrupt(gateway: Gateway) -> None:
+    """And change nothing: the reload itself then changes just that."""
+    gateway.settings["services"][0]["router"] = {"type": "smg", "api_timeout_s": 17}
+    gateway.configure(log={"format": "json", "level": "info"})
+    for command in (("plan",), ("reload", "--dry-run")):
+        code, out, err = await gateway.cli(*command)
+        assert (code, err) == (0, "")
+        assert f"a reload of {gateway.config_path} would change:\n  log\n    interrupts: nothing\n" in out
+        assert "  chat: router\n    interrupts: the router is replaced" in out
+    gateway.configure(metrics={"listen": None})
+    code, out, _ = await gateway.cli("reload", "--dry-run")
+    assert "metrics: needs a restart of the daemon" in out
+    gateway.config_path.write_text(gateway.config_path.read_text() + "nonsense: 1\n")
+    code, _, err = await gateway.cli("reload", "--dry-run")
+    assert (code, "nonsense: unknown setting" in err) == (78, True)
 
 
 async def test_check_explains_and_changes_nothing(make_gateway: MakeGateway) -> None:

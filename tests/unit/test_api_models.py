@@ -17,6 +17,7 @@ from gateway_sidecar.api.openapi import describe_api
 from gateway_sidecar.api.signals_view import signals_view
 from gateway_sidecar.api.table import render_replicas, render_status
 from gateway_sidecar.config import AddressSettings
+from gateway_sidecar.config.differences import Change
 from gateway_sidecar.control.fleet.reflector import StoreStatus
 from gateway_sidecar.control.process.daemon import Daemon
 from gateway_sidecar.control.process.file_on_disk import OnDisk
@@ -88,8 +89,11 @@ def daemon_of(world: World, told: Json) -> Daemon:
     parts = SimpleNamespace(
         services={"chat": world.service}, nginx_supervisor=nginx, ready=True, frontends=SimpleNamespace(problems={}),
         certificates=SimpleNamespace(problems={}), signals=SimpleNamespace(of={}), shared=shared,
-        addresses=[AddressSettings.model_validate(ADDRESS)], began_at=0.0, loaded_at=0.0,
-        file=SimpleNamespace(path=Path("/etc/g.yaml"), found=OnDisk("differs", ("chat: router",))),
+        addresses=[AddressSettings.model_validate(ADDRESS)],
+        file=SimpleNamespace(
+            path=Path("/g.yaml"), began_at=0.0, loaded_at=0.0,
+            found=OnDisk("differs", (), (Change("chat", "router", "a while"),)),
+        ),
     )  # fmt: skip
     return cast("Daemon", cast("Any", parts))
 
@@ -113,7 +117,7 @@ async def test_status_and_plan_are_as_described(tmp_path: Path, monkeypatch: pyt
         daemon = daemon_of(world, {ReplicaId("r3"): {"socket": "/run/r3.sock"}})
         status = view.status(daemon)
         check(status, "Status")
-        check({"actions": view.plan(daemon)}, "Plan")
+        check({"actions": view.plan(daemon), "reload": view.reload_plan(daemon)}, "Plan")
         text = render_status(json.loads(json.dumps(status)))
         assert [line.split()[:2] for line in text.splitlines()[-3:]] == [
             ["r1", "serving"],

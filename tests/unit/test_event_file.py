@@ -26,7 +26,7 @@ class Kept(Noted):
         super().__init__()
         self.path = directory / "state" / "events.jsonl"
         self.problem = Problem()
-        self.file = EventFile(self.path, self.journal, self.problem, Metrics())
+        self.file = EventFile(self.path.parent, self.journal, self.problem, Metrics())
 
     def lines(self) -> list[bytes]:
         return self.path.read_bytes().splitlines()

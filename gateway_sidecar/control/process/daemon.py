@@ -43,7 +43,6 @@ from gateway_sidecar.errors import ConfigError, NginxError, NotInForce, ProcessE
 from gateway_sidecar.frontend.acme_state import AcmeState
 from gateway_sidecar.nginx.access_events import EventAddress
 from gateway_sidecar.nginx.config import ServiceAddress
-from gateway_sidecar.supervision import awake
 from gateway_sidecar.supervision.loops import Tasks
 from gateway_sidecar.supervision.notify import SystemdNotifier
 from gateway_sidecar.supervision.process import Identity, Process
@@ -82,8 +81,7 @@ class Daemon:
         rescan_interval_s = settings.rescan_interval_s
         shared.destinations.use(self._services.hosts, shared.peers.recheck_soon)
         self._written = WrittenDown(settings, shared, self._services, self._departing, metrics)
-        events = settings.state_dir / "events.jsonl"
-        self._events = EventFile(events, JOURNAL, shared.problems.of("events"), metrics)
+        self._events = EventFile(settings.state_dir, JOURNAL, shared.problems.of("events"), metrics)
         self._tunnels = TunnelDemand(shared.tunnels, self._services, metrics)
         used_up = UsedUp(nginx.frontends, shared.usage, self._frontends_wanted)
         self.nginx_supervisor = NginxSupervisor(nginx, self._addresses, metrics, self.touch, used_up.tell)
@@ -104,8 +102,7 @@ class Daemon:
         self.readiness = Readiness(
             self._services, self.nginx_supervisor, self._is_leaving, shared.problems.of("readiness"), metrics
         )
-        self.began_at = awake.monotonic()
-        self.file = FileOnDisk(config_path, self._reload.in_force)
+        self.file = FileOnDisk(config_path, self._reload)
         self._watchdog = Watchdog(self._services, self._reload, self._notifier, metrics)
         self.signals = Signals(services, self._events_at, metrics)
         self._counter = ConnectionCounter(services, shared.leases, kernel_and_nginx(nginx.in_flight))
@@ -125,11 +122,6 @@ class Daemon:
     def settings(self) -> Settings:
         """Those in force."""
         return self._reload.settings
-
-    @property
-    def loaded_at(self) -> float:
-        """Since when they are, in monotonic seconds."""
-        return self._reload.loaded_at
 
     @property
     def services(self) -> Mapping[str, Service]:

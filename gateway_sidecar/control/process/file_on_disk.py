@@ -3,14 +3,13 @@
 from __future__ import annotations
 
 import os
-from collections.abc import Callable
 from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
-from typing import Literal
+from typing import Literal, Protocol
 
 from gateway_sidecar.config import Settings, load_config
-from gateway_sidecar.config.differences import differences
+from gateway_sidecar.config.differences import Change, differences
 from gateway_sidecar.errors import ConfigError, KindError
 from gateway_sidecar.supervision import awake
 from gateway_sidecar.supervision.loops import heartbeat
@@ -22,12 +21,25 @@ _PATIENCE_S = 5.0
 Verdict = Literal["in force", "differs", "invalid", "unreadable"]
 
 
+class Loaded(Protocol):
+    """Who has the settings in force, and since when, in monotonic seconds."""
+
+    settings: Settings
+    loaded_at: float
+
+
 @dataclass(frozen=True, slots=True)
 class OnDisk:
-    """state: `in force` if a reload would change nothing. lines: what it would change, or what is wrong in the file."""
+    """state: `in force` if a reload would change nothing. changes: what it would change. problems: what is wrong."""
 
     state: Verdict
-    lines: tuple[str, ...] = ()
+    problems: tuple[str, ...] = ()
+    changes: tuple[Change, ...] = ()
+
+    @property
+    def lines(self) -> tuple[str, ...]:
+        """Either of them, as text."""
+        return self.problems or tuple(str(change) for change in self.changes)
 
 
 class FileOnDisk:
@@ -35,12 +47,18 @@ class FileOnDisk:
     hangs.
     """
 
-    def __init__(self, path: Path, in_force: Callable[[], Settings]) -> None:
+    def __init__(self, path: Path, loaded: Loaded) -> None:
         self.path = path
         self.found = OnDisk("in force")
-        self._in_force = in_force
+        self.began_at = awake.monotonic()
+        self._loaded = loaded
         self._thread = OwnThread("configuration file")
         self._seen: tuple[object, ...] | None = None
+
+    @property
+    def loaded_at(self) -> float:
+        """Since when what is in force is, in monotonic seconds; the daemon began at `began_at`."""
+        return self._loaded.loaded_at
 
     async def run(self) -> None:
         """Looks until cancelled."""
@@ -51,7 +69,7 @@ class FileOnDisk:
 
     async def look(self) -> None:
         """One look. A file that has not changed is not read again, unless other settings are in force now."""
-        in_force = self._in_force()
+        in_force = self._loaded.settings
         look = partial(_look, self.path, in_force, self._seen)
         try:
             seen, found = await self._thread.run(look, patience_s=_PATIENCE_S)
@@ -80,5 +98,5 @@ def _look(
         return seen, OnDisk("unreadable" if not os.access(path, os.R_OK) else "invalid", tuple(error.problems))
     except KindError as error:
         return seen, OnDisk("invalid", (str(error),))
-    lines = tuple(differences(in_force, fresh))
-    return seen, OnDisk("differs" if lines else "in force", lines)
+    changes = tuple(differences(in_force, fresh))
+    return seen, OnDisk("differs" if changes else "in force", changes=changes)

@@ -52,10 +52,6 @@ class Reload:
         self._lock = asyncio.Lock()
         self._others: list[Prepare] = []
 
-    def in_force(self) -> Settings:
-        """The settings."""
-        return self.settings
-
     def include(self, prepare: Prepare) -> None:
         """Has something else read again with the configuration."""
         self._others.append(prepare)

@@ -31,15 +31,15 @@ _MOST_BYTES = 64 * 1024 * 1024
 
 
 class EventFile:
-    """The journal's file. `problem` says why it cannot be written."""
+    """The journal's file in state_dir. `problem` says why it cannot be written."""
 
-    def __init__(self, path: Path, journal: Journal, problem: Problem, metrics: Metrics) -> None:
-        self._path = path
+    def __init__(self, state_dir: Path, journal: Journal, problem: Problem, metrics: Metrics) -> None:
+        self._path = state_dir / "events.jsonl"
         self._journal = journal
         self._problem = problem
         self._up = metrics.record_up.labels("events")
         self._logger = get_logger()
-        self._thread = OwnThread(f"record {path.name}")
+        self._thread = OwnThread(f"record {self._path.name}")
         self._written = 0
         self._bytes, self._most_bytes = 0, 0
         self._news = asyncio.Event()
