@@ -14,6 +14,7 @@ from typing import Any, Generic, TypeVar
 from pydantic import TypeAdapter
 
 from gateway_sidecar.config.addresses import parse_model
+from gateway_sidecar.config.frontend import UsageSettings
 from gateway_sidecar.config.frontend_values import parse_clients, parse_header, parse_prefix, parse_server_name
 from gateway_sidecar.config.models import BridgeSettings, MetricsSettings, Settings
 from gateway_sidecar.config.scaling import scaling_problems
@@ -328,6 +329,10 @@ def _not_for_clients(said: _Reading) -> Iterator[Problem]:
             text = f"a router of kind {kind.name} serves inference engines alone; use `router: {{type: none}}`"
             for engine in said.of(("services", index, "engine"), str):
                 yield _at_line(engine, f"'http' is any HTTP application, and {text}")
+        if _at(service, ("engine",)) == "http":
+            for usage in said.of(("services", index, "frontend", "usage"), UsageSettings.model_validate):
+                text = "an HTTP application (engine: http) says nothing of tokens, and nothing is counted"
+                yield _at_line(usage, f"{text}; leave usage out")
         yield from _not_for_clients_of(said, ("services", index, "frontend"), [kind])
     for index, address in enumerate(said.addresses):
         named = {name for _, name in _services_of(address)}

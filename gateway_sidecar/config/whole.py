@@ -12,6 +12,7 @@ from gateway_sidecar.config.frontend import CorsSettings as CorsSettings
 from gateway_sidecar.config.frontend import FrontendSettings as FrontendSettings
 from gateway_sidecar.config.frontend import LimitSettings as LimitSettings
 from gateway_sidecar.config.frontend import TlsSettings as TlsSettings
+from gateway_sidecar.config.frontend import UsageSettings as UsageSettings
 from gateway_sidecar.config.load import line_of as line_of
 from gateway_sidecar.config.load import load_config as load_config
 from gateway_sidecar.config.load import load_usable as load_usable

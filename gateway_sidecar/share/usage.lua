@@ -67,8 +67,8 @@ local rows_room, names_room, names_used = 0, 0, 0
 -- Frontend -> service -> key -> model -> where its row's numbers are.
 local rows = {}
 local known_models = {}
--- How many requests have a piece of an answer in `ngx.ctx`.
-local held = 0
+-- How many requests hide something, and how many of them have a piece of an answer in `ngx.ctx`.
+local hiding, held = 0, 0
 local target = ffi.new("char[?]", 4096)
 
 local function is_there(path, descriptor)
@@ -219,8 +219,11 @@ end
 -- and out, if they are known.
 function usage.over(frontend, shared, key)
     tokens.over()
-    if held > 0 and ngx.ctx.gateway_held then held = held - 1 end
     local var = ngx.var
+    if hiding > 0 and var.gateway_hides ~= "" then
+        hiding = hiding - 1
+        if held > 0 and ngx.ctx.gateway_held then held = held - 1 end
+    end
     local path = var.uri
     if not numbers or not path then return end
     local does_count = works[path]
@@ -340,8 +343,9 @@ end
 -- A request, before it goes on: its model is noted, unless it is `led`, which notes it, too. `ask`: whether its stream is
 -- to say its usage. Called again for a request that has waited, it does nothing more.
 function usage.arrives(ask, led)
+    if ngx.req.get_method() ~= "POST" then return end
     local var = ngx.var
-    if ngx.req.get_method() ~= "POST" or var.gateway_seen ~= "" then return end
+    if hiding > 0 and var.gateway_hides ~= "" then return end
     local path = var.uri
     local does_count = works[path]
     if does_count == nil then does_count = counts(path) end
@@ -350,7 +354,6 @@ function usage.arrives(ask, led)
     if encoding and string.lower(encoding) ~= "identity" then return end
     -- Some versions of nginx's Lua module (0.10.25, 0.10.26) raise an error over HTTP/2 without a Content-Length.
     if not pcall(ngx.req.read_body) then return end
-    var.gateway_seen = "1"
     local body, words, from, to = ngx.req.get_body_data(), nil, nil, nil
     if not led then
         local model = body and access_log.model_of(body) or not body and models.with_body(models.in_json)
@@ -364,7 +367,7 @@ function usage.arrives(ask, led)
     end
     if not words then return end
     models.rewrite(from, to, words)
-    var.gateway_hides = "1"
+    var.gateway_hides, hiding = "1", hiding + 1
 end
 
 -- -- hiding what was not asked for
@@ -420,15 +423,16 @@ end
 
 -- One piece of an answer passes.
 function usage.answers()
+    if hiding == 0 then return tokens.answers() end
     local var = ngx.var
     local hides = var.gateway_hides
-    if hides == "" then return tokens.answers() end
+    if hides == "" or hides == "0" then return tokens.answers() end
     local arg = ngx.arg
     local text, last = arg[1], arg[2]
     if hides == "1" then -- The first piece.
         local kind = var.sent_http_content_type
         if not kind or sub(kind, 1, 17) ~= "text/event-stream" then
-            var.gateway_hides = ""
+            var.gateway_hides = "0"
             return tokens.answers()
         end
         hides, var.gateway_hides = "2", "2"

@@ -250,9 +250,9 @@ def test_a_usage_that_nobody_asked_for_is_left_out_whatever_the_pieces(reader: R
     for length, passed in zip(pieces, map(int, head["X-Got"].split()), strict=False):
         at += length
         ends, due = 0, 0
-        for chunk, text in events:
-            ends += len(text)
-            due += len(text) if ends <= at and not is_hidden(chunk) else 0
+        for each, event in events:
+            ends += len(event)
+            due += len(event) if ends <= at and not is_hidden(each) else 0
         assert passed >= due
 
 

@@ -11,9 +11,10 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
+from gateway_sidecar.config import parse_config
 from gateway_sidecar.control.state.usage_store import HOUR_S, Asked, UsageStore
 from gateway_sidecar.domain.usage import NONE, OTHERS, NamedSeries, Usage, UsageKey, total
-from gateway_sidecar.errors import StateError
+from gateway_sidecar.errors import ConfigError, StateError
 from gateway_sidecar.nginx.usage_counts import Counted, packed
 
 ALICE = UsageKey("chat", "chat", "alice", "tiny")
@@ -248,6 +249,15 @@ def test_those_that_use_most_have_names() -> None:
     added, gone = series.note([(large, used(12))])
     assert added == [(("chat", "large", "tiny"), used(12))]
     assert gone == {("chat", "a", "tiny")}
+
+
+def test_an_application_has_no_usage() -> None:
+    """What says nothing of tokens cannot be counted, and whoever asks for it is told so."""
+    web = "{name: web, listen: '127.0.0.1:1', replicas: {}, engine: http, router: {type: none}, frontend: {usage: {}}}"
+    with pytest.raises(ConfigError) as refused:
+        parse_config(f"services:\n  - {web}\n", "c")
+    text = "an HTTP application (engine: http) says nothing of tokens, and nothing is counted; leave usage out"
+    assert refused.value.problems == [f"c:2: services[0].frontend.usage: {text}"]
 
 
 def test_sums_add_up() -> None:
