@@ -48,6 +48,8 @@ async def run(scale: Scale) -> list[Row]:
             commands: Mapping[str, Sequence[str]] = {
                 _FLOOR: ("-c", "pass"),
                 "status": (*ours_alone, "status", *where),
+                "explain": (*ours_alone, "explain", "chat", drained, *where),
+                "events": (*ours_alone, "events", *where),
                 "drain": (*ours_alone, "drain", "chat", drained, *where),
                 "key list": (*ours_alone, "key", "list", "--file", str(keys)),
                 "--help": (*ours_alone, "--help"),
