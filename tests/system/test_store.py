@@ -42,9 +42,11 @@ async def start(make_gateway: MakeGateway) -> AsyncIterator[Start]:
     """Starts a gateway of a fleet: `await start("a", etcd)`."""
     prefix = f"/test-{next(_prefixes)}/"
 
-    async def begin(name: str, etcd: Etcd, env: dict[str, str] | None = None, **of_etcd: Any) -> Gateway:
+    async def begin(
+        name: str, etcd: Etcd, env: dict[str, str] | None = None, lease_s: int = 5, **of_etcd: Any
+    ) -> Gateway:
         there = {"endpoints": [etcd.endpoint], "prefix": prefix, "timeout_s": 1.0, **of_etcd}
-        settings = {"gateway": name, "read_every_s": 0.5, "lease_s": 5, "etcd": there}
+        settings = {"gateway": name, "read_every_s": 0.5, "lease_s": lease_s, "etcd": there}
         gateway = make_gateway(store=settings)
         gateway.configure(services=[{**gateway.service("chat"), "replicas": {}, "router": {"type": "none"}}])
         await gateway.start(env=env)
@@ -365,8 +367,8 @@ async def test_a_store_that_refuses_us_is_one_that_is_away(start: Start, etcd: E
     etcd.ctl("--user=root:root", "user", "passwd", "gw", "--interactive=false", stdin="other\n")
     etcd.kill()
     etcd.start()  # Logins are in memory alone.
-    status = await until_store(a, "away")
-    assert "etcd refused user 'gw'" in (status["store"]["reason"] or "")
+    await a.until(lambda s: "etcd refused user 'gw'" in (s["store"]["reason"] or ""), within_s=_LATE_S)
+    assert (await a.status())["store"]["state"] == "away"
     assert (await put(a, "r2", a.socket("r2")))[0] == 503
     await stays_as_it_is(a)
     password.write_text("other")
@@ -423,7 +425,8 @@ async def test_clocks_that_jump_apart_change_nothing(
         "LD_PRELOAD": str(LIBRARY), "FAKETIME_TIMESTAMP_FILE": str(clock), "FAKETIME_NO_CACHE": "1",
         "FAKETIME_DONT_FAKE_MONOTONIC": "1", "NO_FAKE_STAT": "1",
     }  # fmt: skip
-    a, b = await start("a", etcd, env), await start("b", etcd)
+    # A lease that a busy machine does not end.
+    a, b = await start("a", etcd, env, lease_s=60), await start("b", etcd, lease_s=60)
     await engine(a.socket("r1"))
     await put(a, "r1", a.socket("r1"), wait="serving")
     await until_serving(b, "r1")
