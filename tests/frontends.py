@@ -133,6 +133,7 @@ DRAWN: Mapping[type[Part], Callable[[Ground, str], Draws]] = {
         "limits": st.lists(_part(LimitSettings, ground, service), max_size=3),
         "access_log": st.sampled_from(("off", "errors", "all")),
         "usage": _maybe(_part(UsageSettings, ground, service)),
+        "ready_path": st.sampled_from(("auto", None, "/ready/here")),
         "trusted_proxies": _some(("127.0.0.0/8", "::1", "10.0.0.0/8", "fd00::/8"), most=3),
         "allow": st.sampled_from(
             ([], [], ["127.0.0.1", "::/0"], ["10.0.0.0/8", "::1", "127.0.0.0/8", "198.18.0.0/15"])
