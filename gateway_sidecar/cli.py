@@ -1,6 +1,7 @@
 """The command line.
 
-Exit codes: 0 done, 1 failed, 2 wrong usage, 78 the configuration cannot be used, 79 (`run` alone) ended by `stop`.
+Exit codes: 0 done, 1 failed, 2 wrong usage, 3 (`leave` alone) done, but requests were cut off, 78 the configuration
+cannot be used, 79 (`run` alone) ended by `stop` or `leave`.
 """
 
 from __future__ import annotations
@@ -211,6 +212,17 @@ def _parser() -> argparse.ArgumentParser:
         help=f"with --all: end what is still in flight after S seconds (default: {STOP_S:g})",
     )  # fmt: skip
     command.set_defaults(misused=command.error)
+    command = ask(
+        "leave",
+        "leave:leave",
+        "leave without a failed request: readiness off, no new requests, drain, stop everything",
+        "Shows how it goes until the gateway has left. Ctrl-C ends the command alone; another `leave` follows again.",
+    )
+    command.add_argument(
+        "--timeout", type=float, metavar="S",
+        help="cut what is still in flight S seconds from now (default: leave.timeout_s)",
+    )  # fmt: skip
+    ask("join", "leave:join", "take a gateway back that is leaving")
     command = ask("reload", "ask:reload", "read the configuration again and report what changed")
     command.add_argument(
         "--dry-run", action="store_true", help="show what would change, and what that interrupts; change nothing"

@@ -24,6 +24,7 @@
     │   ├── StoreConflict       a key is not as it was seen
     │   └── LeaseLost           a lease has ended
     ├── MetricsError            somebody's metrics cannot be read
+    ├── LeaveError              the gateway cannot leave, or cannot be taken back any more
     ├── InstallError            `install` cannot put a file, a directory or the user in place
     └── AdminError              the daemon's admin API cannot be reached, or gives no usable answer
         ├── DaemonAway          no process listens there
@@ -180,6 +181,10 @@ class MetricsError(GatewaySidecarError):
     def __init__(self, message: str, *, absent: bool = False) -> None:
         super().__init__(message)
         self.absent = absent
+
+
+class LeaveError(GatewaySidecarError):
+    """The gateway cannot leave, or cannot be taken back any more."""
 
 
 class InstallError(GatewaySidecarError):

@@ -11,6 +11,7 @@
 #   etcd    etcd and etcdctl, for the tests of several gateways; no service is started
 #   man     lowdown, which makes a man page of Markdown
 #   deb     what builds and tests the Debian package: mmdebstrap, which makes clean roots, and lintian
+#   haproxy  a load balancer, for the tests of gateways that leave; its service is not started
 #   mlx     a real MLX engine, in the virtual environment MLX_VENV
 #   dynamo  the frontend and the mock worker of NVIDIA Dynamo, 312 MB, in the virtual environment DYNAMO_VENV
 #   vllm    vLLM for CPUs, in the virtual environment VLLM_VENV; 3 GB
@@ -43,6 +44,7 @@ had_nginx=yes
 had_sshd=yes
 had_prometheus=yes
 had_etcd=yes
+had_haproxy=yes
 policy=/usr/sbin/policy-rc.d
 own_policy=
 
@@ -91,6 +93,8 @@ environment() {
 }
 
 # -- nginx
+
+find_haproxy() { PATH=$PATH:/usr/sbin:/usr/local/sbin command -v haproxy; }
 
 find_nginx() { PATH=$PATH:/usr/sbin:/usr/local/sbin command -v nginx; }
 
@@ -171,6 +175,9 @@ install_packages() {
         # The daemon runs an nginx of its own; the distribution's would only take port 80 at the next boot.
         $as_root systemctl disable --quiet nginx || say "the service nginx is enabled, and is not needed here"
     fi
+    if [ "$had_haproxy" = no ] && command -v systemctl >/dev/null; then
+        $as_root systemctl disable --quiet haproxy || say "the service haproxy is enabled, and is not needed here"
+    fi
     if [ "$had_prometheus" = no ] && command -v systemctl >/dev/null; then
         $as_root systemctl disable --quiet prometheus || say "the service prometheus is enabled, and is not needed here"
     fi
@@ -210,6 +217,10 @@ fi
 if wants man && ! command -v lowdown >/dev/null; then packages="$packages lowdown"; fi
 if wants deb && ! { command -v mmdebstrap && command -v lintian; } >/dev/null; then
     packages="$packages mmdebstrap lintian"
+fi
+if wants haproxy && ! find_haproxy >/dev/null; then
+    had_haproxy=no
+    packages="$packages haproxy"
 fi
 if wants prometheus && ! command -v promtool >/dev/null; then
     had_prometheus=no

@@ -137,6 +137,19 @@ class Client:
         target = f"/v1/store/accept?refill={'true' if refill else 'false'}"
         return cast("models.Accepted", self._ask("POST", target, timeout_s=60.0))
 
+    def leave(self, *, timeout_s: float | None) -> models.Leave:
+        """Has the gateway leave, within `timeout_s` seconds where they are given; returns at once."""
+        query = "" if timeout_s is None else f"?timeout_s={timeout_s:g}"
+        return cast("models.Leave", self._ask("POST", f"/v1/leave{query}"))
+
+    def leaving(self) -> models.Leave:
+        """How it stands."""
+        return cast("models.Leave", self._ask("GET", "/v1/leave"))
+
+    def join(self) -> models.Joined:
+        """Takes a gateway back that is leaving; returns when everything is served."""
+        return cast("models.Joined", self._ask("POST", "/v1/join", timeout_s=None))
+
     def restart_router(self, service: str) -> models.Restarted:
         """Has a service's router replaced; returns when the new one serves."""
         return cast("models.Restarted", self._ask("POST", f"{_path(service)}/router/restart", timeout_s=None))

@@ -19,6 +19,7 @@ from gateway_sidecar.api.signal_models import Count, Rate, Scaling, Seconds
 from gateway_sidecar.control.routers.router import RouterState
 from gateway_sidecar.domain.explain import StepState
 from gateway_sidecar.domain.fleet import StoreState
+from gateway_sidecar.domain.leaving import LeavePhase
 from gateway_sidecar.domain.model import ConnectionMode, ReplicaState, WorkerType
 from gateway_sidecar.domain.planning import Missing
 from gateway_sidecar.domain.tunnels import PathState
@@ -285,12 +286,44 @@ class Store(TypedDict):
     """The other gateways that are alive, as far as the last good read says; by name."""
 
 
+class Leave(TypedDict):
+    """A gateway that is leaving, or one that stays."""
+
+    phase: LeavePhase | None
+    """Where it stands; null for a gateway that stays."""
+    reason: str | None
+    """What it waits for, in words."""
+    took_s: Seconds
+    """How long it has been leaving, in seconds."""
+    left_s: Seconds
+    """When what is still in flight will be cut, in seconds from now."""
+    in_flight: Count
+    """Connections of clients, at all addresses of services. Those that are idle count until it drains."""
+    connections: dict[str, Count]
+    """The same by address; addresses without one are left out."""
+    requests: dict[str, float | None]
+    """Service -> requests that its routers work on; null where that is not known."""
+    cut: Count | None
+    """Connections that had requests in flight when their time was over; null before it stops."""
+    pid: Count
+    """The daemon's process, which ends last."""
+
+
+class Joined(TypedDict):
+    """What came of a join."""
+
+    joined: bool
+    """Whether the gateway was leaving."""
+
+
 class Status(TypedDict):
     """The whole daemon."""
 
     daemon: About
     """Which daemon answers, and what it goes by."""
 
+    leave: Leave | None
+    """How the gateway leaves; null while it stays."""
     services: list[Service]
     """By name."""
     addresses: list[Address]
@@ -304,7 +337,8 @@ class Status(TypedDict):
     problems: list[str]
     """What is not as it should be and belongs to no replica: a line each."""
     ready: bool
-    """Whether nginx runs and every service has an address, a router that answers, and has read its sources."""
+    """Whether nginx runs, every service has an address, a router that answers and has read its sources, and the gateway
+    is not leaving."""
 
 
 class Action(TypedDict):

@@ -175,6 +175,27 @@ _OPERATIONS: dict[tuple[str, str], Json] = {
             {"enum": ["true", "false"], "default": "false"},
         ),
     ),
+    ("get", "/v1/leave"): _operation(
+        "showLeave", "Show how the gateway leaves", {"200": _answer("The phase is null while it stays.", models.Leave)}
+    ),
+    ("post", "/v1/leave"): _operation(
+        "leave",
+        "Leave without a failed request",
+        {
+            "202": _answer("The gateway is leaving; a second request follows the first.", models.Leave),
+            "400": _BAD_QUERY,
+            "503": _no("Nothing was changed: load balancers cannot be told."),
+        },
+        _seconds("timeout_s", "Cut what is in flight after this many seconds; else by `leave.timeout_s`.", None),
+    ),
+    ("post", "/v1/join"): _operation(
+        "join",
+        "Take a gateway back that is leaving",
+        {
+            "200": _answer("All addresses are served again.", models.Joined),
+            "409": _no("It is too late, or load balancers cannot be told."),
+        },
+    ),
     ("get", f"{_OF_SERVICE}/signals"): _operation(
         "getSignals",
         "Show what an autoscaler needs to know of a service",
@@ -279,10 +300,9 @@ class _Generator(GenerateJsonSchema):
 
 
 _Answers = (
-    models.Accepted | models.Drained | models.Error | models.Events | models.Explained | models.Plan | models.Put
-    | models.Reloaded
-    | models.Replicas | models.Restarted | models.Resumed | Signals | models.Status | models.Stopped | models.Unanswered
-    | models.Usage
+    models.Accepted | models.Drained | models.Error | models.Events | models.Explained | models.Joined | models.Leave
+    | models.Plan | models.Put | models.Reloaded | models.Replicas | models.Restarted | models.Resumed | Signals
+    | models.Status | models.Stopped | models.Unanswered | models.Usage
 )  # fmt: skip
 """All that is answered; pydantic describes it and what it is made of."""
 

@@ -1,5 +1,5 @@
-"""The admin API: status, plan, signals, usage, events, drain, resume, reload, router restart, store accept, stop; and
-replicas put and deleted.
+"""The admin API: status, plan, signals, usage, events, drain, resume, reload, router restart, store accept, leave, join
+and stop; and replicas put and deleted.
 
 Everyone who may open the socket may use all of it.
 """
@@ -31,9 +31,10 @@ from gateway_sidecar.api.replicas import (
 from gateway_sidecar.api.signals_view import signals_view
 from gateway_sidecar.api.unix_server import UnixServer
 from gateway_sidecar.api.usage import show_usage
-from gateway_sidecar.control.process.daemon import DEFAULT_STOP_S, Daemon
+from gateway_sidecar.control.process.daemon import Daemon
+from gateway_sidecar.control.process.shutdown import DEFAULT_STOP_S
 from gateway_sidecar.domain.model import ReplicaId
-from gateway_sidecar.errors import ConfigError, NotInForce, RouterUnavailable, StoreError
+from gateway_sidecar.errors import ConfigError, LeaveError, NotInForce, RouterUnavailable, StoreError
 from gateway_sidecar.supervision.process import own_children, peer_of
 
 
@@ -134,6 +135,28 @@ async def _stop(request: web.Request) -> web.Response:
     return web.json_response(models.Stopped(pid=os.getpid()), status=202)
 
 
+async def _leave(request: web.Request) -> web.Response:
+    daemon = request.app[DAEMON]
+    timeout_s = seconds_in(request, "timeout_s", 0.0) if "timeout_s" in request.query else None
+    try:
+        await daemon.leaving.start(timeout_s)
+    except LeaveError as error:
+        raise Refused(503, error=str(error)) from error
+    return web.json_response(view.leave(daemon), status=202)
+
+
+async def _leaving(request: web.Request) -> web.Response:
+    return web.json_response(view.leave(request.app[DAEMON]))
+
+
+async def _join(request: web.Request) -> web.Response:
+    try:
+        joined = await request.app[DAEMON].leaving.join()
+    except LeaveError as error:
+        raise Refused(409, error=str(error)) from error
+    return web.json_response(models.Joined(joined=joined))
+
+
 async def _restart_router(request: web.Request) -> web.Response:
     service = service_in(request)
     began = time.monotonic()
@@ -192,6 +215,9 @@ ROUTES: dict[tuple[str, str], Handler] = {
     ("POST", "/v1/reload"): _reload,
     ("POST", "/v1/stop"): _stop,
     ("POST", "/v1/store/accept"): _accept_store,
+    ("GET", "/v1/leave"): _leaving,
+    ("POST", "/v1/leave"): _leave,
+    ("POST", "/v1/join"): _join,
     ("GET", f"{_SERVICE}/signals"): _signals,
     ("POST", f"{_SERVICE}/router/restart"): _restart_router,
     ("GET", f"{_SERVICE}/replicas"): list_replicas,

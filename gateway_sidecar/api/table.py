@@ -36,8 +36,10 @@ _LEAST_REASON = 36
 
 def render_status(status: Status, width: int | None = None) -> str:
     """The answer of `/v1/status` as text, in lines of `width` at most; None for as long as they are."""
-    nginx = status["nginx"]
+    nginx, leave = status["nginx"], status["leave"]
     parts = [_lines(_about(status["daemon"]), width)]
+    if leave is not None:
+        parts.insert(0, _lines([f"LEAVING ({leave['phase']}): {leave['reason']}"], width))
     if nginx["state"] != "up":
         parts.append(_lines([f"NGINX DOWN: {nginx['reason']}"], width))
     parts += [_lines([f"PROBLEM: {problem}"], width) for problem in status["problems"]]

@@ -27,6 +27,7 @@ def status(daemon: Daemon) -> models.Status:
     nginx, leases = daemon.nginx_supervisor, daemon.shared.leases
     return {
         "daemon": _about(daemon),
+        "leave": leave(daemon) if daemon.leaving.is_on else None,
         "services": [_service(daemon, name, service) for name, service in sorted(daemon.services.items())],
         "addresses": [_address(daemon, it) for it in sorted(daemon.addresses, key=lambda it: it.name)],
         "nginx": {
@@ -78,6 +79,24 @@ def _store(daemon: Daemon) -> models.Store | None:
             {"name": other.name, "version": other.version, "ready": other.ready, "leaving": other.leaving}
             for other in fleet.membership.others
         ],
+    }
+
+
+def leave(daemon: Daemon) -> models.Leave:
+    """How the gateway leaves, or that it does not."""
+    leaving, now = daemon.leaving, awake.now()
+    under_way = leaving.leave
+    at = {listen.rpartition(":")[2]: listen for it in leaving.addresses for listen in it.listens}
+    return {
+        "phase": None if under_way is None else under_way.phase,
+        "reason": leaving.describe() or None,
+        "took_s": 0.0 if under_way is None else round(max(0.0, now - under_way.began), 3),
+        "left_s": round(leaving.left_s, 3),
+        "in_flight": sum(leaving.connections.values()),
+        "connections": {at.get(str(port), str(port)): number for port, number in sorted(leaving.connections.items())},
+        "requests": {name: it.in_flight(awake.monotonic()) for name, it in sorted(daemon.signals.of.items())},
+        "cut": None if under_way is None else under_way.cut,
+        "pid": os.getpid(),
     }
 
 

@@ -342,6 +342,27 @@ class DrainSettings(Part):
     )
 
 
+class LeaveSettings(Part):
+    """How the gateway leaves, with `gateway-sidecar leave`."""
+
+    quiet_s: float = _number(
+        10.0,
+        0,
+        3600,
+        "Once no request has come for so long, load balancers have noticed that the gateway is leaving. Make it longer"
+        " than they take to notice: the time between two of their checks, times the checks that must fail.",
+    )
+    balancer_s: float = _number(
+        60.0, 0, 86400, "It waits for that this long at the most; then it takes no new requests."
+    )
+    timeout_s: float = _number(
+        600.0,
+        0,
+        86400,
+        "All of it takes this long at the most: what is in flight then is cut. `--timeout` sets another.",
+    )
+
+
 class HoldSettings(Part):
     """The waiting room: requests that come while the router is away, or no replica serves, wait and then go on."""
 
@@ -422,6 +443,7 @@ class Settings(Part):
     rescan_interval_s: float = _number(
         2.0, 0.2, 60, "Every socket pattern is listed again this often, whatever inotify says or misses."
     )
+    leave: LeaveSettings = LeaveSettings()
     bridges: BridgeSettings = BridgeSettings()
     peers: PeersSettings = PeersSettings()
     router_ports: PortsValue = Field(

@@ -23,6 +23,7 @@ from gateway_sidecar.config.models import BridgeSettings as BridgeSettings
 from gateway_sidecar.config.models import DrainSettings as DrainSettings
 from gateway_sidecar.config.models import HealthSettings as HealthSettings
 from gateway_sidecar.config.models import HoldSettings as HoldSettings
+from gateway_sidecar.config.models import LeaveSettings as LeaveSettings
 from gateway_sidecar.config.models import LogSettings as LogSettings
 from gateway_sidecar.config.models import MetricsSettings as MetricsSettings
 from gateway_sidecar.config.models import PeersSettings as PeersSettings

@@ -16,6 +16,7 @@ from pathlib import Path
 from gateway_sidecar.domain.model import PeerAddress
 
 _OPEN = frozenset((b"01", b"04", b"05", b"08"))  # established, fin-wait-1, fin-wait-2, close-wait
+_OWING = _OPEN - {b"05"}
 _LISTENS = b"00010000"
 _TABLES = (Path("/proc/self/net/tcp"), Path("/proc/self/net/tcp6"))
 
@@ -35,6 +36,8 @@ _SENT_AND_RECEIVED_MS = struct.Struct("=44x I 4x I")  # how long ago
 _MAPPED = IPv6Address("::ffff:0:0").packed[:12]
 _READ_BYTES = 256 * 1024
 
+Client = tuple[int, bytes]
+"""A connection of a client's: our port, and both ends as the kernel writes them."""
 Place = int | PeerAddress
 """A bridge port, or an advertised address."""
 Sent = Mapping[tuple[Place, bytes], int]
@@ -53,6 +56,18 @@ def open_connections(ports: Container[int], tables: tuple[Path, ...] = _TABLES) 
             if port in ports:
                 found[port] += 1
     return found
+
+
+def clients_at(ports: Container[int], tables: tuple[Path, ...] = _TABLES) -> frozenset[Client]:
+    """The connections of clients to these ports on which an answer may be sent. Blocks as `open_connections` does.
+
+    One that is closed here, and whose client has everything, is over, however long that client keeps it.
+    """
+    return frozenset(
+        (port, local + remote)
+        for local, remote, state in _rows(tables)
+        if state in _OWING and (port := int(local[-4:], 16)) in ports
+    )
 
 
 def connections_at(addresses: Collection[PeerAddress], tables: tuple[Path, ...] = _TABLES) -> Counter[PeerAddress]:

@@ -56,6 +56,15 @@ GROUPS: Mapping[str, Mapping[str, Event]] = {
             "A `loop` has made no progress for `stale_s` seconds, so the daemon stops its pings to systemd's watchdog.",
             "Report it, with the log before it. systemd restarts the daemon; nginx and the routers go on.",
         ),
+        "leave.begun": _info("The gateway begins to leave: load balancers are told, and all is still served."),
+        "leave.draining": _info("Load balancers have gone, or `leave.balancer_s` is over: no new requests are taken."),
+        "leave.stopping": _info("Nothing is in flight any more: everything ends."),
+        "leave.cut": _warning(
+            "The time of the leave was over: `connections` were cut.",
+            "Raise `leave.timeout_s` if answers take longer.",
+        ),
+        "leave.goes_on": _warning("This daemon goes on with the leave that an earlier one began."),
+        "leave.taken_back": _info("The gateway was taken back and is served as before."),
         "daemon.request_failed": _error(
             "The daemon failed while it answered a request to one of its own listeners.", "Report the traceback."
         ),

@@ -155,6 +155,8 @@ class Metrics:
         self.service_ready = gauge(
             "service_ready", "1 while load balancers are told to send the service's requests here.", "service"
         )
+        self.leave_phase = gauge("leave_phase", "1 for the phase that a gateway that is leaving is in.", "phase")
+        self.leave_connections = gauge("leave_connections", "Connections of clients while the gateway is leaving.")
         self.nginx_reloads = counter("nginx_reloads", "Reloads of nginx; scale events cause none.")
         self.nginx_starts = counter("nginx_starts", "Times nginx was started.")
         self.peer_addresses = gauge(

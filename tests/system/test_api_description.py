@@ -60,7 +60,7 @@ async def test_answers_conform_to_the_description(
         "--tls-verify", str(authority.certificate),
         "--request-cert", str(client[0]), "--request-cert-key", str(client[1]),
         "--checks", ",".join(CHECKS), "--max-time", "25",
-        "--phases", "examples,coverage,fuzzing,stateful", "--exclude-path", "/v1/stop",
+        "--phases", "examples,coverage,fuzzing,stateful", "--exclude-path", "/v1/stop", "--exclude-path", "/v1/leave",
         "--max-examples", str(EXAMPLES), "--seed", "1", "--no-color", "--continue-on-failure",
         "--generation-database", "none", "--request-timeout", "60", "--suppress-health-check", "all",
         cwd=tmp_path, env={**os.environ, "COLUMNS": "120"},

@@ -22,6 +22,7 @@ from gateway_sidecar.control.fleet.reflector import StoreStatus
 from gateway_sidecar.control.process.daemon import Daemon
 from gateway_sidecar.control.process.file_on_disk import OnDisk
 from gateway_sidecar.domain.fleet import Gateway
+from gateway_sidecar.domain.leaving import Leave
 from gateway_sidecar.domain.model import Loading, ReplicaId
 from gateway_sidecar.domain.signals import RequestEnd
 from gateway_sidecar.supervision import awake
@@ -86,7 +87,12 @@ def daemon_of(world: World, told: Json) -> Daemon:
         leases=world.leases, problems=SimpleNamespace(told=dict), peers=SimpleNamespace(problem=None),
         api=SimpleNamespace(of=lambda _name: SimpleNamespace(entries=told)), fleet=_fleet(),
     )  # fmt: skip
+    leaving = SimpleNamespace(
+        is_on=True, leave=Leave.begin(awake.now(), 600), addresses=[SimpleNamespace(listens=["127.0.0.1:30000"])],
+        left_s=600.0, connections={30000: 2, 30001: 1}, describe=lambda: "it waits",
+    )  # fmt: skip
     parts = SimpleNamespace(
+        leaving=leaving,
         services={"chat": world.service}, nginx_supervisor=nginx, ready=True, frontends=SimpleNamespace(problems={}),
         certificates=SimpleNamespace(problems={}), signals=SimpleNamespace(of={}), shared=shared,
         addresses=[AddressSettings.model_validate(ADDRESS)],
@@ -117,8 +123,11 @@ async def test_status_and_plan_are_as_described(tmp_path: Path, monkeypatch: pyt
         daemon = daemon_of(world, {ReplicaId("r3"): {"socket": "/run/r3.sock"}})
         status = view.status(daemon)
         check(status, "Status")
+        assert status["leave"] is not None
+        assert status["leave"]["connections"] == {"127.0.0.1:30000": 2, "30001": 1}
         check({"actions": view.plan(daemon), "reload": view.reload_plan(daemon)}, "Plan")
         text = render_status(json.loads(json.dumps(status)))
+        assert text.startswith("LEAVING (waiting): it waits")
         assert [line.split()[:2] for line in text.splitlines()[-3:]] == [
             ["r1", "serving"],
             ["r2", "loading"],

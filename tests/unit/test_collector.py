@@ -140,9 +140,10 @@ class Site:
         self.service = self.add("chat", replicas)
         self.services = {"chat": self.service}
         self.events: EventAddress | None = EVENTS
+        self.is_leaving = False
         self.metrics = Metrics()
         self.log: list[Any] = []
-        self.signals = Signals(lambda: self.services, lambda: self.events, self.metrics)
+        self.signals = Signals(lambda: self.services, lambda: self.events, lambda: self.is_leaving, self.metrics)
 
     def add(self, name: str, replicas: int) -> Any:
         return SimpleNamespace(

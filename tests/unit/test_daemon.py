@@ -15,7 +15,7 @@ from structlog.testing import capture_logs
 
 from gateway_sidecar.config.load import load_config
 from gateway_sidecar.control.autoscaling import collector
-from gateway_sidecar.control.process import adoption, child_logs, daemon, shutdown
+from gateway_sidecar.control.process import adoption, child_logs, shutdown
 from gateway_sidecar.control.process.daemon import Daemon
 from gateway_sidecar.control.process.left_running import LeftRunning
 from gateway_sidecar.control.routers.process import SavedRouter
@@ -184,7 +184,7 @@ class Site:
         patch.setattr(child_logs, "rss_bytes", lambda _: None)
         patch.setattr(collector, "MetricsPages", lambda: SimpleNamespace(read=_no_page, close=_nothing))
         patch.setattr(collector, "EventListener", lambda _: PlayedListener())
-        patch.setattr(daemon, "Process", SimpleNamespace(adopt=self._adopt))
+        patch.setattr(shutdown, "Process", SimpleNamespace(adopt=self._adopt))
         outside = cast("Any", self.outside)
         shared = SimpleNamespace(
             nginx=outside, leases=PortLeases(range(24001, 24011)), peers=outside, destinations=outside, keys=outside,

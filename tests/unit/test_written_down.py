@@ -50,7 +50,7 @@ def daemon_in(directory: Path, key: str) -> tuple[WrittenDown, PlayedNginx]:
     services = cast("Any", SimpleNamespace(by_name=lambda: {"chat": service}))
     departing = cast("Any", SimpleNamespace(identities=[("chat", Identity(9, 1, "boot"))]))
     settings = cast("Any", SimpleNamespace(run_dir=directory / "run", state_dir=directory / "state"))
-    return WrittenDown(settings, shared, services, departing, Metrics()), nginx
+    return WrittenDown(settings, shared, services, departing, lambda: None, Metrics()), nginx
 
 
 @in_fake_time

@@ -52,14 +52,17 @@ class Signals:
     """The signals of all services.
 
     events: where nginx sends its events; None while it does not.
+    is_leaving: whether the gateway is. That it has few requests then says nothing about the replicas that are needed.
     """
 
     def __init__(
         self,
         services: Callable[[], Mapping[str, Service]],
         events: Callable[[], EventAddress | None],
+        is_leaving: Callable[[], bool],
         metrics: Metrics,
     ) -> None:
+        self._is_leaving = is_leaving
         self._services = services
         self._events = events
         self._metrics = metrics
@@ -74,6 +77,7 @@ class Signals:
         self._reading: asyncio.Task[None] | None = None
         self._hooks_left: list[ScalingHook] = []
         self.of: dict[str, ServiceSignals] = {}
+        self._request_began: float | None = None
         self.events_problem: str | None = None
         self._heard = False
         self._took_s = 0.0
@@ -116,6 +120,10 @@ class Signals:
             if tenure.replica == replica and not tenure.gone:
                 return await self._shared.read(tenure, partial(self._engine_page, tenure, _PAGE_PATIENCE_S))
         raise KeyError(replica)
+
+    def last_request(self) -> float | None:
+        """When the youngest request began that has ended (awake seconds)."""
+        return self._request_began
 
     def active_on(self, service: str, url: str) -> float:
         """How many requests the service's routers say to be on a worker; 0 if they do not say, or long ago.
@@ -178,6 +186,7 @@ class Signals:
         self._heard = True
         signals = self.of.get(end.service)
         if signals is not None:
+            self._request_began = max(self._request_began or 0.0, awake.now() - end.took_s)
             signals.record(awake.monotonic(), end)
             outcome = Outcome.of(end.status)
             if outcome is Outcome.OK and end.is_whole:
@@ -198,7 +207,8 @@ class Signals:
         for signals in list(self.of.values()):
             now = awake.monotonic()
             if self.of.get(signals.name) is signals and signals.name in self._services():
-                signals.evaluate(now, awake.now())
+                if not self._is_leaving():
+                    signals.evaluate(now, awake.now())
                 self._export(signals, now)
             await asyncio.sleep(0)  # One service's windows at a time: what is answered meanwhile is not held up.
         self._took_s = min(awake.monotonic() - began, _REST_S / _ROUND_TAKES)

@@ -23,37 +23,31 @@ from gateway_sidecar.control.process.adoption import Adoption
 from gateway_sidecar.control.process.child_logs import ChildLogs
 from gateway_sidecar.control.process.connection_counter import ConnectionCounter, kernel_and_nginx
 from gateway_sidecar.control.process.file_on_disk import FileOnDisk
-from gateway_sidecar.control.process.left_running import LeftRouter, LeftRunning
+from gateway_sidecar.control.process.leaving import LeaveHost, Leaving
+from gateway_sidecar.control.process.left_running import LeftRunning
 from gateway_sidecar.control.process.readiness import Readiness
 from gateway_sidecar.control.process.reload import Prepare, Reload
 from gateway_sidecar.control.process.run_dir_repair import RunDirRepair
 from gateway_sidecar.control.process.services import Adapters, ServiceHost, Services
-from gateway_sidecar.control.process.shared import Shared
-from gateway_sidecar.control.process.shutdown import Ending, take_down
+from gateway_sidecar.control.process.shared import Shared, measure_ports
+from gateway_sidecar.control.process.shutdown import DEFAULT_STOP_S, Shutdown
 from gateway_sidecar.control.process.traffic_watch import TrafficWatch
 from gateway_sidecar.control.process.tunnel_demand import TunnelDemand
 from gateway_sidecar.control.process.watchdog import Watchdog
 from gateway_sidecar.control.process.written_down import WrittenDown, api_replicas_before
-from gateway_sidecar.control.replicas.endpoint_files import keep_file
 from gateway_sidecar.control.routers.retired import RetiredRouters
 from gateway_sidecar.control.service import Service
 from gateway_sidecar.control.state.event_file import EventFile
-from gateway_sidecar.domain.leases import PortLeases
 from gateway_sidecar.errors import ConfigError, NginxError, NotInForce, ProcessError, RouterUnavailable
 from gateway_sidecar.frontend.acme_state import AcmeState
 from gateway_sidecar.nginx.access_events import EventAddress
 from gateway_sidecar.nginx.config import ServiceAddress
 from gateway_sidecar.supervision.loops import Tasks
 from gateway_sidecar.supervision.notify import SystemdNotifier
-from gateway_sidecar.supervision.process import Identity, Process
 from gateway_sidecar.telemetry.journal import JOURNAL
 from gateway_sidecar.telemetry.logs import get_logger
 from gateway_sidecar.telemetry.metrics import Metrics
 
-DEFAULT_STOP_S = 30.0
-"""What is in flight when everything is taken down may take so long."""
-
-_END_GRACE_S = 2.0
 _LOOK_S = 5.0
 """How often the loops of services that came since are watched, too."""
 
@@ -80,7 +74,7 @@ class Daemon:
         services = self._services.by_name
         rescan_interval_s = settings.rescan_interval_s
         shared.destinations.use(self._services.hosts, shared.peers.recheck_soon)
-        self._written = WrittenDown(settings, shared, self._services, self._departing, metrics)
+        self._written = WrittenDown(settings, shared, self._services, self._departing, self._leave, metrics)
         self._events = EventFile(settings.state_dir, JOURNAL, shared.problems.of("events"), metrics)
         self._tunnels = TunnelDemand(shared.tunnels, self._services, metrics)
         used_up = UsedUp(nginx.frontends, shared.usage, self._frontends_wanted)
@@ -104,17 +98,20 @@ class Daemon:
         )
         self.file = FileOnDisk(config_path, self._reload)
         self._watchdog = Watchdog(self._services, self._reload, self._notifier, metrics)
-        self.signals = Signals(services, self._events_at, metrics)
+        self.signals = Signals(services, self._events_at, self._is_leaving, metrics)
+        host_of_leave = LeaveHost(
+            self._services.addresses, self.signals.last_request, self.touch, self._write_down, self.end
+        )
+        self.leaving = Leaving(self.nginx_supervisor, host_of_leave, self._reload, metrics)
         self._counter = ConnectionCounter(services, shared.leases, kernel_and_nginx(nginx.in_flight))
         self._traffic = TrafficWatch(services, self.signals)
         self._child_logs = ChildLogs(services, nginx, shared.peers.log, shared.problems, metrics)
         self._ending = asyncio.Event()
         self.taken_up = asyncio.Event()
         self._stop_all = False
-        self._stop_timeout_s = DEFAULT_STOP_S
-        self._at_once = asyncio.Event()
+        self._shutdown = Shutdown(shared, self._services, self._departing, self.frontends, self._written)
         self.ended_by_command = False
-        _measure_ports(shared.leases, metrics)
+        measure_ports(shared.leases, metrics)
 
     # -- what others see
 
@@ -197,6 +194,7 @@ class Daemon:
                 self.shared.api.run,
                 self.readiness.run,
                 self.shared.usage.run,
+                self.leaving.run,
                 self.frontends.run,
                 self.certificates.run,
                 self.run_dir.run,
@@ -213,13 +211,16 @@ class Daemon:
                 *(self.shared.fleet.loops(self._described) if self.shared.fleet is not None else ()),
             )
         ]
-        self._services.start(*self.services)
+        if self.leaving.stops:
+            self.leaving.stop()  # The last daemon ended just then: nothing is worth to be started again.
+        else:
+            self._services.start(*self.services)
         self._notifier.ready()
         self._logger.info("daemon.started", version=__version__, services=list(self.services))
         try:
             await self._until_ending(background)
         finally:
-            self._notifier.stopping(within_s=self._stop_timeout_s if self._stop_all else 0.0)
+            self._notifier.stopping(within_s=self._shutdown.timeout_s if self._stop_all else 0.0)
             await close_listeners()
             await self._end(background)
 
@@ -229,10 +230,10 @@ class Daemon:
         timeout_s: how long they may take for what is in flight. Asked again, all is ended at once.
         """
         if self._ending.is_set():
-            self._at_once.set()
+            self._shutdown.at_once.set()
         self.ended_by_command |= by_command
         self._stop_all |= stop_all
-        self._stop_timeout_s = timeout_s
+        self._shutdown.timeout_s = timeout_s
         self._ending.set()
 
     async def reload(self) -> list[str]:
@@ -273,7 +274,7 @@ class Daemon:
         if self.shared.fleet is not None:
             await self.shared.fleet.close(leaves=self._stop_all)
         if self._stop_all:
-            await self._take_all_down(self._services.routers)
+            await self._shutdown.run(self._services.routers)
         await self.shared.usage.collect_last()
         if not self._stop_all:
             await self._written.write_all()
@@ -288,48 +289,13 @@ class Daemon:
         self._logger.info("daemon.stopped", left_running=not self._stop_all)
         await self._events.write()
 
-    async def _take_all_down(self, routers: Sequence[Ending]) -> None:
-        await asyncio.gather(*(service.endpoints.withdraw() for service in self.services.values()))
-        cut = await take_down(self.shared.nginx, routers, timeout_s=self._stop_timeout_s, at_once=self._at_once)
-        if cut:
-            self._logger.warning("daemon.cut_off", connections=cut, after_s=self._stop_timeout_s)
-        await self._departing.close()
-        await self.shared.peers.close()
-        await self.shared.keys.close()
-        await self.shared.tunnels.end()
-        for port in self.shared.nginx.linked():
-            self.shared.nginx.unlink(port)
-        await asyncio.to_thread(self.frontends.withdraw)
-        self._written.remove()
-
     async def end_left(self, left: LeftRunning, *, timeout_s: float) -> None:
         """Ends what an earlier daemon left, in the order and with the patience of `end`. For a daemon that never runs.
 
         Raises OSError where the directories cannot be used, NginxError where addresses could not be given back.
         """
-        self._stop_timeout_s = timeout_s
-        await self._written.read_processes()
-        nginx = self.shared.nginx
-        for identity in left.nginx:
-            with suppress(NginxError):  # Its program is gone: then it cannot be told of new addresses, only ended.
-                if nginx.process is None and await nginx.adopt(identity):
-                    continue
-            await _end_process(identity)
-        await self.shared.peers.begin(self._have_looked)
-        await self.shared.keys.begin(self._have_looked)
-        await asyncio.to_thread(self.shared.tunnels.prepare)
-        routers = [(Process.adopt(identity), left.ports.get(identity)) for identity in left.routers]
-        for service in self.settings.services:
-            for file in service.endpoints:
-                with suppress(OSError, LookupError):  # Nothing of it runs any more, whatever the file says.
-                    await asyncio.to_thread(keep_file, service.name, file, [])
-        await self._take_all_down([LeftRouter(process, ports) for process, ports in routers if process is not None])
-        for identity in (*left.small, *left.holders):
-            await _end_process(identity)
-        if self.shared.peers.problem:
-            interface = self.settings.peers.interface
-            text = f"all is stopped, but addresses of replicas are still on {interface}: {self.shared.peers.problem}"
-            raise NginxError(f"{text}; or, as root: ip link delete {interface}")
+        self._shutdown.timeout_s = timeout_s
+        await self._shutdown.end_left(left, self.settings)
 
     async def _take_up(self, processes: dict[str, Any], leases: dict[str, Any]) -> None:
         self.shared.nginx.prepare()
@@ -344,6 +310,7 @@ class Daemon:
             self._departing,
             self._setup_of,
         )
+        self.leaving.begin(processes)
         self.readiness.begin(afresh=not processes.get("nginx"))
         await adoption.take_routers(processes)
         await adoption.take_bridge(processes)
@@ -355,13 +322,17 @@ class Daemon:
 
     def _described(self) -> Mapping[str, Any]:
         """What other gateways are told of this one."""
-        return {"version": __version__, "services": sorted(self.services), "ready": self.ready}
+        said = {"ready": self.ready, "leaving": self.leaving.is_on}
+        return {"version": __version__, "services": sorted(self.services), **said}
 
     def _have_looked(self) -> bool:
         return self._services.have_looked
 
     def _is_leaving(self) -> bool:
-        return self.shared.nginx.ready_marks.is_leaving
+        return self.leaving.is_on
+
+    def _leave(self) -> Mapping[str, object] | None:
+        return self.leaving.saved()
 
     async def _move_address(self, service: str) -> None:
         await self.nginx_supervisor.apply()
@@ -375,6 +346,8 @@ class Daemon:
         return self.shared.nginx.events
 
     def _addresses(self) -> list[ServiceAddress]:
+        if self.leaving.refuses:
+            return []
         return [
             replace(it, client_ca=self.frontends.client_ca(it.service))
             if it.frontend.tls is not None and it.frontend.tls.client_ca is not None
@@ -399,16 +372,3 @@ class Daemon:
     def _frontends_served(self) -> dict[str, FrontendSettings] | None:
         in_force = self._frontends_in_force()
         return None if in_force is None else self.certificates.with_files(in_force)
-
-
-async def _end_process(identity: Identity) -> None:
-    if (process := Process.adopt(identity)) is not None:
-        await process.stop(grace_s=_END_GRACE_S)
-
-
-def _measure_ports(leases: PortLeases, metrics: Metrics) -> None:
-    ports = metrics.bridge_ports
-    ports.labels("leased").set_function(lambda: len(leases.leased))
-    ports.labels("quarantined").set_function(lambda: len(leases.quarantined))
-    ports.labels("free").set_function(lambda: leases.size - len(leases.leased) - len(leases.quarantined))
-    metrics.bridge_port_share.set_function(lambda: leases.share)

@@ -68,11 +68,11 @@ class Readiness:
     @property
     def ready(self) -> bool:
         """Whether the gateway and each service are."""
-        return not self._is_leaving() and not any(self._lacks(it) for it in self._services.by_name().values())
+        return not any(self.objection(name) for name in self._services.by_name())
 
     def objection(self, name: str) -> str:
         """Why no requests for a service or shared address should come here; empty if they should. Raises KeyError."""
-        lacking = self._lacking(name)
+        lacking = self._unserved(name) or self._lacking(name)
         return LEAVING if self._is_leaving() else lacking
 
     def touch(self) -> None:
@@ -112,18 +112,18 @@ class Readiness:
             self._logger.info(
                 "service.ready" if ready else "service.not_ready", service=name, reason=self._lacking(name)
             )
-        self._metrics.service_ready.labels(name).set(ready and not self._is_leaving())
+        self._metrics.service_ready.labels(name).set(ready and not self.objection(name))
 
     def _lacking(self, name: str) -> str:
-        """As `objection`, of a gateway that is not leaving: of that nginx is told once for all. Raises KeyError."""
+        """What nginx is told of one: not whether it has an address, for nobody can ask there, and of a gateway that is
+        leaving it is told once for all. Raises KeyError.
+        """
         services = self._services.by_name()
         if (service := services.get(name)) is not None:
-            return self._lacks(service)
-        behind = self._behind(name)
-        # It is ready while one of them is: the others' requests wait, or go to their fallback.
-        lacking = [_lacks_inside(it) for it in behind]
-        nobody = f"none of its services is ready: {lacking[0]}" if lacking and all(lacking) else ""
-        return self._unserved(name) or nobody
+            return _lacks_inside(service)
+        # A shared address is ready while one of its services is: others' requests wait, or go to their fallback.
+        lacking = [_lacks_inside(it) for it in self._behind(name)]
+        return f"none of its services is ready: {lacking[0]}" if lacking and all(lacking) else ""
 
     def _behind(self, name: str) -> list[Service]:
         """The services of a shared address. Raises KeyError."""
@@ -138,9 +138,6 @@ class Readiness:
         return self._supervisor.applied is not None and all(
             it.has_looked and (it.name in self._were_up or it.router.state not in _UNDECIDED) for it in behind
         )
-
-    def _lacks(self, service: Service) -> str:
-        return self._unserved(service.name) or _lacks_inside(service)
 
     def _unserved(self, name: str) -> str:
         if not self._supervisor.up:

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import asyncio
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from contextlib import suppress
 from typing import Any
 
@@ -29,8 +29,15 @@ class WrittenDown:
     """Two records: `processes.json` in run_dir, gone after a reboot as they are, and `leases.json` in state_dir."""
 
     def __init__(
-        self, settings: Settings, shared: Shared, services: Services, departing: RetiredRouters, metrics: Metrics
+        self,
+        settings: Settings,
+        shared: Shared,
+        services: Services,
+        departing: RetiredRouters,
+        leave: Callable[[], Mapping[str, object] | None],
+        metrics: Metrics,
     ) -> None:
+        self._leave = leave
         self._nginx = shared.nginx
         self._port_leases = shared.leases
         self._services = services
@@ -108,6 +115,7 @@ class WrittenDown:
                 name: [records.router_to_json(saved) for saved in service.slots.saved()]
                 for name, service in self._services.by_name().items()
             },
+            "leave": self._leave(),
             "departing": records.departing_to_json(self._departing.identities),
         }
 

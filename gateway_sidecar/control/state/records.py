@@ -19,6 +19,7 @@ from pydantic import Field, FiniteFloat, TypeAdapter, ValidationError
 from gateway_sidecar.control.replicas.tenure import SavedTenure
 from gateway_sidecar.control.routers.process import SavedRouter
 from gateway_sidecar.domain.leases import PortLeases
+from gateway_sidecar.domain.leaving import Leave, LeavePhase
 from gateway_sidecar.domain.model import EngineFacts, PeerAddress, ReplicaId, SocketIdentity
 from gateway_sidecar.domain.tunnels import Tunnel
 from gateway_sidecar.errors import StateError
@@ -27,7 +28,7 @@ from gateway_sidecar.files.replace import replace_file
 from gateway_sidecar.kinds import ENGINES
 from gateway_sidecar.sources.listing import Sighting
 from gateway_sidecar.supervision import awake
-from gateway_sidecar.supervision.process import Identity
+from gateway_sidecar.supervision.process import Identity, boot_id
 
 _Port = Annotated[int, Field(ge=1, le=65535)]
 
@@ -52,13 +53,30 @@ class _Row:
     target: Path | None = None
 
 
+@dataclass(frozen=True, slots=True)
+class _Leave:
+    """A gateway that is leaving, in seconds of the machine's clock; `at`: when this was written."""
+
+    boot_id: str
+    at: FiniteFloat
+    phase: LeavePhase
+    began: FiniteFloat
+    phase_began: FiniteFloat
+    until: FiniteFloat
+    cut: int | None
+    was_quiet: bool
+
+
 _T = TypeVar("_T")
+_LEAVE = TypeAdapter(_Leave)
 _TENURE = TypeAdapter(_Row)
 _IDENTITY = TypeAdapter(Identity)
 _ROUTER = TypeAdapter(SavedRouter)
 _PORTS = TypeAdapter(tuple[_Port, _Port])
 _BRIDGE_KEY = TypeAdapter(Annotated[str, Field(pattern=r"^[A-Za-z0-9_-]{32}$")] | None)
 _RESTING = TypeAdapter(list[tuple[int, FiniteFloat, str]])
+_FORGOTTEN_S = 600.0
+"""systemd starts a daemon again within two minutes. Who comes later was started by somebody: for another purpose."""
 _VERSION = 1
 _MOST_BYTES = 64 * 1024 * 1024
 
@@ -217,3 +235,43 @@ def departing_from_json(processes: Mapping[str, Any], *, still_there: Container[
             with contextlib.suppress(StateError):
                 found[identity_from_json(row)] = service
     return found
+
+
+def leave_to_json(leave: Leave) -> dict[str, object]:
+    """How the gateway leaves, for the next daemon of this boot."""
+    return asdict(
+        _Leave(
+            boot_id(),
+            awake.monotonic(),
+            leave.phase,
+            awake.to_monotonic(leave.began),
+            awake.to_monotonic(leave.phase_began),
+            awake.to_monotonic(leave.until),
+            leave.cut,
+            leave.was_quiet,
+        )
+    )
+
+
+def leave_from_json(processes: Mapping[str, Any]) -> Leave | None:
+    """How the last daemon's gateway was leaving; None if it stayed, or the machine was started again since.
+
+    Raises StateError for what cannot be read, or was written long ago.
+    """
+    row = processes.get("leave")
+    if row is None:
+        return None
+    saved = _read(_LEAVE, row, "a gateway that leaves")
+    if saved.boot_id != boot_id():
+        return None
+    age_s = awake.monotonic() - saved.at
+    if age_s > _FORGOTTEN_S:
+        raise StateError(f"the gateway was leaving when the last daemon ended, {age_s:.0f} s ago; now it stays")
+    return Leave(
+        saved.phase,
+        awake.from_monotonic(saved.began),
+        awake.from_monotonic(saved.phase_began),
+        awake.from_monotonic(saved.until),
+        saved.cut,
+        saved.was_quiet,
+    )
