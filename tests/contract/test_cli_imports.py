@@ -78,9 +78,11 @@ def test_help_imports_no_more_than_the_parser(tmp_path: Path) -> None:
     assert modules & (HEAVY | {"yaml", "http.client", "ssl", "gateway_sidecar.config"}) == set()
 
 
-@pytest.mark.parametrize("arguments", [("key", "add", "--file", "{}", "ours"), ("key", "list", "--file", "{}")])
+@pytest.mark.parametrize(
+    "arguments", [("key", "add", "--file", "{}", "ours"), ("key", "plan", "--file", "{}", "team", "--concurrent", "1")]
+)
 def test_keys_are_kept_without_what_serves_them(tmp_path: Path, arguments: tuple[str, ...]) -> None:
-    """They are in a file."""
+    """They are in a file. Only `list` reads the configuration, which says where it is noted when they were used."""
     (tmp_path / "keys").write_text("# none yet\n")
     (tmp_path / "keys").chmod(0o600)
     done, modules = _modules_after(tmp_path, _RUN, *(word.format(tmp_path / "keys") for word in arguments))

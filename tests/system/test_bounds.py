@@ -533,6 +533,7 @@ async def test_a_new_nginx_does_not_fill_a_quota(make_gateway: MakeGateway, engi
     _, first, _ = await post(gateway, month)
     before = (await gateway.status())["nginx"]["pid"]
     os.kill(before, signal.SIGKILL)
+    await gateway.until(lambda it: it["nginx"]["pid"] not in (None, before), within_s=60)
     async with asyncio.timeout(60):
         while True:
             with suppress(aiohttp.ClientError):
