@@ -233,7 +233,7 @@ class Daemon:
             self._shutdown.at_once.set()
         self.ended_by_command |= by_command
         self._stop_all |= stop_all
-        self._shutdown.timeout_s = timeout_s
+        self._shutdown.allow(timeout_s)
         self._ending.set()
 
     async def reload(self) -> list[str]:
@@ -294,7 +294,7 @@ class Daemon:
 
         Raises OSError where the directories cannot be used, NginxError where addresses could not be given back.
         """
-        self._shutdown.timeout_s = timeout_s
+        self._shutdown.allow(timeout_s)
         await self._shutdown.end_left(left, self.settings)
 
     async def _take_up(self, processes: dict[str, Any], leases: dict[str, Any]) -> None:

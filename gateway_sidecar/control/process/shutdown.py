@@ -69,6 +69,10 @@ class Shutdown:
         self.timeout_s = DEFAULT_STOP_S
         self.at_once = asyncio.Event()
 
+    def allow(self, timeout_s: float) -> None:
+        """From now on what is in flight has this long."""
+        self.timeout_s = timeout_s
+
     async def run(self, routers: Sequence[Ending]) -> None:
         """All of it, in order."""
         shared = self._shared
