@@ -29,14 +29,21 @@ _MOST_BODY_BYTES = 1024  # of a request: there is nothing to send here.
 _TEXT_FORMAT = "text/plain; version=0.0.4; charset=utf-8"
 
 
-class WorkerInfo(Collector):
-    """Which replica a worker of the routers' own metrics is. Read from the records when Prometheus asks."""
+class Recorded(Collector):
+    """What is read from the daemon's records when Prometheus asks: which replica a worker of the routers' own metrics
+    is, and whether the file on disk is what is in force.
+    """
 
     def __init__(self, daemon: Daemon) -> None:
         self._daemon = daemon
 
     def collect(self) -> Iterable[Metric]:
-        """One series for each URL that a router knows, or is to know, a replica by."""
+        """One series for each URL that a router knows, or is to know, a replica by; and one for the file."""
+        yield GaugeMetricFamily(
+            "gateway_sidecar_config_file_in_force",
+            "1 while the configuration file on disk means what is in force.",
+            value=self._daemon.file.found.state == "in force",
+        )
         family = GaugeMetricFamily(
             "gateway_sidecar_worker_info",
             "Always 1: which replica the router's worker of this URL is.",
@@ -57,7 +64,7 @@ async def serve_metrics(daemon: Daemon, listen: Endpoint, hosts: Sequence[str]) 
     listening = tcp_listener(listen)
     app = web.Application(middlewares=[only_by(OwnNames(hosts))], client_max_size=_MOST_BODY_BYTES)
     app[_DAEMON] = daemon
-    daemon.metrics.registry.register(WorkerInfo(daemon))
+    daemon.metrics.registry.register(Recorded(daemon))
     app.router.add_get("/metrics", _metrics)
     app.router.add_get("/healthz", _healthz)
     app.router.add_get("/readyz", _readyz)
