@@ -5,7 +5,7 @@ from __future__ import annotations
 import asyncio
 import json
 from collections.abc import AsyncIterator
-from contextlib import asynccontextmanager
+from contextlib import asynccontextmanager, suppress
 from pathlib import Path
 from types import SimpleNamespace
 from typing import Any, cast
@@ -108,7 +108,9 @@ async def test_followers_are_bounded_and_end_with_the_listener(tmp_path: Path, m
                 if b" 200 OK" in await head(again):
                     break
                 further.close()
-    for reader, its_writer in followers[1:]:
+    for reader, _ in followers[1:]:
         assert await lines(reader) == []
-        its_writer.close()
-    writer.close()
+    for each in (writer, further, *(of_one for _, of_one in followers)):
+        each.close()
+        with suppress(ConnectionError):
+            await each.wait_closed()
