@@ -354,7 +354,12 @@ function bounds.answers(is_read)
     local it = of_request()
     if not it or not it.counts or not it.bounds.has_tokens then return end
     local piece, at = ngx.arg[1], {pos = 1}
-    if piece ~= "" then
+    if it.is_stream == nil then
+        local kind = ngx.var.sent_http_content_type
+        it.is_stream = kind ~= nil and string.sub(kind, 1, 17) == "text/event-stream"
+    end
+    -- Text in an answer in one piece may be the client's own: a reranker repeats its documents.
+    if it.is_stream and piece ~= "" then
         while ngx.re.find(piece, CONTENT, "jo", at) do it.events = it.events + 1 end
     end
     if not is_read then tokens.answers() end

@@ -54,6 +54,7 @@ class Bounded:
         self._clock = directory / "clock"
         self.url = ""
         self.tokens: dict[str, int] | None = {"prompt_tokens": 3, "completion_tokens": 7}
+        self.choices: list[dict[str, Any]] = []
         self.hangs_at = "nowhere"
         self.asked = 0
         self.go_on = asyncio.Event()
@@ -87,7 +88,7 @@ class Bounded:
                 await answer.write(f"data: {json.dumps({'choices': [], 'usage': self.tokens})}\n\n".encode())
             await answer.write(b"data: [DONE]\n\n")
             return answer
-        return web.json_response({"choices": [], "usage": self.tokens})
+        return web.json_response({"choices": self.choices, "usage": self.tokens})
 
     async def ask(self, **more: Any) -> tuple[int, dict[str, Any], dict[str, str]]:
         headers = {"Authorization": f"Bearer {SECRET}"}
@@ -220,6 +221,17 @@ async def test_what_says_no_tokens_is_not_free(tmp_path: Path) -> None:
             while (left := (await it.ask())[2][remaining]) == "77":
                 await asyncio.sleep(0.05)
         assert left == "75", "two events had passed when the client left"
+
+
+async def test_text_of_a_clients_own_is_no_token(tmp_path: Path) -> None:
+    """A reranker repeats the documents in an answer in one piece, and says the tokens of the prompt alone."""
+    async with bounded(tmp_path, "alice: tokens_per_day=100") as it:
+        it.choices = [{"document": {"text": "a"}}] * 9
+        it.tokens = {"prompt_tokens": 5}
+        remaining = "x-ratelimit-remaining-tokens"
+        assert [(await it.ask())[2][remaining] for _ in range(2)] == ["100", "95"]
+        it.tokens = None
+        assert [(await it.ask())[2][remaining] for _ in range(2)] == ["90", "90"]
 
 
 async def test_no_more_at_once_than_a_key_may(tmp_path: Path) -> None:
