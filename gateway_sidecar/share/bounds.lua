@@ -31,6 +31,8 @@ local MOST_KNOWN = 50000
 local KEPT_S = 40 * DAY_S
 -- For this long nobody else brings a bucket up to date: two workers would give, or take, the same time twice.
 local TURN_S = 1
+-- How often somebody who is refused looks whether workers have been killed: with 40,000 keys it takes some milliseconds.
+local LOOKS_EVERY_S = 5
 local COUNTED = {POST = true, PUT = true, PATCH = true}
 -- The text of one piece of an answer, in the words of all the APIs; an event has one for each choice.
 local CONTENT = [=["(?:content|text|delta|reasoning_content|reasoning|thinking|arguments|partial_json)"\s*:\s*"[^"]]=]
@@ -164,12 +166,39 @@ local function worker_key(it)
     return "worker " .. ngx.worker.pid() .. " " .. it.id
 end
 
-local function enter(it)
+-- What was in flight at a worker that was killed is not any more. `own`: this worker's number, if it has just started
+-- and an earlier one may have had the same.
+local function forget_gone(own)
     local dict = ngx.shared.gateway_bounds
-    if dict:incr("concurrent " .. it.id, 1, 0) > it.bounds.concurrent then
-        dict:incr("concurrent " .. it.id, -1, 0)
-        return false
+    for _, key in ipairs(dict:get_keys(0)) do
+        local pid, id = string.match(key, "^worker (%d+) (.*)$")
+        pid = tonumber(pid)
+        if pid and (pid == own or C.kill(pid, 0) ~= 0 and ffi.errno() == NO_SUCH_PROCESS) then
+            local number = dict:get(key)
+            -- Of two workers that look at once only one may take it off.
+            if number and dict:add("gone " .. pid .. " " .. id, true, MINUTE_S) then
+                dict:incr("concurrent " .. id, -number, 0)
+                dict:delete(key)
+            end
+        end
     end
+end
+
+local function has_room(it)
+    local dict = ngx.shared.gateway_bounds
+    if dict:incr("concurrent " .. it.id, 1, 0) <= it.bounds.concurrent then return true end
+    dict:incr("concurrent " .. it.id, -1, 0)
+    return false
+end
+
+local function enter(it)
+    local dict, is_in = ngx.shared.gateway_bounds, has_room(it)
+    -- nginx starts no other worker in the place of one that was about to end, so nobody has looked since.
+    if not is_in and dict:add("looked", true, LOOKS_EVERY_S) then
+        forget_gone()
+        is_in = has_room(it)
+    end
+    if not is_in then return false end
     dict:incr(worker_key(it), 1, 0)
     it.is_in = true
     return true
@@ -196,21 +225,10 @@ local function load(path)
     file:close()
 end
 
--- A worker starts. What was in flight at one that was killed is not any more.
+-- A worker starts.
 function bounds.begin(path)
     load(path)
-    local dict = ngx.shared.gateway_bounds
-    for _, key in ipairs(dict:get_keys(0)) do
-        local pid, id = string.match(key, "^worker (%d+) (.*)$")
-        if pid and C.kill(tonumber(pid), 0) ~= 0 and ffi.errno() == NO_SUCH_PROCESS then
-            local number = dict:get(key)
-            -- Of two workers that start at once only one may take it off.
-            if number and dict:add("gone " .. pid .. " " .. id, true, DAY_S) then
-                dict:incr("concurrent " .. id, -number, 0)
-                dict:delete(key)
-            end
-        end
-    end
+    forget_gone(ngx.worker.pid())
 end
 
 -- -- judging

@@ -325,6 +325,29 @@ async def test_a_worker_that_is_killed_leaves_nothing_in_flight(tmp_path: Path) 
                 await asyncio.sleep(0.05)
 
 
+async def test_a_worker_that_is_killed_after_a_reload_leaves_nothing_in_flight(tmp_path: Path) -> None:
+    """nginx starts none in the place of one that is about to end, and nobody is locked out for that."""
+    async with bounded(tmp_path, "alice: concurrent=1") as it:
+        it.go_on.clear()
+        asking = asyncio.create_task(it.ask())
+        async with asyncio.timeout(30):
+            while it.asked < 1:
+                await asyncio.sleep(0.01)
+        (old,) = await _workers(tmp_path)
+        os.kill(int((tmp_path / "nginx.pid").read_text()), signal.SIGHUP)
+        async with asyncio.timeout(30):
+            while "shutting down" not in Path(f"/proc/{old}/cmdline").read_text():
+                await asyncio.sleep(0.05)
+        assert (await it.ask())[0] == 429, "by the new one, which has begun"
+        os.kill(old, signal.SIGKILL)
+        await asyncio.gather(asking, return_exceptions=True)
+        it.go_on.set()
+        async with asyncio.timeout(30):
+            while (await it.ask())[0] != 200:
+                await asyncio.sleep(0.1)
+        assert await it.statuses(2) == [200, 200]
+
+
 async def test_a_reload_keeps_what_is_counted(tmp_path: Path) -> None:
     """In the day, in the bucket, and in flight at workers that end with their last stream."""
     async with bounded(tmp_path, "alice: tokens_per_day=35 concurrent=1") as it:
