@@ -85,6 +85,31 @@ local function number_in(text, name, from, to)
     return sub(text, first, at - 1)
 end
 
+-- What an object says, in and out, as far as it does.
+local function numbers_in(text, open, close)
+    return number_in(text, '"prompt_tokens"', open, close) or number_in(text, '"input_tokens"', open, close),
+        number_in(text, '"completion_tokens"', open, close) or number_in(text, '"output_tokens"', open, close)
+end
+
+-- What the events say that end between two places, each as if it had come alone: Anthropic's API says the tokens of the
+-- prompt in the first one, and those of the answer in the last.
+local function said_in_events(text, name, from, to)
+    local into, out
+    local stop = find(text, "\n\r?\n", from)
+    while stop and stop < to do
+        local event = sub(text, from, stop)
+        local open = last_object(event, name, 1)
+        local close = open and object_end(event, open)
+        if close then
+            local now_in, now_out = numbers_in(event, open, close)
+            into, out = now_in or into, now_out or out
+        end
+        from = stop + 1
+        stop = find(text, "\n\r?\n", from)
+    end
+    return into, out
+end
+
 -- What a text says last of its tokens, in and out, as far as it does, and from where on it is to be seen again with what
 -- comes next.
 function tokens.said(text)
@@ -93,11 +118,13 @@ function tokens.said(text)
     if not from then return nil end
     local open, named, unfinished = last_object(text, name, from)
     if not open then return nil, nil, unfinished end
-    local close = object_end(text, open)
-    if not close then return nil, nil, named end
-    return number_in(text, '"prompt_tokens"', open, close) or number_in(text, '"input_tokens"', open, close),
-        number_in(text, '"completion_tokens"', open, close) or number_in(text, '"output_tokens"', open, close),
-        unfinished
+    local close, into, out = object_end(text, open), nil, nil
+    if close then into, out = numbers_in(text, open, close) else unfinished = named end
+    if named > from and not (into and out) then
+        local before_in, before_out = said_in_events(text, name, from, named)
+        into, out = into or before_in, out or before_out
+    end
+    return into, out, unfinished
 end
 
 local said = tokens.said
@@ -134,9 +161,12 @@ function tokens.answers()
     end
 end
 
--- The request is over.
+-- The request is over; whoever reads the tokens says so, and there may be several.
 function tokens.over()
-    if kept > 0 and ngx.ctx.gateway_kept then kept = kept - 1 end
+    if kept > 0 then
+        local ctx = ngx.ctx
+        if ctx.gateway_kept then ctx.gateway_kept, kept = nil, kept - 1 end
+    end
 end
 
 return tokens

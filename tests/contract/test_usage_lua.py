@@ -289,3 +289,24 @@ def test_tokens_are_read_whatever_the_pieces(
     text = json.dumps(whole, separators=(f"{space},{space}", f":{space}"))
     got, _ = reader.ask("/read", text.encode(), pieces)
     assert got.decode().endswith(f"said:{numbers[0]} {numbers[1]}"), text
+
+
+@given(
+    numbers=st.tuples(st.integers(0, 10**6), st.integers(0, 10**6)),
+    pieces=st.lists(st.integers(1, 200), max_size=12),
+    end=_LINES,
+)
+@example(numbers=(3, 2), pieces=[], end=b"\n\n")
+def test_tokens_that_two_events_say_are_read_whatever_the_pieces(
+    reader: Reader, numbers: tuple[int, int], pieces: list[int], end: bytes
+) -> None:
+    """Anthropic's API says the prompt's in the first event and the answer's in the last: one read may have both."""
+    events = [
+        {"type": "message_start", "message": {"usage": {"input_tokens": numbers[0], "output_tokens": 1}}},
+        {"type": "content_block_delta", "delta": {"text": '"usage": {"input_tokens": 9}'}},
+        {"type": "message_delta", "usage": {"output_tokens": numbers[1]}},
+        {"type": "message_stop"},
+    ]
+    stream = b"".join(b"data: " + json.dumps(event).encode() + end for event in events)
+    got, _ = reader.ask("/read", stream, pieces)
+    assert got.decode().endswith(f"said:{numbers[0]} {numbers[1]}")
