@@ -4,13 +4,14 @@ other editors are kept out. All of it raises FrontendError.
 
 from __future__ import annotations
 
+import codecs
 import fcntl
 import hashlib
 import os
 import re
 import secrets
 from collections.abc import Iterator, Mapping
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from pathlib import Path
 
 from gateway_sidecar.config.frontend_values import NAME
@@ -18,9 +19,10 @@ from gateway_sidecar.config.values import show
 from gateway_sidecar.errors import FrontendError
 from gateway_sidecar.files.replace import put_in_place, write_beside
 from gateway_sidecar.frontend.keys import Key, KeyFile, no_plan, parse_keys, shown_date
-from gateway_sidecar.frontend.words import check_word, parse_words, written
+from gateway_sidecar.frontend.words import NONE, check_word, parse_words, written
 
 _HEAD = "# Keys of gateway-sidecar: NAME:SHA256, one a line. Change them with `gateway-sidecar key`.\n"
+_AS_THEY_ARE = "surrogateescape"
 
 Changes = Mapping[str, str | None]
 """A word -> its value; None where the word goes."""
@@ -31,7 +33,7 @@ def add_key(path: Path, name: str, key: str | None = None, **words: str | None) 
     _check_name(name, "key")
     key, digest = _secret(key)
     with _edited(path) as text:
-        file = parse_keys(text.encode(), str(path))
+        file = _parsed(path, text)
         if name in file.keys:
             raise FrontendError([f"{path}: has a key {show(name)} already; revoke it first, or use another name"])
         _refuse_twice(path, file, digest)
@@ -46,7 +48,7 @@ def add_key(path: Path, name: str, key: str | None = None, **words: str | None) 
 def change_key(path: Path, name: str, changes: Changes) -> Key:
     """Changes what bounds a key, or what is noted of it."""
     with _edited(path) as text:
-        file = parse_keys(text.encode(), str(path))
+        file = _parsed(path, text)
         key = _known(path, file, name)
         return _put(path, text, Key(name, key.digest, _changed(key.words, changes, file)))
 
@@ -57,7 +59,7 @@ def rotate_key(path: Path, name: str, *, keep_old_s: float, now: float, secret: 
     """
     secret, digest = _secret(secret)
     with _edited(path) as text:
-        file = parse_keys(text.encode(), str(path))
+        file = _parsed(path, text)
         key = _known(path, file, name)
         _refuse_twice(path, file, digest)
         words = {word: value for word, value in key.words.items() if word not in ("old", "old_until")}
@@ -75,11 +77,11 @@ def revoke_key(path: Path, name: str) -> None:
     with _edited(path) as text:
         kept = _line_of(name).sub("", text)
         if kept == text:
-            parse_keys(text.encode(), str(path))
+            _parsed(path, text)
             raise FrontendError([f"{path}: has no key {show(name)}; `gateway-sidecar key list` names them"])
         _replace(path, kept or _HEAD)
     try:
-        parse_keys(kept.encode(), str(path))
+        _parsed(path, kept)
     except FrontendError as error:
         first = f"{path}: {show(name)} is removed from the file but still accepted until these errors are fixed:"
         raise FrontendError([first, *error.problems]) from None
@@ -88,8 +90,12 @@ def revoke_key(path: Path, name: str) -> None:
 def change_plan(path: Path, name: str, changes: Changes) -> Mapping[str, str]:
     """Makes a plan, or changes it; its bounds."""
     _check_name(name, "plan")
+    if name == NONE:
+        raise FrontendError(
+            [f"{show(name)} is no plan's name: for a key it says that it has no plan; use another name"]
+        )
     with _edited(path) as text:
-        file = parse_keys(text.encode(), str(path))
+        file, text = _with_plan(path, text, name)
         words = _changed(file.plans.get(name, {}), changes, file)
         line = f"plan {name}{written(words)}\n"
         if name in file.plans:
@@ -102,10 +108,22 @@ def change_plan(path: Path, name: str, changes: Changes) -> Mapping[str, str]:
         return words
 
 
+def _with_plan(path: Path, text: str, name: str) -> tuple[KeyFile, str]:
+    """What a file says, and its text. If nothing but this plan is missing, that is there, and has no bounds."""
+    try:
+        return _parsed(path, text), text
+    except FrontendError:
+        end = "" if text.endswith("\n") else "\n"
+        made = f"{text}{end}plan {name}\n"
+        with suppress(FrontendError):
+            return _parsed(path, made), made
+        raise
+
+
 def remove_plan(path: Path, name: str) -> None:
     """Removes a plan that no key has any more."""
     with _edited(path) as text:
-        file = parse_keys(text.encode(), str(path))
+        file = _parsed(path, text)
         if name not in file.plans:
             raise FrontendError([f"{path}: has no plan {show(name)}; `gateway-sidecar key list` names them"])
         users = [key.name for key in file.keys.values() if key.words.get("plan") == name]
@@ -184,9 +202,22 @@ def _edited(path: Path) -> Iterator[str]:
         raise FrontendError([f"{path.parent}: {error.strerror}; make the directory first"]) from error
     try:
         fcntl.flock(directory, fcntl.LOCK_EX)
-        yield path.read_text() if path.exists() else ""
+        yield _text(path)
     finally:
         os.close(directory)
+
+
+def _text(path: Path) -> str:
+    """Bytes that are no UTF-8, as in a comment of an old editor's, stay as they are; a byte order mark goes."""
+    if not path.exists():
+        return ""
+    if not path.is_file():
+        raise FrontendError([f"{path}: is not a file; name one with --file"])
+    return path.read_bytes().removeprefix(codecs.BOM_UTF8).replace(b"\r\n", b"\n").decode("utf-8", _AS_THEY_ARE)
+
+
+def _parsed(path: Path, text: str) -> KeyFile:
+    return parse_keys(text.encode("utf-8", _AS_THEY_ARE), str(path))
 
 
 def _check_length(words: Mapping[str, str], *, of_plan: bool = False) -> None:
@@ -200,7 +231,8 @@ def _check_length(words: Mapping[str, str], *, of_plan: bool = False) -> None:
 def _replace(path: Path, text: str) -> None:
     """Writes the file whole or not at all; its owner and mode stay."""
     before = path.stat() if path.exists() else None
-    fresh = write_beside(path, text, 0o600 if before is None else before.st_mode & 0o777, synced=True)
+    content = text.encode("utf-8", _AS_THEY_ARE)
+    fresh = write_beside(path, content, 0o600 if before is None else before.st_mode & 0o777, synced=True)
     if before is not None and os.geteuid() == 0:
         os.chown(fresh, before.st_uid, before.st_gid, follow_symlinks=False)
     put_in_place(fresh, path, synced=True)

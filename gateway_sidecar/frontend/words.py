@@ -29,6 +29,10 @@ _WORD = re.compile(r"\s+([A-Za-z_]+)(?:=(?:\"([^\"]*)\"|([^\s\"]*)))?(?=\s|\Z)")
 _NUMBER = re.compile(r"([0-9]{1,15})([kM]?)")
 _TIMES = {"": 1, "k": 1_000, "M": 1_000_000}
 _MODEL = re.compile(r"[^\s,\"'$;{}\\#\x00-\x20\x7f]{1,256}")
+_MOST = 10**15
+"""Up to there Lua counts exactly."""
+_LAST_S = 253402300800
+"""The first second of the year 10000, which has no date."""
 _LONGEST_NOTE = 200
 _LONGEST_LINK = 4000
 """A symbolic link leads to 4,095 bytes at most."""
@@ -40,7 +44,10 @@ def parse_expiry(text: str) -> int:
         at = datetime.datetime.fromisoformat(text)
     except ValueError:
         raise ValueError(f"{show(text)} is not a date; use one such as 2027-01-31 or 2027-01-31T12:00Z") from None
-    return int((at if at.tzinfo else at.replace(tzinfo=datetime.UTC)).timestamp())
+    seconds = int((at if at.tzinfo else at.replace(tzinfo=datetime.UTC)).timestamp())
+    if not 0 <= seconds < _LAST_S:
+        raise ValueError(f"{show(text)} is not in a year from 1970 to 9999; use one such as 2027-01-31")
+    return seconds
 
 
 def parse_number(text: str) -> int:
@@ -48,7 +55,10 @@ def parse_number(text: str) -> int:
     match = _NUMBER.fullmatch(text)
     if match is None or int(match[1]) == 0:
         raise ValueError(f"{show(text)} is not a number above 0; use one such as 500, 20k or 2M, or {NONE}")
-    return int(match[1]) * _TIMES[match[2]]
+    number = int(match[1]) * _TIMES[match[2]]
+    if number > _MOST:
+        raise ValueError(f"{show(text)} is more than 10^15; use {NONE} for no bound")
+    return number
 
 
 @lru_cache(maxsize=65536)

@@ -18,7 +18,7 @@ from gateway_sidecar.config import AuthSettings, FrontendSettings, TlsSettings
 from gateway_sidecar.control.edge.frontends import Frontends
 from gateway_sidecar.errors import FrontendError
 from gateway_sidecar.frontend.certificate import read_certificate, read_client_ca
-from gateway_sidecar.frontend.edit_keys import add_key, revoke_key
+from gateway_sidecar.frontend.edit_keys import add_key, change_key, change_plan, revoke_key
 from gateway_sidecar.frontend.files import FrontendFiles, PairTaken
 from gateway_sidecar.frontend.keys import parse_keys, read_keys
 from gateway_sidecar.frontend.publish import publish_keys, publish_pem, withdraw_keys
@@ -50,6 +50,8 @@ def test_a_key_may_expire() -> None:
     [
         (f"alice:{A} expires=soon", "f:1: expires: 'soon' is not a date"),
         (f"alice:{A} expires=", "f:1: expires: has no value"),
+        (f"alice:{A} expires=0999-01-01", "f:1: expires: '0999-01-01' is not in a year from 1970 to 9999"),
+        (f"alice:{A} expires=9999-12-31T23:00-12:00", "f:1: expires: '9999-12-31T23:00-12:00' is not in a year"),
         (f"alice:{A} 2027-01-31", "f:1: what follows is not WORD=VALUE"),
         (f"alice:{A} sk-in-the-clear", "f:1: what follows is not WORD=VALUE"),
         (f"alice:{A} skinthe", "f:1: what follows is not WORD=VALUE"),
@@ -57,6 +59,7 @@ def test_a_key_may_expire() -> None:
         (f"alice:{A} tokens_per_day=5k tokens_per_day=6k", "f:1: tokens_per_day: is there twice"),
         (f"alice:{A} tokens_per_day=5G", "f:1: tokens_per_day: '5G' is not a number above 0"),
         (f"alice:{A} tokens_per_day=0", "f:1: tokens_per_day: '0' is not a number above 0"),
+        (f"alice:{A} tokens_per_day=1000000001M", "f:1: tokens_per_day: '1000000001M' is more than 10^15"),
         (f"alice:{A} paused=yes", "f:1: paused: takes no value"),
         (f"alice:{A} models=a,,b", "f:1: models: '' is not a model's name"),
         (f"alice:{A} models={'x' * 200 + ',' * 1}{','.join(['y' * 200] * 20)}", "f:1: models: the names have more"),
@@ -150,9 +153,41 @@ def test_a_mark_of_the_byte_order_is_no_mistake(tmp_path: Path) -> None:
     file.write_bytes(b"\xef\xbb\xbf# by hand\n" + f"alice:{A}\n".encode())
     file.chmod(0o600)
     assert read_keys(file).links() == {A: "alice"}
+    change_key(file, "alice", {"concurrent": "3"})
+    assert read_keys(file).links() == {A: "alice concurrent=3"}
+    file.write_bytes(b"\xef\xbb\xbf" + f"alice:{A}\n".encode())
+    revoke_key(file, "alice")
+    assert read_keys(file).links() == {}
     file.write_bytes(b"\xef\xbb\xbf")
     with pytest.raises(FrontendError, match="is empty"):
         read_keys(file)
+
+
+def test_a_comment_of_an_old_editors_stays_and_stops_nobody(tmp_path: Path) -> None:
+    """The daemon takes such a file, so a key in it can be changed and revoked, too."""
+    file = tmp_path / "keys"
+    comment = "# café\n".encode("latin-1")
+    file.write_bytes(comment + f"alice:{A}\n".encode())
+    file.chmod(0o600)
+    change_key(file, "alice", {"note": "ü"})
+    assert file.read_bytes() == comment + f"alice:{A} note=ü\n".encode()
+    revoke_key(file, "alice")
+    assert file.read_bytes() == comment
+
+
+def test_the_plan_that_is_missing_can_be_made(tmp_path: Path) -> None:
+    """As the error says which names it; a plan cannot have the name that says there is none."""
+    file = tmp_path / "keys"
+    file.write_text(f"alice:{A} plan=team")
+    file.chmod(0o600)
+    with pytest.raises(FrontendError, match="there is no plan 'team'; make it"):
+        read_keys(file)
+    with pytest.raises(FrontendError, match="there is no plan 'team'; make it"):
+        change_plan(file, "other", {"concurrent": "3"})
+    change_plan(file, "team", {"concurrent": "3"})
+    assert file.read_text() == f"alice:{A} plan=team\nplan team concurrent=3\n"
+    with pytest.raises(FrontendError, match="'none' is no plan's name"):
+        change_plan(file, "none", {"concurrent": "3"})
 
 
 @pytest.mark.parametrize("seed", range(5))
