@@ -15,6 +15,7 @@ ffi.cdef [[
 long readlink(const char *path, char *target, size_t size);
 ]]
 
+local models = require "models"
 local tokens = require "tokens"
 local byte, find, match, sub, gsub = string.byte, string.find, string.match, string.sub, string.gsub
 local LONGEST_NAME = 4096
@@ -43,20 +44,25 @@ local function string_at(text, at)
     return sub(text, at + 1, stop - 1), stop
 end
 
--- The value of `model` in the outermost object of a body, whatever is in it otherwise.
+-- A string of JSON with its escapes undone: some clients write each `/` as `\/`.
+local function unescaped(text)
+    return text and models.unescaped(text) or text
+end
+
+-- The value of `model` in the outermost object of a body, whatever is in it otherwise; of two the last, as for parsers.
 local function outermost_model(body)
-    local depth, at = 0, 1
+    local depth, at, found = 0, 1, nil
     while true do
         at = find(body, '["{}%[%]]', at)
-        if not at then return nil end
+        if not at then return unescaped(found) end
         local mark = sub(body, at, at)
         if mark == '"' then
             local text, stop = string_at(body, at)
-            if not text then return nil end
+            if not text then return unescaped(found) end
             at = stop
             if text == "model" and depth == 1 then
                 local value = match(body, '^%s*:%s*()"', stop + 1)
-                if value then return (string_at(body, value)) end
+                if value then found = string_at(body, value) end
             end
         elseif mark == "{" or mark == "[" then
             depth = depth + 1
@@ -67,7 +73,7 @@ local function outermost_model(body)
     end
 end
 
--- The model that a body of JSON asks for, as it is written there; nil if it names none.
+-- The model that a body of JSON asks for; nil if it names none.
 function access_log.model_of(body)
     local _, stop = find(body, '"model"', 1, true)
     if not stop then return nil end
@@ -78,8 +84,8 @@ function access_log.model_of(body)
     if between ~= ":" and between ~= ": " and not match(between, "^%s*:%s*$") then return nil end
     local to = find(body, '"', from + 1, true)
     if not to then return nil end
-    if byte(body, to - 1) == BACKSLASH then return (string_at(body, from)) end
-    return sub(body, from + 1, to - 1)
+    local text = sub(body, from + 1, to - 1)
+    return find(text, "\\", 1, true) and unescaped(string_at(body, from)) or text
 end
 
 -- Text of a client's as it may stand in a line: printable ASCII, and not longer than a name is.

@@ -657,6 +657,6 @@ end
 models.in_json, models.in_form, models.choose = in_json, in_form, choose -- For tests.
 -- For usage.lua, which looks at bodies in the same way.
 models.after_space, models.after_string, models.after_value, models.unescaped = after_space, after_string, after_value, unescaped
-models.with_body, models.rewrite = with_body, rewrite
+models.with_body, models.rewrite, models.of_request = with_body, rewrite, model_of_request
 
 return models

@@ -188,6 +188,13 @@ local function counts(path)
     return works[path]
 end
 
+-- Whether a path's requests count; it is remembered.
+local function is_counted(path)
+    local does_count = works[path]
+    if does_count == nil then does_count = counts(path) end
+    return does_count
+end
+
 -- The model as it counts. A name that nobody has answered to is none: it could be any text.
 local function model_of(service, asked, answered)
     local known = known_models[service]
@@ -226,9 +233,7 @@ function usage.over(frontend, shared, key)
     end
     local path = var.uri
     if not numbers or not path then return end
-    local does_count = works[path]
-    if does_count == nil then does_count = counts(path) end
-    if not does_count then return end
+    if not is_counted(path) then return end
     local method, status = ngx.req.get_method(), ngx.status
     if method ~= "POST" and status ~= 101 then return end
     local answered = status < 400 and status >= 100
@@ -340,24 +345,33 @@ local function question(p, n)
     return nil
 end
 
+local function note(var, model)
+    if model then var.gateway_model = access_log.shown(model) end
+end
+
 -- A request, before it goes on: its model is noted, unless it is `led`, which notes it, too. `ask`: whether its stream is
 -- to say its usage. Called again for a request that has waited, it does nothing more.
 function usage.arrives(ask, led)
-    if ngx.req.get_method() ~= "POST" then return end
     local var = ngx.var
+    if ngx.req.get_method() ~= "POST" then
+        if var.http_upgrade and not led and is_counted(var.uri) then note(var, (models.of_request(var, false))) end
+        return
+    end
     if hiding > 0 and var.gateway_hides ~= "" then return end
     local path = var.uri
-    local does_count = works[path]
-    if does_count == nil then does_count = counts(path) end
-    if not does_count then return end
+    if not is_counted(path) then return end
     local encoding = var.http_content_encoding
     if encoding and string.lower(encoding) ~= "identity" then return end
     -- Some versions of nginx's Lua module (0.10.25, 0.10.26) raise an error over HTTP/2 without a Content-Length.
     if not pcall(ngx.req.read_body) then return end
     local body, words, from, to = ngx.req.get_body_data(), nil, nil, nil
     if not led then
-        local model = body and access_log.model_of(body) or not body and models.with_body(models.in_json)
-        if model then var.gateway_model = access_log.shown(model) end
+        local kind = var.http_content_type
+        if kind and find(string.lower(kind), "^%s*multipart/") or not body then
+            note(var, (models.of_request(var, true)))
+        else
+            note(var, access_log.model_of(body))
+        end
     end
     if not ask or not ASKED[path] then return end
     if not body then
