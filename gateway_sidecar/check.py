@@ -39,6 +39,7 @@ from gateway_sidecar.errors import (
     AcmeError,
     AdminError,
     ConfigError,
+    DaemonAway,
     FrontendError,
     NginxError,
     ProcessError,
@@ -121,12 +122,13 @@ async def check_machine(settings: Settings, *, assumed: bool = False) -> list[Fi
 
     assumed: root became the daemon's user for this, who may have capabilities that nobody told of.
     """
-    running = _running(settings)
-    left = LeftRunning() if running is not None else look_for_left(settings.run_dir, settings.state_dir)
+    running, hung = _running(settings)
+    away = running is None and hung is None
+    left = look_for_left(settings.run_dir, settings.state_dir) if away else LeftRunning()
     findings = [Finding(Level.WARN, text) for text in _advice(settings)]
     findings += await _nginx(settings)
     findings += await _routers(settings)
-    findings += _ports(settings, running, left, assumed=assumed)
+    findings += _ports(settings, running, left, assumed=assumed) if hung is None else []
     findings += _files(settings)
     findings += await asyncio.to_thread(_admin, settings)
     findings += await _store(settings)
@@ -152,17 +154,20 @@ async def check_machine(settings: Settings, *, assumed: bool = False) -> list[Fi
         findings += [Finding(Level.FAIL, f"the running daemon: {problem}") for problem in running["problems"]]
         findings.append(Finding(Level.OK, f"a daemon runs with run_dir {settings.run_dir}; its own ports are not busy"))
     if left:
-        text = f"no daemon runs, and an earlier one left {left}; the next one takes that up, `stop --all` ends it"
-        findings.append(Finding(Level.WARN, text))
+        findings.append(Finding(Level.WARN, f"no daemon runs; {left.prospect}"))
+    if hung is not None:
+        findings.append(Finding(Level.WARN, hung))
     return findings
 
 
-def _running(settings: Settings) -> Status | None:
-    """What the running daemon says of itself; None if there is none."""
+def _running(settings: Settings) -> tuple[Status | None, str | None]:
+    """What the running daemon says of itself, if it does; else why one that runs does not."""
     try:
-        return Client(settings.run_dir / "admin.sock").status()
-    except AdminError:
-        return None
+        return Client(settings.run_dir / "admin.sock").status(), None
+    except DaemonAway:
+        return None, None
+    except AdminError as error:
+        return None, f"{error}; so ports are not checked, nor what the daemon knows of itself"
 
 
 def _advice(settings: Settings) -> list[str]:
@@ -376,7 +381,10 @@ def _ports(settings: Settings, running: Status | None, left: LeftRunning, *, ass
     findings += [Finding(Level.WARN, f"listening on {bracketed(host)}:{port} {cure}") for host, port in privileged]
     if len(busy) > 10:
         findings.append(Finding(Level.FAIL, f"nor on {len(busy) - 10} further addresses"))
-    return findings or [Finding(Level.OK, f"{len(wanted)} addresses are free to listen on")]
+    if findings or not wanted:
+        return findings
+    how = "can be used: free, or of what an earlier daemon left" if left else "can be listened on"
+    return [Finding(Level.OK, f"{counted(len(wanted), 'port')} {how}")]
 
 
 async def _store(settings: Settings) -> list[Finding]:

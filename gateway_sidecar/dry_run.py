@@ -1,4 +1,4 @@
-"""What a fresh daemon would do, without doing it: engines are asked what they are, and that is all."""
+"""What a daemon that starts would do, without doing it: engines are asked what they are, and that is all."""
 
 from __future__ import annotations
 
@@ -9,7 +9,7 @@ from pathlib import Path
 
 from gateway_sidecar.api.models import Action
 from gateway_sidecar.config import ServiceSettings, Settings, load_overrides
-from gateway_sidecar.control.process.left_running import look_for_left
+from gateway_sidecar.control.process.left_running import LeftRunning
 from gateway_sidecar.control.replicas.notes import open_path
 from gateway_sidecar.control.state.api_replicas import read_entries
 from gateway_sidecar.domain.model import Overrides, Ready, ReplicaId
@@ -28,12 +28,13 @@ from gateway_sidecar.sources.placed import OwnSockets
 _AT_ONCE = 32
 
 
-async def dry_run(settings: Settings) -> list[Action]:
-    """The actions of a daemon that starts now, in order, each with its service and replica ('-' for all)."""
-    left = await asyncio.to_thread(look_for_left, settings.run_dir, settings.state_dir)
+async def dry_run(settings: Settings, left: LeftRunning) -> list[Action]:
+    """The actions of a daemon that starts now beside what is `left`, in order, each with its service and replica ('-'
+    for all).
+    """
     links = _links_of(settings.run_dir) if left.nginx else {}
     bridges = f"nginx with {len(settings.bridges.ports)} bridges on {settings.bridges.host}"
-    actions = [_row("-", "-", f"take up {bridges} (pid {left.nginx[0].pid})" if left.nginx else f"start {bridges}")]
+    actions = [_row("-", "-", f"adopt {bridges} (pid {left.nginx[0].pid})" if left.nginx else f"start {bridges}")]
     try:
         entries = {**await asyncio.to_thread(read_entries, settings.state_dir / "replicas.json")}
         if settings.store is not None:
@@ -44,7 +45,7 @@ async def dry_run(settings: Settings) -> list[Action]:
     for service in settings.services:
         router = left.router_in(service.name, service.name + SUCCESSOR)
         kind = service.router.type
-        how = f"start {kind}" if router is None else f"take up {kind} (pid {router.pid})"
+        how = f"start {kind}" if router is None else f"adopt {kind} (pid {router.pid})"
         if ROUTERS[kind].is_nginx:
             how = "have nginx balance over its replicas"
         actions.append(_row(service.name, "-", f"{how} and serve it at {service.listen}"))
@@ -86,7 +87,7 @@ async def _service_plan(
 
     async def one(sighting: Sighting) -> str:
         if (port := links.get(sighting.place)) is not None:
-            return f"take up, with its bridge on port {port}"
+            return f"adopt, with its bridge on port {port}"
         async with slots:
             return await _replica_plan(service, sighting, settings.peers.interface)
 

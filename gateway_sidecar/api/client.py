@@ -21,6 +21,10 @@ if TYPE_CHECKING:
     from gateway_sidecar.api import models
 
 _PIECE_BYTES = 65536
+_HUNG = (
+    "`systemctl restart gateway-sidecar` ends a daemon that hangs, and interrupts no request; one that goes on may "
+    "still do what it was asked to"
+)
 _PATIENCE_S = 30.0
 """So much longer than asked for may an answer to PUT or DELETE take."""
 
@@ -274,6 +278,6 @@ def _translated(place: Place, timeout_s: float | None) -> Iterator[None]:
     except ssl.SSLError as error:
         raise AdminError(f"{place}: TLS with the daemon failed: {error}") from error
     except TimeoutError as error:
-        raise AdminError(f"the daemon did not answer at {place} within {timeout_s or 0:g} s") from error
+        raise AdminError(f"the daemon did not answer at {place} within {timeout_s or 0:g} s; {_HUNG}") from error
     except (OSError, http.client.HTTPException, ValueError) as error:
         raise AdminError(f"no usable answer at {place}: {error}") from error

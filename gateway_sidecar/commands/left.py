@@ -14,4 +14,5 @@ def left_beside(config: Path) -> str:
     left = look_for_left(places.run_dir, places.state_dir)
     if not left:
         return ""
-    return f". An earlier one left {left}: `gateway-sidecar run` takes that up, `gateway-sidecar stop --all` ends it"
+    said = left.prospect
+    return f". {said[0].upper()}{said[1:]}"

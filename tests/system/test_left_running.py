@@ -34,18 +34,22 @@ async def test_commands_see_what_a_killed_daemon_left(gateway: Gateway, engine: 
     for command in (("status",), ("stop",), ("reload",), ("drain", "chat", "r1")):
         code, _, err = await gateway.cli(*command)
         assert code == 1
-        assert f"An earlier one left nginx (pid {nginx}), the router of chat (pid {router}), 1 holder" in err, err
+        assert f"An earlier daemon left nginx (pid {nginx}), the router of chat (pid {router}), 1 process" in err, err
         assert "`gateway-sidecar stop --all` ends it" in err
     code, out, _ = await gateway.cli("check")
     assert code == 0, out
-    assert f"warn  no daemon runs, and an earlier one left nginx (pid {nginx})" in out
+    assert f"warn  no daemon runs; an earlier daemon left nginx (pid {nginx})" in out
+    assert "ports can be used: free, or of what an earlier daemon left" in out
     await engine(gateway.socket("r2"))
     code, out, _ = await gateway.cli("plan", "--json")
     actions = {(row["service"], row["replica"]): row["action"] for row in json.loads(out)["actions"]}
-    assert actions["-", "-"].startswith("take up nginx")
-    assert actions["chat", "-"].startswith(f"take up smg (pid {router})")
-    assert actions["chat", "r1"] == f"take up, with its bridge on port {port}"
+    assert actions["-", "-"].startswith("adopt nginx")
+    assert actions["chat", "-"].startswith(f"adopt smg (pid {router})")
+    assert actions["chat", "r1"] == f"adopt, with its bridge on port {port}"
     assert actions["chat", "r2"].startswith("bridge, then register")
+    code, out, _ = await gateway.cli("plan")
+    assert out.startswith(f"no daemon runs; an earlier daemon left nginx (pid {nginx})"), out
+    assert "a new daemon would do:" in out
     with socket.socket() as taken:  # A stranger is told from what was left.
         address = ("127.0.0.1", gateway.ports["chat"] + 8)
         taken.bind(address)
@@ -55,6 +59,25 @@ async def test_commands_see_what_a_killed_daemon_left(gateway: Gateway, engine: 
     assert code == 1
     assert out.count("FAIL") == 1
     assert f"FAIL  cannot listen on 127.0.0.1:{address[1]}" in out
+
+
+async def test_a_daemon_that_hangs_is_none_that_does_not_run(gateway: Gateway, engine: StartEngine) -> None:
+    """`plan` and `check` do not take what it runs for what an earlier one left, and name a cure that cuts nothing."""
+    await engine(gateway.socket("r1"))
+    await gateway.until_states({"r1": "serving"})
+    assert gateway.process is not None
+    gateway.process.send_signal(signal.SIGSTOP)
+    try:
+        code, out, err = await gateway.cli("plan")
+        assert (code, out) == (1, "")
+        assert "did not answer" in err
+        assert "`systemctl restart gateway-sidecar`" in err
+        code, out, _ = await gateway.cli("check")
+        assert code == 0, out
+        assert "so ports are not checked" in out
+        assert "no daemon runs" not in out
+    finally:
+        gateway.process.send_signal(signal.SIGCONT)
 
 
 async def test_workers_of_a_dead_nginx_are_among_what_was_left(gateway: Gateway) -> None:
@@ -100,7 +123,7 @@ async def test_stop_all_without_a_daemon_ends_what_one_left(gateway: Gateway, en
     assert not look_for_left(gateway.directory / "run", gateway.directory / "state")
     code, out, err = await gateway.cli("stop", "--all")
     assert code == 1
-    assert "An earlier one" not in err
+    assert "An earlier daemon" not in err
     await gateway.start()  # Nothing is in its way.
     await gateway.until_states({"r1": "serving", "r2": "serving"}, within_s=30)
 

@@ -11,7 +11,9 @@ from gateway_sidecar.control.process import left_running
 from gateway_sidecar.control.process.left_running import LeftRouter, LeftRunning, look_for_left
 from gateway_sidecar.control.routers.process import SavedRouter
 from gateway_sidecar.control.state import records
+from gateway_sidecar.domain.leaving import Leave
 from gateway_sidecar.routers.base import RouterPorts
+from gateway_sidecar.supervision import awake
 from gateway_sidecar.supervision.process import Identity
 from tests.unit.fake_time import in_fake_time
 from tests.unit.processes import PlayedProcess, as_process
@@ -70,7 +72,7 @@ def test_each_process_is_found_by_its_output(tmp_path: Path, monkeypatch: pytest
     )
     assert str(left) == (
         "nginx (pid 1), the router of chat (pid 2), the router of chat.next (pid 3), 1 nginx of a replica's own, "
-        "1 SSH connection, 1 holder of hold.sock"
+        "1 SSH connection, 1 process that keeps waiting requests"
     )
     assert look_for_left(machine.run, None).pids == {3, 4, 5, 6}, "a state directory that is not known is not looked at"
 
@@ -94,6 +96,17 @@ def test_what_the_record_names_is_left_if_that_very_process_lives(
     assert left.nginx == (process(1),)
     assert left.routers == {process(2): "chat", process(9): "old"}
     assert left.ports == {process(2): PORTS}
+
+
+def test_what_becomes_of_it_is_said_with_the_commands(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """A gateway that was leaving goes on with that: whoever starts the daemon to have it serve has to know."""
+    machine = Machine(monkeypatch, tmp_path)
+    machine.writers = {machine.state / "log": {"nginx.log": [process(1)]}}
+    said = "an earlier daemon left nginx (pid 1): that serves on; the next daemon (`systemctl start gateway-sidecar`) "
+    cure = ", `gateway-sidecar stop --all` ends it"
+    assert machine.look().prospect == f"{said}adopts it{cure}"
+    machine.write_down(leave=records.leave_to_json(Leave.begin(awake.now(), 600)))
+    assert machine.look().prospect == f"{said}adopts it and goes on leaving (it was waiting){cure}"
 
 
 def test_a_dead_masters_workers_are_nginx(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

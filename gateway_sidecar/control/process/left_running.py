@@ -1,6 +1,6 @@
 """What an earlier daemon left running, seen while no daemon runs: by the logs of its children, and by its record.
 
-All of it serves on and is taken up by the next daemon; `stop --all` ends it without one.
+All of it serves on and is adopted by the next daemon; `stop --all` ends it without one.
 """
 
 from __future__ import annotations
@@ -12,9 +12,12 @@ from pathlib import Path
 from typing import Any
 
 from gateway_sidecar.control.state import records
+from gateway_sidecar.domain.leaving import LeavePhase
 from gateway_sidecar.errors import StateError
 from gateway_sidecar.routers.base import RouterPorts
 from gateway_sidecar.supervision.process import Identity, Process, session_members, writers_below
+
+_START = "`systemctl start gateway-sidecar`"
 
 
 @dataclass(frozen=True, slots=True)
@@ -25,6 +28,7 @@ class LeftRunning:
     routers: process -> slot. ports: where those listen, as far as that was written down.
     small: the nginx of advertised addresses and of API keys.
     links: SSH connections. holders: what holds the waiting room's socket.
+    leaves: the phase in which the gateway was leaving, if the next daemon is to go on with that.
     """
 
     nginx: tuple[Identity, ...] = ()
@@ -33,6 +37,7 @@ class LeftRunning:
     small: tuple[Identity, ...] = ()
     links: tuple[Identity, ...] = ()
     holders: tuple[Identity, ...] = ()
+    leaves: LeavePhase | None = None
 
     def __bool__(self) -> bool:
         return any((self.nginx, self.routers, self.small, self.links, self.holders))
@@ -51,13 +56,22 @@ class LeftRunning:
     def __str__(self) -> str:
         return ", ".join(self._words())
 
+    @property
+    def prospect(self) -> str:
+        """What it is and what becomes of it, as a clause."""
+        leaves = "" if self.leaves is None else f" and goes on leaving (it was {self.leaves})"
+        return (
+            f"an earlier daemon left {self}: that serves on; the next daemon ({_START}) adopts it{leaves}, "
+            "`gateway-sidecar stop --all` ends it"
+        )
+
     def _words(self) -> Iterator[str]:
         yield from (f"nginx (pid {it.pid})" for it in self.nginx)
         yield from (f"the router of {slot} (pid {it.pid})" for it, slot in sorted(self.routers.items(), key=_slot))
         for number, one, many in (
             (len(self.small), "nginx of a replica's own", "nginx of replicas' own"),
             (len(self.links), "SSH connection", "SSH connections"),
-            (len(self.holders), "holder of hold.sock", "holders of hold.sock"),
+            (len(self.holders), "process that keeps waiting requests", "processes that keep waiting requests"),
         ):
             if number:
                 yield f"{number} {one if number == 1 else many}"
@@ -118,7 +132,15 @@ def look_for_left(run_dir: Path, state_dir: Path | None) -> LeftRunning:
         tuple(logs.get("peers.log", ())),
         tuple(it for found in writers_below(run_dir / "tunnels").values() for it in found),
         tuple(logs.get("hold.log", ())),
+        _leaves(record),
     )
+
+
+def _leaves(record: Mapping[str, Any]) -> LeavePhase | None:
+    with suppress(StateError):  # It cannot be read, or was written long ago: the next daemon serves.
+        leave = records.leave_from_json(record)
+        return None if leave is None else leave.phase
+    return None
 
 
 def _slot_of(log: str) -> str:
