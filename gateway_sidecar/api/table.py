@@ -13,6 +13,8 @@ if TYPE_CHECKING:
     from gateway_sidecar.api.models import (
         About,
         Address,
+        FleetGateway,
+        Leave,
         Model,
         ReloadPlan,
         Replica,
@@ -39,7 +41,7 @@ def render_status(status: Status, width: int | None = None) -> str:
     nginx, leave = status["nginx"], status["leave"]
     parts = [_lines(_about(status["daemon"]), width)]
     if leave is not None:
-        parts.insert(0, _lines([f"LEAVING ({leave['phase']}): {leave['reason']}"], width))
+        parts.insert(0, _lines([_leaving(leave)], width))
     if nginx["state"] != "up":
         parts.append(_lines([f"NGINX DOWN: {nginx['reason']}"], width))
     parts += [_lines([f"PROBLEM: {problem}"], width) for problem in status["problems"]]
@@ -66,6 +68,10 @@ def _about(about: About) -> list[str]:
     return lines + [f"  {line}" for line in file["lines"]]
 
 
+def _leaving(leave: Leave) -> str:
+    return f"LEAVING ({leave['phase']}): {leave['reason']}"
+
+
 def _lines(lines: Sequence[str], width: int | None) -> str:
     """What others said stands in these lines, and ends none of them."""
     shown: list[str] = []
@@ -76,11 +82,17 @@ def _lines(lines: Sequence[str], width: int | None) -> str:
 
 
 def _store(store: Store) -> str:
-    others = [f"{it['name']}{'' if it['ready'] else ' (not ready)'}" for it in store["others"]]
+    others = [it["name"] + _of_other(it) for it in store["others"]]
     read = f"read {age(store['read_age_s'])} ago" if store["read_age_s"] is not None else "not read yet"
     state = f"{store['state']} for {age(store['state_age_s'])}, {read}"
     fleet = f"shared with {', '.join(others)}" if others else "shared with no other gateway"
     return f"store  {store['where']}  {state}  gateway {store['gateway']}, {fleet}"
+
+
+def _of_other(gateway: FleetGateway) -> str:
+    if gateway["leaving"]:
+        return " (leaving)"
+    return "" if gateway["ready"] else " (not ready)"
 
 
 def _address(address: Address, width: int | None) -> str:
@@ -266,7 +278,8 @@ def render_problems(status: Status, width: int | None = None) -> str:
     """All that is not as it should be, a line each; empty if nothing is."""
     file, nginx = status["daemon"]["configuration"], status["nginx"]
     about_file = "a reload would change" if file["on_disk"] == "differs" else f"the file on disk is {file['on_disk']}:"
-    lines = [f"PROBLEM: {about_file} {line}" for line in file["lines"]]
+    lines = [] if status["leave"] is None else [_leaving(status["leave"])]
+    lines += [f"PROBLEM: {about_file} {line}" for line in file["lines"]]
     if nginx["state"] != "up":
         lines.append(f"NGINX DOWN: {nginx['reason']}")
     lines += [f"PROBLEM: {problem}" for problem in status["problems"]]

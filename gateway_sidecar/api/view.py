@@ -265,6 +265,10 @@ def _models(service: Service, tenure: Tenure) -> list[str]:
 
 def plan(daemon: Daemon) -> list[models.Action]:
     """What the daemon would do next, without doing it; at rest nothing."""
+    leaves = daemon.leaving.describe()
+    leaving: list[models.Action] = (
+        [{"service": "-", "replica": "-", "action": f"go on leaving: {leaves}"}] if leaves else []
+    )
     in_force: list[models.Action] = [
         {"service": name, "replica": "-", "action": f"put listen and frontend in force, not so far: {why}"}
         for name, why in sorted(daemon.nginx_supervisor.not_in_force.items())
@@ -274,7 +278,7 @@ def plan(daemon: Daemon) -> list[models.Action]:
         for name, service in sorted(daemon.services.items())
         for replica, action in service.controller.pending()
     ]
-    return in_force + pending
+    return leaving + in_force + pending
 
 
 def reload_plan(daemon: Daemon) -> models.ReloadPlan:

@@ -33,7 +33,7 @@ def plan(arguments: argparse.Namespace) -> int:
         print(f"no daemon runs; {left.prospect}" if left else "no daemon runs")
     if reload is not None:
         print("\n".join(reload_lines(reload)))
-    print(f"{whose} would do:" if actions else f"{whose} would do nothing: all is as it should be")
+    print(f"{whose} would do:" if actions else f"{whose} would do nothing next")
     for action in actions:
         print(f"  {action['service']}/{action['replica']}: {action['action']}")
     return 0

@@ -191,6 +191,8 @@ async def test_a_gateway_that_refuses_requests_is_taken_back(make_gateway: MakeG
     async with asyncio.timeout(20):
         while not await refuses(gateway):
             await asyncio.sleep(0.02)
+    assert "  -/-: go on leaving: no new requests are taken" in (await gateway.cli("plan"))[1]
+    assert (await gateway.cli("status", "--problems"))[1].startswith("LEAVING (draining): no new requests are taken")
     assert await post(gateway, "/v1/join") == (200, {"joined": True})
     assert await said(gateway) == 200
     busy.behave(token_interval_s=0.0)

@@ -45,7 +45,7 @@ def status(*replicas: dict[str, Any], **said: object) -> Any:
     whole = {
         "daemon": {"version": __version__, "pid": 5, "uptime_s": 7200.0, "configuration": file},
         "services": [service], "addresses": [], "nginx": {"state": "up", "pid": 6, "reason": None, "reloads": 0},
-        "bridge_ports": {}, "problems": [], "ready": True,
+        "bridge_ports": {}, "problems": [], "ready": True, "leave": None,
     }  # fmt: skip
     return whole | said
 
@@ -93,6 +93,23 @@ def test_a_file_that_is_not_in_force_is_told_with_what_differs() -> None:
     text = render_status(answer)
     assert "the FILE ON DISK DIFFERS: a reload changes\n  chat: router\n  code: added\n" in text
     assert "PROBLEM: a reload would change chat: router" in render_problems(answer)
+
+
+def test_a_gateway_that_leaves_says_so_first_and_among_the_problems() -> None:
+    """Whoever asks what is amiss wants to know why no request comes; and the other gateways of a store say it, too."""
+    others = [
+        {"name": name, "version": __version__, "ready": ready, "leaving": leaving}
+        for name, ready, leaving in (("gw-2", False, True), ("gw-3", False, False), ("gw-4", True, False))
+    ]
+    store = {
+        "where": "etcd", "gateway": "gw-1", "state": "up", "state_age_s": 9.0, "read_age_s": 1.0, "reason": None,
+        "others": others,
+    }  # fmt: skip
+    answer = status(replica("r1"), leave={"phase": "draining", "reason": "waits for 1 connection"}, store=store)
+    said = "LEAVING (draining): waits for 1 connection"
+    assert render_problems(answer) == said
+    assert render_status(answer).startswith(f"{said}\n\n")
+    assert "shared with gw-2 (leaving), gw-3 (not ready), gw-4\n" in render_status(answer)
 
 
 def test_another_version_of_the_command_is_told() -> None:
