@@ -28,6 +28,7 @@
     ├── InstallError            `install` cannot put a file, a directory or the user in place
     └── AdminError              the daemon's admin API cannot be reached, or gives no usable answer
         ├── DaemonAway          no process listens there
+        ├── DaemonUnready       it runs, and does not listen yet, or any more
         └── AdminRefused        the daemon refused the request
 
 Adapters translate foreign errors into these once, at their edge.
@@ -193,6 +194,10 @@ class InstallError(GatewaySidecarError):
 
 class AdminError(GatewaySidecarError):
     """The daemon's admin API cannot be reached, or gives no usable answer."""
+
+
+class DaemonUnready(AdminError):
+    """A daemon runs, and does not listen: it starts, or ends."""
 
 
 class DaemonAway(AdminError):

@@ -15,7 +15,8 @@ from pathlib import Path
 from typing import TYPE_CHECKING, cast
 from urllib.parse import quote, urlencode, urlsplit
 
-from gateway_sidecar.errors import AdminError, AdminRefused, ConfigError, DaemonAway, NotInForce
+from gateway_sidecar.errors import AdminError, AdminRefused, ConfigError, DaemonAway, DaemonUnready, NotInForce
+from gateway_sidecar.supervision.lock import holder_of
 
 if TYPE_CHECKING:
     from gateway_sidecar.api import models
@@ -78,8 +79,8 @@ class _UnixConnection(http.client.HTTPConnection):
 class Client:
     """The admin API of the daemon at `place`, with a method for each thing that a command asks for.
 
-    All of them raise DaemonAway if nobody listens there, AdminRefused if the daemon refuses the request, and AdminError
-    if no answer comes that can be used.
+    All of them raise DaemonAway if nobody listens there, DaemonUnready if nobody does yet, AdminRefused if the daemon
+    refuses the request, and AdminError if no answer comes that can be used.
     """
 
     def __init__(self, place: Place) -> None:
@@ -247,7 +248,7 @@ def _connection(place: Place, timeout_s: float | None) -> http.client.HTTPConnec
 def _exchange(
     place: Place, method: str, target: str, body: object, timeout_s: float | None
 ) -> tuple[int, dict[str, object]]:
-    """Status code and JSON answer. Raises AdminError, DaemonAway."""
+    """Status code and JSON answer. Raises AdminError."""
     connection = _connection(place, timeout_s)
     try:
         with _translated(place, timeout_s):
@@ -266,12 +267,17 @@ def _exchange(
 
 @contextmanager
 def _translated(place: Place, timeout_s: float | None) -> Iterator[None]:
-    """What is wrong with the daemon, or with the way to it, in words. Raises AdminError, DaemonAway."""
+    """What is wrong with the daemon, or with the way to it, in words. Raises AdminError."""
     try:
         yield
-    except FileNotFoundError as error:
-        raise DaemonAway(f"{place} does not exist: the daemon does not run, or it has another run_dir") from error
-    except ConnectionRefusedError as error:
+    except (FileNotFoundError, ConnectionRefusedError) as error:
+        pid = holder_of(place.parent) if isinstance(place, Path) else None
+        if pid is not None:
+            raise DaemonUnready(
+                f"the daemon (pid {pid}) starts, or ends, and does not listen at {place} now; try again in a moment"
+            ) from error
+        if isinstance(error, FileNotFoundError):
+            raise DaemonAway(f"{place} does not exist: the daemon does not run, or it has another run_dir") from error
         raise DaemonAway(f"nobody listens at {place}: the daemon does not run") from error
     except PermissionError as error:
         raise AdminError(f"no permission for {place}: run this as the daemon's user, root, or in its group") from error

@@ -258,7 +258,7 @@ def _row(replica: Replica) -> tuple[str, ...]:
     return (
         replica["id"],
         replica["state"],
-        age(replica["state_age_s"]),
+        "-" if replica["state"] == "absent" else age(replica["state_age_s"]),
         "-" if replica["in_flight"] is None else f"{replica['in_flight']:.0f}",
         engine or "-",
         replica["worker_type"] or "-",
@@ -295,10 +295,15 @@ def render_problems(status: Status, width: int | None = None) -> str:
         for it in service["replicas"]:
             if it["state"] not in ("serving", "draining"):
                 why = f"  {it['reason']}" if it["reason"] else ""
-                lines.append(f"{name}/{it['id']}  {it['state']} for {age(it['state_age_s'])}{why}")
+                lines.append(f"{name}/{it['id']}  {_since(it)}{why}")
             elif it["state"] == "serving" and it["reason"]:
                 lines.append(f"{name}/{it['id']}  serving, but {it['reason']}")
     return _lines(lines, width)
+
+
+def _since(row: Replica) -> str:
+    """Nobody notes since when a socket is absent."""
+    return row["state"] if row["state"] == "absent" else f"{row['state']} for {age(row['state_age_s'])}"
 
 
 def render_replica(service: Service, row: Replica, width: int | None = None) -> str:
@@ -318,7 +323,7 @@ def render_replica(service: Service, row: Replica, width: int | None = None) -> 
         "service": f"{service['serving']} of {service['expected']} serve; {_traffic(service)}",
         "why": f"gateway-sidecar explain {service['name']} {row['id']}",
     }
-    lines = wrapped(f"{service['name']}/{row['id']} is {row['state']} for {age(row['state_age_s'])}", width)
+    lines = wrapped(f"{service['name']}/{row['id']} is {_since(row)}", width)
     for name, value in facts.items():
         if value:
             lines += wrapped(f"{name + ':':12}{value}", width, "  ", 12, most=_LONGEST_LINE)

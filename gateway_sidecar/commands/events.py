@@ -11,7 +11,7 @@ from collections.abc import Mapping
 from gateway_sidecar.api.client import Client
 from gateway_sidecar.api.event_lines import event_line
 from gateway_sidecar.commands.place import admin_of
-from gateway_sidecar.errors import AdminError, DaemonAway
+from gateway_sidecar.errors import AdminError, DaemonAway, DaemonUnready
 
 _AGAIN_S = 1.0
 _LAST = 50
@@ -48,7 +48,7 @@ def _follow(client: Client, query: dict[str, str | int | None], *, as_json: bool
                     after = int(str(event["seq"]))
                     query = {**query, "last": None, "since": None}
                     _show(event, as_json=as_json)
-        except DaemonAway:
+        except (DaemonAway, DaemonUnready):
             if after is None and not is_away:
                 raise
         if not is_away:

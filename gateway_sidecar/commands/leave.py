@@ -22,7 +22,7 @@ _ASK_S = 0.25
 _SAY_S = 10.0
 """A phase that lasts is said again, with the numbers of that moment."""
 _BACK_S = 60.0
-"""systemd starts a daemon again after two seconds, and gives it 90 at the most; half a minute is long."""
+"""systemd starts a daemon again after two seconds, and gives it 90 at the most; a minute is long."""
 START = "start it again with `systemctl start gateway-sidecar`"
 
 

@@ -16,7 +16,7 @@ from typing import TYPE_CHECKING
 from gateway_sidecar.api.client import Client, Stream
 from gateway_sidecar.commands.screen import Screen, has_screen, width
 from gateway_sidecar.commands.status import still
-from gateway_sidecar.errors import AdminError, DaemonAway
+from gateway_sidecar.errors import AdminError, DaemonAway, DaemonUnready
 
 if TYPE_CHECKING:
     from gateway_sidecar.api.models import Status
@@ -54,7 +54,7 @@ def _follow(client: Client, render: Render, show: Callable[[str, str], None]) ->
                     text, is_there = render(answer, width()), True
                     show(text, render(still(answer), None))
                     _until_news(stream)
-        except DaemonAway as error:
+        except (DaemonAway, DaemonUnready) as error:
             if not is_there:
                 raise
             first = f"PROBLEM: no daemon since {time.strftime('%H:%M:%S')}: {error}; below is what it said last"

@@ -10,6 +10,23 @@ from pathlib import Path
 from gateway_sidecar.errors import StateError
 from gateway_sidecar.files.own import keep_directory
 
+_LOCKS = Path("/proc/locks")
+
+
+def holder_of(directory: Path) -> int | None:
+    """The process id of the daemon that has the directory, as the kernel lists it; None if none has, or it is not seen.
+
+    Such a look keeps nobody out, as one that tried to take the lock would for a moment.
+    """
+    try:
+        number = (directory / "lock").stat().st_ino
+        rows = [line.split() for line in _LOCKS.read_text().splitlines()]
+    except OSError:
+        return None
+    # `1: FLOCK ADVISORY WRITE 4711 00:2f:123 0 EOF`, with the inode; some file systems tell another device elsewhere.
+    pids = [int(row[4]) for row in rows if row[1] == "FLOCK" and row[5].rpartition(":")[2] == str(number)]
+    return next((pid for pid in pids if pid > 0), None)
+
 
 class DirectoryLock:
     """Keeps every other daemon out of a directory, from `take` to `release`."""

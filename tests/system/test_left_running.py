@@ -80,6 +80,18 @@ async def test_a_daemon_that_hangs_is_none_that_does_not_run(gateway: Gateway, e
         gateway.process.send_signal(signal.SIGCONT)
 
 
+async def test_a_daemon_that_starts_is_none_that_does_not_run(gateway: Gateway) -> None:
+    """Its own nginx is no earlier daemon's, and `stop --all` ends nothing under it."""
+    (gateway.directory / "run" / "admin.sock").unlink()  # As before it listens; it binds this again in two seconds.
+    code, out, err = await gateway.cli("stop", "--all")
+    if code == 0:  # A busy machine: it listened again by then.
+        assert "no daemon ran" not in out
+        return
+    assert gateway.process is not None
+    assert f"the daemon (pid {gateway.process.pid}) starts, or ends, and does not listen" in err
+    assert "earlier daemon" not in err
+
+
 async def test_workers_of_a_dead_nginx_are_among_what_was_left(gateway: Gateway) -> None:
     """They go on listening, and the next daemon takes their ports up: they are no strangers to `check`."""
     nginx = (await gateway.status())["nginx"]["pid"]

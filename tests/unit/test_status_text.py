@@ -112,6 +112,13 @@ def test_a_gateway_that_leaves_says_so_first_and_among_the_problems() -> None:
     assert "shared with gw-2 (leaving), gw-3 (not ready), gw-4\n" in render_status(answer)
 
 
+def test_an_absent_replica_has_no_age() -> None:
+    """Nobody notes since when its socket is not there."""
+    answer = status(replica("r9", "absent", "there is no socket /x", state_age_s=0.0))
+    assert render_problems(answer) == "chat/r9  absent  there is no socket /x"
+    assert "  r9       absent  -    " in render_status(answer)
+
+
 def test_another_version_of_the_command_is_told() -> None:
     """An update that was not followed by a restart."""
     answer = status(replica("r1"))

@@ -14,7 +14,7 @@ from gateway_sidecar.errors import StateError
 from gateway_sidecar.files.follow import follow, opened_at
 from gateway_sidecar.files.own import keep_directory, make_directory, way_in_for_others
 from gateway_sidecar.files.replace import open_to_append, replace_file, replace_link
-from gateway_sidecar.supervision.lock import DirectoryLock
+from gateway_sidecar.supervision.lock import DirectoryLock, holder_of
 from gateway_sidecar.supervision.privileges import keep_files_to_ourselves
 
 US, ONE, OTHER = 990, 42421, 42422
@@ -166,7 +166,9 @@ def test_the_lock_is_one_daemons_and_never_somebody_elses_file(tmp_path: Path) -
     first.take()
     with pytest.raises(StateError, match=rf"another gateway-sidecar \(pid {os.getpid()}\) runs"):
         second.take()
+    assert holder_of(run_dir) == os.getpid()
     first.release()
+    assert holder_of(run_dir) is None
     victim = tmp_path / "victim"
     victim.write_text("precious")
     (run_dir / "lock").unlink()
