@@ -27,15 +27,29 @@ free_name() {
     echo "$base-$number"
 }
 
+# A replica that is not known to the gateway, or not drained in time, is ended all the same. A daemon that is away (it is
+# restarted, perhaps in the middle of the drain) is waited for and asked again: requests are in flight meanwhile.
+drain() {
+    end=$(($(date +%s) + drain_s))
+    for _ in 1 2; do
+        gateway-sidecar drain "$service" "$1" --timeout "$drain_s" && return
+        until gateway-sidecar status || [ "$(date +%s)" -ge "$end" ]; do sleep 2; done
+        [ "$(date +%s)" -lt "$end" ] || return 0
+    done
+}
+
+# The lock ends with whoever has it, so that a replica is retired once, and again if that was cut short by a reboot.
 retire() {
-    : > "$retiring/$1"
+    : >> "$retiring/$1"
     (
-        # One that is not known to the gateway, or not drained in time, is ended all the same.
-        gateway-sidecar drain "$service" "$1" --timeout "$drain_s" || :
+        flock -n 9 || exit 0
+        drain "$1" || :
         stop "$1"
         rm -f "$retiring/$1"
-    ) > /dev/null 2>&1 &
+    ) 9>> "$retiring/$1" > /dev/null 2>&1 &
 }
+
+ls "$retiring" | sed -n "/^$base-[0-9]\{1,\}\$/p" | while read -r name; do retire "$name"; done
 
 taken=$(running)
 there=$(living)

@@ -119,3 +119,11 @@ def test_promtool_has_nothing_against_the_metrics() -> None:
     done = subprocess.run(["promtool", "check", "metrics"], input=page, capture_output=True, timeout=60, check=False)
     ours = [line for line in (done.stdout + done.stderr).decode().splitlines() if line.startswith("gateway_sidecar")]
     assert ours == []
+
+
+def test_runbooks_name_lines_that_status_has() -> None:
+    """Whoever follows one at night looks for that very word."""
+    shown = (Path(__file__).parents[2] / "gateway_sidecar" / "api" / "table.py").read_text("utf-8")
+    named = set(re.findall(r"`([A-Za-z ]+:)` (?:line of|in) `status`", RUNBOOKS.read_text("utf-8")))
+    assert named
+    assert {word for word in named if f"{word} {{" not in shown} == set()

@@ -55,7 +55,12 @@ def scale(request: pytest.FixtureRequest, tmp_path: Path) -> Scale:
     programs.mkdir()
     there.mkdir()
     (tmp_path / "template").write_text("name: NAME\n")
-    drain = f'echo "$@" >> {tmp_path}/drained; while [ -e {tmp_path}/busy ]; do sleep 0.02; done; exit 1'
+    drain = f"""
+        if [ $1 = status ]; then echo >> {tmp_path}/looked; [ ! -e {tmp_path}/away ]; exit; fi
+        [ ! -e {tmp_path}/away ] || exit 1
+        echo "$@" >> {tmp_path}/drained
+        while [ -e {tmp_path}/busy ]; do sleep 0.02; done
+        exit 1"""
     for name, script in {**STANDINS[request.param], "gateway-sidecar": drain}.items():
         (programs / name).write_text(f"#!/bin/sh\n{script}\n")
         (programs / name).chmod(0o755)
@@ -103,7 +108,7 @@ def test_a_hook_brings_the_number_up_and_down(scale: Scale, tmp_path: Path) -> N
     scale(1)
     until_there(tmp_path, 1)
     asked = (tmp_path / "drained").read_text().splitlines()
-    assert sorted(line.split()[2] for line in asked) == sorted(f"chat-eu-regular-{number}" for number in range(2, 12))
+    assert sorted({line.split()[2] for line in asked}) == sorted(f"chat-eu-regular-{number}" for number in range(2, 12))
     assert {line.split()[0] for line in asked} == {"drain"}
     scale(0)
     until_there(tmp_path)
@@ -118,6 +123,31 @@ def test_a_hook_that_wants_more_while_one_drains_starts_another(scale: Scale, tm
     assert there(tmp_path) == {"chat-eu-regular-1", "chat-eu-regular-2", "chat-eu-regular-3"}
     (tmp_path / "busy").unlink()
     until_there(tmp_path, 1, 3)
+
+
+def test_what_was_cut_short_is_retired_by_the_next_call(scale: Scale, tmp_path: Path) -> None:
+    """By a reboot: nobody drains the replica any more, and it would run for ever without being counted."""
+    scale(2)
+    (tmp_path / "retiring" / "chat-eu-regular-2").touch()
+    scale(1)
+    until_there(tmp_path, 1)
+
+
+def test_a_daemon_that_is_away_is_waited_for(scale: Scale, tmp_path: Path) -> None:
+    """A replica that was not drained is not stopped because the daemon is being restarted."""
+    scale(2)
+    (tmp_path / "away").touch()
+    scale(1)
+    assert there(tmp_path) == {"chat-eu-regular-1", "chat-eu-regular-2"}
+    end = time.monotonic() + 60
+    while not (tmp_path / "looked").exists():  # The drain has failed by then.
+        assert time.monotonic() < end
+        time.sleep(0.02)
+    assert there(tmp_path) == {"chat-eu-regular-1", "chat-eu-regular-2"}
+    assert not (tmp_path / "drained").exists()
+    (tmp_path / "away").unlink()
+    until_there(tmp_path, 1)
+    assert (tmp_path / "drained").read_text().startswith("drain chat-eu chat-eu-regular-2 ")
 
 
 def test_a_hook_leaves_others_alone(scale: Scale, tmp_path: Path) -> None:
