@@ -203,6 +203,7 @@ def test_a_table_has_a_row_for_each_replica_whatever_is_in_it() -> None:
     }
     status: dict[str, Any] = {
         "nginx": {"state": "down", "reason": EVIL},
+        "leave": {"phase": "draining", "reason": EVIL},
         "problems": [EVIL],
         "services": [service | SEEN],
     }
@@ -245,7 +246,13 @@ def test_one_is_no_many() -> None:
             "missing": "replica", "reason": "none serves", "waiting": waiting, "unanswered": {},
             "source": {"settings": {}, "blind": None, "refused": {}}, "scaling": None, "replicas": [],
         }  # fmt: skip
-        status = {"nginx": {"state": "up"}, "problems": [], "services": [service | SEEN], "addresses": []}
+        status = {
+            "nginx": {"state": "up"},
+            "leave": None,
+            "problems": [],
+            "services": [service | SEEN],
+            "addresses": [],
+        }
         status["daemon"] = ABOUT
         text = render_status(cast("Status", status))
         assert line in text
