@@ -71,6 +71,10 @@ class PortBlock:
             lock.close()
 
 
+PATIENCE_S = 60.0
+"""What comes at all comes within this on a busy machine, where a daemon alone may take ten seconds to begin."""
+
+
 class Gateway:
     """One gateway machine: a daemon that can be started, stopped, killed and asked."""
 
@@ -211,7 +215,7 @@ class Gateway:
             status: Status = await response.json()
             return status
 
-    async def until(self, condition: Callable[[Status], bool], *, within_s: float = 10.0) -> Status:
+    async def until(self, condition: Callable[[Status], bool], *, within_s: float = PATIENCE_S) -> Status:
         """The first status for which the condition holds."""
         status: Status | None = None
         try:
@@ -228,11 +232,15 @@ class Gateway:
             shown = json.dumps(status, indent=1)
             raise AssertionError(f"not within {within_s} s: {shown}\n{self.log()[-3000:]}") from None
 
-    async def until_states(self, wanted: dict[str, str], *, within_s: float = 10.0, service: str = "chat") -> Status:
+    async def until_states(
+        self, wanted: dict[str, str], *, within_s: float = PATIENCE_S, service: str = "chat"
+    ) -> Status:
         """Waits until the service has just these replicas in these states."""
         return await self.until(lambda status: states_of(status, service) == wanted, within_s=within_s)
 
-    async def until_state(self, replica: str, *wanted: str, within_s: float = 10.0, service: str = "chat") -> Status:
+    async def until_state(
+        self, replica: str, *wanted: str, within_s: float = PATIENCE_S, service: str = "chat"
+    ) -> Status:
         """Waits until one replica is in one of these states, whatever the others do."""
         return await self.until(lambda s: states_of(s, service).get(replica) in wanted, within_s=within_s)
 
@@ -255,7 +263,7 @@ class Gateway:
         rows = [json.loads(line) for line in self.log().splitlines() if line.startswith("{")]
         return [row for row in rows if row.get("event") == name]
 
-    async def until_logged(self, name: str, *, within_s: float = 20.0) -> None:
+    async def until_logged(self, name: str, *, within_s: float = PATIENCE_S) -> None:
         """Waits for an event in its log, which is there also when the daemon takes no connections."""
         async with asyncio.timeout(within_s):
             while not self.events(name):
@@ -273,7 +281,7 @@ class Gateway:
                 await asyncio.sleep(0.01)
 
     async def until_workers(
-        self, condition: Callable[[list[dict[str, Any]]], bool], *, within_s: float = 10.0
+        self, condition: Callable[[list[dict[str, Any]]], bool], *, within_s: float = PATIENCE_S
     ) -> list[dict[str, Any]]:
         """SMG's own list of workers, once the condition holds for it."""
         end = time.monotonic() + within_s

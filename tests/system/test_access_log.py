@@ -19,7 +19,7 @@ from examples.simulated import EngineKind
 from gateway_sidecar.frontend.edit_keys import add_key
 from tests.system.conftest import MakeGateway, StartEngine
 from tests.system.gateway import Gateway
-from tests.system.test_disk import Disk
+from tests.system.test_disk import Disk, disk  # noqa: F401 - a fixture
 
 FIELDS = [
     "time",
@@ -430,7 +430,7 @@ async def test_a_log_is_rotated_and_bounded_over_reloads_and_daemons(
 
 
 async def test_a_full_disk_costs_lines_and_nobody_an_answer(
-    disk: Disk,
+    disk: Disk,  # noqa: F811
     make_gateway: MakeGateway,
     engine: StartEngine,
 ) -> None:

@@ -242,6 +242,7 @@ async def test_other_names_order_another_certificate_and_the_old_one_serves_mean
     first = await it.until_served(root=root)
     assert await it.until_served(root=root, port=it.port + 2) == first
     assert it.pebble.issued == 1
+    await gateway.until_logged("acme.issued")  # A moment after nginx has the files.
     assert [row["services"] for row in gateway.events("acme.issued")] == [["chat", "code"]]
 
     it.pebble.stop()

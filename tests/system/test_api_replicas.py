@@ -249,7 +249,10 @@ async def test_what_cannot_be_used_is_refused_field_by_field(gateway: Gateway) -
     assert (await call(gateway, "PUT", "/a1", data=b" " * 70_000, headers=raw))[0] == 413
     assert (await put(gateway, "a1", "?wait=ready", socket="/s"))[0] == 400
     async with gateway.session.put("http://daemon/v1/services/chta/replicas/a1", json={"socket": "/s"}) as it:
-        assert (it.status, (await it.json())["error"]) == (404, "no service 'chta'; there are: chat")
+        assert (it.status, (await it.json())["error"]) == (
+            404,
+            "no service 'chta'; did you mean 'chat'? there are: chat",
+        )
     assert not (gateway.directory / "state" / "replicas.json").exists()
 
 
