@@ -25,6 +25,8 @@ async def show_usage(request: web.Request) -> web.Response:
     """Each service, key and model, with what was used of it."""
     check_query(request, "since", "until", "service", "key", "model")
     query, now = request.query, today()
+    if query.get("service") == "":
+        raise Refused(400, error="service: is empty; name a service or a shared address, or leave it out")
     first = math.floor(_moment("since", query.get("since", "24h"), now) / HOUR_S)
     until = _moment("until", query["until"], now) if "until" in query else now
     asked = Asked(
