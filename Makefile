@@ -26,7 +26,7 @@ SETUP := VENV="$(VENV)" MLX_VENV="$(MLX_VENV)" VLLM_VENV="$(VLLM_VENV)" SMG_NEWE
     SGLANG_ROUTER_VENV="$(SGLANG_ROUTER_VENV)" PREFIX="$(PREFIX)" PYTHON="$(PYTHON)" scripts/setup.sh
 ROUTERS := vllm-router sglang-router dynamo
 # Without plugins that they do not use, with what is compiled kept whatever the environment says (3 s of CPU in each
-# process), and with an eighth of the drawn examples.
+# process), and with a quarter of the drawn examples.
 UNIT := PYTHONDONTWRITEBYTECODE= $(PY) -m pytest -q -p no:schemathesis -p no:anyio --hypothesis-profile=quick tests/unit
 # Not with --quiet: it keeps warnings from --strict. The variable silences an advertisement.
 SITE := NO_MKDOCS_2_WARNING=1 $(PY) -m mkdocs build --strict

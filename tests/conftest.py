@@ -1,6 +1,6 @@
 """For all tests: those that take a minute begin first, so that nobody waits for one of them at the end.
 
-No drawn example has a deadline: a machine under load breaks any. `make unit` draws an eighth of what `make test` draws.
+No drawn example has a deadline: a machine under load breaks any. `make unit` draws a quarter of what `make test` draws.
 """
 
 from __future__ import annotations
@@ -8,7 +8,7 @@ from __future__ import annotations
 import pytest
 from hypothesis import settings
 
-settings.register_profile("any machine", deadline=None, max_examples=200)
+settings.register_profile("any machine", deadline=None, max_examples=100)
 settings.register_profile("quick", deadline=None, max_examples=25)
 settings.load_profile("any machine")
 
