@@ -177,7 +177,7 @@ async def test_unknown_names_are_answered_with_known_ones(gateway: Gateway, engi
     """An error says what there is."""
     await engine(gateway.socket("r1"))
     await gateway.until_states({"r1": "serving"})
-    assert "no service 'chta'; there are: chat" in (await gateway.cli("drain", "chta", "r1"))[2]
+    assert "no service 'chta'; did you mean 'chat'? there are: chat" in (await gateway.cli("drain", "chta", "r1"))[2]
     assert "no replica 'r2'; there are: r1" in (await gateway.cli("drain", "chat", "r2"))[2]
     assert "timeout_s" in (await gateway.cli("drain", "chat", "r1", "--timeout", "-3"))[2]
 
