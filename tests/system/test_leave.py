@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import json
+import sys
 from collections import Counter
 from contextlib import suppress
 from pathlib import Path
@@ -223,6 +224,18 @@ async def test_what_does_not_end_is_cut_in_time_and_said(make_gateway: MakeGatew
         await chat
 
 
+async def following(gateway: Gateway) -> asyncio.subprocess.Process:
+    """The command, once it has an answer and so follows whatever becomes of the daemon."""
+    command = await asyncio.create_subprocess_exec(
+        sys.executable, "-m", "gateway_sidecar", "leave", "--config", str(gateway.config_path),
+        stdout=asyncio.subprocess.PIPE, stderr=asyncio.subprocess.PIPE,
+    )  # fmt: skip
+    assert command.stdout is not None
+    assert b"waiting" in await command.stdout.readline()
+    return command
+
+
+@pytest.mark.timeout(300)
 @pytest.mark.parametrize("phase", ["waiting", "draining"])
 async def test_a_daemon_that_is_started_again_goes_on_leaving(
     make_gateway: MakeGateway, engine: StartEngine, phase: str
@@ -235,7 +248,7 @@ async def test_a_daemon_that_is_started_again_goes_on_leaving(
     started = asyncio.Event()
     chat = asyncio.create_task(stream_chat(gateway, 3000, started))
     await started.wait()
-    follower = asyncio.create_task(gateway.cli("leave"))
+    follower = await following(gateway)
     before = await until_phase(gateway, phase)
     record = Path(gateway.directory / "run" / "processes.json")
     async with asyncio.timeout(60):  # It is in force at once, and written down before it is answered.
@@ -260,9 +273,9 @@ async def test_a_daemon_that_is_started_again_goes_on_leaving(
     if phase == "waiting":
         gateway.configure(leave={"quiet_s": 0.2})  # Long so far, so that this phase outlives the daemon's absence.
         assert (await gateway.cli("reload"))[0] == 0
-    code, out, err = await follower
-    assert (code, err) == (LEFT, ""), out + err
-    assert "the daemon is away" in out
+    out, err = await follower.communicate()
+    assert (follower.returncode, err) == (LEFT, b""), out + err
+    assert b"the daemon is away" in out
     assert await has_ended(gateway) == BY_COMMAND
     await gateway.start()
     await until_said(gateway, 200)
