@@ -21,6 +21,8 @@ LONG = (
     "test_systemd",
     "test_crowds",
     "test_watchdog",
+    "test_store.py",
+    "test_leave",
 )
 
 
