@@ -169,7 +169,6 @@ class Daemon:
 
         Raises NginxError if nginx cannot be started at all.
         """
-        await self._events.load()
         processes, leases = await self._written.read()
         await self.shared.api.load(api_replicas_before(leases))
         for settings in self.settings.services:

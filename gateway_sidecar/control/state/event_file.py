@@ -43,18 +43,24 @@ class EventFile:
         self._written = 0
         self._bytes, self._most_bytes = 0, 0
         self._news = asyncio.Event()
+        self._is_loaded = False
 
     async def load(self) -> None:
-        """Puts what an earlier daemon wrote before what was logged since. A file that cannot be read is left out."""
+        """Puts what an earlier daemon wrote before what was logged since. A file that cannot be read is left out.
+
+        In the file's thread: 16,384 events take 0.4 s, and nothing that begins needs them.
+        """
         try:
             lines = await self._thread.run(partial(_read, self._path), patience_s=_PATIENCE_S)
+            await self._thread.run(partial(self._journal.restore, lines), patience_s=_PATIENCE_S)
         except (OSError, TimeoutError) as error:
             self._logger.warning("state.ignored", reason=f"cannot read {self._path}: {_why(error)}")
-            return
-        self._journal.restore(lines)
+        self._is_loaded = True
 
     async def run(self) -> None:
-        """Writes until cancelled."""
+        """Loads, and then writes, until cancelled."""
+        if not self._is_loaded:
+            await self.load()
         loop = asyncio.get_running_loop()
 
         def tell() -> None:
@@ -72,7 +78,12 @@ class EventFile:
             self._journal.unlisten(tell)
 
     async def write(self) -> bool:
-        """Writes what is new; whether it could. Tells when failures begin and end."""
+        """Writes what is new; whether it could. Tells when failures begin and end.
+
+        Nothing before it is loaded: what an earlier daemon wrote is in no journal yet.
+        """
+        if not self._is_loaded:
+            return True
         fresh, lost = self._journal.after(self._written)
         anew = lost or not self._most_bytes or self._bytes > self._most_bytes
         entries = self._journal.entries() if anew else fresh
