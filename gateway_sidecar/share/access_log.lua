@@ -22,7 +22,7 @@ local LONGEST_NAME = 4096
 local LONGEST_MODEL = 256
 local MOST_KNOWN = 4096
 local BACKSLASH = 92
-local target = ffi.new("char[?]", LONGEST_NAME)
+local target, bytes_of = ffi.new("char[?]", LONGEST_NAME), ffi.typeof "const uint8_t *"
 -- Worker -> its replica's name, as of the second `known_at`: a port rests for longer before another replica has it.
 local known, known_at, count = {}, 0, 0
 -- A model's name -> what is shown of it.
@@ -49,35 +49,11 @@ local function unescaped(text)
     return text and models.unescaped(text) or text
 end
 
--- The value of `model` in the outermost object of a body, whatever is in it otherwise; of two the last, as for parsers.
-local function outermost_model(body)
-    local depth, at, found = 0, 1, nil
-    while true do
-        at = find(body, '["{}%[%]]', at)
-        if not at then return unescaped(found) end
-        local mark = sub(body, at, at)
-        if mark == '"' then
-            local text, stop = string_at(body, at)
-            if not text then return unescaped(found) end
-            at = stop
-            if text == "model" and depth == 1 then
-                local value = match(body, '^%s*:%s*()"', stop + 1)
-                if value then found = string_at(body, value) end
-            end
-        elseif mark == "{" or mark == "[" then
-            depth = depth + 1
-        else
-            depth = depth - 1
-        end
-        at = at + 1
-    end
-end
-
 -- The model that a body of JSON asks for; nil if it names none.
 function access_log.model_of(body)
     local _, stop = find(body, '"model"', 1, true)
     if not stop then return nil end
-    if find(body, '"model"', stop, true) then return outermost_model(body) end
+    if find(body, '"model"', stop, true) then return (models.in_json(ffi.cast(bytes_of, body), #body)) end
     local from = find(body, '"', stop + 1, true)
     if not from then return nil end
     local between = sub(body, stop + 1, from - 1)

@@ -654,7 +654,7 @@ function models.one(name)
     ngx.print(entry(model, remembering()))
 end
 
-models.in_json, models.in_form, models.choose = in_json, in_form, choose -- For tests.
+models.in_json, models.in_form, models.choose = in_json, in_form, choose -- For access_log.lua, and for tests.
 -- For usage.lua, which looks at bodies in the same way.
 models.after_space, models.after_string, models.after_value, models.unescaped = after_space, after_string, after_value, unescaped
 models.with_body, models.rewrite, models.of_request = with_body, rewrite, model_of_request
