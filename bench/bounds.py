@@ -30,7 +30,6 @@ import aiohttp
 from aiohttp import web
 
 from bench import processes
-from bench.frontend import _cpu_us, _worker
 from bench.place import BASE, scratch_directory
 from bench.report import Row, Scale, in_ms, median, rounded_ms
 from bench.wire import Connection
@@ -117,7 +116,7 @@ async def _gateway(files: dict[str, Path]) -> AsyncIterator[Gateway]:
 
 async def _compare(gateway: Gateway, rounds: int) -> dict[str, dict[str, list[float]]]:
     """By service: the p50 of each round in seconds, CPU of a chat and of a stream in us."""
-    pid = await _worker(gateway)
+    pid = await processes.only_worker(gateway)
     found: dict[str, dict[str, list[float]]] = {
         name: {"p50": [], "cpu": [], "stream": []} for name in ("open", "bounded")
     }
@@ -132,13 +131,13 @@ async def _compare(gateway: Gateway, rounds: int) -> dict[str, dict[str, list[fl
 
     for number in range(rounds):
         for name in list(found)[:: 1 if number % 2 else -1]:
-            before = _cpu_us(pid)
+            before = processes.cpu_us(pid)
             found[name]["p50"].append(median([await ask(name, _BODY) for _ in range(_CHATS)]))
-            found[name]["cpu"].append((_cpu_us(pid) - before) / _CHATS)
-            before = _cpu_us(pid)
+            found[name]["cpu"].append((processes.cpu_us(pid) - before) / _CHATS)
+            before = processes.cpu_us(pid)
             for _ in range(4):
                 await ask(name, {**_BODY, "stream": True})
-            found[name]["stream"].append((_cpu_us(pid) - before) / 4)
+            found[name]["stream"].append((processes.cpu_us(pid) - before) / 4)
     for connection in connections.values():
         connection.close()
     return found
@@ -165,7 +164,7 @@ async def _in_force_s(
 
 async def _memory_mb(gateway: Gateway) -> float:
     """What nginx's worker grows by when all keys have had a request."""
-    pid = await _worker(gateway)
+    pid = await processes.only_worker(gateway)
     before = processes.rss_mb(pid)
     url = f"{gateway.url('bounded')}{_PATH}"
     async with aiohttp.ClientSession() as session:

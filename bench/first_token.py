@@ -131,20 +131,16 @@ async def _compare(
     connections = {name: Connection("127.0.0.1", ports[name]) for name in names}
     for number in range(rounds):
         for name in names[:: -1 if number % 2 else 1]:
-            took, before = [], _cpu_us(pid)
+            took, before = [], processes.cpu_us(pid)
             for _ in range(_REQUESTS):
                 began = time.perf_counter()
                 await connections[name].ask("GET", "/")
                 took.append(time.perf_counter() - began)
-            cpu[name].append((_cpu_us(pid) - before) / _REQUESTS)
+            cpu[name].append((processes.cpu_us(pid) - before) / _REQUESTS)
             times[name].append(median(took))
     for connection in connections.values():
         connection.close()
     return times, cpu
-
-
-def _cpu_us(pid: int) -> float:
-    return int(Path(f"/proc/{pid}/schedstat").read_text().split()[0]) / 1000
 
 
 # -- the client's clock

@@ -101,15 +101,6 @@ async def _two_services(file: Path) -> AsyncIterator[Gateway]:
         await gateway.close()
 
 
-async def _worker(gateway: Gateway) -> int:
-    (pid,) = processes.children(int((await gateway.status())["nginx"]["pid"]))
-    return pid
-
-
-def _cpu_us(pid: int) -> float:
-    return int(Path(f"/proc/{pid}/schedstat").read_text().split()[0]) / 1000
-
-
 async def _times(connection: Connection) -> list[float]:
     times = []
     for _ in range(_REQUESTS):
@@ -123,7 +114,7 @@ async def _times(connection: Connection) -> list[float]:
 
 async def _compare(gateway: Gateway, key: str, rounds: int) -> tuple[list[list[float]], list[list[float]], list[float]]:
     """Each round's times at the bare address and at the door, and the CPU that the door took more, in us a request."""
-    pid = await _worker(gateway)
+    pid = await processes.only_worker(gateway)
     sides: tuple[list[list[float]], list[list[float]]] = ([], [])
     cpu: list[float] = []
     async with (
@@ -133,9 +124,9 @@ async def _compare(gateway: Gateway, key: str, rounds: int) -> tuple[list[list[f
         for number in range(rounds):
             used = [0.0, 0.0]
             for side in (0, 1) if number % 2 else (1, 0):
-                before = _cpu_us(pid)
+                before = processes.cpu_us(pid)
                 sides[side].append(await _times((bare, door)[side]))
-                used[side] = _cpu_us(pid) - before
+                used[side] = processes.cpu_us(pid) - before
             cpu.append((used[1] - used[0]) / _REQUESTS)
     return sides[0], sides[1], cpu
 
@@ -231,18 +222,18 @@ async def _logs(rounds: int) -> list[Row]:
             spec = EngineSpec(kind=EngineKind.SGLANG_HTTP, socket=gateway.socket("r1", name), model="tiny")
             engines.append(await start_engine(spec, Behaviour()))
             await gateway.until_states({"r1": "serving"}, service=name)
-        pid, names = await _worker(gateway), list(_LOGS)
+        pid, names = await processes.only_worker(gateway), list(_LOGS)
         connections = {name: Connection("127.0.0.1", gateway.ports[name]) for name in names}
         for number in range(rounds):
             for name in names[number % 3 :] + names[: number % 3]:
-                took, before = [], _cpu_us(pid)
+                took, before = [], processes.cpu_us(pid)
                 for _ in range(_CHATS):
                     began = time.perf_counter()
                     answer = await connections[name].ask("POST", _CHAT_PATH, _CHAT)
                     took.append(time.perf_counter() - began)
                     if answer.status != 200:
                         raise RuntimeError(f"{answer.status}: {answer.body!r:.200}")
-                cpu[name].append((_cpu_us(pid) - before) / _CHATS)
+                cpu[name].append((processes.cpu_us(pid) - before) / _CHATS)
                 times[name].append(median(took))
         for connection in connections.values():
             connection.close()
@@ -303,11 +294,11 @@ http {{
         (pid,) = processes.children(process.pid)
         for _ in range(5):
             for name, port in (("static", static), ("dynamic", dynamic)):
-                before = _cpu_us(pid)
+                before = processes.cpu_us(pid)
                 for _ in range(count):
                     _, writer = await asyncio.open_connection("127.0.0.1", port, ssl=context)
                     writer.transport.abort()
-                found[name].append((_cpu_us(pid) - before) / count)
+                found[name].append((processes.cpu_us(pid) - before) / count)
     finally:
         await processes.end(process)
     return found

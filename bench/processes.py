@@ -7,6 +7,8 @@ import os
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 
+from tests.system.gateway import Gateway
+
 _TICKS_A_SECOND = os.sysconf("SC_CLK_TCK")
 _PAGE_BYTES = os.sysconf("SC_PAGE_SIZE")
 
@@ -60,3 +62,14 @@ def _ticks(pid: int) -> int:
     stat = Path(f"/proc/{pid}/stat").read_text()
     user, system = stat[stat.rindex(")") + 2 :].split()[11:13]
     return int(user) + int(system)
+
+
+def cpu_us(pid: int) -> float:
+    """CPU time that a process's first thread has used, by its schedstat."""
+    return int(Path(f"/proc/{pid}/schedstat").read_text().split()[0]) / 1000
+
+
+async def only_worker(gateway: Gateway) -> int:
+    """The one worker of a gateway's nginx."""
+    (pid,) = children(int((await gateway.status())["nginx"]["pid"]))
+    return pid

@@ -58,15 +58,6 @@ async def _gateway(frontends: dict[str, dict[str, Any]]) -> AsyncIterator[tuple[
         await gateway.close()
 
 
-async def _worker(gateway: Gateway) -> int:
-    (pid,) = processes.children(int((await gateway.status())["nginx"]["pid"]))
-    return pid
-
-
-def _cpu_us(pid: int) -> float:
-    return int(Path(f"/proc/{pid}/schedstat").read_text().split()[0]) / 1000
-
-
 async def run(scale: Scale) -> list[Row]:
     """200 rounds of 50 chats for each side; 10,000 chats; 10,000 keys. With `--quick` 40, 1,000 and 1,000."""
     added = [
@@ -82,18 +73,18 @@ async def _added(case: str, body: dict[str, Any], rounds: int) -> list[Row]:
     times: dict[str, list[float]] = {"bare": [], "counts": []}
     cpu: dict[str, list[float]] = {"bare": [], "counts": []}
     async with _gateway({"bare": {}, "counts": {"usage": {}}}) as (gateway, _):
-        pid = await _worker(gateway)
+        pid = await processes.only_worker(gateway)
         connections = {name: Connection("127.0.0.1", gateway.ports[name]) for name in times}
         for number in range(rounds):
             for name in sorted(times, reverse=bool(number % 2)):
-                took, before = [], _cpu_us(pid)
+                took, before = [], processes.cpu_us(pid)
                 for _ in range(_CHATS):
                     began = time.perf_counter()
                     answer = await connections[name].ask("POST", _PATH, body)
                     took.append(time.perf_counter() - began)
                     if answer.status != 200:
                         raise RuntimeError(f"{answer.status}: {answer.body!r:.200}")
-                cpu[name].append((_cpu_us(pid) - before) / _CHATS)
+                cpu[name].append((processes.cpu_us(pid) - before) / _CHATS)
                 times[name].append(median(took))
         for connection in connections.values():
             connection.close()
@@ -188,7 +179,7 @@ async def _keys(count: int) -> list[Row]:
         frontend = {"usage": {}, "auth": {"keys_file": str(directory / "keys")}}
         async with _gateway({"counts": frontend}) as (gateway, _):
             assert gateway.process is not None
-            port, pids = gateway.ports["counts"], (gateway.process.pid, await _worker(gateway))
+            port, pids = gateway.ports["counts"], (gateway.process.pid, await processes.only_worker(gateway))
             await _until_known(port, count)
             await _ask_all(port, range(_AT_ONCE * 4))  # What all requests take is there.
             before = [_rss_mb(pid) for pid in pids]
