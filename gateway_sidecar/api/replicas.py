@@ -88,7 +88,7 @@ async def delete_replica(request: web.Request) -> web.Response:
     report = DrainReport(True, 0, 0.0)
     if tenure is not None and tenure.sighting.source == NAME:
         report = await _drained(daemon, service, replica, drain_s) if drain_s else DrainReport(False, None, 0.0)
-    if not daemon.shared.api.forget(service.name, replica, entry):
+    if not daemon.shared.api.of(service.name).forget(replica, entry):
         if service.current(replica) is not None:
             service.drains.resume(replica)  # Another gateway may have put it.
         raise Refused(409, error=f"'{replica}' was put again while it drained; it stays")

@@ -73,6 +73,14 @@ class ApiRecord:
     unread: str | None = None
     news: asyncio.Event | None = None
 
+    def forget(self, replica: ReplicaId, entry: RawEntry | None) -> bool:
+        """Forgets a replica that has left; False if it was put again meanwhile, at whichever gateway."""
+        if replica in self.entries:
+            return False
+        if self.leaving.get(replica) is entry:
+            self.leaving.pop(replica, None)
+        return True
+
 
 def describe(
     path: Path,

@@ -66,9 +66,9 @@ async def test_delete_is_on_disk_before_the_drain(path: Path) -> None:
     assert api.of("chat").leaving == {A: entry}
     assert await api.take_out("chat", A) is entry, "asked twice"
     assert (await api.put("chat", A, {"socket": "/a"})).was_leaving
-    assert not api.forget("chat", A, entry)
+    assert not api.of("chat").forget(A, entry)
     entry = await api.take_out("chat", A)
-    assert api.forget("chat", A, entry)
+    assert api.of("chat").forget(A, entry)
     with pytest.raises(KeyError):
         await api.take_out("chat", A)
 

@@ -106,7 +106,7 @@ async def test_what_is_put_at_one_gateway_is_there_at_the_others_within_a_tenth_
         await asyncio.sleep(0.1)
         assert a.entries() == b.entries() == {}
         assert b.fleet.replicas.of("chat").leaving == {R1: ENTRY}
-        assert b.fleet.replicas.forget("chat", R1, b.fleet.replicas.of("chat").leaving[R1])
+        assert b.fleet.replicas.of("chat").forget(R1, b.fleet.replicas.of("chat").leaving[R1])
 
 
 @in_fake_time
@@ -148,7 +148,7 @@ async def test_a_replica_put_again_elsewhere_while_it_drains_here_stays(tmp_path
         entry = await a.fleet.replicas.take_out("chat", R1)
         await b.fleet.replicas.put("chat", R1, OTHER)
         await asyncio.sleep(0.1)
-        assert not a.fleet.replicas.forget("chat", R1, entry)
+        assert not a.fleet.replicas.of("chat").forget(R1, entry)
         assert a.entries() == {R1: OTHER}
 
 

@@ -136,15 +136,6 @@ class SharedReplicas:
             return entry
         raise StateError("other gateways write the same replica all the time; try again")
 
-    def forget(self, service: str, replica: ReplicaId, entry: RawEntry | None) -> bool:
-        """Forgets a replica that has left; False if it was put again meanwhile, at whichever gateway."""
-        record = self.of(service)
-        if replica in record.entries:
-            return False
-        if record.leaving.get(replica) is entry:
-            record.leaving.pop(replica, None)
-        return True
-
     # -- what the store says
 
     def _take_in(self, snapshot: Snapshot) -> None:

@@ -63,8 +63,6 @@ class ReplicasOfApi(Protocol):
 
     async def take_out(self, service: str, replica: ReplicaId) -> RawEntry | None: ...
 
-    def forget(self, service: str, replica: ReplicaId, entry: RawEntry | None) -> bool: ...
-
 
 class _InTurn(Record):
     """A record that is written by one at a time: what is written last is what is true last."""
@@ -146,15 +144,6 @@ class ApiReplicas:
             if entry is not None:
                 record.leaving[replica] = entry
             return entry
-
-    def forget(self, service: str, replica: ReplicaId, entry: RawEntry | None) -> bool:
-        """Forgets a replica that has left; False if it was put again meanwhile."""
-        record = self.of(service)
-        if replica in record.entries:
-            return False
-        if record.leaving.get(replica) is entry:
-            record.leaving.pop(replica, None)
-        return True
 
     # -- the record
 
