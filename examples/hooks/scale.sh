@@ -12,18 +12,22 @@ base=$service-$GATEWAY_SIDECAR_ROLE
 retiring=${SCALE_DIRECTORY:-/var/lib/gateway-sidecar/retiring}
 drain_s=${SCALE_DRAIN_S:-1800}
 mkdir -p "$retiring"
+# Before anything else: one that is retired meanwhile may still be in the list of those that run.
+marked=$(ls "$retiring")
+
+is_in() { echo "$1" | grep -qxF "$2"; }
 
 # Names that run and are to stay, by number.
 living() {
-    running | sed -n "s/^$base-\([0-9]\{1,\}\)\$/\1/p" | sort -n | while read -r number; do
-        [ -e "$retiring/$base-$number" ] || echo "$base-$number"
+    echo "$taken" | sed -n "s/^$base-\([0-9]\{1,\}\)\$/\1/p" | sort -n | while read -r number; do
+        is_in "$marked" "$base-$number" || echo "$base-$number"
     done
 }
 
 # The first name that nobody has, whether it stays or drains.
 free_name() {
     number=1
-    while echo "$taken" | grep -qx "$base-$number" || [ -e "$retiring/$base-$number" ]; do number=$((number + 1)); done
+    while is_in "$taken" "$base-$number" || is_in "$marked" "$base-$number"; do number=$((number + 1)); done
     echo "$base-$number"
 }
 
@@ -44,12 +48,13 @@ retire() {
     (
         flock -n 9 || exit 0
         drain "$1" || :
-        stop "$1"
+        # What cannot be stopped is tried again by the next call, unless it does not run any more.
+        stop "$1" || ! is_in "$(running)" "$1" || exit 1
         rm -f "$retiring/$1"
     ) 9>> "$retiring/$1" > /dev/null 2>&1 &
 }
 
-ls "$retiring" | sed -n "/^$base-[0-9]\{1,\}\$/p" | while read -r name; do retire "$name"; done
+for name in $(echo "$marked" | sed -n "/^$base-[0-9]\{1,\}\$/p"); do retire "$name"; done
 
 taken=$(running)
 there=$(living)
