@@ -457,7 +457,7 @@ class Nginx:
         """
         process = self.process
         if process is None or not process.running:
-            raise NginxError("nginx does not run")
+            raise NginxError("its process has ended")
         said = await self._ask()
         if said is None:
             raise NginxError("nginx does not say what it serves; it hangs or is ending")

@@ -100,7 +100,7 @@ GROUPS: Mapping[str, Mapping[str, Event]] = {
             "Something was removed from `run_dir` and cannot be restored.", "Make `run_dir` writable for the daemon."
         ),
         "state.not_written": _error(
-            "A file in `state_dir` or `run_dir` cannot be written. Serving goes on.",
+            "The file at `path`, in `state_dir` or `run_dir`, cannot be written. Serving goes on.",
             "Make room on the disk, or the directory writable for the daemon.",
         ),
         "state.written_again": _info("The file at `path` can be written again."),

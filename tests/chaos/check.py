@@ -38,6 +38,7 @@ EXPLAINED_ERRORS: dict[str, frozenset[str]] = {
     "nginx.not_started": frozenset({"nginx killed"}),
     "nginx.not_reloaded": frozenset({"nginx killed"}),
     "router.not_replaced": frozenset({"router killed", "router lost", "router frozen"}),
+    "config.not_in_force": frozenset({"nginx killed"}),
     "state.not_written": frozenset({"state removed"}),
     "replica.notes_refused": frozenset(),
 }

@@ -76,15 +76,20 @@ def is_new(status: Status, old_router: int, wanted: dict[str, str]) -> bool:
     return router["state"] == "up" and router["pid"] not in (None, old_router) and states_of(status) == wanted
 
 
-def is_served(wanted: dict[str, str], problem: str | None) -> Callable[[Status], bool]:
-    """Everybody serves, and there is a problem with these words, or none at all."""
+def is_served(wanted: dict[str, str], problem: str | None, *, about: str = "state:") -> Callable[[Status], bool]:
+    """Everybody serves, and the state has a problem with these words, or nothing has any."""
 
     def condition(status: Status) -> bool:
         problems = status["problems"]
-        told = any(problem in line for line in problems) if problem is not None else not problems
+        told = any(problem in line for line in problems if line.startswith(about)) if problem else not problems
         return told and states_of(status) == wanted
 
     return condition
+
+
+def times_told(gateway: Gateway, event: str) -> int:
+    """How often it was said of the record that the test looks at; other files of the same disk have their own."""
+    return sum(line["path"].endswith("/leases.json") for line in gateway.events(event))
 
 
 async def record_up(gateway: Gateway, directory: str) -> float:
@@ -133,10 +138,10 @@ async def test_disk_that_cannot_be_written_while_the_daemon_runs(
         session.post(f"{gateway.url()}/v1/chat/completions", json=body) as response,
     ):
         assert response.status == 200, "an nginx that was started meanwhile keeps its bodies elsewhere"
-    assert len(gateway.events("state.not_written")) == 1
+    assert times_told(gateway, "state.not_written") == 1
     repair(disk)
     await gateway.until(lambda s: not any(line.startswith("state:") for line in s["problems"]))
-    assert len(gateway.events("state.written_again")) == 1
+    assert times_told(gateway, "state.written_again") == 1
     assert await record_up(gateway, "state") == 1
     leases = disk.state / "leases.json"
     assert {row["replica"] for row in json.loads(leases.read_text())["services"]["chat"]} == {"r1", "r2"}
@@ -168,7 +173,7 @@ async def test_daemon_that_starts_on_a_disk_that_cannot_be_written(
     assert after["nginx"]["pid"] == status["nginx"]["pid"]
     repair(disk)
     await gateway.until(lambda s: not any(line.startswith("state:") for line in s["problems"]))
-    assert len(gateway.events("state.written_again")) == 1
+    assert times_told(gateway, "state.written_again") == 1
     spoil(disk)
     assert (await gateway.cli("stop", "--all"))[1] == "stopped, with nginx and all routers\n"
     assert gateway.process is not None
@@ -292,7 +297,7 @@ async def test_log_that_hangs_does_not_keep_a_router_from_starting(gateway: Gate
     os.mkfifo(log)
     os.kill(old, signal.SIGKILL)
     await gateway.until(lambda s: is_new(s, old, {"r1": "serving"}), within_s=20)
-    status = await gateway.until(is_served({"r1": "serving"}, "router-chat.log"))
+    status = await gateway.until(is_served({"r1": "serving"}, "router-chat.log", about="log of router"))
     assert (
         Path(f"/proc/{service_of(status)['router']['pid']}/fd/1").readlink().parent == gateway.directory / "run" / "log"
     )

@@ -96,7 +96,7 @@ class EventFile:
             self._most_bytes = 0  # Half a line may stand at its end: it is written anew.
             self._up.set(0)
             if self._problem.set(f"cannot write {self._path}: {_why(error)}"):
-                self._logger.error("state.not_written", reason=self._problem.text)
+                self._logger.error("state.not_written", path=str(self._path), reason=self._problem.text)
             return False
         self._written = entries[-1].seq
         if anew:

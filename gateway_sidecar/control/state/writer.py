@@ -102,7 +102,7 @@ class RecordWriter:
         except StateError as error:
             self._up.set(0)
             if self._problem.set(str(error)):
-                self._logger.error("state.not_written", reason=str(error))
+                self._logger.error("state.not_written", path=str(self.record.path), reason=str(error))
             return False
         self._up.set(1)
         self._written_at = awake.monotonic()
