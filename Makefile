@@ -25,9 +25,10 @@ SETUP := VENV="$(VENV)" MLX_VENV="$(MLX_VENV)" VLLM_VENV="$(VLLM_VENV)" SMG_NEWE
     ENVOY_VENV="$(ENVOY_VENV)" LITELLM_VENV="$(LITELLM_VENV)" DYNAMO_VENV="$(DYNAMO_VENV)" VLLM_ROUTER_VENV="$(VLLM_ROUTER_VENV)" \
     SGLANG_ROUTER_VENV="$(SGLANG_ROUTER_VENV)" PREFIX="$(PREFIX)" PYTHON="$(PYTHON)" scripts/setup.sh
 ROUTERS := vllm-router sglang-router dynamo
-# Without plugins that they do not use, with what is compiled kept whatever the environment says (3 s of CPU in each
-# process), and with a quarter of the drawn examples.
-UNIT := PYTHONDONTWRITEBYTECODE= $(PY) -m pytest -q -p no:schemathesis -p no:anyio --hypothesis-profile=quick tests/unit
+# What is compiled is kept, whatever the environment says: 3 s of CPU in each process of pytest, and 0.3 s in each daemon.
+PYTEST := PYTHONDONTWRITEBYTECODE= $(PY) -m pytest
+# Without plugins that they do not use, and with a quarter of the drawn examples.
+UNIT := $(PYTEST) -q -p no:schemathesis -p no:anyio --hypothesis-profile=quick tests/unit
 # Not with --quiet: it keeps warnings from --strict. The variable silences an advertisement.
 SITE := NO_MKDOCS_2_WARNING=1 $(PY) -m mkdocs build --strict
 export MLX_PYTHON ?= $(abspath $(MLX_VENV)/bin/python)
@@ -55,7 +56,7 @@ run:
 ## make test     all tests, with the real nginx and the real SMG, JOBS=4 at a time; ARGS='-k drain' for some of them
 test:
 	@$(SETUP) dev nginx sshd prometheus etcd haproxy pebble man smg-newest envoy litellm $(ROUTERS)
-	@$(PY) -m pytest -n $(JOBS) --dist worksteal $(ARGS)
+	@$(PYTEST) -n $(JOBS) --dist worksteal $(ARGS)
 
 ## make unit     the unit tests alone: no nginx, no socket, no process, and time is fake
 unit:

@@ -260,8 +260,8 @@ class Gateway:
 
     def events(self, name: str) -> list[dict[str, Any]]:
         """The daemon's log events of one name."""
-        rows = [json.loads(line) for line in self.log().splitlines() if line.startswith("{")]
-        return [row for row in rows if row.get("event") == name]
+        lines = [line for line in self.log().splitlines() if line.startswith("{") and f'"{name}"' in line]
+        return [row for row in map(json.loads, lines) if row.get("event") == name]
 
     async def until_logged(self, name: str, *, within_s: float = PATIENCE_S) -> None:
         """Waits for an event in its log, which is there also when the daemon takes no connections."""

@@ -24,8 +24,10 @@ async def chat(gateway: Gateway) -> int:
         return answer.status
 
 
-@pytest.mark.parametrize("kind", [EngineKind.SGLANG_HTTP, EngineKind.SGLANG_GRPC])
-@pytest.mark.parametrize(("first", "second"), [(Role.PREFILL, Role.DECODE), (Role.DECODE, Role.PREFILL)])
+@pytest.mark.parametrize(
+    ("kind", "first", "second"),
+    [(EngineKind.SGLANG_HTTP, Role.PREFILL, Role.DECODE), (EngineKind.SGLANG_GRPC, Role.DECODE, Role.PREFILL)],
+)
 async def test_half_a_pair_is_told(
     make_gateway: MakeGateway, engine: StartEngine, kind: EngineKind, first: Role, second: Role
 ) -> None:
@@ -34,6 +36,7 @@ async def test_half_a_pair_is_told(
     Beside another model that is answered, so that the service as a whole lets requests through.
     """
     gateway = make_gateway()
+    gateway.settings["services"][0]["hold"] = {"asleep_s": 0}
     await gateway.start()
     await engine(gateway.socket("r1"), model="other")
     await gateway.until_states({"r1": "serving"}, within_s=30)
@@ -61,8 +64,11 @@ async def test_half_a_pair_beside_a_regular_worker_is_no_trouble(gateway: Gatewa
     assert await chat(gateway) == 200
 
 
-async def test_two_halves_that_do_not_pair_are_told(gateway: Gateway, engine: StartEngine) -> None:
+async def test_two_halves_that_do_not_pair_are_told(make_gateway: MakeGateway, engine: StartEngine) -> None:
     """One over HTTP and one over gRPC: the router sends neither anything."""
+    gateway = make_gateway()
+    gateway.settings["services"][0]["hold"] = {"asleep_s": 0}
+    await gateway.start()
     await engine(gateway.socket("p1"), EngineKind.SGLANG_HTTP, role=Role.PREFILL)
     await engine(gateway.socket("d1"), EngineKind.SGLANG_GRPC, role=Role.DECODE)
     await gateway.until_states({"p1": "serving", "d1": "serving"}, within_s=30)

@@ -299,19 +299,24 @@ async def test_a_directory_for_each_user(make_gateway: MakeGateway, start: Start
     assert not await OTHER.does("mv", place / "r1", place / "r3")
 
 
-@pytest.mark.parametrize("user", [DAEMON, User(0)], ids=["daemon", "root"])
 @pytest.mark.parametrize(
-    ("name", "spoil", "words"),
+    ("user", "name", "spoil", "words"),
     [
-        ("run", lambda path: give(path, OTHER, 0o750), f"belongs to user {OTHER.uid}; name another directory"),
-        ("state", lambda path: give(path, OTHER, 0o700), f"belongs to user {OTHER.uid}; name another directory"),
-        ("run", lambda path: path.chmod(0o770), "users other than its owner may write in"),
-        ("state", lambda path: path.chmod(0o1777), "users other than its owner may write in"),
-        ("run", lambda path: path.parent.chmod(0o777), "others may rename what is in"),
+        (DAEMON, "run", lambda path: give(path, OTHER, 0o750), f"belongs to user {OTHER.uid}; name another directory"),
+        (
+            User(0),
+            "state",
+            lambda path: give(path, OTHER, 0o700),
+            f"belongs to user {OTHER.uid}; name another directory",
+        ),
+        (User(0), "run", lambda path: path.chmod(0o770), "users other than its owner may write in"),
+        (DAEMON, "state", lambda path: path.chmod(0o1777), "users other than its owner may write in"),
+        (DAEMON, "run", lambda path: path.parent.chmod(0o777), "others may rename what is in"),
+        (User(0), "run", lambda path: path.parent.chmod(0o777), "others may rename what is in"),
     ],
 )
 async def test_directories_that_others_may_write_in_are_not_used(
-    make_gateway: MakeGateway, name: str, spoil: Callable[[Path], None], words: str, user: User
+    make_gateway: MakeGateway, user: User, name: str, spoil: Callable[[Path], None], words: str
 ) -> None:
     """The daemon says so and ends with 78; nothing that was planted there is followed, not even by root."""
     gateway = make_gateway()
