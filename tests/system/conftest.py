@@ -26,15 +26,16 @@ StartAs = Callable[..., Awaitable[EngineProcess]]
 MakeGateway = Callable[..., Gateway]
 
 
-_FAILED = pytest.StashKey[bool]()
-_LAST_LINES = 80
+FAILED = pytest.StashKey[bool]()
+LAST_LINES = 300
+"""Of a daemon's log, which is shown with a test that failed."""
 
 
 @pytest.hookimpl(wrapper=True)
 def pytest_runtest_makereport(item: pytest.Item) -> Generator[None, pytest.TestReport, pytest.TestReport]:
     report = yield
     if report.failed:
-        item.stash[_FAILED] = True
+        item.stash[FAILED] = True
     return report
 
 
@@ -59,9 +60,9 @@ async def make_gateway(request: pytest.FixtureRequest) -> AsyncIterator[MakeGate
 
     yield make
     for gateway in made:
-        if request.node.stash.get(_FAILED, False):
+        if request.node.stash.get(FAILED, False):
             for log in sorted(gateway.directory.glob("daemon-*.log")):
-                print(f"--- {log}", *log.read_text().splitlines()[-_LAST_LINES:], sep="\n")
+                print(f"--- {log}", *log.read_text().splitlines()[-LAST_LINES:], sep="\n")
         await gateway.close()
 
 

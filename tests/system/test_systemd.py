@@ -17,7 +17,7 @@ import pytest_asyncio
 from examples.simulated import EngineKind
 from gateway_sidecar.supervision.loops import cancelled
 from tests.namespaces import namespaces
-from tests.system.conftest import StartEngine
+from tests.system.conftest import FAILED, LAST_LINES, StartEngine
 from tests.system.gateway import replica_of, service_of, states_of
 from tests.system.systemd import SERVICE, SystemdMachine, why_not
 from tests.users import with_python
@@ -42,7 +42,7 @@ WATCHDOG_S = 8
 
 
 @pytest_asyncio.fixture
-async def machine(tmp_path: Path) -> AsyncIterator[SystemdMachine]:
+async def machine(request: pytest.FixtureRequest, tmp_path: Path) -> AsyncIterator[SystemdMachine]:
     with namespaces(1) as (network,):
         made = SystemdMachine(network, tmp_path)
         try:
@@ -51,6 +51,8 @@ async def machine(tmp_path: Path) -> AsyncIterator[SystemdMachine]:
             except RuntimeError as error:
                 pytest.skip(str(error))
             yield made
+            if request.node.stash.get(FAILED, False):
+                print(*made.events().splitlines()[-LAST_LINES:], sep="\n")
         finally:
             await made.stop()
 
