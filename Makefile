@@ -80,7 +80,7 @@ check:
 	$(PY) -m mypy
 	$(SITE)
 
-## make reference write into docs/ what the code itself says: the page of events
+## make reference write into docs/ what the code says: settings, commands, exit codes, events, metrics, the API
 reference:
 	@$(SETUP) dev
 	$(PY) -m scripts.reference

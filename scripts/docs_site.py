@@ -1,10 +1,12 @@
-"""The site of docs/: README.md is its front page, and what a page links to outside docs/ comes with it.
+"""The site of docs/: README.md is its front page, and what a page links to outside docs/ comes with it. Beside the page
+of the API is its description for programs.
 
 Links are written for a reader of the repository; here they become those of the site. mkdocs.yml names this file.
 """
 
 from __future__ import annotations
 
+import json
 import posixpath
 import re
 from pathlib import Path
@@ -13,8 +15,11 @@ from mkdocs.config.defaults import MkDocsConfig
 from mkdocs.structure.files import File, Files
 from mkdocs.structure.pages import Page
 
+from gateway_sidecar.api.openapi import describe_api
+
 ROOT = Path(__file__).parents[1]
 FRONT = "README.md"
+API = "reference/openapi.json"
 _LINK = re.compile(r"\]\((?![a-z]+:|#)([^)#\s]+)")
 _CODE = re.compile(r"`[^`\n]+`")
 
@@ -32,6 +37,7 @@ def on_files(files: Files, config: MkDocsConfig) -> Files:
             ahead += [_target(path, link) for link in _LINK.findall((ROOT / path).read_text("utf-8"))]
         if not path.startswith("docs/"):
             files.append(File.generated(config, path, abs_src_path=str(ROOT / path)))
+    files.append(File.generated(config, API, content=json.dumps(describe_api(), indent=1)))
     return files
 
 

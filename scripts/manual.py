@@ -1,8 +1,8 @@
 """Writes the man pages and the completions of bash, zsh and fish into a directory: python scripts/manual.py DIRECTORY
 
 All of it comes from the parser and from docs/, so nothing is said twice: gateway-sidecar(8) from the parser by
-argparse-manpage, with the exit codes of docs/reference/commands.md; gateway-sidecar.yaml(5) from docs/configuration.md
-by lowdown; the completions by shtab. SOURCE_DATE_EPOCH dates the pages.
+argparse-manpage, with the exit codes; gateway-sidecar.yaml(5) from docs/configuration.md by lowdown; the completions by
+shtab. SOURCE_DATE_EPOCH dates the pages.
 """
 
 from __future__ import annotations
@@ -12,9 +12,13 @@ import os
 import re
 import subprocess
 import sys
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from datetime import UTC, datetime
 from pathlib import Path
+from typing import TYPE_CHECKING
+
+if TYPE_CHECKING:
+    from gateway_sidecar.commands.exit_codes import Exit, Meaning
 
 ROOT = Path(__file__).parents[1]
 NAME = "gateway-sidecar"
@@ -23,8 +27,9 @@ PAGES = (f"{NAME}.8", f"{NAME}.yaml.5")
 
 _ONE_LINE = "10000"  # man breaks lines itself; argparse would break names at their hyphens.
 _LINK = re.compile(r"\[([^\]]+)\]\([^)\s]+\)")
-_ROW = re.compile(r"^\| *(.*?) *(?<!\\)\| *(.*?) *(?<!\\)\| *(.*?) *\|$")
-_SETTINGS = re.compile(r"^\| setting \| default \| meaning \|\n\|[ :|-]+\n((?:\|.*\n?)+)", re.MULTILINE)
+_CELL_END = re.compile(r" *(?<!\\)\| *")
+_MARK = re.compile(r"^<!-- .* -->\n", re.MULTILINE)
+_SETTINGS = re.compile(r"^\| (setting \|.*) \|\n\|[ :|-]+\n((?:\|.*\n?)+)", re.MULTILINE)
 _END = """[FILES]
 .TP
 .I /etc/gateway-sidecar/gateway-sidecar.yaml
@@ -88,9 +93,7 @@ def page_of_commands() -> str:
             "date": f"{_date():%Y-%m-%d}",
         },
     )
-    codes = (ROOT / "docs/reference/commands.md").read_text("utf-8").partition("## Exit codes")[2]
-    rows = re.findall(r"^\| (\d+) \| (.*) \|$", codes, re.MULTILINE)
-    status = "\n".join(f".TP\n.B {code}\n{_plain(meaning)}" for code, meaning in rows)
+    status = "\n".join(f".TP\n.B {code:d}\n{_plain(meaning.text)}" for code, meaning in _exit_codes().items())
     return f"{page}\n" + re.sub(r"^\[(.*)\]$", r".SH \1", f"[EXIT STATUS]\n{status}\n{_END}", flags=re.MULTILINE)
 
 
@@ -100,20 +103,21 @@ def page_of_settings() -> str:
     text = text.replace(
         "# Configuration\n", f"# NAME\n\n{NAME}.yaml - configuration of {NAME}(8)\n\n# DESCRIPTION\n", 1
     )
-    text = _SETTINGS.sub(lambda table: "\n".join(_as_list(table[1])), _without_links(text))
+    text = _SETTINGS.sub(lambda table: "\n".join(_as_list(table[1], table[2])), _without_links(_MARK.sub("", text)))
     about = {"title": f"{NAME}.yaml", "section": "5", "date": f"{_date():%Y-%m-%d}", "source": f"{NAME} {_version()}"}
     command = ["lowdown", "-s", "-Tman", *(f"-M{key}={value}" for key, value in about.items())]
     page = subprocess.run(command, input=text, capture_output=True, text=True, check=True).stdout
     return re.sub(r"^(\.S[HS])\n", r"\1 ", page, flags=re.MULTILINE)  # apropos reads no heading on a line of its own.
 
 
-def _as_list(rows: str) -> Iterator[str]:
+def _as_list(head: str, rows: str) -> Iterator[str]:
     """A table of settings as a list, which a terminal of any width shows."""
+    names = _CELL_END.split(head)
     for row in rows.splitlines():
-        found = _ROW.match(row)
-        assert found is not None, row
-        setting, default, meaning = (cell.replace("\\|", "|") for cell in found.groups())
-        yield f"**{setting}** ({'required' if default == 'required' else f'default: {default}'})\n: {meaning}\n"
+        said = dict(zip(names, (cell.replace("\\|", "|") for cell in _CELL_END.split(row)[1:-1]), strict=True))
+        default = "required" if said["default"] == "required" else f"default: {said['default']}"
+        change = f"; a change needs a {said['change']}" if "change" in said else ""
+        yield f"**{said['setting']}** ({said['value']}; {default}{change})\n: {said['meaning']}\n"
 
 
 def _without_links(text: str) -> str:
@@ -130,6 +134,12 @@ def _parser() -> argparse.ArgumentParser:
     from gateway_sidecar.cli import _parser as made
 
     return made()
+
+
+def _exit_codes() -> Mapping[Exit, Meaning]:
+    from gateway_sidecar.commands.exit_codes import MEANINGS
+
+    return MEANINGS
 
 
 def _version() -> str:

@@ -41,12 +41,12 @@ class Recorded(Collector):
         """One series for each URL that a router knows, or is to know, a replica by; and one for the file."""
         yield GaugeMetricFamily(
             "gateway_sidecar_config_file_in_force",
-            "1 while the configuration file on disk means what is in force.",
+            "1 while the configuration file on disk means what is in force. Comments and order do not count.",
             value=self._daemon.file.found.state == "in force",
         )
         family = GaugeMetricFamily(
             "gateway_sidecar_worker_info",
-            "Always 1: which replica the router's worker of this URL is.",
+            "Always 1: the replica that a worker is; the router's own metrics name the worker by its URL.",
             labels=("service", "replica", "worker"),
         )
         for name, service in self._daemon.services.items():

@@ -7,7 +7,8 @@ import asyncio
 import os
 
 from gateway_sidecar.check import check_machine, not_who_is_meant, user_to_be
-from gateway_sidecar.commands.defaults import DEFAULT_CONFIG, EXIT_FAILED
+from gateway_sidecar.commands.defaults import DEFAULT_CONFIG
+from gateway_sidecar.commands.exit_codes import Exit
 from gateway_sidecar.commands.rights import become
 from gateway_sidecar.config import Settings, load_config, load_usable
 from gateway_sidecar.errors import ProcessError
@@ -33,7 +34,7 @@ def check(arguments: argparse.Namespace) -> int:
     findings = asyncio.run(check_machine(settings, assumed=user is not None and user.told is None))
     for finding in findings:
         print(finding.line())
-    return EXIT_FAILED if any(finding.failed for finding in findings) else 0
+    return Exit.FAILED if any(finding.failed for finding in findings) else Exit.DONE
 
 
 def _summary(settings: Settings) -> str:

@@ -8,7 +8,7 @@ import faulthandler
 import uvloop
 
 from gateway_sidecar.app import run_daemon
-from gateway_sidecar.commands.defaults import EXIT_FAILED, EXIT_STOPPED
+from gateway_sidecar.commands.exit_codes import Exit
 from gateway_sidecar.config import load_config
 from gateway_sidecar.errors import NginxError, ProcessError
 from gateway_sidecar.supervision.memory import collect_seldom, share_arenas
@@ -27,6 +27,6 @@ def run(arguments: argparse.Namespace) -> int:
         by_command = uvloop.run(run_daemon(arguments.config.absolute(), settings))
     except (NginxError, ProcessError, OSError) as error:
         get_logger().critical("daemon.failed", reason=str(error))
-        return EXIT_FAILED
+        return Exit.FAILED
     # Told apart from a signal, so that systemd starts a daemon again that somebody's SIGTERM ended, and no other.
-    return EXIT_STOPPED if by_command else 0
+    return Exit.STOPPED if by_command else Exit.DONE

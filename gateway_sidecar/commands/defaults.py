@@ -4,7 +4,6 @@ from __future__ import annotations
 
 from pathlib import Path
 
-EXIT_FAILED, EXIT_CUT, EXIT_CONFIG, EXIT_STOPPED = 1, 3, 78, 79
 DEFAULT_CONFIG = Path("/etc/gateway-sidecar/gateway-sidecar.yaml")
 STOP_S = 30.0
 """For how long `stop --all` lets requests in flight end."""

@@ -10,7 +10,7 @@ from contextlib import suppress
 from typing import TYPE_CHECKING
 
 from gateway_sidecar.api.client import Client, Remote
-from gateway_sidecar.commands.defaults import EXIT_CUT
+from gateway_sidecar.commands.exit_codes import Exit
 from gateway_sidecar.commands.place import admin_of
 from gateway_sidecar.domain.printable import counted
 from gateway_sidecar.errors import AdminError, AdminRefused, DaemonAway
@@ -43,7 +43,7 @@ def leave(arguments: argparse.Namespace) -> int:
     after = f"left after {last['took_s']:.0f} s"
     if last["cut"]:
         print(f"{after}; {counted(last['cut'], 'connection')} with requests in flight cut")
-        return EXIT_CUT
+        return Exit.CUT
     print(f"{after}; nothing was cut")
     return 0
 

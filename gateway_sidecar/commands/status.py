@@ -11,7 +11,7 @@ from gateway_sidecar.api.client import Client
 from gateway_sidecar.api.event_lines import event_line
 from gateway_sidecar.api.explain_text import wrapped
 from gateway_sidecar.api.table import render_problems, render_replica, render_service, render_status
-from gateway_sidecar.commands.defaults import EXIT_FAILED
+from gateway_sidecar.commands.exit_codes import Exit
 from gateway_sidecar.commands.place import admin_of
 from gateway_sidecar.commands.screen import paint, width
 from gateway_sidecar.errors import AdminError
@@ -50,7 +50,7 @@ def status(arguments: argparse.Namespace) -> int:
         print(json.dumps(part, indent=2))
     else:
         paint(render(answer, width()))
-    return EXIT_FAILED if arguments.problems and render_problems(answer) else 0
+    return Exit.FAILED if arguments.problems and render_problems(answer) else Exit.DONE
 
 
 def _one(client: Client, answer: Status, name: str, replica: str | None, columns: int | None) -> str:

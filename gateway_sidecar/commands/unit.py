@@ -6,7 +6,7 @@ import argparse
 from collections.abc import Iterable
 
 from gateway_sidecar import install as unit
-from gateway_sidecar.commands.defaults import EXIT_FAILED
+from gateway_sidecar.commands.exit_codes import Exit
 
 
 def install(arguments: argparse.Namespace) -> int:
@@ -24,4 +24,4 @@ def _print_steps(steps: Iterable[unit.Step]) -> int:
     for step in steps:
         print(step)
         failed |= step.failed
-    return EXIT_FAILED if failed else 0
+    return Exit.FAILED if failed else Exit.DONE

@@ -25,6 +25,10 @@ FIXED = (
 )
 """What cannot change while a daemon runs."""
 
+_AT_ONCE = ("log", "acme", "leave")
+TAKEN_IN = (*_AT_ONCE, "services", "addresses")
+"""What a reload takes in."""
+
 
 def changed_settings(old: BaseModel, new: BaseModel) -> list[str]:
     """Which settings of one part of the file are others now."""
@@ -64,7 +68,7 @@ def differences(old: Settings, new: Settings) -> list[Change]:
         for name in FIXED
         if getattr(old, name) != getattr(new, name)
     ]
-    whole = [Change("-", name) for name in ("log", "acme") if getattr(old, name) != getattr(new, name)]
+    whole = [Change("-", name) for name in _AT_ONCE if getattr(old, name) != getattr(new, name)]
     return [*fixed, *whole, *_parts(old.services, new.services), *_parts(old.addresses, new.addresses)]
 
 

@@ -8,7 +8,7 @@ from pathlib import Path
 
 import pytest
 
-from gateway_sidecar.commands.defaults import EXIT_CONFIG, EXIT_STOPPED
+from gateway_sidecar.commands.exit_codes import Exit
 from gateway_sidecar.install import PEERS, SYSUSERS, TMPFILES, UNIT, install, own_command
 
 SOURCE = Path(__file__).parents[2] / "systemd" / "gateway-sidecar.service"
@@ -77,7 +77,7 @@ def test_a_dead_or_stuck_daemon_is_started_again() -> None:
     """Always and without giving up, but for a configuration that cannot work, and for an operator's `stop`."""
     unit = set(directives(SOURCE.read_text()))
     assert {"Type=notify", "NotifyAccess=main", "Restart=always", "StartLimitIntervalSec=0"} <= unit
-    assert {f"RestartPreventExitStatus={EXIT_CONFIG} {EXIT_STOPPED}", f"SuccessExitStatus={EXIT_STOPPED}"} <= unit
+    assert {f"RestartPreventExitStatus={Exit.CONFIG} {Exit.STOPPED}", f"SuccessExitStatus={Exit.STOPPED}"} <= unit
     assert any(re.fullmatch(r"WatchdogSec=\d+", line) for line in unit)
 
 

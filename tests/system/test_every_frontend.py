@@ -29,7 +29,7 @@ from hypothesis import strategies as st
 
 from examples.simulated import EngineKind, EngineSpec, SimulatedEngine, start_engine
 from gateway_sidecar.cli import main
-from gateway_sidecar.commands.defaults import EXIT_CONFIG, EXIT_FAILED
+from gateway_sidecar.commands.exit_codes import Exit
 from gateway_sidecar.config import FrontendSettings, LimitSettings, ServiceSettings, load_config
 from gateway_sidecar.frontend.edit_keys import add_key
 from tests.certificates import Authority, certificate
@@ -183,7 +183,7 @@ class Site:
         assert (code, sorted(it["service"] for it in actions)) == (0, sorted(not_in_force)), said
         assert all("put listen and frontend in force" in it["action"] for it in actions), said
         code, said = await self.cli("check")
-        assert code == (EXIT_FAILED if not_in_force else 0), said
+        assert code == (Exit.FAILED if not_in_force else 0), said
         for it in not_in_force:
             assert f"FAIL  the running daemon: {it}: listen and frontend" in said
 
@@ -470,9 +470,9 @@ async def one_example(
     # A file that cannot be used.
     good = site.gateway.config_path.read_text()
     site.gateway.config_path.write_text(good.replace("frontend:", "frontent:", 1))
-    await site.reload(EXIT_CONFIG)
+    await site.reload(Exit.CONFIG)
     for command in ("check", "plan"):
-        assert (await site.cli(command))[0] == EXIT_CONFIG
+        assert (await site.cli(command))[0] == Exit.CONFIG
     site.gateway.config_path.write_text(good)
     await site.agree(now)
     # A change that is refused: each service is as it was, or as it is to be, and it is said which.
@@ -481,7 +481,7 @@ async def one_example(
     if not changed:
         return
     with refusal(site, now, wanted) as refused:
-        await site.reload(EXIT_FAILED)
+        await site.reload(Exit.FAILED)
         await refused_whole(site, now, wanted, changed, refused)
         if again:
             await site.adopt()

@@ -21,9 +21,7 @@ from gateway_sidecar.config import (
     parse_config,
     replica_schema,
 )
-from gateway_sidecar.config.overrides import OverridesFile
 from gateway_sidecar.errors import ConfigError
-from gateway_sidecar.sources.entry import InventoryEntry
 from gateway_sidecar.sources.inventory import inventory_schema, read_inventory
 
 ROOT = Path(__file__).parents[2]
@@ -41,49 +39,6 @@ def validator() -> jsonschema.Draft202012Validator:
 
 def validate(text: str) -> None:
     validator().validate(yaml.safe_load(text))
-
-
-def rows(schema: Schema, node: Schema, prefix: str = "") -> Iterator[str]:
-    """One table row of the reference for each setting."""
-    for name, field in node["properties"].items():
-        inner = field.get("anyOf", [field])[0]
-        items = "[]" if "$ref" in inner.get("items", {}) else ""
-        reference = inner.get("$ref") or inner.get("items", {}).get("$ref")
-        path = f"{prefix}{name}{items}"
-        if path == "addresses[].frontend":
-            yield f"| `{path}` | `{{}}` | As [`services[].frontend`](#frontend). |"
-            continue
-        named = field.get("additionalProperties", {}) or {}
-        if reference or "properties" in inner:
-            below = schema["$defs"][reference.rpartition("/")[2]] if reference else inner
-            yield from rows(schema, below, f"{path}.")
-        else:
-            default = f"`{inline(field['default'])}`" if "default" in field else "required"
-            yield f"| `{path}` | {default} | {field['description']}{bounds(name, field)} |"
-        if "anyOf" in named:  # Whatever the name, one of these.
-            below = schema["$defs"][named["anyOf"][0]["$ref"].rpartition("/")[2]]
-            yield from rows(schema, below, f"{path}.NAME.")
-
-
-def inline(value: object) -> str:
-    """A value as it is written in YAML, on one line."""
-    return yaml.safe_dump(value, default_flow_style=True, width=200).strip().removesuffix("...").strip()
-
-
-def number(value: float) -> str:
-    """With all its digits, as a person writes it into the file."""
-    return str(int(value)) if value == int(value) else str(value)
-
-
-def bounds(name: str, field: Schema) -> str:
-    """What may be said, where the description does not say it."""
-    unit = " seconds" if name.endswith("_s") else ""
-    for kind in field.get("anyOf", [field]):
-        if "enum" in kind:
-            return f" One of {', '.join(f'`{choice}`' for choice in kind['enum'])}."
-        if "minimum" in kind and "anyOf" not in field:
-            return f" {number(kind['minimum'])} to {number(kind['maximum'])}{unit}."
-    return ""
 
 
 @pytest.mark.parametrize("path", EXAMPLES, ids=lambda path: path.name)
@@ -172,33 +127,11 @@ def test_the_schema_refuses_what_the_daemon_refuses(text: str) -> None:
         validate(text)
 
 
-def test_every_setting_has_a_description_that_editors_show() -> None:
-    """Hovering over a setting explains it."""
+def test_every_mapping_has_a_description_that_editors_show() -> None:
+    """Hovering over it explains it. Of single settings the reference has the description."""
     schema = config_schema()
     for node in [schema, *schema["$defs"].values()]:
         assert node["description"]
-    for row in rows(schema, schema):
-        assert row.count(" | ") == 2
-
-
-def today() -> list[str]:
-    """Every row that the reference must have."""
-    overrides = OverridesFile.model_json_schema()
-    inventory = InventoryEntry.model_json_schema()
-    places = {"properties": {name: inventory["properties"][name] for name in ("socket", "ssh")}}
-    return [*rows(config_schema(), config_schema()), *rows(overrides, overrides), *rows(inventory, places)]
-
-
-@pytest.mark.parametrize("row", today(), ids=lambda row: row.split("`")[1])
-def test_the_reference_has_every_setting(row: str) -> None:
-    """With its default, its bounds and its meaning, word for word as editors show them."""
-    assert row in DOCUMENT
-
-
-def test_the_reference_has_no_setting_that_is_gone() -> None:
-    """Every row of its tables is a setting of today."""
-    written = [line for line in DOCUMENT.splitlines() if line.startswith("| `")]
-    assert sorted(written) == sorted(today())
 
 
 def test_the_documents_example_works() -> None:

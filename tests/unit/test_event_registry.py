@@ -13,7 +13,6 @@ import pytest
 import gateway_sidecar
 from gateway_sidecar.domain.model import ReplicaState
 from gateway_sidecar.telemetry.events import EVENTS, GROUPS
-from scripts.reference import DOCS, PARTS, written
 
 PRODUCT = Path(gateway_sidecar.__file__).parent
 LEVELS = ("debug", "info", "warning", "error", "critical")
@@ -101,9 +100,3 @@ def _mends_itself(meaning: str) -> bool:
 
 def test_no_event_is_in_two_groups() -> None:
     assert sum(map(len, GROUPS.values())) == len(EVENTS)
-
-
-@pytest.mark.parametrize("page", PARTS)
-def test_the_reference_is_up_to_date(page: str) -> None:
-    """Run `make reference`."""
-    assert (DOCS / page).read_text("utf-8") == written(page)

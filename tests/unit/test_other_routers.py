@@ -2,13 +2,10 @@
 
 from __future__ import annotations
 
-from pathlib import Path
-
 import pytest
 
 from gateway_sidecar.domain.model import ConnectionMode, WorkerSpec, WorkerStatus
 from gateway_sidecar.errors import RouterRefused, RouterUnavailable
-from gateway_sidecar.kinds import ROUTERS
 from gateway_sidecar.routers.base import LogLine
 from gateway_sidecar.routers.one_model import refuse_another_model
 from gateway_sidecar.routers.program import Measured
@@ -18,7 +15,6 @@ from gateway_sidecar.routers.tracing_log import read_log_line
 from gateway_sidecar.routers.vllm_router import client as vllm
 from gateway_sidecar.routers.vllm_router.metrics import read_metrics as read_vllm
 
-PAGES = Path(__file__).parents[2] / "docs" / "routers"
 URL = "http://127.0.0.1:24001"
 ROW = {"id": "8ec4", "url": URL, "model_id": "tiny", "worker_type": "regular", "is_healthy": True}
 
@@ -125,14 +121,3 @@ def test_versions_are_compared_as_numbers(version: str, word: str | None) -> Non
     """From the first that was measured to before the next that may differ."""
     said = Measured("0.1.17", "0.2").objection("vllm-router", version)
     assert (said is None) if word is None else (word in (said or ""))
-
-
-@pytest.mark.parametrize("kind", ["vllm-router", "sglang-router"])
-def test_every_setting_of_its_own_is_on_its_page(kind: str) -> None:
-    """With its default and its description, as `docs/configuration.md` has those of every kind."""
-    page = (PAGES / f"{kind}.md").read_text()
-    model = ROUTERS[kind].settings
-    for name in ("models", "mode", "policy", "command", "args", "log_level"):
-        if name in model.model_fields:
-            assert f"| `{name}` | `" in page
-            assert str(model.model_fields[name].description) in page

@@ -1,19 +1,16 @@
-"""README.md and docs/ name what there is: every event, metric, command, state, figure and target.
+"""README.md and docs/ name what there is: every state, figure and target. `test_reference.py` holds what is generated.
 
 They link to no page and no heading that does not exist."""
 
 from __future__ import annotations
 
-import argparse
 import re
 from pathlib import Path
 
 import pytest
 
 from bench.__main__ import FIGURES
-from gateway_sidecar.cli import _parser
 from gateway_sidecar.domain.model import ReplicaState
-from tests.exported import all_families
 
 REPOSITORY = Path(__file__).parents[2]
 README = (REPOSITORY / "README.md").read_text("utf-8")
@@ -57,33 +54,6 @@ def test_the_first_configuration_is_the_example() -> None:
     minimal = (REPOSITORY / "examples" / "minimal.yaml").read_text("utf-8")
     for text in (README, page("tutorial.md"), page("configuration.md")):
         assert text.split("```yaml\n")[1].split("```")[0] in minimal
-
-
-def test_every_metric_is_in_the_table_and_no_other() -> None:
-    """A dashboard is written from docs/reference/metrics.md."""
-    suffix = {"counter": "_total", "info": "_info"}
-    families = (family for family in all_families() if family.name.startswith("gateway_sidecar_"))
-    exported = {family.name + suffix.get(family.type, "") for family in families}
-    text = page("reference/metrics.md")
-    assert set(re.findall(r"^\| `(gateway_sidecar_[a-z_]+)` \|", text, re.MULTILINE)) == exported
-
-
-def commands(parser: argparse.ArgumentParser) -> dict[str, argparse.ArgumentParser]:
-    """Its commands, or none."""
-    groups = [action for action in parser._actions if isinstance(action, argparse._SubParsersAction)]
-    return dict(groups[0].choices) if groups else {}
-
-
-def test_every_command_is_in_the_table_and_no_other() -> None:
-    """docs/reference/commands.md names them all, and what belongs to `replica`, `key` and `store`."""
-    cells = first_cells(page("reference/commands.md").partition("## States")[0])
-    named = re.findall(r"`(?:gateway-sidecar )?([a-z]+)", cells)
-    assert set(named) == set(commands(_parser()))
-    twice = {name for name in named if named.count(name) > 1}
-    assert twice <= {"replica", "key"}, "a row each for what these have below them, and one row for all others"
-    for name in ("replica", "key", "store"):
-        shown = re.findall(rf"`gateway-sidecar {name} ([a-z|\\]+)", cells)
-        assert {word for one in shown for word in one.split("\\|")} == set(commands(commands(_parser())[name]))
 
 
 def test_every_state_is_in_the_table_and_no_other() -> None:

@@ -101,8 +101,7 @@ class Reload:
         if fresh.log != self.settings.log:
             set_up_logs(fresh.log.format, fresh.log.level)
             changes.append("log")
-        if fresh.acme != self.settings.acme:
-            changes.append("acme")
+        changes += [name for name in ("acme", "leave") if getattr(fresh, name) != getattr(self.settings, name)]
         await self._take_in_services(fresh, changes, not_in_force)
         self._take_in_addresses(fresh, changes)
         services = self._services.by_name()
