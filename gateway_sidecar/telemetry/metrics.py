@@ -114,6 +114,14 @@ class Metrics:
             *("service", "missing"),
         )
         self.frontend_keys = gauge("frontend_keys", "Valid API keys of clients.", "service")
+        self.key_bound_used = gauge(
+            "key_bound_used_ratio",
+            "Share that a key has used of its bound, `tokens_per_day` or `tokens_per_month`, in the current day or"
+            " month"
+            " (UTC): 1 is all of it. Only frontends that count usage have it. The 200 keys that have used the largest"
+            " shares are named.",
+            *("service", "key", "bound"),
+        )
         self.frontend_expiry = gauge(
             "frontend_certificate_expiry_timestamp_seconds", "Time at which the served certificate expires.", "service"
         )

@@ -7,6 +7,7 @@ from __future__ import annotations
 import datetime
 import re
 from collections.abc import Callable, Iterator, Mapping
+from pathlib import Path
 from typing import Protocol
 
 from gateway_sidecar.config import FrontendSettings
@@ -50,11 +51,7 @@ class UsedUp:
 
     async def tell(self) -> None:
         """Writes the file. Never raises: an nginx that knows less is better than none."""
-        services = [
-            service
-            for service, it in self._frontends().items()
-            if it.usage is not None and it.auth is not None and it.auth.keys_file is not None
-        ]
+        services = who_count(self._frontends())
         if not services:
             return
         try:
@@ -76,6 +73,15 @@ class UsedUp:
                 if tokens > 0 and re.fullmatch(NAME, key)
             ]
         return lines
+
+
+def who_count(frontends: Mapping[str, FrontendSettings]) -> Mapping[str, Path]:
+    """The services and shared addresses that count what their keys use, each with its file of keys."""
+    return {
+        service: it.auth.keys_file
+        for service, it in frontends.items()
+        if it.usage is not None and it.auth is not None and it.auth.keys_file is not None
+    }
 
 
 def periods(now: float) -> Iterator[tuple[str, str, float]]:

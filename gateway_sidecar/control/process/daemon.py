@@ -18,6 +18,7 @@ from gateway_sidecar.control.autoscaling.collector import Signals
 from gateway_sidecar.control.edge.certificates import AcmeHost, Certificates
 from gateway_sidecar.control.edge.frontends import Frontends
 from gateway_sidecar.control.edge.nginx_supervisor import NginxSupervisor
+from gateway_sidecar.control.edge.quotas import Quotas
 from gateway_sidecar.control.edge.used_up import UsedUp
 from gateway_sidecar.control.process.adoption import Adoption
 from gateway_sidecar.control.process.child_logs import ChildLogs
@@ -77,6 +78,7 @@ class Daemon:
         self._written = WrittenDown(settings, shared, self._services, self._departing, self._leave, metrics)
         self._events = EventFile(settings.state_dir, JOURNAL, shared.problems.of("events"), metrics)
         self._tunnels = TunnelDemand(shared.tunnels, self._services, metrics)
+        self._quotas = Quotas(shared.usage, self._frontends_wanted, metrics)
         used_up = UsedUp(nginx.frontends, shared.usage, self._frontends_wanted)
         self.nginx_supervisor = NginxSupervisor(nginx, self._addresses, metrics, self.touch, used_up.tell)
         self.run_dir = RunDirRepair(
@@ -193,6 +195,7 @@ class Daemon:
                 self.shared.api.run,
                 self.readiness.run,
                 self.shared.usage.run,
+                self._quotas.run,
                 self.leaving.run,
                 self.frontends.run,
                 self.certificates.run,
