@@ -41,8 +41,8 @@ GROUPS: Mapping[str, Mapping[str, Event]] = {
         "daemon.stopped": _info("The daemon ends; `left_running` says whether nginx and the routers go on."),
         "daemon.failed": Event(
             ("critical",),
-            "The daemon cannot start, or cannot go on, for this `reason`.",
-            "Remove the reason, then start it.",
+            "The daemon cannot start or cannot go on: `reason`.",
+            "Correct what the reason names, then start the daemon.",
         ),
         "daemon.cut_off": _warning(
             "`stop --all` ended `connections` that were not closed after `after_s` seconds.",
@@ -54,73 +54,79 @@ GROUPS: Mapping[str, Mapping[str, Event]] = {
         ),
         "daemon.wedged": _error(
             "A `loop` has made no progress for `stale_s` seconds, so the daemon stops its pings to systemd's watchdog.",
-            "Report it, with the log before it. systemd restarts the daemon; nginx and the routers go on.",
+            "Report the event with the log before it. systemd restarts the daemon; nginx and the routers go on.",
         ),
-        "leave.begun": _info("The gateway begins to leave: load balancers are told, and all is still served."),
-        "leave.draining": _info("Load balancers have gone, or `leave.balancer_s` is over: no new requests are taken."),
-        "leave.stopping": _info("Nothing is in flight any more: everything ends."),
+        "leave.begun": _info(
+            "The gateway begins to leave: it tells load balancers to go elsewhere, and serves all requests."
+        ),
+        "leave.draining": _info(
+            "The gateway takes no new requests: load balancers have gone, or `leave.balancer_s` is over."
+        ),
+        "leave.stopping": _info("No request is in flight any more, so the routers, nginx and the daemon stop."),
         "leave.cut": _warning(
-            "The time of the leave was over: `connections` were cut.",
+            "The time to leave was over, so `connections` with requests in flight were cut.",
             "Raise `leave.timeout_s` if answers take longer.",
         ),
-        "leave.goes_on": _warning("This daemon goes on with the leave that an earlier one began."),
-        "leave.taken_back": _info("The gateway was taken back and is served as before."),
+        "leave.goes_on": _warning("The daemon goes on with the leave that an earlier daemon began."),
+        "leave.taken_back": _info("The gateway was taken back and serves as before."),
         "daemon.request_failed": _error(
             "The daemon failed while it answered a request to one of its own listeners.", "Report the traceback."
         ),
         "loop.failed": _error(
-            "A task of the daemon failed. It goes on, and what it was working on is looked at again.",
+            "A task of the daemon failed. It is run again, and what it was working on is looked at anew.",
             "Report the traceback.",
         ),
         "library.said": Event(
             ("warning", "error"),
             "A library that the daemon uses warns of something, or failed.",
-            "Report it if it repeats.",
+            "Report the event if it repeats.",
         ),
     },
     "Configuration and files": {
-        "config.reloaded": _info("The configuration was read again and is in force: its `changes`."),
+        "config.reloaded": _info("The configuration was read again, and its `changes` are in force."),
         "config.refused": _error(
-            "The configuration has errors (`problems`). The one before stays in force.",
-            "Correct the file, run `gateway-sidecar check`, then `reload`.",
+            "The new configuration has errors (`problems`). The previous configuration stays in force.",
+            "Correct the file, run `gateway-sidecar check`, then `gateway-sidecar reload`.",
         ),
         "config.tls_refused": _error(
-            "The certificates of `admin` cannot be used. Those before stay in force.",
-            "Correct the files, then `reload`.",
+            "The new certificates of `admin` cannot be used. The previous certificates stay in force.",
+            "Correct the files, then run `gateway-sidecar reload`.",
         ),
         "config.not_in_force": _error(
             "The configuration was accepted, but nginx or a router does not serve all of it (`problems`).",
-            "Remove the reason. The daemon tries again by itself.",
+            "Correct what `problems` names. The daemon tries again by itself.",
         ),
         "run_dir.repaired": _warning(
-            "Something was removed from `run_dir` (`removed`), and was restored.",
-            "Exclude `run_dir` from what cleans directories.",
+            "Another program removed files from `run_dir` (`removed`). The daemon has restored them.",
+            "Exclude `run_dir` from programs that clean directories.",
         ),
         "run_dir.not_repaired": _error(
-            "Something was removed from `run_dir` and cannot be restored.", "Make `run_dir` writable for the daemon."
+            "Another program removed files from `run_dir`, and the daemon cannot restore them.",
+            "Make `run_dir` writable for the daemon.",
         ),
         "state.not_written": _error(
             "The file at `path`, in `state_dir` or `run_dir`, cannot be written. Serving goes on.",
-            "Make room on the disk, or the directory writable for the daemon.",
+            "Free space on the disk, or make the directory writable for the daemon.",
         ),
         "state.written_again": _info("The file at `path` can be written again."),
         "state.ignored": _warning(
-            "What an earlier daemon wrote cannot be used. The daemon looks for itself.", "Nothing, unless it repeats."
+            "A record of an earlier daemon cannot be used, so the daemon looks at everything anew.",
+            "Report the event if it repeats.",
         ),
         "state.unread": _error(
-            "The record of replicas that were put over the API cannot be read. Those that are served stay.",
+            "The record of replicas that were put over the API cannot be read. Replicas that serve go on serving.",
             "Make `state_dir` readable for the daemon.",
         ),
         "state.put_aside": _error(
-            "The record of replicas that were put over the API is damaged, and was moved to `path`.",
+            "The record of replicas that were put over the API is damaged and was moved to `path`.",
             "Put the missing replicas again.",
         ),
         "usage.not_kept": _error(
-            "What clients have used cannot be written down: `reason`. nginx goes on counting.",
-            "Make room in `state_dir`, or make it writable for the daemon.",
+            "Usage cannot be written to disk: `reason`. nginx goes on counting.",
+            "Free space in `state_dir`, or make it writable for the daemon.",
         ),
         "bounds.begin_anew": _error(
-            "A new nginx cannot be told what keys have used up of their day and month: `reason`. Quotas begin anew.",
+            "A new nginx does not know what keys have used of their day and month: `reason`. These quotas begin anew.",
             "Make `state_dir` readable for the daemon.",
         ),
         "lease.not_restored": _warning(
@@ -129,28 +135,32 @@ GROUPS: Mapping[str, Mapping[str, Event]] = {
         ),
     },
     "Store of several gateways": {
-        "store.up": _info("The store can be read, or read again."),
+        "store.up": _info("The store can be read."),
         "store.away": _error(
             "The store cannot be read: `reason`. Everything goes on as it was; `PUT` and `DELETE` answer 503.",
-            "Bring the store back. docs/guides/several-gateways.md has the usual reasons.",
+            "Make the store reachable; docs/guides/several-gateways.md lists the usual reasons.",
         ),
         "store.refused": _error(
-            "What the store says cannot be believed: `reason`. Everything goes on as it was.",
-            "Decide which counts: `gateway-sidecar store refill` or `store accept`.",
+            "The gateway does not believe the store: `reason`. Everything goes on as it was.",
+            "Decide which counts: run `gateway-sidecar store refill` or `gateway-sidecar store accept`.",
         ),
         "store.begun": _info("This gateway is the first one of a new store."),
         "store.accepted": _warning("An operator has accepted a store that was refused, or `refilled` it."),
         "store.moved": _info("Replicas that were put at this gateway alone are in the store now."),
-        "store.lease_lost": _warning("This gateway's lease has ended, and it takes a new one. Serving goes on."),
+        "store.lease_lost": _warning(
+            "This gateway's lease has ended, so the gateway takes a new lease. Serving goes on."
+        ),
     },
     "Replicas": {
-        "replica.seen": _info("A socket appeared, or another engine behind it."),
+        "replica.seen": _info("A socket appeared, or another engine appeared behind a known socket."),
         "replica.loading": _info("The engine is not ready yet: `reason`."),
-        "replica.registering": _info("The engine is ready, and the router is told of it."),
-        "replica.serving": _info("The router lists the worker as ready; `since_seen_s` says how long all of it took."),
+        "replica.registering": _info("The engine is ready, and the daemon registers it with the router."),
+        "replica.serving": _info(
+            "The router lists the worker as ready; `since_seen_s` is the time since the socket was first seen."
+        ),
         "replica.draining": _info("The replica gets no new requests: `reason`."),
         "replica.unreachable": _warning(
-            "The engine cannot be asked: `reason`.", "Look up the reason in troubleshooting."
+            "The engine cannot be asked: `reason`.", "Look up the reason in docs/troubleshooting.md."
         ),
         "replica.foreign": _warning(
             "Something that is no LLM engine answers behind the socket: `reason`.", "Check where the socket leads."
@@ -158,57 +168,66 @@ GROUPS: Mapping[str, Mapping[str, Event]] = {
         "replica.dead": _warning(
             "The engine served and does no work any more: `reason`. It gets no requests.", "Restart the engine."
         ),
-        "replica.gone": _info("Its last connection is closed and its `port` is free, or `drain.timeout_s` is over."),
-        "replica.drained": _info("Nothing is in flight any more: it is safe to stop the engine."),
-        "replica.names": _info("The engine lists other names than before: those that `came`, and those that `went`."),
+        "replica.gone": _info(
+            "The replica is gone: its last connection is closed and its `port` is free, or `drain.timeout_s` is over."
+        ),
+        "replica.drained": _info("Nothing is in flight on the replica any more, so it is safe to stop the engine."),
+        "replica.names": _info("The engine lists other names than before: some `came`, some `went`."),
         "replica.ejected": _warning(
-            "The evidence against an engine is strong: `failures` within `over_s` seconds. It gets no requests.",
+            "The engine failed `failures` times within `over_s` seconds, so it gets no requests.",
             "Read the engine's log.",
         ),
         "replica.replaced": _info(
             "Another engine, or something that is no engine (`by`), answers behind the same socket."
         ),
-        "replica.moved": _info("Its `<replica>.yaml` advertises another address, which makes it a new worker."),
+        "replica.moved": _info(
+            "The replica's `<replica>.yaml` advertises another address, so the replica becomes a new worker."
+        ),
         "replica.sent_elsewhere": _info(
-            "Its source names another place for it (`to`). The old engine serves until the new one does."
+            "The replica's source names another place (`to`). The old engine serves until the new one does."
         ),
         "replica.refused": _warning(
             "A file matches the pattern and cannot be a replica: `reason`.", "Correct or remove the file."
         ),
         "replica.notes_refused": _error(
-            "Its `<replica>.yaml` has errors (`problems`). What was read before counts.", "Correct the file."
+            "The replica's `<replica>.yaml` has errors (`problems`). The previous content counts.", "Correct the file."
         ),
         "replica.not_bridged": _error(
             "The replica has no bridge: no port is free for its service, or the symlink cannot be made.",
             "Widen `bridges.ports`, or make `run_dir` writable.",
         ),
-        "endpoints.written": _info("The file at `path` for other routers says something new."),
+        "endpoints.written": _info("The file at `path`, for other routers, has new content."),
         "endpoints.not_written": _error(
-            "The file for other routers cannot be written. No drain ends meanwhile.", "Make its directory writable."
+            "The file for other routers cannot be written. Until it can, no drain of the service ends.",
+            "Make the file's directory writable for the daemon.",
         ),
         "source.blind": _error(
             "The replicas cannot be listed, so nothing changes: `reason`.", "Make the source readable for the daemon."
         ),
         "source.sighted": _info("The replicas can be listed again."),
         "source.hints_failed": _warning(
-            "The kernel tells no changes of files. Changes are seen at the next rescan instead.",
+            "The kernel does not report changes of files, so the daemon sees changes at the next rescan.",
             "Raise `fs.inotify.max_user_watches` or `max_user_instances`.",
         ),
         "bridge.key_not_shown": _error(
             "The nginx that sends an engine its API key cannot be started, or refuses a changed key.",
-            "Follow the `reason`; `state_dir/log/nginx.log` has more.",
+            "Correct what the `reason` names; `state_dir/log/nginx.log` has more.",
         ),
         "peer.up": _info("An advertised address is on the gateway and leads to its replica."),
-        "peer.adopted": _info("An advertised address was taken over from an earlier daemon."),
+        "peer.adopted": _info("The daemon took over an advertised address from an earlier daemon."),
         "peer.closed": _info("An advertised address was removed from the gateway."),
-        "peer.refused": _error("The gateway needs the advertised address itself.", "Advertise another address."),
+        "peer.refused": _error(
+            "The gateway needs the advertised address itself, so the replica cannot have it.",
+            "Advertise another address.",
+        ),
         "peer.not_up": _error(
-            "The advertised address cannot be claimed, or nginx cannot listen there: `reason`.", "Remove the reason."
+            "The advertised address cannot be claimed, or nginx cannot listen there: `reason`.",
+            "Correct what the reason names.",
         ),
         "peer.exited": _error("The nginx of an advertised address ended. It is started again."),
-        "peer.given_back": _info("Addresses that an earlier daemon left, and no replica needs, were removed."),
+        "peer.given_back": _info("Addresses that an earlier daemon left and no replica needs were removed."),
         "peer.not_given_back": _error(
-            "An address that no replica needs cannot be removed: `reason`.", "Remove it with `ip address del`."
+            "An address that no replica needs cannot be removed: `reason`.", "Remove the address with `ip address del`."
         ),
         "peer.interface_made": _info(
             "The network interface for advertised addresses was made; `kind` says of which kind."
@@ -223,116 +242,128 @@ GROUPS: Mapping[str, Mapping[str, Event]] = {
         "service.in_force": _info("nginx serves the service as its `listen` and `frontend` say."),
         "service.not_in_force": _error(
             "nginx cannot serve the service as it is configured. What was in force before, if anything, stays.",
-            "Remove the `reason`. The daemon tries again by itself.",
+            "Correct what the `reason` names. The daemon tries again by itself.",
         ),
         "service.not_added": _error(
             "A reload adds a service for which no ports are left.",
-            "Widen `bridges.ports` or `router_ports`, then restart.",
+            "Widen `bridges.ports` or `router_ports`, then restart the daemon.",
         ),
         "service.ready": _info(
             "Load balancers are told to send the requests of this service, or shared address, here."
         ),
         "service.not_ready": _info("Load balancers are told to send the requests elsewhere: `reason`."),
         "gate.not_switched": _error(
-            "The file that lets a service's requests through, or has them wait, cannot be changed.",
+            "The file that lets a service's requests through, or makes them wait, cannot be changed.",
             "Make `run_dir` writable for the daemon.",
         ),
         "hold.socket_not_held": _error(
             "The process that keeps waiting requests while the daemon is restarted cannot be started.",
-            "Follow the `reason`. Until then requests that wait during a restart fail.",
+            "Correct what the `reason` names. Until then requests that wait during a restart fail.",
         ),
         "scaling.recommended": _info("A `role` of a service should have `desired` replicas: `reason`."),
         "scaling.hook_told": _info("The scaling hook accepted a recommendation."),
         "scaling.hook_failed": _error(
-            "The scaling hook did not accept a recommendation: `reason`. It is told again.", "Run the hook by hand."
+            "The scaling hook did not accept a recommendation: `reason`. The daemon calls the hook again.",
+            "Run the hook by hand.",
         ),
         "signals.no_events": _error(
-            "nginx's reports of requests do not arrive, so no recommendation is based on them.", "Remove the `reason`."
+            "nginx's reports of requests do not arrive, so no recommendation is based on them.",
+            "Correct what the `reason` names.",
         ),
     },
     "Routers": {
         "router.started": _info("A router is up."),
-        "router.adopted": _info("A router was taken over from an earlier daemon."),
-        "router.stopped": _info("A router was stopped by the daemon."),
+        "router.adopted": _info("The daemon took over a router from an earlier daemon."),
+        "router.stopped": _info("The daemon stopped a router."),
         "router.not_started": _error(
-            "A router cannot be started: `reason`.", "Remove the reason. The daemon tries again by itself."
+            "A router cannot be started: `reason`.", "Correct what the reason names. The daemon tries again by itself."
         ),
         "router.exited": _error(
-            "A router ended by itself; `last_lines` are its last words. Requests wait until it is up again.",
+            "A router ended by itself; `last_lines` are the end of its output. Requests wait until it is up again.",
             "Read `state_dir/log/router-SERVICE.log`.",
         ),
         "router.not_answering": _warning(
-            "A router's API fails: `reason`. What is registered there stays.", "Read its log if it lasts."
+            "A router's API fails: `reason`. Workers that are registered there stay.",
+            "Read the router's log if it lasts.",
         ),
         "router.not_adopted": _warning(
-            "A router of an earlier daemon cannot be taken over: `reason`. Another is started."
+            "A router of an earlier daemon cannot be taken over: `reason`. The daemon starts another."
         ),
-        "router.silent": _warning("A router's API has not answered for a second. Requests wait until it does."),
+        "router.silent": _warning(
+            "A router's API has not answered for a second. Requests wait until the router answers."
+        ),
         "router.refusing": _warning(
             "A router runs but accepts no connections. Requests wait; it is started again after `router.api_timeout_s`."
         ),
         "router.said": Event(
             ("debug", "info", "warning", "error"), "A line of a router's own output, at the level that it has there."
         ),
-        "router.said_more": _info("So many more `lines` of a router's output are in the log at `path`."),
+        "router.said_more": _info("The log at `path` has so many more `lines` of a router's output."),
         "router.replaced": _info("Another router took the place of the old one, without failing a request."),
         "router.not_replaced": _error(
             "Another router could not take the old one's place: `reason`. The old one goes on.",
-            "Correct the `router` settings, then `reload` or `router restart`.",
+            "Correct the `router` settings, then run `gateway-sidecar reload` or `gateway-sidecar router restart`.",
         ),
         "router.outgrown": _warning(
-            "The router takes more than `router.memory_limit_mb`, and is about to be replaced."
+            "The router takes more than `router.memory_limit_mb`, so the daemon is about to replace it."
         ),
         "router.outdated": _warning(
             "An earlier daemon started the router from another program or with other arguments. It will be replaced."
         ),
-        "router.leftover_stopped": _warning("A router that an earlier daemon left behind is asked to end."),
+        "router.leftover_stopped": _warning("The daemon asks a router to end that an earlier daemon left behind."),
         "router.key_visible": _warning(
             "`router.command` is no Python script, so the router's key stands on its command line.",
             "Let no other user log in, or use the script that pip installs.",
         ),
         "router.log_elsewhere": _error(
             "The router's log file cannot be opened. Its output goes to the daemon's log alone.",
-            "Make `state_dir/log` writable, then `router restart`.",
+            "Make `state_dir/log` writable, then run `gateway-sidecar router restart`.",
         ),
         "worker.operation_failed": _warning(
-            "The router refused or failed a registration or a removal: `reason`. It is tried again after `retry_in_s`."
+            "The router refused or failed a registration or a removal: `reason`. The next try is after `retry_in_s`."
         ),
         "worker.orphan": _warning(
-            "The router has a worker without a replica. The worker is removed.",
-            "Register no workers there by hand; tell the daemon of the replica.",
+            "The router has a worker without a replica. The daemon removes the worker.",
+            "Register no workers there by hand; make the replica known to the daemon.",
         ),
     },
     "nginx and the frontend": {
         "nginx.started": _info("nginx is up."),
-        "nginx.adopted": _info("nginx was taken over from an earlier daemon."),
+        "nginx.adopted": _info("The daemon took over nginx from an earlier daemon."),
         "nginx.exited": _error(
-            "nginx ended by itself; `last_lines` are its last words. It is started again.",
+            "nginx ended by itself; `last_lines` are the end of its output. It is started again.",
             "Read `state_dir/log/nginx.log`.",
         ),
-        "nginx.hung": _error("nginx answers nothing. It is ended and started again."),
-        "nginx.not_started": _error("nginx cannot be started: `reason`.", "Remove the reason. The daemon tries again."),
+        "nginx.hung": _error("nginx answers nothing, so it is ended and started again."),
+        "nginx.not_started": _error(
+            "nginx cannot be started: `reason`.", "Correct what the reason names. The daemon tries again by itself."
+        ),
         "nginx.orphans_stopped": _warning("Processes that a dead nginx left behind were ended."),
-        "nginx.reloaded": _info("nginx has a new configuration: an address, a key file or a router's port changed."),
+        "nginx.reloaded": _info(
+            "nginx has a new configuration: an address, a frontend or a router's port changed. Scaling causes none."
+        ),
         "nginx.not_reloaded": _error(
-            "nginx did not take its new configuration: `reason`. The one before stays in force.", "Remove the reason."
+            "nginx refused its new configuration: `reason`. The previous configuration stays in force.",
+            "Correct what the reason names.",
         ),
         "nginx.said": Event(("info", "error"), "A line of nginx's own error log."),
-        "nginx.said_more": _info("So many more `lines` of nginx's output are in the log at `path`."),
+        "nginx.said_more": _info("The log at `path` has so many more `lines` of nginx's output."),
         "nginx.log_elsewhere": _error(
             "nginx's log file cannot be opened. Its output goes to the daemon's log alone.",
             "Make `state_dir/log` writable.",
         ),
-        "frontend.keys_taken_in": _info("A keys file changed and is in force: so many were `added` and `removed`."),
+        "frontend.keys_taken_in": _info(
+            "A keys file changed and is in force: so many keys were `added` and `removed`."
+        ),
         "frontend.certificate_taken_in": _info("A certificate changed and is in force."),
         "frontend.client_ca_taken_in": _info(
             "The authorities of client certificates changed: nginx is about to be reloaded."
         ),
         "frontend.refused": _error(
-            "A keys file, a certificate or a file of authorities cannot be used. The one before stays in force.",
+            "A keys file, a certificate or a file of authorities cannot be used. The previous one stays in force.",
             "Correct the file. No reload is needed.",
         ),
-        "frontend.repaired": _info("The file that could not be used can be used again."),
+        "frontend.repaired": _info("A file of the frontend that could not be used can be used again."),
         "frontend.certificate_expires": _warning(
             "The certificate expires within `tls.warn_days`, or has expired.", "Renew the certificate."
         ),
@@ -343,8 +374,8 @@ GROUPS: Mapping[str, Mapping[str, Event]] = {
         "acme.issued": _info("A certificate by ACME is there for these `names`; `renewal` says when it is renewed."),
         "acme.failed": Event(
             ("warning", "error"),
-            "An order of a certificate failed: `reason`. The certificate before stays; `again`: the next try.",
-            "Have the names lead to `frontend.redirect` at port 80, then `reload`.",
+            "An order of a certificate failed: `reason`. The previous certificate stays; the next try is at `again`.",
+            "Make the names lead to `frontend.redirect` at port 80, then run `gateway-sidecar reload`.",
         ),
     },
     "Tunnels": {
@@ -353,13 +384,13 @@ GROUPS: Mapping[str, Mapping[str, Event]] = {
             "An SSH connection is down (`state`, `reason`); `replicas` are behind it.",
             "Try `ssh` by hand with the same key.",
         ),
-        "tunnel.ended": _info("An SSH connection is needed by no replica any more."),
+        "tunnel.ended": _info("No replica needs an SSH connection any more, so it was ended."),
         "tunnel.not_forwarded": _error(
             "The SSH connection is up, but ssh refuses to forward a replica's socket: `reason`.",
             "Allow the forward on the far side (`AllowTcpForwarding`, `AllowStreamLocalForwarding`, `PermitOpen`).",
         ),
         "tunnel.leftover_stopped": _warning(
-            "An ssh process that an earlier daemon left, and no replica needs, is ended."
+            "The daemon ends an ssh process that an earlier daemon left and no replica needs."
         ),
     },
 }
