@@ -37,7 +37,7 @@ class AccessPart(Part):
 
     path: _PathValue | None = Field(
         default=None,
-        description="The page that says whether the engine is well. Otherwise it is `/health` or, where the engine has"
+        description="The page that says whether the engine is well. By default it is `/health` or, if the engine has"
         " none (Ollama, LM Studio), its model list.",
         examples=["/healthz"],
     )
@@ -45,20 +45,20 @@ class AccessPart(Part):
         default=None,
         min_length=1,
         max_length=256,
-        description="A text that the body of that page must contain. Otherwise a body counts as ill that says so,"
-        " such as `unhealthy`, `loading` or `down`, whatever its status is.",
+        description="A text that the body of that page must contain. By default a body that says otherwise, such as"
+        " `unhealthy`, `loading` or `down`, counts as ill, whatever its status is.",
         examples=["ready"],
     )
     prefix: _PrefixValue | None = Field(
         default=None,
-        description="Where the engine has its API. `/openai` stands before `/v1`; one that ends in a version, such as"
-        " `/v3`, in its place. Clients and the router use `/v1` all the same.",
+        description="The path of the engine's API. `/openai` stands before `/v1`; a prefix that ends in a version,"
+        " such as `/v3`, stands in its place. Clients and the router still use `/v1`.",
         examples=["/v3", "/openai"],
     )
     tls: bool | None = Field(
         default=None,
-        description="Whether the engine speaks TLS. Its certificate is not checked: what is behind the replica's socket"
-        " is trusted already.",
+        description="Whether the engine speaks TLS. Its certificate is not checked, because whatever is behind the"
+        " replica's socket is trusted already.",
         examples=[True],
     )
 

@@ -61,18 +61,21 @@ class AccessLogSettings(Part):
         default=64,
         ge=1,
         le=1048576,
-        description="A file that is longer (MiB) is renamed to `access.log.1`, and a new one begun.",
+        description="A file that grows beyond this size is renamed to `access.log.1`, and a new file is begun.",
     )
-    keep: int = Field(default=4, ge=0, le=1000, description="This many renamed files are kept, the newest.")
+    keep: int = Field(
+        default=4, ge=0, le=1000, description="At most this many renamed files are kept, the newest ones."
+    )
     syslog: SyslogValue | None = Field(
         default=None,
-        description="Lines go to this syslog server, and to no file: `unix:/dev/log`, or an IP address and a UDP port.",
+        description="Lines go to this syslog server instead of a file: `unix:/dev/log`, or an IP address and a UDP"
+        " port.",
         examples=["unix:/dev/log"],
     )
 
     tokens: bool = Field(
         default=False,
-        description="Whether nginx reads in the answers how many tokens they took. It costs some 3 us of CPU for an"
+        description="Whether nginx reads from answers how many tokens they took. That costs some 3 us of CPU for an"
         " answer in one piece, and for each event of a stream.",
     )
 

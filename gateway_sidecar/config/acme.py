@@ -49,11 +49,11 @@ class EabSettings(Part):
     """External account binding: a key by which the certificate authority knows whose account is made."""
 
     key_id: Annotated[str, Field(min_length=1, max_length=1024, pattern=r"^[!-~]+$")] = Field(
-        description="The key's name, as the certificate authority gave it.", examples=["kid-1"]
+        description="The name of the account's key, as the certificate authority gave it.", examples=["kid-1"]
     )
     hmac_key_file: FileValue = Field(
-        description="File with the HMAC key in base64url, as the certificate authority gave it; not readable for"
-        " everybody. It is read only while an account is made.",
+        description="A file with the HMAC key in base64url, as the certificate authority gave it. Others must not be"
+        " able to read the file. The daemon reads it only while it makes an account.",
         examples=["/etc/gateway-sidecar/acme.hmac"],
     )
 
@@ -62,7 +62,7 @@ class AcmeSettings(Part):
     """The ACME server that issues the certificates of frontends with `tls: {acme: true}`, and the account there."""
 
     directory: DirectoryUrlValue = Field(
-        description="URL of the ACME server's directory.",
+        description="The URL of the ACME server's directory.",
         examples=["https://acme-v02.api.letsencrypt.org/directory"],
     )
     accept_terms: bool = Field(
@@ -71,12 +71,12 @@ class AcmeSettings(Part):
     )
     email: EmailValue | None = Field(
         default=None,
-        description="Where the certificate authority may write to about the account.",
+        description="The address to which the certificate authority may write about the account.",
         examples=["ops@example.com"],
     )
     ca_file: FileValue | None = Field(
         default=None,
-        description="CA certificates, in PEM, that vouch for the ACME server itself; `null` for the public ones.",
+        description="CA certificates, in PEM, that vouch for the ACME server itself. `null` means the public ones.",
         examples=["/etc/gateway-sidecar/acme-ca.pem"],
     )
     eab: EabSettings | None = Field(

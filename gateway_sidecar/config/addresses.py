@@ -42,7 +42,7 @@ class TargetSettings(Part):
     service: ServiceValue = Field(description="The service that gets the requests.", examples=["chat"])
     model: ModelValue | None = Field(
         default=None,
-        description="The name that the request goes on with; without it the name goes on as the client sent it.",
+        description="The name with which the request goes on. By default it is the name that the client sent.",
         examples=["Qwen/Qwen3-32B"],
     )
 
@@ -54,8 +54,8 @@ class WeightedSettings(TargetSettings):
         default=1,
         ge=0,
         le=100_000,
-        description="Its share of the requests is this number divided by the sum of all weights. nginx keeps to it over"
-        " few requests, too, in each of its worker processes.",
+        description="The service's share of the requests is this number divided by the sum of all weights. nginx keeps"
+        " to it over few requests, too, in each of its worker processes.",
     )
 
 
@@ -70,7 +70,8 @@ class ModelSettings(Part):
     )
     model: ModelValue | None = Field(
         default=None,
-        description="The model's name at that service, if clients use another one; the request goes on with this name.",
+        description="The model's name at that service, if clients use another name. The request goes on with this"
+        " name.",
         examples=["Qwen/Qwen3-32B"],
     )
     services: Annotated[tuple[WeightedSettings, ...], Field(strict=False)] = Field(
@@ -115,20 +116,21 @@ class AddressSettings(Part):
     """One address for the models of several services."""
 
     name: ServiceValue = Field(
-        description="Its name in `status`, logs and metrics. No service may have the same name.", examples=["api"]
+        description="The address's name in `status`, logs and metrics. No service may have the same name.",
+        examples=["api"],
     )
     listen: AddressValue = Field(
-        description="The stable address, plain HTTP, as a service's `listen`.", examples=["127.0.0.1:8000"]
+        description="The stable address, plain HTTP, like a service's `listen`.", examples=["127.0.0.1:8000"]
     )
     frontend: FrontendSettings = FrontendSettings()
     models: dict[str, ModelTarget] = Field(
-        description="Model, as clients call it -> the service, or the services, that its requests go to.",
+        description="The models: each name as clients use it, and the service or services that its requests go to.",
         examples=[{"Qwen/Qwen3-32B": "chat", "gpt-4o": {"service": "chat", "model": "Qwen/Qwen3-32B"}}],
     )
     default: ServiceValue | None = Field(
         default=None,
-        description="The service of requests that name no model, such as those for a stored response; without it they"
-        " get 400.",
+        description="The service of requests that name no model, such as those for a stored response. Without it these"
+        " requests get 400.",
         examples=["chat"],
     )
 

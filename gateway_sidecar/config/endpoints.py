@@ -27,35 +27,35 @@ class EndpointsSettings(Part):
     """One file of the service's replicas over HTTP, for a router that the daemon does not run."""
 
     path: Annotated[str, PlainValidator(parse_file), WithJsonSchema({"type": "string", "pattern": "^/"})] = Field(
-        description="The file. It is replaced as a whole, when something changes. Its directory must exist, and nobody"
-        " but the daemon's user may write there.",
+        description="The file's path. The file is replaced as a whole when something changes. Its directory must"
+        " exist, and only the daemon's user may write there.",
         examples=["/var/lib/gateway-sidecar-endpoints/chat.json"],
     )
     format: Literal["json", "llm-d", "production-stack", "envoy"] = Field(
         default="json",
-        description="Who reads it: llm-d's endpoint picker (`file-discovery`), vLLM production-stack"
+        description="Who reads the file: llm-d's endpoint picker (`file-discovery`), vLLM production-stack"
         " (`--dynamic-config-json`), Envoy (EDS by `path_config_source`), or any program (`json`).",
     )
     host: Annotated[str, PlainValidator(parse_bridge_host), WithJsonSchema({"type": "string"})] | None = Field(
         default=None,
-        description="The IP address by which the router reaches this machine's bridges; otherwise `bridges.host`, or"
-        " the address that a replica is advertised under.",
+        description="The IP address at which the router reaches this machine's bridges. By default it is"
+        " `bridges.host`, or the address that a replica is advertised under.",
         examples=["10.0.0.5"],
     )
     settle_s: float = _number(
         15.0,
         0,
         600,
-        "The router has read a changed file after this time. A replica that is out of the file is counted as out of"
+        "The router has read a changed file after this time. A replica that is no longer in the file counts as out of"
         " rotation only then. Envoy and llm-d need a second; production-stack looks every 10 s.",
     )
     mode: Annotated[str, AfterValidator(_mode), WithJsonSchema({"type": "string", "pattern": _MODE})] = Field(
-        default="0644", description="The file's mode; its owner is the daemon's user."
+        default="0644", description="The file's mode. Its owner is the daemon's user."
     )
-    group: str | None = Field(default=None, description="The file's group; the daemon's user must be a member.")
+    group: str | None = Field(default=None, description="The file's group. The daemon's user must be a member.")
     fields: dict[str, str] = Field(
         default={},
-        description="Further fields at the document's top, or other values for some.",
+        description="Further fields at the top of the document, or other values for its fields.",
         examples=[{"routing_logic": "session", "session_key": "x-user-id"}],
     )
 

@@ -113,53 +113,54 @@ class TlsSettings(Part):
 
     certificate: FileValue | None = Field(
         default=None,
-        description="The certificate, in PEM, with its intermediate certificates after it. Required without `acme`.",
+        description="The certificate, in PEM, followed by its intermediate certificates. Required without `acme`.",
         examples=["/etc/letsencrypt/live/api.example.com/fullchain.pem"],
     )
     key: FileValue | None = Field(
         default=None,
-        description="Its private key, in PEM, without a passphrase; not readable for everybody. Required without"
-        " `acme`.",
+        description="The certificate's private key, in PEM, without a passphrase. Others must not be able to read it."
+        " Required without `acme`.",
         examples=["/etc/letsencrypt/live/api.example.com/privkey.pem"],
     )
     acme: bool = Field(
         default=False,
-        description="Whether the ACME server of the `acme` settings issues the certificate, for `server_names`. It"
-        " proves the names at port 80, so `redirect` must listen there.",
+        description="Whether the ACME server of the `acme` settings issues the certificate for `server_names`. The"
+        " server checks the names at port 80, so `redirect` must listen there.",
     )
     warn_days: float = Field(
         default=14.0,
         ge=0,
         le=365,
-        description="`status` and the log warn this many days before the certificate expires; of one by ACME not"
-        " before the last sixth of its lifetime.",
+        description="`status` and the log warn this many days before the certificate expires. A certificate by ACME"
+        " causes no warning before the last sixth of its lifetime.",
     )
     http2: bool = Field(
         default=False,
-        description="Whether clients may use HTTP/2: many streams over one connection, where browsers open no more than"
-        " six. WebSockets go on to use HTTP/1.1. The same for all services at one address.",
+        description="Whether clients may use HTTP/2: many streams over one connection, where browsers open at most six"
+        " connections. WebSockets still use HTTP/1.1. All services at one address must have the same value.",
     )
     client_ca: FileValue | None = Field(
         default=None,
         description="Certificates, in PEM, of the authorities whose client certificates count (mTLS). Clients at the"
-        " public addresses are asked for one. nginx is reloaded when the file changes.",
+        " public addresses are asked for a certificate. nginx is reloaded when the file changes.",
         examples=["/etc/gateway-sidecar/tls/clients.pem"],
     )
     client_certificates: Literal["required", "optional"] = Field(
         default="required",
-        description="With `client_ca`: `required` refuses requests without a valid certificate, and `auth` asks for"
-        " a key as well; `optional` lets a valid certificate stand in the place of a key.",
+        description="With `client_ca`: `required` refuses requests without a valid certificate, and `auth` asks for a"
+        " key as well. `optional` accepts a valid certificate in place of a key.",
     )
     client_names: Annotated[tuple[ClientNameValue, ...], Field(strict=False)] = _list(
-        description="Only certificates with one of these common names (CN) count; without names all of `client_ca`.",
+        description="Only certificates with one of these common names (CN) count. Without names, every certificate of"
+        " `client_ca` counts.",
         examples=[["billing", "search.example.com"]],
     )
     hsts_days: int = Field(
         default=0,
         ge=0,
         le=730,
-        description="Browsers use HTTPS only for this many days (Strict-Transport-Security); 0 does not send the "
-        "header.",
+        description="Browsers use only HTTPS for this many days (Strict-Transport-Security). 0 does not send the"
+        " header.",
     )
 
     @model_validator(mode="after")
@@ -180,7 +181,8 @@ class CorsSettings(Part):
     """Browsers that run a page of another origin."""
 
     origins: Annotated[tuple[OriginValue, ...], Field(strict=False)] = Field(
-        description="The origins whose pages, extensions and apps may call; `*` is any. Cookies are never allowed.",
+        description="The origins whose pages, extensions and apps may call. `*` is any origin. Cookies are never"
+        " allowed.",
         examples=[["https://chat.example.com", "chrome-extension://dofdpnoclkigpakdndmhigfojjecnfln"]],
     )
     max_age_s: int = Field(
@@ -200,31 +202,32 @@ class AuthSettings(Part):
 
     keys_file: FileValue | None = Field(
         default=None,
-        description="File of hashed keys, `NAME:SHA256` in each line; made and changed with `gateway-sidecar key`."
+        description="A file of hashed keys, `NAME:SHA256` in each line. Make and change it with `gateway-sidecar key`."
         " Clients send `Authorization: Bearer KEY`, or `KEY` in `X-Api-Key` or `Api-Key`.",
         examples=["/etc/gateway-sidecar/chat.keys"],
     )
     url: AuthUrlValue | None = Field(
         default=None,
-        description="nginx asks here about each request: 2xx lets it in, 401 and 403 do not, anything else is 503.",
+        description="nginx asks this address about each request. 2xx lets the request in, 401 and 403 refuse it, and"
+        " any other answer becomes 503.",
         examples=["http://127.0.0.1:4180/auth"],
     )
     timeout_s: float = Field(
-        default=2.0, ge=0.1, le=60, description="`url` has this long to connect, and this long again to answer."
+        default=2.0, ge=0.1, le=60, description="`url` may take this long to connect, and this long again to answer."
     )
     keep_s: float = Field(
         default=0.0,
         ge=0,
         le=3600,
-        description="nginx keeps an acceptance by `url` for this long, and a refusal for as long but one second at"
-        " most, for the same request of the same client. So a revocation counts after this time at the latest. 0 asks"
-        " about each request.",
+        description="nginx remembers for this long that `url` accepted a request, for the same request of the same"
+        " client; it remembers a refusal for as long, but one second at most. So a revocation counts after this time"
+        " at the latest. 0 asks about each request.",
     )
     stale_s: float = Field(
         default=0.0,
         ge=0,
         le=86400,
-        description="While `url` does not answer, or answers 5xx, a request passes if `url` accepted the same one"
+        description="While `url` does not answer, or answers 5xx, a request passes if `url` accepted the same request"
         " within this time. 0 lets no request pass.",
     )
     pass_authorization: bool = Field(
@@ -233,7 +236,8 @@ class AuthSettings(Part):
     )
     name_header: HeaderValue | None = Field(
         default=None,
-        description="The key's name goes on to the router in this header; what a client sends in it does not.",
+        description="The name of the client's key goes on to the router in this header. What a client sends in this"
+        " header does not.",
         examples=["X-Api-Key-Name"],
     )
     public_paths: Annotated[tuple[PrefixValue, ...], Field(strict=False)] = _list(
@@ -262,8 +266,8 @@ class LimitSettings(Part):
     """How often, and how often at once, one client may ask. All limits of a service hold together."""
 
     per: PerValue = Field(
-        description="How requests are told apart: by `key` (the key's name), `ip`, or `header:NAME` (by IP where the "
-        "header is missing).",
+        description="What tells clients apart: `key` (the key's name), `ip`, or `header:NAME` (the IP address where"
+        " the header is missing).",
         examples=["key"],
     )
     path: PrefixValue | None = Field(
@@ -272,16 +276,17 @@ class LimitSettings(Part):
         examples=["/v1/chat"],
     )
     rps: Annotated[float, Field(gt=0, le=100_000)] | None = Field(
-        default=None, description="Requests per second on average; may be below 1 (0.5 is 30 a minute)."
+        default=None, description="Requests per second, on average. A value may be below 1: 0.5 is 30 a minute."
     )
     burst: int = Field(
         default=0,
         ge=0,
         le=100_000,
-        description="This many may exceed `rps` at once; the next one gets 429 with Retry-After.",
+        description="Up to this many requests may exceed `rps` at once. The next one gets 429 with Retry-After.",
     )
     concurrent: Annotated[int, Field(ge=1, le=65535)] | None = Field(
-        default=None, description="This many may be in flight at once, including those that wait for a router."
+        default=None,
+        description="At most this many requests may be in flight at once, including those that wait for a router.",
     )
 
     @field_validator("rps")
@@ -306,8 +311,8 @@ class UsageSettings(Part):
     ask: bool = Field(
         default=True,
         description="Whether nginx asks engines for the tokens of streams, by `stream_options.include_usage` in the"
-        " request, and hides the event that says them from clients that did not ask. Without it, streams whose clients"
-        " do not ask count as unknown.",
+        " request. nginx then hides the event with the tokens from clients that did not ask for it. Without it,"
+        " streams whose clients do not ask count as unknown.",
     )
 
 
@@ -319,37 +324,37 @@ class FrontendSettings(Part):
         examples=[["0.0.0.0:443", "[::]:443"]],
     )
     redirect: Annotated[tuple[AddressValue, ...], Field(strict=False)] = _list(
-        description="Addresses that speak HTTP and send GET and HEAD on to HTTPS; anything else is refused (403).",
+        description="Addresses that speak HTTP and redirect GET and HEAD to HTTPS. Other requests get 403.",
         examples=[["0.0.0.0:80"]],
     )
     server_names: Annotated[tuple[ServerNameValue, ...], Field(strict=False)] = _list(
-        description="Host names that the public addresses answer to (others get 421); services with names may share an"
-        " address. Without names, every name is accepted.",
+        description="Host names that the public addresses answer to; requests for other names get 421. Services with"
+        " names may share an address. Without names, every name is accepted.",
         examples=[["api.example.com"]],
     )
     tls: TlsSettings | None = None
     paths: PathsValue = Field(
         default=(),
-        description="Path prefixes that pass beside inference, or `all`: whatever is below a version such as `/v1`. The"
-        " router's control routes never do.",
+        description="Path prefixes that pass beside inference. `all` stands for all paths below a version such as"
+        " `/v1`. The router's control routes never pass.",
         examples=[["/get_model_info"], "all"],
     )
     max_body_mb: int = Field(
         default=64,
         ge=1,
         le=1048576,
-        description="A larger request body (MiB) gets 413. A request that needs none (GET, DELETE, ...), or comes to a"
-        " public path without a key, may bring 9999 bytes.",
+        description="A request with a larger body gets 413. A request that needs no body (GET, DELETE, ...), or comes"
+        " to a public path without a key, may have 9999 bytes.",
     )
     pass_headers: Annotated[tuple[HeaderValue, ...], Field(strict=False)] = _list(
-        description="Request headers that go on to the router beside those that every client may send, such as"
-        " one that `router.args` names for routing.",
+        description="Request headers that go on to the router, beside those that every client may send. An example is"
+        " a header that `router.args` names for routing.",
         examples=[["X-Session-Id"]],
     )
     mcp_servers: McpServersValue = Field(
         default=(PUBLIC,),
-        description="Hosts that a request may name as MCP servers, which the router then connects to from this machine:"
-        " names, `*.NAME`, IPv4 addresses, `public` for what is not obviously a private address or name, or `any`."
+        description="Hosts that a request may name as MCP servers; the router then connects to them from this machine."
+        " Use names, `*.NAME`, IPv4 addresses, `public` for what is not obviously a private address or name, or `any`."
         " A public name may lead to a private address all the same: name hosts where that matters.",
         examples=[["mcp.example.com"], "any"],
     )
@@ -363,19 +368,20 @@ class FrontendSettings(Part):
     )
     ready_path: ReadyPathValue | None = Field(
         default=AUTO,
-        description="Where nginx tells a load balancer whether to send requests here: 200 or 503, to anyone, without a"
-        " key, a certificate or a limit. `auto` is `/readyz`; with `engine: http` it is nowhere, because all paths are"
-        " the application's. `null` turns it off.",
+        description="The path at which nginx tells a load balancer whether to send requests here: 200 or 503, to any"
+        " client, without a key, a certificate or a limit. `auto` is `/readyz`. With `engine: http` `auto` is no path,"
+        " because all paths belong to the application. `null` turns it off.",
         examples=["/readyz", None],
     )
     usage: UsageSettings | None = None
     trusted_proxies: Annotated[tuple[NetworkValue, ...], Field(strict=False)] = _list(
-        description="Networks of proxies before this one whose `X-Forwarded-For` is believed; limits per IP need it.",
+        description="Networks of proxies in front of this gateway whose `X-Forwarded-For` is believed. Limits per IP"
+        " need it.",
         examples=[["10.0.0.0/8"]],
     )
     allow: Annotated[tuple[ClientsValue, ...], Field(strict=False)] = _list(
-        description="Only clients with these addresses, or in these networks, may ask; all others get 403. Name"
-        " `127.0.0.1` too, to let clients on this machine in. If networks overlap, the most specific one decides.",
+        description="Only clients with these addresses, or in these networks, may ask. All others get 403. To let in"
+        " clients on this machine, name `127.0.0.1`, too. If networks overlap, the most specific one decides.",
         examples=[["192.0.2.0/24", "2001:db8::/32"]],
     )
     deny: Annotated[tuple[ClientsValue, ...], Field(strict=False)] = _list(

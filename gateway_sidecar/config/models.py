@@ -106,7 +106,7 @@ class LogSettings(Part):
     """The daemon's own log, on standard error."""
 
     format: Literal["auto", "json", "console"] = Field(
-        default="auto", description="`auto` is `console` on a terminal and `json` elsewhere."
+        default="auto", description="The form of each line. `auto` is `console` on a terminal and `json` elsewhere."
     )
     level: Literal["debug", "info", "warning", "error"] = Field(
         default="info", description="The least severe event that is written."
@@ -118,15 +118,14 @@ class MetricsSettings(Part):
 
     listen: EndpointValue | None = Field(
         default=Endpoint("127.0.0.1", 9464),
-        description="Address of `/metrics`, `/healthz` and `/readyz`; `null` turns the listener off.",
+        description="The address of `/metrics`, `/healthz` and `/readyz`. `null` turns the listener off.",
         examples=["127.0.0.1:9464", None],
     )
     hosts: Annotated[tuple[ServerNameValue, ...], Field(strict=False)] = Field(
         default=(),
-        description="Names that clients may use for it, besides any IP address, `localhost` and this machine's host "
-        "name;"
-        " `*.example.net` for all below one. Another name in a request's Host gets 421, because a web page "
-        "could have sent that request here.",
+        description="Names by which clients may ask the listener, besides any IP address, `localhost` and this"
+        " machine's host name. `*.example.net` stands for all names below `example.net`. A request with another name"
+        " in its Host gets 421, because a web page could have sent that request here.",
         examples=[["gateway1.example.net"]],
     )
 
@@ -135,11 +134,11 @@ class AdminTlsSettings(Part):
     """The certificate of the admin API, and the CA of its clients. PEM files; read again at each reload."""
 
     certificate: FileValue = Field(
-        description="The listener's certificate, followed by those between it and its CA.",
+        description="The listener's certificate, followed by the certificates between it and its CA.",
         examples=["/etc/gateway-sidecar/admin.crt"],
     )
     key: FileValue = Field(
-        description="Its private key, without a passphrase.", examples=["/etc/gateway-sidecar/admin.key"]
+        description="The certificate's private key, without a passphrase.", examples=["/etc/gateway-sidecar/admin.key"]
     )
     client_ca: FileValue = Field(
         description="The CA that signed the certificates of clients. A client with such a certificate may use the "
@@ -152,7 +151,7 @@ class AdminSettings(Part):
     """The admin API over TCP, beside `admin.sock`; with mutual TLS, 1.2 or later, and in no other way."""
 
     listen: EndpointValue = Field(
-        description="Its address. Clients can change replicas, routers and the daemon there.",
+        description="The listener's address. Clients can change replicas, routers and the daemon there.",
         examples=["127.0.0.1:9465"],
     )
     tls: AdminTlsSettings
@@ -163,33 +162,32 @@ class BridgeSettings(Part):
 
     host: BridgeHostValue = Field(
         default="127.0.0.1",
-        description="Address of the bridges of HTTP engines, and so of the router's workers.",
+        description="The address of the bridges of HTTP engines, and so of the router's workers.",
         examples=["127.0.0.1"],
     )
     grpc_host: BridgeHostValue = Field(
         default="127.0.0.2",
-        description="The same for engines that speak gRPC. Both use the same ports, so this address must differ from "
-        "`host`.",
+        description="The address of the bridges of gRPC engines. They use the same ports as those of HTTP engines, so"
+        " this address must differ from `host`.",
         examples=["127.0.0.2"],
     )
     paths: Annotated[tuple[PrefixValue, ...], Field(strict=False)] = Field(
         default=(),
-        description="Path prefixes that a router may ask HTTP engines for, beside inference and what routers"
-        " ask by themselves."
-        " Whatever is named here, engines' control routes too, can be reached by those who can make the router ask.",
+        description="Path prefixes that a router may ask HTTP engines for, beside inference and what routers ask by"
+        " themselves. Whoever can make the router ask can reach these paths, engines' control routes too.",
         examples=[["/v1/score"]],
     )
     key_file: FileValue | None = Field(
         default=None,
-        description="A file with a key, 20 to 200 letters, digits, `-` and `_`, by which routers that somebody else"
-        " runs show themselves: `Authorization: Bearer KEY`. Without it the bridges serve our routers only."
-        " Read at the start of the daemon.",
+        description="A file with a key of 20 to 200 letters, digits, `-` and `_`. Routers that somebody else runs show"
+        " this key: `Authorization: Bearer KEY`. Without it the bridges serve only the daemon's own routers. The file"
+        " is read at the start of the daemon.",
         examples=["/etc/gateway-sidecar/bridges.key"],
     )
     ports: PortsValue = Field(
         default=PortRange(24001, 24999),
-        description="One port for each replica, with some to spare: a port rests after use. The services share"
-        " the range in equal parts. Keep it out of the kernel's ephemeral ports.",
+        description="Ports of the bridges: one for each replica, and some to spare, because a port rests after use."
+        " The services share the range in equal parts. Keep the range out of the kernel's ephemeral ports.",
         examples=["24001-24999"],
     )
     nginx: CommandValue = Field(
@@ -199,16 +197,16 @@ class BridgeSettings(Part):
     )
     nginx_workers: Literal["auto"] | int = Field(
         default="auto",
-        description="nginx worker processes, 1 to 256; `auto` is one for each CPU that the daemon may use, by affinity"
-        " and control groups, and 16 at the most.",
+        description="The number of nginx's worker processes. `auto` is one for each CPU that the daemon may use by"
+        " affinity and control groups, and 16 at most.",
         json_schema_extra={"anyOf": [{"const": "auto"}, {"type": "integer", "minimum": 1, "maximum": 256}]},
     )
     max_bodies_mb: int = Field(
         default=8192,
         ge=64,
         le=16777216,
-        description="Request bodies that do not fit into memory are kept in `state_dir` while their requests are in "
-        "flight. Together they may take this many MiB; a request whose body would exceed it gets 429.",
+        description="Request bodies that do not fit into memory are kept in `state_dir` while their requests are in"
+        " flight. Together they may take this much room. A request whose body would exceed it gets 429.",
     )
 
     @field_validator("nginx_workers", mode="before")
@@ -224,14 +222,15 @@ class PeersSettings(Part):
 
     interface: InterfaceValue = Field(
         default="gwsc0",
-        description="The interface that advertised addresses are put on. It belongs to this daemon alone: two daemons"
-        " on one machine need two names.",
+        description="The network interface that advertised addresses are put on. It belongs to this daemon alone: two"
+        " daemons on one machine need two names.",
         examples=["gwsc0"],
     )
     networks: Annotated[tuple[NetworkValue, ...], Field(strict=False)] = Field(
         default=(),
-        description="Only addresses in these networks may be advertised, direct or not: name the replicas' own, and "
-        "nothing that this machine needs itself. An empty list allows no address.",
+        description="Only addresses in these networks may be advertised, direct or not. Name the replicas' own"
+        " networks, and no network that has addresses which this machine itself needs. An empty list allows no"
+        " address.",
         examples=[["10.0.0.0/24"]],
     )
 
@@ -243,7 +242,7 @@ class UsageKeepingSettings(Part):
         default=400,
         ge=8,
         le=3660,
-        description="Older usage is forgotten. The last eight days are kept by the hour, others by the day (UTC).",
+        description="Usage is kept for this long: the last eight days by the hour, older usage by the day (UTC).",
     )
 
 
@@ -288,23 +287,24 @@ class ProbeSettings(Part):
         5.0,
         0.1,
         60,
-        "All questions of one probe together may take this long. SGLang over HTTP generates a token for its `/health`"
-        " and needs a second or more.",
+        "All questions of one probe together may take this long. SGLang over HTTP generates a token for its `/health`,"
+        " which takes a second or more.",
     )
 
 
 class HealthSettings(AccessPart):
     """Asking replicas for their health, which also finds those that hang: they accept connections and never answer."""
 
-    interval_s: float = _number(10.0, 0.5, 3600, "Time from one health question to the next.")
-    timeout_s: float = _number(5.0, 0.1, 600, "A health question not answered in this time has failed.")
+    interval_s: float = _number(10.0, 0.5, 3600, "The time from one health question to the next.")
+    timeout_s: float = _number(5.0, 0.1, 600, "A health question that is not answered in this time has failed.")
     failures: int = _number(3, 1, 100, "A replica is taken out after this many failed health questions in a row.")
     hung_after_s: float = _number(
         8.0,
         0,
         3600,
-        "A replica is `dead` if its requests wait for so long and its own metrics show no work, though it says it is "
-        "well and other replicas answer. Where no other replica answers it takes a quarter longer. 0 turns this off.",
+        "A replica is `dead` if its requests wait for this long and its own metrics show no work, although it says"
+        " that it is well and other replicas answer. If no other replica answers, it takes a quarter longer. 0 turns"
+        " this off.",
     )
 
 
@@ -330,15 +330,16 @@ class DrainSettings(Part):
         0.0,
         0,
         60,
-        "A worker out of rotation stays with the router this long. While the last HTTP, or the last gRPC, worker of a"
-        " model does, a router such as SMG may answer 503 to part of the requests, even if others serve the model.",
+        "A worker that is out of rotation stays with the router for this long. If it is the last HTTP worker, or the"
+        " last gRPC worker, of a model, a router such as SMG may meanwhile answer 503 to a part of the requests, even"
+        " if other workers serve the model.",
     )
     handover_s: float = _number(
         5.0,
         0,
         600,
-        "A drained prefill engine of vLLM is safe to stop this long after its last answer: decode engines may still"
-        " fetch its KV blocks.",
+        "A drained prefill engine of vLLM can be stopped safely this long after its last answer, because decode"
+        " engines may still fetch its KV blocks.",
     )
 
 
@@ -349,34 +350,40 @@ class LeaveSettings(Part):
         10.0,
         0,
         3600,
-        "Once no request has come for so long, load balancers have noticed that the gateway is leaving. Make it longer"
-        " than they take to notice: the time between two of their checks, times the checks that must fail.",
+        "When no request has come for this long, load balancers have noticed that the gateway is leaving. Make it"
+        " longer than they need to notice: the time between two of their checks, times the number of checks that must"
+        " fail.",
     )
     balancer_s: float = _number(
-        60.0, 0, 86400, "It waits for that this long at the most; then it takes no new requests."
+        60.0, 0, 86400, "The gateway waits for load balancers for this long at most. Then it takes no new requests."
     )
     timeout_s: float = _number(
         600.0,
         0,
         86400,
-        "All of it takes this long at the most: what is in flight then is cut. `--timeout` sets another.",
+        "The whole leave takes this long at most. What is still in flight then is cut. `leave --timeout` sets another"
+        " time.",
     )
 
 
 class HoldSettings(Part):
     """The waiting room: requests that come while the router is away, or no replica serves, wait and then go on."""
 
-    timeout_s: float = _number(30.0, 0, 3600, "A request waits this long for a router, then gets 503 with Retry-After.")
-    asleep_s: float = _number(
-        30.0, 0, 3600, "A request waits this long for a replica while none serves, then gets 503 with Retry-After."
+    timeout_s: float = _number(
+        30.0, 0, 3600, "A request waits this long for a router. Then it gets 503 with Retry-After."
     )
-    max_waiting: int = _number(1000, 0, 100000, "This many may wait at once; the next one gets 503 with Retry-After.")
+    asleep_s: float = _number(
+        30.0, 0, 3600, "A request waits this long for a replica while none serves. Then it gets 503 with Retry-After."
+    )
+    max_waiting: int = _number(
+        1000, 0, 100000, "At most this many requests may wait at once. The next one gets 503 with Retry-After."
+    )
     retry_in_flight: bool = Field(
         default=True,
-        description="Whether a request that a router had taken, and not begun to answer, when it died is sent again,"
-        " once. An engine may then work on it twice. Only requests that store nothing are sent again:"
-        " chats, completions, embeddings, rerank, classify, tokenize and the like, and requests that only read; never a"
-        " response or a conversation that is stored.",
+        description="If a router dies after it took a request and before it began to answer, the request is sent"
+        " again, once. An engine may then work on it twice. Only requests that store nothing are sent again: chats,"
+        " completions, embeddings, rerank, classify, tokenize and the like, and requests that only read. A response or"
+        " a conversation that is stored is never sent again.",
     )
 
 
@@ -384,19 +391,19 @@ class ServiceSettings(Part):
     """One inference service: a stable address, one router, any number of replicas."""
 
     name: NameValue = Field(
-        description="Its name in logs, metrics and commands: a-z, 0-9 and `-`, 63 characters at most.",
+        description="The service's name in logs, metrics and commands: a-z, 0-9 and `-`, 63 characters at most.",
         examples=["chat"],
     )
     listen: EndpointValue = Field(
-        description="The stable address that clients, or the gateway's own nginx, talk to. An IP address or"
-        " localhost, and a port; IPv6 in brackets.",
+        description="The stable address that clients, or the gateway's own nginx, talk to: an IP address or localhost,"
+        " and a port. An IPv6 address stands in brackets.",
         examples=["127.0.0.1:30000", "[::1]:30000"],
     )
     replicas: ReplicaSettings
     engine: Literal["auto", "http"] = Field(
         default="auto",
-        description="`auto` asks replicas which inference engine they are. `http` is any HTTP application, which is"
-        " only asked whether it is well, at `health.path` or `/`; its clients may use every path. It needs"
+        description="`auto` asks each replica which inference engine it is. `http` is any HTTP application: it is"
+        " asked only at `health.path`, or `/`, whether it is well, and clients may use all of its paths. `http` needs"
         " `router: {type: none}`.",
     )
     router: RouterValue = Field(default_factory=default_router)
@@ -426,12 +433,14 @@ class Settings(Part):
 
     state_dir: DirectoryValue = Field(
         default=STATE_DIR,
-        description="What must outlive a reboot: port leases, certificates by ACME, the router's logs.",
+        description="The directory of what must outlive a reboot: port leases, certificates by ACME, the routers'"
+        " logs.",
         examples=["/var/lib/gateway-sidecar"],
     )
     run_dir: RunDirValue = Field(
         default=RUN_DIR,
-        description="`admin.sock`, the bridges' links and nginx's files; 80 bytes at most.",
+        description="The directory of `admin.sock`, the bridges' symlinks and nginx's files. The path has 80 bytes at"
+        " most.",
         examples=["/run/gateway-sidecar"],
     )
     log: LogSettings = LogSettings()
@@ -441,15 +450,15 @@ class Settings(Part):
     admin: AdminSettings | None = None
     acme: AcmeSettings | None = None
     rescan_interval_s: float = _number(
-        2.0, 0.2, 60, "Every socket pattern is listed again this often, whatever inotify says or misses."
+        2.0, 0.2, 60, "Every socket pattern is listed again this often, whatever inotify reports or misses."
     )
     leave: LeaveSettings = LeaveSettings()
     bridges: BridgeSettings = BridgeSettings()
     peers: PeersSettings = PeersSettings()
     router_ports: PortsValue = Field(
         default=PortRange(23001, 23999),
-        description="Private ports on 127.0.0.1 for the routers: four for each service (API and metrics,"
-        " of the router that runs and of the one that may replace it).",
+        description="Private ports on 127.0.0.1 for the routers. Each service takes four: the API and the metrics of"
+        " the router that runs, and of the router that may replace it.",
         examples=["23001-23999"],
     )
     services: Annotated[tuple[ServiceSettings, ...], Field(strict=False)] = Field(

@@ -74,33 +74,33 @@ class OverridesFile(Part):
     )
     api_key_file: str | None = Field(
         default=None,
-        description="File with the engine's API key; relative to this file's directory, or absolute. It must"
-        " belong to this file's owner.",
+        description="A file with the engine's API key. A relative path begins in this file's directory. The key's file"
+        " must belong to this file's owner.",
         examples=["r1.key"],
     )
     worker_type: Literal["regular", "prefill", "decode", "encode"] | None = Field(
-        default=None, description="The worker's role, where the engine's own answer is wrong or missing."
+        default=None, description="The worker's role, if the engine's own answer is wrong or missing."
     )
     kv_connector: ModelName | None = Field(
         default=None,
-        description="vLLM's `kv_connector`, where the engine does not say it: over HTTP outside its development mode.",
+        description="vLLM's `kv_connector`, if the engine does not say it, as over HTTP outside its development mode.",
         examples=["NixlConnector"],
     )
     kv_role: Literal["kv_producer", "kv_consumer", "kv_both"] | None = Field(
         default=None,
-        description="vLLM's `kv_role`, where the engine does not say it. A `kv_producer` is a prefill worker, a"
-        " `kv_consumer` a decode worker; `kv_both` goes with any `worker_type`.",
+        description="vLLM's `kv_role`, if the engine does not say it. A `kv_producer` is a prefill worker, a"
+        " `kv_consumer` a decode worker. `kv_both` goes with any `worker_type`.",
     )
     kv_engine_id: ModelName | None = Field(
         default=None,
-        description="vLLM's `engine_id` of the KV transfer, where the engine does not say it and its connector needs"
-        " one. NIXL's engines tell each other.",
+        description="vLLM's `engine_id` of the KV transfer, if the engine does not say it and its connector needs one."
+        " Engines with NIXL tell each other.",
         examples=["engine-1"],
     )
     model: ModelNames | None = Field(
         default=None,
-        description="The model's name, or a list of names, where the engine's own answer is wrong or missing: a server"
-        " that lists no model, names that are not to be used, or vLLM over gRPC, which tells one name only. Requests"
+        description="The model's name, or a list of names, if the engine's own answer is wrong or missing: a server"
+        " that lists no model, names that are not to be used, or vLLM over gRPC, which says one name only. Requests"
         " must use these names, and the engine receives them.",
         examples=["qwen3-32b", ["qwen3-32b", "qwen3"]],
     )
@@ -118,20 +118,22 @@ class OverridesFile(Part):
 
     advertise: Annotated[Endpoint, PlainValidator(parse_peer_address)] | None = Field(
         default=None,
-        description="The replica's address as its peers see it, IP and port. The bridge listens on that very address"
-        " here, and the router knows the worker by it: a decode engine is sent there to its prefill engine.",
+        description="The replica's address, IP and port, as its peers see it. The bridge listens on that address here,"
+        " and the router knows the worker by it. A router that pairs prefill with decode names this address to the"
+        " decode engine.",
         examples=["10.0.0.5:8000"],
     )
     direct: bool = Field(
         default=False,
-        description="This machine reaches `advertise` itself: the worker is registered under it, and nothing is"
-        " bridged.",
+        description="Whether this machine reaches `advertise` itself. Then the worker is registered under that"
+        " address, and nothing is bridged.",
     )
 
     dynamo: Annotated[str, Field(pattern=r"^/[^\x00-\x1f]*$", max_length=1024)] | None = Field(
         default=None,
-        description="What is behind the socket is the request plane of a worker of NVIDIA Dynamo, which writes its"
-        " entries in this directory (its DYN_FILE_KV), and no other worker does. It needs `router: {type: dynamo}`.",
+        description="The directory in which a worker of NVIDIA Dynamo writes its entries (its DYN_FILE_KV). Then the"
+        " socket leads to the request plane of that worker, and no other worker may write there. It needs `router:"
+        " {type: dynamo}`.",
         examples=["/run/replicas/chat/r1.dynamo"],
     )
 
@@ -139,8 +141,8 @@ class OverridesFile(Part):
         default=None,
         ge=1,
         le=65535,
-        description="Port where a decode engine finds this prefill engine, where the engine does not say it: vLLM with"
-        " Mooncake. SMG takes 8998 otherwise.",
+        description="The port at which a decode engine finds this prefill engine, if the engine does not say it, as"
+        " vLLM with Mooncake. SMG takes 8998 by default.",
     )
 
     @model_validator(mode="after")

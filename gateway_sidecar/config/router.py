@@ -54,28 +54,29 @@ class RouterSettings(Part):
     env: dict[str, EnvironmentValue] = Field(
         default={},
         repr=False,
-        description="Environment variables for the router, above the daemon's own. A proxy that they name"
-        " (`https_proxy`) is used for host names only, never for addresses: workers are asked directly.",
+        description="Environment variables for the router, added to the daemon's own. A proxy that they name"
+        " (`https_proxy`) is used for host names only. Addresses are never asked through a proxy, so workers are asked"
+        " directly.",
         examples=[{"HF_HOME": "/var/cache/huggingface"}],
     )
     retire_timeout_s: float = _number(
         600.0,
         0,
         86400,
-        "A router that was replaced finishes its requests for this long; then it is ended, and those that are left are"
-        " cut off.",
+        "A router that was replaced may finish its requests for this long. Then the router is ended and its remaining"
+        " requests are cut off.",
     )
     start_timeout_s: float = _number(
-        30.0, 1, 600, "A started router that does not answer within this time is stopped and started again."
+        30.0, 1, 600, "A router that does not answer within this time after its start is stopped and started again."
     )
     api_timeout_s: float = _number(
-        5.0, 0.1, 60, "An answer from the router's API that takes longer counts as no answer."
+        5.0, 0.1, 60, "If the router's API takes longer than this, that counts as no answer."
     )
     memory_limit_mb: Literal["auto"] | int | None = Field(
         default="auto",
-        description="A router whose resident memory grows beyond this many MiB, 16 to 1048576, is replaced by a new"
-        " one, without failing a request. `auto` is a quarter of what the machine, or the unit's MemoryMax, has, and"
-        " 512 at the least; `null` sets no limit.",
+        description="A router whose resident memory grows beyond this many MiB is replaced by a new one, without"
+        " failing a request. `auto` is a quarter of the memory of the machine, or of the unit's MemoryMax, and at"
+        " least 512. `null` sets no limit.",
         json_schema_extra={
             "anyOf": [{"const": "auto"}, {"type": "integer", "minimum": 16, "maximum": 1048576}, {"type": "null"}]
         },

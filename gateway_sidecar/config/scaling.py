@@ -33,17 +33,17 @@ class HookSettings(Part):
 
     command: Annotated[tuple[str, ...], Field(strict=False)] | None = Field(
         default=None,
-        description="Program and arguments, run without a shell. It gets the recommendation as JSON on standard input,"
-        " and as `GATEWAY_SIDECAR_SERVICE`, `_ROLE`, `_DESIRED` and `_CURRENT` in its environment.",
+        description="A program and its arguments, run without a shell. The program gets the recommendation as JSON on"
+        " standard input, and as `GATEWAY_SIDECAR_SERVICE`, `_ROLE`, `_DESIRED` and `_CURRENT` in its environment.",
         examples=[["/usr/local/bin/scale"]],
     )
     webhook: UrlValue | None = Field(
         default=None,
-        description="Address that receives the recommendation as JSON, with POST. Any 2xx counts as received; "
-        "redirections are not followed. Only its host is shown in logs and status.",
+        description="An address that receives the recommendation as JSON, with POST. Any 2xx counts as received."
+        " Redirections are not followed. Logs and status show only its host.",
         examples=["http://127.0.0.1:8080/scale"],
     )
-    timeout_s: float = number(10.0, 0.1, 600, "The command is ended, or the request given up, after this time.")
+    timeout_s: float = number(10.0, 0.1, 600, "After this time the command is ended, or the request is given up.")
 
     @property
     def who(self) -> str:
@@ -76,23 +76,30 @@ class ScalingSettings(Part):
     """How many replicas there should be. The daemon starts none: it says so, and tells a hook."""
 
     metric: MetricName = Field(
-        description="What is held at `target`: `rps` and `concurrency` are shared by the replicas; `ttft` and `itl` are"
-        " the p90 of time to first token, as clients saw it, and of the pause between tokens.",
+        description="What is held at `target`. `rps` and `concurrency` are shared by the replicas. `ttft` is the p90"
+        " of the time to first token, as clients saw it; `itl` is the p90 of the pause between tokens.",
         examples=["rps"],
     )
     target: Target = Field(
         description="Requests per second (`rps`) or at once (`concurrency`) for each replica; seconds (`ttft`, `itl`)."
-        " Within a tenth of it nothing changes.",
+        " Within a tenth of the target nothing changes.",
         examples=[5],
     )
     min: Count = Field(
-        default=1, description="At least this many replicas; with 0 the last one goes after `idle_after_s`."
+        default=1,
+        description="There are at least this many replicas. With 0 the last replica goes after `idle_after_s`.",
     )
-    max: Count = Field(default=10, description="Never more.")
+    max: Count = Field(default=10, description="There are at most this many replicas.")
     window_s: Literal[30, 60, 300] = Field(default=60, description="The metric covers this many seconds.")
-    up_after_s: float = number(0.0, 0, 3600, "More replicas must have been needed for this long.")
-    down_after_s: float = number(300.0, 0, 3600, "Fewer replicas must have been enough for this long.")
-    idle_after_s: float = number(600.0, 0, 86400, "With `min` 0: the last one goes after this time without a request.")
+    up_after_s: float = number(
+        0.0, 0, 3600, "More replicas are recommended only after they have been needed for this long."
+    )
+    down_after_s: float = number(
+        300.0, 0, 3600, "Fewer replicas are recommended only after they have been enough for this long."
+    )
+    idle_after_s: float = number(
+        600.0, 0, 86400, "With `min` 0: the last replica goes after this time without a request."
+    )
     prefill: RoleScaling | None = Field(default=None, description="Other values for prefill replicas.")
     decode: RoleScaling | None = Field(default=None, description="Other values for decode replicas.")
     hook: HookSettings | None = Field(default=None, description="The hook that receives changes.")

@@ -34,16 +34,18 @@ class StoreSettings(Part):
 
     gateway: GatewayName | None = Field(
         default=None,
-        description="This gateway's name, which no other gateway may have; without it the machine's host name up to"
-        " the first dot.",
+        description="This gateway's name, which no other gateway may have. By default it is the machine's host name up"
+        " to the first dot.",
         examples=["gateway-1"],
     )
-    read_every_s: float = _number(5.0, 0.5, 300, "The store is read whole this often, whatever its hints say or miss.")
+    read_every_s: float = _number(
+        5.0, 0.5, 300, "The whole store is read this often, whatever its hints report or miss."
+    )
     lease_s: int = Field(
         default=15,
         ge=5,
         le=3600,
-        description="A gateway that the store has not heard of for so long counts as gone to the others.",
+        description="Other gateways take a gateway for gone when the store has not heard from it for this long.",
     )
 
     @property

@@ -105,17 +105,19 @@ AgentValue = Annotated[str, PlainValidator(parse_agent), _schema(f"^(/|{AGENT_OF
 HostKeyValue = Annotated[str, PlainValidator(parse_host_key), _schema(f"^({FIRST_USE}|{_PUBLIC_KEY.pattern})$")]
 ForwardValue = Annotated[str, PlainValidator(parse_forward), _schema(rf"^(/|{_FAR_PORT.pattern}$)")]
 
-_USER_TEXT = "User on that host; the daemon's own by default."
-_KEY_TEXT = "Private key, mode 0600, without a passphrase."
-_AGENT_TEXT = f"An agent's socket, or `{AGENT_OF_ENVIRONMENT}` for the one that the daemon's environment names."
-_KNOWN_TEXT = f"File of the keys that hosts must have; `{_SYSTEM_KNOWN_HOSTS}` by default."
+_USER_TEXT = "The user to log in as. By default it is the daemon's own."
+_KEY_TEXT = "A private key, mode 0600, without a passphrase."
+_AGENT_TEXT = (
+    f"The socket of an SSH agent, or `{AGENT_OF_ENVIRONMENT}` for the agent that the daemon's environment names."
+)
+_KNOWN_TEXT = f"A file of the keys that hosts must have. By default it is `{_SYSTEM_KNOWN_HOSTS}`."
 
 
 class SshServerSettings(Part):
     """One SSH server, and how both sides prove who they are."""
 
-    host: HostValue = Field(description="Its name or address.", examples=["gpu7.example.net"])
-    port: int | None = Field(default=None, ge=1, le=65535, description="Its SSH port; 22 by default.")
+    host: HostValue = Field(description="The server's name or address.", examples=["gpu7.example.net"])
+    port: int | None = Field(default=None, ge=1, le=65535, description="The server's SSH port. By default it is 22.")
     user: UserValue | None = Field(default=None, description=_USER_TEXT, examples=["tunnel"])
     key_file: PlainPathValue | None = Field(default=None, description=_KEY_TEXT, examples=["/etc/gateway-sidecar/key"])
     agent: AgentValue | None = Field(default=None, description=_AGENT_TEXT, examples=["/run/agent.sock"])
@@ -124,7 +126,7 @@ class SshServerSettings(Part):
     )
     host_key: HostKeyValue | None = Field(
         default=None,
-        description=f"The host's public key itself; or `{FIRST_USE}`: a host that `known_hosts` does not list is"
+        description=f"The host's public key itself, or `{FIRST_USE}`: then a host that `known_hosts` does not list is"
         " believed and entered there.",
         examples=["ssh-ed25519 AAAAC3NzaC1lZDI1NTE5AAAA", FIRST_USE],
     )
@@ -136,7 +138,7 @@ JumpValue = Annotated[tuple[SshServerSettings, ...], Field(strict=False)]
 class SshDefaults(Part):
     """What SSH replicas of a service, and the servers they jump over, have in common."""
 
-    port: int = Field(default=22, ge=1, le=65535, description="SSH port.")
+    port: int = Field(default=22, ge=1, le=65535, description="The SSH port of servers that name none.")
     user: UserValue | None = Field(default=None, description=_USER_TEXT, examples=["tunnel"])
     key_file: PlainPathValue | None = Field(default=None, description=_KEY_TEXT, examples=["/etc/gateway-sidecar/key"])
     agent: AgentValue | None = Field(default=None, description=_AGENT_TEXT, examples=["/run/agent.sock"])
@@ -144,7 +146,7 @@ class SshDefaults(Part):
         default=None, description=_KNOWN_TEXT, examples=["/etc/gateway-sidecar/known_hosts"]
     )
     host_key: Literal["trust-on-first-use"] | None = Field(
-        default=None, description="Believe hosts that `known_hosts` does not list, and enter them there."
+        default=None, description="Whether hosts that `known_hosts` does not list are believed and entered there."
     )
     jump: JumpValue = Field(
         default=(), description="SSH servers to pass through, in order.", examples=[[{"host": "gate.example.net"}]]
@@ -153,17 +155,19 @@ class SshDefaults(Part):
         default=4,
         ge=1,
         le=300,
-        description="After this long without a byte, a server is asked for a sign of life. A path is dead after "
-        "`keepalive_failures` + 1 times this long.",
+        description="After this long without a byte, a server is asked for a sign of life. A path is dead after this"
+        " time times `keepalive_failures` plus 1.",
     )
     keepalive_failures: int = Field(
-        default=2, ge=1, le=20, description="This many of these questions in a row may go unanswered."
+        default=2, ge=1, le=20, description="At most this many of these questions in a row may go unanswered."
     )
-    connect_timeout_s: int = Field(default=10, ge=1, le=300, description="Time for one server to accept our login.")
+    connect_timeout_s: int = Field(
+        default=10, ge=1, le=300, description="One server may take this long to accept the login."
+    )
     backend: Literal["auto", "openssh", "asyncssh"] = Field(
         default="auto",
-        description="`openssh` is the program `ssh`; `asyncssh` needs `gateway-sidecar[ssh]`; `auto` is `openssh` where"
-        " there is one.",
+        description="Which SSH client is used. `openssh` is the program `ssh`, `asyncssh` needs"
+        " `gateway-sidecar[ssh]`, and `auto` is `openssh` if there is one.",
     )
 
 
@@ -171,7 +175,8 @@ class SshReplica(SshServerSettings):
     """One replica behind an SSH server."""
 
     forward: ForwardValue = Field(
-        description="Where the engine listens, as that host sees it: HOST:PORT, or a Unix socket's path.",
+        description="The address at which the engine listens, as that host sees it: HOST:PORT, or the path of a Unix"
+        " socket.",
         examples=["127.0.0.1:8000", "/run/engine.sock"],
     )
     jump: JumpValue | None = Field(

@@ -28,7 +28,9 @@ class InventoryEntry(OverridesFile):
     """One replica of an inventory: `socket` or `ssh`, and the notes that a `<replica>.yaml` may carry."""
 
     socket: SocketValue | None = Field(
-        default=None, description="Path of its Unix socket on this machine.", examples=["/run/replicas/r1.sock"]
+        default=None,
+        description="The path of the replica's Unix socket on this machine.",
+        examples=["/run/replicas/r1.sock"],
     )
     ssh: SshReplica | None = Field(default=None, description="Where it is, for the daemon to open a tunnel.")
 

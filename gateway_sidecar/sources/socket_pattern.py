@@ -302,7 +302,7 @@ SOURCE: SourceKind[PathPattern] = SourceKind(
         Annotated[PatternValue | None, BeforeValidator(_said)],
         Field(
             default=None,
-            description="Path of each replica's Unix socket. `{replica}` stands, once, for the replica's id, and"
+            description="The path of each replica's Unix socket. `{replica}` stands, once, for the replica's id, and"
             " may be a directory, a file name or a part of one.",
             examples=["/run/replicas/chat/{replica}.sock", "/run/replicas/{replica}/engine.sock"],
         ),

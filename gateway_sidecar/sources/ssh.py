@@ -47,7 +47,7 @@ SOURCE: SourceKind[Mapping[str, SshReplica]] = SourceKind(
         SshReplicas,
         Field(
             default={},
-            description="Replicas behind SSH servers, by id; the daemon opens a tunnel to each.",
+            description="Replicas behind SSH servers, by id. The daemon opens a tunnel to each.",
             examples=[{"r1": {"host": "gpu7.example.net", "forward": "127.0.0.1:8000"}}],
         ),
     ),

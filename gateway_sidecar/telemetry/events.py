@@ -45,7 +45,7 @@ GROUPS: Mapping[str, Mapping[str, Event]] = {
             "Correct what the reason names, then start the daemon.",
         ),
         "daemon.cut_off": _warning(
-            "`stop --all` ended `connections` that were not closed after `after_s` seconds.",
+            "`stop --all` cut `connections` connections that were not closed after `after_s` seconds.",
             "Give `stop --all` a longer `--timeout` if answers take longer.",
         ),
         "daemon.stalled": _warning(
@@ -64,7 +64,7 @@ GROUPS: Mapping[str, Mapping[str, Event]] = {
         ),
         "leave.stopping": _info("No request is in flight any more, so the routers, nginx and the daemon stop."),
         "leave.cut": _warning(
-            "The time to leave was over, so `connections` with requests in flight were cut.",
+            "The time to leave was over, so requests in flight on `connections` connections were cut.",
             "Raise `leave.timeout_s` if answers take longer.",
         ),
         "leave.goes_on": _warning("The daemon goes on with the leave that an earlier daemon began."),
@@ -298,7 +298,7 @@ GROUPS: Mapping[str, Mapping[str, Event]] = {
         "router.said": Event(
             ("debug", "info", "warning", "error"), "A line of a router's own output, at the level that it has there."
         ),
-        "router.said_more": _info("The log at `path` has so many more `lines` of a router's output."),
+        "router.said_more": _info("The log at `path` has more of a router's output: `lines` lines."),
         "router.replaced": _info("Another router took the place of the old one, without failing a request."),
         "router.not_replaced": _error(
             "Another router could not take the old one's place: `reason`. The old one goes on.",
@@ -347,13 +347,13 @@ GROUPS: Mapping[str, Mapping[str, Event]] = {
             "Correct what the reason names.",
         ),
         "nginx.said": Event(("info", "error"), "A line of nginx's own error log."),
-        "nginx.said_more": _info("The log at `path` has so many more `lines` of nginx's output."),
+        "nginx.said_more": _info("The log at `path` has more of nginx's output: `lines` lines."),
         "nginx.log_elsewhere": _error(
             "nginx's log file cannot be opened. Its output goes to the daemon's log alone.",
             "Make `state_dir/log` writable.",
         ),
         "frontend.keys_taken_in": _info(
-            "A keys file changed and is in force: so many keys were `added` and `removed`."
+            "A keys file changed and is in force; `added` and `removed` say how many keys."
         ),
         "frontend.certificate_taken_in": _info("A certificate changed and is in force."),
         "frontend.client_ca_taken_in": _info(

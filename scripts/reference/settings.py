@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from functools import cache, partial
 from typing import Any, NamedTuple
 
@@ -64,14 +64,13 @@ def _inline(value: object) -> str:
 def _value(name: str, field: Schema) -> str:
     """What may be said, in words."""
     kinds = [kind for kind in field.get("anyOf", [field]) if kind.get("type") != "null"]
-    example = next((f"`{_inline(it)}`" for it in field.get("examples", ()) if it is not None), "")
-    texts = [_of_kind(name, kind, example) for kind in kinds]
+    texts = [_of_kind(name, kind, field.get("examples", ())) for kind in kinds]
     if len(kinds) < len(field.get("anyOf", [field])) and field.get("default") is not None:
         texts.append("`null`")
     return " or ".join(dict.fromkeys(texts))
 
 
-def _of_kind(name: str, kind: Schema, example: str) -> str:
+def _of_kind(name: str, kind: Schema, examples: Sequence[object]) -> str:
     if "enum" in kind or "const" in kind:
         return words([_inline(choice) for choice in kind.get("enum", [kind.get("const")])])
     if kind.get("type") == "boolean":
@@ -81,6 +80,8 @@ def _of_kind(name: str, kind: Schema, example: str) -> str:
         above = kind.get("exclusiveMinimum")
         low = f"more than {_number(above)}, at most" if above is not None else f"{_number(kind['minimum'])} to"
         return f"{low} {_number(kind['maximum'])}{unit}"
+    its = {"array": list, "object": dict}.get(kind.get("type", ""), str)
+    example = next((f"`{_inline(it)}`" for it in examples if isinstance(it, its)), "")
     if "type" not in kind or kind["type"] == "string":
         return f"such as {example}" if example else "text"
     text = _TYPES[kind["type"]]

@@ -68,15 +68,15 @@ class DynamoSettings(RouterSettings):
     type: Literal["dynamo"] = Field(description="The kind of router.")
     policy: Literal["round-robin", "random", "power-of-two", "least-loaded", "kv"] = Field(
         default="round-robin",
-        description="How a worker is chosen for a request; `kv` prefers one that has the prompt's beginning in its"
-        " cache, among replicas that are Dynamo workers; plain engines then take turns.",
+        description="How a worker is chosen for a request. Among replicas that are Dynamo workers, `kv` prefers one"
+        " that has the beginning of the prompt in its cache; plain engines then take turns.",
     )
     migration_limit: int = Field(
         default=3,
         ge=0,
         le=100,
-        description="If a request's worker dies, the request goes on at another worker, at most this many times. In the"
-        " middle of an answer that works between Dynamo workers only.",
+        description="If a request's worker dies, the request goes on at another worker, at most this many times. In"
+        " the middle of an answer only requests to Dynamo workers can go on.",
     )
     command: CommandValue = Field(
         default="python3",
@@ -86,15 +86,16 @@ class DynamoSettings(RouterSettings):
     )
     args: Annotated[tuple[Annotated[str, AfterValidator(check_argument)], ...], Field(strict=False)] = Field(
         default=(),
-        description="Further options of `python -m dynamo.frontend`. Those that the daemon sets itself are refused by"
-        " name.",
+        description="Further options of `python -m dynamo.frontend`. An option that the daemon sets itself is refused,"
+        " with the reason.",
         examples=[["--router-kv-overlap-score-credit", "0.5"]],
     )
     log_level: Literal["debug", "info", "warn", "error"] = Field(
-        default="warn", description="The least severe event that the router writes; `info` is some lines a request."
+        default="warn",
+        description="The least severe event that the router writes. `info` is some lines for each request.",
     )
     response_host: Annotated[str, AfterValidator(check_address)] = Field(
         default="127.0.0.1",
-        description="The address of this machine that replicas which are Dynamo workers send their answers to.",
+        description="The address of this machine to which replicas that are Dynamo workers send their answers.",
         examples=["10.0.0.1"],
     )

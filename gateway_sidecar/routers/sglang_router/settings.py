@@ -38,20 +38,22 @@ class SglangRouterSettings(RouterSettings):
     type: Literal["sglang-router"] = Field(description="The kind of router.")
     mode: Literal["regular", "prefill_decode"] = Field(
         default="regular",
-        description="Which replicas it takes: those that answer by themselves, or prefill and decode replicas.",
+        description="Which replicas the router takes: those that answer by themselves, or prefill and decode replicas.",
     )
     policy: Policy = Field(default="cache_aware", description="How a worker is chosen for a request.")
     command: CommandValue = Field(
         default="sglang-router",
-        description="The router's program: a name, looked for beside the daemon's own Python and then in"
-        " PATH, or an absolute path.",
+        description="The router's program: an absolute path, or a name that is looked for beside the daemon's own"
+        " Python and then in PATH.",
         examples=["/opt/sglang-router/bin/sglang-router"],
     )
     args: Annotated[tuple[Annotated[str, AfterValidator(check_argument)], ...], Field(strict=False)] = Field(
         default=(),
-        description="Further options of `sglang-router launch`. Those that the daemon sets itself are refused by name.",
+        description="Further options of `sglang-router launch`. An option that the daemon sets itself is refused, with"
+        " the reason.",
         examples=[["--request-timeout-secs", "3600"]],
     )
     log_level: Literal["debug", "info", "warn", "error"] = Field(
-        default="warn", description="The least severe event that the router writes; `info` is two lines a request."
+        default="warn",
+        description="The least severe event that the router writes. `info` is two lines for each request.",
     )

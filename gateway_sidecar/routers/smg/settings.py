@@ -78,15 +78,17 @@ class SmgSettings(RouterSettings):
     policy: Policy = Field(default="cache_aware", description="How a worker is chosen for a request.")
     command: CommandValue = Field(
         default="smg",
-        description="The router's program: a name, looked for beside the daemon's own Python and then in"
-        " PATH, or an absolute path.",
+        description="The router's program: an absolute path, or a name that is looked for beside the daemon's own"
+        " Python and then in PATH.",
         examples=["smg"],
     )
     args: Annotated[tuple[Annotated[str, AfterValidator(check_argument)], ...], Field(strict=False)] = Field(
         default=(),
-        description="Further options of `smg launch`. Those that the daemon sets itself are refused by name.",
+        description="Further options of `smg launch`. An option that the daemon sets itself is refused, with the"
+        " reason.",
         examples=[["--max-payload-size", "1073741824"]],
     )
     log_level: Literal["debug", "info", "warn", "error"] = Field(
-        default="warn", description="The least severe event that the router writes; `info` is two lines a request."
+        default="warn",
+        description="The least severe event that the router writes. `info` is two lines for each request.",
     )

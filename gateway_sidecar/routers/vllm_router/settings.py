@@ -49,13 +49,14 @@ class VllmRouterSettings(RouterSettings):
     policy: Policy = Field(default="cache_aware", description="How a worker is chosen for a request.")
     command: CommandValue = Field(
         default="vllm-router",
-        description="The router's program: a name, looked for beside the daemon's own Python and then in"
-        " PATH, or an absolute path.",
+        description="The router's program: an absolute path, or a name that is looked for beside the daemon's own"
+        " Python and then in PATH.",
         examples=["/opt/vllm-router/bin/vllm-router"],
     )
     args: Annotated[tuple[Annotated[str, AfterValidator(check_argument)], ...], Field(strict=False)] = Field(
         default=(),
-        description="Further options of `vllm-router`. Those that the daemon sets itself are refused by name.",
+        description="Further options of `vllm-router`. An option that the daemon sets itself is refused, with the"
+        " reason.",
         examples=[["--request-timeout-secs", "3600"]],
     )
     log_level: Literal["debug", "info", "warning", "error"] = Field(

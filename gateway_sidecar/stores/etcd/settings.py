@@ -43,7 +43,7 @@ class EtcdTlsSettings(Part):
 
     ca: FileValue | None = Field(
         default=None,
-        description="The CA that signed etcd's certificates; without it those that this machine trusts.",
+        description="The CA that signed etcd's certificates. By default it is any CA that this machine trusts.",
         examples=["/etc/gateway-sidecar/etcd-ca.crt"],
     )
     certificate: FileValue | None = Field(
@@ -52,7 +52,7 @@ class EtcdTlsSettings(Part):
         examples=["/etc/gateway-sidecar/etcd.crt"],
     )
     key: FileValue | None = Field(
-        default=None, description="Its private key.", examples=["/etc/gateway-sidecar/etcd.key"]
+        default=None, description="The private key of `certificate`.", examples=["/etc/gateway-sidecar/etcd.key"]
     )
 
     @model_validator(mode="after")
@@ -66,26 +66,31 @@ class EtcdSettings(Part):
     """An etcd."""
 
     endpoints: Annotated[tuple[EndpointUrl, ...], Field(strict=False)] = Field(
-        description="Addresses of its members' client ports. Each call tries them in turn.",
+        description="Addresses of the members' client ports. Each call tries them in turn.",
         examples=[["https://10.0.0.1:2379", "https://10.0.0.2:2379"]],
         json_schema_extra={"minItems": 1},
     )
     prefix: str = Field(
         default="/gateway-sidecar/",
-        description="All our keys begin with this: gateways with the same prefix share services.",
+        description="All keys of the gateways begin with this. Gateways with the same prefix share services.",
         examples=["/gateway-sidecar/"],
         json_schema_extra={"pattern": _PREFIX},
     )
     tls: EtcdTlsSettings = EtcdTlsSettings()
     user: str | None = Field(
-        default=None, min_length=1, description="The user, if etcd has authentication on.", examples=["gateways"]
+        default=None,
+        min_length=1,
+        description="The user to log in as, if etcd has authentication on.",
+        examples=["gateways"],
     )
     password_file: FileValue | None = Field(
         default=None,
-        description="A file with the user's password, read at each login.",
+        description="A file with the user's password. It is read at each login.",
         examples=["/etc/gateway-sidecar/etcd.password"],
     )
-    timeout_s: float = _number(2.0, 0.1, 60, "A member that does not answer a call in this time is left for the next.")
+    timeout_s: float = _number(
+        2.0, 0.1, 60, "If a member does not answer a call in this time, the next member is asked."
+    )
 
     @field_validator("endpoints", mode="before")
     @classmethod
