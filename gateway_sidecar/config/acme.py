@@ -88,7 +88,7 @@ class AcmeSettings(Part):
     def _accepted(cls, value: bool) -> bool:
         if not value:
             raise ValueError(
-                "is false, and no account is made without it; read the certificate authority's terms of service, then"
-                " set it to true"
+                "is false, and the daemon makes an account only if it is true; read the certificate authority's terms"
+                " of service, then set it to true"
             )
         return value

@@ -88,16 +88,16 @@ class ModelSettings(Part):
         if (self.service is None) == (not self.services):
             raise ValueError("needs service or services, and not both; give one of them")
         if self.services and self.model is not None:
-            raise ValueError("model is said with each of services; move it there")
+            raise ValueError("model has no meaning beside services; move it into each entry of services")
         if self.services and not any(it.weight for it in self.services):
-            raise ValueError("the weights of services add up to nothing; give one of them a weight above 0")
+            raise ValueError("the weights of services add up to 0; give one of them a weight above 0")
         names = [it.service for it in self.targets]
         for name in names:
             if names.count(name) > 1:
                 raise ValueError(f"names service {name!r} twice; give it one weight")
         if self.fallback is not None and self.fallback.service in names:
             raise ValueError(
-                f"falls back to {self.fallback.service!r}, which it leads to already; name another service"
+                f"falls back to {self.fallback.service!r}, which it already leads to; name another service"
             )
         return self
 

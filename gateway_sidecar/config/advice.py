@@ -47,7 +47,7 @@ def advise(settings: Settings, ephemeral: PortRange | None) -> list[str]:
         if service.health.timeout_s > service.health.interval_s:
             warnings.append(
                 f"services[{index}].health: timeout_s {service.health.timeout_s:g} is longer than interval_s "
-                f"{service.health.interval_s:g}, so health questions come late; make it shorter"
+                f"{service.health.interval_s:g}, so health questions come late; make timeout_s shorter"
             )
         if service.endpoints and settings.bridges.key_file is None:
             warnings.append(
@@ -81,7 +81,7 @@ def _unheeded(where: str, frontend: FrontendSettings, behind: Mapping[str, Front
         parts = [part for part in unsaid if getattr(own, part) != getattr(_PLAIN, part)]
         if parts:
             warnings.append(
-                f"{where}.frontend: {', '.join(parts)} of {service}'s own frontend do not hold here; say what is to"
+                f"{where}.frontend: {', '.join(parts)} of {service}'s own frontend do not hold here; set what is to"
                 f" hold in {where}.frontend, too"
             )
     return warnings

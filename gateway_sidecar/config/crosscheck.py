@@ -211,24 +211,24 @@ def _frontend_problems(tree: Tree, frontend: _Frontend) -> Iterator[Problem]:
         return Problem(tree.line(location), path_text(location), text)
 
     if frontend.redirect and not frontend.has_tls:
-        yield problem("leads to HTTPS, and there is none; give tls as well", "redirect")
+        yield problem("redirects to HTTPS, and this frontend has no TLS; give tls as well", "redirect")
     if frontend.redirect and not frontend.listen:
-        yield problem("leads to HTTPS, and no address speaks it; give listen as well", "redirect")
+        yield problem("redirects to HTTPS, and no address speaks HTTPS; give listen as well", "redirect")
     if frontend.has_tls and not frontend.listen:
-        yield problem("is for public addresses, and there are none; give listen as well", "tls")
+        yield problem("is for public addresses, and this frontend has none; give listen as well", "tls")
     if frontend.names and not frontend.listen:
-        yield problem("are for public addresses, and there are none; give listen as well", "server_names")
+        yield problem("are for public addresses, and this frontend has none; give listen as well", "server_names")
     for here, there in _first_pairs(frontend.allow + frontend.deny, str.__eq__):
         yield _at_line(here, f"{here.value} is {there} too; name it once")
     auth = frontend.said.get("auth")
     if _at(frontend.said, ("tls", "client_certificates")) == "optional" and auth is None:
-        text = "'optional' certificates stand in the place of a key, and there is no auth; give auth, or use required"
+        text = "'optional' certificates take the place of a key, and there is no auth; give auth, or use required"
         yield problem(text, "tls", "client_certificates")
     has_keys = isinstance(auth, dict) and auth.get("keys_file") is not None
     limits = frontend.said.get("limits")
     for index, limit in enumerate(limits if isinstance(limits, list) else []):
         if isinstance(limit, dict) and limit.get("per") == "key" and not has_keys:
-            text = "no client has a key without auth.keys_file; count by ip or header:NAME, or give keys"
+            text = "clients have keys only with auth.keys_file; give it, or use ip or header:NAME"
             yield problem(text, "limits", index, "per")
 
 
@@ -252,19 +252,23 @@ def _certificate_problems(tree: Tree, frontend: _Frontend, frontends: list[_Fron
         return
     for file in ("certificate", "key"):
         if tls.get(file) is not None:
-            yield problem("has no meaning with `acme: true`, which makes its own; leave one of the two out", file)
+            yield problem(
+                "has no meaning with `acme: true`, which brings its own certificate; leave one of the two out", file
+            )
     if _at(tree.data, ("acme",)) in (_ABSENT, None):
-        yield problem("needs an ACME server; add `acme` at the top of the file, with its directory", "acme")
+        yield problem("needs an ACME server; add `acme` with its `directory` at the top of the file", "acme")
     if not frontend.said.get("server_names"):
-        yield problem("needs the names that the certificate is for; give server_names", "acme")
+        yield problem("needs the names for which the certificate is ordered; give server_names", "acme")
     proved = {it.value for other in frontends if other.redirect for it in other.names}
     for name in frontend.names:
         if name.value.startswith("*."):
             cure = "name each host, or give certificate and key in place of acme"
-            yield _at_line(name, f"{name.value}: no wildcard is proved over HTTP (HTTP-01); {cure}")
+            yield _at_line(name, f"{name.value}: a wildcard cannot be proved over HTTP (HTTP-01); {cure}")
         elif is_address(name.value):
             cure = "use a host name, or give certificate and key in place of acme"
-            yield _at_line(name, f"{name.value} is an IP address, for which no certificate is ordered; {cure}")
+            yield _at_line(
+                name, f"{name.value} is an IP address, and certificates are ordered only for host names; {cure}"
+            )
         elif name.value not in proved:
             cure = "give redirect, such as 0.0.0.0:80 and [::]:80"
             yield problem(f"needs an address where the ACME server finds {name.value} over HTTP; {cure}", "acme")
@@ -331,7 +335,7 @@ def _not_for_clients(said: _Reading) -> Iterator[Problem]:
                 yield _at_line(engine, f"'http' is any HTTP application, and {text}")
         if _at(service, ("engine",)) == "http":
             for usage in said.of(("services", index, "frontend", "usage"), UsageSettings.model_validate):
-                text = "an HTTP application (engine: http) says nothing of tokens, and nothing is counted"
+                text = "an HTTP application (engine: http) reports no tokens, so nothing could be counted"
                 yield _at_line(usage, f"{text}; leave usage out")
         yield from _not_for_clients_of(said, ("services", index, "frontend"), [kind])
     for index, address in enumerate(said.addresses):
@@ -352,7 +356,7 @@ def _not_for_clients_of(said: _Reading, where: Location, kinds: list[Any]) -> It
     controls = {control for kind in kinds for control in kind.paths.control}
     for path in said.of_list((*where, "paths"), parse_prefix):
         if any(f"{path.value.lower()}/".startswith(f"{control}/") for control in controls):
-            text = "controls the router, and no frontend passes that; leave it out"
+            text = "controls the router, so no frontend lets it pass; leave it out"
             yield _at_line(path, f"{show(path.value)} {text}")
     for header in said.of_list((*where, "pass_headers"), parse_header):
         does = steering.get(header.value.lower())
@@ -378,7 +382,7 @@ def _models(tree: Tree, said: _Reading) -> Iterator[Problem]:
                 cure = f"did you mean {near[0]!r}?" if near else f"use one of {', '.join(known)}"
                 yield Problem(tree.line(where), path_text(where), f"there is no service {show(name)}; {cure}")
             elif _at(known[name], ("engine",)) == "http":
-                text = f"service {name} is an HTTP application (engine: http), which no model is asked of; leave it out"
+                text = f"service {name} is an HTTP application (engine: http) and has no models; leave it out"
                 yield Problem(tree.line(where), path_text(where), text)
 
 

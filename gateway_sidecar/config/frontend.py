@@ -249,11 +249,13 @@ class AuthSettings(Part):
         if (self.keys_file is None) == (self.url is None):
             raise ValueError("needs keys_file or url, and not both; give one of them")
         if self.keeps and self.url is None:
-            raise ValueError("keep_s and stale_s are for answers of url, and there is none; leave them out")
+            raise ValueError("keep_s and stale_s need url, whose answers they keep; give url, or leave them out")
         if 0 < self.stale_s <= self.keep_s:
             raise ValueError("stale_s has no effect unless it is longer than keep_s; make it longer, or leave it out")
         if self.name_header is not None and self.keys_file is None:
-            raise ValueError("name_header needs keys_file: only a key of ours has a name; leave it out")
+            raise ValueError(
+                "name_header needs keys_file, because only keys in that file have names; leave name_header out"
+            )
         return self
 
     @property

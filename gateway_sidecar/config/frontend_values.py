@@ -94,7 +94,9 @@ def parse_network(value: object) -> str:
     if "%" in text:
         raise ValueError(f"{show(text)} is not a network: nginx knows no zones; {cure}")
     if network.prefixlen == 0:
-        raise ValueError(f"{show(text)} trusts every client to say who it is; name the proxies' own networks")
+        raise ValueError(
+            f"{show(text)} would believe every client's own word about its address; name the proxies' own networks"
+        )
     return str(network)
 
 
@@ -120,9 +122,11 @@ def parse_clients(value: object) -> str:
         raise ValueError(f"{show(text)} is not an address or network; {cure}") from None
     if network.network_address != ipaddress.ip_address(text.partition("/")[0]):
         alone = text.partition("/")[0]
-        raise ValueError(f"{show(text)} has bits of a host behind its mask; use {network}, or {alone} for one address")
+        raise ValueError(f"{show(text)} sets bits of a host behind its mask; use {network}, or {alone} for one address")
     if isinstance(network, ipaddress.IPv6Network) and network.network_address.ipv4_mapped is not None:
-        raise ValueError(f"{show(text)} is how IPv6 writes IPv4, and such clients count as IPv4; use IPv4's own form")
+        raise ValueError(
+            f"{show(text)} is an IPv4 address in IPv6's form, and such clients count as IPv4; use IPv4's own form"
+        )
     return str(network)
 
 
@@ -133,7 +137,7 @@ def parse_origin(value: object) -> str:
     if not re.fullmatch(ORIGIN, text):
         raise ValueError(f"{show(text)} is not an origin as browsers send it; {cure}")
     if text.endswith({"http": ":80", "https": ":443"}.get(text.partition("://")[0], " ")):
-        raise ValueError(f"{show(text)} says the port that browsers leave out; use {show(text.rpartition(':')[0])}")
+        raise ValueError(f"{show(text)} has a port that browsers leave out; use {show(text.rpartition(':')[0])}")
     return text
 
 

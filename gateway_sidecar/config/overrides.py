@@ -149,8 +149,8 @@ class OverridesFile(Part):
     def _direct(self) -> Self:
         if self.direct and (self.health.prefix is not None or self.health.tls):
             raise ValueError(
-                "has `direct: true`, which leaves nothing before the engine that could speak TLS or know its prefix;"
-                " leave out either `direct` or these"
+                "has `direct: true`, and without a bridge nothing adds TLS or a prefix for the engine;"
+                " leave out either `direct`, or `health.tls` and `health.prefix`"
             )
         return self
 
@@ -211,7 +211,7 @@ def load_overrides(path: Path, socket_owner: int, warn: Callable[[str], object] 
     if key is not None and (trouble := trouble_with_key(notes, socket_owner, shared)):
         further.append(Problem(tree.line(("api_key_file",)), "api_key_file", trouble))
     if isinstance(tree.data, dict) and tree.data.get("direct") is True and tree.data.get("advertise") is None:
-        text = "true says that this machine reaches the replica itself, but not where; add advertise: HOST:PORT"
+        text = "true needs the address at which this machine reaches the replica; add advertise: HOST:PORT"
         further.append(Problem(tree.line(("direct",)), "direct", text))
     said = build(OverridesFile, tree, str(path), further)
     return with_key(said, key)

@@ -41,7 +41,9 @@ def read_file(path: Path, most_bytes: int, *, followed: Followed | None = None) 
     try:
         status = os.fstat(descriptor)
         if followed is not None and opened_at(descriptor) != followed.real:
-            raise _unreadable(path, "was moved while it was opened; it is read again when it stays")
+            raise _unreadable(
+                path, "was moved while the daemon opened it; leave it in its place, and the daemon reads it again"
+            )
         if stat.S_ISDIR(status.st_mode):
             raise _unreadable(path, "is a directory; name the file in it")
         if not stat.S_ISREG(status.st_mode):
@@ -53,7 +55,7 @@ def read_file(path: Path, most_bytes: int, *, followed: Followed | None = None) 
     finally:
         os.close(descriptor)
     if len(content) > most_bytes:
-        raise _unreadable(path, f"is larger than {most_bytes // 1024} KiB; this cannot be the right file")
+        raise _unreadable(path, f"is larger than {most_bytes // 1024} KiB; name the right file")
     return FileText(content, status.st_uid, stat.S_IMODE(status.st_mode), status.st_gid)
 
 

@@ -166,7 +166,7 @@ def parse_bridge_host(value: object) -> str:
     text = text_in(value, cure)
     host = _host(text.removeprefix("[").removesuffix("]"), text)
     if ipaddress.ip_address(host).is_unspecified:
-        raise ValueError(f"{show(text)} is every address, and the router needs one to connect to; {cure}")
+        raise ValueError(f"{show(text)} stands for every address, and the router needs one to connect to; {cure}")
     return host
 
 
@@ -223,7 +223,7 @@ def parse_path(value: object, cure: str) -> Path:
     if text.startswith("~"):
         raise ValueError(f"{show(text)} begins with ~, which only a shell replaces; {cure}")
     if not text.startswith("/"):
-        raise ValueError(f"{show(text)} is relative, and a daemon has no directory of its own; {cure}")
+        raise ValueError(f"{show(text)} is relative, and a daemon has no current directory to begin from; {cure}")
     if "\0" in text:
         raise ValueError(f"{show(text)} holds a NUL character; {cure}")
     if ".." in PurePosixPath(text).parts:
@@ -243,7 +243,9 @@ def parse_command(value: object) -> str:
     if text != text.strip() or "\0" in text:
         raise ValueError(f"{show(text)} begins or ends with a space, or holds a NUL; {cure}")
     if "/" in text and not text.startswith("/"):
-        raise ValueError(f"{show(text)} is a relative path, and a daemon has no directory of its own; {cure}")
+        raise ValueError(
+            f"{show(text)} is a relative path, and a daemon has no current directory to begin from; {cure}"
+        )
     if text.startswith("-") or (" " in text and "/" not in text):
         raise ValueError(f"{show(text)} is not one program's name; {cure} (options go elsewhere)")
     return text
@@ -296,7 +298,7 @@ def text_in(value: object, cure: str) -> str:
     if not isinstance(value, str):
         raise NotTextError(cure)
     if not value:
-        raise ValueError(f"an empty text says nothing; {cure}")
+        raise ValueError(f"is an empty text; {cure}")
     return value
 
 

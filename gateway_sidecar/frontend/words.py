@@ -76,7 +76,7 @@ def parse_words(text: str, *, of_plan: bool = False) -> Mapping[str, str]:
         if word not in allowed:
             raise ValueError(f"{show(word)} is no word for a {'plan' if of_plan else 'key'}; use {', '.join(allowed)}")
         if word in found:
-            raise ValueError(f"{word}: is there twice; remove one of them")
+            raise ValueError(f"{word}: is given twice; remove one of them")
         if (value is None) != (word == PAUSED) or value == "":
             raise ValueError(
                 f"{word}: takes no value; write it alone" if word == PAUSED else f"{word}: has no value; give one"

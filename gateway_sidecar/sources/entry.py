@@ -112,7 +112,9 @@ def describe(
 
 def _place(said: InventoryEntry, owner: str, defaults: SshDefaults) -> Path | Tunnel:
     if said.direct and said.advertise is None:
-        raise ValueError("has `direct: true`, but not where this machine reaches the replica; add advertise: HOST:PORT")
+        raise ValueError(
+            "has `direct: true` without the address at which this machine reaches the replica; add advertise: HOST:PORT"
+        )
     if said.ssh is not None and said.socket is None:
         return tunnel_to(owner, said.ssh, defaults)
     if said.socket is not None and said.ssh is None:

@@ -61,7 +61,10 @@ def test_what_is_right_is_taken_and_warned_of_by_nobody() -> None:
     [
         ({"accept_terms": True}, "acme.directory: is missing; add it, for example"),
         ({"directory": ACME["directory"]}, "acme.accept_terms: is missing; add it"),
-        ({**ACME, "accept_terms": False}, "acme.accept_terms: is false, and no account is made without it; read"),
+        (
+            {**ACME, "accept_terms": False},
+            "acme.accept_terms: is false, and the daemon makes an account only if it is true; read",
+        ),
         ({**ACME, "directory": "letsencrypt"}, "acme.directory: 'letsencrypt' is not the https URL of an ACME"),
         ({**ACME, "directory": "http://acme.example.com/dir"}, "acme.directory: 'http://acme.example.com/dir' is not"),
         ({**ACME, "directory": "https://u:p@acme.example.com/"}, "acme.directory: 'https://u:p@acme.example.com/' is"),
@@ -89,9 +92,12 @@ def test_a_mistake_in_the_account_is_named(acme: dict[str, Any], expected: str) 
         ({"tls": {"acme": False, "key": "/k"}}, ["tls.certificate: is missing; add it"]),
         ({"tls": {"acme": True, "key": "/k"}}, ["tls.key: has no meaning with `acme: true`"]),
         ({"tls": {"acme": "yes please"}}, ["tls.acme: 'yes please' is neither true nor false"]),
-        ({"server_names": None}, ["tls.acme: needs the names that the certificate is for; give server_names"]),
-        ({"server_names": ["*.example.com"]}, ["server_names[0]: *.example.com: no wildcard is proved over HTTP"]),
-        ({"server_names": ["203.0.113.7"]}, ["server_names[0]: 203.0.113.7 is an IP address, for which no"]),
+        ({"server_names": None}, ["tls.acme: needs the names for which the certificate is ordered; give server_names"]),
+        (
+            {"server_names": ["*.example.com"]},
+            ["server_names[0]: *.example.com: a wildcard cannot be proved over HTTP"],
+        ),
+        ({"server_names": ["203.0.113.7"]}, ["server_names[0]: 203.0.113.7 is an IP address, and certificates are"]),
         ({"redirect": None}, ["tls.acme: needs an address where the ACME server finds api.example.com over HTTP"]),
     ],
 )
@@ -106,7 +112,9 @@ def test_a_mistake_in_a_frontend_is_named(changes: dict[str, Any], expected: lis
 def test_without_an_acme_server_there_is_no_certificate() -> None:
     """The message says where it is set."""
     (line,) = problems(config(FRONTEND, None))
-    assert line.startswith("services[0].frontend.tls.acme: needs an ACME server; add `acme` at the top")
+    assert line.startswith(
+        "services[0].frontend.tls.acme: needs an ACME server; add `acme` with its `directory` at the top"
+    )
 
 
 def test_another_service_may_prove_the_name() -> None:

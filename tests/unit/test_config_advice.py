@@ -93,7 +93,7 @@ def test_what_services_refuse_and_their_shared_address_does_not_is_named() -> No
         return advise(parse_config(MINIMAL + own + shared.replace("FRONTEND", frontend)), LINUX)
 
     assert told("") == [
-        "addresses[0].frontend: auth, limits of chat's own frontend do not hold here; say what is to hold in"
+        "addresses[0].frontend: auth, limits of chat's own frontend do not hold here; set what is to hold in"
         " addresses[0].frontend, too"
     ]
     assert "frontend: limits of chat's" in told("auth: {keys_file: /j}")[0]

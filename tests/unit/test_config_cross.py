@@ -181,7 +181,7 @@ NAMES = "use 256 characters at most, of letters, digits and . _ : / @ + = , ~ -,
         ("models: {a: chat, a: code}", "models.a: is given twice, first in line 6; keep one of them"),
         (
             "models: {a: {services: [{service: chat, weight: 0}]}}",
-            "models.a: the weights of services add up to nothing; give one of them a weight above 0",
+            "models.a: the weights of services add up to 0; give one of them a weight above 0",
         ),
         (
             "models: {a: {services: [{service: chat}, {service: chat}]}}",
@@ -189,12 +189,12 @@ NAMES = "use 256 characters at most, of letters, digits and . _ : / @ + = , ~ -,
         ),
         (
             "models: {a: {service: chat, fallback: chat}}",
-            "models.a: falls back to 'chat', which it leads to already; name another service",
+            "models.a: falls back to 'chat', which it already leads to; name another service",
         ),
         ("models: {a: {}}", "models.a: needs service or services, and not both; give one of them"),
         (
             "models: {a: {services: [{service: chat}], model: b}}",
-            "models.a: model is said with each of services; move it there",
+            "models.a: model has no meaning beside services; move it into each entry of services",
         ),
         ("models: {}", "models: is empty; name at least one model and its service"),
         (
@@ -215,11 +215,11 @@ NAMES = "use 256 characters at most, of letters, digits and . _ : / @ + = , ~ -,
         ),
         (
             "models: {a: web}",
-            "models.a: service web is an HTTP application (engine: http), which no model is asked of; leave it out",
+            "models.a: service web is an HTTP application (engine: http) and has no models; leave it out",
         ),
         (
             "models: {a: chat}, frontend: {paths: [/workers/x]}",
-            "frontend.paths[0]: '/workers/x' controls the router, and no frontend passes that; leave it out",
+            "frontend.paths[0]: '/workers/x' controls the router, so no frontend lets it pass; leave it out",
         ),
         (
             "models: {a: chat}, frontend: {listen: ['127.0.0.1:30001']}",

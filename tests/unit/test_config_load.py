@@ -65,7 +65,7 @@ def test_five_lines_make_a_whole_configuration() -> None:
 def test_ten_mistakes_get_ten_lines_in_one_go() -> None:
     """Every problem at once, each with its line, in the file's order; between settings as well."""
     assert problems(TEN_MISTAKES) == [
-        "c.yaml:1: state_dir: 'var/lib' is relative, and a daemon has no directory of its own;"
+        "c.yaml:1: state_dir: 'var/lib' is relative, and a daemon has no current directory to begin from;"
         " use an absolute path such as /var/lib/gateway-sidecar",
         "c.yaml:2: rescan_interval_s: -1 is too small; use 0.2 to 60 seconds",
         "c.yaml:4: bridges.ports: '24001-99999' leaves the port range; use 1-65535",
@@ -108,7 +108,7 @@ def test_ten_mistakes_get_ten_lines_in_one_go() -> None:
             "bridges: {nginx_workers: 0}",
             "bridges.nginx_workers: 0 is not a number of processes; use auto, or",
         ),
-        ("bridges: {host: 0.0.0.0}", "bridges.host: '0.0.0.0' is every address, and the router needs one"),
+        ("bridges: {host: 0.0.0.0}", "bridges.host: '0.0.0.0' stands for every address, and the router needs one"),
         ("metrics: {listen: gateway1:9464}", "metrics.listen: 'gateway1:9464': host 'gateway1' is not an IP"),
         ("rescan_interval_s: .nan", "rescan_interval_s: .nan is not a finite number; use 0.2 to 60 seconds"),
         ("rescan_interval_s: '2'", "rescan_interval_s: '2' is not a number; use 0.2 to 60 seconds"),
@@ -122,7 +122,7 @@ def test_ten_mistakes_get_ten_lines_in_one_go() -> None:
         ("run_dir: ~/run", "run_dir: '~/run' begins with ~, which only a shell replaces"),
         ("state_dir: /", "state_dir: '/' cannot belong to the daemon alone"),
         ("state_dir: /var/../x", "state_dir: '/var/../x' holds '..'; write the path that it leads to"),
-        ("state_dir: ''", "state_dir: an empty text says nothing"),
+        ("state_dir: ''", "state_dir: is an empty text"),
     ],
 )
 def test_each_mistake_says_what_is_wrong_and_the_cure(line: str, expected: str) -> None:

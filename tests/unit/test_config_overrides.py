@@ -96,7 +96,7 @@ def test_every_mistake_at_once(beside: Path) -> None:
         ("model: [a, [b]]\n", "r1.yaml:1: model: ['b'] is no name; use a name, or a list of"),
         ("model: [a, ' b']\n", "r1.yaml:1: model: ' b' is not a name that can be passed on; use a name"),
         ("health: {interval_s: 3}\n", "r1.yaml:1: health.interval_s: unknown setting"),
-        ("direct: true\nadvertise: 10.0.0.5:80\nhealth: {tls: true}\n", "r1.yaml:1: has `direct: true`, which leaves"),
+        ("direct: true\nadvertise: 10.0.0.5:80\nhealth: {tls: true}\n", "r1.yaml:1: has `direct: true`, and without"),
         ("labels: x\n", "r1.yaml:1: labels: 'x' is not a mapping; write `key: value` lines below it"),
         (
             "priority: 1\npriority: 2\n",
@@ -259,8 +259,7 @@ def test_mistakes_in_an_address(beside: Path) -> None:
     assert "is not the address of a single machine" in said
     beside.write_text("priority: 1\ndirect: true\n")
     assert problems(beside) == [
-        "r1.yaml:2: direct: true says that this machine reaches the replica itself, but not where;"
-        " add advertise: HOST:PORT"
+        "r1.yaml:2: direct: true needs the address at which this machine reaches the replica; add advertise: HOST:PORT"
     ]
 
 

@@ -56,7 +56,7 @@ def test_a_key_may_expire() -> None:
         (f"alice:{A} sk-in-the-clear", "f:1: what follows is not WORD=VALUE"),
         (f"alice:{A} skinthe", "f:1: what follows is not WORD=VALUE"),
         (f"alice:{A} tokens=5", "f:1: 'tokens' is no word for a key"),
-        (f"alice:{A} tokens_per_day=5k tokens_per_day=6k", "f:1: tokens_per_day: is there twice"),
+        (f"alice:{A} tokens_per_day=5k tokens_per_day=6k", "f:1: tokens_per_day: is given twice"),
         (f"alice:{A} tokens_per_day=5G", "f:1: tokens_per_day: '5G' is not a number above 0"),
         (f"alice:{A} tokens_per_day=0", "f:1: tokens_per_day: '0' is not a number above 0"),
         (f"alice:{A} tokens_per_day=1000000001M", "f:1: tokens_per_day: '1000000001M' is more than 10^15"),

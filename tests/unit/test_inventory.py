@@ -83,7 +83,7 @@ def test_ssh_entry_takes_what_it_leaves_out_from_the_defaults(path: Path) -> Non
     [
         ("r1: {}", "1: r1: needs one place; give it either `socket` or `ssh`"),
         ("r1: {socket: /a, ssh: {host: h, forward: '1.1.1.1:1'}}", "1: r1: needs one place"),
-        ("r1: {socket: /a, direct: true}", "1: r1: has `direct: true`, but not where"),
+        ("r1: {socket: /a, direct: true}", "1: r1: has `direct: true` without the address"),
         (
             "r1:\n  socket: /a\n  kv_role: kv_consumer\n  worker_type: prefill",
             "3: r1.kv_role: 'kv_consumer' is a decode worker, but worker_type says prefill",

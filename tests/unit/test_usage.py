@@ -256,7 +256,7 @@ def test_an_application_has_no_usage() -> None:
     web = "{name: web, listen: '127.0.0.1:1', replicas: {}, engine: http, router: {type: none}, frontend: {usage: {}}}"
     with pytest.raises(ConfigError) as refused:
         parse_config(f"services:\n  - {web}\n", "c")
-    text = "an HTTP application (engine: http) says nothing of tokens, and nothing is counted; leave usage out"
+    text = "an HTTP application (engine: http) reports no tokens, so nothing could be counted; leave usage out"
     assert refused.value.problems == [f"c:2: services[0].frontend.usage: {text}"]
 
 
