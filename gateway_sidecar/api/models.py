@@ -180,7 +180,7 @@ class Model(TypedDict):
     services: list[Target]
     """The services that share its requests."""
     fallback: Target | None
-    """The service that gets them while none of those has a replica."""
+    """The service that gets the requests while none of `services` has a replica."""
     asleep: bool
     """Whether no service could answer for it now, so that requests wait."""
 
@@ -210,7 +210,7 @@ class Nginx(TypedDict):
     pid: int | None
     """Its master process; null while there is none."""
     reason: str | None
-    """Why it is down, or what it did not accept."""
+    """Why nginx is down, or what it refused."""
     reloads: Count
     """How often it has read its configuration again since the daemon began."""
 
@@ -219,22 +219,22 @@ class BridgePorts(TypedDict):
     """The ports of `bridges.ports`, which all services share."""
 
     total: Count
-    """All of them."""
+    """All ports of the range."""
     leased: Count
-    """Held by replicas that are there."""
+    """Ports of replicas that are there."""
     quarantined: Count
-    """Held back while anyone may be connected to the replica that had them."""
+    """Ports at rest, because somebody may still be connected to the replica that had them."""
     share: Count
-    """What each service is sure of."""
+    """How many ports each service is guaranteed."""
 
 
 class Configuration(TypedDict):
     """The configuration file, and what is in force of it."""
 
     path: str
-    """Where it is."""
+    """The file's path."""
     age_s: Seconds
-    """How long ago what is in force was loaded, in seconds."""
+    """How long ago the settings in force were loaded, in seconds."""
     on_disk: Literal["in force", "differs", "invalid", "unreadable"]
     """Whether the file on disk, as it is now, means what is in force. Comments and order do not count."""
     lines: list[str]
@@ -245,13 +245,13 @@ class About(TypedDict):
     """The daemon itself."""
 
     version: str
-    """Which one runs."""
+    """The version that runs."""
     pid: Count
-    """Its process."""
+    """The daemon's process."""
     uptime_s: Seconds
-    """How long it has run, in seconds."""
+    """How long the daemon has run, in seconds."""
     configuration: Configuration
-    """What it goes by."""
+    """The daemon's configuration."""
 
 
 class FleetGateway(TypedDict):
@@ -260,7 +260,7 @@ class FleetGateway(TypedDict):
     name: str
     """Its name in the fleet."""
     version: str
-    """Of its program."""
+    """The version that it runs."""
     ready: bool
     """Whether it takes requests."""
     leaving: bool
@@ -268,7 +268,7 @@ class FleetGateway(TypedDict):
 
 
 class Store(TypedDict):
-    """What this gateway shares with others, and how it stands with it."""
+    """The store that this gateway shares with others, and whether it can be read."""
 
     where: str
     """The kind of store, and where it is."""
@@ -277,7 +277,7 @@ class Store(TypedDict):
     state: StoreState
     """Whether it can be read (`up`, `away`; `unread` before the first try). `refused`: what it says is not believed."""
     state_age_s: Seconds
-    """For how long, in seconds."""
+    """How long it has been in this state, in seconds."""
     read_age_s: Seconds | None
     """Age of the last good read, in seconds; null before the first."""
     reason: str | None
@@ -290,7 +290,7 @@ class Leave(TypedDict):
     """A gateway that is leaving, or one that stays."""
 
     phase: LeavePhase | None
-    """Where it stands; null for a gateway that stays."""
+    """The phase; null for a gateway that stays."""
     reason: str | None
     """What it waits for, in words."""
     took_s: Seconds
@@ -320,7 +320,7 @@ class Status(TypedDict):
     """The whole daemon."""
 
     daemon: About
-    """Which daemon answers, and what it goes by."""
+    """The daemon that answers, and its configuration."""
 
     leave: Leave | None
     """How the gateway leaves; null while it stays."""
@@ -358,9 +358,9 @@ class Change(TypedDict):
     part: str
     """The service or shared address; `-` for the daemon."""
     what: str
-    """What is other than in force, in words."""
+    """What differs from what is in force, in words."""
     interrupts: str | None
-    """What it costs clients; null for nothing."""
+    """What the change costs clients; null for nothing."""
 
 
 class ReloadPlan(TypedDict):
@@ -369,7 +369,7 @@ class ReloadPlan(TypedDict):
     file: str
     """The file."""
     on_disk: Literal["in force", "differs", "invalid", "unreadable"]
-    """Whether it means what is in force."""
+    """Whether the file means what is in force."""
     changes: list[Change]
     """What would change."""
     problems: list[str]
@@ -466,7 +466,7 @@ class Events(TypedDict):
     events: list[dict[str, object]]
     """In order, each with `seq`, `timestamp`, `level`, `event`, and what it says (docs/reference/events.md)."""
     last: Count
-    """The `seq` of the latest event of all: `after` it there is nothing yet."""
+    """The `seq` of the latest event of all. Nothing comes `after` it yet."""
 
 
 class Step(TypedDict):
@@ -479,13 +479,13 @@ class Step(TypedDict):
     says: str
     """The same in words."""
     evidence: list[str]
-    """What that is known by, and how old it is."""
+    """The evidence for it, and how old the evidence is."""
     change: str | None
     """What would change it; null where nothing has to."""
 
 
 class Stay(TypedDict):
-    """Why one occupant of a replica is where it is."""
+    """Why one occupant of a replica is in its state."""
 
     state: ReplicaState | Literal["absent", "refused", "gone"]
     """As in `status`. `refused`: its source will not have it. `gone`: only its events are left."""
@@ -498,7 +498,7 @@ class Stay(TypedDict):
 
 
 class Explained(TypedDict):
-    """Why a replica is where it is."""
+    """Why a replica is in its state."""
 
     service: str
     """Its service."""
@@ -534,9 +534,9 @@ class UsageRow(TypedDict):
     tokens_in: Count
     """Tokens of prompts, as the answers say."""
     tokens_out: Count
-    """Tokens of answers, as they say."""
+    """Tokens of answers, as the answers say."""
     unknown: Count
-    """Answers whose tokens nobody knows: cut off, or not said."""
+    """Answers whose tokens are not known, because the answers were cut off or did not say them."""
 
 
 class Usage(TypedDict):
@@ -558,7 +558,7 @@ class Error(TypedDict):
     problems: NotRequired[list[str]]
     """A line for each mistake."""
     changes: NotRequired[list[str]]
-    """What of the configuration was taken in all the same."""
+    """The changes of the configuration that are in force all the same."""
     source: NotRequired[str]
     """The source that owns the replica."""
     replica: NotRequired[Replica]

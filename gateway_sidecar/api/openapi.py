@@ -39,12 +39,18 @@ def _no(description: str) -> Json:
 
 
 _TEXT: Json = {"type": "string", "minLength": 1}
-_SERVICE: Json = {"name": "service", "in": "path", "required": True, "schema": _TEXT}
+_SERVICE: Json = {
+    "name": "service",
+    "in": "path",
+    "required": True,
+    "description": "The service's name.",
+    "schema": _TEXT,
+}
 _REPLICA: Json = {
     "name": "replica",
     "in": "path",
     "required": True,
-    "description": f"Printable characters without `/`, {MOST_ID_BYTES} bytes at most.",
+    "description": f"The replica's id: printable characters without `/`, {MOST_ID_BYTES} bytes at most.",
     "schema": _TEXT,
 }
 _SAME = {"service": "$request.path.service", "replica": "$request.path.replica"}
@@ -86,16 +92,20 @@ _OPERATIONS: dict[tuple[str, str], Json] = {
         {"200": {"description": "OpenAPI 3.1.", "content": {"application/json": {"schema": {"type": "object"}}}}},
     ),
     ("get", "/v1/status"): _operation(
-        "getStatus", "Show the whole daemon", {"200": _answer("Its state.", models.Status)}
+        "getStatus",
+        "Show services, routers and replicas",
+        {"200": _answer("The state of the whole gateway.", models.Status)},
     ),
     ("get", "/v1/plan"): _operation(
-        "getPlan", "Show what would be done next", {"200": _answer("At rest empty.", models.Plan)}
+        "getPlan",
+        "Show what a reload would change and what the daemon would do next",
+        {"200": _answer("The plan. At rest `actions` is empty.", models.Plan)},
     ),
     ("get", "/v1/events"): _operation(
         "getEvents",
         "Show the last events, and follow them",
         {
-            "200": _answer("The events; with `follow` a line of JSON for each, without end.", models.Events),
+            "200": _answer("The events; with `follow` a line of JSON for each event, without end.", models.Events),
             "400": _BAD_QUERY,
             "404": _UNKNOWN_SERVICE,
             "503": _no(f"With `follow`: {MOST_FOLLOWERS} requests follow events already."),
@@ -104,8 +114,7 @@ _OPERATIONS: dict[tuple[str, str], Json] = {
         _query("replica", "Only events about this replica of the service.", _TEXT),
         _query(
             "since",
-            "Only events of the last so many seconds, minutes, hours or days (`10m`), or since a date and "
-            "time (RFC 3339).",
+            "Only events of the last seconds, minutes, hours or days (`10m`), or since a date and time (RFC 3339).",
             {"type": "string", "pattern": f"^({BACK}|{DATE})$"},
         ),
         _query(
@@ -115,12 +124,12 @@ _OPERATIONS: dict[tuple[str, str], Json] = {
         ),
         _query(
             "last",
-            "So many of them at most, the latest; by default all that are kept.",
+            "At most this many events, the latest ones; by default all that are kept.",
             {"type": "integer", "minimum": 0},
         ),
         _query(
             "said",
-            "`0`: without lines that routers, nginx and libraries said themselves.",
+            "`0` leaves out lines that routers, nginx and libraries printed.",
             {"enum": ["0", "1"], "default": "1"},
         ),
         _query(
@@ -134,9 +143,9 @@ _OPERATIONS: dict[tuple[str, str], Json] = {
         "getUsage",
         "Show what clients have used, by key and model",
         {
-            "200": _answer("Counted until now, by the hour; older than eight days by the day (UTC).", models.Usage),
+            "200": _answer("The usage until now, by the hour; older than eight days by the day (UTC).", models.Usage),
             "400": _BAD_QUERY,
-            "503": _no("What is on disk cannot be read."),
+            "503": _no("The usage on disk cannot be read."),
         },
         _query("since", f"{_WHEN} By default 24h.", _TEXT),
         _query("until", f"{_WHEN} By default now.", _TEXT),
@@ -150,47 +159,51 @@ _OPERATIONS: dict[tuple[str, str], Json] = {
         {
             "200": _answer("The configuration is in force.", models.Reloaded),
             "422": _no("The configuration is invalid. Nothing changed; `problems` has a line for each mistake."),
-            "503": _no("The changes (`changes`) are not all in force (`problems`); the daemon tries again."),
+            "503": _no("Not all of the changes (`changes`) are in force (`problems`); the daemon tries again."),
         },
     ),
     ("post", "/v1/stop"): _operation(
         "stop",
         "Stop the daemon",
         {"202": _answer("The daemon is about to end.", models.Stopped), "400": _BAD_QUERY},
-        _query("all", "Stop nginx and the routers as well.", {"enum": ["true", "false"], "default": "false"}),
-        _seconds("timeout_s", "With `all`: wait up to this many seconds for what is in flight.", 30.0),
+        _query("all", "Also stop nginx and the routers.", {"enum": ["true", "false"], "default": "false"}),
+        _seconds("timeout_s", "With `all`: wait up to this many seconds until nothing is in flight.", 30.0),
     ),
     ("post", "/v1/store/accept"): _operation(
         "acceptStore",
         "Believe the store as it is from now on, at every gateway",
         {
-            "200": _answer("Every gateway believes it.", models.Accepted),
+            "200": _answer("Every gateway believes the store.", models.Accepted),
             "400": _BAD_QUERY,
-            "409": _no("There is no store, or it is believed as it is."),
+            "409": _no("There is no store, or the gateways already believe it."),
             "503": _no("The store cannot be written."),
         },
         _query(
             "refill",
-            "First put back what this gateway knows.",
+            "First put back into the store what this gateway knows.",
             {"enum": ["true", "false"], "default": "false"},
         ),
     ),
     ("get", "/v1/leave"): _operation(
-        "showLeave", "Show how the gateway leaves", {"200": _answer("The phase is null while it stays.", models.Leave)}
+        "showLeave",
+        "Show how the gateway leaves",
+        {"200": _answer("How it leaves. The phase is null while the gateway stays.", models.Leave)},
     ),
     ("post", "/v1/leave"): _operation(
         "leave",
-        "Leave without a failed request",
+        "Stop the whole gateway without failing a request",
         {
             "202": _answer("The gateway is leaving; a second request follows the first.", models.Leave),
             "400": _BAD_QUERY,
             "503": _no("Nothing was changed: load balancers cannot be told."),
         },
-        _seconds("timeout_s", "Cut what is in flight after this many seconds; else by `leave.timeout_s`.", None),
+        _seconds(
+            "timeout_s", "Cut what is in flight after this many seconds; by default after `leave.timeout_s`.", None
+        ),
     ),
     ("post", "/v1/join"): _operation(
         "join",
-        "Take a gateway back that is leaving",
+        "Take back a gateway that is leaving",
         {
             "200": _answer("All addresses are served again.", models.Joined),
             "409": _no("It is too late, or load balancers cannot be told."),
@@ -200,7 +213,7 @@ _OPERATIONS: dict[tuple[str, str], Json] = {
         "getSignals",
         "Show what an autoscaler needs to know of a service",
         {
-            "200": _answer("Null: not known.", Signals),
+            "200": _answer("The signals. Null: not known.", Signals),
             "503": _no("Nothing has been measured yet; ask again in a second."),
         },
     ),
@@ -222,14 +235,15 @@ _OPERATIONS: dict[tuple[str, str], Json] = {
     ),
     ("get", f"{_OF_REPLICA}/explain"): _operation(
         "explainReplica",
-        "Show why a replica is where it is",
-        {"200": _answer("Step by step, with the evidence, and what would change it.", models.Explained)},
+        "Show why a replica is in its state",
+        {"200": _answer("Each step, with the evidence, and what would change it.", models.Explained)},
     ),
     ("put", _OF_REPLICA): _operation(
         "putReplica",
         "Add or change a replica",
         {
-            "200": _answer("The API had it; `changed` says whether it differs now.", models.Put) | _LINKS,
+            "200": _answer("The API had the replica already; `changed` says whether it differs now.", models.Put)
+            | _LINKS,
             "201": _answer("The replica is new.", models.Put) | _LINKS,
             "400": _no("The body is not JSON, or a query parameter cannot be used."),
             "404": _UNKNOWN_SERVICE,
@@ -254,7 +268,7 @@ _OPERATIONS: dict[tuple[str, str], Json] = {
             "409": _no("Another source (`source`) owns the replica, or it was put again while it drained."),
             **_NOT_WRITTEN,
         },
-        _seconds("drain_s", "Wait up to this many seconds for what is in flight, then remove it.", 0.0),
+        _seconds("drain_s", "Wait up to this many seconds until nothing is in flight; then remove the replica.", 0.0),
     ),
     ("get", f"{_OF_REPLICA}/drain"): _operation(
         "previewDrain",
@@ -274,7 +288,7 @@ _OPERATIONS: dict[tuple[str, str], Json] = {
     ("post", f"{_OF_REPLICA}/resume"): _operation(
         "resumeReplica",
         "Take a drained replica back into rotation",
-        {"200": _answer("The replica goes back once its engine answers.", models.Resumed)},
+        {"200": _answer("The replica goes back into rotation once its engine answers.", models.Resumed)},
     ),
 }
 

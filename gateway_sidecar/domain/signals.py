@@ -33,7 +33,7 @@ DIVERTED = 399
 
 
 class Outcome(StrEnum):
-    """What became of a request, as its client saw it; `diverted` is one that another service had in its place."""
+    """What became of a request, as its client saw it. `diverted`: another service got it."""
 
     OK = "ok"
     CLIENT_ERROR = "client_error"

@@ -121,7 +121,7 @@ def raw_schema(ref_template: str) -> tuple[dict[str, Any], dict[str, Any]]:
     schema, parts = described_schema(ref_template)
     schema["properties"]["api_key_file"] |= {
         "anyOf": [{"type": "string", "pattern": "^/"}, {"type": "null"}],
-        "description": "File with the engine's API key, on the daemon's machine. The key itself is never sent here.",
+        "description": "A file with the engine's API key, on the daemon's machine. The key itself is never sent.",
         "examples": ["/etc/gateway-sidecar/keys/r1"],
     }
     return schema | {"title": "Entry"}, parts

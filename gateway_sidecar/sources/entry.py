@@ -32,7 +32,9 @@ class InventoryEntry(OverridesFile):
         description="The path of the replica's Unix socket on this machine.",
         examples=["/run/replicas/r1.sock"],
     )
-    ssh: SshReplica | None = Field(default=None, description="Where it is, for the daemon to open a tunnel.")
+    ssh: SshReplica | None = Field(
+        default=None, description="The replica's place behind an SSH server. The daemon opens a tunnel to it."
+    )
 
 
 def described_schema(ref_template: str) -> tuple[dict[str, Any], dict[str, Any]]:

@@ -102,5 +102,5 @@ def _value(schema: Schema) -> str:
 def _bounds(schema: Schema) -> str:
     low, high = schema.get("minimum"), schema.get("maximum")
     if high is not None and low is not None:
-        return f", {low:g} to {high:g}"
+        return f", {low} to {high:.0f}"
     return f", {low:g} or more" if low else ""
