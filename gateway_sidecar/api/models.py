@@ -352,6 +352,17 @@ class Action(TypedDict):
     """The step, in words."""
 
 
+class TouchedReplica(TypedDict):
+    """A replica that a change of its service touches."""
+
+    replica: str
+    """The replica's id."""
+    effect: str
+    """What becomes of it, in words."""
+    in_flight: Rate | None
+    """Requests in flight on it now; null if not known."""
+
+
 class Change(TypedDict):
     """One thing that a reload would change."""
 
@@ -361,6 +372,8 @@ class Change(TypedDict):
     """What differs from what is in force, in words."""
     interrupts: str | None
     """What the change costs clients; null for nothing."""
+    replicas: list[TouchedReplica]
+    """The replicas that come, leave or move, or whose requests in flight stay with the old router; by id."""
 
 
 class ReloadPlan(TypedDict):

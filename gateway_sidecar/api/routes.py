@@ -20,6 +20,7 @@ from gateway_sidecar.api.bounded_server import BoundedServer
 from gateway_sidecar.api.events import end_followers, list_events
 from gateway_sidecar.api.explained import explain_replica
 from gateway_sidecar.api.openapi import describe_api
+from gateway_sidecar.api.reload_view import reload_plan
 from gateway_sidecar.api.replicas import (
     MOST_BYTES,
     delete_replica,
@@ -89,7 +90,7 @@ async def _status(request: web.Request) -> web.Response:
 async def _plan(request: web.Request) -> web.Response:
     daemon = request.app[DAEMON]
     await daemon.file.look()
-    return web.json_response(models.Plan(actions=view.plan(daemon), reload=view.reload_plan(daemon)))
+    return web.json_response(models.Plan(actions=view.plan(daemon), reload=await reload_plan(daemon)))
 
 
 async def _signals(request: web.Request) -> web.Response:

@@ -22,6 +22,7 @@ if TYPE_CHECKING:
         Status,
         Store,
         Target,
+        TouchedReplica,
         Usage,
     )
     from gateway_sidecar.api.signal_models import Scaling
@@ -29,6 +30,7 @@ if TYPE_CHECKING:
 Used = Literal["requests", "refused", "failed", "aborted", "streams", "tokens_in", "tokens_out", "unknown"]
 _LONGEST_LINE = 2000
 _MOST_MODELS = 50
+_MOST_TOUCHED = 20
 _USED: tuple[Used, ...] = ("requests", "refused", "failed", "aborted", "streams", "tokens_in", "tokens_out", "unknown")
 _COLUMNS = ("replica", "state", "for", "load", "engine", "role", "model", "bridge", "reason")
 _NARROW = ("role", "bridge", "model", "engine", "load", "for")
@@ -340,4 +342,13 @@ def reload_lines(plan: ReloadPlan) -> list[str]:
     for it in plan["changes"]:
         lines.append(f"  {it['what']}" if it["part"] == "-" else f"  {it['part']}: {it['what']}")
         lines.append(f"    interrupts: {it['interrupts'] or 'nothing'}")
+        lines += [f"    replica {replica['replica']} {_effect(replica)}" for replica in it["replicas"][:_MOST_TOUCHED]]
+        if (further := len(it["replicas"]) - _MOST_TOUCHED) > 0:
+            lines.append(f"    and {counted(further, 'replica')} more")
     return lines
+
+
+def _effect(replica: TouchedReplica) -> str:
+    if replica["in_flight"] is None:
+        return replica["effect"]
+    return f"{replica['effect']}; {replica['in_flight']:.0f} in flight"

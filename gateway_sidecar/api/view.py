@@ -279,14 +279,3 @@ def plan(daemon: Daemon) -> list[models.Action]:
         for replica, action in service.controller.pending()
     ]
     return leaving + in_force + pending
-
-
-def reload_plan(daemon: Daemon) -> models.ReloadPlan:
-    """What a reload of the file on disk would change, by the last look at it."""
-    found = daemon.file.found
-    return {
-        "file": str(daemon.file.path),
-        "on_disk": found.state,
-        "changes": [{"part": it.part, "what": it.what, "interrupts": it.interrupts} for it in found.changes],
-        "problems": list(found.problems),
-    }

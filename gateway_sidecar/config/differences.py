@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterable
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 
 from pydantic import BaseModel
 
@@ -38,12 +38,13 @@ def changed_settings(old: BaseModel, new: BaseModel) -> list[str]:
 @dataclass(frozen=True, slots=True)
 class Change:
     """One thing that a reload would change. part: the service or address, or "-". interrupts: what it costs clients,
-    or None for nothing.
+    or None for nothing. settings: of a part that stays, those that differ.
     """
 
     part: str
     what: str
     interrupts: str | None = None
+    settings: tuple[str, ...] = field(default=(), compare=False)
 
     def __str__(self) -> str:
         return self.what if self.part == "-" else f"{self.part}: {self.what}"
@@ -82,5 +83,5 @@ def _parts(
             changes.append(Change(name, "added"))
         elif changed := changed_settings(before[name], settings):
             costs = "; ".join(_COSTS[setting] for setting in changed if setting in _COSTS)
-            changes.append(Change(name, ", ".join(changed), costs or None))
+            changes.append(Change(name, ", ".join(changed), costs or None, tuple(changed)))
     return changes

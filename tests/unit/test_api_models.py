@@ -14,6 +14,7 @@ import pytest
 from gateway_sidecar.api import view
 from gateway_sidecar.api.answers import json_text
 from gateway_sidecar.api.openapi import describe_api
+from gateway_sidecar.api.reload_view import reload_plan
 from gateway_sidecar.api.signals_view import signals_view
 from gateway_sidecar.api.table import render_replicas, render_status
 from gateway_sidecar.config import AddressSettings
@@ -125,7 +126,7 @@ async def test_status_and_plan_are_as_described(tmp_path: Path, monkeypatch: pyt
         check(status, "Status")
         assert status["leave"] is not None
         assert status["leave"]["connections"] == {"127.0.0.1:30000": 2, "30001": 1}
-        check({"actions": view.plan(daemon), "reload": view.reload_plan(daemon)}, "Plan")
+        check({"actions": view.plan(daemon), "reload": await reload_plan(daemon)}, "Plan")
         text = render_status(json.loads(json.dumps(status)))
         assert text.startswith("LEAVING (waiting): it waits")
         assert [line.split()[:2] for line in text.splitlines()[-3:]] == [

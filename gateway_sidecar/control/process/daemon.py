@@ -13,7 +13,7 @@ from pathlib import Path
 from typing import Any
 
 from gateway_sidecar import __version__
-from gateway_sidecar.config import AcmeSettings, AddressSettings, FrontendSettings, Settings
+from gateway_sidecar.config import AcmeSettings, AddressSettings, FrontendSettings, ServiceSettings, Settings
 from gateway_sidecar.control.autoscaling.collector import Signals
 from gateway_sidecar.control.edge.certificates import AcmeHost, Certificates
 from gateway_sidecar.control.edge.frontends import Frontends
@@ -43,6 +43,7 @@ from gateway_sidecar.errors import ConfigError, NginxError, NotInForce, ProcessE
 from gateway_sidecar.frontend.acme_state import AcmeState
 from gateway_sidecar.nginx.access_events import EventAddress
 from gateway_sidecar.nginx.config import ServiceAddress
+from gateway_sidecar.sources.listing import Listing
 from gateway_sidecar.supervision.loops import Tasks
 from gateway_sidecar.supervision.notify import SystemdNotifier
 from gateway_sidecar.telemetry.journal import JOURNAL
@@ -146,6 +147,10 @@ class Daemon:
     def ready(self) -> bool:
         """Whether nginx runs and each service has an address, a router that answers, and looked at its replicas."""
         return self.readiness.ready and not self.nginx_supervisor.unserved
+
+    async def listing_by(self, settings: ServiceSettings) -> Listing:
+        """The replicas that a service would have with these settings."""
+        return await self._services.listing_by(settings)
 
     def summary(self) -> str:
         """One line of what runs."""

@@ -30,11 +30,14 @@ class Loaded(Protocol):
 
 @dataclass(frozen=True, slots=True)
 class OnDisk:
-    """state: `in force` if a reload would change nothing. changes: what it would change. problems: what is wrong."""
+    """state: `in force` if a reload would change nothing. changes: what it would change. problems: what is wrong.
+    settings: what the file says; None if it cannot be used.
+    """
 
     state: Verdict
     problems: tuple[str, ...] = ()
     changes: tuple[Change, ...] = ()
+    settings: Settings | None = None
 
     @property
     def lines(self) -> tuple[str, ...]:
@@ -99,4 +102,4 @@ def _look(
     except KindError as error:
         return seen, OnDisk("invalid", (str(error),))
     changes = tuple(differences(in_force, fresh))
-    return seen, OnDisk("differs" if changes else "in force", changes=changes)
+    return seen, OnDisk("differs" if changes else "in force", changes=changes, settings=fresh)

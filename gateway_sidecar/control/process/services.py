@@ -20,7 +20,7 @@ from gateway_sidecar.errors import RouterUnavailable
 from gateway_sidecar.kinds import ROUTERS
 from gateway_sidecar.nginx.config import ServiceAddress, shared_address
 from gateway_sidecar.routers.base import RouterRules
-from gateway_sidecar.sources.listing import Source
+from gateway_sidecar.sources.listing import Listing, Source
 from gateway_sidecar.supervision.loops import cancelled
 from gateway_sidecar.telemetry.logs import get_logger
 from gateway_sidecar.telemetry.metrics import Metrics
@@ -108,6 +108,10 @@ class Services:
         here = (t for service in self._services.values() for t in service.tenures.values() if not t.gone)
         tunnels = {t.sighting.tunnel for t in here if t.sighting.tunnel is not None}
         return hosts_of(list(tunnels), [service.settings for service in self._services.values()], self.shared)
+
+    async def listing_by(self, settings: ServiceSettings) -> Listing:
+        """The replicas that a service would have with these settings."""
+        return await self._adapters.source(settings).look()
 
     # -- what becomes of them
 
