@@ -342,7 +342,7 @@ def reload_lines(plan: ReloadPlan) -> list[str]:
     for it in plan["changes"]:
         lines.append(f"  {it['what']}" if it["part"] == "-" else f"  {it['part']}: {it['what']}")
         lines.append(f"    interrupts: {it['interrupts'] or 'nothing'}")
-        lines += [f"    replica {replica['replica']} {_effect(replica)}" for replica in it["replicas"][:_MOST_TOUCHED]]
+        lines += [f"    replica {replica['replica']}: {_effect(replica)}" for replica in it["replicas"][:_MOST_TOUCHED]]
         if (further := len(it["replicas"]) - _MOST_TOUCHED) > 0:
             lines.append(f"    and {counted(further, 'replica')} more")
     return lines

@@ -39,7 +39,7 @@ async def touched(world: World, change: Change, listing: Listing, *, removed: bo
     plan = await reload_plan(cast(Daemon, cast(Any, parts)))
     (found,) = plan["changes"]
     text = "\n".join(reload_lines(plan))
-    assert all(f"    replica {it['replica']} {it['effect']}" in text for it in found["replicas"])
+    assert all(f"    replica {it['replica']}: {it['effect']}" in text for it in found["replicas"])
     return {it["replica"]: (it["effect"], it["in_flight"]) for it in found["replicas"]}
 
 
