@@ -88,7 +88,7 @@ def user_to_be(wanted: str | None, settings: Settings, *, of_unit: bool) -> User
         try:
             user = user_called(wanted, "as asked for")
         except (KeyError, OverflowError) as error:
-            raise ProcessError(f"--as: there is no user '{wanted}' on this machine") from error
+            raise ProcessError(f"--as: there is no user '{wanted}' on this machine; name another") from error
         if user.uid == os.geteuid():
             return None
         if os.geteuid() != 0:
@@ -286,7 +286,7 @@ def _frontend(name: str, frontend: FrontendSettings) -> Iterator[Finding]:
     yield Finding(Level.WARN if soon else Level.OK, f"{text}; renew it" if soon else text)
     for host in frontend.server_names:
         if not pair.covers(host):
-            yield Finding(Level.WARN, f"{name}: {certificate} is not for {host}; browsers will refuse it")
+            yield Finding(Level.WARN, f"{name}: {certificate} is not for {host}; get a certificate for that name")
 
 
 def _models_of_keys(address: AddressSettings) -> Iterator[Finding]:
@@ -305,7 +305,7 @@ def _models_of_keys(address: AddressSettings) -> Iterator[Finding]:
     for name in sorted(wanted - address.models.keys())[:_FEW]:
         models = ", ".join(sorted(address.models))
         text = f"{auth.keys_file}: models: {show(name)} is no model of {address.name}, whose models are {models}"
-        yield Finding(Level.WARN, f"{text}; no client gets it there")
+        yield Finding(Level.WARN, f"{text}; correct the name, or remove it")
 
 
 def acme_findings(settings: Settings) -> Iterator[Finding]:
@@ -329,12 +329,14 @@ def acme_findings(settings: Settings) -> Iterator[Finding]:
         yield Finding(Level.FAIL, str(error) if str(error).startswith("acme.") else f"acme: {error}")
     for name in sorted({name for those in names.values() for name in those}):
         if not look_up(name):
-            yield Finding(Level.WARN, f"acme: {name} has no address that this machine knows of; have it lead here")
+            yield Finding(
+                Level.WARN, f"acme: {name} has no address that this machine knows of; make the name lead here"
+            )
     state = AcmeState(settings.state_dir / "acme")
     for owner, those in names.items():
         held = state.read(Wanted.of(those, url), today())
         if held.validity is None:
-            yield Finding(Level.WARN, f"{owner}: no certificate yet; a running daemon orders it")
+            yield Finding(Level.WARN, f"{owner}: no certificate yet; start the daemon, which orders it")
         else:
             days = (held.validity.ends_at - today()) / 86400
             renewal = shown_at(held.renewal_at)

@@ -198,7 +198,7 @@ def _read_tree(path: Path, content: bytes) -> Tree:
         try:
             json.loads(content)
         except json.JSONDecodeError as error:
-            text = f"is not JSON: {error.msg} (column {error.colno}); it has no comments, and is written whole"
+            text = f"is not JSON: {error.msg} (column {error.colno}); remove comments, and write the file as a whole"
             tree.problems = [Problem(error.lineno, "", text)]
         except (UnicodeDecodeError, RecursionError):
             pass  # Told already.

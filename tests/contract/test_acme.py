@@ -235,8 +235,8 @@ def test_check_says_what_stands_in_the_way(tmp_path: Path, port: int) -> None:
         settings = parse_config(config(running, **acme)).model_copy(update={"state_dir": tmp_path})
         return [(it.level, it.text) for it in acme_findings(settings)]
 
-    nowhere = (Level.WARN, "acme: nowhere.invalid has no address that this machine knows of; have it lead here")
-    none = (Level.WARN, "chat: no certificate yet; a running daemon orders it")
+    nowhere = (Level.WARN, "acme: nowhere.invalid has no address that this machine knows of; make the name lead here")
+    none = (Level.WARN, "chat: no certificate yet; start the daemon, which orders it")
     file = tmp_path / "hmac"
     eab = {"key_id": "kid-1", "hmac_key_file": str(file)}
     with pebble(tmp_path / "pebble", port, eab={"kid-1": HMAC_KEY}) as running:

@@ -173,7 +173,7 @@ async def test_check_has_a_line_for_each_mistake(make_gateway: MakeGateway) -> N
     assert code == 0, out
     assert f"ok    chat: 1 key in {file}" in out
     assert re.search(r"ok    chat: .*s0\.pem expires in 90 days", out)
-    assert re.search(r"warn  chat: .*s0\.pem is not for other\.example\.com; browsers will refuse it", out)
+    assert re.search(r"warn  chat: .*s0\.pem is not for other\.example\.com; get a certificate for that name", out)
     file.write_text("alice\nbob:123\n")
     (gateway.directory / "tls" / "s0.pem").write_text("rubbish")
     code, out, _ = await gateway.cli("check")

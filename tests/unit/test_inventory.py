@@ -228,8 +228,8 @@ def test_empty_file_is_no_empty_list(path: Path, text: str) -> None:
     ("text", "said"),
     [
         ('{"r1": {"socket": "/x"}, "r2": {"sock', "1: is not JSON: Unterminated string starting at (column 33)"),
-        ('// hello\n{"r1": {"socket": "/x"}}', "1: is not JSON: Expecting value (column 1); it has no comments"),
-        ('{"r1": {"socket": "/x"}}\n/* a */', "2: is not JSON: Extra data (column 1); it has no comments"),
+        ('// hello\n{"r1": {"socket": "/x"}}', "1: is not JSON: Expecting value (column 1); remove comments"),
+        ('{"r1": {"socket": "/x"}}\n/* a */', "2: is not JSON: Extra data (column 1); remove comments"),
     ],
 )
 def test_broken_json_is_told_as_json(tmp_path: Path, text: str, said: str) -> None:

@@ -42,7 +42,7 @@ def test_the_daemons_own_options_are_refused_in_every_spelling(argument: str) ->
         ("sglang-router 0.3.2", Level.FAIL, "too old"),
         ("smg 1.14.0", Level.WARN, "newer than what was tested"),
         ("smg 2.0.0", Level.FAIL, "too new"),
-        ("hello", Level.WARN, "is this the right program?"),
+        ("hello", Level.WARN, "name the `smg` program"),
     ],
 )
 def test_a_version_that_is_too_old_or_too_new_is_told_in_one_line(said: str, level: Level, why: str) -> None:

@@ -58,7 +58,7 @@ def about_version(program: Path, said: str) -> Finding:
     """Whether this SMG is one that the daemon knows: `smg 1.13.0`, or a later build, `smg 1.13.0+post20261027`."""
     found, text = _VERSION.search(said), f"router {program}: {said}"
     if found is None:
-        return Finding(Level.WARN, f"{text} is no version of SMG; is this the right program?")
+        return Finding(Level.WARN, f"{text} is no version of SMG; name the `smg` program")
     if (age := _USABLE.age_of(found[0])) == "too old":
         return Finding(Level.FAIL, f"{text} is too old; install {_SHOWN} or a later build of it")
     if age == "too new":
