@@ -580,3 +580,12 @@ async def test_a_new_nginx_does_not_fill_a_quota(make_gateway: MakeGateway, engi
     _, _, headers = await post(gateway, month)
     said = {name.lower(): value for name, value in headers.items()}
     assert int(said["x-ratelimit-remaining-tokens"]) <= 1000 - 2 * first["usage"]["total_tokens"]
+    await gateway.kill()
+    await gateway.start()  # It looks at once, and then every five minutes: the metric that an alert is made of.
+    used = 'gateway_sidecar_key_bound_used_ratio{bound="tokens_per_day",key="day",service="chat"} '
+    page = ""
+    async with asyncio.timeout(30), aiohttp.ClientSession() as client:
+        while used not in page:
+            async with client.get(f"http://127.0.0.1:{gateway.metrics_port}/metrics") as answer:
+                page = await answer.text()
+    assert float(page.partition(used)[2].split()[0]) >= 1
