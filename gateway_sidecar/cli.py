@@ -427,7 +427,9 @@ def _add_key_commands(commands: Any) -> None:
         action = _add_bare(actions, name, run, text)
         action.add_argument("--file", type=Path, required=True, metavar="FILE", help="the file with the keys' hashes")
         if name != "list":
-            action.add_argument("name", metavar="NAME", help="letters, digits and . _ -, 64 at most")
+            whose = "plan" if name == "plan" else "key"
+            text = f"the {whose}'s name: letters, digits and . _ -, 64 at most"
+            action.add_argument("name", metavar="NAME", help=text)
         if name in ("add", "rotate"):
             action.add_argument("--stdin", action="store_true", help="read the key from standard input, one line")
         if name in ("add", "set", "plan"):
@@ -447,17 +449,15 @@ def _add_key_commands(commands: Any) -> None:
 
 def _add_bounds(action: argparse.ArgumentParser, *, of_plan: bool) -> None:
     """The options for what a key may do."""
-    words = (
-        "`none`: no such bound." if of_plan else "`none`: no such bound, whatever the plan says. `plan`: the plan's."
-    )
-    group = action.add_argument_group("bounds", f"{words} Numbers may end in k or M.")
-    group.add_argument("--models", metavar="A,B", help="the models that may be used, as clients name them")
+    none = "`none` for no bound" if of_plan else "`none` for no bound, whatever the plan says, or `plan` for the plan's"
+    group = action.add_argument_group("bounds", f"give a value, or {none}; numbers may end in k or M")
+    group.add_argument("--models", metavar="A,B", help="only these models, as clients name them")
     for option, what in (
-        ("requests-per-minute", "requests per minute"),
-        ("tokens-per-minute", "tokens per minute, of prompts and answers"),
-        ("tokens-per-day", "tokens per day (UTC)"),
-        ("tokens-per-month", "tokens per month (UTC)"),
-        ("concurrent", "requests at the same time"),
+        ("requests-per-minute", "at most N requests per minute"),
+        ("tokens-per-minute", "at most N tokens per minute, of prompts and answers"),
+        ("tokens-per-day", "at most N tokens per day (UTC)"),
+        ("tokens-per-month", "at most N tokens per month (UTC)"),
+        ("concurrent", "at most N requests at the same time"),
     ):
         group.add_argument(f"--{option}", metavar="N", help=what)
     if of_plan:

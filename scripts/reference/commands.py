@@ -59,7 +59,7 @@ def _section(command: Command) -> str:
     own = [it for it in _actions(command.parser) if it.help and not _is_common(it)]
     if own:
         parts.append(table(("option", "meaning"), map(_row, own)))
-    parts += [sentence(it.description or "") for it in groups]
+    parts += [f"{(it.title or '').capitalize()}: {it.description}" for it in groups]
     common = [it.option_strings[0] for it in _actions(command.parser) if _is_common(it)]
     if common:
         parts.append(f"It also takes {words(common, 'and')}: see [common options](#common-options).")
@@ -91,17 +91,14 @@ def _help(action: argparse.Action) -> str:
 def _row(action: argparse.Action) -> tuple[str, str]:
     metavar = _metavar(action)
     names = [f"{name} {metavar}".strip() for name in action.option_strings] or [metavar]
-    choices = (
-        f" ({words([str(it) for it in action.choices])})" if action.choices and len(list(action.choices)) > 1 else ""
-    )
-    return ", ".join(f"`{name}`" for name in names), sentence(f"{_help(action)}{choices}")
+    return ", ".join(f"`{name}`" for name in names), sentence(_help(action))
 
 
 def _metavar(action: argparse.Action) -> str:
     """What stands for its value; empty if it takes none."""
     if action.nargs == 0:
         return ""
-    return str(action.metavar or action.dest.upper())
+    return str(action.metavar or "|".join(map(str, action.choices or [action.dest.upper()])))
 
 
 def _usage(command: Command) -> str:
