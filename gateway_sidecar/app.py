@@ -27,6 +27,7 @@ from gateway_sidecar.control.process.daemon import Daemon
 from gateway_sidecar.control.process.left_running import LeftRunning
 from gateway_sidecar.control.process.services import ServiceHost
 from gateway_sidecar.control.process.shared import Shared
+from gateway_sidecar.control.replicas.drain import NobodyAsks
 from gateway_sidecar.control.replicas.tenure import BridgeHosts
 from gateway_sidecar.control.routers.balanced import Balancer, NginxRouter
 from gateway_sidecar.control.routers.process import RouterHost, RouterProcess
@@ -103,6 +104,7 @@ class RealAdapters:
             path_of=self._tunnels.status,
             move_address=host.move_address,
             touch=host.touch,
+            asks=NobodyAsks() if self._shared.fleet is None else self._shared.fleet.drains,
         )
         return Service(settings, outside, self._metrics, rescan_interval_s=self._settings.rescan_interval_s)
 

@@ -209,6 +209,9 @@ def _add_status_commands(commands: Any) -> None:
     command.add_argument("replica", metavar="REPLICA", nargs="?")
     command.add_argument("--problems", action="store_true", help="show only problems, and exit with 1 if there are any")
     command.add_argument("-w", "--watch", action="store_true", help="keep the output up to date until Ctrl-C")
+    command.add_argument(
+        "--fleet", action="store_true", help="show all gateways of the store, and what each sees of each replica"
+    )
     command.add_argument("--json", action="store_true", help="print JSON")
     command = _add(
         commands,

@@ -90,6 +90,10 @@ class Client:
         """The whole daemon."""
         return cast("models.Status", self._ask("GET", "/v1/status"))
 
+    def fleet(self) -> models.FleetStatus:
+        """All gateways, and what each of them sees."""
+        return cast("models.FleetStatus", self._ask("GET", "/v1/fleet", timeout_s=_PATIENCE_S))
+
     def plan(self) -> models.Plan:
         """What the daemon would do next."""
         return cast("models.Plan", self._ask("GET", "/v1/plan"))

@@ -423,13 +423,90 @@ class Unanswered(TypedDict):
     """Model -> why no replica could answer for it any more."""
 
 
+class FleetMember(TypedDict):
+    """A gateway of the fleet."""
+
+    name: str
+    """Its name in the fleet."""
+    is_this: bool
+    """Whether it is the one that answers."""
+    state: Literal["ready", "not ready", "leaving", "gone"]
+    """`gone`: its lease ended less than ten minutes ago, and it did not stop in order."""
+    gone_s: Seconds | None
+    """How long ago its lease ended, in seconds; null for one that is alive."""
+    version: str | None
+    """Of its program; null for one that is gone."""
+    since: str | None
+    """When its daemon began, by its own clock; null for one that is gone."""
+
+
+class SeenReplica(TypedDict):
+    """A replica as one gateway sees it."""
+
+    state: str
+    """As that gateway's `status` has it."""
+    in_flight: Count | None
+    """Connections to it there, while the fleet drains it; null if that is not known."""
+    safe: bool | None
+    """Whether nothing is in flight there, while the fleet drains it; null if it does not."""
+
+
+class FleetReplica(TypedDict):
+    """A replica as all gateways see it."""
+
+    id: str
+    """Its id in its service."""
+    drain: str | None
+    """The gateway at which its drain was asked for; null if the fleet does not drain it."""
+    gateways: dict[str, SeenReplica]
+    """By gateway; one that does not have the replica is left out."""
+
+
+class FleetService(TypedDict):
+    """A service of the fleet."""
+
+    name: str
+    """Its name."""
+    replicas: list[FleetReplica]
+    """By id."""
+
+
+class FleetStatus(TypedDict):
+    """What all gateways say, as it stands in the store; up to two seconds old."""
+
+    gateways: list[FleetMember]
+    """By name."""
+    services: list[FleetService]
+    """By name."""
+
+
+class GatewayDrain(TypedDict):
+    """How another gateway stands with a drain."""
+
+    name: str
+    """Its name in the fleet."""
+    safe: bool
+    """Whether nothing is in flight there, or it counts as dead."""
+    in_flight: Count | None
+    """Connections to its bridge of the replica; null if that is not known."""
+    reason: str | None
+    """Why it is not safe, or does not count; null for one that is done."""
+    silent_s: Seconds | None
+    """For how long it has not answered, in seconds; null for one that has."""
+
+
 class Drained(TypedDict):
     """What came of a drain, or of a DELETE."""
 
     drained: bool
-    """Whether nothing is in flight, so that its engine can be stopped without a client noticing."""
+    """Whether nothing is in flight, at no gateway that is alive, so that its engine can be stopped without a client
+    noticing."""
     in_flight: Count | None
-    """Connections to the replica's bridge; null if they were not counted."""
+    """Connections to the replica's bridge at this gateway; null if they were not counted."""
+    reason: str | None
+    """Why it is not safe to stop the engine, in words; null if it is."""
+    gateways: list[GatewayDrain]
+    """The other gateways of the fleet that were asked, by name; empty for a replica that only this one has."""
     took_s: Seconds
     """How long this took, in seconds."""
     unanswered: dict[str, str]

@@ -153,6 +153,15 @@ _OPERATIONS: dict[tuple[str, str], Json] = {
         _query("key", "Only this key; an empty text for requests without one.", {"type": "string"}),
         _query("model", "Only this model; an empty text for requests without one.", {"type": "string"}),
     ),
+    ("get", "/v1/fleet"): _operation(
+        "getFleet",
+        "Show all gateways, and what each of them sees of each replica",
+        {
+            "200": _answer("As it stands in the store.", models.FleetStatus),
+            "409": _no("This gateway has no store."),
+            "503": _no("The store cannot be read."),
+        },
+    ),
     ("post", "/v1/reload"): _operation(
         "reload",
         "Read the configuration again",
@@ -262,8 +271,8 @@ _OPERATIONS: dict[tuple[str, str], Json] = {
         "deleteReplica",
         "Remove a replica",
         {
-            "200": _answer("The replica is gone, and nothing is in flight on it.", models.Drained),
-            "202": _answer("The replica is gone; what it has in flight goes on.", models.Drained),
+            "200": _answer("The replica is gone, and nothing is in flight on it, at any gateway.", models.Drained),
+            "202": _answer("The replica is gone; what it has in flight goes on (`reason`).", models.Drained),
             "400": _BAD_QUERY,
             "409": _no("Another source (`source`) owns the replica, or it was put again while it drained."),
             **_NOT_WRITTEN,
@@ -279,16 +288,19 @@ _OPERATIONS: dict[tuple[str, str], Json] = {
         "drainReplica",
         "Take a replica out of rotation and wait until nothing is in flight",
         {
-            "200": _answer("The replica's engine can be stopped.", models.Drained),
+            "200": _answer("The replica's engine can be stopped: every gateway that is alive says so.", models.Drained),
             "400": _BAD_QUERY,
-            "504": _answer("Something is still in flight. The replica stays out of rotation.", models.Drained),
+            "504": _answer("It is not safe yet (`reason`). The replica stays out of rotation.", models.Drained),
         },
         _seconds("timeout_s", "Wait this many seconds at most; by default the service's `drain.timeout_s`.", None),
     ),
     ("post", f"{_OF_REPLICA}/resume"): _operation(
         "resumeReplica",
         "Take a drained replica back into rotation",
-        {"200": _answer("The replica goes back into rotation once its engine answers.", models.Resumed)},
+        {
+            "200": _answer("The replica serves again once its engine answers, at every gateway.", models.Resumed),
+            "503": _no("Nothing was changed: the other gateways cannot be told."),
+        },
     ),
 }
 
@@ -314,9 +326,9 @@ class _Generator(GenerateJsonSchema):
 
 
 _Answers = (
-    models.Accepted | models.Drained | models.Error | models.Events | models.Explained | models.Joined | models.Leave
-    | models.Plan | models.Put | models.Reloaded | models.Replicas | models.Restarted | models.Resumed | Signals
-    | models.Status | models.Stopped | models.Unanswered | models.Usage
+    models.Accepted | models.Drained | models.Error | models.Events | models.Explained | models.FleetStatus
+    | models.Joined | models.Leave | models.Plan | models.Put | models.Reloaded | models.Replicas | models.Restarted
+    | models.Resumed | Signals | models.Status | models.Stopped | models.Unanswered | models.Usage
 )  # fmt: skip
 """All that is answered; pydantic describes it and what it is made of."""
 

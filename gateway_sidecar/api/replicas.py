@@ -5,6 +5,8 @@ from __future__ import annotations
 import asyncio
 import json
 import time
+from contextlib import nullcontext
+from dataclasses import replace
 from functools import partial
 from typing import Any
 
@@ -29,6 +31,7 @@ _DEFAULT_WAIT_S = 60.0
 _FIRST_LOOK_S = 10.0
 _READ_S = 5.0
 _GONE_S = 5.0
+_GOES_ON = "what it has in flight goes on"
 
 
 async def list_replicas(request: web.Request) -> web.Response:
@@ -84,10 +87,29 @@ async def delete_replica(request: web.Request) -> web.Response:
         raise unknown_replica(service, replica) from None
     except StateError as error:
         raise _not_written(error) from error
-    tenure = service.current(replica)
+    fleet = daemon.shared.fleet
+    with nullcontext() if fleet is None else fleet.drains.waiting(service.name, replica):
+        asking = await fleet.drains.ask(service.name, replica) if fleet is not None and drain_s else None
+        report = await _removed(daemon, service, replica, entry, until)
+        if fleet is not None and asking is not None:
+            left_s = max(0.0, until - awake.now())
+            report = await fleet.drains.finish(report, asking, left_s, service.until)
+            await fleet.drains.forget(asking)
+        elif fleet is not None and fleet.membership.others:
+            report = replace(report, drained=False, reason="the other gateways were not asked: give drain_s")
+    answer = drained_view(replace(report, took_s=time.monotonic() - began))
+    return web.json_response(answer, status=200 if report.drained else 202)
+
+
+async def _removed(
+    daemon: Daemon, service: Service, replica: ReplicaId, entry: RawEntry | None, until: float
+) -> DrainReport:
+    """What came of it at this gateway, at `until` (awake seconds) at the latest. Raises Refused."""
+    drain_s, tenure = max(0.0, until - awake.now()), service.current(replica)
     report = DrainReport(True, 0, 0.0)
     if tenure is not None and tenure.sighting.source == NAME:
-        report = await _drained(daemon, service, replica, drain_s) if drain_s else DrainReport(False, None, 0.0)
+        in_flight = DrainReport(False, None, 0.0, reason=_GOES_ON)
+        report = await _drained(daemon, service, replica, drain_s) if drain_s else in_flight
     if not daemon.shared.api.of(service.name).forget(replica, entry):
         if service.current(replica) is not None:
             service.drains.resume(replica)  # Another gateway may have put it.
@@ -97,16 +119,30 @@ async def delete_replica(request: web.Request) -> web.Response:
         await service.until(lambda: service.current(replica) is not tenure, _GONE_S)
     # Where it was before may still have something in flight, too.
     left_s = max(0.0, until - awake.now())
-    drained = report.drained and await service.until(lambda: not service.others(replica, tenure), left_s)
-    if daemon.shared.fleet is not None and daemon.shared.fleet.membership.others:
-        drained = False  # Other gateways may have something in flight there, and have not said that they have not.
-    answer: Drained = {
-        "drained": drained,
-        "in_flight": report.in_flight if drained or not report.drained else None,
-        "took_s": round(time.monotonic() - began, 3),
+    if report.drained and not await service.until(lambda: not service.others(replica, tenure), left_s):
+        return replace(report, drained=False, in_flight=None, reason=_GOES_ON)
+    return report
+
+
+def drained_view(report: DrainReport) -> Drained:
+    """What came of a drain, or of a DELETE."""
+    return {
+        "drained": report.drained,
+        "in_flight": report.in_flight,
+        "took_s": round(report.took_s, 3),
         "unanswered": dict(report.unanswered),
+        "reason": report.reason or None,
+        "gateways": [
+            {
+                "name": it.gateway,
+                "safe": it.is_safe,
+                "in_flight": it.in_flight,
+                "reason": it.reason or None,
+                "silent_s": None if it.silent_s is None else round(it.silent_s, 3),
+            }
+            for it in report.elsewhere
+        ],
     }
-    return web.json_response(answer, status=200 if drained else 202)
 
 
 async def _drained(daemon: Daemon, service: Service, replica: ReplicaId, drain_s: float) -> DrainReport:
@@ -115,7 +151,7 @@ async def _drained(daemon: Daemon, service: Service, replica: ReplicaId, drain_s
     draining = asyncio.create_task(service.drains.drain(replica, drain_s))
     try:
         await service.until(lambda: draining.done() or replica in record.entries, drain_s + _GONE_S)
-        return draining.result() if draining.done() else DrainReport(False, None, 0.0)
+        return draining.result() if draining.done() else DrainReport(False, None, 0.0, reason=_GOES_ON)
     finally:
         draining.cancel()
 

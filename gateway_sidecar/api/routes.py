@@ -1,5 +1,5 @@
-"""The admin API: status, plan, signals, usage, events, drain, resume, reload, router restart, store accept, leave, join
-and stop; and replicas put and deleted.
+"""The admin API: status, fleet, plan, signals, usage, events, drain, resume, reload, router restart, store accept,
+leave, join and stop; and replicas put and deleted.
 
 Everyone who may open the socket may use all of it.
 """
@@ -19,11 +19,13 @@ from gateway_sidecar.api.answers import DAEMON, Refused, as_json, check_query, j
 from gateway_sidecar.api.bounded_server import BoundedServer
 from gateway_sidecar.api.events import end_followers, list_events
 from gateway_sidecar.api.explained import explain_replica
+from gateway_sidecar.api.fleet import show_fleet
 from gateway_sidecar.api.openapi import describe_api
 from gateway_sidecar.api.reload_view import reload_plan
 from gateway_sidecar.api.replicas import (
     MOST_BYTES,
     delete_replica,
+    drained_view,
     get_replica,
     list_replicas,
     put_replica,
@@ -181,24 +183,27 @@ async def _drain(request: web.Request) -> web.Response:
     service, replica = service_in(request), ReplicaId(request.match_info["replica"])
     timeout_s = seconds_in(request, "timeout_s", service.settings.drain.timeout_s)
     await service.look_again()  # Meant is who is there now, and not who left a moment ago.
+    fleet = request.app[DAEMON].shared.fleet if service.drains.is_for_fleet(replica) else None
     try:
-        report = await service.drains.drain(replica, timeout_s)
+        if fleet is None:
+            report = await service.drains.drain(replica, timeout_s)
+        else:
+            report = await fleet.drains.drain(service.drains, replica, timeout_s, service.until)
     except KeyError:
         raise unknown_replica(service, replica) from None
     await request.app[DAEMON].flush_leases()
-    answer: models.Drained = {
-        "drained": report.drained,
-        "in_flight": report.in_flight,
-        "took_s": round(report.took_s, 3),
-        "unanswered": dict(report.unanswered),
-    }
-    return web.json_response(answer, status=200 if report.drained else 504)
+    return web.json_response(drained_view(report), status=200 if report.drained else 504)
 
 
 async def _resume(request: web.Request) -> web.Response:
     service, replica = service_in(request), ReplicaId(request.match_info["replica"])
+    fleet = request.app[DAEMON].shared.fleet if service.drains.is_for_fleet(replica) else None
     try:
+        if fleet is not None:
+            await fleet.drains.take_back(service.drains, replica)
         service.drains.resume(replica)
+    except StoreError as error:
+        raise Refused(503, error=f"nothing was changed, the other gateways could not be told: {error}") from error
     except KeyError:
         raise unknown_replica(service, replica) from None
     await request.app[DAEMON].flush_leases()
@@ -213,6 +218,7 @@ ROUTES: dict[tuple[str, str], Handler] = {
     ("GET", "/v1/plan"): _plan,
     ("GET", "/v1/events"): list_events,
     ("GET", "/v1/usage"): show_usage,
+    ("GET", "/v1/fleet"): show_fleet,
     ("POST", "/v1/reload"): _reload,
     ("POST", "/v1/stop"): _stop,
     ("POST", "/v1/store/accept"): _accept_store,

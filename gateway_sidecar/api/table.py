@@ -14,10 +14,12 @@ if TYPE_CHECKING:
         About,
         Address,
         FleetGateway,
+        FleetStatus,
         Leave,
         Model,
         ReloadPlan,
         Replica,
+        SeenReplica,
         Service,
         Status,
         Store,
@@ -221,6 +223,37 @@ def render_replicas(services: Mapping[str, Sequence[Replica]]) -> str:
     ]
     titles = ("service", "replica", "source", "state", "bridge", "place", "reason")
     return "\n".join(_table([titles, *rows])) if rows else "no replicas"
+
+
+def render_fleet(fleet: FleetStatus) -> str:
+    """The gateways; and for each service a table of what each of those that are alive sees of each replica."""
+    rows = [("gateway", "state", "version", "since")]
+    for it in fleet["gateways"]:
+        state = it["state"] if it["gone_s"] is None else f"gone for {age(it['gone_s'])}"
+        name = f"{it['name']} (this one)" if it["is_this"] else it["name"]
+        rows.append((name, state, it["version"] or "-", it["since"] or "-"))
+    names = [it["name"] for it in fleet["gateways"] if it["gone_s"] is None]
+    parts = ["\n".join(_table(rows))]
+    for service in fleet["services"]:
+        cells = [
+            (
+                it["id"],
+                *(_seen(it["gateways"].get(name)) for name in names),
+                f"drain asked at {it['drain']}" if it["drain"] else "",
+            )
+            for it in service["replicas"]
+        ]
+        lines = _table([("replica", *names, ""), *cells]) if cells else ["no replicas"]
+        parts.append("\n".join([printable(service["name"]), *(f"  {line}" for line in lines)]))
+    return "\n\n".join(parts)
+
+
+def _seen(seen: SeenReplica | None) -> str:
+    if seen is None:
+        return "-"
+    if seen["safe"]:
+        return f"{seen['state']}, safe"
+    return seen["state"] + (f", {seen['in_flight']} in flight" if seen["in_flight"] else "")
 
 
 def render_usage(usage: Usage) -> str:

@@ -5,8 +5,7 @@ from __future__ import annotations
 import argparse
 
 from gateway_sidecar.api.table import reload_lines
-from gateway_sidecar.commands.place import admin_of, unanswered_lines, warn_of_drain
-from gateway_sidecar.domain.printable import counted
+from gateway_sidecar.commands.place import admin_of, gateway_lines, unanswered_lines, warn_of_drain
 from gateway_sidecar.errors import AdminError, ConfigError
 
 
@@ -17,13 +16,14 @@ def drain(arguments: argparse.Namespace) -> int:
     answer = client.drain(service, replica, timeout_s=arguments.timeout)
     for line in unanswered_lines(answer["unanswered"], replica):
         print(line)
-    in_flight, took_s = answer["in_flight"], answer["took_s"]
+    took_s = answer["took_s"]
     if not answer["drained"]:
-        open_ = "an unknown number of connections" if in_flight is None else counted(in_flight, "connection")
         raise AdminError(
-            f"{replica} still has {open_} in flight after {took_s:.0f} s; "
-            "it stays out of rotation: drain it again to wait longer, or stop the engine and lose them"
+            f"{replica} is not safe to stop after {took_s:.0f} s: {answer['reason']}; "
+            "it stays out of rotation: drain it again to wait longer, or stop the engine and lose what is in flight"
         )
+    for line in gateway_lines(answer):
+        print(line)
     print(f"{replica} is drained after {took_s:.1f} s: safe to stop")
     return 0
 

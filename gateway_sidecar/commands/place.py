@@ -6,10 +6,14 @@ import argparse
 import sys
 from collections.abc import Iterable, Mapping
 from contextlib import suppress
+from typing import TYPE_CHECKING
 
 from gateway_sidecar.api.client import Client, Remote
 from gateway_sidecar.config.places import find_places
 from gateway_sidecar.errors import AdminError, AdminRefused
+
+if TYPE_CHECKING:
+    from gateway_sidecar.api.models import Drained
 
 
 def admin_of(arguments: argparse.Namespace) -> Client:
@@ -33,3 +37,8 @@ def warn_of_drain(client: Client, service: str, replica: str) -> None:
 def unanswered_lines(unanswered: Mapping[str, str], replica: str) -> Iterable[str]:
     """A line for each model that no replica answers for without this one."""
     return (f"no replica would serve model {model} without {replica}: {why}" for model, why in unanswered.items())
+
+
+def gateway_lines(drained: Drained) -> Iterable[str]:
+    """A line for each gateway of the fleet that was not asked, or that requests are still in flight at."""
+    return (f"{it['name']}: {it['reason']}" for it in drained["gateways"] if it["reason"])

@@ -7,9 +7,8 @@ import json
 
 from gateway_sidecar.api.table import render_replicas
 from gateway_sidecar.commands.defaults import WAIT_S
-from gateway_sidecar.commands.place import admin_of, unanswered_lines, warn_of_drain
+from gateway_sidecar.commands.place import admin_of, gateway_lines, unanswered_lines, warn_of_drain
 from gateway_sidecar.config.text_file import read_mapping
-from gateway_sidecar.domain.printable import counted
 from gateway_sidecar.errors import AdminError, ConfigError
 
 
@@ -52,11 +51,11 @@ def remove(arguments: argparse.Namespace) -> int:
     for line in unanswered_lines(answer["unanswered"], name):
         print(line)
     if answer["drained"]:
+        for line in gateway_lines(answer):
+            print(line)
         print(f"{name} is gone, with nothing in flight: safe to stop")
-    elif answer["in_flight"] is None:
-        print(f"{name} is gone; requests in flight there go on")
     else:
-        print(f"{name} is gone; still in flight: {counted(answer['in_flight'], 'connection')}")
+        print(f"{name} is gone, and not safe to stop yet: {answer['reason']}")
     return 0
 
 

@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING
 from gateway_sidecar.api.client import Client
 from gateway_sidecar.api.event_lines import event_line
 from gateway_sidecar.api.explain_text import wrapped
-from gateway_sidecar.api.table import render_problems, render_replica, render_service, render_status
+from gateway_sidecar.api.table import render_fleet, render_problems, render_replica, render_service, render_status
 from gateway_sidecar.commands.exit_codes import Exit
 from gateway_sidecar.commands.place import admin_of
 from gateway_sidecar.commands.screen import paint, width
@@ -27,6 +27,12 @@ def status(arguments: argparse.Namespace) -> int:
     client, name, replica = admin_of(arguments), arguments.service, arguments.replica
     if arguments.problems and name is not None:
         arguments.misused("--problems is about all services; leave SERVICE out")
+    if arguments.fleet:
+        if arguments.problems or arguments.watch or name is not None:
+            arguments.misused("--fleet is about all gateways; leave SERVICE, --problems and --watch out")
+        fleet = client.fleet()
+        print(json.dumps(fleet, indent=2) if arguments.json else render_fleet(fleet))
+        return 0
     if arguments.watch and arguments.json:
         arguments.misused("--watch shows text; for JSON follow the events: events -f --json")
 

@@ -3,13 +3,14 @@
 from __future__ import annotations
 
 from collections.abc import Awaitable, Callable
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import Protocol
 
 from gateway_sidecar.config import ServiceSettings
 from gateway_sidecar.control.hold.queue import Gates
 from gateway_sidecar.control.replicas.asking import Probe
 from gateway_sidecar.control.replicas.bridging import Keys, Links, Peers
+from gateway_sidecar.control.replicas.drain import FleetAsks, NobodyAsks
 from gateway_sidecar.control.replicas.notes import ReadOverrides
 from gateway_sidecar.control.replicas.tenure import BridgeHosts
 from gateway_sidecar.control.routers.process import PrivatePorts
@@ -35,6 +36,7 @@ class ServiceAdapters:
     path_of: how a tunnel is.
     move_address: makes nginx serve a service's address for its routers as they are now. Raises RouterUnavailable.
     touch: called when there is something new to write down.
+    asks: the drains that all gateways of the fleet were asked for.
     """
 
     source: Source
@@ -50,3 +52,4 @@ class ServiceAdapters:
     path_of: PathOf
     move_address: Callable[[str], Awaitable[None]]
     touch: Callable[[], None]
+    asks: FleetAsks = field(default_factory=NobodyAsks)

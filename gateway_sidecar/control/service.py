@@ -67,7 +67,7 @@ class Service:
         self.liveness = LivenessConnections(settings, queue, self.prober, metrics)
         self.bridges = Bridging(name, edge, tenures, queue)
         self.roles = Pairing(self.slots, metrics)
-        self.drains = Drains(name, settings.drain, tenures, queue, self.roles, metrics)
+        self.drains = Drains(settings.drain, tenures, queue, self.roles, outside.asks, metrics)
         self.hold = HoldQueue(name, settings.hold, outside.switches, metrics, queue)
         self.hold_policy = HoldPolicy(self.hold, self.slots, tenures, self.prober, Tasks(name, metrics))
         reporting = Reporting(name, metrics, tenures, self.slots)
@@ -84,6 +84,7 @@ class Service:
         """Runs the service until cancelled. What it started goes on; `router` is stopped or left by its owner."""
         self.slots.start()
         self.bridges.listen()
+        self.drains.listen()
         refused = RefusedSockets(self._tenures, self.prober)
         loops = (self.controller.run, self.reflector.look, self.reflector.follow_hints, self._notes.run, refused.touch)
         try:
@@ -92,6 +93,7 @@ class Service:
                     group.create_task(run_forever(self.name, loop, self._metrics))
         finally:
             self.bridges.unlisten()
+            self.drains.unlisten()
             await self.hold_policy.close()
             await self.slots.close()
             await self.prober.close()

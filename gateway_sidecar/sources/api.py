@@ -17,11 +17,13 @@ from gateway_sidecar.sources.base import Given, SourceKind
 from gateway_sidecar.sources.described import listing_of
 from gateway_sidecar.sources.entry import Described, InventoryEntry, RawEntry, describe, described_schema
 from gateway_sidecar.sources.listing import Listing
+from gateway_sidecar.supervision import awake
 from gateway_sidecar.supervision.own_thread import OwnThread
 
 NAME = "api"
 _ROOT = Path("/")
 _PATIENCE_S = 5.0
+_STORE_S = 1.0
 
 
 @dataclass(frozen=True, slots=True)
@@ -45,6 +47,7 @@ class ApiSource:
 
     async def look(self) -> Listing:
         """What is there now. Never raises."""
+        await self._until_read()
         if self._record.unread is not None:
             return Listing(unseen={NAME: self._record.unread})
         entries = {**self._record.leaving, **self._record.entries}
@@ -55,6 +58,13 @@ class ApiSource:
             return await self._thread.run(lambda: self._look(entries, lost), patience_s=_PATIENCE_S)
         except TimeoutError:
             return Listing(blind="the file system of a replica's socket, or of its key, does not answer")
+
+    async def _until_read(self) -> None:
+        """A store that is about to be read is not called blind."""
+        news, until = self._record.news, awake.now() + _STORE_S
+        while news is not None and self._record.unread is not None and (left_s := until - awake.now()) > 0:
+            news.clear()
+            await awake.until_set(news, left_s)
 
     def _look(self, entries: dict[ReplicaId, RawEntry], lost: frozenset[ReplicaId]) -> Listing:
         self._known = {replica: self._refreshed(replica, entry) for replica, entry in entries.items()}

@@ -23,3 +23,8 @@ def local_time(text: str) -> str:
         return "-"
     is_today = at.date() == datetime.now(at.tzinfo).date()
     return at.strftime("%H:%M:%S" if is_today else "%Y-%m-%d %H:%M:%S")
+
+
+def utc_now() -> str:
+    """Now, as the log has it."""
+    return datetime.now(UTC).isoformat(timespec="seconds").replace("+00:00", "Z")

@@ -171,6 +171,7 @@ GROUPS: Mapping[str, Mapping[str, Event]] = {
         "replica.gone": _info(
             "The replica is gone: its last connection is closed and its `port` is free, or `drain.timeout_s` is over."
         ),
+        "replica.drain_asked": _info("All gateways of the fleet were asked to drain the replica, at this `gateway`."),
         "replica.drained": _info("Nothing is in flight on the replica any more, so it is safe to stop the engine."),
         "replica.names": _info("The engine lists other names than before: some `came`, some `went`."),
         "replica.ejected": _warning(

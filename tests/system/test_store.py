@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import itertools
+import signal
 import time
 from collections.abc import AsyncIterator, Awaitable, Callable, Iterator
 from contextlib import suppress
@@ -80,8 +81,8 @@ async def until_serving(gateway: Gateway, *replicas: str) -> None:
     await gateway.until_states(dict.fromkeys(replicas, "serving"), within_s=_LATE_S)
 
 
-async def ask(gateway: Gateway) -> int:
-    body = {"model": "tiny", "messages": [{"role": "user", "content": "x"}]}
+async def ask(gateway: Gateway, tokens: int = 4) -> int:
+    body = {"model": "tiny", "messages": [{"role": "user", "content": "x"}], "max_tokens": tokens}
     async with gateway.client() as session, session.post(f"{gateway.url()}/v1/chat/completions", json=body) as answer:
         await answer.read()
         return answer.status
@@ -438,3 +439,77 @@ async def test_clocks_that_jump_apart_change_nothing(
             assert (await gateway.status())["store"]["state"] == "up"
         assert [it["name"] for it in (await b.status())["store"]["others"]] == ["a"]
     assert a.events("store.lease_lost") == a.events("store.away") == []
+
+
+async def drain(gateway: Gateway, timeout_s: float) -> tuple[int, dict[str, Any]]:
+    url = f"http://daemon/v1/services/chat/replicas/r1/drain?timeout_s={timeout_s:g}"
+    async with gateway.session.post(url) as answer:
+        return answer.status, await answer.json()
+
+
+async def test_a_drain_means_the_whole_fleet(start: Start, etcd: Etcd, engine: StartEngine) -> None:
+    """Safe to stop is what every living gateway says; a frozen one is named, and counts after its lease and a grace."""
+    a, b = await start("a", etcd), await start("b", etcd)
+    await engine(a.socket("r1"), token_interval_s=0.2)
+    await put(a, "r1", a.socket("r1"), wait="serving")
+    await until_serving(b, "r1")
+
+    answering = asyncio.create_task(ask(b, tokens=20))
+    await b.until(lambda s: service_of(s)["replicas"][0]["in_flight"] == 1, within_s=_LATE_S)
+    status, answer = await drain(a, 1.0)
+    assert (status, answer["drained"], answer["in_flight"]) == (504, False, 0)
+    assert [(it["name"], it["safe"]) for it in answer["gateways"]] == [("b", False)]
+    assert answer["reason"].startswith("b: ")
+    status, answer = await drain(a, _LATE_S)
+    assert (status, answer["drained"], answer["reason"]) == (200, True, None)
+    assert await answering == 200
+    for gateway in (a, b):
+        await gateway.until_states({"r1": "draining"}, within_s=_LATE_S)
+
+    async with asyncio.timeout(_LATE_S):
+        while "r1       draining, safe  draining, safe  drain asked at a" not in (await a.cli("status", "--fleet"))[1]:
+            pass  # What each of them sees is told every two seconds.
+
+    c = await start("c", etcd)  # It joins during the drain.
+    await c.until_states({"r1": "draining"}, within_s=_LATE_S)
+    assert not c.events("replica.serving")
+    assert (await c.cli("stop", "--all"))[0] == 0
+    await b.kill()
+    await b.start()
+    await b.until_states({"r1": "draining"}, within_s=_LATE_S)
+    async with b.session.post("http://daemon/v1/services/chat/replicas/r1/resume") as resumed:
+        assert resumed.status == 200
+    for gateway in (a, b):
+        await until_serving(gateway, "r1")
+
+    assert b.process is not None
+    b.process.send_signal(signal.SIGSTOP)
+    status, answer = await drain(a, 2.0)
+    assert status == 504
+    assert "b: it has not answered for" in answer["reason"]
+    code, _, err = await a.cli("drain", "chat", "r1", "--timeout", "0.5")
+    assert code == 1
+    assert "r1 is not safe to stop after" in err
+    assert "b: it has not answered for" in err or "b: its lease ended" in err
+    status, answer = await drain(a, _LATE_S)
+    assert (status, answer["drained"]) == (200, True)
+    assert [it["name"] for it in answer["gateways"] if "counts as dead" in (it["reason"] or "")] == ["b"]
+    b.process.send_signal(signal.SIGCONT)
+    await b.until_states({"r1": "draining"}, within_s=_LATE_S)
+
+    etcd.freeze()
+    await until_store(a, "away")
+    status, answer = await drain(a, 10.0)
+    assert (status, answer["drained"]) == (504, False)
+    assert "the other gateways could not be asked" in answer["reason"]
+    etcd.thaw()
+    for gateway in (a, b):
+        await until_store(gateway, "up")
+    await a.until(lambda s: [it["name"] for it in s["store"]["others"]] == ["b"], within_s=_LATE_S)
+    assert (await delete(a, "r1"))[0] == 202  # Without drain_s nobody is asked.
+    for gateway in (a, b):
+        await gateway.until_states({}, within_s=_LATE_S)
+    await put(a, "r1", a.socket("r1"), wait="serving")
+    await until_serving(b, "r1")
+    status, answer = await delete(b, "r1", drain_s="30")
+    assert (status, answer["drained"], [it["name"] for it in answer["gateways"]]) == (200, True, ["a"])

@@ -13,16 +13,20 @@ import pytest
 
 from gateway_sidecar.api import view
 from gateway_sidecar.api.answers import json_text
+from gateway_sidecar.api.fleet import fleet_view
 from gateway_sidecar.api.openapi import describe_api
 from gateway_sidecar.api.reload_view import reload_plan
+from gateway_sidecar.api.replicas import drained_view
 from gateway_sidecar.api.signals_view import signals_view
-from gateway_sidecar.api.table import render_replicas, render_status
+from gateway_sidecar.api.table import render_fleet, render_replicas, render_status
 from gateway_sidecar.config import AddressSettings
 from gateway_sidecar.config.differences import Change
 from gateway_sidecar.control.fleet.reflector import StoreStatus
+from gateway_sidecar.control.fleet.seen import FleetSeen
 from gateway_sidecar.control.process.daemon import Daemon
 from gateway_sidecar.control.process.file_on_disk import OnDisk
-from gateway_sidecar.domain.fleet import Gateway
+from gateway_sidecar.control.replicas.drain import DrainReport
+from gateway_sidecar.domain.fleet import AskedDrain, DrainAt, DrainSeen, Gateway
 from gateway_sidecar.domain.leaving import Leave
 from gateway_sidecar.domain.model import Loading, ReplicaId
 from gateway_sidecar.domain.signals import RequestEnd
@@ -166,3 +170,52 @@ def test_signals_are_as_described(monkeypatch: pytest.MonkeyPatch) -> None:
 def test_an_answer_may_name_any_path(path: str) -> None:
     """Also one that is not UTF-8, which JSON can only have escaped."""
     assert json.loads(json_text({"socket": path})) == {"socket": path}
+
+
+def test_what_the_gateways_of_a_fleet_say_is_answered_as_it_is_described() -> None:
+    """And shown: who is there, and what each of them sees of each replica."""
+    asked = AskedDrain("d1", "gw-1")
+    drains = {"chat/r2": asked, "chat/r3": asked, "chat/r4": asked}
+
+    def gateway(name: str, ready: bool, **said: DrainSeen) -> Gateway:
+        return Gateway(
+            name, name, "0.1.0", ("chat",), ready, since="2026-11-30T09:00:00Z",
+            drains={f"chat/{replica}": seen for replica, seen in said.items()},
+        )  # fmt: skip
+
+    busy, safe, replaced = DrainSeen("d1", False, True, 2), DrainSeen("d1", True, True, 0), DrainSeen("d1", True)
+    seen = FleetSeen(
+        [gateway("gw-1", True, r2=safe, r3=busy, r4=replaced), gateway("gw-2", False, r2=DrainSeen("d0", True, True))],
+        drains,
+        {
+            "gw-1": {"chat": {"r1": "serving", "r2": "draining", "r3": "draining", "r4": "serving"}, "images": {}},
+            "gw-2": {"chat": {"r1": "loading", "r2": "serving"}},
+            "gw-9": {"old": {"r1": "serving"}},
+        },
+    )
+    answer = fleet_view(seen, "gw-1", {"gw-3": 12.0, "gw-2": 30.0})
+    check(answer, "FleetStatus")
+    assert render_fleet(answer).splitlines() == [
+        "gateway          state         version  since",
+        "gw-1 (this one)  ready         0.1.0    2026-11-30T09:00:00Z",
+        "gw-2             not ready     0.1.0    2026-11-30T09:00:00Z",
+        "gw-3             gone for 12s  -        -",
+        "",
+        "chat",
+        "  replica  gw-1                   gw-2",
+        "  r1       serving                loading",
+        "  r2       draining, safe         serving  drain asked at gw-1",
+        "  r3       draining, 2 in flight  -        drain asked at gw-1",
+        "  r4       serving                -        drain asked at gw-1",
+        "",
+        "images",
+        "  no replicas",
+    ]
+
+
+def test_what_came_of_a_drain_is_answered_as_it_is_described() -> None:
+    """With each gateway that was asked."""
+    elsewhere = [DrainAt("gw-2", False, 2, "2 connections in flight"), DrainAt("gw-3", False, None, "silent", 7.0)]
+    report = DrainReport(False, 0, 1.0, {"tiny": "it is the only one"}, elsewhere, "gw-2: 2 connections in flight")
+    check(drained_view(report), "Drained")
+    check(drained_view(DrainReport(True, 0, 1.0)), "Drained")

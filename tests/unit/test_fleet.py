@@ -5,6 +5,7 @@ from __future__ import annotations
 import asyncio
 from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -12,12 +13,15 @@ import pytest
 
 from gateway_sidecar.config.store import store_model
 from gateway_sidecar.control.fleet import build
+from gateway_sidecar.control.fleet.drains import FleetDrains
 from gateway_sidecar.control.fleet.fleet import Fleet
 from gateway_sidecar.control.fleet.membership import Membership
 from gateway_sidecar.control.fleet.memory import RememberedStore, record_in
 from gateway_sidecar.control.fleet.reflector import StoreReflector
 from gateway_sidecar.control.fleet.replicas import SharedReplicas, read_remembered
+from gateway_sidecar.control.fleet.seen import Seen
 from gateway_sidecar.control.state.records import write_record
+from gateway_sidecar.domain.fleet import AskedDrain, DrainSeen
 from gateway_sidecar.domain.model import ReplicaId
 from gateway_sidecar.errors import StateError, StateInDoubt, StoreAway, StoreDenied, StoreError, StoreFull
 from gateway_sidecar.supervision.loops import Tasks
@@ -42,8 +46,27 @@ class Site:
         problem = self.problems.of("store")
         reflector = StoreReflector(self.store, remembered, problem, self.metrics, read_every_s=5.0)
         membership = Membership(self.store, reflector, remembered, name, self.problems.of("store: gateway"), lease_s=15)
-        replicas = SharedReplicas(self.store, reflector, remembered, directory / "replicas.json")
-        self.fleet = Fleet("memory", self.store, remembered, reflector, membership, replicas)
+        local = directory / "replicas.json"
+        replicas = SharedReplicas(self.store, reflector, remembered, membership.settled, local)
+        drains = FleetDrains(self.store, reflector, membership)
+        seen = Seen(self.store, reflector, membership)
+        self.sees: dict[str, Any] = {}
+        self.fleet = Fleet("memory", self.store, remembered, reflector, membership, replicas, drains, seen)
+        self.says: dict[str, DrainSeen] = {}
+        self.written = 0
+
+    def describe(self) -> dict[str, Any]:
+        held = self.fleet.drains.held
+        return {"drains": {key: self.says_of(key, it).said() for key, it in held.items()}}
+
+    def says_of(self, key: str, asked: AskedDrain) -> DrainSeen:
+        return replace(self.says.get(key, DrainSeen("", True)), id=asked.id)
+
+    def see(self) -> dict[str, Any]:
+        return self.sees
+
+    async def written_down(self) -> None:
+        self.written += 1
 
     @property
     def state(self) -> str:
@@ -68,12 +91,19 @@ class Fleets:
     async def start(self, name: str, before: dict[str, list[ReplicaId]] | None = None, **site: Any) -> Site:
         made = Site(self.directory / name, self.held, site.get("called", name))
         made.store.failing = site.get("failing")
+        made.says = site.get("says", {})
         await made.fleet.replicas.load(before or {})
-        tasks = self._tasks[made] = Tasks("-", made.metrics)
-        for loop in [*made.fleet.loops(dict), made.fleet.replicas.run]:
-            tasks.run_forever(loop)
+        self.run(made)
         await asyncio.sleep(6)
         return made
+
+    def run(self, site: Site) -> None:
+        tasks = self._tasks[site] = Tasks("-", site.metrics)
+        for loop in [
+            *site.fleet.loops(site.describe, site.says_of, site.see, site.written_down),
+            site.fleet.replicas.run,
+        ]:
+            tasks.run_forever(loop)
 
     async def stop(self, site: Site) -> None:
         await self._tasks.pop(site).close()
@@ -329,3 +359,29 @@ async def test_it_is_put_together_from_the_settings_and_measured(
     assert metrics.registry.get_sample_value("gateway_sidecar_store_read_age_seconds", of) == float("inf")
     assert metrics.registry.get_sample_value("gateway_sidecar_fleet_gateways", of) == 1
     await fleet.close(leaves=True)
+
+
+@in_fake_time
+async def test_what_each_gateway_sees_can_be_read_at_any_of_them(tmp_path: Path) -> None:
+    """It ends with the gateway, and is there again with a new lease. What nobody wrote is passed over."""
+    async with fleets(tmp_path) as them:
+        a, b = await them.start("a"), await them.start("b")
+        a.sees, b.sees = {"chat": {"serving": ["r1", "r2"]}}, {"chat": {"loading": ["r1"]}, "images": {}}
+        them.held.write("seen/x", "[1]")
+        await asyncio.sleep(3)
+        seen = await b.fleet.seen.read()
+        assert [it.name for it in seen.gateways] == ["a", "b"]
+        assert seen.states == {
+            "a": {"chat": {"r1": "serving", "r2": "serving"}},
+            "b": {"chat": {"r1": "loading"}, "images": {}},
+        }
+        for lease in list(them.held.leases):
+            them.held.end(lease)
+        await asyncio.sleep(5)
+        assert (await a.fleet.seen.read()).states.keys() == {"a", "b"}
+        await them.stop(b)
+        await b.fleet.close(leaves=True)
+        assert [it.name for it in (await a.fleet.seen.read()).gateways] == ["a"]
+        a.store.failing = StoreAway("gone")
+        with pytest.raises(StoreError):
+            await a.fleet.seen.read()

@@ -21,3 +21,15 @@ def test_gateways_are_those_whose_keys_can_be_read() -> None:
     ]
     assert found[1].said["new"] == 1
     assert Gateway.from_json("x", "[]") is None
+
+
+def test_a_gateway_whose_word_on_a_drain_cannot_be_read_is_alive_and_has_said_nothing() -> None:
+    """So it is waited for. One that has stopped all it had is not alive."""
+    said = '{"instance": "1", "drains": {"chat/r1": {"id": "d", "safe": true, "in_flight": "many"}, "chat/r2": 3}}'
+    entries = {
+        "gateways/a": Entry(said, 3),
+        "gateways/b": Entry('{"instance": "2", "drains": [], "ended": true}', 4),
+        "gateways/c": Entry('{"instance": "3", "drains": []}', 4),
+    }
+    found = gateways_in(Snapshot("one", 9, entries), "gateways/")
+    assert [(it.name, it.drains) for it in found] == [("a", {}), ("c", {})]

@@ -29,6 +29,7 @@ from gateway_sidecar.control.routers import replacement as router_slots
 from gateway_sidecar.control.routers.process import RouterProcess
 from gateway_sidecar.control.routers.router import RouterState
 from gateway_sidecar.control.service import Service
+from gateway_sidecar.domain.fleet import AskedDrain
 from gateway_sidecar.domain.leases import PortLeases
 from gateway_sidecar.domain.model import (
     Access,
@@ -67,12 +68,13 @@ _PATIENCE_S = 5.0
 class PlayedSource:
     """Lists what is in a directory; blind while `trouble` says why.
 
-    named: replica -> its socket, as an inventory has them beside these.
+    named: replica -> its socket, as an inventory has them beside these. owner: the source that has the others.
     """
 
     def __init__(self, directory: Path) -> None:
         self.directory = directory
         self.named: dict[str, Path] = {}
+        self.owner = "sockets"
         self.takes_s = 0.0
         self.trouble: str | None = None
         self._news = asyncio.Event()
@@ -89,7 +91,7 @@ class PlayedSource:
             notes = path.with_suffix(".yaml")
             noted = (notes, notes.lstat().st_ctime_ns) if notes.exists() else None
             replica = ReplicaId(path.stem)
-            present[replica] = Sighting(replica, path, socket_identity(path), "sockets", noted)
+            present[replica] = Sighting(replica, path, socket_identity(path), self.owner, noted)
         for name, path in self.named.items():
             replica, said = ReplicaId(name), Overrides()
             present[replica] = Sighting(
@@ -203,6 +205,33 @@ class NoPeers:
 
     def unlisten(self, listener: Callable[[], None]) -> None:
         return
+
+
+class PlayedAsks:
+    """What the fleet was asked to drain (a `FleetAsks`); None: not known."""
+
+    def __init__(self) -> None:
+        self.asked: dict[str, str] | None = {}
+        self._listeners: list[Callable[[], None]] = []
+
+    def ask(self, replica: str, id_: str | None) -> None:
+        """It is to be drained, or nobody is to drain it any more."""
+        self.asked = {name: it for name, it in (self.asked or {}).items() if name != replica}
+        if id_ is not None:
+            self.asked[replica] = id_
+        for listener in self._listeners:
+            listener()
+
+    def asked_of(self, service: str) -> Mapping[ReplicaId, AskedDrain] | None:
+        if self.asked is None:
+            return None
+        return {ReplicaId(name): AskedDrain(id_, "far") for name, id_ in self.asked.items()}
+
+    def listen(self, listener: Callable[[], None]) -> None:
+        self._listeners.append(listener)
+
+    def unlisten(self, listener: Callable[[], None]) -> None:
+        self._listeners.remove(listener)
 
 
 class PlayedKeys(NoPeers):
@@ -398,6 +427,7 @@ class World:
         self.source = PlayedSource(directory)
         self.probe = PlayedProbe()
         self.links = PlayedLinks()
+        self.asks = PlayedAsks()
         self.leases = PortLeases(range(24001, 24021))
         self.routers: list[PlayedProcess] = []
         self.connections: Counter[Place] = Counter()
@@ -546,6 +576,7 @@ class World:
             path_of=lambda _: PathStatus(PathState.UP),
             move_address=self._move_address,
             touch=self._touch,
+            asks=self.asks,
         )
         return Service(self._settings, outside, self.metrics, rescan_interval_s=5.0)
 

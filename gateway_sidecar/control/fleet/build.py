@@ -7,11 +7,13 @@ import socket
 from pathlib import Path
 
 from gateway_sidecar.config.store import StoreSettings
+from gateway_sidecar.control.fleet.drains import FleetDrains
 from gateway_sidecar.control.fleet.fleet import Fleet
 from gateway_sidecar.control.fleet.membership import Membership
 from gateway_sidecar.control.fleet.memory import RememberedStore, record_in
 from gateway_sidecar.control.fleet.reflector import StoreReflector
 from gateway_sidecar.control.fleet.replicas import SharedReplicas
+from gateway_sidecar.control.fleet.seen import Seen
 from gateway_sidecar.kinds import STORES
 from gateway_sidecar.supervision import awake
 from gateway_sidecar.telemetry.metrics import Metrics
@@ -27,9 +29,11 @@ def build_fleet(state_dir: Path, settings: StoreSettings, problems: Problems, me
     name = settings.gateway or _host_name()
     problem = problems.of("store: gateway")
     membership = Membership(store, reflector, remembered, name, problem, lease_s=settings.lease_s)
-    replicas = SharedReplicas(store, reflector, remembered, state_dir / "replicas.json")
+    replicas = SharedReplicas(store, reflector, remembered, membership.settled, state_dir / "replicas.json")
+    drains = FleetDrains(store, reflector, membership)
     _measure(kind, reflector, membership, metrics)
-    return Fleet(STORES[kind].show(of_kind), store, remembered, reflector, membership, replicas)
+    seen = Seen(store, reflector, membership)
+    return Fleet(STORES[kind].show(of_kind), store, remembered, reflector, membership, replicas, drains, seen)
 
 
 def _host_name() -> str:

@@ -7,10 +7,12 @@ from contextlib import suppress
 from dataclasses import dataclass
 from functools import partial
 
-from gateway_sidecar.control.fleet.membership import Describe, Membership
+from gateway_sidecar.control.fleet.drains import FleetDrains, Says
+from gateway_sidecar.control.fleet.membership import Describe, Membership, WrittenDown
 from gateway_sidecar.control.fleet.memory import RememberedStore
 from gateway_sidecar.control.fleet.reflector import TOPICS, StoreReflector
 from gateway_sidecar.control.fleet.replicas import SharedReplicas
+from gateway_sidecar.control.fleet.seen import Seen, Sees
 from gateway_sidecar.errors import StoreError
 from gateway_sidecar.stores.base import Store
 from gateway_sidecar.supervision.loops import Loop
@@ -26,14 +28,18 @@ class Fleet:
     reflector: StoreReflector
     membership: Membership
     replicas: SharedReplicas
+    drains: FleetDrains
+    seen: Seen
 
-    def loops(self, describe: Describe) -> Sequence[Loop]:
+    def loops(self, describe: Describe, says: Says, sees: Sees, written_down: WrittenDown) -> Sequence[Loop]:
         """What keeps it going, beside `replicas.run`. `describe`: what the other gateways are told of this one."""
         follow = [partial(self.reflector.follow, topic) for topic in TOPICS]
-        return [self.reflector.run, *follow, partial(self.membership.run, describe), self.remembered.run]
+        tell = partial(self.membership.run, describe, written_down)
+        told = [tell, partial(self.drains.run, says), partial(self.seen.run, sees)]
+        return [self.reflector.run, *follow, *told, self.remembered.run]
 
     async def close(self, *, leaves: bool) -> None:
-        """Gives back the connections; with `leaves` the others see at once that this gateway is gone."""
+        """Gives back the connections; with `leaves` the others see at once that all of this gateway's has stopped."""
         if leaves:
             with suppress(StoreError):  # Its lease ends by itself.
                 await self.membership.leave()

@@ -1,4 +1,4 @@
-"""This gateway in the eyes of the others: `gateways/NAME`, with a lease that is kept.
+"""This gateway in the eyes of the others: `gateways/NAME`, with a lease that is kept; and the others in its own.
 
 A lost lease stops nothing here: it is taken anew as soon as the store lets us.
 """
@@ -7,12 +7,13 @@ from __future__ import annotations
 
 import asyncio
 import json
-from collections.abc import Callable, Mapping
+from collections.abc import Awaitable, Callable, Mapping
 from typing import Any
 
 from gateway_sidecar.control.fleet.memory import RememberedStore
 from gateway_sidecar.control.fleet.reflector import GATEWAYS, StoreReflector
 from gateway_sidecar.domain.fleet import Gateway, gateways_in
+from gateway_sidecar.domain.store_memory import Snapshot
 from gateway_sidecar.errors import LeaseLost, StoreConflict, StoreError
 from gateway_sidecar.stores.base import Store
 from gateway_sidecar.supervision import awake
@@ -22,7 +23,15 @@ from gateway_sidecar.telemetry.problems import Problem
 
 Describe = Callable[[], Mapping[str, Any]]
 """What the others are told: JSON, beside name and instance."""
+WrittenDown = Callable[[], Awaitable[None]]
+"""Returns once what it says of drains outlives this daemon."""
 _RETRY_S = 1.0
+_DRAIN_S = 0.25
+"""How often it is looked at what to tell, while a drain is asked for that is not done here."""
+_TELL_S = 1.0
+"""Counts of connections change all the time: they are told this often, and what is safe at once."""
+_GONE_S = 600.0
+"""So long the others remember one that is gone."""
 
 
 class Membership:
@@ -46,8 +55,16 @@ class Membership:
         self._logger = get_logger()
         self._changed = asyncio.Event()
         self._lease: str | None = None
-        self._told: tuple[str, str] | None = None
+        self._told: tuple[str, Mapping[str, Any]] | None = None
+        self._told_at = self._kept_at = 0.0
+        self._alive: set[str] = set()
         self.name = name
+        self.grace_s = float(lease_s)
+        """So much longer than its lease a gateway may be away before it counts as dead."""
+        self._gone: dict[str, float] = {}
+        self.settled = asyncio.Event()
+        """Set once the others know of this gateway and it knows what they were asked for, or that cannot be now."""
+        reflector.on_change(self._note_others)
 
     @property
     def others(self) -> list[Gateway]:
@@ -55,73 +72,126 @@ class Membership:
         known = self._reflector.known
         return [it for it in gateways_in(known, GATEWAYS) if it.name != self.name] if known else []
 
+    @property
+    def lease(self) -> str | None:
+        """What this gateway's keys end with, while the others see it."""
+        return self._lease if self._told is not None else None
+
+    @property
+    def gone_s(self) -> Mapping[str, float]:
+        """Another gateway whose lease was seen to end -> how long ago, in seconds; for ten minutes."""
+        now = awake.now()
+        return {name: now - at for name, at in self._gone.items() if now - at < _GONE_S}
+
     def touch(self) -> None:
         """What the others are told has changed."""
         self._changed.set()
 
-    async def run(self, describe: Describe) -> None:
+    async def run(self, describe: Describe, written_down: WrittenDown) -> None:
         """Runs until cancelled."""
+        await beating(self._until_looked())
         while True:
             self._changed.clear()
-            kept = False
-
-            async def keep() -> None:
-                nonlocal kept
-                kept = await self._keep(describe)
-
-            await beating(keep())
-            await awake.until_set(self._changed, self._lease_s / 3 if kept else _RETRY_S)
+            await beating(self._keep(describe, written_down))
+            await awake.until_set(self._changed, self._pause_s())
 
     async def leave(self) -> None:
-        """Ends the lease: the others see at once that this gateway is gone. Raises StoreError."""
-        lease, self._lease, self._told = self._lease, None, None
-        if lease is not None:
-            await self._store.revoke(lease)
+        """Says that all of this gateway's has stopped: the others see at once that it is gone. Raises StoreError."""
+        lease, self._lease, told, self._told = self._lease, None, self._told, None
+        if lease is not None and told is not None:
+            key, value = GATEWAYS + self.name, self._text({"ended": True})
+            entry = await self._reflector.read_one(key)
+            await self._store.swap(key, value, seen=entry.revision if entry else None, lease=lease)
 
-    async def _keep(self, describe: Describe) -> bool:
-        """One round; whether the others see this gateway as it is."""
-        if not self._reflector.is_up:
-            return False  # A store that is not believed is not written to, either.
-        value = json.dumps({"instance": self._remembered.instance, **describe()}, sort_keys=True)
-        try:
-            lease = await self._kept_lease()
-            if self._told == (lease, value) and self._is_there():
-                return True
-            return await self._tell(lease, value)
-        except StoreConflict:
-            self._reflector.look_soon()
-            return False
-        except StoreError as error:
-            self._problem.set(f"the other gateways do not see this one: {error}")
-            return False
+    async def _until_looked(self) -> None:
+        await self._reflector.looked.wait()
+
+    def _pause_s(self) -> float:
+        if self._told is None or not self._reflector.is_up:
+            return _RETRY_S
+        is_done = all(it["safe"] for it in self._told[1].get("drains", {}).values())
+        return self._lease_s / 3 if is_done else _DRAIN_S
+
+    async def _keep(self, describe: Describe, written_down: WrittenDown) -> None:
+        """One round: sees that the others see this gateway as it is."""
+        if self._reflector.is_up:  # A store that is not believed is not written to, either.
+            try:
+                lease, said = await self._kept_lease(), describe()
+                if not self._is_told(lease, said):
+                    await self._tell(lease, said, written_down)
+            except StoreConflict:
+                self._told = None
+                self._reflector.look_soon()
+                return
+            except StoreError as error:
+                self._told = None
+                self._problem.set(f"the other gateways do not see this one: {error}")
+        if not self.settled.is_set():
+            if self._told is not None:
+                # A drain that was written before the others saw this gateway is in what is read now; for one that is
+                # written later this gateway is waited for. So none is missed, and the first replica may be served.
+                await self._reflector.look()
+            self.settled.set()
 
     async def _kept_lease(self) -> str:
-        if self._lease is not None:
+        now = awake.monotonic()
+        is_due = now - self._kept_at >= self._lease_s / 3 - _RETRY_S / 2
+        if self._lease is not None and (is_due or not self._is_there()):
             try:
                 await self._store.keep(self._lease)
+                self._kept_at = now
             except LeaseLost:
                 self._logger.warning("store.lease_lost", gateway=self.name)
                 self._lease = None
         if self._lease is None:
             self._lease = await self._store.grant(self._lease_s)
+            self._kept_at = now
         return self._lease
+
+    def _is_told(self, lease: str, said: Mapping[str, Any]) -> bool:
+        """Whether the others see it, as it is but for what may wait."""
+        if self._told is None or self._told[0] != lease or not self._is_there():
+            return False
+        return self._told[1] == said or (
+            awake.monotonic() - self._told_at < _TELL_S and _uncounted(self._told[1]) == _uncounted(said)
+        )
 
     def _is_there(self) -> bool:
         known = self._reflector.known
         return known is not None and GATEWAYS + self.name in known.entries
 
-    async def _tell(self, lease: str, value: str) -> bool:
-        key = GATEWAYS + self.name
+    async def _tell(self, lease: str, said: Mapping[str, Any], written_down: WrittenDown) -> None:
+        key, value = GATEWAYS + self.name, self._text(said)
         entry = await self._reflector.read_one(key)
         other = Gateway.from_json(self.name, entry.value) if entry is not None else None
-        if other is not None and other.instance != self._remembered.instance:
+        if other is not None and other.instance != self._remembered.instance and not other.ended:
+            self._told = None
             self._problem.set(
                 f"another gateway is called '{self.name}', too; give one of them another store.gateway (the name of one"
                 f" that ended is free after {self._lease_s} s)"
             )
-            return False
+            return
+        if any(it["safe"] for it in said.get("drains", {}).values()):
+            await self._remembered.flush()  # The next daemon keeps what this one calls safe.
+            await written_down()
         revision = await self._store.swap(key, value, seen=entry.revision if entry else None, lease=lease)
-        self._told = lease, value
+        self._told, self._told_at = (lease, said), awake.monotonic()
         self._problem.set("")
         self._reflector.note_write(key, value, revision)
-        return True
+
+    def _text(self, said: Mapping[str, Any]) -> str:
+        return json.dumps({"instance": self._remembered.instance, **said}, sort_keys=True)
+
+    def _note_others(self, snapshot: Snapshot) -> None:
+        """Notes whose lease has ended. One that says that it has stopped is no loss."""
+        there = {key.removeprefix(GATEWAYS) for key in snapshot.entries if key.startswith(GATEWAYS)} - {self.name}
+        self._gone = {name: at for name, at in self._gone.items() if name not in there}
+        self._gone |= dict.fromkeys(self._alive - there, awake.now())
+        self._alive = {it.name for it in gateways_in(snapshot, GATEWAYS)} & there
+        if self._told is not None and GATEWAYS + self.name not in snapshot.entries:
+            self.touch()
+
+
+def _uncounted(said: Mapping[str, Any]) -> Mapping[str, Any]:
+    drains = said.get("drains", {})
+    return {**said, "drains": {key: {**it, "in_flight": it["in_flight"] is None} for key, it in drains.items()}}

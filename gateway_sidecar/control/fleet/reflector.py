@@ -26,9 +26,13 @@ REPLICAS = "replicas/"
 """`replicas/SERVICE/REPLICA`: an entry, as it was put over the API."""
 GATEWAYS = "gateways/"
 """`gateways/NAME`: a gateway that is alive; with its lease."""
-TOPICS = (REPLICAS, GATEWAYS)
+DRAINS = "drains/"
+"""`drains/SERVICE/REPLICA`: a drain that all gateways were asked for."""
+SEEN = "seen/"
+"""`seen/NAME`: the states of a gateway's replicas, for people; with its lease. It is read only when it is asked for."""
+TOPICS = (REPLICAS, DRAINS, GATEWAYS)
 """What is read and watched. A topic is a prefix, so that one range reads it for all services."""
-LASTING = (REPLICAS,)
+LASTING = (REPLICAS, DRAINS)
 """What of it is put back when an operator has the store filled again."""
 
 CURE = "`gateway-sidecar store accept` takes the store as it is, `store refill` puts back what this gateway knows"
@@ -66,6 +70,10 @@ class StoreReflector:
         self._listeners: list[Callable[[Snapshot], object]] = []
         self._failures = 0
         self.status = StoreStatus("unread", awake.monotonic())
+        self.looked = asyncio.Event()
+        """Set once a read has been tried."""
+        self.read_revision = 0
+        """Of the last read that was believed; writes of ours that came since are not in it."""
 
     @property
     def known(self) -> Snapshot | None:
@@ -92,6 +100,7 @@ class StoreReflector:
         while True:
             self._look_now.clear()
             await beating(self.look())
+            self.looked.set()
             await asyncio.sleep(_LEAST_GAP_S)
             heartbeat()
             pause_s = min(_AFTER_FAILURE.delay_s(self._failures) or self._read_every_s, self._read_every_s)
@@ -111,6 +120,11 @@ class StoreReflector:
                 await awake.rest(1.0)
             self._look_now.set()
             await asyncio.sleep(_LEAST_GAP_S)
+
+    def tell(self) -> None:
+        """Has everybody who wants to know of changes learn what is known, as after a start."""
+        if self.known is not None:
+            self._tell()
 
     # -- reading
 
@@ -136,17 +150,21 @@ class StoreReflector:
 
     async def read_one(self, key: str) -> Entry | None:
         """One key as it is now. Raises StoreError if the store cannot be read, or not be believed."""
+        return (await self.read_now(key)).entries.get(key)
+
+    async def read_now(self, *prefixes: str) -> Snapshot:
+        """What is below these prefixes now. Raises StoreError as `read_one`."""
         if self.known is None:
             await self.look()
         memory = self._remembered.memory
         if memory.known is None:
             raise StoreError(f"the store was not read yet: {self.status.reason or 'try again in a second'}")
-        seen = await self._store.read(key, LINEAGE)
+        seen = await self._store.read(*prefixes, LINEAGE)
         verdict = judge(memory, seen)
         if verdict.refusal:
             self._look_now.set()
             raise StoreRefused(f"the store is not believed: {verdict.refusal}; {CURE}")
-        return seen.entries.get(key)
+        return seen
 
     def note_write(self, key: str, value: str | None, revision: int) -> None:
         """We have just written this: it holds before the next read tells."""
@@ -206,6 +224,7 @@ class StoreReflector:
         if before is not None and lineage_of(before) == lineage_of(seen) and seen.revision < before.revision:
             self._look_now.set()  # Read before a write of ours, which it does not have yet.
             return
+        self.read_revision = seen.revision
         if before is not None and _texts(before.entries) == _texts(seen.entries):
             self._remembered.note(Memory(seen))
         else:

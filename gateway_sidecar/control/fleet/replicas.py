@@ -14,7 +14,7 @@ from functools import partial
 from pathlib import Path
 
 from gateway_sidecar.control.fleet.memory import RememberedStore, memory_from, record_in
-from gateway_sidecar.control.fleet.reflector import REPLICAS, StoreReflector
+from gateway_sidecar.control.fleet.reflector import DRAINS, REPLICAS, StoreReflector
 from gateway_sidecar.control.state.api_replicas import Put, read_entries
 from gateway_sidecar.control.state.records import read_record, write_record
 from gateway_sidecar.domain.model import ReplicaId
@@ -35,10 +35,14 @@ _RETRY_S = 2.0
 class SharedReplicas:
     """The API's replicas, as the store has them (a `ReplicasOfApi`).
 
+    settled: set once the other gateways know of this one: before that no replica is taken up that is new here.
     local: the record of a gateway that worked alone. What stands there is moved to the store once.
     """
 
-    def __init__(self, store: Store, reflector: StoreReflector, remembered: RememberedStore, local: Path) -> None:
+    def __init__(
+        self, store: Store, reflector: StoreReflector, remembered: RememberedStore, settled: asyncio.Event, local: Path
+    ) -> None:
+        self._settled = settled
         self._store = store
         self._reflector = reflector
         self._remembered = remembered
@@ -59,9 +63,9 @@ class SharedReplicas:
 
     @property
     def _unread(self) -> str | None:
-        if self._reflector.known is not None:
-            return None
-        return self._reflector.status.reason or "the store was not read yet"
+        if self._reflector.known is None:
+            return self._reflector.status.reason or "the store was not read yet"
+        return None if self._settled.is_set() else "the other gateways were not told of this one yet"
 
     async def load(self, owned_before: Mapping[str, Iterable[ReplicaId]]) -> None:
         """Takes up what an earlier daemon knew of the store, and what was put while this gateway worked alone."""
@@ -73,13 +77,14 @@ class SharedReplicas:
             self._logger.error("state.unread", reason=str(error) or f"{self._local_path}: the disk does not answer")
         before = {_key(service, replica) for service, ids in owned_before.items() for replica in ids}
         await self._remembered.load(len(before - self._local.keys()))
-        if self._reflector.known is not None:
-            self._take_in(self._reflector.known)
+        self._reflector.tell()
         if self._local:
             self._moving.set()
 
     async def run(self) -> None:
         """Moves what was put while this gateway worked alone; then waits until cancelled."""
+        await self._settled.wait()
+        self._reflector.tell()
         while True:
             await self._moving.wait()
             if self._reflector.is_up and await self._move():
@@ -100,6 +105,8 @@ class SharedReplicas:
                 if before is not None and said is not None and same_entry(said, entry):
                     self._reflector.note_write(key, before.value, before.revision)
                     return Put(created=False, changed=False, entry=self._in_force(service, replica, said))
+                if before is None:
+                    await self._end_drain(key)
                 revision = await self._store.swap(key, value, seen=before.revision if before else None)
             except StoreConflict:
                 continue
@@ -147,16 +154,23 @@ class SharedReplicas:
             service, _, replica = key.removeprefix(REPLICAS).partition("/")
             kept = self._records[service].entries.get(ReplicaId(replica)) if self._texts.get(key) == text else None
             by_service[service][ReplicaId(replica)] = kept if kept is not None else _entry_in(text)
-        self._texts = texts
+        self._texts, unread = texts, self._unread
         for service in {*by_service, *self._records}:
             record, entries = self._records[service], by_service.get(service, {})
-            if record.unread is not None or record.entries != entries:
-                record.unread = None
+            if record.unread != unread or record.entries != entries:
+                record.unread = unread
                 record.entries = entries
                 for replica in entries:
                     record.leaving.pop(replica, None)
                 if record.news is not None:
                     record.news.set()
+
+    async def _end_drain(self, key: str) -> None:
+        """What is new here is not what an earlier drain was about. Raises StoreError."""
+        drain = DRAINS + key.removeprefix(REPLICAS)
+        before = await self._reflector.read_one(drain)
+        if before is not None:
+            self._reflector.note_write(drain, None, await self._store.swap(drain, None, seen=before.revision))
 
     def _in_force(self, service: str, replica: ReplicaId, entry: RawEntry) -> RawEntry:
         return self.of(service).entries.get(replica, entry)

@@ -24,6 +24,7 @@ from gateway_sidecar.control.process.adoption import Adoption
 from gateway_sidecar.control.process.child_logs import ChildLogs
 from gateway_sidecar.control.process.connection_counter import ConnectionCounter, kernel_and_nginx
 from gateway_sidecar.control.process.file_on_disk import FileOnDisk
+from gateway_sidecar.control.process.in_fleet import InFleet
 from gateway_sidecar.control.process.leaving import LeaveHost, Leaving
 from gateway_sidecar.control.process.left_running import LeftRunning
 from gateway_sidecar.control.process.readiness import Readiness
@@ -113,6 +114,7 @@ class Daemon:
         self.taken_up = asyncio.Event()
         self._stop_all = False
         self._shutdown = Shutdown(shared, self._services, self._departing, self.frontends, self._written)
+        self._in_fleet = InFleet(shared.fleet, self._services, self._standing, self.flush_leases, self._tasks)
         self.ended_by_command = False
         measure_ports(shared.leases, metrics)
 
@@ -215,7 +217,7 @@ class Daemon:
                 self._tunnels.run,
                 self._tunnels.follow,
                 self.signals.run,
-                *(self.shared.fleet.loops(self._described) if self.shared.fleet is not None else ()),
+                *self._in_fleet.loops,
             )
         ]
         if self.leaving.stops:
@@ -278,10 +280,9 @@ class Daemon:
         for task in tasks:
             task.cancel()
         await asyncio.gather(*tasks, return_exceptions=True)
-        if self.shared.fleet is not None:
-            await self.shared.fleet.close(leaves=self._stop_all)
         if self._stop_all:
-            await self._shutdown.run(self._services.routers)
+            await self._in_fleet.while_stopping(self._shutdown.run(self._services.routers))
+        await self._in_fleet.close(leaves=self._stop_all)
         await self.shared.usage.collect_last()
         if not self._stop_all:
             await self._written.write_all()
@@ -327,10 +328,8 @@ class Daemon:
         await self.shared.keys.begin(self._have_looked)
         await adoption.take_tenures(leases)
 
-    def _described(self) -> Mapping[str, Any]:
-        """What other gateways are told of this one."""
-        said = {"ready": self.ready, "leaving": self.leaving.is_on}
-        return {"version": __version__, "services": sorted(self.services), **said}
+    def _standing(self) -> Mapping[str, bool]:
+        return {"ready": self.ready, "leaving": self.leaving.is_on or self._stop_all}
 
     def _have_looked(self) -> bool:
         return self._services.have_looked

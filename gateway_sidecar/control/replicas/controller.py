@@ -252,6 +252,7 @@ class Controller:
 
     def _reconcile(self, tenure: Tenure) -> float | None:
         rooms = self._rooms
+        rooms.drains.follow(tenure)
         self._follow(tenure)
         rooms.prober.look_after(tenure)
         rooms.bridges.keep_up(tenure)

@@ -2,16 +2,19 @@
 
 from __future__ import annotations
 
-from collections.abc import Container, Mapping
+from collections.abc import Callable, Container, Mapping, Sequence
 from dataclasses import dataclass, field
+from typing import Protocol
 
 from gateway_sidecar.config import DrainSettings
 from gateway_sidecar.control.replicas.pairing import Pairing
 from gateway_sidecar.control.replicas.registry import Registry
 from gateway_sidecar.control.replicas.tenure import Tenure
 from gateway_sidecar.control.workqueue import Key, WorkQueue
+from gateway_sidecar.domain.fleet import AskedDrain, DrainAt, DrainSeen, connections
 from gateway_sidecar.domain.model import PeerAddress, ReplicaId, WorkerType
 from gateway_sidecar.domain.planning import STAYS_BRIDGED, worker_spec
+from gateway_sidecar.sources.api import NAME as API
 from gateway_sidecar.supervision import awake
 from gateway_sidecar.supervision.awake import within
 from gateway_sidecar.telemetry.logs import get_logger
@@ -22,13 +25,42 @@ from gateway_sidecar.telemetry.metrics import Metrics
 class DrainReport:
     """What came of a drain: whether it is safe to stop the engine now, and after how long.
 
-    unanswered: model -> why no replica can answer for it without this one.
+    in_flight: connections at this gateway. unanswered: model -> why no replica can answer for it without this one.
+    elsewhere: how the other gateways stand with it. reason: why it is not safe; empty if it is.
     """
 
     drained: bool
     in_flight: int | None
     took_s: float
     unanswered: Mapping[str, str] = field(default_factory=dict)
+    elsewhere: Sequence[DrainAt] = ()
+    reason: str = ""
+
+
+class FleetAsks(Protocol):
+    """The drains that all gateways of a fleet were asked for. They are about replicas of the API: all have these."""
+
+    def asked_of(self, service: str) -> Mapping[ReplicaId, AskedDrain] | None:
+        """None while that is not known: then nothing changes."""
+        ...
+
+    def listen(self, listener: Callable[[], None]) -> None: ...
+
+    def unlisten(self, listener: Callable[[], None]) -> None: ...
+
+
+class NobodyAsks:
+    """A gateway that works alone."""
+
+    def asked_of(self, service: str) -> Mapping[ReplicaId, AskedDrain] | None:
+        """Nothing, ever."""
+        return {}
+
+    def listen(self, listener: Callable[[], None]) -> None:
+        """There is nothing to hear."""
+
+    def unlisten(self, listener: Callable[[], None]) -> None:
+        """The opposite of `listen`."""
 
 
 class Drains:
@@ -36,20 +68,22 @@ class Drains:
 
     def __init__(
         self,
-        service: str,
         settings: DrainSettings,
         tenures: Registry,
         queue: WorkQueue[Key],
         roles: Pairing,
+        fleet: FleetAsks,
         metrics: Metrics,
     ) -> None:
+        self._fleet = fleet
+        self._heeded: dict[ReplicaId, str] = {}
         self._settings = settings
-        self._service = service
+        self.service = tenures.service
         self._tenures = tenures
         self._queue = queue
         self._roles = roles
         self._metrics = metrics
-        self._logger = get_logger(service=service)
+        self._logger = get_logger(service=tenures.service)
 
     def reconfigure(self, settings: DrainSettings) -> None:
         """Takes new bounds; the drains under way go by them, too."""
@@ -76,8 +110,10 @@ class Drains:
             async with within(timeout_s):
                 await tenure.drain.done.wait()
         except TimeoutError:
-            self._metrics.drains.labels(self._service, "timeout").inc()
-            return DrainReport(False, self._in_flight(tenure), awake.monotonic() - began, unanswered)
+            self._metrics.drains.labels(self.service, "timeout").inc()
+            in_flight = self._in_flight(tenure)
+            reason = f"{connections(in_flight)} in flight at this gateway"
+            return DrainReport(False, in_flight, awake.monotonic() - began, unanswered, reason=reason)
         return DrainReport(True, 0, awake.monotonic() - began, unanswered)
 
     def resume(self, replica: ReplicaId) -> None:
@@ -85,9 +121,79 @@ class Drains:
         tenure = self._tenures.current[replica]
         if not tenure.drain.requested:
             return
-        tenure.drain.requested = False
-        _forget_count(tenure)
-        self._queue.add(tenure.key, urgent=True)
+        self._end(tenure)
+
+    # -- what the whole fleet was asked for
+
+    def listen(self) -> None:
+        """Queues a tenure whenever the fleet was asked for something else of its replica."""
+        self._fleet.listen(self._reconsider)
+
+    def unlisten(self) -> None:
+        """The opposite of `listen`."""
+        self._fleet.unlisten(self._reconsider)
+
+    def follow(self, tenure: Tenure) -> None:
+        """Has it drain, or go on, as the fleet was asked; before anything else is decided of it.
+
+        A drain means the engine that is there when a gateway first hears of it, and not the one that takes its place.
+        """
+        asked = self._fleet.asked_of(self.service) if tenure.sighting.source == API and not tenure.gone else None
+        if asked is None:
+            return
+        it = asked.get(tenure.replica)
+        if it is None:
+            if tenure.drain.asked is not None:
+                self._end(tenure)
+        elif tenure.drain.asked == it.id:
+            self._heeded[tenure.replica] = it.id
+        elif self._heeded.get(tenure.replica) == it.id:
+            tenure.drain.asked = it.id  # That was the engine before this one.
+        else:
+            tenure.drain.asked = self._heeded[tenure.replica] = it.id
+            if not tenure.drain.requested:
+                tenure.drain.requested = True
+                tenure.drain.done.clear()
+                self._logger.info("replica.drain_asked", replica=tenure.replica, gateway=it.gateway)
+
+    def is_for_fleet(self, replica: ReplicaId) -> bool:
+        """Whether a drain of it means all gateways of a fleet: they have what was put over the API."""
+        tenure = self._tenures.current.get(replica)
+        return tenure is not None and tenure.sighting.source == API
+
+    def is_asked_by_fleet(self, replica: ReplicaId) -> bool:
+        """Whether the fleet was asked for its drain, and not this gateway alone. Raises KeyError."""
+        return self._tenures.current[replica].drain.asked is not None
+
+    def says(self, replica: ReplicaId, asked: str) -> DrainSeen:
+        """What the other gateways are told of this drain: whether anything here needs the engine, or may yet."""
+        stays = [stay for stay in self._tenures if stay.replica == replica and stay.sighting.source == API]
+        current = self._tenures.current.get(replica)
+        if current in stays:
+            stays.remove(current)
+            if current.drain.asked != asked:
+                return DrainSeen(asked, False, True)
+            if current.drain.requested:
+                is_done = current.drain.done.is_set()
+                return DrainSeen(asked, is_done, True, 0 if is_done else self._in_flight(current))
+        counts = [stay.drain.in_flight for stay in stays if stay.drain.in_flight is not None]
+        return DrainSeen(asked, not stays, False, sum(counts) if counts or not stays else None)
+
+    def _reconsider(self) -> None:
+        asked = self._fleet.asked_of(self.service) or {}
+        self._heeded = {replica: id_ for replica, id_ in self._heeded.items() if replica in asked}
+        for tenure in self._tenures:
+            it = asked.get(tenure.replica)
+            if tenure.sighting.source == API and tenure.drain.asked != (None if it is None else it.id):
+                self._queue.add(tenure.key, urgent=True)
+
+    def _end(self, tenure: Tenure) -> None:
+        is_out, tenure.drain.requested, tenure.drain.asked = tenure.drain.requested, False, None
+        if is_out:
+            _forget_count(tenure)
+            self._queue.add(tenure.key, urgent=True)
+
+    # -- how it goes
 
     def note_out(self, tenure: Tenure, is_out: bool) -> None:
         """Takes note of whether no router lists its worker any more: connections count from then on."""
@@ -126,7 +232,7 @@ class Drains:
             return left_s
         if not tenure.drain.done.is_set():
             tenure.drain.done.set()
-            self._metrics.drains.labels(self._service, "drained").inc()
+            self._metrics.drains.labels(self.service, "drained").inc()
             self._logger.info("replica.drained", replica=tenure.replica)
         return None
 

@@ -71,7 +71,7 @@ class Lifecycle:
             notes=Notes(),  # What is written beside its socket may have changed since.
             probe=Probed(saved.facts, Ready(saved.facts) if saved.facts is not None else None),
             bridge=Bridged(saved.port, linked=linked, peer=saved.peer),
-            drain=Draining(requested=saved.drain),
+            drain=Draining(requested=saved.drain, asked=saved.asked),
             served=True,  # How long it took to serve was told by the daemon that saw it come.
         )
         return self._began(tenure)
@@ -94,7 +94,7 @@ class Lifecycle:
         peer = tenure.notes.overrides.peer
         self._logger.info("replica.moved", replica=tenure.replica, worker_url=tenure.url, advertise=str(peer or "-"))
         probe = Probed(tenure.probe.facts, tenure.probe.result)
-        drain = Draining(requested=tenure.drain.requested)
+        drain = Draining(requested=tenure.drain.requested, asked=tenure.drain.asked)
         self._succeed(tenure, Why.MOVED, probe, Bridged(peer=peer), drain)
         self._queue.add(tenure.key)
 

@@ -44,7 +44,7 @@ class Registry:
     """
 
     def __init__(self, service: str, hosts: BridgeHosts) -> None:
-        self._service = service
+        self.service = service
         self._hosts = hosts
         self._keys = itertools.count(1)
         self.by_key: dict[int, Tenure] = {}
@@ -76,7 +76,7 @@ class Registry:
         now = awake.now()
         tenure = Tenure(
             key=next(self._keys),
-            owner=owner_of(self._service, sighting, generation),
+            owner=owner_of(self.service, sighting, generation),
             generation=generation,
             sighting=sighting,
             seen_at=now,
@@ -129,7 +129,7 @@ class Registry:
         urls = tuple(tenure.urls)
         noted = (
             *(tenure.bridge.port, tenure.bridge.peer, tenure.bridge.peer_is_ours, tenure.probe.facts),
-            *(tenure.drain.requested, tenure.gone, tenure.sighting, urls),
+            *(tenure.drain.requested, tenure.drain.asked, tenure.gone, tenure.sighting, urls),
         )
         if noted == self._noted.get(tenure.key):
             return
@@ -190,7 +190,8 @@ class Registry:
         """What to write down for the next daemon."""
         return [
             SavedTenure(
-                t.sighting, t.generation, t.bridge.port, t.probe.facts, t.drain.requested, t.gone, t.bridge.peer
+                *(t.sighting, t.generation, t.bridge.port, t.probe.facts),
+                *(t.drain.requested, t.gone, t.bridge.peer, t.drain.asked),
             )
             for t in self
             if t.bridge.port is not None or t.drain.requested

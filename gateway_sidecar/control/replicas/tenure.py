@@ -66,6 +66,7 @@ class SavedTenure:
     """What the next daemon needs to go on with a tenure. `leaving` says that the occupant was gone already.
 
     port: None for a drained occupant that was never identified as an engine.
+    asked: the drain of the fleet, as `Draining` has it.
     """
 
     sighting: Sighting
@@ -75,6 +76,7 @@ class SavedTenure:
     drain: bool
     leaving: bool = False
     peer: PeerAddress | None = None
+    asked: str | None = None
 
 
 @dataclass(slots=True, eq=False)
@@ -181,6 +183,8 @@ class Bridged:
 class Draining:
     """How far its leaving is. Written by the drains.
 
+    asked: the last drain of the fleet that was asked for during this stay; with `requested` unset it was meant for
+        another engine. None where only this gateway was asked.
     done: set when it is safe to stop the engine.
     out_at: since when no router lists its worker any more, once it has to go; monotonic, to tell what came first.
     in_flight: connections on its bridge, counted after that; None before.
@@ -188,6 +192,7 @@ class Draining:
     """
 
     requested: bool = False
+    asked: str | None = None
     done: asyncio.Event = field(default_factory=asyncio.Event)
     out_at: float | None = None
     in_flight: int | None = None

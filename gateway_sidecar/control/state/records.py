@@ -51,6 +51,7 @@ class _Row:
     leaving: bool
     peer: tuple[str, _Port, bool] | None = None
     target: Path | None = None
+    asked: str | None = None
 
 
 @dataclass(frozen=True, slots=True)
@@ -148,6 +149,7 @@ def tenure_to_json(saved: SavedTenure) -> dict[str, object]:
         "port": saved.port,
         "facts": saved.facts,
         "drain": saved.drain,
+        "asked": saved.asked,
         "leaving": saved.leaving,
         "peer": (saved.peer.host, saved.peer.port, saved.peer.direct) if saved.peer else None,
     }
@@ -163,7 +165,7 @@ def tenure_from_json(row: Mapping[str, Any]) -> SavedTenure:
     peer = PeerAddress(*told.peer) if told.peer else None
     # An engine whose package is not installed any more is asked again what it is.
     facts = told.facts if told.facts is not None and told.facts.runtime_type in ENGINES.by_name else None
-    return SavedTenure(sighting, told.generation, told.port, facts, told.drain, told.leaving, peer)
+    return SavedTenure(sighting, told.generation, told.port, facts, told.drain, told.leaving, peer, told.asked)
 
 
 def resting_to_json(leases: PortLeases) -> list[tuple[int, float, str]]:

@@ -1,0 +1,96 @@
+"""This gateway as the other gateways of its fleet see it: what they are told of it, and for how long."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Coroutine, Mapping, Sequence
+from functools import partial
+from typing import TYPE_CHECKING, Any
+
+from gateway_sidecar import __version__
+from gateway_sidecar.control.process.services import Services
+from gateway_sidecar.domain.fleet import AskedDrain, DrainSeen
+from gateway_sidecar.domain.model import ReplicaId
+from gateway_sidecar.supervision.loops import Loop, Tasks, cancelled
+from gateway_sidecar.telemetry.dates import utc_now
+
+if TYPE_CHECKING:
+    from gateway_sidecar.control.fleet.fleet import Fleet
+
+Standing = Callable[[], Mapping[str, bool]]
+"""Whether this gateway takes requests (`ready`), and whether it is about to stop (`leaving`)."""
+
+
+class InFleet:
+    """What the daemon tells. fleet: None for a gateway that works alone, which tells nobody anything.
+
+    flush: returns once what holds now outlives this daemon.
+    """
+
+    def __init__(
+        self,
+        fleet: Fleet | None,
+        services: Services,
+        standing: Standing,
+        flush: Callable[[], Coroutine[Any, Any, None]],
+        tasks: Tasks,
+    ) -> None:
+        self._fleet = fleet
+        self._services = services
+        self._standing = standing
+        self._flush = flush
+        self._tasks = tasks
+        self._since = utc_now()
+
+    @property
+    def loops(self) -> Sequence[Loop]:
+        """What keeps the fleet's part going, beside the replicas of the API."""
+        if self._fleet is None:
+            return ()
+        return self._fleet.loops(self._described, self._says, self._sees, self._flush)
+
+    async def while_stopping(self, work: Coroutine[Any, Any, None]) -> None:
+        """Ends what runs, by `work`. Until then the others see this gateway: it may have requests in flight."""
+        if self._fleet is None:
+            return await work
+        seen = self._tasks.run_forever(partial(self._fleet.membership.run, self._described, self._nothing_new))
+        try:
+            await work
+        finally:
+            await cancelled(seen)
+
+    async def close(self, *, leaves: bool) -> None:
+        """Gives back the connections to the store; with `leaves` nothing of this gateway's runs any more."""
+        if self._fleet is not None:
+            await self._fleet.close(leaves=leaves)
+
+    async def _nothing_new(self) -> None:
+        """The loops have ended that could have learnt something."""
+
+    def _described(self) -> Mapping[str, Any]:
+        assert self._fleet is not None
+        asked = self._fleet.drains.held
+        return {
+            "version": __version__,
+            "since": self._since,
+            "services": sorted(self._services.by_name()),
+            **self._standing(),
+            "drains": {key: self._says(key, it).said() for key, it in asked.items()},
+        }
+
+    def _says(self, key: str, asked: AskedDrain) -> DrainSeen:
+        """What there is to say of a drain of SERVICE/REPLICA. A service that is not here sends nothing there."""
+        name, _, replica = key.partition("/")
+        service = self._services.by_name().get(name)
+        return DrainSeen(asked.id, True) if service is None else service.drains.says(ReplicaId(replica), asked.id)
+
+    def _sees(self) -> Mapping[str, Mapping[str, Sequence[str]]]:
+        """Service -> state -> replicas; of several stays of one replica the present one."""
+        assert self._fleet is not None
+        seen: dict[str, dict[str, list[str]]] = {}
+        for name, service in self._services.by_name().items():
+            states = {it.replica: it.status.state.value for it in service.tenures.values() if not it.gone}
+            absent = self._fleet.replicas.of(name).entries.keys() - states.keys()
+            by_state = seen[name] = {}
+            for replica, state in sorted({**dict.fromkeys(absent, "absent"), **states}.items()):
+                by_state.setdefault(state, []).append(replica)
+        return seen

@@ -1,0 +1,496 @@
+"""A drain means the whole fleet: safe to stop is only what no living gateway needs any more."""
+
+from __future__ import annotations
+
+import asyncio
+from collections.abc import Callable
+from pathlib import Path
+
+import pytest
+
+from gateway_sidecar.control.replicas.drain import DrainReport
+from gateway_sidecar.domain.fleet import AskedDrain, DrainSeen, Gateway, drain_elsewhere, drains_in, is_over
+from gateway_sidecar.domain.model import Ready, ReplicaId
+from gateway_sidecar.domain.store_memory import Entry, Snapshot
+from gateway_sidecar.errors import StoreAway, StoreError
+from tests.unit.fake_time import in_fake_time
+from tests.unit.test_fleet import ENTRY, OTHER, Site, fleets
+from tests.unit.world import FACTS, World, Worlds
+
+R1 = ReplicaId("r1")
+KEY = "chat/r1"
+ASKED = AskedDrain("d1", "a")
+
+
+# -- what gateways say of each other
+
+
+def gateway(name: str, seen: DrainSeen | None = None) -> Gateway:
+    return Gateway(name, name, drains={} if seen is None else {KEY: seen})
+
+
+def test_a_drain_is_done_where_every_living_gateway_says_so_and_each_other_one_is_named_with_the_reason() -> None:
+    others = [
+        gateway("safe", DrainSeen("d1", True, True, 0)),
+        gateway("busy", DrainSeen("d1", False, True, 2)),
+        gateway("uncounted", DrainSeen("d1", False, True)),
+        gateway("silent"),
+        gateway("late", DrainSeen("an earlier drain", True)),
+    ]
+    found = drain_elsewhere(KEY, ASKED, others, {"restarts": 4.0, "dead": 20.0}, grace_s=15.0, age_s=7.0)
+    assert {it.gateway: (it.is_safe, it.reason, it.silent_s) for it in found} == {
+        "busy": (False, "2 connections in flight", None),
+        "dead": (True, "its lease ended 20 s ago: it counts as dead, and was not asked", 20.0),
+        "late": (False, "it has not answered for 7 s", 7.0),
+        "restarts": (False, "its lease ended 4 s ago; it counts as dead in 11 s", 4.0),
+        "safe": (True, "", None),
+        "silent": (False, "it has not answered for 7 s", 7.0),
+        "uncounted": (False, "an unknown number of connections in flight", None),
+    }
+
+
+def test_a_drain_is_over_once_no_gateway_holds_an_engine_for_it() -> None:
+    """One that has not answered yet may hold one."""
+    gone, holds = DrainSeen("d1", True), DrainSeen("d1", True, holds=True)
+    assert is_over(KEY, ASKED, gone, [gateway("b", gone)])
+    assert not is_over(KEY, ASKED, gone, [gateway("b", holds)])
+    assert not is_over(KEY, ASKED, holds, [gateway("b", gone)])
+    assert not is_over(KEY, ASKED, gone, [gateway("b")])
+    assert not is_over(KEY, ASKED, gone, [gateway("b", DrainSeen("another", True))])
+
+
+def test_what_no_gateway_wrote_is_no_drain() -> None:
+    entries = {"drains/chat/r1": Entry(ASKED.to_json(), 3), "drains/chat/r2": Entry("[]", 4), "x": Entry("{}", 5)}
+    assert drains_in(Snapshot("one", 9, entries), "drains/") == {KEY: ASKED}
+
+
+# -- what one gateway makes of it
+
+
+def says(world: World, id_: str = "d1") -> DrainSeen:
+    return world.service.drains.says(R1, id_)
+
+
+@in_fake_time
+async def test_a_drain_of_the_fleet_holds_here_until_it_is_taken_back(worlds: Worlds) -> None:
+    """What is in flight is waited for, and said."""
+    async with worlds() as world:
+        world.source.owner = "api"
+        port = await world.in_use("r1", 2)
+        world.asks.ask("r1", "d1")
+        assert says(world) == DrainSeen("d1", False, True), "it is not heeded yet"
+        await world.until(lambda: says(world).in_flight == 2)
+        assert not says(world).is_safe
+        assert world.router.ready() == set()
+        world.connections[port] = 0
+        await world.until(lambda: says(world) == DrainSeen("d1", True, True, 0))
+        world.asks.ask("r1", "d2")  # Asked again, at another gateway: what is drained stays so.
+        await world.until(lambda: says(world, "d2") == DrainSeen("d2", True, True, 0))
+        world.asks.ask("r1", None)
+        await world.until(lambda: world.serves("r1"))
+
+
+@in_fake_time
+async def test_a_gateway_that_joins_knows_of_the_drain_before_it_serves_the_replica(worlds: Worlds) -> None:
+    """Nothing is ever registered: the drain is what comes first."""
+    async with worlds() as world:
+        world.source.owner = "api"
+        world.asks.ask("r1", "d1")
+        world.appear("r1")
+        await asyncio.sleep(60)
+        assert world.router.calls == []
+        assert says(world) == DrainSeen("d1", True, True, 0)
+
+
+@in_fake_time
+async def test_a_gateway_without_the_replica_is_safe_and_one_that_still_answers_an_earlier_request_is_not(
+    worlds: Worlds,
+) -> None:
+    """A replica that was deleted has left the router at once; what it has in flight goes on."""
+    async with worlds() as world:
+        world.source.owner = "api"
+        assert says(world) == DrainSeen("d1", True, False, 0)
+        port = await world.in_use("r1")
+        world.vanish("r1")
+        await world.until(lambda: world.states() == {} and says(world).in_flight == 1)
+        assert not says(world).is_safe
+        world.connections[port] = 0
+        await world.until(lambda: says(world) == DrainSeen("d1", True, False, 0))
+
+
+@in_fake_time
+async def test_the_engine_that_takes_its_place_serves_although_the_drain_stands(worlds: Worlds) -> None:
+    """A drain means an engine, and not a name; also after a restart of the daemon."""
+    async with worlds() as world:
+        world.source.owner = "api"
+        await world.in_use("r1", 0)
+        world.asks.ask("r1", "d1")
+        await world.until(lambda: says(world).is_safe)
+        world.appear("r1")
+        await world.until(lambda: world.serves("r1"))
+        assert says(world) == DrainSeen("d1", True, False, 0)
+        await world.restart()
+        await world.until(lambda: world.serves("r1"))
+        await asyncio.sleep(60)
+        assert world.serves("r1")
+        world.asks.ask("r1", "d2")  # This one is about the engine that is there now.
+        await world.until(lambda: says(world, "d2") == DrainSeen("d2", True, True, 0))
+
+
+@in_fake_time
+async def test_another_engine_behind_the_same_socket_serves_although_the_drain_stands(worlds: Worlds) -> None:
+    """The stay that was meant has ended, whatever ends it."""
+    async with worlds() as world:
+        world.source.owner = "api"
+        await world.in_use("r1", 0)
+        world.asks.ask("r1", "d1")
+        await world.until(lambda: says(world).is_safe)
+        world.asks.ask("r1", None)
+        await world.until(lambda: world.serves("r1"))
+        world.asks.ask("r1", "d2")
+        await world.until(lambda: says(world, "d2").holds)
+        world.vanish("r1")
+        await world.until(lambda: world.states() == {})
+        world.appear("r1", Ready(FACTS))
+        await world.until(lambda: world.serves("r1"))
+
+
+@in_fake_time
+async def test_a_drain_of_the_fleet_outlives_the_daemon_and_a_store_of_which_nothing_is_known(worlds: Worlds) -> None:
+    """Unknown is not taken back."""
+    async with worlds() as world:
+        world.source.owner = "api"
+        await world.in_use("r1", 0)
+        world.asks.ask("r1", "d1")
+        await world.until(lambda: says(world).is_safe)
+        world.asks.asked = None
+        await world.restart()
+        await asyncio.sleep(60)
+        assert world.router.ready() == set()
+        world.asks.ask("r1", None)
+        await world.until(lambda: world.serves("r1"))
+
+
+@in_fake_time
+async def test_a_replica_that_only_this_gateway_has_is_no_matter_of_the_fleet(worlds: Worlds) -> None:
+    """Sockets and inventories are local: the same name elsewhere is another engine."""
+    async with worlds() as world:
+        await world.in_use("r1")
+        world.asks.ask("r1", "d1")
+        await asyncio.sleep(10)
+        assert world.serves("r1")
+        assert says(world) == DrainSeen("d1", True, False, 0)
+        assert not world.service.drains.is_for_fleet(R1)
+
+
+@in_fake_time
+async def test_a_drain_that_only_this_gateway_was_asked_for_is_not_ended_by_the_store(worlds: Worlds) -> None:
+    """It was asked while the store was away."""
+    async with worlds() as world:
+        world.source.owner = "api"
+        await world.in_use("r1", 0)
+        await world.service.drains.drain(R1, 60.0)
+        assert not world.service.drains.is_asked_by_fleet(R1)
+        world.asks.ask("r2", "d1")
+        await asyncio.sleep(60)
+        assert world.router.ready() == set()
+        world.service.drains.resume(R1)
+        await world.until(lambda: world.serves("r1"))
+
+
+# -- what a fleet makes of it
+
+
+class Engine:
+    """This gateway's own part: an engine that is drained as soon as it is asked for, if there is one."""
+
+    service = "chat"
+
+    def __init__(self, *, drained: bool = True) -> None:
+        self.drained = drained
+        self.resumed = False
+
+    async def drain(self, replica: ReplicaId, timeout_s: float) -> DrainReport:
+        await asyncio.sleep(0.1 if self.drained else timeout_s)
+        return DrainReport(self.drained, 0, 0.1, reason="" if self.drained else "1 connection in flight here")
+
+    def is_asked_by_fleet(self, replica: ReplicaId) -> bool:
+        return False
+
+
+async def until(condition: Callable[[], bool], timeout_s: float) -> bool:
+    ends = asyncio.get_running_loop().time() + timeout_s
+    while not condition():
+        if asyncio.get_running_loop().time() >= ends:
+            return False
+        await asyncio.sleep(0.1)
+    return True
+
+
+async def drain(site: Site, timeout_s: float = 60.0, engine: Engine | None = None) -> DrainReport:
+    of = engine or Engine()
+    return await site.fleet.drains.drain(of, R1, timeout_s, until)  # type: ignore[arg-type]
+
+
+def busy(connections: int) -> DrainSeen:
+    return DrainSeen("", False, True, connections)
+
+
+SAFE = DrainSeen("", True, True, 0)
+
+
+@in_fake_time
+async def test_a_drain_waits_for_what_is_in_flight_at_another_gateway(tmp_path: Path) -> None:
+    """And is done within half a second of it."""
+    async with fleets(tmp_path) as them:
+        a, b = await them.start("a"), await them.start("b")
+        b.says[KEY] = busy(2)
+        report = await drain(a, 5.0)
+        assert (report.drained, report.reason) == (False, "b: 2 connections in flight")
+        waiting = asyncio.create_task(drain(a))
+        await asyncio.sleep(10)
+        assert not waiting.done()
+        b.says[KEY] = SAFE
+        await asyncio.sleep(0.5)
+        assert waiting.done()
+        report = waiting.result()
+        assert (report.drained, report.reason) == (True, "")
+        assert [(it.gateway, it.is_safe) for it in report.elsewhere] == [("b", True)]
+        assert 10 <= report.took_s < 11
+
+
+@in_fake_time
+async def test_two_gateways_that_are_asked_at_once_both_say_when_it_is_safe(tmp_path: Path) -> None:
+    """The later word is in the store, and both mean it."""
+    async with fleets(tmp_path) as them:
+        a, b, c = await them.start("a"), await them.start("b"), await them.start("c")
+        for site in (a, b, c):
+            site.says[KEY] = busy(1)
+        waiting = [asyncio.create_task(drain(site)) for site in (a, b)]
+        await asyncio.sleep(5)
+        for site in (a, b, c):
+            site.says[KEY] = SAFE
+        assert [report.drained for report in await asyncio.gather(*waiting)] == [True, True]
+
+
+@in_fake_time
+async def test_a_gateway_that_does_not_answer_is_named_and_counts_as_dead_after_its_lease_and_a_grace(
+    tmp_path: Path,
+) -> None:
+    """A frozen daemon is one that is dead, once its lease has ended."""
+    async with fleets(tmp_path) as them:
+        a, b = await them.start("a"), await them.start("b")
+        await them.stop(b)
+        report = await drain(a, 10.0)
+        assert not report.drained
+        assert "b: it has not answered for 10 s" in report.reason
+        them.held.end(next(lease for lease, keys in them.held.leases.items() if "gateways/b" in keys))
+        report = await drain(a, 5.0)
+        assert not report.drained
+        assert "b: its lease ended 5 s ago; it counts as dead in 10 s" in report.reason
+        report = await drain(a, 60.0)
+        assert report.drained
+        assert 9 < report.took_s < 11
+        assert [(it.gateway, it.is_safe) for it in report.elsewhere] == [("b", True)]
+        assert "it counts as dead, and was not asked" in report.elsewhere[0].reason
+
+
+@in_fake_time
+async def test_a_gateway_that_is_started_again_within_the_grace_is_asked(tmp_path: Path) -> None:
+    """It may have requests in flight: its nginx went on without it."""
+    async with fleets(tmp_path) as them:
+        a, b = await them.start("a"), await them.start("b")
+        await them.stop(b)
+        them.held.end(next(lease for lease, keys in them.held.leases.items() if "gateways/b" in keys))
+        waiting = asyncio.create_task(drain(a, 120.0))
+        await asyncio.sleep(5)
+        b = await them.start("b", says={KEY: busy(1)})
+        await asyncio.sleep(60)
+        assert not waiting.done()
+        b.says[KEY] = SAFE
+        assert (await waiting).drained
+
+
+@in_fake_time
+async def test_a_gateway_that_joins_during_a_drain_is_asked_and_takes_up_no_replica_before_the_others_see_it(
+    tmp_path: Path,
+) -> None:
+    """So there is no moment at which it serves a replica and nobody waits for it."""
+    async with fleets(tmp_path) as them:
+        a, b = await them.start("a"), await them.start("b")
+        await a.fleet.replicas.put("chat", R1, ENTRY)
+        b.says[KEY] = busy(1)
+        waiting = asyncio.create_task(drain(a))
+        c = Site(tmp_path / "c", them.held, "c")
+        c.says[KEY] = busy(1)
+        await c.fleet.replicas.load({})
+        assert c.fleet.replicas.of("chat").unread
+        them.run(c)
+        await until(lambda: c.fleet.replicas.of("chat").unread is None, 5.0)
+        assert c.entries() == {R1: ENTRY}
+        assert "gateways/c" in them.held.entries
+        assert c.fleet.drains.asked_of("chat") == a.fleet.drains.asked_of("chat")
+        b.says[KEY] = SAFE
+        await asyncio.sleep(5)
+        assert not waiting.done()
+        c.says[KEY] = SAFE
+        assert (await waiting).drained
+
+
+@in_fake_time
+async def test_a_gateway_that_has_stopped_in_order_is_waited_for_no_more(tmp_path: Path) -> None:
+    """It says that it has ended: no lease has to run out, and no grace is given."""
+    async with fleets(tmp_path) as them:
+        a, b = await them.start("a"), await them.start("b")
+        b.says[KEY] = busy(1)
+        waiting = asyncio.create_task(drain(a))
+        await asyncio.sleep(5)
+        assert not waiting.done()
+        await them.stop(b)
+        await b.fleet.close(leaves=True)
+        report = await waiting
+        assert (report.drained, list(report.elsewhere)) == (True, [])
+        assert report.took_s < 6
+        b = await them.start("b", called="b")
+        assert [it.name for it in a.fleet.membership.others] == ["b"]
+
+
+@in_fake_time
+async def test_a_drain_that_the_others_cannot_be_asked_for_is_not_safe_and_says_so(tmp_path: Path) -> None:
+    """It holds at this gateway. So does one during which the store goes away."""
+    async with fleets(tmp_path) as them:
+        a, b = await them.start("a"), await them.start("b")
+        a.store.failing = StoreAway("no answer in 2 s")
+        report = await drain(a)
+        assert (report.drained, report.reason) == (False, "the other gateways could not be asked: no answer in 2 s")
+        assert report.took_s < 1, "this gateway's own part is done, and there is nothing to wait for"
+        assert them.held.entries.get("drains/chat/r1") is None
+        a.store.failing = None
+        b.says[KEY] = busy(1)
+        await asyncio.sleep(6)
+        waiting = asyncio.create_task(drain(a, 20.0))
+        await asyncio.sleep(1)
+        a.store.failing = StoreAway("no answer in 2 s")
+        report = await waiting
+        assert not report.drained
+        assert report.reason == "b: 1 connection in flight; the store cannot be read: no answer in 2 s"
+        with pytest.raises(StoreError):
+            await a.fleet.drains.take_back(Engine(), R1)  # type: ignore[arg-type]
+
+
+@in_fake_time
+async def test_a_gateway_alone_in_its_fleet_is_safe_when_it_is_drained_itself(tmp_path: Path) -> None:
+    """And not before."""
+    async with fleets(tmp_path) as them:
+        a = await them.start("a")
+        assert (await drain(a)).drained
+        report = await drain(a, 5.0, Engine(drained=False))
+        assert (report.drained, report.reason) == (False, "1 connection in flight here")
+
+
+@in_fake_time
+async def test_a_resume_at_any_gateway_holds_at_all_and_ends_the_waiting(tmp_path: Path) -> None:
+    """Who still waits is told that it was taken back."""
+    async with fleets(tmp_path) as them:
+        a, b = await them.start("a"), await them.start("b")
+        for site in (a, b):
+            site.says[KEY] = busy(1)
+        waiting = asyncio.create_task(drain(a, 10.0))
+        await asyncio.sleep(5)
+        assert b.fleet.drains.asked_of("chat")
+        await b.fleet.drains.take_back(Engine(), R1)  # type: ignore[arg-type]
+        await asyncio.sleep(0.2)
+        assert a.fleet.drains.asked_of("chat") == b.fleet.drains.asked_of("chat") == {}
+        report = await waiting
+        assert (report.drained, report.reason) == (False, "it was taken back meanwhile")
+
+
+@in_fake_time
+async def test_a_drain_is_forgotten_once_no_gateway_has_the_engine_any_more(tmp_path: Path) -> None:
+    """Else the next gateway that comes would keep the next engine of that name out of rotation."""
+    async with fleets(tmp_path) as them:
+        a, b = await them.start("a"), await them.start("b")
+        for site in (a, b):
+            site.says[KEY] = SAFE
+        assert (await drain(a)).drained
+        await asyncio.sleep(600)
+        assert a.fleet.drains.held, "it holds for as long as the engine is there"
+        a.says[KEY] = DrainSeen("", True)
+        await asyncio.sleep(10)
+        assert a.fleet.drains.held
+        b.says[KEY] = DrainSeen("", True)
+        await asyncio.sleep(10)
+        assert a.fleet.drains.held == b.fleet.drains.held == {}
+        for site in (a, b):
+            site.says[KEY] = SAFE
+        assert (await drain(b)).drained
+        await them.stop(b)
+        them.held.end(next(lease for lease, keys in them.held.leases.items() if "gateways/b" in keys))
+        a.says[KEY] = DrainSeen("", True)
+        await asyncio.sleep(1000)
+        assert a.fleet.drains.held == {}, "who asked for it is dead: the others see to it"
+
+
+@in_fake_time
+async def test_what_is_put_after_a_delete_is_not_what_an_earlier_drain_was_about(tmp_path: Path) -> None:
+    """A new engine of that name serves everywhere; one that is only changed stays drained."""
+    async with fleets(tmp_path) as them:
+        a, b = await them.start("a"), await them.start("b")
+        for site in (a, b):
+            site.says[KEY] = SAFE
+        await a.fleet.replicas.put("chat", R1, ENTRY)
+        await drain(a)
+        await b.fleet.replicas.put("chat", R1, OTHER)
+        assert a.fleet.drains.held
+        await a.fleet.replicas.take_out("chat", R1)
+        await b.fleet.replicas.put("chat", R1, ENTRY)
+        await asyncio.sleep(0.2)
+        assert a.fleet.drains.held == b.fleet.drains.held == {}
+
+
+@in_fake_time
+async def test_the_drain_of_a_delete_is_forgotten_with_it(tmp_path: Path) -> None:
+    """Unless somebody has asked for another one since."""
+    async with fleets(tmp_path) as them:
+        a, b = await them.start("a"), await them.start("b")
+        b.says[KEY] = DrainSeen("", True)
+        with a.fleet.drains.waiting("chat", R1):
+            asking = await a.fleet.drains.ask("chat", R1)
+            report = await a.fleet.drains.finish(DrainReport(True, 0, 0.0), asking, 10.0, until)
+            assert report.drained
+            await a.fleet.drains.forget(asking)
+            assert a.fleet.drains.held == {}
+            asking = await a.fleet.drains.ask("chat", R1)
+            a.says[KEY] = SAFE
+            await drain(b)
+            await a.fleet.drains.forget(asking)
+            assert a.fleet.drains.held
+
+
+@in_fake_time
+async def test_what_is_drained_is_told_as_safe_only_once_it_is_written_down(tmp_path: Path) -> None:
+    """The next daemon of that gateway must not send there again."""
+    async with fleets(tmp_path) as them:
+        a, b = await them.start("a"), await them.start("b")
+        b.says[KEY] = SAFE
+        written = b.written
+        assert (await drain(a)).drained
+        assert b.written > written
+        assert (tmp_path / "b" / "fleet.json").read_text().count("drains/chat/r1") == 1
+
+
+@in_fake_time
+async def test_drains_survive_an_operator_who_has_the_store_filled_again(tmp_path: Path) -> None:
+    """They are what was asked for, as replicas are."""
+    async with fleets(tmp_path) as them:
+        a = await them.start("a")
+        a.says[KEY] = SAFE
+        await drain(a)
+        before = dict(a.fleet.drains.held)
+        them.held.entries.clear()
+        them.held.revision = 1
+        await asyncio.sleep(10)
+        assert (a.state, dict(a.fleet.drains.held)) == ("refused", before)
+        await a.fleet.reflector.accept(refill=True)
+        await asyncio.sleep(10)
+        assert dict(a.fleet.drains.held) == before

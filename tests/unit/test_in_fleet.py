@@ -1,0 +1,124 @@
+"""What a gateway tells the others of itself, and for how long they see it."""
+
+from __future__ import annotations
+
+import asyncio
+from collections.abc import Mapping
+from pathlib import Path
+from types import SimpleNamespace
+from typing import Any, cast
+
+from gateway_sidecar.control.process.in_fleet import InFleet
+from gateway_sidecar.control.process.services import Services
+from gateway_sidecar.domain.fleet import DrainSeen, Gateway
+from gateway_sidecar.domain.model import ReplicaId, ReplicaState
+from gateway_sidecar.supervision.loops import Tasks
+from gateway_sidecar.telemetry.metrics import Metrics
+from tests.unit.fake_time import in_fake_time
+from tests.unit.test_fleet import ENTRY, Fleets, Site, fleets
+
+
+class PlayedServices:
+    """One service, `chat`, that has one connection in flight to whatever is drained."""
+
+    def by_name(self) -> Mapping[str, Any]:
+        return {"chat": self}
+
+    @property
+    def drains(self) -> PlayedServices:
+        return self
+
+    @property
+    def tenures(self) -> Mapping[int, Any]:
+        stays = (("r1", "serving", False), ("r2", "loading", False), ("r1", "draining", True))
+        return {
+            key: SimpleNamespace(replica=ReplicaId(name), gone=gone, status=SimpleNamespace(state=ReplicaState(state)))
+            for key, (name, state, gone) in enumerate(stays)
+        }
+
+    def says(self, replica: ReplicaId, asked: str) -> DrainSeen:
+        return DrainSeen(asked, False, True, 1)
+
+
+class InOne:
+    """A gateway of a fleet that tells by itself what it tells."""
+
+    def __init__(self, site: Site) -> None:
+        self.site = site
+        self.leaving = False
+        self.tasks = Tasks("-", site.metrics)
+        services = cast("Services", cast("Any", PlayedServices()))
+        self.it = InFleet(site.fleet, services, self._standing, site.written_down, self.tasks)
+
+    def _standing(self) -> Mapping[str, bool]:
+        return {"ready": True, "leaving": self.leaving}
+
+    async def start(self) -> None:
+        await self.site.fleet.replicas.load({})
+        for loop in [*self.it.loops, self.site.fleet.replicas.run]:
+            self.tasks.run_forever(loop)
+        await asyncio.sleep(6)
+
+    def seen_by(self, other: Site) -> list[Gateway]:
+        return other.fleet.membership.others
+
+
+async def beside(them: Fleets) -> tuple[Site, InOne]:
+    a = await them.start("a")
+    b = InOne(Site(them.directory / "b", them.held, "b"))
+    await b.start()
+    return a, b
+
+
+@in_fake_time
+async def test_the_others_see_what_it_serves_and_what_it_says_of_each_drain(tmp_path: Path) -> None:
+    """A service that it does not have needs nothing of it."""
+    async with fleets(tmp_path) as them:
+        a, b = await beside(them)
+        await a.fleet.drains.ask("chat", ReplicaId("r1"))
+        await a.fleet.drains.ask("images", ReplicaId("r1"))
+        await asyncio.sleep(1)
+        (seen,) = b.seen_by(a)
+        assert (seen.name, seen.services, seen.ready, seen.leaving) == ("b", ("chat",), True, False)
+        assert seen.since.endswith("Z")
+        held = a.fleet.drains.held
+        assert seen.drains == {
+            "chat/r1": DrainSeen(held["chat/r1"].id, False, True, 1),
+            "images/r1": DrainSeen(held["images/r1"].id, True),
+        }
+        await b.site.fleet.replicas.put("chat", ReplicaId("r3"), ENTRY)
+        await asyncio.sleep(3)
+        seen_there = (await a.fleet.seen.read()).states["b"]
+        assert seen_there == {"chat": {"r1": "serving", "r2": "loading", "r3": "absent"}}
+        await b.tasks.close()
+
+
+@in_fake_time
+async def test_it_is_seen_until_all_that_it_had_has_stopped(tmp_path: Path) -> None:
+    """However long requests in flight keep it: a drain waits for them."""
+    async with fleets(tmp_path) as them:
+        a, b = await beside(them)
+        await b.tasks.close()
+        b.leaving = True
+        await b.it.while_stopping(asyncio.sleep(300))
+        (seen,) = b.seen_by(a)
+        assert seen.leaving
+        await b.it.close(leaves=True)
+        await asyncio.sleep(0.2)
+        assert b.seen_by(a) == []
+        assert a.fleet.membership.gone_s == {}
+
+
+@in_fake_time
+async def test_a_gateway_that_works_alone_tells_nobody_anything(tmp_path: Path) -> None:
+    """And stops as it ever did."""
+    tasks = Tasks("-", Metrics())
+    services = cast("Services", cast("Any", PlayedServices()))
+
+    async def flush() -> None:
+        raise AssertionError("nobody is told anything")
+
+    alone = InFleet(None, services, dict, flush, tasks)
+    assert alone.loops == ()
+    await alone.while_stopping(asyncio.sleep(1))
+    await alone.close(leaves=True)
