@@ -27,6 +27,7 @@ from gateway_sidecar.control.process.daemon import Daemon
 from gateway_sidecar.control.process.left_running import LeftRunning
 from gateway_sidecar.control.process.services import ServiceHost
 from gateway_sidecar.control.process.shared import Shared
+from gateway_sidecar.control.replicas.bridging import NoTable
 from gateway_sidecar.control.replicas.drain import NobodyAsks
 from gateway_sidecar.control.replicas.tenure import BridgeHosts
 from gateway_sidecar.control.routers.balanced import Balancer, NginxRouter
@@ -90,6 +91,7 @@ class RealAdapters:
 
     def service(self, settings: ServiceSettings, host: ServiceHost) -> Service:
         """One service, not running yet."""
+        fleet = self._shared.fleet
         outside = ServiceAdapters(
             source=self.source(settings),
             probe=self._probe,
@@ -104,7 +106,8 @@ class RealAdapters:
             path_of=self._tunnels.status,
             move_address=host.move_address,
             touch=host.touch,
-            asks=NobodyAsks() if self._shared.fleet is None else self._shared.fleet.drains,
+            asks=NobodyAsks() if fleet is None else fleet.drains,
+            table=NoTable() if fleet is None else fleet.ports,
         )
         return Service(settings, outside, self._metrics, rescan_interval_s=self._settings.rescan_interval_s)
 
@@ -241,7 +244,7 @@ def build_daemon(config_path: Path, settings: Settings, shared_key: str | None =
     tunnels = TunnelFleet(settings.run_dir / "tunnels", Tasks("-", metrics))
     problems = Problems()
     record = settings.state_dir / "replicas.json"
-    fleet = _fleet(settings, settings.store, problems, metrics) if settings.store is not None else None
+    fleet = _fleet(settings, settings.store, bridges, problems, metrics) if settings.store is not None else None
     api = ApiReplicas(record, problems, metrics) if fleet is None else fleet.replicas
     usage = UsageCollector(
         UsageStore(settings.state_dir / "usage.db", nginx.usage, settings.usage.keep_days, today),
@@ -252,11 +255,11 @@ def build_daemon(config_path: Path, settings: Settings, shared_key: str | None =
     return Daemon(config_path, settings, shared, RealAdapters(settings, shared, metrics), metrics)
 
 
-def _fleet(settings: Settings, store: StoreSettings, problems: Problems, metrics: Metrics) -> Fleet:
+def _fleet(settings: Settings, store: StoreSettings, leases: PortLeases, problems: Problems, metrics: Metrics) -> Fleet:
     """This gateway's part in a fleet. Imported here: a gateway that works alone needs none of it."""
     from gateway_sidecar.control.fleet.build import build_fleet
 
-    return build_fleet(settings.state_dir, store, problems, metrics)
+    return build_fleet(settings.state_dir, store, leases, problems, metrics)
 
 
 def _peer_supervisor(

@@ -9,7 +9,7 @@ from typing import Protocol
 from gateway_sidecar.config import ServiceSettings
 from gateway_sidecar.control.hold.queue import Gates
 from gateway_sidecar.control.replicas.asking import Probe
-from gateway_sidecar.control.replicas.bridging import Keys, Links, Peers
+from gateway_sidecar.control.replicas.bridging import FleetTable, Keys, Links, NoTable, Peers
 from gateway_sidecar.control.replicas.drain import FleetAsks, NobodyAsks
 from gateway_sidecar.control.replicas.notes import ReadOverrides
 from gateway_sidecar.control.replicas.tenure import BridgeHosts
@@ -36,7 +36,7 @@ class ServiceAdapters:
     path_of: how a tunnel is.
     move_address: makes nginx serve a service's address for its routers as they are now. Raises RouterUnavailable.
     touch: called when there is something new to write down.
-    asks: the drains that all gateways of the fleet were asked for.
+    asks: the drains that all gateways of the fleet were asked for. table: the ports that they use alike.
     """
 
     source: Source
@@ -53,3 +53,4 @@ class ServiceAdapters:
     move_address: Callable[[str], Awaitable[None]]
     touch: Callable[[], None]
     asks: FleetAsks = field(default_factory=NobodyAsks)
+    table: FleetTable = field(default_factory=NoTable)

@@ -52,7 +52,7 @@ class Service:
         queue: WorkQueue[Key] = WorkQueue(awake.monotonic)
         tenures = Registry(name, outside.hosts)
         places = SlotPlaces(outside.private_ports, outside.switches.point, outside.move_address)
-        edge = Edge(outside.switches, outside.leases, outside.peers, outside.keys)
+        edge = Edge(outside.switches, outside.leases, outside.peers, outside.keys, outside.table)
 
         def make_unit(settings: ServiceSettings, slot: str) -> RouterUnit:
             make, timeout_s = partial(outside.make_router, settings, slot), settings.router.api_timeout_s

@@ -9,6 +9,7 @@ from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, field
 from typing import Any, Literal
 
+from gateway_sidecar.domain.fleet_ports import PortsSeen
 from gateway_sidecar.domain.printable import counted
 from gateway_sidecar.domain.store_memory import Snapshot
 
@@ -78,6 +79,7 @@ class Gateway:
     instance: tells it from another of its name. version: of its program. services: those that it serves.
     ready: whether it takes requests. leaving: whether it is about to stop. ended: whether it has stopped all it had.
     since: when its daemon began, for people. drains: SERVICE/REPLICA -> what it says of a drain there.
+    ports: what it says of the ports that all gateways use alike; None if it has said nothing.
     said: all that it tells, as it stands there.
     """
 
@@ -90,6 +92,7 @@ class Gateway:
     ended: bool = False
     since: str = ""
     drains: Mapping[str, DrainSeen] = field(default_factory=dict)
+    ports: PortsSeen | None = None
     said: Mapping[str, Any] = field(default_factory=dict)
 
     @classmethod
@@ -107,6 +110,7 @@ class Gateway:
                 said.get("ended") is True,
                 str(said.get("since", "")),
                 _drains_of(said.get("drains")),
+                PortsSeen.of(said.get("ports")),
                 said,
             )
         except (ValueError, TypeError, KeyError, AttributeError):

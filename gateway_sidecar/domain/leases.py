@@ -9,7 +9,7 @@ service above its share keeps what it has and gets no more.
 from __future__ import annotations
 
 from collections import Counter, deque
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable, Mapping, Sequence
 
 _NOBODY = ""
 """Who holds what is in no service's name: a port that was in use before a restart, say."""
@@ -37,6 +37,8 @@ class PortLeases:
         self._by_owner: dict[str, int] = {}
         self._quarantined: set[int] = set()
         self._rests_until: dict[int, float] = {}
+        self._kept: frozenset[int] = frozenset()
+        self._common: frozenset[int] = frozenset()
         self._sharers: frozenset[str] = frozenset()
         self._holders: dict[int, str] = {}
         self._held: Counter[str] = Counter()
@@ -70,6 +72,33 @@ class PortLeases:
         """From now on these services, and no others, are sure of their share."""
         self._sharers = frozenset(services)
 
+    def set_apart(self, common: Iterable[int], kept: Iterable[int]) -> None:
+        """From now on `kept` ports are given only to whoever claims them, and `common` ones only if no other is free.
+
+        All gateways of a fleet use these alike, so this one takes none of them for what it alone has.
+        """
+        self._common, self._kept = frozenset(common), frozenset(kept)
+
+    @property
+    def free(self) -> Sequence[int]:
+        """Ports that nobody has here, in the order of the range."""
+        return sorted(self._free)
+
+    def holds(self, port: int) -> bool:
+        """Whether somebody has the port here, or may still be connected to it."""
+        return port in self._owners or port in self._quarantined
+
+    def claim(self, port: int, owner: str, *, service: str = _NOBODY) -> bool:
+        """Gives `owner` this very port; False where it is not free here. Raises NoFreePort for want of a share."""
+        if self._by_owner.get(owner) == port:
+            return True
+        if port not in self._free or owner in self._by_owner:
+            return False
+        self._check(service)
+        self._free.remove(port)
+        self._give(port, owner, service)
+        return True
+
     def held_by(self, service: str) -> int:
         """Ports that are leased to a service, or rest after it."""
         return self._held[service]
@@ -98,10 +127,10 @@ class PortLeases:
         if port is not None:
             return port
         self._check(service)
-        if preferred is not None and preferred in self._free:
-            self._free.remove(preferred)
-            return self._give(preferred, owner, service)
-        return self._give(self._free.popleft(), owner, service)
+        if preferred is None or preferred not in self._free or preferred in self._kept:
+            preferred = self._first_free()
+        self._free.remove(preferred)
+        return self._give(preferred, owner, service)
 
     def restore(self, port: int, owner: str, *, service: str = _NOBODY) -> bool:
         """Gives `owner` the very port it had before a restart, whatever its share; False where that cannot be."""
@@ -139,6 +168,13 @@ class PortLeases:
         if port in self._quarantined and self._has_rested(port, now):
             self._end_rest(port)
             self._free.append(port)
+
+    def _first_free(self) -> int:
+        """Raises NoFreePort."""
+        usable = [port for port in self._free if port not in self._kept] if self._kept else self._free
+        if not usable:
+            raise NoFreePort(f"all {self.size} are held: {len(self._kept)} of them by the fleet")
+        return next((port for port in usable if port not in self._common), usable[0]) if self._common else usable[0]
 
     def _check(self, service: str) -> None:
         """Raises NoFreePort if the service must not have one more."""

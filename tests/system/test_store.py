@@ -40,15 +40,22 @@ def etcd() -> Iterator[Etcd]:
 
 @pytest_asyncio.fixture
 async def start(make_gateway: MakeGateway) -> AsyncIterator[Start]:
-    """Starts a gateway of a fleet: `await start("a", etcd)`."""
+    """Starts a gateway of a fleet: `await start("a", etcd)`. beside: one whose bridge ports it has, too."""
     prefix = f"/test-{next(_prefixes)}/"
 
     async def begin(
-        name: str, etcd: Etcd, env: dict[str, str] | None = None, lease_s: int = 5, **of_etcd: Any
+        name: str,
+        etcd: Etcd,
+        env: dict[str, str] | None = None,
+        lease_s: int = 5,
+        beside: Gateway | None = None,
+        **of_etcd: Any,
     ) -> Gateway:
         there = {"endpoints": [etcd.endpoint], "prefix": prefix, "timeout_s": 1.0, **of_etcd}
         settings = {"gateway": name, "read_every_s": 0.5, "lease_s": lease_s, "etcd": there}
         gateway = make_gateway(store=settings)
+        if beside is not None:  # The same bridge ports, as on machines of their own.
+            gateway.configure(bridges={**beside.settings["bridges"], "host": "127.0.9.1", "grpc_host": "127.0.9.2"})
         gateway.configure(services=[{**gateway.service("chat"), "replicas": {}, "router": {"type": "none"}}])
         await gateway.start(env=env)
         return gateway
@@ -65,6 +72,11 @@ async def put(gateway: Gateway, replica: str, socket: Path, **query: str) -> tup
 async def delete(gateway: Gateway, replica: str, **query: str) -> tuple[int, dict[str, Any]]:
     async with gateway.session.delete(f"http://daemon/v1/services/chat/replicas/{replica}", params=query) as answer:
         return answer.status, await answer.json()
+
+
+async def port_of(gateway: Gateway, replica: str) -> int:
+    row = next(it for it in service_of(await gateway.status())["replicas"] if it["id"] == replica)
+    return int(row["bridge"].rpartition(":")[2])
 
 
 async def accept(gateway: Gateway, action: str) -> str:
@@ -101,19 +113,27 @@ async def stays_as_it_is(*gateways: Gateway, seconds: float = 2.0) -> None:
 
 
 async def test_a_replica_put_at_one_gateway_serves_at_all(start: Start, shared_etcd: Etcd, engine: StartEngine) -> None:
-    """One inventory: put, changed and deleted at any gateway, at all of them."""
-    a, b = await start("a", shared_etcd), await start("b", shared_etcd)
+    """One inventory: put, changed and deleted at any gateway, at all of them; and one bridge port."""
+    a = await start("a", shared_etcd)
+    b = await start("b", shared_etcd, beside=a)
     one, two = a.socket("r1"), a.socket("r2")
     await engine(one)
     await engine(two)
     assert (await put(a, "r1", one, wait="serving"))[0] == 201
     await until_serving(b, "r1")
+    first = await port_of(a, "r1")
+    assert await port_of(b, "r1") == first
     status, answer = await put(b, "r1", one)
     assert (status, answer["created"], answer["changed"]) == (200, False, False)
     assert (await put(b, "r1", two))[1]["changed"]
     await a.until(lambda s: [it["socket"] for it in service_of(s)["replicas"]] == [str(two)], within_s=_LATE_S)
+    await until_serving(a, "r1")
+    await until_serving(b, "r1")
+    moved = await port_of(a, "r1")
+    assert moved == await port_of(b, "r1") != first, "another engine, and so another port"
     assert (await put(b, "r2", one, wait="serving"))[0] == 201
     await until_serving(a, "r1", "r2")
+    assert await port_of(a, "r2") == await port_of(b, "r2") != moved
     assert (await delete(a, "r1", drain_s="10"))[0] in (200, 202)
     await until_serving(b, "r2")
     await until_serving(a, "r2")

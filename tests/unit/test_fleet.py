@@ -14,14 +14,16 @@ import pytest
 from gateway_sidecar.config.store import store_model
 from gateway_sidecar.control.fleet import build
 from gateway_sidecar.control.fleet.drains import FleetDrains
-from gateway_sidecar.control.fleet.fleet import Fleet
+from gateway_sidecar.control.fleet.fleet import Fleet, Telling
 from gateway_sidecar.control.fleet.membership import Membership
 from gateway_sidecar.control.fleet.memory import RememberedStore, record_in
+from gateway_sidecar.control.fleet.ports import FleetPorts
 from gateway_sidecar.control.fleet.reflector import StoreReflector
 from gateway_sidecar.control.fleet.replicas import SharedReplicas, read_remembered
 from gateway_sidecar.control.fleet.seen import Seen
 from gateway_sidecar.control.state.records import write_record
 from gateway_sidecar.domain.fleet import AskedDrain, DrainSeen
+from gateway_sidecar.domain.leases import PortLeases
 from gateway_sidecar.domain.model import ReplicaId
 from gateway_sidecar.errors import StateError, StateInDoubt, StoreAway, StoreDenied, StoreError, StoreFull
 from gateway_sidecar.supervision.loops import Tasks
@@ -50,20 +52,24 @@ class Site:
         replicas = SharedReplicas(self.store, reflector, remembered, membership.settled, local)
         drains = FleetDrains(self.store, reflector, membership)
         seen = Seen(self.store, reflector, membership)
+        self.leases = PortLeases(range(24001, 24021))
+        ports = FleetPorts(self.store, reflector, membership, self.leases)
+        self.ports: dict[str, int] = {}
         self.sees: dict[str, Any] = {}
-        self.fleet = Fleet("memory", self.store, remembered, reflector, membership, replicas, drains, seen)
+        self.fleet = Fleet("memory", self.store, remembered, reflector, membership, replicas, drains, seen, ports)
         self.says: dict[str, DrainSeen] = {}
         self.written = 0
 
     def describe(self) -> dict[str, Any]:
         held = self.fleet.drains.held
-        return {"drains": {key: self.says_of(key, it).said() for key, it in held.items()}}
+        drains = {key: self.says_of(key, it).said() for key, it in held.items()}
+        return {"drains": drains, "ports": self.fleet.ports.says().said()}
 
     def says_of(self, key: str, asked: AskedDrain) -> DrainSeen:
         return replace(self.says.get(key, DrainSeen("", True)), id=asked.id)
 
-    def see(self) -> dict[str, Any]:
-        return self.sees
+    def telling(self) -> Telling:
+        return Telling(self.describe, self.says_of, lambda: self.sees, lambda: self.ports, self.written_down)
 
     async def written_down(self) -> None:
         self.written += 1
@@ -100,7 +106,7 @@ class Fleets:
     def run(self, site: Site) -> None:
         tasks = self._tasks[site] = Tasks("-", site.metrics)
         for loop in [
-            *site.fleet.loops(site.describe, site.says_of, site.see, site.written_down),
+            *site.fleet.loops(site.telling()),
             site.fleet.replicas.run,
         ]:
             tasks.run_forever(loop)
@@ -352,7 +358,7 @@ async def test_it_is_put_together_from_the_settings_and_measured(
     monkeypatch.setattr("socket.gethostname", lambda: "GW_1.example.net")
     metrics = Metrics()
     settings = store_model().model_validate({"etcd": {"endpoints": ["http://127.0.0.1:1"]}})
-    fleet = build.build_fleet(tmp_path, settings, Problems(), metrics)
+    fleet = build.build_fleet(tmp_path, settings, PortLeases(range(24001, 24021)), Problems(), metrics)
     assert (fleet.membership.name, fleet.where) == ("gw-1", "etcd http://127.0.0.1:1 /gateway-sidecar/")
     of = {"store": "etcd"}
     assert metrics.registry.get_sample_value("gateway_sidecar_store_up", of) == 0

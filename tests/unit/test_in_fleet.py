@@ -10,6 +10,7 @@ from typing import Any, cast
 
 from gateway_sidecar.control.process.in_fleet import InFleet
 from gateway_sidecar.control.process.services import Services
+from gateway_sidecar.control.replicas.tenure import Presence
 from gateway_sidecar.domain.fleet import DrainSeen, Gateway
 from gateway_sidecar.domain.model import ReplicaId, ReplicaState
 from gateway_sidecar.supervision.loops import Tasks
@@ -32,7 +33,14 @@ class PlayedServices:
     def tenures(self) -> Mapping[int, Any]:
         stays = (("r1", "serving", False), ("r2", "loading", False), ("r1", "draining", True))
         return {
-            key: SimpleNamespace(replica=ReplicaId(name), gone=gone, status=SimpleNamespace(state=ReplicaState(state)))
+            key: SimpleNamespace(
+                replica=ReplicaId(name),
+                gone=gone,
+                status=SimpleNamespace(state=ReplicaState(state)),
+                presence=Presence.GONE if gone else Presence.PRESENT,
+                sighting=SimpleNamespace(source="api"),
+                bridge=SimpleNamespace(port=24003 + key if name == "r1" else None),
+            )
             for key, (name, state, gone) in enumerate(stays)
         }
 
@@ -90,6 +98,10 @@ async def test_the_others_see_what_it_serves_and_what_it_says_of_each_drain(tmp_
         await asyncio.sleep(3)
         seen_there = (await a.fleet.seen.read()).states["b"]
         assert seen_there == {"chat": {"r1": "serving", "r2": "loading", "r3": "absent"}}
+        for replica in ("r1", "r2"):
+            await b.site.fleet.replicas.put("chat", ReplicaId(replica), ENTRY)
+        await asyncio.sleep(3)
+        assert a.fleet.ports.table.current == {"chat/r1": 24003}, "the port that it has there already"
         await b.tasks.close()
 
 

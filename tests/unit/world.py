@@ -24,6 +24,7 @@ from gateway_sidecar.control.edge.peer_supervisor import PeerState
 from gateway_sidecar.control.ports import ServiceAdapters
 from gateway_sidecar.control.process.connection_counter import ConnectionCounter, Kernel
 from gateway_sidecar.control.replicas import liveness, refused_sockets
+from gateway_sidecar.control.replicas.bridging import FleetPort
 from gateway_sidecar.control.replicas.tenure import BridgeHosts, SavedTenure, Tenure
 from gateway_sidecar.control.routers import replacement as router_slots
 from gateway_sidecar.control.routers.process import RouterProcess
@@ -234,6 +235,34 @@ class PlayedAsks:
         self._listeners.remove(listener)
 
 
+class PlayedTable:
+    """The ports that all gateways use alike (a `FleetTable`); for whom there is none, what it says."""
+
+    def __init__(self) -> None:
+        self.current: dict[str, int] = {}
+        self.otherwise = FleetPort.OWN
+        self.asked: list[tuple[str, int]] = []
+        self._listeners: list[Callable[[], None]] = []
+
+    def give(self, replica: str, port: int) -> None:
+        self.current[replica] = port
+        for listener in self._listeners:
+            listener()
+
+    def port_of(self, service: str, replica: ReplicaId) -> int | FleetPort:
+        return self.current.get(replica, self.otherwise)
+
+    def ask_next(self, service: str, replica: ReplicaId, not_this: int) -> None:
+        self.asked.append((replica, not_this))
+        self.current.pop(replica)
+
+    def listen(self, listener: Callable[[], None]) -> None:
+        self._listeners.append(listener)
+
+    def unlisten(self, listener: Callable[[], None]) -> None:
+        self._listeners.remove(listener)
+
+
 class PlayedKeys(NoPeers):
     """Shows each key at a place of its own."""
 
@@ -428,6 +457,7 @@ class World:
         self.probe = PlayedProbe()
         self.links = PlayedLinks()
         self.asks = PlayedAsks()
+        self.table = PlayedTable()
         self.leases = PortLeases(range(24001, 24021))
         self.routers: list[PlayedProcess] = []
         self.connections: Counter[Place] = Counter()
@@ -577,6 +607,7 @@ class World:
             move_address=self._move_address,
             touch=self._touch,
             asks=self.asks,
+            table=self.table,
         )
         return Service(self._settings, outside, self.metrics, rescan_interval_s=5.0)
 

@@ -11,16 +11,20 @@ from gateway_sidecar.control.fleet.drains import FleetDrains
 from gateway_sidecar.control.fleet.fleet import Fleet
 from gateway_sidecar.control.fleet.membership import Membership
 from gateway_sidecar.control.fleet.memory import RememberedStore, record_in
+from gateway_sidecar.control.fleet.ports import FleetPorts
 from gateway_sidecar.control.fleet.reflector import StoreReflector
 from gateway_sidecar.control.fleet.replicas import SharedReplicas
 from gateway_sidecar.control.fleet.seen import Seen
+from gateway_sidecar.domain.leases import PortLeases
 from gateway_sidecar.kinds import STORES
 from gateway_sidecar.supervision import awake
 from gateway_sidecar.telemetry.metrics import Metrics
 from gateway_sidecar.telemetry.problems import Problems
 
 
-def build_fleet(state_dir: Path, settings: StoreSettings, problems: Problems, metrics: Metrics) -> Fleet:
+def build_fleet(
+    state_dir: Path, settings: StoreSettings, leases: PortLeases, problems: Problems, metrics: Metrics
+) -> Fleet:
     """Nothing is connected yet."""
     kind, of_kind = settings.of_kind
     store = STORES[kind].build(of_kind)
@@ -33,7 +37,8 @@ def build_fleet(state_dir: Path, settings: StoreSettings, problems: Problems, me
     drains = FleetDrains(store, reflector, membership)
     _measure(kind, reflector, membership, metrics)
     seen = Seen(store, reflector, membership)
-    return Fleet(STORES[kind].show(of_kind), store, remembered, reflector, membership, replicas, drains, seen)
+    ports = FleetPorts(store, reflector, membership, leases)
+    return Fleet(STORES[kind].show(of_kind), store, remembered, reflector, membership, replicas, drains, seen, ports)
 
 
 def _host_name() -> str:

@@ -10,12 +10,28 @@ from functools import partial
 from gateway_sidecar.control.fleet.drains import FleetDrains, Says
 from gateway_sidecar.control.fleet.membership import Describe, Membership, WrittenDown
 from gateway_sidecar.control.fleet.memory import RememberedStore
+from gateway_sidecar.control.fleet.ports import FleetPorts, Has
 from gateway_sidecar.control.fleet.reflector import TOPICS, StoreReflector
 from gateway_sidecar.control.fleet.replicas import SharedReplicas
 from gateway_sidecar.control.fleet.seen import Seen, Sees
 from gateway_sidecar.errors import StoreError
 from gateway_sidecar.stores.base import Store
 from gateway_sidecar.supervision.loops import Loop
+
+
+@dataclass(frozen=True, slots=True)
+class Telling:
+    """What a daemon tells the other gateways.
+
+    describe: itself. says: what it has to say of a drain. sees: the states of its replicas. has: their ports.
+    written_down: returns once what it says outlives this daemon.
+    """
+
+    describe: Describe
+    says: Says
+    sees: Sees
+    has: Has
+    written_down: WrittenDown
 
 
 @dataclass(frozen=True, slots=True)
@@ -30,12 +46,18 @@ class Fleet:
     replicas: SharedReplicas
     drains: FleetDrains
     seen: Seen
+    ports: FleetPorts
 
-    def loops(self, describe: Describe, says: Says, sees: Sees, written_down: WrittenDown) -> Sequence[Loop]:
-        """What keeps it going, beside `replicas.run`. `describe`: what the other gateways are told of this one."""
+    def loops(self, it: Telling) -> Sequence[Loop]:
+        """What keeps it going, beside `replicas.run`."""
         follow = [partial(self.reflector.follow, topic) for topic in TOPICS]
-        tell = partial(self.membership.run, describe, written_down)
-        told = [tell, partial(self.drains.run, says), partial(self.seen.run, sees)]
+        tell = partial(self.membership.run, it.describe, it.written_down)
+        told = [
+            tell,
+            partial(self.drains.run, it.says),
+            partial(self.seen.run, it.sees),
+            partial(self.ports.run, it.has),
+        ]
         return [self.reflector.run, *follow, *told, self.remembered.run]
 
     async def close(self, *, leaves: bool) -> None:

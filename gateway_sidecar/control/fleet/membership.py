@@ -28,6 +28,8 @@ WrittenDown = Callable[[], Awaitable[None]]
 _RETRY_S = 1.0
 _DRAIN_S = 0.25
 """How often it is looked at what to tell, while a drain is asked for that is not done here."""
+_BUSY_S = 2.0
+"""The same, while a port rests that may still be in use here."""
 _TELL_S = 1.0
 """Counts of connections change all the time: they are told this often, and what is safe at once."""
 _GONE_S = 600.0
@@ -109,8 +111,10 @@ class Membership:
     def _pause_s(self) -> float:
         if self._told is None or not self._reflector.is_up:
             return _RETRY_S
-        is_done = all(it["safe"] for it in self._told[1].get("drains", {}).values())
-        return self._lease_s / 3 if is_done else _DRAIN_S
+        said = self._told[1]
+        if not all(it["safe"] for it in said.get("drains", {}).values()):
+            return _DRAIN_S
+        return min(_BUSY_S, self._lease_s / 3) if said.get("ports", {}).get("busy") else self._lease_s / 3
 
     async def _keep(self, describe: Describe, written_down: WrittenDown) -> None:
         """One round: sees that the others see this gateway as it is."""

@@ -28,9 +28,11 @@ GATEWAYS = "gateways/"
 """`gateways/NAME`: a gateway that is alive; with its lease."""
 DRAINS = "drains/"
 """`drains/SERVICE/REPLICA`: a drain that all gateways were asked for."""
+PORTS = "ports"
+"""The ports that all gateways use alike: one table."""
 SEEN = "seen/"
 """`seen/NAME`: the states of a gateway's replicas, for people; with its lease. It is read only when it is asked for."""
-TOPICS = (REPLICAS, DRAINS, GATEWAYS)
+TOPICS = (REPLICAS, DRAINS, PORTS, GATEWAYS)
 """What is read and watched. A topic is a prefix, so that one range reads it for all services."""
 LASTING = (REPLICAS, DRAINS)
 """What of it is put back when an operator has the store filled again."""

@@ -8,13 +8,15 @@ from typing import TYPE_CHECKING, Any
 
 from gateway_sidecar import __version__
 from gateway_sidecar.control.process.services import Services
+from gateway_sidecar.control.replicas.tenure import Presence
 from gateway_sidecar.domain.fleet import AskedDrain, DrainSeen
 from gateway_sidecar.domain.model import ReplicaId
+from gateway_sidecar.sources.api import NAME as API
 from gateway_sidecar.supervision.loops import Loop, Tasks, cancelled
 from gateway_sidecar.telemetry.dates import utc_now
 
 if TYPE_CHECKING:
-    from gateway_sidecar.control.fleet.fleet import Fleet
+    from gateway_sidecar.control.fleet.fleet import Fleet, Telling
 
 Standing = Callable[[], Mapping[str, bool]]
 """Whether this gateway takes requests (`ready`), and whether it is about to stop (`leaving`)."""
@@ -44,9 +46,12 @@ class InFleet:
     @property
     def loops(self) -> Sequence[Loop]:
         """What keeps the fleet's part going, beside the replicas of the API."""
-        if self._fleet is None:
-            return ()
-        return self._fleet.loops(self._described, self._says, self._sees, self._flush)
+        return () if self._fleet is None else self._fleet.loops(self._telling(self._fleet))
+
+    def _telling(self, fleet: Fleet) -> Telling:
+        from gateway_sidecar.control.fleet.fleet import Telling  # A gateway that works alone imports none of it.
+
+        return Telling(self._described, self._says, self._sees, self._ports, self._flush)
 
     async def while_stopping(self, work: Coroutine[Any, Any, None]) -> None:
         """Ends what runs, by `work`. Until then the others see this gateway: it may have requests in flight."""
@@ -74,6 +79,7 @@ class InFleet:
             "since": self._since,
             "services": sorted(self._services.by_name()),
             **self._standing(),
+            "ports": self._fleet.ports.says().said(),
             "drains": {key: self._says(key, it).said() for key, it in asked.items()},
         }
 
@@ -82,6 +88,15 @@ class InFleet:
         name, _, replica = key.partition("/")
         service = self._services.by_name().get(name)
         return DrainSeen(asked.id, True) if service is None else service.drains.says(ReplicaId(replica), asked.id)
+
+    def _ports(self) -> Mapping[str, int]:
+        """SERVICE/REPLICA -> the port that a replica of the API has here."""
+        return {
+            f"{name}/{it.replica}": it.bridge.port
+            for name, service in self._services.by_name().items()
+            for it in service.tenures.values()
+            if it.presence is Presence.PRESENT and it.sighting.source == API and it.bridge.port is not None
+        }
 
     def _sees(self) -> Mapping[str, Mapping[str, Sequence[str]]]:
         """Service -> state -> replicas; of several stays of one replica the present one."""

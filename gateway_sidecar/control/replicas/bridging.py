@@ -8,6 +8,7 @@ from __future__ import annotations
 from collections.abc import Callable, Collection, Container
 from contextlib import suppress
 from dataclasses import dataclass
+from enum import Enum
 from pathlib import Path
 from typing import Protocol
 
@@ -19,9 +20,11 @@ from gateway_sidecar.control.workqueue import Key, WorkQueue
 from gateway_sidecar.domain.leases import NoFreePort, PortLeases
 from gateway_sidecar.domain.model import Access, ConnectionMode, PeerAddress, ReplicaId
 from gateway_sidecar.nginx.key_proxy import Keyed
+from gateway_sidecar.sources.api import NAME as API
 from gateway_sidecar.supervision import awake
 from gateway_sidecar.telemetry.logs import get_logger
 
+_WAITS = "waits for the port that all gateways use for it"
 _RETRY_S = 1.0
 _RETRY_GAP_S = 0.02
 """However many wait for a port: together they ask 50 times a second for one."""
@@ -70,6 +73,44 @@ class Keys(Protocol):
     def unlisten(self, listener: Callable[[], None]) -> None: ...
 
 
+class FleetPort(Enum):
+    """What there is to do about a port, where the fleet's table names none."""
+
+    WAIT = "wait"
+    OWN = "take one of this gateway's own"
+
+
+class FleetTable(Protocol):
+    """The ports that all gateways of a fleet use alike: for replicas of the API, since all have these."""
+
+    def port_of(self, service: str, replica: ReplicaId) -> int | FleetPort: ...
+
+    def ask_next(self, service: str, replica: ReplicaId, not_this: int) -> None:
+        """The replica's engine before this one has this port still."""
+        ...
+
+    def listen(self, listener: Callable[[], None]) -> None: ...
+
+    def unlisten(self, listener: Callable[[], None]) -> None: ...
+
+
+class NoTable:
+    """A gateway that works alone takes its own ports."""
+
+    def port_of(self, service: str, replica: ReplicaId) -> int | FleetPort:
+        """Always its own."""
+        return FleetPort.OWN
+
+    def ask_next(self, service: str, replica: ReplicaId, not_this: int) -> None:
+        """Never happens."""
+
+    def listen(self, listener: Callable[[], None]) -> None:
+        """There is nothing to hear."""
+
+    def unlisten(self, listener: Callable[[], None]) -> None:
+        """The opposite of `listen`."""
+
+
 @dataclass(frozen=True, slots=True)
 class Edge:
     """What bridges are made of."""
@@ -78,6 +119,7 @@ class Edge:
     leases: PortLeases
     peers: Peers
     keys: Keys
+    table: FleetTable
 
 
 class Bridging:
@@ -89,6 +131,7 @@ class Bridging:
         self._leases = edge.leases
         self._peers = edge.peers
         self._keys = edge.keys
+        self._table = edge.table
         self._queue = queue
         self._tenures = tenures
         self._preferred: dict[ReplicaId, int] = {}
@@ -99,11 +142,13 @@ class Bridging:
         """Queues a tenure whenever its address or key proxy changed."""
         self._peers.listen(self._reconsider_addresses)
         self._keys.listen(self._reconsider_keys)
+        self._table.listen(self._reconsider_portless)
 
     def unlisten(self) -> None:
         """The opposite of `listen`."""
         self._peers.unlisten(self._reconsider_addresses)
         self._keys.unlisten(self._reconsider_keys)
+        self._table.unlisten(self._reconsider_portless)
 
     def restore(self, port: int, owner: str) -> bool:
         """Leases the port that an earlier daemon's tenure had; False where that cannot be."""
@@ -213,15 +258,33 @@ class Bridging:
 
     def _lease(self, tenure: Tenure) -> bool:
         try:
-            preferred = self._preferred.get(tenure.replica)
-            tenure.bridge.port = self._leases.acquire(tenure.owner, preferred, service=self._service)
+            tenure.bridge.port = self._port_for(tenure)
         except NoFreePort as error:
             self._portless.add(tenure.key)
             self._trouble(tenure, f"no free bridge port ({error}); widen bridges.ports")
             return False
+        if tenure.bridge.port is None:
+            self._portless.add(tenure.key)
+            tenure.bridge.problem = _WAITS
+            return False
         self._portless.discard(tenure.key)
         tenure.bridge.problem = None
         return True
+
+    def _port_for(self, tenure: Tenure) -> int | None:
+        """The fleet's port for the replica, if it can be had; None while that is being asked for. Raises NoFreePort."""
+        service, replica, leases = self._service, tenure.replica, self._leases
+        port = self._table.port_of(service, replica) if tenure.sighting.source == API else FleetPort.OWN
+        if port is FleetPort.WAIT:
+            return None
+        if isinstance(port, int):
+            if leases.claim(port, tenure.owner, service=service):
+                return port
+            holder = leases.leased.get(port, "")
+            if leases.holds(port) and (not holder or holder.startswith(f"{service}/{replica}/")):
+                self._table.ask_next(service, replica, port)
+                return None
+        return leases.acquire(tenure.owner, self._preferred.get(replica), service=service)
 
     def _wait_no_more(self, tenure: Tenure) -> None:
         self._portless.discard(tenure.key)
@@ -276,10 +339,15 @@ class Bridging:
             tenure.bridge.named = None
 
     def _trouble(self, tenure: Tenure, problem: str) -> None:
-        is_known = tenure.bridge.problem is not None if tenure.bridge.port is None else tenure.bridge.problem == problem
+        before = None if tenure.bridge.problem == _WAITS else tenure.bridge.problem
+        is_known = before is not None if tenure.bridge.port is None else before == problem
         if not is_known:  # Who holds how many ports changes all the time, and is no news of this replica.
             self._logger.error("replica.not_bridged", replica=tenure.replica, reason=problem)
         tenure.bridge.problem = problem
+
+    def _reconsider_portless(self) -> None:
+        for key in self._portless:
+            self._queue.add(key, urgent=True)
 
     def _reconsider_addresses(self) -> None:
         for tenure in self._tenures:

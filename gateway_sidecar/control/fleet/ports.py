@@ -1,0 +1,144 @@
+"""The ports that all gateways use alike: one table in the store (`ports`), which any of them brings up to date.
+
+A replica never waits long for it. Where the store is away, or the table's port is somebody else's here, this gateway
+takes a port of its own, and the replica keeps that for its stay.
+"""
+
+from __future__ import annotations
+
+import asyncio
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass
+
+from gateway_sidecar.control.fleet.membership import Membership
+from gateway_sidecar.control.fleet.reflector import PORTS, REPLICAS, StoreReflector
+from gateway_sidecar.control.replicas.bridging import FleetPort
+from gateway_sidecar.domain.fleet_ports import PortNeeds, PortsSeen, PortTable, next_table
+from gateway_sidecar.domain.leases import PortLeases
+from gateway_sidecar.domain.model import ReplicaId
+from gateway_sidecar.domain.store_memory import Snapshot
+from gateway_sidecar.errors import StoreConflict, StoreError
+from gateway_sidecar.stores.base import Store
+from gateway_sidecar.supervision import awake
+from gateway_sidecar.supervision.loops import beating, heartbeat
+
+Has = Callable[[], Mapping[str, int]]
+"""SERVICE/REPLICA -> the port that a replica of the API has here."""
+_PATIENCE_S = 2.0
+"""So long a replica waits for a port of the table; then it takes one of this gateway's own."""
+_LOOK_S = 2.0
+_GAP_S = 0.01
+
+
+@dataclass(frozen=True, slots=True)
+class _Want:
+    """A port is wanted since then (awake seconds), and not this one."""
+
+    since: float
+    not_this: int | None = None
+
+
+class FleetPorts:
+    """The table, as it is known (a `FleetTable`)."""
+
+    def __init__(self, store: Store, reflector: StoreReflector, membership: Membership, leases: PortLeases) -> None:
+        self._store = store
+        self._reflector = reflector
+        self._membership = membership
+        self._leases = leases
+        self._common = frozenset(leases.free[: leases.size // 2])
+        self._wants: dict[str, _Want] = {}
+        self._due = asyncio.Event()
+        self._listeners: list[Callable[[], None]] = []
+        self.table = PortTable()
+        leases.set_apart(self._common, ())
+        reflector.on_change(self._take_in)
+
+    # -- what bridges ask
+
+    def port_of(self, service: str, replica: ReplicaId) -> int | FleetPort:
+        """The replica's port at every gateway; whether to wait for it, or to take another one, where there is none."""
+        key = f"{service}/{replica}"
+        port, want = self.table.current.get(key), self._wants.get(key)
+        if port is not None and (want is None or want.not_this != port):
+            self._wants.pop(key, None)
+            return port
+        if not self._reflector.is_up or (want is not None and awake.now() - want.since > _PATIENCE_S):
+            self._wants.pop(key, None)
+            return FleetPort.OWN
+        if want is None:
+            self._want(key, None)
+        return FleetPort.WAIT
+
+    def ask_next(self, service: str, replica: ReplicaId, not_this: int) -> None:
+        """The replica's engine before this one has its port still: the next one gets another."""
+        self._want(f"{service}/{replica}", not_this)
+
+    def listen(self, listener: Callable[[], None]) -> None:
+        """Calls it whenever the table has changed."""
+        self._listeners.append(listener)
+
+    def unlisten(self, listener: Callable[[], None]) -> None:
+        """The opposite of `listen`."""
+        self._listeners.remove(listener)
+
+    # -- what the others are told
+
+    def says(self) -> PortsSeen:
+        """Which ports that rest in the table this gateway still holds."""
+        return PortsSeen(self.table.number, frozenset(port for port in self.table.rests if self._leases.holds(port)))
+
+    # -- the table
+
+    async def run(self, has: Has) -> None:
+        """Brings it up to date until cancelled."""
+        while True:
+            heartbeat()
+            self._due.clear()
+            if self._reflector.is_up and self._membership.settled.is_set():
+                await beating(self._bring_up_to_date(has))
+            await asyncio.sleep(_GAP_S)
+            await awake.until_set(self._due, _LOOK_S)
+
+    async def _bring_up_to_date(self, has: Has) -> None:
+        known = self._reflector.known
+        if known is None:
+            return
+        replicas = {key.removeprefix(REPLICAS) for key in known.entries if key.startswith(REPLICAS)}
+        wants = {key: want.not_this for key, want in self._wants.items()}
+        free = self._leases.free if wants else ()
+        common = [port for port in free if port in self._common]
+        needs = PortNeeds(wants, has(), replicas, common, [port for port in free if port not in self._common])
+        table = next_table(self.table, needs, self._said())
+        if table is self.table:
+            return
+        entry = known.entries.get(PORTS)
+        try:
+            revision = await self._store.swap(PORTS, table.to_json(), seen=entry.revision if entry else None)
+        except StoreConflict:
+            await self._reflector.look()
+            self._due.set()
+        except StoreError:
+            return  # The next round tells.
+        else:
+            self._reflector.note_write(PORTS, table.to_json(), revision)
+
+    def _said(self) -> list[PortsSeen | None]:
+        it = self._membership
+        may_come_back = any(gone_s < it.grace_s for gone_s in it.gone_s.values())
+        return [self.says(), *(other.ports for other in it.others), *([None] if may_come_back else [])]
+
+    def _want(self, key: str, not_this: int | None) -> None:
+        self._wants[key] = _Want(awake.now(), not_this)
+        self._due.set()
+
+    def _take_in(self, snapshot: Snapshot) -> None:
+        entry = snapshot.entries.get(PORTS)
+        table = PortTable.from_json(entry.value) if entry is not None else None
+        if (table or PortTable()) == self.table:
+            return
+        self.table = table or PortTable()
+        self._leases.set_apart(self._common, self.table.taken)
+        self._membership.touch()
+        for listener in self._listeners:
+            listener()
