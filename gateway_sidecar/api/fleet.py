@@ -57,8 +57,8 @@ def _member(it: Gateway, own: str) -> FleetMember:
 def _service(name: str, fleet: FleetSeen) -> FleetService:
     seen: dict[str, dict[str, SeenReplica]] = {}
     for gateway in fleet.gateways:
-        for replica, state in fleet.states.get(gateway.name, {}).get(name, {}).items():
-            seen.setdefault(replica, {})[gateway.name] = _seen(state, f"{name}/{replica}", gateway, fleet)
+        for replica, stay in fleet.states.get(gateway.name, {}).get(name, {}).items():
+            seen.setdefault(replica, {})[gateway.name] = _seen(stay, f"{name}/{replica}", gateway, fleet)
     asked = {replica: fleet.drains.get(f"{name}/{replica}") for replica in seen}
     rows: list[FleetReplica] = [
         {"id": replica, "drain": None if (it := asked[replica]) is None else it.gateway, "gateways": by_gateway}
@@ -67,8 +67,8 @@ def _service(name: str, fleet: FleetSeen) -> FleetService:
     return {"name": name, "replicas": rows}
 
 
-def _seen(state: str, key: str, gateway: Gateway, fleet: FleetSeen) -> SeenReplica:
-    asked, said = fleet.drains.get(key), gateway.drains.get(key)
+def _seen(stay: tuple[str, int | None], key: str, gateway: Gateway, fleet: FleetSeen) -> SeenReplica:
+    (state, port), asked, said = stay, fleet.drains.get(key), gateway.drains.get(key)
     if asked is None or said is None or said.id != asked.id:
-        return {"state": state, "in_flight": None, "safe": None}
-    return {"state": state, "in_flight": said.in_flight, "safe": said.is_safe if said.holds else None}
+        return {"state": state, "port": port, "in_flight": None, "safe": None}
+    return {"state": state, "port": port, "in_flight": said.in_flight, "safe": said.is_safe if said.holds else None}

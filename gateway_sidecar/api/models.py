@@ -445,6 +445,8 @@ class SeenReplica(TypedDict):
 
     state: str
     """As that gateway's `status` has it."""
+    port: int | None
+    """Its bridge port there; null while it has none."""
     in_flight: Count | None
     """Connections to it there, while the fleet drains it; null if that is not known."""
     safe: bool | None

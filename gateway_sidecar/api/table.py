@@ -14,6 +14,7 @@ if TYPE_CHECKING:
         About,
         Address,
         FleetGateway,
+        FleetReplica,
         FleetStatus,
         Leave,
         Model,
@@ -239,13 +240,24 @@ def render_fleet(fleet: FleetStatus) -> str:
             (
                 it["id"],
                 *(_seen(it["gateways"].get(name)) for name in names),
-                f"drain asked at {it['drain']}" if it["drain"] else "",
+                _of_all(it),
             )
             for it in service["replicas"]
         ]
         lines = _table([("replica", *names, ""), *cells]) if cells else ["no replicas"]
         parts.append("\n".join([printable(service["name"]), *(f"  {line}" for line in lines)]))
     return "\n\n".join(parts)
+
+
+def _of_all(replica: FleetReplica) -> str:
+    """What its gateways have, or should have, in common."""
+    ports = {str(it["port"]) for it in replica["gateways"].values() if it["port"] is not None}
+    return "; ".join(
+        [
+            *([f"drain asked at {replica['drain']}"] if replica["drain"] else []),
+            *([f"bridge ports differ: {', '.join(sorted(ports))}"] if len(ports) > 1 else []),
+        ]
+    )
 
 
 def _seen(seen: SeenReplica | None) -> str:

@@ -13,8 +13,8 @@ from gateway_sidecar.domain.fleet_ports import PortsSeen
 from gateway_sidecar.domain.printable import counted
 from gateway_sidecar.domain.store_memory import Snapshot
 
-States = Mapping[str, Mapping[str, str]]
-"""Service -> replica -> its state, as one gateway sees it."""
+States = Mapping[str, Mapping[str, tuple[str, int | None]]]
+"""Service -> replica -> its state and its bridge port, as one gateway sees it."""
 StoreState = Literal["unread", "up", "away", "refused"]
 """How it stands with the store: not tried yet; read and believed; cannot be read; not believed."""
 
@@ -147,7 +147,11 @@ def states_in(snapshot: Snapshot, prefix: str) -> dict[str, States]:
             try:
                 said = json.loads(entry.value)
                 found[key.removeprefix(prefix)] = {
-                    str(service): {str(id_): str(state) for state, ids in by_state.items() for id_ in ids}
+                    str(service): {
+                        str(id_): (str(state), None if port is None else int(port))
+                        for state, ports in by_state.items()
+                        for id_, port in ports.items()
+                    }
                     for service, by_state in said.items()
                 }
             except (ValueError, TypeError, AttributeError):

@@ -188,11 +188,16 @@ def test_what_the_gateways_of_a_fleet_say_is_answered_as_it_is_described() -> No
         [gateway("gw-1", True, r2=safe, r3=busy, r4=replaced), gateway("gw-2", False, r2=DrainSeen("d0", True, True))],
         drains,
         {
-            "gw-1": {"chat": {"r1": "serving", "r2": "draining", "r3": "draining", "r4": "serving"}, "images": {}},
-            "gw-2": {"chat": {"r1": "loading", "r2": "serving"}},
-            "gw-9": {"old": {"r1": "serving"}},
+            "gw-1": {
+                "chat": {
+                    "r1": ("serving", 24001), "r2": ("draining", 24002), "r3": ("draining", 1), "r4": ("serving", 2),
+                },
+                "images": {},
+            },
+            "gw-2": {"chat": {"r1": ("loading", None), "r2": ("serving", 24011)}},
+            "gw-9": {"old": {"r1": ("serving", 1)}},
         },
-    )
+    )  # fmt: skip
     answer = fleet_view(seen, "gw-1", {"gw-3": 12.0, "gw-2": 30.0})
     check(answer, "FleetStatus")
     assert render_fleet(answer).splitlines() == [
@@ -204,7 +209,7 @@ def test_what_the_gateways_of_a_fleet_say_is_answered_as_it_is_described() -> No
         "chat",
         "  replica  gw-1                   gw-2",
         "  r1       serving                loading",
-        "  r2       draining, safe         serving  drain asked at gw-1",
+        "  r2       draining, safe         serving  drain asked at gw-1; bridge ports differ: 24002, 24011",
         "  r3       draining, 2 in flight  -        drain asked at gw-1",
         "  r4       serving                -        drain asked at gw-1",
         "",

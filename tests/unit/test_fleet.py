@@ -372,14 +372,15 @@ async def test_what_each_gateway_sees_can_be_read_at_any_of_them(tmp_path: Path)
     """It ends with the gateway, and is there again with a new lease. What nobody wrote is passed over."""
     async with fleets(tmp_path) as them:
         a, b = await them.start("a"), await them.start("b")
-        a.sees, b.sees = {"chat": {"serving": ["r1", "r2"]}}, {"chat": {"loading": ["r1"]}, "images": {}}
+        a.sees = {"chat": {"serving": {"r1": 24001, "r2": 24002}}}
+        b.sees = {"chat": {"loading": {"r1": None}}, "images": {}}
         them.held.write("seen/x", "[1]")
         await asyncio.sleep(3)
         seen = await b.fleet.seen.read()
         assert [it.name for it in seen.gateways] == ["a", "b"]
         assert seen.states == {
-            "a": {"chat": {"r1": "serving", "r2": "serving"}},
-            "b": {"chat": {"r1": "loading"}, "images": {}},
+            "a": {"chat": {"r1": ("serving", 24001), "r2": ("serving", 24002)}},
+            "b": {"chat": {"r1": ("loading", None)}, "images": {}},
         }
         for lease in list(them.held.leases):
             them.held.end(lease)

@@ -9,13 +9,14 @@ from pathlib import Path
 import pytest
 
 from gateway_sidecar.control.replicas.drain import DrainReport
+from gateway_sidecar.control.replicas.tenure import Presence
 from gateway_sidecar.domain.fleet import AskedDrain, DrainSeen, Gateway, drain_elsewhere, drains_in, is_over
 from gateway_sidecar.domain.model import Ready, ReplicaId
 from gateway_sidecar.domain.store_memory import Entry, Snapshot
 from gateway_sidecar.errors import StoreAway, StoreError
 from tests.unit.fake_time import in_fake_time
 from tests.unit.test_fleet import ENTRY, OTHER, Site, fleets
-from tests.unit.world import FACTS, World, Worlds
+from tests.unit.world import FACTS, READY, World, Worlds
 
 R1 = ReplicaId("r1")
 KEY = "chat/r1"
@@ -153,6 +154,29 @@ async def test_another_engine_behind_the_same_socket_serves_although_the_drain_s
         await world.until(lambda: world.states() == {})
         world.appear("r1", Ready(FACTS))
         await world.until(lambda: world.serves("r1"))
+
+
+@in_fake_time
+async def test_a_drain_of_a_replica_that_moves_means_the_engine_that_it_moves_to(worlds: Worlds) -> None:
+    """Its old engine serves only until the new one does, and so goes, too."""
+    async with worlds() as world:
+        world.source.names = "api"
+        for name in ("old", "new"):
+            (world.directory / name).touch()
+        world.answer("old", READY)
+        world.source.named["r1"] = world.directory / "old"
+        world.source.hint()
+        await world.until(lambda: world.serves("r1"))
+        stay = world.tenure("r1")
+        world.source.named["r1"] = world.directory / "new"
+        world.source.hint()
+        await world.until(lambda: world.tenure("r1") is not stay)
+        assert stay.presence is Presence.SUPERSEDED
+        world.asks.ask("r1", "d1")
+        await world.until(lambda: stay.gone and says(world) == DrainSeen("d1", True, True, 0))
+        world.answer("new", READY)
+        await asyncio.sleep(60)
+        assert world.router.ready() == set()
 
 
 @in_fake_time

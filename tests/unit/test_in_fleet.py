@@ -97,7 +97,7 @@ async def test_the_others_see_what_it_serves_and_what_it_says_of_each_drain(tmp_
         await b.site.fleet.replicas.put("chat", ReplicaId("r3"), ENTRY)
         await asyncio.sleep(3)
         seen_there = (await a.fleet.seen.read()).states["b"]
-        assert seen_there == {"chat": {"r1": "serving", "r2": "loading", "r3": "absent"}}
+        assert seen_there == {"chat": {"r1": ("serving", 24003), "r2": ("loading", None), "r3": ("absent", None)}}
         for replica in ("r1", "r2"):
             await b.site.fleet.replicas.put("chat", ReplicaId(replica), ENTRY)
         await asyncio.sleep(3)

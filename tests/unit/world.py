@@ -69,13 +69,13 @@ _PATIENCE_S = 5.0
 class PlayedSource:
     """Lists what is in a directory; blind while `trouble` says why.
 
-    named: replica -> its socket, as an inventory has them beside these. owner: the source that has the others.
+    named: replica -> its socket, as `names` has them beside these. owner: the source that has the others.
     """
 
     def __init__(self, directory: Path) -> None:
         self.directory = directory
         self.named: dict[str, Path] = {}
-        self.owner = "sockets"
+        self.owner, self.names = "sockets", "inventory"
         self.takes_s = 0.0
         self.trouble: str | None = None
         self._news = asyncio.Event()
@@ -96,7 +96,7 @@ class PlayedSource:
         for name, path in self.named.items():
             replica, said = ReplicaId(name), Overrides()
             present[replica] = Sighting(
-                replica, path, socket_identity(path), "inventory", described=True, overrides=said
+                replica, path, socket_identity(path), self.names, described=True, overrides=said
             )
         return Listing(present)
 

@@ -14,15 +14,15 @@ from gateway_sidecar.stores.base import Store
 from gateway_sidecar.supervision import awake
 from gateway_sidecar.supervision.loops import beating, heartbeat
 
-Sees = Callable[[], Mapping[str, Mapping[str, Sequence[str]]]]
-"""Service -> state -> the replicas in that state, as this gateway sees them."""
+Sees = Callable[[], Mapping[str, Mapping[str, Mapping[str, int | None]]]]
+"""Service -> state -> the replicas in that state, as this gateway sees them, and their bridge ports."""
 _TELL_S = 2.0
 """States change in bursts; a person who looks does not mind."""
 
 
 @dataclass(frozen=True, slots=True)
 class FleetSeen:
-    """All that the gateways say, at one moment. states: gateway -> service -> replica -> state."""
+    """All that the gateways say, at one moment. states: gateway -> what it sees."""
 
     gateways: Sequence[Gateway]
     drains: Mapping[str, AskedDrain]

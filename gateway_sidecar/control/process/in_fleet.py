@@ -98,14 +98,15 @@ class InFleet:
             if it.presence is Presence.PRESENT and it.sighting.source == API and it.bridge.port is not None
         }
 
-    def _sees(self) -> Mapping[str, Mapping[str, Sequence[str]]]:
-        """Service -> state -> replicas; of several stays of one replica the present one."""
+    def _sees(self) -> Mapping[str, Mapping[str, Mapping[str, int | None]]]:
+        """Service -> state -> replica -> bridge port; of several stays of one replica the present one."""
         assert self._fleet is not None
-        seen: dict[str, dict[str, list[str]]] = {}
+        seen: dict[str, dict[str, dict[str, int | None]]] = {}
         for name, service in self._services.by_name().items():
-            states = {it.replica: it.status.state.value for it in service.tenures.values() if not it.gone}
-            absent = self._fleet.replicas.of(name).entries.keys() - states.keys()
+            stays = {it.replica: it for it in service.tenures.values() if not it.gone}
             by_state = seen[name] = {}
-            for replica, state in sorted({**dict.fromkeys(absent, "absent"), **states}.items()):
-                by_state.setdefault(state, []).append(replica)
+            for replica, it in stays.items():
+                by_state.setdefault(it.status.state.value, {})[replica] = it.bridge.port
+            if absent := self._fleet.replicas.of(name).entries.keys() - stays.keys():
+                by_state["absent"] = dict.fromkeys(absent)
         return seen

@@ -138,7 +138,8 @@ class Drains:
 
         A drain means the engine that is there when a gateway first hears of it, and not the one that takes its place.
         """
-        asked = self._fleet.asked_of(self.service) if tenure.sighting.source == API and not tenure.gone else None
+        is_meant = tenure.sighting.source == API and self._tenures.current.get(tenure.replica) is tenure
+        asked = self._fleet.asked_of(self.service) if is_meant else None
         if asked is None:
             return
         it = asked.get(tenure.replica)
