@@ -190,14 +190,14 @@ class Traffic:
                 for role in (None, *roles):
                     _count(second.first.setdefault(role, {}), end.first_s)
 
-    def windows(self, now_s: float) -> dict[int, TrafficWindow]:
-        """Every window that ends now, by its length in seconds."""
+    def windows(self, now_s: float, lengths_s: Iterable[int] = WINDOWS_S) -> dict[int, TrafficWindow]:
+        """Windows that end now, by their lengths in seconds, the shortest first."""
         outcomes: dict[Outcome, int] = {}
         took: dict[int, int] = {}
         first: dict[WorkerType | None, dict[int, int]] = {}
         found = {}
         waiting = list(self._seconds)
-        for window_s in WINDOWS_S:
+        for window_s in lengths_s:
             begin = int(now_s) - window_s + 1
             while waiting and waiting[-1].at >= begin:
                 second = waiting.pop()

@@ -38,6 +38,7 @@ LAYERS: tuple[frozenset[str], ...] = tuple(
 PURE = {
     *(
         "__future__",
+        "array",
         "collections",
         "dataclasses",
         "enum",

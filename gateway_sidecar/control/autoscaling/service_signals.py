@@ -13,6 +13,7 @@ from gateway_sidecar.config import ScalingSettings
 from gateway_sidecar.control.autoscaling.hook import Notice, ScalingHook
 from gateway_sidecar.control.replicas.tenure import Tenure
 from gateway_sidecar.control.service import Service
+from gateway_sidecar.domain.history import EVERY_S, Point
 from gateway_sidecar.domain.model import ReplicaId, ReplicaState, WorkerType
 from gateway_sidecar.domain.planning import Missing
 from gateway_sidecar.domain.scaling import Metric, Policy, Scaler, Seen, forget_wishes, recommend
@@ -35,6 +36,8 @@ MOST_AGE_S = 15.0
 """A number that was read longer ago says nothing of now."""
 
 _IDLE_WINDOW_S = 30
+_POINT_WINDOW_S = int(EVERY_S) + 1
+"""The seconds since the last point, and the one that has just begun."""
 _ENOUGH_S = 10.0
 """What was watched for less than this says nothing of a rate: one request in the first second is not one a second."""
 
@@ -213,6 +216,22 @@ class ServiceSignals:
     def windows(self, now_s: float) -> dict[int, TrafficWindow]:
         """What clients saw, by window; empty while nginx tells nothing."""
         return self.traffic.windows(now_s) if self.traffic is not None else {}
+
+    def point(self, now_s: float) -> Point:
+        """What was measured since the last point, at the beginning of a second."""
+        windows = self.traffic.windows(now_s, (_POINT_WINDOW_S,)) if self.traffic is not None else {}
+        window = windows.get(_POINT_WINDOW_S)
+        ttft, took = self.ttft(now_s, _POINT_WINDOW_S, window), window.took if window else None
+        return Point(
+            requests=window.rps if window else None,
+            errors=window.errors_per_s if window else None,
+            in_flight=self.in_flight(now_s),
+            waiting=float(self.service.hold.waiting),
+            ttft_p50=ttft.latency.p50 if ttft else None,
+            ttft_p99=ttft.latency.p99 if ttft else None,
+            took_p50=took.p50 if took else None,
+            took_p99=took.p99 if took else None,
+        )
 
     def in_flight(self, now_s: float) -> float | None:
         """Requests that the routers work on; those that wait in the waiting room are not among them."""
