@@ -41,7 +41,7 @@ export LITELLM ?= $(abspath $(LITELLM_VENV)/bin/python)
 export VLLM_ROUTER ?= $(abspath $(VLLM_ROUTER_VENV)/bin/vllm-router)
 export SGLANG_ROUTER ?= $(abspath $(SGLANG_ROUTER_VENV)/bin/sglang-router)
 
-.PHONY: help run test unit coverage check reference docs format bench chaos freezes frontends kinds soak fuzz proto mlx vllm dynamo routers install lock dist deb deb-test clean
+.PHONY: help run test unit coverage check reference docs format bench page-shots chaos freezes frontends kinds soak fuzz proto mlx vllm dynamo routers install lock dist deb deb-test clean
 
 help:
 	@sed -n 's/^## //p' Makefile
@@ -55,7 +55,7 @@ run:
 
 ## make test     all tests, with the real nginx and the real SMG, JOBS=4 at a time; ARGS='-k drain' for some of them
 test:
-	@$(SETUP) dev nginx sshd prometheus etcd haproxy pebble man smg-newest envoy litellm $(ROUTERS)
+	@$(SETUP) dev nginx sshd prometheus etcd haproxy chromium pebble man smg-newest envoy litellm $(ROUTERS)
 	@$(PYTEST) -n $(JOBS) --dist worksteal $(ARGS)
 
 ## make unit     the unit tests alone: no nginx, no socket, no process, and time is fake
@@ -100,6 +100,11 @@ format:
 bench:
 	@$(SETUP) dev nginx wrk sshd $(ROUTERS)
 	@$(PY) -m bench $(ARGS)
+
+## make page-shots take the pictures of the live page in docs/images again, in the real Chromium
+page-shots:
+	@$(SETUP) dev chromium
+	@$(PY) -m scripts.page_shots
 
 ## make chaos    random faults under load on the real thing; MINUTES=10, and SEED=n to play one again
 chaos:

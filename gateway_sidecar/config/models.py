@@ -114,11 +114,11 @@ class LogSettings(Part):
 
 
 class MetricsSettings(Part):
-    """Prometheus metrics, `/healthz` and `/readyz`."""
+    """Prometheus metrics, `/healthz`, `/readyz` and the live page."""
 
     listen: EndpointValue | None = Field(
         default=Endpoint("127.0.0.1", 9464),
-        description="The address of `/metrics`, `/healthz` and `/readyz`. `null` turns the listener off.",
+        description="The address of `/metrics`, `/healthz`, `/readyz` and the live page. `null` turns the listener off.",
         examples=["127.0.0.1:9464", None],
     )
     hosts: Annotated[tuple[ServerNameValue, ...], Field(strict=False)] = Field(
@@ -128,6 +128,16 @@ class MetricsSettings(Part):
         " in its Host gets 421, because a web page could have sent that request here.",
         examples=[["gateway1.example.net"]],
     )
+    page: bool = Field(
+        default=True,
+        description="Whether the listener serves the live page at `/`, which shows services, replicas and why, plots of"
+        " the last hour, and events.",
+    )
+
+    @property
+    def has_page(self) -> bool:
+        """Whether there is a live page."""
+        return self.page and self.listen is not None
 
 
 class AdminTlsSettings(Part):

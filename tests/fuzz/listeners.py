@@ -31,6 +31,7 @@ _MOST_GROWTH_BYTES = 200 * 1024 * 1024
 _MOST_DESCRIPTORS = 2500
 _TARGETS = (
     *("/metrics", "/healthz", "/readyz", "/sd", "/routers/chat/metrics", "/replicas/chat/r1/metrics", "/nothing"),
+    *("/", "/page/page.js", "/page/stream", "/page/stream", "/page/events.json"),
     *("/v1/status", "/v1/plan", "/v1/openapi.json", "/v1/services/chat/signals", "/v1/services/chat/replicas"),
     *("/v1/services/chat/replicas/f1", "/v1/services/chat/replicas/f1/drain?timeout_s=0", "/v1/services/%00/signals"),
 )

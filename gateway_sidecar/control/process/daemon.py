@@ -15,6 +15,7 @@ from typing import Any
 from gateway_sidecar import __version__
 from gateway_sidecar.config import AcmeSettings, AddressSettings, FrontendSettings, ServiceSettings, Settings
 from gateway_sidecar.control.autoscaling.collector import Signals
+from gateway_sidecar.control.autoscaling.last_hour import LastHour
 from gateway_sidecar.control.edge.certificates import AcmeHost, Certificates
 from gateway_sidecar.control.edge.frontends import Frontends
 from gateway_sidecar.control.edge.nginx_supervisor import NginxSupervisor
@@ -103,6 +104,7 @@ class Daemon:
         self.file = FileOnDisk(config_path, self._reload)
         self._watchdog = Watchdog(self._services, self._reload, self._notifier, metrics)
         self.signals = Signals(services, self._events_at, self._is_leaving, metrics)
+        self.last_hour = LastHour(self.signals.of)
         host_of_leave = LeaveHost(
             self._services.addresses, self.signals.last_request, self.touch, self._write_down, self.end
         )
@@ -218,6 +220,7 @@ class Daemon:
                 self._tunnels.follow,
                 self.signals.run,
                 *self._in_fleet.loops,
+                *((self.last_hour.run,) if self.settings.metrics.has_page else ()),
             )
         ]
         if self.leaving.stops:
