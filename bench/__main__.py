@@ -23,6 +23,7 @@ FIGURES = (
     "burst",
     "at-rest",
     "signals",
+    "page",
     "neighbours",
     "frontend",
     "bounds",

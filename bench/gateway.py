@@ -116,11 +116,12 @@ async def running_gateway(
     router: str = "smg",
     command: str | None = None,
     engine: str = "auto",
+    module: str = "gateway_sidecar",
 ) -> AsyncIterator[Ours]:
     """A gateway with the default settings but for the ports, which waits `settle_s` after a worker is taken out.
 
     hold: settings of the waiting room. router, command: its kind and its program; `workers` is for SMG alone. engine:
-        what replicas are.
+        what replicas are. module: what is run in the daemon's place.
     """
     first = free_ports(bridges)
     gateway = Gateway(
@@ -128,6 +129,7 @@ async def running_gateway(
         log={"format": "json", "level": "info"},
         bridges={"ports": f"{first}-{first + bridges - 1}", "nginx_workers": nginx_workers},
     )
+    gateway.module = module
     if settle_s is not None:
         gateway.settings["services"][0]["drain"] = {"settle_s": settle_s}
     if hold is not None:
