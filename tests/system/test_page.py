@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import pytest
 
+from gateway_sidecar.api.page_feed import MOST_VIEWERS, Feed
 from scripts.page_shots import Site, many
 from tests.chromium import PROGRAM, Tab, chromium
 from tests.system.clients import ask
@@ -59,9 +60,10 @@ async def test_the_page_is_live_safe_and_bears_a_phone(make_gateway: MakeGateway
 
 async def test_200_replicas_and_an_hour_are_shown() -> None:
     """Those that are not well first, the others when they are asked for, and plots that are read by pointing there."""
-    async with chromium() as tab, Site(many()) as url:
+    site = Site(many())
+    async with chromium() as tab, site as url:
         await tab.show(1280, 800)
-        await tab.go(url)
+        await waits_for_a_place(site.feed, tab, url)
         await tab.until("document.querySelectorAll('.plot path.main[d^=M]').length === 4")
         states = "[...document.querySelectorAll('tbody tr')].map((it) => it.className)"
         assert (await tab.run(states))[:5] == ["dead", "loading", "unreachable", "loading", "serving"]
@@ -77,6 +79,17 @@ async def test_200_replicas_and_an_hour_are_shown() -> None:
         await tab.until("/^[0-9:]{8}$/.test(document.querySelector('.when').textContent)")
         await narrow(tab)
         assert tab.complaints == []
+
+
+async def waits_for_a_place(feed: Feed, tab: Tab, url: str) -> None:
+    """A page for which there is no room says why, and is live once another one is closed."""
+    others = [feed.begin(None, lambda: False)[0] for _ in range(MOST_VIEWERS)]
+    await tab.go(url)
+    await tab.until("document.querySelector('#connection').textContent.includes('16 pages are open already')")
+    for each in others:
+        await feed.end(each)
+    await tab.until("document.querySelector('#connection').textContent === 'live'")
+    tab.complaints.clear()  # That it was refused.
 
 
 async def filtered(tab: Tab) -> None:

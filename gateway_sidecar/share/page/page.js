@@ -202,6 +202,7 @@ async function follow() {
       if (document.hidden) hiding = setTimeout(() => abort.abort(), HIDDEN_MS);
     };
     document.addEventListener('visibilitychange', look);
+    look();
     let why = '';
     try {
       await listen(abort);
@@ -367,6 +368,8 @@ class Card {
     for (const [key, row] of this.rows) if (!kept.has(row)) this.rows.delete(key);
     place(this.body, rows);
     this.table.hidden = rows.length === 0;
+    const isPlain = found.every(([, row]) => row.role === undefined || row.role === 'regular');
+    this.table.classList.toggle('plain', isPlain);
     this.more.hidden = !isLong && rows.length > 0;
     this.more.disabled = rows.length === 0;
     const none = Object.keys(replicas).length ? 'no replica that matches' : 'no replicas';
