@@ -257,8 +257,8 @@ def _add_status_commands(commands: Any) -> None:
 
 def _add_usage_options(command: argparse.ArgumentParser) -> None:
     command.add_argument(
-        "--since", default="24h", metavar="TIME",
-        help="from when: 24h, 7d or 4w ago, 2026-11-01 or 2026-11-01T12:00Z (default: %(default)s)",
+        "--since", metavar="TIME",
+        help="from when: 24h, 7d or 4w ago, 2026-11-01 or 2026-11-01T12:00Z (default: 24h)",
     )  # fmt: skip
     command.add_argument("--until", metavar="TIME", help="until when, in the same form (default: now)")
     command.add_argument("--service", metavar="SERVICE", help="only this service or shared address")

@@ -188,6 +188,9 @@ class _Place:
             did = Did.CREATED
         except (OSError, UnicodeDecodeError) as error:
             raise InstallError(f"{target}: cannot be read: {error}; check it, then move it away") from error
+        if did is not Did.UNCHANGED and target.is_symlink():
+            # It may be somebody's own copy, or /dev/null, by which systemd knows a masked unit.
+            raise InstallError(f"{target}: is a symlink to {target.readlink()}; remove it, then install again")
         if did is not Did.UNCHANGED and not self.dry_run:
             _replace(target, text, mode)
         return self._step(did, path)

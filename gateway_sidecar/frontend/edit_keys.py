@@ -1,5 +1,5 @@
 """Changes the file of keys, one line at a time: comments, order, owner and mode stay. The file is replaced whole, while
-other editors are kept out. All of it raises FrontendError.
+other editors are kept out. A symlink stays, and what it leads to is replaced. All of it raises FrontendError.
 """
 
 from __future__ import annotations
@@ -16,7 +16,9 @@ from pathlib import Path
 
 from gateway_sidecar.config.frontend_values import NAME
 from gateway_sidecar.config.values import show
+from gateway_sidecar.domain.trust import trouble_with_links
 from gateway_sidecar.errors import FrontendError
+from gateway_sidecar.files.follow import follow, ours
 from gateway_sidecar.files.replace import put_in_place, write_beside
 from gateway_sidecar.frontend.keys import Key, KeyFile, no_plan, parse_keys, shown_date
 from gateway_sidecar.frontend.words import NONE, check_word, parse_words, written
@@ -196,15 +198,34 @@ def _plan_line(name: str) -> re.Pattern[str]:
 @contextmanager
 def _edited(path: Path) -> Iterator[str]:
     """The file's text, or an empty one, with other editors kept out."""
+    real = _real(path)
     try:
-        directory = os.open(path.parent, os.O_RDONLY | os.O_DIRECTORY)
+        directory = os.open(real.parent, os.O_RDONLY | os.O_DIRECTORY)
     except OSError as error:
-        raise FrontendError([f"{path.parent}: {error.strerror}; make the directory first"]) from error
+        raise FrontendError([f"{real.parent}: {error.strerror}; make the directory first"]) from error
     try:
         fcntl.flock(directory, fcntl.LOCK_EX)
-        yield _text(path)
+        yield _text(real)
     finally:
         os.close(directory)
+
+
+def _real(path: Path) -> Path:
+    """Where the file lies that a path leads to. A symlink counts only if its maker could change that file, too."""
+    try:
+        followed = follow(str(path.absolute()))
+    except FileNotFoundError:
+        if path.is_symlink():
+            target = path.readlink()
+            raise FrontendError(
+                [f"{path}: is a symlink to {target}, which is not there; make that file, or name another with --file"]
+            ) from None
+        return path
+    except OSError as error:
+        raise FrontendError([f"{path}: {error.strerror}; name another with --file"]) from error
+    if trouble := trouble_with_links(followed.links, followed.owned, ours()):
+        raise FrontendError([f"{path}: {trouble}"])
+    return Path(followed.real)
 
 
 def _text(path: Path) -> str:
@@ -230,6 +251,7 @@ def _check_length(words: Mapping[str, str], *, of_plan: bool = False) -> None:
 
 def _replace(path: Path, text: str) -> None:
     """Writes the file whole or not at all; its owner and mode stay."""
+    path = _real(path)
     before = path.stat() if path.exists() else None
     content = text.encode("utf-8", _AS_THEY_ARE)
     fresh = write_beside(path, content, 0o600 if before is None else before.st_mode & 0o777, synced=True)

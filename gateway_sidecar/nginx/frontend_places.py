@@ -49,7 +49,7 @@ class FrontendPlaces:
 
     @property
     def used(self) -> Path:
-        """What keys had used up when nginx was started."""
+        """What keys had used up when nginx was started, or got another frontend."""
         return self.directory / "used"
 
     def last_used(self, service: str) -> Path | None:

@@ -556,7 +556,9 @@ async def test_keys_are_changed_by_command(make_gateway: MakeGateway) -> None:
 
 
 async def test_a_new_nginx_does_not_fill_a_quota(make_gateway: MakeGateway, engine: StartEngine) -> None:
-    """The daemon tells it what each key has used, also of what nobody had taken in before the old one was killed."""
+    """The daemon tells it what each key has used, also of what nobody had taken in before the old one was killed. Keys
+    that a reload takes away and another one brings back go on, too.
+    """
     gateway = make_gateway()
     file = guarded(gateway)
     gateway.settings["services"][0]["frontend"]["usage"] = {}
@@ -589,3 +591,10 @@ async def test_a_new_nginx_does_not_fill_a_quota(make_gateway: MakeGateway, engi
             async with client.get(f"http://127.0.0.1:{gateway.metrics_port}/metrics") as answer:
                 page = await answer.text()
     assert float(page.partition(used)[2].split()[0]) >= 1
+    frontend = gateway.settings["services"][0]["frontend"]
+    for auth, told in ((None, 200), (frontend["auth"], 401)):  # Without any keys nginx keeps no counts of them.
+        frontend["auth"] = auth
+        gateway.configure()
+        assert (await gateway.cli("reload"))[0] == 0
+        await until_status(gateway, "no-key-of-anybodys", told, within_s=60)
+    assert (await post(gateway, day))[0] == 429

@@ -344,4 +344,7 @@ async def test_the_command_shows_it_as_a_table_json_and_csv(make_gateway: MakeGa
     assert code == 1
     assert error == "gateway-sidecar: since: 'yesterday' is no time; use 24h, 7d, 4w, 2026-11-01 or 2026-11-01T12:00Z\n"
     code, _, error = await gateway.cli("usage", "--since", "1h", "--until", "2026-01-01")
-    assert (code, error) == (1, "gateway-sidecar: until is not after since; exchange the two\n")
+    assert (code, error) == (
+        1,
+        "gateway-sidecar: until: '2026-01-01' is not after since, '1h'; use a later until, or an earlier since\n",
+    )

@@ -147,6 +147,48 @@ def test_a_key_is_revoked_in_a_file_with_mistakes_and_they_are_told(tmp_path: Pa
     assert file.read_text() == "bob\n"
 
 
+def test_an_edit_leaves_a_symlink_and_changes_what_it_leads_to(tmp_path: Path) -> None:
+    """Also over two of them, one relative; the lock is that of the file's own directory."""
+    (tmp_path / "real").mkdir()
+    file, link, first = tmp_path / "real" / "keys", tmp_path / "link", tmp_path / "first"
+    file.write_text(f"alice:{A}\n")
+    file.chmod(0o640)
+    link.symlink_to("real/keys")
+    first.symlink_to(link)
+    add_key(first, "bob", "b" * 16)
+    change_key(first, "alice", {"concurrent": "3"})
+    change_plan(link, "team", {})
+    revoke_key(first, "bob")
+    assert link.is_symlink()
+    assert first.is_symlink()
+    assert file.read_text() == f"alice:{A} concurrent=3\nplan team\n"
+    assert file.stat().st_mode & 0o777 == 0o640
+    assert sorted(it.name for it in (tmp_path / "real").iterdir()) == ["keys"]
+
+
+def test_an_edit_follows_no_symlink_that_leads_nowhere_or_round(tmp_path: Path) -> None:
+    """Nothing is made in a place that nobody has named."""
+    link = tmp_path / "keys"
+    for target, reason in (("away", "keys: is a symlink to away, which is not there"), ("keys", "Too many levels")):
+        link.symlink_to(target)
+        with pytest.raises(FrontendError, match=reason):
+            add_key(link, "alice")
+        assert list(tmp_path.iterdir()) == [link]
+        link.unlink()
+
+
+@pytest.mark.skipif(os.geteuid() != 0, reason="only root can give a link to somebody")
+def test_an_edit_follows_no_symlink_of_somebody_elses(tmp_path: Path) -> None:
+    """Whoever may not change a file does not have it changed by a link."""
+    file, link = tmp_path / "real", tmp_path / "keys"
+    file.write_text(f"alice:{A}\n")
+    link.symlink_to(file)
+    os.chown(link, 65534, 65534, follow_symlinks=False)
+    with pytest.raises(FrontendError, match="is a link of user 65534 that leads to"):
+        revoke_key(link, "alice")
+    assert file.read_text() == f"alice:{A}\n"
+
+
 def test_a_mark_of_the_byte_order_is_no_mistake(tmp_path: Path) -> None:
     """Some editors begin a file with it."""
     file = tmp_path / "keys"

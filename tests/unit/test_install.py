@@ -103,6 +103,16 @@ def test_an_update_replaces_the_unit(tmp_path: Path) -> None:
     assert not [path for path in tree(tmp_path) if path.endswith(".new")]
 
 
+def test_a_symlink_is_never_replaced(tmp_path: Path) -> None:
+    """It may be a copy that somebody keeps elsewhere; and systemd knows a masked unit by one. In a dry run, too."""
+    (tmp_path / UNIT).parent.mkdir(parents=True)
+    (tmp_path / UNIT).symlink_to("/dev/null")
+    for dry_run in (True, False):
+        with pytest.raises(InstallError, match="is a symlink to /dev/null; remove it, then install again"):
+            list(install(tmp_path, command=COMMAND, dry_run=dry_run))
+    assert (tmp_path / UNIT).is_symlink()
+
+
 def test_a_dry_run_says_the_same_and_does_nothing(tmp_path: Path) -> None:
     """One line for each thing that would be done; no file, no command."""
     tools = Tools()

@@ -12,6 +12,7 @@ from typing import Any, cast
 import pytest
 from structlog.testing import capture_logs
 
+from gateway_sidecar.config import FrontendSettings
 from gateway_sidecar.control.edge import nginx_supervisor
 from gateway_sidecar.control.edge.nginx_supervisor import NginxSupervisor
 from gateway_sidecar.errors import NginxError
@@ -22,6 +23,7 @@ from tests.smg import smg_address
 from tests.unit.fake_time import beside, in_fake_time
 from tests.unit.processes import PlayedProcess
 
+OTHER = FrontendSettings(max_body_mb=7)
 CHAT = smg_address("chat", "127.0.0.1:30000", "127.0.0.1:1", "127.0.0.1:2")
 CODE = smg_address("code", "127.0.0.1:30001", "127.0.0.1:3", "127.0.0.1:4")
 
@@ -98,11 +100,11 @@ class Kept:
         self.changes: list[bool] = []
         self.log: list[Any] = []
         self.orphans_of: list[int] = []
-        self.told = 0
+        self.made_ready = 0
         patch.setattr(nginx_supervisor, "stop_orphans", self._orphans)
         self.supervisor = NginxSupervisor(
             cast("Any", self.nginx), lambda: list(self.wanted), self.metrics,
-            lambda: self.changes.append(self.supervisor.up), self._before_start,
+            lambda: self.changes.append(self.supervisor.up), self._make_ready,
         )  # fmt: skip
 
     def request(self, *services: ServiceAddress) -> None:
@@ -113,8 +115,8 @@ class Kept:
     def events(self) -> list[str]:
         return [each["event"] for each in self.log]
 
-    async def _before_start(self) -> None:
-        self.told += 1
+    async def _make_ready(self) -> None:
+        self.made_ready += 1
 
     async def _orphans(self, master: Identity) -> int:
         self.orphans_of.append(master.pid)
@@ -197,6 +199,18 @@ async def test_a_change_is_told_at_once_and_only_a_change(monkeypatch: pytest.Mo
         it.supervisor.touch()
         await asyncio.sleep(60)
         assert it.nginx.tries == tries
+
+
+@in_fake_time
+async def test_what_nginx_reads_is_ready_before_it_gets_another_frontend(monkeypatch: pytest.MonkeyPatch) -> None:
+    """A frontend that is brought back goes on with what its keys had used. A router's new port waits for no disk."""
+    async with kept(monkeypatch) as it:
+        assert it.made_ready == 1, "it was started"
+        for wanted, made_ready in ((replace(CHAT, router="127.0.0.1:9"), 1), (replace(CHAT, frontend=OTHER), 2)):
+            it.request(wanted, CODE)
+            await asyncio.sleep(0.01)
+            assert it.nginx.served == [wanted, CODE]
+            assert it.made_ready == made_ready
 
 
 @in_fake_time

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import datetime
 import sqlite3
 from collections.abc import Callable, Iterable
 from contextlib import suppress
@@ -11,6 +12,8 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
+from gateway_sidecar.api.answers import Refused
+from gateway_sidecar.api.usage import asked_in
 from gateway_sidecar.config import parse_config
 from gateway_sidecar.control.state.usage_store import HOUR_S, Asked, UsageStore
 from gateway_sidecar.domain.usage import NONE, OTHERS, NamedSeries, Usage, UsageKey, total
@@ -264,3 +267,36 @@ def test_sums_add_up() -> None:
     """Field by field; of nothing the sum is nothing."""
     assert total([]) == NONE
     assert total([used(1), used(2)]) == used(3, 2)
+
+
+@pytest.mark.parametrize(
+    ("query", "expected"),
+    [
+        (
+            {"since": "2027-01-15T09:01"},
+            "since: '2027-01-15T09:01' is in the future; use a time before now, such as 24h",
+        ),
+        (
+            {"until": "7d"},
+            "until: '7d' is not after since, which is 24h ago if it is not given; give an earlier since as well",
+        ),
+        (
+            {"since": "1h", "until": "2d"},
+            "until: '2d' is not after since, '1h'; use a later until, or an earlier since",
+        ),
+        ({"since": "2h", "until": "2h"}, None),
+        ({"since": "0h"}, None),
+        ({"until": "2h"}, None),
+        ({"until": "2030-01-01"}, None),
+    ],
+)
+def test_a_time_that_leaves_nothing_to_show_is_an_error(query: dict[str, str], expected: str | None) -> None:
+    """It says which time that is, and the cure."""
+    now = datetime.datetime(2027, 1, 15, 9, 0, 30, tzinfo=datetime.UTC).timestamp()
+    if expected is None:
+        asked_in(query, now)
+        return
+    with pytest.raises(Refused) as caught:
+        asked_in(query, now)
+    assert caught.value.body["error"] == expected
+    assert caught.value.status == 400

@@ -29,7 +29,7 @@ _RESTARTS = Backoff(first_s=0.1, most_s=10.0)
 class NginxSupervisor:
     """One nginx, kept. `addresses` says what it has to serve; `touch` that this may have changed.
 
-    before_start: has ready what an nginx that is about to start will read.
+    make_ready: has ready what an nginx reads that is about to start, or to get another frontend.
     applied: what it serves; None as long as nobody knows, which may be so of an earlier daemon's at first.
     reason: why nginx is down, or has not been told of all that changed.
     """
@@ -40,10 +40,10 @@ class NginxSupervisor:
         addresses: Callable[[], Sequence[ServiceAddress]],
         metrics: Metrics,
         on_change: Callable[[], None],
-        before_start: Callable[[], Awaitable[None]],
+        make_ready: Callable[[], Awaitable[None]],
     ) -> None:
         self.nginx = nginx
-        self._before_start = before_start
+        self._make_ready = make_ready
         self._addresses = addresses
         self._metrics = metrics
         self._on_change = on_change
@@ -208,6 +208,9 @@ class NginxSupervisor:
             # What those have now cannot be kept, since nobody knows what that is: nothing is changed.
             raise NginxError("; ".join(f"{service}: {why}" for service, why in objections.items()))
         served, refused = servable(wanted, self.applied or (), objections)
+        now = {it.service: it for it in self.applied or ()}
+        if not all(_same_frontend(it, now.get(it.service)) for it in served):
+            await self._make_ready()
         try:
             return served, refused, await self.nginx.apply(served)
         except NginxError as error:
@@ -266,7 +269,7 @@ class NginxSupervisor:
     async def _start(self) -> None:
         """Starts nginx with what can be served. Raises NginxError, OSError."""
         began = awake.monotonic()
-        await self._before_start()
+        await self._make_ready()
         self._touched.clear()
         wanted = self._tried = self._addresses()
         objections = await self.nginx.objections(wanted)

@@ -1,5 +1,6 @@
-"""Tells an nginx that is about to start what each key has used up of its day and its month: its own counts of that are
-gone with the nginx before. Where usage is not counted nobody knows it, and the counts begin anew.
+"""Tells an nginx that is about to start, or to get another frontend, what each key has used up of its day and month.
+nginx's own counts of that end with nginx, and with a configuration in which no service has keys; a count that is there
+stays. Where usage is not counted nobody knows it, and the counts begin anew.
 """
 
 from __future__ import annotations
@@ -34,7 +35,7 @@ class Usage(Protocol):
 
 
 class UsedUp:
-    """What keys have used, in a file that nginx reads when it starts (`bounds.begin`)."""
+    """What keys have used, in a file that each worker of nginx reads when it starts (`bounds.begin`)."""
 
     def __init__(
         self,
