@@ -27,6 +27,7 @@ local BOOT_TIME, WORKING_DIRECTORY, LINK_ITSELF, NO_SUCH_PROCESS = 7, -100, 0x10
 local LONGEST = 4096
 local DAY_S, MINUTE_S = 86400, 60
 local MOST_KNOWN = 50000
+local LONGEST_ANSWER = 1048576 -- that becomes another one
 -- An answer may end after the period in which it began, and whoever asks for a counter then finds it.
 local KEPT_S = 40 * DAY_S
 -- For this long nobody else brings a bucket up to date: two workers would give, or take, the same time twice.
@@ -353,10 +354,25 @@ local function tell_bucket(it, kind, bound)
     told(it, kind, most, most * (1 - full_s / MINUTE_S), full_s)
 end
 
+-- The whole answer of a request with bounds, if it is none of an error, becomes another one. Of one that is longer than
+-- `LONGEST_ANSWER` only the beginning is looked at.
+function bounds.change_answer(how)
+    local it = of_request()
+    it.change, it.text = how, ""
+end
+
 -- An answer's head passes.
 function bounds.tell()
     local it = of_request()
-    if not it or not it.counts then return end
+    if not it then return end
+    if it.change then
+        if ngx.status == 200 then
+            ngx.header.content_length, ngx.header.content_encoding = nil, nil
+        else
+            it.change = nil
+        end
+    end
+    if not it.counts then return end
     if it.bounds.requests_per_minute then tell_bucket(it, "requests", "requests_per_minute") end
     if it.bounds.tokens_per_minute then return tell_bucket(it, "tokens", "tokens_per_minute") end
     local bound = it.bounds.tokens_per_day and "tokens_per_day" or "tokens_per_month"
@@ -367,10 +383,18 @@ function bounds.tell()
     told(it, "tokens", most, most - (ngx.shared.gateway_bounds:get(key) or 0), ends - now)
 end
 
+local function change(it)
+    local arg = ngx.arg
+    if #it.text <= LONGEST_ANSWER then it.text = it.text .. arg[1] end
+    arg[1] = arg[2] and it.change(it.text) or nil
+end
+
 -- A piece of an answer passes. `is_read`: what it says of tokens is read by somebody else.
 function bounds.answers(is_read)
     local it = of_request()
-    if not it or not it.counts or not it.bounds.has_tokens then return end
+    if not it then return end
+    if it.change then return change(it) end
+    if not it.counts or not it.bounds.has_tokens then return end
     local piece, at = ngx.arg[1], {pos = 1}
     if it.is_stream == nil then
         local kind = ngx.var.sent_http_content_type

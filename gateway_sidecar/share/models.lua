@@ -26,7 +26,7 @@ void *memmem(const void *text, size_t size, const void *what, size_t length);
 ]]
 
 local O_RDONLY_CLOEXEC, SEEK_END, READ, ANONYMOUS, IN_PLACE = 0x80000, 2, 1, 0x22, 0x12
-local SPACE, QUOTE, BACKSLASH, COMMA, COLON, OPENS, CLOSES = 32, 34, 92, 44, 58, 123, 125
+local SPACE, QUOTE, BACKSLASH, COMMA, COLON, OPENS, CLOSES, LIST = 32, 34, 92, 44, 58, 123, 125, 91
 local LONGEST_NAME = 1024 -- bytes as sent; a configured one has 256
 local LONGEST_SHOWN = 100
 local MOST_SHOWN = 20
@@ -187,7 +187,7 @@ local OUTSIDE, INSIDE, ESCAPED = 0, 256, 512
 local after, deeper = ffi.new("uint16_t[768]"), ffi.new("int8_t[768]")
 for byte = 0, 255 do after[INSIDE + byte], after[ESCAPED + byte] = INSIDE, INSIDE end
 after[OUTSIDE + QUOTE], after[INSIDE + QUOTE], after[INSIDE + BACKSLASH] = INSIDE, OUTSIDE, ESCAPED
-for _, byte in ipairs {91, OPENS} do deeper[byte] = 1 end
+for _, byte in ipairs {LIST, OPENS} do deeper[byte] = 1 end
 for _, byte in ipairs {93, CLOSES} do deeper[byte] = -1 end
 
 -- Where a list or an object ends that begins before `i`. What goes on for long is left to libc. Which bracket closes
@@ -270,6 +270,32 @@ local function is_model(p, from, to)
     if length == 5 then return p[from] == 109 and ffi.string(p + from, 5) == "model" end
     return length > 5 and length <= 30 and C.memchr(p + from, BACKSLASH, length) ~= nil
         and unescaped(ffi.string(p + from, length)) == "model"
+end
+
+-- Where the values of some members of an object are, from the brace at `i` on: `found` has their names, and gets a
+-- place for each. Returns where the object's last brace is, and whether it is empty; nil for what is no JSON.
+local function members(p, i, n, found)
+    i = after_space(p, i + 1, n)
+    if i < n and p[i] == CLOSES then return i, true end
+    while i < n and p[i] == QUOTE do
+        local key = i + 1
+        i = after_string(p, key, n)
+        if not i then return nil end
+        local length = i - 1 - key
+        local name = length <= 160 and unescaped(ffi.string(p + key, length)) or ""
+        i = after_space(p, i, n)
+        if i >= n or p[i] ~= COLON then return nil end
+        local value = after_space(p, i + 1, n)
+        i = after_value(p, value, n)
+        if not i then return nil end
+        if found[name] ~= nil then found[name] = {value, i} end
+        i = after_space(p, i, n)
+        if i >= n then return nil end
+        if p[i] == CLOSES then return i, false end
+        if p[i] ~= COMMA then return nil end
+        i = after_space(p, i + 1, n)
+    end
+    return nil
 end
 
 -- The top-level `model` of a JSON object: its name, and the bytes from which to which it stands, quotes included. No
@@ -539,10 +565,41 @@ local function needs_model(var, has_body)
     return has_body or var.http_upgrade
 end
 
--- At an address of one service: ends a request for a model that its key may not use.
+-- Of a list of models, as a router or an engine has it, what a key may use. Whatever else an answer says could name
+-- models, too. What cannot be read shows nothing.
+function models.shortened(text, may)
+    local p, n, kept = ffi.cast(bytes_of, text), #text, {}
+    local i, found = after_space(p, 0, n), {data = false}
+    local is_read = n <= STEP and i < n and p[i] == OPENS and members(p, i, n, found) and found.data
+        and p[found.data[1]] == LIST
+    local last = is_read and found.data[2] - 1 or 0
+    i = is_read and after_space(p, found.data[1] + 1, last) or last
+    while i < last do
+        local stop, named = after_value(p, i, last), {id = false}
+        if not stop then break end
+        if p[i] == OPENS and members(p, i, stop, named) and named.id and p[named.id[1]] == QUOTE then
+            local from, to = named.id[1] + 1, named.id[2] - 1
+            local name = to - from <= LONGEST_NAME and unescaped(ffi.string(p + from, to - from))
+            if name and may[name] then kept[#kept + 1] = string.sub(text, i + 1, stop) end
+        end
+        i = after_space(p, stop, last)
+        if i < last and p[i] ~= COMMA then break end
+        i = after_space(p, i + 1, last)
+    end
+    return '{"object": "list", "data": [' .. (i >= last and table.concat(kept, ", ") or "") .. "]}"
+end
+
+-- At an address of one service: ends a request for a model that its key may not use, and leaves such models out of a
+-- list.
 function models.check()
     local may, var = bounds.models(), ngx.var
     if not may then return end
+    local listed = string.match(var.uri, "^/v1/models/?(.*)$")
+    if listed == "" then
+        bounds.change_answer(function(text) return models.shortened(text, may) end)
+    elseif listed and not may[listed] then
+        return refuse_unknown(may, listed)
+    end
     local has_body = NOT_SMALL[ngx.req.get_method()]
     local asked, reason = model_of_request(var, has_body)
     if asked then
@@ -656,7 +713,7 @@ end
 
 models.in_json, models.in_form, models.choose = in_json, in_form, choose -- For access_log.lua, and for tests.
 -- For usage.lua, which looks at bodies in the same way.
-models.after_space, models.after_string, models.after_value, models.unescaped = after_space, after_string, after_value, unescaped
+models.after_space, models.members, models.unescaped = after_space, members, unescaped
 models.with_body, models.rewrite, models.of_request = with_body, rewrite, model_of_request
 
 return models

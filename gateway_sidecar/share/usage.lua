@@ -27,7 +27,7 @@ int getentropy(void *buffer, size_t length);
 
 local byte, find, match, sub = string.byte, string.find, string.match, string.sub
 local O_RDWR_CREAT_CLOEXEC, EXCLUSIVE_NOW, READ_WRITE, SHARED = 0x80042, 6, 3, 1
-local BACKSLASH, QUOTE, COMMA, COLON, OPENS, CLOSES, LIST = 92, 34, 44, 58, 123, 125, 91
+local OPENS = 123
 local CARRIAGE_RETURN, LINE_FEED, TRUE, FALSE, NULL = 13, 10, "true", "false", "null"
 
 -- The file: numbers of 8 bytes, then names. As in nginx/usage.py.
@@ -272,33 +272,7 @@ end
 
 -- -- asking for the usage of streams
 
-local after_space, after_string, after_value = models.after_space, models.after_string, models.after_value
-
--- Where the values of some members of an object are, from the brace at `i` on: `found` has their names, and gets a
--- place for each. Returns where the object's last brace is, and whether it is empty; nil for what is no JSON.
-local function members(p, i, n, found)
-    i = after_space(p, i + 1, n)
-    if i < n and p[i] == CLOSES then return i, true end
-    while i < n and p[i] == QUOTE do
-        local key = i + 1
-        i = after_string(p, key, n)
-        if not i then return nil end
-        local length = i - 1 - key
-        local name = length <= 160 and models.unescaped(ffi.string(p + key, length)) or ""
-        i = after_space(p, i, n)
-        if i >= n or p[i] ~= COLON then return nil end
-        local value = after_space(p, i + 1, n)
-        i = after_value(p, value, n)
-        if not i then return nil end
-        if found[name] ~= nil then found[name] = {value, i} end
-        i = after_space(p, i, n)
-        if i >= n then return nil end
-        if p[i] == CLOSES then return i, false end
-        if p[i] ~= COMMA then return nil end
-        i = after_space(p, i + 1, n)
-    end
-    return nil
-end
+local after_space, members = models.after_space, models.members
 
 -- The text of a value; nil if there is none.
 local function value_of(p, place)

@@ -2,26 +2,17 @@
 
 from __future__ import annotations
 
-import asyncio
-import http.client
 import json
-import os
-import socket
-import subprocess
-import time
 from collections.abc import Iterator
 from email.parser import BytesParser
 from email.policy import HTTP
-from importlib import resources
-from pathlib import Path
 from typing import Any
 
 import pytest
 from hypothesis import example, given
 from hypothesis import strategies as st
 
-from gateway_sidecar.errors import NginxError
-from gateway_sidecar.nginx.server import find_nginx
+from tests.contract.lua_in_nginx import LuaInNginx, lua_in_nginx
 
 # A shared address in an nginx whose Lua module reads no body: it raises this error over HTTP/2.
 _UNREADABLE = """
@@ -58,95 +49,57 @@ _ANSWER = """
     ngx.print(name or "", string.sub(body, 1, 0))
 """
 
+# A list of models, as a key sees it.
+_SHORTENED = """
+    ngx.req.read_body()
+    local models, may = require "models", {}
+    for name in string.gmatch(ngx.var.http_x_may or "", "[^,]+") do may[name] = true end
+    ngx.print(models.shortened(ngx.req.get_body_data() or "", may))
+"""
+
 
 class Reader:
-    """The script in an nginx of its own, and one kept connection to it."""
+    """The script, at the paths of its questions."""
 
-    def __init__(self, directory: Path) -> None:
-        self._path = str(directory / "read.sock")
-        self._connection = http.client.HTTPConnection("x")
-
-    def connect(self) -> None:
-        sock = socket.socket(socket.AF_UNIX)
-        try:
-            sock.connect(self._path)
-        except OSError:
-            sock.close()
-            raise
-        self._connection.sock = sock
-
-    def close(self) -> None:
-        self._connection.close()
+    def __init__(self, nginx: LuaInNginx) -> None:
+        self._nginx = nginx
 
     def refusal(self) -> tuple[int, str]:
         """The answer of a shared address that cannot read a body."""
-        self._connection.request("POST", "/unreadable", b"{}")
-        answer = self._connection.getresponse()
-        return answer.status, json.loads(answer.read())["error"]["code"]
+        found, _ = self._nginx.ask("/unreadable", b"{}", status=411)
+        return 411, json.loads(found)["error"]["code"]
 
     def choices(self, *weights: int) -> str:
         """The number of the service that each of 10,000 requests gets."""
-        self._connection.request("GET", f"/choices?weights={','.join(map(str, weights))}")
-        return self._connection.getresponse().read().decode()
+        return self._nginx.ask(f"/choices?weights={','.join(map(str, weights))}")[0].decode()
 
     def ask(self, body: bytes, boundary: str | None = None) -> tuple[bytes, str]:
         """What it finds."""
-        self._connection.request("POST", "/", body, {"X-Boundary": boundary} if boundary else {})
-        answer = self._connection.getresponse()
-        found = answer.read()
-        assert answer.status == 200, found
-        return found, answer.headers["X-Places"]
+        found, head = self._nginx.ask("/", body, {"X-Boundary": boundary} if boundary else {})
+        return found, head["X-Places"]
+
+    def shortened(self, answer: bytes, *may: str) -> bytes:
+        """A list of models as a key sees it that may use these."""
+        return self._nginx.ask("/shortened", answer, {"X-May": ",".join(may)})[0]
 
 
 @pytest.fixture(scope="module")
 def reader(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Reader]:
     directory = tmp_path_factory.mktemp("lua")
-    try:
-        program = asyncio.run(find_nginx("nginx"))
-    except NginxError as error:
-        pytest.skip(str(error))
-    if program.lua_modules is None:
-        pytest.skip("nginx has no Lua module; `make test` installs it")
-    for name in ("models.lua", "bounds.lua", "tokens.lua"):
-        (directory / name).write_text((resources.files("gateway_sidecar") / "share" / name).read_text())
-    (directory / "answer.lua").write_text(_ANSWER)
-    (directory / "unreadable.lua").write_text(_UNREADABLE)
-    (directory / "choices.lua").write_text(_CHOICES)
-    temp = " ".join(f"{it}_temp_path {directory};" for it in ("client_body", "proxy", "fastcgi", "uwsgi", "scgi"))
-    (directory / "nginx.conf").write_text(f"""
-        daemon off; pid {directory}/nginx.pid; error_log {directory}/error.log; worker_processes 1;
-        {"user root;" if os.geteuid() == 0 else ""}
-        {" ".join(f"load_module {module};" for module in program.lua_modules)}
-        events {{ worker_connections 16; }}
-        http {{
-            access_log off; {temp} lua_package_path "{directory}/?.lua;;"; client_body_buffer_size 1m;
-            keepalive_requests 1000000;
-            server {{
-                listen unix:{directory}/read.sock;
-                location / {{ content_by_lua_file {directory}/answer.lua; }}
-                location /choices {{ content_by_lua_file {directory}/choices.lua; }}
-                location /unreadable {{
-                    access_by_lua_file {directory}/unreadable.lua;
-                    log_by_lua_block {{ ngx.req.read_body = ngx.ctx.read }}
-                }}
-            }}
+    own = {
+        "answer.lua": _ANSWER, "unreadable.lua": _UNREADABLE, "choices.lua": _CHOICES, "shortened.lua": _SHORTENED
+    }  # fmt: skip
+    locations = f"""
+        location / {{ content_by_lua_file {directory}/answer.lua; }}
+        location /choices {{ content_by_lua_file {directory}/choices.lua; }}
+        location /shortened {{ content_by_lua_file {directory}/shortened.lua; }}
+        location /unreadable {{
+            access_by_lua_file {directory}/unreadable.lua;
+            log_by_lua_block {{ ngx.req.read_body = ngx.ctx.read }}
         }}
-    """)
-    process = subprocess.Popen([program.path, "-p", str(directory), "-c", str(directory / "nginx.conf")])
-    found = Reader(directory)
-    try:
-        while True:
-            try:
-                found.connect()
-                break
-            except OSError:
-                assert process.poll() is None, (directory / "error.log").read_text()
-                time.sleep(0.01)
-        yield found
-    finally:
-        found.close()
-        process.terminate()
-        process.wait()
+    """
+    with lua_in_nginx(directory, "models.lua", "bounds.lua", "tokens.lua", own=own, locations=locations) as nginx:
+        yield Reader(nginx)
 
 
 def as_parsers_read(body: bytes) -> tuple[bytes, str] | None:
@@ -302,3 +255,33 @@ def test_each_service_gets_its_share_of_any_few_requests(reader: Reader, weights
             assert abs(choices[begin : begin + 100].count(str(at)) - 100 * share) <= 4
     every_second = choices[::2]
     assert abs(every_second.count("0") - 5_000 * weights[0] / sum(weights)) <= 8, "a client that comes in turn with one"
+
+
+_MODELS = st.sampled_from(["m", "a/b", "x", "\u00e9"])
+
+
+def _list(*names: str) -> bytes:
+    entries = [{"id": name, "object": "model", "meta": {"id": "x", "parent": [None, "]"]}} for name in names]
+    return json.dumps({"data": entries, "object": "list", "models": [{"name": name} for name in names]}).encode()
+
+
+@given(st.lists(_MODELS, max_size=5), st.lists(st.sampled_from(["m", "a/b", "x"]), max_size=3), st.booleans())
+def test_a_key_sees_only_its_models_in_a_list(reader: Reader, names: list[str], may: list[str], indent: bool) -> None:
+    """As they were listed, and in their order; nothing else of the answer, which may have them a second time."""
+    answer = json.loads(_list(*names))
+    got = json.loads(reader.shortened(json.dumps(answer, indent=2 if indent else None).encode(), *may))
+    assert got == {"object": "list", "data": [it for it in answer["data"] if it["id"] in may]}
+
+
+@pytest.mark.parametrize(
+    "answer",
+    [
+        b"", b"{}", b"[]", b"null", b'{"data": {}}', b'{"data": 1}', _list("m")[:-1], b"\x1f\x8b\x08",
+        b'{"data": ["m"]}',
+        b'{"data": [{"id": "m"} {"id": "m"}]}', b'{"data": [{"id": "m"]}', b'{"data": [{"name": "m"}, {"id": ["m"]}]}',
+        b'{"data": ["' + b"x" * 1_100_000 + b'", {"id": "m"}]}',
+    ],
+)  # fmt: skip
+def test_a_list_that_cannot_be_read_shows_nothing(reader: Reader, answer: bytes) -> None:
+    """Whatever it says; the client gets a list in any case."""
+    assert json.loads(reader.shortened(answer, "m")) == {"object": "list", "data": []}

@@ -2,24 +2,16 @@
 
 from __future__ import annotations
 
-import asyncio
-import http.client
 import json
-import os
-import socket
-import subprocess
-import time
 from collections.abc import Iterator, Sequence
-from importlib import resources
-from pathlib import Path
+from http.client import HTTPMessage
 from typing import Any
 
 import pytest
 from hypothesis import example, given
 from hypothesis import strategies as st
 
-from gateway_sidecar.errors import NginxError
-from gateway_sidecar.nginx.server import find_nginx
+from tests.contract.lua_in_nginx import LuaInNginx, lua_in_nginx
 
 _SCRIPTS = ("access_log.lua", "bounds.lua", "models.lua", "tokens.lua", "usage.lua")
 
@@ -62,90 +54,42 @@ _READ = """
 """
 
 
+_MAPS = """
+    map "" $gateway_tokens_in { default null; }
+    map "" $gateway_tokens_out { default null; }
+    map "$gateway_tokens_in$gateway_tokens_out" $gateway_named { default ""; }
+"""
+_READS = """
+    require("tokens").answers()
+    if ngx.arg[2] then ngx.arg[1] = "\\nsaid:" .. ngx.var.gateway_tokens_in .. " " .. ngx.var.gateway_tokens_out end
+"""
+
+
 class Reader:
-    """The scripts in an nginx of its own, and one kept connection to it."""
+    """The scripts, each at a path of its own."""
 
-    def __init__(self, directory: Path) -> None:
-        self._path = str(directory / "read.sock")
-        self._connection = http.client.HTTPConnection("x")
+    def __init__(self, nginx: LuaInNginx) -> None:
+        self._nginx = nginx
 
-    def connect(self) -> None:
-        sock = socket.socket(socket.AF_UNIX)
-        try:
-            sock.connect(self._path)
-        except OSError:
-            sock.close()
-            raise
-        self._connection.sock = sock
-
-    def close(self) -> None:
-        self._connection.close()
-
-    def ask(self, path: str, body: bytes, pieces: Sequence[int] = ()) -> tuple[bytes, Any]:
+    def ask(self, path: str, body: bytes, pieces: Sequence[int] = ()) -> tuple[bytes, HTTPMessage]:
         """The answer's body and head."""
-        self._connection.request("POST", path, body, {"X-Pieces": " ".join(map(str, pieces))})
-        answer = self._connection.getresponse()
-        found = answer.read()
-        assert answer.status == 200, found
-        return found, answer.headers
+        return self._nginx.ask(path, body, {"X-Pieces": " ".join(map(str, pieces))})
 
 
 @pytest.fixture(scope="module")
 def reader(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Reader]:
     directory = tmp_path_factory.mktemp("lua")
-    try:
-        program = asyncio.run(find_nginx("nginx"))
-    except NginxError as error:
-        pytest.skip(str(error))
-    if program.lua_modules is None:
-        pytest.skip("nginx has no Lua module; `make test` installs it")
-    for name in _SCRIPTS:
-        (directory / name).write_text((resources.files("gateway_sidecar") / "share" / name).read_text())
-    for name, text in {"question": _QUESTION, "cut": _CUT, "read": _READ}.items():
-        (directory / f"{name}_.lua").write_text(text)
-    temp = " ".join(f"{it}_temp_path {directory};" for it in ("client_body", "proxy", "fastcgi", "uwsgi", "scgi"))
-    (directory / "nginx.conf").write_text(f"""
-        daemon off; pid {directory}/nginx.pid; error_log {directory}/error.log; worker_processes 1;
-        {"user root;" if os.geteuid() == 0 else ""}
-        {" ".join(f"load_module {module};" for module in program.lua_modules)}
-        events {{ worker_connections 64; }}
-        http {{
-            access_log off; {temp} lua_package_path "{directory}/?.lua;;"; client_body_buffer_size 1m;
-            keepalive_requests 1000000;
-            map "" $gateway_tokens_in {{ default null; }}
-            map "" $gateway_tokens_out {{ default null; }}
-            map "$gateway_tokens_in$gateway_tokens_out" $gateway_named {{ default ""; }}
-            server {{
-                listen unix:{directory}/read.sock;
-                location /question {{ content_by_lua_file {directory}/question_.lua; }}
-                location /cut {{ content_by_lua_file {directory}/cut_.lua; }}
-                location /read {{
-                    content_by_lua_file {directory}/read_.lua;
-                    body_filter_by_lua_block {{
-                        require("tokens").answers()
-                        if ngx.arg[2] then
-                            ngx.arg[1] = "\\nsaid:" .. ngx.var.gateway_tokens_in .. " " .. ngx.var.gateway_tokens_out
-                        end
-                    }}
-                }}
-            }}
+    own = {"question_.lua": _QUESTION, "cut_.lua": _CUT, "read_.lua": _READ, "reads_.lua": _READS}
+    locations = f"""
+        location /question {{ content_by_lua_file {directory}/question_.lua; }}
+        location /cut {{ content_by_lua_file {directory}/cut_.lua; }}
+        location /read {{
+            content_by_lua_file {directory}/read_.lua;
+            body_filter_by_lua_file {directory}/reads_.lua;
         }}
-    """)
-    process = subprocess.Popen([program.path, "-p", str(directory), "-c", str(directory / "nginx.conf")])
-    found = Reader(directory)
-    try:
-        while True:
-            try:
-                found.connect()
-                break
-            except OSError:
-                assert process.poll() is None, (directory / "error.log").read_text()
-                time.sleep(0.01)
-        yield found
-    finally:
-        found.close()
-        process.terminate()
-        process.wait()
+    """
+    with lua_in_nginx(directory, *_SCRIPTS, own=own, locations=locations, maps=_MAPS) as nginx:
+        yield Reader(nginx)
 
 
 # -- the question

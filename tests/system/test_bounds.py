@@ -76,6 +76,8 @@ class Bounded:
     async def router(self, request: web.Request) -> web.StreamResponse:
         self.asked += 1
         await self.go_on.wait()
+        if request.path == "/v1/models":
+            return web.json_response({"object": "list", "data": [{"id": it} for it in ("tiny", "large", "base:lora")]})
         if request.headers.get("Content-Length") and (await request.json()).get("stream"):
             answer = web.StreamResponse(headers={"Content-Type": "text/event-stream"})
             await answer.prepare(request)
@@ -166,6 +168,31 @@ async def test_requests_per_minute_are_a_bucket_too(tmp_path: Path) -> None:
             assert "x-ratelimit-limit-requests" not in answer.headers
         it.at(it.now + 30)
         assert await it.statuses(2) == [200, 429]
+
+
+async def test_a_key_sees_only_its_models(tmp_path: Path) -> None:
+    """In the router's list, whichever plan names them, and by name; what a client may not use does not exist for it."""
+    async with bounded(tmp_path, "alice: models=tiny,base:lora,none-such concurrent=3") as it:
+
+        async def get(path: str, method: str = "GET") -> tuple[int, Any]:
+            headers = {"Authorization": f"Bearer {SECRET}"}
+            async with (
+                aiohttp.ClientSession(headers=headers) as session,
+                session.request(method, f"{it.url}/v1/models{path}") as answer,
+            ):
+                text = await answer.text()
+                return answer.status, json.loads(text) if text else None
+
+        assert await get("") == (200, {"object": "list", "data": [{"id": "tiny"}, {"id": "base:lora"}]})
+        assert await get("", "HEAD") == (200, None)
+        assert (await get("/tiny"))[0] == 200
+        status, body = await get("/large")
+        assert (status, body["error"]["code"]) == (404, "model_not_found")
+        it.say("plan team models=large", "alice: plan=team")
+        assert (await get(""))[1]["data"] == [{"id": "large"}]
+        it.say("alice: concurrent=3")
+        assert len((await get(""))[1]["data"]) == 3
+        assert await it.statuses(2) == [200, 200]
 
 
 async def test_a_days_and_a_months_tokens_end_with_them_in_utc(tmp_path: Path) -> None:
