@@ -8,7 +8,6 @@ import re
 import sys
 from collections.abc import Callable, Sequence
 from contextlib import ExitStack, redirect_stderr, redirect_stdout
-from difflib import get_close_matches
 from importlib import import_module
 from pathlib import Path
 from typing import Any, NoReturn, TextIO, cast
@@ -17,6 +16,7 @@ from gateway_sidecar import __version__
 from gateway_sidecar.commands.defaults import DEFAULT_CONFIG, STOP_S, WAIT_S
 from gateway_sidecar.commands.exit_codes import MEANINGS, Exit
 from gateway_sidecar.commands.shipped import NAMES
+from gateway_sidecar.domain.similar import did_you_mean
 from gateway_sidecar.errors import ConfigError, DaemonAway, FrontendError, GatewaySidecarError, NotInForce
 from gateway_sidecar.telemetry.terminal import PrintableStream
 
@@ -91,8 +91,8 @@ class _Parser(argparse.ArgumentParser):
     def error(self, message: str) -> NoReturn:
         wrong = _INVALID_CHOICE.search(message)
         if wrong is not None:
-            close = get_close_matches(wrong[1], re.findall(r"'([^']*)'", wrong[2]), n=1)
-            message += f"; did you mean '{close[0]}'?" if close else ""
+            meant = did_you_mean(wrong[1], re.findall(r"'([^']*)'", wrong[2]))
+            message += meant and f"; {meant}"
         super().error(message)
 
 

@@ -5,7 +5,6 @@ from __future__ import annotations
 import json
 import re
 from collections.abc import Iterable
-from difflib import get_close_matches
 from typing import Unpack
 
 import orjson
@@ -15,10 +14,10 @@ from aiohttp.typedefs import Handler
 from gateway_sidecar.api.models import Error
 from gateway_sidecar.control.process.daemon import Daemon
 from gateway_sidecar.control.service import Service
+from gateway_sidecar.domain.similar import near
 
 DAEMON = web.AppKey("daemon", Daemon)
 LONGEST_S = 86400.0
-_FEW = 10
 _NUMBER = re.compile(r"[0-9]+(\.[0-9]*)?([eE][+-]?[0-9]{1,3})?")
 
 
@@ -64,18 +63,6 @@ def service_in(request: web.Request) -> Service:
 def unknown_service(services: Iterable[str], name: str) -> Refused:
     """The answer about an unknown service."""
     return Refused(404, error=f"no service '{name}'; {near(name, services)}")
-
-
-def near(name: str, known: Iterable[str]) -> str:
-    """What there is in its place, the most similar name first: `there are: chat, code`."""
-    names = sorted(known)
-    alike = get_close_matches(name, names, n=3, cutoff=0.7)
-    if not alike:
-        alike = [it for it in names if it.casefold().endswith(name.casefold())][:3]
-    shown = [*alike, *(it for it in names if it not in alike)][:_FEW]
-    more = f", and {len(names) - len(shown)} more" if len(names) > len(shown) else ""
-    meant = f"did you mean '{alike[0]}'? " if alike else ""
-    return f"{meant}there are: {', '.join(shown) or 'none'}{more}"
 
 
 def check_query(request: web.Request, *names: str) -> None:

@@ -8,13 +8,14 @@ import orjson
 from aiohttp import web
 
 from gateway_sidecar.api import models
-from gateway_sidecar.api.answers import DAEMON, Refused, json_text, near, service_in
+from gateway_sidecar.api.answers import DAEMON, Refused, json_text, service_in
 from gateway_sidecar.config import Endpoint
 from gateway_sidecar.control.process.daemon import Daemon
 from gateway_sidecar.control.replicas.tenure import Presence, Tenure
 from gateway_sidecar.control.service import Service
 from gateway_sidecar.domain import explain as chain
 from gateway_sidecar.domain.model import ReplicaId, ReplicaState
+from gateway_sidecar.domain.similar import near
 from gateway_sidecar.supervision import awake
 from gateway_sidecar.telemetry.journal import JOURNAL
 

@@ -13,13 +13,14 @@ from typing import Any
 from aiohttp import web
 
 from gateway_sidecar.api import view
-from gateway_sidecar.api.answers import DAEMON, Refused, check_query, near, seconds_in, service_in
+from gateway_sidecar.api.answers import DAEMON, Refused, check_query, seconds_in, service_in
 from gateway_sidecar.api.models import Drained, Put, Replica, Replicas
 from gateway_sidecar.control.process.daemon import Daemon
 from gateway_sidecar.control.replicas.drain import DrainReport
 from gateway_sidecar.control.service import Service
 from gateway_sidecar.control.state.api_replicas import is_full
 from gateway_sidecar.domain.model import ReplicaId
+from gateway_sidecar.domain.similar import near
 from gateway_sidecar.errors import ConfigError, StateError, StateInDoubt
 from gateway_sidecar.sources.api import NAME, read_raw
 from gateway_sidecar.sources.entry import Described, RawEntry

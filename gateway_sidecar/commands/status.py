@@ -14,6 +14,7 @@ from gateway_sidecar.api.table import render_fleet, render_problems, render_repl
 from gateway_sidecar.commands.exit_codes import Exit
 from gateway_sidecar.commands.place import admin_of
 from gateway_sidecar.commands.screen import paint, width
+from gateway_sidecar.domain.similar import near
 from gateway_sidecar.errors import AdminError
 
 if TYPE_CHECKING:
@@ -73,7 +74,7 @@ def _service(answer: Status, name: str) -> Service:
     """Raises AdminError for an unknown one."""
     found = next((it for it in answer["services"] if it["name"] == name), None)
     if found is None:
-        raise AdminError(f"no service '{name}'; there are: {', '.join(it['name'] for it in answer['services'])}")
+        raise AdminError(f"no service '{name}'; {near(name, (it['name'] for it in answer['services']))}")
     return found
 
 

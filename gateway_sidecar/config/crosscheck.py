@@ -5,7 +5,6 @@ by themselves are skipped, because they have a problem line of their own.
 
 from __future__ import annotations
 
-import difflib
 import functools
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
@@ -32,6 +31,7 @@ from gateway_sidecar.config.values import (
 )
 from gateway_sidecar.config.yamltree import Location, Problem, Tree, path_text
 from gateway_sidecar.domain.claims import is_address
+from gateway_sidecar.domain.similar import did_you_mean
 from gateway_sidecar.kinds import ROUTERS, SOURCES
 
 T = TypeVar("T")
@@ -378,8 +378,7 @@ def _models(tree: Tree, said: _Reading) -> Iterator[Problem]:
         for below, name in _services_of(address):
             where = ("addresses", index, *below)
             if name not in known:
-                near = difflib.get_close_matches(name, known, 1)
-                cure = f"did you mean {near[0]!r}?" if near else f"use one of {', '.join(known)}"
+                cure = did_you_mean(name, known) or f"use one of {', '.join(known)}"
                 yield Problem(tree.line(where), path_text(where), f"there is no service {show(name)}; {cure}")
             elif _at(known[name], ("engine",)) == "http":
                 text = f"service {name} is an HTTP application (engine: http) and has no models; leave it out"

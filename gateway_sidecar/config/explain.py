@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import difflib
 import re
 import types
 from collections.abc import Callable, Iterator, Mapping
@@ -16,6 +15,7 @@ from pydantic_core import ErrorDetails
 from gateway_sidecar.config.router import OfItsKind
 from gateway_sidecar.config.values import NotTextError, shorten, show
 from gateway_sidecar.config.yamltree import Location, Problem, Tree, path_text
+from gateway_sidecar.domain.similar import did_you_mean
 
 
 def explain(error: ErrorDetails, model: type[BaseModel], tree: Tree) -> Problem:
@@ -55,9 +55,8 @@ def _text(error: ErrorDetails, location: Location, field: FieldInfo | None, tree
         sort = "true or false" if isinstance(value, bool) else "a number"
         return f"{written} is {sort} to YAML, not a text; quote it: '{written}'"
     if kind == "literal_error":
-        near = difflib.get_close_matches(str(value).lower(), map(str, _choices(field)), 1)
-        hint = f" (did you mean {near[0]!r}?)" if near else ""
-        return f"{written} is not one of the choices{hint}; {wanted}"
+        meant = did_you_mean(str(value), map(str, _choices(field)))
+        return f"{written} is not one of the choices{meant and f' ({meant})'}; {wanted}"
     if isinstance(value, (list, dict)):
         written = "a list" if isinstance(value, list) else "a mapping"
         return f"{written} cannot stand here; {wanted}"
@@ -154,9 +153,8 @@ _WANTED: Mapping[str, Callable[[FieldInfo | None, Location], str]] = {
 def _unknown_key(location: Location, parent: type[BaseModel] | None, model: type[BaseModel]) -> str:
     key = str(location[-1])
     known = list(parent.model_fields) if parent else []
-    near = difflib.get_close_matches(key.lower().replace("-", "_"), known, 1)
-    if near:
-        return f"unknown setting; did you mean {near[0]!r}?"
+    if meant := did_you_mean(key, known):
+        return f"unknown setting; {meant}"
     here = path_text(location[:-1])
     homes = dict.fromkeys([*(_homes(parent, key, here) if parent else ())] or _homes(model, key))
     homes.pop(re.sub(r"\[\d+\]", "[]", here), None)  # Another kind's that could stand here.

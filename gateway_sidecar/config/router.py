@@ -6,7 +6,6 @@ read, so that their own modules may import this one.
 
 from __future__ import annotations
 
-import difflib
 from collections.abc import Iterable
 from typing import Annotated, Any, Literal
 
@@ -25,6 +24,7 @@ from pydantic_core import CoreSchema, InitErrorDetails, PydanticCustomError, cor
 from gateway_sidecar.config.part import Part
 from gateway_sidecar.config.part import number as _number
 from gateway_sidecar.config.values import parse_command, show
+from gateway_sidecar.domain.similar import did_you_mean
 from gateway_sidecar.kinds import ROUTERS
 
 CommandValue = Annotated[
@@ -140,8 +140,7 @@ def default_router() -> RouterSettings:
 
 def _unknown(name: str) -> ValidationError:
     names = list(ROUTERS.by_name)
-    near = difflib.get_close_matches(name.lower(), names, 1)
-    hint = f" (did you mean {near[0]!r}?)" if near else ""
-    text = f"{show(name)} is not one of the choices{hint}; use {' or '.join(names)}"
+    meant = did_you_mean(name, names)
+    text = f"{show(name)} is not one of the choices{meant and f' ({meant})'}; use {' or '.join(names)}"
     why = PydanticCustomError("value_error", "{error}", {"error": ValueError(text)})
     return ValidationError.from_exception_data("router", [InitErrorDetails(type=why, loc=("type",), input=name)])

@@ -8,7 +8,7 @@ from typing import Any
 
 import pytest
 
-from gateway_sidecar.api.answers import Refused, near
+from gateway_sidecar.api.answers import Refused
 from gateway_sidecar.api.explain_text import render_explained
 from gateway_sidecar.api.explained import explained
 from gateway_sidecar.domain.explain import (
@@ -42,6 +42,7 @@ from gateway_sidecar.domain.model import (
     WorkerType,
 )
 from gateway_sidecar.domain.planning import Why
+from gateway_sidecar.domain.similar import near
 from tests.unit.fake_time import in_fake_time
 from tests.unit.test_api_models import check, daemon_of
 from tests.unit.world import World, Worlds

@@ -41,6 +41,7 @@ PURE = {
         "array",
         "collections",
         "dataclasses",
+        "difflib",
         "enum",
         "functools",
         "ipaddress",
