@@ -23,6 +23,9 @@ from tests.system.clients import ask, stream_chat
 from tests.system.conftest import MakeGateway, StartEngine
 from tests.system.gateway import Gateway, replica_of, service_of, states_of, until_gone
 from tests.system.test_access_log import StartRecorder, post, recorder, until_lines  # noqa: F401 - a fixture
+from tests.system.test_lost_models import ask as ask_for
+from tests.system.test_lost_models import lost
+from tests.system.test_shared_address import chat as asks_for
 from tests.system.test_tracing import SENT
 
 pytestmark = [needs_dynamo, pytest.mark.timeout(180)]
@@ -211,6 +214,28 @@ async def test_a_drain_waits_for_answers_and_what_cannot_be_served_is_said(
     drain = asyncio.create_task(gateway.cli("drain", "chat", "r1"))
     assert (await answer).split()[-1] == "59"
     assert (await drain)[0] == 0
+
+
+async def test_requests_wait_for_a_model_that_has_lost_its_last_replica(
+    make_gateway: MakeGateway, engine: StartEngine
+) -> None:
+    """As with SMG: other models are answered, and a model that was never there does not wait."""
+    gateway = with_dynamo(make_gateway())
+    gateway.settings["services"][0]["hold"] = {"asleep_s": 120}
+    await gateway.start()
+    await engine(gateway.socket("r1"), model="tiny")
+    large = await engine(gateway.socket("r2"), model="large")
+    await gateway.until_states({"r1": "serving", "r2": "serving"})
+    await large.stop()
+    await gateway.until(lambda seen: lost(seen) == {"large"})
+    waiting = asyncio.create_task(ask_for(gateway, "chat", asks_for("large")))
+    await gateway.until(lambda seen: service_of(seen)["waiting"] == 1)
+    assert (await ask_for(gateway, "chat", asks_for("tiny")))[0] == 200
+    assert (await ask_for(gateway, "chat", asks_for("none")))[0] == 404
+    again = await engine(gateway.socket("r3"), model="large")
+    assert (await waiting)[0] == 200
+    assert again.ledger.received == 1
+    assert lost(await gateway.status()) == set()
 
 
 @pytest.mark.parametrize(

@@ -39,6 +39,7 @@ _PLANES = {
 class DynamoSetup(RouterSetup):
     """One service's frontend; `RouterSetup` says what each method is for."""
 
+    refuses_unknown: ClassVar[bool] = True
     late_s: ClassVar[float] = 0.0
     """A registration that is taken back has no record any more, and so no entries."""
     settles_s: ClassVar[float] = 0.0
