@@ -8,17 +8,23 @@ import io
 import json
 import os
 import signal
+import ssl
 from collections.abc import Mapping, Sequence
 from contextlib import suppress
 from typing import Any
 
 import aiohttp
 import pytest
+from aiohttp import web
+from h2.connection import H2Connection
+from h2.errors import ErrorCodes
+from h2.events import DataReceived, Event, StreamEnded
 
 from examples.simulated import EngineKind
 from gateway_sidecar.frontend.edit_keys import add_key
 from tests.system.conftest import MakeGateway, StartEngine
 from tests.system.gateway import Gateway, with_children
+from tests.system.test_frontend_tls import NAME, public
 
 CHAT, TEXT = "/v1/chat/completions", "/v1/completions"
 BODY: dict[str, Any] = {"model": "tiny", "messages": [{"role": "user", "content": 'one "usage" two'}], "max_tokens": 4}
@@ -260,6 +266,129 @@ async def test_what_an_engine_breaks_off_is_unknown(make_gateway: MakeGateway, e
             await answer.text()
     rows = await until_requests(gateway, 1)
     assert (sums(rows)["tokens_out"], sums(rows)["unknown"], sums(rows)["streams"]) == (0, 1, 1)
+
+
+class OtherApis:
+    """An engine that streams Anthropic's messages and OpenAI's responses as vLLM's server does, of a model `other`."""
+
+    def __init__(self) -> None:
+        self.bodies: list[Any] = []
+        self.app = web.Application()
+        self.app.router.add_get("/v1/models", self._models)
+        self.app.router.add_get("/health", self._models)
+        self.app.router.add_post("/v1/messages", self._messages)
+        self.app.router.add_post("/v1/responses", self._responses)
+
+    async def _models(self, _: web.Request) -> web.Response:
+        return web.json_response({"object": "list", "data": [{"id": "other", "object": "model", "owned_by": "me"}]})
+
+    async def _messages(self, request: web.Request) -> web.Response:
+        started = {"id": "m", "role": "assistant", "content": [], "usage": {"input_tokens": 11, "output_tokens": 0}}
+        return await self._stream(
+            request,
+            {"type": "message_start", "message": started},
+            {"type": "content_block_delta", "index": 0, "delta": {"type": "text_delta", "text": 'a "usage"'}},
+            {"type": "message_delta", "delta": {"stop_reason": "end_turn"}, "usage": {"output_tokens": 5}},
+            {"type": "message_stop"},
+        )
+
+    async def _responses(self, request: web.Request) -> web.Response:
+        usage = {"input_tokens": 13, "output_tokens": 6, "output_tokens_details": {"reasoning_tokens": 1}}
+        return await self._stream(
+            request,
+            {"type": "response.created", "response": {"id": "r", "status": "in_progress", "usage": None}},
+            {"type": "response.output_text.delta", "delta": "a"},
+            {"type": "response.completed", "response": {"id": "r", "status": "completed", "usage": usage}},
+        )
+
+    async def _stream(self, request: web.Request, *events: dict[str, Any]) -> web.Response:
+        self.bodies.append(await request.json())
+        text = "".join(f"event: {event['type']}\ndata: {json.dumps(event)}\n\n" for event in events)
+        return web.Response(text=text, content_type="text/event-stream")
+
+
+async def test_streams_of_other_apis_say_their_usage_by_themselves(
+    make_gateway: MakeGateway, engine: StartEngine
+) -> None:
+    """Through SMG: of a gRPC engine SMG writes them, of an HTTP engine it passes them on. nginx asks for nothing and
+    leaves nothing out.
+    """
+    gateway = counting(make_gateway)
+    await gateway.start()
+    one, two = await engine(gateway.socket("r1"), kind=EngineKind.SGLANG_GRPC), OtherApis()
+    runner = web.AppRunner(two.app, shutdown_timeout=0.1)
+    await runner.setup()
+    try:
+        await web.UnixSite(runner, str(gateway.socket("r2"))).start()
+        await gateway.until_states({"r1": "serving", "r2": "serving"}, within_s=_LONGEST_S)
+        asks: dict[str, dict[str, Any]] = {
+            "/v1/messages": {"messages": BODY["messages"], "max_tokens": 4},
+            "/v1/responses": {"input": "a", "max_output_tokens": 4},
+        }
+        for model in ("tiny", "other"):
+            for path, words in asks.items():
+                status, text = await post(gateway, {"model": model, "stream": True, **words}, path)
+                assert status == 200, text
+                assert '"usage":' in text
+    finally:
+        await runner.cleanup()
+    assert [{"stream_options"} & body.keys() for body in two.bodies] == [set(), set()]
+    rows = {row["model"]: row for row in await until_requests(gateway, 4)}
+    assert {it: (row["streams"], row["unknown"], row["tokens_in"], row["tokens_out"]) for it, row in rows.items()} == {
+        "tiny": (2, 0, one.ledger.tokens_in, one.ledger.tokens_out),
+        "other": (2, 0, 24, 11),
+    }
+    assert one.ledger.tokens_out == 8
+
+
+async def test_a_stream_that_an_http2_client_resets_is_unknown(make_gateway: MakeGateway, engine: StartEngine) -> None:
+    """In mid-stream, by RST_STREAM: it is no stream of no tokens. The connection's next request is answered, and
+    counts by itself.
+    """
+    gateway = make_gateway()
+    port = public(gateway, usage={})
+    gateway.settings["services"][0]["frontend"]["tls"]["http2"] = True
+    await gateway.start()
+    one = await engine(gateway.socket("r1"), token_interval_s=0.01)
+    await gateway.until_states({"r1": "serving"})
+    context = ssl.create_default_context()
+    context.check_hostname, context.verify_mode = False, ssl.CERT_NONE
+    context.set_alpn_protocols(["h2"])
+    reader, writer = await asyncio.open_connection("127.0.0.1", port, ssl=context, server_hostname=NAME)
+    client = H2Connection()
+    client.initiate_connection()
+
+    def ask(stream: int, body: Mapping[str, Any]) -> None:
+        data = json.dumps(body).encode()
+        head = {
+            ":method": "POST",
+            ":path": CHAT,
+            ":scheme": "https",
+            ":authority": NAME,
+            "content-length": str(len(data)),
+            "content-type": "application/json",
+        }
+        client.send_headers(stream, list(head.items()))
+        client.send_data(stream, data, end_stream=True)
+        writer.write(client.data_to_send())
+
+    async def until(kind: type[Event], stream: int) -> None:
+        async with asyncio.timeout(_LONGEST_S):
+            while True:
+                events = client.receive_data(await reader.read(65536))
+                writer.write(client.data_to_send())
+                if any(isinstance(it, kind) and getattr(it, "stream_id", 0) == stream for it in events):
+                    return
+
+    ask(1, {**BODY, "stream": True, "max_tokens": 5000})
+    await until(DataReceived, 1)
+    client.reset_stream(1, ErrorCodes.CANCEL)
+    ask(3, BODY)
+    await until(StreamEnded, 3)
+    writer.close()
+    await one.until(lambda seen: seen.aborted == 1, within_s=_LONGEST_S)
+    (row,) = await until_requests(gateway, 2)
+    assert (row["streams"], row["aborted"], row["unknown"], row["tokens_out"]) == (1, 1, 1, 4)
 
 
 async def test_nothing_is_lost_whatever_is_killed(make_gateway: MakeGateway, engine: StartEngine) -> None:
