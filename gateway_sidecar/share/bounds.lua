@@ -12,6 +12,7 @@
 -- nobody sets, days and months are UTC's.
 
 local ffi = require "ffi"
+local get_request = require("resty.core.base").get_request
 local tokens = require "tokens"
 local C = ffi.C
 
@@ -41,6 +42,7 @@ local NUMBERS = {
     "tokens_per_minute", "tokens_per_day", "tokens_per_month", "requests_per_minute", "concurrent", "expires"
 }
 
+local dict = ngx.shared.gateway_bounds
 local target = ffi.new("char[?]", LONGEST)
 local clock = ffi.new("struct gateway_time")
 
@@ -63,21 +65,34 @@ end
 
 local known, count = {}, 0
 
--- What a link says of a key, or a plan. The text is all that it depends on, so it is read once.
-function bounds.read(text)
-    local it = known[text]
-    if it then return it end
-    it = {name = string.match(text, "^%S*"), own = {}}
-    for word, value in string.gmatch(text, " ([%l_]+)=?(%S*)") do it.own[word] = value end
-    for _, word in ipairs(NUMBERS) do
-        -- `none` is no bound, whatever the plan says.
-        if it.own[word] and it.own[word] ~= "none" then it.own[word] = tonumber(it.own[word]) end
-    end
-    it.expires = it.own.expires
-    it.is_bounded = next(it.own) and (next(it.own) ~= "expires" or next(it.own, "expires") ~= nil)
+local function remember(text, it)
     if count >= MOST_KNOWN then known, count = {}, 0 end
     known[text], count = it, count + 1
     return it
+end
+
+-- What the words after a name say. Many keys have the same ones.
+local function words_of(text)
+    if known[text] then return known[text] end
+    local own = {}
+    for word, value in string.gmatch(text, " ([%l_]+)=?(%S*)") do own[word] = value end
+    for _, word in ipairs(NUMBERS) do
+        -- `none` is no bound, whatever the plan says.
+        if own[word] and own[word] ~= "none" then own[word] = tonumber(own[word]) end
+    end
+    return remember(text, {own = own})
+end
+
+-- What a link says of a key, or a plan. The text is all that it depends on, so it is read once.
+function bounds.read(text)
+    if known[text] then return known[text] end
+    local name, words = string.match(text, "^(%S*)(.*)$")
+    words = words_of(words)
+    local own = words.own
+    local is_bounded = next(own) and (next(own) ~= "expires" or next(own, "expires") ~= nil)
+    return remember(text, {
+        name = name, words = words, expires = own.expires, is_bounded = is_bounded, accounts = {}
+    })
 end
 
 local function listed(models)
@@ -89,20 +104,36 @@ local function listed(models)
     return all
 end
 
--- A key's bounds, those of its plan where it has none of its own.
-local function effective(key, directory)
-    local text = key.own.plan and (bounds.link(directory .. "/@" .. key.own.plan) or "") or nil
-    if key.all and key.plan == text then return key.all end
-    local all, plan = {}, text and bounds.read(text).own or {}
+-- The bounds that words say, those of the plan where these have none. `plan`: what the plan's link says, if there is one.
+local function effective(words, plan)
+    if words.bounds and words.plan == plan then return words.bounds end
+    local all, own, its = {}, words.own, plan and plan ~= "" and bounds.read(plan).words.own or {}
     for _, word in ipairs(NUMBERS) do
-        local value = key.own[word] or plan[word]
+        local value = own[word] or its[word]
         if value ~= "none" then all[word] = value end
     end
-    all.models = listed(key.own.models or plan.models)
-    all.paused = key.own.paused or text == "" -- A plan that is not there bounds everything.
+    all.models = listed(own.models or its.models)
+    all.paused = own.paused or plan == "" -- A plan that is not there bounds everything.
     all.has_tokens = all.tokens_per_minute or all.tokens_per_day or all.tokens_per_month
-    key.all, key.plan = all, text
+    words.bounds, words.plan = all, plan
     return all
+end
+
+-- What a key has at a service: its bounds now, and what its counters are called. LuaJIT compiles what each request runs
+-- only without loops of few rounds, and each new name would be a text of its own.
+local function account_of(key, directory, service)
+    local it = key.accounts[service]
+    if not it then
+        local id = service .. " " .. key.name
+        it = {
+            id = id, tokens_per_minute = "tokens_per_minute " .. id, requests_per_minute = "requests_per_minute " .. id,
+            concurrent = "concurrent " .. id, path = key.words.own.plan and directory .. "/@" .. key.words.own.plan
+        }
+        key.accounts[service] = it
+    end
+    local plan = it.path and (bounds.link(it.path) or "")
+    if not it.bounds or it.plan ~= plan then it.bounds, it.plan = effective(key.words, plan), plan end
+    return it
 end
 
 -- -- when it was used
@@ -120,7 +151,7 @@ end
 
 -- -- counters
 
-local day, names = nil, {}
+local today, periods = nil, {}
 
 -- Days since 1970 of a month's first one. January and February belong to the year before, so that a leap day is a
 -- year's last one.
@@ -130,47 +161,42 @@ local function first_of(year, month)
         + math.floor((153 * month + 2) / 5) - 719468
 end
 
--- What counters of today and this month are called, and when these end.
-local function periods(now)
-    local today = math.floor(now / DAY_S)
-    if today ~= day then
+-- What today and this month are called in the names of counters, and when they end.
+local function periods_at(now)
+    local day = math.floor(now / DAY_S)
+    if day ~= today then
         local at = os.date("!*t", now)
-        day = today
-        names = {
-            tokens_per_day = {os.date("!%Y%m%d", now), (today + 1) * DAY_S},
-            tokens_per_month = {os.date("!%Y%m", now), first_of(at.year, at.month + 1) * DAY_S},
+        today = day
+        periods = {
+            day = os.date("!%Y%m%d", now), day_ends = (day + 1) * DAY_S,
+            month = os.date("!%Y%m", now), month_ends = first_of(at.year, at.month + 1) * DAY_S,
         }
     end
-    return names
+    return periods
 end
 
-local function counter(it, bound, now)
-    local period = periods(now)[bound]
-    return bound .. " " .. it.id .. " " .. period[1], period[2]
+-- Sees that an account knows what its counters of today and this month are called.
+local function name_counters(account, now)
+    local those = periods_at(now)
+    if account.periods ~= those then
+        account.periods = those
+        account.tokens_per_day = "tokens_per_day " .. account.id .. " " .. those.day
+        account.tokens_per_month = "tokens_per_month " .. account.id .. " " .. those.month
+    end
+    return those
 end
 
--- A bucket is the time when it is full again: nothing has to fill it meanwhile.
-local function until_full(it, bound)
-    return math.max(0, (ngx.shared.gateway_bounds:get(bound .. " " .. it.id) or 0) - bounds.elapsed())
-end
-
-local function take(it, bound, amount)
-    local dict, key, now = ngx.shared.gateway_bounds, bound .. " " .. it.id, bounds.elapsed()
-    local seconds = amount * MINUTE_S / it.bounds[bound]
-    local at = dict:get(key)
-    -- Full since then. What is added is never lost, whoever else adds something now.
-    if at and at < now and dict:add("!" .. key, true, TURN_S) then seconds = seconds + now - at end
-    dict:incr(key, seconds, now)
-end
-
-local function worker_key(it)
-    return "worker " .. ngx.worker.pid() .. " " .. it.id
+-- A bucket is the time when it is full again: nothing has to fill it meanwhile. `amount`: of so many a minute.
+local function take(name, amount, most, now)
+    local seconds = amount * MINUTE_S / most
+    local idle = now - ((dict:incr(name, seconds, now) or now) - seconds)
+    -- It has been full for so long. What is added is never lost, whoever else adds something now.
+    if idle > 0 and dict:add("!" .. name, true, TURN_S) then dict:incr(name, idle, now) end
 end
 
 -- What was in flight at a worker that was killed is not any more. `own`: this worker's number, if it has just started
 -- and an earlier one may have had the same.
 local function forget_gone(own)
-    local dict = ngx.shared.gateway_bounds
     for _, key in ipairs(dict:get_keys(0)) do
         local pid, id = string.match(key, "^worker (%d+) (.*)$")
         pid = tonumber(pid)
@@ -185,30 +211,39 @@ local function forget_gone(own)
     end
 end
 
-local function has_room(it)
-    local dict = ngx.shared.gateway_bounds
-    if dict:incr("concurrent " .. it.id, 1, 0) <= it.bounds.concurrent then return true end
-    dict:incr("concurrent " .. it.id, -1, 0)
+-- Notes how many requests this worker has, by their account's id, for whoever finds that it was killed (`forget_gone`).
+local in_flight = {}
+
+local function note_in_flight(account, more)
+    local number = (in_flight[account.id] or 0) + more
+    in_flight[account.id] = number > 0 and number or nil
+    account.worker = account.worker or "worker " .. ngx.worker.pid() .. " " .. account.id
+    if number > 0 then dict:set(account.worker, number) else dict:delete(account.worker) end
+end
+
+local function has_room(account, most)
+    if dict:incr(account.concurrent, 1, 0) <= most then return true end
+    dict:incr(account.concurrent, -1, 0)
     return false
 end
 
 local function enter(it)
-    local dict, is_in = ngx.shared.gateway_bounds, has_room(it)
+    local account, most = it.account, it.bounds.concurrent
+    local is_in = has_room(account, most)
     -- nginx starts no other worker in the place of one that was about to end, so nobody has looked since.
     if not is_in and dict:add("looked", true, LOOKS_EVERY_S) then
         forget_gone()
-        is_in = has_room(it)
+        is_in = has_room(account, most)
     end
     if not is_in then return false end
-    dict:incr(worker_key(it), 1, 0)
+    note_in_flight(account, 1)
     it.is_in = true
     return true
 end
 
 local function leave(it)
-    local dict = ngx.shared.gateway_bounds
-    dict:incr("concurrent " .. it.id, -1, 0)
-    if dict:incr(worker_key(it), -1, 0) <= 0 then dict:delete(worker_key(it)) end
+    dict:incr(it.account.concurrent, -1, 0)
+    note_in_flight(it.account, -1)
 end
 
 -- Counts what was used before this nginx began, as the daemon has it in a file: a service, a key's name, a bound, a
@@ -220,7 +255,7 @@ local function load(path)
         local service, name, bound, period, number = string.match(line, "^(%S+) (%S+) ([%l_]+) (%d+) (%d+)$")
         if service then
             local key = table.concat({bound, service, name, period}, " ")
-            ngx.shared.gateway_bounds:add(key, tonumber(number), KEPT_S)
+            dict:add(key, tonumber(number), KEPT_S)
         end
     end
     file:close()
@@ -234,56 +269,74 @@ end
 
 -- -- judging
 
--- This worker's requests with bounds, each by the number that its variable has; and how many there are. Where there are
--- none, nobody has to ask for a variable, which costs more than all else.
-local live, last, count_live = {}, 0, 0
+-- This worker's requests with bounds, each by its place in memory, which no other one has before it is over; and how
+-- many there are. A variable, or `ngx.ctx`, would cost more than all else.
+local live, count_live = {}, 0
+
+local function number_of_request()
+    return tonumber(ffi.cast("uintptr_t", get_request()))
+end
 
 local function of_request()
-    if count_live == 0 then return nil end
-    local number = ngx.var.gateway_bounds
-    return number and number ~= "" and live[number] or nil
+    return count_live > 0 and live[number_of_request()] or nil
+end
+
+-- What is used up as a request comes, as far as something bounds it.
+local function measure(it)
+    local most, account, now = it.bounds, it.account, bounds.elapsed()
+    if most.tokens_per_month or most.tokens_per_day then
+        local second = bounds.now()
+        local those = name_counters(account, second)
+        it.day_left_s, it.month_left_s = those.day_ends - second, those.month_ends - second
+        if most.tokens_per_day then it.day_used = dict:get(account.tokens_per_day) or 0 end
+        if most.tokens_per_month then it.month_used = dict:get(account.tokens_per_month) or 0 end
+    end
+    if most.tokens_per_minute then
+        it.tokens_full_s = math.max(0, (dict:get(account.tokens_per_minute) or 0) - now)
+    end
+    if most.requests_per_minute then
+        it.requests_full_s = math.max(0, (dict:get(account.requests_per_minute) or 0) - now)
+    end
+    return now
 end
 
 -- Why a request has to wait, and for how long; nil if it need not.
 local function waits(it)
-    local now = bounds.now()
-    for _, bound in ipairs {"tokens_per_month", "tokens_per_day"} do
-        local most = it.bounds[bound]
-        if most then
-            local key, ends = counter(it, bound, now)
-            if (ngx.shared.gateway_bounds:get(key) or 0) >= most then return bound, ends - now end
-        end
+    local most, now = it.bounds, measure(it)
+    local requests = most.requests_per_minute
+    if most.tokens_per_month and it.month_used >= most.tokens_per_month then
+        return "tokens_per_month", it.month_left_s
     end
-    if it.bounds.tokens_per_minute then
-        local left_s = until_full(it, "tokens_per_minute") - MINUTE_S
-        if left_s >= 0 then return "tokens_per_minute", left_s end
+    if most.tokens_per_day and it.day_used >= most.tokens_per_day then return "tokens_per_day", it.day_left_s end
+    if most.tokens_per_minute and it.tokens_full_s >= MINUTE_S then
+        return "tokens_per_minute", it.tokens_full_s - MINUTE_S
     end
-    local most = it.bounds.requests_per_minute
-    if most then
-        local left_s = until_full(it, "requests_per_minute") - MINUTE_S + MINUTE_S / most
+    if requests then
+        local left_s = it.requests_full_s - MINUTE_S + MINUTE_S / requests
         if left_s > 1e-6 then return "requests_per_minute", left_s end -- Floating-point sums are not exact.
     end
-    if it.bounds.concurrent and not enter(it) then return "concurrent", 1 end
-    if most then take(it, "requests_per_minute", 1) end
+    if most.concurrent and not enter(it) then return "concurrent", 1 end
+    if requests then
+        take(it.account.requests_per_minute, 1, requests, now)
+        it.requests_full_s = it.requests_full_s + MINUTE_S / requests
+    end
     return nil
 end
 
 -- Judges a request by its key; `service` is the address that it came to.
 function bounds.judge(key, directory, service)
-    local var = ngx.var
-    if var.gateway_bounds ~= "" then return end
-    local it = {bounds = effective(key, directory), id = service .. " " .. key.name, events = 0}
-    last = last + 1
-    local number = tostring(last)
-    it.number = number
-    live[number], count_live, var.gateway_bounds = it, count_live + 1, number
+    local number = number_of_request()
+    if live[number] then return end
+    local account = account_of(key, directory, service)
+    local it = {account = account, bounds = account.bounds, events = 0}
+    live[number], count_live = it, count_live + 1
     if it.bounds.paused then
         it.why = "paused"
-    elseif COUNTED[ngx.req.get_method()] or var.http_upgrade then
+    elseif COUNTED[ngx.req.get_method()] or ngx.var.http_upgrade then
         it.counts = true
         it.why, it.left_s = waits(it)
     end
-    if it.why then var.gateway_out_of_bounds = "1" end
+    if it.why then ngx.var.gateway_out_of_bounds = "1" end
 end
 
 -- -- answers
@@ -341,20 +394,33 @@ function bounds.refuse()
     ))
 end
 
--- The bound that a kind of header tells: the shortest that there is.
-local function told(it, kind, most, remaining, reset_s)
-    local header = ngx.header
-    header["x-ratelimit-limit-" .. kind] = string.format("%d", most)
-    header["x-ratelimit-remaining-" .. kind] = string.format("%d", math.max(0, math.floor(remaining + 1e-6)))
-    header["x-ratelimit-reset-" .. kind] = bounds.duration(reset_s)
+-- What is left of the shortest bound of tokens; as the request was let in.
+local function tell_tokens(header, it)
+    local most, left, reset_s = it.bounds.tokens_per_minute, nil, nil
+    if most then
+        left, reset_s = most * (1 - it.tokens_full_s / MINUTE_S), it.tokens_full_s
+    elseif it.bounds.tokens_per_day then
+        most = it.bounds.tokens_per_day
+        left, reset_s = most - it.day_used, it.day_left_s
+    else
+        most = it.bounds.tokens_per_month
+        left, reset_s = most - it.month_used, it.month_left_s
+    end
+    header["x-ratelimit-limit-tokens"] = string.format("%d", most)
+    header["x-ratelimit-remaining-tokens"] = string.format("%d", math.max(0, math.floor(left + 1e-6)))
+    header["x-ratelimit-reset-tokens"] = bounds.duration(reset_s)
 end
 
-local function tell_bucket(it, kind, bound)
-    local most, full_s = it.bounds[bound], until_full(it, bound)
-    told(it, kind, most, most * (1 - full_s / MINUTE_S), full_s)
+local function tell_requests(header, it)
+    local most, full_s = it.bounds.requests_per_minute, it.requests_full_s
+    local left = math.floor(most * (1 - full_s / MINUTE_S) + 1e-6)
+    header["x-ratelimit-limit-requests"] = string.format("%d", most)
+    header["x-ratelimit-remaining-requests"] = string.format("%d", math.max(0, left))
+    header["x-ratelimit-reset-requests"] = bounds.duration(full_s)
 end
 
--- The whole answer of a request with bounds, if it is none of an error, becomes another one. Of one that is longer than
+-- The whole answer of a request with bounds, if it is none of an error, becomes what `how` makes of it and of the models
+-- that its key may use. Of one that is longer than
 -- `LONGEST_ANSWER` only the beginning is looked at.
 function bounds.change_answer(how)
     local it = of_request()
@@ -373,20 +439,15 @@ function bounds.tell()
         end
     end
     if not it.counts then return end
-    if it.bounds.requests_per_minute then tell_bucket(it, "requests", "requests_per_minute") end
-    if it.bounds.tokens_per_minute then return tell_bucket(it, "tokens", "tokens_per_minute") end
-    local bound = it.bounds.tokens_per_day and "tokens_per_day" or "tokens_per_month"
-    local most = it.bounds[bound]
-    if not most then return end
-    local now = bounds.now()
-    local key, ends = counter(it, bound, now)
-    told(it, "tokens", most, most - (ngx.shared.gateway_bounds:get(key) or 0), ends - now)
+    local header = ngx.header
+    if it.bounds.requests_per_minute then tell_requests(header, it) end
+    if it.bounds.has_tokens then tell_tokens(header, it) end
 end
 
 local function change(it)
     local arg = ngx.arg
     if #it.text <= LONGEST_ANSWER then it.text = it.text .. arg[1] end
-    arg[1] = arg[2] and it.change(it.text) or nil
+    arg[1] = arg[2] and it.change(it.text, it.bounds.models) or nil
 end
 
 -- A piece of an answer passes. `is_read`: what it says of tokens is read by somebody else.
@@ -411,7 +472,7 @@ end
 local function tokens_of(it)
     local var = ngx.var
     local out = tonumber(var.gateway_tokens_out)
-    if not out or var.request_completion ~= "OK" then out = math.max(out or 0, it.events) end
+    if not out or it.events > 0 and var.request_completion ~= "OK" then out = math.max(out or 0, it.events) end
     return (tonumber(var.gateway_tokens_in) or 0) + out
 end
 
@@ -419,18 +480,17 @@ end
 function bounds.over(alone)
     local it = of_request()
     if not it then return end
-    live[it.number], count_live = nil, count_live - 1
+    live[number_of_request()], count_live = nil, count_live - 1
     if alone then tokens.over() end
     if it.is_in then leave(it) end
     if it.why or not it.counts or not it.bounds.has_tokens then return end
-    local number = tokens_of(it)
+    local number, account, most = tokens_of(it), it.account, it.bounds.tokens_per_minute
     if number <= 0 then return end
-    if it.bounds.tokens_per_minute then take(it, "tokens_per_minute", number) end
-    local now = bounds.now()
-    for _, bound in ipairs {"tokens_per_day", "tokens_per_month"} do
-        -- Also what has no bound today: it may have one tomorrow.
-        ngx.shared.gateway_bounds:incr((counter(it, bound, now)), number, 0, KEPT_S)
-    end
+    if most then take(account.tokens_per_minute, number, most, bounds.elapsed()) end
+    -- Also what has no bound today: it may have one tomorrow.
+    name_counters(account, bounds.now())
+    dict:incr(account.tokens_per_day, number, 0, KEPT_S)
+    dict:incr(account.tokens_per_month, number, 0, KEPT_S)
 end
 
 -- -- models

@@ -409,13 +409,9 @@ local function is_mapped(address)
     return ffi.cast("intptr_t", address) ~= -1
 end
 
--- Calls `look` with a body's bytes and their number. A body that nginx keeps in a file is not copied into memory.
-local function with_body(look, ...)
-    local text = ngx.req.get_body_data()
-    if text then
-        local name, from, to = look(ffi.cast(bytes_of, text), #text, ...)
-        return name, from, to, text -- Named after the call: else it could be collected while it is looked at.
-    end
+-- As `with_body`, of a body that nginx keeps in a file, which is not copied into memory. LuaJIT compiles no function that
+-- makes another one.
+local function with_file(look, boundary)
     local path = ngx.req.get_body_file()
     if not path then return nil, "empty" end
     local fd = C.open(path, O_RDONLY_CLOEXEC)
@@ -427,10 +423,18 @@ local function with_body(look, ...)
     if not mapped or not is_mapped(mapped) then return ngx.exit(500) end
     -- Collected if the client goes while other requests have their turn.
     local held = ffi.gc(room, function(it) C.munmap(it, size + 1) end)
-    local name, from, to = look(ffi.cast(bytes_of, held), size, ...)
+    local name, from, to = look(ffi.cast(bytes_of, held), size, boundary)
     ffi.gc(held, nil)
     C.munmap(held, size + 1)
     return name, from, to
+end
+
+-- Calls `look` with a body's bytes and their number.
+local function with_body(look, boundary)
+    local text = ngx.req.get_body_data()
+    if not text then return with_file(look, boundary) end
+    local name, from, to = look(ffi.cast(bytes_of, text), #text, boundary)
+    return name, from, to, text -- Named after the call: else it could be collected while it is looked at.
 end
 
 -- Puts other words in the place of some bytes of the body.
@@ -473,13 +477,21 @@ local function boundary_of(kind)
     return boundary
 end
 
+local JSON = "application/json"
+
+-- Whether a content type is that of a form. Most are `JSON`; LuaJIT compiles no patterns.
+local function is_form_type(kind)
+    return kind and kind ~= JSON
+        and string.find(kind, "^%s*[Mm][Uu][Ll][Tt][Ii][Pp][Aa][Rr][Tt]/[Ff][Oo][Rr][Mm]%-[Dd][Aa][Tt][Aa]") ~= nil
+end
+
 local function model_of_body(var)
     local encoding = var.http_content_encoding
     if encoding and string.lower(encoding) ~= "identity" then return nil, "encoded" end
     -- Some versions of nginx's Lua module (0.10.25, 0.10.26) raise an error over HTTP/2 without a Content-Length.
     if not pcall(ngx.req.read_body) then return nil, "no_length" end
     local kind = var.http_content_type
-    if kind and string.find(kind, "^%s*[Mm][Uu][Ll][Tt][Ii][Pp][Aa][Rr][Tt]/[Ff][Oo][Rr][Mm]%-[Dd][Aa][Tt][Aa]") then
+    if is_form_type(kind) then
         local boundary = boundary_of(kind)
         if not boundary then return nil, "no_form" end
         local name, from, to = with_body(in_form, boundary)
@@ -594,11 +606,14 @@ end
 function models.check()
     local may, var = bounds.models(), ngx.var
     if not may then return end
-    local listed = string.match(var.uri, "^/v1/models/?(.*)$")
-    if listed == "" then
-        bounds.change_answer(function(text) return models.shortened(text, may) end)
-    elseif listed and not may[listed] then
-        return refuse_unknown(may, listed)
+    local path = var.uri
+    if path == "/v1/models" or string.sub(path, 1, 11) == "/v1/models/" then
+        local listed = string.sub(path, 12)
+        if listed == "" then
+            bounds.change_answer(models.shortened)
+        elseif not may[listed] then
+            return refuse_unknown(may, listed)
+        end
     end
     local has_body = NOT_SMALL[ngx.req.get_method()]
     local asked, reason = model_of_request(var, has_body)
@@ -714,6 +729,7 @@ end
 models.in_json, models.in_form, models.choose = in_json, in_form, choose -- For access_log.lua, and for tests.
 -- For usage.lua, which looks at bodies in the same way.
 models.after_space, models.members, models.unescaped = after_space, members, unescaped
+models.is_form_type = is_form_type
 models.with_body, models.rewrite, models.of_request = with_body, rewrite, model_of_request
 
 return models

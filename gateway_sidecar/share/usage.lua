@@ -341,7 +341,7 @@ function usage.arrives(ask, led)
     local body, words, from, to = ngx.req.get_body_data(), nil, nil, nil
     if not led then
         local kind = var.http_content_type
-        if kind and find(string.lower(kind), "^%s*multipart/") or not body then
+        if not body or models.is_form_type(kind) then
             note(var, (models.of_request(var, true)))
         else
             note(var, access_log.model_of(body))
@@ -359,6 +359,11 @@ function usage.arrives(ask, led)
 end
 
 -- -- hiding what was not asked for
+
+-- An answer's head passes: of a stream that is shortened nobody knows how long it will be.
+function usage.tell()
+    if hiding > 0 and ngx.var.gateway_hides == "1" then ngx.header.content_length = nil end
+end
 
 -- Whether it is the event that says the usage, and nothing else.
 local function says_usage_alone(event)
