@@ -17,6 +17,7 @@ from gateway_sidecar.control.edge import nginx_supervisor
 from gateway_sidecar.control.edge.nginx_supervisor import NginxSupervisor
 from gateway_sidecar.errors import NginxError
 from gateway_sidecar.nginx.config import ServiceAddress
+from gateway_sidecar.nginx.dispatch import Behind, Dispatch, Model, Target, Way
 from gateway_sidecar.supervision.process import Identity
 from gateway_sidecar.telemetry.metrics import Metrics
 from tests.smg import smg_address
@@ -199,6 +200,24 @@ async def test_a_change_is_told_at_once_and_only_a_change(monkeypatch: pytest.Mo
         it.supervisor.touch()
         await asyncio.sleep(60)
         assert it.nginx.tries == tries
+
+
+@in_fake_time
+async def test_a_shared_addresss_models_are_in_force_only_when_nginx_has_them(monkeypatch: pytest.MonkeyPatch) -> None:
+    """As everything else that a file says of an address: `status`, `plan` and `check` name it until then."""
+    models = tuple(Model(name, (Target("chat"),)) for name in ("one", "two"))
+    before = replace(CODE, dispatch=Dispatch(models[:1], (Behind("chat", Way()),)))
+    async with kept(monkeypatch) as it:
+        it.request(CHAT, before)
+        await asyncio.sleep(0.01)
+        assert it.supervisor.not_in_force == {}
+        it.nginx.fault = NginxError("no files")
+        it.request(CHAT, replace(before, dispatch=Dispatch(models, (Behind("chat", Way()),))))
+        await asyncio.sleep(0.01)
+        assert it.supervisor.not_in_force == {"code": "no files"}
+        it.nginx.fault = None
+        await asyncio.sleep(60)
+        assert it.supervisor.not_in_force == {}
 
 
 @in_fake_time

@@ -9,6 +9,7 @@ from gateway_sidecar.config import FrontendSettings
 from gateway_sidecar.control.edge.nginx_supervisor import servable
 from gateway_sidecar.nginx.access_events import EventAddress
 from gateway_sidecar.nginx.config import InForce
+from gateway_sidecar.nginx.dispatch import Behind, Dispatch, Model, Target, Way
 from gateway_sidecar.nginx.server import refusal
 from tests.smg import smg_address
 
@@ -27,6 +28,16 @@ def test_who_meets_one_keeps_what_he_has_and_his_router_is_found() -> None:
     served, refused = servable([wanted, CODE], [CHAT], {"chat": "busy"})
     assert served == [replace(CHAT, router="127.0.0.1:9"), CODE]
     assert refused == {"chat": "busy"}
+
+
+def test_a_shared_address_that_meets_one_keeps_its_models_and_finds_their_routers() -> None:
+    """Other models are as much a change as another frontend; a service behind it may have got another router."""
+    one, two = (Model(name, (Target("chat"),)) for name in ("one", "two"))
+    before = replace(CODE, dispatch=Dispatch((one,), (Behind("chat", Way()),)))
+    wanted = replace(CODE, dispatch=Dispatch((one, two), (Behind("chat", Way(balances=True)),), "chat"))
+    served, refused = servable([wanted], [before], {"code": "no files"})
+    assert served == [replace(CODE, dispatch=Dispatch((one,), (Behind("chat", Way(balances=True)),)))]
+    assert refused == {"code": "no files"}
 
 
 def test_who_had_nothing_is_left_out() -> None:

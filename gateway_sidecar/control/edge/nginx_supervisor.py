@@ -10,6 +10,7 @@ from dataclasses import replace
 from gateway_sidecar.domain.backoff import Backoff
 from gateway_sidecar.errors import NginxError
 from gateway_sidecar.nginx.config import ServiceAddress
+from gateway_sidecar.nginx.dispatch import Dispatch
 from gateway_sidecar.nginx.server import Nginx, stop_orphans
 from gateway_sidecar.supervision import awake
 from gateway_sidecar.supervision.loops import beating, cancelled, heartbeat
@@ -339,7 +340,13 @@ def servable(
         it, old = clash
         refused[it.service] = f"{old.service} still has one of its addresses: {refused[old.service]}"
     routed = {
-        it.service: replace(it, listen=before.listen, frontend=before.frontend, client_ca=before.client_ca)
+        it.service: replace(
+            it,
+            listen=before.listen,
+            frontend=before.frontend,
+            client_ca=before.client_ca,
+            dispatch=_led_as_before(it.dispatch, before.dispatch),
+        )
         for it, before in ((it, kept.get(it.service)) for it in wanted)
         if before is not None
     }
@@ -352,7 +359,20 @@ def _routers_of(service: str, addresses: Sequence[ServiceAddress]) -> list[objec
 
 
 def _same_frontend(one: ServiceAddress, other: ServiceAddress | None) -> bool:
-    return other is not None and (one.listen, one.frontend) == (other.listen, other.frontend)
+    return other is not None and _frontend_of(one) == _frontend_of(other)
+
+
+def _frontend_of(it: ServiceAddress) -> object:
+    """What the configuration says of an address, and of no router."""
+    return it.listen, it.frontend, it.dispatch and (it.dispatch.models, it.dispatch.default)
+
+
+def _led_as_before(wanted: Dispatch | None, before: Dispatch | None) -> Dispatch | None:
+    """The models as they were, and the services behind them as these are now."""
+    if wanted is None or before is None:
+        return before
+    now = {it.service: it for it in wanted.services}
+    return replace(before, services=tuple(now.get(it.service, it) for it in before.services))
 
 
 def _clash(one: ServiceAddress, other: ServiceAddress) -> bool:
