@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import argparse
 from collections.abc import Iterator
+from functools import cache
 from typing import NamedTuple
 
 from gateway_sidecar.cli import _parser
@@ -73,6 +74,7 @@ def _actions(parser: argparse.ArgumentParser) -> list[argparse.Action]:
     return [it for it in parser._actions if not isinstance(it, argparse._HelpAction | argparse._SubParsersAction)]
 
 
+@cache
 def _common() -> list[argparse.Action]:
     """Those of a command that asks the daemon for a word, and nothing else."""
     return next(_actions(command.parser) for command in all_commands() if command.name == "join")
