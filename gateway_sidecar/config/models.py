@@ -118,7 +118,7 @@ class MetricsSettings(Part):
 
     listen: EndpointValue | None = Field(
         default=Endpoint("127.0.0.1", 9464),
-        description="The address of `/metrics`, `/healthz`, `/readyz` and the live page. `null` turns the listener off.",
+        description="Address of `/metrics`, `/healthz`, `/readyz` and the live page. `null` turns the listener off.",
         examples=["127.0.0.1:9464", None],
     )
     hosts: Annotated[tuple[ServerNameValue, ...], Field(strict=False)] = Field(
