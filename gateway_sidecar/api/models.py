@@ -316,6 +316,19 @@ class Joined(TypedDict):
     """Whether the gateway was leaving."""
 
 
+class NearQuota(TypedDict):
+    """A key that has used most of its tokens of the day or the month, or all of them."""
+
+    service: str
+    """The service or shared address whose frontend knows the key."""
+    key: str
+    """The key's name."""
+    bound: str
+    """`tokens_per_day` or `tokens_per_month`."""
+    used: float
+    """The share that it has used; 1 is all of it."""
+
+
 class Status(TypedDict):
     """The whole daemon."""
 
@@ -334,6 +347,8 @@ class Status(TypedDict):
     """The ports that bridges listen on."""
     store: Store | None
     """The store that several gateways share; null for a gateway that works alone."""
+    near_quota: list[NearQuota]
+    """Keys that have used at least 80 % of a bound, up to five minutes ago; those that have used most first."""
     problems: list[str]
     """What is not as it should be and belongs to no replica: a line each."""
     ready: bool

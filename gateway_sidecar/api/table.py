@@ -34,6 +34,7 @@ Used = Literal["requests", "refused", "failed", "aborted", "streams", "tokens_in
 _LONGEST_LINE = 2000
 _MOST_MODELS = 50
 _MOST_TOUCHED = 20
+_MOST_QUOTAS = 10
 _USED: tuple[Used, ...] = ("requests", "refused", "failed", "aborted", "streams", "tokens_in", "tokens_out", "unknown")
 _COLUMNS = ("replica", "state", "for", "load", "engine", "role", "model", "bridge", "reason")
 _NARROW = ("role", "bridge", "model", "engine", "load", "for")
@@ -53,9 +54,22 @@ def render_status(status: Status, width: int | None = None) -> str:
     store = status.get("store")
     if store is not None:
         parts.append(_lines([_store(store)], width))
+    parts += _quotas(status, width)
     parts += [_address(address, width) for address in status["addresses"]]
     parts += [render_service(service, width) for service in status["services"]]
     return "\n\n".join(parts)
+
+
+def _quotas(status: Status, width: int | None) -> list[str]:
+    """Keys near their quota: no problem of the gateway, so `--problems` leaves them out."""
+    near = status.get("near_quota", [])
+    lines = [
+        f"near quota: key {it['key']} of {it['service']} has used {it['used']:.0%} of {it['bound']}"
+        for it in near[:_MOST_QUOTAS]
+    ]
+    if len(near) > _MOST_QUOTAS:
+        lines.append(f"near quota: and {counted(len(near) - _MOST_QUOTAS, 'key')} more")
+    return [_lines(lines, width)] if lines else []
 
 
 def _about(about: About) -> list[str]:

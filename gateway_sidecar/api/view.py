@@ -43,6 +43,10 @@ def status(daemon: Daemon) -> models.Status:
             "share": leases.share,
         },
         "store": _store(daemon),
+        "near_quota": [
+            {"service": service, "key": key, "bound": bound, "used": round(used, 3)}
+            for (service, key, bound), used in daemon.quotas.near.items()
+        ],
         "problems": [f"{what}: {reason}" for what, reason in sorted(_problems(daemon).items())],
         "ready": daemon.ready,
     }

@@ -618,6 +618,8 @@ async def test_a_new_nginx_does_not_fill_a_quota(make_gateway: MakeGateway, engi
             async with client.get(f"http://127.0.0.1:{gateway.metrics_port}/metrics") as answer:
                 page = await answer.text()
     assert float(page.partition(used)[2].split()[0]) >= 1
+    near = (await gateway.status())["near_quota"]
+    assert [(it["service"], it["key"], it["bound"]) for it in near] == [("chat", "day", "tokens_per_day")]
     frontend = gateway.settings["services"][0]["frontend"]
     for auth, told in ((None, 200), (frontend["auth"], 401)):  # Without any keys nginx keeps no counts of them.
         frontend["auth"] = auth

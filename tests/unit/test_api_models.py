@@ -99,7 +99,9 @@ def daemon_of(world: World, told: Json) -> Daemon:
     parts = SimpleNamespace(
         leaving=leaving,
         services={"chat": world.service}, nginx_supervisor=nginx, ready=True, frontends=SimpleNamespace(problems={}),
-        certificates=SimpleNamespace(problems={}), signals=SimpleNamespace(of={}), shared=shared,
+        certificates=SimpleNamespace(problems={}),
+        quotas=SimpleNamespace(near={("chat", "alice", "tokens_per_day"): 0.85}),
+        signals=SimpleNamespace(of={}), shared=shared,
         addresses=[AddressSettings.model_validate(ADDRESS)],
         file=SimpleNamespace(
             path=Path("/g.yaml"), began_at=0.0, loaded_at=0.0,

@@ -8,6 +8,7 @@ from pathlib import Path
 
 import pytest
 
+import gateway_sidecar
 from gateway_sidecar.config import AuthSettings, FrontendSettings
 from gateway_sidecar.config.frontend import UsageSettings
 from gateway_sidecar.control.edge import quotas
@@ -57,6 +58,13 @@ async def test_each_key_with_a_quota_has_the_share_that_it_has_used(world: World
         ("chat", NOW, "dan", 5), ("code", NOW, "alice", 9000),
     ]  # fmt: skip
     assert await world.look() == {("alice", DAY): 0.85, ("alice", MONTH): 0.4, ("bob", MONTH): 2.0}
+    assert list(world.quotas.near.items()) == [(("chat", "bob", MONTH), 2.0), (("chat", "alice", DAY), 0.85)]
+
+
+def test_near_is_where_the_alert_fires() -> None:
+    """`status` and the alert name the same keys."""
+    alerts = (Path(gateway_sidecar.__file__).parent / "share" / "prometheus" / "alerts.yaml").read_text("utf-8")
+    assert f"gateway_sidecar_key_bound_used_ratio >= {quotas.NEAR}" in alerts
 
 
 async def test_a_changed_file_counts_and_one_with_a_mistake_does_not(world: World) -> None:

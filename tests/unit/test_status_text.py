@@ -54,6 +54,16 @@ WELL = status(replica("r1"), replica("r2", "draining", "drain requested"))
 ILL = status(replica("r1"), replica("r2", "unreachable", WHY))
 
 
+def test_status_names_keys_near_their_quota_and_problems_do_not() -> None:
+    """An operator sees them; the gateway has no problem with them."""
+    near = [{"service": "chat", "key": f"k{number}", "bound": "tokens_per_day", "used": 1.2} for number in range(12)]
+    lines = render_status(status(replica("r1"), near_quota=near)).splitlines()
+    named = [line for line in lines if line.startswith("near quota")]
+    assert named[0] == "near quota: key k0 of chat has used 120% of tokens_per_day"
+    assert (len(named), named[-1]) == (11, "near quota: and 2 keys more")
+    assert not render_problems(status(replica("r1"), near_quota=near))
+
+
 def test_status_shows_the_service_and_not_states_alone() -> None:
     """How much comes, how much fails, how long clients wait, how many serve, and who has how much to do."""
     text = render_status(ILL)

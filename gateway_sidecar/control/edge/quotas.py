@@ -23,6 +23,8 @@ from gateway_sidecar.telemetry.metrics import Metrics
 
 EVERY_S = 300.0
 """With 10,000 keys that ask in every hour of a month, the store takes 2.6 s for one look."""
+NEAR = 0.8
+"""From this share on a key is near its quota; `share/prometheus/alerts.yaml` has the same."""
 MOST_SERIES = 200
 """Those that have used the largest shares."""
 _PATIENCE_S = 10.0
@@ -48,6 +50,12 @@ class Quotas:
         self._thread = OwnThread("quotas")
         self._read: dict[Path, tuple[Signature, KeyFile]] = {}
         self._shares_before: dict[Series, float] = {}
+
+    @property
+    def near(self) -> Mapping[Series, float]:
+        """Keys that are near a quota, or have used it up, those that have used most first -> the share."""
+        near = [it for it in self._shares_before.items() if it[1] >= NEAR]
+        return dict(sorted(near, key=lambda it: -it[1]))
 
     async def run(self) -> None:
         """Runs until cancelled."""

@@ -81,7 +81,7 @@ class Daemon:
         self._written = WrittenDown(settings, shared, self._services, self._departing, self._leave, metrics)
         self._events = EventFile(settings.state_dir, JOURNAL, shared.problems.of("events"), metrics)
         self._tunnels = TunnelDemand(shared.tunnels, self._services, metrics)
-        self._quotas = Quotas(shared.usage, self._frontends_wanted, metrics)
+        self.quotas = Quotas(shared.usage, self._frontends_wanted, metrics)
         used_up = UsedUp(nginx.frontends, shared.usage, self._frontends_wanted)
         self.nginx_supervisor = NginxSupervisor(nginx, self._addresses, metrics, self.touch, used_up.tell)
         self.run_dir = RunDirRepair(
@@ -204,7 +204,7 @@ class Daemon:
                 self.shared.api.run,
                 self.readiness.run,
                 self.shared.usage.run,
-                self._quotas.run,
+                self.quotas.run,
                 self.leaving.run,
                 self.frontends.run,
                 self.certificates.run,
