@@ -5,7 +5,6 @@ from __future__ import annotations
 import asyncio
 import json
 import time
-from contextlib import nullcontext
 from dataclasses import replace
 from functools import partial
 from typing import Any
@@ -80,6 +79,12 @@ async def delete_replica(request: web.Request) -> web.Response:
     check_query(request, "drain_s")
     drain_s = seconds_in(request, "drain_s", 0.0)
     await _has_looked(service)
+    report = await remove(daemon, service, replica, drain_s)
+    return web.json_response(drained_view(report), status=200 if report.drained else 202)
+
+
+async def remove(daemon: Daemon, service: Service, replica: ReplicaId, drain_s: float) -> DrainReport:
+    """Removes it at every gateway, and waits up to `drain_s` seconds for what is in flight there. Raises Refused."""
     began, until = time.monotonic(), awake.now() + drain_s
     try:
         entry = await daemon.shared.api.take_out(service.name, replica)
@@ -89,17 +94,18 @@ async def delete_replica(request: web.Request) -> web.Response:
     except StateError as error:
         raise _not_written(error) from error
     fleet = daemon.shared.fleet
-    with nullcontext() if fleet is None else fleet.drains.waiting(service.name, replica):
-        asking = await fleet.drains.ask(service.name, replica) if fleet is not None and drain_s else None
+    if fleet is None:
         report = await _removed(daemon, service, replica, entry, until)
-        if fleet is not None and asking is not None:
-            left_s = max(0.0, until - awake.now())
-            report = await fleet.drains.finish(report, asking, left_s, service.until)
-            await fleet.drains.forget(asking)
-        elif fleet is not None and fleet.membership.others:
+    elif not drain_s:
+        report = await _removed(daemon, service, replica, entry, until)
+        if fleet.membership.others:
             report = replace(report, drained=False, reason="the other gateways were not asked: give drain_s")
-    answer = drained_view(replace(report, took_s=time.monotonic() - began))
-    return web.json_response(answer, status=200 if report.drained else 202)
+    else:
+        async with fleet.drains.asked_once(service.name, replica) as asking:
+            report = await _removed(daemon, service, replica, entry, until)
+            left_s = max(0.0, until - awake.now())
+            report = await fleet.drains.finish(service.drains, report, asking, left_s, service.until)
+    return replace(report, took_s=time.monotonic() - began)
 
 
 async def _removed(

@@ -41,6 +41,10 @@ Key = int | WorkerAt | Part
 """What the loop of a service looks at. A number is the key of a tenure."""
 
 
+_LEAST_S = 1e-6
+"""Sums of floating-point seconds do not meet exactly: a wait for less than the clock can tell apart would never end."""
+
+
 class WorkQueue(Generic[K]):
     """Collects keys whose state may have changed.
 
@@ -99,7 +103,7 @@ class WorkQueue(Generic[K]):
                 return None
             until = min(end, self._later[0][0]) if self._later else end
             try:
-                async with asyncio.timeout(max(0.0, until - now)):
+                async with asyncio.timeout(max(_LEAST_S, until - now)):
                     await self._wake.wait()
             except TimeoutError:
                 pass

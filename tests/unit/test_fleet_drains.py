@@ -5,10 +5,11 @@ from __future__ import annotations
 import asyncio
 from collections.abc import Callable
 from pathlib import Path
+from typing import Any, cast
 
 import pytest
 
-from gateway_sidecar.control.replicas.drain import DrainReport
+from gateway_sidecar.control.replicas.drain import DrainReport, Drains
 from gateway_sidecar.control.replicas.tenure import Presence
 from gateway_sidecar.domain.fleet import AskedDrain, DrainSeen, Gateway, drain_elsewhere, drains_in, is_over
 from gateway_sidecar.domain.model import Ready, ReplicaId
@@ -157,6 +158,21 @@ async def test_another_engine_behind_the_same_socket_serves_although_the_drain_s
 
 
 @in_fake_time
+async def test_a_drain_that_was_asked_for_after_the_engine_was_replaced_means_the_new_one(worlds: Worlds) -> None:
+    """Both while the daemon was away: what it remembers is the engine before."""
+    async with worlds() as world:
+        world.source.owner = "api"
+        await world.in_use("r1", 0)
+        left = await world.die()
+        world.appear("r1")
+        world.asks.ask("r1", "d1")
+        await world.come_back(left)
+        await world.until(lambda: says(world) == DrainSeen("d1", True, True, 0))
+        await asyncio.sleep(60)
+        assert world.router.ready() == set()
+
+
+@in_fake_time
 async def test_a_drain_of_a_replica_that_moves_means_the_engine_that_it_moves_to(worlds: Worlds) -> None:
     """Its old engine serves only until the new one does, and so goes, too."""
     async with worlds() as world:
@@ -236,10 +252,15 @@ class Engine:
 
     async def drain(self, replica: ReplicaId, timeout_s: float) -> DrainReport:
         await asyncio.sleep(0.1 if self.drained else timeout_s)
-        return DrainReport(self.drained, 0, 0.1, reason="" if self.drained else "1 connection in flight here")
+        return DrainReport(
+            self.drained, 0, 0.1, reason="" if self.drained else "1 connection in flight at this gateway"
+        )
 
     def is_asked_by_fleet(self, replica: ReplicaId) -> bool:
         return False
+
+    def says(self, replica: ReplicaId, asked: str) -> DrainSeen:
+        return DrainSeen(asked, self.drained, True, 0 if self.drained else 1)
 
 
 async def until(condition: Callable[[], bool], timeout_s: float) -> bool:
@@ -409,7 +430,7 @@ async def test_a_gateway_alone_in_its_fleet_is_safe_when_it_is_drained_itself(tm
         a = await them.start("a")
         assert (await drain(a)).drained
         report = await drain(a, 5.0, Engine(drained=False))
-        assert (report.drained, report.reason) == (False, "1 connection in flight here")
+        assert (report.drained, report.reason) == (False, "1 connection in flight at this gateway")
 
 
 @in_fake_time
@@ -478,17 +499,19 @@ async def test_the_drain_of_a_delete_is_forgotten_with_it(tmp_path: Path) -> Non
     async with fleets(tmp_path) as them:
         a, b = await them.start("a"), await them.start("b")
         b.says[KEY] = DrainSeen("", True)
-        with a.fleet.drains.waiting("chat", R1):
-            asking = await a.fleet.drains.ask("chat", R1)
-            report = await a.fleet.drains.finish(DrainReport(True, 0, 0.0), asking, 10.0, until)
+        own = cast("Drains", cast("Any", Engine()))
+        async with a.fleet.drains.asked_once("chat", R1) as asking:
+            report = await a.fleet.drains.finish(own, DrainReport(True, 0, 0.0), asking, 10.0, until)
             assert report.drained
-            await a.fleet.drains.forget(asking)
-            assert a.fleet.drains.held == {}
-            asking = await a.fleet.drains.ask("chat", R1)
+        assert a.fleet.drains.held == {}
+        with pytest.raises(KeyError):
+            async with a.fleet.drains.asked_once("chat", R1):
+                raise KeyError  # It was put again, say.
+        assert a.fleet.drains.held == {}
+        async with a.fleet.drains.asked_once("chat", R1):
             a.says[KEY] = SAFE
             await drain(b)
-            await a.fleet.drains.forget(asking)
-            assert a.fleet.drains.held
+        assert a.fleet.drains.held
 
 
 @in_fake_time

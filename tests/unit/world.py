@@ -8,9 +8,9 @@ from __future__ import annotations
 import asyncio
 import os
 from collections import Counter
-from collections.abc import AsyncIterator, Callable, Collection, Mapping
+from collections.abc import AsyncIterator, Callable, Collection, Mapping, Sequence
 from contextlib import AbstractAsyncContextManager, asynccontextmanager
-from dataclasses import replace
+from dataclasses import dataclass, replace
 from itertools import count
 from pathlib import Path
 from typing import Any, cast
@@ -447,6 +447,15 @@ class PlayedProcess:
             self._on_change()
 
 
+@dataclass(frozen=True)
+class Left:
+    """What a daemon leaves: its record, the router, and the ports that rest."""
+
+    saved: Sequence[SavedTenure]
+    running: PlayedProcess
+    resting: frozenset[int]
+
+
 class World:
     """The service and everything around it."""
 
@@ -498,20 +507,28 @@ class World:
 
         saved: what was written down, if that is not how it was in the end.
         """
-        saved, running = self.service.saved() if saved is None else saved, self.process
-        resting = self.leases.quarantined
+        left = await self.die()
+        await self.come_back(left if saved is None else replace(left, saved=saved))
+
+    async def die(self) -> Left:
+        """The daemon is killed; the router goes on."""
+        left = Left(self.service.saved(), self.process, self.leases.quarantined)
         await self.end()
         for canary in [each for several in self.liveness_connections.values() for each in several]:
             canary.forget()
+        return left
+
+    async def come_back(self, left: Left) -> None:
+        """The next daemon begins."""
         self.leases = PortLeases(range(24001, 24021))
         self.service = self._new_service()
         self.service.slots.begin_in(self.links.slot or "chat", "smg")
-        if running.up:
-            self.process.take_over(running)
-        for tenure in saved:
+        if left.running.up:
+            self.process.take_over(left.running)
+        for tenure in left.saved:
             led_to = self.links.led.get(tenure.port) if tenure.port is not None else None
             self.service.restoring.restore(tenure, linked=led_to == tenure.sighting.place)
-        for port in resting | (self.links.led.keys() - self.leases.leased.keys()):
+        for port in left.resting | (self.links.led.keys() - self.leases.leased.keys()):
             self.links.unlink(port)
             self.leases.quarantine(port, awake.now() + SMG.late_s)
         await self.begin()

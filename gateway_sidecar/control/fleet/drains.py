@@ -9,15 +9,23 @@ from __future__ import annotations
 import asyncio
 import secrets
 from collections import Counter, defaultdict
-from collections.abc import Awaitable, Callable, Iterator, Mapping
-from contextlib import contextmanager
+from collections.abc import AsyncIterator, Awaitable, Callable, Iterator, Mapping
+from contextlib import asynccontextmanager, contextmanager
 from dataclasses import dataclass, replace
 from functools import partial
 
 from gateway_sidecar.control.fleet.membership import Membership
 from gateway_sidecar.control.fleet.reflector import DRAINS, StoreReflector
 from gateway_sidecar.control.replicas.drain import DrainReport, Drains
-from gateway_sidecar.domain.fleet import AskedDrain, DrainAt, DrainSeen, drain_elsewhere, drains_in, is_over
+from gateway_sidecar.domain.fleet import (
+    AskedDrain,
+    DrainAt,
+    DrainSeen,
+    connections,
+    drain_elsewhere,
+    drains_in,
+    is_over,
+)
 from gateway_sidecar.domain.model import ReplicaId
 from gateway_sidecar.domain.store_memory import Snapshot
 from gateway_sidecar.errors import StoreConflict, StoreError
@@ -82,7 +90,7 @@ class FleetDrains:
         began, ends = awake.monotonic(), awake.now() + timeout_s
         with self.waiting(of.service, replica):
             asking, report = await asyncio.gather(self.ask(of.service, replica), of.drain(replica, timeout_s))
-            report = await self.finish(report, asking, max(0.0, ends - awake.now()), until)
+            report = await self.finish(of, report, asking, max(0.0, ends - awake.now()), until)
         return replace(report, took_s=awake.monotonic() - began)
 
     @contextmanager
@@ -106,13 +114,17 @@ class FleetDrains:
         await self._reflector.look()  # Who is alive is judged by what was read after it was written.
         return Asking(key, asked, began, revision)
 
-    async def finish(self, report: DrainReport, asking: Asking, timeout_s: float, until: Until) -> DrainReport:
+    async def finish(
+        self, of: Drains, report: DrainReport, asking: Asking, timeout_s: float, until: Until
+    ) -> DrainReport:
         """The report of this gateway's own drain, once all others are done or so many seconds are over."""
-        if not asking.trouble:
-            await until(partial(self._is_safe, asking), timeout_s)
-        reasons = [report.reason, *self._unsafe(asking)]
+        ends, is_safe = awake.now() + timeout_s, partial(self._is_safe, of, asking)
+        while not asking.trouble and await until(is_safe, max(0.0, ends - awake.now())):
+            await self._reflector.look()  # What is known may be seconds old: its hints may miss things.
+            if is_safe():
+                break
+        reason = "; ".join(dict.fromkeys(filter(None, [report.reason, *self._unsafe(of, asking)])))
         elsewhere = self._elsewhere(asking) or []
-        reason = "; ".join(filter(None, reasons))
         return replace(report, drained=report.drained and not reason, elsewhere=elsewhere, reason=reason)
 
     async def take_back(self, of: Drains, replica: ReplicaId) -> None:
@@ -124,24 +136,34 @@ class FleetDrains:
             if key in self.held or of.is_asked_by_fleet(replica):
                 raise
 
-    async def forget(self, asking: Asking) -> None:
-        """Takes back this very drain: its replica was deleted. If the store is away, that is done once it is back."""
-        if self.held.get(asking.key) == asking.asked:
-            await self._remove(asking.key, asking.asked)
+    @asynccontextmanager
+    async def asked_once(self, service: str, replica: ReplicaId) -> AsyncIterator[Asking]:
+        """Asks every gateway to drain a replica that was deleted, and takes that very drain back in the end.
 
-    def _is_safe(self, asking: Asking) -> bool:
-        return not self._unsafe(asking)
+        If the store is away then, that is done once it is back.
+        """
+        with self.waiting(service, replica):
+            asking = await self.ask(service, replica)
+            try:
+                yield asking
+            finally:
+                if self.held.get(asking.key) == asking.asked:
+                    await self._remove(asking.key, asking.asked)
 
-    def _unsafe(self, asking: Asking) -> list[str]:
-        """Why it is not safe to stop the engine for the sake of other gateways, in words."""
+    def _is_safe(self, of: Drains, asking: Asking) -> bool:
+        return not self._unsafe(of, asking)
+
+    def _unsafe(self, of: Drains, asking: Asking) -> list[str]:
+        """Why it is not safe to stop the engine: for the sake of other gateways, or because it came back here."""
         if asking.trouble:
             return [asking.trouble]
-        status, found = self._reflector.status, self._elsewhere(asking)
+        status, asked, found = self._reflector.status, self.held.get(asking.key), self._elsewhere(asking)
         away = [f"the store cannot be read: {status.reason}"] if not self._reflector.is_up else []
-        if found is None:
+        if asked is None or found is None:
             return away or ["it was taken back meanwhile"]
-        reasons = [f"{it.gateway}: {it.reason}" for it in found if not it.is_safe]
-        return reasons + away if reasons else []
+        own = of.says(ReplicaId(asking.key.partition("/")[2]), asked.id)
+        back = [] if own.is_safe else [f"{connections(own.in_flight)} in flight at this gateway"]
+        return back + [f"{it.gateway}: {it.reason}" for it in found if not it.is_safe] + away
 
     def _elsewhere(self, asking: Asking) -> list[DrainAt] | None:
         """How the other gateways stand with it; None if that was not read yet, or the drain was taken back."""

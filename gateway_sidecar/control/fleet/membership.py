@@ -81,9 +81,14 @@ class Membership:
 
     @property
     def gone_s(self) -> Mapping[str, float]:
-        """Another gateway whose lease was seen to end -> how long ago, in seconds; for ten minutes."""
-        now = awake.now()
-        return {name: now - at for name, at in self._gone.items() if now - at < _GONE_S}
+        """Another gateway whose lease was seen to end -> for how long, in seconds; for ten minutes.
+
+        Time in which the store could not be read does not count: the gateway may be back since.
+        """
+        it = self._reflector
+        until = awake.now() if it.is_up else it.read_at
+        ago = {name: max(0.0, until - max(at, it.up_since)) for name, at in self._gone.items()}
+        return {name: seconds for name, seconds in ago.items() if seconds < _GONE_S}
 
     def touch(self) -> None:
         """What the others are told has changed."""

@@ -76,6 +76,8 @@ class StoreReflector:
         """Set once a read has been tried."""
         self.read_revision = 0
         """Of the last read that was believed; writes of ours that came since are not in it."""
+        self.read_at = self.up_since = awake.now()
+        """When that was, and since when all reads were (awake seconds)."""
 
     @property
     def known(self) -> Snapshot | None:
@@ -226,7 +228,7 @@ class StoreReflector:
         if before is not None and lineage_of(before) == lineage_of(seen) and seen.revision < before.revision:
             self._look_now.set()  # Read before a write of ours, which it does not have yet.
             return
-        self.read_revision = seen.revision
+        self.read_revision, self.read_at = seen.revision, awake.now()
         if before is not None and _texts(before.entries) == _texts(seen.entries):
             self._remembered.note(Memory(seen))
         else:
@@ -254,6 +256,8 @@ class StoreReflector:
     def _note_success(self) -> None:
         self._failures = 0
         now = awake.monotonic()
+        if not self.is_up:
+            self.up_since = awake.now()
         if self._problem.set("") or self.status.state != "up":
             self._logger.info("store.up", away_s=round(now - self.status.since, 1))
         self.status = StoreStatus("up", self.status.since if self.is_up else now, now)

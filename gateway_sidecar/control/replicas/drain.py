@@ -148,6 +148,8 @@ class Drains:
                 self._end(tenure)
         elif tenure.drain.asked == it.id:
             self._heeded[tenure.replica] = it.id
+        elif tenure.key in self._tenures.unconfirmed:
+            return  # Whether it is the engine that is meant, the first look tells.
         elif self._heeded.get(tenure.replica) == it.id:
             tenure.drain.asked = it.id  # That was the engine before this one.
         else:

@@ -43,9 +43,12 @@ class Lifecycle:
         self.end_superseded(listing)
         for sighting in listing.present.values():
             current = self._tenures.current.get(sighting.replica)
+            is_same = current is not None and current.sighting.occupant == sighting.occupant
+            if current is not None and is_same and self._tenures.confirm(current):
+                self._queue.add(current.key)
             if current is not None and current.sighting is sighting:
                 continue  # As it was: sources show the same object then.
-            if current is not None and current.sighting.occupant != sighting.occupant:
+            if current is not None and not is_same:
                 self._supplant(current, sighting)
                 current = None
             if current is None:
@@ -72,6 +75,7 @@ class Lifecycle:
             probe=Probed(saved.facts, Ready(saved.facts) if saved.facts is not None else None),
             bridge=Bridged(saved.port, linked=linked, peer=saved.peer),
             drain=Draining(requested=saved.drain, asked=saved.asked),
+            confirmed=False,
             served=True,  # How long it took to serve was told by the daemon that saw it come.
         )
         return self._began(tenure)

@@ -39,6 +39,7 @@ class Registry:
     """All of them: `by_key` until the last connection is gone, `current` while the occupant is there, `superseded`
     while one whose replica is elsewhere now serves on until that one does.
 
+    unconfirmed: those of an earlier daemon whose occupant no look has shown yet: it may be another one by now.
     has_all: whether everybody who is there has been seen once.
     version: grows whenever something changes that is written down.
     """
@@ -50,6 +51,7 @@ class Registry:
         self.by_key: dict[int, Tenure] = {}
         self.current: dict[ReplicaId, Tenure] = {}
         self.superseded: dict[int, Tenure] = {}
+        self.unconfirmed: set[int] = set()
         self.has_all = False
         self.version = 0
         self._by_occupant: dict[SocketIdentity, list[Tenure]] = {}
@@ -71,6 +73,7 @@ class Registry:
         bridge: Bridged | None = None,
         drain: Draining | None = None,
         served: bool = False,
+        confirmed: bool = True,
     ) -> Tenure:
         """A new tenure; its replica's current one unless it is gone. What is known of it already is given with it."""
         now = awake.now()
@@ -89,6 +92,8 @@ class Registry:
             status=Status(since=now, served=served),
         )
         self.by_key[tenure.key] = tenure
+        if not confirmed:
+            self.unconfirmed.add(tenure.key)
         if gone:
             tenure.leave(Why.SOCKET_GONE)
         else:
@@ -96,6 +101,12 @@ class Registry:
         self._by_occupant.setdefault(sighting.occupant, []).append(tenure)
         self.note(tenure)
         return tenure
+
+    def confirm(self, tenure: Tenure) -> bool:
+        """A look has shown its occupant; whether that is news."""
+        is_news = tenure.key in self.unconfirmed
+        self.unconfirmed.discard(tenure.key)
+        return is_news
 
     def note_all(self) -> None:
         """Everybody who is there has been seen."""
@@ -117,6 +128,7 @@ class Registry:
         """It is over; the URLs of its workers that are nobody's now."""
         self.version += 1
         del self.by_key[tenure.key]
+        self.unconfirmed.discard(tenure.key)
         self._noted.pop(tenure.key, None)
         stays = self._by_occupant[tenure.sighting.occupant]
         stays.remove(tenure)
