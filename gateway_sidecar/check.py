@@ -28,6 +28,7 @@ from gateway_sidecar.config import (
     load_overrides,
 )
 from gateway_sidecar.config.frontend_values import ANY
+from gateway_sidecar.config.places import stored_keys_in
 from gateway_sidecar.config.values import show
 from gateway_sidecar.control.edge.destinations import hosts_of, look_up
 from gateway_sidecar.control.process.left_running import LeftRunning, look_for_left
@@ -138,15 +139,16 @@ async def check_machine(settings: Settings, *, assumed: bool = False) -> list[Fi
     findings += [_directory("state_dir", settings.state_dir), _directory("run_dir", settings.run_dir)]
     findings += room_for_bodies(settings.state_dir, settings.bridges.max_bodies_mb)
     findings += await asyncio.to_thread(_access_log, settings)
+    stored = stored_keys_in(settings.state_dir)
     for address in settings.addresses:
         models = f"{counted(len(address.models), 'model')} of {', '.join(address.services)}"
         findings.append(Finding(Level.OK, f"{address.name}: {address.listen} leads to {models}"))
-        findings += await asyncio.to_thread(lambda it: list(_frontend(it.name, it.frontend)), address)
+        findings += await asyncio.to_thread(lambda it: list(_frontend(it.name, it.frontend, stored)), address)
         findings += await asyncio.to_thread(lambda it: list(_models_of_keys(it)), address)
     for service in settings.services:
         findings += await _replicas(service, settings)
         findings += await _unfit(service, settings, running)
-        findings += await asyncio.to_thread(lambda it: list(_frontend(it.name, it.frontend)), service)
+        findings += await asyncio.to_thread(lambda it: list(_frontend(it.name, it.frontend, stored)), service)
         findings += _scaling(service)
         findings += await asyncio.to_thread(_endpoints, service, settings.bridges.host)
     findings += await asyncio.to_thread(_peers, settings, await _all_sightings(settings))
@@ -242,10 +244,12 @@ def lacking(
             yield f"frontend.{setting} needs an nginx built {word}; use the distribution's"
 
 
-def _frontend(name: str, frontend: FrontendSettings) -> Iterator[Finding]:
-    """Its keys and its certificate, read as the daemon will."""
+def _frontend(name: str, frontend: FrontendSettings, stored: Path) -> Iterator[Finding]:
+    """Its keys and its certificate, read as the daemon will. stored: the file of the store's keys."""
     try:
-        if frontend.auth is not None and frontend.auth.keys_file is not None:
+        if frontend.auth is not None and frontend.auth.keys_file == stored and not stored.exists():
+            yield Finding(Level.OK, f"{name}: keys of the store, which this gateway has not read yet")
+        elif frontend.auth is not None and frontend.auth.keys_file is not None:
             file = read_keys(frontend.auth.keys_file)
             keys = file.keys
             ends = [key.expires for key in keys.values()]

@@ -415,7 +415,7 @@ def _add_key_commands(commands: Any) -> None:
         commands,
         "key",
         "make, change, revoke and list the API keys of clients",
-        "The file holds only hashes. A running daemon applies each change at once.",
+        "The file, or the store, holds only hashes. A running daemon applies each change at once.",
     )
     for name, run, text in (
         ("add", "key:add", "make a key, store its hash, and print the key, which is shown only once"),
@@ -428,7 +428,17 @@ def _add_key_commands(commands: Any) -> None:
         ("list", "key:list_all", "print each key with its state, bounds, last use and note, and each plan"),
     ):
         action = _add_bare(actions, name, run, text)
-        action.add_argument("--file", type=Path, required=True, metavar="FILE", help="the file with the keys' hashes")
+        where = action.add_mutually_exclusive_group(required=True)
+        where.add_argument("--file", type=Path, metavar="FILE", help="the file with the keys' hashes")
+        where.add_argument(
+            "--store",
+            action="store_true",
+            help="the keys of the store that several gateways share; the daemon is asked",
+        )
+        action.add_argument(
+            "--config", type=Path, default=_default_config(), metavar="FILE",
+            help="the configuration, which says where the daemon, and the last use of keys, are (default: %(default)s)",
+        )  # fmt: skip
         if name != "list":
             whose = "plan" if name == "plan" else "key"
             text = f"the {whose}'s name: letters, digits and . _ -, 64 at most"
@@ -444,10 +454,6 @@ def _add_key_commands(commands: Any) -> None:
             )  # fmt: skip
         if name == "list":
             action.add_argument("--json", action="store_true", help="print JSON")
-            action.add_argument(
-                "--config", type=Path, default=_default_config(), metavar="FILE",
-                help="the configuration, which says where the last use of keys is recorded (default: %(default)s)",
-            )  # fmt: skip
 
 
 def _add_bounds(action: argparse.ArgumentParser, *, of_plan: bool) -> None:

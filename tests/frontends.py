@@ -103,6 +103,7 @@ DRAWN: Mapping[type[Part], Callable[[Ground, str], Draws]] = {
     },
     AuthSettings: lambda ground, service: {
         "keys_file": st.just(str(ground.keys(service))),
+        "store": st.just(False),  # `true` is a keys_file of the daemon's, and needs a store.
         "url": st.sampled_from(("", "/auth")).map(lambda path: f"http://127.0.0.1:{ground.decider}{path}"),
         "timeout_s": st.sampled_from((5.0, 59.5)),  # Long enough for a busy machine.
         "keep_s": st.sampled_from((0.0, 0.5, 3600.0)),

@@ -146,6 +146,17 @@ class Client:
         target = f"/v1/store/accept?refill={'true' if refill else 'false'}"
         return cast("models.Accepted", self._ask("POST", target, timeout_s=60.0))
 
+    def stored_keys(self) -> models.StoredKeys:
+        """The keys of the store, as the gateway knows them."""
+        return cast("models.StoredKeys", self._ask("GET", "/v1/store/keys"))
+
+    def store_key(self, name: str, line: str | None, seen: int | None) -> models.KeyStored:
+        """Writes a key's or a plan's line, or removes it for None, if it is still at the revision that was `seen`."""
+        target = f"/v1/store/keys/{quote(name, safe='')}"
+        return cast(
+            "models.KeyStored", self._ask("PUT", target, body={"line": line, "seen": seen}, timeout_s=_PATIENCE_S)
+        )
+
     def leave(self, *, timeout_s: float | None) -> models.Leave:
         """Has the gateway leave, within `timeout_s` seconds where they are given; returns at once."""
         query = "" if timeout_s is None else f"?timeout_s={timeout_s:g}"

@@ -560,6 +560,37 @@ class Accepted(TypedDict):
     """Keys of the store that were put back."""
 
 
+class StoredKey(TypedDict):
+    """A key or a plan of the store."""
+
+    name: str
+    """The key's name; `@` and the plan's name for a plan."""
+    line: str
+    """What the store has of it: the hash, and the bounds, as in a file of keys."""
+    revision: Count
+    """The store's revision when it was written."""
+    refused: str | None
+    """Why it does not count; null if it does."""
+
+
+class StoredKeys(TypedDict):
+    """The keys and plans of the store, as this gateway knows them."""
+
+    away: str | None
+    """Why the store cannot be read, so that this is what was known last; null if it can be."""
+    gateways: Count
+    """How many gateways are alive, and so share the limits."""
+    keys: list[StoredKey]
+    """All of them, by name."""
+
+
+class KeyStored(TypedDict):
+    """What came of writing a key or a plan."""
+
+    revision: Count
+    """The store's revision of this write."""
+
+
 class Stopped(TypedDict):
     """What came of a stop."""
 

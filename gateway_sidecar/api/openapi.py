@@ -53,6 +53,29 @@ _REPLICA: Json = {
     "description": f"The replica's id: printable characters without `/`, {MOST_ID_BYTES} bytes at most.",
     "schema": _TEXT,
 }
+_KEY: Json = {
+    "name": "key",
+    "in": "path",
+    "required": True,
+    "description": "The key's name; `@` and the plan's name for a plan.",
+    "schema": _TEXT,
+}
+_STORED_LINE: Json = {
+    "type": "object",
+    "required": ["line", "seen"],
+    "properties": {
+        "line": {
+            "type": ["string", "null"],
+            "description": "Its line of a file of keys, with the hash of the key; null removes it.",
+        },
+        "seen": {
+            "type": ["integer", "null"],
+            "minimum": 0,
+            "description": "The revision of the line that it takes the place of; null for a new one.",
+        },
+    },
+    "additionalProperties": False,
+}
 _SAME = {"service": "$request.path.service", "replica": "$request.path.replica"}
 _LINKS: Json = {
     "links": {
@@ -78,6 +101,7 @@ def _operation(name: str, summary: str, answers: Json, *parameters: Json, **furt
 _UNKNOWN_SERVICE = _no("There is no such service; the message lists those that there are.")
 _UNKNOWN = _no("There is no such service or replica; the message lists those that there are.")
 _BAD_QUERY = _no("A query parameter cannot be used.")
+_NO_STORE = _no("This gateway has no store.")
 _NOT_WRITTEN = {
     "503": _no("Nothing was changed: it could not be written down, or the service has not read its sources yet."),
     "507": _no("Nothing was changed: `state_dir` has no room left to write it down."),
@@ -158,7 +182,7 @@ _OPERATIONS: dict[tuple[str, str], Json] = {
         "Show all gateways, and what each of them sees of each replica",
         {
             "200": _answer("As it stands in the store.", models.FleetStatus),
-            "409": _no("This gateway has no store."),
+            "409": _NO_STORE,
             "503": _no("The store cannot be read."),
         },
     ),
@@ -192,6 +216,29 @@ _OPERATIONS: dict[tuple[str, str], Json] = {
             "First put back into the store what this gateway knows.",
             {"enum": ["true", "false"], "default": "false"},
         ),
+    ),
+    ("get", "/v1/store/keys"): _operation(
+        "listStoredKeys",
+        "List the keys of the store",
+        {
+            "200": _answer("The hashes and bounds of all keys and plans.", models.StoredKeys),
+            "409": _NO_STORE,
+        },
+    ),
+    ("put", "/v1/store/keys/{key}"): _operation(
+        "putStoredKey",
+        "Write or remove one key or plan of the store",
+        {
+            "200": _answer("It is written; every gateway learns of it.", models.KeyStored),
+            "400": _no("The body is not JSON."),
+            "409": _no("There is no store, or somebody else changed the key meanwhile."),
+            "413": _no(f"The body is larger than {MOST_BYTES} bytes."),
+            "415": _no("The body is not `application/json`."),
+            "422": _no("The line is no valid key or plan; `problems` says why."),
+            "503": _no("The store cannot be written. The message says whether it is known that nothing was changed."),
+            "507": _no("Nothing was changed: the store has no room left."),
+        },
+        requestBody={"required": True, "content": {"application/json": {"schema": _STORED_LINE}}},
     ),
     ("get", "/v1/leave"): _operation(
         "showLeave",
@@ -309,8 +356,8 @@ def _paths() -> Json:
     """Each path with its operations, and in each of these what the path says: parameters, and what may be unknown."""
     paths: Json = {}
     for (method, path), operation in _OPERATIONS.items():
-        named = [it for it in (_SERVICE, _REPLICA) if f"{{{it['name']}}}" in path]
-        unknown = {"404": _UNKNOWN if _REPLICA in named else _UNKNOWN_SERVICE} if named else {}
+        named = [it for it in (_SERVICE, _REPLICA, _KEY) if f"{{{it['name']}}}" in path]
+        unknown = {"404": _UNKNOWN if _REPLICA in named else _UNKNOWN_SERVICE} if _SERVICE in named else {}
         paths.setdefault(path, {})[method] = operation | {
             "parameters": named + operation["parameters"],
             "responses": unknown | operation["responses"],
@@ -327,8 +374,9 @@ class _Generator(GenerateJsonSchema):
 
 _Answers = (
     models.Accepted | models.Drained | models.Error | models.Events | models.Explained | models.FleetStatus
-    | models.Joined | models.Leave | models.Plan | models.Put | models.Reloaded | models.Replicas | models.Restarted
-    | models.Resumed | Signals | models.Status | models.Stopped | models.Unanswered | models.Usage
+    | models.Joined | models.KeyStored | models.Leave | models.Plan | models.Put | models.Reloaded
+    | models.Replicas | models.Restarted | models.Resumed | Signals | models.Status | models.Stopped
+    | models.StoredKeys | models.Unanswered | models.Usage
 )  # fmt: skip
 """All that is answered; pydantic describes it and what it is made of."""
 

@@ -54,7 +54,7 @@ async def put_replica(request: web.Request) -> web.Response:
     check_query(request, "wait", "timeout_s")
     wait = _wait_in(request)
     timeout_s = seconds_in(request, "timeout_s", _DEFAULT_WAIT_S)
-    entry = await _entry_in(request)
+    entry = await object_in(request, "replica", 'send {"socket": "/path"}')
     described = await _read(service, replica, entry)
     await _has_looked(service)
     _refuse_others(service, replica)
@@ -176,7 +176,7 @@ def _wait_in(request: web.Request) -> bool:
     return wait is not None
 
 
-async def _entry_in(request: web.Request) -> dict[str, Any]:
+async def object_in(request: web.Request, what: str, cure: str = "send one") -> dict[str, Any]:
     """The object that was sent. Raises Refused."""
     if request.content_type != "application/json":
         raise Refused(415, error=f"'{request.content_type}' is not a supported content type; use application/json")
@@ -189,7 +189,7 @@ async def _entry_in(request: web.Request) -> dict[str, Any]:
     except (ValueError, RecursionError) as error:
         raise Refused(400, error=f"the body is not JSON: {error}") from error
     if not isinstance(entry, dict):
-        raise Refused(422, error="the replica was refused", problems=['is not an object; send {"socket": "/path"}'])
+        raise Refused(422, error=f"the {what} was refused", problems=[f"is not an object; {cure}"])
     return entry
 
 

@@ -1,5 +1,5 @@
 """The admin API: status, fleet, plan, signals, usage, events, drain, resume, reload, router restart, store accept,
-leave, join and stop; and replicas put and deleted.
+leave, join and stop; replicas put and deleted; and keys of the store.
 
 Everyone who may open the socket may use all of it.
 """
@@ -32,6 +32,7 @@ from gateway_sidecar.api.replicas import (
     unknown_replica,
 )
 from gateway_sidecar.api.signals_view import signals_view
+from gateway_sidecar.api.stored_keys import list_stored_keys, put_stored_key
 from gateway_sidecar.api.unix_server import UnixServer
 from gateway_sidecar.api.usage import show_usage
 from gateway_sidecar.control.process.daemon import Daemon
@@ -222,6 +223,8 @@ ROUTES: dict[tuple[str, str], Handler] = {
     ("POST", "/v1/reload"): _reload,
     ("POST", "/v1/stop"): _stop,
     ("POST", "/v1/store/accept"): _accept_store,
+    ("GET", "/v1/store/keys"): list_stored_keys,
+    ("PUT", "/v1/store/keys/{key}"): put_stored_key,
     ("GET", "/v1/leave"): _leaving,
     ("POST", "/v1/leave"): _leave,
     ("POST", "/v1/join"): _join,

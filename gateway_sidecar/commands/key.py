@@ -9,13 +9,17 @@ import sys
 from collections import Counter
 from collections.abc import Mapping, Sequence
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
+from gateway_sidecar.config.places import find_places, stored_keys_in
 from gateway_sidecar.errors import ConfigError, FrontendError, KindError
 from gateway_sidecar.frontend.certificate import today
 from gateway_sidecar.frontend.edit_keys import add_key, change_key, change_plan, remove_plan, revoke_key, rotate_key
 from gateway_sidecar.frontend.keys import Key, read_keys, shown_date
 from gateway_sidecar.frontend.words import BOUNDS, NONE, PAUSED, written
+
+if TYPE_CHECKING:
+    from gateway_sidecar.commands.stored_keys import StoreOfKeys
 
 _OPTIONS = ("plan", *BOUNDS, "expires", "note")
 _AS_PLAN = "plan"
@@ -25,7 +29,7 @@ _HEADINGS = ("key", "state", "bounds", "last used", "note")
 
 def add(arguments: argparse.Namespace) -> int:
     """Makes a key."""
-    key = add_key(arguments.file, arguments.name, _given(arguments), **_changes(arguments))
+    key = add_key(_place(arguments), arguments.name, _given(arguments), **_changes(arguments))
     if not arguments.stdin:
         print(key)
     return 0
@@ -36,21 +40,21 @@ def change(arguments: argparse.Namespace) -> int:
     changes = _changes(arguments)
     if not changes:
         raise FrontendError(["nothing is to be changed; give an option such as --plan or --tokens-per-day"])
-    key = change_key(arguments.file, arguments.name, changes)
+    key = change_key(_place(arguments), arguments.name, changes)
     print(f"{key.name}:{written({word: it for word, it in key.words.items() if word != 'old'}) or ' no bounds'}")
     return 0
 
 
 def pause(arguments: argparse.Namespace) -> int:
     """Pauses a key."""
-    change_key(arguments.file, arguments.name, {PAUSED: ""})
+    change_key(_place(arguments), arguments.name, {PAUSED: ""})
     print(f"{arguments.name} is paused")
     return 0
 
 
 def resume(arguments: argparse.Namespace) -> int:
     """Ends a key's pause."""
-    change_key(arguments.file, arguments.name, {PAUSED: None})
+    change_key(_place(arguments), arguments.name, {PAUSED: None})
     print(f"{arguments.name} is no longer paused")
     return 0
 
@@ -59,7 +63,7 @@ def rotate(arguments: argparse.Namespace) -> int:
     """Gives a key another secret."""
     keep_old_s = _seconds(arguments.keep_old)
     secret, ended = rotate_key(
-        arguments.file, arguments.name, keep_old_s=keep_old_s, now=today(), secret=_given(arguments)
+        _place(arguments), arguments.name, keep_old_s=keep_old_s, now=today(), secret=_given(arguments)
     )
     if not arguments.stdin:
         print(secret)
@@ -74,11 +78,11 @@ def plan(arguments: argparse.Namespace) -> int:
     if arguments.remove:
         if changes:
             raise FrontendError(["--remove takes no bounds; leave them out"])
-        remove_plan(arguments.file, arguments.name)
+        remove_plan(_place(arguments), arguments.name)
         print(f"plan {arguments.name} is removed")
         return 0
     words = change_plan(
-        arguments.file, arguments.name, {word: None if it == NONE else it for word, it in changes.items()}
+        _place(arguments), arguments.name, {word: None if it == NONE else it for word, it in changes.items()}
     )
     print(f"plan {arguments.name}:{written(words) or ' no bounds'}")
     return 0
@@ -86,15 +90,26 @@ def plan(arguments: argparse.Namespace) -> int:
 
 def revoke(arguments: argparse.Namespace) -> int:
     """Removes a key."""
-    revoke_key(arguments.file, arguments.name)
+    place = _place(arguments)
+    if isinstance(place, Path):
+        revoke_key(place, arguments.name)
+    else:
+        place.revoke(arguments.name)
     print(f"{arguments.name} is revoked")
     return 0
 
 
 def list_all(arguments: argparse.Namespace) -> int:
     """Prints all keys and plans."""
-    file = read_keys(arguments.file)
-    used, trouble = _last_used(arguments.config, arguments.file)
+    place = _place(arguments)
+    if isinstance(place, Path):
+        file = read_keys(place)
+        used, trouble = _last_used(arguments.config, place)
+    else:
+        file = place.read()
+        used, trouble = _last_used(arguments.config, stored_keys_in(find_places(arguments.config).state_dir))
+        for note in place.notes():
+            print(note, file=sys.stderr)
     now = today()
     rows = [_row(key, used.get(key.name), now) for _, key in sorted(file.keys.items())]
     if arguments.json:
@@ -107,6 +122,16 @@ def list_all(arguments: argparse.Namespace) -> int:
     if trouble:
         print(f"when keys were last used is not known: {trouble}", file=sys.stderr)
     return 0
+
+
+def _place(arguments: argparse.Namespace) -> Path | StoreOfKeys:
+    """Where the keys are. Raises AdminError, ConfigError if that is the store."""
+    if arguments.file is not None:
+        return Path(arguments.file)
+    from gateway_sidecar.api.client import Client  # Late: only the store is asked for.
+    from gateway_sidecar.commands.stored_keys import StoreOfKeys
+
+    return StoreOfKeys(Client(find_places(arguments.config).run_dir / "admin.sock"))
 
 
 def _row(key: Key, used: float | None, now: float) -> dict[str, Any]:
@@ -156,7 +181,7 @@ def _last_used(config: Path, file: Path) -> tuple[dict[str, float], str]:
         return {}, error.problems[0] if isinstance(error, ConfigError) else str(error)
     places = FrontendPlaces.of(settings.run_dir, settings.state_dir)
     used: dict[str, float] = {}
-    trouble = f"{config}: no service has this keys_file; name another one with --config"
+    trouble = f"{config}: no service has these keys; name another one with --config"
     for it in settings.all_addresses:
         auth = it.frontend.auth
         if auth is None or auth.keys_file is None or auth.keys_file.resolve() != file.resolve():

@@ -224,11 +224,15 @@ def _frontend_problems(tree: Tree, frontend: _Frontend) -> Iterator[Problem]:
     if _at(frontend.said, ("tls", "client_certificates")) == "optional" and auth is None:
         text = "'optional' certificates take the place of a key, and there is no auth; give auth, or use required"
         yield problem(text, "tls", "client_certificates")
-    has_keys = isinstance(auth, dict) and auth.get("keys_file") is not None
+    has_keys = isinstance(auth, dict) and (auth.get("keys_file") is not None or auth.get("store") is True)
+    if isinstance(auth, dict) and auth.get("store") is True and _at(tree.data, ("store",)) in (_ABSENT, None):
+        yield problem("is for the keys of a store, and this gateway has none; give store at the top", "auth", "store")
     limits = frontend.said.get("limits")
     for index, limit in enumerate(limits if isinstance(limits, list) else []):
         if isinstance(limit, dict) and limit.get("per") == "key" and not has_keys:
-            text = "clients have keys only with auth.keys_file; give it, or use ip or header:NAME"
+            text = (
+                "clients have keys only with auth.keys_file or auth.store; give one of them, or use ip or header:NAME"
+            )
             yield problem(text, "limits", index, "per")
 
 

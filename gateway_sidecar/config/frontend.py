@@ -198,13 +198,19 @@ class CorsSettings(Part):
 
 
 class AuthSettings(Part):
-    """Authentication: by keys, or by another server. One of the two."""
+    """Authentication: by keys in a file, by keys in the store, or by another server. One of the three."""
 
     keys_file: FileValue | None = Field(
         default=None,
         description="A file of hashed keys, `NAME:SHA256` in each line. Make and change it with `gateway-sidecar key`."
         " Clients send `Authorization: Bearer KEY`, or `KEY` in `X-Api-Key` or `Api-Key`.",
         examples=["/etc/gateway-sidecar/chat.keys"],
+    )
+    store: bool = Field(
+        default=False,
+        description="The keys are those of the store that several gateways share (`store`). Make and change them with"
+        " `gateway-sidecar key --store`; each change is in force at every gateway. The daemon has them in"
+        " `state_dir/store-keys/keys`.",
     )
     url: AuthUrlValue | None = Field(
         default=None,
@@ -246,15 +252,15 @@ class AuthSettings(Part):
 
     @model_validator(mode="after")
     def _one(self) -> AuthSettings:
-        if (self.keys_file is None) == (self.url is None):
-            raise ValueError("needs keys_file or url, and not both; give one of them")
+        if (self.keys_file is not None) + self.store + (self.url is not None) != 1:
+            raise ValueError("needs one of keys_file, store and url, and no other; give one of them")
         if self.keeps and self.url is None:
             raise ValueError("keep_s and stale_s need url, whose answers they keep; give url, or leave them out")
         if 0 < self.stale_s <= self.keep_s:
             raise ValueError("stale_s has no effect unless it is longer than keep_s; make it longer, or leave it out")
-        if self.name_header is not None and self.keys_file is None:
+        if self.name_header is not None and self.url is not None:
             raise ValueError(
-                "name_header needs keys_file, because only keys in that file have names; leave name_header out"
+                "name_header needs keys_file or store, because only keys there have names; leave name_header out"
             )
         return self
 

@@ -28,7 +28,7 @@ from gateway_sidecar.config.endpoints import EndpointsSettings
 from gateway_sidecar.config.frontend import FrontendSettings, PrefixValue, ServerNameValue
 from gateway_sidecar.config.part import Part
 from gateway_sidecar.config.part import number as _number
-from gateway_sidecar.config.places import RUN_DIR, STATE_DIR
+from gateway_sidecar.config.places import RUN_DIR, STATE_DIR, stored_keys_in
 from gateway_sidecar.config.router import CommandValue, RouterValue, default_router
 from gateway_sidecar.config.scaling import ScalingSettings
 from gateway_sidecar.config.store import StoreValue
@@ -494,3 +494,18 @@ class Settings(Part):
         if value == []:
             raise ValueError("is empty; list at least one service")
         return value
+
+    @model_validator(mode="after")
+    def _keys_of_store(self) -> Self:
+        """For all that follows, keys of the store are those in this gateway's file of them."""
+        place = stored_keys_in(self.state_dir)
+        services = tuple(it.model_copy(update=_stored(it.frontend, place)) for it in self.services)
+        addresses = tuple(it.model_copy(update=_stored(it.frontend, place)) for it in self.addresses)
+        return self.model_copy(update={"services": services, "addresses": addresses})
+
+
+def _stored(frontend: FrontendSettings, place: Path) -> dict[str, FrontendSettings]:
+    if frontend.auth is None or not frontend.auth.store:
+        return {}
+    auth = frontend.auth.model_copy(update={"keys_file": place, "store": False})
+    return {"frontend": frontend.model_copy(update={"auth": auth})}

@@ -87,3 +87,8 @@ def _plain(content: bytes) -> dict[str, object]:
     places = (value for key, value in node.value if key.value in _PARSERS)
     plain = len(data) == len(node.value) and all(place.tag == _TEXT for place in places)
     return data if plain else {}
+
+
+def stored_keys_in(state_dir: Path) -> Path:
+    """The file in which a gateway has the keys of its store, with its share of their limits."""
+    return state_dir / "store-keys" / "keys"

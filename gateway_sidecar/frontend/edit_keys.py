@@ -11,8 +11,9 @@ import os
 import re
 import secrets
 from collections.abc import Iterator, Mapping
-from contextlib import contextmanager, suppress
+from contextlib import AbstractContextManager, contextmanager, suppress
 from pathlib import Path
+from typing import Protocol
 
 from gateway_sidecar.config.frontend_values import NAME
 from gateway_sidecar.config.values import show
@@ -30,7 +31,19 @@ Changes = Mapping[str, str | None]
 """A word -> its value; None where the word goes."""
 
 
-def add_key(path: Path, name: str, key: str | None = None, **words: str | None) -> str:
+class KeyPlace(Protocol):
+    """Where else than in a file the lines of keys may be. As a text, it is what messages call it."""
+
+    def edited(self) -> AbstractContextManager[str]:
+        """The lines, while they are changed. Raises FrontendError."""
+        ...
+
+    def put(self, text: str) -> None:
+        """Has these lines take the place of those that `edited` gave. Raises FrontendError."""
+        ...
+
+
+def add_key(path: Path | KeyPlace, name: str, key: str | None = None, **words: str | None) -> str:
     """Adds a key of this name, made here unless it is given, and returns it."""
     _check_name(name, "key")
     key, digest = _secret(key)
@@ -47,7 +60,7 @@ def add_key(path: Path, name: str, key: str | None = None, **words: str | None) 
     return key
 
 
-def change_key(path: Path, name: str, changes: Changes) -> Key:
+def change_key(path: Path | KeyPlace, name: str, changes: Changes) -> Key:
     """Changes what bounds a key, or what is noted of it."""
     with _edited(path) as text:
         file = _parsed(path, text)
@@ -55,7 +68,9 @@ def change_key(path: Path, name: str, changes: Changes) -> Key:
         return _put(path, text, Key(name, key.digest, _changed(key.words, changes, file)))
 
 
-def rotate_key(path: Path, name: str, *, keep_old_s: float, now: float, secret: str | None = None) -> tuple[str, bool]:
+def rotate_key(
+    path: Path | KeyPlace, name: str, *, keep_old_s: float, now: float, secret: str | None = None
+) -> tuple[str, bool]:
     """Gives a key another secret, and returns it. The old one counts for this long beside it; whether that ends an
     older one.
     """
@@ -71,7 +86,7 @@ def rotate_key(path: Path, name: str, *, keep_old_s: float, now: float, secret: 
     return secret, (key.old_until or 0) > now
 
 
-def revoke_key(path: Path, name: str) -> None:
+def revoke_key(path: Path | KeyPlace, name: str) -> None:
     """Removes the key of this name, also where the file has mistakes elsewhere.
 
     The rest of the file is checked afterwards, so that the key ends without delay.
@@ -89,7 +104,7 @@ def revoke_key(path: Path, name: str) -> None:
         raise FrontendError([first, *error.problems]) from None
 
 
-def change_plan(path: Path, name: str, changes: Changes) -> Mapping[str, str]:
+def change_plan(path: Path | KeyPlace, name: str, changes: Changes) -> Mapping[str, str]:
     """Makes a plan, or changes it; its bounds."""
     _check_name(name, "plan")
     if name == NONE:
@@ -110,7 +125,7 @@ def change_plan(path: Path, name: str, changes: Changes) -> Mapping[str, str]:
         return words
 
 
-def _with_plan(path: Path, text: str, name: str) -> tuple[KeyFile, str]:
+def _with_plan(path: Path | KeyPlace, text: str, name: str) -> tuple[KeyFile, str]:
     """What a file says, and its text. If nothing but this plan is missing, that is there, and has no bounds."""
     try:
         return _parsed(path, text), text
@@ -122,7 +137,7 @@ def _with_plan(path: Path, text: str, name: str) -> tuple[KeyFile, str]:
         raise
 
 
-def remove_plan(path: Path, name: str) -> None:
+def remove_plan(path: Path | KeyPlace, name: str) -> None:
     """Removes a plan that no key has any more."""
     with _edited(path) as text:
         file = _parsed(path, text)
@@ -149,13 +164,13 @@ def _secret(given: str | None) -> tuple[str, str]:
     return key, hashlib.sha256(key.encode()).hexdigest()
 
 
-def _refuse_twice(path: Path, file: KeyFile, digest: str) -> None:
+def _refuse_twice(path: Path | KeyPlace, file: KeyFile, digest: str) -> None:
     for other in file.keys.values():
         if digest in (other.digest, other.words.get("old")):
             raise FrontendError([f"{path}: has this very key already, as {show(other.name)}"])
 
 
-def _known(path: Path, file: KeyFile, name: str) -> Key:
+def _known(path: Path | KeyPlace, file: KeyFile, name: str) -> Key:
     if name not in file.keys:
         raise FrontendError([f"{path}: has no key {show(name)}; `gateway-sidecar key list` names them"])
     return file.keys[name]
@@ -179,7 +194,7 @@ def _changed(words: Mapping[str, str], changes: Changes, file: KeyFile) -> dict[
     return after
 
 
-def _put(path: Path, text: str, key: Key) -> Key:
+def _put(path: Path | KeyPlace, text: str, key: Key) -> Key:
     line = f"{key.name}:{key.digest}{written(key.words)}\n"
     _check_length(key.words)
     _replace(path, _line_of(key.name).sub(lambda _: line, text))
@@ -196,8 +211,12 @@ def _plan_line(name: str) -> re.Pattern[str]:
 
 
 @contextmanager
-def _edited(path: Path) -> Iterator[str]:
+def _edited(path: Path | KeyPlace) -> Iterator[str]:
     """The file's text, or an empty one, with other editors kept out."""
+    if not isinstance(path, Path):
+        with path.edited() as text:
+            yield text
+        return
     real = _real(path)
     try:
         directory = os.open(real.parent, os.O_RDONLY | os.O_DIRECTORY)
@@ -237,7 +256,7 @@ def _text(path: Path) -> str:
     return path.read_bytes().removeprefix(codecs.BOM_UTF8).replace(b"\r\n", b"\n").decode("utf-8", _AS_THEY_ARE)
 
 
-def _parsed(path: Path, text: str) -> KeyFile:
+def _parsed(path: Path | KeyPlace, text: str) -> KeyFile:
     return parse_keys(text.encode("utf-8", _AS_THEY_ARE), str(path))
 
 
@@ -249,8 +268,11 @@ def _check_length(words: Mapping[str, str], *, of_plan: bool = False) -> None:
         raise FrontendError([f"--{error}"]) from None
 
 
-def _replace(path: Path, text: str) -> None:
+def _replace(path: Path | KeyPlace, text: str) -> None:
     """Writes the file whole or not at all; its owner and mode stay."""
+    if not isinstance(path, Path):
+        path.put(text)
+        return
     path = _real(path)
     before = path.stat() if path.exists() else None
     content = text.encode("utf-8", _AS_THEY_ARE)

@@ -31,6 +31,9 @@ _KEY_LINE, _PLAN_LINE = re.compile(_KEY), re.compile(_PLAN)
 _KEY_LINES = re.compile(rf"^[ \t]*{_KEY}$", re.MULTILINE)
 _PLAN_LINES = re.compile(rf"^[ \t]*{_PLAN}$", re.MULTILINE)
 
+_NO_KEY = "is not NAME:SHA256; make it with `gateway-sidecar key add NAME`"
+_OLD_ITSELF = "old is the key itself; use `gateway-sidecar key rotate`"
+
 PLAN_LINK = "@"
 """What a plan's link begins with; a key's is its hash."""
 
@@ -121,14 +124,29 @@ def _cure(path: Path) -> str:
 
 def key_of(line: bytes) -> Key | None:
     """The key of a line; None for any other line, and one with a mistake."""
-    match = _KEY_LINE.fullmatch(line.strip().decode("utf-8", "replace"))
-    if match is None:
-        return None
     try:
-        key = Key(match[1], match[2].lower(), parse_words(match[3]))
+        return read_key(line.strip().decode("utf-8", "replace"))
     except ValueError:
         return None
-    return None if key.words.get("old") == key.digest else key
+
+
+def read_key(line: str) -> Key:
+    """The key of a line. Raises ValueError, which shows no key or hash."""
+    match = _KEY_LINE.fullmatch(line)
+    if match is None:
+        raise ValueError(_NO_KEY)
+    key = Key(match[1], match[2].lower(), parse_words(match[3]))
+    if key.words.get("old") == key.digest:
+        raise ValueError(_OLD_ITSELF)
+    return key
+
+
+def read_plan(line: str) -> tuple[str, Mapping[str, str]]:
+    """The plan of a line: its name and its bounds. Raises ValueError."""
+    match = _PLAN_LINE.fullmatch(line)
+    if match is None:
+        raise ValueError("is no plan; make it with `gateway-sidecar key plan NAME`")
+    return match[1], parse_words(match[2], of_plan=True)
 
 
 def parse_keys(content: bytes, name: str) -> KeyFile:
@@ -175,7 +193,7 @@ def _line_by_line(text: str, name: str) -> tuple[KeyFile, list[str]]:
         if (key := _KEY_LINE.fullmatch(line)) is not None:
             read.take_key(number, key[1], key[2].lower(), key[3])
         elif _PLAN_LINE.fullmatch(line) is None:
-            read.refuse(number, "is not NAME:SHA256; make it with `gateway-sidecar key add NAME`")
+            read.refuse(number, _NO_KEY)
     return KeyFile(read.keys, read.plans), [problem for _, problem in sorted(read.problems)]
 
 
@@ -220,7 +238,7 @@ class _Lines:
         key = Key(name, digest, words)
         owners = {digest: name}
         if "old" in words and owners.setdefault(words["old"], "") == name:
-            self.refuse(number, "old is the key itself; use `gateway-sidecar key rotate`")
+            self.refuse(number, _OLD_ITSELF)
             return
         for each in sorted(owners.keys() & self._owners.keys()):
             self.refuse(number, f"{show(name)} has the same key as {show(self._owners[each])}; remove one of them")

@@ -147,6 +147,10 @@ GROUPS: Mapping[str, Mapping[str, Event]] = {
         "store.begun": _info("This gateway is the first one of a new store."),
         "store.accepted": _warning("An operator has accepted a store that was refused, or `refilled` it."),
         "store.moved": _info("Replicas that were put at this gateway alone are in the store now."),
+        "store.key_refused": _error(
+            "An entry of the store is no key or plan (`key`) that can count: `reason`. The others count.",
+            "Run `gateway-sidecar key revoke NAME --store`, and add the key again.",
+        ),
         "store.lease_lost": _warning(
             "This gateway's lease has ended, so the gateway takes a new lease. Serving goes on."
         ),

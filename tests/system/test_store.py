@@ -49,6 +49,7 @@ async def start(make_gateway: MakeGateway) -> AsyncIterator[Start]:
         env: dict[str, str] | None = None,
         lease_s: int = 5,
         beside: Gateway | None = None,
+        frontend: dict[str, Any] | None = None,
         **of_etcd: Any,
     ) -> Gateway:
         there = {"endpoints": [etcd.endpoint], "prefix": prefix, "timeout_s": 1.0, **of_etcd}
@@ -56,7 +57,8 @@ async def start(make_gateway: MakeGateway) -> AsyncIterator[Start]:
         gateway = make_gateway(store=settings)
         if beside is not None:  # The same bridge ports, as on machines of their own.
             gateway.configure(bridges={**beside.settings["bridges"], "host": "127.0.9.1", "grpc_host": "127.0.9.2"})
-        gateway.configure(services=[{**gateway.service("chat"), "replicas": {}, "router": {"type": "none"}}])
+        service = {**gateway.service("chat"), "replicas": {}, "router": {"type": "none"}, "frontend": frontend or {}}
+        gateway.configure(services=[service])
         await gateway.start(env=env)
         return gateway
 
@@ -533,3 +535,64 @@ async def test_a_drain_means_the_whole_fleet(start: Start, etcd: Etcd, engine: S
     await until_serving(b, "r1")
     status, answer = await delete(b, "r1", drain_s="30")
     assert (status, answer["drained"], [it["name"] for it in answer["gateways"]]) == (200, True, ["a"])
+
+
+async def status_with(gateway: Gateway, secret: str) -> int:
+    headers = {"Authorization": f"Bearer {secret}"}
+    async with gateway.client() as session, session.get(f"{gateway.url()}/v1/models", headers=headers) as answer:
+        await answer.read()
+        return answer.status
+
+
+async def until_answered(gateway: Gateway, secret: str, status: int) -> float:
+    """How long it takes until a request with this key gets this answer, in seconds."""
+    began = time.monotonic()
+    async with asyncio.timeout(_LATE_S):
+        while await status_with(gateway, secret) != status:
+            await asyncio.sleep(0.005)
+    return time.monotonic() - began
+
+
+async def test_a_key_of_the_store_lets_in_at_every_gateway_until_it_is_revoked_at_any(
+    start: Start, etcd: Etcd, engine: StartEngine
+) -> None:
+    """Only its hash is in the store. Its limits are shared out, and while the store is away it counts as before."""
+    frontend = {"auth": {"store": True}}
+    a, b = await start("a", etcd, frontend=frontend), await start("b", etcd, frontend=frontend)
+    await engine(a.socket("r1"))
+    await put(a, "r1", a.socket("r1"), wait="serving")
+    await until_serving(b, "r1")
+
+    async def key(gateway: Gateway, *words: str) -> str:
+        code, out, err = await gateway.cli("key", *words, "--store")
+        assert code == 0, err
+        return out.strip()
+
+    assert await status_with(b, "sk-unknown-to-everybody") == 401
+    await key(a, "plan", "team", "--concurrent", "8")
+    secret = await key(a, "add", "alice", "--plan", "team", "--requests-per-minute", "1000")
+    added_s = await until_answered(b, secret, 200)
+    await until_answered(a, secret, 200)
+    assert secret not in etcd.ctl("get", "--prefix", "")
+    code, out, err = await b.cli("key", "list", "--store")
+    assert (code, "shared out over 2 gateways" in err) == (0, True), err
+    assert "requests_per_minute=1000" in out
+    revoked = await key(b, "add", "bob")
+    await until_answered(a, revoked, 200)
+    await key(a, "revoke", "bob")
+    revoked_s = await until_answered(b, revoked, 401)
+    print(f"after the command had ended: added in {added_s:.3f} s, revoked in {revoked_s:.3f} s")
+
+    etcd.kill()
+    for gateway in (a, b):
+        await until_store(gateway, "away")
+    assert await status_with(a, secret) == await status_with(b, secret) == 200
+    for words in (("revoke", "alice"), ("add", "carol")):
+        code, _, err = await a.cli("key", *words, "--store")
+        assert (code, "nothing was changed" in err) == (1, True), err
+    _, out, err = await b.cli("key", "list", "--store")
+    assert ("alice" in out, "the store cannot be read" in err) == (True, True), err
+    await b.kill()
+    await b.start()
+    assert await status_with(b, secret) == 200
+    assert await status_with(b, revoked) == 401

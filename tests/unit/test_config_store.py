@@ -52,3 +52,17 @@ def test_each_mistake_is_said_with_its_cure(text: str, problem: str) -> None:
     with pytest.raises(ConfigError) as refused:
         store_in(f"{text}\n")
     assert any(problem in line and line.startswith("x.yaml:1:") for line in refused.value.problems), refused.value
+
+
+def test_keys_of_the_store_are_in_a_file_of_the_daemons() -> None:
+    """All that follows knows them as a file of keys; services and shared addresses alike."""
+    text = (
+        "state_dir: /var/lib/gs\nstore: {etcd: {endpoints: ['http://a:1']}}\nservices:\n"
+        "- {name: chat, listen: '127.0.0.1:1', replicas: {}, frontend: {auth: {store: true}}}\n"
+        "- {name: code, listen: '127.0.0.1:2', replicas: {}, frontend: {auth: {keys_file: /k}}}\n"
+    )
+    chat, code = (it.frontend.auth for it in parse_config(text, "x.yaml").services)
+    assert chat is not None
+    assert (str(chat.keys_file), chat.store) == ("/var/lib/gs/store-keys/keys", False)
+    assert code is not None
+    assert str(code.keys_file) == "/k"

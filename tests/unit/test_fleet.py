@@ -15,6 +15,7 @@ from gateway_sidecar.config.store import store_model
 from gateway_sidecar.control.fleet import build
 from gateway_sidecar.control.fleet.drains import FleetDrains
 from gateway_sidecar.control.fleet.fleet import Fleet, Telling
+from gateway_sidecar.control.fleet.keys import FleetKeys
 from gateway_sidecar.control.fleet.membership import Membership
 from gateway_sidecar.control.fleet.memory import RememberedStore, record_in
 from gateway_sidecar.control.fleet.ports import FleetPorts
@@ -54,9 +55,10 @@ class Site:
         seen = Seen(self.store, reflector, membership)
         self.leases = PortLeases(range(24001, 24021))
         ports = FleetPorts(self.store, reflector, membership, self.leases)
+        keys = FleetKeys(self.store, reflector, membership, directory / "keys", self.problems.of("store: keys"))
         self.ports: dict[str, int] = {}
         self.sees: dict[str, Any] = {}
-        self.fleet = Fleet("memory", self.store, remembered, reflector, membership, replicas, drains, seen, ports)
+        self.fleet = Fleet("memory", self.store, remembered, reflector, membership, replicas, drains, seen, ports, keys)
         self.says: dict[str, DrainSeen] = {}
         self.written = 0
 

@@ -6,9 +6,11 @@ import re
 import socket
 from pathlib import Path
 
+from gateway_sidecar.config.places import stored_keys_in
 from gateway_sidecar.config.store import StoreSettings
 from gateway_sidecar.control.fleet.drains import FleetDrains
 from gateway_sidecar.control.fleet.fleet import Fleet
+from gateway_sidecar.control.fleet.keys import FleetKeys
 from gateway_sidecar.control.fleet.membership import Membership
 from gateway_sidecar.control.fleet.memory import RememberedStore, record_in
 from gateway_sidecar.control.fleet.ports import FleetPorts
@@ -38,7 +40,9 @@ def build_fleet(
     _measure(kind, reflector, membership, metrics)
     seen = Seen(store, reflector, membership)
     ports = FleetPorts(store, reflector, membership, leases)
-    return Fleet(STORES[kind].show(of_kind), store, remembered, reflector, membership, replicas, drains, seen, ports)
+    keys = FleetKeys(store, reflector, membership, stored_keys_in(state_dir), problems.of("store: keys"))
+    where = STORES[kind].show(of_kind)
+    return Fleet(where, store, remembered, reflector, membership, replicas, drains, seen, ports, keys)
 
 
 def _host_name() -> str:

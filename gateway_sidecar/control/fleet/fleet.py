@@ -8,6 +8,7 @@ from dataclasses import dataclass
 from functools import partial
 
 from gateway_sidecar.control.fleet.drains import FleetDrains, Says
+from gateway_sidecar.control.fleet.keys import FleetKeys
 from gateway_sidecar.control.fleet.membership import Describe, Membership, WrittenDown
 from gateway_sidecar.control.fleet.memory import RememberedStore
 from gateway_sidecar.control.fleet.ports import FleetPorts, Has
@@ -47,6 +48,7 @@ class Fleet:
     drains: FleetDrains
     seen: Seen
     ports: FleetPorts
+    keys: FleetKeys
 
     def loops(self, it: Telling) -> Sequence[Loop]:
         """What keeps it going, beside `replicas.run`."""
@@ -58,7 +60,7 @@ class Fleet:
             partial(self.seen.run, it.sees),
             partial(self.ports.run, it.has),
         ]
-        return [self.reflector.run, *follow, *told, self.remembered.run]
+        return [self.reflector.run, *follow, *told, self.keys.run, self.remembered.run]
 
     async def close(self, *, leaves: bool) -> None:
         """Gives back the connections; with `leaves` the others see at once that all of this gateway's has stopped."""

@@ -30,11 +30,13 @@ DRAINS = "drains/"
 """`drains/SERVICE/REPLICA`: a drain that all gateways were asked for."""
 PORTS = "ports"
 """The ports that all gateways use alike: one table."""
+KEYS = "keys/"
+"""`keys/NAME`: a key's hash and bounds, for all services that have keys of the store; `keys/@NAME`: a plan."""
 SEEN = "seen/"
 """`seen/NAME`: the states of a gateway's replicas, for people; with its lease. It is read only when it is asked for."""
-TOPICS = (REPLICAS, DRAINS, PORTS, GATEWAYS)
+TOPICS = (REPLICAS, DRAINS, PORTS, GATEWAYS, KEYS)
 """What is read and watched. A topic is a prefix, so that one range reads it for all services."""
-LASTING = (REPLICAS, DRAINS)
+LASTING = (REPLICAS, DRAINS, KEYS)
 """What of it is put back when an operator has the store filled again."""
 
 CURE = "`gateway-sidecar store accept` takes the store as it is, `store refill` puts back what this gateway knows"

@@ -182,6 +182,7 @@ class Daemon:
         """
         processes, leases = await self._written.read()
         await self.shared.api.load(api_replicas_before(leases))
+        await self._in_fleet.load()
         for settings in self.settings.services:
             self._services.add(settings)
         self._services.share(self.settings.addresses)

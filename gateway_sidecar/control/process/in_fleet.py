@@ -48,6 +48,11 @@ class InFleet:
         """What keeps the fleet's part going, beside the replicas of the API."""
         return () if self._fleet is None else self._fleet.loops(self._telling(self._fleet))
 
+    async def load(self) -> None:
+        """Takes up what an earlier daemon knew of the store's keys; after the replicas of the API."""
+        if self._fleet is not None:
+            await self._fleet.keys.load()
+
     def _telling(self, fleet: Fleet) -> Telling:
         from gateway_sidecar.control.fleet.fleet import Telling  # A gateway that works alone imports none of it.
 
