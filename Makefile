@@ -13,6 +13,7 @@ PREFIX ?= /opt/gateway-sidecar
 ENGINE ?= simulated
 ROUTER ?= smg
 DEMO ?=
+FLEET ?=
 MINUTES ?= 10
 EXAMPLES ?= 60
 SEED ?=
@@ -48,14 +49,15 @@ help:
 
 ## make run      the demo: the real daemon with simulated engines; ENGINE=mlx adds a real one, ROUTER=none (or another
 ##               kind) has no SMG for the first service, DEMO=once ends by itself;
+##               FLEET=3 shows three gateways, etcd and HAProxy: one is killed, one leaves, all are upgraded in turn;
 ##               ENGINE=vllm shows real vLLM engines alone: names, adapters, a core that hangs or dies, prefill and decode
 run:
-	@$(SETUP) dev nginx $(filter mlx vllm,$(ENGINE)) $(filter $(ROUTERS),$(ROUTER))
-	@ENGINE="$(ENGINE)" ROUTER="$(ROUTER)" DEMO="$(DEMO)" $(PY) -m examples.demo
+	@$(SETUP) dev nginx $(filter mlx vllm,$(ENGINE)) $(filter $(ROUTERS),$(ROUTER)) $(if $(FLEET),etcd haproxy)
+	@ENGINE="$(ENGINE)" ROUTER="$(ROUTER)" FLEET="$(FLEET)" DEMO="$(DEMO)" $(PY) -m examples.demo
 
 ## make test     all tests, with the real nginx and the real SMG, JOBS=4 at a time; ARGS='-k drain' for some of them
 test:
-	@$(SETUP) dev nginx sshd prometheus etcd haproxy chromium pebble man smg-newest envoy litellm $(ROUTERS)
+	@$(SETUP) dev nginx sshd prometheus etcd haproxy keepalived chromium pebble man smg-newest envoy litellm $(ROUTERS)
 	@$(PYTEST) -n $(JOBS) --dist worksteal $(ARGS)
 
 ## make unit     the unit tests alone: no nginx, no socket, no process, and time is fake

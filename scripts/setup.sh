@@ -12,6 +12,7 @@
 #   man     lowdown, which makes a man page of Markdown
 #   deb     what builds and tests the Debian package: mmdebstrap, which makes clean roots, and lintian
 #   haproxy  a load balancer, for the tests of gateways that leave; its service is not started
+#   keepalived  moves an address from one gateway to another, for the test of its example; its service is not started
 #   chromium  a browser, for the tests and the pictures of the live page
 #   mlx     a real MLX engine, in the virtual environment MLX_VENV
 #   dynamo  the frontend and the mock worker of NVIDIA Dynamo, 312 MB, in the virtual environment DYNAMO_VENV
@@ -46,6 +47,7 @@ had_sshd=yes
 had_prometheus=yes
 had_etcd=yes
 had_haproxy=yes
+had_keepalived=yes
 policy=/usr/sbin/policy-rc.d
 own_policy=
 
@@ -96,6 +98,8 @@ environment() {
 # -- nginx
 
 find_haproxy() { PATH=$PATH:/usr/sbin:/usr/local/sbin command -v haproxy; }
+
+find_keepalived() { PATH=$PATH:/usr/sbin:/usr/local/sbin command -v keepalived; }
 
 find_nginx() { PATH=$PATH:/usr/sbin:/usr/local/sbin command -v nginx; }
 
@@ -179,6 +183,9 @@ install_packages() {
     if [ "$had_haproxy" = no ] && command -v systemctl >/dev/null; then
         $as_root systemctl disable --quiet haproxy || say "the service haproxy is enabled, and is not needed here"
     fi
+    if [ "$had_keepalived" = no ] && command -v systemctl >/dev/null; then
+        $as_root systemctl disable --quiet keepalived || say "the service keepalived is enabled, and is not needed here"
+    fi
     if [ "$had_prometheus" = no ] && command -v systemctl >/dev/null; then
         $as_root systemctl disable --quiet prometheus || say "the service prometheus is enabled, and is not needed here"
     fi
@@ -225,6 +232,10 @@ fi
 if wants haproxy && ! find_haproxy >/dev/null; then
     had_haproxy=no
     packages="$packages haproxy"
+fi
+if wants keepalived && ! find_keepalived >/dev/null; then
+    had_keepalived=no
+    packages="$packages keepalived"
 fi
 if wants prometheus && ! command -v promtool >/dev/null; then
     had_prometheus=no

@@ -6,11 +6,13 @@ import asyncio
 import os
 import signal
 import sys
+from collections.abc import Coroutine
 from contextlib import suppress
 
 import aiohttp
 
 from examples.demo.engines import Engines
+from examples.demo.fleet import FleetShow
 from examples.demo.gateway import DemoFailed, Gateway
 from examples.demo.show import Show, what_next
 from examples.demo.vllm_show import VllmShow
@@ -18,6 +20,7 @@ from examples.demo.watch import Watch
 from gateway_sidecar.kinds import ROUTERS
 
 EXIT_FAILED = 1
+_FLEETS = range(2, 6)
 _ENGINES = ("simulated", "mlx", "vllm")
 _ABOUT = {"simulated": "; the engines are simulated", "mlx": "", "vllm": ", and vLLM on this CPU"}
 
@@ -38,22 +41,25 @@ def main() -> int:
             file=sys.stderr,
         )
         return 2
+    fleet = os.environ.get("FLEET") or ""
+    if fleet and (not fleet.isdecimal() or int(fleet) not in _FLEETS):
+        print(f"FLEET={fleet} is not a number of gateways from {_FLEETS[0]} to {_FLEETS[-1]}", file=sys.stderr)
+        return 2
+    if fleet and (engine, router) != ("simulated", "smg"):
+        print(
+            "FLEET shows several gateways with simulated engines and SMG; leave ENGINE and ROUTER out", file=sys.stderr
+        )
+        return 2
     once = engine == "vllm" or os.environ.get("DEMO") == "once" or not (sys.stdin.isatty() and sys.stdout.isatty())
-    return asyncio.run(_demo(engine, router, once=once))
+    return asyncio.run(_demo(_fleet(int(fleet), once=once) if fleet else _one(engine, router, once=once)))
 
 
-async def _demo(engine: str, router: str, *, once: bool) -> int:
+async def _demo(performance: Coroutine[None, None, int]) -> int:
+    """One performance, which a signal ends."""
     told_to_end = asyncio.Event()
     for sig in (signal.SIGINT, signal.SIGTERM, signal.SIGHUP):
         asyncio.get_running_loop().add_signal_handler(sig, told_to_end.set)
-    try:
-        gateway = Gateway(router)
-    except DemoFailed as failed:
-        print(f"demo: FAILED: {failed}", file=sys.stderr)
-        return EXIT_FAILED
-    print(f"gateway-sidecar: the real daemon, nginx and SMG{_ABOUT[engine]}")
-    print(f"everything is in {gateway.directory} and goes away with the demo", flush=True)
-    performing = asyncio.create_task(_perform(gateway, engine, once=once))
+    performing = asyncio.create_task(performance)
     ending = asyncio.create_task(told_to_end.wait())
     await asyncio.wait({performing, ending}, return_when=asyncio.FIRST_COMPLETED)
     ending.cancel()
@@ -65,7 +71,49 @@ async def _demo(engine: str, router: str, *, once: bool) -> int:
     return 128 + signal.SIGINT
 
 
-async def _perform(gateway: Gateway, engine: str, *, once: bool) -> int:
+async def _fleet(gateways: int, *, once: bool) -> int:
+    """Several gateways."""
+    try:
+        show = FleetShow(gateways)
+    except DemoFailed as failed:
+        print(f"demo: FAILED: {failed}", file=sys.stderr)
+        return EXIT_FAILED
+    print(f"gateway-sidecar: {gateways} real gateways, etcd and HAProxy; the engines are simulated")
+    print(f"everything is in {show.directory} and goes away with the demo", flush=True)
+    keep = False
+    try:
+        await show.run()
+        print("\ndemo: done, all went as it should.", flush=True)
+        if not once:
+            print(show.what_next(), flush=True)
+            with suppress(asyncio.CancelledError):  # Ctrl-C: that is how it ends
+                await asyncio.Event().wait()
+    except Exception as error:  # noqa: BLE001 - whatever it is: say it, show the logs, and clean up
+        print(f"\ndemo: FAILED: {_what(error)}\n{show.last_words()}", file=sys.stderr)
+        keep = True
+        return EXIT_FAILED
+    finally:
+        await show.close()
+        if keep:
+            print(f"its files are kept in {show.directory}", file=sys.stderr)
+        else:
+            show.remove()
+    return 0
+
+
+def _what(error: Exception) -> str:
+    return str(error) if isinstance(error, DemoFailed) else repr(error)
+
+
+async def _one(engine: str, router: str, *, once: bool) -> int:
+    """One gateway."""
+    try:
+        gateway = Gateway(router)
+    except DemoFailed as failed:
+        print(f"demo: FAILED: {failed}", file=sys.stderr)
+        return EXIT_FAILED
+    print(f"gateway-sidecar: the real daemon, nginx and SMG{_ABOUT[engine]}")
+    print(f"everything is in {gateway.directory} and goes away with the demo", flush=True)
     engines, watch = Engines(gateway), Watch(gateway)
     watching = asyncio.create_task(watch.run())
     keep = False
@@ -80,8 +128,7 @@ async def _perform(gateway: Gateway, engine: str, *, once: bool) -> int:
             return 0
         await _stay(gateway, engines, watch)
     except Exception as error:  # noqa: BLE001 - whatever it is: say it, show the log, and clean up
-        what = str(error) if isinstance(error, DemoFailed) else repr(error)
-        print(f"\ndemo: FAILED: {what}\nthe daemon's last words:\n{gateway.last_words()}", file=sys.stderr)
+        print(f"\ndemo: FAILED: {_what(error)}\nthe daemon's last words:\n{gateway.last_words()}", file=sys.stderr)
         keep = True
         return EXIT_FAILED
     finally:

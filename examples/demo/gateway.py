@@ -10,6 +10,7 @@ import signal
 import sys
 import tempfile
 from asyncio.subprocess import PIPE, STDOUT, Process
+from collections.abc import Sequence
 from contextlib import suppress
 from pathlib import Path
 from typing import Any, get_args
@@ -30,6 +31,8 @@ BRIDGES = 50
 _BLOCK = BRIDGES + 30
 _LOWEST, _HIGHEST = 10_000, 32_000  # below the kernel's range for outgoing connections
 _END_PATIENCE_S = 20.0
+_given = set[int]()
+"""The first ports of the blocks that this process has been given."""
 
 
 def _of_kind(kind: str) -> dict[str, str]:
@@ -47,23 +50,29 @@ class DemoFailed(Exception):
 
 
 class Gateway:
-    """One daemon, from its configuration to its end. `router` is the kind that the service `chat` has."""
+    """One daemon, from its configuration to its end. `router` is the kind that the service `chat` has.
 
-    def __init__(self, router: str) -> None:
+    directory: where it is to be, which is there; otherwise one that it makes. settings: what its configuration has
+    besides, or instead.
+    """
+
+    def __init__(
+        self, router: str, services: Sequence[str] = SERVICES, directory: Path | None = None, **settings: Any
+    ) -> None:
         self.router = router
-        # In /tmp whatever TMPDIR says: the path of a Unix socket has to be short.
-        self.directory = Path(tempfile.mkdtemp(prefix="gateway-sidecar-", dir="/tmp"))
+        self.directory = directory or new_directory()
         self.config = self.directory / "gateway-sidecar.yaml"
         self.log = self.directory / "daemon.log"
-        first = _free_block()
-        self.ports = {name: first + index for index, name in enumerate(SERVICES)}
-        self.spare_ports = range(first + len(SERVICES), first + 9)
+        first = free_block()
+        self.ports = {name: first + index for index, name in enumerate(services)}
+        self.spare_ports = range(first + len(services), first + 9)
         self.metrics_port = first + 9
         self._run_dir = self.directory / "run"
         self._daemon: Process | None = None
-        for name in SERVICES:
+        self.bridge_ports = f"{first + 30}-{first + _BLOCK - 1}"
+        for name in services:
             self.sockets(name).mkdir(parents=True)
-        self.config.write_text(yaml.safe_dump(self._settings(first), sort_keys=False))
+        self.config.write_text(yaml.safe_dump(self._settings(first) | settings, sort_keys=False))
 
     def _settings(self, first: int) -> dict[str, Any]:
         is_smg = self.router == "smg"
@@ -73,7 +82,7 @@ class Gateway:
             "log": {"format": "json"},
             "metrics": {"listen": f"127.0.0.1:{self.metrics_port}"},
             "router_ports": f"{first + 10}-{first + 29}",
-            "bridges": {"ports": f"{first + 30}-{first + _BLOCK - 1}", "nginx_workers": 1},
+            "bridges": {"ports": self.bridge_ports, "nginx_workers": 1},
             "services": [
                 {
                     "name": name,
@@ -96,7 +105,7 @@ class Gateway:
 
     async def start(self) -> None:
         """Starts the daemon; it is not ready yet."""
-        with self.log.open("wb") as log:
+        with self.log.open("ab") as log:
             # In a session of its own: Ctrl-C is for the demo, which then ends the daemon in its own time.
             self._daemon = await asyncio.create_subprocess_exec(
                 *self._command("run"), stdout=log, stderr=log, start_new_session=True
@@ -140,6 +149,20 @@ class Gateway:
                 await self._daemon.wait()
         await self._stop_left_behind()
 
+    async def left(self) -> None:
+        """Waits until the daemon has ended by itself."""
+        if self._daemon is not None:
+            await self._daemon.wait()
+
+    async def power_off(self) -> None:
+        """Kills the daemon and all that it started at once, as if their machine had lost its power."""
+        if self._daemon is None:
+            return
+        for pid in (self._daemon.pid, *_descendants(self._daemon.pid)):
+            with suppress(ProcessLookupError):
+                os.kill(pid, signal.SIGKILL)
+        await self._daemon.wait()
+
     def remove(self) -> None:
         """Removes the directory."""
         shutil.rmtree(self.directory, ignore_errors=True)
@@ -171,11 +194,31 @@ def replicas_of(status: Status) -> dict[tuple[str, str], Replica]:
     return found
 
 
-def _free_block() -> int:
-    firsts = list(range(_LOWEST, _HIGHEST - _BLOCK, _BLOCK))
+def _descendants(ancestor: int) -> list[int]:
+    """All processes that it started, and that they started."""
+    children = dict[int, list[int]]()
+    for pid in filter(str.isdigit, os.listdir("/proc")):
+        with suppress(OSError):
+            stat = Path(f"/proc/{pid}/stat").read_text("utf-8", "replace")
+            children.setdefault(int(stat[stat.rindex(")") + 2 :].split()[1]), []).append(int(pid))
+    found = [ancestor]
+    for each in found:
+        found += children.get(each, ())
+    return found[1:]
+
+
+def new_directory() -> Path:
+    """One of its own. In /tmp whatever TMPDIR says: the path of a Unix socket has to be short."""
+    return Path(tempfile.mkdtemp(prefix="gateway-sidecar-", dir="/tmp"))
+
+
+def free_block() -> int:
+    """The first of many ports in a row that nobody has. Raises DemoFailed."""
+    firsts = [first for first in range(_LOWEST, _HIGHEST - _BLOCK, _BLOCK) if first not in _given]
     random.shuffle(firsts)
     for first in firsts:
         if not busy_ports([("127.0.0.1", port) for port in range(first, first + _BLOCK)]):
+            _given.add(first)
             return first
     raise DemoFailed(f"no {_BLOCK} free ports in a row between {_LOWEST} and {_HIGHEST}")
 

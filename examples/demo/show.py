@@ -192,10 +192,15 @@ def chat_state(status: Status, replica: str) -> str | None:
     return _states(status).get(replica)
 
 
+def bin_directory_here() -> str:
+    """Where our commands are, from the directory the demo was started in."""
+    binary = Path(sys.executable).parent
+    return os.path.relpath(binary) if binary.is_relative_to(Path.cwd()) else str(binary)
+
+
 def what_next(gateway: Gateway, engines: Engines) -> str:
     """Commands to try while the demo runs, from the directory it was started in."""
-    binary = Path(sys.executable).parent
-    bin_directory = os.path.relpath(binary) if binary.is_relative_to(Path.cwd()) else str(binary)
+    bin_directory = bin_directory_here()
     sidecar = f"{bin_directory}/gateway-sidecar"
     body = json.dumps(question(MODEL, 20), separators=(",", ":"))
     control = f"curl -s --unix-socket {engines.control}"
