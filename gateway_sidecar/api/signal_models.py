@@ -147,6 +147,48 @@ class Scaling(TypedDict):
     """Role -> recommendation."""
     hook_problem: str | None
     """Why the hook did not take the last recommendation."""
+    voice: str | None
+    """The gateway that recommends and calls the hook; null without a store, or while none is known to."""
+    problem: str | None
+    """Why nothing new is recommended: the signals of all gateways are not known."""
+
+
+class FleetWindow(TypedDict):
+    """What was measured at all gateways over the window. Null: one of them does not know it."""
+
+    covered_s: Seconds
+    """How much of the window every gateway watched, in seconds."""
+    requests_per_s: Rate | None
+    """Requests that ended, per second."""
+    errors_per_s: Rate | None
+    """Answers of 500 and more, per second."""
+    outcomes: dict[Outcome, Count] | None
+    """Outcome, as clients saw it -> requests."""
+    e2e_s: Latency | None
+    """From a request's first byte to its answer's last; of the merged histograms."""
+    ttft_s: Latency | None
+    """Time to the first token; of the merged histograms."""
+    itl_s: Latency | None
+    """Pause between tokens; of the merged histograms."""
+
+
+class FleetSignals(TypedDict):
+    """The signals of all gateways that scale the service, as the voice recommends by them."""
+
+    voice: str | None
+    """The gateway that recommends and calls the hook; null while none is known to."""
+    is_voice: bool
+    """Whether this gateway is that one."""
+    gateways: list[str]
+    """Those that are added up."""
+    problem: str | None
+    """Why they are not known, and nothing is recommended."""
+    in_flight: Rate | None
+    """Requests that the routers work on."""
+    waiting: Count | None
+    """Requests that wait for a router or a replica."""
+    windows: dict[str, FleetWindow]
+    """Seconds (`scaling.window_s`) -> what was measured over so long."""
 
 
 class Signals(TypedDict):
@@ -166,5 +208,7 @@ class Signals(TypedDict):
     """Role -> what was measured of it."""
     scaling: Scaling | None
     """What is recommended; null where nothing is configured or measured."""
+    fleet: FleetSignals | None
+    """The same of all gateways; null without a store or `scaling`. All else is of this gateway alone."""
     sources: SignalSources
     """Who told it, and what is wrong with whom."""

@@ -9,6 +9,7 @@ from gateway_sidecar.api import signal_models as models
 from gateway_sidecar.api.models import Traffic
 from gateway_sidecar.control.autoscaling.service_signals import RoleSignals, ServiceSignals, Told
 from gateway_sidecar.control.process.daemon import Daemon
+from gateway_sidecar.domain.fleet_signals import Together
 from gateway_sidecar.domain.model import WorkerType
 from gateway_sidecar.domain.signals import WINDOWS_S, Latency, TrafficWindow
 
@@ -28,6 +29,7 @@ def signals_view(signals: ServiceSignals, events_problem: str | None) -> models.
         "windows": {str(window_s): _window(signals, traffic.get(window_s), window_s, now) for window_s in WINDOWS_S},
         "roles": {role: _role(signals, role, traffic, now) for role in signals.roles},
         "scaling": _scaling(signals),
+        "fleet": _fleet(signals),
         "sources": {
             "nginx": {"problem": events_problem},
             "router": {
@@ -100,7 +102,40 @@ def _role(signals: ServiceSignals, role: WorkerType, traffic: Mapping[int, Traff
 def _scaling(signals: ServiceSignals) -> models.Scaling | None:
     found = {role: _recommended(signals, role, one) for role, one in signals.roles.items()}
     roles = {role: recommended for role, recommended in found.items() if recommended is not None}
-    return {"roles": roles, "hook_problem": signals.hook.problem} if roles else None
+    fleet = signals.fleet
+    if not roles and (fleet is None or signals.service.settings.scaling is None):
+        return None
+    voice, problem = (None, None) if fleet is None else (fleet.voice, fleet.problem or None)
+    return {"roles": roles, "hook_problem": signals.hook.problem, "voice": voice, "problem": problem}
+
+
+def _fleet(signals: ServiceSignals) -> models.FleetSignals | None:
+    fleet, scaling = signals.fleet, signals.service.settings.scaling
+    if fleet is None or scaling is None:
+        return None
+    it, window_s = fleet.together, scaling.window_s
+    return {
+        "voice": fleet.voice,
+        "is_voice": fleet.is_own,
+        "gateways": list(fleet.gateways),
+        "problem": fleet.problem or None,
+        "in_flight": None if it is None else it.in_flight,
+        "waiting": None if it is None else it.waiting,
+        "windows": {} if it is None else {str(window_s): _fleet_window(it, window_s)},
+    }
+
+
+def _fleet_window(it: Together, window_s: int) -> models.FleetWindow:
+    took, ttft, itl = it.took(window_s), it.ttft(window_s), it.itl(window_s)
+    return {
+        "covered_s": round(it.covered_s(window_s), 1),
+        "requests_per_s": _rounded(it.rps(window_s)),
+        "errors_per_s": _rounded(it.errors_per_s(window_s)),
+        "outcomes": it.outcomes(window_s),
+        "e2e_s": None if took is None else _latency(took, "nginx", None),
+        "ttft_s": None if ttft is None else _latency(*ttft, None),
+        "itl_s": None if itl is None else _latency(*itl, None),
+    }
 
 
 def _recommended(signals: ServiceSignals, role: WorkerType, one: RoleSignals) -> models.RoleScaling | None:

@@ -311,7 +311,15 @@ def _scaling(scaling: Scaling | None) -> list[str]:
         f"  scaling: {role} {one['desired']} (there: {one['current']}): {one['reason']}"
         for role, one in scaling["roles"].items()
     ]
-    return lines + ([f"  SCALING HOOK: {scaling['hook_problem']}"] if scaling["hook_problem"] else [])
+    return lines + [f"  {line}" for line in _about_scaling(scaling)]
+
+
+def _about_scaling(scaling: Scaling) -> list[str]:
+    """What is wrong with it, and who speaks for several gateways."""
+    hook, why, voice = scaling["hook_problem"], scaling["problem"], scaling["voice"]
+    lines = [] if voice is None else [f"scaling voice: {voice}"]
+    lines += [] if why is None else [f"SCALING WAITS: {why}"]
+    return lines + ([] if hook is None else [f"SCALING HOOK: {hook}"])
 
 
 def _row(replica: Replica) -> tuple[str, ...]:
@@ -351,8 +359,8 @@ def render_problems(status: Status, width: int | None = None) -> str:
             lines.append(f"{name}  router: {router['state']}")
         lines += [f"{name}  {line.strip()}" for line in problems_of(service)]
         scaling = service["scaling"]
-        if scaling is not None and scaling["hook_problem"]:
-            lines.append(f"{name}  SCALING HOOK: {scaling['hook_problem']}")
+        if scaling is not None:
+            lines += [f"{name}  {it}" for it in _about_scaling({**scaling, "voice": None})]
         for it in service["replicas"]:
             if it["state"] not in ("serving", "draining"):
                 why = f"  {it['reason']}" if it["reason"] else ""

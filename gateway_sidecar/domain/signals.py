@@ -109,6 +109,24 @@ class TrafficWindow:
         return None if self.covered_s < 1 else self.outcomes.get(Outcome.ERROR, 0) / self.covered_s
 
 
+@dataclass(frozen=True, slots=True)
+class Tally:
+    """What ended within a window, counted so that it can be added to what others counted.
+
+    took, first: as in `TrafficWindow`, but bucket -> observations, in buckets that are the same everywhere.
+    """
+
+    covered_s: float
+    outcomes: Mapping[Outcome, int] = field(default_factory=dict)
+    took: Mapping[int, int] = field(default_factory=dict)
+    first: Mapping[WorkerType | None, Mapping[int, int]] = field(default_factory=dict)
+
+    def window(self) -> TrafficWindow:
+        """What it comes to."""
+        firsts = {role: told for role, counts in self.first.items() if (told := latency_in([counts])) is not None}
+        return TrafficWindow(self.covered_s, self.outcomes, latency_in([self.took]), firsts)
+
+
 @dataclass(slots=True)
 class _Second:
     at: int
@@ -158,7 +176,11 @@ def latency_of(buckets: Mapping[float, float]) -> Latency | None:
     return Latency(p50, p90, p99, round(sum(buckets.values())))
 
 
-def _latency(counts: Mapping[int, int]) -> Latency | None:
+def latency_in(tallies: Iterable[Mapping[int, int]]) -> Latency | None:
+    """The quantiles of all that these count together, by buckets of a `Tally`; None without observations."""
+    counts: dict[int, int] = {}
+    for tally in tallies:
+        _merge(counts, tally)
     buckets: dict[float, float] = {}
     for index, count in counts.items():
         # Both bounds, so that an empty neighbour does not stretch the bucket.
@@ -192,6 +214,10 @@ class Traffic:
 
     def windows(self, now_s: float, lengths_s: Iterable[int] = WINDOWS_S) -> dict[int, TrafficWindow]:
         """Windows that end now, by their lengths in seconds, the shortest first."""
+        return {window_s: tally.window() for window_s, tally in self.tallies(now_s, lengths_s).items()}
+
+    def tallies(self, now_s: float, lengths_s: Iterable[int] = WINDOWS_S) -> dict[int, Tally]:
+        """The same, as it can be added up."""
         outcomes: dict[Outcome, int] = {}
         took: dict[int, int] = {}
         first: dict[WorkerType | None, dict[int, int]] = {}
@@ -206,8 +232,8 @@ class Traffic:
                 for role, counts in second.first.items():
                     _merge(first.setdefault(role, {}), counts)
             covered_s = max(0.0, min(now_s - begin, now_s - self._began_s))
-            firsts = {role: told for role, counts in first.items() if (told := _latency(counts)) is not None}
-            found[window_s] = TrafficWindow(covered_s, dict(outcomes), _latency(took), firsts)
+            firsts = {role: dict(counts) for role, counts in first.items()}
+            found[window_s] = Tally(covered_s, dict(outcomes), dict(took), firsts)
         return found
 
 
@@ -260,17 +286,19 @@ class Growth:
 
 
 def latency_over(growths: Iterable[Growth], now_s: float, window_s: float) -> Latency | None:
-    """Of histograms whose keys are upper bounds and whose counters are cumulative, as Prometheus has them.
+    """Of histograms whose keys are upper bounds and whose counters are cumulative, as Prometheus has them."""
+    return latency_of(buckets_over(growths, now_s, window_s))
 
-    Each source has bounds of its own, as engines of several makes do.
-    """
+
+def buckets_over(growths: Iterable[Growth], now_s: float, window_s: float) -> dict[float, float]:
+    """Upper bound -> observations in the bucket. Each source has bounds of its own, as engines of several makes do."""
     buckets: dict[float, float] = {}
     for step in (step for growth in growths for step in growth.within(now_s, window_s)):
         below = 0.0
         for bound in sorted(step):
             buckets[bound] = buckets.get(bound, 0.0) + max(0.0, step[bound] - below)
             below = max(below, step[bound])
-    return latency_of(buckets)
+    return buckets
 
 
 class Level:

@@ -266,6 +266,15 @@ GROUPS: Mapping[str, Mapping[str, Event]] = {
             "Correct what the `reason` names. Until then requests that wait during a restart fail.",
         ),
         "scaling.recommended": _info("A `role` of a service should have `desired` replicas: `reason`."),
+        "scaling.voice_taken": _info(
+            "Of all gateways this one recommends and calls the hook for the `service` from now on; `before` is the one"
+            " that did so last."
+        ),
+        "scaling.voice_lost": _warning(
+            "This gateway does not recommend and call the hook for the `service` any more: it leaves, the store was not"
+            " reached for most of a lease, or another gateway does so.",
+            "See `status` for who does so now, and `fleet` for the gateways that are alive.",
+        ),
         "scaling.hook_told": _info("The scaling hook accepted a recommendation."),
         "scaling.hook_failed": _error(
             "The scaling hook did not accept a recommendation: `reason`. The daemon calls the hook again.",

@@ -56,7 +56,7 @@ class InOne:
         self.leaving = False
         self.tasks = Tasks("-", site.metrics)
         services = cast("Services", cast("Any", PlayedServices()))
-        self.it = InFleet(site.fleet, services, self._standing, site.written_down, self.tasks)
+        self.it = InFleet(site.fleet, services, self._standing, site.written_down, self.tasks, {})
 
     def _standing(self) -> Mapping[str, bool]:
         return {"ready": True, "leaving": self.leaving}
@@ -130,7 +130,7 @@ async def test_a_gateway_that_works_alone_tells_nobody_anything(tmp_path: Path) 
     async def flush() -> None:
         raise AssertionError("nobody is told anything")
 
-    alone = InFleet(None, services, dict, flush, tasks)
+    alone = InFleet(None, services, dict, flush, tasks, {})
     assert alone.loops == ()
     await alone.while_stopping(asyncio.sleep(1))
     await alone.close(leaves=True)

@@ -105,7 +105,12 @@ def test_a_recommendation_is_one_line() -> None:
     """With what is there and why."""
     answer = whole(replica("r1"))
     regular = {"desired": 3, "current": 1, "reason": "rps 9, target 3 for each"}
-    answer["services"][0]["scaling"] = {"roles": {"regular": regular}, "hook_problem": None}
+    answer["services"][0]["scaling"] = {
+        "roles": {"regular": regular},
+        "hook_problem": None,
+        "voice": None,
+        "problem": None,
+    }
     page = page_document(answer)
     assert page["services"]["chat"]["scaling"] == ["regular: 3 wanted, 1 there: rps 9, target 3 for each"]
 

@@ -198,7 +198,12 @@ def test_a_table_has_a_row_for_each_replica_whatever_is_in_it() -> None:
         "unanswered": {EVIL: EVIL},
         "waiting": 0,
         "source": {"settings": {EVIL: EVIL}, "blind": EVIL, "refused": {EVIL: EVIL}},
-        "scaling": {"roles": {"regular": {"desired": 1, "current": 1, "reason": EVIL}}, "hook_problem": EVIL},
+        "scaling": {
+            "roles": {"regular": {"desired": 1, "current": 1, "reason": EVIL}},
+            "hook_problem": EVIL,
+            "voice": EVIL,
+            "problem": EVIL,
+        },
         "replicas": rows,
     }
     status: dict[str, Any] = {

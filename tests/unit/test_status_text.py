@@ -146,7 +146,11 @@ def test_problems_are_all_that_is_amiss_and_nothing_else() -> None:
         addresses=[{"name": "api", "not_in_force": "taken"}],
     )  # fmt: skip
     service = answer["services"][0]
-    service |= {"not_in_force": "taken", "missing": "router", "scaling": {"roles": {}, "hook_problem": "no"}}
+    service |= {
+        "not_in_force": "taken",
+        "missing": "router",
+        "scaling": {"roles": {}, "hook_problem": "no", "voice": None, "problem": None},
+    }
     service["router"] |= {"state": "backing_off", "reason": "exit code 1"}
     service["source"] |= {"blind": "no answer", "refused": {"x": "no socket"}}
     assert render_problems(answer).split("\n") == [

@@ -53,6 +53,7 @@ class Signals:
 
     events: where nginx sends its events; None while it does not.
     is_leaving: whether the gateway is. That it has few requests then says nothing about the replicas that are needed.
+    works_alone: whether this gateway recommends by its own signals. In a fleet one does by those of all.
     """
 
     def __init__(
@@ -61,8 +62,11 @@ class Signals:
         events: Callable[[], EventAddress | None],
         is_leaving: Callable[[], bool],
         metrics: Metrics,
+        *,
+        works_alone: bool = True,
     ) -> None:
         self._is_leaving = is_leaving
+        self._works_alone = works_alone
         self._services = services
         self._events = events
         self._metrics = metrics
@@ -207,7 +211,7 @@ class Signals:
         for signals in list(self.of.values()):
             now = awake.monotonic()
             if self.of.get(signals.name) is signals and signals.name in self._services():
-                if not self._is_leaving():
+                if self._works_alone and not self._is_leaving():
                     signals.evaluate(now, awake.now())
                 self._export(signals, now)
             await asyncio.sleep(0)  # One service's windows at a time: what is answered meanwhile is not held up.

@@ -9,7 +9,7 @@ import contextlib
 import json
 import os
 import signal
-from collections.abc import Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass
 from typing import Self
 
@@ -25,6 +25,10 @@ from gateway_sidecar.telemetry.metrics import Metrics
 
 _RETRIES = Backoff(first_s=1.0, most_s=60.0)
 _MOST_SHOWN = 300
+
+
+def _always() -> bool:
+    return True
 
 
 class HookFailedError(Exception):
@@ -76,6 +80,11 @@ class ScalingHook:
         self._task: asyncio.Task[None] | None = None
         self.settings: HookSettings | None = None
         self.problem: str | None = None
+        self.may_tell: Callable[[], bool] = _always
+        """Asked just before each call: of several gateways only one calls the hook."""
+        self.on_accepted: Callable[[], None] | None = None
+        self.accepted: dict[str, int] = {}
+        """Role -> what the hook accepted last, unless something newer is to be told."""
 
     def reconfigure(self, settings: HookSettings | None) -> None:
         """Tells by these from now on; nobody, without any."""
@@ -84,6 +93,7 @@ class ScalingHook:
     def tell(self, notice: Notice) -> None:
         """Has the hook told, soon."""
         self._pending[notice.role] = notice
+        self.accepted.pop(notice.role, None)
         self._news.set()
         if self._task is None:
             self._task = self._tasks.run_forever(self._run)
@@ -92,6 +102,13 @@ class ScalingHook:
         """Sends nothing more; a running command is ended."""
         await self._tasks.close()
         self._task = None
+
+    async def silence(self) -> None:
+        """Somebody else tells the hook from now on: ends a call that is under way."""
+        self._pending.clear()
+        self.problem = None
+        if self._task is not None:
+            await self.close()
 
     async def _run(self) -> None:
         failures = 0
@@ -102,7 +119,7 @@ class ScalingHook:
                 await self._news.wait()
             role, notice = next(iter(self._pending.items()))
             settings = self.settings
-            if settings is None:
+            if settings is None or not self.may_tell():
                 self._pending.clear()
                 continue
             self._news.clear()
@@ -117,6 +134,9 @@ class ScalingHook:
             self._logger.info("scaling.hook_told", role=role, desired=notice.desired)
             if self._pending.get(role) is notice:
                 del self._pending[role]
+                self.accepted[role] = notice.desired
+                if self.on_accepted is not None:
+                    self.on_accepted()
 
     async def _failed(self, notice: Notice, reason: str, failures: int) -> None:
         pause_s = _RETRIES.delay_s(failures)

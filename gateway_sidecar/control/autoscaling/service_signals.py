@@ -13,6 +13,7 @@ from gateway_sidecar.config import ScalingSettings
 from gateway_sidecar.control.autoscaling.hook import Notice, ScalingHook
 from gateway_sidecar.control.replicas.tenure import Tenure
 from gateway_sidecar.control.service import Service
+from gateway_sidecar.domain.fleet_signals import ENOUGH_S, Measured, Recommended, RoleMeasured, Together
 from gateway_sidecar.domain.history import EVERY_S, Point
 from gateway_sidecar.domain.model import ReplicaId, ReplicaState, WorkerType
 from gateway_sidecar.domain.planning import Missing
@@ -25,6 +26,7 @@ from gateway_sidecar.domain.signals import (
     RequestEnd,
     Traffic,
     TrafficWindow,
+    buckets_over,
     latency_over,
 )
 from gateway_sidecar.engines.engine_metrics import EngineReading
@@ -38,9 +40,6 @@ MOST_AGE_S = 15.0
 _IDLE_WINDOW_S = 30
 _POINT_WINDOW_S = int(EVERY_S) + 1
 """The seconds since the last point, and the one that has just begun."""
-_ENOUGH_S = 10.0
-"""What was watched for less than this says nothing of a rate: one request in the first second is not one a second."""
-
 _UNIDENTIFIED_S = 10.0
 _COMING = (ReplicaState.SEEN, ReplicaState.LOADING, ReplicaState.REGISTERING)
 _PAIR = frozenset((WorkerType.PREFILL, WorkerType.DECODE))
@@ -71,6 +70,22 @@ class RoleSignals:
     policy: Policy | None = None
     scaler: Scaler = field(default_factory=Scaler)
     told: int | None = None
+
+
+@dataclass(frozen=True, slots=True)
+class FleetSignals:
+    """What is known of the service at all gateways.
+
+    voice: which gateway recommends and calls the hook; None where none is known to. is_own: whether it is this one.
+    gateways: those that are added up. together: their signals; None where one of them is not known.
+    problem: why nothing new is recommended; empty if it is.
+    """
+
+    voice: str | None = None
+    is_own: bool = False
+    gateways: tuple[str, ...] = ()
+    together: Together | None = None
+    problem: str = ""
 
 
 def role_of(tenure: Tenure) -> WorkerType | None:
@@ -114,6 +129,8 @@ class ServiceSignals:
         self.requests_of: dict[str, float] = {}
         self.active_on: dict[str, float] = {}
         self._failed: dict[str, Mapping[str, float]] = {}
+        self.fleet: FleetSignals | None = None
+        """None for a gateway that works alone."""
 
     # -- what is told
 
@@ -339,6 +356,33 @@ class ServiceSignals:
             order = [role for role in WorkerType if role in roles]
             self.roles = {role: self.roles.get(role) or RoleSignals() for role in order}
 
+    def measured(self, now_s: float, window_s: int) -> Measured:
+        """What the other gateways are told of the window that recommendations are made from."""
+
+        def over(growth: Growth) -> dict[int, dict[float, float]]:
+            return {window_s: buckets_over([growth], now_s, window_s)}
+
+        def known(value: float | None) -> dict[int, float]:
+            return {} if value is None else {window_s: value}
+
+        return Measured(
+            self.service.hold.waiting,
+            self.in_flight(now_s),
+            self._is_idle(self.windows(now_s), now_s),
+            self.traffic.tallies(now_s, (window_s,)) if self.traffic is not None else {},
+            {
+                role: RoleMeasured(
+                    self.waiting_for(role),
+                    known(it.active.mean(now_s, window_s)),
+                    known(it.requests.rate(now_s, window_s)),
+                    over(it.ttft),
+                    over(it.itl),
+                )
+                for role, it in self.roles.items()
+            },
+            over(self._itl),
+        )
+
     # -- how many there should be
 
     def evaluate(self, now_s: float, awake_s: float) -> None:
@@ -346,24 +390,67 @@ class ServiceSignals:
 
         awake_s: by the clock that does not count stalls. What must have been wanted, or quiet, for so long goes by it.
         """
+        scaling = self._wanted_scaling()
+        if scaling is None or not self.service.has_looked:
+            return
+        windows = self.windows(now_s)
+        for role, signals in self.roles.items():
+            policy = self._follow_policy(role, signals, scaling)
+            seen = self._see(role, policy.metric, scaling.window_s, windows, now_s)
+            self._recommend(role, signals, policy, seen, awake_s)
+            if signals.told != signals.scaler.desired and self.hook.settings is not None:
+                signals.told = signals.scaler.desired
+                self.hook.tell(self.notice(role))
+
+    def evaluate_together(self, together: Together, awake_s: float) -> None:
+        """Recommends by the signals of all gateways. Who speaks for them has the hook told."""
+        scaling = self._wanted_scaling()
+        if scaling is None or not self.service.has_looked:
+            return
+        for role, signals in self.roles.items():
+            policy = self._follow_policy(role, signals, scaling)
+            serving, coming = self.counts(role)
+            is_alone = len(self.roles) == 1
+            value = together.value(role, policy.metric, scaling.window_s, is_alone=is_alone)
+            seen = Seen(value, serving, coming, together.waiting_for(role), together.idle)
+            self._recommend(role, signals, policy, seen, awake_s)
+
+    def follow(self, recommended: Mapping[WorkerType, Recommended]) -> None:
+        """Another gateway recommends: that is shown here, and is where this one begins once it is its turn."""
+        scaling = self._wanted_scaling()
+        if scaling is None:
+            return
+        for role, signals in self.roles.items():
+            self._follow_policy(role, signals, scaling)
+            it = recommended.get(role)
+            signals.scaler = Scaler() if it is None else Scaler(it.desired, reason=it.reason)
+            if it is not None:
+                self._metrics.desired_replicas.labels(self.name, role.value).set(it.desired)
+
+    def notice(self, role: WorkerType) -> Notice:
+        """What the hook is told of a role's recommendation."""
+        it = self.roles[role]
+        assert it.policy is not None
+        assert it.scaler.desired is not None
+        current = sum(self.counts(role))
+        return Notice(self.name, role.value, it.scaler.desired, current, it.policy.metric.value, it.scaler.reason)
+
+    def _wanted_scaling(self) -> ScalingSettings | None:
+        """The settings in force, which the hook has, too. Without any, nothing is recommended any more."""
         scaling = self.service.settings.scaling
+        self.hook.reconfigure(None if scaling is None else scaling.hook)
         if scaling is None:
             for role, signals in self.roles.items():
                 signals.policy, signals.scaler, signals.told = None, Scaler(), None
                 self._metrics.desired_replicas.remove_by_labels({"service": self.name, "role": role.value})
-            self.hook.reconfigure(None)
-            return
-        if not self.service.has_looked:
-            return
-        windows = self.windows(now_s)
-        self.hook.reconfigure(scaling.hook)
-        for role, signals in self.roles.items():
-            policy = policy_of(scaling, role)
-            if signals.policy is not None and signals.policy != policy:
-                signals.scaler = forget_wishes(signals.scaler)
-            signals.policy = policy
-            seen = self._see(role, policy.metric, scaling.window_s, windows, now_s)
-            self._recommend(role, signals, policy, seen, awake_s)
+        return scaling
+
+    def _follow_policy(self, role: WorkerType, signals: RoleSignals, scaling: ScalingSettings) -> Policy:
+        policy = policy_of(scaling, role)
+        if signals.policy is not None and signals.policy != policy:
+            signals.scaler = forget_wishes(signals.scaler)
+        signals.policy = policy
+        return policy
 
     def _recommend(self, role: WorkerType, signals: RoleSignals, policy: Policy, seen: Seen, awake_s: float) -> None:
         was = signals.scaler.desired
@@ -376,10 +463,6 @@ class ServiceSignals:
                 "scaling.recommended", role=role.value, desired=desired, was=was,
                 current=seen.serving + seen.coming, reason=signals.scaler.reason,
             )  # fmt: skip
-        if signals.told != desired and self.hook.settings is not None:
-            signals.told = desired
-            reason, current = signals.scaler.reason, seen.serving + seen.coming
-            self.hook.tell(Notice(self.name, role.value, desired, current, policy.metric.value, reason))
 
     def _see(
         self, role: WorkerType, metric: Metric, window_s: int, windows: Mapping[int, TrafficWindow], now_s: float
@@ -406,7 +489,7 @@ class ServiceSignals:
                 routed = signals.requests.rate(now_s, window_s)
                 if len(self.roles) > 1 or traffic is None:
                     return routed, None
-                if traffic.covered_s < _ENOUGH_S:
+                if traffic.covered_s < ENOUGH_S:
                     return None, None
                 # A router that has work knows better than an nginx that is not heard.
                 return traffic.rps or routed or 0.0, None
@@ -426,7 +509,7 @@ class ServiceSignals:
             return False
         if any(signals.requests.rate(now_s, _IDLE_WINDOW_S) for signals in self.roles.values()):
             return False
-        if traffic is None or traffic.covered_s < _ENOUGH_S:
+        if traffic is None or traffic.covered_s < ENOUGH_S:
             return None
         if in_flight is None and self.service.hold.missing is not Missing.ROUTER:
             return None

@@ -32,6 +32,7 @@ _BUSY_S = 2.0
 """The same, while a port rests that may still be in use here."""
 _TELL_S = 1.0
 """Counts of connections change all the time: they are told this often, and what is safe at once."""
+_SURE_PART = 0.8
 _GONE_S = 600.0
 """So long the others remember one that is gone."""
 
@@ -78,6 +79,13 @@ class Membership:
     def lease(self) -> str | None:
         """What this gateway's keys end with, while the others see it."""
         return self._lease if self._told is not None else None
+
+    def surely_holds(self, lease: str) -> bool:
+        """Whether that lease is this gateway's and cannot have ended, whatever the store does meanwhile.
+
+        It was kept after `_kept_at`. A fifth of it is left for clocks that do not run alike, and to stop what goes on.
+        """
+        return self._lease == lease and awake.monotonic() < self._kept_at + _SURE_PART * self._lease_s
 
     @property
     def gone_s(self) -> Mapping[str, float]:

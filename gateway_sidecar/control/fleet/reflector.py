@@ -34,6 +34,10 @@ KEYS = "keys/"
 """`keys/NAME`: a key's hash and bounds, for all services that have keys of the store; `keys/@NAME`: a plan."""
 SEEN = "seen/"
 """`seen/NAME`: the states of a gateway's replicas, for people; with its lease. It is read only when it is asked for."""
+SIGNALS = "signals/"
+"""`signals/NAME`: what a gateway measured of the services that are scaled; with its lease. Read as `seen/` is."""
+SCALING = "scaling/"
+"""`scaling/SERVICE`: which gateway recommends, and what was recommended last. Read as `seen/` is."""
 TOPICS = (REPLICAS, DRAINS, PORTS, GATEWAYS, KEYS)
 """What is read and watched. A topic is a prefix, so that one range reads it for all services."""
 LASTING = (REPLICAS, DRAINS, KEYS)

@@ -103,7 +103,7 @@ class Daemon:
         )
         self.file = FileOnDisk(config_path, self._reload)
         self._watchdog = Watchdog(self._services, self._reload, self._notifier, metrics)
-        self.signals = Signals(services, self._events_at, self._is_leaving, metrics)
+        self.signals = Signals(services, self._events_at, self._is_leaving, metrics, works_alone=shared.fleet is None)
         self.last_hour = LastHour(self.signals.of)
         host_of_leave = LeaveHost(
             self._services.addresses, self.signals.last_request, self.touch, self._write_down, self.end
@@ -116,7 +116,9 @@ class Daemon:
         self.taken_up = asyncio.Event()
         self._stop_all = False
         self._shutdown = Shutdown(shared, self._services, self._departing, self.frontends, self._written)
-        self._in_fleet = InFleet(shared.fleet, self._services, self._standing, self.flush_leases, self._tasks)
+        self._in_fleet = InFleet(
+            shared.fleet, self._services, self._standing, self.flush_leases, self._tasks, self.signals.of
+        )
         self.ended_by_command = False
         measure_ports(shared.leases, metrics)
 

@@ -7,6 +7,7 @@ from functools import partial
 from typing import TYPE_CHECKING, Any
 
 from gateway_sidecar import __version__
+from gateway_sidecar.control.autoscaling.service_signals import ServiceSignals
 from gateway_sidecar.control.process.services import Services
 from gateway_sidecar.control.replicas.tenure import Presence
 from gateway_sidecar.domain.fleet import AskedDrain, DrainSeen
@@ -25,7 +26,7 @@ Standing = Callable[[], Mapping[str, bool]]
 class InFleet:
     """What the daemon tells. fleet: None for a gateway that works alone, which tells nobody anything.
 
-    flush: returns once what holds now outlives this daemon.
+    flush: returns once what holds now outlives this daemon. signals: what is measured of each service.
     """
 
     def __init__(
@@ -35,7 +36,9 @@ class InFleet:
         standing: Standing,
         flush: Callable[[], Coroutine[Any, Any, None]],
         tasks: Tasks,
+        signals: Mapping[str, ServiceSignals],
     ) -> None:
+        self._signals = signals
         self._fleet = fleet
         self._services = services
         self._standing = standing
@@ -46,7 +49,18 @@ class InFleet:
     @property
     def loops(self) -> Sequence[Loop]:
         """What keeps the fleet's part going, beside the replicas of the API."""
-        return () if self._fleet is None else self._fleet.loops(self._telling(self._fleet))
+        return (
+            () if self._fleet is None else [*self._fleet.loops(self._telling(self._fleet)), *self._voice(self._fleet)]
+        )
+
+    def _voice(self, fleet: Fleet) -> Sequence[Loop]:
+        from gateway_sidecar.control.autoscaling.voice import ScalingVoice  # As below.
+
+        voice = ScalingVoice(fleet.store, fleet.reflector, fleet.membership, fleet.remembered)
+        return partial(voice.run, self._measures), partial(voice.mind, self._measures)
+
+    def _measures(self) -> tuple[Mapping[str, ServiceSignals], bool]:
+        return self._signals, self._standing()["leaving"]
 
     async def load(self) -> None:
         """Takes up what an earlier daemon knew of the store's keys; after the replicas of the API."""
