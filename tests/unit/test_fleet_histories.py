@@ -118,7 +118,8 @@ class OfFleet(World):
         await self.site.fleet.replicas.load({})
         self.tasks = Tasks("-", self.metrics)
         services = cast("Services", cast("Any", SimpleNamespace(by_name=lambda: {"chat": self.service})))
-        it = InFleet(self.site.fleet, services, lambda: {"ready": True, "leaving": False}, self._flush, self.tasks)
+        standing = {"ready": True, "leaving": False}
+        it = InFleet(self.site.fleet, services, lambda: standing, self._flush, self.tasks, {})
         for loop in [*it.loops, self.site.fleet.replicas.run]:
             self.tasks.run_forever(loop)
         await super().begin()
