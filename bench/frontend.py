@@ -268,7 +268,7 @@ async def _handshakes(directory: Path, count: int) -> dict[str, list[float]]:
     both.write_bytes(pem.read_bytes() + pem.with_suffix(".key").read_bytes())
     both.chmod(0o600)
     static, dynamic = (free_ports(1) for _ in range(2))
-    tls = render("tls.conf", {"id": "x"}).splitlines()
+    tls = render("tls.conf", {"id": "x", "resumes": True}).splitlines()
     lines = " ".join(line for line in tls if "certificate" not in line and "session_cache" not in line)
     temp = " ".join(
         f"{it}_temp_path {directory}/t_{it};" for it in ("client_body", "proxy", "fastcgi", "uwsgi", "scgi")
