@@ -581,6 +581,16 @@ async def test_a_key_of_the_store_lets_in_at_every_gateway_until_it_is_revoked_a
     (row,) = json.loads(out)["keys"]
     assert (row["name"], row["bounds"]) == ("alice", {"requests_per_minute": "1000"})
     assert row["last_used"] is not None
+    url = "http://daemon/v1/store/keys/bob"
+    for body, no in (
+        ({"line": "bob:sk-a-secret-in-clear", "seen": None}, 422),
+        ({"line": None, "seen": None}, 422),
+        ({"line": None, "seen": 1}, 409),
+        ({"line": 1}, 422),
+    ):
+        async with a.session.put(url, json=body) as answer:
+            assert answer.status == no, await answer.text()
+            assert "sk-a-secret" not in await answer.text()
     took_ms: dict[int, list[float]] = {200: [], 401: []}
     bob, seen = "sk-bob-bob-bob-bob", None
     for _ in range(10):
@@ -588,7 +598,6 @@ async def test_a_key_of_the_store_lets_in_at_every_gateway_until_it_is_revoked_a
             line = f"bob:{hashlib.sha256(bob.encode()).hexdigest()}" if status == 200 else None
             began = time.monotonic()
             there = asyncio.create_task(until_answered(b, bob, status))
-            url = "http://daemon/v1/store/keys/bob"
             async with a.session.put(url, json={"line": line, "seen": seen}) as answer:
                 assert answer.status == 200, await answer.text()
                 seen = (await answer.json())["revision"] if line is not None else None
