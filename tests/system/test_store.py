@@ -52,6 +52,7 @@ async def start(make_gateway: MakeGateway) -> AsyncIterator[Start]:
         lease_s: int = 5,
         beside: Gateway | None = None,
         frontend: dict[str, Any] | None = None,
+        scaling: dict[str, Any] | None = None,
         **of_etcd: Any,
     ) -> Gateway:
         there = {"endpoints": [etcd.endpoint], "prefix": prefix, "timeout_s": 1.0, **of_etcd}
@@ -60,7 +61,7 @@ async def start(make_gateway: MakeGateway) -> AsyncIterator[Start]:
         if beside is not None:  # The same bridge ports, as on machines of their own.
             gateway.configure(bridges={**beside.settings["bridges"], "host": "127.0.9.1", "grpc_host": "127.0.9.2"})
         service = {**gateway.service("chat"), "replicas": {}, "router": {"type": "none"}, "frontend": frontend or {}}
-        gateway.configure(services=[service])
+        gateway.configure(services=[service if scaling is None else {**service, "scaling": scaling}])
         await gateway.start(env=env)
         return gateway
 
@@ -275,6 +276,65 @@ async def test_a_gateway_that_dies_is_listed_until_its_lease_ends_and_others_ser
     await b.start()
     await a.until(lambda s: [it["name"] for it in s["store"]["others"]] == ["b"], within_s=_LATE_S)
     await until_serving(b, "r1")
+
+
+async def test_one_gateway_calls_the_hook_for_all_and_when_it_is_killed_the_other_goes_on(
+    start: Start, shared_etcd: Etcd, engine: StartEngine, tmp_path: Path
+) -> None:
+    """Under load at both. What the first one told is not told again."""
+    record, rates = tmp_path / "told", {"a": 4.0, "b": 4.0}
+
+    def scaling(name: str) -> dict[str, Any]:
+        command = ["/bin/sh", "-c", f'echo "$(cat)" {name} >> {record}']
+        return {"metric": "rps", "target": 2, "max": 99, "window_s": 30, "hook": {"command": command}}
+
+    def told() -> list[tuple[str, int]]:
+        lines = record.read_text().splitlines() if record.exists() else []
+        return [(name, json.loads(notice)["desired"]) for notice, _, name in (it.rpartition(" ") for it in lines)]
+
+    async def signals_of(gateway: Gateway) -> dict[str, Any]:
+        async with gateway.session.get("http://daemon/v1/services/chat/signals") as answer:
+            return dict((await answer.json())["fleet"] or {})
+
+    async def load(gateway: Gateway, name: str) -> None:
+        while True:
+            await ask(gateway, tokens=1)
+            await asyncio.sleep(1 / rates[name])
+
+    gateways = {name: await start(name, shared_etcd, scaling=scaling(name)) for name in rates}
+    a, b = gateways.values()
+    await engine(a.socket("r1"))
+    await put(a, "r1", a.socket("r1"), wait="serving")
+    await until_serving(b, "r1")
+    loads = [asyncio.create_task(load(gateway, name)) for name, gateway in gateways.items()]
+    async with asyncio.timeout(_LATE_S):
+        while not told() or told()[-1][1] < 3:  # More than either of them has requests for.
+            await asyncio.sleep(0.1)
+    first = told()[-1][0]
+    other = "b" if first == "a" else "a"
+    assert {name for name, _ in told()} == {first}
+    for name, gateway in gateways.items():
+        seen = await signals_of(gateway)
+        assert (seen["voice"], seen["is_voice"], seen["gateways"]) == (first, name == first, ["a", "b"])
+    assert f"scaling voice: {first}" in (await gateways[other].cli("status"))[1]
+    async with asyncio.timeout(_LATE_S):
+        while time.time() - record.stat().st_mtime < 4:  # Else what is on its way to the hook may be told by both.
+            await asyncio.sleep(0.1)
+    await gateways[first].kill()
+    before = len(told())
+    async with asyncio.timeout(_LATE_S):
+        while not (await signals_of(gateways[other]))["is_voice"]:
+            await asyncio.sleep(0.1)
+    rates[other] = 40.0
+    async with asyncio.timeout(_LATE_S):
+        while len(told()) == before:
+            await asyncio.sleep(0.1)
+    for task in loads:
+        task.cancel()
+    await asyncio.gather(*loads, return_exceptions=True)
+    assert {name for name, _ in told()[before:]} == {other}
+    numbers = [desired for _, desired in told()]
+    assert all(one != two for one, two in itertools.pairwise(numbers)), numbers
 
 
 async def test_a_lease_that_was_taken_away_is_taken_anew(start: Start, shared_etcd: Etcd, engine: StartEngine) -> None:

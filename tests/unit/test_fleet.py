@@ -41,9 +41,9 @@ OTHER: dict[str, object] = {"socket": "/run/r2.sock"}
 class Site:
     """One gateway, as far as its fleet goes."""
 
-    def __init__(self, directory: Path, held: Held, name: str) -> None:
+    def __init__(self, directory: Path, held: Held, name: str, client: type[FakeStore] = FakeStore) -> None:
         directory.mkdir(exist_ok=True)
-        self.store = FakeStore(held)
+        self.store = client(held)
         self.problems, self.metrics = Problems(), Metrics()
         remembered = RememberedStore(record_in(directory), self.problems, self.metrics)
         problem = self.problems.of("store")

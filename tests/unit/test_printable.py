@@ -219,7 +219,7 @@ def test_a_table_has_a_row_for_each_replica_whatever_is_in_it() -> None:
     text = render_status(cast("Status", status))
     assert "0 restarts" in text
     assert all(line.isprintable() for line in text.split("\n"))
-    assert len(text.split("\n")) == 2 + 3 + 2 + 2 + 12 + 56
+    assert len(text.split("\n")) == 2 + 3 + 2 + 2 + 14 + 56
     assert "and 1 more: status --json" in text
     table = render_replicas({"chat": rows})
     assert all(line.isprintable() for line in table.split("\n"))

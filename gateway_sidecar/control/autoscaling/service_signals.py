@@ -402,8 +402,11 @@ class ServiceSignals:
                 signals.told = signals.scaler.desired
                 self.hook.tell(self.notice(role))
 
-    def evaluate_together(self, together: Together, awake_s: float) -> None:
-        """Recommends by the signals of all gateways. Who speaks for them has the hook told."""
+    def evaluate_together(self, together: Together, gone: Iterable[str], awake_s: float) -> None:
+        """Recommends by the signals of all gateways. Who speaks for them has the hook told.
+
+        gone: gateways whose daemon has died. Their nginx may serve on, uncounted: meanwhile nothing goes down.
+        """
         scaling = self._wanted_scaling()
         if scaling is None or not self.service.has_looked:
             return
@@ -413,17 +416,20 @@ class ServiceSignals:
             is_alone = len(self.roles) == 1
             value = together.value(role, policy.metric, scaling.window_s, is_alone=is_alone)
             seen = Seen(value, serving, coming, together.waiting_for(role), together.idle)
-            self._recommend(role, signals, policy, seen, awake_s)
+            self._recommend(role, signals, policy, seen, awake_s, tuple(gone))
 
-    def follow(self, recommended: Mapping[WorkerType, Recommended]) -> None:
-        """Another gateway recommends: that is shown here, and is where this one begins once it is its turn."""
+    def follow(self, recommended: Mapping[WorkerType, Recommended], awake_s: float) -> None:
+        """Another gateway recommends: that is shown here, and is where this one begins once it is its turn.
+
+        It has been wanted until now, so that a change of the voice makes no change of the number.
+        """
         scaling = self._wanted_scaling()
         if scaling is None:
             return
         for role, signals in self.roles.items():
             self._follow_policy(role, signals, scaling)
             it = recommended.get(role)
-            signals.scaler = Scaler() if it is None else Scaler(it.desired, reason=it.reason)
+            signals.scaler = Scaler() if it is None else Scaler(it.desired, ((awake_s, it.desired),), reason=it.reason)
             if it is not None:
                 self._metrics.desired_replicas.labels(self.name, role.value).set(it.desired)
 
@@ -452,11 +458,22 @@ class ServiceSignals:
         signals.policy = policy
         return policy
 
-    def _recommend(self, role: WorkerType, signals: RoleSignals, policy: Policy, seen: Seen, awake_s: float) -> None:
+    def _recommend(
+        self,
+        role: WorkerType,
+        signals: RoleSignals,
+        policy: Policy,
+        seen: Seen,
+        awake_s: float,
+        gone: tuple[str, ...] = (),
+    ) -> None:
         was = signals.scaler.desired
         signals.scaler = recommend(policy, signals.scaler, seen, awake_s)
         desired = signals.scaler.desired
         assert desired is not None
+        if gone and was is not None and desired < was:
+            why = f"{signals.scaler.reason}; nothing goes down while gateways are gone: {', '.join(gone)}"
+            signals.scaler, desired = replace(signals.scaler, desired=was, reason=why), was
         self._metrics.desired_replicas.labels(self.name, role.value).set(desired)
         if was != desired:
             self._logger.info(

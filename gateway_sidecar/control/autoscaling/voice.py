@@ -85,7 +85,7 @@ class ScalingVoice:
             for name, it in signals.items():
                 if name not in scaled:
                     it.fleet = None
-                    it.follow({})
+                    it.follow({}, awake.now())
             self._holds = {name: at for name, at in self._holds.items() if name in scaled and not is_leaving}
             try:
                 await beating(self._round(scaled, is_leaving=is_leaving))
@@ -193,7 +193,7 @@ class ScalingVoice:
     ) -> None:
         """Another gateway speaks, or this one begins to."""
         voice = _voice_in(seen, name)
-        signals.follow(voice.roles if voice is not None else {})
+        signals.follow(voice.roles if voice is not None else {}, awake.now())
         signals.fleet = self._of_all(name, seen, own, records)
 
     async def _speak(
@@ -202,7 +202,7 @@ class ScalingVoice:
         """Recommends, and has the hook told. Raises StoreError."""
         signals.fleet = self._of_all(name, seen, own, records)
         if signals.fleet.together is not None:
-            signals.evaluate_together(signals.fleet.together, awake.now())
+            signals.evaluate_together(signals.fleet.together, self._membership.gone_s, awake.now())
         hook = signals.hook
         hook.may_tell, hook.on_accepted = partial(self.speaks, name), self._news.set
         voice = _voice_in(seen, name)
