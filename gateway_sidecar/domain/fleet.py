@@ -11,7 +11,7 @@ from typing import Any, Literal
 
 from gateway_sidecar.domain.fleet_ports import PortsSeen
 from gateway_sidecar.domain.printable import counted
-from gateway_sidecar.domain.store_memory import Snapshot
+from gateway_sidecar.domain.store_memory import NOT_OURS, Snapshot
 
 States = Mapping[str, Mapping[str, tuple[str, int | None]]]
 """Service -> replica -> its state and its bridge port, as one gateway sees it."""
@@ -39,7 +39,7 @@ class AskedDrain:
         try:
             said = json.loads(text)
             return cls(str(said["id"]), str(said["gateway"]))
-        except (ValueError, TypeError, KeyError):
+        except NOT_OURS:
             return None
 
 
@@ -68,7 +68,7 @@ class DrainSeen:
             count = said.get("in_flight")
             is_safe, holds = said["safe"] is True, said.get("holds") is not False
             return cls(str(said["id"]), is_safe, holds, None if count is None else int(count))
-        except (ValueError, TypeError, KeyError, AttributeError):
+        except NOT_OURS:
             return None
 
 
@@ -113,7 +113,7 @@ class Gateway:
                 PortsSeen.of(said.get("ports")),
                 said,
             )
-        except (ValueError, TypeError, KeyError, AttributeError):
+        except NOT_OURS:
             return None
 
 
@@ -123,10 +123,14 @@ def _drains_of(said: object) -> dict[str, DrainSeen]:
 
 
 def gateways_in(snapshot: Snapshot, prefix: str) -> list[Gateway]:
-    """Those whose lease holds, by name; not one that has stopped all it had."""
-    names = sorted(key for key in snapshot.entries if key.startswith(prefix))
-    found = (Gateway.from_json(key.removeprefix(prefix), snapshot.entries[key].value) for key in names)
-    return [it for it in found if it is not None and not it.ended]
+    """Those whose lease holds, by name; not one that has stopped all it had.
+
+    One whose key cannot be read is there, too: it has said nothing, and what it has in flight is not known.
+    """
+    keys = sorted(key for key in snapshot.entries if key.startswith(prefix))
+    names = {key.removeprefix(prefix): snapshot.entries[key].value for key in keys}
+    found = [Gateway.from_json(name, text) or Gateway(name, "") for name, text in names.items()]
+    return [it for it in found if not it.ended]
 
 
 def drains_in(snapshot: Snapshot, prefix: str) -> dict[str, AskedDrain]:
@@ -154,7 +158,7 @@ def states_in(snapshot: Snapshot, prefix: str) -> dict[str, States]:
                     }
                     for service, by_state in said.items()
                 }
-            except (ValueError, TypeError, AttributeError):
+            except NOT_OURS:
                 continue
     return found
 

@@ -13,6 +13,8 @@ from collections.abc import Container, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from itertools import chain
 
+from gateway_sidecar.domain.store_memory import NOT_OURS
+
 
 @dataclass(frozen=True, slots=True)
 class PortTable:
@@ -46,7 +48,7 @@ class PortTable:
             current = {str(key): int(port) for key, port in said["current"].items()}
             rests = {int(port): int(number) for port, number in said["rests"].items()}
             return cls(int(said["number"]), int(said["last"]), current, rests)
-        except (ValueError, TypeError, KeyError, AttributeError):
+        except NOT_OURS:
             return None
 
 
@@ -67,7 +69,7 @@ class PortsSeen:
         try:
             assert isinstance(said, Mapping)
             return cls(int(said["number"]), frozenset(int(port) for port in said["busy"]))
-        except (AssertionError, ValueError, TypeError, KeyError):
+        except (AssertionError, *NOT_OURS):
             return None
 
 

@@ -19,6 +19,8 @@ from dataclasses import dataclass, field, replace
 
 LINEAGE = "lineage"
 """The key."""
+NOT_OURS = (ValueError, TypeError, LookupError, AttributeError, OverflowError, RecursionError)
+"""What it raises to read a value that no gateway wrote."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -67,7 +69,7 @@ def lineage_of(snapshot: Snapshot) -> Lineage | None:
     try:
         said = json.loads(entry.value) if entry is not None else None
         return Lineage(str(said["id"]), tuple(str(it) for it in said["ancestors"])) if said else None
-    except (ValueError, TypeError, KeyError):
+    except NOT_OURS:
         return None
 
 

@@ -6,8 +6,8 @@ from gateway_sidecar.domain.fleet import Gateway, gateways_in
 from gateway_sidecar.domain.store_memory import Entry, Snapshot
 
 
-def test_gateways_are_those_whose_keys_can_be_read() -> None:
-    """What another version, or nobody of us, wrote is passed over."""
+def test_gateways_are_those_that_have_a_key() -> None:
+    """Of what another version, or nobody of us, wrote there nothing is known but the name: it may have requests."""
     entries = {
         "gateways/b": Entry('{"instance": "2", "version": "9", "services": ["chat"], "ready": true, "new": 1}', 3),
         "gateways/a": Entry('{"instance": "1", "leaving": true}', 4),
@@ -18,6 +18,7 @@ def test_gateways_are_those_whose_keys_can_be_read() -> None:
     assert [(it.name, it.ready, it.leaving, it.services) for it in found] == [
         ("a", False, True, ()),
         ("b", True, False, ("chat",)),
+        ("c", False, False, ()),
     ]
     assert found[1].said["new"] == 1
     assert Gateway.from_json("x", "[]") is None

@@ -94,7 +94,8 @@ def test_no_port_is_ever_two_replicas_nor_anybodys_while_it_rests(steps: list[tu
 
 
 def test_what_no_gateway_wrote_is_no_table_and_says_nothing() -> None:
-    for text in ("", "[]", "{}", '{"number": 1, "last": 2, "current": [], "rests": {}}'):
+    infinite = '{"number": 1, "last": 2, "current": {"chat/r1": 1e999}, "rests": {}}'
+    for text in ("", "[]", "{}", '{"number": 1, "last": 2, "current": [], "rests": {}}', infinite, "[" * 100_000):
         assert PortTable.from_json(text) is None
     unread: tuple[object, ...] = (None, [], {"number": 1}, {"number": 1, "busy": 3}, {"number": "x", "busy": []})
     for said in unread:

@@ -167,8 +167,10 @@ class Membership:
 
     def _is_told(self, lease: str, said: Mapping[str, Any]) -> bool:
         """Whether the others see it, as it is but for what may wait."""
-        if self._told is None or self._told[0] != lease or not self._is_there():
-            return False
+        known = self._reflector.known
+        entry = known.entries.get(GATEWAYS + self.name) if known is not None else None
+        if self._told is None or self._told[0] != lease or entry is None or entry.value != self._text(self._told[1]):
+            return False  # Also what somebody else wrote there: the others judge by it whether a drain is done.
         return self._told[1] == said or (
             awake.monotonic() - self._told_at < _TELL_S and _uncounted(self._told[1]) == _uncounted(said)
         )

@@ -225,7 +225,7 @@ def _entry_in(text: str) -> RawEntry:
     """What no gateway wrote is refused as an entry, by name, as any other mistake is."""
     try:
         entry = json.loads(text)
-    except ValueError:
+    except (ValueError, RecursionError):
         entry = None
     return entry if isinstance(entry, dict) else {"": text[:100]}
 
