@@ -4,14 +4,27 @@ from __future__ import annotations
 
 import asyncio
 from collections.abc import Callable
+from dataclasses import replace
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any, cast
 
 import pytest
+from multidict import MultiDict
 
+from gateway_sidecar.api.answers import DAEMON, Refused
+from gateway_sidecar.api.replicas import delete_replica
 from gateway_sidecar.control.replicas.drain import DrainReport, Drains
 from gateway_sidecar.control.replicas.tenure import Presence
-from gateway_sidecar.domain.fleet import AskedDrain, DrainSeen, Gateway, drain_elsewhere, drains_in, is_over
+from gateway_sidecar.domain.fleet import (
+    AskedDrain,
+    DrainSeen,
+    Gateway,
+    drain_elsewhere,
+    drains_in,
+    gateways_in,
+    is_over,
+)
 from gateway_sidecar.domain.model import Ready, ReplicaId
 from gateway_sidecar.domain.store_memory import Entry, Snapshot
 from gateway_sidecar.errors import StoreAway, StoreError
@@ -66,6 +79,17 @@ def test_what_no_gateway_wrote_is_no_drain() -> None:
     assert drains_in(Snapshot("one", 9, entries), "drains/") == {KEY: ASKED}
 
 
+def test_a_gateway_whose_key_nobody_can_read_is_there_and_has_said_nothing() -> None:
+    """Its requests are no fewer for it."""
+    texts = ("", "null", "[" * 100_000, '{"instance": "b", "drains": {"chat/r1": {"in_flight": 1e999}}, "services": 5}')
+    entries = {f"gateways/{number}": Entry(text, 3) for number, text in enumerate(texts)}
+    entries["gateways/b"] = Entry('{"instance": "b", "ports": {"number": 1e999, "busy": []}}', 4)
+    seen = gateways_in(Snapshot("one", 9, entries), "gateways/")
+    assert [it.name for it in seen] == ["0", "1", "2", "3", "b"]
+    assert seen[-1].ports is None
+    assert not any(it.is_safe for it in drain_elsewhere(KEY, ASKED, seen, {}, grace_s=15.0, age_s=7.0))
+
+
 # -- what one gateway makes of it
 
 
@@ -118,6 +142,23 @@ async def test_a_gateway_without_the_replica_is_safe_and_one_that_still_answers_
         assert not says(world).is_safe
         world.connections[port] = 0
         await world.until(lambda: says(world) == DrainSeen("d1", True, False, 0))
+
+
+@in_fake_time
+async def test_what_is_in_flight_to_a_replica_that_was_deleted_is_waited_for_as_long_as_the_fleet_asks(
+    worlds: Worlds,
+) -> None:
+    """`drain.timeout_s` ends its stay here, but for what another gateway may be told of it."""
+    async with worlds() as world:
+        world.source.owner = "api"
+        port = await world.in_use("r1")
+        world.vanish("r1")
+        world.asks.ask("r1", "d1")
+        await asyncio.sleep(700)
+        assert says(world) == DrainSeen("d1", False, False, 1)
+        world.asks.ask("r1", None)
+        await world.until(lambda: not world.service.tenures, 60)
+        world.connections[port] = 0
 
 
 @in_fake_time
@@ -246,12 +287,13 @@ class Engine:
 
     service = "chat"
 
-    def __init__(self, *, drained: bool = True) -> None:
+    def __init__(self, *, drained: bool = True, takes_s: float = 0.1) -> None:
         self.drained = drained
-        self.resumed = False
+        self.takes_s = takes_s
+        self.later = SAFE
 
     async def drain(self, replica: ReplicaId, timeout_s: float) -> DrainReport:
-        await asyncio.sleep(0.1 if self.drained else timeout_s)
+        await asyncio.sleep(self.takes_s if self.drained else timeout_s)
         return DrainReport(
             self.drained, 0, 0.1, reason="" if self.drained else "1 connection in flight at this gateway"
         )
@@ -260,7 +302,10 @@ class Engine:
         return False
 
     def says(self, replica: ReplicaId, asked: str) -> DrainSeen:
-        return DrainSeen(asked, self.drained, True, 0 if self.drained else 1)
+        return replace(self.later, id=asked) if self.drained else DrainSeen(asked, False, True, 1)
+
+
+SAFE = DrainSeen("", True, True, 0)
 
 
 async def until(condition: Callable[[], bool], timeout_s: float) -> bool:
@@ -279,9 +324,6 @@ async def drain(site: Site, timeout_s: float = 60.0, engine: Engine | None = Non
 
 def busy(connections: int) -> DrainSeen:
     return DrainSeen("", False, True, connections)
-
-
-SAFE = DrainSeen("", True, True, 0)
 
 
 @in_fake_time
@@ -424,6 +466,68 @@ async def test_a_drain_that_the_others_cannot_be_asked_for_is_not_safe_and_says_
 
 
 @in_fake_time
+async def test_a_gateway_that_cannot_read_the_store_calls_nothing_safe_since_a_drain_may_have_been_taken_back(
+    tmp_path: Path,
+) -> None:
+    """Once it can it says what is so then."""
+    async with fleets(tmp_path) as them:
+        a, b = await them.start("a"), await them.start("b")
+        b.says[KEY] = SAFE
+        waiting = [asyncio.create_task(drain(a, timeout_s, Engine(takes_s=10))) for timeout_s in (20, 60)]
+        await asyncio.sleep(5)
+        a.store.failing = StoreAway("no answer in 2 s")
+        await asyncio.sleep(20)
+        assert not waiting[1].done()
+        assert (await waiting[0]).reason == "the store cannot be read: no answer in 2 s"
+        a.store.failing = None
+        await asyncio.sleep(6)
+        assert waiting[1].result().drained
+        waiting = [asyncio.create_task(drain(a, 30.0, Engine(takes_s=10)))]
+        await asyncio.sleep(5)
+        # What is known says that all is safe, and is not found to be old before this gateway's own part is done.
+        a.store.failing = StoreAway("no answer in 2 s")
+        await b.fleet.drains.take_back(Engine(), R1)  # type: ignore[arg-type]
+        report = await waiting[0]
+        assert not report.drained
+
+
+@in_fake_time
+async def test_a_drain_that_was_taken_back_and_asked_again_begins_anew_for_who_asked_first(tmp_path: Path) -> None:
+    """This gateway has sent requests there in between."""
+    async with fleets(tmp_path) as them:
+        a, b = await them.start("a"), await them.start("b")
+        b.says[KEY], here = busy(1), Engine()
+        waiting = asyncio.create_task(drain(a, 60.0, here))
+        await asyncio.sleep(5)
+        await b.fleet.drains.take_back(Engine(), R1)  # type: ignore[arg-type]
+        await asyncio.sleep(1)
+        here.later = busy(3)
+        again = asyncio.create_task(drain(b, 20.0))
+        b.says[KEY] = a.says[KEY] = SAFE
+        assert (await again).drained
+        await asyncio.sleep(5)
+        assert not waiting.done()
+        here.later = SAFE
+        assert (await waiting).drained
+        here.later = busy(3)
+        assert (await drain(a, 5.0, here)).reason == "3 connections in flight at this gateway"
+
+
+@in_fake_time
+async def test_a_gateway_writes_its_key_again_if_somebody_else_wrote_there(tmp_path: Path) -> None:
+    """Until then it has said nothing of any drain."""
+    async with fleets(tmp_path) as them:
+        a, b = await them.start("a"), await them.start("b")
+        b.says[KEY] = SAFE
+        assert (await drain(a)).drained
+        them.held.write("gateways/b", "garbage")
+        await asyncio.sleep(0.1)
+        assert [(it.name, dict(it.drains)) for it in a.fleet.membership.others] == [("b", {})]
+        await asyncio.sleep(6)
+        assert a.fleet.membership.others[0].drains[KEY].is_safe
+
+
+@in_fake_time
 async def test_a_gateway_alone_in_its_fleet_is_safe_when_it_is_drained_itself(tmp_path: Path) -> None:
     """And not before."""
     async with fleets(tmp_path) as them:
@@ -512,6 +616,33 @@ async def test_the_drain_of_a_delete_is_forgotten_with_it(tmp_path: Path) -> Non
             a.says[KEY] = SAFE
             await drain(b)
         assert a.fleet.drains.held
+
+
+@in_fake_time
+async def test_a_delete_that_meets_a_put_leaves_no_drain_of_what_was_put(tmp_path: Path) -> None:
+    """The new engine came before the drain was asked for, and would be kept out of rotation until a `resume`."""
+    async with fleets(tmp_path) as them:
+        a, b = await them.start("a"), await them.start("b")
+        await a.fleet.replicas.put("chat", R1, ENTRY)
+
+        class PutMeanwhile:
+            of = a.fleet.replicas.of
+
+            async def take_out(self, service: str, replica: ReplicaId) -> object:
+                entry = await a.fleet.replicas.take_out(service, replica)
+                await b.fleet.replicas.put(service, replica, OTHER)
+                return entry
+
+        service = SimpleNamespace(name="chat", until=until, controller=SimpleNamespace(looks=1), drains=Engine())
+        service.current = service.owner_of = lambda _: None
+        shared = SimpleNamespace(fleet=a.fleet, api=PutMeanwhile())
+        app = {DAEMON: SimpleNamespace(services={"chat": service}, shared=shared)}
+        match = {"service": "chat", "replica": "r1"}
+        request: Any = SimpleNamespace(app=app, match_info=match, query=MultiDict(drain_s="60"))
+        with pytest.raises(Refused, match="was put again"):
+            await delete_replica(request)
+        assert b.entries() == {R1: OTHER}
+        assert not [key for key in them.held.entries if key.startswith("drains/")]
 
 
 @in_fake_time

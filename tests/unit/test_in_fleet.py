@@ -20,7 +20,10 @@ from tests.unit.test_fleet import ENTRY, Fleets, Site, fleets
 
 
 class PlayedServices:
-    """One service, `chat`, that has one connection in flight to whatever is drained."""
+    """One service, `chat`, that has one connection in flight to whatever is drained. rests: services that are gone."""
+
+    def __init__(self) -> None:
+        self.rests: set[str] = set()
 
     def by_name(self) -> Mapping[str, Any]:
         return {"chat": self}
@@ -44,6 +47,9 @@ class PlayedServices:
             for key, (name, state, gone) in enumerate(stays)
         }
 
+    def may_have_in_flight(self, name: str) -> bool:
+        return name in self.rests
+
     def says(self, replica: ReplicaId, asked: str) -> DrainSeen:
         return DrainSeen(asked, False, True, 1)
 
@@ -55,7 +61,8 @@ class InOne:
         self.site = site
         self.leaving = False
         self.tasks = Tasks("-", site.metrics)
-        services = cast("Services", cast("Any", PlayedServices()))
+        self.services = PlayedServices()
+        services = cast("Services", cast("Any", self.services))
         self.it = InFleet(site.fleet, services, self._standing, site.written_down, self.tasks, {})
 
     def _standing(self) -> Mapping[str, bool]:
@@ -80,11 +87,13 @@ async def beside(them: Fleets) -> tuple[Site, InOne]:
 
 @in_fake_time
 async def test_the_others_see_what_it_serves_and_what_it_says_of_each_drain(tmp_path: Path) -> None:
-    """A service that it does not have needs nothing of it."""
+    """A service that it does not have needs nothing of it; one that a reload removed finishes what it has."""
     async with fleets(tmp_path) as them:
         a, b = await beside(them)
         await a.fleet.drains.ask("chat", ReplicaId("r1"))
         await a.fleet.drains.ask("images", ReplicaId("r1"))
+        b.services.rests = {"removed"}
+        await a.fleet.drains.ask("removed", ReplicaId("r1"))
         await asyncio.sleep(1)
         (seen,) = b.seen_by(a)
         assert (seen.name, seen.services, seen.ready, seen.leaving) == ("b", ("chat",), True, False)
@@ -93,6 +102,7 @@ async def test_the_others_see_what_it_serves_and_what_it_says_of_each_drain(tmp_
         assert seen.drains == {
             "chat/r1": DrainSeen(held["chat/r1"].id, False, True, 1),
             "images/r1": DrainSeen(held["images/r1"].id, True),
+            "removed/r1": DrainSeen(held["removed/r1"].id, False),
         }
         await b.site.fleet.replicas.put("chat", ReplicaId("r3"), ENTRY)
         await asyncio.sleep(3)

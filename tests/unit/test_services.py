@@ -36,6 +36,19 @@ async def test_they_share_the_ports_and_the_one_who_is_removed_leaves_its_share(
 
 
 @in_fake_time
+async def test_what_a_removed_service_has_in_flight_is_known_by_its_ports() -> None:
+    """Each rests until no connection to it is open."""
+    fleet = Fleet(CHAT, CODE)
+    port = fleet.leases.acquire("code/r1/1", service="code")
+    with capture_logs():
+        await fleet.services.remove("code")
+    fleet.leases.release(port)
+    assert fleet.services.may_have_in_flight("code")
+    fleet.leases.note_quiet(port, 0.0)
+    assert not fleet.services.may_have_in_flight("code")
+
+
+@in_fake_time
 async def test_everybody_has_looked_when_each_has() -> None:
     fleet = Fleet(CHAT, CODE)
     assert fleet.services.have_looked

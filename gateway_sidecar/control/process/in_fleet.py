@@ -103,10 +103,15 @@ class InFleet:
         }
 
     def _says(self, key: str, asked: AskedDrain) -> DrainSeen:
-        """What there is to say of a drain of SERVICE/REPLICA. A service that is not here sends nothing there."""
+        """What there is to say of a drain of SERVICE/REPLICA.
+
+        A service that is not here sends nothing there; one that was removed may have something in flight yet.
+        """
         name, _, replica = key.partition("/")
         service = self._services.by_name().get(name)
-        return DrainSeen(asked.id, True) if service is None else service.drains.says(ReplicaId(replica), asked.id)
+        if service is None:
+            return DrainSeen(asked.id, not self._services.may_have_in_flight(name))
+        return service.drains.says(ReplicaId(replica), asked.id)
 
     def _ports(self) -> Mapping[str, int]:
         """SERVICE/REPLICA -> the port that a replica of the API has here."""

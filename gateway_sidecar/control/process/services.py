@@ -93,6 +93,10 @@ class Services:
         tenures = (tenure for service in self._services.values() for tenure in service.tenures.values())
         return {tenure.sighting.tunnel for tenure in tenures if tenure.sighting.tunnel is not None}
 
+    def may_have_in_flight(self, name: str) -> bool:
+        """Whether connections of a service that was removed may be open: a port of it rests until there are none."""
+        return self._leases.held_by(name) > 0
+
     def frontends(self) -> dict[str, FrontendSettings]:
         """What the frontend of each service, and of each shared address, is to be."""
         own = {name: service.settings.frontend for name, service in self._services.items()}

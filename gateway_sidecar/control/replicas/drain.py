@@ -207,20 +207,25 @@ class Drains:
 
     def gives_up_s(self, tenure: Tenure) -> float | None:
         """In how many seconds what is connected to it is waited for no more; None where that has no end."""
-        if not tenure.gone or tenure.drain.out_at is None:
+        if not tenure.gone or tenure.drain.out_at is None or self._is_awaited(tenure):
             return None
         return max(0.0, tenure.drain.out_at + self._settings.timeout_s - awake.monotonic())
 
     def has_given_up(self, tenure: Tenure) -> bool:
         """Whether what is connected to an engine that is gone has been waited for long enough.
 
-        Its port goes on resting until it is quiet.
+        Its port goes on resting until it is quiet. While the fleet is asked for a drain, nothing is long enough.
         """
         return (
             tenure.gone
             and tenure.drain.out_at is not None
+            and not self._is_awaited(tenure)
             and awake.monotonic() >= tenure.drain.out_at + self._settings.timeout_s
         )
+
+    def _is_awaited(self, tenure: Tenure) -> bool:
+        """Whether another gateway may wait to hear that nothing is in flight there, as long as that takes."""
+        return tenure.sighting.source == API and tenure.replica in (self._fleet.asked_of(self.service) or {})
 
     def finish_if_quiet(self, tenure: Tenure) -> float | None:
         """Ends the drain if nobody needs the engine any more; in how many seconds that may be, if it is known."""
