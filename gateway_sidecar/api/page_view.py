@@ -27,7 +27,8 @@ if TYPE_CHECKING:
 
 _MOST_LINES = 20
 """Problems of one service, or of the gateway; as many again help nobody."""
-_CREDENTIALS = re.compile(r"(://)[^/?#@\s]*@")
+_CREDENTIALS = re.compile(r"(://)(?:(?!://)\S)*@")
+"""Up to the last `@`: a password may hold one, and `/`, too. What is lost of a path that holds one is no loss."""
 _NAMES = ("timestamp", "level", "event", "service", "replica")
 _SAID = (
     *("reason", "role", "desired", "was", "model", "by", "failures", "over_s", "since_seen_s", "retry_in_s"),

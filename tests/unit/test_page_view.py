@@ -74,6 +74,15 @@ def test_what_others_said_is_cut_and_printable_and_has_no_credentials() -> None:
     orjson.dumps(page)
 
 
+@pytest.mark.parametrize("secret", ["user:pass", "user:pa/ss", "token?", "a:b#c", "user:p@ss", "user:p:/@"])
+def test_whatever_a_password_holds_it_is_not_shown(secret: str) -> None:
+    """People write it as it is, and what parses URLs accepts much of that."""
+    reason = f"no answer from https://{secret}@one.example/x,http://{secret}@two.example: refused"
+    page = page_document(whole(replica("r1", "foreign", reason)))
+    (row,) = page["services"]["chat"]["replicas"].values()
+    assert row["reason"] == "no answer from https://one.example/x,http://two.example: refused"
+
+
 def test_many_problems_are_some_and_a_number() -> None:
     """A page with a thousand lines above its replicas shows none of them."""
     answer = whole(replica("r1"))
