@@ -190,6 +190,21 @@ def test_every_template_is_what_nginx_reads(name: str) -> None:
     assert "\n\n\n" not in text
 
 
+def test_the_bounds_of_a_request_are_given_up_before_anything_else_is_done_at_its_end() -> None:
+    """They go by its place in memory, which the next request may have: what may fail comes after."""
+    logged = tuple(
+        replace(it, frontend=it.frontend.model_copy(update={"access_log": "all"})) for it in CONFIGS["keys"].services
+    )
+    text = text_of(replace(CONFIGS["keys"], access_log="/var/log/g/access.log", services=logged))
+    directives = [it for each in read_directives(text) for it in each.everywhere()]
+    ends = [" ".join(it.words) + str(it.block) for it in directives if it.words[0] == "log_by_lua_block"]
+    bounded = [it for it in ends if "bounds" in it]
+    assert bounded
+    for end in bounded:
+        assert "access_log.over" in end
+        assert end.index("bounds.over") == end.index("package.loaded.") + len("package.loaded.")
+
+
 @given(LINES)
 def test_quoted_text_is_one_word(text: str) -> None:
     assert read_directives(f"set {verbatim(text)};") == (Directive(("set", text)),)
