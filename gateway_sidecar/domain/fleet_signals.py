@@ -85,7 +85,7 @@ class Measured:
 
     @classmethod
     def of(cls, said: Any) -> Measured:
-        """Raises ValueError, TypeError, KeyError, AttributeError for what no gateway wrote."""
+        """Raises ValueError, TypeError, KeyError, AttributeError, OverflowError for what no gateway wrote."""
         return cls(
             int(said["waiting"]),
             None if said["in_flight"] is None else float(said["in_flight"]),
@@ -130,7 +130,7 @@ class Record:
             said = json.loads(text)
             services = {str(name): Measured.of(it) for name, it in said["services"].items()}
             return cls(str(said["instance"]), int(said["turn"]), said["leaving"] is True, services)
-        except (ValueError, TypeError, KeyError, AttributeError):
+        except (ValueError, TypeError, KeyError, AttributeError, OverflowError):
             return None
 
 
@@ -172,7 +172,7 @@ class Voice:
                 for role, it in said["roles"].items()
             }
             return cls(str(said["gateway"]), str(said["instance"]), roles)
-        except (ValueError, TypeError, KeyError, AttributeError):
+        except (ValueError, TypeError, KeyError, AttributeError, OverflowError):
             return None
 
 

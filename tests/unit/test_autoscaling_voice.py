@@ -117,7 +117,14 @@ def test_a_record_that_is_too_long_for_the_store_has_no_histograms(monkeypatch: 
 
 
 def test_what_no_gateway_wrote_is_not_read() -> None:
-    for text in ("", "[]", "{}", '{"instance": "a", "turn": 1, "services": {"chat": 3}}', '{"roles": {"x": {}}}'):
+    for text in (
+        "",
+        "[]",
+        "{}",
+        '{"instance": "a", "turn": 1, "services": {"chat": 3}}',
+        '{"roles": {"x": {}}}',
+        '{"instance": "a", "turn": Infinity, "services": {}}',
+    ):
         assert Record.from_json(text) is None
         assert Voice.from_json(text) is None
     voice = Voice("a", "i", {REGULAR: Recommended(3, "why", is_told=True)})
