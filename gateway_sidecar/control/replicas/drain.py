@@ -172,15 +172,13 @@ class Drains:
         """What the other gateways are told of this drain: whether anything here needs the engine, or may yet."""
         stays = [stay for stay in self._tenures if stay.replica == replica and stay.sighting.source == API]
         current = self._tenures.current.get(replica)
-        if current in stays:
-            stays.remove(current)
-            if current.drain.asked != asked:
-                return DrainSeen(asked, False, True)
-            if current.drain.requested:
-                is_done = current.drain.done.is_set()
-                return DrainSeen(asked, is_done, True, 0 if is_done else self._in_flight(current))
-        counts = [stay.drain.in_flight for stay in stays if stay.drain.in_flight is not None]
-        return DrainSeen(asked, not stays, False, sum(counts) if counts or not stays else None)
+        if current in stays and current.drain.asked != asked:
+            return DrainSeen(asked, False, True)
+        holds = current in stays and current.drain.requested
+        # What an earlier stay has in flight counts, too: while no daemon ran, its bridge led to the next engine.
+        needed = [it for it in stays if it is not current or (holds and not it.drain.done.is_set())]
+        counts = [it.drain.in_flight for it in needed if it.drain.in_flight is not None]
+        return DrainSeen(asked, not needed, holds, sum(counts) if counts or not needed else None)
 
     def _reconsider(self) -> None:
         asked = self._fleet.asked_of(self.service) or {}
