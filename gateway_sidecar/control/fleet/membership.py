@@ -71,9 +71,9 @@ class Membership:
 
     @property
     def others(self) -> list[Gateway]:
-        """The other gateways that are alive, as far as the last good snapshot says."""
-        known = self._reflector.known
-        return [it for it in gateways_in(known, GATEWAYS) if it.name != self.name] if known else []
+        """The other gateways that are alive, as far as the last good snapshot says; also one that has our name."""
+        known, own = self._reflector.known, (self.name, self._remembered.instance)
+        return [it for it in gateways_in(known, GATEWAYS) if (it.name, it.instance) != own] if known else []
 
     @property
     def lease(self) -> str | None:
