@@ -68,8 +68,13 @@ def add_page(app: web.Application, feed: Feed, taken_up: asyncio.Event) -> None:
         app.router.add_get(path, partial(_file, share.joinpath(name).read_bytes(), kind))
     app.router.add_get("/page/events.json", partial(_file, orjson.dumps(event_meanings()), "application/json"))
 
+    waiting = asyncio.Semaphore(MOST_VIEWERS)
+
     async def stream(request: web.Request) -> web.StreamResponse:
-        await taken_up.wait()
+        if waiting.locked():
+            return _full()
+        async with waiting:
+            await taken_up.wait()
         return await follow(feed, request)
 
     async def close(_app: web.Application) -> None:
@@ -89,7 +94,7 @@ async def follow(feed: Feed, request: web.Request) -> web.StreamResponse:
     try:
         viewer, news = feed.begin(known, transport.is_closing)
     except TooManyViewers:
-        return web.Response(status=503, text=_FULL, headers={**_HEADERS, "Retry-After": "10"})
+        return _full()
     with suppress(OSError):  # It has just been closed.
         transport.get_extra_info("socket").setsockopt(socket.IPPROTO_TCP, socket.TCP_USER_TIMEOUT, _GONE_MS)
     response = web.StreamResponse(headers={**_HEADERS, "X-Accel-Buffering": "no"})  # An nginx in between passes it on.
@@ -110,6 +115,10 @@ async def follow(feed: Feed, request: web.Request) -> web.StreamResponse:
     finally:
         await feed.end(viewer)
     return response
+
+
+def _full() -> web.Response:
+    return web.Response(status=503, text=_FULL, headers={**_HEADERS, "Retry-After": "10"})
 
 
 async def _file(body: bytes, kind: str, _request: web.Request) -> web.Response:

@@ -6,7 +6,7 @@ import asyncio
 import json
 import socket
 from collections.abc import AsyncIterator
-from contextlib import asynccontextmanager, suppress
+from contextlib import AsyncExitStack, asynccontextmanager, suppress
 from functools import partial
 from types import SimpleNamespace
 from typing import Any
@@ -114,6 +114,20 @@ async def test_it_is_read_alone_by_its_own_name_and_lets_a_browser_run_nothing_e
                 assert answer.status == 421
         async with session.head(f"{url}page/stream") as answer:
             assert answer.status == 405
+
+
+async def test_those_that_wait_for_a_daemon_that_begins_are_bounded_too() -> None:
+    """They would take all connections of the listener, and with them its `/healthz`."""
+    async with listener(has_page=True) as url, AsyncExitStack() as waiting:
+        session = await waiting.enter_async_context(aiohttp.ClientSession(connector=aiohttp.TCPConnector(limit=0)))
+        asks = [asyncio.create_task(session.get(f"{url}page/stream")) for _ in range(MOST_VIEWERS + 1)]
+        async with asyncio.timeout(60):
+            done, begun = await asyncio.wait(asks, return_when=asyncio.FIRST_COMPLETED)
+        assert [task.result().status for task in done] == [503]
+        for task in begun:
+            task.cancel()
+        async with session.get(f"{url}healthz") as answer:
+            assert answer.status == 200
 
 
 async def head(reader: Reader) -> bytes:
