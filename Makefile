@@ -100,7 +100,7 @@ format:
 
 ## make bench    the figures in docs/figures.md
 bench:
-	@$(SETUP) dev nginx wrk sshd $(ROUTERS)
+	@$(SETUP) dev nginx wrk sshd etcd $(ROUTERS)
 	@$(PY) -m bench $(ARGS)
 
 ## make page-shots take the pictures of the live page in docs/images again, in the real Chromium

@@ -39,6 +39,7 @@ FIGURES = (
     "vllm-router",
     "sglang-router",
     "nginx-kill",
+    "several-gateways",
     "dead-engines",
     "tunnel-cost",
     "tunnel-path",
