@@ -80,6 +80,7 @@ class Gateway:
     ready: whether it takes requests. leaving: whether it is about to stop. ended: whether it has stopped all it had.
     since: when its daemon began, for people. drains: SERVICE/REPLICA -> what it says of a drain there.
     ports: what it says of the ports that all gateways use alike; None if it has said nothing.
+    missing: gateways whose lease ended a moment ago, and that may be started again.
     said: all that it tells, as it stands there.
     """
 
@@ -93,6 +94,7 @@ class Gateway:
     since: str = ""
     drains: Mapping[str, DrainSeen] = field(default_factory=dict)
     ports: PortsSeen | None = None
+    missing: tuple[str, ...] = ()
     said: Mapping[str, Any] = field(default_factory=dict)
 
     @classmethod
@@ -111,6 +113,7 @@ class Gateway:
                 str(said.get("since", "")),
                 _drains_of(said.get("drains")),
                 PortsSeen.of(said.get("ports")),
+                tuple(str(it) for it in said.get("missing", ())),
                 said,
             )
         except NOT_OURS:

@@ -425,6 +425,28 @@ async def test_a_gateway_that_joins_during_a_drain_is_asked_and_takes_up_no_repl
 
 
 @in_fake_time
+async def test_a_gateway_that_came_after_anothers_lease_had_ended_waits_for_that_one_too(tmp_path: Path) -> None:
+    """It never saw it; those that did say so for as long as it may be started again."""
+    async with fleets(tmp_path) as them:
+        a, b = await them.start("a"), await them.start("b")
+        await them.stop(b)
+        them.held.end(next(lease for lease, keys in them.held.leases.items() if "gateways/b" in keys))
+        await asyncio.sleep(2)
+        c = await them.start("c")
+        a.says[KEY] = c.says[KEY] = SAFE
+        assert (await drain(c, 1.0)).reason.startswith("b: its lease ended")
+        b = await them.start("b", says={KEY: busy(1)})
+        assert (await drain(c, 5.0)).reason == "b: 1 connection in flight"
+        await them.stop(b)
+        them.held.end(next(lease for lease, keys in them.held.leases.items() if "gateways/b" in keys))
+        report = await drain(c)
+        assert report.drained
+        assert report.took_s > 14
+        await asyncio.sleep(20)
+        assert not any(it.missing for site in (a, c) for it in site.fleet.membership.others), "nobody says it for ever"
+
+
+@in_fake_time
 async def test_a_gateway_that_has_stopped_in_order_is_waited_for_no_more(tmp_path: Path) -> None:
     """It says that it has ended: no lease has to run out, and no grace is given."""
     async with fleets(tmp_path) as them:

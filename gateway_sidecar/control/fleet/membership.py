@@ -199,14 +199,20 @@ class Membership:
         self._reflector.note_write(key, value, revision)
 
     def _text(self, said: Mapping[str, Any]) -> str:
-        return json.dumps({"instance": self._remembered.instance, **said}, sort_keys=True)
+        missing = sorted(name for name, gone_s in self.gone_s.items() if gone_s < self.grace_s)
+        return json.dumps({"instance": self._remembered.instance, "missing": missing, **said}, sort_keys=True)
 
     def _note_others(self, snapshot: Snapshot) -> None:
-        """Notes whose lease has ended. One that says that it has stopped is no loss."""
+        """Notes whose lease has ended. One that says that it has stopped is no loss.
+
+        What ended before this gateway came the others say: it gives them the whole grace.
+        """
         there = {key.removeprefix(GATEWAYS) for key in snapshot.entries if key.startswith(GATEWAYS)} - {self.name}
         self._gone = {name: at for name, at in self._gone.items() if name not in there}
-        self._gone |= dict.fromkeys(self._alive - there, awake.now())
-        self._alive = {it.name for it in gateways_in(snapshot, GATEWAYS)} & there
+        alive = gateways_in(snapshot, GATEWAYS)
+        missing = {name for it in alive for name in it.missing} - there - self._gone.keys() - {self.name}
+        self._gone |= dict.fromkeys((self._alive - there) | missing, awake.now())
+        self._alive = {it.name for it in alive} & there
         if self._told is not None and GATEWAYS + self.name not in snapshot.entries:
             self.touch()
 
