@@ -19,7 +19,7 @@ EXAMPLES ?= 60
 SEED ?=
 ARGS ?=
 RELEASES ?= bookworm trixie
-JOBS ?= 4
+JOBS ?= 5
 
 PY := $(VENV)/bin/python
 SETUP := VENV="$(VENV)" MLX_VENV="$(MLX_VENV)" VLLM_VENV="$(VLLM_VENV)" SMG_NEWEST_VENV="$(SMG_NEWEST_VENV)" \
@@ -55,7 +55,7 @@ run:
 	@$(SETUP) dev nginx $(filter mlx vllm,$(ENGINE)) $(filter $(ROUTERS),$(ROUTER)) $(if $(FLEET),etcd haproxy)
 	@ENGINE="$(ENGINE)" ROUTER="$(ROUTER)" FLEET="$(FLEET)" DEMO="$(DEMO)" $(PY) -m examples.demo
 
-## make test     all tests, with the real nginx and the real SMG, JOBS=4 at a time; ARGS='-k drain' for some of them
+## make test     all tests, with the real nginx and the real SMG, JOBS=5 at a time; ARGS='-k drain' for some of them
 test:
 	@$(SETUP) dev nginx sshd prometheus etcd haproxy keepalived chromium pebble man smg-newest envoy litellm $(ROUTERS)
 	@$(PYTEST) -n $(JOBS) --dist worksteal $(ARGS)

@@ -5,12 +5,17 @@ No drawn example has a deadline: a machine under load breaks any. `make unit` dr
 
 from __future__ import annotations
 
+import signal
+
 import pytest
 from hypothesis import settings
 
 settings.register_profile("any machine", deadline=None, max_examples=100)
 settings.register_profile("quick", deadline=None, max_examples=25)
 settings.load_profile("any machine")
+
+# A shell ignores it for what it runs in the background, and every process that a test starts would, too.
+signal.signal(signal.SIGINT, signal.default_int_handler)
 
 LONG = (
     "test_every_frontend",

