@@ -74,7 +74,7 @@ class Envoy:
                 str(ENVOY), "-c", str(config), "--concurrency", "1", "--disable-hot-restart", stdout=log, stderr=log
             )
 
-    async def until_knows(self, wanted: dict[int, str], within_s: float = 30.0) -> None:
+    async def until_knows(self, wanted: dict[int, str], within_s: float = 60.0) -> None:
         """Waits until it has just these: port -> state as Envoy names it."""
         known: dict[int, str] = {}
         try:

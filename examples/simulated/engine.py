@@ -68,7 +68,7 @@ class SimulatedEngine:
         if changes.get("accept_close"):
             self._front.drop_connections()
 
-    async def until(self, condition: Callable[[Ledger], bool], *, within_s: float = 5.0) -> None:
+    async def until(self, condition: Callable[[Ledger], bool], *, within_s: float = 60.0) -> None:
         """Wait until the ledger is as wanted: `await engine.until(lambda seen: seen.in_flight == 1)`.
 
         Raises:

@@ -103,7 +103,7 @@ class Ledger:
             setattr(self, outcome, getattr(self, outcome) + 1)
             self._tell(request, outcome)
 
-    async def until(self, condition: Callable[[Ledger], bool], *, within_s: float = 5.0) -> None:
+    async def until(self, condition: Callable[[Ledger], bool], *, within_s: float = 60.0) -> None:
         """Wait until the counters are as wanted.
 
         Raises:

@@ -511,7 +511,7 @@ def open_files() -> int:
     return len(os.listdir("/proc/self/fd"))
 
 
-async def settled(condition: Callable[[], bool], within_s: float = 10.0) -> bool:
+async def settled(condition: Callable[[], bool], within_s: float = 60.0) -> bool:
     """Whether it comes true: gRPC closes its sockets on threads of its own, a moment after the channel."""
     deadline = time.monotonic() + within_s
     while not condition():

@@ -137,5 +137,5 @@ async def test_a_real_engine_answers_through_the_service_address(cache: Path, ga
             assert await ask(gateway, MODEL_NAME, stream=stream, tokens=8)
     finally:
         await engine.stop()
-    await gateway.until_states({}, within_s=15)
+    await gateway.until_states({}, within_s=60)
     assert await gateway.workers() == []

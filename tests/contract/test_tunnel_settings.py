@@ -306,9 +306,9 @@ async def test_two_jumps(world: World, sshd: Sshd, backend: BackendName, tmp_pat
                 await asyncio.sleep(0.02)
         assert world.fleet.status(tunnel).reason.startswith(f"jump 2 (127.0.0.1:{second.port})")
         second.trust()
-        await world.until(tunnel, PathState.UP, within_s=20)
+        await world.until(tunnel, PathState.UP, within_s=60)
         first.freeze()
-        await world.until(tunnel, PathState.DEAD_PATH, within_s=10)
+        await world.until(tunnel, PathState.DEAD_PATH, within_s=60)
         (first.directory / "authorized").write_text("")
         first.kill()
         first.start()
@@ -356,7 +356,7 @@ async def test_stopped_process_is_replaced(world: World, sshd: Sshd, backend: Ba
     pid = link.pid
     assert pid is not None
     os.kill(pid, signal.SIGSTOP)
-    status = await world.until(tunnel, PathState.LOCAL_TROUBLE, within_s=15)
+    status = await world.until(tunnel, PathState.LOCAL_TROUBLE, within_s=60)
     assert status.reason == f"the {backend} process (pid {pid}) did not answer, and was ended"
     await world.until(tunnel, PathState.UP)
     assert await world.hear(tunnel) == b"one"

@@ -86,7 +86,7 @@ async def test_killed_server_and_back(world: World, sshd: Sshd, backend: Backend
     await world.until(tunnel, PathState.UP)
     with structlog.testing.capture_logs() as events:
         sshd.kill()
-        await world.until(tunnel, PathState.CLOSED, PathState.REFUSED, within_s=5)
+        await world.until(tunnel, PathState.CLOSED, PathState.REFUSED, within_s=60)
         await world.until(tunnel, PathState.REFUSED)
     assert next(event["replicas"] for event in events if event["event"] == "tunnel.down") == ["chat/r1"]
     assert await world.hear(tunnel) == b""
@@ -101,9 +101,9 @@ async def test_frozen_server_is_a_dead_path(world: World, sshd: Sshd, backend: B
     world.request(tunnel)
     await world.until(tunnel, PathState.UP)
     sshd.freeze()
-    await world.until(tunnel, PathState.DEAD_PATH, within_s=8)
+    await world.until(tunnel, PathState.DEAD_PATH, within_s=60)
     sshd.thaw()
-    await world.until(tunnel, PathState.UP, within_s=15)
+    await world.until(tunnel, PathState.UP, within_s=60)
     assert await world.hear(tunnel) == b"one"
 
 
@@ -119,7 +119,7 @@ async def test_name_that_is_not_known(world: World, sshd: Sshd, backend: Backend
     """A host that does not exist."""
     tunnel = Tunnel("chat/r1", route_to(sshd, backend, host="nowhere.invalid"), "127.0.0.1:1")
     world.request(tunnel)
-    await world.until(tunnel, PathState.NAME_UNKNOWN, within_s=20)
+    await world.until(tunnel, PathState.NAME_UNKNOWN, within_s=60)
 
 
 async def test_changed_host_key_is_refused(world: World, sshd: Sshd, backend: BackendName) -> None:
@@ -209,7 +209,7 @@ async def test_frozen_jump_is_a_dead_path(world: World, sshd: Sshd, backend: Bac
         world.request(tunnel)
         await world.until(tunnel, PathState.UP)
         gate.freeze()
-        await world.until(tunnel, PathState.DEAD_PATH, within_s=10)
+        await world.until(tunnel, PathState.DEAD_PATH, within_s=60)
     finally:
         gate.kill()
 

@@ -47,7 +47,7 @@ class World:
         self.servers.append(server)
         return int(server.sockets[0].getsockname()[1])
 
-    async def until(self, tunnel: Tunnel, *wanted: PathState, within_s: float = 10.0) -> PathStatus:
+    async def until(self, tunnel: Tunnel, *wanted: PathState, within_s: float = 60.0) -> PathStatus:
         """The tunnel's status once it is one of these."""
         end = time.monotonic() + within_s
         while (status := self.fleet.status(tunnel)).state not in wanted:

@@ -127,7 +127,7 @@ class Prometheus:
         self._url = f"http://127.0.0.1:{port}/api/v1/query"
 
     async def until(
-        self, query: str, condition: Callable[[list[dict[str, Any]]], bool], *, within_s: float = 30.0
+        self, query: str, condition: Callable[[list[dict[str, Any]]], bool], *, within_s: float = 60.0
     ) -> list[dict[str, Any]]:
         """The query's first result for which the condition holds."""
         rows: list[dict[str, Any]] = []

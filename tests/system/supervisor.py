@@ -53,7 +53,7 @@ class Supervisor:
         asyncio.get_running_loop().remove_reader(self._socket)
         self._socket.close()
 
-    async def until(self, condition: Callable[[], bool], *, within_s: float) -> None:
+    async def until(self, condition: Callable[[], bool], *, within_s: float = 60.0) -> None:
         """Returns when the condition holds. Raises TimeoutError."""
         async with asyncio.timeout(within_s):
             while not condition():

@@ -171,7 +171,7 @@ async def test_changed_notes_are_taken_over_and_a_changed_place_replaces(gateway
     assert moved["replica"]["bridge"] != first["replica"]["bridge"]
     assert min(lows) >= 1, "the old engine serves until the new one does"
     assert await stream
-    await gateway.until_states({"a1": "serving"}, within_s=20)
+    await gateway.until_states({"a1": "serving"})
     assert "two" in await ask(gateway, "tiny", stream=False)
 
 

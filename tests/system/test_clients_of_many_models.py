@@ -44,7 +44,7 @@ async def test_the_clients_of_openai_and_anthropic(
     await gateway.start()
     await engine(gateway.socket("r1", "chat"), EngineKind.SGLANG_HTTP, model="tiny")
     await engine(gateway.socket("r1", "code"), EngineKind.VLLM_GRPC, model="large")
-    await gateway.until(lambda s: not any(service_of(s, it)["missing"] for it in ("chat", "code")), within_s=30)
+    await gateway.until(lambda s: not any(service_of(s, it)["missing"] for it in ("chat", "code")))
     url = gateway.url("api")
     async with openai.AsyncOpenAI(base_url=f"{url}/v1", api_key="none", max_retries=0) as client:
         assert {it.id async for it in client.models.list()} == set(models)
@@ -98,7 +98,7 @@ async def test_the_client_of_litellm(make_gateway: MakeGateway, engine: StartEng
     await gateway.start()
     await engine(gateway.socket("r1", "chat"), EngineKind.SGLANG_HTTP, model="tiny")
     await engine(gateway.socket("r1", "code"), EngineKind.VLLM_GRPC, model="large")
-    await gateway.until(lambda s: not any(service_of(s, it)["missing"] for it in ("chat", "code")), within_s=30)
+    await gateway.until(lambda s: not any(service_of(s, it)["missing"] for it in ("chat", "code")))
     client = await asyncio.create_subprocess_exec(
         str(LITELLM),
         str(Path(__file__).with_name("ask_by_litellm.py")),

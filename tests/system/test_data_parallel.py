@@ -52,7 +52,7 @@ async def test_every_rank_is_a_worker_and_all_of_them_are_one_replica(
     gateway = aware(make_gateway)
     await gateway.start()
     engines = await start_all(gateway, engine)
-    await gateway.until_states(SERVING, within_s=20)
+    await gateway.until_states(SERVING)
     workers = await gateway.workers()
     assert sorted(ranks_of(workers).values()) == sorted(RANKS.values())
     before = {row["url"]: row["id"] for row in workers}
@@ -63,7 +63,7 @@ async def test_every_rank_is_a_worker_and_all_of_them_are_one_replica(
     assert len(used) > 1
     await gateway.kill()
     await gateway.start()
-    await gateway.until_states(SERVING, within_s=20)
+    await gateway.until_states(SERVING)
     await asyncio.sleep(2 * 2.0)  # two rescans: that nothing happens can only be waited for
     assert {row["url"]: row["id"] for row in await gateway.workers()} == before
     assert gateway.events("worker.orphan") == []
@@ -77,18 +77,18 @@ async def test_a_drain_removes_every_rank_and_a_resume_brings_them_back(
     gateway = aware(make_gateway)
     await gateway.start()
     await start_all(gateway, engine)
-    await gateway.until_states(SERVING, within_s=20)
+    await gateway.until_states(SERVING)
     for restarted in (False, True):
         if restarted:
             await gateway.terminate()
             await gateway.start()
-            await gateway.until_states(SERVING, within_s=20)
+            await gateway.until_states(SERVING)
         bridge = replica_of(await gateway.status(), "a")["bridge"]
         code, _, err = await gateway.cli("drain", "chat", "a")
         assert (code, err) == (0, "no replica would serve model model-a without a: it is the model's only replica\n")
         assert not [row for row in await gateway.workers() if bridge in row["url"]]
         await gateway.cli("resume", "chat", "a")
-        await gateway.until_states(SERVING, within_s=20)
+        await gateway.until_states(SERVING)
         assert ranks_of(await gateway.workers())[f"http://{bridge}"] == 4
     assert gateway.events("worker.operation_failed") == []
 
@@ -98,10 +98,10 @@ async def test_a_replica_that_goes_takes_all_its_ranks_along(make_gateway: MakeG
     gateway = aware(make_gateway)
     await gateway.start()
     engines = await start_all(gateway, engine)
-    await gateway.until_states(SERVING, within_s=20)
+    await gateway.until_states(SERVING)
     for name in ("a", "b"):
         await engines[name].stop()
-    await gateway.until_states({"c": "serving", "d": "serving"}, within_s=20)
+    await gateway.until_states({"c": "serving", "d": "serving"})
     assert sorted(ranks_of(await gateway.workers()).values()) == [1, 2]
 
 
@@ -115,7 +115,7 @@ async def test_a_rank_that_is_lost_is_put_right(make_gateway: MakeGateway, engin
     await remove_rank(gateway, next(row["id"] for row in workers if row["url"].endswith("@2")))
     old = {row["id"] for row in workers}
     await gateway.until_workers(
-        lambda rows: list(ranks_of(rows).values()) == [4] and not old & {row["id"] for row in rows}, within_s=40
+        lambda rows: list(ranks_of(rows).values()) == [4] and not old & {row["id"] for row in rows}, within_s=60
     )
     await gateway.until_states({"a": "serving"})
 
@@ -123,5 +123,5 @@ async def test_a_rank_that_is_lost_is_put_right(make_gateway: MakeGateway, engin
 async def test_without_being_told_the_router_knows_one_worker(gateway: Gateway, engine: StartEngine) -> None:
     """The engine shares its requests out by itself."""
     await start_all(gateway, engine)
-    await gateway.until_states(SERVING, within_s=20)
+    await gateway.until_states(SERVING)
     assert sorted(ranks_of(await gateway.workers()).values()) == [1, 1, 1, 1]

@@ -41,7 +41,7 @@ async def test_daemon_without_descriptors_keeps_every_worker(make_gateway: MakeG
         assert await ask(gateway, "tiny", stream=False)
         assert start_ticks(pid) is not None
         resource.prlimit(pid, resource.RLIMIT_NOFILE, limits)
-    after = service_of(await gateway.until_states({**wanted, "late": "serving"}, within_s=20))
+    after = service_of(await gateway.until_states({**wanted, "late": "serving"}))
     assert after["router"]["pid"] == before["router"]["pid"]
     ids = {row["id"]: row["worker_id"] for row in after["replicas"]}
     assert {row["id"]: row["worker_id"] for row in before["replicas"]}.items() <= ids.items()

@@ -136,7 +136,7 @@ async def test_dynamo_workers_are_routed_by_their_caches_and_an_answer_outlives_
     await engine(gateway.socket("plain"), model="plain")
     await gateway.start()
     workers = {name: await mocker(gateway.socket(name)) for name in ("r1", "r2")}
-    status = await gateway.until_states({"plain": "serving", "r1": "serving", "r2": "serving"}, within_s=30)
+    status = await gateway.until_states({"plain": "serving", "r1": "serving", "r2": "serving"})
     assert await ask(gateway, "plain", stream=True), "a plain engine beside them, which has no part in that"
     row, url = replica_of(status, "r1"), service_of(status)["router"]["url"]
     assert (row["runtime_type"], row["connection_mode"], row["model"]) == ("dynamo", "tcp", "tiny")
@@ -265,7 +265,7 @@ async def test_an_engine_is_told_the_name_and_the_trace_of_a_request(
     gateway.settings["services"][0]["frontend"] = {"access_log": "all"}
     await gateway.start()
     engine = await recorder(gateway.socket("r1"))
-    await gateway.until_states({"r1": "serving"}, within_s=60)
+    await gateway.until_states({"r1": "serving"})
     assert (await post(gateway, **SENT, **{"X-Request-Id": "mine"}))[:2] == (200, "mine")
     (seen,) = engine.seen
     assert seen["x-request-id"] == "mine"

@@ -164,7 +164,7 @@ class Site:
         self, now: Sequence[ServiceSettings], *, not_in_force: Sequence[str] = (), taken: Sequence[str] = ()
     ) -> None:
         """Everybody says that this is in force, and what is not; `taken`: where somebody else listens."""
-        status = await self.gateway.until(lambda it: not _moving(it), within_s=60)
+        status = await self.gateway.until(lambda it: not _moving(it))
         assert {it["name"] for it in status["services"] if it["not_in_force"]} == set(not_in_force)
         assert {it.name: str(it.listen) for it in now} == {it["name"]: it["listen"] for it in status["services"]}
         assert len(status["problems"]) == len(not_in_force), status["problems"]

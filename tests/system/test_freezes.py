@@ -79,7 +79,7 @@ async def test_a_frozen_router_keeps_its_pair(make_gateway: MakeGateway, engine:
     await gateway.start()
     for name, role in (("p1", Role.PREFILL), ("d1", Role.DECODE)):
         await engine(gateway.socket(name), EngineKind.VLLM_GRPC, role=role, slow_s=1.5)
-    before = await gateway.until_states({"p1": "serving", "d1": "serving"}, within_s=30)
+    before = await gateway.until_states({"p1": "serving", "d1": "serving"})
     pid = service_of(before)["router"]["pid"]
     async with aiohttp.ClientSession() as session:
 

@@ -49,15 +49,15 @@ async def test_hostile_engines_harm_nobody(gateway: Gateway, start: StartAs) -> 
         await stack.enter_async_context(evil.serve(gateway.socket("escaping"), OTHER))
         await stack.enter_async_context(metered.serve(gateway.socket("metered"), OTHER))
         await start(ONE, gateway.socket("good"))
-        await gateway.until_state("good", "serving", within_s=60)
-        await gateway.until_state("metered", "serving", within_s=60)
-        await gateway.until(lambda _: any(seen.path == "/metrics" for seen in metered.seen), within_s=60)
+        await gateway.until_state("good", "serving")
+        await gateway.until_state("metered", "serving")
+        await gateway.until(lambda _: any(seen.path == "/metrics" for seen in metered.seen))
         asked = await gateway.until(
             lambda status: all(replica_of(status, name)["reason"] for name in (*FLOODS, "escaping")), within_s=60
         )
         # Again and again: each is asked on.
         seen = len(evil.called)
-        await gateway.until(lambda _: len(evil.called) > seen + 20, within_s=60)
+        await gateway.until(lambda _: len(evil.called) > seen + 20)
         async with aiohttp.ClientSession() as session:
             code, _ = await post(session, gateway)
         _, shown, _ = await gateway.cli("status")

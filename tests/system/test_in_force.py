@@ -327,7 +327,7 @@ async def test_a_reload_that_nginx_refuses_is_no_success(make_gateway: MakeGatew
     assert await in_force(gateway) == 0
 
     bodies.unlink()
-    await gateway.until(lambda s: not s["problems"], within_s=30)
+    await gateway.until(lambda s: not s["problems"])
     assert await without_key(gateway) == 401
     assert await in_force(gateway) == 1
     assert (await gateway.cli("reload"))[0] == 0
@@ -353,9 +353,9 @@ async def test_an_address_that_is_taken_is_not_shown_as_live(make_gateway: MakeG
         assert await without_key(gateway, old) == 200
         before = status["nginx"]["pid"]
         os.kill(before, 9)
-        await gateway.until(lambda s: s["nginx"]["state"] == "up" and s["nginx"]["pid"] != before, within_s=30)
+        await gateway.until(lambda s: s["nginx"]["state"] == "up" and s["nginx"]["pid"] != before)
         assert await without_key(gateway, old) == 200
-    status = await gateway.until(lambda s: service_of(s)["not_in_force"] is None, within_s=30)
+    status = await gateway.until(lambda s: service_of(s)["not_in_force"] is None)
     assert service_of(status)["listen"] == f"127.0.0.1:{new}"
     assert await without_key(gateway, new) == 200
 
@@ -406,7 +406,7 @@ async def test_one_busy_address_does_not_stop_the_others(make_gateway: MakeGatew
     await engine(gateway.socket("r2", "code"))
     with socket.create_server(("127.0.0.1", gateway.ports["code"])):
         await gateway.start(ready=False)
-        await gateway.until_states({"r1": "serving"}, within_s=30)
+        await gateway.until_states({"r1": "serving"})
         assert "r1" in await ask(gateway, "tiny", stream=False)
         status = await gateway.status()
         assert not status["ready"]
@@ -416,10 +416,10 @@ async def test_one_busy_address_does_not_stop_the_others(make_gateway: MakeGatew
         assert (await in_force(gateway), await in_force(gateway, "code")) == (1, 0)
         assert await gateway.terminate() == 0
         await gateway.start(ready=False)
-        status = await gateway.until(lambda s: service_of(s)["router"]["state"] == "up", within_s=30)
+        status = await gateway.until(lambda s: service_of(s)["router"]["state"] == "up")
         assert service_of(status)["not_in_force"] is None
         assert "EADDRINUSE" in service_of(status, "code")["not_in_force"]
-    status = await gateway.until(lambda s: s["ready"], within_s=30)
+    status = await gateway.until(lambda s: s["ready"])
     await gateway.until_states({"r2": "serving"}, service="code")
     assert status["problems"] == []
     assert [event["service"] for event in gateway.events("service.in_force")] == ["code"]
@@ -442,7 +442,7 @@ async def test_a_service_refused_at_adoption_holds_up_no_other(make_gateway: Mak
             else:
                 gateway.configure()
                 assert (await gateway.cli("reload"))[0] == 1
-            status = await gateway.until(lambda s: service_of(s)["not_in_force"] is None, within_s=30)
+            status = await gateway.until(lambda s: service_of(s)["not_in_force"] is None)
             assert service_of(status)["listen"] == f"127.0.0.1:{port}" != chat
             assert service_of(status, "code")["listen"] == code
             assert "EADDRINUSE" in service_of(status, "code")["not_in_force"]
@@ -450,7 +450,7 @@ async def test_a_service_refused_at_adoption_holds_up_no_other(make_gateway: Mak
             assert (await in_force(gateway), await in_force(gateway, "code")) == (1, 0)
             for at in (port, old["code"]):
                 assert await asyncio.to_thread(status_of_nothing, at) == 404
-    await gateway.until(lambda s: s["problems"] == [], within_s=30)
+    await gateway.until(lambda s: s["problems"] == [])
     assert await asyncio.to_thread(status_of_nothing, busy) == 404
 
 

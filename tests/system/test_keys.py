@@ -56,7 +56,7 @@ async def test_an_engine_with_a_key_is_served(
     """Identified, judged healthy again and again, registered and asked: all with its own key."""
     give_key(gateway, "r1", "sekrit")
     one = await engine(gateway.socket("r1"), kind, require_key="sekrit", guard_all=guard_all)
-    await gateway.until_states({"r1": "serving"}, within_s=30)
+    await gateway.until_states({"r1": "serving"})
     assert "r1" in await ask(gateway, "tiny", stream=False)
     assert "r1" in await ask(gateway, "tiny", stream=True)
     assert one.ledger.failed == 0
@@ -73,7 +73,7 @@ async def test_a_key_that_is_changed_is_shown_at_once_and_cuts_nobody_off(
     """A stream that began with the old key goes on; the key is not in `status`, nor in the log."""
     give_key(gateway, "r1", 'se$kr"it')
     one = await engine(gateway.socket("r1"), require_key='se$kr"it', guard_all=True, token_interval_s=0.05)
-    await gateway.until_states({"r1": "serving"}, within_s=30)
+    await gateway.until_states({"r1": "serving"})
     pid = keyed_pid(gateway)
     started = asyncio.Event()
     stream = asyncio.create_task(stream_chat(gateway, 80, started))
@@ -98,14 +98,14 @@ async def test_a_killed_daemon_leaves_what_shows_the_key(gateway: Gateway, engin
     """The next one takes it up, and ends it when the replica is gone."""
     give_key(gateway, "r1", "sekrit")
     one = await engine(gateway.socket("r1"), require_key="sekrit", token_interval_s=0.05)
-    await gateway.until_states({"r1": "serving"}, within_s=30)
+    await gateway.until_states({"r1": "serving"})
     pid = keyed_pid(gateway)
     started = asyncio.Event()
     stream = asyncio.create_task(stream_chat(gateway, 60, started))
     await started.wait()
     await gateway.kill()
     await gateway.start()
-    await gateway.until_states({"r1": "serving"}, within_s=30)
+    await gateway.until_states({"r1": "serving"})
     assert (await stream).split()[-1] == "59"
     assert keyed_pid(gateway) == pid
     assert gateway.events("worker.orphan") == []
@@ -115,7 +115,7 @@ async def test_a_killed_daemon_leaves_what_shows_the_key(gateway: Gateway, engin
             await asyncio.sleep(0.05)
     pid = keyed_pid(gateway)
     await one.stop()
-    await gateway.until_states({}, within_s=30)
+    await gateway.until_states({})
     async with asyncio.timeout(30):
         while start_ticks(pid) is not None:
             await asyncio.sleep(0.02)
@@ -125,14 +125,14 @@ async def test_a_key_that_is_taken_away_is_not_shown_any_more(gateway: Gateway, 
     """The bridge leads to the engine itself again."""
     give_key(gateway, "r1", "sekrit")
     one = await engine(gateway.socket("r1"), require_key="sekrit")
-    await gateway.until_states({"r1": "serving"}, within_s=30)
+    await gateway.until_states({"r1": "serving"})
     pid = keyed_pid(gateway)
     one.behave(require_key=None)
     gateway.socket("r1").with_suffix(".yaml").unlink()
     async with asyncio.timeout(30):
         while start_ticks(pid) is not None:
             await asyncio.sleep(0.02)
-    await gateway.until_states({"r1": "serving"}, within_s=30)
+    await gateway.until_states({"r1": "serving"})
     assert await answers(gateway)
 
 
@@ -140,7 +140,7 @@ async def test_a_key_that_nginx_refuses_is_not_said_to_be_shown(gateway: Gateway
     """A signal is not its effect: log and status say why, and it is tried again until the key is shown."""
     give_key(gateway, "r1", "sekrit")
     one = await engine(gateway.socket("r1"), require_key="sekrit", guard_all=True)
-    await gateway.until_states({"r1": "serving"}, within_s=30)
+    await gateway.until_states({"r1": "serving"})
     pid = keyed_pid(gateway)
     limits = resource.prlimit(pid, resource.RLIMIT_NOFILE)
     resource.prlimit(pid, resource.RLIMIT_NOFILE, (3, limits[1]))  # It cannot even open its configuration.
@@ -154,7 +154,7 @@ async def test_a_key_that_nginx_refuses_is_not_said_to_be_shown(gateway: Gateway
     async with asyncio.timeout(30):
         while not await answers(gateway):
             await asyncio.sleep(0.05)
-    await gateway.until(lambda s: not replica_of(s, "r1")["reason"], within_s=30)
+    await gateway.until(lambda s: not replica_of(s, "r1")["reason"])
     assert keyed_pid(gateway) == pid
 
 
@@ -162,7 +162,7 @@ async def test_a_key_that_was_written_and_never_told_is_shown(gateway: Gateway, 
     """The daemon died between the two: the next one asks what is shown, and not the file."""
     give_key(gateway, "r1", "sekrit")
     one = await engine(gateway.socket("r1"), require_key="sekrit", guard_all=True)
-    await gateway.until_states({"r1": "serving"}, within_s=30)
+    await gateway.until_states({"r1": "serving"})
     pid = keyed_pid(gateway)
     await gateway.kill()
     (file,) = (gateway.directory / "run" / "keyed").glob("*/nginx.conf")

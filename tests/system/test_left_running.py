@@ -115,7 +115,7 @@ async def test_stop_all_without_a_daemon_ends_what_one_left(gateway: Gateway, en
     await engine(gateway.socket("r1"), token_interval_s=0.05)
     give_key(gateway, "r2", "secret")
     await engine(gateway.socket("r2"), EngineKind.VLLM_HTTP, model="guarded", require_key="secret")
-    status = await gateway.until_states({"r1": "serving", "r2": "serving"}, within_s=30)
+    status = await gateway.until_states({"r1": "serving", "r2": "serving"})
     pids = [service_of(status)["router"]["pid"], status["nginx"]["pid"]]
     await gateway.kill()
     left = look_for_left(gateway.directory / "run", gateway.directory / "state")
@@ -137,7 +137,7 @@ async def test_stop_all_without_a_daemon_ends_what_one_left(gateway: Gateway, en
     assert code == 1
     assert "An earlier daemon" not in err
     await gateway.start()  # Nothing is in its way.
-    await gateway.until_states({"r1": "serving", "r2": "serving"}, within_s=30)
+    await gateway.until_states({"r1": "serving", "r2": "serving"})
 
 
 async def test_stop_all_finds_what_no_record_tells_of(gateway: Gateway) -> None:

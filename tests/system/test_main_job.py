@@ -51,7 +51,7 @@ async def test_scale_to_zero_and_back_many_times(gateway: Gateway, engine: Start
         assert await ask(gateway, "tiny", stream=False)
         await one.stop()
         await two.stop()
-        status = await gateway.until_states({}, within_s=15)
+        status = await gateway.until_states({})
         assert service_of(status)["replicas"] == []
         assert await gateway.workers() == []
     assert (await gateway.status())["nginx"]["reloads"] == 0
@@ -97,7 +97,7 @@ async def test_vllm_pair_on_http_gets_its_kv_fields_from_its_notes(
     """Outside development mode it does not say them over HTTP; `status` says what to write, until it is written."""
     first = await engine(gateway.socket("p1"), EngineKind.VLLM_HTTP, role=Role.PREFILL)
     second = await engine(gateway.socket("d1"), EngineKind.VLLM_HTTP, role=Role.DECODE)
-    status = await gateway.until_states({"p1": "serving", "d1": "serving"}, within_s=30)
+    status = await gateway.until_states({"p1": "serving", "d1": "serving"})
     for name in ("p1", "d1"):
         assert replica_of(status, name)["worker_type"] == "regular"
         assert "does not say its role, so no KV is transferred; write `kv_role: " in replica_of(status, name)["reason"]
@@ -109,7 +109,7 @@ async def test_vllm_pair_on_http_gets_its_kv_fields_from_its_notes(
         told = [(row["state"], row["worker_type"], row["reason"]) for row in rows]
         return told == [("serving", "prefill", None), ("serving", "decode", None)]
 
-    await gateway.until(is_pair, within_s=30)
+    await gateway.until(is_pair)
     by_type = {worker["worker_type"]: worker for worker in await gateway.workers()}
     told = [(by_type[role]["kv_connector"], by_type[role]["kv_role"]) for role in ("prefill", "decode")]
     assert told == [("NixlConnector", "kv_producer"), ("NixlConnector", "kv_consumer")]
@@ -119,7 +119,7 @@ async def test_vllm_pair_on_http_gets_its_kv_fields_from_its_notes(
     assert asked[1]["remote_engine_id"] == "engine-of-p1"
     await gateway.kill()
     await gateway.start()
-    await gateway.until(is_pair, within_s=30)
+    await gateway.until(is_pair)
     assert {worker["id"] for worker in await gateway.workers()} == {worker["id"] for worker in by_type.values()}
 
 
@@ -131,11 +131,11 @@ async def test_vllm_whose_first_answer_about_itself_is_slow_is_never_out_of_reac
     gateway.settings["services"][0]["probe"] = {"timeout_s": 0.5}
     await gateway.start()
     slow = await engine(gateway.socket("p1"), EngineKind.VLLM_HTTP, role=Role.PREFILL, dev_mode=True, first_info_s=3600)
-    status = await gateway.until_states({"p1": "loading"}, within_s=30)
+    status = await gateway.until_states({"p1": "loading"})
     assert "no answer to /server_info" in replica_of(status, "p1")["reason"]
     assert await gateway.workers() == []
     slow.behave(first_info_s=0)
-    status = await gateway.until_states({"p1": "serving"}, within_s=30)
+    status = await gateway.until_states({"p1": "serving"})
     assert replica_of(status, "p1")["worker_type"] == "prefill"
     (worker,) = await gateway.workers()
     assert (worker["kv_connector"], worker["kv_role"]) == ("NixlConnector", "kv_producer")

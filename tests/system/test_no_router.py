@@ -90,7 +90,7 @@ async def test_a_web_application_gets_every_path_header_and_websocket(make_gatew
     assert "GET /a%20b/c?d=1" in here.asked
     assert (await gateway.status())["nginx"]["reloads"] == 0
     here.health = 500
-    await gateway.until(lambda status: bool(service_of(status)["replicas"][0]["state"] != "serving"), within_s=60)
+    await gateway.until(lambda status: bool(service_of(status)["replicas"][0]["state"] != "serving"))
 
 
 async def test_keys_and_limits_hold_and_no_application_sees_a_key(make_gateway: MakeGateway, app: StartApp) -> None:

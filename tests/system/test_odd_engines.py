@@ -70,7 +70,7 @@ async def test_an_engine_that_falls_asleep_gets_no_requests_until_it_is_woken(
     assert "says 'unhealthy: no memory left'" in replica_of(status, "r2")["reason"]
 
 
-async def until_names(gateway: Gateway, *names: str, within_s: float = 20.0) -> dict[str, Any]:
+async def until_names(gateway: Gateway, *names: str, within_s: float = 60.0) -> dict[str, Any]:
     """The replica's row once the router answers to these names, and to no others."""
     await gateway.until_states({"r1": "serving"})
     status = await gateway.until(lambda s: sorted(replica_of(s, "r1")["models"]) == sorted(names), within_s=within_s)

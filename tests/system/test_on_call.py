@@ -20,7 +20,7 @@ FAULTS = {
 async def test_five_faults_are_found_by_status_explain_and_events(gateway: Gateway, engine: StartEngine) -> None:
     """One killed, one whose core died, one with a mistake in its notes, one that is no engine, and a file refused."""
     engines = {name: await engine(gateway.socket(name)) for name in ("r1", "r2", "r3")}
-    await gateway.until_states(dict.fromkeys(engines, "serving"), within_s=60)
+    await gateway.until_states(dict.fromkeys(engines, "serving"))
     await engines["r2"].kill()
     engines["r3"].behave(dead_core=True)
     gateway.socket("r4").with_suffix(".yaml").write_text("worker_tpye: decode\n")
@@ -30,7 +30,7 @@ async def test_five_faults_are_found_by_status_explain_and_events(gateway: Gatew
     assert (await gateway.cli("reload"))[0] == 78
     wanted = {name: state for name, (state, *_) in FAULTS.items()}
     await gateway.until_states({"r1": "serving", **wanted}, within_s=90)
-    await gateway.until(lambda it: it["daemon"]["configuration"]["on_disk"] == "invalid", within_s=60)
+    await gateway.until(lambda it: it["daemon"]["configuration"]["on_disk"] == "invalid")
 
     code, problems, _ = await gateway.cli("status", "--problems")
     assert code == 1

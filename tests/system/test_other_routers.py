@@ -80,7 +80,7 @@ async def test_it_serves_and_clients_cannot_control_it(serve: MakeService, engin
     """Both replicas answer, streamed and not; the model is listed; what controls the router is for nobody outside."""
     gateway = await serve(kind, policy="round_robin")
     here, there = [await engine(gateway.socket(name), FAMILY[kind]) for name in ("r1", "r2")]
-    status = await gateway.until_states({"r1": "serving", "r2": "serving"}, within_s=30)
+    status = await gateway.until_states({"r1": "serving", "r2": "serving"})
     assert (service_of(status)["router"]["type"], service_of(status)["router"]["state"]) == (kind, "up")
     for stream in (True, False) * 3:
         assert await ask(gateway, "tiny", stream=stream)
@@ -110,7 +110,7 @@ async def test_no_request_fails_while_replicas_die_and_drain_and_its_router_is_r
     gateway = await serve(kind, policy="round_robin")
     for name in ("r1", "r2", "r3"):
         await engine(gateway.socket(name), FAMILY[kind])
-    status = await gateway.until_states(dict.fromkeys(("r1", "r2", "r3"), "serving"), within_s=30)
+    status = await gateway.until_states(dict.fromkeys(("r1", "r2", "r3"), "serving"))
     pid = service_of(status)["router"]["pid"]
     async with asked_meanwhile(gateway) as answered:
         await until_more(answered)
@@ -120,7 +120,7 @@ async def test_no_request_fails_while_replicas_die_and_drain_and_its_router_is_r
         gateway.settings["services"][0]["router"]["policy"] = "random"
         gateway.configure()
         assert (await gateway.cli("reload"))[:2] == (0, "changed: chat: router\n")
-        status = await gateway.until(lambda s: service_of(s)["router"]["pid"] not in (None, pid), within_s=30)
+        status = await gateway.until(lambda s: service_of(s)["router"]["pid"] not in (None, pid))
         await until_more(answered)
     assert states_of(status)["r2"] == "serving"
 
@@ -131,7 +131,7 @@ async def test_a_killed_replica_costs_only_what_it_was_answering(
     """What comes while the router does not know yet is answered by the others."""
     gateway = await serve(kind, policy="round_robin")
     engines = [await engine(gateway.socket(name), FAMILY[kind]) for name in ("r1", "r2", "r3")]
-    await gateway.until_states(dict.fromkeys(("r1", "r2", "r3"), "serving"), within_s=30)
+    await gateway.until_states(dict.fromkeys(("r1", "r2", "r3"), "serving"))
     await engines[0].stop(grace_s=0)
     for _ in range(12):
         assert await ask(gateway, "tiny", stream=False)
@@ -144,7 +144,7 @@ async def test_a_killed_router_and_a_killed_daemon_are_taken_up(
     """The next request after a router's SIGKILL waits and is answered; the next daemon adopts the router."""
     gateway = await serve(kind)
     await engine(gateway.socket("r1"), FAMILY[kind])
-    status = await gateway.until_states({"r1": "serving"}, within_s=30)
+    status = await gateway.until_states({"r1": "serving"})
     pid = service_of(status)["router"]["pid"]
     os.kill(pid, signal.SIGKILL)
     assert await ask(gateway, "tiny", stream=False)
@@ -167,7 +167,7 @@ async def test_a_request_waits_for_the_first_replica_after_the_last_has_gone(
     """To zero and back."""
     gateway = await serve(kind, {"asleep_s": 60})
     first = await engine(gateway.socket("r1"), FAMILY[kind])
-    await gateway.until_states({"r1": "serving"}, within_s=30)
+    await gateway.until_states({"r1": "serving"})
     assert await ask(gateway, "tiny", stream=False)
     await first.stop()
     gateway.socket("r1").unlink(missing_ok=True)
@@ -182,7 +182,7 @@ async def test_prefill_and_decode_answer_together(serve: MakeService, engine: St
     """Half a pair is told, and a whole one answers through both bridges."""
     gateway = await serve(kind, {"asleep_s": 0}, **PAIRING[kind])
     prefill = await engine(gateway.socket("p1"), FAMILY[kind], role=Role.PREFILL, dev_mode=True)
-    status = await gateway.until(lambda s: bool(service_of(s)["unanswered"]), within_s=30)
+    status = await gateway.until(lambda s: bool(service_of(s)["unanswered"]))
     assert service_of(status)["unanswered"] == {"tiny": "1 prefill worker and no decode worker"}
     decode = await engine(gateway.socket("d1"), FAMILY[kind], role=Role.DECODE, dev_mode=True)
     await gateway.until(lambda s: not service_of(s)["unanswered"])
@@ -195,12 +195,12 @@ async def test_what_it_cannot_serve_is_told_with_the_cure(serve: MakeService, en
     """gRPC, a role and another model; each replica says it in `status`, and the others serve on."""
     gateway = await serve(kind)
     await engine(gateway.socket("r1"), FAMILY[kind])
-    await gateway.until_states({"r1": "serving"}, within_s=30)
+    await gateway.until_states({"r1": "serving"})
     await engine(gateway.socket("grpc"), EngineKind.SGLANG_GRPC)
     await engine(gateway.socket("half"), FAMILY[kind], role=Role.DECODE, dev_mode=True)
     await engine(gateway.socket("other"), FAMILY[kind], model="other")
     for replica, words in (("grpc", "over HTTP"), ("half", "takes decode workers"), ("other", "knows no models")):
-        status = await gateway.until(partial(_is_told, replica, words), within_s=30)
+        status = await gateway.until(partial(_is_told, replica, words))
         assert replica_of(status, replica)["state"] == "registering"
     for _ in range(4):
         assert await ask(gateway, "tiny", stream=False)

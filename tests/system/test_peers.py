@@ -116,7 +116,7 @@ async def test_a_pair_meets_on_its_own_network(site: Site, start_on: StartOn, ki
     site.note("p1", f"advertise: '{shown}:8000'\n")
     prefill = await start_on("5", "p1", kind, role="prefill", bootstrap_listen="::" if ":" in host else "0.0.0.0")
     decode = await start_on("6", "d1", kind, role="decode")
-    status = await site.gateway.until_states({"p1": "serving", "d1": "serving"}, within_s=30)
+    status = await site.gateway.until_states({"p1": "serving", "d1": "serving"})
     assert replica_of(status, "p1")["advertise"] == f"{shown}:8000"
     scheme = "grpc" if kind.is_grpc else "http"
     by_type = {worker["worker_type"]: worker["url"] for worker in await site.gateway.workers()}
@@ -132,7 +132,7 @@ async def test_a_pair_meets_on_its_own_network(site: Site, start_on: StartOn, ki
     assert list((await decode.seen())["transfers"].values()) == [4]
     assert site.space.addresses(OURS) == [f"{host}/{128 if ':' in host else 32}"]
     await prefill.stop()
-    await site.gateway.until_states({"d1": "serving"}, within_s=30)
+    await site.gateway.until_states({"d1": "serving"})
     await site.until_nothing_is_left()
 
 
@@ -159,7 +159,7 @@ async def start_pair(site: Site, start_on: StartOn, **of_prefill: Any) -> tuple[
     site.note("p1", "advertise: 10.0.0.5:8000\n")
     prefill = await start_on("5", "p1", role="prefill", **of_prefill)
     decode = await start_on("6", "d1", role="decode", **of_prefill)
-    await site.gateway.until_states({"p1": "serving", "d1": "serving"}, within_s=30)
+    await site.gateway.until_states({"p1": "serving", "d1": "serving"})
     return prefill, decode
 
 
@@ -167,7 +167,7 @@ async def test_without_an_address_a_pair_does_not_meet(site: Site, start_on: Sta
     """What `advertise` is for: else the decode engine looks for the prefill engine on itself."""
     await start_on("5", "p1", role="prefill")
     await start_on("6", "d1", role="decode")
-    await site.gateway.until_states({"p1": "serving", "d1": "serving"}, within_s=30)
+    await site.gateway.until_states({"p1": "serving", "d1": "serving"})
     code, text = await site.chat()
     assert code == 500
     assert "cannot reach http://127.0.0.1:8998" in text
@@ -185,7 +185,7 @@ async def test_an_address_that_the_gateway_needs_is_refused_and_direct_is_the_cu
     row = replica_of(status, "p1")
     assert row["state"] != "serving"
     assert row["reason"].startswith("10.0.0.5 lies in 10.0.0.0/24, which this machine is connected to by eth0")
-    await site.gateway.until_state("d1", "serving", within_s=30)
+    await site.gateway.until_state("d1", "serving")
     assert [worker["worker_type"] for worker in await site.gateway.workers()] == ["decode"]
     refused = site.gateway.events("peer.refused")
     assert refused[0]["address"] == "10.0.0.5:8000"
@@ -200,7 +200,7 @@ async def test_an_address_that_the_gateway_needs_is_refused_and_direct_is_the_cu
     assert await front.stdout.readline() == b"ready\n"
     try:
         site.note("p1", "advertise: 10.0.0.5:8000\ndirect: true\n")
-        status = await site.gateway.until_states({"p1": "serving", "d1": "serving"}, within_s=30)
+        status = await site.gateway.until_states({"p1": "serving", "d1": "serving"})
         assert replica_of(status, "p1")["direct"] is True
         assert url_of(await site.gateway.workers(), "prefill") == "http://10.0.0.5:8000"
         code, text = await site.chat()
@@ -240,7 +240,7 @@ async def test_a_killed_daemon_leaves_the_address_and_the_next_takes_it_up(site:
     await site.gateway.kill()
     assert site.space.addresses(OURS) == ["10.0.0.5/32"]
     await site.gateway.start()
-    await site.gateway.until_states({"p1": "serving", "d1": "serving"}, within_s=30)
+    await site.gateway.until_states({"p1": "serving", "d1": "serving"})
     assert (await stream).split()[-1] == "59"
     assert peer_pid(site) == pid
     assert start_ticks(pid) is not None
@@ -256,7 +256,7 @@ async def test_what_a_killed_daemon_left_of_a_replica_that_is_gone_is_removed(si
     site.space.ip("addr", "add", "10.0.0.99/32", "dev", OURS)
     await prefill.stop()
     await site.gateway.start()
-    await site.gateway.until_states({"d1": "serving"}, within_s=30)
+    await site.gateway.until_states({"d1": "serving"})
     await site.until_nothing_is_left()
     assert start_ticks(pid) is None
 
@@ -267,7 +267,7 @@ async def test_stopping_leaves_the_address_and_stopping_all_takes_it_away(site: 
     assert await site.gateway.terminate() == 0
     assert site.space.addresses(OURS) == ["10.0.0.5/32"]
     await site.gateway.start()
-    await site.gateway.until_states({"p1": "serving", "d1": "serving"}, within_s=30)
+    await site.gateway.until_states({"p1": "serving", "d1": "serving"})
     assert (await site.chat())[0] == 200
     code, out, _ = await site.gateway.cli("stop", "--all")
     assert (code, out) == (0, "stopped, with nginx and all routers\n")
@@ -287,7 +287,7 @@ async def test_stop_all_without_a_daemon_gives_addresses_back(site: Site, start_
     await start_pair_at_once(site, start_on)
     for replica in ("p1", "d1"):
         site.gateway.socket(replica).chmod(0o777)
-    await site.gateway.until_states({"p1": "serving", "d1": "serving"}, within_s=30)
+    await site.gateway.until_states({"p1": "serving", "d1": "serving"})
     await site.gateway.kill()
     assert site.space.addresses(OURS) == ["10.0.0.5/32"]
     before = with_python() if by_root else [*with_python(), *user, "--inh-caps=-all"]
@@ -327,14 +327,14 @@ async def test_an_address_that_the_gateway_comes_to_need_is_given_back(site: Sit
     site.space.ip("link", "set", "other", "up")
     site.space.ip("route", "add", "10.0.0.0/24", "dev", "other")
     status = await site.gateway.until(
-        lambda s: "lies in 10.0.0.0/24" in (replica_of(s, "p1")["reason"] or ""), within_s=20
+        lambda s: "lies in 10.0.0.0/24" in (replica_of(s, "p1")["reason"] or ""), within_s=60
     )
     assert replica_of(status, "p1")["reason"].endswith("set direct: true, as this machine can reach it itself")
     assert site.space.addresses(OURS) == []
     await site.gateway.until_workers(lambda workers: [w["worker_type"] for w in workers] == ["decode"])
     assert [row["address"] for row in site.gateway.events("peer.refused")] == ["10.0.0.5:8000"]
     site.space.ip("link", "del", "other")
-    await site.gateway.until_states({"p1": "serving", "d1": "serving"}, within_s=40)
+    await site.gateway.until_states({"p1": "serving", "d1": "serving"})
     code, text = await site.chat()
     assert code == 200, text
     assert site.space.addresses(OURS) == ["10.0.0.5/32"]
@@ -344,21 +344,21 @@ async def test_the_address_of_a_tunnels_server_is_refused_before_and_after(site:
     """Though nothing is connected there: its path is down. A server of a replica that comes later counts, too."""
     site.note("p1", "advertise: 10.0.0.5:8000\n")
     await start_on("5", "p1", role="prefill")
-    await site.gateway.until_state("p1", "serving", within_s=30)
+    await site.gateway.until_state("p1", "serving")
     key = make_key(site.gateway.directory / "key")
     far = {"host": "10.0.0.5", "forward": "127.0.0.1:8000", "host_key": public_of(key), "key_file": str(key)}
     replica = "http://daemon/v1/services/chat/replicas/s1"
     async with site.gateway.session.put(replica, json={"ssh": far}) as answer:
         assert answer.status == 201, await answer.text()
     said = "10.0.0.5 is where the SSH server 10.0.0.5:22 of chat/s1 is, which the daemon itself has to reach"
-    await site.gateway.until(lambda s: (replica_of(s, "p1")["reason"] or "").startswith(said), within_s=20)
+    await site.gateway.until(lambda s: (replica_of(s, "p1")["reason"] or "").startswith(said))
     assert site.space.addresses(OURS) == []
     await site.gateway.kill()
     await site.gateway.start()
-    await site.gateway.until(lambda s: (replica_of(s, "p1")["reason"] or "").startswith(said), within_s=20)
+    await site.gateway.until(lambda s: (replica_of(s, "p1")["reason"] or "").startswith(said))
     assert site.space.addresses(OURS) == []
     assert (await site.gateway.cli("replica", "remove", "chat", "s1"))[0] == 0
-    await site.gateway.until_state("p1", "serving", within_s=40)
+    await site.gateway.until_state("p1", "serving")
     assert site.space.addresses(OURS) == ["10.0.0.5/32"]
 
 
@@ -366,7 +366,7 @@ async def test_a_drain_waits_for_what_is_in_flight_at_the_address(site: Site, st
     """A drained prefill engine keeps its address, so that `resume` brings it back at once."""
     site.note("r1", "advertise: 10.0.0.5:8000\n")
     await start_on("5", "r1", token_interval_s=0.05)
-    await site.gateway.until_states({"r1": "serving"}, within_s=30)
+    await site.gateway.until_states({"r1": "serving"})
     started = asyncio.Event()
     stream = asyncio.create_task(stream_chat(site.gateway, 160, started))
     await started.wait()
@@ -380,7 +380,7 @@ async def test_a_drain_waits_for_what_is_in_flight_at_the_address(site: Site, st
     assert (await stream).split()[-1] == "159"
     assert site.space.addresses(OURS) == ["10.0.0.5/32"]
     assert (await site.gateway.cli("resume", "chat", "r1"))[0] == 0
-    await site.gateway.until_states({"r1": "serving"}, within_s=30)
+    await site.gateway.until_states({"r1": "serving"})
     assert (await site.chat())[0] == 200
 
 
@@ -392,8 +392,8 @@ async def test_an_engine_that_is_restarted_gets_its_address_back(site: Site, sta
         await prefill.kill()
         site.gateway.socket("p1").unlink()
         prefill = await start_on("5", "p1", role="prefill")
-        await site.gateway.until_workers(fresh(before), within_s=30)
-        await site.gateway.until_states({"p1": "serving", "d1": "serving"}, within_s=30)
+        await site.gateway.until_workers(fresh(before))
+        await site.gateway.until_states({"p1": "serving", "d1": "serving"})
         code, text = await site.chat()
         assert code == 200, text
     assert url_of(await site.gateway.workers(), "prefill") == "http://10.0.0.5:8000"
@@ -405,16 +405,16 @@ async def test_two_replicas_share_a_host_and_not_an_address(site: Site, start_on
         site.note(name, f"advertise: 10.0.0.5:{port}\n")
     first = await start_on("5", "r1")
     second = await start_on("5", "r2")
-    await site.gateway.until_states({"r1": "serving", "r2": "serving"}, within_s=30)
+    await site.gateway.until_states({"r1": "serving", "r2": "serving"})
     await start_on("5", "r3")
     status = await site.gateway.until(
         lambda s: any("still used by chat/r2" in (r["reason"] or "") for r in s["services"][0]["replicas"])
     )
     assert replica_of(status, "r3")["state"] != "serving"
     await first.stop()
-    await site.gateway.until_state("r2", "serving", within_s=30)
+    await site.gateway.until_state("r2", "serving")
     await second.stop()
-    await site.gateway.until_states({"r3": "serving"}, within_s=30)
+    await site.gateway.until_states({"r3": "serving"})
     assert site.bridges() == ["10.0.0.5:8001"]
     assert site.space.addresses(OURS) == ["10.0.0.5/32"]
     assert (await site.chat())[0] == 200
@@ -427,10 +427,10 @@ async def test_a_replica_that_is_advertised_anew_moves(site: Site, start_on: Sta
     site.note("p1", "advertise: 10.0.0.55:9000\n")
     workers = await site.gateway.until_workers(
         lambda ws: sorted(w["url"] for w in ws if w["worker_type"] == "prefill") == ["http://10.0.0.55:9000"],
-        within_s=30,
+        within_s=60,
     )
     assert len(workers) == 2
-    await site.gateway.until_states({"p1": "serving", "d1": "serving"}, within_s=30)
+    await site.gateway.until_states({"p1": "serving", "d1": "serving"})
     async with asyncio.timeout(30):
         while (site.bridges(), site.space.addresses(OURS)) != (["10.0.0.55:9000"], ["10.0.0.55/32"]):
             await asyncio.sleep(0.02)
@@ -464,7 +464,7 @@ async def test_vllm_with_mooncake_is_sent_to_the_advertised_address(site: Site, 
     site.note("p1", "advertise: 10.0.0.5:8000\nbootstrap_port: 9001\n")
     prefill = await start_on("5", "p1", EngineKind.VLLM_GRPC, role="prefill", kv_engine_id="engine-5", **kv)
     decode = await start_on("6", "d1", EngineKind.VLLM_GRPC, role="decode", **kv)
-    await site.gateway.until_states({"p1": "serving", "d1": "serving"}, within_s=30)
+    await site.gateway.until_states({"p1": "serving", "d1": "serving"})
     code, text = await site.chat()
     assert code == 200, text
     (asked_first,) = [json.loads(body["kv_transfer_params_json"]) for body in await prefill.requests()]
@@ -480,7 +480,7 @@ async def test_vllm_with_nixl_needs_no_address(site: Site, start_on: StartOn) ->
     """By contract: the prefill engine's own answer says where it is, and SMG hands it on as it stands."""
     prefill = await start_on("5", "p1", EngineKind.VLLM_GRPC, role="prefill", kv_engine_id="engine-5")
     decode = await start_on("6", "d1", EngineKind.VLLM_GRPC, role="decode")
-    await site.gateway.until_states({"p1": "serving", "d1": "serving"}, within_s=30)
+    await site.gateway.until_states({"p1": "serving", "d1": "serving"})
     code, text = await site.chat()
     assert code == 200, text
     (asked_first,) = [json.loads(body["kv_transfer_params_json"]) for body in await prefill.requests()]
@@ -497,21 +497,21 @@ async def test_each_role_scales_by_itself_without_a_failed_request(site: Site, s
     load = Load(site.gateway, clients=4)
     await load.answered(10)
     await start_on("7", "d2", role="decode")
-    await site.gateway.until_state("d2", "serving", within_s=30)
+    await site.gateway.until_state("d2", "serving")
     await load.answered(10)
     await drained(site, "d1")
     await decode.stop()
     await load.answered(10)
     site.note("p2", "advertise: 10.0.0.6:8000\n")
     second = await start_on("6", "p2", role="prefill")
-    await site.gateway.until_state("p2", "serving", within_s=30)
+    await site.gateway.until_state("p2", "serving")
     await load.answered(10)
     await drained(site, "p1")
     assert site.space.addresses(OURS) == ["10.0.0.5/32", "10.0.0.6/32"]
     await first.stop()
     await load.answered(20)
     assert (await load.stop()).keys() == {"200"}
-    await site.gateway.until_states({"p2": "serving", "d2": "serving"}, within_s=30)
+    await site.gateway.until_states({"p2": "serving", "d2": "serving"})
     assert sum((await second.seen())["transfers"].values()) > 0
     async with asyncio.timeout(30):
         while site.space.addresses(OURS) != ["10.0.0.6/32"]:

@@ -103,7 +103,7 @@ async def test_each_service_has_a_readiness_of_its_own(make_gateway: MakeGateway
     assert await said(gateway, "/up/here?service=chat", "code") == 404
     assert {it["service"] for it in gateway.events("service.not_ready")} >= {"chat"}
     program.write_text(working)
-    status = await gateway.until(lambda s: service_of(s)["router"]["pid"] is not None, within_s=30)
+    status = await gateway.until(lambda s: service_of(s)["router"]["pid"] is not None)
     os.kill(service_of(status)["router"]["pid"], signal.SIGKILL)
     await until_said(gateway, 200)
     async with (

@@ -341,7 +341,7 @@ async def test_router_of_other_arguments_is_replaced_by_the_next_daemon(gateway:
     assert await gateway.terminate() == 0
     gateway.settings["services"][0]["router"] = {"args": ["--max-tree-size", "1000"]}
     await gateway.start()
-    await gateway.until(lambda status: router_is_new(status, old=old), within_s=30)
+    await gateway.until(lambda status: router_is_new(status, old=old))
     await load.answered(20)
     assert (await load.stop()).keys() == {"200"}
     assert [event["pid"] for event in gateway.events("router.outdated")] == [old]
@@ -367,14 +367,14 @@ async def test_router_of_another_program_is_replaced_or_kept(make_gateway: MakeG
     assert await gateway.terminate() == 0
     program.write_text("#!/bin/sh\necho no such library\nexit 5\n")
     await gateway.start()
-    status = await gateway.until(lambda status: service_of(status)["router"]["reason"], within_s=30)
+    status = await gateway.until(lambda status: service_of(status)["router"]["reason"])
     assert service_of(status)["router"]["pid"] == old
     assert "exit code 5" in service_of(status)["router"]["reason"]
     assert await stream_chat(gateway, 3)
     program.write_text(good + "\n# another release\n")
     code, out, _ = await gateway.cli("router", "restart", "chat")
     assert code == 0, out
-    status = await gateway.until(lambda status: router_is_new(status, old=old), within_s=30)
+    status = await gateway.until(lambda status: router_is_new(status, old=old))
     assert service_of(status)["router"]["reason"] == ""
     assert await stream_chat(gateway, 3)
 
@@ -395,7 +395,7 @@ async def test_router_that_died_without_a_daemon_while_its_predecessor_finishes(
     await gateway.kill()
     os.kill(dying, signal.SIGKILL)
     await gateway.start()
-    status = await gateway.until_states({"r1": "serving"}, within_s=20)
+    status = await gateway.until_states({"r1": "serving"})
     assert service_of(status)["router"]["pid"] not in (old, dying)
     await engine(gateway.socket("r2"), model="other")
     await gateway.until_states({"r1": "serving", "r2": "serving"})

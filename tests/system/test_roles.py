@@ -39,12 +39,12 @@ async def test_half_a_pair_is_told(
     gateway.settings["services"][0]["hold"] = {"asleep_s": 0}
     await gateway.start()
     await engine(gateway.socket("r1"), model="other")
-    await gateway.until_states({"r1": "serving"}, within_s=30)
+    await gateway.until_states({"r1": "serving"})
     await engine(gateway.socket("one"), kind, role=first)
     status = await gateway.until(lambda s: bool(service_of(s)["unanswered"]))
     assert service_of(status)["unanswered"] == {"tiny": f"1 {first.value} worker and no {second.value} worker"}
     assert await chat(gateway) == 503, "what the router says is what we say"
-    await gateway.until_logged("service.half_pair", within_s=30)
+    await gateway.until_logged("service.half_pair")
     _, shown, _ = await gateway.cli("status")
     assert f"UNANSWERED: model tiny: 1 {first.value} worker and no {second.value} worker" in shown
     other = await engine(gateway.socket("other"), kind, role=second)
@@ -59,7 +59,7 @@ async def test_half_a_pair_beside_a_regular_worker_is_no_trouble(gateway: Gatewa
     """The regular worker answers."""
     await engine(gateway.socket("p1"), role=Role.PREFILL)
     await engine(gateway.socket("r1"))
-    status = await gateway.until_states({"p1": "serving", "r1": "serving"}, within_s=30)
+    status = await gateway.until_states({"p1": "serving", "r1": "serving"})
     assert service_of(status)["unanswered"] == {}
     assert await chat(gateway) == 200
 
@@ -71,7 +71,7 @@ async def test_two_halves_that_do_not_pair_are_told(make_gateway: MakeGateway, e
     await gateway.start()
     await engine(gateway.socket("p1"), EngineKind.SGLANG_HTTP, role=Role.PREFILL)
     await engine(gateway.socket("d1"), EngineKind.SGLANG_GRPC, role=Role.DECODE)
-    await gateway.until_states({"p1": "serving", "d1": "serving"}, within_s=30)
+    await gateway.until_states({"p1": "serving", "d1": "serving"})
     status = await gateway.until(lambda s: bool(service_of(s)["unanswered"]) and service_of(s)["missing"] is None)
     assert service_of(status)["unanswered"]["tiny"].endswith("do not pair")
     assert await chat(gateway) == 503
@@ -84,7 +84,7 @@ async def test_draining_the_last_of_a_role_says_so(make_gateway: MakeGateway, en
     await gateway.start()
     for name, role in (("p1", Role.PREFILL), ("d1", Role.DECODE), ("d2", Role.DECODE)):
         await engine(gateway.socket(name), role=role)
-    await gateway.until_states({"p1": "serving", "d1": "serving", "d2": "serving"}, within_s=30)
+    await gateway.until_states({"p1": "serving", "d1": "serving", "d2": "serving"})
     code, _, err = await gateway.cli("drain", "chat", "d1")
     assert (code, err) == (0, "")
     assert await chat(gateway) == 200
@@ -103,7 +103,7 @@ async def test_a_drained_vllm_prefill_engine_is_kept_for_what_is_fetched_from_it
     await gateway.start()
     for name, role in (("p1", Role.PREFILL), ("d1", Role.DECODE)):
         await engine(gateway.socket(name), EngineKind.VLLM_GRPC, role=role)
-    await gateway.until_states({"p1": "serving", "d1": "serving"}, within_s=30)
+    await gateway.until_states({"p1": "serving", "d1": "serving"})
     took: dict[str, float] = {}
     for name in ("d1", "p1"):
         async with gateway.session.post(f"http://daemon/v1/services/chat/replicas/{name}/drain") as answer:
@@ -119,7 +119,7 @@ async def test_an_encode_worker_is_registered_as_such_and_answers_nobody(
     """Its part is told by its yaml file; beside a pair it is one worker more."""
     gateway.socket("e1").with_suffix(".yaml").write_text("worker_type: encode\nbootstrap_port: 9005\n")
     await engine(gateway.socket("e1"), kind)
-    status = await gateway.until_states({"e1": "serving"}, within_s=30)
+    status = await gateway.until_states({"e1": "serving"})
     assert service_of(status)["missing"] == "replica"
     (worker,) = await gateway.workers()
     assert (worker["worker_type"], worker["bootstrap_port"]) == ("encode", 9005)
@@ -154,7 +154,7 @@ async def test_an_image_goes_to_the_encode_worker_and_the_prefill_engine_is_told
     encoder = await engine(gateway.socket("e1"), kind, role=Role.ENCODE, bootstrap_port=9005, **sees)
     prefill = await engine(gateway.socket("p1"), kind, role=Role.PREFILL, **sees)
     await engine(gateway.socket("d1"), kind, role=Role.DECODE, **sees)
-    status = await gateway.until_states(dict.fromkeys(("d1", "e1", "p1"), "serving"), within_s=30)
+    status = await gateway.until_states(dict.fromkeys(("d1", "e1", "p1"), "serving"))
     assert replica_of(status, "e1")["worker_type"] == "encode"
     status_code, text = await look(gateway)
     assert status_code == 200, text

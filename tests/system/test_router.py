@@ -140,7 +140,7 @@ async def test_hung_router_is_replaced(make_gateway: MakeGateway, engine: StartE
         lambda s: (
             router_of(s)["state"] == "up" and router_of(s)["pid"] != before["pid"] and states_of(s) == {"r1": "serving"}
         ),
-        within_s=15,
+        within_s=60,
     )
     assert router_of(status)["restarts"] == 1
     assert await ask(gateway, "tiny", stream=False)
@@ -164,7 +164,7 @@ async def test_router_that_cannot_start_says_why_and_recovers(make_gateway: Make
     assert gateway.events("router.exited")[0]["last_lines"] == ["no GPU licence found"]
     real = Path(sys.executable).parent / "smg"
     broken.write_text(f'#!/bin/sh\nexec {real} "$@"\n')
-    await gateway.until_states({"r1": "serving"}, within_s=20)
+    await gateway.until_states({"r1": "serving"})
 
 
 async def test_taken_port_is_walked_around(make_gateway: MakeGateway, engine: StartEngine) -> None:
@@ -255,7 +255,7 @@ async def test_engine_that_dies_while_it_is_being_registered(
         await gateway.until_state("r1", "registering", "serving")
         await dying.kill()
         gateway.socket("r1").unlink()
-        await gateway.until_states({}, within_s=15)
+        await gateway.until_states({})
         await gateway.until_workers(lambda workers: workers == [])
     await engine(gateway.socket("r1"), kind)
     await gateway.until_states({"r1": "serving"})
@@ -292,7 +292,7 @@ async def test_router_comes_back_on_its_ports_though_they_are_free_only_a_moment
         gateway.process.send_signal(signal.SIGCONT)
     with taken:
         await gateway.until(lambda s: service_of(s)["router"]["state"] == "starting")
-    after = await gateway.until(lambda s: service_of(s)["router"]["state"] == "up" and s["ready"], within_s=20)
+    after = await gateway.until(lambda s: service_of(s)["router"]["state"] == "up" and s["ready"])
     assert service_of(after)["router"]["url"] == router["url"]
     assert after["nginx"]["reloads"] == before["nginx"]["reloads"]
 

@@ -127,7 +127,7 @@ async def test_all_that_count_tokens_count_the_same(make_gateway: MakeGateway, a
     async with AsyncExitStack() as stack:
         for service in ("chat", "code"):
             await start_engine(stack, gateway.socket("r1", service))
-            await gateway.until_states({"r1": "serving"}, service=service, within_s=60)
+            await gateway.until_states({"r1": "serving"}, service=service)
         client = await stack.enter_async_context(gateway.client(headers={"Authorization": f"Bearer {key}"}))
         sent = requests()
         for count, (path, options) in enumerate(sent):

@@ -368,7 +368,7 @@ async def test_a_fallback_answers_while_the_first_has_nobody(make_gateway: MakeG
     assert await ask(gateway, chat("large")) == (200, {"from": "tiny"})
     assert json.loads(here.asked[-1][1]) == chat("tiny")
     assert "asleep" not in (await get(gateway, "/v1/models/large"))[1]
-    await gateway.until(lambda s: _desired(s, "code") == 1, within_s=20)
+    await gateway.until(lambda s: _desired(s, "code") == 1)
     _, shown, _ = await gateway.cli("status")
     assert "large  code (asleep), else chat as tiny" in shown
     await record(gateway, "code", "large")

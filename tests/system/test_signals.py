@@ -43,7 +43,7 @@ async def signals_of(gateway: Gateway, service: str = "chat") -> dict[str, Any]:
 
 
 async def until_signals(
-    gateway: Gateway, condition: Callable[[dict[str, Any]], Any], *, within_s: float = 20.0, service: str = "chat"
+    gateway: Gateway, condition: Callable[[dict[str, Any]], Any], *, within_s: float = 60.0, service: str = "chat"
 ) -> dict[str, Any]:
     """The first signals for which the condition holds; the routers are read every five seconds."""
     end = time.monotonic() + within_s
@@ -134,7 +134,7 @@ async def test_nginx_started_again_is_heard_again(gateway: Gateway, engine: Star
     await until_listening(gateway)
     pid = status["nginx"]["pid"]
     os.kill(pid, signal.SIGKILL)
-    await gateway.until(lambda s: s["nginx"]["state"] == "up" and s["nginx"]["pid"] != pid, within_s=20)
+    await gateway.until(lambda s: s["nginx"]["state"] == "up" and s["nginx"]["pid"] != pid)
     async with aiohttp.ClientSession() as session:
 
         async def is_heard() -> bool:
@@ -158,7 +158,7 @@ async def test_latencies_are_those_of_tokens(make_gateway: MakeGateway, engine: 
     await engine(gateway.socket("r1", "http"), EngineKind.VLLM_HTTP, token_interval_s=0.2)
     await engine(gateway.socket("r1", "grpc"), EngineKind.VLLM_GRPC, token_interval_s=0.2)
     for service in ("http", "grpc"):
-        await gateway.until_states({"r1": "serving"}, service=service, within_s=20)
+        await gateway.until_states({"r1": "serving"}, service=service)
         read = 1 if service == "http" else 0
         await until_signals(
             gateway,
@@ -280,7 +280,7 @@ async def test_a_pair_has_signals_for_each_half(make_gateway: MakeGateway, engin
     await gateway.until_states({"p1": "serving", "d1": "serving"})
     streams = [asyncio.create_task(stream_chat(gateway, 400)) for _ in range(3)]
     found = await until_signals(
-        gateway, lambda s: s["in_flight"] == 3 and all(r["in_flight"] == 3 for r in s["roles"].values()), within_s=15
+        gateway, lambda s: s["in_flight"] == 3 and all(r["in_flight"] == 3 for r in s["roles"].values()), within_s=60
     )
     assert set(found["roles"]) == {"prefill", "decode"}
     assert [role["serving"] for role in found["roles"].values()] == [1, 1]
@@ -400,7 +400,7 @@ async def test_a_hook_that_fails_is_shown_and_holds_nobody_up(make_gateway: Make
     await engine(gateway.socket("r1"))
     await gateway.until_states({"r1": "serving"})
     status = await gateway.until(
-        lambda s: (service_of(s)["scaling"] or {}).get("hook_problem") is not None, within_s=20
+        lambda s: (service_of(s)["scaling"] or {}).get("hook_problem") is not None, within_s=60
     )
     assert "ended with 7: out of GPUs" in service_of(status)["scaling"]["hook_problem"]
     assert gateway.events("scaling.hook_failed")
@@ -436,7 +436,7 @@ async def test_metrics_of_what_is_behind_sockets(gateway: Gateway, engine: Start
     await engine(gateway.socket("r 1"), EngineKind.VLLM_HTTP)
     await engine(gateway.socket("g1"), EngineKind.VLLM_GRPC)
     odd = await engine(gateway.socket("o1"), EngineKind.OPENAI_HTTP)
-    await gateway.until_states({"r 1": "serving", "g1": "serving", "o1": "serving"}, within_s=20)
+    await gateway.until_states({"r 1": "serving", "g1": "serving", "o1": "serving"})
     await stream_chat(gateway, 3)
     status, text = await page(gateway, "/replicas/chat/r%201/metrics")
     assert status == 200
@@ -465,7 +465,7 @@ async def test_an_engine_that_has_no_metrics_is_no_target(gateway: Gateway, engi
     """Once it has said so: a target that can never be up is an alarm that nobody heeds."""
     await engine(gateway.socket("r1"), EngineKind.VLLM_HTTP)
     await engine(gateway.socket("o1"), EngineKind.OPENAI_HTTP)
-    await gateway.until_states({"r1": "serving", "o1": "serving"}, within_s=20)
+    await gateway.until_states({"r1": "serving", "o1": "serving"})
 
     async def targets() -> set[str]:
         _, text = await page(gateway, "/sd")
@@ -483,7 +483,7 @@ async def test_a_real_prometheus_finds_and_reads_them(
     await engine(gateway.socket("r1"), EngineKind.VLLM_HTTP)
     leaving = await engine(gateway.socket("r2"), EngineKind.SGLANG_HTTP)
     await engine(gateway.socket("g1"), EngineKind.SGLANG_GRPC)
-    await gateway.until_states({"r1": "serving", "r2": "serving", "g1": "serving"}, within_s=20)
+    await gateway.until_states({"r1": "serving", "r2": "serving", "g1": "serving"})
     here = f"127.0.0.1:{gateway.metrics_port}"
     shipped = Path("gateway_sidecar/share/prometheus/prometheus.yaml").read_text()
     config = yaml.safe_load(shipped.replace("127.0.0.1:9464", here))

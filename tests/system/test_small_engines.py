@@ -105,7 +105,7 @@ async def test_a_full_queue_of_connections_is_waited_for(gateway: Gateway, has_k
     if has_key:
         give_key(gateway, "r1", "sekrit")
     async with OneByOne(takes_s=0.01).serve(gateway.socket("r1")) as engine:
-        await gateway.until_state("r1", "serving", within_s=30)
+        await gateway.until_state("r1", "serving")
         async with aiohttp.ClientSession(connector=aiohttp.TCPConnector(limit=0)) as session:
             answers = await asyncio.gather(*(ask(session, gateway, seed=number) for number in range(60)))
             assert Counter(answers) == {(200, ""): 60}
@@ -116,7 +116,7 @@ async def test_a_full_queue_of_connections_is_waited_for(gateway: Gateway, has_k
 async def test_a_long_body_for_a_full_queue_is_tried_again_by_the_router(gateway: Gateway) -> None:
     """nginx does not keep it a second time; SMG has it."""
     async with OneByOne(takes_s=0.01).serve(gateway.socket("r1")) as engine:
-        await gateway.until_state("r1", "serving", within_s=30)
+        await gateway.until_state("r1", "serving")
         async with aiohttp.ClientSession(connector=aiohttp.TCPConnector(limit=0)) as session:
             long = "x" * 300_000
             answers = await asyncio.gather(*(ask(session, gateway, user=f"{it}{long}") for it in range(12)))
@@ -133,7 +133,7 @@ async def test_an_answer_with_a_long_head_costs_one_run_of_the_engine(
     if has_key:
         give_key(gateway, "r1", "sekrit")
     async with OneByOne().serve(gateway.socket("r1")) as engine:
-        status = await gateway.until_state("r1", "serving", within_s=30)
+        status = await gateway.until_state("r1", "serving")
         engine.head_bytes = head_bytes
         async with aiohttp.ClientSession() as session:
             assert (await ask(session, gateway))[0] == answer[0]

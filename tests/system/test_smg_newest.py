@@ -23,7 +23,7 @@ async def test_the_newest_smg_takes_over_and_hands_back_without_a_failed_request
     for i in range(4):
         await engine(gateway.socket(f"r{i}"), EngineKind.VLLM_GRPC if i % 2 else EngineKind.SGLANG_HTTP)
     wanted = {f"r{i}": "serving" for i in range(4)}
-    await gateway.until_states(wanted, within_s=20)
+    await gateway.until_states(wanted)
     load = Load(gateway)
     for command in (str(NEWEST), "smg"):
         await load.answered(30)
@@ -36,7 +36,7 @@ async def test_the_newest_smg_takes_over_and_hands_back_without_a_failed_request
             code, out, _ = await gateway.cli("drain", "chat", "r0", "--timeout", "30")
             assert code == 0, out
             assert (await gateway.cli("resume", "chat", "r0"))[0] == 0
-            await gateway.until_states(wanted, within_s=20)
+            await gateway.until_states(wanted)
             router = service_of(await gateway.status())["router"]
             async with aiohttp.ClientSession() as session, session.get(router["metrics_url"]) as page:
                 assert "smg_worker_requests_active" in await page.text()
@@ -55,5 +55,5 @@ async def test_the_newest_smg_serves_a_prefill_and_decode_pair(make_gateway: Mak
     await gateway.start()
     await engine(gateway.socket("p1"), EngineKind.SGLANG_GRPC, role=Role.PREFILL)
     await engine(gateway.socket("d1"), EngineKind.SGLANG_GRPC, role=Role.DECODE)
-    await gateway.until(lambda s: states_of(s) == {"p1": "serving", "d1": "serving"}, within_s=20)
+    await gateway.until(lambda s: states_of(s) == {"p1": "serving", "d1": "serving"})
     assert await ask(gateway, "tiny", stream=True)

@@ -88,7 +88,7 @@ async def test_odd_names_are_served_or_refused_by_name(gateway: Gateway, engine:
         with socket.socket(socket.AF_UNIX) as odd:
             odd.bind(directory + b"/" + raw)
     gateway.socket("plain-file").write_text("not a socket")
-    status = await gateway.until_states(dict.fromkeys(good, "serving"), within_s=15)
+    status = await gateway.until_states(dict.fromkeys(good, "serving"))
     refused = service_of(status)["source"]["refused"]
     assert "control characters" in refused["line\\nbreak"]
     assert "not valid UTF-8" in refused["\\udcff\\udcfe"]
@@ -175,4 +175,4 @@ async def test_accepting_and_closing_is_loading(gateway: Gateway, engine: StartE
     far.behave(accept_close=False)
     await gateway.until_states({"r1": "serving"})
     far.behave(accept_close=True)
-    await gateway.until_states({"r1": "unreachable"}, within_s=20)
+    await gateway.until_states({"r1": "unreachable"})

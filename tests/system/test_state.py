@@ -56,7 +56,7 @@ async def test_processes_that_no_record_tells_of_are_found(gateway: Gateway, eng
     await gateway.kill()
     (gateway.directory / "run" / "processes.json").unlink()
     await gateway.start()
-    after = await gateway.until_states({"r1": "serving"}, within_s=20)
+    after = await gateway.until_states({"r1": "serving"})
     assert after["nginx"]["pid"] == before["nginx"]["pid"]
     await until_gone(service_of(before)["router"]["pid"])
     assert replica_of(after, "r1")["bridge"] == replica_of(before, "r1")["bridge"]
@@ -205,7 +205,7 @@ async def test_leases_are_never_lost_while_a_daemon_starts(gateway: Gateway, eng
     await gateway.kill()
     await gateway.start(ready=False)
     seen: set[int] = set()
-    watching = asyncio.create_task(gateway.until_states(wanted, within_s=30))
+    watching = asyncio.create_task(gateway.until_states(wanted))
     while not watching.done():
         seen.add(rows())
         await asyncio.sleep(0.001)
@@ -261,7 +261,7 @@ async def test_nginx_master_killed_and_its_orphans_stopped(gateway: Gateway, eng
     master = before["nginx"]["pid"]
     workers = [int(pid) for pid in Path(f"/proc/{master}/task/{master}/children").read_text().split()]
     os.kill(master, signal.SIGKILL)
-    after = await gateway.until(lambda s: s["nginx"]["state"] == "up" and s["nginx"]["pid"] != master, within_s=5)
+    after = await gateway.until(lambda s: s["nginx"]["state"] == "up" and s["nginx"]["pid"] != master)
     assert all(start_ticks(pid) is None for pid in workers)
     assert await stream_chat(gateway, 3)
     assert replica_of(after, "r1")["worker_id"] == replica_of(before, "r1")["worker_id"]
@@ -275,7 +275,7 @@ async def test_nginx_that_hangs_is_started_again(gateway: Gateway, engine: Start
     master = before["nginx"]["pid"]
     for worker in Path(f"/proc/{master}/task/{master}/children").read_text().split():
         os.kill(int(worker), signal.SIGSTOP)
-    after = await gateway.until(lambda s: s["nginx"]["state"] == "up" and s["nginx"]["pid"] != master, within_s=60)
+    after = await gateway.until(lambda s: s["nginx"]["state"] == "up" and s["nginx"]["pid"] != master)
     assert [event["pid"] for event in gateway.events("nginx.hung")] == [master]
     assert await stream_chat(gateway, 3)
     assert replica_of(after, "r1")["worker_id"] == replica_of(before, "r1")["worker_id"]
@@ -339,7 +339,7 @@ async def test_engine_that_died_with_the_daemon_and_its_records(gateway: Gateway
     take_away(gateway.directory / "state")
     await dying.kill()
     await gateway.start()
-    await gateway.until_workers(lambda workers: [w["status"] for w in workers] == ["ready"], within_s=20)
+    await gateway.until_workers(lambda workers: [w["status"] for w in workers] == ["ready"])
     after = await gateway.until_states({"r1": "loading", "r2": "serving"})
     assert replica_of(after, "r2")["worker_id"] == replica_of(before, "r2")["worker_id"]
     await engine(gateway.socket("r1"))
@@ -379,7 +379,7 @@ async def test_nginx_that_cannot_be_reconfigured_serves_what_it_has(
     gateway.settings["services"] = both
     await gateway.start(ready=False)
     status = await gateway.until(
-        lambda s: "refuses its configuration" in (service_of(s, "code")["not_in_force"] or ""), within_s=30
+        lambda s: "refuses its configuration" in (service_of(s, "code")["not_in_force"] or ""), within_s=60
     )
     assert service_of(status, "chat")["not_in_force"] is None
     assert status["nginx"]["pid"] == before["nginx"]["pid"]
@@ -387,8 +387,8 @@ async def test_nginx_that_cannot_be_reconfigured_serves_what_it_has(
     assert "r1" in await ask(gateway, "tiny", stream=False)
     log.unlink()
     await engine(gateway.socket("r2", "code"))
-    await gateway.until(lambda s: service_of(s, "code")["not_in_force"] is None, within_s=30)
-    await gateway.until_states({"r2": "serving"}, service="code", within_s=30)
+    await gateway.until(lambda s: service_of(s, "code")["not_in_force"] is None)
+    await gateway.until_states({"r2": "serving"}, service="code")
     assert "r2" in await ask(gateway, "tiny", stream=False, service="code")
 
 

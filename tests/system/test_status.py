@@ -39,7 +39,7 @@ async def test_the_file_on_disk_is_compared_by_what_it_means(gateway: Gateway) -
     """A comment changes nothing; a setting does, until a reload; a mistake is told with its line."""
 
     async def until(on_disk: str) -> list[str]:
-        status = await gateway.until(lambda it: it["daemon"]["configuration"]["on_disk"] == on_disk, within_s=60)
+        status = await gateway.until(lambda it: it["daemon"]["configuration"]["on_disk"] == on_disk)
         return list(status["daemon"]["configuration"]["lines"])
 
     text = gateway.config_path.read_text()

@@ -252,7 +252,7 @@ async def test_a_daemon_with_a_user_of_its_own_has_bridges_for_nobody_else(
     """As the unit has it: neither a member of the replicas' group nor the engine's owner gets past the router. SMG has
     no place for a key where it speaks gRPC, so nginx asks the kernel whose the connection is."""
     await start(ONE, gateway.socket("r1"), kind)
-    host, port = bridge_of(await gateway.until_states({"r1": "serving"}, within_s=30), "r1")
+    host, port = bridge_of(await gateway.until_states({"r1": "serving"}), "r1")
     assert "r1" in await ask(gateway, "tiny", stream=False)
     asks = (sys.executable, "-c", _GRPC if kind.is_grpc else _HTTP, host, str(port))
     for user in (ONE, OTHER, SELF):
@@ -305,7 +305,7 @@ async def test_a_client_does_not_send_the_router_to_this_machine(
 ) -> None:
     """With a gRPC engine SMG itself connects to the MCP servers that a request names."""
     await start(ONE, gateway.socket("r1"), kind)
-    await gateway.until_states({"r1": "serving"}, within_s=30)
+    await gateway.until_states({"r1": "serving"})
     async with listener() as (port, asked):
         for url in REFUSED_SERVERS:
             status, text = await answer_of(gateway, "/v1/responses", mcp(url.replace("PORT", str(port))))
@@ -332,7 +332,7 @@ async def test_what_waited_is_judged_as_well(make_gateway: MakeGateway, start: S
         waiting = asyncio.create_task(answer_of(gateway, "/v1/responses", mcp(f"http://127.0.0.1:{port}/")))
         honest = asyncio.create_task(answer_of(gateway, "/v1/chat/completions", BODY))
         await start(ONE, gateway.socket("r1"), EngineKind.VLLM_GRPC)
-        await gateway.until_states({"r1": "serving"}, within_s=30)
+        await gateway.until_states({"r1": "serving"})
         assert (await waiting)[0] in (403, 404, 503)
         await honest
         assert asked == []
@@ -344,7 +344,7 @@ async def test_servers_that_are_named_may_be_asked(make_gateway: MakeGateway, st
     gateway.settings["services"][0]["frontend"] = {"mcp_servers": ["127.0.0.1", "*.example.com"]}
     await gateway.start()
     await start(ONE, gateway.socket("r1"), EngineKind.VLLM_GRPC)
-    await gateway.until_states({"r1": "serving"}, within_s=30)
+    await gateway.until_states({"r1": "serving"})
     async with listener() as (port, asked):
         assert (await answer_of(gateway, "/v1/responses", mcp(f"http://127.0.0.1:{port}/mcp")))[0] != 403
         assert asked

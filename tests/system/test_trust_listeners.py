@@ -72,7 +72,7 @@ async def test_thousands_of_idle_connections_starve_nobody(make_gateway: MakeGat
             assert (await page(gateway, "/healthz"))[0] == 200
             assert (await remote.ask(remote.context(remote.client)))["ready"]
         await start(ONE, gateway.socket("r2"))
-        await gateway.until_states({"r1": "serving", "r2": "serving"}, within_s=30)
+        await gateway.until_states({"r1": "serving", "r2": "serving"})
         assert gateway.process is not None
         assert len(os.listdir(f"/proc/{gateway.process.pid}/fd")) < 2000
     for unjust in ("source.blind", "loop.failed", "daemon.wedged", "state.not_written", "daemon.request_failed"):
@@ -86,7 +86,7 @@ async def test_slow_scrapes_of_a_large_page_cost_one_page(gateway: Gateway) -> N
     engine = HttpReplay.of("vllm-http")
     engine.answers["/metrics"] = (200, large)
     async with engine.serve(gateway.socket("r1"), ONE):
-        await gateway.until_states({"r1": "serving"}, within_s=30)
+        await gateway.until_states({"r1": "serving"})
         assert (await page(gateway, "/replicas/chat/r1/metrics"))[1] == large
         before = rss_of(gateway)
         async with attacker("take", gateway.metrics_port, "/replicas/chat/r1/metrics", 60):
@@ -116,7 +116,7 @@ async def test_nobody_else_reads_the_tag_of_nginxs_events(gateway: Gateway, star
     """Only files of the daemon's user hold it, of mode 0600: no log, no command line, no answer. Without it no event
     is believed, and nobody else can have the events instead."""
     await start(ONE, gateway.socket("r1"))
-    await gateway.until_states({"r1": "serving"}, within_s=30)
+    await gateway.until_states({"r1": "serving"})
     await until_listening(gateway)
     config = gateway.directory / "run" / "nginx" / "nginx.conf"
     port, tag = config.read_text().partition("syslog:server=127.0.0.1:")[2].split(" ")[0].split(",nohostname,tag=")

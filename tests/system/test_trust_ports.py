@@ -104,7 +104,7 @@ async def test_nothing_leads_to_what_is_no_engine(
     await start(ONE, gateway.socket("loading"), load_s=3600)
     OTHER.binds(gateway.socket("dead"), backlog=None).close()
     seen = {"foreign": "foreign", "silent": "unreachable", "loading": "loading", "dead": "loading"}
-    status = await gateway.until_states(seen, within_s=30)
+    status = await gateway.until_states(seen)
     assert [row["bridge"] for row in service_of(status)["replicas"]] == [None] * 4
     assert (status["bridge_ports"]["leased"], links(gateway), await answering(gateway)) == (0, [], [])
     assert b"engine_not_connected" in await until_hung_up(gateway), "a port rests while anybody is on it"
@@ -114,7 +114,7 @@ async def test_nothing_leads_to_what_is_no_engine(
     _, plan, _ = await gateway.cli("plan")
     assert "bridge" not in plan
     await silent.behave(hang=False)
-    status = await gateway.until_states({**seen, "silent": "serving"}, within_s=30)
+    status = await gateway.until_states({**seen, "silent": "serving"})
     port = int(replica_of(status, "silent")["bridge"].rpartition(":")[2])
     assert (links(gateway), await answering(gateway)) == ([f"{port}.sock"], [port])
 
@@ -132,14 +132,14 @@ async def test_who_turns_foreign_is_unbridged(make_gateway: MakeGateway, start: 
     stream = asyncio.create_task(stream_chat(gateway, 60, started))
     await started.wait()
     await one.behave(lie=Lie.NOT_AN_ENGINE)
-    await gateway.until(lambda s: any(row["state"] == "foreign" for row in service_of(s)["replicas"]), within_s=20)
+    await gateway.until(lambda s: any(row["state"] == "foreign" for row in service_of(s)["replicas"]))
     assert (links(gateway), await answering(gateway)) == ([], [])
     assert (await stream).split()[-1] == "59"
     status = await gateway.until(lambda s: states_of(s) == {"r1": "foreign"} and s["bridge_ports"]["leased"] == 0)
     assert replica_of(status, "r1")["bridge"] is None
     assert await gateway.until_workers(lambda workers: workers == []) == []
     await one.behave(lie=None)
-    after = replica_of(await gateway.until_states({"r1": "serving"}, within_s=30), "r1")
+    after = replica_of(await gateway.until_states({"r1": "serving"}), "r1")
     assert after["bridge"] != before["bridge"]
     assert "r1" in await ask(gateway, "tiny", stream=False)
 
@@ -154,13 +154,13 @@ async def test_an_engine_that_is_ill_keeps_its_bridge_whichever_daemon(
     one = await start(ONE, gateway.socket("r1"))
     before = replica_of(await gateway.until_states({"r1": "serving"}), "r1")
     await one.behave(hang=True)
-    await gateway.until_states({"r1": "unreachable"}, within_s=20)
+    await gateway.until_states({"r1": "unreachable"})
     await gateway.kill()
     await gateway.start()
-    await gateway.until_states({"r1": "unreachable"}, within_s=30)
+    await gateway.until_states({"r1": "unreachable"})
     assert links(gateway) == [f"{before['bridge'].rpartition(':')[2]}.sock"]
     await one.behave(hang=False)
-    after = replica_of(await gateway.until_states({"r1": "serving"}, within_s=20), "r1")
+    after = replica_of(await gateway.until_states({"r1": "serving"}), "r1")
     assert after["bridge"] == before["bridge"]
 
 
@@ -187,15 +187,15 @@ async def test_dead_sockets_hold_no_port_and_nobody_up(make_gateway: MakeGateway
         OTHER.binds(gateway.socket(f"dead{number}"), backlog=None).close()
     await start(ONE, gateway.socket("other", "code"))
     await start(ONE, gateway.socket("true"))
-    await gateway.until_state("other", "serving", service="code", within_s=20)
-    await gateway.until_state("true", "serving", within_s=20)
-    await gateway.until(lambda s: list(states_of(s).values()).count("loading") == DEAD, within_s=60)
+    await gateway.until_state("other", "serving", service="code")
+    await gateway.until_state("true", "serving")
+    await gateway.until(lambda s: list(states_of(s).values()).count("loading") == DEAD)
     before = await metrics_of(gateway)
     await start(ONE, gateway.socket("loads"), load_s=3)
     await start(ONE, gateway.socket("later"), listen_delay_s=3)
     # Seconds, and not the minute after which each of the dead is asked again.
-    await gateway.until_state("loads", "serving", within_s=20)
-    status = await gateway.until_state("later", "serving", within_s=20)
+    await gateway.until_state("loads", "serving")
+    status = await gateway.until_state("later", "serving")
     assert (status["bridge_ports"]["leased"], len(links(gateway))) == (4, 4)
     assert await ask(gateway, "tiny", stream=False)
     after = await metrics_of(gateway)
@@ -223,7 +223,7 @@ async def test_a_service_with_few_replicas_gets_its_share(make_gateway: MakeGate
         }
         for number in range(3):
             await start(ONE, gateway.socket(f"r{number}"))
-        await gateway.until_states(dict.fromkeys(("r0", "r1", "r2"), "serving"), service="chat", within_s=20)
+        await gateway.until_states(dict.fromkeys(("r0", "r1", "r2"), "serving"), service="chat")
         held = await metrics_of(gateway)
         assert held["gateway_sidecar_service_bridge_ports", frozenset({("service", "greedy")})] == 4
         assert held["gateway_sidecar_service_bridge_ports", frozenset({("service", "chat")})] == 3
@@ -255,7 +255,7 @@ async def test_a_bridge_shows_the_key_from_the_beginning(gateway: Gateway, start
 
     looking = asyncio.create_task(look())
     await start(ONE, gateway.socket("r1"), require_key="sekrit")
-    await gateway.until_states({"r1": "serving"}, within_s=30)
+    await gateway.until_states({"r1": "serving"})
     looking.cancel()
     (target,) = targets
     assert target.startswith(str(gateway.directory / "run" / "keyed"))
@@ -269,7 +269,7 @@ async def test_silent_sockets_hold_nobody_up(gateway: Gateway, start: StartAs) -
         await gateway.until(lambda s: len(states_of(s)) == SILENT)
         await start(ONE, gateway.socket("true"))
         # All of them, 32 at a time, take two minutes for their time-outs.
-        await gateway.until_state("true", "serving", within_s=30)
+        await gateway.until_state("true", "serving")
         await start(ONE, gateway.socket("loads"), load_s=3)
-        await gateway.until_state("loads", "serving", within_s=30)
+        await gateway.until_state("loads", "serving")
         assert len(links(gateway)) == 2

@@ -113,7 +113,7 @@ async def test_tunnel_that_comes_back_keeps_port_and_worker_address(
     await gateway.until_workers(lambda workers: workers == [])
     assert replica_of(down, "r1")["bridge"] == before["bridge"]
     sshd.start()
-    after = replica_of(await gateway.until_states({"r1": "serving"}, within_s=20), "r1")
+    after = replica_of(await gateway.until_states({"r1": "serving"}), "r1")
     assert (after["bridge"], after["socket"]) == (before["bridge"], before["socket"])
     assert Path(after["socket"]).stat().st_mtime_ns != bound_at
     assert len(gateway.events("replica.seen")) == 1
@@ -136,7 +136,7 @@ async def test_another_engine_behind_the_tunnel_is_another_worker(
     sshd.start()
     status = await gateway.until(
         lambda s: states_of(s) == {"r1": "serving"} and replica_of(s, "r1")["model"] == "two",
-        within_s=20,
+        within_s=60,
     )
     assert replica_of(status, "r1")["bridge"] != before["bridge"]
 
@@ -155,7 +155,7 @@ async def test_engine_that_was_started_again_behind_the_tunnel_is_another_worker
     await engine(tmp_path / "far.sock", kind)
     status = await gateway.until(
         lambda s: any(r["bridge"] != before["bridge"] and r["state"] == "serving" for r in service_of(s)["replicas"]),
-        within_s=20,
+        within_s=60,
     )
     assert replica_of(status, "r1")["model"] == before["model"]
     assert len(gateway.events("replica.replaced")) == 1
@@ -353,11 +353,11 @@ async def test_partition(
         await gateway.start()
         before = replica_of(await gateway.until_states({"r1": "serving"}), "r1")
         cable("down")
-        await gateway.until(lambda s: replica_of(s, "r1")["tunnel"]["state"] == "dead path", within_s=8)
+        await gateway.until(lambda s: replica_of(s, "r1")["tunnel"]["state"] == "dead path")
         await gateway.until_workers(lambda workers: workers == [])
-        await gateway.until(lambda s: replica_of(s, "r1")["tunnel"]["state"] == "host unreachable", within_s=10)
+        await gateway.until(lambda s: replica_of(s, "r1")["tunnel"]["state"] == "host unreachable")
         cable("up")
-        after = replica_of(await gateway.until_states({"r1": "serving"}, within_s=30), "r1")
+        after = replica_of(await gateway.until_states({"r1": "serving"}), "r1")
         assert after["bridge"] == before["bridge"]
         assert await stream_chat(gateway, 3)
     finally:
@@ -381,7 +381,7 @@ async def test_replica_behind_ssh_put_over_the_api(make_gateway: MakeGateway, en
     await gateway.until(lambda _: leases.exists() and '"facts":{' in leases.read_text())
     await gateway.kill()
     await gateway.start()
-    after = replica_of(await gateway.until_states({"s1": "serving"}, within_s=20), "s1")
+    after = replica_of(await gateway.until_states({"s1": "serving"}), "s1")
     assert (after["bridge"], after["worker_id"]) == (before["bridge"], before["worker_id"])
     assert "s1" in (await gateway.cli("replica", "list"))[1]
     code, out, err = await gateway.cli("replica", "remove", "chat", "s1", "--drain", "20")
@@ -420,18 +420,18 @@ async def test_the_units_system_call_filter_lets_ssh_work(
         gateway.before = [sys.executable, "-m", "tests.under_unit"]
         write(gateway, "a.json", {"r1": behind(sshd, tmp_path / "far.sock")})
         await gateway.start()
-        await gateway.until_states({"r1": "serving"}, within_s=30)
+        await gateway.until_states({"r1": "serving"})
         assert gateway.process is not None
         assert "Seccomp:\t2" in Path(f"/proc/{gateway.process.pid}/status").read_text()
         assert "Seccomp:\t2" in Path(f"/proc/{tunnel_pids(gateway)[0]}/status").read_text()
         assert len(sshd.known_hosts.read_text().splitlines()) == 2
         assert await stream_chat(gateway, 3)
         sshd.freeze()
-        await gateway.until(lambda s: replica_of(s, "r1")["tunnel"]["state"] == "dead path", within_s=15)
+        await gateway.until(lambda s: replica_of(s, "r1")["tunnel"]["state"] == "dead path")
         sshd.thaw()
-        await gateway.until_states({"r1": "serving"}, within_s=30)
+        await gateway.until_states({"r1": "serving"})
         write(gateway, "a.json", {})
-        await gateway.until_states({}, within_s=20)
+        await gateway.until_states({})
     finally:
         gate.kill()
         agent.terminate()

@@ -139,7 +139,7 @@ async def test_requests_go_on_waiting_while_the_daemon_is_restarted(
             waiting += [asyncio.create_task(post(session, gateway)) for _ in range(20)]
             await until_connected_to_nginx(gateway, len(waiting))
             await gateway.start(ready=False)
-            await gateway.until(partial(are_waiting, 20 + 20 * restarts), within_s=30)
+            await gateway.until(partial(are_waiting, 20 + 20 * restarts))
         assert not any(task.done() for task in waiting)
         repair_router(gateway)
         assert Counter(code for code, _ in await asyncio.gather(*waiting)) == {200: 60}
@@ -273,7 +273,7 @@ async def test_router_killed_again_and_again_under_load(gateway: Gateway, engine
         while outcomes["200"] < answered + 50:
             await asyncio.sleep(0.01)
         os.kill(router_pid(await gateway.status()), signal.SIGKILL)
-        await gateway.until(partial(is_back, restarts=count, wanted=wanted), within_s=20)
+        await gateway.until(partial(is_back, restarts=count, wanted=wanted))
     stop.set()
     await asyncio.gather(*clients)
     assert outcomes.pop("200") >= kills * 50

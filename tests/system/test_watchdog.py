@@ -45,24 +45,24 @@ async def test_wedged_daemon_is_started_again_and_nothing_is_lost(
             kind = EngineKind.VLLM_GRPC if i % 2 else EngineKind.SGLANG_HTTP
             await engine(gateway.socket(name), kind, token_interval_s=0.05)
         wanted = dict.fromkeys(names, "serving")
-        before = await gateway.until_states(wanted, within_s=30)
-        await supervisor.until(lambda: len(supervisor.pings) > 3, within_s=10)
+        before = await gateway.until_states(wanted)
+        await supervisor.until(lambda: len(supervisor.pings) > 3)
         load, started = Load(gateway, clients=4), asyncio.Event()
         stream = asyncio.create_task(stream_chat(gateway, 400, started))
         await started.wait()
         assert supervisor.process is not None
         os.kill(supervisor.process.pid, signal.SIGUSR1)
         # A single loop is given as long as a slow disk or a slow router may take before it counts as stuck.
-        await supervisor.until(lambda: bool(supervisor.aborted_after_s), within_s=40)
+        await supervisor.until(lambda: bool(supervisor.aborted_after_s))
         pinged_to = max(at for at in supervisor.pings if at < time.monotonic() - WATCHDOG_S)
-        await supervisor.until(lambda: supervisor.starts == 2 and supervisor.ready.is_set(), within_s=20)
+        await supervisor.until(lambda: supervisor.starts == 2 and supervisor.ready.is_set())
         assert supervisor.exits == [-signal.SIGABRT]
-        after = await gateway.until_states(wanted, within_s=20)
+        after = await gateway.until_states(wanted)
         assert what_stays(after, names) == what_stays(before, names)
         await load.answered(20)
         assert (await load.stop()).keys() == {"200"}
         assert (await stream).split()[-1] == "399"
-        await supervisor.until(lambda: supervisor.pings[-1] > pinged_to + WATCHDOG_S, within_s=10)
+        await supervisor.until(lambda: supervisor.pings[-1] > pinged_to + WATCHDOG_S)
         log = gateway.log()
     assert ("daemon.wedged" in log) == (wedge != "loop"), "a loop that hangs whole cannot say so itself"
     assert "Fatal Python error: Aborted" in log, "where it hung is in the log"
@@ -78,14 +78,14 @@ async def test_a_look_that_hangs_is_its_sources_fault_alone(make_gateway: MakeGa
     async with supervised(gateway, "look") as supervisor:
         await engine(gateway.socket("r1"))
         await engine(elsewhere)
-        await gateway.until_states({"r1": "serving"}, within_s=30)
+        await gateway.until_states({"r1": "serving"})
         assert supervisor.process is not None
         os.kill(supervisor.process.pid, signal.SIGUSR1)
-        await gateway.until_logged("source.blind", within_s=40)
+        await gateway.until_logged("source.blind")
         (gateway.directory / "inventory.yaml").write_text(f"r2: {{socket: {elsewhere}}}\n")
-        await gateway.until_states({"r1": "serving", "r2": "serving"}, within_s=20)
+        await gateway.until_states({"r1": "serving", "r2": "serving"})
         blind_at = len(supervisor.pings)
-        await supervisor.until(lambda: len(supervisor.pings) > blind_at + 13 / WATCHDOG_S * 2, within_s=60)
+        await supervisor.until(lambda: len(supervisor.pings) > blind_at + 13 / WATCHDOG_S * 2)
         assert [row["reason"] for row in gateway.events("source.blind")] == ["sockets: it does not answer"]
         assert gateway.events("daemon.wedged") == []
         assert supervisor.starts == 1
@@ -98,7 +98,7 @@ async def test_notes_that_hang_hold_up_their_replica_alone(make_gateway: MakeGat
     async with supervised(gateway, "notes") as supervisor:
         gateway.socket("hung").with_suffix(".yaml").write_text("priority: 7\n")
         await engine(gateway.socket("hung"))
-        await supervisor.until(supervisor.ready.is_set, within_s=20)
+        await supervisor.until(supervisor.ready.is_set)
         gone = await engine(gateway.socket("r1"))
         status = await gateway.until(lambda s: states_of(s).get("r1") == "serving" and "hung" in states_of(s))
         assert states_of(status)["hung"] != "serving"
@@ -130,7 +130,7 @@ async def test_a_key_file_that_hangs_holds_up_its_service_alone(make_gateway: Ma
                         if response.status == wanted:
                             return
 
-        await supervisor.until(supervisor.ready.is_set, within_s=20)
+        await supervisor.until(supervisor.ready.is_set)
         await until("code", of_good, 200)
         await until("code", add_key(good, "bob"), 200)
         revoke_key(good, "alice")
@@ -148,7 +148,7 @@ async def test_router_that_is_slow_to_answer_is_no_stuck_daemon(make_gateway: Ma
     gateway.settings["services"][0]["router"] = {"api_timeout_s": 18}
     async with supervised(gateway, "none") as supervisor:
         await engine(gateway.socket("r1"))
-        status = await gateway.until_states({"r1": "serving"}, within_s=30)
+        status = await gateway.until_states({"r1": "serving"})
         old = service_of(status)["router"]["pid"]
         os.kill(old, signal.SIGSTOP)
         await gateway.until(
@@ -189,7 +189,7 @@ async def test_healthy_daemon_is_never_aborted(make_gateway: MakeGateway, engine
     gateway = make_gateway()
     async with supervised(gateway, "none") as supervisor:
         await engine(gateway.socket("r1"))
-        status = await gateway.until_states({"r1": "serving"}, within_s=30)
+        status = await gateway.until_states({"r1": "serving"})
         os.kill(service_of(status)["router"]["pid"], signal.SIGKILL)
         await gateway.until(lambda s: service_of(s)["router"]["restarts"] == 1 and bool(s["ready"]))
         count = len(supervisor.pings)
