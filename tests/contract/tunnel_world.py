@@ -58,7 +58,7 @@ class World:
     async def hear(self, tunnel: Tunnel, fleet: TunnelFleet | None = None) -> bytes:
         """What the far end says first; b"" if it cannot be reached."""
         try:
-            async with asyncio.timeout(5):
+            async with asyncio.timeout(60):
                 reader, writer = await asyncio.open_unix_connection((fleet or self.fleet).socket_of(tunnel))
                 try:
                     return await reader.read(100)

@@ -272,7 +272,7 @@ class Gateway:
     async def router_key(self, service: str = "chat") -> str:
         """The control-plane key of the router in service, once the daemon has written it down."""
         url = str(service_of(await self.status(), service)["router"]["url"])
-        async with asyncio.timeout(5):
+        async with asyncio.timeout(60):
             while True:
                 record = json.loads((self.directory / "run" / "processes.json").read_text())
                 for row in record["routers"].get(service, []):
@@ -320,7 +320,7 @@ def take_away(directory: Path) -> None:
 
 async def until_gone(pid: int) -> None:
     """Within the time that a router is given to end by itself, and a little more."""
-    async with asyncio.timeout(15):
+    async with asyncio.timeout(60):
         while start_ticks(pid) is not None:
             await asyncio.sleep(0.01)
 

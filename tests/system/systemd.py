@@ -74,7 +74,7 @@ class SystemdMachine:
                 *self._becomes, stdout=log, stderr=log,
             )  # fmt: skip
         try:
-            async with asyncio.timeout(20):
+            async with asyncio.timeout(60):
                 while not await self._answers():
                     if self._process.returncode is not None:
                         raise RuntimeError(f"systemd does not start: {output.read_text().strip()[-500:]}")
@@ -88,7 +88,7 @@ class SystemdMachine:
             self._process.kill()
             await self._process.wait()
         if self._cgroup is not None:
-            async with asyncio.timeout(10):
+            async with asyncio.timeout(60):
                 while "populated 0" not in (self._cgroup / "cgroup.events").read_text():
                     await asyncio.sleep(0.05)
             for directory in sorted(self._cgroup.rglob("*/"), key=lambda path: len(path.parts), reverse=True):

@@ -57,7 +57,7 @@ async def engines_elsewhere(directory: Path, count: int, user: User | None = Non
     finally:
         process.stdin.close()
         try:
-            async with asyncio.timeout(15):
+            async with asyncio.timeout(60):
                 await process.wait()
         except TimeoutError:
             process.kill()
@@ -73,7 +73,7 @@ def free_range(count: int) -> str:
     return f"{first}-{first + count - 1}"
 
 
-@pytest.mark.timeout(300)
+@pytest.mark.timeout(900)
 async def test_a_thousand_sockets_at_once(make_gateway: MakeGateway) -> None:
     """All of them serve; the admin socket answers all the while, and so does the service address from the first on."""
     gateway = make_gateway(bridges={"ports": free_range(CROWD + 20), "nginx_workers": 1}, log={"level": "info"})
@@ -84,7 +84,7 @@ async def test_a_thousand_sockets_at_once(make_gateway: MakeGateway) -> None:
         for number, socket in enumerate(sockets):
             gateway.socket(f"r{number}").hardlink_to(socket)
         served_at = None
-        async with asyncio.timeout(200):
+        async with asyncio.timeout(800):  # 7 s on two cores of its own.
             while True:
                 asked = time.monotonic()
                 status = await gateway.status()

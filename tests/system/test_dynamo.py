@@ -95,7 +95,7 @@ async def test_plain_engines_are_served_through_shims_that_end_with_them(
     await there.stop()
     gateway.socket("r2").unlink(missing_ok=True)
     await gateway.until_states({"r1": "serving"})
-    async with asyncio.timeout(20):
+    async with asyncio.timeout(60):
         while len(shims_of(gateway)) > 1:
             await asyncio.sleep(0.05)
     assert await ask(gateway, "tiny", stream=False)
@@ -179,7 +179,7 @@ async def chat(gateway: Gateway, text: str, *, tokens: int) -> dict[str, int]:
 
 async def in_flight(router: str, count: int) -> None:
     """Waits until so many answers have begun."""
-    async with aiohttp.ClientSession() as client, asyncio.timeout(10):
+    async with aiohttp.ClientSession() as client, asyncio.timeout(60):
         while True:
             async with client.get(f"{router}/metrics") as answer:
                 page = await answer.text()

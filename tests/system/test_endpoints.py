@@ -134,7 +134,7 @@ def port_of(bridge: str) -> int:
 
 
 async def until_says(file: Path, text: str) -> None:
-    async with asyncio.timeout(20):
+    async with asyncio.timeout(60):
         while not file.exists() or text not in file.read_text():
             await asyncio.sleep(0.02)
 

@@ -36,7 +36,7 @@ async def test_events_outlive_a_daemon_that_is_killed(make_gateway: MakeGateway,
     assert story[-1] == f"replica.{ReplicaState.SERVING}"
     assert gateway.log() == ""
     file = gateway.directory / "state" / "events.jsonl"
-    async with asyncio.timeout(30):
+    async with asyncio.timeout(60):
         while not file.exists() or b"replica.serving" not in file.read_bytes():
             await asyncio.sleep(0.02)
     await gateway.kill()

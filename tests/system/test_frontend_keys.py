@@ -393,7 +393,7 @@ async def test_a_frontend_that_cannot_be_changed_stays_as_it_is(make_gateway: Ma
 
 
 async def until_gone(path: Path) -> None:
-    async with asyncio.timeout(10):
+    async with asyncio.timeout(60):
         while path.exists():
             await asyncio.sleep(0.05)
 
@@ -618,7 +618,7 @@ async def deciding(
 
 async def until_asked(decider: Decider, ask: Callable[..., Awaitable[int]], key: str, status: int) -> None:
     """Asks on until the answer is another one."""
-    async with asyncio.timeout(20):
+    async with asyncio.timeout(60):
         while await ask(key) != status:
             await asyncio.sleep(0.02)
 
@@ -787,7 +787,7 @@ async def test_answers_are_kept_at_an_address_of_many_models_too(
 
 async def test_a_flood_of_wrong_keys_takes_no_place_of_who_was_let_in(tmp_path: Path) -> None:
     """What is kept has a bound: answers leave, and nobody is let in or locked out by that."""
-    async with deciding(tmp_path, keep_s=3600, stale_s=7200) as (decider, ask, _):
+    async with deciding(tmp_path, keep_s=3600, stale_s=7200, timeout_s=60) as (decider, ask, _):
         assert await ask() == 200
         for first in range(0, 12_000, 40):
             answers = await asyncio.gather(*(ask(f"wrong-{it}") for it in range(first, first + 40)))
@@ -852,7 +852,7 @@ async def bare_nginx(
     as_owner = owner.enter if owner != SELF else []
     process = await asyncio.create_subprocess_exec(*as_owner, program.path, "-p", str(directory), "-c", str(config))
     try:
-        async with asyncio.timeout(10):
+        async with asyncio.timeout(60):
             while not busy_ports([("127.0.0.1", ports.first)]):
                 assert process.returncode is None
                 await asyncio.sleep(0.01)

@@ -143,7 +143,7 @@ async def ask_raw(port: int, method: str, target: str) -> Answer:
     head = f"{method} {target} HTTP/1.1\r\nHost: gateway\r\nConnection: close\r\nContent-Type: application/json\r\n"
     writer.write(head.encode() + f"Content-Length: {len(body)}\r\n\r\n".encode() + body)
     try:
-        async with asyncio.timeout(20):
+        async with asyncio.timeout(60):
             answer = await reader.read()
     finally:
         writer.close()
@@ -338,7 +338,7 @@ async def test_what_is_no_request_is_refused_in_the_same_form(make_gateway: Make
         for head, wanted in NO_REQUESTS.items():
             reader, writer = await asyncio.open_connection("127.0.0.1", port)
             writer.write(head.replace("|", "\r\n").encode() + b"\r\nConnection: close\r\n\r\n")
-            async with asyncio.timeout(20):
+            async with asyncio.timeout(60):
                 answer = (await reader.read()).decode()
             writer.close()
             body = answer.partition("\r\n\r\n")[2]

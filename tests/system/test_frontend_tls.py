@@ -76,7 +76,7 @@ async def fetch(url: str, *, method: str = "GET", **options: Any) -> tuple[int, 
 async def until_counted(gateway: Gateway, wanted: dict[str, float]) -> None:
     """Waits until nginx's events of so many answered requests were heard, for each service its own."""
     counted = "gateway_sidecar_requests_total"
-    async with asyncio.timeout(10):
+    async with asyncio.timeout(60):
         while True:
             metrics = await metrics_of(gateway)
             found = {
@@ -220,7 +220,7 @@ async def test_what_a_removed_service_had_is_gone(make_gateway: MakeGateway) -> 
     await gateway.kill()
     gateway.settings["services"].pop()
     await gateway.start()
-    async with asyncio.timeout(10):
+    async with asyncio.timeout(60):
         while place.exists():
             await asyncio.sleep(0.05)
 

@@ -189,7 +189,7 @@ async def test_a_gateway_that_refuses_requests_is_taken_back(make_gateway: MakeG
     await started.wait()
     follower = asyncio.create_task(gateway.cli("leave"))
     await until_phase(gateway, "draining")
-    async with asyncio.timeout(20):
+    async with asyncio.timeout(60):
         while not await refuses(gateway):
             await asyncio.sleep(0.02)
     assert "  -/-: go on leaving: no new requests are taken" in (await gateway.cli("plan"))[1]
@@ -258,7 +258,7 @@ async def test_a_daemon_that_is_started_again_goes_on_leaving(
         await gateway.kill()
         assert await said(gateway) == 503, "nginx tells it without a daemon, too"
     else:
-        async with asyncio.timeout(20):
+        async with asyncio.timeout(60):
             while not await refuses(gateway):
                 await asyncio.sleep(0.02)
         assert await gateway.terminate() == 0

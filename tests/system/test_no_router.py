@@ -231,7 +231,7 @@ async def test_killed_workers_and_masters_of_nginx_leave_no_count_behind(
 
 async def answering(gateway: Gateway) -> None:
     """Returns when the service address answers."""
-    async with asyncio.timeout(30):
+    async with asyncio.timeout(60):
         while True:
             with suppress(OSError):
                 if (await get(gateway))[0] == 200:

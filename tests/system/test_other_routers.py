@@ -71,7 +71,7 @@ async def asked_meanwhile(gateway: Gateway, *, clients: int = 4) -> AsyncIterato
 async def until_more(answered: list[int], more: int = 20) -> None:
     """Until that many further requests were answered."""
     wanted = answered[0] + more
-    async with asyncio.timeout(30):
+    async with asyncio.timeout(60):
         while answered[0] < wanted:
             await asyncio.sleep(0.01)
 

@@ -33,7 +33,7 @@ async def said(gateway: Gateway, path: str = "/readyz", service: str = "chat") -
 
 
 async def until_said(gateway: Gateway, status: int, path: str = "/readyz", service: str = "chat") -> None:
-    async with asyncio.timeout(30):
+    async with asyncio.timeout(60):
         while await said(gateway, path, service) != status:
             await asyncio.sleep(0.02)
 

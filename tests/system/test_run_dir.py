@@ -32,7 +32,7 @@ async def test_run_directory_removed_while_running(gateway: Gateway, engine: Sta
     run_dir = gateway.directory / "run"
     take_away(run_dir)
     made_again = ("lock", "admin.sock", "hold.sock", "processes.json", "nginx/nginx.conf", "gates/chat.next")
-    async with asyncio.timeout(10):
+    async with asyncio.timeout(60):
         while not all((run_dir / name).exists() for name in made_again) or not any((run_dir / "bridges").iterdir()):
             await asyncio.sleep(0.01)
     after = await gateway.until_states({"r1": "serving"})
@@ -62,7 +62,7 @@ async def test_run_directory_that_cannot_be_made_again_is_told(gateway: Gateway,
         with suppress(OSError):
             shutil.rmtree(run_dir)
             run_dir.write_text("in the way")
-    async with asyncio.timeout(15):
+    async with asyncio.timeout(60):
         while not gateway.events("run_dir.not_repaired") or not await record_is_down(gateway):
             await asyncio.sleep(0.05)
     run_dir.unlink()

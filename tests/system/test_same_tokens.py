@@ -151,5 +151,5 @@ async def test_all_that_count_tokens_count_the_same(make_gateway: MakeGateway, a
         rows = await until_requests(gateway, len(sent) + 1)
         assert {(row["key"], row["model"]) for row in rows} == {("alice", "a/tiny")}
         assert sums(rows)["unknown"] == 1, "what a WebSocket takes nobody says"
-        async with asyncio.timeout(30), client.post(gateway.url(address) + CHAT, json={"model": "a/tiny"}) as got:
+        async with asyncio.timeout(60), client.post(gateway.url(address) + CHAT, json={"model": "a/tiny"}) as got:
             assert got.status == 200

@@ -87,7 +87,7 @@ exec {Path(sys.executable).parent / "smg"} "$@"
 
 
 async def until_router_answers(port_file: Path, pid_file: Path) -> None:
-    async with aiohttp.ClientSession() as session, asyncio.timeout(20):
+    async with aiohttp.ClientSession() as session, asyncio.timeout(60):
         while True:
             with suppress(aiohttp.ClientError, FileNotFoundError):
                 pid_file.read_text()
@@ -159,7 +159,7 @@ async def test_router_of_a_removed_service_is_ended_whatever_becomes_of_the_daem
     assert (await gateway.cli("reload"))[1] == "changed: code: removed\n"
     assert start_ticks(pid) is not None, "nothing waits for it"
     record = gateway.directory / "run" / "processes.json"
-    async with asyncio.timeout(5):
+    async with asyncio.timeout(60):
         while [row["pid"] for row in json.loads(record.read_text())["departing"].get("code", [])] != [pid]:
             await asyncio.sleep(0.01)
     if ending == "stopped with all":
@@ -171,7 +171,7 @@ async def test_router_of_a_removed_service_is_ended_whatever_becomes_of_the_daem
     await gateway.start()
     assert [row["pid"] for row in gateway.events("router.leftover_stopped")] == [pid]
     await until_gone(pid)
-    async with asyncio.timeout(5):
+    async with asyncio.timeout(60):
         while json.loads(record.read_text())["departing"]:
             await asyncio.sleep(0.01)
 

@@ -67,7 +67,7 @@ class Stream:
     async def goes_on(self) -> None:
         """Returns when 20 more tokens have come, and none of all was missing."""
         wanted = len(self._text.split()) + 20
-        async with asyncio.timeout(30):
+        async with asyncio.timeout(60):
             while len(self._text.split()) < wanted:
                 assert not self._task.done(), f"the stream ended after {self._text[-50:]!r}"
                 await asyncio.sleep(0.05)

@@ -60,7 +60,7 @@ class Thief:
         writer.close()
 
     async def was_asked(self) -> bytes:
-        async with asyncio.timeout(20):
+        async with asyncio.timeout(60):
             while not self.heard:
                 await asyncio.sleep(0.02)
         return self.heard
@@ -333,7 +333,7 @@ async def test_directories_that_others_may_write_in_are_not_used(
     spoil(gateway.directory / name)
     await gateway.start(ready=False)
     assert gateway.process is not None
-    async with asyncio.timeout(20):
+    async with asyncio.timeout(60):
         assert await gateway.process.wait() == 78
     setting = f"{name}_dir"
     assert f": {setting}: {gateway.directory / name}: " in gateway.log()

@@ -63,7 +63,7 @@ async def answering(gateway: Gateway) -> list[int]:
 
     async def asks(port: int) -> bool:
         try:
-            async with asyncio.timeout(10):
+            async with asyncio.timeout(60):
                 reader, writer = await asyncio.open_connection("127.0.0.1", port)
                 try:
                     writer.write(b"GET /health HTTP/1.1\r\nHost: x\r\nConnection: close\r\n\r\n")
@@ -81,7 +81,7 @@ async def answering(gateway: Gateway) -> list[int]:
 async def until_hung_up(gateway: Gateway) -> bytes:
     """What a bridge that leads nowhere says to somebody who would stay, until it ends the connection."""
     first = int(gateway.settings["bridges"]["ports"].partition("-")[0])
-    async with asyncio.timeout(10):  # nginx keeps others for 75 s.
+    async with asyncio.timeout(60):  # nginx keeps others for 75 s.
         reader, writer = await asyncio.open_connection("127.0.0.1", first)
         writer.write(b"GET /health HTTP/1.1\r\nHost: x\r\n\r\n")
         said = await reader.read()

@@ -114,7 +114,7 @@ async def test_requests_go_on_waiting_while_the_waiting_rooms_socket_is_gone(
         waiting = [asyncio.create_task(post(session, gateway)) for _ in range(3)]
         await gateway.until(lambda s: service_of(s)["waiting"] == 3)
         (gateway.directory / "run" / "hold.sock").unlink()
-        async with asyncio.timeout(10):
+        async with asyncio.timeout(60):
             while not (gateway.directory / "run" / "hold.sock").exists():
                 await asyncio.sleep(0.01)
         waiting += [asyncio.create_task(post(session, gateway)) for _ in range(2)]
@@ -169,7 +169,7 @@ async def test_door_is_held_until_everything_is_stopped(gateway: Gateway) -> Non
     """Whoever ends what holds it open finds it held again; `stop --all` leaves nobody behind."""
     (first,) = holders(gateway)
     os.kill(first, signal.SIGKILL)
-    async with asyncio.timeout(10):
+    async with asyncio.timeout(60):
         while holders(gateway) in ([], [first]):
             await asyncio.sleep(0.01)
     assert (await gateway.cli("stop", "--all"))[0] == 0
@@ -223,7 +223,7 @@ def holders(gateway: Gateway) -> list[int]:
 
 async def until_connected_to_nginx(gateway: Gateway, count: int) -> None:
     """Waits until so many clients are connected to the service address."""
-    async with asyncio.timeout(10):
+    async with asyncio.timeout(60):
         while open_connections({gateway.ports["chat"]})[gateway.ports["chat"]] < count:
             await asyncio.sleep(0.01)
 
@@ -341,7 +341,7 @@ async def test_router_that_hangs_gets_nothing_more_long_before_it_is_given_up(
     before = router_pid(await gateway.until_states({"r1": "serving"}))
     os.kill(before, signal.SIGSTOP)
     gate = gateway.directory / "run" / "gates" / "chat"
-    async with asyncio.timeout(8):
+    async with asyncio.timeout(60):
         while not gate.exists():
             await asyncio.sleep(0.01)
     assert service_of(await gateway.status())["router"]["state"] == "up", "it may be slow, and is not given up yet"
