@@ -57,7 +57,7 @@ run:
 
 ## make test     all tests, with the real nginx and the real SMG, JOBS=5 at a time; ARGS='-k drain' for some of them
 test:
-	@$(SETUP) dev nginx sshd prometheus etcd haproxy keepalived chromium pebble man smg-newest envoy litellm $(ROUTERS)
+	@$(SETUP) dev nginx sshd prometheus etcd haproxy keepalived faketime chromium pebble man smg-newest envoy litellm $(ROUTERS)
 	@$(PYTEST) -n $(JOBS) --dist worksteal $(ARGS)
 
 ## make unit     the unit tests alone: no nginx, no socket, no process, and time is fake

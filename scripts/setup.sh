@@ -13,6 +13,7 @@
 #   deb     what builds and tests the Debian package: mmdebstrap, which makes clean roots, and lintian
 #   haproxy  a load balancer, for the tests of gateways that leave; its service is not started
 #   keepalived  moves an address from one gateway to another, for the test of its example; its service is not started
+#   faketime  libfaketime, for the tests of clocks that jump
 #   chromium  a browser, for the tests and the pictures of the live page
 #   mlx     a real MLX engine, in the virtual environment MLX_VENV
 #   dynamo  the frontend and the mock worker of NVIDIA Dynamo, 312 MB, in the virtual environment DYNAMO_VENV
@@ -224,6 +225,9 @@ if wants pebble && ! { command -v pebble && command -v pebble-challtestsrv; } >/
 fi
 if wants chromium && ! { command -v chromium || command -v chromium-browser; } >/dev/null; then
     wished="$wished chromium" # Ubuntu has it as a snap alone: its tests are skipped without it
+fi
+if wants faketime && ! ls /usr/lib/*/faketime/libfaketimeMT.so.1 >/dev/null 2>&1; then
+    wished="$wished libfaketime" # its tests are skipped without it
 fi
 if wants man && ! command -v lowdown >/dev/null; then packages="$packages lowdown"; fi
 if wants deb && ! { command -v mmdebstrap && command -v lintian; } >/dev/null; then
