@@ -164,6 +164,10 @@ class StoreRefused(StoreError):
     kind = "refused"
 
 
+class StoreTooNew(StoreRefused):
+    """Only a later version of this program can read what the store holds."""
+
+
 class StoreConflict(StoreError):
     """A key is not as it was seen: somebody else has written it."""
 

@@ -7,6 +7,9 @@ wrongly. So each gateway remembers the last snapshot that it believed, and holds
 - the store's own name, and its revision, which only grows;
 - the revision of each key, which only grows, too.
 
+The lineage also names the *format* of what is there. A version that would be misread by earlier ones raises it; those
+refuse the store then, and go on with what they know.
+
 An operator who knows better begins a new lineage, which names those before it: every gateway that remembers one of
 these believes it.
 """
@@ -19,6 +22,8 @@ from dataclasses import dataclass, field, replace
 
 LINEAGE = "lineage"
 """The key."""
+FORMAT = 1
+"""What this version reads and writes. A field that earlier versions may ignore does not change it."""
 NOT_OURS = (ValueError, TypeError, LookupError, AttributeError, OverflowError, RecursionError)
 """What it raises to read a value that no gateway wrote."""
 
@@ -53,10 +58,11 @@ class Lineage:
 
     id: str
     ancestors: tuple[str, ...] = ()
+    format: int = FORMAT
 
     def to_json(self) -> str:
         """As the key's value."""
-        return json.dumps({"id": self.id, "ancestors": list(self.ancestors)})
+        return json.dumps({"id": self.id, "ancestors": list(self.ancestors), "format": self.format})
 
     def followed_by(self, id_: str) -> Lineage:
         """A new one that takes this one's place."""
@@ -68,7 +74,9 @@ def lineage_of(snapshot: Snapshot) -> Lineage | None:
     entry = snapshot.entries.get(LINEAGE)
     try:
         said = json.loads(entry.value) if entry is not None else None
-        return Lineage(str(said["id"]), tuple(str(it) for it in said["ancestors"])) if said else None
+        if not said:
+            return None
+        return Lineage(str(said["id"]), tuple(str(it) for it in said["ancestors"]), int(said.get("format", FORMAT)))
     except NOT_OURS:
         return None
 
@@ -92,11 +100,13 @@ class Verdict:
     """What is to be made of a snapshot.
 
     refusal: why it is not believed; empty if it is. is_new: a new store, of which nobody has made anything yet.
+    is_later: only a later version can read it, whatever an operator says.
     """
 
     memory: Memory
     refusal: str = ""
     is_new: bool = False
+    is_later: bool = False
 
 
 def judge(memory: Memory, seen: Snapshot) -> Verdict:
@@ -106,6 +116,9 @@ def judge(memory: Memory, seen: Snapshot) -> Verdict:
     writes brought since are no going back.
     """
     known, theirs = memory.known, lineage_of(seen)
+    if theirs is not None and theirs.format > FORMAT:
+        why = f"it has format {theirs.format}, and this version of gateway-sidecar reads format {FORMAT}"
+        return Verdict(memory, why, is_later=True)
     if known is None:
         if theirs is None and memory.expects:
             return Verdict(memory, f"it holds nothing, and this gateway had {memory.expects} replicas of a store")

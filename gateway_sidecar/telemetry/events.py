@@ -137,12 +137,14 @@ GROUPS: Mapping[str, Mapping[str, Event]] = {
     "Store of several gateways": {
         "store.up": _info("The store can be read."),
         "store.away": _error(
-            "The store cannot be read: `reason`. Everything goes on as it was; `PUT` and `DELETE` answer 503.",
+            "The store cannot be read: `reason`. Everything goes on as it was. Nothing that gateways share can be"
+            " changed: `PUT`, `DELETE` and `key --store` are refused, and no drain is called safe.",
             "Make the store reachable; docs/guides/several-gateways.md lists the usual reasons.",
         ),
         "store.refused": _error(
             "The gateway does not believe the store: `reason`. Everything goes on as it was.",
-            "Decide which counts: run `gateway-sidecar store refill` or `gateway-sidecar store accept`.",
+            "Decide which counts: run `gateway-sidecar store refill` or `gateway-sidecar store accept`; or upgrade this"
+            " gateway, if only a later version reads the store.",
         ),
         "store.begun": _info("This gateway is the first one of a new store."),
         "store.accepted": _warning("An operator has accepted a store that was refused, or `refilled` it."),

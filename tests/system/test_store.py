@@ -350,13 +350,23 @@ async def test_a_lease_that_was_taken_away_is_taken_anew(start: Start, shared_et
     await stays_as_it_is(a, seconds=0.5)
 
 
-async def test_two_gateways_of_one_name_are_told(start: Start, shared_etcd: Etcd) -> None:
-    """The second one reads and serves, and says what to do."""
-    await start("same", shared_etcd)
-    second = await start("same", shared_etcd)
+async def test_two_gateways_of_one_name_are_told(start: Start, shared_etcd: Etcd, engine: StartEngine) -> None:
+    """The second one reads and serves, says what to do, and is seen by a name of its own: drains wait for it."""
+    first, second = await start("same", shared_etcd), await start("same", shared_etcd)
     await second.until(
         lambda s: any("another gateway is called 'same'" in it for it in s["problems"]), within_s=_LATE_S
     )
+    name = (await second.status())["store"]["gateway"]
+    assert name.startswith("same@")
+    await engine(first.socket("r1"), token_interval_s=0.2)
+    await put(first, "r1", first.socket("r1"), wait="serving")
+    await until_serving(second, "r1")
+    answering = asyncio.create_task(ask(second, tokens=20))
+    await second.until(lambda s: service_of(s)["replicas"][0]["in_flight"] == 1, within_s=_LATE_S)
+    status, answer = await drain(first, 1.0)
+    assert (status, [(it["name"], it["safe"]) for it in answer["gateways"]]) == (504, [(name, False)])
+    status, answer = await drain(first, _LATE_S)
+    assert (status, answer["drained"], await answering) == (200, True, 200)
 
 
 async def test_replicas_of_a_gateway_that_worked_alone_are_moved_to_the_store(

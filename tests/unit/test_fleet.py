@@ -321,20 +321,6 @@ async def test_gateways_see_each_other_and_a_lost_lease_is_taken_anew(tmp_path: 
 
 
 @in_fake_time
-async def test_a_second_gateway_of_a_name_is_told_and_the_next_daemon_of_one_is_not(tmp_path: Path) -> None:
-    """Instances are remembered."""
-    async with fleets(tmp_path) as them:
-        a = await them.start("a", called="same")
-        b = await them.start("b", called="same")
-        assert "another gateway is called 'same'" in b.problems.told()["store: gateway"]
-        assert a.problems.told() == {}
-        await asyncio.sleep(60)
-        await them.stop(a)
-        again = await them.start("a", called="same")
-        assert again.problems.told() == {}
-
-
-@in_fake_time
 async def test_what_was_put_while_a_gateway_worked_alone_is_moved_and_what_the_store_has_counts(tmp_path: Path) -> None:
     """Nothing is lost, and nothing is undone."""
     async with fleets(tmp_path) as them:

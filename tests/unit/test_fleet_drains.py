@@ -550,19 +550,6 @@ async def test_a_gateway_writes_its_key_again_if_somebody_else_wrote_there(tmp_p
 
 
 @in_fake_time
-async def test_a_drain_that_a_gateway_is_asked_for_waits_for_another_one_that_has_its_name_already(
-    tmp_path: Path,
-) -> None:
-    """The fleet does not see the second one, which sees the first."""
-    async with fleets(tmp_path) as them:
-        first, second = await them.start("a"), await them.start("b", called="a")
-        first.says[KEY] = busy(1)
-        assert (await drain(second, 10.0)).reason == "a: 1 connection in flight"
-        first.says[KEY] = SAFE
-        assert (await drain(second)).drained
-
-
-@in_fake_time
 async def test_a_gateway_alone_in_its_fleet_is_safe_when_it_is_drained_itself(tmp_path: Path) -> None:
     """And not before."""
     async with fleets(tmp_path) as them:

@@ -8,7 +8,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from gateway_sidecar.domain.store_memory import LINEAGE, Entry, Lineage, Memory, Snapshot, judge, lineage_of
+from gateway_sidecar.domain.store_memory import FORMAT, LINEAGE, Entry, Lineage, Memory, Snapshot, judge, lineage_of
 
 OURS = Lineage("ours")
 
@@ -93,6 +93,23 @@ def test_a_gateway_that_lost_its_memory_does_not_believe_an_empty_store() -> Non
     assert "had 3 replicas" in verdict.refusal
     assert not verdict.is_new
     assert judge(Memory(expects=3), snapshot(5)).refusal == ""
+
+
+@pytest.mark.parametrize("before", [Memory(), KNOWN, Memory(expects=3)])
+def test_what_only_a_later_version_can_read_is_refused_and_nothing_is_forgotten(before: Memory) -> None:
+    """Also by a gateway that knows nothing yet: it would take the rest for what it is not."""
+    verdict = judge(before, snapshot(50, replace(OURS, format=FORMAT + 1), a=4, b=9))
+    assert f"it has format {FORMAT + 1}, and this version of gateway-sidecar reads format {FORMAT}" in verdict.refusal
+    assert verdict.is_later
+    assert verdict.memory == before
+    assert judge(before, snapshot(50, a=4, b=9)).refusal == "", "and when it is put right, it needs no operator"
+
+
+def test_a_lineage_without_a_format_has_the_first_one() -> None:
+    """As gateways wrote it before there was one."""
+    entry = Entry('{"id": "ours", "ancestors": []}', 2)
+    assert lineage_of(Snapshot("one", 5, {LINEAGE: entry})) == OURS
+    assert FORMAT == 1
 
 
 @given(st.text())

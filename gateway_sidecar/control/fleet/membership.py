@@ -1,19 +1,21 @@
 """This gateway in the eyes of the others: `gateways/NAME`, with a lease that is kept; and the others in its own.
 
-A lost lease stops nothing here: it is taken anew as soon as the store lets us.
+A lost lease stops nothing here: it is taken anew as soon as the store lets us. A name that another gateway has stops
+nothing either: this one goes by one of its own then, so that the others see it, and their drains wait for it.
 """
 
 from __future__ import annotations
 
 import asyncio
 import json
+import secrets
 from collections.abc import Awaitable, Callable, Mapping
 from typing import Any
 
 from gateway_sidecar.control.fleet.memory import RememberedStore
 from gateway_sidecar.control.fleet.reflector import GATEWAYS, StoreReflector
 from gateway_sidecar.domain.fleet import Gateway, gateways_in
-from gateway_sidecar.domain.store_memory import Snapshot
+from gateway_sidecar.domain.store_memory import Entry, Snapshot
 from gateway_sidecar.errors import LeaseLost, StoreConflict, StoreError
 from gateway_sidecar.stores.base import Store
 from gateway_sidecar.supervision import awake
@@ -38,7 +40,9 @@ _GONE_S = 600.0
 
 
 class Membership:
-    """Keeps the lease and the key. An instance, which is remembered, tells this gateway from another of its name."""
+    """Keeps the lease and the key. An instance, which is remembered, tells this gateway from another of its name; and a
+    run, which is not, one whose memory was copied with its machine.
+    """
 
     def __init__(
         self,
@@ -61,7 +65,8 @@ class Membership:
         self._told: tuple[str, Mapping[str, Any]] | None = None
         self._told_at = self._kept_at = 0.0
         self._alive: set[str] = set()
-        self.name = name
+        self._given, self.name = name, name
+        self._run, self._has_told = secrets.token_hex(4), False
         self.grace_s = float(lease_s)
         """So much longer than its lease a gateway may be away before it counts as dead."""
         self._gone: dict[str, float] = {}
@@ -116,7 +121,8 @@ class Membership:
         if lease is not None and told is not None:
             key, value = GATEWAYS + self.name, self._text({"ended": True})
             entry = await self._reflector.read_one(key)
-            await self._store.swap(key, value, seen=entry.revision if entry else None, lease=lease)
+            if not self._is_anothers(self.name, entry):
+                await self._store.swap(key, value, seen=entry.revision if entry else None, lease=lease)
 
     async def _until_looked(self) -> None:
         await self._reflector.looked.wait()
@@ -133,6 +139,7 @@ class Membership:
         """One round: sees that the others see this gateway as it is."""
         if self._reflector.is_up:  # A store that is not believed is not written to, either.
             try:
+                await self._choose_name()
                 lease, said = await self._kept_lease(), describe()
                 if not self._is_told(lease, said):
                     await self._tell(lease, said, written_down)
@@ -150,10 +157,44 @@ class Membership:
                 await self._reflector.look()
             self.settled.set()
 
+    async def _choose_name(self) -> None:
+        """The given name, or while another gateway has that one that nobody else has. Raises StoreError.
+
+        Whatever was told by the name before ends with its lease.
+        """
+        given = self._known(self._given)
+        if self._has_told and self._is_copys(given):
+            self._remembered.begin_instance()  # Of two with one memory, who sees it first is another gateway now.
+        name = self._given
+        if self._is_anothers(name, given):
+            name = f"{name}@{self._remembered.instance[:8]}"
+        if name == self.name:
+            return
+        lease = self._lease
+        await self.leave()
+        if lease is not None:
+            await self._store.revoke(lease)
+        self.name = name
+
+    def _is_anothers(self, name: str, entry: Entry | None) -> bool:
+        """Whether another gateway that is alive has the name."""
+        other = Gateway.from_json(name, entry.value) if entry is not None else None
+        return other is not None and not other.ended and other.instance != self._remembered.instance
+
+    def _is_copys(self, entry: Entry | None) -> bool:
+        """Whether somebody else writes as this very gateway, though it has written itself since it began."""
+        other = Gateway.from_json(self._given, entry.value) if entry is not None else None
+        is_own = other is not None and other.instance == self._remembered.instance
+        return other is not None and is_own and other.said.get("run") != self._run
+
+    def _known(self, name: str) -> Entry | None:
+        known = self._reflector.known
+        return known.entries.get(GATEWAYS + name) if known is not None else None
+
     async def _kept_lease(self) -> str:
         now = awake.monotonic()
         is_due = now - self._kept_at >= self._lease_s / 3 - _RETRY_S / 2
-        if self._lease is not None and (is_due or not self._is_there()):
+        if self._lease is not None and (is_due or self._known(self.name) is None):
             try:
                 await self._store.keep(self._lease)
                 self._kept_at = now
@@ -167,40 +208,38 @@ class Membership:
 
     def _is_told(self, lease: str, said: Mapping[str, Any]) -> bool:
         """Whether the others see it, as it is but for what may wait."""
-        known = self._reflector.known
-        entry = known.entries.get(GATEWAYS + self.name) if known is not None else None
+        entry = self._known(self.name)
         if self._told is None or self._told[0] != lease or entry is None or entry.value != self._text(self._told[1]):
             return False  # Also what somebody else wrote there: the others judge by it whether a drain is done.
         return self._told[1] == said or (
             awake.monotonic() - self._told_at < _TELL_S and _uncounted(self._told[1]) == _uncounted(said)
         )
 
-    def _is_there(self) -> bool:
-        known = self._reflector.known
-        return known is not None and GATEWAYS + self.name in known.entries
-
     async def _tell(self, lease: str, said: Mapping[str, Any], written_down: WrittenDown) -> None:
         key, value = GATEWAYS + self.name, self._text(said)
         entry = await self._reflector.read_one(key)
-        other = Gateway.from_json(self.name, entry.value) if entry is not None else None
-        if other is not None and other.instance != self._remembered.instance and not other.ended:
-            self._told = None
-            self._problem.set(
-                f"another gateway is called '{self.name}', too; give one of them another store.gateway (the name of one"
-                f" that ended is free after {self._lease_s} s)"
-            )
-            return
+        if self._is_anothers(self.name, entry):
+            raise StoreConflict(f"another gateway has just taken the name '{self.name}'")
         if any(it["safe"] for it in said.get("drains", {}).values()):
             await self._remembered.flush()  # The next daemon keeps what this one calls safe.
             await written_down()
         revision = await self._store.swap(key, value, seen=entry.revision if entry else None, lease=lease)
-        self._told, self._told_at = (lease, said), awake.monotonic()
-        self._problem.set("")
+        self._told, self._told_at, self._has_told = (lease, said), awake.monotonic(), True
+        self._problem.set(self._namesake())
         self._reflector.note_write(key, value, revision)
+
+    def _namesake(self) -> str:
+        if self.name == self._given:
+            return ""
+        return (
+            f"another gateway is called '{self._given}', too, and this one goes by '{self.name}' meanwhile; give one of"
+            f" them another store.gateway (the name of one that ended is free after {self._lease_s} s)"
+        )
 
     def _text(self, said: Mapping[str, Any]) -> str:
         missing = sorted(name for name, gone_s in self.gone_s.items() if gone_s < self.grace_s)
-        return json.dumps({"instance": self._remembered.instance, "missing": missing, **said}, sort_keys=True)
+        own = {"instance": self._remembered.instance, "run": self._run}
+        return json.dumps({**own, "missing": missing, **said}, sort_keys=True)
 
     def _note_others(self, snapshot: Snapshot) -> None:
         """Notes whose lease has ended. One that says that it has stopped is no loss.

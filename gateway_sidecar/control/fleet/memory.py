@@ -48,6 +48,11 @@ class RememberedStore:
         """The same, of which only revisions are new: written down at the next occasion."""
         self.memory = memory
 
+    def begin_instance(self) -> None:
+        """From now on this is another gateway than before; written down soon."""
+        self.instance = secrets.token_hex(8)
+        self._writer.touch()
+
     async def flush(self) -> None:
         """It has been written down, or could not be: `status` says that."""
         await self._writer.flush()

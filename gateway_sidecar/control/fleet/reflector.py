@@ -13,8 +13,17 @@ from dataclasses import dataclass, replace
 from gateway_sidecar.control.fleet.memory import RememberedStore
 from gateway_sidecar.domain.backoff import Backoff
 from gateway_sidecar.domain.fleet import StoreState
-from gateway_sidecar.domain.store_memory import LINEAGE, Entry, Lineage, Memory, Snapshot, judge, lineage_of
-from gateway_sidecar.errors import StoreConflict, StoreError, StoreRefused
+from gateway_sidecar.domain.store_memory import (
+    LINEAGE,
+    Entry,
+    Lineage,
+    Memory,
+    Snapshot,
+    Verdict,
+    judge,
+    lineage_of,
+)
+from gateway_sidecar.errors import StoreConflict, StoreError, StoreRefused, StoreTooNew
 from gateway_sidecar.stores.base import Store
 from gateway_sidecar.supervision import awake
 from gateway_sidecar.supervision.loops import beating, heartbeat
@@ -43,7 +52,8 @@ TOPICS = (REPLICAS, DRAINS, PORTS, GATEWAYS, KEYS)
 LASTING = (REPLICAS, DRAINS, KEYS)
 """What of it is put back when an operator has the store filled again."""
 
-CURE = "`gateway-sidecar store accept` takes the store as it is, `store refill` puts back what this gateway knows"
+_UPGRADE = "upgrade this gateway"
+_CURE = "`gateway-sidecar store accept` takes the store as it is, `store refill` puts back what this gateway knows"
 
 _LEAST_GAP_S = 0.01
 _AFTER_FAILURE = Backoff(0.5, 5.0)
@@ -151,7 +161,7 @@ class StoreReflector:
             if verdict.refusal:
                 if verdict.memory != memory:
                     self._remembered.remember(verdict.memory)
-                raise StoreRefused(verdict.refusal)
+                raise _refused(verdict)
         except StoreError as error:
             self._note_failure(error)
             return
@@ -173,7 +183,7 @@ class StoreReflector:
         verdict = judge(memory, seen)
         if verdict.refusal:
             self._look_now.set()
-            raise StoreRefused(f"the store is not believed: {verdict.refusal}; {CURE}")
+            raise StoreRefused(f"the store is not believed: {verdict.refusal}; {_cure(_refused(verdict))}")
         return seen
 
     def note_write(self, key: str, value: str | None, revision: int) -> None:
@@ -198,6 +208,8 @@ class StoreReflector:
         verdict = judge(memory, seen)
         if not verdict.refusal:
             raise ValueError("the store is believed as it is")
+        if verdict.is_later:
+            raise StoreTooNew(f"{verdict.refusal}; {_UPGRADE}")
         changed = await self._refill(seen, memory) if refill else 0
         ours, theirs = lineage_of(memory.known) if memory.known else None, lineage_of(seen)
         before = [it for one in (theirs, ours) if one is not None for it in (*one.ancestors, one.id)]
@@ -251,9 +263,12 @@ class StoreReflector:
         self._errors.labels(error.kind).inc()
         state: StoreState = "refused" if isinstance(error, StoreRefused) else "away"
         if isinstance(error, StoreRefused):
-            reason = f"the store is not believed: {error}; nothing changes until an operator says: {CURE}"
+            reason = f"the store is not believed: {error}; nothing changes until an operator says: {_cure(error)}"
         else:
-            reason = f"the store cannot be read: {error}; nothing changes meanwhile, and PUT and DELETE answer 503"
+            reason = (
+                f"the store cannot be read: {error}; nothing changes meanwhile: PUT, DELETE and `key --store` answer"
+                " 503, and no drain is safe"
+            )
         if self._problem.set(reason):
             self._logger.error("store.refused" if state == "refused" else "store.away", reason=str(error))
         since = self.status.since if self.status.state == state else awake.monotonic()
@@ -267,6 +282,14 @@ class StoreReflector:
         if self._problem.set("") or self.status.state != "up":
             self._logger.info("store.up", away_s=round(now - self.status.since, 1))
         self.status = StoreStatus("up", self.status.since if self.is_up else now, now)
+
+
+def _refused(verdict: Verdict) -> StoreRefused:
+    return StoreTooNew(verdict.refusal) if verdict.is_later else StoreRefused(verdict.refusal)
+
+
+def _cure(error: StoreRefused) -> str:
+    return _UPGRADE if isinstance(error, StoreTooNew) else _CURE
 
 
 def _texts(entries: Mapping[str, Entry]) -> dict[str, str]:
