@@ -27,14 +27,18 @@ from gateway_sidecar.config import (
     advise,
     load_overrides,
 )
+from gateway_sidecar.config.alike import alike_of
 from gateway_sidecar.config.frontend_values import ANY
 from gateway_sidecar.config.places import stored_keys_in
 from gateway_sidecar.config.values import show
 from gateway_sidecar.control.edge.destinations import hosts_of, look_up
 from gateway_sidecar.control.process.left_running import LeftRunning, look_for_left
 from gateway_sidecar.domain.findings import Finding, Level
+from gateway_sidecar.domain.fleet import gateways_in
+from gateway_sidecar.domain.fleet_alike import differences
 from gateway_sidecar.domain.model import ConnectionMode, Overrides, PeerAddress, WorkerType
 from gateway_sidecar.domain.printable import counted
+from gateway_sidecar.domain.store_memory import Memory, judge
 from gateway_sidecar.domain.trust import ROOT
 from gateway_sidecar.errors import (
     AcmeError,
@@ -397,6 +401,10 @@ async def _store(settings: Settings) -> list[Finding]:
     """Whether the store can be read as the daemon would read it."""
     if settings.store is None:
         return []
+    from gateway_sidecar.control.fleet.build import name_of  # A gateway that works alone imports none of it.
+    from gateway_sidecar.control.fleet.reflector import GATEWAYS
+
+    own = name_of(settings.store)
     name, of_kind = settings.store.of_kind
     kind = STORES[name]
     store = kind.build(of_kind)
@@ -406,9 +414,14 @@ async def _store(settings: Settings) -> list[Finding]:
         return [Finding(Level.FAIL, f"store: {kind.show(of_kind)}: {error}")]
     finally:
         await store.close()
-    count = counted(len(snapshot.entries), "key")
+    verdict, count = judge(Memory(), snapshot), counted(len(snapshot.entries), "key")
+    if verdict.refusal:
+        return [Finding(Level.FAIL, f"store: {kind.show(of_kind)}: {verdict.refusal}; upgrade this gateway")]
+    others = [it for it in gateways_in(snapshot, GATEWAYS) if it.name != own]
+    differ = differences(alike_of(settings), others)
     return [
-        Finding(Level.OK, f"store: {kind.show(of_kind)} can be read, and has {count} at revision {snapshot.revision}")
+        Finding(Level.OK, f"store: {kind.show(of_kind)} can be read, and has {count} at revision {snapshot.revision}"),
+        *([Finding(Level.WARN, f"store: {differ}; give all gateways of the fleet the same")] if differ else []),
     ]
 
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import random
 import shutil
 import signal
 import subprocess
@@ -131,6 +132,8 @@ class Front:
         self._open = asyncio.Event()
         self._open.set()
         self.delay_s = 0.0
+        self.answers_s = (0.0, 0.0)
+        """Answers of connections from then on take so long, at random between the two."""
         self._tasks: set[asyncio.Task[None]] = set()
 
     async def start(self) -> str:
@@ -156,18 +159,20 @@ class Front:
         self._tasks.add(task)
         try:
             far, back = await asyncio.open_connection("127.0.0.1", self._port)
-            await asyncio.gather(self._carry(reader, back), self._carry(far, writer))
+            await asyncio.gather(self._carry(reader, back, (0.0, 0.0)), self._carry(far, writer, self.answers_s))
         except (OSError, asyncio.CancelledError):
             writer.close()
         finally:
             self._tasks.discard(task)
 
-    async def _carry(self, source: asyncio.StreamReader, target: asyncio.StreamWriter) -> None:
+    async def _carry(
+        self, source: asyncio.StreamReader, target: asyncio.StreamWriter, takes_s: tuple[float, float]
+    ) -> None:
         try:
             with suppress(ConnectionError):
                 while data := await source.read(65536):
                     await self._open.wait()
-                    await asyncio.sleep(self.delay_s)
+                    await asyncio.sleep(self.delay_s + random.uniform(*takes_s))
                     target.write(data)
         finally:
             target.close()

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import itertools
-from collections.abc import AsyncIterator
+from collections.abc import AsyncIterator, Mapping
 
 from gateway_sidecar.domain.store_memory import Entry, Snapshot
 from gateway_sidecar.errors import LeaseLost, StoreConflict, StoreError, StoreInDoubt
@@ -18,6 +18,7 @@ class Held:
         self.revision = 1
         self.entries: dict[str, Entry] = {}
         self.leases: dict[str, set[str]] = {}
+        self.kept_at: dict[str, float] = {}
         self.changed = asyncio.Event()
         self.numbers = itertools.count(1)
 
@@ -81,12 +82,20 @@ class FakeStore:
         await self._answer()
         lease = str(next(self.held.numbers))
         self.held.leases[lease] = set()
+        self.held.kept_at[lease] = asyncio.get_running_loop().time()
         return lease
 
     async def keep(self, lease: str) -> None:
         await self._answer()
         if lease not in self.held.leases:
             raise LeaseLost("the lease has ended")
+        self.held.kept_at[lease] = asyncio.get_running_loop().time()
+
+    async def kept_s(self, prefix: str) -> Mapping[str, float]:
+        await self._answer()
+        now = asyncio.get_running_loop().time()
+        keys = {key: lease for lease, keys in self.held.leases.items() for key in keys if key.startswith(prefix)}
+        return {key: now - self.held.kept_at[lease] for key, lease in keys.items()}
 
     async def revoke(self, lease: str) -> None:
         await self._answer()

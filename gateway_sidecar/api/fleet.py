@@ -32,18 +32,27 @@ def fleet_view(seen: FleetSeen, own: str, gone_s: Mapping[str, float]) -> FleetS
     """What the gateways say. own: the name of the one that answers. gone_s: others, and how long ago they went."""
     alive = {it.name for it in seen.gateways}
     gone: list[FleetMember] = [
-        {"name": name, "is_this": False, "state": "gone", "gone_s": round(for_s, 3), "version": None, "since": None}
+        {
+            "name": name,
+            "is_this": False,
+            "state": "gone",
+            "gone_s": round(for_s, 3),
+            "version": None,
+            "since": None,
+            "services": [],
+            "heard_s": None,
+        }
         for name, for_s in gone_s.items()
         if name not in alive
     ]
     services = sorted({name for it in alive for name in seen.states.get(it, {})})
     return {
-        "gateways": sorted([*gone, *(_member(it, own) for it in seen.gateways)], key=lambda it: it["name"]),
+        "gateways": sorted([*gone, *(_member(it, own, seen) for it in seen.gateways)], key=lambda it: it["name"]),
         "services": [_service(name, seen) for name in services],
     }
 
 
-def _member(it: Gateway, own: str) -> FleetMember:
+def _member(it: Gateway, own: str, fleet: FleetSeen) -> FleetMember:
     return {
         "name": it.name,
         "is_this": it.name == own,
@@ -51,6 +60,8 @@ def _member(it: Gateway, own: str) -> FleetMember:
         "gone_s": None,
         "version": it.version,
         "since": it.since,
+        "services": list(it.services),
+        "heard_s": fleet.kept_s.get(it.name),
     }
 
 
@@ -64,7 +75,7 @@ def _service(name: str, fleet: FleetSeen) -> FleetService:
         {"id": replica, "drain": None if (it := asked[replica]) is None else it.gateway, "gateways": by_gateway}
         for replica, by_gateway in sorted(seen.items())
     ]
-    return {"name": name, "replicas": rows}
+    return {"name": name, "voice": fleet.voices.get(name), "scaled": name in fleet.voices, "replicas": rows}
 
 
 def _seen(stay: tuple[str, int | None], key: str, gateway: Gateway, fleet: FleetSeen) -> SeenReplica:

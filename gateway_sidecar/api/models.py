@@ -453,6 +453,10 @@ class FleetMember(TypedDict):
     """Of its program; null for one that is gone."""
     since: str | None
     """When its daemon began, by its own clock; null for one that is gone."""
+    services: list[str]
+    """Those that it serves."""
+    heard_s: Seconds | None
+    """How long ago it kept its lease, in seconds: what it says is no older; null for one that is gone."""
 
 
 class SeenReplica(TypedDict):
@@ -484,6 +488,10 @@ class FleetService(TypedDict):
 
     name: str
     """Its name."""
+    voice: str | None
+    """The gateway that recommends how many replicas there should be; null while none does, or nothing is scaled."""
+    scaled: bool
+    """Whether a gateway tells signals of it, for `scaling`."""
     replicas: list[FleetReplica]
     """By id."""
 

@@ -242,24 +242,26 @@ def render_replicas(services: Mapping[str, Sequence[Replica]]) -> str:
 
 def render_fleet(fleet: FleetStatus) -> str:
     """The gateways; and for each service a table of what each of those that are alive sees of each replica."""
-    rows = [("gateway", "state", "version", "since")]
+    rows = [("gateway", "state", "heard", "version", "since")]
     for it in fleet["gateways"]:
         state = it["state"] if it["gone_s"] is None else f"gone for {age(it['gone_s'])}"
         name = f"{it['name']} (this one)" if it["is_this"] else it["name"]
-        rows.append((name, state, it["version"] or "-", it["since"] or "-"))
-    names = [it["name"] for it in fleet["gateways"] if it["gone_s"] is None]
+        heard = f"{age(it['heard_s'])} ago" if it["heard_s"] is not None else "-"
+        rows.append((name, state, heard, it["version"] or "-", it["since"] or "-"))
+    serve = {it["name"]: it["services"] for it in fleet["gateways"] if it["gone_s"] is None}
     parts = ["\n".join(_table(rows))]
     for service in fleet["services"]:
         cells = [
             (
                 it["id"],
-                *(_seen(it["gateways"].get(name)) for name in names),
+                *(_seen(it["gateways"].get(name), service["name"] in serves) for name, serves in serve.items()),
                 _of_all(it),
             )
             for it in service["replicas"]
         ]
-        lines = _table([("replica", *names, ""), *cells]) if cells else ["no replicas"]
-        parts.append("\n".join([printable(service["name"]), *(f"  {line}" for line in lines)]))
+        lines = _table([("replica", *serve, ""), *cells]) if cells else ["no replicas"]
+        voice = f"  scaling voice: {service['voice'] or 'none'}" if service["scaled"] else ""
+        parts.append("\n".join([printable(service["name"]) + voice, *(f"  {line}" for line in lines)]))
     return "\n\n".join(parts)
 
 
@@ -274,9 +276,9 @@ def _of_all(replica: FleetReplica) -> str:
     )
 
 
-def _seen(seen: SeenReplica | None) -> str:
+def _seen(seen: SeenReplica | None, is_served: bool) -> str:
     if seen is None:
-        return "-"
+        return "-" if is_served else "no such service"
     if seen["safe"]:
         return f"{seen['state']}, safe"
     return seen["state"] + (f", {seen['in_flight']} in flight" if seen["in_flight"] else "")

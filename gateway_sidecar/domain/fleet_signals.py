@@ -186,6 +186,31 @@ def records_in(snapshot: Snapshot, prefix: str) -> dict[str, Record]:
     return {name: it for name, it in found.items() if it is not None}
 
 
+def voice_in(snapshot: Snapshot, key: str) -> Voice | None:
+    """What one service's key says."""
+    entry = snapshot.entries.get(key)
+    return Voice.from_json(entry.value) if entry is not None else None
+
+
+def may_speak(voice: Voice, records: Mapping[str, Record], service: str) -> bool:
+    """Whether who has the voice may still speak, as far as what it tells says."""
+    it = records.get(voice.gateway)
+    return it is not None and it.instance == voice.instance and service in it.services and not it.leaving
+
+
+def voices_in(snapshot: Snapshot, voices: str, signals: str) -> dict[str, str | None]:
+    """Service that some gateway scales -> the gateway that speaks for it; None while nobody does.
+
+    voices, signals: the prefixes of these keys.
+    """
+    records = records_in(snapshot, signals)
+    found: dict[str, str | None] = {}
+    for service in sorted({name for it in records.values() for name in it.services}):
+        voice = voice_in(snapshot, voices + service)
+        found[service] = voice.gateway if voice is not None and may_speak(voice, records, service) else None
+    return found
+
+
 @dataclass(frozen=True, slots=True)
 class Together:
     """One service at all gateways. parts: what each of them measured."""

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import AsyncIterator, Callable
+from collections.abc import AsyncIterator, Callable, Mapping
 from dataclasses import dataclass
 from typing import Any, Protocol
 
@@ -40,6 +40,10 @@ class Store(Protocol):
 
     async def keep(self, lease: str) -> None:
         """Keeps a lease for once more its time. Raises LeaseLost if it has ended."""
+        ...
+
+    async def kept_s(self, prefix: str) -> Mapping[str, float]:
+        """Each key below the prefix that has a lease -> for how long that was not kept, in seconds. For people."""
         ...
 
     async def revoke(self, lease: str) -> None:

@@ -153,6 +153,10 @@ GROUPS: Mapping[str, Mapping[str, Event]] = {
             "An entry of the store is no key or plan (`key`) that can count: `reason`. The others count.",
             "Run `gateway-sidecar key revoke NAME --store`, and add the key again.",
         ),
+        "store.settings_differ": _warning(
+            "Another gateway of the fleet has other settings than this one: `reason`. Each serves by its own.",
+            "Give all gateways of a fleet the same `bridges.ports`, `scaling` and `frontend.auth`.",
+        ),
         "store.lease_lost": _warning(
             "This gateway's lease has ended, so the gateway takes a new lease. Serving goes on."
         ),

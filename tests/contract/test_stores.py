@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import itertools
+import time
 from collections.abc import AsyncIterator, Iterator
 
 import pytest
@@ -121,6 +122,23 @@ async def test_a_key_ends_with_its_lease(stores: tuple[Store, Store]) -> None:
     with pytest.raises(LeaseLost):
         await one.swap("gateways/a", "me", seen=None, lease=lease)
     await one.revoke(lease)
+
+
+async def test_whoever_looks_sees_how_long_ago_a_lease_was_kept(stores: tuple[Store, Store]) -> None:
+    """A key without one is not named."""
+    one, other = stores
+    began = time.monotonic()
+    lease = await one.grant(600)
+    await one.swap("gateways/a", "me", seen=None, lease=lease)
+    await one.swap("gateways/b", "me", seen=None)
+    await asyncio.sleep(2.1)  # etcd's own clock counts seconds.
+    (kept_s,) = (await other.kept_s("gateways/")).values()
+    assert 1.0 <= kept_s <= time.monotonic() - began + 1
+    await one.keep(lease)
+    began = time.monotonic()
+    assert set(await other.kept_s("gateways/")) == {"gateways/a"}
+    assert (await other.kept_s("gateways/"))["gateways/a"] <= time.monotonic() - began + 1
+    assert await other.kept_s("nothing/") == {}
 
 
 async def test_a_key_written_with_a_new_lease_outlives_the_old_one(stores: tuple[Store, Store]) -> None:

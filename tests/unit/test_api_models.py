@@ -181,7 +181,7 @@ def test_what_the_gateways_of_a_fleet_say_is_answered_as_it_is_described() -> No
 
     def gateway(name: str, ready: bool, **said: DrainSeen) -> Gateway:
         return Gateway(
-            name, name, "0.1.0", ("chat",), ready, since="2026-11-30T09:00:00Z",
+            name, name, "0.1.0", ("chat", "images") if ready else ("chat",), ready, since="2026-11-30T09:00:00Z",
             drains={f"chat/{replica}": seen for replica, seen in said.items()},
         )  # fmt: skip
 
@@ -199,23 +199,25 @@ def test_what_the_gateways_of_a_fleet_say_is_answered_as_it_is_described() -> No
             "gw-2": {"chat": {"r1": ("loading", None), "r2": ("serving", 24011)}},
             "gw-9": {"old": {"r1": ("serving", 1)}},
         },
+        {"chat": "gw-2", "images": None},
+        {"gw-1": 2.0, "gw-2": 4.0},
     )  # fmt: skip
     answer = fleet_view(seen, "gw-1", {"gw-3": 12.0, "gw-2": 30.0})
     check(answer, "FleetStatus")
     assert render_fleet(answer).splitlines() == [
-        "gateway          state         version  since",
-        "gw-1 (this one)  ready         0.1.0    2026-11-30T09:00:00Z",
-        "gw-2             not ready     0.1.0    2026-11-30T09:00:00Z",
-        "gw-3             gone for 12s  -        -",
+        "gateway          state         heard   version  since",
+        "gw-1 (this one)  ready         2s ago  0.1.0    2026-11-30T09:00:00Z",
+        "gw-2             not ready     4s ago  0.1.0    2026-11-30T09:00:00Z",
+        "gw-3             gone for 12s  -       -        -",
         "",
-        "chat",
+        "chat  scaling voice: gw-2",
         "  replica  gw-1                   gw-2",
         "  r1       serving                loading",
         "  r2       draining, safe         serving  drain asked at gw-1; bridge ports differ: 24002, 24011",
         "  r3       draining, 2 in flight  -        drain asked at gw-1",
         "  r4       serving                -        drain asked at gw-1",
         "",
-        "images",
+        "images  scaling voice: none",
         "  no replicas",
     ]
 

@@ -13,6 +13,7 @@ import pytest
 
 from gateway_sidecar.config.store import store_model
 from gateway_sidecar.control.fleet import build
+from gateway_sidecar.control.fleet.alike import Alike
 from gateway_sidecar.control.fleet.drains import FleetDrains
 from gateway_sidecar.control.fleet.fleet import Fleet, Telling
 from gateway_sidecar.control.fleet.keys import FleetKeys
@@ -56,16 +57,20 @@ class Site:
         self.leases = PortLeases(range(24001, 24021))
         ports = FleetPorts(self.store, reflector, membership, self.leases)
         keys = FleetKeys(self.store, reflector, membership, directory / "keys", self.problems.of("store: keys"))
+        alike = Alike(membership, self.problems.of("store: settings"))
         self.ports: dict[str, int] = {}
+        self.alike: dict[str, str] = {}
         self.sees: dict[str, Any] = {}
-        self.fleet = Fleet("memory", self.store, remembered, reflector, membership, replicas, drains, seen, ports, keys)
+        self.fleet = Fleet(
+            "memory", self.store, remembered, reflector, membership, replicas, drains, seen, ports, keys, alike
+        )
         self.says: dict[str, DrainSeen] = {}
         self.written = 0
 
     def describe(self) -> dict[str, Any]:
         held = self.fleet.drains.held
         drains = {key: self.says_of(key, it).said() for key, it in held.items()}
-        return {"drains": drains, "ports": self.fleet.ports.says().said()}
+        return {"drains": drains, "ports": self.fleet.ports.says().said(), "alike": self.alike}
 
     def says_of(self, key: str, asked: AskedDrain) -> DrainSeen:
         return replace(self.says.get(key, DrainSeen("", True)), id=asked.id)

@@ -23,7 +23,16 @@ from gateway_sidecar.control.fleet.membership import Membership
 from gateway_sidecar.control.fleet.memory import RememberedStore
 from gateway_sidecar.control.fleet.reflector import GATEWAYS, SCALING, SIGNALS, StoreReflector
 from gateway_sidecar.domain.fleet import gateways_in
-from gateway_sidecar.domain.fleet_signals import Measured, Recommended, Record, Together, Voice, records_in
+from gateway_sidecar.domain.fleet_signals import (
+    Measured,
+    Recommended,
+    Record,
+    Together,
+    Voice,
+    may_speak,
+    records_in,
+    voice_in,
+)
 from gateway_sidecar.domain.model import WorkerType
 from gateway_sidecar.domain.store_memory import Snapshot
 from gateway_sidecar.errors import StoreConflict, StoreError
@@ -170,7 +179,7 @@ class ScalingVoice:
         self, name: str, signals: ServiceSignals, lease: str, seen: Snapshot, records: Mapping[str, Record]
     ) -> bool:
         """Whether this gateway speaks for the service; it takes the voice if nobody has it."""
-        voice = _voice_in(seen, name)
+        voice = voice_in(seen, SCALING + name)
         is_own = voice is not None and self._is_own(voice)
         if self._holds.get(name) == lease:
             if is_own:
@@ -178,7 +187,7 @@ class ScalingVoice:
             del self._holds[name]
         if voice is not None and not is_own:
             signals.hook.accepted.clear()  # What was accepted before somebody else spoke says nothing of now.
-            if _is_alive(voice, records, name):
+            if may_speak(voice, records, name):
                 return False
         await self._fall_silent(name, signals)
         # Own name or not: whoever read before our signals were told cannot take the voice after this write.
@@ -192,7 +201,7 @@ class ScalingVoice:
         self, name: str, signals: ServiceSignals, seen: Snapshot, own: Measured, records: Mapping[str, Record]
     ) -> None:
         """Another gateway speaks, or this one begins to."""
-        voice = _voice_in(seen, name)
+        voice = voice_in(seen, SCALING + name)
         signals.follow(voice.roles if voice is not None else {}, awake.now())
         signals.fleet = self._of_all(name, seen, own, records)
 
@@ -205,7 +214,7 @@ class ScalingVoice:
             signals.evaluate_together(signals.fleet.together, self._membership.gone_s, awake.now())
         hook = signals.hook
         hook.may_tell, hook.on_accepted = partial(self.speaks, name), self._news.set
-        voice = _voice_in(seen, name)
+        voice = voice_in(seen, SCALING + name)
         assert voice is not None
         roles = dict(voice.roles)
         for role, it in signals.roles.items():
@@ -233,7 +242,7 @@ class ScalingVoice:
 
     def _of_all(self, name: str, seen: Snapshot, own: Measured, records: Mapping[str, Record]) -> FleetSignals:
         """The signals of all gateways that are alive and scale the service."""
-        voice, parts = _voice_in(seen, name), {self._membership.name: own}
+        voice, parts = voice_in(seen, SCALING + name), {self._membership.name: own}
         problem = ""
         for gateway in gateways_in(seen, GATEWAYS):
             record, (_, since) = records.get(gateway.name), self._turns.get(gateway.name, (0, awake.now()))
@@ -247,7 +256,7 @@ class ScalingVoice:
                 parts[gateway.name] = record.services[name]
         together = None if problem else Together([parts[it] for it in sorted(parts)])
         is_own = self.speaks(name)
-        speaks = is_own or (voice is not None and not self._is_own(voice) and _is_alive(voice, records, name))
+        speaks = is_own or (voice is not None and not self._is_own(voice) and may_speak(voice, records, name))
         named = voice.gateway if voice is not None and speaks else None
         return FleetSignals(named, is_own, tuple(sorted(parts)), together, problem)
 
@@ -270,17 +279,6 @@ class ScalingVoice:
 
     def _look_soon(self, _: Snapshot) -> None:
         self._news.set()
-
-
-def _voice_in(seen: Snapshot, service: str) -> Voice | None:
-    entry = seen.entries.get(SCALING + service)
-    return Voice.from_json(entry.value) if entry is not None else None
-
-
-def _is_alive(voice: Voice, records: Mapping[str, Record], service: str) -> bool:
-    """Whether who has the voice may speak."""
-    it = records.get(voice.gateway)
-    return it is not None and it.instance == voice.instance and service in it.services and not it.leaving
 
 
 def _gist(record: Record) -> object:

@@ -8,6 +8,7 @@ from pathlib import Path
 
 from gateway_sidecar.config.places import stored_keys_in
 from gateway_sidecar.config.store import StoreSettings
+from gateway_sidecar.control.fleet.alike import Alike
 from gateway_sidecar.control.fleet.drains import FleetDrains
 from gateway_sidecar.control.fleet.fleet import Fleet
 from gateway_sidecar.control.fleet.keys import FleetKeys
@@ -32,7 +33,7 @@ def build_fleet(
     store = STORES[kind].build(of_kind)
     remembered = RememberedStore(record_in(state_dir), problems, metrics)
     reflector = StoreReflector(store, remembered, problems.of("store"), metrics, read_every_s=settings.read_every_s)
-    name = settings.gateway or _host_name()
+    name = name_of(settings)
     problem = problems.of("store: gateway")
     membership = Membership(store, reflector, remembered, name, problem, lease_s=settings.lease_s)
     replicas = SharedReplicas(store, reflector, remembered, membership.settled, state_dir / "replicas.json")
@@ -41,12 +42,15 @@ def build_fleet(
     seen = Seen(store, reflector, membership)
     ports = FleetPorts(store, reflector, membership, leases)
     keys = FleetKeys(store, reflector, membership, stored_keys_in(state_dir), problems.of("store: keys"))
+    alike = Alike(membership, problems.of("store: settings"))
     where = STORES[kind].show(of_kind)
-    return Fleet(where, store, remembered, reflector, membership, replicas, drains, seen, ports, keys)
+    return Fleet(where, store, remembered, reflector, membership, replicas, drains, seen, ports, keys, alike)
 
 
-def _host_name() -> str:
-    """The machine's, as far as it can be a gateway's."""
+def name_of(settings: StoreSettings) -> str:
+    """The gateway's: by default the machine's, as far as that can be a gateway's."""
+    if settings.gateway is not None:
+        return settings.gateway
     name = re.sub(r"[^a-z0-9-]+", "-", socket.gethostname().partition(".")[0].lower()).strip("-")
     return name[:63].strip("-") or "gateway"
 

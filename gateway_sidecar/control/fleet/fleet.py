@@ -7,6 +7,7 @@ from contextlib import suppress
 from dataclasses import dataclass
 from functools import partial
 
+from gateway_sidecar.control.fleet.alike import Alike
 from gateway_sidecar.control.fleet.drains import FleetDrains, Says
 from gateway_sidecar.control.fleet.keys import FleetKeys
 from gateway_sidecar.control.fleet.membership import Describe, Membership, WrittenDown
@@ -49,6 +50,7 @@ class Fleet:
     seen: Seen
     ports: FleetPorts
     keys: FleetKeys
+    alike: Alike
 
     def loops(self, it: Telling) -> Sequence[Loop]:
         """What keeps it going, beside `replicas.run`."""
@@ -59,6 +61,7 @@ class Fleet:
             partial(self.drains.run, it.says),
             partial(self.seen.run, it.sees),
             partial(self.ports.run, it.has),
+            partial(self.alike.run, it.describe),
         ]
         return [self.reflector.run, *follow, *told, self.keys.run, self.remembered.run]
 

@@ -133,7 +133,9 @@ class Membership:
         said = self._told[1]
         if not all(it["safe"] for it in said.get("drains", {}).values()):
             return _DRAIN_S
-        return min(_BUSY_S, self._lease_s / 3) if said.get("ports", {}).get("busy") else self._lease_s / 3
+        # A slow store takes long to be told, and the lease does not wait.
+        left_s = max(_DRAIN_S, self._kept_at + self._lease_s / 3 - awake.monotonic())
+        return min(_BUSY_S, left_s) if said.get("ports", {}).get("busy") else left_s
 
     async def _keep(self, describe: Describe, written_down: WrittenDown) -> None:
         """One round: sees that the others see this gateway as it is."""

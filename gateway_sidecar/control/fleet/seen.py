@@ -7,8 +7,9 @@ from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 
 from gateway_sidecar.control.fleet.membership import Membership
-from gateway_sidecar.control.fleet.reflector import DRAINS, GATEWAYS, SEEN, StoreReflector
+from gateway_sidecar.control.fleet.reflector import DRAINS, GATEWAYS, SCALING, SEEN, SIGNALS, StoreReflector
 from gateway_sidecar.domain.fleet import AskedDrain, Gateway, States, drains_in, gateways_in, states_in
+from gateway_sidecar.domain.fleet_signals import voices_in
 from gateway_sidecar.errors import StoreError
 from gateway_sidecar.stores.base import Store
 from gateway_sidecar.supervision import awake
@@ -22,11 +23,17 @@ _TELL_S = 2.0
 
 @dataclass(frozen=True, slots=True)
 class FleetSeen:
-    """All that the gateways say, at one moment. states: gateway -> what it sees."""
+    """All that the gateways say, at one moment.
+
+    states: gateway -> what it sees. voices: service -> the gateway that speaks for it, if one does; of those that are
+    scaled. kept_s: gateway -> how long ago the store heard from it.
+    """
 
     gateways: Sequence[Gateway]
     drains: Mapping[str, AskedDrain]
     states: Mapping[str, States]
+    voices: Mapping[str, str | None]
+    kept_s: Mapping[str, float]
 
 
 class Seen:
@@ -51,8 +58,15 @@ class Seen:
 
     async def read(self) -> FleetSeen:
         """What all say now. Raises StoreError."""
-        found = await self._reflector.read_now(GATEWAYS, DRAINS, SEEN)
-        return FleetSeen(gateways_in(found, GATEWAYS), drains_in(found, DRAINS), states_in(found, SEEN))
+        found = await self._reflector.read_now(GATEWAYS, DRAINS, SEEN, SCALING, SIGNALS)
+        kept_s = await self._store.kept_s(GATEWAYS)
+        return FleetSeen(
+            gateways_in(found, GATEWAYS),
+            drains_in(found, DRAINS),
+            states_in(found, SEEN),
+            voices_in(found, SCALING, SIGNALS),
+            {key.removeprefix(GATEWAYS): seconds for key, seconds in kept_s.items()},
+        )
 
     async def _tell(self, lease: str, value: str) -> None:
         key = SEEN + self._membership.name

@@ -334,8 +334,11 @@ class Daemon:
         await self.shared.keys.begin(self._have_looked)
         await adoption.take_tenures(leases)
 
-    def _standing(self) -> Mapping[str, bool]:
-        return {"ready": self.ready, "leaving": self.leaving.is_on or self._stop_all}
+    def _standing(self) -> Mapping[str, Any]:
+        from gateway_sidecar.config.alike import alike_of  # A gateway that works alone imports none of it.
+
+        leaving = self.leaving.is_on or self._stop_all
+        return {"ready": self.ready, "leaving": leaving, "alike": alike_of(self.settings)}
 
     def _have_looked(self) -> bool:
         return self._services.have_looked

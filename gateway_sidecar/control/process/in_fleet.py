@@ -19,8 +19,10 @@ from gateway_sidecar.telemetry.dates import utc_now
 if TYPE_CHECKING:
     from gateway_sidecar.control.fleet.fleet import Fleet, Telling
 
-Standing = Callable[[], Mapping[str, bool]]
-"""Whether this gateway takes requests (`ready`), and whether it is about to stop (`leaving`)."""
+Standing = Callable[[], Mapping[str, Any]]
+"""Whether this gateway takes requests (`ready`), whether it is about to stop (`leaving`), and which of its settings
+others should have `alike`.
+"""
 
 
 class InFleet:

@@ -132,6 +132,17 @@ class EtcdStore:
         if _number(_mapping(answer.get("result")).get("TTL", 0)) <= 0:
             raise LeaseLost("the lease has ended")
 
+    async def kept_s(self, prefix: str) -> Mapping[str, float]:
+        """How long ago the lease of each key was kept; etcd counts whole seconds. Raises StoreError."""
+        answer = await self._call("/v3/kv/range", {**self._range(prefix), "keys_only": True})
+        leases = {self._key_of(it): str(it["lease"]) for it in answer.get("kvs", []) if _number(it.get("lease"))}
+        found: dict[str, float] = {}
+        for key, lease in leases.items():
+            left = await self._call("/v3/lease/timetolive", {"ID": lease})
+            if (left_s := _number(left.get("TTL", 0))) >= 0:  # -1: it has just ended.
+                found[key] = float(_number(left.get("grantedTTL")) - left_s)
+        return found
+
     async def revoke(self, lease: str) -> None:
         """Ends a lease. Raises StoreError."""
         try:
@@ -244,9 +255,11 @@ class EtcdStore:
     def _entries(self, part: object) -> dict[str, Entry]:
         found: dict[str, Entry] = {}
         for it in _mapping(part).get("kvs", []):
-            key = _decoded(it.get("key", "")).removeprefix(self._settings.prefix)
-            found[key] = Entry(_decoded(it.get("value", "")), _number(it.get("mod_revision")))
+            found[self._key_of(it)] = Entry(_decoded(it.get("value", "")), _number(it.get("mod_revision")))
         return found
+
+    def _key_of(self, it: Mapping[str, Any]) -> str:
+        return _decoded(it.get("key", "")).removeprefix(self._settings.prefix)
 
     def _translated(self, error: _Failed) -> StoreError:
         text = printable(str(error), 300)
