@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import asyncio
 import calendar
 from collections.abc import Mapping
 from pathlib import Path
@@ -15,6 +16,7 @@ from gateway_sidecar.control.edge import quotas
 from gateway_sidecar.control.edge.quotas import Quotas
 from gateway_sidecar.errors import StateError
 from gateway_sidecar.telemetry.metrics import Metrics
+from tests.unit.fake_time import in_fake_time
 from tests.unit.test_used_up import PlayedUsage
 
 NOW = calendar.timegm((2027, 1, 15, 12, 0, 0))
@@ -65,6 +67,22 @@ def test_near_is_where_the_alert_fires() -> None:
     """`status` and the alert name the same keys."""
     alerts = (Path(gateway_sidecar.__file__).parent / "share" / "prometheus" / "alerts.yaml").read_text("utf-8")
     assert f"gateway_sidecar_key_bound_used_ratio >= {quotas.NEAR}" in alerts
+
+
+@in_fake_time
+async def test_a_service_that_was_removed_is_near_no_quota_any_more(tmp_path: Path) -> None:
+    """Without another look at all keys, which comes minutes later."""
+    world = World(tmp_path)
+    world.write(alice="tokens_per_day=100")
+    world.usage.used = [("chat", NOW, "alice", 90)]
+    running = asyncio.create_task(world.quotas.run())
+    await asyncio.sleep(1)
+    assert list(world.quotas.near) == [("chat", "alice", DAY)]
+    world.frontends = {}
+    await asyncio.sleep(6)
+    assert world.quotas.near == {}
+    assert next(iter(world.metrics.key_bound_used.collect())).samples == []
+    running.cancel()
 
 
 async def test_a_changed_file_counts_and_one_with_a_mistake_does_not(world: World) -> None:

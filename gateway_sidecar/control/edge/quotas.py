@@ -28,6 +28,7 @@ NEAR = 0.8
 MOST_SERIES = 200
 """Those that have used the largest shares."""
 _PATIENCE_S = 10.0
+_FORGET_S = 5.0
 
 Series = tuple[str, str, str]
 """A service, a key's name and a bound, as the metric is labelled with them."""
@@ -61,7 +62,15 @@ class Quotas:
         """Runs until cancelled."""
         while True:
             await self.look()
-            await awake.rest(EVERY_S)
+            due = awake.now() + EVERY_S
+            while awake.now() < due:
+                await awake.rest(_FORGET_S)
+                self.forget()
+
+    def forget(self) -> None:
+        """What was said of a service that counts no more goes at once."""
+        services = who_count(self._frontends())
+        self._say({series: share for series, share in self._shares_before.items() if series[0] in services})
 
     async def look(self) -> None:
         """Brings the metric up to date. Never raises: where a disk does not say it, everything stays as it was."""
@@ -73,7 +82,9 @@ class Quotas:
                 shares |= await self._shares(service, path)
             except (StateError, FrontendError, OSError):  # A TimeoutError is one, too. Others tell of the same file.
                 shares |= {series: share for series, share in self._shares_before.items() if series[0] == service}
-        largest = dict(nlargest(MOST_SERIES, shares.items(), key=lambda it: it[1]))
+        self._say(dict(nlargest(MOST_SERIES, shares.items(), key=lambda it: it[1])))
+
+    def _say(self, largest: dict[Series, float]) -> None:
         for series in self._shares_before.keys() - largest.keys():
             self._metrics.key_bound_used.remove(*series)
         for series, share in largest.items():
