@@ -17,6 +17,7 @@ from gateway_sidecar.api.hold import serve_hold
 from gateway_sidecar.api.listener import AdminListener
 from gateway_sidecar.api.routes import serve_admin
 from gateway_sidecar.config import PortRange, ServiceSettings, Settings, line_of, load_overrides
+from gateway_sidecar.config.places import used_elsewhere_in
 from gateway_sidecar.config.router import OfItsKind
 from gateway_sidecar.control.edge.destinations import Destinations
 from gateway_sidecar.control.edge.key_proxies import KeyProxies
@@ -223,6 +224,7 @@ def build_daemon(config_path: Path, settings: Settings, shared_key: str | None =
             access_log=settings.access_log,
             run_dir=settings.run_dir,
             state_dir=settings.state_dir,
+            used_elsewhere=used_elsewhere_in(settings.state_dir) if settings.store is not None else None,
         )
     )
     bridges = PortLeases(range(settings.bridges.ports.first, settings.bridges.ports.last + 1))
@@ -244,22 +246,31 @@ def build_daemon(config_path: Path, settings: Settings, shared_key: str | None =
     tunnels = TunnelFleet(settings.run_dir / "tunnels", Tasks("-", metrics))
     problems = Problems()
     record = settings.state_dir / "replicas.json"
-    fleet = _fleet(settings, settings.store, bridges, problems, metrics) if settings.store is not None else None
-    api = ApiReplicas(record, problems, metrics) if fleet is None else fleet.replicas
     usage = UsageCollector(
         UsageStore(settings.state_dir / "usage.db", nginx.usage, settings.usage.keep_days, today),
         problems.of("usage"),
         metrics,
     )
+    fleet = None
+    if settings.store is not None:
+        fleet = _fleet(settings.state_dir, settings.store, bridges, usage, problems, metrics)
+    api = ApiReplicas(record, problems, metrics) if fleet is None else fleet.replicas
     shared = Shared(nginx, bridges, peers, destinations, keys, tunnels, api, usage, problems, fleet)
     return Daemon(config_path, settings, shared, RealAdapters(settings, shared, metrics), metrics)
 
 
-def _fleet(settings: Settings, store: StoreSettings, leases: PortLeases, problems: Problems, metrics: Metrics) -> Fleet:
+def _fleet(
+    state_dir: Path,
+    store: StoreSettings,
+    leases: PortLeases,
+    usage: UsageCollector,
+    problems: Problems,
+    metrics: Metrics,
+) -> Fleet:
     """This gateway's part in a fleet. Imported here: a gateway that works alone needs none of it."""
     from gateway_sidecar.control.fleet.build import build_fleet
 
-    return build_fleet(settings.state_dir, store, leases, problems, metrics)
+    return build_fleet(state_dir, store, leases, usage, problems, metrics)
 
 
 def _peer_supervisor(

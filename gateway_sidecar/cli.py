@@ -264,6 +264,11 @@ def _add_usage_options(command: argparse.ArgumentParser) -> None:
     command.add_argument("--service", metavar="SERVICE", help="only this service or shared address")
     command.add_argument("--key", dest="of_key", metavar="NAME", help="only the client's key of this name")
     command.add_argument("--model", metavar="MODEL", help="only this model")
+    command.add_argument(
+        "--fleet",
+        action="store_true",
+        help="of keys of the store: the tokens of this day and month (UTC) at all gateways",
+    )
     form = command.add_mutually_exclusive_group()
     form.add_argument("--json", action="store_true", help="print JSON")
     form.add_argument("--csv", action="store_true", help="print CSV; its first line names the columns")

@@ -94,6 +94,10 @@ class Client:
         """All gateways, and what each of them sees."""
         return cast("models.FleetStatus", self._ask("GET", "/v1/fleet", timeout_s=_PATIENCE_S))
 
+    def fleet_usage(self) -> models.FleetUsage:
+        """What keys of the store have used at all gateways."""
+        return cast("models.FleetUsage", self._ask("GET", "/v1/fleet/usage", timeout_s=_PATIENCE_S))
+
     def plan(self) -> models.Plan:
         """What the daemon would do next."""
         return cast("models.Plan", self._ask("GET", "/v1/plan"))

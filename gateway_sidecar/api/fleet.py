@@ -8,24 +8,71 @@ from typing import TYPE_CHECKING
 from aiohttp import web
 
 from gateway_sidecar.api.answers import DAEMON, Refused, json_text
-from gateway_sidecar.api.models import FleetMember, FleetReplica, FleetService, FleetStatus, SeenReplica
+from gateway_sidecar.api.models import (
+    FleetMember,
+    FleetReplica,
+    FleetService,
+    FleetStatus,
+    FleetUsage,
+    FleetUsageRow,
+    SeenReplica,
+)
+from gateway_sidecar.control.edge.used_up import periods
 from gateway_sidecar.domain.fleet import Gateway
+from gateway_sidecar.domain.fleet_usage import UsedAt
 from gateway_sidecar.errors import StoreError
+from gateway_sidecar.frontend.certificate import today
 
 if TYPE_CHECKING:
+    from gateway_sidecar.control.fleet.fleet import Fleet
     from gateway_sidecar.control.fleet.seen import FleetSeen
 
 
 async def show_fleet(request: web.Request) -> web.Response:
     """Reads it from the store."""
-    fleet = request.app[DAEMON].shared.fleet
-    if fleet is None:
-        raise Refused(409, error="this gateway has no store; set `store` in the configuration")
+    fleet = _fleet_of(request)
     try:
         seen = await fleet.seen.read()
     except StoreError as error:
         raise Refused(503, error=f"the store cannot be read: {error}") from error
     return web.json_response(fleet_view(seen, fleet.membership.name, fleet.membership.gone_s), dumps=json_text)
+
+
+async def show_fleet_usage(request: web.Request) -> web.Response:
+    """Reads it from the store."""
+    fleet = _fleet_of(request)
+    try:
+        records = await fleet.usage.read()
+    except StoreError as error:
+        raise Refused(503, error=f"the store cannot be read: {error}") from error
+    day, month = (period for _, period, _ in periods(today()))
+    return web.json_response(usage_view(records, day, month), dumps=json_text)
+
+
+def _fleet_of(request: web.Request) -> Fleet:
+    fleet = request.app[DAEMON].shared.fleet
+    if fleet is None:
+        raise Refused(409, error="this gateway has no store; set `store` in the configuration")
+    return fleet
+
+
+def usage_view(records: Mapping[str, UsedAt], day: str, month: str) -> FleetUsage:
+    """What instances of gateways tell, added up. Several may have had one name, one after the other."""
+    rows: dict[tuple[str, str], FleetUsageRow] = {}
+    for record in records.values():
+        of_day, of_month = record.in_period("tokens_per_day", day), record.in_period("tokens_per_month", month)
+        for service, keys in of_month.items():
+            for key, tokens in keys.items():
+                of_today = of_day.get(service, {}).get(key, 0)
+                none: FleetUsageRow = {"service": service, "key": key, "day": 0, "month": 0, "gateways": {}}
+                row = rows.setdefault((service, key), none)
+                at = row["gateways"].setdefault(record.gateway, {"day": 0, "month": 0})
+                for part in (row, at):
+                    part["day"] += of_today
+                    part["month"] += tokens
+    found = sorted(rows.values(), key=lambda it: (-it["month"], it["service"], it["key"]))
+    cut = sorted({it.gateway for it in records.values() if it.is_cut})
+    return {"day": day, "month": month, "cut": cut, "rows": found}
 
 
 def fleet_view(seen: FleetSeen, own: str, gone_s: Mapping[str, float]) -> FleetStatus:

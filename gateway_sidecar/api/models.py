@@ -696,6 +696,43 @@ class Usage(TypedDict):
     """Each service, key and model once; those with most tokens first."""
 
 
+class UsedTokens(TypedDict):
+    """Tokens of a key, in and out."""
+
+    day: Count
+    """Of this day (UTC)."""
+    month: Count
+    """Of this month (UTC)."""
+
+
+class FleetUsageRow(TypedDict):
+    """What one key of the store has used at one service or shared address, at all gateways."""
+
+    service: str
+    """The service or shared address whose frontend let the requests in."""
+    key: str
+    """The key's name."""
+    day: Count
+    """Tokens of this day (UTC), in and out, at all gateways."""
+    month: Count
+    """Tokens of this month (UTC), in and out, at all gateways."""
+    gateways: dict[str, UsedTokens]
+    """The same by gateway; those that are gone, too."""
+
+
+class FleetUsage(TypedDict):
+    """What keys of the store have used at all gateways, as each told some seconds ago."""
+
+    day: str
+    """Which day: `20270115`."""
+    month: str
+    """Which month: `202701`."""
+    cut: list[str]
+    """Gateways that have more keys than they can tell of, and leave out those that have used least."""
+    rows: list[FleetUsageRow]
+    """Each service and key once; those with most tokens of the month first."""
+
+
 class Error(TypedDict):
     """Why a request was not done."""
 

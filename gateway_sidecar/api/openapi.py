@@ -186,6 +186,15 @@ _OPERATIONS: dict[tuple[str, str], Json] = {
             "503": _no("The store cannot be read."),
         },
     ),
+    ("get", "/v1/fleet/usage"): _operation(
+        "getFleetUsage",
+        "Show what keys of the store have used of this day and month, at all gateways",
+        {
+            "200": _answer("As it stands in the store, some seconds old.", models.FleetUsage),
+            "409": _NO_STORE,
+            "503": _no("The store cannot be read."),
+        },
+    ),
     ("post", "/v1/reload"): _operation(
         "reload",
         "Read the configuration again",
@@ -374,6 +383,7 @@ class _Generator(GenerateJsonSchema):
 
 _Answers = (
     models.Accepted | models.Drained | models.Error | models.Events | models.Explained | models.FleetStatus
+    | models.FleetUsage
     | models.Joined | models.KeyStored | models.Leave | models.Plan | models.Put | models.Reloaded
     | models.Replicas | models.Restarted | models.Resumed | Signals | models.Status | models.Stopped
     | models.StoredKeys | models.Unanswered | models.Usage

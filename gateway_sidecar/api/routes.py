@@ -19,7 +19,7 @@ from gateway_sidecar.api.answers import DAEMON, Refused, as_json, check_query, j
 from gateway_sidecar.api.bounded_server import BoundedServer
 from gateway_sidecar.api.events import end_followers, list_events
 from gateway_sidecar.api.explained import explain_replica
-from gateway_sidecar.api.fleet import show_fleet
+from gateway_sidecar.api.fleet import show_fleet, show_fleet_usage
 from gateway_sidecar.api.openapi import describe_api
 from gateway_sidecar.api.reload_view import reload_plan
 from gateway_sidecar.api.replicas import (
@@ -220,6 +220,7 @@ ROUTES: dict[tuple[str, str], Handler] = {
     ("GET", "/v1/events"): list_events,
     ("GET", "/v1/usage"): show_usage,
     ("GET", "/v1/fleet"): show_fleet,
+    ("GET", "/v1/fleet/usage"): show_fleet_usage,
     ("POST", "/v1/reload"): _reload,
     ("POST", "/v1/stop"): _stop,
     ("POST", "/v1/store/accept"): _accept_store,

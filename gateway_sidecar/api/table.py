@@ -16,6 +16,7 @@ if TYPE_CHECKING:
         FleetGateway,
         FleetReplica,
         FleetStatus,
+        FleetUsage,
         Leave,
         Model,
         ReloadPlan,
@@ -282,6 +283,23 @@ def _seen(seen: SeenReplica | None, is_served: bool) -> str:
     if seen["safe"]:
         return f"{seen['state']}, safe"
     return seen["state"] + (f", {seen['in_flight']} in flight" if seen["in_flight"] else "")
+
+
+def render_fleet_usage(usage: FleetUsage) -> str:
+    """A line for each service and key: tokens of the day and the month at all gateways, and of the month at each."""
+    names = sorted({name for it in usage["rows"] for name in it["gateways"]})
+    rows = [
+        (
+            *(it["service"], it["key"], str(it["day"]), str(it["month"])),
+            *(str(it["gateways"][name]["month"]) if name in it["gateways"] else "-" for name in names),
+        )
+        for it in usage["rows"]
+    ]
+    if not rows:
+        return f"no key of the store has used tokens in {usage['month']}, as far as gateways have told"
+    titles = ("service", "key", f"day {usage['day']}", f"month {usage['month']}", *names)
+    more = [f"{name} tells only of the keys that have used most" for name in usage["cut"]]
+    return "\n".join([*_table([titles, *rows]), *more])
 
 
 def render_usage(usage: Usage) -> str:

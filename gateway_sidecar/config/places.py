@@ -89,6 +89,11 @@ def _plain(content: bytes) -> dict[str, object]:
     return data if plain else {}
 
 
+def used_elsewhere_in(state_dir: Path) -> Path:
+    """What keys of the store have used at other gateways, for nginx."""
+    return stored_keys_in(state_dir).with_name("used-elsewhere")
+
+
 def stored_keys_in(state_dir: Path) -> Path:
     """The file in which a gateway has the keys of its store, with its share of their limits."""
     return state_dir / "store-keys" / "keys"

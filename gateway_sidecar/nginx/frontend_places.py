@@ -9,10 +9,14 @@ from pathlib import Path
 
 @dataclass(frozen=True, slots=True)
 class FrontendPlaces:
-    """Where the daemon puts what nginx reads at run time. `kept`: where it keeps what has to outlast a reboot."""
+    """Where the daemon puts what nginx reads at run time. `kept`: where it keeps what has to outlast a reboot.
+
+    used_elsewhere: the file of what keys have used at other gateways; None for a gateway that works alone.
+    """
 
     directory: Path
     kept: Path | None = None
+    used_elsewhere: Path | None = None
 
     @classmethod
     def of(cls, run_dir: Path, state_dir: Path) -> FrontendPlaces:

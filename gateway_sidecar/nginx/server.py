@@ -20,7 +20,7 @@ import signal
 import socket
 from collections import Counter
 from collections.abc import Collection, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import partial
 from importlib import resources
 from ipaddress import IPv4Address, IPv6Address, ip_address
@@ -174,6 +174,7 @@ class NginxSettings:
 
     state_dir: for the log, and for bodies that do not fit into memory; if it cannot be written, run_dir takes them.
     held_mb: how much of bodies may be kept at once.
+    used_elsewhere: the file of what keys have used at other gateways; None for a gateway that works alone.
     """
 
     host: str
@@ -187,6 +188,7 @@ class NginxSettings:
     run_dir: Path
     state_dir: Path
     access_log: AccessLogSettings
+    used_elsewhere: Path | None = None
 
 
 class Nginx:
@@ -197,7 +199,8 @@ class Nginx:
         self.links = settings.run_dir / "bridges"
         self.gates = settings.run_dir / "gates"
         self.names = settings.run_dir / NAMES
-        self.frontends = FrontendPlaces.of(settings.run_dir, settings.state_dir)
+        places = FrontendPlaces.of(settings.run_dir, settings.state_dir)
+        self.frontends = replace(places, used_elsewhere=settings.used_elsewhere)
         self.ready_marks = ReadyMarks(self.gates)
         self._directory = settings.run_dir / "nginx"
         self.in_flight = InFlight(self._directory, settings.first_port, settings.last_port)

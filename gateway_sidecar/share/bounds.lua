@@ -261,8 +261,30 @@ local function load(path)
     file:close()
 end
 
--- A worker starts.
-function bounds.begin(path)
+-- What keys have used at other gateways, as the daemon has it in a file: a number in the first line, then lines as above.
+local elsewhere, elsewhere_path, elsewhere_number, next_look = {}, nil, nil, 0
+
+-- Reads that file, if there is another one than before. A worker looks once a second, and only for who has such bounds.
+local function look_elsewhere(now)
+    if now < next_look then return end
+    next_look = now + 1
+    local file = io.open(elsewhere_path, "r")
+    if not file then return end
+    local number = file:read("*l")
+    if number ~= elsewhere_number then
+        local found = {}
+        for line in file:lines() do
+            local service, name, bound, period, tokens = string.match(line, "^(%S+) (%S+) ([%l_]+) (%d+) (%d+)$")
+            if service then found[table.concat({bound, service, name, period}, " ")] = tonumber(tokens) end
+        end
+        elsewhere, elsewhere_number = found, number
+    end
+    file:close()
+end
+
+-- A worker starts. `others`: the file of what was used at other gateways, if there are any.
+function bounds.begin(path, others)
+    elsewhere_path = others
     load(path)
     forget_gone(ngx.worker.pid())
 end
@@ -288,8 +310,15 @@ local function measure(it)
         local second = bounds.now()
         local those = name_counters(account, second)
         it.day_left_s, it.month_left_s = those.day_ends - second, those.month_ends - second
-        if most.tokens_per_day then it.day_used = dict:get(account.tokens_per_day) or 0 end
-        if most.tokens_per_month then it.month_used = dict:get(account.tokens_per_month) or 0 end
+        if elsewhere_path then look_elsewhere(now) end
+        if most.tokens_per_day then
+            local name = account.tokens_per_day
+            it.day_used = (dict:get(name) or 0) + (elsewhere[name] or 0)
+        end
+        if most.tokens_per_month then
+            local name = account.tokens_per_month
+            it.month_used = (dict:get(name) or 0) + (elsewhere[name] or 0)
+        end
     end
     if most.tokens_per_minute then
         it.tokens_full_s = math.max(0, (dict:get(account.tokens_per_minute) or 0) - now)

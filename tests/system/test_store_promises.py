@@ -19,7 +19,7 @@ from tests.system import test_store
 from tests.system.conftest import MakeGateway, StartEngine
 from tests.system.gateway import Gateway, Status, states_of
 from tests.system.test_clock import LIBRARY
-from tests.system.test_store import Start, delete, port_of, put, status_with, until_answered, until_serving
+from tests.system.test_store import Start, delete, port_of, put, status_with, until_answered, until_serving, until_store
 
 etcd, shared_etcd, start = test_store.etcd, test_store.shared_etcd, test_store.start
 LATE_S = 60.0
@@ -329,3 +329,38 @@ async def test_a_gateway_joins_a_fleet_of_another_version(
         while await voice_of(a) != ("a", None):
             await asyncio.sleep(0.1)
     assert a.events("loop.failed") == a.events("store.refused") == []
+
+
+async def test_a_quota_of_the_day_holds_for_the_fleet_also_while_the_store_is_away(
+    start: Start, etcd: Etcd, engine: StartEngine
+) -> None:
+    """Each gateway counts by itself, and adds what the others have told."""
+    frontend = {"auth": {"store": True}, "usage": {}}
+    a, b = await start("a", etcd, frontend=frontend), await start("b", etcd, frontend=frontend)
+    await engine(a.socket("r1"))
+    await put(a, "r1", a.socket("r1"), wait="serving")
+    await until_serving(b, "r1")
+    # So that both count in one day: the rest of it may be over in a moment.
+    secret = await key(a, "add", "alice", "--tokens-per-month", "60")
+    for gateway in (a, b):
+        await until_answered(gateway, secret, 200)
+    asked = 0
+    while (await ask_as(a, secret))[0] == 200:
+        asked += 1
+    assert asked > 0
+    async with asyncio.timeout(LATE_S):
+        while (await ask_as(b, secret))[0] != 429:  # What it lets in meanwhile counts, too.
+            await asyncio.sleep(0.5)
+    async with asyncio.timeout(LATE_S):
+        while True:
+            _, out, _ = await a.cli("usage", "--fleet", "--json")
+            rows = json.loads(out)["rows"]
+            if rows and set(rows[0]["gateways"]) == {"a", "b"}:
+                break
+            await asyncio.sleep(0.5)
+    assert rows[0]["month"] == sum(it["month"] for it in rows[0]["gateways"].values()) >= 60
+    etcd.kill()
+    await b.kill()
+    await b.start()
+    await until_store(b, "away")
+    assert [(await ask_as(gateway, secret))[0] for gateway in (a, b)] == [429, 429]

@@ -23,6 +23,7 @@ from gateway_sidecar.control.fleet.ports import FleetPorts
 from gateway_sidecar.control.fleet.reflector import StoreReflector
 from gateway_sidecar.control.fleet.replicas import SharedReplicas, read_remembered
 from gateway_sidecar.control.fleet.seen import Seen
+from gateway_sidecar.control.fleet.usage import FleetUsage
 from gateway_sidecar.control.state.records import write_record
 from gateway_sidecar.domain.fleet import AskedDrain, DrainSeen
 from gateway_sidecar.domain.leases import PortLeases
@@ -33,6 +34,7 @@ from gateway_sidecar.telemetry.metrics import Metrics
 from gateway_sidecar.telemetry.problems import Problems
 from tests.fake_store import FakeStore, Held
 from tests.unit.fake_time import in_fake_time
+from tests.unit.test_used_up import PlayedUsage
 
 R1, R2 = ReplicaId("r1"), ReplicaId("r2")
 ENTRY: dict[str, object] = {"socket": "/run/r1.sock"}
@@ -58,11 +60,14 @@ class Site:
         ports = FleetPorts(self.store, reflector, membership, self.leases)
         keys = FleetKeys(self.store, reflector, membership, directory / "keys", self.problems.of("store: keys"))
         alike = Alike(membership, self.problems.of("store: settings"))
+        self.usage = PlayedUsage()
+        used = FleetUsage(self.store, reflector, membership, remembered, self.usage, directory / "used-elsewhere")
+        self.counts: list[str] = []
         self.ports: dict[str, int] = {}
         self.alike: dict[str, str] = {}
         self.sees: dict[str, Any] = {}
         self.fleet = Fleet(
-            "memory", self.store, remembered, reflector, membership, replicas, drains, seen, ports, keys, alike
+            "memory", self.store, remembered, reflector, membership, replicas, drains, seen, ports, keys, alike, used
         )
         self.says: dict[str, DrainSeen] = {}
         self.written = 0
@@ -76,7 +81,9 @@ class Site:
         return replace(self.says.get(key, DrainSeen("", True)), id=asked.id)
 
     def telling(self) -> Telling:
-        return Telling(self.describe, self.says_of, lambda: self.sees, lambda: self.ports, self.written_down)
+        return Telling(
+            self.describe, self.says_of, lambda: self.sees, lambda: self.ports, self.written_down, lambda: self.counts
+        )
 
     async def written_down(self) -> None:
         self.written += 1
@@ -351,7 +358,7 @@ async def test_it_is_put_together_from_the_settings_and_measured(
     monkeypatch.setattr("socket.gethostname", lambda: "GW_1.example.net")
     metrics = Metrics()
     settings = store_model().model_validate({"etcd": {"endpoints": ["http://127.0.0.1:1"]}})
-    fleet = build.build_fleet(tmp_path, settings, PortLeases(range(24001, 24021)), Problems(), metrics)
+    fleet = build.build_fleet(tmp_path, settings, PortLeases(range(24001, 24021)), PlayedUsage(), Problems(), metrics)
     assert (fleet.membership.name, fleet.where) == ("gw-1", "etcd http://127.0.0.1:1 /gateway-sidecar/")
     of = {"store": "etcd"}
     assert metrics.registry.get_sample_value("gateway_sidecar_store_up", of) == 0

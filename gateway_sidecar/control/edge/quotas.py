@@ -33,6 +33,14 @@ _FORGET_S = 5.0
 Series = tuple[str, str, str]
 """A service, a key's name and a bound, as the metric is labelled with them."""
 
+Elsewhere = Callable[[str, str, str], Mapping[str, int]]
+"""A service, a bound and its period -> what each key has used at other gateways."""
+
+
+def nowhere(_service: str, _bound: str, _period: str) -> Mapping[str, int]:
+    """As for a gateway that works alone."""
+    return {}
+
 
 class Quotas:
     """The shares that keys have used. `frontends`: of each service and shared address."""
@@ -43,8 +51,10 @@ class Quotas:
         frontends: Callable[[], Mapping[str, FrontendSettings]],
         metrics: Metrics,
         now: Callable[[], float] = today,
+        elsewhere: Elsewhere = nowhere,
     ) -> None:
         self._usage = usage
+        self._elsewhere = elsewhere
         self._frontends = frontends
         self._metrics = metrics
         self._now = now
@@ -94,10 +104,13 @@ class Quotas:
     async def _shares(self, service: str, path: Path) -> dict[Series, float]:
         keys = await self._thread.run(partial(self._keys_of, path), patience_s=_PATIENCE_S)
         shares: dict[Series, float] = {}
-        for bound, _, began_at in periods(self._now()):
+        for bound, period, began_at in periods(self._now()):
             quotas = _quotas(keys, bound)
             used = await self._usage.tokens_since(service, began_at) if quotas else {}
-            shares |= {(service, key, bound): used.get(key, 0) / most for key, most in quotas.items()}
+            more = self._elsewhere(service, bound, period) if quotas else {}
+            shares |= {
+                (service, key, bound): (used.get(key, 0) + more.get(key, 0)) / most for key, most in quotas.items()
+            }
         return shares
 
     def _keys_of(self, path: Path) -> KeyFile:

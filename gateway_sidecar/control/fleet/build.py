@@ -6,8 +6,9 @@ import re
 import socket
 from pathlib import Path
 
-from gateway_sidecar.config.places import stored_keys_in
+from gateway_sidecar.config.places import stored_keys_in, used_elsewhere_in
 from gateway_sidecar.config.store import StoreSettings
+from gateway_sidecar.control.edge.used_up import Usage
 from gateway_sidecar.control.fleet.alike import Alike
 from gateway_sidecar.control.fleet.drains import FleetDrains
 from gateway_sidecar.control.fleet.fleet import Fleet
@@ -18,6 +19,7 @@ from gateway_sidecar.control.fleet.ports import FleetPorts
 from gateway_sidecar.control.fleet.reflector import StoreReflector
 from gateway_sidecar.control.fleet.replicas import SharedReplicas
 from gateway_sidecar.control.fleet.seen import Seen
+from gateway_sidecar.control.fleet.usage import FleetUsage
 from gateway_sidecar.domain.leases import PortLeases
 from gateway_sidecar.kinds import STORES
 from gateway_sidecar.supervision import awake
@@ -26,9 +28,14 @@ from gateway_sidecar.telemetry.problems import Problems
 
 
 def build_fleet(
-    state_dir: Path, settings: StoreSettings, leases: PortLeases, problems: Problems, metrics: Metrics
+    state_dir: Path,
+    settings: StoreSettings,
+    leases: PortLeases,
+    usage: Usage,
+    problems: Problems,
+    metrics: Metrics,
 ) -> Fleet:
-    """Nothing is connected yet."""
+    """Nothing is connected yet. usage: what keys have used at this gateway."""
     kind, of_kind = settings.of_kind
     store = STORES[kind].build(of_kind)
     remembered = RememberedStore(record_in(state_dir), problems, metrics)
@@ -43,8 +50,9 @@ def build_fleet(
     ports = FleetPorts(store, reflector, membership, leases)
     keys = FleetKeys(store, reflector, membership, stored_keys_in(state_dir), problems.of("store: keys"))
     alike = Alike(membership, problems.of("store: settings"))
+    used = FleetUsage(store, reflector, membership, remembered, usage, used_elsewhere_in(state_dir))
     where = STORES[kind].show(of_kind)
-    return Fleet(where, store, remembered, reflector, membership, replicas, drains, seen, ports, keys, alike)
+    return Fleet(where, store, remembered, reflector, membership, replicas, drains, seen, ports, keys, alike, used)
 
 
 def name_of(settings: StoreSettings) -> str:

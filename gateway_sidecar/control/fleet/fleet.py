@@ -16,6 +16,7 @@ from gateway_sidecar.control.fleet.ports import FleetPorts, Has
 from gateway_sidecar.control.fleet.reflector import TOPICS, StoreReflector
 from gateway_sidecar.control.fleet.replicas import SharedReplicas
 from gateway_sidecar.control.fleet.seen import Seen, Sees
+from gateway_sidecar.control.fleet.usage import Counts, FleetUsage
 from gateway_sidecar.errors import StoreError
 from gateway_sidecar.stores.base import Store
 from gateway_sidecar.supervision.loops import Loop
@@ -26,7 +27,7 @@ class Telling:
     """What a daemon tells the other gateways.
 
     describe: itself. says: what it has to say of a drain. sees: the states of its replicas. has: their ports.
-    written_down: returns once what it says outlives this daemon.
+    written_down: returns once what it says outlives this daemon. counts: which services count for keys of the store.
     """
 
     describe: Describe
@@ -34,6 +35,7 @@ class Telling:
     sees: Sees
     has: Has
     written_down: WrittenDown
+    counts: Counts
 
 
 @dataclass(frozen=True, slots=True)
@@ -51,6 +53,7 @@ class Fleet:
     ports: FleetPorts
     keys: FleetKeys
     alike: Alike
+    usage: FleetUsage
 
     def loops(self, it: Telling) -> Sequence[Loop]:
         """What keeps it going, beside `replicas.run`."""
@@ -62,6 +65,7 @@ class Fleet:
             partial(self.seen.run, it.sees),
             partial(self.ports.run, it.has),
             partial(self.alike.run, it.describe),
+            partial(self.usage.run, it.counts),
         ]
         return [self.reflector.run, *follow, *told, self.keys.run, self.remembered.run]
 

@@ -42,7 +42,7 @@ class FleetKeys:
         self._store = store
         self._reflector = reflector
         self._membership = membership
-        self._place = place
+        self.place = place
         self._problem = problem
         self._thread = OwnThread("keys of the store")
         self._logger = get_logger()
@@ -113,9 +113,9 @@ class FleetKeys:
     async def _write(self, *, keep: bool = False) -> None:
         text = self._text
         try:
-            await self._thread.run(partial(_put, self._place, text, keep=keep), patience_s=_PATIENCE_S)
+            await self._thread.run(partial(_put, self.place, text, keep=keep), patience_s=_PATIENCE_S)
         except OSError as error:  # A TimeoutError is one, too.
-            self._trouble = f"{self._place}: {error or 'the disk does not answer'}; the keys before stay in force"
+            self._trouble = f"{self.place}: {error or 'the disk does not answer'}; the keys before stay in force"
         else:
             self._written, self._trouble = text, ""
         self._tell()

@@ -47,6 +47,8 @@ SIGNALS = "signals/"
 """`signals/NAME`: what a gateway measured of the services that are scaled; with its lease. Read as `seen/` is."""
 SCALING = "scaling/"
 """`scaling/SERVICE`: which gateway recommends, and what was recommended last. Read as `seen/` is."""
+USAGE = "usage/"
+"""`usage/INSTANCE`: what keys of the store have used at a gateway; with a lease of a month. Read as `seen/` is."""
 TOPICS = (REPLICAS, DRAINS, PORTS, GATEWAYS, KEYS)
 """What is read and watched. A topic is a prefix, so that one range reads it for all services."""
 LASTING = (REPLICAS, DRAINS, KEYS)

@@ -19,7 +19,7 @@ from gateway_sidecar.control.autoscaling.last_hour import LastHour
 from gateway_sidecar.control.edge.certificates import AcmeHost, Certificates
 from gateway_sidecar.control.edge.frontends import Frontends
 from gateway_sidecar.control.edge.nginx_supervisor import NginxSupervisor
-from gateway_sidecar.control.edge.quotas import Quotas
+from gateway_sidecar.control.edge.quotas import Quotas, nowhere
 from gateway_sidecar.control.edge.used_up import UsedUp
 from gateway_sidecar.control.process.adoption import Adoption
 from gateway_sidecar.control.process.child_logs import ChildLogs
@@ -81,7 +81,8 @@ class Daemon:
         self._written = WrittenDown(settings, shared, self._services, self._departing, self._leave, metrics)
         self._events = EventFile(settings.state_dir, JOURNAL, shared.problems.of("events"), metrics)
         self._tunnels = TunnelDemand(shared.tunnels, self._services, metrics)
-        self.quotas = Quotas(shared.usage, self._frontends_wanted, metrics)
+        elsewhere = nowhere if shared.fleet is None else shared.fleet.usage.elsewhere
+        self.quotas = Quotas(shared.usage, self._frontends_wanted, metrics, elsewhere=elsewhere)
         used_up = UsedUp(nginx.frontends, shared.usage, self._frontends_wanted)
         self.nginx_supervisor = NginxSupervisor(nginx, self._addresses, metrics, self.touch, used_up.tell)
         self.run_dir = RunDirRepair(

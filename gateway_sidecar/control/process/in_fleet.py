@@ -2,12 +2,13 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Coroutine, Mapping, Sequence
+from collections.abc import Callable, Collection, Coroutine, Mapping, Sequence
 from functools import partial
 from typing import TYPE_CHECKING, Any
 
 from gateway_sidecar import __version__
 from gateway_sidecar.control.autoscaling.service_signals import ServiceSignals
+from gateway_sidecar.control.edge.used_up import who_count
 from gateway_sidecar.control.process.services import Services
 from gateway_sidecar.control.replicas.tenure import Presence
 from gateway_sidecar.domain.fleet import AskedDrain, DrainSeen
@@ -72,7 +73,7 @@ class InFleet:
     def _telling(self, fleet: Fleet) -> Telling:
         from gateway_sidecar.control.fleet.fleet import Telling  # A gateway that works alone imports none of it.
 
-        return Telling(self._described, self._says, self._sees, self._ports, self._flush)
+        return Telling(self._described, self._says, self._sees, self._ports, self._flush, self._counts)
 
     async def while_stopping(self, work: Coroutine[Any, Any, None]) -> None:
         """Ends what runs, by `work`. Until then the others see this gateway: it may have requests in flight."""
@@ -91,6 +92,11 @@ class InFleet:
 
     async def _nothing_new(self) -> None:
         """The loops have ended that could have learnt something."""
+
+    def _counts(self) -> Collection[str]:
+        """The services and shared addresses whose keys are of the store, and whose use is counted."""
+        assert self._fleet is not None
+        return [name for name, file in who_count(self._services.frontends()).items() if file == self._fleet.keys.place]
 
     def _described(self) -> Mapping[str, Any]:
         assert self._fleet is not None
