@@ -69,7 +69,6 @@ from gateway_sidecar.telemetry.problems import Problems
 from gateway_sidecar.tunnels.fleet import TunnelFleet
 
 if TYPE_CHECKING:
-    from gateway_sidecar.config.store import StoreSettings
     from gateway_sidecar.control.fleet.fleet import Fleet
 
 _MOST_WORKERS = 16
@@ -251,26 +250,20 @@ def build_daemon(config_path: Path, settings: Settings, shared_key: str | None =
         problems.of("usage"),
         metrics,
     )
-    fleet = None
-    if settings.store is not None:
-        fleet = _fleet(settings.state_dir, settings.store, bridges, usage, problems, metrics)
+    fleet = None if settings.store is None else _fleet(settings, nginx, bridges, usage, problems, metrics)
     api = ApiReplicas(record, problems, metrics) if fleet is None else fleet.replicas
     shared = Shared(nginx, bridges, peers, destinations, keys, tunnels, api, usage, problems, fleet)
     return Daemon(config_path, settings, shared, RealAdapters(settings, shared, metrics), metrics)
 
 
 def _fleet(
-    state_dir: Path,
-    store: StoreSettings,
-    leases: PortLeases,
-    usage: UsageCollector,
-    problems: Problems,
-    metrics: Metrics,
+    settings: Settings, nginx: Nginx, leases: PortLeases, usage: UsageCollector, problems: Problems, metrics: Metrics
 ) -> Fleet:
     """This gateway's part in a fleet. Imported here: a gateway that works alone needs none of it."""
     from gateway_sidecar.control.fleet.build import build_fleet
 
-    return build_fleet(state_dir, store, leases, usage, problems, metrics)
+    assert settings.store is not None
+    return build_fleet(settings.state_dir, nginx.frontends, settings.store, leases, usage, problems, metrics)
 
 
 def _peer_supervisor(

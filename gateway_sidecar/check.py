@@ -29,7 +29,7 @@ from gateway_sidecar.config import (
 )
 from gateway_sidecar.config.alike import alike_of
 from gateway_sidecar.config.frontend_values import ANY
-from gateway_sidecar.config.places import stored_keys_in
+from gateway_sidecar.config.places import acme_in, stored_keys_in
 from gateway_sidecar.config.values import show
 from gateway_sidecar.control.edge.destinations import hosts_of, look_up
 from gateway_sidecar.control.process.left_running import LeftRunning, look_for_left
@@ -38,7 +38,7 @@ from gateway_sidecar.domain.fleet import gateways_in
 from gateway_sidecar.domain.fleet_alike import differences
 from gateway_sidecar.domain.model import ConnectionMode, Overrides, PeerAddress, WorkerType
 from gateway_sidecar.domain.printable import counted
-from gateway_sidecar.domain.store_memory import Memory, judge
+from gateway_sidecar.domain.store_memory import Memory, Snapshot, judge
 from gateway_sidecar.domain.trust import ROOT
 from gateway_sidecar.errors import (
     AcmeError,
@@ -282,6 +282,9 @@ def _frontend(name: str, frontend: FrontendSettings, stored: Path) -> Iterator[F
             yield from (Finding(Level.FAIL, f"{name}: {problem}") for problem in error.problems)
     if frontend.tls.acme:
         return
+    if frontend.tls.store is not None and not frontend.tls.pair[0].exists():
+        yield Finding(Level.OK, f"{name}: {frontend.tls.named}, which this gateway has not read yet")
+        return
     certificate, key = frontend.tls.pair
     try:
         pair = read_certificate(certificate, key, today())
@@ -290,11 +293,13 @@ def _frontend(name: str, frontend: FrontendSettings, stored: Path) -> Iterator[F
         return
     days = (pair.expires_at - today()) / 86400
     soon = days <= frontend.tls.warn_days
-    text = f"{name}: {certificate} expires in {counted(days, 'day')}"
+    text = f"{name}: {frontend.tls.named} expires in {counted(days, 'day')}"
     yield Finding(Level.WARN if soon else Level.OK, f"{text}; renew it" if soon else text)
     for host in frontend.server_names:
         if not pair.covers(host):
-            yield Finding(Level.WARN, f"{name}: {certificate} is not for {host}; get a certificate for that name")
+            yield Finding(
+                Level.WARN, f"{name}: {frontend.tls.named} is not for {host}; get a certificate for that name"
+            )
 
 
 def _models_of_keys(address: AddressSettings) -> Iterator[Finding]:
@@ -340,7 +345,7 @@ def acme_findings(settings: Settings) -> Iterator[Finding]:
             yield Finding(
                 Level.WARN, f"acme: {name} has no address that this machine knows of; make the name lead here"
             )
-    state = AcmeState(settings.state_dir / "acme")
+    state = AcmeState(acme_in(settings.state_dir))
     for owner, those in names.items():
         held = state.read(Wanted.of(those, url), today())
         if held.validity is None:
@@ -411,7 +416,7 @@ async def _store(settings: Settings) -> list[Finding]:
     try:
         snapshot = await store.read("")
     except StoreError as error:
-        return [Finding(Level.FAIL, f"store: {kind.show(of_kind)}: {error}")]
+        return [Finding(Level.FAIL, f"store: {kind.show(of_kind)}: {error}"), *_kept_in_store(settings, None)]
     finally:
         await store.close()
     verdict, count = judge(Memory(), snapshot), counted(len(snapshot.entries), "key")
@@ -419,10 +424,28 @@ async def _store(settings: Settings) -> list[Finding]:
         return [Finding(Level.FAIL, f"store: {kind.show(of_kind)}: {verdict.refusal}; upgrade this gateway")]
     others = [it for it in gateways_in(snapshot, GATEWAYS) if it.name != own]
     differ = differences(alike_of(settings), others)
+    text = f"store: {kind.show(of_kind)} can be read, and has {count} at revision {snapshot.revision}"
     return [
-        Finding(Level.OK, f"store: {kind.show(of_kind)} can be read, and has {count} at revision {snapshot.revision}"),
+        Finding(Level.OK, text),
         *([Finding(Level.WARN, f"store: {differ}; give all gateways of the fleet the same")] if differ else []),
+        *_kept_in_store(settings, snapshot),
     ]
+
+
+def _kept_in_store(settings: Settings, snapshot: Snapshot | None) -> Iterator[Finding]:
+    """Whether the certificates that services have of the store are there, and whether others may read their keys."""
+    from gateway_sidecar.control.fleet.reflector import CERTIFICATES  # A gateway that works alone imports none of it.
+
+    assert settings.store is not None
+    name, of_kind = settings.store.of_kind
+    tls = {it.name: it.frontend.tls for it in settings.all_addresses if it.frontend.tls is not None}
+    for owner, each in tls.items():
+        if each.store is not None and snapshot is not None and CERTIFICATES + each.store not in snapshot.entries:
+            cure = f"put it there with `gateway-sidecar certificate put {each.store} --cert FILE --key FILE`"
+            yield Finding(Level.WARN, f"{owner}: the store has no certificate '{each.store}'; {cure}")
+    exposed = STORES[name].exposed(of_kind)
+    if exposed and any(each.store is not None or each.acme for each in tls.values()):
+        yield Finding(Level.WARN, f"store: private keys of certificates lie there, and {exposed}")
 
 
 def _admin(settings: Settings) -> list[Finding]:

@@ -115,6 +115,7 @@ def _parser() -> argparse.ArgumentParser:
     _add_unit_commands(commands)
     _add_files_command(commands)
     _add_key_commands(commands)
+    _add_certificate_commands(commands)
     _add_schema_command(commands)
     return parser
 
@@ -480,6 +481,37 @@ def _add_bounds(action: argparse.ArgumentParser, *, of_plan: bool) -> None:
     action.add_argument("--plan", metavar="PLAN", help="the plan whose bounds hold where the key has none of its own")
     action.add_argument("--expires", metavar="DATE", help="when the key expires: 2027-01-31 or 2027-01-31T12:00Z")
     action.add_argument("--note", metavar="TEXT", help="a note for people")
+
+
+def _add_certificate_commands(commands: Any) -> None:
+    actions = _add_family(
+        commands,
+        "certificate",
+        "put, list and remove the TLS certificates of the store that several gateways share",
+        "The running daemon is asked, at any gateway. Each change is in force at every gateway.",
+    )
+    for name, run, text in (
+        ("put", "certificate:put", "put a certificate and its key into the store, or others in their place"),
+        ("list", "certificate:list_all", "print each certificate with its names and its end; no key is shown"),
+        ("remove", "certificate:remove", "remove a certificate from the store; no service here may have it any more"),
+    ):
+        action = _add_bare(actions, name, run, text)
+        action.add_argument(
+            "--config", type=Path, default=_default_config(), metavar="FILE",
+            help="the configuration, which says where the daemon is (default: %(default)s)",
+        )  # fmt: skip
+        if name == "list":
+            action.add_argument("--json", action="store_true", help="print JSON")
+            continue
+        action.add_argument("name", metavar="NAME", help="what frontend.tls.store calls it")
+        if name == "put":
+            action.add_argument(
+                "--cert", type=Path, required=True, metavar="FILE",
+                help="the certificate, in PEM, followed by its intermediate certificates",
+            )  # fmt: skip
+            action.add_argument(
+                "--key", type=Path, required=True, metavar="FILE", help="its private key, in PEM, without a passphrase"
+            )
 
 
 def _add_schema_command(commands: Any) -> None:

@@ -6,6 +6,7 @@ from __future__ import annotations
 import json
 import os
 import shutil
+import signal
 import socket
 import ssl
 import subprocess
@@ -115,6 +116,17 @@ class Pebble:
                 assert time.monotonic() < end, self.log[-2000:]
                 time.sleep(0.02)
         return self
+
+    @contextmanager
+    def frozen(self) -> Iterator[None]:
+        """Meanwhile it takes connections, and answers nothing."""
+        for process in self._processes:
+            process.send_signal(signal.SIGSTOP)
+        try:
+            yield
+        finally:
+            for process in self._processes:
+                process.send_signal(signal.SIGCONT)
 
     def stop(self) -> None:
         """Ends it, and with it all that it knows. Blocks."""

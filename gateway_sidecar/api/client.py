@@ -161,6 +161,17 @@ class Client:
             "models.KeyStored", self._ask("PUT", target, body={"line": line, "seen": seen}, timeout_s=_PATIENCE_S)
         )
 
+    def stored_certificates(self) -> models.StoredCertificates:
+        """The certificates of the store, as the gateway knows them."""
+        return cast("models.StoredCertificates", self._ask("GET", "/v1/store/certificates"))
+
+    def store_certificate(self, name: str, pem: str | None, seen: int | None) -> models.CertificateStored:
+        """Writes a certificate with its key, or removes it for None, if it is still at the revision that was `seen`."""
+        target = f"/v1/store/certificates/{quote(name, safe='')}"
+        return cast(
+            "models.CertificateStored", self._ask("PUT", target, body={"pem": pem, "seen": seen}, timeout_s=_PATIENCE_S)
+        )
+
     def leave(self, *, timeout_s: float | None) -> models.Leave:
         """Has the gateway leave, within `timeout_s` seconds where they are given; returns at once."""
         query = "" if timeout_s is None else f"?timeout_s={timeout_s:g}"

@@ -599,6 +599,39 @@ class KeyStored(TypedDict):
     """The store's revision of this write."""
 
 
+class StoredCertificate(TypedDict):
+    """A certificate of the store."""
+
+    name: str
+    """What it is called in the store."""
+    names: list[str]
+    """The host names that it is for."""
+    expires_at: float | None
+    """When it expires, in seconds since 1970; null for what is no certificate."""
+    services: list[str]
+    """The services and shared addresses of this gateway that have it."""
+    revision: Count
+    """The store's revision when it was written."""
+    refused: str | None
+    """Why it is not served; null if it can be."""
+
+
+class StoredCertificates(TypedDict):
+    """The certificates of the store, as this gateway knows them."""
+
+    away: str | None
+    """Why the store cannot be read, so that this is what was known last; null if it can be."""
+    certificates: list[StoredCertificate]
+    """All of them, by name."""
+
+
+class CertificateStored(TypedDict):
+    """What came of writing a certificate."""
+
+    revision: Count
+    """The store's revision of this write."""
+
+
 class Stopped(TypedDict):
     """What came of a stop."""
 

@@ -60,6 +60,13 @@ _KEY: Json = {
     "description": "The key's name; `@` and the plan's name for a plan.",
     "schema": _TEXT,
 }
+_CERTIFICATE: Json = {
+    "name": "certificate",
+    "in": "path",
+    "required": True,
+    "description": "The certificate's name in the store: letters, digits and `. _ -`, 64 at most.",
+    "schema": _TEXT,
+}
 _STORED_LINE: Json = {
     "type": "object",
     "required": ["line", "seen"],
@@ -72,6 +79,22 @@ _STORED_LINE: Json = {
             "type": ["integer", "null"],
             "minimum": 0,
             "description": "The revision of the line that it takes the place of; null for a new one.",
+        },
+    },
+    "additionalProperties": False,
+}
+_STORED_PEM: Json = {
+    "type": "object",
+    "required": ["pem", "seen"],
+    "properties": {
+        "pem": {
+            "type": ["string", "null"],
+            "description": "The certificate, its chain and its private key, in PEM; null removes it.",
+        },
+        "seen": {
+            "type": ["integer", "null"],
+            "minimum": 0,
+            "description": "The revision of the one that it takes the place of; null for a new one.",
         },
     },
     "additionalProperties": False,
@@ -249,6 +272,29 @@ _OPERATIONS: dict[tuple[str, str], Json] = {
         },
         requestBody={"required": True, "content": {"application/json": {"schema": _STORED_LINE}}},
     ),
+    ("get", "/v1/store/certificates"): _operation(
+        "listStoredCertificates",
+        "List the certificates of the store",
+        {
+            "200": _answer("All certificates, without their keys.", models.StoredCertificates),
+            "409": _NO_STORE,
+        },
+    ),
+    ("put", "/v1/store/certificates/{certificate}"): _operation(
+        "putStoredCertificate",
+        "Write or remove one certificate of the store",
+        {
+            "200": _answer("It is written; every gateway learns of it.", models.CertificateStored),
+            "400": _no("The body is not JSON."),
+            "409": _no("There is no store, or somebody else changed the certificate meanwhile."),
+            "413": _no(f"The body is larger than {MOST_BYTES} bytes."),
+            "415": _no("The body is not `application/json`."),
+            "422": _no("The certificate cannot be served, or removed while a service has it; `problems` says why."),
+            "503": _no("The store cannot be written. The message says whether it is known that nothing was changed."),
+            "507": _no("Nothing was changed: the store has no room left."),
+        },
+        requestBody={"required": True, "content": {"application/json": {"schema": _STORED_PEM}}},
+    ),
     ("get", "/v1/leave"): _operation(
         "showLeave",
         "Show how the gateway leaves",
@@ -365,7 +411,7 @@ def _paths() -> Json:
     """Each path with its operations, and in each of these what the path says: parameters, and what may be unknown."""
     paths: Json = {}
     for (method, path), operation in _OPERATIONS.items():
-        named = [it for it in (_SERVICE, _REPLICA, _KEY) if f"{{{it['name']}}}" in path]
+        named = [it for it in (_SERVICE, _REPLICA, _KEY, _CERTIFICATE) if f"{{{it['name']}}}" in path]
         unknown = {"404": _UNKNOWN if _REPLICA in named else _UNKNOWN_SERVICE} if _SERVICE in named else {}
         paths.setdefault(path, {})[method] = operation | {
             "parameters": named + operation["parameters"],
@@ -382,11 +428,11 @@ class _Generator(GenerateJsonSchema):
 
 
 _Answers = (
-    models.Accepted | models.Drained | models.Error | models.Events | models.Explained | models.FleetStatus
-    | models.FleetUsage
-    | models.Joined | models.KeyStored | models.Leave | models.Plan | models.Put | models.Reloaded
+    models.Accepted | models.CertificateStored | models.Drained | models.Error | models.Events | models.Explained
+    | models.FleetStatus | models.FleetUsage | models.Joined | models.KeyStored | models.Leave | models.Plan | models.Put
+    | models.Reloaded
     | models.Replicas | models.Restarted | models.Resumed | Signals | models.Status | models.Stopped
-    | models.StoredKeys | models.Unanswered | models.Usage
+    | models.StoredCertificates | models.StoredKeys | models.Unanswered | models.Usage
 )  # fmt: skip
 """All that is answered; pydantic describes it and what it is made of."""
 

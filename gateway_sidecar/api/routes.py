@@ -32,6 +32,7 @@ from gateway_sidecar.api.replicas import (
     unknown_replica,
 )
 from gateway_sidecar.api.signals_view import signals_view
+from gateway_sidecar.api.stored_certificates import list_stored_certificates, put_stored_certificate
 from gateway_sidecar.api.stored_keys import list_stored_keys, put_stored_key
 from gateway_sidecar.api.unix_server import UnixServer
 from gateway_sidecar.api.usage import show_usage
@@ -226,6 +227,8 @@ ROUTES: dict[tuple[str, str], Handler] = {
     ("POST", "/v1/store/accept"): _accept_store,
     ("GET", "/v1/store/keys"): list_stored_keys,
     ("PUT", "/v1/store/keys/{key}"): put_stored_key,
+    ("GET", "/v1/store/certificates"): list_stored_certificates,
+    ("PUT", "/v1/store/certificates/{certificate}"): put_stored_certificate,
     ("GET", "/v1/leave"): _leaving,
     ("POST", "/v1/leave"): _leave,
     ("POST", "/v1/join"): _join,

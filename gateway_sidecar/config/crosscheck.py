@@ -237,7 +237,9 @@ def _frontend_problems(tree: Tree, frontend: _Frontend) -> Iterator[Problem]:
 
 
 def _certificate_problems(tree: Tree, frontend: _Frontend, frontends: list[_Frontend]) -> Iterator[Problem]:
-    """What a certificate from files needs, and one by ACME: a name is proved over HTTP, at a redirect address."""
+    """What a certificate from files needs, one from the store, and one by ACME: a name is proved over HTTP, at a
+    redirect address.
+    """
     tls = frontend.said.get("tls")
     if not isinstance(tls, dict):
         return
@@ -247,6 +249,13 @@ def _certificate_problems(tree: Tree, frontend: _Frontend, frontends: list[_Fron
         return Problem(tree.line(location), path_text(location), text)
 
     if not isinstance(tls.get("acme", False), bool):
+        return
+    if tls.get("store") is not None:
+        for other in ("certificate", "key", "acme"):
+            if tls.get(other):
+                yield problem("has no meaning with `store`, which has the certificate; leave one of the two out", other)
+        if _at(tree.data, ("store",)) in (_ABSENT, None):
+            yield problem("is for a certificate of a store, and this gateway has none; give store at the top", "store")
         return
     if tls.get("acme") is not True:
         for file, example in (("certificate", "fullchain.pem"), ("key", "privkey.pem")):

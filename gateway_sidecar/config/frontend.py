@@ -20,6 +20,7 @@ from gateway_sidecar.config.frontend_values import (
     ALL_PATHS,
     ANY,
     AUTO,
+    NAME,
     ORIGIN,
     PUBLIC,
     AuthUrl,
@@ -35,6 +36,7 @@ from gateway_sidecar.config.frontend_values import (
     parse_prefix,
     parse_ready_path,
     parse_server_name,
+    parse_stored_name,
 )
 from gateway_sidecar.config.part import Part
 from gateway_sidecar.config.values import Endpoint, parse_endpoint, parse_path, show
@@ -65,6 +67,7 @@ _TO_TEXT = PlainSerializer(str, return_type=str)
 AddressValue = Annotated[Endpoint, PlainValidator(parse_endpoint), _TO_TEXT, WithJsonSchema(_ENDPOINT)]
 FileValue = Annotated[Path, PlainValidator(_parse_file), _TO_TEXT, _text_schema("^/.+$")]
 ServerNameValue = Annotated[str, PlainValidator(parse_server_name), _text_schema(r"^(\*\.)?[A-Za-z0-9.-]+$")]
+StoredNameValue = Annotated[str, PlainValidator(parse_stored_name), _text_schema(f"^{NAME}$")]
 PrefixValue = Annotated[str, PlainValidator(parse_prefix), _text_schema(_PATTERN_OF_PATH)]
 ReadyPathValue = Annotated[str, PlainValidator(parse_ready_path), _text_schema(rf"^auto$|{_PATTERN_OF_PATH}")]
 NetworkValue = Annotated[str, PlainValidator(parse_network), _text_schema(r"^[0-9A-Fa-f.:]+(/[0-9]{1,3})?$")]
@@ -109,23 +112,32 @@ def _list(**more: Any) -> Any:
 
 
 class TlsSettings(Part):
-    """A certificate and its key, from files or by ACME. Files are read again when they change, without a reload."""
+    """A certificate and its key: from files, from the store, or by ACME. A changed one is taken in without a reload."""
 
     certificate: FileValue | None = Field(
         default=None,
-        description="The certificate, in PEM, followed by its intermediate certificates. Required without `acme`.",
+        description="The certificate, in PEM, followed by its intermediate certificates. Required without `store` and"
+        " `acme`.",
         examples=["/etc/letsencrypt/live/api.example.com/fullchain.pem"],
     )
     key: FileValue | None = Field(
         default=None,
         description="The certificate's private key, in PEM, without a passphrase. Others must not be able to read it."
-        " Required without `acme`.",
+        " Required without `store` and `acme`.",
         examples=["/etc/letsencrypt/live/api.example.com/privkey.pem"],
+    )
+    store: StoredNameValue | None = Field(
+        default=None,
+        description="The certificate and its key are those of this name in the store that several gateways share"
+        " (`store`). Put them there with `gateway-sidecar certificate put`; they are in force at every gateway. The"
+        " daemon has them in `state_dir/store-certificates`.",
+        examples=["api"],
     )
     acme: bool = Field(
         default=False,
         description="Whether the ACME server of the `acme` settings issues the certificate for `server_names`. The"
-        " server checks the names at port 80, so `redirect` must listen there.",
+        " server checks the names at port 80, so `redirect` must listen there. Gateways that share a store order one"
+        " certificate for all of them.",
     )
     warn_days: float = Field(
         default=14.0,
@@ -170,8 +182,13 @@ class TlsSettings(Part):
         return self
 
     @property
+    def named(self) -> str:
+        """What the certificate is called where people read of it."""
+        return f"certificate '{self.store}' of the store" if self.store is not None else str(self.certificate)
+
+    @property
     def pair(self) -> tuple[Path, Path]:
-        """The files of certificate and key. Of `acme` they are not known here: `control` says where they are."""
+        """The files of certificate and key. Of `store` they are known to `Settings`, of `acme` to `control`."""
         assert self.certificate is not None
         assert self.key is not None
         return self.certificate, self.key

@@ -46,6 +46,16 @@ class AuthUrl:
         return f"http://{self.address}{self.path}"
 
 
+def parse_stored_name(value: object) -> str:
+    """The name of something in the store."""
+    cure = "use letters, digits and . _ -, 64 at most, such as api"
+    if not isinstance(value, str):
+        raise NotTextError(cure)
+    if not re.fullmatch(NAME, value):
+        raise ValueError(f"{show(value)} is not a name; {cure}")
+    return value
+
+
 def parse_server_name(value: object) -> str:
     """A host name in lower case, perhaps with `*.` before it."""
     cure = "use a host name such as api.example.com, or *.example.com"

@@ -28,7 +28,7 @@ from gateway_sidecar.config.endpoints import EndpointsSettings
 from gateway_sidecar.config.frontend import FrontendSettings, PrefixValue, ServerNameValue
 from gateway_sidecar.config.part import Part
 from gateway_sidecar.config.part import number as _number
-from gateway_sidecar.config.places import RUN_DIR, STATE_DIR, stored_keys_in
+from gateway_sidecar.config.places import RUN_DIR, STATE_DIR, stored_certificates_in, stored_keys_in
 from gateway_sidecar.config.router import CommandValue, RouterValue, default_router
 from gateway_sidecar.config.scaling import ScalingSettings
 from gateway_sidecar.config.store import StoreValue
@@ -496,16 +496,20 @@ class Settings(Part):
         return value
 
     @model_validator(mode="after")
-    def _keys_of_store(self) -> Self:
-        """For all that follows, keys of the store are those in this gateway's file of them."""
-        place = stored_keys_in(self.state_dir)
-        services = tuple(it.model_copy(update=_stored(it.frontend, place)) for it in self.services)
-        addresses = tuple(it.model_copy(update=_stored(it.frontend, place)) for it in self.addresses)
+    def _of_store(self) -> Self:
+        """For all that follows, keys and certificates of the store are those in this gateway's files of them."""
+        services = tuple(it.model_copy(update=_stored(it.frontend, self.state_dir)) for it in self.services)
+        addresses = tuple(it.model_copy(update=_stored(it.frontend, self.state_dir)) for it in self.addresses)
         return self.model_copy(update={"services": services, "addresses": addresses})
 
 
-def _stored(frontend: FrontendSettings, place: Path) -> dict[str, FrontendSettings]:
-    if frontend.auth is None or not frontend.auth.store:
+def _stored(frontend: FrontendSettings, state_dir: Path) -> dict[str, FrontendSettings]:
+    auth, tls = frontend.auth, frontend.tls
+    if auth is not None and auth.store:
+        auth = auth.model_copy(update={"keys_file": stored_keys_in(state_dir), "store": False})
+    if tls is not None and tls.store is not None:
+        place = stored_certificates_in(state_dir) / f"{tls.store}.pem"
+        tls = tls.model_copy(update={"certificate": place, "key": place})
+    if auth is frontend.auth and tls is frontend.tls:
         return {}
-    auth = frontend.auth.model_copy(update={"keys_file": place, "store": False})
-    return {"frontend": frontend.model_copy(update={"auth": auth})}
+    return {"frontend": frontend.model_copy(update={"auth": auth, "tls": tls})}

@@ -92,6 +92,14 @@ def _plain(content: bytes) -> dict[str, object]:
 def used_elsewhere_in(state_dir: Path) -> Path:
     """What keys of the store have used at other gateways, for nginx."""
     return stored_keys_in(state_dir).with_name("used-elsewhere")
+def acme_in(state_dir: Path) -> Path:
+    """The directory of what is kept of certificates by ACME."""
+    return state_dir / "acme"
+
+
+def stored_certificates_in(state_dir: Path) -> Path:
+    """The directory in which a gateway has the certificates of its store, with their keys: `NAME.pem`."""
+    return state_dir / "store-certificates"
 
 
 def stored_keys_in(state_dir: Path) -> Path:

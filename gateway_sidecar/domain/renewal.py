@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 from gateway_sidecar.domain.backoff import Backoff
 
@@ -55,12 +55,18 @@ class Tries:
     """The orders in a row that brought nothing.
 
     next_at: the next one is not before that. reason: of the last failure. asked: whether the server named the time.
+    unended: how many of them, the last ones, have only begun: each counts as failed until it ends.
     """
 
     failures: int = 0
     next_at: float = 0.0
     reason: str = ""
     asked: bool = False
+    unended: int = 0
+
+    def begun(self, now: float, reason: str, validity: Validity | None) -> Tries:
+        """One more, which has not ended yet."""
+        return replace(self.failed(now, reason, validity), unended=self.unended + 1)
 
     def failed(self, now: float, reason: str, validity: Validity | None, asked_s: float = 0.0) -> Tries:
         """One more. asked_s: how long the server wants to be left alone."""

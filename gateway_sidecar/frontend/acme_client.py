@@ -1,6 +1,6 @@
 """Orders certificates of an ACME server (RFC 8555), with certbot's own library. All of it blocks, for minutes perhaps.
 
-The names are proved over HTTP (HTTP-01): what the server asks for is put where nginx looks.
+The names are proved over HTTP (HTTP-01), at this gateway or at any other (`Answers`).
 """
 
 from __future__ import annotations
@@ -11,7 +11,7 @@ import io
 import re
 import ssl
 from collections.abc import Callable, Iterator, Sequence
-from contextlib import contextmanager, suppress
+from contextlib import suppress
 from dataclasses import dataclass
 from email.utils import parsedate_to_datetime
 from pathlib import Path
@@ -41,10 +41,9 @@ from gateway_sidecar.config import AcmeSettings
 from gateway_sidecar.config.text_file import read_file
 from gateway_sidecar.domain.printable import printable
 from gateway_sidecar.errors import AcmeError, ConfigError
-from gateway_sidecar.files.own import make_directory
-from gateway_sidecar.files.replace import replace_file
 from gateway_sidecar.frontend.acme_state import AcmeState, Wanted
 from gateway_sidecar.frontend.certificate import today
+from gateway_sidecar.frontend.challenges import TOKEN, Answers
 
 _TIMEOUT_S = 30
 _ORDER_S = 180.0
@@ -52,7 +51,6 @@ _ORDER_S = 180.0
 reach a name several times."""
 _NONCES = 10
 """Times two tries: a server may refuse a nonce at any time, and then gives another (RFC 8555, 6.5)."""
-_TOKEN = re.compile(r"[A-Za-z0-9_-]{22,200}")
 _MOST_KEY_BYTES = 4096
 _MOST_CA_BYTES = _MOST_ANSWER_BYTES = 1024 * 1024
 _OTHERS = 0o007
@@ -103,11 +101,15 @@ def read_directory(settings: AcmeSettings) -> Directory:
 
 
 def order(
-    settings: AcmeSettings, state: AcmeState, wanted: Wanted, at: Path, told: Callable[[str], None] = lambda _: None
+    settings: AcmeSettings,
+    state: AcmeState,
+    wanted: Wanted,
+    answers: Answers,
+    told: Callable[[str], None] = lambda _: None,
 ) -> bytes:
-    """A new certificate: its chain and its key, in PEM. Raises AcmeError, OSError.
+    """A new certificate: its chain and its key, in PEM. Raises AcmeError, OSError, StoreError.
 
-    at: the directory in which nginx looks for what the server asks for. told: hears of a new account's URL.
+    answers: has the server find what it asks for. told: hears of a new account's URL.
     """
     key = _key_of(state.pem(wanted))
     names = x509.SubjectAlternativeName([x509.DNSName(name) for name in wanted.names])
@@ -124,8 +126,9 @@ def order(
                 raise
             account.make(client, told)  # The server has lost it. Its key is as good as before.
             started = client.new_order(csr)
-        with _answers(at, account.key, started.authorizations) as asked:
-            for challenge, response in asked:
+        asked = list(_asked(account.key, started.authorizations))
+        with answers({challenge.chall.encode("token"): text for challenge, _, text in asked}):
+            for challenge, response, _ in asked:
                 client.answer_challenge(challenge, response)
             chain = client.poll_and_finalize(started, _deadline()).fullchain_pem
     secret = key.private_bytes(Encoding.PEM, PrivateFormat.PKCS8, NoEncryption())
@@ -133,11 +136,7 @@ def order(
 
 
 def _key_of(path: Path) -> ec.EllipticCurvePrivateKey:
-    """The key of the certificate that is there, or a new one.
-
-    nginx reads a certificate and its key one after the other, and may find the next certificate's key in between: with
-    another key that handshake would fail.
-    """
+    """The key of the certificate that is there, which clients may have pinned; or a new one."""
     with suppress(OSError, ValueError, TypeError, UnsupportedAlgorithm):
         key = load_pem_private_key(path.read_bytes(), None)
         if isinstance(key, ec.EllipticCurvePrivateKey):
@@ -289,35 +288,22 @@ class _Account:
         self._state.keep_account(self._settings.directory, self._key_id, self._said)
 
 
-@contextmanager
-def _answers(
-    at: Path, key: JWK, authorizations: Sequence[messages.AuthorizationResource]
-) -> Iterator[list[tuple[messages.ChallengeBody, challenges.ChallengeResponse]]]:
-    """What the server will ask for lies where nginx looks meanwhile. Raises AcmeError, OSError."""
-    make_directory(at, 0o700)
-    for left in at.iterdir():  # A daemon that died left it.
-        left.unlink()
-    asked = []
-    try:
-        for authorization in authorizations:
-            if authorization.body.status == messages.STATUS_VALID:
-                continue
-            offered = [it for it in authorization.body.challenges if isinstance(it.chall, challenges.HTTP01)]
-            if not offered:
-                name = printable(authorization.body.identifier.value)
-                raise AcmeError(f"the server offers no HTTP-01 for {name}, and nothing else is done here")
-            response, text = offered[0].chall.response_and_validation(key)
-            token = offered[0].chall.encode("token")
-            if not _TOKEN.fullmatch(token):
-                raise AcmeError(f"the server asks for {printable(token)}, which is no token (RFC 8555, 8.3)")
-            replace_file(at / token, text)
-            asked.append((offered[0], response))
-        yield asked
-    finally:
-        with suppress(OSError):
-            for done in at.iterdir():
-                done.unlink()
-            at.rmdir()
+def _asked(
+    key: JWK, authorizations: Sequence[messages.AuthorizationResource]
+) -> Iterator[tuple[messages.ChallengeBody, challenges.ChallengeResponse, str]]:
+    """What the server asks for, the answer to it, and the text that it is to find. Raises AcmeError."""
+    for authorization in authorizations:
+        if authorization.body.status == messages.STATUS_VALID:
+            continue
+        offered = [it for it in authorization.body.challenges if isinstance(it.chall, challenges.HTTP01)]
+        if not offered:
+            name = printable(authorization.body.identifier.value)
+            raise AcmeError(f"the server offers no HTTP-01 for {name}, and nothing else is done here")
+        response, text = offered[0].chall.response_and_validation(key)
+        token = offered[0].chall.encode("token")
+        if not TOKEN.fullmatch(token):
+            raise AcmeError(f"the server asks for {printable(token)}, which is no token (RFC 8555, 8.3)")
+        yield offered[0], response, text
 
 
 def _checked(ca_file: Path) -> str:

@@ -9,21 +9,25 @@ from __future__ import annotations
 
 import hashlib
 import json
-from collections.abc import Sequence
+import re
+from collections.abc import Mapping, Sequence
 from contextlib import suppress
 from dataclasses import asdict, dataclass
 from pathlib import Path
+from threading import Lock
 from typing import Any
 
+from gateway_sidecar.domain.printable import printable
 from gateway_sidecar.domain.renewal import Tries, Validity
 from gateway_sidecar.errors import AcmeError, FrontendError
 from gateway_sidecar.files.own import make_directory
-from gateway_sidecar.files.replace import put_in_place, replace_file, unfinished, write_beside
-from gateway_sidecar.frontend.certificate import read_certificate, validity_in
+from gateway_sidecar.files.replace import replace_file, unfinished
+from gateway_sidecar.frontend.certificate import prove_pair, read_certificate, validity_in
 
 _ID_DIGITS = 12
 _NAME_LENGTH = 200  # A host name may have 253 characters, and a file's 255.
 _NONE = Tries()
+_FILE = re.compile(rf"[A-Za-z0-9][A-Za-z0-9.-]*-[0-9a-f]{{{_ID_DIGITS}}}\.(pem|json)")
 
 
 @dataclass(frozen=True, slots=True)
@@ -65,6 +69,7 @@ class AcmeState:
 
     def __init__(self, directory: Path) -> None:
         self._directory = directory
+        self._writing = Lock()
 
     def pem(self, wanted: Wanted) -> Path:
         """Where the certificate is, with its key in the same file."""
@@ -89,21 +94,54 @@ class AcmeState:
             return Held(tries=tries)
         return Held(Validity(*found), int(before, 16) / 16**_ID_DIGITS, tries)
 
-    def note(self, wanted: Wanted, tries: Tries) -> None:
-        """Writes down what failed, so that it counts after a restart. Raises OSError."""
-        self._keep(self._tries(wanted), {"before": _digest_of(self.pem(wanted)), "tries": asdict(tries)})
+    def note(self, wanted: Wanted, tries: Tries) -> str:
+        """Writes down what failed, so that it counts after a restart; what that file has then. Raises OSError."""
+        text = json.dumps({"before": _digest_of(self.pem(wanted)), "tries": asdict(tries)})
+        self._write(self._tries(wanted), text.encode())
+        return text
+
+    def prove(self, wanted: Wanted, pem: bytes, now: float) -> None:
+        """Raises AcmeError if the key does not fit, or a name, or the certificate or its issuer's has expired."""
+        now = max(now, (validity_in(pem) or (now,))[0])
+        try:
+            it = prove_pair(pem, now)
+        except FrontendError as error:
+            why = error.problems[0].partition("; ")[0].partition(": ")[2]
+            raise AcmeError(f"what {wanted.directory} issued cannot be used: it {why}") from None
+        missing = [name for name in wanted.names if not it.covers(name)]
+        if missing:
+            raise AcmeError(f"what {wanted.directory} issued is not for {', '.join(missing)}")
+        if it.issuer_expires_at <= now:
+            raise AcmeError(f"what {wanted.directory} issued is of an issuer whose own certificate has expired")
 
     def keep(self, wanted: Wanted, pem: bytes, now: float) -> None:
         """Puts a new certificate in the place of the old one, once it is proved good. Raises AcmeError, OSError."""
-        make_directory(self._directory, 0o700)
-        path = self.pem(wanted)
-        fresh = write_beside(path, pem, synced=True)
-        try:
-            self._prove(fresh, wanted, max(now, (validity_in(pem) or (now,))[0]))
-        except AcmeError:
-            fresh.unlink(missing_ok=True)
-            raise
-        put_in_place(fresh, path, synced=True)
+        self.prove(wanted, pem, now)
+        self._write(self.pem(wanted), pem)
+
+    def texts(self) -> dict[str, str]:
+        """The accounts and the certificates, by the names of their files."""
+        found = {}
+        for path in (*self._directory.glob("account-*.json"), *self._directory.glob("*.pem")):
+            with suppress(OSError, UnicodeDecodeError):
+                found[path.name] = path.read_text("utf-8")
+        return found
+
+    def take_in(self, texts: Mapping[str, str]) -> dict[str, str]:
+        """Puts the files of other gateways here, too; which cannot be used, and why. Others stay. Raises OSError.
+
+        A certificate that has expired is one, too: `read` finds it as good as none.
+        """
+        refused = {}
+        for name, text in texts.items():
+            path, content = self._directory / name, text.encode()
+            if not _FILE.fullmatch(name):
+                refused[printable(name)] = "is no name of a file of ACME"
+            elif why := _unusable(name, content):
+                refused[name] = why
+            elif _content(path) != content:
+                self._write(path, content)
+        return refused
 
     def account(self, directory: str, key_id: str | None) -> dict[str, Any]:
         """The account that was made there, as it was kept; empty if there is none."""
@@ -115,10 +153,11 @@ class AcmeState:
 
     def keep_account(self, directory: str, key_id: str | None, account: dict[str, Any]) -> None:
         """Raises OSError."""
-        self._keep(self._account(directory, key_id), account)
+        self._write(self._account(directory, key_id), json.dumps(account).encode())
 
-    def sweep(self, wanted: Sequence[Wanted], now: float) -> None:
-        """Removes what no service needs any more, once it has expired: a name may come back before."""
+    def sweep(self, wanted: Sequence[Wanted], now: float) -> list[str]:
+        """Removes what no service needs any more, once it has expired: a name may come back before. Which files."""
+        gone: list[str] = []
         kept = {str(it) for it in wanted}
         for path in list(self._directory.glob("*.pem")):
             if path.stem in kept or path.name.startswith("."):
@@ -129,29 +168,40 @@ class AcmeState:
                 except FrontendError:
                     for left in (path, path.with_suffix(".json"), unfinished(path)):
                         left.unlink(missing_ok=True)
+                        gone.append(left.name)
+        return gone
 
-    def _prove(self, path: Path, wanted: Wanted, now: float) -> None:
-        """Raises AcmeError if the key does not fit, or a name, or the certificate or its issuer's has expired."""
-        try:
-            it = read_certificate(path, path, now)
-        except FrontendError as error:
-            why = str(error).partition("; ")[0].replace(f"{path}: ", "").replace(str(path), "the certificate")
-            raise AcmeError(f"what {wanted.directory} issued cannot be used: it {why}") from None
-        missing = [name for name in wanted.names if not it.covers(name)]
-        if missing:
-            raise AcmeError(f"what {wanted.directory} issued is not for {', '.join(missing)}")
-        if it.issuer_expires_at <= now:
-            raise AcmeError(f"what {wanted.directory} issued is of an issuer whose own certificate has expired")
-
-    def _keep(self, path: Path, said: dict[str, Any]) -> None:
-        make_directory(self._directory, 0o700)
-        replace_file(path, json.dumps(said), synced=True)
+    def _write(self, path: Path, content: bytes) -> None:
+        with self._writing:  # An order does, and what other gateways have brought.
+            make_directory(self._directory, 0o700)
+            replace_file(path, content, synced=True)
 
     def _tries(self, wanted: Wanted) -> Path:
         return self._directory / f"{wanted}.json"
 
     def _account(self, directory: str, key_id: str | None) -> Path:
         return self._directory / f"account-{_digest(directory, key_id or '')}.json"
+
+
+def _unusable(name: str, content: bytes) -> str:
+    """Why a file of another gateway cannot be used; empty if it can."""
+    try:
+        if name.endswith(".pem"):
+            prove_pair(content, (validity_in(content) or (0.0,))[0])
+        elif not isinstance(json.loads(content), dict):
+            return "is no object"
+    except FrontendError as error:
+        return str(error)
+    except (ValueError, RecursionError):
+        return "is no JSON"
+    return ""
+
+
+def _content(path: Path) -> bytes | None:
+    try:
+        return path.read_bytes()
+    except FileNotFoundError:
+        return None
 
 
 def _digest(*texts: str) -> str:

@@ -49,6 +49,20 @@ def read_certificate(certificate: Path, key: Path, now: float) -> Certificate:
     return Certificate(*x509.read(certificate, key, now))
 
 
+def prove_pair(pem: bytes, now: float) -> Certificate:
+    """One PEM that holds both, and comes from no file. Raises FrontendError as `read_certificate`."""
+    from gateway_sidecar.frontend import x509  # As above.
+
+    return Certificate(*x509.prove(pem, pem, "the certificate", "the key", now))
+
+
+def break_in(pem: bytes) -> str:
+    """What is wrong with the order of a chain that can be read; empty if nothing is."""
+    from gateway_sidecar.frontend import x509  # As above.
+
+    return x509.break_in(pem)
+
+
 def read_client_ca(path: Path, now: float) -> tuple[bytes, int]:
     """Certificates of authorities, in PEM, and how many. Raises FrontendError, with one line for what is wrong."""
     from gateway_sidecar.frontend import x509  # As above.

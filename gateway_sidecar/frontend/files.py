@@ -14,7 +14,7 @@ from gateway_sidecar.errors import FrontendError
 from gateway_sidecar.frontend.certificate import covers, names_in, read_certificate, read_client_ca
 from gateway_sidecar.frontend.keys import PLAN_LINK, Key, key_of, parse_keys, read_content
 from gateway_sidecar.frontend.last_used import KEPT_EVERY_S, keep_copy, read_copy, read_links
-from gateway_sidecar.frontend.publish import change_keys, publish_client_ca, publish_keys, publish_pem
+from gateway_sidecar.frontend.publish import change_keys, publish_client_ca, publish_keys, publish_pair
 from gateway_sidecar.frontend.signature import Signature, changed_at, directories, signature
 
 KEYS, CERTIFICATE, CLIENT_CA = "keys", "certificate", "client_ca"
@@ -214,6 +214,10 @@ class _PairFiles:
         chain, key = settings.tls.pair
         if settings.tls.acme and not chain.exists():
             return None  # It is being ordered.
+        if settings.tls.store is not None and not chain.exists():
+            name = settings.tls.store
+            cure = f"put it there with `gateway-sidecar certificate put {name} --cert FILE --key FILE`"
+            raise FrontendError([f"the store has no certificate '{name}'; {cure}"])
         seen = (chain, key, settings.server_names, signature(chain, key))
         if self._read == seen and not again and self.place.exists():
             return None
@@ -223,7 +227,7 @@ class _PairFiles:
         served = self._served()
         if wrong_for and served and served != pair.pem and _is_for(served, settings.server_names):
             raise FrontendError([f"{chain}: is not for {', '.join(wrong_for)}; put the certificate of that name there"])
-        return PairTaken(pair.begins_at, pair.expires_at, publish_pem(self.place, pair.pem), wrong_for)
+        return PairTaken(pair.begins_at, pair.expires_at, publish_pair(self.place, pair.pem), wrong_for)
 
     def _served(self) -> bytes | None:
         try:

@@ -5,7 +5,7 @@ from __future__ import annotations
 import hashlib
 import os
 import re
-from collections.abc import Iterable
+from collections.abc import Collection, Iterable
 from contextlib import suppress
 from pathlib import Path
 
@@ -15,6 +15,8 @@ from gateway_sidecar.files.replace import is_unfinished, replace_file, replace_l
 from gateway_sidecar.frontend.keys import PLAN_LINK, Links
 from gateway_sidecar.frontend.last_used import note_use
 
+PAIR = ".pair"
+_DIGITS = 16
 _LINK = re.compile(rf"[0-9a-f]{{64}}|{PLAN_LINK}{NAME}")
 
 
@@ -66,15 +68,42 @@ def withdraw_keys(directory: Path) -> None:
             directory.rmdir()
 
 
-def publish_pem(path: Path, pem: bytes) -> bool:
-    """Puts a certificate with its key there, for this user alone; False if it was there already."""
+def publish_pair(place: Path, pem: bytes) -> bool:
+    """Makes `place` lead to a certificate with its key, for this user alone; False if it does so already.
+
+    nginx reads the certificate and then the key. It asks once where the link leads, and a file is never written again:
+    so no handshake meets the certificate of one pair and the key of another.
+    """
     with suppress(FileNotFoundError):
-        if path.read_bytes() == pem:
+        if place.is_symlink() and place.read_bytes() == pem:
             return False
-    replace_file(path, pem)
+    file = place.with_name(f"{place.stem}.{hashlib.sha256(pem).hexdigest()[:_DIGITS]}{PAIR}")
+    replace_file(file, pem)
+    before = os.readlink(place) if place.is_symlink() else ""  # noqa: PTH115 - the name alone
+    replace_link(place, file.name)
+    _remove_pairs(place, {file.name, before})
     return True
+
+
+def withdraw_pair(place: Path) -> None:
+    """No certificate is there any more, nor a key."""
+    place.unlink(missing_ok=True)
+    _remove_pairs(place, ())
+
+
+def _remove_pairs(place: Path, kept: Collection[str]) -> None:
+    """But for one that handshakes may be about to read."""
+    pattern = re.compile(rf"{re.escape(place.stem)}\.[0-9a-f]{{{_DIGITS}}}{re.escape(PAIR)}")
+    for name in os.listdir(place.parent) if place.parent.is_dir() else ():
+        if pattern.fullmatch(name) and name not in kept:
+            (place.parent / name).unlink(missing_ok=True)
 
 
 def publish_client_ca(path: Path, pem: bytes) -> bool:
     """Puts certificates of authorities there, and their number before them; False if they were there already."""
-    return publish_pem(path, b"# " + hashlib.sha256(pem).hexdigest()[:16].encode() + b"\n" + pem)
+    content = b"# " + hashlib.sha256(pem).hexdigest()[:_DIGITS].encode() + b"\n" + pem
+    with suppress(FileNotFoundError):
+        if path.read_bytes() == content:
+            return False
+    replace_file(path, content)
+    return True

@@ -2,12 +2,13 @@
 
 from __future__ import annotations
 
+import itertools
 import os
 import ssl
 from pathlib import Path
 
 from cryptography import x509
-from cryptography.exceptions import UnsupportedAlgorithm
+from cryptography.exceptions import InvalidSignature, UnsupportedAlgorithm
 from cryptography.hazmat.primitives.asymmetric.types import PrivateKeyTypes
 from cryptography.hazmat.primitives.serialization import Encoding, PublicFormat, load_pem_private_key
 
@@ -20,9 +21,19 @@ _OTHERS = 0o007
 _OTHERS_WRITE = 0o022
 
 
-def read(certificate: Path, key: Path, now: float) -> tuple[bytes, float, float, float, tuple[str, ...]]:
-    """What `Certificate` says of a pair. Raises FrontendError."""
-    chain_text, key_text = _read(certificate), _read(key, secret=True)
+Pair = tuple[bytes, float, float, float, tuple[str, ...]]
+"""What `Certificate` says of a pair."""
+_Where = Path | str
+"""A file, or in words what it was given as."""
+
+
+def read(certificate: Path, key: Path, now: float) -> Pair:
+    """Two files, or one that holds both. Raises FrontendError."""
+    return prove(_read(certificate), _read(key, secret=True), certificate, key, now)
+
+
+def prove(chain_text: bytes, key_text: bytes, certificate: _Where, key: _Where, now: float) -> Pair:
+    """What was read there. Raises FrontendError."""
     try:
         chain = x509.load_pem_x509_certificates(chain_text)
     except ValueError:
@@ -41,9 +52,20 @@ def read(certificate: Path, key: Path, now: float) -> tuple[bytes, float, float,
         raise _bad(certificate, f"expired at {shown_at(ends)}; renew it")
     if now < begins:
         raise _bad(certificate, f"is not valid before {shown_at(begins)}; check this machine's clock")
-    pem = chain_text if certificate == key else chain_text.rstrip() + b"\n" + key_text
+    pem = chain_text if chain_text == key_text else chain_text.rstrip() + b"\n" + key_text
     _try_out(certificate, pem)
     return pem, begins, ends, min(ends, chain[:2][-1].not_valid_after_utc.timestamp()), _names(first)
+
+
+def break_in(pem: bytes) -> str:
+    """Which certificate of a chain did not sign the one before it; empty if each did."""
+    chain = x509.load_pem_x509_certificates(pem)
+    for place, (signed, signer) in enumerate(itertools.pairwise(chain), start=2):
+        try:
+            signed.verify_directly_issued_by(signer)
+        except (ValueError, TypeError, InvalidSignature, UnsupportedAlgorithm):
+            return f"certificate {place} did not sign the one before it; put each issuer's after what it signed"
+    return ""
 
 
 def validity_in(pem: bytes) -> tuple[float, float] | None:
@@ -96,7 +118,7 @@ def _read(path: Path, *, secret: bool = False, decides: bool = False) -> bytes:
     return file.content
 
 
-def _private_key(path: Path, text: bytes) -> PrivateKeyTypes:
+def _private_key(path: _Where, text: bytes) -> PrivateKeyTypes:
     try:
         return load_pem_private_key(text, password=None)
     except TypeError:
@@ -109,7 +131,7 @@ def _public(key: PrivateKeyTypes) -> bytes:
     return key.public_key().public_bytes(Encoding.DER, PublicFormat.SubjectPublicKeyInfo)
 
 
-def _try_out(path: Path, pem: bytes) -> None:
+def _try_out(path: _Where, pem: bytes) -> None:
     """Has OpenSSL take it: what a small key or a broken chain is refused for, it says here and not to clients."""
     context = ssl.SSLContext(ssl.PROTOCOL_TLS_SERVER)
     descriptor = os.memfd_create("certificate")  # In memory: the key is written to no other disk.
@@ -130,5 +152,5 @@ def _names(certificate: x509.Certificate) -> tuple[str, ...]:
     return tuple(name.lower() for name in names.get_values_for_type(x509.DNSName))
 
 
-def _bad(path: Path, text: str) -> FrontendError:
+def _bad(path: _Where, text: str) -> FrontendError:
     return FrontendError([f"{path}: {text}"])

@@ -34,7 +34,9 @@ class FrontendPlaces:
         return self.directory / "challenges"
 
     def pem(self, service: str) -> Path:
-        """Certificate and key in one file, so that no handshake sees one without the other."""
+        """A link to certificate and key in one file, which is never written again: no handshake sees one without the
+        other.
+        """
         return self.directory / f"{service}.pem"
 
     def client_ca(self, service: str) -> Path:

@@ -62,9 +62,11 @@ class StoreKind:
     name: the key under `store`. settings: the model of what stands there, and what it is for.
     build: the settings' value -> store; connects to nobody yet.
     show: where the store is, as `status` and `check` have it.
+    exposed: why others may read what lies there, and the cure, for `check`; empty if they may not.
     """
 
     name: str
     settings: tuple[Any, Any]
     build: Callable[[Any], Store]
     show: Callable[[Any], str] = str
+    exposed: Callable[[Any], str] = lambda _: ""

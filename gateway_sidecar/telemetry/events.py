@@ -157,6 +157,10 @@ GROUPS: Mapping[str, Mapping[str, Event]] = {
             "Another gateway of the fleet has other settings than this one: `reason`. Each serves by its own.",
             "Give all gateways of a fleet the same `bridges.ports`, `scaling` and `frontend.auth`.",
         ),
+        "store.certificate_refused": _error(
+            "A `certificate` of the store cannot be served: `reason`. The previous one stays in force.",
+            "Run `gateway-sidecar certificate put`, or `certificate remove`.",
+        ),
         "store.lease_lost": _warning(
             "This gateway's lease has ended, so the gateway takes a new lease. Serving goes on."
         ),
@@ -392,6 +396,14 @@ GROUPS: Mapping[str, Mapping[str, Event]] = {
         ),
         "acme.account": _info("An account was made at the ACME server: its `url`."),
         "acme.issued": _info("A certificate by ACME is there for these `names`; `renewal` says when it is renewed."),
+        "acme.waits": _warning(
+            "An order of a certificate is due, and cannot begin: `reason`. What is in force stays.",
+            "Make the store reachable; docs/guides/several-gateways.md lists the usual reasons.",
+        ),
+        "acme.unanswered": _warning(
+            "These `gateways` do not say that they answer what the ACME server asks for. The order goes on.",
+            "If it fails, look why their daemons hang.",
+        ),
         "acme.failed": Event(
             ("warning", "error"),
             "An order of a certificate failed: `reason`. The previous certificate stays; the next try is at `again`.",

@@ -6,6 +6,7 @@ import json
 import time
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
+from functools import partial
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from pathlib import Path
 from threading import Thread
@@ -20,6 +21,7 @@ from gateway_sidecar.domain.findings import Level
 from gateway_sidecar.errors import AcmeError
 from gateway_sidecar.frontend.acme_client import order, read_directory, read_hmac_key, suggested_renewal
 from gateway_sidecar.frontend.acme_state import AcmeState, Wanted
+from gateway_sidecar.frontend.challenges import answered_at
 from tests.certificates import Authority, chain_and_key
 from tests.pebble import Pebble, needs_pebble, pebble
 from tests.system.gateway import PortBlock
@@ -45,7 +47,7 @@ class Place:
         settings = AcmeSettings(directory=server.url, accept_terms=True, ca_file=server.ca_file)
         wanted = Wanted.of(names or (NAME,), server.url)
         changed = settings.model_copy(update=changes)
-        return order(changed, self.state, wanted, self.challenges, self.accounts.append)
+        return order(changed, self.state, wanted, partial(answered_at, self.challenges), self.accounts.append)
 
     def close(self) -> None:
         self._server.shutdown()
@@ -353,8 +355,9 @@ def test_a_server_that_names_a_time_is_heard(tmp_path: Path, after: str | None, 
 
     with lying(answer) as settings:
         base = settings.directory.removesuffix("/dir")
+        answers = partial(answered_at, tmp_path / "challenges")
         with pytest.raises(AcmeError, match="too many certificates") as caught:
-            order(settings, AcmeState(tmp_path), Wanted.of((NAME,), settings.directory), tmp_path / "challenges")
+            order(settings, AcmeState(tmp_path), Wanted.of((NAME,), settings.directory), answers)
     assert least_s <= caught.value.asked_s <= most_s
 
 
@@ -386,7 +389,7 @@ def test_a_token_is_no_path(tmp_path: Path, token: str) -> None:
         base = settings.directory.removesuffix("/dir")
         state, wanted = AcmeState(tmp_path / "acme"), Wanted.of((NAME,), settings.directory)
         with pytest.raises(AcmeError):
-            order(settings, state, wanted, tmp_path / "run" / "challenges")
+            order(settings, state, wanted, partial(answered_at, tmp_path / "run" / "challenges"))
     assert sorted(path.name for path in tmp_path.rglob("*") if path.is_file()) == [
         path.name for path in (tmp_path / "acme").iterdir()
     ]

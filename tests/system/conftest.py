@@ -3,10 +3,11 @@
 from __future__ import annotations
 
 import asyncio
+import itertools
 import os
 import shutil
 import time
-from collections.abc import AsyncIterator, Awaitable, Callable, Generator
+from collections.abc import AsyncIterator, Awaitable, Callable, Generator, Iterator
 from contextlib import suppress
 from pathlib import Path
 from typing import Any
@@ -17,6 +18,7 @@ import pytest_asyncio
 import yaml
 
 from examples.simulated import Behaviour, EngineKind, EngineSpec, SimulatedEngine, start_engine
+from tests.etcd import Etcd, running
 from tests.system.engine_process import EngineProcess
 from tests.system.gateway import Gateway, PortBlock
 from tests.users import DAEMON, GROUP, User, give, why_not
@@ -24,9 +26,11 @@ from tests.users import DAEMON, GROUP, User, give, why_not
 StartEngine = Callable[..., Awaitable[SimulatedEngine]]
 StartAs = Callable[..., Awaitable[EngineProcess]]
 MakeGateway = Callable[..., Gateway]
+Start = Callable[..., Awaitable[Gateway]]
 
 
 FAILED = pytest.StashKey[bool]()
+_prefixes = itertools.count()
 LAST_LINES = 300
 """Of a daemon's log, which is shown with a test that failed."""
 
@@ -64,6 +68,54 @@ async def make_gateway(request: pytest.FixtureRequest) -> AsyncIterator[MakeGate
             for log in sorted(gateway.directory.glob("daemon-*.log")):
                 print(f"--- {log}", *log.read_text().splitlines()[-LAST_LINES:], sep="\n")
         await gateway.close()
+
+
+@pytest.fixture(scope="module")
+def shared_etcd() -> Iterator[Etcd]:
+    with running() as one:
+        yield one
+
+
+@pytest.fixture
+def etcd() -> Iterator[Etcd]:
+    """One of the test's own, to do things to."""
+    with running() as one:
+        yield one
+
+
+@pytest_asyncio.fixture
+async def start_in_fleet(make_gateway: MakeGateway) -> AsyncIterator[Start]:
+    """Starts a gateway of a fleet: `await start("a", etcd)`.
+
+    beside: one whose bridge ports it has, too. frontend: that of its service, or what makes it for a gateway.
+    """
+    prefix = f"/test-{next(_prefixes)}/"
+
+    async def begin(
+        name: str,
+        etcd: Etcd,
+        env: dict[str, str] | None = None,
+        lease_s: int = 5,
+        beside: Gateway | None = None,
+        frontend: dict[str, Any] | Callable[[Gateway], dict[str, Any]] | None = None,
+        acme: dict[str, Any] | None = None,
+        scaling: dict[str, Any] | None = None,
+        **of_etcd: Any,
+    ) -> Gateway:
+        there = {"endpoints": [etcd.endpoint], "prefix": prefix, "timeout_s": 1.0, **of_etcd}
+        settings = {"gateway": name, "read_every_s": 0.5, "lease_s": lease_s, "etcd": there}
+        gateway = make_gateway(store=settings)
+        if beside is not None:  # The same bridge ports, as on machines of their own.
+            gateway.configure(bridges={**beside.settings["bridges"], "host": "127.0.9.1", "grpc_host": "127.0.9.2"})
+        if acme is not None:
+            gateway.configure(acme=acme)
+        made = frontend(gateway) if callable(frontend) else frontend or {}
+        service = {**gateway.service("chat"), "replicas": {}, "router": {"type": "none"}, "frontend": made}
+        gateway.configure(services=[service if scaling is None else {**service, "scaling": scaling}])
+        await gateway.start(env=env)
+        return gateway
+
+    yield begin
 
 
 def given_to_the_daemon(gateway: Gateway) -> None:

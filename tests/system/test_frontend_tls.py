@@ -4,10 +4,12 @@ from __future__ import annotations
 
 import asyncio
 import io
+import itertools
 import json
 import re
 import socket
 import ssl
+import threading
 import time
 from pathlib import Path
 from typing import Any
@@ -18,6 +20,7 @@ import pytest
 from cryptography import x509
 
 from gateway_sidecar.frontend.edit_keys import add_key
+from gateway_sidecar.frontend.publish import publish_pair
 from gateway_sidecar.nginx.client_headers import CREDENTIALS
 from tests.certificates import certificate
 from tests.system.conftest import MakeGateway, StartEngine
@@ -148,6 +151,35 @@ async def test_a_new_certificate_is_served_without_a_reload(make_gateway: MakeGa
     assert served.stat().st_mode & 0o777 == 0o600
 
 
+async def test_no_handshake_meets_two_pairs(make_gateway: MakeGateway) -> None:
+    """nginx reads the certificate, and then the key. Pairs with keys of their own take turns meanwhile."""
+    gateway = make_gateway()
+    port = public(gateway)
+    await gateway.start()
+    await until_serial(port, own_serial(gateway.directory / "tls" / "s0.pem"))
+    await gateway.kill()
+    files = [certificate(gateway.directory / "tls", NAME, stem=stem) for stem in ("one", "two")]
+    pairs = [it.read_bytes() + it.with_suffix(".key").read_bytes() for it in files]
+    place, done = gateway.directory / "run" / "frontends" / "chat.pem", threading.Event()
+
+    publish_pair(place, pairs[1])
+
+    def take_turns() -> int:
+        for turn in itertools.count():
+            if done.is_set():
+                return turn
+            publish_pair(place, pairs[turn % 2])
+        raise AssertionError
+
+    turns = asyncio.create_task(asyncio.to_thread(take_turns))
+    try:
+        found = [await asyncio.to_thread(serial, port) for _ in range(150)]
+    finally:
+        done.set()
+    assert await turns > 150
+    assert set(found) == set(map(own_serial, files))
+
+
 async def test_expiry_is_told_in_time(make_gateway: MakeGateway) -> None:
     """`warn_days` before it, in status, log and `check`."""
     gateway = make_gateway()
@@ -205,7 +237,7 @@ async def test_nothing_secret_is_left_behind(make_gateway: MakeGateway) -> None:
     public(gateway, auth={"keys_file": str(file)})
     await gateway.start()
     doors = gateway.directory / "run" / "frontends"
-    assert sorted(path.name for path in doors.iterdir()) == ["chat.keys", "chat.pem"]
+    assert sorted(path.name for path in doors.iterdir() if path.suffix != ".pair") == ["chat.keys", "chat.pem"]
     assert (await gateway.cli("stop", "--all"))[0] == 0
     assert list(doors.iterdir()) == []
 

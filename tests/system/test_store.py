@@ -8,64 +8,25 @@ import itertools
 import json
 import signal
 import time
-from collections.abc import AsyncIterator, Awaitable, Callable, Iterator
 from contextlib import suppress
 from pathlib import Path
 from typing import Any
 
 import pytest
-import pytest_asyncio
 
 from tests.certificates import Authority
 from tests.etcd import Etcd, Front, running
-from tests.system.conftest import MakeGateway, StartEngine
+from tests.system.conftest import MakeGateway, Start, StartEngine
 from tests.system.gateway import Gateway, Status, service_of, states_of
 from tests.system.test_clock import LIBRARY
 
-Start = Callable[..., Awaitable[Gateway]]
-_prefixes = itertools.count()
 _LATE_S = 60.0
 
 
-@pytest.fixture(scope="module")
-def shared_etcd() -> Iterator[Etcd]:
-    with running() as one:
-        yield one
-
-
 @pytest.fixture
-def etcd() -> Iterator[Etcd]:
-    """One of the test's own, to do things to."""
-    with running() as one:
-        yield one
-
-
-@pytest_asyncio.fixture
-async def start(make_gateway: MakeGateway) -> AsyncIterator[Start]:
-    """Starts a gateway of a fleet: `await start("a", etcd)`. beside: one whose bridge ports it has, too."""
-    prefix = f"/test-{next(_prefixes)}/"
-
-    async def begin(
-        name: str,
-        etcd: Etcd,
-        env: dict[str, str] | None = None,
-        lease_s: int = 5,
-        beside: Gateway | None = None,
-        frontend: dict[str, Any] | None = None,
-        scaling: dict[str, Any] | None = None,
-        **of_etcd: Any,
-    ) -> Gateway:
-        there = {"endpoints": [etcd.endpoint], "prefix": prefix, "timeout_s": 1.0, **of_etcd}
-        settings = {"gateway": name, "read_every_s": 0.5, "lease_s": lease_s, "etcd": there}
-        gateway = make_gateway(store=settings)
-        if beside is not None:  # The same bridge ports, as on machines of their own.
-            gateway.configure(bridges={**beside.settings["bridges"], "host": "127.0.9.1", "grpc_host": "127.0.9.2"})
-        service = {**gateway.service("chat"), "replicas": {}, "router": {"type": "none"}, "frontend": frontend or {}}
-        gateway.configure(services=[service if scaling is None else {**service, "scaling": scaling}])
-        await gateway.start(env=env)
-        return gateway
-
-    yield begin
+def start(start_in_fleet: Start) -> Start:
+    """As it is."""
+    return start_in_fleet
 
 
 async def put(gateway: Gateway, replica: str, socket: Path, **query: str) -> tuple[int, dict[str, Any]]:

@@ -11,10 +11,13 @@ from pathlib import Path
 import pytest
 
 from gateway_sidecar.config import AcmeSettings, Endpoint, FrontendSettings, TlsSettings
-from gateway_sidecar.control.edge.certificates import AcmeHost, AcmeServer, Certificates
+from gateway_sidecar.control.edge.acme_host import AcmeHost, AcmeServer
+from gateway_sidecar.control.edge.acme_shared import AcmeShared
+from gateway_sidecar.control.edge.certificates import Certificates
 from gateway_sidecar.domain.renewal import Tries, order_at
 from gateway_sidecar.errors import AcmeError
 from gateway_sidecar.frontend.acme_state import AcmeState, Wanted
+from gateway_sidecar.frontend.challenges import Answers
 from gateway_sidecar.nginx.frontend_places import FrontendPlaces
 from gateway_sidecar.telemetry.metrics import Metrics
 from tests.certificates import chain_and_key
@@ -53,6 +56,7 @@ class World(AcmeServer):
     asked: list[float] = field(default_factory=list)
     taken_in: int = 0
     clock_s: float = 0.0
+    shared: AcmeShared | None = None
 
     def __post_init__(self) -> None:
         self.served = self.frontends
@@ -68,7 +72,7 @@ class World(AcmeServer):
         def take_in() -> None:
             self.taken_in += 1
 
-        host = AcmeHost(lambda: self.settings, lambda: self.frontends, lambda: self.served, take_in)
+        host = AcmeHost(lambda: self.settings, lambda: self.frontends, lambda: self.served, take_in, self.shared)
         places = FrontendPlaces(self.directory / "doors")
         return Certificates(self.state, places, host, self.metrics, now=self.now, server=self)
 
@@ -79,7 +83,7 @@ class World(AcmeServer):
         return self.suggested_at, 3600.0
 
     def order(
-        self, settings: AcmeSettings, state: AcmeState, wanted: Wanted, at: Path, told: Callable[[str], None]
+        self, settings: AcmeSettings, state: AcmeState, wanted: Wanted, answers: Answers, told: Callable[[str], None]
     ) -> bytes:
         self.ordered.append(self.now() - T0)
         self.wanted.append(wanted)

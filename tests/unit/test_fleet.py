@@ -13,7 +13,9 @@ import pytest
 
 from gateway_sidecar.config.store import store_model
 from gateway_sidecar.control.fleet import build
+from gateway_sidecar.control.fleet.acme import FleetAcme
 from gateway_sidecar.control.fleet.alike import Alike
+from gateway_sidecar.control.fleet.certificates import FleetCertificates
 from gateway_sidecar.control.fleet.drains import FleetDrains
 from gateway_sidecar.control.fleet.fleet import Fleet, Telling
 from gateway_sidecar.control.fleet.keys import FleetKeys
@@ -29,6 +31,7 @@ from gateway_sidecar.domain.fleet import AskedDrain, DrainSeen
 from gateway_sidecar.domain.leases import PortLeases
 from gateway_sidecar.domain.model import ReplicaId
 from gateway_sidecar.errors import StateError, StateInDoubt, StoreAway, StoreDenied, StoreError, StoreFull
+from gateway_sidecar.nginx.frontend_places import FrontendPlaces
 from gateway_sidecar.supervision.loops import Tasks
 from gateway_sidecar.telemetry.metrics import Metrics
 from gateway_sidecar.telemetry.problems import Problems
@@ -58,7 +61,7 @@ class Site:
         seen = Seen(self.store, reflector, membership)
         self.leases = PortLeases(range(24001, 24021))
         ports = FleetPorts(self.store, reflector, membership, self.leases)
-        keys = FleetKeys(self.store, reflector, membership, directory / "keys", self.problems.of("store: keys"))
+        keys = FleetKeys(reflector, membership, directory / "keys", self.problems.of("store: keys"))
         alike = Alike(membership, self.problems.of("store: settings"))
         self.usage = PlayedUsage()
         used = FleetUsage(self.store, reflector, membership, remembered, self.usage, directory / "used-elsewhere")
@@ -66,8 +69,13 @@ class Site:
         self.ports: dict[str, int] = {}
         self.alike: dict[str, str] = {}
         self.sees: dict[str, Any] = {}
+        problem = self.problems.of("store: certificates")
+        certificates = FleetCertificates(reflector, directory / "certificates", problem)
+        places = directory / "acme", directory / "challenges"
+        acme = FleetAcme(reflector, membership, remembered, *places, self.problems)
         self.fleet = Fleet(
-            "memory", self.store, remembered, reflector, membership, replicas, drains, seen, ports, keys, alike, used
+            *("memory", self.store, remembered, reflector, membership, replicas, drains, seen, ports, keys),
+            *(certificates, acme, alike, used),
         )
         self.says: dict[str, DrainSeen] = {}
         self.written = 0
@@ -75,7 +83,8 @@ class Site:
     def describe(self) -> dict[str, Any]:
         held = self.fleet.drains.held
         drains = {key: self.says_of(key, it).said() for key, it in held.items()}
-        return {"drains": drains, "ports": self.fleet.ports.says().said(), "alike": self.alike}
+        ports, challenges = self.fleet.ports.says().said(), self.fleet.acme.says()
+        return {"drains": drains, "ports": ports, "challenges": challenges, "alike": self.alike}
 
     def says_of(self, key: str, asked: AskedDrain) -> DrainSeen:
         return replace(self.says.get(key, DrainSeen("", True)), id=asked.id)
@@ -356,9 +365,10 @@ async def test_it_is_put_together_from_the_settings_and_measured(
 ) -> None:
     """The name is the machine's where none is set."""
     monkeypatch.setattr("socket.gethostname", lambda: "GW_1.example.net")
-    metrics = Metrics()
+    metrics, places = Metrics(), FrontendPlaces(tmp_path / "frontends")
     settings = store_model().model_validate({"etcd": {"endpoints": ["http://127.0.0.1:1"]}})
-    fleet = build.build_fleet(tmp_path, settings, PortLeases(range(24001, 24021)), PlayedUsage(), Problems(), metrics)
+    usage, leases = PlayedUsage(), PortLeases(range(24001, 24021))
+    fleet = build.build_fleet(tmp_path, places, settings, leases, usage, Problems(), metrics)
     assert (fleet.membership.name, fleet.where) == ("gw-1", "etcd http://127.0.0.1:1 /gateway-sidecar/")
     of = {"store": "etcd"}
     assert metrics.registry.get_sample_value("gateway_sidecar_store_up", of) == 0

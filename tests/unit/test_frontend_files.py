@@ -21,7 +21,7 @@ from gateway_sidecar.frontend.certificate import read_certificate, read_client_c
 from gateway_sidecar.frontend.edit_keys import add_key, change_key, change_plan, revoke_key
 from gateway_sidecar.frontend.files import FrontendFiles, PairTaken
 from gateway_sidecar.frontend.keys import parse_keys, read_keys
-from gateway_sidecar.frontend.publish import publish_keys, publish_pem, withdraw_keys
+from gateway_sidecar.frontend.publish import publish_keys, publish_pair, withdraw_keys, withdraw_pair
 from gateway_sidecar.frontend.signature import directories
 from gateway_sidecar.nginx.frontend_places import FrontendPlaces
 from gateway_sidecar.telemetry.metrics import Metrics
@@ -312,11 +312,24 @@ def test_links_follow_the_keys(tmp_path: Path) -> None:
 
 
 def test_a_certificate_is_published_once(tmp_path: Path) -> None:
-    """For the daemon's user alone."""
-    place = tmp_path / "chat.pem"
-    assert publish_pem(place, b"x")
-    assert not publish_pem(place, b"x")
+    """For the daemon's user alone, and never written over: a handshake may be reading it. Another service's stays."""
+    place, other = tmp_path / "chat.pem", tmp_path / "chat.2.pem"
+    assert publish_pair(other, b"other")
+    place.write_bytes(b"x")  # As an earlier version left it.
+    assert publish_pair(place, b"x")
+    assert not publish_pair(place, b"x")
     assert place.stat().st_mode & 0o777 == 0o600
+    first = place.resolve()
+    assert publish_pair(place, b"y")
+    assert (first.read_bytes(), place.read_bytes()) == (b"x", b"y")
+    assert publish_pair(place, b"z")
+    assert not first.exists()
+    place.resolve().unlink()
+    assert publish_pair(place, b"z")
+    assert place.read_bytes() == b"z"
+    withdraw_pair(place)
+    assert sorted(it.suffix for it in tmp_path.iterdir()) == [".pair", ".pem"]
+    assert other.read_bytes() == b"other"
 
 
 def test_a_good_pair_is_taken(tmp_path: Path) -> None:

@@ -246,7 +246,7 @@ def test_no_template_calls_a_value_safe() -> None:
 
 def test_a_value_that_a_template_lacks_is_an_error() -> None:
     """It does not end up as nothing."""
-    with pytest.raises(Exception, match="'id' is undefined"):
+    with pytest.raises(Exception, match="'frontends' is undefined"):
         render("tls.conf", {})
 
 

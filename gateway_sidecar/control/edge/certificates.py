@@ -10,13 +10,14 @@ from collections.abc import Awaitable, Callable, Mapping, Sequence
 from contextlib import suppress
 from dataclasses import dataclass, replace
 from functools import partial
-from pathlib import Path
 from typing import TypeVar
 
 from gateway_sidecar.config import AcmeSettings, FrontendSettings
+from gateway_sidecar.control.edge.acme_host import AcmeHost, AcmeServer
+from gateway_sidecar.control.edge.acme_shared import Alone
 from gateway_sidecar.domain.printable import counted, printable
 from gateway_sidecar.domain.renewal import Tries, order_at
-from gateway_sidecar.errors import AcmeError
+from gateway_sidecar.errors import AcmeError, StoreError
 from gateway_sidecar.frontend.acme_state import AcmeState, Held, Wanted
 from gateway_sidecar.frontend.certificate import shown_at, today
 from gateway_sidecar.nginx.frontend_places import FrontendPlaces
@@ -38,54 +39,26 @@ _ASK_AGAIN_S, _ASK_LEAST_S = 21600.0, 60.0
 """RFC 9773, 4.3: six hours after a failure; between a minute and a day where the server says."""
 _DAY_S = 86400.0
 _CUT_OFF = "the last order did not end, since the daemon did"
-
-
-class AcmeServer:
-    """What is asked of an ACME server, as in `acme_client`, whose libraries take 6 MB and 0.2 s: not before then."""
-
-    def order(
-        self, settings: AcmeSettings, state: AcmeState, wanted: Wanted, at: Path, told: Callable[[str], None]
-    ) -> bytes:
-        """A certificate and its key. Raises AcmeError, OSError. Blocks."""
-        from gateway_sidecar.frontend.acme_client import order
-
-        return order(settings, state, wanted, at, told)
-
-    def suggested_renewal(self, settings: AcmeSettings, pem: Path) -> tuple[float | None, float]:
-        """When it would have a certificate renewed, and in how many seconds to ask again. As `order`."""
-        from gateway_sidecar.frontend.acme_client import suggested_renewal
-
-        return suggested_renewal(settings, pem.read_bytes())
+_AWAY = "it is due, and waits: the store that gateways share cannot be read or written"
 
 
 _SERVER = AcmeServer()
-
-
-@dataclass(frozen=True, slots=True)
-class AcmeHost:
-    """What the certificates need of the daemon.
-
-    settings: those of the account. wanted: each service's frontend. served: those that nginx has in force, or None
-    where that is not known. taken_in: called when there is a new certificate.
-    """
-
-    settings: Callable[[], AcmeSettings | None]
-    wanted: Callable[[], Mapping[str, FrontendSettings]]
-    served: Callable[[], Mapping[str, FrontendSettings] | None]
-    taken_in: Callable[[], None]
 
 
 @dataclass(slots=True)
 class _Known:
     """What was read of one certificate, when, and one that was issued and is not written yet.
 
-    ask_at: when the server is asked for its suggestion.
+    ask_at: when the server is asked for its suggestion. is_old: whether another gateway has brought something since.
+    waits: why an order that is due cannot begin.
     """
 
     held: Held
     read_at: float
     unwritten: bytes | None = None
     ask_at: float = 0.0
+    is_old: bool = False
+    waits: str = ""
 
 
 class Certificates:
@@ -107,6 +80,8 @@ class Certificates:
         self._metrics = metrics
         self._now = now
         self._server = server
+        self._shared = host.shared or Alone(places.challenges)
+        self._shared.on_news(self._read_again)
         self._logger = get_logger()
         self._thread = OwnThread(ACME)
         self._known: dict[Wanted, _Known] = {}
@@ -159,6 +134,12 @@ class Certificates:
 
         return take_in
 
+    def _read_again(self) -> None:
+        """Another gateway has brought something."""
+        for known in self._known.values():
+            known.is_old = True
+        self._look_now.set()
+
     def _with_files(self, frontend: FrontendSettings) -> FrontendSettings:
         if frontend.tls is None or not frontend.tls.acme:
             return frontend
@@ -178,7 +159,7 @@ class Certificates:
 
     async def _look_at(self, settings: AcmeSettings, wanted: Wanted, services: Sequence[str]) -> None:
         known = self._known.get(wanted)
-        if known is None or awake.monotonic() - known.read_at > _READ_AGAIN_S:
+        if known is None or known.is_old or awake.monotonic() - known.read_at > _READ_AGAIN_S:
             try:
                 known = await self._read(wanted, known)
             except TimeoutError:
@@ -188,18 +169,49 @@ class Certificates:
                 return
         if known.held.validity is not None and awake.monotonic() >= known.ask_at:
             await self._ask(settings, wanted, known)
-        now = self._now()
-        due_at = order_at(now, known.held.validity, known.held.renewal_at, known.held.tries)
-        self._tell(_said_of(known.held, wanted), known.held, services)
-        if due_at <= now and self._can_be_proved(wanted):
-            await self._try(settings, wanted, known, services)
-            self._tell(_said_of(known.held, wanted), known.held, services)
+        due_at = self._due_at(known.held)
+        is_due = due_at <= self._now() and self._can_be_proved(wanted)
+        elsewhere = self._shared.ordered_at(wanted)
+        known.waits = known.waits if is_due else ""
+        self._tell(_said_of(known, wanted, elsewhere), known.held, services)
+        if elsewhere is None and (is_due or (known.held.validity is not None and self._shared.lacks(wanted))):
+            await self._in_turn(settings, wanted, known, services, orders=is_due)
+            self._tell(_said_of(known, wanted, None), known.held, services)
+
+    def _due_at(self, held: Held) -> float:
+        """An order that has begun elsewhere, and that nobody makes any more, is gone on with at once; but only once."""
+        is_left = self._shared.goes_on and held.tries.unended == 1
+        return order_at(self._now(), held.validity, held.renewal_at, Tries() if is_left else held.tries)
+
+    async def _in_turn(
+        self, settings: AcmeSettings, wanted: Wanted, known: _Known, services: Sequence[str], *, orders: bool
+    ) -> None:
+        """An order, if other gateways leave it to this one."""
+        try:
+            if not await self._shared.take(wanted):
+                return
+        except StoreError as error:
+            if orders and known.waits != str(error):
+                known.waits = str(error)
+                self._logger.warning("acme.waits", services=list(services), names=wanted.names, reason=str(error))
+            return
+        known.waits = ""
+        try:
+            if orders:
+                await self._try(settings, wanted, known, services)
+        finally:
+            await self._shared.release()
 
     async def _read(self, wanted: Wanted, before: _Known | None) -> _Known:
         """As the disk has it; but a daemon that could not write down what failed knows it all the same."""
         held = await self._do(partial(self._state.read, wanted, self._now()))
         if before is None:
             self._known[wanted] = _Known(held, awake.monotonic())
+        elif before.is_old:
+            is_same = held.validity == before.held.validity
+            self._known[wanted] = replace(before, held=held, read_at=awake.monotonic(), is_old=False)
+            if not is_same:  # What this gateway has ordered meanwhile is not wanted any more.
+                self._known[wanted].unwritten, self._known[wanted].ask_at = None, 0.0
         else:
             before.held = replace(held, tries=before.held.tries, suggested_at=before.held.suggested_at)
             before.read_at = awake.monotonic()
@@ -225,24 +237,27 @@ class Certificates:
         nor does one that cannot write down what it did.
         """
         before = known.held
-        cut_off = before.tries.failed(self._now(), _CUT_OFF, before.validity)
+        cut_off = before.tries.begun(self._now(), _CUT_OFF, before.validity)
         try:
-            await self._do(partial(self._state.note, wanted, cut_off))
+            await self._note(wanted, cut_off)
             if known.unwritten is None:
-                work = partial(
-                    self._server.order, settings, self._state, wanted, self._places.challenges, self._tell_account
-                )
+                answers = self._shared.answers
+                work = partial(self._server.order, settings, self._state, wanted, answers, self._tell_account)
                 known.unwritten = await self._do(work, patience_s=_ORDER_S)
             pem = known.unwritten
+            await self._do(partial(self._state.prove, wanted, pem, self._now()))
+            await self._shared.put(f"{wanted}.pem", pem.decode())
             await self._do(partial(self._state.keep, wanted, pem, self._now()))
             known.unwritten = None
             known.held = await self._do(partial(self._state.read, wanted, self._now()))
             known.ask_at = 0.0
-            with suppress(OSError):  # Of a certificate that is not due no failure counts.
-                await self._do(partial(self._state.note, wanted, Tries()))
+            with suppress(OSError, StoreError):  # Of a certificate that is not due no failure counts.
+                await self._note(wanted, Tries())
         except AcmeError as error:
             known.unwritten = None
             await self._fail(wanted, known, services, str(error), error.asked_s)
+        except StoreError as error:
+            await self._fail(wanted, known, services, f"cannot be shared with the other gateways: {error}")
         except TimeoutError:
             await self._fail(wanted, known, services, f"no end within {_ORDER_S:g} s; check the server and the disk")
         except OSError as error:
@@ -250,14 +265,19 @@ class Certificates:
         else:
             self._took(known.held, wanted, services)
 
+    async def _note(self, wanted: Wanted, tries: Tries) -> None:
+        """Raises OSError, StoreError."""
+        text = await self._do(partial(self._state.note, wanted, tries))
+        await self._shared.put(f"{wanted}.json", text)
+
     async def _fail(
         self, wanted: Wanted, known: _Known, services: Sequence[str], reason: str, asked_s: float = 0.0
     ) -> None:
         held, now = known.held, self._now()
         tries = held.tries.failed(now, reason, held.validity, asked_s)
         known.held = replace(held, tries=tries)
-        with suppress(OSError):  # It has been told; what was written before counts this order, too.
-            await self._do(partial(self._state.note, wanted, tries))
+        with suppress(OSError, StoreError):  # It has been told; what was written before counts this order, too.
+            await self._note(wanted, tries)
         said = {"services": list(services), "names": wanted.names, "reason": reason, "failures": tries.failures}
         if held.validity is None:
             self._logger.error("acme.failed", **said, again=shown_at(tries.next_at))
@@ -309,20 +329,25 @@ class Certificates:
             return
         self._swept_at = now
         with suppress(OSError):
-            await self._do(partial(self._state.sweep, wanted, self._now()))
+            gone = await self._do(partial(self._state.sweep, wanted, self._now()))
+            await self._shared.drop(gone)
 
     async def _do(self, work: Callable[[], T], *, patience_s: float = _DISK_S) -> T:
         """In a thread of its own. Raises TimeoutError, and what the work raises."""
         return await self._thread.run(work, patience_s=patience_s)
 
 
-def _said_of(held: Held, wanted: Wanted) -> str:
-    """What is amiss with a certificate; empty if nothing is."""
-    if held.tries.failures:
+def _said_of(known: _Known, wanted: Wanted, elsewhere: str | None) -> str:
+    """What is amiss with a certificate; empty if nothing is. elsewhere: the other gateway that orders it now."""
+    held = known.held
+    if known.waits:
+        return f"{_AWAY}: {known.waits}"
+    if held.tries.failures and not (elsewhere is not None and held.tries.unended):
         count = f"{counted(held.tries.failures, 'order')} in a row failed"
         return f"{held.tries.reason} ({count}; the next is due {shown_at(held.tries.next_at)})"
-    if held.validity is None:
-        return (
-            f"no certificate for {', '.join(wanted.names)} yet; it is ordered as soon as nginx serves frontend.redirect"
-        )
-    return ""
+    if held.validity is not None:
+        return ""
+    names = ", ".join(wanted.names)
+    if elsewhere is not None:
+        return f"no certificate for {names} yet; gateway '{elsewhere}' orders it"
+    return f"no certificate for {names} yet; it is ordered as soon as nginx serves frontend.redirect"

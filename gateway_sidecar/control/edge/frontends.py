@@ -29,7 +29,7 @@ from gateway_sidecar.frontend.files import (
     KeysTaken,
     PairTaken,
 )
-from gateway_sidecar.frontend.publish import withdraw_keys
+from gateway_sidecar.frontend.publish import withdraw_keys, withdraw_pair
 from gateway_sidecar.nginx.frontend_places import FrontendPlaces
 from gateway_sidecar.supervision import awake
 from gateway_sidecar.supervision.own_thread import OwnThread
@@ -200,7 +200,7 @@ class Frontends:
             return
         place = self._places.pem(service)
         if seen.tls is not None or place.exists():
-            place.unlink(missing_ok=True)
+            withdraw_pair(place)
             seen.files.forget_pair()
             for part in (CERTIFICATE, EXPIRY, NAMES):
                 self._clear(service, seen, part)
@@ -288,7 +288,7 @@ class Frontends:
         if not pair.wrong_for:
             self._clear(service, seen, NAMES)
             return
-        text = f"{tls.certificate} is not for {', '.join(pair.wrong_for)}; put the certificate of that name there"
+        text = f"{tls.named} is not for {', '.join(pair.wrong_for)}; put the certificate of that name there"
         if seen.problems.get(NAMES) != text:
             self._logger.warning("frontend.certificate_wrong_name", service=service, reason=text)
         self._problem(service, seen, NAMES, text)
@@ -301,9 +301,7 @@ class Frontends:
             self._clear(service, seen, EXPIRY)
             return
         days = left_s / _DAY_S
-        text = (
-            f"{tls.certificate} expires in {counted(days, 'day')}" if left_s > 0 else f"{tls.certificate} has expired"
-        )
+        text = f"{tls.named} expires in {counted(days, 'day')}" if left_s > 0 else f"{tls.named} has expired"
         problem = f"{text}; {'why it is not renewed is said of acme' if tls.acme else 'renew it'}"
         if seen.problems.get(EXPIRY) != problem:
             self._logger.warning("frontend.certificate_expires", service=service, reason=text)
@@ -353,7 +351,7 @@ class Frontends:
     def _withdraw(self, service: str) -> None:
         self._seen[service].files.keep_uses()
         withdraw_keys(self._places.keys(service))
-        self._places.pem(service).unlink(missing_ok=True)
+        withdraw_pair(self._places.pem(service))
         self._places.client_ca(service).unlink(missing_ok=True)
 
 

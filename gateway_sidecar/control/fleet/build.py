@@ -6,10 +6,12 @@ import re
 import socket
 from pathlib import Path
 
-from gateway_sidecar.config.places import stored_keys_in, used_elsewhere_in
+from gateway_sidecar.config.places import acme_in, stored_certificates_in, stored_keys_in, used_elsewhere_in
 from gateway_sidecar.config.store import StoreSettings
 from gateway_sidecar.control.edge.used_up import Usage
+from gateway_sidecar.control.fleet.acme import FleetAcme
 from gateway_sidecar.control.fleet.alike import Alike
+from gateway_sidecar.control.fleet.certificates import FleetCertificates
 from gateway_sidecar.control.fleet.drains import FleetDrains
 from gateway_sidecar.control.fleet.fleet import Fleet
 from gateway_sidecar.control.fleet.keys import FleetKeys
@@ -22,6 +24,7 @@ from gateway_sidecar.control.fleet.seen import Seen
 from gateway_sidecar.control.fleet.usage import FleetUsage
 from gateway_sidecar.domain.leases import PortLeases
 from gateway_sidecar.kinds import STORES
+from gateway_sidecar.nginx.frontend_places import FrontendPlaces
 from gateway_sidecar.supervision import awake
 from gateway_sidecar.telemetry.metrics import Metrics
 from gateway_sidecar.telemetry.problems import Problems
@@ -29,6 +32,7 @@ from gateway_sidecar.telemetry.problems import Problems
 
 def build_fleet(
     state_dir: Path,
+    places: FrontendPlaces,
     settings: StoreSettings,
     leases: PortLeases,
     usage: Usage,
@@ -48,11 +52,15 @@ def build_fleet(
     _measure(kind, reflector, membership, metrics)
     seen = Seen(store, reflector, membership)
     ports = FleetPorts(store, reflector, membership, leases)
-    keys = FleetKeys(store, reflector, membership, stored_keys_in(state_dir), problems.of("store: keys"))
+    keys = FleetKeys(reflector, membership, stored_keys_in(state_dir), problems.of("store: keys"))
+    files = stored_certificates_in(state_dir)
+    certificates = FleetCertificates(reflector, files, problems.of("store: certificates"))
+    acme = FleetAcme(reflector, membership, remembered, acme_in(state_dir), places.challenges, problems)
     alike = Alike(membership, problems.of("store: settings"))
     used = FleetUsage(store, reflector, membership, remembered, usage, used_elsewhere_in(state_dir))
     where = STORES[kind].show(of_kind)
-    return Fleet(where, store, remembered, reflector, membership, replicas, drains, seen, ports, keys, alike, used)
+    of_replicas, of_frontends = (replicas, drains, seen, ports), (keys, certificates, acme)
+    return Fleet(where, store, remembered, reflector, membership, *of_replicas, *of_frontends, alike, used)
 
 
 def name_of(settings: StoreSettings) -> str:

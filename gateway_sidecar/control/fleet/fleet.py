@@ -8,6 +8,8 @@ from dataclasses import dataclass
 from functools import partial
 
 from gateway_sidecar.control.fleet.alike import Alike
+from gateway_sidecar.control.fleet.acme import FleetAcme
+from gateway_sidecar.control.fleet.certificates import FleetCertificates
 from gateway_sidecar.control.fleet.drains import FleetDrains, Says
 from gateway_sidecar.control.fleet.keys import FleetKeys
 from gateway_sidecar.control.fleet.membership import Describe, Membership, WrittenDown
@@ -52,6 +54,8 @@ class Fleet:
     seen: Seen
     ports: FleetPorts
     keys: FleetKeys
+    certificates: FleetCertificates
+    acme: FleetAcme
     alike: Alike
     usage: FleetUsage
 
@@ -67,7 +71,8 @@ class Fleet:
             partial(self.alike.run, it.describe),
             partial(self.usage.run, it.counts),
         ]
-        return [self.reflector.run, *follow, *told, self.keys.run, self.remembered.run]
+        frontends = [self.keys.run, self.certificates.run, *self.acme.loops]
+        return [self.reflector.run, *follow, *told, *frontends, self.remembered.run]
 
     async def close(self, *, leaves: bool) -> None:
         """Gives back the connections; with `leaves` the others see at once that all of this gateway's has stopped."""

@@ -13,12 +13,10 @@ from pathlib import Path
 from gateway_sidecar.control.fleet.membership import Membership
 from gateway_sidecar.control.fleet.reflector import KEYS, StoreReflector
 from gateway_sidecar.domain.store_memory import Snapshot
-from gateway_sidecar.errors import StoreConflict
 from gateway_sidecar.files.own import make_directory
 from gateway_sidecar.files.replace import replace_file
 from gateway_sidecar.frontend.keys import KeyFile
 from gateway_sidecar.frontend.stored_keys import lines_of, read_stored, share_of
-from gateway_sidecar.stores.base import Store
 from gateway_sidecar.supervision import awake
 from gateway_sidecar.supervision.loops import beating, heartbeat
 from gateway_sidecar.supervision.own_thread import OwnThread
@@ -36,10 +34,7 @@ _FEW = 3
 class FleetKeys:
     """What the store has of keys, as far as this gateway believes it. place: the file of this gateway."""
 
-    def __init__(
-        self, store: Store, reflector: StoreReflector, membership: Membership, place: Path, problem: Problem
-    ) -> None:
-        self._store = store
+    def __init__(self, reflector: StoreReflector, membership: Membership, place: Path, problem: Problem) -> None:
         self._reflector = reflector
         self._membership = membership
         self.place = place
@@ -71,17 +66,11 @@ class FleetKeys:
 
         Raises ValueError if then an entry could not count that does now, or the new one; StoreConflict, StoreError.
         """
-        before = await self._reflector.read_one(KEYS + name)
-        if (before.revision if before is not None else None) != seen:
-            await self._reflector.look()
-            raise StoreConflict(f"'{name}' was changed meanwhile")
         entries = {entry: text for entry, (text, _) in self.entries().items() if entry != name}
         fresh = read_stored(entries if line is None else {**entries, name: line}).refused
         for entry in sorted(fresh.keys() - self.refused.keys() | (fresh.keys() & {name})):
             raise ValueError(f"{entry}: {fresh[entry]}")
-        revision = await self._store.swap(KEYS + name, line, seen=seen)
-        self._reflector.note_write(KEYS + name, line, revision)
-        return revision
+        return await self._reflector.swap(KEYS + name, line, seen=seen)
 
     async def load(self) -> None:
         """Before frontends look: the file is as it was known last. Where nothing is known, one that is there stays."""

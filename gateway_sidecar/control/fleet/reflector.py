@@ -41,6 +41,15 @@ PORTS = "ports"
 """The ports that all gateways use alike: one table."""
 KEYS = "keys/"
 """`keys/NAME`: a key's hash and bounds, for all services that have keys of the store; `keys/@NAME`: a plan."""
+TLS = "tls/"
+CERTIFICATES = f"{TLS}certificates/"
+"""`tls/certificates/NAME`: a certificate, its chain and its key, for services with `tls.store: NAME`."""
+ACME = f"{TLS}acme/"
+"""`tls/acme/FILE`: what gateways keep of certificates by ACME."""
+CHALLENGES = f"{TLS}challenges/"
+"""`tls/challenges/TOKEN`: what an ACME server asks for; with the lease of the gateway that orders."""
+ORDERER = f"{TLS}orderer"
+"""The gateway that orders; with its lease."""
 SEEN = "seen/"
 """`seen/NAME`: the states of a gateway's replicas, for people; with its lease. It is read only when it is asked for."""
 SIGNALS = "signals/"
@@ -49,9 +58,9 @@ SCALING = "scaling/"
 """`scaling/SERVICE`: which gateway recommends, and what was recommended last. Read as `seen/` is."""
 USAGE = "usage/"
 """`usage/INSTANCE`: what keys of the store have used at a gateway; with a lease of a month. Read as `seen/` is."""
-TOPICS = (REPLICAS, DRAINS, PORTS, GATEWAYS, KEYS)
+TOPICS = (REPLICAS, DRAINS, PORTS, GATEWAYS, KEYS, TLS)
 """What is read and watched. A topic is a prefix, so that one range reads it for all services."""
-LASTING = (REPLICAS, DRAINS, KEYS)
+LASTING = (REPLICAS, DRAINS, KEYS, CERTIFICATES, ACME)
 """What of it is put back when an operator has the store filled again."""
 
 _UPGRADE = "upgrade this gateway"
@@ -187,6 +196,19 @@ class StoreReflector:
             self._look_now.set()
             raise StoreRefused(f"the store is not believed: {verdict.refusal}; {_cure(_refused(verdict))}")
         return seen
+
+    async def swap(self, key: str, value: str | None, *, seen: int | None, lease: str | None = None) -> int:
+        """Writes a key, or removes it for None, if its revision is still `seen`; the revision of that write.
+
+        Raises StoreConflict, StoreError; also if the store is not believed.
+        """
+        before = await self.read_one(key)
+        if (before.revision if before is not None else None) != seen:
+            await self.look()
+            raise StoreConflict(f"'{key.rpartition('/')[2]}' was changed meanwhile")
+        revision = await self._store.swap(key, value, seen=seen, lease=lease)
+        self.note_write(key, value, revision)
+        return revision
 
     def note_write(self, key: str, value: str | None, revision: int) -> None:
         """We have just written this: it holds before the next read tells."""

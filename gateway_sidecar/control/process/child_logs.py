@@ -25,6 +25,8 @@ _MOST_LINES = 1000
 """Of one router in one look: 50 ms of work. All of them are in its log."""
 _LINES_AT_ONCE = 50
 _LONGEST_LINE = 1000
+_NO_CERTIFICATE = " realpath() "
+"""At each handshake while a frontend has no certificate, which `status` says."""
 
 
 class ChildLogs:
@@ -92,7 +94,7 @@ class ChildLogs:
         # A dead socket makes nginx write a line for each connection: the first few tell the story.
         for line in lines[:5]:
             text = printable(line, _LONGEST_LINE)
-            if any(mark in line for mark in ("[emerg]", "[alert]", "[crit]")):
+            if _NO_CERTIFICATE not in line and any(mark in line for mark in ("[emerg]", "[alert]", "[crit]")):
                 self._logger.error("nginx.said", text=text)
             else:
                 self._logger.info("nginx.said", text=text)

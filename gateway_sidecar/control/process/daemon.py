@@ -14,9 +14,11 @@ from typing import Any
 
 from gateway_sidecar import __version__
 from gateway_sidecar.config import AcmeSettings, AddressSettings, FrontendSettings, ServiceSettings, Settings
+from gateway_sidecar.config.places import acme_in
 from gateway_sidecar.control.autoscaling.collector import Signals
 from gateway_sidecar.control.autoscaling.last_hour import LastHour
-from gateway_sidecar.control.edge.certificates import AcmeHost, Certificates
+from gateway_sidecar.control.edge.acme_host import AcmeHost
+from gateway_sidecar.control.edge.certificates import Certificates
 from gateway_sidecar.control.edge.frontends import Frontends
 from gateway_sidecar.control.edge.nginx_supervisor import NginxSupervisor
 from gateway_sidecar.control.edge.quotas import Quotas, nowhere
@@ -88,8 +90,12 @@ class Daemon:
         self.run_dir = RunDirRepair(
             self.nginx_supervisor, services, shared.problems.of("run_dir"), interval_s=rescan_interval_s
         )
-        acme = AcmeHost(self._acme, self._services.frontends, self._frontends_in_force, self._take_in_certificate)
-        self.certificates = Certificates(AcmeState(settings.state_dir / "acme"), nginx.frontends, acme, metrics)
+        shared_acme = None if shared.fleet is None else shared.fleet.acme
+        acme = AcmeHost(
+            self._acme, self._services.frontends, self._frontends_in_force, self._take_in_certificate, shared_acme
+        )
+        state = AcmeState(acme_in(settings.state_dir)) if shared_acme is None else shared_acme.state
+        self.certificates = Certificates(state, nginx.frontends, acme, metrics)
         self.frontends = Frontends(
             nginx.frontends,
             self._frontends_wanted,

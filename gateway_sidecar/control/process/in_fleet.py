@@ -66,9 +66,11 @@ class InFleet:
         return self._signals, self._standing()["leaving"]
 
     async def load(self) -> None:
-        """Takes up what an earlier daemon knew of the store's keys; after the replicas of the API."""
+        """Takes up what an earlier daemon knew of the store's keys and certificates; after the replicas of the API."""
         if self._fleet is not None:
             await self._fleet.keys.load()
+            await self._fleet.certificates.load()
+            await self._fleet.acme.load()
 
     def _telling(self, fleet: Fleet) -> Telling:
         from gateway_sidecar.control.fleet.fleet import Telling  # A gateway that works alone imports none of it.
@@ -106,6 +108,7 @@ class InFleet:
             "since": self._since,
             "services": sorted(self._services.by_name()),
             **self._standing(),
+            "challenges": self._fleet.acme.says(),
             "ports": self._fleet.ports.says().said(),
             "drains": {key: self._says(key, it).said() for key, it in asked.items()},
         }

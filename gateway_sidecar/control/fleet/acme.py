@@ -1,0 +1,254 @@
+"""Certificates by ACME of all gateways of a store. One gateway orders, any of them answers what the server asks for,
+and all have the certificate.
+
+- `tls/acme/FILE`: the files of `AcmeState`: the account, certificates with their keys, and the orders that failed;
+- `tls/orderer`: the gateway that orders, with its lease. Who writes it by compare-and-set has it, and nobody orders
+  without. What comes of the order is compared, too, to what was there when the order began: so one that ends after the
+  lease did changes nothing that a successor wrote;
+- `tls/challenges/TOKEN`: what the server asks for, with the lease of who orders.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import json
+from collections.abc import Callable, Collection, Coroutine, Iterator, Mapping
+from contextlib import contextmanager, suppress
+from functools import partial
+from pathlib import Path
+from typing import Any
+
+from gateway_sidecar.control.fleet.membership import Membership
+from gateway_sidecar.control.fleet.memory import RememberedStore
+from gateway_sidecar.control.fleet.reflector import ACME, CHALLENGES, ORDERER, StoreReflector
+from gateway_sidecar.control.fleet.stored_files import StoredFiles
+from gateway_sidecar.domain.printable import printable
+from gateway_sidecar.domain.store_memory import NOT_OURS, Snapshot
+from gateway_sidecar.errors import StoreAway, StoreConflict, StoreError
+from gateway_sidecar.frontend.acme_state import AcmeState, Wanted
+from gateway_sidecar.frontend.challenges import TOKEN, put_answers
+from gateway_sidecar.supervision import awake
+from gateway_sidecar.supervision.loops import Loop, beating, heartbeat
+from gateway_sidecar.telemetry.logs import get_logger
+from gateway_sidecar.telemetry.problems import Problems
+
+_STORE_S = 60.0
+"""The thread of an order waits for so long until the store has taken something, or every gateway answers the server."""
+_ALL_S = 10.0
+"""A gateway that does not say by then that it answers is slow, or hangs: most likely the server asks another one."""
+_LOOK_S = 0.25
+_TIDY_S = 2.0
+
+
+class FleetAcme:
+    """What of it the store has (an `AcmeShared`). at: where this gateway's nginx looks for what servers ask for."""
+
+    goes_on = True
+
+    def __init__(
+        self,
+        reflector: StoreReflector,
+        membership: Membership,
+        remembered: RememberedStore,
+        directory: Path,
+        at: Path,
+        problems: Problems,
+    ) -> None:
+        self._reflector = reflector
+        self._membership = membership
+        self._remembered = remembered
+        self._logger = get_logger()
+        self._loop: asyncio.AbstractEventLoop | None = None
+        self._news = asyncio.Event()
+        self._listeners: list[Callable[[], None]] = []
+        self._is_taken = self._must_release = False
+        self._seen: dict[str, int] = {}
+        """The revisions of files, as this gateway found them when it took the orders, or wrote them since."""
+        self.state = AcmeState(directory)
+        kept, asked = problems.of("store: acme"), problems.of("store: acme challenges")
+        self._kept = StoredFiles(reflector, ACME, self.state.take_in, kept, on_taken=self._tell_news)
+        self._asked = StoredFiles(reflector, CHALLENGES, partial(_take_answers, at), asked, on_taken=self._answer)
+        reflector.on_change(self._look_soon)
+
+    @property
+    def loops(self) -> list[Loop]:
+        """What keeps it going."""
+        return [self._kept.run, self._asked.run, self._tidy]
+
+    def says(self) -> list[str]:
+        """The tokens that this gateway answers, as it tells the others."""
+        return sorted(self._asked.taken or ())
+
+    async def load(self) -> None:
+        """Before certificates are looked for: the files are as they were known last."""
+        self._loop = asyncio.get_running_loop()
+        await self._kept.load()
+
+    # -- an `AcmeShared`
+
+    def on_news(self, listener: Callable[[], None]) -> None:
+        """Calls it when others have brought something."""
+        self._listeners.append(listener)
+
+    def ordered_at(self, wanted: Wanted) -> str | None:
+        """The other gateway that orders it now; None if nobody knows, since the store cannot be read."""
+        known = self._reflector.known if self._reflector.is_up else None
+        entry = known.entries.get(ORDERER) if known is not None else None
+        order = _order_in(entry.value) if entry is not None else {}
+        is_this = order.get("order") == str(wanted) and not self._is_own(order)
+        return printable(str(order.get("gateway"))) if is_this else None
+
+    def lacks(self, wanted: Wanted) -> bool:
+        """Whether the store does not have it."""
+        return self._reflector.is_up and f"{wanted}.pem" not in self._kept.entries()
+
+    async def take(self, wanted: Wanted) -> bool:
+        """Raises StoreError."""
+        if not self._membership.settled.is_set():
+            return False  # It has just begun, and is about to be seen.
+        lease = self._membership.lease
+        if lease is None or not self._reflector.is_up:
+            raise StoreAway(self._reflector.status.reason or "the other gateways do not see this one yet")
+        entry = (await self._reflector.read_now(ORDERER)).entries.get(ORDERER)
+        if entry is not None and not self._is_own(_order_in(entry.value)):
+            return False
+        own = {"gateway": self._membership.name, "instance": self._remembered.instance, "order": str(wanted)}
+        seen = entry.revision if entry is not None else None
+        try:
+            await self._reflector.swap(ORDERER, json.dumps(own), seen=seen, lease=lease)
+        except StoreConflict:
+            return False
+        self._is_taken = True
+        try:
+            if await self._has_news():
+                await self.release()
+                return False
+            await self._share_missing()
+        except StoreError:
+            await self.release()
+            raise
+        return True
+
+    async def release(self) -> None:
+        """At the latest `_tidy` does it, or the end of the lease."""
+        self._is_taken, self._must_release = False, True
+        with suppress(StoreError):
+            entry = await self._reflector.read_one(ORDERER)
+            if entry is not None and self._is_own(_order_in(entry.value)):
+                await self._reflector.swap(ORDERER, None, seen=entry.revision)
+            self._must_release = False
+
+    async def put(self, name: str, text: str) -> None:
+        """Raises StoreError."""
+        entry = self._kept.entries().get(name)
+        if entry is None or entry.value != text or entry.revision != self._seen.get(name):
+            self._seen[name] = await self._reflector.swap(ACME + name, text, seen=self._seen.get(name))
+
+    async def drop(self, names: Collection[str]) -> None:
+        """What cannot be removed now is as good as none to the others."""
+        there = self._kept.entries()
+        with suppress(StoreError):
+            for name in there.keys() & set(names):
+                await self._reflector.swap(ACME + name, None, seen=there[name].revision)
+
+    @contextmanager
+    def answers(self, texts: Mapping[str, str]) -> Iterator[None]:
+        """In the thread of the order. Raises StoreError."""
+        self._wait(self.ask(texts))
+        try:
+            yield
+        finally:
+            with suppress(StoreError):
+                self._wait(self.ask_no_more(texts))
+
+    async def ask(self, texts: Mapping[str, str]) -> None:
+        """Returns once every gateway answers, or will not do so soon. Raises StoreError."""
+        lease = self._membership.lease
+        if lease is None:
+            raise StoreAway("the other gateways do not see this one")
+        await self._share_missing()  # The account may have been made just now.
+        for token, text in texts.items():
+            await self._reflector.swap(CHALLENGES + token, text, seen=None, lease=lease)
+        until = awake.now() + _ALL_S
+        while (silent := self._silent(set(texts))) and awake.now() < until:
+            self._news.clear()
+            await awake.until_set(self._news, _LOOK_S)
+        if silent:
+            self._logger.warning("acme.unanswered", gateways=silent)
+
+    async def ask_no_more(self, texts: Mapping[str, str]) -> None:
+        """The server has seen it. Raises StoreError."""
+        there = self._asked.entries()
+        for token in texts.keys() & there.keys():
+            await self._reflector.swap(CHALLENGES + token, None, seen=there[token].revision)
+
+    # -- what the others have
+
+    async def _has_news(self) -> bool:
+        """Whether the store has something that is not in this gateway's files: who ordered before has brought it."""
+        entries = (await self._reflector.read_now(ACME)).entries
+        there = {key.removeprefix(ACME): it for key, it in entries.items() if key.startswith(ACME)}
+        self._seen = {name: it.revision for name, it in there.items()}
+        if {name: it.value for name, it in there.items()} == self._kept.taken:
+            return False
+        self._reflector.look_soon()
+        return True
+
+    async def _share_missing(self) -> None:
+        """What only this gateway has: an account that was made just now, or all from before it had a store."""
+        for name, text in (await asyncio.to_thread(self.state.texts)).items():
+            if name not in self._seen:
+                await self.put(name, text)
+
+    def _silent(self, tokens: set[str]) -> list[str]:
+        """Gateways that do not answer all of these; one of a version that knows nothing of it is not waited for."""
+        told = {it.name: it.said["challenges"] for it in self._membership.others if "challenges" in it.said}
+        told[self._membership.name] = self.says()
+        return sorted(name for name, says in told.items() if not (isinstance(says, list) and tokens <= set(says)))
+
+    def _wait(self, work: Coroutine[Any, Any, None]) -> None:
+        """Raises StoreError."""
+        assert self._loop is not None
+        try:
+            asyncio.run_coroutine_threadsafe(work, self._loop).result(_STORE_S)
+        except TimeoutError:
+            raise StoreAway(f"no answer in {_STORE_S:g} s") from None
+
+    # -- the loops
+
+    async def _tidy(self) -> None:
+        while True:
+            heartbeat()
+            if self._must_release and not self._is_taken and self._reflector.is_up:
+                await beating(self.release())
+            await awake.rest(_TIDY_S)
+
+    def _is_own(self, order: Mapping[str, Any]) -> bool:
+        own = self._membership.name, self._remembered.instance
+        return (order.get("gateway"), order.get("instance")) == own
+
+    def _look_soon(self, _: Snapshot) -> None:
+        self._news.set()
+
+    def _answer(self) -> None:
+        self._membership.touch()
+        self._news.set()
+
+    def _tell_news(self) -> None:
+        for listener in self._listeners:
+            listener()
+
+
+def _order_in(text: str) -> Mapping[str, Any]:
+    """Empty for what no gateway wrote: it is there until somebody removes it."""
+    try:
+        said = json.loads(text)
+        return said if isinstance(said, dict) else {}
+    except NOT_OURS:
+        return {}
+
+
+def _take_answers(at: Path, texts: Mapping[str, str]) -> Mapping[str, str]:
+    good = {token: text for token, text in texts.items() if TOKEN.fullmatch(token)}
+    put_answers(at, good)
+    return {printable(token): "is no token (RFC 8555, 8.3)" for token in texts.keys() - good.keys()}
