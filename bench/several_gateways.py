@@ -6,7 +6,7 @@ floor  What etcd alone takes from a put to its watcher, and a bare SMG from bein
 join   From the start of a fourth gateway's daemon, which knows nothing, until 200 replicas serve there.
 rest   What three gateways ask of etcd while nothing changes, by etcd's own counters.
 
-The last two have no router, and all gateways the same bridge ports on addresses of their own, as on machines of theirs.
+The last two have no router. What fails, and how soon a key does not count any more: `gateways_failing.py`.
 """
 
 from __future__ import annotations
@@ -14,23 +14,27 @@ from __future__ import annotations
 import asyncio
 import json
 import time
-from collections.abc import AsyncIterator
-from contextlib import AsyncExitStack, asynccontextmanager
+from collections.abc import Awaitable, Callable
+from contextlib import AsyncExitStack
 from pathlib import Path
+from typing import TypeVar
 
 import aiohttp
 
 from bench.bare import BareNginx, BareSmg, worker_body
 from bench.chat import MODEL, first_200
 from bench.engines import EngineHost, EngineKind, settings
-from bench.place import BASE, scratch_directory
+from bench.gateways import Site, put, until_serving
+from bench.gateways_failing import away_row, killed_row, revoked_row
+from bench.place import scratch_directory
 from bench.ports import free_ports
 from bench.report import Row, Scale, in_ms, median, percentile, rounded_ms
 from bench.wire import Connection
 from gateway_sidecar.domain.metrics_text import samples
 from tests.etcd import Etcd
-from tests.system.gateway import Gateway, states_of
+from tests.system.gateway import Gateway
 
+T = TypeVar("T")
 NAME = "several-gateways"
 _P50_OVER_FLOOR_S = 0.060
 _JOINED_S = 10.0
@@ -43,57 +47,18 @@ _COUNTERS = (
 )  # fmt: skip
 
 
-class _Site:
-    """An etcd, and gateways that share it."""
-
-    def __init__(self, etcd: Etcd, bridges: int, router: str) -> None:
-        self._etcd = etcd
-        first = free_ports(bridges)
-        self._bridges = f"{first}-{first + bridges - 1}"
-        self._router = router
-        self._started = 0
-
-    @asynccontextmanager
-    async def gateway(self) -> AsyncIterator[Gateway]:
-        """One more that runs."""
-        self._started += 1
-        hosts = {"host": f"127.0.{self._started}.1", "grpc_host": f"127.0.{self._started}.2"}
-        gateway = Gateway(
-            base=BASE,
-            log={"format": "json", "level": "info"},
-            bridges={"ports": self._bridges, "nginx_workers": 1, **hosts},
-            store={"gateway": f"gw-{self._started}", "etcd": {"endpoints": [self._etcd.endpoint]}},
-        )
-        gateway.settings["services"][0] |= {"replicas": {}, "router": {"type": self._router}}
-        try:
-            await gateway.start()
-            yield gateway
-        finally:
-            await gateway.close()
-
-    async def counters(self) -> dict[str, float]:
-        """etcd's own, summed over their labels."""
-        async with aiohttp.ClientSession() as session, session.get(f"{self._etcd.endpoint}/metrics") as answer:
-            found = dict.fromkeys(_COUNTERS, 0.0)
-            for name, _, value in samples(await answer.read(), _COUNTERS):
-                found[name] += value
-            return found
-
-
-async def _put(gateway: Gateway, replica: str, socket: Path) -> None:
-    url = f"http://daemon/v1/services/chat/replicas/{replica}"
-    async with gateway.session.put(url, json={"socket": str(socket)}) as answer:
-        if answer.status != 201:
-            raise RuntimeError(f"PUT of {replica}: {answer.status} {await answer.text()}")
+async def _counters(etcd: Etcd) -> dict[str, float]:
+    """etcd's own, summed over their labels."""
+    async with aiohttp.ClientSession() as session, session.get(f"{etcd.endpoint}/metrics") as answer:
+        found = dict.fromkeys(_COUNTERS, 0.0)
+        for name, _, value in samples(await answer.read(), _COUNTERS):
+            found[name] += value
+        return found
 
 
 async def _delete(gateway: Gateway, replica: str) -> None:
     async with gateway.session.delete(f"http://daemon/v1/services/chat/replicas/{replica}") as answer:
         await answer.read()
-
-
-async def _until_serving(gateway: Gateway, replicas: int, *, within_s: float = 120.0) -> None:
-    await gateway.until(lambda status: list(states_of(status).values()) == ["serving"] * replicas, within_s=within_s)
 
 
 async def _watched(etcd: Etcd) -> float:
@@ -118,7 +83,7 @@ async def _watched(etcd: Etcd) -> float:
 async def _put_row(directory: Path, etcd: Etcd, engines: EngineHost, runs: int) -> Row:
     socket = directory / "engine.sock"
     await engines.start(settings(socket, EngineKind.SGLANG_HTTP, name="engine", model=MODEL))
-    site, first = _Site(etcd, 400, "smg"), free_ports(runs)
+    site, first = Site(etcd, 400, "smg"), free_ports(runs)
     floors, times = [], []
     async with (
         site.gateway() as near,
@@ -136,11 +101,11 @@ async def _put_row(directory: Path, etcd: Etcd, engines: EngineHost, runs: int) 
             await smg.workers.until_ready(0)
             async with Connection("127.0.0.1", far.ports["chat"]) as client:
                 answered, began = asyncio.create_task(first_200(client)), time.monotonic()
-                await _put(near, f"r{number}", socket)
+                await put(near, f"r{number}", socket)
                 times.append(await answered - began)
             await _delete(near, f"r{number}")
             for gateway in (near, far):
-                await _until_serving(gateway, 0)
+                await until_serving(gateway, 0)
     p50, floor_p50 = median(times), median(floors)
     return Row(
         NAME,
@@ -155,7 +120,7 @@ async def _put_row(directory: Path, etcd: Etcd, engines: EngineHost, runs: int) 
 
 
 async def _crowd_rows(directory: Path, etcd: Etcd, engines: EngineHost, replicas: int, rest_s: float) -> list[Row]:
-    site, few = _Site(etcd, 2 * replicas + 400, "none"), min(200, replicas)
+    site, few = Site(etcd, 2 * replicas + 400, "none"), min(200, replicas)
     names = [f"r{number}" for number in range(replicas)]
     sockets = {name: directory / f"{name}.sock" for name in names}
     await engines.start(*(settings(sockets[name], EngineKind.SGLANG_HTTP, name=name, model=MODEL) for name in names))
@@ -164,24 +129,24 @@ async def _crowd_rows(directory: Path, etcd: Etcd, engines: EngineHost, replicas
     async with AsyncExitStack() as stack:
         gateways = [await stack.enter_async_context(site.gateway()) for _ in range(3)]
 
-        async def put(name: str) -> None:
+        async def put_one(name: str) -> None:
             async with slots:
-                await _put(gateways[0], name, sockets[name])
+                await put(gateways[0], name, sockets[name])
 
-        await asyncio.gather(*map(put, names[:few]))
+        await asyncio.gather(*map(put_one, names[:few]))
         for gateway in gateways:
-            await _until_serving(gateway, few)
+            await until_serving(gateway, few)
         began = time.monotonic()
         async with site.gateway() as fourth:
-            await _until_serving(fourth, few)
+            await until_serving(fourth, few)
             joined_s = time.monotonic() - began
-        await asyncio.gather(*map(put, names[few:]))
+        await asyncio.gather(*map(put_one, names[few:]))
         for gateway in gateways:
-            await _until_serving(gateway, replicas)
+            await until_serving(gateway, replicas)
         await asyncio.sleep(5)  # What each gateway sees is told every two seconds; then nothing is new.
-        before, began = await site.counters(), time.monotonic()
+        before, began = await _counters(etcd), time.monotonic()
         await asyncio.sleep(rest_s)
-        after, took_s = await site.counters(), time.monotonic() - began
+        after, took_s = await _counters(etcd), time.monotonic() - began
     a_second = {name: (after[name] - before[name]) / took_s for name in _COUNTERS}
     handled, messages, received, sent = a_second.values()
     return [
@@ -201,19 +166,26 @@ async def _crowd_rows(directory: Path, etcd: Etcd, engines: EngineHost, replicas
 
 
 async def run(scale: Scale) -> list[Row]:
-    """30 PUTs, 1,000 replicas, 30 s of rest; 6, 300 and 10 with `--quick`."""
+    """30 PUTs, 1,000 replicas, 30 s of rest, 200 revocations, etcd away for 10 minutes, 6 kills; 6, 300, 10 s, 20, 30 s
+    and 1 with `--quick`.
+    """
+    replicas, rest_s, away_s = scale.pick(1000, 300), scale.pick(30, 10), scale.pick(600, 30)
+    return [
+        await _with_etcd(lambda at, etcd, engines: _put_row(at, etcd, engines, scale.pick(30, 6))),
+        *await _with_etcd(lambda at, etcd, engines: _crowd_rows(at, etcd, engines, replicas, rest_s)),
+        await _with_etcd(lambda at, etcd, engines: revoked_row(at, etcd, engines, scale.pick(200, 20))),
+        await killed_row(scale.pick(6, 1)),
+        await _with_etcd(lambda at, etcd, engines: away_row(at, etcd, engines, away_s)),
+    ]
+
+
+async def _with_etcd(measure: Callable[[Path, Etcd, EngineHost], Awaitable[T]]) -> T:
+    """With an etcd of its own, and engines."""
     etcd = Etcd()
     try:
         etcd.start()
         with scratch_directory() as directory:
             async with EngineHost(directory / "engines.log") as engines:
-                row = await _put_row(directory, etcd, engines, scale.pick(30, 6))
-        etcd.close()
-        etcd = Etcd()
-        etcd.start()
-        with scratch_directory() as directory:
-            async with EngineHost(directory / "engines.log") as engines:
-                crowd = await _crowd_rows(directory, etcd, engines, scale.pick(1000, 300), scale.pick(30, 10))
-        return [row, *crowd]
+                return await measure(directory, etcd, engines)
     finally:
         etcd.close()

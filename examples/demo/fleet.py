@@ -8,12 +8,13 @@ import json
 import shutil
 import time
 from collections import Counter
-from collections.abc import AsyncIterator, Callable
+from collections.abc import AsyncIterator, Callable, Sequence
 from contextlib import asynccontextmanager
+from dataclasses import dataclass
 
 import aiohttp
 
-from examples.demo.chat import Load, question
+from examples.demo.chat import Failure, Load, question
 from examples.demo.gateway import BRIDGES, DemoFailed, Gateway, free_block, new_directory, replicas_of
 from examples.demo.outside import Balancer, Etcd
 from examples.demo.show import bin_directory_here
@@ -32,6 +33,15 @@ _PATIENCE_S = 60.0
 _LOOK_S = 0.02
 
 
+@dataclass(frozen=True, slots=True)
+class Outcome:
+    """What came of chats through HAProxy. cut: streams that a gateway which was killed had begun to answer."""
+
+    answered: int
+    failed: Sequence[Failure]
+    cut: Sequence[Failure]
+
+
 class FleetShow:
     """One performance with so many gateways, from the first engine to the last."""
 
@@ -47,6 +57,37 @@ class FleetShow:
         self._engines = Fleet()
         self._numbers = itertools.count(1)
         self._killed_at = 0.0
+
+    # -- parts of it, for figures
+
+    async def begin(self) -> list[str]:
+        """All runs, and the engines serve at every gateway; the gateways' names. Raises DemoFailed."""
+        await self._start()
+        await self._put(next(iter(self._gateways)))
+        return list(self._gateways)
+
+    async def kill(self, name: str) -> Outcome:
+        """A gateway loses its power under load, and HAProxy finds out. Raises DemoFailed."""
+        outcomes: list[Outcome] = []
+        async with self._chats(outcomes, killed=name) as load:
+            await load.more(_ANSWERS)
+            while (in_flight := await self._balancer.in_flight(name)) < _ENOUGH:
+                await asyncio.sleep(_LOOK_S)
+            print(f"  {name} has {in_flight} requests in flight at that moment")
+            self._killed_at = time.monotonic()
+            await self._gateways[name].power_off()
+            await self._balancer.until(lambda states: states[name] == "DOWN", f"HAProxy finds {name} down")
+            print(f"  HAProxy sends it nothing more after {time.monotonic() - self._killed_at:.1f} s")
+            await load.more(_ANSWERS)
+        return outcomes[0]
+
+    async def bring_back(self, name: str) -> None:
+        """It starts again, and serves. Raises DemoFailed."""
+        began = time.monotonic()
+        await self._gateways[name].start()
+        await self._serve(name, *(engine.spec.name for engine in self._engines))
+        await self._balancer.until(lambda states: states[name] == "UP", f"HAProxy finds {name} up")
+        print(f"  {name} serves again after {time.monotonic() - began:.1f} s", flush=True)
 
     def _gateway(self, number: int) -> Gateway:
         """All have the same bridge ports, as on machines of their own; here each has them on addresses of its own."""
@@ -102,23 +143,17 @@ class FleetShow:
 
     async def _kill(self, last: str) -> None:
         self._act(f"{last} is killed: daemon, nginx and router at once, as if its machine had lost its power")
-        async with self._load(killed=last) as load:
-            await load.more(_ANSWERS)
-            while (in_flight := await self._balancer.in_flight(last)) < _ENOUGH:
-                await asyncio.sleep(_LOOK_S)
-            print(f"  {last} has {in_flight} requests in flight at that moment")
-            self._killed_at = time.monotonic()
-            await self._gateways[last].power_off()
-            await self._balancer.until(lambda states: states[last] == "DOWN", f"HAProxy finds {last} down")
-            print(f"  HAProxy sends it nothing more after {time.monotonic() - self._killed_at:.1f} s")
-            await load.more(_ANSWERS)
+        outcome = await self.kill(last)
+        self._tell(outcome)
+        told = f"{len(outcome.cut)} were streams that had begun, and were cut"
+        print(f"  of the requests in flight at {last}, {told}", flush=True)
         first = next(iter(self._gateways))
         await self._until(first, lambda status: last not in _others(status), f"the lease of {last} ends")
         await self._add(first, _LATE, "sglang-http")
         await self._cli(first, "status", "--fleet")
         print(f"  {last} starts again, and has {_LATE}, which was put meanwhile:")
         async with self._load():
-            await self._back(last)
+            await self.bring_back(last)
             await self._cli(last, "replica", "remove", "chat", _LATE, "--drain", "60")
             await self._engines.stop(_LATE)
 
@@ -132,11 +167,11 @@ class FleetShow:
     async def _upgrade(self, first: str) -> None:
         self._act(f"A rolling upgrade: {first} starts again, and then each other gateway leaves and starts again")
         async with self._load():
-            await self._back(first)
+            await self.bring_back(first)
             for name in self._gateways:
                 if name != first:
                     await self._left(name)
-                    await self._back(name)
+                    await self.bring_back(name)
 
     # -- what they have in common
 
@@ -152,13 +187,6 @@ class FleetShow:
     async def _left(self, name: str) -> None:
         await self._cli(name, "leave")
         await self._gateways[name].left()
-
-    async def _back(self, name: str) -> None:
-        began = time.monotonic()
-        await self._gateways[name].start()
-        await self._serve(name, *(engine.spec.name for engine in self._engines))
-        await self._balancer.until(lambda states: states[name] == "UP", f"HAProxy finds {name} up")
-        print(f"  {name} serves again after {time.monotonic() - began:.1f} s", flush=True)
 
     async def _all_serve(self, *replicas: str) -> None:
         for name in self._gateways:
@@ -182,24 +210,31 @@ class FleetShow:
             raise DemoFailed(f"{name}: {what}: not within {_PATIENCE_S:g} s") from None
 
     @asynccontextmanager
-    async def _load(self, *, killed: str | None = None) -> AsyncIterator[Load]:
-        """Clients of HAProxy meanwhile. None may fail but those that `killed` was answering when it was killed."""
+    async def _load(self) -> AsyncIterator[Load]:
+        """Clients of HAProxy meanwhile. None may fail."""
+        outcomes: list[Outcome] = []
+        async with self._chats(outcomes) as load:
+            yield load
+        self._tell(outcomes[0])
+
+    @asynccontextmanager
+    async def _chats(self, outcomes: list[Outcome], *, killed: str | None = None) -> AsyncIterator[Load]:
+        """Clients of HAProxy meanwhile; at the end what came of it. killed: the gateway that is killed meanwhile."""
         clients = {"clients": _CLIENTS, "without_stream": _WITHOUT_STREAM}
         async with (
             aiohttp.ClientSession(timeout=aiohttp.ClientTimeout(total=60)) as session,
             Load(session, self._balancer.url, MODEL, **clients) as load,
         ):
             yield load
-        lost = [it for it in load.failures if it.kind == "cut" and it.gateway == killed and it.began < self._killed_at]
-        failed = [it for it in load.failures if it not in lost]
+        cut = [it for it in load.failures if it.kind == "cut" and it.gateway == killed and it.began < self._killed_at]
+        outcomes.append(Outcome(load.answered, [it for it in load.failures if it not in cut], cut))
+
+    def _tell(self, outcome: Outcome) -> None:
+        """Raises DemoFailed if chats failed."""
+        failed = outcome.failed
         kinds = ", ".join(f"{count} {kind}" for kind, count in Counter(it.kind for it in failed).items())
-        print(f"  through HAProxy: {load.answered} chats answered, {len(failed)} failed{kinds and f': {kinds}'}")
-        if killed is not None:
-            print(
-                f"  of the requests in flight at {killed}, {len(lost)} were streams that had begun, and were cut",
-                flush=True,
-            )
-        if failed or not load.answered:
+        print(f"  through HAProxy: {outcome.answered} chats answered, {len(failed)} failed{kinds and f': {kinds}'}")
+        if failed or not outcome.answered:
             raise DemoFailed(f"chats failed: {failed[:3] or 'none was answered'}")
 
     async def _cli(self, gateway: str, *arguments: str) -> None:
