@@ -92,6 +92,8 @@ def _plain(content: bytes) -> dict[str, object]:
 def used_elsewhere_in(state_dir: Path) -> Path:
     """What keys of the store have used at other gateways, for nginx."""
     return stored_keys_in(state_dir).with_name("used-elsewhere")
+
+
 def acme_in(state_dir: Path) -> Path:
     """The directory of what is kept of certificates by ACME."""
     return state_dir / "acme"

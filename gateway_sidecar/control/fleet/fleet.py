@@ -7,8 +7,8 @@ from contextlib import suppress
 from dataclasses import dataclass
 from functools import partial
 
-from gateway_sidecar.control.fleet.alike import Alike
 from gateway_sidecar.control.fleet.acme import FleetAcme
+from gateway_sidecar.control.fleet.alike import Alike
 from gateway_sidecar.control.fleet.certificates import FleetCertificates
 from gateway_sidecar.control.fleet.drains import FleetDrains, Says
 from gateway_sidecar.control.fleet.keys import FleetKeys
