@@ -6,7 +6,7 @@ import asyncio
 import re
 import shutil
 from asyncio.subprocess import Process
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from contextlib import suppress
 from pathlib import Path
 
@@ -21,12 +21,19 @@ _PATH = "/usr/bin:/usr/sbin:/usr/local/bin:/usr/local/sbin"
 
 
 class Program:
-    """A program that is not ours, in a directory of its own."""
+    """A program that is not ours, in a directory of its own. enter: what its command line begins with."""
 
-    def __init__(self, name: str, directory: Path) -> None:
+    def __init__(self, name: str, directory: Path, *, enter: Sequence[str] = (), log: str | None = None) -> None:
         self._name = name
+        self._enter = enter
         self._process: Process | None = None
-        self.log = directory / f"{name}.log"
+        self.log = directory / f"{log or name}.log"
+
+    @property
+    def pid(self) -> int:
+        """The process. It must have been started."""
+        assert self._process is not None
+        return self._process.pid
 
     async def start(self, *arguments: str) -> None:
         """Raises DemoFailed if it is not installed."""
@@ -35,7 +42,7 @@ class Program:
             raise DemoFailed(f"{self._name} is not installed; `make run FLEET=3` installs it")
         with self.log.open("ab") as log:
             self._process = await asyncio.create_subprocess_exec(
-                program, *arguments, stdout=log, stderr=log, start_new_session=True
+                *self._enter, program, *arguments, stdout=log, stderr=log, start_new_session=True
             )
 
     def check(self) -> None:
@@ -80,14 +87,22 @@ class Etcd(Program):
 class Balancer(Program):
     """HAProxy in front of gateways: name -> `HOST:PORT`. Its configuration is the example's, on other addresses."""
 
-    def __init__(self, directory: Path, port: int, gateways: Mapping[str, str]) -> None:
-        super().__init__("haproxy", directory)
-        self.url = f"http://127.0.0.1:{port}"
+    def __init__(
+        self,
+        directory: Path,
+        port: int,
+        gateways: Mapping[str, str],
+        *,
+        host: str = "127.0.0.1",
+        enter: Sequence[str] = (),
+    ) -> None:
+        super().__init__("haproxy", directory, enter=enter)
+        self.url = f"http://{host}:{port}"
         self._stats = directory / "haproxy.sock"
         self._config = directory / "haproxy.cfg"
         servers = "".join(f"    server {name} {address}\n" for name, address in gateways.items())
         text = re.sub(r"(    server .*\n)+", servers, EXAMPLE.read_text("utf-8"))
-        text = text.replace("bind :8000", f"bind 127.0.0.1:{port}").replace("maxconn 4000", "maxconn 200")
+        text = text.replace("bind :8000", f"bind {host}:{port}").replace("maxconn 4000", "maxconn 200")
         self._config.write_text(text.replace("/run/haproxy/admin.sock", str(self._stats)), "utf-8")
 
     async def run(self) -> None:

@@ -10,6 +10,7 @@ from __future__ import annotations
 from collections import Counter, defaultdict
 from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass
+from typing import Protocol
 
 from tests.chaos.history import Expected, Fault, Held, History, Listing, LogLine, Request, Rest, Row, Served, Snapshot
 from tests.chaos.schedule import PAIRS
@@ -300,8 +301,21 @@ def port_of(url: str) -> int:
 # -- ports
 
 
+class _View(Protocol):
+    @property
+    def at(self) -> float: ...
+
+    @property
+    def rows(self) -> Sequence[Row]: ...
+
+
 def _ports(history: History) -> Iterator[Violation]:
-    for snapshot in history.snapshots:
+    yield from ports_for_two(history.snapshots)
+
+
+def ports_for_two(views: Iterable[_View]) -> Iterator[Violation]:
+    """Ports that two replicas of one gateway have at a time."""
+    for snapshot in views:
         used = Counter(row.port for row in snapshot.rows if row.port is not None)
         for port, count in used.items():
             if count > 1:

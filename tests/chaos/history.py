@@ -12,6 +12,7 @@ class Request:
     outcome: `ok`; `status` (an HTTP error), `broken` (ended too early), `refused` (no connection), `wrong` (an answer
         that cannot be right) or `timeout`.
     engine: who answered, if a first token came.
+    via, gateway: the way in, and the gateway that a load balancer names; of a fleet.
     """
 
     number: int
@@ -25,6 +26,8 @@ class Request:
     detail: str = ""
     engine: str | None = None
     large: bool = False
+    via: str = ""
+    gateway: str | None = None
 
 
 @dataclass(frozen=True, slots=True)

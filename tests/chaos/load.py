@@ -17,15 +17,18 @@ from tests.chaos.history import Request
 PATIENCE_S = 45.0
 _LARGE = 400_000
 _DETAIL = 400
+_GATEWAY = "x-gateway"
+"""By which HAProxy says who answered: examples/balancers/haproxy.cfg."""
 
 
 @dataclass(frozen=True, slots=True)
 class Target:
-    """Where a client asks, and for which model."""
+    """Where a client asks, and for which model. via: what this way in is called, where there are several."""
 
     service: str
     url: str
     model: str
+    via: str = ""
 
 
 class WrongAnswer(Exception):
@@ -36,9 +39,18 @@ class Load:
     """So many clients; each asks, waits a moment, and asks again. Every chat is reported once it is over."""
 
     def __init__(
-        self, targets: Mapping[Target, int], report: Callable[[Request], None], *, seed: int, pause_s: float = 0.2
+        self,
+        targets: Mapping[Target, int],
+        report: Callable[[Request], None],
+        *,
+        seed: int,
+        pause_s: float = 0.2,
+        connector: Callable[[], aiohttp.BaseConnector | None] = lambda: None,
+        headers: Mapping[str, str] | None = None,
     ) -> None:
         self._report = report
+        self._connector = connector
+        self._headers = headers
         self._numbers = itertools.count(1)
         self._stop = asyncio.Event()
         self._pause_s = pause_s
@@ -52,16 +64,19 @@ class Load:
 
     async def ask_once(self, target: Target) -> Request:
         """One chat beside the clients', reported like theirs."""
-        async with aiohttp.ClientSession(timeout=aiohttp.ClientTimeout(total=PATIENCE_S)) as session:
+        async with self._session() as session:
             request = await self._ask(session, target)
         self._report(request)
         return request
 
-    async def _client(self, target: Target) -> None:
+    def _session(self) -> aiohttp.ClientSession:
         timeout = aiohttp.ClientTimeout(total=PATIENCE_S)
+        return aiohttp.ClientSession(timeout=timeout, connector=self._connector(), headers=self._headers)
+
+    async def _client(self, target: Target) -> None:
         while not self._stop.is_set():
             # A connection that is kept for a while, as clients do.
-            async with aiohttp.ClientSession(timeout=timeout) as session:
+            async with self._session() as session:
                 for _ in range(self._random.choice((1, 5, 50))):
                     self._report(await self._ask(session, target))
                     await asyncio.sleep(self._random.uniform(0, 2 * self._pause_s))
@@ -83,10 +98,10 @@ class Load:
         }
         began = time.monotonic()
         answer = _Answer()
-        outcome, status, detail = "ok", None, ""
+        outcome, status, detail, gateway = "ok", None, "", None
         try:
             async with session.post(f"{target.url}/v1/chat/completions", json=body) as response:
-                status = response.status
+                status, gateway = response.status, response.headers.get(_GATEWAY)
                 if status != 200:
                     outcome, detail = "status", await response.text()
                 elif stream:
@@ -107,7 +122,7 @@ class Load:
             outcome, detail = "broken", "the stream ended before [DONE]"
         return Request(
             number, target.service, target.model, stream, began, time.monotonic(), outcome, status, detail[:_DETAIL],
-            answer.engine, len(padding) == _LARGE,
+            answer.engine, len(padding) == _LARGE, target.via, gateway,
         )  # fmt: skip
 
 

@@ -134,6 +134,11 @@ class Stage:
         self._errands: set[asyncio.Task[None]] = set()
         self._calls: aiohttp.ClientSession | None = None
 
+    @property
+    def directory(self) -> Path:
+        """Where all that belongs to this run is."""
+        return self.gateway.directory
+
     # -- the play
 
     async def play(self) -> History:

@@ -164,16 +164,29 @@ class Gateway:
         if self.process is not None and self.process.returncode is None:
             self.process.terminate()
             await self.process.wait()
-        # Whoever writes below these was started by the daemon, whatever its records say: a removed service's router.
-        places = [self.directory / name for name in ("run/tunnels", "run/log", "state/log")]
-        others = [one.pid for place in places for found in writers_below(place).values() for one in found]
-        # A worker that nginx was just starting has no master any more then.
-        for pid in (*self.left_running(), *others, *self._writers_of_logs()):
-            with suppress(ProcessLookupError):
-                os.kill(pid, signal.SIGKILL)
+        self._kill_what_is_left()
         if not keep_files:
             shutil.rmtree(self.directory)
         self._ports.release()
+
+    async def lose(self) -> None:
+        """Daemon, nginx, routers and tunnels are killed."""
+        await self.kill()
+        self._kill_what_is_left()
+
+    def _kill_what_is_left(self) -> None:
+        for pid in self.everything_else():
+            with suppress(ProcessLookupError):
+                os.kill(pid, signal.SIGKILL)
+
+    def everything_else(self) -> Iterator[int]:
+        """All processes of the gateway beside its daemon."""
+        yield from self.left_running()
+        # Whoever writes below these was started by the daemon, whatever its records say: a removed service's router.
+        for place in ("run/tunnels", "run/log", "state/log"):
+            for found in writers_below(self.directory / place).values():
+                yield from (one.pid for one in found)
+        yield from self._writers_of_logs()  # A worker that nginx was just starting has no master any more then.
 
     def _writers_of_logs(self) -> Iterator[int]:
         """Processes whose standard error is a log of this daemon's, whoever their parents were."""

@@ -3,20 +3,16 @@
 from __future__ import annotations
 
 import asyncio
-import shutil
 from contextlib import ExitStack
-from pathlib import Path
 
 import aiohttp
 import pytest
 
+from tests.keepalived import PROGRAM, keepalived
 from tests.namespaces import Lan, Namespace, namespaces, why_not
 from tests.system.conftest import MakeGateway, StartEngine
-from tests.system.gateway import Gateway
 
 WHY_NOT = why_not()
-EXAMPLE = Path(__file__).parents[2] / "examples" / "balancers" / "keepalived.conf"
-PROGRAM = shutil.which("keepalived", path="/usr/sbin:/usr/local/sbin")
 ADDRESS = "192.0.2.10"
 BODY = {"model": "tiny", "messages": [{"role": "user", "content": "x"}], "max_tokens": 3}
 
@@ -24,20 +20,6 @@ pytestmark = [
     pytest.mark.skipif(WHY_NOT is not None, reason=str(WHY_NOT)),
     pytest.mark.skipif(PROGRAM is None, reason="keepalived is not installed; `make test` installs it"),
 ]
-
-
-async def keepalived(gateway: Gateway, port: int, priority: int) -> asyncio.subprocess.Process:
-    assert gateway.namespace is not None
-    assert PROGRAM is not None
-    text = EXAMPLE.read_text().replace("priority 100", f"priority {priority}").replace(":30000/", f":{port}/")
-    config = gateway.directory / "keepalived.conf"
-    config.write_text(text)
-    with (gateway.directory / "keepalived.log").open("wb") as log:
-        return await asyncio.create_subprocess_exec(
-            *gateway.namespace.enter, PROGRAM, "--dont-fork", "--log-console", "--vrrp", f"--use-file={config}",
-            f"--pid={gateway.directory}/keepalived.pid", f"--vrrp_pid={gateway.directory}/vrrp.pid",
-            stdout=log, stderr=log, start_new_session=True,
-        )  # fmt: skip
 
 
 async def until_at(space: Namespace | None) -> None:
@@ -67,10 +49,10 @@ async def test_the_shared_address_moves_to_another_gateway_while_one_leaves(
         await asyncio.gather(one.start(), other.start())
         for gateway in (one, other):
             await gateway.until_states({"r1": "serving"})
-        programs = [await keepalived(one, port, 100)]
+        programs = [await keepalived(one.directory, hosts[0], port, 100)]
         try:
             await until_at(one.namespace)
-            programs.append(await keepalived(other, port, 90))
+            programs.append(await keepalived(other.directory, hosts[1], port, 90))
             connector = aiohttp.TCPConnector(socket_factory=client.socket, force_close=True)
             async with aiohttp.ClientSession(connector=connector) as session:
                 url = f"http://{ADDRESS}:{port}/v1/chat/completions"
