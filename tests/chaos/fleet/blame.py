@@ -1,8 +1,8 @@
 """Which fault a request that failed may be blamed on. Pure.
 
 Strict about place and time: a fault excuses requests that may have passed the part that it happened to, while it
-lasted, and only failures of the kind that it may cause. Leaving, a drain, a reload, a daemon that is away, and whatever happens to etcd
-excuse nothing; a gateway that was lost excuses only what was in flight there, where HAProxy was asked.
+lasted, and only failures of the kind that it may cause. Leaving, a drain, a reload, a daemon that is away, and whatever
+happens to etcd excuse nothing; where HAProxy was asked, a gateway that was lost excuses only what was in flight there.
 """
 
 from __future__ import annotations
