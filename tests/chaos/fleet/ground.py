@@ -90,15 +90,23 @@ class Ground:
         return code, answer
 
     async def order_until(
-        self, codes: tuple[int, ...], what: str, number: int, method: str, path: str, body: object = None
+        self,
+        codes: tuple[int, ...],
+        what: str,
+        number: int,
+        method: str,
+        path: str,
+        body: object = None,
+        *,
+        elsewhere: bool = True,
     ) -> tuple[int, Any]:
-        """The same, at one gateway after the other, until one of them has done it."""
+        """The same until it is done, at one gateway after the other unless it has to be this one. Raises OSError."""
         end = time.monotonic() + TRIED_FOR_S
         while time.monotonic() < end:
             code, answer = await self.order(what, self.gateway(number), method, path, body)
             if code in codes:
                 assert code is not None
                 return code, answer
-            number = self.next_to(number)
+            number = self.next_to(number) if elsewhere else number
             await asyncio.sleep(PAUSE_S)
-        raise TimeoutError(f"{what}: no gateway did it within {TRIED_FOR_S:g} s")
+        raise OSError(f"{what}: no gateway did it within {TRIED_FOR_S:g} s")

@@ -150,6 +150,9 @@ class Replicas:
                 Safe(safe.engine, safe_at, ends, safe.why, safe.replica, safe.gateway, safe.dead)
             )  # fmt: skip
         path = f"services/{SERVICE}/replicas/{event.replica}/resume"
+        if not _is_known_to_all(code, answer):
+            # The drain holds at the gateway that was asked, as the guide says: there it has to be taken back.
+            await self._ground.order_until((200,), "resume", event.gateway, "POST", path, elsewhere=False)
         await self._ground.order_until((200,), "resume", event.resumed_at, "POST", path)
         behind.drained = False
 
@@ -180,3 +183,8 @@ class Replicas:
         self._behind.pop(event.replica, None)
         with suppress(FileNotFoundError):
             (self._ground.directory / f"{event.replica}.sock").unlink()
+
+
+def _is_known_to_all(code: int | None, answer: Any) -> bool:
+    """Whether a drain with this answer is in the store."""
+    return code in (200, 504) and "could not be asked" not in (answer["reason"] or "")
