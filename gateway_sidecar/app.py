@@ -49,6 +49,7 @@ from gateway_sidecar.kinds import ROUTERS
 from gateway_sidecar.nginx.addresses import ClaimRules, PeerAddresses, is_own_address
 from gateway_sidecar.nginx.bridge_key import read_bridge_key
 from gateway_sidecar.nginx.bridge_server import owner_url
+from gateway_sidecar.nginx.connections import open_connections
 from gateway_sidecar.nginx.key_proxy import KeyedNginx, keyed_left_running
 from gateway_sidecar.nginx.peer_proxy import PeerNginx, PeerPlaces, peers_left_running
 from gateway_sidecar.nginx.server import Nginx, NginxSettings, busy_ports, find_nginx
@@ -241,7 +242,8 @@ def build_daemon(config_path: Path, settings: Settings, shared_key: str | None =
     )
     peers = _peer_supervisor(settings, places, destinations, metrics)
     keyed = SmallPlaces(settings.run_dir, nginx.links, log, find)
-    keys = KeyProxies(partial(KeyedNginx, keyed), partial(keyed_left_running, keyed))
+    count = partial(open_connections, hosts=nginx.bridge_hosts)
+    keys = KeyProxies(partial(KeyedNginx, keyed), partial(keyed_left_running, keyed), count)
     tunnels = TunnelFleet(settings.run_dir / "tunnels", Tasks("-", metrics))
     problems = Problems()
     record = settings.state_dir / "replicas.json"

@@ -175,6 +175,12 @@ class ServiceAddress:
         return [self.listen, *map(str, self.frontend.listen), *map(str, self.frontend.redirect)]
 
     @property
+    def places(self) -> Sequence[tuple[str, int]]:
+        """The same as host and port."""
+        split = (listen.rpartition(":") for listen in self.listens)
+        return [(host.strip("[]"), int(port)) for host, _, port in split]
+
+    @property
     def needs_lua(self) -> str:
         """What nginx needs its Lua module for; empty if nothing."""
         if self.dispatch is not None:

@@ -8,7 +8,7 @@ import socket
 import struct
 import sys
 from collections import Counter
-from collections.abc import Collection, Container, Iterator, Mapping
+from collections.abc import Collection, Container, Iterable, Iterator, Mapping
 from contextlib import suppress
 from ipaddress import IPv4Address, IPv6Address
 from pathlib import Path
@@ -44,29 +44,41 @@ Sent = Mapping[tuple[Place, bytes], int]
 """(place, connection) -> bytes that an engine has sent on it."""
 
 
-def open_connections(ports: Container[int], tables: tuple[Path, ...] = _TABLES) -> Counter[int]:
+def open_connections(
+    ports: Container[int], tables: tuple[Path, ...] = _TABLES, *, hosts: Collection[str] = ()
+) -> Counter[int]:
     """Local port -> connections that somebody may still send or receive on, for the given ports.
 
+    hosts: the addresses that are listened on there; by default all of this machine's. Another gateway on this machine
+    may have the same ports on other addresses.
     Blocks while the kernel writes out its table (about 1 ms per 1,000 connections): call in a thread.
     """
     found: Counter[int] = Counter()
+    at = _host_texts(hosts)
     for local, _, state in _rows(tables):
         if state in _OPEN:
             port = int(local[-4:], 16)
-            if port in ports:
+            if port in ports and (not at or local[:-5] in at):
                 found[port] += 1
     return found
 
 
-def clients_at(ports: Container[int], tables: tuple[Path, ...] = _TABLES) -> frozenset[Client]:
-    """The connections of clients to these ports on which an answer may be sent. Blocks as `open_connections` does.
+def clients_at(listens: Iterable[tuple[str, int]], tables: tuple[Path, ...] = _TABLES) -> frozenset[Client]:
+    """The connections of clients to these addresses and ports on which an answer may be sent. Blocks as
+    `open_connections` does.
 
     One that is closed here, and whose client has everything, is over, however long that client keeps it.
     """
+    by_port: dict[int, set[str]] = {}
+    for host, port in listens:
+        by_port.setdefault(port, set()).add(host)
+    at = {port: _host_texts(hosts) for port, hosts in by_port.items()}
     return frozenset(
         (port, local + remote)
         for local, remote, state in _rows(tables)
-        if state in _OWING and (port := int(local[-4:], 16)) in ports
+        if state in _OWING
+        and (texts := at.get(port := int(local[-4:], 16))) is not None
+        and (not texts or local[:-5] in texts)
     )
 
 
@@ -84,9 +96,10 @@ def connections_at(addresses: Collection[PeerAddress], tables: tuple[Path, ...] 
     return found
 
 
-def bytes_to_routers(places: Collection[Place]) -> Sent:
+def bytes_to_routers(places: Collection[Place], hosts: Collection[str] = ()) -> Sent:
     """What engines have sent over the connections that end at these places, since each began.
 
+    hosts: where bridges listen, as of `open_connections`.
     Empty where the kernel cannot be asked. Blocks for about 1 ms per 1,000 connections: call in a thread.
     """
     found = {}
@@ -94,11 +107,13 @@ def bytes_to_routers(places: Collection[Place]) -> Sent:
         place if isinstance(place, int) else (ipaddress.ip_address(place.host).packed, place.port): place
         for place in places
     }
-    has_addresses = not all(isinstance(place, int) for place in places)
+    has_addresses, at = not all(isinstance(place, int) for place in places), _packed_hosts(hosts)
     with suppress(OSError):
         for answer in _tcp_info():
             here, there, local, remote = _ENDS.unpack_from(answer)
             place, is_far = wanted.get(here), False
+            if place is not None and at and _packed(local, answer[0]) not in at:
+                place = None
             if place is None and has_addresses:
                 place = wanted.get((_packed(local, answer[0]), here))
                 if place is None:
@@ -109,19 +124,27 @@ def bytes_to_routers(places: Collection[Place]) -> Sent:
     return found
 
 
-def waiting_at(ports: Container[int]) -> frozenset[int]:
+def waiting_at(ports: Container[int], hosts: Collection[str] = ()) -> frozenset[int]:
     """Those of these ports of this machine where a request over HTTP/1 waits for the first byte of its answer.
 
+    hosts: where bridges listen, as of `open_connections`.
     Empty where the kernel cannot be asked. Blocks for about 1 ms, and 3 us more for each connection: call in a thread.
     """
-    found = set()
+    found, at = set(), _packed_hosts(hosts)
     with suppress(OSError):
         for answer in _tcp_info():
-            if (port := _ENDS.unpack_from(answer)[0]) in ports:
+            port, _, local, _ = _ENDS.unpack_from(answer)
+            if port in ports and (not at or _packed(local, answer[0]) in at):
                 sent_ms, received_ms = _SENT_AND_RECEIVED_MS.unpack_from(_attribute(answer, _INFO))
                 if sent_ms > received_ms:
                     found.add(port)
     return frozenset(found)
+
+
+def _packed_hosts(hosts: Collection[str]) -> frozenset[bytes]:
+    """As `_packed` gives them; empty for all addresses."""
+    addresses = [ipaddress.ip_address(host) for host in hosts]
+    return frozenset() if any(it.is_unspecified for it in addresses) else frozenset(it.packed for it in addresses)
 
 
 def _packed(address: bytes, family: int) -> bytes:
@@ -209,11 +232,23 @@ def kernel_address(text: bytes) -> IPv4Address | IPv6Address:
 
 
 def _kernel_texts(address: PeerAddress) -> Iterator[bytes]:
-    """An address as the kernel's tables write it: IPv4 as such, and as an IPv6 socket has it."""
-    packed = ipaddress.ip_address(address.host).packed
-    for each in (packed,) if len(packed) == 16 else (packed, IPv6Address(f"::ffff:{address.host}").packed):
+    """An address and its port as the kernel's tables write it."""
+    yield from (b"%s:%04X" % (text, address.port) for text in _texts_of(address.host))
+
+
+def _host_texts(hosts: Collection[str]) -> frozenset[bytes]:
+    """Addresses as the kernel's tables write them; empty for all addresses."""
+    if any(ipaddress.ip_address(host).is_unspecified for host in hosts):
+        return frozenset()
+    return frozenset(text for host in hosts for text in _texts_of(host))
+
+
+def _texts_of(host: str) -> Iterator[bytes]:
+    """An address without a port: IPv4 as such, and as an IPv6 socket has it."""
+    packed = ipaddress.ip_address(host).packed
+    for each in (packed,) if len(packed) == 16 else (packed, IPv6Address(f"::ffff:{host}").packed):
         words = (int.from_bytes(each[at : at + 4], sys.byteorder) for at in range(0, len(each), 4))
-        yield f"{''.join(f'{word:08X}' for word in words)}:{address.port:04X}".encode()
+        yield "".join(f"{word:08X}" for word in words).encode()
 
 
 def _same_host(one: bytes, other: bytes) -> bool:

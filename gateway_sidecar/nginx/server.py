@@ -62,7 +62,7 @@ from gateway_sidecar.nginx.config import (
     ServiceAddress,
     services_in,
 )
-from gateway_sidecar.nginx.connections import listening_at, open_connections
+from gateway_sidecar.nginx.connections import clients_at, listening_at
 from gateway_sidecar.nginx.frontend_places import FrontendPlaces
 from gateway_sidecar.nginx.ready_marks import ReadyMarks
 from gateway_sidecar.nginx.templates import bracketed
@@ -290,6 +290,11 @@ class Nginx:
         return (self.gates / (service + ASLEEP)).exists()
 
     @property
+    def bridge_hosts(self) -> tuple[str, str]:
+        """The addresses that bridges listen on."""
+        return self._settings.host, self._settings.grpc_host
+
+    @property
     def reads_models(self) -> bool:
         """Whether it can tell which model a request is for."""
         return self._program is not None and self._program.lua_modules is not None
@@ -425,8 +430,7 @@ class Nginx:
         ours = listening_at(self.process.pid) if self.process is not None and self.process.running else ()
         found = {}
         for service in services:
-            fresh = [_split(listen) for listen in service.listens]
-            fresh = [(host, port) for host, port in fresh if (ip_address(host), port) not in ours]
+            fresh = [(host, port) for host, port in service.places if (ip_address(host), port) not in ours]
             if needs_more_lua(program, [service]):
                 found[service.service] = f"{service.needs_lua} needs nginx's Lua module; {LUA_CURE}"
             elif busy := busy_ports(fresh):
@@ -501,9 +505,8 @@ class Nginx:
     async def _let_clients_go(self, services: Sequence[ServiceAddress]) -> None:
         """Has answers end their clients' connections, until none is left or for a second: a reload closes idle ones."""
         (self.gates / LAST_ANSWERS).touch()
-        ports = {port for _, port in _addresses(services)}
         deadline = awake.now() + _PARTING_S
-        while awake.now() < deadline and (await asyncio.to_thread(open_connections, ports)).total():
+        while awake.now() < deadline and len(await asyncio.to_thread(clients_at, _addresses(services))):
             await asyncio.sleep(_PARTING_POLL_S)
 
     def _written(self, path: Path | None = None) -> str | None:
@@ -684,8 +687,7 @@ class Nginx:
 
     def _addresses(self, services: Sequence[ServiceAddress]) -> list[tuple[str, int]]:
         bridges = range(self._settings.first_port, self._settings.last_port + 1)
-        hosts = self._settings.host, self._settings.grpc_host
-        return [(host, port) for host in hosts for port in bridges] + _addresses(services)
+        return [(host, port) for host in self.bridge_hosts for port in bridges] + _addresses(services)
 
 
 def write_script(directory: Path, name: str) -> None:
@@ -792,12 +794,7 @@ def _busy_message(
 
 
 def _addresses(services: Sequence[ServiceAddress]) -> list[tuple[str, int]]:
-    return [_split(listen) for listen in sorted({listen for service in services for listen in service.listens})]
-
-
-def _split(listen: str) -> tuple[str, int]:
-    host, _, port = listen.rpartition(":")
-    return host.strip("[]"), int(port)
+    return sorted({place for service in services for place in service.places})
 
 
 async def _run(*argv: str) -> tuple[int, str]:

@@ -7,6 +7,7 @@ import asyncio
 import pickle
 import random
 import shutil
+import signal
 import time
 from collections import Counter
 from collections.abc import Callable, Iterable
@@ -85,6 +86,8 @@ def run(make_stage: Callable[[Tell], Plays[H]], schedule: object, options: argpa
     def tell(text: str) -> None:
         print(f"{time.monotonic() - began:7.1f} s  {text}", flush=True)
 
+    for number in (signal.SIGINT, signal.SIGTERM):  # Also in the background, where a shell has it ignored.
+        signal.signal(number, signal.default_int_handler)
     stage = make_stage(tell)
     history = asyncio.run(stage.play())
     violations = judge.check(history)

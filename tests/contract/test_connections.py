@@ -7,7 +7,7 @@ import socket
 import pytest
 
 from gateway_sidecar.domain.model import PeerAddress
-from gateway_sidecar.nginx.connections import bytes_to_routers, open_connections
+from gateway_sidecar.nginx.connections import bytes_to_routers, open_connections, waiting_at
 from gateway_sidecar.nginx.server import busy_ports
 
 
@@ -40,6 +40,21 @@ def test_bytes_that_an_engine_sends_are_counted_on_each_connection(host: str) ->
             assert list(bytes_to_routers({port}).values()) == [100]
             assert set(bytes_to_routers({PeerAddress(host, port)}).values()) == {100}
             assert bytes_to_routers({port + 1}) == {}
+
+
+def test_what_flows_and_waits_at_another_address_of_the_same_port_is_not_ours() -> None:
+    """The kernel is asked for the whole machine, and another gateway may have this port elsewhere."""
+    with socket.create_server(("127.0.0.1", 0)) as server:
+        port = server.getsockname()[1]
+        with socket.create_connection(("127.0.0.1", port)) as client, server.accept()[0] as engine:
+            engine.sendall(b"x" * 100)
+            assert len(client.recv(100)) == 100
+            while port not in waiting_at({port}):  # The kernel's clock may stand still for some milliseconds.
+                client.sendall(b"x")
+            for hosts, is_ours in ((("127.0.0.1", "127.0.0.2"), True), (("127.0.9.1",), False), ((), True)):
+                assert list(bytes_to_routers({port}, hosts).values()) == ([100] if is_ours else [])
+                assert open_connections({port}, hosts=hosts)[port] == is_ours
+                assert (port in waiting_at({port}, hosts)) == is_ours
 
 
 def test_busy_ports_are_named() -> None:

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections import Counter
-from collections.abc import Container
+from collections.abc import Collection, Container
 from pathlib import Path
 from types import SimpleNamespace
 from typing import Any, cast
@@ -102,7 +102,7 @@ class Left:
         patch.setattr(adoption, "writers_of", lambda *_: self.nginx_writers)
         patch.setattr(adoption, "Process", SimpleNamespace(adopt=lambda identity: PlayedProcess(identity.pid)))
         nginx = SimpleNamespace(
-            log=SimpleNamespace(places=()), linked=lambda: dict(self.links), linked_at=lambda _: 0,
+            bridge_hosts=(), log=SimpleNamespace(places=()), linked=lambda: dict(self.links), linked_at=lambda _: 0,
             unlink=self._unlink, pointed=lambda _: self.in_service,
             in_flight=SimpleNamespace(count=dict), endpoints=SimpleNamespace(keep_only=lambda _: None),
         )  # fmt: skip
@@ -121,7 +121,7 @@ class Left:
             raise StateError(f"nothing is known of {kind}")
         return SMG
 
-    def _count(self, ports: Container[int]) -> Counter[int]:
+    def _count(self, ports: Container[int], *, hosts: Collection[str]) -> Counter[int]:
         return self.connections
 
     def _writers(self, directory: Path) -> dict[str, list[Identity]]:

@@ -61,6 +61,7 @@ class Outside:
         self.in_flight = InFlight(directory, 24001, 24002)
         self.endpoints = Endpoints(directory / "endpoints", self.in_flight.note_change)
         self.ready_marks = PlayedMarks()
+        self.bridge_hosts = ("127.0.0.1", "127.0.0.2")
 
     # nginx
 
@@ -178,7 +179,7 @@ class Site:
         self.log: list[Any] = []
         self.ended: list[int] = []
         for module in (adoption, shutdown):
-            patch.setattr(module, "open_connections", lambda _: Counter({23001: self.in_flight}))
+            patch.setattr(module, "open_connections", lambda _, **_hosts: Counter({23001: self.in_flight}))
         patch.setattr(adoption, "writers_below", lambda _: {})
         patch.setattr(adoption, "writers_of", lambda *_: [])
         patch.setattr(child_logs, "rss_bytes", lambda _: None)

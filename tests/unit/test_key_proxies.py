@@ -9,10 +9,8 @@ from contextlib import asynccontextmanager
 from pathlib import Path
 from typing import Any, cast
 
-import pytest
 from structlog.testing import capture_logs
 
-from gateway_sidecar.control.edge import key_proxies
 from gateway_sidecar.control.edge.key_proxies import KeyProxies
 from gateway_sidecar.domain.model import Access
 from gateway_sidecar.errors import NginxError
@@ -63,12 +61,11 @@ class PlayedNginx:
 class Proxies:
     """The proxies, running, with connections that the test counts."""
 
-    def __init__(self, patch: pytest.MonkeyPatch, left: dict[int, Identity]) -> None:
+    def __init__(self, left: dict[int, Identity]) -> None:
         self.made: dict[int, PlayedNginx] = {}
         self.connections: Counter[int] = Counter()
         self.has_looked = False
-        patch.setattr(key_proxies, "open_connections", lambda _: self.connections)
-        self.keys = KeyProxies(self._make, lambda: left)
+        self.keys = KeyProxies(self._make, lambda: left, lambda _: self.connections)
 
     @property
     def nginx(self) -> PlayedNginx:
@@ -85,8 +82,8 @@ class Proxies:
 
 @asynccontextmanager
 async def proxies(left: dict[int, Identity] | None = None) -> AsyncIterator[Proxies]:
-    with pytest.MonkeyPatch.context() as patch, capture_logs():
-        made = Proxies(patch, left or {})
+    with capture_logs():
+        made = Proxies(left or {})
         await made.keys.begin(lambda: made.has_looked)
         async with beside(made.keys.run()):
             yield made

@@ -77,12 +77,14 @@ class Site:
         self.slow = False
         self.written = 0
         self.stopped: list[int] = []
-        self.address = SimpleNamespace(listens=["127.0.0.1:30000", "[::1]:30001"])
+        self.address = SimpleNamespace(
+            listens=["127.0.0.1:30000", "[::1]:30001"], places=[("127.0.0.1", 30000), ("::1", 30001)]
+        )  # fmt: skip
         self.supervisor = SimpleNamespace(
             nginx=SimpleNamespace(ready_marks=self.marks), up=True, applied=[self.address], reason="",
             touch=self.touch, apply=self.apply,
         )  # fmt: skip
-        self.asked: set[int] = set()
+        self.asked: set[tuple[str, int]] = set()
         self.leaving = self.another()
 
     def another(self) -> Leaving:
@@ -116,8 +118,8 @@ class Site:
     async def write_down(self) -> None:
         self.written += 1
 
-    def look(self, ports: Any) -> frozenset[Client]:
-        self.asked = ports
+    def look(self, places: Any) -> frozenset[Client]:
+        self.asked = places
         return frozenset(self.clients)
 
     async def until(self, condition: Callable[[], object], most_s: float = 1000) -> float:
@@ -150,7 +152,7 @@ async def test_it_leaves_phase_by_phase() -> None:
         assert "everything is served; " in site.leaving.describe()
         assert await site.until(site.is_in(LeavePhase.DRAINING)) == pytest.approx(10.5, abs=0.7)
         await asyncio.sleep(30)
-        assert site.asked == {30000, 30001}
+        assert site.asked == {("127.0.0.1", 30000), ("::1", 30001)}
         assert "waits for 1 connection in flight, 560 s at most" in site.leaving.describe()
         assert site.leaving.connections == {30000: 1}
         site.clients.clear()

@@ -6,13 +6,13 @@ open.
 from __future__ import annotations
 
 import asyncio
-from collections.abc import Callable, Mapping
+from collections import Counter
+from collections.abc import Callable, Container, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 
 from gateway_sidecar.control.edge.supervisor import LOOK_S, QUIET_GAP_S, RETRIES, Supervisor
 from gateway_sidecar.errors import NginxError
-from gateway_sidecar.nginx.connections import open_connections
 from gateway_sidecar.nginx.key_proxy import Keyed, KeyedNginx
 from gateway_sidecar.supervision import awake
 from gateway_sidecar.supervision.loops import beating
@@ -47,10 +47,16 @@ class _Place:
 class KeyProxies(Supervisor):
     """All of them."""
 
-    def __init__(self, make: Callable[[int], KeyedNginx], find_left: Callable[[], Mapping[int, Identity]]) -> None:
+    def __init__(
+        self,
+        make: Callable[[int], KeyedNginx],
+        find_left: Callable[[], Mapping[int, Identity]],
+        count: Callable[[Container[int]], Counter[int]],
+    ) -> None:
         super().__init__()
         self._make = make
         self._find_left = find_left
+        self._count = count
         self._places: dict[int, _Place] = {}
 
     def request(self, port: int, to: Keyed) -> KeyState:
@@ -120,7 +126,7 @@ class KeyProxies(Supervisor):
         self._tell()
 
     async def _end_when_quiet(self, place: _Place) -> None:
-        counts = await asyncio.to_thread(open_connections, {place.port})
+        counts = await asyncio.to_thread(self._count, {place.port})
         if place.to is not None or not self._has_looked():
             return
         if counts[place.port] and place.nginx.running:

@@ -84,7 +84,7 @@ class Adoption:
         if leases.get("boot_id", boot_id()) != boot_id():
             self._after_reboot(leases, links)
             return
-        in_use = await asyncio.to_thread(open_connections, self._leases)
+        in_use = await asyncio.to_thread(open_connections, self._leases, hosts=self._nginx.bridge_hosts)
         in_use.update(self._nginx.in_flight.count())
         for name, service in services.items():
             for row in leases.get("services", {}).get(name, []):

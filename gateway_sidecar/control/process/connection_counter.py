@@ -29,10 +29,10 @@ def count_pause_s(took_s: float) -> float:
     return min(max(_GAP_S, 10 * took_s), _MOST_S)
 
 
-def count_connections(places: Collection[Place]) -> Counter[Place]:
-    """How many connections are open at each place, as the kernel has it. Blocks."""
+def count_connections(places: Collection[Place], hosts: Collection[str] = ()) -> Counter[Place]:
+    """How many connections are open at each place, as the kernel has it. hosts: where bridges listen. Blocks."""
     found: Counter[Place] = Counter()
-    found.update(open_connections(_ports(places)))
+    found.update(open_connections(_ports(places), hosts=hosts))
     if addresses := {place for place in places if isinstance(place, PeerAddress)}:
         found.update(connections_at(addresses))
     return found
@@ -46,17 +46,23 @@ class Kernel:
     sent: Callable[[Collection[Place]], Sent] = bytes_to_routers
 
 
-def kernel_and_nginx(in_flight: InFlight) -> Kernel:
-    """What the kernel says, and nginx of the requests that it balances by itself: those pass no port."""
+def kernel_and_nginx(in_flight: InFlight, hosts: Collection[str]) -> Kernel:
+    """What the kernel says, and nginx of the requests that it balances by itself: those pass no port.
+
+    hosts: the addresses that bridges listen on.
+    """
 
     def count(places: Collection[Place]) -> Counter[Place]:
-        found = count_connections(places)
+        found = count_connections(places, hosts)
         found.update(in_flight.count(_ports(places)))
         return found
 
     def sent(places: Collection[Place]) -> Sent:
         flows = in_flight.flows(_ports(places))
-        return {**bytes_to_routers(places), **{(port, b""): int(it) * _FLOWS_BYTES for port, it in flows.items()}}
+        return {
+            **bytes_to_routers(places, hosts),
+            **{(port, b""): int(it) * _FLOWS_BYTES for port, it in flows.items()},
+        }
 
     return Kernel(count, sent)
 

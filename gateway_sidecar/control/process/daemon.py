@@ -9,6 +9,7 @@ import asyncio
 from collections.abc import Awaitable, Callable, Mapping, Sequence
 from contextlib import suppress
 from dataclasses import replace
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -47,6 +48,7 @@ from gateway_sidecar.errors import ConfigError, NginxError, NotInForce, ProcessE
 from gateway_sidecar.frontend.acme_state import AcmeState
 from gateway_sidecar.nginx.access_events import EventAddress
 from gateway_sidecar.nginx.config import ServiceAddress
+from gateway_sidecar.nginx.connections import waiting_at
 from gateway_sidecar.sources.listing import Listing
 from gateway_sidecar.supervision.loops import Tasks
 from gateway_sidecar.supervision.notify import SystemdNotifier
@@ -116,8 +118,9 @@ class Daemon:
             self._services.addresses, self.signals.last_request, self.touch, self._write_down, self.end
         )
         self.leaving = Leaving(self.nginx_supervisor, host_of_leave, self._reload, metrics)
-        self._counter = ConnectionCounter(services, shared.leases, kernel_and_nginx(nginx.in_flight))
-        self._traffic = TrafficWatch(services, self.signals)
+        hosts = nginx.bridge_hosts
+        self._counter = ConnectionCounter(services, shared.leases, kernel_and_nginx(nginx.in_flight, hosts))
+        self._traffic = TrafficWatch(services, self.signals, partial(waiting_at, hosts=hosts))
         self._child_logs = ChildLogs(services, nginx, shared.peers.log, shared.problems, metrics)
         self._ending = asyncio.Event()
         self.taken_up = asyncio.Event()

@@ -61,7 +61,7 @@ class Leaving:
         host: LeaveHost,
         reload: Reload,
         metrics: Metrics,
-        clients: Callable[[Collection[int]], Set[Client]] = clients_at,
+        clients: Callable[[Collection[tuple[str, int]]], Set[Client]] = clients_at,
     ) -> None:
         self._supervisor = supervisor
         self._marks = supervisor.nginx.ready_marks
@@ -175,7 +175,7 @@ class Leaving:
         with suppress(OSError):  # Somebody removed them, perhaps with all of run_dir.
             self._marks.leave(leaving=True)
         refuses = self._refuses_all  # Before the count: what came until then is in it.
-        clients = await asyncio.to_thread(self._clients, self._ports())
+        clients = await asyncio.to_thread(self._clients, self._places())
         if self.leave is not before:
             return  # It was taken back, or bounded anew, while we looked.
         now = awake.now()
@@ -217,8 +217,8 @@ class Leaving:
         settings = self._reload.settings.leave
         return LeaveRules(settings.quiet_s, settings.balancer_s)
 
-    def _ports(self) -> set[int]:
-        return {int(listen.rpartition(":")[2]) for it in self._host.addresses() for listen in it.listens}
+    def _places(self) -> set[tuple[str, int]]:
+        return {place for it in self._host.addresses() for place in it.places}
 
     def _measure(self) -> None:
         for phase in LeavePhase:

@@ -10,7 +10,6 @@ from gateway_sidecar.control.replicas.tenure import Tenure
 from gateway_sidecar.control.service import Service
 from gateway_sidecar.domain.model import ConnectionMode, Dead
 from gateway_sidecar.engines.progress import read_progress
-from gateway_sidecar.nginx.connections import waiting_at
 from gateway_sidecar.supervision import awake
 from gateway_sidecar.supervision.loops import heartbeat
 
@@ -26,7 +25,7 @@ class TrafficWatch:
         self,
         services: Callable[[], Mapping[str, Service]],
         signals: Signals,
-        look: Callable[[Collection[int]], frozenset[int]] = waiting_at,
+        look: Callable[[Collection[int]], frozenset[int]],
     ) -> None:
         self._services = services
         self._signals = signals
