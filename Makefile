@@ -108,10 +108,11 @@ page-shots:
 	@$(SETUP) dev chromium
 	@$(PY) -m scripts.page_shots
 
-## make chaos    random faults under load on the real thing; MINUTES=10, and SEED=n to play one again
+## make chaos    random faults under load on the real thing; MINUTES=10, and SEED=n to play one again;
+##               FLEET=3 has three gateways, three members of etcd, HAProxy and keepalived on networks of their own (root)
 chaos:
-	@$(SETUP) dev nginx
-	@$(PY) -m tests.chaos --minutes $(MINUTES) $(if $(SEED),--seed $(SEED)) $(ARGS)
+	@$(SETUP) dev nginx $(if $(FLEET),etcd haproxy keepalived sshd)
+	@$(PY) -m tests.chaos$(if $(FLEET),.fleet --gateways $(FLEET)) --minutes $(MINUTES) $(if $(SEED),--seed $(SEED)) $(ARGS)
 
 ## make freezes  daemon, routers, nginx, engines stopped or starved under load; MINUTES=10, and SEED=n to play one again
 freezes:

@@ -17,7 +17,7 @@ from examples.demo.gateway import DemoFailed
 EXAMPLE = Path(__file__).parents[1] / "balancers" / "haproxy.cfg"
 _PATIENCE_S = 60.0
 _LOOK_S = 0.05
-_PATH = "/usr/bin:/usr/sbin:/usr/local/bin:/usr/local/sbin"
+PATH = "/usr/bin:/usr/sbin:/usr/local/bin:/usr/local/sbin"
 
 
 class Program:
@@ -37,7 +37,7 @@ class Program:
 
     async def start(self, *arguments: str) -> None:
         """Raises DemoFailed if it is not installed."""
-        program = shutil.which(self._name, path=_PATH)
+        program = shutil.which(self._name, path=PATH)
         if program is None:
             raise DemoFailed(f"{self._name} is not installed; `make run FLEET=3` installs it")
         with self.log.open("ab") as log:
