@@ -107,7 +107,7 @@ class Lan:
 
     def plug(self, host: Namespace, *addresses: str) -> None:
         """Gives a host its `ADDRESS/LENGTH`s on the network."""
-        port = f"p-{host.name.rpartition('-')[2]}"
+        port = _port_of(host)
         run(
             "ip",
             "-n",
@@ -127,3 +127,15 @@ class Lan:
         for address in addresses:
             host.ip("addr", "add", address, "dev", "eth0", *(["nodad"] if ":" in address else []))
         host.ip("link", "set", "eth0", "up")
+
+    def unplug(self, host: Namespace) -> None:
+        """The cable is out: nothing that the host sends arrives, and nobody is told."""
+        self._switch.ip("link", "set", _port_of(host), "down")
+
+    def plug_again(self, host: Namespace) -> None:
+        """The cable is in again; the host has the addresses that it had."""
+        self._switch.ip("link", "set", _port_of(host), "up")
+
+
+def _port_of(host: Namespace) -> str:
+    return f"p-{host.name.rpartition('-')[2]}"

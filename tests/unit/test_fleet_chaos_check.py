@@ -316,6 +316,16 @@ def test_what_is_ordered_is_done_unless_the_store_or_the_gateway_fails(
     assert laws(history) == ([] if code == 404 else ["what is ordered is done"])
 
 
+def test_a_drain_that_waited_on_after_the_fault_has_no_excuse() -> None:
+    """A fault is felt for a while, and no longer, however early the drain was asked for."""
+    history = clean()
+    history.faults = [Fault("daemon away", 15.0, 25.0, "gw-2")]
+    history.ordered = [Ordered("drain", "gw-1", 20.0, 39.0, 504)]
+    assert laws(history) == []
+    history.ordered = [Ordered("drain", "gw-1", 20.0, 60.0, 504)]
+    assert laws(history) == ["what is ordered is done"]
+
+
 def test_no_fault_of_the_daemons_own_is_logged() -> None:
     history = clean()
     history.faults = [Fault("daemon away", 9.0, 29.0, "gw-3")]

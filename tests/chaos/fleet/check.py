@@ -195,8 +195,8 @@ def _is_done(ordered: Ordered) -> bool:
 
 
 def _excuses(fault: Fault, ordered: Ordered) -> bool:
-    if not (fault.began <= ordered.ended and fault.ended + _AGAIN_S >= ordered.began):
-        return False
+    if not fault.began <= ordered.ended <= fault.ended + _AGAIN_S:
+        return False  # What waited on had its time without the fault.
     if ordered.code == 504:  # A drain waits for every gateway, and for what is in flight there.
         return fault.kind in _STORE | _GATEWAY | {"stalled", "cut from node", "nginx killed", "router killed"}
     return fault.kind in _STORE | _GATEWAY | {"stalled"} and fault.gateway in (None, ordered.gateway)

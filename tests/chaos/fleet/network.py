@@ -22,11 +22,10 @@ class Network:
     """Machines by name: `gw-1`, `etcd-1`, `node-1`, `clients`, `balancer`."""
 
     def __init__(self, switch: Namespace, machines: dict[str, Namespace]) -> None:
-        self._switch = switch
+        self._lan = Lan(switch)
         self._machines = machines
-        lan = Lan(switch)
         for name, space in machines.items():
-            lan.plug(space, f"{address_of(name)}/24")
+            self._lan.plug(space, f"{address_of(name)}/24")
 
     def __getitem__(self, name: str) -> Namespace:
         return self._machines[name]
@@ -47,14 +46,14 @@ class Network:
                     self[here].ip("neigh", "del", address_of(there), "dev", "eth0")
 
     def unplug(self, name: str) -> None:
-        """The machine's cable is out: nothing it sends arrives, and nobody is told that it is gone."""
-        self._switch.ip("link", "set", f"p-{self[name].name.rpartition('-')[2]}", "down")
+        """The machine's cable is out."""
+        self._lan.unplug(self[name])
 
     def plug(self, name: str) -> None:
         """It is in again. The machine has no address but its own: it was off."""
         with suppress(CalledProcessError):
             self[name].ip("addr", "del", f"{SHARED_ADDRESS}/24", "dev", "eth0")
-        self._switch.ip("link", "set", f"p-{self[name].name.rpartition('-')[2]}", "up")
+        self._lan.plug_again(self[name])
 
     def has_shared_address(self, name: str) -> bool:
         """Whether a machine has the shared address now."""
