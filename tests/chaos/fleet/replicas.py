@@ -108,6 +108,15 @@ class Replicas:
         await self._host(behind.node).host.ask("DELETE", f"/{behind.engine.name}", kill="true")
         self._ground.fault("engine ended", began, node=behind.node, engine=behind.engine.name)
 
+    async def _stop(self, behind: _Behind, safe: Safe) -> None:
+        """Stops an engine that was called safe to stop: nobody notices but gateways that counted as dead."""
+        began = time.monotonic()
+        behind.alive = False
+        host = self._host(behind.node).host
+        await host.ask("DELETE", f"/{behind.engine.name}", grace_s="0", unlink="true")
+        for gateway in safe.dead:
+            self._ground.fault("engine ended", began, gateway=gateway, engine=safe.engine, how="not asked")
+
     async def _die(self, event: Die) -> None:
         behind = self._behind.get(event.replica)
         if behind is not None and behind.alive:
@@ -161,21 +170,18 @@ class Replicas:
         if behind is None or not behind.alive:
             return
         behind.drained = True
-        is_safe = False
+        safe = None
         for _ in range(1 if event.deletes else _TRIES):
             code, answer = await self._ask(event, deletes=event.deletes)
-            is_safe = code == 200 and bool(answer["drained"])
-            if is_safe:
+            if code == 200 and answer["drained"]:
                 safe = self._safe(event, behind.engine.name, answer, time.monotonic())
                 self._ground.history.safe.append(safe)
                 break
             event = replace(event, gateway=self._ground.next_to(event.gateway))
             await asyncio.sleep(PAUSE_S)
         await asyncio.sleep(event.for_s)
-        if is_safe:
-            behind.alive = False
-            host = self._host(behind.node).host
-            await host.ask("DELETE", f"/{behind.engine.name}", grace_s="0", unlink="true")
+        if safe is not None:
+            await self._stop(behind, safe)
         else:
             await self._kill(behind)
         path = f"services/{SERVICE}/replicas/{event.replica}"

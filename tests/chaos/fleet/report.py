@@ -24,7 +24,7 @@ def story(history: FleetHistory, violation: Violation) -> str:
     lines = sorted((it for it in history.log if low <= it.at <= high and it.level != "debug"), key=lambda it: it.at)
     parts = [f"VIOLATION (seed {history.seed}) at {violation.at:.2f}: {violation.law}: {violation.what}"]
     parts += [f"    fault {it}" for it in sorted(faults, key=lambda it: it.began)]
-    parts += [f"    {it}" for it in ordered]
+    parts += [f"    {it}" for it in ordered if it.code is not None]
     parts += [f"    {it.at:.2f} {it.text[:300]}" for it in lines[:_MOST_LINES]]
     return "\n".join(parts)
 
