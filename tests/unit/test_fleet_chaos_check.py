@@ -130,6 +130,7 @@ def test_an_engine_excuses_what_was_on_it_and_what_nobody_knows() -> None:
     assert failed(unknown, fault) == []
     assert failed(unknown, fault, on="a1-0") == []
     assert failed(unknown, fault, on="a2-0") == [NO_CAUSE]
+    assert failed(replace(unknown, outcome="refused"), fault) == [NO_CAUSE], "a gateway takes the connection"
     assert failed(replace(unknown, began=30.0, ended=31.0), fault) == [NO_CAUSE]
     not_asked = replace(fault, gateway="gw-2", how="not asked")
     assert failed(unknown, not_asked, on="a1-0") == [NO_CAUSE], "only at the gateway that counted as dead"

@@ -77,7 +77,7 @@ class Blame:
                 return request.via == fault.gateway and request.outcome in _CUT and _overlap(request, fault, _BACK_S)
             case "nginx killed":
                 told = request.outcome == "wrong" and "an error in the stream" in request.detail
-                is_cut = request.outcome in _CUT or told or _is_status(request, 502, 503)
+                is_cut = request.outcome in ("broken", "refused") or told or _is_status(request, 502, 503)
                 return is_cut and _overlap(request, fault, _KNOWN_S)
             case "router killed":
                 in_flight = request.began <= fault.began + _NOTICE_S and request.ended >= fault.began
@@ -101,6 +101,8 @@ class Blame:
 
     def _is_on(self, request: Request, fault: Fault, engines: Iterable[str]) -> bool:
         """Whether it was with one of these engines, as far as anybody knows."""
+        if request.outcome == "refused":
+            return False  # No gateway that is there refuses a connection for its engines' sake.
         known = self.engines_of(request)
         if known:
             return not known.isdisjoint(engines) and _overlap(request, fault, _KNOWN_S)
