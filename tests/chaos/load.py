@@ -45,6 +45,7 @@ class Load:
         *,
         seed: int,
         pause_s: float = 0.2,
+        long_share: float = 0.1,
         connector: Callable[[], aiohttp.BaseConnector | None] = lambda: None,
         headers: Mapping[str, str] | None = None,
     ) -> None:
@@ -54,6 +55,7 @@ class Load:
         self._numbers = itertools.count(1)
         self._stop = asyncio.Event()
         self._pause_s = pause_s
+        self._long_share = long_share
         self._random = random.Random(seed)
         self._clients = [asyncio.create_task(self._client(t)) for t, count in targets.items() for _ in range(count)]
 
@@ -86,7 +88,7 @@ class Load:
     async def _ask(self, session: aiohttp.ClientSession, target: Target) -> Request:
         number, draw = next(self._numbers), self._random
         stream = draw.random() < 0.6
-        tokens = 100 if draw.random() < 0.1 else draw.randint(2, 12)
+        tokens = 100 if draw.random() < self._long_share else draw.randint(2, 12)
         padding = "x" * (_LARGE if target.model == "calm" and draw.random() < 0.02 else 40)
         prompt = f"{draw.random()} [q{number}]"
         body = {

@@ -64,6 +64,8 @@ def test_every_event_finds_its_replica_as_it_needs_it(seed: int, gateways: int) 
         if isinstance(event, DrainAndRemove):
             there.remove(event.replica)
     assert max(Counter(engines).values()) == 1, "an engine's name is its own for ever"
+    events = [event for one in schedule.rounds for event in one.events if isinstance(event, AtReplica)]
+    assert anchors - {event.replica for event in events}, "somebody serves all the time"
 
 
 @settings(max_examples=30)

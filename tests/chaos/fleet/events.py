@@ -195,7 +195,9 @@ class Round:
 
 @dataclass(frozen=True, slots=True)
 class Schedule:
-    """All that will happen. `anchors` are put before the first event; they are never killed or removed."""
+    """All that will happen. `anchors` are put before the first event; they are never killed or removed, and one of
+    them never drained in a round: somebody serves at every gateway all the time.
+    """
 
     seed: int
     gateways: int

@@ -31,6 +31,8 @@ from tests.chaos.load import Load, Target
 
 _THROUGH_BALANCER, _AT_ADDRESS, _AT_EACH = 4, 2, 1
 _PAUSE_S = 0.4
+_LONG_SHARE = 0.4
+"""Of the chats: these take seconds, so that a drain that is called safe too early is found out."""
 _LOAD_KEY = "load"
 _LOOK_S = 0.5
 _TICK_S, _STALLED_S = 0.1, 0.5
@@ -110,7 +112,7 @@ class FleetStage:
         }
         headers = {"Authorization": f"Bearer {secret_of(_LOAD_KEY)}"}
         return Load(
-            targets, self.history.requests.append, seed=self._schedule.seed, pause_s=_PAUSE_S,
+            targets, self.history.requests.append, seed=self._schedule.seed, pause_s=_PAUSE_S, long_share=_LONG_SHARE,
             connector=self._connector, headers=headers,
         )  # fmt: skip
 
