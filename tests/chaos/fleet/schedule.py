@@ -1,7 +1,8 @@
 """From a seed to a schedule of a fleet: pure, so that the same seed always means the same events.
 
-Validity: of the anchors one serves all the time, and the others only ever drain; at most one gateway is lost or leaves at a time, as an operator would have it, and so
-somebody always serves; whatever else happens to gateways, networks, etcd and engines may come together.
+Validity: of the anchors one serves all the time, and the others only ever drain; at most one gateway is lost or leaves
+in a round, as an operator would have it, and so somebody always serves; whatever else happens to gateways, networks,
+etcd and engines may come together.
 """
 
 from __future__ import annotations
