@@ -42,6 +42,14 @@ def _children(pid: int) -> list[int]:
     return found
 
 
+def _is_logged_in(pid: int) -> bool:
+    """Whether this process of sshd's is past its login, during which its title has `[accepted]`, `[net]` or `[priv]`."""
+    try:
+        return "[" not in Path(f"/proc/{pid}/cmdline").read_text()
+    except OSError:
+        return False
+
+
 class Sshd:
     """One sshd of OpenSSH. What it started is known by being its child."""
 
@@ -98,12 +106,15 @@ class Sshd:
                 os.kill(pid, signal.SIGKILL)
         self._process = None
 
-    def cut(self) -> None:
-        """Ends its connections; it goes on."""
+    def cut(self, *, logged_in: bool = False) -> None:
+        """Ends its connections; it goes on. logged_in: only those whose login is done, which no client may take for a
+        refusal.
+        """
         assert self._process is not None
         for pid in _children(self._process.pid):
             with suppress(ProcessLookupError):
-                os.kill(pid, signal.SIGKILL)
+                if not logged_in or _is_logged_in(pid):
+                    os.kill(pid, signal.SIGKILL)
 
     def freeze(self) -> None:
         """Stops it and its connections in their tracks."""

@@ -61,7 +61,7 @@ class Replicas:
                 await self._drain_and_remove(event)
             case EndLogins():
                 began = time.monotonic()
-                self._ground.nodes[event.node].sshd.cut()
+                self._ground.nodes[event.node].sshd.cut(logged_in=True)
                 self._ground.fault("logins ended", began, node=event.node)
             case _:
                 return False
