@@ -43,7 +43,7 @@ def _children(pid: int) -> list[int]:
 
 
 def _is_logged_in(pid: int) -> bool:
-    """Whether this process of sshd's is past its login, during which its title has `[accepted]`, `[net]` or `[priv]`."""
+    """Whether this process of an sshd is past its login, where its title has `[accepted]`, `[net]` or `[priv]`."""
     try:
         return "[" not in Path(f"/proc/{pid}/cmdline").read_text()
     except OSError:

@@ -36,7 +36,7 @@ _LONG_SHARE = 0.4
 _LOAD_KEY = "load"
 _LOOK_S = 0.5
 _TICK_S, _STALLED_S = 0.1, 0.5
-_LATEST_S = 240.0
+_LATEST_S = 480.0
 _BEGIN_S = 120.0
 _STAY_S = 1.5
 
