@@ -429,9 +429,9 @@ class _Generator(GenerateJsonSchema):
 
 _Answers = (
     models.Accepted | models.CertificateStored | models.Drained | models.Error | models.Events | models.Explained
-    | models.FleetStatus | models.FleetUsage | models.Joined | models.KeyStored | models.Leave | models.Plan | models.Put
-    | models.Reloaded
-    | models.Replicas | models.Restarted | models.Resumed | Signals | models.Status | models.Stopped
+    | models.FleetStatus | models.FleetUsage | models.Joined | models.KeyStored | models.Leave | models.Plan
+    | models.Put | models.Reloaded | models.Replicas | models.Restarted | models.Resumed | Signals | models.Status
+    | models.Stopped
     | models.StoredCertificates | models.StoredKeys | models.Unanswered | models.Usage
 )  # fmt: skip
 """All that is answered; pydantic describes it and what it is made of."""
