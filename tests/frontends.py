@@ -89,6 +89,7 @@ DRAWN: Mapping[type[Part], Callable[[Ground, str], Draws]] = {
     TlsSettings: lambda ground, service: {
         "certificate": st.just(str(ground.pem(service))),
         "key": st.just(str(ground.pem(service).with_suffix(".key"))),
+        "store": st.none(),  # A name is files of the daemon's, and needs a store.
         "acme": st.just(False),
         "warn_days": st.sampled_from((0.0, 14.0, 60.5)),
         "http2": st.booleans(),

@@ -88,6 +88,10 @@ def problems(*frontends: dict[str, Any]) -> list[str]:
         ({"auth": {}}, "auth: needs one of keys_file, store and url"),
         ({"auth": {**KEYS, "url": "http://127.0.0.1:1"}}, "auth: needs one of keys_file, store and url, and no other"),
         ({"auth": {"store": True}}, "auth.store: is for the keys of a store, and this gateway has none; give store"),
+        (
+            {"listen": ["0.0.0.0:1"], "tls": {"store": "api"}},
+            "tls.store: is for a certificate of a store, and",
+        ),
         ({"auth": {"url": "https://127.0.0.1/"}}, "auth.url: 'https://127.0.0.1/' is not an http URL"),
         ({"auth": {"url": "http://auth.example.com/"}}, "auth.url: 'auth.example.com:80': host"),
         ({"auth": {"url": "http://127.0.0.1/a?b"}}, "auth.url: 'http://127.0.0.1/a?b' holds more than"),

@@ -2,11 +2,14 @@
 
 from __future__ import annotations
 
+from pathlib import Path
+
 import pytest
 
 from gateway_sidecar.config import parse_config
 from gateway_sidecar.config.store import StoreSettings
 from gateway_sidecar.errors import ConfigError
+from gateway_sidecar.kinds import STORES
 
 SERVICES = "services: [{name: chat, listen: '127.0.0.1:1', replicas: {}}]\n"
 
@@ -23,6 +26,55 @@ def test_a_store_is_one_of_a_kind_with_defaults() -> None:
     kind, etcd = settings.of_kind
     assert (kind, etcd.endpoints) == ("etcd", ("http://10.0.0.1:2379", "http://[::1]:2379"))
     assert (etcd.prefix, settings.gateway) == ("/gateway-sidecar/", None)
+
+
+def test_a_certificate_of_the_store_is_a_file_of_this_gateways() -> None:
+    """For all that follows; people read its name."""
+    tls = "listen: ['127.0.0.1:2'], tls: {store: api}"
+    services = f"services: [{{name: chat, listen: '127.0.0.1:1', replicas: {{}}, frontend: {{{tls}}}}}]\n"
+    settings = parse_config("state_dir: /s\nstore: {etcd: {endpoints: ['http://a:1']}}\n" + services)
+    found = settings.services[0].frontend.tls
+    assert found is not None
+    assert found.pair == (Path("/s/store-certificates/api.pem"),) * 2
+    assert (found.store, found.named) == ("api", "certificate 'api' of the store")
+    assert type(found).model_validate(found.model_dump(mode="json")) == found
+
+
+@pytest.mark.parametrize(
+    ("tls", "problem"),
+    [
+        ("store: 'a b'", "tls.store: 'a b' is not a name; use letters, digits and . _ -, 64 at most"),
+        ("store: [api]", "tls.store: a list cannot stand here; use letters"),
+        ("store: api, key: /k", "tls.key: has no meaning with `store`, which has the certificate; leave one of the"),
+        ("store: api, acme: true", "tls.acme: has no meaning with `store`, which has the certificate; leave one"),
+    ],
+)
+def test_a_certificate_comes_from_one_place(tls: str, problem: str) -> None:
+    """Each mistake is one line."""
+    frontend = f"{{listen: ['127.0.0.1:2'], tls: {{{tls}}}}}"
+    services = f"services: [{{name: chat, listen: '127.0.0.1:1', replicas: {{}}, frontend: {frontend}}}]\n"
+    with pytest.raises(ConfigError) as caught:
+        parse_config("store: {etcd: {endpoints: ['http://a:1']}}\n" + services)
+    assert len(caught.value.problems) == 1, caught.value.problems
+    assert problem in caught.value.problems[0]
+
+
+@pytest.mark.parametrize(
+    ("etcd", "why"),
+    [
+        ("endpoints: ['http://a:1']", "has neither TLS nor a user"),
+        ("endpoints: ['http://a:1'], user: u, password_file: /p", "has no TLS here"),
+        ("endpoints: ['https://a:1']", "asks who is who by nothing here"),
+        ("endpoints: ['https://a:1'], user: u, password_file: /p", ""),
+        ("endpoints: ['https://a:1'], tls: {certificate: /c, key: /k}", ""),
+    ],
+)
+def test_who_may_read_what_lies_in_etcd_is_known_from_its_settings(etcd: str, why: str) -> None:
+    """`check` says it where private keys lie there."""
+    kind, of_kind = store_in(f"store: {{etcd: {{{etcd}}}}}\n").of_kind
+    told = STORES[kind].exposed(of_kind)
+    assert why in told
+    assert bool(told) == bool(why)
 
 
 @pytest.mark.parametrize(

@@ -62,7 +62,7 @@ def test_every_draw_is_a_configuration_and_every_setting_varies() -> None:
                     note(inner)
 
     draw()
-    files = {("TlsSettings", "certificate"), ("TlsSettings", "key"), ("TlsSettings", "acme"), ("AuthSettings", "store")}
+    files = {("TlsSettings", name) for name in ("certificate", "key", "store", "acme")} | {("AuthSettings", "store")}
     assert seen.keys() == {(model.__name__, name) for model in DRAWN for name in model.model_fields}
     assert [it for it, values in seen.items() if len(values) < 2 and it not in files] == []
 

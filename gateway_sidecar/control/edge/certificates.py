@@ -139,6 +139,7 @@ class Certificates:
         for known in self._known.values():
             known.is_old = True
         self._look_now.set()
+        self._host.taken_in()
 
     def _with_files(self, frontend: FrontendSettings) -> FrontendSettings:
         if frontend.tls is None or not frontend.tls.acme:

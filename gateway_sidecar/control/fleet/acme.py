@@ -110,7 +110,8 @@ class FleetAcme:
         if lease is None or not self._reflector.is_up:
             raise StoreAway(self._reflector.status.reason or "the other gateways do not see this one yet")
         entry = (await self._reflector.read_now(ORDERER)).entries.get(ORDERER)
-        if entry is not None and not self._is_own(_order_in(entry.value)):
+        order = _order_in(entry.value) if entry is not None else {}
+        if order and not self._is_own(order):
             return False
         own = {"gateway": self._membership.name, "instance": self._remembered.instance, "order": str(wanted)}
         seen = entry.revision if entry is not None else None
@@ -240,10 +241,10 @@ class FleetAcme:
 
 
 def _order_in(text: str) -> Mapping[str, Any]:
-    """Empty for what no gateway wrote: it is there until somebody removes it."""
+    """Empty for what no gateway wrote: it holds nobody up."""
     try:
         said = json.loads(text)
-        return said if isinstance(said, dict) else {}
+        return said if isinstance(said, dict) and {"gateway", "instance"} <= said.keys() else {}
     except NOT_OURS:
         return {}
 
